@@ -28,7 +28,8 @@ setup(
         "torch>=2.9",  # networks, training, fallbacks of the kernels
         "torchvision",  # timm's transforms
         "timm>=1.0.20",  # architectures, weights, transforms
-        "deepspeed>=0.18",  # training on several ranks, ZeRO
+        "deepspeed>=0.18",  # training on several ranks
+        "filelock>=4.3",  # locks among processes
         "jinja2>=3.1",  # the report's page
         "msgspec>=0.19",  # recipes and stored JSON files are checked against their types
         "numba>=0.60",  # optimal transport on CPUs

@@ -1,7 +1,7 @@
-"""Eleven interpolated models on a set in one pass, against a pass a model.
+"""Eleven interpolated models on a folder of photos in one pass, against a pass a model.
 
 The peer is how WiSE-FT curves are made: for each of 11 alphas, merge on the CPU, open a loader, run
-over the whole set. From a folder of photos our pass encodes a pack first.
+over the whole set. Our pass encodes a pack first.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -33,26 +32,20 @@ from engine.run import Run
 from engine.store.artifacts import Store
 from engine.store.cells import Mix
 from loaders import folders, trees
-from loaders.pack import Pack
-from loaders.resident import Resident
 
 ALPHAS = [k / 10 for k in range(11)]
 
 
 def contests(device: torch.device, scale: Scale) -> Iterator[Contest]:
-    gpu = device.type == "cuda"
-    vit = "vit_base_patch16_224" if gpu else "vit_tiny_patch16_224"
-    for arch, size, count, storage in (
-        ("test_vit", 32, 2000 if gpu else 960, "files"),
-        (vit, 224, 2048 if gpu else 128, "pack"),
-    ):
-        if scale.quick:
-            arch, size, count = "test_vit", 32, 8
-        with _bench(arch, size, count, storage, device, scale.draws) as bench:
-            name = f"{len(ALPHAS)} alphas, {arch}, {storage} of {count}"
-            peer = Entrant("a pass each", bench.a_pass_each, count)
-            subject = Entrant("one pass", bench.one_pass, count)
-            yield Contest(name, subject, (peer,), bench.check, rounds=2)
+    if device.type == "cuda" and not scale.quick:
+        arch, size, count = "vit_base_patch16_224", 224, 2048
+    else:
+        arch, size, count = "test_vit", 32, 8 if scale.quick else 960
+    with _bench(arch, size, count, device, scale.draws) as bench:
+        peer = Entrant("a pass each", bench.a_pass_each, count)
+        subject = Entrant("one pass", bench.one_pass, count)
+        name = f"{len(ALPHAS)} alphas, {arch}, files of {count}"
+        yield Contest(name, subject, (peer,), bench.check, rounds=2)
 
 
 class _Files(Dataset):
@@ -72,10 +65,9 @@ class _Files(Dataset):
 
 @dataclass
 class _Bench:
-    """Photos as files or as a pack, two checkpoints of a model, and the engine."""
+    """Photos as files, two checkpoints of a model, and the engine."""
 
     folder: Path
-    storage: str
     recipe: Recipe
     device: torch.device
     checkpoints: list[Path]
@@ -89,18 +81,12 @@ class _Bench:
         self.net: nn.Module = models.create(self.recipe.model, photos.CLASSES).to(self.device)
         self.net.eval()
 
-    def encode(self, name: str) -> Pack:
-        shutil.rmtree(self.folder / name, ignore_errors=True)
-        return photos.encode(self.folder / name, self.folder / "files", self.recipe.model, "raw")
-
-    @cached_property
-    def pack(self) -> Pack:
-        return self.encode("pack")
-
     def one_pass(self) -> Run:
-        """All alphas by the engine, which has seen nothing yet; from files, encoded too."""
-        shutil.rmtree(self.store.root / "predictions", ignore_errors=True)
-        pack = self.encode("again") if self.storage == "files" else self.pack
+        """All alphas by the engine, which has seen nothing yet."""
+        for seen in (self.store.root / "predictions", self.folder / "pack"):
+            shutil.rmtree(seen, ignore_errors=True)
+        files = self.folder / "files"
+        pack = photos.encode(self.folder / "pack", files, self.recipe.model, "raw")
         sets = Sets(self.recipe, self.device, cache_folder(), {"set": pack}, pack.classes)
         run = Run(self.recipe, self.device, sets, self.store, self.cells[0], False)
         passes.evaluate(run, self.mixes, ["set"], "all")
@@ -122,13 +108,9 @@ class _Bench:
 
     def _read(self) -> Iterator[Tensor]:
         """uint8 batches [B, 3, H, W] on the device, by a loader made now."""
-        size = self.recipe.evaluate.batch_size
-        if self.storage == "files":
-            files = _Files(self.folder / "files", self.recipe)
-            return (x.to(self.device) for x in DataLoader(files, size, num_workers=1))
-        order = np.arange(len(self.pack))
-        batches = (order[i : i + size] for i in range(0, len(order), size))
-        return (batch.images for batch in Resident(self.pack, self.device).batches(batches))
+        files = _Files(self.folder / "files", self.recipe)
+        loader = DataLoader(files, self.recipe.evaluate.batch_size, num_workers=1)
+        return (x.to(self.device) for x in loader)
 
     def check(self) -> None:
         """Both give the same answers."""
@@ -139,9 +121,7 @@ class _Bench:
 
 
 @contextlib.contextmanager
-def _bench(
-    arch: str, size: int, count: int, storage: str, device: torch.device, drawn: bool
-) -> Iterator[_Bench]:
+def _bench(arch: str, size: int, count: int, device: torch.device, drawn: bool) -> Iterator[_Bench]:
     """A benchmark in a temporary folder, with random weights: times do not depend on them."""
     memory.keep_pages()
     with tempfile.TemporaryDirectory() as name:
@@ -153,4 +133,4 @@ def _bench(
         checkpoints = [folder / f"{name}.safetensors" for name in ("first", "second")]
         for file in checkpoints:
             save_file(models.create(recipe.model, photos.CLASSES).state_dict(), file)
-        yield _Bench(folder, storage, recipe, device, checkpoints)
+        yield _Bench(folder, recipe, device, checkpoints)

@@ -11,12 +11,18 @@ from PIL import Image
 
 from engine import models
 from engine.machine.files import cache_folder
-from engine.models.checkpoints import PHOTOS
 from engine.recipe.schema import ModelRecipe
 from loaders import folders, registry, trees
+from loaders.encode import Images
 from loaders.encode import encode as encode_pack
 from loaders.pack import Pack
 
+# A package with 20 ImageNet photos; the number before a file's suffix is the label.
+PHOTOS = (
+    "foolbox",
+    "3.3.4",
+    "11049d515d38e765e206a73ace9cc648b81a0d6d1da9ad9057e149ee117989cb",
+)
 SIZE = (500, 375)  # ImageNet's most common one
 CLASSES = 1000
 
@@ -64,11 +70,9 @@ def encode(out: Path, folder: Path, model: ModelRecipe, kind: Literal["raw", "jp
         out,
         name="photos",
         items=folders.read(folder).items,
-        open_image=trees.open_image,
-        transform=transform,
+        encoder=Images(trees.open_image, transform, kind),
         transform_spec=transform.spec,
         classes=[f"class {number}" for number in range(CLASSES)],
         source_fingerprint="",
-        format=kind,
         progress=False,
     )

@@ -21,7 +21,6 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
 _PACKAGES = (
     "triton", "timm", "numpy", "numba", "deepspeed", "torchvision", "liger-kernel", "POT",
-    "flash-sinkhorn", "webdataset",
 )  # fmt: skip
 
 

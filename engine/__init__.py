@@ -94,7 +94,9 @@ def campaign(name: str, *words: str, cores: int = 0) -> Path:
     from engine.commands import campaign as command
     from engine.grid.sites import Options
 
-    return command.complete(name, words, Options(cores=cores))
+    page = command.complete(name, words, Options(cores=cores))
+    assert page is not None  # no dry run
+    return page
 
 
 def results(name: str, *words: str) -> pandas.DataFrame:

@@ -25,7 +25,6 @@ COMMANDS = (
     "bench",
     "download",
     "encode",
-    "metrics",
     "report",
     "distance",
     "evaluate",
@@ -34,6 +33,7 @@ COMMANDS = (
     "recipes",
     "doctor",
 )
+ALIASES = {"metrics": "report"}  # other names of commands
 COMPLETION = "completion"  # the one command that is about the others, and stands here
 NO_SPACE = """
 _rib() {
@@ -64,8 +64,8 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     Raises SystemExit, as argparse does, after `--help` and for words that cannot be.
     """
     name = next(iter(words), "")
-    known = (*COMMANDS, COMPLETION)
-    whole, commands = parser((name,) if name in known else known)
+    known = (*COMMANDS, *ALIASES, COMPLETION)
+    whole, commands = parser([ALIASES.get(name, name)]) if name in known else parser()
     if name not in commands:
         if name and not name.startswith("-"):
             whole.error(f"there is no command {name!r}{nearest(name, known)}")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from engine import models
 from engine.data.sets import LabelledSet, Sets
 from engine.machine import precision, ranks, threads
 from engine.recipe.schema import Recipe
+from engine.store.alone import alone
 from engine.store.artifacts import Artifact, Store
 from engine.store.cells import Cell
 
@@ -60,6 +62,28 @@ class Run:
         """A finished artefact, or None unless every rank finds it: all then make it together."""
         artifact = self.store.find(kind, label, key)
         return artifact if ranks.all_agree(artifact is not None) else None
+
+    def make(
+        self,
+        kind: str,
+        label: str,
+        key: Mapping[str, Any],
+        compute: Callable[[], Callable[[Path], object]],
+    ) -> Artifact:
+        """The artefact of this key; where there is none, one launch makes it on all its ranks.
+
+        compute: works on every rank and returns what writes a folder on the first. Raises
+        FileNotFoundError where the artefact is missing from a store that only finds.
+        """
+        if artifact := self.find(kind, label, key):
+            return artifact
+        self.store.check_makes(kind, label, key)
+        with alone(self.store, self.store.place(kind, label, key).name):
+            if artifact := self.find(kind, label, key):
+                return artifact  # another launch made it meanwhile
+            with self.threads():
+                write = compute()
+            return ranks.first(lambda: self.store.make(kind, label, key, write))
 
     def threads(self) -> AbstractContextManager[None]:
         """Compute on the recipe's number of CPU threads, whatever a launcher allows."""

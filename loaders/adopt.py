@@ -12,7 +12,7 @@ import numpy as np
 
 from loaders import jpeg
 from loaders.beton import JPEG, Beton
-from loaders.encode import make
+from loaders.encode import encode
 from loaders.files import file_hash
 from loaders.pack import MODES, Item, Pack
 from loaders.writer import Stored
@@ -35,22 +35,21 @@ def adopt(
 
     classes: the name of each label. size: pixels of each side that all images must have;
     `transform_spec` is taken to be how they got it. Raises ValueError naming the first sample that
-    does not fit, and as `loaders.encode.make`.
+    does not fit, and as `loaders.encode.encode`.
     """
     beton = Beton.open(file)
     _check(beton, size, len(classes))
     keys = [f"{file.stem}/{number:08d}" for number in range(len(beton))]
     rows = zip(beton.rows["label"].tolist(), keys, range(len(beton)), strict=True)
-    return make(
+    return encode(
         out,
         name=name,
         items=[Item(label, key, key, number) for label, key, number in rows],
-        encoder=_Copy(beton),
+        encoder=_Copy(beton, FORMATS[int(beton.rows["mode"][0])]),
         transform_spec=transform_spec,
         classes=classes,
         source_fingerprint=file_hash(file),
         extra=extra,
-        format=FORMATS[int(beton.rows["mode"][0])],
         progress=progress,
     )
 
@@ -91,6 +90,7 @@ class _Copy:
     """The bytes of a sample. A JPEG's header must say what its row says: decoders rely on it."""
 
     beton: Beton
+    format: Literal["raw", "jpeg"]
 
     def __call__(self, item: Item) -> Stored:
         (blob,) = self.beton.blobs([item.payload])

@@ -12,9 +12,6 @@ import torch
 
 from loaders.pack import Pack
 
-ReadPixels = Callable[[np.ndarray, np.ndarray], None]
-"""(index int64 [b], out uint8 [b, H, W, 3]): write the pixels of those samples to `out`."""
-
 
 @dataclass(frozen=True)
 class Batch:

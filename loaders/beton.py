@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 
 import numpy as np
@@ -66,67 +68,59 @@ def size_of(count: int, nbytes: int, page_size: int) -> int:
 class BetonWriter:
     """Writes up to `capacity` samples, in order, to `path`; `finish` makes the file readable.
 
-    Fewer samples than `capacity` may be added: the place reserved for their rows stays zero.
+    Fewer samples than `capacity` may be added: the place reserved for their rows stays zero. keep:
+    the file is there, and holds the samples that `place` is called for before `cut`.
     """
 
-    def __init__(self, path: Path, capacity: int, page_size: int = PAGE_SIZE) -> None:
-        self._file = path.open("wb")
+    def __init__(
+        self, path: Path, capacity: int, page_size: int = PAGE_SIZE, *, keep: bool = False
+    ) -> None:
+        self._file = path.open("r+b" if keep else "wb")
         self._page_size = page_size
         self._rows = np.zeros(capacity, ROW)
         self._sizes = np.zeros(capacity, np.uint64)
         self._count = 0
         self._end = _up(_ROWS_START + self._rows.nbytes, page_size)
 
-    @classmethod
-    def resume(
-        cls, path: Path, capacity: int, page_size: int, rows: np.ndarray, sizes: np.ndarray
-    ) -> BetonWriter:
-        """Go on after the samples of `rows` (`ROW`, their bytes in `sizes`), all in the file."""
-        writer = cls.__new__(cls)
-        writer._file = path.open("r+b")
-        writer._page_size = page_size
-        writer._rows = np.zeros(capacity, ROW)
-        writer._sizes = np.zeros(capacity, np.uint64)
-        writer._count = len(rows)
-        writer._rows[: len(rows)], writer._sizes[: len(rows)] = rows, sizes
-        writer._end = int(rows["pointer"][-1]) + int(sizes[-1])
-        assert os.fstat(writer._file.fileno()).st_size >= writer._end, path
-        writer._file.truncate(writer._end)
-        return writer
+    def add(self, blob: bytes, *, mode: int, height: int, width: int, label: int) -> int:
+        """Append one sample: H * W * 3 bytes of pixels (`RAW`) or a JPEG file (`JPEG`).
+
+        Returns its address. Raises ValueError where the format has no place for it (a side above
+        65535 pixels, a blob larger than a page).
+        """
+        pointer = self.place(len(blob), mode=mode, height=height, width=width, label=label)
+        self._file.seek(pointer)
+        self._file.write(blob)
+        return pointer
+
+    def place(self, size: int, *, mode: int, height: int, width: int, label: int) -> int:
+        """As `add`, of a sample of so many bytes that the file holds."""
+        if not 0 < size <= self._page_size:
+            raise ValueError(f"a blob of {size} bytes does not fit a page of a .beton file")
+        if not (0 < height < 1 << 16 and 0 < width < 1 << 16):
+            raise ValueError(
+                f"a .beton file holds sides of 1 to 65535 pixels, not {height}x{width}"
+            )
+        if self._end % self._page_size + size > self._page_size:
+            self._end = _up(self._end, self._page_size)
+        pointer = self._end
+        self._rows[self._count] = (mode, width, height, pointer, label)
+        self._sizes[self._count] = size
+        self._count += 1
+        self._end += size
+        return pointer
+
+    def cut(self) -> None:
+        """Drop what lies after the last sample."""
+        self._file.truncate(self._end)
 
     def sync(self) -> None:
         """Write all samples added so far to the disk."""
         self._file.flush()
         os.fsync(self._file.fileno())
 
-    @property
-    def last(self) -> tuple[int, int]:
-        """Address and size of the sample that was added last."""
-        return int(self._rows["pointer"][self._count - 1]), int(self._sizes[self._count - 1])
-
     def close(self) -> None:
         self._file.close()
-
-    def add(self, blob: bytes, *, mode: int, height: int, width: int, label: int) -> None:
-        """Append one sample: H * W * 3 bytes of pixels (`RAW`) or a JPEG file (`JPEG`).
-
-        Raises ValueError where the format has no place for it (a side above 65535 pixels, a blob
-        larger than a page).
-        """
-        if not 0 < len(blob) <= self._page_size:
-            raise ValueError(f"a blob of {len(blob)} bytes does not fit a page of a .beton file")
-        if not (0 < height < 1 << 16 and 0 < width < 1 << 16):
-            raise ValueError(
-                f"a .beton file holds sides of 1 to 65535 pixels, not {height}x{width}"
-            )
-        if self._end % self._page_size + len(blob) > self._page_size:
-            self._end = _up(self._end, self._page_size)
-        self._file.seek(self._end)
-        self._file.write(blob)
-        self._rows[self._count] = (mode, width, height, self._end, label)
-        self._sizes[self._count] = len(blob)
-        self._count += 1
-        self._end += len(blob)
 
     def finish(self, tag: bytes = b"") -> None:
         """Write the table, the rows and, last, the header; then fsync."""
@@ -157,7 +151,6 @@ class Beton:
     """
 
     path: Path
-    fields: tuple[str, str]
     tag: bytes
     rows: np.ndarray
     sizes: np.ndarray
@@ -182,23 +175,22 @@ class Beton:
             raise ValueError(f"{path}: holds other fields than one RGB image and one integer label")
         table = table[np.argsort(table["sample"], kind="stable")]
         _check_table(path, header, rows, table)
-        image, label = (name.decode("ascii", "replace") for name in fields["name"].tolist())
-        return cls(
-            path, (image, label), bytes(fields["arguments"][0]), rows, table["size"], _stamp(status)
-        )
+        return cls(path, bytes(fields["arguments"][0]), rows, table["size"], _stamp(status))
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def require_unchanged(self, status: os.stat_result | None = None) -> None:
-        """Raise ValueError where the file is no longer the one that was validated."""
-        if _stamp(status or self.path.stat()) != self.stamp:
-            raise ValueError(f"{self.path}: changed after it was opened; open the pack again")
+    @contextmanager
+    def _unchanged(self) -> Iterator[FileIO]:
+        """The open file. Raises ValueError where it is no longer the one that was validated."""
+        with self.path.open("rb", buffering=0) as file:
+            if _stamp(os.fstat(file.fileno())) != self.stamp:
+                raise ValueError(f"{self.path}: changed after it was opened; open the pack again")
+            yield file
 
     def blobs(self, index: Iterable[int]) -> Iterator[bytes]:
         """The stored bytes of the given samples, in the order given."""
-        with self.path.open("rb", buffering=0) as file:
-            self.require_unchanged(os.fstat(file.fileno()))
+        with self._unchanged() as file:
             for sample in index:
                 size, pointer = int(self.sizes[sample]), int(self.rows["pointer"][sample])
                 blob = os.pread(file.fileno(), size, pointer)
@@ -211,8 +203,7 @@ class Beton:
 
         Gives the bytes of each when they are there. Raises as `blobs`.
         """
-        with self.path.open("rb", buffering=0) as file:
-            self.require_unchanged(os.fstat(file.fileno()))
+        with self._unchanged() as file:
             for sample, pixels in zip(index, out, strict=True):
                 pointer = int(self.rows["pointer"][sample])
                 if os.preadv(file.fileno(), [pixels.data], pointer) != pixels.nbytes:

@@ -20,6 +20,8 @@ from loaders.files import file_hash, sync
 from loaders.responses import Unavailable
 
 _CHUNK = 1 << 20  # bytes
+TRIES = 5  # in a row that bring no byte, after which an address is given up
+WAIT_S = 1.0  # before the second try, then doubled
 
 
 class DownloadError(ValueError):
@@ -45,15 +47,6 @@ class Remote:
     checksum: str = ""
 
 
-@dataclass(frozen=True)
-class Patience:
-    """When an address is given up: after so many `tries` in a row that bring no byte. wait_s: pause
-    before the second, then doubled."""
-
-    tries: int = 5
-    wait_s: float = 1.0
-
-
 @dataclass
 class Progress:
     """What a download tells and listens to. seen: called with the bytes there are and the total."""
@@ -62,16 +55,14 @@ class Progress:
     stop: threading.Event = field(default_factory=threading.Event)
 
 
-def fetch(
-    remote: Remote, folder: Path, progress: Progress | None = None, patience: Patience | None = None
-) -> str:
+def fetch(remote: Remote, folder: Path, progress: Progress | None = None) -> str:
     """Download the file to `folder/NAME` if it is not there.
 
     Returns the address that gave its last bytes; empty where it was there. What has arrived before
     an error stays in `NAME.part`, and the next call goes on from there. Raises DownloadError where
     no address gives the file or the disk is full, Stopped after `progress.stop`.
     """
-    progress, patience = progress or Progress(), patience or Patience()
+    progress = progress or Progress()
     path, part = folder / remote.name, folder / f"{remote.name}.part"
     if path.is_file():
         return ""
@@ -79,7 +70,7 @@ def fetch(
     failures: list[str] = []
     for address in remote.addresses:
         try:
-            _read(address, remote, part, progress, patience)
+            _read(address, remote, part, progress)
         except (Unavailable, Mismatch) as error:
             failures.append(f"{address}: {error}")
             continue
@@ -103,26 +94,24 @@ def check(path: Path, remote: Remote) -> None:
         raise Mismatch(f"its {remote.algorithm} is {actual}, not {remote.checksum}")
 
 
-def _read(address: str, remote: Remote, part: Path, progress: Progress, patience: Patience) -> None:
+def _read(address: str, remote: Remote, part: Path, progress: Progress) -> None:
     """Collect the whole file in `part` and check it.
 
     A part that does not fit is removed, and one that was there before is read again from its start:
     it may be of another version. Raises Unavailable, Mismatch, DownloadError or Stopped.
     """
     resumed = _size(part) > 0
-    _collect(address, remote, part, progress, patience)
+    _collect(address, remote, part, progress)
     try:
         check(part, remote)
     except Mismatch:
         part.unlink()
         if not resumed:
             raise
-        _read(address, remote, part, progress, patience)
+        _read(address, remote, part, progress)
 
 
-def _collect(
-    address: str, remote: Remote, part: Path, progress: Progress, patience: Patience
-) -> None:
+def _collect(address: str, remote: Remote, part: Path, progress: Progress) -> None:
     failed, most = 0, _size(part)
     while True:
         try:
@@ -133,9 +122,9 @@ def _collect(
             # A server that always sends the file from its start and stops at the same byte fails.
             failed = 0 if _size(part) > most else failed + 1
             most = max(most, _size(part))
-            if failed >= patience.tries:
+            if failed >= TRIES:
                 raise Unavailable(f"{failed} attempts failed, the last by: {error}") from error
-            if progress.stop.wait(patience.wait_s * 2 ** max(failed - 1, 0)):
+            if progress.stop.wait(WAIT_S * 2 ** max(failed - 1, 0)):
                 raise Stopped from error
 
 

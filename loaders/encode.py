@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -26,7 +26,6 @@ from tqdm import tqdm
 
 from loaders import locks, rgb
 from loaders.files import file_hash, sync
-from loaders.journal import Entry, Journal, Written
 from loaders.pack import (
     FORMAT_VERSION,
     IMAGES,
@@ -44,17 +43,32 @@ from loaders.writer import PackWriter, Stored
 
 log = logging.getLogger(__name__)
 _NAMED = 5
+_QUALITY = 90  # of JPEGs
+
+
+class Encoder(Protocol):
+    """item -> the bytes to be stored, or the reason why there are none."""
+
+    @property
+    def format(self) -> Literal["raw", "jpeg"]: ...
+
+    def __call__(self, item: Item) -> Stored | str: ...
 
 
 @dataclass(frozen=True)
-class _Encoder:
-    """item -> the bytes to be stored, or the reason why there are none."""
+class Images:
+    """The encoder of image files: opened, made RGB, transformed.
+
+    `open_image(payload)` gives a PIL image, which `rgb.to_rgb` converts, laying what is transparent
+    on `background`; `transform(image)` gives uint8 [H, W, 3], the same shape for each image.
+    `format`: raw pixels, or JPEG of quality 90. Raises OSError naming the image that the disk or
+    the network did not deliver.
+    """
 
     open_image: Callable[[Any], Image.Image]
     transform: Callable[[Image.Image], np.ndarray]
-    format: str
-    quality: int
-    background: str
+    format: Literal["raw", "jpeg"] = "raw"
+    background: str = rgb.WHITE
 
     def __call__(self, item: Item) -> Stored | str:
         try:
@@ -76,7 +90,7 @@ class _Encoder:
         blob = pixels.tobytes()
         if self.format == "jpeg":
             buffer = io.BytesIO()
-            Image.fromarray(pixels).save(buffer, "JPEG", quality=self.quality)
+            Image.fromarray(pixels).save(buffer, "JPEG", quality=_QUALITY)
             blob = buffer.getvalue()
         return Stored(blob, zlib.crc32(blob), pixels.shape[:2], remark)
 
@@ -86,15 +100,11 @@ def encode(
     *,
     name: str,
     items: Sequence[Item],
-    open_image: Callable[[Any], Image.Image],
-    transform: Callable[[Image.Image], np.ndarray],
+    encoder: Encoder,
     transform_spec: Mapping[str, Any],
     classes: Sequence[str],
     source_fingerprint: str,
     extra: Mapping[str, Any] | None = None,
-    format: Literal["raw", "jpeg"] = "raw",
-    quality: int = 90,
-    background: str = rgb.WHITE,
     workers: int = 1,
     on_error: Literal["refuse", "skip"] = "refuse",
     resume: bool = False,
@@ -102,69 +112,27 @@ def encode(
 ) -> Pack:
     """Encode `items`, in their order, as the pack `out`, and open it.
 
-    `open_image(payload)` gives a PIL image, which `rgb.to_rgb` converts, laying what is transparent
-    on `background`; `transform(image)` gives uint8 [H, W, 3], the same shape for each image. With
-    `workers` > 1 both functions run in spawned processes and must be picklable.
-    `transform_spec` (JSON-able) is the transform's identity, `source_fingerprint` that of the files
-    behind the payloads. `format`: raw pixels, or JPEG of `quality` 1..100.
+    With `workers` > 1 the encoder runs in spawned processes and must be picklable. `transform_spec`
+    (JSON-able) is the identity of what made the pixels, `source_fingerprint` that of the files
+    behind the payloads; `extra` is stored in the manifest.
 
     An image that cannot be opened is refused with the others (ValueError names the first few) or,
     by `on_error`, skipped and listed in the manifest. A pack of the same request that is already at
     `out` is returned as it is; anything else at `out` raises FileExistsError. With `resume`, what
     was written before an error or a stop is there for the next call with the same images. OSError
-    names the full disk, or the image that the disk or the network did not deliver.
-    """
-    on_white = rgb.colour(background) == rgb.colour(rgb.WHITE)
-    return make(
-        out,
-        name=name,
-        items=items,
-        encoder=_Encoder(open_image, transform, format, quality, background),
-        transform_spec=transform_spec,
-        classes=classes,
-        source_fingerprint=source_fingerprint,
-        extra={**(extra or {}), **({} if on_white else {"background": background})},
-        format=format,
-        quality=quality,
-        workers=workers,
-        on_error=on_error,
-        resume=resume,
-        progress=progress,
-    )
-
-
-def make(
-    out: Path,
-    *,
-    name: str,
-    items: Sequence[Item],
-    encoder: Callable[[Item], Stored | str],
-    transform_spec: Mapping[str, Any],
-    classes: Sequence[str],
-    source_fingerprint: str,
-    extra: Mapping[str, Any],
-    format: Literal["raw", "jpeg"],
-    quality: int = 90,
-    workers: int = 1,
-    on_error: Literal["refuse", "skip"] = "refuse",
-    resume: bool = False,
-    progress: bool = True,
-) -> Pack:
-    """The pack `out` of what `encoder(item)` gives: bytes to be stored, or why there are none.
-
-    As `encode`, which gives it an encoder of images.
+    names the full disk.
     """
     out = Path(out)
-    _check_request(items, classes, format, quality, workers, on_error)
+    _check(items, len(classes))
     manifest: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "name": name,
         "classes": list(classes),
         "transform": dict(transform_spec),
-        "format": format,
-        "quality": quality if format == "jpeg" else None,
+        "format": encoder.format,
+        "quality": _QUALITY if encoder.format == "jpeg" else None,
         "source_fingerprint": source_fingerprint,
-        "extra": dict(extra),
+        "extra": dict(extra or {}),
     }
     images, manifest["request"] = request_digests(manifest, items, on_error)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -174,26 +142,14 @@ def make(
         if out.exists():
             return _finished(out, manifest["request"])
         temporary = out.with_name(f".{out.name}.tmp")
-        journal = Journal(temporary, images) if resume else None
-        done = _done(journal, temporary) if journal else []
-        if not done:
-            shutil.rmtree(temporary, ignore_errors=True)  # no other run can be using it
-            temporary.mkdir()
-            if journal:
-                journal.start()
+        request = images if resume else ""
         try:
-            with closing(PackWriter(temporary, items, MODES[format], journal)) as writer:
-                writer.resume(done)
+            with closing(PackWriter(temporary, items, MODES[encoder.format], request)) as writer:
+                done = writer.begin()
+                options = {"initial": done, "unit": "image", "disable": not progress}
                 with (
-                    closing(ordered_map(encoder, items[len(done) :], workers)) as results,
-                    tqdm(
-                        results,
-                        name,
-                        len(items),
-                        initial=len(done),
-                        unit="image",
-                        disable=not progress,
-                    ) as bar,
+                    closing(ordered_map(encoder, items[done:], workers)) as results,
+                    tqdm(results, name, len(items), **options) as bar,
                 ):
                     writer.write(bar)
                 if writer.skipped and (on_error == "refuse" or not writer.written):
@@ -203,11 +159,9 @@ def make(
                         "or --partial for rib encode"
                     )
                 writer.finish()
-            manifest |= _counts(writer, len(classes))
-            _write_manifest(temporary, manifest)
+            _write_manifest(temporary, manifest | _counts(writer, len(classes)))
             Pack.open(temporary)
-            if journal:
-                journal.end()
+            writer.end()
             temporary.rename(out)
             sync(out.parent)
         except OSError as error:
@@ -220,38 +174,16 @@ def make(
     return Pack.open(out)
 
 
-def _check_request(
-    items: Sequence[Item],
-    classes: Sequence[str],
-    format: str,
-    quality: int,
-    workers: int,
-    on_error: str,
-) -> None:
+def _check(items: Sequence[Item], classes: int) -> None:
     if not items:
         raise ValueError("no items: a pack holds at least one image")
-    if format not in MODES or on_error not in ("refuse", "skip"):
-        raise ValueError(f"format={format!r}, on_error={on_error!r}: raw | jpeg, refuse | skip")
-    if not 1 <= quality <= 100 or workers < 1:
-        raise ValueError(f"quality={quality} must be 1..100, workers={workers} at least 1")
     seen: set[str] = set()
     for item in items:
         if item.key in seen:
             raise ValueError(f"two items have the key {item.key!r}; keys must be unique")
-        if not 0 <= item.label < len(classes):
-            raise ValueError(f"{item.key}: label {item.label} is not one of {len(classes)} classes")
+        if not 0 <= item.label < classes:
+            raise ValueError(f"{item.key}: label {item.label} is not one of {classes} classes")
         seen.add(item.key)
-
-
-def _done(journal: Journal, temporary: Path) -> list[Entry]:
-    """What an earlier run of the same request wrote, if the file of images still holds it."""
-    done = journal.begin()
-    last = next((entry for entry in reversed(done) if isinstance(entry, Written)), None)
-    file = temporary / IMAGES
-    if last is None or (file.is_file() and file.stat().st_size >= last.pointer + last.size):
-        return done
-    log.warning("%s is missing or ends before its journal does; it is begun anew", file)
-    return []
 
 
 def _finished(out: Path, request: str) -> Pack:

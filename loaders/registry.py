@@ -34,20 +34,17 @@ class RegistryError(ValueError):
 def npm(name: str, version: str, integrity: str, cache: Path) -> Path:
     """The verified tarball of an npm package, from `cache` or else by `npm pack`.
 
-    `integrity` is the tarball's SHA-512, as npm prints it (`sha512-<base64>`) or in hexadecimal.
-    Raises RegistryError naming the package if npm is missing, the download fails, or the
-    checksum is another one.
+    `integrity` is the tarball's SHA-512 as npm prints it, `sha512-<base64>`. Raises RegistryError
+    naming the package if npm is missing, the download fails, or the checksum is another one.
     """
-    path = cache / npm_filename(name, version)
-    label, expected = f"npm package {name}@{version}", _sha512(integrity)
 
-    def download(folder: Path) -> Path:
+    def command() -> list[str]:
         retries = ["--fetch-retry-mintimeout=2000", "--fetch-retry-maxtimeout=5000"]
-        command = [_npm_client(), "pack", f"{name}@{version}", "--ignore-scripts", *retries]
-        _run([*command, "--loglevel=error"], folder, label, path)
-        return _only(folder, "*.tgz", label).rename(folder / path.name)
+        options = ["--ignore-scripts", *retries, "--loglevel=error"]
+        return [_npm_client(), "pack", f"{name}@{version}", *options]
 
-    return path if _holds(path, expected, label) else _fetch(path, expected, label, download)
+    label = f"npm package {name}@{version}"
+    return _cached(cache, npm_filename(name, version), integrity, label, command)
 
 
 def npm_filename(name: str, version: str) -> str:
@@ -61,18 +58,9 @@ def pypi(name: str, version: str, sha256: str, cache: Path, pattern: str) -> Pat
     `pattern` is the wheel's file name, or a glob that it alone matches; `sha256` is hexadecimal.
     Raises RegistryError as `npm` does.
     """
-    label = f"PyPI package {name}=={version}"
-    for path in sorted(cache.glob(pattern)):
-        if _holds(path, sha256, label):
-            return path
-
-    def download(folder: Path) -> Path:
-        options = ["--no-deps", "--only-binary=:all:", "--quiet", "--disable-pip-version-check"]
-        command = [sys.executable, "-m", "pip", "download", *options, f"{name}=={version}"]
-        _run(command, folder, label, cache / pattern)
-        return _only(folder, pattern, label)
-
-    return _fetch(cache / pattern, sha256, label, download)
+    options = ["--no-deps", "--only-binary=:all:", "--quiet", "--disable-pip-version-check"]
+    command = [sys.executable, "-m", "pip", "download", *options, f"{name}=={version}"]
+    return _cached(cache, pattern, sha256, f"PyPI package {name}=={version}", lambda: command)
 
 
 def verified(path: Path, integrity: str, label: str) -> Path:
@@ -80,11 +68,10 @@ def verified(path: Path, integrity: str, label: str) -> Path:
 
     `integrity` is a SHA-512 as in `npm`, or a hexadecimal SHA-256. Raises RegistryError.
     """
-    expected = integrity if len(integrity) == 64 else _sha512(integrity)
     if not path.is_file():
         raise RegistryError(f"{label} is not in the cache ({path}); fetch it first")
-    if (actual := _hash(path, expected)) != expected:
-        raise RegistryError(_mismatch(label, path, expected, actual) + "; fetch it again")
+    if mismatch := _mismatch(path, integrity):
+        raise RegistryError(f"{label}: {mismatch}; fetch it again")
     return path
 
 
@@ -155,48 +142,32 @@ def _run(command: list[str], folder: Path, label: str, path: Path) -> None:
         raise RegistryError(f"{label} could not be fetched ({reason}); {remedy}")
 
 
-def _only(folder: Path, pattern: str, label: str) -> Path:
-    files = sorted(folder.glob(pattern))
-    if len(files) != 1:
-        names = [path.name for path in folder.iterdir()]
-        raise RegistryError(f"{label}: expected one file {pattern}, the client left {names}")
-    return files[0]
+def _cached(
+    cache: Path, pattern: str, integrity: str, label: str, command: Callable[[], list[str]]
+) -> Path:
+    """The one file of this name in `cache`; without it what `command` leaves where it is run."""
+    for path in sorted(cache.glob(pattern)):
+        if not (mismatch := _mismatch(path, integrity)):
+            return path
+        log.warning("%s: %s; removed, fetching it again", label, mismatch)
+        path.unlink(missing_ok=True)
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=cache) as name:
+        folder = Path(name)
+        _run(command(), folder, label, cache / pattern)
+        files = sorted(folder.glob(pattern))
+        if len(files) != 1:
+            names = [path.name for path in folder.iterdir()]
+            raise RegistryError(f"{label}: expected one file {pattern}, the client left {names}")
+        if mismatch := _mismatch(files[0], integrity):
+            raise RegistryError(f"{label}: {mismatch}")
+        sync(files[0])
+        return files[0].replace(cache / files[0].name)
 
 
-def _fetch(path: Path, expected: str, label: str, download: Callable[[Path], Path]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=path.parent) as folder:
-        fresh = download(Path(folder))
-        if (actual := _hash(fresh, expected)) != expected:
-            raise RegistryError(_mismatch(label, fresh, expected, actual))
-        sync(fresh)
-        return fresh.replace(path.parent / fresh.name)
-
-
-def _holds(path: Path, expected: str, label: str) -> bool:
-    if not path.is_file():
-        return False
-    if (actual := _hash(path, expected)) == expected:
-        return True
-    log.warning("%s; removed, fetching it again", _mismatch(label, path, expected, actual))
-    path.unlink(missing_ok=True)
-    return False
-
-
-def _mismatch(label: str, path: Path, expected: str, actual: str) -> str:
-    return f"{label}: {path.name} has checksum {actual}, expected {expected}"
-
-
-def _sha512(integrity: str) -> str:
-    prefix, _, encoded = integrity.rpartition("-")
-    try:
-        raw = base64.b64decode(encoded, validate=True) if prefix else bytes.fromhex(encoded)
-    except ValueError:
-        raw = b""
-    if prefix not in ("", "sha512") or len(raw) != 64:
-        raise RegistryError(f"{integrity!r} is not a SHA-512 checksum")
-    return raw.hex()
-
-
-def _hash(path: Path, like: str) -> str:
-    return file_hash(path, "sha256" if len(like) == 64 else "sha512")
+def _mismatch(path: Path, integrity: str) -> str:
+    """How a file differs from the pinned one; empty where it does not."""
+    algorithm, _, encoded = integrity.rpartition("-")
+    expected = base64.b64decode(encoded).hex() if algorithm else encoded
+    actual = file_hash(path, algorithm or "sha256")
+    return "" if actual == expected else f"{path.name} has checksum {actual}, expected {expected}"

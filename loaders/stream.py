@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from loaders.batch import Batch, ReadPixels, Source, checked_index
+from loaders.batch import Batch, Source, checked_index
 from loaders.pack import Pack
 from loaders.resident import Resident, fits
 from loaders.workers import read_ahead
@@ -35,7 +35,6 @@ class Stream:
         self.device = torch.device(device)
         self.workers = workers
         self.timeout_s = timeout_s
-        self._read: ReadPixels = pack.read
 
     def batches(self, batches: Iterable[np.ndarray]) -> Iterator[Batch]:
         """One Batch for each index array (int [b], any order, any size, repeats allowed).
@@ -64,7 +63,7 @@ class Stream:
                 )
                 out = host_NHWC.numpy()
                 parts = np.array_split(index, self.workers), np.array_split(out, self.workers)
-                pool.starmap(self._read, zip(*parts, strict=True))
+                pool.starmap(self.pack.read, zip(*parts, strict=True))
                 with torch.cuda.stream(copies):
                     images = host_NHWC.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
                     copied = torch.cuda.Event() if on_gpu else None

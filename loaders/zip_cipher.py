@@ -1,8 +1,8 @@
 """Members of an encrypted zip file, decrypted fast.
 
-Python's `zipfile` decrypted 0.6 MB a second where this, compiled by numba, decrypted 23 (the same
-busy core): ObjectNet would take days. The cipher is the traditional one of PKWARE's APPNOTE,
-section 6.1. It protects little; ObjectNet has a password so that its licence is read.
+Python's `zipfile` decrypted 1.4 MB a second where this, compiled by numba, decrypted 75 (the same
+busy core): 100 GB of ObjectNet would take 20 hours. The cipher is the traditional one of PKWARE's
+APPNOTE, section 6.1. It protects little; ObjectNet has a password so that its licence is read.
 """
 
 from __future__ import annotations

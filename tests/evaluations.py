@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -51,10 +51,16 @@ def small_slices(monkeypatch: pytest.MonkeyPatch) -> int:
     return 3
 
 
-def tables(builder: Builder, mixes: list[cells.Mix]) -> list:
-    """Prediction tables of the whole set, computed now where they were not before."""
-    passes.evaluate(builder.run, mixes, [SET], "all")
-    return [pq.read_table(passes.predicted(builder.run, mix, SET, "all")) for mix in mixes]
+def tables(
+    builder: Builder,
+    averages: Sequence[cells.Average],
+    names: Sequence[str] = (SET,),
+    split: str = "all",
+) -> list:
+    """Prediction tables of sets for each average, computed now where they were not before."""
+    passes.evaluate(builder.run, averages, names, split)
+    places = [(average, name) for average in averages for name in names]
+    return [pq.read_table(passes.predicted(builder.run, *each, split)) for each in places]
 
 
 def same(actual: list, expected: list) -> bool:
@@ -74,7 +80,7 @@ class Counted:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.images, self.models = 0, 0
-        batches, load = Resident.batches, bank._load
+        batches, load = Resident.batches, bank.load
 
         def counted_batches(source: Resident, positions) -> Iterator:
             for batch in batches(source, positions):
@@ -86,7 +92,7 @@ class Counted:
             return load(net, run, models, parents)
 
         monkeypatch.setattr(Resident, "batches", counted_batches)
-        monkeypatch.setattr(bank, "_load", counted_load)
+        monkeypatch.setattr(bank, "load", counted_load)
 
 
 class Stopped(Exception):

@@ -55,7 +55,7 @@ def test_commands_in_the_documents_parse(line: str) -> None:
 @pytest.mark.parametrize("line", mentions())
 def test_commands_in_the_text_have_such_options(line: str) -> None:
     name, *words = line.split()
-    _, parsers = cli.parser((name,))
+    _, parsers = cli.parser((cli.ALIASES.get(name, name),))
     known = parsers[name].format_help()
     assert all(word in known for word in words if word.startswith("--"))
 

@@ -25,6 +25,8 @@ MAY_USE = {
             "tqdm",
             "resvg_py",
             "msgspec",
+            "filelock",
+            "psutil",
         )
     },
 }

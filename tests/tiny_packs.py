@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from loaders.encode import encode
+from loaders.encode import Images, encode
 from loaders.pack import Item, Pack
 
 COUNT, SHAPE = 61, (9, 14)
@@ -23,11 +23,9 @@ def make(out: Path, format: str = "raw") -> Pack:
         out,
         name="tiny",
         items=[Item(i % 7, f"s{i}", f"image-{i}", i) for i in range(COUNT)],
-        open_image=draw,
-        transform=np.asarray,
+        encoder=Images(draw, np.asarray, format),
         transform_spec={},
         classes=list("abcdefg"),
         source_fingerprint="",
-        format=format,
         progress=False,
     )

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import urlsplit
 
 
 @dataclass
@@ -17,8 +17,7 @@ class File:
     """What the server has at a path, and how it fails.
 
     cuts: for each request in turn, after how many bytes the connection ends. statuses: answers in
-    place of the file, for each request in turn. pause_s: between two of `piece` bytes. confirm: as
-    Google Drive, a page with a form comes first.
+    place of the file, for each request in turn. pause_s: between two of `piece` bytes.
     """
 
     content: bytes = b""
@@ -27,7 +26,6 @@ class File:
     ranges: bool = True
     length: bool = True
     redirect: str = ""
-    confirm: bool = False
     page: str = ""
     pause_s: float = 0.0
     piece: int = 1 << 16
@@ -80,17 +78,14 @@ def _handler(web: Web) -> type[BaseHTTPRequestHandler]:
                 self.send_response(302)
                 self.send_header("Location", file.redirect)
                 self.end_headers()
-            elif file.page or (file.confirm and "confirm" not in parse_qs(parts.query)):
-                self._page(file.page or _FORM.format(path=path))
-            elif file.confirm and "seen=yes" not in self.headers.get("Cookie", ""):
-                self._page("<title>No cookie</title>")
+            elif file.page:
+                self._page(file.page)
             else:
                 self._file(file)
 
         def _page(self, page: str) -> None:
             self.send_response(200)
             self.send_header("Content-Type", "text/html; charset=utf-8")
-            self.send_header("Set-Cookie", "seen=yes")
             self.end_headers()
             self.wfile.write(page.encode())
 
@@ -120,12 +115,3 @@ def _handler(web: Web) -> type[BaseHTTPRequestHandler]:
                 pass  # the client went to another mirror
 
     return Handler
-
-
-_FORM = (
-    '<html><head><title>Google Drive - Virus scan warning</title></head><form action="/search">'
-    '</form><form id="download-form" action="/{path}" method="get">'
-    '<input type="submit" value="Download anyway"/><input type="hidden" name="id" value="1M"/>'
-    '<input type="hidden" name="export" value="download"/>'
-    '<input type="hidden" name="confirm" value="t"/></form></html>'
-)

@@ -4,8 +4,9 @@
     python -m bench.gpu --device cpu --small      every stage on a CPU, to see that it runs
 
 A stage that fails or takes too long is red and does not stop the others; one whose packages are
-missing is not run, and they are named. FOLDER/summary.json says what became of each, and is written
-after each. Exit status: 1 where a stage is red or none could run, 2 for words that fit nothing.
+missing is not run, and they are named. After each stage FOLDER/summary.json says what became of it,
+and FOLDER/results.md has all results as tables, so that nobody types a number. Exit status: 1 where
+a stage is red or none could run, 2 for words that fit nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.gpu.stages import MINUTES, Stage, chosen, python, stages
-from bench.report import RESULTS, ROOT
+from bench.report import RESULTS, ROOT, markdown
 
 GREEN, RED, NOT_RUN = "green", "red", "not run"
 
@@ -47,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         outcomes.append({"stage": stage.name, **run(stage, out, 60 * options.minutes)})
         summary = {"device": options.device, "rows": outcomes}
         (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+        (out / "results.md").write_text(written(out, outcomes))
         print("== " + ", ".join(f"{k} {v}" for k, v in outcomes[-1].items()), flush=True)
     for state in (NOT_RUN, RED):
         names = [outcome["stage"] for outcome in outcomes if outcome["state"] == state]
@@ -73,6 +75,21 @@ def run(stage: Stage, out: Path, seconds: float) -> dict[str, Any]:
                 faults.append(f"{' '.join(command[:3])}: {fault}")
     took = {"seconds": round(time.monotonic() - begin, 1)}
     return {"state": RED, **took, "why": "; ".join(faults)} if faults else {"state": GREEN, **took}
+
+
+def written(out: Path, outcomes: Sequence[dict[str, Any]]) -> str:
+    """Markdown tables: what became of the stages, then each file of results."""
+    parts = [markdown(outcomes)]
+    for file in sorted(out.glob("*-*.json")):
+        results = json.loads(file.read_text())
+        machine, versions = results["machine"], results["machine"]["versions"]
+        named = ", ".join(f"{name} {versions[name]}" for name in ("torch", "triton", "timm"))
+        parts.append(
+            f"**{results['name']}**: {machine['device']}; {named}; commit {machine['commit']}."
+        )
+        parts += [markdown(results["rows"])] if results["rows"] else []
+        parts += [results["message"]] if "message" in results else []
+    return "\n\n".join(parts) + "\n"
 
 
 def _run(command: list[str], log: Any, seconds: float) -> str:

@@ -1,7 +1,7 @@
-"""What this GPU costs the host, and what it can do at best.
+"""What this GPU costs the host, and what it compiles.
 
-Rows go to OUT/probe-DEVICE.json as soon as they are known, beside what was predicted for an H100
-before any GPU had run this; an item that fails says why, and the next one follows.
+Rows go to OUT/probe-DEVICE.json as soon as they are known; docs/gpu.md has the predictions. An item
+that fails says why, and the next one follows.
 """
 
 from __future__ import annotations
@@ -11,43 +11,30 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from bench import roofline
 from bench.gpu.stages import ENGINE, parser
 from bench.report import Results
 from bench.timing import interleave
-
-# For an H100, by reading and by others' measurements.
-PREDICTED = {
-    "launch of an operator": "5 to 10 us of the host",
-    "launch of a kernel": "20 to 34 us of the host",
-    "eigvalsh": "1.4 ms a matrix of 48 x 48 in float64",
-    "roofline": "copy 3.0 TB/s, matmul 0.6 to 0.8 of 989 TFLOP/s",
-    "compilations": "no kernel and no model is compiled for a second size",
-    "bf16": "the model computes in bfloat16, through DeepSpeed too",
-}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parser("probe", __doc__).parse_args(arguments)
     device = torch.device(options.device)
-    measures: tuple[Callable[[], dict[str, Any]], ...] = (
-        lambda: operator_us(device),
-        lambda: kernel_us(device),
-        lambda: eigvalsh_us(device, 10 if options.small else 1000),
-        lambda: asdict(roofline.measure(device, options.small)),
-        lambda: compilations(device),
-        lambda: model_dtype(device),
-    )
+    measures: dict[str, Callable[[], dict[str, Any]]] = {
+        "launch of an operator": lambda: operator_us(device),
+        "launch of a kernel": lambda: kernel_us(device),
+        "eigvalsh": lambda: eigvalsh_us(device, 10 if options.small else 1000),
+        "compilations": lambda: compilations(device),
+        "bf16": lambda: model_dtype(device),
+    }
     results = Results(options.out, "probe", device)
     failed = False
-    for (item, predicted), measure in zip(PREDICTED.items(), measures, strict=True):
+    for item, measure in measures.items():
         row: dict[str, Any] = {"item": item}
         try:
             row |= measure()
@@ -55,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             row["skipped"] = str(error)
         except Exception as error:
             row["error"], failed = f"{type(error).__name__}: {error}", True
-        results.add(row | {"predicted": predicted})
+        results.add(row)
     return int(failed)
 
 

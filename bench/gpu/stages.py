@@ -58,7 +58,6 @@ def stages(out: Path, device: str, small: bool) -> list[Stage]:
         Stage("transport", (bench("transport"),), ("numpy", *triton)),
         Stage("probe", (program("probe"),), ("numpy",)),
         Stage("engine", (program("campaign"), bench("evaluation")), ENGINE),
-        Stage("profile", (program("profile"),), ("timm", *triton)),
     ]
 
 

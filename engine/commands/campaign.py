@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from engine.errors import CampaignError
 from engine.grid import campaign, outcomes, sites, workflow
 from engine.grid.sites import Options
 from engine.machine import first_line
-from engine.recipe.schema import Recipe
+from engine.recipe.schema import DatasetRecipe, Recipe
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -54,32 +55,31 @@ def start(arguments: argparse.Namespace) -> Path | None:
         raise ValueError(f"--cores {arguments.cores}: at least one is needed")
     given = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(Options)}
     options = Options(**{**given, "cores": arguments.cores or 0})
-    if arguments.dry_run:
-        dry_run(arguments.name, arguments.overrides, options)
-        return None
-    return complete(arguments.name, arguments.overrides, options)
+    return complete(arguments.name, arguments.overrides, options, dry_run=arguments.dry_run)
 
 
-def dry_run(name: str, words: Sequence[str], options: Options) -> None:
-    """Show what would run. Raises CampaignError in the end where sets could not be encoded."""
-    options = sites.checked(options)
-    plans = _plans(name, words, options)
-    faults = _faults_of_sets(name, plans)
-    workflow.run(list(plans), options, dry_run=True)
-    if faults:
-        raise CampaignError("; ".join(faults))
-
-
-def complete(name: str, words: Sequence[str], options: Options) -> Path:
+def complete(
+    name: str, words: Sequence[str], options: Options, *, dry_run: bool = False
+) -> Path | None:
     """Run what is missing of a campaign's grids, all models at once, and show their tables.
 
-    Returns the page of the report, of several models the common one. Raises CampaignError where a
-    grid fails, after the others have gone on as far as they can.
+    Returns the page of the report, of several models the common one; dry_run: None, and what would
+    run is shown. Raises CampaignError where sets are not there, and where a grid fails, after the
+    others have gone on as far as they can.
     """
+    from engine import recipe
+
     options = sites.checked(options)
-    plans = _plans(name, words, options)
-    if faults := _faults_of_sets(name, plans):
+    grids = recipe.each_model(name, words)
+    plans = {campaign.plan(name, grid, options.cores): grid for grid in grids}
+    first_line.show(f"reading the campaign {name}")
+    faults = _faults_of_sets(name, plans)
+    if dry_run:
+        workflow.run(list(plans), options, dry_run=True)
+    if faults:
         raise CampaignError("; ".join(faults))
+    if dry_run:
+        return None
     missing = [plan for plan in plans if not outcomes.finished(plan)]
     for plan in plans:
         if plan not in missing:
@@ -102,87 +102,83 @@ def complete(name: str, words: Sequence[str], options: Options) -> Path:
     return finished[0].page if len(plans) == 1 else _merged(name, list(plans), bool(missing))
 
 
-def _plans(
-    name: str, words: Sequence[str], options: Options
-) -> Mapping[campaign.Plan, Sequence[str]]:
-    """The plan of each model, with the words that make it."""
-    from engine import recipe
-
-    grids = recipe.each_model(name, words)
-    plans = {campaign.plan(name, grid, options.cores): grid for grid in grids}
-    first_line.show(f"reading the campaign {name}")
-    return plans
-
-
 def _faults_of_sets(name: str, plans: Mapping[campaign.Plan, Sequence[str]]) -> list[str]:
     """Why sets are not encoded and cannot be, each reason once.
 
-    A grid takes days and opens a set only when its turn comes, so sets are checked first. All
-    commands of `rib encode` are one reason.
+    A grid takes days and opens a set only when its turn comes, so sets are checked first.
     """
     from engine import recipe
 
     faults: dict[str, None] = {}
-    commands: dict[Path, str] = {}
+    commands: dict[frozenset[Path], str] = {}  # models of one transform share packs
     for plan, words in plans.items():
         resolved = plan.recipe
-        if resolved.dataset.kind == "emoji" or (plan.place / campaign.RECORD).exists():
+        dataset = resolved.dataset
+        if dataset.kind == "emoji" or (plan.place / campaign.RECORD).exists():
             continue
+        from engine.data import imagenet, packs
         from engine.grid import verify
+        from loaders import folders
 
         encoded = verify.encoded(resolved, plan.needed)
-        missing = [name for name in plan.needed if name not in encoded]
-        if resolved.dataset.kind == "folder":
-            faults |= dict.fromkeys(_faults_of_folders(resolved, missing))
-        else:
-            model = recipe.model_of(name)
-            words = [*([f"model={model}"] if model else []), *words]
-            for folder, command in _encode_commands(resolved, missing, words).items():
-                commands.setdefault(folder, command)
+        missing = [each for each in plan.needed if each not in encoded]
+        for each in missing if dataset.kind == "folder" else ():
+            try:
+                folders.read(Path(dataset.root) / each)
+            except ValueError as error:
+                faults[str(error)] = None
+        if dataset.kind == "folder":
+            continue
+        missing = [
+            each
+            for each in missing
+            if imagenet.is_whole_c(dataset, each)
+            or not (dataset.root and (Path(dataset.root) / each).exists())
+        ]
+        model = recipe.model_of(name)
+        words = [*([f"model={model}"] if model else []), *words]
+        runs = Path(resolved.runs)
+        places = (packs.pack_folder(runs, dataset, resolved.model, each) for each in missing)
+        if missing:
+            command = f"{_encode_command(resolved, words)}   (SET: {', '.join(missing)})"
+            commands.setdefault(frozenset(places), command)
     if commands:
-        text = "\n  ".join(["these sets are not encoded yet; run", *commands.values()])
-        faults[text] = None
+        text = "sets are not encoded yet; run for each of them"
+        faults["\n  ".join([text, *commands.values()])] = None
     return list(faults)
 
 
-def _faults_of_folders(resolved: Recipe, names: Sequence[str]) -> Iterator[str]:
-    from loaders import folders
+def _encode_command(resolved: Recipe, words: Sequence[str]) -> str:
+    """The command that encodes a set where a campaign, resolved from `words`, looks for it.
 
-    for name in names:
-        try:
-            folders.read(Path(resolved.dataset.root) / name)
-        except ValueError as error:
-            yield str(error)
+    A model that the campaign describes itself has no name that `rib encode` knows: MODEL.
+    """
+    from engine import recipe
 
-
-def _encode_commands(
-    resolved: Recipe, names: Sequence[str], words: Sequence[str]
-) -> dict[Path, str]:
-    """The command for each set that `dataset.root` does not hold, by the folder of its pack."""
-    from engine.commands import encode
-    from engine.data import imagenet, packs
-
-    dataset = resolved.dataset
-    commands = {}
-    for name in names:
-        rooted = dataset.root and not imagenet.is_whole_c(dataset, name)
-        if not (rooted and (Path(dataset.root) / name).exists()):
-            folder = packs.pack_folder(Path(resolved.runs), dataset, resolved.model, name)
-            commands[folder] = encode.command(resolved, name, words)
-    return commands
+    models = [word.removeprefix("model=") for word in words if word.startswith("model=")]
+    known = models[-1].endswith(".yaml") or models[-1] in recipe.names("models")
+    command = ["rib", "encode", "SET", "--source", "FOLDER"]
+    command += ["--model", models[-1] if known else "MODEL"]
+    command += [f"runs={resolved.runs}"] if resolved.runs != Recipe.runs else []
+    command += [word for word in words if word.startswith("model.")]
+    for key in ("pack_format", "objectnet", "subsample", "seed", "undecodable", "background"):
+        value = getattr(resolved.dataset, key)
+        command += [f"dataset.{key}={value}"] if value != getattr(DatasetRecipe, key) else []
+    return shlex.join(command)
 
 
 def _merged(name: str, plans: Sequence[campaign.Plan], is_new: bool) -> Path:
     """The page of a common report of all models' grids, written unless there is one of these."""
     from engine.grid import record
     from engine.machine.files import digest
-    from engine.report import finish
+    from engine.report import finish, merged
 
     of_plans = digest([plan.place.name for plan in plans])[:8]
     folder = plans[0].folder.parent / f"{Path(name).stem}-models-{of_plans}" / campaign.REPORT
     page = folder / campaign.PAGE
     if is_new or not page.is_file():
-        page = finish.write_merged(folder, [record.read(plan.place) for plan in plans])
+        runs = [record.read(plan.place) for plan in plans]
+        page = finish.write_into(folder, merged.merged(runs))
     print(f"all models  {page.resolve()}")
     return page
 

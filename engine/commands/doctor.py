@@ -11,18 +11,18 @@ import importlib.util
 import json
 import os
 import shutil
-import subprocess
 import sys
 import sysconfig
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from engine.machine.entry import PACKAGES, ROOT
+from engine.machine.entry import PACKAGES, ROOT, hiding
+from engine.machine.programs import NoAnswer, answer
 
 OK, MISSING, WRONG = "ok", "missing", "wrong"
-IMPORT_S, ANSWER_S = 120, 30
+IMPORT_S = 120
 DEMO_GB = 2  # `rib plan emoji` says 1.05
 PIP = "pip install --force-reinstall"
 TORCH = f"{PIP} torch torchvision"
@@ -66,10 +66,6 @@ class Check(NamedTuple):
     look: Callable[[], Diagnosis]
 
 
-class NoAnswer(Exception):
-    """A program failed, or did not answer in time; the message says which and how."""
-
-
 def add(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("doctor", help="what this machine has and lacks, and the cures")
     parser.add_argument(
@@ -80,66 +76,38 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     print(f"Python {sys.version.split()[0]}, {sys.prefix}\n", flush=True)
-    with ThreadPoolExecutor(max_workers=8) as pool:
-        torch = pool.submit(torch_facts)
-        listed = checks(arguments.runs, torch.result)
-        harmful = []
-        for check, diagnosis in zip(listed, pool.map(_looked, listed), strict=True):
-            state, detail, cure, needed = diagnosis
-            purpose = check.purpose + ", optional" * (not needed and state != OK)
-            cure = f"; cure: {cure}" if cure else ""
-            print(f"{state:<9}{check.name:<11}{detail} ({purpose}){cure}", flush=True)
-            harmful += [check.name] * (needed and state != OK)
+    harmful = []
+    for check in checks(arguments.runs, torch_facts()):
+        state, detail, cure, needed = _looked(check)
+        purpose = check.purpose + ", optional" * (not needed and state != OK)
+        cure = f"; cure: {cure}" if cure else ""
+        print(f"{state:<9}{check.name:<11}{detail} ({purpose}){cure}", flush=True)
+        harmful += [check.name] * (needed and state != OK)
     bad = f"needed here and not ok: {', '.join(harmful)}"
     print(f"\n{bad if harmful else 'all that is needed here is ok'}")
     return 1 if harmful else 0
 
 
-def checks(runs: Path, facts: Callable[[], Mapping[str, Any]]) -> list[Check]:
+def checks(runs: Path, facts: Mapping[str, Any]) -> list[Check]:
     """What is looked at, from the ground up. facts: see `torch_facts`."""
+    has_gpu = bool(facts["gpus"])
+    deepspeed = partial(package, "deepspeed", "import deepspeed", DEEPSPEED, needed=True)
+    triton = partial(package, "triton", "import triton", TRITON, needed=has_gpu)
     return [
-        *(Check(name, "a package of ours", lambda name=name: ours(name)) for name in PACKAGES),
-        Check("torch", "trains and evaluates", lambda: torch(facts())),
-        Check(
-            "DeepSpeed",
-            "steps, and cells shared by GPUs",
-            lambda: package("deepspeed", "import deepspeed", DEEPSPEED, needed=True),
-        ),
-        Check("GPU", "hours in place of days", lambda: gpu(facts())),
-        Check(
-            "Triton",
-            "kernels on a GPU",
-            lambda: package("triton", "import triton", TRITON, needed=bool(facts()["gpus"])),
-        ),
-        Check("compiler", "Triton, torch.compile", lambda: compiler(facts())),
+        *(Check(name, "a package of ours", partial(ours, name)) for name in PACKAGES),
+        Check("torch", "trains and evaluates", partial(torch, facts)),
+        Check("DeepSpeed", "steps, and cells shared by GPUs", deepspeed),
+        Check("GPU", "hours in place of days", partial(gpu, facts)),
+        Check("Triton", "kernels on a GPU", triton),
+        Check("compiler", "Triton, torch.compile", partial(compiler, facts)),
         Check("cores", "decoding, and work on CPUs", cores),
-        Check("runs", "packs and results; rib plan says how much", lambda: place(runs, DEMO_GB)),
+        Check("runs", "packs and results; rib plan says how much", partial(place, runs, DEMO_GB)),
         Check("cache", "downloads of sets", cache),
         Check("hub cache", "downloaded weights", hub),
-        Check("FFCV", "JPEG packs decoded faster", lambda: package("ffcv", "import ffcv", FFCV)),
-        Check("apex", "optimizer.name=apex_adamw", lambda: package("apex", "import amp_C", APEX)),
+        Check("FFCV", "JPEG packs decoded faster", partial(package, "ffcv", "import ffcv", FFCV)),
+        Check("apex", "optimizer.name=apex_adamw", partial(package, "apex", "import amp_C", APEX)),
         Check("Slurm", "rib campaign --executor slurm", slurm),
     ]
-
-
-def answer(*command: str, seconds: float = ANSWER_S, given: str = "") -> str:
-    """What a program writes to its standard output. given: its standard input.
-
-    Raises NoAnswer where it fails or takes longer.
-    """
-    name = Path(command[0]).name
-    try:
-        done = subprocess.run(
-            command, input=given, capture_output=True, text=True, errors="replace", timeout=seconds
-        )
-    except OSError as error:
-        raise NoAnswer(f"{name} does not start: {error.strerror}") from error
-    except subprocess.TimeoutExpired:
-        raise NoAnswer(f"{name} does not answer within {seconds:g} s") from None
-    if done.returncode:
-        last = (done.stderr.strip() or done.stdout.strip() or "it says nothing").splitlines()[-1]
-        raise NoAnswer(f"{name} ends with exit code {done.returncode}: {last}")
-    return done.stdout
 
 
 def imported(code: str) -> str:
@@ -148,18 +116,13 @@ def imported(code: str) -> str:
 
 
 def ours(name: str) -> Diagnosis:
-    """Whether `import NAME` brings our package, and whether another one is installed as well."""
-    spec = importlib.util.find_spec(name)
-    folder = next(iter(spec.submodule_search_locations or [spec.origin]), "") if spec else ""
+    """Whether `import NAME` brings our package."""
+    if not (place := hiding(name)):
+        return Diagnosis(OK, str(ROOT / name))
     owners = importlib.metadata.packages_distributions().get(name, [])
-    others = sorted(set(owners) - {"rib-engine"})
-    cure = f"pip uninstall {' '.join(others)}" if others else "use a fresh virtual environment"
-    if not folder or Path(folder).resolve() != ROOT / name:
-        return Diagnosis(WRONG, f"{folder or 'nothing'} hides ours, {ROOT / name}", cure)
-    if others:
-        detail = f"{', '.join(others)} is installed too, and hidden by ours"
-        return Diagnosis(WRONG, detail, cure, needed=False)
-    return Diagnosis(OK, folder)
+    others = " ".join(sorted(set(owners) - {"rib-engine"}))
+    cure = f"pip uninstall {others}" if others else "use a fresh virtual environment"
+    return Diagnosis(WRONG, f"{place} hides ours, {ROOT / name}", cure)
 
 
 def torch_facts() -> dict[str, Any]:

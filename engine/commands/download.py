@@ -120,7 +120,9 @@ def _check_room(missing: Sequence[Target], sizes: Mapping[str, int], folder: Pat
         shown = f"{size / 1e9:.2f} GB" if size else "size not known"
         there = f", {target.arrived / 1e9:.2f} GB of it is there" if target.arrived else ""
         print(f"{target.name}: {target.file.name}, {shown}{there}")
-        needed += size * _copies(target) - target.arrived
+        # A zip or gzip file is on the disk twice while it is unpacked.
+        is_packed = target.file.unpack == "zip" or target.file.name.endswith((".gz", ".tgz"))
+        needed += size * (1 + is_packed) - target.arrived
     free = shutil.disk_usage(folder).free
     if missing:
         total = sum(sizes.values())
@@ -131,11 +133,6 @@ def _check_room(missing: Sequence[Target], sizes: Mapping[str, int], folder: Pat
             "are unpacked before they are removed): make room, name fewer sets, or give another "
             "folder by --to"
         )
-
-
-def _copies(target: Target) -> int:
-    """How often a file's bytes are on the disk at the most: while it is unpacked."""
-    return 2 if target.file.unpack == "zip" or target.file.name.endswith((".gz", ".tgz")) else 1
 
 
 def _size(target: Target) -> int:
@@ -162,7 +159,7 @@ def _transfer(
     parallel: int,
     passwords: Mapping[str, str],
 ) -> list[str]:
-    """Download files several at a time and unpack them one by one, under one progress bar.
+    """Download files several at a time, each with a bar, and unpack them one by one.
     Returns why some of them are not there.
 
     sizes: bytes of each file by its key, 0 where not known. passwords: of zip files, by key.
@@ -172,30 +169,29 @@ def _transfer(
     from engine.data import downloads
     from loaders.download import Progress
 
-    stop, lock = threading.Event(), threading.Lock()
-    arrived = {target.key: target.arrived for target in files}
-    bar = tqdm(
-        desc="download", total=sum(sizes.values()) or None, initial=sum(arrived.values()),
-        unit="B", unit_scale=True, leave=False,
-    )  # fmt: skip
+    stop = threading.Event()
 
     def fetch(target: Target) -> None:
-        def seen(done: int, total: int | None) -> None:
-            with lock:
-                bar.update(done - arrived[target.key])
-                arrived[target.key] = done
+        size = sizes[target.key] or None
+        with tqdm(
+            desc=target.file.name, total=size, initial=target.arrived, unit="B",
+            unit_scale=True, leave=False,
+        ) as bar:  # fmt: skip
 
-        downloads.fetch(target, record, Progress(seen, stop))
+            def seen(done: int, _: int | None) -> None:
+                bar.update(done - bar.n)
+
+            downloads.fetch(target, record, Progress(seen, stop))
 
     faults = []
-    with bar, ThreadPoolExecutor(parallel) as pool:
+    with ThreadPoolExecutor(parallel) as pool:
         futures = {pool.submit(fetch, target): target for target in files}
         try:
             for future in as_completed(futures):
                 target = futures[future]
                 try:
                     future.result()
-                    bar.write(_unpack(target, record, passwords.get(target.key, "")))
+                    tqdm.write(_unpack(target, record, passwords.get(target.key, "")))
                 except ValueError as error:
                     faults.append(f"{target.name}: {error}")
         finally:  # an interrupt ends the threads too

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from engine.machine import first_line
 
@@ -119,6 +117,7 @@ def _adopt(resolved: Recipe, name: str, beton: Path, classes: Path) -> None:
 def _encode(resolved: Recipe, name: str, source: Path, arguments: argparse.Namespace) -> None:
     """Encode a set unless there is a pack of it."""
     from engine.data import imagenet, packs
+    from loaders.encode import left_out
     from loaders.pack import MANIFEST, Pack
 
     folder = packs.pack_folder(Path(resolved.runs), resolved.dataset, resolved.model, name)
@@ -139,45 +138,15 @@ def _encode(resolved: Recipe, name: str, source: Path, arguments: argparse.Names
     pack = packs.make_pack(
         resolved,
         name,
-        packs.content_of(listing, name),
+        listing,
         workers=arguments.workers,
         skip=arguments.partial or resolved.dataset.undecodable == "skip",
     )
-    for text in remarks(pack.manifest):
-        print(text)
+    for kind, names in pack.manifest.get("remarks", {}).items():
+        print(f"  {kind}: {names}")
+    if skipped := pack.manifest["skipped"]:
+        print(f"  {name} lacks {left_out(skipped, len(pack) + len(skipped))}")
     print(f"{name}: {len(pack):,} images of {len(pack.classes)} classes in {pack.folder}")
-
-
-def command(resolved: Recipe, name: str, words: Sequence[str]) -> str:
-    """The words that encode a set where a campaign, resolved from `words`, looks for it.
-
-    A model that the campaign describes itself has no name that `rib encode` knows: MODEL.
-    """
-    from engine import recipe
-    from engine.data import imagenet
-    from engine.recipe.schema import DatasetRecipe, Recipe
-
-    models = [word.removeprefix("model=") for word in words if word.startswith("model=")]
-    known = models[-1].endswith(".yaml") or models[-1] in recipe.names("models")
-    model = models[-1] if known else "MODEL"
-    command = ["rib", "encode", name, "--source", "FOLDER", "--model", model]
-    command += [f"runs={resolved.runs}"] if resolved.runs != Recipe.runs else []
-    command += [word for word in words if word.startswith("model.")]
-    defaults = DatasetRecipe(kind=resolved.dataset.kind)
-    usual = imagenet.identity(defaults, name)
-    keys = imagenet.identity(resolved.dataset, name)
-    for key in ("undecodable", "background"):
-        usual[key], keys[key] = getattr(defaults, key), getattr(resolved.dataset, key)
-    command += [f"dataset.{key}={value}" for key, value in keys.items() if usual.get(key) != value]
-    return shlex.join(command)
-
-
-def remarks(manifest: Mapping[str, Any]) -> list[str]:
-    """What was unusual about images of a pack: a line for each kind."""
-    lines = [f"  {kind}: {names}" for kind, names in manifest.get("remarks", {}).items()]
-    skipped = manifest["skipped"]
-    lines += [f"  left out, unreadable: {item['key']} ({item['reason']})" for item in skipped[:10]]
-    return [*lines, f"  and {len(skipped) - 10} more unreadable"] if len(skipped) > 10 else lines
 
 
 def _plan(resolved: Recipe, name: str, listing: Listing, folder: Path) -> None:

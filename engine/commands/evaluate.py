@@ -6,10 +6,11 @@ import argparse
 import dataclasses
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engine.commands import refuse_overwriting
 from engine.machine import first_line
 
 if TYPE_CHECKING:
@@ -90,7 +91,8 @@ def _models(
 ) -> tuple[list[OnSet], str, dict[str, Path]]:
     """The rows, what the terminal shows of them, and the file of each set's rows."""
     files = dict.fromkeys(sets, arguments.out or Path("accuracy.csv"))
-    _refuse_overwriting(files.values(), arguments.force)
+    for file in files.values():
+        refuse_overwriting(file, arguments.force)
     alphas = parse_alphas(arguments.alphas) if arguments.alphas else None
     from engine.data import descriptions
     from engine.evaluation import user_models
@@ -130,7 +132,8 @@ def _campaign(
             raise ValueError(f"--{option} is for --models; leave it out with --campaign")
     run = record.find(arguments.campaign, arguments.overrides)
     files = {name: arguments.out or run.report / f"accuracy-on-{name}.csv" for name in sets}
-    _refuse_overwriting(files.values(), arguments.force)
+    for file in files.values():
+        refuse_overwriting(file, arguments.force)
     from engine.grid import own_sets
     from engine.machine import ranks
     from engine.report import on_sets
@@ -202,12 +205,3 @@ def parse_alphas(text: str) -> list[float]:
             f"alphas {text!r} are {steps + 1} models; at most {MOST_ALPHAS} are possible"
         )
     return [round(start + number * step, DECIMALS) for number in range(steps + 1)]
-
-
-def _refuse_overwriting(files: Iterable[Path], force: bool) -> None:
-    """Raise ValueError for a file that exists, before any work is done."""
-    for file in files:
-        if file.exists() and not force:
-            raise ValueError(
-                f"{file} is there already: --force replaces it, --out FILE writes elsewhere"
-            )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.grid import choice, record
+from engine.commands import refuse_overwriting
 from engine.machine import first_line
 
 if TYPE_CHECKING:
@@ -33,19 +34,29 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    out, folder = arguments.out, Path(arguments.source)
-    if out.exists() and not (arguments.force and out.is_dir()):
-        raise ValueError(f"{out} is there; name another --out DIR, or write over it by --force")
+    refuse_overwriting(arguments.out, arguments.force)
     first_line.show(f"reading {arguments.source}")
-    if (folder / "cell.json").is_file():
-        row = _of_cell(folder.resolve(), arguments)
-    else:
-        row = _of_campaign(arguments)
     from engine.data import descriptions
+    from engine.grid import export, record
+
+    folder = Path(arguments.source)
+    if (folder / "cell.json").is_file():
+        others = [column for column in export.OPTIONS if column != "alpha"]
+        if arguments.overrides or any(getattr(arguments, column) is not None for column in others):
+            raise ValueError(f"{folder} is a single cell; only --alpha chooses in it")
+        row = export.row_of_cell(folder.resolve(), arguments.alpha)
+    else:
+        campaign = record.find(arguments.source, arguments.overrides)
+        chosen = export.choose(campaign.record.evaluations, vars(arguments))
+        row = export.row_of_campaign(campaign, chosen)
+    write(row, arguments.out, descriptions.listed(arguments.classes) if arguments.classes else ())
+
+
+def write(row: Row, out: Path, classes: Sequence[str] = ()) -> None:
+    """Write a model as a folder for timm, and say how it is loaded."""
     from engine.grid import export
     from engine.store.tensors import PROMPT
 
-    classes = descriptions.listed(arguments.classes) if arguments.classes else ()
     count = export.write(row, out, classes)
     print(f"{row.title}, {count} classes: {out}")
     if (out / PROMPT).is_file():
@@ -54,20 +65,3 @@ def run(arguments: argparse.Namespace) -> None:
             f"the tensor in {out / PROMPT} to every normalised image"
         )
     print(f"timm.create_model({f'local-dir:{out}'!r}, pretrained=True)")
-
-
-def _of_cell(folder: Path, arguments: argparse.Namespace) -> Row:
-    others = [column for column in choice.OPTIONS if column != "alpha"]
-    if arguments.overrides or any(getattr(arguments, column) is not None for column in others):
-        raise ValueError(f"{folder} is a single cell; only --alpha chooses in it")
-    from engine.grid import export
-
-    return export.row_of_cell(folder, arguments.alpha)
-
-
-def _of_campaign(arguments: argparse.Namespace) -> Row:
-    campaign = record.find(arguments.source, arguments.overrides)
-    evaluation = choice.choose(campaign.record.evaluations, vars(arguments))
-    from engine.grid import export
-
-    return export.row_of_campaign(campaign, evaluation)

@@ -6,6 +6,7 @@ import argparse
 import logging
 from pathlib import Path
 
+from engine.commands import export, refuse_overwriting
 from engine.machine import first_line
 
 
@@ -42,9 +43,8 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    out, base, holdout = arguments.out, arguments.base, arguments.holdout
-    if out.exists() and not (arguments.force and out.is_dir()):
-        raise ValueError(f"{out} is there; name another --out DIR, or write over it by --force")
+    refuse_overwriting(arguments.out, arguments.force)
+    base, holdout = arguments.base, arguments.holdout
     models = [Path(model) for model in arguments.models]
     for place in (*models, *filter(None, (base, holdout))):  # before imports that take seconds
         if not place.exists():
@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
     first_line.show(f"reading {', '.join(map(str, models))}")
     from engine.data import descriptions
     from engine.evaluation import user_merges
-    from engine.grid import export
+    from engine.grid.export import Row
     from engine.machine import ranks
 
     merged = user_merges.merged(
@@ -65,8 +65,6 @@ def run(arguments: argparse.Namespace) -> None:
         classes=descriptions.listed(arguments.classes) if arguments.classes else None,
     )
     if ranks.rank() == 0:
-        row = export.MergedRow(merged.title, merged.mix, {}, merged.description, merged.state)
-        count = export.write(row, out)
-        print(f"{merged.title}, {count} classes: {out}")
-        print(f"timm.create_model({f'local-dir:{out}'!r}, pretrained=True)")
+        row = Row(merged.title, merged.mix, merged.description, merged.state)
+        export.write(row, arguments.out)
     ranks.stop()

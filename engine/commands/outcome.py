@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
-
-from engine.evaluation import passes, splits
+from engine.evaluation import accuracies, passes
 from engine.machine import ranks
-from engine.measures import bootstrap, metrics
-from engine.measures.predictions import SetPredictions
+from engine.measures import metrics
 from engine.report import console
 from engine.report.text import rounded
 from engine.run import Run
-from engine.store.cells import Cell, Mix
+from engine.store.cells import Cell
 from engine.training import trackers
 
 
@@ -20,48 +17,27 @@ def show(run: Run, cell: Cell) -> None:
     recipe = run.recipe
     sets, downstream = recipe.dataset.sets, recipe.downstream
     headline = next(entry for entry in cell.entries if entry.headline)
-    models: dict[str, Mix] = {"before": {run.base.name: 1.0}, "after": headline.mix}
-    names = [*sets, recipe.dataset.upstream]
-    places = {name: splits.split_of(recipe, name) for name in names}
-    for name, split in places.items():
-        passes.evaluate(run, list(models.values()), [name], split)
+    for name in recipe.dataset.places:
+        mixes = [{run.base.name: 1.0}, headline.mix]
+        passes.evaluate(run, mixes, [name], recipe.split_of(name))
     if ranks.rank():
         return
-    accuracy: dict[str, dict[str, float]] = {"before": {}, "after": {}}
-    images, draws = {}, {}
-    for name, split in places.items():
-        bank, right = SetPredictions(), {}
-        for when, mix in models.items():
-            seen = bank.add(passes.predicted(run, mix, name, split))
-            accuracy[when][name] = seen.accuracy
-            right[when] = bank.by_source(seen.hit)
-        images[name] = len(bank.images)
-        draws[name] = change_draws(bank, right["after"] - right["before"])
-    trackers.log_accuracies(recipe, accuracy["before"], accuracy["after"])
-    judged = [name for name in sets if name != downstream]
+    compared = accuracies.compared(run, headline.mix, intervals=True)
+    trackers.log_accuracies(recipe, compared)
     rows = []
-    for name in places:
-        before, after = accuracy["before"][name], accuracy["after"][name]
-        numbers = f"{before:.1f}", f"{after:.1f}", f"{after - before:+.1f}"
-        mark = "" if name in judged else "*"
-        rows.append([name, f"{images[name]}", *numbers, _half_width(draws[name], 1), mark])
+    for name in [*sets, recipe.dataset.upstream]:
+        before, after = compared[name]
+        assert after.change is not None and after.change_low is not None
+        assert after.change_high is not None
+        numbers = f"{before.accuracy:.1f}", f"{after.accuracy:.1f}", f"{after.change:+.1f}"
+        half_width = f"±{rounded((after.change_high - after.change_low) / 2, 1)}"
+        mark = "" if name in sets and name != downstream else "*"
+        rows.append([name, f"{after.n}", *numbers, half_width, mark])
     title = f"{recipe.method.title} ({recipe.method.variant}) on {downstream}, percent top-1"
     print(console.text(title, ["set", "images", "before", "after", "change", "95%", ""], rows))
-    if downstream in sets and judged:
-        ri = metrics.robustness_improvement(downstream, accuracy["after"], accuracy["before"], sets)
-        width = _half_width(np.mean([draws[name] for name in judged], axis=0), 2)
-        print(f"RI {ri:+.2f} {width} points, the mean change over the sets without *")
-    print("±: half the width of the 95% interval over source images; all sets are drawn together")
+    if downstream in sets and len(sets) > 1:
+        before, after = ({n: pair[k].accuracy for n, pair in compared.items()} for k in (0, 1))
+        ri = metrics.robustness_improvement(downstream, after, before, sets)
+        print(f"RI {ri:+.2f} points, the mean change over the sets without *")
+    print("±: half the width of the 95% interval over source images")
     print(f"cell  {cell.artifact.folder}")
-
-
-def change_draws(bank: SetPredictions, change: np.ndarray) -> np.ndarray:
-    """Draws [B] of the change in accuracy in points, from its sum over each source's images. All
-    sets are drawn together."""
-    counts = bootstrap.counts(bank.sources)
-    return 100 * bootstrap.means(counts, bank.total, change[:, None])[:, 0]
-
-
-def _half_width(samples: np.ndarray, digits: int) -> str:
-    low, high = bootstrap.interval(samples)
-    return f"±{rounded((high - low) / 2, digits)}"

@@ -23,7 +23,6 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as in a recipe")
     parser.add_argument("--mfu", type=float, default=0.4, help="share of the peak; default: 0.4")
     parser.add_argument("--tflops", type=float, help="bf16 peak of your GPU, beside the known ones")
-    parser.add_argument("--fp32-tflops", type=float, help="its peak in fp32; default: a sixteenth")
     parser.set_defaults(run=run)
 
 
@@ -33,14 +32,12 @@ def run(arguments: argparse.Namespace) -> None:
     first_line.show(f"counting the operations of {arguments.name}")
     from engine.grid import estimate
 
-    tflops, fp32 = arguments.tflops, arguments.fp32_tflops
-    peaks = [peak for peak in (tflops, fp32) if peak is not None]
-    if not 0 < arguments.mfu <= 1 or (peaks and min(peaks) <= 0):
-        raise ValueError("--mfu must be above 0 and at most 1, --tflops and --fp32-tflops above 0")
-    devices = [estimate.gpu(name, arguments.mfu) for name in ("A100", "H100")]
-    if tflops is not None:
-        mine = [arguments.mfu * peak for peak in (tflops, fp32 or tflops / 16)]
-        devices.append(estimate.Device("yours", *mine))
+    mfu, tflops = arguments.mfu, arguments.tflops
+    if not 0 < mfu <= 1 or (tflops is not None and tflops <= 0):
+        raise ValueError("--mfu must be above 0 and at most 1, --tflops above 0")
+    devices = [estimate.gpu(name, mfu) for name in ("A100", "H100")]
+    if tflops is not None:  # fp32 as on both of these, a sixteenth
+        devices.append(estimate.Device("yours", mfu * tflops, mfu * tflops / 16))
     estimates = [estimate.of(plan) for plan in plans]
     for each in estimates:
         print(text(each, devices))
@@ -51,23 +48,23 @@ def run(arguments: argparse.Namespace) -> None:
 
 def text(estimate: Estimate, devices: Sequence[Device]) -> str:
     """The estimate of one model's grid: its work by part, and what it comes to."""
-    from engine.grid.estimate import cpu, hours
+    from engine.grid.estimate import cpu
     from engine.report import console
 
     plan, model, columns = estimate.plan, estimate.plan.recipe.model, estimate.plan.columns
     shown = [*devices, cpu(len(os.sched_getaffinity(0)))]
     rows = []
     for name, parts in estimate.by_name().items():
-        images, steps = sum(part.images for part in parts), sum(part.steps for part in parts)
+        images = sum(part.images for part in parts)
         operations = sum(part.operations for part in parts)
-        times = [_time(hours(parts, device)) for device in shown]
-        rows.append([name, f"{images:,}", f"{steps:,}", f"{operations / 1e15:,.3g}", *times])
+        times = [_time(device.hours(parts)) for device in shown]
+        rows.append([name, f"{images:,}", f"{operations / 1e15:,.3g}", *times])
     title = (
         f"{plan.name}: {model.name}, {len(plan.rows)} methods x {len(columns)} columns, variant "
         f"{plan.recipe.method.variant}\n{estimate.parameters / 1e6:.1f}M parameters, "
         f"{estimate.forward / 1e9:.1f} GFLOP to see an image of {model.image_size} px"
     )
-    heads = ["", "images", "steps", "PFLOP", *(device.name for device in shown)]
+    heads = ["", "images", "PFLOP", *(device.name for device in shown)]
     disk = ", ".join(f"{name} {_size(size)}" for name, size in estimate.disk.items())
     return "\n".join(
         [

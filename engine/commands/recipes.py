@@ -20,17 +20,18 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    print(_rows(arguments.name) if arguments.name else _everything())
+    print(_rows(arguments.name) if arguments.name else everything())
 
 
-def _everything() -> str:
+def everything() -> str:
+    """The names of all recipes by group, and what campaigns are about."""
     lines = ["campaigns (rib recipes CAMPAIGN lists the rows of one)"]
     for name in recipe.names("campaigns"):
         about = textwrap.shorten(_about(name), WIDTH - 26, placeholder=" ...")
         lines.append(f"  {name:<24}{about}")
-    for group in ("models", "datasets", "methods"):
-        names = textwrap.fill(", ".join(recipe.names(group)), WIDTH - 2)
-        lines += ["", group, textwrap.indent(names, "  ")]
+    groups = {group: recipe.names(group) for group in ("models", "datasets", "methods")}
+    for group, names in (groups | {"other recipes": catalogue.names()}).items():
+        lines += ["", group, textwrap.indent(textwrap.fill(", ".join(names), WIDTH - 2), "  ")]
     return "\n".join(lines)
 
 
@@ -46,11 +47,10 @@ def _about(campaign: str) -> str:
 
 
 def _rows(campaign: str) -> str:
-    rows = campaigns.read(campaign).rows
+    grid = campaigns.read(campaign)
     lines = [_about(campaign), ""]
     for name in recipe.methods_of(campaign):
-        title = recipe.describe(f"{campaign}/{name}").partition(" as in the campaign ")[0]
-        values = catalogue.over(layer for _, layer in rows[name])
+        values = catalogue.over(layer for _, layer in grid.rows[name])
         settings = yaml.safe_dump(values, default_flow_style=True, width=1000).strip()
-        lines.append(f"  {name:<24}{title:<16}{settings[1:-1]}".rstrip())
+        lines.append(f"  {name:<24}{grid.title(name):<16}{settings[1:-1]}".rstrip())
     return "\n".join(lines)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engine.commands import refuse_overwriting
 from engine.commands.campaign import show
 from engine.errors import CampaignError
 from engine.grid import campaign, outcomes, workflow
@@ -22,9 +23,10 @@ if TYPE_CHECKING:
 REMEDY = "name a campaign, or the folder of one that `rib campaign` ran"
 
 
-def add(commands: argparse._SubParsersAction, name: str = "report") -> None:
+def add(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
-        name,
+        "report",
+        aliases=["metrics"],
         help="tables and page again, of one campaign or of several as one",
         description="Tables and page of campaigns, from their stored predictions. `rib report` and "
         "`rib metrics` are one command.",
@@ -57,8 +59,8 @@ def run(arguments: argparse.Namespace) -> None:
     out, names = arguments.out, arguments.names
     if len(names) > 1 and out is None:
         raise CampaignError("several campaigns need a folder for their common report: --out DIR")
-    if out and not arguments.force and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise CampaignError(f"--out {out} is not empty; name a new folder, or pass --force")
+    if out:
+        refuse_overwriting(out, arguments.force)
     first_line.show(f"reading the predictions of {', '.join(names)}")
     runs = [run for name in names for run in _finished(name, arguments.overrides)]
     for record in [run.record for run in runs] if arguments.compare else ():

@@ -5,7 +5,13 @@ from __future__ import annotations
 import argparse
 import logging
 
+from engine.commands import recipes
 from engine.machine import first_line
+
+HEAD = """\
+rib train recipe=NAME [key=value ...], or deepspeed engine/launch.py with these words.
+NAME is CAMPAIGN/ROW, as in emoji/ewc, or a YAML file."""
+TAIL = "Any key of the resolved recipe can be set; --print shows it."
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -30,7 +36,7 @@ def run(arguments: argparse.Namespace) -> None:
         words = [f"recipe={words[0]}", *words[1:]]
     names = [word.partition("=")[2] for word in words if word.startswith("recipe=")]
     if not (words and all(names)):
-        _list_recipes()
+        print(HEAD, recipes.everything(), TAIL, sep="\n\n")
     elif not names:
         raise ValueError(f"{words[0]!r} names no recipe; write recipe=NAME; recipe= lists them")
     elif len(names) > 1:
@@ -67,14 +73,3 @@ def _train(name: str, overrides: tuple[str, ...], *, show: bool) -> None:
         with alone(builder.store, f"{trained.name}-evaluated"):
             outcome.show(builder.run, trained)
     ranks.stop()
-
-
-def _list_recipes() -> None:
-    from engine import recipe
-
-    print("rib train recipe=NAME [key=value ...], or deepspeed engine/launch.py with these words")
-    print("\nRecipes:")
-    for name in recipe.names():
-        print(f"  {name:<32} {recipe.describe(name)}")
-    print("\nAny key of the resolved recipe can be set; --print shows it.")
-    print("--debug shows the traceback behind an error.")

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 OBJECTNET, IMAGENET_C = "objectnet", "imagenet_c"
 VAL_LABELS = imagenet.LABEL_FILES[1]  # of IN-1K's flat validation set: a wnid a line
 FULL = "full"
-OBJECTNET_CLASSES = {"corrected": 113, "paper": 105}  # its objects that are classes of IN-1K
 _SUBSETS = {"imagenet_a": "a", "imagenet_r": "r"}  # of IN-1K's classes, as timm names their lists
 LICENCE = (
     "ObjectNet may be used for research and in products with attribution (its licence follows "
@@ -131,13 +130,6 @@ def images(dataset: DatasetRecipe, name: str) -> int:
     """How many images the pack of the published set holds."""
     drawn = images_drawn(dataset) if name == IMAGENET_C else None
     return drawn or SIZES[name].images
-
-
-def classes(dataset: DatasetRecipe, name: str) -> int:
-    """How many classes the pack of the published set has."""
-    if name == OBJECTNET:
-        return OBJECTNET_CLASSES[dataset.objectnet]
-    return len(wnids(_SUBSETS.get(name, "")))
 
 
 def shortfall(dataset: DatasetRecipe, name: str, pack: Pack) -> str:

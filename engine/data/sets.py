@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from engine.data import grouping, imagenet, subset
-from engine.data.holdout import split, units_of
+from engine.data import grouping, imagenet, splits
 from engine.data.packs import pack_of
 from engine.errors import nearest
 from engine.machine import ranks
@@ -72,10 +71,10 @@ class LabelledSet:
         positions = self._at_most(dataset.train_images, dataset.seed)
         labels = self.labels.numpy()[positions]
         if dataset.shots:
-            return positions[subset.first_of_each_class(labels, dataset.shots, recipe.seed)]
+            return positions[splits.first_of_each_class(labels, dataset.shots, recipe.seed)]
         if dataset.portion == 1:
             return positions
-        part = subset.portion_of_each_class(labels, dataset.portion, recipe.seed)
+        part = splits.portion_of_each_class(labels, dataset.portion, recipe.seed)
         if not len(part):
             raise ValueError(
                 f"dataset.portion={dataset.portion:g} leaves none of the {len(positions)} training "
@@ -154,8 +153,8 @@ class Sets:
             classes = names_in_head(pack.classes, head)
             rule = self._mask_rule(pack, classes, head)
             labels, mask = to_head(pack, head, rule)
-            units = units_of(pack.labels, pack.sources) if dataset.holdout else None
-            train, holdout = split(pack.labels, dataset.holdout, dataset.seed, units)
+            units = splits.units_of(pack.labels, pack.sources) if dataset.holdout else None
+            train, holdout = splits.split(pack.labels, dataset.holdout, dataset.seed, units)
             self._open[name] = LabelledSet(
                 name,
                 pack,

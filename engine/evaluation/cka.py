@@ -6,9 +6,10 @@ from a seeded sample of the set's images.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,19 +17,21 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from engine import models
 from engine.data.sets import LabelledSet
-from engine.evaluation import bank, hsic, layers, passes, splits
+from engine.errors import RecipeError
+from engine.evaluation import bank, hsic, passes
 from engine.machine import precision, ranks
 from engine.machine.files import digest
 from engine.models.form import Form
-from engine.recipe.schema import Recipe
+from engine.recipe.schema import ModelRecipe, Recipe
 from engine.run import Run
-from engine.store.artifacts import Artifact
 from engine.store.cells import Mix, essential
 
 FILE = "cka.json"
+CHAINS = (nn.Sequential, nn.ModuleList)
 
 
 def evaluate(run: Run, mixes: Sequence[Mix], name: str) -> None:
@@ -37,35 +40,32 @@ def evaluate(run: Run, mixes: Sequence[Mix], name: str) -> None:
 
     Raises ValueError for a set with too few images, RecipeError for a model without blocks.
     """
-    missing: list[dict[str, float]] = []
-    for mix in map(essential, mixes):
-        if run.find("cka", *_key(run, mix, name)) is None and mix not in missing:
-            missing.append(mix)
-    if not missing:
-        return
-    with run.threads():
+
+    @functools.cache
+    def before() -> tuple[_Grams, list[torch.Tensor]]:
         grams = _Grams(run, name)
-        before = list(grams.of({run.base.name: 1.0}))
-        for mix in missing:
-            sums_3L = torch.zeros(3, len(grams.layers), dtype=torch.float64, device=run.device)
-            for a_LNN, b_LNN in zip(before, grams.of(mix), strict=True):
-                pairs = ((a_LNN, b_LNN), (a_LNN, a_LNN), (b_LNN, b_LNN))
-                sums_3L += torch.stack([hsic.hsic(x, y) for x, y in pairs])
-            if ranks.world() > 1:
-                dist.all_reduce(sums_3L)
-            values = dict(zip(grams.layers, hsic.cka(sums_3L).tolist(), strict=True))
-            _store(run, mix, name, values)
+        return grams, list(grams.of({run.base.name: 1.0}))
+
+    def compute(mix: Mix) -> Callable[[Path], object]:
+        grams, of_before = before()
+        sums_3L = torch.zeros(3, len(grams.layers), dtype=torch.float64, device=run.device)
+        for a_LNN, b_LNN in zip(of_before, grams.of(mix), strict=True):
+            pairs = ((a_LNN, b_LNN), (a_LNN, a_LNN), (b_LNN, b_LNN))
+            sums_3L += torch.stack([hsic.hsic(x, y) for x, y in pairs])
+        if ranks.world() > 1:
+            dist.all_reduce(sums_3L)
+        values = zip(grams.layers, hsic.cka(sums_3L).tolist(), strict=True)
+        known = {layer: None if math.isnan(value) else value for layer, value in values}
+        return lambda folder: (folder / FILE).write_text(json.dumps(known, indent=1))
+
+    for mix in map(essential, mixes):
+        run.make("cka", *_key(run, mix, name), functools.partial(compute, mix))
 
 
 def check(run: Run, name: str) -> None:
     """Refuse what `evaluate` would refuse, before anything is trained."""
-    layers.names_of(run.recipe.model)
+    blocks_of(run.recipe.model)
     minibatches(run.recipe, run.sets[name])
-
-
-def find(run: Run, mix: Mix, name: str) -> Artifact | None:
-    """The CKA of a mix on a set, or None if it was not evaluated."""
-    return run.store.find("cka", *_key(run, essential(mix), name))
 
 
 def stored(run: Run, mix: Mix, name: str) -> dict[str, float | None]:
@@ -73,9 +73,9 @@ def stored(run: Run, mix: Mix, name: str) -> dict[str, float | None]:
 
     Raises FileNotFoundError where it was not evaluated, ValueError where its file was altered.
     """
-    artifact = find(run, mix, name)
+    label, key = _key(run, essential(mix), name)
+    artifact = run.store.find("cka", label, key)
     if artifact is None:
-        label, _ = _key(run, essential(mix), name)
         raise FileNotFoundError(
             f"the store has no CKA of {label}: run the campaign again to make it"
         )
@@ -89,7 +89,7 @@ def minibatches(recipe: Recipe, labelled: LabelledSet) -> list[np.ndarray]:
     there are fewer. A minibatch has at most `evaluate.batch_size` images, unless the estimator
     needs more. Raises ValueError naming a set that has too few images.
     """
-    positions = labelled.split(splits.split_of(recipe, labelled.name))
+    positions = labelled.split(recipe.split_of(labelled.name))
     if len(positions) < hsic.FEWEST:
         raise ValueError(
             f"evaluate.cka: {labelled.name} has {len(positions)} images to evaluate, and CKA needs "
@@ -105,7 +105,7 @@ def minibatches(recipe: Recipe, labelled: LabelledSet) -> list[np.ndarray]:
 def _key(run: Run, mix: Mix, name: str) -> tuple[str, dict[str, Any]]:
     """Label and key of the artefact that holds a mix's CKA on a set."""
     recipe, labelled = run.recipe, run.sets[name]
-    split = splits.split_of(recipe, name) if len(labelled.holdout) else "all"
+    split = recipe.split_of(name) if len(labelled.holdout) else "all"
     key = {
         "before": run.base.name,
         "mix": dict(mix),
@@ -113,7 +113,7 @@ def _key(run: Run, mix: Mix, name: str) -> tuple[str, dict[str, Any]]:
         "split": [split, *labelled.split_key(recipe.dataset)],
         "images": recipe.evaluate.cka,
         "batch_size": recipe.evaluate.batch_size,
-        "layers": list(layers.names_of(recipe.model)),
+        "layers": list(blocks_of(recipe.model)),
         **_form(run).key,
         "machine": run.machine,
     }
@@ -122,17 +122,7 @@ def _key(run: Run, mix: Mix, name: str) -> tuple[str, dict[str, Any]]:
 
 def _form(run: Run) -> Form:
     """As the models are evaluated, but not compiled: a graph would hide what leaves a block."""
-    return replace(Form.of_evaluation(run.recipe, run.device), compile="never")
-
-
-def _store(run: Run, mix: Mix, name: str, values: dict[str, float]) -> None:
-    known = {layer: None if math.isnan(value) else value for layer, value in values.items()}
-
-    def write(folder: Path) -> None:
-        (folder / FILE).write_text(json.dumps(known, indent=1))
-
-    label, key = _key(run, mix, name)
-    ranks.first(lambda: run.store.make("cka", label, key, write))
+    return replace(Form.of(run.recipe.evaluate, run.device), compile="never")
 
 
 class _Grams:
@@ -144,26 +134,56 @@ class _Grams:
         all_ranks = minibatches(run.recipe, run.sets[name])
         numbers = np.array_split(np.arange(len(all_ranks)), ranks.world())[ranks.rank()]
         self.batches = [all_ranks[number] for number in numbers]
-        self.layers = layers.names_of(run.recipe.model)
-        self.form = _form(run)
-        classes = len(run.sets.classes)
-        self.backbone = self.form.backbone(run.recipe.model, classes, run.device)
+        self.layers = blocks_of(run.recipe.model)
+        form = _form(run)
+        self.backbone = form.backbone(run.recipe.model, len(run.sets.classes), run.device)
+        self.autocast = precision.autocast(form.precision, run.device)
         self.normalize = models.Normalize(run.recipe.model, run.device)
+        self._grams: list[torch.Tensor] = []  # of one pass; no output is held beyond it
+        for layer in self.layers:
+            self.backbone.net.get_submodule(layer).register_forward_hook(
+                lambda _module, _inputs, output: self._grams.append(hsic.gram(output))
+            )
 
     def of(self, mix: Mix) -> Iterator[torch.Tensor]:
         """`hsic.centred` Gram matrices [L, n, n] of each minibatch, of the model that a mix is."""
         parents = {name: passes.stored_cell(self.run.store, name) for name in mix}
-        (state,) = bank.states(self.run, [mix], parents)
-        for head in models.head_names_of(self.run.recipe.model):
-            del state[head]
-        state = self.backbone.state(state)
-        prompt_CHW = next(iter(parents.values())).prompt() if len(mix) == 1 else None
-        prompt_CHW = 0 if prompt_CHW is None else prompt_CHW.to(self.run.device)
-        net = self.backbone.net
-        autocast = precision.autocast(self.form.precision, self.run.device)
+        (model,) = bank.load(self.backbone, self.run, [mix], parents)
         for batch in self.source.batches(self.batches):
-            x_BCHW = self.normalize(batch.images) + prompt_CHW
-            observed = layers.observed(net, self.layers, hsic.gram)
-            with torch.inference_mode(), autocast, observed as grams:
-                self.backbone.given(state, x_BCHW)
-            yield hsic.centred(torch.stack(grams))
+            self._grams.clear()
+            with torch.inference_mode(), self.autocast:
+                model(self.normalize(batch.images))
+            yield hsic.centred(torch.stack(self._grams))
+
+
+def blocks(net: nn.Module, prefix: str = "") -> list[str]:
+    """Names of a network's blocks in their order: what its chains of modules consist of.
+
+    A chain within a chain is followed: a ViT has its transformer blocks, an EfficientNet and a
+    ResNet their residual blocks, a ConvNeXt its stem's layers and its stages.
+    """
+    names = []
+    for name, child in net.named_children():
+        if isinstance(child, CHAINS):
+            names += blocks(child, f"{prefix}{name}.")
+        elif prefix and not isinstance(child, nn.Identity):
+            names.append(f"{prefix}{name}")
+    return names
+
+
+@functools.cache
+def _blocks(arch: str, image_size: int, projection: int) -> tuple[str, ...]:
+    model = ModelRecipe(name=arch, arch=arch, image_size=image_size, projection=projection)
+    with torch.random.fork_rng(devices=[]):  # weights drawn here must not change later ones
+        return tuple(blocks(models.create(model, 2)))
+
+
+def blocks_of(recipe: ModelRecipe) -> tuple[str, ...]:
+    """`blocks` of an architecture. Raises RecipeError where it has none."""
+    names = _blocks(recipe.arch, recipe.image_size, recipe.projection)
+    if not names:
+        raise RecipeError(
+            f"evaluate.cka: {recipe.arch} is no chain of blocks, so no layers can be compared; set "
+            "evaluate.cka=0 for it"
+        )
+    return names

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import shutil
+import os
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -17,12 +17,14 @@ from engine.data.sets import LabelledSet
 from engine.evaluation.bank import Forward
 from engine.evaluation.batches import read, reduced
 from engine.machine import ranks
+from engine.machine.files import room_for
 from engine.models.form import Form
 from engine.run import Run
-from engine.store import pending
 from engine.store.cells import Cell
-from engine.store.pending import keep_array, slices
+from engine.store.pending import slices
 from loaders.batch import on_device
+
+FILE = "features.npy"
 
 
 def stored(run: Run, cell: Cell, labelled: LabelledSet, *, training: bool = False) -> torch.Tensor:
@@ -34,21 +36,15 @@ def stored(run: Run, cell: Cell, labelled: LabelledSet, *, training: bool = Fals
     """
     key = key_of(run, cell, labelled, training=training)
     label = f"{cell.backbone.rsplit('-', 1)[0]}-{labelled.name}"
-    artifact = run.find("features", label, key)
-    if artifact is None:
-        run.store.check_makes("features", label, key)
-        slices = run.store.root / "pending" / run.store.place("features", label, key).name
-        with run.threads():
-            files = sliced(run, cell, labelled, _form(run, training), slices)
+    file = run.store.root / "pending" / f"{run.store.place('features', label, key).name}.npy"
 
-        def write(folder: Path) -> None:
-            pending.join_arrays(files, folder / "features.npy", len(labelled.split("all")))
+    def compute() -> Callable[[Path], object]:
+        _compute(run, cell, labelled, _form(run, training), file)
+        return lambda folder: file.rename(folder / FILE)
 
-        artifact = ranks.first(lambda: run.store.make("features", label, key, write))
-        if ranks.rank() == 0:
-            shutil.rmtree(slices, ignore_errors=True)
+    artifact = run.make("features", label, key, compute)
     # Copy-on-write: torch wants a writable array, and the file must not change.
-    array = np.load(artifact.checked("features.npy"), mmap_mode="c", allow_pickle=False)
+    array = np.load(artifact.checked(FILE), mmap_mode="c", allow_pickle=False)
     return torch.from_numpy(array)
 
 
@@ -66,8 +62,7 @@ def key_of(
 
 
 def _form(run: Run, training: bool) -> Form:
-    make = Form.of_training if training else Form.of_evaluation
-    return make(run.recipe, run.device)
+    return Form.of(run.recipe.train if training else run.recipe.evaluate, run.device)
 
 
 def teacher(run: Run, cell: Cell, labelled: LabelledSet) -> Callable[[np.ndarray], torch.Tensor]:
@@ -87,25 +82,29 @@ def teacher(run: Run, cell: Cell, labelled: LabelledSet) -> Callable[[np.ndarray
     return logits
 
 
-def sliced(run: Run, cell: Cell, labelled: LabelledSet, form: Form, folder: Path) -> list[Path]:
-    """Pre-logits of a cell's backbone for a whole set, slice by slice in the pack's order.
+def _compute(run: Run, cell: Cell, labelled: LabelledSet, form: Form, file: Path) -> None:
+    """Write the pre-logits of a cell's backbone for a whole set, a slice at a time, to a file.
 
-    Returns files of `folder`, float32 [n, D] each; existing files are not computed again. Raises
-    OSError naming the file where there is no room for it.
+    Raises OSError naming the file where there is no room for it.
     """
-    cuts = slices(labelled.split("all"), run.recipe.evaluate.batch_size)
-    files = [folder / f"{cut[0]:09d}-{len(cut)}.npz" for cut in cuts]
-    todo = [k for k, file in enumerate(files) if not ranks.all_agree(file.is_file())]
-    if todo:
-        recipe, state = run.recipe, run.network(cell).state_dict()
-        for name in models.head_names_of(recipe.model):
-            del state[name]
-        backbone = form.backbone(recipe.model, len(run.sets.classes), run.device)
-        forward = Forward(run)
-        model = functools.partial(backbone.given, backbone.state(state))
-        reader = read(run, labelled, [cuts[k] for k in todo], f"features of {labelled.name}")
-        with closing(reader) as pieces:
-            for k, batches in zip(todo, pieces, strict=True):
-                (x_ND,) = reduced(forward, [model], batches, form.precision, lambda _, x_BD: x_BD)
-                ranks.first(functools.partial(keep_array, files[k], x_ND.cpu().numpy()))
-    return files
+    recipe, everything = run.recipe, labelled.split("all")
+    state = run.network(cell).state_dict()
+    for name in models.head_names_of(recipe.model):
+        del state[name]
+    backbone = form.backbone(recipe.model, len(run.sets.classes), run.device)
+    forward = Forward(run)
+    model = functools.partial(backbone.given, backbone.state(state))
+    cuts = slices(everything, recipe.evaluate.batch_size)
+    pieces = read(run, labelled, cuts, f"features of {labelled.name}")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    place = file if ranks.rank() == 0 else Path(os.devnull)
+    with closing(pieces):
+        for number, batches in enumerate(pieces):
+            (x_ND,) = reduced(forward, [[model]], batches, form.precision, lambda _, x_BD: x_BD)
+            array_ND = np.ascontiguousarray(x_ND.cpu().numpy())
+            with room_for(file), place.open("ab" if number else "wb") as sink:
+                if not number:
+                    header = np.lib.format.header_data_from_array_1_0(array_ND)
+                    header["shape"] = (len(everything), array_ND.shape[1])
+                    np.lib.format.write_array_header_1_0(sink, header)
+                sink.write(array_ND.data)

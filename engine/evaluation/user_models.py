@@ -112,8 +112,33 @@ def cells_of(model: ModelRecipe, store: Store, files: Sequence[Path]) -> dict[Pa
 def head_of(
     model: ModelRecipe, cells: Mapping[Path, Cell], classes: Sequence[str] | None
 ) -> tuple[str, ...]:
-    """The classes of the models' heads, in order. Raises ValueError as `evaluate`."""
-    return _head(_outputs(model, cells), classes, list(cells))
+    """The classes of the models' heads, in order: as given, or ImageNet-1K's for as many outputs.
+
+    Raises ValueError as `evaluate`.
+    """
+    weight, _ = models.head_names_of(model)
+    counts = {file: cell.shape(weight)[0] for file, cell in cells.items()}
+    first, outputs = next(iter(counts.items()))
+    for file, count in counts.items():
+        if count != outputs:
+            raise ValueError(
+                f"{file} has {count} classes, {first} has {outputs}: take only models of one head"
+            )
+    if classes is None and outputs == len(imagenet.wnids()):
+        return imagenet.wnids()
+    if classes is None:
+        raise ValueError(
+            f"no file says which class each of the {outputs} outputs of {first} is: write the "
+            "names in the head's order, a line each, and pass --classes FILE. torchvision and "
+            "timm number the folders of a training set in sorted order: "
+            "`ls FOLDER | LC_ALL=C sort > FILE`; "
+            f"for folders named by the outputs' numbers: `seq 0 {outputs - 1} > FILE`"
+        )
+    if len(classes) != outputs or len(set(classes)) != outputs:
+        raise ValueError(
+            f"{len(set(classes))} classes are named, but the head of {first} has {outputs} outputs"
+        )
+    return tuple(classes)
 
 
 def cell_of(model: ModelRecipe, store: Store, file: Path) -> Cell:
@@ -125,7 +150,7 @@ def cell_of(model: ModelRecipe, store: Store, file: Path) -> Cell:
         raise ValueError(f"there is no checkpoint {file}")
 
     def make() -> Cell:
-        names, (weight, _) = formats.names(file), models.head_names_of(model)
+        names, (weight, _) = formats.load(file).keys(), models.head_names_of(model)
         source = "file"
         if weight not in names and model.weights.match == "names":
             if not model.arch.startswith(clip.PREFIX):
@@ -166,38 +191,6 @@ def pack_at(resolved: Recipe, place: Path) -> Pack:
     )
     of_folder = dataclasses.replace(resolved, dataset=dataset)
     return ranks.first(lambda: pack_of(of_folder, place.name, cache_folder()))
-
-
-def _outputs(model: ModelRecipe, cells: Mapping[Path, Cell]) -> int:
-    """The number of classes of the models' heads; ValueError where they differ."""
-    weight, _ = models.head_names_of(model)
-    counts = {file: cell.shape(weight)[0] for file, cell in cells.items()}
-    first, outputs = next(iter(counts.items()))
-    for file, count in counts.items():
-        if count != outputs:
-            raise ValueError(
-                f"{file} has {count} classes, {first} has {outputs}: take only models of one head"
-            )
-    return outputs
-
-
-def _head(outputs: int, classes: Sequence[str] | None, files: Sequence[Path]) -> tuple[str, ...]:
-    """The head's classes in order: as given, or ImageNet-1K's for as many outputs."""
-    if classes is not None:
-        if len(classes) != outputs or len(set(classes)) != outputs:
-            raise ValueError(
-                f"{len(set(classes))} classes are named, but the head of {files[0]} has {outputs} "
-                "outputs"
-            )
-        return tuple(classes)
-    if outputs == len(imagenet.wnids()):
-        return imagenet.wnids()
-    raise ValueError(
-        f"no file says which class each of the {outputs} outputs of {files[0]} is: write the names "
-        "in the head's order, a line each, and pass --classes FILE. torchvision and timm number "
-        "the folders of a training set in sorted order: `ls FOLDER | LC_ALL=C sort > FILE`; "
-        f"for folders named by the outputs' numbers: `seq 0 {outputs - 1} > FILE`"
-    )
 
 
 def _models(cells: Mapping[Path, str], alphas: Sequence[float] | None) -> list[Model]:

@@ -26,15 +26,15 @@ from engine.machine.files import cache_folder
 from engine.measures import dynamics
 from engine.methods.base import Derived, Trained
 from engine.methods.context import Context
-from engine.methods.first_head import first_head
+from engine.methods.linear_probe import first_head
 from engine.models import checkpoints, zero_shot
 from engine.models.form import Form
 from engine.recipe import modules
 from engine.run import Run
 from engine.store import cells, tensors
 from engine.store.alone import alone
-from engine.store.artifacts import Artifact, Store
-from engine.store.cells import Cell, Entry, Export, Mix
+from engine.store.artifacts import Store
+from engine.store.cells import Average, Cell, Entry, Export
 from engine.store.checkpoints import CheckpointFiles
 from engine.training import fisher, loop
 from engine.training.saving import Saving
@@ -81,19 +81,17 @@ class Builder(Context):
         finds.
         """
         method = modules.method_of(self.recipe)  # before any work: its `check` may refuse
-        recipe, key = self.recipe, self.key()
-        label = f"{recipe.method.name}-{recipe.downstream}"
-        if (cell := self._stored(label, key)[0]) is not None:
+        if (cell := self._stored()[0]) is not None:
             return cell
-        self.store.check_makes("cells", label, key)
-        with alone(self.store, self._name()):
-            cell, missing = self._stored(label, key)  # another launch may have made it meanwhile
+        self.store.check_makes(*self._asked)
+        with alone(self.store, self._name):
+            cell, missing = self._stored()  # another launch may have made it meanwhile
             if cell is not None:
                 return cell
             write = self._made(method, missing)
-            cell = Cell(ranks.first(lambda: self.store.make("cells", label, key, write)))
+            cell = Cell(ranks.first(lambda: self.store.make(*self._asked, write)))
             if ranks.rank() == 0:
-                self._checkpoint_files().remove()
+                CheckpointFiles(self.store, self._name).remove()
         return cell
 
     def entries(self) -> list[Entry]:
@@ -111,8 +109,12 @@ class Builder(Context):
         ]
 
     def remove_snapshots(self) -> None:
-        """Remove the weights of the cell's snapshots, which must be evaluated."""
-        snapshots.remove_weights(self.run, self._snapshots(self.build()))
+        """Remove the weights of the cell's snapshots, which must be evaluated, unless the recipe
+        keeps them."""
+        for snapshot in self._snapshots(self.build()):
+            artifact = snapshot.weights(self.run)
+            if artifact is not None and not self.recipe.train.keep_snapshots:
+                self.store.remove(artifact)
 
     def key(self) -> dict[str, Any]:
         """Everything that determines the cell's weights."""
@@ -122,7 +124,7 @@ class Builder(Context):
         if module.suffix == ".py":
             method["sha256"] = file_hash(module)
             method["module"] = module.name  # a file that moved is the same method
-        form = Form.of_training(recipe, self.device)
+        form = Form.of(recipe.train, self.device)
         train = dataclasses.asdict(recipe.train)
         # These leave the weights as they are.
         for name in ("snapshots", "keep_snapshots", "checkpoint_minutes"):
@@ -204,32 +206,23 @@ class Builder(Context):
             "batch_size": self.recipe.train.batch_size,  # labels are drawn batch by batch
             "machine": self.run.machine,
         }
-        label = self.recipe.model.name
-        artifact = self.run.find("fisher", label, key)
-        if artifact is None:
-            self.store.check_makes("fisher", label, key)
-            with alone(self.store, self.store.place("fisher", label, key).name):
-                artifact = self.run.find("fisher", label, key) or self._made_fisher(label, key)
+
+        def compute() -> Callable[[Path], object]:
+            values = fisher.diagonal(self.run, images, labels)
+            return lambda folder: tensors.save(values, folder / FISHER)
+
+        artifact = self.run.make("fisher", self.recipe.model.name, key, compute)
         return load_file(artifact.checked(FISHER))
-
-    def _made_fisher(self, label: str, key: Mapping[str, Any]) -> Artifact:
-        with self.run.threads():
-            values = fisher.diagonal(self.run, key["images"], key["labels"])
-
-        def write(folder: Path) -> None:
-            tensors.save(values, folder / FISHER)
-
-        return ranks.first(lambda: self.store.make("fisher", label, key, write))
 
     def clip(self) -> Any:
         model = self.recipe.model
-        return ranks.first(lambda: checkpoints.clip_model(model, cache_folder())).to(self.device)
+        return ranks.first(lambda: zero_shot.open_model(model, cache_folder())).to(self.device)
 
     def zero_shot_head(self, clip: Any) -> torch.Tensor:
         return zero_shot.head(clip, self.recipe.model.weights)
 
-    def holdout_accuracy(self, mix: Mix) -> float:
-        return passes.holdout_accuracy(self.run, mix)
+    def holdout_accuracy(self, average: Average) -> float:
+        return passes.holdout_accuracy(self.run, average)
 
     def _pre_trained(self) -> Cell:
         """The pre-trained model. A head that it lacks is made on the upstream set."""
@@ -255,23 +248,28 @@ class Builder(Context):
             return []
         recipe, images = self.recipe, len(self.target.training(self.recipe))
         total = total_steps(recipe.train, images) if cell is None else cell.steps
-        return snapshots.of_cell(self.run, self.followed.downstreams, self._name(), total)
+        return snapshots.of_cell(self.run, self.followed.downstreams, self._name, total)
 
-    def _stored(self, label: str, key: Mapping[str, Any]) -> tuple[Cell | None, list[Snapshot]]:
+    def _stored(self) -> tuple[Cell | None, list[Snapshot]]:
         """The recipe's cell, if all that belongs to it is there, and its missing snapshots."""
-        artifact = self.run.find("cells", label, key)
+        artifact = self.run.find(*self._asked)
         cell = None if artifact is None else Cell(artifact)
         missing = snapshots.missing(self.run, self._snapshots(cell))
-        whole = cell is not None and not missing and self._has_parents(cell)
+        if cell is None or missing:
+            return None, missing
+        parents = {name for entry in cell.entries for name in entry.mix}
+        whole = ranks.all_agree(all(cells.find(self.store, name) for name in parents))
         return cell if whole else None, missing
 
+    @cached_property
+    def _asked(self) -> tuple[str, str, dict[str, Any]]:
+        """Kind, label and key of the recipe's cell."""
+        return "cells", f"{self.recipe.method.name}-{self.recipe.downstream}", self.key()
+
+    @property
     def _name(self) -> str:
         """The name of the recipe's cell, finished or not."""
-        label = f"{self.recipe.method.name}-{self.recipe.downstream}"
-        return self.store.place("cells", label, self.key()).name
-
-    def _checkpoint_files(self) -> CheckpointFiles:
-        return CheckpointFiles(self.store, self._name())
+        return self.store.place(*self._asked).name
 
     def _made(self, method: Any, missing: Sequence[Snapshot]) -> Callable[[Path], None]:
         """Make the recipe's cell and the snapshots that are missing; returns what writes it."""
@@ -292,7 +290,7 @@ class Builder(Context):
             self.store.make(snapshots.KIND, snapshot.label, snapshot.key, write)
 
         minutes = recipe.train.checkpoint_minutes
-        files = self._checkpoint_files() if minutes else None
+        files = CheckpointFiles(self.store, self._name) if minutes else None
         with self.run.threads(), Saving(by_step, write_snapshot, files, minutes) as saving:
             export, history = loop.fit(method, self.run, self, saving)
 
@@ -312,8 +310,3 @@ class Builder(Context):
             "classes": list(self.sets.classes),
             "model": models.description(self.recipe.model),
         }
-
-    def _has_parents(self, cell: Cell) -> bool:
-        """Whether the cells of its mixes are still there, on every rank."""
-        names = {name for entry in cell.entries for name in entry.mix}
-        return ranks.all_agree(all(cells.find(self.store, name) for name in names))

@@ -38,8 +38,14 @@ class CellPlan:
             if not key.startswith("method.") or key == VARIANT
         }
         needs = {name: need.on(downstream, shared) for name, need in self.needs.items()}
-        changed = dataclasses.replace(self.recipe, downstream=downstream)
-        return CellPlan(_with(changed, settings), needs)
+        cell = dataclasses.replace(self.recipe, downstream=downstream)
+        for key, value in settings.items():
+            section, _, name = key.rpartition(".")
+            values: dict[str, Any] = {name: value}
+            if section:
+                values = {section: dataclasses.replace(getattr(cell, section), **values)}
+            cell = dataclasses.replace(cell, **values)
+        return CellPlan(cell, needs)
 
     def below(self, runs: Path) -> CellPlan:
         """The cell, with this folder of all outputs."""
@@ -105,13 +111,3 @@ def _with_needs(name: str, words: tuple[str, ...], cell: Recipe, run_users: bool
             )
         needs[method] = _with_needs(name, words, need, run_users)
     return CellPlan(cell, needs)
-
-
-def _with(cell: Recipe, settings: Mapping[str, Scalar]) -> Recipe:
-    for key, value in settings.items():
-        section, _, name = key.rpartition(".")
-        values: dict[str, Any] = {name: value}
-        if section:
-            values = {section: dataclasses.replace(getattr(cell, section), **values)}
-        cell = dataclasses.replace(cell, **values)
-    return cell

@@ -86,17 +86,20 @@ def columns_of(grid: recipe.GridKeys, cells: Sequence[Recipe]) -> tuple[Column, 
             recipe.varied(cell, words)
     except RecipeError as error:
         raise RecipeError(f"{source} (vary): {error}") from error
-    columns = tuple(
-        Column(",".join([name, *words]), name, _without_seed(words), _typed(words, cells[0]))
-        for name, words in itertools.product(downstreams, settings)
-    )
-    for column in columns:
-        if len(column.name.encode()) > LONGEST:
+    columns = []
+    for downstream, words in itertools.product(downstreams, settings):
+        values = {
+            key: recipe.value_of(cells[0], w) for key, w in zip(grid.vary, words, strict=True)
+        }
+        setting = ",".join(w for key, w in zip(grid.vary, words, strict=True) if key != SEED)
+        name = ",".join([downstream, *words])
+        if len(name.encode()) > LONGEST:
             raise RecipeError(
-                f"{source}: vary: {column.name} is the name of a file, and longer than {LONGEST} "
-                "bytes; vary fewer keys"
+                f"{source}: vary: {name} is the name of a file, and longer than {LONGEST} bytes; "
+                "vary fewer keys"
             )
-    return columns
+        columns.append(Column(name, downstream, setting, values))
+    return tuple(columns)
 
 
 def _check_keys(source: str, vary: Mapping[str, Sequence[Any]], cells: Sequence[Recipe]) -> None:
@@ -116,7 +119,12 @@ def _check_keys(source: str, vary: Mapping[str, Sequence[Any]], cells: Sequence[
                 f"{source}: vary: {key} needs a list of values, as in `{key}: [1, 2]`"
             )
         for value in values:
-            _check_value(source, key, value)
+            is_safe = not isinstance(value, str) or value.replace("_", "").isalnum()
+            if not isinstance(value, Scalar) or not is_safe:
+                raise RecipeError(
+                    f"{source}: vary: {key} cannot be {value!r}; values are numbers, true, false "
+                    "or words of letters, digits and _, because they become names of files"
+                )
         if key == SEED and cells[0].seeds > 1:
             raise RecipeError(
                 f"{source}: vary: seed and seeds={cells[0].seeds} both say the seeds; give one of "
@@ -137,20 +145,3 @@ def _check_twice(words: Sequence[str], cell: Recipe) -> None:
             same = "" if before == value else f", as {before} and {value}"
             raise RecipeError(f"{key} names {text(typed)} twice{same}")
         values[typed] = value
-
-
-def _typed(words: Sequence[str], cell: Recipe) -> dict[str, Scalar]:
-    return {word.partition("=")[0]: recipe.value_of(cell, word) for word in words}
-
-
-def _without_seed(words: Sequence[str]) -> str:
-    return ",".join(word for word in words if word.partition("=")[0] != SEED)
-
-
-def _check_value(file: str, key: str, value: Any) -> None:
-    is_safe = not isinstance(value, str) or value.replace("_", "").isalnum()
-    if not isinstance(value, Scalar) or not is_safe:
-        raise RecipeError(
-            f"{file}: vary: {key} cannot be {value!r}; values are numbers, true, false or words of "
-            "letters, digits and _, because they become names of files"
-        )

@@ -7,9 +7,8 @@ the report.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,13 +17,11 @@ import torch
 from engine import models
 from engine.data import imagenet, packs
 from engine.grid.campaign import Plan
-from engine.grid.cell_plan import CellPlan
 from engine.machine.files import digest
-from engine.machine.flops import PEAKS, flops
+from engine.machine.flops import PEAKS, of_image
 from engine.methods.base import Derived
 from engine.recipe import modules
-from engine.recipe.schema import ModelRecipe, Recipe
-from engine.training.schedule import total_steps
+from engine.recipe.schema import Recipe
 from loaders import folders
 from loaders.benchmarks import emoji
 from loaders.pack import MANIFEST, Pack
@@ -38,34 +35,6 @@ FULL_PASSES = 3.0  # of a user's method, whose file is not run: a forward and a 
 
 
 @dataclass(frozen=True)
-class Device:
-    """TFLOP/s that are reached in each precision. is_gpu: bf16 is chosen by itself there."""
-
-    name: str
-    bf16: float
-    fp32: float
-    is_gpu: bool = True
-
-    def hours(self, operations: float, kind: str) -> float:
-        """Hours of so many operations. kind: a recipe's precision, auto | bf16 | fp32."""
-        kind = ("bf16" if self.is_gpu else "fp32") if kind == "auto" else kind
-        return operations / (getattr(self, kind) * 1e12 * 3600)
-
-
-def gpu(name: str, mfu: float = MFU) -> Device:
-    """A GPU of NVIDIA's, of which a campaign reaches this share of the peak."""
-    return Device(name, mfu * PEAKS[name]["bf16"], mfu * PEAKS[name]["fp32"])
-
-
-A100, H100 = gpu("A100"), gpu("H100")
-
-
-def cpu(cores: int) -> Device:
-    """So many cores of a CPU."""
-    return Device(f"{cores} CPU cores", cores * CORE_TFLOPS, cores * CORE_TFLOPS, is_gpu=False)
-
-
-@dataclass(frozen=True)
 class Part:
     """Work of one kind in one column, or in what all columns share.
 
@@ -76,7 +45,31 @@ class Part:
     images: int
     operations: float
     precision: str
-    steps: int = 0
+
+
+@dataclass(frozen=True)
+class Device:
+    """TFLOP/s that are reached in each precision. auto: the one that is chosen by itself there."""
+
+    name: str
+    bf16: float
+    fp32: float
+    auto: str = "bf16"
+
+    def hours(self, parts: Iterable[Part]) -> float:
+        """Hours of parts that are done one after the other."""
+        rates = {"bf16": self.bf16, "fp32": self.fp32, "auto": getattr(self, self.auto)}
+        return sum(part.operations / (rates[part.precision] * 1e12 * 3600) for part in parts)
+
+
+def gpu(name: str, mfu: float = MFU) -> Device:
+    """A GPU of NVIDIA's, of which a campaign reaches this share of the peak."""
+    return Device(name, mfu * PEAKS[name]["bf16"], mfu * PEAKS[name]["fp32"])
+
+
+def cpu(cores: int) -> Device:
+    """So many cores of a CPU."""
+    return Device(f"{cores} CPU cores", cores * CORE_TFLOPS, cores * CORE_TFLOPS, auto="fp32")
 
 
 @dataclass(frozen=True)
@@ -87,23 +80,20 @@ class Estimate:
     plan: Plan
     parameters: int
     forward: float
-    shared: tuple[Part, ...]
+    shared: Part
     columns: tuple[tuple[Part, ...], ...]
     images: dict[str, int]
     disk: dict[str, float]
 
-    def prepare_hours(self, device: Device) -> float:
-        return hours(self.shared, device)
-
     def column_hours(self, device: Device, gpus: int = 1) -> float:
         """Hours of the longest column, whose job has so many GPUs."""
-        return max(hours(parts, device) for parts in self.columns) / gpus
+        return max(map(device.hours, self.columns)) / gpus
 
     def hours(self, device: Device, gpus: int) -> float:
         """Hours of the campaign on so many GPUs, of which a job has several if columns are few."""
         each = max(1, gpus // len(self.columns))
         turns = math.ceil(len(self.columns) / (gpus // each))
-        return self.prepare_hours(device) + turns * self.column_hours(device, each)
+        return device.hours([self.shared]) + turns * self.column_hours(device, each)
 
     @property
     def memory_gb(self) -> float:
@@ -118,14 +108,9 @@ class Estimate:
     def by_name(self) -> dict[str, list[Part]]:
         """The parts of the same name together, in their order."""
         groups: dict[str, list[Part]] = {}
-        for part in [*self.shared, *(part for column in self.columns for part in column)]:
+        for part in [self.shared, *(part for column in self.columns for part in column)]:
             groups.setdefault(part.name, []).append(part)
         return groups
-
-
-def hours(parts: Sequence[Part], device: Device) -> float:
-    """Hours of parts that are done one after the other."""
-    return sum(device.hours(part.operations, part.precision) for part in parts)
 
 
 def of(plan: Plan) -> Estimate:
@@ -135,70 +120,77 @@ def of(plan: Plan) -> Estimate:
     encoded nor known, or its folder cannot be read.
     """
     recipe = plan.recipe
-    dataset, kind = recipe.dataset, recipe.evaluate.precision
+    model, dataset, kind = recipe.model, recipe.dataset, recipe.evaluate.precision
     images = {name: images_of(recipe, name) for name in plan.needed}
     classes = len(imagenet.wnids()) if dataset.kind == "imagenet" else dataset.classes or 1000
-    arch = (recipe.model.arch, recipe.model.image_size, recipe.model.projection)
-    parameters, width, forward = _network(*arch, classes)
-    everywhere = sum(images[name] for name in dataset.places)
-    columns, trained, evaluated = [], 0, 0
+    with torch.device("meta"):
+        net = models.create(model, classes).eval()
+    parameters, width = sum(p.numel() for p in net.parameters()), models.head(net).in_features
+    forward = of_image(net, model.image_size)
+    everywhere = sum(images[name] for name in dataset.places)  # whose features are stored
+    columns, weights, predictions = [], 1, everywhere
     for column in plan.columns:
-        parts, models_seen = [], 0
-        cells = {_what(cell.recipe): cell for row in plan.cells(column) for cell in row.all()}
-        for cell in cells.values():
-            part, seen, weights = _of_cell(cell, images[column.downstream], forward)
-            parts += [part] if part else []
-            models_seen += seen
-            trained += weights
-        operations = models_seen * everywhere * forward
-        columns.append((*parts, Part("evaluation", models_seen * everywhere, operations, kind)))
-        evaluated += models_seen + sum(part.operations == 0 for part in parts)
-    shared = (Part("pre-trained model", everywhere, everywhere * forward, kind),)
+        cells = [cell.recipe for row in plan.cells(column) for cell in row.all()]
+        judged = sum(_judged(cells[0], name, images[name]) for name in dataset.places)
+        parts, files, rows = _of_column(cells, images[column.downstream], judged, forward)
+        columns.append(parts)
+        weights += files
+        predictions += rows
     disk = {
         "packs": float(sum(packs.size_bytes(recipe, count) for count in images.values())),
-        "weights": 4.0 * parameters * (1 + trained),
+        "weights": 4.0 * parameters * weights,
         "features": 4.0 * width * everywhere,
-        "predictions": float(ROW_BYTES * everywhere * (1 + evaluated)),
+        "predictions": float(ROW_BYTES * predictions),
     }
+    shared = Part("pre-trained model", everywhere, everywhere * forward, kind)
     return Estimate(plan, parameters, forward, shared, tuple(columns), images, disk)
 
 
-def _what(recipe: Recipe) -> str:
-    """The same for rows that call the same cell by two titles."""
-    untitled = dataclasses.replace(recipe.method, title="")
-    return digest(dataclasses.asdict(dataclasses.replace(recipe, method=untitled)))
+def _of_column(
+    cells: Sequence[Recipe], images: int, judged: int, forward: float
+) -> tuple[tuple[Part, ...], int, int]:
+    """The parts of a column, and how many files of weights and rows of predictions it leaves.
+
+    images: of its set. judged: images that each model is evaluated on.
+    """
+    distinct = {}
+    for cell in cells:  # two rows may call one cell by two titles
+        untitled = dataclasses.replace(cell.method, title="")
+        key = dataclasses.asdict(dataclasses.replace(cell, method=untitled))
+        distinct[digest(key)] = cell
+    parts, networks, extra, weights = [], 0, 0, 0  # fitted heads and ensembles need no pass
+    for cell in distinct.values():
+        is_users = modules.is_users(cell.method.module)
+        method = None if is_users else modules.method_of(cell)
+        if isinstance(method, Derived):
+            networks += method.models
+            extra += not method.models
+            weights += cell.method.has_weights
+            continue
+        passes = FULL_PASSES if method is None else method.passes
+        # A head alone is fitted on stored features, and evaluated from them.
+        seen = cell.train.epochs * _trained_on(cell, images) if passes else 0
+        title, operations = f"training: {cell.method.title}", seen * passes * forward
+        parts.append(Part(title, seen, operations, cell.train.precision))
+        networks += 1 + cell.train.snapshots if passes else 0
+        extra += not passes
+        weights += 1
+    passed = networks * judged
+    evaluation = Part("evaluation", passed, passed * forward, cells[0].evaluate.precision)
+    return (*parts, evaluation), weights, (networks + extra) * judged
 
 
-def _of_cell(cell: CellPlan, images: int, forward: float) -> tuple[Part | None, int, int]:
-    """A cell's training, the models of it that pass over all sets, and its files of weights."""
-    recipe = cell.recipe
-    method = None
-    if not modules.is_users(recipe.method.module):
-        method = modules.method_of(recipe)
-    if isinstance(method, Derived):
-        return None, method.mixes or 1, 0 if method.mixes else 1
-    passes = FULL_PASSES if method is None else method.passes
-    train, dataset = recipe.train, recipe.dataset
-    seen = round(images * (1 - dataset.holdout) * dataset.portion)
-    seen = min(seen, dataset.train_images or seen)
-    epochs = train.epochs if passes else 0
-    steps = total_steps(train, seen) if passes else 0
-    name = f"training: {recipe.method.title}"
-    operations = epochs * seen * passes * forward
-    part = Part(name, epochs * seen, operations, train.precision, steps)
-    return part, (1 + train.snapshots if passes else 0), 1
+def _judged(recipe: Recipe, name: str, images: int) -> int:
+    """How many images of a set a cell is evaluated on."""
+    share = recipe.dataset.holdout if recipe.split_of(name) == "holdout" else 0
+    return round(images * share) if share else images
 
 
-@functools.lru_cache(maxsize=64)
-def _network(arch: str, image_size: int, projection: int, classes: int) -> tuple[int, int, float]:
-    """Parameters of a model, its features' width, and the operations to see one image."""
-    model = ModelRecipe(name=arch, arch=arch, image_size=image_size, projection=projection)
-    with torch.device("meta"):
-        net = models.create(model, classes).eval()
-        image = torch.empty(1, 3, image_size, image_size)
-    with torch.inference_mode():
-        forward = flops(lambda: net(image))
-    return sum(p.numel() for p in net.parameters()), models.head(net).in_features, forward
+def _trained_on(recipe: Recipe, images: int) -> int:
+    """How many images of a set a cell trains on."""
+    dataset = recipe.dataset
+    part = round(images * (1 - dataset.holdout) * dataset.portion)
+    return min(part, dataset.train_images or part)
 
 
 def images_of(recipe: Recipe, name: str) -> int:

@@ -5,22 +5,20 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator
 
 import torch
 
 from engine.data.sets import Sets
-from engine.evaluation import accuracies, cka, features, passes, splits
-from engine.evaluation.accuracies import Model
+from engine.evaluation import accuracies, cka, features, passes
 from engine.grid import progress
 from engine.grid.build import Builder
 from engine.grid.campaign import PREPARE, Plan
 from engine.grid.columns import Column
 from engine.grid.snapshots import Followed
 from engine.machine import ranks
-from engine.run import Run
 from engine.store.artifacts import Store
-from engine.store.cells import Entry
+from engine.store.cells import Ensemble
 from engine.training import trackers
 
 log = logging.getLogger(__name__)
@@ -45,6 +43,15 @@ def builders(
     return [builder, *map(builder.of, rest)]
 
 
+def finished(plan: Plan, device: torch.device) -> Iterator[tuple[Column, list[Builder]]]:
+    """Each column with its builders, which make nothing; the sets are opened once."""
+    sets = None
+    for column in plan.columns:
+        rows = builders(plan, device, column, sets, finds_only=True)
+        sets = rows[0].sets
+        yield column, rows
+
+
 def prepare(plan: Plan, device: torch.device) -> None:
     """What all columns share: packs, the pre-trained model, its features and predictions."""
     builder = builders(plan, device, plan.columns[0])[0]
@@ -61,7 +68,7 @@ def prepare(plan: Plan, device: torch.device) -> None:
         if run.recipe.evaluate.cka:
             cka.check(run, name)
         features.stored(run, run.base, run.sets[name])
-        for split in (splits.split_of(run.recipe, name), "holdout"):
+        for split in (run.recipe.split_of(name), "holdout"):
             passes.evaluate(run, [base], [name], split)
         run.sets.release(name)
     for name in plan.needed[len(names) :]:
@@ -84,36 +91,20 @@ def column(plan: Plan, column: Column, device: torch.device) -> None:
     entries = [entry for row in rows for entry in row.entries()]
     run = rows[0].run
     for place in run.recipe.dataset.places:
-        _evaluate(run, entries, place)
+        split = run.recipe.split_of(place)
+        passes.evaluate(run, [entry.mix for entry in entries], [place], split)
+        if run.recipe.evaluate.cka:
+            headlines = [entry.mix for entry in entries if entry.headline]
+            mixes = [mix for mix in headlines if not isinstance(mix, Ensemble)]  # has no features
+            cka.evaluate(run, mixes, place)
+        run.sets.release(place)
     for row in rows:
-        _track(row.run, row.entries())
+        if row.recipe.trackers and ranks.rank() == 0:
+            headline = next(entry for entry in row.entries() if entry.headline)
+            trackers.log_accuracies(row.recipe, accuracies.compared(row.run, headline.mix))
         row.remove_snapshots()
     progress.advance(plan.path, name, len(rows) + 1, len(rows) + 1)
     log.info("column %s took %.0f s", column.name, time.monotonic() - started)
-
-
-def _evaluate(run: Run, entries: Sequence[Entry], name: str) -> None:
-    """Evaluate models on a set, and free the set's memory."""
-    mixes = [entry.mix for entry in entries]
-    passes.evaluate(run, mixes, [name], splits.split_of(run.recipe, name))
-    if run.recipe.evaluate.cka:
-        cka.evaluate(run, [entry.mix for entry in entries if entry.headline], name)
-    run.sets.release(name)
-
-
-def _track(run: Run, entries: Sequence[Entry]) -> None:
-    """Log accuracies of a cell's headline model, and of the pre-trained one, on every set."""
-    recipe = run.recipe
-    if not recipe.trackers or ranks.rank() > 0:
-        return
-
-    headline = next(entry for entry in entries if entry.headline)
-    models = [Model.named("before", {run.base.name: 1.0}), Model.named("after", headline.mix)]
-    accuracy: dict[str, dict[str, float]] = {"before": {}, "after": {}}
-    for name in recipe.dataset.places:
-        for row in accuracies.on_set(run, models, name, splits.split_of(recipe, name)):
-            accuracy[row.model][name] = row.accuracy
-    trackers.log_accuracies(recipe, accuracy["before"], accuracy["after"])
 
 
 def remove_snapshots(plan: Plan, device: torch.device) -> None:
@@ -121,9 +112,6 @@ def remove_snapshots(plan: Plan, device: torch.device) -> None:
 
     Raises FileNotFoundError where cells are missing.
     """
-    sets = None
-    for each in plan.columns:
-        rows = builders(plan, device, each, sets, finds_only=True)
-        sets = rows[0].sets  # opened once
+    for _, rows in finished(plan, device):
         for row in rows:
             row.remove_snapshots()

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from engine.data import imagenet, thumbnails
 from engine.errors import CampaignError
-from engine.evaluation import cka, passes, splits
-from engine.grid import attempts, outcomes, snapshots, verify
+from engine.evaluation import cka, passes
+from engine.grid import attempts, jobs, outcomes, snapshots, verify
 from engine.grid.campaign import PREPARE, REPORT, Plan
 from engine.grid.columns import Column
-from engine.grid.jobs import builders
 from engine.grid.record import MissingColumn, Record
+from engine.machine.programs import NoAnswer, answer
 from engine.measures import predictions
 from engine.measures.rows import PRE, Arm, Evaluation, ModelOnSet
 from engine.otdd import problems, solve
@@ -24,7 +23,7 @@ from engine.recipe.schema import MethodRecipe
 from engine.run import Run
 from engine.store import cells
 from engine.store.artifacts import Store
-from engine.store.cells import Entry, Mix
+from engine.store.cells import Average, Ensemble, Entry
 from loaders.benchmarks import emoji
 from loaders.files import file_hash
 from loaders.schema import DamagedFile
@@ -75,13 +74,11 @@ def record_of(plan: Plan, device: torch.device) -> Record:
 
 def of_finished_columns(plan: Plan, device: torch.device) -> Record:
     """The record of a campaign that has not finished: of the sets fine-tuned on whose columns, in
-    every setting, are all trained and evaluated. `missing` names the others.
+    every setting, are all done. `missing` names the others.
 
-    Raises CampaignError where there are none, FileNotFoundError where even the pre-trained model
-    was not evaluated, DamagedFile as `record_of`.
+    Raises CampaignError where there are none, and as `record_of`.
     """
-    lacking = [column for column in plan.columns if not _is_finished(plan, column, device)]
-    unfinished = {column.downstream for column in lacking}
+    unfinished = {c.downstream for c in plan.columns if not outcomes.is_done(plan.place, c.job)}
     finished = tuple(c for c in plan.columns if c.downstream not in unfinished)
     missing = [
         MissingColumn(column.name, _reason(plan, column))
@@ -93,18 +90,6 @@ def of_finished_columns(plan: Plan, device: torch.device) -> Record:
         raise CampaignError(f"no column of {plan.name} is finished ({why}); run it again")
     record = record_of(dataclasses.replace(plan, columns=finished), device)
     return dataclasses.replace(record, missing=missing)
-
-
-def _is_finished(plan: Plan, column: Column, device: torch.device) -> bool:
-    """Whether all of a column is trained and evaluated."""
-    run = _shared(plan, device)
-    try:
-        models = list(_models(dataclasses.replace(plan, columns=(column,)), device))
-        list(_evaluations(run, models))
-        list(_cka(models) if run.recipe.evaluate.cka else ())
-    except FileNotFoundError:
-        return False
-    return True
 
 
 def _reason(plan: Plan, column: Column) -> str:
@@ -134,7 +119,7 @@ def _artifacts(
 
 def _shared(plan: Plan, device: torch.device) -> Run:
     """What all columns share, as the store holds it."""
-    builder = builders(plan, device, plan.columns[0], finds_only=True)[0]
+    builder = jobs.builders(plan, device, plan.columns[0], finds_only=True)[0]
     encoded = verify.encoded(builder.recipe, builder.recipe.dataset.places)
     if missing := [name for name in builder.recipe.dataset.places if name not in encoded]:
         raise FileNotFoundError(
@@ -168,10 +153,7 @@ class GridModel(NamedTuple):
 
 def _models(plan: Plan, device: torch.device) -> Iterator[GridModel]:
     """Every model of every column, which must be there."""
-    sets = None
-    for column in plan.columns:
-        rows = builders(plan, device, column, sets, finds_only=True)
-        sets = rows[0].sets  # opened once
+    for column, rows in jobs.finished(plan, device):
         for number, row in enumerate(rows):
             place, recipe = number % len(plan.rows), row.recipe
             run, method = rows[number - place].run, plan.methods[place]  # a run for each seed
@@ -183,16 +165,19 @@ def _models(plan: Plan, device: torch.device) -> Iterator[GridModel]:
 
 
 def _cka(models: Sequence[GridModel]) -> Iterator[dict[str, Any]]:
-    """CKA by block of every headline model on every set."""
+    """CKA by block of every headline model on every set; an ensemble has no features."""
     for run, arm, entry, _ in models:
-        for name in run.recipe.dataset.places if entry.headline else ():
+        mix = entry.mix
+        if not entry.headline or isinstance(mix, Ensemble):
+            continue
+        for name in run.recipe.dataset.places:
             cell = ModelOnSet(*arm, run.recipe.downstream, name)
-            blocks = cka.stored(run, entry.mix, name)
+            blocks = cka.stored(run, mix, name)
             yield {**dataclasses.asdict(cell), "seed": run.recipe.seed, "blocks": blocks}
 
 
-def _predicted(run: Run, mix: Mix, name: str) -> Path:
-    return passes.predicted(run, mix, name, splits.split_of(run.recipe, name))
+def _predicted(run: Run, average: Average, name: str) -> Path:
+    return passes.predicted(run, average, name, run.recipe.split_of(name))
 
 
 def _distances(run: Run) -> dict[str, Any] | None:
@@ -250,8 +235,8 @@ def _rows(plan: Plan) -> dict[str, dict[str, Any]]:
 
 
 def _commit() -> str:
-    command = ["git", "-C", str(Path(__file__).resolve().parent), "describe", "--always", "--dirty"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
+        here = str(Path(__file__).resolve().parent)
+        return answer("git", "-C", here, "describe", "--always", "--dirty").strip()
+    except NoAnswer:
         return "unknown"

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from engine.grid import attempts, record, slurm
-from engine.grid.attempts import Attempt
 from engine.grid.campaign import PAGE, REPORT, TABLE, Plan
 from engine.machine.files import write_atomic
 from engine.store.artifacts import MARKER
@@ -18,7 +17,6 @@ from loaders.files import file_hash
 from loaders.schema import DamagedFile
 
 DONE, LOGS, LOG, EXIT = "done", "logs", ".log", ".exit"  # beside a plan
-FINAL = 2  # exit code of an error in which another attempt would end too
 SHOWN = "report.sha256"  # beside a plan: the files of its report, as sha256sum writes them
 SIGNALLED = 128  # a shell's exit code for a program that a signal ended: this and its number
 WORDS = "\n  last words: "
@@ -117,20 +115,19 @@ def forget(place: Path) -> None:
     shutil.rmtree(place / DONE, ignore_errors=True)
 
 
-def failures(plan: Plan, *, out_of_memory: bool = False) -> Iterator[tuple[str, str]]:
-    """Each job that failed, and some lines for people: what happened, its words, its log.
-
-    out_of_memory: whether the kernel has killed a process of this machine for want of memory.
-    """
+def failures(plan: Plan) -> Iterator[tuple[str, str]]:
+    """Each job that failed, and some lines for people: what happened, its words, its log."""
     for job in plan.jobs:
         log = plan.place / LOGS / f"{job}{LOG}"
-        if not is_done(plan.place, job) and (how := reason(plan.place, job, out_of_memory)):
+        if not is_done(plan.place, job) and (how := reason(plan.place, job)):
             yield job, f"{job} {how}" + (f"\n  its log: {log}" if log.is_file() else "")
 
 
-def reason(place: Path, job: str, out_of_memory: bool = False) -> str:
-    """How a job's last attempt failed, and its own words; empty where it has not failed."""
-    last = _last_attempt(place, job)
+def reason(place: Path, job: str) -> str:
+    """How a job's last attempt failed, and its own words; empty where it has not failed. Of an
+    attempt of several ranks, the words are those of one that says why."""
+    of_job = [attempt for attempt in attempts.read(place) if attempt.job == job]
+    last = max(of_job, key=lambda a: (a.started, bool(a.error)), default=None)
     code = exit_code(place, job)
     words = f"{WORDS}{last.error}" if last and last.error else ""
     if code == os.EX_TEMPFAIL:
@@ -145,12 +142,6 @@ def reason(place: Path, job: str, out_of_memory: bool = False) -> str:
         return f"failed{words}" if words else ""
     if code > SIGNALLED:
         name = signal.Signals(code - SIGNALLED).name
-        memory = name == "SIGKILL" and out_of_memory
-        return f"was killed ({name})" + (", because the machine ran out of memory" * memory)
+        hint = ", as the kernel does where memory runs out" if name == "SIGKILL" else ""
+        return f"was killed ({name}){hint}"
     return f"failed (exit code {code}){words}"
-
-
-def _last_attempt(place: Path, job: str) -> Attempt | None:
-    """A job's last attempt; of several ranks', one that says why."""
-    of_job = [attempt for attempt in attempts.read(place) if attempt.job == job]
-    return max(of_job, key=lambda a: (a.started, bool(a.error)), default=None)

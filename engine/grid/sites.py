@@ -87,14 +87,13 @@ def of(options: Options, plans: Sequence[Plan]) -> Site:
     `slurm.cluster`.
     """
     device, ranks = plans[0].recipe.device, options.gpus_per_job
+    environment: Mapping[str, str] = {}
+    words: tuple[str, ...] = ("--cores", str(options.cores))
     if options.profile:
-        _check_gpus(device, ranks)
-        words = ("--cores", str(options.cores), "--profile", str(options.profile.resolve()))
-        return Site(device, words, ranks)
-    if options.executor == "slurm":
+        words += ("--profile", str(options.profile.resolve()))
+    elif options.executor == "slurm":
         cluster = slurm.cluster(options.partition)
         device = slurm.device(device, cluster)
-        _check_gpus(device, ranks)
         words, environment = slurm.words(
             cluster,
             plans[0].place,
@@ -103,17 +102,19 @@ def of(options: Options, plans: Sequence[Plan]) -> Site:
             retries=options.retries,
             requeue=options.requeue,
         )
-        return Site(device, words, ranks, on_slurm=True, environment=environment)
-    import torch
+    else:
+        import torch
 
-    from engine.machine import ranks as processes
+        from engine.machine.ranks import pick_device
 
-    device = processes.pick_device(device).type
-    _check_gpus(device, ranks)
-    there = torch.cuda.device_count() if device == "cuda" else 0
-    if device == "cuda" and ranks > there:
-        raise ValueError(f"--gpus-per-job {ranks}: there are {there} GPUs")
-    return Site(device, ("--cores", str(options.cores), "--resources", f"gpu={there}"), ranks)
+        device = pick_device(device).type
+        there = torch.cuda.device_count() if device == "cuda" else 0
+        if device == "cuda" and ranks > there:
+            raise ValueError(f"--gpus-per-job {ranks}: there are {there} GPUs")
+        words += ("--resources", f"gpu={there}")
+    if ranks > 1 and device == "cpu":
+        raise ValueError(f"--gpus-per-job {ranks}: the jobs run on CPUs")
+    return Site(device, words, ranks, options.executor == "slurm", environment)
 
 
 def resources(options: Options, site: Site, plan: Plan, plans: int = 1) -> dict[str, Resources]:
@@ -130,14 +131,14 @@ def resources(options: Options, site: Site, plan: Plan, plans: int = 1) -> dict[
 
     costs = estimate.of(plan)
     cores = options.cores if site.on_slurm else plan.threads
-    device = estimate.A100 if gpus else estimate.cpu(cores)
+    device = estimate.gpu("A100") if gpus else estimate.cpu(cores)
     memory = {"mem_mb": math.ceil(1000 * (options.mem or costs.memory_gb))}
 
     def minutes(hours: float) -> dict[str, int]:
         asked = MARGIN * (START_H + hours) if options.time is None else options.time
         return {"runtime": math.ceil(60 * asked)}
 
-    prepare_h, column_h = costs.prepare_hours(device), costs.column_hours(device, max(1, gpus))
+    prepare_h, column_h = device.hours([costs.shared]), costs.column_hours(device, max(1, gpus))
     return {
         PREPARE: {"threads": cores, "gpu": min(gpus, 1), **memory, **minutes(prepare_h)},
         COLUMN: {"threads": cores, "gpu": gpus, **memory, **minutes(column_h)},
@@ -155,8 +156,3 @@ def text(asked: Resources) -> str:
         f"{asked['runtime']} min" if "runtime" in asked else "",
     ]
     return ", ".join(filter(None, parts))
-
-
-def _check_gpus(device: str, number: int) -> None:
-    if number > 1 and device == "cpu":
-        raise ValueError(f"--gpus-per-job {number}: the jobs run on CPUs")

@@ -7,18 +7,17 @@ import importlib.util
 import os
 import re
 import shutil
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 from engine.errors import CampaignError
+from engine.machine import programs
 from engine.machine.files import write_atomic
 
 PLUGIN = "snakemake_executor_plugin_slurm"
-ANSWER_S = 30  # of Slurm's programs
 LONGEST_CHECK_S = 180  # between two looks at the queue: a constant of the plugin
 # Without slurmdbd only `squeue` tells how a job ended, so it must be asked before Slurm forgets it.
-MIN_JOB_AGE_S = LONGEST_CHECK_S + ANSWER_S
+MIN_JOB_AGE_S = LONGEST_CHECK_S + programs.ANSWER_S
 FIRST_CHECK_S, CHECK_S = 10, 5  # after a submission; between two looks at the queue, at first
 ATTEMPTS = 1_000_000  # at a look; the plugin forgets all jobs after a look that failed
 WITHOUT_MEMORY = ("job memory limit", "oom_kill")  # what Slurm writes into such a job's output
@@ -99,7 +98,9 @@ def words(
     if cluster.accounting:
         given["slurm_account"] = account
     else:
-        environment["PATH"] = os.pathsep.join([str(_programs(place)), os.environ.get("PATH", "")])
+        write_atomic(sacct := place / "bin" / "sacct", SACCT.encode())
+        sacct.chmod(0o755)
+        environment["PATH"] = os.pathsep.join([str(sacct.parent), os.environ.get("PATH", "")])
         if account:  # the plugin would ask the accounting whether there is such an account
             environment["SBATCH_ACCOUNT"] = account
     # Snakemake takes a resource for an expression of Python, so that `max` would be a function.
@@ -162,20 +163,8 @@ def _prefix(place: Path) -> str:
     return f"rib-{place.name}-{os.getpid()}"
 
 
-def _programs(place: Path) -> Path:
-    sacct = place / "bin" / "sacct"
-    write_atomic(sacct, SACCT.encode())
-    sacct.chmod(0o755)
-    return sacct.parent
-
-
 def _answer(*command: str) -> str:
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=ANSWER_S, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
+        return programs.answer(*command)
+    except programs.NoAnswer as error:
         raise CampaignError(f"Slurm does not answer: {error}") from error
-    if done.returncode:
-        raise CampaignError(f"Slurm does not answer: {' '.join(command)}: {done.stderr.strip()}")
-    return done.stdout

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from engine.evaluation import passes, splits
+from engine.evaluation import passes
 from engine.run import Run
 from engine.store.artifacts import Artifact, Store
 from engine.training.saving import snapshot_steps
@@ -79,23 +79,10 @@ def missing(run: Run, taken: Sequence[Snapshot]) -> list[Snapshot]:
     without = [snapshot for snapshot in taken if snapshot.weights(run) is None]
     if not without:
         return []
-    places = {name: splits.split_of(run.recipe, name) for name in run.recipe.dataset.places}
+    places = {name: run.recipe.split_of(name) for name in run.recipe.dataset.places}
 
     def evaluated(snapshot: Snapshot) -> bool:
         mix = {snapshot.name(run.store): 1.0}
         return all(passes.find(run, mix, name, split) is not None for name, split in places.items())
 
     return [snapshot for snapshot in without if not evaluated(snapshot)]
-
-
-def remove_weights(run: Run, evaluated: Sequence[Snapshot]) -> None:
-    """Remove the weights of snapshots whose predictions are all there.
-
-    They stay where the recipe keeps them.
-    """
-    recipe = run.recipe
-    if recipe.train.keep_snapshots:
-        return
-    for snapshot in evaluated:
-        if artifact := snapshot.weights(run):
-            run.store.remove(artifact)

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -29,16 +30,17 @@ from engine.grid import cell_plan
 from engine.grid.build import Builder
 from engine.machine import precision
 from engine.machine.files import cache_folder
-from engine.machine.flops import flops, peak_tflops
+from engine.machine.flops import of_image, peak_tflops
 from engine.methods.base import Trained
 from engine.recipe import modules
+from engine.recipe.schema import Recipe
+from engine.run import Run
 from engine.training import loop
-from loaders.encode import make
+from loaders.encode import encode
 from loaders.pack import Item, Pack
 from loaders.writer import Stored
 
 CLASSES, RUNS, LR = 100, 3, 1e-4
-EVALUATION, PLAIN_TRAINING, PLAIN_EVALUATION = "evaluation", "plain training", "plain evaluation"
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class _Noise:
     """Random pixels as a sample's bytes."""
 
     size: int
+    format: Literal["raw"] = "raw"
 
     def __call__(self, item: Item) -> Stored:
         pixels = np.random.default_rng(item.payload).integers(0, 256, 3 * self.size**2, np.uint8)
@@ -78,10 +81,10 @@ class _Noise:
 
 def noise(folder: Path, size: int, images: int) -> Pack:
     """A raw pack of random pixels, `size` x `size`, in `CLASSES` classes by turns."""
-    return make(
+    return encode(
         folder, name="noise", items=[Item(i % CLASSES, str(i), str(i), i) for i in range(images)],
         encoder=_Noise(size), transform_spec={}, classes=[f"class {i}" for i in range(CLASSES)],
-        source_fingerprint="", extra={}, format="raw", progress=False,
+        source_fingerprint="", progress=False,
     )  # fmt: skip
 
 
@@ -102,9 +105,18 @@ class Bench:
         """
         for batch in batches:
             for method in methods:
-                yield self._training(method, batch)
-            yield self._evaluation(batch)
-            yield from self._plain(batch)
+                with self.training(method, batch) as epoch:
+                    recipe = epoch.builder.recipe
+                    yield self._timed(method, recipe, epoch.images, epoch.run, backward=True)
+            builder = self._builder("fine_tune", batch)
+            run = replace(builder.run, shares_features=False)
+
+            def evaluate(run: Run = run) -> None:
+                shutil.rmtree(run.store.root / "predictions", ignore_errors=True)
+                passes.evaluate(run, [{run.base.name: 1.0}], [run.recipe.downstream], "all")
+
+            yield self._timed("evaluation", run.recipe, len(run.target.labels), evaluate)
+            yield from self._plain(run.recipe)
 
     def _builder(self, method: str, batch: int) -> Builder:
         weights = self.folder / "weights.safetensors"
@@ -147,24 +159,8 @@ class Bench:
         finally:
             loop.close(engine)
 
-    def _training(self, method: str, batch: int) -> Speed:
-        with self.training(method, batch) as epoch:
-            return self._timed(method, epoch.builder, batch, epoch.images, epoch.run, backward=True)
-
-    def _evaluation(self, batch: int) -> Speed:
-        builder = self._builder("fine_tune", batch)
-        run = replace(builder.run, shares_features=False)
-
-        def evaluate() -> None:
-            shutil.rmtree(run.store.root / "predictions", ignore_errors=True)
-            passes.evaluate(run, [{run.base.name: 1.0}], [run.recipe.downstream], "all")
-
-        images = len(builder.target.labels)
-        return self._timed(EVALUATION, builder, batch, images, evaluate, backward=False)
-
-    def _plain(self, batch: int) -> Iterator[Speed]:
-        builder = self._builder("fine_tune", batch)
-        recipe, size = builder.recipe, builder.recipe.model.image_size
+    def _plain(self, recipe: Recipe) -> Iterator[Speed]:
+        batch, size = recipe.train.batch_size, recipe.model.image_size
         net = models.create(recipe.model, CLASSES).to(self.device)
         x = torch.randn(batch, 3, size, size, device=self.device)
         y = torch.arange(batch, device=self.device) % CLASSES
@@ -187,18 +183,17 @@ class Bench:
                     net(x).argmax(1)
 
         images = self.steps * batch
-        yield self._timed(PLAIN_TRAINING, builder, batch, images, training, backward=True)
-        yield self._timed(PLAIN_EVALUATION, builder, batch, images, evaluation, backward=False)
+        yield self._timed("plain training", recipe, images, training, backward=True)
+        yield self._timed("plain evaluation", recipe, images, evaluation)
 
     def _timed(
         self,
         what: str,
-        builder: Builder,
-        batch: int,
+        recipe: Recipe,
         images: int,
         run: Callable[[], object],
         *,
-        backward: bool,
+        backward: bool = False,
     ) -> Speed:
         """The median of some runs after one, which compiles and makes what a method needs."""
         on_gpu, times = self.device.type == "cuda", []
@@ -210,26 +205,19 @@ class Bench:
             if on_gpu:
                 torch.cuda.synchronize(self.device)
             times.append(time.perf_counter() - begin)
-        rate = images / statistics.median(times[1:])
-        kind = precision.resolve(builder.recipe.train.precision, self.device)
-        done = rate * _operations(builder, backward)
+        rate, batch = images / statistics.median(times[1:]), recipe.train.batch_size
+        # A batch norm needs two images in training.
+        net = models.create(recipe.model, CLASSES).to("meta").eval()
+        operations = of_image(net, recipe.model.image_size, backward=backward)
+        kind = precision.resolve(recipe.train.precision, self.device)
         return Speed(
             what=what,
             batch=batch,
             ms=1e3 * batch / rate,
             images_s=rate,
-            mfu=done / peak(self.device, kind),
+            mfu=rate * operations / peak(self.device, kind),
             peak_mb=torch.cuda.max_memory_allocated(self.device) / 1e6 if on_gpu else None,
         )
-
-
-def _operations(builder: Builder, backward: bool) -> float:
-    """Of an image's forward pass, and its backward pass."""
-    model = builder.recipe.model
-    net = models.create(model, CLASSES).to("meta")
-    image = torch.empty(1, 3, model.image_size, model.image_size, device="meta")
-    net.eval()  # a batch norm needs two images in training
-    return flops(lambda: net(image).sum().backward() if backward else net(image))
 
 
 @cache

@@ -24,7 +24,7 @@ from engine.errors import CampaignError
 from engine.grid import campaign, outcomes, progress, sites, slurm
 from engine.grid.campaign import COLUMN, PREPARE, REPORT, Plan
 from engine.grid.sites import Options, Resources, Site
-from engine.machine import memory, parent
+from engine.machine import parent, preemption
 from engine.machine.files import write_atomic
 from engine.store.artifacts import Store
 from loaders import locks
@@ -36,7 +36,7 @@ LEFT_OVER_S = 24 * 3600  # younger temporary folders may be in use
 PING_S = 30  # between two questions whether Slurm is there
 FILE = "workflow.json"  # beside a plan: its jobs, and those of campaigns that run with it
 JOBS = "RIB_WORKFLOW"  # the variable that names the jobs; a word of the command is read as YAML
-ENDING = (signal.SIGTERM, signal.SIGHUP)
+ENDING = (signal.SIGTERM, signal.SIGHUP)  # a scheduler's end, a closed terminal: as Ctrl-C
 
 
 def run(plans: Sequence[Plan], options: Options, *, dry_run: bool = False) -> None:
@@ -52,7 +52,8 @@ def run(plans: Sequence[Plan], options: Options, *, dry_run: bool = False) -> No
             _show_jobs(plan, resources)
         return
     root = plans[0].place.parent
-    grids = {relative(plan.place, root): plan for plan in plans}
+    # From Snakemake's folder, whose path may hold the braces of its wildcards.
+    grids = {os.path.relpath(plan.place, root): plan for plan in plans}
     with contextlib.ExitStack() as stack:
         for plan in plans:
             stack.enter_context(locked(plan.folder))
@@ -90,20 +91,6 @@ def command(plan: Plan, where: Site) -> str:
     return f"{shlex.join(['cd', os.getcwd()])} && {shlex.join([*program, *ranks])}"
 
 
-def relative(place: Path, root: Path) -> str:
-    """The folder of a plan from Snakemake's, whose path may hold the braces of its wildcards.
-
-    Raises CampaignError where there are braces on the way, too.
-    """
-    way = os.path.relpath(place, root)
-    if "{" in way or "}" in way:
-        raise CampaignError(
-            f"{place}: Snakemake cannot run several models in folders with braces; rename the "
-            "campaign's file, or run its models alone"
-        )
-    return way
-
-
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold the folder's lock, which is free when the process ends.
@@ -137,8 +124,7 @@ def _watch(
     words: Sequence[str], plans: Sequence[Plan], where: Site, environment: Mapping[str, str]
 ) -> None:
     log_path = plans[0].place / "campaign.log"
-    killed = memory.out_of_memory_kills()
-    with log_path.open("ab") as log, _interrupted_by(ENDING):
+    with log_path.open("ab") as log, preemption.handled(ENDING, signal.default_int_handler):
         process = subprocess.Popen(
             words,
             stdin=subprocess.DEVNULL,
@@ -155,22 +141,18 @@ def _watch(
             if where.on_slurm and process.returncode:
                 slurm.cancel(plans[0].place)
     if process.returncode or not all(outcomes.is_done(plan.place, REPORT) for plan in plans):
-        out_of_memory = memory.out_of_memory_kills() > killed
         reasons = []
         for plan in plans:
             jobs = {job: f"\n  alone: {command(plan, where)} {job}" for job in plan.jobs}
-            for job, text in outcomes.failures(plan, out_of_memory=out_of_memory):
+            for job, text in outcomes.failures(plan):
                 reasons.append(text + jobs[job])
         if not reasons:
             code = process.returncode
             how = f"was killed ({signal.Signals(-code).name})" if code < 0 else f"ended with {code}"
-            reasons = [f"the workflow {how}; last words: {_last_line(log_path)}"]
+            lines = log_path.read_text(errors="replace").split("\n")
+            last = next(filter(None, map(str.strip, reversed(lines))), "nothing")
+            reasons = [f"the workflow {how}; last words: {last}"]
         raise CampaignError("\n".join(["the campaign stopped", *reasons, f"log: {log_path}"]))
-
-
-def _last_line(log: Path) -> str:
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines()]
-    return next(filter(None, reversed(lines)), "nothing")
 
 
 def _slurm_away() -> Callable[[], str]:
@@ -186,23 +168,6 @@ def _slurm_away() -> Callable[[], str]:
         return away if failed > 1 else ""
 
     return watch
-
-
-@contextlib.contextmanager
-def _interrupted_by(signals: Sequence[signal.Signals]) -> Iterator[None]:
-    """Let these signals (a closed terminal, a scheduler's end) do what Ctrl-C does."""
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    # nohup's SIG_IGN stays.
-    caught = [number for number in signals if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, interrupt) for number in caught}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _end(process: subprocess.Popen, grace_s: float) -> None:

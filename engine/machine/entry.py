@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import locale
 import os
 import select
 import signal
@@ -33,13 +32,17 @@ PASSING = (OSError, FirstRankError)  # another attempt may not meet it; a rank c
 DEBUG = "RIB_DEBUG"  # an environment variable, which the jobs of a campaign inherit
 
 
+def hiding(name: str) -> str:
+    """What `import NAME` brings in place of our package of this name; empty where it is ours."""
+    spec = importlib.util.find_spec(name)
+    place = next(iter(spec.submodule_search_locations or [spec.origin]), None) if spec else None
+    return "" if place and Path(place).resolve() == ROOT / name else place or "nothing"
+
+
 def check_shadowing() -> None:
     """Raise ShadowedError where another installed package has the name of one of ours."""
     for name in PACKAGES:
-        spec = importlib.util.find_spec(name)
-        places = list(spec.submodule_search_locations or [spec.origin]) if spec else []
-        place = Path(places[0] or "").resolve() if places else None
-        if place != ROOT / name:
+        if place := hiding(name):
             raise ShadowedError(
                 f"`{name}` is imported from {place}, not from {ROOT / name}: another package has "
                 "that name; uninstall it, or use a fresh virtual environment"
@@ -58,7 +61,6 @@ def guarded(
     does. Where the reader of our output has closed it, as `head` does, the command ends silently
     with exit code 141.
     """
-    _use_utf8()
     _open_streams()
     quiet.libraries()
     if not sys.stderr.isatty():
@@ -84,18 +86,6 @@ def guarded(
     except KeyboardInterrupt:
         print("interrupted; finished work is safe, the same command continues it", file=sys.stderr)
         return 130
-
-
-def _use_utf8() -> None:
-    """Start this program again in UTF-8 mode where its locale has another encoding.
-
-    Python 3.15 has that mode by default. Programs that this one starts inherit it.
-    """
-    encoding = locale.getencoding().lower().replace("-", "")
-    if sys.flags.utf8_mode or encoding == "utf8" or os.environ.get("PYTHONUTF8") == "1":
-        return
-    os.environ["PYTHONUTF8"] = "1"
-    os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
 
 def _open_streams() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 # Dense TFLOP/s by precision, of NVIDIA's data sheets, SXM; fp32 without TF32.
@@ -28,6 +29,12 @@ def flops(run: Callable[[], object]) -> float:
     with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
         run()
     return float(counter.get_total_flops())
+
+
+def of_image(net: nn.Module, size: int, *, backward: bool = False) -> float:
+    """Operations of an image's pass forward, and back where asked, of a network on `meta`."""
+    images = torch.empty(2, 3, size, size, device="meta")  # batch norms need two in training
+    return flops(lambda: net(images).sum().backward() if backward else net(images)) / 2
 
 
 def _convolution_backward(

@@ -4,20 +4,37 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 SCHEDULERS = (signal.SIGTERM, signal.SIGUSR1)
 SIGNALS = (*SCHEDULERS, signal.SIGINT)
 
 
 @contextmanager
-def noticed() -> Iterator[Callable[[], bool]]:
-    """Take these signals as notice, in place of their effect; yields whether one has come.
+def handled(signals: Iterable[signal.Signals], act: Callable[[int, Any], object]) -> Iterator[None]:
+    """Let these signals call `act` in place of their effect; one that is ignored (nohup) stays so.
 
-    Python handles signals in its main thread only, so in another thread none is taken. One that is
-    ignored (nohup) stays ignored. A second Ctrl-C interrupts at once.
+    Python handles signals in its main thread only, so in another thread they have their effect.
     """
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {
+            number: signal.signal(number, act)
+            for number in signals
+            if signal.getsignal(number) not in (signal.SIG_IGN, None)
+        }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def noticed() -> Iterator[Callable[[], bool]]:
+    """Take these signals as notice; yields whether one has come. A second Ctrl-C interrupts."""
     came = threading.Event()
 
     def hear(number: int, _: object) -> None:
@@ -25,15 +42,5 @@ def noticed() -> Iterator[Callable[[], bool]]:
             signal.signal(number, signal.default_int_handler)
         came.set()
 
-    before = {}
-    if threading.current_thread() is threading.main_thread():
-        before = {
-            number: signal.signal(number, hear)
-            for number in SIGNALS
-            if signal.getsignal(number) not in (signal.SIG_IGN, None)
-        }
-    try:
+    with handled(SIGNALS, hear):
         yield came.is_set
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -11,16 +11,16 @@ from __future__ import annotations
 import datetime
 import os
 import socket
-import subprocess
 import zlib
 
 import torch
 import torch.distributed as dist
 from torch.distributed import HashStore, TCPStore, distributed_c10d  # type: ignore[attr-defined]
 
+from engine.machine.programs import NoAnswer, answer
+
 MEET = datetime.timedelta(minutes=10)  # until every rank has arrived
 WAIT = datetime.timedelta(hours=6)  # afterwards: ranks wait while rank 0 encodes a set
-ANSWER_S = 30  # of Slurm
 FIRST_PORT, PORTS = 20000, 12000  # below the range from which the kernel gives ports
 LOOPBACK = "127.0.0.1"
 STEP = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")  # tell a step from all others
@@ -107,10 +107,10 @@ def _store(rank: int, world: int) -> TCPStore:
 def _first_host() -> str:
     """Address of the step's first node, on which task 0 runs."""
     nodes = os.environ.get("SLURM_STEP_NODELIST", "")
-    command = ["sinfo", "--noheader", "--Node", "--nodes", nodes, "--format", "%o"]
+    command = ("sinfo", "--noheader", "--Node", "--nodes", nodes, "--format", "%o")
     try:
-        return subprocess.check_output(command, text=True, timeout=ANSWER_S).split()[0]
-    except (OSError, IndexError, subprocess.SubprocessError) as error:
+        return answer(*command).split()[0]
+    except (NoAnswer, IndexError) as error:
         raise ValueError(
             f"several Slurm tasks, but Slurm does not say the address of the first of {nodes!r} "
             f"({error}); set MASTER_ADDR to that host's address"

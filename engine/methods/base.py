@@ -5,19 +5,37 @@ The rest of the engine never asks which method it runs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from engine import models
 from engine.data import grouping
 from engine.methods.context import Context
-from engine.methods.objectives import Penalty
 from engine.recipe.schema import MethodRecipe
 from engine.store.cells import Entry, Export
 from loaders.batch import Batch
+
+
+@dataclass(frozen=True)
+class Penalty:
+    """lam / 2 * sum_i fisher_i (theta_i - anchor_i)^2, by parameter name; fisher None: identity.
+
+    anchor and fisher: shaped like the parameters, on any device; names that belong to no trained
+    parameter are ignored. Raises ValueError unless lam is finite and not negative.
+    """
+
+    lam: float
+    anchor: Mapping[str, Tensor]
+    fisher: Mapping[str, Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.lam) and self.lam >= 0):
+            raise ValueError(f"the penalty's weight must be finite and >= 0, not {self.lam}")
 
 
 class Trained(nn.Module):
@@ -77,12 +95,6 @@ class Trained(nn.Module):
     def after_step(self) -> None:
         """Called after each optimizer step. It may change weights, on every rank alike."""
 
-    @property
-    def hooks_steps(self) -> bool:
-        """Whether a step is more than the optimizer's."""
-        hooks = type(self).before_step, type(self).after_step
-        return hooks != (Trained.before_step, Trained.after_step)
-
     def fit_head(self, label: str) -> dict[str, float]:
         """Make the head, the same on every rank; returns the history's entry.
 
@@ -141,13 +153,14 @@ class Derived:
         self.recipe = recipe
 
     @property
-    def mixes(self) -> int:
-        """How many mixes `make` gives; 0 where it gives a model with weights of its own."""
-        return 0
+    def models(self) -> int:
+        """How many models an evaluation runs for it, beside the cells that it is made of."""
+        return 1
 
     def make(self, context: Context) -> Export | Sequence[Entry]:
-        """A model as a plain state dict of its architecture, or mixes of the cells' weights.
+        """A model as a plain state dict of its architecture, or averages of the cells' weights or
+        logits.
 
-        Mixes are averaged where they are evaluated; exactly one of them is the headline.
+        Averages are taken where they are evaluated; exactly one of them is the headline.
         """
         raise NotImplementedError

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from engine.methods.base import Trained
+from engine.methods.base import Penalty, Trained
 from engine.methods.context import Context
-from engine.methods.objectives import Penalty
 from engine.recipe.options import EWC as Recipe
 
 
@@ -30,5 +29,5 @@ class Method(Trained):
                 count = sum(f.numel() for f in fisher.values())
                 mean = sum(f.double().sum().item() for f in fisher.values()) / count
                 fisher = {name: f / mean for name, f in fisher.items()}
-            prefixed = {f"net.{name}": f.to(context.device) for name, f in fisher.items()}
+            prefixed = {f"net.{name}": f for name, f in fisher.items()}
             self.penalty = Penalty(recipe.lam, anchor, prefixed)

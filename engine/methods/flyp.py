@@ -22,7 +22,6 @@ from engine.machine import ranks
 from engine.methods.base import Trained
 from engine.methods.context import Context
 from engine.models import clip, zero_shot
-from engine.models.fp32_head import logits
 from engine.recipe.options import FLYP as Recipe
 from engine.store.cells import Export
 from loaders.batch import Batch, on_device
@@ -71,7 +70,7 @@ class Method(Trained):
         images_BE = models.features(self.net, x)
         texts_BE = self.text.encode_text(tokens, normalize=True)
         images_BE = self.log_scale_1.exp() * images_BE.float()
-        logits_BB = logits(images_BE, texts_BE.float(), None)
+        logits_BB = models.logits(images_BE, texts_BE.float(), None)
         pairs_B = torch.arange(len(batch), device=x.device)
         to_text_B = F.cross_entropy(logits_BB, pairs_B, reduction="none")
         to_image_B = F.cross_entropy(logits_BB.T, pairs_B, reduction="none")

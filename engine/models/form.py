@@ -2,8 +2,7 @@
 
 Models that are compared must have the same form, so that they do not differ by rounding: a compiled
 graph rounds differently from the same operators. So the form is decided once, and the artefacts
-that depend on it have it in their key. The head is no part of it: it computes in fp32
-(`fp32_head`).
+that depend on it have it in their key. The head is no part of it: it computes in fp32.
 """
 
 from __future__ import annotations
@@ -19,30 +18,21 @@ from torch.func import functional_call
 from engine import models
 from engine.machine import precision
 from engine.models import compiled
-from engine.recipe.schema import ModelRecipe, Recipe
+from engine.recipe.schema import EvaluateRecipe, ModelRecipe, TrainRecipe
 
 
 @dataclass(frozen=True)
 class Form:
-    """precision: fp32 | bf16. compile: never | always | cuda_graphs."""
+    """precision: fp32 | bf16. compile: never | always."""
 
     precision: str
     compile: str
 
     @classmethod
-    def of_training(cls, recipe: Recipe, device: torch.device) -> Form:
-        """The form of a model that trains or teaches."""
+    def of(cls, recipe: TrainRecipe | EvaluateRecipe, device: torch.device) -> Form:
+        """The form of a model that trains or teaches, or of one that is evaluated."""
         return cls(
-            precision.resolve(recipe.train.precision, device),
-            compiled.resolve(recipe.train.compile, device),
-        )
-
-    @classmethod
-    def of_evaluation(cls, recipe: Recipe, device: torch.device) -> Form:
-        """The form of evaluation."""
-        return cls(
-            precision.resolve(recipe.evaluate.precision, device),
-            compiled.resolve(recipe.evaluate.compile, device),
+            precision.resolve(recipe.precision, device), compiled.resolve(recipe.compile, device)
         )
 
     @property

@@ -9,19 +9,39 @@ import argparse
 import io
 import warnings
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import timm
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from engine.recipe.schema import ModelRecipe
+
 State = dict[str, torch.Tensor]
+MOST_BYTES = 1 << 38  # 256 GiB; the largest vision transformers have a third of it
 LIGHTNING = "model."  # where a LightningModule has its network as `self.model`
+TIMM_NAMES = {  # by those of an exported DINOv2
+    "backbone.": "",
+    "embeddings.cls_token": "cls_token",
+    "embeddings.patch_embeddings.projection": "patch_embed.proj",
+    "encoder.layer.": "blocks.",
+    "attention.output.dense": "attn.proj",
+    "layer_scale1.lambda1": "ls1.gamma",
+    "layer_scale2.lambda1": "ls2.gamma",
+    "layernorm.": "norm.",
+}
+
+
+def file_of(recipe: ModelRecipe) -> Path:
+    """The user's file of a model's weights. ValueError naming what is none, or too large."""
+    path = Path(recipe.weights.path)
+    if not path.is_file():
+        raise ValueError(f"model.weights.path={recipe.weights.path!r} is not a file")
+    if (size := path.stat().st_size) > MOST_BYTES:
+        raise ValueError(f"{path} holds {size:,} bytes, too many for the weights of a model")
+    return path
 
 
 def load(path: Path) -> State:
@@ -33,30 +53,16 @@ def load(path: Path) -> State:
     """
     if path.suffix != ".safetensors":
         return plain_tensors(path, str(path))
-    with _readable(path):
+    try:
         return _clean(load_file(path))
+    except SafetensorError as error:
+        raise ValueError(f"{path} is cut or no safetensors file: {error}") from error
 
 
-def names(path: Path) -> set[str]:
-    """Names of the tensors that `load` returns; of a safetensors file no tensor is read."""
-    if path.suffix != ".safetensors":
-        return set(load(path))
-    with _readable(path), safe_open(path, framework="pt") as file:
-        return set(_clean(dict.fromkeys(file.keys())))
-
-
-def _clean(state: dict[str, Any]) -> dict[str, Any]:
+def _clean(state: State) -> State:
     if all(name.startswith(LIGHTNING) for name in state):
         state = {name.removeprefix(LIGHTNING): tensor for name, tensor in state.items()}
     return timm.models.clean_state_dict(state)
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except SafetensorError as error:
-        raise ValueError(f"{path} is cut or no safetensors file: {error}") from error
 
 
 def plain_tensors(file: Path | io.BytesIO, source: str) -> State:
@@ -131,32 +137,17 @@ def dinov2_onnx(data: bytes) -> State:
         for node in graph.node
         if node.op_type == "MatMul" and node.input[1] in tensors
     }
-    embeddings = "backbone.embeddings."
-    positions = [t for name, t in tensors.items() if name.startswith("onnx::Concat")]
-    grid = [t for name, t in tensors.items() if name.startswith("onnx::Reshape")]
-    state = {
-        "cls_token": tensors[f"{embeddings}cls_token"],
-        "pos_embed": torch.cat([positions[0], grid[0]], dim=1),
-        "patch_embed.proj.weight": tensors[f"{embeddings}patch_embeddings.projection.weight"],
-        "patch_embed.proj.bias": tensors[f"{embeddings}patch_embeddings.projection.bias"],
-        "norm.weight": tensors["backbone.layernorm.weight"],
-        "norm.bias": tensors["backbone.layernorm.bias"],
-    }
-    qkv = [f"attention.attention.{name}" for name in ("query", "key", "value")]
-    dense = {"attn.proj": "attention.output.dense", "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2"}
-    layers = sum(name.endswith(".mlp.fc1") for name in matrices)
-    for layer in range(layers):
-        old, new = f"backbone.encoder.layer.{layer}.", f"blocks.{layer}."
-        state |= {
-            f"{new}attn.qkv.weight": torch.cat([matrices[old + name] for name in qkv]),
-            f"{new}attn.qkv.bias": torch.cat([tensors[f"{old}{name}.bias"] for name in qkv]),
-            f"{new}ls1.gamma": tensors[f"{old}layer_scale1.lambda1"],
-            f"{new}ls2.gamma": tensors[f"{old}layer_scale2.lambda1"],
-        }
-        for name, exported in dense.items():
-            state[f"{new}{name}.weight"] = matrices[old + exported]
-            state[f"{new}{name}.bias"] = tensors[f"{old}{exported}.bias"]
-        for norm in ("norm1", "norm2"):
-            for part in ("weight", "bias"):
-                state[f"{new}{norm}.{part}"] = tensors[f"{old}{norm}.{part}"]
-    return state
+    state: State = {}
+    for name, tensor in (tensors | {f"{name}.weight": m for name, m in matrices.items()}).items():
+        if name.startswith("backbone."):
+            for exported, timms in TIMM_NAMES.items():
+                name = name.replace(exported, timms)
+            state[name] = tensor
+    for query in [name for name in state if ".query." in name]:
+        qkv = [state.pop(query.replace("query", part)) for part in ("query", "key", "value")]
+        state[query.replace("attention.attention.query", "attn.qkv")] = torch.cat(qkv)
+    positions, grid = (
+        next(tensor for name, tensor in tensors.items() if name.startswith(f"onnx::{operation}"))
+        for operation in ("Concat", "Reshape")
+    )
+    return state | {"pos_embed": torch.cat([positions, grid], dim=1)}

@@ -11,13 +11,15 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, Literal, NamedTuple, get_type_hints
 
 import numpy as np
 import torch
+from msgspec import Meta
 from torch import Tensor
 
-from engine.errors import nearest
+from engine.recipe import typed
+from engine.recipe.schema import NotNegative, Positive, Seed
 from kernels.transport.bures import ClassGaussians, bures_squared, check_features, class_gaussians
 from kernels.transport.cost import GroundCost
 from kernels.transport.sinkhorn import (
@@ -31,7 +33,6 @@ from kernels.transport.store import most_bytes
 
 log = logging.getLogger(__name__)
 
-LABEL_DISTANCES = ("gaussian", "means", "none")
 EXACT_COSTS = 100_000_000  # 10,000 x 10,000: 4.8 GB and half a minute
 EXACT_STEPS = 10**7  # of network simplex
 _EXACT_BYTES = 48  # a cost: dense in float64, with a temporary, and as POT's arcs; 40 were measured
@@ -62,38 +63,26 @@ class Options:
     (such as 1e-3) to which unregularised transport is bracketed, never debiased, for any size.
     """
 
-    eps: float = 0.05
+    eps: Positive = 0.05
     relative: bool = True
-    lam_x: float = 1.0
-    lam_y: float = 1.0
-    label_distance: str = "gaussian"
+    lam_x: NotNegative = 1.0
+    lam_y: NotNegative = 1.0
+    label_distance: Literal["gaussian", "means", "none"] = "gaussian"
     half: bool = False
     debias: bool = True
-    samples: int | None = None
-    seed: int = 0
-    tolerance: float = 1e-4
+    samples: Annotated[int, Meta(ge=2)] | None = None
+    seed: Seed = 0
+    tolerance: Positive = 1e-4
     exact: bool = False
-    bracket: float | None = None
+    bracket: Positive | None = None
 
     def __post_init__(self) -> None:
+        for name, kind in get_type_hints(Options, include_extras=True).items():
+            typed.converted(kind, getattr(self, name), name)
         if self.exact and self.bracket is not None:
             raise ValueError("exact needs no bracket: give exact or bracket")
-        for name in ("eps", "tolerance", "bracket"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"{name} must be positive and finite, not {value}")
-        for name, value in (("lam_x", self.lam_x), ("lam_y", self.lam_y)):
-            if not 0 <= value < math.inf:
-                raise ValueError(f"{name} must be finite and not negative, not {value}")
         if self.lam_x == 0 and (self.lam_y == 0 or self.label_distance == "none"):
             raise ValueError("lam_x and lam_y make all costs zero: set one of them above 0")
-        if self.seed < 0:
-            raise ValueError(f"the seed of the samples must not be negative, but is {self.seed}")
-        if self.label_distance not in LABEL_DISTANCES:
-            known = nearest(self.label_distance, LABEL_DISTANCES)
-            raise ValueError(f"label_distance={self.label_distance!r} is not known{known}")
-        if self.samples is not None and self.samples < 2:
-            raise ValueError(f"samples={self.samples}: a distance needs two samples of each set")
 
 
 class Cloud(NamedTuple):

@@ -8,18 +8,16 @@ a problem fill the waits of another.
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import TypeVar
 
 import torch
-from tqdm import tqdm
 
-from engine.machine import ranks
+from engine.machine import bars
 from engine.machine.threads import threads
 
-T = TypeVar("T")
+T = TypeVar("T", bound=Hashable)
 R = TypeVar("R")
 
 log = logging.getLogger(__name__)
@@ -50,50 +48,35 @@ def side_by_side(
     *,
     label: str,
     unit: str,
-) -> Iterator[tuple[T, R]]:
-    """Yields (item, work(item)) in the order of completion; the threads divide torch's cores.
+) -> dict[T, R]:
+    """work(item) of each item, so many at a time; the threads divide torch's cores.
 
-    A result does not depend on what runs beside it. After an error no new item begins; items that
-    are running are finished and yielded, and then the first error is raised.
+    A result does not depend on what runs beside it. After an error no new item begins, and the
+    error is raised when those that run are finished.
     """
-    quiet = ranks.rank() > 0 or os.environ.get("RIB_PROGRESS") == "off"
-    bar = tqdm(total=len(items), desc=label, unit=unit, leave=False, disable=quiet)
-    with bar, threads(max(1, torch.get_num_threads() // at_once)):
-        in_turn = ((item, work(item)) for item in items)
-        for pair in in_turn if at_once == 1 else _pooled(work, items, at_once, device):
-            bar.update()
-            yield pair
+    on_gpu = device.type == "cuda"
 
-
-def _pooled(
-    work: Callable[[T], R], items: Sequence[T], at_once: int, device: torch.device
-) -> Iterator[tuple[T, R]]:
     def set_stream() -> None:
-        if device.type == "cuda":
+        if on_gpu:
             torch.cuda.set_stream(torch.cuda.Stream(device))
 
     def finished(item: T) -> R:
         result = work(item)
-        if device.type == "cuda":
+        if on_gpu:
             torch.cuda.current_stream().synchronize()
         return result
 
-    if device.type == "cuda":
+    if on_gpu:
         torch.cuda.synchronize(device)  # the streams do not wait for what made their inputs
-    error: BaseException | None = None
-    pool = ThreadPoolExecutor(at_once, "problems", set_stream)
-    try:
-        futures: dict[Future[R], T] = {pool.submit(finished, item): item for item in items}
-        for future in as_completed(futures):
-            if future.cancelled():
-                continue
-            if future.exception() is None:
-                yield futures[future], future.result()
-            elif error is None:
-                error = future.exception()
-                for pending in futures:
-                    pending.cancel()
-    finally:
-        pool.shutdown(cancel_futures=True)
-    if error is not None:
-        raise error
+    bar = bars.bar(total=len(items), desc=label, unit=unit)
+    share = threads(max(1, torch.get_num_threads() // at_once))
+    with bar, share, ThreadPoolExecutor(at_once, "problems", set_stream) as pool:
+        futures = {item: pool.submit(finished, item) for item in items}
+        try:
+            for future in as_completed(futures.values()):
+                future.result()
+                bar.update()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+        return {item: future.result() for item, future in futures.items()}

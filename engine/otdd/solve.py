@@ -9,14 +9,11 @@ number is certified: a problem that did not converge is missing from the matrix.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import logging
 import math
-import shutil
-from collections import UserDict
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
-from itertools import chain, combinations
+from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from statistics import fmean
 from typing import TypeVar
@@ -25,20 +22,18 @@ import numpy as np
 
 from engine.evaluation import features
 from engine.machine import ranks
-from engine.machine.files import room_for, write_atomic
 from engine.measures.distances import Matrix
-from engine.otdd.problems import Cloud, Labelled, Options, Pair, Problems
+from engine.otdd.problems import Certified, Cloud, Labelled, Options, Pair, Problems
 from engine.otdd.side_by_side import side_by_side, workers
 from engine.run import Run
 from engine.store.artifacts import Store
 from loaders.resident import free_memory
-from loaders.schema import DamagedFile
 
 R = TypeVar("R")
 
 log = logging.getLogger(__name__)
 
-MATRIX, SOLVED = "matrix.json", "solved.json"
+MATRIX = "matrix.json"
 # Part of the key: change it when the drawing of samples or the content of a matrix changes.
 DRAWS = "by name, gaps summed"
 
@@ -48,9 +43,8 @@ def distances(
 ) -> Matrix:
     """Distances between sets of a recipe, by features of its pre-trained model.
 
-    store: where they are found or made; by default the run's. Problems that were solved before an
-    interruption are not solved again. Raises ValueError as `check_names` and `matrix`, DamagedFile
-    for a stored file that was altered.
+    store: where they are found or made; by default the run's. Raises ValueError as `check_names`
+    and `matrix`, DamagedFile for a stored file that was altered.
     """
     options, store = options or Options(), store or run.store
     check_names(names)
@@ -61,7 +55,6 @@ def distances(
         "draws": DRAWS,
     }
     label = run.recipe.model.name
-    pending = store.root / "pending" / store.place("distances", label, key).name
 
     def write(folder: Path) -> None:
         sets = {}
@@ -70,11 +63,10 @@ def distances(
             features_ND = features.stored(run, run.base, labelled).to(ranks.present(run.device))
             sets[name] = Labelled(features_ND, labelled.labels)
             run.sets.release(name)
-        solved = matrix(sets, len(run.sets.classes), options, _Solved(pending / SOLVED))
+        solved = matrix(sets, len(run.sets.classes), options)
         (folder / MATRIX).write_text(json.dumps(solved.plain()))
 
     artifact = store.make("distances", label, key, write)
-    shutil.rmtree(pending, ignore_errors=True)
     plain = json.loads(artifact.checked(MATRIX).read_text())
     return Matrix.of(plain | {"samples": options.samples})
 
@@ -85,16 +77,10 @@ def check_names(names: Sequence[str]) -> None:
         raise ValueError(f"distances need two or more distinct sets, got {list(names)}")
 
 
-def matrix(
-    sets: Mapping[str, Labelled],
-    classes: int,
-    options: Options,
-    solved: MutableMapping[str, Sequence[float]] | None = None,
-) -> Matrix:
+def matrix(sets: Mapping[str, Labelled], classes: int, options: Options) -> Matrix:
     """Distances between all pairs of labelled sets, whose labels lie in [0, classes).
 
-    k sets take k (k - 1) / 2 problems and, if debiased, k more, several of them at a time.
-    solved: the numbers of solved problems; every other problem is added when it is solved. Raises
+    k sets take k (k - 1) / 2 problems and, if debiased, k more, several of them at a time. Raises
     ValueError for fewer than two sets, naming the set for features or labels that cannot be used,
     and naming the pair for a problem that cannot be solved.
     """
@@ -102,11 +88,11 @@ def matrix(
         raise ValueError(f"distances need two or more sets, got {list(sets)}")
     clouds = {name: Cloud.of(name, labelled, classes, options) for name, labelled in sets.items()}
     _check_dimensions(clouds)
-    solver = _Solver(Problems(clouds, options), {} if solved is None else solved)
-    pairs, eps = solver.unregularised() if options.exact or options.bracket else solver.entropic()
+    solver = _Solver(Problems(clouds, options))
+    solved, eps = solver.unregularised() if options.exact or options.bracket else solver.entropic()
     certified = np.zeros((3, len(sets), len(sets)))
     for (i, a), (j, b) in combinations(enumerate(sets), 2):
-        certified[:, i, j] = certified[:, j, i] = value, gap, _ = pairs[a, b]
+        certified[:, i, j] = certified[:, j, i] = value, gap, _ = solved[a, b]
         if math.isnan(value):
             log.warning("%s to %s did not converge: no distance; %s", a, b, _remedy(options, gap))
     values, gaps, errors = certified
@@ -125,51 +111,37 @@ def _remedy(options: Options, gap: float) -> str:
 
 
 class _Solver:
-    """Solves all pairs that are not solved yet, several at a time."""
+    """Solves all pairs, several at a time."""
 
-    def __init__(self, problems: Problems, solved: MutableMapping[str, Sequence[float]]) -> None:
+    def __init__(self, problems: Problems) -> None:
         self.problems = problems
-        self.solved = solved
+        self.pairs = list(combinations(problems.clouds, 2))
         self.device = next(iter(problems.clouds.values())).features.device
         self.memory = int(0.8 * free_memory(self.device))
 
-    def unregularised(self) -> tuple[dict[Pair, Sequence[float]], float]:
+    def unregularised(self) -> tuple[dict[Pair, Certified], float]:
         """(value, gap, marginal error) of every pair, and their eps: 0."""
         problems = self.problems
         solve = problems.exact if problems.options.exact else problems.bracketed
-        return self._pairs("unregularised", solve), 0.0
+        return self._each("unregularised", solve, self.pairs), 0.0
 
-    def entropic(self) -> tuple[dict[Pair, Sequence[float]], float]:
+    def entropic(self) -> tuple[dict[Pair, Certified], float]:
         """As `unregularised`, at the same eps for all pairs, so that self terms are shared."""
         problems, options = self.problems, self.problems.options
         eps = options.eps
         if options.relative:
-            means = self._pairs("mean cost", lambda a, b: (problems.cost(a, b).mean,))
-            eps *= fmean(mean for (mean,) in means.values())
+            means = self._each("mean cost", lambda a, b: problems.cost(a, b).mean, self.pairs)
+            eps *= fmean(means.values())
         if not options.debias:
-            return self._pairs("biased", lambda a, b: problems.biased(a, b, eps)), eps
-        left = {*chain(*self._left("debiased"))}
-        names = [(name, name) for name in problems.clouds if name in left]
-        terms = self._each("self term", lambda a, _: problems.self_term(a, eps), names)
-        self_terms = {name: term for (name, _), term in terms}
-        return self._pairs("debiased", lambda a, b: problems.debiased(a, b, self_terms)), eps
-
-    def _pairs(
-        self, kind: str, solve: Callable[[str, str], Sequence[float]]
-    ) -> dict[Pair, Sequence[float]]:
-        """The numbers that `solve` returns for every pair, or returned before."""
-        for pair, numbers in self._each(kind, solve, self._left(kind)):
-            self.solved[_key(kind, pair)] = numbers
-        pairs = combinations(self.problems.clouds, 2)
-        return {pair: self.solved[_key(kind, pair)] for pair in pairs}
-
-    def _left(self, kind: str) -> list[Pair]:
-        pairs = combinations(self.problems.clouds, 2)
-        return [pair for pair in pairs if _key(kind, pair) not in self.solved]
+            return self._each("biased", lambda a, b: problems.biased(a, b, eps), self.pairs), eps
+        selves = [(name, name) for name in problems.clouds]
+        solved = self._each("self term", lambda a, _: problems.self_term(a, eps), selves)
+        terms = {name: term for (name, _), term in solved.items()}
+        return self._each("debiased", lambda a, b: problems.debiased(a, b, terms), self.pairs), eps
 
     def _each(
         self, label: str, solve: Callable[[str, str], R], pairs: Sequence[Pair]
-    ) -> Iterator[tuple[Pair, R]]:
+    ) -> dict[Pair, R]:
         at_once = workers(len(pairs), self.problems.bytes_each(), self.memory, self.device)
         # A fixed share: what is free at the moment depends on the pairs that are being solved.
         self.problems.memory = self.memory // at_once
@@ -183,45 +155,7 @@ class _Solver:
                 error.add_note(f"this was {' to '.join(pair)}")
                 raise
 
-        yield from side_by_side(solve_pair, pairs, at_once, self.device, label=label, unit="pair")
-
-
-def _key(kind: str, pair: Pair) -> str:
-    return "/".join((kind, *pair))
-
-
-class _Solved(UserDict[str, Sequence[float]]):
-    """Numbers of solved problems, in a file that is rewritten for each of them.
-
-    Raises DamagedFile where its content was altered.
-    """
-
-    def __init__(self, file: Path) -> None:
-        super().__init__()
-        self.file = file
-        if file.is_file():
-            self.data = _unaltered(file)
-
-    def __setitem__(self, key: str, numbers: Sequence[float]) -> None:
-        super().__setitem__(key, numbers)
-        with room_for(self.file):
-            content = {"numbers": self.data, "sha256": _sha256(self.data)}
-            write_atomic(self.file, json.dumps(content).encode())
-
-
-def _unaltered(file: Path) -> dict[str, Sequence[float]]:
-    try:
-        content = json.loads(file.read_bytes())  # NaN may be among the numbers
-        if content == {"numbers": content["numbers"], "sha256": _sha256(content["numbers"])}:
-            return content["numbers"]
-    except (ValueError, KeyError, TypeError):
-        pass
-    raise DamagedFile(f"{file} is damaged; delete it and run again")
-
-
-def _sha256(numbers: Mapping[str, Sequence[float]]) -> str:
-    """SHA-256 of the numbers as JSON, which has every digit, and NaN where nothing converged."""
-    return hashlib.sha256(json.dumps(numbers).encode()).hexdigest()
+        return side_by_side(solve_pair, pairs, at_once, self.device, label=label, unit="pair")
 
 
 def _check_dimensions(clouds: Mapping[str, Cloud]) -> None:

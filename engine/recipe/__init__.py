@@ -2,7 +2,6 @@
 
 from engine.recipe.campaigns import OF_GRID as OF_GRID
 from engine.recipe.campaigns import SELECTION as SELECTION
-from engine.recipe.campaigns import describe as describe
 from engine.recipe.campaigns import each_model as each_model
 from engine.recipe.campaigns import methods_of as methods_of
 from engine.recipe.campaigns import model_of as model_of

@@ -77,9 +77,16 @@ class Campaign:
             layers.append((f"{self.file} (methods.{row})", {"method": {TITLE: title}}))
         return layers
 
-    def select(self, entries: Any, source: str) -> tuple[Campaign, list[str]]:
+    def title(self, row: str) -> str:
+        """What a row is called in tables."""
+        title = over(layer for _, layer in self.settings(row)).get("method", {}).get(TITLE)
+        return str(title or catalogue.read(path_of("methods", self.base(row)))[TITLE])
+
+    def select(
+        self, entries: Any, source: str, *, adds: bool = False
+    ) -> tuple[Campaign, list[str]]:
         """The campaign with what `methods: [A, {B: SETTINGS}, path.yaml]` sets and adds, and the
-        names of these rows, in table order."""
+        names of these rows, in table order. adds: methods that are no row become one."""
         if not isinstance(entries, list) or not entries:
             raise RecipeError(
                 f"{source}: {SELECTION} names no methods of {self.name}; write {SELECTION}="
@@ -89,7 +96,7 @@ class Campaign:
         for entry in entries:
             for key, settings in (entry if isinstance(entry, dict) else {entry: None}).items():
                 name, layer = _row(str(key), settings, source)
-                if name not in rows and BASE not in layer:
+                if not (adds or name in rows or BASE in layer):
                     raise RecipeError(
                         f"{source}: {SELECTION}: {name!r} is no method of {self.name}"
                         f"{nearest(name, self.rows)}"
@@ -122,10 +129,7 @@ def read(name: str, extending: tuple[Path, ...] = ()) -> Campaign:
         changed, names = campaign.select(methods, str(path))
         rows = {name: changed.rows[name] for name in names}
     elif isinstance(methods, dict):
-        rows = dict(rows)
-        for key, settings in methods.items():
-            row, layer = _row(key, settings, str(path))
-            rows[row] = (*rows.get(row, ()), (f"{path} (methods.{row})", layer))
+        rows = campaign.select([methods], str(path), adds=True)[0].rows
     elif methods is not None:
         raise RecipeError(f"{path}: {SELECTION} must hold `NAME: {{}}` lines")
     return Campaign(name, path, (*campaign.layers, (str(path), values)), rows)
@@ -162,18 +166,6 @@ def names(group: str = "") -> list[str]:
     made = [] if group else catalogue.names("campaigns")
     rows = {f"{campaign}/{row}" for campaign in made for row in read(campaign).rows}
     return sorted(rows.union(catalogue.names(group)))
-
-
-def describe(name: str) -> str:
-    """What a recipe does: the first comment line of its file, or its method and campaign."""
-    path = catalogue.ROOT / f"{name}.yaml"
-    if path.is_file():
-        return path.read_text().splitlines()[0].removeprefix("#").strip()
-    campaign, _, row = name.rpartition("/")
-    grid = read(campaign)
-    title = over(layer for _, layer in grid.settings(row)).get("method", {}).get(TITLE)
-    title = title or catalogue.read(path_of("methods", row))[TITLE]
-    return f"{title} as in the campaign {campaign}"
 
 
 def model_of(campaign: str) -> str | None:

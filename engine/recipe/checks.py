@@ -15,8 +15,8 @@ _NAME = re.compile(r"(?!\.)[^/\\{}\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
 _NAME_BYTES = 100  # a cell's folder is named after a method and a set
 
 
-def check(recipe: Recipe) -> None:
-    """Raise RecipeError naming a key that does not fit the others."""
+def checked(recipe: Recipe) -> Recipe:
+    """The recipe. Raises RecipeError naming a key that does not fit the others."""
     from loaders.rgb import colour  # imported late: it loads Pillow
 
     try:
@@ -47,6 +47,7 @@ def check(recipe: Recipe) -> None:
             f"{nearest(recipe.downstream, known)}"
         )
     check_terms(recipe.dataset, recipe.downstream)
+    return recipe
 
 
 def check_terms(dataset: DatasetRecipe, downstream: str) -> None:

@@ -107,12 +107,9 @@ def find(module: str) -> ModuleType:
 @functools.cache  # classes of the same options are one, so that recipes compare equal
 def _as_given(names: tuple[str, ...]) -> type[MethodRecipe]:
     shared = {field.name for field in dataclasses.fields(MethodRecipe)}
-    fields = [(name, Any, None) for name in names if name not in shared and _is_field(name)]
+    own = [n for n in names if n.isidentifier() and not keyword.iskeyword(n) and n not in shared]
+    fields = [(name, Any, None) for name in own]
     return dataclasses.make_dataclass("Recipe", fields, bases=(MethodRecipe,), frozen=True)
-
-
-def _is_field(name: str) -> bool:
-    return name.isidentifier() and not keyword.iskeyword(name)
 
 
 @functools.cache

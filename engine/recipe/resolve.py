@@ -46,7 +46,9 @@ def load(
     if method is not None:
         top = _without_other_method(top, method)
     campaign_name = str(choices.get("campaign", top.get("campaign", "")))
-    campaign, rows = _campaign(campaign_name, overrides)
+    campaign, rows = Campaign("", Path()), []
+    if campaign_name:
+        campaign, rows = campaigns.selected(campaign_name, overrides)
     if method is not None and not (SELECTION in choices and rows == [method]):
         overrides = without_options(overrides)
         choices = dict(map(typed.key_and_value, overrides))
@@ -81,7 +83,7 @@ def load(
         downstream = sets[0]
     if downstream is not None:
         values[DOWNSTREAM] = downstream
-    return _checked(typed.build(values, Recipe, options, f"recipe {name!r}"))
+    return checks.checked(typed.build(values, Recipe, options, f"recipe {name!r}"))
 
 
 def of_sections(
@@ -97,7 +99,7 @@ def of_sections(
     ]
     values, options = _merged([*layers, *((COMMAND_LINE, typed.parsed(w)) for w in overrides)])
     values[DOWNSTREAM] = values["dataset"].get("upstream", "upstream")
-    return _checked(typed.build(values, Recipe, options, f"recipe {dataset!r}"))
+    return checks.checked(typed.build(values, Recipe, options, f"recipe {dataset!r}"))
 
 
 def varied(recipe: Recipe, words: Sequence[str]) -> Recipe:
@@ -108,7 +110,7 @@ def varied(recipe: Recipe, words: Sequence[str]) -> Recipe:
     values, options = dataclasses.asdict(recipe), type(recipe.method)
     for word in words:
         typed.add(values, Recipe, options, typed.parsed(word), "")
-    return _checked(typed.build(values, Recipe, options, "recipe"))
+    return checks.checked(typed.build(values, Recipe, options, "recipe"))
 
 
 def of_values(values: Mapping[str, Any]) -> Recipe:
@@ -157,11 +159,6 @@ def _merged(layers: Sequence[Layer], *, planned: bool = False) -> tuple[dict[str
     return values, options
 
 
-def _checked(recipe: Recipe) -> Recipe:
-    checks.check(recipe)
-    return recipe
-
-
 def _top(name: str) -> tuple[Path | None, dict[str, Any]]:
     """The recipe's file and what it says; no file for a campaign, or a recipe that it makes."""
     if name in catalogue.names("campaigns"):
@@ -175,10 +172,6 @@ def _top(name: str) -> tuple[Path | None, dict[str, Any]]:
     file = path_of("", name)
     top = catalogue.read(file)
     return (None, {"campaign": name}) if SELECTION in top else (file, top)
-
-
-def _campaign(name: str, overrides: Sequence[str]) -> tuple[Campaign, list[str]]:
-    return campaigns.selected(name, overrides) if name else (Campaign("", Path()), [])
 
 
 def _without_other_method(top: dict[str, Any], method: str) -> dict[str, Any]:

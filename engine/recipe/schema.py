@@ -46,8 +46,6 @@ class WeightsRecipe:
     tag: str = ""  # open_clip's name of the weights
     templates: Literal["full", "simple"] = "full"  # full: 80 sentences a class name | simple: 7
     match: Literal["names", "order"] = "names"  # how tensors find their parameters
-    # Of 20 labelled ImageNet photos; 0 where the weights have no such head.
-    photos_right: Annotated[int, Meta(ge=0, le=20)] = 0
 
 
 @dataclass(frozen=True)
@@ -138,7 +136,7 @@ class MethodRecipe:
     """What every method has; the `Recipe` of a method's module adds its options.
 
     needs: methods whose cells of the same column it starts from. has_weights: False where its cells
-    are mixes of others', which no method can start from.
+    are averages of others', which no method can start from.
     """
 
     needs: ClassVar[Sequence[str]] = ()
@@ -175,7 +173,6 @@ class TrainRecipe:
     warmup_steps: Count | None = None  # None: 196, and no more than a tenth of all steps
     clip: NotNegative = 0.0  # global gradient norm; 0 switches clipping off
     freeze_batchnorm: bool = False
-    zero_stage: Literal[0, 1] = 1  # for several ranks; a single rank runs at stage 0
     precision: Precision = "auto"  # auto: bf16 autocast on a GPU, fp32 on a CPU
     compile: Literal["auto", "always", "never"] = "auto"  # auto: on a GPU
     # A campaign's: models during training that are evaluated; 0: none.
@@ -190,8 +187,7 @@ class EvaluateRecipe:
 
     batch_size: Batch = 256
     precision: Precision = "auto"
-    # auto: on a GPU; cuda_graphs: always, and replayed
-    compile: Literal["auto", "always", "never", "cuda_graphs"] = "auto"
+    compile: Literal["auto", "always", "never"] = "auto"  # auto: on a GPU
     split: Literal["all", "holdout"] = "all"  # holdout: the images that training never sees
     cka: Count = (
         0  # images of each set on which CKA compares the blocks before and after; 0: no CKA
@@ -218,3 +214,9 @@ class Recipe:
     trackers: list[str] = field(default_factory=list)  # tensorboard, wandb, trackio, MODULE:CLASS
     # CPU threads of each rank; another number rounds sums otherwise.
     threads: Annotated[int, Meta(ge=1, le=1024)] = 1
+
+    def split_of(self, name: str) -> str:
+        """The split that a set is evaluated on: the hold-out of a set that the cell trained on,
+        where there is one; `evaluate.split` of any other."""
+        trained_on = name in (self.downstream, self.dataset.upstream)
+        return "holdout" if self.dataset.holdout and trained_on else self.evaluate.split

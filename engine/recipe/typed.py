@@ -130,7 +130,8 @@ def converted(kind: Any, value: Any, key: str, source: str = "") -> Any:
             value = str(value)
         else:
             value = yaml_text.parse(str(value), f"override {f'{key}={value}'!r:.200}")
-        if _is_list(kind) and isinstance(value, str | int | float):
+        is_list = any(typing.get_origin(_plain(each)) in (list, tuple) for each in _members(kind))
+        if is_list and isinstance(value, str | int | float):
             value = yaml_text.parse(f"[{given}]", source)
     if isinstance(value, Mapping):  # of words such as model.published.imagenet_a=80
         value = {
@@ -194,10 +195,6 @@ def _members(kind: Any) -> Sequence[Any]:
     if typing.get_origin(kind) not in (types.UnionType, typing.Union):
         return [kind]
     return [each for each in typing.get_args(kind) if each is not type(None)]
-
-
-def _is_list(kind: Any) -> bool:
-    return any(typing.get_origin(_plain(each)) in (list, tuple) for each in _members(kind))
 
 
 def _choices(kind: Any) -> list[str]:

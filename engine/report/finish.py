@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,7 @@ from engine.measures import distances
 from engine.measures.intervals import intervals
 from engine.measures.metrics import KEY, measures
 from engine.measures.tables import write_csv
-from engine.report import exports, headline, merged, page, sections, terminal
+from engine.report import exports, headline, page, sections, terminal
 from engine.report.results import Results, of_campaign
 from engine.report.sections import sweep
 
@@ -29,18 +28,6 @@ def write(run: FinishedCampaign, results: Results, *, figures: bool = False) -> 
     figure as SVG and PDF."""
     with outcomes.sealed(run.place):
         return write_into(run.report, results, figures=figures)
-
-
-def write_merged(
-    folder: Path,
-    runs: Sequence[FinishedCampaign],
-    models_csv: Path | None = None,
-    *,
-    figures: bool = False,
-) -> Path:
-    """Write one report of several campaigns into a folder; the page's path. models_csv: as in
-    `results.of_campaign`."""
-    return write_into(folder, merged.merged(runs, models_csv), figures=figures)
 
 
 def write_into(folder: Path, results: Results, *, figures: bool = False) -> Path:

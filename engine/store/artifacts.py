@@ -48,12 +48,17 @@ class Marker(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True)
 class Artifact:
-    """A finished folder and the key that names it."""
+    """A finished folder, which lies in that of its kind."""
 
-    kind: str
-    name: str
     folder: Path
-    key: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def kind(self) -> str:
+        return self.folder.parent.name
 
     def file(self, name: str) -> Path:
         """Path of one of its files; FileNotFoundError when the artefact has no such file."""
@@ -107,10 +112,10 @@ class Store:
             path = folder / name
             if not path.is_file() or path.stat().st_size != stored.bytes:
                 raise DamagedFile(f"{path} is damaged; {_again(folder)}")
-        return Artifact(kind, folder.name, folder, key)
+        return Artifact(folder)
 
     def make(
-        self, kind: str, label: str, key: Mapping[str, Any], build: Callable[[Path], None]
+        self, kind: str, label: str, key: Mapping[str, Any], build: Callable[[Path], object]
     ) -> Artifact:
         """The artefact of this key; where there is none, `build(folder)` fills a temporary folder.
 
@@ -143,7 +148,7 @@ class Store:
             sync(folder.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        return Artifact(kind, folder.name, folder, key)
+        return Artifact(folder)
 
     def remove_left_overs(self, older_than_s: float) -> None:
         """Delete unfinished artefacts of processes that were killed, and nothing else.

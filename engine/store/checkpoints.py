@@ -87,8 +87,7 @@ class CheckpointFiles:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _drop(self, step: int) -> None:
-        folder = self._store.place(*self._key(step))
-        self._store.remove(Artifact(self._cell, folder.name, folder, {}))
+        self._store.remove(Artifact(self._store.place(*self._key(step))))
 
     def _key(self, step: int) -> tuple[str, str, dict[str, Any]]:
         return self._cell, f"step{step:09d}", {"cell": self._cell, "step": step}

@@ -10,8 +10,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
-import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +43,12 @@ class Pending:
     def __init__(
         self,
         store: Store,
-        mix: Mapping[str, float],
+        average: predictions.Average,
         name: tuple[str, Mapping[str, Any]],
         cuts: Sequence[np.ndarray],
     ) -> None:
         """`name`: label and key of the predictions' artefact. `cuts`: the slices' positions."""
-        self.store, self.mix, self.cuts = store, mix, cuts
+        self.store, self.average, self.cuts = store, average, cuts
         self.label, self.key = name
         self._only_slice: pa.Table | None = None
         self._folder = store.root / "pending" / store.place("predictions", *name).name
@@ -63,12 +62,7 @@ class Pending:
         if len(self.cuts) == 1:
             self._only_slice = table
         else:
-            file = self._file(number)
-            ranks.first(
-                lambda: _write_once(
-                    file, lambda sink: pq.write_table(table, sink, write_page_checksum=True)
-                )
-            )
+            ranks.first(lambda: _write_once(self._file(number), table))
         self.todo.discard(number)
         if not self.todo:
             self.finish()
@@ -115,41 +109,8 @@ def write(folder: Path, table: pa.Table, key: Mapping[str, Any]) -> None:
         pq.write_table(table.replace_schema_metadata(metadata), folder / PART)
 
 
-def keep_array(file: Path, array_ND: np.ndarray) -> None:
-    """Write a slice's array as a .npz file, which has a checksum, unless the file exists.
-
-    Raises OSError naming the file where the disk is full.
-    """
-    _write_once(file, lambda sink: np.savez(sink, **{file.stem: array_ND}))  # pyright: ignore[reportArgumentType]
-
-
-def _write_once(file: Path, serialise: Callable[[io.BytesIO], None]) -> None:
+def _write_once(file: Path, table: pa.Table) -> None:
     if not file.is_file():
-        serialise(sink := io.BytesIO())
+        pq.write_table(table, sink := io.BytesIO(), write_page_checksum=True)
         with room_for(file):
             write_atomic(file, sink.getvalue())
-
-
-def join_arrays(files: Sequence[Path], whole: Path, rows: int) -> None:
-    """Join the slices' arrays [n, D] to one .npy file of so many rows, an array at a time.
-
-    Raises DamagedFile naming a slice that was altered, OSError naming the file where the disk is
-    full.
-    """
-    with room_for(whole), whole.open("wb") as sink:  # a full disk ends a mapped write by SIGBUS
-        for number, file in enumerate(files):
-            array_ND = np.ascontiguousarray(_array(file))
-            if not number:
-                header = np.lib.format.header_data_from_array_1_0(array_ND)
-                header["shape"] = (rows, array_ND.shape[1])
-                np.lib.format.write_array_header_1_0(sink, header)
-            sink.write(array_ND.tobytes())
-
-
-def _array(file: Path) -> np.ndarray:
-    try:
-        with np.load(file, allow_pickle=False) as arrays:
-            return arrays[file.stem]  # of this slice and no other
-    except (ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile) as error:
-        remedy = "delete it and run the same command again"
-        raise DamagedFile(f"{file} is damaged ({error}); {remedy}") from error

@@ -7,11 +7,10 @@ import logging
 import numpy as np
 import torch
 import torch.distributed as dist
-from tqdm import tqdm
 
 from engine import models
 from engine.data.sets import LabelledSet
-from engine.machine import ranks
+from engine.machine import bars, ranks
 from engine.run import Run
 from kernels.fisher import FisherAccumulator
 
@@ -45,7 +44,7 @@ def diagonal(run: Run, images: int, labels: str) -> dict[str, torch.Tensor]:
     accumulator = FisherAccumulator(net, mask=upstream.mask, generator=generator)
     of_rank = range(*bounds)
     batches = run.sets.source(upstream.name).batches([chunks[number] for number in of_rank])
-    batches = iter(tqdm(batches, "Fisher", len(of_rank), leave=False, unit="batch"))
+    batches = iter(bars.bar(batches, "Fisher", len(of_rank), unit="batch"))
     for number, chunk in enumerate(chunks):
         if number not in of_rank:
             accumulator.skip(len(chunk))

@@ -7,17 +7,13 @@ times an epoch; a loss that is not finite stops the run, and the error names the
 
 from __future__ import annotations
 
-import functools
 import json
-import logging
-import os
+import time
 from typing import Any
 
 import torch
-from torch import nn
-from tqdm import tqdm
 
-from engine.machine import ranks
+from engine.machine import bars, ranks
 from engine.methods.base import Trained
 from engine.methods.context import Context
 from engine.models import compiled
@@ -27,14 +23,10 @@ from engine.store.cells import Export
 from engine.training import norms, optim
 from engine.training.saving import Progress, Saving
 from engine.training.schedule import schedule, steps_an_epoch, total_steps
-from engine.training.throughput import Throughput
 from engine.training.trackers import Trackers
 from engine.training.training_state import TrainingState
 from engine.training.watch import Watch
 
-log = logging.getLogger(__name__)
-# Activations whose gradient needs their input: in place, autograd would keep a copy of it.
-_NEED_INPUT = (nn.Hardtanh, nn.Hardswish, nn.SiLU)
 LOOK_EVERY = 50  # optimizer steps between two reads of the loss
 WARMUP_STEPS = 196  # the benchmark's
 
@@ -56,11 +48,9 @@ def fit(
     if method.fits_head:
         history = [method.fit_head(_label(run))]
     else:
-        # Before the network is compiled, which counts no operations.
-        throughput = Throughput(method.net, run) if run.recipe.trackers else None
         engine = initialize(method, run)
         try:
-            history = epochs(engine, method, run, saving, throughput)
+            history = epochs(engine, method, run, saving)
         finally:
             close(engine)
     return method.export(), json.dumps(history, indent=1)
@@ -75,7 +65,7 @@ def prepare(method: Trained, run: Run, context: Context) -> None:
 
 
 def initialize(method: Trained, run: Run) -> Any:
-    """A DeepSpeed engine around a prepared method, its penalty sharded like its parameters.
+    """A DeepSpeed engine around a prepared method.
 
     Raises ValueError for a batch that does not divide over the ranks, and as `norms.synchronise`.
     """
@@ -91,13 +81,8 @@ def initialize(method: Trained, run: Run) -> Any:
     norms.synchronise(method, run)
     parameters = {n: p for n, p in method.named_parameters() if p.requires_grad}
     optimizer = optim.build(parameters, recipe.optimizer, method.penalty, method.rates)
-    for module in method.modules():
-        if isinstance(module, _NEED_INPUT):  # ReLU6 is a Hardtanh
-            module.inplace = False
+    method.penalty = None  # the optimizer has a copy
     compiled.in_place(method.net, recipe.train.compile, run.device)
-    # A single rank has nothing to shard: ZeRO would only copy weights and gradients. And what a
-    # method does beside a step needs whole ones.
-    stage = 0 if ranks.world() == 1 or method.hooks_steps else recipe.train.zero_stage
     engine, *_ = deepspeed.initialize(
         model=method,
         optimizer=optimizer,
@@ -106,21 +91,15 @@ def initialize(method: Trained, run: Run) -> Any:
             "train_micro_batch_size_per_gpu": micro,
             "gradient_accumulation_steps": recipe.train.accumulation,
             "gradient_clipping": recipe.train.clip,
-            "zero_optimization": {"stage": stage},
-            "zero_allow_untested_optimizer": True,
             "steps_per_print": 2**31,
             "timers": {"throughput": {"enabled": False}},  # they wait for the GPU in every step
         },
     )
     if ranks.world() == 1:
         engine.enable_backward_allreduce = False  # among a single rank it costs 3-6% of a step
-    if recipe.model.channels_last and stage == 0:
+    if recipe.model.channels_last:
         # Only now: deepspeed broadcasts weights as bytes, which this layout does not allow.
-        # Under ZeRO weights are views of flat partitions and keep their layout.
         method.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if method.penalty is not None:
-        optim.attach(engine, method.penalty)
-        method.penalty = None  # frees the whole: the optimizer has its part
     return engine
 
 
@@ -138,12 +117,8 @@ def epochs(
     method: Trained,
     run: Run,
     saving: Saving | None = None,
-    throughput: Throughput | None = None,
 ) -> list[dict[str, float]]:
-    """Train an initialised method by its recipe; returns the history, an entry an epoch.
-
-    throughput: measures for the recipe's trackers.
-    """
+    """Train an initialised method by its recipe; returns the history, an entry an epoch."""
     recipe = run.recipe
     positions = run.target.training(recipe)
     of_epoch = steps_an_epoch(recipe.train, len(positions))
@@ -157,12 +132,12 @@ def epochs(
     watch = Watch(method, run.device, _label(run))
     tracked = Trackers(recipe)
     learning = norms.learning(method)
-    penalty = optim.track(engine)
+    is_penalised = isinstance(engine.optimizer, optim.Penalised)
     saving = saving or Saving()
     progress = saving.begin(TrainingState(engine, method, {"loss": watch.sum}))
     step, history, watch.count = progress.step, progress.history, progress.losses
-    quiet = ranks.rank() > 0 or os.environ.get("RIB_PROGRESS") == "off"
-    bar = tqdm(total=total, initial=step, desc=_label(run), unit="step", leave=False, disable=quiet)
+    since, images = time.perf_counter(), 0
+    bar = bars.bar(total=total, initial=step, desc=_label(run), unit="step")
     with bar, tracked:
         for epoch in range(step // of_epoch, recipe.train.epochs):
             engine.train()
@@ -185,8 +160,7 @@ def epochs(
                 if last:
                     method.after_step()
                 watch.add(loss.detach())
-                if throughput is not None:
-                    throughput.add(len(share.index))
+                images += len(share.index)
                 if not last:
                     continue
                 step += 1
@@ -194,13 +168,14 @@ def epochs(
                 if step % LOOK_EVERY == 0 or step % of_epoch == 0:
                     mean = watch.look(step, lr)
                     bar.set_postfix(loss=f"{mean:.3f}", lr=f"{lr:.1e}")
-                    if throughput is not None:
-                        values = {"loss": mean, "lr": lr} | throughput.read()
-                        tracked.log({f"train/{k}": v for k, v in values.items()}, step)
+                    now = time.perf_counter()
+                    values = {"loss": mean, "lr": lr, "images/s": images / (now - since)}
+                    tracked.log({f"train/{k}": v for k, v in values.items()}, step)
+                    since, images = now, 0  # of this rank
                 if step % of_epoch == 0:
                     history.append({"epoch": epoch + 1, "step": step, "loss": mean, "lr": lr})
-                    if penalty is not None:  # which the optimizer adds to the loss
-                        history[-1]["penalty"] = penalty()
+                    if is_penalised:  # by the optimizer, beside the loss
+                        history[-1]["penalty"] = engine.optimizer.penalty()
                         tracked.log({"train/penalty": history[-1]["penalty"]}, step)
                     watch.check_weights(step, lr)
                 saving.take(Progress(step, history, watch.count, ranks.world()), method)
@@ -210,28 +185,17 @@ def epochs(
 def warmup_steps(train: TrainRecipe, total: int) -> int:
     """Steps of the warm-up of a run of `total` steps: by default the benchmark's, at most a tenth.
 
-    A longer warm-up of the recipe is used, with a warning; ValueError for one that never ends.
+    Raises ValueError for a recipe's warm-up that never ends.
     """
-    most = total // 10
     if train.warmup_steps is None:
-        return min(WARMUP_STEPS, most)
+        return min(WARMUP_STEPS, total // 10)
     if train.warmup_steps > total:
         raise ValueError(
             f"train.warmup_steps={train.warmup_steps}, but training has {total} steps, so its rate "
             "would never reach optimizer.lr: set train.warmup_steps=null for a tenth of the steps, "
             "or raise train.epochs"
         )
-    if train.warmup_steps > most and ranks.rank() == 0:
-        _warn_of_warmup(train.warmup_steps, total)
     return train.warmup_steps
-
-
-@functools.cache  # once for all cells that train so
-def _warn_of_warmup(steps: int, total: int) -> None:
-    log.warning(
-        f"train.warmup_steps={steps} is more than a tenth of the {total} steps of training; "
-        "set train.warmup_steps=null for a tenth, or raise train.epochs"
-    )
 
 
 def _label(run: Run) -> str:

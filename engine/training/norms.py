@@ -5,17 +5,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-import numpy as np
-from timm.layers.norm_act import BatchNormAct2d, convert_sync_batchnorm
+from timm.layers.norm_act import convert_sync_batchnorm
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from engine.machine import ranks
 from engine.methods.base import Trained
-from engine.recipe.schema import TrainRecipe
 from engine.run import Run
 
-KINDS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNormAct2d)
 FREEZE = "set train.freeze_batchnorm=true"
 
 
@@ -28,35 +25,22 @@ def learning(method: Trained) -> list[nn.Module]:
 def synchronise(method: Trained, run: Run) -> None:
     """On several ranks, let batch norms learn from the whole micro-batch (torch's SyncBatchNorm).
 
-    Raises ValueError on CPUs, for a kind of batch norm that torch cannot synchronise, and where a
-    rank would have no sample of a micro-batch.
+    Raises ValueError on CPUs, and where a rank would have no sample of a micro-batch.
     """
-    norms = learning(method)
-    if ranks.world() == 1 or not norms:
+    if ranks.world() == 1 or not learning(method):
         return
     if run.device.type != "cuda":
         raise ValueError(
             f"batch norms learn on several ranks on GPUs only: {FREEZE}, or train on a single rank"
         )
-    for norm in norms:
-        if type(norm) not in KINDS:
-            raise ValueError(
-                f"ranks cannot share the statistics of {type(norm).__name__}: {FREEZE}, or train "
-                "on a single rank"
-            )
-    images = len(run.target.training(run.recipe))
-    if 0 < (fewest := _fewest(run.recipe.train, images)) < ranks.world():
+    train = run.recipe.train
+    last = len(run.target.training(run.recipe)) % train.batch_size or train.batch_size
+    if (fewest := max(1, last // train.accumulation)) < ranks.world():
         raise ValueError(
             f"the last micro-batch of an epoch has {fewest} of the {ranks.world()} images that the "
             f"ranks need for batch norms to learn: {FREEZE}, or another train.batch_size"
         )
     method.net = convert_sync_batchnorm(method.net)
-
-
-def _fewest(train: TrainRecipe, images: int) -> int:
-    """Images of the smallest micro-batch that has any."""
-    last = np.arange(images % train.batch_size or train.batch_size)
-    return min(len(part) for part in np.array_split(last, train.accumulation) if len(part))
 
 
 @contextlib.contextmanager

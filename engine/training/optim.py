@@ -3,29 +3,27 @@
 The penalty's gradient needs only the parameters, the anchor and the Fisher, so the optimizer
 applies it in its pass over the parameters (`kernels.ewc`), and the loss leaves it out. It is added
 after gradients are averaged and clipped: clipping tames the task's gradient, not the pull.
-`attach` cuts anchor and Fisher as DeepSpeed cuts the parameters.
 """
 
 from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
-from engine.methods.objectives import Penalty
+from engine.methods.base import Penalty
 from engine.recipe.schema import OptimizerRecipe
-from engine.training import shards
-from engine.training.shards import Pieces, in_memory_order
 from kernels.ewc import foreach_adamw_ewc_, foreach_sgd_ewc_
 
 SHARE = "lr_scale"  # key of a group
+KINDS = {"adamw": (torch.optim.AdamW, "FusedAdam"), "sgd": (torch.optim.SGD, "FusedSGD")}
+MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}  # torch's names
 
 
 def learning_rate(step: int, total: int, warmup: int, base: float) -> float:
@@ -47,44 +45,35 @@ def build(
     penalty: Penalty | None = None,
     rates: Mapping[str, float] = MappingProxyType({}),
 ) -> Optimizer:
-    """The optimizer over named parameters; an EWC optimizer for a weight above 0.
+    """The optimizer over named parameters; a `Penalised` one for a penalty's weight above 0.
 
     rates: by name, the share of the learning rate that a parameter has; 1 where none is given. The
     parameters of a share are a group with this `lr_scale`, as timm calls it.
 
-    EWC optimizers step only after `attach` (or `penalise`) has given them anchor and Fisher. A
-    weight of 0 gives the plain optimizer, so that it equals fine-tuning bit for bit.
+    A weight of 0 gives the plain optimizer, so that it equals fine-tuning bit for bit.
 
-    Raises ValueError for an unknown name, for no parameters, for apex with a penalty, and for apex
-    where NVIDIA's is not installed.
+    Raises ValueError for no parameters, for apex with a penalty, where NVIDIA's apex is not
+    installed, and for a parameter that anchor or Fisher lack or have in another shape.
     """
-    tensors = list(parameters.values())
-    if not tensors:
+    if not parameters:
         raise ValueError("there is nothing to optimise: no parameter requires a gradient")
-    fused = all(t.is_floating_point() and t.device.type in ("cpu", "cuda") for t in tensors)
     groups = _groups(parameters, rates, options.lr)
     name = options.name.removeprefix("apex_")
+    kind, apex = KINDS[name]
     settings: dict[str, Any] = {"lr": options.lr, "weight_decay": options.weight_decay}
     if name == "adamw":
         settings |= {"betas": tuple(options.betas), "eps": options.eps}
-        plain, penalised, apex = torch.optim.AdamW, EWCAdamW, "FusedAdam"
-    elif name == "sgd":
-        settings["momentum"] = options.momentum
-        plain, penalised, apex = torch.optim.SGD, EWCSGD, "FusedSGD"
     else:
-        raise ValueError(
-            f"unknown optimizer {options.name!r}: choose adamw, sgd, apex_adamw or apex_sgd"
-        )
+        settings["momentum"] = options.momentum
     if penalty is not None and penalty.lam > 0:
         if name != options.name:
             raise ValueError(
                 f"a penalty has its own fused step: use name={name}, not {options.name}"
             )
-        return penalised(groups, **settings)
+        return Penalised(name, groups, settings, parameters, penalty)
     if name != options.name:
-        settings |= {"adam_w_mode": True} if name == "adamw" else {}
         return _apex(apex)(groups, **settings)
-    return plain(groups, fused=fused, **settings)
+    return kind(groups, fused=True, **settings)
 
 
 def _groups(
@@ -116,170 +105,127 @@ def _apex(name: str) -> Callable[..., Optimizer]:
         ) from error
 
 
-class _EWC(Optimizer):
-    """The common part of the EWC optimizers: a penalty, and a step over all tensors.
+class Penalised(Optimizer):
+    """AdamW, or SGD with momentum, whose step adds a penalty's gradient.
 
-    Anchor and Fisher stand beside the optimizer's state: a checkpoint needs no copy of them.
+    Its state has the names of torch's optimizers. Anchor and Fisher stand beside it: a checkpoint
+    needs no copy of them.
     """
 
-    _lam = 0.0
-    _anchors: Mapping[Tensor, Tensor] = MappingProxyType({})
-    _fishers: Mapping[Tensor, Tensor] | None = None  # the identity
-    _moments: tuple[str, ...]  # state that starts at zero
+    def __init__(
+        self,
+        name: str,
+        groups: list[dict[str, Any]],
+        settings: dict[str, Any],
+        parameters: Mapping[str, Tensor],
+        penalty: Penalty,
+    ) -> None:
+        """name: `adamw` or `sgd`. settings: as of torch's optimizer."""
+        super().__init__(groups, settings)
+        self._name, self._lam = name, penalty.lam
+        self._anchors = _of_parameters(penalty.anchor, parameters, "anchor")
+        self._fishers = None  # the identity
+        if penalty.fisher is not None:
+            self._fishers = _of_parameters(penalty.fisher, parameters, "Fisher")
+        if name == "sgd":
+            self._soften(settings["lr"], settings["momentum"])
 
-    def penalise(self, penalty: Penalty, pieces: Pieces) -> None:
-        """Sets the penalty of the tensors that this optimizer steps, which hold these pieces."""
-        fisher = penalty.fisher
-        self._lam, self._anchors = penalty.lam, _cut(penalty.anchor, pieces)
-        self._fishers = None if fisher is None else _cut(fisher, pieces)
+    def _soften(self, lr: float, momentum: float) -> None:
+        """Hold no weight more firmly than SGD's steps can follow.
+
+        Where lr * lam * F passes 2 (1 + momentum), steps overshoot the anchor further and further
+        (heavy ball on a quadratic). A Fisher divided by its mean passes that: its largest element
+        was 31,000 for a ViT-S. So F is at most (1 + momentum) / (lr * lam), half of what is stable.
+        """
+        bound = (1 + momentum) / (self._lam * lr)
+        if self._fishers is None:
+            self._lam *= min(1.0, bound)
+            return
+        for fisher in self._fishers.values():
+            fisher.clamp_(max=bound)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step. A tensor without a gradient still feels the penalty's.
-
-        Raises RuntimeError where `attach` was not called.
-        """
+        """One step. A tensor without a gradient still feels the penalty's."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
             thetas: list[Tensor] = group["params"]
-            if not all(theta in self._anchors for theta in thetas):
-                raise RuntimeError(
-                    "call engine.training.optim.attach before the first step with EWC"
-                )
-            grads = [torch.zeros_like(t) if t.grad is None else t.grad for t in thetas]
-            moments = [self._state(thetas, name) for name in self._moments]
-            anchors = [self._anchors[theta] for theta in thetas]
-            fishers = None
-            if self._fishers is not None:
-                fishers = in_memory_order([self._fishers[theta] for theta in thetas], thetas)
-            tensors = [in_memory_order(row, thetas) for row in (thetas, grads, *moments, anchors)]
-            options = {name: value for name, value in group.items() if name in self.defaults}
-            options |= {"lam": self._lam, "fishers": fishers}
-            self._update(thetas, tensors, options)
+            columns = [thetas, [torch.zeros_like(t) if t.grad is None else t.grad for t in thetas]]
+            for moment in MOMENTS[self._name]:
+                columns.append([_laid_out(self.state[t], moment, t) for t in thetas])
+            for tensors in (self._anchors, self._fishers):
+                if tensors is not None:
+                    columns.append([_laid_out(tensors, t, t) for t in thetas])
+            columns = [_in_memory_order(column, thetas) for column in columns]
+            options = {k: v for k, v in group.items() if k in self.defaults} | {"lam": self._lam}
+            if self._name == "sgd":
+                foreach_sgd_ewc_(*columns, **options)
+            else:
+                foreach_adamw_ewc_(*columns, steps=self._counted(thetas), **options)
         return loss
 
     @torch.no_grad()
-    def penalty(self) -> Tensor:
-        """lam / 2 sum F (theta - anchor)^2 of what this rank holds, a float64 scalar."""
-        total = 0.0
+    def penalty(self) -> float:
+        """lam / 2 sum F (theta - anchor)^2, as it is now; it waits for the device."""
+        total = torch.zeros((), dtype=torch.float64)
         for theta, anchor in self._anchors.items():
             squares = (theta - anchor).square_()
             if self._fishers is not None:
                 squares *= self._fishers[theta]
             total = total + squares.sum(dtype=torch.float64)
-        return self._lam / 2 * torch.as_tensor(total)
+        return (self._lam / 2 * total).item()
 
-    def _state(self, thetas: list[Tensor], name: str) -> list[Tensor]:
-        """State laid out as its tensors are; that of a checkpoint may be laid out otherwise."""
-        for theta in thetas:
-            state = self.state[theta]
-            if name not in state:
-                state[name] = _zeros_like(theta)
-            if state[name].stride() != theta.stride():
-                state[name] = _zeros_like(theta).copy_(state[name])
-        return [self.state[theta][name] for theta in thetas]
-
-    def _update(self, thetas: list[Tensor], tensors: list[list[Tensor]], options: dict) -> None:
-        """tensors: thetas, gradients, moments and anchors, as the kernel takes them."""
-        raise NotImplementedError
-
-
-class EWCAdamW(_EWC):
-    """AdamW with EWC's penalty; state exp_avg, exp_avg_sq and step, as in torch.optim.AdamW."""
-
-    _moments = ("exp_avg", "exp_avg_sq")
-
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-    ) -> None:
-        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-        super().__init__(params, defaults)
-
-    def _update(self, thetas: list[Tensor], tensors: list[list[Tensor]], options: dict) -> None:
-        for theta in thetas:
-            state = self.state[theta]
+    def _counted(self, thetas: Sequence[Tensor]) -> list[int]:
+        """The number of each tensor's step, from 1."""
+        for state in (self.state[theta] for theta in thetas):
             # On the host, also where a checkpoint put it elsewhere: reading it must not wait.
             state["step"] = state.get("step", torch.tensor(0.0)).cpu() + 1
-        steps = [int(self.state[theta]["step"]) for theta in thetas]
-        foreach_adamw_ewc_(*tensors, steps=steps, **options)
+        return [int(self.state[theta]["step"]) for theta in thetas]
 
 
-class EWCSGD(_EWC):
-    """SGD with momentum and EWC's penalty; state momentum_buffer, as in torch.optim.SGD."""
-
-    _moments = ("momentum_buffer",)
-
-    def __init__(
-        self, params: Any, lr: float = 1e-3, momentum: float = 0.9, weight_decay: float = 0.0
-    ) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
-
-    def _update(self, thetas: list[Tensor], tensors: list[list[Tensor]], options: dict) -> None:
-        foreach_sgd_ewc_(*tensors, **options)
-
-
-def _zeros_like(tensor: Tensor) -> Tensor:
-    """fp32 zeros in the tensor's memory layout, without a gradient."""
-    return torch.zeros_like(tensor, dtype=torch.float32, requires_grad=False)
+def _of_parameters(
+    tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor], label: str
+) -> dict[Tensor, Tensor]:
+    """fp32 copies by parameter; ValueError for one that is missing or has another shape."""
+    copies: dict[Tensor, Tensor] = {}
+    for name, parameter in parameters.items():
+        if name not in tensors:
+            raise ValueError(f"the {label} has no parameter {name!r}, which is trained")
+        if tensors[name].shape != parameter.shape:
+            raise ValueError(
+                f"the {label} of {name!r} is {list(tensors[name].shape)}, but the parameter is "
+                f"{list(parameter.shape)}"
+            )
+        copies[parameter] = _zeros_like(parameter).copy_(tensors[name].detach())
+    return copies
 
 
-def _cut(tensors: Mapping[str, Tensor], pieces: Pieces) -> dict[Tensor, Tensor]:
-    """Whole tensors by name as fp32 parts, one shaped like each tensor of the optimizer; 0 for
-    padding, which is not pulled."""
-    parts = {}
-    for holder, of_holder in pieces.items():
-        parts[holder] = _zeros_like(holder)
-        for piece in of_holder:
-            piece.inside(parts[holder]).copy_(piece.cut(tensors[piece.name].detach()))
-    return parts
+def _laid_out(tensors: MutableMapping[Any, Tensor], key: Any, theta: Tensor) -> Tensor:
+    """The fp32 tensor at a key, laid out in memory as theta, which may have changed; else zeros."""
+    if key not in tensors:
+        tensors[key] = _zeros_like(theta)
+    elif tensors[key].stride() != theta.stride():
+        tensors[key] = _zeros_like(theta).copy_(tensors[key])
+    return tensors[key]
 
 
-def attach(engine: Any, penalty: Penalty) -> None:
-    """Gives the penalised optimizer inside a DeepSpeed engine its part of anchor and Fisher.
+def _zeros_like(theta: Tensor) -> Tensor:
+    return torch.zeros_like(theta, dtype=torch.float32, requires_grad=False)
 
-    Call it once after deepspeed.initialize; every rank stores only what its partition needs. Does
-    nothing for a weight of 0, whose optimizer is plain.
 
-    Raises ValueError for a trained parameter that anchor or Fisher lack or have in another shape,
-    for an optimizer that is not from `build`, and as `shards.pieces`.
+def _in_memory_order(tensors: Sequence[Tensor], thetas: Sequence[Tensor]) -> list[Tensor]:
+    """Contiguous views of the tensors, whose elements are in the order of theta's memory; copies
+    of tensors that lie in another order.
+
+    An elementwise step takes any order, but kernels read contiguous tensors.
     """
-    if penalty.lam == 0:
-        return
-    check(shards.trained(engine), penalty)
-    pieces, optimizer = shards.pieces(engine), shards.inner(engine)
-    if not isinstance(optimizer, _EWC):
-        raise ValueError(
-            f"{type(optimizer).__name__} has no penalty: use engine.training.optim.build"
-        )
-    optimizer.penalise(penalty, pieces)
-
-
-def track(engine: Any) -> Callable[[], float] | None:
-    """The function that reads the penalty as it is now, the same on every rank, which all call;
-    None where the optimizer has no penalty."""
-    optimizer = shards.inner(engine)
-    if not isinstance(optimizer, _EWC):
-        return None
-
-    def read() -> float:
-        total = optimizer.penalty()
-        if optimizer is not engine.optimizer:  # each rank has its partition's
-            dist.all_reduce(total)
-        return total.item()
-
-    return read
-
-
-def check(named: Mapping[str, Tensor], penalty: Penalty) -> None:
-    """Raise ValueError for a trained parameter that anchor or Fisher lack or have otherwise."""
-    shards.check(named, penalty.anchor, "anchor")
-    if penalty.fisher is not None:
-        shards.check(named, penalty.fisher, "Fisher")
+    views = []
+    for tensor, theta in zip(tensors, thetas, strict=True):
+        order = sorted(range(theta.dim()), key=theta.stride, reverse=True)
+        view = tensor.permute(order)
+        # A parameter must not be copied: the step would be lost, so kernels refuse it.
+        views.append(view if tensor is theta else view.contiguous())
+    return views

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import logging
+import pkgutil
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -120,7 +121,7 @@ class Trackers:
     def __init__(self, recipe: Recipe) -> None:
         self._trackers: dict[str, Tracker] = {}
         for name in recipe.trackers if ranks.rank() == 0 else ():
-            tracker = self._softly(name, lambda name=name: _kind(name)(subject(recipe)))
+            tracker = self._softly(name, lambda name=name: _made(name, subject(recipe)))
             if tracker is not None:
                 self._trackers[name] = tracker
 
@@ -149,10 +150,9 @@ class Trackers:
             return None
 
 
-def _kind(name: str) -> Callable[[Subject], Tracker]:
-    """What makes a run; a name of `module:Class` is a user's, from a module that Python finds."""
-    module, is_users, attribute = name.partition(":")
-    return getattr(importlib.import_module(module), attribute) if is_users else KINDS[name]
+def _made(name: str, subject: Subject) -> Tracker:
+    """A run; a name of `module:Class` is a user's, from a module that Python finds."""
+    return KINDS[name](subject) if name in KINDS else pkgutil.resolve_name(name)(subject)
 
 
 def subject(recipe: Recipe) -> Subject:
@@ -172,10 +172,12 @@ def subject(recipe: Recipe) -> Subject:
     return Subject(recipe.campaign or "cells", name, number, config, Path(recipe.runs))
 
 
-def log_accuracies(recipe: Recipe, before: Mapping[str, float], after: Mapping[str, float]) -> None:
-    """Log a cell's accuracies (percent) by set, before and after training, and its RI (points)."""
+def log_accuracies(recipe: Recipe, rows: Mapping[str, tuple[Any, Any]]) -> None:
+    """Log a cell's accuracies (percent), and its RI (points). rows: by set, what has the accuracy
+    before training and after it."""
     if not recipe.trackers:
         return
+    before, after = ({name: row[k].accuracy for name, row in rows.items()} for k in (0, 1))
     values = {f"accuracy/{name}": value for name, value in after.items()}
     values |= {f"accuracy before/{name}": value for name, value in before.items()}
     if any(name != recipe.downstream for name in recipe.dataset.sets):

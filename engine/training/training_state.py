@@ -1,8 +1,6 @@
-"""All that an optimizer step changes, as whole tensors by name.
+"""All that an optimizer step changes, as tensors by name.
 
-Names are those of parameters, so that a state can be taken on one number of ranks and restored on
-another: what ZeRO cut is put together, and cut again as `engine.training.shards` says. A method's
-state is its parameters and buffers, trained or not; a plain attribute is no state.
+A method's state is its parameters and buffers, trained or not; a plain attribute is no state.
 """
 
 from __future__ import annotations
@@ -16,7 +14,6 @@ from torch import Tensor
 
 from engine.machine import ranks
 from engine.methods.base import Trained
-from engine.training import shards
 
 MODULE, OPTIMIZER, RANDOM, SUMS = "module/", "optimizer/", "random/", "sums/"
 
@@ -32,19 +29,14 @@ class TrainingState:
     Make it before the first step: a parameter that a method adds later is no part of it.
     """
 
-    def __init__(
-        self,
-        engine: Any,
-        method: Trained,
-        sums: Mapping[str, Tensor],
-    ) -> None:
+    def __init__(self, engine: Any, method: Trained, sums: Mapping[str, Tensor]) -> None:
         """sums: scalars on the engine's device, of this rank; another number of ranks goes on from
         their mean."""
         self._module = dict(method.named_parameters()) | dict(method.named_buffers())
-        self._trained = shards.trained(engine)
-        self._pieces = shards.pieces(engine)
-        self._optimizer = shards.inner(engine)
-        self._is_sharded = self._optimizer is not engine.optimizer
+        self._optimizer = engine.optimizer
+        names = {tensor: name for name, tensor in self._module.items()}
+        groups = self._optimizer.param_groups
+        self._stepped = {names[p]: p for group in groups for p in group["params"]}
         self.device = engine.device
         self._sums = sums
 
@@ -76,9 +68,10 @@ class TrainingState:
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         for name, tensor in self._module.items():
             yield MODULE + name, tensor
-        optimizer = self._gathered() if self._is_sharded else self._as_held()
-        for key, name, tensor in optimizer:
-            yield f"{OPTIMIZER}{key}/{name}", tensor
+        for name, parameter in self._stepped.items():
+            for key, value in self._optimizer.state.get(parameter, {}).items():
+                if value is not None:  # SGD's momentum where it is 0
+                    yield f"{OPTIMIZER}{key}/{name}", value
         for name, generator in self._generators().items():
             yield RANDOM + name, _of_ranks(generator.get_state().to(self.device))
         for name, value in self._sums.items():
@@ -90,55 +83,19 @@ class TrainingState:
             generators["cuda"] = torch.cuda.default_generators[self.device.index]
         return generators
 
-    def _as_held(self) -> Iterator[tuple[str, str, Tensor]]:
-        for holder, (piece,) in self._pieces.items():
-            for key, tensor in _state_of(self._optimizer, holder).items():
-                yield key, piece.name, tensor
-
-    def _gathered(self) -> Iterator[tuple[str, str, Tensor]]:
-        """The optimizer's state, put together by DeepSpeed, a tensor at a time."""
-        from deepspeed.utils import safe_get_full_optimizer_state  # late, as in `loop.initialize`
-
-        keys = _state_of(self._optimizer, next(iter(self._pieces)))  # on every rank the same
-        for name, parameter in self._trained.items():
-            for key, like in keys.items():
-                is_count = like.dim() == 0  # of steps, the same on every rank
-                whole = like if is_count else safe_get_full_optimizer_state(parameter, key)
-                assert whole is not None, name
-                yield key, name, whole
-
     def _restore_optimizer(self, state: Mapping[str, Tensor]) -> None:
-        """By hand: DeepSpeed's setters know the optimizer's state only after a first step."""
-        by_parameter: dict[str, dict[str, Tensor]] = {name: {} for name in self._trained}
+        numbers = {name: number for number, name in enumerate(self._stepped)}
+        of_parameters: dict[int, dict[str, Tensor]] = {}
         for label, tensor in state.items():
-            if label.startswith(OPTIMIZER):
-                key, _, name = label.removeprefix(OPTIMIZER).partition("/")
-                by_parameter[name][key] = tensor
-        held: dict[Tensor, dict[str, Tensor]] = {}
-        for holder, pieces in self._pieces.items():
-            entries = held[holder] = {}
-            for piece in pieces:
-                for key, whole in by_parameter[piece.name].items():
-                    if whole.dim() == 0:
-                        entries[key] = whole.clone()  # else it would map the whole file
-                    else:
-                        if key not in entries:  # laid out as the optimizer would lay it out
-                            entries[key] = torch.zeros_like(
-                                holder, dtype=whole.dtype, requires_grad=False
-                            )
-                        piece.inside(entries[key]).copy_(piece.cut(whole))
-                if self._is_sharded:  # it steps a copy of the parameters
-                    piece.inside(holder).copy_(piece.cut(self._trained[piece.name]))
-        content = self._optimizer.state_dict()
-        order = [tensor for group in self._optimizer.param_groups for tensor in group["params"]]
-        content["state"] = {n: held[t] for n, t in enumerate(order) if held.get(t)}
+            if not label.startswith(OPTIMIZER):
+                continue
+            key, _, name = label.removeprefix(OPTIMIZER).partition("/")
+            # A copy, else it would map the whole file; laid out as the optimizer would lay it out.
+            like = self._stepped[name].detach() if tensor.dim() else tensor
+            value = torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
+            of_parameters.setdefault(numbers[name], {})[key] = value
+        content = self._optimizer.state_dict() | {"state": of_parameters}
         self._optimizer.load_state_dict(content)
-
-
-def _state_of(optimizer: Any, holder: Tensor) -> dict[str, Tensor]:
-    """Its tensors; SGD without momentum has an entry that is None."""
-    state = optimizer.state.get(holder, {})
-    return {key: value for key, value in state.items() if isinstance(value, Tensor)}
 
 
 def _of_ranks(tensor: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ several images per class. The artwork is downloaded, never shipped, and credited
 from __future__ import annotations
 
 import colorsys
-import difflib
 import hashlib
 import json
 import math
@@ -100,16 +99,9 @@ class Artwork:
         self.cache = Path(cache)
         self._packs: dict[str, Drawings] = {}
         # Renderings of one drawing come one after another: rasterise it once for all of them.
-        self._drawing = lru_cache(maxsize=64)(self._draw)
-
-    def concepts(self) -> tuple[Concept, ...]:
-        """The concepts drawn in every style, in Unicode's order.
-
-        They are single code points: the oldest styles and the font draw no joined sequences, such
-        as skin tones. Left out are the groups Symbols, Flags and Component, the 24 clock faces, and
-        concepts that share a drawing with another in any style, since their label is ambiguous.
-        """
-        return self._concepts
+        self._drawing = lru_cache(maxsize=64)(
+            lambda style, code, px: self._pack(style).draw(code, px)
+        )
 
     def choose(self, n: int, seed: int) -> tuple[Concept, ...]:
         """`n` concepts spread evenly over Unicode's subgroups, in Unicode's order.
@@ -117,21 +109,15 @@ class Artwork:
         Subgroups take turns in a seeded order, so a smaller choice is part of a larger one.
         Raises ValueError if there are fewer than `n` concepts.
         """
-        if not 0 < n <= len(self.concepts()):
-            raise ValueError(
-                f"cannot choose {n} concepts: 1 to {len(self.concepts())} are possible"
-            )
+        if not 0 < n <= len(self.concepts):
+            raise ValueError(f"cannot choose {n} concepts: 1 to {len(self.concepts)} are possible")
         turn: Counter[str] = Counter()
         ranked = []
-        for concept in sorted(self.concepts(), key=lambda c: _seed(seed, c.code)):
+        for concept in sorted(self.concepts, key=lambda c: _seed(seed, c.code)):
             ranked.append((turn[concept.subgroup], _seed(seed, concept.subgroup), concept))
             turn[concept.subgroup] += 1
         chosen = {concept for *_, concept in sorted(ranked, key=lambda entry: entry[:2])[:n]}
-        return tuple(concept for concept in self.concepts() if concept in chosen)
-
-    def draw(self, style: str, concept: Concept, px: int) -> Image.Image:
-        """The bare drawing: RGBA, `px` x `px`, mono styles in black. Raises ValueError."""
-        return self._drawing(style, concept.code, px).copy()
+        return tuple(concept for concept in self.concepts if concept in chosen)
 
     def render(self, style: str, concept: Concept, variant: int, seed: int, px: int) -> Image.Image:
         """One seeded rendering: RGB, `px` x `px`, wholly inside the frame.
@@ -150,7 +136,13 @@ class Artwork:
         return background
 
     @cached_property
-    def _concepts(self) -> tuple[Concept, ...]:
+    def concepts(self) -> tuple[Concept, ...]:
+        """The concepts drawn in every style, in Unicode's order.
+
+        They are single code points: the oldest styles and the font draw no joined sequences, such
+        as skin tones. Left out are the groups Symbols, Flags and Component, the 24 clock faces, and
+        concepts that share a drawing with another in any style, since their label is ambiguous.
+        """
         packs = [self._pack(name) for name in STYLES]
         names = self._names
         drawn = [
@@ -182,27 +174,14 @@ class Artwork:
         return pack.names()
 
     def _pack(self, name: str) -> Drawings:
-        if name not in STYLES:
-            near = difflib.get_close_matches(name, STYLES, n=1, cutoff=0)[0]
-            raise ValueError(f"unknown style {name!r}; did you mean {near}?")
         if name not in self._packs:
             style = STYLES[name]
             path = registry.verified(style.path(self.cache), style.integrity, style.package)
-            self._packs[name] = self._open(style.kind, path)
+            if style.kind == "svg":
+                self._packs[name] = SvgDrawings(path, lambda: self._names)
+            else:
+                self._packs[name] = {"webp": WebpDrawings, "font": FontDrawings}[style.kind](path)
         return self._packs[name]
-
-    def _open(self, kind: str, path: Path) -> Drawings:
-        if kind == "webp":
-            return WebpDrawings(path)
-        if kind == "font":
-            return FontDrawings(path)
-        return SvgDrawings(path, lambda: self._names)
-
-    def _draw(self, style: str, code: str, px: int) -> Image.Image:
-        pack = self._pack(style)
-        if not pack.has(code):
-            raise ValueError(f"style {style} does not draw U+{code.upper()}")
-        return pack.draw(code, px)
 
 
 def fetch(cache: Path, progress: bool = True) -> Artwork:

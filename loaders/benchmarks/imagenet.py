@@ -36,26 +36,13 @@ def by_wnid(root: Path, name: str, classes: Sequence[str], place: str = "") -> L
     same name in a class.
     """
     number = {wnid: label for label, wnid in enumerate(classes)}
-
-    def place_of(file: File) -> tuple[str, int]:
-        folder = file.parts[-2] if len(file.parts) > 1 else ""
-        if folder not in number:
-            raise _NoClass(folder)
-        return "/".join(file.parts[:-2]), number[folder]
-
-    return _read(below(root, place), name, classes, place_of)
+    return _read(below(root, place), name, classes, _by_folder(number))
 
 
 def by_integer(root: Path, name: str, classes: Sequence[str]) -> Listing:
     """A set laid out as `<class number>/<image>` (ImageNetV2); the folder `10` is class 10."""
-
-    def place_of(file: File) -> tuple[str, int]:
-        folder = file.parts[-2] if len(file.parts) > 1 else ""
-        if not folder.isdecimal() or int(folder) >= len(classes):
-            raise _NoClass(folder)
-        return "/".join(file.parts[:-2]), int(folder)
-
-    return _read(root, name, classes, place_of)
+    number = {str(label): label for label in range(len(classes))}
+    return _read(root, name, classes, _by_folder(number))
 
 
 def validation(root: Path, name: str, classes: Sequence[str]) -> Listing:
@@ -132,6 +119,18 @@ def copies(items: Iterable[Item]) -> list[str]:
 
 class _NoClass(Exception):
     """The name of a folder that is no class of the set."""
+
+
+def _by_folder(number: Mapping[str, int]) -> Callable[[File], tuple[str, int]]:
+    """An image's label from the name of its folder."""
+
+    def place_of(file: File) -> tuple[str, int]:
+        folder = file.parts[-2] if len(file.parts) > 1 else ""
+        if folder not in number:
+            raise _NoClass(folder)
+        return "/".join(file.parts[:-2]), number[folder]
+
+    return place_of
 
 
 def _read(

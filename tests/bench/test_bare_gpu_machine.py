@@ -12,10 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.gpu import profile
 from bench.gpu.stages import python as unbuffered
 from bench.gpu.stages import stages
-from kernels import distill, ewc
 
 ROOT = Path(__file__).parents[2]
 
@@ -97,14 +95,6 @@ def test_the_engine_without_resvg_and_snakemake_runs_jobs_and_skips_the_grid():
     command = [sys.executable, "-c", program]
     child = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert child.stdout == "a campaign's jobs need snakemake\n", child.stderr
-
-
-def test_nsight_looks_at_kernels_that_there_are():
-    names = {
-        name for module in (ewc, distill) for name, value in vars(module).items()
-        if name.endswith("_kernel")
-    }  # fmt: skip
-    assert set(profile.KERNELS) <= names
 
 
 @pytest.mark.parametrize(

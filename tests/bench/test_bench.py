@@ -152,23 +152,3 @@ def test_a_wrong_kernel_is_not_timed(monkeypatch):
     monkeypatch.setattr(kernels, "distill_loss", lambda *a, **k: 1.001 * right(*a, **k))
     with pytest.raises(AssertionError):
         kernels._distill(8, 100, CPU, compiles=False).check()
-
-
-def test_the_debiased_contest_runs_where_its_peer_is(monkeypatch):
-    transport = importlib.import_module("bench.transport")
-
-    class SamplesLoss:
-        def __init__(self, loss, *, label_cost_matrix, **options):
-            self.table = label_cost_matrix
-
-        def __call__(self, x, y, *, label_x, label_y):
-            assert self.table.shape == (8, 8) and torch.equal(self.table, self.table.T)
-            assert label_x.max() < 4 <= label_y.min() and label_y.max() < 8
-            return torch.tensor(2.0)
-
-    module = type("module", (), {"SamplesLoss": SamplesLoss})
-    monkeypatch.setitem(__import__("sys").modules, "flash_sinkhorn", module)
-    (held,) = transport._debiased(transport.Problem(60, 4, CPU))
-    value = held.ours.run()
-    assert value.converged and value.value > 0
-    assert held.peers[0].name == f"flash-sinkhorn, off {abs(2 / value.value - 1):.0e}"

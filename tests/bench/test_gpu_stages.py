@@ -1,4 +1,4 @@
-"""The stages of `make gpu`: what becomes of each, what is written when, and what enters a page."""
+"""The stages of `make gpu`: what becomes of each, and what is written when."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ import json
 import pytest
 
 from bench.gpu import __main__ as command
-from bench.gpu import write_up
 from bench.gpu.stages import Stage, chosen, stages
 
-NAMES = ["training", "tests", "kernels", "transport", "probe", "engine", "profile"]
+NAMES = ["training", "tests", "kernels", "transport", "probe", "engine"]
 PROGRAM = "print('begun'); "
 
 
@@ -97,19 +96,12 @@ def results(tmp_path):
     }.items():  # fmt: skip
         file = tmp_path / f"{name}-nvidia-h100.json"
         file.write_text(json.dumps({"name": name, "machine": MACHINE} | content))
-    rows = [{"stage": "probe", "state": "red", "seconds": 480.0, "why": "stopped after 480 s"}]
-    (tmp_path / "summary.json").write_text(json.dumps({"device": "cuda", "rows": rows}))
     return tmp_path
 
 
-def test_results_enter_a_page_between_its_marks(results, tmp_path):
-    page = tmp_path / "page.md"
-    page.write_text(f"before\n{write_up.BEGIN}\nold\n{write_up.END}\nafter\n")
-    for _ in range(2):  # the second time over the first
-        assert write_up.main([str(results), "--into", str(page)]) == 0
-    text = page.read_text()
-    assert text.startswith("before\n") and text.endswith(f"{write_up.END}\nafter\n")
-    assert "old" not in text
+def test_results_are_written_as_tables(results):
+    rows = [{"stage": "probe", "state": "red", "seconds": 480.0, "why": "stopped after 480 s"}]
+    lines = command.written(results, rows).splitlines()
     for line in (
         "| probe | red | 480 | stopped after 480 s |",
         "**headline**: NVIDIA H100; torch 2.11, triton 3.6, timm 1.0; commit abc.",
@@ -117,30 +109,19 @@ def test_results_enter_a_page_between_its_marks(results, tmp_path):
         "| LwF | - | - | - | - | RuntimeError |",
         "RuntimeError: no memory",
     ):
-        assert line in text.splitlines()
-
-
-def test_results_of_a_cpu_and_pages_without_marks_are_refused(results, tmp_path, capsys):
-    page = tmp_path / "page.md"
-    page.write_text("nothing")
-    assert write_up.main([str(results), "--into", str(page)]) == 2
-    assert "has no lines <!-- make gpu: begin -->" in capsys.readouterr().out
-    (results / "summary.json").write_text(json.dumps({"device": "cpu", "rows": []}))
-    assert write_up.main([str(results), "--into", str(page)]) == 2
-    assert "results of a CPU" in capsys.readouterr().out and page.read_text() == "nothing"
-    assert write_up.main([str(tmp_path / "nowhere")]) == 2
+        assert line in lines
 
 
 @pytest.mark.slow
 def test_the_programs_of_stages_run_on_a_cpu(tmp_path, monkeypatch):
     """Those left out start the bench, as `engine` does too, or pytest, whose tests need a GPU."""
     monkeypatch.setenv("PYTHONPATH", str(command.ROOT))
-    names = ["probe", "engine", "profile"]
+    names = ["probe", "engine"]
     status, outcomes = run(tmp_path, *names, "--small")
     assert status == 0, outcomes
     assert {outcome["state"] for outcome in outcomes.values()} == {"green"}
-    for name in ("probe", "evaluation", "engine", "profile"):
+    for name in ("probe", "evaluation", "engine"):
         content = json.loads((tmp_path / f"{name}-cpu.json").read_text())
         assert content["machine"]["kind"] == "cpu" and content["rows"]
         assert not [row for row in content["rows"] if "error" in row]
-    assert "| evaluation of second |" in write_up.written(tmp_path)
+    assert "| evaluation of second |" in (tmp_path / "results.md").read_text()

@@ -65,8 +65,7 @@ def a_step(grid, name, monkeypatch, *words):
     # These read the loss and the weights, a few times an epoch.
     monkeypatch.setattr(watch.Watch, "look", lambda *_: 0.0)
     monkeypatch.setattr(watch.Watch, "check_weights", lambda *_: None)
-    track = optim.track
-    monkeypatch.setattr(optim, "track", lambda engine: track(engine) and (lambda: 0.0))
+    monkeypatch.setattr(optim.Penalised, "penalty", lambda self: 0.0)
     with on_fake_gpu(builder) as run:
         moved(method)
         method.autocast = run.autocast
@@ -106,7 +105,7 @@ def test_traced_batches_wait_for_nothing(grid):
         bank = ModelBank(run, [{cell.name: 1.0}], {cell.name: cell})
         nets = bank.load(bank.groups[0])
         forward, reduction = Forward(run), Reduction(labelled, CUDA)
-        kind = Form.of_evaluation(run.recipe, CUDA).precision
+        kind = Form.of(run.recipe.evaluate, CUDA).precision
         counts = []
         for batches in (1, 2, 3):
             piece = labelled.split("all")[: batches * run.recipe.evaluate.batch_size]

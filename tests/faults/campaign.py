@@ -203,7 +203,7 @@ def warm_up() -> None:
     quiet.libraries()
     import deepspeed  # noqa: F401
 
-    from engine.commands import campaign, metrics, outcome  # noqa: F401
+    from engine.commands import campaign, outcome, report  # noqa: F401
     from engine.report import finish  # noqa: F401
 
     pending.SLICE = SLICE

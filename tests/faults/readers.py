@@ -36,11 +36,11 @@ from engine.measures import predictions
 from engine.models import checkpoints
 from engine.otdd import solve
 from engine.report import finish
-from engine.store import cells, pending, tensors
+from engine.store import cells, tensors
 from engine.store.cells import Cell
 from engine.store.checkpoints import CheckpointFiles
 from engine.store.pending import PART
-from faults.specimen import SOLVED, UNFINISHED, Specimen
+from faults.specimen import UNFINISHED, Specimen
 from loaders.files import digest
 
 Reader = Callable[[Specimen, Path], Any]
@@ -155,7 +155,7 @@ def feature(specimen: Specimen, path: Path) -> Any:
 
 
 def fisher(specimen: Specimen, path: Path) -> Any:
-    key = specimen.artifact(path.parent).key
+    key = specimen.key(path.parent)
     return specimen.builder.fisher(key["images"], key["labels"])
 
 
@@ -181,19 +181,6 @@ def slices(specimen: Specimen, path: Path) -> Any:
     artifact = specimen.store.find("predictions", unfinished.label, unfinished.key)
     assert artifact is not None
     return predictions.read(artifact.checked(PART))
-
-
-def feature_slices(specimen: Specimen, path: Path) -> Any:
-    files, whole = specimen.feature_slices(), path.with_name("whole.npy")
-    pending.join_arrays(files, whole, len(specimen.builder.run.upstream.split("all")))
-    return np.load(whole)
-
-
-def solved(specimen: Specimen, path: Path) -> Any:
-    numbers = solve._Solved(path)
-    values = dict(numbers)
-    numbers |= SOLVED
-    return values
 
 
 MODEL = ("done.json", cells.CELL, tensors.WEIGHTS, tensors.PROMPT)
@@ -223,8 +210,6 @@ READERS: Mapping[str, Reader] = {
         for name in ("done.json", "progress.json", "state.safetensors")
     },
     "store/pending/.parquet": slices,
-    "store/pending/.npz": feature_slices,
-    "store/pending/solved.json": solved,
 }
 
 

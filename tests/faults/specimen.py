@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,14 +17,11 @@ import pytest
 import torch
 
 from engine import cli
-from engine.evaluation import features
 from engine.grid import attempts, campaign, jobs, record
 from engine.grid.build import Builder
 from engine.grid.campaign import Plan
 from engine.grid.record import FinishedCampaign
 from engine.measures import predictions
-from engine.models.form import Form
-from engine.otdd import solve
 from engine.report.results import Results, of_campaign
 from engine.store import cells, pending
 from engine.store.artifacts import MARKER, Artifact, Store
@@ -43,7 +41,6 @@ WORDS = (
     *("train.snapshots=2", "train.keep_snapshots=true"),
 )
 UNFINISHED = "ewc-unfinished"  # the cell of the checkpoints
-SOLVED = {"outline to few": [1.0, 0.5], "few": [float("nan"), 0.25]}
 
 
 class Specimen:
@@ -98,14 +95,17 @@ class Specimen:
 
         Raises FileNotFoundError as a store that only finds, DamagedFile as `find`.
         """
-        copy = self.copy if self.copy.exists() else self.runs
-        marker = json.loads((copy / folder.relative_to(self.runs) / MARKER).read_text())
-        words = folder.parent.name, folder.name.rpartition("-")[0], marker["key"]
+        words = folder.parent.name, folder.name.rpartition("-")[0], self.key(folder)
         artifact = self.store.find(*words)
         if artifact is None:
             Store(self.store.root, finds_only=True).check_makes(*words)
         assert artifact is not None
         return artifact
+
+    def key(self, folder: Path) -> dict[str, Any]:
+        """The key that an artefact's marker had."""
+        copy = self.copy if self.copy.exists() else self.runs
+        return json.loads((copy / folder.relative_to(self.runs) / MARKER).read_text())["key"]
 
     def some(self, pattern: str) -> Artifact:
         """The first artefact of a pattern."""
@@ -120,8 +120,6 @@ class Specimen:
         for number, cut in list(enumerate(slices.cuts))[:-1]:  # the last would finish them
             rows = np.searchsorted(table["index"].to_numpy(), cut)
             slices.put(number, table.take(rows))
-        self.feature_slices()
-        solve._Solved(self.solved).update(SOLVED)
         with attempts.recorded(self.plan.place, "prepare", "prepare", 0):
             pass
 
@@ -133,19 +131,10 @@ class Specimen:
     def slices(self) -> Pending:
         """Predictions that come in slice by slice."""
         artifact = self.some("predictions/ewc-*-on-upstream-*")
-        key = {**artifact.key, "unfinished": True}
+        stored = json.loads((artifact.folder / MARKER).read_text())["key"]
+        key = {**stored, "unfinished": True}
         cuts = pending.slices(self.table["index"].to_numpy(), SIZE)
         return Pending(self.store, key["mix"], ("ewc-unfinished", key), cuts)
-
-    def feature_slices(self) -> list[Path]:
-        """Files with features that come in slice by slice."""
-        run, folder = self.builder.run, self.store.root / "pending" / "features-unfinished"
-        form = Form.of_evaluation(run.recipe, CPU)
-        return features.sliced(run, run.base, run.sets["upstream"], form, folder)
-
-    @property
-    def solved(self) -> Path:
-        return self.store.root / "pending" / "distances-unfinished" / solve.SOLVED
 
     def restore(self) -> None:
         """Let all files be as they were before a trial."""

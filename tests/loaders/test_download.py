@@ -13,11 +13,16 @@ import pytest
 from web import Web, serve
 
 from loaders import download
-from loaders.download import DownloadError, Patience, Progress, Remote, Stopped
+from loaders.download import DownloadError, Progress, Remote, Stopped
 
 CONTENT = np.random.default_rng(0).integers(0, 256, 300_000, np.uint8).tobytes()
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
-QUICK = Patience(tries=3, wait_s=0.001)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download, "TRIES", 3)
+    monkeypatch.setattr(download, "WAIT_S", 0.001)
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +42,8 @@ def remote(*addresses: str, checksum: str = SHA256, size: int = len(CONTENT)) ->
     return Remote("a.tar", addresses, size, checksum=checksum)
 
 
-def fetch(remote: Remote, folder: Path, patience: Patience = QUICK, **progress) -> str:
-    return download.fetch(remote, folder, Progress(**progress), patience)
+def fetch(remote: Remote, folder: Path, **progress) -> str:
+    return download.fetch(remote, folder, Progress(**progress))
 
 
 def arrived(folder: Path) -> bytes:
@@ -129,13 +134,6 @@ def test_redirects_keep_the_range(web: Web, tmp_path: Path) -> None:
     fetch(remote(address), tmp_path)
     assert arrived(tmp_path) == CONTENT
     assert ("b", "bytes=100000-") in web.requests
-
-
-def test_google_drives_page_is_confirmed(web: Web, tmp_path: Path) -> None:
-    address = web("uc", content=CONTENT, confirm=True, cuts=[100_000]) + "?id=1M&export=download"
-    fetch(remote(address), tmp_path)
-    assert arrived(tmp_path) == CONTENT
-    assert ("uc", "bytes=100000-") in web.requests
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,6 @@ import json
 import os
 import pickle
 import random
-import subprocess
-import sys
 import tarfile
 import zipfile
 from collections import Counter
@@ -24,7 +22,6 @@ from loaders import registry
 from loaders.benchmarks import drawings, emoji
 from loaders.registry import RegistryError
 
-ROOT = Path(emoji.__file__).resolve().parents[2]
 # The stand-in font draws letters, so the stand-in emoji are letters: a to h, less i (not in one).
 LETTERS = {f"{ord(letter):x}": f"letter-{letter}" for letter in "abcdefghi"}
 SHAPE = '<path d="M2 2H{x}V14H2z" fill="{fill}"/>'
@@ -110,7 +107,7 @@ def test_two_styles_are_upstream_and_eight_downstream():
 
 def test_concepts_are_those_that_every_style_draws_apart(cache: Path):
     # b is a symbol, g and h share a drawing, i is missing in one style, b+c is a sequence.
-    names = [concept.name for concept in emoji.Artwork(cache).concepts()]
+    names = [concept.name for concept in emoji.Artwork(cache).concepts]
     assert names == ["letter-f", "letter-e", "letter-d", "letter-c", "letter-a"]
 
 
@@ -128,13 +125,11 @@ def test_choice_is_even_nested_and_deterministic(cache: Path):
 
 def test_every_style_draws_and_renders(cache: Path):
     artwork = emoji.Artwork(cache)
-    concept = artwork.concepts()[0]
+    concept = artwork.concepts[0]
     for style in emoji.STYLES:
-        drawing = artwork.draw(style, concept, 40)
-        assert (drawing.mode, drawing.size) == ("RGBA", (40, 40))
-        assert drawing.getchannel("A").getextrema()[1] > 200, style
         image = artwork.render(style, concept, 0, 0, 33)
         assert (image.mode, image.size) == ("RGB", (33, 33))
+        assert pixels(image).std((0, 1)).max() > 10, style
 
 
 def test_a_mirrored_alias_is_mirrored(cache: Path):
@@ -154,7 +149,7 @@ def test_a_mirrored_alias_is_mirrored(cache: Path):
 
 def test_renderings_differ_by_each_part_of_the_seed_and_by_nothing_else(cache: Path):
     artwork, reopened = emoji.Artwork(cache), emoji.Artwork(cache)
-    first, second = artwork.concepts()[:2]
+    first, second = artwork.concepts[:2]
     cases = [
         *(("noto", first, 0, 0), ("noto", first, 1, 0), ("noto", first, 0, 1)),
         *(("noto", second, 0, 0), ("openmoji", first, 0, 0)),
@@ -164,13 +159,9 @@ def test_renderings_differ_by_each_part_of_the_seed_and_by_nothing_else(cache: P
     assert [reopened.render(*case, 24).tobytes() for case in reversed(cases)] == images[::-1]
 
 
-def test_the_seed_is_the_same_in_another_process():
-    code = "from loaders.benchmarks import emoji; print(emoji._seed(0, 'noto', '1f436', 2))"
-    environment = os.environ | {"PYTHONHASHSEED": "77", "PYTHONPATH": str(ROOT)}
-    process = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-    )
-    assert int(process.stdout) == emoji._seed(0, "noto", "1f436", 2) == 13523267228795877977
+def test_the_seed_is_the_same_in_every_process():
+    """Python's own hash of a text is not."""
+    assert emoji._seed(0, "noto", "1f436", 2) == 13523267228795877977
 
 
 def test_a_full_square_stays_whole_at_every_scale_angle_and_shift():
@@ -209,7 +200,7 @@ def test_items_are_labelled_keyed_and_drawn_by_any_process(cache: Path):
 
 
 def test_fingerprint_changes_with_all_that_changes_pixels(cache: Path):
-    concepts = emoji.Artwork(cache).concepts()
+    concepts = emoji.Artwork(cache).concepts
     base = (["noto"], concepts[:2], 2, 0, 32)
     changed = [
         *((["twemoji"], *base[1:]), (["noto"], concepts[1:3], 2, 0, 32)),
@@ -240,31 +231,22 @@ def test_credits_name_every_style():
     assert all(row["licence"] and row["credit"] and row["url"] for row in rows)
 
 
-def test_bad_requests_are_named(cache: Path):
-    artwork = emoji.Artwork(cache)
-    concept = artwork.concepts()[0]
-    with pytest.raises(ValueError, match="unknown style 'notto'; did you mean noto"):
-        artwork.draw("notto", concept, 8)
-    with pytest.raises(ValueError, match=r"style noto does not draw U\+1F436"):
-        artwork.draw("noto", dataclasses.replace(concept, code="1f436"), 8)
-
-
 def test_a_missing_or_altered_archive_is_refused(cache: Path):
     style = emoji.STYLES["twemoji"]
     path = style.path(cache)
     path.write_bytes(path.read_bytes() + b"!")
     with pytest.raises(RegistryError, match=r"twemoji.*has checksum"):
-        emoji.Artwork(cache).concepts()
+        emoji.Artwork(cache).choose(1, 0)
     path.unlink()
     with pytest.raises(RegistryError, match="twemoji is not in the cache"):
-        emoji.Artwork(cache).concepts()
+        emoji.Artwork(cache).choose(1, 0)
 
 
 def test_fetch_is_silent_and_offline_when_all_is_cached(
     cache: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):
     monkeypatch.setattr(registry, "_run", lambda *_: pytest.fail("the network was asked"))
-    assert len(emoji.fetch(cache, progress=False).concepts()) == 5
+    assert len(emoji.fetch(cache, progress=False).concepts) == 5
     assert capfd.readouterr() == ("", "")
 
 
@@ -273,12 +255,12 @@ def test_fetch_is_silent_and_offline_when_all_is_cached(
 def test_the_real_artwork_has_its_concepts_and_draws_them():
     folder = Path(os.environ.get("RIB_CACHE", Path.home() / ".cache" / "rib"))
     artwork = emoji.fetch(folder, progress=False)
-    assert len(artwork.concepts()) == 830
+    assert len(artwork.concepts) == 830
     assert len({concept.subgroup for concept in artwork.choose(100, 0)}) == 81
-    names = {concept.name for concept in artwork.concepts()}
+    names = {concept.name for concept in artwork.concepts}
     assert {"dog-face", "snake", "volcano"} < names
     assert not names & {"cricket", "one-oclock", "flag-japan", "person-light-skin-tone"}
     for style in emoji.STYLES:
         for concept in artwork.choose(5, 1):
-            alpha = pixels(artwork.draw(style, concept, 48).getchannel("A"))
+            alpha = pixels(artwork._drawing(style, concept.code, 48).getchannel("A"))
             assert 0.03 < (alpha > 128).mean() < 1, (style, concept.name)

@@ -95,13 +95,6 @@ def test_what_is_no_file_is_named_and_not_opened(tmp_path: Path, kind: str) -> N
         folders.read(root)
 
 
-def test_names_that_are_not_utf_8_are_named(tmp_path: Path) -> None:
-    root = tree(tmp_path / "set")
-    (root / "cat" / "1.jpg").rename(root / "cat" / os.fsdecode(b"\xff.jpg"))
-    with pytest.raises(ValueError, match=r"the name 'cat/\\udcff.jpg' is not UTF-8; rename it"):
-        folders.read(root)
-
-
 def test_deep_folders_and_links_end(tmp_path: Path) -> None:
     root = tree(tmp_path / "set")
     working_folder = os.getcwd()

@@ -79,10 +79,10 @@ def test_index_outside_the_pack_is_refused(packs, make_source, bad) -> None:
         list(make_source(packs["raw"]).batches([np.array([0]), np.array(bad)]))
 
 
-def test_stuck_reader_times_out(packs: dict[str, Pack]) -> None:
+def test_stuck_reader_times_out(packs: dict[str, Pack], monkeypatch: pytest.MonkeyPatch) -> None:
     source = Stream(packs["raw"], timeout_s=0.1)
     release = threading.Event()
-    source._read = lambda index, out: release.wait() and None
+    monkeypatch.setattr(Pack, "read", lambda self, index, out: release.wait())
     with pytest.raises(TimeoutError, match=r"images.beton: no batch in 0.1 s"):
         list(source.batches([np.arange(3)]))
     release.set()
@@ -94,7 +94,7 @@ def test_stuck_reader_does_not_hold_up_the_exit(packs: dict[str, Pack]) -> None:
         "import sys, threading, numpy; from loaders.pack import Pack; "
         "from loaders.stream import Stream; "
         "source = Stream(Pack.open(sys.argv[1]), timeout_s=0.1); "
-        "source._read = lambda index, out: threading.Event().wait(); "
+        "Pack.read = lambda self, index, out: threading.Event().wait(); "
         "list(source.batches([numpy.arange(3)]))"
     )
     command = [sys.executable, "-c", script, str(packs["raw"].folder)]

@@ -27,6 +27,8 @@ def section(results: Results) -> Section | None:
     cells = _cells(results, blocks)
     models = [model for model in results.models if model in set(blocks["model"])]
     by_model = {model: _relations(results, model, cells) for model in models}
+    without = results.shown[~results.shown["method"].isin(blocks["method"])]["method"].unique()
+    left_out = [f"Without features of their own, and left out: {', '.join(without)}."]
     relations = [
         {"model": model, "evaluated_on": name, "fine_tuned_models": related.units}
         | {"spearman_r": related.value, "spearman_low": related.low, "spearman_high": related.high}
@@ -43,7 +45,7 @@ def section(results: Results) -> Section | None:
         "but for a rotation and a scale. It is estimated without bias from minibatches (Nguyen et "
         "al. 2021), with an image's features at all positions as one vector. Only sets that a "
         "model was not fine-tuned on count.",
-        statements,
+        statements + left_out[: len(without)],
         [_by_depth(results, model, blocks) for model in models]
         + [_scatter(results, *of, cells) for of in zip(models, statements, strict=True)],
         [

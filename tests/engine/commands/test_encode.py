@@ -48,7 +48,7 @@ def test_the_command_says_what_it_does(rib: Rib, capsys: pytest.CaptureFixture) 
         f"L converted to RGB: 1 images, such as {trees.WNIDS[0]}/grey.jpg",
         f"orientation tag not applied: 1 images, such as {trees.WNIDS[0]}/turned.jpg",
         f"P converted to RGB, animated, first frame taken: 1 images, such as {trees.WNIDS[0]}/mov",
-        f"left out, unreadable: {trees.WNIDS[0]}/torn.jpg (not an image)",
+        f"images, which cannot be decoded: {trees.WNIDS[0]}/torn.jpg (not an image)",
         "not as published: 11 images, not 30,000\n",
         "not as published: 197 of 200 classes have no image: n",
         "imagenet_r: 10 images of 200 classes in ",

@@ -122,7 +122,7 @@ def test_a_table_that_is_there_is_replaced_on_request_alone(user_grid, capsys, m
     words = f"evaluate --models A.safetensors --arch {VIT} --sets outline --classes classes.txt"
     words += f" runs={user_grid.runs} model.image_size={SIZE}"
     assert cli.main(words.split()) == 2
-    assert "accuracy.csv is there already: --force replaces it, --out F" in capsys.readouterr().err
+    assert "accuracy.csv is there already: --force replaces it, --out w" in capsys.readouterr().err
     assert not user_grid.runs.exists(), "work was done before the refusal"
     assert cli.main([*words.split(), "--out", "other.csv"]) == 0
     assert (user_grid.folder / "accuracy.csv").read_text() == "mine"

@@ -20,6 +20,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from engine import cli, recipe
 from engine.errors import FirstRankError
 from engine.machine import entry, ranks
+from engine.recipe import catalogue
 
 ROOT = Path(__file__).resolve().parents[3]
 LAUNCH = str(ROOT / "engine" / "launch.py")
@@ -47,7 +48,8 @@ def test_lists_the_recipes(words: list[str], capsys: pytest.CaptureFixture) -> N
     """Whatever the launcher `deepspeed` adds to the words."""
     assert cli.main(["train", *words]) == 0
     shown = capsys.readouterr().out
-    assert all(name in shown for name in recipe.names()) and "--print" in shown
+    names = (*recipe.names("campaigns"), *recipe.names("methods"), *catalogue.names())
+    assert all(name in shown for name in names) and "--print" in shown
 
 
 def test_print_shows_the_resolved_recipe_and_stops(

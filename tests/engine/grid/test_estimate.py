@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from engine import cli
 from engine.grid import campaign, estimate
-from engine.grid.estimate import Device
+from engine.grid.estimate import Device, Part
 
 folder = campaigns.folder
 IMAGES = {"upstream": 35, "outline": 35, "tinted": 35, "few": 21}
@@ -27,16 +27,16 @@ def test_training_and_evaluation_are_images_times_passes(counted: estimate.Estim
     """FT: an image forward and backward; LP: features alone; WiSE-FT: its three mixes."""
     assert counted.images == IMAGES
     everywhere = sum(IMAGES.values())
+    held_out = sum(round(0.25 * count) for count in IMAGES.values())
     for column, parts in zip(counted.plan.columns, counted.columns, strict=True):
         training, probe, evaluation = parts
         images = 2 * round(0.75 * IMAGES[column.downstream])
         assert (training.name, training.images) == ("training: FT", images)
         assert training.operations == 3 * images * counted.forward
-        assert probe.name == "training: LP" and probe.operations == 0 == probe.steps
-        assert evaluation.images == (1 + 3) * everywhere
+        assert probe.name == "training: LP" and probe.operations == 0 == probe.images
+        assert evaluation.images == (1 + 3) * held_out, "the recipe evaluates the hold-out"
         assert evaluation.operations == evaluation.images * counted.forward
-    (shared,) = counted.shared
-    assert shared.images == everywhere
+    assert counted.shared.images == everywhere
 
 
 def test_operations_are_those_of_one_forward_pass(counted: estimate.Estimate) -> None:
@@ -51,17 +51,18 @@ def test_operations_are_those_of_one_forward_pass(counted: estimate.Estimate) ->
 
 def test_gpus_take_columns_and_then_share_them(counted: estimate.Estimate) -> None:
     device = Device("any", 1e-9, 1e-9)
-    prepare, column = counted.prepare_hours(device), counted.column_hours(device)
+    prepare, column = device.hours([counted.shared]), counted.column_hours(device)
     assert counted.hours(device, 1) == pytest.approx(prepare + 3 * column)
     assert counted.hours(device, 2) == pytest.approx(prepare + 2 * column)
     assert counted.hours(device, 3) == pytest.approx(prepare + column)
     assert counted.hours(device, 6) == pytest.approx(prepare + column / 2)
 
 
-def test_precision_follows_the_device(counted: estimate.Estimate) -> None:
+def test_precision_follows_the_device() -> None:
     device = Device("any", bf16=4.0, fp32=1.0)
-    assert device.hours(3600e12, "auto") == 0.25 and device.hours(3600e12, "fp32") == 1
-    assert estimate.cpu(2).hours(1e12, "auto") == estimate.cpu(2).hours(1e12, "fp32")
+    auto, fp32 = (Part("any", 1, 3600e12, kind) for kind in ("auto", "fp32"))
+    assert device.hours([auto]) == 0.25 and device.hours([auto, fp32]) == 1.25
+    assert estimate.cpu(2).hours([auto]) == estimate.cpu(2).hours([fp32])
 
 
 def test_a_plan_is_one_screen_for_gpus_and_this_machine(

@@ -163,7 +163,7 @@ def test_a_folder_that_is_there_is_written_over_by_force_alone(
     before = (out / "model.safetensors").read_bytes()
     words = ["export", *finished.words, "--method", "fine_tune", "--set", "few", "--out", str(out)]
     assert cli.main(words) == 2
-    assert f"{out} is there; name another --out DIR, or write over it by" in capsys.readouterr().err
+    assert f"{out} is there already: --force replaces it" in capsys.readouterr().err
     assert (out / "model.safetensors").read_bytes() == before
     assert cli.main([*words, "--force"]) == 0
     assert (out / "model.safetensors").read_bytes() != before
@@ -221,7 +221,7 @@ def test_clip_under_its_projection_is_no_model_of_timms(tmp_path: Path) -> None:
     from engine.grid import export
 
     resolved = load("imagenet_rib", ["model=vit_b16_clip_openai_zero_shot"])
-    row = export.Row("pre", {}, {}, descriptions.of_recipe(tmp_path, resolved, tmp_path))
+    row = export.Row("pre", {}, descriptions.of_recipe(tmp_path, resolved, tmp_path), {})
     with pytest.raises(ValueError, match="is a CLIP tower under its projection, which timm has"):
         export.write(row, tmp_path / "m")
     assert not list(tmp_path.iterdir())

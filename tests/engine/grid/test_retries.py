@@ -93,11 +93,11 @@ def test_users_errors_end_their_next_attempts_at_once(folder: Path, tmp_path: Pa
         minutes[name].append(int(runtime))
     longer = [HOUR, 2 * HOUR, 3 * HOUR]
     assert minutes == {name: longer for name in ENDS} | {"user-error": [HOUR, 5, 5]}
-    told = dict(outcomes.failures(plan, out_of_memory=True))
+    told = dict(outcomes.failures(plan))
     assert outcomes.is_done(place, "prepare") and "prepare" not in told
     assert told["column-user-error"].startswith("column-user-error failed (exit code 2)")
     assert "goes on from its last checkpoint" in told["column-preempted"]
-    assert "was killed (SIGKILL), because the machine ran out of" in told["column-killed"]
+    assert "was killed (SIGKILL), as the kernel does where" in told["column-killed"]
     assert all(f"{place}/logs/{job}.log" in text for job, text in told.items())
     outcomes.begin(plan)  # the next command tries all of them again
     assert not list((place / "logs").glob("column-*"))
@@ -137,7 +137,7 @@ def test_slurms_state_of_a_killed_job_is_told(
     monkeypatch.setattr(slurm, "state", {"17": state}.get)
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs" / "column-few.exit").write_text("137\n")
-    assert outcomes.reason(tmp_path, "column-few") == told
+    assert outcomes.reason(tmp_path, "column-few").startswith(told)
     (tmp_path / "logs" / "column-few.exit").unlink()
     assert outcomes.reason(tmp_path, "column-few").startswith("was ")
 

@@ -150,7 +150,7 @@ def test_an_interrupted_column_finds_its_snapshots(
         raise Stopped
 
     with monkeypatch.context() as patch:
-        patch.setattr(jobs, "_evaluate", stop)
+        patch.setattr(jobs.Builder, "entries", stop)
         with pytest.raises(Stopped):
             followed.run()
     assert followed.trained == ["outline"]

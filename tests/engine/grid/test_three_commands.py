@@ -28,7 +28,7 @@ def test_three_commands_lead_to_a_report(
     monkeypatch.setattr("getpass.getpass", lambda text: PASSWORD)
     with serve() as web:
         published = publish(tmp_path, web)
-        published.serve(web, imagenet_r={"cuts": [5000]}, imagenet_sketch={"confirm": True})
+        published.serve(web, imagenet_r={"cuts": [5000]})
         words = ["all", "--to", str(data), "--from", str(published.of_form), "--accept"]
         assert cli.main(["download", *words, "--sources", str(published.sources)]) == 0
     model = [f"model.arch={grids.VIT}", "model.crop=1.0", f"runs={runs}", "dataset.subsample=100"]

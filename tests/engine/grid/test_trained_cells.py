@@ -104,9 +104,9 @@ def test_an_export_is_a_plain_timm_model_with_the_same_logits(grid, method, arch
         torch.testing.assert_close(expected.double(), net(case.x + prompt), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("optimizer", "stage"), [("sgd", 0), ("adamw", 1)])
-def test_without_their_extra_term_ewc_and_lwf_are_fine_tuning_bit_for_bit(grid, optimizer, stage):
-    words = [f"optimizer.name={optimizer}", "optimizer.lr=0.002", f"train.zero_stage={stage}"]
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_without_their_extra_term_ewc_and_lwf_are_fine_tuning_bit_for_bit(grid, optimizer):
+    words = [f"optimizer.name={optimizer}", "optimizer.lr=0.002"]
     plain = weights(grid.build(*words)[1])
     for extra in ("method=ewc method.lam=0", "method=lwf method.weight=0"):
         for variant in ("canonical", "paper"):

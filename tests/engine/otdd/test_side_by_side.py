@@ -1,15 +1,12 @@
-"""Problems side by side: the numbers of one after another, errors by name, nothing solved twice."""
+"""Problems side by side: the numbers of one after another, errors by name."""
 
 from __future__ import annotations
 
-import json
 import threading
-from itertools import combinations
 
 import numpy as np
 import pytest
 import torch
-from distance_runs import run_of
 
 from engine.otdd import problems, solve
 from engine.otdd.problems import Labelled, Options
@@ -48,7 +45,7 @@ def test_a_matrix_is_the_same_bit_for_bit_as_one_after_another(options, cores, m
 
     def counted(work, items, count, device, **words):
         at_once.append(count)
-        yield from real(work, items, count, device, **words)
+        return real(work, items, count, device, **words)
 
     monkeypatch.setattr(solve, "side_by_side", counted)
     beside = matrix(SETS, CLASSES, Options(**options))
@@ -72,12 +69,12 @@ def test_items_run_at_the_same_time_on_their_share_of_threads(cores):
         barrier.wait()  # breaks unless another is there
         return item * item, torch.get_num_threads()
 
-    squares = dict(side_by_side(work, [1, 2, 3, 4], 2, CPU, label="squares", unit="item"))
+    squares = side_by_side(work, [1, 2, 3, 4], 2, CPU, label="squares", unit="item")
     assert squares == {k: (k * k, 1) for k in (1, 2, 3, 4)}
 
 
 def test_after_an_error_what_runs_is_finished_and_nothing_is_begun(cores):
-    begun, failing = [], threading.Event()
+    begun, ended, failing = [], [], threading.Event()
 
     def work(item: int) -> int:
         begun.append(item)
@@ -85,13 +82,12 @@ def test_after_an_error_what_runs_is_finished_and_nothing_is_begun(cores):
             failing.set()
             raise ValueError("zero")
         failing.wait(30)
+        ended.append(item)
         return item
 
-    yielded = []
     with pytest.raises(ValueError, match="zero"):
-        for item, _ in side_by_side(work, list(range(50)), 2, CPU, label="x", unit="item"):
-            yielded.append(item)
-    assert yielded and sorted([0, *yielded]) == sorted(begun) and len(begun) < 50
+        side_by_side(work, list(range(50)), 2, CPU, label="x", unit="item")
+    assert ended and sorted([0, *ended]) == sorted(begun) and len(begun) < 50
     assert torch.get_num_threads() == 2
 
 
@@ -121,76 +117,32 @@ def test_memory_is_estimated_for_the_largest_problem(monkeypatch):
     assert within >= beside_the_copy(300, 300, CPU) + 4 * 300 * 300
 
 
-def test_a_problem_may_take_its_share_of_the_memory(cores, monkeypatch):
-    limits = []
-    real = problems.transport
+def refusing(monkeypatch, refused: tuple[int, int], error: type[Exception]) -> list[tuple]:
+    """Problems of a shape have no solution; the shapes and the memory that are asked for."""
+    real, asked = problems.transport, []
 
-    def limited(cost, **options):
-        limits.append(options["memory"])
+    def transport(cost, **options):
+        asked.append((tuple(cost.shape), options["memory"]))
+        if cost.shape == refused:
+            raise error("out of luck")
         return real(cost, **options)
 
-    monkeypatch.setattr(problems, "transport", limited)
+    monkeypatch.setattr(problems, "transport", transport)
+    return asked
+
+
+def test_a_problem_may_take_its_share_of_the_memory(cores, monkeypatch):
+    asked = refusing(monkeypatch, (0, 0), ValueError)
     monkeypatch.setattr(solve, "free_memory", lambda device: 10**9)
     matrix(SETS, CLASSES, Options())
-    assert set(limits) == {400_000_000} and len(limits) == 10
+    assert [memory for _, memory in asked] == 10 * [400_000_000]
 
 
-def test_an_error_names_its_pair(cores, monkeypatch):
-    real = problems.transport
-
-    def refused(kind):
-        def transport(cost, **options):
-            if cost.shape == (40, 42):
-                raise kind("out of luck")
-            return real(cost, **options)
-
-        return transport
-
-    monkeypatch.setattr(problems, "transport", refused(ValueError))
-    with pytest.raises(ValueError, match=r"^a to c: out of luck$"):
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [(ValueError, r"^a to c: out of luck$"), (RuntimeError, r"^out of luck\nthis was a to c$")],
+)
+def test_an_error_names_its_pair(cores, monkeypatch, kind, message):
+    refusing(monkeypatch, (40, 42), kind)
+    with pytest.raises(kind, match=message):
         matrix(SETS, CLASSES, Options())
-    monkeypatch.setattr(problems, "transport", refused(RuntimeError))
-    with pytest.raises(RuntimeError, match=r"^out of luck\nthis was a to c$"):
-        matrix(SETS, CLASSES, Options())
-
-
-def test_what_was_solved_before_an_error_is_not_solved_again(cores, tmp_path, monkeypatch):
-    """The store keeps each number until the matrix is whole."""
-    torch.set_num_threads(1)
-    expected = matrix(SETS, CLASSES, Options())
-    _, run = run_of(SETS, tmp_path, monkeypatch)
-    real, shapes = problems.transport, []
-
-    def transport(cost, *, refuse, **options):
-        shapes.append(cost.shape)
-        if refuse and cost.shape == (41, 43):
-            raise ValueError("out of luck")
-        return real(cost, **options)
-
-    monkeypatch.setattr(problems, "transport", lambda cost, **o: transport(cost, refuse=True, **o))
-    with pytest.raises(ValueError, match="b to d: out of luck"):
-        solve.distances(run, list(SETS), Options())
-    (solved,) = (tmp_path / "pending").rglob("solved.json")
-    numbers = [
-        key for key in json.loads(solved.read_text())["numbers"] if key.startswith("debiased")
-    ]
-    assert numbers == [f"debiased/{a}/{b}" for a, b in list(combinations("abcd", 2))[:4]]
-    monkeypatch.setattr(problems, "transport", lambda cost, **o: transport(cost, refuse=False, **o))
-    whole = solved.read_text()
-    for damaged in (
-        whole[:-9],
-        "[1]",
-        "{}",
-        whole.replace('mean cost/a/b": [', 'mean cost/a/b": [1'),
-    ):
-        solved.write_text(damaged)
-        with pytest.raises(ValueError, match=r"solved\.json is damaged; delete it"):
-            solve.distances(run, list(SETS), Options())
-    solved.write_text(whole)
-    shapes.clear()
-    resumed = solve.distances(run, list(SETS), Options())
-    # What is left: b to d and c to d, with the self terms of these three.
-    assert shapes == [(41, 41), (42, 42), (43, 43), (41, 43), (42, 43)]
-    np.testing.assert_array_equal(resumed.values, expected.values)
-    np.testing.assert_array_equal(resumed.gaps, expected.gaps)
-    assert not list((tmp_path / "pending").iterdir())

@@ -35,7 +35,7 @@ from engine.errors import RecipeError
         ("emoji/ewc", ["device=gpu"], "device='gpu' is not possible; did you mean 'cpu'?"),
         ("emoji/ewc", ["dataset.background=whitish"], "background='whitish' is not possible"),
         ("emoji/ewc", ["dataset.background=rgb(0,0,256)"], "give a colour's name, or rgb(R,G,B)"),
-        ("emoji/ewc", ["train.zero_stage=3"], "train.zero_stage=3 is not possible; valid: 0, 1"),
+        ("emoji/ewc", ["train.zero_stage=1"], "unknown key 'train.zero_stage'"),
         ("emoji/ewc", ["train.epochs=many"], "train.epochs='many' must be a whole number of"),
         ("emoji/ewc", ["train.epochs=1.5"], "train.epochs=1.5 must be a whole number of"),
         ("emoji/ewc", ["train.clip=yes"], "the command line: train.clip=True must be a number"),
@@ -118,7 +118,6 @@ from engine.errors import RecipeError
         ("emoji/ewc", ["train.warmup_steps=1" + "0" * 20], "train.warmup_steps=1"),
         ("emoji", ["methods=[ewc,ewcc]"], "methods: 'ewcc' is no method of emoji; did you mean"),
         ("emoji", ["methods=ewc"], "methods names no methods of emoji; write methods=[fine_tune,"),
-        ("emoji/ewc", ["method.module=first_head"], "no method module 'first_head'; valid"),
         (
             "emoji/wise_ft",
             ["method.alphas=[0.5,1.5]"],

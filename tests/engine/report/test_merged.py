@@ -59,7 +59,7 @@ def test_the_command_takes_folders(tmp_path, capsys):
     page = (out / "index.html").read_text()
     assert " has the highest mRI</h2>" in page and (out / "tables/models.tex").is_file()
     assert cli.main(["report", *folders, "--out", str(out)]) == 2
-    assert f"--out {out} is not empty" in capsys.readouterr().err
+    assert f"{out} is there already: --force" in capsys.readouterr().err
     assert cli.main(["report", *folders, "--out", str(out), "--force"]) == 0
     (tmp_path / "empty").mkdir()
     assert cli.main(["report", str(tmp_path / "empty")]) == 2

@@ -1,29 +1,20 @@
-"""Optimizers with EWC's penalty, bare and under DeepSpeed on one and two ranks."""
+"""Optimizers with EWC's penalty, and the learning rate."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
 import itertools
-import json
 import math
-import os
-import socket
-import subprocess
 import sys
-from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from engine.methods.objectives import Penalty
+from engine.methods.base import Penalty
 from engine.recipe.schema import OptimizerRecipe
-from engine.training import optim
-from engine.training.optim import EWCSGD, EWCAdamW, build, learning_rate
-from engine.training.shards import Piece, whole
+from engine.training.optim import Penalised, build, learning_rate
 
 ADAMW, SGD = OptimizerRecipe(lr=0.01, weight_decay=0.1), OptimizerRecipe(name="sgd", lr=0.01)
 
@@ -44,100 +35,41 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 3) ->
         optimizer.step()
 
 
-def launch(world: int, part: str, results: Path) -> dict:
-    """Runs the worker on `world` gloo ranks; its results."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = os.environ | {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "WORLD_SIZE": str(world),
-        "DS_ACCELERATOR": "cpu",
-        "OMP_NUM_THREADS": "1",
-    }
-    command = [
-        sys.executable,
-        str(Path(__file__).parents[2] / "zero_worker.py"),
-        str(results),
-        part,
-    ]
-    logs = [results.with_suffix(f".{rank}.log") for rank in range(world)]
-    ranks = []
-    for rank, log in enumerate(logs):
-        environment = common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        with log.open("w") as output:
-            ranks.append(subprocess.Popen(command, env=environment, stdout=output, stderr=output))
-    try:
-        codes = [rank.wait(timeout=600) for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    assert codes == [0] * world, "\n".join(log.read_text()[-3000:] for log in logs)
-    return json.loads(results.read_text())
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("world", "part"),
-    [
-        (2, "half"),
-        pytest.param(2, "whole", marks=pytest.mark.exhaustive),
-        pytest.param(1, "whole", marks=pytest.mark.exhaustive),
-    ],
-)
-def test_deepspeed_equals_a_bare_loop_with_a_penalty(world, part, tmp_path):
-    results = launch(world, part, tmp_path / "results.json")
-    assert "round_robin_gradients" in results.pop("round_robin")
-    assert len(results) == {"half": 16, "whole": 32}[part]
-    wrong = {label: errors for label, errors in results.items() if max(errors) > 1e-6}
-    assert not wrong
-
-
+@pytest.mark.parametrize("identity", [False, True])
 @pytest.mark.parametrize("options", [ADAMW, SGD])
-def test_a_weight_of_zero_equals_fine_tuning_bit_for_bit(options):
+def test_a_step_is_torchs_with_the_penalty_in_the_loss(options, identity):
     model, named, penalty = linear()
-    train(model, build(named, options, dataclasses.replace(penalty, lam=0.0)))
+    fisher = penalty.fisher if not identity else {n: torch.ones(()) for n in named}
+    assert fisher is not None
+    of_run = dataclasses.replace(penalty, fisher=None) if identity else penalty
+    optimizer = build(named, options, of_run)
     plain, plain_named, _ = linear()
-    train(plain, build(plain_named, options))
-    for actual, expected in zip(named.values(), plain_named.values(), strict=True):
-        assert torch.equal(actual, expected)
+    torchs = build(plain_named, options)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(5):
+        x = torch.randn(5, 3, generator=generator)
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        optimizer.step()
+        torchs.zero_grad()
+        pulls = [fisher[n] * (p - penalty.anchor[n]) ** 2 for n, p in plain_named.items()]
+        pull = penalty.lam / 2 * sum(each.sum() for each in pulls)
+        (plain(x).square().mean() + pull).backward()
+        torchs.step()
+    for name, expected in plain_named.items():
+        torch.testing.assert_close(named[name], expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("options", [ADAMW, SGD])
 def test_the_penalty_is_its_formula_when_it_is_read(options):
     model, named, penalty = linear()
     optimizer = build(named, options, penalty)
-    optimizer.penalise(penalty, whole(named))
-    read = optim.track(SimpleNamespace(optimizer=optimizer, device="cpu"))
-    assert read is not None and penalty.fisher is not None
+    assert isinstance(optimizer, Penalised) and penalty.fisher is not None
     for _ in range(2):
         train(model, optimizer, steps=2)
         pulls = (penalty.fisher[n] * (p - penalty.anchor[n]) ** 2 for n, p in named.items())
         expected = penalty.lam / 2 * sum(pull.sum().item() for pull in pulls)
-        assert read() == pytest.approx(expected, rel=1e-5)
-    plain = build(named, options)
-    assert optim.track(SimpleNamespace(optimizer=plain, device="cpu")) is None
-
-
-@pytest.mark.parametrize(("options", "kind"), [(ADAMW, EWCAdamW), (SGD, EWCSGD)])
-def test_a_checkpoint_continues_exactly(options, kind):
-    model, named, penalty = linear()
-    optimizer = build(named, options, penalty)
-    assert type(optimizer) is kind
-    optimizer.penalise(penalty, whole(named))
-    train(model, optimizer)
-    weights, state = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
-    restored, restored_named, _ = linear()
-    restored.load_state_dict(weights)
-    resumed = build(restored_named, options, penalty)
-    resumed.load_state_dict(state)
-    resumed.penalise(penalty, whole(restored_named))
-    train(restored, resumed)
-    train(model, optimizer)
-    assert all(torch.equal(p, restored_named[n]) for n, p in named.items())
-    state_names = {"exp_avg", "exp_avg_sq", "step"} if kind is EWCAdamW else {"momentum_buffer"}
-    assert set(optimizer.state[named["weight"]]) == state_names
+        assert optimizer.penalty() == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("options", [ADAMW, SGD])
@@ -145,12 +77,12 @@ def test_a_checkpoint_continues_exactly(options, kind):
 def test_a_model_may_change_its_memory_format(options, through_checkpoint):
     """The weight's shape is the same in either order of its dimensions."""
 
-    def start() -> tuple[nn.Module, dict[str, nn.Parameter], Any]:
+    def start() -> tuple[nn.Module, dict[str, nn.Parameter], torch.optim.Optimizer]:
         torch.manual_seed(0)
         model = nn.Sequential(nn.Conv2d(3, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
         named = dict(model.named_parameters())
         penalty = Penalty(0.5, *({n: torch.rand(p.shape) for n, p in named.items()} for _ in "ab"))
-        return model, named, (penalty, build(named, options, penalty))
+        return model, named, build(named, options, penalty)
 
     def steps(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         for _ in range(2):
@@ -160,43 +92,46 @@ def test_a_model_may_change_its_memory_format(options, through_checkpoint):
 
     ends = []
     for changes in (False, True):
-        model, named, (penalty, optimizer) = start()
-        optimizer.penalise(penalty, whole(named))
+        model, named, optimizer = start()
         steps(model, optimizer)
         weights, state = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
         if through_checkpoint:
-            model, named, (_, optimizer) = start()
+            model, named, optimizer = start()
         if changes:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if through_checkpoint:
             model.load_state_dict(weights)
             optimizer.load_state_dict(state)
-            optimizer.penalise(penalty, whole(named))
         steps(model, optimizer)
         ends.append(named)
     for name, expected in ends[0].items():
         torch.testing.assert_close(ends[1][name], expected, rtol=1e-5, atol=1e-6)
 
 
-def test_the_penalty_is_the_optimizers_own_copy():
-    _, named, penalty = linear()
-    optimizer = build(named, SGD, penalty)
-    optimizer.penalise(penalty, whole(named))
-    value = optimizer.penalty().item()
-    for anchor in penalty.anchor.values():
-        anchor.data.zero_()
-    assert optimizer.penalty().item() == value > 0
-
-
 def test_parameters_without_a_gradient_are_pulled_to_the_anchor():
     _, named, penalty = linear()
     identity = Penalty(1.0, penalty.anchor)
     optimizer = build(named, dataclasses.replace(SGD, lr=0.5, momentum=0.0), identity)
-    optimizer.penalise(identity, whole(named))
     for _ in range(40):
         optimizer.step()
     for name, parameter in named.items():
         torch.testing.assert_close(parameter.detach(), penalty.anchor[name])
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_sgd_returns_to_the_anchor_however_stiff_the_penalty(momentum):
+    theta = nn.Parameter(torch.ones(12))
+    penalty = Penalty(2.0, {"t": torch.zeros(12)}, {"t": torch.logspace(-3, 8, 12)})
+    for fisher in (penalty.fisher, None):
+        stiff = dataclasses.replace(penalty, lam=1e7 if fisher is None else 2.0, fisher=fisher)
+        nn.init.ones_(theta)
+        options = dataclasses.replace(SGD, momentum=momentum)
+        optimizer = build({"t": theta}, options, stiff)
+        for _ in range(200):
+            theta.grad = torch.zeros(12)
+            optimizer.step()
+        assert theta.abs().max() <= 1
+        assert theta[5:].abs().max() < 0.01  # lr * lam * F of at least 2
 
 
 @pytest.mark.parametrize("label", ["anchor", "fisher"])
@@ -205,17 +140,15 @@ def test_names_and_shapes_that_do_not_fit_are_refused(label):
     tensors = dict(getattr(penalty, label))
     bias = tensors.pop("bias")
     with pytest.raises(ValueError, match=rf"(?i){label} has no parameter 'bias'"):
-        optim.check(named, dataclasses.replace(penalty, **{label: tensors}))
+        build(named, SGD, dataclasses.replace(penalty, **{label: tensors}))
     tensors |= {"bias": bias[:2], "other": bias}
     with pytest.raises(ValueError, match=rf"(?i){label} of 'bias' is \[2\], but .* \[4\]"):
-        optim.check(named, dataclasses.replace(penalty, **{label: tensors}))
-    optim.check(named, dataclasses.replace(penalty, **{label: tensors | {"bias": bias}}))
+        build(named, SGD, dataclasses.replace(penalty, **{label: tensors}))
+    build(named, SGD, dataclasses.replace(penalty, **{label: tensors | {"bias": bias}}))
 
 
 def test_what_cannot_be_built_is_refused():
     _, named, penalty = linear()
-    with pytest.raises(ValueError, match="unknown optimizer 'adam': choose adamw, sgd"):
-        build(named, OptimizerRecipe(name="adam"))
     with pytest.raises(ValueError, match="no parameter requires a gradient"):
         build({}, ADAMW)
     with pytest.raises(ValueError, match="use name=sgd, not apex_sgd"):
@@ -223,8 +156,6 @@ def test_what_cannot_be_built_is_refused():
     for lam in (-1.0, math.nan, math.inf):
         with pytest.raises(ValueError, match="must be finite and >= 0"):
             Penalty(lam, {})
-    with pytest.raises(RuntimeError, match="attach"):
-        build(named, ADAMW, penalty).step()
 
 
 def test_another_package_called_apex_is_named(monkeypatch):
@@ -245,22 +176,7 @@ def test_apex_is_used_where_it_is_present(monkeypatch):
     monkeypatch.setitem(sys.modules, "apex", type(sys)("apex"))
     build(named, OptimizerRecipe(name="apex_adamw"))
     build(named, OptimizerRecipe(name="apex_sgd"))
-    assert optimizers[0]["adam_w_mode"] and optimizers[1]["momentum"] == 0.9
-
-
-def test_an_engine_that_ewc_cannot_follow_is_refused():
-    model, _, penalty = linear()
-    engine = type("Engine", (), {"module": model, "optimizer": object()})()
-    with pytest.raises(ValueError, match="nothing can be added to a step inside object"):
-        optim.attach(engine, penalty)
-    optim.attach(engine, dataclasses.replace(penalty, lam=0.0))
-
-
-def test_a_piece_is_a_range_of_a_parameter_in_a_partition():
-    piece = Piece("w", slice(1, 4), slice(2, 5))
-    flat, whole_parameter = torch.zeros(6), torch.arange(6.0).reshape(2, 3)
-    piece.inside(flat).copy_(piece.cut(whole_parameter))
-    assert flat.tolist() == [0, 2, 3, 4, 0, 0]
+    assert optimizers[0]["betas"] == (0.9, 0.999) and optimizers[1]["momentum"] == 0.9
 
 
 def test_learning_rate_warms_up_and_falls_along_half_a_cosine():

@@ -18,12 +18,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from loaders import journal
+from loaders import writer
 from loaders.beton import BetonWriter
-from loaders.encode import encode
-from loaders.journal import JOURNAL, Journal, Written
+from loaders.encode import Images, encode
 from loaders.pack import Item, Pack
 from loaders.rgb import to_rgb
+from loaders.writer import JOURNAL
 
 COUNT = 40
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,13 +47,12 @@ class Camera:
         return np.asarray(image)
 
 
-def make(out: Path, camera: Camera, **options: Any) -> Pack:
+def make(out: Path, camera: Camera, format: Any = "raw", **options: Any) -> Pack:
     items = [Item(i % 3, f"s{i}", f"image-{i}", i) for i in range(COUNT)]
     defaults: dict[str, Any] = {
         "name": "toy",
         "items": items,
-        "open_image": camera,
-        "transform": camera.shrink,
+        "encoder": Images(camera, camera.shrink, format),
         "transform_spec": {"size": 6},
         "classes": ["a", "b", "c"],
         "source_fingerprint": "f",
@@ -65,7 +64,7 @@ def make(out: Path, camera: Camera, **options: Any) -> Pack:
 
 @pytest.fixture(autouse=True)
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal, "EVERY", 8)
+    monkeypatch.setattr(writer, "EVERY", 8)
 
 
 @pytest.mark.parametrize("stop_at", [0, 1, 7, 8, 21, COUNT - 1])
@@ -92,8 +91,8 @@ def test_a_killed_encoder_loses_what_no_line_names(tmp_path: Path) -> None:
         import sys, time
         from pathlib import Path
         sys.path[:0] = [{str(ROOT)!r}, {str(Path(__file__).parent)!r}]
-        import test_journal as t
-        t.journal.EVERY = 8
+        import test_resume as t
+        t.writer.EVERY = 8
         class Slow(t.Camera):
             def shrink(self, image):
                 if self.opened == 21:
@@ -114,7 +113,12 @@ def test_a_killed_encoder_loses_what_no_line_names(tmp_path: Path) -> None:
     assert np.array_equal(pack.pixels(range(COUNT))[:, 0, 0, 0], np.arange(COUNT))
 
 
-def test_other_images_begin_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_other_images_begin_anew_and_without_resume_nothing_is_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path / "p", Camera(20, KeyboardInterrupt()), resume=False)
+    assert not list(tmp_path.iterdir())
     with pytest.raises(KeyboardInterrupt):
         make(tmp_path / "p", Camera(20, KeyboardInterrupt()))
     again = Camera()
@@ -123,12 +127,6 @@ def test_other_images_begin_anew(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     (warning,) = [record for record in caplog.records if record.levelno == logging.WARNING]
     assert f"{tmp_path / '.p.tmp'} holds a part of this set" in warning.getMessage()
     assert again.opened == COUNT and pack.manifest["source_fingerprint"] == "changed"
-
-
-def test_without_resume_nothing_is_kept(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        make(tmp_path / "p", Camera(20, KeyboardInterrupt()), resume=False)
-    assert not list(tmp_path.iterdir())
 
 
 def test_unreadable_images_are_refused_and_then_skipped_without_reading_again(
@@ -156,12 +154,12 @@ def test_a_full_disk_is_named_and_leaves_no_pack(
     real = getattr(BetonWriter, place)
     calls = 0
 
-    def full(self: BetonWriter, *words: Any, **options: Any) -> None:
+    def full(self: BetonWriter, *words: Any, **options: Any) -> object:
         nonlocal calls
         calls += 1
         if place == "finish" or calls > 12:
             raise OSError(code, os.strerror(code))
-        real(self, *words, **options)
+        return real(self, *words, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(BetonWriter, place, full)
@@ -206,37 +204,24 @@ def test_a_stop_during_any_fsync_is_gone_on_with_to_the_same_bytes(
     assert stop_at > 10
 
 
-def test_a_line_that_a_full_disk_cut_is_never_written_after(tmp_path: Path) -> None:
-    first = Journal(tmp_path, "r")
-    first.start()
-    for i in range(9):
-        first.add(f"why {i}", lambda: None)
-    path = tmp_path / JOURNAL
-    path.write_bytes(path.read_bytes()[:-4] + b"\n")  # and then a whole line
-    first.flush(lambda: None)
-    again = Journal(tmp_path, "r")
-    assert again.begin() == []
-    again.add("new", lambda: None)
-    again.flush(lambda: None)
-    assert Journal(tmp_path, "r").begin() == ["new"]
-
-
-def test_a_line_that_was_cut_is_left_out(tmp_path: Path) -> None:
-    first = Journal(tmp_path, "r")
-    first.start()
-    entries = [Written(i, 2, 3, 4, 5, "é" if i == 3 else "") for i in range(10)]
-    for entry in [*entries, "why"]:
-        first.add(entry, lambda: None)
-    first.flush(lambda: None)
-    assert Journal(tmp_path, "r").begin() == [*entries, "why"]
-    path = tmp_path / JOURNAL
-    path.write_bytes(path.read_bytes()[:-4])
-    again = Journal(tmp_path, "r")
-    assert again.begin() == entries[:8]
-    again.add("new", lambda: None)
-    again.flush(lambda: None)
-    assert Journal(tmp_path, "r").begin() == [*entries[:8], "new"]
-    assert Journal(tmp_path, "other").begin() == []
+@pytest.mark.parametrize("end", [b"", b"\n"])
+def test_a_line_that_was_cut_is_left_out_and_never_written_after(
+    tmp_path: Path, end: bytes
+) -> None:
+    whole = make(tmp_path / "whole", Camera(bad=(3,)), on_error="skip")
+    stopped = Camera(20, KeyboardInterrupt(), bad=(3,))  # images 0 to 20: lines of 8, 8 and 5
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            make(tmp_path / "p", stopped, on_error="skip")
+        path = tmp_path / ".p.tmp" / JOURNAL
+        path.write_bytes(path.read_bytes()[:-4] + end)
+        stopped = Camera(3, KeyboardInterrupt())  # and then again in the line after
+    last = Camera()
+    pack = make(tmp_path / "p", last, on_error="skip")
+    assert last.opened == COUNT - 16
+    assert pack.manifest["skipped"] == whole.manifest["skipped"]
+    for file in whole.folder.iterdir():
+        assert (pack.folder / file.name).read_bytes() == file.read_bytes()
 
 
 @pytest.mark.parametrize("missing", [False, True])
@@ -303,8 +288,7 @@ def test_unusual_images_are_packed_as_timm_sees_them_and_named(tmp_path: Path) -
         tmp_path / "p",
         Camera(),
         items=items,
-        open_image=opened.__getitem__,
-        transform=np.asarray,
+        encoder=Images(opened.__getitem__, np.asarray),
     )
     again = list(kinds().values())
     for i, image in enumerate(again):

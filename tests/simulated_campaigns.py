@@ -1,11 +1,11 @@
 """How often intervals and tests hold, in made-up campaigns whose truth is known.
 
-    python -m bench.intervals [--campaigns 500] [--draws 1000]
+    python tests/simulated_campaigns.py [--campaigns 500] [--draws 1000]
 
 A campaign is as large as the demo's. Each answer is right where a normal number is positive: a sum
 of the model's strength on the set and of effects of the source image, of its copy in the set, and
 of model and image. So every true accuracy is a normal probability, and every agreement a bivariate
-one. It times nothing, so it is no case of `python -m bench`.
+one.
 """
 
 from __future__ import annotations
@@ -205,7 +205,7 @@ def table(campaigns: int, draws: int) -> dict[str, tuple[float, int]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.intervals", description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--campaigns", type=int, default=500)
     parser.add_argument("--draws", type=int, default=1000)
     options = parser.parse_args(arguments)

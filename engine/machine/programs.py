@@ -1,0 +1,32 @@
+"""What other programs answer, within some seconds."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+ANSWER_S = 30
+
+
+class NoAnswer(OSError):
+    """A program failed, or did not answer in time; the message says which and how."""
+
+
+def answer(*command: str, seconds: float = ANSWER_S, given: str = "") -> str:
+    """What a program writes to its standard output. given: its standard input.
+
+    Raises NoAnswer where it fails or takes longer.
+    """
+    name = Path(command[0]).name
+    try:
+        done = subprocess.run(
+            command, input=given, capture_output=True, text=True, errors="replace", timeout=seconds
+        )
+    except OSError as error:
+        raise NoAnswer(f"{name} does not start: {error.strerror}") from error
+    except subprocess.TimeoutExpired:
+        raise NoAnswer(f"{name} does not answer within {seconds:g} s") from None
+    if done.returncode:
+        last = (done.stderr.strip() or done.stdout.strip() or "it says nothing").splitlines()[-1]
+        raise NoAnswer(f"{name} ends with exit code {done.returncode}: {last}")
+    return done.stdout
