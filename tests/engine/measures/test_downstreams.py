@@ -104,13 +104,6 @@ def test_comparisons_and_intervals_are_of_the_columns(tmp_path, downstreams):
     assert ri == sorted(itertools.product(METHODS, downstreams))
 
 
-def test_a_column_that_an_arm_lacks_is_named(tmp_path):
-    cells = with_columns(tmp_path, ("a", "up"))
-    part = [row for row in cells if (row.method, row.downstream) != ("lwf", "up")]
-    with pytest.raises(ValueError, match=r"lwf \(canonical\) was not fine-tuned on up"):
-        gather(part, downstreams=("a", "up"))
-
-
 def test_a_plain_grid_is_the_case_of_all_sets(tmp_path):
     evaluations = grid(tmp_path, random_hits())
     assert mri(evaluations).equals(mri(evaluations, downstreams=SETS))
