@@ -18,7 +18,6 @@ from distance_runs import run_of
 from engine import cli
 from engine.evaluation import features
 from engine.machine import ranks
-from engine.measures import correlation
 from engine.measures.distances import Matrix, write_csv
 from engine.otdd import problems, solve
 from engine.otdd.problems import Labelled, Options
@@ -320,7 +319,7 @@ def test_certainty_is_the_worst_of_all_pairs_and_counts_the_missing():
     ("drops", "message", "heading"),
     [
         ([1.0, 4.0, 9.0, 16.0, 25.0], "Spearman +1.00 (p 0.017), ", "is forgotten more"),
-        ([25.0, 16.0, 9.0, 4.0, 1.0], "Spearman -1.00 (p 0.017), ", "is forgotten less"),
+        ([25.0, 16.0, 9.0, 4.0, 1.0], "Spearman −1.00 (p 0.017), ", "is forgotten less"),
         ([4.0, 1.0, 16.0, 9.0, 25.0], "Spearman +0.80 (p 0.13", "is not shown to be forgotten"),
         ([1.0] * 5, "A correlation needs 3 sets or more", "is not shown to be forgotten"),
         ([1.0, 2.0], "A correlation needs 3 sets or more", "is not shown to be forgotten"),
