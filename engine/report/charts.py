@@ -77,7 +77,7 @@ def heat(
     text = {"field": value, "type": "quantitative", "format": "+.1f" if signed else ".3~r"}
     layers: list[Spec] = [
         {"mark": {"type": "rect"}, "encoding": {"color": color}},
-        {"mark": {"type": "text"}, "encoding": {"text": text}},
+        {"mark": {"type": "text", "fontSize": 11 if signed else 9}, "encoding": {"text": text}},
     ]
     if on_downstream:
         text["format"] = "+.0f"
