@@ -82,7 +82,8 @@ def behaviour(results: Results, model: str) -> str:
     elsewhere = of_model[of_model["downstream"] != of_model["evaluated_on"]]
     means = grid.mean(elsewhere, ["arm"])
     place = {arm: k for k, arm in enumerate(means.keys["arm"])}
-    columns = [_value_and_half(means, name) for name in measures()]
+    names = [name for name in measures() if of_model[name].notna().any()]
+    columns = [_value_and_half(means, name) for name in names]
 
     def rows(title: str, arm: int) -> list[list[str]]:
         values, halves = zip(*(column[place[arm]] for column in columns), strict=True)
@@ -93,10 +94,12 @@ def behaviour(results: Results, model: str) -> str:
     return console.text(
         f"{model}\nMeans over every set fine-tuned on and every other set. Percent of "
         "images with the same top-1 class before and after, right both times, lost and gained; "
-        "expected calibration error (debiased, without an interval), and accuracy above the trend "
-        "line of models that nothing made robust, in points. Below each, half the width of its 95% "
+        "expected calibration error (debiased), that after temperature scaling and the class-wise "
+        "one where they are stored, mean accuracy over classes and that on the worst (these five "
+        "have no interval), and accuracy above the trend line of models that nothing made robust, "
+        "in points. Below each, half the width of its 95% "
         f"interval, whose ends are in intervals.csv. It is about {results.population}.",
-        ["", *(name.replace("_", " ").replace("top1", "top-1") for name in measures())],
+        ["", *(name.replace("_", " ").replace("top1", "top-1") for name in names)],
         rows("pre-trained", pre),
         [row for line in tables.rows(shown) for row in rows(line.method, line.arm)],
     )

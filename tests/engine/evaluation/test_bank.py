@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from evaluations import (
     IMAGES,
@@ -27,6 +28,7 @@ from engine.evaluation import bank, features
 from engine.grid import jobs
 from engine.grid.columns import Column
 from engine.machine import bars
+from engine.measures.calibration import BINS, TEMPERATURES
 
 __all__ = ["expected", "fresh", "grid", "mixes", "small_slices"]
 
@@ -50,6 +52,24 @@ def test_a_bank_that_fits_reads_once_and_loads_once(
     assert same(tables(fresh.builder(), mixes), expected)
     assert (counted.images, counted.models) == (IMAGES, 6)
     assert "do not fit" not in caplog.text
+
+
+def test_calibration_costs_no_pass_and_leaves_the_other_columns(
+    fresh, mixes, expected, small_slices, monkeypatch
+):
+    counted = Counted(monkeypatch)
+    calibrated = tables(fresh.builder("evaluate.calibration=true"), mixes)
+    assert (counted.images, counted.models) == (IMAGES, 6)
+    for plain, more in zip(expected, calibrated, strict=True):
+        assert more.select(plain.column_names).equals(plain)
+        confidences = np.array(more["p_top1_scaled"].to_pylist())
+        at_1 = confidences[:, TEMPERATURES.tolist().index(1.0)]
+        np.testing.assert_array_equal(at_1, plain["p_top1"].to_numpy())
+        assert (np.diff(confidences, axis=1) <= 1e-6).all()
+        # A slice has sums of its own, by five classes and the bins.
+        lengths = [len(sums) for sums in more["class_gaps"].to_pylist()]
+        assert [k for k, length in enumerate(lengths) if length] == [0, 16, 32]
+        assert set(lengths) == {0, 5 * BINS}
 
 
 def test_groups_are_whole_and_keep_the_same_parents_together():

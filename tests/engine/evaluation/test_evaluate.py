@@ -137,7 +137,7 @@ def test_the_table_of_given_logits(masked):
         pack=SimpleNamespace(sources=np.array([f"image {i}" for i in range(50)])),
     )
     reduced = passes.Reduction(labelled, torch.device("cpu"))(positions, torch.from_numpy(logits))
-    table = passes.predictions_table(reduced, labelled, positions)
+    table = passes.predictions_table([reduced], labelled, positions)
     if masked:
         logits[:, ~mask] = -np.inf
     check_columns(table, logits, truth[positions])
@@ -302,6 +302,7 @@ EVALUATE = {
     "compile": "always",
     "split": "holdout",
     "cka": 8,
+    "calibration": "true",
 }
 CHANGES = [
     *(f"train.{key}={value}" for key, value in TRAIN.items()),

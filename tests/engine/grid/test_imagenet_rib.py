@@ -106,7 +106,7 @@ def test_corruptions_and_severities_count_alike(rib: Rib, tmp_path: Path) -> Non
     hit = np.array([name.startswith("fog/") for name in labelled.group])
     reduced = torch.zeros(SUBSAMPLE, 4)
     reduced[:, 0] = torch.where(torch.from_numpy(hit), labelled.labels, -1)
-    table = predictions_table(reduced, labelled, np.arange(SUBSAMPLE))
+    table = predictions_table([reduced], labelled, np.arange(SUBSAMPLE))
     pq.write_table(table, tmp_path / "p.parquet")
     predictions = SetPredictions().add(tmp_path / "p.parquet")
     assert predictions.accuracy == pytest.approx(100 / 15)

@@ -92,6 +92,7 @@ OPTIONS = {  # default, and what the key may hold
     "evaluate.precision": ("auto", "auto or fp32 or bf16"),
     "evaluate.compile": ("auto", "auto or always or never"),
     "evaluate.split": ("all", "all or holdout"),
+    "evaluate.calibration": (False, "true or false"),
     "evaluate.cka": (0, "a whole number of at least 0"),
     "downstream": ("???", "a text"),
     "seed": (0, "a whole number of at least 0 and at most 9223372036854775807"),
