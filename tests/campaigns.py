@@ -50,13 +50,15 @@ DATA = "name: shapes\nkind: folder\nroot: {images}\nsets: [outline, tinted, few]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory) -> Path:
     """The campaign's YAML and a link to the drawings; a space in its path, as users have them."""
-    return _described(tmp_path_factory.mktemp("my campaign"), _drawn(_of_all(tmp_path_factory)))
+    folder = tmp_path_factory.mktemp("my campaign")
+    describe(folder, _drawn(_of_all(tmp_path_factory)))
+    return folder
 
 
 @pytest.fixture(scope="module")
-def finished(folder: Path, grid: grids.Grid, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(folder, grid, tmp_path_factory) -> Path:
     """The `runs` folder of the campaign in `folder`, which is finished."""
     return shutil.copytree(_finished(_of_all(tmp_path_factory)), folder / "runs")
 
@@ -67,12 +69,14 @@ def _of_all(factory: pytest.TempPathFactory) -> Path:
     return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
 
-def _described(folder: Path, images: Path) -> Path:
+def describe(folder: Path, images: Path) -> Path:
+    """Write the campaign's files; that of the campaign itself."""
     (folder / "images").symlink_to(images)
     (folder / "model.yaml").write_text(MODEL)
     (folder / "data.yaml").write_text(DATA.format(images=images))
-    (folder / "shapes.yaml").write_text(GRID.format(folder=folder))
-    return folder
+    file = folder / "shapes.yaml"
+    file.write_text(GRID.format(folder=folder))
+    return file
 
 
 @functools.cache
@@ -87,7 +91,7 @@ def _finished(base: Path) -> Path:
         place.mkdir()
         with pytest.MonkeyPatch.context() as patch:
             in_this_process(patch)
-            file = _described(place, _drawn(base)) / "shapes.yaml"
+            file = describe(place, _drawn(base))
             assert cli.main(["campaign", str(file), f"runs={place / 'runs'}"]) == 0
 
     return _once(base / "finished campaign", make) / "runs"
@@ -178,3 +182,17 @@ def run(folder: Path, *words: str, name: str = "shapes") -> Path:
     for name in plan.jobs:
         do(plan, name)
     return plan.report
+
+
+def unfinished(finished: Path, runs: Path) -> Path:
+    """A copy of a finished campaign as it was before its column `few`."""
+    shutil.copytree(finished, runs)
+    (place,) = runs.glob("shapes/plans/*")
+    for job_name in ("column-few", campaign.REPORT):
+        (place / outcomes.DONE / job_name).unlink()
+    shutil.rmtree(runs / "shapes" / campaign.REPORT)
+    lost = [*runs.glob("store/cells/*-few-*"), *runs.glob("store/predictions/*-few-on-*")]
+    assert len(lost) > 3
+    for folder in lost:
+        shutil.rmtree(folder)
+    return runs

@@ -10,7 +10,6 @@ import grids
 import imagenet_trees as trees
 import pytest
 import torch
-from grids import Grid
 
 from engine import cli
 from engine.grid import cell_plan
@@ -61,7 +60,7 @@ class Rib:
 
 
 @pytest.fixture(scope="module")
-def rib(grid: Grid, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rib]:
+def rib(grid, tmp_path_factory) -> Iterator[Rib]:
     """All ten sets, encoded by the command."""
     folder = tmp_path_factory.mktemp("rib")
     (folder / "rib.yaml").write_text(RECIPE)

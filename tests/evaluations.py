@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -20,7 +19,7 @@ BATCH = 8  # as tests/grids.py evaluates: four whole batches and one of three
 
 
 @pytest.fixture(scope="module")
-def mixes(grid: Grid) -> list[cells.Mix]:
+def mixes(grid) -> list[cells.Mix]:
     """Five models with weights of their own, the frozen backbone's two, and a prompt."""
     builder = grid.builder()
     base, tuned = builder.base.name, builder.cell("fine_tune").name
@@ -30,13 +29,13 @@ def mixes(grid: Grid) -> list[cells.Mix]:
 
 
 @pytest.fixture(scope="module")
-def expected(grid: Grid, mixes: list[cells.Mix]) -> list:
+def expected(grid, mixes) -> list:
     """Each mix's predictions from one undisturbed evaluation."""
     return tables(grid.builder(), mixes)
 
 
 @pytest.fixture
-def fresh(grid: Grid, mixes: list[cells.Mix], tmp_path: Path) -> Grid:
+def fresh(grid, mixes, tmp_path) -> Grid:
     """The same cells and packs; nothing is evaluated."""
     shutil.copytree(grid.runs / "packs", tmp_path / "runs" / "packs")
     for kind in ("weights", "cells", "features"):
@@ -45,16 +44,22 @@ def fresh(grid: Grid, mixes: list[cells.Mix], tmp_path: Path) -> Grid:
 
 
 @pytest.fixture
-def small_slices(monkeypatch: pytest.MonkeyPatch) -> int:
+def small_slices(monkeypatch) -> int:
     """Slices of two batches: three of them."""
     monkeypatch.setattr(pending, "SLICE", 2 * BATCH)
     return 3
 
 
-def tables(builder: Builder, averages: Sequence[cells.Average]) -> list:
-    """Prediction tables of the whole set, computed now where they were not before."""
-    passes.evaluate(builder.run, averages, [SET], "all")
-    return [pq.read_table(passes.predicted(builder.run, each, SET, "all")) for each in averages]
+def tables(
+    builder: Builder,
+    averages: Sequence[cells.Average],
+    names: Sequence[str] = (SET,),
+    split: str = "all",
+) -> list:
+    """Prediction tables of sets for each average, computed now where they were not before."""
+    passes.evaluate(builder.run, averages, names, split)
+    places = [(average, name) for average in averages for name in names]
+    return [pq.read_table(passes.predicted(builder.run, *each, split)) for each in places]
 
 
 def same(actual: list, expected: list) -> bool:

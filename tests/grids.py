@@ -242,7 +242,7 @@ def _started() -> tuple[torch.device, dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def grid(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Grid]:
+def grid(tmp_path_factory) -> Iterator[Grid]:
     """The benchmark on the CPU; all test modules share its finished cells."""
     base = tmp_path_factory.getbasetemp()
     threads = torch.get_num_threads()

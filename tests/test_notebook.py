@@ -15,9 +15,7 @@ folder, finished, grid = campaigns.folder, campaigns.finished, grids.grid
 
 
 @pytest.mark.slow
-def test_every_cell_of_the_notebook_runs(
-    folder: Path, finished: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_every_cell_of_the_notebook_runs(folder, finished, capsys):
     cells = [cell.source for cell in nbformat.read(NOTEBOOK, 4).cells if cell.cell_type == "code"]
     names = {target.id for node in ast.walk(ast.parse(cells[0])) for target in targets(node)}
     assert names == {"NAME", "WORDS"}

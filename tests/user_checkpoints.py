@@ -24,7 +24,7 @@ def checkpoint(path: Path, seed: int, arch: str = VIT, classes: int = len(CLASSE
 
 
 @pytest.fixture
-def user_grid(grid: Grid, tmp_path: Path) -> Grid:
+def user_grid(grid, tmp_path) -> Grid:
     """A copy of the sets, which may be altered, with two checkpoints A and B beside them."""
     folder = tmp_path / "shapes"
     shutil.copytree(grid.folder, folder)

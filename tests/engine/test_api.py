@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
 import campaigns
 import grids
@@ -18,7 +17,7 @@ from engine.errors import CampaignError, RecipeError
 grid, folder, finished = grids.grid, campaigns.folder, campaigns.finished
 
 
-def test_it_is_quick_to_import() -> None:
+def test_it_is_quick_to_import():
     code = "import sys, engine; print([m for m in ('torch', 'pandas', 'yaml') if m in sys.modules])"
     process = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
@@ -26,19 +25,17 @@ def test_it_is_quick_to_import() -> None:
     assert process.stdout.strip() == "[]"
 
 
-def test_every_name_is_documented() -> None:
+def test_every_name_is_documented():
     assert all(getattr(engine, name).__doc__ for name in engine.__all__)
 
 
-def test_a_recipe_is_resolved_and_a_mistake_is_named() -> None:
+def test_a_recipe_is_resolved_and_a_mistake_is_named():
     assert engine.load_recipe("emoji/ewc", "seed=3").seed == 3
     with pytest.raises(RecipeError, match=r"train\.epoch"):
         engine.load_recipe("emoji/ewc", "train.epoch=3")
 
 
-def test_a_cell_is_trained_and_loaded_into_timm(
-    grid: grids.Grid, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cell_is_trained_and_loaded_into_timm(grid, monkeypatch):
     monkeypatch.setattr("engine.machine.ranks.start", lambda _: grid.device)
     cell = engine.train(grid.recipe, *grid.overrides("seed=11"))
     net = engine.load_cell(cell.artifact.folder)
@@ -53,13 +50,13 @@ def test_a_cell_is_trained_and_loaded_into_timm(
     assert row["accuracy"] == pytest.approx(100 * right.double().mean().item())
 
 
-def test_what_is_not_finished_has_no_results(folder: Path, tmp_path: Path) -> None:
+def test_what_is_not_finished_has_no_results(folder, tmp_path):
     with pytest.raises(CampaignError, match="holds no finished run"):
         engine.results(str(folder / "shapes.yaml"), f"runs={tmp_path}")
 
 
 @pytest.mark.slow
-def test_results_and_distances_of_a_finished_campaign(folder: Path, finished: Path) -> None:
+def test_results_and_distances_of_a_finished_campaign(folder, finished):
     words = f"runs={finished}"
     table = engine.results(str(folder / "shapes.yaml"), words)
     assert set(table["method"]) == {"pre", *campaigns.METHODS}

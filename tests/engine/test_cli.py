@@ -24,7 +24,7 @@ ASK = 'COMP_WORDS=({}); COMP_CWORD={}; _rib rib; echo "${{COMPREPLY[@]}}"'
 
 
 @pytest.fixture(scope="module")
-def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def script(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("completion") / "rib"
     path.write_text(cli.completion("bash"))
     return path
@@ -45,11 +45,11 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("encode dataset.subsample=full --all --source a --model b", ["dataset.subsample=full"]),
     ],
 )  # fmt: skip
-def test_key_value_words_may_stand_anywhere(words: str, overrides: list[str]) -> None:
+def test_key_value_words_may_stand_anywhere(words, overrides):
     assert cli.parse(words.split()).overrides == overrides
 
 
-def test_values_and_paths_are_no_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_and_paths_are_no_settings(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for folder in ("runs=old", "my.set", "a"):
         (tmp_path / folder).mkdir()
@@ -67,7 +67,7 @@ def test_values_and_paths_are_no_settings(tmp_path: Path, monkeypatch: pytest.Mo
         ("campaign emoji --dry", "unrecognized arguments: --dry"),
     ],
 )
-def test_a_wrong_word_is_named(words: str, message: str, capsys: pytest.CaptureFixture) -> None:
+def test_a_wrong_word_is_named(words, message, capsys):
     with pytest.raises(SystemExit) as end:
         cli.main(words.split())
     assert end.value.code == 2
@@ -75,7 +75,7 @@ def test_a_wrong_word_is_named(words: str, message: str, capsys: pytest.CaptureF
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_a_script_knows_every_command(shell: str) -> None:
+def test_a_script_knows_every_command(shell):
     script = cli.completion(shell)
     assert not [name for name in (*cli.COMMANDS, cli.COMPLETION) if name not in script]
     if shutil.which(shell):
@@ -83,7 +83,7 @@ def test_a_script_knows_every_command(shell: str) -> None:
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
-def test_bash_completes_commands_options_names_and_keys(script: Path) -> None:
+def test_bash_completes_commands_options_names_and_keys(script):
     asked = [ASK.format(words, len(words.split()) - 1) for words in WORDS]
     text = "\n".join([f"source {script}", "compopt() { :; }", *asked])
     bash = [str(shutil.which("bash")), "-c", text]
@@ -92,7 +92,7 @@ def test_bash_completes_commands_options_names_and_keys(script: Path) -> None:
     assert (done.stdout.splitlines(), done.stderr) == (list(WORDS.values()), "")
 
 
-def test_recipes_are_a_short_table_and_a_campaigns_rows(capsys: pytest.CaptureFixture) -> None:
+def test_recipes_are_a_short_table_and_a_campaigns_rows(capsys):
     assert cli.main(["recipes"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) < 40 and max(map(len, lines)) <= 100

@@ -2,7 +2,7 @@
 
 PYTHONPATH=tests python -m faults [--minutes 15] [--seed N] [--kinds KIND ...] [--trials N]
 
-`mutate` gets four times as much time as each of the others. Its kind and its seed determine a
+`mutate` gets eight times as much time as each of the others. Its kind and its seed determine a
 trial, but for moments that are counted in seconds. The exit code is 1 if any trial fell short.
 """
 
@@ -20,25 +20,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from faults import disk, ending, mutations, reading, trees
+from faults import damage, ending
 from faults.campaign import Campaign, warm_up
-from faults.children import end_all
-from faults.outcome import FellShort, Skipped
+from faults.processes import FellShort, Skipped, end_all
 
 KINDS: dict[str, Callable[[Campaign, random.Random], str]] = {
     "kill": ending.kill,
-    "stop": ending.stop,
-    "tree": trees.tree,
-    "mutate": mutations.mutate,
-    "full": disk.full,
-    "readonly": disk.readonly,
-    **reading.KINDS,
+    "tree": ending.tree,
+    "mutate": damage.mutate,
+    "full": damage.full,
+    "readonly": damage.readonly,
 }
-READ = "read"  # stands for the trials of all kinds of files
-GROUPS = {**{kind: [kind] for kind in KINDS}, READ: [*reading.KINDS]}
-# Of the time and of the trials; 1 of others. There are many kinds of files.
-SHARES = {"mutate": 4}
-SHARES_OF_TIME = {**SHARES, **dict.fromkeys(reading.KINDS, 1 / len(reading.KINDS))}
+SHARES = {"mutate": 8}  # of the time; 1 of others
 
 
 @dataclass
@@ -60,43 +53,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m faults", description="make faults")
     parser.add_argument("--minutes", type=float, default=15.0, help="of trials; default: 15")
     parser.add_argument("--seed", type=int, default=0, help="of the first trial of each kind")
-    parser.add_argument("--kinds", nargs="+", choices=GROUPS, default=list(KINDS), metavar="KIND")
-    parser.add_argument(
-        "--trials",
-        type=float,
-        default=math.inf,
-        help="of a kind, at most; of `mutate` 4 times as many",
-    )
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND")
+    parser.add_argument("--trials", type=float, default=math.inf, help="of each kind, at most")
     arguments = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the folder and processes go too
     warm_up()
     with tempfile.TemporaryDirectory(prefix="rib-faults-") as folder:
+        print("running the campaign undisturbed", flush=True)
         campaign = Campaign(Path(folder))
-        kinds = [kind for name in arguments.kinds for kind in GROUPS[name]]
-        if set(kinds) - reading.KINDS.keys():
-            print("running the campaign undisturbed", flush=True)
-            campaign.run_undisturbed()
-        if set(kinds) & reading.KINDS.keys():
-            print("running the campaign of `read`", flush=True)
-            reading.files_of(campaign)
-        tallies = run(
-            campaign,
-            kinds,
-            arguments.seed,
-            arguments.minutes * 60,
-            arguments.trials,
-        )
-    width = max(map(len, tallies))
-    for kind, tally in tallies.items():
-        print(f"{kind:<{width}} {tally.text()}")
-        for seed, why in tally.short.items():
-            print(f"  seed {seed}: {why.splitlines()[0][:300]}")
-            print(f"  again: PYTHONPATH=tests python -m faults {again(kind, seed)}")
-    return int(any(tally.short for tally in tallies.values()))
-
-
-def again(kind: str, seed: int) -> str:
-    return f"--kinds {kind} --seed {seed} --trials {1 / SHARES.get(kind, 1):g}"
+        campaign.run_undisturbed()
+        seconds = arguments.minutes * 60
+        tallies = run(campaign, arguments.kinds, arguments.seed, seconds, arguments.trials)
+    return show(tallies)
 
 
 def run(
@@ -105,19 +73,12 @@ def run(
     """Trials until the time is over or Ctrl-C, always of the kind that had the least of its
     share."""
     tallies, end = {kind: Tally() for kind in kinds}, time.monotonic() + seconds
-
-    def due(kind: str) -> float:
-        return tallies[kind].seconds / SHARES_OF_TIME.get(kind, 1)
-
     with contextlib.suppress(KeyboardInterrupt):
-        while time.monotonic() < end and (
-            left := [
-                kind
-                for kind, tally in tallies.items()
-                if tally.trials < trials * SHARES.get(kind, 1) and not tally.skipped
-            ]
-        ):
-            kind = min(left, key=due)
+        while time.monotonic() < end:
+            left = [k for k, t in tallies.items() if t.trials < trials and not t.skipped]
+            if not left:
+                break
+            kind = min(left, key=lambda kind: tallies[kind].seconds / SHARES.get(kind, 1))
             run_trial(campaign, kind, seed + tallies[kind].trials, tallies[kind])
     return tallies
 
@@ -137,6 +98,17 @@ def run_trial(campaign: Campaign, kind: str, seed: int, tally: Tally) -> None:
     finally:
         end_all()
     tally.seconds += time.monotonic() - started
+
+
+def show(tallies: dict[str, Tally]) -> int:
+    """Print what trials did, and how to repeat those that fell short; the exit code."""
+    for kind, tally in tallies.items():
+        print(f"{kind:<8} {tally.text()}")
+        for seed, why in tally.short.items():
+            print(f"  seed {seed}: {why.splitlines()[0][:300]}")
+            again = f"--kinds {kind} --seed {seed} --trials 1"
+            print(f"  again: PYTHONPATH=tests python -m faults {again}")
+    return int(any(tally.short for tally in tallies.values()))
 
 
 if __name__ == "__main__":

@@ -1,121 +1,172 @@
-"""Kinds `kill` and `stop`: a forked command, or a rank of two, gets a signal at some moment."""
+"""Kinds `kill` and `tree`: a command, or a process below it, gets a signal at some moment."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+import uuid
+from pathlib import Path
 
-from faults.campaign import RANKS, Campaign
-from faults.children import Child, die
-from faults.outcome import patience, require
+import grids
 
+from faults.campaign import Campaign
+from faults.processes import HANGS_S, FellShort, die, patience, require
+
+ROOT = Path(__file__).resolve().parents[2]
 ENDS_WITHIN_S = 5.0
 ENDING = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 MOST_KILLS = 3  # in a row, before the command may work
+TRIAL = "RIB_FAULTS_TRIAL"  # a variable that all processes of a tree inherit
+COMMANDS = ("campaign", "campaign", "python", "torchrun", "deepspeed")
 
 
 def kill(campaign: Campaign, rng: random.Random) -> str:
-    """End the same command up to three times; then it must give the numbers of an undisturbed run.
+    """End a campaign up to three times; then it must give the numbers of an undisturbed run.
 
     Half of the moments are counted in changes to the folder, half in seconds.
     """
     campaign.clear()
-    command = rng.choice(["campaign", "campaign", "launch"])
     deeds = []
     for _ in range(rng.randint(1, MOST_KILLS)):
-        number, rank = rng.choice(ENDING), rng.randrange(RANKS)
-        moment = rng.random()
-        at = max(1, int(moment * campaign.changes[command]))
+        number, moment = rng.choice(ENDING), rng.random()
         if rng.random() < 0.5:
+            at = max(1, int(moment * campaign.changes))
             deeds.append(f"{number.name} at change {at}")
-            children = started(
-                campaign, command, at, lambda n=number: os.kill(os.getpid(), n), rank
-            )
+            command = campaign.run(at=at, act=lambda n=number: os.kill(os.getpid(), n))
         else:
-            seconds = moment * campaign.seconds[command]
+            seconds = moment * campaign.seconds["kill"]
             deeds.append(f"{number.name} after {seconds:.1f} s")
-            children = started(campaign, command, 0, die, rank)
+            command = campaign.run(act=die)
             time.sleep(seconds)
-            children[min(rank, len(children) - 1)].send(number)
-        if command == "launch":
-            deeds[-1] += f" to rank {rank}"
-        end(children, rank)
-    done = f"{command}: {', '.join(deeds)}"
-    finish(campaign, command, done)
-    return done
+            command.send(number)
+        ended = command.wait()
+        require("Traceback" not in ended.text, f"a traceback: {ended.text[-1500:]}")
+    campaign.check(campaign.run().wait(), ", ".join(deeds))
+    return ", ".join(deeds)
 
 
-def stop(campaign: Campaign, rng: random.Random) -> str:
-    """Let a process, or a rank of two, stand still for some seconds; it must go on as if nothing
-    had happened."""
-    campaign.clear()
-    command = rng.choice(["campaign", "launch"])
-    rank, stopped_s = rng.randrange(RANKS), rng.uniform(1, 6)
-    at = max(1, int(rng.random() * campaign.changes[command]))
-    done = f"{command}: SIGSTOP at change {at} for {stopped_s:.1f} s"
-    if command == "launch":
-        done += f" to rank {rank}"
+class Tree:
+    """A command and all processes that it starts, which are told by a variable."""
 
-    def stand_still() -> None:
-        os.kill(os.getpid(), signal.SIGSTOP)
+    def __init__(self, command: list[str], campaign: Campaign) -> None:
+        self.name = uuid.uuid4().hex
+        self.log = campaign.folder / "log.tree"
+        with self.log.open("wb") as log:
+            self.root = subprocess.Popen(
+                command,
+                cwd=campaign.folder,
+                env=grids.environment() | {TRIAL: self.name, "PYTHONPATH": str(ROOT)},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
 
-    children = started(campaign, command, at, stand_still, rank)
-    child = children[min(rank, len(children) - 1)]
-    wait_until_stopped(child)
-    time.sleep(stopped_s)
-    child.send(signal.SIGCONT)
-    check(campaign, command, children, done)
-    return done
+    def processes(self) -> dict[int, str]:
+        """Its living processes, and the words of each."""
+        words = {}
+        for place in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if f"{TRIAL}={self.name}".encode() in (place / "environ").read_bytes():
+                    text = (place / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                    words[int(place.name)] = text
+        return words
+
+    def wait(self, done: str) -> int:
+        """The exit code of its root. Raises FellShort where it does not end."""
+        try:
+            return self.root.wait(patience(HANGS_S))
+        except subprocess.TimeoutExpired as error:
+            raise FellShort(f"after {done}, no end within {error.timeout:.0f} s") from error
+
+    def succeed(self, done: str) -> None:
+        code = self.wait(done)
+        text = self.log.read_text(errors="replace")[-1500:]
+        require(code == 0, f"after {done}, exit code {code}: {text}")
+
+    def end(self) -> None:
+        """Kill what is left."""
+        while left := self.processes():
+            for process in left:
+                send(process, signal.SIGKILL)
+            time.sleep(0.1)
+        self.root.wait()
 
 
-def started(
-    campaign: Campaign, command: str, at: int, act: Callable[[], object], rank: int
-) -> list[Child]:
-    if command == "launch":
-        return campaign.launch(at, act, rank)
-    return [campaign.run(at=at, act=act)]
+def tree(campaign: Campaign, rng: random.Random) -> str:
+    """A process of a whole tree ends or stands still: rib, Snakemake, a job, a rank, a shell.
 
-
-def end(children: list[Child], rank: int) -> None:
-    """Wait for the disturbed process, then for the others, which must not outlive it for long.
-
-    A rank learns of another's end when it hears from it next. Before the two have met it waits for
-    the other, for minutes; then the trial does what a launcher does, and ends it.
+    No process outlives the disturbed command by 5 s, and the same command finishes its work.
     """
-    disturbed = children.pop(min(rank, len(children) - 1))
-    ended = disturbed.wait()
-    require("Traceback" not in ended.text, f"a traceback: {ended.text[-1500:]}")
-    for child in children:
-        if child.ended(ENDS_WITHIN_S) is None:
-            child.send(signal.SIGTERM)
-            child.wait(ENDS_WITHIN_S)
+    kind, number, moment = rng.choice(COMMANDS), rng.choice((*ENDING, signal.SIGSTOP)), rng.random()
+    command = command_of(campaign, kind)
+    campaign.clear()
+    if kind not in campaign.seconds:
+        finish(campaign, kind, "nothing")
+        campaign.clear()
+    seconds = moment * campaign.seconds[kind]
+    running = Tree(command, campaign)
+    try:
+        time.sleep(seconds)
+        processes = running.processes()
+        process = rng.choice(sorted(processes) or [running.root.pid])
+        words = processes.get(process, "a process that has ended")[-60:]
+        done = f"{kind}: {number.name} after {seconds:.0f} s to ...{words}"
+        send(process, number)
+        if number is signal.SIGSTOP:
+            time.sleep(rng.uniform(1, 6))
+            send(process, signal.SIGCONT)
+            running.succeed(done)
+        elif running.wait(done) == 0:
+            check(campaign, kind, f"{done}, and exit code 0")
+        end = time.monotonic() + patience(ENDS_WITHIN_S)
+        while (left := running.processes()) and time.monotonic() < end:
+            time.sleep(0.1)
+        require(not left, f"after {done}, processes are left: {left}")
+    finally:
+        running.end()
+    finish(campaign, kind, done)
+    return done
 
 
-def finish(campaign: Campaign, command: str, done: str) -> None:
-    children = started(campaign, command, 0, die, 0)
-    check(campaign, command, children, done)
+def finish(campaign: Campaign, kind: str, done: str) -> None:
+    """Run a command that nobody disturbs; its results are those of the first such run."""
+    started, undisturbed = time.monotonic(), Tree(command_of(campaign, kind), campaign)
+    try:
+        undisturbed.succeed(done)
+    finally:
+        undisturbed.end()
+    campaign.seconds.setdefault(kind, time.monotonic() - started)
+    check(campaign, kind, done)
 
 
-def check(campaign: Campaign, command: str, children: list[Child], done: str) -> None:
-    """Raise FellShort unless a command ends well and with the results of an undisturbed run."""
-    ended = [child.wait() for child in children]
-    if command == "campaign":
-        campaign.compare(ended[0], done)
+def check(campaign: Campaign, kind: str, done: str) -> None:
+    if kind == "campaign":
+        campaign.check_numbers(done)
         return
-    for rank in ended:
-        require(rank.code == 0, f"after {done}, exit code {rank.code}: {rank.text[-1500:]}")
-    require(campaign.trained() == campaign.weights, f"after {done}, other weights")
+    files = [*campaign.runs.glob("store/cells/ewc-outline-*/weights.safetensors")]
+    require(files, f"after {done}, there is no cell")
+    weights = files[0].read_bytes()
+    require(campaign.weights.setdefault(kind, weights) == weights, f"after {done}, other weights")
 
 
-def wait_until_stopped(child: Child) -> None:
-    """Wait until a process stands still, or has ended."""
-    limit = time.monotonic() + patience(300)
-    while time.monotonic() < limit:
-        with open(f"/proc/{child.pid}/stat") as file:
-            if file.read().rpartition(") ")[2][0] in "TZ":
-                return
-        time.sleep(0.02)
-    require(False, "the process neither stopped nor ended")
+def command_of(campaign: Campaign, kind: str) -> list[str]:
+    if kind == "campaign":
+        return [sys.executable, "-m", "engine.cli", *campaign.words("campaign"), "--cores", "2"]
+    launch = [str(ROOT / "engine" / "launch.py"), *campaign.cell_words]
+    deepspeed = str(Path(sys.executable).with_name("deepspeed"))
+    return {
+        "python": [sys.executable, *launch],
+        "torchrun": grids.torchrun(2, *launch),
+        "deepspeed": [deepspeed, "--num_gpus", "2", *launch],
+    }[kind]
+
+
+def send(process: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process, number)

@@ -45,9 +45,7 @@ def endless(path: Path) -> Path:
 
 
 @pytest.mark.parametrize("special", [pipe, listener, device, endless])
-def test_a_file_that_is_none_is_named_and_not_read(
-    special: Callable[[Path], Path], folder: Path, tmp_path: Path
-) -> None:
+def test_a_file_that_is_none_is_named_and_not_read(special, folder, tmp_path):
     for suffix in ("yaml", "json", "py", "txt", "safetensors", "pth", "tar"):
         special(tmp_path / f"x.{suffix}")
     x, sets = str(tmp_path / "x"), str(folder / "images" / "few")
@@ -107,12 +105,12 @@ TREES: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def weights(tmp_path_factory) -> Path:
     return checkpoint(tmp_path_factory.mktemp("model") / "w.safetensors", seed=0, classes=2)
 
 
 @pytest.mark.parametrize("name", TREES)
-def test_a_tree_is_evaluated_or_named(name: str, weights: Path, tmp_path: Path) -> None:
+def test_a_tree_is_evaluated_or_named(name, weights, tmp_path):
     make, message = TREES[name]
     root = tmp_path / "few"
     draw(root / "bar" / "0.png", [0])

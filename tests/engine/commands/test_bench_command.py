@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -13,7 +12,7 @@ SMALL = ["vit_tiny_random", "device=cpu", "--steps", "2", "--batch", "2,4"]
 
 
 @pytest.mark.slow
-def test_a_row_for_each_method_and_pass(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_row_for_each_method_and_pass(tmp_path, capsys):
     file = tmp_path / "speed.json"
     assert cli.main(["bench", *SMALL, "--json", str(file)]) == 0
     table = capsys.readouterr().out
@@ -35,6 +34,6 @@ def test_a_row_for_each_method_and_pass(tmp_path: Path, capsys: pytest.CaptureFi
         (["vit_tiny_random", "--pack", "nowhere", *SMALL[1:]], "nowhere: missing"),
     ],
 )
-def test_what_cannot_be_timed_is_named(words, message, capsys: pytest.CaptureFixture) -> None:
+def test_what_cannot_be_timed_is_named(words, message, capsys):
     assert cli.main(["bench", *words]) == 2
     assert message in capsys.readouterr().err

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from engine import cli, recipe
 from engine.data import packs
@@ -15,9 +14,7 @@ from loaders.beton import RAW, BetonWriter
 DATA = "name: mine\nkind: folder\nroot: nowhere\nsets: [second, other]\nupstream: first\n"
 
 
-def test_a_campaign_finds_the_pack_and_needs_no_images(
-    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_campaign_finds_the_pack_and_needs_no_images(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
     writer = BetonWriter(Path("mine.beton"), 4)

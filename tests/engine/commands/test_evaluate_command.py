@@ -27,60 +27,31 @@ def row(model: str, name: str, n: int, accuracy: float) -> OnSet:
     [
         ("0:1:0.1", [0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1]),
         ("0:1:0.3", [0, 0.3, 0.6, 0.9]),
-        ("0.5:0.5:1", [0.5]),
-        ("0,0.25,1", [0, 0.25, 1]),
         ("0,1,0.5,1", [0, 1, 0.5]),
         ("0.5", [0.5]),
     ],
 )
 def test_alphas(text, alphas):
     assert evaluate.parse_alphas(text) == alphas
+    assert len(evaluate.parse_alphas("0.001:1:0.001")) == 1000
+    with pytest.raises(ValueError, match=r"'0:1:1e-4' are 10001 models; at most 1000"):
+        evaluate.parse_alphas("0:1:1e-4")
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "0:1",
-        "1:0:0.1",
-        "0:1:0",
-        "a",
-        "0:1:0.1:2",
-        "0:inf:1",
-        "nan:1:1",
-        "0,nan",
-        "0:1e308:1e-9",
-    ],
-)
+@pytest.mark.parametrize("text", ["", "0:1", "1:0:0.1", "0:1:0", "a", "0:inf:1", "0,nan"])
 def test_alphas_that_are_none(text):
     with pytest.raises(ValueError, match=r"START:STOP:STEP or a,b,c"):
         evaluate.parse_alphas(text)
 
 
-def test_alphas_that_are_too_many():
-    with pytest.raises(ValueError, match=r"'0:1:1e-4' are 10001 models; at most 1000"):
-        evaluate.parse_alphas("0:1:1e-4")
-    assert len(evaluate.parse_alphas("0.001:1:0.001")) == 1000
-
-
 def test_the_table_fits_a_hundred_columns_and_loses_nothing():
     sets = [f"a-set-with-a-rather-long-name-{i}" for i in range(9)]
-    many = [
-        row("/data/" + "x" * 60 + m, name, 50000, 10.0 + i)
-        for i, name in enumerate(sets)
-        for m in "AB"
-    ]
+    files = ["/data/" + "x" * 60 + name for name in ("a/best", "b/best")]
+    many = [row(file, name, 50000, 10.0 + i) for i, name in enumerate(sets) for file in files]
     text = on_sets.text(many)
     assert max(map(len, text.splitlines())) <= 100
     assert all(f"{10.0 + i:.2f}" in text for i in range(9)) and text.count("50,000") == 9
-    assert "xA  " in text and "xB  " in text
-
-
-def test_files_of_one_name_have_a_line_each():
-    places = ["run1/best.safetensors", "run2/best.safetensors"]
-    accuracies = [row(place, "few", 10, 10.0 + i) for i, place in enumerate(places)]
-    lines = on_sets.text(accuracies).splitlines()[-2:]
-    assert [line.split() for line in lines] == [[places[0], "10.00"], [places[1], "11.00"]]
+    assert "a/best  " in text and "b/best  " in text
 
 
 def test_a_csv_without_a_place_is_named(tmp_path):
@@ -101,9 +72,8 @@ def test_the_command_prints_a_table_and_writes_csv(user_grid, capsys, monkeypatc
     assert "(1 - alpha) A.safetensors + alpha B.safetensors" in printed
     with (user_grid.folder / "accuracy.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [(row["alpha"], row["evaluated_on"]) for row in rows[:4]] == [
-        ("0.0", "outline"), ("0.5", "outline"), ("1.0", "outline"), ("0.0", "small"),
-    ]  # fmt: skip
+    places = [(alpha, name) for name in ("outline", "small") for alpha in ("0.0", "0.5", "1.0")]
+    assert [(row["alpha"], row["evaluated_on"]) for row in rows] == places
     for row in rows:
         assert f"{float(row['accuracy']):.2f} ±" in printed
         assert float(row["low"]) <= float(row["accuracy"]) <= float(row["high"])

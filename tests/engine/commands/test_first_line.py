@@ -4,42 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import grids
-import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
-
-
-def ended(folder: Path, module: str, words: Sequence[str]) -> tuple[int, list[str]]:
-    """Exit code and error lines where the import of torch ends the program."""
-    (folder / "torch.py").write_text("raise SystemExit(7)\n")
-    environment = grids.environment() | {"PYTHONPATH": f"{folder}:{ROOT}", "RANK": ""}
-    del environment["RANK"]
-    command = [sys.executable, "-m", module, *words, f"runs={folder}"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
-    return done.returncode, done.stderr.splitlines()
-
-
-@pytest.mark.parametrize(
-    ("words", "line"),
-    [
-        (["campaign", "emoji"], "reading the campaign emoji ..."),
-        (["plan", "emoji"], "counting the operations of emoji ..."),
-        (["train", "recipe=emoji/ewc"], "reading the recipe emoji/ewc ..."),
-    ],
-)
-def test_a_line_comes_before_torch(words: list[str], line: str, tmp_path: Path) -> None:
-    assert ended(tmp_path, "engine.cli", words) == (7, [line])
-
-
-@pytest.mark.parametrize("module", ["engine.cli", "engine.launch"])
-def test_most_mistakes_are_told_without_torch(module: str, tmp_path: Path) -> None:
-    start = ["train"] * (module == "engine.cli")
-    code, (line,) = ended(tmp_path, module, [*start, "recipe=emoji/ewc", "train.epoch=1"])
-    assert code == 2 and line.startswith("error: ") and "unknown key 'train.epoch'" in line
 
 
 LATE = {
@@ -53,27 +22,11 @@ LATE = {
     "distance twemojis": "'twemojis' is no set of emoji; did you mean 'twemoji'?",
     "report a=b": "there is no campaign 'a=b'",
     "campaign a=b/c.yaml --dry-run": "there is no recipe file a=b/c.yaml",
+    "train recipe=emoji/ewc train.epoch=1": "unknown key 'train.epoch'",
 }
 
 
-def test_arguments_are_checked_before_torch(tmp_path: Path) -> None:
-    code = (
-        "import sys\nfrom engine import cli\n"
-        "for words in sys.argv[1:]: print(cli.main(words.split()), file=sys.stderr)"
-    )
-    (tmp_path / "torch.py").write_text("raise SystemExit(7)\n")
-    done = subprocess.run(
-        [sys.executable, "-c", code, *LATE], cwd=tmp_path,
-        env={"PYTHONPATH": f"{tmp_path}:{ROOT}"},
-        capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60,
-    )  # fmt: skip
-    errors = [line for line in done.stderr.splitlines() if line == "2" or line[:7] == "error: "]
-    assert errors[1::2] == ["2"] * len(LATE), done.stderr
-    for error, message in zip(errors[::2], LATE.values(), strict=True):
-        assert message in error
-
-
-def test_a_campaign_is_planned_without_torch() -> None:
+def test_a_campaign_is_planned_without_torch():
     """And without numbers: what a row needs stands beside its options."""
     code = (
         "import sys\nfrom engine.grid import campaign\nplan = campaign.plan('emoji', (), 1)\n"
@@ -82,3 +35,41 @@ def test_a_campaign_is_planned_without_torch() -> None:
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "fine_tune ewc lwf set()"
+
+
+LINES = {
+    "campaign emoji": "reading the campaign emoji ...",
+    "plan emoji": "counting the operations of emoji ...",
+    "train recipe=emoji/ewc": "reading the recipe emoji/ewc ...",
+}
+
+
+def shown(folder: Path, code: str, *commands: str) -> list[str]:
+    """Error output of Python where torch cannot be imported; each command's ends with its code."""
+    (folder / "torch.py").write_text("raise SystemExit(7)\n")
+    done = subprocess.run(
+        [sys.executable, "-c", code, *commands], cwd=folder,
+        env=grids.environment() | {"PYTHONPATH": f"{folder}:{ROOT}"},
+        capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60,
+    )  # fmt: skip
+    return done.stderr.splitlines()
+
+
+def test_a_line_comes_before_torch(tmp_path):
+    code = (
+        "import sys\nfrom engine import cli\nfor words in sys.argv[1:]:\n"
+        "    try: cli.main(words.split())\n    except SystemExit as end: assert end.code == 7\n"
+    )
+    assert shown(tmp_path, code, *LINES) == [*LINES.values()]
+
+
+def test_mistakes_are_told_before_torch(tmp_path):
+    code = (
+        "import sys\nfrom engine import cli\n"
+        "for words in sys.argv[1:]: print(cli.main(words.split()), file=sys.stderr)"
+    )
+    lines = shown(tmp_path, code, *LATE)
+    errors = [line for line in lines if line == "2" or line[:7] == "error: "]
+    assert errors[1::2] == ["2"] * len(LATE), lines
+    for error, message in zip(errors[::2], LATE.values(), strict=True):
+        assert message in error

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from endings import ended
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine import cli
@@ -75,15 +75,13 @@ def resolves_or_says_why(text: bytes) -> None:
             ended(command, words)
 
 
-MANY = settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
-)
+MANY = settings(max_examples=40, derandomize=True)
 
 
 @pytest.mark.slow
 @MANY
 @given(st.sampled_from(PLACES), st.sampled_from(VALUES))
-def test_a_value_of_another_kind(place: tuple[Any, ...], value: Any) -> None:
+def test_a_value_of_another_kind(place, value):
     text = yaml.safe_dump(with_value(place, value), allow_unicode=True)
     resolves_or_says_why(text.encode(errors="surrogatepass"))
 
@@ -91,7 +89,7 @@ def test_a_value_of_another_kind(place: tuple[Any, ...], value: Any) -> None:
 @pytest.mark.slow
 @MANY
 @given(st.data())
-def test_a_recipe_with_letters_changed(data: st.DataObject) -> None:
+def test_a_recipe_with_letters_changed(data):
     text = yaml.safe_dump(RECIPE)
     start = data.draw(st.integers(0, len(text)))
     end = data.draw(st.integers(start, min(len(text), start + 40)))
@@ -103,7 +101,7 @@ def test_a_recipe_with_letters_changed(data: st.DataObject) -> None:
 @pytest.mark.slow
 @MANY
 @given(st.sampled_from(PLACES), st.sampled_from(VALUES), st.sampled_from([".", "..", "[", "="]))
-def test_a_word_of_the_command_line(place: tuple[Any, ...], value: Any, dot: str) -> None:
+def test_a_word_of_the_command_line(place, value, dot):
     word = f"{dot.join(map(str, place))}={value}".replace("\0", "\1")
     ended(cli.main, ["train", "recipe=emoji/ewc", word, "--print"])
     ended(cli.main, ["metrics", "emoji", word, "runs=/nowhere"])

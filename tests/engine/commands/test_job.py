@@ -20,30 +20,16 @@ ROOT = Path(__file__).resolve().parents[3]
 folder, grid = campaigns.folder, grids.grid
 
 
-@pytest.fixture
-def claims(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A machine of three GPUs, the first of them claimed."""
+def test_a_job_takes_free_gpus_and_of_several_becomes_the_launcher(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(gpus, "names", lambda: ["GPU-a", "GPU-b", "GPU-c"])
     monkeypatch.setattr(gpus, "runtime_folder", lambda: tmp_path)
-    monkeypatch.delenv("RANK", raising=False)
     monkeypatch.setattr(gpus, "_held", [])
-    assert gpus.claim(gpus.names()) == [0]
-
-
-def test_a_job_takes_a_free_gpu_and_one_on_cpus_none(claims: None) -> None:
-    assert job._free_gpu("cuda") == 1
-    assert job._free_gpu("auto") == 2
-    assert job._free_gpu("cpu") == 0
-    assert len(gpus._held) == 3
-
-
-def test_a_job_of_several_gpus_becomes_their_launcher(
-    claims: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     started: list[list[str]] = []
     monkeypatch.setattr(job.os, "execv", lambda program, words: started.append(words))
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert [job._free_gpu(device) for device in ("cuda", "cpu")] == [0, 0]
     job._become_ranks(2, "cuda")
     assert job.os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-b,GPU-c"
     assert started[0][started[0].index("engine.machine.launcher") + 1] == "2"
@@ -51,9 +37,7 @@ def test_a_job_of_several_gpus_becomes_their_launcher(
         job._become_ranks(4, "cuda")
 
 
-def test_a_device_that_is_not_there_is_replaced_only_to_find(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_device_that_is_not_there_is_replaced_only_to_find(monkeypatch):
     gpu, cpu = torch.device("cuda", 0), torch.device("cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert ranks.present(gpu) == ranks.present(cpu) == cpu
@@ -62,9 +46,7 @@ def test_a_device_that_is_not_there_is_replaced_only_to_find(
 
 
 @pytest.mark.slow
-def test_a_column_on_two_ranks_is_close_to_that_on_one(
-    folder: Path, grid: grids.Grid, tmp_path: Path
-) -> None:
+def test_a_column_on_two_ranks_is_close_to_that_on_one(folder, grid, tmp_path):
     weights = {}
     for number in (1, 2):
         words = [f"runs={tmp_path / str(number)}", "methods=[fine_tune]"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import runpy
 import signal
@@ -25,7 +24,7 @@ from engine.recipe import catalogue
 ROOT = Path(__file__).resolve().parents[3]
 LAUNCH = str(ROOT / "engine" / "launch.py")
 PYTHON = sys.executable
-DEEPSPEED = str(Path(PYTHON).with_name("deepspeed"))
+DEEPSPEED, RIB = (str(Path(PYTHON).with_name(name)) for name in ("deepspeed", "rib"))
 grid = grids.grid
 
 
@@ -40,21 +39,23 @@ def run(
     )
 
 
-@pytest.mark.parametrize(
-    "words",
-    [["--local_rank=0", "recipe="], ["--local-rank", "1"], ["recipe=", "--local_rank", "3"]],
-)
-def test_lists_the_recipes(words: list[str], capsys: pytest.CaptureFixture) -> None:
-    """Whatever the launcher `deepspeed` adds to the words."""
-    assert cli.main(["train", *words]) == 0
-    shown = capsys.readouterr().out
-    names = (*recipe.names("campaigns"), *recipe.names("methods"), *catalogue.names())
-    assert all(name in shown for name in names) and "--print" in shown
+def test_a_mistake_is_one_line_and_debug_shows_its_traceback(capsys, monkeypatch):
+    monkeypatch.setenv(entry.DEBUG, "")
+    monkeypatch.delenv(entry.DEBUG)  # --debug is kept in the environment for jobs
+    for words, message in (
+        (["recipe=emoji", "methods=[ewc]"], "methods= selects methods of `rib campaign`"),
+        (["recip=emoji/ewc", "seed=1"], "'recip=emoji/ewc' names no recipe; write recipe=NAME"),
+        (["recipe=emoji/ewq"], "no recipe 'emoji/ewq'; did you mean 'emoji/ewc'?"),
+    ):
+        assert cli.main(["train", *words]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: ") and message in line
+    assert cli.main(["train", *words, "--debug"]) == 2
+    shown = capsys.readouterr().err.splitlines()
+    assert shown[0].startswith("Traceback") and shown[-1] == line
 
 
-def test_print_shows_the_resolved_recipe_and_stops(
-    capsys: pytest.CaptureFixture, tmp_path: Path
-) -> None:
+def test_print_shows_the_resolved_recipe_and_stops(capsys, tmp_path):
     words = ["recipe=emoji/ewc", "downstream=openmoji", "seed=4", f"runs={tmp_path / 'runs'}"]
     assert cli.main(["train", *words, "--print"]) == 0
     saved = tmp_path / "resolved.yaml"
@@ -63,12 +64,9 @@ def test_print_shows_the_resolved_recipe_and_stops(
     assert not (tmp_path / "runs").exists()
 
 
-def test_rib_train_is_launch(
-    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rib_train_is_launch(capsys, monkeypatch):
     words = ["recipe=emoji/ewc", "--print", "seed=4"]
-    for command in (cli.main(["train", *words]), cli.main(["train", "emoji/ewc", *words[1:]])):
-        assert command == 0
+    assert cli.main(["train", *words]) == cli.main(["train", "emoji/ewc", *words[1:]]) == 0
     monkeypatch.setattr(sys, "argv", [LAUNCH, "--local_rank=0", *words])
     with monkeypatch.context() as path, pytest.raises(SystemExit) as end:
         path.setattr(sys, "path", [*sys.path])
@@ -77,49 +75,14 @@ def test_rib_train_is_launch(
     shown = capsys.readouterr().out
     part = shown[: len(shown) // 3]
     assert shown == part * 3 and "seed: 4" in part
-    assert cli.main(["train"]) == 0
-    shown = capsys.readouterr().out
-    assert shown.startswith("rib train recipe=NAME") and "emoji/ewc" in shown
+    for words in ([], ["recipe=", "--local_rank", "3"]):  # which the launcher `deepspeed` adds
+        assert cli.main(["train", *words]) == 0
+        shown = capsys.readouterr().out
+        assert shown.startswith("rib train recipe=NAME")
+        names = (*recipe.names("campaigns"), *recipe.names("methods"), *catalogue.names())
+        assert all(name in shown for name in names) and "--print" in shown
     assert cli.main(["train", "seed=1"]) == 2
     assert "'seed=1' names no recipe" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["recipe=emoji/ewq"], "no recipe 'emoji/ewq'; did you mean 'emoji/ewc'?"),
-        (["recipe=emoji/ewc", "train.epoch=1"], "unknown key 'train.epoch'"),
-        (["recipe=emoji/ewc", "ewc"], "'ewc' is not an override"),
-        (["recipe=emoji", "methods=[ewc]"], "methods= selects methods of `rib campaign`"),
-        (["recip=emoji/ewc", "seed=1"], "'recip=emoji/ewc' names no recipe; write recipe=NAME"),
-    ],
-)
-def test_mistake_is_one_line_and_exit_code_2(
-    words: list[str], message: str, capsys: pytest.CaptureFixture, tmp_path: Path
-) -> None:
-    runs = [f"runs={tmp_path}"] if words[0] == "recipe=emoji/ewc" else []
-    assert cli.main(["train", *words, *runs]) == 2
-    shown = capsys.readouterr().err.strip()
-    assert shown.startswith("error: ") and message in shown and "\n" not in shown
-
-
-@pytest.fixture
-def no_debug(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`--debug` is kept in the environment for jobs; here it ends with its test."""
-    monkeypatch.setenv(entry.DEBUG, "")
-    monkeypatch.delenv(entry.DEBUG)
-
-
-@pytest.mark.parametrize("words", [["campaign", "emojis"], ["train", "recipe=emojis"]])
-def test_debug_shows_the_traceback_behind_an_error(
-    words: list[str], no_debug: None, capsys: pytest.CaptureFixture
-) -> None:
-    assert cli.main(words) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert cli.main([*words, "--debug"]) == 2
-    shown = capsys.readouterr().err.splitlines()
-    assert shown[0].startswith("Traceback") and shown[-1] == line
-    assert any("engine/recipe/" in text for text in shown)
 
 
 METHOD = """
@@ -141,9 +104,7 @@ class Recipe(Base):
         ("raise RecipeError('method.x=1 is not possible')", False),
     ],
 )
-def test_an_error_inside_a_users_method_keeps_its_traceback(
-    statement: str, traced: bool, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_an_error_inside_a_users_method_keeps_its_traceback(statement, traced, tmp_path, capsys):
     (tmp_path / "mine.py").write_text(METHOD.format(statement=statement))
     (tmp_path / "mine.yaml").write_text("name: mine\ntitle: Mine\nmodule: mine.py\n")
     words = ["recipe=emoji/fine_tune", f"method={tmp_path / 'mine.yaml'}", f"runs={tmp_path}"]
@@ -153,66 +114,14 @@ def test_an_error_inside_a_users_method_keeps_its_traceback(
     assert traced == any(f'"{tmp_path / "mine.py"}", line 8, in check' in text for text in shown)
 
 
-def test_torchrun_shows_the_error_that_a_rank_ends_with(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
-    assert cli.main(["train", "recipe=emoji/ewq"]) == 2
-    failure = ProcessFailure(0, 1, 2, str(tmp_path / "error.json"))
-    shown = ChildFailedError("launch.py", {0: failure}).format_msg().splitlines()
-    message = "error: there is no recipe 'emoji/ewq'; did you mean 'emoji/ewc'?"
-    assert shown[-2].endswith(message) and shown[-1].strip("=") == ""
-
-
-def test_the_rank_that_only_stops_tells_torchrun_nothing(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
-
-    def stop() -> int:
-        raise FirstRankError("the first rank failed; its message says why")
-
-    assert entry.guarded(stop) == 2
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_a_reader_that_leaves_ends_a_command_without_a_word(unbuffered: str) -> None:
-    environment = grids.environment() | {"PYTHONUNBUFFERED": unbuffered}
-    command = [PYTHON, "-m", "engine.cli", "recipes"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, cwd=ROOT, env=environment, **pipes) as process:
-        process.stdout.close()
-        assert (process.stderr.read(), process.wait(60)) == ("", 128 + signal.SIGPIPE)
-
-
-def test_a_pipe_of_another_program_is_an_error_like_any_other(
-    capfd: pytest.CaptureFixture,
-) -> None:
-    def broken() -> int:
-        raise BrokenPipeError("the pipe of a worker")
-
-    assert entry.guarded(broken) == 2
-    assert capfd.readouterr().err == "error: the pipe of a worker\n"
-
-
-def test_version(capsys: pytest.CaptureFixture) -> None:
-    with pytest.raises(SystemExit) as caught:
-        cli.main(["--version"])
-    version = importlib.metadata.version("rib-engine")
-    assert (caught.value.code, capsys.readouterr().out) == (0, f"rib {version}\n")
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what a machine without a GPU says")
-def test_device_cuda_without_a_gpu_is_refused(
-    capsys: pytest.CaptureFixture, tmp_path: Path
-) -> None:
+def test_device_cuda_without_a_gpu_is_refused(capsys, tmp_path):
     assert cli.main(["train", "recipe=emoji/ewc", "device=cuda", f"runs={tmp_path}"]) == 2
     assert "device=cuda, but torch sees no GPU; use device=cpu" in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_a_cpu_needs_no_compiler(tmp_path: Path) -> None:
+def test_a_cpu_needs_no_compiler(tmp_path):
     """DeepSpeed would compile an operator that nobody calls, for 40 s."""
     code = "from engine.machine import ranks; print(ranks.start('cpu')); ranks.stop()"
     environment = grids.environment() | {"TORCH_EXTENSIONS_DIR": str(tmp_path), "PATH": ""}
@@ -224,9 +133,7 @@ def test_a_cpu_needs_no_compiler(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("visible", "local"), [(1, 0), (8, 3)])
-def test_a_task_of_slurm_may_see_its_own_gpu_alone(
-    visible: int, local: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_task_of_slurm_may_see_its_own_gpu_alone(visible, local, monkeypatch):
     for name, value in {"RANK": "3", "LOCAL_RANK": "3", "WORLD_SIZE": "4"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -239,47 +146,53 @@ def test_a_task_of_slurm_may_see_its_own_gpu_alone(
     assert os.environ["LOCAL_RANK"] == str(local), "as DeepSpeed will read it"
 
 
-@pytest.mark.parametrize("name", ["kernels", "loaders"])
-@pytest.mark.parametrize("kind", ["package", "module"])
-def test_package_that_hides_ours_is_named(name: str, kind: str, tmp_path: Path) -> None:
-    """The fake compiler would raise if it were run."""
-    fake = tmp_path / name / "__init__.py" if kind == "package" else tmp_path / f"{name}.py"
-    fake.parent.mkdir(exist_ok=True)
-    fake.write_text("raise SystemExit('the wrong package ran')\n")
-    process = run([PYTHON, "-m", "engine.cli", "recipes"], tmp_path)
-    assert process.returncode == 2, process.stderr
+def test_torchrun_shows_the_error_that_a_rank_ends_with(monkeypatch, tmp_path):
+    """And not that of a rank which only stops because the first one failed."""
+    file = tmp_path / "error.json"
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(file))
+
+    def stop() -> int:
+        raise FirstRankError("the first rank failed; its message says why")
+
+    assert entry.guarded(stop) == 2 and not file.exists()
+    assert cli.main(["train", "recipe=emoji/ewq"]) == 2
+    failure = ProcessFailure(0, 1, 2, str(file))
+    shown = ChildFailedError("launch.py", {0: failure}).format_msg().splitlines()
+    message = "error: there is no recipe 'emoji/ewq'; did you mean 'emoji/ewc'?"
+    assert shown[-2].endswith(message) and shown[-1].strip("=") == ""
+
+
+def test_a_reader_that_leaves_ends_a_command_without_a_word(capfd):
+    command = [PYTHON, "-m", "engine.cli", "recipes"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=ROOT, env=grids.environment(), **pipes) as process:
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait(60)) == ("", 128 + signal.SIGPIPE)
+
+    def broken() -> int:
+        raise BrokenPipeError("the pipe of a worker")
+
+    assert entry.guarded(broken) == 2, "another pipe is an error like any other"
+    assert capfd.readouterr().err == "error: the pipe of a worker\n"
+
+
+@pytest.mark.parametrize(
+    ("program", "name"),
+    [([PYTHON, "-m", "engine.cli"], "kernels"), ([RIB], "engine")],
+)
+def test_a_package_that_hides_ours_is_named_and_does_not_run(program, name, tmp_path):
+    (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong package ran')\n")
+    process = run([*program, "recipes"], tmp_path, tmp_path if program == [RIB] else None)
+    assert (process.returncode, process.stderr.count("\n")) == (2, 1), process.stderr
     assert f"error: `{name}` is imported from {tmp_path / name}" in process.stderr
-    assert f"not from {ROOT / name}" in process.stderr and "uninstall it" in process.stderr
-    assert process.stderr.count("\n") == 1
+    process = run([PYTHON, LAUNCH, "recipe="], tmp_path, tmp_path)
+    assert process.returncode == 0 and "emoji/ewc" in process.stdout, "our folder comes first there"
 
 
-def test_worker_processes_do_not_run_the_command_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_worker_processes_do_not_run_the_command_again(monkeypatch):
     """They import their parent's script, and would wait for the parent's lock on the pack."""
     monkeypatch.setattr(sys, "argv", ["rib", "recipes"])
     runpy.run_path(str(ROOT / "engine" / "rib"), run_name="__mp_main__")
-
-
-@pytest.mark.parametrize("name", ["engine/__init__.py", "engine.py"])
-def test_rib_names_a_package_that_hides_the_engine(name: str, tmp_path: Path) -> None:
-    fake = tmp_path / name
-    fake.parent.mkdir(exist_ok=True)
-    fake.write_text("raise SystemExit('the wrong package ran')\n")
-    process = run([str(Path(PYTHON).with_name("rib")), "recipes"], tmp_path, tmp_path)
-    assert (process.returncode, process.stderr.count("\n")) == (2, 1), process.stderr
-    assert f"error: `engine` is imported from {tmp_path / 'engine'}" in process.stderr
-
-
-@pytest.mark.slow
-def test_launch_is_never_hidden(tmp_path: Path) -> None:
-    """Our folder comes first, engine/ itself does not, and the working folder does not matter."""
-    for name in ("engine", "kernels", "loaders"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "__init__.py").write_text("raise SystemExit('the wrong package ran')\n")
-    process = run([PYTHON, LAUNCH, "recipe="], tmp_path, tmp_path)
-    assert process.returncode == 0 and "emoji/ewc" in process.stdout, process.stderr
-    code = f"import runpy, sys; sys.argv = ['x', 'recipe=']; runpy.run_path({LAUNCH!r})"
-    code += "; import importlib.util as u; print(u.find_spec('evaluate'), u.find_spec('table'))"
-    assert run([PYTHON, "-c", code], tmp_path).stdout.strip().endswith("None None")
 
 
 STARTS = {
@@ -295,9 +208,7 @@ STARTS = {
     "ways",
     [("several",), pytest.param(("python", "deepspeed", "torchrun"), marks=pytest.mark.exhaustive)],
 )
-def test_every_way_to_start_gives_the_same_cell(
-    ways: tuple[str, ...], grid: grids.Grid, tmp_path: Path
-) -> None:
+def test_every_way_to_start_gives_the_same_cell(ways, grid, tmp_path):
     """Under the same name, with the same weights; from another working folder."""
     _, alone = grid.build()
     expected = grids.weights(alone)
@@ -318,13 +229,10 @@ def test_every_way_to_start_gives_the_same_cell(
 
 
 @pytest.mark.slow
-def test_mistake_found_late_is_one_line_on_two_ranks(grid: grids.Grid, tmp_path: Path) -> None:
+def test_mistake_found_late_is_one_line_on_two_ranks(grid, tmp_path):
     words = grid.overrides(f"runs={tmp_path}", "dataset.root=/nowhere", "device=cpu")
     process = run([*STARTS["torchrun"], f"recipe={grid.recipe}", *words], tmp_path)
     assert process.returncode != 0
-    lines = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
-    assert any("/nowhere/upstream is not a folder" in line for line in lines), process.stderr[
-        -2000:
-    ]
+    assert "error: /nowhere/upstream is not a folder" in process.stderr, process.stderr[-2000:]
     assert f'File "{ROOT / "engine"}' not in process.stderr  # torchrun's own traceback aside
     assert "/nowhere/upstream is not a folder" in process.stderr.splitlines()[-2], "and it ends so"

@@ -50,9 +50,7 @@ def lives(process: psutil.Process) -> bool:
         return False
 
 
-def test_two_at_once_meet_on_the_loopback_and_end_with_their_launchers(
-    grid: grids.Grid, tmp_path: Path
-) -> None:
+def test_two_at_once_meet_on_the_loopback_and_end_with_their_launchers(grid, tmp_path):
     """The command of the first is ended by SIGTERM, the launcher of the second by SIGKILL."""
     places = [tmp_path / "a", tmp_path / "b"]
     words = ("train.epochs=3000", "train.checkpoint_minutes=0.002")
@@ -81,7 +79,7 @@ def test_two_at_once_meet_on_the_loopback_and_end_with_their_launchers(
                 process.kill()
 
 
-def test_two_launches_of_a_cell_make_it_once(grid: grids.Grid, tmp_path: Path) -> None:
+def test_two_launches_of_a_cell_make_it_once(grid, tmp_path):
     """One of them does nothing but wait; then it shows the same numbers."""
     runs = tmp_path / "runs"
     launches = [start(grid, runs, [sys.executable]) for _ in range(2)]

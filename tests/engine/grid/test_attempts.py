@@ -17,7 +17,7 @@ def recorded(place: Path, started: float = 100.0) -> AbstractContextManager:
     return attempts.recorded(place, "column-few", "column", started)
 
 
-def test_an_attempt_ends_with_its_error_or_without(tmp_path: Path) -> None:
+def test_an_attempt_ends_with_its_error_or_without(tmp_path):
     with recorded(tmp_path) as note:
         note("A100", 2)
         (begun,) = attempts.read(tmp_path)
@@ -31,9 +31,7 @@ def test_an_attempt_ends_with_its_error_or_without(tmp_path: Path) -> None:
     assert second.error == ("no room" + "x" * 1000)[: attempts.LONGEST]
 
 
-def test_of_several_ranks_the_one_with_an_error_is_kept_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_of_several_ranks_the_one_with_an_error_is_kept_too(tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     with recorded(tmp_path):
         pass
@@ -45,24 +43,13 @@ def test_of_several_ranks_the_one_with_an_error_is_kept_too(
     assert [attempt.error for attempt in attempts.read(tmp_path)] == ["no GPU"]
 
 
-def test_a_damaged_file_is_named(tmp_path: Path) -> None:
-    with recorded(tmp_path):
-        pass
-    (file,) = (tmp_path / attempts.FOLDER).iterdir()
-    file.write_text("[]")
-    with pytest.raises(DamagedFile, match=file.name):
-        attempts.read(tmp_path)
-
-
-def test_an_altered_file_is_refused(tmp_path: Path) -> None:
+def test_a_damaged_file_is_refused_by_name(tmp_path):
     with recorded(tmp_path):
         pass
     (file,) = (tmp_path / attempts.FOLDER).iterdir()
     values = json.loads(file.read_text()) | {"processes": 7}
-    file.write_text(json.dumps(values))
-    with pytest.raises(DamagedFile, match=f"{file.name} was altered; delete it"):
-        attempts.read(tmp_path)
-    del values["sha256"]
-    file.write_text(json.dumps(values))
-    with pytest.raises(DamagedFile, match=f"{file.name} was altered; delete it"):
-        attempts.read(tmp_path)
+    without_hash = {key: value for key, value in values.items() if key != "sha256"}
+    for text in ("[]", json.dumps(values), json.dumps(without_hash)):
+        file.write_text(text)
+        with pytest.raises(DamagedFile, match=f"{file.name} .*; delete it"):
+            attempts.read(tmp_path)

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -76,16 +77,14 @@ def until(condition: Callable[[], object], process: subprocess.Popen, what: str)
         time.sleep(0.05)
 
 
-def test_the_program_runs_all_ready_made_methods_to_one_complete_table(
-    folder: Path, tmp_path: Path
-) -> None:
+def test_the_program_runs_all_ready_made_methods_to_one_complete_table(folder, tmp_path):
     head, _, methods_text = (folder / "shapes.yaml").read_text().partition("methods:")
     methods = [name for name in recipe.names("methods") if name != "flyp"]  # it is CLIP's alone
     added = [f"  {name}: {{}}\n" for name in methods if f"  {name}:" not in methods_text]
     (tmp_path / "shapes.yaml").write_text(f"{head}methods:{methods_text}{''.join(added)}")
     sets, cwd = ("outline", "few"), tmp_path / "else {where}:"
     cwd.mkdir()
-    words = ("runs=runs", "train.epochs=1", f"dataset.sets=[{','.join(sets)}]")
+    words = ("runs=runs", "train.epochs=1", f"dataset.sets=[{','.join(sets)}]", "downstreams=[few]")
     with started(tmp_path, *words, cwd=cwd) as process:
         out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err[-3000:]
@@ -100,7 +99,7 @@ def test_the_program_runs_all_ready_made_methods_to_one_complete_table(
         if row["method"] != "pre" and 0 <= float(row["accuracy"]) <= 100
     ]
     places = ("upstream", *sets)
-    assert sorted(table_rows) == sorted((*arm, d, p) for arm in arms for d in sets for p in places)
+    assert sorted(table_rows) == sorted((*arm, "few", name) for arm in arms for name in places)
     mri = rows(report / "mri.csv")
     assert sorted((row["method"], row["alpha"]) for row in mri) == sorted(arms)
     assert all(abs(float(row["mri"])) <= 100 for row in mri)
@@ -110,26 +109,27 @@ def test_the_program_runs_all_ready_made_methods_to_one_complete_table(
     assert all(any(line.startswith(title) for line in printed) for title in titles), out
 
 
-def test_campaign_ends_with_its_tables_and_page(finished: Path) -> None:
+def test_a_campaign_ends_with_its_tables_and_page(finished):
     report = finished / "shapes" / "report"
     accuracy, mri = rows(report / "accuracy.csv"), rows(report / "mri.csv")
-    assert list(accuracy[0]) == [
-        "model", "method", "variant", "alpha", "setting", "downstream", "evaluated_on", "n",
-        "accuracy", "headline",
-    ]  # fmt: skip
     arm = ["model", "method", "variant", "alpha", "setting"]
-    assert list(mri[0]) == [*arm, "mri", "mri_low", "mri_high", "headline"]
+    assert [*accuracy[0]] == [*arm, "downstream", "evaluated_on", "n", "accuracy", "headline"]
+    assert [*mri[0]] == [*arm, "mri", "mri_low", "mri_high", "headline"]
     places = {*SETS, "upstream"}
-    before = [row for row in accuracy if row["method"] == "pre"]
-    assert {row["evaluated_on"] for row in before} == places
-    assert {row["downstream"] for row in before} == {""}
-    after = [row for row in accuracy if row["method"] != "pre"]
-    arms = {(row["method"], row["alpha"]) for row in after}
-    assert arms == {("fine_tune", ""), ("linear_probe", ""), *(("wise_ft", a) for a in ALPHAS)}
-    assert len(after) == len(arms) * len(SETS) * len(places)
+    columns: dict[tuple[str, ...], dict[str, str]] = defaultdict(dict)
+    for row in accuracy:
+        column = columns[row["method"], row["alpha"], row["downstream"]]
+        column[row["evaluated_on"]] = row["accuracy"]
+    arms = {("fine_tune", ""), ("linear_probe", ""), *(("wise_ft", a) for a in ALPHAS)}
+    pre = ("pre", "", "")
+    assert columns.keys() == {pre, *((*arm, name) for arm in arms for name in SETS)}
+    assert all(column.keys() == places for column in columns.values())
     assert all(0 <= float(row["accuracy"]) <= 100 and int(row["n"]) > 0 for row in accuracy)
+    for name in SETS:  # the ends of WiSE-FT's curve are the models themselves
+        assert columns["wise_ft", "0.0", name] == columns[pre]
+        assert columns["wise_ft", "1.0", name] == columns["fine_tune", "", name]
+    assert {(row["method"], row["alpha"]) for row in mri} == arms and len(mri) == len(arms)
     assert all(float(r["mri_low"]) <= float(r["mri"]) <= float(r["mri_high"]) for r in mri)
-    assert len(mri) == len(arms)
     page = (report / "index.html").read_text()
     assert "data-figure" in page and "http-equiv" not in page and 'src="http' not in page
     distances = rows(report / "distances.csv")
@@ -138,25 +138,7 @@ def test_campaign_ends_with_its_tables_and_page(finished: Path) -> None:
     assert "distance to upstream" in page
 
 
-def test_ends_of_the_wise_curve_are_the_models_themselves(finished: Path) -> None:
-    accuracy = rows(finished / "shapes" / "report" / "accuracy.csv")
-
-    def column(method: str, alpha: str, downstream: str) -> dict[str, str]:
-        key = (method, alpha, downstream)
-        return {
-            row["evaluated_on"]: row["accuracy"]
-            for row in accuracy
-            if (row["method"], row["alpha"], row["downstream"]) == key
-        }
-
-    for downstream in SETS:
-        assert column("wise_ft", "0.0", downstream) == column("pre", "", "")
-        assert column("wise_ft", "1.0", downstream) == column("fine_tune", "", downstream)
-
-
-def test_second_run_does_nothing(
-    folder: Path, finished: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_second_run_does_nothing(folder, finished, capsys):
     def state() -> dict[Path, int]:
         return {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
 
@@ -167,18 +149,7 @@ def test_second_run_does_nothing(
     assert state() == before
 
 
-def test_metrics_recompute_the_same_tables(folder: Path, finished: Path) -> None:
-    files = [finished / "shapes" / "report" / name for name in ("accuracy.csv", "mri.csv")]
-    before = [file.read_bytes() for file in files]
-    for file in files:
-        file.unlink()
-    assert cli.main(["metrics", str(folder / "shapes.yaml"), f"runs={finished}"]) == 0
-    assert [file.read_bytes() for file in files] == before
-
-
-def test_dry_run_shows_the_jobs_and_writes_nothing(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_dry_run_shows_the_jobs_and_writes_nothing(folder, tmp_path, capsys):
     words = ["campaign", str(folder / "shapes.yaml"), f"runs={tmp_path / 'runs'}", "--dry-run"]
     assert cli.main(words) == 0
     out = capsys.readouterr().out
@@ -187,9 +158,7 @@ def test_dry_run_shows_the_jobs_and_writes_nothing(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_snakemake_profile_steers_the_workflow(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_snakemake_profile_steers_the_workflow(folder, tmp_path, capsys):
     profile, runs = tmp_path / "cluster", tmp_path / "runs"
     words = ["campaign", str(folder / "shapes.yaml"), f"runs={runs}", "--profile", str(profile)]
     assert cli.main([*words, "--dry-run"]) == 2
@@ -202,12 +171,8 @@ def test_a_snakemake_profile_steers_the_workflow(
 
 
 def test_a_campaign_that_ended_in_every_way_is_resumed_to_the_same_tables(
-    folder: Path,
-    finished: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+    folder, finished, tmp_path, monkeypatch, capsys
+):
     """Its job is killed; its terminal closes; Ctrl-C; all of it is killed."""
     runs, words = tmp_path / "runs", f"runs={tmp_path / 'runs'}"
     again = ["campaign", str(folder / "shapes.yaml"), words]
@@ -258,13 +223,7 @@ def test_a_campaign_that_ended_in_every_way_is_resumed_to_the_same_tables(
         assert (runs / "shapes" / "report" / name).read_bytes() == expected
 
 
-def test_failing_job_is_one_clear_line(
-    folder: Path,
-    finished: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
+def test_failing_job_is_one_clear_line(folder, finished, tmp_path, monkeypatch, capfd):
     """With the command that runs the job alone. What columns share is there already."""
     runs = tmp_path / "runs"
     shutil.copytree(finished, runs)

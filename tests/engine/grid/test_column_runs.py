@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
@@ -24,43 +26,58 @@ def written(folder: Path, name: str, text: str) -> None:
     (folder / f"{name}.yaml").write_text(whole + text)
 
 
-def test_a_campaign_that_fine_tunes_on_the_upstream_set(folder: Path, finished: Path) -> None:
-    written(folder, "upstream", "downstreams: [upstream]\n")
-    report = campaigns.run(folder, name="upstream")
-    accuracy = rows(report / "accuracy.csv")
+def check_mri(report: Path, sets: Sequence[str]) -> None:
+    """Each row's mRI is its mean change over these sets."""
     accuracies = {
-        (row["method"], row["alpha"], row["evaluated_on"]): float(row["accuracy"])
-        for row in accuracy
+        (row["method"], row["alpha"], row["setting"], row["evaluated_on"]): float(row["accuracy"])
+        for row in rows(report / "accuracy.csv")
     }
-    assert {row["downstream"] for row in accuracy} == {"", "upstream"}
     for row in rows(report / "mri.csv"):
-        arm = row["method"], row["alpha"]
-        changes = [accuracies[(*arm, name)] - accuracies["pre", "", name] for name in SETS]
+        arm = row["method"], row["alpha"], row["setting"]
+        changes = [accuracies[*arm, on] - accuracies["pre", "", "", on] for on in sets]
         assert float(row["mri"]) == pytest.approx(fmean(changes), abs=2e-6)
-    assert accuracies["wise_ft", "0.0", "few"] == accuracies["pre", "", "few"]
-    assert "on the 3 sets, in points" in (report / "table.txt").read_text()
+    assert f"on the {len(sets)} sets, in points" in (report / "table.txt").read_text()
 
 
-def test_a_set_can_be_trained_on_and_not_evaluated(folder: Path, finished: Path) -> None:
+def columns(report: Path, key: str) -> set[str]:
+    return {row[key] for row in rows(report / "accuracy.csv")}
+
+
+def test_a_campaign_that_fine_tunes_on_the_upstream_set_and_is_run_again(
+    folder, finished, monkeypatch
+):
+    """It finds its cells. With CKA, its record has the blocks of every headline model."""
+    written(folder, "upstream", "downstreams: [upstream]\n")
+    words = ("evaluate.cka=6", "evaluate.batch_size=8")
+    report = campaigns.run(folder, *words, name="upstream")
+    assert columns(report, "downstream") == {"", "upstream"}
+    check_mri(report, SETS)
+    names = [str(folder / "upstream.yaml"), [f"runs={finished}", *words]]
+    blocks = record.find(*names).record.cka
+    assert blocks is not None and 'id="cka-heading"' in (report / "index.html").read_text()
+    assert {(row["method"], row["evaluated_on"]) for row in blocks} == {
+        *itertools.product(METHODS, ("upstream", *SETS))
+    }
+    assert len(blocks) == len(METHODS) * 4 and {row["alpha"] for row in blocks} == {None, 0.5}
+    for row in blocks:
+        assert [*row["blocks"]] == [f"blocks.{k}" for k in range(6)]
+        if row["method"] == "linear_probe":
+            assert [*row["blocks"].values()] == pytest.approx([1.0] * 6)
+    first = {path.name: path.read_bytes() for path in report.iterdir() if path.is_file()}
+    monkeypatch.setattr("engine.training.loop.fit", lambda *_: pytest.fail("trained again"))
+    assert campaigns.run(folder, *words, name="upstream") == report
+    assert {path.name: path.read_bytes() for path in report.iterdir() if path.is_file()} == first
+
+
+def test_a_set_can_be_trained_on_and_not_evaluated(folder, finished):
     """As ImageNet's training set: its columns have an RI, and no accuracy on the set itself."""
     written(folder, "trained", "vary: {dataset.portion: [0.5, 1.0]}\ndownstreams: [tinted]\n")
     words = ("dataset.sets=[outline,few]", "dataset.train_sets=[tinted]")
     report = campaigns.run(folder, *words, name="trained")
-    accuracy = rows(report / "accuracy.csv")
-    assert {row["evaluated_on"] for row in accuracy} == {"upstream", "outline", "few"}
-    assert {row["downstream"] for row in accuracy} == {"", "tinted"}
-    accuracies = {
-        (row["method"], row["alpha"], row["setting"], row["evaluated_on"]): float(row["accuracy"])
-        for row in accuracy
-    }
-    for row in rows(report / "mri.csv"):
-        arm = row["method"], row["alpha"], row["setting"]
-        changes = [
-            accuracies[*arm, on] - accuracies["pre", "", "", on] for on in ("outline", "few")
-        ]
-        assert float(row["mri"]) == pytest.approx(fmean(changes), abs=2e-6)
+    assert columns(report, "evaluated_on") == {"upstream", "outline", "few"}
+    assert columns(report, "downstream") == {"", "tinted"}
+    check_mri(report, ("outline", "few"))
     page = (report / "index.html").read_text()
-    assert "on the 2 sets, in points" in (report / "table.txt").read_text()
     assert "tinted" in page and "accuracy on the set fine-tuned on" not in page
     ranking = rows(report / "tables/ranking.csv")
     assert len(ranking) == 2 * len(METHODS)
@@ -69,19 +86,13 @@ def test_a_set_can_be_trained_on_and_not_evaluated(folder: Path, finished: Path)
     assert not (report / "figures/portions-on-downstream-set-tiny.csv").exists()
 
 
-def test_a_cell_on_the_upstream_set_starts_from_the_model_with_a_head(
-    folder: Path, grid: grids.Grid
-) -> None:
+def test_a_cell_on_the_upstream_set_starts_from_the_model_with_a_head(folder, grid):
     """The first head starts from the backbone, as in every other column."""
     name, words = str(folder / "shapes.yaml"), (f"runs={folder / 'runs'}",)
-    builders = [
-        Builder(
-            cell_plan.resolve(name, words, method="linear_probe", downstream=downstream),
-            grid.device,
-        )
-        for downstream in ("outline", "upstream")
-    ]
-    on_outline, on_upstream = builders
+    on_outline, on_upstream = (
+        Builder(cell_plan.resolve(name, words, method="linear_probe", downstream=on), grid.device)
+        for on in ("outline", "upstream")
+    )
     assert on_upstream.base.name == on_outline.base.name
     assert on_upstream.base.artifact.kind == "cells"
     probe = on_upstream.build()
@@ -90,7 +101,7 @@ def test_a_cell_on_the_upstream_set_starts_from_the_model_with_a_head(
     assert cells.find(on_upstream.store, parent).artifact.kind == "weights"
 
 
-def test_settings_vary_and_what_they_share_is_made_once(folder: Path, finished: Path) -> None:
+def test_settings_vary_and_what_they_share_is_made_once(folder, finished):
     text = "vary: {optimizer.lr: [0.02, 0.001]}\ndownstreams: [few]\n"
     written(folder, "varied", text)
     store = finished / "store/cells"  # of the plain grid, whose learning rate is 0.02
@@ -124,19 +135,7 @@ def test_settings_vary_and_what_they_share_is_made_once(folder: Path, finished: 
     assert all(f"{title}, lr={lr}" in text for title in ("FT", "LP") for lr in ("0.02", "0.001"))
 
 
-def test_a_column_that_is_run_again_finds_its_cells(
-    folder: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    text = "vary: {train.epochs: [1]}\ndownstreams: [few, upstream]\n"
-    written(folder, "again", text)
-    report = campaigns.run(folder, name="again")
-    first = {path.name: path.read_bytes() for path in report.iterdir() if path.is_file()}
-    monkeypatch.setattr("engine.training.loop.fit", lambda *_: pytest.fail("trained again"))
-    assert campaigns.run(folder, name="again") == report
-    assert {path.name: path.read_bytes() for path in report.iterdir() if path.is_file()} == first
-
-
-def test_variants_and_alphas_stand_side_by_side(folder: Path, finished: Path) -> None:
+def test_variants_and_alphas_stand_side_by_side(folder, finished):
     written(
         folder,
         "variants",
@@ -146,25 +145,21 @@ def test_variants_and_alphas_stand_side_by_side(folder: Path, finished: Path) ->
         "  soup: {method: {members: [pre, fine_tune, lwf]}}\n"
         "  soup_paper: {base: soup, method: {variant: paper}}\n",
     )
-    report = campaigns.run(folder, name="variants")
-    text = (report / "table.txt").read_text()
+    report = campaigns.run(folder, "downstreams=[few]", name="variants")
+    text, page = (report / name for name in ("table.txt", "index.html"))
     titles = ("LwF ", "LwF (paper) ", "WiSE-FT ", "WiSE-FT, alpha 0.3 ", "Soup ", "Soup (paper) ")
-    assert all(f"\n{title}" in text for title in titles)
-    headlines = {
-        (row["method"], row["variant"], row["alpha"])
-        for row in rows(report / "mri.csv")
-        if row["headline"] == "True"
-    }
-    assert {
-        ("lwf", "canonical", ""), ("lwf_paper", "paper", ""), ("wise_ft", "canonical", "0.5"),
-        ("third", "canonical", "0.3"), ("soup_paper", "paper", ""),
-    } <= headlines  # fmt: skip
-    (file,) = (folder / "runs/variants/plans").glob("*/evaluations.json")
-    finished = record.read(file.parent)
-    parents = {
-        row.method: set(finished.mix(row))
-        for row in finished.record.evaluations
-        if (row.downstream, row.evaluated_on) == ("few", "few") and row.headline
-    }
+    assert all(f"\n{title}" in text.read_text() for title in titles)
+    assert (
+        "<title>variants: what fine-tuning does" in page.read_text()
+    )  # not the path that names it
+    (file,) = (folder / "runs").glob("variants*/plans/*/evaluations.json")
+    campaign = record.read(file.parent)
+    headlines = [row for row in campaign.record.evaluations if row.headline]
+    assert {(row.method, row.variant, row.alpha) for row in headlines} == {
+        ("pre", "", None), ("fine_tune", "canonical", None), ("linear_probe", "canonical", None),
+        ("wise_ft", "canonical", 0.5), ("lwf", "canonical", None), ("lwf_paper", "paper", None),
+        ("third", "canonical", 0.3), ("soup", "canonical", None), ("soup_paper", "paper", None),
+    }  # fmt: skip
+    parents = {row.method: set(campaign.mix(row)) for row in headlines if row.evaluated_on == "few"}
     assert parents["lwf"] < parents["soup"] and parents["lwf_paper"] < parents["soup_paper"]
     assert parents["lwf"] != parents["lwf_paper"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from pathlib import Path
 
@@ -23,13 +24,13 @@ def planned(folder: Path, tmp_path: Path, text: str, *words: str) -> campaign.Pl
     return campaign.plan(str(file), [f"runs={tmp_path / 'runs'}", *words], 2)
 
 
-def test_a_plain_campaign_has_a_column_for_each_set(folder: Path, tmp_path: Path) -> None:
+def test_a_plain_campaign_has_a_column_for_each_set(folder, tmp_path):
     plan = planned(folder, tmp_path, "")
     assert plan.columns == tuple(Column(name, name) for name in SETS)
     assert plan.downstreams == list(SETS)
 
 
-def test_objectnet_is_fine_tuned_on_only_with_leave() -> None:
+def test_objectnet_is_fine_tuned_on_only_with_leave():
     """It is evaluated in any case; the campaigns of the benchmark have seven columns without it."""
     words, opened = ("methods=[fine_tune]",), "dataset.objectnet_terms=accepted"
     sets = recipe.load("imagenet_rib").dataset.sets
@@ -53,31 +54,26 @@ def test_objectnet_is_fine_tuned_on_only_with_leave() -> None:
     assert recipe.load("imagenet_rib", settings).downstream == "objectnet", "a folder of that name"
 
 
-def test_columns_are_the_downstreams_in_every_setting(folder: Path, tmp_path: Path) -> None:
+def test_columns_are_the_downstreams_in_every_setting(folder, tmp_path):
     plan = planned(folder, tmp_path, VARY + "downstreams: [few, upstream]\n")
-    settings = [
-        ("optimizer.lr=0.02", "train.epochs=1"),
-        ("optimizer.lr=0.02", "train.epochs=2"),
-        ("optimizer.lr=1e-05", "train.epochs=1"),
-        ("optimizer.lr=1e-05", "train.epochs=2"),
-    ]
-    expected = [(name, words) for name in ("few", "upstream") for words in settings]
-    assert [
-        (c.downstream, tuple(f"{key}={value}" for key, value in c.settings.items()))
-        for c in plan.columns
-    ] == expected
-    assert plan.columns[0].setting == "optimizer.lr=0.02,train.epochs=1"
+    places = itertools.product(("few", "upstream"), (0.02, 1e-5), (1, 2))
+    expected = [(name, {"optimizer.lr": lr, "train.epochs": e}) for name, lr, e in places]
+    assert [(column.downstream, column.settings) for column in plan.columns] == expected
+    assert plan.columns[2].setting == "optimizer.lr=1e-05,train.epochs=1"
     assert plan.columns[0].name == "few,optimizer.lr=0.02,train.epochs=1"
     assert plan.sets == SETS and plan.downstreams == ["few", "upstream"]
     for column in plan.columns:
         cell = next(plan.cells(column)).recipe
         assert cell.downstream == column.downstream
-        assert column.settings == {
-            "optimizer.lr": cell.optimizer.lr, "train.epochs": cell.train.epochs,
-        }  # fmt: skip
+        assert [*column.settings.values()] == [cell.optimizer.lr, cell.train.epochs]
+    words = ("vary={optimizer.lr: [0.02, 1e-5], train.epochs: [1, 2]}", "downstreams=[few]")
+    by_words = planned(folder, tmp_path, "", *words)
+    assert by_words.columns == plan.columns[:4], "the command line says the same"
+    texts = ("", VARY, "downstreams: [few]\n", "downstreams: [upstream]\n")
+    assert len({planned(folder, tmp_path, text).path for text in texts}) == len(texts)
 
 
-def test_a_column_can_be_a_set_that_is_not_evaluated(folder: Path, tmp_path: Path) -> None:
+def test_a_column_can_be_a_set_that_is_not_evaluated(folder, tmp_path):
     words = ("dataset.sets=[outline,few]", "dataset.train_sets=[tinted]", "downstreams=[tinted]")
     plan = planned(folder, tmp_path, VARY, *words)
     dataset = plan.recipe.dataset
@@ -86,64 +82,33 @@ def test_a_column_can_be_a_set_that_is_not_evaluated(folder: Path, tmp_path: Pat
     assert plan.needed == ["upstream", "outline", "few", "tinted"]
 
 
-def test_words_of_the_command_line_say_the_same(folder: Path, tmp_path: Path) -> None:
-    by_file = planned(folder, tmp_path, VARY + "downstreams: [few]\n")
-    words = ("vary={optimizer.lr: [0.02, 1e-5], train.epochs: [1, 2]}", "downstreams=[few]")
-    by_words = planned(folder, tmp_path, "", *words)
-    assert by_words.columns == by_file.columns
-
-
-def test_columns_name_the_plan(folder: Path, tmp_path: Path) -> None:
-    """A report is found by the words of its command, which name the columns."""
-    texts = ("", VARY, "downstreams: [few]\n", "downstreams: [upstream]\n")
-    paths = set()
-    for text in texts:
-        plan = planned(folder, tmp_path, text)
-        paths.add(plan.path)
-    assert len(paths) == len(texts)
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("vary: {train.epoch: [1]}", r"\(vary\): unknown key 'train.epoch'.* 'train.epochs'"),
         ("vary: {train.epochs: [1, two]}", r"\(vary\): train.epochs='two' must be a whole"),
-        (
-            "vary: {train.epochs: [0]}",
-            r"\(vary\): train.epochs=0 must be a whole number of at least 1",
-        ),
-        ("vary: {train.epochs: 2}", r"vary: train.epochs needs a list of values"),
         ("vary: {train.epochs: []}", r"vary: train.epochs needs a list of values"),
         ("vary: {train.epochs: [[1]]}", r"vary: train.epochs cannot be \[1\]; values are"),
         ("vary: {optimizer.name: [a/b]}", r"cannot be 'a/b'; values are"),
-        ("vary: {train.epochs: [1, 1]}", r"\(vary\): train.epochs names 1 twice"),
         ("vary: {seeds: [1, 2]}", r"vary: seeds cannot vary"),
         ("seeds: 2\nvary: {seed: [1, 2]}", r"vary: seed and seeds=2 both say the seeds"),
-        ("vary: {train.epochs: [1, 1.0]}", r"\(vary\): train.epochs=1.0 must be a whole"),
         ("vary: {optimizer.lr: [1, 1.0]}", r"optimizer.lr names 1.0 twice, as 1 and 1.0"),
         ("vary: {model.crop: [1, 2]}", r"vary: model.crop cannot vary"),
         ("vary: {method.lam: [1, 2]}", r"vary: method.lam cannot vary; .*\(`methods=\[ROW\]`\)"),
         ("vary: [train.epochs]", r"vary must hold `KEY: \[1, 2\]` lines"),
-        (
-            "downstreams: [fewer]",
-            r"downstreams: 'fewer' is not a set of .*'few'",
-        ),
-        ("downstreams: [trained]", r"downstreams: 'trained' is not a set of"),
+        ("downstreams: [fewer]", r"downstreams: 'fewer' is not a set of .*'few'"),
         ("downstreams: [few, few]", r"downstreams names few twice"),
-        ("downstreams: few", r"downstreams must list sets"),
         ("downstreams: []", r"downstreams must list sets"),
     ],
 )
-def test_what_cannot_be_is_refused_by_the_files_name(
-    folder: Path, tmp_path: Path, text: str, message: str
-) -> None:
+def test_what_cannot_be_is_refused_by_the_files_name(folder, tmp_path, text, message):
     with pytest.raises(RecipeError, match=r"varied\.yaml.*" + message):
         planned(folder, tmp_path, text + "\n")
     assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.slow
-def test_a_thousand_columns_are_planned_in_seconds(tmp_path: Path) -> None:
+def test_a_thousand_columns_are_planned_in_seconds(tmp_path):
     words = ("vary={optimizer.lr: [" + ", ".join(f"{k}e-5" for k in range(1, 126)) + "]}",)
     started = time.process_time()
     plan = campaign.plan("emoji", [f"runs={tmp_path}", *words], 2)

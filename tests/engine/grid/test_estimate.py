@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import campaigns
 import pytest
 import timm
@@ -19,11 +17,11 @@ IMAGES = {"upstream": 35, "outline": 35, "tinted": 35, "few": 21}
 
 
 @pytest.fixture(scope="module")
-def counted(folder: Path) -> estimate.Estimate:
+def counted(folder) -> estimate.Estimate:
     return estimate.of(campaign.plan(str(folder / "shapes.yaml"), [f"runs={folder / 'none'}"]))
 
 
-def test_training_and_evaluation_are_images_times_passes(counted: estimate.Estimate) -> None:
+def test_training_and_evaluation_are_images_times_passes(counted):
     """FT: an image forward and backward; LP: features alone; WiSE-FT: its three mixes."""
     assert counted.images == IMAGES
     everywhere = sum(IMAGES.values())
@@ -39,7 +37,7 @@ def test_training_and_evaluation_are_images_times_passes(counted: estimate.Estim
     assert counted.shared.images == everywhere
 
 
-def test_operations_are_those_of_one_forward_pass(counted: estimate.Estimate) -> None:
+def test_operations_are_those_of_one_forward_pass(counted):
     classes = 1000  # of a folder that is not read
     net = timm.create_model("test_vit", num_classes=classes, img_size=32).eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -49,7 +47,7 @@ def test_operations_are_those_of_one_forward_pass(counted: estimate.Estimate) ->
     assert counted.parameters == sum(p.numel() for p in net.parameters())
 
 
-def test_gpus_take_columns_and_then_share_them(counted: estimate.Estimate) -> None:
+def test_gpus_take_columns_and_then_share_them(counted):
     device = Device("any", 1e-9, 1e-9)
     prepare, column = device.hours([counted.shared]), counted.column_hours(device)
     assert counted.hours(device, 1) == pytest.approx(prepare + 3 * column)
@@ -58,16 +56,14 @@ def test_gpus_take_columns_and_then_share_them(counted: estimate.Estimate) -> No
     assert counted.hours(device, 6) == pytest.approx(prepare + column / 2)
 
 
-def test_precision_follows_the_device() -> None:
+def test_precision_follows_the_device():
     device = Device("any", bf16=4.0, fp32=1.0)
     auto, fp32 = (Part("any", 1, 3600e12, kind) for kind in ("auto", "fp32"))
     assert device.hours([auto]) == 0.25 and device.hours([auto, fp32]) == 1.25
     assert estimate.cpu(2).hours([auto]) == estimate.cpu(2).hours([fp32])
 
 
-def test_a_plan_is_one_screen_for_gpus_and_this_machine(
-    folder: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_a_plan_is_one_screen_for_gpus_and_this_machine(folder, capsys):
     words = ["plan", str(folder / "shapes.yaml"), f"runs={folder / 'none'}"]
     assert cli.main([*words, "--tflops", "100"]) == 0
     shown = capsys.readouterr().out

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import timm
 import torch
-from encoded_rib import SUBSAMPLE, Rib, rib
+from encoded_rib import SUBSAMPLE, rib
 from grids import grid
 from PIL import Image
 
@@ -20,7 +20,6 @@ from engine import cli, models
 from engine.commands import outcome
 from engine.data import grouping, imagenet, packs, sets
 from engine.evaluation import passes
-from engine.evaluation.reduction import predictions_table
 from engine.grid import cell_plan
 from engine.grid.build import Builder
 from engine.machine import ranks
@@ -29,13 +28,12 @@ from engine.measures import metrics
 from engine.measures.predictions import SetPredictions
 from engine.recipe import modules
 from engine.store import tensors
-from engine.store.cells import Cell
 
 __all__ = ["grid", "rib"]
 SETS = [name for name in imagenet.SIZES if name not in ("imagenet_train", "imagenet_val")]
 
 
-def test_every_set_opens_with_the_heads_labels_and_its_mask(rib: Rib) -> None:
+def test_every_set_opens_with_the_heads_labels_and_its_mask(rib):
     builder = rib.builder()
     assert builder.sets.classes == imagenet.wnids()
     for name in ("imagenet_val", *SETS):
@@ -46,14 +44,18 @@ def test_every_set_opens_with_the_heads_labels_and_its_mask(rib: Rib) -> None:
         assert unmasked == {"imagenet_a": 200, "imagenet_r": 200, "objectnet": 4}.get(name), name
         assert (labelled.members is None) == (name != "objectnet")
         assert (labelled.group is None) == (name != "imagenet_c")
-    assert builder.sets["imagenet_a"].mask is not None
+    val = set(builder.sets["imagenet_val"].pack.sources)
+    for name in SETS:  # drawn from its images, so that intervals resample them as one
+        sources = set(builder.sets[name].pack.sources)
+        drawn = name in ("imagenet_cartoon", "imagenet_drawing", "imagenet_c")
+        assert (sources <= val) if drawn else not sources & val, name
     objects = builder.sets["objectnet"]
     assert objects.members is not None and objects.members.shape == (4, 2)
     for wnids, row in zip(objects.pack.classes, objects.members.tolist(), strict=True):
         assert {imagenet.wnids()[place] for place in row} == set(wnids.split("+"))
 
 
-def test_masks_are_the_users_choice(rib: Rib) -> None:
+def test_masks_are_the_users_choice(rib):
     """Two objects of ObjectNet are two classes here, of which the first answers for both."""
     recipe, device = rib.builder().recipe, rib.device
     masked = {"imagenet_a": 200, "imagenet_r": 200, "objectnet": 4}
@@ -70,7 +72,7 @@ def test_masks_are_the_users_choice(rib: Rib) -> None:
         sets.Sets(recipe, device, cache_folder(), mask="nine")
 
 
-def test_pixels_are_those_of_timms_transform_of_the_file(rib: Rib) -> None:
+def test_pixels_are_those_of_timms_transform_of_the_file(rib):
     config = timm.get_pretrained_cfg(grids.VIT)
     assert config is not None
     steps = timm.data.create_transform(
@@ -89,37 +91,15 @@ def test_pixels_are_those_of_timms_transform_of_the_file(rib: Rib) -> None:
     assert np.array_equal(objects.pixels([0])[0], by_timm(trees.picture([3, number, 0])))
 
 
-def test_source_images_are_shared_by_the_sets_made_of_them(rib: Rib) -> None:
-    builder = rib.builder()
-    val = set(builder.sets["imagenet_val"].pack.sources)
-    for name in ("imagenet_cartoon", "imagenet_drawing", "imagenet_c"):
-        assert set(builder.sets[name].pack.sources) <= val, name
-    for name in ("imagenet_a", "imagenet_r", "imagenet_sketch", "objectnet"):
-        assert not set(builder.sets[name].pack.sources) & val
-
-
-def test_corruptions_and_severities_count_alike(rib: Rib, tmp_path: Path) -> None:
-    labelled = rib.builder().sets["imagenet_c"]
-    assert labelled.group is not None and len(labelled.group) == SUBSAMPLE
-    sizes = np.unique(labelled.group, return_counts=True)[1]
-    assert len(sizes) == 75 and sizes.max() - sizes.min() == 1
-    hit = np.array([name.startswith("fog/") for name in labelled.group])
-    reduced = torch.zeros(SUBSAMPLE, 4)
-    reduced[:, 0] = torch.where(torch.from_numpy(hit), labelled.labels, -1)
-    table = predictions_table([reduced], labelled, np.arange(SUBSAMPLE))
-    pq.write_table(table, tmp_path / "p.parquet")
-    predictions = SetPredictions().add(tmp_path / "p.parquet")
-    assert predictions.accuracy == pytest.approx(100 / 15)
-    assert 100 * hit.mean() != pytest.approx(100 / 15)
-
-
-def test_a_cell_on_grouped_classes_to_its_ri(rib: Rib, capsys: pytest.CaptureFixture) -> None:
+def test_a_cell_on_grouped_classes_to_its_ri(rib, capsys):
     builder = rib.builder()
     cell = builder.build()
     outcome.show(builder.run, cell)
     printed = capsys.readouterr().out
     accuracy = {line.split()[0]: line.split()[1:4] for line in printed.splitlines()[4:-3]}
     assert set(accuracy) == {*SETS, "imagenet_val"}
+    marked = {line.split()[0] for line in printed.splitlines() if line.rstrip().endswith("*")}
+    assert marked & {*accuracy} == {"objectnet", "imagenet_val"}, "which RI does not count"
     assert accuracy["imagenet_c"][0] == str(SUBSAMPLE)
     ri = float(next(line for line in printed.splitlines() if line.startswith("RI ")).split()[1])
     before_and_after = {n: (float(b), float(a)) for n, (_, b, a) in accuracy.items() if n in SETS}
@@ -132,7 +112,7 @@ def test_a_cell_on_grouped_classes_to_its_ri(rib: Rib, capsys: pytest.CaptureFix
     assert ri == pytest.approx(expected, abs=0.1)
 
 
-def test_predictions_on_objects_are_those_of_the_largest_member(rib: Rib) -> None:
+def test_predictions_on_objects_are_those_of_the_largest_member(rib):
     builder = rib.builder()
     mix = {builder.base.name: 1.0}
     passes.evaluate(builder.run, [mix], ["objectnet"], "all")
@@ -154,10 +134,8 @@ def test_predictions_on_objects_are_those_of_the_largest_member(rib: Rib) -> Non
     assert np.allclose(table["p_top1"].to_numpy(), p.amax(1).numpy(), atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "method", ["fine_tune", "linear_probe", "visual_prompt", "lora", "ewc", "lwf", "lp_ft"]
-)
-def test_losses_see_grouped_classes(rib: Rib, method: str) -> None:
+@pytest.mark.parametrize("method", ["fine_tune", "visual_prompt", "lwf"])
+def test_losses_see_grouped_classes(rib, method):
     builder = rib.builder(f"method={method}")
     torch.manual_seed(0)
     built = modules.find(builder.recipe.method.module).Method(builder.recipe.method)
@@ -187,7 +165,7 @@ def test_losses_see_grouped_classes(rib: Rib, method: str) -> None:
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in built.parameters())
 
 
-def test_gradient_of_grouped_logits_goes_to_the_largest_member() -> None:
+def test_gradient_of_grouped_logits_goes_to_the_largest_member():
     position = {name: i for i, name in enumerate("abcdef")}
     members = grouping.members(["a+c", "b", "d+e+f"], position)
     assert members is not None and members.tolist() == [[0, 2, 0], [1, 1, 1], [3, 4, 5]]
@@ -205,7 +183,7 @@ def test_gradient_of_grouped_logits_goes_to_the_largest_member() -> None:
             grouping.members(classes, position)
 
 
-def test_one_pack_serves_every_model_of_a_transform(rib: Rib) -> None:
+def test_one_pack_serves_every_model_of_a_transform(rib):
     resolved = rib.builder().recipe
     runs = Path(resolved.runs)
 
@@ -224,20 +202,16 @@ def test_one_pack_serves_every_model_of_a_transform(rib: Rib) -> None:
     assert place("imagenet_c", subsample="full") != place("imagenet_c")
 
 
-def test_paper_variant_of_objectnet_is_a_plain_mask(rib: Rib) -> None:
+def test_paper_variant_of_objectnet_is_a_plain_mask(rib):
     assert rib.encode("objectnet", rib.folder / "o", "--partial", "dataset.objectnet=paper") == 0
-    labelled = rib.builder("dataset.objectnet=paper").sets["objectnet"]
-    assert labelled.members is None and labelled.mask is not None and labelled.mask.sum() == 3
-
-
-def test_a_cell_is_not_shared_between_the_two_objectnets(rib: Rib) -> None:
-    rib.encode("objectnet", rib.folder / "o", "--partial", "dataset.objectnet=paper")
     usual, paper = rib.builder(), rib.builder("dataset.objectnet=paper")
+    labelled = paper.sets["objectnet"]
+    assert labelled.members is None and labelled.mask is not None and labelled.mask.sum() == 3
     assert usual.target.pack.fingerprint != paper.target.pack.fingerprint
-    assert isinstance(usual.base, Cell) and usual.key() != paper.key()
+    assert usual.key() != paper.key(), "no cell is of both"
 
 
-def test_fifty_corrupted_images_in_fifteen_times_five_folders(rib: Rib, tmp_path: Path) -> None:
+def test_fifty_corrupted_images_in_fifteen_times_five_folders(rib, tmp_path):
     """Parts without an image do not count; the others of a corruption do, alike."""
     source = trees.corrupted(tmp_path / "c")
     for number, file in enumerate(sorted(source.rglob("*.JPEG"))):
@@ -261,7 +235,7 @@ def test_fifty_corrupted_images_in_fifteen_times_five_folders(rib: Rib, tmp_path
     assert SetPredictions().add(path).accuracy == pytest.approx(100 * expected)
 
 
-def test_the_in1k_stage_of_a_backbone_without_a_head(rib: Rib) -> None:
+def test_the_in1k_stage_of_a_backbone_without_a_head(rib):
     """The recipe on a tiny training set; its cell is then the pre-trained model of a campaign."""
     alone = ("model=vit_tiny_random", "model.head.fit=true", "train.batch_size=4", "train.epochs=1")
     alone += ("train.warmup_steps=null",)  # of two steps
@@ -277,7 +251,7 @@ def test_the_in1k_stage_of_a_backbone_without_a_head(rib: Rib) -> None:
     passes.evaluate(after.run, [{after.base.name: 1.0}], ["imagenet_a"], "all")
 
 
-def test_a_head_of_another_class_list_is_named(rib: Rib, tmp_path: Path) -> None:
+def test_a_head_of_another_class_list_is_named(rib, tmp_path):
     plain = dataclasses.replace(rib.builder().recipe.model, projection=0)
     tensors.save(models.create(plain, 21_843).state_dict(), tmp_path / "21k.safetensors")
     weights = f"model.weights.path={tmp_path / '21k.safetensors'}"
@@ -290,7 +264,7 @@ def test_a_head_of_another_class_list_is_named(rib: Rib, tmp_path: Path) -> None
     assert not list((rib.folder / "runs" / "store" / "cells").glob(".*"))
 
 
-def test_what_a_campaign_says_of_a_set_that_is_not_encoded(rib: Rib) -> None:
+def test_what_a_campaign_says_of_a_set_that_is_not_encoded(rib):
     with pytest.raises(
         ValueError, match=r"imagenet_v2 is not encoded .* run `rib encode imagenet_"
     ):
@@ -301,7 +275,7 @@ def test_what_a_campaign_says_of_a_set_that_is_not_encoded(rib: Rib) -> None:
         packs.pack_of(rooted.recipe, "imagenet_a", rib.folder)
 
 
-def test_training_on_objectnet_shows_its_terms(rib: Rib, caplog: pytest.LogCaptureFixture) -> None:
+def test_training_on_objectnet_shows_its_terms(rib, caplog):
     builder = rib.builder("seed=1")
     builder.build()
     assert imagenet.LICENCE in caplog.text
@@ -312,19 +286,14 @@ def test_training_on_objectnet_shows_its_terms(rib: Rib, caplog: pytest.LogCaptu
 
 
 @pytest.mark.slow
-def test_verify_shares_its_predictions_with_campaigns(
-    rib: Rib, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_verify_shares_its_predictions_with_campaigns(rib, capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(ranks, "stop", lambda: None)  # of the whole test session
     torch.manual_seed(0)
     weights = tmp_path / "own.safetensors"
     plain = dataclasses.replace(rib.builder().recipe.model, projection=0)
     tensors.save(models.create(plain, 1000).state_dict(), weights)
-    from_file = (
-        "model.head.fit=false",
-        "model.weights.source=file",
-        f"model.weights.path={weights}",
-    )
+    from_file = ["model.head.fit=false", "model.weights.source=file"]
+    from_file.append(f"model.weights.path={weights}")
     options = ("--campaign", str(rib.folder / "rib.yaml"))
     words = ("verify", "vit_tiny_random", *options, *rib.words, *from_file)
     assert cli.main([*words, "model.published.imagenet_a=80"]) in (0, 1)

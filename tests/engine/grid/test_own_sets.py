@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from operator import itemgetter
 from pathlib import Path
 
 import campaigns
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def finished(finished_runs: Path, folder: Path) -> Path:
+def finished(finished_runs, folder) -> Path:
     """The folder of a finished campaign, with sets of the user's beside its own."""
     shutil.copytree(folder / "images" / "few", folder / "mine" / "few")
     shutil.copytree(folder / "images" / "tinted", folder / "mine" / "new")
@@ -61,13 +62,10 @@ def test_all_rows_are_judged_and_nothing_else_changes(finished, capsys):
 
     rows = campaigns.rows(report(finished) / "accuracy-on-other.csv")
     in_campaign = campaigns.rows(report(finished) / "accuracy.csv")
-    key = ("model", "method", "variant", "alpha", "downstream")
-    assert {tuple(row[k] for k in key) for row in rows} == {
-        tuple(row[k] for k in key) for row in in_campaign
-    }
-    assert {(row["evaluated_on"], row["n"], row["mask"], row["classes"]) for row in rows} == {
-        ("other", "21", "none", "5")
-    }
+    arm = itemgetter("model", "method", "variant", "alpha", "downstream")
+    assert {arm(row) for row in rows} == {arm(row) for row in in_campaign}
+    of_set = itemgetter("evaluated_on", "n", "mask", "classes")
+    assert {of_set(row) for row in rows} == {("other", "21", "none", "5")}
     assert rows[0]["method"] == "pre" and rows[0]["change"] == ""
     start = state(finished, "linear_probe-upstream")
     assert float(rows[0]["accuracy"]) == pytest.approx(accuracy(start, finished, "few"), abs=1e-5)
@@ -75,29 +73,23 @@ def test_all_rows_are_judged_and_nothing_else_changes(finished, capsys):
         moved = float(row["accuracy"]) - float(rows[0]["accuracy"])
         assert float(row["change"]) == pytest.approx(moved, abs=1e-5) and row["change_low"] == ""
         assert f"{float(row['accuracy']):.1f}" in printed
+    by_arm = {(r["method"], r["alpha"], r["downstream"]): r["accuracy"] for r in rows}
     for downstream in SETS:
         tuned = state(finished, f"fine_tune-{downstream}")
         half = {k: (start[k] + tuned[k]) / 2 for k in start}
         for method, alpha, weights in (("fine_tune", "", tuned), ("wise_ft", "0.5", half)):
-            (stored,) = [
-                float(row["accuracy"]) for row in rows
-                if (row["method"], row["alpha"], row["downstream"]) == (method, alpha, downstream)
-            ]  # fmt: skip
+            stored = float(by_arm[method, alpha, downstream])
             assert stored == pytest.approx(accuracy(weights, finished, "few"), abs=1e-5)
     assert len(campaigns.rows(report(finished) / "accuracy-on-new.csv")) == len(rows)
 
 
-def test_a_mask_is_named(finished, tmp_path):
-    out, place = tmp_path / "masked.csv", f"masked={finished}/mine/few"
-    assert evaluate(finished, "--sets", place, "--mask", "present", "--out", str(out)) == 0
-    assert {(row["mask"], row["classes"]) for row in campaigns.rows(out)} == {("present", "3")}
-
-
-def test_intervals_are_those_of_changes(finished):
-    out = finished / "sure.csv"
-    words = ("--sets", f"sure={finished}/mine/new", "--intervals", "--out", str(out))
-    assert evaluate(finished, *words) == 0
-    for row in campaigns.rows(out)[1:]:
+def test_a_mask_is_named_and_intervals_are_those_of_changes(finished, tmp_path):
+    out = tmp_path / "sure.csv"
+    words = ("--sets", f"sure={finished}/mine/few", "--mask", "present", "--intervals")
+    assert evaluate(finished, *words, "--out", str(out)) == 0
+    rows = campaigns.rows(out)
+    assert {(row["mask"], row["classes"]) for row in rows} == {("present", "3")}
+    for row in rows[1:]:
         low, change, high = (float(row[k]) for k in ("change_low", "change", "change_high"))
         assert low <= change <= high
         assert float(row["low"]) <= float(row["accuracy"]) <= float(row["high"])

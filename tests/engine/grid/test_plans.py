@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,10 +12,10 @@ import pytest
 
 import engine
 from engine import cli
-from engine.grid import campaign, workflow
+from engine.grid import workflow
 from engine.machine import ranks
 
-folder, grid = campaigns.folder, grids.grid
+folder, finished, grid = campaigns.folder, campaigns.finished, grids.grid
 pytestmark = pytest.mark.slow
 
 
@@ -23,6 +24,12 @@ def ran() -> Iterator[list[str]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ranks, "stop", lambda: None)  # of the session's only process group
         yield campaigns.in_this_process(patch)
+
+
+@pytest.fixture
+def runs(finished, tmp_path) -> Path:
+    """Where the cells of `mine` are, with the rate 0.02."""
+    return shutil.copytree(finished, tmp_path / "runs")
 
 
 def mine(folder: Path, rate: float) -> Path:
@@ -34,56 +41,51 @@ def mine(folder: Path, rate: float) -> Path:
     return file
 
 
+def files_below(report: Path) -> set[Path]:
+    return {path.relative_to(report) for path in report.rglob("*") if path.is_file()}
+
+
 def test_a_file_that_changes_while_jobs_wait_changes_no_campaign(
-    folder: Path, grid: grids.Grid, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+    folder, runs, ran, monkeypatch, capsys
+):
     """And the campaign of before shows its own table again, once the file is put back."""
 
-    def run(name: str, *words: str) -> str:
-        assert cli.main(["campaign", str(folder / "mine.yaml"), f"runs={tmp_path / name}"]) == 0
-        return capsys.readouterr().out
+    def run(rate: float) -> tuple[str, bytes]:
+        words = ["campaign", str(mine(folder, rate)), f"runs={runs}"]
+        assert cli.main(words) == 0
+        return capsys.readouterr().out, (runs / "mine/report/accuracy.csv").read_bytes()
 
-    def rates(name: str) -> set[str]:
-        cells = (tmp_path / name / "store" / "cells").glob("fine_tune-few-*/recipe.yaml")
+    def rates() -> set[str]:
+        cells = (runs / "store" / "cells").glob("fine_tune-few-*/recipe.yaml")
         return {line for c in cells for line in c.read_text().splitlines() if "  lr:" in line}
 
-    report = tmp_path / "b" / "mine" / "report"
-    with pytest.MonkeyPatch.context() as patch:
-        mine(folder, 0.02)
-        campaigns.in_this_process(patch)
-        run("a")
-        expected = (tmp_path / "a/mine/report/accuracy.csv").read_bytes()
-        watch = workflow._watch
+    watch = workflow._watch
 
-        def edited(*words: object) -> None:
-            mine(folder, 0.5)
-            watch(*words)  # type: ignore[arg-type]
+    def edited(*words: object) -> None:
+        mine(folder, 0.5)
+        watch(*words)  # type: ignore[arg-type]
 
+    before = rates()
+    with monkeypatch.context() as patch:
         patch.setattr(workflow, "_watch", edited)
-        mine(folder, 0.02)
-        run("b")
-        assert rates("b") == rates("a") and (report / "accuracy.csv").read_bytes() == expected
-        patch.setattr(workflow, "_watch", watch)
-        assert "nothing to do" not in run("b")  # the file says 0.5 now
-        assert (report / "accuracy.csv").read_bytes() != expected and len(rates("b")) == 2
-        mine(folder, 0.02)
-        shown = run("b")
-        assert (report / "accuracy.csv").read_bytes() == expected
-        assert (tmp_path / "a/mine/report/table.txt").read_text() in shown
-        assert "nothing to do" in run("b")
+        _, first = run(0.02)
+    table = (runs / "mine/report/table.txt").read_text()
+    assert rates() == before and len(before) == 1
+    shown, other = run(0.5)
+    assert "nothing to do" not in shown and other != first and len(rates()) == 2
+    shown, again = run(0.02)
+    assert again == first and table in shown
+    assert "nothing to do" in run(0.02)[0]
 
 
-def test_other_commands_leave_a_campaign_finished(
-    folder: Path, grid: grids.Grid, tmp_path: Path, ran: list[str], capsys: pytest.CaptureFixture
-) -> None:
+def test_other_commands_leave_a_campaign_finished(folder, runs, ran, capsys):
     """And what a user keeps beside the report is the user's."""
-    words = [str(mine(folder, 0.02)), f"runs={tmp_path}"]
+    words = [str(mine(folder, 0.02)), f"runs={runs}"]
     assert cli.main(["campaign", *words, "trackers=[tensorboard]"]) == 0
-    jobs, report = len(ran), tmp_path / "mine" / "report"
+    jobs, report = len(ran), runs / "mine" / "report"
     (report / "notes.txt").write_text("mine")
     few = f"again={folder / 'images' / 'few'}"
     for command in (
-        ["metrics", *words],
         ["evaluate", "--campaign", *words, "--sets", few],
         ["evaluate", "--campaign", *words, "--sets", few, "--force"],
         ["report", *words, "--figures"],
@@ -97,33 +99,21 @@ def test_other_commands_leave_a_campaign_finished(
     assert "mine.yaml is finished; nothing to do" in capsys.readouterr().out
 
 
-def test_files_of_another_plan_leave_a_report_and_a_users_stay(
-    folder: Path, grid: grids.Grid, tmp_path: Path, ran: list[str]
-) -> None:
-    words, report = [f"runs={tmp_path}"], tmp_path / "mine" / "report"
-    text = mine(folder, 0.02).read_text()
-    (folder / "mine.yaml").write_text(text + "seeds: 2\n")
-    assert cli.main(["campaign", str(folder / "mine.yaml"), *words]) == 0
-    assert (report / "seeds.csv").is_file() or list(report.rglob("*seed*"))
-    of_seeds = {path.relative_to(report) for path in report.rglob("*") if path.is_file()}
+def test_files_of_another_plan_leave_a_report_and_a_users_stay(folder, runs, ran):
+    file, report = mine(folder, 0.02), runs / "mine" / "report"
+    command, text = ["campaign", str(file), f"runs={runs}"], file.read_text()
+    assert cli.main(command) == 0
+    expected = files_below(report)
+    file.write_text(text + "seeds: 2\n")
+    assert cli.main(command) == 0
+    assert Path("seeds.csv") in files_below(report) - expected
     (report / "seed-notes.txt").write_text("mine")
-    (folder / "mine.yaml").write_text(text)
-    assert cli.main(["campaign", str(folder / "mine.yaml"), *words]) == 0
-    now = {path.relative_to(report) for path in report.rglob("*") if path.is_file()}
-    assert Path("seed-notes.txt") in now
-    alone = tmp_path / "alone"
-    assert cli.main(["campaign", str(folder / "mine.yaml"), f"runs={alone}"]) == 0
-    expected = {
-        path.relative_to(alone / "mine" / "report")
-        for path in (alone / "mine" / "report").rglob("*")
-        if path.is_file()
-    }
-    assert now - {Path("seed-notes.txt")} == expected != of_seeds
+    file.write_text(text)
+    assert cli.main(command) == 0
+    assert files_below(report) == expected | {Path("seed-notes.txt")}
 
 
-def test_campaigns_of_models_show_a_page_of_those_models(
-    folder: Path, grid: grids.Grid, tmp_path: Path, ran: list[str], capsys: pytest.CaptureFixture
-) -> None:
+def test_campaigns_of_models_show_a_page_of_those_models(folder, grid, tmp_path, ran, capsys):
     """From the command line and from Python, whatever was finished before."""
     file, names = str(mine(folder, 0.02)), {}
     for name in ("a", "b", "c"):
@@ -147,19 +137,3 @@ def test_campaigns_of_models_show_a_page_of_those_models(
     capsys.readouterr()
     assert cli.main(["campaign", file, runs, models("a", "b")]) == 0 and len(ran) == jobs
     assert f"all models  {first}" in capsys.readouterr().out
-
-
-def test_a_users_file_runs_once_a_process(folder: Path, grid: grids.Grid, tmp_path: Path) -> None:
-    module = tmp_path / "counted.py"
-    module.write_text(
-        "from pathlib import Path\nfrom engine.methods.fine_tune import Method, Recipe\n"
-        "Path(__file__).with_suffix('.log').open('a').write('x')\n"
-    )
-    section = f"{{method: {{name: counted, title: Counted, module: {module}}}}}"
-    text = mine(folder, 0.02).read_text().replace("fine_tune: {}", f"fine_tune: {section}")
-    file = folder / "counted.yaml"
-    file.write_text(text)
-    plan = campaign.plan(str(file), [f"runs={tmp_path}", "methods=[fine_tune]"], run_users=True)
-    for job in plan.jobs[:2]:
-        campaigns.do(plan, job)
-    assert module.with_suffix(".log").read_text() == "x"

@@ -11,7 +11,6 @@ import re
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import campaigns
 import pytest
@@ -38,9 +37,7 @@ HOUR = 60
         (FirstRankError("the first rank failed"), 74),
     ],
 )
-def test_a_job_tells_by_its_code_whether_another_attempt_can_help(
-    error: Exception, code: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
-) -> None:
+def test_a_job_tells_by_its_code_whether_another_attempt_can_help(error, code, monkeypatch, capfd):
     def fail(arguments: argparse.Namespace) -> None:
         raise error
 
@@ -51,26 +48,15 @@ def test_a_job_tells_by_its_code_whether_another_attempt_can_help(
 
 
 @pytest.mark.slow
-def test_users_errors_end_their_next_attempts_at_once(folder: Path, tmp_path: Path) -> None:
-    """Those do not run the job and ask for little time; of the others the last words are told."""
+def test_users_errors_end_their_next_attempts_at_once(folder, tmp_path):
+    """They do not run the job and ask for little time; of the others the last words are told."""
     plan = campaign.plan(str(folder / "shapes.yaml"), [f"runs={tmp_path}"], 1)
-    columns = tuple(Column(name, name) for name in ENDS)
-    plan = dataclasses.replace(plan, columns=columns)
-    place = plan.place
-    script = place / "job.sh"
+    plan = dataclasses.replace(plan, columns=tuple(Column(name, name) for name in ENDS))
+    place, script = plan.place, plan.place / "job.sh"
     lines = [f"{name}) {end} ;;" for name, end in ENDS.items()]
-    write_atomic(
-        script,
-        "\n".join(
-            [
-                f"echo begun >> {place}/$1; test $1 = prepare && exit 0",
-                f"echo error: of $(wc -l < {place}/$1)",
-                "case ${1#column-} in",
-                *lines,
-                "esac",
-            ]
-        ).encode(),
-    )
+    begin = f"echo begun >> {place}/$1; test $1 = prepare && exit 0"
+    text = "\n".join([begin, "case ${1#column-} in", *lines, "esac"])
+    write_atomic(script, text.encode())
     stage = {"threads": 1, "runtime": HOUR}
     settings = {
         "columns": list(ENDS), "command": f"sh {shlex.quote(str(script))}",
@@ -88,11 +74,10 @@ def test_users_errors_end_their_next_attempts_at_once(folder: Path, tmp_path: Pa
     attempts = {name: len((place / f"column-{name}").read_text().split()) for name in ENDS}
     assert attempts == {"user-error": 1, "bug": 3, "preempted": 3, "killed": 3}, done.stderr
     minutes: dict[str, list[int]] = {name: [] for name in ENDS}
-    found = re.findall(r"wildcards: grid=\S+, column=(\S+)\n.*?runtime=(\d+)", done.stderr, re.S)
-    for name, runtime in found:
+    asked = re.findall(r"wildcards: grid=\S+, column=(\S+)\n.*?runtime=(\d+)", done.stderr, re.S)
+    for name, runtime in asked:
         minutes[name].append(int(runtime))
-    longer = [HOUR, 2 * HOUR, 3 * HOUR]
-    assert minutes == {name: longer for name in ENDS} | {"user-error": [HOUR, 5, 5]}
+    assert minutes == {n: [HOUR, 2 * HOUR, 3 * HOUR] for n in ENDS} | {"user-error": [HOUR, 5, 5]}
     told = dict(outcomes.failures(plan))
     assert outcomes.is_done(place, "prepare") and "prepare" not in told
     assert told["column-user-error"].startswith("column-user-error failed (exit code 2)")
@@ -103,7 +88,7 @@ def test_users_errors_end_their_next_attempts_at_once(folder: Path, tmp_path: Pa
     assert not list((place / "logs").glob("column-*"))
 
 
-def test_a_jobs_own_words_are_told(folder: Path, tmp_path: Path) -> None:
+def test_a_jobs_own_words_are_told(folder, tmp_path):
     """Of its last attempt; what left none was killed, and Slurm says by what."""
     plan = campaign.plan(str(folder / "shapes.yaml"), [f"runs={tmp_path}"], 1)
     for started, words in ((1, "no room"), (2, "no GPU")):
@@ -120,36 +105,22 @@ def test_a_jobs_own_words_are_told(folder: Path, tmp_path: Path) -> None:
     assert "failed (exit code 2)\n  last words: no GPU" in outcomes.reason(plan.place, "column-few")
 
 
-@pytest.mark.parametrize(
-    ("state", "told"),
-    [
-        ("TIMEOUT", "was ended by Slurm: TIMEOUT (give more hours by --time)"),
-        ("OUT_OF_MEMORY", "was ended by Slurm: OUT_OF_MEMORY (give more by --mem)"),
-        ("FAILED", "was killed (SIGKILL)"),
-    ],
-)
-def test_slurms_state_of_a_killed_job_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, told: str
-) -> None:
+def test_slurms_state_of_a_killed_job_is_told(tmp_path, monkeypatch):
+    """Its own words, and where it has no accounting what the job's output says of memory."""
+    output, exit_code = tmp_path / "4.log", tmp_path / "logs" / "column-few.exit"
+    exit_code.parent.mkdir()
+    exit_code.write_text("137\n")
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     kill = attempts.recorded(tmp_path, "column-few", "column", 3)
     kill.__enter__()
-    monkeypatch.setattr(slurm, "state", {"17": state}.get)
-    (tmp_path / "logs").mkdir()
-    (tmp_path / "logs" / "column-few.exit").write_text("137\n")
-    assert outcomes.reason(tmp_path, "column-few").startswith(told)
-    (tmp_path / "logs" / "column-few.exit").unlink()
+    for state, text, reason in (
+        ("TIMEOUT", "", "was ended by Slurm: TIMEOUT (give more hours by --time)"),
+        ("FAILED", "Exceeded job memory limit", "OUT_OF_MEMORY (give more by --mem)"),
+        ("FAILED", "error: x", "was killed (SIGKILL), as the kernel does where memory runs out"),
+    ):
+        output.write_text(f"slurmstepd: error: {text}\n")
+        job = f"JobId=17 JobName=x\n   JobState={state} Reason=x\n   StdOut={output}\n"
+        monkeypatch.setattr(slurm, "_answer", lambda *_, job=job: job)
+        assert outcomes.reason(tmp_path, "column-few").endswith(reason)
+    exit_code.unlink()
     assert outcomes.reason(tmp_path, "column-few").startswith("was ")
-
-
-def test_a_job_without_memory_is_told_by_slurms_words_in_its_output(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    output = tmp_path / "a log" / "4.log"
-    output.parent.mkdir()
-    output.write_text("slurmstepd: error: Exceeded job memory limit\n")
-    job = f"JobId=4 JobName=x\n   JobState=FAILED Reason=NonZeroExitCode\n   StdOut={output}\n"
-    monkeypatch.setattr(slurm, "_answer", lambda *_: job)
-    assert slurm.state("4") == "OUT_OF_MEMORY"
-    output.write_text("error: x\n")
-    assert slurm.state("4") == "FAILED"

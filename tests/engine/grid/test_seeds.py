@@ -6,7 +6,6 @@ import campaigns
 import grids
 import pytest
 from campaigns import rows, run
-from grids import Grid
 
 from engine import cli
 from engine.errors import RecipeError
@@ -54,7 +53,7 @@ def test_seeds_of_a_campaign(folder, finished, capsys):
     assert "no method 'ewc'; it has fine_tune, linear_probe, wise_ft" in capsys.readouterr().err
 
 
-def test_each_seed_is_a_cell_of_its_own_and_the_one_that_it_alone_would_be(grid: Grid):
+def test_each_seed_is_a_cell_of_its_own_and_the_one_that_it_alone_would_be(grid):
     builders = grid.builder("seeds=2", "seed=3").seeded()
     assert [builder.recipe.seed for builder in builders] == [3, 4]
     alone = [grid.builder(f"seed={seed}") for seed in (3, 4)]

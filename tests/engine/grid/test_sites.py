@@ -7,7 +7,6 @@ import itertools
 import os
 import stat
 import subprocess
-import sys
 from pathlib import Path
 
 import campaigns
@@ -33,9 +32,7 @@ def see_gpus(patch: pytest.MonkeyPatch, count: int) -> None:
     patch.setattr(torch.cuda, "device_count", lambda: count)
 
 
-def test_a_gpu_runs_a_column_and_the_report_none(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_gpu_runs_a_column_and_the_report_none(folder, tmp_path, monkeypatch):
     see_gpus(monkeypatch, 8)
     plan, options = plan_of(folder, tmp_path, "auto"), Options(cores=8)
     where = sites.of(options, [plan])
@@ -56,9 +53,7 @@ def test_a_gpu_runs_a_column_and_the_report_none(
     assert command.endswith("--ranks 4") and " -P " in command
 
 
-def test_the_device_of_a_recipe_is_obeyed(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_device_of_a_recipe_is_obeyed(folder, tmp_path, monkeypatch):
     see_gpus(monkeypatch, 2)
     plan = plan_of(folder, tmp_path, "cpu")
     where = sites.of(Options(cores=2), [plan])
@@ -79,29 +74,20 @@ def test_the_device_of_a_recipe_is_obeyed(
         ("auto", 0, "--gpus-per-job 0: at least one"),
     ],
 )
-def test_gpus_that_are_not_there(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    device: str, gpus: int, message: str,
-) -> None:  # fmt: skip
+def test_gpus_that_are_not_there(folder, tmp_path, monkeypatch, device, gpus, message):
     see_gpus(monkeypatch, 2)
     with pytest.raises(ValueError, match=message):
         sites.of(sites.checked(Options(gpus_per_job=gpus)), [plan_of(folder, tmp_path, device)])
 
 
-@pytest.mark.parametrize("gpus", [9, 64])
-def test_jobs_of_many_gpus_on_slurm(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: int
-) -> None:
+def test_slurms_jobs_ask_for_a_factor_of_what_is_predicted(folder, tmp_path, monkeypatch):
+    """Start-up counts, and the user's hours and GB come first; a job may have many GPUs."""
     monkeypatch.setattr(slurm, "cluster", lambda partition: CLUSTER)
-    options = sites.checked(Options(executor="slurm", gpus_per_job=gpus))
+    options = sites.checked(Options(executor="slurm", gpus_per_job=9))
     plan = plan_of(folder, tmp_path, "auto")
     where = sites.of(options, [plan])
     asked = sites.resources(options, where, plan)
-    assert where.ranks == asked["column"]["gpu"] == gpus and where.on_slurm
-
-
-def test_slurms_jobs_ask_for_a_factor_of_what_is_predicted(folder: Path, tmp_path: Path) -> None:
-    """Start-up counts, and the user's hours and GB come first."""
+    assert where.ranks == asked["column"]["gpu"] == 9 and where.on_slurm
     plan, where = plan_of(folder, tmp_path), Site("cpu", (), on_slurm=True)
     options = sites.checked(Options(executor="slurm"))
     asked = sites.resources(options, where, plan)
@@ -123,14 +109,16 @@ def words(cluster: slurm.Cluster, place: Path, **options: object) -> tuple[str, 
     return " ".join(given), environment
 
 
-def test_states_come_from_sacct_where_there_is_accounting(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    text, environment = words(CLUSTER, tmp_path)
+def test_states_come_from_sacct_where_there_is_accounting(tmp_path, monkeypatch):
+    given = {"partition": "long", "account": "lab", "retries": 5, "requeue": True}
+    text, environment = words(CLUSTER, tmp_path, **given)
     assert "--slurm-status-command sacct" in text and not environment
+    assert "--default-resources slurm_partition='long' slurm_account='lab' --slurm-requeue" in text
+    assert "--retries 5" in text
     without = slurm.Cluster(has_gpus=True, accounting=False)
-    text, environment = words(without, tmp_path)
+    text, environment = words(without, tmp_path, **given)
     assert "--slurm-status-command squeue" in text
+    assert environment["SBATCH_ACCOUNT"] == "lab" and "lab" not in text
     assert environment["PATH"].startswith(f"{tmp_path / 'bin'}:")
     fake(tmp_path, squeue='echo "$@"')
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{tmp_path}:/bin")
@@ -138,25 +126,12 @@ def test_states_come_from_sacct_where_there_is_accounting(
     assert said.stdout.split() == ["--format=%i|%T", "--states=all", "--noheader", "--name", "a-b"]
 
 
-def test_partition_account_and_requeue(tmp_path: Path) -> None:
-    given = {"partition": "long", "account": "lab", "retries": 5, "requeue": True}
-    text, _ = words(CLUSTER, tmp_path, **given)
-    assert "--default-resources slurm_partition='long' slurm_account='lab' --slurm-requeue" in text
-    assert "--retries 5" in text
-    without = slurm.Cluster(has_gpus=True, accounting=False)
-    text, environment = words(without, tmp_path, **given)
-    assert environment["SBATCH_ACCOUNT"] == "lab" and "lab" not in text
-
-
-@pytest.mark.parametrize(
-    ("setting", "has_gpus", "device"),
-    [("auto", True, "cuda"), ("auto", False, "cpu"), ("cpu", True, "cpu"), ("cuda", True, "cuda")],
-)
-def test_device_follows_the_partition(setting: str, has_gpus: bool, device: str) -> None:
-    assert slurm.device(setting, slurm.Cluster(has_gpus, True)) == device
-
-
-def test_cuda_on_a_partition_without_gpus() -> None:
+def test_device_follows_the_partition():
+    for setting, has_gpus, device in (
+        ("auto", True, "cuda"), ("auto", False, "cpu"), ("cpu", True, "cpu"),
+        ("cuda", True, "cuda"),
+    ):  # fmt: skip
+        assert slurm.device(setting, slurm.Cluster(has_gpus, True)) == device
     with pytest.raises(ValueError, match="device=cuda, but no node of the partition has GPUs"):
         slurm.device("cuda", slurm.Cluster(False, True))
 
@@ -167,9 +142,7 @@ def fake(folder: Path, **programs: str) -> None:
         (folder / name).chmod(stat.S_IRWXU)
 
 
-def test_a_cluster_is_read_from_slurms_own_words(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cluster_is_read_from_slurms_own_words(tmp_path, monkeypatch):
     config = (
         "echo 'AccountingStorageType   = accounting_storage/slurmdbd'; echo 'MinJobAge = 300 sec'"
     )
@@ -200,7 +173,7 @@ def test_a_cluster_is_read_from_slurms_own_words(
         slurm.cluster("")
 
 
-def test_the_queue_is_emptied_of_this_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_queue_is_emptied_of_this_run(tmp_path, monkeypatch):
     """Of no other campaign's jobs, those of a copy with the same plan included."""
     place = tmp_path / "4faa"
     mine, other = f"rib-4faa-{os.getpid()}_1-2", f"rib-4faa-{os.getpid() + 1}_1-2"
@@ -215,7 +188,7 @@ def test_the_queue_is_emptied_of_this_run(tmp_path: Path, monkeypatch: pytest.Mo
     assert (tmp_path / "cancelled").read_text() == "7\n"
 
 
-def test_a_controller_that_is_away_for_a_while_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_controller_that_is_away_for_a_while_is_told(monkeypatch):
     clock = itertools.count(0, 40)
     monkeypatch.setattr(workflow.time, "monotonic", lambda: next(clock))
     told = []
@@ -227,36 +200,12 @@ def test_a_controller_that_is_away_for_a_while_is_told(monkeypatch: pytest.Monke
     assert told[2].startswith("Slurm does not answer: its jobs go on")
 
 
-@pytest.mark.parametrize(
-    ("option", "message"),
-    [
-        (["--partition", "x"], "--partition is an option of --executor slurm"),
-        (["--requeue"], "--requeue is an option of --executor slurm"),
-        (["--executor", "slurm", "--time", "0"], "--time 0: it must be above 0"),
-        (["--executor", "slurm", "--profile", "x"], "leave --executor out"),
-    ],
-)
-def test_options_without_effect_are_refused(
-    option: list[str], message: str, capsys: pytest.CaptureFixture
-) -> None:
-    assert cli.main(["campaign", "emoji", *option]) == 2
-    assert message in capsys.readouterr().err
-
-
-def test_a_child_ends_with_its_parent_however_it_ends(tmp_path: Path) -> None:
-    """A parent that is killed outright cannot stop its children; the kernel does."""
-    code = (
-        "import subprocess, time\nfrom engine.machine import parent\n"
-        "child = subprocess.Popen(['sleep', '60'], preexec_fn=parent.follow)\n"
-        "print(child.pid, flush=True)\ntime.sleep(60)\n"
-    )
-    command = [sys.executable, "-c", code]
-    root = Path(__file__).resolve().parents[3]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) as process:
-        assert process.stdout is not None
-        child = Path("/proc") / process.stdout.readline().strip()
-        assert child.exists()
-        process.kill()
-        process.wait()
-        command = ["timeout", "10", "tail", "--pid", child.name, "-f", "/dev/null"]
-        assert subprocess.run(command).returncode == 0
+def test_options_without_effect_are_refused(capsys):
+    for option, message in (
+        ("--partition x", "--partition is an option of --executor slurm"),
+        ("--requeue", "--requeue is an option of --executor slurm"),
+        ("--executor slurm --time 0", "--time 0: it must be above 0"),
+        ("--executor slurm --profile x", "leave --executor out"),
+    ):
+        assert cli.main(["campaign", "emoji", *option.split()]) == 2
+        assert message in capsys.readouterr().err

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from statistics import fmean
 
 import campaigns
@@ -18,9 +17,7 @@ LAM, SEEDS, DOWNSTREAMS = [0.1, 10.0], [0, 1], ["outline", "few"]
 WORDS = ("method.lam=0.1,10", "seed=0,1", "downstream=outline,few", "train.epochs=1")
 
 
-def test_a_sweep(
-    folder: Path, grid: grids.Grid, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
+def test_a_sweep(folder, grid, monkeypatch, capsys):
     text = (folder / "shapes.yaml").read_text()
     (folder / "swept.yaml").write_text(text + "  ewc: {method: {fisher_images: 10}}\n")
     runs = folder / "runs"

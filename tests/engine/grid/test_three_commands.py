@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import campaigns
 import grids
 import pandas as pd
@@ -17,12 +15,7 @@ grid = grids.grid
 
 
 @pytest.mark.slow
-def test_three_commands_lead_to_a_report(
-    grid: grids.Grid,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture,
-) -> None:
+def test_three_commands_lead_to_a_report(grid, tmp_path, monkeypatch, capsys):
     data, runs = tmp_path / "data", tmp_path / "runs"
     monkeypatch.setattr("sys.stdin.isatty", lambda: True)
     monkeypatch.setattr("getpass.getpass", lambda text: PASSWORD)

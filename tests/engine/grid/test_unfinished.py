@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import campaigns
 import grids
@@ -19,9 +18,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.slow
-def test_finished_columns_are_reported_and_the_others_named(
-    folder: Path, grid: grids.Grid, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_finished_columns_are_reported_and_the_others_named(folder, grid, capsys):
     plan = campaign.plan(str(folder / "shapes.yaml"), [f"runs={folder / 'partial'}"], 1)
     plan.path.parent.mkdir(parents=True)
     plan.path.write_bytes(campaign.text(plan))
@@ -52,9 +49,7 @@ def test_finished_columns_are_reported_and_the_others_named(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about a machine without a GPU")
-def test_the_plan_tells_the_device_on_a_machine_without_gpus(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_plan_tells_the_device_on_a_machine_without_gpus(folder, tmp_path, monkeypatch):
     """Nothing is resolved again: the recipes of before are gone."""
     for name in ("shapes.yaml", "model.yaml", "data.yaml"):
         (tmp_path / name).write_text((folder / name).read_text().replace("device: cpu", ""))

@@ -31,7 +31,7 @@ def ended(
 
 
 @pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)])
-def test_closed_streams_are_nothing_but_silent(closed: tuple[int, ...], tmp_path: Path) -> None:
+def test_closed_streams_are_nothing_but_silent(closed, tmp_path):
     """A file that takes the number of a closed stream is not written to as if it were one."""
     file = tmp_path / "result"
     code = f"open({str(file)!r}, 'w').write('whole'); print('shown', flush=True)"
@@ -41,9 +41,7 @@ def test_closed_streams_are_nothing_but_silent(closed: tuple[int, ...], tmp_path
     assert (done.stdout == b"shown\nof a program\n") == (1 not in closed)
 
 
-def test_a_folder_that_is_a_link_to_nowhere_or_a_file(
-    tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_a_folder_that_is_a_link_to_nowhere_or_a_file(tmp_path, capsys):
     (link := tmp_path / "runs").symlink_to(tmp_path / "away")
     (file := tmp_path / "file").touch()
     for place in (link, file):
@@ -55,7 +53,7 @@ def test_a_folder_that_is_a_link_to_nowhere_or_a_file(
     ]
 
 
-def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_without_a_home(monkeypatch):
     """As containers have, whose user is not in /etc/passwd."""
 
     def no_home() -> Path:
@@ -69,7 +67,7 @@ def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
         files.cache_folder()
 
 
-def test_jobs_are_no_ranks_of_what_the_command_is_in(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jobs_are_no_ranks_of_what_the_command_is_in(monkeypatch):
     ranks = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     launchers = ("CROSS_RANK", "LOCAL_SIZE", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_ERROR_FILE")
     of_slurm = ("SLURM_JOB_ID", "SLURM_PROCID", "SLURM_STEP_ID")

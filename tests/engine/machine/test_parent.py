@@ -80,15 +80,7 @@ def until_ended(pid: int, seconds: float) -> None:
         time.sleep(0.02)
 
 
-@pytest.fixture
-def ended() -> int:
-    """The number of a process that has ended."""
-    with process("-c", "") as started:
-        started.wait()
-    return started.pid
-
-
-def test_a_job_ends_with_its_campaign() -> None:
+def test_a_job_ends_with_its_campaign():
     with process("-c", "import time; time.sleep(60)") as campaign:
         leash = f"{HOST} {campaign.pid}"
         with process("-c", JOB, **{parent.CAMPAIGN: leash}) as job:
@@ -97,17 +89,12 @@ def test_a_job_ends_with_its_campaign() -> None:
             assert job.wait(2) == -signal.SIGKILL
 
 
-def test_a_job_whose_campaign_is_gone_does_not_start(ended: int) -> None:
-    with process("-c", JOB, **{parent.CAMPAIGN: f"{HOST} {ended}"}) as job:
-        assert job.wait(10) == -signal.SIGKILL
-
-
-def test_a_job_follows_its_campaign_before_it_imports_anything_that_takes_time(
-    ended: int,
-) -> None:
+def test_a_job_whose_campaign_is_gone_ends_before_it_imports_what_takes_time():
+    with process("-c", "") as campaign:
+        campaign.wait()
     words = ("-X", "importtime", "-P", "-m", "engine.commands.job", "report", "--plan", "x")
     command = [sys.executable, *words]
-    gone = os.environ | {parent.CAMPAIGN: f"{HOST} {ended}"}
+    gone = os.environ | {parent.CAMPAIGN: f"{HOST} {campaign.pid}"}
     job = subprocess.run(
         command, cwd=ROOT, env=gone, capture_output=True, text=True, start_new_session=True
     )
@@ -115,18 +102,27 @@ def test_a_job_follows_its_campaign_before_it_imports_anything_that_takes_time(
     assert "engine.machine.parent" in job.stderr and "engine.grid" not in job.stderr
 
 
+def test_a_child_that_follows_its_parent_ends_with_it():
+    code = (
+        "import subprocess, sys, time\nfrom engine.machine import parent\n"
+        "child = subprocess.Popen(['sleep', '60'], preexec_fn=parent.follow)\n"
+        "sys.stdout.write(f'{child.pid}\\n')\nsys.stdout.flush()\ntime.sleep(60)\n"
+    )
+    with process("-c", code) as started:
+        child = int(line(started))
+        started.kill()
+        until_ended(child, 3)
+
+
 @pytest.mark.parametrize("leash", ["", "elsewhere 1"])
-def test_a_job_by_hand_or_elsewhere_follows_nobody(leash: str) -> None:
+def test_a_job_by_hand_or_elsewhere_follows_nobody(leash):
     with process("-c", JOB, **{parent.CAMPAIGN: leash}) as job:
         assert line(job) == "at work"
         assert job.poll() is None
 
 
-KILLERS = [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
-
-
-@pytest.mark.parametrize("number", KILLERS)
-def test_a_rank_ends_with_the_command_above_its_launcher(number: signal.Signals) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_rank_ends_with_the_command_above_its_launcher(number):
     """Which signals the launcher too; the rank has the time for a last checkpoint."""
     words = ("-c", START, "deepspeed", "-c", START, parent.DEEPSPEED, "-c", RANK)
     with process(*words, CROSS_RANK="0") as command:
@@ -137,7 +133,7 @@ def test_a_rank_ends_with_the_command_above_its_launcher(number: signal.Signals)
         until_ended(rank, 3)
 
 
-def test_a_command_whose_launcher_was_killed_does_not_end_as_a_success() -> None:
+def test_a_command_whose_launcher_was_killed_does_not_end_as_a_success():
     """deepspeed ends with 0, after a while, where a signal ended its launcher."""
     command = (
         "import subprocess, sys, time; subprocess.Popen([sys.executable, *sys.argv[2:]]).wait();"
@@ -152,22 +148,22 @@ def test_a_command_whose_launcher_was_killed_does_not_end_as_a_success() -> None
 
 
 @pytest.mark.parametrize("launcher", [(), ("-c", START, parent.DEEPSPEED)])
-def test_a_rank_whose_launcher_ended_before_it_began_does_not_begin(launcher: tuple) -> None:
+def test_a_rank_whose_launcher_ended_before_it_began_does_not_begin(launcher):
     """It is below another process now, or its launcher is, of another session."""
     with process(*launcher, "-c", RANK, CROSS_RANK="0") as orphan:
         assert line(orphan) == "" and orphan.wait(10) == 1
 
 
-@pytest.mark.parametrize("word", ["--node_rank=0", "--node_rank"])
-def test_a_launcher_that_ssh_started_has_no_command_above(word: str) -> None:
-    with process("-c", START, parent.DEEPSPEED, "-c", RANK, word, CROSS_RANK="0") as launcher:
+def test_a_launcher_that_ssh_started_has_no_command_above():
+    words = ("-c", START, parent.DEEPSPEED, "-c", RANK, "--node_rank=0")
+    with process(*words, CROSS_RANK="0") as launcher:
         rank, above = map(int, line(launcher).split())
         assert above == launcher.pid
         launcher.kill()
         until_ended(rank, 3)
 
 
-def test_a_process_without_a_launcher_follows_nobody() -> None:
+def test_a_process_without_a_launcher_follows_nobody():
     with process("-c", START, "shell", "-c", RANK, RANK="0") as shell:
         rank, _ = map(int, line(shell).split())
         shell.kill()
@@ -190,7 +186,7 @@ time.sleep(0 if sys.argv[1] == "end" else 60)
 
 
 @pytest.mark.parametrize(("how", "code"), [("kill", 137), ("exit", 75), ("end", 0)])
-def test_our_launcher_ends_as_its_ranks_do(tmp_path: Path, how: str, code: int) -> None:
+def test_our_launcher_ends_as_its_ranks_do(tmp_path, how, code):
     (tmp_path / "work.py").write_text(MODULE)
     words = ("-P", "-m", "engine.machine.launcher", "2", "work", how)
     with process(*words, PYTHONPATH=f"{ROOT}:{tmp_path}") as launcher:
@@ -203,7 +199,7 @@ def test_our_launcher_ends_as_its_ranks_do(tmp_path: Path, how: str, code: int) 
             until_ended(rank.pid, 4)
 
 
-def test_our_launcher_passes_a_schedulers_notice_on(tmp_path: Path) -> None:
+def test_our_launcher_passes_a_schedulers_notice_on(tmp_path):
     (tmp_path / "work.py").write_text(
         "import signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\n"
         "sys.stdout.write('ready\\n')\nsys.stdout.flush()\ntime.sleep(60)"

@@ -7,7 +7,6 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -32,7 +31,7 @@ OTHERS = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "CROSS_RANK", "RIB_LAUNCH", "SLURM_R
 
 
 @pytest.fixture
-def bare(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+def bare(monkeypatch) -> pytest.MonkeyPatch:
     """An environment without variables of ranks, which is as before after the test."""
     for name in (*RANK_VARIABLES, *OTHERS, *STEP, *BATCH):
         monkeypatch.setenv(name, "")
@@ -41,35 +40,29 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 def ranks_of(patch: pytest.MonkeyPatch, variables: dict[str, str]) -> dict[str, str]:
+    """The variables of ranks that a process gets which has these."""
+    for name in (*RANK_VARIABLES, *OTHERS, *STEP, *BATCH):
+        patch.delenv(name, raising=False)
     for name, value in variables.items():
         patch.setenv(name, value)
     rendezvous.complete_environment(gpu=3)
     return {name: os.environ[name] for name in RANK_VARIABLES if name in os.environ}
 
 
-def forget(names: Sequence[str]) -> None:
-    for name in names:
-        os.environ.pop(name, None)
-
-
-def test_only_tasks_of_a_step_of_several_are_ranks(bare: pytest.MonkeyPatch) -> None:
+def test_only_tasks_of_a_step_of_several_are_ranks(bare):
     alone = {"RANK": "0", "LOCAL_RANK": "3", "WORLD_SIZE": "1"}
     for variables in ({}, BATCH, {**BATCH, "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "1"}):
-        with bare.context() as patch:
-            assert ranks_of(patch, variables) == alone
-            forget(list(alone))
+        assert ranks_of(bare, variables) == alone
     several = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
     assert several.items() <= ranks_of(bare, STEP).items()
 
 
-def test_a_launchers_variables_are_left_alone(bare: pytest.MonkeyPatch) -> None:
+def test_a_launchers_variables_are_left_alone(bare):
     variables = {"RANK": "4", "LOCAL_RANK": "0", "WORLD_SIZE": "8", "MASTER_ADDR": "head"}
     assert ranks_of(bare, STEP | variables | {"CROSS_RANK": "1", "LOCAL_SIZE": "4"}) == variables
 
 
-def test_launches_of_deepspeed_on_one_host_have_ports_of_their_own(
-    bare: pytest.MonkeyPatch,
-) -> None:
+def test_launches_of_deepspeed_on_one_host_have_ports_of_their_own(bare):
     """deepspeed gives every launch the same one."""
     given = {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500", "CROSS_RANK": "0"}
     ports = set()
@@ -81,29 +74,27 @@ def test_launches_of_deepspeed_on_one_host_have_ports_of_their_own(
     assert len(ports) == 2 and all(1024 < int(port) < 32768 for port in ports)
 
 
-def test_ports_differ_by_job_step_and_restart(bare: pytest.MonkeyPatch) -> None:
+def test_ports_differ_by_job_step_and_restart(bare):
     ports = set()
     for variable in ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT"):
         for number in range(8, 11):
-            with bare.context() as patch:
-                ports.add(ranks_of(patch, STEP | {variable: str(number)})["MASTER_PORT"])
-                forget([*RANK_VARIABLES, "LOCAL_WORLD_SIZE"])
+            ports.add(ranks_of(bare, STEP | {variable: str(number)})["MASTER_PORT"])
     assert len(ports) == 9 and all(1024 < int(port) < 32768 for port in ports)
 
 
-def test_ranks_without_an_address(bare: pytest.MonkeyPatch) -> None:
+def test_ranks_without_an_address(bare):
     ranks_of(bare, LAUNCHED | {"MASTER_ADDR": "head"})
     with pytest.raises(ValueError, match="WORLD_SIZE=2, but MASTER_PORT not set; use torchrun"):
         rendezvous.join(torch.device("cpu"))
 
 
-def test_several_hosts_without_slurms_commands(bare: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_tasks_on_several_hosts_need_slurms_commands(bare, tmp_path):
     bare.setenv("PATH", str(tmp_path))
     with pytest.raises(ValueError, match=r"first of 'node\[1-2\]'.*set MASTER_ADDR"):
         ranks_of(bare, STEP | {"SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NODELIST": "node[1-2]"})
 
 
-def test_a_port_that_is_taken_is_named(bare: pytest.MonkeyPatch) -> None:
+def test_a_port_that_is_taken_is_named(bare):
     with socket.create_server(("127.0.0.1", 0)) as busy:
         number = busy.getsockname()[1]
         alone = STEP | {"SLURM_PROCID": "0", "MASTER_PORT": str(number)}
@@ -145,21 +136,12 @@ def meet(tasks: list[dict[str, str]], meet_s: float, pause_s: float) -> list:
 
 
 @pytest.mark.slow
-def test_a_process_on_its_own_listens_nowhere_but_on_the_loopback() -> None:
-    ((total, places),) = meet([BATCH], 5, 0)
-    assert total == 1 and set(places) <= {"127.0.0.1"}
-
-
-@pytest.mark.slow
-def test_tasks_of_a_step_meet_on_the_loopback_and_then_wait_long() -> None:
+def test_tasks_meet_on_the_loopback_and_then_wait_long():
     """The second works for longer than the time to meet, as a rank does that encodes a set."""
     job = STEP | {"SLURM_JOB_ID": str(os.getpid())}
-    tasks = [job | {"SLURM_PROCID": "0", "SLURM_LOCALID": "0"}, job]
-    (total, places), (same, _) = meet(tasks, 6, 8)
-    assert total == same == 3 and set(places) <= {"127.0.0.1"}
-
-
-@pytest.mark.slow
-def test_a_task_whose_partner_never_comes_ends() -> None:
-    job = STEP | {"SLURM_JOB_ID": str(os.getpid()), "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
-    assert all(isinstance(code, int) and code for code in meet([job], 2, 0))
+    first = job | {"SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
+    for tasks, expected in (([first, job], 3), ([BATCH], 1)):
+        for total, places in meet(tasks, 6, 8):
+            assert total == expected and set(places) <= {"127.0.0.1"}
+    (code,) = meet([first], 2, 0)
+    assert isinstance(code, int) and code, "its partner never comes"

@@ -4,106 +4,32 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
-from recipe_files import write
 
 from engine import recipe
 from engine.errors import RecipeError
-from engine.recipe import campaigns, typed
-from engine.recipe.schema import MethodRecipe, Recipe
+from engine.recipe import campaigns
+from engine.recipe.schema import Recipe
 
-OPTIONS = {  # default, and what the key may hold
-    "campaign": ("", "a text"),
-    "model.name": ("???", "a text"),
-    "model.arch": ("???", "a text"),
-    "model.image_size": (224, "a whole number of at least 1 and at most 4096"),
-    "model.weights.source": ("timm", "timm or open_clip or pypi or file or random"),
-    "model.weights.package": ("", "a text"),
-    "model.weights.version": ("", "a text"),
-    "model.weights.sha256": ("", "a text"),
-    "model.weights.member": ("", "a text"),
-    "model.weights.path": ("", "a text"),
-    "model.weights.clip": ("", "a text"),
-    "model.weights.tag": ("", "a text"),
-    "model.weights.templates": ("full", "full or simple"),
-    "model.weights.match": ("names", "names or order"),
-    "model.head.fit": (False, "true or false"),
-    "model.head.l2": (0.001, "a number above 0"),
-    "model.mean": (None, "a list, each a number of at least 0 and at most 1, 3 of them or null"),
-    "model.std": (None, "a list, each a number above 0, 3 of them or null"),
-    "model.interpolation": (
-        None,
-        "nearest or bilinear or bicubic or box or hamming or lanczos or null",
-    ),
-    "model.crop": (None, "a number of at least 0.05 and at most 1 or null"),
-    "model.crop_mode": (None, "center or squash or border or null"),
-    "model.channels_last": (False, "true or false"),
-    "model.projection": (0, "a whole number of at least 0 and at most 100000"),
-    "model.published": ({}, "`key: value` lines"),
-    "dataset.name": ("???", "a text"),
-    "dataset.kind": ("folder", "folder or emoji or imagenet"),
-    "dataset.root": ("", "a text"),
-    "dataset.upstream": ("upstream", "a text"),
-    "dataset.sets": ("???", "a list, each a text"),
-    "dataset.train_sets": ([], "a list, each a text"),
-    "dataset.classes": (0, "a whole number of at least 0 and at most 100000"),
-    "dataset.renderings": (1, "a whole number of at least 1 and at most 1000"),
-    "dataset.source_px": (128, "a whole number of at least 1 and at most 4096"),
-    "dataset.seed": (0, "a whole number of at least 0 and at most 9223372036854775807"),
-    "dataset.holdout": (0.25, "a number of at least 0 and below 1"),
-    "dataset.train_images": (0, "a whole number of at least 0"),
-    "dataset.shots": (0, "a whole number of at least 0"),
-    "dataset.portion": (1.0, "a number above 0 and at most 1"),
-    "dataset.pack_format": ("raw", "raw or jpeg"),
-    "dataset.objectnet": ("corrected", "corrected or paper"),
-    "dataset.objectnet_terms": ("test_only", "test_only or accepted"),
-    "dataset.subsample": ("50000", "a text"),
-    "dataset.undecodable": ("refuse", "refuse or skip"),
-    "dataset.background": ("white", "a text"),
-    "dataset.thumbnails": (False, "true or false"),
-    "method.name": ("???", "a text"),
-    "method.title": ("???", "a text"),
-    "method.module": ("???", "a text"),
-    "method.variant": ("canonical", "canonical or paper"),
-    "optimizer.name": ("adamw", "adamw or sgd or apex_adamw or apex_sgd"),
-    "optimizer.lr": (0.001, "a number above 0"),
-    "optimizer.momentum": (0.9, "a number of at least 0 and below 1"),
-    "optimizer.betas": ((0.9, 0.999), "a list, each a number of at least 0 and below 1, 2 of them"),
-    "optimizer.eps": (1e-08, "a number of at least 0"),
-    "optimizer.weight_decay": (0.0, "a number of at least 0"),
-    "train.epochs": (10, "a whole number of at least 1 and at most 100000"),
-    "train.batch_size": (64, "a whole number of at least 1 and at most 65536"),
-    "train.accumulation": (1, "a whole number of at least 1 and at most 65536"),
-    "train.warmup_steps": (None, "a whole number of at least 0 or null"),
-    "train.clip": (0.0, "a number of at least 0"),
-    "train.freeze_batchnorm": (False, "true or false"),
-    "train.precision": ("auto", "auto or fp32 or bf16"),
-    "train.compile": ("auto", "auto or always or never"),
-    "train.snapshots": (0, "a whole number of at least 0 and at most 1000"),
-    "train.keep_snapshots": (False, "true or false"),
-    "train.checkpoint_minutes": (10.0, "a number of at least 0"),
-    "evaluate.batch_size": (256, "a whole number of at least 1 and at most 65536"),
-    "evaluate.precision": ("auto", "auto or fp32 or bf16"),
-    "evaluate.compile": ("auto", "auto or always or never"),
-    "evaluate.split": ("all", "all or holdout"),
-    "evaluate.calibration": (False, "true or false"),
-    "evaluate.cka": (0, "a whole number of at least 0"),
-    "downstream": ("???", "a text"),
-    "seed": (0, "a whole number of at least 0 and at most 9223372036854775807"),
-    "seeds": (1, "a whole number of at least 1 and at most 1000"),
-    "runs": ("runs", "a text, not an empty one"),
-    "source": ("auto", "auto or resident or stream"),
-    "device": ("auto", "auto or cpu or cuda"),
-    "trackers": ([], "a list, each a text"),
-    "threads": (1, "a whole number of at least 1 and at most 1024"),
-}
-METHOD = """
+DEFAULTS = """\
+optimizer: {name: adamw, lr: 0.001, momentum: 0.9, betas: [0.9, 0.999], eps: 1.0e-08,
+  weight_decay: 0.0}
+train: {epochs: 10, batch_size: 64, accumulation: 1, warmup_steps: null, clip: 0.0,
+  freeze_batchnorm: false, precision: auto, compile: auto, snapshots: 0,
+  keep_snapshots: false, checkpoint_minutes: 10.0}
+evaluate: {batch_size: 256, precision: auto, compile: auto, split: all,
+  calibration: false, cka: 0}
+dataset: {kind: folder, root: '', upstream: upstream, train_sets: [], classes: 0, renderings: 1,
+  source_px: 128, seed: 0, holdout: 0.25, train_images: 0, shots: 0, portion: 1.0, pack_format: raw,
+  objectnet: corrected, objectnet_terms: test_only, subsample: '50000', undecodable: refuse,
+  background: white, thumbnails: false}
+model: {image_size: 224, projection: 0, head: {fit: false, l2: 0.001}}
+"""
+METHOD = """\
 from __future__ import annotations
 from dataclasses import dataclass
 from engine.methods.base import Trained
@@ -117,57 +43,35 @@ Method = Trained
 """
 
 
-def options(kind: type, made: Any, prefix: str = "") -> Iterator[tuple[str, tuple[Any, str]]]:
-    for name, inner in typed.hints(kind, MethodRecipe).items():
-        if dataclasses.is_dataclass(inner):
-            yield from options(inner, getattr(made, name), f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", (getattr(made, name), typed.words(inner))
+def test_what_is_not_said_is_as_it_was():
+    """Whoever changes a default changes it here too, on purpose."""
+    made = json.loads(json.dumps(dataclasses.asdict(Recipe())))
+    expected = yaml.safe_load(DEFAULTS)
+    assert expected == {part: {key: made[part][key] for key in expected[part]} for part in expected}
 
 
-def test_options_are_these() -> None:
-    """The public options: whoever changes a name, a default or a range changes it here too, on
-    purpose."""
-    assert dict(options(Recipe, Recipe())) == OPTIONS
+@pytest.mark.parametrize("campaign", recipe.names("campaigns"))
+def test_every_row_of_a_campaign_resolves_and_is_read_back_from_a_plan(campaign):
+    for method in recipe.methods_of(campaign):
+        resolved = recipe.load(campaign, method=method)
+        assert resolved.method.name == campaigns.read(campaign).base(method)
+        assert resolved.downstream in resolved.dataset.places
+        stored = json.loads(json.dumps(dataclasses.asdict(resolved)))
+        assert recipe.of_values(stored) == resolved
+        named = f"{campaign}/{method}"
+        if named in recipe.names():  # the cell alone is the campaign's cell
+            assert recipe.load(named) == resolved
 
 
-@pytest.mark.parametrize("name", [n for n in recipe.names() if not n.endswith("pre_fine_tune")])
-def test_ready_made_recipe_resolves(name: str) -> None:
-    resolved = recipe.load(name)
-    row = name.rpartition("/")[2]
-    assert resolved.method.name in (row, campaigns.read(resolved.campaign).base(row))
-    assert resolved.downstream in resolved.dataset.sets
-    assert campaigns.read(resolved.campaign).title(row)
+def test_every_part_is_named_as_its_file():
+    for group, key in (("models", "model"), ("methods", "method")):
+        for name in recipe.names(group):
+            campaign = "imagenet_rib_clip" if name == "flyp" else "emoji"  # FLYP has CLIP alone
+            resolved = recipe.load(f"{campaign}/fine_tune", [f"{key}={name}"])
+            assert getattr(resolved, key).name == name
 
 
-@pytest.mark.parametrize(
-    ("campaign", "method"),
-    [(c, m) for c in recipe.names("campaigns") for m in recipe.methods_of(c)],
-)
-def test_campaign_resolves_every_method(campaign: str, method: str) -> None:
-    resolved = recipe.load(campaign, method=method)
-    assert resolved.method.name == campaigns.read(campaign).base(method)
-    named = f"{campaign}/{method}"
-    if named in recipe.names():  # the cell alone is the campaign's cell
-        assert recipe.load(named) == resolved
-
-
-@pytest.mark.parametrize("group", ["models", "methods"])
-def test_every_part_is_named_as_its_file(group: str) -> None:
-    key = group.removesuffix("s")
-    for name in recipe.names(group):
-        campaign = "imagenet_rib_clip" if name == "flyp" else "emoji"  # FLYP has CLIP models only
-        resolved = recipe.load(f"{campaign}/fine_tune", [f"{key}={name}"])
-        assert getattr(resolved, key).name == name
-
-
-def test_folder_data_set_needs_only_its_sets(tmp_path: Path) -> None:
-    words = ["dataset=folder", f"dataset.root={tmp_path}", "dataset.sets=[a,b]", "downstream=b"]
-    resolved = recipe.load("emoji/fine_tune", words)
-    assert resolved.dataset.sets == ["a", "b"] and resolved.dataset.kind == "folder"
-
-
-def test_layers_win_in_order(tmp_path: Path) -> None:
+def test_layers_win_in_order(tmp_path):
     """Model, data and method files; campaign; its method; the recipe; the command line."""
     campaign = write(
         tmp_path / "grid.yaml",
@@ -186,15 +90,21 @@ def test_layers_win_in_order(tmp_path: Path) -> None:
     assert recipe.load(recipe_file, ["train.epochs=6"]).train.epochs == 6
 
 
-def test_overrides_of_the_method_stay_with_it() -> None:
+def test_overrides_of_the_method_stay_with_it():
     words = ["method.lam=7", "train.epochs=1"]
     assert recipe.load("emoji/ewc", words).method.lam == 7.0  # type: ignore[attr-defined]
     sibling = recipe.load("emoji/ewc", words, method="lwf", downstream="openmoji")
     assert (sibling.method.name, sibling.downstream, sibling.train.epochs) == ("lwf", "openmoji", 1)
 
 
+def write(path: Path, text: str) -> str:
+    """Write a file, and give its path as users type it."""
+    path.write_text(text)
+    return str(path)
+
+
 @pytest.mark.parametrize("name", ["emoji/ewc", "emoji/wise_ft", "emoji/soup"])
-def test_resolved_recipe_is_a_recipe(name: str, tmp_path: Path) -> None:
+def test_resolved_recipe_is_a_recipe(name, tmp_path):
     words = ["optimizer.lr=1e-5", "downstream=openmoji", "model=vit_tiny_random"]
     resolved = recipe.load(name, words)
     saved = write(tmp_path / "resolved.yaml", recipe.dump(resolved))
@@ -204,36 +114,21 @@ def test_resolved_recipe_is_a_recipe(name: str, tmp_path: Path) -> None:
     assert probe.train == recipe.load("emoji", method="linear_probe").train
 
 
-def test_dump_is_plain_yaml() -> None:
-    text = recipe.dump(recipe.load("emoji/fine_tune"))
-    assert "!!" not in text and yaml.safe_load(text)["dataset"]["name"] == "emoji"
-
-
-def test_own_method_by_path(tmp_path: Path) -> None:
-    module = write(tmp_path / "sharp.py", METHOD)
-    section = f"name: sharp\ntitle: Sharp\nmodule: {module}\nsharpness: 0.25\n"
-    method = write(tmp_path / "sharp.yaml", section)
-    for words in ([f"method={method}"], [f"method={method}", "method.sharpness=0.75"]):
-        loaded = recipe.load("emoji/fine_tune", words).method
-        assert (loaded.name, type(loaded).__name__) == ("sharp", "Recipe")
-        assert loaded.sharpness == (0.75 if len(words) > 1 else 0.25)  # type: ignore[attr-defined]
-    inline = write(tmp_path / "own.yaml", yaml.safe_dump({"campaign": "emoji"} | held(section)))
-    assert recipe.load(inline).method.title == "Sharp"
-    assert recipe.load(inline, method="lwf") == recipe.load("emoji", method="lwf")
-
-
-def test_own_method_lies_beside_the_file_that_names_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_users_method_lies_beside_the_file_that_names_it(tmp_path, monkeypatch):
     """On the command line it is relative to the working directory; a dump has the whole path."""
     place = tmp_path / "mine"
     place.mkdir()
     module = write(place / "sharp.py", METHOD)
-    section = "name: sharp\ntitle: Sharp\nmodule: sharp.py\n"
-    method = write(place / "sharp.yaml", section)
-    inline = write(place / "own.yaml", yaml.safe_dump({"campaign": "emoji"} | held(section)))
+    section = {"name": "sharp", "title": "Sharp", "module": "sharp.py", "sharpness": 0.25}
+    method = write(place / "sharp.yaml", yaml.safe_dump(section))
+    inline = write(place / "own.yaml", yaml.safe_dump({"campaign": "emoji", "method": section}))
     for name, words in (("emoji/fine_tune", [f"method={method}"]), (inline, [])):
-        assert recipe.load(name, words).method.module == module
+        loaded = recipe.load(name, words).method
+        assert (loaded.name, loaded.module) == ("sharp", module)
+        assert loaded.sharpness == 0.25  # type: ignore[attr-defined]
+        words = [*words, "method.sharpness=0.75"]
+        assert recipe.load(name, words).method.sharpness == 0.75  # type: ignore[attr-defined]
+    assert recipe.load(inline, method="lwf") == recipe.load("emoji", method="lwf")
     with pytest.raises(RecipeError, match=r"sharp\.py' is not a Python file; a relative path"):
         recipe.load("emoji/fine_tune", ["method.module=sharp.py"])
     monkeypatch.chdir(place)
@@ -243,11 +138,7 @@ def test_own_method_lies_beside_the_file_that_names_it(
     assert recipe.dump(recipe.load(dumped)) == recipe.dump(resolved)
 
 
-def held(section: str) -> dict:
-    return {"method": yaml.safe_load(section)}
-
-
-def test_a_campaign_that_extends_itself(tmp_path: Path) -> None:
+def test_a_campaign_that_extends_itself(tmp_path):
     first, second = str(tmp_path / "first.yaml"), str(tmp_path / "second.yaml")
     write(tmp_path / "first.yaml", f"extends: {second}\n")
     write(tmp_path / "second.yaml", f"extends: {first}\nmethods: {{ewc: {{}}}}\n")
@@ -257,22 +148,13 @@ def test_a_campaign_that_extends_itself(tmp_path: Path) -> None:
     assert recipe.methods_of(first) == ["ewc"]
 
 
-def test_a_campaign_over_other_sets_begins_with_the_first_of_them() -> None:
+def test_a_campaign_over_other_sets_begins_with_the_first_of_them():
     assert recipe.load("emoji").downstream == "twemoji"
     for sets, first in (("[openmoji,noto-mono]", "openmoji"), ("[openmoji,twemoji]", "twemoji")):
         assert recipe.load("emoji", [f"dataset.sets={sets}"]).downstream == first
 
 
-@pytest.mark.parametrize(
-    ("campaign", "snapshots"),
-    [("emoji_dynamics", 8), ("imagenet_rib_dynamics", 12)]
-    + [(name, 0) for name in ("emoji", "emoji_plus", "imagenet_rib", "imagenet_rib_upstream")],
-)
-def test_training_is_followed_where_the_report_shows_it(campaign: str, snapshots: int) -> None:
-    assert recipe.load(campaign, method="fine_tune").train.snapshots == snapshots
-
-
-def test_an_entry_of_a_list_of_methods_can_bring_settings(tmp_path: Path) -> None:
+def test_an_entry_of_a_list_of_methods_can_bring_settings(tmp_path):
     file = tmp_path / "few.yaml"
     file.write_text("extends: emoji\nmethods: [{ewc: {method: {lam: 7.0}}}, wise_ft]\n")
     assert recipe.methods_of(str(file), []) == ["ewc", "wise_ft"]
@@ -291,7 +173,7 @@ VARIED = [
 
 
 @pytest.mark.parametrize("words", VARIED, ids=map(str, VARIED))
-def test_a_recipe_with_other_values_is_what_these_words_load(words: tuple[str, ...]) -> None:
+def test_a_recipe_with_other_values_is_what_these_words_load(words):
     base = recipe.load("emoji", method="ewc")
     assert recipe.varied(base, words) == recipe.load("emoji", words, method="ewc")
     assert recipe.value_of(base, "model.head.l2=1") == 1.0
@@ -299,14 +181,6 @@ def test_a_recipe_with_other_values_is_what_these_words_load(words: tuple[str, .
         RecipeError, match=r"^unknown key 'optimizer.lrr'; did you mean 'optimizer.lr'"
     ):
         recipe.varied(base, ["optimizer.lrr=1"])
-
-
-@pytest.mark.parametrize("name", recipe.names("campaigns"))
-def test_a_stored_recipe_is_read_back_as_it_was(name: str) -> None:
-    for method in recipe.methods_of(name):
-        resolved = recipe.load(name, method=method)
-        stored = json.loads(json.dumps(dataclasses.asdict(resolved)))
-        assert recipe.of_values(stored) == resolved
 
 
 @pytest.mark.parametrize(
@@ -325,13 +199,13 @@ def test_a_stored_recipe_is_read_back_as_it_was(name: str) -> None:
         ("model.published.imagenet_a=80", "model.published", {"imagenet_a": 80.0}),
     ],
 )
-def test_a_word_is_read_as_its_key_holds_it(word: str, key: str, value: object) -> None:
+def test_a_word_is_read_as_its_key_holds_it(word, key, value):
     read = attrgetter(key)(recipe.load("emoji/ewc", [word]))
     assert (read, type(read)) == (value, type(value))
 
 
-@pytest.mark.parametrize("name", ["mobilenetv3_small_100", "mobilenetv3_small_100.lamb_in1k"])
-def test_an_architecture_of_timm_is_a_model_by_its_name(name: str) -> None:
+def test_an_architecture_of_timm_is_a_model_by_its_name():
+    name = "mobilenetv3_small_100.lamb_in1k"
     model = recipe.load("emoji/ewc", [f"model={name}"]).model
     assert (model.name, model.arch, model.weights.source) == (name, name, "timm")
     assert model.image_size == 224 and model.head.fit

@@ -34,7 +34,7 @@ def planned(*words: str, name: str = "emoji/ewc") -> campaign.Plan:
 
 @settings(max_examples=10, deadline=None)
 @given(LISTS)
-def test_each_combination_is_a_column_of_each_set_once(lists) -> None:
+def test_each_combination_is_a_column_of_each_set_once(lists):
     words = [f"{key}={','.join(map(recipe.text, values))}" for key, values in lists.items()]
     name, overrides = recipe.words_of_sweep("emoji/ewc", ["downstream=twemoji,noto-v1", *words])
     columns = columns_of(recipe.grid_keys(name, overrides), [EWC])
@@ -49,7 +49,7 @@ def test_each_combination_is_a_column_of_each_set_once(lists) -> None:
     assert constant < set(overrides)
 
 
-def test_a_variant_is_the_cell_of_these_words_alone() -> None:
+def test_a_variant_is_the_cell_of_these_words_alone():
     """Down to the method's options, which its siblings do not get."""
     plan = planned("method.l2=0.1,0.2", "seed=3,4", name="emoji/linear_probe")
     column = plan.columns[-1]
@@ -66,7 +66,7 @@ def test_a_variant_is_the_cell_of_these_words_alone() -> None:
 
 
 @pytest.mark.parametrize("name", ["emoji/ewc", "recipe=emoji/ewc"])
-def test_the_row_and_its_sets(name: str) -> None:
+def test_the_row_and_its_sets(name):
     words = ("method.lam=1,2", "downstream=[twemoji]", "model.mean=[0.4,0.5,0.5]")
     plan = planned(*words, name=name)
     assert plan.methods == ("ewc",) and plan.downstreams == ["twemoji"] and len(plan.columns) == 2
@@ -79,36 +79,28 @@ def test_the_row_and_its_sets(name: str) -> None:
     ("words", "message"),
     [
         ("emoji/ewc method.lamb=1,2", "unknown key 'method.lamb'; did you mean 'method.lam'"),
-        ("emoji/ewc nothing.lam=1,2", "nothing.lam cannot vary"),
         ("emoji/ewc model.crop=0.8,0.9", "model.crop cannot vary; keys of optimizer, train can"),
         ("emoji/ewc method.module=lwf,ewc", "method.module cannot vary"),
         ("emoji/ewc method.lam=1,two", r"\(vary\): method.lam='two' must be a number"),
-        ("emoji/ewc train.epochs=1,2.5", "train.epochs=2.5 must be a whole number"),
-        ("emoji/ewc seed=0,-1", "seed=-1 must be a whole number of at least 0"),
-        ("emoji/ewc method.lam=1,.nan", "method.lam='nan' must be a number of at least 0"),
-        ("emoji/ewc method.lam=1,2,1", "method.lam names 1.0 twice$"),
         ("emoji/ewc method.lam=1,1.0", "method.lam names 1.0 twice, as 1 and 1.0"),
         ("emoji/ewc method.lam=1,2 method.lam=3", r"method.lam is given twice; .* method.lam=A,B"),
         ("emoji/ewc method.lam=1,", "there is an empty value between commas"),
         ("emoji/ewc method.lam=1", "nothing varies: .* engine/launch.py recipe=emoji/ewc"),
-        ("emoji/ewc optimizer.betas=[0.9,0.9],[0.8,0.9]", "nothing varies"),
         ("emoji/ewc seed=0,1 seeds=2", "seed and seeds=2 both say the seeds"),
         ("emoji/ewc model=[a,b] method.lam=1,2", "a sweep is of one model"),
         ("emoji/ewc methods=[lwf] method.lam=1,2", "a sweep varies one row"),
         ("emoji/ewc downstream=twemoj,noto-mono method.lam=1,2", "'twemoj' is not a set of emoji"),
-        ("emoji/ewcc method.lam=1,2", "'ewcc' is no method of emoji; did you mean 'ewc'"),
-        ("emoj/ewc method.lam=1,2", "there is no campaign 'emoj'; did you mean 'emoji'"),
         ("emoji method.lam=1,2", "name it, as in emoji/fine_tune; there are fine_tune"),
         ("emoji/ewc method=lwf method.lam=1,2", "emoji/ewc names the row ewc; leave one"),
     ],
 )
-def test_what_cannot_be_is_refused(words: str, message: str) -> None:
+def test_what_cannot_be_is_refused(words, message):
     name, *rest = words.split()
     with pytest.raises(RecipeError, match=message):
         planned(*rest, name=name)
 
 
-def test_too_many_columns_are_counted_and_not_made() -> None:
+def test_too_many_columns_are_counted_and_not_made():
     numbers = ",".join(map(str, range(1, 101)))
     words = [f"{key}={numbers}" for key in ("method.lam", "train.epochs", "optimizer.lr", "seed")]
     with pytest.raises(RecipeError, match=r"vary makes 800,000,000 columns; 10,000 at most"):

@@ -21,7 +21,7 @@ methods:
 
 
 @pytest.fixture
-def campaign(tmp_path: Path) -> str:
+def campaign(tmp_path) -> str:
     file = tmp_path / "rows.yaml"
     file.write_text(ROWS)
     return str(file)

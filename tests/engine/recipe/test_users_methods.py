@@ -45,7 +45,7 @@ def cell(tmp_path: Path, text: str, *words: str) -> Recipe:
     return recipe.load("emoji/fine_tune", [f"method={tmp_path}/mine.yaml", *words])
 
 
-def test_options_are_shown_as_written_and_completed_where_the_method_runs(tmp_path: Path) -> None:
+def test_options_are_shown_as_written_and_completed_where_the_method_runs(tmp_path):
     shown = cell(tmp_path, METHOD, "method.strength=2")
     shared = {"name": "mine", "title": "Mine", "module": f"{tmp_path}/mine.py"}
     shared["variant"] = "canonical"
@@ -58,11 +58,7 @@ def test_options_are_shown_as_written_and_completed_where_the_method_runs(tmp_pa
 @pytest.mark.parametrize(
     ("text", "words", "message"),
     [
-        (
-            METHOD,
-            "method.strenght=2",
-            r"mine.py: unknown key 'method.strenght'; .*'method.strength'",
-        ),
+        (METHOD, "method.strenght=2", "mine.py: unknown key 'method.strenght'; .*strength'"),
         (METHOD, "method.strength=0", r"mine.py: method.strength=0 must be a number above 0"),
         (METHOD, "method.kind=nar", r"method.kind='nar' is not possible; did you mean 'near'"),
         (METHOD, "train.epochs=60", "too long for this method"),
@@ -71,13 +67,13 @@ def test_options_are_shown_as_written_and_completed_where_the_method_runs(tmp_pa
         ("class Recipe: pass\nMethod = Recipe", "seed=1", "Recipe does not extend engine.recipe"),
     ],
 )
-def test_what_its_module_refuses(tmp_path: Path, text: str, words: str, message: str) -> None:
+def test_what_its_module_refuses(tmp_path, text, words, message):
     shown = cell(tmp_path, text, words)
     with pytest.raises(ValueError, match=message):
         modules.method_of(shown)
 
 
-def test_its_file_runs_once_for_each_content(tmp_path: Path) -> None:
+def test_its_file_runs_once_for_each_content(tmp_path):
     runs = f"open({str(tmp_path / 'runs')!r}, 'a').write('.')\n"
     shown = cell(tmp_path, METHOD + runs)
     for text in (METHOD + runs, METHOD + runs + "more = 1\n"):
@@ -86,7 +82,7 @@ def test_its_file_runs_once_for_each_content(tmp_path: Path) -> None:
     assert (tmp_path / "runs").read_text() == ".."
 
 
-def test_every_method_of_the_engine_has_its_options() -> None:
+def test_every_method_of_the_engine_has_its_options():
     for name, options in OPTIONS.items():
         assert modules.find(name).Recipe is options
     methods = Path(modules.find("ewc").__file__ or "").parent.glob("*.py")
@@ -94,13 +90,13 @@ def test_every_method_of_the_engine_has_its_options() -> None:
     assert set(OPTIONS) == {p.stem for p in methods if any(d in p.read_text() for d in defined)}
 
 
-def test_options_may_extend_those_of_a_method_of_the_engine(tmp_path: Path) -> None:
+def test_options_may_extend_those_of_a_method_of_the_engine(tmp_path):
     shown = cell(tmp_path, METHOD.replace("(MethodRecipe)", "(Soup)"), "method.members=[ewc]")
     method = modules.method_of(shown).recipe
     assert isinstance(method, Soup) and method.members == ["ewc"] and method.select == "uniform"
 
 
-def test_its_recipe_names_the_cells_that_it_starts_from(tmp_path: Path) -> None:
+def test_its_recipe_names_the_cells_that_it_starts_from(tmp_path):
     """Which are known where its file runs; a mix of cells is none of them."""
     text = METHOD.replace("    strength:", '    needs = ("ewc",)\n    strength:')
     shown = cell(tmp_path, text)
@@ -124,9 +120,7 @@ class Recipe(MethodRecipe):
 """
 
 
-def test_to_show_a_strangers_recipe_runs_nothing_of_it(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_to_show_a_strangers_recipe_runs_nothing_of_it(folder, tmp_path, capsys):
     victim = tmp_path / "victim"
     (tmp_path / "evil.py").write_text(BOOBY_TRAP.format(victim=str(victim)))
     (tmp_path / "evil.yaml").write_text("name: evil\ntitle: Evil\nmodule: evil.py\nstrength: 2\n")

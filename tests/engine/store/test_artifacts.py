@@ -5,37 +5,22 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from damage import full_disk
+from damage import cut, full_disk
 from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.machine import files
 from engine.machine.files import digest
-from engine.store import artifacts, tensors
+from engine.store import artifacts, pending, tensors
 from engine.store.artifacts import MARKER, Store
 from loaders.schema import DamagedFile
 
 KEY = {"lr": 1e-3, "sets": ["a", "b"], "seed": 0, "none": None}
-SLOW_BUILDER = """
-import sys, time
-from pathlib import Path
-from engine.store.artifacts import Store
-
-def build(folder):
-    (folder / "half.bin").write_bytes(b"x" * 1000)
-    print("building", flush=True)
-    time.sleep(60)
-
-Store(Path(sys.argv[1])).make("cells", "slow", {"seed": 0}, build)
-"""
 
 
 def fill(folder: Path) -> None:
@@ -44,7 +29,7 @@ def fill(folder: Path) -> None:
     (folder / "note.txt").write_text("seventeen bytes..")
 
 
-def test_made_once_and_found_again(tmp_path: Path) -> None:
+def test_made_once_and_found_again(tmp_path):
     calls = []
     store = Store(tmp_path)
     assert store.find("cells", "ft", KEY) is None
@@ -58,35 +43,23 @@ def test_made_once_and_found_again(tmp_path: Path) -> None:
     assert artifact.checked("note.txt") == artifact.file("note.txt")
 
 
-def test_marker_holds_key_and_checksums_and_comes_last(tmp_path: Path) -> None:
-    artifact = Store(tmp_path).make("cells", "ft", KEY, fill)
-    marker = json.loads(artifact.file(MARKER).read_text())
-    assert marker["key"] == KEY and set(marker["files"]) == {"deep/values.npy", "note.txt"}
-    assert marker["files"]["note.txt"]["bytes"] == 17
-    newest = max((p for p in artifact.folder.rglob("*") if p.is_file()), key=os.path.getmtime)
-    assert os.path.getmtime(newest) == os.path.getmtime(artifact.folder / MARKER)
-
-
-def test_marker_is_written_after_everything_is_synced(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_marker_with_key_and_checksums_is_written_after_all_is_synced(tmp_path, monkeypatch):
     events = []
-    real_sync, real_write = artifacts.sync, files.write_atomic
-    monkeypatch.setattr(
-        artifacts, "sync", lambda path: (events.append(path.name), real_sync(path))[1]
-    )
-    monkeypatch.setattr(
-        artifacts,
-        "write_atomic",
-        lambda path, data: (events.append(f"write {path.name}"), real_write(path, data))[1],
-    )
-    Store(tmp_path).make("cells", "ft", KEY, fill)
+    sync, write = artifacts.sync, files.write_atomic
+    noted_sync = lambda path: (events.append(path.name), sync(path))[1]  # noqa: E731
+    noted_write = lambda path, data: (events.append(f"write {path.name}"), write(path, data))[1]  # noqa: E731
+    monkeypatch.setattr(artifacts, "sync", noted_sync)
+    monkeypatch.setattr(artifacts, "write_atomic", noted_write)
+    artifact = Store(tmp_path).make("cells", "ft", KEY, fill)
     written = events.index(f"write {MARKER}")
     assert {"values.npy", "note.txt"} <= set(events[:written])
     assert events[-1] == "cells"  # the rename itself is on disk
+    marker = json.loads(artifact.file(MARKER).read_text())
+    assert marker["key"] == KEY and set(marker["files"]) == {"deep/values.npy", "note.txt"}
+    assert marker["files"]["note.txt"]["bytes"] == 17
 
 
-def test_failed_builder_leaves_nothing(tmp_path: Path) -> None:
+def test_failed_builder_leaves_nothing(tmp_path):
     def fail(folder: Path) -> None:
         fill(folder)
         raise RuntimeError("out of luck")
@@ -98,22 +71,7 @@ def test_failed_builder_leaves_nothing(tmp_path: Path) -> None:
     assert store.make("cells", "ft", KEY, fill).file("note.txt").is_file()
 
 
-def test_killed_builder_leaves_nothing_finished(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", SLOW_BUILDER, str(tmp_path)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None and process.stdout.readline() == "building\n"
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
-    store = Store(tmp_path)
-    folders = [path.name for path in (tmp_path / "cells").iterdir()]
-    assert len(folders) == 1 and folders[0].startswith(".slow-")
-    assert store.find("cells", "slow", {"seed": 0}) is None
-    artifact = store.make("cells", "slow", {"seed": 0}, fill)
-    assert not (artifact.folder / "half.bin").exists()
-
-
-def test_folder_without_marker_counts_for_nothing_and_is_replaced(tmp_path: Path) -> None:
+def test_folder_without_marker_counts_for_nothing_and_is_replaced(tmp_path):
     store = Store(tmp_path)
     place = store.place("cells", "ft", KEY)
     place.mkdir(parents=True)
@@ -123,11 +81,10 @@ def test_folder_without_marker_counts_for_nothing_and_is_replaced(tmp_path: Path
     assert artifact.folder == place and not (place / "stale.bin").exists()
 
 
-@pytest.mark.parametrize("damage", ["cut", "gone"])
-def test_damaged_file_is_refused_by_name(tmp_path: Path, damage: str) -> None:
+@pytest.mark.parametrize("damage", [cut, Path.unlink])
+def test_a_damaged_file_is_refused_wherever_its_artefact_is_asked_for(tmp_path, damage):
     store = Store(tmp_path)
-    path = store.make("cells", "ft", KEY, fill).folder / "deep" / "values.npy"
-    path.write_bytes(path.read_bytes()[:-1]) if damage == "cut" else path.unlink()
+    damage(store.make("cells", "ft", KEY, fill).folder / "deep" / "values.npy")
     for use in (
         lambda: store.find("cells", "ft", KEY),
         lambda: store.make("cells", "ft", KEY, fill),
@@ -136,13 +93,20 @@ def test_damaged_file_is_refused_by_name(tmp_path: Path, damage: str) -> None:
             use()
 
 
-def test_altered_file_of_the_same_size_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_file_that_is_not_as_its_marker_says_is_refused_where_it_is_read(tmp_path):
     store = Store(tmp_path)
     artifact = store.make("cells", "ft", KEY, fill)
-    artifact.file("note.txt").write_text("eighteen bytes...")
-    assert store.find("cells", "ft", KEY) is not None  # its size is the same
-    with pytest.raises(ValueError, match=r"note\.txt was altered; delete"):
+    path = artifact.checked("note.txt")
+    path.write_text("eighteen bytes...")  # as many as before, after it was checked
+    os.utime(path, ns=(0, 0))
+    assert store.find("cells", "ft", KEY) is not None
+    with pytest.raises(DamagedFile, match=r"note\.txt was altered; delete"):
         artifact.checked("note.txt")
+    with pytest.raises(FileNotFoundError, match=r"weights\.safetensors is missing; delete"):
+        artifact.file("weights.safetensors")
+    (artifact.folder / "weights.safetensors").write_bytes(b"of another cell")
+    with pytest.raises(DamagedFile, match=r"weights\.safetensors was altered; delete"):
+        artifact.checked("weights.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -153,33 +117,11 @@ def test_altered_file_of_the_same_size_is_refused_by_name(tmp_path: Path) -> Non
         '{"format": 1, "key": {}, "files": {}, "more": 0}',
     ],
 )
-def test_a_damaged_marker_is_named(tmp_path: Path, text: str) -> None:
+def test_a_damaged_marker_is_named(tmp_path, text):
     store = Store(tmp_path)
     store.make("cells", "ft", KEY, fill).file(MARKER).write_text(text)
     with pytest.raises(ValueError, match=r"done\.json is damaged \(.+\); delete .*ft-"):
         store.find("cells", "ft", KEY)
-
-
-def test_a_file_that_a_marker_does_not_name_is_refused(tmp_path: Path) -> None:
-    artifact = Store(tmp_path).make("cells", "ft", KEY, fill)
-    (artifact.folder / "weights.safetensors").write_bytes(b"of another cell")
-    with pytest.raises(DamagedFile, match=r"weights\.safetensors was altered; delete"):
-        artifact.checked("weights.safetensors")
-
-
-def test_a_file_that_is_altered_after_it_was_checked_is_refused(tmp_path: Path) -> None:
-    artifact = Store(tmp_path).make("cells", "ft", KEY, fill)
-    path = artifact.checked("note.txt")
-    path.write_text("eighteen bytes...")
-    os.utime(path, ns=(0, 0))
-    with pytest.raises(DamagedFile, match=r"note\.txt was altered; delete"):
-        artifact.checked("note.txt")
-
-
-def test_missing_file_of_a_finished_artefact(tmp_path: Path) -> None:
-    artifact = Store(tmp_path).make("cells", "ft", KEY, fill)
-    with pytest.raises(FileNotFoundError, match=r"weights\.safetensors is missing; delete"):
-        artifact.file("weights.safetensors")
 
 
 def _builder(root: Path, number: int, barrier) -> None:
@@ -191,7 +133,7 @@ def _builder(root: Path, number: int, barrier) -> None:
     Store(root).make("cells", "race", {"seed": 0}, build)
 
 
-def test_concurrent_builders_leave_one_whole_artefact(tmp_path: Path) -> None:
+def test_concurrent_builders_leave_one_whole_artefact(tmp_path):
     context = multiprocessing.get_context("fork")
     barrier = context.Barrier(4)
     builders = [context.Process(target=_builder, args=(tmp_path, i, barrier)) for i in range(4)]
@@ -207,7 +149,7 @@ def test_concurrent_builders_leave_one_whole_artefact(tmp_path: Path) -> None:
     assert all(artifact.checked(path.name) for path in folder.glob("*.txt"))
 
 
-def test_write_atomic_replaces_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_write_atomic_replaces_in_one_step(tmp_path, monkeypatch):
     path = tmp_path / "new" / "table.csv"
     files.write_atomic(path, b"old")
     monkeypatch.setattr(files, "sync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
@@ -216,33 +158,12 @@ def test_write_atomic_replaces_in_one_step(tmp_path: Path, monkeypatch: pytest.M
     assert path.read_bytes() == b"old" and [p.name for p in path.parent.iterdir()] == ["table.csv"]
 
 
-def test_write_atomic_names_a_folder_in_the_way(tmp_path: Path) -> None:
+def test_write_atomic_names_a_folder_in_the_way(tmp_path):
     path = tmp_path / "file"
     path.mkdir()
     with pytest.raises(IsADirectoryError, match=f"{path} is a folder.* move it away"):
         files.write_atomic(path, b"new")
     assert [*tmp_path.iterdir()] == [path]
-
-
-def test_digest_is_the_same_in_every_process() -> None:
-    code = f"from engine.store.artifacts import digest; print(digest({KEY!r}))"
-    for seed in ("0", "1"):
-        environment = os.environ | {"PYTHONHASHSEED": seed}
-        process = subprocess.run(
-            [sys.executable, "-c", code],
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        assert process.stdout.strip() == digest(KEY) == "8a7888f297424ebb"
-
-
-def test_digest_refuses_what_has_no_canonical_text() -> None:
-    with pytest.raises(ValueError):
-        digest({"lr": float("nan")})
-    with pytest.raises(TypeError):
-        digest({"values": np.float32(1)})
 
 
 json_values = st.recursive(
@@ -256,16 +177,30 @@ json_values = st.recursive(
 )
 
 
-@given(st.dictionaries(st.text(), json_values, max_size=5))
-def test_digest_does_not_depend_on_the_order_of_keys(key: dict) -> None:
+@given(st.dictionaries(st.text(), json_values, max_size=5), json_values)
+def test_digest_tells_values_apart_and_not_the_order_of_keys(key, other):
     assert digest(key) == digest(dict(reversed(key.items())))
     assert digest(key) == digest(json.loads(json.dumps(key)))
+    same = json.dumps(key, sort_keys=True) == json.dumps(other, sort_keys=True)
+    assert (digest(key) == digest(other)) == same
 
 
-@given(json_values, json_values)
-def test_digest_tells_values_apart(a: object, b: object) -> None:
-    same = json.dumps(a, sort_keys=True) == json.dumps(b, sort_keys=True)
-    assert (digest(a) == digest(b)) == same
+def test_digest_is_the_same_in_every_process_and_of_canonical_text_alone():
+    assert digest(KEY) == "8a7888f297424ebb"
+    with pytest.raises(ValueError):
+        digest({"lr": float("nan")})
+    with pytest.raises(TypeError):
+        digest({"values": np.float32(1)})
+
+
+@given(st.integers(0, 100), st.integers(1, 20), st.integers(1, 40))
+def test_slices_are_whole_batches_that_hold_each_image_once(images, batch, most):
+    positions = np.arange(images)[::-1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pending, "SLICE", most)
+        cuts = pending.slices(positions, batch)
+    np.testing.assert_array_equal(np.concatenate([positions[:0], *cuts]), positions)
+    assert all(len(cut) == max(1, most // batch) * batch for cut in cuts[:-1])
 
 
 def test_a_marker_without_room_is_named_and_leaves_nothing(tmp_path):
@@ -278,7 +213,7 @@ def test_a_marker_without_room_is_named_and_leaves_nothing(tmp_path):
     store.make("cells", "a", key, lambda folder: (folder / "f").write_bytes(b"1"))
 
 
-def test_an_artefact_without_its_files_is_none(tmp_path: Path) -> None:
+def test_an_artefact_without_its_files_is_none(tmp_path):
     """A clean-up of another machine, whose clock is ahead, took the temporary folder's content."""
     store = Store(tmp_path)
     with pytest.raises(FileNotFoundError, match="run the same command again"):
@@ -286,12 +221,16 @@ def test_an_artefact_without_its_files_is_none(tmp_path: Path) -> None:
     assert store.find("cells", "ft", KEY) is None
     folder = store.make("cells", "ft", KEY, fill).folder
     marker = json.loads((folder / MARKER).read_text())
-    (folder / MARKER).write_text(json.dumps(marker | {"files": {}}))
-    with pytest.raises(DamagedFile, match="holds nothing but its marker; delete"):
-        store.find("cells", "ft", KEY)
+    for change, message in (
+        ({"files": {}}, "holds nothing but its marker; delete"),
+        ({"key": {"seed": 1}}, "is of another key; delete"),
+    ):
+        (folder / MARKER).write_text(json.dumps(marker | change))
+        with pytest.raises(DamagedFile, match=message):
+            store.find("cells", "ft", KEY)
 
 
-def test_the_umask_decides_who_may_read_tensors(tmp_path: Path) -> None:
+def test_the_umask_decides_who_may_read_tensors(tmp_path):
     before = os.umask(0o027)
     try:
         tensors.save({"weight": torch.zeros(2)}, tmp_path / "weights.safetensors")

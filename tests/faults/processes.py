@@ -11,17 +11,33 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
-
-from faults.outcome import FellShort, patience
 
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree")
 HANGS_S = 300  # on an idle machine; a whole campaign takes a tenth of it
 _running: set[int] = set()
+
+
+class FellShort(Exception):
+    """The engine did not keep a promise; the message says what happened."""
+
+
+class Skipped(Exception):
+    """This machine cannot run trials of a kind; the message says why."""
+
+
+def require(condition: object, message: str) -> None:
+    if not condition:
+        raise FellShort(message)
+
+
+def patience(seconds: float) -> float:
+    """Seconds to wait for what takes `seconds` on an idle machine."""
+    return seconds * max(1.0, 2 * os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 @dataclass(frozen=True)
@@ -32,47 +48,37 @@ class Ended:
     text: str
     cpu_s: float
 
-    @property
-    def errors(self) -> list[str]:
-        return [line for line in self.text.splitlines() if line.startswith("error: ")]
-
 
 @dataclass(frozen=True)
 class Child:
     pid: int
     log: Path
 
-    def wait(self, seconds: float = HANGS_S) -> Ended:
-        """Its end. Raises FellShort, and kills it, where it takes longer on an idle machine."""
-        if (ended := self.ended(seconds)) is None:
-            end_all()
-            raise FellShort(f"it did not end within {patience(seconds):.0f} s")
-        return ended
-
-    def ended(self, seconds: float) -> Ended | None:
-        """Its end, if it comes within so many seconds of an idle machine."""
-        end = time.monotonic() + patience(seconds)
+    def wait(self) -> Ended:
+        """Its end. Raises FellShort, and kills it, where it hangs."""
+        end = time.monotonic() + patience(HANGS_S)
         while time.monotonic() < end:
             pid, status, usage = os.wait4(self.pid, os.WNOHANG)
             if pid:
                 _running.discard(pid)
-                text = self.log.read_text(errors="replace")
                 code = os.waitstatus_to_exitcode(status)
+                text = self.log.read_text(errors="replace")
                 return Ended(code, text, usage.ru_utime + usage.ru_stime)
             time.sleep(0.02)
-        return None
+        end_all()
+        raise FellShort(f"it did not end within {patience(HANGS_S):.0f} s")
 
     def send(self, number: int) -> None:
         os.kill(self.pid, number)
 
 
-def fork(work: Callable[[], int], log: Path, variables: Mapping[str, str]) -> Child:
+def fork(work: Callable[[], int], log: Path) -> Child:
     """Start `work`, whose result is its exit code, in a process and session of its own."""
     sys.stdout.flush()
     sys.stderr.flush()
     pid = os.fork()
     if not pid:
-        _become(work, log, variables)
+        _become(work, log)
     _running.add(pid)
     return Child(pid, log)
 
@@ -85,7 +91,7 @@ def end_all() -> None:
         os.waitpid(pid, 0)
 
 
-def _become(work: Callable[[], int], log: Path, variables: Mapping[str, str]) -> NoReturn:
+def _become(work: Callable[[], int], log: Path) -> NoReturn:
     code = 70
     try:
         os.setsid()
@@ -95,10 +101,7 @@ def _become(work: Callable[[], int], log: Path, variables: Mapping[str, str]) ->
         file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, 1)
         os.dup2(file, 2)
-        os.environ |= variables
         code = work()
-    except SystemExit as end:  # argparse's
-        code = end.code if isinstance(end.code, int) else 1
     except BaseException:
         traceback.print_exc()
     finally:

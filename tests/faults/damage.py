@@ -1,13 +1,16 @@
-"""Kind `mutate`: a file of a campaign is changed at random, and the next command meets it."""
+"""Kinds `mutate`, `full` and `readonly`: damaged files, no room, folders that are not written."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import random
 import re
 import shutil
+import subprocess
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,30 +18,19 @@ import numpy as np
 from endings import follow
 
 from faults.campaign import FINISHED, STAGES, Campaign
-from faults.children import Ended
-from faults.outcome import FellShort, require
+from faults.processes import Ended, FellShort, Skipped, require
 
 CPU_S = 10.0  # that a command may take before it ends in an error
 ATTEMPTS = 4  # to do what error lines say, before it is a dead end
 IGNORED = (".snakemake", ".lock", "locks", "logs")
+OF_ANY_NAME = ("done", "progress", "attempts", "pending", "report", "tables", "figures")
 VALUES: list[Any] = [
-    None,
-    True,
-    -1,
-    0,
-    10**400,
-    1e308,
-    "",
-    "../../x",
-    "é\0",
-    [],
-    {},
-    [[]],
-    "x" * 9000,
+    *(None, True, -1, 0, 10**400, 1e308, "", "../../x", "é\0", [], {}, [[]], "x" * 9000),
 ]
 REMEDY = re.compile(r"\b(delete|remove|run|encode|move|give|choose|set|make|update)\b")
 # What of a finished campaign is deleted too, so that more than its report is read again.
-LOST = ("", "", "shapes*/report", "shapes*", "store/predictions", "store/distances", "store/cells")
+LOST = ("", "shapes*/report", "shapes*", "store/predictions", "store/distances", "store/cells")
+NO_ROOM = ("No space left", "make room")
 
 
 def mutate(campaign: Campaign, rng: random.Random) -> str:
@@ -49,10 +41,10 @@ def mutate(campaign: Campaign, rng: random.Random) -> str:
     stage = rng.choice([*[FINISHED] * len(STAGES), *STAGES])
     campaign.restore(stage)
     kinds = files_by_kind(campaign.runs)
-    kind = rng.choice(sorted(kinds))
-    path = rng.choice(kinds[kind])
+    paths = kinds[rng.choice(sorted(kinds))]
+    path = rng.choice(paths)
     change = rng.choice([*CHANGES, *(JSON_CHANGES if path.suffix == ".json" else ())])
-    change(path, rng, kinds[kind])
+    change(path, rng, paths)
     done = f"{change.__name__} of {path.relative_to(campaign.runs)}, campaign {stage:.0%} done"
     lost = rng.choice(LOST) if stage == FINISHED else ""
     for folder in campaign.runs.glob(lost) if lost else ():
@@ -65,28 +57,15 @@ def mutate(campaign: Campaign, rng: random.Random) -> str:
     return done
 
 
-def files_by_kind(runs: Path) -> dict[str, list[Path]]:
-    """The files of a campaign by kind: their path, without what differs between equal kinds."""
+def files_by_kind(runs: Path) -> dict[tuple[str, str], list[Path]]:
+    """The files of a campaign by kind: the folder's and their own name, or the end of it."""
     kinds = defaultdict(list)
-    for path in sorted(runs.rglob("*")):
-        inside = path.relative_to(runs)
-        if path.is_file() and not set(inside.parts) & set(IGNORED):
-            kinds[kind_of(inside)].append(path)
+    for path in sorted(path for path in runs.rglob("*") if path.is_file()):
+        parts = path.relative_to(runs).parts
+        if not {*parts} & {*IGNORED}:
+            place = {"store": parts[1], "packs": "packs"}.get(parts[0], parts[-2])
+            kinds[place, path.suffix if place in OF_ANY_NAME else path.name].append(path)
     return kinds
-
-
-def kind_of(inside: Path) -> str:
-    parts = inside.parts
-    if parts[0] == "packs":
-        return f"packs/{parts[-1]}"
-    if parts[0] == "store":
-        name = re.sub(r"^[\d-]+", "", parts[-1])
-        return f"store/{parts[1]}/{name}"
-    if {"progress", "done", "attempts"} & set(parts):
-        return f"plan/{parts[-2]}"
-    if "report" in parts:
-        return f"report/{inside.suffix or inside.name}"
-    return f"plan/{inside.name}"
 
 
 def heal(campaign: Campaign, command: str, damaged: Path, done: str) -> None:
@@ -94,7 +73,7 @@ def heal(campaign: Campaign, command: str, damaged: Path, done: str) -> None:
     for _ in range(ATTEMPTS):
         ended = campaign.run(command).wait()
         if ended.code == 0:
-            campaign.compare(ended, f"{done}, `rib {command}`")
+            campaign.check(ended, f"{done}, `rib {command}`")
             return
         line = only_error(ended, f"{done}, `rib {command}`")
         named = damaged.name in line or damaged.parent.name in line
@@ -111,14 +90,15 @@ def heal(campaign: Campaign, command: str, damaged: Path, done: str) -> None:
 def only_error(ended: Ended, done: str) -> str:
     """The error line of a command that ended as a user's error does. Raises FellShort."""
     text = ended.text[-1500:]
+    errors = [line for line in ended.text.splitlines() if line.startswith("error: ")]
     require(ended.code == 2, f"after {done}, exit code {ended.code}: {text}")
     require("Traceback" not in ended.text, f"after {done}, a traceback: {text}")
-    require(len(ended.errors) == 1, f"after {done}, {len(ended.errors)} error lines: {text}")
+    require(len(errors) == 1, f"after {done}, {len(errors)} error lines: {text}")
     require(ended.cpu_s <= CPU_S, f"after {done}, {ended.cpu_s:.0f} s of CPU before {text}")
-    return ended.errors[0]
+    return errors[0]
 
 
-def flip(path: Path, rng: random.Random, alike: list[Path]) -> None:
+def flip(path: Path, rng: random.Random, _: list[Path]) -> None:
     """Change up to 8 bytes; half of the time those that are not zero, as padding is."""
     data = np.fromfile(path, np.uint8)
     content = np.flatnonzero(data) if rng.random() < 0.5 else np.arange(len(data))
@@ -185,3 +165,65 @@ CHANGES: tuple[Callable[[Path, random.Random, list[Path]], None], ...] = (
     *(flip, cut, more, empty, delete, folder, another),
 )
 JSON_CHANGES = (value, swap, value, swap)
+
+
+def full(campaign: Campaign, rng: random.Random) -> str:
+    """The disk fills up before a change; once there is room, the same command finishes."""
+    campaign.clear()
+    disk = campaign.runs.parent
+    at, left = max(1, int(rng.random() * campaign.changes)), rng.randrange(1 << 16)
+    done = f"the disk full but for {left} bytes at change {at}"
+    filler = disk / "filler"
+
+    def fill() -> None:
+        state = os.statvfs(disk)
+        with filler.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, max(1, state.f_bavail * state.f_frsize - left))
+
+    with mounted(["-t", "tmpfs", "-o", "size=512m", "tmpfs", str(disk)], disk):
+        ended = campaign.run(at=at, act=fill).wait()
+        if ended.code != 0:
+            line = only_error(ended, done)
+            require(any(words in line for words in NO_ROOM), f"after {done}, no disk in: {line}")
+        filler.unlink(missing_ok=True)
+        campaign.check(campaign.run().wait(), done)
+    return done
+
+
+def readonly(campaign: Campaign, rng: random.Random) -> str:
+    """A folder of the campaign cannot be written; once it can, the same command finishes."""
+    stage, command = rng.choice([FINISHED, *STAGES]), rng.choice(["campaign", "metrics"])
+    command = command if stage == FINISHED else "campaign"
+    campaign.restore(stage)
+    folders = [campaign.runs, *(path for path in campaign.runs.rglob("*") if path.is_dir())]
+    folder = rng.choice(sorted(path for path in folders if ".snakemake" not in path.parts))
+    name = folder.relative_to(campaign.runs)
+    done = f"{name} read-only, campaign {stage:.0%} done, `rib {command}`"
+    with mounted(["--bind", str(folder), str(folder)], folder):
+        mount(["-o", "remount,bind,ro", str(folder)])
+        ended = campaign.run(command).wait()
+        if ended.code == 0:
+            campaign.check(ended, done)
+        else:
+            line = only_error(ended, done)
+            require(str(folder) in line, f"after {done}, the folder is not in: {line}")
+    campaign.check(campaign.run().wait(), done)
+    return done
+
+
+@contextlib.contextmanager
+def mounted(words: list[str], place: Path) -> Iterator[None]:
+    """Mount something on a folder. Raises Skipped where this process may not."""
+    mount(words)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def mount(words: list[str]) -> None:
+    if os.geteuid():
+        raise Skipped("only root can mount")
+    done = subprocess.run(["mount", *words], capture_output=True, text=True)
+    if done.returncode:
+        raise Skipped(f"mount is not possible: {done.stderr.strip()}")
