@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import campaigns
 import grids
@@ -50,7 +51,8 @@ def test_a_campaign_stores_what_its_calibration_errors_need(folder: Path, finish
         scaled = special.log_softmax(z[held_out] / np.exp(log_t), axis=1)
         return -float(scaled[np.arange(len(held_out)), truth[held_out]].mean())
 
-    t = float(np.exp(optimize.minimize_scalar(nll, bounds=np.log([0.25, 16]), method="bounded").x))
+    least: Any = optimize.minimize_scalar(nll, bounds=np.log([0.25, 16]), method="bounded")
+    t = float(np.exp(least.x))
     z, truth = (x.numpy() for x in campaigns.by_timm(state, folder, "few"))
     possible = [grids.CLASSES.index(name) for name in grids.FEW]
     index = pq.read_table(evaluation.path)["index"].to_numpy()

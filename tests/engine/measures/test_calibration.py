@@ -69,7 +69,8 @@ def best_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
         z = special.log_softmax(logits[:, MASK] / np.exp(log_t), axis=1)
         return -float(np.take_along_axis(z, places, axis=1).mean())
 
-    return float(np.exp(optimize.minimize_scalar(nll, bounds=(-3, 4), method="bounded").x))
+    least: Any = optimize.minimize_scalar(nll, bounds=(-3, 4), method="bounded")
+    return float(np.exp(least.x))
 
 
 @pytest.mark.parametrize("over", [0.4, 1.0, 1.9, 6.0])
