@@ -16,6 +16,8 @@ from engine.machine import bars, precision, ranks
 from engine.run import Run
 from loaders.batch import Batch
 
+Reduce = Callable[[np.ndarray, torch.Tensor], torch.Tensor]  # index, outputs -> rows
+
 
 def chunks(run: Run, positions: np.ndarray) -> list[np.ndarray]:
     size = run.recipe.evaluate.batch_size
@@ -48,23 +50,24 @@ def reduced(
     models: Sequence[Sequence[Model]],
     batches: Iterable[Batch],
     kind: str,
-    reduce: Callable[[np.ndarray, torch.Tensor], torch.Tensor],
-) -> list[torch.Tensor]:
-    """`reduce(index, outputs)` [n, ...] of every mean of models' outputs (float32), for the batches
-    of all ranks, in order.
+    reductions: Sequence[Reduce],
+) -> list[list[torch.Tensor]]:
+    """Each reduction [n, ...] of every mean of models' outputs (float32), for the batches of all
+    ranks, in order.
 
     models: of each mean; a model that several of them have runs once a batch.
     """
-    rows: list[list[torch.Tensor]] = [[] for _ in models]
+    rows: list[list[list[torch.Tensor]]] = [[[] for _ in reductions] for _ in models]
     with torch.inference_mode(), precision.autocast(kind, forward.device):
         for batch in batches:
             x_BCHW = forward.normalize(batch.images)
             output = functools.cache(lambda model, x=x_BCHW: forward(model, x))
-            for members, parts in zip(models, rows, strict=True):
+            for members, of_mean in zip(models, rows, strict=True):
                 outputs = [output(model) for model in members]
                 mean = outputs[0] if len(outputs) == 1 else torch.stack(outputs).mean(dim=0)
-                parts.append(reduce(batch.index, mean))
-    return [_gathered(parts, forward.device) for parts in rows]
+                for reduce, parts in zip(reductions, of_mean, strict=True):
+                    parts.append(reduce(batch.index, mean))
+    return [[_gathered(parts, forward.device) for parts in of_mean] for of_mean in rows]
 
 
 def _gathered(parts: list[torch.Tensor], device: torch.device) -> torch.Tensor:

@@ -100,7 +100,8 @@ def _compute(run: Run, cell: Cell, labelled: LabelledSet, form: Form, file: Path
     place = file if ranks.rank() == 0 else Path(os.devnull)
     with closing(pieces):
         for number, batches in enumerate(pieces):
-            (x_ND,) = reduced(forward, [[model]], batches, form.precision, lambda _, x_BD: x_BD)
+            same = [lambda _, x_BD: x_BD]
+            ((x_ND,),) = reduced(forward, [[model]], batches, form.precision, same)
             array_ND = np.ascontiguousarray(x_ND.cpu().numpy())
             with room_for(file), place.open("ab" if number else "wb") as sink:
                 if not number:

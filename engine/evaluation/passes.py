@@ -20,9 +20,10 @@ from engine.data.sets import LabelledSet
 from engine.evaluation import features
 from engine.evaluation.bank import Forward, ModelBank
 from engine.evaluation.batches import chunks, read, reduced
-from engine.evaluation.reduction import Reduction, predictions_table
+from engine.evaluation.reduction import ClassGaps, Reduction, predictions_table
 from engine.machine import ranks
 from engine.machine.files import digest
+from engine.measures.calibration import BINS, TEMPERATURES
 from engine.models.form import Form
 from engine.run import Run
 from engine.store import cells
@@ -100,6 +101,8 @@ def key_of(
     }
     if labelled.mask_rule != "present":
         key["mask"] = labelled.mask_rule
+    if recipe.evaluate.calibration:
+        key["calibration"] = {"temperatures": TEMPERATURES.tolist(), "bins": BINS}
     return f"{'+'.join(n.rsplit('-', 1)[0] for n in average)}-on-{labelled.name}"[:120], key
 
 
@@ -140,17 +143,19 @@ def _from_features(
     heads = [_head(run, parents[next(iter(probe.average))], names) for probe in probes]
     weights_HDC = torch.stack([weight for weight, _ in heads]).transpose(1, 2)
     biases_H1C = torch.stack([bias for _, bias in heads]).unsqueeze(1)
-    reduction = Reduction(labelled, run.device)
+    reductions = _reductions(run, labelled)
     for number in _unfinished(probes):
-        parts = []
+        parts: list[list[list[torch.Tensor]]] = [[[] for _ in reductions] for _ in probes]
         with torch.inference_mode():
             for index in chunks(run, probes[0].cuts[number]):
                 x_ND = on_device(shared_ND[index], run.device)
                 # Gives each head's logits bit for bit, which one wide product of all does not.
                 x_HND = x_ND.expand(len(heads), *x_ND.shape)
                 logits_HNC = torch.baddbmm(biases_H1C, x_HND, weights_HDC)
-                parts.append(torch.stack([reduction(index, logits) for logits in logits_HNC]))
-        _put(number, labelled, probes, torch.cat(parts, dim=1))
+                for logits, of_head in zip(logits_HNC, parts, strict=True):
+                    for reduce, rows in zip(reductions, of_head, strict=True):
+                        rows.append(reduce(index, logits))
+        _put(number, labelled, probes, [[torch.cat(rows) for rows in of] for of in parts])
 
 
 def _head(run: Run, cell: Cell, names: tuple[str, str]) -> list[torch.Tensor]:
@@ -168,7 +173,7 @@ def _from_images(
     by_average = {id(evaluation.average): evaluation for evaluation in full}
     run.sets.source(labelled.name)  # takes its memory before shares of the rest are taken
     bank = ModelBank(run, [evaluation.average for evaluation in full], parents)
-    forward, reduction = Forward(run), Reduction(labelled, run.device)
+    forward, reductions = Forward(run), _reductions(run, labelled)
     kind = Form.of(run.recipe.evaluate, run.device).precision
     for group in bank.groups:
         pending = [by_average[id(average)] for average in group]
@@ -177,9 +182,15 @@ def _from_images(
         pieces = read(run, labelled, [full[0].cuts[number] for number in numbers], label)
         for number, batches in zip(numbers, pieces, strict=True):
             missing = [k for k, evaluation in enumerate(pending) if number in evaluation.todo]
-            rows = reduced(forward, [nets[k] for k in missing], batches, kind, reduction)
+            rows = reduced(forward, [nets[k] for k in missing], batches, kind, reductions)
             _put(number, labelled, [pending[k] for k in missing], rows)
         del nets  # before the next group is loaded
+
+
+def _reductions(run: Run, labelled: LabelledSet) -> list[Reduction]:
+    calibration = run.recipe.evaluate.calibration
+    rows = Reduction(labelled, run.device, calibration=calibration)
+    return [rows, ClassGaps(labelled, run.device)] if calibration else [rows]
 
 
 def _unfinished(evaluations: Sequence[Pending]) -> list[int]:
@@ -191,12 +202,12 @@ def _put(
     number: int,
     labelled: LabelledSet,
     evaluations: Sequence[Pending],
-    predictions: Iterable[torch.Tensor],
+    rows: Iterable[Sequence[torch.Tensor]],
 ) -> None:
-    """Store each evaluation's predictions [n, 4] of slice `number`, where they are missing."""
-    for evaluation, predictions_n4 in zip(evaluations, predictions, strict=True):
+    """Store each evaluation's predictions of slice `number`, where they are missing."""
+    for evaluation, of_evaluation in zip(evaluations, rows, strict=True):
         if number in evaluation.todo:
-            table = predictions_table(predictions_n4, labelled, evaluation.cuts[number])
+            table = predictions_table(of_evaluation, labelled, evaluation.cuts[number])
             evaluation.put(number, table)
 
 

@@ -6,14 +6,14 @@ intervals, its means over sets, its place in the files and on the page follow fr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
 from scipy import special
 
+from engine.measures.calibration import BINS
 from engine.measures.predictions import ImagePredictions
-
-BINS = 15
 
 
 def calibration_error(predictions: ImagePredictions, sources: np.ndarray) -> float:
@@ -39,6 +39,47 @@ def calibration_error(predictions: ImagePredictions, sources: np.ndarray) -> flo
     return float(100 * (np.abs(sums) - too_large).sum() / predictions.weights.sum())
 
 
+def scaled_calibration_error(predictions: ImagePredictions, sources: np.ndarray) -> float:
+    """As `calibration_error`, after temperature scaling; NaN where no temperature is known."""
+    if predictions.scaled is None:
+        return math.nan
+    return calibration_error(predictions._replace(p_top1=predictions.scaled), sources)
+
+
+def classwise_calibration_error(predictions: ImagePredictions, sources: np.ndarray) -> float:
+    """Class-wise calibration error in points (classwise-ECE of Kull et al. 2019; Nixon et al. 2019
+    call it static calibration error); NaN where it is not stored.
+
+    For each class that is a possible answer, images are put into 15 bins of equal width, open below
+    and closed above, by the probability of this class, whether or not it is the answer. A bin's
+    distance is that between its mean probability and its share of images of the class, weighted
+    by its images; the result is the mean over classes. All images count alike. It is not debiased:
+    that would need the sums of each source. It shrinks with the number of classes, since most
+    probabilities are near 0, and is no measure across data sets.
+    """
+    gaps_CB = predictions.class_gaps
+    if gaps_CB is None:
+        return math.nan
+    return float(100 * np.abs(gaps_CB).sum() / (len(predictions.label) * len(gaps_CB)))
+
+
+def macro_accuracy(predictions: ImagePredictions, sources: np.ndarray) -> float:
+    """Mean accuracy in percent over the classes that the set has images of."""
+    return float(100 * np.mean(_class_accuracies(predictions)))
+
+
+def worst_class_accuracy(predictions: ImagePredictions, sources: np.ndarray) -> float:
+    """Accuracy in percent on the worst class that the set has images of. Of few images a class it
+    is low by chance alone."""
+    return float(100 * np.min(_class_accuracies(predictions)))
+
+
+def _class_accuracies(predictions: ImagePredictions) -> np.ndarray:
+    total = np.bincount(predictions.label, predictions.weights)
+    right = np.bincount(predictions.label, predictions.weights * predictions.hit)
+    return right[total > 0] / total[total > 0]
+
+
 def _folded_normal(mean: np.ndarray, spread: np.ndarray) -> np.ndarray:
     """The expectation of a normal number's absolute value."""
     z = mean / np.maximum(spread, 1e-9)
@@ -60,6 +101,10 @@ OF_CHANGES: dict[str, Callable[[ImagePredictions, ImagePredictions], np.ndarray]
 # A number of all predictions on a set and the images' sources, in percent; it has no interval.
 OF_SETS: dict[str, Callable[[ImagePredictions, np.ndarray], float]] = {
     "calibration_error": calibration_error,
+    "scaled_calibration_error": scaled_calibration_error,
+    "classwise_calibration_error": classwise_calibration_error,
+    "macro_accuracy": macro_accuracy,
+    "worst_class_accuracy": worst_class_accuracy,
 }
 SHARES = ("accuracy", *OF_CHANGES)  # whose intervals end at 0 and 100
 

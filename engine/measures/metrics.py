@@ -24,15 +24,16 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pandas
 from scipy import sparse
 
-from engine.measures import behaviour, bootstrap, image_changes
+from engine.measures import behaviour, bootstrap, image_changes, predictions
 from engine.measures.bootstrap import DRAWS
+from engine.measures.calibration import Temperature
 from engine.measures.image_changes import ImageChange
 from engine.measures.predictions import ImagePredictions, SetPredictions
 from engine.measures.rows import PRE, Arm, Evaluation, ModelOnSet
@@ -189,12 +190,14 @@ class Means:
 @dataclass(frozen=True)
 class Read:
     """Evaluations of a grid's models, in order: their numbers (n, and by measure in percent), and
-    by measure draws, float32 [B, rows] in percent. changes: by model and set, as of `Grid`."""
+    by measure draws, float32 [B, rows] in percent. changes: by model and set, as of `Grid`. scaled:
+    by model (arm, set trained on, seed) the temperature of its confidences."""
 
     evaluations: Sequence[Evaluation]
     numbers: list[dict[str, float]]
     draws: Mapping[str, np.ndarray]
     changes: dict[tuple[str, str], list[ImageChange]]
+    scaled: Mapping[tuple[Arm, str, int], Temperature | None] = field(default_factory=dict)
 
 
 def gather(
@@ -223,7 +226,12 @@ def gather(
     names = [*behaviour.OF_IMAGES, *behaviour.OF_CHANGES]
     shape = draws, len(evaluations)
     columns = {name: np.empty(shape, np.float32, order="F") for name in names}
-    read = Read(evaluations, [{}] * len(evaluations), columns, {})
+    scaled = {  # by what was held out of its training; the pre-trained model was trained upstream
+        (row.arm, row.downstream, row.seed): predictions.temperature_of(row.path)
+        for row in evaluations
+        if row.evaluated_on == (row.downstream or upstream)
+    }
+    read = Read(evaluations, [{}] * len(evaluations), columns, {}, scaled)
     for places in by_set.values():
         _read(read, places, seed)
     return grid_of(read, seeds, sets, upstream, downstreams or sets)
@@ -313,7 +321,8 @@ def _read(read: Read, places: Sequence[int], seed: int) -> None:
             together, sums = of_bank[start : start + TOGETHER], []
             for k in together:
                 row = read.evaluations[k]
-                after = bank.add(row.path, row.model)
+                scaled = read.scaled.get((row.arm, row.downstream, row.seed))
+                after = bank.add(row.path, row.model, scaled)
                 same_images = bank is of_set or bank.same_images(of_set)
                 measured = behaviour.of_images(
                     after, before.get(row.model) if row.method != PRE and same_images else None

@@ -7,6 +7,7 @@ the same images, and damaged predictions are refused.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +16,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from engine.measures import calibration
+from engine.measures.calibration import BINS, Temperature
+
+log = logging.getLogger(__name__)
+
 IMAGE = ("index", "source", "label", "group")
 PROBABILITIES = ("p_top1", "p_true", "margin")
 SCHEMA = pa.schema(
@@ -22,6 +28,12 @@ SCHEMA = pa.schema(
     + [(name, pa.float32()) for name in PROBABILITIES]
 )
 GROUP = pa.field("group", pa.string())  # where parts of the set count alike
+# With `evaluate.calibration`: the confidence at each of `calibration.TEMPERATURES`. And on the
+# first image of each slice, sums over its images by class and bin (`calibration.BINS`): the
+# probability of the class minus whether it is right.
+SCALED = pa.field("p_top1_scaled", pa.list_(pa.float32()))
+CLASS_GAPS = pa.field("class_gaps", pa.list_(pa.float32()))
+OPTIONAL = (GROUP, SCALED, CLASS_GAPS)
 
 
 class Ensemble(tuple[str, ...]):
@@ -41,7 +53,8 @@ def read(path: Path) -> pa.Table:
     """Predictions of one evaluation, in the order of their index.
 
     `path` is a Parquet file or a folder of Parquet parts with the columns of `SCHEMA` and, where
-    corruptions and severities are to count alike, `group` ("corruption/severity").
+    corruptions and severities are to count alike, `group` ("corruption/severity"); others of
+    `OPTIONAL` are read where they are there.
     Raises ValueError naming the file for anything unreadable, absent, null, NaN or duplicated.
     """
     parts = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
@@ -53,7 +66,7 @@ def read(path: Path) -> pa.Table:
             for part in parts
         ]
         table = tables[0] if len(tables) == 1 else pa.concat_tables(tables)
-        schema = SCHEMA.append(GROUP) if GROUP.name in table.column_names else SCHEMA
+        schema = pa.schema([*SCHEMA, *(f for f in OPTIONAL if f.name in table.column_names)])
         schema = schema.with_metadata(table.schema.metadata)
         if not table.schema.equals(schema):
             table = table.select(schema.names).cast(schema)
@@ -97,18 +110,57 @@ def _line(error: Exception) -> str:
 
 class ImagePredictions(NamedTuple):
     """A model's predictions on a set, arrays [N] in the order of the images' index, and its
-    accuracy (%)."""
+    accuracy (%). scaled: confidences [N] after temperature scaling; class_gaps: the sums [C, bins]
+    of `behaviour.classwise_calibration_error`; None where they are not stored."""
 
     top1: np.ndarray
     label: np.ndarray
     p_top1: np.ndarray
     weights: np.ndarray
     accuracy: float
+    scaled: np.ndarray | None = None
+    class_gaps: np.ndarray | None = None
 
     @property
     def hit(self) -> np.ndarray:
         """Whether each image's top-1 class is the right one."""
         return self.top1 == self.label
+
+
+def temperature_of(path: Path) -> Temperature | None:
+    """The temperature that fits the predictions of an evaluation; None where they hold no
+    confidences at other temperatures. Raises ValueError as `read`."""
+    try:
+        names = pq.read_schema(path).names
+    except (pa.ArrowException, OSError):
+        names = []  # `read` says what is wrong with it
+    if SCALED.name not in names:
+        return None
+    table = read(path)
+    confidences_NT = _scaled(table)
+    assert confidences_NT is not None
+    fitted = calibration.fit(confidences_NT, table["margin"].to_numpy(), weights(table))
+    if fitted.is_at_end:
+        log.warning("%s: the temperature is at the end of its range, %g", path, fitted.value)
+    return fitted
+
+
+def _scaled(table: pa.Table) -> np.ndarray | None:
+    """Confidences [N, T] at `calibration.TEMPERATURES`, where a table has them."""
+    if SCALED.name not in table.column_names:
+        return None
+    numbers = table[SCALED.name].combine_chunks().flatten().to_numpy()
+    return numbers.reshape(len(table), len(calibration.TEMPERATURES))
+
+
+def _class_gaps(table: pa.Table) -> np.ndarray | None:
+    """The sums [C, bins] over all slices, where a table has them."""
+    if CLASS_GAPS.name not in table.column_names:
+        return None
+    lists = table[CLASS_GAPS.name].combine_chunks()
+    slices = np.count_nonzero(lists.value_lengths())
+    gaps = lists.flatten().to_numpy().astype(np.float64)
+    return gaps.reshape(slices, -1, BINS).sum(axis=0)
 
 
 class SetPredictions:
@@ -119,10 +171,13 @@ class SetPredictions:
         self.first: Path | None = None
         self._packs: dict[str, tuple[bytes | None, Path]] = {}
 
-    def add(self, path: Path, model: str = "") -> ImagePredictions:
+    def add(
+        self, path: Path, model: str = "", temperature: Temperature | None = None
+    ) -> ImagePredictions:
         """Read the predictions of an evaluation.
 
         `model`: the pre-trained model behind it; each model may have a pack with other pixels.
+        `temperature`: that its confidences are scaled by, where it stores them.
         Raises ValueError, naming both files, if the images differ from those already added, or if
         the pack differs from that of the model's other files.
         """
@@ -146,7 +201,13 @@ class SetPredictions:
             )
         top1, label, p_top1 = (table[name].to_numpy() for name in ("top1", "label", "p_top1"))
         accuracy = float(100 * self.by_source(top1 == label).sum() / self.total.sum())
-        return ImagePredictions(top1, label, p_top1, self.weights, accuracy)
+        confidences_NT = _scaled(table)
+        scaled = None
+        if confidences_NT is not None and temperature is not None:
+            scaled = temperature.confidence(confidences_NT)
+        return ImagePredictions(
+            top1, label, p_top1, self.weights, accuracy, scaled, _class_gaps(table)
+        )
 
     def by_source(self, case: np.ndarray) -> np.ndarray:
         """[sources] weight of the images (bool [images]) that are in a case."""

@@ -34,6 +34,11 @@ def checked(recipe: Recipe) -> Recipe:
             f"evaluate.cka={recipe.evaluate.cka}: CKA needs {FEWEST_FOR_CKA} images or more; 0 "
             "switches it off"
         )
+    if recipe.evaluate.calibration and not recipe.dataset.holdout:
+        raise RecipeError(
+            "evaluate.calibration: a temperature is fitted on the hold-out of the set fine-tuned "
+            "on; set dataset.holdout above 0"
+        )
     if recipe.dataset.shots and recipe.dataset.portion < 1:
         raise RecipeError(
             f"dataset.shots={recipe.dataset.shots} and dataset.portion={recipe.dataset.portion:g} "

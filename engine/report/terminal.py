@@ -77,7 +77,8 @@ def behaviour(results: Results, model: str) -> str:
     of_model = cells[(cells["model"] == model) & cells["evaluated_on"].isin(grid.sets)]
     means = grid.mean(of_model[of_model["downstream"] != of_model["evaluated_on"]], ["arm"])
     numbers = means.keys.set_index("arm")
-    for name in measures():
+    names = [name for name in measures() if of_model[name].notna().any()]
+    for name in names:
         table = means.table(name, name).set_index("arm")
         numbers = numbers.join(table.rename(columns={f"{name}_low": "low", f"{name}_high": "high"}))
         write = ascii_signed if name == ROBUSTNESS else rounded
@@ -86,16 +87,18 @@ def behaviour(results: Results, model: str) -> str:
 
     def rows(title: str, arm: int) -> list[list[str]]:
         of = numbers.loc[arm]
-        return [[title, *map(str, of[measures()])], ["", *(str(of[f"±{n}"]) for n in measures())]]
+        return [[title, *map(str, of[names])], ["", *(str(of[f"±{name}"]) for name in names)]]
 
     shown = results.shown[results.shown["model"] == model]
     return console.text(
         f"{model}\nMeans over every set fine-tuned on and every other set. Percent of "
         "images with the same top-1 class before and after, right both times, lost and gained; "
-        "expected calibration error (debiased, without an interval), and accuracy above the trend "
-        "line of models that nothing made robust, in points. Below each, half the width of its 95% "
+        "expected calibration error (debiased), that after temperature scaling and the class-wise "
+        "one where they are stored, mean accuracy over classes and that on the worst (these five "
+        "have no interval), and accuracy above the trend line of models that nothing made robust, "
+        "in points. Below each, half the width of its 95% "
         f"interval, whose ends are in intervals.csv. It is about {results.population}.",
-        ["", *(name.replace("_", " ").replace("top1", "top-1") for name in measures())],
+        ["", *(name.replace("_", " ").replace("top1", "top-1") for name in names)],
         rows("pre-trained", grid.arms.index(Arm(model, PRE, "", None))),
         [row for line in tables.rows(shown) for row in rows(line.method, line.arm)],
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from evaluations import (
     IMAGES,
@@ -23,6 +24,7 @@ from grids import grid
 from engine.evaluation import bank
 from engine.grid import jobs
 from engine.grid.columns import Column
+from engine.measures.calibration import BINS, TEMPERATURES
 
 __all__ = ["expected", "fresh", "grid", "mixes", "small_slices"]
 
@@ -38,6 +40,24 @@ def test_a_set_is_read_once_for_as_many_models_as_fit(
     assert (counted.images, counted.models) == (reads * IMAGES, 6)  # the other two are heads
     message = f"6 models do not fit together: the set is read once for each of {reads} groups"
     assert (message in caplog.text) == (reads > 1)
+
+
+def test_calibration_costs_no_pass_and_leaves_the_other_columns(
+    fresh, mixes, expected, small_slices, monkeypatch
+):
+    counted = Counted(monkeypatch)
+    calibrated = tables(fresh.builder("evaluate.calibration=true"), mixes)
+    assert (counted.images, counted.models) == (IMAGES, 6)
+    for plain, more in zip(expected, calibrated, strict=True):
+        assert more.select(plain.column_names).equals(plain)
+        confidences = np.array(more["p_top1_scaled"].to_pylist())
+        at_1 = confidences[:, TEMPERATURES.tolist().index(1.0)]
+        np.testing.assert_array_equal(at_1, plain["p_top1"].to_numpy())
+        assert (np.diff(confidences, axis=1) <= 1e-6).all()
+        # A slice has sums of its own, by five classes and the bins.
+        lengths = [len(sums) for sums in more["class_gaps"].to_pylist()]
+        assert [k for k, length in enumerate(lengths) if length] == [0, 16, 32]
+        assert set(lengths) == {0, 5 * BINS}
 
 
 def test_a_share_of_memory_is_taken_after_the_set_has_its_own(fresh, mixes, monkeypatch):

@@ -211,6 +211,7 @@ EVALUATE = {
     "compile": "always",
     "split": "holdout",
     "cka": 8,
+    "calibration": "true",
 }
 CHANGES = [
     *(f"train.{key}={value}" for key, value in TRAIN.items()),

@@ -21,7 +21,8 @@ optimizer: {name: adamw, lr: 0.001, momentum: 0.9, betas: [0.9, 0.999], eps: 1.0
 train: {epochs: 10, batch_size: 64, accumulation: 1, warmup_steps: null, clip: 0.0,
   freeze_batchnorm: false, precision: auto, compile: auto, snapshots: 0,
   keep_snapshots: false, checkpoint_minutes: 10.0}
-evaluate: {batch_size: 256, precision: auto, compile: auto, split: all, cka: 0}
+evaluate: {batch_size: 256, precision: auto, compile: auto, split: all,
+  calibration: false, cka: 0}
 dataset: {kind: folder, root: '', upstream: upstream, train_sets: [], classes: 0, renderings: 1,
   source_px: 128, seed: 0, holdout: 0.25, train_images: 0, shots: 0, portion: 1.0, pack_format: raw,
   objectnet: corrected, objectnet_terms: test_only, subsample: '50000', undecodable: refuse,

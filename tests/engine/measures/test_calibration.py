@@ -1,0 +1,169 @@
+"""Temperature scaling and class-wise calibration error, from logits against plain twins."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from scipy import optimize, special
+
+from engine.evaluation import passes
+from engine.evaluation.reduction import ClassGaps, Reduction
+from engine.measures import behaviour, calibration, predictions
+from engine.measures.predictions import ImagePredictions, SetPredictions
+
+CPU = torch.device("cpu")
+MASK = np.array([True, True, False, True, True, True, False, True])
+CLASSES = np.flatnonzero(MASK)
+
+
+def drawn(images: int, over: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Logits [N, 8] whose best temperature is `over`, but for chance, and labels [N]."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(images, len(MASK))) * 2
+    p = special.softmax(np.where(MASK, logits, -np.inf), axis=1)
+    labels = np.array([rng.choice(len(MASK), p=row) for row in p])
+    return logits * over, labels
+
+
+def stored(folder: Path, name: str, logits: np.ndarray, labels: np.ndarray) -> Path:
+    """The file that an evaluation leaves, of three slices of two batches each."""
+    labelled: Any = SimpleNamespace(
+        labels=torch.from_numpy(labels),
+        mask=torch.from_numpy(MASK),
+        members=None,
+        group=None,
+        pack=SimpleNamespace(sources=np.array([f"image {i}" for i in range(len(labels))])),
+    )
+    of_rows, of_classes = Reduction(labelled, CPU, calibration=True), ClassGaps(labelled, CPU)
+    (folder / name).mkdir()
+    for number, positions in enumerate(np.array_split(np.arange(len(labels)), 3)):
+        batches = np.array_split(positions, 2)
+        reduced = [
+            torch.cat([reduce(index, torch.from_numpy(logits[index]).float()) for index in batches])
+            for reduce in (of_rows, of_classes)
+        ]
+        table = passes.predictions_table(reduced, labelled, positions)
+        pq.write_table(table, folder / name / f"{number}.parquet")
+    path = folder / f"{name}.parquet"
+    pq.write_table(predictions.read(folder / name), path)
+    return path
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Plain float64 probabilities, over the possible classes."""
+    return special.softmax(logits[:, MASK], axis=1)
+
+
+def best_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+    """By SciPy, from all logits."""
+    places = np.searchsorted(CLASSES, labels)[:, None]
+
+    def nll(log_t: float) -> float:
+        z = special.log_softmax(logits[:, MASK] / np.exp(log_t), axis=1)
+        return -float(np.take_along_axis(z, places, axis=1).mean())
+
+    least: Any = optimize.minimize_scalar(nll, bounds=(-3, 4), method="bounded")
+    return float(np.exp(least.x))
+
+
+@pytest.mark.parametrize("over", [0.4, 1.0, 1.9, 6.0])
+def test_the_temperature_and_its_confidences_are_those_of_all_logits(tmp_path, over):
+    logits, labels = drawn(600, over)
+    expected = best_temperature(logits, labels)
+    path = stored(tmp_path, "held out", logits, labels)
+    fitted = predictions.temperature_of(path)
+    assert fitted is not None and not fitted.is_at_end
+    assert fitted.value == pytest.approx(expected, rel=0.01)
+    other, truth = drawn(500, over, seed=1)
+    after = SetPredictions().add(stored(tmp_path, "judged", other, truth), temperature=fitted)
+    confidence = softmax(other / fitted.value).max(axis=1)
+    assert after.scaled is not None
+    np.testing.assert_allclose(after.scaled, confidence, rtol=2e-3)
+    # The same sum of distances with the twin's confidences, but for images at a bin's edge.
+    twin = after._replace(p_top1=softmax(other / expected).max(axis=1))
+    sources = np.arange(len(truth))
+    error = behaviour.scaled_calibration_error(after, sources)
+    assert error == pytest.approx(behaviour.calibration_error(twin, sources), abs=0.5)
+    if over in (0.4, 6.0):
+        assert abs(error) < abs(behaviour.calibration_error(after, sources)) / 2
+
+
+def test_at_a_stored_temperature_confidences_are_exact(tmp_path):
+    logits, labels = drawn(200, 1.0)
+    path = stored(tmp_path, "a", logits, labels)
+    for place in (0, 8, 24):
+        temperature = calibration.Temperature(place)
+        after = SetPredictions().add(path, temperature=temperature)
+        expected = softmax(logits / calibration.TEMPERATURES[place]).max(axis=1)
+        assert after.scaled is not None
+        np.testing.assert_allclose(after.scaled, expected, rtol=1e-5)
+        assert temperature.value == calibration.TEMPERATURES[place]
+
+
+@pytest.mark.parametrize(("labels_are", "end"), [("answers", 0.25), ("others", 16.0)])
+def test_a_temperature_at_the_end_of_its_range_is_said(tmp_path, caplog, labels_are, end):
+    logits, _ = drawn(60, 3.0)
+    answers = np.where(MASK, logits, -np.inf).argmax(axis=1)
+    labels = answers if labels_are == "answers" else CLASSES[np.searchsorted(CLASSES, answers) - 1]
+    path = stored(tmp_path, "a", logits, labels)
+    with caplog.at_level(logging.WARNING):
+        fitted = predictions.temperature_of(path)
+    assert fitted is not None and fitted.is_at_end and fitted.value == end
+    assert f"a.parquet: the temperature is at the end of its range, {end:g}" in caplog.text
+
+
+def test_class_wise_calibration_error_is_its_definition(tmp_path):
+    logits, labels = drawn(400, 2.0)
+    logits[0] = np.where(np.arange(len(MASK)) == 1, 900.0, 0.0)  # probabilities of 0 and 1
+    p = softmax(logits)
+    errors = []
+    for place, label in enumerate(CLASSES):
+        for b in range(15):
+            # float32 logits may put a probability at an edge into the other bin; none is here.
+            inside = (p[:, place] > b / 15) & (p[:, place] <= (b + 1) / 15)
+            inside |= (b == 0) & (p[:, place] == 0)
+            if inside.any():
+                gap = p[inside, place].mean() - (labels[inside] == label).mean()
+                errors.append(inside.mean() * abs(gap))
+    expected = 100 * np.sum(errors) / len(CLASSES)
+    after = SetPredictions().add(stored(tmp_path, "a", logits, labels))
+    assert after.class_gaps is not None and after.class_gaps.shape == (len(CLASSES), 15)
+    actual = behaviour.classwise_calibration_error(after, np.arange(400))
+    assert actual == pytest.approx(expected, rel=1e-4) and actual > 1
+
+
+def test_what_is_not_stored_has_no_error(tmp_path):
+    logits, labels = drawn(20, 1.0)
+    path = stored(tmp_path, "a", logits, labels)
+    table = pq.read_table(path).drop_columns(["p_top1_scaled", "class_gaps"])
+    pq.write_table(table, tmp_path / "b.parquet")
+    assert predictions.temperature_of(tmp_path / "b.parquet") is None
+    sources = np.arange(20)
+    for after in (
+        SetPredictions().add(tmp_path / "b.parquet", temperature=calibration.Temperature(3)),
+        SetPredictions().add(path)._replace(class_gaps=None),
+    ):
+        assert np.isnan(behaviour.scaled_calibration_error(after, sources))
+        assert np.isnan(behaviour.classwise_calibration_error(after, sources))
+
+
+def test_macro_and_worst_class_accuracy_are_of_the_classes_that_are_there():
+    rng = np.random.default_rng(0)
+    label = rng.choice([0, 2, 3, 7], 90, p=[0.7, 0.1, 0.1, 0.1])
+    top1 = np.where(rng.random(90) < 0.6, label, rng.integers(0, 9, 90))
+    weights = rng.random(90)
+    after = ImagePredictions(top1, label, np.ones(90, np.float32), weights, 0.0)
+    accuracies = [
+        np.average((top1 == label)[label == c], weights=weights[label == c]) for c in set(label)
+    ]
+    sources = np.arange(90)
+    assert behaviour.macro_accuracy(after, sources) == pytest.approx(100 * np.mean(accuracies))
+    assert behaviour.worst_class_accuracy(after, sources) == pytest.approx(100 * min(accuracies))
+    assert behaviour.macro_accuracy(after, sources) != pytest.approx(100 * np.mean(top1 == label))
