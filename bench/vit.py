@@ -1,4 +1,4 @@
-"""A Vision Transformer whose parameters and gradients are two flat buffers, as under ZeRO."""
+"""A Vision Transformer whose parameters and gradients are two flat buffers."""
 
 from __future__ import annotations
 

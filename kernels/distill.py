@@ -253,10 +253,10 @@ def _distill_kernel(
 
 
 def _launch_options(classes: int) -> dict[str, int]:
-    """The whole row at once, or eight logits a thread where it is read twice."""
+    """The whole row at once, or four logits a thread where it is read twice: more would spill."""
     block = 1 << max(classes - 1, 1).bit_length()
-    block = block if block <= ONE_READ_CLASSES else 2048
-    return {"BLOCK": block, "num_warps": 8 if block > 1024 else 4}
+    block = block if block <= ONE_READ_CLASSES else 1024
+    return {"BLOCK": block, "num_warps": 8 if classes > 1024 else 4}
 
 
 @triton_op(

@@ -12,6 +12,7 @@ from multiprocessing.pool import ThreadPool
 from pathlib import Path, PurePosixPath
 
 import numpy as np
+import psutil
 import torch
 from tqdm import tqdm
 
@@ -73,12 +74,7 @@ def free_memory(device: torch.device) -> float:
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-        free = int(fields["MemAvailable"].split()[0]) * 1024
-    return min(free, free_in_groups())
+    return min(psutil.virtual_memory().available, free_in_groups())
 
 
 def free_in_groups(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pyarrow.parquet as pq
 import pytest
@@ -50,10 +50,16 @@ def small_slices(monkeypatch) -> int:
     return 3
 
 
-def tables(builder: Builder, mixes: list[cells.Mix]) -> list:
-    """Prediction tables of the whole set, computed now where they were not before."""
-    passes.evaluate(builder.run, mixes, [SET], "all")
-    return [pq.read_table(passes.predicted(builder.run, mix, SET, "all")) for mix in mixes]
+def tables(
+    builder: Builder,
+    averages: Sequence[cells.Average],
+    names: Sequence[str] = (SET,),
+    split: str = "all",
+) -> list:
+    """Prediction tables of sets for each average, computed now where they were not before."""
+    passes.evaluate(builder.run, averages, names, split)
+    places = [(average, name) for average in averages for name in names]
+    return [pq.read_table(passes.predicted(builder.run, *each, split)) for each in places]
 
 
 def same(actual: list, expected: list) -> bool:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from grids import CLASSES, FEW, Prepared
+from grids import CLASSES, FEW, Grid, Prepared, images, labels, reference
 from torch import nn
 
 PLACES = [CLASSES.index(name) for name in FEW]
@@ -59,3 +60,18 @@ def everything(net: nn.Module) -> dict[str, torch.Tensor]:
 def selected(net: nn.Module, *names: str) -> dict[str, torch.Tensor]:
     """The parameters of these names."""
     return {n: p for n, p in net.named_parameters() if n in names}
+
+
+def loop_fisher(grid: Grid, case: Prepared, arch: str) -> dict[str, torch.Tensor]:
+    """Squared gradients of one upstream image at a time, averaged; labels are the data's."""
+    net = reference(case.before, arch)
+    index = case.builder.upstream.split("train")
+    sums = {name: torch.zeros_like(p) for name, p in net.named_parameters()}
+    for i in index:
+        single = np.array([i])
+        loss = F.cross_entropy(
+            net(images(grid, "upstream", single, arch)), labels(grid, "upstream", single)
+        )
+        for name, g in zip(sums, torch.autograd.grad(loss, list(net.parameters())), strict=True):
+            sums[name] += g**2
+    return {name: total / len(index) for name, total in sums.items()}

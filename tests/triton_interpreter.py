@@ -1,7 +1,7 @@
-"""Runs a test file's kernel tests under Triton's interpreter, in a process of their own.
+"""Runs tests of kernels under Triton's interpreter, in a process of their own.
 
-TRITON_INTERPRET must be set before kernels are imported, so a test module marks such tests with
-`interpreted` and starts itself again through `run_interpreted`; the other tests never see it.
+TRITON_INTERPRET must be set before kernels are imported, so test modules mark such tests with
+`interpreted`, and `tests/kernels/test_interpreter.py` runs all of them through `run_interpreted`.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 interpreted = pytest.mark.skipif(not INTERPRETING, reason="runs in the interpreter's process")
 
 
-def run_interpreted(test_file: str) -> None:
+def run_interpreted(folder: str) -> None:
     """Fails with the child's output unless its `interpreted_` tests ran and passed."""
     pytest.importorskip("triton")
     if INTERPRETING:
         pytest.skip("already inside the interpreter's process")
-    command = [sys.executable, "-m", "pytest", "-v", "-x", test_file, "-k", "interpreted_"]
+    command = [sys.executable, "-m", "pytest", "-v", "-x", folder, "-k", "interpreted_"]
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     root = Path(__file__).parent.parent
     child = subprocess.run(

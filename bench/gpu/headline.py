@@ -87,7 +87,7 @@ def _measured(run: Callable[[], object], device: torch.device, steps: int) -> tu
 
 @dataclass
 class Steps:
-    """Steps of one model: AdamW on flat fp32 buffers, as under ZeRO, the model itself in bf16."""
+    """Steps of one model: AdamW on flat fp32 buffers, the model itself in bf16."""
 
     model: vit.FlatViT
     anchor: Tensor = field(init=False)

@@ -177,7 +177,10 @@ def _transfer(
             desc=target.file.name, total=size, initial=target.arrived, unit="B",
             unit_scale=True, leave=False,
         ) as bar:  # fmt: skip
-            seen = lambda done, _: bar.update(done - bar.n)  # noqa: E731
+
+            def seen(done: int, _: int | None) -> None:
+                bar.update(done - bar.n)
+
             downloads.fetch(target, record, Progress(seen, stop))
 
     faults = []

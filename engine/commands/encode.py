@@ -138,7 +138,7 @@ def _encode(resolved: Recipe, name: str, source: Path, arguments: argparse.Names
     pack = packs.make_pack(
         resolved,
         name,
-        packs.content_of(listing, name),
+        listing,
         workers=arguments.workers,
         skip=arguments.partial or resolved.dataset.undecodable == "skip",
     )

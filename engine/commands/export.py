@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.commands import refuse_overwriting
-from engine.grid import choice, record
 from engine.machine import first_line
 
 if TYPE_CHECKING:
@@ -37,11 +36,19 @@ def add(commands: argparse._SubParsersAction) -> None:
 def run(arguments: argparse.Namespace) -> None:
     refuse_overwriting(arguments.out, arguments.force)
     first_line.show(f"reading {arguments.source}")
-    folder = Path(arguments.source)
-    of_cell = (folder / "cell.json").is_file()
-    row = _of_cell(folder.resolve(), arguments) if of_cell else _of_campaign(arguments)
     from engine.data import descriptions
+    from engine.grid import export, record
 
+    folder = Path(arguments.source)
+    if (folder / "cell.json").is_file():
+        others = [column for column in export.OPTIONS if column != "alpha"]
+        if arguments.overrides or any(getattr(arguments, column) is not None for column in others):
+            raise ValueError(f"{folder} is a single cell; only --alpha chooses in it")
+        row = export.row_of_cell(folder.resolve(), arguments.alpha)
+    else:
+        campaign = record.find(arguments.source, arguments.overrides)
+        chosen = export.choose(campaign.record.evaluations, vars(arguments))
+        row = export.row_of_campaign(campaign, chosen)
     write(row, arguments.out, descriptions.listed(arguments.classes) if arguments.classes else ())
 
 
@@ -58,20 +65,3 @@ def write(row: Row, out: Path, classes: Sequence[str] = ()) -> None:
             f"the tensor in {out / PROMPT} to every normalised image"
         )
     print(f"timm.create_model({f'local-dir:{out}'!r}, pretrained=True)")
-
-
-def _of_cell(folder: Path, arguments: argparse.Namespace) -> Row:
-    others = [column for column in choice.OPTIONS if column != "alpha"]
-    if arguments.overrides or any(getattr(arguments, column) is not None for column in others):
-        raise ValueError(f"{folder} is a single cell; only --alpha chooses in it")
-    from engine.grid import export
-
-    return export.row_of_cell(folder, arguments.alpha)
-
-
-def _of_campaign(arguments: argparse.Namespace) -> Row:
-    campaign = record.find(arguments.source, arguments.overrides)
-    evaluation = choice.choose(campaign.record.evaluations, vars(arguments))
-    from engine.grid import export
-
-    return export.row_of_campaign(campaign, evaluation)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from engine.evaluation import passes
-from engine.grid import jobs
+from engine.evaluation import accuracies, passes
 from engine.machine import ranks
 from engine.measures import metrics
 from engine.report import console
 from engine.report.text import rounded
 from engine.run import Run
 from engine.store.cells import Cell
+from engine.training import trackers
 
 
 def show(run: Run, cell: Cell) -> None:
@@ -22,10 +22,11 @@ def show(run: Run, cell: Cell) -> None:
         passes.evaluate(run, mixes, [name], recipe.split_of(name))
     if ranks.rank():
         return
-    accuracies = jobs.compared(run, headline, intervals=True)
+    compared = accuracies.compared(run, headline.mix, intervals=True)
+    trackers.log_accuracies(recipe, compared)
     rows = []
     for name in [*sets, recipe.dataset.upstream]:
-        before, after = accuracies[name]
+        before, after = compared[name]
         assert after.change is not None and after.change_low is not None
         assert after.change_high is not None
         numbers = f"{before.accuracy:.1f}", f"{after.accuracy:.1f}", f"{after.change:+.1f}"
@@ -35,7 +36,7 @@ def show(run: Run, cell: Cell) -> None:
     title = f"{recipe.method.title} ({recipe.method.variant}) on {downstream}, percent top-1"
     print(console.text(title, ["set", "images", "before", "after", "change", "95%", ""], rows))
     if downstream in sets and len(sets) > 1:
-        before, after = ({n: pair[k].accuracy for n, pair in accuracies.items()} for k in (0, 1))
+        before, after = ({n: pair[k].accuracy for n, pair in compared.items()} for k in (0, 1))
         ri = metrics.robustness_improvement(downstream, after, before, sets)
         print(f"RI {ri:+.2f} points, the mean change over the sets without *")
     print("±: half the width of the 95% interval over source images")

@@ -7,8 +7,7 @@ import dataclasses
 import functools
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from loaders import folders, rgb, trees
 from loaders.benchmarks import emoji
 from loaders.beton import size_of
 from loaders.encode import Images, encode, left_out
-from loaders.pack import MANIFEST, Item, Pack
+from loaders.pack import MANIFEST, Pack
 from loaders.trees import Listing, first_names
 from loaders.writer import page_size_of
 
@@ -29,21 +28,6 @@ PACK_FORMAT = 1
 PARALLEL_FROM = 5000  # images
 JPEG_SHARE = 0.3  # of the raw size; photos at quality 90 take less
 SAMPLE = 500  # bytes of an image's label, names and checksum, at most
-
-
-@dataclass(frozen=True)
-class Content:
-    """What goes into a pack: its samples, their classes and how an image is opened.
-
-    extra: stored in the manifest. large: after a stop, encoding resumes.
-    """
-
-    items: Sequence[Item]
-    classes: Sequence[str]
-    open_image: Callable[[Any], Any]
-    fingerprint: str
-    extra: Mapping[str, Any] = field(default_factory=dict)
-    large: bool = False
 
 
 def pack_of(recipe: Recipe, name: str, cache: Path) -> Pack:
@@ -62,8 +46,8 @@ def pack_of(recipe: Recipe, name: str, cache: Path) -> Pack:
         if dataset.kind == "imagenet" and (lacks := imagenet.shortfall(dataset, name, pack)):
             log.warning("%s is a part of the published set: %s", name, lacks)
         return pack
-    content = CONTENT[dataset.kind](dataset, name, cache)
-    pack = make_pack(recipe, name, content, skip=dataset.undecodable == "skip")
+    listing = LISTED[dataset.kind](dataset, name, cache)
+    pack = make_pack(recipe, name, listing, skip=dataset.undecodable == "skip")
     for kind, names in pack.manifest.get("remarks", {}).items():
         log.warning("%s: %s: %s", name, kind, names)
     _warn_of_skipped(pack)
@@ -71,34 +55,43 @@ def pack_of(recipe: Recipe, name: str, cache: Path) -> Pack:
 
 
 def make_pack(
-    recipe: Recipe, name: str, content: Content, *, workers: int = 0, skip: bool = False
+    recipe: Recipe, name: str, listing: Listing, *, workers: int = 0, skip: bool = False
 ) -> Pack:
-    """Encode a set's content as the pack that `pack_of` opens.
+    """Encode a set as the pack that `pack_of` opens.
 
     workers: processes; 0 means a single process, or all cores for a large set. skip: leave out
     images that do not decode, and list them in the manifest.
     """
     transform = models.transform(recipe.model)
     # Each worker first imports torch and timm, which is worth its time for a large set only.
-    parallel = len(os.sched_getaffinity(0)) if len(content.items) > PARALLEL_FROM else 1
+    parallel = len(os.sched_getaffinity(0)) if len(listing.items) > PARALLEL_FROM else 1
     dataset = recipe.dataset
-    extra = {**content.extra, "identity": identity(dataset, recipe.model, name)}
+    known = {"group_depth": listing.group_depth, "faults": list(listing.faults)}
+    extra: dict[str, Any] = {key: value for key, value in known.items() if value}
+    extra["identity"] = identity(dataset, recipe.model, name)
     if rgb.colour(dataset.background) != rgb.colour(rgb.WHITE):
         extra["background"] = dataset.background
     kind: Any = dataset.pack_format  # checked with the recipe
     return encode(
         _folder_of(recipe, name),
         name=name,
-        items=content.items,
-        encoder=Images(content.open_image, transform, kind, dataset.background),
+        items=listing.items,
+        encoder=Images(_opener(dataset, name), transform, kind, dataset.background),
         transform_spec=transform.spec,
-        classes=content.classes,
-        source_fingerprint=content.fingerprint,
+        classes=listing.classes,
+        source_fingerprint=listing.fingerprint,
         extra=extra,
         workers=workers or parallel,
         on_error="skip" if skip else "refuse",
-        resume=content.large,
+        resume=dataset.kind == "imagenet",  # which is large
     )
+
+
+def _opener(dataset: DatasetRecipe, name: str) -> Callable[[Any], Any]:
+    """How an image of the set is opened."""
+    if dataset.kind == "imagenet":
+        return imagenet.opener(name)
+    return emoji.open_image if dataset.kind == "emoji" else trees.open_image
 
 
 def _folder_of(recipe: Recipe, name: str) -> Path:
@@ -160,24 +153,23 @@ def _artwork(cache: Path) -> emoji.Artwork:
     return emoji.fetch(cache)  # opening it takes over a second; ten sets share it
 
 
-def _emoji(dataset: DatasetRecipe, name: str, cache: Path) -> Content:
+def _emoji(dataset: DatasetRecipe, name: str, cache: Path) -> Listing:
     styles = emoji.UPSTREAM if name == dataset.upstream else (name,)
     concepts = _artwork(cache).choose(dataset.classes, dataset.seed)
     rendering = (dataset.renderings, dataset.seed, dataset.source_px)
-    return Content(
+    return Listing(
         emoji.items(cache, styles, concepts, *rendering),
         [concept.name for concept in concepts],
-        emoji.open_image,
         emoji.fingerprint(styles, concepts, *rendering),
     )
 
 
-def _folder(dataset: DatasetRecipe, name: str, cache: Path) -> Content:
+def _folder(dataset: DatasetRecipe, name: str, cache: Path) -> Listing:
     listing = folders.read(Path(dataset.root) / name)
     if listing.left_out:
         log.warning("%s: left out, no <class>/<image>: %s", name, first_names(listing.left_out))
     _warn_of_shared_sources(dataset, name, {item.source for item in listing.items})
-    return Content(listing.items, listing.classes, trees.open_image, listing.fingerprint)
+    return listing
 
 
 def _warn_of_shared_sources(dataset: DatasetRecipe, name: str, sources: set[str]) -> None:
@@ -197,30 +189,17 @@ def _warn_of_shared_sources(dataset: DatasetRecipe, name: str, sources: set[str]
         )
 
 
-def content_of(listing: Listing, name: str) -> Content:
-    """A listing of an ImageNet set on a disk, as the content of a pack."""
-    extra = {"group_depth": listing.group_depth, "faults": list(listing.faults)}
-    return Content(
-        listing.items,
-        listing.classes,
-        imagenet.opener(name),
-        listing.fingerprint,
-        {key: value for key, value in extra.items() if value},
-        large=True,
-    )
-
-
-def _imagenet(dataset: DatasetRecipe, name: str, cache: Path) -> Content:
+def _imagenet(dataset: DatasetRecipe, name: str, cache: Path) -> Listing:
     source = Path(dataset.root) / name
     if not dataset.root or imagenet.is_whole_c(dataset, name):
         raise ValueError(
             f"{name} is not encoded for this model's transform; run "
             f"`rib encode {name} --source FOLDER --model MODEL` with the same runs= and dataset.*"
         )
-    return content_of(imagenet.read(dataset, name, source), name)
+    return imagenet.read(dataset, name, source)
 
 
-CONTENT: dict[str, Callable[[DatasetRecipe, str, Path], Content]] = {
+LISTED: dict[str, Callable[[DatasetRecipe, str, Path], Listing]] = {
     "emoji": _emoji,
     "folder": _folder,
     "imagenet": _imagenet,

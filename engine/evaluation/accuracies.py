@@ -1,8 +1,8 @@
 """Models on sets: the accuracy of each on each, wherever the models and the sets come from.
 
-A model is a mix of a store's cells with the row that it is in tables: of a campaign, or a user's
-file. A set is a pack under a name: of a benchmark, or a user's folder. Nothing is trained, and what
-an earlier command predicted is found.
+A model is an average of a store's cells with the row that it is in tables: of a campaign, or a
+user's file. A set is a pack under a name: of a benchmark, or a user's folder. Nothing is trained,
+and what an earlier command predicted is found.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from engine.measures.rows import ModelOnSet
 from engine.recipe.schema import Recipe
 from engine.run import Run
 from engine.store.artifacts import Store
-from engine.store.cells import Cell, Mix
+from engine.store.cells import Average, Cell
 from loaders.pack import Pack
 
 log = logging.getLogger(__name__)
@@ -32,15 +32,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Model:
-    """A mix of cells, its row in tables (without a set), and the seed of its training."""
+    """An average of cells, and its row in tables (without a set), which other seeds share."""
 
     row: ModelOnSet
-    mix: Mix
-    seed: int = 0
+    mix: Average
     headline: bool = True
 
     @classmethod
-    def named(cls, name: str, mix: Mix, alpha: float | None = None) -> Model:
+    def named(cls, name: str, mix: Average, alpha: float | None = None) -> Model:
         """A model that is no row of a campaign's."""
         return cls(ModelOnSet(name, "", "", alpha, "", "", ""), mix)
 
@@ -124,32 +123,40 @@ def on_set(
     Raises FileNotFoundError for a model that was not evaluated on these images.
     """
     bank = SetPredictions()
-    seeds: dict[ModelOnSet, list[Model]] = {}
-    accuracy: dict[tuple[ModelOnSet, int], float] = {}
-    right: dict[tuple[ModelOnSet, int], np.ndarray] = {}  # weights [sources] of right answers
+    # Of each row its models, their accuracies and the weights [sources] of their right answers.
+    seeds: dict[ModelOnSet, list[tuple[Model, float, np.ndarray]]] = {}
     for model in models:
         try:
             seen = bank.add(passes.predicted(run, model.mix, name, split))
         except ValueError as error:
             row = replace(model.row, evaluated_on=name)
             raise ValueError(f"{' '.join(str(row).split())}: {error}") from error
-        seeds.setdefault(model.row, []).append(model)
-        key = model.row, model.seed
-        accuracy[key], right[key] = seen.accuracy, bank.by_source(seen.hit)
+        seeds.setdefault(model.row, []).append((model, seen.accuracy, bank.by_source(seen.hit)))
     labelled, images = run.sets[name], len(bank.images)
     mask, classes = "none", len(run.sets.classes)
     if labelled.mask is not None:
         mask, classes = labelled.mask_rule, int(labelled.mask.sum())
     rows: list[OnSet] = []
     for row, of_seeds in seeds.items():
-        mean = fmean(accuracy[row, model.seed] for model in of_seeds)
+        mean = fmean(accuracy for _, accuracy, _ in of_seeds)
         change = mean - rows[0].accuracy if rows else None
-        key, headline = replace(row, evaluated_on=name).key, of_seeds[0].headline
+        key, headline = replace(row, evaluated_on=name).key, of_seeds[0][0].headline
         rows.append(OnSet(*key, images, mean, headline, change=change, mask=mask, classes=classes))
     if not intervals:
         return rows
-    columns = [np.stack([right[r, m.seed] for m in of], axis=1) for r, of in seeds.items()]
+    columns = [np.stack([right for *_, right in of], axis=1) for of in seeds.values()]
     return _with_intervals(rows, bank, columns)
+
+
+def compared(run: Run, mix: Average, *, intervals: bool = False) -> dict[str, tuple[OnSet, OnSet]]:
+    """By set, the rows of the pre-trained model and of one of the run's cell, from the store."""
+    models = [Model.named("before", {run.base.name: 1.0}), Model.named("after", mix)]
+    pairs = {}
+    for name in run.recipe.dataset.places:
+        split = run.recipe.split_of(name)
+        before, after = on_set(run, models, name, split, intervals=intervals)
+        pairs[name] = before, after
+    return pairs
 
 
 def _with_intervals(

@@ -1,5 +1,8 @@
 """A bank of models that see the same images, in groups that fit on the device together.
 
+An ensemble's members stand in one group with it, so that their logits are at hand together; those
+that are evaluated anyway run once for both.
+
 For a larger bank the images are read once a group of models.
 """
 
@@ -8,6 +11,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -16,13 +20,13 @@ from engine.machine import ranks
 from engine.models.form import Backbone, Form
 from engine.run import Run
 from engine.store import tensors
-from engine.store.cells import Cell, Mix
+from engine.store.cells import Average, Cell, Ensemble, Mix
 from kernels import interpolation
 from loaders.resident import free_memory
 
 log = logging.getLogger(__name__)
 Model = Callable[[torch.Tensor], torch.Tensor]
-Group = Sequence[Mix]
+Group = Sequence[Average]
 WEIGHTS_SHARE = 0.5  # of the free memory; the rest is for images and activations
 
 
@@ -39,39 +43,74 @@ class Forward:
 
 
 class ModelBank:
-    """The models of mixes, in groups that fit on the device; one group at a time is there."""
+    """The models of averages, in groups that fit on the device; one group at a time is there."""
 
-    def __init__(self, run: Run, mixes: Group, parents: Mapping[str, Cell]) -> None:
+    def __init__(self, run: Run, averages: Group, parents: Mapping[str, Cell]) -> None:
+        """ValueError, naming its members, for an ensemble that does not fit on the device."""
         self._run, self._parents = run, parents
         form = Form.of(run.recipe.evaluate, run.device)
         self._backbone = form.backbone(run.recipe.model, len(run.sets.classes), run.device)
-        members = {name for mix in mixes for name in mix}
+        members = {name for average in averages for name in average}
         files = [parents[name].artifact.file(tensors.WEIGHTS) for name in members]
         largest = max(file.stat().st_size for file in files)
         # Mixed parents are in memory twice, as files and as the rows that are averaged.
-        extra = 2 * max(map(len, mixes))
+        extra = 2 * max(len(mix) for average in averages for mix in mixes_of(average))
         models = WEIGHTS_SHARE * free_memory(run.device) / largest - extra
-        self.groups = groups(mixes, max(1, int(ranks.least(models))))
+        self.groups = groups(averages, max(1, int(ranks.least(models))))
         if len(self.groups) > 1:
             log.info(
                 "%d models do not fit together: the set is read once for each of %d groups",
-                len(mixes),
+                len(averages),
                 len(self.groups),
             )
 
-    def load(self, group: Group) -> list[Model]:
-        """The group's models on the device; those of another group must be free by now."""
-        return load(self._backbone, self._run, group, self._parents)
+    def load(self, group: Group) -> list[list[Model]]:
+        """The models whose logits each of the group's averages is the mean of, on the device; those
+        of another group must be free by now."""
+        mixes = {_key(mix): mix for average in group for mix in mixes_of(average)}
+        loaded = load(self._backbone, self._run, list(mixes.values()), self._parents)
+        models = dict(zip(mixes, loaded, strict=True))
+        return [[models[_key(mix)] for mix in mixes_of(average)] for average in group]
 
 
-def groups(mixes: Sequence[Mix], size: int) -> list[Group]:
-    """The mixes in groups of at most `size`; mixes of the same parents stand together."""
-    by_parents = sorted(mixes, key=lambda mix: (len(mix), tuple(mix)))
-    return [by_parents[i : i + size] for i in range(0, len(by_parents), size)]
+def mixes_of(average: Average) -> list[Mix]:
+    """The models that an average needs: its members where it is an ensemble, or the mix itself."""
+    return [{name: 1.0} for name in average] if isinstance(average, Ensemble) else [average]
+
+
+def _key(mix: Mix) -> tuple[tuple[str, float], ...]:
+    return tuple(mix.items())
+
+
+def groups(averages: Group, size: int) -> Sequence[Group]:
+    """The averages in groups that need at most `size` models; mixes of the same parents stand
+    together.
+
+    Ensembles come first, and each average joins the group that needs the fewest models more.
+    Raises ValueError for an ensemble of more than `size` models.
+    """
+    groups: list[list[Average]] = []
+    models: list[set[Any]] = []
+    for average in sorted(averages, key=lambda a: (not isinstance(a, Ensemble), len(a), tuple(a))):
+        needs = {_key(mix) for mix in mixes_of(average)}
+        if len(needs) > size:
+            raise ValueError(
+                f"the ensemble of {', '.join(average)} needs {len(needs)} models at a time, and "
+                f"{size} fit: name fewer under method.members, or give the job more memory"
+            )
+        free = [k for k, there in enumerate(models) if len(there | needs) <= size]
+        if not free:
+            free = [len(groups)]
+            groups.append([])
+            models.append(set())
+        place = min(free, key=lambda k: len(needs - models[k]))
+        groups[place].append(average)
+        models[place] |= needs
+    return groups
 
 
 def states(
-    run: Run, siblings: Group, parents: Mapping[str, Cell]
+    run: Run, siblings: Sequence[Mix], parents: Mapping[str, Cell]
 ) -> Iterable[dict[str, torch.Tensor]]:
     """State dicts on the device of mixes that have the same parents."""
     first, *more = siblings[0]
@@ -83,7 +122,7 @@ def states(
     return [{k: v.to(run.device) for k, v in cell.state().items()}]
 
 
-def mixed(mixes: Group, parents: Mapping[str, Cell], device: torch.device) -> list[dict]:
+def mixed(mixes: Sequence[Mix], parents: Mapping[str, Cell], device: torch.device) -> list[dict]:
     """State dicts of mixes over the same parents: fp32 averages of floating tensors.
 
     Integer buffers are copied from the first parent. Raises ValueError when a parent carries an
@@ -100,7 +139,9 @@ def mixed(mixes: Group, parents: Mapping[str, Cell], device: torch.device) -> li
     return [interpolation.views(row, layout) for row in rows_KP]
 
 
-def load(backbone: Backbone, run: Run, mixes: Group, parents: Mapping[str, Cell]) -> list[Model]:
+def load(
+    backbone: Backbone, run: Run, mixes: Sequence[Mix], parents: Mapping[str, Cell]
+) -> list[Model]:
     """The mixes' models, which all run through `backbone`, and its graph where it is compiled."""
     head = models.head_names_of(run.recipe.model)
     by_members: dict[tuple[str, ...], list[Mix]] = {}

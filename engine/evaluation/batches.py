@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 
@@ -44,18 +45,25 @@ def read(
 
 def reduced(
     forward: Forward,
-    models: Sequence[Model],
+    models: Sequence[Sequence[Model]],
     batches: Iterable[Batch],
     kind: str,
     reduce: Callable[[np.ndarray, torch.Tensor], torch.Tensor],
 ) -> list[torch.Tensor]:
-    """`reduce(index, outputs)` [n, ...] of every model for the batches of all ranks, in order."""
+    """`reduce(index, outputs)` [n, ...] of every mean of models' outputs (float32), for the batches
+    of all ranks, in order.
+
+    models: of each mean; a model that several of them have runs once a batch.
+    """
     rows: list[list[torch.Tensor]] = [[] for _ in models]
     with torch.inference_mode(), precision.autocast(kind, forward.device):
         for batch in batches:
             x_BCHW = forward.normalize(batch.images)
-            for model, parts in zip(models, rows, strict=True):
-                parts.append(reduce(batch.index, forward(model, x_BCHW)))
+            output = functools.cache(lambda model, x=x_BCHW: forward(model, x))
+            for members, parts in zip(models, rows, strict=True):
+                outputs = [output(model) for model in members]
+                mean = outputs[0] if len(outputs) == 1 else torch.stack(outputs).mean(dim=0)
+                parts.append(reduce(batch.index, mean))
     return [_gathered(parts, forward.device) for parts in rows]
 
 

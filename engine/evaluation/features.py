@@ -98,12 +98,13 @@ def _compute(run: Run, cell: Cell, labelled: LabelledSet, form: Form, file: Path
     pieces = read(run, labelled, cuts, f"features of {labelled.name}")
     file.parent.mkdir(parents=True, exist_ok=True)
     place = file if ranks.rank() == 0 else Path(os.devnull)
-    with closing(pieces), room_for(file), place.open("wb") as sink:
+    with closing(pieces):
         for number, batches in enumerate(pieces):
-            (x_ND,) = reduced(forward, [model], batches, form.precision, lambda _, x_BD: x_BD)
+            (x_ND,) = reduced(forward, [[model]], batches, form.precision, lambda _, x_BD: x_BD)
             array_ND = np.ascontiguousarray(x_ND.cpu().numpy())
-            if not number:
-                header = np.lib.format.header_data_from_array_1_0(array_ND)
-                header["shape"] = (len(everything), array_ND.shape[1])
-                np.lib.format.write_array_header_1_0(sink, header)
-            sink.write(array_ND.data)
+            with room_for(file), place.open("ab" if number else "wb") as sink:
+                if not number:
+                    header = np.lib.format.header_data_from_array_1_0(array_ND)
+                    header["shape"] = (len(everything), array_ND.shape[1])
+                    np.lib.format.write_array_header_1_0(sink, header)
+                sink.write(array_ND.data)

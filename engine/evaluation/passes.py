@@ -1,7 +1,8 @@
 """Bank evaluation: one pass over a set for all models that must see it.
 
-A batch is read and normalised once. Models that share a frozen backbone share its features. The
-predictions of a model on a set are an artefact: they are made once, and metrics read only them.
+A batch is read and normalised once. Models that share a frozen backbone share its features, and an
+ensemble has its members' logits. The predictions of a model on a set are an artefact: they are made
+once, and metrics read only them. A model is an average of cells, of their weights or their logits.
 """
 
 from __future__ import annotations
@@ -26,70 +27,70 @@ from engine.models.form import Form
 from engine.run import Run
 from engine.store import cells
 from engine.store.artifacts import Artifact, Store
-from engine.store.cells import Cell, Mix, essential
+from engine.store.cells import Average, Cell, essential
 from engine.store.pending import PART, Pending, slices
 from loaders.batch import on_device
 
 
 def evaluate(
     run: Run,
-    mixes: Sequence[Mix],
+    averages: Sequence[Average],
     names: Iterable[str],
     split: str,
 ) -> None:
-    """Make the missing predictions of every mix on every named set.
+    """Make the missing predictions of every average of cells on every named set.
 
     Raises FileNotFoundError where some are missing from a store that only finds.
     """
     for name in names:
         labelled = run.sets[name]
-        missing: list[dict[str, float]] = []
-        for mix in map(essential, mixes):
-            finished = find(run, mix, name, split) is not None
-            if not ranks.all_agree(finished) and mix not in missing:
-                run.store.check_makes("predictions", *key_of(run, mix, labelled, split))
-                missing.append(mix)
+        missing: list[Average] = []
+        for average in (essential(each) for each in averages):
+            finished = find(run, average, name, split) is not None
+            if not ranks.all_agree(finished) and average not in missing:
+                run.store.check_makes("predictions", *key_of(run, average, labelled, split))
+                missing.append(average)
         if missing:
             with run.threads():
                 _pass(run, missing, labelled, split)
 
 
-def find(run: Run, mix: Mix, name: str, split: str) -> Artifact | None:
-    """A mix's predictions on a set, or None if it was not evaluated."""
-    key = key_of(run, essential(mix), run.sets[name], split)
+def find(run: Run, average: Average, name: str, split: str) -> Artifact | None:
+    """The predictions of an average of cells on a set, or None if it was not evaluated."""
+    key = key_of(run, essential(average), run.sets[name], split)
     return run.store.find("predictions", *key)
 
 
-def predicted(run: Run, mix: Mix, name: str, split: str) -> Path:
-    """Parquet file of a mix's predictions on a set.
+def predicted(run: Run, average: Average, name: str, split: str) -> Path:
+    """Parquet file of the predictions of an average of cells on a set.
 
     Raises FileNotFoundError if it was not evaluated, ValueError if the file was altered since.
     """
-    artifact = find(run, mix, name, split)
+    artifact = find(run, average, name, split)
     if artifact is None:
-        label, _ = key_of(run, essential(mix), run.sets[name], split)
+        label, _ = key_of(run, essential(average), run.sets[name], split)
         raise FileNotFoundError(
             f"the store has no predictions of {label}: run the campaign again to make them"
         )
     return artifact.checked(PART)
 
 
-def holdout_accuracy(run: Run, mix: Mix) -> float:
-    """Top-1 in percent of a mix on the downstream hold-out."""
+def holdout_accuracy(run: Run, average: Average) -> float:
+    """Top-1 in percent of an average of cells on the downstream hold-out."""
     name = run.recipe.downstream
-    evaluate(run, [mix], [name], "holdout")
-    table = pq.read_table(predicted(run, mix, name, "holdout"), columns=["label", "top1"])
+    evaluate(run, [average], [name], "holdout")
+    table = pq.read_table(predicted(run, average, name, "holdout"), columns=["label", "top1"])
     return 100 * float(np.mean(table["label"].to_numpy() == table["top1"].to_numpy()))
 
 
 def key_of(
-    run: Run, mix: Mapping[str, float], labelled: LabelledSet, split: str
+    run: Run, average: Average, labelled: LabelledSet, split: str
 ) -> tuple[str, dict[str, Any]]:
-    """Label and key of the artefact that holds an essential mix's predictions."""
+    """Label and key of the artefact that holds the predictions of an essential average."""
     recipe = run.recipe
     split = split if len(labelled.holdout) else "all"
     key = {
-        "mix": dict(mix),
+        "mix": average,
         "pack": labelled.pack.fingerprint,
         "split": [split, *labelled.split_key(recipe.dataset)] if split != "all" else "all",
         "batch_size": recipe.evaluate.batch_size,
@@ -99,23 +100,23 @@ def key_of(
     }
     if labelled.mask_rule != "present":
         key["mask"] = labelled.mask_rule
-    return f"{'+'.join(n.rsplit('-', 1)[0] for n in mix)}-on-{labelled.name}"[:120], key
+    return f"{'+'.join(n.rsplit('-', 1)[0] for n in average)}-on-{labelled.name}"[:120], key
 
 
 def _pass(
     run: Run,
-    mixes: Sequence[dict[str, float]],
+    averages: Sequence[Average],
     labelled: LabelledSet,
     split: str,
 ) -> None:
     cuts = slices(labelled.split(split), run.recipe.evaluate.batch_size)
-    pending = [Pending(run.store, mix, key_of(run, mix, labelled, split), cuts) for mix in mixes]
+    pending = [Pending(run.store, a, key_of(run, a, labelled, split), cuts) for a in averages]
     for evaluation in pending:
         if not evaluation.todo:  # only the joining of its slices is left
             evaluation.finish()
     pending = [evaluation for evaluation in pending if evaluation.todo]
-    parents = {name: stored_cell(run.store, name) for each in pending for name in each.mix}
-    probes = [each for each in pending if _shares_base_backbone(run, each.mix, parents)]
+    parents = {name: stored_cell(run.store, name) for each in pending for name in each.average}
+    probes = [each for each in pending if _shares_base_backbone(run, each.average, parents)]
     full = [each for each in pending if each not in probes]
     if probes:
         _from_features(run, probes, parents, labelled)
@@ -123,11 +124,11 @@ def _pass(
         _from_images(run, full, parents, labelled)
 
 
-def _shares_base_backbone(run: Run, mix: Mix, parents: Mapping[str, Cell]) -> bool:
-    """Whether the mix is a single cell with the base model's frozen backbone."""
-    if len(mix) > 1 or not run.shares_features:
+def _shares_base_backbone(run: Run, average: Average, parents: Mapping[str, Cell]) -> bool:
+    """Whether the average is of a single cell, with the base model's frozen backbone."""
+    if len(average) > 1 or not run.shares_features:
         return False
-    return parents[next(iter(mix))].backbone == run.base.backbone
+    return parents[next(iter(average))].backbone == run.base.backbone
 
 
 def _from_features(
@@ -136,7 +137,7 @@ def _from_features(
     """Models that share the base model's backbone: its features go through all heads at once."""
     shared_ND = features.stored(run, run.base, labelled)
     names = models.head_names_of(run.recipe.model)
-    heads = [_head(run, parents[next(iter(probe.mix))], names) for probe in probes]
+    heads = [_head(run, parents[next(iter(probe.average))], names) for probe in probes]
     weights_HDC = torch.stack([weight for weight, _ in heads]).transpose(1, 2)
     biases_H1C = torch.stack([bias for _, bias in heads]).unsqueeze(1)
     reduction = Reduction(labelled, run.device)
@@ -164,13 +165,13 @@ def _from_images(
     run: Run, full: Sequence[Pending], parents: Mapping[str, Cell], labelled: LabelledSet
 ) -> None:
     """All other models: every batch is read and normalised once for those on the device."""
-    by_mix = {id(evaluation.mix): evaluation for evaluation in full}
+    by_average = {id(evaluation.average): evaluation for evaluation in full}
     run.sets.source(labelled.name)  # takes its memory before shares of the rest are taken
-    bank = ModelBank(run, [evaluation.mix for evaluation in full], parents)
+    bank = ModelBank(run, [evaluation.average for evaluation in full], parents)
     forward, reduction = Forward(run), Reduction(labelled, run.device)
     kind = Form.of(run.recipe.evaluate, run.device).precision
     for group in bank.groups:
-        pending = [by_mix[id(mix)] for mix in group]
+        pending = [by_average[id(average)] for average in group]
         nets, numbers = bank.load(group), _unfinished(pending)
         label = f"{len(pending)} models on {labelled.name}"
         pieces = read(run, labelled, [full[0].cuts[number] for number in numbers], label)

@@ -32,7 +32,7 @@ from engine.recipe.campaigns import PRE_TRAINED
 from engine.recipe.schema import MethodRecipe, Recipe
 from engine.run import Run
 from engine.store.artifacts import Store
-from engine.store.cells import Cell, Export, Mix, essential
+from engine.store.cells import Average, Cell, Ensemble, Export, essential
 
 log = logging.getLogger(__name__)
 MEMBERS, SEEDS = "members", "seeds"  # options of methods that merge a list of cells
@@ -95,10 +95,10 @@ class Checkpoints:
     def network(self, cell: Cell) -> torch.nn.Module:
         return self._run.network(cell)
 
-    def holdout_accuracy(self, mix: Mix) -> float:
-        accuracy = passes.holdout_accuracy(self._run, mix)
+    def holdout_accuracy(self, average: Average) -> float:
+        accuracy = passes.holdout_accuracy(self._run, average)
         files = {cell.name: file for file, cell in self._cells.items()}
-        names = " + ".join(files.get(name, PRE_TRAINED) for name in mix)
+        names = " + ".join(files.get(name, PRE_TRAINED) for name in average)
         log.info("%.2f%% on %s: %s", accuracy, self._holdout, names)
         return accuracy
 
@@ -215,6 +215,11 @@ def _made(
     if isinstance(made, Export):
         return {k: tensor.cpu() for k, tensor in made.state.items()}, {}
     (mix,) = (entry.mix for entry in made if entry.headline)
+    if isinstance(mix, Ensemble):
+        raise ValueError(
+            f"{options.title} averages logits, which no single model has: merge by soup, or have "
+            "`rib evaluate` judge each checkpoint"
+        )
     files = {cell.name: file for file, cell in cells.items()}
     # By file: sums run in the order of names, and cells of a store have their names in the path.
     of_files = {files[name]: weight for name, weight in essential(mix).items()}

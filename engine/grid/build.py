@@ -34,7 +34,7 @@ from engine.run import Run
 from engine.store import cells, tensors
 from engine.store.alone import alone
 from engine.store.artifacts import Store
-from engine.store.cells import Cell, Entry, Export, Mix
+from engine.store.cells import Average, Cell, Entry, Export
 from engine.store.checkpoints import CheckpointFiles
 from engine.training import fisher, loop
 from engine.training.saving import Saving
@@ -81,19 +81,17 @@ class Builder(Context):
         finds.
         """
         method = modules.method_of(self.recipe)  # before any work: its `check` may refuse
-        recipe, key = self.recipe, self.key()
-        label = f"{recipe.method.name}-{recipe.downstream}"
-        if (cell := self._stored(label, key)[0]) is not None:
+        if (cell := self._stored()[0]) is not None:
             return cell
-        self.store.check_makes("cells", label, key)
-        with alone(self.store, self._name()):
-            cell, missing = self._stored(label, key)  # another launch may have made it meanwhile
+        self.store.check_makes(*self._asked)
+        with alone(self.store, self._name):
+            cell, missing = self._stored()  # another launch may have made it meanwhile
             if cell is not None:
                 return cell
             write = self._made(method, missing)
-            cell = Cell(ranks.first(lambda: self.store.make("cells", label, key, write)))
+            cell = Cell(ranks.first(lambda: self.store.make(*self._asked, write)))
             if ranks.rank() == 0:
-                CheckpointFiles(self.store, self._name()).remove()
+                CheckpointFiles(self.store, self._name).remove()
         return cell
 
     def entries(self) -> list[Entry]:
@@ -218,13 +216,13 @@ class Builder(Context):
 
     def clip(self) -> Any:
         model = self.recipe.model
-        return ranks.first(lambda: checkpoints.clip_model(model, cache_folder())).to(self.device)
+        return ranks.first(lambda: zero_shot.open_model(model, cache_folder())).to(self.device)
 
     def zero_shot_head(self, clip: Any) -> torch.Tensor:
         return zero_shot.head(clip, self.recipe.model.weights)
 
-    def holdout_accuracy(self, mix: Mix) -> float:
-        return passes.holdout_accuracy(self.run, mix)
+    def holdout_accuracy(self, average: Average) -> float:
+        return passes.holdout_accuracy(self.run, average)
 
     def _pre_trained(self) -> Cell:
         """The pre-trained model. A head that it lacks is made on the upstream set."""
@@ -250,11 +248,11 @@ class Builder(Context):
             return []
         recipe, images = self.recipe, len(self.target.training(self.recipe))
         total = total_steps(recipe.train, images) if cell is None else cell.steps
-        return snapshots.of_cell(self.run, self.followed.downstreams, self._name(), total)
+        return snapshots.of_cell(self.run, self.followed.downstreams, self._name, total)
 
-    def _stored(self, label: str, key: Mapping[str, Any]) -> tuple[Cell | None, list[Snapshot]]:
+    def _stored(self) -> tuple[Cell | None, list[Snapshot]]:
         """The recipe's cell, if all that belongs to it is there, and its missing snapshots."""
-        artifact = self.run.find("cells", label, key)
+        artifact = self.run.find(*self._asked)
         cell = None if artifact is None else Cell(artifact)
         missing = snapshots.missing(self.run, self._snapshots(cell))
         if cell is None or missing:
@@ -263,10 +261,15 @@ class Builder(Context):
         whole = ranks.all_agree(all(cells.find(self.store, name) for name in parents))
         return cell if whole else None, missing
 
+    @cached_property
+    def _asked(self) -> tuple[str, str, dict[str, Any]]:
+        """Kind, label and key of the recipe's cell."""
+        return "cells", f"{self.recipe.method.name}-{self.recipe.downstream}", self.key()
+
+    @property
     def _name(self) -> str:
         """The name of the recipe's cell, finished or not."""
-        label = f"{self.recipe.method.name}-{self.recipe.downstream}"
-        return self.store.place("cells", label, self.key()).name
+        return self.store.place(*self._asked).name
 
     def _made(self, method: Any, missing: Sequence[Snapshot]) -> Callable[[Path], None]:
         """Make the recipe's cell and the snapshots that are missing; returns what writes it."""
@@ -287,7 +290,7 @@ class Builder(Context):
             self.store.make(snapshots.KIND, snapshot.label, snapshot.key, write)
 
         minutes = recipe.train.checkpoint_minutes
-        files = CheckpointFiles(self.store, self._name()) if minutes else None
+        files = CheckpointFiles(self.store, self._name) if minutes else None
         with self.run.threads(), Saving(by_step, write_snapshot, files, minutes) as saving:
             export, history = loop.fit(method, self.run, self, saving)
 

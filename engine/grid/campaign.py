@@ -127,11 +127,9 @@ def plan(name: str, overrides: Sequence[str], cores: int = 1, *, run_users: bool
     """Resolve every cell of a campaign. Imports no torch.
 
     run_users: whether users' method files may run, which is needed to run the campaign. Raises
-    RecipeError for anything that cannot be resolved, or too few cores, sets or methods.
+    RecipeError for anything that cannot be resolved, or too few sets or methods.
     """
     grid = recipe.grid_keys(name, overrides)
-    if cores < 1:
-        raise RecipeError(f"--cores {cores}: at least one is needed")
     methods = recipe.methods_of(name, overrides)
     _check_words(overrides, methods)
     rows = {

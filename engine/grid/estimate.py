@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -132,30 +132,10 @@ def of(plan: Plan) -> Estimate:
     for column in plan.columns:
         cells = [cell.recipe for row in plan.cells(column) for cell in row.all()]
         judged = sum(_judged(cells[0], name, images[name]) for name in dataset.places)
-        parts, networks, heads = [], 0, 0
-        distinct = {}
-        for cell in cells:  # two rows may call one cell by two titles
-            untitled = dataclasses.replace(cell.method, title="")
-            key = dataclasses.asdict(dataclasses.replace(cell, method=untitled))
-            distinct[digest(key)] = cell
-        for cell in distinct.values():
-            is_users = modules.is_users(cell.method.module)
-            method = None if is_users else modules.method_of(cell)
-            if isinstance(method, Derived):
-                networks += method.mixes or 1
-                weights += not method.mixes
-                continue
-            passes = FULL_PASSES if method is None else method.passes
-            # A head alone is fitted on stored features, and evaluated from them.
-            seen = cell.train.epochs * _trained_on(cell, images[column.downstream]) if passes else 0
-            title, operations = f"training: {cell.method.title}", seen * passes * forward
-            parts.append(Part(title, seen, operations, cell.train.precision))
-            networks += 1 + cell.train.snapshots if passes else 0
-            heads += not passes
-            weights += 1
-        passed = networks * judged
-        columns.append((*parts, Part("evaluation", passed, passed * forward, kind)))
-        predictions += (networks + heads) * judged
+        parts, files, rows = _of_column(cells, images[column.downstream], judged, forward)
+        columns.append(parts)
+        weights += files
+        predictions += rows
     disk = {
         "packs": float(sum(packs.size_bytes(recipe, count) for count in images.values())),
         "weights": 4.0 * parameters * weights,
@@ -164,6 +144,40 @@ def of(plan: Plan) -> Estimate:
     }
     shared = Part("pre-trained model", everywhere, everywhere * forward, kind)
     return Estimate(plan, parameters, forward, shared, tuple(columns), images, disk)
+
+
+def _of_column(
+    cells: Sequence[Recipe], images: int, judged: int, forward: float
+) -> tuple[tuple[Part, ...], int, int]:
+    """The parts of a column, and how many files of weights and rows of predictions it leaves.
+
+    images: of its set. judged: images that each model is evaluated on.
+    """
+    distinct = {}
+    for cell in cells:  # two rows may call one cell by two titles
+        untitled = dataclasses.replace(cell.method, title="")
+        key = dataclasses.asdict(dataclasses.replace(cell, method=untitled))
+        distinct[digest(key)] = cell
+    parts, networks, extra, weights = [], 0, 0, 0  # fitted heads and ensembles need no pass
+    for cell in distinct.values():
+        is_users = modules.is_users(cell.method.module)
+        method = None if is_users else modules.method_of(cell)
+        if isinstance(method, Derived):
+            networks += method.models
+            extra += not method.models
+            weights += cell.method.has_weights
+            continue
+        passes = FULL_PASSES if method is None else method.passes
+        # A head alone is fitted on stored features, and evaluated from them.
+        seen = cell.train.epochs * _trained_on(cell, images) if passes else 0
+        title, operations = f"training: {cell.method.title}", seen * passes * forward
+        parts.append(Part(title, seen, operations, cell.train.precision))
+        networks += 1 + cell.train.snapshots if passes else 0
+        extra += not passes
+        weights += 1
+    passed = networks * judged
+    evaluation = Part("evaluation", passed, passed * forward, cells[0].evaluate.precision)
+    return (*parts, evaluation), weights, (networks + extra) * judged
 
 
 def _judged(recipe: Recipe, name: str, images: int) -> int:

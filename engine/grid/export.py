@@ -16,14 +16,21 @@ from engine import models
 from engine.data import descriptions
 from engine.data.descriptions import Description
 from engine.evaluation import bank
-from engine.grid.choice import check_choice
 from engine.grid.record import FinishedCampaign
 from engine.measures.rows import PRE, Evaluation
 from engine.models import clip, export
 from engine.recipe.schema import ModelRecipe, Recipe
 from engine.store import cells
 from engine.store.artifacts import Artifact, Store
-from engine.store.cells import CELL, Cell, Mix, essential
+from engine.store.cells import CELL, Average, Cell, Ensemble, Mix, essential
+
+OPTIONS = {
+    "method": "--method",
+    "downstream": "--set",
+    "setting": "--setting",
+    "alpha": "--alpha",
+    "seed": "--seed",
+}  # of `rib export`, by the column that each chooses in
 
 
 @dataclass(frozen=True)
@@ -42,21 +49,26 @@ class Row:
 
 
 def row_of_campaign(campaign: FinishedCampaign, row: Evaluation) -> Row:
-    """A row of a finished campaign's table. Raises ValueError where a cell is gone."""
+    """A row of a finished campaign's table.
+
+    Raises ValueError where a cell is gone, and for an ensemble, which is several models.
+    """
     name = campaign.record.name
     trained = "the pre-trained model" if row.method == PRE else f"{row.arm} on {row.downstream}"
     title = f"{trained}, of {name}"
     remedy = f"run `{campaign.plan.command}` again"
-    mix = campaign.mix(row)
-    parents = _parents(Store(campaign.store), mix, title, remedy)
-    return _mixed(title, mix, parents, description_of(parents.values(), campaign.plan.recipe))
+    average = campaign.mix(row)
+    parents = _parents(Store(campaign.store), average, title, remedy)
+    return _one_model(
+        title, average, parents, description_of(parents.values(), campaign.plan.recipe)
+    )
 
 
 def row_of_cell(folder: Path, alpha: float | None) -> Row:
     """The model that a cell's folder offers; of several, that of `alpha`.
 
     Raises ValueError for an alpha that it does not offer, or if it offers several and `alpha` is
-    None.
+    None, and for an ensemble, which is several models.
     """
     cell = Cell(Artifact(folder))
     entries = {entry.alpha: entry for entry in cell.entries}
@@ -64,16 +76,55 @@ def row_of_cell(folder: Path, alpha: float | None) -> Row:
     entry = entries[alpha] if alpha in entries else next(iter(entries.values()))
     title = folder.name if entry.alpha is None else f"{folder.name} at alpha {entry.alpha:g}"
     remedy = f"`python engine/launch.py recipe={folder / 'recipe.yaml'}` trains it"
-    mix = essential(entry.mix)
-    parents = _parents(Store(folder.parents[1]), mix, title, remedy)
-    return _mixed(title, mix, parents, descriptions.read(folder / CELL))
+    average = essential(entry.mix)
+    parents = _parents(Store(folder.parents[1]), average, title, remedy)
+    return _one_model(title, average, parents, descriptions.read(folder / CELL))
 
 
-def _mixed(title: str, mix: Mix, parents: Mapping[str, Cell], description: Description) -> Row:
+def _one_model(
+    title: str, average: Average, parents: Mapping[str, Cell], description: Description
+) -> Row:
+    """The row of an average of weights. Raises ValueError for an ensemble, naming its members."""
+    if isinstance(average, Ensemble):
+        folders = (parents[name].artifact.folder for name in average)
+        members = [str(f) if (f / CELL).is_file() else "CAMPAIGN --method pre" for f in folders]
+        raise ValueError(
+            f"{title} is the mean of the logits of {len(members)} models, which no single model "
+            "has. Export its members, and average their logits: "
+            + "; ".join(f"`rib export {member} --out DIR`" for member in members)
+        )
     if len(parents) == 1:
         (cell,) = parents.values()
-        return Row(title, mix, description, cell.state(), cell.prompt())
-    return Row(title, mix, description, bank.mixed([mix], parents, torch.device("cpu"))[0])
+        return Row(title, average, description, cell.state(), cell.prompt())
+    state = bank.mixed([average], parents, torch.device("cpu"))[0]
+    return Row(title, average, description, state)
+
+
+def choose(rows: Sequence[Evaluation], values: Mapping[str, object]) -> Evaluation:
+    """The row that these values choose, by column; None where the user chose nothing.
+
+    Raises ValueError, naming the option, where there is no such row or more than one.
+    """
+    for column, option in OPTIONS.items():
+        value = values[column]
+        valid = list(dict.fromkeys(getattr(row, column) for row in rows))
+        if column == "setting" and value is None and "" in valid:
+            value = ""  # the plain grid; every other setting has a name
+        check_choice(option, value, valid)
+        rows = [row for row in rows if value is None or getattr(row, column) == value]
+    return rows[0]
+
+
+def check_choice(option: str, value: object, valid: Sequence[object]) -> None:
+    """Raise ValueError unless `value` is valid, or None where there is no choice."""
+    if value in valid or (value is None and len(valid) == 1):
+        return
+    if valid in ([None], [""]):
+        raise ValueError(f"{option} {value}: this row has none; leave the option out")
+    shown = ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in valid)
+    if value is None:
+        raise ValueError(f"there is more than one such row: add {option}, one of {shown}")
+    raise ValueError(f"there is no row of {option} {value}, only of {shown}")
 
 
 def description_of(parents: Iterable[Cell], resolved: Recipe) -> Description:
@@ -114,10 +165,10 @@ def write(row: Row, out: Path, classes: Sequence[str] = ()) -> int:
     return outputs
 
 
-def _parents(store: Store, mix: Mix, title: str, remedy: str) -> dict[str, Cell]:
-    """The cells of a mix, by name. Raises ValueError where a cell is missing."""
+def _parents(store: Store, average: Average, title: str, remedy: str) -> dict[str, Cell]:
+    """The cells of an average, by name. Raises ValueError where a cell is missing."""
     parents = {}
-    for name in mix:
+    for name in average:
         cell = cells.find(store, name)
         if cell is None:
             raise ValueError(

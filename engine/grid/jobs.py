@@ -11,16 +11,14 @@ import torch
 
 from engine.data.sets import Sets
 from engine.evaluation import accuracies, cka, features, passes
-from engine.evaluation.accuracies import Model, OnSet
 from engine.grid import progress
 from engine.grid.build import Builder
 from engine.grid.campaign import PREPARE, Plan
 from engine.grid.columns import Column
 from engine.grid.snapshots import Followed
 from engine.machine import ranks
-from engine.run import Run
 from engine.store.artifacts import Store
-from engine.store.cells import Entry
+from engine.store.cells import Ensemble
 from engine.training import trackers
 
 log = logging.getLogger(__name__)
@@ -96,31 +94,17 @@ def column(plan: Plan, column: Column, device: torch.device) -> None:
         split = run.recipe.split_of(place)
         passes.evaluate(run, [entry.mix for entry in entries], [place], split)
         if run.recipe.evaluate.cka:
-            cka.evaluate(run, [entry.mix for entry in entries if entry.headline], place)
+            headlines = [entry.mix for entry in entries if entry.headline]
+            mixes = [mix for mix in headlines if not isinstance(mix, Ensemble)]  # has no features
+            cka.evaluate(run, mixes, place)
         run.sets.release(place)
     for row in rows:
         if row.recipe.trackers and ranks.rank() == 0:
-            compared(row.run, next(entry for entry in row.entries() if entry.headline))
+            headline = next(entry for entry in row.entries() if entry.headline)
+            trackers.log_accuracies(row.recipe, accuracies.compared(row.run, headline.mix))
         row.remove_snapshots()
     progress.advance(plan.path, name, len(rows) + 1, len(rows) + 1)
     log.info("column %s took %.0f s", column.name, time.monotonic() - started)
-
-
-def compared(
-    run: Run, headline: Entry, *, intervals: bool = False
-) -> dict[str, tuple[OnSet, OnSet]]:
-    """By set, the accuracies of the pre-trained model and of a cell's headline model, which the
-    recipe's trackers get."""
-    recipe = run.recipe
-    models = [Model.named("before", {run.base.name: 1.0}), Model.named("after", headline.mix)]
-    pairs = {}
-    for name in recipe.dataset.places:
-        split = recipe.split_of(name)
-        first, second = accuracies.on_set(run, models, name, split, intervals=intervals)
-        pairs[name] = first, second
-    before, after = ({n: pair[k].accuracy for n, pair in pairs.items()} for k in (0, 1))
-    trackers.log_accuracies(recipe, before, after)
-    return pairs
 
 
 def remove_snapshots(plan: Plan, device: torch.device) -> None:

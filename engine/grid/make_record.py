@@ -23,7 +23,7 @@ from engine.recipe.schema import MethodRecipe
 from engine.run import Run
 from engine.store import cells
 from engine.store.artifacts import Store
-from engine.store.cells import Entry, Mix
+from engine.store.cells import Average, Ensemble, Entry
 from loaders.benchmarks import emoji
 from loaders.files import file_hash
 from loaders.schema import DamagedFile
@@ -165,16 +165,19 @@ def _models(plan: Plan, device: torch.device) -> Iterator[GridModel]:
 
 
 def _cka(models: Sequence[GridModel]) -> Iterator[dict[str, Any]]:
-    """CKA by block of every headline model on every set."""
+    """CKA by block of every headline model on every set; an ensemble has no features."""
     for run, arm, entry, _ in models:
-        for name in run.recipe.dataset.places if entry.headline else ():
+        mix = entry.mix
+        if not entry.headline or isinstance(mix, Ensemble):
+            continue
+        for name in run.recipe.dataset.places:
             cell = ModelOnSet(*arm, run.recipe.downstream, name)
-            blocks = cka.stored(run, entry.mix, name)
+            blocks = cka.stored(run, mix, name)
             yield {**dataclasses.asdict(cell), "seed": run.recipe.seed, "blocks": blocks}
 
 
-def _predicted(run: Run, mix: Mix, name: str) -> Path:
-    return passes.predicted(run, mix, name, run.recipe.split_of(name))
+def _predicted(run: Run, average: Average, name: str) -> Path:
+    return passes.predicted(run, average, name, run.recipe.split_of(name))
 
 
 def _distances(run: Run) -> dict[str, Any] | None:

@@ -68,7 +68,6 @@ def _models(campaign: FinishedCampaign) -> list[Model]:
         Model(
             replace(row.cell, evaluated_on=""),
             predictions.mix_of(row.path),
-            row.seed,
             row.headline,
         )
         for row in sorted(rows, key=lambda row: row.method != PRE)

@@ -14,7 +14,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engine.errors import CampaignError
 from engine.grid import campaign
@@ -25,6 +25,9 @@ from engine.measures.rows import Evaluation
 from loaders import schema
 from loaders.files import file_hash
 from loaders.schema import DamagedFile
+
+if TYPE_CHECKING:
+    from engine.measures.predictions import Ensemble
 
 AS_BEFORE = "with the words of before"
 
@@ -108,8 +111,8 @@ class FinishedCampaign:
         """The folder of the artefacts that the record names."""
         return self.place.parents[2] / "store"
 
-    def mix(self, evaluation: Evaluation) -> dict[str, float]:
-        """The weight of each cell in the model of an evaluation, by the cell's name.
+    def mix(self, evaluation: Evaluation) -> dict[str, float] | Ensemble:
+        """The average of cells that the model of an evaluation is.
 
         Raises DamagedFile as `evaluations`.
         """

@@ -42,7 +42,8 @@ def pearson(x: np.ndarray, y: np.ndarray) -> Correlation:
     A unit's K values come from one thing, such as a model that was evaluated on K sets: they are
     permuted and drawn together. p is by permutation of the units, exact for eight or fewer.
     """
-    x, y = (values.reshape(len(values), -1).astype(float) for values in (x, y))
+    # -1 in place of the product would be no number where there are no units.
+    x, y = (v.reshape(len(v), math.prod(v.shape[1:])).astype(float) for v in (x, y))
     units, nothing = len(x), math.nan
     everything = np.arange(units)
 

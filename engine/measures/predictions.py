@@ -7,6 +7,7 @@ the same images, and damaged predictions are refused.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +22,19 @@ SCHEMA = pa.schema(
     + [(name, pa.float32()) for name in PROBABILITIES]
 )
 GROUP = pa.field("group", pa.string())  # where parts of the set count alike
+
+
+class Ensemble(tuple[str, ...]):
+    """Cells, by name, whose logits are averaged; no model has these averages as its weights."""
+
+
+Mix = Mapping[str, float]  # cells whose weights are averaged: the weight of each, by its name
+Average = Mix | Ensemble
+
+
+def average_of(plain: dict[str, float] | list[str]) -> dict[str, float] | Ensemble:
+    """The average that a JSON value is: of an object, a mix; of a list, an ensemble."""
+    return Ensemble(plain) if isinstance(plain, list) else plain
 
 
 def read(path: Path) -> pa.Table:
@@ -82,13 +96,13 @@ def answers(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return index[order], label[order], top1[order]
 
 
-def mix_of(path: Path) -> dict[str, float]:
-    """By name of a cell, its weight in the mix of models that a file's predictions are of.
+def mix_of(path: Path) -> dict[str, float] | Ensemble:
+    """The average of cells that a file's predictions are of.
 
     Raises ValueError naming a file that lacks it.
     """
     try:
-        return json.loads((pq.read_schema(path).metadata or {})[b"mix"])
+        return average_of(json.loads((pq.read_schema(path).metadata or {})[b"mix"]))
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise ValueError(f"{path} does not say which model it is of ({error!r})") from error
 

@@ -153,13 +153,14 @@ class Derived:
         self.recipe = recipe
 
     @property
-    def mixes(self) -> int:
-        """How many mixes `make` gives; 0 where it gives a model with weights of its own."""
-        return 0
+    def models(self) -> int:
+        """How many models an evaluation runs for it, beside the cells that it is made of."""
+        return 1
 
     def make(self, context: Context) -> Export | Sequence[Entry]:
-        """A model as a plain state dict of its architecture, or mixes of the cells' weights.
+        """A model as a plain state dict of its architecture, or averages of the cells' weights or
+        logits.
 
-        Mixes are averaged where they are evaluated; exactly one of them is the headline.
+        Averages are taken where they are evaluated; exactly one of them is the headline.
         """
         raise NotImplementedError

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from engine.recipe.schema import Recipe
-from engine.store.cells import Cell, Mix
+from engine.store.cells import Average, Cell
 
 if TYPE_CHECKING:
     from engine.data.sets import LabelledSet
@@ -79,6 +79,6 @@ class Context(Protocol):
         """The head [C, E] (float32, on the CPU) that a text tower makes of the class names."""
         ...
 
-    def holdout_accuracy(self, mix: Mix) -> float:
-        """Top-1 in percent of a mix on the downstream hold-out."""
+    def holdout_accuracy(self, average: Average) -> float:
+        """Top-1 in percent of an average of cells on the downstream hold-out."""
         ...

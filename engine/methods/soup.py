@@ -24,10 +24,6 @@ def uniform(members: Sequence[str]) -> dict[str, float]:
 class Method(Derived):
     recipe: Recipe
 
-    @property
-    def mixes(self) -> int:
-        return 1
-
     def make(self, context: Context) -> Sequence[Entry]:
         greedy = self.recipe.select == "greedy"
         if greedy and not len(context.target.holdout):

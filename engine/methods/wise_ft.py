@@ -18,7 +18,7 @@ class Method(Derived):
     recipe: Recipe
 
     @property
-    def mixes(self) -> int:
+    def models(self) -> int:
         return len(self._alphas())
 
     def make(self, context: Context) -> Sequence[Entry]:

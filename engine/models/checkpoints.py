@@ -24,8 +24,6 @@ from engine.store.tensors import PROMPT, WEIGHTS, save
 from loaders import registry
 from loaders.files import file_hash
 
-MOST_BYTES = 1 << 38  # 256 GiB; the largest vision transformers have a third of it
-
 
 def backbone(
     recipe: ModelRecipe, store: Store, cache: Path, seed: int, prompt: Path | None = None
@@ -41,7 +39,7 @@ def backbone(
     if recipe.weights.source == "random":
         key["seed"] = seed
     if source == "file" or recipe.weights.path:
-        key["sha256"] = file_hash(_file(recipe))
+        key["sha256"] = file_hash(formats.file_of(recipe))
         key["model"]["weights"]["path"] = ""  # the same file in another place is the same model
     if prompt is not None:
         key["prompt"] = file_hash(prompt)
@@ -109,43 +107,18 @@ def _from_timm(recipe: ModelRecipe, cache: Path) -> nn.Module:
         ) from error
 
 
-def clip_model(recipe: ModelRecipe, cache: Path) -> nn.Module:
-    """open_clip's model with both towers, in fp32 and eval mode, on the CPU.
-
-    Raises ValueError and RecipeError as `zero_shot.open_model`.
-    """
-    return zero_shot.open_model(clip.package(), recipe.weights, cache, _clip_state(recipe))
-
-
-def _from_open_clip(recipe: ModelRecipe, cache: Path) -> nn.Module:
-    return zero_shot.classifier(recipe, cache, _clip_state(recipe))
-
-
-def _clip_state(recipe: ModelRecipe) -> State | None:
-    return formats.load(_file(recipe)) if recipe.weights.path else None
-
-
 def _random(recipe: ModelRecipe, cache: Path) -> nn.Module:
     return models.create(recipe, 2)
 
 
 def _from_file(recipe: ModelRecipe, cache: Path) -> nn.Module:
-    path = _file(recipe)
+    path = formats.file_of(recipe)
     if recipe.weights.match == "order" and path.suffix == ".safetensors":
         raise ValueError(
             f"{path}: safetensors files keep no order of tensors, so model.weights.match=order "
             "cannot be used; give the torch file, or rename the tensors as timm does"
         )
     return _matched(recipe, formats.load(path), str(path))
-
-
-def _file(recipe: ModelRecipe) -> Path:
-    path = Path(recipe.weights.path)
-    if not path.is_file():
-        raise ValueError(f"model.weights.path={recipe.weights.path!r} is not a file")
-    if (size := path.stat().st_size) > MOST_BYTES:
-        raise ValueError(f"{path} holds {size:,} bytes, too many for the weights of a model")
-    return path
 
 
 def _from_package(recipe: ModelRecipe, cache: Path) -> nn.Module:
@@ -161,7 +134,7 @@ def _from_package(recipe: ModelRecipe, cache: Path) -> nn.Module:
 
 SOURCES: dict[str, Callable[[ModelRecipe, Path], nn.Module]] = {
     "timm": _from_timm,
-    "open_clip": _from_open_clip,
+    "open_clip": zero_shot.classifier,
     "random": _random,
     "file": _from_file,
     "pypi": _from_package,

@@ -17,7 +17,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from engine.recipe.schema import ModelRecipe
+
 State = dict[str, torch.Tensor]
+MOST_BYTES = 1 << 38  # 256 GiB; the largest vision transformers have a third of it
 LIGHTNING = "model."  # where a LightningModule has its network as `self.model`
 TIMM_NAMES = {  # by those of an exported DINOv2
     "backbone.": "",
@@ -29,6 +32,16 @@ TIMM_NAMES = {  # by those of an exported DINOv2
     "layer_scale2.lambda1": "ls2.gamma",
     "layernorm.": "norm.",
 }
+
+
+def file_of(recipe: ModelRecipe) -> Path:
+    """The user's file of a model's weights. ValueError naming what is none, or too large."""
+    path = Path(recipe.weights.path)
+    if not path.is_file():
+        raise ValueError(f"model.weights.path={recipe.weights.path!r} is not a file")
+    if (size := path.stat().st_size) > MOST_BYTES:
+        raise ValueError(f"{path} holds {size:,} bytes, too many for the weights of a model")
+    return path
 
 
 def load(path: Path) -> State:

@@ -19,7 +19,7 @@ from torch import nn
 
 from engine import models
 from engine.errors import RecipeError, nearest
-from engine.models import clip, hub
+from engine.models import clip, formats, hub
 from engine.recipe.schema import ModelRecipe, WeightsRecipe
 
 log = logging.getLogger(__name__)
@@ -28,22 +28,19 @@ CLASSES_AT_ONCE = 4  # times 80 sentences: below 2 GB of activations in the text
 TOLERANCE = 1e-3  # of unit embeddings; a wrong activation function changes them far more
 
 
-def classifier(
-    recipe: ModelRecipe, cache: Path, state: dict[str, torch.Tensor] | None
-) -> nn.Module:
+def classifier(recipe: ModelRecipe, cache: Path) -> nn.Module:
     """The recipe's model with open_clip's weights and a zero-shot head for IN-1K's classes.
 
-    The weights come from open_clip's hub, or are `state` (open_clip's names). The head is the mean
-    over templates of the unit text features of each class name, normalised again, times
-    exp(logit_scale), without a bias: the logits equal open_clip's (Radford et al. 2021, 3.1.2).
+    The head is the mean over templates of the unit text features of each class name, normalised
+    again, times exp(logit_scale), without a bias: the logits equal open_clip's (Radford et al.
+    2021, 3.1.2).
 
     Raises ValueError without the open_clip package, for weights that do not fit, and for a tower
     whose features differ from open_clip's; RecipeError for unknown names, and for the plain-GELU
     name of weights that were trained with QuickGELU.
     """
-    open_clip = clip.package()
-    model = open_model(open_clip, recipe.weights, cache, state)
-    net = models.create(recipe, len(open_clip.IMAGENET_CLASSNAMES))
+    model = open_model(recipe, cache)
+    net = models.create(recipe, len(clip.package().IMAGENET_CLASSNAMES))
     if isinstance(net, clip.Tower):
         tower = {k: v for k, v in model.state_dict().items() if k.startswith("visual.")}
     else:
@@ -59,15 +56,16 @@ def classifier(
     return net
 
 
-def open_model(
-    open_clip: ModuleType,
-    weights: WeightsRecipe,
-    cache: Path,
-    state: dict[str, torch.Tensor] | None,
-) -> Any:
-    """open_clip's model in eval mode, in fp32, on the CPU."""
+def open_model(recipe: ModelRecipe, cache: Path) -> Any:
+    """open_clip's model with both towers, in fp32 and eval mode, on the CPU.
+
+    Its weights are those of the recipe's file, under open_clip's names, or come from its hub.
+    Raises ValueError and RecipeError as `classifier`.
+    """
+    open_clip, weights = clip.package(), recipe.weights
     _check_names(open_clip, weights)
-    if state is not None:
+    if weights.path:
+        state = formats.load(formats.file_of(recipe))
         return models.load_state(clip.blank(weights.clip), state, weights.path)
     try:
         model = open_clip.create_model(

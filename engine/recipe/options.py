@@ -28,6 +28,22 @@ NO_HOLDOUT = "a greedy soup is chosen on a downstream hold-out; set dataset.hold
 
 
 @dataclass(frozen=True)
+class Ensemble(MethodRecipe):
+    has_weights = False
+    members: list[str] = field(default_factory=lambda: ["fine_tune", "ewc", "lwf"])
+
+    @property
+    def needs(self) -> Sequence[str]:
+        return [name for name in self.members if name != "pre"]
+
+    def check(self, cell: Recipe) -> None:
+        if len(self.members) < 2 or len(set(self.members)) < len(self.members):
+            raise RecipeError(
+                f"method.members={self.members}: name two methods or more, or `pre`, none twice"
+            )
+
+
+@dataclass(frozen=True)
 class EWC(MethodRecipe):
     lam: NotNegative = 1.0
     fisher_images: Count = 0  # of the upstream set's training split; 0: all of them
@@ -190,6 +206,7 @@ class WiSEFT(MethodRecipe):
 
 
 OPTIONS: dict[str, type[MethodRecipe]] = {  # by module of `engine.methods`
+    "ensemble": Ensemble,
     "ewc": EWC,
     "fine_tune": MethodRecipe,
     "flyp": FLYP,

@@ -136,7 +136,7 @@ class MethodRecipe:
     """What every method has; the `Recipe` of a method's module adds its options.
 
     needs: methods whose cells of the same column it starts from. has_weights: False where its cells
-    are mixes of others', which no method can start from.
+    are averages of others', which no method can start from.
     """
 
     needs: ClassVar[Sequence[str]] = ()

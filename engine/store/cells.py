@@ -16,13 +16,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
 from engine.machine import ranks
+from engine.measures.predictions import Average, Ensemble, Mix, average_of
 from engine.recipe import dump
 from engine.recipe.schema import Recipe
 from engine.store import tensors
@@ -33,8 +34,6 @@ CELL, HISTORY = "cell.json", "history.json"
 SELF = "self"  # stands for a trained cell's name, which is unknown while it is written
 KINDS = ("cells", "weights", "snapshots")  # of artefacts that are models
 PACKAGES = ("timm", "deepspeed", "numpy", "ffcv", "triton", "pillow")
-
-Mix = Mapping[str, float]  # weights of cells by their names
 
 
 @dataclass(frozen=True)
@@ -52,20 +51,27 @@ class Export:
 
 @dataclass(frozen=True)
 class Entry:
-    """A model that a cell has evaluated: an average of cells' weights, by the cells' names.
+    """A model that a cell has evaluated: an average of cells' weights or logits, by their names.
 
     setting: as `engine.measures.rows.Arm`.
     """
 
-    mix: dict[str, float]
+    mix: dict[str, float] | Ensemble
     alpha: float | None = None
     headline: bool = True  # the table shows it; other entries are points of a curve
     setting: str = ""
 
 
-def essential(mix: Mix) -> dict[str, float]:
-    """The mix without cells of weight zero: alpha = 0 is the pre-trained model itself."""
-    return {name: float(weight) for name, weight in sorted(mix.items()) if weight != 0}
+@overload
+def essential(average: Ensemble) -> Ensemble: ...
+@overload
+def essential(average: Mix) -> dict[str, float]: ...
+def essential(average: Average) -> dict[str, float] | Ensemble:
+    """The average in the order of names, and without cells of weight zero: alpha = 0 is the
+    pre-trained model itself."""
+    if isinstance(average, Ensemble):
+        return Ensemble(sorted(average))
+    return {name: float(weight) for name, weight in sorted(average.items()) if weight != 0}
 
 
 @dataclass(frozen=True)
@@ -87,11 +93,9 @@ class Cell:
     @property
     def entries(self) -> list[Entry]:
         """The models that are evaluated, with the cell's name in place of `SELF`."""
-        entries = [Entry(**entry) for entry in self.meta.get("entries", [{"mix": {SELF: 1.0}}])]
-        return [
-            dataclasses.replace(e, mix={self.name if n == SELF else n: w for n, w in e.mix.items()})
-            for e in entries
-        ]
+        plain = self.meta.get("entries", [{"mix": {SELF: 1.0}}])
+        mixes = [{self.name: 1.0} if SELF in e["mix"] else average_of(e["mix"]) for e in plain]
+        return [Entry(**{**e, "mix": mix}) for e, mix in zip(plain, mixes, strict=True)]
 
     @property
     def steps(self) -> int:

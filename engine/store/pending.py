@@ -43,12 +43,12 @@ class Pending:
     def __init__(
         self,
         store: Store,
-        mix: Mapping[str, float],
+        average: predictions.Average,
         name: tuple[str, Mapping[str, Any]],
         cuts: Sequence[np.ndarray],
     ) -> None:
         """`name`: label and key of the predictions' artefact. `cuts`: the slices' positions."""
-        self.store, self.mix, self.cuts = store, mix, cuts
+        self.store, self.average, self.cuts = store, average, cuts
         self.label, self.key = name
         self._only_slice: pa.Table | None = None
         self._folder = store.root / "pending" / store.place("predictions", *name).name

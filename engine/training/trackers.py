@@ -172,10 +172,12 @@ def subject(recipe: Recipe) -> Subject:
     return Subject(recipe.campaign or "cells", name, number, config, Path(recipe.runs))
 
 
-def log_accuracies(recipe: Recipe, before: Mapping[str, float], after: Mapping[str, float]) -> None:
-    """Log a cell's accuracies (percent) by set, before and after training, and its RI (points)."""
+def log_accuracies(recipe: Recipe, rows: Mapping[str, tuple[Any, Any]]) -> None:
+    """Log a cell's accuracies (percent), and its RI (points). rows: by set, what has the accuracy
+    before training and after it."""
     if not recipe.trackers:
         return
+    before, after = ({name: row[k].accuracy for name, row in rows.items()} for k in (0, 1))
     values = {f"accuracy/{name}": value for name, value in after.items()}
     values |= {f"accuracy before/{name}": value for name, value in before.items()}
     if any(name != recipe.downstream for name in recipe.dataset.sets):

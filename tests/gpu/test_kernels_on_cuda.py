@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
+from twins import apart, assert_twins, misaligned, value_and_gradient
 
 from bench import contest
 from kernels import reference
@@ -45,46 +47,41 @@ def test_entrants_of_the_bench_give_the_same(name):
         current.ours.run()
 
 
-@pytest.mark.parametrize("size", [1, 1023, 1025, 100_003])
-@pytest.mark.parametrize("misaligned", [0, 1])
-def test_ewc_steps_equal_float64(size, misaligned):
-    tensors = randn(6, size + misaligned)[:, misaligned:]
+OPTIONS = {"lr": 0.03, "weight_decay": 0.1, "lam": 0.7}
+PLACES = pytest.mark.parametrize("place", [torch.clone, misaligned])
+
+
+def ewc_tensors(size: int) -> list[torch.Tensor]:
+    """theta, grad and AdamW's moments, then anchor and Fisher."""
+    tensors = randn(6, size)
     tensors[3:].square_()
-    for twin, tensors_fp32 in (
-        (reference.adamw_ewc_, [t.clone() for t in tensors]),
-        (reference.sgd_ewc_, [t.clone() for t in tensors[[0, 1, 2, 4, 5]]]),
-    ):
-        truth = [t.double() for t in tensors_fp32]
-        if misaligned:
-            buffers = [torch.empty(size + 1, device=CUDA)[1:] for _ in tensors_fp32]
-            tensors_fp32 = [
-                buffer.copy_(t) for buffer, t in zip(buffers, tensors_fp32, strict=True)
-            ]
-        scalars = [0.7, 0.1, 0.9, 0.03]
-        if twin is reference.adamw_ewc_:
-            scalars = [0.7, 1 - 0.003, 0.03 / 0.1, 0.1, 0.999, 0.001, 0.001**-0.5, 1e-8]
-            adamw_ewc_(*tensors_fp32, step=1, lr=0.03, weight_decay=0.1, lam=0.7)
-        else:
-            sgd_ewc_(*tensors_fp32, lr=0.03, weight_decay=0.1, lam=0.7)
-        twin(*truth, torch.tensor(scalars, dtype=torch.float64, device=CUDA))
-        for actual, expected in zip(tensors_fp32, truth, strict=True):
-            torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=1e-6)
+    return list(tensors)
 
 
-@pytest.mark.parametrize("misaligned", [0, 1])
-def test_one_ewc_step_of_many_tensors_equals_a_launch_each(misaligned):
-    sizes = [0, 3, 1024, 100_003, 7]
-    tensors = [randn(6, size + misaligned)[:, misaligned:] for size in sizes]
-    for rows in tensors:
-        rows[3:].square_()
-    options = {"lr": 0.03, "weight_decay": 0.1, "lam": 0.7}
-    together = [[t.clone() for t in rows.unbind()] for rows in tensors]
-    alone = [[t.clone() for t in row] for row in together]
+@PLACES
+@pytest.mark.parametrize("size", [1, 1023, 1025, 100_003])
+def test_ewc_steps_equal_float64(size, place):
+    tensors = ewc_tensors(size)
+    sgd, adamw = [place(tensors[k]) for k in (0, 1, 2, 4, 5)], [place(t) for t in tensors]
+    exact_sgd, exact_adamw = ([t.double() for t in rows] for rows in (sgd, adamw))
+    sgd_ewc_(*sgd, **OPTIONS)
+    adamw_ewc_(*adamw, step=1, **OPTIONS)
+    scalars = [0.7, 1 - 0.003, 0.03 / 0.1, 0.1, 0.999, 0.001, 0.001**-0.5, 1e-8]
+    reference.sgd_ewc_(*exact_sgd, torch.tensor([0.7, 0.1, 0.9, 0.03], device=CUDA).double())
+    reference.adamw_ewc_(*exact_adamw, torch.tensor(scalars, device=CUDA).double())
+    for rows in (sgd, adamw, exact_sgd, exact_adamw):
+        del rows[1]  # the gradient, which a step may overwrite
+    assert_twins(sgd + adamw, exact_sgd + exact_adamw, rtol=1e-5, atol=1e-6)
+
+
+@PLACES
+def test_one_ewc_step_of_many_tensors_equals_a_launch_each(place):
+    alone = [[place(t) for t in ewc_tensors(size)] for size in (0, 3, 1024, 100_003, 7)]
+    together = [[place(t) for t in row] for row in alone]
     for _ in range(3):
-        columns = [list(column) for column in zip(*together, strict=True)]
-        foreach_adamw_ewc_(*columns, steps=[1] * len(sizes), **options)
+        foreach_adamw_ewc_(*map(list, zip(*together, strict=True)), steps=[1] * 5, **OPTIONS)
         for row in alone:
-            adamw_ewc_(*row, step=1, **options)
+            adamw_ewc_(*row, step=1, **OPTIONS)
     for row, right in zip(together, alone, strict=True):
         assert all(map(torch.equal, row, right))
 
@@ -99,28 +96,19 @@ def test_distillation_and_its_gradient_equal_float64(dtype, classes, masked):
         student.masked_fill_(~mask, float("nan"))
     labels = 3 * torch.randint(classes // 3, (9,), device=CUDA)
     options = {"mask": mask, "temperature": 3.0, "weight": 0.7, "label_smoothing": 0.1}
-    student.requires_grad_()
-    losses = distill_loss(student, teacher, labels, **options)
-    (gradient,) = torch.autograd.grad(losses.sum(), student)
-    exact = student.detach().double().requires_grad_()
-    truth = reference.distill_loss(exact, teacher.double(), labels, **options)
-    (expected_gradient,) = torch.autograd.grad(truth.sum(), exact)
-    torch.testing.assert_close(losses.double(), truth, rtol=1e-5, atol=1e-5)
+
+    def ours(logits: torch.Tensor) -> torch.Tensor:
+        return distill_loss(logits, teacher, labels, **options)
+
+    actual = losses, gradient = value_and_gradient(ours, student)
+    truth, true_gradient = value_and_gradient(
+        lambda s: reference.distill_loss(s, teacher.double(), labels, **options), student.double()
+    )
+    assert_twins([losses], [truth], rtol=1e-5, atol=1e-5)
     rounding = {torch.float32: 1e-5, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}[dtype]
-    torch.testing.assert_close(gradient.double(), expected_gradient, rtol=rounding, atol=1e-6)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_distillation_takes_the_rows_of_a_padded_head(dtype):
-    student, teacher = 3 * randn(2, 9, 21888, dtype=dtype)
-    student, teacher = student[:, :21843], teacher[:, :21843]
-    labels = torch.arange(9, device=CUDA)
-    losses = distill_loss(student.requires_grad_(), teacher, labels)
-    (gradient,) = torch.autograd.grad(losses.sum(), student)
-    student = student.detach().contiguous().requires_grad_()
-    expected = distill_loss(student, teacher.contiguous(), labels)
-    assert torch.equal(losses, expected)
-    assert torch.equal(gradient, torch.autograd.grad(expected.sum(), student)[0])
+    assert_twins([gradient], [true_gradient], rtol=rounding, atol=1e-6)
+    padded_head = value_and_gradient(ours, apart(student))
+    assert all(map(torch.equal, padded_head, actual))
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
@@ -154,10 +142,9 @@ def test_outer_squares_equal_float64(dtype, shape):
 
 def test_the_fisher_of_a_convolutional_net_equals_a_loop():
     torch.manual_seed(0)
-    net = torch.nn.Sequential(
-        torch.nn.Conv2d(3, 16, 3, 2), torch.nn.GELU(), torch.nn.Conv2d(16, 16, 3, groups=16),
-        torch.nn.BatchNorm2d(16), torch.nn.Conv2d(16, 24, 1), torch.nn.AdaptiveAvgPool2d(1),
-        torch.nn.Flatten(), torch.nn.Linear(24, 10),
+    net = nn.Sequential(
+        nn.Conv2d(3, 16, 3, 2), nn.GELU(), nn.Conv2d(16, 16, 3, groups=16), nn.BatchNorm2d(16),
+        nn.Conv2d(16, 24, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 10),
     ).to(CUDA).eval()  # fmt: skip
     images, labels = randn(7, 3, 20, 20), torch.arange(7, device=CUDA)
     with torch.backends.cudnn.flags(allow_tf32=False):
@@ -179,11 +166,8 @@ def test_sweeps_equal_float64(dtype, shape):
     truth = reference.sinkhorn_sweep(q, f.double(), g.double(), kappa.double())
     on_device = [tensor.to(CUDA) for tensor in (f, g, kappa)]
     for rows in (q.to(CUDA), padded(shape, on_device[0], dtype).copy_(q)):
-        results = sinkhorn_sweep(rows, *on_device)
-        for actual, expected in zip(results, truth, strict=True):
-            torch.testing.assert_close(actual.cpu().double(), expected, rtol=2e-5, atol=2e-5)
-        sums = row_sums(rows, *on_device)
-        torch.testing.assert_close(sums.cpu().double(), truth[0], rtol=2e-5, atol=2e-5)
+        actual = [*sinkhorn_sweep(rows, *on_device), row_sums(rows, *on_device)]
+        assert_twins([t.cpu() for t in actual], [*truth, truth[0]], rtol=2e-5, atol=2e-5)
 
 
 def sets(device: torch.device) -> list[tuple[torch.Tensor, torch.Tensor, ClassGaussians]]:

@@ -53,16 +53,6 @@ def test_kernels_ask_for_fused_multiply_adds(monkeypatch):
     assert options["enable_fp_fusion"]
 
 
-def test_rows_are_padded_on_a_gpu_alone():
-    cpu = launch.padded((3, 65), torch.zeros(1), torch.int16)
-    assert cpu.is_contiguous() and cpu.shape == (3, 65) and cpu.dtype == torch.int16
-    assert launch.row_pitch(65, torch.device("cuda")) == 128
-    assert launch.row_pitch(64, torch.device("cuda")) == 64
-    apart = torch.zeros(3, 128)[:, :65]
-    assert launch.rows_apart(apart) is apart
-    assert launch.rows_apart(apart.T).is_contiguous()
-
-
 def variants(counts: Counts) -> set[str]:
     """What Triton would compile for these launches on an H100."""
     backend = make_backend(GPUTarget("cuda", 90, 32))
@@ -117,18 +107,3 @@ def test_other_sizes_compile_nothing_anew(work, sizes, monkeypatch):
     assert compiled[0] and all(each == compiled[0] for each in compiled), [
         each ^ compiled[0] for each in compiled
     ]
-
-
-def test_the_check_of_variants_can_fail():
-    """A kernel that is not told which integers change is compiled for each kind of them."""
-
-    @launch.jit
-    def plain(out, n):
-        pass
-
-    compiled = set()
-    for n in (1, 16, 17):
-        with counted(run=False) as counts:
-            launch.launcher(plain)[(1,)](torch.zeros(1), n)
-        compiled |= variants(counts)
-    assert len(compiled) == 3

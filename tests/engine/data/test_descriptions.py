@@ -202,11 +202,9 @@ def test_what_models_say_must_agree(user_grid):
     ):
         descriptions.model_of(descriptions.beside([cell, small], None), None)
     assert descriptions.classes_of(descriptions.beside([bare], VIT)) is None
-
-
-def test_a_list_of_classes_holds_some(user_grid):
     with pytest.raises(ValueError, match=r"A\.safetensors is no list of class names"):
-        descriptions.listed(user_grid.folder / "A.safetensors")
-    (user_grid.folder / "none.txt").write_text("\n \n")
+        descriptions.listed(bare)
+    empty = bare.with_name("none.txt")
+    empty.write_text("\n \n")
     with pytest.raises(ValueError, match=r"none\.txt names no classes; write them in the head's"):
-        descriptions.listed(user_grid.folder / "none.txt")
+        descriptions.listed(empty)

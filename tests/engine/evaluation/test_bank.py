@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
-from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
@@ -21,47 +19,25 @@ from evaluations import (
     tables,
 )
 from grids import grid
-from tqdm import tqdm
 
-from engine.evaluation import bank, features
+from engine.evaluation import bank
 from engine.grid import jobs
 from engine.grid.columns import Column
-from engine.machine import bars
 
 __all__ = ["expected", "fresh", "grid", "mixes", "small_slices"]
 
 
-def test_a_bank_that_does_not_fit_reads_the_set_once_a_group(
-    grid, fresh, mixes, expected, small_slices, monkeypatch, caplog
+@pytest.mark.parametrize(("room", "reads"), [(2, 3), (8, 1)])
+def test_a_set_is_read_once_for_as_many_models_as_fit(
+    grid, fresh, mixes, expected, small_slices, monkeypatch, caplog, room, reads
 ):
-    monkeypatch.setattr(bank, "free_memory", lambda device: room_for_models(grid, mixes, 2))
+    monkeypatch.setattr(bank, "free_memory", lambda device: room_for_models(grid, mixes, room))
     counted = Counted(monkeypatch)
     caplog.set_level(logging.INFO)
     assert same(tables(fresh.builder(), mixes), expected)
-    assert (counted.images, counted.models) == (3 * IMAGES, 6)  # the other two are heads
-    assert "6 models do not fit together: the set is read once for each of 3 groups" in caplog.text
-
-
-def test_a_bank_that_fits_reads_once_and_loads_once(
-    fresh, mixes, expected, small_slices, monkeypatch, caplog
-):
-    counted = Counted(monkeypatch)
-    caplog.set_level(logging.INFO)
-    assert same(tables(fresh.builder(), mixes), expected)
-    assert (counted.images, counted.models) == (IMAGES, 6)
-    assert "do not fit" not in caplog.text
-
-
-def test_groups_are_whole_and_keep_the_same_parents_together():
-    mixes = [{"a": 0.5, "b": 0.5}, {"c": 1.0}, {"a": 0.1, "b": 0.9}, {"a": 0.5, "c": 0.5}]
-    groups = bank.groups(mixes, 2)
-    assert [len(group) for group in groups] == [2, 2]
-    together = [mix for group in groups for mix in group]
-    assert sorted(map(str, together)) == sorted(map(str, mixes))
-    places = [together.index(mix) for mix in (mixes[0], mixes[2])]
-    assert abs(places[0] - places[1]) == 1
-    assert bank.groups(mixes, 1) == [[mix] for mix in together]
-    assert bank.groups(mixes, 9) == [together]
+    assert (counted.images, counted.models) == (reads * IMAGES, 6)  # the other two are heads
+    message = f"6 models do not fit together: the set is read once for each of {reads} groups"
+    assert (message in caplog.text) == (reads > 1)
 
 
 def test_a_share_of_memory_is_taken_after_the_set_has_its_own(fresh, mixes, monkeypatch):
@@ -91,44 +67,3 @@ def test_a_column_holds_one_set_at_a_time(grid, monkeypatch):
     jobs.column(SimpleNamespace(path=None, columns=[column]), column, grid.device)
     assert held == [{"upstream"}, {"outline"}, {"tinted"}, {"few"}]
     assert not builder.sets._sources
-
-
-class Bar(tqdm):
-    """A bar that notes for each batch whether it was still open."""
-
-    made: list[Bar] = []  # noqa: RUF012  # emptied by the tests
-
-    def __init__(self, *words, **options) -> None:
-        super().__init__(*words, **options)
-        self.made.append(self)
-        self.open, self.drawn = True, []
-
-    def __iter__(self) -> Iterator:
-        for batch in super().__iter__():
-            self.drawn.append(self.open)
-            yield batch
-
-    def close(self) -> None:
-        self.open = False
-        super().close()
-
-
-@pytest.mark.parametrize("kind", ["features", "predictions"])
-def test_progress_is_shown_while_batches_are_used(fresh, mixes, monkeypatch, kind):
-    monkeypatch.setattr(bars, "tqdm", Bar)
-    monkeypatch.setattr(Bar, "made", [])
-    builder = fresh.builder()
-    if kind == "features":
-        shutil.rmtree(fresh.runs / "store" / "features")
-        features.stored(builder.run, builder.base, builder.sets[SET])
-    else:
-        tables(builder, mixes[:2])
-    (bar,) = Bar.made
-    assert bar.drawn == [True] * 5 and not bar.open
-
-
-def test_predictions_name_their_model_and_data(grid, mixes, expected):
-    builder = grid.builder()
-    metadata = expected[0].schema.metadata
-    assert metadata[b"pack"].decode() == builder.sets[SET].pack.fingerprint
-    assert all(name in metadata[b"mix"].decode() for name in mixes[0])

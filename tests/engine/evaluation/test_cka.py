@@ -58,27 +58,21 @@ def test_cka_of_a_cell_is_its_definition_on_timms_model(grid, arch, blocks):
     assert min(expected.values()) < 0.9999
 
 
-def test_a_mix_is_compared_as_the_model_that_it_is(grid):
+def test_models_are_as_far_as_they_moved(grid):
+    """Not at all: the pre-trained model and a probe. A mix: less than what it is mixed of."""
     builder = grid.builder(*WORDS)
-    half = {builder.base.name: 0.5, builder.cell("fine_tune").name: 0.5}
-    cka.evaluate(builder.run, [half], SET)
-    values = cka.stored(builder.run, half, SET)
-    tuned = {builder.cell("fine_tune").name: 1.0}
-    cka.evaluate(builder.run, [tuned], SET)
-    whole = cka.stored(builder.run, tuned, SET)
-    assert all(values[name] > whole[name] for name in values)
-
-
-def test_the_pre_trained_model_and_a_probe_have_not_moved_and_a_prompt_has(grid):
-    builder = grid.builder(*WORDS)
-    mixes = [{builder.base.name: 1.0}, {builder.cell("linear_probe").name: 1.0}]
-    prompt = {builder.cell("visual_prompt").name: 1.0}
-    cka.evaluate(builder.run, [*mixes, prompt], SET)
-    for mix in mixes:
-        assert cka.stored(builder.run, mix, SET) == pytest.approx(
-            dict.fromkeys(cka.blocks_of(builder.recipe.model), 1.0), abs=1e-9
-        )
-    assert min(cka.stored(builder.run, prompt, SET).values()) < 0.9995
+    base, tuned = builder.base.name, builder.cell("fine_tune").name
+    still = [{base: 1.0}, {builder.cell("linear_probe").name: 1.0}]
+    half, whole, prompt = (
+        {base: 0.5, tuned: 0.5}, {tuned: 1.0}, {builder.cell("visual_prompt").name: 1.0},
+    )  # fmt: skip
+    cka.evaluate(builder.run, [*still, half, whole, prompt], SET)
+    values = [cka.stored(builder.run, mix, SET) for mix in (*still, half, whole, prompt)]
+    names = cka.blocks_of(builder.recipe.model)
+    for unmoved in values[:2]:
+        assert unmoved == pytest.approx(dict.fromkeys(names, 1.0), abs=1e-9)
+    assert all(values[2][name] > values[3][name] for name in names)
+    assert min(values[4].values()) < 0.9995
 
 
 def test_what_is_stored_is_not_made_again_and_other_samples_are(grid, monkeypatch):
@@ -112,7 +106,7 @@ def test_minibatches_are_a_seeded_sample_in_even_parts(grid):
     assert not np.array_equal(drawn, redrawn)
 
 
-def test_blocks_of_architectures():
+def test_blocks_of_architectures(monkeypatch):
     def names(arch: str) -> tuple[str, ...]:
         return cka.blocks_of(ModelRecipe(name=arch, arch=arch, image_size=32))
 
@@ -120,12 +114,9 @@ def test_blocks_of_architectures():
     assert names("resnet18")[0] == "layer1.0" and len(names("resnet18")) == 8
     depth = sum(map(len, timm.create_model("tf_efficientnet_lite0").blocks))
     assert len(names("tf_efficientnet_lite0")) == depth == 16
-
-
-def test_a_network_without_blocks_is_named(monkeypatch):
     monkeypatch.setattr(cka, "_blocks", lambda *_: ())
     with pytest.raises(RecipeError, match=r"test_vit is no chain of blocks.*evaluate\.cka=0"):
-        cka.blocks_of(ModelRecipe(name="m", arch=VIT))
+        names("test_vit")
 
 
 @pytest.mark.parametrize("word, message", [("1", "4 images or more"), ("-1", "at least 0")])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from engine.evaluation import bank, passes
 from engine.grid.build import Builder
 from engine.methods import soup
 from engine.store import cells
-from engine.store.cells import Cell, Entry
+from engine.store.cells import Entry
 
 __all__ = ["grid"]
 State = dict[str, torch.Tensor]
@@ -95,22 +94,16 @@ def test_wise_ft_between_the_ends_is_the_weighted_mean_of_the_two(grid, arch):
         np.testing.assert_allclose(table["p_true"].to_numpy(), p_true, rtol=1e-3, atol=1e-30)
 
 
-def test_paper_wise_ft_is_the_plain_mean_alone(grid):
-    _, cell = grid.build("method=wise_ft", "method.variant=paper")
-    (entry,) = cell.entries
-    assert entry.alpha == 0.5 and entry.headline and set(entry.mix.values()) == {0.5}
-    with pytest.raises(
-        ValueError,
-        match=r"method.alphas=.* must be a list, each a number of at least 0 and at most 1",
-    ):
-        grid.build("method=wise_ft", "method.alphas=[1.5]")
-
-
-def test_the_row_of_a_table_is_evaluated_whether_or_not_the_alphas_hold_it(grid):
-    _, cell = grid.build("method=wise_ft", "method.alpha=0.3", "method.alphas=[0,1]")
-    assert [(entry.alpha, entry.headline) for entry in cell.entries] == [
-        (0.0, False), (0.3, True), (1.0, False)
-    ]  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "entries"),
+    [
+        (("method.variant=paper",), [(0.5, True)]),
+        (("method.alpha=0.3", "method.alphas=[0,1]"), [(0.0, False), (0.3, True), (1.0, False)]),
+    ],
+)
+def test_the_row_of_a_table_is_evaluated_whether_or_not_the_alphas_hold_it(grid, words, entries):
+    _, cell = grid.build("method=wise_ft", *words)
+    assert [(entry.alpha, entry.headline) for entry in cell.entries] == entries
 
 
 @pytest.mark.parametrize("headlines", [(), (False, False), (True, True)])
@@ -120,14 +113,6 @@ def test_a_mix_without_exactly_one_row_for_the_table_is_refused(grid, tmp_path, 
     with pytest.raises(ValueError, match=r"wise_ft names \d of its \d entries as headline"):
         cells.write_mixed(tmp_path, builder.recipe, entries, builder.sets.classes)
     assert not list(tmp_path.iterdir())
-
-
-def test_a_uniform_soup_is_the_mean_of_its_members(grid):
-    builder, cell = grid.build("method=soup")
-    (entry,) = cell.entries
-    members = [builder.base, *(builder.cell(name) for name in ("fine_tune", "ewc", "lwf"))]
-    assert entry.mix == {member.name: 0.25 for member in members}
-    assert_close(mixed(builder, entry.mix), average([weights(m) for m in members], [0.25] * 4))
 
 
 @pytest.mark.parametrize("member", ["pre", "fine_tune", "visual_prompt"])
@@ -142,38 +127,15 @@ def test_a_soup_of_one_model_is_that_model(grid, member, select):
     assert predictions(builder, entry.mix) == predictions(builder, {alone.name: 1.0})
 
 
-def test_a_uniform_soup_of_copies_is_the_model(grid):
-    for members in (["fine_tune"] * 3, ["pre", "fine_tune", "pre", "fine_tune"]):
-        builder, cell = grid.build("method=soup", f"method.members=[{','.join(members)}]")
-        (entry,) = cell.entries
-        assert sum(entry.mix.values()) == pytest.approx(1)
-        kinds = {"pre": builder.base, "fine_tune": builder.cell("fine_tune")}
-        states = [weights(kinds[name]) for name in members]
-        assert_close(mixed(builder, entry.mix), average(states, [1 / len(members)] * len(members)))
-    state = weights(kinds["fine_tune"])
-    for count in (2, 3, 7):
-        parents = {f"copy-{i}": _Held(kinds["fine_tune"].artifact, state) for i in range(count)}
-        (actual,) = bank.mixed([soup.uniform(list(parents))], parents, builder.device)
-        assert_close(actual, state)
-
-
-class _Held(Cell):
-    """A cell whose weights are in memory."""
-
-    def __init__(self, artifact, state: State) -> None:
-        super().__init__(artifact)
-        object.__setattr__(self, "held", state)
-
-    def state(self) -> State:
-        return copy.copy(self.held)
-
-
-def test_many_mixes_of_the_same_parents_are_each_what_they_are_alone(grid):
-    builder, cell = grid.build("method=wise_ft")
-    mixes = [entry.mix for entry in cell.entries]
-    parents = {name: passes.stored_cell(builder.store, name) for name in mixes[0]}
-    for mix, together in zip(mixes, bank.mixed(mixes, parents, builder.device), strict=True):
-        assert same(together, mixed(builder, mix)), mix
+@pytest.mark.parametrize(
+    "members", [["pre", "fine_tune", "ewc", "lwf"], ["pre", "fine_tune", "pre", "fine_tune"]]
+)
+def test_a_uniform_soup_is_the_mean_of_its_members(grid, members):
+    builder, cell = grid.build("method=soup", f"method.members=[{','.join(members)}]")
+    (entry,) = cell.entries
+    cells = [builder.base if name == "pre" else builder.cell(name) for name in members]
+    assert entry.mix == dict.fromkeys({c.name for c in cells}, 1 / len(set(members)))
+    assert_close(mixed(builder, entry.mix), average([weights(c) for c in cells], [0.25] * 4))
 
 
 def test_a_greedy_soup_never_falls_below_its_best_member_on_the_hold_out(grid):
@@ -185,39 +147,25 @@ def test_a_greedy_soup_never_falls_below_its_best_member_on_the_hold_out(grid):
     assert builder.holdout_accuracy(entry.mix) >= max(alone)
 
 
-def test_a_greedy_soup_adds_in_order_what_does_not_hurt():
-    scores = {("a",): 60.0, ("b",): 80.0, ("c",): 70.0, ("d",): 50.0}
-    scores |= {("b", "c"): 75.0, ("a", "b"): 80.0, ("a", "b", "d"): 79.0}
-    tried = []
-
-    class Fake:
-        def holdout_accuracy(self, mix: cells.Mix) -> float:
-            tried.append(tuple(sorted(mix)))
-            assert sum(mix.values()) == pytest.approx(1)
-            return scores[tried[-1]]
-
-    assert soup.Method._greedy(["a", "b", "c", "d"], Fake()) == ["b", "a"]
-    assert tried[4:] == [("b", "c"), ("a", "b"), ("a", "b", "d")]
-
-
-def test_what_cannot_be_a_soup_is_refused(grid):
-    with pytest.raises(ValueError, match=r"method.members is empty"):
-        grid.build("method=soup", "method.members=[]")
-    with pytest.raises(ValueError, match=r"method.select='best' is not possible"):
-        grid.build("method=soup", "method.select=best")
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("soup", "members=[]"), "method.members is empty"),
+        (("soup", "select=best"), "method.select='best' is not possible"),
+        (("soup", "members=[wise_ft,pre]"), "soup needs wise_ft, which mixes cells"),
+        (("wise_ft", "alphas=[1.5]"), "method.alphas=.* a number of at least 0 and at most 1"),
+    ],
+)
+def test_what_cannot_be_mixed_is_refused(grid, words, message):
     before = set((grid.runs / "store/cells").iterdir())
-    with pytest.raises(ValueError, match=r"soup needs wise_ft, which mixes cells"):
-        grid.build("method=soup", "method.members=[wise_ft,pre]", "seed=77")
+    with pytest.raises(ValueError, match=message):
+        grid.build(f"method={words[0]}", f"method.{words[1]}", "seed=77")
     assert set((grid.runs / "store/cells").iterdir()) == before
 
 
-def test_prompts_have_no_mean(grid):
+def test_prompts_and_models_of_different_architecture_have_no_mean(grid: Grid):
     with pytest.raises(ValueError, match=r"visual_prompt-outline-\w+ has an input prompt"):
-        builder, cell = grid.build("method=soup", "method.members=[pre,visual_prompt]")
-        predictions(builder, cell.entries[0].mix)
-
-
-def test_models_of_different_architecture_have_no_mean(grid: Grid):
+        grid.build("method=soup", "method.members=[pre,visual_prompt]")
     vit, conv = grid.builder(), grid.builder(f"model.arch={CONV}")
     parents = {"vit": vit.base, "conv": conv.base}
     with pytest.raises(ValueError, match="only models of one architecture can be averaged"):

@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 from user_checkpoints import checkpoint, user_grid
 
 from engine import cli
-from engine.errors import RecipeError
 from engine.evaluation import bank, passes, user_merges
 from engine.machine import ranks
 from engine.store.cells import Cell
@@ -164,30 +163,23 @@ def test_a_greedy_soup_is_chosen_on_the_folder(grid, user_grid):
         ("sup A B", r"'sup'.*soup"),
     ],
 )
-def test_what_cannot_be_merged_is_refused(user_grid, words, message):
+def test_what_cannot_be_merged_is_refused(user_grid, words, message, monkeypatch, capsys):
+    """Letters are checkpoints: B is like A, and C to E are wrong in one way each."""
     folder = user_grid.folder
-    a = load_file(folder / "A.safetensors")
-    save_file(a, folder / "A2.safetensors")
-    checkpoint(folder / "C.safetensors", 2, CONV)
-    checkpoint(folder / "D.safetensors", 3, classes=3)
+    monkeypatch.chdir(folder)
+    a = load_file("A.safetensors")
+    save_file(a, "A2.safetensors")
+    checkpoint(Path("C.safetensors"), 2, CONV)
+    checkpoint(Path("D.safetensors"), 3, classes=3)
     del a["blocks.0.norm1.weight"]
-    save_file(a, folder / "E.safetensors")
-    method, *rest = words.split()
-    overrides = [word for word in rest if "=" in word]
-    options: dict[str, Path | None] = {"--base": None, "--holdout": None}
-    for option in options:
-        if option in rest:
-            (place,) = rest[rest.index(option) + 1 :][:1]
-            options[option] = folder / (f"{place}.safetensors" if option == "--base" else place)
-            rest = rest[: rest.index(option)]
-    places = [folder / f"{name}.safetensors" for name in rest if "=" not in name]
-    overrides += [f"model.image_size={SIZE}", f"runs={user_grid.runs}", "device=cpu"]
-    with pytest.raises((ValueError, RecipeError)) as error:
-        user_merges.merged(
-            method, places, options["--base"], overrides, holdout=options["--holdout"],
-            arch=VIT, classes=CLASSES,
-        )  # fmt: skip
-    assert re.search(message, str(error.value)), error.value
+    save_file(a, "E.safetensors")
+    Path("classes.txt").write_text("\n".join(CLASSES))
+    command = [f"{word}.safetensors" if word.isupper() else word for word in words.split()]
+    command += ["--arch", VIT, "--classes", "classes.txt", f"model.image_size={SIZE}"]
+    command += [f"runs={user_grid.runs}", "device=cpu", "--out", "out"]
+    assert cli.main(["merge", *command]) == 2
+    assert re.search(message, printed := capsys.readouterr().err), printed
+    assert not Path("out").exists()
 
 
 def test_a_model_with_an_input_prompt_is_refused_by_its_folder(grid):

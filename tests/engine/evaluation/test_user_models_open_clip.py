@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import copy
+from types import ModuleType
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import tiny_clip
 import torch
-from grids import CLASSES, SIZE, Grid, grid, labels, listing
+from grids import SIZE, Grid, grid, labels
 from PIL import Image
 from safetensors.torch import save_file
+from tiny_clip import ARCH, open_clip
 from user_checkpoints import checkpoint, rows, user_grid
 
 from engine import models
@@ -21,47 +23,26 @@ from engine.models import clip
 from engine.recipe.schema import ModelRecipe, WeightsRecipe
 from engine.store.artifacts import Store
 
-__all__ = ["grid", "user_grid"]
-TINY_CLIP = "open_clip:tiny-clip"
-TINY = {
-    "embed_dim": 24,
-    "vision_cfg": {"image_size": SIZE, "layers": 2, "width": 64, "patch_size": 8},
-    "text_cfg": {
-        "context_length": 20, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2
-    },
-}  # fmt: skip
+__all__ = ["grid", "open_clip", "user_grid"]
 
 
 @pytest.fixture
-def clips(user_grid: Grid, monkeypatch: pytest.MonkeyPatch) -> list:
-    """open_clip's checkpoints A and B of a model that is small enough to draw, and the models."""
-    open_clip = pytest.importorskip("open_clip", reason="the extra [clip]")
-    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "tiny-clip", TINY)
-    monkeypatch.setattr(open_clip, "IMAGENET_CLASSNAMES", list(CLASSES))
-    templates = [lambda name: f"a photo of a {name}.", lambda name: f"a {name}."]
-    monkeypatch.setattr(open_clip, "OPENAI_IMAGENET_TEMPLATES", templates)
-    drawn = []
-    for seed, name in enumerate("AB"):
-        torch.manual_seed(seed)
-        drawn.append(open_clip.create_model("tiny-clip", load_weights=False).eval())
-        save_file(drawn[-1].state_dict(), user_grid.folder / f"{name}.safetensors")
-    return drawn
+def clips(
+    user_grid: Grid, open_clip: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> list[torch.nn.Module]:
+    """The models of which checkpoints A and B are."""
+    monkeypatch.setattr(open_clip, "OPENAI_IMAGENET_TEMPLATES", tiny_clip.TEMPLATES)
+    models = [tiny_clip.drawn(open_clip, seed) for seed in (0, 1)]
+    for name, model in zip("AB", models, strict=True):
+        save_file(model.state_dict(), user_grid.folder / f"{name}.safetensors")
+    return models
 
 
-def of_open_clip(user_grid: Grid, model: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
-    """Unit embeddings [35, E] of the outlined shapes, and the zero-shot head [E, 5], by open_clip;
-    its logits are their product."""
-    import open_clip
-
-    files = [file for file, _ in listing(user_grid, "outline")]
-    pixels = np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files]) / 255
-    x = (pixels - np.array(open_clip.OPENAI_DATASET_MEAN)) / np.array(open_clip.OPENAI_DATASET_STD)
-    head_EC = open_clip.build_zero_shot_classifier(
-        model, open_clip.get_tokenizer("tiny-clip"), CLASSES, open_clip.OPENAI_IMAGENET_TEMPLATES
-    )
+def embeddings(package: ModuleType, user_grid: Grid, model: torch.nn.Module) -> torch.Tensor:
+    """Unit embeddings [35, E] of the outlined shapes, by open_clip."""
     with torch.no_grad():
-        pixels_NCHW = torch.from_numpy(x).permute(0, 3, 1, 2).float()
-        return model.encode_image(pixels_NCHW, normalize=True), model.logit_scale.exp() * head_EC
+        x = tiny_clip.pixels(package, user_grid, range(35)).float()
+        return model.encode_image(x, normalize=True)
 
 
 def check(user_grid: Grid, row: OnSet, logits: torch.Tensor) -> None:
@@ -82,39 +63,40 @@ def check(user_grid: Grid, row: OnSet, logits: torch.Tensor) -> None:
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pt"])
 def test_checkpoints_of_open_clip_are_the_classifiers_that_open_clip_makes_of_them(
-    user_grid, clips, suffix
+    user_grid, open_clip, clips, suffix
 ):
     for name, model in zip("AB", clips, strict=True):
         if suffix == "pt":  # as its training script saves, on several GPUs
             state = {f"module.{k}": v for k, v in model.state_dict().items()}
             saved = {"epoch": 3, "name": "x", "state_dict": state}
             torch.save(saved, user_grid.folder / f"{name}.pt")
-        (row,) = rows(user_grid, name, "outline", arch=TINY_CLIP, suffix=suffix)
-        unit_NE, head_EC = of_open_clip(user_grid, model)
-        check(user_grid, row, unit_NE @ head_EC)
+        (row,) = rows(user_grid, name, "outline", arch=ARCH, suffix=suffix)
+        unit_NE = embeddings(open_clip, user_grid, model)
+        check(user_grid, row, unit_NE @ tiny_clip.head(open_clip, model))
 
 
-def test_between_checkpoints_of_open_clip_towers_and_heads_are_averaged(user_grid, clips):
-    (row,) = rows(user_grid, "AB", "outline", arch=TINY_CLIP, alphas=[0.25])
-    (_, first_EC), (_, second_EC) = (of_open_clip(user_grid, model) for model in clips)
-    mixed = copy.deepcopy(clips[0])
+def test_between_checkpoints_of_open_clip_towers_and_heads_are_averaged(
+    user_grid, open_clip, clips
+):
+    (row,) = rows(user_grid, "AB", "outline", arch=ARCH, alphas=[0.25])
+    heads = [tiny_clip.head(open_clip, model) for model in clips]
     with torch.no_grad():
-        for first, second in zip(mixed.parameters(), clips[1].parameters(), strict=True):
+        for first, second in zip(clips[0].parameters(), clips[1].parameters(), strict=True):
             first.lerp_(second, 0.25)
-    check(user_grid, row, of_open_clip(user_grid, mixed)[0] @ torch.lerp(first_EC, second_EC, 0.25))
+    check(user_grid, row, embeddings(open_clip, user_grid, clips[0]) @ torch.lerp(*heads, 0.25))
 
 
-def test_an_open_clip_tower_that_was_fine_tuned_brings_its_head(user_grid, clips):
+def test_an_open_clip_tower_that_was_fine_tuned_brings_its_head(user_grid, open_clip, clips):
     """A checkpoint as the engine writes it can be interpolated with its zero-shot model."""
-    model = user_models.resolve(TINY_CLIP, [f"model.image_size={SIZE}"]).model
+    model = user_models.resolve(ARCH, [f"model.image_size={SIZE}"]).model
     zero_shot = user_models.cell_of(
         model, Store(user_grid.runs / "store"), user_grid.folder / "A.safetensors"
     ).state()
     tuned = zero_shot | {"head.bias": torch.arange(5.0)}
     save_file(tuned, user_grid.folder / "T.safetensors")
-    (row,) = rows(user_grid, "AT", "outline", arch=TINY_CLIP, alphas=[0.5])
-    unit_NE, head_EC = of_open_clip(user_grid, clips[0])
-    check(user_grid, row, unit_NE @ head_EC + torch.arange(5.0) / 2)
+    (row,) = rows(user_grid, "AT", "outline", arch=ARCH, alphas=[0.5])
+    unit_NE = embeddings(open_clip, user_grid, clips[0])
+    check(user_grid, row, unit_NE @ tiny_clip.head(open_clip, clips[0]) + torch.arange(5.0) / 2)
 
 
 def test_what_is_wrong_with_open_clips_checkpoints_is_named(user_grid, clips):
@@ -123,20 +105,18 @@ def test_what_is_wrong_with_open_clips_checkpoints_is_named(user_grid, clips):
     with pytest.raises(RecipeError, match=r"no model 'tiny-clap'; did you mean 'tiny-clip'"):
         rows(user_grid, "A", "outline", arch="open_clip:tiny-clap")
     with pytest.raises(RecipeError, match=r"no weights 'x' for tiny-clip"):
-        rows(user_grid, "A", "outline", "model.weights.tag=x", arch=TINY_CLIP)
+        rows(user_grid, "A", "outline", "model.weights.tag=x", arch=ARCH)
     checkpoint(user_grid.folder / "V.safetensors", 0)
     with pytest.raises(ValueError, match=r"V\.safetensors does not fit Tower: visual\."):
-        rows(user_grid, "V", "outline", arch=TINY_CLIP)
+        rows(user_grid, "V", "outline", arch=ARCH)
     state = clips[0].state_dict()
-    save_file(
-        {k: v for k, v in state.items() if k != "visual.proj"}, user_grid.folder / "P.safetensors"
-    )
+    del state["visual.proj"]
+    save_file(state, user_grid.folder / "P.safetensors")
     with pytest.raises(ValueError, match=r"P\.safetensors does not fit CLIP: visual.proj is"):
-        rows(user_grid, "P", "outline", arch=TINY_CLIP)
+        rows(user_grid, "P", "outline", arch=ARCH)
 
 
-def test_images_are_made_as_the_named_weights_of_open_clip_want():
-    open_clip = pytest.importorskip("open_clip", reason="the extra [clip]")
+def test_images_are_made_as_the_named_weights_of_open_clip_want(open_clip):
     keys = ("mean", "std", "interpolation")
     rng = np.random.default_rng(0)
     image = Image.fromarray(rng.integers(0, 256, (61, 97, 3), dtype=np.uint8))
@@ -162,9 +142,7 @@ def test_images_are_made_as_the_named_weights_of_open_clip_want():
     assert len(compared) == 4, "bilinear and bicubic, cropped and squashed"
 
 
-def test_without_a_tag_images_are_as_all_weights_of_open_clip_want_them():
-    pytest.importorskip("open_clip", reason="the extra [clip]")
-
+def test_without_a_tag_images_are_as_all_weights_of_open_clip_want_them(open_clip):
     def preparation(name: str, tag: str = "") -> tuple:
         config = clip.data_config(f"open_clip:{name}", tag)
         return config["mean"], config["interpolation"], config["crop_mode"]

@@ -12,7 +12,7 @@ import grids
 import pytest
 from campaigns import rows
 
-from engine.grid import cell_plan, choice, export, record
+from engine.grid import cell_plan, export, record
 from engine.grid.build import Builder
 from engine.store import cells
 
@@ -123,12 +123,12 @@ def test_settings_vary_and_what_they_share_is_made_once(folder, finished):
     in_plain = of(plain, "downstream", "few")
     of_setting = {setting: of(accuracy, "setting", setting) for setting in settings}
     assert of_setting["optimizer.lr=0.02"] == in_plain != of_setting["optimizer.lr=0.001"]
-    values = {**dict.fromkeys(choice.OPTIONS), "method": "fine_tune", "downstream": "few"}
+    values = {**dict.fromkeys(export.OPTIONS), "method": "fine_tune", "downstream": "few"}
     finished = record.find(str(folder / "varied.yaml"), [f"runs={folder / 'runs'}"])
     evaluations = finished.record.evaluations
     with pytest.raises(ValueError, match=r"add --setting, one of optimizer.lr=0.02, optimizer.lr"):
-        choice.choose(evaluations, values)
-    chosen = choice.choose(evaluations, values | {"setting": "optimizer.lr=0.001"})
+        export.choose(evaluations, values)
+    chosen = export.choose(evaluations, values | {"setting": "optimizer.lr=0.001"})
     row = export.row_of_campaign(finished, chosen)
     assert "optimizer.lr=0.001" in row.title and row.mix.keys() <= {path.name for path in new}
     text = (report / "table.txt").read_text()

@@ -9,10 +9,8 @@ from pathlib import Path
 import campaigns
 import grids
 import pytest
-import timm
 import torch
 from campaigns import SETS
-from PIL import Image
 from safetensors.torch import load_file
 
 from engine import cli
@@ -44,16 +42,8 @@ def report(folder: Path) -> Path:
 
 def accuracy(state: dict[str, torch.Tensor], folder: Path, name: str) -> float:
     """By timm in float64, unmasked."""
-    config = timm.data.resolve_data_config(
-        {}, pretrained_cfg=vars(timm.get_pretrained_cfg(grids.VIT))
-    )
-    steps = timm.data.create_transform(**config | {"input_size": (3, grids.SIZE, grids.SIZE)})
-    drawings = grids.listing(grids.Grid(folder / "images", folder, torch.device("cpu")), name)
-    x = torch.stack([steps(Image.open(file).convert("RGB")) for file, _ in drawings]).double()
-    truth = torch.tensor([grids.CLASSES.index(shape) for _, shape in drawings])
-    with torch.no_grad():
-        top1 = grids.reference(state)(x).argmax(1)
-    return 100 * (top1 == truth).double().mean().item()
+    logits_NC, truth_N = campaigns.by_timm(state, folder, name)
+    return 100 * (logits_NC.argmax(1) == truth_N).double().mean().item()
 
 
 def state(folder: Path, cell: str) -> dict[str, torch.Tensor]:

@@ -52,3 +52,4 @@ def test_copies_of_a_unit_change_neither_p_nor_interval():
 def test_what_does_not_vary_or_is_too_few_has_no_coefficient():
     assert math.isnan(spearman(np.ones((1, 2)), np.ones((1, 2))).value)
     assert math.isnan(pearson(np.full(4, 0.1 + 0.2), np.arange(4.0)).value)
+    assert math.isnan(spearman(np.zeros((0, 0)), np.zeros((0, 0))).value)

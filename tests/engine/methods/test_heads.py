@@ -84,25 +84,19 @@ def test_a_fit_is_the_optimum_that_another_solver_reaches(images, width, classes
 
 
 def test_a_fit_gives_the_same_bits_again_and_chunks_change_its_rounding_alone(monkeypatch):
-    problem = problem_of(60, 5, 4)
-    whole, again, pieces = (head_of(4, 5) for _ in range(3))
-    heads.fit(whole, problem, "LP")
-    heads.fit(again, problem, "LP")
+    """And images outside of the split change nothing."""
+    every, third = problem_of(60, 5, 4), torch.arange(60)[::3]
+    whole, again, pieces, part, alone = (head_of(4, 5) for _ in range(5))
+    heads.fit(whole, every, "LP")
+    heads.fit(again, every, "LP")
     assert same(whole.state_dict(), again.state_dict())
+    x, y = every.features_ND, every.labels_N
+    heads.fit(part, heads.Problem(x, y, third, L2), "LP")
+    heads.fit(alone, heads.Problem(x[third], y[third], torch.arange(20), L2), "LP")
+    assert same(part.state_dict(), alone.state_dict())
     monkeypatch.setattr(heads, "_CHUNK", 7)
-    heads.fit(pieces, problem, "LP")
+    heads.fit(pieces, every, "LP")
     torch.testing.assert_close(pieces.weight, whole.weight, rtol=0, atol=1e-5)
-
-
-def test_only_the_images_of_the_split_take_part():
-    every = problem_of(60, 5, 4)
-    rows = torch.arange(60)[::3]
-    part = heads.Problem(every.features_ND, every.labels_N, rows, L2)
-    alone = heads.Problem(every.features_ND[rows], every.labels_N[rows], torch.arange(20), L2)
-    first, second = head_of(4, 5), head_of(4, 5)
-    heads.fit(first, part, "LP")
-    heads.fit(second, alone, "LP")
-    assert same(first.state_dict(), second.state_dict())
 
 
 def test_outputs_outside_the_mask_stay_and_the_others_are_fitted_as_if_alone():
@@ -200,12 +194,18 @@ def test_a_base_models_head_is_at_its_optimum_and_its_history_says_so(grid):
     assert regularised.name != base.name and head(regularised)[0].norm() < head(base)[0].norm()
 
 
-@pytest.mark.parametrize("downstream", ["outline", "few"])
-def test_a_canonical_probe_is_at_its_optimum_and_leaves_other_outputs_alone(grid, downstream):
-    builder, cell = grid.build("method=linear_probe", f"downstream={downstream}")
+@pytest.mark.parametrize(
+    ("downstream", "anchor"), [("outline", "base"), ("outline", "zero"), ("few", "base")]
+)
+def test_a_canonical_probe_is_at_its_optimum_and_leaves_other_outputs_alone(
+    grid, downstream, anchor
+):
+    words = [f"method.anchor={anchor}"]
+    builder, cell = grid.build("method=linear_probe", f"downstream={downstream}", *words)
     before, after = head(builder.base), head(cell)
-    assert gradient_norm_of(grid, builder, after, before) < ROUNDED
-    assert gradient_norm_of(grid, builder, before, before) > 100 * ROUNDED
+    pulled_to = before if anchor == "base" else [torch.zeros_like(tensor) for tensor in before]
+    assert gradient_norm_of(grid, builder, after, pulled_to) < ROUNDED
+    assert gradient_norm_of(grid, builder, before, pulled_to) > 100 * ROUNDED
     absent = [i for i in range(len(CLASSES)) if downstream == "few" and i not in PLACES]
     for start, end in zip(before, after, strict=True):
         assert torch.equal(start[absent], end[absent])
@@ -215,9 +215,3 @@ def test_a_seed_and_settings_of_steps_change_nothing_about_a_fitted_head(grid):
     words = ("seed=7", "train.epochs=1", "optimizer.lr=0.5", "train.accumulation=5")
     cells = [grid.build("method=linear_probe", *more)[1] for more in ((), words)]
     assert same(weights(cells[0]), weights(cells[1]))
-
-
-def test_a_probe_from_zero_forgets_the_base_models_head(grid):
-    builder, cell = grid.build("method=linear_probe", "method.anchor=zero")
-    zero = [torch.zeros_like(tensor) for tensor in head(cell)]
-    assert gradient_norm_of(grid, builder, head(cell), zero) < ROUNDED

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,20 +11,22 @@ from grids import (
     CLASSES,
     CONV,
     SIZE,
-    Grid,
-    Prepared,
-    distance,
     grid,
-    images,
-    labels,
     prepared,
     reference,
     same,
     weights,
 )
-from plain_losses import ON_FEW, PLACES, SLACK, check, cross_entropy, everything, selected
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from plain_losses import (
+    ON_FEW,
+    PLACES,
+    SLACK,
+    check,
+    cross_entropy,
+    everything,
+    loop_fisher,
+    selected,
+)
 
 from engine import models
 from engine.evaluation import features
@@ -47,27 +47,26 @@ def test_fine_tuning_is_the_cross_entropy_over_the_classes_of_the_set(grid, arch
         assert not head.weight.grad[absent].any() and head.weight.grad[PLACES].any()
 
 
-@pytest.mark.parametrize("downstream", ["outline", "few"])
-@pytest.mark.parametrize("variant", ["canonical", "paper"])
+HEAD, BESIDE = ("head.weight", "head.bias"), ("cls_token", "pos_embed", "norm.weight", "norm.bias")
+
+
+@pytest.mark.parametrize(
+    ("arch", "variant", "downstream", "names"),
+    [
+        ("test_vit", "canonical", "few", HEAD),
+        ("test_vit", "paper", "outline", HEAD + BESIDE),
+        ("test_vit", "paper", "few", HEAD + BESIDE),
+        (CONV, "paper", "outline", ("classifier.weight", "classifier.bias")),
+    ],
+)
 def test_a_linear_probe_has_the_cross_entropy_and_trains_what_its_variant_says(
-    grid, variant, downstream
+    grid, arch, variant, downstream, names
 ):
-    case = prepared(
-        grid, "method=linear_probe", f"method.variant={variant}", f"downstream={downstream}"
-    )
-    names = ["head.weight", "head.bias"]
-    if variant == "paper":
-        names += ["cls_token", "pos_embed", "norm.weight", "norm.bias"]
+    words = (f"model.arch={arch}", f"method.variant={variant}", f"downstream={downstream}")
+    case = prepared(grid, "method=linear_probe", *words)
     expected_B = cross_entropy(case.net(case.x), case.y, downstream == "few")
     check(case, expected_B, selected(case.net, *names))
     assert not case.method.net.training
-
-
-def test_a_paper_probe_of_a_convolutional_model_is_its_head(grid):
-    arch = f"model.arch={CONV}"
-    case = prepared(grid, arch, "method=linear_probe", "method.variant=paper")
-    expected_B = cross_entropy(case.net(case.x), case.y)
-    check(case, expected_B, selected(case.net, "classifier.weight", "classifier.bias"))
 
 
 @pytest.mark.parametrize("downstream", ["outline", "few"])
@@ -108,19 +107,6 @@ def test_a_loss_that_is_not_one_a_sample_is_refused_by_its_methods_name(grid, tm
         case.method(case.batch)
 
 
-def test_nothing_about_a_prompt_has_a_size_that_a_gpu_must_count(grid):
-    method = prepared(grid, "method=visual_prompt").method
-    with torch.autograd.profiler.profile() as ran:
-        method.image_prompt().square().sum().backward()
-    called = {event.name for event in ran.function_events}
-    assert "IndexCopyBackward0" in called
-    assert not called & {"aten::masked_select", "aten::nonzero"}
-
-
-def test_the_paper_prompt_has_69840_parameters_at_224_pixels():
-    assert 3 * (224**2 - (224 - 2 * round(30 * 224 / 224)) ** 2) == 69_840
-
-
 @pytest.mark.parametrize("variant", ["canonical", "paper"])
 @pytest.mark.parametrize("extra", [(), (ON_FEW,), ("method.temperature=3", "method.weight=0.4")])
 def test_lwf_adds_the_divergence_from_the_teacher(grid, variant, extra):
@@ -148,43 +134,9 @@ def test_lwf_adds_the_divergence_from_the_teacher(grid, variant, extra):
     check(case, expected_B, everything(case.net))
 
 
-def loop_fisher(grid: Grid, case: Prepared, arch: str) -> dict[str, torch.Tensor]:
-    """Squared gradients of one upstream image at a time, averaged; labels are the data's."""
-    net = reference(case.before, arch)
-    index = case.builder.upstream.split("train")
-    sums = {name: torch.zeros_like(p) for name, p in net.named_parameters()}
-    for i in index:
-        single = np.array([i])
-        loss = F.cross_entropy(
-            net(images(grid, "upstream", single, arch)), labels(grid, "upstream", single)
-        )
-        for name, g in zip(sums, torch.autograd.grad(loss, list(net.parameters())), strict=True):
-            sums[name] += g**2
-    return {name: total / len(index) for name, total in sums.items()}
-
-
-class Matrices(TorchDispatchMode):
-    """Keeps the shapes of all float matrices that operations give."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.shapes: set[tuple[int, ...]] = set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
-        self.shapes |= {tuple(t.shape) for t in tensors if t.ndim == 2 and t.is_floating_point()}
-        return result
-
-
-def test_features_and_logits_of_a_set_are_never_whole_on_the_device(grid, monkeypatch):
+def test_features_of_a_set_are_never_whole_on_the_device(grid, monkeypatch):
     builder = grid.builder()
-    builder.features(builder.base, builder.target, training=True)  # made, and read from now on
-    with Matrices() as matrices:
-        case = prepared(grid, "method=lwf")
-        case.method.loss(case.batch)
-    assert (len(case.batch), len(CLASSES)) in matrices.shapes
-    assert (len(builder.target.pack), len(CLASSES)) not in matrices.shapes
+    builder.features(builder.base, builder.target)
     key = features.key_of(builder.run, builder.base, builder.target)
     monkeypatch.setattr(features, "key_of", lambda *_, **__: key)
     elsewhere = dataclasses.replace(builder.run, device=torch.device("meta"))
@@ -223,64 +175,21 @@ def test_the_shares_of_the_ranks_sum_to_the_fisher_with_the_same_drawn_labels(
         torch.testing.assert_close(total, values.double(), rtol=1e-5, atol=1e-12)
 
 
-def test_a_fisher_of_more_images_than_there_are_takes_all_and_says_so(grid, caplog):
-    builder = grid.builder("method=ewc")
-    assert same(builder.fisher(99, "data"), builder.fisher(0, "data"))
-    assert "method.fisher_images=99: all 25 training images of upstream are taken" in caplog.text
-
-
-def test_the_fisher_of_fewer_images_or_drawn_labels_is_another_and_bad_words_are_refused(grid):
+def test_the_fisher_of_fewer_images_or_drawn_labels_is_another_and_bad_words_are_refused(
+    grid, caplog
+):
     builder = grid.builder("method=ewc")
     builder.base  # noqa: B018  # trained before it is differentiated
     every, drawn = builder.fisher(0, "data"), builder.fisher(0, "model")
     fewer = builder.fisher(4, "data")
     assert not same(every, drawn) and not same(every, fewer)
+    assert same(builder.fisher(99, "data"), every)
+    assert "method.fisher_images=99: all 25 training images of upstream are taken" in caplog.text
     assert same(drawn, fisher.diagonal(builder.run, 0, "model"))  # seeded
     with pytest.raises(ValueError, match=r"method.fisher_labels='guess': `model` or `data`"):
         builder.fisher(0, "guess")
     with pytest.raises(ValueError, match=r"method.lam=-1 must be a number of at least 0"):
         prepared(grid, "method=ewc", "method.lam=-1")
-
-
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-@pytest.mark.parametrize("variant", ["canonical", "paper"])
-def test_ewc_steps_down_its_loss_with_the_penalty_in_it(grid, variant, optimizer):
-    """Three full-batch steps: at the first the anchor is where the weights are."""
-    lam, lr, steps = 10.0, {"adamw": 1e-3, "sgd": 0.05}[optimizer], 3
-    words = ["method=ewc", f"method.variant={variant}", f"method.lam={lam}"]
-    words += ["method.fisher_labels=data", "method.fisher_scale=mean", "optimizer.eps=1e-3"]
-    words += [f"optimizer.name={optimizer}", f"optimizer.lr={lr}", "train.warmup_steps=0"]
-    words += [f"train.epochs={steps}", "train.batch_size=25"]
-    builder, cell = grid.build(*words)
-    case = prepared(grid, *words)
-    scale = {name: torch.ones_like(p) for name, p in case.net.named_parameters()}
-    if variant == "canonical":
-        raw = loop_fisher(grid, case, "test_vit")
-        mean = sum(f.sum() for f in raw.values()) / sum(f.numel() for f in raw.values())
-        scale = {name: f / (2 * mean) for name, f in raw.items()}
-    index = builder.target.split("train")
-    x, y = images(grid, "outline", index), labels(grid, "outline", index)
-    net, anchor = case.net, reference(case.before).state_dict()
-    kinds = {
-        "adamw": lambda p: torch.optim.AdamW(p, lr=lr, eps=1e-3, weight_decay=0),
-        "sgd": lambda p: torch.optim.SGD(p, lr=lr, momentum=0.9),
-    }
-    descent = kinds[optimizer](list(net.parameters()))
-    for step in range(steps):
-        descent.param_groups[0]["lr"] = lr * 0.5 * (1 + math.cos(math.pi * step / steps))
-        pull = sum((scale[n] * (p - anchor[n]) ** 2).sum() for n, p in net.named_parameters())
-        assert (pull > 0) == (step > 0)
-        descent.zero_grad()
-        (F.cross_entropy(net(x), y) + lam * pull).backward()
-        descent.step()
-    expected = {n: p.detach() - anchor[n] for n, p in net.named_parameters()}
-    actual = {n: w.double() - anchor[n] for n, w in weights(cell).items()}
-    assert distance(actual, expected) < 1e-4
-    plain = weights(
-        grid.build(*words, "method.lam=0", f"train.epochs={steps}", "train.batch_size=25")[1]
-    )
-    without = {n: w.double() - anchor[n] for n, w in plain.items()}
-    assert distance(without, expected) > 1e-2, "the penalty is too weak for this test to see"
 
 
 def test_lp_ft_starts_at_the_finished_probe(grid):

@@ -1,20 +1,23 @@
-"""L2-SP and SPD: whole runs against a bare loop in float64, a tensor at a time."""
+"""EWC, L2-SP and SPD: whole runs against a bare loop in float64, a tensor at a time."""
 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
 from grids import CONV, VIT, Grid, distance, grid, images, labels, prepared, same, weights
+from plain_losses import loop_fisher
 from torch import Tensor, nn
 
 __all__ = ["grid"]
 STEPS = 4
 LR = {"adamw": 2e-3, "sgd": 0.05}
 State = dict[str, Tensor]
+Pull = Callable[[nn.Module, State], Tensor]
 
 
 def words(method: str, optimizer: str, arch: str = VIT) -> list[str]:
@@ -35,7 +38,7 @@ def bare_loop(
     grid: Grid,
     optimizer: str,
     arch: str,
-    loss_of: Callable[[nn.Module, State], Tensor],
+    loss_of: Pull,
     after: Callable[[dict[str, nn.Parameter], State, State], None] = lambda *_: None,
 ) -> tuple[State, State]:
     """Weights before and after; loss_of: beside the cross-entropy; after: each step."""
@@ -64,14 +67,8 @@ def moves(cell_weights: State, start: State) -> State:
     return {name: cell_weights[name].double() - tensor for name, tensor in start.items()}
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-@pytest.mark.parametrize("head", ["shared", "new"])
-def test_l2sp_steps_down_its_loss(grid, head, optimizer):
-    alpha, beta = 12.0, 3.0
-    options = [f"method.alpha={alpha}", f"method.beta={beta}", f"method.head={head}"]
-    _, cell = grid.build(*words("l2sp", optimizer), *options)
-
-    def penalty(net: nn.Module, start: State) -> Tensor:
+def of_l2sp(head: str, alpha: float = 12.0, beta: float = 3.0) -> tuple[list[str], Pull]:
+    def pull(net: nn.Module, start: State) -> Tensor:
         total = torch.zeros((), dtype=torch.float64)
         for name, p in net.named_parameters():
             if head == "new" and name.startswith("head."):
@@ -80,7 +77,34 @@ def test_l2sp_steps_down_its_loss(grid, head, optimizer):
                 total = total + alpha / 2 * (p - start[name]).square().sum()
         return total
 
-    start, end = bare_loop(grid, optimizer, VIT, penalty)
+    return [f"method.alpha={alpha}", f"method.beta={beta}", f"method.head={head}"], pull
+
+
+def of_ewc(grid: Grid, variant: str, optimizer: str, lam: float = 10.0) -> tuple[list[str], Pull]:
+    scale: dict[str, Tensor | float] = defaultdict(lambda: 1.0)
+    if variant == "canonical":
+        fisher = loop_fisher(grid, prepared(grid), VIT)
+        mean = torch.cat([f.flatten() for f in fisher.values()]).mean()
+        scale = {name: f / (2 * mean) for name, f in fisher.items()}
+        if optimizer == "sgd":  # whose steps can follow no firmer pull
+            most = 1.9 / (2 * lam * LR[optimizer])
+            scale = {name: f.clamp(max=most) for name, f in scale.items()}
+
+    def pull(net: nn.Module, start: State) -> Tensor:
+        pulls = [(scale[n] * (p - start[n]) ** 2).sum() for n, p in net.named_parameters()]
+        return lam * torch.stack(pulls).sum()
+
+    options = [f"method.variant={variant}", f"method.lam={lam}"]
+    return [*options, "method.fisher_labels=data", "method.fisher_scale=mean"], pull
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("pulled", ["l2sp shared", "l2sp new", "ewc canonical", "ewc paper"])
+def test_a_pulled_training_steps_down_its_loss_with_the_penalty_in_it(grid, pulled, optimizer):
+    method, kind = pulled.split()
+    options, pull = of_l2sp(kind) if method == "l2sp" else of_ewc(grid, kind, optimizer)
+    _, cell = grid.build(*words(method, optimizer), *options)
+    start, end = bare_loop(grid, optimizer, VIT, pull)
     moved = {name: end[name] - start[name] for name in start}
     assert distance(moves(weights(cell), start), moved) < 1e-4
     plain = weights(grid.build(*words("fine_tune", optimizer))[1])
@@ -113,11 +137,13 @@ def test_spd_draws_back_tensor_by_tensor(grid, optimizer, arch):
     assert distance(moves(plain, start), moved) > 3e-3
 
 
-@pytest.mark.parametrize("method", ["l2sp", "spd"])
-def test_a_strength_of_zero_is_fine_tuning_bit_for_bit(grid, method):
-    option = {"l2sp": "method.alpha=0", "spd": "method.lam=0"}[method]
-    _, cell = grid.build(*words(method, "adamw"), option)
-    assert same(weights(cell), weights(grid.build(*words("fine_tune", "adamw"))[1]))
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize(
+    ("method", "strength"), [("l2sp", "alpha"), ("spd", "lam"), ("ewc", "lam")]
+)
+def test_a_strength_of_zero_is_fine_tuning_bit_for_bit(grid, method, strength, optimizer):
+    _, cell = grid.build(*words(method, optimizer), f"method.{strength}=0")
+    assert same(weights(cell), weights(grid.build(*words("fine_tune", optimizer))[1]))
 
 
 @pytest.mark.parametrize(

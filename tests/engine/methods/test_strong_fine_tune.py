@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 from grids import CONV, VIT, Prepared, grid, prepared, same, weights
-from interruptions import interrupted, resumed
 from plain_losses import ON_FEW, PLACES, check, everything
 from timm.data.mixup import mixup_target
 from timm.optim._param_groups import param_groups_layer_decay
@@ -94,15 +93,6 @@ def test_with_everything_off_it_is_fine_tuning_bit_for_bit(grid):
         _, plain = grid.build("method=fine_tune", *words)
         _, strong = grid.build(ON, *OFF, *words)
         assert same(weights(strong), weights(plain))
-
-
-def test_an_interrupted_training_goes_on(grid, tmp_path):
-    words = (ON, "method.layer_decay=0.5", "method.mixup=0.3")
-    _, plain = grid.build(*words)
-    again = (*words, f"runs={tmp_path / 'runs'}")
-    interrupted(grid, 3, *again)
-    cell, steps = resumed(grid, *again)
-    assert steps == [4, 5, 6] and same(weights(cell), weights(plain))
 
 
 def test_what_several_ranks_would_draw_otherwise_is_refused(grid, monkeypatch):

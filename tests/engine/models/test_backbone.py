@@ -7,15 +7,15 @@ import timm
 import torch
 from torch import nn
 
-from engine import models
 from engine.models.form import Backbone
-from engine.recipe.schema import ModelRecipe
 
 
-def check(net, x):
-    """With its weights given, and with others in the network itself."""
-    torch.manual_seed(0)
+def test_buffers_outside_the_state_dict_are_the_networks_own():
+    small = {"depths": (1, 1, 1, 1), "embed_dim": 24, "num_heads": (1, 1, 2, 2)}
+    net = timm.create_model("swin_tiny_patch4_window7_224", num_classes=7, **small)
+    assert dict(net.named_buffers()).keys() - net.state_dict().keys()
     state = {name: tensor.clone() for name, tensor in net.eval().state_dict().items()}
+    x = torch.randn(1, 3, 224, 224)
     with torch.no_grad():
         expected = net(x)
         for parameter in net.parameters():
@@ -23,13 +23,6 @@ def check(net, x):
         backbone = Backbone(net)
         actual = backbone.given(backbone.state(state), x)
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
-
-
-def test_buffers_outside_the_state_dict_are_the_networks_own():
-    small = {"depths": (1, 1, 1, 1), "embed_dim": 24, "num_heads": (1, 1, 2, 2)}
-    net = timm.create_model("swin_tiny_patch4_window7_224", num_classes=7, **small)
-    assert dict(net.named_buffers()).keys() - net.state_dict().keys()
-    check(net, torch.randn(1, 3, 224, 224))
 
 
 def test_what_a_network_derives_from_its_weights_goes_with_them():
@@ -79,10 +72,3 @@ def test_tied_weights_are_given_once():
     torch.testing.assert_close(backbone.given(backbone.state(state), x), expected)
     with pytest.raises(RuntimeError, match="Missing"):
         backbone.given(backbone.state({"first.weight": state["first.weight"]}), x)
-
-
-def test_a_tower_of_open_clip_says_the_same():
-    pytest.importorskip("open_clip", reason="the extra [clip]")
-    check(
-        models.create(ModelRecipe(name="m", arch="open_clip:RN50"), 7), torch.randn(1, 3, 224, 224)
-    )

@@ -45,27 +45,29 @@ def same(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> 
     )
 
 
-@pytest.mark.parametrize("arch", ["test_vit", "test_efficientnet", "test_resnet"])
-def test_own_file_keeps_its_tensors_and_its_head(arch: str, tmp_path: Path) -> None:
-    expected = state(arch)
-    tensors.save(expected, tmp_path / "own.safetensors")
-    assert same(backbone(model(tmp_path / "own.safetensors", arch), tmp_path), expected)
-
-
-@pytest.mark.parametrize("source", ["timm", "pypi"])
-def test_own_file_stands_in_for_a_download(source: str, tmp_path: Path) -> None:
-    expected, path = state(), tmp_path / "own.safetensors"
+@pytest.mark.parametrize(
+    ("arch", "source"),
+    [("test_vit", "file"), ("test_efficientnet", "timm"), ("test_resnet", "pypi")],
+)
+def test_an_own_file_keeps_its_tensors_and_its_head(arch: str, source: str, tmp_path: Path) -> None:
+    """It stands in for a download, too."""
+    expected, path = state(arch), tmp_path / "own.safetensors"
     tensors.save(expected, path)
-    options = model(path)
+    options = model(path, arch)
     weights = dataclasses.replace(options.weights, source=source)
     assert same(backbone(dataclasses.replace(options, weights=weights), tmp_path), expected)
 
 
-def test_head_without_a_bias_is_named(tmp_path: Path) -> None:
-    expected = {k: v for k, v in state().items() if k != "head.bias"}
-    tensors.save(expected, tmp_path / "own.safetensors")
-    with pytest.raises(ValueError, match=r"own\.safetensors does not fit .*head\.bias is missing"):
-        backbone(model(tmp_path / "own.safetensors"), tmp_path)
+def test_a_file_of_another_architecture_or_without_a_bias_is_named(tmp_path: Path) -> None:
+    headless = {k: v for k, v in state().items() if k != "head.bias"}
+    for wrong, message in (
+        (headless, r".*head\.bias is missing"),
+        (state("test_resnet"), "VisionTransformer"),
+    ):
+        tensors.save(wrong, tmp_path / "own.safetensors")
+        with pytest.raises(ValueError, match=rf"own\.safetensors does not fit {message}"):
+            backbone(model(tmp_path / "own.safetensors"), tmp_path)
+    assert not list((tmp_path / "store").rglob("done.json"))
 
 
 def test_a_checkpoint_without_room_is_named(tmp_path: Path) -> None:
@@ -122,13 +124,6 @@ def test_position_embedding_follows_the_image_size(tmp_path: Path) -> None:
     tensors.save(state(size=64), tmp_path / "own.safetensors")
     actual = backbone(model(tmp_path / "own.safetensors"), tmp_path)
     assert actual["pos_embed"].shape == state()["pos_embed"].shape
-
-
-def test_weights_of_another_architecture(tmp_path: Path) -> None:
-    tensors.save(state("test_resnet"), tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match=r"other\.safetensors does not fit VisionTransformer"):
-        backbone(model(tmp_path / "other.safetensors"), tmp_path)
-    assert not list((tmp_path / "store").rglob("done.json"))
 
 
 def test_missing_and_broken_files_are_named(tmp_path: Path) -> None:
@@ -233,18 +228,13 @@ def test_backbone_is_made_once_and_named_by_what_matters(tmp_path: Path) -> None
         assert checkpoints.backbone(changed, store, tmp_path, 0) != backbone, (
             "packs do not tell these"
         )
+    tensors.save(
+        {name: tensor + 1 for name, tensor in state().items()}, tmp_path / "own.safetensors"
+    )
+    assert checkpoints.backbone(options, store, tmp_path, 0) != backbone, "another content"
     random = dataclasses.replace(options, weights=WeightsRecipe(source="random"))
     pair = [checkpoints.backbone(random, store, tmp_path, seed) for seed in (0, 1, 0)]
     assert pair[0] == pair[2] and pair[0].name != pair[1].name
-
-
-def test_own_file_is_known_by_its_content(tmp_path: Path) -> None:
-    path = tmp_path / "own.safetensors"
-    tensors.save(state(), path)
-    before = backbone(model(path), tmp_path)
-    changed = {name: tensor + 1 for name, tensor in state().items()}
-    tensors.save(changed, path)
-    assert not same(backbone(model(path), tmp_path), before)
 
 
 def test_dinov2_graph_is_mapped_to_timms_names() -> None:

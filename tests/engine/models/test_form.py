@@ -82,11 +82,6 @@ def test_bf16_is_another_model_with_another_name(grid: Grid, arch: str) -> None:
     assert train["precision"] == "bf16, head in fp32", "its head learns in another precision too"
 
 
-def test_the_names_of_cells_trained_in_fp32_stay(grid: Grid) -> None:
-    settings = grid.builder().key()["train"]
-    assert (settings["precision"], settings["compile"]) == ("fp32", False)
-
-
 @pytest.mark.parametrize("arch", [CONV, VIT, "test_resnet", "test_convnext"])
 def test_a_head_computes_in_fp32_under_autocast(arch: str) -> None:
     torch.manual_seed(0)
@@ -144,26 +139,19 @@ def tf32(grid: Grid, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, bool
         place.allow_tf32 = before[name]
 
 
-def test_a_launch_turns_tf32_off(tf32: dict[str, bool], tmp_path: Path) -> None:
-    with pytest.raises(Started):
-        cli.main(["train", "recipe=emoji/fine_tune", "device=cpu", f"runs={tmp_path}"])
-    assert tf32 == {"matmul": False, "cudnn": False}
-
-
-@pytest.mark.parametrize("name", ["prepare", f"column-{SET}", "report"])
-def test_a_job_turns_tf32_off(tf32: dict[str, bool], tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("command", ["train", "evaluate", "prepare", f"column-{SET}", "report"])
+def test_a_program_turns_tf32_off(
+    tf32: dict[str, bool], grid: Grid, tmp_path: Path, command: str
+) -> None:
     threads = torch.get_num_threads()
-    try:
-        with pytest.raises(Started):
-            job.run(job.parser().parse_args([name, "--plan", str(tmp_path / "plan.json")]))
-    finally:
-        torch.set_num_threads(threads)
-    assert tf32 == {"matmul": False, "cudnn": False}
-
-
-def test_an_evaluation_turns_tf32_off(tf32: dict[str, bool], grid: Grid, tmp_path: Path) -> None:
-    model = checkpoint(tmp_path / "A.safetensors", 0)
-    words = ["--models", str(model), "--sets", str(grid.folder / SET), "--arch", VIT, "device=cpu"]
     with pytest.raises(Started):
-        cli.main(["evaluate", *words])
+        if command == "train":
+            cli.main(["train", "recipe=emoji/fine_tune", "device=cpu", f"runs={tmp_path}"])
+        elif command == "evaluate":
+            model = str(checkpoint(tmp_path / "A.safetensors", 0))
+            words = ["--models", model, "--sets", str(grid.folder / SET), "--arch", VIT]
+            cli.main(["evaluate", *words, "device=cpu"])
+        else:
+            job.run(job.parser().parse_args([command, "--plan", str(tmp_path / "plan.json")]))
+    torch.set_num_threads(threads)
     assert tf32 == {"matmul": False, "cudnn": False}

@@ -175,11 +175,7 @@ class Untrained:
 
 
 STEPS = [*((n, "canonical") for n in TRANSFORMS), *((n, "paper") for n in FAMILIES)]
-ALWAYS = {
-    ("vit_s16_augreg_in1k", "canonical"),
-    ("vit_b16_clip_openai_zero_shot", "canonical"),
-    ("resnet18", "paper"),
-}
+ALWAYS = {("vit_s16_augreg_in1k", "canonical"), ("resnet18", "paper")}
 
 
 @pytest.mark.slow
@@ -227,8 +223,7 @@ def test_a_step_of_every_method(name: str, variant: str) -> None:
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (OSError("no route to the hub\nand many more lines"), "no route to the hub"),
-        (HTTPError("connection refused"), "connection refused"),
+        (HTTPError("connection refused\nand many more lines"), "connection refused"),
         (TimeoutError(), "TimeoutError"),
     ],
 )
@@ -276,15 +271,12 @@ def test_settings_of_the_paper() -> None:
 def test_the_paper_campaign_is_the_other_with_what_the_code_does() -> None:
     words = ("method.variant=paper", "evaluate.precision=fp32", "dataset.objectnet=paper")
     assert recipe.methods_of("imagenet_rib_paper") == recipe.methods_of("imagenet_rib")
+    fields = [field.name for field in dataclasses.fields(MethodRecipe)]  # EWC's options aside
     for method in recipe.methods_of("imagenet_rib"):
         paper = recipe.load("imagenet_rib_paper", method=method)
         canonical = recipe.load("imagenet_rib", words, method=method)
-        fields = {
-            f.name for f in dataclasses.fields(MethodRecipe)
-        }  # options of canonical EWC aside
-        assert all(
-            getattr(paper.method, name) == getattr(canonical.method, name) for name in fields
-        )
+        for name in fields:
+            assert getattr(paper.method, name) == getattr(canonical.method, name)
         same = {"campaign": "", "method": canonical.method}
         assert dataclasses.replace(paper, **same) == dataclasses.replace(canonical, **same)
 
@@ -311,18 +303,16 @@ def test_models_can_be_listed() -> None:
             recipe.each_model("emoji", (word,))
 
 
-@pytest.mark.parametrize("method", recipe.methods_of("imagenet_rib"))
-def test_the_campaigns_header_gives_the_command_the_minutes_and_the_published_mri(
-    method: str,
-) -> None:
+def test_the_campaigns_header_gives_the_command_the_minutes_and_the_published_mri() -> None:
     lines = (recipe.ROOT / "campaigns" / "imagenet_rib.yaml").read_text().splitlines()
     header = " ".join(line.removeprefix("# ") for line in lines if line.startswith("#"))
     command = re.search(r"deepspeed engine/launch.py recipe=(\S+)METHOD (\S+)", header)
-    assert command and recipe.load(f"{command[1]}{method}", [command[2]]).method.name == method
-    assert "the mRI that the slides of 2025-02-28 show" in header
-    numbers = re.search(rf" {method} (\d+\.\d)[^,]*(?:\([^)]*\))?, (-?\d+\.\d)\b", header)
+    assert command and "the mRI that the slides of 2025-02-28 show" in header
     slides = recipe.published()["models"]["IN-21K+AugReg"]["mri"]
-    assert numbers and float(numbers[1]) > 0 and float(numbers[2]) == slides[method]
+    for method in recipe.methods_of("imagenet_rib"):
+        assert recipe.load(f"{command[1]}{method}", [command[2]]).method.name == method
+        numbers = re.search(rf" {method} (\d+\.\d)[^,]*(?:\([^)]*\))?, (-?\d+\.\d)\b", header)
+        assert numbers and float(numbers[1]) > 0 and float(numbers[2]) == slides[method]
 
 
 def test_names_of_open_clip_resolve() -> None:

@@ -17,8 +17,8 @@ from engine import models
 from engine.errors import RecipeError
 from engine.recipe.schema import ModelRecipe
 
-ARCHS = ("vit_base_patch16_224.augreg_in21k", "tf_efficientnet_lite0", "resnet50.a1_in1k")
 SQUASHED = "convnext_base.fb_in22k_ft_in1k_384"
+ARCHS = ("vit_base_patch16_224.augreg_in21k", "tf_efficientnet_lite0", SQUASHED)
 TINY = ("test_vit", "test_efficientnet", "test_resnet")
 CPU = torch.device("cpu")
 SHAPES = ((64, 64), (97, 61), (31, 200), (7, 5))
@@ -46,34 +46,30 @@ def timms(image: Image.Image, recipe: ModelRecipe, **options) -> torch.Tensor:
     return create_transform(**config, is_training=False, **options)(image)  # type: ignore[return-value]
 
 
-@pytest.mark.parametrize("size", [32, 56])
-@pytest.mark.parametrize("crop", [None, 1.0, 0.7])
-@pytest.mark.parametrize("interpolation", [None, "bilinear", "bicubic", "nearest"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"image_size": 56, "interpolation": "bilinear"},
+        {"crop": 1.0, "interpolation": "nearest", "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.5, 1.0]},
+        {"image_size": 56, "crop": 0.7, "interpolation": "bicubic"},
+        {"crop": 0.7, "crop_mode": "squash"},
+        {"image_size": 56, "crop": 0.7, "crop_mode": "border", "mean": [0.1, 0.5, 0.8]},
+    ],
+)
 @pytest.mark.parametrize("arch", ARCHS)
-def test_transform_is_timms_to_the_pixel(
-    arch: str, interpolation: str | None, crop: float | None, size: int
-) -> None:
-    options = recipe(arch, image_size=size, interpolation=interpolation, crop=crop)
-    transform = models.transform(options)
+def test_pixels_and_their_normalisation_are_timms(arch: str, options: dict) -> None:
+    options = recipe(arch, **options)
+    transform, size = models.transform(options), options.image_size
     for width, height in SHAPES:
         image = photo(width, height)
-        actual = transform(image)
+        pixels = transform(image)
         expected = np.asarray(timms(image, options, normalize=False)).transpose(1, 2, 0)
-        assert actual.dtype == np.uint8 and actual.shape == (size, size, 3)
-        assert actual.flags["C_CONTIGUOUS"] and np.array_equal(actual, expected)
-
-
-@pytest.mark.parametrize("mode", ["squash", "border"])
-@pytest.mark.parametrize("crop", [1.0, 0.7])
-def test_images_get_square_as_the_weights_want_them(mode: str, crop: float) -> None:
-    for options in (
-        recipe(SQUASHED, image_size=56, crop=crop, crop_mode=None if mode == "squash" else mode),
-        recipe(ARCHS[0], image_size=56, crop=crop, crop_mode=mode, mean=[0.1, 0.5, 0.8]),
-    ):
-        for width, height in SHAPES:
-            image = photo(width, height)
-            expected = np.asarray(timms(image, options, normalize=False)).transpose(1, 2, 0)
-            assert np.array_equal(models.transform(options)(image), expected)
+        assert pixels.dtype == np.uint8 and pixels.shape == (size, size, 3)
+        assert pixels.flags["C_CONTIGUOUS"] and np.array_equal(pixels, expected)
+        pixels_CHW = torch.from_numpy(pixels).permute(2, 0, 1)
+        normalised = models.Normalize(options, CPU)(pixels_CHW[None])[0]
+        torch.testing.assert_close(normalised, timms(image, options), rtol=0, atol=1e-6)
 
 
 def test_what_is_not_cropped_is_another_transform_and_the_rest_keep_their_names() -> None:
@@ -87,32 +83,16 @@ def test_what_is_not_cropped_is_another_transform_and_the_rest_keep_their_names(
     assert by_mode["border"] == usual | {"crop_mode": "border", "fill": (0.5, 0.5, 0.5)}
 
 
-@pytest.mark.parametrize("arch", ARCHS)
-def test_pixels_then_normalize_is_timms_whole_transform(arch: str) -> None:
-    for statistics in ({}, {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.5, 1.0]}):
-        options = recipe(arch, **statistics)
-        for shape in SHAPES:
-            image = photo(*shape)
-            pixels = torch.from_numpy(models.transform(options)(image)).permute(2, 0, 1)
-            actual = models.Normalize(options, CPU)(pixels[None])[0]
-            torch.testing.assert_close(actual, timms(image, options), rtol=0, atol=1e-6)
-
-
-def test_normalize_of_every_value() -> None:
-    options = recipe("test_vit", mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
+@pytest.mark.parametrize("statistics", [([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]), None])
+def test_normalisation_of_every_value(statistics: tuple | None) -> None:
+    mean, std = statistics or ([0.0] * 3, [1.0] * 3)
+    options = recipe("test_vit", mean=mean, std=std)
     pixels = torch.arange(256, dtype=torch.uint8).expand(2, 3, 1, 256).contiguous()
     actual = models.Normalize(options, CPU)(pixels)
-    mean, std = (torch.tensor(v, dtype=torch.float64) for v in (options.mean, options.std))
-    expected = (pixels.double() / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+    mean, std = (torch.tensor(v, dtype=torch.float64).view(3, 1, 1) for v in (mean, std))
     assert actual.dtype == torch.float32
-    torch.testing.assert_close(actual.double(), expected, rtol=0, atol=1e-6)
-
-
-def test_normalize_without_mean_and_std_is_a_division() -> None:
-    options = recipe("test_vit", mean=[0.0] * 3, std=[1.0] * 3)
-    pixels = torch.arange(256, dtype=torch.uint8).expand(1, 3, 1, 256)
-    expected = pixels.float() / 255
-    torch.testing.assert_close(models.Normalize(options, CPU)(pixels), expected, rtol=2e-7, atol=0)
+    expected = (pixels.double() / 255 - mean) / std
+    torch.testing.assert_close(actual.double(), expected, rtol=0, atol=1e-6 if statistics else 1e-7)
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -132,9 +112,10 @@ def test_transform_takes_images_of_every_mode(mode: str) -> None:
 
 
 def test_transform_is_named_by_what_determines_the_pixels() -> None:
-    same = [models.transform(recipe(arch, crop=0.9, interpolation="bicubic")) for arch in ARCHS]
+    options = {"crop": 0.9, "interpolation": "bicubic", "crop_mode": "center"}
+    same = [models.transform(recipe(arch, **options)) for arch in ARCHS]
     assert len({json.dumps(t.spec, sort_keys=True) for t in same}) == 1
-    bilinear = models.transform(recipe(ARCHS[0], crop=0.9, interpolation="bilinear"))
+    bilinear = models.transform(recipe(ARCHS[0], **options | {"interpolation": "bilinear"}))
     assert bilinear.spec != same[0].spec
     assert pickle.loads(pickle.dumps(bilinear)) == bilinear  # it goes to encoding processes
 
@@ -144,19 +125,13 @@ def test_head_of_features_is_the_model_to_the_bit(arch: str) -> None:
     torch.manual_seed(0)
     net = models.create(recipe(arch), 7).eval()
     x = torch.randn(5, 3, 32, 32)
+    head = models.head(net)
     with torch.no_grad():
         features = models.features(net, x)
-        assert features.shape == (5, models.head(net).in_features)
-        assert torch.equal(models.head(net)(features), net(x))
-
-
-@pytest.mark.parametrize("arch", TINY)
-def test_head_names_are_those_of_the_state_dict(arch: str) -> None:
-    net = models.create(recipe(arch), 7)
-    weight, bias = models.head_names(net)
-    state = net.state_dict()
-    assert state[weight] is not None and torch.equal(state[weight], models.head(net).weight)
-    assert state[bias].shape == (7,)
+        assert features.shape == (5, head.in_features)
+        assert torch.equal(head(features), net(x))
+    state, (weight, bias) = net.state_dict(), models.head_names(net)
+    assert torch.equal(state[weight], head.weight) and state[bias].shape == (7,)
 
 
 def test_head_that_is_not_linear_is_refused() -> None:

@@ -117,34 +117,32 @@ def test_memory_is_estimated_for_the_largest_problem(monkeypatch):
     assert within >= beside_the_copy(300, 300, CPU) + 4 * 300 * 300
 
 
-def test_a_problem_may_take_its_share_of_the_memory(cores, monkeypatch):
-    limits = []
-    real = problems.transport
+def refusing(monkeypatch, refused: tuple[int, int], error: type[Exception]) -> list[tuple]:
+    """Problems of a shape have no solution; the shapes and the memory that are asked for."""
+    real, asked = problems.transport, []
 
-    def limited(cost, **options):
-        limits.append(options["memory"])
+    def transport(cost, **options):
+        asked.append((tuple(cost.shape), options["memory"]))
+        if cost.shape == refused:
+            raise error("out of luck")
         return real(cost, **options)
 
-    monkeypatch.setattr(problems, "transport", limited)
+    monkeypatch.setattr(problems, "transport", transport)
+    return asked
+
+
+def test_a_problem_may_take_its_share_of_the_memory(cores, monkeypatch):
+    asked = refusing(monkeypatch, (0, 0), ValueError)
     monkeypatch.setattr(solve, "free_memory", lambda device: 10**9)
     matrix(SETS, CLASSES, Options())
-    assert set(limits) == {400_000_000} and len(limits) == 10
+    assert [memory for _, memory in asked] == 10 * [400_000_000]
 
 
-def test_an_error_names_its_pair(cores, monkeypatch):
-    real = problems.transport
-
-    def refused(kind):
-        def transport(cost, **options):
-            if cost.shape == (40, 42):
-                raise kind("out of luck")
-            return real(cost, **options)
-
-        return transport
-
-    monkeypatch.setattr(problems, "transport", refused(ValueError))
-    with pytest.raises(ValueError, match=r"^a to c: out of luck$"):
-        matrix(SETS, CLASSES, Options())
-    monkeypatch.setattr(problems, "transport", refused(RuntimeError))
-    with pytest.raises(RuntimeError, match=r"^out of luck\nthis was a to c$"):
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [(ValueError, r"^a to c: out of luck$"), (RuntimeError, r"^out of luck\nthis was a to c$")],
+)
+def test_an_error_names_its_pair(cores, monkeypatch, kind, message):
+    refusing(monkeypatch, (40, 42), kind)
+    with pytest.raises(kind, match=message):
         matrix(SETS, CLASSES, Options())

@@ -26,6 +26,7 @@ from grids import (
     grid,
     images,
     labels,
+    prepared,
     reference,
     torchrun,
     weights,
@@ -37,7 +38,6 @@ from safetensors.torch import load_file
 from engine.errors import DivergedError
 from engine.evaluation import passes
 from engine.grid.build import Builder
-from engine.recipe import modules
 from engine.recipe.schema import TrainRecipe
 from engine.training import fisher, loop, schedule
 
@@ -296,10 +296,8 @@ def test_the_order_depends_on_seed_and_epoch():
 
 def test_a_lone_rank_reduces_nothing_and_times_nothing(grid):
     """A timer of DeepSpeed's would synchronise the device twice a step."""
-    builder = grid.builder()
-    method = modules.find(builder.recipe.method.module).Method(builder.recipe.method)
-    loop.prepare(method, builder.run, builder)
-    engine = loop.initialize(method, builder.run)
+    made = prepared(grid)
+    engine = loop.initialize(made.method, made.builder.run)
     try:
         assert not engine.enable_backward_allreduce
         assert not engine.tput_timer.config.enabled
@@ -311,32 +309,24 @@ def test_a_step_computes_in_the_precision_of_the_recipe(grid, monkeypatch):
     """DeepSpeed switches an outer autocast off, but looks at the GPU's alone."""
     is_enabled = torch.is_autocast_enabled
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind="cpu": is_enabled(kind))
-    builder = grid.builder("train.precision=bf16")
-    method = modules.find(builder.recipe.method.module).Method(builder.recipe.method)
-    loop.prepare(method, builder.run, builder)
-    engine = loop.initialize(method, builder.run)
-    dtypes = []
-    layer = method.net.patch_embed.proj  # norms and the head are in fp32 all the same
-    layer.register_forward_hook(lambda layer, images, patches: dtypes.append(patches.dtype))
+    made = prepared(grid, "train.precision=bf16")
+    dtypes = set()
+    layer = made.method.net.patch_embed.proj  # norms and the head are in fp32 all the same
+    layer.register_forward_hook(lambda layer, images, patches: dtypes.add(patches.dtype))
+    engine = loop.initialize(made.method, made.builder.run)
     try:
-        loop.epochs(engine, method, builder.run)
+        loop.epochs(engine, made.method, made.builder.run)
     finally:
         loop.close(engine)
-    assert set(dtypes) == {torch.bfloat16}
+    assert dtypes == {torch.bfloat16}
 
 
-@pytest.mark.parametrize(
-    ("recipe", "total", "steps"),
-    [(None, 300, 30), (None, 9, 0), (None, 1960, 196), (None, 9999, 196), (3, 20, 3)],
-)
-def test_a_warm_up_is_a_tenth_of_the_steps_and_196_at_most(recipe, total, steps):
-    assert loop.warmup_steps(TrainRecipe(warmup_steps=recipe), total) == steps
-
-
-def test_a_warm_up_that_never_ends_is_refused_by_its_key():
-    with pytest.raises(
-        ValueError, match=r"warmup_steps=10, .* 6 steps.*set train\.warmup_steps=null"
-    ):
+def test_a_warm_up_is_a_tenth_of_the_steps_and_196_at_most():
+    for total, steps in ((300, 30), (9, 0), (1960, 196), (9999, 196)):
+        assert loop.warmup_steps(TrainRecipe(warmup_steps=None), total) == steps
+    assert loop.warmup_steps(TrainRecipe(warmup_steps=3), 20) == 3
+    never_ends = r"warmup_steps=10, .* 6 steps.*set train\.warmup_steps=null"
+    with pytest.raises(ValueError, match=never_ends):
         loop.warmup_steps(TrainRecipe(warmup_steps=10), 6)
 
 

@@ -4,17 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from twins import assert_close_to_max
 
 from kernels import reference
 from kernels.fisher import outer_squares as outer
 from kernels.fisher.outer_squares import outer_squares
-
-
-def assert_close_to_max(result: Tensor, truth: Tensor, name: str = "", tolerance=1e-5) -> None:
-    assert result.shape == truth.shape, name
-    if truth.numel():
-        assert (result.double() - truth).abs().max() <= tolerance * truth.abs().max(), name
 
 
 def operands(batch: int, tokens: int, outputs: int, inputs: int, dtype=torch.float32):
@@ -31,9 +25,7 @@ def test_outer_squares_equal_float64(shape, held, monkeypatch):
     monkeypatch.setitem(outer._NUMBERS, "cpu", held)
     g, x = operands(*shape)
     g = g.mT.contiguous().mT  # positions innermost, as convolutions have them
-    truth = reference.outer_squares(g, x)
-    result = outer_squares(g, x)
-    assert_close_to_max(result, truth)
+    assert_close_to_max(outer_squares(g, x), reference.outer_squares(g, x))
     low = outer_squares(g.half(), x.half())
     assert low.dtype == torch.float32
     assert_close_to_max(low, reference.outer_squares(g.half(), x.half()))

@@ -2,28 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
-import pytest
 import torch
 
-from kernels.transport.anderson import Anderson, _weights
-
-
-@pytest.mark.parametrize("k", [2, 4, 9])
-def test_weights_make_the_combined_step_least(k):
-    steps = np.random.default_rng(k).standard_normal((k, 40)) * np.logspace(0, -3, k)[:, None]
-    weights = _weights(steps @ steps.T)
-    differences = np.diff(steps, axis=0)
-    shares = np.linalg.lstsq(differences.T, steps[-1], rcond=None)[0]
-    assert weights.sum() == pytest.approx(1, abs=1e-9)
-    np.testing.assert_allclose(weights @ steps, steps[-1] - shares @ differences, atol=1e-9)
-
-
-def test_steps_that_repeat_each_other_give_a_finite_point():
-    anderson, point = Anderson(), torch.zeros(3, dtype=torch.float64)
-    for step in (torch.ones(3).double(), torch.ones(3).double(), torch.zeros(3).double()):
-        point = anderson.combined(anderson.add(point, step).tolist())
-        assert point.isfinite().all()
+from kernels.transport.anderson import Anderson
 
 
 def test_steps_that_overflowed_leave_the_plain_image():

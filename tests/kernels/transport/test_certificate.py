@@ -2,33 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import mpmath
-import numpy as np
 import pytest
 import torch
 from clouds import CLASSES, dense, labelled, problem
 from scipy.optimize import linear_sum_assignment
 
 from kernels import reference
-from kernels.transport import certificate, sinkhorn
+from kernels.transport import certificate
 from kernels.transport.bures import bures_squared, class_gaussians
 from kernels.transport.certificate import certify, relative_gap
 from kernels.transport.cost import GroundCost
 from kernels.transport.sinkhorn import transport, unregularised
 from kernels.transport.store import store
-
-
-def test_the_bracket_closes_on_exact_transport():
-    ot = pytest.importorskip("ot")
-    cost = problem(200, 150)
-    exact = ot.emd2(np.full(200, 1 / 200), np.full(150, 1 / 150), dense(cost).numpy())
-    bracket = unregularised(cost, tolerance=2e-3)
-    assert bracket.converged and bracket.gap <= 2e-3
-    assert bracket.lower <= exact <= bracket.upper
-    assert bracket.value == pytest.approx(exact, rel=1e-3)
 
 
 def test_the_bracket_of_a_set_and_itself_is_zero_to_a_millionth_of_the_mean_cost():
@@ -49,34 +37,10 @@ def test_the_bracket_of_a_set_and_itself_is_zero_to_a_millionth_of_the_mean_cost
     assert shifted.gap == relative_gap(shifted.lower, shifted.upper) <= 1e-3
 
 
-def test_a_copy_too_coarse_to_be_certified_on_is_iterated_on_all_the_same(monkeypatch):
-    monkeypatch.setattr(sinkhorn, "_CHEAP", 0)
-    cost = problem(300, 200)
-    eps = 0.02 * cost.mean
-    solution = transport(cost, eps=eps, tolerance=2e-4)
-    expected = transport(cost, eps=eps, tolerance=1e-6)
-    assert solution.converged and solution.value == pytest.approx(expected.value, rel=1e-5)
-
-
-def test_brackets_of_every_eps_are_kept(monkeypatch):
-    cost = problem(20, 15)
-    certified = certify(cost, torch.zeros(15).double(), 0.1 * cost.mean, torch.ones(15).double())
-    brackets = iter([(0.999, 1.5), (0.5, 1.0)])
-    monkeypatch.setattr(
-        sinkhorn,
-        "_certified",
-        lambda *_, **__: dataclasses.replace(certified, unregularised=next(brackets)),
-    )
-    bracket = unregularised(cost, tolerance=1e-2)
-    assert (bracket.lower, bracket.upper) == bracket.unregularised == (0.999, 1.0)
-    assert bracket.converged and bracket.value == pytest.approx(0.9995)
-
-
 def test_bounds_that_are_none_have_no_gap_to_accept():
     assert relative_gap(0.0, 0.0) == 0 and relative_gap(-1.0, 2.0) == 1
     assert relative_gap(1.0, 1.25) == pytest.approx(0.2)
-    assert relative_gap(1.0, 1.25, 2.5) == pytest.approx(0.1)
-    assert relative_gap(0.0, 0.0, 1.0) == 0 and relative_gap(-1.0, -1.0, 1.0) == math.inf
+    assert relative_gap(-1.0, -1.0, 1.0) == math.inf
     for lower, upper in ((1.0, math.nan), (math.nan, 1.0), (-3.0, -1.0), (1.0, math.inf)):
         assert not relative_gap(lower, upper) <= 1
     assert relative_gap(1.0, math.nan) > 1
@@ -185,26 +149,3 @@ def test_slack_covers_what_a_copy_is_off_for_any_plan(d):
             worst.append(float(signed[rows, columns].mean()))
         assert max(worst) <= stored.slack
         assert stored.slack <= most * cost.mean
-
-
-@pytest.mark.parametrize("dtype", [torch.int16, torch.float32])
-@pytest.mark.parametrize("shape", [(2, 3), (61, 33), (40, 300)])
-def test_the_compiled_pass_equals_strips(shape, dtype, monkeypatch):
-    pytest.importorskip("numba")
-    cost = problem(max(shape[0], CLASSES), max(shape[1], CLASSES))
-    stored = store(cost, dtype)
-    m = cost.shape[1]
-    generator = torch.Generator().manual_seed(0)
-    retained = torch.rand(m, generator=generator).double()
-    for size in (0.1, 1e3):
-        g = torch.randn(m, generator=generator).double() * size * cost.mean
-        by_strips = certify(stored, g, 0.02 * cost.mean, retained)
-        monkeypatch.setattr(certificate, "_COMPILE_FROM", 0)
-        monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-        compiled = certify(stored, g, 0.02 * cost.mean, retained)
-        monkeypatch.undo()
-        close = {"rtol": 1e-10, "atol": 1e-10 * cost.mean}
-        for name, value in vars(compiled).items():
-            torch.testing.assert_close(
-                torch.as_tensor(value), torch.as_tensor(getattr(by_strips, name)), **close
-            )

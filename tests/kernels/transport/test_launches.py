@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from launches import counted
-from triton_interpreter import interpreted, run_interpreted
+from triton_interpreter import interpreted
 
 pytest.importorskip("triton")
 from clouds import problem, self_problem
@@ -47,11 +47,6 @@ def test_a_strip_of_the_copy_is_few_launches_and_no_wait(dtype, monkeypatch):
     fewer, more = counts
     assert more.total - fewer.total <= 16, more.launches - fewer.launches
     assert more.waits == fewer.waits
-
-
-@pytest.mark.slow
-def test_iterations_in_the_interpreter():
-    run_interpreted(__file__)
 
 
 @pytest.fixture

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
-from triton_interpreter import interpreted, run_interpreted
+from triton_interpreter import interpreted
+from twins import apart
 
 from kernels.transport.quantize import _quantize, quantize
 
-SHAPES = [(2, 1), (3, 5), (17, 2049), (4, 4096)]
+SHAPES = pytest.mark.parametrize("shape", [(2, 1), (3, 5), (17, 2049), (4, 4096)])
+
+
+def case(shape):
+    cost = 9 * torch.rand(shape, generator=torch.Generator().manual_seed(0)).double()
+    return cost, torch.empty(shape, dtype=torch.int16)
 
 
 def check(cost, q, low, step):
@@ -18,27 +24,18 @@ def check(cost, q, low, step):
     assert torch.equal(low, cost.amin(1))
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@SHAPES
 def test_on_the_cpu(shape):
-    cost = 9 * torch.rand(shape, generator=torch.Generator().manual_seed(0)).double()
-    q = torch.empty(shape, dtype=torch.int16)
+    cost, q = case(shape)
     check(cost, q, *quantize(cost.clone(), q))
 
 
-@pytest.mark.slow
-def test_in_the_interpreter():
-    run_interpreted(__file__)
-
-
 @interpreted
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@SHAPES
 def test_interpreted_kernel(shape):
-    n, m = shape
-    cost = 9 * torch.rand(shape, generator=torch.Generator().manual_seed(0)).double()
-    q = torch.empty(shape, dtype=torch.int16)
+    cost, q = case(shape)
     check(cost, q, *_quantize(cost, q))
-    apart = torch.full((n, m + 64), torch.nan).double()
-    apart[:, :m] = cost
-    wider = torch.full((n, m + 64), 77, dtype=torch.int16)
-    check(cost, wider[:, :m], *_quantize(apart[:, :m], wider[:, :m]))
-    assert torch.equal(wider[:, :m], q) and (wider[:, m:] == 77).all()
+    wide = torch.full((shape[0], shape[1] + 64), 77, dtype=torch.int16)
+    rows, beside = wide[:, : shape[1]], wide[:, shape[1] :]
+    check(cost, rows, *_quantize(apart(cost, torch.nan), rows))
+    assert torch.equal(rows, q) and (beside == 77).all()

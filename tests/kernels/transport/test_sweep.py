@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from clouds import CLASSES, D, labelled
-from triton_interpreter import interpreted, run_interpreted
+from clouds import D
+from triton_interpreter import interpreted
+from twins import apart, assert_twins
 
 from kernels import reference
 from kernels.transport import alternating, sweep
-from kernels.transport.bures import bures_squared, class_gaussians
 from kernels.transport.cost import GroundCost
 from kernels.transport.sinkhorn import transport
 
@@ -70,38 +70,12 @@ def test_potentials_between_classes_are_those_of_samples_that_are_their_classes(
     assert float(f.mean() + g.mean()) == pytest.approx(expected.value, rel=1e-6)
 
 
-def test_a_self_term_sums_rows_until_it_has_converged(monkeypatch):
-    calls = []
-    for name in ("sinkhorn_sweep", "row_sums"):
-        real = getattr(sweep, name)
-        monkeypatch.setattr(
-            alternating, name, lambda *a, _n=name, _f=real: calls.append(_n) or _f(*a)
-        )
-    x, labels = labelled(60, 0)
-    table = bures_squared(class_gaussians(x, labels, CLASSES))
-    cost = GroundCost(x, x, labels_x=labels, labels_y=labels, table=table)
-    assert transport(cost, eps=cost.mean / 20, symmetric=True).converged
-    *before, last = calls
-    assert set(before) == {"row_sums"} and last == "sinkhorn_sweep", "one, for the certificate"
-
-
-@pytest.mark.slow
-def test_kernel_in_the_interpreter():
-    run_interpreted(__file__)
-
-
 @interpreted
 @DTYPES
 @pytest.mark.parametrize("shape", [(2, 3), (16, 512), (37, 517), (50, 2100), (515, 30)])
 def test_interpreted_kernels_equal_float64(shape, dtype):
     q, f, g, kappa, expected = inputs(shape, dtype)
-    apart = torch.full((shape[0], shape[1] + 64), 1 << 14, dtype=dtype)[:, : shape[1]].copy_(q)
-    torch.use_deterministic_algorithms(True)
-    assert torch.empty(2).isnan().all()
-    for rows in (q, apart, q.T.contiguous().T):
-        for actual, exact in zip(sweep._sweep(rows, f, g, kappa), expected, strict=True):
-            torch.testing.assert_close(actual.double(), exact, rtol=2e-5, atol=2e-5)
+    for rows in (q, apart(q, 1 << 14), q.T.contiguous().T):
+        assert_twins(sweep._sweep(rows, f, g, kappa), expected, rtol=2e-5, atol=2e-5)
         log_s, shares = sweep._row_sums(rows, f, g, kappa)
-        torch.testing.assert_close(log_s.double(), expected[0], rtol=2e-5, atol=2e-5)
-        torch.testing.assert_close(shares, f - log_s)
-    torch.use_deterministic_algorithms(False)
+        assert_twins([log_s, shares], [expected[0], f - log_s], rtol=2e-5, atol=2e-5)

@@ -1,0 +1,28 @@
+"""Output ensembles: the mean of cells' logits, beside which soups stand (Wortsman et al. 2022b).
+
+Each cell keeps its weights, so an input prompt is no hindrance. The mean is in fp32, of all outputs
+of the head. It needs no forward pass where the members are evaluated in the same pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from engine.methods.base import Derived
+from engine.methods.context import Context
+from engine.recipe.options import Ensemble as Recipe
+from engine.store.cells import Ensemble, Entry
+
+
+class Method(Derived):
+    recipe: Recipe
+
+    @property
+    def models(self) -> int:
+        return 0
+
+    def make(self, context: Context) -> Sequence[Entry]:
+        cells = [
+            context.base if name == "pre" else context.cell(name) for name in self.recipe.members
+        ]
+        return [Entry(Ensemble(cell.name for cell in cells))]
