@@ -20,6 +20,7 @@ mRI the mean over `downstreams`.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Mapping, Sequence
@@ -129,10 +130,9 @@ class Grid:
 
     def with_measure(self, name: str, values: np.ndarray, draws: np.ndarray | None) -> Grid:
         """The grid with a measure's values [cells] and draws [B, cells]."""
-        cells = self.cells.assign(**{name: values})
         more = {} if draws is None else {name: draws}
-        columns = {k: v for k, v in vars(self).items() if k in self.__dataclass_fields__}
-        return Grid(**columns | {"cells": cells, "draws": {**self.draws, **more}})
+        cells = self.cells.assign(**{name: values})
+        return dataclasses.replace(self, cells=cells, draws={**self.draws, **more})
 
 
 @dataclass(frozen=True, eq=False)
@@ -237,34 +237,33 @@ def grid_of(
     downstreams: Sequence[str],
 ) -> Grid:
     """The grid of evaluations that were read, each cell trained with all `seeds`."""
-    numbers = pandas.DataFrame(read.numbers)
+    names = [*KEY, "seed", "headline"]
+    rows = [(*row.key, row.seed, row.headline) for row in read.evaluations]
+    trained = pandas.DataFrame(rows, columns=names).astype({"alpha": float})
+    trained = trained.join(pandas.DataFrame(read.numbers))
     places: dict[ModelOnSet, list[int]] = {}
     for k, row in enumerate(read.evaluations):
         places.setdefault(row.cell, []).append(k)
     for of_cell in places.values():
         of_cell.sort(key=lambda k: read.evaluations[k].seed)
-    number = {cell: k for k, cell in enumerate(places)}
-    arms = {arm: k for k, arm in enumerate(dict.fromkeys(cell.arm for cell in places))}
-    first = np.array([of_cell[0] for of_cell in places.values()])
     by_seed = np.array(  # the pre-trained model has no seeds
         [of_cell * len(seeds) if len(of_cell) == 1 else of_cell for of_cell in places.values()]
     )
-    cells = pandas.DataFrame([cell.key for cell in places], columns=KEY).astype({"alpha": float})
-    cells["headline"] = [read.evaluations[k].headline for k in first]
-    cells["n"] = numbers["n"].to_numpy()[first]
-    for name in numbers.columns.drop("n"):
-        cells[name] = numbers[name].to_numpy(float)[by_seed].mean(axis=1)
-    cells[ROBUSTNESS] = np.nan
-    cells["arm"] = [arms[cell.arm] for cell in places]
-    befores = [ModelOnSet(*cell.arm.before, "", cell.evaluated_on) for cell in places]
-    cells["before"] = [number.get(cell, -1) for cell in befores]
-    uppers = [ModelOnSet(*cell.arm, cell.downstream, upstream) for cell in places]
-    cells["on_upstream"] = [number.get(cell, -1) for cell in uppers]
-    trained = pandas.DataFrame([row.key for row in read.evaluations], columns=KEY)
-    trained["seed"] = [row.seed for row in read.evaluations]
-    trained["headline"] = [row.headline for row in read.evaluations]
-    trained["n"], trained["accuracy"] = numbers["n"], numbers["accuracy"]
-    trained = trained.iloc[np.concatenate([*places.values()])].astype({"alpha": float})
+    cells = trained.iloc[by_seed[:, 0]].drop(columns="seed").reset_index(drop=True)
+    for name in trained.columns.drop([*names, "n"]):
+        cells[name] = trained[name].to_numpy(float)[by_seed].mean(axis=1)
+    number = {cell: k for k, cell in enumerate(places)}
+    arms = {arm: k for k, arm in enumerate(dict.fromkeys(cell.arm for cell in places))}
+    cells = cells.assign(
+        arm=[arms[cell.arm] for cell in places],
+        before=[
+            number.get(ModelOnSet(*cell.arm.before, "", cell.evaluated_on), -1) for cell in places
+        ],
+        on_upstream=[
+            number.get(ModelOnSet(*cell.arm, cell.downstream, upstream), -1) for cell in places
+        ],
+        **{ROBUSTNESS: np.nan},
+    )
     draws, over_images = dict(read.draws), read.draws["accuracy"]
     if len(seeds) > 1:
         weights = bootstrap.seed_weights(len(over_images), len(seeds))
@@ -282,8 +281,8 @@ def grid_of(
         cells,
         draws,
         np.asarray(over_images),
-        numbers["accuracy"].to_numpy(float)[by_seed.T],
-        trained.reset_index(drop=True),
+        trained["accuracy"].to_numpy(float)[by_seed.T],
+        trained.iloc[np.concatenate([*places.values()])].reset_index(drop=True),
         [
             change
             for key in dict.fromkeys((row.model, row.evaluated_on) for row in read.evaluations)
@@ -304,8 +303,8 @@ def _read(read: Read, places: Sequence[int], seed: int) -> None:
     """All evaluations of one set, at these places. Models that were trained on the set may have
     seen a hold-out only, so they are read apart."""
     of_set, on_downstream = SetPredictions(), SetPredictions()
-    before: dict[str, ImagePredictions] = {}
-    answers: dict[str, list[tuple[Evaluation, np.ndarray]]] = {}  # by model
+    before: dict[str, ImagePredictions] = {}  # by model
+    answers: dict[str, list[tuple[Evaluation, np.ndarray]]] = {}
     first = sorted(places, key=lambda k: read.evaluations[k].method != PRE)
     for bank, is_on in ((of_set, False), (on_downstream, True)):
         of_bank = [k for k in first if read.evaluations[k].on_downstream == is_on]
@@ -315,8 +314,18 @@ def _read(read: Read, places: Sequence[int], seed: int) -> None:
             for k in together:
                 row = read.evaluations[k]
                 after = bank.add(row.path, row.model)
-                read.numbers[k], by_source = _numbers(row, after, bank, of_set, before)
-                sums.append(by_source)
+                same_images = bank is of_set or bank.same_images(of_set)
+                measured = behaviour.of_images(
+                    after, before.get(row.model) if row.method != PRE and same_images else None
+                )
+                of_sources = np.stack([bank.by_source(of) for of in measured.values()], axis=1)
+                means = (100 * of_sources.sum(axis=0) / bank.total.sum()).tolist()
+                numbers = {"n": len(after.label), **dict(zip(measured, means, strict=True))}
+                of_all = {name: of(after, bank.codes) for name, of in behaviour.OF_SETS.items()}
+                read.numbers[k] = numbers | of_all
+                sums.append(of_sources.astype(np.float32))
+                if row.method == PRE:
+                    before[row.model] = after
                 if image_changes.is_counted(row):
                     top1 = after.top1.astype(np.int32)
                     answers.setdefault(row.model, []).append((row, top1))
@@ -327,32 +336,9 @@ def _read(read: Read, places: Sequence[int], seed: int) -> None:
             for number, of_measure in enumerate(read.draws.values()):
                 of_measure[:, together] = 100 * samples[:, :, number]
     for model, of_model in answers.items():
-        images = of_set.images["index"].to_numpy(), of_set.images["label"].to_numpy()
         counted, top1 = zip(*of_model, strict=True)
         key = model, counted[0].evaluated_on
-        read.changes[key] = image_changes.of_set(counted, images, top1)
-
-
-def _numbers(
-    row: Evaluation,
-    after: ImagePredictions,
-    bank: SetPredictions,
-    of_set: SetPredictions,
-    before: dict[str, ImagePredictions],
-) -> tuple[dict[str, float], np.ndarray]:
-    """An evaluation's numbers, and its sums [sources, measures] over the images of each source.
-    Predictions of pre-trained models are added to `before`."""
-    same_images = bank is of_set or bank.same_images(of_set)
-    measured = behaviour.of_images(
-        after, before.get(row.model) if row.method != PRE and same_images else None
-    )
-    if row.method == PRE:
-        before[row.model] = after
-    sums = np.stack([bank.by_source(of) for of in measured.values()], axis=1)
-    means = (100 * sums.sum(axis=0) / bank.total.sum()).tolist()
-    numbers = {"n": len(after.label), **dict(zip(measured, means, strict=True))}
-    numbers |= {name: of(after, bank.codes) for name, of in behaviour.OF_SETS.items()}
-    return numbers, sums.astype(np.float32)
+        read.changes[key] = image_changes.of_set(counted, of_set, top1)
 
 
 def _check_cells(evaluations: Sequence[Evaluation]) -> tuple[int, ...]:
@@ -401,16 +387,16 @@ def _check_complete(
         seen.setdefault(row.arm, {}).setdefault(row.downstream, set()).add(row.evaluated_on)
         places.setdefault(row.model, {})[row.evaluated_on] = None
     for arm, columns in seen.items():
-        of_arm = downstreams if arm.method != PRE else [""]
-        if missing := [name for name in of_arm if name not in columns]:
+        if arm.before not in seen:
+            raise ValueError(f"{arm.before} was not evaluated, and {arm} was: evaluate it first")
+        is_pre = arm.method == PRE
+        if missing := [name for name in downstreams if name not in columns and not is_pre]:
             raise ValueError(
                 f"the grid is incomplete: {arm} was not fine-tuned on {', '.join(missing)}. "
                 "Finish the campaign"
             )
-        if arm.before not in seen:
-            raise ValueError(f"{arm.before} was not evaluated, and {arm} was: evaluate it first")
-        for downstream in of_arm:
-            expected = sets if downstream else dict.fromkeys([*sets, *places[arm.model]])
+        expected = dict.fromkeys([*sets, *places[arm.model]] if is_pre else sets)
+        for downstream in [""] if is_pre else downstreams:
             if missing := [name for name in expected if name not in columns[downstream]]:
                 trained = f" fine-tuned on {downstream}" if downstream else ""
                 raise ValueError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,26 @@ def rows(table: pandas.DataFrame) -> list[Any]:
     return list(table.itertuples(index=False))
 
 
+def groups(table: pandas.DataFrame, name: str) -> list[tuple[str, pandas.DataFrame]]:
+    """The rows of each value of a column, in the order of the values' first rows."""
+    return [(str(value), rows) for value, rows in table.groupby(name, sort=False)]
+
+
 def extremes(table: pandas.DataFrame, name: str) -> tuple[Any, Any]:
     """The rows with the least and with the greatest number in a column."""
     ordered = table.dropna(subset=[name]).sort_values(name, kind="stable")
     return ordered.iloc[0], ordered.iloc[-1]
+
+
+def ordered(table: pandas.DataFrame, **orders: Iterable[Any]) -> pandas.DataFrame:
+    """The rows in the order of these values: by the place of the first column's value in its list,
+    then of the next one's. Values that a list lacks come last; equal rows stay as they are."""
+    keys = {}
+    for name, values in orders.items():
+        place = {value: k for k, value in enumerate(dict.fromkeys(values))}
+        keys[name] = table[name].map(place).fillna(len(place)).to_numpy()
+    places = pandas.DataFrame(keys).sort_values([*keys], kind="stable")
+    return table.iloc[places.index.to_numpy()]
 
 
 def number(value: float) -> str:

@@ -7,12 +7,12 @@ of its columns) and drawn by `drawn` in the page's theme, in light and in dark.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import pandas
 
-from engine.report import columns, labels
+from engine.report import columns
 from engine.report.section import Figure
 
 Spec = dict[str, Any]
@@ -29,12 +29,11 @@ DIVERGING = {
     "dark": ["#9c5214", "#6a4220", "#242424", "#24476b", "#2868ad"],
 }
 RAMP = {"light": ["#f9f9f9", "#6ca6da"], "dark": ["#242424", "#2868ad"]}
-SHAPES = ["circle", "square", "diamond", "triangle-up", "cross"]
+SHAPES = ["circle", "square", "diamond", "triangle-up", "cross"]  # 5 by 7 colours are 35 pairs
 INK = {"light": "#1b1f24", "dark": "#e8eaed"}
 MUTED = {"light": "#5b646e", "dark": "#9ba4ae"}
 RULE = {"light": "#e4e7ea", "dark": "#30363c"}
-LEGEND = {"orient": "bottom", "columns": 4, "title": None, "symbolOpacity": 1}
-COLOURS = 7  # of `CATEGORIES`
+LEGEND = {"orient": "bottom", "columns": 3, "title": None, "symbolOpacity": 1}
 OWN = "datum.downstream === datum.evaluated_on"  # a model on the set that it was fine-tuned on
 
 
@@ -53,9 +52,8 @@ def bars(data: pandas.DataFrame, value: str, *, dots: str = "") -> Spec:
     if dots:
         x = _number(dots) | {"title": None}
         layers.append({"mark": {"type": "point", "size": 32}, "encoding": {"x": x}})
-    rows = len(dict.fromkeys(data["method"]))
     encoding = {"y": _names("method", data), "tooltip": _tooltip(data)}
-    return {"height": 24 * rows, "encoding": encoding, "layer": layers}
+    return {"height": 24 * data["method"].nunique(), "encoding": encoding, "layer": layers}
 
 
 def heat(
@@ -66,7 +64,6 @@ def heat(
     *,
     on_downstream: str = "",
     end: float | None = None,
-    legend: bool = True,
 ) -> Spec:
     """Colours with the number in each cell: points from loss to gain, other numbers from 0 up.
 
@@ -75,34 +72,25 @@ def heat(
     """
     signed = columns.unit(value) == "pts"
     end = end or scale_end(data[value], fives=signed)
-    digits = (
-        max(0, min(3, 2 - math.floor(math.log10(end)))) if not signed else int(not on_downstream)
-    )
     scale = {"domain": [-end, end], "domainMid": 0} if signed else {"domain": [0, end]}
-    key = {"orient": "bottom", "gradientLength": 220, "gradientThickness": 8, "title": "points"}
-    color = {"field": value, "type": "quantitative", "scale": scale}
-    color["legend"] = key | {"format": "+~r"} if legend and signed else None
-    text = {"field": value, "type": "quantitative", "format": f"{'+' * signed}.{digits}f"}
+    color = {"field": value, "type": "quantitative", "scale": scale, "legend": None}
+    text = {"field": value, "type": "quantitative", "format": "+.1f" if signed else ".3~r"}
     layers: list[Spec] = [
         {"mark": {"type": "rect"}, "encoding": {"color": color}},
-        {"mark": {"type": "text"}, "encoding": {"text": text}},
+        {"mark": {"type": "text", "fontSize": 11 if signed else 9}, "encoding": {"text": text}},
     ]
     if on_downstream:
-        for layer in layers:
-            layer["transform"] = [{"filter": f"!({OWN})"}]
-        outline = {"type": "rect", "filled": False, "strokeWidth": 1, "strokeOpacity": 0.5}
+        text["format"] = "+.0f"
         number = {"field": on_downstream, "type": "quantitative", "format": ".0f"}
-        layers += [
+        outline = {"type": "rect", "filled": False, "strokeWidth": 1, "strokeOpacity": 0.5}
+        italic = {"type": "text", "fontStyle": "italic", "opacity": 0.75}
+        layers = [layer | {"transform": [{"filter": f"!({OWN})"}]} for layer in layers] + [
             {"transform": [{"filter": OWN}], "mark": outline},
-            {
-                "transform": [{"filter": OWN}],
-                "mark": {"type": "text", "fontStyle": "italic", "opacity": 0.75},
-                "encoding": {"text": number},
-            },
+            {"transform": [{"filter": OWN}], "mark": italic, "encoding": {"text": number}},
         ]
     return {
         "padding": {"left": 2, "top": 2, "bottom": 2, "right": 36},  # slanted names stick out
-        "height": 26 * len(dict.fromkeys(data[y])),
+        "height": 26 * data[y].nunique(),
         "encoding": {
             "x": _names(x, data, orient="top", labelAngle=-45, labelLimit=90),
             "y": _names(y, data),
@@ -113,74 +101,27 @@ def heat(
 
 
 def scatter(
-    data: pandas.DataFrame,
-    x: str,
-    y: str,
-    *,
-    color: str = "",
-    name: str = "",
-    line: str = "",
-    trend: bool = False,
-    facet: str = "",
-    axis: Mapping[str, Any] | None = None,
+    data: pandas.DataFrame, x: str, y: str, color: str, *, curve: str = "", facet: str = ""
 ) -> Spec:
-    """A dot a row.
+    """A dot for each row that has a value in the column `color`, which colour and shape tell.
 
-    color: a column that colour and shape tell. name: a column of names beside the dots; rows
-    without one are small. line: a column; its rows of one value are a line. trend: a least-squares
-    line. facet: a column with a panel for each value, whose rows with a `kind` of "line" are a
-    dashed line and of "given" are rings. axis: of both axes, where they are no plain numbers.
+    curve: a column; its rows of one value are small dots on a line, in the order of `alpha`.
+    facet: a column with a panel for each value.
     """
-    channels: dict[str, Any] = {"x": _number(x, zero=False), "y": _number(y, zero=False)}
-    if axis:
-        channels = {k: v | {"axis": dict(axis)} for k, v in channels.items()}
-        for channel in channels.values():
-            channel["scale"] = {"zero": False, "nice": False, "padding": 8}
-    marked: Spec = {}
-    if color:
-        group = {"field": color, "type": "nominal", "sort": None, "legend": LEGEND}
-        marked = {"color": group, "shape": group}
+    group = {"field": color, "type": "nominal", "sort": None, "legend": LEGEND}
     tooltip = {"tooltip": _tooltip(data)}
     layers: list[Spec] = []
-    if facet:
-        thin = {"type": "line", "strokeDash": [4, 3], "strokeWidth": 1.2}
-        ring = {"type": "point", "filled": False, "size": 24, "opacity": 0.6}
-        dot = {"type": "point", "size": 34, "opacity": 0.8}
-        kinds = {"line": (thin, {}), "given": (ring, {}), "model": (dot, marked | tooltip)}
-        layers += [
-            {
-                "transform": [{"filter": f"datum.kind === '{kind}'"}],
-                "mark": mark,
-                "encoding": encoding,
-            }
-            for kind, (mark, encoding) in kinds.items()
-            if kind in set(data["kind"])  # Vega warns of a layer without rows
-        ]
-        return _facets(data, facet, {"encoding": channels, "layer": layers}, 190, own_x=True)
-    if trend:
-        layers.append(
-            {
-                "transform": [{"regression": y, "on": x}],
-                "mark": {"type": "line", "strokeWidth": 1.5, "opacity": 0.5, "tooltip": None},
-            }
-        )
-    if line:
-        steps = [{"filter": f"datum.{line} !== null"}]
-        drawn = {"color": {"field": line, "type": "nominal", "sort": None, "legend": None}}
-        layers += [
-            {
-                "transform": steps,
-                "mark": {"type": "line", "strokeWidth": 1.5},
-                "encoding": drawn | {"order": {"field": "alpha"}},
-            },
-            {"transform": steps, "mark": {"type": "point", "size": 28}, "encoding": tooltip},
-        ]
-    named = [{"filter": f"datum.{name} !== ''"}] if name else []
-    dot = {"type": "point", "size": 60} if name else {"type": "point", "size": 34, "opacity": 0.8}
-    layers.append({"transform": named, "mark": dot, "encoding": marked | tooltip})
-    if name:
-        layers += labels.layers(data, x, y, name, line)
-    return {"height": 340, "encoding": channels, "layer": layers}
+    if curve:
+        line = {"type": "line", "strokeWidth": 1.5, "opacity": 0.5, "point": {"size": 28}}
+        order = {"detail": {"field": curve}, "order": {"field": "alpha"}}
+        shown = [{"filter": f"datum.{curve} !== null"}]
+        layers.append({"transform": shown, "mark": line, "encoding": order | tooltip})
+    dot = {"type": "point", "size": 34 if facet else 80, "opacity": 0.85}
+    marked = {"color": group, "shape": group, **tooltip}
+    layers.append({"transform": [{"filter": f"datum.{color}"}], "mark": dot, "encoding": marked})
+    channels = {"x": _number(x, zero=False), "y": _number(y, zero=False)}
+    view = {"encoding": channels, "layer": layers}
+    return _facets(data, facet, view, 190) if facet else {"height": 340, **view}
 
 
 def curve(
@@ -201,28 +142,28 @@ def curve(
     for each value where it has several. detail: a column that tells lines of one colour apart. An x
     of words has points and whiskers in place of lines and bands.
     """
-    numeric = pandas.api.types.is_numeric_dtype(data[x])
+    is_number = pandas.api.types.is_numeric_dtype
     place: Spec = {"field": x, "type": "ordinal", "sort": None, "title": x_title}
-    if numeric:
+    band, mark = {"type": "rule"}, {"type": "point"}
+    if is_number(data[x]):
         axis: Spec = {"grid": False, "format": "~g", "labelOverlap": True}
         if ticks:
             texts = " : ".join(f"datum.value === {k!r} ? '{v}'" for k, v in ticks.items())
             axis |= {"values": list(ticks), "labelExpr": f"{texts} : datum.label"}
         scale = {"type": "log", "nice": False} if log else {"zero": False, "nice": False}
         place |= {"type": "quantitative", "scale": scale | {"padding": 12}, "axis": axis}
-    low, high = (f"{columns.base(y)}_{end}" for end in ("low", "high"))
-    number = _number(y, zero=columns.unit(y) == "pts")
+        band = {"type": "area", "opacity": 0.15, "tooltip": False}
+        mark = {"type": "line", "point": {"size": 30}}
     encoding: Spec = {"x": place}
     if color:
-        many = pandas.api.types.is_float_dtype(data[color]) and data[color].nunique() > COLOURS
-        kind = "quantitative" if many else "nominal"
+        kind = "ordinal" if data[color].nunique() > len(CATEGORIES["light"]) else "nominal"
         encoding["color"] = {"field": color, "type": kind, "sort": None, "legend": LEGEND}
-        if not numeric:
+        if not is_number(data[x]):
             encoding["xOffset"] = {"field": detail or color}
     if detail:
         encoding["detail"] = {"field": detail}
-    band = {"type": "area", "opacity": 0.15, "tooltip": False} if numeric else {"type": "rule"}
-    mark = {"type": "line", "point": {"size": 30}} if numeric else {"type": "point"}
+    number = _number(y, zero=columns.unit(y) == "pts")
+    low, high = (f"{columns.base(y)}_{end}" for end in ("low", "high"))
     layers: list[Spec] = []
     if low in data:
         ends = {"y": number | {"field": low}, "y2": {"field": high}}
@@ -238,17 +179,6 @@ def scale_end(values: pandas.Series, *, fives: bool = True) -> float:
     """End of a colour scale: the largest absolute value; of points, rounded up to fives."""
     largest = float(values.abs().max()) if values.notna().any() else 0.0
     return max(1, math.ceil(largest / 5)) * 5.0 if fives else largest or 1.0
-
-
-def chosen(spec: Spec, data: pandas.DataFrame, names: Sequence[str]) -> Spec:
-    """The chart of the rows that a reader chooses, by these columns."""
-    params = []
-    for name in names:
-        options = list(dict.fromkeys(data[name]))
-        bind = {"input": "select", "options": options, "name": f"{name} "}
-        params.append({"name": f"chosen_{name}", "value": options[0], "bind": bind})
-    rows = " && ".join(f"datum.{name} === chosen_{name}" for name in names)
-    return {"params": params, "transform": [{"filter": rows}], **spec}
 
 
 def drawn(figure: Figure, mode: str = "light", width: int | str = "container") -> Spec:
@@ -296,19 +226,20 @@ def theme(mode: str) -> Spec:
             "diverging": DIVERGING[mode],
             "heatmap": RAMP[mode],
             "ramp": RAMP[mode],
+            "ordinal": {"scheme": "viridis"},
             "symbol": SHAPES,
         },
     }
 
 
-def _facets(
-    data: pandas.DataFrame, facet: str, view: Spec, side: int, *, own_x: bool = False
-) -> Spec:
+def _facets(data: pandas.DataFrame, facet: str, view: Spec, side: int) -> Spec:
     field = {"field": facet, "type": "nominal", "title": None, "sort": list(data[facet].unique())}
-    spec: Spec = {"facet": field, "columns": 3, "spacing": 14}
-    if own_x:
-        spec["resolve"] = {"scale": {"x": "independent", "y": "independent"}}
-    return spec | {"spec": view | {"width": side, "height": side}}
+    return {
+        "facet": field,
+        "columns": 3,
+        "spacing": 14,
+        "spec": view | {"width": side, "height": side},
+    }
 
 
 def _names(name: str, data: pandas.DataFrame, **axis: Any) -> Spec:

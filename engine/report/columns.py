@@ -21,6 +21,7 @@ from typing import Any
 
 import pandas
 
+from engine.measures.tables import extremes
 from engine.report.text import p_value, rounded, signed
 
 ABSENT = "–"
@@ -48,7 +49,7 @@ class Column:
     def head(self) -> str:
         return base(self.name).replace("_", " ")
 
-    @property
+    @functools.cached_property
     def wide(self) -> bool:
         """Whether a text is so long that a narrow column would make its row very tall."""
         return not self.numeric and any(len(text) > LONG for text in self.texts)
@@ -68,6 +69,23 @@ def base(name: str) -> str:
 def title(name: str) -> str:
     """A column's name as the title of an axis, with its unit."""
     return base(name).replace("_", " ") + TITLES.get(unit(name), "")
+
+
+def between(data: pandas.DataFrame, name: str, *labels: str) -> str:
+    """`−9.0 (VP on flat) to +10.3 (Soup on mono)`: the least and the greatest number of a column,
+    and what stands in the columns `labels` beside them."""
+    write = UNITS[unit(name)]
+    ends = [
+        f"{write(row[name])} ({' on '.join(filter(None, (row[label] for label in labels)))})"
+        for row in extremes(data, name)
+    ]
+    return " to ".join(ends)
+
+
+def named_numbers(data: pandas.DataFrame, label: str, name: str) -> str:
+    """`FT +4.7, LP +0.7`: each row's label and number."""
+    write = UNITS[unit(name)]
+    return ", ".join(f"{a} {write(x)}" for a, x in zip(data[label], data[name], strict=True))
 
 
 def shown(data: pandas.DataFrame) -> list[Column]:

@@ -34,8 +34,7 @@ def write_into(folder: Path, results: Results, *, figures: bool = False) -> Path
     """Write a report into a folder; the page's path."""
     files = {name: write_csv(folder / name, table) for name, table in tables(results).items()}
     names, record, warnings = list(files), results.record, []
-    matrix = record.matrix()
-    if matrix is not None:
+    if (matrix := record.matrix()) is not None:
         distances.write_csv(folder / "distances.csv", matrix)
         names += ["distances.csv", "distances_pairs.csv"]
     if record.sweep is not None:
@@ -50,7 +49,8 @@ def write_into(folder: Path, results: Results, *, figures: bool = False) -> Path
         exports.write_figures(folder, made)
     title = f"{Path(record.name).stem}: what fine-tuning does to robustness"
     heading, lead = headline.heading(title, results), headline.lead(results)
-    notes = _notes(results)
+    missing = ", ".join(dict.fromkeys(column.column for column in record.missing))
+    notes = [f"models fine-tuned on {missing} are not in this report"] * bool(missing)
     incomplete = [f"Incomplete: {note}." for note in notes]
     content = page.Page(title, heading, lead, made, incomplete, names)
     path = page.write(folder / campaign.PAGE, content)
@@ -61,20 +61,19 @@ def write_into(folder: Path, results: Results, *, figures: bool = False) -> Path
 
 def tables(results: Results) -> dict[str, pandas.DataFrame]:
     """The report's CSV files by name; docs/numbers.md says what their columns are."""
-    grid = results.grid
-    mri = grid.named(grid.mri.table("mri").assign(headline=_headline(results)))
-    files = {"accuracy.csv": grid.cells[[*KEY, "n", "accuracy", "headline"]], "mri.csv": mri}
+    grid, cells = results.grid, results.grid.cells
+    headline = cells.drop_duplicates("arm").set_index("arm")["headline"]
+    mri = grid.mri.table("mri")
+    files = {
+        "accuracy.csv": cells[[*KEY, "n", "accuracy", "headline"]],
+        "mri.csv": grid.named(mri.assign(headline=mri["arm"].map(headline))),
+        "intervals.csv": intervals(grid),
+        "comparisons.csv": _comparisons(results),
+        "behaviour.csv": cells[[*KEY, *measures()]],
+    }
     if len(grid.seeds) > 1:
         files["seeds.csv"] = grid.trained[[*KEY, "seed", "n", "accuracy"]]
-    files["intervals.csv"] = intervals(grid)
-    files["comparisons.csv"] = _comparisons(results)
-    files["behaviour.csv"] = grid.cells[[*KEY, *measures()]]
     return files
-
-
-def _headline(results: Results) -> list[bool]:
-    by_arm = dict(zip(results.grid.cells["arm"], results.grid.cells["headline"], strict=True))
-    return [bool(by_arm[arm]) for arm in results.grid.mri.keys["arm"]]
 
 
 def _comparisons(results: Results) -> pandas.DataFrame:
@@ -85,14 +84,6 @@ def _comparisons(results: Results) -> pandas.DataFrame:
     for k, name in enumerate(("method", "variant", "alpha"), start=5):
         table.insert(k, f"against_{name}", against[name])
     return table
-
-
-def _notes(results: Results) -> list[str]:
-    """What a reader must know before any number: what is missing."""
-    missing = dict.fromkeys(column.column for column in results.record.missing)
-    if not missing:
-        return []
-    return [f"models fine-tuned on {', '.join(missing)} are not in this report"]
 
 
 def finish(plan: Plan, device: torch.device) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from engine.measures.comparisons import SIGNIFICANT
 from engine.measures.tables import rows
+from engine.report import columns
 from engine.report.results import FINE_TUNE, Results
 from engine.report.text import counted, ends, listed, signed, words
 
@@ -52,29 +53,23 @@ def lead(results: Results) -> str:
     shown = results.shown[results.shown["model"] == model]
     n, k = len(results.grid.downstreams), shown["key"].nunique()
     name = f"one of {words(len(results.models))}" if more else model
-    start = f"{counted('method', k, words(k).capitalize())} start{'s' * (k == 1)}"
+    what = counted("method", k, words(k).capitalize())
     if results.record.sweep is not None:
         k = len(shown)
-        start = f"{counted('variant', k, words(k).capitalize())} of a method start{'s' * (k == 1)}"
-    trained_on = results.grid.downstreams[0] if n == 1 else f"one of {words(n)} sets"
-    repeated = "; this is repeated for each of them" * (n > 1)
+        what = f"{counted('variant', k, words(k).capitalize())} of a method"
+    trained_on = results.grid.downstreams[0] if n == 1 else f"each of {words(n)} sets in turn"
     text = (
-        f"{start} from the same pre-trained model ({name}). Each fine-tunes it on {trained_on} and "
-        f"is evaluated on {measured_on(results)}{repeated}."
+        f"{what} start{'s' * (k == 1)} from the same pre-trained model ({name}). Each fine-tunes "
+        f"it on {trained_on} and is evaluated on {measured_on(results)}."
     )
     if more or results.record.sweep is not None:
         return text
     if "change_upstream_pts" in shown:
         ranked = results.ranked(model)
-        listed_rows = [*ranked.index[:1], *ranked.index[1:][ranked["key"][1:] == FINE_TUNE]]
-        changes = ranked.loc[listed_rows].dropna(subset="change_upstream_pts")
-        numbers = (
-            f"{method}\u00a0{signed(change)}"
-            for method, change in zip(
-                changes["method"], changes["change_upstream_pts"], strict=True
-            )
-        )
-        text += f" Change on the {results.record.upstream} set, in points: {', '.join(numbers)}."
+        rows_of_text = [*ranked.index[:1], *ranked.index[1:][ranked["key"][1:] == FINE_TUNE]]
+        changes = ranked.loc[rows_of_text].dropna(subset="change_upstream_pts")
+        numbers = columns.named_numbers(changes, "method", "change_upstream_pts")
+        text += f" Change on the {results.record.upstream} set, in points: {numbers}."
     return f"{indistinguishable(results, model)} {text}".strip()
 
 

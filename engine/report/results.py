@@ -15,9 +15,12 @@ from engine.grid.record import FinishedCampaign, Record
 from engine.measures import comparisons, effective_robustness, metrics, model_rows
 from engine.measures.effective_robustness import Trend
 from engine.measures.metrics import Grid
+from engine.measures.model_rows import ModelRows
 from engine.measures.rows import DEFAULT_ALPHA, PRE, Arm, Evaluation
+from engine.measures.tables import groups, ordered
 
 FINE_TUNE = "fine_tune"
+ROWS = "Rows"  # of a record's settings: the settings of each method, by its key
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,12 +56,15 @@ class Results:
 
     def ranked(self, model: str | None = None) -> pandas.DataFrame:
         """The arms that tables show, best mRI first; of each model, or of one."""
-        rows = self.shown
-        order = rows["model"].map({name: k for k, name in enumerate(self.models)})
-        rows = rows.assign(order=order).sort_values(
-            ["order", "mRI_pts"], ascending=[True, False], kind="stable"
-        )
-        return rows.drop(columns="order")[(rows["model"] == model) | (model is None)]
+        rows = self.shown.sort_values("mRI_pts", ascending=False, kind="stable")
+        rows = ordered(rows, model=self.models)
+        return rows[(rows["model"] == model) | (model is None)]
+
+    @property
+    def recipes(self) -> list[tuple[str, Mapping[str, Any]]]:
+        """By key of a method, its settings as its recipe resolves them; of each campaign."""
+        rows = (of for name, of in self.record.settings.items() if name.split(",")[0] == ROWS)
+        return [pair for by_method in rows for pair in by_method.items()]
 
     def before(self, model: str) -> dict[str, float]:
         """A pre-trained model's accuracy in percent by set: those of RI from the easiest to the
@@ -85,36 +91,28 @@ class Results:
 
     @functools.cached_property
     def cells(self) -> pandas.DataFrame:
-        """The cells of the arms that tables show: the grid's columns with `method` as its title,
-        and before_pct, accuracy_pct and its ends, change_pts."""
+        """The cells of the arms that tables show, in their order: the grid's columns with `method`
+        as its title, and before_pct, accuracy_pct and its ends, change_pts."""
         grid, titles = self.grid, self.shown.set_index("arm")["method"]
         cells = grid.cells[grid.cells["arm"].isin(titles.index)]
         accuracy = grid.mean(cells, ["arm", "downstream", "evaluated_on"])
+        numbers = accuracy.table("accuracy_pct", clip=True).set_index(cells.index)
+        cells = cells.join(numbers[["accuracy_pct", "accuracy_low", "accuracy_high"]])
         before = grid.cells["accuracy"].to_numpy()[cells["before"]]
-        table = accuracy.table("accuracy_pct", clip=True)
-        numbers = table.drop(columns=["arm", "downstream", "evaluated_on"]).set_index(cells.index)
-        cells = cells.assign(before_pct=before).join(numbers)
-        cells["change_pts"] = cells["accuracy_pct"] - before
-        order = {arm: k for k, arm in enumerate(titles.index)}
-        cells = cells.assign(method=cells["arm"].map(titles), order=cells["arm"].map(order))
-        return cells.sort_values("order", kind="stable").drop(columns="order")
+        cells = cells.assign(before_pct=before, change_pts=cells["accuracy_pct"] - before)
+        return ordered(cells.assign(method=cells["arm"].map(titles)), arm=titles.index)
 
     @functools.cached_property
     def ri(self) -> pandas.DataFrame:
         """RI_pts and its ends, a row an arm that tables show and set fine-tuned on, both in the
         order of tables."""
-        table = self.grid.ri.table("RI_pts")
         shown = self.shown[["arm", "model", "method", "variant"]]
-        table = shown.merge(table, on="arm")
-        order = {
-            (model, name): k
-            for model in self.models
-            for k, name in enumerate(self.downstreams(model))
-        }
-        places = [order[key] for key in zip(table["model"], table["downstream"], strict=True)]
-        arms = table["arm"].map({arm: k for k, arm in enumerate(shown["arm"])})
-        table = table.assign(arm_order=arms, order=places).sort_values(["arm_order", "order"])
-        return table.drop(columns=["arm_order", "order"]).reset_index(drop=True)
+        table = shown.merge(self.grid.ri.table("RI_pts"), on="arm")
+        parts = [
+            ordered(rows, arm=shown["arm"], downstream=self.downstreams(model))
+            for model, rows in groups(table, "model")
+        ]
+        return pandas.concat(parts or [table], ignore_index=True)
 
     def against(self, arm: int, on: str = "") -> pandas.DataFrame:
         """By arm, its comparison with this one: in mRI, or on a set."""
@@ -196,6 +194,11 @@ def of_record(
     """Results of a record's evaluations, with absolute paths."""
     given = model_rows.read(models_csv, record.sets, record.upstream) if models_csv else None
     grid = metrics.gather(evaluations, record.sets, record.upstream, record.downstreams)
+    return of_grid(record, grid, given)
+
+
+def of_grid(record: Record, grid: Grid, given: ModelRows | None = None) -> Results:
+    """Results of a record's grid; given: as in `effective_robustness.trends`."""
     trends = effective_robustness.trends(grid, given)
     grid = effective_robustness.above_trend(grid, trends)
     arms = _arms(grid, record.methods)
@@ -212,57 +215,43 @@ def _arms(grid: Grid, methods: Mapping[str, str]) -> pandas.DataFrame:
     on_downstream = cells[counts & (cells["downstream"] == cells["evaluated_on"])]
     upstream = cells[counts & (cells["evaluated_on"] == grid.upstream)]
     forgotten = upstream[(upstream["downstream"] != grid.upstream) & (upstream["before"] >= 0)]
-    table = grid.mri.table("mRI_pts")
-    numbers = [grid.mean(grid.elsewhere, by).table("on_other_sets_pct", clip=True)]
+    numbers = [grid.mri.table("mRI_pts")]
     if set(cells["evaluated_on"]) >= set(grid.downstreams):
-        numbers.insert(0, grid.mean(on_downstream, by).table("on_downstream_set_pct", clip=True))
+        numbers.append(grid.mean(on_downstream, by).table("on_downstream_set_pct", clip=True))
+    numbers.append(grid.mean(grid.elsewhere, by).table("on_other_sets_pct", clip=True))
     if len(forgotten):
         numbers.append(grid.mean(forgotten, by, of="change").table("change_upstream_pts"))
-    for of_cells in numbers:
-        table = table.merge(of_cells, on="arm", how="left")
-    headline = dict(zip(cells["arm"], cells["headline"], strict=True))
+    table = functools.reduce(lambda a, b: a.merge(b, on="arm", how="left"), numbers)
+    table = table.merge(cells.drop_duplicates("arm")[["arm", "headline"]], on="arm")
     arms = [grid.arms[k] for k in table["arm"]]
-    headlines = [bool(headline[k]) for k in table["arm"]]
-    pairs = list(zip(arms, headlines, strict=True))
-    plain = {arm.model for arm, is_headline in pairs if is_headline and not arm.setting}
-    shown = [
-        is_headline and (not arm.setting or arm.model not in plain) for arm, is_headline in pairs
+    is_headline = table.pop("headline").astype(bool)
+    named = grid.named(table).rename(columns={"method": "key"}).assign(arm=table["arm"])
+    plain = named.loc[is_headline & (named["setting"] == ""), "model"]
+    shown = is_headline & ((named["setting"] == "") | ~named["model"].isin(plain))
+    titles = [
+        title(arm, methods, is_shown=is_shown) for arm, is_shown in zip(arms, shown, strict=True)
     ]
-    names = {
-        "arm": table["arm"],
-        "model": [arm.model for arm in arms],
-        "method": [_title(arm, methods, show) for arm, show in zip(arms, shown, strict=True)],
-        "variant": [arm.variant for arm in arms],
-        "key": [arm.method for arm in arms],
-        "alpha": [arm.alpha for arm in arms],
-        "setting": [arm.setting for arm in arms],
-        "shown": shown,
-    }
-    named = pandas.DataFrame(names).astype({"alpha": float}).merge(table, on="arm")
-    orders = (
-        [arm.model for arm in grid.arms if arm.method == PRE],
-        [*methods, *named["key"]],
-        sorted(named["variant"]),
-        [*named["setting"]],
-    )
-    places = [{name: k for k, name in enumerate(dict.fromkeys(order))} for order in orders]
-    by = ["model", "key", "variant", "setting"]
-    keys = {name: named[name].map(place) for name, place in zip(by, places, strict=True)}
-    order = pandas.DataFrame(keys | {"alpha": named["alpha"].fillna(0)})
-    order = order.sort_values([*map(str, order)], kind="stable").index
-    return named.loc[order].reset_index(drop=True)
+    named = named.assign(method=titles, shown=shown)
+    return ordered(
+        named,
+        model=[arm.model for arm in grid.arms if arm.method == PRE],
+        key=[*methods, *named["key"]],
+        variant=sorted(named["variant"]),
+        setting=named["setting"],
+        alpha=sorted(named["alpha"].dropna()),
+    ).reset_index(drop=True)
 
 
-def _title(arm: Arm, methods: Mapping[str, str], shown: bool) -> str:
+def title(arm: Arm, methods: Mapping[str, str], *, is_shown: bool = True) -> str:
     """The method's title, with the variant, setting and alpha of the arm as far as that does not
     name them. Of an interpolation, tables show an alpha only where it is not the default."""
-    title = methods.get(arm.method, arm.method)
-    if arm.variant not in ("canonical", "") and arm.variant not in title:
-        title += f" ({arm.variant})"
+    text = methods.get(arm.method, arm.method)
+    if arm.variant not in ("canonical", "") and arm.variant not in text:
+        text += f" ({arm.variant})"
     if arm.setting:
         pairs = (word.partition("=") for word in arm.setting.split(","))
-        title += f", {','.join(key.rpartition('.')[2] + sign + v for key, sign, v in pairs)}"
+        text += f", {','.join(key.rpartition('.')[2] + sign + v for key, sign, v in pairs)}"
     alpha = f"alpha {arm.alpha:g}" if arm.alpha is not None else ""
-    if alpha and shown and arm.alpha != DEFAULT_ALPHA and alpha not in title:
-        title += f", {alpha}"
-    return title
+    if alpha and is_shown and arm.alpha != DEFAULT_ALPHA and alpha not in text:
+        text += f", {alpha}"
+    return text

@@ -6,12 +6,11 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
-import numpy as np
 import pandas
 
 from engine.measures import tables
 from engine.measures.comparisons import SIGNIFICANT
-from engine.measures.metrics import ROBUSTNESS, Means, measures
+from engine.measures.metrics import ROBUSTNESS, measures
 from engine.measures.rows import PRE, Arm
 from engine.report import console
 from engine.report.headline import averaged_over, measured_on
@@ -41,29 +40,26 @@ def comparisons(results: Results, model: str, against: str | None = None) -> str
     the number of sets on which a corrected p proves its mean accuracy higher and lower. p is
     corrected for every two methods, whichever is compared with.
     """
-    ranked, sets = results.ranked(model), results.grid.sets
+    ranked, sets = results.ranked(model).set_index("arm"), results.grid.sets
     wanted = ranked[ranked["key"] == against] if against else ranked
     if wanted.empty:
         return f"{model}\nThere is no finished method to compare with."
     reference = wanted.iloc[0]
-    overall = results.against(reference["arm"])
-    on_sets = pandas.concat([results.against(reference["arm"], name) for name in sets])
+    overall = results.against(wanted.index[0])
+    on_sets = pandas.concat([results.against(wanted.index[0], name) for name in sets])
     proven = on_sets.loc[on_sets["p_corrected"] < SIGNIFICANT, "difference_pts"]
-    rows = []
-    for _, line in ranked[ranked["arm"].isin(overall.index)].iterrows():
-        test, on_set = overall.loc[line["arm"]], proven[proven.index == line["arm"]]
-        rows.append(
-            [
-                line["method"],
-                ascii_signed(line["mRI_pts"]),
-                ascii_signed(test["difference_pts"]),
-                _span(test["difference_low"], test["difference_high"]),
-                p_value(test["p"]),
-                p_value(test["p_corrected"]),
-                str((on_set > 0).sum()),
-                str((on_set < 0).sum()),
-            ]
-        )
+    rows = [
+        [
+            line.method,
+            ascii_signed(line.mRI_pts),
+            ascii_signed(line.difference_pts),
+            _span(line.difference_low, line.difference_high),
+            p_value(line.p),
+            p_value(line.p_corrected),
+            *(str((of[of.index == line.arm] > 0).sum()) for of in (proven, -proven)),
+        ]
+        for line in tables.rows(ranked.join(overall, how="inner").reset_index())
+    ]
     return console.text(
         f"{model}\nAgainst {reference['method']} (mRI {ascii_signed(reference['mRI_pts'])}), "
         "paired over the same images. Differences in mRI, in points; p by the paired bootstrap, "
@@ -79,16 +75,19 @@ def behaviour(results: Results, model: str) -> str:
     """What fine-tuning did to the predictions, a mean over all pairs of sets."""
     grid, cells = results.grid, results.grid.cells
     of_model = cells[(cells["model"] == model) & cells["evaluated_on"].isin(grid.sets)]
-    elsewhere = of_model[of_model["downstream"] != of_model["evaluated_on"]]
-    means = grid.mean(elsewhere, ["arm"])
-    place = {arm: k for k, arm in enumerate(means.keys["arm"])}
-    columns = [_value_and_half(means, name) for name in measures()]
+    means = grid.mean(of_model[of_model["downstream"] != of_model["evaluated_on"]], ["arm"])
+    numbers = means.keys.set_index("arm")
+    for name in measures():
+        table = means.table(name, name).set_index("arm")
+        numbers = numbers.join(table.rename(columns={f"{name}_low": "low", f"{name}_high": "high"}))
+        write = ascii_signed if name == ROBUSTNESS else rounded
+        numbers[name] = [ABSENT if x != x else write(x) for x in numbers[name]]
+        numbers[f"±{name}"] = [*map(_half, numbers.pop("low"), numbers.pop("high"))]
 
     def rows(title: str, arm: int) -> list[list[str]]:
-        values, halves = zip(*(column[place[arm]] for column in columns), strict=True)
-        return [[title, *values], ["", *halves]]
+        of = numbers.loc[arm]
+        return [[title, *map(str, of[measures()])], ["", *(str(of[f"±{n}"]) for n in measures())]]
 
-    pre = grid.arms.index(Arm(model, PRE, "", None))
     shown = results.shown[results.shown["model"] == model]
     return console.text(
         f"{model}\nMeans over every set fine-tuned on and every other set. Percent of "
@@ -97,46 +96,32 @@ def behaviour(results: Results, model: str) -> str:
         "line of models that nothing made robust, in points. Below each, half the width of its 95% "
         f"interval, whose ends are in intervals.csv. It is about {results.population}.",
         ["", *(name.replace("_", " ").replace("top1", "top-1") for name in measures())],
-        rows("pre-trained", pre),
+        rows("pre-trained", grid.arms.index(Arm(model, PRE, "", None))),
         [row for line in tables.rows(shown) for row in rows(line.method, line.arm)],
     )
-
-
-def _value_and_half(means: Means, name: str) -> list[tuple[str, str]]:
-    values = means.values(name)
-    table = means.table("x", name).set_index("arm").reindex(means.keys["arm"])
-    write = ascii_signed if name == ROBUSTNESS else rounded
-    return [
-        (ABSENT if np.isnan(value) else write(value), _half(low, high))
-        for value, low, high in zip(values, table["x_low"], table["x_high"], strict=True)
-    ]
 
 
 def _ri(results: Results, model: str, about: str) -> str:
     """A model's table of RI; with a text `about` them, of half the widths of intervals too."""
     names, before = results.downstreams(model), results.before(model)
-    of_model = results.ri[results.ri["model"] == model].set_index(["arm", "downstream"])
-    cells = results.grid.mean(results.grid.cells, ["arm", "evaluated_on"])
-    pre = results.grid.arms.index(Arm(model, PRE, "", None))
-    half = {
-        row.evaluated_on: _half(row.x_low, row.x_high)
-        for row in tables.rows(cells.table("x"))
-        if row.arm == pre
-    }
-    known = [rounded(before[name]) if name in before else ABSENT for name in names]
-    first, blank = [["pre-trained %", *known, ""]], [] if about else [""]
-    first[0] += blank
-    if about:
-        first.append(["", *(half.get(name, "") for name in names), ""])
+    ri = results.ri[results.ri["model"] == model].set_index(["arm", "downstream"])
     rows = []
-    for _, line in results.shown[results.shown["model"] == model].iterrows():
-        of_arm = of_model.loc[line["arm"]].reindex(names)
-        cells_of_row = [*map(ascii_signed, of_arm["RI_pts"]), ascii_signed(line["mRI_pts"])]
-        ends = line["mRI_low"], line["mRI_high"]
-        rows.append([line["method"], *cells_of_row, *([] if about else [_span(*ends)])])
+    for line in tables.rows(results.shown[results.shown["model"] == model]):
+        of_arm, ends = ri.loc[line.arm].reindex(names), (line.mRI_low, line.mRI_high)
+        cells = [*map(ascii_signed, of_arm["RI_pts"]), ascii_signed(line.mRI_pts)]
+        rows.append([line.method, *cells, *([] if about else [_span(*ends)])])
         if about:
             halves = map(_half, of_arm["RI_low"], of_arm["RI_high"])
             rows.append(["", *halves, _half(*ends)])
+    blank = [""] * (1 if about else 2)
+    known = [rounded(before[name]) if name in before else ABSENT for name in names]
+    first = [["pre-trained %", *known, *blank]]
+    if about:
+        cells = results.grid.cells
+        pre = cells[(cells["model"] == model) & (cells["method"] == PRE)]
+        of_set = results.grid.mean(pre, ["evaluated_on"]).table("x").set_index("evaluated_on")
+        of_set = of_set.reindex(names)
+        first.append(["", *map(_half, of_set["x_low"], of_set["x_high"]), *blank])
     title = about or (
         f"RI: mean change in accuracy on {measured_on(results)}, in points, after fine-tuning on "
         f"the set that heads the column; mRI: its mean over {averaged_over(results)}."

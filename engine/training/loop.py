@@ -21,10 +21,9 @@ from engine.recipe.schema import TrainRecipe
 from engine.run import Run
 from engine.store.cells import Export
 from engine.training import norms, optim
-from engine.training.saving import Progress, Saving
+from engine.training.saving import Progress, Saving, TrainingState
 from engine.training.schedule import schedule, steps_an_epoch, total_steps
 from engine.training.trackers import Trackers
-from engine.training.training_state import TrainingState
 from engine.training.watch import Watch
 
 LOOK_EVERY = 50  # optimizer steps between two reads of the loss

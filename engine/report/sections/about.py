@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from statistics import fmean
-from typing import Any
 
 import numpy as np
 import pandas
@@ -15,11 +14,10 @@ import pandas
 from engine.grid.attempts import Attempt
 from engine.measures.rows import PRE
 from engine.report.headline import averaged_over, measured_on
-from engine.report.results import Results, published, slides
+from engine.report.results import ROWS, Results, published, slides
 from engine.report.section import Picture, Section, Table
-from engine.report.text import rounded
+from engine.report.text import counted, rounded
 
-ROWS = "Rows"  # of a record's settings: the settings of each method, by its key
 DRAWINGS = (
     "Of emoji-RIB: a class is a concept, of which each style has a single drawing in some "
     "renderings (background, scale, shift, rotation). A held-out image of a set that a model was "
@@ -59,14 +57,12 @@ def contact_sheet(results: Results) -> Section | None:
 
 def how_to_read(results: Results) -> Section | None:
     """What the numbers mean, and what they cannot say."""
-    models, seeds = results.models, len(results.grid.seeds)
+    seeds = len(results.grid.seeds)
     means = {
-        model: fmean(results.before(model)[name] for name in results.grid.sets) for model in models
+        model: fmean(results.before(model)[name] for name in results.grid.sets)
+        for model in results.models
     }
-    before = ", ".join(
-        f"{rounded(mean)}%{f' ({model})' if len(models) > 1 else ''}"
-        for model, mean in means.items()
-    )
+    before = ", ".join(f"{rounded(mean)}%{results.of(model)}" for model, mean in means.items())
     identity = (
         f"Mean accuracy on the other sets is therefore mRI plus the mean accuracy before: {before}."
         if results.is_square
@@ -90,7 +86,7 @@ def how_to_read(results: Results) -> Section | None:
     ]
     if results.record.contact_sheet:  # of emoji-RIB alone
         statements.append(DRAWINGS)
-    if any(published(model) for model in models):
+    if any(published(model) for model in results.models):
         statements.append(f"Published numbers: {slides()['source']}.")
     return Section("how-to-read", "How to read this", statements=statements)
 
@@ -98,10 +94,10 @@ def how_to_read(results: Results) -> Section | None:
 def methods(results: Results) -> Section | None:
     """The canonical methods that were run, a sentence each."""
     rows = results.shown[results.shown["variant"] != "paper"]
-    known = rows[rows["key"].isin(GLOSSARY)].drop_duplicates("method")
+    known = rows.assign(what_it_does=rows["key"].map(GLOSSARY)).dropna(subset="what_it_does")
     if known.empty:
         return None
-    data = pandas.DataFrame({"method": known["method"], "what_it_does": known["key"].map(GLOSSARY)})
+    data = known.drop_duplicates("method")[["method", "what_it_does"]]
     return Section(
         "methods", "The methods", tables=[Table("methods", "The methods of this report.", data)]
     )
@@ -110,17 +106,19 @@ def methods(results: Results) -> Section | None:
 def coverage(results: Results) -> Section | None:
     """What is not in the numbers: missing columns and cells, failed jobs, distances."""
     record, cells = results.record, results.grid.cells
-    places = [*record.sets, record.upstream]
-    keys = [cells[name] for name in ("arm", "downstream", "evaluated_on")]
-    known = set(zip(*keys, strict=True))
-    arms = dict.fromkeys(cells.loc[cells["method"] != PRE, "arm"])
-    expected = [(arm, i, j) for arm in arms for i in record.downstreams for j in places]
-    missing = [cell for cell in expected if cell not in known]
-    seeds = len(results.grid.seeds)
+    known = set(zip(cells["arm"], cells["downstream"], cells["evaluated_on"], strict=True))
+    expected = [
+        (arm, i, j)
+        for arm in dict.fromkeys(cells.loc[cells["method"] != PRE, "arm"])
+        for i in record.downstreams
+        for j in (*record.sets, record.upstream)
+    ]
+    absent = [cell for cell in expected if cell not in known]
+    failed = [attempt for attempt in record.attempts if attempt.failure]
     statements = [
-        f"{len(expected) - len(missing):,} of {len(expected):,} cells (model, method, set "
+        f"{len(expected) - len(absent):,} of {len(expected):,} cells (model, method, set "
         "fine-tuned on, set evaluated on) were trained and evaluated, each with "
-        f"{seeds} training seed{'s' * (seeds > 1)}.",
+        f"{counted('training seed', len(results.grid.seeds))}.",
         "Every set was evaluated on all of its images"
         + (
             "; a model's own set on those that are held out of its training."
@@ -133,90 +131,96 @@ def coverage(results: Results) -> Section | None:
         statements.append("Distances between the sets are not part of this report.")
     elif apart := int(np.isnan(matrix.values).sum()) // 2:
         statements.append(f"{apart} pairs of sets have no distance: they did not converge.")
-    if record.missing:
-        statements.insert(
-            0,
-            f"{len(record.missing)} columns of the grid (a set fine-tuned on, in a setting) are "
-            "missing; mRI is a mean over the others.",
-        )
-    failed = [attempt for attempt in record.attempts if attempt.failure]
     if failed:
         statements.append(
             f"{len(failed)} of {len(record.attempts)} attempts at jobs did not finish them; a "
             "later attempt goes on from what the store holds."
         )
-    absent = [
-        {"method": str(results.grid.arms[arm]), "downstream": i, "evaluated_on": j}
-        for arm, i, j in missing
-    ]
-    tables = [
-        Table(name, caption, pandas.DataFrame(rows))
-        for name, caption, rows in (
-            (
-                "missing-columns",
-                "Columns that are missing, and why as far as it is known.",
-                _named([dataclasses.asdict(column) for column in record.missing]),
-            ),
-            ("missing-cells", "Cells that were not evaluated.", absent),
-            (
-                "failed-attempts",
-                "Attempts at jobs that did not finish them, and why.",
-                _named([_failed(attempt) for attempt in failed]),
-            ),
-        )
-        if rows
-    ]
-    gone = [f"{len(record.missing)} columns"] * bool(record.missing)
-    gone += [f"{len(missing)} cells"] * bool(missing)
-    heading = f"{' and '.join(gone)} are missing" if gone else "Nothing was left out"
-    return Section("coverage", heading, statements=statements, tables=tables)
-
-
-def _failed(attempt: Attempt) -> dict[str, Any]:
-    return {
-        "campaign": attempt.campaign,
-        "job": attempt.job,
-        "started": f"{datetime.fromtimestamp(attempt.started, UTC):%Y-%m-%d %H:%M} UTC",
-        "hours": round(attempt.hours, 3),
-        "why": attempt.failure,
+    tables = {
+        "missing-columns": (
+            "Columns of the grid (a set fine-tuned on, in a setting) that are missing, and why; "
+            "mRI is a mean over the others.",
+            [dataclasses.asdict(column) for column in record.missing],
+        ),
+        "missing-cells": (
+            "Cells that were not evaluated.",
+            [
+                {"method": str(results.grid.arms[arm]), "downstream": i, "evaluated_on": j}
+                for arm, i, j in absent
+            ],
+        ),
+        "failed-attempts": (
+            "Attempts at jobs that did not finish them, and why.",
+            [
+                {
+                    "campaign": attempt.campaign,
+                    "job": attempt.job,
+                    "started": _time(attempt.started),
+                    "hours": round(attempt.hours, 3),
+                    "why": attempt.failure,
+                }
+                for attempt in failed
+            ],
+        ),
     }
+    gone = [f"{len(record.missing)} columns"] * bool(record.missing)
+    gone += [f"{len(absent)} cells"] * bool(absent)
+    return Section(
+        "coverage",
+        f"{' and '.join(gone)} are missing" if gone else "Nothing was left out",
+        statements=statements,
+        tables=[
+            Table(name, caption, _named(pandas.DataFrame(rows)))
+            for name, (caption, rows) in tables.items()
+            if rows
+        ],
+    )
 
 
-def _named(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The rows, with the campaign's name where there is one."""
-    return [{k: v for k, v in row.items() if k != "campaign" or v} for row in rows]
+def _time(seconds: float) -> str:
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M} UTC"
+
+
+def _named(table: pandas.DataFrame) -> pandas.DataFrame:
+    """The table, with the campaign's name where there is one."""
+    is_alone = "campaign" in table and not table["campaign"].any()
+    return table.drop(columns="campaign") if is_alone else table
 
 
 def what_was_run(results: Results) -> Section | None:
     """Settings, versions, hardware and hours, and every row's hyper-parameters."""
-    settings = dict(results.record.settings)
-    rows = {name: settings.pop(name) for name in [*settings] if name.split(",")[0] == ROWS}
-    tables = []
-    if settings:
-        values = list(map(str, settings.values()))
-        data = pandas.DataFrame({"setting": [*settings], "value": values})
-        tables.append(Table("settings", "What it takes to get these numbers again.", data))
+    settings = [(k, str(v)) for k, v in results.record.settings.items() if k.split(",")[0] != ROWS]
     attempts = [attempt for attempt in results.record.attempts if attempt.ended is not None]
-    if attempts:
-        caption = "Hours of the jobs, by stage and device; a job on several GPUs counts once."
-        tables.append(Table("hours", caption, _hours(attempts)))
-    listed = [
+    hyper_parameters = [
         {"method": results.record.methods.get(key, key)}
-        | {name: _plain(value) for name, value in values.items()}
-        for by_method in rows.values()
-        for key, values in by_method.items()
+        | {
+            name: ", ".join(map(str, value)) if isinstance(value, list) else value
+            for name, value in values.items()
+        }
+        for key, values in results.recipes
     ]
-    if listed:
-        caption = (
+    tables = [
+        Table(
+            "settings",
+            "What it takes to get these numbers again.",
+            pandas.DataFrame(settings, columns=["setting", "value"]),
+        ),
+        Table(
+            "hours",
+            "Hours of the jobs, by stage and device; a job on several GPUs counts once.",
+            _hours(attempts),
+        ),
+        Table(
+            "hyper-parameters",
             "Every method's settings as its recipe resolves them. A method that takes no steps, "
             "such as a mix of finished cells or a probe that is fitted to its optimum, does not "
-            "use those of optimizer and training."
-        )
-        tables.append(Table("hyper-parameters", caption, pandas.DataFrame(listed)))
-    statements = [
-        _span([attempt for attempt in attempts if attempt.campaign == name])
-        for name in dict.fromkeys(attempt.campaign for attempt in attempts)
+            "use those of optimizer and training.",
+            pandas.DataFrame(hyper_parameters),
+        ),
     ]
+    tables = [table for table in tables if len(table.data)]
+    campaigns = dict.fromkeys(attempt.campaign for attempt in attempts)
+    statements = [_span([of for of in attempts if of.campaign == name]) for name in campaigns]
     return Section("settings", "What was run", "", statements, tables=tables) if tables else None
 
 
@@ -226,28 +230,24 @@ def _span(attempts: Sequence[Attempt]) -> str:
     end = max(attempt.ended or start for attempt in attempts)
     name = f"{attempts[0].campaign}: " if attempts[0].campaign else ""
     return (
-        f"{name}{(end - start) / 3600:.2f} hours from the start of the first job "
-        f"({datetime.fromtimestamp(start, UTC):%Y-%m-%d %H:%M} UTC) to the end of the last, "
-        f"{sum(attempt.hours for attempt in attempts):.2f} job-hours in them. Neither the report's "
-        "own job nor an attempt that was killed is counted."
+        f"{name}{(end - start) / 3600:.2f} hours from the start of the first job ({_time(start)}) "
+        f"to the end of the last, {sum(attempt.hours for attempt in attempts):.2f} job-hours in "
+        "them. Neither the report's own job nor an attempt that was killed is counted."
     )
 
 
 def _hours(attempts: Sequence[Attempt]) -> pandas.DataFrame:
     """A row a campaign, stage, device and number of GPUs or processes at work."""
-    names = ["campaign", "stage", "device", "processes", "job"]
-    data = pandas.DataFrame([{name: getattr(each, name) for name in names} for each in attempts])
-    data["job_hours"] = [attempt.hours for attempt in attempts]
-    groups = data.groupby(names[:-1], sort=False)
-    table = groups.agg(
-        jobs=("job", "nunique"), attempts=("job", "size"), job_hours=("job_hours", "sum")
-    ).reset_index()
-    return table if table["campaign"].any() else table.drop(columns="campaign")
-
-
-def _plain(value: Any) -> Any:
-    """A value that fits a table's cell."""
-    return ", ".join(map(str, value)) if isinstance(value, list) else value
+    names = ["campaign", "stage", "device", "processes"]
+    columns = [*names, "job", "hours"]
+    rows = [[getattr(attempt, name) for name in columns] for attempt in attempts]
+    groups = pandas.DataFrame(rows, columns=columns).groupby(names, sort=False)
+    numbers = {
+        "jobs": ("job", "nunique"),
+        "attempts": ("job", "size"),
+        "job_hours": ("hours", "sum"),
+    }
+    return _named(groups.agg(**numbers).reset_index())
 
 
 def credits(results: Results) -> Section | None:

@@ -10,7 +10,7 @@ from engine.measures.interpolation import barrier
 from engine.measures.tables import extremes
 from engine.report.results import Results
 from engine.report.section import Section, Table
-from engine.report.text import rounded
+from engine.report.text import listed, rounded
 
 NAMES = {
     "barrier_on_downstream_set_pct": "the set fine-tuned on",
@@ -21,30 +21,34 @@ NAMES = {
 def section(results: Results) -> Section | None:
     """None where no weights are interpolated from one end to the other."""
     curves = results.arms[results.arms["alpha"].notna()]
-    by_curve = curves.groupby(["model", "key", "variant", "setting"], sort=False)
     rows = [
         row
-        for _, curve in by_curve
+        for _, curve in curves.groupby(["model", "key", "variant", "setting"], sort=False)
         if {0.0, 1.0} <= set(curve["alpha"])
         for row in _rows(results, curve)
     ]
     if not rows:
         return None
     data, statements = pandas.DataFrame(rows), []
+    heading = "Mixed weights lose nothing: accuracy is nowhere below the line between both ends"
+    most: list[str] = []
     for name, words in NAMES.items():
         if name in data:
             _, worst = extremes(data, name)
+            if worst[name] > 0:
+                most.append(f"{rounded(worst[name])} points on {words}")
             statements.append(
                 f"On {words} the barrier is {rounded(data[name].mean())} points in the mean, and "
                 f"{rounded(worst[name])} at most, after fine-tuning on {worst['downstream']}."
             )
+    if most:
+        heading = f"Mixed weights fall below the line between both ends by at most {listed(most)}"
     return Section(
         "barrier",
-        "Between the pre-trained model and the fine-tuned one",
+        heading,
         "The barrier is the largest distance, over the alphas that were evaluated, from accuracy "
         "up to the straight line between both ends (Entezari et al. 2022, in points of accuracy). "
-        "0: nowhere below the line, so that averaged weights lose nothing. It is the largest of "
-        "several differences, so chance on few images raises it.",
+        "It is the largest of several differences, so chance on few images raises it.",
         statements,
         tables=[Table("barrier", "By set fine-tuned on: the barrier in points.", data)],
     )

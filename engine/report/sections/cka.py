@@ -27,9 +27,8 @@ def section(results: Results) -> Section | None:
     cells = _cells(results, blocks)
     models = [model for model in results.models if model in set(blocks["model"])]
     by_model = {model: _relations(results, model, cells) for model in models}
-    statements = {model: _relation(of[ALL]) for model, of in by_model.items()}
     without = results.shown[~results.shown["method"].isin(blocks["method"])]["method"].unique()
-    left_out = ["Without features of their own, and left out: " + ", ".join(without) + "."]
+    left_out = [f"Without features of their own, and left out: {', '.join(without)}."]
     relations = [
         {"model": model, "evaluated_on": name, "fine_tuned_models": related.units}
         | {"spearman_r": related.value, "spearman_low": related.low, "spearman_high": related.high}
@@ -37,18 +36,18 @@ def section(results: Results) -> Section | None:
         for model, of_model in by_model.items()
         for name, related in of_model.items()
     ]
+    statements = [f"{_relation(of[ALL])}{results.of(model)}." for model, of in by_model.items()]
     return Section(
         "cka",
-        _heading(by_model[models[0]][ALL]) if len(models) == 1 else "How far the features moved",
+        "; ".join(f"{_heading(of[ALL])}{results.of(model)}" for model, of in by_model.items()),
         "Linear centred kernel alignment (CKA, Kornblith et al. 2019) of each block's output "
         "before and after fine-tuning, over the same images: 1 where the features are the same "
         "but for a rotation and a scale. It is estimated without bias from minibatches (Nguyen et "
         "al. 2021), with an image's features at all positions as one vector. Only sets that a "
         "model was not fine-tuned on count.",
-        [f"{text}{results.of(model)}." for model, text in statements.items()]
-        + (left_out if len(without) else []),
+        statements + left_out[: len(without)],
         [_by_depth(results, model, blocks) for model in models]
-        + [_scatter(results, model, cells, text) for model, text in statements.items()],
+        + [_scatter(results, *of, cells) for of in zip(models, statements, strict=True)],
         [
             Table(
                 "cka-accuracy",
@@ -130,28 +129,26 @@ def _relation(related: Correlation) -> str:
 
 
 def _by_depth(results: Results, model: str, blocks: pandas.DataFrame) -> Figure:
-    of_model = blocks[blocks["model"] == model]
-    elsewhere = of_model[of_model["downstream"] != of_model["evaluated_on"]]
-    data = _mean(elsewhere, ["method", "block", "depth"])
+    elsewhere = blocks[blocks["downstream"] != blocks["evaluated_on"]]
+    data = _mean(elsewhere[elsewhere["model"] == model], ["method", "block", "depth"])
     last = data[data["depth"] == 1].set_index("method")["cka"]
     numbers = ", ".join(f"{method} {rounded(value, 2)}" for method, value in last.items())
     return Figure(
         slug("cka-depth", model),
-        "CKA before against after fine-tuning, by depth (1: the last block)"
-        f"{results.of(model)}; means over the sets that a model was not fine-tuned on.",
+        f"CKA before against after fine-tuning{results.of(model)}, by depth (1: the last block).",
         f"CKA of the last block: {numbers}.",
         data,
         charts.curve(data, "depth", "cka", "method", x_title="depth"),
     )
 
 
-def _scatter(results: Results, model: str, cells: pandas.DataFrame, text: str) -> Figure:
+def _scatter(results: Results, model: str, text: str, cells: pandas.DataFrame) -> Figure:
     data = cells[cells["model"] == model].drop(columns=["model", "variant"])
     return Figure(
         slug("cka-accuracy", model),
-        "Mean CKA over the blocks against the change in accuracy"
-        f"{results.of(model)}; a dot a fine-tuned model and a set that it was not fine-tuned on.",
-        f"{text}.",
+        f"Mean CKA over the blocks against the change in accuracy{results.of(model)}; a dot a "
+        "fine-tuned model and set.",
+        text,
         data,
-        charts.scatter(data, "cka", "change_pts", color="method"),
+        charts.scatter(data, "cka", "change_pts", "method"),
     )

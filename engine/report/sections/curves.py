@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas
 
 from engine.measures import dynamics, tables
-from engine.measures.rows import Arm
+from engine.measures.tables import groups
 from engine.report import charts
-from engine.report.results import FINE_TUNE, Results
+from engine.report.results import FINE_TUNE, Results, title
 from engine.report.section import Figure, Section, Table
 from engine.report.text import ends, rounded, signed, slug
 
@@ -23,14 +25,13 @@ MRI, DOWNSTREAM = "mRI_pts", "on_downstream_set_pct"
 class Varied:
     """A key that a campaign varies, and the words for it.
 
-    name: of the section and its files. axis: the title of the x axis. at: a value in a sentence,
-    as in `at {value} image a class`. claim: what the sources say of the smallest value.
+    name: of the section and its files. part: what is trained on. axis: the title of the x axis. at:
+    a value in a sentence. claim: what the sources say of the smallest value.
     """
 
     key: str
     name: str
-    heading: str
-    text: str
+    part: str
     axis: str
     at: str
     claim: str
@@ -39,23 +40,17 @@ class Varied:
 SHOTS = Varied(
     "dataset.shots",
     "shots",
-    "Images a class",
-    "Each method was trained on K images a class of the set fine-tuned on, for as many epochs as "
-    "on all of it, so in fewer steps. A smaller K is a part of a larger one of the same seed. "
-    "Images that are evaluated on stay the same.",
+    "K images a class",
     "images a class",
-    "With K = {value}",
+    "With K = {value:g}",
     "The slides say that robustness collapses even with one image a class (of OpenAI and LAION-2B)",
 )
 PORTIONS = Varied(
     "dataset.portion",
     "portions",
-    "Portions of the training set",
-    "Each method was trained on a portion of each class of the set fine-tuned on, for as many "
-    "epochs as on all of it, so in fewer steps. A smaller portion is a part of a larger one of the "
-    "same seed. Images that are evaluated on stay the same.",
+    "a portion of each class",
     "portion of the training images",
-    "On a portion of {value}",
+    "On a portion of {value:g}",
     "Already the smallest portion costs robustness",
 )
 
@@ -86,23 +81,16 @@ def points(results: Results, key: str) -> pandas.DataFrame:
     shown = results.shown
     values = [value_of(setting, key) for setting in shown["setting"]]
     rows = shown.assign(value=pandas.Series(values, shown.index, float)).dropna(subset="value")
-    methods = results.record.methods
-    rest = [
+    rows["rest"] = [
         ",".join(word for word in setting.split(",") if not word.startswith(f"{key}="))
         for setting in rows["setting"]
     ]
-    rows = rows.assign(rest=rest)
     rows["method"] = [
-        ", ".join(filter(None, (_title(row.key, row.variant, methods), row.rest)))
-        for row in tables.rows(rows)
+        title(results.grid.arms[arm]._replace(setting=rest), results.record.methods)
+        for arm, rest in zip(rows["arm"], rows["rest"], strict=True)
     ]
-    place = rows.groupby(["model", "method"], sort=False).ngroup()
-    return rows.assign(place=place).sort_values(["place", "value"]).drop(columns="place")
-
-
-def _title(key: str, variant: str, methods: dict[str, str]) -> str:
-    title = methods.get(key, key)
-    return title if variant in ("", "canonical") else f"{title} ({variant})"
+    order = {name: list(rows[name]) for name in ("model", "method")}
+    return tables.ordered(rows, **order, value=sorted(rows["value"]))
 
 
 def _varied(results: Results, varied: Varied) -> Section | None:
@@ -110,29 +98,36 @@ def _varied(results: Results, varied: Varied) -> Section | None:
     rows = points(results, varied.key)
     if rows.empty:
         return None
-    largest = max((x for x in rows["value"] if math.isfinite(x)), default=1.0)
+    quantities = [name for name in (MRI, DOWNSTREAM) if name in rows]
     names = ["model", "method", "value", MRI, "mRI_low", "mRI_high", DOWNSTREAM]
     names += ["on_downstream_set_low", "on_downstream_set_high"]
     texts = [f"{x:g}" if math.isfinite(x) else "all" for x in rows["value"]]
     data = rows.assign(value=texts)[[name for name in names if name in rows]]
     # A logarithmic axis has no place for "all": it stands a doubling after the largest number.
-    drawn = data.assign(x=[x if math.isfinite(x) else 2 * largest for x in rows["value"]])
-    judged = DOWNSTREAM in data
-    statements = _statements(rows, varied)
+    largest = max((x for x in rows["value"] if math.isfinite(x)), default=1.0)
+    drawn = data.assign(x=rows["value"].clip(upper=2 * largest))
+    tuned = rows[(rows["key"] == FINE_TUNE) & (rows["rest"] == "")].sort_values("value")
+    tuned = tuned[tuned["value"] < math.inf].drop_duplicates(["model", "variant"])
+    heading = f"What {varied.axis} do to robustness"
+    for point in tables.rows(tuned[:1]):
+        at = varied.at.format(value=point.value)
+        heading = f"{at}, fine-tuning has an mRI of {signed(point.mRI_pts)} points"
     return Section(
         varied.name,
-        varied.heading,
-        varied.text,
-        statements,
+        heading,
+        f"Each method was trained on {varied.part} of the set fine-tuned on, for as many epochs as "
+        "on all of it, so in fewer steps. A smaller part is within a larger one of the same seed. "
+        "Images that are evaluated on stay the same.",
+        [_claim_of_smallest(point, varied) for point in tables.rows(tuned)],
         [
-            figure
-            for model, of_model in drawn.groupby("model", sort=False)
-            for figure in _figures(results, str(model), of_model, varied)
+            _figure(results, model, of_model, varied, quantity)
+            for model, of_model in groups(drawn, "model")
+            for quantity in quantities
         ],
         [
             Table(
                 varied.name,
-                f"mRI in points{' and accuracy on the set fine-tuned on, in percent,' * judged} by "
+                f"mRI in points{' and downstream accuracy in percent' * (len(quantities) > 1)} by "
                 f"{varied.axis}, with 95% intervals.",
                 data,
             )
@@ -140,53 +135,47 @@ def _varied(results: Results, varied: Varied) -> Section | None:
     )
 
 
-def _statements(rows: pandas.DataFrame, varied: Varied) -> list[str]:
-    """The claim about the smallest value, for each pre-trained model that plain FT was run from."""
-    tuned = rows[(rows["key"] == FINE_TUNE) & (rows["rest"] == "")].sort_values("value")
-    statements = []
-    for point in tables.rows(tuned.drop_duplicates(["model", "variant"])):
-        if not math.isfinite(point.value):
-            continue
-        holds = point.mRI_high < 0
-        where = "below 0" if holds else "above 0" if point.mRI_low > 0 else "not surely below 0"
-        on_target = ""
-        if DOWNSTREAM in rows:
-            accuracy = rounded(getattr(point, DOWNSTREAM))
-            on_target = f"; accuracy on the set fine-tuned on is {accuracy}%"
-        statements.append(
-            f"{varied.claim}: {str(holds).lower()} for {point.model} in this run. "
-            f"{varied.at.format(value=f'{point.value:g}')}, fine-tuning has an mRI of "
-            f"{signed(point.mRI_pts)} (95% interval {ends(point.mRI_low, point.mRI_high)}), which "
-            f"is {where}{on_target}."
-        )
-    return statements
+def _claim_of_smallest(point: Any, varied: Varied) -> str:
+    """Whether plain fine-tuning at the smallest value loses robustness."""
+    row = point._asdict()
+    low, high = row["mRI_low"], row["mRI_high"]
+    where = "below 0" if high < 0 else "above 0" if low > 0 else "not surely below 0"
+    accuracy = row.get(DOWNSTREAM)
+    on_target = (
+        "" if accuracy is None else (f"; accuracy on the set fine-tuned on is {rounded(accuracy)}%")
+    )
+    return (
+        f"{varied.claim}: {str(high < 0).lower()} for {row['model']} in this run. "
+        f"{varied.at.format(value=row['value'])}, fine-tuning has an mRI of "
+        f"{signed(row[MRI])} (95% interval {ends(low, high)}), which is {where}{on_target}."
+    )
 
 
-def _figures(results: Results, model: str, data: pandas.DataFrame, varied: Varied) -> list[Figure]:
-    """mRI and downstream accuracy of a pre-trained model against the key."""
-    figures, all_images = [], "all" in set(data["value"])
+def _figure(
+    results: Results, model: str, data: pandas.DataFrame, varied: Varied, quantity: str
+) -> Figure:
+    """mRI or downstream accuracy of a pre-trained model against the key."""
+    write, what = signed, "mRI"
+    if quantity == DOWNSTREAM:
+        write, what = rounded, "accuracy on the set fine-tuned on"
+    numbers = _first_and_last(data, "method", quantity, "{} from {} to {}", write)
+    everything = " “all” is every training image." * ("all" in set(data["value"]))
     ticks = dict(sorted(zip(data["x"], data["value"], strict=True)))
-    for quantity, title in ((MRI, "mRI"), (DOWNSTREAM, "accuracy on the set fine-tuned on")):
-        if quantity not in data:
-            continue
-        write = signed if quantity == MRI else rounded
-        first_last = data.groupby("method", sort=False)[quantity].agg(["first", "last"])
-        numbers = "; ".join(
-            f"{method} from {write(a)} to {write(b)}" for method, a, b in first_last.itertuples()
-        )
-        figures.append(
-            Figure(
-                slug(varied.name, quantity.rpartition("_")[0], model),
-                f"{title} by {varied.axis}{results.of(model)}, a line a method, with 95% "
-                "intervals as bands." + " “all” is every training image." * all_images,
-                f"{title} against {varied.axis}{results.of(model)}: {numbers}.",
-                data,
-                charts.curve(
-                    data, "x", quantity, "method", x_title=varied.axis, ticks=ticks, log=True
-                ),
-            )
-        )
-    return figures
+    return Figure(
+        slug(varied.name, quantity.rpartition("_")[0], model),
+        f"{what} by {varied.axis}{results.of(model)}, with 95% intervals.{everything}",
+        f"{what} against {varied.axis}{results.of(model)}: {'; '.join(numbers)}.",
+        data,
+        charts.curve(data, "x", quantity, "method", x_title=varied.axis, ticks=ticks, log=True),
+    )
+
+
+def _first_and_last(
+    data: pandas.DataFrame, by: str, name: str, words: str, write: Callable[[float], str]
+) -> list[str]:
+    """The ends of each curve, in words."""
+    ends_of = data.groupby(by, sort=False)[name].agg(["first", "last"])
+    return [words.format(key, write(a), write(b)) for key, a, b in ends_of.itertuples()]
 
 
 def during_training(results: Results) -> Section | None:
@@ -195,18 +184,26 @@ def during_training(results: Results) -> Section | None:
     made = dynamics.curves(results.grid)
     if not made:
         return None
-    methods = results.record.methods
-    points = pandas.concat(
-        [_named(arm, methods, curves) for arm, curves, _ in made], ignore_index=True
+
+    def named(tables_of: Sequence[pandas.DataFrame]) -> pandas.DataFrame:
+        parts = [
+            table.assign(
+                model=arm.model, method=title(arm, results.record.methods), variant=arm.variant
+            )[["model", "method", "variant", *table.columns]]
+            for (arm, _, _), table in zip(made, tables_of, strict=True)
+            if len(table)
+        ]
+        return pandas.concat(parts, ignore_index=True) if parts else pandas.DataFrame()
+
+    claims = named([claim for _, _, claim in made])
+    points = named([curves for _, curves, _ in made]).rename(
+        columns={"low": "accuracy_low", "high": "accuracy_high", "value": "accuracy_pct"}
     )
-    rows = [_named(arm, methods, claim) for arm, _, claim in made if len(claim)]
-    claims = pandas.concat(rows) if rows else pandas.DataFrame()
+    points["quantity"] = points["quantity"].map(LABELS)
+    points["at"] = points["step"].clip(lower=PRE_TRAINED)
     holds = int(claims["holds"].sum()) if len(claims) else 0
-    names = {f"{name}_ood": f"{name}_ood_pct" for name in ("peak", "saturation")}
-    columns = {"low": "accuracy_low", "high": "accuracy_high", "value": "accuracy_pct"}
-    points = points.rename(columns=columns).assign(
-        quantity=points["quantity"].map(LABELS), at=points["step"].clip(lower=PRE_TRAINED)
-    )
+    units = {"fall": "fall_pts"}
+    units |= {f"{name}_ood": f"{name}_ood_pct" for name in ("peak", "saturation")}
     return Section(
         "dynamics",
         f"Robustness falls before downstream accuracy saturates in {holds} of {len(made)}",
@@ -214,30 +211,19 @@ def during_training(results: Results) -> Section | None:
         "95% of its total rise. Robustness falls before that where OOD accuracy at an earlier step "
         "is higher, by an interval that holds for all earlier steps together and lies above 0.",
         [
-            _claim(f"{_title(arm.method, arm.variant, methods)} of {arm.model}", claim)
+            _claim(f"{title(arm, results.record.methods)} of {arm.model}", claim)
             for arm, _, claim in made
         ],
-        [
-            _training_figure(results, str(model), of_model)
-            for model, of_model in points.groupby("model", sort=False)
-        ],
+        [_training(results, *of) for of in groups(points, "model")],
         [
             Table(
                 "dynamics-claims",
                 "When robustness peaks and when downstream accuracy saturates, in optimizer steps; "
                 "fall: OOD accuracy at the best earlier step less that at saturation, in points.",
-                claims.rename(columns={"fall": "fall_pts", **names}),
+                claims.rename(columns=units),
             )
-        ]
-        if len(claims)
-        else [],
+        ][: len(claims)],
     )
-
-
-def _named(arm: Arm, methods: dict[str, str], table: pandas.DataFrame) -> pandas.DataFrame:
-    method = _title(arm.method, arm.variant, methods)
-    named = table.assign(model=arm.model, method=method, variant=arm.variant)
-    return named[["model", "method", "variant", *table.columns]]
 
 
 def _claim(name: str, claim: pandas.DataFrame) -> str:
@@ -258,32 +244,20 @@ def _at(step: int) -> str:
     return f"at step {step}" if step else "before fine-tuning"
 
 
-def _training_figure(results: Results, model: str, points: pandas.DataFrame) -> Figure:
-    data = points.drop(columns=["model", "variant"])
-    texts = []
-    for method, rows in data.groupby("method", sort=False):
-        ends_of = rows.groupby("quantity", sort=False)["accuracy_pct"].agg(["first", "last"])
-        numbers = (
-            f"{label} {rounded(a)}% before and {rounded(b)}% after"
-            for label, a, b in ends_of.itertuples()
-        )
-        texts.append(f"{method}: {', '.join(numbers)}")
+def _training(results: Results, model: str, points: pandas.DataFrame) -> Figure:
+    data, words = points.drop(columns=["model", "variant"]), "{} {}% before and {}% after"
+    texts = [
+        f"{method}: {', '.join(_first_and_last(rows, 'quantity', 'accuracy_pct', words, rounded))}"
+        for method, rows in data.groupby("method", sort=False)
+    ]
     ticks = {max(step, PRE_TRAINED): f"{step:,}" for step in sorted(set(data["step"]))}
     ticks[PRE_TRAINED] = "pre"
+    options = {"x_title": "optimizer step", "ticks": ticks, "log": True, "facet": "method"}
     return Figure(
         slug("dynamics", *[model] * (len(results.models) > 1)),
         f"Accuracy{results.of(model)} in percent against the optimizer step, on a logarithmic "
-        "axis; pre: the pre-trained model. Bands are 95% intervals.",
+        "axis, with 95% intervals; pre: the pre-trained model.",
         f"Mean accuracy{results.of(model)} during fine-tuning. {'; '.join(texts)}.",
         data,
-        charts.curve(
-            data,
-            "at",
-            "accuracy_pct",
-            "quantity",
-            x_title="optimizer step",
-            ticks=ticks,
-            log=True,
-            facet="method",
-        ),
+        charts.curve(data, "at", "accuracy_pct", "quantity", **options),
     )

@@ -8,8 +8,9 @@ import pandas
 from engine.measures.effective_robustness import GIVEN, probit
 from engine.measures.metrics import ROBUSTNESS
 from engine.measures.rows import PRE
-from engine.measures.tables import extremes
+from engine.measures.tables import extremes, ordered
 from engine.report import charts
+from engine.report.columns import between
 from engine.report.results import Results
 from engine.report.section import Figure, Section, Table
 from engine.report.text import signed
@@ -22,25 +23,12 @@ def section(results: Results) -> Section | None:
     """None without a line: too few models, or all of the same accuracy upstream."""
     if results.grid.cells[ROBUSTNESS].isna().all():
         return None
-    points, upstream = _points(results), results.record.upstream
-    means = _means(results)
-    models = points[(points["kind"] == "model") & points[NAME].notna()]
-    _, high = extremes(models, NAME)
-    trained = f" fine-tuned on {high['downstream']}" if high["downstream"] else ""
-    group = "method" if len(results.models) == 1 else "model"
-    text = "format(100 * cumulativeNormal(datum.value), '.0f')"
-    ticks = {"values": probit(np.array(PERCENT)).tolist(), "labelExpr": text, "labelOverlap": True}
-    spec = charts.scatter(
-        points, "upstream_probit", "set_probit", color=group, facet="evaluated_on", axis=ticks
-    )
-    titles = {"x": f"on {upstream}, %", "y": "on the set, %"}
-    for channel, title in titles.items():
-        spec["spec"]["encoding"][channel]["title"] = title
+    means, data = _means(results), _points(results)
+    _, first = extremes(means, NAME)
+    upstream, several = results.record.upstream, len(results.models) > 1
     return Section(
         "effective-robustness",
-        f"{means.iloc[0]['method']} is the most robust beyond accuracy"
-        if len(means) and len(results.models) == 1
-        else "Robustness beyond accuracy",
+        f"{first['method']}{f' from {first.model}' * several} is the most robust beyond accuracy",
         f"A model that is better on {upstream} is usually better elsewhere too. A set's line shows "
         "how much, over models that nothing made robust to the set, on a probit scale (Taori et "
         "al. 2020; Miller et al. 2021). Effective robustness is the height of a model above the "
@@ -51,14 +39,11 @@ def section(results: Results) -> Section | None:
             Figure(
                 "effective-robustness",
                 f"Accuracy on {upstream} (x) and on each set (y) in percent, both on a probit "
-                "scale; a dot a model, dashed the trend line. Above the line is more robust than "
-                "accuracy predicts.",
-                f"Accuracy on {upstream} against accuracy on each of "
-                f"{models['evaluated_on'].nunique()} sets, with a trend line each. Farthest above "
-                f"its line: {high['method']}{trained} on {high['evaluated_on']}, "
-                f"{signed(high[NAME])} points.",
-                points,
-                spec,
+                "scale; a dot a model, dashed the trend line.",
+                f"Height above the line of a set: from "
+                f"{between(data, NAME, 'label', 'evaluated_on')} points.",
+                data.drop(columns="label"),
+                _panels(data, upstream, "model" if several else "method"),
             )
         ],
         [
@@ -72,6 +57,23 @@ def section(results: Results) -> Section | None:
     )
 
 
+def _panels(data: pandas.DataFrame, upstream: str, color: str) -> charts.Spec:
+    """A panel a set: a dot a model, and the trend line."""
+    shown = data.drop(columns="label")
+    spec = charts.scatter(shown, "upstream_probit", "set_probit", color, facet="evaluated_on")
+    spec["resolve"] = {"scale": {"x": "independent", "y": "independent"}}
+    text = "format(100 * cumulativeNormal(datum.value), '.0f')"
+    ticks = {"values": probit(np.array(PERCENT)).tolist(), "labelExpr": text, "labelOverlap": True}
+    scale = {"zero": False, "nice": False, "padding": 8}
+    for channel, title in (("x", f"on {upstream}, %"), ("y", "on the set, %")):
+        spec["spec"]["encoding"][channel] |= {"title": title, "axis": ticks, "scale": scale}
+    if (data["kind"] == "line").any():  # Vega warns of a layer without rows
+        line = {"type": "line", "strokeDash": [4, 3], "strokeWidth": 1.2, "tooltip": None}
+        ends = [{"filter": "datum.kind === 'line'"}]
+        spec["spec"]["layer"].insert(0, {"transform": ends, "mark": line})
+    return spec
+
+
 def _titled(results: Results) -> pandas.DataFrame:
     """The cells of pre-trained models and of the arms that tables show, not on their own sets,
     with `method` as its title."""
@@ -83,7 +85,7 @@ def _titled(results: Results) -> pandas.DataFrame:
 
 def _points(results: Results) -> pandas.DataFrame:
     """A row a model of a table and set, then the models that the user gave, then two ends of each
-    set's line; `kind` is model, given or line."""
+    set's line; `kind` is model, given or line. label: of a model, in words."""
     accuracy = results.grid.cells["accuracy"].to_numpy(float)
     titled, parts = _titled(results), []
     for name, trend in results.trends.items():
@@ -92,21 +94,20 @@ def _points(results: Results) -> pandas.DataFrame:
         columns = shown[["model", "method", "downstream"]]
         model = columns.assign(kind="model", upstream_pct=x, set_pct=y, **{NAME: shown[ROBUSTNESS]})
         given = pandas.DataFrame(trend.given.T, columns=["upstream_pct", "set_pct"])
-        on_set = [model, given.assign(kind="given", method="given by the user")]
-        line = trend.line(accuracy[None])
+        given = given.assign(kind="given", **dict.fromkeys(("model", "method"), GIVEN))
+        on_set, line = [model, given], trend.line(accuracy[None])
         if not np.isnan(line.slope).any():
             x = pandas.concat(on_set)["upstream_pct"]
             ends = np.array([[x.min(), x.max()]])
             end = {"upstream_pct": ends[0], "set_pct": line.accuracy(ends)[0]}
             on_set.append(pandas.DataFrame(end).assign(kind="line"))
         parts += [rows.assign(evaluated_on=name) for rows in on_set if len(rows)]
-    order = {name: k for k, name in enumerate(results.sets(results.models[0]))}
     data = pandas.concat(parts, ignore_index=True)
-    data = data.sort_values("evaluated_on", key=lambda names: names.map(order), kind="stable")
-    return data.assign(
-        upstream_probit=probit(data["upstream_pct"].to_numpy()),
-        set_probit=probit(data["set_pct"].to_numpy()),
-    )
+    trained = data["downstream"].where(data["downstream"].fillna("") != "")
+    label = data["method"] + (" fine-tuned on " + trained).fillna("")
+    probits = {f"{k}_probit": probit(data[f"{k}_pct"].to_numpy()) for k in ("upstream", "set")}
+    order = results.sets(results.models[0])
+    return ordered(data.assign(label=label, **probits), evaluated_on=order)
 
 
 def _basis(results: Results) -> str:
@@ -127,18 +128,15 @@ def _statements(results: Results) -> list[str]:
     statements = []
     for name, trend in results.trends.items():
         line = trend.line(accuracy)
-        (x,), (y,) = trend.points(accuracy)
-        slope = float(line.slope[0, 0])
+        (x,), (y,) = (probit(of) for of in trend.points(accuracy))
+        slope, level = float(line.slope[0, 0]), float(line.level[0, 0])
+        text = f"slope {signed(slope, 2)} on the probit scale"
         if np.isnan(slope):
-            statements.append(
-                f"{name}: no line, since all {len(x)} models have the same accuracy on "
-                f"{results.record.upstream}."
-            )
-            continue
-        residual = probit(y) - probit(line.accuracy(x[None])[0])
-        spread = float(((probit(y) - probit(y).mean()) ** 2).sum())
-        share = f", R² {1 - float((residual**2).sum()) / spread:.2f}" if spread > 0 else ""
-        statements.append(f"{name}: slope {signed(slope, 2)} on the probit scale{share}.")
+            text = f"no line, since all {len(x)} models have the same accuracy on "
+            text += results.record.upstream
+        elif y.var() > 0:
+            text += f", R² {1 - ((y - slope * x - level) ** 2).mean() / y.var():.2f}"
+        statements.append(f"{name}: {text}.")
     return statements
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas
 
+from engine.measures.metrics import Means
 from engine.report.results import Results
 from engine.report.section import Section, Table
 from engine.report.sections.sure import measures
@@ -16,16 +17,14 @@ def section(results: Results) -> Section | None:
     """One table of cells, RI, mRI, means on a set, and the differences of every two methods."""
     if results.cells.empty:
         return None
-    elsewhere = results.grid.elsewhere
-    elsewhere = elsewhere[elsewhere["arm"].isin(results.shown["arm"])]
-    each = ["arm", "downstream", "evaluated_on"]
-    cells = results.grid.cells.loc[results.cells.index]
+    grid = results.grid
+    elsewhere = grid.elsewhere[grid.elsewhere["arm"].isin(results.shown["arm"])]
     parts = [
-        _rows(results, elsewhere, ["arm"], results.grid.mri),
-        _rows(results, elsewhere, ["arm", "downstream"], results.grid.ri),
+        _rows(results, elsewhere, ["arm"], grid.mri),
+        _rows(results, elsewhere, ["arm", "downstream"], grid.ri),
         _rows(results, elsewhere, ["arm", "evaluated_on"]),
         _differences(results),
-        _rows(results, cells, each),
+        _rows(results, grid.cells.loc[results.cells.index], ["arm", "downstream", "evaluated_on"]),
     ]
     data = pandas.concat([part for part in parts if len(part)], ignore_index=True)
     names = results.shown.set_index("arm")[["model", "method", "variant"]]
@@ -51,39 +50,32 @@ def section(results: Results) -> Section | None:
 
 
 def _rows(
-    results: Results, cells: pandas.DataFrame, by: list[str], change=None
+    results: Results, cells: pandas.DataFrame, by: list[str], change: Means | None = None
 ) -> pandas.DataFrame:
     """A row a group of the grid's cells: the means of all its numbers. change: means of the same
     groups that the change is, where it is another than that of the accuracies."""
     grid = results.grid
-    changes = (change or grid.mean(cells, by, of="change")).table("change_pts")
-    numbers = [
-        grid.mean(cells, by).table("accuracy_pct", clip=True),
-        changes,
-        measures(results, cells, by),
-    ]
     before = grid.mean(cells, by, of="before")
-    table = before.keys.assign(before_pct=before.values())
-    for of_rows in numbers:
-        table = table.merge(of_rows, on=by, how="left")
-    blank = {"downstream": EACH, "evaluated_on": OTHERS}
-    return table.assign(
-        against="pre-trained", **{name: text for name, text in blank.items() if name not in by}
+    table = before.keys.assign(
+        before_pct=before.values(),
+        against="pre-trained",
+        **{k: v for k, v in {"downstream": EACH, "evaluated_on": OTHERS}.items() if k not in by},
     )
+    for numbers in (
+        grid.mean(cells, by).table("accuracy_pct", clip=True),
+        (change or grid.mean(cells, by, of="change")).table("change_pts"),
+        measures(results, cells, by),
+    ):
+        table = table.merge(numbers, on=by, how="left")
+    return table
 
 
 def _differences(results: Results) -> pandas.DataFrame:
-    rows = results.comparisons
-    titles = results.shown.set_index("arm")["method"]
-    return pandas.DataFrame(
-        {
-            "arm": rows["arm"],
-            "against": rows["against"].map(titles),
-            "downstream": EACH,
-            "evaluated_on": rows["evaluated_on"].replace("", OTHERS),
-            "change_pts": rows["difference_pts"],
-            "change_low": rows["difference_low"],
-            "change_high": rows["difference_high"],
-            "corrected_p": rows["p_corrected"],
-        }
+    rows, titles = results.comparisons, results.shown.set_index("arm")["method"]
+    names = {f"difference_{end}": f"change_{end}" for end in ("pts", "low", "high")}
+    table = rows.drop(columns="p").rename(columns=names | {"p_corrected": "corrected_p"})
+    return table.assign(
+        against=rows["against"].map(titles),
+        downstream=EACH,
+        evaluated_on=rows["evaluated_on"].replace("", OTHERS),
     )

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pandas
 
-from engine.measures.tables import extremes, rows
-from engine.report import charts
+from engine.measures.tables import extremes, groups
+from engine.report import charts, columns
 from engine.report.headline import averaged_over, finding, measured_on
 from engine.report.results import Results, published
 from engine.report.section import Figure, Section, Table
-from engine.report.text import signed, slug
+from engine.report.text import slug
 
-NUMBERS = ["mRI", "on_downstream_set", "on_other_sets", "change_upstream"]
+NUMBERS = ["mRI_pts", "on_downstream_set_pct", "on_other_sets_pct", "change_upstream_pts"]
 
 
 def models(results: Results) -> Section | None:
@@ -19,32 +19,23 @@ def models(results: Results) -> Section | None:
     data = results.ranked()[["model", "method", "mRI_pts", "mRI_low", "mRI_high"]]
     if len(results.models) < 2 or data.empty:
         return None
-    wide = data.pivot_table("mRI_pts", "method", "model", sort=False)
-    wide.columns = [f"{model}_pts" for model in wide.columns]
-    best = rows(data.drop_duplicates("model"))
-    alt = ", ".join(f"{row.model}: {row.method} {signed(row.mRI_pts)}" for row in best)
+    wide = data.pivot_table("mRI_pts", "method", "model", sort=False).add_suffix("_pts")
+    _, best = extremes(data, "mRI_pts")
+    figure = Figure(
+        "models",
+        "mRI of every method (rows) from every pre-trained model (columns).",
+        f"mRI from {columns.between(data, 'mRI_pts', 'method', 'model')}.",
+        data,
+        charts.heat(data, "model", "method", "mRI_pts"),
+    )
+    caption = "mRI in points, a column a pre-trained model."
     return Section(
         "models",
-        "Methods and pre-trained models",
+        f"{best['method']} from {best['model']} has the highest mRI",
         f"mRI in points, a mean over {averaged_over(results)}.",
         [f"{model}: {finding(results, model)}" for model in results.models],
-        [
-            Figure(
-                "models",
-                "mRI of every method (rows) from every pre-trained model (columns).",
-                f"mRI by method and pre-trained model; the best of each: {alt}.",
-                data,
-                charts.heat(data, "model", "method", "mRI_pts"),
-            )
-        ],
-        [
-            Table(
-                "models",
-                "mRI in points, a column a pre-trained model.",
-                wide.reset_index(),
-                [*wide.columns],
-            )
-        ],
+        [figure],
+        [Table("models", caption, wide.rename_axis(columns=None).reset_index(), [*wide.columns])],
         is_open=True,
     )
 
@@ -55,20 +46,19 @@ def methods(results: Results) -> Section | None:
     if data.empty:
         return None
     known = "on_downstream_set_pct" in data
-    caption = "mRI with its 95% interval; mean accuracy in percent "
-    caption += "on the set fine-tuned on and on the others" if known else "on the sets"
-    caption += f"; mean change in points on {results.record.upstream}"
-    caption += "; the published mRI." if "published_mRI_pts" in data else "."
-    tables = [_by_set(results, model) for model in results.models]
-    tables.append(Table("ranking", caption + known * chosen_on_its_set(results), data))
-    n = data["model"].nunique()
+    caption = (
+        "mRI with its 95% interval; mean accuracy in percent; mean change in points on "
+        f"{results.record.upstream}{', the published mRI' * ('published_mRI_pts' in data)}."
+    )
+    ranking = Table("ranking", caption + known * chosen_on_its_set(results), data)
+    _, best = extremes(data, "mRI_pts")
     return Section(
         "ranking",
-        f"{data.iloc[0]['method']} ranks first by mRI" if n == 1 else "The ranking by mRI",
+        f"{best['method']} ranks first by mRI",
         "Mean change in accuracy, in points, on the sets a model was not fine-tuned on: a mean "
         f"over {averaged_over(results)}.",
-        figures=[_bars(results, model, data) for model in results.models],
-        tables=tables,
+        figures=[_bars(results, *of) for of in groups(data, "model")],
+        tables=[*(_by_set(results, model) for model in results.models), ranking],
         is_open=True,
     )
 
@@ -76,29 +66,22 @@ def methods(results: Results) -> Section | None:
 def _ranking(results: Results) -> pandas.DataFrame:
     """A row a model and method, best mRI first."""
     data = results.ranked()
-    names = ["model", "method", "variant"]
-    for name in NUMBERS:
-        unit = "pct" if name.startswith("on_") else "pts"
-        names += [k for k in (f"{name}_{unit}", f"{name}_low", f"{name}_high") if k in data]
-    values = [
-        results.published_mri(model).get(key)
-        for model, key in zip(data["model"], data["key"], strict=True)
-    ]
+    ends = [[n, *(f"{columns.base(n)}_{end}" for end in ("low", "high"))] for n in NUMBERS]
+    names = ["model", "method", "variant", *(name for of in ends for name in of if name in data)]
+    pairs = zip(data["model"], data["key"], strict=True)
+    values = [results.published_mri(model).get(key) for model, key in pairs]
     data = data[names].reset_index(drop=True)
-    return data.assign(published_mRI_pts=pandas.Series(values, dtype=float)).dropna(
-        axis=1, how="all"
-    )
+    data["published_mRI_pts"] = pandas.Series(values, dtype=float)
+    return data.dropna(axis=1, how="all")
 
 
 def _bars(results: Results, model: str, data: pandas.DataFrame) -> Figure:
-    bars = data.loc[data["model"] == model, ["method", "mRI_pts", "mRI_low", "mRI_high"]]
-    pairs = zip(bars["method"], bars["mRI_pts"], strict=True)
-    numbers = ", ".join(f"{method} {signed(mri)}" for method, mri in pairs)
+    bars = data[["method", "mRI_pts", "mRI_low", "mRI_high"]]
     return Figure(
         slug("ranking", model),
-        f"mRI{results.of(model)} in points. A bar starts at the pre-trained model; the line across "
-        "its end is the 95% interval.",
-        f"Mean robustness improvement{results.of(model)}: {numbers}.",
+        f"mRI{results.of(model)} in points, with its 95% interval.",
+        f"Mean robustness improvement{results.of(model)}: "
+        f"{columns.named_numbers(bars, 'method', 'mRI_pts')}.",
         bars,
         charts.bars(bars, "mRI_pts"),
     )
@@ -114,8 +97,8 @@ def _by_set(results: Results, model: str) -> Table:
     return Table(
         slug("paper", *[model] * (len(results.models) > 1)),
         "RI in points: fine-tuned on the set that heads the column, evaluated on "
-        f"{measured_on(results)}; mRI with its 95% interval{results.of(model)}. Sets stand from "
-        "the easiest to the hardest for the pre-trained model.",
+        f"{measured_on(results)}; mRI with its 95% interval{results.of(model)}. The easiest set "
+        "for the pre-trained model comes first.",
         wide.reset_index(),
         [name for name in map(str, wide) if name.endswith("_pts")],
     )
@@ -127,20 +110,19 @@ def trade_off(results: Results) -> Section | None:
     shown = results.shown
     if "on_downstream_set_pct" not in shown or shown.empty:
         return None
-    models = list(dict.fromkeys(shown["model"]))
-    curves = bool(shown["alpha"].notna().any())
     _, best = extremes(shown, "on_other_sets_pct")
     _, adapted = extremes(shown, "on_downstream_set_pct")
     heading = f"{best['method']} is the most accurate elsewhere, {adapted['method']} on its own set"
     if best["arm"] == adapted["arm"]:
         heading = f"{best['method']} is the most accurate on its own set and elsewhere"
+    curves = bool(shown["alpha"].notna().any())
     return Section(
         "trade-off",
-        heading if len(models) == 1 else "What adapting costs elsewhere",
+        heading,
         "Up is more robust, right is better adapted."
         + " A curve interpolates weights from the pre-trained model (α = 0) to the fine-tuned one "
-        "(α = 1), a dot a step of α." * curves + chosen_on_its_set(results),
-        figures=[_points(results, model) for model in models],
+        "(α = 1)." * curves + chosen_on_its_set(results),
+        figures=[_points(results, model) for model in dict.fromkeys(shown["model"])],
         is_open=True,
     )
 
@@ -148,47 +130,40 @@ def trade_off(results: Results) -> Section | None:
 def _points(results: Results, model: str) -> Figure:
     """The pre-trained model, every row of the table, and every step of every curve; `name` is empty
     where a dot is only a step."""
+    x, y = "on_downstream_set_pct", "on_other_sets_pct"
     before, arms = results.before(model), results.arms
     sets, downstreams = results.grid.sets, results.grid.downstreams
     others = [before[j] for i in downstreams for j in sets if i != j]
-    first = {
-        "label": "pre-trained",
-        "name": "pre-trained",
-        "on_downstream_set_pct": sum(before[i] for i in downstreams) / len(downstreams),
-        "on_other_sets_pct": sum(others) / len(others),
-    }
+    on_downstream = sum(before[i] for i in downstreams) / len(downstreams)
+    first = {"label": "pre-trained", "name": "pre-trained", x: on_downstream}
+    first[y] = sum(others) / len(others)
     arms = arms[arms["model"] == model]
     series = arms.groupby(["key", "variant", "setting"], sort=False)
     is_step = (series["alpha"].transform("count") > 1) & arms["alpha"].notna()
     line = series["method"].transform("first").where(is_step)
     steps = [f", α = {a:g}" if on else "" for a, on in zip(arms["alpha"], is_step, strict=True)]
     label = arms["method"] + steps
-    name = label.where(arms["shown"], "")
-    numbers = arms[["on_downstream_set_pct", "on_other_sets_pct", "alpha"]]
-    data = numbers.assign(label=label, name=name, curve=line)[arms["shown"] | is_step]
+    data = arms[[x, y, "alpha"]].assign(label=label, name=label.where(arms["shown"], ""))
+    data = data.assign(curve=line)[arms["shown"] | is_step]
     data = data.sort_values("curve", kind="stable", na_position="first")
     data = pandas.concat([pandas.DataFrame([first]), data], ignore_index=True)
-    x, y = "on_downstream_set_pct", "on_other_sets_pct"
-    (_, best), (_, adapted) = (extremes(data, name) for name in (y, x))
     return Figure(
         slug("trade-off", model),
         f"Mean accuracy on the set fine-tuned on against that on the other sets{results.of(model)},"
         " in percent.",
-        f"Highest on the other sets: {best['label']}, {best[y]:.1f}%; highest on the set "
-        f"fine-tuned on: {adapted['label']}, {adapted[x]:.1f}%.",
+        f"On the other sets from {columns.between(data, y, 'label')}; on the set fine-tuned on "
+        f"from {columns.between(data, x, 'label')}, in percent.",
         data,
-        charts.scatter(data, x, y, name="name", line="curve"),
+        charts.scatter(data, x, y, "name", curve="curve" if is_step.any() else ""),
     )
 
 
 def chosen_on_its_set(results: Results) -> str:
     """A sentence that names the methods whose models were chosen by the very images that their
     accuracy on the set fine-tuned on is of; empty where there are none."""
-    rows = [of for key, of in results.record.settings.items() if key.split(",")[0] == "Rows"]
     names = dict.fromkeys(
         str(results.record.methods.get(method, method))
-        for by_method in rows
-        for method, options in by_method.items()
+        for method, options in results.recipes
         if "select=greedy" in str(options.get("options")).split(", ")
     )
     if not names:

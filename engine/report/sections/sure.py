@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas
 
 from engine.measures import behaviour, metrics
-from engine.measures.tables import extremes
+from engine.measures.tables import extremes, groups
 from engine.report import charts
 from engine.report.headline import alike
 from engine.report.results import Results
@@ -18,22 +18,21 @@ def section(results: Results) -> Section | None:
     if not models:
         return None
     data = pandas.concat([_against_best(results, model) for model in models], ignore_index=True)
-    heading = "What the images can tell apart"
-    if len(models) == 1:
-        names, best = alike(results, models[0]), data.iloc[0]["method"]
-        heading = (
-            f"{listed(names)} cannot be told from {best}"
-            if names
-            else (f"{best} can be told from every other method")
-        )
+    best = data.drop_duplicates("model")["method"]
+    heading = "; ".join(
+        f"{listed(names)} cannot be told from {first}{results.of(model)}"
+        if (names := alike(results, model))
+        else f"{first} can be told from every other method{results.of(model)}"
+        for model, first in zip(models, best, strict=True)
+    )
     return Section(
         "how-sure",
         heading,
         "Differences are paired: both methods see the same draw of images. The population is "
         f"{results.population}. p is of the paired bootstrap, corrected for "
         f"{counted('comparison', results.family)} (Holm).",
-        [_answers(results, model, data) for model in models],
-        [_figure(results, model, data) for model in models],
+        [_answers(results, *of) for of in groups(data, "model")],
+        [_figure(results, *of) for of in groups(data, "model")],
         [
             Table(
                 "how-sure",
@@ -73,9 +72,8 @@ def _against_best(results: Results, model: str) -> pandas.DataFrame:
 
 
 def _figure(results: Results, model: str, data: pandas.DataFrame) -> Figure:
-    names = ["method", "difference_pts", "difference_low", "difference_high"]
-    of_model = data.loc[data["model"] == model, names]
-    best, rows = of_model["method"].iloc[0], of_model.dropna(subset="difference_pts")
+    best, rows = data["method"].iloc[0], data.dropna(subset="difference_pts")
+    rows = rows[["method", "difference_pts", "difference_low", "difference_high"]]
     apart = rows.loc[rows["difference_high"] < 0, "method"]
     return Figure(
         slug("how-sure", model),
@@ -88,16 +86,15 @@ def _figure(results: Results, model: str, data: pandas.DataFrame) -> Figure:
     )
 
 
-def _answers(results: Results, model: str, data: pandas.DataFrame) -> str:
+def _answers(results: Results, model: str, rows: pandas.DataFrame) -> str:
     """How many answers change on the other sets, by the method that changes most and least."""
-    rows = data[data["model"] == model].dropna(axis=1, how="all")
+    rows = rows.dropna(axis=1, how="all")
     if "same_top1_pct" not in rows:
         return "The models saw other images than the pre-trained one, so no answers are compared."
-    ends = extremes(rows, "same_top1_pct")[: min(2, len(rows))]
     texts = [
         f"{row['method']} changes {100 - row['same_top1_pct']:.1f}% of the answers, loses "
         f"{row['lost_pct']:.1f} points of right ones and gains {row['gained_pct']:.1f}"
-        for row in ends
+        for row in extremes(rows, "same_top1_pct")[: len(rows)]
     ]
     hidden = f"Equal accuracy can hide that many answers changed{results.of(model)}"
     return f"{hidden}: {'; '.join(texts)}."

@@ -13,10 +13,12 @@ from typing import Any
 import pandas
 
 from engine.measures.rows import PRE
-from engine.measures.tables import extremes
+from engine.measures.tables import ordered
 from engine.report import charts
+from engine.report.columns import between
 from engine.report.results import Results
 from engine.report.section import Figure, Section, Table
+from engine.report.sections import tuning
 from engine.report.text import counted, signed, slug
 
 SEED = "seed"
@@ -35,38 +37,28 @@ def section(results: Results) -> Section | None:
     """None where the campaign is no sweep."""
     if results.record.sweep is None:
         return None
-    data, chosen = summary(results), choices(results)
-    keys = _keys(results)
+    data, chosen, keys = summary(results), choices(results), _keys(results)
     (title,) = results.record.methods.values()
-    seeds = len(results.grid.seeds)
-    of_choice = NO_HOLDOUT
-    judged = "on_downstream_set_pct" in data
-    tables = [
-        Table(
-            "sweep-variants",
-            "Every variant, in the order of the sweep: mRI with its 95% interval and RI by set "
-            "fine-tuned on, in points"
-            + ("; mean accuracy on the set fine-tuned on, in percent." if judged else "."),
-            data,
-        )
-    ]
+    caption = (
+        "Every variant, in the order of the sweep: mRI with its 95% interval and RI by set "
+        "fine-tuned on, in points; mean accuracy on that set, in percent."
+    )
+    of_choice, tables = NO_HOLDOUT, [Table("sweep-variants", caption, data)]
     if not chosen.empty:
         of_choice = (
             "Chosen for each set by accuracy on the held-out images of the set fine-tuned on, "
             "which RI does not count, variants have a mean RI of "
             f"{signed(chosen['RI_pts'].mean())} points."
         )
-        tables.append(
-            Table(
-                "sweep-choices",
-                "By set fine-tuned on, the variant with the highest accuracy on that set's "
-                "held-out images (of equal ones the first), and its RI in points.",
-                chosen,
-            )
+        caption = (
+            "By set fine-tuned on, the variant with the highest accuracy on that set's held-out "
+            "images (of equal ones the first), and its RI in points."
         )
+        tables.append(Table("sweep-choices", caption, chosen))
+    seeds = len(results.grid.seeds)
     return Section(
         "sweep",
-        "The variants of the sweep",
+        f"mRI is from {signed(data['mRI_pts'].min())} to {signed(data['mRI_pts'].max())} points",
         f"{counted('variant', len(data))} of {title}"
         + (f", every combination of {', '.join(keys)}" if keys else "")
         + f", each fine-tuned on {counted('set', len(results.record.downstreams))}."
@@ -94,20 +86,20 @@ def rows(results: Results) -> pandas.DataFrame:
     return pandas.concat([varied, data.reset_index(drop=True)], axis=1)
 
 
-def _variants(results: Results) -> pandas.DataFrame:
-    """The arms of the sweep in its order, with the values of the varied keys beside the seed."""
+def _variants(results: Results) -> tuple[list[str], pandas.DataFrame]:
+    """The varied keys and the seed; and the arms of the sweep in its order, with their values."""
     sweep = results.record.sweep or {}
+    values = pandas.DataFrame([*sweep.values()])
     arms = results.shown.set_index("setting").loc[[*sweep]]
-    return pandas.concat([pandas.DataFrame([*sweep.values()]), arms.reset_index(drop=True)], axis=1)
+    return list(map(str, values)), pandas.concat([values, arms.reset_index(drop=True)], axis=1)
 
 
 def summary(results: Results) -> pandas.DataFrame:
     """A row a variant, in the order of the sweep: mRI with its interval, RI by set fine-tuned on,
     in points, and mean accuracy in percent on the set fine-tuned on, where that is evaluated."""
-    table, keys = _variants(results), [*next(iter((results.record.sweep or {}).values()))]
+    keys, table = _variants(results)
     wide = results.ri.pivot_table("RI_pts", "arm", "downstream", sort=False)
-    wide = wide[results.downstreams(results.models[0])]
-    wide.columns = [f"RI {name}_pts" for name in wide.columns]
+    wide = wide[results.downstreams(results.models[0])].add_prefix("RI ").add_suffix("_pts")
     numbers = ["mRI_pts", "mRI_low", "mRI_high", *wide.columns, "on_downstream_set_pct"]
     table = table.join(wide, on="arm")
     return table[keys + [name for name in numbers if name in table]]
@@ -116,20 +108,13 @@ def summary(results: Results) -> pandas.DataFrame:
 def choices(results: Results) -> pandas.DataFrame:
     """By set fine-tuned on, the variant with the highest accuracy on its held-out images (of equal
     ones the first), and that variant's RI. Without rows where nothing is held out."""
-    variants, cells = _variants(results), results.cells
-    keys = [*next(iter((results.record.sweep or {}).values()))]
-    data = []
-    for name in results.downstreams(results.models[0]) if results.record.holdout else ():
-        here = cells[(cells["downstream"] == name) & (cells["evaluated_on"] == name)]
-        judged = here.set_index("arm")["accuracy"].reindex(variants["arm"]).dropna()
-        if judged.empty:
-            continue
-        best: Any = judged.idxmax()
-        row = variants[variants["arm"] == best].iloc[0]
-        ri = results.ri[(results.ri["arm"] == best) & (results.ri["downstream"] == name)]
-        numbers = {"held_out_accuracy_pct": judged[best], "RI_pts": ri["RI_pts"].iloc[0]}
-        data.append({"downstream": name, **{key: row[key] for key in keys}, **numbers})
-    return pandas.DataFrame(data)
+    if not results.record.holdout:
+        return pandas.DataFrame()
+    keys, variants = _variants(results)
+    order = {"downstream": results.downstreams(results.models[0]), "arm": variants["arm"]}
+    judged = ordered(tuning.held_out(results), **order).reset_index(drop=True)
+    chosen = tuning.choices(judged, ["downstream"]).merge(variants[["arm", *keys]], on="arm")
+    return chosen[["downstream", *keys, tuning.HELD_OUT, "RI_pts"]]
 
 
 def _keys(results: Results) -> list[str]:
@@ -142,40 +127,31 @@ def _figure(results: Results, summary: pandas.DataFrame, keys: Sequence[str]) ->
     """mRI against the first numeric key, a colour for each value of the next."""
     x = next((key for key in keys if _is_numeric(key, summary[key])), keys[0])
     rest = [key for key in keys if key != x]
-    color, *more = rest or [""]
     rows = summary.to_dict("records")
-    numeric = _is_numeric(x, summary[x])
-    columns: dict[str, Any] = {
-        "variant": [_words(row, keys) for row in rows],
-        "x": summary[x] if numeric else summary[x].astype(str),
-        **({"color": summary[color]} if color else {}),
-        "line": [_words(row, rest) for row in rows],
-        **{name: summary[name] for name in ("mRI_pts", "mRI_low", "mRI_high")},
+    is_numeric = _is_numeric(x, summary[x])
+    data = summary[["mRI_pts", "mRI_low", "mRI_high"]].assign(
+        variant=[_words(row, keys) for row in rows],
+        x=summary[x] if is_numeric else summary[x].astype(str),
+        line=[_words(row, rest) for row in rows],
+    )
+    if rest:
+        data["color"] = summary[rest[0]]
+    values = sorted(set(data["x"])) if is_numeric else []
+    options: dict[str, Any] = {
+        "x_title": x,
+        "ticks": {value: f"{value:g}" for value in values} if len(values) <= MOST_TICKS else {},
+        "log": bool(values) and values[0] > 0 and values[-1] / values[0] > 10 * (1 + 1e-9),
+        "detail": "line",
     }
-    data = pandas.DataFrame(columns)
-    low, high = extremes(data, "mRI_pts")
-    values = sorted(set(data["x"])) if numeric else []
-    is_log = bool(values) and values[0] > 0 and values[-1] / values[0] > 10 * (1 + 1e-9)
-    ticks = {value: f"{value:g}" for value in values} if len(values) <= MOST_TICKS else {}
     return Figure(
         slug("sweep", results.models[0]),
         f"mRI of each variant in points against {x}, with its 95% interval"
-        + (f"; a colour for each {color}" if color else "")
-        + (f"; a line for each {', '.join(more)}" if more else "")
+        + (f"; a colour for each {rest[0]}" if rest else "")
+        + (f"; a line for each {', '.join(rest[1:])}" if rest[1:] else "")
         + ". It is measured on the test sets, by which no variant may be chosen.",
-        f"mRI by {', '.join(keys)}: from {signed(low['mRI_pts'])} ({low['variant']}) to "
-        f"{signed(high['mRI_pts'])} ({high['variant']}).",
+        f"mRI by {', '.join(keys)}: from {between(data, 'mRI_pts', 'variant')}.",
         data,
-        charts.curve(
-            data,
-            "x",
-            "mRI_pts",
-            "color" if color else "",
-            x_title=x,
-            ticks=ticks,
-            log=is_log,
-            detail="line",
-        ),
+        charts.curve(data, "x", "mRI_pts", "color" if rest else "", **options),
     )
 
 

@@ -7,20 +7,18 @@ held-out images, which RI does not count.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pandas
 
-from engine.measures import tables
 from engine.report.results import Results
 from engine.report.section import Section, Table
-from engine.report.text import counted, signed
+from engine.report.text import signed, words
 
-ROWS = "Rows"  # of a record's settings: what each row's recipe says, by its key
 TRAINING = ("optimizer.", "train.")
-NO_INTERVAL = (
-    "The numbers have no intervals: these would have to draw the choice anew with the images."
-)
+HELD_OUT = "held_out_accuracy_pct"
+NUMBERS = ["RI_pts", HELD_OUT]
 
 
 def section(results: Results) -> Section | None:
@@ -28,28 +26,22 @@ def section(results: Results) -> Section | None:
     arms = arms_of(results)
     if arms.empty or not results.record.holdout:
         return None
-    chosen, table = choices(arms), summary(arms)
+    chosen, table = choices(arms, ["method", "downstream"]), summary(arms)
     first, settings = table.iloc[0], arms["setting"].nunique()
-    plain = arms[arms["plain"]].groupby("method", sort=False)["RI_pts"].mean()
     statements = [
-        f"Tuned on held-out images, {first['method']} has the highest mRI, "
-        f"{signed(first['mRI_tuned_pts'])} points."
-        + (
-            f" As its recipe has it: {signed(first['mRI_plain_pts'])}."
-            if first["method"] in plain
-            else ""
-        ),
-        NO_INTERVAL,
+        "The numbers have no intervals: these would have to draw the choice anew with the images."
     ]
     if hours := _hours(results):
-        statements.insert(
-            1,
+        statements.append(
             f"The jobs of all settings took {sum(hours.values()):.2f} hours, those of one setting "
-            f"{min(hours.values()):.2f} to {max(hours.values()):.2f}.",
+            f"{min(hours.values()):.2f} to {max(hours.values()):.2f}."
         )
+    plain = first["mRI_plain_pts"]
+    of_recipe = "" if pandas.isna(plain) else f", {signed(plain)} as its recipe has it"
     return Section(
         "tuning",
-        f"Equal tuning: {counted('setting', settings)} of every method",
+        f"With {words(settings)} settings for every method, {first['method']} has the highest mRI: "
+        f"{signed(first['mRI_tuned_pts'])} points{of_recipe}",
         "Every method was trained in the same number of settings. For each set fine-tuned on, its "
         "setting is the one with the highest accuracy on that set's held-out images; no set that "
         "RI counts is seen by the choice. Above, each setting is a row: to pick one there is "
@@ -58,9 +50,8 @@ def section(results: Results) -> Section | None:
         tables=[
             Table(
                 "tuning",
-                "By method: how many settings were tried; mRI of the chosen ones and of the "
-                "recipe's, in points, and the gain; mean accuracy on held-out images of the sets "
-                "fine-tuned on, in percent.",
+                "mRI of the chosen settings and of the recipe's, in points, and the gain; mean "
+                "accuracy on held-out images of the sets fine-tuned on, in percent.",
                 table,
                 ("mRI_tuned_pts", "mRI_plain_pts"),
             ),
@@ -68,62 +59,62 @@ def section(results: Results) -> Section | None:
                 "tuning-choices",
                 "By method and set fine-tuned on: the chosen setting (of equal ones the first), "
                 "its accuracy on held-out images in percent, and its RI in points.",
-                chosen,
+                chosen[["method", "downstream", "setting", HELD_OUT, "RI_pts"]],
             ),
         ],
     )
 
 
+def held_out(results: Results) -> pandas.DataFrame:
+    """RI_pts by arm and set fine-tuned on, beside accuracy on that set in percent."""
+    keys, cells = ["arm", "downstream"], results.cells
+    cells = cells[cells["downstream"] == cells["evaluated_on"]]
+    accuracy = cells[[*keys, "accuracy"]].rename(columns={"accuracy": HELD_OUT})
+    return results.ri.merge(accuracy, on=keys)
+
+
+def choices(rows: pandas.DataFrame, by: Sequence[str]) -> pandas.DataFrame:
+    """Of each group, the row with the highest held-out accuracy (of equal ones the first)."""
+    best = rows.groupby(list(by), sort=False)[HELD_OUT].idxmax()
+    return rows.loc[best].reset_index(drop=True)
+
+
 def arms_of(results: Results) -> pandas.DataFrame:
-    """A row a method, setting and set fine-tuned on: held_out_accuracy_pct in percent, RI_pts, and
-    plain, whether the setting is what the method's recipe says. Empty where nothing of training
-    varies, or other things do too."""
-    recipes: dict[str, dict[str, Any]] = results.record.settings.get(ROWS, {})
-    rows = []
-    keys = ["arm", "downstream"]
-    cells = results.cells[results.cells["downstream"] == results.cells["evaluated_on"]]
-    table = results.ri.merge(cells[[*keys, "accuracy"]], on=keys)
-    table = table.merge(results.shown[["arm", "key", "setting"]], on="arm")
-    for row in tables.rows(table) if len(results.models) == 1 else ():
-        words = dict(word.split("=", 1) for word in row.setting.split(",") if "=" in word)
-        is_tuned = words and all(name.startswith(TRAINING) for name in words)
-        if not is_tuned or row.key not in recipes:
+    """A row a method, setting and set fine-tuned on: `HELD_OUT` in percent, RI_pts, and is_plain,
+    whether the setting is what the method's recipe says. Empty where nothing of training varies,
+    or other things do too."""
+    recipes, shown = dict(results.recipes), results.shown
+    if len(results.models) > 1 or not set(shown["key"]) <= set(recipes):
+        return pandas.DataFrame()
+    is_plain = []
+    for key, setting in zip(shown["key"], shown["setting"], strict=True):
+        values = dict(word.split("=", 1) for word in setting.split(",") if "=" in word)
+        if not values or not all(name.startswith(TRAINING) for name in values):
             return pandas.DataFrame()
-        of_recipe = {name: recipes[row.key].get(name.partition(".")[2]) for name in words}
-        rows.append(
-            {
-                "method": results.record.methods[row.key],
-                "downstream": row.downstream,
-                "setting": row.setting,
-                "held_out_accuracy_pct": row.accuracy,
-                "RI_pts": row.RI_pts,
-                "plain": all(_same(words[name], value) for name, value in of_recipe.items()),
-            }
-        )
-    return pandas.DataFrame(rows)
-
-
-def choices(arms: pandas.DataFrame) -> pandas.DataFrame:
-    """By method and set fine-tuned on, the setting with the highest held-out accuracy (of equal
-    ones the first)."""
-    by = arms.groupby(["method", "downstream"], sort=False)["held_out_accuracy_pct"]
-    return arms.loc[by.idxmax()].drop(columns="plain").reset_index(drop=True)
+        recipe = recipes[key]
+        pairs = [(value, recipe.get(name.partition(".")[2])) for name, value in values.items()]
+        is_plain.append(all(_same(*pair) for pair in pairs))
+    titles = shown["key"].map(results.record.methods)
+    arms = shown[["arm", "setting"]].assign(method=titles, is_plain=is_plain)
+    return held_out(results).drop(columns="method").merge(arms, on="arm")
 
 
 def summary(arms: pandas.DataFrame) -> pandas.DataFrame:
     """A row a method, best tuned mRI first: means over the sets fine-tuned on of the chosen
     settings, and of the recipe's where that is among them."""
-    numbers = ["RI_pts", "held_out_accuracy_pct"]
-    tuned = choices(arms).groupby("method", sort=False)[numbers].mean()
-    plain = arms[arms["plain"]].groupby("method", sort=False)[numbers].mean().reindex(tuned.index)
+    tuned, plain = (
+        rows.groupby("method", sort=False)[NUMBERS].mean()
+        for rows in (choices(arms, ["method", "downstream"]), arms[arms["is_plain"]])
+    )
+    plain = plain.reindex(tuned.index)
     table = pandas.DataFrame(
         {
             "settings": arms.groupby("method", sort=False)["setting"].nunique(),
             "mRI_tuned_pts": tuned["RI_pts"],
             "mRI_plain_pts": plain["RI_pts"],
             "gain_pts": tuned["RI_pts"] - plain["RI_pts"],
-            "held_out_tuned_pct": tuned["held_out_accuracy_pct"],
-            "held_out_plain_pct": plain["held_out_accuracy_pct"],
+            "held_out_tuned_pct": tuned[HELD_OUT],
+            "held_out_plain_pct": plain[HELD_OUT],
         }
     ).loc[tuned.index]
     return table.sort_values("mRI_tuned_pts", ascending=False, kind="stable").reset_index()

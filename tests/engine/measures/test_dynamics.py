@@ -141,10 +141,6 @@ def test_intervals_are_those_of_a_plain_joint_bootstrap(tmp_path: Path):
     assert (point.low, point.high) == pytest.approx(expected, abs=0.6)
 
 
-def test_a_grid_without_snapshots_has_no_dynamics(tmp_path: Path):
-    assert dynamics.curves(stores.gather(stores.grid(tmp_path, stores.random_hits()))) == []
-
-
 def test_curves_without_a_common_start_are_refused(tmp_path: Path):
     rng = np.random.default_rng(0)
 

@@ -60,13 +60,6 @@ def test_effective_robustness_is_numpys_fit(seed, models):
     np.testing.assert_allclose(robustness(upstream, shifted), plain(upstream, shifted), atol=1e-6)
 
 
-def test_draws_have_lines_of_their_own():
-    upstream, shifted = np.random.default_rng(0).uniform(20, 90, (2, 5, 8))
-    together = shifted - Line.fit(upstream, shifted).accuracy(upstream)
-    for b in range(5):
-        np.testing.assert_allclose(together[b], plain(upstream[b], shifted[b]), atol=1e-9)
-
-
 def test_accuracies_of_0_and_100_have_an_effective_robustness():
     np.testing.assert_allclose(robustness([0, 50, 100], [0, 50, 100]), 0, atol=0.02)
 

@@ -14,7 +14,7 @@ import stores
 
 from engine.measures.interpolation import barrier
 from engine.measures.rows import PRE
-from engine.report.results import of_campaign, of_record
+from engine.report.results import of_campaign
 from engine.report.sections import barrier as section_of
 
 ALPHAS = (0.0, 0.25, 0.5, 1.0)
@@ -36,21 +36,23 @@ def test_a_barrier_is_the_largest_distance_below_the_line(accuracies, expected):
 
 
 def test_the_section_has_the_barriers_of_each_column(tmp_path: Path) -> None:
-    rows = []
-    for number, alpha in enumerate(ALPHAS):
+    def of_alpha(alpha: float) -> stores.Hits:
+        def hits(method: str, downstream: str, on: str) -> np.ndarray:
+            return np.arange(200) < RIGHT[0.0 if method == PRE else alpha][downstream != on]
 
-        def hits(method: str, downstream: str, on: str, alpha: float = alpha) -> np.ndarray:
-            right = RIGHT[0.0 if method == PRE else alpha][downstream != on]
-            return np.arange(200) < right
+        return hits
 
-        of = stores.grid(tmp_path / str(number), hits, ("wise_ft",))
-        rows += [
-            dataclasses.replace(row, alpha=alpha, headline=alpha == 0.5)
-            for row in of if row.method != PRE
-        ]  # fmt: skip
-        rows += [row for row in of if row.method == PRE and not number]
-    record = made_results.record(rows, methods={"wise_ft": "WiSE-FT"})
-    section = section_of.section(of_record(record, rows))
+    hits = {str(alpha): of_alpha(alpha) for alpha in ALPHAS}
+    rows = [
+        dataclasses.replace(
+            row, setting="", alpha=float(row.setting), headline=row.setting == "0.5"
+        )
+        if row.setting
+        else row
+        for row in stores.in_settings(tmp_path, hits, ("wise_ft",))
+    ]
+    made = made_results.of_evaluations(rows, methods={"wise_ft": "WiSE-FT"})
+    section = section_of.section(made)
     assert section is not None
     data = section.tables[0].data
     assert list(data["downstream"]) == list(stores.SETS) and set(data["alphas"]) == {4}
@@ -58,6 +60,10 @@ def test_the_section_has_the_barriers_of_each_column(tmp_path: Path) -> None:
     # At 0.25 the line has (100 + 0.25 * 80) / 2 = 60%, at 0.5 elsewhere (100 - 0.5 * 20) / 2 = 45%.
     assert data["barrier_on_downstream_set_pct"].tolist() == pytest.approx([8.0] * 3)
     assert data["barrier_on_other_sets_pct"].tolist() == pytest.approx([15.0] * 3)
+    assert section.heading == (
+        "Mixed weights fall below the line between both ends by at most 8.0 points on the set "
+        "fine-tuned on and 15.0 points on the other sets"
+    )
     assert section.statements[0].startswith("On the set fine-tuned on the barrier is 8.0 points")
 
 

@@ -18,11 +18,6 @@ def test_numbers_stand_right_under_heads_with_a_word_a_line():
     ]
 
 
-def test_groups_are_set_apart():
-    lines = text("", ["", "x"], [["pre", "1"]], [["FT", "2"]]).splitlines()
-    assert [line[:3].strip() for line in lines[-3:]] == ["pre", "", "FT"]
-
-
 def test_heads_are_broken_before_a_number_is():
     numbers = [*["-12.4"] * 9, "[-12.5, -10.2]"]
     heads = ["", *["supercalifragilistic"] * 9, "95% interval"]

@@ -45,12 +45,6 @@ def test_hours_are_summed_by_stage(tmp_path):
     )
 
 
-def test_nothing_is_said_of_hours_that_were_not_recorded(tmp_path):
-    section = about.what_was_run(made_results.results(tmp_path, settings={"Seed": 0}))
-    assert section is not None and not section.statements
-    assert [each.name for each in section.tables] == ["settings"]
-
-
 def test_failed_attempts_are_listed_with_their_reason(tmp_path):
     section = about.coverage(made_results.results(tmp_path, attempts=ATTEMPTS))
     rows = table(section, "failed-attempts")

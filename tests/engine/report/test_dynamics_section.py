@@ -94,7 +94,3 @@ def test_each_pre_training_has_a_figure(tmp_path: Path):
     assert section is not None
     assert [figure.name for figure in section.figures] == ["dynamics-lite0", "dynamics-vit-b16-x"]
     assert len(section.statements) == 4
-
-
-def test_a_run_without_snapshots_has_no_section(tmp_path: Path):
-    assert section_of(stores.grid(tmp_path, stores.random_hits())) is None

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from stores import synthetic
 
 from engine import recipe
-from engine.measures import comparisons
 from engine.measures.rows import PRE
 from engine.report import console, headline, results, terminal
 from engine.report.results import Results
@@ -40,12 +39,8 @@ def campaign(shift=None, seed=0) -> list[tuple]:
 
 
 def arranged(cells, sets=tuple(SETS), methods=METHODS) -> Results:
-    grid = synthetic(cells, sets)
-    arms = results._arms(grid, methods)
-    pairs = comparisons.all_pairs([grid.arms[k] for k in arms.loc[arms["shown"], "arm"]])
-    compared = comparisons.compare(grid, pairs).rename(columns={"difference": "difference_pts"})
     record = made_results.record([], sets=list(sets), downstreams=list(sets), methods=methods)
-    return Results(record, grid, arms, compared, {})
+    return results.of_grid(record, synthetic(cells, sets))
 
 
 def test_the_order_of_sets_and_rows_and_every_mean():
@@ -106,13 +101,6 @@ def test_table_fits_the_terminal_and_is_aligned(sets, change):
     assert len(lines[-1]) == rule
     numbers = [float(x) for x in re.findall(r"[-+]?\d+\.\d", lines[-1])]
     assert numbers[:9] == pytest.approx([change] * 9, abs=0.051)
-
-
-def test_an_interpolation_of_one_alpha_is_in_the_table():
-    rows = [c for c in campaign() if c[1] == PRE or c[3] in (None, 0.5)]
-    made = arranged([c if c[1] == PRE else (*c[:3], 0.3, *c[4:]) for c in rows])
-    assert "WiSE-FT, alpha 0.3" in set(made.shown["method"])
-    assert set(made.arms["alpha"]) == {0.3}
 
 
 def test_a_grid_of_two_sets_and_one_method_is_written_in_the_singular():

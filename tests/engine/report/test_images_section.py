@@ -5,12 +5,10 @@ from __future__ import annotations
 import io
 
 import numpy as np
-import pytest
 import reports
 from PIL import Image
 
 from engine.data import thumbnails
-from engine.report import finish
 from engine.report.merged import merged
 from engine.report.results import of_campaign
 from engine.report.sections import images
@@ -66,10 +64,6 @@ def test_images_for_which_there_was_no_room_are_counted(tmp_path):
     )
 
 
-def test_records_without_classes_have_no_such_section(tmp_path):
-    assert images.section(results(tmp_path, classes=[])) is None
-
-
 def test_two_campaigns_show_the_images_of_both(tmp_path):
     runs = [
         reports.finished(tmp_path, name, model=name, seed=k, thumbnails=reports.pictures(sets))
@@ -79,12 +73,3 @@ def test_two_campaigns_show_the_images_of_both(tmp_path):
     assert section is not None
     assert {"a, flat: gained", "b, flat: lost", "a, mono: gained"} <= set(section.pictures)
     assert section.statements[0].startswith("No pictures of sketch, up: ")
-
-
-@pytest.mark.parametrize("with_pictures", [True, False])
-def test_the_page_holds_the_pictures(tmp_path, with_pictures):
-    changes = {"thumbnails": reports.pictures()} if with_pictures else {}
-    run = reports.finished(tmp_path, **changes)
-    html = finish.write(run, of_campaign(run)).read_text()
-    assert ("data:image/webp;base64," in html) == with_pictures
-    assert (run.report / "tables" / "images.csv").is_file()

@@ -76,13 +76,6 @@ def written_page(folder, *sections: Section, **words) -> str:
     return path.read_text("utf-8")
 
 
-@pytest.fixture(scope="module")
-def report(tmp_path_factory):
-    run = reports.finished(tmp_path_factory.mktemp("runs"))
-    results = of_campaign(run)
-    return finish.write(run, results), results
-
-
 def test_a_report_is_one_sound_self_contained_page(report):
     path, results = report
     html = path.read_text("utf-8")

@@ -6,7 +6,6 @@ import dataclasses
 
 import made_results
 import numpy as np
-import pandas
 import pytest
 import reports
 import stores
@@ -15,16 +14,15 @@ import vl_convert
 from engine import recipe
 from engine.measures.distances import Matrix
 from engine.measures.rows import PRE
-from engine.report import charts, labels, sections
+from engine.report import charts, sections
 from engine.report import results as report_results
 from engine.report.results import Results, of_campaign, of_record
 from engine.report.section import Section
-from engine.report.sections import changes, ranking
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory) -> Results:
-    return of_campaign(reports.finished(tmp_path_factory.mktemp("runs")))
+def results(report) -> Results:
+    return report[1]
 
 
 def section(results: Results, key: str) -> Section:
@@ -72,13 +70,6 @@ def test_the_maps_hold_every_cell_and_their_axes_have_one_order(results):
             assert row["change_pts"] == pytest.approx(after - before)
         columns = [list(dict.fromkeys(figure.data[k])) for k in ("evaluated_on", "downstream")]
         assert columns[0] == [*columns[1], "up"] == [*results.before("lite0")]
-
-
-def test_many_maps_are_one_figure_to_choose_from(tmp_path, monkeypatch, results):
-    monkeypatch.setattr(changes, "SMALL_MULTIPLES", 2)
-    (figure,) = section(results, "maps").figures
-    binds = [parameter["bind"]["options"] for parameter in figure.spec["params"]]
-    assert binds == [["lite0"], ["FT", "EWC & co", "WiSE-FT"]]
 
 
 def test_comparisons_are_with_the_best_and_answers_add_up(results):
@@ -135,36 +126,19 @@ def test_the_trade_off_has_the_curve_and_names_what_tables_show(results):
     assert names == ["pre-trained", "FT", "EWC & co", "WiSE-FT, α = 0.5"]
 
 
-def test_names_beside_a_curve_do_not_lie_on_it():
-    """The curve leaves its named step to the right, and comes to it from the left below."""
-    steps = [(0.0, 0.0), (4.0, 9.0), (10.0, 9.0)]
-    data = pandas.DataFrame(steps, columns=["x", "y"])
-    data = data.assign(name=["", "a step", ""], curve="WiSE-FT")
-    ((side, names),) = [
-        (layer["mark"]["align"], layer["transform"][0]["filter"]["oneOf"])
-        for layer in labels.layers(data, "x", "y", "name", "curve")
-    ]
-    assert (side, names) == ("right", ["a step"])  # to the left of its dot
-    ((side, names),) = [
-        (layer["mark"]["align"], layer["transform"][0]["filter"]["oneOf"])
-        for layer in labels.layers(data, "x", "y", "name", "")
-    ]
-    assert side == "left"  # where there is no line, to the right
-
-
 def test_published_numbers_stand_beside_those_of_their_model_only(tmp_path, monkeypatch):
-    over_eight = ranking._ranking(of_campaign(reports.finished(tmp_path / "8", model="LAION-2B")))
-    assert "published_mRI_pts" not in over_eight  # ours is over three sets
+    def ranking(name: str, **values):
+        made = of_campaign(reports.finished(tmp_path / name, **values))
+        return section(made, "ranking").tables[1].data.set_index("method")
+
+    assert "published_mRI_pts" not in ranking("8", model="LAION-2B")  # ours is over three sets
     over_three_sets = recipe.published() | {"downstreams": len(reports.SETS)}
     monkeypatch.setattr(report_results, "slides", lambda: over_three_sets)
     report_results.published.cache_clear()
+    published = recipe.published()["models"]["LAION-2B"]["mri"]
     for model in ("LAION-2B", "vit_base_patch16_clip_224.laion2b_ft_in1k"):
-        run = reports.finished(tmp_path / model, model=model)
-        data = ranking._ranking(of_campaign(run)).set_index("method")
-        published = recipe.published()["models"]["LAION-2B"]["mri"]
-        assert data["published_mRI_pts"]["FT"] == published["fine_tune"]
-    unpublished = ranking._ranking(of_campaign(reports.finished(tmp_path / "other")))
-    assert "published_mRI_pts" not in unpublished
+        assert ranking(model, model=model)["published_mRI_pts"]["FT"] == published["fine_tune"]
+    assert "published_mRI_pts" not in ranking("other")
 
 
 def test_a_set_without_distances_and_a_pair_that_did_not_converge_are_named(results):
@@ -233,14 +207,6 @@ def test_numbers_can_be_read_on_every_colour_of_a_map(mode):
     for colour in (*charts.DIVERGING[mode], *charts.RAMP[mode]):
         dark, light = sorted(map(luminance, (colour, charts.INK[mode])))
         assert (light + 0.05) / (dark + 0.05) >= 4.5, colour
-
-
-def test_a_name_stands_where_it_covers_no_other_name_or_point():
-    far = "a long name at the edge"
-    sides = labels.sides({"left one": (0.0, 0.0), "right one": (0.02, 0.0), far: (1.0, 1.0)})
-    assert "left one" not in sides["right"] and far not in sides["right"]
-    assert {name for names in sides.values() for name in names} == {"left one", "right one", far}
-    assert labels.sides({"alone": (3.0, 3.0)})["right"] == ["alone"]
 
 
 def test_models_that_are_all_right_upstream_leave_a_page_without_effective_robustness(tmp_path):

@@ -98,7 +98,3 @@ def test_the_tidy_table_has_a_row_a_seed(tmp_path: Path) -> None:
     cells = given.cells.set_index(["setting", "downstream", "evaluated_on"])["accuracy"]
     for (lr, *key), mean in means.items():
         assert mean == pytest.approx(cells[f"optimizer.lr={lr}", *key])
-
-
-def test_other_campaigns_have_no_such_section(tmp_path: Path) -> None:
-    assert sweep.section(made_results.results(tmp_path)) is None

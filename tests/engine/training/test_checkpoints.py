@@ -47,7 +47,7 @@ from engine.store.artifacts import Store
 from engine.store.cells import Cell
 from engine.store.checkpoints import CheckpointFiles
 from engine.training import saving
-from engine.training.training_state import TrainingState
+from engine.training.saving import TrainingState
 
 __all__ = ["grid"]
 METHODS = [

@@ -76,8 +76,3 @@ def test_the_figure_can_be_drawn_and_has_its_points(of_grid):
     (svg,) = drawn(section).values()
     assert svg.count('aria-roledescription="point"') == 15 + 10
     assert "on the set, %" in svg
-
-
-def test_without_models_that_nothing_made_robust_there_is_no_section(tmp_path):
-    """Two fine-tuned methods on three sets make 14 models, and none of them counts for a line."""
-    assert effective_robustness.section(results(tmp_path)) is None
