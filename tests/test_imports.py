@@ -11,18 +11,8 @@ ROOT = Path(__file__).resolve().parent.parent
 MAY_USE = {
     "kernels": {"kernels", "torch", "triton", "numba", "numpy", "llvmlite"},
     "loaders": {
-        "loaders",
-        "torch",
-        "numpy",
-        "numba",
-        "scipy",
-        "filelock",
-        "PIL",
-        "ffcv",
-        "tqdm",
-        "resvg_py",
-        "msgspec",
-        "psutil",
+        *("loaders", "torch", "numpy", "numba", "scipy", "PIL", "ffcv", "tqdm", "resvg_py"),
+        *("msgspec", "filelock", "psutil"),
     },
 }
 DYNAMIC = ("import_module", "__import__", "run_module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import campaigns
 import grids
@@ -23,7 +22,7 @@ ENSEMBLE = "  ensemble: {method: {members: [pre, fine_tune]}}\n"
 
 
 @pytest.fixture(scope="module")
-def words(folder: Path, grid: grids.Grid) -> list[str]:
+def words(folder, grid) -> list[str]:
     """The words that name a finished campaign with plain fine-tuning, a probe and an ensemble."""
     text = (folder / "shapes.yaml").read_text()
     (folder / "with.yaml").write_text(text[: text.index("  wise_ft:")] + ENSEMBLE)

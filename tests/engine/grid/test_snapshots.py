@@ -120,7 +120,7 @@ def test_a_prediction_that_is_gone_trains_its_column_again(followed):
 
 def test_weights_are_kept_on_request_and_while_they_are_not_evaluated(followed, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(jobs.passes, "evaluate", lambda *_: [].index("interrupted"))
+        patch.setattr(jobs.Builder, "entries", lambda *_: [].index("interrupted"))
         with pytest.raises(ValueError):
             followed.run()
     assert followed.trained == ["outline"] and len(followed.folders("snapshots")) == 2
