@@ -36,17 +36,20 @@ def add(commands: argparse._SubParsersAction) -> None:
 def run(arguments: argparse.Namespace) -> None:
     refuse_overwriting(arguments.out, arguments.force)
     first_line.show(f"reading {arguments.source}")
-    from engine.data import descriptions
-    from engine.grid import export, record
+    from engine.grid import record
 
     folder = Path(arguments.source)
-    if (folder / "cell.json").is_file():
+    is_cell = (folder / "cell.json").is_file()
+    campaign = None if is_cell else record.find(arguments.source, arguments.overrides)
+    from engine.data import descriptions  # with torch
+    from engine.grid import export
+
+    if campaign is None:
         others = [column for column in export.OPTIONS if column != "alpha"]
         if arguments.overrides or any(getattr(arguments, column) is not None for column in others):
             raise ValueError(f"{folder} is a single cell; only --alpha chooses in it")
         row = export.row_of_cell(folder.resolve(), arguments.alpha)
     else:
-        campaign = record.find(arguments.source, arguments.overrides)
         chosen = export.choose(campaign.record.evaluations, vars(arguments))
         row = export.row_of_campaign(campaign, chosen)
     write(row, arguments.out, descriptions.listed(arguments.classes) if arguments.classes else ())

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.measures import predictions
+from engine.measures.predictions import SetPredictions
 from engine.measures.rows import PRE, Evaluation
 
 GAINED, LOST = "gained", "lost"
@@ -50,8 +50,9 @@ def most_changed(evaluations: Sequence[Evaluation], most: int = MOST) -> list[Im
             by_set.setdefault((row.model, row.evaluated_on), []).append(row)
     changes = []
     for rows in by_set.values():
-        answers = [predictions.answers(row.path) for row in rows]
-        changes += of_set(rows, answers[0][:2], [top1 for _, _, top1 in answers], most)
+        bank = SetPredictions()
+        answers = [bank.add(row.path, row.model).top1 for row in rows]
+        changes += of_set(rows, bank, answers, most)
     return changes
 
 
@@ -63,17 +64,18 @@ def is_counted(row: Evaluation) -> bool:
 
 def of_set(
     rows: Sequence[Evaluation],
-    images: tuple[np.ndarray, np.ndarray],
+    bank: SetPredictions,
     answers: Sequence[np.ndarray],
     most: int = MOST,
 ) -> list[ImageChange]:
-    """Those of a model on a set, of rows that are counted. images: index and label [N] of each;
-    answers: by row, its top-1 classes [N]."""
+    """Those of a model on a set, of rows that are counted. bank: the set's images; answers: by row,
+    its top-1 classes [N]."""
     (pre,) = [k for k, row in enumerate(rows) if row.method == PRE]
     before, after = rows[pre], [row for row in rows if row.method != PRE]
     if not after:
         return []
-    (index_N, label_N), before_N = images, answers[pre]
+    index_N, label_N = (bank.images[name].to_numpy() for name in ("index", "label"))
+    before_N = answers[pre]
     after_RN = np.stack([top1 for row, top1 in zip(rows, answers, strict=True) if row != before])
     was_right_N, is_right_RN = before_N == label_N, after_RN == label_N
     changes = []

@@ -336,10 +336,9 @@ def _read(read: Read, places: Sequence[int], seed: int) -> None:
             for number, of_measure in enumerate(read.draws.values()):
                 of_measure[:, together] = 100 * samples[:, :, number]
     for model, of_model in answers.items():
-        images = of_set.images["index"].to_numpy(), of_set.images["label"].to_numpy()
         counted, top1 = zip(*of_model, strict=True)
         key = model, counted[0].evaluated_on
-        read.changes[key] = image_changes.of_set(counted, images, top1)
+        read.changes[key] = image_changes.of_set(counted, of_set, top1)
 
 
 def _check_cells(evaluations: Sequence[Evaluation]) -> tuple[int, ...]:

@@ -79,23 +79,6 @@ def read(path: Path) -> pa.Table:
     return table
 
 
-def answers(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The index, label and top-1 class of every image (int64 [N]) of predictions that `read` has
-    found sound, in the order of their index; no other column is read.
-
-    Raises ValueError naming a file that cannot be read.
-    """
-    try:
-        table = pq.read_table(path, columns=["index", "label", "top1"])
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(
-            f"{path} is no prediction table ({_line(error)}): evaluate again"
-        ) from error
-    index, label, top1 = (table[name].to_numpy() for name in ("index", "label", "top1"))
-    order = np.argsort(index, kind="stable")
-    return index[order], label[order], top1[order]
-
-
 def mix_of(path: Path) -> dict[str, float] | Ensemble:
     """The average of cells that a file's predictions are of.
 

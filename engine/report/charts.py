@@ -77,7 +77,7 @@ def heat(
     text = {"field": value, "type": "quantitative", "format": "+.1f" if signed else ".3~r"}
     layers: list[Spec] = [
         {"mark": {"type": "rect"}, "encoding": {"color": color}},
-        {"mark": {"type": "text"}, "encoding": {"text": text}},
+        {"mark": {"type": "text", "fontSize": 11 if signed else 9}, "encoding": {"text": text}},
     ]
     if on_downstream:
         text["format"] = "+.0f"
@@ -116,7 +116,7 @@ def scatter(
         order = {"detail": {"field": curve}, "order": {"field": "alpha"}}
         shown = [{"filter": f"datum.{curve} !== null"}]
         layers.append({"transform": shown, "mark": line, "encoding": order | tooltip})
-    dot = {"type": "point", "size": 34 if facet else 60, "opacity": 0.85}
+    dot = {"type": "point", "size": 34 if facet else 80, "opacity": 0.85}
     marked = {"color": group, "shape": group, **tooltip}
     layers.append({"transform": [{"filter": f"datum.{color}"}], "mark": dot, "encoding": marked})
     channels = {"x": _number(x, zero=False), "y": _number(y, zero=False)}
@@ -156,7 +156,7 @@ def curve(
         mark = {"type": "line", "point": {"size": 30}}
     encoding: Spec = {"x": place}
     if color:
-        kind = "ordinal" if is_number(data[color]) else "nominal"
+        kind = "ordinal" if data[color].nunique() > len(CATEGORIES["light"]) else "nominal"
         encoding["color"] = {"field": color, "type": kind, "sort": None, "legend": LEGEND}
         if not is_number(data[x]):
             encoding["xOffset"] = {"field": detail or color}

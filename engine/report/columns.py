@@ -82,7 +82,7 @@ def between(data: pandas.DataFrame, name: str, *labels: str) -> str:
     return " to ".join(ends)
 
 
-def listed(data: pandas.DataFrame, label: str, name: str) -> str:
+def named_numbers(data: pandas.DataFrame, label: str, name: str) -> str:
     """`FT +4.7, LP +0.7`: each row's label and number."""
     write = UNITS[unit(name)]
     return ", ".join(f"{a} {write(x)}" for a, x in zip(data[label], data[name], strict=True))

@@ -68,7 +68,7 @@ def lead(results: Results) -> str:
         ranked = results.ranked(model)
         rows_of_text = [*ranked.index[:1], *ranked.index[1:][ranked["key"][1:] == FINE_TUNE]]
         changes = ranked.loc[rows_of_text].dropna(subset="change_upstream_pts")
-        numbers = columns.listed(changes, "method", "change_upstream_pts")
+        numbers = columns.named_numbers(changes, "method", "change_upstream_pts")
         text += f" Change on the {results.record.upstream} set, in points: {numbers}."
     return f"{indistinguishable(results, model)} {text}".strip()
 

@@ -6,7 +6,7 @@ import pandas
 
 from engine.measures.tables import extremes, groups, ordered
 from engine.report import charts
-from engine.report.columns import between, listed
+from engine.report.columns import between, named_numbers
 from engine.report.headline import measured_on
 from engine.report.results import Results
 from engine.report.section import Figure, Section, Table
@@ -136,7 +136,7 @@ def _forgotten(
     return Figure(
         slug("upstream-change", model),
         f"The mean and its 95% interval; a dot for each set fine-tuned on{results.of(model)}.",
-        f"Mean change on {results.record.upstream}: {listed(means, 'method', UPSTREAM[0])}.",
+        f"Mean change on {results.record.upstream}: {named_numbers(means, 'method', UPSTREAM[0])}.",
         data,
         charts.bars(data, UPSTREAM[0], dots="change_pts"),
     )

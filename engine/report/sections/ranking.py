@@ -81,7 +81,7 @@ def _bars(results: Results, model: str, data: pandas.DataFrame) -> Figure:
         slug("ranking", model),
         f"mRI{results.of(model)} in points, with its 95% interval.",
         f"Mean robustness improvement{results.of(model)}: "
-        f"{columns.listed(bars, 'method', 'mRI_pts')}.",
+        f"{columns.named_numbers(bars, 'method', 'mRI_pts')}.",
         bars,
         charts.bars(bars, "mRI_pts"),
     )

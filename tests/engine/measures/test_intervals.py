@@ -11,8 +11,7 @@ import pytest
 import simulated_campaigns
 from stores import SETS, gather, grid, several_seeds, table
 
-from engine.commands import outcome
-from engine.measures import behaviour, bootstrap, effective_robustness, intervals, predictions
+from engine.measures import behaviour, bootstrap, effective_robustness, intervals
 from engine.measures.model_rows import ModelRows
 from engine.measures.rows import PRE, Arm, Evaluation, ModelOnSet
 
@@ -132,29 +131,6 @@ def test_what_both_models_say_alike_has_no_width(tmp_path):
     assert ends == {("same_top1", 100, 100), ("lost", 0, 0)}
     changes = rows.loc[rows["quantity"] == "change", ["low", "high"]]
     assert len(changes) and changes.abs().to_numpy().max() < 1e-9
-
-
-def test_the_end_of_a_launch_has_joint_draws_of_the_changes(tmp_path):
-    """By brute force: sources of all sets drawn together, images of each taken in plain loops."""
-    rng = np.random.default_rng(3)
-    hits = {(name, when): rng.random(N) < 0.5 for name in "ab" for when in ("pre", "post")}
-    draws = {}
-    for name in "ab":
-        bank, right = predictions.SetPredictions(), []
-        for when in ("pre", "post"):
-            path = tmp_path / f"{name}{when}.parquet"
-            pq.write_table(table(hits[name, when]), path)
-            right.append(bank.by_source(bank.add(path).hit))
-        draws[name] = outcome.change_draws(bank, right[1] - right[0])
-    expected: dict = {name: [] for name in "ab"}
-    for _ in range(4000):
-        concepts = rng.integers(N // 2, size=N // 2)
-        images = np.concatenate([2 * concepts, 2 * concepts + 1])
-        for name in "ab":
-            post, pre = (hits[name, when][images] for when in ("post", "pre"))
-            expected[name].append(100 * (post.mean() - pre.mean()))
-    together, apart = (np.mean([v["a"], v["b"]], axis=0) for v in (draws, expected))
-    assert np.std(together) == pytest.approx(np.std(apart), rel=0.1)
 
 
 def test_intervals_and_tests_hold_about_as_often_as_they_say():

@@ -18,7 +18,6 @@ from distance_runs import run_of
 from engine import cli
 from engine.evaluation import features
 from engine.machine import ranks
-from engine.measures import correlation
 from engine.measures.distances import Matrix, write_csv
 from engine.otdd import problems, solve
 from engine.otdd.problems import Labelled, Options
@@ -317,19 +316,26 @@ def test_certainty_is_the_worst_of_all_pairs_and_counts_the_missing():
 
 
 @pytest.mark.parametrize(
-    ("drops", "distances", "message"),
+    ("drops", "message", "heading"),
     [
-        ([1.0, 4.0, 9.0, 16.0, 25.0], [1.0, 2.0, 3.0, 5.0, 8.0], "Spearman +1.00 (p 0.017), "),
-        ([1.0] * 5, [1.0, 2.0, 3.0, 5.0, 8.0], "A correlation needs 3 sets or more"),
-        ([1.0, 2.0, 3.0, 4.0, math.nan], [1.0, 2.0, 3.0, 5.0, 8.0], "A correlation needs 3 sets"),
-        ([1.0, 2.0, 3.0, 4.0, 5.0], [2.0] * 5, "A correlation needs 3 sets or more"),
-        ([1.0, 2.0], [1.0, 2.0], "A correlation needs 3 sets or more"),
+        ([1.0, 4.0, 9.0, 16.0, 25.0], "Spearman +1.00 (p 0.017), ", "is forgotten more"),
+        ([25.0, 16.0, 9.0, 4.0, 1.0], "Spearman −1.00 (p 0.017), ", "is forgotten less"),
+        ([4.0, 1.0, 16.0, 9.0, 25.0], "Spearman +0.80 (p 0.13", "is not shown to be forgotten"),
+        ([1.0] * 5, "A correlation needs 3 sets or more", "is not shown to be forgotten"),
+        ([1.0, 2.0], "A correlation needs 3 sets or more", "is not shown to be forgotten"),
     ],
 )
-def test_a_relation_of_few_sets_says_how_little_it_proves(drops, distances, message):
-    data = pandas.DataFrame({"distance": distances, "drop_pct": drops})
-    spearman = correlation.spearman(*data[["distance", "drop_pct"]].to_numpy().T)
-    assert message in section._statement(data, spearman)
+def test_a_relation_of_few_sets_says_how_little_it_proves(
+    drops, message, heading, tmp_path, monkeypatch
+):
+    distances = [1.0, 2.0, 3.0, 5.0, 8.0][: len(drops)]
+    data = pandas.DataFrame({"set": [*"abcde"][: len(drops)], "distance": distances})
+    monkeypatch.setattr(section, "_points", lambda *_: data.assign(drop_pct=drops))
+    apart = Matrix(("a", "c", "up"), *np.zeros((3, 3, 3)), 1.0)
+    results = made_results.results(tmp_path)
+    monkeypatch.setattr(type(results.record), "matrix", lambda _: apart)
+    shown = section.section(results)
+    assert message in shown.statements[0] and heading in shown.heading
 
 
 def test_points_pair_the_drop_upstream_with_the_distance(tmp_path):
