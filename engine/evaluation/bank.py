@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,8 +19,8 @@ from engine import models
 from engine.machine import ranks
 from engine.models.form import Backbone, Form
 from engine.run import Run
-from engine.store import tensors
 from engine.store.cells import Average, Cell, Ensemble, Mix
+from engine.store.tensors import WEIGHTS
 from kernels import interpolation
 from loaders.resident import free_memory
 
@@ -30,47 +30,43 @@ Group = Sequence[Average]
 WEIGHTS_SHARE = 0.5  # of the free memory; the rest is for images and activations
 
 
-class Forward:
-    """Sends normalised batches through models."""
+def loaded(
+    run: Run, averages: Group, parents: Mapping[str, Cell]
+) -> Iterator[tuple[Group, list[list[Model]]]]:
+    """The averages in groups, and of each the models whose logits it is the mean of, on the device.
 
-    def __init__(self, run: Run) -> None:
-        self.device = run.device
-        self.normalize = models.Normalize(run.recipe.model, run.device)
+    Drop a group's models before the next. Raises ValueError, naming its members, for an ensemble
+    that does not fit on the device.
+    """
+    form = Form.of(run.recipe.evaluate, run.device)
+    backbone = form.backbone(run.recipe.model, len(run.sets.classes), run.device)
+    members = {name for average in averages for name in average}
+    largest = max(parents[name].artifact.file(WEIGHTS).stat().st_size for name in members)
+    # Mixed parents are in memory twice, as files and as the rows that are averaged.
+    extra = 2 * max(len(mix) for average in averages for mix in mixes_of(average))
+    room = WEIGHTS_SHARE * free_memory(run.device) / largest - extra
+    in_groups = groups(averages, max(1, int(ranks.least(room))))
+    if len(in_groups) > 1:
+        log.info(
+            "%d models do not fit together: the set is read once for each of %d groups",
+            len(averages),
+            len(in_groups),
+        )
+    for group in in_groups:
+        yield group, _of_group(backbone, run, group, parents)
 
-    def __call__(self, model: Model, x_BCHW: torch.Tensor) -> torch.Tensor:
-        """Outputs [B, ...] (float32) of normalised images."""
-        return model(x_BCHW).float()
+
+def _of_group(
+    backbone: Backbone, run: Run, group: Group, parents: Mapping[str, Cell]
+) -> list[list[Model]]:
+    mixes = {_key(mix): mix for average in group for mix in mixes_of(average)}
+    models = dict(zip(mixes, load(backbone, run, list(mixes.values()), parents), strict=True))
+    return [[models[_key(mix)] for mix in mixes_of(average)] for average in group]
 
 
-class ModelBank:
-    """The models of averages, in groups that fit on the device; one group at a time is there."""
-
-    def __init__(self, run: Run, averages: Group, parents: Mapping[str, Cell]) -> None:
-        """ValueError, naming its members, for an ensemble that does not fit on the device."""
-        self._run, self._parents = run, parents
-        form = Form.of(run.recipe.evaluate, run.device)
-        self._backbone = form.backbone(run.recipe.model, len(run.sets.classes), run.device)
-        members = {name for average in averages for name in average}
-        files = [parents[name].artifact.file(tensors.WEIGHTS) for name in members]
-        largest = max(file.stat().st_size for file in files)
-        # Mixed parents are in memory twice, as files and as the rows that are averaged.
-        extra = 2 * max(len(mix) for average in averages for mix in mixes_of(average))
-        models = WEIGHTS_SHARE * free_memory(run.device) / largest - extra
-        self.groups = groups(averages, max(1, int(ranks.least(models))))
-        if len(self.groups) > 1:
-            log.info(
-                "%d models do not fit together: the set is read once for each of %d groups",
-                len(averages),
-                len(self.groups),
-            )
-
-    def load(self, group: Group) -> list[list[Model]]:
-        """The models whose logits each of the group's averages is the mean of, on the device; those
-        of another group must be free by now."""
-        mixes = {_key(mix): mix for average in group for mix in mixes_of(average)}
-        loaded = load(self._backbone, self._run, list(mixes.values()), self._parents)
-        models = dict(zip(mixes, loaded, strict=True))
-        return [[models[_key(mix)] for mix in mixes_of(average)] for average in group]
+def forward(model: Model, x_BCHW: torch.Tensor) -> torch.Tensor:
+    """Outputs [B, ...] (float32) of normalised images."""
+    return model(x_BCHW).float()
 
 
 def mixes_of(average: Average) -> list[Mix]:

@@ -11,8 +11,10 @@ import torch
 import torch.distributed as dist
 
 from engine.data.sets import LabelledSet
-from engine.evaluation.bank import Forward, Model
+from engine.evaluation import bank
+from engine.evaluation.bank import Model
 from engine.machine import bars, precision, ranks
+from engine.models import Normalize
 from engine.run import Run
 from loaders.batch import Batch
 
@@ -46,7 +48,7 @@ def read(
 
 
 def reduced(
-    forward: Forward,
+    normalize: Normalize,
     models: Sequence[Sequence[Model]],
     batches: Iterable[Batch],
     kind: str,
@@ -58,16 +60,17 @@ def reduced(
     models: of each mean; a model that several of them have runs once a batch.
     """
     rows: list[list[list[torch.Tensor]]] = [[[] for _ in reductions] for _ in models]
-    with torch.inference_mode(), precision.autocast(kind, forward.device):
+    device = normalize.scale.device
+    with torch.inference_mode(), precision.autocast(kind, device):
         for batch in batches:
-            x_BCHW = forward.normalize(batch.images)
-            output = functools.cache(lambda model, x=x_BCHW: forward(model, x))
+            x_BCHW = normalize(batch.images)
+            output = functools.cache(lambda model, x=x_BCHW: bank.forward(model, x))
             for members, of_mean in zip(models, rows, strict=True):
                 outputs = [output(model) for model in members]
                 mean = outputs[0] if len(outputs) == 1 else torch.stack(outputs).mean(dim=0)
                 for reduce, parts in zip(reductions, of_mean, strict=True):
                     parts.append(reduce(batch.index, mean))
-    return [[_gathered(parts, forward.device) for parts in of_mean] for of_mean in rows]
+    return [[_gathered(parts, device) for parts in of_mean] for of_mean in rows]
 
 
 def _gathered(parts: list[torch.Tensor], device: torch.device) -> torch.Tensor:

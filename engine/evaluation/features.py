@@ -14,7 +14,6 @@ import torch
 
 from engine import models
 from engine.data.sets import LabelledSet
-from engine.evaluation.bank import Forward
 from engine.evaluation.batches import read, reduced
 from engine.machine import ranks
 from engine.machine.files import room_for
@@ -92,7 +91,7 @@ def _compute(run: Run, cell: Cell, labelled: LabelledSet, form: Form, file: Path
     for name in models.head_names_of(recipe.model):
         del state[name]
     backbone = form.backbone(recipe.model, len(run.sets.classes), run.device)
-    forward = Forward(run)
+    normalize = models.Normalize(recipe.model, run.device)
     model = functools.partial(backbone.given, backbone.state(state))
     cuts = slices(everything, recipe.evaluate.batch_size)
     pieces = read(run, labelled, cuts, f"features of {labelled.name}")
@@ -101,7 +100,7 @@ def _compute(run: Run, cell: Cell, labelled: LabelledSet, form: Form, file: Path
     with closing(pieces):
         for number, batches in enumerate(pieces):
             same = [lambda _, x_BD: x_BD]
-            ((x_ND,),) = reduced(forward, [[model]], batches, form.precision, same)
+            ((x_ND,),) = reduced(normalize, [[model]], batches, form.precision, same)
             array_ND = np.ascontiguousarray(x_ND.cpu().numpy())
             with room_for(file), place.open("ab" if number else "wb") as sink:
                 if not number:

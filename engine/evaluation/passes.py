@@ -17,8 +17,7 @@ import torch
 
 from engine import models
 from engine.data.sets import LabelledSet
-from engine.evaluation import features
-from engine.evaluation.bank import Forward, ModelBank
+from engine.evaluation import bank, features
 from engine.evaluation.batches import chunks, read, reduced
 from engine.evaluation.reduction import ClassGaps, Reduction, predictions_table
 from engine.machine import ranks
@@ -172,17 +171,17 @@ def _from_images(
     """All other models: every batch is read and normalised once for those on the device."""
     by_average = {id(evaluation.average): evaluation for evaluation in full}
     run.sets.source(labelled.name)  # takes its memory before shares of the rest are taken
-    bank = ModelBank(run, [evaluation.average for evaluation in full], parents)
-    forward, reductions = Forward(run), _reductions(run, labelled)
+    normalize = models.Normalize(run.recipe.model, run.device)
+    reductions = _reductions(run, labelled)
     kind = Form.of(run.recipe.evaluate, run.device).precision
-    for group in bank.groups:
+    for group, nets in bank.loaded(run, [evaluation.average for evaluation in full], parents):
         pending = [by_average[id(average)] for average in group]
-        nets, numbers = bank.load(group), _unfinished(pending)
+        numbers = _unfinished(pending)
         label = f"{len(pending)} models on {labelled.name}"
         pieces = read(run, labelled, [full[0].cuts[number] for number in numbers], label)
         for number, batches in zip(numbers, pieces, strict=True):
             missing = [k for k, evaluation in enumerate(pending) if number in evaluation.todo]
-            rows = reduced(forward, [nets[k] for k in missing], batches, kind, reductions)
+            rows = reduced(normalize, [nets[k] for k in missing], batches, kind, reductions)
             _put(number, labelled, [pending[k] for k in missing], rows)
         del nets  # before the next group is loaded
 

@@ -84,10 +84,8 @@ def matrix(sets: Mapping[str, Labelled], classes: int, options: Options) -> Matr
     ValueError for fewer than two sets, naming the set for features or labels that cannot be used,
     and naming the pair for a problem that cannot be solved.
     """
-    if len(sets) < 2:
-        raise ValueError(f"distances need two or more sets, got {list(sets)}")
+    check_names(list(sets))
     clouds = {name: Cloud.of(name, labelled, classes, options) for name, labelled in sets.items()}
-    _check_dimensions(clouds)
     solver = _Solver(Problems(clouds, options))
     solved, eps = solver.unregularised() if options.exact or options.bracket else solver.entropic()
     certified = np.zeros((3, len(sets), len(sets)))
@@ -156,14 +154,3 @@ class _Solver:
                 raise
 
         return side_by_side(solve_pair, pairs, at_once, self.device, label=label, unit="pair")
-
-
-def _check_dimensions(clouds: Mapping[str, Cloud]) -> None:
-    widths = {name: cloud.features.shape[1] for name, cloud in clouds.items()}
-    first, d = next(iter(widths.items()))
-    for name, width in widths.items():
-        if width != d:
-            raise ValueError(
-                f"{name} has {width} features a sample, but {first} has {d}; take the features of "
-                "all sets from the same model"
-            )

@@ -12,8 +12,8 @@ from grids import grid, prepared
 from launches import counted
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
-from engine.evaluation import features
-from engine.evaluation.bank import Forward, ModelBank
+from engine import models
+from engine.evaluation import bank, features
 from engine.evaluation.batches import read, reduced
 from engine.evaluation.reduction import Reduction
 from engine.models.form import Form
@@ -102,16 +102,16 @@ def test_traced_batches_wait_for_nothing(grid):
     builder = prepared(grid, *FORM).builder
     with on_fake_gpu(builder) as run:
         labelled, cell = run.target, run.base
-        bank = ModelBank(run, [{cell.name: 1.0}], {cell.name: cell})
-        nets = bank.load(bank.groups[0])
-        forward, reduction = Forward(run), Reduction(labelled, CUDA)
+        ((_, nets),) = bank.loaded(run, [{cell.name: 1.0}], {cell.name: cell})
+        normalize = models.Normalize(run.recipe.model, CUDA)
+        reduction = Reduction(labelled, CUDA)
         kind = Form.of(run.recipe.evaluate, CUDA).precision
         counts = []
         for batches in (1, 2, 3):
             piece = labelled.split("all")[: batches * run.recipe.evaluate.batch_size]
             with counted(run=False) as count:
                 (pixels,) = read(run, labelled, [piece], "")
-                reduced(forward, nets, pixels, kind, [reduction])
+                reduced(normalize, nets, pixels, kind, [reduction])
             counts.append(count)
     launches = counts[2].launches - counts[1].launches
     assert not counts[2].waits and 120 < launches.total() <= A_BATCH, launches
