@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import load_file
 
 from engine.commands import job
-from engine.grid import campaign, jobs
+from engine.grid import campaign
 from engine.machine import gpus, ranks
 
 ROOT = Path(__file__).resolve().parents[3]
-folder, grid = campaigns.folder, grids.grid
+folder, finished, grid = campaigns.folder, campaigns.finished, grids.grid
 
 
 def test_a_job_takes_free_gpus_and_of_several_becomes_the_launcher(monkeypatch, tmp_path):
@@ -46,23 +46,20 @@ def test_a_device_that_is_not_there_is_replaced_only_to_find(monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_column_on_two_ranks_is_close_to_that_on_one(folder, grid, tmp_path):
-    weights = {}
-    for number in (1, 2):
-        words = [f"runs={tmp_path / str(number)}", "methods=[fine_tune]"]
-        plan = campaign.plan(str(folder / "shapes.yaml"), words, 1)
-        plan.path.parent.mkdir(parents=True)
-        plan.path.write_bytes(campaign.text(plan))
-        jobs.prepare(plan, torch.device("cpu"))
-        command = [sys.executable, "-m", "engine.commands.job", "column-few"]
-        options = ["--plan", str(plan.path), "--ranks", str(number)]
-        environment = {k: v for k, v in grids.environment().items() if not k.endswith("_IFNAME")}
-        process = subprocess.run(
-            [*command, *options], cwd=ROOT, env=environment, capture_output=True, text=True,
-            timeout=200,
-        )  # fmt: skip
-        assert process.returncode == 0, process.stderr[-3000:]
-        (cell,) = (tmp_path / str(number) / "store" / "cells").glob("fine_tune-few-*")
-        assert f'"ranks": "{number}"' in (cell / "versions.json").read_text()
-        weights[number] = load_file(cell / "weights.safetensors")
-    assert 0 < grids.distance(weights[2], weights[1]) < 1e-5
+def test_a_column_on_two_ranks_is_close_to_that_on_one(folder, finished, tmp_path):
+    runs = campaigns.unfinished(finished, tmp_path / "runs")
+    plan = campaign.plan(str(folder / "shapes.yaml"), [f"runs={runs}"], 1)
+    plan.path.write_bytes(campaign.text(plan))
+    command = [sys.executable, "-m", "engine.commands.job", "column-few"]
+    environment = {k: v for k, v in grids.environment().items() if not k.endswith("_IFNAME")}
+    process = subprocess.run(
+        [*command, "--plan", str(plan.path), "--ranks", "2"], cwd=ROOT, env=environment,
+        capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr[-3000:]
+    (cell,) = (runs / "store" / "cells").glob("fine_tune-few-*")
+    cells = {"1": finished / "store" / "cells" / cell.name, "2": cell}
+    for ranks_of, place in cells.items():
+        assert f'"ranks": "{ranks_of}"' in (place / "versions.json").read_text()
+    weights = [load_file(place / "weights.safetensors") for place in cells.values()]
+    assert 0 < grids.distance(*weights) < 1e-5
