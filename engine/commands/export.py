@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.commands import refuse_overwriting
+from engine.grid import record
 from engine.machine import first_line
 
 if TYPE_CHECKING:
     from engine.grid.export import Row
+
+OF_CAMPAIGN = ("method", "downstream", "setting", "seed")  # options that choose among its rows
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -36,22 +39,20 @@ def add(commands: argparse._SubParsersAction) -> None:
 def run(arguments: argparse.Namespace) -> None:
     refuse_overwriting(arguments.out, arguments.force)
     first_line.show(f"reading {arguments.source}")
-    from engine.grid import record
-
     folder = Path(arguments.source)
     is_cell = (folder / "cell.json").is_file()
+    chosen = [name for name in OF_CAMPAIGN if getattr(arguments, name) is not None]
+    if is_cell and (chosen or arguments.overrides):
+        raise ValueError(f"{folder} is a single cell; only --alpha chooses in it")
     campaign = None if is_cell else record.find(arguments.source, arguments.overrides)
-    from engine.data import descriptions  # with torch
+    from engine.data import descriptions
     from engine.grid import export
 
     if campaign is None:
-        others = [column for column in export.OPTIONS if column != "alpha"]
-        if arguments.overrides or any(getattr(arguments, column) is not None for column in others):
-            raise ValueError(f"{folder} is a single cell; only --alpha chooses in it")
         row = export.row_of_cell(folder.resolve(), arguments.alpha)
     else:
-        chosen = export.choose(campaign.record.evaluations, vars(arguments))
-        row = export.row_of_campaign(campaign, chosen)
+        evaluation = export.choose(campaign.record.evaluations, vars(arguments))
+        row = export.row_of_campaign(campaign, evaluation)
     write(row, arguments.out, descriptions.listed(arguments.classes) if arguments.classes else ())
 
 
