@@ -156,9 +156,10 @@ def _encode_command(resolved: Recipe, words: Sequence[str]) -> str:
     from engine import recipe
 
     models = [word.removeprefix("model=") for word in words if word.startswith("model=")]
-    known = models[-1].endswith(".yaml") or models[-1] in recipe.names("models")
+    model = models[-1] if models else ""
+    is_known = model.endswith(".yaml") or model in recipe.names("models")
     command = ["rib", "encode", "SET", "--source", "FOLDER"]
-    command += ["--model", models[-1] if known else "MODEL"]
+    command += ["--model", model if is_known else "MODEL"]
     command += [f"runs={resolved.runs}"] if resolved.runs != Recipe.runs else []
     command += [word for word in words if word.startswith("model.")]
     for key in ("pack_format", "objectnet", "subsample", "seed", "undecodable", "background"):

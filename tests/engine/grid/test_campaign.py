@@ -178,7 +178,9 @@ def test_the_model_of_a_campaign_file_stands_in_the_command_to_encode(tmp_path, 
     model = tmp_path / "mine.yaml"
     model.write_text((recipe.ROOT / "models" / "resnet18.yaml").read_text())
     inline = "{name: own, arch: resnet18, weights: {source: random}}"
-    for setting, printed in ((str(model), str(model)), ("resnet34", "resnet34"), (inline, "MODEL")):
+    names = {str(model): str(model), "resnet34": "resnet34", inline: "MODEL"}
+    names["{extends: resnet18, crop: 0.9}"] = "MODEL"
+    for setting, printed in names.items():
         file = tmp_path / "own.yaml"
         file.write_text(
             f"model: {setting}\ndataset: imagenet_rib\ndownstream: imagenet_a\n"
