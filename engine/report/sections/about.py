@@ -119,11 +119,12 @@ def coverage(results: Results) -> Section | None:
         f"{len(expected) - len(absent):,} of {len(expected):,} cells (model, method, set "
         "fine-tuned on, set evaluated on) were trained and evaluated, each with "
         f"{counted('training seed', len(results.grid.seeds))}.",
-        "Every set was evaluated on all of its images"
+        "Every set was evaluated on "
         + (
-            "; a model's own set on those that are held out of its training."
+            "the images that are held out of every training."
             if record.holdout
-            else "; nothing is held out, so a model's own set on those that it was trained on."
+            else "all of its images; nothing is held out, so a model's own set on those that it "
+            "was trained on."
         ),
     ]
     matrix = record.matrix()

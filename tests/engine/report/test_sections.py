@@ -241,4 +241,4 @@ def test_images_that_a_model_trained_on_are_said_to_be_evaluated(results):
         for of in (results, dataclasses.replace(results, record=without))
     }
     assert "nothing is held out" in said[False] and "not trained on" not in said[False]
-    assert "those that are held out of its training" in said[True]
+    assert "held out of every training" in said[True] and "all of its images" not in said[True]
