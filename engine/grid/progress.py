@@ -64,7 +64,7 @@ def show(process: subprocess.Popen, plans: Sequence[Plan], watch: Callable[[], s
 
     total = sum(plan.steps for plan in plans)
     interval = POLL_S if sys.stderr.isatty() else LOG_EVERY_S
-    shown, said = time.monotonic(), ""
+    shown, last = time.monotonic(), ""
     title = f"{plans[0].name} grid" + (f" of {len(plans)} models" if len(plans) > 1 else "")
     state = text(_counts(plans), "")
     with tqdm(total=total, desc=title, unit="step", smoothing=0.1, postfix=state) as bar:
@@ -75,9 +75,9 @@ def show(process: subprocess.Popen, plans: Sequence[Plan], watch: Callable[[], s
                 _describe(bar, plans, states)
                 bar.refresh()
                 shown = time.monotonic()
-            if said != (says := watch()):
-                bar.write(says, file=sys.stderr)
-                said = says
+            if last != (message := watch()):
+                bar.write(message, file=sys.stderr)
+                last = message
             time.sleep(POLL_S)
         _describe(bar, plans, [])
         bar.n = total if process.returncode == 0 else bar.n

@@ -51,8 +51,8 @@ def environment_of_jobs() -> dict[str, str]:
     A job would take itself for a rank of the launch, or a task of the Slurm job, that `rib
     campaign` was started in, and wait for the others.
     """
-    kept = {name: value for name, value in os.environ.items() if not _of_ranks(name)}
-    return {**kept, CAMPAIGN: f"{socket.gethostname()} {os.getpid()}"}
+    others = {name: value for name, value in os.environ.items() if not _of_ranks(name)}
+    return {**others, CAMPAIGN: f"{socket.gethostname()} {os.getpid()}"}
 
 
 def _of_ranks(name: str) -> bool:

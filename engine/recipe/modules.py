@@ -107,8 +107,8 @@ def find(module: str) -> ModuleType:
 @functools.cache  # classes of the same options are one, so that recipes compare equal
 def _as_given(names: tuple[str, ...]) -> type[MethodRecipe]:
     shared = {field.name for field in dataclasses.fields(MethodRecipe)}
-    own = [n for n in names if n.isidentifier() and not keyword.iskeyword(n) and n not in shared]
-    fields = [(name, Any, None) for name in own]
+    possible = [name for name in names if name.isidentifier() and not keyword.iskeyword(name)]
+    fields = [(name, Any, None) for name in possible if name not in shared]
     return dataclasses.make_dataclass("Recipe", fields, bases=(MethodRecipe,), frozen=True)
 
 

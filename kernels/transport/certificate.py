@@ -119,16 +119,16 @@ def _bounds(
     n, m = costs.shape
     cost, slack = (costs.cost, costs.slack) if isinstance(costs, StoredCost) else (costs, 0.0)
     f, low, lost = sums.f, sums.hard_f, sums.lost
-    kept = sums.columns * retained
-    held = kept.clamp(max=1 / m)
-    ratio = torch.where(kept > 0, held / kept, 1.0)
+    remaining = sums.columns * retained
+    held = remaining.clamp(max=1 / m)
+    ratio = torch.where(remaining > 0, held / remaining, 1.0)
     level, mass = float(g.mean()), 1 - float(lost.sum())
-    paid = float(kept @ (g - level)) + level * mass
+    paid = float(remaining @ (g - level)) + level * mass
     moved = sums.moved + float(low.mean() - lost @ low)
-    potential = float(f.mean() - lost @ f) + eps * float(kept @ retained.log())
+    potential = float(f.mean() - lost @ f) + eps * float(remaining @ retained.log())
     known = _EXPONENTIAL + max(n, m) * torch.finfo(f.dtype).eps / 2
     off = sums.moved + float(lost @ (f.abs() + low.abs() + abs(level)))
-    rounding = known * (off + float(kept @ (g - level).abs()) + eps)
+    rounding = known * (off + float(remaining @ (g - level).abs()) + eps)
     # p log p is at least -1 / e, so that taking off p (1 - ratio) adds at most (1 - ratio) / e.
     entropy, completed = float((1 - ratio).sum()) / (math.e * m), 0.0
     columns_lack = 1 / m - held
