@@ -92,7 +92,7 @@ def _models(
     """The rows, what the terminal shows of them, and the file of each set's rows."""
     files = dict.fromkeys(sets, arguments.out or Path("accuracy.csv"))
     for file in files.values():
-        refuse_overwriting(file, arguments.force)
+        refuse_overwriting(file, arguments.force, is_folder=False)
     alphas = parse_alphas(arguments.alphas) if arguments.alphas else None
     from engine.data import descriptions
     from engine.evaluation import user_models
@@ -133,7 +133,7 @@ def _campaign(
     run = record.find(arguments.campaign, arguments.overrides)
     files = {name: arguments.out or run.report / f"accuracy-on-{name}.csv" for name in sets}
     for file in files.values():
-        refuse_overwriting(file, arguments.force)
+        refuse_overwriting(file, arguments.force, is_folder=False)
     from engine.grid import own_sets
     from engine.machine import ranks
     from engine.report import on_sets

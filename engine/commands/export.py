@@ -37,7 +37,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    refuse_overwriting(arguments.out, arguments.force)
+    refuse_overwriting(arguments.out, arguments.force, is_folder=True)
     first_line.show(f"reading {arguments.source}")
     folder = Path(arguments.source)
     is_cell = (folder / "cell.json").is_file()

@@ -43,7 +43,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    refuse_overwriting(arguments.out, arguments.force)
+    refuse_overwriting(arguments.out, arguments.force, is_folder=True)
     base, holdout = arguments.base, arguments.holdout
     models = [Path(model) for model in arguments.models]
     for place in (*models, *filter(None, (base, holdout))):  # before imports that take seconds

@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> None:
     if len(names) > 1 and out is None:
         raise CampaignError("several campaigns need a folder for their common report: --out DIR")
     if out:
-        refuse_overwriting(out, arguments.force)
+        refuse_overwriting(out, arguments.force, is_folder=True)
     first_line.show(f"reading the predictions of {', '.join(names)}")
     runs = [run for name in names for run in _finished(name, arguments.overrides)]
     for record in [run.record for run in runs] if arguments.compare else ():

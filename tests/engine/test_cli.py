@@ -102,3 +102,12 @@ def test_recipes_are_a_short_table_and_a_campaigns_rows(capsys):
     assert "ewc_paper               EWC (paper)     base: ewc, method: {variant: paper}\n" in shown
     assert cli.main(["recipes", "emoj"]) == 2
     assert "no campaign 'emoj'; did you mean 'emoji'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", ["export emoji", "merge soup a.pt b.pt", "report emoji"])
+def test_a_folder_is_not_written_where_a_file_is(words, tmp_path, capsys):
+    out = tmp_path / "mine"
+    out.write_text("mine")
+    assert cli.main([*words.split(), "--out", str(out), "--force"]) == 2
+    assert f"{out} is a file, not a folder: --out writes elsewhere" in capsys.readouterr().err
+    assert out.read_text() == "mine"

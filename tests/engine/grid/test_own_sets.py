@@ -104,6 +104,7 @@ def test_what_is_not_possible_is_refused_before_any_work(finished, capsys, tmp_p
     refused = {
         ("--sets", f"{finished}/mine/few"): "few is a set of the campaign",
         ("--sets", new_set, "--out", str(existing)): "there.csv is there already: --force",
+        ("--sets", new_set, "--out", str(tmp_path), "--force"): "is a folder, not a file: --out",
         ("--sets", new_set, "--arch", "test_vit"): "--arch is for --models",
         ("--sets", new_set, "optimizer.lr=0.5"): "no finished run",
     }
