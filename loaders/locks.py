@@ -29,8 +29,8 @@ LAPSE_S = 60  # without a change: a holder that is stopped for longer loses the 
 def held(path: Path, on_wait: Callable[[], object]) -> Iterator[None]:
     """Hold the lock file `path`, which names its holder, until the block ends or the process dies.
 
-    on_wait: called where another process holds it, before this one waits; it may raise. Of a lease
-    that is known only after `LAPSE_S`.
+    on_wait: called where another process holds it, before this one waits; it may raise. A lease
+    shows only after `LAPSE_S` that somebody holds it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     try:

@@ -103,7 +103,7 @@ class Record:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder alone; the kernel frees it when the process ends. Raises DownloadError."""
+    """Hold a folder alone, until the process ends at most. Raises DownloadError."""
 
     def refuse() -> NoReturn:
         raise DownloadError(

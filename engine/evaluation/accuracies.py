@@ -149,7 +149,7 @@ def on_set(
 
 
 def compared(run: Run, mix: Average, *, intervals: bool = False) -> dict[str, tuple[OnSet, OnSet]]:
-    """By set, the rows of the pre-trained model and of one of the run's cell, from the store."""
+    """By set, the rows of the pre-trained model and of a model of the run, from the store."""
     models = [Model.named("before", {run.base.name: 1.0}), Model.named("after", mix)]
     pairs = {}
     for name in run.recipe.dataset.places:

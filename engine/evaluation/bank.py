@@ -1,9 +1,7 @@
 """A bank of models that see the same images, in groups that fit on the device together.
 
-An ensemble's members stand in one group with it, so that their logits are at hand together; those
-that are evaluated anyway run once for both.
-
-For a larger bank the images are read once a group of models.
+An ensemble needs the logits of its members together, so they stand in its group. A member that is
+evaluated by itself too runs once for both. The images are read once a group.
 """
 
 from __future__ import annotations
@@ -33,7 +31,7 @@ WEIGHTS_SHARE = 0.5  # of the free memory; the rest is for images and activation
 def loaded(
     run: Run, averages: Group, parents: Mapping[str, Cell]
 ) -> Iterator[tuple[Group, list[list[Model]]]]:
-    """The averages in groups, and of each the models whose logits it is the mean of, on the device.
+    """The averages in groups, and the models of each, on the device; its logits are their mean.
 
     Drop a group's models before the next. Raises ValueError, naming its members, for an ensemble
     that does not fit on the device.
