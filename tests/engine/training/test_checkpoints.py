@@ -296,6 +296,7 @@ def test_a_folder_in_place_of_a_marker_is_no_checkpoint(tmp_path):
     assert files.newest() == 1
     files.write(2, {"a": torch.ones(1)}, "{}")
     assert files.steps() == [2, 1] and files.newest() == 2
+    assert files.newest(before=2) == 1 and files.newest(before=1) == 0
 
 
 def run_worker(
