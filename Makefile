@@ -1,4 +1,5 @@
 # make demo | test | check | exhaustive | faults | bench | docs | constraints; each first does the missing set-up.
+# make setup does it alone; make clean removes what it made and keeps results.
 # make demo MODEL=vit runs the demo's grid on a ViT.
 # make gate [TORCH=2.15.0 TRITON=3.9.0] compiles all kernels with another pair: 7 GB, some minutes.
 # make avx2 runs a short part of the tests as on a processor without AVX-512.

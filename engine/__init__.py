@@ -120,7 +120,7 @@ def predictions(name: str, sets: Sequence[str] | None = None, *words: str) -> pa
 
     sets: those evaluated on; None: all. A row a model and image: the model's columns as in
     `results`, its training's seed, and index, source, label, top1, p_top1, p_true and margin (the
-    true class's logit minus the largest other), with group and weight where a set has them. Raises
+    true class's logit minus the largest other), with group where parts of a set count alike. Raises
     CampaignError as `results`, ValueError for a set that the campaign has not.
     """
     import dataclasses

@@ -25,7 +25,7 @@ from engine.grid.campaign import Plan
 from engine.machine import quiet, ranks
 
 SETS = ("upstream", "first", "second")
-# All but FLYP, which trains CLIP's text tower.
+# All but ensembles, and FLYP, which trains CLIP's text tower.
 METHODS = (
     "fine_tune", "linear_probe", "visual_prompt", "lora", "ewc", "lwf", "lp_ft", "wise_ft", "soup",
     "greedy_soup", "l2sp", "spd", "lines", "model_stock", "ties", "task_arithmetic",

@@ -60,7 +60,7 @@ def write_into(folder: Path, results: Results, *, figures: bool = False) -> Path
 
 
 def tables(results: Results) -> dict[str, pandas.DataFrame]:
-    """The report's CSV files by name; docs/numbers.md says what their columns are."""
+    """The report's CSV files by name; docs/campaigns.md says what they hold."""
     grid, cells = results.grid, results.grid.cells
     headline = cells.drop_duplicates("arm").set_index("arm")["headline"]
     mri = grid.mri.table("mri")
