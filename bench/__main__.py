@@ -53,7 +53,7 @@ def _case(
             for row in contest.hold(current, device, seconds=seconds):
                 results.add(row)
             del current  # before the next is built: two would not fit
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         print(f"skipped: {error}")
         return True
     except Exception as error:  # the next case is timed all the same

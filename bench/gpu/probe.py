@@ -6,7 +6,6 @@ that fails says why, and the next one follows.
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 import tempfile
 import time
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bench.gpu.stages import ENGINE, parser
+from bench.gpu.stages import ENGINE, lacking, parser
 from bench.report import Results
 from bench.timing import interleave
 
@@ -114,8 +113,7 @@ def compilations(device: torch.device) -> dict[str, int]:
 
 def model_dtype(device: torch.device) -> dict[str, str]:
     """The dtype in which a model's products compute while the engine trains it."""
-    missing = [name for name in ENGINE if importlib.util.find_spec(name) is None]
-    if missing:
+    if missing := lacking(ENGINE):
         raise Missing(f"this Python lacks {', '.join(missing)}")
     from engine.grid.speed import Bench
     from engine.machine import ranks

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import importlib.util
 import sys
 from collections.abc import Sequence
@@ -10,7 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MINUTES = 8.0
-ENGINE = ("timm", "deepspeed", "msgspec", "pyarrow", "safetensors", "PIL", "tqdm")
+ENGINE = (
+    *("timm", "deepspeed", "msgspec", "pyarrow", "safetensors", "PIL", "tqdm", "psutil"),
+    "filelock>=4.3",
+)
 WORKERS = 4  # tests compile a kernel each, one after the other in a process
 
 
@@ -29,7 +33,22 @@ class Stage:
     @property
     def missing(self) -> list[str]:
         """Needed packages that this Python lacks."""
-        return [name for name in ("torch", *self.needs) if importlib.util.find_spec(name) is None]
+        return lacking(("torch", *self.needs))
+
+
+def lacking(needs: Sequence[str]) -> list[str]:
+    """Those of the needed packages, `name` or `name>=1.2`, that this Python does not have."""
+    return [need for need in needs if not _is_there(need)]
+
+
+def _is_there(need: str) -> bool:
+    name, _, least = need.partition(">=")
+    if importlib.util.find_spec(name) is None:
+        return False
+    if not least:
+        return True
+    parts = importlib.metadata.version(name).split(".")[:2]
+    return [int(part) for part in parts] >= [int(part) for part in least.split(".")]
 
 
 def stages(out: Path, device: str, small: bool) -> list[Stage]:

@@ -37,7 +37,7 @@ def checked(recipe: Recipe) -> Recipe:
     if recipe.evaluate.calibration and not recipe.dataset.holdout:
         raise RecipeError(
             "evaluate.calibration: a temperature is fitted on the hold-out of the set fine-tuned "
-            "on; set dataset.holdout above 0"
+            "on; set dataset.holdout above 0, or leave evaluate.calibration off"
         )
     if recipe.dataset.shots and recipe.dataset.portion < 1:
         raise RecipeError(

@@ -54,10 +54,10 @@ def test_a_stage_ends_with_its_time_and_leaves_no_process(replaced, tmp_path):
 
 
 def test_a_stage_without_its_packages_is_not_run_and_they_are_named(replaced, tmp_path, capfd):
-    replaced += [stage("engine", "exit(1)", needs=("no_such_package", "json", "other_package"))]
+    replaced += [stage("engine", "exit(1)", needs=("no_such_package", "json", "numpy>=999.0"))]
     status, outcomes = run(tmp_path)
     assert status == 1  # nothing ran
-    why = "this Python lacks no_such_package, other_package"
+    why = "this Python lacks no_such_package, numpy>=999.0"
     assert outcomes["engine"] == {"stage": "engine", "state": "not run", "why": why}
     printed = capfd.readouterr().out
     assert why in printed and "not run: engine" in printed
