@@ -71,7 +71,7 @@ class Contest:
 
 
 def cases(name: str) -> Callable[[torch.device, Scale], Iterator[Contest]]:
-    """The contests of a case. Raises ImportError where one of its packages is missing."""
+    """The contests of a case. Raises ModuleNotFoundError where one of its packages is missing."""
     return importlib.import_module(f"bench.{name}").contests
 
 

@@ -40,7 +40,7 @@ from engine.recipe.schema import ModelRecipe
 from loaders.benchmarks import emoji
 
 if importlib.util.find_spec("snakemake") is None:
-    raise ImportError("a campaign's jobs need snakemake")
+    raise ModuleNotFoundError("a campaign's jobs need snakemake")
 
 METHODS = ("fine_tune", "linear_probe", "ewc", "lwf", "lp_ft", "wise_ft", "soup")
 UPSTREAM, CORES = "upstream", 2

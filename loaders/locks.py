@@ -35,7 +35,7 @@ def held(path: Path, on_wait: Callable[[], object]) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         lock: BaseFileLock = FileLock(path, poll_interval=LOOK_S, fallback_to_soft=False)
-        _take(lock, LOOK_S, on_wait)  # at 0 it is missed where the last holder just goes
+        _take(lock, 0, on_wait)
     except OSError as error:
         if error.errno not in NO_FLOCK:
             raise

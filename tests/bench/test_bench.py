@@ -93,7 +93,7 @@ def test_peers_and_cases_without_their_packages_are_named(replaced, tmp_path, ca
     def contests(device, scale):
         peers = (PEER, *contest.tried("other", build))
         yield Contest("c", Entrant("ours", int), peers)
-        raise ImportError("a campaign's jobs need snakemake")
+        raise ModuleNotFoundError("a campaign's jobs need snakemake")
 
     monkeypatch.setattr(contest, "cases", lambda name: contests)
     assert run(tmp_path, "grid") == 0

@@ -29,13 +29,15 @@ def term(builder: Builder):
     base = builder.network(builder.base)
 
     def ewc(net, x, logits):
-        """lam / 2 sum F (theta - theta_pre)^2, F with mean 1: Kirkpatrick et al. 2017, eq. 3."""
+        """lam / 2 sum F (theta - theta_pre)^2, F with mean 1: Kirkpatrick et al. 2017, eq. 3.
+
+        F is cut where steps of SGD with momentum 0.9 would overshoot the anchor."""
         fisher = builder.fisher(options.fisher_images, options.fisher_labels)
         mean = torch.cat([values.flatten() for values in fisher.values()]).mean()
-        anchor = base.state_dict()
+        anchor, bound = base.state_dict(), 1.9 / (LR * options.lam)
         pulls = [
-            ((fisher[name] / mean).to(x.device) * (parameter - anchor[name]) ** 2).sum()
-            for name, parameter in net.named_parameters()
+            ((fisher[name] / mean).clamp(max=bound).to(x.device) * (p - anchor[name]) ** 2).sum()
+            for name, p in net.named_parameters()
         ]
         return options.lam / 2 * torch.stack(pulls).sum()
 
