@@ -54,7 +54,7 @@ def what_was_run(results: Results) -> Section | None:
         if of.failure
     ]
     settings = [(k, str(v)) for k, v in record.settings.items() if k.split(",")[0] != ROWS]
-    recipes = [{"method": record.methods.get(key, key)} | of for key, of in results.recipes]
+    recipes = [{"method": record.methods.get(key, key), **of} for key, of in results.recipes]
     tables = [
         Table(
             "missing-columns",
