@@ -16,7 +16,7 @@ from engine.data import imagenet
 from engine.machine.files import digest
 from engine.recipe.schema import DatasetRecipe, ModelRecipe, Recipe
 from loaders import folders, rgb, trees
-from loaders.benchmarks import emoji
+from loaders.benchmarks import emoji, objectnet
 from loaders.beton import size_of
 from loaders.encode import Images, encode, left_out
 from loaders.pack import MANIFEST, Pack
@@ -89,8 +89,8 @@ def make_pack(
 
 def _opener(dataset: DatasetRecipe, name: str) -> Callable[[Any], Any]:
     """How an image of the set is opened."""
-    if dataset.kind == "imagenet":
-        return imagenet.opener(name)
+    if dataset.kind == "imagenet" and name == imagenet.OBJECTNET:
+        return objectnet.open_image
     return emoji.open_image if dataset.kind == "emoji" else trees.open_image
 
 
@@ -108,9 +108,8 @@ def identity(dataset: DatasetRecipe, model: ModelRecipe, name: str) -> dict[str,
     if dataset.kind == "imagenet":
         key = imagenet.identity(dataset, name)
     else:
-        unrelated = {"name", "sets", "train_sets", "holdout", "shots", "portion"}
+        unrelated = {"name", "sets", "train_sets", "holdout", "shots", "portion", "thumbnails"}
         unrelated |= {"objectnet", "objectnet_terms", "subsample", "train_images"}
-        unrelated |= {"thumbnails"}
         unrelated |= {"undecodable", "background"}  # added below unless they are the default
         key = {k: v for k, v in dataclasses.asdict(dataset).items() if k not in unrelated}
     if dataset.undecodable == "skip":
