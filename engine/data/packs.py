@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import logging
 import os
 from collections.abc import Callable, Mapping
@@ -148,14 +147,9 @@ def _check_source(pack: Pack, root: Path) -> None:
         )
 
 
-@functools.cache
-def _artwork(cache: Path) -> emoji.Artwork:
-    return emoji.fetch(cache)  # opening it takes over a second; ten sets share it
-
-
 def _emoji(dataset: DatasetRecipe, name: str, cache: Path) -> Listing:
     styles = emoji.UPSTREAM if name == dataset.upstream else (name,)
-    concepts = _artwork(cache).choose(dataset.classes, dataset.seed)
+    concepts = emoji.fetch(cache).choose(dataset.classes, dataset.seed)
     rendering = (dataset.renderings, dataset.seed, dataset.source_px)
     return Listing(
         emoji.items(cache, styles, concepts, *rendering),
