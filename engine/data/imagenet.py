@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 from engine.errors import nearest
 from engine.recipe.schema import DatasetRecipe
-from loaders import trees
 from loaders.benchmarks import imagenet, imagenet_c, objectnet
 from loaders.pack import Pack
 from loaders.trees import Listing
