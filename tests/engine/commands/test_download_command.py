@@ -1,7 +1,5 @@
 """`rib download` against a server on this machine with tiny archives of every set."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Iterator
