@@ -177,7 +177,7 @@ def _transfer(
             unit_scale=True, leave=False,
         ) as bar:  # fmt: skip
 
-            def seen(done: int, _: int | None) -> None:
+            def seen(done: int) -> None:
                 bar.update(done - bar.n)
 
             progress = download.Progress(seen, stop)
@@ -208,13 +208,12 @@ def _unpack(target: Target, password: str) -> str:
     from loaders import archives
 
     name = target.file.name
-    if target.file.unpack == "zip" and archives.needs_password(target.archive):
-        if not password:
-            raise ValueError(
-                f"{name} is there and opens with a password ({target.source.password}); run the "
-                "same command at a terminal, and type it"
-            )
-        archives.check_password(target.archive, password)
+    is_zip = target.file.unpack == "zip"
+    if is_zip and not password and archives.needs_password(target.archive):
+        raise ValueError(
+            f"{name} is there and opens with a password ({target.source.password}); run the "
+            "same command at a terminal, and type it"
+        )
     with tqdm(desc=f"unpack {name}", unit="file", leave=False) as bar:
         for done, total in downloads.unpack(target, password):
             bar.total = total

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 from engine.errors import nearest
 from engine.recipe.schema import DatasetRecipe
-from loaders import trees
 from loaders.benchmarks import imagenet, imagenet_c, objectnet
 from loaders.pack import Pack
 from loaders.trees import Listing
@@ -71,21 +70,17 @@ def read(dataset: DatasetRecipe, name: str, source: Path, *, partial: bool = Fal
     elif name == IMAGENET_C:
         listing = imagenet_c.read(source, name, wnids(), images_drawn(dataset), dataset.seed)
     elif name == "imagenet_v2":
-        listing = imagenet.by_integer(source, name, wnids())
+        listing = imagenet.by_folder(source, name, wnids(), map(str, range(len(wnids()))))
     elif name == "imagenet_val":
         listing = imagenet.validation(source, name, wnids())
     elif name == "imagenet_train":
-        listing = imagenet.by_wnid(source, name, wnids(), place="train")
+        listing = imagenet.by_folder(imagenet.below(source, "train"), name, wnids())
     else:
-        listing = imagenet.by_wnid(source, name, wnids(_SUBSETS.get(name, "")))
+        listing = imagenet.by_folder(source, name, wnids(_SUBSETS.get(name, "")))
     # A sample of IN-C may lack classes.
     drawn = name == IMAGENET_C and images_drawn(dataset) is not None
     counts = [] if drawn else imagenet.faults(listing.items, listing.classes, *SIZES[name])
     faults = [*listing.faults, *counts]
-    # The parts of IN-C are counted already, and to compare images there would take hours.
-    compared = name != IMAGENET_C and len(listing.items) != SIZES[name].images
-    if compared and (copies := imagenet.copies(listing.items)):
-        faults.append(f"{len(copies)} images are there twice: {trees.first_names(copies)}")
     if faults and not partial:
         raise ValueError(
             f"{source} is not the published {name}: {'; '.join(faults)}. Complete it, or give "
