@@ -126,7 +126,7 @@ def row_sums(q: Tensor, f: Tensor, g: Tensor, kappa: Tensor) -> Tensor:
 
 def quantize(cost: Tensor) -> list[Tensor]:
     """Truth of `kernels.transport.quantize`, which the CPU runs; the cost is overwritten."""
-    low, high = torch.aminmax(cost, dim=1)
+    low, high = cost.amin(1), cost.amax(1)  # aminmax takes nine times as long on a CPU
     step = ((high - low) / 65535).clamp_(min=torch.finfo(torch.float32).tiny)
     scaled = cost.sub_(low[:, None]).mul_(step.reciprocal()[:, None])
     return [scaled.round_().sub_(32768).to(torch.int16), low, step]
