@@ -30,7 +30,8 @@ def intervals(grid: Grid) -> pandas.DataFrame:
     each = grid.mean(cells, ["arm", "downstream", "evaluated_on"])
     parts = [_rows(each, "accuracy"), _rows(grid.ri, "RI"), _rows(grid.mri, "mRI")]
     parts += [_rows(each, name) for name in names]
-    parts += [_rows(grid.mean(elsewhere, ["arm"]), name) for name in names]
+    others = grid.mean(elsewhere, ["arm"])
+    parts += [_rows(others, name) for name in names]
     changed = trained[trained["evaluated_on"] == upstream]
     counted = changed[changed["downstream"].isin(grid.downstreams)]
     by_cell = grid.mean(changed, ["arm", "downstream", "evaluated_on"], of="change")
