@@ -8,8 +8,6 @@ of model and image. So every true accuracy is a normal probability, and every ag
 one.
 """
 
-from __future__ import annotations
-
 import argparse
 import functools
 import sys

@@ -1,7 +1,5 @@
 """Prediction stores made up for tests: a file an evaluation, with chosen hits."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence

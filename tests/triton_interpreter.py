@@ -4,8 +4,6 @@ TRITON_INTERPRET must be set before kernels are imported, so test modules mark s
 `interpreted`, and `tests/kernels/test_interpreter.py` runs all of them through `run_interpreted`.
 """
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """What one training step and one evaluated batch ask of a GPU's host: launches, and no wait."""
 
-from __future__ import annotations
-
 from collections import Counter
 
 import numpy as np
