@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -43,7 +42,7 @@ GLOSSARY = {
 
 
 def contact_sheet(results: Results) -> Section | None:
-    png = base64.b64decode(results.record.contact_sheet)
+    png = results.record.contact_sheet
     if not png:
         return None
     alt = f"Samples of {results.record.upstream} and {', '.join(results.record.sets)}"
@@ -51,7 +50,7 @@ def contact_sheet(results: Results) -> Section | None:
         "contact-sheet",
         "What the sets look like",
         "Images of every set, of the size that the models see.",
-        pictures={"": [Picture(f"Contact sheet. {alt}.", png)]},
+        pictures={"": [Picture(f"Contact sheet. {alt}.", f"data:image/png;base64,{png}")]},
     )
 
 

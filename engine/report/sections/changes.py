@@ -104,9 +104,6 @@ def forgotten(results: Results) -> Section | None:
     if change not in shown:
         return None
     means = shown[["model", "method", "variant", *UPSTREAM]].dropna(subset=change)
-    cells = results.cells
-    cells = cells[(cells["evaluated_on"] == upstream) & (cells["downstream"] != upstream)]
-    dots = cells[["model", "method", "downstream", "change_pts"]]
     before = ", ".join(
         f"{rounded(results.before(model)[upstream])}%{results.of(model)}"
         for model in dict.fromkeys(means["model"])
@@ -115,10 +112,7 @@ def forgotten(results: Results) -> Section | None:
         "upstream-change",
         f"Upstream, accuracy changes by {between(means, change, 'method')}",
         f"Change in accuracy on {upstream}, in points, from {before} before. No part of RI.",
-        figures=[
-            _forgotten(results, model, rows, dots[dots["model"] == model])
-            for model, rows in groups(means, "model")
-        ],
+        figures=[_forgotten(results, *of) for of in groups(means, "model")],
         tables=[
             Table(
                 "upstream-change",
@@ -129,14 +123,12 @@ def forgotten(results: Results) -> Section | None:
     )
 
 
-def _forgotten(
-    results: Results, model: str, means: pandas.DataFrame, dots: pandas.DataFrame
-) -> Figure:
-    data = pandas.concat([means, dots], ignore_index=True).drop(columns=["model", "variant"])
+def _forgotten(results: Results, model: str, means: pandas.DataFrame) -> Figure:
+    data = means[["method", *UPSTREAM]]
     return Figure(
         slug("upstream-change", model),
-        f"The mean and its 95% interval; a dot for each set fine-tuned on{results.of(model)}.",
+        f"The mean over the sets fine-tuned on, with its 95% interval{results.of(model)}.",
         f"Mean change on {results.record.upstream}: {named_numbers(means, 'method', UPSTREAM[0])}.",
         data,
-        charts.bars(data, UPSTREAM[0], dots="change_pts"),
+        charts.bars(data, UPSTREAM[0]),
     )

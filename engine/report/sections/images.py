@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-
 import pandas
 
 from engine.measures.image_changes import GAINED, MOST
@@ -44,7 +42,7 @@ def section(results: Results) -> Section | None:
         words = f"{label}: {answers} after; {change.change} by {change.rows} of {change.of} models"
         of_model = f"{change.model}, " if len(results.models) > 1 else ""
         gallery = pictures.setdefault(f"{of_model}{change.evaluated_on}: {change.change}", [])
-        gallery.append(Picture(words, base64.b64decode(webp)))
+        gallery.append(Picture(words, f"data:image/webp;base64,{webp}"))
     most = max(changes, key=lambda change: change.rows / change.of)
     return Section(
         "images",

@@ -124,34 +124,27 @@ def _keys(results: Results) -> list[str]:
 
 
 def _figure(results: Results, summary: pandas.DataFrame, keys: Sequence[str]) -> Figure:
-    """mRI against the first numeric key, a colour for each value of the next."""
-    x = next((key for key in keys if _is_numeric(key, summary[key])), keys[0])
-    rest = [key for key in keys if key != x]
-    rows = summary.to_dict("records")
-    is_numeric = _is_numeric(x, summary[x])
-    data = summary[["mRI_pts", "mRI_low", "mRI_high"]].assign(
-        variant=[_words(row, keys) for row in rows],
-        x=summary[x] if is_numeric else summary[x].astype(str),
-        line=[_words(row, rest) for row in rows],
-    )
-    if rest:
-        data["color"] = summary[rest[0]]
-    values = sorted(set(data["x"])) if is_numeric else []
-    options: dict[str, Any] = {
-        "x_title": x,
-        "ticks": {value: f"{value:g}" for value in values} if len(values) <= MOST_TICKS else {},
-        "log": bool(values) and values[0] > 0 and values[-1] / values[0] > 10 * (1 + 1e-9),
-        "detail": "line",
-    }
+    """mRI against the first numeric key, a colour for the values of the others; of words, bars."""
+    x = next((key for key in keys if _is_numeric(key, summary[key])), "")
+    rest, rows = [key for key in keys if key != x], summary.to_dict("records")
+    data = summary[["mRI_pts", "mRI_low", "mRI_high"]]
+    data = data.assign(method=[_words(row, keys) for row in rows])
+    spec = charts.bars(data, "mRI_pts")
+    if x:
+        (title,) = results.record.methods.values()
+        data = data.assign(x=summary[x], line=[_words(row, rest) or title for row in rows])
+        values = sorted(set(data["x"]))
+        ticks = {value: f"{value:g}" for value in values} if len(values) <= MOST_TICKS else {}
+        log = values[0] > 0 and values[-1] / values[0] > 10 * (1 + 1e-9)
+        spec = charts.curve(data, "x", "mRI_pts", "line", x_title=x, ticks=ticks, log=log)
     return Figure(
         slug("sweep", results.models[0]),
-        f"mRI of each variant in points against {x}, with its 95% interval"
-        + (f"; a colour for each {rest[0]}" if rest else "")
-        + (f"; a line for each {', '.join(rest[1:])}" if rest[1:] else "")
+        f"mRI of each variant in points{f' against {x}' * bool(x)}, with its 95% interval"
+        + (f"; a colour for each {', '.join(rest)}" if x and rest else "")
         + ". It is measured on the test sets, by which no variant may be chosen.",
-        f"mRI by {', '.join(keys)}: from {between(data, 'mRI_pts', 'variant')}.",
+        f"mRI by {', '.join(keys)}: from {between(data, 'mRI_pts', 'method')}.",
         data,
-        charts.curve(data, "x", "mRI_pts", "color" if rest else "", **options),
+        spec,
     )
 
 

@@ -14,7 +14,7 @@ import pandas
 
 from engine.report.results import Results
 from engine.report.section import Section, Table
-from engine.report.text import signed, words
+from engine.report.text import signed
 
 TRAINING = ("optimizer.", "train.")
 HELD_OUT = "held_out_accuracy_pct"
@@ -40,7 +40,7 @@ def section(results: Results) -> Section | None:
     of_recipe = "" if pandas.isna(plain) else f", {signed(plain)} as its recipe has it"
     return Section(
         "tuning",
-        f"With {words(settings)} settings for every method, {first['method']} has the highest mRI: "
+        f"With {settings} settings for every method, {first['method']} has the highest mRI: "
         f"{signed(first['mRI_tuned_pts'])} points{of_recipe}",
         "Every method was trained in the same number of settings. For each set fine-tuned on, its "
         "setting is the one with the highest accuracy on that set's held-out images; no set that "

@@ -50,7 +50,7 @@ def test_each_method_has_the_setting_that_is_best_on_held_out_images(tmp_path: P
     ]
     section = tuning.section(results(tmp_path, attempts=attempts))
     assert section is not None and section.heading == (
-        "With three settings for every method, LwF has the highest mRI: +20.0 points, 0.0 as its "
+        "With 3 settings for every method, LwF has the highest mRI: +20.0 points, 0.0 as its "
         "recipe has it"
     )
     methods, chosen = (table.data for table in section.tables)
