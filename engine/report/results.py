@@ -175,17 +175,15 @@ def published(model: str) -> Mapping[str, Any]:
 
 
 def of_campaign(run: FinishedCampaign, models_csv: Path | None = None) -> Results:
-    """Results from the predictions that a record names.
-
-    models_csv: users' accuracies for the trend lines of effective robustness (`model_rows.read`).
-    """
+    """Results from the predictions that a record names; models_csv: as in `of_record`."""
     return of_record(run.record, run.evaluations, models_csv)
 
 
 def of_record(
     record: Record, evaluations: Sequence[Evaluation], models_csv: Path | None = None
 ) -> Results:
-    """Results of a record's evaluations, with absolute paths."""
+    """Results of a record's evaluations, with absolute paths. models_csv: users' accuracies for the
+    trend lines of effective robustness (`model_rows.read`)."""
     given = model_rows.read(models_csv, record.sets, record.upstream) if models_csv else None
     grid = metrics.gather(evaluations, record.sets, record.upstream, record.downstreams)
     return of_grid(record, grid, given)
