@@ -8,7 +8,6 @@ its parts are of one file.
 from __future__ import annotations
 
 import errno
-import shutil
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -49,9 +48,9 @@ class Remote:
 
 @dataclass
 class Progress:
-    """What a download tells and listens to. seen: called with the bytes there are and the total."""
+    """What a download tells and listens to. seen: called with how many bytes there are."""
 
-    seen: Callable[[int, int | None], None] = lambda done, total: None
+    seen: Callable[[int], None] = lambda done: None
     stop: threading.Event = field(default_factory=threading.Event)
 
 
@@ -62,7 +61,6 @@ def fetch(remote: Remote, folder: Path, progress: Progress | None = None) -> str
     an error stays in `NAME.part`, and the next call goes on from there. Raises DownloadError where
     no address gives the file or the disk is full, Stopped after `progress.stop`.
     """
-    progress = progress or Progress()
     path, part = folder / remote.name, folder / f"{remote.name}.part"
     if path.is_file():
         return ""
@@ -70,7 +68,7 @@ def fetch(remote: Remote, folder: Path, progress: Progress | None = None) -> str
     failures: list[str] = []
     for address in remote.addresses:
         try:
-            _read(address, remote, part, progress)
+            _collect(address, remote, part, progress or Progress())
         except (Unavailable, Mismatch) as error:
             failures.append(f"{address}: {error}")
             continue
@@ -94,31 +92,30 @@ def check(path: Path, remote: Remote) -> None:
         raise Mismatch(f"its {remote.algorithm} is {actual}, not {remote.checksum}")
 
 
-def _read(address: str, remote: Remote, part: Path, progress: Progress) -> None:
+def _collect(address: str, remote: Remote, part: Path, progress: Progress) -> None:
     """Collect the whole file in `part` and check it.
 
     A part that does not fit is removed, and one that was there before is read again from its start:
     it may be of another version. Raises Unavailable, Mismatch, DownloadError or Stopped.
     """
-    resumed = _size(part) > 0
-    _collect(address, remote, part, progress)
-    try:
-        check(part, remote)
-    except Mismatch:
-        part.unlink()
-        if not resumed:
-            raise
-        _read(address, remote, part, progress)
-
-
-def _collect(address: str, remote: Remote, part: Path, progress: Progress) -> None:
     failed, most = 0, _size(part)
+    resumed = most > 0
     while True:
         try:
-            return _attempt(address, remote, part, progress)
+            _attempt(address, remote, part, progress)
+            return check(part, remote)
+        except Mismatch:
+            part.unlink()
+            if not resumed:
+                raise
+            resumed = False
         except (OSError, HTTPException) as error:
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise _no_room(part, str(error)) from error
+                raise DownloadError(
+                    f"{part.parent} has no room for {remote.name} ({error}); make room, or give "
+                    "another folder by --to. What has arrived is safe: the same command goes on "
+                    "from there"
+                ) from error
             # A server that always sends the file from its start and stops at the same byte fails.
             failed = 0 if _size(part) > most else failed + 1
             most = max(most, _size(part))
@@ -135,18 +132,15 @@ def _attempt(address: str, remote: Remote, part: Path, progress: Progress) -> No
     response = responses.open_at(address, start)
     if response is None:  # nothing is left of the file
         return
-    with response.stream as stream:
-        total, done = response.total, response.start
+    stream, done, total = response
+    with stream:
         if remote.size and total not in (None, remote.size):
             raise Unavailable(f"its file has {total:,} bytes, not {remote.size:,}")
-        missing = (total or remote.size) - done
-        if missing > (free := shutil.disk_usage(part.parent).free):
-            raise _no_room(part, f"{missing:,} bytes are needed, {free:,} are free")
         with part.open("ab" if done else "wb") as file:
             while chunk := stream.read1(_CHUNK):
                 file.write(chunk)
                 done += len(chunk)
-                progress.seen(done, total)
+                progress.seen(done)
                 if progress.stop.is_set():
                     raise Stopped
     if total is not None and done < total:
@@ -155,10 +149,3 @@ def _attempt(address: str, remote: Remote, part: Path, progress: Progress) -> No
 
 def _size(part: Path) -> int:
     return part.stat().st_size if part.is_file() else 0
-
-
-def _no_room(part: Path, why: str) -> DownloadError:
-    return DownloadError(
-        f"{part.parent} has no room for {part.stem} ({why}); make room, or give another folder by "
-        "--to. What has arrived is safe: the same command goes on from there"
-    )

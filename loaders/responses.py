@@ -10,8 +10,8 @@ import re
 import urllib.error
 import urllib.parse
 import urllib.request
-from dataclasses import dataclass
 from http.client import HTTPException, HTTPResponse
+from typing import NamedTuple
 
 TIMEOUT_S = 30.0
 _PAGE = 1 << 20  # bytes that are read of an HTML page
@@ -27,8 +27,7 @@ class Unavailable(Exception):
 ERRORS = (OSError, HTTPException, Unavailable)
 
 
-@dataclass
-class Response:
+class Response(NamedTuple):
     """The bytes of a file from `start` on. total: of the whole file, None where it is not said."""
 
     stream: HTTPResponse
@@ -42,34 +41,26 @@ def open_at(address: str, start: int = 0) -> Response | None:
 
     Raises Unavailable, OSError or HTTPException.
     """
-    headers = {"User-Agent": "rib-engine"} | ({"Range": f"bytes={start}-"} if start else {})
-    stream = _request(address, headers)
-    if stream is not None and stream.headers.get_content_type() == "text/html":
-        with stream:
-            title = _TITLE.search(stream.read(_PAGE).decode(errors="replace"))
-        named = " ".join(title[1].split()) if title else "no title"
-        raise Unavailable(f"a web page comes in place of the file: {named}")
-    return stream and _response(stream, start)
-
-
-def _request(address: str, headers: dict[str, str]) -> HTTPResponse | None:
     if urllib.parse.urlsplit(address).scheme not in ("http", "https"):
         raise Unavailable("it is no http or https address")
-    request = urllib.request.Request(address, headers=headers)
+    headers = {"User-Agent": "rib-engine"} | ({"Range": f"bytes={start}-"} if start else {})
     try:
-        return urllib.request.urlopen(request, timeout=TIMEOUT_S)
+        request = urllib.request.Request(address, headers=headers)
+        stream = urllib.request.urlopen(request, timeout=TIMEOUT_S)
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == 416:  # the file is no longer than the range's start
             return None
-        if error.code >= 500 or error.code in _PASSING:
-            raise OSError(f"the server answers {error.code} {error.reason}") from error
-        raise Unavailable(f"the server answers {error.code} {error.reason}") from error
-
-
-def _response(stream: HTTPResponse, start: int) -> Response:
-    length = stream.headers.get("Content-Length")
+        passes = error.code >= 500 or error.code in _PASSING
+        kind = OSError if passes else Unavailable
+        raise kind(f"the server answers {error.code} {error.reason}") from error
+    if stream.headers.get_content_type() == "text/html":
+        with stream:
+            title = _TITLE.search(stream.read(_PAGE).decode(errors="replace"))
+        named = " ".join(title[1].split()) if title else "no title"
+        raise Unavailable(f"a web page comes in place of the file: {named}")
     if stream.status != 206:
+        length = stream.headers.get("Content-Length")
         return Response(stream, 0, int(length) if length else None)
     sent = _RANGE.fullmatch(stream.headers.get("Content-Range", ""))
     if sent is None or int(sent[1]) != start:

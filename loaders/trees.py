@@ -190,8 +190,6 @@ def _archive(path: Path) -> Iterator[File]:
 def _members(whole: io.BufferedReader, place: Place, prefix: str, changed: int) -> Iterator[File]:
     """Files of the archive at `place`; an archive inside counts as a folder."""
     path = place.path
-    if prefix.count("/") > _DEEPEST:
-        raise ValueError(f"{path}: archives lie in archives more than {_DEEPEST} deep; unpack them")
     whole.seek(place.offset)
     with tarfile.open(fileobj=whole, mode="r:") as archive:
         for member in archive:

@@ -86,26 +86,18 @@ def matrix(sets: Mapping[str, Labelled], classes: int, options: Options) -> Matr
     """
     check_names(list(sets))
     clouds = {name: Cloud.of(name, labelled, classes, options) for name, labelled in sets.items()}
-    solver = _Solver(Problems(clouds, options))
-    solved, eps = solver.unregularised() if options.exact or options.bracket else solver.entropic()
+    solved, eps = _Solver(Problems(clouds, options)).solved()
     certified = np.zeros((3, len(sets), len(sets)))
     for (i, a), (j, b) in combinations(enumerate(sets), 2):
         certified[:, i, j] = certified[:, j, i] = value, gap, _ = solved[a, b]
         if math.isnan(value):
-            log.warning("%s to %s did not converge: no distance; %s", a, b, _remedy(options, gap))
+            log.warning(
+                "%s to %s did not converge (gap %.1e): no distance; take a larger eps, tolerance "
+                "or bracket, or fewer samples",
+                *(a, b, gap),
+            )
     values, gaps, errors = certified
     return Matrix(tuple(sets), values, gaps, errors, eps, options.samples)
-
-
-def _remedy(options: Options, gap: float) -> str:
-    if options.exact:
-        return "the network simplex took too many steps: sample fewer, or bracket=1e-3 for exact"
-    if options.bracket is not None:
-        return f"its bracket is {gap:.1e} wide: allow more than bracket={options.bracket:g}"
-    return (
-        f"its gap is {gap:.1e}: allow more than tolerance={options.tolerance:g}, "
-        "take a larger eps, or bracket=1e-3"
-    )
 
 
 class _Solver:
@@ -117,25 +109,25 @@ class _Solver:
         self.device = next(iter(problems.clouds.values())).features.device
         self.memory = int(0.8 * free_memory(self.device))
 
-    def unregularised(self) -> tuple[dict[Pair, Certified], float]:
-        """(value, gap, marginal error) of every pair, and their eps: 0."""
-        problems = self.problems
-        solve = problems.exact if problems.options.exact else problems.bracketed
-        return self._each("unregularised", solve, self.pairs), 0.0
+    def solved(self) -> tuple[dict[Pair, Certified], float]:
+        """(value, gap, marginal error) of every pair, and their eps, 0 if unregularised.
 
-    def entropic(self) -> tuple[dict[Pair, Certified], float]:
-        """As `unregularised`, at the same eps for all pairs, so that self terms are shared."""
-        problems, options = self.problems, self.problems.options
+        It is the same eps for all pairs, so that self terms are shared.
+        """
+        problems, options, pairs = self.problems, self.problems.options, self.pairs
+        if options.exact or options.bracket:
+            solve = problems.exact if options.exact else problems.bracketed
+            return self._each("unregularised", solve, pairs), 0.0
         eps = options.eps
         if options.relative:
-            means = self._each("mean cost", lambda a, b: problems.cost(a, b).mean, self.pairs)
+            means = self._each("mean cost", lambda a, b: problems.cost(a, b).mean, pairs)
             eps *= fmean(means.values())
         if not options.debias:
-            return self._each("biased", lambda a, b: problems.biased(a, b, eps), self.pairs), eps
+            return self._each("biased", lambda a, b: problems.biased(a, b, eps), pairs), eps
         selves = [(name, name) for name in problems.clouds]
         solved = self._each("self term", lambda a, _: problems.self_term(a, eps), selves)
         terms = {name: term for (name, _), term in solved.items()}
-        return self._each("debiased", lambda a, b: problems.debiased(a, b, terms), self.pairs), eps
+        return self._each("debiased", lambda a, b: problems.debiased(a, b, terms), pairs), eps
 
     def _each(
         self, label: str, solve: Callable[[str, str], R], pairs: Sequence[Pair]
@@ -149,8 +141,5 @@ class _Solver:
                 return solve(*pair)
             except ValueError as error:
                 raise ValueError(f"{' to '.join(pair)}: {error}") from error
-            except Exception as error:
-                error.add_note(f"this was {' to '.join(pair)}")
-                raise
 
-        return side_by_side(solve_pair, pairs, at_once, self.device, label=label, unit="pair")
+        return side_by_side(solve_pair, pairs, at_once, self.device, label=label)

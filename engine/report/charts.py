@@ -158,20 +158,19 @@ def curve(
     *,
     x_title: str = "",
     ticks: Mapping[float, str] | None = None,
-    log: bool = False,
     facet: str = "",
 ) -> Spec:
     """A line for each value of `color`, with its interval as a band.
 
-    ticks: texts of the x axis, by place. log: a logarithmic x axis. facet: a column with a panel
-    for each value where it has several.
+    ticks: texts of a logarithmic x axis, by place. facet: a column with a panel for each value
+    where it has several.
     """
     axis: Spec = {"grid": False, "format": "~g", "labelOverlap": True}
+    scale: Spec = {"zero": False, "nice": False, "padding": 12}
     if ticks:
+        scale = {"type": "log", "nice": False, "padding": 12}
         texts = " : ".join(f"datum.value === {k!r} ? '{v}'" for k, v in ticks.items())
         axis |= {"values": list(ticks), "labelExpr": f"{texts} : datum.label"}
-    scale = {"type": "log"} if log else {"zero": False}
-    scale |= {"nice": False, "padding": 12}
     kind = "ordinal" if data[color].nunique() > len(CATEGORIES) else "nominal"
     encoding: Spec = {
         "x": {"field": x, "type": "quantitative", "title": x_title, "scale": scale, "axis": axis},

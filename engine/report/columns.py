@@ -72,18 +72,12 @@ def title(name: str) -> str:
 def between(data: pandas.DataFrame, name: str, *labels: str) -> str:
     """`−9.0 (VP on flat) to +10.3 (Soup on mono)`: the least and the greatest number of a column,
     and what stands in the columns `labels` beside them."""
-    write = UNITS[unit(name)].write
+    write = UNITS[unit(name)].write if unit(name) else _plain
     texts = [
         f"{write(row[name])} ({' on '.join(filter(None, (row[label] for label in labels)))})"
         for row in extremes(data, name)
     ]
     return " to ".join(texts)
-
-
-def named_numbers(data: pandas.DataFrame, label: str, name: str) -> str:
-    """`FT +4.7, LP +0.7`: each row's label and number."""
-    write = UNITS[unit(name)].write
-    return ", ".join(f"{a} {write(x)}" for a, x in zip(data[label], data[name], strict=True))
 
 
 def ends(data: pandas.DataFrame) -> dict[str, tuple[str, str]]:

@@ -64,7 +64,7 @@ def latex(table: Table) -> str:
     """The table for LaTeX's booktabs, numbers as the page shows them, with caption and label."""
     shown = columns.shown(table.data)
     cells = {of.name: [text.translate(LATEX) for text in of.texts] for of in shown}
-    for name in table.best:
+    for name in map(str, table.data[[*table.best]].dropna(axis=1, how="all")):
         place = table.data[name].argmax()
         cells[name][place] = f"\\textbf{{{cells[name][place]}}}"
     style = pandas.DataFrame(cells).style.hide(axis="index")

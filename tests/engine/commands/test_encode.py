@@ -111,11 +111,14 @@ def test_a_part_of_imagenet_c_names_the_parts_it_lacks(rib, tmp_path, capsys, ca
     source = trees.corrupted(tmp_path)
     shutil.rmtree(source / "weather" / "frost")
     shutil.rmtree(source / "noise" / "shot_noise" / "4")
-    lacks = "6 of 75 parts are missing: shot_noise/4 frost; 69 of 75 parts have not 50,000 images"
+    frost = " ".join(f"frost/{severity}" for severity in range(1, 6))
+    lacks = (
+        f"6 of 75 parts are missing: shot_noise/4 {frost}; 69 of 75 parts have not 50,000 images"
+    )
     assert rib.encode(IN_C, source, "model.crop=0.7") == 2
     assert lacks in capsys.readouterr().err
     assert rib.encode(IN_C, source, "--partial", "model.crop=0.7") == 0
-    assert "  not as published: 6 of 75 parts are missing: shot_noise/4 frost\n" in (
+    assert "  not as published: 6 of 75 parts are missing: shot_noise/4 frost/1 " in (
         printed := capsys.readouterr().out
     ), printed
     resolved = rib.builder("model.crop=0.7").recipe

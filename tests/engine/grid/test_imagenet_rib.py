@@ -275,16 +275,6 @@ def test_what_a_campaign_says_of_a_set_that_is_not_encoded(rib):
         packs.pack_of(rooted.recipe, "imagenet_a", rib.folder)
 
 
-def test_training_on_objectnet_shows_its_terms(rib, caplog):
-    builder = rib.builder("seed=1")
-    builder.build()
-    assert imagenet.LICENCE in caplog.text
-    caplog.clear()
-    on_imagenet_a = rib.builder("downstream=imagenet_a")
-    on_imagenet_a.build()
-    assert imagenet.LICENCE not in caplog.text
-
-
 @pytest.mark.slow
 def test_verify_shares_its_predictions_with_campaigns(rib, capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(ranks, "stop", lambda: None)  # of the whole test session

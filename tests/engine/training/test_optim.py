@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
-import math
 import sys
 
 import pytest
@@ -153,9 +152,6 @@ def test_what_cannot_be_built_is_refused():
         build({}, ADAMW)
     with pytest.raises(ValueError, match="use name=sgd, not apex_sgd"):
         build(named, OptimizerRecipe(name="apex_sgd"), penalty)
-    for lam in (-1.0, math.nan, math.inf):
-        with pytest.raises(ValueError, match="must be finite and >= 0"):
-            Penalty(lam, {})
 
 
 def test_another_package_called_apex_is_named(monkeypatch):
