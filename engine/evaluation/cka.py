@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from torch import nn
 from engine import models
 from engine.data.sets import LabelledSet
 from engine.errors import RecipeError
-from engine.evaluation import bank, hsic, passes
+from engine.evaluation import bank, hsic
 from engine.machine import precision, ranks
 from engine.machine.files import digest
 from engine.models.form import Form
@@ -35,31 +35,12 @@ CHAINS = (nn.Sequential, nn.ModuleList)
 
 
 def evaluate(run: Run, mixes: Sequence[Mix], name: str) -> None:
-    """Make the missing CKA of every mix on a set. The images are read once a model, as one model is
-    on the device at a time.
+    """Make the missing CKA of every mix on a set; the images are read once for each.
 
     Raises ValueError for a set with too few images, RecipeError for a model without blocks.
     """
-
-    @functools.cache
-    def before() -> tuple[_Grams, list[torch.Tensor]]:
-        grams = _Grams(run, name)
-        return grams, list(grams.of({run.base.name: 1.0}))
-
-    def compute(mix: Mix) -> Callable[[Path], object]:
-        grams, of_before = before()
-        sums_3L = torch.zeros(3, len(grams.layers), dtype=torch.float64, device=run.device)
-        for a_LNN, b_LNN in zip(of_before, grams.of(mix), strict=True):
-            pairs = ((a_LNN, b_LNN), (a_LNN, a_LNN), (b_LNN, b_LNN))
-            sums_3L += torch.stack([hsic.hsic(x, y) for x, y in pairs])
-        if ranks.world() > 1:
-            dist.all_reduce(sums_3L)
-        values = zip(grams.layers, hsic.cka(sums_3L).tolist(), strict=True)
-        known = {layer: None if math.isnan(value) else value for layer, value in values}
-        return lambda folder: (folder / FILE).write_text(json.dumps(known, indent=1))
-
     for mix in map(essential, mixes):
-        run.make("cka", *_key(run, mix, name), functools.partial(compute, mix))
+        run.make("cka", *_key(run, mix, name), functools.partial(_compute, run, mix, name))
 
 
 def check(run: Run, name: str) -> None:
@@ -125,35 +106,36 @@ def _form(run: Run) -> Form:
     return replace(Form.of(run.recipe.evaluate, run.device), compile="never")
 
 
-class _Grams:
-    """Gram matrices of all blocks for this rank's minibatches of a set."""
-
-    def __init__(self, run: Run, name: str) -> None:
-        self.run = run
-        self.source = run.sets.source(name)
-        all_ranks = minibatches(run.recipe, run.sets[name])
-        numbers = np.array_split(np.arange(len(all_ranks)), ranks.world())[ranks.rank()]
-        self.batches = [all_ranks[number] for number in numbers]
-        self.layers = blocks_of(run.recipe.model)
-        form = _form(run)
-        self.backbone = form.backbone(run.recipe.model, len(run.sets.classes), run.device)
-        self.autocast = precision.autocast(form.precision, run.device)
-        self.normalize = models.Normalize(run.recipe.model, run.device)
-        self._grams: list[torch.Tensor] = []  # of one pass; no output is held beyond it
-        for layer in self.layers:
-            self.backbone.net.get_submodule(layer).register_forward_hook(
-                lambda _module, _inputs, output: self._grams.append(hsic.gram(output))
-            )
-
-    def of(self, mix: Mix) -> Iterator[torch.Tensor]:
-        """`hsic.centred` Gram matrices [L, n, n] of each minibatch, of the model that a mix is."""
-        parents = {name: passes.stored_cell(self.run.store, name) for name in mix}
-        (model,) = bank.load(self.backbone, self.run, [mix], parents)
-        for batch in self.source.batches(self.batches):
-            self._grams.clear()
-            with torch.inference_mode(), self.autocast:
-                model(self.normalize(batch.images))
-            yield hsic.centred(torch.stack(self._grams))
+def _compute(run: Run, mix: Mix, name: str) -> Callable[[Path], object]:
+    """Both models see each of this rank's minibatches; returns what writes their CKA."""
+    form, layers = _form(run), blocks_of(run.recipe.model)
+    backbone = form.backbone(run.recipe.model, len(run.sets.classes), run.device)
+    grams: list[torch.Tensor] = []  # of one minibatch; no output is held beyond it
+    for layer in layers:
+        backbone.net.get_submodule(layer).register_forward_hook(
+            lambda _module, _inputs, output: grams.append(hsic.gram(output))
+        )
+    pair: list[Mix] = [{run.base.name: 1.0}, mix]
+    nets = bank.load(backbone, run, pair)
+    normalize = models.Normalize(run.recipe.model, run.device)
+    minibatches_of_all = minibatches(run.recipe, run.sets[name])
+    of_rank = np.array_split(np.arange(len(minibatches_of_all)), ranks.world())[ranks.rank()]
+    sums_3L = torch.zeros(3, len(layers), dtype=torch.float64, device=run.device)
+    for batch in run.sets.source(name).batches(minibatches_of_all[k] for k in of_rank):
+        x_BCHW, centred = normalize(batch.images), []
+        for model in pair:
+            grams.clear()
+            with torch.inference_mode(), precision.autocast(form.precision, run.device):
+                nets[bank.key_of(model)](x_BCHW)
+            centred.append(hsic.centred(torch.stack(grams)))
+        a_LNN, b_LNN = centred
+        pairs = ((a_LNN, b_LNN), (a_LNN, a_LNN), (b_LNN, b_LNN))
+        sums_3L += torch.stack([hsic.hsic(x, y) for x, y in pairs])
+    if ranks.world() > 1:
+        dist.all_reduce(sums_3L)
+    values = zip(layers, hsic.cka(sums_3L).tolist(), strict=True)
+    known = {layer: None if math.isnan(value) else value for layer, value in values}
+    return lambda folder: (folder / FILE).write_text(json.dumps(known, indent=1))
 
 
 def blocks(net: nn.Module, prefix: str = "") -> list[str]:
