@@ -23,7 +23,11 @@ setup(
     ],
     python_requires=">=3.11",
     packages=find_namespace_packages(include=PACKAGES),
-    package_data={"recipes": ["**/*.yaml"], "engine": ["grid/*.smk", "report/templates/*"]},
+    package_data={
+        "engine": ["grid/*.smk", "report/templates/*"],
+        "loaders": ["benchmarks/*.yaml"],
+        "recipes": ["**/*.yaml"],
+    },
     install_requires=[
         "torch>=2.9",  # networks, training, fallbacks of the kernels
         "torchvision",  # timm's transforms

@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from loaders.files import file_hash
 from loaders.pack import MODES, Item, Pack
 from loaders.writer import Stored
 
-FORMATS: dict[int, Literal["raw", "jpeg"]] = {MODES["raw"]: "raw", MODES["jpeg"]: "jpeg"}
+FORMATS = {mode: name for name, mode in MODES.items()}
 
 
 def adopt(
@@ -29,7 +29,6 @@ def adopt(
     size: int,
     transform_spec: Mapping[str, Any],
     extra: Mapping[str, Any],
-    progress: bool = True,
 ) -> Pack:
     """Copy the samples of `file` (an RGB image and an integer label each) to the pack `out`.
 
@@ -39,43 +38,36 @@ def adopt(
     """
     beton = Beton.open(file)
     _check(beton, size, len(classes))
-    keys = [f"{file.stem}/{number:08d}" for number in range(len(beton))]
-    rows = zip(beton.rows["label"].tolist(), keys, range(len(beton)), strict=True)
     return encode(
         out,
         name=name,
-        items=[Item(label, key, key, number) for label, key, number in rows],
+        items=[
+            Item(label, key := f"{file.stem}/{number:08d}", key, payload=number)
+            for number, label in enumerate(beton.rows["label"].tolist())
+        ],
         encoder=_Copy(beton, FORMATS[int(beton.rows["mode"][0])]),
         transform_spec=transform_spec,
         classes=classes,
         source_fingerprint=file_hash(file),
         extra=extra,
-        progress=progress,
     )
 
 
 def _check(beton: Beton, size: int, classes: int) -> None:
     rows = beton.rows
-    modes = np.unique(rows["mode"])
-    if len(modes) > 1:
+    if len(np.unique(rows["mode"])) > 1:
         raise ValueError(
             f"{beton.path} holds raw pixels and JPEGs; a pack has one of them. FFCV's "
             "RGBImageField writes one with write_mode='jpg' or 'raw'"
         )
-    shapes = np.unique(np.stack([rows["height"], rows["width"]], axis=1), axis=0).tolist()
-    (height, width), last = shapes[0], shapes[-1]
-    files = "the image files, which are resized: --source FOLDER"
-    if len(shapes) > 1:
+    shapes = np.unique(rows[["height", "width"]]).tolist()
+    if shapes != [(size, size)]:
+        first, last = (f"{height} x {width}" for height, width in (shapes[0], shapes[-1]))
+        sizes = first if len(shapes) == 1 else f"{first} to {last}"
         raise ValueError(
-            f"{beton.path} holds images of {len(shapes)} sizes, from {height} x {width} to "
-            f"{last[0]} x {last[1]} pixels; a pack has one. Encode {files}, or write the "
-            f".beton again from images of {size} x {size}"
-        )
-    if (height, width) != (size, size):
-        square = f"take a model of that size: model.image_size={height}, or " * (height == width)
-        raise ValueError(
-            f"{beton.path} holds images of {height} x {width} pixels, not {size} x {size}; "
-            f"{square}encode {files}"
+            f"{beton.path} holds images of {sizes} pixels, not {size} x {size}; take a model of "
+            "their size (model.image_size=N), or encode the image files, which are resized: "
+            "--source FOLDER"
         )
     unknown = (rows["label"] < 0) | (rows["label"] >= classes)
     if unknown.any():
@@ -90,7 +82,7 @@ class _Copy:
     """The bytes of a sample. A JPEG's header must say what its row says: decoders rely on it."""
 
     beton: Beton
-    format: Literal["raw", "jpeg"]
+    format: str
 
     def __call__(self, item: Item) -> Stored:
         (blob,) = self.beton.blobs([item.payload])

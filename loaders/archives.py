@@ -20,16 +20,9 @@ from loaders.files import sync, whole
 
 _GZIP = b"\x1f\x8b"
 _CHUNK = 1 << 22  # bytes
-# What zipfile and its decompressors raise for bytes that are no archive. An OSError is bz2's.
-_DAMAGE = (
-    zipfile.BadZipFile,
-    EOFError,
-    OSError,
-    ValueError,
-    lzma.LZMAError,
-    struct.error,
-    zlib.error,
-)
+# What zipfile and its decompressors raise for bytes that they cannot read. An OSError is bz2's.
+_DAMAGE = (zipfile.BadZipFile, EOFError, OSError, ValueError, NotImplementedError)
+_DAMAGE += (lzma.LZMAError, struct.error, zlib.error)
 
 
 class ArchiveError(ValueError):
@@ -61,12 +54,6 @@ def needs_password(archive: Path) -> bool:
     """Whether members of a zip file are encrypted. Raises ArchiveError for a damaged archive."""
     with _opened(archive) as opened:
         return any(member.flag_bits & 1 for member in opened.infolist())
-
-
-def check_password(archive: Path, password: str) -> None:
-    """Raise PasswordError where a password does not open the zip file's first encrypted member."""
-    with _opened(archive) as opened:
-        zip_cipher.read(opened, next(m for m in opened.infolist() if m.flag_bits & 1), password)
 
 
 def unzip(archive: Path, folder: Path, password: str = "") -> Iterator[tuple[int, int]]:
@@ -101,14 +88,10 @@ def _unzip_member(
         content = zip_cipher.read(opened, member, password)
     except zip_cipher.PasswordError:
         raise
-    except NotImplementedError as error:
-        raise ArchiveError(
-            f"{archive}: {name} is compressed in a way that Python cannot read ({error}); unpack "
-            "the archive with 7z, and give the folder of the images by --from"
-        ) from error
     except _DAMAGE as error:
         raise ArchiveError(
-            f"{archive}: {name} cannot be read ({error}); remove the archive, and get it again"
+            f"{archive}: {name} cannot be read ({error}); remove the archive and get it again, or "
+            "unpack it with 7z and encode that folder"
         ) from error
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
@@ -120,7 +103,7 @@ def _unzip_member(
 def _opened(archive: Path) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(archive)
-    except (*_DAMAGE, NotImplementedError) as error:
+    except _DAMAGE as error:
         raise _damaged(archive, error) from error
 
 

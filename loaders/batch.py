@@ -59,12 +59,9 @@ def on_device(array: np.ndarray | torch.Tensor, device: torch.device) -> torch.T
 def checked_index(index: np.ndarray, pack: Pack) -> np.ndarray:
     """`index` as int64 [b]. Raises IndexError where it is not 1-D, whole and inside the pack."""
     index = np.asarray(index)
-    if index.ndim != 1 or (len(index) and not np.issubdtype(index.dtype, np.integer)):
+    is_whole = index.dtype.kind in "iu" or not index.size
+    if index.ndim != 1 or not is_whole or not ((index >= 0) & (index < len(pack))).all():
         raise IndexError(
-            f"{pack.name}: a batch is a 1-D array of integers, not {index.dtype} {index.shape}"
-        )
-    if len(index) and not 0 <= index.min() <= index.max() < len(pack):
-        raise IndexError(
-            f"{pack.name}: indices {index.min()}..{index.max()} leave the {len(pack)} samples"
+            f"{pack.name}: a batch is a 1-D array of whole numbers below {len(pack)}, not {index!r}"
         )
     return index.astype(np.int64)

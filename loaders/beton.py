@@ -14,6 +14,7 @@ files they hold the `tag`, which ties a file to its pack.
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,12 +23,10 @@ from pathlib import Path
 
 import numpy as np
 
-from loaders import jpeg
-
 VERSION = 2
 JPEG, RAW = 0, 1
 PAGE_SIZE = 8 << 20
-_SMALLEST_PAGE, _LARGEST_PAGE = 2 << 20, 2 << 30
+_PAGES = [1 << power for power in range(21, 32)]  # sizes that FFCV takes
 _IMAGE_FIELD, _LABEL_FIELD = 2, 1
 _REMEDY = "delete its folder and run again"
 
@@ -53,92 +52,76 @@ ALLOCATION = np.dtype([("sample", "<u8"), ("pointer", "<u8"), ("size", "<u8")])
 _ROWS_START = HEADER.itemsize + 2 * FIELD.itemsize
 
 
-def page_size_for(nbytes: int) -> int:
-    """The page size (a power of two, at least 8 MiB) that holds a blob of `nbytes`."""
-    return max(PAGE_SIZE, 1 << (nbytes - 1).bit_length())
-
-
-def size_of(count: int, nbytes: int, page_size: int) -> int:
-    """Bytes of a file of `count` blobs of `nbytes` each."""
-    start = _up(_ROWS_START + count * ROW.itemsize, page_size)
-    pages = -(-count // (page_size // nbytes))
-    return start + pages * page_size + count * ALLOCATION.itemsize
+def page_size_of(height: int, width: int) -> int:
+    """The page size (a power of two, at least 8 MiB) for images of this shape, raw or JPEG."""
+    most = 2 * 3 * height * width  # a JPEG may outgrow its pixels
+    return max(PAGE_SIZE, 1 << (most - 1).bit_length())
 
 
 class BetonWriter:
     """Writes up to `capacity` samples, in order, to `path`; `finish` makes the file readable.
 
-    Fewer samples than `capacity` may be added: the place reserved for their rows stays zero. keep:
-    the file is there, and holds the samples that `place` is called for before `cut`.
+    Fewer samples than `capacity` may be added: the place reserved for their rows stays zero. What
+    an earlier writer left in the file can be taken again, and is cut where a sample is added.
     """
 
-    def __init__(
-        self, path: Path, capacity: int, page_size: int = PAGE_SIZE, *, keep: bool = False
-    ) -> None:
-        self._file = path.open("r+b" if keep else "wb")
+    def __init__(self, path: Path, capacity: int, page_size: int = PAGE_SIZE) -> None:
+        path.touch()
+        self._file = path.open("r+b")
         self._page_size = page_size
         self._rows = np.zeros(capacity, ROW)
-        self._sizes = np.zeros(capacity, np.uint64)
+        self._table = np.zeros(capacity, ALLOCATION)
         self._count = 0
         self._end = _up(_ROWS_START + self._rows.nbytes, page_size)
 
-    def add(self, blob: bytes, *, mode: int, height: int, width: int, label: int) -> int:
-        """Append one sample: H * W * 3 bytes of pixels (`RAW`) or a JPEG file (`JPEG`).
-
-        Returns its address. Raises ValueError where the format has no place for it (a side above
-        65535 pixels, a blob larger than a page).
-        """
-        pointer = self.place(len(blob), mode=mode, height=height, width=width, label=label)
+    def add(self, blob: bytes, *, mode: int, height: int, width: int, label: int) -> None:
+        """Append one sample: H * W * 3 bytes of pixels (`RAW`) or a JPEG file (`JPEG`)."""
+        assert 0 < len(blob) <= self._page_size, len(blob)
+        pointer = self._place(len(blob))
         self._file.seek(pointer)
+        self._file.truncate()
         self._file.write(blob)
-        return pointer
+        self._note(len(blob), (mode, width, height, pointer, label))
 
-    def place(self, size: int, *, mode: int, height: int, width: int, label: int) -> int:
-        """As `add`, of a sample of so many bytes that the file holds."""
-        if not 0 < size <= self._page_size:
-            raise ValueError(f"a blob of {size} bytes does not fit a page of a .beton file")
-        if not (0 < height < 1 << 16 and 0 < width < 1 << 16):
-            raise ValueError(
-                f"a .beton file holds sides of 1 to 65535 pixels, not {height}x{width}"
-            )
-        if self._end % self._page_size + size > self._page_size:
-            self._end = _up(self._end, self._page_size)
-        pointer = self._end
-        self._rows[self._count] = (mode, width, height, pointer, label)
-        self._sizes[self._count] = size
+    def take(
+        self, size: int, crc32: int, *, mode: int, height: int, width: int, label: int
+    ) -> bool:
+        """As `add`, of a sample that an earlier writer left; False where it is damaged."""
+        pointer = self._place(size)
+        self._file.seek(pointer)
+        if zlib.crc32(self._file.read(size)) != crc32:
+            return False
+        self._note(size, (mode, width, height, pointer, label))
+        return True
+
+    def _place(self, size: int) -> int:
+        """The address of the next sample."""
+        page_is_full = self._end % self._page_size + size > self._page_size
+        return _up(self._end, self._page_size) if page_is_full else self._end
+
+    def _note(self, size: int, row: tuple[int, int, int, int, int]) -> None:
+        self._rows[self._count] = row
+        self._table[self._count] = self._count, row[3], size
         self._count += 1
-        self._end += size
-        return pointer
-
-    def cut(self) -> None:
-        """Drop what lies after the last sample."""
-        self._file.truncate(self._end)
-
-    def sync(self) -> None:
-        """Write all samples added so far to the disk."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        self._end = row[3] + size
 
     def close(self) -> None:
         self._file.close()
 
     def finish(self, tag: bytes = b"") -> None:
         """Write the table, the rows and, last, the header; then fsync."""
-        rows = self._rows[: self._count]
-        table = np.zeros(self._count, ALLOCATION)
-        table["sample"] = np.arange(self._count)
-        table["pointer"] = rows["pointer"]
-        table["size"] = self._sizes[: self._count]
         fields = np.array([(_IMAGE_FIELD, b"image", tag), (_LABEL_FIELD, b"label", b"")], FIELD)
         table_start = _up(self._end, self._page_size)
         header = np.array((VERSION, 2, self._page_size, self._count, table_start), HEADER)
+        self._file.truncate(self._end)
         self._file.seek(table_start)
-        self._file.write(table.tobytes())
+        self._file.write(self._table[: self._count].tobytes())
         self._file.seek(HEADER.itemsize)
-        self._file.write(fields.tobytes() + rows.tobytes())
+        self._file.write(fields.tobytes() + self._rows[: self._count].tobytes())
         self._file.seek(0)
         self._file.write(header.tobytes())
-        self.sync()
+        self._file.flush()
+        os.fsync(self._file.fileno())
 
 
 @dataclass(frozen=True)
@@ -210,16 +193,6 @@ class Beton:
                     raise ValueError(f"{self.path}: ends inside sample {sample}; {_REMEDY}")
                 yield pixels.data
 
-    def decode(self, sample: int, blob: bytes, out: np.ndarray) -> None:
-        """Write the pixels of a JPEG sample to `out` (uint8 [H, W, 3], contiguous).
-
-        Raises ValueError where the blob is no such image.
-        """
-        try:
-            jpeg.decode(blob, out)
-        except ValueError as error:
-            raise ValueError(f"{self.path}: sample {sample}: {error}; {_REMEDY}") from error
-
 
 def _up(offset: int, page_size: int) -> int:
     return -(-offset // page_size) * page_size
@@ -236,24 +209,19 @@ def _array(path: Path, data: bytes, dtype: np.dtype, count: int) -> np.ndarray:
 
 
 def _check_header(path: Path, header: np.void, file_size: int) -> None:
-    version, page_size = int(header["version"]), int(header["page_size"])
-    count, table_start = int(header["samples"]), int(header["table"])
-    if version != VERSION:
-        raise ValueError(
-            f"{path}: .beton format {version} is not {VERSION}, which this project reads"
-        )
-    if header["fields"] != 2:
-        raise ValueError(f"{path}: holds {header['fields']} fields, not an image and a label")
-    if page_size & (page_size - 1) or not _SMALLEST_PAGE <= page_size <= _LARGEST_PAGE:
-        raise ValueError(f"{path}: impossible page size {page_size}; {_REMEDY}")
-    if table_start == 0 or count == 0:
-        raise ValueError(f"{path}: no samples, or its writer did not finish; {_REMEDY}")
+    version, fields, page_size, count, table_start = header.tolist()
     expected = table_start + count * ALLOCATION.itemsize
-    if file_size != expected or table_start < _ROWS_START + count * ROW.itemsize:
-        raise ValueError(
-            f"{path}: truncated or altered: {file_size} bytes where its header says {expected}; "
-            f"{_REMEDY}"
-        )
+    in_one_piece = file_size == expected and table_start >= _ROWS_START + count * ROW.itemsize
+    sizes = f"{file_size} bytes where its header says {expected}"
+    for sound, fault in (
+        (version == VERSION, f".beton format {version} is not {VERSION}, which is read here"),
+        (fields == 2, f"holds {fields} fields, not an image and a label"),
+        (page_size in _PAGES, f"impossible page size {page_size}; {_REMEDY}"),
+        (table_start and count, f"no samples, or its writer did not finish; {_REMEDY}"),
+        (in_one_piece, f"truncated or altered: {sizes}; {_REMEDY}"),
+    ):
+        if not sound:
+            raise ValueError(f"{path}: {fault}")
 
 
 def _check_table(path: Path, header: np.void, rows: np.ndarray, table: np.ndarray) -> None:

@@ -8,20 +8,34 @@ its parts are of one file.
 from __future__ import annotations
 
 import errno
-import shutil
+import re
 import threading
+import urllib.error
+import urllib.parse
+import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from http.client import HTTPException
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path
+from typing import NamedTuple
 
-from loaders import responses
 from loaders.files import file_hash, sync
-from loaders.responses import Unavailable
 
 _CHUNK = 1 << 20  # bytes
 TRIES = 5  # in a row that bring no byte, after which an address is given up
 WAIT_S = 1.0  # before the second try, then doubled
+TIMEOUT_S = 30.0  # without a byte
+_PAGE = 1 << 20  # bytes that are read of an HTML page
+_TITLE = re.compile(r"<title>(.*?)</title>", re.DOTALL | re.IGNORECASE)
+_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
+_PASSING = (408, 425, 429)  # statuses below 500 that may not come again
+
+
+class Unavailable(Exception):
+    """The address does not give the file, and another attempt is of no use."""
+
+
+MAY_PASS = (OSError, HTTPException)  # another attempt may succeed
 
 
 class DownloadError(ValueError):
@@ -49,9 +63,9 @@ class Remote:
 
 @dataclass
 class Progress:
-    """What a download tells and listens to. seen: called with the bytes there are and the total."""
+    """What a download tells and listens to. seen: called with how many bytes there are."""
 
-    seen: Callable[[int, int | None], None] = lambda done, total: None
+    seen: Callable[[int], None] = lambda done: None
     stop: threading.Event = field(default_factory=threading.Event)
 
 
@@ -62,7 +76,6 @@ def fetch(remote: Remote, folder: Path, progress: Progress | None = None) -> str
     an error stays in `NAME.part`, and the next call goes on from there. Raises DownloadError where
     no address gives the file or the disk is full, Stopped after `progress.stop`.
     """
-    progress = progress or Progress()
     path, part = folder / remote.name, folder / f"{remote.name}.part"
     if path.is_file():
         return ""
@@ -70,7 +83,7 @@ def fetch(remote: Remote, folder: Path, progress: Progress | None = None) -> str
     failures: list[str] = []
     for address in remote.addresses:
         try:
-            _read(address, remote, part, progress)
+            _collect(address, remote, part, progress or Progress())
         except (Unavailable, Mismatch) as error:
             failures.append(f"{address}: {error}")
             continue
@@ -94,31 +107,72 @@ def check(path: Path, remote: Remote) -> None:
         raise Mismatch(f"its {remote.algorithm} is {actual}, not {remote.checksum}")
 
 
-def _read(address: str, remote: Remote, part: Path, progress: Progress) -> None:
+class Response(NamedTuple):
+    """The bytes of a file from `start` on. total: of the whole file, None where it is not said."""
+
+    stream: HTTPResponse
+    start: int
+    total: int | None
+
+
+def open_at(address: str, start: int = 0) -> Response | None:
+    """The file at an http(s) address from byte `start` on, or whole where the server refuses that;
+    None where it has no more bytes.
+
+    Raises Unavailable, OSError or HTTPException.
+    """
+    if urllib.parse.urlsplit(address).scheme not in ("http", "https"):
+        raise Unavailable("it is no http or https address")
+    headers = {"User-Agent": "rib-engine"} | ({"Range": f"bytes={start}-"} if start else {})
+    try:
+        request = urllib.request.Request(address, headers=headers)
+        stream = urllib.request.urlopen(request, timeout=TIMEOUT_S)
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code == 416:  # the file is no longer than the range's start
+            return None
+        passes = error.code >= 500 or error.code in _PASSING
+        kind = OSError if passes else Unavailable
+        raise kind(f"the server answers {error.code} {error.reason}") from error
+    if stream.headers.get_content_type() == "text/html":
+        with stream:
+            title = _TITLE.search(stream.read(_PAGE).decode(errors="replace"))
+        named = " ".join(title[1].split()) if title else "no title"
+        raise Unavailable(f"a web page comes in place of the file: {named}")
+    if stream.status != 206:
+        length = stream.headers.get("Content-Length")
+        return Response(stream, 0, int(length) if length else None)
+    sent = _RANGE.fullmatch(stream.headers.get("Content-Range", ""))
+    if sent is None or int(sent[1]) != start:
+        stream.close()
+        raise Unavailable("the server sends bytes of another place in the file")
+    return Response(stream, start, None if sent[2] == "*" else int(sent[2]))
+
+
+def _collect(address: str, remote: Remote, part: Path, progress: Progress) -> None:
     """Collect the whole file in `part` and check it.
 
     A part that does not fit is removed, and one that was there before is read again from its start:
     it may be of another version. Raises Unavailable, Mismatch, DownloadError or Stopped.
     """
-    resumed = _size(part) > 0
-    _collect(address, remote, part, progress)
-    try:
-        check(part, remote)
-    except Mismatch:
-        part.unlink()
-        if not resumed:
-            raise
-        _read(address, remote, part, progress)
-
-
-def _collect(address: str, remote: Remote, part: Path, progress: Progress) -> None:
     failed, most = 0, _size(part)
+    resumed = most > 0
     while True:
         try:
-            return _attempt(address, remote, part, progress)
-        except (OSError, HTTPException) as error:
+            _attempt(address, remote, part, progress)
+            return check(part, remote)
+        except Mismatch:
+            part.unlink()
+            if not resumed:
+                raise
+            resumed = False
+        except MAY_PASS as error:
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise _no_room(part, str(error)) from error
+                raise DownloadError(
+                    f"{part.parent} has no room for {remote.name} ({error}); make room, or give "
+                    "another folder by --to. What has arrived is safe: the same command goes on "
+                    "from there"
+                ) from error
             # A server that always sends the file from its start and stops at the same byte fails.
             failed = 0 if _size(part) > most else failed + 1
             most = max(most, _size(part))
@@ -132,21 +186,18 @@ def _attempt(address: str, remote: Remote, part: Path, progress: Progress) -> No
     start = _size(part) if remote.checksum else 0
     if start and start == remote.size:
         return
-    response = responses.open_at(address, start)
+    response = open_at(address, start)
     if response is None:  # nothing is left of the file
         return
-    with response.stream as stream:
-        total, done = response.total, response.start
+    stream, done, total = response
+    with stream:
         if remote.size and total not in (None, remote.size):
             raise Unavailable(f"its file has {total:,} bytes, not {remote.size:,}")
-        missing = (total or remote.size) - done
-        if missing > (free := shutil.disk_usage(part.parent).free):
-            raise _no_room(part, f"{missing:,} bytes are needed, {free:,} are free")
         with part.open("ab" if done else "wb") as file:
             while chunk := stream.read1(_CHUNK):
                 file.write(chunk)
                 done += len(chunk)
-                progress.seen(done, total)
+                progress.seen(done)
                 if progress.stop.is_set():
                     raise Stopped
     if total is not None and done < total:
@@ -155,10 +206,3 @@ def _attempt(address: str, remote: Remote, part: Path, progress: Progress) -> No
 
 def _size(part: Path) -> int:
     return part.stat().st_size if part.is_file() else 0
-
-
-def _no_room(part: Path, why: str) -> DownloadError:
-    return DownloadError(
-        f"{part.parent} has no room for {part.stem} ({why}); make room, or give another folder by "
-        "--to. What has arrived is safe: the same command goes on from there"
-    )

@@ -2,8 +2,8 @@
 
 A pack is written to a temporary folder beside its place, checked, fsynced and renamed: whatever
 stops an encoder, there is either the whole pack or none. Encoders of the same pack wait for each
-other, and the second opens what the first made. With `resume` an interrupted encoder leaves its
-folder, and the next one continues in it.
+other, and the second opens what the first made. An interrupted encoder leaves its folder, and the
+next one continues in it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import errno
 import io
 import json
 import logging
-import shutil
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -38,11 +37,11 @@ from loaders.pack import (
     fingerprint_of,
     request_digests,
 )
+from loaders.trees import first_names
 from loaders.workers import ordered_map
-from loaders.writer import PackWriter, Stored
+from loaders.writer import JOURNAL, PackWriter, Stored
 
 log = logging.getLogger(__name__)
-_NAMED = 5
 _QUALITY = 90  # of JPEGs
 
 
@@ -50,7 +49,7 @@ class Encoder(Protocol):
     """item -> the bytes to be stored, or the reason why there are none."""
 
     @property
-    def format(self) -> Literal["raw", "jpeg"]: ...
+    def format(self) -> str: ...
 
     def __call__(self, item: Item) -> Stored | str: ...
 
@@ -107,7 +106,6 @@ def encode(
     extra: Mapping[str, Any] | None = None,
     workers: int = 1,
     on_error: Literal["refuse", "skip"] = "refuse",
-    resume: bool = False,
     progress: bool = True,
 ) -> Pack:
     """Encode `items`, in their order, as the pack `out`, and open it.
@@ -118,9 +116,9 @@ def encode(
 
     An image that cannot be opened is refused with the others (ValueError names the first few) or,
     by `on_error`, skipped and listed in the manifest. A pack of the same request that is already at
-    `out` is returned as it is; anything else at `out` raises FileExistsError. With `resume`, what
-    was written before an error or a stop is there for the next call with the same images. OSError
-    names the full disk.
+    `out` is returned as it is; anything else at `out` raises FileExistsError. What was written
+    before an error or a stop is there for the next call with the same images. OSError names the
+    full disk.
     """
     out = Path(out)
     _check(items, len(classes))
@@ -142,13 +140,11 @@ def encode(
         if out.exists():
             return _finished(out, manifest["request"])
         temporary = out.with_name(f".{out.name}.tmp")
-        request = images if resume else ""
         try:
-            with closing(PackWriter(temporary, items, MODES[encoder.format], request)) as writer:
-                done = writer.begin()
-                options = {"initial": done, "unit": "image", "disable": not progress}
+            with closing(PackWriter(temporary, items, MODES[encoder.format], images)) as writer:
+                options = {"initial": writer.done, "unit": "image", "disable": not progress}
                 with (
-                    closing(ordered_map(encoder, items[done:], workers)) as results,
+                    closing(ordered_map(encoder, items[writer.done :], workers)) as results,
                     tqdm(results, name, len(items), **options) as bar,
                 ):
                     writer.write(bar)
@@ -159,18 +155,18 @@ def encode(
                         "or --partial for rib encode"
                     )
                 writer.finish()
-            _write_manifest(temporary, manifest | _counts(writer, len(classes)))
+            _write_manifest(temporary, manifest | writer.counts(len(classes)))
             Pack.open(temporary)
-            writer.end()
+            (temporary / JOURNAL).unlink()
             temporary.rename(out)
             sync(out.parent)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise OSError(_full(out, name, temporary if resume else None)) from error
+                raise OSError(
+                    f"{out.parent}: the disk is full, so {name} is not encoded; make room; "
+                    f"{temporary} keeps what was done for the same command"
+                ) from error
             raise
-        finally:
-            if not resume:
-                shutil.rmtree(temporary, ignore_errors=True)
     return Pack.open(out)
 
 
@@ -200,25 +196,6 @@ def _finished(out: Path, request: str) -> Pack:
     return pack
 
 
-def _counts(writer: PackWriter, classes: int) -> dict[str, Any]:
-    """The numbers of the manifest about the images that were written."""
-    labels = [item.label for item in writer.written]
-    height, width = writer.shape
-    counts = {
-        "count": len(writer.written),
-        "per_class": np.bincount(labels, minlength=classes).tolist(),
-        "skipped": writer.skipped,
-        "height": height,
-        "width": width,
-    }
-    return counts | ({"remarks": writer.remarks} if writer.remarks else {})
-
-
-def _full(out: Path, name: str, unfinished: Path | None) -> str:
-    rest = f"; {unfinished} keeps what was done for the same command" if unfinished else ""
-    return f"{out.parent}: the disk is full, so {name} is not encoded; make room{rest}"
-
-
 def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     sha256 = {name: file_hash(folder / name) for name in (IMAGES, SAMPLES)}
     whole = {**manifest, "sha256": sha256}
@@ -231,6 +208,5 @@ def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 def left_out(skipped: Sequence[Mapping[str, str]], count: int) -> str:
     """How many of `count` images a pack lacks, the first of them by name; see its `skipped`."""
-    named = "; ".join(f"{image['key']} ({image['reason']})" for image in skipped[:_NAMED])
-    more = f"; and {len(skipped) - _NAMED} more" if len(skipped) > _NAMED else ""
-    return f"{len(skipped)} of {count} images, which cannot be decoded: {named}{more}"
+    named = first_names([f"{image['key']} ({image['reason']})" for image in skipped], 5)
+    return f"{len(skipped)} of {count} images, which cannot be decoded: {named}"

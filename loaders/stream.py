@@ -16,25 +16,16 @@ from loaders.resident import Resident, fits
 from loaders.workers import read_ahead
 
 log = logging.getLogger(__name__)
+TIMEOUT_S = 300
 
 
 class Stream:
     """Reads a pack batch by batch, `workers` threads decoding ahead of the consumer."""
 
-    def __init__(
-        self,
-        pack: Pack,
-        device: torch.device | str = "cpu",
-        *,
-        workers: int = 2,
-        timeout_s: float = 300.0,
-    ) -> None:
-        if workers < 1:
-            raise ValueError(f"workers={workers}: a stream needs at least one")
+    def __init__(self, pack: Pack, device: torch.device | str = "cpu", *, workers: int = 2) -> None:
         self.pack = pack
         self.device = torch.device(device)
         self.workers = workers
-        self.timeout_s = timeout_s
 
     def batches(self, batches: Iterable[np.ndarray]) -> Iterator[Batch]:
         """One Batch for each index array (int [b], any order, any size, repeats allowed).
@@ -42,8 +33,8 @@ class Stream:
         `batches` is consumed by another thread, a few batches ahead. Raises IndexError for an index
         outside the pack, ValueError naming a damaged sample, TimeoutError where no batch comes.
         """
-        silence = f"{self.pack.beton}: no batch in {self.timeout_s:g} s; is its disk reachable?"
-        for index, images, copied in read_ahead(self._produce(batches), self.timeout_s, silence):
+        silence = f"{self.pack.beton}: no batch in {TIMEOUT_S} s; is its disk reachable?"
+        for index, images, copied in read_ahead(self._produce(batches), TIMEOUT_S, silence):
             if copied is not None:
                 consumer = torch.cuda.current_stream(self.device)
                 consumer.wait_event(copied)
@@ -80,8 +71,6 @@ def open_source(
     workers: int = 2,
 ) -> Source:
     """The pack on `device`: resident where it fits or `mode` says so, else streamed."""
-    if mode not in ("auto", "resident", "stream"):
-        raise ValueError(f"mode={mode!r}: auto | resident | stream")
     resident = fits(pack, device) if mode == "auto" else mode == "resident"
     log.info("%s: %s on %s", pack.name, "resident" if resident else "streamed", device)
     if resident:

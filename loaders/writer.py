@@ -1,32 +1,33 @@
 """The two data files of a pack, written image by image, from the start or where a run stopped.
 
-A journal lies beside unfinished images. A line of it is written after the images that it names are
-on the disk, so an interruption costs no more than the images since the last line.
+A journal lies beside unfinished images: a line for each, with the checksum of its bytes and one of
+itself. The next run takes the images up to the first whose line or bytes are damaged or missing.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
-import os
 import shutil
+import zlib
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, Any, NamedTuple
 
 import msgspec
 import numpy as np
 
-from loaders.beton import BetonWriter, page_size_for
+from loaders.beton import BetonWriter, page_size_of
 from loaders.files import file_hash, sync
 from loaders.pack import IMAGES, SAMPLES, Item
 
 log = logging.getLogger(__name__)
 JOURNAL = "journal.jsonl"
-EVERY = 1024  # images a line
 _NAMED = 5
+_LINE_END = 10  # bytes: a space, the line's CRC-32, a newline
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,8 @@ class Stored:
 
 
 class Written(NamedTuple):
-    """An image in the file of images: its place, checksum and shape, and what was unusual."""
+    """The journal's line of an image; of one that could not be read it is the reason, a text."""
 
-    pointer: int
     size: int
     crc32: int
     height: int
@@ -50,71 +50,44 @@ class Written(NamedTuple):
     remark: str
 
 
-Entry = Written | str
-"""An image, or the reason why it could not be read."""
-
-
-def page_size_of(shape: tuple[int, int]) -> int:
-    """The page size of a pack of images of this shape (H, W)."""
-    height, width = shape
-    return page_size_for(2 * 3 * height * width)  # a JPEG may outgrow its pixels
-
-
 class PackWriter:
     """Writes `items` in their order into `folder`, stored as `mode`.
 
-    request: what the next run must ask for to go on after this one; empty: no journal is kept.
-    `written`: the items in the file. `skipped`: those that could not be read.
+    Goes on where an earlier run of the same `request` stopped. `written`: the items in the file.
+    `skipped`: those that could not be read.
     """
 
     def __init__(self, folder: Path, items: Sequence[Item], mode: int, request: str) -> None:
         self.written: list[Item] = []
         self.skipped: list[dict[str, str]] = []
         self.shape = (0, 0)
-        self._folder, self._items, self._mode, self._request = folder, items, mode, request
-        self._images, self._journal = folder / IMAGES, folder / JOURNAL
+        self._folder, self._items, self._mode = folder, items, mode
         self._crc32: list[int] = []
-        self._remarks: dict[str, tuple[int, list[str]]] = {}
-        self._pending: list[Entry] = []
+        self._unusual: defaultdict[str, list[str]] = defaultdict(list)
         self._writer: BetonWriter | None = None
+        self._journal = self._begin(f"{request}\n".encode())
 
     @property
-    def remarks(self) -> dict[str, str]:
-        """What was unusual about images: the kind, and how many and which."""
-        return {
-            kind: f"{count} images, such as {', '.join(names)}"
-            for kind, (count, names) in sorted(self._remarks.items())
-        }
-
-    def begin(self) -> int:
-        """How many items an earlier run dealt with. Where none did, the folder is made anew."""
-        entries = self._earlier() if self._request and self._journal.is_file() else []
-        if not entries:
-            shutil.rmtree(self._folder, ignore_errors=True)  # no other run can be using it
-            self._folder.mkdir()
-            if self._request:
-                self._journal.write_text(f"{self._request}\n")
-        for item, entry in zip(self._items, entries, strict=False):
-            if isinstance(entry, Written):
-                shape = entry.height, entry.width
-                self._open(item, shape, keep=True).place(entry.size, **self._row(item))
-            self._note(item, entry)
-        if self._writer is not None:
-            self._writer.cut()
-        return len(entries)
+    def done(self) -> int:
+        """How many items were written or skipped, by this run or an earlier one."""
+        return len(self.written) + len(self.skipped)
 
     def write(self, results: Iterable[Stored | str]) -> None:
         """Write the remaining items: their bytes, or the reason why there are none.
 
         Raises ValueError naming an image of another shape than the others.
         """
-        left = self._items[len(self.written) + len(self.skipped) :]
-        for item, result in zip(left, results, strict=True):
-            entry = result if isinstance(result, str) else self._store(item, result)
+        for item, result in zip(self._items[self.done :], results, strict=True):
+            entry: Written | str
+            if isinstance(result, str):
+                entry = result
+            else:
+                self._open(item, result.shape).add(result.blob, **self._row(item))
+                entry = Written(len(result.blob), result.crc32, *result.shape, result.remark)
             self._note(item, entry)
-            self._pending.append(entry)
-            if len(self._pending) == EVERY:
-                self._flush()
+            text = json.dumps(entry).encode()
+            self._journal.write(text + _checksum(text))
+            self._journal.flush()
 
     def finish(self) -> None:
         """Write the samples and what makes the file of images readable."""
@@ -122,27 +95,63 @@ class PackWriter:
         _write_samples(self._folder / SAMPLES, self.written, self._crc32)
         self._writer.finish(tag=file_hash(self._folder / SAMPLES).encode())
 
-    def end(self) -> None:
-        """Remove the journal of a finished pack."""
-        self._journal.unlink(missing_ok=True)
+    def counts(self, classes: int) -> dict[str, Any]:
+        """What the manifest says of the images: their numbers, and what was unusual about which."""
+        height, width = self.shape
+        remarks = {
+            kind: f"{len(keys)} images, such as {', '.join(keys[:_NAMED])}"
+            for kind, keys in sorted(self._unusual.items())
+        }
+        return {
+            "count": len(self.written),
+            "per_class": np.bincount([i.label for i in self.written], minlength=classes).tolist(),
+            "skipped": self.skipped,
+            "height": height,
+            "width": width,
+        } | ({"remarks": remarks} if remarks else {})
 
     def close(self) -> None:
-        """Close the file, after the journal has an entry for all that is in it."""
-        with contextlib.suppress(OSError):  # a full disk: these images will be written again
-            self._flush()
+        with suppress(OSError):  # a full disk: an image without its line will be written again
+            self._journal.close()
         if self._writer is not None:
             self._writer.close()
 
-    def _store(self, item: Item, stored: Stored) -> Written:
-        pointer = self._open(item, stored.shape).add(stored.blob, **self._row(item))
-        return Written(pointer, len(stored.blob), stored.crc32, *stored.shape, stored.remark)
+    def _begin(self, request: bytes) -> IO[bytes]:
+        """Take what an earlier run left; the journal, without its lines from the first fault on."""
+        path = self._folder / JOURNAL
+        if not _is_of(path, request):
+            shutil.rmtree(self._folder, ignore_errors=True)  # no other run can be using it
+            self._folder.mkdir()
+            path.write_bytes(request)
+        journal = path.open("r+b")
+        end = len(journal.readline())
+        for item, line in zip(self._items, journal, strict=False):
+            if not self._take(item, line):
+                break
+            end += len(line)
+        journal.seek(end)
+        journal.truncate()
+        return journal
 
-    def _open(self, item: Item, shape: tuple[int, int], *, keep: bool = False) -> BetonWriter:
-        """The file for an image of this shape. keep: it holds the image."""
+    def _take(self, item: Item, line: bytes) -> bool:
+        """Take an item with which an earlier run dealt; False for a damaged line or image."""
+        text, line_end = line[:-_LINE_END], line[-_LINE_END:]
+        if line_end != _checksum(text):
+            return False
+        entry = msgspec.json.decode(text, type=Written | str)
+        if isinstance(entry, Written):
+            writer = self._open(item, (entry.height, entry.width))
+            if not writer.take(entry.size, entry.crc32, **self._row(item)):
+                return False
+        self._note(item, entry)
+        return True
+
+    def _open(self, item: Item, shape: tuple[int, int]) -> BetonWriter:
+        """The file for an image of this shape."""
         if self._writer is None:
             self.shape = shape
-            capacity, page_size = len(self._items), page_size_of(shape)
-            self._writer = BetonWriter(self._images, capacity, page_size, keep=keep)
+            path, page_size = self._folder / IMAGES, page_size_of(*shape)
+            self._writer = BetonWriter(path, len(self._items), page_size)
         if shape != self.shape:
             raise ValueError(f"{item.key}: its shape is {shape}, others have {self.shape}")
         return self._writer
@@ -151,68 +160,34 @@ class PackWriter:
         height, width = self.shape
         return {"mode": self._mode, "height": height, "width": width, "label": item.label}
 
-    def _note(self, item: Item, entry: Entry) -> None:
+    def _note(self, item: Item, entry: Written | str) -> None:
         if isinstance(entry, str):
             self.skipped.append({"key": item.key, "source": item.source, "reason": entry})
             return
         self.written.append(item)
         self._crc32.append(entry.crc32)
         if entry.remark:
-            count, names = self._remarks.get(entry.remark, (0, []))
-            self._remarks[entry.remark] = count + 1, [*names, item.key][:_NAMED]
-
-    def _flush(self) -> None:
-        """Bring the images to the disk, then the line that names them."""
-        pending, self._pending = self._pending, []  # a stop in between must not write it twice
-        if not pending or not self._request:
-            return
-        if self._writer is not None:
-            self._writer.sync()
-        line = json.dumps(pending) + "\n"  # ASCII
-        with self._journal.open("a") as file:
-            file.write(line)
-        sync(self._journal)
-
-    def _earlier(self) -> list[Entry]:
-        """Entries that an earlier run of the same request left, if the images are there.
-
-        The journal is cut after its last whole line; later images are written again.
-        """
-        request, *lines = self._journal.read_bytes().splitlines(keepends=True) or [b""]
-        if request != f"{self._request}\n".encode():
-            log.warning(
-                "%s holds a part of this set, but of other images or options, or its files changed "
-                "since; it is deleted and begun anew",
-                self._folder,
-            )
-            return []
-        earlier: list[Entry] = []
-        end = len(request)
-        for line in lines:
-            entries = _entries(line)
-            if entries is None:
-                break
-            earlier += entries
-            end += len(line)
-        os.truncate(self._journal, end)
-        last = next((entry for entry in reversed(earlier) if isinstance(entry, Written)), None)
-        size = self._images.stat().st_size if self._images.is_file() else 0
-        if last is not None and size < last.pointer + last.size:
-            log.warning(
-                "%s is missing or ends before its journal does; it is begun anew", self._images
-            )
-            return []
-        return earlier
+            self._unusual[entry.remark].append(item.key)
 
 
-def _entries(line: bytes) -> list[Entry] | None:
-    """The entries of a line, None where it was cut or damaged."""
-    if not line.endswith(b"\n"):
-        return None
-    try:
-        return msgspec.json.decode(line, type=list[Written | str])
-    except msgspec.DecodeError:
-        return None
+def _checksum(text: bytes) -> bytes:
+    """The end of a line of the journal."""
+    return b" %08x\n" % zlib.crc32(text)
+
+
+def _is_of(journal: Path, request: bytes) -> bool:
+    """Whether there is a journal of the request. Logs a warning if it is of another."""
+    if not journal.is_file():
+        return False
+    with journal.open("rb") as file:
+        same = file.readline() == request
+    if not same:
+        log.warning(
+            "%s holds a part of this set, but of other images or options, or its files changed "
+            "since; it is deleted and begun anew",
+            journal.parent,
+        )
+    return same
 
 
 def _write_samples(path: Path, written: Sequence[Item], crc32: Sequence[int]) -> None:

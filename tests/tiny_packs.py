@@ -1,8 +1,8 @@
 """Packs of a few small images, which several tests read."""
 
-from __future__ import annotations
-
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -18,14 +18,26 @@ def draw(seed: int) -> Image.Image:
     return Image.fromarray(coarse).resize(SHAPE[::-1], Image.Resampling.BICUBIC)
 
 
-def make(out: Path, format: str = "raw") -> Pack:
-    return encode(
-        out,
-        name="tiny",
-        items=[Item(i % 7, f"s{i}", f"image-{i}", i) for i in range(COUNT)],
-        encoder=Images(draw, np.asarray, format),
-        transform_spec={},
-        classes=list("abcdefg"),
-        source_fingerprint="",
-        progress=False,
-    )
+def items(seeds: Iterable[int]) -> list[Item]:
+    return [Item(i % 7, f"s{i}", f"image-{i}", i) for i in seeds]
+
+
+def make(
+    out: Path,
+    format: Any = "raw",
+    *,
+    seeds: Iterable[int] = range(COUNT),
+    open_image: Callable[[int], Image.Image] = draw,
+    transform: Callable[[Image.Image], np.ndarray] = np.asarray,
+    **options: Any,
+) -> Pack:
+    defaults: dict[str, Any] = {
+        "name": "tiny",
+        "items": items(seeds),
+        "encoder": Images(open_image, transform, format),
+        "transform_spec": {},
+        "classes": list("abcdefg"),
+        "source_fingerprint": "",
+        "progress": False,
+    }
+    return encode(out, **defaults | options)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from engine.data.downloads import Record, Target
+    from engine.data.downloads import Target
     from engine.data.sources import Source
 
 ALL = "all"
@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> None:
     from engine.errors import nearest
 
     known = sources.read(arguments.sources or sources.FILE)
-    names = downloads.set_names(known) if ALL in arguments.sets else arguments.sets
+    names = list(known) if ALL in arguments.sets else arguments.sets
     if wrong := [name for name in names if name not in known]:
         raise ValueError(f"there is no source of {wrong[0]!r}{nearest(wrong[0], [*known, ALL])}")
     if not names and not arguments.models:
@@ -65,8 +65,7 @@ def _sets(sources: Mapping[str, Source], arguments: argparse.Namespace) -> list[
     from engine.data import downloads
 
     folder = arguments.to
-    record = downloads.Record(folder)
-    _accept(sources, record, arguments.accept)
+    _accept(sources, folder, arguments.accept)
     faults, missing = [], []
     for name, source in sources.items():
         lacking = downloads.missing(folder, name, source)
@@ -74,7 +73,7 @@ def _sets(sources: Mapping[str, Source], arguments: argparse.Namespace) -> list[
             print(f"{name} is there: {folder / name}")
         for target in lacking:
             if not target.archive.is_file() and arguments.local is not None:
-                downloads.take(target, arguments.local, record)
+                downloads.take(target, arguments.local)
             if not target.archive.is_file() and not target.file.addresses:
                 faults.append(f"{name}: {target.file.name} is missing. {source.form}")
             else:
@@ -82,12 +81,15 @@ def _sets(sources: Mapping[str, Source], arguments: argparse.Namespace) -> list[
     passwords = _passwords(missing)
     sizes = {target.key: _size(target) for target in missing}
     _check_room(missing, sizes, folder)
-    return faults + _transfer(missing, sizes, record, arguments.parallel, passwords)
+    return faults + _transfer(missing, sizes, arguments.parallel, passwords)
 
 
-def _accept(sources: Mapping[str, Source], record: Record, yes: bool) -> None:
+def _accept(sources: Mapping[str, Source], folder: Path, yes: bool) -> None:
     """Show terms that the user has not accepted yet. Raises ValueError where they are refused."""
-    pending = {n: source for n, source in sources.items() if not record.accepted(n, source)}
+    from engine.data import downloads
+
+    accepted = downloads.accepted(folder)
+    pending = {n: source for n, source in sources.items() if accepted.get(n) != source.terms}
     if not pending:
         return
     print("Terms (the authors' pages have them in full):")
@@ -98,8 +100,7 @@ def _accept(sources: Mapping[str, Source], record: Record, yes: bool) -> None:
             raise ValueError("add --accept to accept these terms")
         if input("Accept these terms? [y/N] ").strip().lower() not in ("y", "yes"):
             raise ValueError("terms not accepted; nothing was downloaded")
-    for name, source in pending.items():
-        record.accept(name, source)
+    downloads.accept(folder, {name: source.terms for name, source in pending.items()})
 
 
 def _passwords(missing: Sequence[Target]) -> dict[str, str]:
@@ -137,14 +138,14 @@ def _check_room(missing: Sequence[Target], sizes: Mapping[str, int], folder: Pat
 
 def _size(target: Target) -> int:
     """Bytes of a file: published, or as a server says; 0 if nobody says."""
-    from loaders import responses
+    from loaders import download
 
     if target.archive.is_file():
         return target.arrived
     for address in () if target.file.bytes else target.file.addresses:
         try:
-            response = responses.open_at(address)
-        except responses.ERRORS:
+            response = download.open_at(address)
+        except (*download.MAY_PASS, download.Unavailable):
             continue
         if response is not None:  # the whole file, where a server has it
             with response.stream:
@@ -155,7 +156,6 @@ def _size(target: Target) -> int:
 def _transfer(
     files: Sequence[Target],
     sizes: Mapping[str, int],
-    record: Record,
     parallel: int,
     passwords: Mapping[str, str],
 ) -> list[str]:
@@ -166,8 +166,7 @@ def _transfer(
     """
     from tqdm import tqdm
 
-    from engine.data import downloads
-    from loaders.download import Progress
+    from loaders import download
 
     stop = threading.Event()
 
@@ -178,10 +177,11 @@ def _transfer(
             unit_scale=True, leave=False,
         ) as bar:  # fmt: skip
 
-            def seen(done: int, _: int | None) -> None:
+            def seen(done: int) -> None:
                 bar.update(done - bar.n)
 
-            downloads.fetch(target, record, Progress(seen, stop))
+            progress = download.Progress(seen, stop)
+            download.fetch(target.file.remote, target.archive.parent, progress)
 
     faults = []
     with ThreadPoolExecutor(parallel) as pool:
@@ -191,7 +191,7 @@ def _transfer(
                 target = futures[future]
                 try:
                     future.result()
-                    tqdm.write(_unpack(target, record, passwords.get(target.key, "")))
+                    tqdm.write(_unpack(target, passwords.get(target.key, "")))
                 except ValueError as error:
                     faults.append(f"{target.name}: {error}")
         finally:  # an interrupt ends the threads too
@@ -200,28 +200,25 @@ def _transfer(
     return faults
 
 
-def _unpack(target: Target, record: Record, password: str) -> str:
+def _unpack(target: Target, password: str) -> str:
     """Bring a file's content to its place. Returns what to tell; ValueError without a password."""
     from tqdm import tqdm
 
     from engine.data import downloads
     from loaders import archives
 
-    name, checked = target.file.name, "has its published checksum"
-    if sha256 := record.checksum(target.key):
-        checked = f"has no published checksum; recorded: sha256 {sha256}"
-    if target.file.unpack == "zip" and archives.needs_password(target.archive):
-        if not password:
-            raise ValueError(
-                f"{name} is there and opens with a password ({target.source.password}); run the "
-                "same command at a terminal, and type it"
-            )
-        archives.check_password(target.archive, password)
+    name = target.file.name
+    is_zip = target.file.unpack == "zip"
+    if is_zip and not password and archives.needs_password(target.archive):
+        raise ValueError(
+            f"{name} is there and opens with a password ({target.source.password}); run the "
+            "same command at a terminal, and type it"
+        )
     with tqdm(desc=f"unpack {name}", unit="file", leave=False) as bar:
         for done, total in downloads.unpack(target, password):
             bar.total = total
             bar.update(done - bar.n)
-    return f"{target.name}: {name} {checked}; unpacked: {target.place}"
+    return f"{target.name}: {name} has its published checksum; unpacked: {target.place}"
 
 
 def _models(names: Sequence[str]) -> list[str]:

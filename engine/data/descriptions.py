@@ -21,7 +21,6 @@ from engine.data.packs import pack_folder
 from engine.recipe.schema import Recipe
 from engine.store.cells import CELL
 from engine.store.tensors import PROMPT, WEIGHTS
-from loaders import schema
 from loaders.files import read_json, read_small
 from loaders.pack import MANIFEST, Pack
 
@@ -113,8 +112,8 @@ def beside(checkpoints: Sequence[Path], arch: str | None) -> dict[Path, Descript
 
 
 def _check_options(description: Description) -> None:
-    options, arch = dict(description.options), str(description.model["arch"])
-    if options.get("global_pool") == _pool(arch):
+    options, arch = dict(description.options), description.model["arch"]
+    if "global_pool" in options and options["global_pool"] == _pool(arch):
         del options["global_pool"]
     if options:
         words = ", ".join(f"{key}={value}" for key, value in options.items())
@@ -136,28 +135,52 @@ def _pool(arch: str) -> str | None:
     return pool if isinstance(pool, str) else getattr(pool, "pool_type", None)
 
 
+class _CellFile(msgspec.Struct, frozen=True):
+    """What a `cell.json` says of its model."""
+
+    model: dict[str, Any]
+    classes: tuple[str, ...]
+
+
+class _TimmFile(msgspec.Struct, frozen=True):
+    """What timm's `config.json` says of a model. label_names: in the head's order, if a list."""
+
+    architecture: str
+    pretrained_cfg: dict[str, Any]
+    label_names: list[str] | dict[str, Any] | None = None
+    global_pool: str | None = None
+    model_args: dict[str, Any] | None = None
+
+
 def read(file: Path) -> Description:
     """The description in a `cell.json`, or in the `config.json` that timm writes.
 
     Raises ValueError naming a file that holds no description.
     """
+    is_cell = file.name == CELL
     try:
         values = read_json(file)
-    except (OSError, ValueError) as error:
-        raise ValueError(_not_written(file, error)) from error
-    try:
-        seen = _of_cell(file, values) if file.name == CELL else _of_timm(file, values)
-        named = all(isinstance(name, str) for name in seen.classes or ())
-        if not (isinstance(seen.model["arch"], str) and named):
-            raise TypeError("an architecture or classes that are no texts")
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
-        raise ValueError(_not_written(file, error)) from error
-    return seen
+        if not is_cell:
+            return _of_timm(file, msgspec.convert(values, _TimmFile))
+        cell = msgspec.convert(values, _CellFile)
+        msgspec.convert(cell.model["arch"], str)
+        return Description(file, cell.model, cell.classes)
+    except (OSError, ValueError, LookupError, TypeError, msgspec.ValidationError) as error:
+        writer = "the engine" if is_cell else "timm"
+        raise ValueError(
+            f"{file} was not written by {writer} ({error!r}); name the model by --arch"
+        ) from error
 
 
-def _not_written(file: Path, error: Exception) -> str:
-    writer = "the engine" if file.name == CELL else "timm"
-    return f"{file} was not written by {writer} ({error!r}); name the model by --arch"
+def _of_timm(file: Path, config: _TimmFile) -> Description:
+    images = {"crop_mode": "center", **config.pretrained_cfg}  # older files lack it
+    model = {key: images[key] for key in ("crop_pct", "crop_mode", "interpolation", "mean", "std")}
+    model |= {"arch": config.architecture, "image_size": images["input_size"][-1]}
+    classes = tuple(config.label_names) if isinstance(config.label_names, list) else None
+    pool = {"global_pool": config.global_pool} if config.global_pool else {}
+    usual = ("img_size", "num_classes", "in_chans")  # weights of other shapes are refused
+    args = {k: v for k, v in (config.model_args or {}).items() if k not in usual}
+    return Description(file, model, classes, pool | args)
 
 
 def of_recipe(source: Path, resolved: Recipe, runs: Path) -> Description:
@@ -224,36 +247,3 @@ def classes_of(descriptions: Mapping[Path, Description | None]) -> tuple[str, ..
 
 def _words(model: Mapping[str, Any]) -> list[str]:
     return [f"model.{'crop' if key == 'crop_pct' else key}={model[key]}" for key in model]
-
-
-class _CellFile(msgspec.Struct, frozen=True):
-    """What a `cell.json` says of its model."""
-
-    model: dict[str, Any]
-    classes: tuple[str, ...]
-
-
-def _of_cell(file: Path, values: Mapping[str, Any]) -> Description:
-    cell = schema.convert(values, _CellFile, file, "name the model by --arch")
-    return Description(file, cell.model, cell.classes)
-
-
-def _of_timm(file: Path, values: Mapping[str, Any]) -> Description:
-    config = values["pretrained_cfg"]
-    names = values.get("label_names")  # a list in the head's order, if timm had class names
-    options = {"global_pool": values.get("global_pool"), **(values.get("model_args") or {})}
-    usual = {"img_size": options.get("img_size"), "num_classes": options.get("num_classes")}
-    usual |= {"in_chans": 3, "global_pool": None}
-    options = {k: v for k, v in options.items() if k not in usual or v != usual[k]}
-    return Description(
-        file,
-        {
-            "arch": values["architecture"],
-            "image_size": config["input_size"][-1],
-            "crop_pct": config["crop_pct"],
-            "crop_mode": config.get("crop_mode", "center"),  # older files lack it
-            **{key: config[key] for key in ("interpolation", "mean", "std")},
-        },
-        tuple(names) if isinstance(names, list) else None,
-        options,
-    )

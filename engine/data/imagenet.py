@@ -10,21 +10,15 @@ import dataclasses
 import functools
 import pkgutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-from PIL import Image
+from typing import Any, NamedTuple
 
 from engine.errors import nearest
-from engine.recipe.schema import DatasetRecipe, Recipe
-from loaders import trees
+from engine.recipe.schema import DatasetRecipe
 from loaders.benchmarks import imagenet, imagenet_c, objectnet
 from loaders.pack import Pack
 from loaders.trees import Listing
-
-if TYPE_CHECKING:
-    from timm.data.imagenet_info import ImageNetInfo
 
 OBJECTNET, IMAGENET_C = "objectnet", "imagenet_c"
 VAL_LABELS = imagenet.LABEL_FILES[1]  # of IN-1K's flat validation set: a wnid a line
@@ -76,38 +70,23 @@ def read(dataset: DatasetRecipe, name: str, source: Path, *, partial: bool = Fal
     elif name == IMAGENET_C:
         listing = imagenet_c.read(source, name, wnids(), images_drawn(dataset), dataset.seed)
     elif name == "imagenet_v2":
-        listing = imagenet.by_integer(source, name, wnids())
+        listing = imagenet.by_folder(source, name, wnids(), map(str, range(len(wnids()))))
     elif name == "imagenet_val":
         listing = imagenet.validation(source, name, wnids())
     elif name == "imagenet_train":
-        listing = imagenet.by_wnid(source, name, wnids(), place="train")
+        listing = imagenet.by_folder(imagenet.below(source, "train"), name, wnids())
     else:
-        listing = imagenet.by_wnid(source, name, wnids(_SUBSETS.get(name, "")))
+        listing = imagenet.by_folder(source, name, wnids(_SUBSETS.get(name, "")))
     # A sample of IN-C may lack classes.
     drawn = name == IMAGENET_C and images_drawn(dataset) is not None
     counts = [] if drawn else imagenet.faults(listing.items, listing.classes, *SIZES[name])
     faults = [*listing.faults, *counts]
-    # The parts of IN-C are counted already, and to compare images there would take hours.
-    compared = name != IMAGENET_C and len(listing.items) != SIZES[name].images
-    if compared and (copies := imagenet.copies(listing.items)):
-        faults.append(f"{len(copies)} images are there twice: {trees.first_names(copies)}")
     if faults and not partial:
         raise ValueError(
             f"{source} is not the published {name}: {'; '.join(faults)}. Complete it, or give "
             "--partial to `rib encode` if a part is what you want"
         )
     return dataclasses.replace(listing, faults=tuple(faults))
-
-
-def terms(recipe: Recipe) -> str:
-    """What the licence of the downstream set says about training on it; empty if nothing."""
-    on_objectnet = recipe.dataset.kind == "imagenet" and recipe.downstream == OBJECTNET
-    return LICENCE if on_objectnet else ""
-
-
-def opener(name: str) -> Callable[[trees.Place], Image.Image]:
-    """How an image of the set is opened."""
-    return objectnet.open_image if name == OBJECTNET else trees.open_image
 
 
 def identity(dataset: DatasetRecipe, name: str) -> dict[str, Any]:
@@ -169,29 +148,19 @@ def wnids(subset: str = "") -> tuple[str, ...]:
     return tuple(data.decode().split())
 
 
-def _info() -> ImageNetInfo:
-    """timm's names of the classes; other questions about sets need neither timm nor its torch."""
-    from timm.data.imagenet_info import ImageNetInfo
+@functools.cache
+def synonyms() -> dict[str, str]:
+    """By wnid the names of a class, such as `white shark, man-eater`."""
+    from timm.data.imagenet_info import ImageNetInfo  # late: other questions do without timm
 
-    return ImageNetInfo("imagenet-1k")
+    info = ImageNetInfo("imagenet-1k")
+    return {wnid: info.label_name_to_description(wnid) for wnid in wnids()}
 
 
 def wnids_by_name() -> dict[str, str]:
     """Class names, with all their synonyms, to wnids; a name that two classes have is left out."""
-    info = _info()
-    names = {wnid: info.label_name_to_description(wnid) for wnid in wnids()}
-    counts = Counter(names.values())
-    return {name: wnid for wnid, name in names.items() if counts[name] == 1}
-
-
-def synonyms() -> dict[str, str]:
-    """Every name of a class, such as `great white shark`, to the first wnid that has it."""
-    info = _info()
-    words: dict[str, str] = {}
-    for wnid in wnids():
-        for word in info.label_name_to_description(wnid).split(", "):
-            words.setdefault(word, wnid)
-    return words
+    counts = Counter(synonyms().values())
+    return {name: wnid for wnid, name in synonyms().items() if counts[name] == 1}
 
 
 def readable(classes: Sequence[str]) -> list[str]:
@@ -199,8 +168,7 @@ def readable(classes: Sequence[str]) -> list[str]:
     not enough; any other as it is."""
     if tuple(classes) != wnids():
         return list(classes)
-    info = _info()
-    names = {wnid: info.label_name_to_description(wnid).split(", ")[0] for wnid in classes}
+    names = {wnid: words.split(", ")[0] for wnid, words in synonyms().items()}
     counts = Counter(names.values())
     return [f"{name} ({wnid})" if counts[name] > 1 else name for wnid, name in names.items()]
 

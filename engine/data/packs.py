@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import logging
+import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,12 +16,11 @@ from engine.data import imagenet
 from engine.machine.files import digest
 from engine.recipe.schema import DatasetRecipe, ModelRecipe, Recipe
 from loaders import folders, rgb, trees
-from loaders.benchmarks import emoji
-from loaders.beton import size_of
+from loaders.benchmarks import emoji, objectnet
+from loaders.beton import page_size_of
 from loaders.encode import Images, encode, left_out
 from loaders.pack import MANIFEST, Pack
 from loaders.trees import Listing, first_names
-from loaders.writer import page_size_of
 
 log = logging.getLogger(__name__)
 PACK_FORMAT = 1
@@ -83,14 +82,13 @@ def make_pack(
         extra=extra,
         workers=workers or parallel,
         on_error="skip" if skip else "refuse",
-        resume=dataset.kind == "imagenet",  # which is large
     )
 
 
 def _opener(dataset: DatasetRecipe, name: str) -> Callable[[Any], Any]:
     """How an image of the set is opened."""
-    if dataset.kind == "imagenet":
-        return imagenet.opener(name)
+    if dataset.kind == "imagenet" and name == imagenet.OBJECTNET:
+        return objectnet.open_image
     return emoji.open_image if dataset.kind == "emoji" else trees.open_image
 
 
@@ -108,9 +106,8 @@ def identity(dataset: DatasetRecipe, model: ModelRecipe, name: str) -> dict[str,
     if dataset.kind == "imagenet":
         key = imagenet.identity(dataset, name)
     else:
-        unrelated = {"name", "sets", "train_sets", "holdout", "shots", "portion"}
+        unrelated = {"name", "sets", "train_sets", "holdout", "shots", "portion", "thumbnails"}
         unrelated |= {"objectnet", "objectnet_terms", "subsample", "train_images"}
-        unrelated |= {"thumbnails"}
         unrelated |= {"undecodable", "background"}  # added below unless they are the default
         key = {k: v for k, v in dataclasses.asdict(dataset).items() if k not in unrelated}
     if dataset.undecodable == "skip":
@@ -148,14 +145,9 @@ def _check_source(pack: Pack, root: Path) -> None:
         )
 
 
-@functools.cache
-def _artwork(cache: Path) -> emoji.Artwork:
-    return emoji.fetch(cache)  # opening it takes over a second; ten sets share it
-
-
 def _emoji(dataset: DatasetRecipe, name: str, cache: Path) -> Listing:
     styles = emoji.UPSTREAM if name == dataset.upstream else (name,)
-    concepts = _artwork(cache).choose(dataset.classes, dataset.seed)
+    concepts = emoji.fetch(cache).choose(dataset.classes, dataset.seed)
     rendering = (dataset.renderings, dataset.seed, dataset.source_px)
     return Listing(
         emoji.items(cache, styles, concepts, *rendering),
@@ -210,5 +202,6 @@ def size_bytes(recipe: Recipe, images: int) -> int:
     """Bytes of a pack of so many images, padding included; for JPEG a rough upper bound."""
     size = recipe.model.image_size
     share = JPEG_SHARE if recipe.dataset.pack_format == "jpeg" else 1
-    nbytes = round(3 * size**2 * share)
-    return size_of(images, nbytes, page_size_of((size, size))) + images * SAMPLE
+    page_size = page_size_of(size, size)
+    pages = 1 + math.ceil(images / (page_size // round(3 * size**2 * share)))
+    return pages * page_size + images * SAMPLE

@@ -248,7 +248,8 @@ def _nearest_class(name: str, head: Sequence[str]) -> str:
     """The class of the head that a name may mean, as a question; empty where none is close."""
     known = {label: label for label in head}
     if tuple(head) == imagenet.wnids():
-        known |= {synonym: f"{wnid} ({synonym})" for synonym, wnid in imagenet.synonyms().items()}
+        for wnid, words in imagenet.synonyms().items():
+            known |= {word: f"{wnid} ({word})" for word in words.split(", ")}
     close = difflib.get_close_matches(name.replace("_", " "), known, n=1, cutoff=0.6)
     return f" (is it {known[close[0]]}?)" if close else ""
 

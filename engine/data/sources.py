@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -13,23 +13,22 @@ from engine.recipe import catalogue
 from loaders.download import Remote
 
 FILE = catalogue.ROOT / "sources.yaml"
-UNPACK = ("tar", "zip", "labels")
 
 
 class SetFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A file of a set; `bytes` is 0, and checksums are empty, where none is published."""
+    """A file of a set; `bytes` is 0 where no size is published, and one of the checksums is set."""
 
     name: str
-    unpack: str = "tar"  # tar: plain or gzip | zip | labels: ImageNet's development kit
+    unpack: Literal["tar", "zip", "labels"] = "tar"  # labels: ImageNet's development kit
     addresses: list[str] = []  # tried in turn; none: behind a form
     bytes: int = 0
     sha256: str = ""
     md5: str = ""
 
-    def remote(self, recorded: str = "") -> Remote:
-        """The file for `loaders.download`. recorded: the SHA-256 of an earlier download, if any."""
-        algorithm = "md5" if self.md5 and not self.sha256 else "sha256"
-        checksum = self.sha256 or self.md5 or recorded
+    @property
+    def remote(self) -> Remote:
+        """The file for `loaders.download`."""
+        algorithm, checksum = ("sha256", self.sha256) if self.sha256 else ("md5", self.md5)
         return Remote(self.name, tuple(self.addresses), self.bytes, algorithm, checksum)
 
     def place(self, folder: Path) -> Path:
@@ -83,10 +82,8 @@ def _source(path: Path, name: str, values: Any) -> Source:
         where = f"{path}: {name}: {file.name}"
         if Path(file.name).name != file.name or file.name.startswith("."):
             raise RecipeError(f"{where} is no plain file name")
-        if file.unpack not in UNPACK:
-            raise RecipeError(f"{where}: unpack={file.unpack!r}{nearest(file.unpack, UNPACK)}")
+        if not (file.sha256 or file.md5):
+            raise RecipeError(f"{where} has neither sha256 nor md5; `sha256sum FILE` gives one")
         if not file.addresses and not source.form:
             raise RecipeError(f"{where} has neither addresses nor, in `form`, how to get it")
-    if len(source.files) > 1 and any(file.unpack == "zip" for file in source.files):
-        raise RecipeError(f"{path}: {name}: a set in a zip file has no other files")
     return source

@@ -136,7 +136,7 @@ def load(backbone: Backbone, run: Run, mixes: Sequence[Mix]) -> dict[Key, Model]
             states = [{k: v.to(run.device) for k, v in first.state().items()}]
             prompt_CHW = first.prompt()
         for key, state in zip(siblings, states, strict=True):
-            weight, bias = (state.pop(name) for name in models.head_names_of(run.recipe.model))
+            weight, bias = (state.pop(name) for name in models.head_names(run.recipe.model))
             features = functools.partial(backbone.given, backbone.state(state))
             prompt = None if prompt_CHW is None else prompt_CHW.to(run.device)
             loaded[key] = functools.partial(_logits, features, weight, bias, prompt)

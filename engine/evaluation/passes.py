@@ -128,7 +128,7 @@ def _head(run: Run, average: Average) -> bank.Model | None:
     cell = stored_cell(run.store, next(iter(average)))
     if len(average) > 1 or not run.shares_features or cell.backbone != run.base.backbone:
         return None
-    tensors = cell.tensors(*models.head_names_of(run.recipe.model))
+    tensors = cell.tensors(*models.head_names(run.recipe.model))
     weight, bias = (tensor.to(run.device) for tensor in tensors)
     return lambda x_BD: models.logits(x_BD, weight, bias)
 

@@ -15,7 +15,6 @@ import torch
 from safetensors.torch import load_file
 
 from engine import models
-from engine.data import imagenet
 from engine.data.sets import LabelledSet, Sets
 from engine.evaluation import features, passes
 from engine.grid import snapshots
@@ -281,8 +280,6 @@ class Builder(Context):
                 return functools.partial(self._write, export=made)
             return lambda folder: cells.write_mixed(folder, recipe, made, self._description())
         assert isinstance(method, Trained), method
-        if terms := imagenet.terms(recipe):
-            log.warning(terms)
         by_step = {snapshot.step: snapshot for snapshot in missing}
 
         def write_snapshot(step: int, export: Export) -> None:

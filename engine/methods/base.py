@@ -5,7 +5,6 @@ The rest of the engine never asks which method it runs.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -26,16 +25,12 @@ class Penalty:
     """lam / 2 * sum_i fisher_i (theta_i - anchor_i)^2, by parameter name; fisher None: identity.
 
     anchor and fisher: shaped like the parameters, on any device; names that belong to no trained
-    parameter are ignored. Raises ValueError unless lam is finite and not negative.
+    parameter are ignored.
     """
 
     lam: float
     anchor: Mapping[str, Tensor]
     fisher: Mapping[str, Tensor] | None = None
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.lam) and self.lam >= 0):
-            raise ValueError(f"the penalty's weight must be finite and >= 0, not {self.lam}")
 
 
 class Trained(nn.Module):

@@ -90,21 +90,17 @@ def blank(name: str) -> Any:
 
 
 def data_config(arch: str, tag: str) -> dict[str, Any]:
-    """timm's data config for a tower.
+    """timm's data config for a tower, that of the weights `tag`.
 
-    It is that of the weights `tag`. Without a tag it is that of all weights that open_clip has for
-    the model, if they agree, and else that of OpenAI's weights.
+    Without a tag it is that of the first weights that open_clip lists, OpenAI's where it has them.
     """
     open_clip, name = package(), arch.removeprefix(PREFIX)
     size = config(name)["vision_cfg"]["image_size"]
     openai = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}
     openai |= {"interpolation": "bicubic", "resize_mode": "shortest"}
-    configs = []
-    for known in [tag] if tag else open_clip.list_pretrained_tags_by_model(name):
-        stored = open_clip.get_pretrained_cfg(name, known)
-        configs.append({key: stored.get(key) or openai[key] for key in openai})
-    agree = configs and configs.count(configs[0]) == len(configs)
-    chosen = configs[0] if agree else openai
+    tags = [tag] if tag else open_clip.list_pretrained_tags_by_model(name)
+    stored = open_clip.get_pretrained_cfg(name, tags[0]) if tags else {}
+    chosen = {key: stored.get(key) or openai[key] for key in openai}
     return {
         "input_size": (3, *(size if isinstance(size, list | tuple) else (size, size))),
         "mean": tuple(chosen["mean"]),

@@ -45,41 +45,27 @@ class Form:
 
     def backbone(self, recipe: ModelRecipe, classes: int, device: torch.device) -> Backbone:
         """A backbone without its head, for any state of it: images -> pre-logits [B, D]."""
-        net = models.create(recipe, classes).to(device).eval()
-        weight, _ = models.head_names(net)
+        net = models.create(recipe, classes).to(device)
+        weight, _ = models.head_names(recipe)
         net.set_submodule(weight.removesuffix(".weight"), nn.Identity())
-        backbone = Backbone(net)
-        compiled.in_place(backbone, self.compile, device)
-        return backbone
+        return Backbone(compiled.in_place(net, self.compile, device))
 
 
-class Backbone(nn.Module):
+class Backbone:
     """A network in eval mode that runs with weights that are given, such as those of a mix."""
 
     def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
+        self.net = net.eval()
         # In eval mode, timm's attention with biases caches a tensor that depends on its weights.
         self._caches = any(hasattr(module, "attention_bias_cache") for module in net.modules())
-        names = [name for name, _ in self.named_parameters(remove_duplicate=False)]
-        self._is_tied = len(names) > len(list(self.parameters()))
-        self._names = {*names, *(name for name, _ in self.named_buffers())}
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.net(x)
 
     def given(self, state: Mapping[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-        """Outputs for weights that `self.state` returned."""
+        """Outputs for weights that `self.state` returned; RuntimeError where names do not fit."""
         if self._caches:
-            self.train().eval()  # empties the cache
-        # With both off it does not look through the whole network at every batch.
-        tied = self._is_tied
-        return functional_call(self, dict(state), (x,), tie_weights=tied, strict=tied)
+            self.net.train().eval()  # empties the cache
+        return functional_call(self.net, dict(state), (x,), strict=True)
 
     def state(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The weights that `given` takes, from a state dict of the network."""
         stored = self.net.state_dict().keys()
-        unstored = {n: b for n, b in self.net.named_buffers() if n not in stored}
-        state = {f"net.{name}": tensor for name, tensor in (unstored | dict(state)).items()}
-        assert self._is_tied or self._names == state.keys(), self._names ^ state.keys()
-        return state
+        return {n: b for n, b in self.net.named_buffers() if n not in stored} | dict(state)

@@ -87,8 +87,8 @@ def plain_tensors(file: Path | io.BytesIO, source: str) -> State:
     for name, tensor in state.items():
         if not isinstance(name, str):
             raise ValueError(f"{source}: the name {name!r} of a tensor is no text")
-        if what := _unusual(tensor):
-            raise ValueError(f"{source}: {name} is {what}; save its values as a plain tensor")
+        if not _is_plain(tensor):
+            raise ValueError(f"{source}: {name} is no dense tensor of real numbers; save it as one")
     return _clean(state)
 
 
@@ -102,19 +102,13 @@ def _refuse_compressed(file: Path | io.BytesIO) -> None:
         file.seek(0)  # torch reads on from where zipfile stopped
 
 
-def _unusual(tensor: torch.Tensor) -> str:
-    """What keeps a tensor from being plain numbers in memory; empty where nothing does."""
-    if tensor.is_meta:
-        return "on the meta device, without values"
-    if tensor.is_quantized:
-        return "quantized"
+def _is_plain(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is numbers in memory; a small file can hold a shape of petabytes."""
+    if tensor.is_meta or tensor.is_quantized or tensor.is_complex():
+        return False
     if tensor.layout != torch.strided:
-        return f"of the layout {tensor.layout}"
-    if tensor.is_complex():
-        return "of complex numbers"
-    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        return f"of the shape {list(tensor.shape)} and stores fewer values"
-    return ""
+        return False
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def dinov2_onnx(data: bytes) -> State:

@@ -5,7 +5,6 @@ timm is imported where it is used: it takes seconds, which planning a campaign d
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from dataclasses import dataclass
 from typing import Any
@@ -24,21 +23,18 @@ from engine.recipe.schema import ModelRecipe
 class Transform:
     """timm's evaluation transform without its last step, normalisation: PIL image -> uint8 HWC.
 
-    It can be pickled, and hashed through `spec`, so that packs can be encoded in parallel and
-    named.
+    It can be pickled, so that packs are encoded in parallel, and `spec` names them.
     """
 
     image_size: int
     interpolation: str
     crop: float
-    crop_mode: str = "center"  # center | squash | border
-    fill: tuple[float, ...] = (0.0, 0.0, 0.0)  # colour that crop_mode=border adds, from 0 to 1
+    crop_mode: str = "center"  # or squash
 
     @property
     def spec(self) -> dict[str, Any]:
-        """What determines the pixels, as JSON values; defaults are left out, as in older packs."""
-        defaults = {field.name: field.default for field in dataclasses.fields(self)}
-        return {name: value for name, value in vars(self).items() if value != defaults[name]}
+        """What determines the pixels, as JSON values, without the default, as in older packs."""
+        return {k: v for k, v in vars(self).items() if (k, v) != ("crop_mode", "center")}
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         """uint8 [image_size, image_size, 3]."""
@@ -50,7 +46,6 @@ class Transform:
             interpolation=self.interpolation,
             crop_pct=self.crop,
             crop_mode=self.crop_mode,
-            mean=self.fill,
             normalize=False,  # leaves the pixels as uint8, CHW
         )
         return np.ascontiguousarray(np.asarray(steps(image.convert("RGB"))).transpose(1, 2, 0))
@@ -79,10 +74,8 @@ class Normalize(nn.Module):
 def transform(recipe: ModelRecipe) -> Transform:
     """The evaluation transform of a model, which the protocol also trains on."""
     config = data_config(recipe)
-    mode = config["crop_mode"]
-    fill = {"fill": tuple(config["mean"])} if mode == "border" else {}
     crop = float(config["crop_pct"])
-    return Transform(recipe.image_size, config["interpolation"], crop, mode, **fill)
+    return Transform(recipe.image_size, config["interpolation"], crop, config["crop_mode"])
 
 
 def data_config(recipe: ModelRecipe) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean
@@ -86,71 +87,52 @@ def matrix(sets: Mapping[str, Labelled], classes: int, options: Options) -> Matr
     """
     check_names(list(sets))
     clouds = {name: Cloud.of(name, labelled, classes, options) for name, labelled in sets.items()}
-    solver = _Solver(Problems(clouds, options))
-    solved, eps = solver.unregularised() if options.exact or options.bracket else solver.entropic()
+    solved, eps = _solved(Problems(clouds, options))
     certified = np.zeros((3, len(sets), len(sets)))
     for (i, a), (j, b) in combinations(enumerate(sets), 2):
         certified[:, i, j] = certified[:, j, i] = value, gap, _ = solved[a, b]
         if math.isnan(value):
-            log.warning("%s to %s did not converge: no distance; %s", a, b, _remedy(options, gap))
+            log.warning(
+                "%s to %s did not converge (gap %.1e): no distance; take a larger eps, tolerance "
+                "or bracket, or fewer samples",
+                *(a, b, gap),
+            )
     values, gaps, errors = certified
     return Matrix(tuple(sets), values, gaps, errors, eps, options.samples)
 
 
-def _remedy(options: Options, gap: float) -> str:
-    if options.exact:
-        return "the network simplex took too many steps: sample fewer, or bracket=1e-3 for exact"
-    if options.bracket is not None:
-        return f"its bracket is {gap:.1e} wide: allow more than bracket={options.bracket:g}"
-    return (
-        f"its gap is {gap:.1e}: allow more than tolerance={options.tolerance:g}, "
-        "take a larger eps, or bracket=1e-3"
-    )
+def _solved(problems: Problems) -> tuple[dict[Pair, Certified], float]:
+    """(value, gap, marginal error) of every pair, and their eps, 0 if unregularised.
+
+    It is the same eps for all pairs, so that self terms are shared.
+    """
+    options, pairs = problems.options, list(combinations(problems.clouds, 2))
+    # At first: what is free at a moment depends on the pairs that are being solved.
+    each = partial(_each, problems, int(0.8 * free_memory(problems.device)))
+    if options.exact or options.bracket:
+        return each(problems.exact if options.exact else problems.bracketed, pairs), 0.0
+    eps = options.eps
+    if options.relative:
+        eps *= fmean(each(lambda a, b: problems.cost(a, b).mean, pairs).values())
+    if not options.debias:
+        return each(lambda a, b: problems.biased(a, b, eps), pairs), eps
+    selves = [(name, name) for name in problems.clouds]
+    solved = each(lambda a, _: problems.self_term(a, eps), selves)
+    terms = {name: term for (name, _), term in solved.items()}
+    return each(lambda a, b: problems.debiased(a, b, terms), pairs), eps
 
 
-class _Solver:
-    """Solves all pairs, several at a time."""
+def _each(
+    problems: Problems, memory: int, solve: Callable[[str, str], R], pairs: Sequence[Pair]
+) -> dict[Pair, R]:
+    """What `solve` gives for each pair, several at a time in so many bytes."""
+    at_once = workers(len(pairs), problems.bytes_each(), memory, problems.device)
+    problems.memory = memory // at_once
 
-    def __init__(self, problems: Problems) -> None:
-        self.problems = problems
-        self.pairs = list(combinations(problems.clouds, 2))
-        self.device = next(iter(problems.clouds.values())).features.device
-        self.memory = int(0.8 * free_memory(self.device))
+    def solve_pair(pair: Pair) -> R:
+        try:
+            return solve(*pair)
+        except ValueError as error:
+            raise ValueError(f"{' to '.join(pair)}: {error}") from error
 
-    def unregularised(self) -> tuple[dict[Pair, Certified], float]:
-        """(value, gap, marginal error) of every pair, and their eps: 0."""
-        problems = self.problems
-        solve = problems.exact if problems.options.exact else problems.bracketed
-        return self._each("unregularised", solve, self.pairs), 0.0
-
-    def entropic(self) -> tuple[dict[Pair, Certified], float]:
-        """As `unregularised`, at the same eps for all pairs, so that self terms are shared."""
-        problems, options = self.problems, self.problems.options
-        eps = options.eps
-        if options.relative:
-            means = self._each("mean cost", lambda a, b: problems.cost(a, b).mean, self.pairs)
-            eps *= fmean(means.values())
-        if not options.debias:
-            return self._each("biased", lambda a, b: problems.biased(a, b, eps), self.pairs), eps
-        selves = [(name, name) for name in problems.clouds]
-        solved = self._each("self term", lambda a, _: problems.self_term(a, eps), selves)
-        terms = {name: term for (name, _), term in solved.items()}
-        return self._each("debiased", lambda a, b: problems.debiased(a, b, terms), self.pairs), eps
-
-    def _each(
-        self, label: str, solve: Callable[[str, str], R], pairs: Sequence[Pair]
-    ) -> dict[Pair, R]:
-        at_once = workers(len(pairs), self.problems.bytes_each(), self.memory, self.device)
-        # A fixed share: what is free at the moment depends on the pairs that are being solved.
-        self.problems.memory = self.memory // at_once
-
-        def solve_pair(pair: Pair) -> R:
-            try:
-                return solve(*pair)
-            except ValueError as error:
-                raise ValueError(f"{' to '.join(pair)}: {error}") from error
-            except Exception as error:
-                error.add_note(f"this was {' to '.join(pair)}")
-                raise
-
-        return side_by_side(solve_pair, pairs, at_once, self.device, label=label, unit="pair")
+    return side_by_side(solve_pair, pairs, at_once, problems.device)

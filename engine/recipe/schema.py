@@ -79,7 +79,7 @@ class ModelRecipe:
         None
     )
     crop: Annotated[float, Meta(ge=0.05, le=1)] | None = None
-    crop_mode: Literal["center", "squash", "border"] | None = None  # how images get square (timm)
+    crop_mode: Literal["center", "squash"] | None = None  # how images get square (timm)
     channels_last: bool = False
     projection: Width = 0  # CLIP: width of the unit embedding that the head reads; 0: none
     published: dict[str, float] = field(default_factory=dict)  # top-1 in percent, by set

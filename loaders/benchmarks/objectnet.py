@@ -14,9 +14,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from loaders import trees
+from loaders import schema, trees
 from loaders.benchmarks.imagenet import in_order, source_of
-from loaders.files import read_json
 from loaders.pack import Item
 from loaders.trees import Listing, Place, first_names
 
@@ -51,31 +50,38 @@ def read(root: Path, name: str, wnid_of: Mapping[str, str], mode: str = "correct
         raise ValueError(
             f"{root} holds no mappings/ folder; give the folder that objectnet-1.0.zip unpacks to"
         )
-    label_of, names_of = (_mapping(top / "mappings" / file) for file in MAPPINGS)
-    class_of = _classes(label_of, names_of, wnid_of, mode, top)
+    label_of, names_of = (
+        schema.read(top / "mappings" / file, dict[str, str], "unpack the download again")
+        for file in MAPPINGS
+    )
+    class_of: dict[str, str] = {}  # of folders with IN classes
+    for folder, label in label_of.items():
+        if label in names_of:
+            thing = _TAKEN_FOR.get(label, label) if mode == "paper" else label
+            class_of[folder] = _class_of(names_of[thing], wnid_of, mode)
     classes = sorted(set(class_of.values()))
     number = {wnids: i for i, wnids in enumerate(classes)}
 
     images = top / "images"
     listed = list(trees.files(images))
-    unknown = sorted(
-        {f.parts[-2] for f in listed if f.is_image and len(f.parts) > 1} - set(label_of)
-    )
-    if unknown:
-        shown = first_names(unknown)
-        raise ValueError(f"{images}: folders that {MAPPINGS[0]} does not name: {shown}")
-    items = []
+    items: list[Item] = []
+    left_out: list[str] = []
+    unknown: set[str] = set()
     for file in listed:
-        if file.is_image and len(file.parts) > 1 and file.parts[-2] in class_of:
-            key = "/".join(file.parts[-2:])
-            items.append(
-                Item(number[class_of[file.parts[-2]]], source_of(name, key), key, file.place)
-            )
+        *_, folder, image = ("", *file.parts)
+        if not (file.is_image and folder):
+            left_out.append(file.path)
+        elif folder in class_of:
+            key = f"{folder}/{image}"
+            items.append(Item(number[class_of[folder]], source_of(name, key), key, file.place))
+        elif folder not in label_of:
+            unknown.add(folder)
+    if unknown:
+        shown = first_names(sorted(unknown))
+        raise ValueError(f"{images}: folders that {MAPPINGS[0]} does not name: {shown}")
     if not items:
         raise ValueError(f"{images} holds no images of IN classes as <object>/<image>")
-    left_out = tuple(file.path for file in listed if not file.is_image or len(file.parts) < 2)
-    items, twins = in_order(items)
-    return Listing(items, classes, trees.fingerprint(listed), left_out, twins)
+    return Listing(in_order(items), classes, trees.fingerprint(listed), tuple(left_out))
 
 
 def open_image(place: Place) -> Image.Image:
@@ -84,43 +90,13 @@ def open_image(place: Place) -> Image.Image:
     return image.crop((BORDER, BORDER, image.width - BORDER, image.height - BORDER))
 
 
-def _classes(
-    label_of: Mapping[str, str],
-    names_of: Mapping[str, str],
-    wnid_of: Mapping[str, str],
-    mode: str,
-    top: Path,
-) -> dict[str, str]:
-    """Folder -> its IN classes, joined; folders without an IN class are absent."""
-    class_of: dict[str, str] = {}
-    for folder, label in label_of.items():
-        if label not in names_of:
-            continue
-        thing = _TAKEN_FOR.get(label, label) if mode == "paper" else label
-        if thing not in names_of:
-            raise ValueError(f"{top / 'mappings' / MAPPINGS[1]} lacks {thing!r}")
-        classes = names_of[thing].split("; ")
-        unknown = [names for names in classes if names not in wnid_of]
-        if unknown:
-            raise ValueError(
-                f"{top / 'mappings' / MAPPINGS[1]}: {thing!r} is {first_names(unknown)}, which is "
-                "no class of ImageNet-1K"
-            )
-        wnids = [wnid_of[names] for names in classes]
-        if mode == "paper":
-            by_name = {name: wnid_of[names] for names in classes for name in names.split(", ")}
-            cut = names_of[thing].split(", ")
-            class_of[folder] = next((by_name[name] for name in cut if name in by_name), wnids[0])
-        else:
-            class_of[folder] = JOIN.join(wnids)
-    return class_of
-
-
-def _mapping(path: Path) -> dict[str, str]:
-    try:
-        mapping = read_json(path)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); unpack the download again") from error
-    if not isinstance(mapping, dict) or not all(isinstance(v, str) for v in mapping.values()):
-        raise ValueError(f"{path} does not map names to names; unpack the download again")
-    return mapping
+def _class_of(text: str, wnid_of: Mapping[str, str], mode: str) -> str:
+    """The wnid of an object, or several wnids joined, from the text that names its IN classes."""
+    classes = text.split("; ")
+    if unknown := [names for names in classes if names not in wnid_of]:
+        raise ValueError(f"{MAPPINGS[1]}: {first_names(unknown)} is no class of ImageNet-1K")
+    wnids = [wnid_of[names] for names in classes]
+    if mode == "corrected":
+        return JOIN.join(wnids)
+    by_name = {name: wnid_of[names] for names in classes for name in names.split(", ")}
+    return next((by_name[name] for name in text.split(", ") if name in by_name), wnids[0])

@@ -37,7 +37,7 @@ def written(path: Path, mode: int, sides: tuple[int, ...] = (8,) * 5) -> Path:
 def adopted(file: Path, classes: str = "abc", size: int = 8) -> Pack:
     return adopt(
         file, file.with_name("pack"), name="mine", classes=list(classes), size=size,
-        transform_spec={"size": size}, extra={"adopted": file.name}, progress=False,
+        transform_spec={"size": size}, extra={"adopted": file.name},
     )  # fmt: skip
 
 
@@ -58,11 +58,12 @@ def test_what_does_not_fit_is_named_before_anything_is_written(tmp_path: Path) -
     file = written(tmp_path / "a.beton", JPEG)
     with pytest.raises(ValueError, match=r"sample 2 has label 2, and --classes names 2"):
         adopted(file, classes="ab")
-    with pytest.raises(ValueError, match=r"8 x 8 pixels, not 9 x 9; .*model.image_size=8"):
+    with pytest.raises(
+        ValueError, match=r"of 8 x 8 pixels, not 9 x 9; .*model.image_size=N.*--source FOLDER"
+    ):
         adopted(file, size=9)
     file = written(tmp_path / "b.beton", JPEG, (8, 8, 8, 7, 8))
-    several = r"images of 2 sizes, from 7 x 8 to 8 x 8 pixels; .*--source FOLDER.*8 x 8"
-    with pytest.raises(ValueError, match=several):
+    with pytest.raises(ValueError, match="images of 7 x 8 to 8 x 8 pixels, not 8 x 8"):
         adopted(file)
     assert not (tmp_path / "pack").exists()
 
@@ -79,17 +80,3 @@ def test_a_jpeg_of_another_size_than_its_row_says_is_refused(tmp_path: Path) -> 
     with pytest.raises(ValueError, match=r"a/00000000 is a JPEG of \(8, 8\), not \(16, 16\)"):
         adopted(file, size=16)
     assert not (tmp_path / "pack").exists()
-
-
-@pytest.mark.slow
-def test_a_file_of_ffcvs_own_writer(tmp_path: Path) -> None:
-    pytest.importorskip("ffcv", exc_type=ImportError)
-    from ffcv.fields import IntField, RGBImageField
-    from ffcv.writer import DatasetWriter
-
-    fields = {"image": RGBImageField(write_mode="raw"), "label": IntField()}
-    images = [(pixels, number % 3) for number, pixels in enumerate(IMAGES)]
-    DatasetWriter(str(tmp_path / "a.beton"), fields, num_workers=1).from_indexed_dataset(images)
-    pack = adopted(tmp_path / "a.beton")
-    assert pack.labels.tolist() == [0, 1, 2, 0, 1]
-    assert np.array_equal(pack.pixels(range(5)), IMAGES)

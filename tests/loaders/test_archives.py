@@ -69,28 +69,20 @@ def test_a_cut_or_changed_gzip_file_is_refused(tmp_path: Path, cut: int) -> None
     assert not list(path.parent.iterdir()) and archive.exists()
 
 
-def test_a_zip_file_becomes_a_folder(tmp_path: Path) -> None:
-    archive, folder = tmp_path / "a.zip", tmp_path / "imagenet_sketch"
-    archive.write_bytes(zipped(MEMBERS))
-    assert not archives.needs_password(archive)
-    names = list(archives.unzip(archive, folder))
-    assert names == [(i, 300) for i in range(1, 301)]
-    assert files(folder) == MEMBERS
-    assert [file.name for file in tmp_path.iterdir()] == ["imagenet_sketch"]
-
-
-def test_a_stopped_unpacking_goes_on(tmp_path: Path) -> None:
+def test_a_zip_file_becomes_a_folder_and_a_stopped_unpacking_goes_on(tmp_path: Path) -> None:
     archive, folder = tmp_path / "a.zip", tmp_path / "set"
     archive.write_bytes(zipped(MEMBERS))
+    assert not archives.needs_password(archive)
     unpacking = archives.unzip(archive, folder)
     next(unpacking)
     unpacking.close()
     assert archive.exists() and not folder.exists()
     first = tmp_path / "a.zip.unpacked" / "top" / "n0" / "0.png"
     before = first.stat().st_mtime_ns
-    list(archives.unzip(archive, folder))
+    assert list(archives.unzip(archive, folder)) == [(i, 300) for i in range(1, 301)]
     assert files(folder) == MEMBERS
     assert (folder / "top" / "n0" / "0.png").stat().st_mtime_ns == before
+    assert [file.name for file in tmp_path.iterdir()] == ["set"]
 
 
 def test_a_password_opens_a_zip_file(tmp_path: Path) -> None:
@@ -98,10 +90,7 @@ def test_a_password_opens_a_zip_file(tmp_path: Path) -> None:
     archive.write_bytes(encrypted(MEMBERS, "a test set"))
     assert archives.needs_password(archive)
     with pytest.raises(PasswordError, match=r"this is not the password of .*o\.zip"):
-        archives.check_password(archive, "another")
-    with pytest.raises(PasswordError):
         list(archives.unzip(archive, folder, "another"))
-    archives.check_password(archive, "a test set")
     list(archives.unzip(archive, folder, "a test set"))
     assert files(folder) == MEMBERS
 
@@ -116,19 +105,15 @@ def test_damaged_zip_files_and_names_that_leave_them(tmp_path: Path) -> None:
     archive.write_bytes(whole)
     with pytest.raises(ArchiveError, match=r"a\.zip: a/b\.png cannot be read"):
         list(archives.unzip(archive, folder))
+    archive.write_bytes(zipped({}))
+    with pytest.raises(ArchiveError, match="holds no files"):
+        list(archives.unzip(archive, folder))
     for name in ("../b.png", "/tmp/rib-absolute.png", "a/../../b.png"):
         archive.write_bytes(zipped({name: b"b"}))
         with pytest.raises(ArchiveError, match="leaves the archive; refused"):
             list(archives.unzip(archive, folder))
     assert not folder.exists() and not (tmp_path.parent / "b.png").exists()
     assert not Path("/tmp/rib-absolute.png").exists()
-
-
-def test_an_empty_zip_file_is_refused(tmp_path: Path) -> None:
-    archive, folder = tmp_path / "a.zip", tmp_path / "set"
-    archive.write_bytes(zipped({}))
-    with pytest.raises(ArchiveError, match="holds no files"):
-        list(archives.unzip(archive, folder))
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2, zipfile.ZIP_DEFLATED])
@@ -151,7 +136,9 @@ def test_a_compression_that_python_cannot_read_is_named_with_a_way_out(tmp_path:
     whole = bytearray(zipped({"a/b.png": bytes(99)}))
     whole[8] = whole[whole.index(b"PK\x01\x02") + 10] = 9
     archive.write_bytes(whole)
-    with pytest.raises(ArchiveError, match=r"a/b\.png is compressed in a way .* unpack the .* 7z"):
+    with pytest.raises(
+        ArchiveError, match=r"a/b\.png cannot be .*not supported.*unpack it with 7z"
+    ):
         list(archives.unzip(archive, tmp_path / "set"))
 
 

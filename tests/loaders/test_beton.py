@@ -13,11 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from loaders.beton import JPEG, PAGE_SIZE, RAW, Beton, BetonWriter, page_size_for, size_of
+from loaders import jpeg
+from loaders.beton import JPEG, PAGE_SIZE, RAW, Beton, BetonWriter, page_size_of
 
 
-def noise(count: int, height: int, width: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
+def noise(count: int, height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
 
 
 def smooth(count: int, height: int, width: int) -> np.ndarray:
@@ -26,35 +27,29 @@ def smooth(count: int, height: int, width: int) -> np.ndarray:
     return np.stack([np.asarray(image) for image in scaled])
 
 
-def jpeg(pixels: np.ndarray, quality: int = 90) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=quality)
-    return buffer.getvalue()
-
-
 def write(path: Path, images: np.ndarray, mode: int = RAW, spare: int = 0) -> Path:
-    writer = BetonWriter(path, len(images) + spare, page_size_for(images[0].nbytes))
     height, width = images.shape[1:3]
+    writer = BetonWriter(path, len(images) + spare, page_size_of(height, width))
     for label, pixels in enumerate(images):
-        blob = pixels.tobytes() if mode == RAW else jpeg(pixels)
-        writer.add(blob, mode=mode, height=height, width=width, label=label - 1)
+        blob = io.BytesIO(pixels.tobytes())
+        if mode == JPEG:
+            Image.fromarray(pixels).save(blob, "JPEG", quality=90)
+        writer.add(blob.getvalue(), mode=mode, height=height, width=width, label=label - 1)
     writer.finish(b"tag")
     writer.close()
     return path
 
 
-def decode(beton: Beton, sample: int, blob: bytes) -> np.ndarray:
-    row = beton.rows[sample]
-    pixels = np.empty((row["height"], row["width"], 3), np.uint8)
-    if row["mode"] == RAW:
-        return np.frombuffer(blob, np.uint8).reshape(pixels.shape)
-    beton.decode(sample, blob, pixels)
-    return pixels
-
-
 def read_all(beton: Beton) -> np.ndarray:
-    index = range(len(beton))
-    return np.stack([decode(beton, i, b) for i, b in zip(index, beton.blobs(index), strict=True)])
+    images = []
+    for row, blob in zip(beton.rows, beton.blobs(range(len(beton))), strict=True):
+        pixels = np.empty((row["height"], row["width"], 3), np.uint8)
+        if row["mode"] == JPEG:
+            jpeg.decode(blob, pixels)
+        else:
+            pixels[:] = np.frombuffer(blob, np.uint8).reshape(pixels.shape)
+        images.append(pixels)
+    return np.stack(images)
 
 
 @settings(max_examples=25, deadline=None)
@@ -68,31 +63,12 @@ def test_raw_round_trip(count: int, height: int, width: int) -> None:
     assert beton.tag == b"tag"
 
 
-@pytest.mark.parametrize(("count", "side"), [(1, 40), (6, 1020), (7, 1020), (3, 1672)])
-def test_the_size_of_a_file_is_known_before(tmp_path: Path, count: int, side: int) -> None:
-    """The last image is larger than the usual page."""
-    images = noise(count, side, side)
-    path = write(tmp_path / "a.beton", images)
-    page_size = page_size_for(images[0].nbytes)
-    assert path.stat().st_size == size_of(count, images[0].nbytes, page_size)
-    assert np.array_equal(read_all(Beton.open(path)), images)
-
-
 def test_no_blob_crosses_a_page(tmp_path: Path) -> None:
     images = noise(6, 1024, 1000)  # two fit a page of 8 MiB, with room to spare
     beton = Beton.open(write(tmp_path / "a.beton", images))
     first, last = beton.rows["pointer"], beton.rows["pointer"] + beton.sizes - np.uint64(1)
     assert (first // PAGE_SIZE).tolist() == (last // PAGE_SIZE).tolist() == [1, 1, 2, 2, 3, 3]
     assert np.array_equal(read_all(beton), images)
-
-
-def test_writer_refuses_what_the_format_cannot_hold(tmp_path: Path) -> None:
-    writer = BetonWriter(tmp_path / "a.beton", 1)
-    with pytest.raises(ValueError, match="65535"):
-        writer.add(b"x", mode=JPEG, height=1, width=1 << 16, label=0)
-    with pytest.raises(ValueError, match="fit a page"):
-        writer.add(bytes(PAGE_SIZE + 1), mode=JPEG, height=9, width=9, label=0)
-    writer.close()
 
 
 ROW_1 = 24 + 2 * 1041 + 24
@@ -136,27 +112,16 @@ def test_structural_fault_is_named(tmp_path: Path, patches: dict[int, bytes], me
     assert str(path) in str(caught.value)
 
 
-@pytest.mark.parametrize("size", [0, 10, 24, 2000, PAGE_SIZE + 5, TABLE + 71, TABLE + 96])
+@pytest.mark.parametrize("size", [0, 2000, PAGE_SIZE + 5, TABLE + 71, TABLE + 96])
 def test_file_of_another_length_is_refused(tmp_path: Path, size: int) -> None:
     path = write(tmp_path / "a.beton", noise(3, 4, 6))
+    beton = Beton.open(path)
     with path.open("r+b") as file:
         file.truncate(size)
     with pytest.raises(ValueError, match="truncated"):
         Beton.open(path)
-
-
-def test_file_changed_while_open(tmp_path: Path) -> None:
-    beton = Beton.open(write(tmp_path / "a.beton", noise(3, 4, 6)))
-    with beton.path.open("r+b") as file:
-        file.truncate(PAGE_SIZE + 1)
     with pytest.raises(ValueError, match="changed after it was opened"):
         list(beton.blobs([0]))
-
-
-def test_blob_that_is_no_jpeg(tmp_path: Path) -> None:
-    beton = Beton.open(write(tmp_path / "a.beton", smooth(1, 16, 16), JPEG))
-    with pytest.raises(ValueError, match="sample 0"):
-        decode(beton, 0, b"no JPEG")
 
 
 @pytest.mark.slow
@@ -179,19 +144,6 @@ def test_ffcv_loader_reads_what_is_written_here(tmp_path: Path, mode: int) -> No
         assert difference.mean() < 2 and difference.max() <= 16
 
 
-class Images:
-    """What FFCV's writer takes: an indexable of (image, label)."""
-
-    def __init__(self, images: np.ndarray) -> None:
-        self.images = images
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-        return self.images[index], int(index) * 3
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["raw", "jpg", "proportion"])
 def test_files_of_ffcvs_writer_are_read_here(tmp_path: Path, mode: str) -> None:
@@ -202,7 +154,8 @@ def test_files_of_ffcvs_writer_are_read_here(tmp_path: Path, mode: str) -> None:
     images = smooth(9, 1000, 1200)  # raw, two fit a page
     path = tmp_path / "a.beton"
     fields = {"picture": RGBImageField(write_mode=mode, jpeg_quality=95), "number": IntField()}
-    DatasetWriter(str(path), fields, num_workers=2).from_indexed_dataset(Images(images), None, 2)
+    samples = [(pixels, number * 3) for number, pixels in enumerate(images)]
+    DatasetWriter(str(path), fields, num_workers=2).from_indexed_dataset(samples, None, 2)
     beton = Beton.open(path)
     assert beton.rows["label"].tolist() == list(range(0, 27, 3))
     raw = beton.rows["mode"] == RAW

@@ -54,11 +54,11 @@ def arrived(folder: Path) -> bytes:
 
 def test_a_file_comes_whole_and_once(web: Web, tmp_path: Path) -> None:
     address = web("a", content=CONTENT)
-    progress: list[tuple[int, int | None]] = []
+    progress: list[int] = []
     folder = tmp_path / "new"
-    assert fetch(remote(address), folder, seen=lambda *state: progress.append(state)) == address
+    assert fetch(remote(address), folder, seen=progress.append) == address
     assert arrived(folder) == CONTENT
-    assert progress[-1] == (len(CONTENT), len(CONTENT)) and progress == sorted(progress)
+    assert progress[-1] == len(CONTENT) and progress == sorted(progress)
     assert fetch(remote(address), folder) == ""
     assert web.requests == [("a", "")], "the second call asks nobody"
 
@@ -69,14 +69,6 @@ def test_cut_connections_are_resumed_where_they_ended(web: Web, tmp_path: Path, 
     fetch(remote(address, size=size), tmp_path)
     assert arrived(tmp_path) == CONTENT
     assert [range_ for _, range_ in web.requests] == ["", "bytes=100000-", "bytes=150000-"]
-
-
-def test_a_whole_part_is_only_checked(web: Web, tmp_path: Path) -> None:
-    address = web("a", content=CONTENT)
-    (tmp_path / "a.tar.part").write_bytes(CONTENT)
-    fetch(remote(address, size=0), tmp_path)
-    assert arrived(tmp_path) == CONTENT
-    assert web.requests == [("a", "bytes=300000-")]
 
 
 def test_a_later_call_goes_on(web: Web, tmp_path: Path) -> None:
@@ -109,27 +101,28 @@ def test_a_file_without_a_checksum_comes_from_its_start(web: Web, tmp_path: Path
     assert arrived(tmp_path) == CONTENT and web.requests[-1] == ("a", "")
 
 
-def test_a_part_of_another_version_is_dropped_by_the_checksum(web: Web, tmp_path: Path) -> None:
-    address = web("a", content=CONTENT)
-    (tmp_path / "a.tar.part").write_bytes(b"x" * 1000)
-    fetch(remote(address), tmp_path)
+@pytest.mark.parametrize(
+    ("part", "size", "ranges"),
+    [
+        (CONTENT, 0, ["bytes=300000-"]),  # the server answers that nothing is left
+        (b"x" * 1000, len(CONTENT), ["bytes=1000-", ""]),
+        (CONTENT + b"more", len(CONTENT), ["bytes=300004-", ""]),
+        (CONTENT + b"more", 0, ["bytes=300004-", ""]),
+    ],
+)
+def test_a_part_that_is_there_is_checked_and_dropped_if_it_does_not_fit(
+    web: Web, tmp_path: Path, part: bytes, size: int, ranges: list[str]
+) -> None:
+    (tmp_path / "a.tar.part").write_bytes(part)
+    fetch(remote(web("a", content=CONTENT), size=size), tmp_path)
     assert arrived(tmp_path) == CONTENT
-    assert [range_ for _, range_ in web.requests] == ["bytes=1000-", ""]
+    assert [range_ for _, range_ in web.requests] == ranges
 
 
-def test_a_part_longer_than_the_file_is_dropped(web: Web, tmp_path: Path) -> None:
-    address = web("a", content=CONTENT)
-    (tmp_path / "a.tar.part").write_bytes(CONTENT + b"more")
-    fetch(remote(address), tmp_path)
-    assert arrived(tmp_path) == CONTENT
-    (tmp_path / "b").mkdir()
-    (tmp_path / "b" / "a.tar.part").write_bytes(CONTENT + b"more")
-    fetch(remote(address, size=0), tmp_path / "b")  # now the server answers 416
-    assert arrived(tmp_path / "b") == CONTENT
-
-
-def test_redirects_keep_the_range(web: Web, tmp_path: Path) -> None:
-    web("b", content=CONTENT, cuts=[100_000])
+def test_redirects_keep_the_range_and_statuses_that_pass_are_waited_for(
+    web: Web, tmp_path: Path
+) -> None:
+    web("b", content=CONTENT, cuts=[100_000], statuses=[503, 429])
     address = web("a", redirect="/b")
     fetch(remote(address), tmp_path)
     assert arrived(tmp_path) == CONTENT
@@ -161,12 +154,6 @@ def test_the_next_mirror_gives_what_one_does_not(
     assert arrived(tmp_path / "both") == CONTENT
 
 
-def test_statuses_that_pass_are_waited_for(web: Web, tmp_path: Path) -> None:
-    address = web("a", content=CONTENT, statuses=[503, 429])
-    fetch(remote(address), tmp_path)
-    assert arrived(tmp_path) == CONTENT
-
-
 def test_nobody_listens_and_other_schemes(web: Web, tmp_path: Path) -> None:
     (tmp_path / "secret").write_bytes(CONTENT)
     closed, file = "http://127.0.0.1:9/a", (tmp_path / "secret").as_uri()
@@ -179,20 +166,11 @@ def test_nobody_listens_and_other_schemes(web: Web, tmp_path: Path) -> None:
         fetch(remote(), tmp_path)
 
 
-def test_a_full_disk_is_reported_before_and_while_it_fills(
-    web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    address = web("a", content=CONTENT)
-    with monkeypatch.context() as patch:
-        usage = type("Usage", (), {"free": 299_999})
-        patch.setattr("loaders.download.shutil.disk_usage", lambda path: usage)
-        with pytest.raises(DownloadError, match="300,000 bytes are needed, 299,999 are free"):
-            fetch(remote(address), tmp_path)
-        assert not (tmp_path / "a.tar.part").exists()
-
-    def full(done: int, total: int | None) -> None:
+def test_a_full_disk_is_named_and_the_next_call_goes_on(web: Web, tmp_path: Path) -> None:
+    def full(done: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
+    address = web("a", content=CONTENT)
     with pytest.raises(DownloadError, match=r"No space left.*make room.*goes on from there"):
         fetch(remote(address), tmp_path, seen=full)
     fetch(remote(address), tmp_path)
@@ -203,7 +181,7 @@ def test_a_stop_leaves_what_arrived(web: Web, tmp_path: Path) -> None:
     address = web("a", content=CONTENT, pause_s=0.01, piece=10_000)
     stop = threading.Event()
     with pytest.raises(Stopped):
-        fetch(remote(address), tmp_path, seen=lambda done, total: stop.set(), stop=stop)
+        fetch(remote(address), tmp_path, seen=lambda done: stop.set(), stop=stop)
     part = (tmp_path / "a.tar.part").read_bytes()
     assert 0 < len(part) < len(CONTENT) and CONTENT.startswith(part)
     fetch(remote(address), tmp_path)

@@ -13,12 +13,11 @@ from pathlib import Path
 import imagenet_trees as trees
 import pytest
 from imagenet_trees import RIB, read
-from PIL import Image
 
 from engine.data import imagenet
 from loaders.benchmarks import imagenet_c, objectnet
 from loaders.pack import Item
-from loaders.trees import Place, files, open_image
+from loaders.trees import open_image
 
 
 def test_published_sizes(tmp_path: Path) -> None:
@@ -50,10 +49,7 @@ def test_a_small_part_of_a_whole_set_is_no_shortfall(
     shutil.rmtree(source / "weather" / "frost")
     for severity in "24":
         shutil.rmtree(source / "blur" / "zoom_blur" / severity)
-    with pytest.raises(
-        ValueError,
-        match=r"7 of 75 parts are missing: zoom_blur/2,4 frost; 1 of 75 parts have not 2 images: f",
-    ):
+    with pytest.raises(ValueError, match=r"7 of 75 .* missing: zoom_blur/2 zoom_blur/4 frost/1 "):
         imagenet.read(drawn, "imagenet_c", source)
 
 
@@ -77,13 +73,17 @@ def test_what_is_wrong_with_a_tree_is_named(tmp_path: Path) -> None:
     fails("imagenet_a", tmp_path / "x.tar.gz", "x.tar.gz is compressed")
     (tmp_path / "bad.tar").write_bytes(b"x" * 2000)
     fails("imagenet_a", tmp_path / "bad.tar", "bad.tar is damaged or no .tar")
-    fails("imagenet_a", trees.version_2(tmp_path / "2"), "are ImageNetV2's: encode imagenet_v2")
+    fails(
+        "imagenet_a",
+        trees.version_2(tmp_path / "2"),
+        rf"of imagenet_a: \d+ \(.* are {trees.WNIDS[0][:3]}.* another set",
+    )
     fails("imagenet_v2", good, f"no class of imagenet_v2: {trees.WNIDS[0]}")
     trees.draw(tmp_path / "over" / "1000" / "1.jpeg", [0])
-    fails("imagenet_v2", tmp_path / "over", r"imagenet_v2: 1000 \(.*its folders are named 0 to 999")
+    fails("imagenet_v2", tmp_path / "over", r"imagenet_v2: 1000 \(.* are 0, 1, 2 and 997 more")
     foreign = next(wnid for wnid in imagenet.wnids() if wnid not in imagenet.wnids("a"))
     trees.draw(tmp_path / "f" / foreign / "1.jpg", [0])
-    fails("imagenet_a", tmp_path / "f", f"{foreign}.*has 200 classes, and these are not among")
+    fails("imagenet_a", tmp_path / "f", rf"no class of imagenet_a: {foreign}")
     trees.draw(tmp_path / "n" / trees.WNIDS[0] / "deeper" / "1.jpg", [0])
     fails("imagenet_a", tmp_path / "n", r"no class of imagenet_a: deeper \(n\d+/deeper/1.jpg\)")
     trees.by_wnid(tmp_path / "two" / "one", copies=1)
@@ -94,16 +94,14 @@ def test_what_is_wrong_with_a_tree_is_named(tmp_path: Path) -> None:
     fails("imagenet_c", tmp_path / "c", "fog/6/n.*is not <corruption>/<1 to 5>")
     fails("objectnet", good, "holds no mappings/ folder")
     none = _objectnet_mapping(tmp_path / "o1", 1, Banana="no such thing")
-    fails("objectnet", none, "'Banana' is no such thing, which is no class of ImageNet-1K")
+    fails("objectnet", none, "1k.json: no such thing is no class of ImageNet-1K")
     shutil.copytree(none / "objectnet-1.0/images/whisk", none / "objectnet-1.0/images/unheard")
-    fails("objectnet", _objectnet_mapping(tmp_path / "o2", 1, Banana="crane"), "is crane, which")
+    fails("objectnet", _objectnet_mapping(tmp_path / "o2", 1, Banana="crane"), "crane is no class")
     unheard = _objectnet_mapping(tmp_path / "o3", 1)
     trees.draw(unheard / "objectnet-1.0/images/unheard/1.png", [0])
     fails("objectnet", unheard, "does not name: unheard")
     (unheard / "objectnet-1.0/mappings" / objectnet.MAPPINGS[0]).write_text("[")
-    fails("objectnet", unheard, "folder_to_objectnet_label.json cannot be read")
-    (unheard / "objectnet-1.0/mappings" / objectnet.MAPPINGS[0]).write_text("[" * 100_000)
-    fails("objectnet", unheard, "folder_to_objectnet_label.json cannot be read")
+    fails("objectnet", unheard, "folder_to_objectnet_label.json is damaged")
 
 
 def test_flat_folder_needs_labels_of_every_image(tmp_path: Path) -> None:
@@ -111,15 +109,12 @@ def test_flat_folder_needs_labels_of_every_image(tmp_path: Path) -> None:
     labels = source / "LOC_val_solution.csv"
     rows = labels.read_text().splitlines()
     labels.write_text("\n".join(rows[:-1]))
-    with pytest.raises(ValueError, match=r"ILSVRC2012_val_00000001.JPEG has no label"):
-        read("imagenet_val", source)
-    labels.write_text("a,b\n1,2\n")
-    with pytest.raises(ValueError, match="lacks the columns ImageId"):
+    with pytest.raises(ValueError, match=r"ILSVRC2012_val_00000001.JPEG: no label"):
         read("imagenet_val", source)
     endless = b"ImageId,PredictionString\n" + b"x" * 200_000
-    for damaged, message in ((b"\xff", "no text"), (endless, "no CSV")):
+    for damaged in (b"a,b\n1,2\n", b"\xff", endless):
         labels.write_bytes(damaged)
-        with pytest.raises(ValueError, match=rf"LOC_val_solution.csv is {message}"):
+        with pytest.raises(ValueError, match=r"LOC_val_solution.csv is damaged \("):
             read("imagenet_val", source)
     os.truncate(labels, 1 << 40)  # sparse
     with pytest.raises(ValueError, match=r"LOC_val_solution.csv has more than 67,108,864 bytes"):
@@ -127,26 +122,6 @@ def test_flat_folder_needs_labels_of_every_image(tmp_path: Path) -> None:
     labels.unlink()
     with pytest.raises(ValueError, match=r"flat and no labels file.*ground_truth.txt"):
         read("imagenet_val", source)
-
-
-def test_links_that_loop_or_lead_nowhere_are_named(tmp_path: Path) -> None:
-    source = trees.by_wnid(tmp_path / "a")
-    (source / trees.WNIDS[0] / "self").symlink_to(source)
-    with pytest.raises(ValueError, match=r"self is a link to .*a, which is read already"):
-        read("imagenet_a", source)
-    (source / trees.WNIDS[0] / "self").unlink()
-    (source / trees.WNIDS[1] / "gone.jpg").symlink_to(tmp_path / "gone")
-    with pytest.raises(ValueError, match=r"gone.jpg cannot be read \(No such file"):
-        read("imagenet_a", source)
-    (source / trees.WNIDS[1] / "gone.jpg").unlink()
-    (source / trees.WNIDS[1] / "me.jpg").symlink_to(source / trees.WNIDS[1] / "me.jpg")
-    with pytest.raises(ValueError, match=r"me.jpg cannot be read"):
-        read("imagenet_a", source)
-    (source / trees.WNIDS[1] / "me.jpg").unlink()
-    elsewhere = tmp_path / "elsewhere"
-    (source / trees.WNIDS[2]).rename(elsewhere)
-    (source / trees.WNIDS[2]).symlink_to(elsewhere)  # a link to another disk is no fault
-    assert len(read("imagenet_a", source).items) == 6
 
 
 def test_duplicates_and_other_files_are_named(tmp_path: Path) -> None:
@@ -161,19 +136,6 @@ def test_duplicates_and_other_files_are_named(tmp_path: Path) -> None:
         "README.txt",
         *(f"{first.name}/{n}" for n in ("Thumbs.db", "._1.jpg")),
     }
-    shutil.copy(first / "1.jpg", first / "1.JPEG")
-    shutil.copy(first / "1.jpg", first / "1.png")
-    twins = (("JPEG", "jpg"), ("jpg", "png"))
-    pairs = [
-        f"{first.name}/1.{suffix} and {first.name}/1.{other_suffix}"
-        for suffix, other_suffix in twins
-    ]
-    fault = f"2 pairs have one name but for the suffix: {', '.join(pairs)}"
-    with pytest.raises(ValueError, match=fault):
-        imagenet.read(RIB, "imagenet_a", source)
-    assert fault in read("imagenet_a", source).faults, "a part may have them"
-    (first / "1.JPEG").unlink()
-    (first / "1.png").unlink()
     val = trees.validation(tmp_path / "v") / "val"
     name = "ILSVRC2012_val_00000001.JPEG"
     for duplicate in (val / second.name / name, val / first.name / name.replace("JPEG", "jpg")):
@@ -181,6 +143,12 @@ def test_duplicates_and_other_files_are_named(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="the same image twice"):
             read("imagenet_val", val)
         duplicate.unlink()
+    for copy in ("one", "two"):
+        trees.archive(source, tmp_path / f"{copy}.tar")
+    for folder in (source, tmp_path / "v"):
+        shutil.rmtree(folder)
+    with pytest.raises(ValueError, match=r"one.tar and .* are the same image twice"):
+        read("imagenet_a", tmp_path)
 
 
 @pytest.mark.parametrize("archived", [False, True])
@@ -193,76 +161,42 @@ def test_a_name_that_no_manifest_holds_is_named(tmp_path: Path, archived: bool) 
         read("imagenet_a", source)
 
 
-@pytest.mark.parametrize("archived", [False, True])
-def test_an_image_that_is_there_twice_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, archived: bool
-) -> None:
-    monkeypatch.setitem(imagenet.SIZES, "imagenet_a", imagenet.Size(6))
-    source = trees.by_wnid(tmp_path / "a")
-    first, second = (source / wnid for wnid in trees.WNIDS[:2])
-    shutil.copy(first / "1.jpg", first / "1 (copy).jpg")
-    shutil.copy(first / "1.jpg", second / "other.jpg")  # of another class: no copy
-    if archived:
-        source = trees.archive(source, tmp_path / "a.tar")
-    pair = rf"{first.name}/1 \(copy\).jpg and {first.name}/1.jpg"
-    with pytest.raises(ValueError, match=rf"8 images, not 6.*; 1 images are there twice: {pair}"):
-        imagenet.read(RIB, "imagenet_a", source)
-    monkeypatch.setitem(imagenet.SIZES, "imagenet_a", imagenet.Size(9))
-    with pytest.raises(ValueError, match=rf"8 images, not 9.*; 1 images are there twice: {pair}"):
-        imagenet.read(RIB, "imagenet_a", source)
-
-
-def test_one_file_in_two_archives_is_named(tmp_path: Path) -> None:
-    folder = trees.corrupted(tmp_path / "c")
-    (tmp_path / "tars").mkdir()
-    for name in ("one", "two"):
-        trees.archive(folder / "blur", tmp_path / "tars" / f"{name}.tar")
-    with pytest.raises(ValueError, match=r"one.tar and .* are the same image twice"):
-        read("imagenet_c", tmp_path / "tars")
-
-
 def test_cut_archive_is_named_where_an_image_ends_early(tmp_path: Path) -> None:
     path = trees.archive(trees.by_wnid(tmp_path / "a"), tmp_path / "a.tar")
     last = read("imagenet_a", path).items[-1].payload
     path.write_bytes(path.read_bytes()[: last.offset + last.size - 5])
     with pytest.raises(ValueError, match="ends inside this image"):
         open_image(last)
-    assert isinstance(last, Place) and Image.open(tmp_path / "a" / trees.WNIDS[0] / "1.jpg")
 
 
 def damaged(tmp_path: Path) -> dict[str, tuple[bytes, str]]:
     """Damaged archives that tarfile takes for whole, and the message for each."""
     good = trees.archive(trees.by_wnid(tmp_path / "a"), tmp_path / "a.tar").read_bytes()
-    inner = io.BytesIO()
-    with tarfile.open(fileobj=inner, mode="w") as archive:
-        entry = tarfile.TarInfo(f"{trees.WNIDS[0]}.tar")
-        entry.size = 2000
-        archive.addfile(entry, io.BytesIO(b"no archive".ljust(2000)))
     with tarfile.open(tmp_path / "a.tar") as archive:
         third = archive.getmembers()[2].offset
-    return {
+    archives = {
         "header": (good[:third] + b"x" * 512 + good[third + 512 :], "it does not end as"),
         "cut": (good[: third + 100], "it does not end as"),
         "between": (good[:third], "it does not end as"),
-        "inner": (inner.getvalue(), f"{trees.WNIDS[0]}.tar does not end as"),
     }
+    for kind, content in (("inner", b"no archive".ljust(2000)), ("empty inner", b"")):
+        outer = io.BytesIO()
+        with tarfile.open(fileobj=outer, mode="w") as archive:
+            entry = tarfile.TarInfo("n1.tar")
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+            archive.addfile(tarfile.TarInfo("n2/1.jpg"), io.BytesIO())
+        archives[kind] = outer.getvalue(), "n1.tar does not end as"
+    return archives
 
 
-@pytest.mark.parametrize("kind", ["header", "cut", "between", "inner"])
+@pytest.mark.parametrize("kind", ["header", "cut", "between", "inner", "empty inner"])
 def test_a_damaged_archive_is_named(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "bad.tar"
     data, message = damaged(tmp_path)[kind]
     path.write_bytes(data)
     with pytest.raises(ValueError, match=rf"bad.tar is damaged or no .tar archive \({message}"):
         read("imagenet_a", path)
-
-
-def test_an_archive_inside_that_is_empty_takes_nothing_of_the_next(tmp_path: Path) -> None:
-    with tarfile.open(tmp_path / "o.tar", "w") as archive:
-        archive.addfile(tarfile.TarInfo("n1.tar"), io.BytesIO())
-        archive.addfile(tarfile.TarInfo("n2/1.jpg"), io.BytesIO())
-    with pytest.raises(ValueError, match=r"o.tar is damaged .*n1.tar does not end as"):
-        list(files(tmp_path / "o.tar"))
 
 
 def test_objects_that_share_a_class_are_refused_when_they_are_read(tmp_path: Path) -> None:

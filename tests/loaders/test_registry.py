@@ -3,12 +3,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-import logging
 import os
 import sys
 import tarfile
 import zipfile
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -62,30 +60,19 @@ def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return source
 
 
-def calls(tmp_path: Path) -> list[str]:
-    path = tmp_path / "calls"
-    return path.read_text().splitlines() if path.exists() else []
-
-
-def test_npm_downloads_once_and_then_trusts_only_the_checksum(published: Path, tmp_path: Path):
-    cache = tmp_path / "deep" / "cache"
-    first = registry.npm("@scope/toy", "1.2.3", integrity(published), cache)
-    again = registry.npm("@scope/toy", "1.2.3", integrity(published), cache)
-    assert first == again == cache / "scope-toy-1.2.3.tgz"
-    assert first.read_bytes() == published.read_bytes()
-    assert calls(tmp_path) == ["pack @scope/toy@1.2.3"]
-    assert [path.name for path in cache.iterdir()] == [first.name]
-
-
-def test_a_corrupt_cached_file_is_named_and_fetched_again(
+def test_npm_downloads_once_and_then_trusts_only_the_checksum(
     published: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
-    cached = tmp_path / "toy-1.tgz"
-    cached.write_bytes(published.read_bytes()[:-1] + b"!")
-    with caplog.at_level(logging.WARNING):
-        path = registry.npm("toy", "1", integrity(published), tmp_path)
-    assert path.read_bytes() == published.read_bytes()
-    assert "toy-1.tgz" in caplog.text and "removed" in caplog.text
+    cache = tmp_path / "deep" / "cache"
+    paths = [registry.npm("@scope/toy", "1.2.3", integrity(published), cache) for _ in range(2)]
+    assert paths == [cache / "scope-toy-1.2.3.tgz"] * 2
+    assert paths[0].read_bytes() == published.read_bytes()
+    assert (tmp_path / "calls").read_text() == "pack @scope/toy@1.2.3\n"
+    paths[0].write_bytes(published.read_bytes()[:-1] + b"!")
+    registry.npm("@scope/toy", "1.2.3", integrity(published), cache)
+    assert paths[0].read_bytes() == published.read_bytes()
+    assert "scope-toy-1.2.3.tgz has checksum" in caplog.text and "removed" in caplog.text
+    assert os.listdir(cache) == ["scope-toy-1.2.3.tgz"]
 
 
 def test_a_wrong_download_is_refused_with_both_hashes(published: Path, tmp_path: Path):
@@ -119,15 +106,6 @@ def test_a_failing_client_gives_one_line_with_package_and_remedy(published: Path
     assert str(tmp_path / "cache" / "toy-1.tgz") in message
 
 
-def test_concurrent_fetches_agree(published: Path, tmp_path: Path):
-    def fetch(_: int) -> bytes:
-        return registry.npm("toy", "1", integrity(published), tmp_path / "cache").read_bytes()
-
-    with ThreadPoolExecutor(4) as pool:
-        assert set(pool.map(fetch, range(8))) == {published.read_bytes()}
-    assert os.listdir(tmp_path / "cache") == ["toy-1.tgz"]
-
-
 def test_pypi_fetches_verifies_and_reuses_a_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     served = tmp_path / "served"
     served.mkdir()
@@ -145,45 +123,13 @@ def test_pypi_fetches_verifies_and_reuses_a_wheel(tmp_path: Path, monkeypatch: p
     assert not path.exists()
 
 
-def test_verified_reads_the_cache_only(tmp_path: Path):
-    path = tmp_path / "file"
-    digest = hashlib.sha256(b"x").hexdigest()
-    with pytest.raises(RegistryError, match="toy is not in the cache"):
-        registry.verified(path, digest, "toy")
-    path.write_bytes(b"y")
-    with pytest.raises(RegistryError, match=f"toy: file has checksum .* expected {digest}"):
-        registry.verified(path, digest, "toy")
-    path.write_bytes(b"x")
-    assert registry.verified(path, digest, "toy") == path
-
-
-def test_member_reads_both_kinds_of_archive(tmp_path: Path):
+def test_members_of_both_kinds_of_archive(tmp_path: Path):
     archive = tarball(tmp_path / "a.tgz", {"package/a": b"1", "package/b": b""})
-    assert registry.member(archive, "package/a") == b"1"
     assert registry.member(archive, "package/b") == b""
     assert registry.member(wheel(tmp_path), "toy/data.txt") == b"seven"
-    assert registry.members(archive, lambda name: name.endswith("b")) == {"package/b": b""}
-
-
-@pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a/../../x", "a\\..\\x", "C:/x", ""])
-def test_names_that_leave_the_root_are_refused(tmp_path: Path, name: str):
-    archive = tarball(tmp_path / "a.tgz", {"../x": b"1", "a/../../x": b"1"})
-    with pytest.raises(RegistryError, match="leaves the archive's root"):
-        registry.member(archive, name)
-    with pytest.raises(RegistryError, match="leaves the archive's root"):
-        registry.members(archive, lambda inner: True)
-
-
-def test_missing_linked_and_damaged_members_are_named(tmp_path: Path):
-    archive = tarball(tmp_path / "a.tgz", {"a": b"1"})
+    assert registry.members(archive, lambda name: name.endswith("a")) == {"package/a": b"1"}
     with pytest.raises(RegistryError, match=r"a\.tgz has no file 'b'"):
         registry.member(archive, "b")
-    with tarfile.open(tmp_path / "link.tgz", "w:gz") as linked:
-        entry = tarfile.TarInfo("b")
-        entry.type, entry.linkname = tarfile.SYMTYPE, "/etc/passwd"
-        linked.addfile(entry)
-    with pytest.raises(RegistryError, match="has no file 'b'"):
-        registry.member(tmp_path / "link.tgz", "b")
     for name in ("cut.tgz", "cut.whl"):
         (tmp_path / name).write_bytes(archive.read_bytes()[:30])
         with pytest.raises(RegistryError, match=rf"{name} cannot be read"):
@@ -193,10 +139,11 @@ def test_missing_linked_and_damaged_members_are_named(tmp_path: Path):
 @pytest.mark.slow
 @pytest.mark.network
 def test_the_real_clients_agree_with_the_pins(tmp_path: Path):
-    from loaders.benchmarks import emoji
+    from loaders.benchmarks.emoji_styles import METADATA as wheel
+    from loaders.benchmarks.emoji_styles import STYLES
 
-    style, metadata = emoji.STYLES["emojione"], emoji.METADATA
-    assert registry.npm(style.package, style.version, style.integrity, tmp_path).is_file()
+    style = STYLES["emojione"]
+    assert registry.npm(style.package, style.version, f"sha512-{style.sha512}", tmp_path).is_file()
     assert registry.pypi(
-        metadata.package, metadata.version, metadata.sha256, tmp_path, metadata.wheel
+        wheel.package, wheel.version, wheel.sha256, tmp_path, wheel.wheel
     ).is_file()

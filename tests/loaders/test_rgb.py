@@ -67,6 +67,8 @@ def test_every_kind_of_transparency_counts() -> None:
 def test_opaque_images_keep_their_pixels() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
     plain = Image.fromarray(noise)
+    turned = Image.Exif()
+    turned[0x0112] = 6
     opaque = plain.convert("RGBA")
     for image, named in (
         (stored(plain, "PNG"), ""),
@@ -76,6 +78,7 @@ def test_opaque_images_keep_their_pixels() -> None:
         (stored(plain.convert("1"), "PNG"), "1 converted to RGB"),
         (stored(plain.quantize(9), "PNG"), "P converted to RGB"),
         (stored(plain.convert("CMYK"), "JPEG"), "CMYK converted to RGB"),
+        (stored(plain, "JPEG", exif=turned), "orientation tag not applied"),
     ):
         converted, unusual = to_rgb(image, "black")
         assert np.array_equal(np.asarray(converted), np.asarray(image.convert("RGB")))

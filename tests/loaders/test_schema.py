@@ -63,14 +63,11 @@ def test_what_does_not_fit_is_named_with_the_remedy(tmp_path: Path, content: byt
         schema.read(path, Strict, "delete it")
 
 
-def test_a_missing_file_is_not_a_damaged_one(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
-        schema.read(tmp_path / "state.json", Strict, "delete it")
-
-
-def test_a_folder_in_place_of_the_file_is_named_with_the_remedy(tmp_path: Path) -> None:
+def test_a_folder_is_a_damaged_file_and_a_missing_one_is_not(tmp_path: Path) -> None:
     with pytest.raises(DamagedFile, match=f"{tmp_path} is damaged .*directory.*; delete it"):
         schema.read(tmp_path, Strict, "delete it")
+    with pytest.raises(FileNotFoundError):
+        schema.read(tmp_path / "state.json", Strict, "delete it")
 
 
 def test_a_file_with_a_digest_is_read_unless_a_value_was_altered(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_packs import COUNT, SHAPE, draw, make
 
-from loaders import resident
+from loaders import resident, stream
 from loaders.batch import Batch
 from loaders.pack import Pack
 from loaders.resident import Resident, fits, free_in_groups
@@ -80,7 +80,8 @@ def test_index_outside_the_pack_is_refused(packs, make_source, bad) -> None:
 
 
 def test_stuck_reader_times_out(packs: dict[str, Pack], monkeypatch: pytest.MonkeyPatch) -> None:
-    source = Stream(packs["raw"], timeout_s=0.1)
+    monkeypatch.setattr(stream, "TIMEOUT_S", 0.1)
+    source = Stream(packs["raw"])
     release = threading.Event()
     monkeypatch.setattr(Pack, "read", lambda self, index, out: release.wait())
     with pytest.raises(TimeoutError, match=r"images.beton: no batch in 0.1 s"):
@@ -91,10 +92,9 @@ def test_stuck_reader_times_out(packs: dict[str, Pack], monkeypatch: pytest.Monk
 @pytest.mark.slow
 def test_stuck_reader_does_not_hold_up_the_exit(packs: dict[str, Pack]) -> None:
     script = (
-        "import sys, threading, numpy; from loaders.pack import Pack; "
-        "from loaders.stream import Stream; "
-        "source = Stream(Pack.open(sys.argv[1]), timeout_s=0.1); "
-        "Pack.read = lambda self, index, out: threading.Event().wait(); "
+        "import sys, threading, numpy; from loaders import pack, stream; stream.TIMEOUT_S = 0.1; "
+        "source = stream.Stream(pack.Pack.open(sys.argv[1])); "
+        "pack.Pack.read = lambda self, index, out: threading.Event().wait(); "
         "list(source.batches([numpy.arange(3)]))"
     )
     command = [sys.executable, "-c", script, str(packs["raw"].folder)]
@@ -114,19 +114,16 @@ def test_open_source_chooses_by_memory(
     assert not fits(pack) and isinstance(open_source(pack), Stream)
     assert isinstance(open_source(pack, mode="resident"), Resident)
     assert "tiny: resident on cpu" in caplog.text and "tiny: streamed on cpu" in caplog.text
-    with pytest.raises(ValueError, match="disk"):
-        open_source(pack, mode="disk")
-    with pytest.raises(ValueError, match="workers=0"):
-        Stream(pack, workers=0)
 
 
-def group(folder: Path, version: int, limit: str, used: int, cached: int) -> None:
+def group(folder: Path, limit: str, used: int, cached: int, *, version: int = 2) -> None:
     """A memory control group as the kernel shows it."""
-    names = ("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")
-    prefix = "" if version == 2 else "total_"
-    folder.mkdir(parents=True)
-    (folder / names[version == 1][0]).write_text(f"{limit}\n")
-    (folder / names[version == 1][1]).write_text(f"{used}\n")
+    names, prefix = ("memory.max", "memory.current"), ""
+    if version == 1:
+        names, prefix = ("memory.limit_in_bytes", "memory.usage_in_bytes"), "total_"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, value in zip(names, (limit, used), strict=True):
+        (folder / name).write_text(f"{value}\n")
     (folder / "memory.stat").write_text(f"anon 5\n{prefix}inactive_file {cached}\n")
 
 
@@ -135,20 +132,14 @@ def test_memory_is_what_the_processs_own_groups_leave(tmp_path: Path) -> None:
     assert free_in_groups(listed, mount) == float("inf")
     listed.write_text("0::/slurm/job_7/step_0\n")
     assert free_in_groups(listed, mount) == float("inf")
-    group(mount / "slurm" / "job_7", 2, "5000", 2000, 500)  # a step may use what its job has left
-    group(mount / "slurm" / "job_7" / "step_0", 2, "max", 1000, 0)
-    group(mount / "slurm" / "other", 2, "10", 10, 0)
+    group(mount / "slurm" / "job_7", "5000", 2000, 500)  # a step may use what its job has left
+    group(mount / "slurm" / "job_7" / "step_0", "max", 1000, 0)
+    group(mount / "slurm" / "other", "10", 10, 0)
     assert free_in_groups(listed, mount) == 3500
     listed.write_text("0::/host/path/of/a/container\n")
-    group(mount / "x", 2, "1", 1, 0)
-    for name in ("memory.max", "memory.current", "memory.stat"):
-        (mount / "x" / name).rename(mount / name)  # where a container sees its own group
+    group(mount, "1", 1, 0)  # where a container sees its own group
     assert free_in_groups(listed, mount) == 0
-
-
-def test_memory_of_version_1_groups(tmp_path: Path) -> None:
-    listed, mount = tmp_path / "cgroup", tmp_path / "mount"
-    listed.write_text("3:cpuset,cpu:/a\n2:memory:/a/b\n0::/\n")
-    group(mount / "memory" / "a", 1, "9000", 1000, 200)
-    group(mount / "memory" / "a" / "b", 1, str(2**63 - 4096), 500, 0)
+    listed.write_text("3:cpuset,cpu:/a\n2:memory:/a/b\n")
+    group(mount / "memory" / "a", "9000", 1000, 200, version=1)
+    group(mount / "memory" / "a" / "b", str(2**63 - 4096), 500, 0, version=1)
     assert free_in_groups(listed, mount) == 8200

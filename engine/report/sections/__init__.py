@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from engine.report.sections import (
     about,
-    barrier,
     changes,
     cka,
     curves,
@@ -18,51 +17,39 @@ from engine.report.sections import (
     ranking,
     sure,
     sweep,
-    tuning,
-    upstream,
 )
 
 if TYPE_CHECKING:
     from engine.report.results import Results
     from engine.report.section import Section
 
+ABOUT: list[Callable[[Results], Section | None]] = [
+    distances.section,
+    explorer.section,
+    about.how_to_read,
+    about.what_was_run,
+    about.artwork,
+]
 SECTIONS: list[Callable[[Results], Section | None]] = [
     ranking.models,
-    tuning.section,
+    sweep.tuned,
     ranking.methods,
     ranking.trade_off,
     sure.section,
-    changes.by_set,
     changes.maps,
-    barrier.section,
+    curves.barrier,
     changes.forgotten,
-    upstream.section,
+    changes.tuned_upstream,
     curves.during_training,
     curves.shots,
     curves.portions,
     effective_robustness.section,
     cka.section,
-    distances.section,
     images.section,
-    explorer.section,
-    about.contact_sheet,
-    about.how_to_read,
-    about.methods,
-    about.coverage,
-    about.what_was_run,
-    about.credits,
+    *ABOUT,
 ]
 # A sweep has one method, and nothing to rank: its variants must not be chosen by these numbers.
-OF_SWEEP: list[Callable[[Results], Section | None]] = [
-    sweep.section,
-    distances.section,
-    explorer.section,
-    about.contact_sheet,
-    about.how_to_read,
-    about.coverage,
-    about.what_was_run,
-    about.credits,
-]
+OF_SWEEP = [sweep.variants, sweep.tuned, *ABOUT]
 
 
 def of(results: Results) -> list[Section]:

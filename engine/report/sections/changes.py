@@ -1,142 +1,135 @@
-"""Where fine-tuning helps and where it hurts: RI by set, a map a method, and upstream."""
+"""Where fine-tuning helps and where it hurts: a map a method, and the upstream set."""
 
 from __future__ import annotations
 
 import pandas
 
-from engine.measures.tables import extremes, groups, ordered
+from engine.measures.tables import groups, ordered
 from engine.report import charts
-from engine.report.columns import between, named_numbers
-from engine.report.headline import measured_on
-from engine.report.results import Results
+from engine.report.columns import between
+from engine.report.results import FINE_TUNE, Results, published
 from engine.report.section import Figure, Section, Table
-from engine.report.sections import ranking
-from engine.report.text import rounded, signed, slug
+from engine.report.sections.figures import by_model
+from engine.report.text import slug
 
+NUMBERS = ["before_pct", "accuracy_pct", "accuracy_low", "accuracy_high", "change_pts"]
+CELL = ["model", "method", "variant", "evaluated_on", *NUMBERS]
+PUBLISHED = ["published_accuracy_pct", "published_change_pts"]
 UPSTREAM = ["change_upstream_pts", "change_upstream_low", "change_upstream_high"]
-
-
-def by_set(results: Results) -> Section | None:
-    """RI, set by set."""
-    data = results.ri
-    if data.empty:
-        return None
-    end = charts.scale_end(data["RI_pts"])
-    return Section(
-        "improvements",
-        f"RI is from {between(data, 'RI_pts', 'method', 'downstream')}",
-        "RI in points: fine-tuned on the set that heads the column, evaluated on "
-        f"{measured_on(results)}.",
-        figures=[_ri(results, *of, end) for of in groups(data, "model")],
-        tables=[ranking.before(results)],
-    )
-
-
-def _ri(results: Results, model: str, rows: pandas.DataFrame, end: float) -> Figure:
-    shown = rows[["method", "downstream", "RI_pts", "RI_low", "RI_high"]]
-    return Figure(
-        slug("improvements", model),
-        f"RI{results.of(model)}: blue is gain, orange loss.",
-        f"RI{results.of(model)} from {between(rows, 'RI_pts', 'method', 'downstream')}.",
-        shown,
-        charts.heat(shown, "downstream", "method", "RI_pts", end=end),
-    )
 
 
 def maps(results: Results) -> Section | None:
     """Every set fine-tuned on by every set evaluated on, a map a model and method."""
-    names = ["model", "method", "downstream", "evaluated_on", "before_pct", "accuracy_pct"]
-    names += ["accuracy_low", "accuracy_high", "change_pts"]
-    if results.cells.empty:
+    cells = results.cells[results.cells["downstream"].isin(results.grid.downstreams)]
+    if cells.empty:
         return None
-    data = pandas.concat([_of_model(results, model)[names] for model in results.models])
-    elsewhere = data[data["downstream"] != data["evaluated_on"]]
+    elsewhere = cells[cells["downstream"] != cells["evaluated_on"]]
     end = charts.scale_end(elsewhere["change_pts"])
-    worst, best = extremes(elsewhere, "change_pts")
-    text = (
-        "Rows: the set fine-tuned on. Columns: the set evaluated on, the upstream set last. Change "
-        "in accuracy against the pre-trained model, in points; colours end at "
-        f"{end:.0f} points."
-    )
-    if len(elsewhere) < len(data):
-        holdout = "its hold-out" if results.record.holdout else "its training images (no hold-out)"
-        text += f" The outlined diagonal is accuracy in percent on {holdout}."
-    by_method = data.groupby(["model", "method"], sort=False)
+    holdout = "its hold-out" if results.record.holdout else "its training images (no hold-out)"
     return Section(
         "maps",
-        f"{best['evaluated_on']} gains most ({signed(best['change_pts'])}, {_after(best)}), "
-        f"{worst['evaluated_on']} loses most ({signed(worst['change_pts'])}, {_after(worst)})",
-        text,
+        "On a single set, accuracy changes by "
+        f"{between(elsewhere, 'change_pts', 'method', 'evaluated_on')}",
+        "Rows: the set fine-tuned on. Columns: the set evaluated on, the upstream set last. Change "
+        "in accuracy against the pre-trained model, in points; colours end at "
+        f"{end:.0f} points. An outlined number is accuracy in percent on {holdout}.",
         figures=[
-            _map(f"{method}{f', {model}' * (len(results.models) > 1)}", number, rows, end)
-            for number, ((model, method), rows) in enumerate(by_method, start=1)
+            _map(results, number, rows, end)
+            for number, (_, rows) in enumerate(groups(cells, "arm"), start=1)
         ],
+        tables=[_before(results)],
     )
 
 
-def _after(row: pandas.Series) -> str:
-    return f"{row['method']} on {row['downstream']}"
+def _map(results: Results, number: int, rows: pandas.DataFrame, end: float) -> Figure:
+    """Of a method, from the easiest sets to the hardest."""
+    model, method = rows[["model", "method"]].iloc[0]
+    order = {"downstream": results.downstreams(model), "evaluated_on": results.before(model)}
+    data = ordered(rows, **order)[["model", "method", "downstream", "evaluated_on", *NUMBERS]]
+    title, sets = f"{method}{results.of(model)}", ("evaluated_on", "downstream")
+    others = data[data["downstream"] != data["evaluated_on"]]
+    words = f"{title}: change in accuracy from {between(others, 'change_pts', *sets)}."
+    spec = charts.heat(data, *sets, "change_pts", on_downstream="accuracy_pct", end=end)
+    return Figure(slug(f"map {number:02}", method), title, words, data, spec)
 
 
-def _of_model(results: Results, model: str) -> pandas.DataFrame:
-    """A model's cells, by method, from the easiest sets to the hardest."""
-    cells, downstreams = results.cells, results.downstreams(model)
-    cells = cells[(cells["model"] == model) & cells["downstream"].isin(downstreams)]
-    order = {"downstream": downstreams, "evaluated_on": results.before(model)}
-    return ordered(cells, method=cells["method"], **order)
-
-
-def _map(title: str, number: int, rows: pandas.DataFrame, end: float) -> Figure:
-    others = rows[rows["downstream"] != rows["evaluated_on"]]
-    sets = "evaluated_on", "downstream"
-    return Figure(
-        slug("map", f"{number:02}", rows["method"].iloc[0]),
-        title,
-        f"{title}: change in accuracy from {between(others, 'change_pts', *sets)}.",
-        rows,
-        charts.heat(rows, *sets, "change_pts", on_downstream="accuracy_pct", end=end),
+def _before(results: Results) -> Table:
+    """The pre-trained models' accuracy, and the published one where it is known."""
+    cells = results.grid.cells
+    pre = cells[cells["downstream"] == ""]
+    table = results.grid.mean(pre, ["model", "evaluated_on"]).table("accuracy_pct", clip=True)
+    order = [(model, name) for model in results.models for name in results.before(model)]
+    table = table.set_index(["model", "evaluated_on"]).loc[order].reset_index()
+    known = [published(model).get("before", {}).get(name) for model, name in order]
+    table["published_pct"] = pandas.Series(known, dtype=float)
+    return Table(
+        "before",
+        "Accuracy of the pre-trained model in percent, with its 95% interval.",
+        table.rename(columns={"evaluated_on": "set"}).dropna(axis=1, how="all"),
     )
 
 
 def forgotten(results: Results) -> Section | None:
-    """What fine-tuning forgets on the upstream set."""
-    shown, upstream, change = results.shown, results.record.upstream, UPSTREAM[0]
+    """What fine-tuning on other sets forgets on the upstream set."""
+    shown, change = results.shown, UPSTREAM[0]
     if change not in shown:
         return None
-    means = shown[["model", "method", "variant", *UPSTREAM]].dropna(subset=change)
-    cells = results.cells
-    cells = cells[(cells["evaluated_on"] == upstream) & (cells["downstream"] != upstream)]
-    dots = cells[["model", "method", "downstream", "change_pts"]]
-    before = ", ".join(
-        f"{rounded(results.before(model)[upstream])}%{results.of(model)}"
-        for model in dict.fromkeys(means["model"])
-    )
+    means = shown[["model", "method", *UPSTREAM]].dropna(subset=change)
     return Section(
         "upstream-change",
         f"Upstream, accuracy changes by {between(means, change, 'method')}",
-        f"Change in accuracy on {upstream}, in points, from {before} before. No part of RI.",
-        figures=[
-            _forgotten(results, model, rows, dots[dots["model"] == model])
-            for model, rows in groups(means, "model")
-        ],
+        f"Change in accuracy on {results.record.upstream}, in points. No part of RI.",
+        figures=by_model(
+            results,
+            "upstream-change",
+            "The mean over the sets fine-tuned on, with its 95% interval",
+            means,
+            (change, "method"),
+            lambda rows: charts.bars(rows, change),
+        ),
+    )
+
+
+def tuned_upstream(results: Results) -> Section | None:
+    """Fine-tuning on the upstream set itself, beside the published table of the same."""
+    upstream = results.record.upstream
+    cells = results.cells[results.cells["downstream"] == upstream]
+    if cells.empty:
+        return None
+    data = pandas.concat([_beside_published(results, *of) for of in groups(cells, "model")])
+    return Section(
+        "upstream",
+        f"Fine-tuned on {upstream}, accuracy changes by "
+        f"{between(data, 'change_pts', 'method', 'evaluated_on')}",
+        "Published numbers are the slides', where they hold the pre-trained model.",
+        figures=by_model(
+            results,
+            "upstream",
+            "Change in accuracy on each set, in points: blue is gain, orange loss",
+            data[CELL].drop(columns="variant"),
+            ("change_pts", "method", "evaluated_on"),
+            lambda rows: charts.heat(rows, "evaluated_on", "method", "change_pts"),
+        ),
         tables=[
             Table(
-                "upstream-change",
-                f"Mean change on {upstream} in points, with its 95% interval.",
-                means,
+                "upstream",
+                f"Fine-tuned on {upstream}: accuracy in percent with its 95% interval, and its "
+                "change in points.",
+                data[[*CELL, *PUBLISHED]].dropna(axis=1, how="all"),
             )
         ],
     )
 
 
-def _forgotten(
-    results: Results, model: str, means: pandas.DataFrame, dots: pandas.DataFrame
-) -> Figure:
-    data = pandas.concat([means, dots], ignore_index=True).drop(columns=["model", "variant"])
-    return Figure(
-        slug("upstream-change", model),
-        f"The mean and its 95% interval; a dot for each set fine-tuned on{results.of(model)}.",
-        f"Mean change on {results.record.upstream}: {named_numbers(means, 'method', UPSTREAM[0])}.",
-        data,
-        charts.bars(data, UPSTREAM[0], dots="change_pts"),
+def _beside_published(results: Results, model: str, cells: pandas.DataFrame) -> pandas.DataFrame:
+    """A row an arm, best mRI first, and set, the upstream set first; published numbers beside plain
+    fine-tuning."""
+    key, entry = results.ranked(model).set_index("arm")["key"], published(model)
+    names = [results.record.upstream, *results.sets(model)]
+    data = ordered(cells[cells["evaluated_on"].isin(names)], arm=key.index, evaluated_on=names)
+    is_plain = (data["arm"].map(key) == FINE_TUNE) & (data["setting"] == "")
+    before, after = (
+        data["evaluated_on"].map(entry.get(name, {})).where(is_plain).astype(float)
+        for name in ("before", "fine_tuned_on_val")
     )
+    return data.assign(**dict(zip(PUBLISHED, (after, after - before), strict=True)))

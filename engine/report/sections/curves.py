@@ -1,90 +1,100 @@
-"""Accuracy against what varies: optimizer steps, images a class, portions of a training set."""
+"""Accuracy against what varies: steps, images a class, portions of a set, mixed weights."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import re
 from typing import Any
 
 import pandas
 
-from engine.measures import dynamics, tables
-from engine.measures.tables import groups
+from engine.measures import dynamics, interpolation, tables
 from engine.report import charts
 from engine.report.results import FINE_TUNE, Results, title
-from engine.report.section import Figure, Section, Table
-from engine.report.text import ends, rounded, signed, slug
+from engine.report.section import Section, Table
+from engine.report.sections.figures import by_model
+from engine.report.text import ends, listed, rounded, signed
 
 LABELS = {"downstream": "set fine-tuned on", "ood": "other sets", "upstream": "upstream set"}
 PRE_TRAINED = 0.5  # where step 0 stands on an axis of logarithms
-MRI, DOWNSTREAM = "mRI_pts", "on_downstream_set_pct"
-
-
-@dataclass(frozen=True)
-class Varied:
-    """A key that a campaign varies, and the words for it.
-
-    name: of the section and its files. part: what is trained on. axis: the title of the x axis. at:
-    a value in a sentence. claim: what the sources say of the smallest value.
-    """
-
-    key: str
-    name: str
-    part: str
-    axis: str
-    at: str
-    claim: str
-
-
-SHOTS = Varied(
-    "dataset.shots",
-    "shots",
-    "K images a class",
-    "images a class",
-    "With K = {value:g}",
-    "The slides say that robustness collapses even with one image a class (of OpenAI and LAION-2B)",
-)
-PORTIONS = Varied(
-    "dataset.portion",
-    "portions",
-    "a portion of each class",
-    "portion of the training images",
-    "On a portion of {value:g}",
-    "Already the smallest portion costs robustness",
-)
+ARM = ["model", "method", "variant"]
+NUMBERS = ["mRI_pts", "mRI_low", "mRI_high"]
+NUMBERS += ["on_downstream_set_pct", "on_downstream_set_low", "on_downstream_set_high"]
+BARRIERS = {
+    "barrier_on_downstream_set_pct": "the set fine-tuned on",
+    "barrier_on_other_sets_pct": "the other sets",
+}
 
 
 def shots(results: Results) -> Section | None:
     """Fine-tuning on K images a class."""
-    return _varied(results, SHOTS)
+    claim = " The slides say that robustness collapses even at one (of OpenAI and LAION-2B)."
+    return _varied(results, "dataset.shots", "shots", "images a class", "With K = {:g}", claim)
 
 
 def portions(results: Results) -> Section | None:
     """Fine-tuning on a portion of a training set."""
-    return _varied(results, PORTIONS)
+    axis, at = "portion of the training images", "On a portion of {:g}"
+    return _varied(results, "dataset.portion", "portions", axis, at, "")
 
 
-def value_of(setting: str, key: str) -> float | None:
-    """The key's value in an arm's setting, None where that does not hold it; infinite for
-    `dataset.shots=0`, which is all images."""
-    words = dict(word.split("=", 1) for word in setting.split(",") if "=" in word)
-    if key not in words:
+def _varied(
+    results: Results, key: str, name: str, axis: str, at: str, claim: str
+) -> Section | None:
+    """Every method against a key, or None where the campaign does not vary it."""
+    rows = points(results, key)
+    if rows.empty:
         return None
-    value = float(words[key])
-    return math.inf if (key, value) == ("dataset.shots", 0) else value
+    texts = [f"{x:g}" if math.isfinite(x) else "all" for x in rows["value"]]
+    numbers = [name for name in NUMBERS if name in rows]
+    data = rows.assign(value=texts)[["model", "method", "value", *numbers]]
+    # A logarithmic axis has no place for "all": it stands a doubling after the largest number.
+    largest = max((x for x in rows["value"] if math.isfinite(x)), default=1.0)
+    drawn = data.assign(x=rows["value"].clip(upper=2 * largest))
+    ticks = dict(sorted(zip(drawn["x"], texts, strict=True)))
+    options: dict[str, Any] = {"x_title": axis, "ticks": ticks, "log": True}
+    heading = f"What the {axis} do to robustness"
+    tuned = rows[(rows["key"] == FINE_TUNE) & (rows["rest"] == "")]
+    for point in tables.rows(tuned.sort_values("value")[:1]):
+        heading = (
+            f"{at.format(point.value)}, fine-tuning has an mRI of {signed(point.mRI_pts)} points "
+            f"(95% interval {ends(point.mRI_low, point.mRI_high)})"
+        )
+    return Section(
+        name,
+        heading,
+        f"Trained on a part of the set fine-tuned on ({axis}), for as many epochs as on all of it, "
+        "so in fewer steps. A smaller part is within a larger one of the same seed. Images that "
+        f"are evaluated on stay the same.{claim}",
+        figures=by_model(
+            results,
+            f"{name} mRI",
+            f"mRI by {axis}, with 95% intervals",
+            drawn,
+            ("mRI_pts", "method", "value"),
+            lambda rows: charts.curve(rows, "x", "mRI_pts", "method", **options),
+        ),
+        tables=[
+            Table(
+                name,
+                "mRI in points, and accuracy on the set fine-tuned on where that is evaluated, by "
+                f"{axis}.",
+                data,
+            )
+        ],
+    )
 
 
 def points(results: Results, key: str) -> pandas.DataFrame:
     """The arms that tables show whose setting holds the key, by method and then by its value: the
-    columns of `Results.arms`, `method` without the key, value, and rest, what else varies."""
-    shown = results.shown
-    values = [value_of(setting, key) for setting in shown["setting"]]
-    rows = shown.assign(value=pandas.Series(values, shown.index, float)).dropna(subset="value")
-    rows["rest"] = [
-        ",".join(word for word in setting.split(",") if not word.startswith(f"{key}="))
-        for setting in rows["setting"]
-    ]
+    columns of `Results.arms`, `method` without the key, value, and rest, what else varies.
+    `dataset.shots=0`, which is all images, is infinite."""
+    shown, pattern = results.shown, rf"(?:^|,){re.escape(key)}=([^,]*)"
+    value = shown["setting"].str.extract(pattern)[0].astype(float)
+    if key == "dataset.shots":
+        value = value.replace(0, math.inf)
+    rest = shown["setting"].str.replace(pattern, "", regex=True).str.strip(",")
+    rows = shown.assign(value=value, rest=rest).dropna(subset="value")
     rows["method"] = [
         title(results.grid.arms[arm]._replace(setting=rest), results.record.methods)
         for arm, rest in zip(rows["arm"], rows["rest"], strict=True)
@@ -93,171 +103,94 @@ def points(results: Results, key: str) -> pandas.DataFrame:
     return tables.ordered(rows, **order, value=sorted(rows["value"]))
 
 
-def _varied(results: Results, varied: Varied) -> Section | None:
-    """Curves of every method against the key, or None where the campaign does not vary it."""
-    rows = points(results, varied.key)
-    if rows.empty:
-        return None
-    quantities = [name for name in (MRI, DOWNSTREAM) if name in rows]
-    names = ["model", "method", "value", MRI, "mRI_low", "mRI_high", DOWNSTREAM]
-    names += ["on_downstream_set_low", "on_downstream_set_high"]
-    texts = [f"{x:g}" if math.isfinite(x) else "all" for x in rows["value"]]
-    data = rows.assign(value=texts)[[name for name in names if name in rows]]
-    # A logarithmic axis has no place for "all": it stands a doubling after the largest number.
-    largest = max((x for x in rows["value"] if math.isfinite(x)), default=1.0)
-    drawn = data.assign(x=rows["value"].clip(upper=2 * largest))
-    tuned = rows[(rows["key"] == FINE_TUNE) & (rows["rest"] == "")].sort_values("value")
-    tuned = tuned[tuned["value"] < math.inf].drop_duplicates(["model", "variant"])
-    heading = f"What {varied.axis} do to robustness"
-    for point in tables.rows(tuned[:1]):
-        at = varied.at.format(value=point.value)
-        heading = f"{at}, fine-tuning has an mRI of {signed(point.mRI_pts)} points"
-    return Section(
-        varied.name,
-        heading,
-        f"Each method was trained on {varied.part} of the set fine-tuned on, for as many epochs as "
-        "on all of it, so in fewer steps. A smaller part is within a larger one of the same seed. "
-        "Images that are evaluated on stay the same.",
-        [_claim_of_smallest(point, varied) for point in tables.rows(tuned)],
-        [
-            _figure(results, model, of_model, varied, quantity)
-            for model, of_model in groups(drawn, "model")
-            for quantity in quantities
-        ],
-        [
-            Table(
-                varied.name,
-                f"mRI in points{' and downstream accuracy in percent' * (len(quantities) > 1)} by "
-                f"{varied.axis}, with 95% intervals.",
-                data,
-            )
-        ],
-    )
-
-
-def _claim_of_smallest(point: Any, varied: Varied) -> str:
-    """Whether plain fine-tuning at the smallest value loses robustness."""
-    row = point._asdict()
-    low, high = row["mRI_low"], row["mRI_high"]
-    where = "below 0" if high < 0 else "above 0" if low > 0 else "not surely below 0"
-    accuracy = row.get(DOWNSTREAM)
-    on_target = (
-        "" if accuracy is None else (f"; accuracy on the set fine-tuned on is {rounded(accuracy)}%")
-    )
-    return (
-        f"{varied.claim}: {str(high < 0).lower()} for {row['model']} in this run. "
-        f"{varied.at.format(value=row['value'])}, fine-tuning has an mRI of "
-        f"{signed(row[MRI])} (95% interval {ends(low, high)}), which is {where}{on_target}."
-    )
-
-
-def _figure(
-    results: Results, model: str, data: pandas.DataFrame, varied: Varied, quantity: str
-) -> Figure:
-    """mRI or downstream accuracy of a pre-trained model against the key."""
-    write, what = signed, "mRI"
-    if quantity == DOWNSTREAM:
-        write, what = rounded, "accuracy on the set fine-tuned on"
-    numbers = _first_and_last(data, "method", quantity, "{} from {} to {}", write)
-    everything = " “all” is every training image." * ("all" in set(data["value"]))
-    ticks = dict(sorted(zip(data["x"], data["value"], strict=True)))
-    return Figure(
-        slug(varied.name, quantity.rpartition("_")[0], model),
-        f"{what} by {varied.axis}{results.of(model)}, with 95% intervals.{everything}",
-        f"{what} against {varied.axis}{results.of(model)}: {'; '.join(numbers)}.",
-        data,
-        charts.curve(data, "x", quantity, "method", x_title=varied.axis, ticks=ticks, log=True),
-    )
-
-
-def _first_and_last(
-    data: pandas.DataFrame, by: str, name: str, words: str, write: Callable[[float], str]
-) -> list[str]:
-    """The ends of each curve, in words."""
-    ends_of = data.groupby(by, sort=False)[name].agg(["first", "last"])
-    return [words.format(key, write(a), write(b)) for key, a, b in ends_of.itertuples()]
-
-
 def during_training(results: Results) -> Section | None:
     """Accuracy during fine-tuning, and the slides' claim that robustness falls before downstream
     accuracy saturates."""
-    made = dynamics.curves(results.grid)
+    made = {
+        (arm.model, title(arm, results.record.methods), arm.variant): (points, claim)
+        for arm, points, claim in dynamics.curves(results.grid)
+    }
     if not made:
         return None
-
-    def named(tables_of: Sequence[pandas.DataFrame]) -> pandas.DataFrame:
-        parts = [
-            table.assign(
-                model=arm.model, method=title(arm, results.record.methods), variant=arm.variant
-            )[["model", "method", "variant", *table.columns]]
-            for (arm, _, _), table in zip(made, tables_of, strict=True)
-            if len(table)
-        ]
-        return pandas.concat(parts, ignore_index=True) if parts else pandas.DataFrame()
-
-    claims = named([claim for _, _, claim in made])
-    points = named([curves for _, curves, _ in made]).rename(
+    points = pandas.concat({arm: of for arm, (of, _) in made.items()}, names=ARM)
+    points = points.reset_index(ARM).rename(
         columns={"low": "accuracy_low", "high": "accuracy_high", "value": "accuracy_pct"}
     )
-    points["quantity"] = points["quantity"].map(LABELS)
-    points["at"] = points["step"].clip(lower=PRE_TRAINED)
-    holds = int(claims["holds"].sum()) if len(claims) else 0
-    units = {"fall": "fall_pts"}
-    units |= {f"{name}_ood": f"{name}_ood_pct" for name in ("peak", "saturation")}
+    steps = points["step"].clip(lower=PRE_TRAINED)
+    points = points.assign(quantity=points["quantity"].map(LABELS), at=steps)
+    ticks = {step: f"{step:,.0f}" for step in sorted(set(steps))} | {PRE_TRAINED: "pre"}
+    options: dict[str, Any] = {"x_title": "optimizer step", "ticks": ticks, "log": True}
+    claims = pandas.DataFrame(columns=["holds"])
+    if rising := {arm: claim for arm, (_, claim) in made.items() if len(claim)}:
+        units = {name: f"{name}_pct" for name in ("peak_ood", "saturation_ood")}
+        claims = pandas.concat(rising, names=ARM).reset_index(ARM)
+        claims = claims.rename(columns=units | {"fall": "fall_pts"})
     return Section(
         "dynamics",
-        f"Robustness falls before downstream accuracy saturates in {holds} of {len(made)}",
+        "Robustness falls before downstream accuracy saturates in "
+        f"{int(claims['holds'].sum())} of {len(made)}",
         "Means over the sets fine-tuned on. Downstream accuracy saturates at the first step with "
-        "95% of its total rise. Robustness falls before that where OOD accuracy at an earlier step "
-        "is higher, by an interval that holds for all earlier steps together and lies above 0.",
-        [
-            _claim(f"{title(arm, results.record.methods)} of {arm.model}", claim)
-            for arm, _, claim in made
-        ],
-        [_training(results, *of) for of in groups(points, "model")],
-        [
+        "95% of its total rise, if it rises. Robustness falls before that where OOD accuracy at an "
+        "earlier step is higher, by an interval that holds for all earlier steps together and lies "
+        "above 0.",
+        figures=by_model(
+            results,
+            "dynamics",
+            "Accuracy in percent against the optimizer step, on a logarithmic axis, with 95% "
+            "intervals; pre: the pre-trained model",
+            points.drop(columns="variant"),
+            ("accuracy_pct", "method", "quantity"),
+            lambda rows: charts.curve(
+                rows, "at", "accuracy_pct", "quantity", facet="method", **options
+            ),
+        ),
+        tables=[
             Table(
                 "dynamics-claims",
                 "When robustness peaks and when downstream accuracy saturates, in optimizer steps; "
                 "fall: OOD accuracy at the best earlier step less that at saturation, in points.",
-                claims.rename(columns=units),
+                claims,
             )
-        ][: len(claims)],
+        ][: len(rising)],
     )
 
 
-def _claim(name: str, claim: pandas.DataFrame) -> str:
-    if claim.empty:
-        return f"{name}: downstream accuracy does not rise, so that it cannot saturate."
-    row = claim.iloc[0]
-    low, high = (signed(-end) for end in (row["fall_high"], row["fall_low"]))
-    return (
-        f"{name}: OOD accuracy is highest {_at(row['peak'])} ({rounded(row['peak_ood'])}%), "
-        f"downstream accuracy reaches 95% of its rise {_at(row['saturation'])}. Robustness falls "
-        f"before downstream accuracy saturates: {str(row['holds']).lower()} for this run; its "
-        f"highest earlier value is {_at(row['best'])}, from where to saturation OOD accuracy "
-        f"changes by {signed(-row['fall'])} points [{low}, {high}]."
-    )
-
-
-def _at(step: int) -> str:
-    return f"at step {step}" if step else "before fine-tuning"
-
-
-def _training(results: Results, model: str, points: pandas.DataFrame) -> Figure:
-    data, words = points.drop(columns=["model", "variant"]), "{} {}% before and {}% after"
-    texts = [
-        f"{method}: {', '.join(_first_and_last(rows, 'quantity', 'accuracy_pct', words, rounded))}"
-        for method, rows in data.groupby("method", sort=False)
+def barrier(results: Results) -> Section | None:
+    """None where no weights are interpolated from one end to the other."""
+    data = _barriers(results)
+    if data.empty:
+        return None
+    most = [
+        f"{rounded(data[name].max())} points on {words}"
+        for name, words in BARRIERS.items()
+        if name in data
     ]
-    ticks = {max(step, PRE_TRAINED): f"{step:,}" for step in sorted(set(data["step"]))}
-    ticks[PRE_TRAINED] = "pre"
-    options = {"x_title": "optimizer step", "ticks": ticks, "log": True, "facet": "method"}
-    return Figure(
-        slug("dynamics", *[model] * (len(results.models) > 1)),
-        f"Accuracy{results.of(model)} in percent against the optimizer step, on a logarithmic "
-        "axis, with 95% intervals; pre: the pre-trained model.",
-        f"Mean accuracy{results.of(model)} during fine-tuning. {'; '.join(texts)}.",
-        data,
-        charts.curve(data, "at", "accuracy_pct", "quantity", **options),
+    return Section(
+        "barrier",
+        f"Mixed weights fall below the line between both ends by at most {listed(most)}",
+        "The barrier is the largest distance, over the alphas that were evaluated, from accuracy "
+        "up to the straight line between both ends (Entezari et al. 2022, in points of accuracy). "
+        "It is the largest of several differences, so chance on few images raises it.",
+        tables=[Table("barrier", "By set fine-tuned on: the barrier in points.", data)],
     )
+
+
+def _barriers(results: Results) -> pandas.DataFrame:
+    """A row a curve and set fine-tuned on."""
+    cells, rows = results.grid.cells, []
+    on_downstream = cells[cells["downstream"] == cells["evaluated_on"]]
+    accuracies = {
+        name: of.groupby(["arm", "downstream"])["accuracy"].mean()
+        for name, of in zip(BARRIERS, (on_downstream, results.grid.elsewhere), strict=True)
+    }
+    mixed = results.arms[results.arms["alpha"].notna()]
+    for (model, *_), curve in mixed.groupby(["model", "key", "variant", "setting"], sort=False):
+        names = {"model": model, "method": curve["method"].iloc[0]}
+        for downstream in results.downstreams(str(model)) if {0, 1} <= set(curve["alpha"]) else ():
+            row = names | {"downstream": downstream, "alphas": len(curve)}
+            for name, accuracy in accuracies.items():
+                known = accuracy.reindex([(arm, downstream) for arm in curve["arm"]])
+                if known.notna().all():
+                    row[name] = interpolation.barrier([*curve["alpha"]], [*known])
+            rows.append(row)
+    return pandas.DataFrame(rows)

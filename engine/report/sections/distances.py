@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pandas
 
@@ -10,37 +12,30 @@ from engine.measures.distances import Matrix, pairs
 from engine.measures.tables import extremes, ordered
 from engine.report import charts
 from engine.report.results import FINE_TUNE, Results
-from engine.report.section import Figure, Section, Table
+from engine.report.section import Figure, Section
 
 
 def section(results: Results) -> Section | None:
     matrix = results.record.matrix()
     if matrix is None or len(results.models) != 1:
         return None
-    points, made = _points(results, matrix), of_matrix(matrix)
-    heading, statements, figures = made.heading, [], made.figures
-    if len(points):
-        spearman = correlation.spearman(*points[["distance", "drop_pct"]].to_numpy().T)
-        pearson = correlation.pearson(*points[["distance", "drop_pct"]].to_numpy().T)
-        statement = (
-            f"Distance and forgetting: Spearman {spearman}, Pearson {pearson}, {len(points)} sets; "
-            "p by permutation of the sets."
-        )
-        if np.isnan(pearson.value):
-            statement = (
-                f"A correlation needs {correlation.FEWEST} sets or more whose distance and drop "
-                f"are not the same; there are {len(points)} sets."
-            )
-        heading, statements = "What is far is not shown to be forgotten more", [statement]
-        if spearman.p < 0.05:
-            heading = f"What is far is forgotten {'more' if spearman.value > 0 else 'less'}"
-        figures = [_scatter(points, results.record.upstream, statement), *figures]
-    return Section("distances", heading, made.text, statements, figures, made.tables)
+    made = dataclasses.replace(of_matrix(matrix), is_open=False)
+    points = _points(results, matrix)
+    related = correlation.spearman(*points[["distance", "drop_pct"]].to_numpy().T)
+    if np.isnan(related.value):
+        return made
+    words = "is not shown to be forgotten more"
+    if related.p < 0.05:
+        words = f"is forgotten {'more' if related.value > 0 else 'less'}"
+    heading = f"What is far {words}: Spearman {related}, over {related.units} sets"
+    figure = _scatter(points, results.record.upstream, f"{heading}.")
+    return dataclasses.replace(made, heading=heading, figures=[figure, *made.figures])
 
 
 def of_matrix(matrix: Matrix) -> Section:
     """The section of distances alone."""
-    known, heading = pairs(matrix).dropna(subset="distance"), "No two sets have a known distance"
+    table = pairs(matrix).drop(columns="eps")
+    known, heading = table.dropna(subset="distance"), "No two sets have a known distance"
     if len(known):
         near, far = extremes(known, "distance")
         heading = (
@@ -48,20 +43,23 @@ def of_matrix(matrix: Matrix) -> Section:
             "farthest"
         )
     drawn = f" of at most {matrix.samples:,} images of each set" if matrix.samples else ""
-    table = Table(
-        "distances",
-        "Every pair: its distance, the certified gap and the marginal error; none where the pair "
-        "did not converge.",
-        pairs(matrix).drop(columns="eps"),
+    turned = table.rename(columns={"set": "other", "other": "set"})
+    same = pandas.DataFrame({"set": matrix.names, "other": matrix.names})
+    same["distance"] = np.diag(matrix.values)
+    data = pandas.concat([table, same, turned], ignore_index=True)
+    data = ordered(data, set=matrix.names, other=matrix.names)
+    caption = (
+        "The farther, the darker; a pair that did not converge is empty. The certified gap and the "
+        "marginal error of each pair are in distances_pairs.csv."
     )
+    spec = charts.heat(data, "other", "set", "distance")
     return Section(
         "distances",
         heading,
         "Distances between all sets are optimal transport of the pre-trained model's features and "
         f"classes{drawn} ({'entropic, debiased, ' * bool(matrix.eps)}{matrix.certainty()}), in "
         "squared units of the features.",
-        figures=[_map(matrix, heading)],
-        tables=[table],
+        figures=[Figure("distances", caption, f"{heading}.", data, spec)],
         is_open=True,
     )
 
@@ -74,37 +72,20 @@ def _points(results: Results, matrix: Matrix) -> pandas.DataFrame:
     here = (cells["evaluated_on"] == upstream) & (cells["downstream"] != upstream)
     rows = cells[here & cells["arm"].isin(plain[:1])]
     apart = matrix.row(upstream) if upstream in matrix.names else {}
-    data = {"set": rows["downstream"], "distance": rows["downstream"].map(apart)}
-    return pandas.DataFrame(data | {"drop_pct": -rows["change_pts"]}).dropna(ignore_index=True)
+    distance = rows["downstream"].map(apart).astype(float)
+    data = {"set": rows["downstream"], "distance": distance, "drop_pct": -rows["change_pts"]}
+    return pandas.DataFrame(data).dropna(ignore_index=True)
 
 
-def _scatter(points: pandas.DataFrame, upstream: str, strength: str) -> Figure:
+def _scatter(points: pandas.DataFrame, upstream: str, words: str) -> Figure:
     spec = charts.scatter(points, "distance", "drop_pct", "set")
     spec["encoding"]["x"]["title"] = f"distance to {upstream}"
     spec["encoding"]["y"]["title"] = f"drop in accuracy on {upstream}, points"
     trend = {"type": "line", "strokeWidth": 1.5, "opacity": 0.5, "tooltip": None}
     fit = [{"regression": "drop_pct", "on": "distance"}]
     spec["layer"].insert(0, {"transform": fit, "mark": trend})
-    return Figure(
-        "forgetting",
+    caption = (
         f"How far a set is from {upstream} against what plain fine-tuning on it loses there, with "
-        "the least-squares line.",
-        strength,
-        points,
-        spec,
+        "the least-squares line; p is by permutation of the sets."
     )
-
-
-def _map(matrix: Matrix, strength: str) -> Figure:
-    once = pairs(matrix)[["set", "other", "distance", "gap", "marginal_error"]]
-    turned = once.rename(columns={"set": "other", "other": "set"})
-    same = pandas.DataFrame({"set": matrix.names, "other": matrix.names})
-    same["distance"] = np.diag(matrix.values)
-    data = ordered(
-        pandas.concat([once, same, turned], ignore_index=True),
-        set=matrix.names,
-        other=matrix.names,
-    )
-    caption = "The farther, the darker; a pair that did not converge is empty."
-    spec = charts.heat(data, "other", "set", "distance")
-    return Figure("distances", caption, f"{strength}.", data, spec)
+    return Figure("forgetting", caption, words, points, spec)

@@ -2,39 +2,39 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas
 
 from engine.measures.tables import extremes, groups
-from engine.report import charts, columns
+from engine.report import charts
+from engine.report.columns import between
 from engine.report.headline import averaged_over, finding, measured_on
-from engine.report.results import Results, published
+from engine.report.results import Results
 from engine.report.section import Figure, Section, Table
+from engine.report.sections.figures import by_model
 from engine.report.text import slug
 
-NUMBERS = ["mRI_pts", "on_downstream_set_pct", "on_other_sets_pct", "change_upstream_pts"]
+MRI = ["mRI_pts", "mRI_low", "mRI_high"]
+X, Y = "on_downstream_set_pct", "on_other_sets_pct"  # of the trade-off
 
 
 def models(results: Results) -> Section | None:
     """Methods beside pre-trained models, where there are several."""
-    data = results.ranked()[["model", "method", "mRI_pts", "mRI_low", "mRI_high"]]
+    data = results.ranked()[["model", "method", *MRI]]
     if len(results.models) < 2 or data.empty:
         return None
     wide = data.pivot_table("mRI_pts", "method", "model", sort=False).add_suffix("_pts")
     _, best = extremes(data, "mRI_pts")
-    figure = Figure(
-        "models",
-        "mRI of every method (rows) from every pre-trained model (columns).",
-        f"mRI from {columns.between(data, 'mRI_pts', 'method', 'model')}.",
-        data,
-        charts.heat(data, "model", "method", "mRI_pts"),
-    )
-    caption = "mRI in points, a column a pre-trained model."
+    caption = "mRI in points, a row a method, a column a pre-trained model."
+    words = f"mRI from {between(data, 'mRI_pts', 'method', 'model')}."
+    spec = charts.heat(data, "model", "method", "mRI_pts")
     return Section(
         "models",
         f"{best['method']} from {best['model']} has the highest mRI",
         f"mRI in points, a mean over {averaged_over(results)}.",
         [f"{model}: {finding(results, model)}" for model in results.models],
-        [figure],
+        [Figure("models", caption, words, data, spec)],
         [Table("models", caption, wide.rename_axis(columns=None).reset_index(), [*wide.columns])],
         is_open=True,
     )
@@ -45,20 +45,26 @@ def methods(results: Results) -> Section | None:
     data = _ranking(results)
     if data.empty:
         return None
-    known = "on_downstream_set_pct" in data
     caption = (
         "mRI with its 95% interval; mean accuracy in percent; mean change in points on "
         f"{results.record.upstream}{', the published mRI' * ('published_mRI_pts' in data)}."
     )
-    ranking = Table("ranking", caption + known * chosen_on_its_set(results), data)
+    ranking = Table("ranking", caption + chosen_on_its_set(results) * (X in data), data)
     _, best = extremes(data, "mRI_pts")
     return Section(
         "ranking",
         f"{best['method']} ranks first by mRI",
         "Mean change in accuracy, in points, on the sets a model was not fine-tuned on: a mean "
         f"over {averaged_over(results)}.",
-        figures=[_bars(results, *of) for of in groups(data, "model")],
-        tables=[*(_by_set(results, model) for model in results.models), ranking],
+        figures=by_model(
+            results,
+            "ranking",
+            "mRI in points, with its 95% interval",
+            data[["model", "method", *MRI]],
+            ("mRI_pts", "method"),
+            lambda rows: charts.bars(rows, "mRI_pts"),
+        ),
+        tables=[*(_by_set(results, *of) for of in groups(results.ri, "model")), ranking],
         is_open=True,
     )
 
@@ -66,34 +72,19 @@ def methods(results: Results) -> Section | None:
 def _ranking(results: Results) -> pandas.DataFrame:
     """A row a model and method, best mRI first."""
     data = results.ranked()
-    ends = [[n, *(f"{columns.base(n)}_{end}" for end in ("low", "high"))] for n in NUMBERS]
-    names = ["model", "method", "variant", *(name for of in ends for name in of if name in data)]
     pairs = zip(data["model"], data["key"], strict=True)
     values = [results.published_mri(model).get(key) for model, key in pairs]
-    data = data[names].reset_index(drop=True)
-    data["published_mRI_pts"] = pandas.Series(values, dtype=float)
-    return data.dropna(axis=1, how="all")
+    data = data.assign(published_mRI_pts=pandas.Series(values, data.index, float))
+    numbers = [name for name in map(str, data) if name.endswith(("_pts", "_pct", "_low", "_high"))]
+    return data[["model", "method", "variant", *numbers]].dropna(axis=1, how="all")
 
 
-def _bars(results: Results, model: str, data: pandas.DataFrame) -> Figure:
-    bars = data[["method", "mRI_pts", "mRI_low", "mRI_high"]]
-    return Figure(
-        slug("ranking", model),
-        f"mRI{results.of(model)} in points, with its 95% interval.",
-        f"Mean robustness improvement{results.of(model)}: "
-        f"{columns.named_numbers(bars, 'method', 'mRI_pts')}.",
-        bars,
-        charts.bars(bars, "mRI_pts"),
-    )
-
-
-def _by_set(results: Results, model: str) -> Table:
+def _by_set(results: Results, model: str, ri: pandas.DataFrame) -> Table:
     """A row a method, a column a set, as papers print it."""
-    ri = results.ri[results.ri["model"] == model]
     wide = ri.pivot_table("RI_pts", "method", "downstream", sort=False)
     wide = wide[results.downstreams(model)].add_suffix("_pts").rename_axis(columns=None)
     of_model = results.shown[results.shown["model"] == model].set_index("method")
-    wide = wide.join(of_model[["mRI_pts", "mRI_low", "mRI_high"]])
+    wide = wide.join(of_model[MRI])
     return Table(
         slug("paper", *[model] * (len(results.models) > 1)),
         "RI in points: fine-tuned on the set that heads the column, evaluated on "
@@ -108,54 +99,50 @@ def trade_off(results: Results) -> Section | None:
     """Accuracy on the set fine-tuned on against that on the others; None where a set is trained on
     and not evaluated."""
     shown = results.shown
-    if "on_downstream_set_pct" not in shown or shown.empty:
+    if X not in shown or shown.empty:
         return None
-    _, best = extremes(shown, "on_other_sets_pct")
-    _, adapted = extremes(shown, "on_downstream_set_pct")
-    heading = f"{best['method']} is the most accurate elsewhere, {adapted['method']} on its own set"
-    if best["arm"] == adapted["arm"]:
-        heading = f"{best['method']} is the most accurate on its own set and elsewhere"
-    curves = bool(shown["alpha"].notna().any())
+    (_, adapted), (_, best) = extremes(shown, X), extremes(shown, Y)
     return Section(
         "trade-off",
-        heading,
-        "Up is more robust, right is better adapted."
-        + " A curve interpolates weights from the pre-trained model (α = 0) to the fine-tuned one "
-        "(α = 1)." * curves + chosen_on_its_set(results),
-        figures=[_points(results, model) for model in dict.fromkeys(shown["model"])],
+        f"Most accurate elsewhere: {best['method']}; on the set fine-tuned on: {adapted['method']}",
+        "Up is more robust, right is better adapted. A line, where there is one, interpolates "
+        "weights from the pre-trained model (α = 0) to the fine-tuned one (α = 1)."
+        + chosen_on_its_set(results),
+        figures=by_model(
+            results,
+            "trade-off",
+            "Mean accuracy on the set fine-tuned on against that on the other sets, in percent",
+            pandas.concat([_points(results, model) for model in results.models]),
+            (Y, "label"),
+            lambda rows: charts.scatter(
+                rows, X, Y, "name", curve="curve" if rows["curve"].notna().any() else ""
+            ),
+        ),
         is_open=True,
     )
 
 
-def _points(results: Results, model: str) -> Figure:
+def _points(results: Results, model: str) -> pandas.DataFrame:
     """The pre-trained model, every row of the table, and every step of every curve; `name` is empty
     where a dot is only a step."""
-    x, y = "on_downstream_set_pct", "on_other_sets_pct"
     before, arms = results.before(model), results.arms
     sets, downstreams = results.grid.sets, results.grid.downstreams
     others = [before[j] for i in downstreams for j in sets if i != j]
-    on_downstream = sum(before[i] for i in downstreams) / len(downstreams)
-    first = {"label": "pre-trained", "name": "pre-trained", x: on_downstream}
-    first[y] = sum(others) / len(others)
+    first: dict[str, Any] = {"label": "pre-trained", "name": "pre-trained"}
+    first[X] = sum(before[i] for i in downstreams) / len(downstreams)
+    first[Y] = sum(others) / len(others)
     arms = arms[arms["model"] == model]
     series = arms.groupby(["key", "variant", "setting"], sort=False)
     is_step = (series["alpha"].transform("count") > 1) & arms["alpha"].notna()
-    line = series["method"].transform("first").where(is_step)
     steps = [f", α = {a:g}" if on else "" for a, on in zip(arms["alpha"], is_step, strict=True)]
     label = arms["method"] + steps
-    data = arms[[x, y, "alpha"]].assign(label=label, name=label.where(arms["shown"], ""))
-    data = data.assign(curve=line)[arms["shown"] | is_step]
-    data = data.sort_values("curve", kind="stable", na_position="first")
-    data = pandas.concat([pandas.DataFrame([first]), data], ignore_index=True)
-    return Figure(
-        slug("trade-off", model),
-        f"Mean accuracy on the set fine-tuned on against that on the other sets{results.of(model)},"
-        " in percent.",
-        f"On the other sets from {columns.between(data, y, 'label')}; on the set fine-tuned on "
-        f"from {columns.between(data, x, 'label')}, in percent.",
-        data,
-        charts.scatter(data, x, y, "name", curve="curve" if is_step.any() else ""),
+    data = arms[[X, Y, "alpha"]].assign(
+        label=label,
+        name=label.where(arms["shown"], ""),
+        curve=series["method"].transform("first").where(is_step),
     )
+    data = data[arms["shown"] | is_step].sort_values("curve", kind="stable", na_position="first")
+    return pandas.concat([pandas.DataFrame([first]), data]).assign(model=model)
 
 
 def chosen_on_its_set(results: Results) -> str:
@@ -166,25 +153,7 @@ def chosen_on_its_set(results: Results) -> str:
         for method, options in results.recipes
         if "select=greedy" in str(options.get("options")).split(", ")
     )
-    if not names:
-        return ""
     return (
         f" {', '.join(names)}: chosen by accuracy on the images held out of the set fine-tuned on, "
-        "so that its accuracy there is too good."
-    )
-
-
-def before(results: Results) -> Table:
-    """The pre-trained models' accuracy, and the published one where it is known."""
-    cells = results.grid.cells
-    pre = cells[cells["downstream"] == ""]
-    table = results.grid.mean(pre, ["model", "evaluated_on"]).table("accuracy_pct", clip=True)
-    order = [(model, name) for model in results.models for name in results.before(model)]
-    table = table.set_index(["model", "evaluated_on"]).loc[order].reset_index()
-    known = [published(model).get("before", {}).get(name) for model, name in order]
-    table["published_pct"] = pandas.Series(known, dtype=float)
-    return Table(
-        "before",
-        "Accuracy of the pre-trained model in percent, with its 95% interval.",
-        table.rename(columns={"evaluated_on": "set"}).dropna(axis=1, how="all"),
+        "so that its accuracy there is too good." * bool(names)
     )

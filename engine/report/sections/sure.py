@@ -5,12 +5,14 @@ from __future__ import annotations
 import pandas
 
 from engine.measures import behaviour, metrics
-from engine.measures.tables import extremes, groups
 from engine.report import charts
 from engine.report.headline import alike
 from engine.report.results import Results
-from engine.report.section import Figure, Section, Table
-from engine.report.text import counted, listed, slug
+from engine.report.section import Section, Table
+from engine.report.sections.figures import by_model
+from engine.report.text import counted, listed
+
+DIFFERENCE = ["difference_pts", "difference_low", "difference_high"]
 
 
 def section(results: Results) -> Section | None:
@@ -19,21 +21,27 @@ def section(results: Results) -> Section | None:
         return None
     data = pandas.concat([_against_best(results, model) for model in models], ignore_index=True)
     best = data.drop_duplicates("model")["method"]
-    heading = "; ".join(
-        f"{listed(names)} cannot be told from {first}{results.of(model)}"
-        if (names := alike(results, model))
-        else f"{first} can be told from every other method{results.of(model)}"
-        for model, first in zip(models, best, strict=True)
-    )
     return Section(
         "how-sure",
-        heading,
+        "; ".join(
+            f"{listed(names)} cannot be told from {first}{results.of(model)}"
+            if (names := alike(results, model))
+            else f"{first} can be told from every other method{results.of(model)}"
+            for model, first in zip(models, best, strict=True)
+        ),
         "Differences are paired: both methods see the same draw of images. The population is "
         f"{results.population}. p is of the paired bootstrap, corrected for "
-        f"{counted('comparison', results.family)} (Holm).",
-        [_answers(results, *of) for of in groups(data, "model")],
-        [_figure(results, *of) for of in groups(data, "model")],
-        [
+        f"{counted('comparison', results.family)} (Holm); intervals are not corrected. Equal "
+        "accuracy can hide that many answers changed: the table has how many, on the other sets.",
+        figures=by_model(
+            results,
+            "how-sure",
+            "mRI less that of the best method, with the paired 95% interval",
+            data[["model", "method", *DIFFERENCE]].dropna(subset=DIFFERENCE[0]),
+            (DIFFERENCE[0], "method"),
+            lambda rows: charts.bars(rows, DIFFERENCE[0]),
+        ),
+        tables=[
             Table(
                 "how-sure",
                 "Each method's mRI less that of the best, with its 95% interval. On the other "
@@ -71,32 +79,3 @@ def _against_best(results: Results, model: str) -> pandas.DataFrame:
     means = measures(results, results.grid.elsewhere, ["arm"], ends=True)
     table = ranked.merge(tests.reset_index(), how="left", on="arm").merge(means, on="arm")
     return table.drop(columns="arm").rename(columns={"p_corrected": "corrected_p"})
-
-
-def _figure(results: Results, model: str, data: pandas.DataFrame) -> Figure:
-    best, rows = data["method"].iloc[0], data.dropna(subset="difference_pts")
-    rows = rows[["method", "difference_pts", "difference_low", "difference_high"]]
-    apart = rows.loc[rows["difference_high"] < 0, "method"]
-    return Figure(
-        slug("how-sure", model),
-        f"mRI less {best}'s{results.of(model)}, with the paired 95% interval, not corrected for "
-        "the number of comparisons.",
-        f"Paired difference in mRI to {best}{results.of(model)}; intervals wholly below 0: "
-        f"{', '.join(apart) or 'none'}.",
-        rows,
-        charts.bars(rows, "difference_pts"),
-    )
-
-
-def _answers(results: Results, model: str, rows: pandas.DataFrame) -> str:
-    """How many answers change on the other sets, by the method that changes most and least."""
-    rows = rows.dropna(axis=1, how="all")
-    if "same_top1_pct" not in rows:
-        return "The models saw other images than the pre-trained one, so no answers are compared."
-    texts = [
-        f"{row['method']} changes {100 - row['same_top1_pct']:.1f}% of the answers, loses "
-        f"{row['lost_pct']:.1f} points of right ones and gains {row['gained_pct']:.1f}"
-        for row in extremes(rows, "same_top1_pct")[: len(rows)]
-    ]
-    hidden = f"Equal accuracy can hide that many answers changed{results.of(model)}"
-    return f"{hidden}: {'; '.join(texts)}."

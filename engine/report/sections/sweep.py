@@ -1,165 +1,193 @@
-"""The variants of a sweep: mRI against what varies, and which variant may be chosen.
+"""Settings of training: the variants of a sweep, and the ones that held-out images choose.
 
-mRI is measured on the sets that a choice must not see, so no variant is called best by it. Every
-varied key is a column, with values of the key's type.
+RI is measured on sets that a choice must not see, so no variant is called best by it. Images that
+are held out of the set fine-tuned on may choose, since RI does not count them. A campaign that
+varies keys of `optimizer` or `train` so tunes every method equally.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from typing import Any
 
 import pandas
 
 from engine.measures.rows import PRE
-from engine.measures.tables import ordered
 from engine.report import charts
-from engine.report.columns import between
 from engine.report.results import Results
-from engine.report.section import Figure, Section, Table
-from engine.report.sections import tuning
-from engine.report.text import counted, signed, slug
+from engine.report.section import Section, Table
+from engine.report.sections.figures import by_model
+from engine.report.text import counted, signed
 
-SEED = "seed"
-MOST_TICKS = 12
+TRAINING = ("optimizer.", "train.")
+HELD_OUT = "held_out_accuracy_pct"
+CELL = ["method", "downstream"]
 SELECTION = (
     "mRI is measured on the test sets. To pick the variant with the highest mRI is selection on "
     "the test sets, so this report calls none the best."
 )
-NO_HOLDOUT = (
-    "Nothing is held out of the sets fine-tuned on, so no accuracy is left to choose a variant by; "
-    "dataset.holdout=0.25 with evaluate.split=holdout keeps a quarter of each set apart."
-)
 
 
-def section(results: Results) -> Section | None:
+def variants(results: Results) -> Section | None:
     """None where the campaign is no sweep."""
     if results.record.sweep is None:
         return None
-    data, chosen, keys = summary(results), choices(results), _keys(results)
+    keys, data = _variants(results)
+    varied = [key for key in keys if data[key].nunique() > 1] or keys
     (title,) = results.record.methods.values()
-    caption = (
-        "Every variant, in the order of the sweep: mRI with its 95% interval and RI by set "
-        "fine-tuned on, in points; mean accuracy on that set, in percent."
-    )
-    of_choice, tables = NO_HOLDOUT, [Table("sweep-variants", caption, data)]
-    if not chosen.empty:
-        of_choice = (
-            "Chosen for each set by accuracy on the held-out images of the set fine-tuned on, "
-            "which RI does not count, variants have a mean RI of "
-            f"{signed(chosen['RI_pts'].mean())} points."
-        )
-        caption = (
-            "By set fine-tuned on, the variant with the highest accuracy on that set's held-out "
-            "images (of equal ones the first), and its RI in points."
-        )
-        tables.append(Table("sweep-choices", caption, chosen))
-    seeds = len(results.grid.seeds)
     return Section(
         "sweep",
         f"mRI is from {signed(data['mRI_pts'].min())} to {signed(data['mRI_pts'].max())} points",
-        f"{counted('variant', len(data))} of {title}"
-        + (f", every combination of {', '.join(keys)}" if keys else "")
-        + f", each fine-tuned on {counted('set', len(results.record.downstreams))}."
-        + (f" Numbers are means over {seeds} seeds." if seeds > 1 else ""),
-        [SELECTION, of_choice],
-        [_figure(results, data, keys)] if keys else [],
-        tables,
+        f"{counted('variant', len(data))} of {title}, every combination of {', '.join(keys)}, each "
+        f"fine-tuned on {counted('set', len(results.record.downstreams))}; means over "
+        f"{counted('seed', len(results.grid.seeds))}. {SELECTION} Images that are held out of the "
+        "sets fine-tuned on (dataset.holdout) may choose, since RI does not count them.",
+        figures=by_model(
+            results,
+            "sweep",
+            "mRI of each variant in points, with its 95% interval",
+            data[["mRI_pts", "mRI_low", "mRI_high"]].assign(
+                model=results.models[0],
+                method=[
+                    ", ".join(f"{key.rpartition('.')[2]} {row[key]}" for key in varied)
+                    for row in data.to_dict("records")
+                ],
+            ),
+            ("mRI_pts", "method"),
+            lambda rows: charts.bars(rows, "mRI_pts"),
+        ),
+        tables=[
+            Table(
+                "sweep-variants",
+                "Every variant, in the order of the sweep: mRI with its 95% interval and RI by set "
+                "fine-tuned on, in points; mean accuracy on that set, in percent.",
+                data,
+            )
+        ],
         is_open=True,
     )
+
+
+def _variants(results: Results) -> tuple[list[str], pandas.DataFrame]:
+    """The keys of the sweep; and a row a variant, in its order, with the keys' values: mRI with its
+    interval, RI by set fine-tuned on, in points, and mean accuracy in percent on the set fine-tuned
+    on, where that is evaluated."""
+    sweep = results.record.sweep or {}
+    values = pandas.DataFrame([*sweep.values()])
+    arms = results.shown.set_index("setting").loc[[*sweep]].reset_index(drop=True)
+    wide = results.ri.pivot_table("RI_pts", "arm", "downstream", sort=False)
+    wide = wide[results.downstreams(results.models[0])].add_prefix("RI ").add_suffix("_pts")
+    numbers = ["mRI_pts", "mRI_low", "mRI_high", *wide, "on_downstream_set_pct"]
+    table = arms.join(wide, on="arm")
+    table = values.join(table[[name for name in numbers if name in table]])
+    return list(map(str, values)), table
 
 
 def rows(results: Results) -> pandas.DataFrame:
     """A row a variant, seed, set fine-tuned on and set evaluated on: accuracy in percent before and
     after, and the change in points. `seed` is left out where there is a single one."""
     grid, sweep = results.grid, results.record.sweep or {}
-    cells = grid.cells
-    pre = cells[cells["method"] == PRE].set_index("evaluated_on")["accuracy"]
+    pre = grid.cells[grid.cells["method"] == PRE].set_index("evaluated_on")["accuracy"]
     trained = grid.trained[(grid.trained["method"] != PRE) & grid.trained["headline"]]
     trained = trained[trained["setting"].isin(sweep)]
     varied = pandas.DataFrame([sweep[setting] for setting in trained["setting"]])
-    data = trained[[SEED] * (len(grid.seeds) > 1) + ["downstream", "evaluated_on"]]
+    data = trained[["seed"] * (len(grid.seeds) > 1) + ["downstream", "evaluated_on"]]
     before = trained["evaluated_on"].map(pre)
     data = data.assign(accuracy_before=before, accuracy_after=trained["accuracy"])
     data["change"] = data["accuracy_after"] - before
     return pandas.concat([varied, data.reset_index(drop=True)], axis=1)
 
 
-def _variants(results: Results) -> tuple[list[str], pandas.DataFrame]:
-    """The varied keys and the seed; and the arms of the sweep in its order, with their values."""
-    sweep = results.record.sweep or {}
-    values = pandas.DataFrame([*sweep.values()])
-    arms = results.shown.set_index("setting").loc[[*sweep]]
-    return list(map(str, values)), pandas.concat([values, arms.reset_index(drop=True)], axis=1)
+def tuned(results: Results) -> Section | None:
+    """None where nothing of training varies, or nothing is held out to choose on."""
+    arms = _arms(results)
+    if arms.empty or not results.record.holdout:
+        return None
+    chosen = arms.loc[arms.groupby(CELL, sort=False)[HELD_OUT].idxmax()]
+    table = _summary(arms, chosen)
+    first, settings = table.iloc[0], arms["setting"].nunique()
+    plain = first["mRI_plain_pts"]
+    return Section(
+        "tuning",
+        f"With {counted('setting', settings)} for every method, {first['method']} "
+        f"has the highest mRI: {signed(first['mRI_tuned_pts'])} points"
+        + ("" if pandas.isna(plain) else f", {signed(plain)} as its recipe has it"),
+        "Every method was trained in the same number of settings. For each set fine-tuned on, its "
+        "setting is the one with the highest accuracy on that set's held-out images; no set that "
+        "RI counts is seen by the choice. The numbers have no intervals: these would have to draw "
+        "the choice anew with the images. Elsewhere on this page each setting is a row: to pick "
+        "one there is selection on the test sets.",
+        tables=[
+            Table(
+                "tuning",
+                "mRI of the chosen settings and of the recipe's, in points, and the gain; mean "
+                "accuracy on held-out images of the sets fine-tuned on, in percent.",
+                table,
+                ("mRI_tuned_pts", "mRI_plain_pts"),
+            ),
+            Table(
+                "tuning-choices",
+                "By method and set fine-tuned on: the chosen setting (of equal ones the first), "
+                "its accuracy on held-out images in percent, and its RI in points.",
+                chosen[[*CELL, "setting", HELD_OUT, "RI_pts"]],
+            ),
+        ],
+    )
 
 
-def summary(results: Results) -> pandas.DataFrame:
-    """A row a variant, in the order of the sweep: mRI with its interval, RI by set fine-tuned on,
-    in points, and mean accuracy in percent on the set fine-tuned on, where that is evaluated."""
-    keys, table = _variants(results)
-    wide = results.ri.pivot_table("RI_pts", "arm", "downstream", sort=False)
-    wide = wide[results.downstreams(results.models[0])].add_prefix("RI ").add_suffix("_pts")
-    numbers = ["mRI_pts", "mRI_low", "mRI_high", *wide.columns, "on_downstream_set_pct"]
-    table = table.join(wide, on="arm")
-    return table[keys + [name for name in numbers if name in table]]
-
-
-def choices(results: Results) -> pandas.DataFrame:
-    """By set fine-tuned on, the variant with the highest accuracy on its held-out images (of equal
-    ones the first), and that variant's RI. Without rows where nothing is held out."""
-    if not results.record.holdout:
+def _arms(results: Results) -> pandas.DataFrame:
+    """A row a method, setting and set fine-tuned on: `HELD_OUT` in percent, RI_pts, and is_plain,
+    whether the setting is what the method's recipe says. Empty where other things vary."""
+    shown, recipes, cells = results.shown, dict(results.recipes), results.cells
+    settings = [
+        dict(word.split("=", 1) for word in setting.split(",") if "=" in word)
+        for setting in shown["setting"]
+    ]
+    is_sweep = results.record.sweep is not None
+    is_tuned = [
+        bool(values) and (is_sweep or all(key.startswith(TRAINING) for key in values))
+        for values in settings
+    ]
+    if len(results.models) > 1 or not all(is_tuned):
         return pandas.DataFrame()
-    keys, variants = _variants(results)
-    order = {"downstream": results.downstreams(results.models[0]), "arm": variants["arm"]}
-    judged = ordered(tuning.held_out(results), **order).reset_index(drop=True)
-    chosen = tuning.choices(judged, ["downstream"]).merge(variants[["arm", *keys]], on="arm")
-    return chosen[["downstream", *keys, tuning.HELD_OUT, "RI_pts"]]
+    is_plain = [
+        all(
+            _same(word, recipes.get(key, {}).get(name.partition(".")[2]))
+            for name, word in values.items()
+        )
+        for key, values in zip(shown["key"], settings, strict=True)
+    ]
+    titles = shown["key"].map(results.record.methods)
+    arms = shown[["arm", "setting"]].assign(method=titles, is_plain=is_plain)
+    on_downstream = cells[cells["downstream"] == cells["evaluated_on"]]
+    accuracy = on_downstream[["arm", "downstream", "accuracy"]]
+    ri = results.ri[["arm", "downstream", "RI_pts"]].merge(arms, on="arm")
+    return ri.merge(accuracy.rename(columns={"accuracy": HELD_OUT}), on=["arm", "downstream"])
 
 
-def _keys(results: Results) -> list[str]:
-    """The varied keys with several values; a seed is none."""
-    settings = list((results.record.sweep or {}).values())
-    return [key for key in settings[0] if len({values[key] for values in settings}) > 1]
+def _same(word: str, value: Any) -> bool:
+    """Whether a setting's word is the value that a recipe has."""
+    try:
+        return float(word) == float(value)
+    except (TypeError, ValueError):
+        return word == str(value)
 
 
-def _figure(results: Results, summary: pandas.DataFrame, keys: Sequence[str]) -> Figure:
-    """mRI against the first numeric key, a colour for each value of the next."""
-    x = next((key for key in keys if _is_numeric(key, summary[key])), keys[0])
-    rest = [key for key in keys if key != x]
-    rows = summary.to_dict("records")
-    is_numeric = _is_numeric(x, summary[x])
-    data = summary[["mRI_pts", "mRI_low", "mRI_high"]].assign(
-        variant=[_words(row, keys) for row in rows],
-        x=summary[x] if is_numeric else summary[x].astype(str),
-        line=[_words(row, rest) for row in rows],
+def _summary(arms: pandas.DataFrame, chosen: pandas.DataFrame) -> pandas.DataFrame:
+    """A row a method, best tuned mRI first: means over the sets fine-tuned on of the chosen
+    settings, and of the recipe's where that is among them."""
+    tuned, plain = (
+        rows.groupby("method", sort=False)[["RI_pts", HELD_OUT]].mean()
+        for rows in (chosen, arms[arms["is_plain"]])
     )
-    if rest:
-        data["color"] = summary[rest[0]]
-    values = sorted(set(data["x"])) if is_numeric else []
-    options: dict[str, Any] = {
-        "x_title": x,
-        "ticks": {value: f"{value:g}" for value in values} if len(values) <= MOST_TICKS else {},
-        "log": bool(values) and values[0] > 0 and values[-1] / values[0] > 10 * (1 + 1e-9),
-        "detail": "line",
-    }
-    return Figure(
-        slug("sweep", results.models[0]),
-        f"mRI of each variant in points against {x}, with its 95% interval"
-        + (f"; a colour for each {rest[0]}" if rest else "")
-        + (f"; a line for each {', '.join(rest[1:])}" if rest[1:] else "")
-        + ". It is measured on the test sets, by which no variant may be chosen.",
-        f"mRI by {', '.join(keys)}: from {between(data, 'mRI_pts', 'variant')}.",
-        data,
-        charts.curve(data, "x", "mRI_pts", "color" if rest else "", **options),
+    plain = plain.reindex(tuned.index)
+    table = pandas.DataFrame(
+        {
+            "settings": arms.groupby("method", sort=False)["setting"].nunique(),
+            "mRI_tuned_pts": tuned["RI_pts"],
+            "mRI_plain_pts": plain["RI_pts"],
+            "gain_pts": tuned["RI_pts"] - plain["RI_pts"],
+            "held_out_tuned_pct": tuned[HELD_OUT],
+            "held_out_plain_pct": plain[HELD_OUT],
+        }
     )
-
-
-def _is_numeric(key: str, values: pandas.Series) -> bool:
-    """Whether values lie on an axis of numbers; 0 shots are all images, and so no number."""
-    plain = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
-    return plain and all(math.isfinite(v) and (v or key != "dataset.shots") for v in values)
-
-
-def _words(row: dict[Any, Any], keys: Sequence[str]) -> str:
-    return ", ".join(f"{key.rpartition('.')[2]} {row[key]}" for key in keys)
+    return table.sort_values("mRI_tuned_pts", ascending=False, kind="stable").reset_index()

@@ -67,18 +67,13 @@ def test_a_cell_is_what_it_was_in_its_grid(grid, user_grid, monkeypatch, caplog)
         assert (warned in caplog.text) == (method == "visual_prompt")
 
 
-def test_a_prompt_changes_answers_and_must_fit(grid, user_grid, monkeypatch, capsys):
+def test_a_prompt_of_another_size_is_refused(grid, user_grid, monkeypatch, capsys):
     _, cell = grid.build("method=visual_prompt")
-    folder = user_grid.folder / "vp"
-    shutil.copytree(cell.artifact.folder, folder)
-    call = ("--models", "vp", "--sets", "outline")
-    save_file({"prompt": torch.full((3, SIZE, SIZE), 50.0)}, folder / "prompt.safetensors")
-    (drowned,) = rib(user_grid, monkeypatch, *call)
-    (folder / "prompt.safetensors").unlink()
-    (bare,) = rib(user_grid, monkeypatch, *call)
-    assert drowned["accuracy"] == "20.0" != bare["accuracy"]
-    save_file({"prompt": torch.zeros(3, 8, 8)}, folder / "prompt.safetensors")
-    assert cli.main(["evaluate", *call, f"runs={user_grid.runs}", "--force"]) == 2
+    monkeypatch.chdir(user_grid.folder)
+    shutil.copytree(cell.artifact.folder, "vp")
+    save_file({"prompt": torch.zeros(3, 8, 8)}, "vp/prompt.safetensors")
+    words = ("--models", "vp", "--sets", "outline", f"runs={user_grid.runs}", "--force")
+    assert cli.main(["evaluate", *words]) == 2
     assert "not a prompt for images of 32 px" in capsys.readouterr().err
 
 
@@ -116,13 +111,31 @@ def test_timms_file_beside_the_weights_is_used(user_grid):
         user_models.resolve(VIT, ["model.crop_mode=squish"])
 
 
-def test_a_foreign_config_is_refused_or_passed_over_with_a_word(user_grid, caplog):
-    file, config = user_grid.folder / "A.safetensors", user_grid.folder / "config.json"
-    config.write_text(json.dumps({"architecture": VIT}))
-    with pytest.raises(ValueError, match=r"config\.json was not written by timm .*pretrained_c"):
-        descriptions.beside([file], None)
-    assert descriptions.beside([file], VIT) == {file: None}
-    assert "config.json was not written by timm" in caplog.text
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("config.json", {"architecture": VIT}),
+        ("config.json", {"architecture": 3, "pretrained_cfg": TIMMS}),
+        ("config.json", {"architecture": VIT, "pretrained_cfg": TIMMS | {"input_size": None}}),
+        ("cell.json", {"model": {"arch": [VIT]}, "classes": ["a"]}),
+        ("cell.json", {"model": {"arch": VIT}, "classes": [1]}),
+    ],
+)
+def test_a_foreign_file_is_refused_or_passed_over_with_a_word(tmp_path, name, values, caplog):
+    (tmp_path / name).write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=rf"{name} was not written by .*name the model by --arch"):
+        descriptions.read(tmp_path / name)
+    if name == "config.json":
+        file = tmp_path / "A.safetensors"
+        assert descriptions.beside([file], VIT) == {file: None}
+        assert "config.json was not written by timm" in caplog.text
+
+
+def test_a_cell_of_open_clips_tower_is_described(tmp_path):
+    cell = {"model": {"arch": "open_clip:ViT-B-32"}, "classes": ["a"]}
+    (tmp_path / "cell.json").write_text(json.dumps(cell))
+    file = tmp_path / "weights.safetensors"
+    assert descriptions.model_of(descriptions.beside([file], None), None)[0] == "open_clip:ViT-B-32"
 
 
 def test_a_model_that_timm_makes_otherwise_is_refused(user_grid):
@@ -141,16 +154,6 @@ def test_a_model_that_timm_makes_otherwise_is_refused(user_grid):
             described(arch, global_pool="max")
     with pytest.raises(ValueError, match=r"was made with .*qk_norm=True"):
         described(qk_norm=True)
-
-
-@pytest.mark.parametrize("arch", [None, ["test_vit"], 3])
-@pytest.mark.parametrize("file", ["config.json", "cell.json"])
-def test_an_architecture_that_is_no_text_is_refused_by_the_files_name(tmp_path, file, arch):
-    timms = {"architecture": arch, "pretrained_cfg": TIMMS}
-    cells = {"model": {"arch": arch}, "classes": list(CLASSES)}
-    (tmp_path / file).write_text(json.dumps(cells if file == "cell.json" else timms))
-    with pytest.raises(ValueError, match=rf"{file} was not written by .*name the model by --arch"):
-        descriptions.read(tmp_path / file)
 
 
 def test_classes_of_timms_file_are_used(user_grid, monkeypatch):

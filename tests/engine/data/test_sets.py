@@ -24,7 +24,6 @@ from engine.data.sets import Sets, names_in_head, to_head
 from engine.data.splits import split, units_of
 from engine.recipe.schema import DatasetRecipe, MethodRecipe, ModelRecipe, Recipe
 from loaders.pack import Pack
-from loaders.stream import Stream
 
 CPU = torch.device("cpu")
 
@@ -49,36 +48,6 @@ def opened(recipe: Recipe, runs: Path | None = None, **changes: Any) -> Sets:
     dataset = dataclasses.replace(recipe.dataset, **changes)
     changed = dataclasses.replace(recipe, dataset=dataset, runs=str(runs or recipe.runs))
     return Sets(changed, CPU, Path("/nonexistent"))
-
-
-def test_labels_of_a_smaller_set_count_the_heads_classes(recipe: Recipe) -> None:
-    sets = opened(recipe)
-    assert sets.classes == grids.CLASSES
-    few = sets["few"]
-    names = [key.split("/")[0] for key in few.pack.keys]
-    assert [sets.classes[label] for label in few.labels] == names
-    assert few.mask is not None and few.mask.dtype == torch.bool
-    unmasked = [n for n, is_answer in zip(sets.classes, few.mask, strict=True) if is_answer]
-    assert unmasked == [*grids.FEW] and sets["tinted"].mask is None
-    with pytest.raises(ValueError, match=r"outline has 2 classes .* lacks: 'bar', 'disc'; "):
-        opened(recipe, upstream="few", sets=["outline", "tinted"])["outline"]
-
-
-def test_pixels_are_the_drawings(recipe: Recipe) -> None:
-    for name in (recipe.dataset.upstream, "few"):
-        pack = opened(recipe)[name].pack
-        for i in (0, len(pack) - 1):
-            with Image.open(Path(recipe.dataset.root) / name / str(pack.keys[i])) as drawing:
-                assert np.array_equal(pack.pixels([i])[0], np.asarray(drawing))
-
-
-@pytest.mark.parametrize(
-    ("root", "message"), [("gone", "gone/upstream is not a folder"), ("empty", "holds no images")]
-)
-def test_folder_that_holds_nothing(recipe: Recipe, tmp_path: Path, root: str, message: str) -> None:
-    (tmp_path / "empty" / "upstream").mkdir(parents=True)
-    with pytest.raises(ValueError, match=message):
-        opened(recipe, tmp_path, root=str(tmp_path / root))["upstream"]
 
 
 def test_image_that_does_not_decode_is_named(
@@ -144,15 +113,6 @@ def test_a_set_names_its_kinds_of_images_and_the_background_is_part_of_its_name(
     ]
 
 
-@pytest.mark.parametrize(("threads", "workers"), [(1, 2), (5, 5), (96, 8)])
-def test_a_stream_reads_with_the_threads_of_its_process(
-    recipe: Recipe, monkeypatch: pytest.MonkeyPatch, threads: int, workers: int
-) -> None:
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    source = opened(dataclasses.replace(recipe, source="stream")).source("few")
-    assert isinstance(source, Stream) and source.workers == workers
-
-
 def test_the_place_of_a_pack_is_what_it_always_was(recipe: Recipe) -> None:
     """Packs that were made before are found by this key."""
     folder = DatasetRecipe(name="shapes", root="/images", sets=["a"])
@@ -179,22 +139,21 @@ def test_another_pack_in_a_packs_place_is_refused(
 
 
 def test_pack_is_made_once_and_its_place_tells_transforms_apart(recipe: Recipe) -> None:
-    first = opened(recipe)["few"].pack
-    again = opened(recipe)["few"].pack
+    first, again = (opened(recipe)["few"].pack for _ in "ab")
     assert (again.folder, again.fingerprint) == (first.folder, first.fingerprint)
-    runs, dataset, model = Path(recipe.runs), recipe.dataset, recipe.model
-    assert first.folder == pack_folder(runs, dataset, model, "few")
-    same = dataclasses.replace(model, name="n", arch="test_resnet", interpolation="bicubic")
+    dataset, model = recipe.dataset, recipe.model
     cropped = dataclasses.replace(model, crop=0.9)
-    shared = dataclasses.replace(dataset, sets=["few"], holdout=0.0, thumbnails=True)
     places = [
-        pack_folder(runs, dataset, dataclasses.replace(model, interpolation="bicubic"), "few"),
-        pack_folder(runs, shared, same, "few"),
-        pack_folder(runs, dataset, cropped, "few"),
-        pack_folder(runs, dataclasses.replace(dataset, pack_format="jpeg"), same, "few"),
-        pack_folder(runs, dataclasses.replace(dataset, undecodable="skip"), same, "few"),
+        pack_folder(Path(recipe.runs), dataclasses.replace(dataset, **changes), of, "few")
+        for changes, of in (
+            ({}, model),
+            ({"sets": ["few"], "holdout": 0.0, "thumbnails": True}, model),
+            ({}, cropped),
+            ({"pack_format": "jpeg"}, model),
+            ({"undecodable": "skip"}, model),
+        )
     ]
-    assert places[0] == places[1] and len(set(places)) == 4
+    assert places[0] == places[1] == first.folder and len(set(places)) == 4
     with pytest.raises(ValueError, match=r"another transform \(crop: 1\.0, not 0\.9\)"):
         Pack.open(first.folder, transform_spec=models.transform(cropped).spec)
 

@@ -62,7 +62,7 @@ def problem_of(
 
 @pytest.mark.parametrize(
     ("images", "width", "classes", "l2", "scale"),
-    [(60, 5, 4, 1e-3, 1.0), (9, 40, 3, 1e-3, 5.0), (60, 5, 4, 1e-1, 0.1), (200, 3, 2, 1e-4, 1.0)],
+    [(60, 5, 4, 1e-3, 1.0), (9, 40, 3, 1e-3, 5.0), (200, 3, 2, 1e-4, 1.0), (2, 6, 2, 1e-3, 1.0)],
 )
 def test_a_fit_is_the_optimum_that_another_solver_reaches(images, width, classes, l2, scale):
     problem, head = problem_of(images, width, classes, l2, scale), head_of(classes, width)
@@ -138,14 +138,6 @@ def test_a_class_of_several_outputs_has_their_summed_probability():
     assert math.hypot(*(g.norm() for g in gradients)) <= result["tolerance"]
 
 
-@pytest.mark.parametrize(("images", "classes"), [(1, 1), (5, 1), (1, 3), (2, 2)])
-def test_tiny_sets_and_a_single_class_have_an_optimum_too(images, classes):
-    head = head_of(classes, 6)
-    result = heads.fit(head, problem_of(images, 6, classes), "LP")
-    assert result["gradient_norm"] <= result["tolerance"]
-    assert (result["iterations"] == 0) == (classes == 1)  # one class: nothing to learn
-
-
 def test_a_fit_that_does_not_converge_warns_and_says_so_in_its_history(monkeypatch, caplog):
     monkeypatch.setattr(heads, "MOST_ITERATIONS", heads._STRIDE)
     result = heads.fit(head_of(4, 50), problem_of(60, 50, 4, l2=1e-6), "LP on few")
@@ -182,18 +174,6 @@ def head(cell: Cell) -> list[torch.Tensor]:
     return [state["head.weight"], state["head.bias"]]
 
 
-def test_a_base_models_head_is_at_its_optimum_and_its_history_says_so(grid):
-    builder = grid.builder("method=linear_probe", "downstream=upstream")
-    base = grid.builder().base
-    zero = [torch.zeros_like(tensor) for tensor in head(base)]
-    assert gradient_norm_of(grid, builder, head(base), zero) < ROUNDED
-    (history,) = json.loads((base.artifact.folder / "history.json").read_text())
-    assert set(history) == {"iterations", "loss", "gradient_norm", "tolerance"}
-    assert history["gradient_norm"] <= history["tolerance"] and history["iterations"] > 0
-    regularised = grid.builder("model.head.l2=0.1").base
-    assert regularised.name != base.name and head(regularised)[0].norm() < head(base)[0].norm()
-
-
 @pytest.mark.parametrize(
     ("downstream", "anchor"), [("outline", "base"), ("outline", "zero"), ("few", "base")]
 )
@@ -202,6 +182,8 @@ def test_a_canonical_probe_is_at_its_optimum_and_leaves_other_outputs_alone(
 ):
     words = [f"method.anchor={anchor}"]
     builder, cell = grid.build("method=linear_probe", f"downstream={downstream}", *words)
+    (history,) = json.loads((cell.artifact.folder / "history.json").read_text())
+    assert history["gradient_norm"] <= history["tolerance"] and history["iterations"] > 0
     before, after = head(builder.base), head(cell)
     pulled_to = before if anchor == "base" else [torch.zeros_like(tensor) for tensor in before]
     assert gradient_norm_of(grid, builder, after, pulled_to) < ROUNDED

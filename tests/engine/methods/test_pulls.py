@@ -144,16 +144,3 @@ def test_spd_draws_back_tensor_by_tensor(grid, optimizer, arch):
 def test_a_strength_of_zero_is_fine_tuning_bit_for_bit(grid, method, strength, optimizer):
     _, cell = grid.build(*words(method, optimizer), f"method.{strength}=0")
     assert same(weights(cell), weights(grid.build(*words("fine_tune", optimizer))[1]))
-
-
-@pytest.mark.parametrize(
-    ("choice", "message"),
-    [
-        (("method=l2sp", "method.alpha=-1"), r"method\.alpha=-1 must be a number of at least 0"),
-        (("method=l2sp", "method.head=old"), r"method\.head='old' is not possible"),
-        (("method=spd", "method.lam=-0.1"), r"method\.lam=-0\.1 must be a number of at least 0"),
-    ],
-)
-def test_impossible_options_are_refused(grid, choice, message):
-    with pytest.raises(ValueError, match=message):
-        grid.builder(*choice)

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from damage import full_disk
 from safetensors.torch import load_file
 
 from engine import models
@@ -58,33 +57,7 @@ def test_an_own_file_keeps_its_tensors_and_its_head(arch: str, source: str, tmp_
     assert same(backbone(dataclasses.replace(options, weights=weights), tmp_path), expected)
 
 
-def test_a_file_of_another_architecture_or_without_a_bias_is_named(tmp_path: Path) -> None:
-    headless = {k: v for k, v in state().items() if k != "head.bias"}
-    for wrong, message in (
-        (headless, r".*head\.bias is missing"),
-        (state("test_resnet"), "VisionTransformer"),
-    ):
-        tensors.save(wrong, tmp_path / "own.safetensors")
-        with pytest.raises(ValueError, match=rf"own\.safetensors does not fit {message}"):
-            backbone(model(tmp_path / "own.safetensors"), tmp_path)
-    assert not list((tmp_path / "store").rglob("done.json"))
-
-
-def test_a_checkpoint_without_room_is_named(tmp_path: Path) -> None:
-    failure = pytest.raises(OSError, match=r"own\.safetensors cannot be written .*make room")
-    with full_disk(), failure:
-        tensors.save(state(), tmp_path / "own.safetensors")
-
-
-def test_order_is_no_way_to_match_a_file_that_keeps_none(tmp_path: Path) -> None:
-    tensors.save(state(), tmp_path / "own.safetensors")
-    with pytest.raises(ValueError, match=r"own\.safetensors: safetensors files keep no order"):
-        backbone(model(tmp_path / "own.safetensors", match="order"), tmp_path)
-
-
-@pytest.mark.parametrize(
-    "prefix", ["", "module.", "_orig_mod.", "_orig_mod.module.", "model.", "model._orig_mod."]
-)
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.module.", "model._orig_mod."])
 @pytest.mark.parametrize("wrapped", ["", "state_dict", "model"])
 def test_checkpoints_as_training_scripts_write_them(
     wrapped: str, prefix: str, tmp_path: Path
@@ -112,12 +85,17 @@ def test_order_fits_tensors_of_other_names(tmp_path: Path) -> None:
     renamed = {f"layer.{i:03}": tensor for i, tensor in enumerate(expected.values())}
     torch.save(renamed, tmp_path / "own.pth")
     options = model(tmp_path / "own.pth", "test_efficientnet", "order")
-    head = models.head_names(models.create(options, 5))
+    head = models.head_names(options)
     actual = backbone(options, tmp_path)
     assert same(actual, expected) and actual[head[1]].shape == (5,)
     torch.save(dict(list(renamed.items())[:-1]), tmp_path / "short.pth")
-    with pytest.raises(ValueError, match=rf"short\.pth has {len(expected) - 1} tensors"):
-        backbone(model(tmp_path / "short.pth", "test_efficientnet", "order"), tmp_path)
+    tensors.save(expected, tmp_path / "own.safetensors")
+    for name, message in (
+        ("short.pth", f"short.pth has {len(expected) - 1} tensors"),
+        ("own.safetensors", "own.safetensors: safetensors files keep no order"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            backbone(model(tmp_path / name, "test_efficientnet", "order"), tmp_path)
 
 
 def test_position_embedding_follows_the_image_size(tmp_path: Path) -> None:
@@ -138,10 +116,9 @@ def test_missing_and_broken_files_are_named(tmp_path: Path) -> None:
         backbone(model(tmp_path / "list.pth"), tmp_path)
 
 
-@pytest.mark.parametrize("legacy", [False, True])
-def test_damaged_bytes_of_a_checkpoint_name_the_file(legacy: bool, tmp_path: Path) -> None:
+def test_damaged_bytes_of_a_checkpoint_name_the_file(tmp_path: Path) -> None:
     path, random = tmp_path / "damaged.pth", np.random.default_rng(0)
-    torch.save(state(), path, _use_new_zipfile_serialization=not legacy)
+    torch.save(state(), path)
     whole = np.frombuffer(path.read_bytes(), np.uint8)
     refused = []
     for _ in range(40):  # a bit in a number alone cannot be noticed
@@ -159,23 +136,23 @@ def test_damaged_bytes_of_a_checkpoint_name_the_file(legacy: bool, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("unusual", "message"),
+    "unusual",
     [
-        (lambda t: t.to_sparse(), r"layout torch\.sparse_coo"),
-        (lambda t: t.to_sparse_csr(), r"layout torch\.sparse_csr"),
-        (lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.quint8), "quantized"),
-        (lambda t: t.to("meta"), "on the meta device"),
-        (lambda t: t[:1, :1].clone().expand(10**9, 10**9), "stores fewer values"),
-        (lambda t: t.to(torch.complex64), "of complex numbers"),
+        torch.Tensor.to_sparse,
+        torch.Tensor.to_sparse_csr,
+        lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.quint8),
+        lambda t: t.to("meta"),
+        lambda t: t[:1, :1].clone().expand(10**9, 10**9),
+        lambda t: t.to(torch.complex64),
     ],
 )
 @pytest.mark.filterwarnings("ignore::UserWarning")  # torch's: kinds that it will drop or change
 def test_tensors_that_are_no_plain_numbers_are_named(
-    unusual: Callable[[torch.Tensor], torch.Tensor], message: str, tmp_path: Path
+    unusual: Callable[[torch.Tensor], torch.Tensor], tmp_path: Path
 ) -> None:
     path = tmp_path / "odd.pth"
     torch.save({"state_dict": state() | {"norm.bias": unusual(torch.eye(5))}}, path)
-    with pytest.raises(ValueError, match=rf"odd\.pth: norm\.bias is .*{message}"):
+    with pytest.raises(ValueError, match=r"odd\.pth: norm\.bias is no dense tensor"):
         formats.load(path)
 
 
@@ -283,12 +260,6 @@ def exported(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             for kind in ("weight", "bias"):
                 written[f"{new}norm{number}.{kind}"] = state[f"{old}norm{number}.{kind}"]
     return written
-
-
-def test_dinov2_without_onnx_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "onnx", None)
-    with pytest.raises(ValueError, match="needs the onnx package: pip install"):
-        formats.dinov2_onnx(b"")
 
 
 @pytest.mark.parametrize("as_zip", [True, False])

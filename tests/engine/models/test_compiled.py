@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import timm
 import torch
 from grids import CONV, SETS, VIT, Grid, distance, grid, weights
 from torch._dynamo.utils import counters
@@ -164,20 +163,3 @@ def test_precision_of_a_device() -> None:
     for setting, dtype in (("auto", torch.float32), ("bf16", torch.bfloat16)):
         with precision.autocast(setting, CPU):
             assert layer(x).dtype == dtype and layer.weight.dtype == torch.float32
-
-
-def test_attention_is_torchs_fused_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    called = 0
-    fused = torch.nn.functional.scaled_dot_product_attention
-
-    def counted(*words: object, **options: object) -> torch.Tensor:
-        nonlocal called
-        called += 1
-        return fused(*words, **options)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", counted)
-    net = models.create(ModelRecipe(name="m", arch=VIT, image_size=32), 5)
-    blocks = net.blocks
-    assert isinstance(blocks, torch.nn.Sequential) and timm.layers.use_fused_attn()
-    net(torch.randn(1, 3, 32, 32))
-    assert called == len(blocks)

