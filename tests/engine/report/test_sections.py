@@ -141,12 +141,8 @@ def test_a_set_without_distances_and_a_pair_that_did_not_converge_are_named(resu
     matrix.values[0, 1] = matrix.values[1, 0] = np.nan
     record = dataclasses.replace(results.record, distances=matrix.plain())
     made = section(dataclasses.replace(results, record=record), "distances")
-    scatter, heat = (figure.data for figure in made.figures)
-    assert "1 pair missing" in made.text and heat["distance"].isna().sum() == 2
-    drop = results.cells.set_index(["method", "downstream", "evaluated_on"])["change_pts"]
-    for row in scatter.to_dict("records"):
-        assert row["distance"] == matrix.row("up")[row["set"]]
-        assert row["drop_pct"] == -drop["FT", row["set"], "up"]
+    assert "1 pair missing" in made.text
+    assert made.figures[-1].data["distance"].isna().sum() == 2
     without = dataclasses.replace(results, record=dataclasses.replace(record, distances=None))
     assert "distances" not in [built.key for built in sections.of(without)]
 
