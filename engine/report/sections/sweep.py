@@ -19,7 +19,7 @@ from engine.report.section import Section, Table
 from engine.report.sections.figures import by_model
 from engine.report.text import counted, signed
 
-TRAINING = r"((optimizer|train)\.[^,]*,?)+"  # a setting that varies nothing else
+TRAINING = r"((optimizer|train)\.[\w.]+=[^=]*)+"  # a setting that varies nothing else
 HELD_OUT = "held_out_accuracy_pct"
 CELL = ["method", "downstream"]
 SELECTION = (
