@@ -1,7 +1,5 @@
 """Evaluations of eight models over the drawn shapes, which tests count and stop."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterator, Sequence
 

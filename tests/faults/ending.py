@@ -1,7 +1,5 @@
 """Kinds `kill` and `tree`: a command, or a process below it, gets a signal at some moment."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import random

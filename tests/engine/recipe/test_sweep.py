@@ -1,7 +1,5 @@
 """The words of `rib sweep`: which combinations they make, and what is refused before any work."""
 
-from __future__ import annotations
-
 import itertools
 from pathlib import Path
 

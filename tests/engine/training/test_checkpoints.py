@@ -306,7 +306,7 @@ def run_worker(
     (folder / "jobs.json").write_text(json.dumps(jobs, default=str))
     results = folder / "results.json"
     results.unlink(missing_ok=True)
-    worker = Path(__file__).parents[2] / "interrupted_worker.py"
+    worker = Path(__file__).parents[2] / "rank_worker.py"
     words = [str(worker), str(grid.folder), str(folder / "jobs.json"), str(results)]
     command = torchrun(ranks, *words) if ranks > 1 else [sys.executable, *words]
     process = subprocess.run(

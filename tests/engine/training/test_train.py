@@ -156,17 +156,18 @@ def two_ranks(
     for kind, name in (p for b in bases for p in (("weights", b.backbone), ("cells", b.name))):
         place = Path("store") / kind / name
         shutil.copytree(grid.runs / place, folder / "runs" / place, ignore=ignored)
-    jobs = [words_of(*configuration) for configuration in request.param]
-    jobs += [*KINDS_OF_METHOD, *REFUSED]
-    (folder / "jobs.json").write_text(json.dumps(jobs))
-    paths = [folder / "runs", folder / "jobs.json", folder / "results.json"]
-    worker = Path(__file__).parents[2].joinpath("grid_worker.py")
+    cells = [*(words_of(*each) for each in request.param), *KINDS_OF_METHOD, *REFUSED]
+    common = {"runs": str(folder / "runs"), "how": "evaluate"}
+    (folder / "jobs.json").write_text(json.dumps([{"words": words, **common} for words in cells]))
+    paths = [folder / "jobs.json", folder / "results.json"]
+    worker = Path(__file__).parents[2].joinpath("rank_worker.py")
     command = torchrun(2, str(worker), str(grid.folder), *map(str, paths))
     process = subprocess.run(
         command, env=environment(), capture_output=True, text=True, timeout=400
     )
     assert process.returncode == 0, process.stderr[-3000:]
-    return request.param, json.loads((folder / "results.json").read_text())
+    results = json.loads((folder / "results.json").read_text())
+    return request.param, [cell_or_message for cell_or_message, *_ in results]
 
 
 @pytest.mark.slow
