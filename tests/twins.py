@@ -12,7 +12,7 @@ def assert_twins(
     """Every output is the float64 twin's, its shape included."""
     for number, (output, truth) in enumerate(zip(actual, exact, strict=True)):
         torch.testing.assert_close(
-            output.double(), truth.double(), rtol=rtol, atol=atol, msg=_named(number)
+            output.double().cpu(), truth.double().cpu(), rtol=rtol, atol=atol, msg=_named(number)
         )
 
 

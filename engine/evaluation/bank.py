@@ -137,7 +137,7 @@ def load(
     backbone: Backbone, run: Run, mixes: Sequence[Mix], parents: Mapping[str, Cell]
 ) -> list[Model]:
     """The mixes' models, which all run through `backbone`, and its graph where it is compiled."""
-    head = models.head_names_of(run.recipe.model)
+    head = models.head_names(run.recipe.model)
     by_members: dict[tuple[str, ...], list[Mix]] = {}
     for mix in mixes:
         by_members.setdefault(tuple(mix), []).append(mix)

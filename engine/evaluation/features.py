@@ -88,7 +88,7 @@ def _compute(run: Run, cell: Cell, labelled: LabelledSet, form: Form, file: Path
     """
     recipe, everything = run.recipe, labelled.split("all")
     state = run.network(cell).state_dict()
-    for name in models.head_names_of(recipe.model):
+    for name in models.head_names(recipe.model):
         del state[name]
     backbone = form.backbone(recipe.model, len(run.sets.classes), run.device)
     normalize = models.Normalize(recipe.model, run.device)

@@ -138,7 +138,7 @@ def _from_features(
 ) -> None:
     """Models that share the base model's backbone: its features go through all heads at once."""
     shared_ND = features.stored(run, run.base, labelled)
-    names = models.head_names_of(run.recipe.model)
+    names = models.head_names(run.recipe.model)
     heads = [_head(run, parents[next(iter(probe.average))], names) for probe in probes]
     weights_HDC = torch.stack([weight for weight, _ in heads]).transpose(1, 2)
     biases_H1C = torch.stack([bias for _, bias in heads]).unsqueeze(1)

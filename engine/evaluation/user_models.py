@@ -116,7 +116,7 @@ def head_of(
 
     Raises ValueError as `evaluate`.
     """
-    weight, _ = models.head_names_of(model)
+    weight, _ = models.head_names(model)
     counts = {file: cell.shape(weight)[0] for file, cell in cells.items()}
     first, outputs = next(iter(counts.items()))
     for file, count in counts.items():
@@ -150,7 +150,7 @@ def cell_of(model: ModelRecipe, store: Store, file: Path) -> Cell:
         raise ValueError(f"there is no checkpoint {file}")
 
     def make() -> Cell:
-        names, (weight, _) = formats.load(file).keys(), models.head_names_of(model)
+        names, (weight, _) = formats.load(file).keys(), models.head_names(model)
         source = "file"
         if weight not in names and model.weights.match == "names":
             if not model.arch.startswith(clip.PREFIX):

@@ -5,7 +5,8 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from fake_cuda import CUDA, FORM, fake_gpu, moved, on_fake_gpu, run_traced, traced
+from children import traced
+from fake_cuda import CUDA, FORM, fake_gpu, moved, on_fake_gpu, run_traced
 from grids import grid, prepared
 from launches import counted
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
