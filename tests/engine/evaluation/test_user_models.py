@@ -59,14 +59,14 @@ def test_intervals_are_those_of_a_share_of_images(user_grid):
     )
     ends = dict.fromkeys(("low", "high", "change_low", "change_high"))
     assert [dataclasses.replace(row, **ends) for row in sure] == plain
-    assert plain[0].low is None and "±" not in on_sets.text(plain)
+    assert plain[0].low is None and "±" not in on_sets.of_files(plain)
     for row in sure:
         share = row.accuracy / 100
         expected = 196 * math.sqrt(share * (1 - share) / row.n)
         assert row.low < row.accuracy < row.high
         assert (row.high - row.low) / 2 == pytest.approx(expected, rel=0.2)
         half = rounded((row.high - row.low) / 2, 2)
-        assert f"{row.accuracy:.2f} ±{half}" in on_sets.text(sure)
+        assert f"{row.accuracy:.2f} ±{half}" in on_sets.of_files(sure)
 
 
 def test_a_model_is_evaluated_once_wherever_its_file_is(user_grid, monkeypatch):
