@@ -1,8 +1,7 @@
 """A file from the first of its addresses that gives it, checked, and resumed after a stop.
 
 The bytes are collected in `NAME.part`. The file has its name only once it is whole and has the size
-and checksum that it should have. A file without a checksum is not resumed: nothing would show that
-its parts are of one file.
+and checksum that it should have.
 """
 
 from __future__ import annotations
@@ -52,13 +51,13 @@ class Stopped(Exception):
 
 @dataclass(frozen=True)
 class Remote:
-    """A file and where it is. size: bytes, 0 where not known. checksum: empty where not known."""
+    """A file and where it is. size: bytes, 0 where not known. algorithm: sha256 or md5."""
 
     name: str
     addresses: tuple[str, ...]
-    size: int = 0
-    algorithm: str = "sha256"  # or md5
-    checksum: str = ""
+    size: int
+    algorithm: str
+    checksum: str
 
 
 @dataclass
@@ -69,33 +68,33 @@ class Progress:
     stop: threading.Event = field(default_factory=threading.Event)
 
 
-def fetch(remote: Remote, folder: Path, progress: Progress | None = None) -> str:
+def fetch(remote: Remote, folder: Path, progress: Progress | None = None) -> None:
     """Download the file to `folder/NAME` if it is not there.
 
-    Returns the address that gave its last bytes; empty where it was there. What has arrived before
-    an error stays in `NAME.part`, and the next call goes on from there. Raises DownloadError where
-    no address gives the file or the disk is full, Stopped after `progress.stop`.
+    What has arrived before an error stays in `NAME.part`, and the next call goes on from there.
+    Raises DownloadError where no address gives the file or the disk is full, Stopped after
+    `progress.stop`.
     """
     path, part = folder / remote.name, folder / f"{remote.name}.part"
     if path.is_file():
-        return ""
+        return
     folder.mkdir(parents=True, exist_ok=True)
     failures: list[str] = []
     for address in remote.addresses:
         try:
             _collect(address, remote, part, progress or Progress())
+            break
         except (Unavailable, Mismatch) as error:
             failures.append(f"{address}: {error}")
-            continue
-        sync(part)
-        part.replace(path)
-        sync(path.parent)
-        return address
-    tried = "; ".join(failures) or "it has no address"
-    raise DownloadError(
-        f"{remote.name} could not be downloaded ({tried}); run the same command again to go on, "
-        f"or download it by other means and give its folder by --from"
-    )
+    else:
+        raise DownloadError(
+            f"{remote.name} could not be downloaded ({'; '.join(failures) or 'it has no address'});"
+            " run the same command again to go on, or download it by other means and give its "
+            "folder by --from"
+        )
+    sync(part)
+    part.replace(path)
+    sync(path.parent)
 
 
 def check(path: Path, remote: Remote) -> None:
@@ -103,7 +102,7 @@ def check(path: Path, remote: Remote) -> None:
     size = path.stat().st_size
     if remote.size and size != remote.size:
         raise Mismatch(f"{size:,} bytes, not {remote.size:,}")
-    if remote.checksum and (actual := file_hash(path, remote.algorithm)) != remote.checksum:
+    if (actual := file_hash(path, remote.algorithm)) != remote.checksum:
         raise Mismatch(f"its {remote.algorithm} is {actual}, not {remote.checksum}")
 
 
@@ -183,7 +182,7 @@ def _collect(address: str, remote: Remote, part: Path, progress: Progress) -> No
 
 
 def _attempt(address: str, remote: Remote, part: Path, progress: Progress) -> None:
-    start = _size(part) if remote.checksum else 0
+    start = _size(part)
     if start and start == remote.size:
         return
     response = open_at(address, start)
