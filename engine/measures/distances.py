@@ -44,12 +44,10 @@ class Matrix:
     def certainty(self) -> str:
         """eps, the worst gap and the worst marginal error, in a line."""
         kind = f"ε {self.eps:.3g}" if self.eps else "unregularised"
+        gap, error = (v[np.isfinite(v)].max() for v in (self.gaps, self.marginal_errors))
         missing = int(np.isnan(self.values).sum()) // 2
-        return (
-            f"{kind}, worst gap {_worst(self.gaps)}, worst marginal error "
-            f"{_worst(self.marginal_errors)}"
-            + (f"; {missing} pair{'s' * (missing > 1)} missing" if missing else "")
-        )
+        text = f"{kind}, worst gap {gap:.1e}, worst marginal error {error:.1e}"
+        return text + f"; {missing} pair{'s' * (missing > 1)} missing" * bool(missing)
 
     def plain(self) -> dict[str, Any]:
         """Values for JSON: null for a pair that did not converge, and for an unknown gap."""
@@ -82,8 +80,3 @@ def write_csv(path: Path, matrix: Matrix) -> None:
     square.insert(0, "", list(matrix.names))
     tables.write_csv(path, square, digits=None)
     tables.write_csv(path.with_stem(f"{path.stem}_pairs"), pairs(matrix), digits=None)
-
-
-def _worst(errors: np.ndarray) -> str:
-    known = errors[np.isfinite(errors)]
-    return f"{known.max():.1e}" if known.size else "unknown"

@@ -131,18 +131,12 @@ def test_class_wise_calibration_error_is_its_definition(tmp_path):
 
 
 def test_what_is_not_stored_has_no_error(tmp_path):
-    logits, labels = drawn(20, 1.0)
-    path = stored(tmp_path, "a", logits, labels)
-    table = pq.read_table(path).drop_columns(["p_top1_scaled", "class_gaps"])
-    pq.write_table(table, tmp_path / "b.parquet")
-    assert predictions.temperature_of(tmp_path / "b.parquet") is None
-    sources = np.arange(20)
-    for after in (
-        SetPredictions().add(tmp_path / "b.parquet", temperature=calibration.Temperature(3)),
-        SetPredictions().add(path)._replace(class_gaps=None),
-    ):
-        assert np.isnan(behaviour.scaled_calibration_error(after, sources))
-        assert np.isnan(behaviour.classwise_calibration_error(after, sources))
+    path = stored(tmp_path, "a", *drawn(20, 1.0))
+    pq.write_table(pq.read_table(path).drop_columns(["p_top1_scaled", "class_gaps"]), path)
+    assert predictions.temperature_of(path) is None
+    after = SetPredictions().add(path, temperature=calibration.Temperature(3))
+    assert np.isnan(behaviour.scaled_calibration_error(after, np.arange(20)))
+    assert np.isnan(behaviour.classwise_calibration_error(after, np.arange(20)))
 
 
 def test_macro_and_worst_class_accuracy_are_of_the_classes_that_are_there():

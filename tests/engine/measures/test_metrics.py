@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from dataclasses import replace
 
@@ -10,8 +9,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from made_results import of_evaluations
 from stores import SETS, gather, grid, mri, random_hits, rows, several_seeds, synthetic, table
 
@@ -23,51 +20,11 @@ from engine.measures.tables import write_csv
 SLIDES = ("IN-V2", "IN-A", "IN-R", "IN-Sketch", "ObjectNet", "IN-Cartoon", "IN-Drawing", "IN-C")
 
 
-def cells_of(before: np.ndarray, after: np.ndarray, sets) -> list[tuple]:
-    pre = [("m", "pre", "", None, "", "", j, b) for j, b in zip(sets, before, strict=True)]
-    return pre + [
-        ("m", "fine_tune", "canonical", None, "", i, j, after[x, y])
-        for x, i in enumerate(sets)
-        for y, j in enumerate(sets)
-    ]
-
-
 def test_the_slides_worked_example():
     sets = [name for name in SLIDES if name != "IN-R"]
     before = dict(zip(sets, (66, 15, 28, 26, 66, 39, 56), strict=True)) | {"IN-R": 38}
     after = dict(zip(sets, (59, 21, 47, 32, 61, 51, 52), strict=True)) | {"IN-R": 99}
     assert metrics.robustness_improvement("IN-R", after, before, SLIDES) == pytest.approx(27 / 7)
-
-
-@given(st.integers(2, 6).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, 2**31))))
-def test_mean_ood_accuracy_is_mri_plus_mean_accuracy_before(case):
-    n, seed = case
-    rng = np.random.default_rng(seed)
-    sets = [f"set{i}" for i in range(n)]
-    before, after = rng.uniform(0, 100, n), rng.uniform(0, 100, (n, n))
-    (value,) = synthetic(cells_of(before, after, sets), sets).mri.values()
-    ood = np.mean([np.delete(after[i], i).mean() for i in range(n)])
-    assert ood == pytest.approx(value + before.mean())
-
-
-def test_summary_from_files(tmp_path):
-    hits = random_hits()
-    drawn: dict[tuple[str, str, str], np.ndarray] = {}
-
-    def remember(*key):
-        return drawn.setdefault(key, hits(*key))
-
-    read = gather(grid(tmp_path, remember))
-    for row in rows(read.cells):
-        expected = 100 * drawn[row.method, row.downstream, row.evaluated_on].mean()
-        assert (row.n, row.accuracy) == (60, pytest.approx(expected))
-    change = [
-        100 * (drawn["fine_tune", i, j].mean() - drawn["pre", "", j].mean())
-        for i, j in itertools.permutations(SETS, 2)
-    ]
-    (row,) = rows(mri(read))
-    assert row.mri == pytest.approx(np.mean(change))
-    assert row.mri_low < row.mri < row.mri_high
 
 
 def test_copies_of_one_source_widen_the_interval(tmp_path):
