@@ -50,7 +50,7 @@ def of_evaluations(evaluations: Sequence[Evaluation], **values: Any) -> Results:
 def drawn(section: Section) -> dict[str, str]:
     """Every figure of a section as SVG, by its name."""
     return {
-        figure.name: vl_convert.vegalite_to_svg(charts.drawn(figure, width=600))
+        figure.name: vl_convert.vegalite_to_svg(charts.drawn(figure, 600))
         for figure in section.figures
     }
 

@@ -152,10 +152,7 @@ class Results:
         return published(model).get("mri", {})
 
 
-@functools.cache
-def slides() -> Mapping[str, Any]:
-    """All published numbers."""
-    return recipe.published()
+slides = functools.cache(recipe.published)
 
 
 @functools.cache
@@ -164,33 +161,28 @@ def published(model: str) -> Mapping[str, Any]:
 
     The model is known by its label on the slides, its timm name or its recipe's.
     """
-    source = slides()
-    by_name = {
-        name: entry
-        for label, entry in source["models"].items()
-        for name in (label, entry.get("timm"), entry.get("recipe"))
-        if name
-    }
-    entry = dict(by_name.get(model, {}))
-    for key in ("before", "fine_tuned_on_val") if entry else ():
-        accuracy = entry.get(key, {})
-        names = source["sets"].items()
-        entry[key] = {name: accuracy[label] for name, label in names if label in accuracy}
-    return entry
+    for label, entry in slides()["models"].items():
+        if model in (label, entry.get("timm"), entry.get("recipe")):
+            sets = slides()["sets"].items()
+            accuracies = {
+                key: {name: entry[key][on] for name, on in sets if on in entry[key]}
+                for key in ("before", "fine_tuned_on_val")
+                if key in entry
+            }
+            return {**entry, **accuracies}
+    return {}
 
 
 def of_campaign(run: FinishedCampaign, models_csv: Path | None = None) -> Results:
-    """Results from the predictions that a record names.
-
-    models_csv: users' accuracies for the trend lines of effective robustness (`model_rows.read`).
-    """
+    """Results from the predictions that a record names; models_csv: as in `of_record`."""
     return of_record(run.record, run.evaluations, models_csv)
 
 
 def of_record(
     record: Record, evaluations: Sequence[Evaluation], models_csv: Path | None = None
 ) -> Results:
-    """Results of a record's evaluations, with absolute paths."""
+    """Results of a record's evaluations, with absolute paths. models_csv: users' accuracies for the
+    trend lines of effective robustness (`model_rows.read`)."""
     given = model_rows.read(models_csv, record.sets, record.upstream) if models_csv else None
     grid = metrics.gather(evaluations, record.sets, record.upstream, record.downstreams)
     return of_grid(record, grid, given)

@@ -39,7 +39,7 @@ def test_the_table_fits_a_hundred_columns_and_loses_nothing():
     sets = [f"a-set-with-a-rather-long-name-{i}" for i in range(9)]
     files = ["/data/" + "x" * 60 + name for name in ("a/best", "b/best")]
     many = [row(file, name, 50000, 10.0 + i) for i, name in enumerate(sets) for file in files]
-    text = on_sets.text(many)
+    text = on_sets.of_files(many)
     assert max(map(len, text.splitlines())) <= 100
     assert all(f"{10.0 + i:.2f}" in text for i in range(9)) and text.count("50,000") == 9
     assert "a/best  " in text and "b/best  " in text

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import campaigns
 import grids
+import psutil
 import pytest
 from campaigns import SETS, rows
 from processes import heed_signals, until
@@ -52,13 +53,9 @@ def started(folder: Path, *words: str, cwd: Path, cores: int = 2) -> Iterator[su
 
 def jobs_of(runs: Path) -> dict[int, list[str]]:
     """Processes that work for a campaign below `runs`, shells among them, and their words."""
-    processes = {}
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            words = path.read_bytes().decode(errors="replace").split("\0")
-            if any(f"{runs}/" in word and "plan.json" in word for word in words):
-                processes[int(path.parent.name)] = words
-    return processes
+    words = {each.pid: each.info["cmdline"] or [] for each in psutil.process_iter(["cmdline"])}
+    of_plans = re.compile(f"{re.escape(str(runs))}/.*plan\\.json")
+    return {number: line for number, line in words.items() if any(map(of_plans.search, line))}
 
 
 def test_the_program_runs_all_ready_made_methods_to_one_complete_table(folder, tmp_path):
@@ -119,7 +116,7 @@ def test_a_campaign_ends_with_its_tables_and_page(finished):
     distances = rows(report / "distances.csv")
     assert [row[""] for row in distances] == ["upstream", *SETS]
     assert all(float(row[name]) > 0 for row in distances for name in places - {row[""]})
-    assert "distance to upstream" in page
+    assert "Distances between all sets are optimal transport" in page
 
 
 def test_second_run_does_nothing(folder, finished, capsys):

@@ -186,7 +186,7 @@ def test_seeds_of_a_campaign(folder, finished, capsys):
         assert float(row["accuracy"]) == pytest.approx(sum(values) / 2, abs=1e-5)
     assert "Seed,0 to 1" in (report / "tables/settings.csv").read_text()
 
-    words = ["metrics", str(folder / "shapes.yaml"), "--intervals", "--behaviour", "--compare"]
+    words = ["metrics", str(folder / "shapes.yaml"), "--compare"]
     assert cli.main([*words, f"runs={finished}", "seeds=2"]) == 0
     printed = capsys.readouterr().out
     assert "training runs like these 2" in printed

@@ -294,17 +294,6 @@ def test_the_order_depends_on_seed_and_epoch():
     assert orders[1, 1] == tuple(shares(30, 1, 1, fake_run(1, 30, 1))[0][0].index)
 
 
-def test_a_lone_rank_reduces_nothing_and_times_nothing(grid):
-    """A timer of DeepSpeed's would synchronise the device twice a step."""
-    made = prepared(grid)
-    engine = loop.initialize(made.method, made.builder.run)
-    try:
-        assert not engine.enable_backward_allreduce
-        assert not engine.tput_timer.config.enabled
-    finally:
-        loop.close(engine)
-
-
 def test_a_step_computes_in_the_precision_of_the_recipe(grid, monkeypatch):
     """DeepSpeed switches an outer autocast off, but looks at the GPU's alone."""
     is_enabled = torch.is_autocast_enabled
@@ -313,11 +302,8 @@ def test_a_step_computes_in_the_precision_of_the_recipe(grid, monkeypatch):
     dtypes = set()
     layer = made.method.net.patch_embed.proj  # norms and the head are in fp32 all the same
     layer.register_forward_hook(lambda layer, images, patches: dtypes.add(patches.dtype))
-    engine = loop.initialize(made.method, made.builder.run)
-    try:
+    with loop.initialized(made.method, made.builder.run) as engine:
         loop.epochs(engine, made.method, made.builder.run)
-    finally:
-        loop.close(engine)
     assert dtypes == {torch.bfloat16}
 
 
