@@ -5,8 +5,6 @@ and operators are counted (`launches.counted`) and not run; what the host would 
 counted too, or raises an error, since such a tensor has no numbers to read.
 """
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import dataclasses

@@ -1,7 +1,5 @@
 """A kernel beside its plain twin: outputs and gradients, of tensors that lie badly in memory."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch

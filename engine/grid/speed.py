@@ -151,13 +151,10 @@ class Bench:
         if not isinstance(trained, Trained):
             raise ValueError(f"{method} mixes finished cells: it has no training of its own")
         loop.prepare(trained, builder.run, builder)
-        engine = loop.initialize(trained, builder.run)
         images = batch * (len(builder.target.training(builder.recipe)) // batch)
-        try:
+        with loop.initialized(trained, builder.run) as engine:
             run = partial(loop.epochs, engine, trained, builder.run)
             yield Training(builder, trained, images, run)
-        finally:
-            loop.close(engine)
 
     def _plain(self, recipe: Recipe) -> Iterator[Speed]:
         batch, size = recipe.train.batch_size, recipe.model.image_size

@@ -69,7 +69,7 @@ def _titled(results: Results) -> pandas.DataFrame:
 
 def _means(results: Results, titled: pandas.DataFrame) -> pandas.DataFrame:
     """A row a model and method, highest mean effective robustness first within a model."""
-    titled = titled[titled["evaluated_on"].isin(results.grid.sets)]
+    titled = titled.dropna(subset=ROBUSTNESS)  # sets without a line
     means = results.grid.mean(results.grid.cells.loc[titled.index], ["arm"]).table(NAME, ROBUSTNESS)
     names = titled.drop_duplicates("arm")[["arm", "model", "method"]]
     data = names.merge(means, on="arm").drop(columns="arm")
