@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -44,9 +43,13 @@ def write(
     links to. Raises ValueError for a name of a section, figure or table that is used twice."""
     figures = [figure for section in sections for figure in section.figures]
     tables = [table for section in sections for table in section.tables]
-    _check_names(section.key for section in sections)
-    _check_names(figure.name for figure in figures)
-    _check_names(table.name for table in tables)
+    for names in (
+        [section.key for section in sections],
+        [figure.name for figure in figures],
+        [table.name for table in tables],
+    ):
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"the report's name {twice[0]!r} is used twice")
     views = {table.name: _view(table) for table in tables}
     embedded = {
         "figures": {figure.name: charts.drawn(figure, "container") for figure in figures},
@@ -109,9 +112,3 @@ def _view(table: Table) -> dict[str, Any]:
         "search": many,
         "filters": {k: of_column for k, of_column in values.items() if len(of_column) > 1},
     }
-
-
-def _check_names(names: Iterable[str]) -> None:
-    for name, times in Counter(names).items():
-        if times > 1:
-            raise ValueError(f"the report's name {name!r} is used twice")
