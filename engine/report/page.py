@@ -96,19 +96,18 @@ def _bundle() -> str:
 
 def _view(table: Table) -> dict[str, Any]:
     """What the page holds of a table: its numbers as CSV, the texts that it shows, and filters
-    where there are many rows. filters: by place of a column, its values."""
-    shown, data = columns.shown(table.data), table.data
-    many = len(data) > FEW
-    values = {
-        k: list(dict.fromkeys(column.texts))
-        for k, column in enumerate(shown)
-        if column.name in FILTERS and (many or column.name == "model")
-    }
+    where there are many rows: by place of a column, its values."""
+    shown, many = columns.shown(table.data), len(table.data) > FEW
+    values = {k: list(dict.fromkeys(column.texts)) for k, column in enumerate(shown)}
     return {
-        "csv": csv(data, charts.DIGITS),
+        "csv": csv(table.data, charts.DIGITS),
         "heads": [column.head for column in shown],
         "numeric": [column.is_numeric for column in shown],
         "rows": list(zip(*(column.texts for column in shown), strict=True)),
         "search": many,
-        "filters": {k: of_column for k, of_column in values.items() if len(of_column) > 1},
+        "filters": {
+            k: texts
+            for k, texts in values.items()
+            if many and len(texts) > 1 and shown[k].name in FILTERS
+        },
     }
