@@ -102,6 +102,6 @@ class Run:
             file = model.weights.path
             if model.head.fit:
                 fresh = net.state_dict()
-                state |= {name: fresh[name] for name in models.head_names(net)}
+                state |= {name: fresh[name] for name in models.head_names(model)}
         source = f"{file} ({cell.name})" if file else cell.name
         return models.load_state(net, state, source).to(self.device).eval()

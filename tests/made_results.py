@@ -1,7 +1,5 @@
 """Results of a made-up grid, as the report's sections take them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

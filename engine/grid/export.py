@@ -153,7 +153,7 @@ def write(row: Row, out: Path, classes: Sequence[str] = ()) -> int:
             f"neither the cells of {row.title} nor the upstream pack name the head's classes; give "
             "them by --classes FILE, a line each in the head's order"
         )
-    outputs = len(row.state[models.head_names_of(model)[0]])
+    outputs = len(row.state[models.head_names(model)[0]])
     if len(set(names)) != outputs:
         raise ValueError(
             f"{len(set(names))} class names for the {outputs} outputs of {row.title}; give as many "

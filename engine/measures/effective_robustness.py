@@ -9,14 +9,15 @@ upstream accuracy shows.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import pandas
 from scipy import special
 
 from engine.measures.metrics import ROBUSTNESS, Grid
-from engine.measures.model_rows import ModelRows
 from engine.measures.rows import PRE
 
 MODELS_FOR_A_TREND = 3
@@ -24,30 +25,6 @@ CLIP = 1e-4  # a share this near 0 or 1 is moved here: its probit would be infin
 # What a trend line is fitted over, in the order of preference.
 GIVEN = "models given by the user"
 PRE_TRAINED = "pre-trained models"
-
-
-@dataclass(frozen=True)
-class Line:
-    """Lines on the probit scale, one a row: slope and level at 0, each [B, 1]; NaN where the fitted
-    models have the same upstream accuracy."""
-
-    slope: np.ndarray
-    level: np.ndarray
-
-    @classmethod
-    def fit(cls, upstream: np.ndarray, shifted: np.ndarray) -> Line:
-        """Least squares over the F models of each row; accuracies [B, F] in percent."""
-        x, y = probit(upstream), probit(shifted)
-        mean_x, mean_y = x.mean(axis=1, keepdims=True), y.mean(axis=1, keepdims=True)
-        variance = ((x - mean_x) ** 2).sum(axis=1, keepdims=True)
-        covariance = ((x - mean_x) * (y - mean_y)).sum(axis=1, keepdims=True)
-        nothing = np.full_like(variance, np.nan)
-        slope = np.divide(covariance, variance, nothing, where=variance > 1e-12)
-        return cls(slope, mean_y - slope * mean_x)
-
-    def accuracy(self, upstream: np.ndarray) -> np.ndarray:
-        """Predicted accuracy [B, M] in percent, from upstream accuracy [B, M] in percent."""
-        return 100 * special.ndtr(self.slope * probit(upstream) + self.level)
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,43 +42,39 @@ class Trend:
     given: np.ndarray
     basis: str
 
-    def points(self, accuracy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Upstream and shifted accuracy [B, F] of what the line is fitted over, from that of all
-        cells [B, cells]. What the user gave is the same in all draws."""
-        if self.basis == GIVEN:
-            return self.given[:1], self.given[1:]
-        return accuracy[:, self.upstream[self.fitted]], accuracy[:, self.cells[self.fitted]]
-
-    def line(self, accuracy: np.ndarray) -> Line:
-        """The line of each draw, from the accuracy of all cells [B, cells] in percent."""
-        return Line.fit(*self.points(accuracy))
+    def predicted(self, accuracy: np.ndarray, upstream: np.ndarray) -> np.ndarray:
+        """Accuracy on the set [B, M] in percent that the line of each draw predicts from upstream
+        accuracy [B, M], from the accuracy of all cells [B, cells]; NaN where there is no line. What
+        the user gave is the same in all draws."""
+        x, y = self.given[:1], self.given[1:]
+        if self.basis == PRE_TRAINED:
+            x, y = (accuracy[:, places[self.fitted]] for places in (self.upstream, self.cells))
+        return predicted(x, y, upstream)
 
     def residuals(self, accuracy: np.ndarray) -> np.ndarray:
         """Effective robustness [B, its cells] in points; NaN where there is no line."""
-        predicted = self.line(accuracy).accuracy(accuracy[:, self.upstream])
-        return accuracy[:, self.cells] - predicted
+        return accuracy[:, self.cells] - self.predicted(accuracy, accuracy[:, self.upstream])
 
 
-def trends(grid: Grid, models: ModelRows | None = None) -> dict[str, Trend]:
+def trends(grid: Grid, models: pandas.DataFrame | None = None) -> dict[str, Trend]:
     """The trend line of each of the sets; left out are sets with too few models for one.
 
     A line describes models that nobody made robust to the set. It is therefore fitted over the
-    rows that the user gave (`models`), or else over the grid's pre-trained models, and never over
-    fine-tuned ones, which are measured against it.
+    rows that the user gave (`models`, as of `model_rows`), or else over the grid's pre-trained
+    models, and never over fine-tuned ones, which are measured against it.
     """
     cells, by_set = grid.cells, {}
     elsewhere = (cells["downstream"] != cells["evaluated_on"]) & (cells["on_upstream"] >= 0)
     for name in grid.sets:
         on_set = cells[elsewhere & (cells["evaluated_on"] == name)]
         places, upstream = on_set.index.to_numpy(), on_set["on_upstream"].to_numpy()
-        fitted = np.flatnonzero(on_set["method"] == PRE)
-        given = models.points(name) if models else np.empty((2, 0))
-        if not len(places):
-            continue
+        fitted, given = np.flatnonzero(on_set["method"] == PRE), np.empty((2, 0))
+        if models is not None:
+            given = models[[grid.upstream, name]].dropna().to_numpy().T
         if given.shape[1] >= MODELS_FOR_A_TREND:
             by_set[name] = Trend(places, upstream, fitted[:0], given, GIVEN)
         elif len(fitted) >= MODELS_FOR_A_TREND:
-            by_set[name] = Trend(places, upstream, fitted, np.empty((2, 0)), PRE_TRAINED)
+            by_set[name] = Trend(places, upstream, fitted, given[:, :0], PRE_TRAINED)
     return by_set
 
 
@@ -115,9 +88,22 @@ def above_trend(grid: Grid, by_set: Mapping[str, Trend]) -> Grid:
     for trend in by_set.values():
         values[trend.cells] = trend.residuals(accuracy)[0]
         draws[:, trend.cells] = trend.residuals(samples)
-    return grid.with_measure(ROBUSTNESS, values, draws)
+    cells = grid.cells.assign(**{ROBUSTNESS: values})
+    return dataclasses.replace(grid, cells=cells, draws={**grid.draws, ROBUSTNESS: draws})
 
 
 def probit(percent: np.ndarray) -> np.ndarray:
     """Φ⁻¹ of accuracies in percent, which are first moved 0.01 points away from 0 and 100."""
     return special.ndtri(np.clip(np.asarray(percent, np.float64) / 100, CLIP, 1 - CLIP))
+
+
+def predicted(upstream: np.ndarray, shifted: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """Accuracy on the set [B, M] at upstream accuracies `at` [B, M], by the least-squares line of
+    each row over the accuracies [B, F] of F models, all in percent; NaN where the models have the
+    same upstream accuracy."""
+    x, y = probit(upstream), probit(shifted)
+    mean_x, mean_y = x.mean(axis=1, keepdims=True), y.mean(axis=1, keepdims=True)
+    variance = ((x - mean_x) ** 2).sum(axis=1, keepdims=True)
+    covariance = ((x - mean_x) * (y - mean_y)).sum(axis=1, keepdims=True)
+    slope = covariance / np.where(variance > 1e-12, variance, np.nan)
+    return 100 * special.ndtr(slope * probit(at) + (mean_y - slope * mean_x))

@@ -30,12 +30,12 @@ def extremes(table: pandas.DataFrame, name: str) -> tuple[Any, Any]:
 def ordered(table: pandas.DataFrame, **orders: Iterable[Any]) -> pandas.DataFrame:
     """The rows in the order of these values: by the place of the first column's value in its list,
     then of the next one's. Values that a list lacks come last; equal rows stay as they are."""
-    keys = {}
-    for name, values in orders.items():
-        place = {value: k for k, value in enumerate(dict.fromkeys(values))}
-        keys[name] = table[name].map(place).fillna(len(place)).to_numpy()
-    places = pandas.DataFrame(keys).sort_values([*keys], kind="stable")
-    return table.iloc[places.index.to_numpy()]
+
+    def places(column: pandas.Series) -> pandas.Series:
+        place = {value: k for k, value in enumerate(dict.fromkeys(orders[str(column.name)]))}
+        return column.map(place).fillna(len(place))
+
+    return table.sort_values([*orders], key=places, kind="stable")
 
 
 def number(value: float) -> str:

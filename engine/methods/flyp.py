@@ -39,6 +39,7 @@ class Method(Trained):
             )
         super().prepare(net, context)
         models.head(net).requires_grad_(False)  # made anew from the tuned text tower
+        self.head_names = models.head_names(context.recipe.model)
         self.text = context.clip()
         del self.text.visual  # the network is that tower
         # DeepSpeed sends parameters between ranks as bytes, which a tensor of no dimension refuses.
@@ -77,7 +78,7 @@ class Method(Trained):
         return (to_text_B + to_image_B) / 2
 
     def export(self) -> Export:
-        weight, bias = models.head_names(self.net)
+        weight, bias = self.head_names
         state = self.net.state_dict()
         was_training = self.text.training
         self.text.eval().logit_scale = self.log_scale_1[0].detach()  # where open_clip has it

@@ -29,7 +29,7 @@ class Method(Trained):
         if self.recipe.head == "shared":
             self.penalty = Penalty(self.recipe.alpha, anchor)
             return
-        head = {f"net.{name}" for name in models.head_names(net)}
+        head = {f"net.{name}" for name in models.head_names(context.recipe.model)}
         strength = dict.fromkeys(anchor, self.recipe.alpha) | dict.fromkeys(head, self.recipe.beta)
         anchor |= {name: torch.zeros_like(anchor[name]) for name in head}
         scale = {n: torch.tensor(strength[n]).expand(p.shape) for n, p in anchor.items()}

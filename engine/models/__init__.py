@@ -4,7 +4,6 @@ from engine.models.build import create as create
 from engine.models.build import features as features
 from engine.models.build import head as head
 from engine.models.build import head_names as head_names
-from engine.models.build import head_names_of as head_names_of
 from engine.models.build import load_state as load_state
 from engine.models.build import logits as logits
 from engine.models.build import size_options as size_options

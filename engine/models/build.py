@@ -6,7 +6,6 @@ features (a probe, a teacher, the dataset distance) never runs the backbone twic
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -45,6 +44,7 @@ def create(recipe: ModelRecipe, classes: int) -> nn.Module:
     The head computes in fp32, under autocast too. Raises RecipeError for an architecture that is
     unknown or has no linear head, and where a projection or the image size does not fit it.
     """
+    head_names(recipe)  # raises for an architecture with several
     net = _create(recipe, classes)
     head(net).__class__ = Fp32Linear  # which keeps the weights
     return net
@@ -87,33 +87,23 @@ def head(net: nn.Module) -> nn.Linear:
 
     Raises RecipeError where the model ends in another way.
     """
-    if getattr(net, "aux_head", None) is not None:  # VOLO
-        raise RecipeError(
-            f"{type(net).__name__} adds the logits of a second head to those of its first; "
-            "take an architecture with a single linear head"
-        )
     classifier = net.get_classifier()  # type: ignore[operator]
     if not isinstance(classifier, nn.Linear):
         raise RecipeError(f"the head of {type(net).__name__} is {classifier}, not a linear layer")
     return classifier
 
 
-def head_names(net: nn.Module) -> tuple[str, str]:
-    """State-dict names of the head's weight and bias."""
-    classifier = head(net)
-    prefix = next(name for name, module in net.named_modules() if module is classifier)
-    return f"{prefix}.weight", f"{prefix}.bias"
+def head_names(recipe: ModelRecipe) -> tuple[str, str]:
+    """State-dict names of the head's weight and bias.
 
-
-def head_names_of(recipe: ModelRecipe) -> tuple[str, str]:
-    """`head_names` of an architecture, which is built for this once a process."""
-    return _head_names(recipe.arch, recipe.image_size, recipe.projection)
-
-
-@functools.cache
-def _head_names(arch: str, image_size: int, projection: int) -> tuple[str, str]:
-    model = ModelRecipe(name=arch, arch=arch, image_size=image_size, projection=projection)
-    return head_names(create(model, 2))
+    Raises RecipeError for an architecture that is unknown or has several heads, such as VOLO.
+    """
+    name = "head"
+    if not recipe.arch.startswith(clip.PREFIX):
+        name = pretrained_cfg(recipe.arch)["classifier"]
+    if not isinstance(name, str):
+        raise RecipeError(f"{recipe.arch} has the heads {name}; take an architecture with one")
+    return f"{name}.weight", f"{name}.bias"
 
 
 def load_state(net: nn.Module, state: Mapping[str, torch.Tensor], source: str) -> nn.Module:

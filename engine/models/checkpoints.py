@@ -147,7 +147,7 @@ def _matched(recipe: ModelRecipe, state: State, source: str) -> nn.Module:
     if name := next(broken, None):
         raise ValueError(f"{source}: {name} holds NaN; the training may have diverged")
     net = models.create(recipe, 1000)
-    weight, bias = models.head_names(net)
+    weight, bias = models.head_names(recipe)
     if recipe.weights.match == "order":
         if len(state) != len(net.state_dict()):
             raise ValueError(

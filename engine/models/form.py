@@ -46,7 +46,7 @@ class Form:
     def backbone(self, recipe: ModelRecipe, classes: int, device: torch.device) -> Backbone:
         """A backbone without its head, for any state of it: images -> pre-logits [B, D]."""
         net = models.create(recipe, classes).to(device)
-        weight, _ = models.head_names(net)
+        weight, _ = models.head_names(recipe)
         net.set_submodule(weight.removesuffix(".weight"), nn.Identity())
         return Backbone(compiled.in_place(net, self.compile, device))
 

@@ -126,6 +126,7 @@ class Problems:
     def __init__(self, clouds: Mapping[str, Cloud], options: Options) -> None:
         self.clouds = clouds
         self.options = options
+        self.device = next(iter(clouds.values())).features.device
         self.memory: int | None = None
         self._tables: dict[Pair, Tensor] = {}
 
@@ -134,8 +135,8 @@ class Problems:
         n, m = sorted(len(cloud.features) for cloud in self.clouds.values())[-2:]
         if self.options.debias and not (self.options.exact or self.options.bracket):
             n = m  # the largest self term
-        first = next(iter(self.clouds.values())).features
-        most = most_bytes(n, m, first.shape[1], first.device)
+        width = next(iter(self.clouds.values())).features.shape[1]
+        most = most_bytes(n, m, width, self.device)
         return max(most, _EXACT_BYTES * n * m) if self.options.exact else most
 
     def cost(self, a: str, b: str) -> GroundCost:

@@ -32,7 +32,7 @@ def workers(problems: int, bytes_each: int, allowed: int, device: torch.device) 
 
 
 def side_by_side(
-    work: Callable[[T], R], items: Sequence[T], at_once: int, device: torch.device, *, label: str
+    work: Callable[[T], R], items: Sequence[T], at_once: int, device: torch.device
 ) -> dict[T, R]:
     """work(item) of each item, so many at a time; the threads divide torch's cores.
 
@@ -55,5 +55,7 @@ def side_by_side(
         torch.cuda.synchronize(device)  # the streams do not wait for what made their inputs
     share = threads(max(1, torch.get_num_threads() // at_once))
     with share, ThreadPoolExecutor(at_once, "problems", set_stream) as pool:
-        results = bars.bar(pool.map(finished, items), total=len(items), desc=label, unit="pair")
+        results = bars.bar(
+            pool.map(finished, items), total=len(items), desc="distances", unit="pair"
+        )
         return dict(zip(items, results, strict=True))

@@ -13,6 +13,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean
@@ -86,7 +87,7 @@ def matrix(sets: Mapping[str, Labelled], classes: int, options: Options) -> Matr
     """
     check_names(list(sets))
     clouds = {name: Cloud.of(name, labelled, classes, options) for name, labelled in sets.items()}
-    solved, eps = _Solver(Problems(clouds, options)).solved()
+    solved, eps = _solved(Problems(clouds, options))
     certified = np.zeros((3, len(sets), len(sets)))
     for (i, a), (j, b) in combinations(enumerate(sets), 2):
         certified[:, i, j] = certified[:, j, i] = value, gap, _ = solved[a, b]
@@ -100,46 +101,38 @@ def matrix(sets: Mapping[str, Labelled], classes: int, options: Options) -> Matr
     return Matrix(tuple(sets), values, gaps, errors, eps, options.samples)
 
 
-class _Solver:
-    """Solves all pairs, several at a time."""
+def _solved(problems: Problems) -> tuple[dict[Pair, Certified], float]:
+    """(value, gap, marginal error) of every pair, and their eps, 0 if unregularised.
 
-    def __init__(self, problems: Problems) -> None:
-        self.problems = problems
-        self.pairs = list(combinations(problems.clouds, 2))
-        self.device = next(iter(problems.clouds.values())).features.device
-        self.memory = int(0.8 * free_memory(self.device))
+    It is the same eps for all pairs, so that self terms are shared.
+    """
+    options, pairs = problems.options, list(combinations(problems.clouds, 2))
+    # At first: what is free at a moment depends on the pairs that are being solved.
+    each = partial(_each, problems, int(0.8 * free_memory(problems.device)))
+    if options.exact or options.bracket:
+        return each(problems.exact if options.exact else problems.bracketed, pairs), 0.0
+    eps = options.eps
+    if options.relative:
+        eps *= fmean(each(lambda a, b: problems.cost(a, b).mean, pairs).values())
+    if not options.debias:
+        return each(lambda a, b: problems.biased(a, b, eps), pairs), eps
+    selves = [(name, name) for name in problems.clouds]
+    solved = each(lambda a, _: problems.self_term(a, eps), selves)
+    terms = {name: term for (name, _), term in solved.items()}
+    return each(lambda a, b: problems.debiased(a, b, terms), pairs), eps
 
-    def solved(self) -> tuple[dict[Pair, Certified], float]:
-        """(value, gap, marginal error) of every pair, and their eps, 0 if unregularised.
 
-        It is the same eps for all pairs, so that self terms are shared.
-        """
-        problems, options, pairs = self.problems, self.problems.options, self.pairs
-        if options.exact or options.bracket:
-            solve = problems.exact if options.exact else problems.bracketed
-            return self._each("unregularised", solve, pairs), 0.0
-        eps = options.eps
-        if options.relative:
-            means = self._each("mean cost", lambda a, b: problems.cost(a, b).mean, pairs)
-            eps *= fmean(means.values())
-        if not options.debias:
-            return self._each("biased", lambda a, b: problems.biased(a, b, eps), pairs), eps
-        selves = [(name, name) for name in problems.clouds]
-        solved = self._each("self term", lambda a, _: problems.self_term(a, eps), selves)
-        terms = {name: term for (name, _), term in solved.items()}
-        return self._each("debiased", lambda a, b: problems.debiased(a, b, terms), pairs), eps
+def _each(
+    problems: Problems, memory: int, solve: Callable[[str, str], R], pairs: Sequence[Pair]
+) -> dict[Pair, R]:
+    """What `solve` gives for each pair, several at a time in so many bytes."""
+    at_once = workers(len(pairs), problems.bytes_each(), memory, problems.device)
+    problems.memory = memory // at_once
 
-    def _each(
-        self, label: str, solve: Callable[[str, str], R], pairs: Sequence[Pair]
-    ) -> dict[Pair, R]:
-        at_once = workers(len(pairs), self.problems.bytes_each(), self.memory, self.device)
-        # A fixed share: what is free at the moment depends on the pairs that are being solved.
-        self.problems.memory = self.memory // at_once
+    def solve_pair(pair: Pair) -> R:
+        try:
+            return solve(*pair)
+        except ValueError as error:
+            raise ValueError(f"{' to '.join(pair)}: {error}") from error
 
-        def solve_pair(pair: Pair) -> R:
-            try:
-                return solve(*pair)
-            except ValueError as error:
-                raise ValueError(f"{' to '.join(pair)}: {error}") from error
-
-        return side_by_side(solve_pair, pairs, at_once, self.device, label=label)
+    return side_by_side(solve_pair, pairs, at_once, problems.device)

@@ -15,7 +15,6 @@ from engine.grid.record import FinishedCampaign, Record
 from engine.measures import comparisons, effective_robustness, metrics, model_rows
 from engine.measures.effective_robustness import Trend
 from engine.measures.metrics import Grid
-from engine.measures.model_rows import ModelRows
 from engine.measures.rows import DEFAULT_ALPHA, PRE, Arm, Evaluation
 from engine.measures.tables import groups, ordered
 
@@ -189,13 +188,13 @@ def of_record(
     return of_grid(record, grid, given)
 
 
-def of_grid(record: Record, grid: Grid, given: ModelRows | None = None) -> Results:
+def of_grid(record: Record, grid: Grid, given: pandas.DataFrame | None = None) -> Results:
     """Results of a record's grid; given: as in `effective_robustness.trends`."""
     trends = effective_robustness.trends(grid, given)
     grid = effective_robustness.above_trend(grid, trends)
     arms = _arms(grid, record.methods)
-    pairs = comparisons.all_pairs([grid.arms[k] for k in arms.loc[arms["shown"], "arm"]])
-    compared = comparisons.compare(grid, pairs).rename(columns={"difference": "difference_pts"})
+    compared = comparisons.compare(grid, arms.loc[arms["shown"], "arm"].tolist())
+    compared = compared.rename(columns={"difference": "difference_pts"})
     return Results(record, grid, arms, compared, trends)
 
 
@@ -206,7 +205,7 @@ def _arms(grid: Grid, methods: Mapping[str, str]) -> pandas.DataFrame:
     counts = cells["downstream"].isin(grid.downstreams)
     on_downstream = cells[counts & (cells["downstream"] == cells["evaluated_on"])]
     upstream = cells[counts & (cells["evaluated_on"] == grid.upstream)]
-    forgotten = upstream[(upstream["downstream"] != grid.upstream) & (upstream["before"] >= 0)]
+    forgotten = upstream[upstream["downstream"] != grid.upstream]
     numbers = [grid.mri.table("mRI_pts")]
     if set(cells["evaluated_on"]) >= set(grid.downstreams):
         numbers.append(grid.mean(on_downstream, by).table("on_downstream_set_pct", clip=True))

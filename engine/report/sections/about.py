@@ -53,14 +53,7 @@ def what_was_run(results: Results) -> Section | None:
         if of.failure
     ]
     settings = [(k, str(v)) for k, v in record.settings.items() if k.split(",")[0] != ROWS]
-    hyper_parameters = [
-        {"method": record.methods.get(key, key)}
-        | {
-            name: ", ".join(map(str, value)) if isinstance(value, list) else value
-            for name, value in values.items()
-        }
-        for key, values in results.recipes
-    ]
+    recipes = [{"method": record.methods.get(key, key), **of} for key, of in results.recipes]
     tables = [
         Table(
             "missing-columns",
@@ -90,7 +83,9 @@ def what_was_run(results: Results) -> Section | None:
             "Every method's settings as its recipe resolves them. A method that takes no steps, "
             "such as a mix of finished cells or a probe that is fitted to its optimum, does not "
             "use those of optimizer and training.",
-            pandas.DataFrame(hyper_parameters),
+            pandas.DataFrame(recipes).map(
+                lambda value: ", ".join(map(str, value)) if isinstance(value, list) else value
+            ),
         ),
     ]
     count = counted("cell", int((cells["method"] != PRE).sum()))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
+import numpy as np
 import pandas
 
-from engine.measures import dynamics, interpolation, tables
+from engine.measures import dynamics, tables
 from engine.report import charts
 from engine.report.results import FINE_TUNE, Results, title
 from engine.report.section import Section, Table
@@ -86,26 +88,20 @@ def _varied(
 
 def points(results: Results, key: str) -> pandas.DataFrame:
     """The arms that tables show whose setting holds the key, by method and then by its value: the
-    columns of `Results.arms`, `method` without the key, value, and rest, what else varies."""
-    shown = results.shown
-    split = [_split(setting, key) for setting in shown["setting"]]
-    rows = shown.join(pandas.DataFrame(split, shown.index, ["value", "rest"]))
-    rows = rows.dropna(subset="value")
+    columns of `Results.arms`, `method` without the key, value, and rest, what else varies.
+    `dataset.shots=0`, which is all images, is infinite."""
+    shown, pattern = results.shown, rf"(?:^|,){re.escape(key)}=([^,]*)"
+    value = shown["setting"].str.extract(pattern)[0].astype(float)
+    if key == "dataset.shots":
+        value = value.replace(0, math.inf)
+    rest = shown["setting"].str.replace(pattern, "", regex=True).str.strip(",")
+    rows = shown.assign(value=value, rest=rest).dropna(subset="value")
     rows["method"] = [
         title(results.grid.arms[arm]._replace(setting=rest), results.record.methods)
         for arm, rest in zip(rows["arm"], rows["rest"], strict=True)
     ]
     order = {name: list(rows[name]) for name in ("model", "method")}
     return tables.ordered(rows, **order, value=sorted(rows["value"]))
-
-
-def _split(setting: str, key: str) -> tuple[float, str]:
-    """The key's value in an arm's setting, NaN where that does not hold it, and the rest of the
-    setting. `dataset.shots=0`, which is all images, is infinite."""
-    words = setting.split(",")
-    rest = [word for word in words if not word.startswith(f"{key}=")]
-    value = next((float(word.partition("=")[2]) for word in words if word not in rest), math.nan)
-    return math.inf if (key, value) == ("dataset.shots", 0) else value, ",".join(rest)
 
 
 def during_training(results: Results) -> Section | None:
@@ -191,11 +187,13 @@ def _barriers(results: Results) -> pandas.DataFrame:
     mixed = results.arms[results.arms["alpha"].notna()]
     for (model, *_), curve in mixed.groupby(["model", "key", "variant", "setting"], sort=False):
         names = {"model": model, "method": curve["method"].iloc[0]}
+        alpha = curve["alpha"].to_numpy()
         for downstream in results.downstreams(str(model)) if {0, 1} <= set(curve["alpha"]) else ():
             row = names | {"downstream": downstream, "alphas": len(curve)}
             for name, accuracy in accuracies.items():
-                known = accuracy.reindex([(arm, downstream) for arm in curve["arm"]])
-                if known.notna().all():
-                    row[name] = interpolation.barrier([*curve["alpha"]], [*known])
+                known = accuracy.reindex([(arm, downstream) for arm in curve["arm"]]).to_numpy()
+                if not np.isnan(known).any():
+                    before, after = (known[(alpha == end).argmax()] for end in (0, 1))
+                    row[name] = ((1 - alpha) * before + alpha * after - known).max()
             rows.append(row)
     return pandas.DataFrame(rows)

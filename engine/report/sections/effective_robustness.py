@@ -53,7 +53,7 @@ def section(results: Results) -> Section | None:
                 "Effective robustness in points, a mean over the sets that a model was not "
                 "fine-tuned on, with its 95% interval.",
                 means,
-            ),
+            )
         ],
     )
 
@@ -69,7 +69,7 @@ def _titled(results: Results) -> pandas.DataFrame:
 
 def _means(results: Results, titled: pandas.DataFrame) -> pandas.DataFrame:
     """A row a model and method, highest mean effective robustness first within a model."""
-    titled = titled[titled["evaluated_on"].isin(results.grid.sets)]
+    titled = titled.dropna(subset=ROBUSTNESS)  # sets without a line
     means = results.grid.mean(results.grid.cells.loc[titled.index], ["arm"]).table(NAME, ROBUSTNESS)
     names = titled.drop_duplicates("arm")[["arm", "model", "method"]]
     data = names.merge(means, on="arm").drop(columns="arm")
@@ -80,27 +80,22 @@ def _points(results: Results, titled: pandas.DataFrame) -> pandas.DataFrame:
     """A row a model of a table and set, then the models that the user gave, then two ends of each
     set's line; `kind` is model, given or line."""
     accuracy, parts = results.grid.cells["accuracy"].to_numpy(float), []
-    for name in results.sets(results.models[0]):
-        if (trend := results.trends.get(name)) is None:
-            continue
+    for name, trend in results.trends.items():
         shown = titled[titled.index.isin(trend.cells)]
-        model = shown[["model", "method", "downstream"]].assign(
+        points = shown[["model", "method", "downstream"]].assign(
             kind="model",
             upstream_pct=accuracy[shown["on_upstream"]],
-            set_pct=accuracy[shown.index],
+            set_pct=shown["accuracy"],
             **{NAME: shown[ROBUSTNESS]},
         )
-        given = pandas.DataFrame(trend.given.T, columns=["upstream_pct", "set_pct"])
-        given = given.assign(kind="given", model=GIVEN, method=GIVEN)
-        points = pandas.concat([model, given][: 1 + len(given)])
-        x = points["upstream_pct"].agg(["min", "max"]).to_numpy()
-        ends = {
-            "upstream_pct": x,
-            "set_pct": trend.line(accuracy[None]).accuracy(x[None])[0],
-            "kind": "line",
-        }
-        points = pandas.concat([points, pandas.DataFrame(ends)])
-        parts.append(points.assign(evaluated_on=name).dropna(subset="set_pct"))
+        if trend.basis == GIVEN:
+            given = pandas.DataFrame(trend.given.T, columns=["upstream_pct", "set_pct"])
+            points = pandas.concat([points, given.assign(kind="given", model=GIVEN, method=GIVEN)])
+        x = np.array([points["upstream_pct"].min(), points["upstream_pct"].max()])
+        ends = pandas.DataFrame({"kind": "line", "upstream_pct": x})
+        ends["set_pct"] = trend.line(accuracy[None]).accuracy(x[None])[0]
+        points = pandas.concat([points, ends.dropna()])
+        parts.append(points.assign(evaluated_on=name))
     data = pandas.concat(parts, ignore_index=True)
     for name in ("upstream", "set"):
         data[f"{name}_probit"] = probit(data[f"{name}_pct"].to_numpy())

@@ -85,7 +85,7 @@ def test_order_fits_tensors_of_other_names(tmp_path: Path) -> None:
     renamed = {f"layer.{i:03}": tensor for i, tensor in enumerate(expected.values())}
     torch.save(renamed, tmp_path / "own.pth")
     options = model(tmp_path / "own.pth", "test_efficientnet", "order")
-    head = models.head_names(models.create(options, 5))
+    head = models.head_names(options)
     actual = backbone(options, tmp_path)
     assert same(actual, expected) and actual[head[1]].shape == (5,)
     torch.save(dict(list(renamed.items())[:-1]), tmp_path / "short.pth")

@@ -108,7 +108,7 @@ def test_head_of_features_is_the_model_to_the_bit(arch: str) -> None:
         features = models.features(net, x)
         assert features.shape == (5, head.in_features)
         assert torch.equal(head(features), net(x))
-    state, (weight, bias) = net.state_dict(), models.head_names(net)
+    state, (weight, bias) = net.state_dict(), models.head_names(recipe(arch))
     assert torch.equal(state[weight], head.weight) and state[bias].shape == (7,)
 
 

@@ -70,7 +70,7 @@ def test_items_run_at_the_same_time_on_their_share_of_threads(cores):
         barrier.wait()  # breaks unless another is there
         return item * item, torch.get_num_threads()
 
-    squares = side_by_side(work, [1, 2, 3, 4], 2, CPU, label="squares")
+    squares = side_by_side(work, [1, 2, 3, 4], 2, CPU)
     assert squares == {k: (k * k, 1) for k in (1, 2, 3, 4)}
 
 
@@ -87,7 +87,7 @@ def test_after_an_error_what_runs_is_finished_and_nothing_is_begun(cores):
         ended.append(item)
 
     with pytest.raises(ValueError, match="zero"):
-        side_by_side(work, list(range(50)), 2, CPU, label="x")
+        side_by_side(work, list(range(50)), 2, CPU)
     assert ended and sorted([0, *ended]) == sorted(begun) and len(begun) < 50
     assert torch.get_num_threads() == 2
 

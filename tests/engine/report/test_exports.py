@@ -32,6 +32,9 @@ def test_every_table_is_there_as_csv_parquet_and_latex(written):
         rows = [line for line in text.splitlines() if line.endswith(r"\\")]
         ends = {len(re.findall(r"(?<!\\)&", row)) for row in rows}
         assert ends == {len(columns.shown(table.data)) - 1} and len(rows) == 1 + len(table.data)
+    ranking = pandas.read_csv(folder / "tables/ranking.csv")
+    shown = names["ranking"].data["mRI_pts"]
+    pandas.testing.assert_series_equal(ranking["mRI_pts"], shown, rtol=1e-7, check_index=False)
 
 
 def test_every_figure_is_there_as_csv_svg_and_pdf(written):
