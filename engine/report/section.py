@@ -56,16 +56,13 @@ class Picture:
 class Section:
     """A part of the page.
 
-    key: its anchor. heading: what was found, where there is a finding. text: a short paragraph,
-    plain text. statements: computed sentences, such as a published claim with whether it holds for
-    this run, and the numbers. pictures: by caption, side by side. is_open: whether the page shows
-    it unfolded.
+    key: its anchor. heading: what was found, where there is a finding. text: plain, a paragraph a
+    line. pictures: by caption, side by side. is_open: whether the page shows it unfolded.
     """
 
     key: str
     heading: str
     text: str = ""
-    statements: Sequence[str] = ()
     figures: Sequence[Figure] = ()
     tables: Sequence[Table] = ()
     pictures: Mapping[str, Sequence[Picture]] = field(default_factory=dict)

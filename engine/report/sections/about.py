@@ -40,7 +40,7 @@ def how_to_read(results: Results) -> Section | None:
         statements.append(DRAWINGS)
     if any(published(model) for model in results.models):
         statements.append(f"Published numbers: {slides()['source']}.")
-    return Section("how-to-read", "How to read this", statements=statements)
+    return Section("how-to-read", "How to read this", "\n".join(statements))
 
 
 def what_was_run(results: Results) -> Section | None:

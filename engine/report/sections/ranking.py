@@ -26,14 +26,16 @@ def models(results: Results) -> Section | None:
         return None
     wide = data.pivot_table("mRI_pts", "method", "model", sort=False).add_suffix("_pts")
     _, best = extremes(data, "mRI_pts")
-    caption = "mRI in points, a row a method, a column a pre-trained model."
+    caption = (
+        f"mRI in points, a mean over {averaged_over(results)}: a row a method, a column a "
+        "pre-trained model."
+    )
     words = f"mRI from {between(data, 'mRI_pts', 'method', 'model')}."
     spec = charts.heat(data, "model", "method", "mRI_pts")
     return Section(
         "models",
         f"{best['method']} from {best['model']} has the highest mRI",
-        f"mRI in points, a mean over {averaged_over(results)}.",
-        [f"{model}: {finding(results, model)}" for model in results.models],
+        "\n".join(f"{model}: {finding(results, model)}" for model in results.models),
         [Figure("models", caption, words, data, spec)],
         [Table("models", caption, wide.rename_axis(columns=None).reset_index(), [*wide.columns])],
         is_open=True,

@@ -94,9 +94,7 @@ def test_the_story_comes_first_and_headings_say_what_was_found(report):
 def test_words_of_users_are_escaped_wherever_they_stand(tmp_path):
     data = pandas.DataFrame({"method": ["FT", "LP"], "model": [BAD, BAD + "2"]})
     bad = replace(FIGURE, data=data, caption=BAD, alt=BAD)
-    section = Section(
-        "a", BAD, BAD, [BAD], [bad], [Table("t", BAD, data)], {BAD: [Picture(BAD, BAD)]}
-    )
+    section = Section("a", BAD, BAD, [bad], [Table("t", BAD, data)], {BAD: [Picture(BAD, BAD)]})
     html = written_page(tmp_path, section, title=BAD, heading=BAD + "!", lead=BAD, notes=[BAD])
     assert len(re.findall(r"<script", html)) == 3
     assert Parsed(html).text.count(BAD) >= 8

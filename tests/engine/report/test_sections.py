@@ -152,7 +152,7 @@ def test_what_was_not_measured_is_not_claimed(results):
     unheld = dataclasses.replace(results, record=without)
     for key, words in (("maps", "no hold-out"), ("settings", "nothing is held out")):
         assert words in section(unheld, key).text and words not in section(results, key).text
-    seeds = " ".join(section(results, "how-to-read").statements)
+    seeds = section(results, "how-to-read").text
     assert "Another training seed is not in them" in seeds
     photos = dataclasses.replace(results, record=dataclasses.replace(without, contact_sheet=""))
     drawings = "another rendering of a drawing that it has seen"
