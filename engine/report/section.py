@@ -57,9 +57,8 @@ class Section:
     """A part of the page.
 
     key: its anchor. heading: what was found, where there is a finding. text: a short paragraph,
-    plain text. statements: computed sentences, such as a published claim with whether it holds for
-    this run, and the numbers. pictures: by caption, side by side. is_open: whether the page shows
-    it unfolded.
+    plain text. statements: sentences, one below the other. pictures: by caption, side by side.
+    is_open: whether the page shows it unfolded.
     """
 
     key: str
