@@ -24,23 +24,16 @@ SHARES = {  # of right answers: on the set fine-tuned on, and elsewhere, by step
 def evaluations(folder: Path) -> list[Evaluation]:
     """Two methods: robustness falls before downstream accuracy saturates, and rises."""
 
-    def share(method: str, downstream: str, on: str) -> float:
-        if method == PRE:
-            return 0.4
-        name, _, step = method.rpartition("-")
-        return SHARES[name][int(step)][downstream != on]
+    def of_step(step: int) -> stores.Hits:
+        def hits(method: str, downstream: str, on: str) -> np.ndarray:
+            share = 0.4 if method == PRE else SHARES[method][step][downstream != on]
+            return np.arange(200) < 200 * share
 
-    def hits(method: str, downstream: str, on: str) -> np.ndarray:
-        return np.arange(200) < 200 * share(method, downstream, on)
+        return hits
 
-    arms = [f"{method}-{step}" for method, steps in SHARES.items() for step in steps]
-    rows = []
-    for row in stores.grid(folder, hits, arms):
-        if row.method != PRE:
-            name, _, step = row.method.rpartition("-")
-            row = replace(row, method=name, setting=f"step={step}", headline=False)
-        rows.append(row)
-    return rows
+    hits = {f"step={step}": of_step(step) for step in (1, 9, 80)}
+    rows = stores.in_settings(folder, hits, [*METHODS])
+    return [replace(row, headline=row.method == PRE) for row in rows]
 
 
 def section_of(rows: list[Evaluation]) -> Section:
