@@ -12,7 +12,7 @@ from engine.grid import record
 from engine.machine import first_line
 
 if TYPE_CHECKING:
-    from engine.grid.export import Row
+    from engine.data.descriptions import DescribedModel
 
 OF_CAMPAIGN = ("method", "downstream", "setting", "seed")  # options that choose among its rows
 
@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> None:
     write(row, arguments.out, descriptions.listed(arguments.classes) if arguments.classes else ())
 
 
-def write(row: Row, out: Path, classes: Sequence[str] = ()) -> None:
+def write(row: DescribedModel, out: Path, classes: Sequence[str] = ()) -> None:
     """Write a model as a folder for timm, and say how it is loaded."""
     from engine.grid import export
     from engine.store.tensors import PROMPT

@@ -52,7 +52,6 @@ def run(arguments: argparse.Namespace) -> None:
     first_line.show(f"reading {', '.join(map(str, models))}")
     from engine.data import descriptions
     from engine.evaluation import user_merges
-    from engine.grid.export import Row
     from engine.machine import ranks
 
     merged = user_merges.merged(
@@ -65,6 +64,5 @@ def run(arguments: argparse.Namespace) -> None:
         classes=descriptions.listed(arguments.classes) if arguments.classes else None,
     )
     if ranks.rank() == 0:
-        row = Row(merged.title, merged.mix, merged.description, merged.state)
-        export.write(row, arguments.out)
+        export.write(merged, arguments.out)
     ranks.stop()

@@ -19,7 +19,7 @@ from engine import models
 from engine.data import imagenet
 from engine.data.packs import pack_folder
 from engine.recipe.schema import Recipe
-from engine.store.cells import CELL
+from engine.store.cells import CELL, Mix
 from engine.store.tensors import PROMPT, WEIGHTS
 from loaders.files import read_json, read_small
 from loaders.pack import MANIFEST, Pack
@@ -42,6 +42,21 @@ class Description:
     model: Mapping[str, Any]
     classes: tuple[str, ...] | None
     options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DescribedModel:
+    """A model: what it is made of, what is known of it, and its tensors on the CPU.
+
+    mix: the weight of each cell, or of each file. prompt: the input prompt [3, H, W] of a
+    visual-prompt cell, which is never mixed.
+    """
+
+    title: str
+    mix: Mix
+    description: Description
+    state: Mapping[str, torch.Tensor]
+    prompt: torch.Tensor | None = None
 
 
 def file_of(place: Path) -> Path:

@@ -11,7 +11,6 @@ import dataclasses
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ import torch
 
 from engine import models, recipe
 from engine.data import descriptions
-from engine.data.descriptions import Description
+from engine.data.descriptions import DescribedModel, Description
 from engine.data.sets import LabelledSet, Sets
 from engine.evaluation import bank, passes, user_models
 from engine.evaluation.user_models import pack_at
@@ -36,16 +35,6 @@ from engine.store.cells import Average, Cell, Ensemble, Export, essential
 
 log = logging.getLogger(__name__)
 MEMBERS, SEEDS = "members", "seeds"  # options of methods that merge a list of cells
-
-
-@dataclass(frozen=True)
-class MergedModel:
-    """A model that was made of files, its tensors on the CPU; mix: the weights of an average."""
-
-    title: str
-    state: Mapping[str, torch.Tensor]
-    mix: Mapping[str, float]
-    description: Description
 
 
 class Checkpoints:
@@ -101,7 +90,7 @@ def merged(
     holdout: Path | None = None,
     arch: str | None = None,
     classes: Sequence[str] | None = None,
-) -> MergedModel:
+) -> DescribedModel:
     """The model that a method of `recipes/methods`, or of a user's file, makes of checkpoints.
 
     places, base: files, or folders of a cell or of timm. holdout: a folder with <class>/<image>, or
@@ -141,7 +130,7 @@ def merged(
     described = Description(files[0], models.description(resolved.model), tuple(head))
     parts = " + ".join(f"{weight:.4g} {file}" for file, weight in mix.items())
     made_of = parts or ", ".join(names) + ("" if base is None else f" from {files[-1]}")
-    return MergedModel(f"{options.title} of {made_of}", state, mix, described)
+    return DescribedModel(f"{options.title} of {made_of}", mix, described, state)
 
 
 def _options(

@@ -7,14 +7,13 @@ is exported as it was evaluated, and nothing is trained.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from engine import models
 from engine.data import descriptions
-from engine.data.descriptions import Description
+from engine.data.descriptions import DescribedModel, Description
 from engine.evaluation import bank
 from engine.grid.record import FinishedCampaign
 from engine.measures.rows import PRE, Evaluation
@@ -22,7 +21,7 @@ from engine.models import clip, export
 from engine.recipe.schema import ModelRecipe, Recipe
 from engine.store import cells
 from engine.store.artifacts import Artifact, Store
-from engine.store.cells import CELL, Average, Cell, Ensemble, Mix, essential
+from engine.store.cells import CELL, Average, Cell, Ensemble, essential
 
 OPTIONS = {
     "method": "--method",
@@ -33,22 +32,7 @@ OPTIONS = {
 }  # of `rib export`, by the column that each chooses in
 
 
-@dataclass(frozen=True)
-class Row:
-    """A model: what it is made of, what is known of it, and its tensors on the CPU.
-
-    mix: the weight of each cell, or of each file. prompt: the input prompt [3, H, W] of a
-    visual-prompt cell, which is never mixed.
-    """
-
-    title: str
-    mix: Mix
-    description: Description
-    state: Mapping[str, torch.Tensor]
-    prompt: torch.Tensor | None = None
-
-
-def row_of_campaign(campaign: FinishedCampaign, row: Evaluation) -> Row:
+def row_of_campaign(campaign: FinishedCampaign, row: Evaluation) -> DescribedModel:
     """A row of a finished campaign's table.
 
     Raises ValueError where a cell is gone, and for an ensemble, which is several models.
@@ -64,7 +48,7 @@ def row_of_campaign(campaign: FinishedCampaign, row: Evaluation) -> Row:
     )
 
 
-def row_of_cell(folder: Path, alpha: float | None) -> Row:
+def row_of_cell(folder: Path, alpha: float | None) -> DescribedModel:
     """The model that a cell's folder offers; of several, that of `alpha`.
 
     Raises ValueError for an alpha that it does not offer, or if it offers several and `alpha` is
@@ -83,7 +67,7 @@ def row_of_cell(folder: Path, alpha: float | None) -> Row:
 
 def _one_model(
     title: str, average: Average, parents: Mapping[str, Cell], description: Description
-) -> Row:
+) -> DescribedModel:
     """The row of an average of weights. Raises ValueError for an ensemble, naming its members."""
     if isinstance(average, Ensemble):
         folders = (parents[name].artifact.folder for name in average)
@@ -95,9 +79,9 @@ def _one_model(
         )
     if len(parents) == 1:
         (cell,) = parents.values()
-        return Row(title, average, description, cell.state(), cell.prompt())
+        return DescribedModel(title, average, description, cell.state(), cell.prompt())
     state = bank.mixed([average], parents, torch.device("cpu"))[0]
-    return Row(title, average, description, state)
+    return DescribedModel(title, average, description, state)
 
 
 def choose(rows: Sequence[Evaluation], values: Mapping[str, object]) -> Evaluation:
@@ -136,7 +120,7 @@ def description_of(parents: Iterable[Cell], resolved: Recipe) -> Description:
     return descriptions.of_recipe(runs, resolved, runs)
 
 
-def write(row: Row, out: Path, classes: Sequence[str] = ()) -> int:
+def write(row: DescribedModel, out: Path, classes: Sequence[str] = ()) -> int:
     """Write a row as timm's `local-dir:` layout; returns the number of its classes.
 
     classes: the head's, in place of those that the cells name. Other files of an existing folder

@@ -30,12 +30,10 @@ def learning_rate(step: int, total: int, warmup: int, base: float) -> float:
     """The rate of optimizer step `step` (from 0) of `total`: linear warm-up, then half a cosine.
 
     Warm-up step s has base (s + 1) / warmup; the cosine starts at base and would reach 0 at step
-    `total`. A warm-up that is longer than the run is cut short.
+    `total`.
     """
     if step < warmup:
         return base * (step + 1) / warmup
-    if step >= total:
-        return 0.0
     return base * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
 
 

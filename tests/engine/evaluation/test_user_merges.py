@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from user_checkpoints import user_grid
 
 from engine import cli
+from engine.data.descriptions import DescribedModel
 from engine.evaluation import bank, user_merges
 from engine.machine import ranks
 from engine.store.cells import Cell
@@ -25,7 +26,7 @@ State = dict[str, torch.Tensor]
 
 def merged(
     grid: Grid, method: str, cells: list[Cell], base: Cell | None = None, *words: str, **options
-) -> user_merges.MergedModel:
+) -> DescribedModel:
     """The merge of cells, each given as its folder."""
     places = [cell.artifact.folder for cell in cells]
     start = base and base.artifact.folder

@@ -133,7 +133,9 @@ def test_which_row_is_never_guessed_and_a_parent_that_is_gone_is_named(
 
 def test_clip_under_its_projection_is_no_model_of_timms(tmp_path):
     resolved = engine.load_recipe("imagenet_rib", "model=vit_b16_clip_openai_zero_shot")
-    row = export.Row("pre", {}, descriptions.of_recipe(tmp_path, resolved, tmp_path), {})
+    row = descriptions.DescribedModel(
+        "pre", {}, descriptions.of_recipe(tmp_path, resolved, tmp_path), {}
+    )
     with pytest.raises(ValueError, match="is a CLIP tower under its projection, which timm has"):
         export.write(row, tmp_path / "m")
     assert not list(tmp_path.iterdir())

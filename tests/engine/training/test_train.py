@@ -322,7 +322,11 @@ def test_a_cell_is_made_on_its_recipes_threads_whatever_a_launcher_allows(grid, 
 
     def noted(module, name) -> None:
         work = getattr(module, name)
-        counted = lambda *a, **k: (threads.append(torch.get_num_threads()), work(*a, **k))[1]  # noqa: E731
+
+        def counted(*arguments, **options):
+            threads.append(torch.get_num_threads())
+            return work(*arguments, **options)
+
         monkeypatch.setattr(module, name, counted)
 
     for module, name in ((loop, "epochs"), (passes, "_pass"), (fisher, "diagonal")):
