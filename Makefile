@@ -4,7 +4,7 @@
 # make gate [TORCH=2.15.0 TRITON=3.9.0] compiles all kernels with another pair: 7 GB, some minutes.
 # make avx2 runs a short part of the tests as on a processor without AVX-512.
 # make audit lists known weaknesses of the installed packages.
-# make gpu [STAGE=probe] [OUT=folder] installs nothing and takes PYTHON, or else .venv or python3, whose torch sees a GPU.
+# make gpu [STAGE=headline] [OUT=folder] installs nothing and takes PYTHON, or else .venv or python3, whose torch sees a GPU.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

@@ -21,20 +21,18 @@ from bench.report import RESULTS, Results
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
-    unknown = sorted(set(options.cases) - set(CASES))
-    if unknown:
-        print(f"no case {', '.join(unknown)}; there are {', '.join(CASES)}")
-        return 2
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if unknown := sorted(set(options.cases) - set(CASES)):
+        parser.error(f"no case {', '.join(unknown)}; there are {', '.join(CASES)}")
     if options.device == "cuda" and not torch.cuda.is_available():
-        print("--device cuda: torch sees no GPU here")
-        return 2
+        parser.error("--device cuda: torch sees no GPU here")
     os.environ["RIB_PROGRESS"] = "off"
     device = torch.device(options.device)
     scale = Scale(options.quick, options.full, options.drawn)
     folder = options.out or (None if options.quick else RESULTS)
-    failed = [name for name in options.cases or CASES if not _case(name, device, scale, folder,
-                                                                   options.seconds)]  # fmt: skip
+    cases = options.cases or CASES
+    failed = [name for name in cases if not _case(name, device, scale, folder, options.seconds)]
     if failed:
         print(f"failed: {', '.join(failed)}")
     return int(bool(failed))

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import importlib
 import statistics
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
 from bench.timing import Run, interleave
 
-CASES = ("kernels", "transport", "loader", "train", "evaluation", "grid")
+CASES = ("headline", "kernels", "transport", "loader", "train", "evaluation", "grid")
 SKIPPED: list[str] = []  # peers of the case that runs, each with its reason
 
 
@@ -36,20 +37,24 @@ class Scale:
 
 @dataclass(frozen=True)
 class Entrant:
-    """Something to time. images: that a run deals with. bytes: that it must move."""
+    """Something to time. images: that a run deals with. bytes: that it must move. least_ms: that
+    its operations take at the device's peak. facts: more columns of its row."""
 
     name: str
     run: Run
     images: int = 0
     bytes: float = 0.0
+    least_ms: float = 0.0
+    facts: Mapping[str, float] = field(default_factory=dict)
 
     def rates(self, milliseconds: float) -> dict[str, float]:
-        """Images a second and GB/s, where they are known."""
+        """Images a second, GB/s and MFU, where they are known, and the facts."""
         rates = {
             "images_s": 1e3 * self.images / milliseconds,
             "gb_s": self.bytes / milliseconds / 1e6,
+            "mfu": self.least_ms / milliseconds,
         }
-        return {name: rate for name, rate in rates.items() if rate}
+        return {name: rate for name, rate in rates.items() if rate} | dict(self.facts)
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,8 @@ def hold(contest: Contest, device: torch.device, *, seconds: float) -> list[dict
     )
     rows = []
     for peer, times in zip(contest.peers, theirs, strict=True):
-        low, ratio, high = _quartiles([a / b for a, b in zip(ours, times, strict=True)])
+        ratios = [a / b for a, b in zip(ours, times, strict=True)]
+        low, ratio, high = np.quantile(ratios, (0.25, 0.5, 0.75)).tolist()
         ms, peer_ms = statistics.median(ours), statistics.median(times)
         row = {"contest": contest.name, "ours": contest.ours.name, "peer": peer.name}
         row |= {"ms": ms, "peer_ms": peer_ms, "ratio": ratio, "low": low, "high": high}
@@ -108,9 +114,3 @@ def tried(peer: str, build: Callable[[], Entrant]) -> list[Entrant]:
         SKIPPED.append(f"{peer} ({(str(error) or repr(error)).splitlines()[0]})")
         print(f"peer skipped: {SKIPPED[-1]}")
         return []
-
-
-def _quartiles(ratios: Sequence[float]) -> Sequence[float]:
-    if len(ratios) == 1:
-        return [*ratios] * 3
-    return statistics.quantiles(ratios, n=4, method="inclusive")

@@ -50,7 +50,7 @@ DRAWN, SIDE = 64, 433  # pixels; enlarged, an image has as many as ImageNet's of
 # On the emoji model rounding moves weights by 1.3% of what fine-tuning does: so far is the script
 # from itself in another memory format, and 1.4% from the engine.
 MOST_POINTS, MEAN_POINTS = 5.0, 1.0
-Table = dict[tuple[str, str, str], float]  # percent by method, set of fine-tuning, measured set
+Table = dict[tuple[str, ...], float]  # percent by method, set of fine-tuning, measured set
 
 
 def contests(device: torch.device, scale: Scale) -> Iterator[Contest]:
@@ -90,17 +90,15 @@ class Grid:
 
     def engine(self) -> None:
         """A campaign from nothing to its report."""
-        program = [sys.executable, str(ROOT / "engine" / "rib"), "campaign", str(self.file)]
-        run([*program, "--cores", str(CORES), *self.words(self.folder / "runs")])
+        words = ["campaign", str(self.file), "--cores", str(CORES), "method.variant=paper"]
+        run([sys.executable, str(ROOT / "engine" / "rib"), *words])
         (report,) = (self.folder / "runs").glob(f"{self.file.stem}*/report/accuracy.csv")
+        keys = "method", "downstream", "evaluated_on"
         with report.open() as file:
-            rows = list(csv.DictReader(file))
-        self.tables.append(
-            {
-                (row["method"], row["downstream"], row["evaluated_on"]): float(row["accuracy"])
-                for row in rows
-            }
-        )
+            rows = csv.DictReader(file)
+            self.tables.append(
+                {tuple(row[key] for key in keys): float(row["accuracy"]) for row in rows}
+            )
 
     def plain(self, start: Callable[[Sequence[str]], object] | None = None) -> None:
         """The pre-trained model, then column by column, two columns at a time.
@@ -108,50 +106,45 @@ class Grid:
         start: runs a command to its end, by default as a process.
         """
         start = start or run
-        start(self.command("pre"))
+        cells, file = self.folder / "cells", self.folder / "plain.json"
+        settings = {
+            "images": str(self.folder / "images"),
+            "cells": str(cells),
+            "sets": list(self.sizes),
+            "arch": self.arch,
+            "weights": str(self.folder / "pre.safetensors"),
+            "image_size": self.image_size,
+            **self.settings,
+        }
+        file.write_text(json.dumps(settings))
+        program = [sys.executable, plain_grid.__file__, str(file)]
+        start([*program, "pre"])
 
         def column(downstream: str) -> None:
             for method in METHODS:
-                start(self.command(method, downstream))
+                start([*program, method, downstream])
 
         with ThreadPoolExecutor(CORES) as pool:
             list(pool.map(column, self.columns))
         table: Table = {}
-        for method, downstream in [("pre", ""), *((m, c) for c in self.columns for m in METHODS)]:
-            file = self.folder / "cells" / f"{method}-{downstream}" / "accuracy.json"
-            for name, accuracy in json.loads(file.read_text()).items():
+        for made in cells.glob("*/accuracy.json"):
+            method, _, downstream = made.parent.name.partition("-")
+            for name, accuracy in json.loads(made.read_text()).items():
                 table[method, downstream, name] = accuracy
         self.tables.append(table)
-
-    def command(self, method: str, downstream: str = "") -> list[str]:
-        """Of the plain script, for a cell."""
-        options = {
-            "data": self.folder / "images",
-            "downstream": downstream,
-            "method": method,
-            "arch": self.arch,
-            "weights": self.folder / "pre.safetensors",
-            "image-size": self.image_size,
-            "crop": 1.0,
-            "out": self.folder / "cells",
-            **{name.replace("_", "-"): value for name, value in self.settings.items()},
-        }
-        program = [sys.executable, plain_grid.__file__, "--sets", *self.sizes]
-        return program + [f"--{name}={value}" for name, value in options.items()]
 
     @cached_property
     def file(self) -> Path:
         """The campaign of the engine."""
-        file, settings = self.folder / "grid.yaml", dict(self.settings)
+        file, settings = self.folder / "grid.yaml", self.settings
         shared = {"batch_size": settings["batch_size"], "compile": "never"}
+        weights = {"path": str(self.folder / "pre.safetensors")}
+        model = {"extends": "file", "arch": self.arch, "image_size": self.image_size, "crop": 1.0}
+        folder = {"extends": "folder", "root": str(self.folder / "images"), "holdout": 0.0}
         recipe = {
-            "model": "file",
-            "dataset": {
-                "extends": "folder",
-                "root": str(self.folder / "images"),
-                "sets": list(self.sets),
-                "holdout": 0.0,
-            },
+            "model": {**model, "channels_last": True, "weights": weights},
+            "dataset": {**folder, "sets": list(self.sets)},
+            "runs": str(self.folder / "runs"),
             "downstream": self.columns[0],
             "downstreams": list(self.columns),
             "optimizer": {"name": "sgd", "lr": settings["lr"], "momentum": plain_grid.MOMENTUM},
@@ -159,20 +152,8 @@ class Grid:
             "evaluate": shared,
             "methods": {name: {} for name in METHODS},
         }
-        file.write_text(json.dumps(recipe, indent=1))  # JSON is YAML
+        file.write_text(json.dumps(recipe))  # JSON is YAML
         return file
-
-    def words(self, runs: Path) -> list[str]:
-        """What the command says beside the campaign's file."""
-        return [
-            f"runs={runs}",
-            "method.variant=paper",
-            f"model.arch={self.arch}",
-            f"model.image_size={self.image_size}",
-            "model.crop=1.0",
-            "model.channels_last=true",
-            f"model.weights.path={self.folder / 'pre.safetensors'}",
-        ]
 
 
 def agree(engine: Table, plain: Table, sizes: Mapping[str, int]) -> None:
@@ -193,9 +174,8 @@ def agree(engine: Table, plain: Table, sizes: Mapping[str, int]) -> None:
 
 def run(command: Sequence[str]) -> None:
     """Run a command. Raises RuntimeError with its last lines where it fails."""
-    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    more = {"PYTHONPATH": os.pathsep.join(paths), "RIB_PROGRESS": "off", "OMP_NUM_THREADS": "1"}
-    process = subprocess.run(command, env=os.environ | more, capture_output=True, text=True)
+    environment = os.environ | {"RIB_PROGRESS": "off", "OMP_NUM_THREADS": "1"}
+    process = subprocess.run(command, env=environment, capture_output=True, text=True)
     if process.returncode:
         raise RuntimeError(f"{' '.join(command[:4])} ... failed: {process.stderr[-2000:]}")
 

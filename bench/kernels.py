@@ -5,6 +5,7 @@
     distill   cross-entropy and distillation, forward and backward; torch's own losses composed
     merge     11 interpolated models for one read of their parents; torch.lerp for each
     Fisher    the exact diagonal; an ordinary pass of the same batch, and vmap(grad)
+    launches  on a GPU, of a step of one number, which cost the host's time; torch's additions
 
 On a CPU the steps and the losses are torch's operators, and what is timed is how they are put
 together. GB/s are those bytes over the time; `a copy` shows what the memory can do.
@@ -22,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench import vit
-from bench.contest import Contest, Entrant, Scale, tried
+from bench.contest import Contest, Entrant, Scale
 from bench.timing import Run
 from kernels.distill import distill_loss
 from kernels.ewc import adamw_ewc_, sgd_ewc_
@@ -48,6 +49,8 @@ def contests(device: torch.device, scale: Scale) -> Iterator[Contest]:
     for dtype in (torch.bfloat16, torch.float32):
         yield _merge(parameters // 4, dtype, device)
     yield from _fisher(device, scale)
+    if device.type == "cuda":
+        yield _launches(device)
 
 
 def _step(name: str, parameters: int, device: torch.device) -> Contest:
@@ -124,8 +127,6 @@ def _distill(batch: int, classes: int, device: torch.device, *, compiles: bool) 
     peers = [Entrant("CE + KL", run(composed))]
     if compiles:
         peers.append(Entrant("CE + KL, torch.compile", run(torch.compile(composed))))
-    if device.type == "cuda":
-        peers += tried("liger-kernel", lambda: Entrant("liger-kernel", run(_ligers())))
     moved = 5 * student.nbytes  # both are read, a gradient is written, read and scaled
     name = f"distill, {batch} x {classes}"
     return Contest(
@@ -135,22 +136,6 @@ def _distill(batch: int, classes: int, device: torch.device, *, compiles: bool) 
         check,
         processor_time=True,
     )
-
-
-def _ligers() -> Callable[..., Tensor]:
-    from liger_kernel.transformers import (  # pyright: ignore[reportMissingImports]
-        LigerCrossEntropyLoss,
-        LigerKLDIVLoss,
-    )
-
-    task, kl = LigerCrossEntropyLoss(), LigerKLDIVLoss(reduction="batchmean", log_target=True)
-
-    def loss(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
-        # Liger's losses write their gradient over their input: it must not be the caller's.
-        pull = kl((student / T).log_softmax(1), (teacher / T).log_softmax(1))
-        return task(student.clone(), labels) + T**2 * pull
-
-    return loss
 
 
 def _merge(parameters: int, dtype: torch.dtype, device: torch.device) -> Contest:
@@ -239,3 +224,18 @@ def _by_vmap(model: vit.FlatViT) -> Callable[[], dict[str, Tensor]]:
         return sums
 
     return run
+
+
+def _launches(device: torch.device) -> Contest:
+    tensors = list(torch.zeros(3, 1, device=device))
+
+    def ours() -> None:
+        for _ in range(1000):
+            sgd_ewc_(*tensors, lr=0.1)
+
+    def additions() -> None:
+        for _ in range(1000):
+            tensors[0].add_(1)
+
+    peers = (Entrant("of an operator", additions),)
+    return Contest("1000 launches", Entrant("of a kernel", ours), peers)

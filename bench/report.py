@@ -16,11 +16,12 @@ from typing import Any
 import torch
 
 from engine.machine.device_name import device_name
+from engine.machine.files import write_atomic
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
 _PACKAGES = (
-    "triton", "timm", "numpy", "numba", "deepspeed", "torchvision", "liger-kernel", "POT",
+    "triton", "timm", "numpy", "numba", "deepspeed", "torchvision", "POT",
 )  # fmt: skip
 
 
@@ -43,10 +44,9 @@ class Results:
         """The file, with more than rows in it, whole or not at all."""
         self.content |= more
         if self._path is not None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = self._path.with_name(self._path.name + ".partial")
-            temporary.write_text(json.dumps(_rounded(self.content), indent=1) + "\n")
-            os.replace(temporary, self._path)
+            text = json.dumps(self.content)
+            rounded = json.loads(text, parse_float=lambda digits: float(f"{float(digits):.4g}"))
+            write_atomic(self._path, json.dumps(rounded, indent=1).encode() + b"\n")
 
 
 def about(device: torch.device) -> dict[str, Any]:
@@ -80,15 +80,6 @@ def markdown(rows: Iterable[Mapping[str, Any]]) -> str:
 
 def short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def _rounded(value: Any) -> Any:
-    """Four significant digits."""
-    if isinstance(value, float):
-        return float(f"{value:.4g}")
-    if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
-    return [_rounded(item) for item in value] if isinstance(value, list) else value
 
 
 def _commit() -> str:

@@ -270,7 +270,7 @@ def _step_kernel(
 @torch.no_grad()
 def _launch(rows: list[Row], numbers: Sequence[Sequence[float]]) -> None:
     """One launch for all rows, each the flat tensors of a parameter in the order of the columns;
-    numbers: the twin's scalars, a row for each parameter or one for all."""
+    numbers: those that `_update` reads, a row for each parameter or one for all."""
     table = Table.of(rows)
     *states, anchor, fisher = rows[0]
     on_device = to_device(torch.tensor(numbers, dtype=torch.float32), rows[0][0].device)

@@ -26,7 +26,7 @@ import numpy as np
 VERSION = 2
 JPEG, RAW = 0, 1
 PAGE_SIZE = 8 << 20
-_SMALLEST_PAGE, _LARGEST_PAGE = 2 << 20, 2 << 30
+_PAGES = [1 << power for power in range(21, 32)]  # sizes that FFCV takes
 _IMAGE_FIELD, _LABEL_FIELD = 2, 1
 _REMEDY = "delete its folder and run again"
 
@@ -209,24 +209,19 @@ def _array(path: Path, data: bytes, dtype: np.dtype, count: int) -> np.ndarray:
 
 
 def _check_header(path: Path, header: np.void, file_size: int) -> None:
-    version, page_size = int(header["version"]), int(header["page_size"])
-    count, table_start = int(header["samples"]), int(header["table"])
-    if version != VERSION:
-        raise ValueError(
-            f"{path}: .beton format {version} is not {VERSION}, which this project reads"
-        )
-    if header["fields"] != 2:
-        raise ValueError(f"{path}: holds {header['fields']} fields, not an image and a label")
-    if page_size & (page_size - 1) or not _SMALLEST_PAGE <= page_size <= _LARGEST_PAGE:
-        raise ValueError(f"{path}: impossible page size {page_size}; {_REMEDY}")
-    if table_start == 0 or count == 0:
-        raise ValueError(f"{path}: no samples, or its writer did not finish; {_REMEDY}")
+    version, fields, page_size, count, table_start = header.tolist()
     expected = table_start + count * ALLOCATION.itemsize
-    if file_size != expected or table_start < _ROWS_START + count * ROW.itemsize:
-        raise ValueError(
-            f"{path}: truncated or altered: {file_size} bytes where its header says {expected}; "
-            f"{_REMEDY}"
-        )
+    in_one_piece = file_size == expected and table_start >= _ROWS_START + count * ROW.itemsize
+    sizes = f"{file_size} bytes where its header says {expected}"
+    for sound, fault in (
+        (version == VERSION, f".beton format {version} is not {VERSION}, which is read here"),
+        (fields == 2, f"holds {fields} fields, not an image and a label"),
+        (page_size in _PAGES, f"impossible page size {page_size}; {_REMEDY}"),
+        (table_start and count, f"no samples, or its writer did not finish; {_REMEDY}"),
+        (in_one_piece, f"truncated or altered: {sizes}; {_REMEDY}"),
+    ):
+        if not sound:
+            raise ValueError(f"{path}: {fault}")
 
 
 def _check_table(path: Path, header: np.void, rows: np.ndarray, table: np.ndarray) -> None:

@@ -1,26 +1,40 @@
 """A file from the first of its addresses that gives it, checked, and resumed after a stop.
 
 The bytes are collected in `NAME.part`. The file has its name only once it is whole and has the size
-and checksum that it should have. A file without a checksum is not resumed: nothing would show that
-its parts are of one file.
+and checksum that it should have.
 """
 
 from __future__ import annotations
 
 import errno
+import re
 import threading
+import urllib.error
+import urllib.parse
+import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from http.client import HTTPException
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path
+from typing import NamedTuple
 
-from loaders import responses
 from loaders.files import file_hash, sync
-from loaders.responses import Unavailable
 
 _CHUNK = 1 << 20  # bytes
 TRIES = 5  # in a row that bring no byte, after which an address is given up
 WAIT_S = 1.0  # before the second try, then doubled
+TIMEOUT_S = 30.0  # without a byte
+_PAGE = 1 << 20  # bytes that are read of an HTML page
+_TITLE = re.compile(r"<title>(.*?)</title>", re.DOTALL | re.IGNORECASE)
+_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
+_PASSING = (408, 425, 429)  # statuses below 500 that may not come again
+
+
+class Unavailable(Exception):
+    """The address does not give the file, and another attempt is of no use."""
+
+
+MAY_PASS = (OSError, HTTPException)  # another attempt may succeed
 
 
 class DownloadError(ValueError):
@@ -37,13 +51,13 @@ class Stopped(Exception):
 
 @dataclass(frozen=True)
 class Remote:
-    """A file and where it is. size: bytes, 0 where not known. checksum: empty where not known."""
+    """A file and where it is. size: bytes, 0 where not known. algorithm: sha256 or md5."""
 
     name: str
     addresses: tuple[str, ...]
-    size: int = 0
-    algorithm: str = "sha256"  # or md5
-    checksum: str = ""
+    size: int
+    algorithm: str
+    checksum: str
 
 
 @dataclass
@@ -54,33 +68,33 @@ class Progress:
     stop: threading.Event = field(default_factory=threading.Event)
 
 
-def fetch(remote: Remote, folder: Path, progress: Progress | None = None) -> str:
+def fetch(remote: Remote, folder: Path, progress: Progress | None = None) -> None:
     """Download the file to `folder/NAME` if it is not there.
 
-    Returns the address that gave its last bytes; empty where it was there. What has arrived before
-    an error stays in `NAME.part`, and the next call goes on from there. Raises DownloadError where
-    no address gives the file or the disk is full, Stopped after `progress.stop`.
+    What has arrived before an error stays in `NAME.part`, and the next call goes on from there.
+    Raises DownloadError where no address gives the file or the disk is full, Stopped after
+    `progress.stop`.
     """
     path, part = folder / remote.name, folder / f"{remote.name}.part"
     if path.is_file():
-        return ""
+        return
     folder.mkdir(parents=True, exist_ok=True)
     failures: list[str] = []
     for address in remote.addresses:
         try:
             _collect(address, remote, part, progress or Progress())
+            break
         except (Unavailable, Mismatch) as error:
             failures.append(f"{address}: {error}")
-            continue
-        sync(part)
-        part.replace(path)
-        sync(path.parent)
-        return address
-    tried = "; ".join(failures) or "it has no address"
-    raise DownloadError(
-        f"{remote.name} could not be downloaded ({tried}); run the same command again to go on, "
-        f"or download it by other means and give its folder by --from"
-    )
+    else:
+        raise DownloadError(
+            f"{remote.name} could not be downloaded ({'; '.join(failures) or 'it has no address'});"
+            " run the same command again to go on, or download it by other means and give its "
+            "folder by --from"
+        )
+    sync(part)
+    part.replace(path)
+    sync(path.parent)
 
 
 def check(path: Path, remote: Remote) -> None:
@@ -88,8 +102,50 @@ def check(path: Path, remote: Remote) -> None:
     size = path.stat().st_size
     if remote.size and size != remote.size:
         raise Mismatch(f"{size:,} bytes, not {remote.size:,}")
-    if remote.checksum and (actual := file_hash(path, remote.algorithm)) != remote.checksum:
+    if (actual := file_hash(path, remote.algorithm)) != remote.checksum:
         raise Mismatch(f"its {remote.algorithm} is {actual}, not {remote.checksum}")
+
+
+class Response(NamedTuple):
+    """The bytes of a file from `start` on. total: of the whole file, None where it is not said."""
+
+    stream: HTTPResponse
+    start: int
+    total: int | None
+
+
+def open_at(address: str, start: int = 0) -> Response | None:
+    """The file at an http(s) address from byte `start` on, or whole where the server refuses that;
+    None where it has no more bytes.
+
+    Raises Unavailable, OSError or HTTPException.
+    """
+    if urllib.parse.urlsplit(address).scheme not in ("http", "https"):
+        raise Unavailable("it is no http or https address")
+    headers = {"User-Agent": "rib-engine"} | ({"Range": f"bytes={start}-"} if start else {})
+    try:
+        request = urllib.request.Request(address, headers=headers)
+        stream = urllib.request.urlopen(request, timeout=TIMEOUT_S)
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code == 416:  # the file is no longer than the range's start
+            return None
+        passes = error.code >= 500 or error.code in _PASSING
+        kind = OSError if passes else Unavailable
+        raise kind(f"the server answers {error.code} {error.reason}") from error
+    if stream.headers.get_content_type() == "text/html":
+        with stream:
+            title = _TITLE.search(stream.read(_PAGE).decode(errors="replace"))
+        named = " ".join(title[1].split()) if title else "no title"
+        raise Unavailable(f"a web page comes in place of the file: {named}")
+    if stream.status != 206:
+        length = stream.headers.get("Content-Length")
+        return Response(stream, 0, int(length) if length else None)
+    sent = _RANGE.fullmatch(stream.headers.get("Content-Range", ""))
+    if sent is None or int(sent[1]) != start:
+        stream.close()
+        raise Unavailable("the server sends bytes of another place in the file")
+    return Response(stream, start, None if sent[2] == "*" else int(sent[2]))
 
 
 def _collect(address: str, remote: Remote, part: Path, progress: Progress) -> None:
@@ -109,7 +165,7 @@ def _collect(address: str, remote: Remote, part: Path, progress: Progress) -> No
             if not resumed:
                 raise
             resumed = False
-        except (OSError, HTTPException) as error:
+        except MAY_PASS as error:
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise DownloadError(
                     f"{part.parent} has no room for {remote.name} ({error}); make room, or give "
@@ -126,10 +182,10 @@ def _collect(address: str, remote: Remote, part: Path, progress: Progress) -> No
 
 
 def _attempt(address: str, remote: Remote, part: Path, progress: Progress) -> None:
-    start = _size(part) if remote.checksum else 0
+    start = _size(part)
     if start and start == remote.size:
         return
-    response = responses.open_at(address, start)
+    response = open_at(address, start)
     if response is None:  # nothing is left of the file
         return
     stream, done, total = response

@@ -155,7 +155,7 @@ def encode(
                         "or --partial for rib encode"
                     )
                 writer.finish()
-            _write_manifest(temporary, manifest | _counts(writer, len(classes)))
+            _write_manifest(temporary, manifest | writer.counts(len(classes)))
             Pack.open(temporary)
             (temporary / JOURNAL).unlink()
             temporary.rename(out)
@@ -194,20 +194,6 @@ def _finished(out: Path, request: str) -> Pack:
             "move it away or choose another folder"
         )
     return pack
-
-
-def _counts(writer: PackWriter, classes: int) -> dict[str, Any]:
-    """The numbers of the manifest about the images that were written."""
-    labels = [item.label for item in writer.written]
-    height, width = writer.shape
-    counts = {
-        "count": len(writer.written),
-        "per_class": np.bincount(labels, minlength=classes).tolist(),
-        "skipped": writer.skipped,
-        "height": height,
-        "width": width,
-    }
-    return counts | ({"remarks": writer.remarks} if writer.remarks else {})
 
 
 def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:

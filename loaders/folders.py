@@ -22,7 +22,7 @@ def read(root: Path) -> Listing:
     classes = sorted(path.name for path in root.iterdir() if path.is_dir())
     images: list[trees.File] = []
     left_out: list[str] = []
-    for file in trees.files_below(root):
+    for file in trees.files_below(str(root)):
         is_of_a_class = file.is_image and len(file.parts) == 2
         images.append(file) if is_of_a_class else left_out.append(file.path)
     if not images:

@@ -1,9 +1,9 @@
 """Pixels of a JPEG: by FFCV's decoder where FFCV is built, else by Pillow.
 
-FFCV's takes less than half of Pillow's time (docs/performance.md). It uses libjpeg-turbo's fast
-DCT, so its pixels are about one grey level of 255 off Pillow's: what depends on pixels is stored
-under the `decoder` that made them. Its function is called here directly, since FFCV's Loader
-compiles for seconds in each process, ignores the errors of the decoder, and sets torch's threads.
+FFCV's takes about half of Pillow's time (docs/performance.md). It uses libjpeg-turbo's fast DCT, so
+its pixels are about one grey level of 255 off Pillow's: what depends on pixels is stored under the
+`decoder` that made them. Its function is called here directly, since FFCV's Loader compiles for
+seconds in each process, ignores the errors of the decoder, and sets torch's threads.
 """
 
 from __future__ import annotations

@@ -28,7 +28,11 @@ def read(path: Path, kind: type[T], remedy: str) -> T:
 
     Raises DamagedFile for text that is no JSON or has other types; FileNotFoundError.
     """
-    return convert(_parsed(path, remedy), kind, path, remedy)
+    try:
+        values = msgspec.json.decode(path.read_bytes())
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, IsADirectoryError) as error:
+        raise DamagedFile(f"{path} is damaged ({error}); {remedy}") from error
+    return convert(values, kind, path, remedy)
 
 
 def convert(values: Any, kind: type[T], path: Path, remedy: str) -> T:
@@ -54,13 +58,6 @@ def read_unaltered(path: Path, remedy: str) -> dict[str, Any]:
     if values.pop(DIGEST, None) != digest(values):
         raise DamagedFile(f"{path} was altered; {remedy}")
     return values
-
-
-def _parsed(path: Path, remedy: str) -> Any:
-    try:
-        return msgspec.json.decode(path.read_bytes())
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, IsADirectoryError) as error:
-        raise DamagedFile(f"{path} is damaged ({error}); {remedy}") from error
 
 
 def _path(kind: type, value: Any) -> Path:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
+from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from multiprocessing.pool import ThreadPool
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,10 +15,10 @@ import torch
 from loaders.batch import Batch, Source, checked_index
 from loaders.pack import Pack
 from loaders.resident import Resident, fits
-from loaders.workers import read_ahead
 
 log = logging.getLogger(__name__)
 TIMEOUT_S = 300
+_AHEAD = 3  # batches
 
 
 class Stream:
@@ -33,13 +35,25 @@ class Stream:
         `batches` is consumed by another thread, a few batches ahead. Raises IndexError for an index
         outside the pack, ValueError naming a damaged sample, TimeoutError where no batch comes.
         """
-        silence = f"{self.pack.beton}: no batch in {TIMEOUT_S} s; is its disk reachable?"
-        for index, images, copied in read_ahead(self._produce(batches), TIMEOUT_S, silence):
-            if copied is not None:
-                consumer = torch.cuda.current_stream(self.device)
-                consumer.wait_event(copied)
-                images.record_stream(consumer)
-            yield Batch(index, self.device, lambda images=images: images)
+        produced = self._produce(batches)
+        # Its thread is a daemon, unlike an executor's: a stuck read does not hold up the exit.
+        with ThreadPool(1) as pool:
+            ahead: deque[Any] = deque(
+                pool.apply_async(next, (produced, None)) for _ in range(_AHEAD)
+            )
+            try:
+                while (read := ahead.popleft().get(TIMEOUT_S)) is not None:
+                    ahead.append(pool.apply_async(next, (produced, None)))
+                    index, images, copied = read
+                    if copied is not None:
+                        consumer = torch.cuda.current_stream(self.device)
+                        consumer.wait_event(copied)
+                        images.record_stream(consumer)
+                    yield Batch(index, self.device, lambda images=images: images)
+            except multiprocessing.TimeoutError:
+                raise TimeoutError(
+                    f"{self.pack.beton}: no batch in {TIMEOUT_S} s; is its disk reachable?"
+                ) from None
 
     def _produce(
         self, batches: Iterable[np.ndarray]

@@ -95,12 +95,7 @@ def files(root: Path) -> Iterator[File]:
                 inside = "/" in file.path
                 yield file if inside else file._replace(path=f"{archive.stem}/{file.path}")
     else:
-        yield from files_below(root)
-
-
-def files_below(folder: Path) -> Iterator[File]:
-    """Every file below a folder in the order of their names; raises as `files`."""
-    yield from _folder(str(folder), "", {})
+        yield from files_below(str(root))
 
 
 def fingerprint(listed: Iterable[File]) -> str:
@@ -143,8 +138,14 @@ def first_names(names: Sequence[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + more
 
 
-def _folder(folder: str, prefix: str, seen: dict[tuple[int, int], str]) -> Iterator[File]:
-    """Files of a folder whose path below the root is `prefix`; `seen`: folders by their inode."""
+def files_below(
+    folder: str, prefix: str = "", seen: dict[tuple[int, int], str] | None = None
+) -> Iterator[File]:
+    """Every file below a folder in the order of their names; raises as `files`.
+
+    prefix: the folder's path below the root. seen: folders by device and inode.
+    """
+    seen = {} if seen is None else seen
     if prefix.count("/") > _DEEPEST:
         raise ValueError(f"{folder} lies more than {_DEEPEST} folders deep; is it the right place?")
     status = os.stat(folder)
@@ -157,7 +158,7 @@ def _folder(folder: str, prefix: str, seen: dict[tuple[int, int], str]) -> Itera
     for entry in entries:
         try:
             if entry.is_dir():
-                yield from _folder(entry.path, f"{prefix}{entry.name}/", seen)
+                yield from files_below(entry.path, f"{prefix}{entry.name}/", seen)
                 continue
             status = entry.stat()
         except OSError as error:
@@ -178,37 +179,34 @@ def _utf8(name: str, place: str) -> str:
 
 
 def _archive(path: Path) -> Iterator[File]:
-    changed = path.stat().st_mtime_ns
-    with path.open("rb") as whole:
-        try:
-            place = Place(str(path), 0, path.stat().st_size)
-            yield from _members(whole, place, "", changed)
-        except tarfile.TarError as error:
-            raise ValueError(f"{path} is damaged or no .tar archive ({error})") from error
+    status = path.stat()
+    try:
+        yield from _members(Place(str(path), 0, status.st_size), "", status.st_mtime_ns)
+    except tarfile.TarError as error:
+        raise ValueError(f"{path} is damaged or no .tar archive ({error})") from error
 
 
-def _members(whole: io.BufferedReader, place: Place, prefix: str, changed: int) -> Iterator[File]:
+def _members(place: Place, prefix: str, changed: int) -> Iterator[File]:
     """Files of the archive at `place`; an archive inside counts as a folder."""
     path = place.path
-    whole.seek(place.offset)
-    with tarfile.open(fileobj=whole, mode="r:") as archive:
-        for member in archive:
-            if member.islnk() or member.issym():
-                raise ValueError(f"{path}: {member.name} is a link; unpack the archive")
-            if not member.isfile():
-                continue
-            if member.issparse():
-                raise ValueError(f"{path}: {member.name} is stored with holes; unpack the archive")
-            name = PurePosixPath(prefix, member.name)
-            content = Place(path, member.offset_data, member.size)
-            if name.suffix == ".tar":
-                inner = str(name.with_suffix(""))
-                with open(path, "rb") as again:
-                    yield from _members(again, content, inner, changed)
-                continue
-            yield File(_utf8(str(name), path), content, f"{member.size} {changed}")
+    with open(path, "rb") as whole:
+        whole.seek(place.offset)
+        with tarfile.open(fileobj=whole, mode="r:") as archive:
+            for member in archive:
+                where = f"{path}: {member.name}"
+                if member.islnk() or member.issym():
+                    raise ValueError(f"{where} is a link; unpack the archive")
+                if member.issparse():
+                    raise ValueError(f"{where} is stored with holes; unpack the archive")
+                name = PurePosixPath(prefix, member.name)
+                content = Place(path, member.offset_data, member.size)
+                if member.isfile() and name.suffix == ".tar":
+                    yield from _members(content, str(name.with_suffix("")), changed)
+                elif member.isfile():
+                    yield File(_utf8(str(name), path), content, f"{member.size} {changed}")
         # tarfile takes a header that it cannot read for the end.
-        end = archive.offset
-    whole.seek(end)
-    if whole.read(_BLOCK) != bytes(_BLOCK) or end + _BLOCK > place.offset + place.size:
-        raise tarfile.ReadError(f"{f'{prefix}.tar' if prefix else 'it'} does not end as one should")
+        whole.seek(archive.offset)
+        is_end = whole.read(_BLOCK) == bytes(_BLOCK)
+        if not is_end or archive.offset + _BLOCK > place.offset + place.size:
+            name = f"{prefix}.tar" if prefix else "it"
+            raise tarfile.ReadError(f"{name} does not end as one should")

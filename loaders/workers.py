@@ -1,7 +1,7 @@
-"""Work done ahead of its consumer: by a pool of processes, or by one thread.
+"""Work done by a pool of processes, a little ahead of its consumer.
 
 `ProcessPoolExecutor.map` submits everything at once, so a set of millions of images would sit in
-memory, and its workers wait for ever where their parent is killed. These functions avoid both.
+memory, and its workers wait for ever where their parent is killed. Here neither happens.
 """
 
 from __future__ import annotations
@@ -11,17 +11,15 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.pool import ThreadPool
-from typing import Any, TypeVar
+from typing import TypeVar
 
 In = TypeVar("In")
 Out = TypeVar("Out")
 
-_ITEMS_AHEAD = 8  # for each process
-_BATCHES_AHEAD = 3
+_AHEAD = 8  # items for each process
 
 
 def ordered_map(
@@ -41,7 +39,7 @@ def ordered_map(
         try:
             for item in items:
                 pending.append(pool.submit(function, item))
-                if len(pending) == _ITEMS_AHEAD * workers:
+                if len(pending) == _AHEAD * workers:
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()
@@ -65,23 +63,3 @@ def follow_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=end_with_parent, daemon=True).start()
-
-
-def read_ahead(items: Generator[Out, None, None], timeout_s: float, silence: str) -> Iterator[Out]:
-    """`items`, computed by a daemon thread up to three ahead.
-
-    An exception of `items` is raised here. Raises TimeoutError(`silence`) where nothing comes for
-    `timeout_s` seconds.
-    """
-    end = object()
-    # Its thread is a daemon, unlike an executor's: a stuck read does not hold up the exit.
-    with ThreadPool(1) as pool:
-        ahead: deque[Any] = deque(
-            pool.apply_async(next, (items, end)) for _ in range(_BATCHES_AHEAD)
-        )
-        try:
-            while (item := ahead.popleft().get(timeout_s)) is not end:
-                ahead.append(pool.apply_async(next, (items, end)))
-                yield item
-        except multiprocessing.TimeoutError:
-            raise TimeoutError(silence) from None

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -72,14 +72,6 @@ class PackWriter:
         """How many items were written or skipped, by this run or an earlier one."""
         return len(self.written) + len(self.skipped)
 
-    @property
-    def remarks(self) -> dict[str, str]:
-        """What was unusual about images: the kind, and how many and which."""
-        return {
-            kind: f"{len(keys)} images, such as {', '.join(keys[:_NAMED])}"
-            for kind, keys in sorted(self._unusual.items())
-        }
-
     def write(self, results: Iterable[Stored | str]) -> None:
         """Write the remaining items: their bytes, or the reason why there are none.
 
@@ -102,6 +94,21 @@ class PackWriter:
         assert self._writer is not None
         _write_samples(self._folder / SAMPLES, self.written, self._crc32)
         self._writer.finish(tag=file_hash(self._folder / SAMPLES).encode())
+
+    def counts(self, classes: int) -> dict[str, Any]:
+        """What the manifest says of the images: their numbers, and what was unusual about which."""
+        height, width = self.shape
+        remarks = {
+            kind: f"{len(keys)} images, such as {', '.join(keys[:_NAMED])}"
+            for kind, keys in sorted(self._unusual.items())
+        }
+        return {
+            "count": len(self.written),
+            "per_class": np.bincount([i.label for i in self.written], minlength=classes).tolist(),
+            "skipped": self.skipped,
+            "height": height,
+            "width": width,
+        } | ({"remarks": remarks} if remarks else {})
 
     def close(self) -> None:
         with suppress(OSError):  # a full disk: an image without its line will be written again

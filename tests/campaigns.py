@@ -3,8 +3,6 @@
 It is run once in a test run: `finished` is a copy of what it left.
 """
 
-from __future__ import annotations
-
 import csv
 import functools
 import os

@@ -1,7 +1,5 @@
 """Labelled clouds of points, and the transport problem between two of them."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """How files and disks fail: a file is cut, empty or has a flipped bit, and a disk is full."""
 
-from __future__ import annotations
-
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """ImageNet's development kit with a few classes, numbered in another order than their wnids."""
 
-from __future__ import annotations
-
 import io
 import tarfile
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """What `solve.distances` takes of a run, over labelled features that are given."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace

@@ -1,7 +1,5 @@
 """ImageNet-RIB's ten sets as tiny trees, encoded by the command, and a recipe over them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """How a command must end, whatever it is given: soon, and with a single clear line or none."""
 
-from __future__ import annotations
-
 import io
 import re
 import shutil

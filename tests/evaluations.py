@@ -1,7 +1,5 @@
 """Evaluations of eight models over the drawn shapes, which tests count and stop."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterator, Sequence
 
@@ -86,9 +84,10 @@ class Counted:
                 self.images += len(batch)
                 yield batch
 
-        def counted_load(net, run, models, parents) -> list:
-            self.models += len(models)
-            return load(net, run, models, parents)
+        def counted_load(net, run, mixes) -> dict:
+            loaded = load(net, run, mixes)
+            self.models += len(loaded)
+            return loaded
 
         monkeypatch.setattr(Resident, "batches", counted_batches)
         monkeypatch.setattr(bank, "load", counted_load)

@@ -1,18 +1,14 @@
 """The engine's programs on CUDA tensors without memory, in a process of their own.
 
-A test module marks such tests with `traced` and starts itself again through `run_traced`. Kernels
+A test module marks such tests with `traced` (`children`) and starts them by `run_traced`. Kernels
 and operators are counted (`launches.counted`) and not run; what the host would have to wait for is
 counted too, or raises an error, since such a tensor has no numbers to read.
 """
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import dataclasses
-import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from children import run_marked
 from torch import nn
 from torch._guards import detect_fake_mode
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
@@ -32,29 +29,15 @@ from engine.store.cells import Cell
 from loaders.batch import Batch
 
 CUDA = torch.device("cuda:0")
-TRACING = os.environ.get("RIB_TRACING") == "1"
-traced = pytest.mark.skipif(not TRACING, reason="runs in the tracing process")
 # As on a GPU, but not compiled: a graph's launches are the compiler's.
 FORM = ("train.precision=bf16", "evaluate.precision=bf16")
 FORM += ("train.compile=never", "evaluate.compile=never")
 
 
 def run_traced(test_file: str, folder: Path) -> None:
-    """Fails with the child's output unless its `traced_` tests ran and passed."""
-    if TRACING:
-        pytest.skip("already inside the tracing process")
-    environment = os.environ | {"RIB_TRACING": "1", "OMP_NUM_THREADS": "1"}
-    if torch.version.cuda is None:
-        environment["LD_PRELOAD"] = str(_stand_in(folder))
-    command = [sys.executable, "-m", "pytest", "-v", "-x", test_file, "-k", "traced_"]
-    command += ["-p", "no:cacheprovider", f"--basetemp={folder / 'child'}"]
-    root = Path(__file__).parent.parent
-    child = subprocess.run(
-        command, cwd=root, env=environment, capture_output=True, text=True, timeout=600
-    )
-    summary = child.stdout[-6000:] + child.stderr[-2000:]
-    assert child.returncode == 0, summary
-    assert " passed" in summary and " skipped" not in summary, summary
+    """Runs a module's tests that are marked `traced`, in a process of their own."""
+    preload = {} if torch.version.cuda else {"LD_PRELOAD": str(_stand_in(folder))}
+    run_marked("traced", Path(test_file), folder, RIB_TRACING="1", **preload)
 
 
 def _stand_in(folder: Path) -> Path:

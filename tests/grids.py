@@ -5,8 +5,6 @@ them, so that its labels and its class mask differ from the head's. Images are s
 own size, so a test that reads a PNG knows the pixels that a model must see.
 """
 
-from __future__ import annotations
-
 import atexit
 import functools
 import os
@@ -243,7 +241,10 @@ def _started() -> tuple[torch.device, dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def grid(tmp_path_factory) -> Iterator[Grid]:
-    """The benchmark on the CPU; all test modules share its finished cells."""
+    """The benchmark on the CPU; all test modules share its finished cells.
+
+    Commands that end with `ranks.stop` leave the session's only process group as it is.
+    """
     base = tmp_path_factory.getbasetemp()
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
@@ -253,5 +254,6 @@ def grid(tmp_path_factory) -> Iterator[Grid]:
         torch.set_num_threads(1)
         for name, value in (variables | {"RIB_PROGRESS": "off"}).items():
             patch.setenv(name, value)
+        patch.setattr(ranks, "stop", lambda: None)
         yield Grid(_drawn(base), base / "runs", device)
     torch.set_num_threads(threads)

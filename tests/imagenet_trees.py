@@ -1,7 +1,5 @@
 """Tiny data sets in the layouts of ImageNet-RIB's downloads: drawn images, and their reading."""
 
-from __future__ import annotations
-
 import dataclasses
 import io
 import json

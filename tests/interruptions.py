@@ -1,7 +1,5 @@
 """Trainings that end between two steps, and what they take when they go on."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

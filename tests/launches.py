@@ -6,8 +6,6 @@ not made from pinned memory without waiting. Views and fresh memory are neither.
 operator may be more than one launch, so what is counted is a lower bound.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections import Counter
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Results of a made-up grid, as the report's sections take them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -52,7 +50,7 @@ def of_evaluations(evaluations: Sequence[Evaluation], **values: Any) -> Results:
 def drawn(section: Section) -> dict[str, str]:
     """Every figure of a section as SVG, by its name."""
     return {
-        figure.name: vl_convert.vegalite_to_svg(charts.drawn(figure, width=600))
+        figure.name: vl_convert.vegalite_to_svg(charts.drawn(figure, 600))
         for figure in section.figures
     }
 

@@ -7,8 +7,6 @@ loaders. The tests of its room run on it until one fails. Which mutant a seed gi
 code alone, so that two states of the tests can be compared on the same ones.
 """
 
-from __future__ import annotations
-
 import argparse
 import ast
 import copy
@@ -90,14 +88,9 @@ def main() -> int:
     parser.add_argument("--marks", default="not slow and not exhaustive", help="pytest's -m")
     words = parser.parse_args()
     noticed = 0
-    listed = subprocess.run(
-        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
     with tempfile.TemporaryDirectory(prefix="rib-mutants-") as folder:
-        for name in filter(None, listed.stdout.split("\0")):
-            place = Path(folder, name)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, place)
+        ignored = shutil.ignore_patterns(".*", "runs", "build")
+        shutil.copytree(ROOT, folder, ignore=ignored, dirs_exist_ok=True)
         for file, line, change, text in mutants(words.seed, words.number):
             original = Path(folder, file).read_text()
             Path(folder, file).write_text(text)

@@ -1,7 +1,5 @@
 """CKA by its formulas in NumPy, float64."""
 
-from __future__ import annotations
-
 import numpy as np
 
 

@@ -1,7 +1,5 @@
 """A method's losses and gradients beside those of the same loss in plain torch, in float64."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 import torch.nn.functional as F

@@ -1,10 +1,7 @@
 """ImageNet-RIB's archives with a few images each, as they are published, and their sources."""
 
-from __future__ import annotations
-
 import hashlib
 import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,8 +39,7 @@ def publish(folder: Path, web: Web) -> Published:
     files, of_form = folder / "files", folder / "form"
     files.mkdir(parents=True)
     of_form.mkdir()
-    for make in ARCHIVES:
-        make(folder / "trees" / make.__name__, files)
+    _archives(folder / "trees", files)
     sources = catalogue.read(catalogue.ROOT / "sources.yaml")
     for source in sources.values():
         for file in source["files"]:
@@ -61,55 +57,29 @@ def publish(folder: Path, web: Web) -> Published:
     return Published(files, of_form, place)
 
 
-def _val(root: Path, files: Path) -> None:
-    trees.flat(root, "labels.txt")
-    trees.archive(root / "val", files / "ILSVRC2012_img_val.tar")
-    labels = (root / "labels.txt").read_text().split()
+def _archives(root: Path, files: Path) -> None:
+    """Write all archives, each in the form in which it is published."""
+    trees.flat(root / "val", "labels.txt")
+    trees.archive(root / "val" / "val", files / "ILSVRC2012_img_val.tar")
+    labels = (root / "val" / "labels.txt").read_text().split()
     devkits.write(files / "ILSVRC2012_devkit_t12.tar.gz", trees.WNIDS, labels)
-
-
-def _v2(root: Path, files: Path) -> None:
     # Under this name, a tar without compression has been published too.
-    trees.archive(trees.version_2(root), files / "imagenetv2-matched-frequency.tar.gz")
-
-
-def _a(root: Path, files: Path) -> None:
-    trees.by_wnid(root / "imagenet-a", number=11)
-    trees.archive(root, files / "imagenet-a.tar")
-
-
-def _r(root: Path, files: Path) -> None:
-    trees.by_wnid(root / "imagenet-r", number=12)
-    trees.archive(root, files / "imagenet-r.tar")
-
-
-def _sketch(root: Path, files: Path) -> None:
-    trees.by_wnid(root / "sketch", number=13)
-    with zipfile.ZipFile(files / "ImageNet-Sketch.zip", "w") as archive:
-        for name, content in _contents(root).items():
-            archive.writestr(name, content)
-
-
-def _objectnet(root: Path, files: Path) -> None:
-    contents = _contents(trees.objectnet(root))
-    (files / "objectnet-1.0.zip").write_bytes(encrypted(contents, PASSWORD))
-
-
-def _drawings(root: Path, files: Path) -> None:
+    trees.archive(trees.version_2(root / "v2"), files / "imagenetv2-matched-frequency.tar.gz")
+    for number, name in ((11, "imagenet-a"), (12, "imagenet-r")):
+        trees.by_wnid(root / name / name, number=number)
+        trees.archive(root / name, files / f"{name}.tar")
     for number, name in ((14, "imagenet-cartoon"), (15, "imagenet-drawing")):
         trees.by_wnid(root / name / name, "ILSVRC2012_val_{i:08d}.JPEG", number=number)
         trees.archive(root / name, files / f"{name}.tar.gz", gzip=True)
-
-
-def _c(root: Path, files: Path) -> None:
-    trees.corrupted(root)
+    trees.by_wnid(root / "s" / "sketch", number=13)
+    with zipfile.ZipFile(files / "ImageNet-Sketch.zip", "w") as archive:
+        for name, content in _contents(root / "s").items():
+            archive.writestr(name, content)
+    objects = _contents(trees.objectnet(root / "o"))
+    (files / "objectnet-1.0.zip").write_bytes(encrypted(objects, PASSWORD))
+    trees.corrupted(root / "c")
     for group in imagenet_c.GROUPS:
-        trees.archive(root / group, files / f"{group}.tar")
-
-
-ARCHIVES: tuple[Callable[[Path, Path], None], ...] = (
-    _val, _v2, _a, _r, _sketch, _objectnet, _drawings, _c,
-)  # fmt: skip
+        trees.archive(root / "c" / group, files / f"{group}.tar")
 
 
 def _contents(root: Path) -> dict[str, bytes]:

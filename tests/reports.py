@@ -1,7 +1,5 @@
 """Finished campaigns made up for tests of the report: a store, a plan's folder, and a record."""
 
-from __future__ import annotations
-
 import base64
 import dataclasses
 import io

@@ -8,8 +8,6 @@ of model and image. So every true accuracy is a normal probability, and every ag
 one.
 """
 
-from __future__ import annotations
-
 import argparse
 import functools
 import sys
@@ -23,8 +21,7 @@ from scipy import stats
 
 from engine.measures import behaviour, bootstrap, comparisons, intervals, metrics
 from engine.measures.effective_robustness import above_trend, trends
-from engine.measures.metrics import ROBUSTNESS, Grid, Means, Read
-from engine.measures.model_rows import ModelRows
+from engine.measures.metrics import ROBUSTNESS, Grid, Means
 from engine.measures.predictions import ImagePredictions
 from engine.measures.rows import PRE, Arm, Evaluation, ModelOnSet
 from engine.measures.tables import rows
@@ -103,8 +100,8 @@ def campaign(number: int, draws: int) -> Grid:
         samples.append(100 * drawn.reshape(draws, -1, len(names)))
     columns = np.concatenate(samples, axis=1)
     of_measures = {name: np.asfortranarray(columns[:, :, k]) for k, name in enumerate(names)}
-    grid = metrics.grid_of(Read(evaluations, numbers, of_measures, {}), (0,), SETS, UPSTREAM, SETS)
-    return above_trend(grid, trends(grid, ModelRows(UPSTREAM, GIVEN)))
+    grid = metrics.grid_of(evaluations, numbers, of_measures, SETS, UPSTREAM, SETS)
+    return above_trend(grid, trends(grid, GIVEN))
 
 
 def true(means: Means, measure: str = "accuracy") -> np.ndarray:
@@ -140,11 +137,11 @@ def covered(number: int, draws: int) -> dict[str, list[bool]]:
     accuracy = true(each)[None]
     known = cells[ROBUSTNESS].notna().to_numpy()
     truth = np.full(len(cells), np.nan)
-    for trend in trends(grid, ModelRows(UPSTREAM, GIVEN)).values():
+    for trend in trends(grid, GIVEN).values():
         truth[trend.cells] = trend.residuals(accuracy)[0]
     held[ROBUSTNESS] = _holds(each.table("x", ROBUSTNESS), truth[known])
-    arms = [arm for arm in grid.arms if arm.method != PRE]
-    tests = comparisons.compare(grid, comparisons.all_pairs(arms))
+    arms = [k for k, arm in enumerate(grid.arms) if arm.method != PRE]
+    tests = comparisons.compare(grid, arms)
     on_sets = grid.mean(grid.elsewhere, ["arm", "evaluated_on"])
     values = dict(zip(grid.mri.keys["arm"], true(grid.mri), strict=True))
     keys = zip(on_sets.keys["arm"], on_sets.keys["evaluated_on"], strict=True)

@@ -1,7 +1,5 @@
 """Prediction stores made up for tests: a file an evaluation, with chosen hits."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
@@ -132,5 +130,4 @@ def synthetic(
     noise = np.random.default_rng(0).standard_normal((200, len(cells)))
     names = ["accuracy", *behaviour.OF_CHANGES]
     draws = dict.fromkeys(names, (accuracy + spread * noise).astype(np.float32))
-    read = metrics.Read(evaluations, numbers, draws, {})
-    return metrics.grid_of(read, (0,), sets, upstream, downstreams or sets)
+    return metrics.grid_of(evaluations, numbers, draws, sets, upstream, downstreams or sets)

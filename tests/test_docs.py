@@ -1,7 +1,5 @@
 """What the documents name is there: files, recipes, options of commands."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import re
 import shlex

@@ -1,7 +1,5 @@
 """Rules of imports that the contracts of pyproject.toml cannot state, and who reads the recipes."""
 
-from __future__ import annotations
-
 import ast
 import sys
 from collections.abc import Iterator

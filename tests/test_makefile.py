@@ -1,10 +1,7 @@
-"""What `make` does to a user's files, what set-up prints, and what an audit answers."""
-
-from __future__ import annotations
+"""What `make` does to a user's files, and what an audit answers."""
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -12,13 +9,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 INHERITED = {"MAKEFLAGS", "MAKELEVEL", "MFLAGS"}
-STEPS = """\
-include Makefile
-steps:
-\t@$(step) one sh -c 'echo "collected, 1"; echo 2 >&2'
-\t@$(step) two sh -c 'echo why; exit 3' || $(step) three sh -c 'echo as well; exit 3'
-\t@echo never
-"""
 
 
 def make(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -36,22 +26,6 @@ def test_clean_keeps_results_and_says_how_to_remove_them(tmp_path):
     ended = make(tmp_path, "clean")
     assert ended.returncode == 0 and result.exists() and not (tmp_path / ".venv").exists()
     assert "To remove them too: rm -r runs" in ended.stdout
-
-
-def test_a_step_is_one_line_and_one_that_fails_shows_its_output(tmp_path):
-    log = tmp_path / ".venv" / "setup.log"
-    log.parent.mkdir()
-    log.touch()
-    (tmp_path / "steps.mk").write_text(STEPS)
-    ended = make(tmp_path, "-f", "steps.mk", "steps")
-    assert ended.returncode and re.sub(r" \d+ s\n", " 0 s\n", ended.stdout).splitlines() == [
-        "set-up: one ... 0 s",
-        "set-up: two ... failed; the end of .venv/setup.log:",
-        "why",
-        "set-up: three ... failed; the end of .venv/setup.log:",
-        "as well",
-    ]
-    assert log.read_text() == "collected, 1\n2\nwhy\nas well\n"
 
 
 def audit(*packages: dict) -> tuple[int, str]:

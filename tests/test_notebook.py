@@ -1,7 +1,5 @@
 """The notebook of the documents, run on the drawn campaign in place of the demo."""
 
-from __future__ import annotations
-
 import ast
 from pathlib import Path
 

@@ -3,27 +3,23 @@
 Campaigns that must end well are copies of a finished one that lack a column and the report.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
 
 import campaigns
 import grids
 import pytest
 import slurm_cluster
+from processes import until
 from safetensors.torch import load_file
 from slurm_cluster import Cluster
 
-from engine import cli
 from engine.grid import campaign, jobs
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,7 +31,6 @@ pytestmark = [
     pytest.mark.skipif(bool(lacking), reason=f"no Slurm here: {', '.join(lacking)} missing"),
 ]
 folder, finished, grid = campaigns.folder, campaigns.finished, grids.grid
-T = TypeVar("T")
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +111,7 @@ def preempted(
         name = name_in_queue(cluster, process, runs)
         logs = "shapes*/plans/*/logs/column-*.log"
         at_work = lambda: any(path.stat().st_size for path in runs.glob(logs))  # noqa: E731
-        until(at_work, process, "a column at work")
+        until(at_work, "a column is at work", at_work=process)
         urgent = ["--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wait"]
         cluster.ask("sbatch", *urgent, "--wrap", "sleep 1", timeout_s=120)
         history = of_campaign(cluster, name)
@@ -141,37 +136,13 @@ def name_in_queue(cluster: Cluster, process: subprocess.Popen, runs: Path) -> st
         (name,) = re.findall(r"SLURM run ID: (\S+)", "".join(logs)) or [""]
         return name if name and any(name in line for line in cluster.queue()) else ""
 
-    return until(name, process, "a job in the queue")
+    return until(name, "a job is in the queue", at_work=process)
 
 
 def of_campaign(cluster: Cluster, name: str) -> list[str]:
     """What Slurm still knows of each job of a campaign, as a text."""
     history = cluster.ask("scontrol", "show", "job")
     return [job for job in history.split("\n\n") if f"JobName={name}" in job]
-
-
-def until(condition: Callable[[], T], process: subprocess.Popen, what: str) -> T:
-    """The first true value of the condition, while a campaign is at work."""
-    end = time.monotonic() + 120
-    while not (value := condition()):
-        assert process.poll() is None and time.monotonic() < end, f"no {what}"
-        time.sleep(0.2)
-    return value
-
-
-def test_dry_run_shows_what_jobs_ask_for_and_an_unknown_partition_is_refused(
-    cluster, folder, tmp_path, ended_by_slurm, monkeypatch, capsys
-):
-    for name, value in cluster.environment.items():
-        monkeypatch.setenv(name, value)
-    command = ["campaign", str(folder / "shapes.yaml"), f"runs={tmp_path}", *SLURM]
-    assert cli.main([*command, "--dry-run", "--time", "1.5"]) == 0
-    shown = capsys.readouterr().out
-    jobs = {line.split()[0]: line for line in shown.splitlines() if line.startswith("  ")}
-    assert set(jobs) == {"prepare", "report", *(f"column-{name}" for name in campaigns.SETS)}
-    assert all(line.endswith("1 core, 2.0 GB, 90 min") for line in jobs.values()), shown
-    assert cli.main([*command, "--partition", "gpus"]) == 2
-    assert "--partition gpus: Slurm has none of that name" in capsys.readouterr().err
 
 
 def test_batch_script_on_two_tasks_is_one_campaign(cluster, folder, finished, preempted, tmp_path):
@@ -214,20 +185,17 @@ def test_ended_commands_leave_an_empty_queue(cluster, faulty, preempted, tmp_pat
         names = [name_in_queue(cluster, process, runs) for runs, process in started.items()]
         for runs, number in ends.items():
             os.kill(started[runs].pid, number)
-        end = time.monotonic() + 60
-        while any(name in line for line in cluster.queue() for name in names):
-            assert time.monotonic() < end, cluster.queue()
-            time.sleep(0.2)
+        left = lambda: any(name in line for line in cluster.queue() for name in names)  # noqa: E731
+        until(lambda: not left(), "the queue is empty of these campaigns", 60)
 
 
 def test_each_job_has_a_gpu_of_its_own(cluster, folder, tmp_path):
     """Slurm gives them; that torch sees none on this machine ends the campaign."""
     with rib(cluster, folder, tmp_path, "device=cuda", "--time", "1", "--retries", "0") as process:
         name = name_in_queue(cluster, process, tmp_path)
-        end, given = time.monotonic() + 60, r"GRES=gpu:1\(IDX:\d\)"
-        while not re.search(given, cluster.ask("scontrol", "show", "job", "--details")):
-            assert time.monotonic() < end, cluster.queue()
-            time.sleep(0.1)
+        details = ("scontrol", "show", "job", "--details")
+        given = lambda: re.search(r"GRES=gpu:1\(IDX:\d\)", cluster.ask(*details))  # noqa: E731
+        until(given, "a job has a GPU", 60)
         shown = process.communicate(timeout=200)[0]
     assert "device=cuda" in shown and process.returncode == 2
     (job,) = of_campaign(cluster, name)

@@ -1,7 +1,5 @@
 """A CLIP that is small enough to draw, as a model of open_clip's with the drawn shapes' classes."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from types import ModuleType
 

@@ -1,7 +1,5 @@
 """Packs of a few small images, which several tests read."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """A kernel beside its plain twin: outputs and gradients, of tensors that lie badly in memory."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch
@@ -14,7 +12,7 @@ def assert_twins(
     """Every output is the float64 twin's, its shape included."""
     for number, (output, truth) in enumerate(zip(actual, exact, strict=True)):
         torch.testing.assert_close(
-            output.double(), truth.double(), rtol=rtol, atol=atol, msg=_named(number)
+            output.double().cpu(), truth.double().cpu(), rtol=rtol, atol=atol, msg=_named(number)
         )
 
 

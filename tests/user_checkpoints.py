@@ -1,7 +1,5 @@
 """A user's checkpoints beside the drawn sets, and the rows that `rib evaluate` makes of them."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A web server on this machine whose files have faults: cut connections, refused ranges, pages."""
 
-from __future__ import annotations
-
 import copy
 import threading
 import time

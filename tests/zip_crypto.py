@@ -3,8 +3,6 @@
 The traditional cipher of PKWARE's APPNOTE, section 6.1, for members that are stored or deflated.
 """
 
-from __future__ import annotations
-
 import io
 import struct
 import zipfile

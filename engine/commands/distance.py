@@ -69,8 +69,10 @@ def run(arguments: argparse.Namespace) -> None:
     distances.write_csv(folder / "distances.csv", matrix)
     heading = f"How far the sets are apart for {resolved.model.name}"
     files = ("distances.csv", "distances_pairs.csv")
-    made = page.Page("distances", heading, "", [section.of_matrix(matrix)], files=files)
-    path = page.write(folder / "index.html", made)
+    sections = [section.of_matrix(matrix)]
+    path = page.write(
+        folder / "index.html", sections, title="distances", heading=heading, files=files
+    )
     ranks.stop()
     print(table(matrix))
     print(

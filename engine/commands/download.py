@@ -138,14 +138,14 @@ def _check_room(missing: Sequence[Target], sizes: Mapping[str, int], folder: Pat
 
 def _size(target: Target) -> int:
     """Bytes of a file: published, or as a server says; 0 if nobody says."""
-    from loaders import responses
+    from loaders import download
 
     if target.archive.is_file():
         return target.arrived
     for address in () if target.file.bytes else target.file.addresses:
         try:
-            response = responses.open_at(address)
-        except responses.ERRORS:
+            response = download.open_at(address)
+        except (*download.MAY_PASS, download.Unavailable):
             continue
         if response is not None:  # the whole file, where a server has it
             with response.stream:

@@ -118,7 +118,7 @@ def _models(
     mixed = f"(1 - alpha) {models[0]} + alpha {models[-1]}, {resolved.model.arch}\n"
     unsure = ", ± half its 95% interval over source images" if arguments.intervals else ""
     title = f"{mixed if alphas else ''}percent top-1 {AMONG[arguments.mask]}{unsure}"
-    return rows, f"{title}\n\n{on_sets.text(rows)}", files
+    return rows, f"{title}\n\n{on_sets.of_files(rows)}", files
 
 
 def _campaign(
@@ -140,7 +140,7 @@ def _campaign(
 
     options = {"mask": arguments.mask, "intervals": arguments.intervals}
     rows = own_sets.evaluate(run, sets, ranks.start(run.plan.device), **options)
-    text = on_sets.text(rows, run.record.downstreams, run.record.methods)
+    text = on_sets.of_campaign(rows, run.record.downstreams, run.record.methods)
     if arguments.intervals:
         text += "\nThe 95% interval of every change, over source images, is in the table's file."
     name = run.report.parent.name

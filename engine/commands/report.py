@@ -33,10 +33,6 @@ def add(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("names", nargs="+", metavar="RUN", help="a campaign's name or its folder")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
-    parser.add_argument("--intervals", action="store_true", help="RI with 95%% intervals")
-    parser.add_argument(
-        "--behaviour", action="store_true", help="answers that stayed, were lost or gained"
-    )
     parser.add_argument(
         "--compare",
         nargs="?",
@@ -56,7 +52,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    out, names = arguments.out, arguments.names
+    out, names, csv = arguments.out, arguments.names, arguments.models_csv
     if len(names) > 1 and out is None:
         raise CampaignError("several campaigns need a folder for their common report: --out DIR")
     if out:
@@ -74,13 +70,13 @@ def run(arguments: argparse.Namespace) -> None:
     from engine.report.results import of_campaign
 
     if out:
-        results = merged(runs, arguments.models_csv)
+        results = merged(runs, csv) if len(runs) > 1 else of_campaign(runs[0], csv)
         path = finish.write_into(out, results, figures=arguments.figures)
         _show(path, results, arguments)
         return
     for run in runs:
         with workflow.locked(run.report.parent):
-            results = of_campaign(run, arguments.models_csv)
+            results = of_campaign(run, csv)
             path = finish.write(run, results, figures=arguments.figures)
         _show(path, results, arguments)
 
@@ -91,12 +87,8 @@ def _show(page: Path, results: Results, arguments: argparse.Namespace) -> None:
 
     show(page)
     for model in results.models:
-        if arguments.intervals:
-            print(f"\n{terminal.intervals(results, model)}")
         if arguments.compare is not None:
             print(f"\n{terminal.comparisons(results, model, arguments.compare or None)}")
-        if arguments.behaviour:
-            print(f"\n{terminal.behaviour(results, model)}")
 
 
 def _finished(name: str, words: Sequence[str]) -> list[FinishedCampaign]:

@@ -10,8 +10,7 @@ import numpy as np
 from PIL import Image
 
 from engine.data.sets import Sets
-from engine.measures import image_changes
-from engine.measures.rows import Evaluation
+from engine.measures.image_changes import ImageChange
 from engine.recipe.schema import DatasetRecipe
 from loaders.benchmarks import emoji
 
@@ -21,13 +20,13 @@ ROOM = 300_000  # bytes of a report's thumbnails, which base64 makes 400,000
 
 
 def of_changes(
-    sets: Sets, dataset: DatasetRecipe, evaluations: Sequence[Evaluation]
+    sets: Sets, dataset: DatasetRecipe, changes: Sequence[ImageChange]
 ) -> dict[str, dict[str, str]]:
-    """By set and place in its pack, WebP files of images that most rows gain or lose, as far as
-    there is room; of sets whose images a report may show."""
-    shown: dict[str, dict[str, str]] = {name: {} for name in dataset.places if dataset.thumbnails}
+    """By set and place in its pack, WebP files of images that were gained or lost, as far as there
+    is room."""
+    shown: dict[str, dict[str, str]] = {name: {} for name in dataset.places}
     left = ROOM
-    for change in image_changes.most_changed(evaluations) if shown else ():
+    for change in changes:
         of_set, image = shown[change.evaluated_on], str(change.index)
         if image not in of_set:
             (pixels,) = sets[change.evaluated_on].pack.pixels([change.index])

@@ -87,7 +87,16 @@ def evaluate(
     classes that the head lacks, and naming a model whose answers are no numbers.
     """
     sets = Sets(resolved, device, cache_folder(), packs, classes, mask)
-    _check(sets, packs)
+    for name, pack in packs.items():  # of all of them, before any is evaluated
+        of_set = names_in_head(pack.classes, sets.classes)
+        if sets[name].mask_rule == "none" and published_among_its_classes(pack, of_set):
+            log.info(
+                "%s: any of the head's %d classes can be an answer; published accuracies are among "
+                "the set's %d classes (--mask benchmark)",
+                name,
+                len(sets.classes),
+                len(of_set),
+            )
     run = Run(resolved, device, sets, store, base, shares_features=shares_features)
     rows = []
     for name in packs:
@@ -97,24 +106,6 @@ def evaluate(
     return rows
 
 
-def _check(sets: Sets, packs: Mapping[str, Pack]) -> None:
-    """Find every set's classes in the head, before any set is evaluated.
-
-    Raises ValueError for classes that the head lacks; logs where published accuracies have a mask.
-    """
-    for name, pack in packs.items():
-        classes = names_in_head(pack.classes, sets.classes)
-        unmasked = sets[name].mask_rule == "none"
-        if unmasked and published_among_its_classes(pack, classes):
-            log.info(
-                "%s: any of the head's %d classes can be an answer; published accuracies are among "
-                "the set's %d classes (--mask benchmark)",
-                name,
-                len(sets.classes),
-                len(classes),
-            )
-
-
 def on_set(
     run: Run, models: Sequence[Model], name: str, split: str, *, intervals: bool = False
 ) -> list[OnSet]:
@@ -122,70 +113,53 @@ def on_set(
 
     Raises FileNotFoundError for a model that was not evaluated on these images.
     """
-    bank = SetPredictions()
-    # Of each row its models, their accuracies and the weights [sources] of their right answers.
-    seeds: dict[ModelOnSet, list[tuple[Model, float, np.ndarray]]] = {}
+    images = SetPredictions()
+    # By row, and whether tables show it: of each seed the weights [sources] of right answers.
+    rights: dict[tuple[ModelOnSet, bool], list[np.ndarray]] = {}
     for model in models:
+        row = replace(model.row, evaluated_on=name)
         try:
-            seen = bank.add(passes.predicted(run, model.mix, name, split))
+            seen = images.add(passes.predicted(run, model.mix, name, split))
         except ValueError as error:
-            row = replace(model.row, evaluated_on=name)
             raise ValueError(f"{' '.join(str(row).split())}: {error}") from error
-        seeds.setdefault(model.row, []).append((model, seen.accuracy, bank.by_source(seen.hit)))
-    labelled, images = run.sets[name], len(bank.images)
+        rights.setdefault((row, model.headline), []).append(images.by_source(seen.hit))
+    labelled = run.sets[name]
     mask, classes = "none", len(run.sets.classes)
     if labelled.mask is not None:
         mask, classes = labelled.mask_rule, int(labelled.mask.sum())
+    total = images.total.sum()
     rows: list[OnSet] = []
-    for row, of_seeds in seeds.items():
-        mean = fmean(accuracy for _, accuracy, _ in of_seeds)
-        change = mean - rows[0].accuracy if rows else None
-        key, headline = replace(row, evaluated_on=name).key, of_seeds[0][0].headline
-        rows.append(OnSet(*key, images, mean, headline, change=change, mask=mask, classes=classes))
-    if not intervals:
-        return rows
-    columns = [np.stack([right for *_, right in of], axis=1) for of in seeds.values()]
-    return _with_intervals(rows, bank, columns)
+    for (row, headline), of_seeds in rights.items():
+        mean = fmean(100 * right.sum() / total for right in of_seeds)
+        of_set = OnSet(*row.key, len(images.images), mean, headline, mask=mask, classes=classes)
+        rows.append(replace(of_set, change=mean - rows[0].accuracy if rows else None))
+    return _with_intervals(rows, images, list(rights.values())) if intervals else rows
 
 
-def compared(run: Run, mix: Average, *, intervals: bool = False) -> dict[str, tuple[OnSet, OnSet]]:
+def compared(run: Run, mix: Average, *, intervals: bool = False) -> dict[str, list[OnSet]]:
     """By set, the rows of the pre-trained model and of a model of the run, from the store."""
     models = [Model.named("before", {run.base.name: 1.0}), Model.named("after", mix)]
-    pairs = {}
-    for name in run.recipe.dataset.places:
-        split = run.recipe.split_of(name)
-        before, after = on_set(run, models, name, split, intervals=intervals)
-        pairs[name] = before, after
-    return pairs
+    return {
+        name: on_set(run, models, name, run.recipe.split_of(name), intervals=intervals)
+        for name in run.recipe.dataset.places
+    }
 
 
 def _with_intervals(
-    rows: Sequence[OnSet], on_set: SetPredictions, columns: Sequence[np.ndarray]
+    rows: Sequence[OnSet], images: SetPredictions, rights: Sequence[Sequence[np.ndarray]]
 ) -> list[OnSet]:
-    """The rows with the intervals of their accuracies and changes, from the same draws.
-
-    columns: of each row, the weights [sources, seeds] of right answers.
-    """
-    counts = bootstrap.counts(on_set.sources)
-    samples = bootstrap.means(counts, on_set.total, np.concatenate(columns, axis=1))
-    ends = np.cumsum([column.shape[1] for column in columns])[:-1]
-    draws = np.stack(
-        [
-            100 * (of_row * bootstrap.seed_weights(len(samples), of_row.shape[1])).sum(axis=1)
-            for of_row in np.split(samples, ends, axis=1)
-        ],
-        axis=1,
-    )
-    (low, high), (change_low, change_high) = (
-        bootstrap.interval(each).tolist() for each in (draws, draws - draws[:, :1])
-    )
+    """The rows with the intervals of their accuracies and changes, from the same draws."""
+    columns = np.column_stack([right for of_seeds in rights for right in of_seeds])
+    samples = bootstrap.means(bootstrap.counts(images.sources), images.total, columns)
+    ends = np.cumsum([len(of_seeds) for of_seeds in rights])[:-1]
+    weighted = [
+        of_row * bootstrap.seed_weights(*of_row.shape) for of_row in np.split(samples, ends, axis=1)
+    ]
+    draws = np.stack([100 * of_row.sum(axis=1) for of_row in weighted], axis=1)
+    intervals = (bootstrap.interval(each).tolist() for each in (draws, draws - draws[:, :1]))
+    (low, high), (change_low, change_high) = intervals
+    change_low[0] = change_high[0] = None  # of the first model
     return [
-        replace(
-            row,
-            low=low[k],
-            high=high[k],
-            change_low=change_low[k] if k else None,
-            change_high=change_high[k] if k else None,
-        )
+        replace(row, low=low[k], high=high[k], change_low=change_low[k], change_high=change_high[k])
         for k, row in enumerate(rows)
     ]

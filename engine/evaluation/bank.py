@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 
@@ -17,6 +16,8 @@ from engine import models
 from engine.machine import ranks
 from engine.models.form import Backbone, Form
 from engine.run import Run
+from engine.store import cells
+from engine.store.artifacts import Store
 from engine.store.cells import Average, Cell, Ensemble, Mix
 from engine.store.tensors import WEIGHTS
 from kernels import interpolation
@@ -24,13 +25,13 @@ from loaders.resident import free_memory
 
 log = logging.getLogger(__name__)
 Model = Callable[[torch.Tensor], torch.Tensor]
-Group = Sequence[Average]
+Key = tuple[tuple[str, float], ...]  # a mix that is the same key is the same model
 WEIGHTS_SHARE = 0.5  # of the free memory; the rest is for images and activations
 
 
 def loaded(
-    run: Run, averages: Group, parents: Mapping[str, Cell]
-) -> Iterator[tuple[Group, list[list[Model]]]]:
+    run: Run, averages: Sequence[Average]
+) -> Iterator[tuple[Sequence[Average], list[list[Model]]]]:
     """The averages in groups, and the models of each, on the device; its logits are their mean.
 
     Drop a group's models before the next. Raises ValueError, naming its members, for an ensemble
@@ -38,8 +39,8 @@ def loaded(
     """
     form = Form.of(run.recipe.evaluate, run.device)
     backbone = form.backbone(run.recipe.model, len(run.sets.classes), run.device)
-    members = {name for average in averages for name in average}
-    largest = max(parents[name].artifact.file(WEIGHTS).stat().st_size for name in members)
+    parents = [stored_cell(run.store, name) for average in averages for name in average]
+    largest = max(parent.artifact.file(WEIGHTS).stat().st_size for parent in parents)
     # Mixed parents are in memory twice, as files and as the rows that are averaged.
     extra = 2 * max(len(mix) for average in averages for mix in mixes_of(average))
     room = WEIGHTS_SHARE * free_memory(run.device) / largest - extra
@@ -51,15 +52,19 @@ def loaded(
             len(in_groups),
         )
     for group in in_groups:
-        yield group, _of_group(backbone, run, group, parents)
+        nets = load(backbone, run, [mix for average in group for mix in mixes_of(average)])
+        yield group, [[nets[key_of(mix)] for mix in mixes_of(average)] for average in group]
+        del nets  # before the next are loaded
 
 
-def _of_group(
-    backbone: Backbone, run: Run, group: Group, parents: Mapping[str, Cell]
-) -> list[list[Model]]:
-    mixes = {_key(mix): mix for average in group for mix in mixes_of(average)}
-    models = dict(zip(mixes, load(backbone, run, list(mixes.values()), parents), strict=True))
-    return [[models[_key(mix)] for mix in mixes_of(average)] for average in group]
+def stored_cell(store: Store, name: str) -> Cell:
+    """A cell, or a backbone's weights, by name; FileNotFoundError where there is none."""
+    cell = cells.find(store, name)
+    if cell is None:
+        raise FileNotFoundError(
+            f"no cell {name} under {store.root}: run the same command again to make it"
+        )
+    return cell
 
 
 def forward(model: Model, x_BCHW: torch.Tensor) -> torch.Tensor:
@@ -72,48 +77,31 @@ def mixes_of(average: Average) -> list[Mix]:
     return [{name: 1.0} for name in average] if isinstance(average, Ensemble) else [average]
 
 
-def _key(mix: Mix) -> tuple[tuple[str, float], ...]:
+def key_of(mix: Mix) -> Key:
     return tuple(mix.items())
 
 
-def groups(averages: Group, size: int) -> Sequence[Group]:
-    """The averages in groups that need at most `size` models; mixes of the same parents stand
-    together.
+def groups(averages: Sequence[Average], size: int) -> list[list[Average]]:
+    """The averages in groups that need at most `size` models: ensembles first, and then mixes of
+    the same parents together.
 
-    Ensembles come first, and each average joins the group that needs the fewest models more.
     Raises ValueError for an ensemble of more than `size` models.
     """
-    groups: list[list[Average]] = []
-    models: list[set[Any]] = []
+    groups: list[list[Average]] = [[]]
+    there: set[Key] = set()
     for average in sorted(averages, key=lambda a: (not isinstance(a, Ensemble), len(a), tuple(a))):
-        needs = {_key(mix) for mix in mixes_of(average)}
+        needs = {key_of(mix) for mix in mixes_of(average)}
         if len(needs) > size:
             raise ValueError(
                 f"the ensemble of {', '.join(average)} needs {len(needs)} models at a time, and "
                 f"{size} fit: name fewer under method.members, or give the job more memory"
             )
-        free = [k for k, there in enumerate(models) if len(there | needs) <= size]
-        if not free:
-            free = [len(groups)]
+        if len(there | needs) > size:
             groups.append([])
-            models.append(set())
-        place = min(free, key=lambda k: len(needs - models[k]))
-        groups[place].append(average)
-        models[place] |= needs
+            there = set()
+        groups[-1].append(average)
+        there |= needs
     return groups
-
-
-def states(
-    run: Run, siblings: Sequence[Mix], parents: Mapping[str, Cell]
-) -> Iterable[dict[str, torch.Tensor]]:
-    """State dicts on the device of mixes that have the same parents."""
-    first, *more = siblings[0]
-    cell = parents[first]
-    if more:
-        return mixed(siblings, parents, run.device)
-    if cell.artifact.kind == "weights" and run.recipe.model.head.fit:
-        return [run.network(cell).state_dict()]  # with the head that it lacks
-    return [{k: v.to(run.device) for k, v in cell.state().items()}]
 
 
 def mixed(mixes: Sequence[Mix], parents: Mapping[str, Cell], device: torch.device) -> list[dict]:
@@ -133,23 +121,26 @@ def mixed(mixes: Sequence[Mix], parents: Mapping[str, Cell], device: torch.devic
     return [interpolation.views(row, layout) for row in rows_KP]
 
 
-def load(
-    backbone: Backbone, run: Run, mixes: Sequence[Mix], parents: Mapping[str, Cell]
-) -> list[Model]:
-    """The mixes' models, which all run through `backbone`, and its graph where it is compiled."""
-    head = models.head_names(run.recipe.model)
-    by_members: dict[tuple[str, ...], list[Mix]] = {}
+def load(backbone: Backbone, run: Run, mixes: Sequence[Mix]) -> dict[Key, Model]:
+    """The models of mixes, which all run through `backbone`, and its graph where it is compiled."""
+    by_members: dict[tuple[str, ...], dict[Key, Mix]] = {}
     for mix in mixes:
-        by_members.setdefault(tuple(mix), []).append(mix)
-    loaded: dict[int, Model] = {}
+        by_members.setdefault(tuple(mix), {})[key_of(mix)] = mix
+    loaded: dict[Key, Model] = {}
     for members, siblings in by_members.items():
-        for mix, state in zip(siblings, states(run, siblings, parents), strict=True):
-            weight, bias = (state.pop(name) for name in head)
+        parents = {name: stored_cell(run.store, name) for name in members}
+        first, prompt_CHW = parents[members[0]], None
+        if len(members) > 1:
+            states = mixed(list(siblings.values()), parents, run.device)
+        else:
+            states = [{k: v.to(run.device) for k, v in first.state().items()}]
+            prompt_CHW = first.prompt()
+        for key, state in zip(siblings, states, strict=True):
+            weight, bias = (state.pop(name) for name in models.head_names(run.recipe.model))
             features = functools.partial(backbone.given, backbone.state(state))
-            prompt = parents[members[0]].prompt() if len(members) == 1 else None
-            prompt_CHW = None if prompt is None else prompt.to(run.device)
-            loaded[id(mix)] = functools.partial(_logits, features, weight, bias, prompt_CHW)
-    return [loaded[id(mix)] for mix in mixes]
+            prompt = None if prompt_CHW is None else prompt_CHW.to(run.device)
+            loaded[key] = functools.partial(_logits, features, weight, bias, prompt)
+    return loaded
 
 
 def _logits(

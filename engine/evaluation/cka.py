@@ -1,7 +1,12 @@
-"""How far fine-tuning moved a model's features: CKA of every block, before against after.
+"""How far fine-tuning moved a model's features: linear CKA of every block, before against after.
 
-The CKA of a model and the pre-trained model on a set is an artefact: a number a block (`hsic`),
-from a seeded sample of the set's images.
+Centred kernel alignment compares what two layers say about the same images: 1 where one layer's
+features are the other's, turned and scaled; near 0 where they have nothing to do with each other
+(Kornblith et al. 2019, equation 4). It is made of HSIC, which is estimated without bias in each
+minibatch of n images (Song et al. 2012, equation 5) and averaged over minibatches before the ratio
+is taken (Nguyen et al. 2021, equation 3), so that its value does not depend on their size.
+
+The CKA of a model on a set is an artefact: a number a block, from a seeded sample of its images.
 """
 
 from __future__ import annotations
@@ -9,7 +14,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,10 +27,11 @@ from torch import nn
 from engine import models
 from engine.data.sets import LabelledSet
 from engine.errors import RecipeError
-from engine.evaluation import bank, hsic, passes
+from engine.evaluation import bank
 from engine.machine import precision, ranks
 from engine.machine.files import digest
 from engine.models.form import Form
+from engine.recipe.checks import FEWEST_FOR_CKA
 from engine.recipe.schema import ModelRecipe, Recipe
 from engine.run import Run
 from engine.store.cells import Mix, essential
@@ -35,31 +41,12 @@ CHAINS = (nn.Sequential, nn.ModuleList)
 
 
 def evaluate(run: Run, mixes: Sequence[Mix], name: str) -> None:
-    """Make the missing CKA of every mix on a set. The images are read once a model, as one model is
-    on the device at a time.
+    """Make the missing CKA of every mix on a set; the images are read once for each.
 
     Raises ValueError for a set with too few images, RecipeError for a model without blocks.
     """
-
-    @functools.cache
-    def before() -> tuple[_Grams, list[torch.Tensor]]:
-        grams = _Grams(run, name)
-        return grams, list(grams.of({run.base.name: 1.0}))
-
-    def compute(mix: Mix) -> Callable[[Path], object]:
-        grams, of_before = before()
-        sums_3L = torch.zeros(3, len(grams.layers), dtype=torch.float64, device=run.device)
-        for a_LNN, b_LNN in zip(of_before, grams.of(mix), strict=True):
-            pairs = ((a_LNN, b_LNN), (a_LNN, a_LNN), (b_LNN, b_LNN))
-            sums_3L += torch.stack([hsic.hsic(x, y) for x, y in pairs])
-        if ranks.world() > 1:
-            dist.all_reduce(sums_3L)
-        values = zip(grams.layers, hsic.cka(sums_3L).tolist(), strict=True)
-        known = {layer: None if math.isnan(value) else value for layer, value in values}
-        return lambda folder: (folder / FILE).write_text(json.dumps(known, indent=1))
-
     for mix in map(essential, mixes):
-        run.make("cka", *_key(run, mix, name), functools.partial(compute, mix))
+        run.make("cka", *_key(run, mix, name), functools.partial(_compute, run, mix, name))
 
 
 def check(run: Run, name: str) -> None:
@@ -90,15 +77,15 @@ def minibatches(recipe: Recipe, labelled: LabelledSet) -> list[np.ndarray]:
     needs more. Raises ValueError naming a set that has too few images.
     """
     positions = labelled.split(recipe.split_of(labelled.name))
-    if len(positions) < hsic.FEWEST:
+    if len(positions) < FEWEST_FOR_CKA:
         raise ValueError(
             f"evaluate.cka: {labelled.name} has {len(positions)} images to evaluate, and CKA needs "
-            f"{hsic.FEWEST} or more; set evaluate.cka=0"
+            f"{FEWEST_FOR_CKA} or more; set evaluate.cka=0"
         )
     seed = [recipe.dataset.seed, int(digest([labelled.pack.fingerprint, "cka"]), 16)]
     drawn = np.random.default_rng(seed).permutation(positions)[: recipe.evaluate.cka]
-    size = max(recipe.evaluate.batch_size, hsic.FEWEST)
-    count = min(math.ceil(len(drawn) / size), len(drawn) // hsic.FEWEST)
+    size = max(recipe.evaluate.batch_size, FEWEST_FOR_CKA)
+    count = min(math.ceil(len(drawn) / size), len(drawn) // FEWEST_FOR_CKA)
     return np.array_split(drawn, count)
 
 
@@ -125,35 +112,35 @@ def _form(run: Run) -> Form:
     return replace(Form.of(run.recipe.evaluate, run.device), compile="never")
 
 
-class _Grams:
-    """Gram matrices of all blocks for this rank's minibatches of a set."""
-
-    def __init__(self, run: Run, name: str) -> None:
-        self.run = run
-        self.source = run.sets.source(name)
-        all_ranks = minibatches(run.recipe, run.sets[name])
-        numbers = np.array_split(np.arange(len(all_ranks)), ranks.world())[ranks.rank()]
-        self.batches = [all_ranks[number] for number in numbers]
-        self.layers = blocks_of(run.recipe.model)
-        form = _form(run)
-        self.backbone = form.backbone(run.recipe.model, len(run.sets.classes), run.device)
-        self.autocast = precision.autocast(form.precision, run.device)
-        self.normalize = models.Normalize(run.recipe.model, run.device)
-        self._grams: list[torch.Tensor] = []  # of one pass; no output is held beyond it
-        for layer in self.layers:
-            self.backbone.net.get_submodule(layer).register_forward_hook(
-                lambda _module, _inputs, output: self._grams.append(hsic.gram(output))
-            )
-
-    def of(self, mix: Mix) -> Iterator[torch.Tensor]:
-        """`hsic.centred` Gram matrices [L, n, n] of each minibatch, of the model that a mix is."""
-        parents = {name: passes.stored_cell(self.run.store, name) for name in mix}
-        (model,) = bank.load(self.backbone, self.run, [mix], parents)
-        for batch in self.source.batches(self.batches):
-            self._grams.clear()
-            with torch.inference_mode(), self.autocast:
-                model(self.normalize(batch.images))
-            yield hsic.centred(torch.stack(self._grams))
+def _compute(run: Run, mix: Mix, name: str) -> Callable[[Path], object]:
+    """Both models see each of this rank's minibatches; returns what writes their CKA."""
+    form, layers = _form(run), blocks_of(run.recipe.model)
+    backbone = form.backbone(run.recipe.model, len(run.sets.classes), run.device)
+    grams: list[torch.Tensor] = []  # of one minibatch; no output is held beyond it
+    for layer in layers:
+        backbone.net.get_submodule(layer).register_forward_hook(
+            lambda _module, _inputs, output: grams.append(gram(output))
+        )
+    pair: list[Mix] = [{run.base.name: 1.0}, mix]
+    nets = bank.load(backbone, run, pair)
+    normalize = models.Normalize(run.recipe.model, run.device)
+    of_rank = minibatches(run.recipe, run.sets[name])[ranks.rank() :: ranks.world()]
+    sums_3L = torch.zeros(3, len(layers), dtype=torch.float64, device=run.device)
+    for batch in run.sets.source(name).batches(of_rank):
+        x_BCHW, of_pair = normalize(batch.images), []
+        for model in pair:
+            grams.clear()
+            with torch.inference_mode(), precision.autocast(form.precision, run.device):
+                nets[bank.key_of(model)](x_BCHW)
+            of_pair.append(centred(torch.stack(grams)))
+        a_LNN, b_LNN = of_pair
+        pairs = ((a_LNN, b_LNN), (a_LNN, a_LNN), (b_LNN, b_LNN))
+        sums_3L += torch.stack([hsic(x, y) for x, y in pairs])
+    if ranks.world() > 1:
+        dist.all_reduce(sums_3L)
+    values = zip(layers, ratio(sums_3L).tolist(), strict=True)
+    known = {layer: None if math.isnan(value) else value for layer, value in values}  # as JSON
+    return lambda folder: (folder / FILE).write_text(json.dumps(known, indent=1))
 
 
 def blocks(net: nn.Module, prefix: str = "") -> list[str]:
@@ -187,3 +174,47 @@ def blocks_of(recipe: ModelRecipe) -> tuple[str, ...]:
             "evaluate.cka=0 for it"
         )
     return names
+
+
+def gram(features: torch.Tensor) -> torch.Tensor:
+    """Inner products (float32 [n, n], under autocast too) of n images' features [n, ...], each
+    taken as a whole: all channels at all positions or tokens, as in the papers.
+
+    The minibatch's mean is taken off, which changes no HSIC but keeps digits where it is large.
+    """
+    with torch.autocast(features.device.type, enabled=False):
+        x_ND = features.float().flatten(1)
+        x_ND = x_ND - x_ND.mean(0)
+        return x_ND @ x_ND.T
+
+
+def centred(gram_LNN: torch.Tensor) -> torch.Tensor:
+    """Gram matrices [L, n, n] without their diagonals and centred without bias (float64).
+
+    Rows and columns then add up to 0 off the diagonal (Székely and Rizzo 2014, equation 2.3), for
+    four images and more.
+    """
+    n = gram_LNN.shape[-1]
+    k_LNN = gram_LNN.double()
+    k_LNN.diagonal(dim1=-2, dim2=-1).zero_()
+    rows_LN = k_LNN.sum(-1) / (n - 2)
+    total_L = rows_LN.sum(-1) / (n - 1)
+    k_LNN = k_LNN - rows_LN[:, :, None] - rows_LN[:, None, :] + total_L[:, None, None]
+    k_LNN.diagonal(dim1=-2, dim2=-1).zero_()
+    return k_LNN
+
+
+def hsic(a_LNN: torch.Tensor, b_LNN: torch.Tensor) -> torch.Tensor:
+    """Unbiased HSIC (float64 [L]) of `centred` Gram matrices; it can be below 0."""
+    n = a_LNN.shape[-1]
+    return (a_LNN * b_LNN).sum((-2, -1)) / (n * (n - 3))
+
+
+def ratio(sums_3L: torch.Tensor) -> torch.Tensor:
+    """CKA (float64 [L]) from sums over minibatches of HSIC(before, after), HSIC(before, before) and
+    HSIC(after, after). NaN where a layer's features do not vary. The sample's noise can put it
+    below 0."""
+    cross_L, before_L, after_L = sums_3L
+    varies_L = (before_L > 0) & (after_L > 0)
+    norm_L = torch.where(varies_L, before_L, torch.nan).sqrt() * after_L.clamp(min=0).sqrt()
+    return cross_L / norm_L

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +74,7 @@ def teacher(run: Run, cell: Cell, labelled: LabelledSet) -> Callable[[np.ndarray
 
     @torch.no_grad()
     def logits(index: np.ndarray) -> torch.Tensor:
-        with torch.autocast(run.device.type, enabled=False):
-            return head(on_device(features_ND[index], run.device))
+        return head(on_device(features_ND[index], run.device))
 
     return logits
 
@@ -94,17 +92,17 @@ def _compute(run: Run, cell: Cell, labelled: LabelledSet, form: Form, file: Path
     normalize = models.Normalize(recipe.model, run.device)
     model = functools.partial(backbone.given, backbone.state(state))
     cuts = slices(everything, recipe.evaluate.batch_size)
-    pieces = read(run, labelled, cuts, f"features of {labelled.name}")
+    reader = run.sets.source(labelled.name).batches
+    pieces = read(run, reader, cuts, f"features of {labelled.name}")
     file.parent.mkdir(parents=True, exist_ok=True)
     place = file if ranks.rank() == 0 else Path(os.devnull)
-    with closing(pieces):
-        for number, batches in enumerate(pieces):
-            same = [lambda _, x_BD: x_BD]
-            ((x_ND,),) = reduced(normalize, [[model]], batches, form.precision, same)
-            array_ND = np.ascontiguousarray(x_ND.cpu().numpy())
-            with room_for(file), place.open("ab" if number else "wb") as sink:
-                if not number:
-                    header = np.lib.format.header_data_from_array_1_0(array_ND)
-                    header["shape"] = (len(everything), array_ND.shape[1])
-                    np.lib.format.write_array_header_1_0(sink, header)
-                sink.write(array_ND.data)
+    for number, batches in enumerate(pieces):
+        unchanged = [lambda _, x_BD: x_BD]
+        ((x_ND,),) = reduced(run, normalize, [[model]], batches, form.precision, unchanged)
+        array_ND = np.ascontiguousarray(x_ND.cpu().numpy())
+        with room_for(file), place.open("ab" if number else "wb") as sink:
+            if not number:
+                header = np.lib.format.header_data_from_array_1_0(array_ND)
+                header["shape"] = (len(everything), array_ND.shape[1])
+                np.lib.format.write_array_header_1_0(sink, header)
+            sink.write(array_ND.data)

@@ -7,7 +7,8 @@ once, and metrics read only them. A model is an average of cells, of their weigh
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import functools
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,26 +19,21 @@ import torch
 from engine import models
 from engine.data.sets import LabelledSet
 from engine.evaluation import bank, features
-from engine.evaluation.batches import chunks, read, reduced
+from engine.evaluation.bank import stored_cell
+from engine.evaluation.batches import Reader, read, reduced
 from engine.evaluation.reduction import ClassGaps, Reduction, predictions_table
 from engine.machine import ranks
 from engine.machine.files import digest
 from engine.measures.calibration import BINS, TEMPERATURES
 from engine.models.form import Form
 from engine.run import Run
-from engine.store import cells
-from engine.store.artifacts import Artifact, Store
-from engine.store.cells import Average, Cell, essential
+from engine.store.artifacts import Artifact
+from engine.store.cells import Average, essential
 from engine.store.pending import PART, Pending, slices
-from loaders.batch import on_device
+from loaders.batch import Batch, on_device
 
 
-def evaluate(
-    run: Run,
-    averages: Sequence[Average],
-    names: Iterable[str],
-    split: str,
-) -> None:
+def evaluate(run: Run, averages: Sequence[Average], names: Iterable[str], split: str) -> None:
     """Make the missing predictions of every average of cells on every named set.
 
     Raises FileNotFoundError where some are missing from a store that only finds.
@@ -105,116 +101,66 @@ def key_of(
     return f"{'+'.join(n.rsplit('-', 1)[0] for n in average)}-on-{labelled.name}"[:120], key
 
 
-def _pass(
-    run: Run,
-    averages: Sequence[Average],
-    labelled: LabelledSet,
-    split: str,
-) -> None:
+def _pass(run: Run, averages: Sequence[Average], labelled: LabelledSet, split: str) -> None:
     cuts = slices(labelled.split(split), run.recipe.evaluate.batch_size)
     pending = [Pending(run.store, a, key_of(run, a, labelled, split), cuts) for a in averages]
     for evaluation in pending:
         if not evaluation.todo:  # only the joining of its slices is left
             evaluation.finish()
-    pending = [evaluation for evaluation in pending if evaluation.todo]
-    parents = {name: stored_cell(run.store, name) for each in pending for name in each.average}
-    probes = [each for each in pending if _shares_base_backbone(run, each.average, parents)]
-    full = [each for each in pending if each not in probes]
+    heads = {each: _head(run, each.average) for each in pending if each.todo}
+    probes = {each: [head] for each, head in heads.items() if head}
+    full = {id(each.average): each for each, head in heads.items() if not head}
     if probes:
-        _from_features(run, probes, parents, labelled)
+        rows_ND = features.stored(run, run.base, labelled)
+        reader = functools.partial(_of_features, rows_ND, run.device)
+        _evaluate(run, list(probes), list(probes.values()), labelled, reader, lambda x_ND: x_ND)
     if full:
-        _from_images(run, full, parents, labelled)
+        source = run.sets.source(labelled.name)  # takes its memory before shares are taken
+        normalize = models.Normalize(run.recipe.model, run.device)
+        for group, nets in bank.loaded(run, [evaluation.average for evaluation in full.values()]):
+            of_group = [full[id(average)] for average in group]
+            _evaluate(run, of_group, nets, labelled, source.batches, normalize)
+            del nets  # before the next group is loaded
 
 
-def _shares_base_backbone(run: Run, average: Average, parents: Mapping[str, Cell]) -> bool:
-    """Whether the average is of a single cell, with the base model's frozen backbone."""
-    if len(average) > 1 or not run.shares_features:
-        return False
-    return parents[next(iter(average))].backbone == run.base.backbone
+def _head(run: Run, average: Average) -> bank.Model | None:
+    """The head of an average that is a single cell with the base model's frozen backbone."""
+    cell = stored_cell(run.store, next(iter(average)))
+    if len(average) > 1 or not run.shares_features or cell.backbone != run.base.backbone:
+        return None
+    tensors = cell.tensors(*models.head_names(run.recipe.model))
+    weight, bias = (tensor.to(run.device) for tensor in tensors)
+    return lambda x_BD: models.logits(x_BD, weight, bias)
 
 
-def _from_features(
-    run: Run, probes: Sequence[Pending], parents: Mapping[str, Cell], labelled: LabelledSet
-) -> None:
-    """Models that share the base model's backbone: its features go through all heads at once."""
-    shared_ND = features.stored(run, run.base, labelled)
-    names = models.head_names(run.recipe.model)
-    heads = [_head(run, parents[next(iter(probe.average))], names) for probe in probes]
-    weights_HDC = torch.stack([weight for weight, _ in heads]).transpose(1, 2)
-    biases_H1C = torch.stack([bias for _, bias in heads]).unsqueeze(1)
-    reductions = _reductions(run, labelled)
-    for number in _unfinished(probes):
-        parts: list[list[list[torch.Tensor]]] = [[[] for _ in reductions] for _ in probes]
-        with torch.inference_mode():
-            for index in chunks(run, probes[0].cuts[number]):
-                x_ND = on_device(shared_ND[index], run.device)
-                # Gives each head's logits bit for bit, which one wide product of all does not.
-                x_HND = x_ND.expand(len(heads), *x_ND.shape)
-                logits_HNC = torch.baddbmm(biases_H1C, x_HND, weights_HDC)
-                for logits, of_head in zip(logits_HNC, parts, strict=True):
-                    for reduce, rows in zip(reductions, of_head, strict=True):
-                        rows.append(reduce(index, logits))
-        _put(number, labelled, probes, [[torch.cat(rows) for rows in of] for of in parts])
+def _of_features(
+    rows_ND: torch.Tensor, device: torch.device, batches: Iterable[np.ndarray]
+) -> Iterator[Batch]:
+    """Stored features [N, D] of a set, in place of its images."""
+    for index in batches:
+        yield Batch(index, device, functools.partial(on_device, rows_ND[index], device))
 
 
-def _head(run: Run, cell: Cell, names: tuple[str, str]) -> list[torch.Tensor]:
-    """Weight [C, D] and bias [C]; a pre-trained backbone gets the head that `network` gives it."""
-    if cell.artifact.kind == "weights":
-        head = models.head(run.network(cell))
-        return [head.weight.detach(), head.bias.detach()]
-    return [tensor.to(run.device) for tensor in cell.tensors(*names)]
-
-
-def _from_images(
-    run: Run, full: Sequence[Pending], parents: Mapping[str, Cell], labelled: LabelledSet
-) -> None:
-    """All other models: every batch is read and normalised once for those on the device."""
-    by_average = {id(evaluation.average): evaluation for evaluation in full}
-    run.sets.source(labelled.name)  # takes its memory before shares of the rest are taken
-    normalize = models.Normalize(run.recipe.model, run.device)
-    reductions = _reductions(run, labelled)
-    kind = Form.of(run.recipe.evaluate, run.device).precision
-    for group, nets in bank.loaded(run, [evaluation.average for evaluation in full], parents):
-        pending = [by_average[id(average)] for average in group]
-        numbers = _unfinished(pending)
-        label = f"{len(pending)} models on {labelled.name}"
-        pieces = read(run, labelled, [full[0].cuts[number] for number in numbers], label)
-        for number, batches in zip(numbers, pieces, strict=True):
-            missing = [k for k, evaluation in enumerate(pending) if number in evaluation.todo]
-            rows = reduced(normalize, [nets[k] for k in missing], batches, kind, reductions)
-            _put(number, labelled, [pending[k] for k in missing], rows)
-        del nets  # before the next group is loaded
-
-
-def _reductions(run: Run, labelled: LabelledSet) -> list[Reduction]:
-    calibration = run.recipe.evaluate.calibration
-    rows = Reduction(labelled, run.device, calibration=calibration)
-    return [rows, ClassGaps(labelled, run.device)] if calibration else [rows]
-
-
-def _unfinished(evaluations: Sequence[Pending]) -> list[int]:
-    """Numbers of the slices that some evaluation lacks."""
-    return sorted(set[int]().union(*(evaluation.todo for evaluation in evaluations)))
-
-
-def _put(
-    number: int,
+def _evaluate(
+    run: Run,
+    pending: Sequence[Pending],
+    nets: Sequence[Sequence[bank.Model]],
     labelled: LabelledSet,
-    evaluations: Sequence[Pending],
-    rows: Iterable[Sequence[torch.Tensor]],
+    reader: Reader,
+    inputs: bank.Model,
 ) -> None:
-    """Store each evaluation's predictions of slice `number`, where they are missing."""
-    for evaluation, of_evaluation in zip(evaluations, rows, strict=True):
-        if number in evaluation.todo:
-            table = predictions_table(of_evaluation, labelled, evaluation.cuts[number])
-            evaluation.put(number, table)
-
-
-def stored_cell(store: Store, name: str) -> Cell:
-    """A cell, or a backbone's weights, by name; FileNotFoundError where there is none."""
-    cell = cells.find(store, name)
-    if cell is None:
-        raise FileNotFoundError(
-            f"no cell {name} under {store.root}: run the same command again to make it"
-        )
-    return cell
+    """Store the missing slices of evaluations; nets, reader, inputs: as of `batches`."""
+    calibration = run.recipe.evaluate.calibration
+    reductions: list[Reduction] = [Reduction(labelled, run.device, calibration=calibration)]
+    if calibration:
+        reductions.append(ClassGaps(labelled, run.device))
+    kind = Form.of(run.recipe.evaluate, run.device).precision
+    numbers = sorted(set[int]().union(*(evaluation.todo for evaluation in pending)))
+    cuts, label = pending[0].cuts, f"{len(pending)} models on {labelled.name}"
+    pieces = read(run, reader, [cuts[number] for number in numbers], label)
+    for number, batches in zip(numbers, pieces, strict=True):
+        missing = [k for k, evaluation in enumerate(pending) if number in evaluation.todo]
+        rows = reduced(run, inputs, [nets[k] for k in missing], batches, kind, reductions)
+        for k, of_evaluation in zip(missing, rows, strict=True):
+            table = predictions_table(of_evaluation, labelled, cuts[number])
+            pending[k].put(number, table)

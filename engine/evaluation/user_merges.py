@@ -23,13 +23,13 @@ from engine.data import descriptions
 from engine.data.descriptions import Description
 from engine.data.sets import LabelledSet, Sets
 from engine.evaluation import bank, passes, user_models
+from engine.evaluation.user_models import pack_at
 from engine.machine import ranks
 from engine.machine.files import cache_folder
 from engine.methods.base import Derived
-from engine.models import clip
 from engine.recipe import modules
 from engine.recipe.campaigns import PRE_TRAINED
-from engine.recipe.schema import MethodRecipe, Recipe
+from engine.recipe.schema import MethodRecipe
 from engine.run import Run
 from engine.store.artifacts import Store
 from engine.store.cells import Average, Cell, Ensemble, Export, essential
@@ -52,21 +52,13 @@ class Checkpoints:
     """What a method that trains nothing may ask for (`engine.methods.context`), of files.
 
     cells: by the names that the method asks for. base: the pre-trained model, if there is one.
-    holdout: the name of the set of `run` that choices are made on, if there is one.
+    Choices are made on the run's downstream set, if it has one.
     """
 
-    def __init__(
-        self, run: Run, cells: Mapping[str, Cell], base: Cell | None, holdout: str
-    ) -> None:
-        self.recipe, self.device = run.recipe, run.device
+    def __init__(self, run: Run, cells: Mapping[str, Cell], base: Cell | None) -> None:
+        self.recipe, self.device, self.network = run.recipe, run.device, run.network
         self.has_chosen = False
-        self._run, self._cells, self._base, self._holdout = run, cells, base, holdout
-
-    def __getattr__(self, name: str) -> Any:
-        raise ValueError(
-            f"the method {self.recipe.method.name} asks for `{name}`, which checkpoints alone do "
-            "not have: run it in a campaign"
-        )
+        self._run, self._cells, self._base = run, cells, base
 
     @property
     def base(self) -> Cell:
@@ -80,26 +72,23 @@ class Checkpoints:
     @property
     def target(self) -> LabelledSet:
         """The set that choices are made on, all of it held out."""
-        if not self._holdout:
+        if not self.recipe.downstream:
             raise ValueError(
                 f"{self.recipe.method.title} is chosen on images: name a folder with "
                 "<class>/<image>, of which no model saw any in training, by --holdout"
             )
         self.has_chosen = True
-        labelled = self._run.sets[self._holdout]
+        labelled = self._run.target
         return dataclasses.replace(labelled, holdout=np.arange(len(labelled.pack)))
 
     def cell(self, method: str, *, seed: int | None = None) -> Cell:
         return self._cells[method]
 
-    def network(self, cell: Cell) -> torch.nn.Module:
-        return self._run.network(cell)
-
     def holdout_accuracy(self, average: Average) -> float:
         accuracy = passes.holdout_accuracy(self._run, average)
         files = {cell.name: file for file, cell in self._cells.items()}
         names = " + ".join(files.get(name, PRE_TRAINED) for name in average)
-        log.info("%.2f%% on %s: %s", accuracy, self._holdout, names)
+        log.info("%.2f%% on %s: %s", accuracy, self.recipe.downstream, names)
         return accuracy
 
 
@@ -126,8 +115,6 @@ def merged(
     of_method = [word for word in overrides if word.startswith("method.")]
     rest = [word for word in overrides if word not in of_method]
     resolved, files, classes = user_models.described(everything, arch, rest, classes)
-    if resolved.model.arch.startswith(clip.PREFIX):
-        raise ValueError(f"{resolved.model.arch}: timm has no such model, so it cannot be written")
     for file in files:
         if descriptions.prompt_of(file) is not None:
             raise ValueError(
@@ -135,25 +122,18 @@ def merged(
             )
     device = ranks.start(resolved.device)
     names = list(map(str, files[: len(places)]))
-    options = _options(method, names, base is not None, resolved, of_method)
-    resolved = dataclasses.replace(resolved, method=options)
+    options = _options(method, names, base is not None, resolved.model.arch, of_method)
     store = Store(Path(resolved.runs) / "store")
     of_files = user_models.cells_of(resolved.model, store, files)
     head = user_models.head_of(resolved.model, of_files, classes)
     by_name = {str(file): cell for file, cell in of_files.items()}
     pre_trained = of_files[files[-1]]  # of the base, where there is one
-    packs = {}
-    if holdout is not None:
-        packs = {holdout.resolve().name: user_models.pack_at(resolved, holdout)}
-        resolved = dataclasses.replace(resolved, downstream=next(iter(packs)))
+    packs = {} if holdout is None else {holdout.resolve().name: pack_at(resolved, holdout)}
+    resolved = dataclasses.replace(resolved, method=options, downstream="".join(packs))
     sets = Sets(resolved, device, cache_folder(), packs, head)
     run = Run(resolved, device, sets, store, pre_trained, shares_features=False)
-    context: Any = Checkpoints(
-        run,
-        {name: by_name[file] for name, file in _asked(options, names).items()},
-        None if base is None else pre_trained,
-        "".join(packs),
-    )
+    asked = {name: by_name[file] for name, file in _asked(options, names).items()}
+    context: Any = Checkpoints(run, asked, None if base is None else pre_trained)
     with run.threads():
         state, mix = _made(options, context, by_name)
     if packs and not context.has_chosen:
@@ -165,21 +145,19 @@ def merged(
 
 
 def _options(
-    method: str, files: Sequence[str], has_base: bool, resolved: Recipe, words: Sequence[str]
+    method: str, files: Sequence[str], has_base: bool, arch: str, words: Sequence[str]
 ) -> MethodRecipe:
     """The method's options; the files are its members, where it has any."""
-    if any(word.partition("=")[0] == f"method.{MEMBERS}" for word in words):
+    if any(word.startswith(f"method.{MEMBERS}=") for word in words):
         raise ValueError("method.members: the checkpoints are the members; leave it out")
-    of_arch = [f"model.arch={resolved.model.arch}", "dataset.sets=[]"]
+    of_arch = [f"model.arch={arch}", "dataset.sets=[]"]
     cell = recipe.of_sections("file", "folder", [*of_arch, *words], method=method)
     options = vars(cell.method)
     if MEMBERS in options:
         with_base = has_base and PRE_TRAINED in options[MEMBERS]
         members = [*([PRE_TRAINED] if with_base else []), *files]
-        words = [f"method.{MEMBERS}={json.dumps(members)}"]
-        if SEEDS in options:  # a file is of one seed
-            words.append(f"method.{SEEDS}=1")
-        cell = recipe.varied(cell, words)
+        one_seed = [f"method.{SEEDS}=1"] if SEEDS in options else []
+        cell = recipe.varied(cell, [f"method.{MEMBERS}={json.dumps(members)}", *one_seed])
     return modules.checked(cell)
 
 
@@ -191,9 +169,7 @@ def _asked(options: MethodRecipe, files: Sequence[str]) -> dict[str, str]:
             f"{options.name} trains; only a method that makes models of finished ones can merge: "
             "soup, greedy_soup, wise_ft, lines, model_stock, mono_soup, ties, task_arithmetic"
         )
-    if MEMBERS in vars(options):
-        return {file: file for file in files}
-    needs = options.needs
+    needs = options.needs  # the files themselves, where they are members
     if len(needs) != len(files):
         raise ValueError(
             f"{options.title} is made of {len(needs)} fine-tuned model"
@@ -210,8 +186,7 @@ def _made(
 
     cells: by file.
     """
-    method = modules.find(options.module).Method(options)
-    made = method.make(context)
+    made = modules.find(options.module).Method(options).make(context)
     if isinstance(made, Export):
         return {k: tensor.cpu() for k, tensor in made.state.items()}, {}
     (mix,) = (entry.mix for entry in made if entry.headline)

@@ -7,7 +7,6 @@ every command finds the predictions that an earlier command made.
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -26,7 +25,6 @@ from engine.store.artifacts import Store
 from engine.store.cells import Cell
 from loaders.pack import MANIFEST, Pack
 
-log = logging.getLogger(__name__)
 CLIP = {"visual.proj", "logit_scale"}  # tensors that only open_clip's checkpoints have
 
 
@@ -87,10 +85,15 @@ def evaluate(
     store = Store(Path(resolved.runs) / "store")
     cells = cells_of(resolved.model, store, files)
     head = head_of(resolved.model, cells, classes)
+    names = {file: cell.name for file, cell in cells.items()}
+    compared = [Model.named(str(file), {name: 1.0}) for file, name in names.items()]
+    if alphas is not None:
+        (first, second), both = names.values(), " + ".join(map(str, names))
+        compared = [Model.named(both, {first: 1 - a, second: a}, a) for a in alphas]
     return accuracies.evaluate(
         resolved,
         store,
-        _models({file: cell.name for file, cell in cells.items()}, alphas),
+        compared,
         {name: pack_at(resolved, place) for name, place in sets.items()},
         device,
         base=next(iter(cells.values())),
@@ -162,14 +165,6 @@ def cell_of(model: ModelRecipe, store: Store, file: Path) -> Cell:
             source = "open_clip"
         weights = dataclasses.replace(model.weights, source=source, path=str(file))
         prompt = descriptions.prompt_of(file)
-        if prompt is not None:
-            log.warning(
-                "%s is evaluated with its input prompt %s, which timm does not know: %s alone, as "
-                "timm loads it, is another model",
-                file.parent,
-                prompt.name,
-                file.name,
-            )
         of_file = dataclasses.replace(model, weights=weights)
         return Cell(checkpoints.backbone(of_file, store, cache_folder(), 0, prompt))
 
@@ -191,12 +186,3 @@ def pack_at(resolved: Recipe, place: Path) -> Pack:
     )
     of_folder = dataclasses.replace(resolved, dataset=dataset)
     return ranks.first(lambda: pack_of(of_folder, place.name, cache_folder()))
-
-
-def _models(cells: Mapping[Path, str], alphas: Sequence[float] | None) -> list[Model]:
-    """The files as models, or with alphas their interpolations."""
-    if alphas is None:
-        return [Model.named(str(file), {name: 1.0}) for file, name in cells.items()]
-    first, second = cells.values()
-    both = " + ".join(map(str, cells))
-    return [Model.named(both, {first: 1 - a, second: a}, a) for a in alphas]

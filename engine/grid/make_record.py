@@ -16,7 +16,7 @@ from engine.grid.campaign import PREPARE, REPORT, Plan
 from engine.grid.columns import Column
 from engine.grid.record import MissingColumn, Record
 from engine.machine.programs import NoAnswer, answer
-from engine.measures import predictions
+from engine.measures import metrics, predictions
 from engine.measures.rows import PRE, Arm, Evaluation, ModelOnSet
 from engine.otdd import problems, solve
 from engine.recipe.schema import MethodRecipe
@@ -47,7 +47,11 @@ def record_of(plan: Plan, device: torch.device) -> Record:
     evaluations = list(_evaluations(run, models))
     files = dict.fromkeys(row.path for row in evaluations)
     seeds = sorted({row.seed for row in evaluations if row.method != PRE})
-    is_emoji = dataset.kind == "emoji"
+    is_emoji, pictures = dataset.kind == "emoji", {}
+    if dataset.thumbnails:
+        asked = plan.sets, dataset.upstream, plan.downstreams
+        changes = metrics.gather(evaluations, *asked, draws=1).changes
+        pictures = thumbnails.of_changes(run.sets, dataset, changes)
     return Record(
         name=plan.name,
         sets=list(plan.sets),
@@ -66,7 +70,7 @@ def record_of(plan: Plan, device: torch.device) -> Record:
         cka=list(_cka(models)) if run.recipe.evaluate.cka else None,
         sweep={c.setting: c.varied for c in plan.columns} if plan.is_sweep else None,
         classes=imagenet.readable(run.sets.classes),
-        thumbnails=thumbnails.of_changes(run.sets, dataset, evaluations),
+        thumbnails=pictures,
         attempts=[a for a in attempts.read(plan.place) if a.stage != REPORT],
         artifacts=_artifacts(run, models, evaluations),
     )

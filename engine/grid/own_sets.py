@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from engine.evaluation import accuracies, passes, user_models
+from engine.evaluation import accuracies, bank, user_models
 from engine.evaluation.accuracies import Model, OnSet
 from engine.grid import export
 from engine.grid.record import FinishedCampaign
@@ -46,7 +46,7 @@ def evaluate(
             )
     resolved, store = campaign.plan.recipe, Store(campaign.store)
     models = _models(campaign)
-    cells = {name: passes.stored_cell(store, name) for model in models for name in model.mix}
+    cells = {name: bank.stored_cell(store, name) for model in models for name in model.mix}
     return accuracies.evaluate(
         resolved,
         store,

@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -30,7 +30,7 @@ from engine.grid import cell_plan
 from engine.grid.build import Builder
 from engine.machine import precision
 from engine.machine.files import cache_folder
-from engine.machine.flops import of_image, peak_tflops
+from engine.machine.flops import of_image, peak
 from engine.methods.base import Trained
 from engine.recipe import modules
 from engine.recipe.schema import Recipe
@@ -151,13 +151,10 @@ class Bench:
         if not isinstance(trained, Trained):
             raise ValueError(f"{method} mixes finished cells: it has no training of its own")
         loop.prepare(trained, builder.run, builder)
-        engine = loop.initialize(trained, builder.run)
         images = batch * (len(builder.target.training(builder.recipe)) // batch)
-        try:
+        with loop.initialized(trained, builder.run) as engine:
             run = partial(loop.epochs, engine, trained, builder.run)
             yield Training(builder, trained, images, run)
-        finally:
-            loop.close(engine)
 
     def _plain(self, recipe: Recipe) -> Iterator[Speed]:
         batch, size = recipe.train.batch_size, recipe.model.image_size
@@ -218,20 +215,3 @@ class Bench:
             mfu=rate * operations / peak(self.device, kind),
             peak_mb=torch.cuda.max_memory_allocated(self.device) / 1e6 if on_gpu else None,
         )
-
-
-@cache
-def peak(device: torch.device, kind: str) -> float:
-    """Operations a second: the data sheet's of a known GPU, else of the best product seen here."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    if known := peak_tflops(name, kind):
-        return 1e12 * known
-    side = 4096 if device.type == "cuda" else 1024
-    dtype = torch.bfloat16 if kind == "bf16" else torch.float32
-    a, b = torch.randn(2, side, side, device=device, dtype=dtype)
-    times = []
-    for _ in range(10):
-        begin = time.perf_counter()
-        (a @ b)[0, 0].item()  # waits for the product
-        times.append(time.perf_counter() - begin)
-    return 2 * side**3 / min(times)

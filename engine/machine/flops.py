@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import re
+import time
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -57,3 +59,20 @@ def peak_tflops(name: str, precision: str) -> float:
     words = set(re.split(r"[^A-Z0-9]+", name.upper()))
     known = [peaks[precision] for chip, peaks in PEAKS.items() if chip in words]
     return known[0] if known and not words & SLOWER else 0.0
+
+
+@cache
+def peak(device: torch.device, precision: str) -> float:
+    """Operations a second: the data sheet's of a known GPU, else of the best product seen here."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    if known := peak_tflops(name, precision):
+        return 1e12 * known
+    side = 4096 if device.type == "cuda" else 1024
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    a, b = torch.randn(2, side, side, device=device, dtype=dtype)
+    times = []
+    for _ in range(10):
+        begin = time.perf_counter()
+        (a @ b)[0, 0].item()  # waits for the product
+        times.append(time.perf_counter() - begin)
+    return 2 * side**3 / min(times)

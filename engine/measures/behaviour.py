@@ -17,16 +17,15 @@ from engine.measures.predictions import ImagePredictions
 
 
 def calibration_error(predictions: ImagePredictions, sources: np.ndarray) -> float:
-    """Expected calibration error in points: the mean distance between confidence and accuracy.
+    """Expected calibration error in points: the mean distance between confidence, the probability
+    of the top-1 class, and accuracy, in 15 bins of equal width, open below and closed above (Guo et
+    al. 2017, equation 3).
 
-    Confidence is the probability of the top-1 class; 15 bins of equal width, open below and closed
-    above (Guo et al. 2017, equation 3). The distance in a bin is above 0 by chance alone, so it is
-    debiased (as Kumar et al. 2019, section 4.2): each bin's sum is taken to be normal, with its
-    variance over `sources` (int [images]: the images of a source are not independent), and what the
-    absolute value of such a number is too large by is subtracted. The result may be below 0.
-
-    It has no interval: in simulated campaigns of known truth none that was tried held it as often
-    as it said.
+    The distance in a bin is above 0 by chance alone, so it is debiased (as Kumar et al. 2019,
+    section 4.2): each bin's sum is taken to be normal, with its variance over `sources` (int
+    [images]: the images of a source are not independent), and what the absolute value of such a
+    number is too large by is subtracted. The result may be below 0. It has no interval: in
+    simulated campaigns of known truth none that was tried held it as often as it said.
     """
     gaps = predictions.weights * (predictions.p_top1.astype(np.float64) - predictions.hit)
     edges = np.ceil(predictions.p_top1.astype(np.float64) * BINS).astype(int)
@@ -47,15 +46,12 @@ def scaled_calibration_error(predictions: ImagePredictions, sources: np.ndarray)
 
 
 def classwise_calibration_error(predictions: ImagePredictions, sources: np.ndarray) -> float:
-    """Class-wise calibration error in points (classwise-ECE of Kull et al. 2019; Nixon et al. 2019
-    call it static calibration error); NaN where it is not stored.
+    """Class-wise calibration error in points (Kull et al. 2019; static calibration error of Nixon
+    et al. 2019): for each possible class, the distance between its mean probability and its share
+    of images, in 15 bins of that probability; a mean over classes. NaN where it is not stored.
 
-    For each class that is a possible answer, images are put into 15 bins of equal width, open below
-    and closed above, by the probability of this class, whether or not it is the answer. A bin's
-    distance is that between its mean probability and its share of images of the class, weighted
-    by its images; the result is the mean over classes. All images count alike. It is not debiased:
-    that would need the sums of each source. It shrinks with the number of classes, since most
-    probabilities are near 0, and is no measure across data sets.
+    All images count alike. It is not debiased: that would need the sums of each source. It shrinks
+    with the number of classes, and is no measure across data sets.
     """
     gaps_CB = predictions.class_gaps
     if gaps_CB is None:
@@ -69,8 +65,7 @@ def macro_accuracy(predictions: ImagePredictions, sources: np.ndarray) -> float:
 
 
 def worst_class_accuracy(predictions: ImagePredictions, sources: np.ndarray) -> float:
-    """Accuracy in percent on the worst class that the set has images of. Of few images a class it
-    is low by chance alone."""
+    """The least of these. Of few images a class it is low by chance alone."""
     return float(100 * np.min(_class_accuracies(predictions)))
 
 

@@ -1,12 +1,10 @@
 """A joint bootstrap, from which every interval and comparison is derived.
 
-Accuracies of a grid depend on each other: models see the same images, sets hold copies of the same
-source images, and methods share training seeds. All are drawn together, so that RI, mRI and
-differences are plain arithmetic on the draws, and paired.
-
-The population is source images like these (all images made from a source are drawn together) and,
-where cells were trained with several seeds, training runs like these. The sets, the classes and
-the pre-trained model are fixed.
+Models see the same images, sets hold copies of the same source images, and methods share training
+seeds. All are drawn together, so that RI, mRI and differences are plain arithmetic on the draws,
+and paired. The population is source images like these (all images made from a source are drawn
+together) and, where cells were trained with several seeds, training runs like these. The sets, the
+classes and the pre-trained model are fixed.
 
 It is a Poisson bootstrap (Chamandy et al. 2012, "Estimating Uncertainty for Massive Data Streams"):
 each draw weights each source by an independent Poisson number of mean 1, and a mean is a ratio of

@@ -14,24 +14,20 @@ import numpy as np
 import pandas
 
 from engine.measures.metrics import Grid, Means
-from engine.measures.rows import Arm
 
 SIGNIFICANT = 0.05
 
 
-def compare(grid: Grid, pairs: Sequence[tuple[Arm, Arm]]) -> pandas.DataFrame:
-    """Each pair's difference in mRI, then in mean accuracy on each of the sets that a model was
-    trained elsewhere than on; the population: `bootstrap`.
+def compare(grid: Grid, arms: Sequence[int]) -> pandas.DataFrame:
+    """The difference of every two arms of a pre-trained model and setting (places in `Grid.arms`):
+    in mRI, then in mean accuracy on each set, over the models that were trained on others; the
+    population: `bootstrap`.
 
-    Columns: arm and against (places in `Grid.arms`), evaluated_on (empty: mRI), difference in
-    points and its ends, p, and p_corrected by Holm: over all pairs for mRI, over all pairs and sets
-    for sets. Raises ValueError for a pair of different pre-trained models or settings.
+    Columns: arm and against, evaluated_on (empty: mRI), difference in points and its ends, p, and
+    p_corrected by Holm: over all pairs for mRI, over all pairs and sets for sets.
     """
-    for arm, against in pairs:
-        if arm.model != against.model:
-            raise ValueError(f"{arm} and {against} start from different pre-trained models")
-        if arm.setting != against.setting:
-            raise ValueError(f"{arm} and {against} have different settings")
+    alike = [(arm.model, arm.setting) for arm in grid.arms]
+    pairs = [(a, b) for a, b in itertools.combinations(arms, 2) if alike[a] == alike[b]]
     rows = grid.elsewhere
     on_sets = grid.mean(rows, ["arm", "evaluated_on"])
     overall = Means(grid, grid.mri.keys.assign(evaluated_on=""), grid.mri.weights)
@@ -42,24 +38,17 @@ def compare(grid: Grid, pairs: Sequence[tuple[Arm, Arm]]) -> pandas.DataFrame:
 
 
 def _family(
-    means: Means, pairs: Sequence[tuple[Arm, Arm]], names: Sequence[str]
+    means: Means, pairs: Sequence[tuple[int, int]], names: Sequence[str]
 ) -> pandas.DataFrame:
     """A family of tests: a row a pair and name, of the difference of two means."""
-    number = {arm: k for k, arm in enumerate(means.grid.arms)}
     place = {key: k for k, key in enumerate(means.keys.itertuples(index=False, name=None))}
-    tests = [(number[a], number[b], name) for a, b in pairs for name in names]
+    tests = [(arm, against, name) for arm, against in pairs for name in names]
+    left = np.array([place[arm, name] for arm, _, name in tests], int)
+    right = np.array([place[against, name] for _, against, name in tests], int)
     keys = pandas.DataFrame(tests, columns=["arm", "against", "evaluated_on"])
-    left = means.pick(np.array([place[arm, name] for arm, _, name in tests], int))
-    right = means.pick(np.array([place[arm, name] for _, arm, name in tests], int))
-    apart = left.less(right, keys)
+    apart = Means(means.grid, keys, means.weights[:, left] - means.weights[:, right])
     p = apart.p()
     return apart.table("difference").assign(p=p, p_corrected=holm(p))
-
-
-def all_pairs(arms: Sequence[Arm]) -> list[tuple[Arm, Arm]]:
-    """Every two arms of a setting that start from the same pre-trained model."""
-    pairs = itertools.combinations(arms, 2)
-    return [(a, b) for a, b in pairs if (a.model, a.setting) == (b.model, b.setting)]
 
 
 def holm(p: np.ndarray) -> np.ndarray:

@@ -42,33 +42,19 @@ def pearson(x: np.ndarray, y: np.ndarray) -> Correlation:
     A unit's K values come from one thing, such as a model that was evaluated on K sets: they are
     permuted and drawn together. p is by permutation of the units, exact for eight or fewer.
     """
-    # -1 in place of the product would be no number where there are no units.
-    x, y = (v.reshape(len(v), math.prod(v.shape[1:])).astype(float) for v in (x, y))
-    units, nothing = len(x), math.nan
-    everything = np.arange(units)
-
-    def coefficients(of_x: np.ndarray, of_y: np.ndarray) -> np.ndarray:
-        """[B] from the units [B, units], or [units], of each variable."""
-        a, b = (v[k].reshape(*k.shape[:-1], -1) for v, k in ((x, of_x), (y, of_y)))
-        a, b = (values - values.mean(axis=-1, keepdims=True) for values in (a, b))
-        norm = np.sqrt((a**2).sum(axis=-1) * (b**2).sum(axis=-1))
-        product = (a * b).sum(axis=-1)
-        return np.divide(product, norm, np.full_like(product, nothing), where=norm > 0)
-
-    known = np.isfinite(x).all() and np.isfinite(y).all()
-    varies = all(np.ptp(v) > 1e-12 * np.abs(v).max() for v in (x, y)) if known and x.size else False
-    if units < 2 or x.size < FEWEST or not varies:
-        return Correlation(units, nothing, nothing, nothing, nothing)
-    value = float(coefficients(everything, everything))
-    shuffled = coefficients(everything, _orders(units))
+    units, nothing = len(x), [math.nan] * 4
+    x, y = (v.reshape(units, math.prod(v.shape[1:])).astype(float) for v in (x, y))
+    if units < 2 or x.size < FEWEST or not (_varies(x) and _varies(y)):
+        return Correlation(units, *nothing)
+    value, shuffled = float(_coefficient(x, y)), _coefficient(x, y[_orders(units)])
     close = 1e-12  # coefficients that are equal but for rounding
     tails = (shuffled <= value + close).sum(), (shuffled >= value - close).sum()
-    is_exact = units <= EXACT
-    p = min(1.0, 2 * (min(tails) + (not is_exact)) / (len(shuffled) + (not is_exact)))
-    ends = nothing, nothing
+    itself = units > EXACT  # among random permutations, the order that was seen counts as one
+    p = min(1.0, 2 * (min(tails) + itself) / (len(shuffled) + itself))
+    ends = nothing[:2]
     if units >= FOR_AN_INTERVAL:
         drawn = np.random.default_rng(0).integers(0, units, (RESAMPLES, units))
-        ends = bootstrap.interval(coefficients(drawn, drawn))
+        ends = bootstrap.interval(_coefficient(x[drawn], y[drawn]))
     return Correlation(units, value, p, *map(float, ends))
 
 
@@ -76,6 +62,19 @@ def spearman(x: np.ndarray, y: np.ndarray) -> Correlation:
     """Spearman's rank coefficient, as `pearson`."""
     ranks = (pandas.Series(values.ravel()).rank().to_numpy() for values in (x, y))
     return pearson(*(values.reshape(x.shape) for values in ranks))
+
+
+def _varies(values: np.ndarray) -> bool:
+    """Whether they are known and differ by more than rounding."""
+    return bool(np.ptp(values) > 1e-12 * np.abs(values).max())
+
+
+def _coefficient(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Pearson's [...], over all values of the units [..., units, K]; NaN where one is constant."""
+    a, b = (v - v.mean(axis=(-2, -1), keepdims=True) for v in (x, y))
+    with np.errstate(invalid="ignore"):
+        norm = np.sqrt((a**2).sum(axis=(-2, -1)) * (b**2).sum(axis=(-2, -1)))
+        return (a * b).sum(axis=(-2, -1)) / norm
 
 
 def _orders(units: int) -> np.ndarray:

@@ -70,11 +70,9 @@ def pairs(matrix: Matrix) -> pandas.DataFrame:
     """A row a pair of sets, each once: distance, gap and marginal error, NaN where the pair did not
     converge, and eps."""
     names, (i, j) = np.array(matrix.names, object), np.triu_indices(len(matrix.names), 1)
-    columns = {"distance": matrix.values, "gap": matrix.gaps}
-    columns["marginal_error"] = matrix.marginal_errors
-    return pandas.DataFrame(
-        {"set": names[i], "other": names[j], **{k: v[i, j] for k, v in columns.items()}}
-    ).assign(eps=matrix.eps)
+    data = {"set": names[i], "other": names[j], "distance": matrix.values[i, j]}
+    data |= {"gap": matrix.gaps[i, j], "marginal_error": matrix.marginal_errors[i, j]}
+    return pandas.DataFrame(data).assign(eps=matrix.eps)
 
 
 def write_csv(path: Path, matrix: Matrix) -> None:

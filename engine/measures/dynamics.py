@@ -25,16 +25,18 @@ The claim of ImageNet-RIB's slides, made precise:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas
+from scipy import sparse
 
 from engine.measures import bootstrap
 from engine.measures.metrics import Grid, Means
 from engine.measures.rows import Arm
+from engine.measures.tables import ordered
 
-QUANTITIES = ("downstream", "ood", "upstream")
 SATURATED = 0.95  # of the total rise
 _STEP = "step="
 
@@ -58,18 +60,19 @@ def of_cell(arm: Arm) -> Arm:
 def curves(grid: Grid) -> list[tuple[Arm, pandas.DataFrame, pandas.DataFrame]]:
     """Of every arm that has snapshots: the arm without a step, its curves and its claim.
 
-    Curves: a row a quantity of `QUANTITIES` and step, the first of step 0, with the value in
-    percent and the ends of its interval (`low`, `high`). Of the sets fine-tuned on, those among the
-    grid's `sets` count. Claim: a row (`claim`), or none where downstream accuracy does not rise.
+    Curves: a row a quantity (`downstream`, `ood`, `upstream`) and step, the first of step 0, with
+    the value in percent and the ends of its interval (`low`, `high`). Of the sets fine-tuned on,
+    those among the grid's `sets` count. Claim: a row (`claim`), or none where downstream accuracy
+    does not rise.
 
     Raises ValueError where a model and the pre-trained model saw different images of the set that
     the model is fine-tuned on, since a curve then has no common start.
     """
-    steps: dict[Arm, list[int]] = {}
-    for arm in grid.arms:
+    snapshots: dict[Arm, dict[int, int]] = {}  # of a cell's arm, the arm's place by step
+    for place, arm in enumerate(grid.arms):
         if (step := step_of(arm)) is not None:
-            steps.setdefault(of_cell(arm), []).append(step)
-    return [(arm, *_of_arm(grid, arm, sorted(of_arm))) for arm, of_arm in steps.items()]
+            snapshots.setdefault(of_cell(arm), {})[step] = place
+    return [(arm, *_of_arm(grid, dict(sorted(of.items())))) for arm, of in snapshots.items()]
 
 
 def claim(steps: Sequence[int], values: np.ndarray, draws: np.ndarray) -> pandas.DataFrame:
@@ -101,44 +104,32 @@ def claim(steps: Sequence[int], values: np.ndarray, draws: np.ndarray) -> pandas
     return pandas.DataFrame([row])
 
 
-def _of_arm(
-    grid: Grid, arm: Arm, steps: Sequence[int]
-) -> tuple[pandas.DataFrame, pandas.DataFrame]:
-    arms = [grid.arms.index(arm._replace(setting=setting(step, arm.setting))) for step in steps]
+def _of_arm(grid: Grid, places: Mapping[int, int]) -> tuple[pandas.DataFrame, pandas.DataFrame]:
+    """Curves and claim. places: of the arms of the snapshots, by step."""
     trained_on = [name for name in grid.downstreams if name in grid.sets]
-    cells = grid.cells
-    cells = cells[cells["arm"].isin(arms) & cells["downstream"].isin(trained_on)]
-    on_downstream = cells[cells["downstream"] == cells["evaluated_on"]]
-    for name, n, before in zip(
-        on_downstream["downstream"], on_downstream["n"], on_downstream["before"], strict=True
-    ):
+    cells = grid.cells[grid.cells["downstream"].isin(trained_on)]
+    cells = ordered(cells[cells["arm"].isin(places.values())], arm=places.values())
+    on_downstream = cells["downstream"] == cells["evaluated_on"]
+    parts = {
+        "downstream": cells[on_downstream],
+        "ood": cells[~on_downstream & cells["evaluated_on"].isin(grid.sets)],
+        "upstream": cells[cells["evaluated_on"] == grid.upstream],
+    }
+    images = parts["downstream"].set_index("downstream")[["n", "before"]]
+    for name, n, before in images.itertuples():
         if grid.cells["n"].iloc[before] != n:
             raise ValueError(
                 f"models fine-tuned on {name} and the pre-trained model saw different images of "
                 "it: evaluate all of them on the same split"
             )
-    others = cells[cells["evaluated_on"].isin(grid.sets) & ~cells.index.isin(on_downstream.index)]
-    on_upstream = cells[cells["evaluated_on"] == grid.upstream]
-    values, draws, rows = [], [], []
-    for name, of in zip(QUANTITIES, (on_downstream, others, on_upstream), strict=True):
-        first = of[of["arm"] == arms[0]]
-        for means in (grid.mean(first, ["arm"], of="before"), grid.mean(of, ["arm"])):
-            at = _in_order(means, arms)
-            values.append(at.values())
-            draws.append(at.draws())
-            rows.append(at.table("value").assign(quantity=name))
-        rows[-2]["step"], rows[-1]["step"] = 0, list(steps)
-    points = pandas.concat(rows, ignore_index=True).rename(
-        columns={"value_low": "low", "value_high": "high"}
-    )
-    shape = len(QUANTITIES), 1 + len(steps)
-    all_values = np.concatenate(values).reshape(shape)
-    all_draws = np.concatenate(draws, axis=1).reshape(-1, *shape)
-    columns = ["quantity", "step", "value", "low", "high"]
-    return points[columns], claim([0, *steps], all_values[:2], all_draws[:, :2])
-
-
-def _in_order(means: Means, arms: Sequence[int]) -> Means:
-    """The means in the order of these arms, as far as they have one."""
-    place = {arm: k for k, arm in enumerate(means.keys["arm"])}
-    return means.pick(np.array([place[arm] for arm in arms if arm in place]))
+    steps, weights = [0, *places], []
+    for of in parts.values():
+        first = of[of["arm"] == places[steps[1]]]
+        means = grid.mean(first, ["arm"], of="before"), grid.mean(of, ["arm"])
+        weights += [each.weights for each in means]
+    keys = pandas.DataFrame(itertools.product(parts, steps), columns=["quantity", "step"])
+    means = Means(grid, keys, sparse.csc_array(sparse.hstack(weights)))
+    points = means.table("value").rename(columns={"value_low": "low", "value_high": "high"})
+    shape = len(parts), len(steps)
+    values, draws = means.values().reshape(shape), means.draws().reshape(-1, *shape)
+    return points, claim(steps, values[:2], draws[:, :2])

@@ -9,14 +9,15 @@ upstream accuracy shows.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import pandas
 from scipy import special
 
 from engine.measures.metrics import ROBUSTNESS, Grid
-from engine.measures.model_rows import ModelRows
 from engine.measures.rows import PRE
 
 MODELS_FOR_A_TREND = 3
@@ -82,26 +83,25 @@ class Trend:
         return accuracy[:, self.cells] - predicted
 
 
-def trends(grid: Grid, models: ModelRows | None = None) -> dict[str, Trend]:
+def trends(grid: Grid, models: pandas.DataFrame | None = None) -> dict[str, Trend]:
     """The trend line of each of the sets; left out are sets with too few models for one.
 
     A line describes models that nobody made robust to the set. It is therefore fitted over the
-    rows that the user gave (`models`), or else over the grid's pre-trained models, and never over
-    fine-tuned ones, which are measured against it.
+    rows that the user gave (`models`, as of `model_rows`), or else over the grid's pre-trained
+    models, and never over fine-tuned ones, which are measured against it.
     """
     cells, by_set = grid.cells, {}
     elsewhere = (cells["downstream"] != cells["evaluated_on"]) & (cells["on_upstream"] >= 0)
     for name in grid.sets:
         on_set = cells[elsewhere & (cells["evaluated_on"] == name)]
         places, upstream = on_set.index.to_numpy(), on_set["on_upstream"].to_numpy()
-        fitted = np.flatnonzero(on_set["method"] == PRE)
-        given = models.points(name) if models else np.empty((2, 0))
-        if not len(places):
-            continue
+        fitted, given = np.flatnonzero(on_set["method"] == PRE), np.empty((2, 0))
+        if models is not None:
+            given = models[[grid.upstream, name]].dropna().to_numpy().T
         if given.shape[1] >= MODELS_FOR_A_TREND:
             by_set[name] = Trend(places, upstream, fitted[:0], given, GIVEN)
         elif len(fitted) >= MODELS_FOR_A_TREND:
-            by_set[name] = Trend(places, upstream, fitted, np.empty((2, 0)), PRE_TRAINED)
+            by_set[name] = Trend(places, upstream, fitted, given[:, :0], PRE_TRAINED)
     return by_set
 
 
@@ -115,7 +115,8 @@ def above_trend(grid: Grid, by_set: Mapping[str, Trend]) -> Grid:
     for trend in by_set.values():
         values[trend.cells] = trend.residuals(accuracy)[0]
         draws[:, trend.cells] = trend.residuals(samples)
-    return grid.with_measure(ROBUSTNESS, values, draws)
+    cells = grid.cells.assign(**{ROBUSTNESS: values})
+    return dataclasses.replace(grid, cells=cells, draws={**grid.draws, ROBUSTNESS: draws})
 
 
 def probit(percent: np.ndarray) -> np.ndarray:

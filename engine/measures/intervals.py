@@ -7,6 +7,7 @@ import pandas
 from engine.measures import behaviour
 from engine.measures.metrics import KEY, Grid, Means, measures
 from engine.measures.rows import PRE
+from engine.measures.tables import ordered
 
 CHANGE = "change"
 COLUMNS = [*KEY, "quantity", "value", "low", "high"]
@@ -29,15 +30,16 @@ def intervals(grid: Grid) -> pandas.DataFrame:
     each = grid.mean(cells, ["arm", "downstream", "evaluated_on"])
     parts = [_rows(each, "accuracy"), _rows(grid.ri, "RI"), _rows(grid.mri, "mRI")]
     parts += [_rows(each, name) for name in names]
-    parts += [_rows(grid.mean(elsewhere, ["arm"]), name) for name in names]
-    changed = trained[(trained["evaluated_on"] == upstream) & (trained["before"] >= 0)]
+    others = grid.mean(elsewhere, ["arm"])
+    parts += [_rows(others, name) for name in names]
+    changed = trained[trained["evaluated_on"] == upstream]
     counted = changed[changed["downstream"].isin(grid.downstreams)]
     by_cell = grid.mean(changed, ["arm", "downstream", "evaluated_on"], of="change")
     by_arm = grid.mean(counted, ["arm", "evaluated_on"], of="change")
     parts += [_rows(by_cell, CHANGE), _rows(by_arm, CHANGE)]
-    for name in (*grid.sets, upstream):
-        on_set = grid.mean(trained[trained["evaluated_on"] == name], ["arm", "evaluated_on"])
-        parts += [_rows(on_set, measure) for measure in names]
+    on_sets = grid.mean(trained, ["arm", "evaluated_on"])
+    of_measures = pandas.concat([_rows(on_sets, name) for name in names])
+    parts.append(ordered(of_measures, evaluated_on=[*grid.sets, upstream]))
     table = pandas.concat([part for part in parts if len(part)], ignore_index=True)
     return grid.named(table)[COLUMNS]
 

@@ -1,17 +1,12 @@
 """From stored predictions to accuracy, RI and mRI: the arithmetic of the benchmark.
 
-Evaluation keeps one row an image for every model, so every number of a report can be computed,
-checked and re-sampled later without a GPU. This module is that step, and needs no torch.
-
 A grid is one table and one matrix: a row a model and set with its measures, and joint bootstrap
 draws of them (`bootstrap`), a column a row. Every further number is a weighted mean of rows
 (`Means`), taken of the values and of the draws alike; an interval is two quantiles of the draws.
 
 ImageNet-RIB's definitions, with n downstream sets and A_i^(j) the accuracy in percent on set j of
-the model fine-tuned on set i: RI_i = 1/(n-1) sum_{j != i} (A_i^(j) - A_pre^(j)), and mRI is the
-mean of RI_i over i. Each set is left out once, so the mean OOD accuracy after fine-tuning,
-mean_i 1/(n-1) sum_{j != i} A_i^(j), is mRI + mean_j A_pre^(j). Of cells that were trained with
-several seeds, A_i^(j) is the mean.
+the model fine-tuned on set i (of several seeds, their mean):
+RI_i = 1/(n-1) sum_{j != i} (A_i^(j) - A_pre^(j)), and mRI is the mean of RI_i over i.
 
 A campaign may fine-tune on sets (`downstreams`) other than those that it measures RI on (`sets`),
 such as the upstream set. RI_i is then the mean over all of `sets` where i is not among them, and
@@ -20,12 +15,11 @@ mRI the mean over `downstreams`.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 import pandas
@@ -57,8 +51,8 @@ class Grid:
 
     cells: a row a model and set, over the mean of its seeds: `KEY`, headline (whether tables show
     the arm), n (images), accuracy and the other measures in percent or points, NaN where a cell has
-    none. Beside them whole numbers: arm, the place in `arms`; before and on_upstream, the rows of
-    the pre-trained model on the same set and of the same model upstream, -1 where there is none.
+    none. Beside them whole numbers: arm, the place in `arms`; before, the row of the pre-trained
+    model on the same set; on_upstream, that of the same model upstream, -1 where there is none.
 
     draws: by measure, float32 [B, cells], over images and seeds. over_images: of accuracy with the
     seeds as they are. by_seed: float64 [S, cells], accuracy of each seed; trained: the same as a
@@ -99,15 +93,11 @@ class Grid:
         groups = cells.groupby(list(by), sort=False)
         if weight is None:
             weight = 1 / groups["n"].transform("size")
-        group, weights = groups.ngroup().to_numpy(), weight.to_numpy(float)
-        parts = []
-        if of != "before":
-            parts.append((weights, cells.index.to_numpy()))
-        if of != "after":
-            parts.append((weights if of == "before" else -weights, cells["before"].to_numpy()))
-        values, places = (np.concatenate(part) for part in zip(*parts, strict=True))
-        at = (places, np.tile(group, len(parts)))
-        matrix = sparse.csc_array((values, at), shape=(len(self.cells), groups.ngroups))
+        group, weight = groups.ngroup().to_numpy(), weight.to_numpy(float)
+        shape = len(self.cells), groups.ngroups
+        after = sparse.csc_array((weight, (cells.index, group)), shape)
+        before = sparse.csc_array((weight, (cells["before"], group)), shape)
+        matrix = {"after": after, "before": before, "change": after - before}[of]
         keys = cells.drop_duplicates(list(by))[list(by)].reset_index(drop=True)
         return Means(self, keys, matrix)
 
@@ -128,12 +118,6 @@ class Grid:
         arms = pandas.DataFrame([self.arms[k] for k in table["arm"]], columns=Arm._fields)
         arms = arms.astype({"alpha": float})
         return pandas.concat([arms, table.drop(columns="arm").reset_index(drop=True)], axis=1)
-
-    def with_measure(self, name: str, values: np.ndarray, draws: np.ndarray | None) -> Grid:
-        """The grid with a measure's values [cells] and draws [B, cells]."""
-        more = {} if draws is None else {name: draws}
-        cells = self.cells.assign(**{name: values})
-        return dataclasses.replace(self, cells=cells, draws={**self.draws, **more})
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,27 +161,10 @@ class Means:
         """The means at these places."""
         return Means(self.grid, self.keys.iloc[places], self.weights[:, places])
 
-    def less(self, other: Means, keys: pandas.DataFrame) -> Means:
-        """The differences to as many other means, in pairs."""
-        return Means(self.grid, keys, self.weights - other.weights)
-
     def p(self) -> np.ndarray:
         """Two-sided p [K] of "the mean accuracy is 0", of paired differences."""
         over_images = self.grid.over_images @ self.weights
         return bootstrap.p_values(self.values(), over_images, self.grid.by_seed @ self.weights)
-
-
-@dataclass(frozen=True)
-class Read:
-    """Evaluations of a grid's models, in order: their numbers (n, and by measure in percent), and
-    by measure draws, float32 [B, rows] in percent. changes: by model and set, as of `Grid`. scaled:
-    by model (arm, set trained on, seed) the temperature of its confidences."""
-
-    evaluations: Sequence[Evaluation]
-    numbers: list[dict[str, float]]
-    draws: Mapping[str, np.ndarray]
-    changes: dict[tuple[str, str], list[ImageChange]]
-    scaled: Mapping[tuple[Arm, str, int], Temperature | None] = field(default_factory=dict)
 
 
 def gather(
@@ -214,71 +181,74 @@ def gather(
     sets: those that RI is measured on. downstreams: those fine-tuned on; empty: `sets`. Sets
     evaluated on but not among `sets` are reported, never part of RI.
 
-    Raises ValueError for fewer than two sets, duplicates, an incomplete grid, cells that lack a
-    seed that others have, arms that are the headline on some sets only, unreadable or NaN
-    predictions, and evaluations of one set that saw different images.
+    Raises ValueError for fewer than two sets, an evaluation that is missing or given twice,
+    unreadable or NaN predictions, and evaluations of one set that saw different images.
     """
-    seeds = _check_cells(evaluations)
-    _check_complete(evaluations, sets, downstreams or sets)
-    by_set: dict[str, list[int]] = {}
-    for k, row in enumerate(evaluations):
-        by_set.setdefault(row.evaluated_on, []).append(k)
-    names = [*behaviour.OF_IMAGES, *behaviour.OF_CHANGES]
-    shape = draws, len(evaluations)
-    columns = {name: np.empty(shape, np.float32, order="F") for name in names}
-    scaled = {  # by what was held out of its training; the pre-trained model was trained upstream
+    _check(evaluations, sets, downstreams or sets)
+    temperatures = {  # by what was held out of its training; the pre-trained model was upstream
         (row.arm, row.downstream, row.seed): predictions.temperature_of(row.path)
         for row in evaluations
         if row.evaluated_on == (row.downstream or upstream)
     }
-    read = Read(evaluations, [{}] * len(evaluations), columns, {}, scaled)
+    by_set: dict[str, list[int]] = {}
+    for k, row in enumerate(evaluations):
+        by_set.setdefault(row.evaluated_on, []).append(k)
+    names, shape = [*behaviour.OF_IMAGES, *behaviour.OF_CHANGES], (draws, len(evaluations))
+    samples = {name: np.empty(shape, np.float32, order="F") for name in names}
+    numbers: list[dict[str, float]] = [{} for _ in evaluations]
+    changes: list[ImageChange] = []
     for places in by_set.values():
-        _read(read, places, seed)
-    return grid_of(read, seeds, sets, upstream, downstreams or sets)
+        places.sort(key=lambda k: (evaluations[k].on_downstream, evaluations[k].method != PRE))
+        rows = [evaluations[k] for k in places]
+        of_rows, of_measures, of_images = _of_set(rows, temperatures, draws, seed)
+        for k, row in zip(places, of_rows, strict=True):
+            numbers[k] = row
+        for number, name in enumerate(names):
+            samples[name][:, places] = of_measures[:, :, number]
+        changes += of_images
+    models = list(dict.fromkeys(row.model for row in evaluations))
+    changes.sort(key=lambda change: models.index(change.model))
+    return grid_of(evaluations, numbers, samples, sets, upstream, downstreams or sets, changes)
 
 
 def grid_of(
-    read: Read,
-    seeds: Sequence[int],
+    evaluations: Sequence[Evaluation],
+    numbers: Sequence[Mapping[str, float]],
+    samples: Mapping[str, np.ndarray],
     sets: Sequence[str],
     upstream: str,
     downstreams: Sequence[str],
+    changes: Sequence[ImageChange] = (),
 ) -> Grid:
-    """The grid of evaluations that were read, each cell trained with all `seeds`."""
-    names = [*KEY, "seed", "headline"]
-    rows = [(*row.key, row.seed, row.headline) for row in read.evaluations]
+    """The grid of evaluations, from the numbers of each (n, and the measures by name) and their
+    draws, float32 [B, evaluations] by measure."""
+    arms = {arm: k for k, arm in enumerate(dict.fromkeys(row.arm for row in evaluations))}
+    names = [*KEY, "seed", "headline", "arm"]
+    rows = [(*row.key, row.seed, row.headline, arms[row.arm]) for row in evaluations]
     trained = pandas.DataFrame(rows, columns=names).astype({"alpha": float})
-    trained = trained.join(pandas.DataFrame(read.numbers))
-    places: dict[ModelOnSet, list[int]] = {}
-    for k, row in enumerate(read.evaluations):
-        places.setdefault(row.cell, []).append(k)
-    for of_cell in places.values():
-        of_cell.sort(key=lambda k: read.evaluations[k].seed)
-    by_seed = np.array(  # the pre-trained model has no seeds
-        [of_cell * len(seeds) if len(of_cell) == 1 else of_cell for of_cell in places.values()]
-    )
+    trained = trained.join(pandas.DataFrame(numbers)).assign(**{ROBUSTNESS: np.nan})
+    cell = trained.groupby(["arm", "downstream", "evaluated_on"], sort=False).ngroup().to_numpy()
+    order, size = np.lexsort((trained["seed"], cell)), np.bincount(cell)
+    seeds = sorted(set(trained.loc[trained["method"] != PRE, "seed"])) or [0]
+    # The pre-trained model has no seeds: its row stands for each of them.
+    of_seed = np.arange(len(seeds)) % size[:, None] + (np.cumsum(size) - size)[:, None]
+    by_seed = order[of_seed]
     cells = trained.iloc[by_seed[:, 0]].drop(columns="seed").reset_index(drop=True)
     for name in trained.columns.drop([*names, "n"]):
         cells[name] = trained[name].to_numpy(float)[by_seed].mean(axis=1)
-    number = {cell: k for k, cell in enumerate(places)}
-    arms = {arm: k for k, arm in enumerate(dict.fromkeys(cell.arm for cell in places))}
+    keys = list(zip(cells["arm"], cells["downstream"], cells["evaluated_on"], strict=True))
+    place, before = {key: k for k, key in enumerate(keys)}, [arms[arm.before] for arm in arms]
     cells = cells.assign(
-        arm=[arms[cell.arm] for cell in places],
-        before=[
-            number.get(ModelOnSet(*cell.arm.before, "", cell.evaluated_on), -1) for cell in places
-        ],
-        on_upstream=[
-            number.get(ModelOnSet(*cell.arm, cell.downstream, upstream), -1) for cell in places
-        ],
-        **{ROBUSTNESS: np.nan},
+        before=[place[before[arm], "", name] for arm, _, name in keys],
+        on_upstream=[place.get((arm, trained_on, upstream), -1) for arm, trained_on, _ in keys],
     )
-    draws, over_images = dict(read.draws), read.draws["accuracy"]
+    draws, over_images = dict(samples), samples["accuracy"]
     if len(seeds) > 1:
         weights = bootstrap.seed_weights(len(over_images), len(seeds))
-        over_images = sum(over_images[:, of_seed] for of_seed in by_seed.T) / len(seeds)
-        for name, of_rows in read.draws.items():
+        over_images = sum(over_images[:, places] for places in by_seed.T) / len(seeds)
+        for name, of_rows in samples.items():
             pairs = zip(by_seed.T, weights.T, strict=True)
-            drawn = sum(of_rows[:, of_seed] * weight[:, None] for of_seed, weight in pairs)
+            drawn = sum(of_rows[:, places] * weight[:, None] for places, weight in pairs)
             draws[name] = np.asfortranarray(drawn)
     return Grid(
         tuple(sets),
@@ -290,12 +260,8 @@ def grid_of(
         draws,
         np.asarray(over_images),
         trained["accuracy"].to_numpy(float)[by_seed.T],
-        trained.iloc[np.concatenate([*places.values()])].reset_index(drop=True),
-        [
-            change
-            for key in dict.fromkeys((row.model, row.evaluated_on) for row in read.evaluations)
-            for change in read.changes.get(key, ())
-        ],
+        trained.iloc[order].reset_index(drop=True),
+        changes,
     )
 
 
@@ -307,108 +273,75 @@ def robustness_improvement(
     return math.fsum(changes) / len(changes)
 
 
-def _read(read: Read, places: Sequence[int], seed: int) -> None:
-    """All evaluations of one set, at these places. Models that were trained on the set may have
-    seen a hold-out only, so they are read apart."""
+def _of_set(
+    rows: Sequence[Evaluation],
+    temperatures: Mapping[tuple[Arm, str, int], Temperature | None],
+    draws: int,
+    seed: int,
+) -> tuple[list[dict[str, float]], np.ndarray, list[ImageChange]]:
+    """Of each evaluation of a set its numbers (n, and measures in percent), their draws, float32
+    [B, rows, measures], and the images that most models gained or lost.
+
+    rows: pre-trained models first. Models that were trained on the set come last, and are read
+    apart: they may have seen a hold-out only.
+    """
+    numbers, samples = [], []
     of_set, on_downstream = SetPredictions(), SetPredictions()
     before: dict[str, ImagePredictions] = {}  # by model
     answers: dict[str, list[tuple[Evaluation, np.ndarray]]] = {}
-    first = sorted(places, key=lambda k: read.evaluations[k].method != PRE)
     for bank, is_on in ((of_set, False), (on_downstream, True)):
-        of_bank = [k for k in first if read.evaluations[k].on_downstream == is_on]
+        of_bank = [row for row in rows if row.on_downstream == is_on]
         counts = np.empty(0)
         for start in range(0, len(of_bank), TOGETHER):
-            together, sums = of_bank[start : start + TOGETHER], []
-            for k in together:
-                row = read.evaluations[k]
-                scaled = read.scaled.get((row.arm, row.downstream, row.seed))
+            sums = []
+            for row in of_bank[start : start + TOGETHER]:
+                scaled = temperatures.get((row.arm, row.downstream, row.seed))
                 after = bank.add(row.path, row.model, scaled)
-                same_images = bank is of_set or bank.same_images(of_set)
+                same_images = not is_on or bank.images.equals(of_set.images)
                 measured = behaviour.of_images(
-                    after, before.get(row.model) if row.method != PRE and same_images else None
+                    after, before.get(row.model) if same_images else None
                 )
                 of_sources = np.stack([bank.by_source(of) for of in measured.values()], axis=1)
                 means = (100 * of_sources.sum(axis=0) / bank.total.sum()).tolist()
-                numbers = {"n": len(after.label), **dict(zip(measured, means, strict=True))}
                 of_all = {name: of(after, bank.codes) for name, of in behaviour.OF_SETS.items()}
-                read.numbers[k] = numbers | of_all
+                n = len(after.label)
+                numbers.append({"n": n, **dict(zip(measured, means, strict=True)), **of_all})
                 sums.append(of_sources.astype(np.float32))
                 if row.method == PRE:
                     before[row.model] = after
-                if image_changes.is_counted(row):
+                if row.headline and not is_on:
                     top1 = after.top1.astype(np.int32)
                     answers.setdefault(row.model, []).append((row, top1))
-            draws = len(read.draws["accuracy"])
             counts = counts if start else bootstrap.counts(bank.sources, draws, seed)
-            columns = np.concatenate(sums, axis=1)
-            samples = bootstrap.means(counts, bank.total, columns).reshape(draws, len(together), -1)
-            for number, of_measure in enumerate(read.draws.values()):
-                of_measure[:, together] = 100 * samples[:, :, number]
-    for model, of_model in answers.items():
-        counted, top1 = zip(*of_model, strict=True)
-        key = model, counted[0].evaluated_on
-        read.changes[key] = image_changes.of_set(counted, of_set, top1)
+            drawn = bootstrap.means(counts, bank.total, np.concatenate(sums, axis=1))
+            samples.append(100 * drawn.reshape(draws, len(sums), -1))
+    changes = [
+        change for of_model in answers.values() for change in image_changes.of_set(of_model, of_set)
+    ]
+    return numbers, np.concatenate(samples, axis=1), changes
 
 
-def _check_cells(evaluations: Sequence[Evaluation]) -> tuple[int, ...]:
-    """The seeds that every cell was trained with."""
-    paths: dict[ModelOnSet, dict[int, Path]] = {}
-    headline: dict[Arm, bool] = {}
-    for row in evaluations:
-        pre_trained = row.method == PRE
-        if pre_trained != (row.downstream == ""):
-            raise ValueError(
-                f"{row.arm} on {row.evaluated_on}: an empty downstream is for the pre-trained "
-                f"model (method '{PRE}'), and only for it"
-            )
-        if pre_trained and (row.arm != row.arm.before or row.seed):
-            raise ValueError(f"{row}: the pre-trained model has no variant, alpha, setting or seed")
-        by_seed = paths.setdefault(row.cell, {})
-        if row.seed in by_seed:
-            raise ValueError(f"{row.cell} is given twice: {by_seed[row.seed]} and {row.path}")
-        by_seed[row.seed] = row.path
-        if headline.setdefault(row.arm, row.headline) != row.headline:
-            raise ValueError(
-                f"{row.arm} is the headline of its method for some sets or seeds only: a table's "
-                "row shows one alpha, so name the same one as headline for all of them"
-            )
-    trained = {cell: set(by_seed) for cell, by_seed in paths.items() if cell.method != PRE}
-    seeds = set[int]().union(*trained.values())
-    for cell, seeds_of_cell in trained.items():
-        if lacking := sorted(seeds - seeds_of_cell):
-            raise ValueError(
-                f"{cell} lacks seed {', '.join(map(str, lacking))}, which others have: "
-                "train it with the same seeds"
-            )
-    return tuple(sorted(seeds)) or (0,)
-
-
-def _check_complete(
+def _check(
     evaluations: Sequence[Evaluation], sets: Sequence[str], downstreams: Sequence[str]
 ) -> None:
-    """That every arm was fine-tuned on all `downstreams` and evaluated on all `sets`, and the
-    pre-trained model wherever models of it were."""
-    if len(sets) < 2 or len(set(sets)) != len(sets):
+    """Raise ValueError unless every model of the grid was evaluated once on every set that its
+    numbers need: all `sets` after fine-tuning on each of `downstreams`, with every seed, and before
+    it wherever it was after it."""
+    if len(set(sets)) < 2:
         raise ValueError(f"RI needs two or more distinct sets, got {list(sets)}")
-    seen: dict[Arm, dict[str, set[str]]] = {}
-    places: dict[str, dict[str, None]] = {}  # by pre-trained model, where models of it were seen
-    for row in evaluations:
-        seen.setdefault(row.arm, {}).setdefault(row.downstream, set()).add(row.evaluated_on)
-        places.setdefault(row.model, {})[row.evaluated_on] = None
-    for arm, columns in seen.items():
-        if arm.before not in seen:
-            raise ValueError(f"{arm.before} was not evaluated, and {arm} was: evaluate it first")
-        is_pre = arm.method == PRE
-        if missing := [name for name in downstreams if name not in columns and not is_pre]:
-            raise ValueError(
-                f"the grid is incomplete: {arm} was not fine-tuned on {', '.join(missing)}. "
-                "Finish the campaign"
-            )
-        expected = dict.fromkeys([*sets, *places[arm.model]] if is_pre else sets)
-        for downstream in [""] if is_pre else downstreams:
-            if missing := [name for name in expected if name not in columns[downstream]]:
-                trained = f" fine-tuned on {downstream}" if downstream else ""
-                raise ValueError(
-                    f"{arm}{trained} was not evaluated on {', '.join(missing)}: evaluate it there "
-                    "first"
-                )
+    seen = Counter((row.cell, row.seed) for row in evaluations)
+    for (cell, seed), count in seen.items():
+        if count > 1:
+            raise ValueError(f"{cell}, seed {seed}, is given {count} times")
+    trained = dict.fromkeys(cell for cell, _ in seen if cell.method != PRE)
+    for arm in dict.fromkeys(cell.arm for cell in trained):
+        trained |= dict.fromkeys(ModelOnSet(*arm, i, j) for i in downstreams for j in sets)
+    seeds = sorted({seed for cell, seed in seen if cell.method != PRE})
+    needed = [(ModelOnSet(*cell.arm.before, "", cell.evaluated_on), 0) for cell in trained]
+    needed += [(cell, seed) for cell in trained for seed in seeds]
+    if missing := [(cell, seed) for cell, seed in needed if (cell, seed) not in seen]:
+        cell, seed = missing[0]
+        raise ValueError(
+            f"{cell}, seed {seed}, is missing from the grid, the first of {len(missing)}: finish "
+            "the campaign, and give all methods the same seeds"
+        )

@@ -73,7 +73,7 @@ def read(path: Path) -> pa.Table:
         table = table.combine_chunks()
     except (pa.ArrowException, OSError, KeyError) as error:
         raise ValueError(
-            f"{path} is no prediction table ({_line(error)}): evaluate again"
+            f"{path} is no prediction table ({' '.join(str(error).split())}): evaluate again"
         ) from error
     if not len(table):
         raise ValueError(f"{path} holds no predictions: evaluate again")
@@ -103,11 +103,6 @@ def mix_of(path: Path) -> dict[str, float] | Ensemble:
         raise ValueError(f"{path} does not say which model it is of ({error!r})") from error
 
 
-def _line(error: Exception) -> str:
-    """An error in a single line; some of Arrow's have several."""
-    return " ".join(str(error).split())
-
-
 class ImagePredictions(NamedTuple):
     """A model's predictions on a set, arrays [N] in the order of the images' index, and its
     accuracy (%). scaled: confidences [N] after temperature scaling; class_gaps: the sums [C, bins]
@@ -130,15 +125,10 @@ class ImagePredictions(NamedTuple):
 def temperature_of(path: Path) -> Temperature | None:
     """The temperature that fits the predictions of an evaluation; None where they hold no
     confidences at other temperatures. Raises ValueError as `read`."""
-    try:
-        names = pq.read_schema(path).names
-    except (pa.ArrowException, OSError):
-        names = []  # `read` says what is wrong with it
-    if SCALED.name not in names:
-        return None
     table = read(path)
     confidences_NT = _scaled(table)
-    assert confidences_NT is not None
+    if confidences_NT is None:
+        return None
     fitted = calibration.fit(confidences_NT, table["margin"].to_numpy(), weights(table))
     if fitted.is_at_end:
         log.warning("%s: the temperature is at the end of its range, %g", path, fitted.value)
@@ -149,8 +139,7 @@ def _scaled(table: pa.Table) -> np.ndarray | None:
     """Confidences [N, T] at `calibration.TEMPERATURES`, where a table has them."""
     if SCALED.name not in table.column_names:
         return None
-    numbers = table[SCALED.name].combine_chunks().flatten().to_numpy()
-    return numbers.reshape(len(table), len(calibration.TEMPERATURES))
+    return table[SCALED.name].combine_chunks().flatten().to_numpy().reshape(len(table), -1)
 
 
 def _class_gaps(table: pa.Table) -> np.ndarray | None:
@@ -164,8 +153,9 @@ def _class_gaps(table: pa.Table) -> np.ndarray | None:
 
 
 class SetPredictions:
-    """The images that all evaluations of a set share: `sources` (sorted, unique), the weight of
-    each source's images (`total`), and each image's place among the sources (`codes`)."""
+    """The images that all evaluations of a set share (`images`, the columns `IMAGE`): `sources`
+    (sorted, unique), the weight of each source's images (`total`), and each image's place among the
+    sources (`codes`)."""
 
     def __init__(self) -> None:
         self.first: Path | None = None
@@ -190,10 +180,9 @@ class SetPredictions:
             )
         images = table.select([name for name in table.column_names if name in IMAGE])
         if self.first is None:
-            self.first, self.images = path, images
+            self.first, self.images, self.weights = path, images, weights(images)
             self.sources, self.codes = np.unique(images["source"].to_numpy(), return_inverse=True)
-            self.weights = weights(images)
-            self.total = np.bincount(self.codes, self.weights)
+            self.total = self.by_source(np.ones(len(images)))
         elif not images.equals(self.images):
             raise ValueError(
                 f"{path} and {self.first} saw different images of one set "
@@ -201,9 +190,8 @@ class SetPredictions:
             )
         top1, label, p_top1 = (table[name].to_numpy() for name in ("top1", "label", "p_top1"))
         accuracy = float(100 * self.by_source(top1 == label).sum() / self.total.sum())
-        confidences_NT = _scaled(table)
         scaled = None
-        if confidences_NT is not None and temperature is not None:
+        if temperature is not None and (confidences_NT := _scaled(table)) is not None:
             scaled = temperature.confidence(confidences_NT)
         return ImagePredictions(
             top1, label, p_top1, self.weights, accuracy, scaled, _class_gaps(table)
@@ -212,10 +200,6 @@ class SetPredictions:
     def by_source(self, case: np.ndarray) -> np.ndarray:
         """[sources] weight of the images (bool [images]) that are in a case."""
         return np.bincount(self.codes, self.weights * case, minlength=len(self.sources))
-
-    def same_images(self, predictions: SetPredictions) -> bool:
-        """Whether both are of the same images."""
-        return self.images.equals(predictions.images)
 
 
 def weights(images: pa.Table) -> np.ndarray:
@@ -234,10 +218,9 @@ def weights(images: pa.Table) -> np.ndarray:
 
 
 def _difference(a: pa.Table, b: pa.Table) -> str:
-    if a.column_names != b.column_names:
-        return f"columns {a.column_names} and {b.column_names}"
-    if len(a) != len(b):
-        return f"{len(a)} and {len(b)} images"
+    if a.column_names != b.column_names or len(a) != len(b):
+        counts = (f"{len(of)} images with {', '.join(of.column_names)}" for of in (a, b))
+        return " and ".join(counts)
     for name in a.column_names:
         x, y = a[name].to_numpy(), b[name].to_numpy()
         if (rows := np.flatnonzero(x != y)).size:

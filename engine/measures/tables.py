@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -31,12 +30,12 @@ def extremes(table: pandas.DataFrame, name: str) -> tuple[Any, Any]:
 def ordered(table: pandas.DataFrame, **orders: Iterable[Any]) -> pandas.DataFrame:
     """The rows in the order of these values: by the place of the first column's value in its list,
     then of the next one's. Values that a list lacks come last; equal rows stay as they are."""
-    keys = {}
-    for name, values in orders.items():
-        place = {value: k for k, value in enumerate(dict.fromkeys(values))}
-        keys[name] = table[name].map(place).fillna(len(place)).to_numpy()
-    places = pandas.DataFrame(keys).sort_values([*keys], kind="stable")
-    return table.iloc[places.index.to_numpy()]
+
+    def places(column: pandas.Series) -> pandas.Series:
+        place = {value: k for k, value in enumerate(dict.fromkeys(orders[str(column.name)]))}
+        return column.map(place).fillna(len(place))
+
+    return table.sort_values([*orders], key=places, kind="stable")
 
 
 def number(value: float) -> str:
@@ -44,17 +43,20 @@ def number(value: float) -> str:
     return repr(float(f"{value:.8g}"))
 
 
-def write_csv(
-    path: Path, table: pandas.DataFrame, digits: Callable[[Any], str] | str | None = number
-) -> Path:
-    """Write a table as CSV, atomically; no text is one that a spreadsheet takes for a formula.
-    digits: how a float is written, None with every digit."""
+def csv(table: pandas.DataFrame, digits: Callable[[Any], str] | str | None = number) -> str:
+    """The table as CSV; no text is one that a spreadsheet takes for a formula. digits: how a float
+    is written, None with every digit."""
     for name, values in table.select_dtypes(["object", "string"]).items():
         if formulas := {v: f"'{v}" for v in values.unique() if _is_formula(v)}:
             table = table.assign(**{str(name): values.replace(formulas)})
-    text = io.StringIO()
-    table.to_csv(text, index=False, float_format=digits, lineterminator="\n")
-    files.write_atomic(path, text.getvalue().encode())
+    return table.to_csv(index=False, float_format=digits, lineterminator="\n")
+
+
+def write_csv(
+    path: Path, table: pandas.DataFrame, digits: Callable[[Any], str] | str | None = number
+) -> Path:
+    """Write the table as `csv`, atomically."""
+    files.write_atomic(path, csv(table, digits).encode())
     return path
 
 

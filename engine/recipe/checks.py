@@ -8,7 +8,7 @@ from engine.errors import RecipeError, nearest
 from engine.recipe.schema import DatasetRecipe, Recipe
 from loaders.benchmarks import emoji_styles
 
-TRACKERS = ("tensorboard", "wandb", "trackio")  # and a user's `module:Class`
+TRACKERS = ("tensorboard", "wandb")  # and a user's `module:Class`
 FEWEST_FOR_CKA = 4  # its estimator divides by n (n - 3), for n images
 # A leading dot marks unfinished files; braces are Snakemake's. Surrogates are no UTF-8.
 _NAME = re.compile(r"(?!\.)[^/\\{}\x00-\x1f\x7f-\x9f\ud800-\udfff]+")

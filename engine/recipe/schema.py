@@ -213,7 +213,7 @@ class Recipe:
     runs: Path = "runs"  # folder of all outputs
     source: Literal["auto", "resident", "stream"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    trackers: list[str] = field(default_factory=list)  # tensorboard, wandb, trackio, MODULE:CLASS
+    trackers: list[str] = field(default_factory=list)  # tensorboard, wandb, MODULE:CLASS
     # CPU threads of each rank; another number rounds sums otherwise.
     threads: Annotated[int, Meta(ge=1, le=1024)] = 1
 

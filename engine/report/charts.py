@@ -1,7 +1,7 @@
 """The four charts of the report, as Vega-Lite: bars, a heat map, a scatter and curves.
 
 A chart is made of a table (`columns` tells units, so axes, signs and tooltips follow from the names
-of its columns) and drawn by `drawn` in the page's theme, in light and in dark.
+of its columns) and has the look of `CONFIG`.
 """
 
 from __future__ import annotations
@@ -12,48 +12,74 @@ from typing import Any
 
 import pandas
 
+from engine.measures.tables import csv
 from engine.report import columns
 from engine.report.section import Figure
 
 Spec = dict[str, Any]
+DIGITS = "%.8g"  # of a float in a file
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', sans-serif"
+INK, MUTED, RULE = "#1b1f24", "#5b646e", "#e4e7ea"
 # Okabe and Ito's palette, which colour-blind readers can tell apart; its yellow is too pale here.
-CATEGORIES = {
-    "light": ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#7a6f00", "#56b4e9", "#e69f00"],
-    "dark": ["#56a8e0", "#ee8a4a", "#35c29a", "#dd9abd", "#c7b94a", "#9ad2f2", "#f0b84a"],
-}
-# Loss is orange, gain is blue; ink on either end keeps a contrast above 4.5. The middle is a pure
-# grey, which has no hue that the colours between would pass through.
-DIVERGING = {
-    "light": ["#dd8f48", "#ecc49d", "#f9f9f9", "#b3cfea", "#6ca6da"],
-    "dark": ["#9c5214", "#6a4220", "#242424", "#24476b", "#2868ad"],
-}
-RAMP = {"light": ["#f9f9f9", "#6ca6da"], "dark": ["#242424", "#2868ad"]}
+CATEGORIES = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#7a6f00", "#56b4e9", "#e69f00"]
+# Loss is orange, gain is blue; ink on either end keeps a contrast above 4.5, and so it does in the
+# dark, where the page inverts figures and turns hues back. The middle is a pure grey, which has no
+# hue that the colours between would pass through.
+DIVERGING = ["#e5a56d", "#f0cfb1", "#f9f9f9", "#bcd5ec", "#80b2df"]
+RAMP = ["#f9f9f9", "#80b2df"]
 SHAPES = ["circle", "square", "diamond", "triangle-up", "cross"]  # 5 by 7 colours are 35 pairs
-INK = {"light": "#1b1f24", "dark": "#e8eaed"}
-MUTED = {"light": "#5b646e", "dark": "#9ba4ae"}
-RULE = {"light": "#e4e7ea", "dark": "#30363c"}
 LEGEND = {"orient": "bottom", "columns": 3, "title": None, "symbolOpacity": 1}
+WORDS = {"labelColor": MUTED, "titleColor": MUTED, "titleFontWeight": "normal"}
+# Vega-Lite's config of every figure.
+CONFIG: Spec = {
+    "background": None,
+    "font": FONT,
+    "padding": 2,
+    "view": {"stroke": None, "continuousHeight": 260},
+    "axis": {
+        **WORDS,
+        "gridColor": RULE,
+        "domain": False,
+        "ticks": False,
+        "labelFontSize": 11,
+        "labelLimit": 170,
+        "labelPadding": 6,
+        "labelSeparation": 6,
+        "titleFontSize": 12,
+        "titlePadding": 8,
+    },
+    "axisBand": {"grid": False},
+    "legend": WORDS,
+    "header": {"labelColor": INK, "titleColor": MUTED, "labelFontSize": 12},
+    "mark": {"color": CATEGORIES[0], "tooltip": True},
+    "point": {"filled": True, "size": 60},
+    "text": {"color": INK, "fontSize": 11},
+    "rule": {"color": INK},
+    "range": {
+        "category": CATEGORIES,
+        "diverging": DIVERGING,
+        "heatmap": RAMP,
+        "ramp": RAMP,
+        "ordinal": {"scheme": "viridis"},
+        "symbol": SHAPES,
+    },
+}
 OWN = "datum.downstream === datum.evaluated_on"  # a model on the set that it was fine-tuned on
 
 
-def bars(data: pandas.DataFrame, value: str, *, dots: str = "") -> Spec:
-    """A bar from zero for each method, with a whisker over its interval.
-
-    dots: a column whose values are dots on the bars, in rows that have no `value`.
-    """
+def bars(data: pandas.DataFrame, value: str) -> Spec:
+    """A bar from zero for each method, with a whisker over its interval."""
     low, high = (f"{columns.base(value)}_{end}" for end in ("low", "high"))
     ends = {"x": {"field": low, "type": "quantitative"}, "x2": {"field": high}}
-    bar = {"type": "bar", "height": {"band": 0.62}, "opacity": 0.4 if dots else 0.85}
-    layers: list[Spec] = [
-        {"mark": bar, "encoding": {"x": _number(value)}},
-        {"mark": {"type": "rule", "strokeWidth": 1.5}, "encoding": ends},
-    ]
-    if dots:
-        x = _number(dots) | {"title": None}
-        layers.append({"mark": {"type": "point", "size": 32}, "encoding": {"x": x}})
-    encoding = {"y": _names("method", data), "tooltip": _tooltip(data)}
-    return {"height": 24 * data["method"].nunique(), "encoding": encoding, "layer": layers}
+    bar = {"type": "bar", "height": {"band": 0.62}, "opacity": 0.85}
+    return {
+        "height": 24 * data["method"].nunique(),
+        "encoding": {"y": _names("method", data), "tooltip": _tooltip(data)},
+        "layer": [
+            {"mark": bar, "encoding": {"x": _number(value)}},
+            {"mark": {"type": "rule", "strokeWidth": 1.5}, "encoding": ends},
+        ],
+    }
 
 
 def heat(
@@ -68,11 +94,11 @@ def heat(
     """Colours with the number in each cell: points from loss to gain, other numbers from 0 up.
 
     on_downstream: a column whose numbers stand, outlined, in cells of a model on the set that it
-    was fine-tuned on. end: of the scale; by default from the numbers.
+    was fine-tuned on. end: of a scale of points; by default from the numbers.
     """
     signed = columns.unit(value) == "pts"
-    end = end or scale_end(data[value], fives=signed)
-    scale = {"domain": [-end, end], "domainMid": 0} if signed else {"domain": [0, end]}
+    end = end or scale_end(data[value])
+    scale = {"domain": [-end, end], "domainMid": 0} if signed else {"zero": True, "nice": False}
     color = {"field": value, "type": "quantitative", "scale": scale, "legend": None}
     text = {"field": value, "type": "quantitative", "format": "+.1f" if signed else ".3~r"}
     layers: list[Spec] = [
@@ -132,104 +158,51 @@ def curve(
     *,
     x_title: str = "",
     ticks: Mapping[float, str] | None = None,
-    log: bool = False,
     facet: str = "",
-    detail: str = "",
 ) -> Spec:
     """A line for each value of `color`, with its interval as a band.
 
-    ticks: texts of the x axis, by place. log: a logarithmic x axis. facet: a column with a panel
-    for each value where it has several. detail: a column that tells lines of one colour apart. An x
-    of words has points and whiskers in place of lines and bands.
+    ticks: texts of a logarithmic x axis, by place. facet: a column with a panel for each value
+    where it has several.
     """
-    is_number = pandas.api.types.is_numeric_dtype
-    place: Spec = {"field": x, "type": "ordinal", "sort": None, "title": x_title}
-    band, mark = {"type": "rule"}, {"type": "point"}
-    if is_number(data[x]):
-        axis: Spec = {"grid": False, "format": "~g", "labelOverlap": True}
-        if ticks:
-            texts = " : ".join(f"datum.value === {k!r} ? '{v}'" for k, v in ticks.items())
-            axis |= {"values": list(ticks), "labelExpr": f"{texts} : datum.label"}
-        scale = {"type": "log", "nice": False} if log else {"zero": False, "nice": False}
-        place |= {"type": "quantitative", "scale": scale | {"padding": 12}, "axis": axis}
-        band = {"type": "area", "opacity": 0.15, "tooltip": False}
-        mark = {"type": "line", "point": {"size": 30}}
-    encoding: Spec = {"x": place}
-    if color:
-        kind = "ordinal" if data[color].nunique() > len(CATEGORIES["light"]) else "nominal"
-        encoding["color"] = {"field": color, "type": kind, "sort": None, "legend": LEGEND}
-        if not is_number(data[x]):
-            encoding["xOffset"] = {"field": detail or color}
-    if detail:
-        encoding["detail"] = {"field": detail}
+    axis: Spec = {"grid": False, "format": "~g", "labelOverlap": True}
+    scale: Spec = {"zero": False, "nice": False, "padding": 12}
+    if ticks:
+        scale = {"type": "log", "nice": False, "padding": 12}
+        texts = " : ".join(f"datum.value === {k!r} ? '{v}'" for k, v in ticks.items())
+        axis |= {"values": list(ticks), "labelExpr": f"{texts} : datum.label"}
+    kind = "ordinal" if data[color].nunique() > len(CATEGORIES) else "nominal"
+    encoding: Spec = {
+        "x": {"field": x, "type": "quantitative", "title": x_title, "scale": scale, "axis": axis},
+        "color": {"field": color, "type": kind, "sort": None, "legend": LEGEND},
+    }
     number = _number(y, zero=columns.unit(y) == "pts")
     low, high = (f"{columns.base(y)}_{end}" for end in ("low", "high"))
     layers: list[Spec] = []
     if low in data:
         ends = {"y": number | {"field": low}, "y2": {"field": high}}
+        band = {"type": "area", "opacity": 0.15, "tooltip": False}
         layers.append({"mark": band, "encoding": ends})
-    layers.append({"mark": mark, "encoding": {"y": number, "tooltip": _tooltip(data)}})
+    line = {"type": "line", "point": {"size": 30}}
+    layers.append({"mark": line, "encoding": {"y": number, "tooltip": _tooltip(data)}})
     view = {"encoding": encoding, "layer": layers}
     if facet and data[facet].nunique() > 1:
         return _facets(data, facet, view, 230)
     return {"height": 300, **view}
 
 
-def scale_end(values: pandas.Series, *, fives: bool = True) -> float:
-    """End of a colour scale: the largest absolute value; of points, rounded up to fives."""
+def scale_end(values: pandas.Series) -> float:
+    """End of a colour scale of points: the largest absolute value, rounded up to fives."""
     largest = float(values.abs().max()) if values.notna().any() else 0.0
-    return max(1, math.ceil(largest / 5)) * 5.0 if fives else largest or 1.0
+    return max(1, math.ceil(largest / 5)) * 5.0
 
 
-def drawn(figure: Figure, mode: str = "light", width: int | str = "container") -> Spec:
-    """A specification that can be drawn by itself, with its data in it."""
-    data = figure.data.astype(object).where(figure.data.notna(), None)
-    whole = {"data": {"values": data.to_dict("records")}, "config": theme(mode)}
-    return {**sized(figure.spec, width), **whole}
-
-
-def sized(spec: Mapping[str, Any], width: int | str = "container") -> Spec:
-    """The chart with this width, unless it has panels."""
-    return dict(spec) if "facet" in spec else {**spec, "width": width}
-
-
-def theme(mode: str) -> Spec:
-    """The Vega-Lite config of a mode, `light` or `dark`."""
-    ink, muted = INK[mode], MUTED[mode]
-    plain = {"labelColor": muted, "titleColor": muted, "titleFontWeight": "normal"}
-    axis = plain | {
-        "titlePadding": 8,
-        "labelFontSize": 11,
-        "titleFontSize": 12,
-        "labelLimit": 170,
-        "gridColor": RULE[mode],
-        "domain": False,
-        "ticks": False,
-        "labelPadding": 6,
-        "labelSeparation": 6,
-    }
-    return {
-        "background": None,
-        "font": FONT,
-        "padding": 2,
-        "view": {"stroke": None, "continuousHeight": 260},
-        "axis": axis,
-        "axisBand": {"grid": False},
-        "legend": plain,
-        "header": {"labelColor": ink, "titleColor": muted, "labelFontSize": 12},
-        "mark": {"color": CATEGORIES[mode][0], "tooltip": True},
-        "point": {"filled": True, "size": 60},
-        "text": {"color": ink, "fontSize": 11},
-        "rule": {"color": ink},
-        "range": {
-            "category": CATEGORIES[mode],
-            "diverging": DIVERGING[mode],
-            "heatmap": RAMP[mode],
-            "ramp": RAMP[mode],
-            "ordinal": {"scheme": "viridis"},
-            "symbol": SHAPES,
-        },
-    }
+def drawn(figure: Figure, width: int | str) -> Spec:
+    """The chart with its data in it, as CSV, and with this width unless it has panels."""
+    is_number = pandas.api.types.is_numeric_dtype
+    types = {name: "number" if is_number(of) else "string" for name, of in figure.data.items()}
+    data = {"values": csv(figure.data, DIGITS), "format": {"type": "csv", "parse": types}}
+    return {"data": data, **figure.spec, **({} if "facet" in figure.spec else {"width": width})}
 
 
 def _facets(data: pandas.DataFrame, facet: str, view: Spec, side: int) -> Spec:
@@ -262,16 +235,13 @@ def _number(name: str, *, zero: bool = True) -> Spec:
 
 def _tooltip(data: pandas.DataFrame) -> list[Spec]:
     """A line for each column of a table, with the ends of an interval below its number."""
-    lines, of_interval = [], {}
+    lines, ends = [], columns.ends(data)
     for name in map(str, data):
-        form = columns.CHARTS.get(columns.unit(name), "")
-        for end, title in (("low", "95% from"), ("high", "to")):
-            of_interval[f"{columns.base(name)}_{end}"] = title, form
-    for name in map(str, data):
-        title, form = of_interval.get(name, (columns.title(name), ""))
-        form = form or columns.CHARTS.get(columns.unit(name), "")
-        if not form and pandas.api.types.is_float_dtype(data[name]):
-            form = ".4g"
-        shown = {"field": name, "title": title}
-        lines.append(shown | {"type": "quantitative", "format": form} if form else shown)
+        number, title = ends.get(name, (name, columns.title(name)))
+        line: Spec = {"field": name, "title": title}
+        if unit := columns.unit(number):
+            line |= {"type": "quantitative", "format": columns.UNITS[unit].chart}
+        elif pandas.api.types.is_float_dtype(data[name]):
+            line |= {"type": "quantitative", "format": ".4g"}
+        lines.append(line)
     return lines

@@ -16,8 +16,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import pandas
 
@@ -25,34 +24,32 @@ from engine.measures.tables import extremes
 from engine.report.text import p_value, rounded, signed
 
 ABSENT = "–"
-LONG = 60  # signs
 CONSTANT = ("model", "variant", "against")
-UNITS: dict[str, Callable[[float], str]] = {
-    "pct": rounded,
-    "pts": signed,
-    "r": functools.partial(signed, digits=2),
-    "p": p_value,
+
+
+class Unit(NamedTuple):
+    """How a number is written, its format in a chart's tooltip, and what an axis says of it."""
+
+    write: Callable[[float], str]
+    chart: str
+    axis: str = ""
+
+
+UNITS = {
+    "pct": Unit(rounded, ".2f", ", %"),
+    "pts": Unit(signed, "+.2f", ", points"),
+    "r": Unit(functools.partial(signed, digits=2), "+.2f"),
+    "p": Unit(p_value, ".3f"),
 }
-CHARTS = {"pct": ".2f", "pts": "+.2f", "r": "+.2f", "p": ".3f"}  # the same for a tooltip
-TITLES = {"pct": ", %", "pts": ", points"}
 
 
-@dataclass(frozen=True)
-class Column:
+class Column(NamedTuple):
     """A column as the page shows it, with a text for each row."""
 
     name: str
-    numeric: bool
+    head: str
+    is_numeric: bool
     texts: list[str]
-
-    @property
-    def head(self) -> str:
-        return base(self.name).replace("_", " ")
-
-    @functools.cached_property
-    def wide(self) -> bool:
-        """Whether a text is so long that a narrow column would make its row very tall."""
-        return not self.numeric and any(len(text) > LONG for text in self.texts)
 
 
 def unit(name: str) -> str:
@@ -68,52 +65,48 @@ def base(name: str) -> str:
 
 def title(name: str) -> str:
     """A column's name as the title of an axis, with its unit."""
-    return base(name).replace("_", " ") + TITLES.get(unit(name), "")
+    axis = UNITS[unit(name)].axis if unit(name) else ""
+    return base(name).replace("_", " ") + axis
 
 
 def between(data: pandas.DataFrame, name: str, *labels: str) -> str:
     """`−9.0 (VP on flat) to +10.3 (Soup on mono)`: the least and the greatest number of a column,
     and what stands in the columns `labels` beside them."""
-    write = UNITS.get(unit(name), _plain)
-    ends = [
+    write = UNITS[unit(name)].write if unit(name) else _plain
+    texts = [
         f"{write(row[name])} ({' on '.join(filter(None, (row[label] for label in labels)))})"
         for row in extremes(data, name)
     ]
-    return " to ".join(ends)
+    return " to ".join(texts)
 
 
-def named_numbers(data: pandas.DataFrame, label: str, name: str) -> str:
-    """`FT +4.7, LP +0.7`: each row's label and number."""
-    write = UNITS[unit(name)]
-    return ", ".join(f"{a} {write(x)}" for a, x in zip(data[label], data[name], strict=True))
+def ends(data: pandas.DataFrame) -> dict[str, tuple[str, str]]:
+    """By name of an interval's end, the column of its number and a title."""
+    titles = {"low": "95% from", "high": "to"}
+    names = [name for name in map(str, data) if unit(name)]
+    return {f"{base(name)}_{k}": (name, titles[k]) for name in names for k in titles}
 
 
 def shown(data: pandas.DataFrame) -> list[Column]:
     """The columns that are shown: all but ends of intervals, which are part of another column's
     text, and a model or variant that is the same in every row."""
-    names = list(map(str, data))
-    hidden = {f"{base(name)}_{end}" for name in names if unit(name) for end in ("low", "high")}
-    hidden |= {name for name in CONSTANT if name in data and data[name].nunique() <= 1}
-    return [_column(data, name) for name in names if name not in hidden]
+    hidden = {name for name in CONSTANT if name in data and data[name].nunique() <= 1}
+    return [_column(data, name) for name in map(str, data) if name not in hidden | {*ends(data)}]
 
 
 def _column(data: pandas.DataFrame, name: str) -> Column:
     values, types = data[name], pandas.api.types
-    numeric = types.is_numeric_dtype(values) and not types.is_bool_dtype(values)
-    write = UNITS.get(unit(name)) if numeric else str
-    texts = [ABSENT if missing(value) else (write or _plain)(value) for value in values]
+    is_numeric = types.is_numeric_dtype(values) and not types.is_bool_dtype(values)
+    known = UNITS.get(unit(name)) if is_numeric else None
+    write = known.write if known else _plain if is_numeric else str
+    texts = [ABSENT if pandas.isna(value) else write(value) for value in values]
     low, high = (f"{base(name)}_{end}" for end in ("low", "high"))
-    if write and unit(name) and low in data:
+    if known and low in data:
         for k, (a, b) in enumerate(zip(data[low], data[high], strict=True)):
-            if not missing(a):
+            if not pandas.isna(a):
                 texts[k] += f" [{write(a)}, {write(b)}]"
-    return Column(name, numeric, texts)
+    return Column(name, base(name).replace("_", " "), is_numeric, texts)
 
 
 def _plain(value: float) -> str:
     return f"{value:.4g}" if isinstance(value, float) else f"{value:,}"
-
-
-def missing(value: Any) -> bool:
-    """Whether a table's cell holds nothing."""
-    return bool(pandas.isna(value))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
+import pandas
 import vl_convert
 
 from engine.machine.files import write_atomic
@@ -13,7 +14,6 @@ from engine.report import charts, columns
 from engine.report.section import Section, Table
 
 FIGURES, TABLES = "figures", "tables"
-DIGITS = "%.8g"  # of a float, as the page's script writes it
 WIDTH = 480  # of a figure's plot, in CSS pixels
 LONGEST = 200  # rows of a table that a paper prints
 # All of LaTeX's special characters, and signs that pdfTeX's fonts lack.
@@ -41,21 +41,20 @@ def write_tables(folder: Path, sections: Sequence[Section]) -> None:
     for section in sections:
         for table in section.tables:
             place = folder / TABLES / table.name
-            write_csv(place.with_suffix(".csv"), table.data, DIGITS)
+            write_csv(place.with_suffix(".csv"), table.data, charts.DIGITS)
             write_atomic(place.with_suffix(".parquet"), table.data.to_parquet(index=False))
             if len(table.data) <= LONGEST:
                 write_atomic(place.with_suffix(".tex"), latex(table).encode())
         for figure in section.figures:
-            write_csv(folder / FIGURES / f"{figure.name}.csv", figure.data, DIGITS)
+            write_csv(folder / FIGURES / f"{figure.name}.csv", figure.data, charts.DIGITS)
 
 
 def write_figures(folder: Path, sections: Sequence[Section]) -> None:
-    """Every figure as SVG and PDF, in the light theme; 0.1 to 0.2 s each."""
+    """Every figure as SVG and PDF, with whole names; 0.1 to 0.2 s each."""
+    whole = {part: charts.CONFIG[part] | {"labelLimit": 0} for part in ("axis", "legend", "header")}
     for section in sections:
         for figure in section.figures:
-            spec = charts.drawn(figure, width=WIDTH)
-            for part in ("axis", "legend", "header"):
-                spec["config"][part]["labelLimit"] = 0  # paper has room for whole names
+            spec = charts.drawn(figure, WIDTH) | {"config": charts.CONFIG | whole}
             svg, pdf = vl_convert.vegalite_to_svg(spec), vl_convert.vegalite_to_pdf(spec)
             write_atomic(folder / FIGURES / f"{figure.name}.svg", svg.encode())
             write_atomic(folder / FIGURES / f"{figure.name}.pdf", pdf)
@@ -64,28 +63,17 @@ def write_figures(folder: Path, sections: Sequence[Section]) -> None:
 def latex(table: Table) -> str:
     """The table for LaTeX's booktabs, numbers as the page shows them, with caption and label."""
     shown = columns.shown(table.data)
-    cells = [[text.translate(LATEX) for text in column.texts] for column in shown]
-    for column, texts in zip(shown, cells, strict=True):
-        if column.name in table.best:
-            place = int(table.data[column.name].to_numpy().argmax())
-            texts[place] = f"\\textbf{{{texts[place]}}}"
-    lines = [
-        "% \\usepackage{booktabs}",
-        "\\begin{table}",
-        "\\centering",
-        f"\\caption{{{table.caption.translate(LATEX)}}}",
-        f"\\label{{tab:{table.name}}}",
-        f"\\begin{{tabular}}{{{''.join('r' if column.numeric else 'l' for column in shown)}}}",
-        "\\toprule",
-        _line(column.head.translate(LATEX) for column in shown),
-        "\\midrule",
-        *map(_line, zip(*cells, strict=True)),
-        "\\bottomrule",
-        "\\end{tabular}",
-        "\\end{table}",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _line(cells: Iterable[str]) -> str:
-    return " & ".join(cells) + r" \\"
+    cells = {of.name: [text.translate(LATEX) for text in of.texts] for of in shown}
+    for name in map(str, table.data[[*table.best]].dropna(axis=1, how="all")):
+        place = table.data[name].argmax()
+        cells[name][place] = f"\\textbf{{{cells[name][place]}}}"
+    style = pandas.DataFrame(cells).style.hide(axis="index")
+    return "% \\usepackage{booktabs}\n" + style.relabel_index(
+        [of.head.translate(LATEX) for of in shown], axis="columns"
+    ).to_latex(
+        column_format="".join("r" if of.is_numeric else "l" for of in shown),
+        hrules=True,
+        position_float="centering",
+        caption=table.caption.translate(LATEX),
+        label=f"tab:{table.name}",
+    )

@@ -15,7 +15,7 @@ from engine.measures import distances
 from engine.measures.intervals import intervals
 from engine.measures.metrics import KEY, measures
 from engine.measures.tables import write_csv
-from engine.report import exports, headline, page, sections, terminal
+from engine.report import charts, exports, headline, page, sections, terminal
 from engine.report.results import Results, of_campaign
 from engine.report.sections import sweep
 
@@ -39,7 +39,7 @@ def write_into(folder: Path, results: Results, *, figures: bool = False) -> Path
         names += ["distances.csv", "distances_pairs.csv"]
     if record.sweep is not None:
         data = sweep.rows(results)
-        write_csv(folder / "sweep.csv", data, exports.DIGITS)
+        write_csv(folder / "sweep.csv", data, charts.DIGITS)
         write_atomic(folder / "sweep.parquet", data.to_parquet(index=False))
         names += ["sweep.csv", "sweep.parquet"]
         warnings.append(sweep.SELECTION)
@@ -48,12 +48,17 @@ def write_into(folder: Path, results: Results, *, figures: bool = False) -> Path
     if figures:
         exports.write_figures(folder, made)
     title = f"{Path(record.name).stem}: what fine-tuning does to robustness"
-    heading, lead = headline.heading(title, results), headline.lead(results)
     missing = ", ".join(dict.fromkeys(column.column for column in record.missing))
     notes = [f"models fine-tuned on {missing} are not in this report"] * bool(missing)
-    incomplete = [f"Incomplete: {note}." for note in notes]
-    content = page.Page(title, heading, lead, made, incomplete, names)
-    path = page.write(folder / campaign.PAGE, content)
+    path = page.write(
+        folder / campaign.PAGE,
+        made,
+        title=title,
+        heading=headline.heading(title, results),
+        lead=headline.lead(results),
+        notes=[f"Incomplete: {note}." for note in notes],
+        files=names,
+    )
     text = terminal.table(results, [*notes, *warnings]) + "\n"
     write_atomic(folder / campaign.TABLE, text.encode())
     return path

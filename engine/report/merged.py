@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,7 @@ def merged(runs: Sequence[FinishedCampaign], models_csv: Path | None = None) -> 
     records = [run.record for run in runs]
     first, names = records[0], [record.name for record in records]
     labels = [
-        name if names.count(name) == 1 else f"{name} {names[:k].count(name) + 1}"
-        for k, name in enumerate(names)
+        name if names.count(name) == 1 else f"{name} {k}" for k, name in enumerate(names, start=1)
     ]
     for record in records:
         if (sorted(record.sets), record.upstream) != (sorted(first.sets), first.upstream):
@@ -35,59 +34,44 @@ def merged(runs: Sequence[FinishedCampaign], models_csv: Path | None = None) -> 
                 f"{record.upstream}, and {first.name} has {', '.join(first.sets)} beside "
                 f"{first.upstream}: RI is a mean over the sets, so report them apart"
             )
-    downstreams = [
-        name for name in first.downstreams if all(name in record.downstreams for record in records)
-    ]
-    if not downstreams:
+    shared = set(first.downstreams).intersection(*(record.downstreams for record in records))
+    if not shared:
         raise ValueError(
             f"campaigns {', '.join(labels)} have no set in common that they fine-tune on: mRI is a "
             "mean over these sets, so report them apart"
         )
     disagreeing = _disagreeing(records)
     rows: dict[tuple[Any, ...], Evaluation] = {}
-    cka: dict[str, dict[str, Any]] = {}  # a model on a set once
-    missing: list[MissingColumn] = []
+    cka, attempts, missing = [], [], []
+    thumbnails: dict[str, dict[str, str]] = {}
     for label, run in zip(labels, runs, strict=True):
-        models = {row.model: f"{row.model} ({label})" for row in run.evaluations}
-        models = {name: label for name, label in models.items() if name in disagreeing}
+        record, models = run.record, {name: f"{name} ({label})" for name in disagreeing}
         for row in run.evaluations:
-            if row.downstream in ("", *downstreams):
+            if row.downstream in ("", *shared):
                 row = dataclasses.replace(row, model=models.get(row.model, row.model))
                 rows.setdefault((*row.key, row.seed), row)
-        for row in run.record.cka or ():
-            row = row | {"model": models.get(row["model"], row["model"])}
-            cka.setdefault(digest({k: v for k, v in row.items() if k != "blocks"}), row)
-        missing += [dataclasses.replace(of, campaign=label) for of in run.record.missing]
-        for name in run.record.downstreams:
-            lacking = [
-                other
-                for other, record in zip(labels, records, strict=True)
-                if name not in record.downstreams
-            ]
-            if lacking:
-                reason = f"not a column of {', '.join(lacking)}"
-                missing.append(MissingColumn(name, reason, label))
-    thumbnails: dict[str, dict[str, str]] = {}
-    for record in records:
+        cka += [row | {"model": models.get(row["model"], row["model"])} for row in record.cka or ()]
+        attempts += [dataclasses.replace(attempt, campaign=label) for attempt in record.attempts]
+        missing += [dataclasses.replace(column, campaign=label) for column in record.missing]
+        missing += [
+            MissingColumn(name, "not a column of all campaigns", label)
+            for name in record.downstreams
+            if name not in shared
+        ]
         for name, images in record.thumbnails.items():
             thumbnails[name] = thumbnails.get(name, {}) | images
-    is_one = len(runs) == 1
     record = dataclasses.replace(
         first,
         name=" and ".join(labels),
-        downstreams=downstreams,
+        downstreams=[name for name in first.downstreams if name in shared],
         methods={key: title for record in records for key, title in record.methods.items()},
         settings=_settings(labels, records),
-        credits=list({digest(row): row for record in records for row in record.credits}.values()),
+        credits=_once(row for record in records for row in record.credits),
         holdout=all(record.holdout for record in records),
-        distances=first.distances if is_one else None,
-        cka=list(cka.values()) if any(record.cka is not None for record in records) else None,
-        sweep=first.sweep if is_one else None,
-        attempts=[
-            dataclasses.replace(attempt, campaign=label)
-            for label, record in zip(labels, records, strict=True)
-            for attempt in record.attempts
-        ],
+        distances=None,
+        cka=_once(cka),
+        sweep=None,
+        attempts=attempts,
         thumbnails=thumbnails,
         missing=missing,
     )
@@ -104,6 +88,10 @@ def _disagreeing(records: Sequence[Record]) -> set[str]:
         for file in [record.files[str(row.path)]]
         if hashes.setdefault((*row.key, row.seed), file) != file
     }
+
+
+def _once(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    return list({digest(row): row for row in rows}.values())
 
 
 def _settings(labels: Sequence[str], records: Sequence[Record]) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from engine.grid.record import FinishedCampaign, Record
 from engine.measures import comparisons, effective_robustness, metrics, model_rows
 from engine.measures.effective_robustness import Trend
 from engine.measures.metrics import Grid
-from engine.measures.model_rows import ModelRows
 from engine.measures.rows import DEFAULT_ALPHA, PRE, Arm, Evaluation
 from engine.measures.tables import groups, ordered
 
@@ -153,10 +152,7 @@ class Results:
         return published(model).get("mri", {})
 
 
-@functools.cache
-def slides() -> Mapping[str, Any]:
-    """All published numbers."""
-    return recipe.published()
+slides = functools.cache(recipe.published)
 
 
 @functools.cache
@@ -165,45 +161,40 @@ def published(model: str) -> Mapping[str, Any]:
 
     The model is known by its label on the slides, its timm name or its recipe's.
     """
-    source = slides()
-    by_name = {
-        name: entry
-        for label, entry in source["models"].items()
-        for name in (label, entry.get("timm"), entry.get("recipe"))
-        if name
-    }
-    entry = dict(by_name.get(model, {}))
-    for key in ("before", "fine_tuned_on_val") if entry else ():
-        accuracy = entry.get(key, {})
-        names = source["sets"].items()
-        entry[key] = {name: accuracy[label] for name, label in names if label in accuracy}
-    return entry
+    for label, entry in slides()["models"].items():
+        if model in (label, entry.get("timm"), entry.get("recipe")):
+            sets = slides()["sets"].items()
+            accuracies = {
+                key: {name: entry[key][on] for name, on in sets if on in entry[key]}
+                for key in ("before", "fine_tuned_on_val")
+                if key in entry
+            }
+            return {**entry, **accuracies}
+    return {}
 
 
 def of_campaign(run: FinishedCampaign, models_csv: Path | None = None) -> Results:
-    """Results from the predictions that a record names.
-
-    models_csv: users' accuracies for the trend lines of effective robustness (`model_rows.read`).
-    """
+    """Results from the predictions that a record names; models_csv: as in `of_record`."""
     return of_record(run.record, run.evaluations, models_csv)
 
 
 def of_record(
     record: Record, evaluations: Sequence[Evaluation], models_csv: Path | None = None
 ) -> Results:
-    """Results of a record's evaluations, with absolute paths."""
+    """Results of a record's evaluations, with absolute paths. models_csv: users' accuracies for the
+    trend lines of effective robustness (`model_rows.read`)."""
     given = model_rows.read(models_csv, record.sets, record.upstream) if models_csv else None
     grid = metrics.gather(evaluations, record.sets, record.upstream, record.downstreams)
     return of_grid(record, grid, given)
 
 
-def of_grid(record: Record, grid: Grid, given: ModelRows | None = None) -> Results:
+def of_grid(record: Record, grid: Grid, given: pandas.DataFrame | None = None) -> Results:
     """Results of a record's grid; given: as in `effective_robustness.trends`."""
     trends = effective_robustness.trends(grid, given)
     grid = effective_robustness.above_trend(grid, trends)
     arms = _arms(grid, record.methods)
-    pairs = comparisons.all_pairs([grid.arms[k] for k in arms.loc[arms["shown"], "arm"]])
-    compared = comparisons.compare(grid, pairs).rename(columns={"difference": "difference_pts"})
+    compared = comparisons.compare(grid, arms.loc[arms["shown"], "arm"].tolist())
+    compared = compared.rename(columns={"difference": "difference_pts"})
     return Results(record, grid, arms, compared, trends)
 
 
@@ -214,7 +205,7 @@ def _arms(grid: Grid, methods: Mapping[str, str]) -> pandas.DataFrame:
     counts = cells["downstream"].isin(grid.downstreams)
     on_downstream = cells[counts & (cells["downstream"] == cells["evaluated_on"])]
     upstream = cells[counts & (cells["evaluated_on"] == grid.upstream)]
-    forgotten = upstream[(upstream["downstream"] != grid.upstream) & (upstream["before"] >= 0)]
+    forgotten = upstream[upstream["downstream"] != grid.upstream]
     numbers = [grid.mri.table("mRI_pts")]
     if set(cells["evaluated_on"]) >= set(grid.downstreams):
         numbers.append(grid.mean(on_downstream, by).table("on_downstream_set_pct", clip=True))

@@ -20,9 +20,8 @@ class Figure:
 
     name: of its files, `report/figures/NAME.csv`, `.svg` and `.pdf`; letters, digits and dashes.
     caption: a sentence on what it shows and how it is read. alt: the same in words for a screen
-    reader, with the main numbers. data: what is drawn, tidy; the page embeds it and offers it as
-    CSV. spec: Vega-Lite without data and config (`charts`), which the page adds, and with them
-    `width: "container"` for a single or layered view.
+    reader, with the main numbers. data: what is drawn, tidy. spec: Vega-Lite without data, config
+    and width (`charts`).
     """
 
     name: str
@@ -47,10 +46,10 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """An image file that the page holds, a PNG or a WebP; alt: in words what it shows."""
+    """An image that the page holds. alt: in words what it shows; url: a `data:` URL."""
 
     alt: str
-    data: bytes
+    url: str
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from decimal import ROUND_HALF_UP, Decimal
 
 ABSENT = "-"  # in the terminal
-NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
 def rounded(value: float, digits: int = 1) -> str:
@@ -21,9 +20,9 @@ def signed(value: float, digits: int = 1) -> str:
     return text.replace("-", "−") if float(text) <= 0 else f"+{text}"
 
 
-def ascii_signed(value: float | None) -> str:
-    """`signed` in ASCII for the terminal, and `ABSENT` for None and NaN."""
-    return ABSENT if value is None or value != value else signed(value).replace("−", "-")
+def ascii_signed(value: float) -> str:
+    """`signed` in ASCII for the terminal, and `ABSENT` for NaN."""
+    return ABSENT if value != value else signed(value).replace("−", "-")
 
 
 def p_value(value: float) -> str:
@@ -35,14 +34,9 @@ def ends(low: float, high: float) -> str:
     return f"{signed(low)} to {signed(high)}"
 
 
-def words(number: int) -> str:
-    """Small numbers as prose writes them."""
-    return NUMBERS[number] if number < len(NUMBERS) else str(number)
-
-
-def counted(noun: str, number: int, written: str = "") -> str:
-    """`1 set`, `2 sets`, or with `written` in place of the digits, as in `two sets`."""
-    return f"{written or f'{number:,}'} {noun}{'s' * (number != 1)}"
+def counted(noun: str, number: int) -> str:
+    """`1 set`, `2 sets`."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def listed(names: Sequence[str]) -> str:

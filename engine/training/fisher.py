@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import logging
-
 import numpy as np
 import torch
 import torch.distributed as dist
 
 from engine import models
-from engine.data.sets import LabelledSet
 from engine.machine import bars, ranks
 from engine.run import Run
 from kernels.fisher import FisherAccumulator
-
-log = logging.getLogger(__name__)
 
 
 def diagonal(run: Run, images: int, labels: str) -> dict[str, torch.Tensor]:
@@ -28,16 +23,12 @@ def diagonal(run: Run, images: int, labels: str) -> dict[str, torch.Tensor]:
     """
     if labels not in ("model", "data"):
         raise ValueError(f"method.fisher_labels={labels!r}: `model` or `data`")
-    upstream = run.upstream
-    positions = drawn(upstream, images)
-    if images > len(positions):
-        log.warning(
-            f"method.fisher_images={images}: all {len(positions)} training images of "
-            f"{upstream.name} are taken, which has no more"
-        )
+    upstream, size = run.upstream, run.recipe.train.batch_size
+    positions = upstream.split("train")
+    if 0 < images < len(positions):
+        positions = np.sort(np.random.default_rng(0).permutation(positions)[:images])
     net = run.network(run.base)
     normalize = models.Normalize(run.recipe.model, run.device)
-    size = run.recipe.train.batch_size
     chunks = [positions[i : i + size] for i in range(0, len(positions), size)]
     bounds = [len(chunks) * rank // ranks.world() for rank in (ranks.rank(), ranks.rank() + 1)]
     generator = torch.Generator(run.device).manual_seed(0)
@@ -52,16 +43,7 @@ def diagonal(run: Run, images: int, labels: str) -> dict[str, torch.Tensor]:
         batch = next(batches)
         given = upstream.labels[batch.index].to(run.device) if labels == "data" else None
         accumulator.update(normalize(batch.images), given)
-    if ranks.world() == 1:
-        return accumulator.mean()
-    for total in accumulator.sums.values():
-        dist.all_reduce(total)
+    if ranks.world() > 1:
+        for total in accumulator.sums.values():
+            dist.all_reduce(total)
     return {name: total / len(positions) for name, total in accumulator.sums.items()}
-
-
-def drawn(upstream: LabelledSet, images: int) -> np.ndarray:
-    """Positions (int64, sorted) of so many images of the training split; 0 and more: all of it."""
-    positions = upstream.split("train")
-    if not images or images >= len(positions):
-        return positions
-    return np.sort(np.random.default_rng(0).permutation(positions)[:images])

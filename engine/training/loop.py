@@ -8,11 +8,16 @@ times an epoch; a loss that is not finite stops the run, and the error names the
 from __future__ import annotations
 
 import json
+import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
+from engine.errors import DivergedError
 from engine.machine import bars, ranks
 from engine.methods.base import Trained
 from engine.methods.context import Context
@@ -24,34 +29,25 @@ from engine.training import norms, optim
 from engine.training.saving import Progress, Saving, TrainingState
 from engine.training.schedule import schedule, steps_an_epoch, total_steps
 from engine.training.trackers import Trackers
-from engine.training.watch import Watch
 
 LOOK_EVERY = 50  # optimizer steps between two reads of the loss
 WARMUP_STEPS = 196  # the benchmark's
 
 
-def fit(
-    method: Trained,
-    run: Run,
-    context: Context,
-    saving: Saving,
-) -> tuple[Export, str]:
+def fit(method: Trained, run: Run, context: Context, saving: Saving) -> tuple[Export, str]:
     """Train a method from the run's base model; returns its export and the history as JSON.
 
     context: gives the method what its loss needs. saving: takes the model during training, and says
     where one begins that was interrupted; a head that is fitted has no steps and leaves nothing.
-    Raises ValueError for a batch that does not divide over the ranks, DivergedError for a loss that
-    is not finite, PreemptedError as `Saving.take`.
+    Raises as `initialized`, DivergedError for a loss that is not finite, PreemptedError as
+    `Saving.take`.
     """
     prepare(method, run, context)
     if method.fits_head:
         history = [method.fit_head(_label(run))]
     else:
-        engine = initialize(method, run)
-        try:
+        with initialized(method, run) as engine:
             history = epochs(engine, method, run, saving)
-        finally:
-            close(engine)
     return method.export(), json.dumps(history, indent=1)
 
 
@@ -63,8 +59,9 @@ def prepare(method: Trained, run: Run, context: Context) -> None:
     method.to(run.device)
 
 
-def initialize(method: Trained, run: Run) -> Any:
-    """A DeepSpeed engine around a prepared method.
+@contextmanager
+def initialized(method: Trained, run: Run) -> Iterator[Any]:
+    """A DeepSpeed engine around a prepared method, which is freed in the end.
 
     Raises ValueError for a batch that does not divide over the ranks, and as `norms.synchronise`.
     """
@@ -79,9 +76,14 @@ def initialize(method: Trained, run: Run) -> Any:
         )
     norms.synchronise(method, run)
     parameters = {n: p for n, p in method.named_parameters() if p.requires_grad}
-    optimizer = optim.build(parameters, recipe.optimizer, method.penalty, method.rates)
-    method.penalty = None  # the optimizer has a copy
     compiled.in_place(method.net, recipe.train.compile, run.device)
+
+    def optimizer(_: object) -> torch.optim.Optimizer:
+        if recipe.model.channels_last:
+            # Only now: deepspeed has sent weights as bytes, which this layout does not allow.
+            method.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return optim.build(parameters, recipe.optimizer, method.penalty, method.rates)
+
     engine, *_ = deepspeed.initialize(
         model=method,
         optimizer=optimizer,
@@ -96,76 +98,62 @@ def initialize(method: Trained, run: Run) -> Any:
     )
     if ranks.world() == 1:
         engine.enable_backward_allreduce = False  # among a single rank it costs 3-6% of a step
-    if recipe.model.channels_last:
-        # Only now: deepspeed broadcasts weights as bytes, which this layout does not allow.
-        method.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return engine
-
-
-def close(engine: Any) -> None:
-    """Free an engine and remove its hooks, by which the module would keep it alive."""
-    engine.destroy()
-    for name in ("module_forward_pre_hook", "module_forward_post_hook"):
-        hook = getattr(engine, name, None)
-        if hook is not None:
-            hook.remove()
+    method.penalty = None  # the optimizer has a copy
+    try:
+        yield engine
+    finally:
+        engine.destroy()
+        for name in ("module_forward_pre_hook", "module_forward_post_hook"):
+            if hook := getattr(engine, name, None):
+                hook.remove()  # by which the module would keep the engine alive
 
 
 def epochs(
-    engine: Any,
-    method: Trained,
-    run: Run,
-    saving: Saving | None = None,
+    engine: Any, method: Trained, run: Run, saving: Saving | None = None
 ) -> list[dict[str, float]]:
     """Train an initialised method by its recipe; returns the history, an entry an epoch."""
-    recipe = run.recipe
+    recipe, train = run.recipe, run.recipe.train
     positions = run.target.training(recipe)
-    of_epoch = steps_an_epoch(recipe.train, len(positions))
-    total = total_steps(recipe.train, len(positions))
-    warmup = warmup_steps(recipe.train, total)
-
-    def rate(step: int) -> float:
-        return optim.learning_rate(step, total, warmup, recipe.optimizer.lr)
-
+    of_epoch, total = steps_an_epoch(train, len(positions)), total_steps(train, len(positions))
+    warmup = warmup_steps(train, total)
     source = run.sets.source(recipe.downstream)
-    watch = Watch(method, run.device, _label(run))
-    tracked = Trackers(recipe)
     learning = norms.learning(method)
-    is_penalised = isinstance(engine.optimizer, optim.Penalised)
+    losses = torch.zeros((), device=run.device)  # since they were read last
     saving = saving or Saving()
-    progress = saving.begin(TrainingState(engine, method, {"loss": watch.sum}))
-    step, history, watch.count = progress.step, progress.history, progress.losses
+    progress = saving.begin(TrainingState(engine, method, {"loss": losses}))
+    step, history, count = progress.step, progress.history, progress.losses
     since, images = time.perf_counter(), 0
     bar = bars.bar(total=total, initial=step, desc=_label(run), unit="step")
-    with bar, tracked:
-        for epoch in range(step // of_epoch, recipe.train.epochs):
+    with bar, Trackers(recipe) as tracked:
+        for epoch in range(step // of_epoch, train.epochs):
             engine.train()
             shares = list(schedule(positions, run, epoch, ranks.rank(), ranks.world()))
-            shares = shares[(step - epoch * of_epoch) * recipe.train.accumulation :]
+            shares = shares[(step - epoch * of_epoch) * train.accumulation :]
             batches = source.batches(share.index for share in shares)
-            for number, (share, batch) in enumerate(zip(shares, batches, strict=True), start=1):
-                last = number % recipe.train.accumulation == 0
-                if last:
-                    lr = rate(step)
-                    optim.set_rate(engine.optimizer, lr)
+            for share, batch in zip(shares, batches, strict=True):
                 for norm in learning:
                     norm.training = share.samples > 0  # a filler must not change statistics
-                with norms.remedy():
-                    loss = engine(batch).sum() * share.weight
+                loss = engine(batch).sum() * share.weight
                 engine.backward(loss)
-                if last:
-                    method.before_step()
-                engine.step()
-                if last:
-                    method.after_step()
-                watch.add(loss.detach())
+                losses += loss.detach()
+                count += 1
                 images += len(share.index)
-                if not last:
+                if not engine.is_gradient_accumulation_boundary():
+                    engine.step()  # counts the micro-batch
                     continue
+                lr = optim.learning_rate(step, total, warmup, recipe.optimizer.lr)
+                optim.set_rate(engine.optimizer, lr)
+                method.before_step()
+                engine.step()
+                method.after_step()
                 step += 1
                 bar.update()
                 if step % LOOK_EVERY == 0 or step % of_epoch == 0:
-                    mean = watch.look(step, lr)
+                    mean = mean_loss(losses, count)
+                    losses.zero_()
+                    count = 0
+                    if not math.isfinite(mean):
+                        raise _diverged(run, "the loss", step, lr)
                     bar.set_postfix(loss=f"{mean:.3f}", lr=f"{lr:.1e}")
                     now = time.perf_counter()
                     values = {"loss": mean, "lr": lr, "images/s": images / (now - since)}
@@ -173,12 +161,35 @@ def epochs(
                     since, images = now, 0  # of this rank
                 if step % of_epoch == 0:
                     history.append({"epoch": epoch + 1, "step": step, "loss": mean, "lr": lr})
-                    if is_penalised:  # by the optimizer, beside the loss
+                    if isinstance(engine.optimizer, optim.Penalised):  # it is beside the loss
                         history[-1]["penalty"] = engine.optimizer.penalty()
                         tracked.log({"train/penalty": history[-1]["penalty"]}, step)
-                    watch.check_weights(step, lr)
-                saving.take(Progress(step, history, watch.count, ranks.world()), method)
+                    if not is_finite(method):  # the loss does not show what the last step did
+                        raise _diverged(run, "a weight", step, lr)
+                saving.take(Progress(step, history, count, ranks.world()), method)
     return history
+
+
+def mean_loss(losses: torch.Tensor, count: int) -> float:
+    """The mean over all ranks of a sum of `count` losses. It waits for the device."""
+    mean = losses / count
+    if ranks.world() > 1:
+        dist.all_reduce(mean)
+        mean /= ranks.world()
+    return mean.item()
+
+
+def is_finite(method: Trained) -> bool:
+    """Whether all weights that are trained are finite. It waits for the device."""
+    sums = [p.detach().sum() for p in method.parameters() if p.requires_grad]
+    return bool(torch.stack(sums).isfinite().all())  # a sum is finite only where all numbers are
+
+
+def _diverged(run: Run, what: str, step: int, lr: float) -> DivergedError:
+    return DivergedError(
+        f"{_label(run)}: {what} is not finite by step {step} (lr {lr:.2e}); lower optimizer.lr or "
+        "set train.clip=1"
+    )
 
 
 def warmup_steps(train: TrainRecipe, total: int) -> int:

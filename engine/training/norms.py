@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-
 from timm.layers.norm_act import convert_sync_batchnorm
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -41,17 +38,3 @@ def synchronise(method: Trained, run: Run) -> None:
             f"ranks need for batch norms to learn: {FREEZE}, or another train.batch_size"
         )
     method.net = convert_sync_batchnorm(method.net)
-
-
-@contextlib.contextmanager
-def remedy() -> Iterator[None]:
-    """Add the key to set to torch's error for a batch norm that learns from a single value."""
-    try:
-        yield
-    except ValueError as error:
-        if "more than 1 value per channel" not in str(error):
-            raise
-        raise ValueError(
-            f"a batch norm cannot learn from a batch of one image on a map of one pixel: {FREEZE}, "
-            "or another train.batch_size"
-        ) from error

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -48,16 +48,18 @@ def build(
     """The optimizer over named parameters; a `Penalised` one for a penalty's weight above 0.
 
     rates: by name, the share of the learning rate that a parameter has; 1 where none is given. The
-    parameters of a share are a group with this `lr_scale`, as timm calls it.
+    parameters of a share are a group with this `lr_scale`, as timm calls it. A penalty of weight 0
+    is none, so that it equals fine-tuning bit for bit; with one, the step is ours and not apex's.
 
-    A weight of 0 gives the plain optimizer, so that it equals fine-tuning bit for bit.
-
-    Raises ValueError for no parameters, for apex with a penalty, where NVIDIA's apex is not
-    installed, and for a parameter that anchor or Fisher lack or have in another shape.
+    Raises ValueError for no parameters, where NVIDIA's apex is not installed, and for a parameter
+    that anchor or Fisher lack or have in another shape.
     """
     if not parameters:
         raise ValueError("there is nothing to optimise: no parameter requires a gradient")
-    groups = _groups(parameters, rates, options.lr)
+    of_share: dict[float, list[Tensor]] = {}
+    for parameter_name, parameter in parameters.items():
+        of_share.setdefault(rates.get(parameter_name, 1.0), []).append(parameter)
+    groups = [{"params": tensors, SHARE: share} for share, tensors in of_share.items()]
     name = options.name.removeprefix("apex_")
     kind, apex = KINDS[name]
     settings: dict[str, Any] = {"lr": options.lr, "weight_decay": options.weight_decay}
@@ -66,32 +68,16 @@ def build(
     else:
         settings["momentum"] = options.momentum
     if penalty is not None and penalty.lam > 0:
-        if name != options.name:
-            raise ValueError(
-                f"a penalty has its own fused step: use name={name}, not {options.name}"
-            )
         return Penalised(name, groups, settings, parameters, penalty)
     if name != options.name:
         return _apex(apex)(groups, **settings)
     return kind(groups, fused=True, **settings)
 
 
-def _groups(
-    parameters: Mapping[str, Tensor], rates: Mapping[str, float], lr: float
-) -> list[dict[str, Any]]:
-    """The parameters of each share of the rate, in the order of the first of each."""
-    of_share: dict[float, list[Tensor]] = {}
-    for name, parameter in parameters.items():
-        of_share.setdefault(rates.get(name, 1.0), []).append(parameter)
-    return [
-        {"params": tensors, SHARE: share, "lr": share * lr} for share, tensors in of_share.items()
-    ]
-
-
 def set_rate(optimizer: Any, lr: float) -> None:
     """Give every group its share of a learning rate."""
     for group in optimizer.param_groups:
-        group["lr"] = lr * group.get(SHARE, 1.0)
+        group["lr"] = lr * group[SHARE]
 
 
 def _apex(name: str) -> Callable[..., Optimizer]:
@@ -145,27 +131,31 @@ class Penalised(Optimizer):
             fisher.clamp_(max=bound)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def step(self, closure: Any = None) -> Any:
         """One step. A tensor without a gradient still feels the penalty's."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        assert closure is None, "DeepSpeed gives none"
         for group in self.param_groups:
             thetas: list[Tensor] = group["params"]
             columns = [thetas, [torch.zeros_like(t) if t.grad is None else t.grad for t in thetas]]
-            for moment in MOMENTS[self._name]:
-                columns.append([_laid_out(self.state[t], moment, t) for t in thetas])
+            states = [self._state_of(theta) for theta in thetas]
+            columns += [[state[moment] for state in states] for moment in MOMENTS[self._name]]
             for tensors in (self._anchors, self._fishers):
                 if tensors is not None:
-                    columns.append([_laid_out(tensors, t, t) for t in thetas])
+                    columns.append([tensors[theta] for theta in thetas])
             columns = [_in_memory_order(column, thetas) for column in columns]
             options = {k: v for k, v in group.items() if k in self.defaults} | {"lam": self._lam}
             if self._name == "sgd":
                 foreach_sgd_ewc_(*columns, **options)
             else:
-                foreach_adamw_ewc_(*columns, steps=self._counted(thetas), **options)
-        return loss
+                steps = [int(state["step"].add_(1)) for state in states]
+                foreach_adamw_ewc_(*columns, steps=steps, **options)
+
+    def _state_of(self, theta: Tensor) -> dict[str, Tensor]:
+        state = self.state[theta]
+        if not state:
+            state.update({moment: _zeros_like(theta) for moment in MOMENTS[self._name]})
+            state["step"] = torch.tensor(0.0)  # on the host, where reading it does not wait
+        return state
 
     @torch.no_grad()
     def penalty(self) -> float:
@@ -177,13 +167,6 @@ class Penalised(Optimizer):
                 squares *= self._fishers[theta]
             total = total + squares.sum(dtype=torch.float64)
         return (self._lam / 2 * total).item()
-
-    def _counted(self, thetas: Sequence[Tensor]) -> list[int]:
-        """The number of each tensor's step, from 1."""
-        for state in (self.state[theta] for theta in thetas):
-            # On the host, also where a checkpoint put it elsewhere: reading it must not wait.
-            state["step"] = state.get("step", torch.tensor(0.0)).cpu() + 1
-        return [int(self.state[theta]["step"]) for theta in thetas]
 
 
 def _of_parameters(
@@ -201,15 +184,6 @@ def _of_parameters(
             )
         copies[parameter] = _zeros_like(parameter).copy_(tensors[name].detach())
     return copies
-
-
-def _laid_out(tensors: MutableMapping[Any, Tensor], key: Any, theta: Tensor) -> Tensor:
-    """The fp32 tensor at a key, laid out in memory as theta, which may have changed; else zeros."""
-    if key not in tensors:
-        tensors[key] = _zeros_like(theta)
-    elif tensors[key].stride() != theta.stride():
-        tensors[key] = _zeros_like(theta).copy_(tensors[key])
-    return tensors[key]
 
 
 def _zeros_like(theta: Tensor) -> Tensor:

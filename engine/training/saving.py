@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import json
 import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -33,7 +31,7 @@ from engine.store.checkpoints import CheckpointFiles
 log = logging.getLogger(__name__)
 # Steps between two agreements of several ranks: on a GPU each makes the host wait for it.
 AGREE_EVERY = {"cpu": 1, "cuda": 8}
-_NOTHING, _SAVE, _STOP = 0, 1, 2
+_SAVE, _STOP = 1, 2
 MODULE, OPTIMIZER, RANDOM, SUMS = "module/", "optimizer/", "random/", "sums/"  # in names of tensors
 
 
@@ -84,12 +82,8 @@ class TrainingState:
     @torch.no_grad()
     def copy(self) -> dict[str, Tensor]:
         """The state on the CPU, by name, on the first rank; empty on the rest, which must call it
-        too. From a GPU, copies are queued and not awaited (`to_host`)."""
-        copies = {}
-        for name, tensor in self._tensors():
-            if ranks.rank() == 0:
-                copies[name] = to_host(tensor)
-        return copies
+        too."""
+        return {name: to_host(t) for name, t in self._tensors() if ranks.rank() == 0}
 
     @torch.no_grad()
     def restore(self, state: Mapping[str, Tensor]) -> None:
@@ -97,7 +91,7 @@ class TrainingState:
         for name, tensor in self._module.items():
             tensor.copy_(state[MODULE + name])
         self._restore_optimizer(state)
-        for name, generator in self._generators().items():
+        for name, generator in self._generators.items():
             rows = state.get(RANDOM + name)
             if rows is not None:  # else made on another kind of device
                 # A copy: a generator reads a view from the beginning of its memory.
@@ -113,16 +107,16 @@ class TrainingState:
             for key, value in self._optimizer.state.get(parameter, {}).items():
                 if value is not None:  # SGD's momentum where it is 0
                     yield f"{OPTIMIZER}{key}/{name}", value
-        for name, generator in self._generators().items():
+        for name, generator in self._generators.items():
             yield RANDOM + name, _of_ranks(generator.get_state().to(self.device))
         for name, value in self._sums.items():
             yield SUMS + name, _of_ranks(value)
 
+    @property
     def _generators(self) -> dict[str, torch.Generator]:
-        generators = {"cpu": torch.default_generator}
-        if self.device.type == "cuda":
-            generators["cuda"] = torch.cuda.default_generators[self.device.index]
-        return generators
+        of_gpu = self.device.type == "cuda"
+        more = {"cuda": torch.cuda.default_generators[self.device.index]} if of_gpu else {}
+        return {"cpu": torch.default_generator, **more}
 
     def _restore_optimizer(self, state: Mapping[str, Tensor]) -> None:
         numbers = {name: number for number, name in enumerate(self._stepped)}
@@ -194,71 +188,50 @@ class Saving:
             state = {name: to_host(tensor) for name, tensor in export.state.items()}
             prompt = None if export.prompt is None else to_host(export.prompt)
             copy = dataclasses.replace(export, state=state, prompt=prompt)
-            self.submit(functools.partial(self._write, progress.step, copy))
-        if self._files is not None:
-            self._take_checkpoint(self._files, progress)
-
-    def submit(self, work: Callable[[], object]) -> Future[object]:
-        """Do `work` in the thread, once the copies are there that were queued before it."""
-        copied = torch.cuda.Event() if torch.cuda.is_initialized() else None
-        if copied is not None:
-            copied.record()
-
-        def do() -> object:
-            if copied is not None:
-                copied.synchronize()
-            return work()
-
-        self._submitted.append(self._thread.submit(do))
-        return self._submitted[-1]
-
-    def _take_checkpoint(self, files: CheckpointFiles, progress: Progress) -> None:
-        request = self._request_at(progress.step)
-        if request == _NOTHING:
+            self.submit(lambda: self._write(progress.step, copy))
+        if self._files is None or progress.step % self._every:
             return
-        self._last = time.monotonic()
-        tensors = self._state.copy()
-        if ranks.rank() == 0:
-            facts = json.dumps(dataclasses.asdict(progress))
-
-            def write() -> None:
-                if not all(tensor.isfinite().all() for tensor in tensors.values()):
-                    return  # the training is about to end
-                try:
-                    files.write(progress.step, tensors, facts)
-                except OSError as error:  # training itself needs no room
-                    log.warning(
-                        f"training goes on without the checkpoint of step {progress.step}: {error}"
-                    )
-
-            written = self.submit(write)
-            if request == _STOP:
-                written.result()
-        if request == _STOP:
+        is_busy = bool(self._submitted) and not self._submitted[-1].done()
+        is_due = time.monotonic() - self._last >= self._wait_s and not is_busy
+        wish = _STOP if self._preempted() else _SAVE if is_due and ranks.rank() == 0 else 0
+        wish = -int(ranks.least(-wish))  # the largest: all ranks do the same
+        if wish:
+            self._take_checkpoint(self._files, progress)
+        if wish == _STOP:
+            self._thread.shutdown()
             ranks.all_agree(True)  # waits for the first rank, without which a launcher ends it
             raise PreemptedError(
                 f"a signal ended training after step {progress.step}; the same command goes on "
-                f"from the last checkpoint in {files.folder}"
+                f"from the last checkpoint in {self._files.folder}"
             )
 
-    def _request_at(self, step: int) -> int:
-        """What the ranks do after this step, the same on all of them."""
-        if step % self._every:
-            return _NOTHING
-        is_busy = bool(self._submitted) and not self._submitted[-1].done()
-        is_due = time.monotonic() - self._last >= self._wait_s and not is_busy
-        wish = _STOP if self._preempted() else _SAVE if is_due and ranks.rank() == 0 else _NOTHING
-        return -int(ranks.least(-wish))
+    def submit(self, work: Callable[[], object]) -> Future[object]:
+        """Do `work` in the thread, after what was submitted before."""
+        self._submitted.append(self._thread.submit(work))
+        return self._submitted[-1]
+
+    def _take_checkpoint(self, files: CheckpointFiles, progress: Progress) -> None:
+        self._last = time.monotonic()
+        tensors = self._state.copy()
+        facts = json.dumps(dataclasses.asdict(progress))
+
+        def write() -> None:
+            if not all(tensor.isfinite().all() for tensor in tensors.values()):
+                return  # the training is about to end
+            try:
+                files.write(progress.step, tensors, facts)
+            except OSError as error:  # training itself needs no room
+                log.warning(
+                    f"training goes on without the checkpoint of step {progress.step}: {error}"
+                )
+
+        if ranks.rank() == 0:
+            self.submit(write)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._signals.close()
         self._thread.shutdown()  # after an error too: a training that goes on needs these files
         if error is None:
@@ -273,8 +246,8 @@ class Saving:
 
 
 def to_host(tensor: Tensor) -> Tensor:
-    """A copy on the CPU. From a GPU it is queued, into page-locked memory, and not awaited."""
-    return tensor.detach().to("cpu", non_blocking=True, copy=True)
+    """A copy on the CPU."""
+    return tensor.detach().to("cpu", copy=True)
 
 
 def _of_ranks(tensor: Tensor) -> Tensor:

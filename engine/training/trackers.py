@@ -1,4 +1,4 @@
-"""Where numbers go besides the terminal: TensorBoard, Weights & Biases, Trackio, or a user's class.
+"""Where numbers go besides the terminal: TensorBoard, Weights & Biases, or a user's class.
 
 `trackers=[wandb]` asks for them; without it there are none. A cell has one run: its training and,
 later, its evaluation log to it. What a tracker does wrong must not cost a training: it is left out
@@ -7,14 +7,14 @@ from then on, with a warning.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import importlib
 import logging
 import pkgutil
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 from engine.machine import ranks
 from engine.machine.files import digest
@@ -23,17 +23,14 @@ from engine.recipe.resolve import flat
 from engine.recipe.schema import MethodRecipe, Recipe
 
 log = logging.getLogger(__name__)
-PROJECT = "rib"
-T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """What a run is about.
+    """What a tracker is made of, ours or a user's class: what a run is about.
 
-    group: the campaign. name: of people's, like those of no other run of the group. id: the same
-    whenever the cell's recipe and folder of results are. config: the resolved recipe. folder: of
-    results.
+    group: the campaign. name: for people; no other run of the group has it. id: the same whenever
+    the cell's recipe and folder of results are. config: the resolved recipe. folder: of results.
     """
 
     group: str
@@ -43,17 +40,8 @@ class Subject:
     folder: Path
 
 
-class Tracker(Protocol):
-    """A run in a tracker, made of a `Subject`; one with the same id goes on."""
-
-    def log(self, values: Mapping[str, float], step: int | None) -> None:
-        """step: of the training; None after it."""
-
-    def close(self) -> None: ...
-
-
 class TensorBoard:
-    """Event files in `<folder>/tensorboard/<group>/<name>`."""
+    """Event files in `<folder>/tensorboard/<group>/<name>`; a run of the same id goes on."""
 
     def __init__(self, subject: Subject) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -65,6 +53,7 @@ class TensorBoard:
         self._writer.add_text("recipe", text)
 
     def log(self, values: Mapping[str, float], step: int | None) -> None:
+        """step: of the training; None after it."""
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
@@ -72,21 +61,22 @@ class TensorBoard:
         self._writer.close()
 
 
-class OfModule:
-    """A run of the project `rib` of Weights & Biases, or of Trackio, which has the same interface.
+class WeightsAndBiases:
+    """A run of the project `rib`. WANDB_MODE=offline is for nodes without a network."""
 
-    WANDB_MODE=offline is for nodes without a network. `trackio show` displays Trackio's.
-    """
+    def __init__(self, subject: Subject) -> None:
+        import wandb  # pyright: ignore[reportMissingImports]
 
-    def __init__(self, module: str, subject: Subject, **options: Any) -> None:
         subject.folder.mkdir(parents=True, exist_ok=True)
-        self._run = importlib.import_module(module).init(
-            project=PROJECT,
+        self._run = wandb.init(
+            project="rib",
             group=subject.group,
             name=subject.name,
+            id=subject.id,
             config=dict(subject.config),
+            dir=str(subject.folder),
             resume="allow",
-            **options,
+            reinit="create_new",
         )
 
     def log(self, values: Mapping[str, float], step: int | None) -> None:
@@ -96,20 +86,7 @@ class OfModule:
         self._run.finish()
 
 
-def wandb(subject: Subject) -> Tracker:
-    folder = str(subject.folder)
-    return OfModule("wandb", subject, id=subject.id, dir=folder, reinit="create_new")
-
-
-def trackio(subject: Subject) -> Tracker:
-    return OfModule("trackio", subject, embed=False)  # a run goes on by its name
-
-
-KINDS: dict[str, Callable[[Subject], Tracker]] = {
-    "tensorboard": TensorBoard,
-    "wandb": wandb,
-    "trackio": trackio,
-}
+KINDS = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases}
 
 
 class Trackers:
@@ -119,51 +96,41 @@ class Trackers:
     """
 
     def __init__(self, recipe: Recipe) -> None:
-        self._trackers: dict[str, Tracker] = {}
+        self._trackers: dict[str, Any] = {}
         for name in recipe.trackers if ranks.rank() == 0 else ():
-            tracker = self._softly(name, lambda name=name: _made(name, subject(recipe)))
-            if tracker is not None:
-                self._trackers[name] = tracker
+            with self._softly(name):
+                kind = KINDS[name] if name in KINDS else pkgutil.resolve_name(name)
+                self._trackers[name] = kind(subject(recipe))
 
     def __enter__(self) -> Trackers:
         return self
 
     def __exit__(self, *error: object) -> None:
         for name, tracker in list(self._trackers.items()):
-            self._softly(name, tracker.close)
-
-    def __bool__(self) -> bool:
-        return bool(self._trackers)
+            with self._softly(name):
+                tracker.close()
 
     def log(self, values: Mapping[str, float], step: int | None = None) -> None:
         """values: by name, such as `train/loss`."""
         for name, tracker in list(self._trackers.items()):
-            self._softly(name, lambda tracker=tracker: tracker.log(values, step))
+            with self._softly(name):
+                tracker.log(values, step)
 
-    def _softly(self, name: str, work: Callable[[], T]) -> T | None:
+    @contextlib.contextmanager
+    def _softly(self, name: str) -> Iterator[None]:
         try:
-            return work()
+            yield
         except Exception as error:  # whatever a tracker raises, the training goes on
             self._trackers.pop(name, None)
             cure = f"; pip install {error.name}" if isinstance(error, ModuleNotFoundError) else ""
             log.warning("trackers=%s goes on without it: %s%s", name, error, cure)
-            return None
-
-
-def _made(name: str, subject: Subject) -> Tracker:
-    """A run; a name of `module:Class` is a user's, from a module that Python finds."""
-    return KINDS[name](subject) if name in KINDS else pkgutil.resolve_name(name)(subject)
 
 
 def subject(recipe: Recipe) -> Subject:
     """The run of a recipe's cell. Its name has the method's options, learning rate and seed."""
     config = flat(recipe)
     shared = {field.name for field in dataclasses.fields(MethodRecipe)}
-    options = {
-        field.name: getattr(recipe.method, field.name)
-        for field in dataclasses.fields(recipe.method)
-        if field.name not in shared
-    }
+    options = {k: v for k, v in vars(recipe.method).items() if k not in shared}
     options |= {"lr": recipe.optimizer.lr, "seed": recipe.seed}
     words = " ".join(f"{key}={value}" for key, value in options.items())
     of_cell = {key: value for key, value in config.items() if key not in ("runs", "trackers")}
@@ -172,11 +139,9 @@ def subject(recipe: Recipe) -> Subject:
     return Subject(recipe.campaign or "cells", name, number, config, Path(recipe.runs))
 
 
-def log_accuracies(recipe: Recipe, rows: Mapping[str, tuple[Any, Any]]) -> None:
+def log_accuracies(recipe: Recipe, rows: Mapping[str, Sequence[Any]]) -> None:
     """Log a cell's accuracies (percent), and its RI (points). rows: by set, what has the accuracy
     before training and after it."""
-    if not recipe.trackers:
-        return
     before, after = ({name: row[k].accuracy for name, row in rows.items()} for k in (0, 1))
     values = {f"accuracy/{name}": value for name, value in after.items()}
     values |= {f"accuracy before/{name}": value for name, value in before.items()}

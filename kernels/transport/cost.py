@@ -118,7 +118,8 @@ class GroundCost:
         if self.table is None:
             cost = y.squares.repeat(len(x.x[part]), 1)
         else:
-            cost = self.table[x.labels[part]].index_select(1, y.labels).add_(y.squares)
+            by_class = self.table[x.labels[part]]
+            cost = by_class.gather(1, y.labels.expand(len(by_class), -1)).add_(y.squares)
         cost.addmm_(x.x[part], y.x.T, alpha=-2).add_(x.squares[part, None])
         return cost.clamp_(min=0.0)
 

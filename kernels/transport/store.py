@@ -136,7 +136,7 @@ def _packed(cost: GroundCost, dtype: torch.dtype, held: Tensor | None = None) ->
             low, step = quantize(costs, q)
             yield _Part(rows, q, low, step, _HALF_STEP * step)
         else:
-            low, high = torch.aminmax(costs, dim=1)
+            low, high = costs.amin(1), costs.amax(1)
             q.copy_(costs.sub_(low[:, None]))
             error = (high - low) * torch.finfo(torch.float32).eps
             yield _Part(rows, q, low, torch.ones_like(low), error)

@@ -54,7 +54,11 @@ def read(root: Path, name: str, wnid_of: Mapping[str, str], mode: str = "correct
         schema.read(top / "mappings" / file, dict[str, str], "unpack the download again")
         for file in MAPPINGS
     )
-    class_of = _classes(label_of, names_of, wnid_of, mode, top)
+    class_of: dict[str, str] = {}  # of folders with IN classes
+    for folder, label in label_of.items():
+        if label in names_of:
+            thing = _TAKEN_FOR.get(label, label) if mode == "paper" else label
+            class_of[folder] = _class_of(names_of[thing], wnid_of, mode)
     classes = sorted(set(class_of.values()))
     number = {wnids: i for i, wnids in enumerate(classes)}
 
@@ -86,32 +90,13 @@ def open_image(place: Place) -> Image.Image:
     return image.crop((BORDER, BORDER, image.width - BORDER, image.height - BORDER))
 
 
-def _classes(
-    label_of: Mapping[str, str],
-    names_of: Mapping[str, str],
-    wnid_of: Mapping[str, str],
-    mode: str,
-    top: Path,
-) -> dict[str, str]:
-    """Folder -> its IN classes, joined; folders without an IN class are absent."""
-    class_of: dict[str, str] = {}
-    for folder, label in label_of.items():
-        if label not in names_of:
-            continue
-        thing = _TAKEN_FOR.get(label, label) if mode == "paper" else label
-        if thing not in names_of:
-            raise ValueError(f"{top / 'mappings' / MAPPINGS[1]} lacks {thing!r}")
-        classes = names_of[thing].split("; ")
-        unknown = [names for names in classes if names not in wnid_of]
-        if unknown:
-            raise ValueError(
-                f"{top / 'mappings' / MAPPINGS[1]}: {thing!r} is {first_names(unknown)}, which is "
-                "no class of ImageNet-1K"
-            )
-        wnids = [wnid_of[names] for names in classes]
-        class_of[folder] = JOIN.join(wnids)
-        if mode == "paper":
-            by_name = {name: wnid_of[names] for names in classes for name in names.split(", ")}
-            cut = names_of[thing].split(", ")
-            class_of[folder] = next((by_name[name] for name in cut if name in by_name), wnids[0])
-    return class_of
+def _class_of(text: str, wnid_of: Mapping[str, str], mode: str) -> str:
+    """The wnid of an object, or several wnids joined, from the text that names its IN classes."""
+    classes = text.split("; ")
+    if unknown := [names for names in classes if names not in wnid_of]:
+        raise ValueError(f"{MAPPINGS[1]}: {first_names(unknown)} is no class of ImageNet-1K")
+    wnids = [wnid_of[names] for names in classes]
+    if mode == "corrected":
+        return JOIN.join(wnids)
+    by_name = {name: wnid_of[names] for names in classes for name in names.split(", ")}
+    return next((by_name[name] for name in text.split(", ") if name in by_name), wnids[0])

@@ -1,43 +1,69 @@
-"""The stages of `make gpu`: what becomes of each, and what is written when."""
+"""The stages of `make gpu`: what becomes of each, what is written, what a bare machine runs."""
 
 from __future__ import annotations
 
 import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from bench.gpu import __main__ as command
-from bench.gpu.stages import Stage, chosen, stages
+from bench import campaign, gpu
+from bench.gpu import ROOT, Stage, stages
+from engine import recipe
 
-NAMES = ["training", "tests", "kernels", "transport", "probe", "engine"]
-PROGRAM = "print('begun'); "
+NAMES = ["headline", "train", "tests", "kernels", "transport", "engine", "evaluation"]
+BARE = os.environ | {
+    "WITHOUT_PACKAGES": "deepspeed,msgspec,resvg_py,snakemake",
+    "PYTHONPATH": f"{ROOT / 'tests' / 'without_packages'}:{ROOT}",
+}
 
 
-def stage(name: str, *programs: str, needs: tuple[str, ...] = ()) -> Stage:
-    return Stage(name, tuple(("-c", PROGRAM + program) for program in programs), needs)
+def stage(name: str, program: str, *needs: str) -> Stage:
+    return Stage(name, ("-c", "print('begun'); " + program), needs)
 
 
 @pytest.fixture
 def replaced(monkeypatch):
     """Stages in place of the real ones."""
     every: list[Stage] = []
-    monkeypatch.setattr(command, "stages", lambda *_: every)
+    monkeypatch.setattr(gpu, "stages", lambda *_: every)
     return every
 
 
 def run(out, *words: str) -> tuple[int, dict]:
-    status = command.main(["--device", "cpu", "--out", str(out), *words])
+    status = gpu.main(["--device", "cpu", "--out", str(out), *words])
+    return status, summary(out)
+
+
+def summary(out: Path) -> dict:
     rows = json.loads((out / "summary.json").read_text())["rows"]
-    return status, {row["stage"]: row for row in rows}
+    return {row.pop("stage"): row for row in rows}
+
+
+def rows_of(out: Path, name: str) -> list[dict]:
+    content = json.loads((out / f"{name}-cpu.json").read_text())
+    assert content["machine"]["kind"] == "cpu" and content["rows"]
+    return content["rows"]
+
+
+def of_tests(out: Path) -> list[str]:
+    (command,) = (s.command for s in stages(out, "cpu", small=True) if s.name == "tests")
+    return list(command)
 
 
 def test_a_red_stage_stops_no_other_and_is_named_at_the_end(replaced, tmp_path, capfd):
-    replaced += [stage("probe", "exit(3)", "print('next')"), stage("tests", "print('well')")]
+    replaced += [stage("kernels", "exit(3)"), stage("tests", "print('well')")]
     status, outcomes = run(tmp_path)
-    assert status == 1 and capfd.readouterr().out.endswith("\nred: probe\n")
+    assert status == 1 and capfd.readouterr().out.endswith("\nred: kernels\n")
     assert [outcome["state"] for outcome in outcomes.values()] == ["red", "green"]
-    assert "exit status 3" in outcomes["probe"]["why"]
-    assert (tmp_path / "probe.log").read_text() == "begun\nbegun\nnext\n"
+    assert outcomes["kernels"]["why"] == "exit status 3"
+    assert (tmp_path / "tests.log").read_text() == "begun\nwell\n"
+    assert "| kernels | red |" in (tmp_path / "results.md").read_text()
     status, outcomes = run(tmp_path, "tests")
     assert status == 0 and list(outcomes) == ["tests"]
 
@@ -46,82 +72,133 @@ def test_a_stage_ends_with_its_time_and_leaves_no_process(replaced, tmp_path):
     left = tmp_path / "left"
     child = f"import time, pathlib; time.sleep(3); pathlib.Path({str(left)!r}).touch()"
     program = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
-    replaced += [stage("probe", program, "pass"), stage("tests", "pass")]
+    replaced.append(stage("kernels", program))
     status, outcomes = run(tmp_path, "--minutes", "0.01")
-    assert status == 1 and outcomes["probe"]["seconds"] < 2.5 and not left.exists()
-    assert "stopped after" in outcomes["probe"]["why"]
-    assert "no time was left" in outcomes["probe"]["why"]
+    assert status == 1 and outcomes["kernels"]["seconds"] < 2.5 and not left.exists()
+    assert "stopped after" in outcomes["kernels"]["why"]
 
 
 def test_a_stage_without_its_packages_is_not_run_and_they_are_named(replaced, tmp_path, capfd):
-    replaced += [stage("engine", "exit(1)", needs=("no_such_package", "json", "numpy>=999.0"))]
+    replaced.append(stage("engine", "exit(1)", "no_such_package", "json", "numpy>=999.0"))
     status, outcomes = run(tmp_path)
     assert status == 1  # nothing ran
     why = "this Python lacks no_such_package, numpy>=999.0"
-    assert outcomes["engine"] == {"stage": "engine", "state": "not run", "why": why}
+    assert outcomes["engine"] == {"state": "not run", "why": why}
     printed = capfd.readouterr().out
     assert why in printed and "not run: engine" in printed
     replaced.append(stage("tests", "pass"))
     assert run(tmp_path)[0] == 0
 
 
-def test_stages_are_those_of_the_page_and_others_are_refused(tmp_path, capsys):
-    every = stages(tmp_path, "cuda", small=False)
-    assert [stage.name for stage in every] == NAMES == [s.name for s in chosen((), every)]
-    page = (command.ROOT / "docs" / "gpu.md").read_text()
+def test_stages_are_those_of_the_page_and_what_cannot_run_is_refused(tmp_path, capsys, monkeypatch):
+    assert [stage.name for stage in stages(tmp_path, "cuda", small=False)] == NAMES
+    page = (ROOT / "docs" / "gpu.md").read_text()
     assert all(f"| `{name}` |" in page for name in NAMES)
-    assert command.main(["speed", "--device", "cpu", "--out", str(tmp_path)]) == 2
-    assert "no stage speed; there are training, tests" in capsys.readouterr().out
+    monkeypatch.setattr(gpu, "_sees_gpu", lambda: False)
+    for words, message in (
+        (["speed", "--device", "cpu"], "no stage speed; there are headline, train"),
+        ([], "torch sees no GPU here; --device cpu --small"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            gpu.main([*words, "--out", str(tmp_path)])
+        assert message in capsys.readouterr().err
 
 
-def test_without_a_gpu_the_stages_say_so(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(command, "_sees_gpu", lambda: False)
-    assert command.main(["--out", str(tmp_path)]) == 2
-    assert "torch sees no GPU here; --device cpu --small" in capsys.readouterr().out
-
-
-MACHINE = {
-    "device": "NVIDIA H100", "commit": "abc",
-    "versions": {"torch": "2.11", "triton": "3.6", "timm": "1.0"},
-}  # fmt: skip
-
-
-@pytest.fixture
-def results(tmp_path):
-    """A folder as the stages leave it."""
-    row = {"what": "FT", "batch": 64, "compiled": True, "ms": 15.04, "mfu": 0.451}
-    failed = {"message": "RuntimeError: no memory", "rows": []}
+def test_results_are_written_as_tables(tmp_path):
+    versions = {"torch": "2.11", "triton": "3.6", "timm": "1.0"}
+    machine = {"device": "NVIDIA H100", "commit": "abc", "versions": versions}
+    row = {"contest": "ViT-B x 64", "ms": 15.04, "mfu": 0.451}
     for name, content in {
-        "headline": {"rows": [row, {"what": "LwF", "error": "RuntimeError"}]}, "kernels": failed,
-    }.items():  # fmt: skip
+        "headline": {"rows": [row, {"contest": "other", "gb_s": 1.0}]},
+        "kernels": {"message": "RuntimeError: no memory", "rows": []},
+    }.items():
         file = tmp_path / f"{name}-nvidia-h100.json"
-        file.write_text(json.dumps({"name": name, "machine": MACHINE} | content))
-    return tmp_path
-
-
-def test_results_are_written_as_tables(results):
-    rows = [{"stage": "probe", "state": "red", "seconds": 480.0, "why": "stopped after 480 s"}]
-    lines = command.written(results, rows).splitlines()
+        file.write_text(json.dumps({"name": name, "machine": machine} | content))
+    lines = gpu.written(tmp_path, [{"stage": "tests", "state": "red"}]).splitlines()
     for line in (
-        "| probe | red | 480 | stopped after 480 s |",
+        "| tests | red |",
         "**headline**: NVIDIA H100; torch 2.11, triton 3.6, timm 1.0; commit abc.",
-        "| FT | 64 | True | 15 | 0.451 | - |",
-        "| LwF | - | - | - | - | RuntimeError |",
+        "| ViT-B x 64 | 15 | 0.451 | - |",
         "RuntimeError: no memory",
     ):
         assert line in lines
 
 
 @pytest.mark.slow
-def test_the_programs_of_stages_run_on_a_cpu(tmp_path, monkeypatch):
-    """Those left out start the bench, as `engine` does too, or pytest, whose tests need a GPU."""
-    monkeypatch.setenv("PYTHONPATH", str(command.ROOT))
-    names = ["probe", "engine"]
-    status, outcomes = run(tmp_path, *names, "--small")
+def test_a_campaign_of_all_methods_runs_on_a_cpu(tmp_path):
+    """Other stages start the bench (`test_bench.py`), or pytest, whose tests need a GPU."""
+    assert set(campaign.METHODS) == set(recipe.names("methods")) - {"flyp"}
+    status, outcomes = run(tmp_path, "engine", "--small")
     assert status == 0, outcomes
-    assert {outcome["state"] for outcome in outcomes.values()} == {"green"}
-    for name in ("probe", "evaluation", "engine"):
-        content = json.loads((tmp_path / f"{name}-cpu.json").read_text())
-        assert content["machine"]["kind"] == "cpu" and content["rows"]
-        assert not [row for row in content["rows"] if "error" in row]
+    parts = [row["part"] for row in rows_of(tmp_path, "engine")]
+    assert {f"{method} on second" for method in campaign.METHODS} < set(parts)
     assert "| evaluation of second |" in (tmp_path / "results.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_machine_with_torch_and_timm_measures_the_headline_and_names_the_rest(tmp_path):
+    words = ["headline", "train", "engine", "--device", "cpu", "--small", "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "bench.gpu", *words]
+    ended = subprocess.run(command, cwd=ROOT, env=BARE, capture_output=True, text=True)
+    outcomes = summary(tmp_path)
+    states = [outcome["state"] for outcome in outcomes.values()]
+    assert states == ["green", "not run", "not run"], ended.stdout[-3000:]
+    assert outcomes["engine"]["why"] == "this Python lacks deepspeed, msgspec"
+    rows = rows_of(tmp_path, "headline")
+    assert [(row["contest"], row["ours"], row["peer"]) for row in rows] == [
+        (f"toy ViT x {batch}", "FT", peer)
+        for batch in (2, 4)
+        for peer in ("LwF", "EWC", "evaluation")
+    ]
+    assert all(row[key] > 0 for row in rows for key in ("images_s", "peer_images_s", "peer_mfu"))
+
+
+@pytest.mark.slow
+def test_it_collects_all_tests_of_the_gpu(tmp_path):
+    command = [sys.executable, *of_tests(tmp_path), "-n", "0", "--collect-only", "-qq"]
+    collected = subprocess.run(command, cwd=ROOT, env=BARE, capture_output=True, text=True)
+    assert collected.returncode == 0, collected.stdout[-2000:]
+    assert sum(map(int, re.findall(r"\.py: (\d+)$", collected.stdout, re.MULTILINE))) > 50
+
+
+@pytest.mark.slow
+def test_failures_are_shown_at_once(tmp_path):
+    """As a stage runs them, whose time ends in the middle of a test that hangs."""
+    folder = tmp_path / "tests"
+    folder.mkdir()
+    (folder / "conftest.py").write_text((ROOT / "tests" / "gpu" / "conftest.py").read_text())
+    (folder / "test_two.py").write_text(
+        "import time, pytest\npytestmark = pytest.mark.gpu\n"
+        "def test_wrong():\n    assert 'a kernel' == 'its twin'\n"
+        "def test_hangs():\n    time.sleep(600)\n"
+    )
+    words = [str(folder) if word.startswith("tests/") else word for word in of_tests(tmp_path)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(gpu.python(words), start_new_session=True, **pipes) as child:
+        try:
+            assert any("assert 'a kernel' == 'its twin'" in line for line in child.stdout)
+        finally:
+            os.killpg(child.pid, signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_the_engine_without_resvg_and_snakemake_runs_jobs_and_skips_the_grid():
+    program = (
+        "import engine.grid.jobs, loaders.benchmarks.emoji\n"
+        "from bench import contest\n"
+        "try: contest.cases('grid')\n"
+        "except ImportError as error: print(error)"
+    )
+    environment = BARE | {"WITHOUT_PACKAGES": "resvg_py,snakemake"}
+    command = [sys.executable, "-c", program]
+    child = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert child.stdout == "a campaign's jobs need snakemake\n", child.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "asked"),
+    [((), [".venv/bin/python", "python3"]), (("PYTHON=/my/python",), ["/my/python"])],
+)
+def test_make_gpu_asks_the_python_of_set_up_before_the_systems(words, asked):
+    rule = subprocess.run(["make", "-n", "gpu", *words], cwd=ROOT, capture_output=True, text=True)
+    assert re.search(r"for python in (.*); do", rule.stdout)[1].split() == asked

@@ -3,22 +3,11 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 
-import numpy as np
 import pytest
 import torch
 
 from bench import grid, plain_grid
-from bench.timing import interleave, processor_seconds
-
-CPU = torch.device("cpu")
-BUSY = "import time\nwhile time.process_time() < 0.3: pass"
-
-
-def busy() -> None:
-    subprocess.run([sys.executable, "-S", "-c", BUSY], check=True)
 
 
 def in_process(command) -> None:
@@ -28,13 +17,6 @@ def in_process(command) -> None:
         plain_grid.main(command[2:])
     finally:
         torch.set_num_threads(threads)
-
-
-def test_processor_time_holds_that_of_ended_processes():
-    before = processor_seconds()
-    (times,) = interleave([busy], CPU, seconds=0, least=1, processor_time=True, warm=False)
-    assert len(times) == 1 and times[0] >= 300
-    assert 0.3 <= processor_seconds() - before < 0.6  # it ran once: there was no warm-up
 
 
 def test_tables_agree_up_to_an_image_of_the_pre_trained_model_and_points_of_others():
@@ -52,21 +34,6 @@ def test_tables_agree_up_to_an_image_of_the_pre_trained_model_and_points_of_othe
         grid.agree(trained, dict.fromkeys(trained, 51.5), large)
     with pytest.raises(AssertionError, match="in one table alone"):
         grid.agree(table, {}, large)
-
-
-def test_a_mix_is_a_weighted_mean_that_keeps_counts():
-    first = {"w": torch.tensor([0.0, 4.0]), "count": torch.tensor(7)}
-    second = {"w": torch.tensor([4.0, 0.0]), "count": torch.tensor(9)}
-    mix = plain_grid.mixed([(0.25, first), (0.75, second)])
-    assert mix["w"].tolist() == [3.0, 1.0] and mix["count"] == 7
-
-
-def test_the_rate_of_the_plain_script_is_the_engines():
-    from engine.training import optim
-
-    rates = [plain_grid.learning_rate(step, 40, 0.1) for step in range(40)]
-    expected = [optim.learning_rate(step, 40, 4, 0.1) for step in range(40)]
-    np.testing.assert_allclose(rates, expected)
 
 
 @pytest.mark.slow

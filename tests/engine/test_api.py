@@ -1,7 +1,5 @@
 """What `import engine` offers: the commands' work, from Python."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 

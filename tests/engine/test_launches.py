@@ -1,13 +1,12 @@
 """What one training step and one evaluated batch ask of a GPU's host: launches, and no wait."""
 
-from __future__ import annotations
-
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
-from fake_cuda import CUDA, FORM, fake_gpu, moved, on_fake_gpu, run_traced, traced
+from children import traced
+from fake_cuda import CUDA, FORM, fake_gpu, moved, on_fake_gpu, run_traced
 from grids import grid, prepared
 from launches import counted
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
@@ -17,7 +16,7 @@ from engine.evaluation import bank, features
 from engine.evaluation.batches import read, reduced
 from engine.evaluation.reduction import Reduction
 from engine.models.form import Form
-from engine.training import loop, optim, watch
+from engine.training import loop, optim
 from engine.training.saving import Saving
 from loaders.batch import on_device
 
@@ -63,8 +62,8 @@ def a_step(grid, name, monkeypatch, *words):
     was = prepared(grid, *words)
     builder, method = was.builder, was.method
     # These read the loss and the weights, a few times an epoch.
-    monkeypatch.setattr(watch.Watch, "look", lambda *_: 0.0)
-    monkeypatch.setattr(watch.Watch, "check_weights", lambda *_: None)
+    monkeypatch.setattr(loop, "mean_loss", lambda *_: 0.0)
+    monkeypatch.setattr(loop, "is_finite", lambda *_: True)
     monkeypatch.setattr(optim.Penalised, "penalty", lambda self: 0.0)
     with on_fake_gpu(builder) as run:
         moved(method)
@@ -75,11 +74,9 @@ def a_step(grid, name, monkeypatch, *words):
             method.anchors = [theta.detach().clone() for theta in method.thetas]
         if hasattr(method, "teacher"):
             method.teacher = features.teacher(run, run.base, run.target)
-        engine = loop.initialize(method, run)
-        with counted(run=False) as counts:
+        with loop.initialized(method, run) as engine, counted(run=False) as counts:
             marks = Marks(counts)
             loop.epochs(engine, method, run, marks)
-        loop.close(engine)
     return marks.last_step
 
 
@@ -102,7 +99,7 @@ def test_traced_batches_wait_for_nothing(grid):
     builder = prepared(grid, *FORM).builder
     with on_fake_gpu(builder) as run:
         labelled, cell = run.target, run.base
-        ((_, nets),) = bank.loaded(run, [{cell.name: 1.0}], {cell.name: cell})
+        ((_, nets),) = bank.loaded(run, [{cell.name: 1.0}])
         normalize = models.Normalize(run.recipe.model, CUDA)
         reduction = Reduction(labelled, CUDA)
         kind = Form.of(run.recipe.evaluate, CUDA).precision
@@ -110,8 +107,8 @@ def test_traced_batches_wait_for_nothing(grid):
         for batches in (1, 2, 3):
             piece = labelled.split("all")[: batches * run.recipe.evaluate.batch_size]
             with counted(run=False) as count:
-                (pixels,) = read(run, labelled, [piece], "")
-                reduced(normalize, nets, pixels, kind, [reduction])
+                (pixels,) = read(run, run.sets.source(labelled.name).batches, [piece], "")
+                reduced(run, normalize, nets, pixels, kind, [reduction])
             counts.append(count)
     launches = counts[2].launches - counts[1].launches
     assert not counts[2].waits and 120 < launches.total() <= A_BATCH, launches

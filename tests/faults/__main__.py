@@ -2,14 +2,13 @@
 
 PYTHONPATH=tests python -m faults [--minutes 15] [--seed N] [--kinds KIND ...] [--trials N]
 
-`mutate` gets eight times as much time as each of the others. Its kind and its seed determine a
-trial, but for moments that are counted in seconds. The exit code is 1 if any trial fell short.
+Its kind and its seed determine a trial, but for moments that are counted in seconds. The exit code
+is 1 if any trial fell short.
 """
-
-from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import math
 import random
 import signal
@@ -31,22 +30,24 @@ KINDS: dict[str, Callable[[Campaign, random.Random], str]] = {
     "full": damage.full,
     "readonly": damage.readonly,
 }
-SHARES = {"mutate": 8}  # of the time; 1 of others
+MUTATE = 10  # trials of `mutate`, which are quick, for one of each other kind
 
 
 @dataclass
 class Tally:
-    """What trials of a kind did. seconds: that they took. short: those that fell short, by seed."""
+    """What trials of a kind did. short: those that fell short, by seed."""
 
     trials: int = 0
-    seconds: float = 0.0
     skipped: str = ""
     short: dict[int, str] = field(default_factory=dict)
+
+    def is_over(self, most: float) -> bool:
+        return bool(self.skipped) or self.trials >= most
 
     def text(self) -> str:
         if self.skipped:
             return f"skipped: {self.skipped}"
-        return f"{self.trials} trials, {len(self.short)} fell short ({self.seconds:.0f} s)"
+        return f"{self.trials} trials, {len(self.short)} fell short"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,33 +59,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the folder and processes go too
     warm_up()
+    most, tallies = arguments.trials, {kind: Tally() for kind in arguments.kinds}
+    order = [kind for kind in tallies for _ in range(MUTATE if kind == "mutate" else 1)]
     with tempfile.TemporaryDirectory(prefix="rib-faults-") as folder:
         print("running the campaign undisturbed", flush=True)
         campaign = Campaign(Path(folder))
         campaign.run_undisturbed()
-        seconds = arguments.minutes * 60
-        tallies = run(campaign, arguments.kinds, arguments.seed, seconds, arguments.trials)
+        end = time.monotonic() + arguments.minutes * 60
+        with contextlib.suppress(KeyboardInterrupt):
+            for kind in itertools.cycle(order):
+                if time.monotonic() > end or all(t.is_over(most) for t in tallies.values()):
+                    break
+                if not (tally := tallies[kind]).is_over(most):
+                    run_trial(campaign, kind, arguments.seed + tally.trials, tally)
     return show(tallies)
 
 
-def run(
-    campaign: Campaign, kinds: Sequence[str], seed: int, seconds: float, trials: float
-) -> dict[str, Tally]:
-    """Trials until the time is over or Ctrl-C, always of the kind that had the least of its
-    share."""
-    tallies, end = {kind: Tally() for kind in kinds}, time.monotonic() + seconds
-    with contextlib.suppress(KeyboardInterrupt):
-        while time.monotonic() < end:
-            left = [k for k, t in tallies.items() if t.trials < trials and not t.skipped]
-            if not left:
-                break
-            kind = min(left, key=lambda kind: tallies[kind].seconds / SHARES.get(kind, 1))
-            run_trial(campaign, kind, seed + tallies[kind].trials, tallies[kind])
-    return tallies
-
-
 def run_trial(campaign: Campaign, kind: str, seed: int, tally: Tally) -> None:
-    started = time.monotonic()
     try:
         done = KINDS[kind](campaign, random.Random(f"{kind} {seed}"))
         print(f"{kind} {seed}: {done}: as it should", flush=True)
@@ -97,7 +88,6 @@ def run_trial(campaign: Campaign, kind: str, seed: int, tally: Tally) -> None:
         tally.short[seed] = str(why)
     finally:
         end_all()
-    tally.seconds += time.monotonic() - started
 
 
 def show(tallies: dict[str, Tally]) -> int:

@@ -1,7 +1,5 @@
 """The campaign that trials disturb: two columns of five methods on drawn shapes, on a CPU."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import time

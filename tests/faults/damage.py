@@ -1,7 +1,5 @@
 """Kinds `mutate`, `full` and `readonly`: damaged files, no room, folders that are not written."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -1,7 +1,5 @@
 """Kinds `kill` and `tree`: a command, or a process below it, gets a signal at some moment."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import random
@@ -13,6 +11,7 @@ import uuid
 from pathlib import Path
 
 import grids
+import psutil
 
 from faults.campaign import Campaign
 from faults.processes import HANGS_S, FellShort, die, patience, require
@@ -69,13 +68,11 @@ class Tree:
 
     def processes(self) -> dict[int, str]:
         """Its living processes, and the words of each."""
-        words = {}
-        for place in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                if f"{TRIAL}={self.name}".encode() in (place / "environ").read_bytes():
-                    text = (place / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-                    words[int(place.name)] = text
-        return words
+        return {
+            each.pid: " ".join(each.info["cmdline"] or [])
+            for each in psutil.process_iter(["cmdline", "environ"])
+            if (each.info["environ"] or {}).get(TRIAL) == self.name
+        }
 
     def wait(self, done: str) -> int:
         """The exit code of its root. Raises FellShort where it does not end."""

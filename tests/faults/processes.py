@@ -4,8 +4,6 @@ A forked command is what a started one is, without the half minute of imports. I
 at a moment that repeats: when it is about to change a folder for the n-th time.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 import timm
 import torch
+from children import NEEDS_GPU
 
 pytest.importorskip("msgspec")  # the engine's, which a bare machine has not
 
 from engine.models import compiled
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+pytestmark = NEEDS_GPU
 CUDA = torch.device("cuda")
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from children import NEEDS_GPU
 
 pytest.importorskip("msgspec")  # the engine's, which a bare machine has not
 from engine.otdd import side_by_side
 from engine.otdd.problems import Labelled, Options
 from engine.otdd.solve import matrix
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+pytestmark = NEEDS_GPU
 CUDA = torch.device("cuda")
 
 

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from children import NEEDS_GPU
+from torch import nn
 
 pytest.importorskip("msgspec")  # the engine's, which a bare machine has not
 from bench.vit import autocast
@@ -17,8 +19,8 @@ from engine.grid.speed import Bench
 from engine.machine import ranks
 from engine.training import optim, schedule
 
-CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 LR, STEPS, BATCH = 1e-2, 5, 4
+TOY = ("model.arch=test_vit", "model.image_size=32")
 # LwF's weight: in few steps what it adds is a hundredth of the cross-entropy's pull.
 METHODS = {"fine_tune": (), "ewc": ("method.lam=1",), "lwf": ("method.weight=100",)}
 
@@ -55,10 +57,10 @@ def term(builder: Builder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=CUDA)])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NEEDS_GPU)])
 def test_the_engine_ends_in_the_weights_of_a_plain_loop(method, device, tmp_path):
     device = ranks.start(device)
-    words = ("model.arch=test_vit", "model.image_size=32", f"optimizer.lr={LR}", *METHODS[method])
+    words = (*TOY, f"optimizer.lr={LR}", *METHODS[method])
     with Bench(tmp_path, "file", words, device, STEPS).training(method, BATCH) as training:
         builder = training.builder
         net = builder.network(builder.base)
@@ -89,3 +91,17 @@ def test_the_engine_ends_in_the_weights_of_a_plain_loop(method, device, tmp_path
     assert moved > 0
     for name, expected in net.state_dict().items():
         torch.testing.assert_close(trained[name], expected.cpu(), rtol=0, atol=tolerance)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("device", [pytest.param("cuda", marks=NEEDS_GPU)])
+def test_products_are_in_bf16(device, tmp_path):
+    """Through DeepSpeed; not compiled, since a hook would break the graph."""
+    dtypes = set()
+    bench = Bench(tmp_path, "file", (*TOY, "train.compile=never"), ranks.start(device), STEPS)
+    with bench.training("fine_tune", BATCH) as training:
+        for module in training.method.net.blocks.modules():
+            if isinstance(module, nn.Linear):
+                module.register_forward_hook(lambda *of_call: dtypes.add(of_call[-1].dtype))
+        training.run()
+    assert dtypes == {torch.bfloat16}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from children import DEVICE, INTERPRETING, everywhere, interpreted
 from torch import Tensor
-from triton_interpreter import interpreted
 from twins import misaligned
 
 from kernels import interpolation as module
@@ -22,12 +22,19 @@ def case(outputs: int, count: int, numel: int) -> tuple[Tensor, Tensor]:
     return torch.randn(count, numel, generator=generator), weights.masked_fill(weights < -1, 0.0)
 
 
-def assert_float64(
-    actual: Tensor, parents: Tensor, weights: Tensor, bf16_rounding: float = 2.0**-8
-) -> None:
+def run(parents: Tensor, weights: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    if not INTERPRETING:
+        return interpolate(parents.to(DEVICE), weights.to(DEVICE), dtype=dtype).cpu()
+    out = torch.empty(len(weights), parents.shape[1], dtype=dtype)
+    module._interpolate(misaligned(parents), weights, out)
+    return out
+
+
+def assert_float64(actual: Tensor, parents: Tensor, weights: Tensor) -> None:
     truth = weights.double() @ parents.double()
     scale = weights.double().abs() @ parents.double().abs()
-    rounding = bf16_rounding if actual.dtype == torch.bfloat16 else 0.0
+    half = 2.0**-7 if INTERPRETING else 2.0**-8  # the interpreter cuts off where hardware rounds
+    rounding = half if actual.dtype == torch.bfloat16 else 0.0
     assert actual.shape == truth.shape
     error = (actual.double() - truth).abs()
     assert (error <= 2.0**-22 * weights.shape[1] * scale + rounding * truth.abs()).all()
@@ -41,30 +48,25 @@ def awkward() -> Tensor:
     return torch.stack([first, second])
 
 
-def assert_end_points_exact(run) -> None:
-    parents = awkward()
-    mixes = run(parents, torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, -0.0]]))
-    for row, parent in zip(mixes, parents[[0, 1, 0]], strict=True):
-        nan = parent.isnan()
-        assert torch.equal(row.isnan(), nan)
-        assert torch.equal(row[~nan].view(torch.int32), parent[~nan].view(torch.int32))
-
-
+@everywhere
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [*SHAPES, (3, 2, module._CHUNK + 3)])
 def test_weighted_sums_equal_float64(shape, dtype):
     parents, weights = case(*shape)
     before = parents.clone()
-    assert_float64(interpolate(parents, weights, dtype=dtype), parents, weights)
-    out = torch.empty(shape[0], shape[2], dtype=dtype)
-    assert interpolate(parents, weights.double(), dtype=dtype, out=out) is out
-    assert_float64(out, parents, weights)
+    assert_float64(run(parents, weights, dtype), parents, weights)
     assert torch.equal(parents, before)
 
 
+@everywhere
 def test_weights_of_zero_and_one_reproduce_a_parent_bit_for_bit():
-    assert_end_points_exact(interpolate)
-    assert torch.equal(interpolate(awkward(), torch.zeros(1, 2)), torch.zeros(1, 81))
+    parents = awkward()
+    *mixes, none = run(parents, torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, -0.0], [0.0, 0.0]]))
+    assert torch.equal(none, torch.zeros(81))
+    for row, parent in zip(mixes, parents[[0, 1, 0]], strict=True):
+        nan = parent.isnan()
+        assert torch.equal(row.isnan(), nan)
+        assert torch.equal(row[~nan].view(torch.int32), parent[~nan].view(torch.int32))
 
 
 @pytest.mark.parametrize(
@@ -85,15 +87,15 @@ def test_what_does_not_fit_is_refused_by_name(change, message):
         interpolate(**({"parents": torch.zeros(2, 4), "weights": torch.ones(1, 2)} | change))
 
 
-def test_an_output_over_the_parents_is_refused():
-    memory = torch.randn(5, 40)
+def test_an_output_is_filled_and_must_not_lie_over_the_parents():
+    memory, weights = torch.randn(5, 40), torch.rand(3, 3)
     for out in (memory[:3], memory[2:], memory.view(-1)[119:159].view(1, 40)):
-        weights = torch.rand(len(out), 3)
         with pytest.raises(ValueError, match="out shares memory with parents"):
-            interpolate(memory[:3], weights, out=out)
-    expected = interpolate(memory[:3], torch.rand(2, 3), out=memory[3:])
-    assert expected.data_ptr() == memory[3:].data_ptr()
-    interpolate(memory[2:], torch.rand(2, 3), out=memory[:2])  # right before them
+            interpolate(memory[:3], weights[: len(out)], out=out)
+    for parents, out in ((memory[:3], memory[3:]), (memory[2:], memory[:2])):  # right beside them
+        before = parents.clone()
+        assert interpolate(parents, weights[:2].double(), out=out) is out
+        assert_float64(out, before, weights[:2])
 
 
 def model(seed: int) -> dict[str, Tensor]:
@@ -144,26 +146,6 @@ def test_models_of_other_architectures_are_refused_by_key(change, message):
     changed = {k: v for k, v in (model(2) | change).items() if v is not None}
     with pytest.raises(ValueError, match=message):
         flatten([model(1), changed])
-
-
-def run_kernel(parents: Tensor, weights: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    out = torch.empty(len(weights), parents.shape[1], dtype=dtype)
-    module._interpolate(misaligned(parents), weights, out)
-    return out
-
-
-@interpreted
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("shape", SHAPES)
-def test_interpreted_kernel_equals_float64(shape, dtype):
-    parents, weights = case(*shape)
-    # The interpreter cuts bf16 off where hardware rounds it.
-    assert_float64(run_kernel(parents, weights, dtype), parents, weights, bf16_rounding=2.0**-7)
-
-
-@interpreted
-def test_interpreted_kernel_reproduces_a_parent_bit_for_bit():
-    assert_end_points_exact(run_kernel)
 
 
 @interpreted

@@ -1,13 +1,14 @@
-"""The kernels in Triton's interpreter: all tests that are called `interpreted_`, in one process."""
+"""The kernels in Triton's interpreter: tests that are marked so, in one process."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-from triton_interpreter import run_interpreted
+from children import run_marked
 
 
 @pytest.mark.slow
-def test_all_kernels_in_the_interpreter():
-    run_interpreted(str(Path(__file__).parent))
+def test_all_kernels_in_the_interpreter(tmp_path):
+    pytest.importorskip("triton")
+    run_marked("everywhere or interpreted", Path(__file__).parent, tmp_path, TRITON_INTERPRET="1")

@@ -9,7 +9,6 @@ import pytest
 import torch
 from launches import Counts, counted
 from torch import Tensor
-from triton_interpreter import INTERPRETING
 
 pytest.importorskip("triton")
 from triton.backends.compiler import GPUTarget
@@ -18,8 +17,6 @@ from triton.runtime.jit import JITFunction, create_function_from_signature
 
 from kernels import aot, ewc, interpolation, launch, tables
 from kernels.transport import certified_pass, quantize, sweep
-
-pytestmark = pytest.mark.skipif(INTERPRETING, reason="interpreted kernels are not compiled")
 
 
 def test_a_kernel_starts_on_the_device_of_its_first_tensor(monkeypatch):

@@ -21,7 +21,7 @@ from tiny_packs import SHAPE, draw, items, make
 from loaders.files import digest
 from loaders.pack import Pack, request_digests
 from loaders.schema import DamagedFile
-from loaders.workers import ordered_map, read_ahead
+from loaders.workers import ordered_map
 
 SPEC = {"size": [9, 14], "crop": 0.875}
 
@@ -211,27 +211,3 @@ def test_ordered_map_keeps_order_raises_and_tells_of_a_dead_process() -> None:
         list(results)
     with pytest.raises(RuntimeError, match="died"):
         list(ordered_map(die, [1, 2], workers=2))
-
-
-def test_read_ahead_raises_times_out_and_stops() -> None:
-    def count(stall: threading.Event | None):
-        try:
-            yield from range(5)
-            if stall is None:
-                raise KeyError("five")
-            stall.wait()
-        finally:
-            closed.set()
-
-    closed = threading.Event()
-    with pytest.raises(KeyError):
-        list(read_ahead(count(None), 5, "silent"))
-    stall = threading.Event()
-    with pytest.raises(TimeoutError, match="silent"):
-        list(read_ahead(count(stall), 0.1, "silent"))
-    stall.set()
-    closed.clear()
-    results = read_ahead(count(None), 5, "silent")
-    assert next(results) == 0
-    results.close()
-    assert closed.wait(5)

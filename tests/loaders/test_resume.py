@@ -148,31 +148,6 @@ def test_a_full_disk_is_named_and_leaves_no_pack(
     assert second.opened == (0 if place == "finish" else COUNT - 12)
 
 
-def test_a_stop_during_any_fsync_is_gone_on_with_to_the_same_bytes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = make(tmp_path / "whole", Camera())
-    fsync = os.fsync
-    for stop_at in itertools.count(1):
-        calls = itertools.count(1)
-
-        def stopping(descriptor: int, stop_at: int = stop_at, calls: Any = calls) -> None:
-            fsync(descriptor)
-            if next(calls) == stop_at:
-                raise KeyboardInterrupt
-
-        out = tmp_path / f"p{stop_at}"
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "fsync", stopping)
-            try:
-                make(out, Camera())
-                break
-            except KeyboardInterrupt:
-                pass
-        require_equal(make(out, Camera()), whole)
-    assert stop_at > 4
-
-
 def shorten(path: Path, size: int = 3) -> None:
     os.truncate(path, path.stat().st_size - size)
 

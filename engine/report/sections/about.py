@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 from collections.abc import Sequence
 
@@ -128,7 +127,7 @@ def artwork(results: Results) -> Section | None:
     if not record.credits and not record.contact_sheet:
         return None
     words = f"Samples of {record.upstream} and {', '.join(record.sets)}."
-    sheet = Picture(words, base64.b64decode(record.contact_sheet))
+    sheet = Picture(words, f"data:image/png;base64,{record.contact_sheet}")
     credits = pandas.DataFrame(record.credits)
     return Section(
         "credits",

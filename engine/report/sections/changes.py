@@ -20,13 +20,12 @@ UPSTREAM = ["change_upstream_pts", "change_upstream_low", "change_upstream_high"
 
 def maps(results: Results) -> Section | None:
     """Every set fine-tuned on by every set evaluated on, a map a model and method."""
-    if results.cells.empty:
+    cells = results.cells[results.cells["downstream"].isin(results.grid.downstreams)]
+    if cells.empty:
         return None
-    data = pandas.concat([_of_model(results, model) for model in results.models])
-    elsewhere = data[data["downstream"] != data["evaluated_on"]]
+    elsewhere = cells[cells["downstream"] != cells["evaluated_on"]]
     end = charts.scale_end(elsewhere["change_pts"])
     holdout = "its hold-out" if results.record.holdout else "its training images (no hold-out)"
-    by_method = data.groupby(["model", "method"], sort=False)
     return Section(
         "maps",
         "On a single set, accuracy changes by "
@@ -35,28 +34,23 @@ def maps(results: Results) -> Section | None:
         "in accuracy against the pre-trained model, in points; colours end at "
         f"{end:.0f} points. An outlined number is accuracy in percent on {holdout}.",
         figures=[
-            _map(f"{method}{results.of(str(model))}", f"map {number:02} {method}", rows, end)
-            for number, ((model, method), rows) in enumerate(by_method, start=1)
+            _map(results, number, rows, end)
+            for number, (_, rows) in enumerate(groups(cells, "arm"), start=1)
         ],
         tables=[_before(results)],
     )
 
 
-def _of_model(results: Results, model: str) -> pandas.DataFrame:
-    """A model's cells, by method, from the easiest sets to the hardest."""
-    cells, downstreams = results.cells, results.downstreams(model)
-    cells = cells[(cells["model"] == model) & cells["downstream"].isin(downstreams)]
-    order = {"downstream": downstreams, "evaluated_on": results.before(model)}
-    data = ordered(cells, method=cells["method"], **order)
-    return data[["model", "method", "downstream", "evaluated_on", *NUMBERS]]
-
-
-def _map(title: str, name: str, rows: pandas.DataFrame, end: float) -> Figure:
-    others = rows[rows["downstream"] != rows["evaluated_on"]]
-    sets = "evaluated_on", "downstream"
-    spec = charts.heat(rows, *sets, "change_pts", on_downstream="accuracy_pct", end=end)
+def _map(results: Results, number: int, rows: pandas.DataFrame, end: float) -> Figure:
+    """Of a method, from the easiest sets to the hardest."""
+    model, method = rows[["model", "method"]].iloc[0]
+    order = {"downstream": results.downstreams(model), "evaluated_on": results.before(model)}
+    data = ordered(rows, **order)[["model", "method", "downstream", "evaluated_on", *NUMBERS]]
+    title, sets = f"{method}{results.of(model)}", ("evaluated_on", "downstream")
+    others = data[data["downstream"] != data["evaluated_on"]]
     words = f"{title}: change in accuracy from {between(others, 'change_pts', *sets)}."
-    return Figure(slug(name), title, words, rows, spec)
+    spec = charts.heat(data, *sets, "change_pts", on_downstream="accuracy_pct", end=end)
+    return Figure(slug(f"map {number:02}", method), title, words, data, spec)
 
 
 def _before(results: Results) -> Table:

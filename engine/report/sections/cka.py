@@ -81,6 +81,8 @@ def _heading(cells: pandas.DataFrame) -> str:
     whole = [values for values in units if len(values) == most and not np.isnan(values).any()]
     x, y = np.stack(whole).transpose(2, 0, 1) if whole else np.zeros((2, 0, 0))
     related = correlation.spearman(x, y)
+    if np.isnan(related.value):
+        return "Whether features that moved less go with more accuracy is not known"
     words = "are not shown to go with more"
     if related.p < 0.05:
         words = "go with more" if related.value > 0 else "go with less"

@@ -52,7 +52,7 @@ def _varied(
     largest = max((x for x in rows["value"] if math.isfinite(x)), default=1.0)
     drawn = data.assign(x=rows["value"].clip(upper=2 * largest))
     ticks = dict(sorted(zip(drawn["x"], texts, strict=True)))
-    options: dict[str, Any] = {"x_title": axis, "ticks": ticks, "log": True}
+    options: dict[str, Any] = {"x_title": axis, "ticks": ticks}
     heading = f"What the {axis} do to robustness"
     tuned = rows[(rows["key"] == FINE_TUNE) & (rows["rest"] == "")]
     for point in tables.rows(tuned.sort_values("value")[:1]):
@@ -119,7 +119,7 @@ def during_training(results: Results) -> Section | None:
     steps = points["step"].clip(lower=PRE_TRAINED)
     points = points.assign(quantity=points["quantity"].map(LABELS), at=steps)
     ticks = {step: f"{step:,.0f}" for step in sorted(set(steps))} | {PRE_TRAINED: "pre"}
-    options: dict[str, Any] = {"x_title": "optimizer step", "ticks": ticks, "log": True}
+    options: dict[str, Any] = {"x_title": "optimizer step", "ticks": ticks}
     claims = pandas.DataFrame(columns=["holds"])
     if rising := {arm: claim for arm, (_, claim) in made.items() if len(claim)}:
         units = {name: f"{name}_pct" for name in ("peak_ood", "saturation_ood")}

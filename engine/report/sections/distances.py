@@ -21,20 +21,15 @@ def section(results: Results) -> Section | None:
         return None
     made = dataclasses.replace(of_matrix(matrix), is_open=False)
     points = _points(results, matrix)
-    x, y = points[["distance", "drop_pct"]].to_numpy().T
-    spearman = correlation.spearman(x, y)
-    if np.isnan(spearman.value):
+    related = correlation.spearman(*points[["distance", "drop_pct"]].to_numpy().T)
+    if np.isnan(related.value):
         return made
-    heading = "What is far is not shown to be forgotten more"
-    if spearman.p < 0.05:
-        heading = f"What is far is forgotten {'more' if spearman.value > 0 else 'less'}"
-    strength = (
-        f"Distance and forgetting: Spearman {spearman}, Pearson {correlation.pearson(x, y)}, "
-        f"{len(points)} sets; p by permutation of the sets."
-    )
-    figure = _scatter(points, results.record.upstream, strength)
-    figures = [figure, *made.figures]
-    return dataclasses.replace(made, heading=heading, statements=[strength], figures=figures)
+    words = "is not shown to be forgotten more"
+    if related.p < 0.05:
+        words = f"is forgotten {'more' if related.value > 0 else 'less'}"
+    heading = f"What is far {words}: Spearman {related}, over {related.units} sets"
+    figure = _scatter(points, results.record.upstream, f"{heading}.")
+    return dataclasses.replace(made, heading=heading, figures=[figure, *made.figures])
 
 
 def of_matrix(matrix: Matrix) -> Section:
@@ -82,7 +77,7 @@ def _points(results: Results, matrix: Matrix) -> pandas.DataFrame:
     return pandas.DataFrame(data).dropna(ignore_index=True)
 
 
-def _scatter(points: pandas.DataFrame, upstream: str, strength: str) -> Figure:
+def _scatter(points: pandas.DataFrame, upstream: str, words: str) -> Figure:
     spec = charts.scatter(points, "distance", "drop_pct", "set")
     spec["encoding"]["x"]["title"] = f"distance to {upstream}"
     spec["encoding"]["y"]["title"] = f"drop in accuracy on {upstream}, points"
@@ -91,6 +86,6 @@ def _scatter(points: pandas.DataFrame, upstream: str, strength: str) -> Figure:
     spec["layer"].insert(0, {"transform": fit, "mark": trend})
     caption = (
         f"How far a set is from {upstream} against what plain fine-tuning on it loses there, with "
-        "the least-squares line."
+        "the least-squares line; p is by permutation of the sets."
     )
-    return Figure("forgetting", caption, strength, points, spec)
+    return Figure("forgetting", caption, words, points, spec)

@@ -27,7 +27,9 @@ def by_model(
     name a row."""
     figures = []
     for model, rows in groups(data, "model"):
-        shown, of_model = rows.drop(columns="model"), f"{caption}{results.of(model)}"
-        words = f"{of_model}: from {between(shown, *column)}."
-        figures.append(Figure(slug(name, model), f"{of_model}.", words, shown, draw(shown)))
+        shown, title = rows.drop(columns="model"), caption
+        if len(results.models) > 1:
+            title = f"{model}: {caption}"
+        words = f"{title}: from {between(shown, *column)}."
+        figures.append(Figure(slug(name, model), f"{title}.", words, shown, draw(shown)))
     return figures

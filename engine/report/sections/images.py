@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-
 import pandas
 
 from engine.measures.image_changes import GAINED, MOST
@@ -39,7 +37,7 @@ def section(results: Results) -> Section | None:
             answer = f"{before} before" if change.change == GAINED else f"{after} after"
             counts = f"{change.change} by {change.rows} of {change.of} models"
             gallery = f"{change.evaluated_on}: {change.change}{results.of(change.model)}"
-            picture = Picture(f"{label}: {answer}; {counts}", base64.b64decode(webp))
+            picture = Picture(f"{label}: {answer}; {counts}", f"data:image/webp;base64,{webp}")
             pictures.setdefault(gallery, []).append(picture)
     most = max(changes, key=lambda change: change.rows / change.of)
     return Section(

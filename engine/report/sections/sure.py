@@ -6,11 +6,11 @@ import pandas
 
 from engine.measures import behaviour, metrics
 from engine.report import charts
-from engine.report.headline import alike
+from engine.report.headline import told_apart
 from engine.report.results import Results
 from engine.report.section import Section, Table
 from engine.report.sections.figures import by_model
-from engine.report.text import counted, listed
+from engine.report.text import counted
 
 DIFFERENCE = ["difference_pts", "difference_low", "difference_high"]
 
@@ -20,15 +20,9 @@ def section(results: Results) -> Section | None:
     if not models:
         return None
     data = pandas.concat([_against_best(results, model) for model in models], ignore_index=True)
-    best = data.drop_duplicates("model")["method"]
     return Section(
         "how-sure",
-        "; ".join(
-            f"{listed(names)} cannot be told from {first}{results.of(model)}"
-            if (names := alike(results, model))
-            else f"{first} can be told from every other method{results.of(model)}"
-            for model, first in zip(models, best, strict=True)
-        ),
+        "; ".join(f"{told_apart(results, model)}{results.of(model)}" for model in models),
         "Differences are paired: both methods see the same draw of images. The population is "
         f"{results.population}. p is of the paired bootstrap, corrected for "
         f"{counted('comparison', results.family)} (Holm); intervals are not corrected. Equal "

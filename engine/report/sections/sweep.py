@@ -7,6 +7,7 @@ varies keys of `optimizer` or `train` so tunes every method equally.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pandas
@@ -18,7 +19,7 @@ from engine.report.section import Section, Table
 from engine.report.sections.figures import by_model
 from engine.report.text import counted, signed
 
-TRAINING = ("optimizer.", "train.")
+TRAINING = r"((optimizer|train)\.[\w.]+=[^=]*)+"  # a setting that varies nothing else
 HELD_OUT = "held_out_accuracy_pct"
 CELL = ["method", "downstream"]
 SELECTION = (
@@ -138,38 +139,33 @@ def _arms(results: Results) -> pandas.DataFrame:
     """A row a method, setting and set fine-tuned on: `HELD_OUT` in percent, RI_pts, and is_plain,
     whether the setting is what the method's recipe says. Empty where other things vary."""
     shown, recipes, cells = results.shown, dict(results.recipes), results.cells
-    settings = [
-        dict(word.split("=", 1) for word in setting.split(",") if "=" in word)
-        for setting in shown["setting"]
-    ]
-    is_sweep = results.record.sweep is not None
-    is_tuned = [
-        bool(values) and (is_sweep or all(key.startswith(TRAINING) for key in values))
-        for values in settings
-    ]
-    if len(results.models) > 1 or not all(is_tuned):
+    varied = ".+" if results.record.sweep is not None else TRAINING
+    if len(results.models) > 1 or not shown["setting"].str.fullmatch(varied).all():
         return pandas.DataFrame()
-    is_plain = [
-        all(
-            _same(word, recipes.get(key, {}).get(name.partition(".")[2]))
-            for name, word in values.items()
-        )
-        for key, values in zip(shown["key"], settings, strict=True)
-    ]
-    titles = shown["key"].map(results.record.methods)
-    arms = shown[["arm", "setting"]].assign(method=titles, is_plain=is_plain)
+    arms = shown[["arm", "setting"]].assign(
+        method=shown["key"].map(results.record.methods),
+        is_plain=[
+            _is_plain(setting, recipes.get(key, {}))
+            for key, setting in zip(shown["key"], shown["setting"], strict=True)
+        ],
+    )
     on_downstream = cells[cells["downstream"] == cells["evaluated_on"]]
     accuracy = on_downstream[["arm", "downstream", "accuracy"]]
     ri = results.ri[["arm", "downstream", "RI_pts"]].merge(arms, on="arm")
     return ri.merge(accuracy.rename(columns={"accuracy": HELD_OUT}), on=["arm", "downstream"])
 
 
-def _same(word: str, value: Any) -> bool:
-    """Whether a setting's word is the value that a recipe has."""
+def _is_plain(setting: str, recipe: Mapping[str, Any]) -> bool:
+    """Whether every word of a setting is what the recipe says."""
+    words = (word.partition("=") for word in setting.split(","))
+    return all(_number(x) == _number(recipe.get(key.partition(".")[2])) for key, _, x in words)
+
+
+def _number(value: Any) -> float | str:
     try:
-        return float(word) == float(value)
+        return float(value)
     except (TypeError, ValueError):
-        return word == str(value)
+        return str(value)
 
 
 def _summary(arms: pandas.DataFrame, chosen: pandas.DataFrame) -> pandas.DataFrame:

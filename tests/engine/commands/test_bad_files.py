@@ -1,13 +1,10 @@
 """Files and trees that are none, or not what they seem: each command names them, and soon."""
 
-from __future__ import annotations
-
 import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
 
-import campaigns
 import pytest
 from endings import ended
 from grids import VIT
@@ -15,8 +12,6 @@ from imagenet_trees import draw
 from user_checkpoints import checkpoint
 
 from engine import cli
-
-folder = campaigns.folder
 
 
 def pipe(path: Path) -> Path:

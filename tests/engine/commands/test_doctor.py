@@ -1,7 +1,5 @@
 """Each fault that `rib doctor` knows is made, and must be named with what cures it."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from collections.abc import Callable
@@ -28,6 +26,7 @@ GPU = {
     "warnings": [],
 }
 NO_GPU = GPU | {"gpus": [], "bf16": False}
+OLD = {"cuda": "13.2", "warnings": ["too old"]}
 FINE = Check("GPU", "speed", lambda: Diagnosis(MISSING, "none", needed=False))
 BROKEN = Check("compiler", "Triton", lambda: Diagnosis(WRONG, "fails", "install g++"))
 FAILING = Check("compiler", "Triton", lambda: [].index(3))  # type: ignore[arg-type]
@@ -83,21 +82,38 @@ def test_no_compiler_and_one_that_cannot_compile(programs_are):
 
 
 @pytest.mark.parametrize(
-    ("driver", "cure"),
+    ("driver", "facts", "visible", "detail", "cure"),
     [
-        ("580.65.06", TORCH),
-        ("579.99", CUDA_12),
-        ("525.60.13", CUDA_12),
-        ("470.256.02", "a driver from 525 on, which CUDA 12 needs"),
+        ("580.65.06", OLD, None, "none with driver 580.65.06; too old", TORCH),
+        ("579.99", OLD, None, "none with driver 579.99; too old", CUDA_12),
+        ("525.60.13", OLD, None, "none with driver 525.60.13; too old", CUDA_12),
+        ("470.256", OLD, None, "too old", "a driver from 525 on, which CUDA 12 needs"),
+        ("570.86", {"cuda": None}, "0", "torch 2.9.0 is a build for CPUs", CUDA_12),
+        ("570.86", {}, "", "CUDA_VISIBLE_DEVICES= hides them", "unset CUDA_VISIBLE_DEVICES"),
+        ("570.86", {"error": "no torch"}, None, "torch cannot be imported", CUDA_12),
     ],
 )
-def test_a_torch_is_named_that_fits_the_driver(driver, cure, programs_are, monkeypatch):
+def test_a_driver_whose_gpus_torch_does_not_see(
+    driver, facts, visible, detail, cure, programs_are, monkeypatch
+):
     """By NVIDIA's table: CUDA 13 runs from driver 580 on, CUDA 12 from 525 on."""
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    programs_are()
+    seen = doctor.gpu(NO_GPU | facts)
+    assert (seen.state, seen.needed) == (MISSING, False)
     programs_are(nvidia_smi=f"echo {driver}; echo {driver}")
-    seen = doctor.gpu(NO_GPU | {"cuda": "13.2", "warnings": ["The NVIDIA driver is too old"]})
-    assert (seen.state, seen.cure) == (WRONG, cure)
-    assert seen.detail.endswith(f"none with driver {driver}; The NVIDIA driver is too old")
+    seen = doctor.gpu(NO_GPU | facts)
+    assert (seen.state, seen.cure) == (WRONG, cure) and seen.detail.endswith(detail)
+
+
+def test_gpus_that_torch_sees_and_what_they_lack():
+    assert doctor.gpu(GPU) == Diagnosis(OK, "A100, 80 GiB; A100, 80 GiB")
+    assert doctor.gpu(GPU | {"bf16": False, "nccl": False, "warnings": ["an old GPU"]}).detail == (
+        "A100, 80 GiB; A100, 80 GiB; no bf16, so trains in fp32; no NCCL, so no cell on several "
+        "GPUs; an old GPU"
+    )
 
 
 def test_folders(monkeypatch, tmp_path):
@@ -187,22 +203,3 @@ def test_slurm(sinfo, scontrol, state, needed, detail, programs_are, monkeypatch
     programs_are(sinfo=sinfo, scontrol=scontrol, sacct="exit 0", sbatch="")
     seen = doctor.slurm()
     assert (seen.state, seen.needed) == (state, needed) and detail in seen.detail
-
-
-@pytest.mark.parametrize(
-    ("facts", "visible", "detail", "cure"),
-    [
-        (NO_GPU | {"cuda": None}, "0", "torch 2.9.0 is a build for CPUs", CUDA_12),
-        (NO_GPU, "", "CUDA_VISIBLE_DEVICES= hides them", "unset CUDA_VISIBLE_DEVICES"),
-    ],
-)
-def test_a_driver_whose_gpus_torch_does_not_see(
-    facts, visible, detail, cure, programs_are, monkeypatch
-):
-    assert doctor.gpu(GPU) == Diagnosis(OK, "A100, 80 GiB; A100, 80 GiB")
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    programs_are()
-    assert (doctor.gpu(facts).state, doctor.gpu(facts).needed) == (MISSING, False)
-    programs_are(nvidia_smi="echo 570.86")
-    seen = doctor.gpu(facts)
-    assert seen.state == WRONG and detail in seen.detail and seen.cure == cure

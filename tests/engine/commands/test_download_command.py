@@ -1,7 +1,5 @@
 """`rib download` against a server on this machine with tiny archives of every set."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

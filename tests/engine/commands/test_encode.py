@@ -1,14 +1,13 @@
 """`rib encode` on tiny trees: its lines, its question, its refusals and its packs."""
 
-from __future__ import annotations
-
 import dataclasses
 import shutil
+from pathlib import Path
 
 import imagenet_trees as trees
+import numpy as np
 import pytest
 from encoded_rib import SUBSAMPLE, rib
-from grids import grid
 from PIL import Image
 
 from engine import cli, recipe
@@ -16,10 +15,12 @@ from engine.commands import verify as command
 from engine.data import imagenet, packs
 from engine.data.packs import size_bytes
 from engine.grid import verify
+from engine.machine.files import cache_folder
+from loaders.beton import RAW, BetonWriter
 from loaders.resident import Resident
 from loaders.stream import Stream
 
-__all__ = ["grid", "rib"]
+__all__ = ["rib"]
 IN_C = "imagenet_c"
 
 
@@ -133,15 +134,6 @@ def test_a_part_of_imagenet_c_names_the_parts_it_lacks(rib, tmp_path, capsys, ca
     assert imagenet.shortfall(resolved.dataset, "imagenet_val", small).startswith("6 images, not")
 
 
-@pytest.mark.slow
-def test_processes_make_the_same_pack(rib, tmp_path):
-    words = ("--partial", "--workers", "2", f"runs={tmp_path}")
-    assert rib.encode("objectnet", rib.folder / "o", *words) == 0
-    (pack,) = tmp_path.rglob("images.beton")
-    of_one = rib.builder().sets["objectnet"].pack.folder / pack.name
-    assert pack.read_bytes() == of_one.read_bytes()
-
-
 def test_all_sets_of_a_folder_are_encoded(rib, tmp_path, capsys):
     """Each set lies under a usual name; one that cannot be read does not stop the others."""
     trees.by_wnid(tmp_path / "imagenet-a")
@@ -193,3 +185,31 @@ def test_no_room_on_the_disk_is_refused_before_the_work(rib, capsys, monkeypatch
 def test_options_that_cannot_be(rib, capsys, words, message):
     assert rib.encode(words[0], rib.folder / "c", "--partial", *words[1:]) == 2
     assert message in capsys.readouterr().err
+
+
+OF_FFCV = "name: mine\nkind: folder\nroot: nowhere\nsets: [second, other]\nupstream: first\n"
+
+
+def test_a_file_of_ffcvs_users_becomes_a_pack_without_images(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
+    writer = BetonWriter(Path("mine.beton"), 4)
+    for number, pixels in enumerate(images):
+        writer.add(pixels.tobytes(), mode=RAW, height=32, width=32, label=number % 2)
+    writer.finish()
+    writer.close()
+    Path("classes.txt").write_text("cat\ndog\n")
+    Path("mine.yaml").write_text(OF_FFCV)
+    model = ["runs=runs", "model.image_size=32"]
+    words = ["--model", "vit_tiny_random", "--dataset", "mine.yaml", *model]
+    command = ["encode", "second", "--beton", "mine.beton", *words]
+    assert cli.main(command) == 2
+    assert "needs --classes FILE: a name a line" in capsys.readouterr().err
+    command += ["--classes", "classes.txt"]
+    assert cli.main(["encode", "third", *command[2:]]) == 2
+    assert "mine has no set 'third'; it has " in capsys.readouterr().err
+    assert cli.main(command) == 0
+    assert "second: 4 images of 2 classes in runs/packs/second-" in capsys.readouterr().out
+    resolved = recipe.of_sections("vit_tiny_random", "mine.yaml", model)
+    pack = packs.pack_of(resolved, "second", cache_folder())
+    assert pack.classes == ("cat", "dog") and np.array_equal(pack.pixels(range(4)), images)

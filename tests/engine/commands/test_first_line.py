@@ -1,7 +1,5 @@
 """A command says what it does before it imports what takes seconds."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

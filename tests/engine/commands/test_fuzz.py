@@ -1,7 +1,5 @@
 """Recipes and words with values or letters changed at random: they work, or a line says why."""
 
-from __future__ import annotations
-
 import copy
 import itertools
 import tempfile

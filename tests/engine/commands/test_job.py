@@ -1,7 +1,5 @@
 """A job of a campaign as a program: its device, its GPU, its ranks."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +15,6 @@ from engine.grid import campaign
 from engine.machine import gpus, ranks
 
 ROOT = Path(__file__).resolve().parents[3]
-folder, finished, grid = campaigns.folder, campaigns.finished, grids.grid
 
 
 def test_a_job_takes_free_gpus_and_of_several_becomes_the_launcher(monkeypatch, tmp_path):

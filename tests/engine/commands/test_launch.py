@@ -1,7 +1,5 @@
 """The entry: every way to start it gives the same cell, and every wrong way says what is wrong."""
 
-from __future__ import annotations
-
 import os
 import runpy
 import signal
@@ -25,7 +23,6 @@ ROOT = Path(__file__).resolve().parents[3]
 LAUNCH = str(ROOT / "engine" / "launch.py")
 PYTHON = sys.executable
 DEEPSPEED, RIB = (str(Path(PYTHON).with_name(name)) for name in ("deepspeed", "rib"))
-grid = grids.grid
 
 
 def run(

@@ -1,27 +1,20 @@
 """Launches beside each other, and launches that are killed from outside."""
 
-from __future__ import annotations
-
 import contextlib
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import grids
 import psutil
 import pytest
+from processes import heed_signals, lives, until
 
 LAUNCH = str(Path(__file__).parents[3] / "engine" / "launch.py")
 DEEPSPEED = [sys.executable, str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", "2"]
-grid = grids.grid
 pytestmark = pytest.mark.slow
-
-
-def heed_interrupts() -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def start(grid: grids.Grid, runs: Path, command: Sequence[str], *words: str) -> subprocess.Popen:
@@ -31,23 +24,8 @@ def start(grid: grids.Grid, runs: Path, command: Sequence[str], *words: str) -> 
     with (runs / f"{len(list(runs.glob('*.log')))}.log").open("w") as log:
         return subprocess.Popen(
             [*command, LAUNCH, f"recipe={grid.recipe}", *overrides], env=grids.environment(),
-            stdout=log, stderr=log, start_new_session=True, preexec_fn=heed_interrupts,
+            stdout=log, stderr=log, start_new_session=True, preexec_fn=heed_signals,
         )  # fmt: skip
-
-
-def until(condition: Callable[[], object], seconds: float, what: str) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"not within {seconds} s: {what}"
-        time.sleep(0.05)
-
-
-def lives(process: psutil.Process) -> bool:
-    """Whether a process has not ended; a zombie has."""
-    try:
-        return process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def test_two_at_once_meet_on_the_loopback_and_end_with_their_launchers(grid, tmp_path):
@@ -59,7 +37,7 @@ def test_two_at_once_meet_on_the_loopback_and_end_with_their_launchers(grid, tmp
     try:
         for place in places:
             trained = lambda: list(place.glob("store/pending/*/step*/done.json"))  # noqa: B023, E731
-            until(trained, 200, f"training in {place}: {(place / '0.log').read_text()[-2000:]}")
+            until(trained, f"training in {place}", 200)
         trees = [psutil.Process(launch.pid).children(recursive=True) for launch in launches]
         launchers = [tree[0] for tree in trees]
         ranks = [process for tree in trees for process in tree if LAUNCH in process.cmdline()[2]]
@@ -68,9 +46,9 @@ def test_two_at_once_meet_on_the_loopback_and_end_with_their_launchers(grid, tmp
         assert {c.laddr.ip for c in connections if c.status == psutil.CONN_LISTEN} == {"127.0.0.1"}
         launches[0].terminate()
         launchers[1].kill()
-        until(lambda: not any(map(lives, ranks)), 5, "the ranks end")
+        until(lambda: not any(lives(rank.pid) for rank in ranks), "the ranks end", 5)
         assert [launch.wait(5) for launch in launches] == [-signal.SIGTERM] * 2
-        until(lambda: not lives(launchers[0]), 10, "their launcher ends")
+        until(lambda: not lives(launchers[0].pid), "their launcher ends", 10)
     finally:
         for launch in launches:
             launch.kill()

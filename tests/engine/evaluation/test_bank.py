@@ -1,4 +1,4 @@
-"""Banks that do not fit and batches that do not fit: what is read, loaded and kept in memory."""
+"""Banks: what is read, loaded and kept in memory; ensembles, which cost no pass of their own."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import logging
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+import torch
 from evaluations import (
     IMAGES,
     SET,
@@ -19,12 +21,15 @@ from evaluations import (
     small_slices,
     tables,
 )
-from grids import grid
+from grids import CLASSES, FEW, grid, images, labels, reference
 
-from engine.evaluation import bank
+from engine.evaluation import bank, passes
 from engine.grid import jobs
 from engine.grid.columns import Column
+from engine.measures import predictions
 from engine.measures.calibration import BINS, TEMPERATURES
+from engine.store import cells
+from engine.store.cells import Ensemble, Entry
 
 __all__ = ["expected", "fresh", "grid", "mixes", "small_slices"]
 
@@ -87,3 +92,93 @@ def test_a_column_holds_one_set_at_a_time(grid, monkeypatch):
     jobs.column(SimpleNamespace(path=None, columns=[column]), column, grid.device)
     assert held == [{"upstream"}, {"outline"}, {"tinted"}, {"few"}]
     assert not builder.sets._sources
+
+
+@pytest.fixture
+def members(mixes) -> list[str]:
+    """A fine-tuned model, one with a prompt, the pre-trained one and a probe."""
+    return [name for mix in mixes[4:] for name in mix]
+
+
+@pytest.mark.parametrize("name", ["tinted", "few"])  # few: among three of the head's classes
+def test_an_ensemble_is_the_mean_of_its_members_logits(grid, name):
+    words = "method.members=[pre,fine_tune,visual_prompt]"
+    builder, cell = grid.build("method=ensemble", words)
+    (entry,) = cell.entries
+    members = [builder.base, builder.cell("fine_tune"), builder.cell("visual_prompt")]
+    assert entry == Entry(Ensemble(member.name for member in members))
+    passes.evaluate(builder.run, [entry.mix], [name], "all")
+    path = passes.predicted(builder.run, entry.mix, name, "all")
+    assert predictions.mix_of(path) == cells.essential(entry.mix)
+    table = pq.read_table(path)
+    index = table["index"].to_numpy()
+    x, truth = images(grid, name, index), labels(grid, name, index)
+    with torch.no_grad():
+        logits = [
+            reference(member.state())(x if (prompt := member.prompt()) is None else x + prompt)
+            for member in members
+        ]
+    mean = torch.stack(logits).mean(0)
+    assert {len(set(single.argmax(1).tolist())) for single in logits} != {1}
+    if name == "few":
+        mean[:, [CLASSES.index(other) for other in set(CLASSES) - set(FEW)]] = -torch.inf
+    p = mean.softmax(dim=1)
+    assert table["top1"].to_pylist() == mean.argmax(1).tolist()
+    of_truth = p.gather(1, truth[:, None])[:, 0]
+    np.testing.assert_allclose(table["p_top1"], p.amax(1), rtol=1e-4)
+    np.testing.assert_allclose(table["p_true"], of_truth, rtol=1e-3, atol=1e-30)
+    rivals = mean.scatter(1, truth[:, None], -torch.inf).amax(1)
+    margins = mean.gather(1, truth[:, None])[:, 0] - rivals
+    np.testing.assert_allclose(table["margin"], margins, rtol=1e-4, atol=1e-4)
+    # The mean of probabilities, and the mean of weights, are other models.
+    of_probabilities = torch.stack([single.softmax(1) for single in logits]).mean(0)
+    assert not np.allclose(of_probabilities.amax(1), table["p_top1"], rtol=1e-2)
+
+
+def test_an_ensemble_costs_no_forward_pass(
+    grid, fresh, mixes, members, expected, small_slices, monkeypatch
+):
+    """Of models that see the images anyway, which a head on stored features does not."""
+    forward, seen = bank.forward, []
+    monkeypatch.setattr(
+        bank, "forward", lambda model, x: (seen.append(len(x)), forward(model, x))[1]
+    )
+    counted = Counted(monkeypatch)
+    ensemble = Ensemble(members[:2])
+    *alone, of_ensemble = tables(fresh.builder(), [*mixes, ensemble])
+    assert same(alone, expected)  # to the bit
+    assert (counted.images, counted.models) == (IMAGES, 6)
+    models = sum(seen) / IMAGES
+    # Without its members beside it, it is the same to the bit; they run for it.
+    assert same(tables(grid.builder(), [ensemble]), [of_ensemble])
+    assert (models, sum(seen) / IMAGES) == (6 + 2, 6 + 2 + 2)  # two are heads on features
+
+
+def test_a_bank_that_does_not_fit_holds_an_ensembles_members_together(
+    grid, fresh, mixes, members, monkeypatch
+):
+    models = [*mixes, Ensemble(members[:3]), Ensemble(members[1:])]
+    together = tables(grid.builder(), models)
+    monkeypatch.setattr(bank, "free_memory", lambda device: room_for_models(grid, mixes, 3))
+    counted = Counted(monkeypatch)
+    assert same(tables(fresh.builder(), models), together)
+    assert counted.images == 4 * IMAGES, "of each ensemble, and of six models by threes"
+    monkeypatch.setattr(bank, "free_memory", lambda device: room_for_models(grid, mixes, 2))
+    with pytest.raises(ValueError, match=r"the ensemble of .*fine_tune.* needs 3 models .* 2 fit"):
+        tables(fresh.builder("evaluate.batch_size=7"), models)
+
+
+def test_a_mix_and_an_ensemble_of_the_same_cells_have_predictions_of_their_own(grid):
+    builder, cell = grid.build("method=ensemble", "method.members=[pre,fine_tune]")
+    (entry,) = cell.entries
+    mix, turned = dict.fromkeys(entry.mix, 0.5), Ensemble(reversed(entry.mix))
+    of_ensemble, of_mix = tables(builder, [entry.mix, mix])
+    assert not of_ensemble["p_true"].equals(of_mix["p_true"])
+    places = [passes.predicted(builder.run, each, SET, "all") for each in (entry.mix, turned)]
+    assert places[0] == places[1]
+
+
+@pytest.mark.parametrize("members", ["[]", "[fine_tune]", "[pre,pre]", "[ewc,lwf,ewc]"])
+def test_members_are_two_or_more_and_none_twice(grid, members):
+    with pytest.raises(ValueError, match="name two methods or more, or `pre`, none twice"):
+        grid.builder("method=ensemble", f"method.members={members}")

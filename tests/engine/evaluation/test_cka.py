@@ -1,4 +1,4 @@
-"""CKA of stored models: against a plain restatement on timm's models, and what is made when."""
+"""CKA: its estimator against formulas in NumPy, of stored models against timm's, what is made."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import pytest
 import timm
 import torch
 from grids import CONV, VIT, Grid, grid, images, reference
-from plain_cka import plain_cka
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from plain_cka import plain_cka, plain_hsic
 
 from engine.errors import RecipeError
-from engine.evaluation import cka
+from engine.evaluation import bank, cka
 from engine.grid.build import Builder
 from engine.recipe.schema import ModelRecipe
 from engine.store.cells import Mix
@@ -79,14 +81,13 @@ def test_what_is_stored_is_not_made_again_and_other_samples_are(grid, monkeypatc
     builder = grid.builder(*WORDS)
     mix = {builder.cell("fine_tune").name: 1.0}
     cka.evaluate(builder.run, [mix], SET)
-    passes = []
-    compute = cka._Grams.of
-    monkeypatch.setattr(cka._Grams, "of", lambda self, m: passes.append(m) or compute(self, m))
+    made, load = [], bank.load
+    monkeypatch.setattr(bank, "load", lambda *a: made.append(a[-1]) or load(*a))
     cka.evaluate(builder.run, [mix, mix, {**mix, builder.base.name: 0.0}], SET)
-    assert not passes
+    assert not made
     smaller = grid.builder("evaluate.cka=29", "evaluate.batch_size=8")
     cka.evaluate(smaller.run, [mix], SET)
-    assert passes == [{builder.base.name: 1.0}, mix]
+    assert made == [[{builder.base.name: 1.0}, mix]]
     assert cka.stored(smaller.run, mix, SET) != cka.stored(builder.run, mix, SET)
 
 
@@ -129,3 +130,59 @@ def test_a_missing_cka_names_what_to_do(grid):
     builder = grid.builder("evaluate.cka=28")
     with pytest.raises(FileNotFoundError, match=r"no CKA of .*-on-few: run the campaign again"):
         cka.stored(builder.run, {builder.base.name: 1.0}, "few")
+
+
+def of_pairs(pairs) -> float:
+    """CKA of a single layer by the engine."""
+    sums = torch.zeros(3, 1, dtype=torch.float64)
+    for x, y in pairs:
+        a, b = (cka.centred(cka.gram(torch.from_numpy(f))[None]) for f in (x, y))
+        sums += torch.stack([cka.hsic(a, b), cka.hsic(a, a), cka.hsic(b, b)])
+    return cka.ratio(sums).item()
+
+
+def features(rng, n: int, width: int) -> np.ndarray:
+    return rng.normal(size=(n, width)) + rng.normal(size=width)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**31), st.integers(4, 30), st.integers(1, 12), st.integers(1, 12))
+def test_hsic_is_its_formula(seed, n, wide, narrow):
+    rng = np.random.default_rng(seed)
+    x, y = features(rng, n, wide), features(rng, n, narrow)
+    a, b = (cka.centred(cka.gram(torch.from_numpy(f))[None]) for f in (x, y))
+    size = np.sqrt(plain_hsic(x, x) ** 2 + 1) * np.sqrt(plain_hsic(y, y) ** 2 + 1)
+    assert cka.hsic(a, b).item() == pytest.approx(plain_hsic(x, y), abs=1e-4 * size)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**31), st.integers(5, 20), st.floats(0.01, 100))
+def test_turning_scaling_and_moving_features_changes_nothing(seed, n, scale):
+    rng = np.random.default_rng(seed)
+    x, y = features(rng, n, 7), features(rng, n, 7)
+    turn, _ = np.linalg.qr(rng.normal(size=(7, 7)))
+    moved = scale * y @ turn + 3
+    assert of_pairs([(x, moved)]) == pytest.approx(of_pairs([(x, y)]), abs=2e-3, nan_ok=True)
+    assert of_pairs([(x, scale * x @ turn + 3)]) == pytest.approx(1, abs=1e-4)
+
+
+def test_a_large_mean_leaves_the_digits():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(2, 16, 5))
+    assert of_pairs([(x + 1e4, y)]) == pytest.approx(plain_cka([(x, y)]), abs=1e-2)
+
+
+def test_images_are_compared_as_wholes_and_autocast_keeps_fp32():
+    maps = torch.randn(6, 3, 4, 4, generator=torch.manual_seed(0)).to(
+        memory_format=torch.channels_last
+    )
+    expected = cka.gram(maps.reshape(6, 48))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        gram = cka.gram(maps)
+    assert gram.dtype == torch.float32 and torch.equal(gram, expected)
+
+
+def test_features_that_do_not_vary_have_no_cka():
+    x = np.random.default_rng(0).normal(size=(8, 3))
+    assert np.isnan(of_pairs([(x, np.ones((8, 3)))]))
+    assert np.isnan(of_pairs([(np.ones((8, 3)), x)]))

@@ -26,7 +26,7 @@ from grids import (
 from PIL import Image
 
 from engine.evaluation import passes
-from engine.recipe.schema import EvaluateRecipe, OptimizerRecipe, TrainRecipe
+from engine.recipe.options import OPTIONS
 from engine.store import cells
 
 __all__ = ["fresh", "grid", "mixes"]
@@ -186,36 +186,23 @@ def test_what_is_not_there_is_named(grid):
         passes.evaluate(builder.run, [{"absent-outline-00": 1.0}], ["few"], "all")
 
 
-TRAIN = {
-    "epochs": 3,
-    "batch_size": 6,
-    "accumulation": 2,
-    "warmup_steps": 1,
-    "clip": 0.5,
-    "freeze_batchnorm": "false",
-    "precision": "bf16",
-    "compile": "always",
-}
-NO_WEIGHTS = {"checkpoint_minutes": 1, "snapshots": 2, "keep_snapshots": "true"}
-OPTIMIZER = {
-    "name": "adamw",
-    "lr": 0.5,
-    "momentum": 0.8,
+WORDS = {
+    "anchor": "zero",
+    "alphas": "[0.2]",
     "betas": "[0.8,0.9]",
-    "eps": 1e-6,
-    "weight_decay": 0.1,
-}
-EVALUATE = {
-    "batch_size": 4,
-    "precision": "bf16",
-    "compile": "always",
-    "split": "holdout",
     "cka": 8,
-    "calibration": "true",
+    "compile": "always",
+    "fisher_labels": "data",
+    "fisher_scale": "mean",
+    "head": "new",
+    "members": "[fine_tune,ewc,lp_ft]",
+    "name": "adamw",
+    "precision": "bf16",
+    "select": "greedy",
+    "split": "holdout",
 }
+NO_WEIGHTS = {"snapshots", "keep_snapshots", "checkpoint_minutes"}
 CHANGES = [
-    *(f"train.{key}={value}" for key, value in TRAIN.items()),
-    *(f"optimizer.{key}={value}" for key, value in OPTIMIZER.items()),
     "seed=1",
     "threads=2",
     "downstream=tinted",
@@ -228,37 +215,39 @@ CHANGES = [
     f"model.arch={CONV}",
     "method.variant=paper",
 ]
-OF_METHODS = {
-    "ewc": ["lam=2", "fisher_images=3", "fisher_labels=data", "fisher_scale=mean"],
-    "linear_probe": ["l2=2", "anchor=zero"],
-    "lwf": ["weight=2", "temperature=3"],
-    "lora": ["rank=2", "scale=1", "train_head=false"],
-    "visual_prompt": ["frame_at_224=60"],
-    "wise_ft": ["alpha=0.4", "alphas=[0.2]"],
-    "soup": ["select=greedy", "members=[pre,lwf]", "members=[fine_tune,pre]"],
-}
+
+
+def changes(section: str, options: object, leave: set[str]) -> list[str]:
+    """A word for each option of a section, with another value."""
+    words = []
+    for key, value in vars(options).items():
+        if key not in leave:
+            if key in WORDS:
+                other = WORDS[key]
+            elif isinstance(value, bool):
+                other = str(not value).lower()
+            else:
+                other = value + 1 if isinstance(value, int) else value / 2 + 0.3
+            words.append(f"{section}.{key}={other}")
+    return words
 
 
 @pytest.mark.slow
 def test_every_option_that_changes_weights_changes_the_name_of_a_cell(grid):
-    for options, section in ((TRAIN | NO_WEIGHTS, TrainRecipe), (OPTIMIZER, OptimizerRecipe)):
-        assert set(options) == {f.name for f in dataclasses.fields(section)}, "say it here too"
-    plain = grid.builder().key()
-    keys = {word: grid.builder(word).key() for word in CHANGES}
-    same_name = [word for word, key in keys.items() if key == plain]
-    assert not same_name
+    builder = grid.builder("train.clip=0.1")
+    words = changes("train", builder.recipe.train, NO_WEIGHTS)
+    words += changes("optimizer", builder.recipe.optimizer, set())
+    keys = {word: grid.builder("train.clip=0.1", word).key() for word in [*words, *CHANGES]}
+    assert builder.key() not in keys.values()
     pairs = [(a, b) for a in keys for b in keys if a < b and keys[a] == keys[b]]
     assert not pairs
 
 
-@pytest.mark.parametrize("method", OF_METHODS)
+@pytest.mark.parametrize("method", sorted(set(OPTIONS) - {"flyp", "ensemble"}))
 def test_every_option_of_a_method_changes_the_name_of_its_cell(grid, method):
-    name = f"method={method}"
-    plain = grid.builder(name).key()
-    fields = {f.name for f in dataclasses.fields(grid.builder(name).recipe.method)}
-    options = OF_METHODS[method]
-    assert fields - {"name", "title", "module", "variant"} == {o.split("=")[0] for o in options}
-    assert all(grid.builder(name, f"method.{option}").key() != plain for option in options)
+    builder = grid.builder(f"method={method}")
+    words = changes("method", builder.recipe.method, {"name", "title", "module", "variant"})
+    assert all(grid.builder(f"method={method}", word).key() != builder.key() for word in words)
 
 
 @pytest.mark.parametrize("method", ["lp_ft", "wise_ft", "soup"])
@@ -270,14 +259,13 @@ def test_what_changes_a_needed_cell_changes_the_cell_that_needs_it(grid, method)
 
 
 def test_what_changes_no_weights_changes_no_name(grid):
-    assert set(EVALUATE) == {f.name for f in dataclasses.fields(EvaluateRecipe)}
-    words = [f"evaluate.{key}={value}" for key, value in EVALUATE.items()]
-    words += [f"train.{key}={value}" for key, value in NO_WEIGHTS.items()]
+    builder = grid.builder()
+    of_train = {field.name for field in dataclasses.fields(builder.recipe.train)}
+    words = changes("evaluate", builder.recipe.evaluate, set())
+    words += changes("train", builder.recipe.train, of_train - NO_WEIGHTS)
     words += ["method.title=Other", "source=stream", "device=cpu", "model.name=other"]
-    plain = grid.builder().key()
-    assert all(grid.builder(word).key() == plain for word in words)
-    features = grid.builder("method=linear_probe")
-    assert features.key() != plain
+    assert len(words) == 6 + 3 + 4
+    assert all(grid.builder(word).key() == builder.key() for word in words)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ State = dict[str, torch.Tensor]
 
 def mixed(builder: Builder, mix: cells.Mix) -> State:
     """The state dict that a mix is evaluated with."""
-    parents = {name: passes.stored_cell(builder.store, name) for name in mix}
+    parents = {name: bank.stored_cell(builder.store, name) for name in mix}
     (state,) = bank.mixed([mix], parents, builder.device)
     return state
 
@@ -30,23 +31,15 @@ def mixed(builder: Builder, mix: cells.Mix) -> State:
 def average(parents: list[State], shares: list[float]) -> State:
     """float64 restatement: floating tensors are averaged, integers are the first parent's."""
     return {
-        name: sum(
-            share * parent[name].double() for share, parent in zip(shares, parents, strict=True)
-        )
+        name: sum(w * parent[name].double() for w, parent in zip(shares, parents, strict=True))
         if tensor.is_floating_point()
         else tensor
         for name, tensor in parents[0].items()
     }
 
 
-def assert_close(actual: State, expected: State) -> None:
-    assert actual.keys() == expected.keys()
-    for name, tensor in expected.items():
-        if not tensor.is_floating_point():
-            assert torch.equal(actual[name], tensor), name
-            continue
-        assert actual[name].dtype == torch.float32, name
-        torch.testing.assert_close(actual[name].double(), tensor.double(), rtol=1e-6, atol=1e-7)
+# Of state dicts.
+close = functools.partial(torch.testing.assert_close, rtol=1e-6, atol=1e-7, check_dtype=False)
 
 
 def predictions(builder: Builder, mix: cells.Mix, name: str = "tinted") -> Path:
@@ -82,10 +75,10 @@ def test_wise_ft_between_the_ends_is_the_weighted_mean_of_the_two(grid, arch):
         if arch == CONV:  # of integers, there is no mean
             counters = [n for n in expected if n.endswith("num_batches_tracked")]
             assert counters and ends[0][counters[0]] != ends[1][counters[0]]
-            first = passes.stored_cell(builder.store, min(entry.mix)).state()
+            first = bank.stored_cell(builder.store, min(entry.mix)).state()
             expected |= {name: first[name] for name in counters}
         actual = mixed(builder, entry.mix)
-        assert_close(actual, expected)
+        close(actual, expected)
         table = pq.read_table(predictions(builder, entry.mix))
         index = np.arange(len(table))
         logits = reference(actual, arch)(images(grid, "tinted", index, arch))
@@ -135,7 +128,7 @@ def test_a_uniform_soup_is_the_mean_of_its_members(grid, members):
     (entry,) = cell.entries
     cells = [builder.base if name == "pre" else builder.cell(name) for name in members]
     assert entry.mix == dict.fromkeys({c.name for c in cells}, 1 / len(set(members)))
-    assert_close(mixed(builder, entry.mix), average([weights(c) for c in cells], [0.25] * 4))
+    close(mixed(builder, entry.mix), average([weights(c) for c in cells], [0.25] * 4))
 
 
 def test_a_greedy_soup_never_falls_below_its_best_member_on_the_hold_out(grid):

@@ -59,14 +59,14 @@ def test_intervals_are_those_of_a_share_of_images(user_grid):
     )
     ends = dict.fromkeys(("low", "high", "change_low", "change_high"))
     assert [dataclasses.replace(row, **ends) for row in sure] == plain
-    assert plain[0].low is None and "±" not in on_sets.text(plain)
+    assert plain[0].low is None and "±" not in on_sets.of_files(plain)
     for row in sure:
         share = row.accuracy / 100
         expected = 196 * math.sqrt(share * (1 - share) / row.n)
         assert row.low < row.accuracy < row.high
         assert (row.high - row.low) / 2 == pytest.approx(expected, rel=0.2)
         half = rounded((row.high - row.low) / 2, 2)
-        assert f"{row.accuracy:.2f} ±{half}" in on_sets.text(sure)
+        assert f"{row.accuracy:.2f} ±{half}" in on_sets.of_files(sure)
 
 
 def test_a_model_is_evaluated_once_wherever_its_file_is(user_grid, monkeypatch):
@@ -180,12 +180,17 @@ def test_what_does_not_belong_together_is_refused_by_name(user_grid):
     save_file(deep, user_grid.folder / "E.safetensors")
     shutil.copy(user_grid.folder / "A.safetensors", user_grid.folder / "F.safetensors")
     (user_grid.folder / "G.safetensors").write_bytes(b"no weights")
+    state = load_file(user_grid.folder / "B.safetensors")
+    name = next(k for k in state if k.endswith("qkv.weight"))
+    state[name][0, 0] = math.nan
+    save_file(state, user_grid.folder / "N.safetensors")
     refused = {
         "AC": r"C.safetensors has no head.weight: .* another architecture than test_vit",
         "AD": r"D.safetensors has 3 classes, .*A.safetensors has 5: take only models of one head",
         "AE": r"E.safetensors does not fit VisionTransformer: .*blocks.* missing",
         "AF": r"two of .*A.safetensors, .*F.safetensors hold the same weights",
         "AG": r"G.safetensors is cut or no safetensors file",
+        "AN": rf"N\.safetensors: {name} holds NaN",
         "AX": r"there is no checkpoint .*X.safetensors",
         "A": r"alphas interpolate between exactly 2 models, not 1",
         "ABF": r"alphas interpolate between exactly 2 models, not 3",
@@ -195,15 +200,6 @@ def test_what_does_not_belong_together_is_refused_by_name(user_grid):
             rows(user_grid, pair, "outline", alphas=[0.5])
     with pytest.raises(ValueError, match=r"absent is not a folder"):
         rows(user_grid, "A", "absent")
-
-
-def test_weights_that_are_no_numbers_are_named(user_grid):
-    state = load_file(user_grid.folder / "B.safetensors")
-    name = next(k for k in state if k.endswith("qkv.weight"))
-    state[name][0, 0] = math.nan
-    save_file(state, user_grid.folder / "N.safetensors")
-    with pytest.raises(ValueError, match=rf"N\.safetensors: {name} holds NaN"):
-        rows(user_grid, "AN", "outline", alphas=[0.0, 0.5])
 
 
 def test_a_mix_whose_answers_are_no_numbers_is_named(user_grid):

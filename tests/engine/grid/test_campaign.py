@@ -1,8 +1,7 @@
-"""Campaigns are planned before they run: mistakes are named, and nothing is written."""
-
-from __future__ import annotations
+"""Campaigns are planned before they run: their columns, and mistakes, which are named."""
 
 import dataclasses
+import itertools
 import re
 import shlex
 import shutil
@@ -15,14 +14,22 @@ from engine import cli, recipe
 from engine.data import packs
 from engine.errors import CampaignError, RecipeError
 from engine.grid import campaign, outcomes, workflow
+from engine.grid.columns import Column
 from loaders.pack import MANIFEST
 from loaders.schema import DamagedFile
 
-folder = campaigns.folder
+VARY = "vary: {optimizer.lr: [0.02, 1e-5], train.epochs: [1, 2]}\n"
 
 
 def planned(folder: Path, *words: str, cores: int = 2) -> campaign.Plan:
     return campaign.plan(str(folder / "shapes.yaml"), words, cores)
+
+
+def of_text(folder: Path, tmp_path: Path, text: str, *words: str) -> campaign.Plan:
+    """The plan of the campaign with more lines in its file."""
+    file = tmp_path / "of_text.yaml"
+    file.write_text((folder / "shapes.yaml").read_text() + text)
+    return campaign.plan(str(file), [f"runs={tmp_path / 'runs'}", *words], 2)
 
 
 def written(plan: campaign.Plan) -> None:
@@ -93,6 +100,10 @@ def test_a_users_method_is_a_part_of_its_campaign(folder, tmp_path):
         (["methods.wise_ft.alpha=0.3"], "a campaign trains several methods"),
         (["methods=[]"], "names no methods"),
         (["dataset.sets=[outline]"], "needs two sets or more"),
+        (
+            ["evaluate.calibration=true", "dataset.holdout=0", "evaluate.split=all"],
+            r"evaluate\.calibration: .* set dataset\.holdout above",
+        ),
         (["evaluate.split=all"], r"set evaluate\.split=holdout, or dataset\.holdout=0"),
         ("  soup: {method: {members: [pre, fine_tunes]}}", "did you mean 'fine_tune'"),
         ("  soup: {method: {members: [pre, wise_ft]}}", "soup needs wise_ft, which mixes cells"),
@@ -102,9 +113,8 @@ def test_a_users_method_is_a_part_of_its_campaign(folder, tmp_path):
 def test_mistake_is_found_before_any_work(folder, tmp_path, words, message):
     """In the words of a command, or in one more row of the campaign's file."""
     row, words = (words, []) if isinstance(words, str) else ("", words)
-    (tmp_path / "shapes.yaml").write_text(f"{(folder / 'shapes.yaml').read_text()}{row}\n")
     with pytest.raises(RecipeError, match=message):
-        planned(tmp_path, f"runs={tmp_path / 'runs'}", *words)
+        of_text(folder, tmp_path, f"{row}\n", *words)
     assert not (tmp_path / "runs").exists()
 
 
@@ -217,9 +227,7 @@ def test_a_part_of_the_methods(folder, tmp_path):
     assert part.methods == ("wise_ft",) and part.path != whole.path
     turned = planned(folder, f"runs={tmp_path}", "methods=[linear_probe,fine_tune]")
     assert turned.methods == ("fine_tune", "linear_probe")
-    name = str(folder / "shapes.yaml")
-    assert recipe.load(name, words).method.name == "wise_ft"
-    probe = recipe.load(name, words, method="linear_probe")
+    probe = recipe.load(str(folder / "shapes.yaml"), words, method="linear_probe")
     assert probe.train.epochs == 2, "a sibling has the campaign's settings"
 
 
@@ -271,13 +279,80 @@ def test_a_needed_method_is_part_of_the_plan(folder, tmp_path):
     assert len(paths) == 2
 
 
-def test_unknown_campaign_cores_and_words(capsys, folder):
-    for words, message in (
-        (["campaign", "emojis"], "there is no campaign 'emojis'; did you mean 'emoji'?"),
-        (["campaign", "emoji", "--cores", "0"], "--cores 0: at least one is needed"),
-        (["campaign", str(folder / "data.yaml")], "is no campaign; it needs `methods:`"),
-        (["metrics", str(folder / "shapes.yaml"), "runs=/nowhere"], "holds no finished run of"),
-    ):
-        assert cli.main(words) == 2
-        shown = capsys.readouterr().err
-        assert shown.startswith("error: ") and message in shown and shown.count("\n") == 1
+def test_objectnet_is_fine_tuned_on_only_with_leave():
+    """It is evaluated in any case; the campaigns of the benchmark have seven columns without it."""
+    words, opened = ("methods=[fine_tune]",), "dataset.objectnet_terms=accepted"
+    sets = recipe.load("imagenet_rib").dataset.sets
+    for name in ("imagenet_rib", "imagenet_rib_paper"):
+        plan = campaign.plan(name, words, 1)
+        assert plan.sets == tuple(sets) and "objectnet" in sets
+        assert plan.downstreams == [name for name in sets if name != "objectnet"]
+        eight = campaign.plan(name, (*words, opened), 1)
+        assert eight.downstreams == sets and eight.path != plan.path
+    few = (*words, "downstreams=[objectnet,imagenet_a]")
+    with pytest.raises(RecipeError, match=r"line: downstreams: objectnet is a test set.*accepted"):
+        campaign.plan("imagenet_rib", few, 1)
+    assert campaign.plan("imagenet_rib", (*few, opened), 1).downstreams[0] == "objectnet"
+    cell = ("imagenet_rib/fine_tune", ["downstream=objectnet"])
+    with pytest.raises(RecipeError, match=r"licence forbids .*dataset\.objectnet_terms=accepted"):
+        recipe.load(*cell)
+    assert recipe.load(cell[0], [*cell[1], opened]).downstream == "objectnet"
+    with pytest.raises(RecipeError, match="objectnet_terms='maybe' is not possible"):
+        recipe.load("imagenet_rib", ["dataset.objectnet_terms=maybe"])
+    settings = ("dataset.kind=folder", "dataset.sets=[objectnet,b]", "downstream=objectnet")
+    assert recipe.load("imagenet_rib", settings).downstream == "objectnet", "a folder of that name"
+
+
+def test_columns_are_the_downstreams_in_every_setting(folder, tmp_path):
+    plan = of_text(folder, tmp_path, VARY + "downstreams: [few, upstream]\n")
+    places = itertools.product(("few", "upstream"), (0.02, 1e-5), (1, 2))
+    expected = [(name, {"optimizer.lr": lr, "train.epochs": e}) for name, lr, e in places]
+    assert [(column.downstream, column.settings) for column in plan.columns] == expected
+    assert plan.columns[2].setting == "optimizer.lr=1e-05,train.epochs=1"
+    assert plan.columns[0].name == "few,optimizer.lr=0.02,train.epochs=1"
+    assert plan.sets == campaigns.SETS and plan.downstreams == ["few", "upstream"]
+    for column in plan.columns:
+        cell = next(plan.cells(column)).recipe
+        assert cell.downstream == column.downstream
+        assert [*column.settings.values()] == [cell.optimizer.lr, cell.train.epochs]
+    words = ("vary={optimizer.lr: [0.02, 1e-5], train.epochs: [1, 2]}", "downstreams=[few]")
+    by_words = of_text(folder, tmp_path, "", *words)
+    assert by_words.columns == plan.columns[:4], "the command line says the same"
+    plain = of_text(folder, tmp_path, "")
+    assert plain.columns == tuple(Column(name, name) for name in campaigns.SETS)
+    texts = ("", VARY, "downstreams: [few]\n", "downstreams: [upstream]\n")
+    assert len({of_text(folder, tmp_path, text).path for text in texts}) == len(texts)
+
+
+def test_a_column_can_be_a_set_that_is_not_evaluated(folder, tmp_path):
+    words = ("dataset.sets=[outline,few]", "dataset.train_sets=[tinted]", "downstreams=[tinted]")
+    plan = of_text(folder, tmp_path, VARY, *words)
+    dataset = plan.recipe.dataset
+    assert plan.downstreams == ["tinted"] and plan.sets == ("outline", "few")
+    assert dataset.places == ["upstream", "outline", "few"]
+    assert plan.needed == ["upstream", "outline", "few", "tinted"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("vary: {train.epoch: [1]}", r"\(vary\): unknown key 'train.epoch'.* 'train.epochs'"),
+        ("vary: {train.epochs: [1, two]}", r"\(vary\): train.epochs='two' must be a whole"),
+        ("vary: {train.epochs: []}", r"vary: train.epochs needs a list of values"),
+        ("vary: {train.epochs: [[1]]}", r"vary: train.epochs cannot be \[1\]; values are"),
+        ("vary: {optimizer.name: [a/b]}", r"cannot be 'a/b'; values are"),
+        ("vary: {seeds: [1, 2]}", r"vary: seeds cannot vary"),
+        ("seeds: 2\nvary: {seed: [1, 2]}", r"vary: seed and seeds=2 both say the seeds"),
+        ("vary: {optimizer.lr: [1, 1.0]}", r"optimizer.lr names 1.0 twice, as 1 and 1.0"),
+        ("vary: {model.crop: [1, 2]}", r"vary: model.crop cannot vary"),
+        ("vary: {method.lam: [1, 2]}", r"vary: method.lam cannot vary; .*\(`methods=\[ROW\]`\)"),
+        ("vary: [train.epochs]", r"vary must hold `KEY: \[1, 2\]` lines"),
+        ("downstreams: [fewer]", r"downstreams: 'fewer' is not a set of .*'few'"),
+        ("downstreams: [few, few]", r"downstreams names few twice"),
+        ("downstreams: []", r"downstreams must list sets"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_the_files_name(folder, tmp_path, text, message):
+    with pytest.raises(RecipeError, match=r"of_text\.yaml.*" + message):
+        of_text(folder, tmp_path, text + "\n")
+    assert not (tmp_path / "runs").exists()

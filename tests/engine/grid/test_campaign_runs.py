@@ -3,8 +3,6 @@
 What a finished campaign says is asked of `finished`, whose jobs ran in this process.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re
@@ -13,15 +11,16 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import campaigns
 import grids
+import psutil
 import pytest
 from campaigns import SETS, rows
+from processes import heed_signals, until
 
 from engine import cli, recipe
 from engine.commands import job
@@ -29,14 +28,7 @@ from engine.grid import campaign, outcomes
 
 ALPHAS = ("0.0", "0.5", "1.0")  # of WiSE-FT, as tables write them
 RIB = [sys.executable, "-m", "engine.cli"]
-folder, finished, grid = campaigns.folder, campaigns.finished, grids.grid
 pytestmark = pytest.mark.slow
-
-
-def heed_signals() -> None:
-    """Signals as a terminal sets them: background jobs ignore SIGINT, and those of nohup SIGHUP."""
-    for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
 
 
 @contextlib.contextmanager
@@ -61,20 +53,9 @@ def started(folder: Path, *words: str, cwd: Path, cores: int = 2) -> Iterator[su
 
 def jobs_of(runs: Path) -> dict[int, list[str]]:
     """Processes that work for a campaign below `runs`, shells among them, and their words."""
-    processes = {}
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            words = path.read_bytes().decode(errors="replace").split("\0")
-            if any(f"{runs}/" in word and "plan.json" in word for word in words):
-                processes[int(path.parent.name)] = words
-    return processes
-
-
-def until(condition: Callable[[], object], process: subprocess.Popen, what: str) -> None:
-    end = time.monotonic() + 120
-    while not condition():
-        assert process.poll() is None and time.monotonic() < end, f"no {what}"
-        time.sleep(0.05)
+    words = {each.pid: each.info["cmdline"] or [] for each in psutil.process_iter(["cmdline"])}
+    of_plans = re.compile(f"{re.escape(str(runs))}/.*plan\\.json")
+    return {number: line for number, line in words.items() if any(map(of_plans.search, line))}
 
 
 def test_the_program_runs_all_ready_made_methods_to_one_complete_table(folder, tmp_path):
@@ -135,7 +116,7 @@ def test_a_campaign_ends_with_its_tables_and_page(finished):
     distances = rows(report / "distances.csv")
     assert [row[""] for row in distances] == ["upstream", *SETS]
     assert all(float(row[name]) > 0 for row in distances for name in places - {row[""]})
-    assert "distance to upstream" in page
+    assert "Distances between all sets are optimal transport" in page
 
 
 def test_second_run_does_nothing(folder, finished, capsys):
@@ -149,20 +130,17 @@ def test_second_run_does_nothing(folder, finished, capsys):
     assert state() == before
 
 
-def test_dry_run_shows_the_jobs_and_writes_nothing(folder, tmp_path, capsys):
-    words = ["campaign", str(folder / "shapes.yaml"), f"runs={tmp_path / 'runs'}", "--dry-run"]
-    assert cli.main(words) == 0
+def test_dry_run_shows_the_jobs_and_a_profile_steers_the_workflow(folder, tmp_path, capsys):
+    profile, runs = tmp_path / "cluster", tmp_path / "runs"
+    words = ["campaign", str(folder / "shapes.yaml"), f"runs={runs}"]
+    assert cli.main([*words, "--dry-run"]) == 0
     out = capsys.readouterr().out
     for word in ("prepare", "column", "report", *(f"column-{name}" for name in SETS)):
         assert word in out, word
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_snakemake_profile_steers_the_workflow(folder, tmp_path, capsys):
-    profile, runs = tmp_path / "cluster", tmp_path / "runs"
-    words = ["campaign", str(folder / "shapes.yaml"), f"runs={runs}", "--profile", str(profile)]
+    words += ["--profile", str(profile)]
     assert cli.main([*words, "--dry-run"]) == 2
     assert "cluster/config.yaml" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir()), "nothing was written"
     profile.mkdir()
     (profile / "config.yaml").write_text("until: [column]\ndry-run: true\n")
     assert cli.main(words) == 2
@@ -182,7 +160,8 @@ def test_a_campaign_that_ended_in_every_way_is_resumed_to_the_same_tables(
 
     with started(folder, words, cwd=tmp_path) as process:
         log = "shapes/plans/*/logs/prepare.log"
-        until(lambda: any(path.stat().st_size for path in runs.glob(log)), process, "job at work")
+        begun = lambda: any(path.stat().st_size for path in runs.glob(log))  # noqa: E731
+        until(begun, "a job is at work", at_work=process)
         (program,) = (n for n, words in jobs_of(runs).items() if job.__name__ in words)
         os.kill(program, signal.SIGKILL)
         err = process.communicate(timeout=120)[1]
@@ -191,14 +170,14 @@ def test_a_campaign_that_ended_in_every_way_is_resumed_to_the_same_tables(
     assert re.search(r"engine.commands.job --plan .* prepare$", err, re.M)
 
     with started(folder, words, cwd=tmp_path) as process:
-        until(lambda: jobs_of(runs), process, "job")
+        until(lambda: jobs_of(runs), "a job is there", at_work=process)
         os.killpg(process.pid, signal.SIGHUP)
         assert process.wait(60) == 130 and not jobs_of(runs)
 
     for number in (signal.SIGINT, signal.SIGKILL):
         before = cells()
         with started(folder, words, cwd=tmp_path, cores=1) as process:
-            until(lambda before=before: cells() > before, process, "new cell")
+            until(lambda before=before: cells() > before, "a new cell", at_work=process)
             assert jobs_of(runs)
             if number == signal.SIGINT:
                 assert cli.main(again) == 2
@@ -208,10 +187,7 @@ def test_a_campaign_that_ended_in_every_way_is_resumed_to_the_same_tables(
                 assert process.wait(60) == 130
             else:
                 os.killpg(process.pid, number)
-            end = time.monotonic() + 20
-            while jobs_of(runs):
-                assert time.monotonic() < end, "a job lives on"
-                time.sleep(0.05)
+            until(lambda: not jobs_of(runs), "its jobs end", 20)
     assert not (runs / "shapes" / "report" / "index.html").exists()
 
     made = {path: path.stat().st_mtime_ns for path in runs.glob("store/*/*/done.json")}

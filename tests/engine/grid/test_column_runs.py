@@ -1,6 +1,4 @@
-"""Campaigns whose columns are not their sets, from training to the report."""
-
-from __future__ import annotations
+"""Campaigns of other columns, seeds and measures, from training to the report."""
 
 import itertools
 from collections.abc import Sequence
@@ -8,16 +6,18 @@ from pathlib import Path
 from statistics import fmean
 
 import campaigns
-import grids
+import pyarrow.parquet as pq
 import pytest
 from campaigns import rows
 
-from engine.grid import cell_plan, export, record
+from engine import cli
+from engine.grid import cell_plan, record
 from engine.grid.build import Builder
+from engine.measures import behaviour, predictions
+from engine.measures.predictions import SetPredictions
 from engine.store import cells
 
 pytestmark = pytest.mark.slow
-folder, finished, grid = campaigns.folder, campaigns.finished, grids.grid
 SETS, METHODS = campaigns.SETS, campaigns.METHODS
 
 
@@ -101,7 +101,7 @@ def test_a_cell_on_the_upstream_set_starts_from_the_model_with_a_head(folder, gr
     assert cells.find(on_upstream.store, parent).artifact.kind == "weights"
 
 
-def test_settings_vary_and_what_they_share_is_made_once(folder, finished):
+def test_settings_vary_and_what_they_share_is_made_once(folder, finished, capsys):
     text = "vary: {optimizer.lr: [0.02, 0.001]}\ndownstreams: [few]\n"
     written(folder, "varied", text)
     store = finished / "store/cells"  # of the plain grid, whose learning rate is 0.02
@@ -123,14 +123,9 @@ def test_settings_vary_and_what_they_share_is_made_once(folder, finished):
     in_plain = of(plain, "downstream", "few")
     of_setting = {setting: of(accuracy, "setting", setting) for setting in settings}
     assert of_setting["optimizer.lr=0.02"] == in_plain != of_setting["optimizer.lr=0.001"]
-    values = {**dict.fromkeys(export.OPTIONS), "method": "fine_tune", "downstream": "few"}
-    finished = record.find(str(folder / "varied.yaml"), [f"runs={folder / 'runs'}"])
-    evaluations = finished.record.evaluations
-    with pytest.raises(ValueError, match=r"add --setting, one of optimizer.lr=0.02, optimizer.lr"):
-        export.choose(evaluations, values)
-    chosen = export.choose(evaluations, values | {"setting": "optimizer.lr=0.001"})
-    row = export.row_of_campaign(finished, chosen)
-    assert "optimizer.lr=0.001" in row.title and row.mix.keys() <= {path.name for path in new}
+    command = ["export", str(folder / "varied.yaml"), f"runs={folder / 'runs'}", "--set", "few"]
+    assert cli.main([*command, "--method", "fine_tune", "--out", str(folder / "exported")]) == 2
+    assert "add --setting, one of optimizer.lr=0.02, optimizer.lr=0.001" in capsys.readouterr().err
     text = (report / "table.txt").read_text()
     assert all(f"{title}, lr={lr}" in text for title in ("FT", "LP") for lr in ("0.02", "0.001"))
 
@@ -149,17 +144,79 @@ def test_variants_and_alphas_stand_side_by_side(folder, finished):
     text, page = (report / name for name in ("table.txt", "index.html"))
     titles = ("LwF ", "LwF (paper) ", "WiSE-FT ", "WiSE-FT, alpha 0.3 ", "Soup ", "Soup (paper) ")
     assert all(f"\n{title}" in text.read_text() for title in titles)
-    assert (
-        "<title>variants: what fine-tuning does" in page.read_text()
-    )  # not the path that names it
+    assert "<title>variants: what fine-tuning does" in page.read_text(), "not the path of its file"
     (file,) = (folder / "runs").glob("variants*/plans/*/evaluations.json")
-    campaign = record.read(file.parent)
-    headlines = [row for row in campaign.record.evaluations if row.headline]
+    variants = record.read(file.parent)
+    headlines = [row for row in variants.record.evaluations if row.headline]
     assert {(row.method, row.variant, row.alpha) for row in headlines} == {
         ("pre", "", None), ("fine_tune", "canonical", None), ("linear_probe", "canonical", None),
         ("wise_ft", "canonical", 0.5), ("lwf", "canonical", None), ("lwf_paper", "paper", None),
         ("third", "canonical", 0.3), ("soup", "canonical", None), ("soup_paper", "paper", None),
     }  # fmt: skip
-    parents = {row.method: set(campaign.mix(row)) for row in headlines if row.evaluated_on == "few"}
+    parents = {row.method: set(variants.mix(row)) for row in headlines if row.evaluated_on == "few"}
     assert parents["lwf"] < parents["soup"] and parents["lwf_paper"] < parents["soup_paper"]
     assert parents["lwf"] != parents["lwf_paper"]
+
+
+KEY = ("method", "alpha", "downstream", "evaluated_on")
+
+
+def test_seeds_of_a_campaign(folder, finished, capsys):
+    alone = {}
+    for seed in ("0", "1"):
+        report = campaigns.run(folder, f"seed={seed}")
+        assert not (report / "seeds.csv").exists()
+        alone[seed] = {
+            tuple(r[k] for k in KEY): r["accuracy"] for r in rows(report / "accuracy.csv")
+        }
+    assert alone["0"] != alone["1"]
+    trained = len(list((finished / "store/cells").iterdir()))
+
+    report = campaigns.run(folder, "seeds=2")
+    assert len(list((finished / "store/cells").iterdir())) == trained, "a cell trained again"
+    of_seeds = {
+        (*(r[k] for k in KEY), r["seed"]): r["accuracy"] for r in rows(report / "seeds.csv")
+    }
+    for key in alone["0"]:
+        for seed in ("0", "1") if key[0] != "pre" else ("0",):
+            assert of_seeds.pop((*key, seed)) == alone[seed][key]
+    assert not of_seeds
+    for row in rows(report / "accuracy.csv"):
+        values = [float(alone[seed][tuple(row[k] for k in KEY)]) for seed in ("0", "1")]
+        assert float(row["accuracy"]) == pytest.approx(sum(values) / 2, abs=1e-5)
+    assert "Seed,0 to 1" in (report / "tables/settings.csv").read_text()
+
+    words = ["metrics", str(folder / "shapes.yaml"), "--compare"]
+    assert cli.main([*words, f"runs={finished}", "seeds=2"]) == 0
+    printed = capsys.readouterr().out
+    assert "training runs like these 2" in printed
+    assert "corrected (Holm) for 3 comparisons" in printed
+    tables = [line for line in printed.splitlines() if not line.startswith("report  ")]  # a path
+    assert max(map(len, tables)) <= 100
+    assert cli.main([*words, "ewc", f"runs={finished}", "seeds=2"]) == 2
+    assert "no method 'ewc'; it has fine_tune, linear_probe, wise_ft" in capsys.readouterr().err
+
+
+CALIBRATED = ["evaluate.calibration=true", "downstreams=[outline]"]
+ERRORS = ("scaled_calibration_error", "classwise_calibration_error")
+
+
+def test_a_campaign_stores_what_its_calibration_errors_need(folder, finished):
+    """Temperatures and errors themselves: `measures/test_calibration.py`."""
+    report = campaigns.run(folder, *CALIBRATED)
+    behaviours = rows(report / "behaviour.csv")
+    assert all(row[name] for row in behaviours for name in ERRORS)
+    shown = rows(report / "tables" / "explorer.csv")[0]
+    assert all(shown[f"{name}_pct"] for name in ERRORS)
+    after = record.find(str(folder / "shapes.yaml"), [f"runs={finished}", *CALIBRATED])
+    tuned = [row for row in after.evaluations if row.method == "fine_tune"]
+    of_model = {row.evaluated_on: row.path for row in tuned}
+    assert 0 < len(pq.read_table(of_model["outline"])) < 35, "the hold-out alone"
+    on_few = SetPredictions()
+    temperature = predictions.temperature_of(of_model["outline"])
+    stored = on_few.add(of_model["few"], temperature=temperature)
+    of_few = [row for row in behaviours if row["evaluated_on"] == "few"]
+    (row,) = [row for row in of_few if row["method"] == "fine_tune"]
+    for name in ERRORS:
+        expected = getattr(behaviour, name)(stored, on_few.codes)
+        assert float(row[name]) == pytest.approx(expected, abs=1e-5)

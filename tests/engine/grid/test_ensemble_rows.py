@@ -1,11 +1,8 @@
 """An ensemble as a campaign's row: it has numbers, and is no model that is exported or merged."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import campaigns
-import grids
 import numpy as np
 import pytest
 import timm
@@ -13,10 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from engine import cli
-from engine.evaluation import user_models
 from engine.grid import estimate, record
 
-folder, grid = campaigns.folder, grids.grid
 pytestmark = pytest.mark.slow
 ENSEMBLE = "  ensemble: {method: {members: [pre, fine_tune]}}\n"
 
@@ -67,10 +62,8 @@ def test_export_names_its_members(words, folder, tmp_path, capsys):
 
 
 def test_it_is_judged_on_sets_of_ones_own(words, folder):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(user_models.ranks, "stop", lambda: None)  # of the whole test session
-        command = ["evaluate", "--campaign", *words, "--sets", f"other={folder / 'images' / 'few'}"]
-        assert cli.main(command) == 0
+    few = f"other={folder / 'images' / 'few'}"
+    assert cli.main(["evaluate", "--campaign", *words, "--sets", few]) == 0
     report = record.find(words[0], words[1:]).report
     rows = {row["method"]: row for row in campaigns.rows(report / "accuracy-on-other.csv")}
     store = folder / "runs" / "store" / "cells"

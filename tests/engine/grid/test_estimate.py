@@ -1,18 +1,13 @@
 """What a campaign will cost, by counts that a reader can repeat."""
 
-from __future__ import annotations
-
-import campaigns
 import pytest
 import timm
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from engine import cli
 from engine.grid import campaign, estimate
 from engine.grid.estimate import Device, Part
 
-folder = campaigns.folder
 IMAGES = {"upstream": 35, "outline": 35, "tinted": 35, "few": 21}
 
 
@@ -61,15 +56,3 @@ def test_precision_follows_the_device():
     auto, fp32 = (Part("any", 1, 3600e12, kind) for kind in ("auto", "fp32"))
     assert device.hours([auto]) == 0.25 and device.hours([auto, fp32]) == 1.25
     assert estimate.cpu(2).hours([auto]) == estimate.cpu(2).hours([fp32])
-
-
-def test_a_plan_is_one_screen_for_gpus_and_this_machine(folder, capsys):
-    words = ["plan", str(folder / "shapes.yaml"), f"runs={folder / 'none'}"]
-    assert cli.main([*words, "--tflops", "100"]) == 0
-    shown = capsys.readouterr().out
-    assert len(shown.splitlines()) <= 25
-    for text in ("A100", "H100", "yours", "CPU", "training: FT", "on 1, 8, 64 GPUs", "disk"):
-        assert text in shown, text
-    for wrong in (["--mfu", "0"], ["--mfu", "1.5"], ["--tflops", "0"]):
-        assert cli.main([*words, *wrong]) == 2
-        assert "--mfu must be above 0" in capsys.readouterr().err

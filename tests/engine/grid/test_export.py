@@ -1,7 +1,5 @@
 """`rib export`: timm, given the folder alone, answers as the campaign's stored predictions do."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -22,7 +20,6 @@ from engine import cli
 from engine.data import descriptions
 from engine.grid import export
 
-folder, grid = campaigns.folder, grids.grid
 MORE = "  soup: {method: {members: [pre, fine_tune]}}\n  visual_prompt: {}\ndownstreams: [few]\n"
 
 

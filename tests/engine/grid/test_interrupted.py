@@ -1,7 +1,5 @@
 """Evaluations that stop half-way, killed or without room, go on from their finished slices."""
 
-from __future__ import annotations
-
 import re
 import shutil
 from pathlib import Path
@@ -25,13 +23,12 @@ from evaluations import (
     stop_after,
     tables,
 )
-from grids import grid
 
 from engine.evaluation import bank, passes
 from engine.store import pending
 from loaders.schema import DamagedFile
 
-__all__ = ["expected", "fresh", "grid", "mixes", "small_slices"]
+__all__ = ["expected", "fresh", "mixes", "small_slices"]
 
 
 @pytest.fixture
@@ -95,7 +92,7 @@ def other_images(file: Path) -> None:
 
 @pytest.mark.parametrize(
     ("damage", "message"),
-    [(other_bits, ""), (other_images, "holds predictions of other images"), (cut, "is no pred")],
+    [(other_bits, "run"), (other_images, "holds predictions of other images"), (cut, "is no pred")],
 )
 def test_a_damaged_slice_of_predictions_is_named_and_the_remedy_works(
     fresh, mixes, expected, stopped, small_slices, damage, message
@@ -135,16 +132,22 @@ def test_what_a_slice_does_not_need_is_neither_loaded_nor_computed(
     assert counted.images == 3 * IMAGES - 2 * 2 * BATCH
 
 
-def test_slices_that_were_all_there_become_an_artefact_without_a_model(
-    fresh, mixes, expected, small_slices, monkeypatch
-):
-    with monkeypatch.context() as patch:
-        patch.setattr(pending.Pending, "finish", lambda self: (_ for _ in ()).throw(Stopped))
-        with pytest.raises(Stopped):
-            tables(fresh.builder(), mixes[:1])
-    counted = Counted(monkeypatch)
-    assert same(tables(fresh.builder(), mixes[:1]), expected[:1])
-    assert counted.images == counted.models == 0
+def test_heads_on_shared_features_go_on_too(fresh, mixes, expected, small_slices, monkeypatch):
+    """The first run ends in the second slice of three, the next as it joins those of a head."""
+    put, chunks, computed = pending.Pending.put, passes.chunks, []
+    monkeypatch.setattr(passes, "chunks", lambda *words: computed.append(1) or chunks(*words))
+
+    def stop(self, *words):
+        if not words or len(pending_files(fresh, "*.parquet")) == 2:
+            raise Stopped
+        put(self, *words)
+
+    for method in ("put", "finish"):
+        with monkeypatch.context() as patch, pytest.raises(Stopped):
+            patch.setattr(pending.Pending, method, stop)
+            tables(fresh.builder(), mixes[6:8])
+    assert same(tables(fresh.builder(), mixes[6:8]), expected[6:8])
+    assert len(computed) == 2 + 2 + 1
 
 
 def test_slices_of_other_data_are_never_mixed_in(

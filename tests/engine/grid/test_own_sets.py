@@ -1,92 +1,84 @@
 """A finished campaign's rows on a user's set: all, by timm's numbers, and nothing is trained."""
 
-from __future__ import annotations
-
 import shutil
 from operator import itemgetter
 from pathlib import Path
 
 import campaigns
-import grids
 import pytest
 import torch
 from campaigns import SETS
 from safetensors.torch import load_file
 
 from engine import cli
-from engine.evaluation import user_models
 
-grid, folder = grids.grid, campaigns.folder
-finished_runs = campaigns.finished
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def finished(finished_runs, folder) -> Path:
+def place(finished, folder) -> Path:
     """The folder of a finished campaign, with sets of the user's beside its own."""
     shutil.copytree(folder / "images" / "few", folder / "mine" / "few")
     shutil.copytree(folder / "images" / "tinted", folder / "mine" / "new")
     return folder
 
 
-def evaluate(folder: Path, *words: str) -> int:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(user_models.ranks, "stop", lambda: None)  # of the whole test session
-        command = ["evaluate", "--campaign", str(folder / "shapes.yaml"), *words]
-        return cli.main([*command, f"runs={folder / 'runs'}"])
+def evaluate(place: Path, *words: str) -> int:
+    command = ["evaluate", "--campaign", str(place / "shapes.yaml"), *words]
+    return cli.main([*command, f"runs={place / 'runs'}"])
 
 
-def report(folder: Path) -> Path:
-    return folder / "runs" / "shapes" / "report"
+def report(place: Path) -> Path:
+    return place / "runs" / "shapes" / "report"
 
 
-def accuracy(state: dict[str, torch.Tensor], folder: Path, name: str) -> float:
+def accuracy(state: dict[str, torch.Tensor], place: Path, name: str) -> float:
     """By timm in float64, unmasked."""
-    logits_NC, truth_N = campaigns.by_timm(state, folder, name)
+    logits_NC, truth_N = campaigns.by_timm(state, place, name)
     return 100 * (logits_NC.argmax(1) == truth_N).double().mean().item()
 
 
-def state(folder: Path, cell: str) -> dict[str, torch.Tensor]:
-    (path,) = (folder / "runs" / "store" / "cells").glob(f"{cell}-*")
+def state(place: Path, cell: str) -> dict[str, torch.Tensor]:
+    (path,) = (place / "runs" / "store" / "cells").glob(f"{cell}-*")
     return load_file(path / "weights.safetensors")
 
 
-def test_all_rows_are_judged_and_nothing_else_changes(finished, capsys):
-    cells = sorted((finished / "runs" / "store" / "cells").iterdir())
-    before = {path: path.read_bytes() for path in report(finished).rglob("*") if path.is_file()}
-    assert evaluate(finished, "--sets", f"other={finished}/mine/few", f"{finished}/mine/new") == 0
+def test_all_rows_are_judged_and_nothing_else_changes(place, capsys):
+    cells = sorted((place / "runs" / "store" / "cells").iterdir())
+    before = {path: path.read_bytes() for path in report(place).rglob("*") if path.is_file()}
+    assert evaluate(place, "--sets", f"other={place}/mine/few", f"{place}/mine/new") == 0
     printed = capsys.readouterr().out
     assert "RI and mRI of shapes stay as they are" in printed
     assert {path: path.read_bytes() for path in before} == before
-    assert sorted((finished / "runs" / "store" / "cells").iterdir()) == cells
+    assert sorted((place / "runs" / "store" / "cells").iterdir()) == cells
 
-    rows = campaigns.rows(report(finished) / "accuracy-on-other.csv")
-    in_campaign = campaigns.rows(report(finished) / "accuracy.csv")
+    rows = campaigns.rows(report(place) / "accuracy-on-other.csv")
+    in_campaign = campaigns.rows(report(place) / "accuracy.csv")
     arm = itemgetter("model", "method", "variant", "alpha", "downstream")
     assert {arm(row) for row in rows} == {arm(row) for row in in_campaign}
     of_set = itemgetter("evaluated_on", "n", "mask", "classes")
     assert {of_set(row) for row in rows} == {("other", "21", "none", "5")}
     assert rows[0]["method"] == "pre" and rows[0]["change"] == ""
-    start = state(finished, "linear_probe-upstream")
-    assert float(rows[0]["accuracy"]) == pytest.approx(accuracy(start, finished, "few"), abs=1e-5)
+    start = state(place, "linear_probe-upstream")
+    assert float(rows[0]["accuracy"]) == pytest.approx(accuracy(start, place, "few"), abs=1e-5)
     for row in rows[1:]:
         moved = float(row["accuracy"]) - float(rows[0]["accuracy"])
         assert float(row["change"]) == pytest.approx(moved, abs=1e-5) and row["change_low"] == ""
         assert f"{float(row['accuracy']):.1f}" in printed
     by_arm = {(r["method"], r["alpha"], r["downstream"]): r["accuracy"] for r in rows}
     for downstream in SETS:
-        tuned = state(finished, f"fine_tune-{downstream}")
+        tuned = state(place, f"fine_tune-{downstream}")
         half = {k: (start[k] + tuned[k]) / 2 for k in start}
         for method, alpha, weights in (("fine_tune", "", tuned), ("wise_ft", "0.5", half)):
             stored = float(by_arm[method, alpha, downstream])
-            assert stored == pytest.approx(accuracy(weights, finished, "few"), abs=1e-5)
-    assert len(campaigns.rows(report(finished) / "accuracy-on-new.csv")) == len(rows)
+            assert stored == pytest.approx(accuracy(weights, place, "few"), abs=1e-5)
+    assert len(campaigns.rows(report(place) / "accuracy-on-new.csv")) == len(rows)
 
 
-def test_a_mask_is_named_and_intervals_are_those_of_changes(finished, tmp_path):
+def test_a_mask_is_named_and_intervals_are_those_of_changes(place, tmp_path):
     out = tmp_path / "sure.csv"
-    words = ("--sets", f"sure={finished}/mine/few", "--mask", "present", "--intervals")
-    assert evaluate(finished, *words, "--out", str(out)) == 0
+    words = ("--sets", f"sure={place}/mine/few", "--mask", "present", "--intervals")
+    assert evaluate(place, *words, "--out", str(out)) == 0
     rows = campaigns.rows(out)
     assert {(row["mask"], row["classes"]) for row in rows} == {("present", "3")}
     for row in rows[1:]:
@@ -97,22 +89,22 @@ def test_a_mask_is_named_and_intervals_are_those_of_changes(finished, tmp_path):
             assert low == high == 0, "the pre-trained model itself"
 
 
-def test_what_is_not_possible_is_refused_before_any_work(finished, capsys, tmp_path):
+def test_what_is_not_possible_is_refused_before_any_work(place, capsys, tmp_path):
     existing = tmp_path / "there.csv"
     existing.write_text("mine")
-    new_set = f"{finished}/mine/new"
+    new_set = f"{place}/mine/new"
     refused = {
-        ("--sets", f"{finished}/mine/few"): "few is a set of the campaign",
+        ("--sets", f"{place}/mine/few"): "few is a set of the campaign",
         ("--sets", new_set, "--out", str(existing)): "there.csv is there already: --force",
         ("--sets", new_set, "--out", str(tmp_path), "--force"): "is a folder, not a file: --out",
         ("--sets", new_set, "--arch", "test_vit"): "--arch is for --models",
         ("--sets", new_set, "optimizer.lr=0.5"): "no finished run",
     }
     for words, message in refused.items():
-        assert evaluate(finished, *words) == 2
+        assert evaluate(place, *words) == 2
         assert message in capsys.readouterr().err
     assert existing.read_text() == "mine"
-    shutil.copytree(finished / "mine" / "new", tmp_path / "strange")
+    shutil.copytree(place / "mine" / "new", tmp_path / "strange")
     (tmp_path / "strange" / "disc").rename(tmp_path / "strange" / "disk")
-    assert evaluate(finished, "--sets", str(tmp_path / "strange")) == 2
+    assert evaluate(place, "--sets", str(tmp_path / "strange")) == 2
     assert "'disk' (is it disc?)" in capsys.readouterr().err

@@ -1,29 +1,21 @@
 """A campaign is what was planned: other settings, files and commands do not change it."""
 
-from __future__ import annotations
-
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import campaigns
-import grids
 import pytest
 
 import engine
 from engine import cli
 from engine.grid import workflow
-from engine.machine import ranks
 
-folder, finished, grid = campaigns.folder, campaigns.finished, grids.grid
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def ran() -> Iterator[list[str]]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ranks, "stop", lambda: None)  # of the session's only process group
-        yield campaigns.in_this_process(patch)
+def ran(grid, monkeypatch) -> list[str]:
+    return campaigns.in_this_process(monkeypatch)
 
 
 @pytest.fixture

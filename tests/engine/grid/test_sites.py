@@ -1,7 +1,5 @@
 """Where jobs run: this machine's GPUs, a profile, a Slurm that says what it has."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import os
@@ -9,7 +7,6 @@ import stat
 import subprocess
 from pathlib import Path
 
-import campaigns
 import pytest
 import torch
 
@@ -19,7 +16,6 @@ from engine.grid import campaign, estimate, sites, slurm, workflow
 from engine.grid.campaign import Plan
 from engine.grid.sites import Options, Site
 
-folder = campaigns.folder
 CLUSTER = slurm.Cluster(has_gpus=True, accounting=True)
 
 
@@ -53,7 +49,7 @@ def test_a_gpu_runs_a_column_and_the_report_none(folder, tmp_path, monkeypatch):
     assert command.endswith("--ranks 4") and " -P " in command
 
 
-def test_the_device_of_a_recipe_is_obeyed(folder, tmp_path, monkeypatch):
+def test_the_device_of_a_recipe_is_obeyed_or_named(folder, tmp_path, monkeypatch):
     see_gpus(monkeypatch, 2)
     plan = plan_of(folder, tmp_path, "cpu")
     where = sites.of(Options(cores=2), [plan])
@@ -64,20 +60,14 @@ def test_the_device_of_a_recipe_is_obeyed(folder, tmp_path, monkeypatch):
     assert sites.of(Options(cores=2), [plan_of(folder, tmp_path, "auto")]).device == "cpu"
     with pytest.raises(ValueError, match="torch sees no GPU"):
         sites.of(Options(cores=2), [plan_of(folder, tmp_path, "cuda")])
-
-
-@pytest.mark.parametrize(
-    ("device", "gpus", "message"),
-    [
+    see_gpus(monkeypatch, 2)
+    for device, gpus, message in (
         ("auto", 3, "--gpus-per-job 3: there are 2 GPUs"),
         ("cpu", 2, "--gpus-per-job 2: the jobs run on CPUs"),
         ("auto", 0, "--gpus-per-job 0: at least one"),
-    ],
-)
-def test_gpus_that_are_not_there(folder, tmp_path, monkeypatch, device, gpus, message):
-    see_gpus(monkeypatch, 2)
-    with pytest.raises(ValueError, match=message):
-        sites.of(sites.checked(Options(gpus_per_job=gpus)), [plan_of(folder, tmp_path, device)])
+    ):
+        with pytest.raises(ValueError, match=message):
+            sites.of(sites.checked(Options(gpus_per_job=gpus)), [plan_of(folder, tmp_path, device)])
 
 
 def test_slurms_jobs_ask_for_a_factor_of_what_is_predicted(folder, tmp_path, monkeypatch):
@@ -202,6 +192,7 @@ def test_a_controller_that_is_away_for_a_while_is_told(monkeypatch):
 
 def test_options_without_effect_are_refused(capsys):
     for option, message in (
+        ("--cores 0", "--cores 0: at least one is needed"),
         ("--partition x", "--partition is an option of --executor slurm"),
         ("--requeue", "--requeue is an option of --executor slurm"),
         ("--executor slurm --time 0", "--time 0: it must be above 0"),

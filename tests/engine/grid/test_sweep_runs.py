@@ -1,18 +1,12 @@
 """`rib sweep` from its words to the table: variants of a row that share what they can."""
 
-from __future__ import annotations
-
-from statistics import fmean
-
 import campaigns
-import grids
 import pandas
 import pytest
 
 from engine import cli
 
 pytestmark = pytest.mark.slow
-folder, grid = campaigns.folder, grids.grid
 LAM, SEEDS, DOWNSTREAMS = [0.1, 10.0], [0, 1], ["outline", "few"]
 WORDS = ("method.lam=0.1,10", "seed=0,1", "downstream=outline,few", "train.epochs=1")
 
@@ -46,12 +40,10 @@ def test_a_sweep(folder, grid, monkeypatch, capsys):
     assert list(summary["method.lam"]) == LAM
     for _, row in summary.iterrows():
         of_variant = data[data["method.lam"] == row["method.lam"]]
-        for name in DOWNSTREAMS:
-            elsewhere = ~of_variant["evaluated_on"].isin([name, "upstream"])
-            changes = of_variant[elsewhere & (of_variant["downstream"] == name)]["change"]
-            assert row[f"RI {name}_pts"] == pytest.approx(changes.mean(), abs=1e-5)
-        mri = fmean(row[f"RI {name}_pts"] for name in DOWNSTREAMS)
-        assert row["mRI_pts"] == pytest.approx(mri, abs=1e-5)
+        in_ri = ~of_variant["evaluated_on"].isin(["upstream"])
+        in_ri &= of_variant["evaluated_on"] != of_variant["downstream"]
+        changes = of_variant[in_ri].groupby("downstream")["change"].mean()
+        assert row["mRI_pts"] == pytest.approx(changes.mean(), abs=1e-5)
     page = (place / "index.html").read_text()
     assert "is selection on the test sets" in page and "gains most" not in page
     table = " ".join((place / "table.txt").read_text().split())

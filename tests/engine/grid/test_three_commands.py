@@ -1,7 +1,5 @@
 """From archives on a server to a report: rib download, rib encode --all, rib campaign."""
 
-from __future__ import annotations
-
 import campaigns
 import grids
 import pandas as pd
@@ -10,8 +8,6 @@ from published_archives import PASSWORD, publish
 from web import serve
 
 from engine import cli, recipe
-
-grid = grids.grid
 
 
 @pytest.mark.slow

@@ -1,11 +1,7 @@
 """`rib report` of a campaign that has not finished: what is there, and why the rest is not."""
 
-from __future__ import annotations
-
 import dataclasses
 
-import campaigns
-import grids
 import pytest
 import torch
 
@@ -13,7 +9,6 @@ from engine import cli
 from engine.grid import attempts, campaign, jobs, make_record, outcomes
 from engine.machine import ranks
 
-folder, grid = campaigns.folder, grids.grid
 CPU = torch.device("cpu")
 
 

@@ -1,23 +1,17 @@
 """Campaigns at work: one a folder, and no job that outlives its campaign."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import subprocess
 import time
-from types import SimpleNamespace
 
-import campaigns
 import pytest
 
 from engine.commands import job as engine_job
 from engine.errors import CampaignError
-from engine.grid import campaign, outcomes, progress, workflow
+from engine.grid import campaign, progress, workflow
 from engine.report import finish as last_job
 from engine.store.artifacts import Store
-
-folder = campaigns.folder
 
 
 def test_second_campaign_on_a_folder_is_refused_by_name(tmp_path):
@@ -67,38 +61,6 @@ def test_only_old_left_overs_of_the_engine_go(tmp_path):
     Store(store).remove_left_overs(60)
     assert not old.exists() and young.exists()
     assert all(path.exists() for path in (*users, elsewhere / name, elsewhere / "target", link))
-
-
-def test_a_run_begins_without_the_logs_of_jobs_that_an_earlier_run_did_not_finish(folder, tmp_path):
-    plan = campaign.plan(str(folder / "shapes.yaml"), [f"runs={tmp_path}"], 2)
-    place = plan.path.parent
-    (tmp_path / "store").mkdir()
-    left = ("done/prepare", "logs/prepare.log", "logs/column-few.log", "logs/column-few.exit")
-    for name in left:
-        (place / name).parent.mkdir(parents=True, exist_ok=True)
-        (place / name).touch()
-    outcomes.begin(plan)
-    assert [path.name for path in (place / "logs").iterdir()] == ["prepare.log"]
-    (tmp_path / "store").rmdir()
-    outcomes.begin(plan)
-    assert not (place / "done" / "prepare").exists(), "a marker without a store counts for nothing"
-
-
-def test_progress_in_a_log_file_is_a_few_lines(folder, tmp_path, monkeypatch, capsys):
-    """Files of jobs that this plan does not have count for nothing."""
-    polls = iter([None] * 20 + [0] * 20)
-    process = SimpleNamespace(returncode=0, poll=lambda: next(polls))
-    monkeypatch.setattr(progress, "POLL_S", 0.01)
-    plan = campaign.plan(str(folder / "shapes.yaml"), [f"runs={tmp_path}"], 2)
-    progress.advance(plan.path, "column-few", 2, 4)
-    progress.advance(plan.path, "prepare", 1, 5, "preparing few")
-    progress.advance(plan.path, "train-few", 3, 4)
-    progress.show(process, [plan])  # pyright: ignore[reportArgumentType]
-    shown = capsys.readouterr().err.replace("\r", "\n")
-    states = [line for line in shown.splitlines() if line.strip()]
-    total = 5 + 3 * 4 + 1
-    assert 1 <= len(states) <= 3 and "5 waiting" in states[0] and f"{total}/{total}" in states[-1]
-    assert sum(state.done for state in progress._states(plan)) == 3
 
 
 def test_progress_counts_jobs_by_their_markers_and_logs(tmp_path):

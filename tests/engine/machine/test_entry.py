@@ -1,7 +1,5 @@
 """How a command begins and ends where streams, folders or the environment are odd."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

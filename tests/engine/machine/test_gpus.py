@@ -1,7 +1,5 @@
 """Jobs of one machine spread over its GPUs, and what a dead job held is free again."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import tempfile

@@ -1,7 +1,5 @@
 """No rank outlives its launcher and no job its campaign; processes in place of deepspeed's."""
 
-from __future__ import annotations
-
 import os
 import signal
 import socket
@@ -14,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from processes import heed_signals, lives, until
 
 from engine.machine import parent
 
@@ -46,7 +45,7 @@ def process(*words: str, **variables: str) -> Iterator[subprocess.Popen]:
     environment = {k: v for k, v in os.environ.items() if k not in parent.LAUNCHED}
     started = subprocess.Popen(
         [sys.executable, *words], stdout=subprocess.PIPE, text=True, start_new_session=True,
-        cwd=ROOT, env=environment | variables, preexec_fn=_heed_hangups,
+        cwd=ROOT, env=environment | variables, preexec_fn=heed_signals,
     )  # fmt: skip
     try:
         yield started
@@ -55,29 +54,13 @@ def process(*words: str, **variables: str) -> Iterator[subprocess.Popen]:
         started.wait()
 
 
-def _heed_hangups() -> None:
-    """Which nohup lets every process below it ignore."""
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+def ended(number: int, seconds: float) -> None:
+    until(lambda: not lives(number), f"{number} ends", seconds)
 
 
 def line(started: subprocess.Popen) -> str:
     assert started.stdout is not None
     return started.stdout.readline().strip()
-
-
-def lives(pid: int) -> bool:
-    """Whether a process has not ended; a zombie has."""
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def until_ended(pid: int, seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while lives(pid):
-        assert time.monotonic() < end, f"{pid} lives after {seconds} s"
-        time.sleep(0.02)
 
 
 def test_a_job_ends_with_its_campaign():
@@ -111,7 +94,7 @@ def test_a_child_that_follows_its_parent_ends_with_it():
     with process("-c", code) as started:
         child = int(line(started))
         started.kill()
-        until_ended(child, 3)
+        ended(child, 3)
 
 
 @pytest.mark.parametrize("leash", ["", "elsewhere 1"])
@@ -128,9 +111,9 @@ def test_a_rank_ends_with_the_command_above_its_launcher(number):
     with process(*words, CROSS_RANK="0") as command:
         rank, launcher = map(int, line(command).split())
         command.send_signal(number)
-        until_ended(launcher, 2)
+        ended(launcher, 2)
         assert lives(rank)
-        until_ended(rank, 3)
+        ended(rank, 3)
 
 
 def test_a_command_whose_launcher_was_killed_does_not_end_as_a_success():
@@ -144,7 +127,7 @@ def test_a_command_whose_launcher_was_killed_does_not_end_as_a_success():
         rank, launcher = map(int, line(runner).split())
         os.kill(launcher, signal.SIGKILL)
         assert runner.wait(4) == -signal.SIGTERM
-        until_ended(rank, 3)
+        ended(rank, 3)
 
 
 @pytest.mark.parametrize("launcher", [(), ("-c", START, parent.DEEPSPEED)])
@@ -160,7 +143,7 @@ def test_a_launcher_that_ssh_started_has_no_command_above():
         rank, above = map(int, line(launcher).split())
         assert above == launcher.pid
         launcher.kill()
-        until_ended(rank, 3)
+        ended(rank, 3)
 
 
 def test_a_process_without_a_launcher_follows_nobody():
@@ -196,7 +179,7 @@ def test_our_launcher_ends_as_its_ranks_do(tmp_path, how, code):
         ranks = psutil.Process(launcher.pid).children()
         assert launcher.wait(5) == code
         for rank in ranks:
-            until_ended(rank.pid, 4)
+            ended(rank.pid, 4)
 
 
 def test_our_launcher_passes_a_schedulers_notice_on(tmp_path):

@@ -1,7 +1,5 @@
 """Processes that meet: by which variables, and on which port."""
 
-from __future__ import annotations
-
 import json
 import os
 import socket
@@ -62,8 +60,8 @@ def test_a_launchers_variables_are_left_alone(bare):
     assert ranks_of(bare, STEP | variables | {"CROSS_RANK": "1", "LOCAL_SIZE": "4"}) == variables
 
 
-def test_launches_of_deepspeed_on_one_host_have_ports_of_their_own(bare):
-    """deepspeed gives every launch the same one."""
+def test_ports_differ_by_launch_job_step_and_restart(bare):
+    """deepspeed gives every launch on a host the same one."""
     given = {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500", "CROSS_RANK": "0"}
     ports = set()
     for launcher in (4711, 4712):
@@ -71,36 +69,24 @@ def test_launches_of_deepspeed_on_one_host_have_ports_of_their_own(bare):
         variables = ranks_of(bare, LAUNCHED | given | {"LOCAL_SIZE": "2"})
         assert variables["MASTER_ADDR"] == "127.0.0.1"
         ports.add(variables["MASTER_PORT"])
-    assert len(ports) == 2 and all(1024 < int(port) < 32768 for port in ports)
-
-
-def test_ports_differ_by_job_step_and_restart(bare):
-    ports = set()
     for variable in ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT"):
         for number in range(8, 11):
             ports.add(ranks_of(bare, STEP | {variable: str(number)})["MASTER_PORT"])
-    assert len(ports) == 9 and all(1024 < int(port) < 32768 for port in ports)
+    assert len(ports) == 2 + 9 and all(1024 < int(port) < 32768 for port in ports)
 
 
-def test_ranks_without_an_address(bare):
+def test_why_ranks_cannot_meet_is_named(bare, tmp_path):
     ranks_of(bare, LAUNCHED | {"MASTER_ADDR": "head"})
     with pytest.raises(ValueError, match="WORLD_SIZE=2, but MASTER_PORT not set; use torchrun"):
         rendezvous.join(torch.device("cpu"))
-
-
-def test_tasks_on_several_hosts_need_slurms_commands(bare, tmp_path):
-    bare.setenv("PATH", str(tmp_path))
-    with pytest.raises(ValueError, match=r"first of 'node\[1-2\]'.*set MASTER_ADDR"):
-        ranks_of(bare, STEP | {"SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NODELIST": "node[1-2]"})
-
-
-def test_a_port_that_is_taken_is_named(bare):
     with socket.create_server(("127.0.0.1", 0)) as busy:
         number = busy.getsockname()[1]
-        alone = STEP | {"SLURM_PROCID": "0", "MASTER_PORT": str(number)}
-        ranks_of(bare, alone)
+        ranks_of(bare, STEP | {"SLURM_PROCID": "0", "MASTER_PORT": str(number)})
         with pytest.raises(OSError, match=f"port {number}, for the ranks to meet: .*in use"):
             rendezvous.join(torch.device("cpu"))
+    bare.setenv("PATH", str(tmp_path))  # tasks on several hosts need Slurm's commands
+    with pytest.raises(ValueError, match=r"first of 'node\[1-2\]'.*set MASTER_ADDR"):
+        ranks_of(bare, STEP | {"SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NODELIST": "node[1-2]"})
 
 
 WORKER = """

@@ -95,18 +95,6 @@ def test_the_temperature_and_its_confidences_are_those_of_all_logits(tmp_path, o
         assert abs(error) < abs(behaviour.calibration_error(after, sources)) / 2
 
 
-def test_at_a_stored_temperature_confidences_are_exact(tmp_path):
-    logits, labels = drawn(200, 1.0)
-    path = stored(tmp_path, "a", logits, labels)
-    for place in (0, 8, 24):
-        temperature = calibration.Temperature(place)
-        after = SetPredictions().add(path, temperature=temperature)
-        expected = softmax(logits / calibration.TEMPERATURES[place]).max(axis=1)
-        assert after.scaled is not None
-        np.testing.assert_allclose(after.scaled, expected, rtol=1e-5)
-        assert temperature.value == calibration.TEMPERATURES[place]
-
-
 @pytest.mark.parametrize(("labels_are", "end"), [("answers", 0.25), ("others", 16.0)])
 def test_a_temperature_at_the_end_of_its_range_is_said(tmp_path, caplog, labels_are, end):
     logits, _ = drawn(60, 3.0)
@@ -117,6 +105,9 @@ def test_a_temperature_at_the_end_of_its_range_is_said(tmp_path, caplog, labels_
         fitted = predictions.temperature_of(path)
     assert fitted is not None and fitted.is_at_end and fitted.value == end
     assert f"a.parquet: the temperature is at the end of its range, {end:g}" in caplog.text
+    after = SetPredictions().add(path, temperature=fitted)
+    assert after.scaled is not None
+    np.testing.assert_allclose(after.scaled, softmax(logits / end).max(axis=1), rtol=1e-5)
 
 
 def test_class_wise_calibration_error_is_its_definition(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,9 +14,8 @@ from scipy import stats
 from stores import SETS, gather, grid, mri, random_hits, rows, several_seeds
 
 from engine.measures import comparisons
-from engine.measures.rows import Arm
 
-FT, LWF, EWC = (Arm("lite0", name, "canonical", None) for name in ("fine_tune", "lwf", "ewc"))
+PRE, FT, LWF, EWC = range(4)  # arms of a grid of these methods
 
 
 @given(st.lists(st.floats(0, 1), max_size=12))
@@ -26,11 +26,6 @@ def test_holm_is_its_definition(p):
         smaller = sorted(p)[: sorted(p).index(value) + 1]
         raised = [(len(p) - rank) * lower for rank, lower in enumerate(smaller)]
         assert corrected[k] == pytest.approx(min(1.0, max(raised)))
-
-
-def test_holm_by_hand():
-    p = np.array([0.01, 0.04, 0.03, 0.005])
-    assert comparisons.holm(p) == pytest.approx([0.03, 0.06, 0.06, 0.02])
 
 
 def test_many_sources_that_gain_a_little_and_few_that_lose_much_prove_nothing(tmp_path):
@@ -46,7 +41,7 @@ def test_many_sources_that_gain_a_little_and_few_that_lose_much_prove_nothing(tm
         ("fine_tune", "lwf"),
         source=source,
     )
-    compared = rows(comparisons.compare(gather(cells), [(FT, LWF)]))
+    compared = rows(comparisons.compare(gather(cells), [FT, LWF]))
     assert [row.evaluated_on for row in compared] == ["", *SETS]
     for row in compared:
         assert row.difference == pytest.approx(-100 * 0.05 / 3)
@@ -58,7 +53,7 @@ def test_many_sources_that_gain_a_little_and_few_that_lose_much_prove_nothing(tm
 def test_differences_equal_a_loop_over_resampled_sources(tmp_path):
     cells = grid(tmp_path, random_hits(), ("fine_tune", "lwf"))
     read = gather(cells)
-    overall, *on_sets = rows(comparisons.compare(read, [(FT, LWF)]))
+    overall, *on_sets = rows(comparisons.compare(read, [FT, LWF]))
     of_method = mri(read).set_index("method")["mri"]
     assert overall.difference == pytest.approx(of_method["fine_tune"] - of_method["lwf"])
     assert overall.difference == pytest.approx(np.mean([row.difference for row in on_sets]))
@@ -87,30 +82,14 @@ def test_a_method_equals_itself_and_differs_from_a_far_better_one(tmp_path):
 
     cells = grid(tmp_path, hits, ("fine_tune", "lwf", "ewc"))
     read = gather(cells)
-    compared = rows(comparisons.compare(read, comparisons.all_pairs([FT, LWF, EWC])))
+    compared = rows(comparisons.compare(read, [FT, LWF, EWC]))
     equal, worse, also = (row for row in compared if not row.evaluated_on)
     assert (equal.difference, equal.p, equal.p_corrected) == pytest.approx((0, 1, 1), abs=1e-9)
     assert (equal.difference_low, equal.difference_high) == pytest.approx((0, 0), abs=1e-4)
     assert worse.p_corrected < 0.05 > also.p_corrected
     assert worse.difference_high < 0 and also.difference_high < 0
     on_sets = [row for row in compared if row.evaluated_on]
-    assert all((row.p_corrected < 0.05) == (read.arms[row.against] == EWC) for row in on_sets)
-
-
-def test_copies_of_images_are_no_evidence(tmp_path):
-    hits = {key: random_hits(40, seed)("", "", "") for seed, key in enumerate("pfl")}
-    compared = []
-    for times in (1, 10):
-        source = np.repeat([f"s{i:03}" for i in range(40)], times)
-        cells = grid(
-            tmp_path / str(times),
-            lambda method, *_, times=times: np.repeat(hits[method[0]], times),
-            ("fine_tune", "lwf"),
-            source=source,
-        )
-        compared.append(comparisons.compare(gather(cells), [(FT, LWF)]))
-    names = ["difference_low", "difference_high", "p"]
-    np.testing.assert_allclose(compared[0][names], compared[1][names], rtol=1e-4, atol=1e-4)
+    assert all((row.p_corrected < 0.05) == (row.against == EWC) for row in on_sets)
 
 
 def test_seeds_that_disagree_make_a_difference_unsure(tmp_path):
@@ -120,14 +99,22 @@ def test_seeds_that_disagree_make_a_difference_unsure(tmp_path):
         return lambda method, *_: rng.random(60) < share[method]
 
     cells = several_seeds(tmp_path, lucky, (0, 1), methods=("fine_tune", "lwf"))
-    (overall, *_) = rows(comparisons.compare(gather(cells), [(LWF, FT)]))
+    (overall, *_) = rows(comparisons.compare(gather(cells), [LWF, FT]))
     assert overall.difference > 10 and overall.p > 0.05
 
 
-def test_what_cannot_be_compared_is_refused(tmp_path):
-    read = gather(grid(tmp_path, random_hits(), ("fine_tune", "lwf")))
-    vit = Arm("vit", "fine_tune", "canonical", None)
-    with pytest.raises(ValueError, match="start from different pre-trained models"):
-        comparisons.compare(read, [(FT, vit)])
-    assert comparisons.compare(read, []).empty
-    assert comparisons.all_pairs([FT, vit, LWF]) == [(FT, LWF)]
+def test_only_arms_of_one_model_and_setting_are_compared(tmp_path):
+    cells = grid(tmp_path, random_hits(), ("fine_tune", "lwf"))
+    cells += [replace(cell, model="vit") for cell in cells]
+    trained = [cell for cell in cells if cell.method != "pre"]
+    read = gather(cells + [replace(cell, setting="step=16") for cell in trained])
+    arms = [k for k, arm in enumerate(read.arms) if arm.method != "pre"]
+    compared = comparisons.compare(read, arms)
+    pairs = {(read.arms[row.arm], read.arms[row.against]) for row in rows(compared)}
+    of = {(a.model, a.setting, a.method, b.model, b.setting, b.method) for a, b in pairs}
+    assert of == {
+        (model, setting, "fine_tune", model, setting, "lwf")
+        for model in ("lite0", "vit")
+        for setting in ("", "step=16")
+    }
+    assert comparisons.compare(read, [FT]).empty

@@ -48,17 +48,6 @@ def test_a_fall_after_saturation_or_within_the_noise_does_not():
     assert unsure.fall == 5 and unsure.fall_low < 0 and not unsure.holds
 
 
-def test_a_collapse_from_the_first_step_on_counts_from_the_pre_trained_model():
-    claim = claim_of([20, 30, 40, 60], [50, 20, 10, 5], noise=0.5)
-    assert claim is not None
-    assert (claim.peak, claim.best, claim.saturation, claim.holds) == (0, 0, 100, True)
-
-
-@pytest.mark.parametrize("downstream", [[20, 20, 20, 20], [20, 10, 5, 19]])
-def test_without_a_rise_there_is_no_claim(downstream: list[float]):
-    assert claim_of(downstream, [30, 36, 31, 25], noise=0.5) is None
-
-
 @given(st.lists(st.integers(0, 100), min_size=4, max_size=4), st.data())
 def test_what_a_claim_says_of_its_steps_is_so(downstream: list[int], data: st.DataObject):
     ood = data.draw(st.lists(st.integers(0, 100), min_size=4, max_size=4))

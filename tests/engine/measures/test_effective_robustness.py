@@ -45,15 +45,6 @@ def on(read, name: str, column: str = "effective_robustness") -> np.ndarray:
     return of_set[column].to_numpy()
 
 
-def test_effective_robustness_is_the_height_above_the_line():
-    x = np.array([-1.0, 0.2, 0.9, 2.0])
-    shifted = percent(0.8 * x - 0.5)
-    np.testing.assert_allclose(robustness(percent(x), shifted), 0, atol=1e-9)
-    raised = np.append(shifted, percent(0.8 * 1.5 - 0.5) + 7)
-    heights = robustness(percent(np.append(x, 1.5)), raised, [True] * 4 + [False])
-    np.testing.assert_allclose(heights, [0, 0, 0, 0, 7], atol=1e-9)
-
-
 @given(st.integers(0, 2**31), st.integers(3, 20))
 def test_effective_robustness_is_numpys_fit(seed, models):
     upstream, shifted = np.random.default_rng(seed).uniform(20, 90, (2, models))

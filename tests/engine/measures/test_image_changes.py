@@ -22,9 +22,10 @@ def read(row):
     }
 
 
-def test_counts_are_those_of_the_rows_fine_tuned_elsewhere(tmp_path):
+def test_counts_are_those_of_the_rows_fine_tuned_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.setattr(image_changes, "MOST", 60)
     rows = stores.grid(tmp_path, stores.random_hits(), ("fine_tune", "lwf"))
-    changes = image_changes.most_changed(rows, most=60)
+    changes = stores.gather(rows, draws=1).changes
     before = {row.evaluated_on: read(row) for row in rows if row.method == PRE}
     expected: dict[tuple[str, str, int], Counter] = {}
     for row in rows:
@@ -40,15 +41,11 @@ def test_counts_are_those_of_the_rows_fine_tuned_elsewhere(tmp_path):
     assert all(c.rows == sum(c.by_method.values()) for c in changes)
     assert {c.of for c in changes if c.evaluated_on == "a"} == {4}  # 2 methods, 2 other sets
     assert {c.of for c in changes if c.evaluated_on == "up"} == {6}
-
-
-def test_the_most_changed_come_first_and_no_more_than_asked_for(tmp_path):
-    rows = stores.grid(tmp_path, stores.random_hits(), ("fine_tune", "lwf"))
-    everything = image_changes.most_changed(rows, most=60)
-    few = image_changes.most_changed(rows, most=3)
+    monkeypatch.setattr(image_changes, "MOST", 3)
+    few = stores.gather(rows, draws=1).changes
     for name in ("a", "b", "c", "up"):
         for change in (GAINED, LOST):
-            of_all = [c for c in everything if (c.evaluated_on, c.change) == (name, change)]
+            of_all = [c for c in changes if (c.evaluated_on, c.change) == (name, change)]
             ranked = sorted(of_all, key=lambda c: (-c.rows, c.index))
             assert [c for c in few if (c.evaluated_on, c.change) == (name, change)] == ranked[:3]
 
@@ -58,11 +55,12 @@ def test_a_lost_image_has_the_answer_of_most_of_the_rows(tmp_path):
     for row, wrong in zip([r for r in rows if r.method != PRE], [4, 3, 3] * 12, strict=True):
         table = stores.table(np.zeros(3, bool), top1=np.full(3, wrong))
         pq.write_table(table, row.path)
-    for change in image_changes.most_changed(rows):
-        assert (change.change, change.before, change.after) == (LOST, change.label, 3)
+    changes = stores.gather(rows, draws=1).changes
+    assert {(c.change, c.before == c.label, c.after) for c in changes} == {(LOST, True, 3)}
 
 
 def test_points_of_a_curve_are_not_counted(tmp_path):
     rows = stores.grid(tmp_path, stores.random_hits(), ("fine_tune", "lwf"))
     hidden = [dataclasses.replace(row, headline=row.method != "lwf") for row in rows]
-    assert {c.of for c in image_changes.most_changed(hidden) if c.evaluated_on == "up"} == {3}
+    changes = stores.gather(hidden, draws=1).changes
+    assert {c.of for c in changes if c.evaluated_on == "up"} == {3}

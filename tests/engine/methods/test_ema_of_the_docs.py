@@ -41,9 +41,8 @@ def test_its_model_is_the_moving_average_of_the_weights(grid, recipe):
     case = prepared(grid, recipe, "method.decay=0.6")
     expected = {name: tensor.clone() for name, tensor in case.method.net.state_dict().items()}
     weights = Weights()
-    engine = loop.initialize(case.method, case.builder.run)
-    loop.epochs(engine, case.method, case.builder.run, weights)
-    loop.close(engine)
+    with loop.initialized(case.method, case.builder.run) as engine:
+        loop.epochs(engine, case.method, case.builder.run, weights)
     for state in weights.states:
         expected = {name: 0.6 * mean + 0.4 * state[name] for name, mean in expected.items()}
     assert len(weights.states) == 6

@@ -53,11 +53,10 @@ def test_mirrored_images_are_those_drawn(grid):
 @pytest.mark.parametrize("arch", [VIT, CONV])
 def test_every_parameter_has_the_rate_of_its_layer(grid, arch):
     case = prepared(grid, ON, f"model.arch={arch}", "method.layer_decay=0.7", "method.ema=0")
-    engine = loop.initialize(case.method, case.builder.run)
-    loop.optim.set_rate(engine.optimizer, 0.5)
     names = {p: name for name, p in case.method.net.named_parameters()}
-    rates = {names[p]: g["lr"] for g in engine.optimizer.param_groups for p in g["params"]}
-    loop.close(engine)
+    with loop.initialized(case.method, case.builder.run) as engine:
+        loop.optim.set_rate(engine.optimizer, 0.5)
+        rates = {names[p]: g["lr"] for g in engine.optimizer.param_groups for p in g["params"]}
     theirs = {p: name for name, p in case.net.named_parameters()}
     expected = {
         theirs[p]: 0.5 * group["lr_scale"]
@@ -80,9 +79,8 @@ def test_the_model_is_timms_average_of_the_weights(grid, arch, monkeypatch):
         twin.update(case.method.net, step=steps[-1])
 
     monkeypatch.setattr(case.method, "after_step", after_step)
-    engine = loop.initialize(case.method, case.builder.run)
-    loop.epochs(engine, case.method, case.builder.run)
-    loop.close(engine)
+    with loop.initialized(case.method, case.builder.run) as engine:
+        loop.epochs(engine, case.method, case.builder.run)
     actual, last = case.method.export().state, case.method.net.state_dict()
     assert len(steps) == 10 and not same(actual, last)
     torch.testing.assert_close(dict(actual), twin.module.state_dict(), rtol=1e-5, atol=1e-6)

@@ -1,7 +1,5 @@
 """Every ready-made recipe resolves, layers win in order, and users' methods are read by path."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from operator import attrgetter

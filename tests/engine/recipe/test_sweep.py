@@ -1,7 +1,5 @@
 """The words of `rib sweep`: which combinations they make, and what is refused before any work."""
 
-from __future__ import annotations
-
 import itertools
 from pathlib import Path
 
@@ -90,6 +88,7 @@ def test_the_row_and_its_sets(name):
         ("emoji/ewc model=[a,b] method.lam=1,2", "a sweep is of one model"),
         ("emoji/ewc methods=[lwf] method.lam=1,2", "a sweep varies one row"),
         ("emoji/ewc downstream=twemoj,noto-mono method.lam=1,2", "'twemoj' is not a set of emoji"),
+        ("emojis method.lam=1,2", "no campaign 'emojis'; did you mean 'emoji'"),
         ("emoji method.lam=1,2", "name it, as in emoji/fine_tune; there are fine_tune"),
         ("emoji/ewc method=lwf method.lam=1,2", "emoji/ewc names the row ewc; leave one"),
     ],

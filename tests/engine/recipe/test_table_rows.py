@@ -1,7 +1,5 @@
 """Rows of a campaign that are a method once more, under another name."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
@@ -17,6 +15,7 @@ methods:
   ewc_strong: {base: ewc, method: {lam: 10.0}, optimizer: {lr: 0.001}}
   third: {base: wise_ft, method: {alpha: 0.3}}
   named: {base: soup, title: All of them, method: {variant: paper}}
+  two: {base: ensemble, method: {members: [pre, ewc]}}
 """
 
 
@@ -52,16 +51,13 @@ def test_a_title_is_the_bases_with_what_differs_unless_it_is_given(campaign):
     }
 
 
-def test_rows_are_selected_by_their_names(campaign):
+def test_rows_are_selected_by_their_names_and_need_others_in_their_variant(campaign):
     assert recipe.methods_of(campaign, ["methods=[third,ewc_paper]"]) == ["ewc_paper", "third"]
     first = recipe.load(campaign, ["methods=[third,ewc_paper]"])
     assert first.method.title == "EWC (paper)"
-
-
-def test_what_a_row_needs_is_in_its_variant(campaign):
-    soup = cell_plan.resolve(campaign, method="named")
-    ewc = soup.needs["ewc"].recipe.method
+    ewc = cell_plan.resolve(campaign, method="named").needs["ewc"].recipe.method
     assert (ewc.variant, ewc.fisher_images) == ("paper", 400)
+    assert [*cell_plan.resolve(campaign, method="two").needs] == ["ewc"]
 
 
 @pytest.mark.parametrize(
@@ -70,6 +66,8 @@ def test_what_a_row_needs_is_in_its_variant(campaign):
         ("{base: ewcc}", r"rows.yaml \(methods.x\): base: there is no method 'ewcc'; did you mean"),
         ("{base: ewc_paper}", r"rows.yaml \(methods.x\): ewc_paper has a base itself"),
         ("{base: ewc, methd: {lam: 1}}", r"rows.yaml \(methods.x\): unknown key 'methd'"),
+        ("{base: ensemble, method: {members: [ewc]}}", "name two methods or more"),
+        ("{base: ensemble, method: {members: [ewc, lwf, ewc]}}", "or `pre`, none twice"),
         ("ewc", r"rows.yaml \(methods.x\) must hold `key: value` lines, not 'ewc'"),
         ("{}\n  pre: {base: ewc}", r"rows.yaml: methods: 'pre' is the pre-trained model's name"),
         ("{}\n  a/b: {base: ewc}", r"rows.yaml: methods: 'a/b' cannot be part of a path"),

@@ -1,7 +1,5 @@
 """A user's method: to show it runs nothing of it, and it is checked where it runs."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """YAML is read in bounded time: what would take for ever, or stands for too much, is refused."""
 
-from __future__ import annotations
-
 import os
 import time
 from pathlib import Path
@@ -24,15 +22,11 @@ BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
     [
         (BOMB, "anchors and aliases are not read"),
         ("- {<<: {a: 1}}\n- {<<: 1, <<: 2}", "the key '<<' stands twice"),
-        ("a: *b", "anchors and aliases are not read"),
         ("[" * 100_000, "nesting|more than 16 lists and mappings"),
         ("a: " + "{a: " * 100_000, "more than 16 lists and mappings"),
         ("a: " + "1" * 5000, "is not valid YAML: Exceeds the limit"),
         ("a: !!python/object/apply:os.system [id]", "the tag .*os.system is not read"),
-        ("a: !!binary aGVsbG8=", "the tag .*binary is not read"),
-        ("1: a", "the key '1' is no text"),
         ("a: {b: {null: 3}}", "the key 'null' is no text.* line 1, column 9"),
-        ("{[a]: b}", "is not valid YAML"),
         ("a: [x, '${oc.env:HOME}']", r"`\$\{...\}` is not resolved"),
         ("a: \x00", "is not valid YAML"),
         ('a: "b\\0"', "a character that stands in no text"),

@@ -61,7 +61,9 @@ def test_columns_that_not_all_campaigns_have_are_left_out_and_named(tmp_path):
     assert results.record.downstreams == ["flat", "mono"]
     assert set(results.grid.cells["downstream"]) == {"", "flat", "mono"}
     rows = table(results, "missing-columns")
-    assert rows == [{"column": "sketch", "reason": "not a column of b", "campaign": "a"}]
+    assert rows == [
+        {"column": "sketch", "reason": "not a column of all campaigns", "campaign": "a"}
+    ]
 
 
 def test_campaigns_without_a_common_column_are_refused(tmp_path):

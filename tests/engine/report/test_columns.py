@@ -62,4 +62,5 @@ def test_values_without_a_unit_are_shown_as_they_are():
 )
 def test_a_name_tells_its_unit(name, unit, head, title):
     assert columns.unit(name) == unit and columns.title(name) == title
-    assert columns.Column(name, True, []).head == head
+    (column,) = columns.shown(pandas.DataFrame({name: [0.5]}))
+    assert column.head == head

@@ -18,16 +18,6 @@ def test_numbers_stand_right_under_heads_with_a_word_a_line():
     ]
 
 
-def test_heads_are_broken_before_a_number_is():
-    numbers = [*["-12.4"] * 9, "[-12.5, -10.2]"]
-    heads = ["", *["supercalifragilistic"] * 9, "95% interval"]
-    table = text("", heads, [["Visual prompt", *numbers]])
-    assert max(map(len, table.splitlines())) <= WIDTH
-    assert table.splitlines()[-1].split(maxsplit=2)[2].split(maxsplit=9) == numbers
-    broken = "".join(line[14:21].strip() for line in table.splitlines()[:-2])
-    assert broken == "supercalifragilistic"
-
-
 def test_numbers_too_wide_for_the_terminal_are_whole_and_heads_too():
     table = text("", ["", *["images"] * 12], [["row", *["1234567890.4"] * 12]])
     heads, _, row = table.splitlines()

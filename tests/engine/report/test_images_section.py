@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 
 import numpy as np
@@ -29,7 +30,11 @@ def test_thumbnails_are_the_images_of_the_table(tmp_path):
             rows = data[(data["evaluated_on"] == name) & (data["change"] == change)]
             assert len(rows) == len(pictures) > 0
             for row, thumbnail in zip(rows.to_dict("records"), pictures, strict=True):
-                image = np.asarray(Image.open(io.BytesIO(thumbnail.data)).convert("RGB"))
+                image = np.asarray(
+                    Image.open(
+                        io.BytesIO(base64.b64decode(thumbnail.url.partition(",")[2]))
+                    ).convert("RGB")
+                )
                 assert max(image.shape[:2]) == thumbnails.PX
                 colour = (6 * row["image"], 80 * number, 9)
                 np.testing.assert_allclose(image.mean((0, 1)), colour, atol=6)

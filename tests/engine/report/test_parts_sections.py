@@ -13,7 +13,7 @@ import yaml
 
 from engine import recipe
 from engine.measures.rows import PRE, Evaluation
-from engine.report.results import Results, published
+from engine.report.results import Results, of_grid, published
 from engine.report.sections import changes, curves, ranking
 
 N = 400
@@ -113,6 +113,22 @@ def test_fine_tuning_upstream_shows_each_set_and_the_mean_change(tmp_path: Path)
     assert len(section.figures) == 1 and len(section.figures[0].data) == 2 * 4
 
 
+def test_published_changes_stand_beside_plain_fine_tuning_of_their_model():
+    sets, upstream = ["imagenet_a", "imagenet_r"], "imagenet_val"
+    cells: list[tuple] = [("OpenAI", PRE, "", None, "", "", on, 50) for on in (*sets, upstream)]
+    for method in METHODS:
+        arm = "OpenAI", method, "canonical", None, ""
+        cells += [(*arm, upstream, on, 55) for on in (*sets, upstream)]
+    grid = stores.synthetic(cells, sets, upstream, [upstream])
+    record = made_results.record(
+        [], sets=sets, downstreams=[upstream], upstream=upstream, methods=METHODS
+    )
+    section = changes.tuned_upstream(of_grid(record, grid))
+    assert section is not None
+    data = section.tables[0].data.set_index(["method", "evaluated_on"])["published_change_pts"]
+    assert data["FT", "imagenet_a"] == pytest.approx(-33.4) and data["EWC"].isna().all()
+
+
 def test_the_pre_trained_model_stands_at_its_accuracies_on_the_same_sets(tmp_path: Path):
     """Where the set fine-tuned on is none of the others, the two accuracies are of unlike sets."""
     tuned = tuned_upstream(tmp_path, 0.3, downstreams=["up"])
@@ -127,9 +143,9 @@ def test_the_pre_trained_model_stands_at_its_accuracies_on_the_same_sets(tmp_pat
 
 def test_curves_are_in_order_with_one_for_each_of_what_else_varies(tmp_path: Path):
     settings = [f"dataset.portion={p},train.epochs={e}" for e in (1, 3) for p in (1.0, 0.1)]
-    of_grid = results(varied(tmp_path, dict.fromkeys(settings, 0.5)))
-    assert curves.points(of_grid, "dataset.shots").empty
-    points = curves.points(of_grid, PORTION)
+    made = results(varied(tmp_path, dict.fromkeys(settings, 0.5)))
+    assert curves.points(made, "dataset.shots").empty
+    points = curves.points(made, PORTION)
     fine_tune = points[points["key"] == "fine_tune"]
     assert list(zip(fine_tune["rest"], fine_tune["value"], strict=True)) == [
         ("train.epochs=1", 0.1),

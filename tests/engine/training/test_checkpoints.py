@@ -128,42 +128,19 @@ def test_a_training_that_was_interrupted_twice_goes_on_twice(grid, fresh):
     check_same(cell, plain)
 
 
-def test_a_draw_of_the_loss_is_the_same_after_a_resume(grid, fresh, tmp_path):
-    """The sequence of numbers from torch's generator goes on."""
-    file = tmp_path / "noisy.py"
-    file.write_text(
-        "import torch\n"
-        "from engine.methods.base import Trained\n"
-        "from engine.recipe.schema import MethodRecipe as Recipe\n"
-        "class Method(Trained):\n"
-        "    def loss(self, batch):\n"
-        "        return super().loss(batch) * torch.rand(())\n"
-    )
-    words = (f"method.module={file}", "method.name=noisy", "method.title=Noisy")
-    _, plain = grid.build(*words)
-    interrupted(fresh, 3, *words)
-    check_same(resumed(fresh, *words)[0], plain)
-
-
-@pytest.mark.parametrize("damage", ["cut", "flip", "facts", "both"])
-def test_a_damaged_checkpoint_falls_back_to_the_one_before(grid, fresh, caplog, damage):
+@pytest.mark.parametrize("damaged", [1, 2])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(grid, fresh, caplog, damaged):
     """And where none is whole, training begins again."""
     _, plain = grid.build()
     interrupted(fresh, 4)
     older, newest = stored(fresh)
-    state = newest / files_of.STATE
-    if damage == "cut":
-        state.write_bytes(state.read_bytes()[:1000])
-    elif damage == "facts":
-        (newest / files_of.FACTS).write_text("{}")
-    else:
-        flip(state, -1000)
-    if damage == "both":
-        (older / files_of.STATE).write_bytes(b"")
+    flip(newest / files_of.STATE, -1000)
+    if damaged == 2:
+        (older / files_of.FACTS).write_text("{}")
     cell, steps = resumed(fresh)
-    assert steps == list(range(1 if damage == "both" else 4, 7))
+    assert steps == list(range(1 if damaged == 2 else 4, 7))
     warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
-    assert f"{newest} is damaged" in warnings[0] and len(warnings) == 1 + (damage == "both")
+    assert f"{newest} is damaged" in warnings[0] and len(warnings) == damaged
     check_same(cell, plain)
 
 
@@ -306,7 +283,7 @@ def run_worker(
     (folder / "jobs.json").write_text(json.dumps(jobs, default=str))
     results = folder / "results.json"
     results.unlink(missing_ok=True)
-    worker = Path(__file__).parents[2] / "interrupted_worker.py"
+    worker = Path(__file__).parents[2] / "rank_worker.py"
     words = [str(worker), str(grid.folder), str(folder / "jobs.json"), str(results)]
     command = torchrun(ranks, *words) if ranks > 1 else [sys.executable, *words]
     process = subprocess.run(

@@ -52,9 +52,3 @@ def test_what_ranks_cannot_share_is_refused_by_the_key_to_set(grid: Grid, monkey
         ValueError, match=r"has 1 of the 2 images that the ranks need.*another train\.batch_size"
     ):
         norms.synchronise(few.method, on(GPU, few.builder.run))
-
-
-def test_a_batch_of_one_image_names_the_key_to_set(grid: Grid):
-    """The last of 25 images, on a map of a single pixel."""
-    with pytest.raises(ValueError, match=r"one pixel: set train\.freeze_batchnorm=true"):
-        grid.build(*LEARN, "train.batch_size=24", "train.epochs=1")

@@ -97,10 +97,8 @@ def test_a_snapshot_equals_a_run_that_stops_there(grid, monkeypatch, method):
     at_step(monkeypatch, 2, stop)
     stopped = modules.find(builder.recipe.method.module).Method(builder.recipe.method)
     loop.prepare(stopped, builder.run, builder)
-    engine = loop.initialize(stopped, builder.run)
-    with pytest.raises(Stopped):
+    with loop.initialized(stopped, builder.run) as engine, pytest.raises(Stopped):
         loop.epochs(engine, stopped, builder.run)
-    loop.close(engine)
     assert same(by_step(builder)[2], stopped.export().state)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,21 +12,18 @@ from grids import Grid, grid
 
 from engine import recipe
 from engine.commands import outcome
-from engine.evaluation import accuracies
 from engine.recipe.checks import TRACKERS
 from engine.recipe.schema import Recipe
-from engine.training import trackers
 from engine.training.trackers import KINDS, Trackers, subject
 
 __all__ = ["grid"]
-KIND_OF_VALUES = ("accuracy", "accuracy before")
 
 
 class Recorder:
-    """A package of a tracker and its run, which keeps what it is given and may fail."""
+    """W&B's package and its run, which keeps what it is given and may fail."""
 
-    def __init__(self, fails: bool = False) -> None:
-        self.fails, self.logged, self.closed = fails, [], 0
+    def __init__(self) -> None:
+        self.fails, self.logged, self.closed = False, [], 0
         self.inits: list[dict[str, Any]] = []
 
     def init(self, **words: Any) -> Recorder:
@@ -44,68 +40,40 @@ class Recorder:
 
 
 @pytest.fixture
-def package(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Recorder]:
-    """Installs a package of this name."""
-
-    def install(name: str, fails: bool = False) -> Recorder:
-        monkeypatch.setitem(sys.modules, name, recorder := Recorder(fails))  # type: ignore[arg-type]
-        return recorder
-
-    return install
+def wandb(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    monkeypatch.setitem(sys.modules, "wandb", recorder := Recorder())  # type: ignore[arg-type]
+    return recorder
 
 
-def of_emoji(*words: str) -> Recipe:
-    return recipe.load("emoji/ewc", ["downstream=twemoji", *words])
+@pytest.fixture
+def of_emoji(tmp_path: Path) -> Callable[..., Recipe]:
+    words = ("downstream=twemoji", f"runs={tmp_path}")
+    return lambda *more: recipe.load("emoji/ewc", [*words, *more])
 
 
-@pytest.mark.parametrize("name", ["wandb", "trackio"])
-def test_a_run_gets_group_recipe_and_numbers(
-    name: str, package: Callable[..., Recorder], tmp_path: Path
-) -> None:
-    run = package(name)
-    cell = of_emoji(f"trackers=[{name}]", "seed=3", "method.lam=0.25", f"runs={tmp_path}")
+def test_a_run_gets_group_recipe_and_numbers(wandb, of_emoji):
+    cell = of_emoji("trackers=[wandb]", "seed=3", "method.lam=0.25")
     assert set(TRACKERS) == set(KINDS)
     with Trackers(cell) as trackers:
         trackers.log({"train/loss": 0.5}, 7)
-    (given,) = run.inits
+    (given,) = wandb.inits
     assert given["group"] == "emoji" and given["config"]["optimizer.lr"] == cell.optimizer.lr
     assert given["name"].startswith("EWC on twemoji lam=0.25 ") and " seed=3 " in given["name"]
-    assert run.logged == [({"train/loss": 0.5}, 7)] and run.closed == 1
+    assert wandb.logged == [({"train/loss": 0.5}, 7)] and wandb.closed == 1
 
 
-def test_a_run_is_that_of_its_cell(tmp_path: Path) -> None:
-    same = subject(of_emoji(f"runs={tmp_path}"))
-    assert subject(of_emoji(f"runs={tmp_path}", "trackers=[wandb]")).id == same.id
-    others = [
-        subject(of_emoji(f"runs={tmp_path / place}", *words))
-        for place, *words in (("", "seed=9"), ("", "train.epochs=1"), ("elsewhere",))
-    ]
-    assert len({other.id for other in [same, *others]}) == 4
-    assert len({other.name for other in [same, *others]}) == 4
+def test_a_run_is_that_of_its_cell(of_emoji, tmp_path):
+    same = subject(of_emoji())
+    assert subject(of_emoji("trackers=[wandb]")).id == same.id
+    words = ("seed=9", "train.epochs=1", f"runs={tmp_path / 'elsewhere'}")
+    others = [same, *(subject(of_emoji(word)) for word in words)]
+    assert len({other.id for other in others}) == len({other.name for other in others}) == 4
 
 
 def test_a_tracker_that_fails_is_left_out_with_a_warning(
-    package: Callable[..., Recorder],
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    package("wandb", fails=True)
-    works = package("trackio")
-    caplog.set_level(logging.WARNING)
-    with Trackers(of_emoji("trackers=[wandb,trackio]", f"runs={tmp_path}")) as trackers:
-        trackers.log({"train/loss": 0.5}, 1)
-        trackers.log({"train/loss": 0.4}, 2)
-    assert [step for _, step in works.logged] == [1, 2]
-    assert caplog.text.count("trackers=wandb goes on without it: the server is away") == 1
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    with Trackers(of_emoji("trackers=[wandb]", f"runs={tmp_path}")) as trackers:
-        assert not trackers
-    assert "pip install wandb" in caplog.text
-
-
-def test_a_users_tracker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Any class of these three methods, by module and name."""
+    wandb, of_emoji, tmp_path, caplog, monkeypatch
+):
+    """Another one, of a class of the user's, goes on."""
     (tmp_path / "my_tracker.py").write_text(
         "logged = []\nclass Printed:\n"
         "    def __init__(self, subject): self.name = subject.name\n"
@@ -113,38 +81,42 @@ def test_a_users_tracker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
         "    def close(self): logged.append('closed')\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    cell = of_emoji("trackers=[my_tracker:Printed]", f"runs={tmp_path}")
+    wandb.fails = True
+    cell = of_emoji("trackers=[wandb,my_tracker:Printed]")
     with Trackers(cell) as trackers:
         trackers.log({"train/loss": 0.5}, 1)
+        trackers.log({"train/loss": 0.4}, 2)
     logged = sys.modules.pop("my_tracker").logged
-    assert logged == [(subject(cell).name, {"train/loss": 0.5}, 1), "closed"]
+    name = subject(cell).name
+    assert logged == [
+        (name, {"train/loss": 0.5}, 1), (name, {"train/loss": 0.4}, 2), "closed"
+    ]  # fmt: skip
+    assert caplog.text.count("trackers=wandb goes on without it: the server is away") == 1
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with Trackers(of_emoji("trackers=[wandb]")) as trackers:
+        trackers.log({"train/loss": 0.5}, 1)
+    assert "pip install wandb" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["wand", "mlflow"])
-def test_an_unknown_tracker_is_refused(name: str) -> None:
+def test_an_unknown_tracker_is_refused(name, of_emoji):
     with pytest.raises(ValueError, match=rf"trackers: '{name}' is not known.*wandb"):
         of_emoji(f"trackers=[{name}]")
 
 
 @pytest.mark.slow
-def test_a_cell_has_one_run_and_is_the_same(
-    grid: Grid, package: Callable[..., Recorder], capsys: pytest.CaptureFixture
-) -> None:
+def test_a_cell_has_one_run_and_is_the_same(grid: Grid, wandb, capsys):
     """Its training and its evaluation log to it, whose last values are accuracies and RI."""
-    run = package("wandb")
     words = "method=ewc", "optimizer.lr=0.011"
     assert grid.builder(*words).key() == grid.builder(*words, "trackers=[wandb]").key()
     builder, cell = grid.build(*words, "trackers=[wandb]")
-    names = {name for values, _ in run.logged for name in values}
+    names = {name for values, _ in wandb.logged for name in values}
     assert names == {"train/loss", "train/lr", "train/images/s", "train/penalty"}
-    assert run.closed == 1
+    assert wandb.closed == 1
     outcome.show(builder.run, cell)
-    values, step = run.logged[-1]
-    sets = ("upstream", "outline", "tinted", "few")
-    assert values.keys() == {f"{kind}/{name}" for kind in KIND_OF_VALUES for name in sets} | {"RI"}
+    values, step = wandb.logged[-1]
+    kinds, sets = ("accuracy", "accuracy before"), ("upstream", "outline", "tinted", "few")
+    assert values.keys() == {f"{kind}/{name}" for kind in kinds for name in sets} | {"RI"}
     assert f"RI {values['RI']:+.2f}" in capsys.readouterr().out and step is None
-    training, evaluation = run.inits
+    training, evaluation = wandb.inits
     assert training == evaluation and training["config"]["optimizer.lr"] == 0.011
-    rows = accuracies.compared(builder.run, cell.entries[0].mix)
-    trackers.log_accuracies(builder.recipe, rows)  # as a campaign's column does
-    assert run.logged[-1][0] == values

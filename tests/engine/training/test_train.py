@@ -156,17 +156,18 @@ def two_ranks(
     for kind, name in (p for b in bases for p in (("weights", b.backbone), ("cells", b.name))):
         place = Path("store") / kind / name
         shutil.copytree(grid.runs / place, folder / "runs" / place, ignore=ignored)
-    jobs = [words_of(*configuration) for configuration in request.param]
-    jobs += [*KINDS_OF_METHOD, *REFUSED]
-    (folder / "jobs.json").write_text(json.dumps(jobs))
-    paths = [folder / "runs", folder / "jobs.json", folder / "results.json"]
-    worker = Path(__file__).parents[2].joinpath("grid_worker.py")
+    cells = [*(words_of(*each) for each in request.param), *KINDS_OF_METHOD, *REFUSED]
+    common = {"runs": str(folder / "runs"), "how": "evaluate"}
+    (folder / "jobs.json").write_text(json.dumps([{"words": words, **common} for words in cells]))
+    paths = [folder / "jobs.json", folder / "results.json"]
+    worker = Path(__file__).parents[2].joinpath("rank_worker.py")
     command = torchrun(2, str(worker), str(grid.folder), *map(str, paths))
     process = subprocess.run(
         command, env=environment(), capture_output=True, text=True, timeout=400
     )
     assert process.returncode == 0, process.stderr[-3000:]
-    return request.param, json.loads((folder / "results.json").read_text())
+    results = json.loads((folder / "results.json").read_text())
+    return request.param, [cell_or_message for cell_or_message, *_ in results]
 
 
 @pytest.mark.slow
@@ -293,17 +294,6 @@ def test_the_order_depends_on_seed_and_epoch():
     assert orders[1, 1] == tuple(shares(30, 1, 1, fake_run(1, 30, 1))[0][0].index)
 
 
-def test_a_lone_rank_reduces_nothing_and_times_nothing(grid):
-    """A timer of DeepSpeed's would synchronise the device twice a step."""
-    made = prepared(grid)
-    engine = loop.initialize(made.method, made.builder.run)
-    try:
-        assert not engine.enable_backward_allreduce
-        assert not engine.tput_timer.config.enabled
-    finally:
-        loop.close(engine)
-
-
 def test_a_step_computes_in_the_precision_of_the_recipe(grid, monkeypatch):
     """DeepSpeed switches an outer autocast off, but looks at the GPU's alone."""
     is_enabled = torch.is_autocast_enabled
@@ -312,11 +302,8 @@ def test_a_step_computes_in_the_precision_of_the_recipe(grid, monkeypatch):
     dtypes = set()
     layer = made.method.net.patch_embed.proj  # norms and the head are in fp32 all the same
     layer.register_forward_hook(lambda layer, images, patches: dtypes.add(patches.dtype))
-    engine = loop.initialize(made.method, made.builder.run)
-    try:
+    with loop.initialized(made.method, made.builder.run) as engine:
         loop.epochs(engine, made.method, made.builder.run)
-    finally:
-        loop.close(engine)
     assert dtypes == {torch.bfloat16}
 
 

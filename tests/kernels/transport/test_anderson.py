@@ -7,15 +7,6 @@ import torch
 from kernels.transport.anderson import Anderson
 
 
-def test_steps_that_overflowed_leave_the_plain_image():
-    anderson = Anderson()
-    for size in (1.0, 1e200):
-        step = torch.full((3,), size, dtype=torch.float64)
-        products = anderson.add(torch.ones(3).double(), step)
-    point = anderson.combined(products.tolist())
-    assert torch.equal(point, 1 + step)
-
-
 def test_a_linear_map_is_solved_in_as_many_steps_as_it_has_eigenvalues():
     """Where the plain iteration shrinks the error by a hundredth a step."""
     values = torch.tensor([0.99, 0.9, -0.5, 0.3], dtype=torch.float64).repeat(5)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from triton_interpreter import interpreted
+from children import DEVICE, KERNELS, everywhere
 from twins import apart
 
 from kernels import reference
@@ -20,12 +20,12 @@ NAMES = ("f", "hard_f", "lost", "columns", "hard_g")
 def case(shape, dtype):
     m = shape[1]
     generator = torch.Generator().manual_seed(0)
-    x, y = (torch.randn(size, 8, generator=generator) for size in shape)
+    x, y = (torch.randn(size, 8, generator=generator).to(DEVICE) for size in shape)
     cost = GroundCost(x, y + 0.3)
     g = cost.mean / 10 * torch.randn(m, dtype=torch.float64, generator=generator)
     g[-1] = 40 * cost.mean  # what is no row's must not overflow into the columns
     retained = 0.5 + torch.rand(m, dtype=torch.float64, generator=generator) / 2
-    return store(cost, dtype), g, 0.05 * cost.mean, retained
+    return store(cost, dtype), g.to(DEVICE), 0.05 * cost.mean, retained.to(DEVICE)
 
 
 def assert_equals_the_twin(sums, stored, g, eps, retained):
@@ -39,26 +39,18 @@ def assert_equals_the_twin(sums, stored, g, eps, retained):
     assert sums.moved == pytest.approx(float(moved.sum()) * share, rel=1e-10, abs=1e-11 * unit)
 
 
-DTYPES = pytest.mark.parametrize("dtype", [torch.int16, torch.float32])
-SHAPES = pytest.mark.parametrize("shape", [(2, 2), (33, 70), (9, 1025), (70, 257)])
-
-
-@DTYPES
-@SHAPES
-def test_on_the_cpu(shape, dtype, monkeypatch):
-    inputs = case(shape, dtype)
-    assert_equals_the_twin(certificate._strips_pass(*inputs), *inputs)
-    pytest.importorskip("numba")
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    assert_equals_the_twin(certificate._compiled_pass(*inputs), *inputs)
-
-
-@interpreted
-@DTYPES
-@SHAPES
-@pytest.mark.parametrize("added_rows", [8, 1024])
-def test_interpreted_pass(shape, dtype, added_rows, monkeypatch):
-    monkeypatch.setattr(certified_pass, "_ADDED_ROWS", added_rows)
+@everywhere
+@pytest.mark.parametrize("dtype", [torch.int16, torch.float32])
+@pytest.mark.parametrize("shape", [(2, 2), (33, 70), (9, 1025), (70, 257)])
+def test_each_way_equals_the_twin(shape, dtype, monkeypatch):
     stored, *inputs = case(shape, dtype)
-    for each in (stored, replace(stored, q=apart(stored.q, 9))):
-        assert_equals_the_twin(certificate._kernel_pass(each, *inputs), each, *inputs)
+    if not KERNELS:
+        assert_equals_the_twin(certificate._strips_pass(stored, *inputs), stored, *inputs)
+        pytest.importorskip("numba")
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+        assert_equals_the_twin(certificate._compiled_pass(stored, *inputs), stored, *inputs)
+        return
+    for added_rows in (8, 1024):
+        monkeypatch.setattr(certified_pass, "_ADDED_ROWS", added_rows)
+        for each in (stored, replace(stored, q=apart(stored.q, 9))):
+            assert_equals_the_twin(certificate._kernel_pass(each, *inputs), each, *inputs)

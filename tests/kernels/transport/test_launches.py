@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from children import interpreted
 from launches import counted
-from triton_interpreter import interpreted
 
 pytest.importorskip("triton")
 from clouds import problem, self_problem

@@ -1,4 +1,4 @@
-"""Entropic transport against POT, closed forms, float64 log-domain loops and laws."""
+"""Entropic transport against POT, geomloss, log-domain loops in float64 and laws."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from clouds import CLASSES, D, dense, labelled, problem, self_problem
+from clouds import CLASSES, dense, labelled, problem, self_problem
 
 from kernels import reference
 from kernels.transport import certificate, sinkhorn, sweep
@@ -31,92 +31,36 @@ def test_values_equal_the_log_domain_loop_and_bounds_hold(share):
     assert relative_gap(solution.lower, solution.upper) == solution.gap
 
 
-def values_of_pot(ot, cost: GroundCost, eps: float, **options) -> tuple[float, float]:
-    """The entropic value, and that of exact transport."""
-    n, m = cost.shape
-    a, b, matrix = np.full(n, 1 / n), np.full(m, 1 / m), dense(cost).numpy()
-    plan = ot.sinkhorn(a, b, matrix, eps, **options)
-    used = plan[plan > 0]
-    entropy = (used * np.log(used * n * m)).sum()
-    return (plan * matrix).sum() + eps * entropy, ot.emd2(a, b, matrix, numItermax=10**7)
-
-
-def check_against_pot(solution, entropic: float, exact: float, rel: float) -> None:
-    assert solution.converged and solution.value == pytest.approx(entropic, rel=rel)
-    lower, upper = solution.unregularised
-    assert lower <= exact * (1 + 1e-12) and exact <= upper * (1 + 1e-12)
-
-
-@pytest.mark.parametrize("share", [0.5, 0.05, 0.02])
-def test_against_pot(share):
-    ot = pytest.importorskip("ot")
-    cost = problem(300, 200)
-    eps = share * cost.mean
-    values = values_of_pot(ot, cost, eps, stopThr=1e-9, numItermax=5000)
-    check_against_pot(transport(cost, eps=eps), *values, rel=1e-4)
-
-
-@pytest.mark.slow
+@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("share", [0.5, 0.05])
-def test_the_compiled_path_from_end_to_end_against_pot(share, monkeypatch):
-    """16-bit copies, compiled sweeps and passes, as large problems take them."""
-    pytest.importorskip("numba")
+def test_against_pot(share, compiled, monkeypatch):
+    """The entropic value, and bounds of that and of exact transport. compiled: by 16-bit copies,
+    compiled sweeps and passes, as large problems take them."""
     ot = pytest.importorskip("ot")
-    passes, plain = [], certificate._compiled_pass
-    monkeypatch.setattr(sinkhorn, "_CHEAP", 0)
-    monkeypatch.setattr(sweep, "_COMPILE_FROM", 0)
-    monkeypatch.setattr(certificate, "_COMPILE_FROM", 0)
-    monkeypatch.setattr(
-        certificate, "_compiled_pass", lambda *inputs: passes.append(inputs) or plain(*inputs)
-    )
     cost = problem(500, 400)
     eps = share * cost.mean
-    assert sinkhorn._dtype(cost, eps, 1e-4) == torch.int16
-    entropic, exact = values_of_pot(ot, cost, eps, stopThr=1e-10, numItermax=1500)
+    passes, plain = [], certificate._compiled_pass
+    if compiled:
+        pytest.importorskip("numba")
+        monkeypatch.setattr(sinkhorn, "_CHEAP", 0)
+        monkeypatch.setattr(sweep, "_COMPILE_FROM", 0)
+        monkeypatch.setattr(certificate, "_COMPILE_FROM", 0)
+        counted = lambda *inputs: passes.append(inputs) or plain(*inputs)  # noqa: E731
+        monkeypatch.setattr(certificate, "_compiled_pass", counted)
+        assert sinkhorn._dtype(cost, eps, 1e-4) == torch.int16
+    n, m = cost.shape
+    a, b, matrix = np.full(n, 1 / n), np.full(m, 1 / m), dense(cost).numpy()
+    plan = ot.sinkhorn(a, b, matrix, eps, stopThr=1e-10, numItermax=1500)
+    used = plan[plan > 0]
+    entropic = (plan * matrix).sum() + eps * (used * np.log(used * n * m)).sum()
+    exact = ot.emd2(a, b, matrix, numItermax=10**7)
     solution = transport(cost, eps=eps)
-    assert passes
-    check_against_pot(solution, entropic, exact, rel=2e-7)
+    assert bool(passes) == compiled
+    assert solution.converged and solution.value == pytest.approx(entropic, rel=2e-7)
     # POT's marginals are off by up to 1e-10, which leaves some 1e-8 of the value.
     assert solution.lower <= entropic * (1 + 1e-7) and entropic <= solution.upper * (1 + 1e-7)
-
-
-def test_samples_of_gaussians_are_as_far_apart_as_their_moments_say():
-    """A positive definite linear map is optimal, so the closed form holds for the samples too."""
-    generator = torch.Generator().manual_seed(0)
-    x, root = (torch.randn(size, 3, generator=generator).double() for size in (300, 3))
-    y = x @ (root @ root.T / 2 + 0.3 * torch.eye(3)) + torch.tensor([1.0, 0.0, -2.0])
-    labels = torch.zeros(300, dtype=torch.int64)
-    a, b = (class_gaussians(z, labels, 1, precision=torch.float64) for z in (x, y))
-    means = bures_squared(a, b, means_only=True)
-    expected = means + (bures_squared(a, b) - means) * 299 / 300  # covariances over n, not n - 1
-    bracket = unregularised(
-        GroundCost(x, y[torch.randperm(300, generator=generator)]), tolerance=2e-3
-    )
-    assert bracket.lower <= expected.item() * (1 + 1e-9)
-    assert expected.item() <= bracket.upper * (1 + 1e-9)
-    assert bracket.value == pytest.approx(expected.item(), rel=1e-3)
-
-
-def divergence(x, y, eps=20.0, tolerance=1e-5):
-    terms = [
-        transport(GroundCost(*pair), eps=eps, tolerance=tolerance / 3, symmetric=pair[0] is pair[1])
-        for pair in ((x, y), (x, x), (y, y))
-    ]
-    return debiased(*terms, tolerance=tolerance)
-
-
-def test_the_debiased_value_is_zero_at_home_symmetric_and_monotone_in_a_shift():
-    x, _ = labelled(80, 3)
-    y, _ = labelled(70, 4)
-    terms = transport(GroundCost(x, x), eps=20.0, tolerance=1e-5)
-    home = divergence(x, x.clone())
-    assert abs(home.value) <= home.gap * terms.value
-    assert home.gap <= 1e-5
-    forth, back = divergence(x, y), divergence(y, x)
-    assert forth.value == pytest.approx(back.value, abs=2e-5 * terms.value)
-    values = [divergence(x, x + shift).value for shift in (0.1, 0.5, 1.0)]
-    # A translation adds exactly its squared length.
-    assert values == pytest.approx([D * shift**2 for shift in (0.1, 0.5, 1.0)], rel=1e-2)
+    lower, upper = solution.unregularised
+    assert lower <= exact * (1 + 1e-12) and exact <= upper * (1 + 1e-12)
 
 
 def test_the_debiased_value_is_geomloss_at_the_same_eps():
@@ -165,46 +109,39 @@ def test_sample_order_and_class_names_do_not_matter():
     torch.testing.assert_close(reordered.f, base.f[order], rtol=1e-3, atol=1e-2)
 
 
-def test_a_start_saves_iterations_and_streaming_changes_nothing():
-    cost = problem(300, 200)
-    eps = 0.05 * cost.mean
-    cold = transport(cost, eps=eps)
-    warm = transport(cost, eps=eps, start=cold.g)
-    assert warm.iterations < cold.iterations / 2
-    assert warm.value == pytest.approx(cold.value, rel=1e-6)
-    streamed = transport(cost, eps=eps, memory=beside_the_copy(300, 200, torch.device("cpu")))
-    assert streamed.value == pytest.approx(cold.value, rel=1e-7)
-
-
-def test_the_start_of_another_problem_saves_iterations_or_costs_two():
+def test_a_near_start_saves_iterations_a_far_one_costs_two_and_streaming_nothing():
     cost = problem(300, 200)
     eps = 0.005 * cost.mean
     cold = transport(cost, eps=eps)
-    near = transport(problem(300, 200, shift=0.32), eps=eps)
-    warm = transport(cost, eps=eps, start=near.g)
-    assert warm.iterations <= 0.9 * cold.iterations
+    near = transport(problem(300, 200, shift=0.32), eps=eps)  # another problem's
     moved = problem(200, 200, seed=1, shift=8.0)  # of other samples, and far
-    far = transport(cost, eps=eps, start=transport(moved, eps=eps).f)
+    beside = beside_the_copy(300, 200, torch.device("cpu"))
+    own, warm, far, streamed = (
+        transport(cost, eps=eps, **options)
+        for options in (
+            {"start": cold.g},
+            {"start": near.g},
+            {"start": transport(moved, eps=eps).f},
+            {"memory": beside},
+        )
+    )
+    assert own.iterations < cold.iterations / 2 and warm.iterations <= 0.9 * cold.iterations
     assert far.iterations == cold.iterations + 2 and torch.equal(far.g, cold.g)
-    assert warm.value == pytest.approx(cold.value, rel=1e-4)
+    assert streamed.value == pytest.approx(cold.value, rel=1e-7)
+    for started in (own, warm):
+        assert started.value == pytest.approx(cold.value, rel=1e-4)
 
 
-def test_stale_potentials_are_found_out():
+@pytest.mark.parametrize("share", [0.01, 0.05, 1.0])
+def test_stale_potentials_are_found_out(share):
     cost = problem(40, 30)
     spread = torch.linspace(-1, 1, 30).double() * cost.mean
+    cold = transport(cost, eps=share * cost.mean)
     single = spread * (spread == spread[0])
-    for share in (0.01, 0.05, 1.0):
-        eps = share * cost.mean
-        cold = transport(cost, eps=eps)
-        for wild in (
-            1e4 * spread,
-            1e8 * spread,
-            1e300 * spread,
-            1e300 * single,
-        ):
-            warm = transport(cost, eps=eps, start=wild)
-            assert warm.converged and warm.value == pytest.approx(cold.value, rel=1e-6)
-            assert warm.iterations <= cold.iterations + 2
+    for wild in (1e4 * spread, 1e8 * spread, 1e300 * spread, 1e300 * single):
+        warm = transport(cost, eps=share * cost.mean, start=wild)
+        assert warm.converged and warm.value == pytest.approx(cold.value, rel=1e-6)
+        assert warm.iterations <= cold.iterations + 2
 
 
 def test_gradients_do_not_reach_features():
@@ -272,28 +209,41 @@ def test_bad_input_is_refused_by_name(change, message):
         GroundCost(**arguments)
 
 
-def test_bad_options_are_refused_by_name():
-    cost = GroundCost(X, Y)
-    for eps in (0.0, -1.0, math.nan, math.inf):
-        with pytest.raises(ValueError, match="eps must be positive"):
-            transport(cost, eps=eps)
-    with pytest.raises(ValueError, match="tolerance must be positive"):
-        unregularised(cost, tolerance=0.0)
-    with pytest.raises(ValueError, match=r"start must be finite \[5\]"):
-        transport(cost, eps=1.0, start=torch.zeros(4))
-    halves = torch.tensor([0, 1, 0, 1])
-    for x, y, labels, table in (
-        (X, Y, None, None),
-        (X, X + 1, None, None),
-        (X, X, (halves, 1 - halves), torch.zeros(2, 2)),
-        (X, X, (halves, halves), torch.tensor([[0.0, 1.0], [2.0, 0.0]])),
-        (X, X, (halves, halves), torch.zeros(2, 3)),
-    ):
-        terms = {"labels_x": labels[0], "labels_y": labels[1]} if labels else {}
+HALVES, COST = torch.tensor([0, 1, 0, 1]), GroundCost(X, Y)
+
+
+@pytest.mark.parametrize(
+    ("run", "options", "message"),
+    [
+        *((transport, {"eps": eps}, "eps must be positive") for eps in (0.0, -1.0, math.nan)),
+        (transport, {"eps": math.inf}, "eps must be positive and finite"),
+        (unregularised, {"tolerance": 0.0}, "tolerance must be positive"),
+        (transport, {"eps": 1.0, "start": torch.zeros(4)}, r"start must be finite \[5\]"),
+        (transport, {"eps": 1.0, "memory": 10}, "may be used"),
+    ],
+)
+def test_bad_options_are_refused_by_name(run, options, message):
+    with pytest.raises(ValueError, match=message):
+        run(COST, **options)
+
+
+@pytest.mark.parametrize(
+    ("y", "labels_y", "table"),
+    [
+        (X + 1, HALVES, torch.zeros(2, 2)),
+        (X, 1 - HALVES, torch.zeros(2, 2)),
+        (X, HALVES, torch.tensor([[0.0, 1.0], [2.0, 0.0]])),
+        (X, HALVES, torch.zeros(2, 3)),
+    ],
+)
+def test_a_cost_that_is_no_sets_with_itself_is_refused(y, labels_y, table):
+    cost = GroundCost(X, y, labels_x=HALVES, labels_y=labels_y, table=table)
+    for pair in (cost, COST):
         with pytest.raises(ValueError, match="symmetric is for a set against itself"):
-            transport(GroundCost(x, y, table=table, **terms), eps=1.0, symmetric=True)
-    with pytest.raises(ValueError, match="may be used"):
-        transport(cost, eps=1.0, memory=10)
-    small, large = transport(cost, eps=1.0), transport(cost, eps=2.0)
+            transport(pair, eps=1.0, symmetric=True)
+
+
+def test_terms_of_different_eps_are_refused():
+    small, large = transport(COST, eps=1.0), transport(COST, eps=2.0)
     with pytest.raises(ValueError, match="different eps"):
         debiased(small, large, large)

@@ -67,3 +67,15 @@ def test_the_figure_has_all_points_and_says_what_lines_are_fitted_over(of_grid):
     (svg,) = drawn(section).values()
     assert svg.count('aria-roledescription="point"') == 15 + 10
     assert "on the set, %" in svg
+
+
+def test_a_set_that_the_users_models_lack_is_left_out_of_the_means(tmp_path):
+    file = written(tmp_path / "models.csv")
+    file.write_text("\n".join(line for line in file.read_text().split() if ",b," not in line))
+    made = results(tmp_path / "grid", file)
+    section = effective_robustness.section(made)
+    cells = made.grid.cells
+    of_lwf = cells[(cells["method"] == "lwf") & (cells["downstream"] != cells["evaluated_on"])]
+    known = of_lwf.loc[of_lwf["evaluated_on"].isin(["a", "c"]), "effective_robustness"]
+    lwf = row(section.tables[0].data, method="LwF")
+    assert lwf["effective_robustness_pts"] == pytest.approx(known.mean())

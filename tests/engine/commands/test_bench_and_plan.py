@@ -1,12 +1,11 @@
-"""`rib bench` on a CPU: a row for each method and pass, and what it refuses."""
-
-from __future__ import annotations
+"""What `rib bench` times on a CPU, what `rib plan` predicts, and what they refuse."""
 
 import json
 
 import pytest
 
 from engine import cli
+from engine.commands import plan
 
 SMALL = ["vit_tiny_random", "device=cpu", "--steps", "2", "--batch", "2,4"]
 
@@ -37,3 +36,17 @@ def test_a_row_for_each_method_and_pass(tmp_path, capsys):
 def test_what_cannot_be_timed_is_named(words, message, capsys):
     assert cli.main(["bench", *words]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_plan_is_one_screen_for_gpus_and_this_machine(folder, capsys):
+    words = ["plan", str(folder / "shapes.yaml"), f"runs={folder / 'none'}"]
+    assert cli.main([*words, "--tflops", "100"]) == 0
+    shown = capsys.readouterr().out
+    assert len(shown.splitlines()) <= 25
+    for text in ("A100", "H100", "yours", "CPU", "training: FT", "on 1, 8, 64 GPUs", "disk"):
+        assert text in shown, text
+    times = [plan._time(hours) for hours in (1, 0.5, 1 / 60, 1e-3)]
+    assert times == ["1 h", "30 min", "1 min", "3.6 s"]
+    for wrong in (["--mfu", "0"], ["--mfu", "1.5"], ["--tflops", "0"]):
+        assert cli.main([*words, *wrong]) == 2
+        assert "--mfu must be above 0" in capsys.readouterr().err

@@ -1,12 +1,10 @@
-"""One rank of `test_checkpoints.py`: trains cells, some of which are interrupted on the way.
+"""One rank of the tests that need two: trains cells as `launch.py` would, some interrupted.
 
-interrupted_worker.py FOLDER JOBS RESULTS, by torchrun or alone. JOBS is a JSON list of
-{"runs", "words", "step", "how"}: `stop` raises before that optimizer step on every rank, `term`
-sends SIGTERM to the last rank alone, `kill` kills this process outright. Rank 0 writes a JSON list:
-for each job the cell's folder and the steps that it took, or the message that ended it.
+rank_worker.py FOLDER JOBS RESULTS, by torchrun or alone. JOBS is a JSON list of {"runs", "words",
+"how", "step"}; how: `stop` raises before that optimizer step on every rank, `term` sends SIGTERM to
+the last rank alone, `evaluate` evaluates the cell. Rank 0 writes a JSON list: for each job the
+cell's folder and the steps that it took, or the message that ended or refused it.
 """
-
-from __future__ import annotations
 
 import json
 import os
@@ -20,27 +18,30 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import pytest
 import torch
-from grids import Grid
-from interruptions import EVERY_STEP, at_step, interrupted, resumed, unhurried
+from grids import SETS, Grid
+from interruptions import at_step, interrupted, resumed
 
 from engine.errors import PreemptedError
+from engine.evaluation import passes
 from engine.machine import entry, quiet, ranks
 
 
 def result(folder: Path, device: torch.device, job: dict[str, Any]) -> list[Any]:
-    grid, words = Grid(folder, Path(job["runs"]), device), job["words"]
-    if job.get("how") == "stop":
+    grid, words, how = Grid(folder, Path(job["runs"]), device), job["words"], job.get("how")
+    if how == "stop":
         interrupted(grid, job["step"], *words)
         return ["stopped"]
-    is_last = ranks.rank() == ranks.world() - 1
     with pytest.MonkeyPatch.context() as patch:
-        if job.get("how") == "kill":
-            unhurried(patch)
-            at_step(patch, job["step"], lambda: os.kill(os.getpid(), signal.SIGKILL))
-            words = [EVERY_STEP, *words]
-        elif job.get("how") == "term" and is_last:
+        if how == "term" and ranks.rank() == ranks.world() - 1:
             at_step(patch, job["step"], lambda: os.kill(os.getpid(), signal.SIGTERM))
-        cell, steps = resumed(grid, *words)
+        try:
+            cell, steps = resumed(grid, *words)
+        except ValueError as error:
+            return [str(error)]
+    if how == "evaluate" and cell.prompt() is None:
+        builder = grid.builder(*words)
+        mix = {builder.base.name: 0.5, cell.name: 0.5}
+        passes.evaluate(builder.run, [{cell.name: 1.0}, mix], SETS, "all")
     return [str(cell.artifact.folder), steps]
 
 

@@ -7,6 +7,8 @@ all that its cell took, from loading to storing, torch.compile for the first of 
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 import sys
 import tempfile
@@ -18,34 +20,26 @@ from pathlib import Path
 import torch
 
 from bench import photos
-from bench.gpu.stages import parser
 from bench.report import Results
 from engine.grid import campaign, jobs
 from engine.grid.campaign import Plan
 from engine.machine import quiet, ranks
 
 SETS = ("upstream", "first", "second")
-# All but ensembles, and FLYP, which trains CLIP's text tower.
+# All but FLYP, which trains CLIP's text tower.
 METHODS = (
     "fine_tune", "linear_probe", "visual_prompt", "lora", "ewc", "lwf", "lp_ft", "wise_ft", "soup",
     "greedy_soup", "l2sp", "spd", "lines", "model_stock", "ties", "task_arithmetic",
-    "mono_soup", "strong_fine_tune",
+    "mono_soup", "strong_fine_tune", "ensemble",
 )  # fmt: skip
-CAMPAIGN = """\
-model: {{extends: file, arch: {arch}, image_size: {size}, weights: {{source: random}}, head: {{fit: true}}}}
-dataset: {{extends: folder, root: {folder}/images, sets: [first, second], upstream: upstream, holdout: 0.5}}
-downstream: first
-runs: {folder}/runs
-device: {device}
-optimizer: {{name: sgd, lr: 1.0e-3}}
-train: {{epochs: 1, batch_size: {batch}}}
-evaluate: {{split: holdout}}
-methods: {{{methods}}}
-"""  # noqa: E501
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = parser("campaign", __doc__).parse_args(arguments)
+    parser = argparse.ArgumentParser(prog="python -m bench.campaign", description=__doc__)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--small", action="store_true")
+    options = parser.parse_args(arguments)
     quiet.libraries()
     device = ranks.start(options.device)
     results = Results(options.out, "engine", device)
@@ -74,9 +68,21 @@ def planned(folder: Path, device: torch.device, small: bool) -> Plan:
     classes, images = (3, 8) if small else (100, 40)
     for seed, name in enumerate(SETS):
         photos.draw(folder / "images" / name, seed, classes, images, side=256)
-    fields = {"folder": folder, "device": device.type, "arch": arch, "size": size, "batch": batch}
-    methods = ", ".join(f"{method}: {{}}" for method in METHODS)
-    (folder / "campaign.yaml").write_text(CAMPAIGN.format(methods=methods, **fields))
+    upstream, *sets = SETS
+    model = {"extends": "file", "arch": arch, "image_size": size, "head": {"fit": True}}
+    root = {"extends": "folder", "root": str(folder / "images")}
+    recipe = {
+        "model": {**model, "weights": {"source": "random"}},
+        "dataset": {**root, "sets": sets, "upstream": upstream, "holdout": 0.5},
+        "downstream": sets[0],
+        "runs": str(folder / "runs"),
+        "device": device.type,
+        "optimizer": {"name": "sgd", "lr": 1e-3},
+        "train": {"epochs": 1, "batch_size": batch},
+        "evaluate": {"split": "holdout"},
+        "methods": {method: {} for method in METHODS},
+    }
+    (folder / "campaign.yaml").write_text(json.dumps(recipe))  # JSON is YAML
     return campaign.plan(str(folder / "campaign.yaml"), [], os.cpu_count() or 1)
 
 

@@ -1,9 +1,6 @@
-"""Which failed jobs are tried again: all but those that end with the code of a user's error."""
-
-from __future__ import annotations
+"""How attempts at jobs end, which jobs are tried again, and what is said of those that failed."""
 
 import argparse
-import contextlib
 import dataclasses
 import json
 import os
@@ -11,25 +8,61 @@ import re
 import shlex
 import subprocess
 import sys
+from contextlib import AbstractContextManager
+from pathlib import Path
 
-import campaigns
 import pytest
 
 from engine.commands import job
-from engine.errors import DivergedError, FirstRankError, RecipeError
+from engine.errors import DivergedError, FirstRankError
 from engine.grid import attempts, campaign, outcomes, slurm, workflow
 from engine.grid.columns import Column
 from engine.machine.files import write_atomic
+from loaders.schema import DamagedFile
 
-folder = campaigns.folder
 ENDS = {"user-error": "exit 2", "bug": "exit 1", "preempted": "exit 75", "killed": "kill -KILL $$"}
 HOUR = 60
+
+
+def recorded(place: Path, started: float = 100.0) -> AbstractContextManager:
+    return attempts.recorded(place, "column-few", "column", started)
+
+
+def test_an_attempt_ends_with_its_error_or_without(tmp_path):
+    with recorded(tmp_path) as note:
+        note("A100", 2)
+        (begun,) = attempts.read(tmp_path)
+        assert begun.ended is None and begun.failure == attempts.KILLED and begun.hours == 0
+        assert (begun.device, begun.processes) == ("A100", 2)
+    with pytest.raises(ValueError, match="no room"), recorded(tmp_path, 200.0):
+        raise ValueError("no room" + "x" * 1000)
+    first, second = attempts.read(tmp_path)
+    assert first.error == first.failure == "" and first.ended is not None
+    assert first.hours == pytest.approx((first.ended - 100) / 3600)
+    assert second.error == ("no room" + "x" * 1000)[: attempts.LONGEST]
+
+
+def test_of_several_ranks_the_one_with_an_error_is_kept_too(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    with recorded(tmp_path):
+        pass
+    with pytest.raises(FirstRankError), recorded(tmp_path):
+        raise FirstRankError("the first rank failed")
+    assert not attempts.read(tmp_path)
+    with pytest.raises(ValueError, match="no GPU"), recorded(tmp_path):
+        raise ValueError("no GPU")
+    (file,) = (tmp_path / attempts.FOLDER).iterdir()
+    values = json.loads(file.read_text())
+    assert values["error"] == "no GPU"
+    for altered in ([], values | {"processes": 7}):
+        file.write_text(json.dumps(altered))
+        with pytest.raises(DamagedFile, match=f"{file.name} .*; delete it"):
+            attempts.read(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("error", "code"),
     [
-        (RecipeError("no such key"), 2),
         (ValueError("no such value"), 2),
         (DivergedError("the loss is not finite"), 2),
         (TimeoutError("the file system does not answer"), 74),
@@ -71,38 +104,36 @@ def test_users_errors_end_their_next_attempts_at_once(folder, tmp_path):
         text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 1, done.stderr
-    attempts = {name: len((place / f"column-{name}").read_text().split()) for name in ENDS}
-    assert attempts == {"user-error": 1, "bug": 3, "preempted": 3, "killed": 3}, done.stderr
+    begun = {name: len((place / f"column-{name}").read_text().split()) for name in ENDS}
+    assert begun == {"user-error": 1, "bug": 3, "preempted": 3, "killed": 3}, done.stderr
     minutes: dict[str, list[int]] = {name: [] for name in ENDS}
     asked = re.findall(r"wildcards: grid=\S+, column=(\S+)\n.*?runtime=(\d+)", done.stderr, re.S)
     for name, runtime in asked:
         minutes[name].append(int(runtime))
     assert minutes == {n: [HOUR, 2 * HOUR, 3 * HOUR] for n in ENDS} | {"user-error": [HOUR, 5, 5]}
-    told = dict(outcomes.failures(plan))
-    assert outcomes.is_done(place, "prepare") and "prepare" not in told
-    assert told["column-user-error"].startswith("column-user-error failed (exit code 2)")
-    assert "goes on from its last checkpoint" in told["column-preempted"]
-    assert "was killed (SIGKILL), as the kernel does where" in told["column-killed"]
-    assert all(f"{place}/logs/{job}.log" in text for job, text in told.items())
+    shown = dict(outcomes.failures(plan))
+    assert outcomes.is_done(place, "prepare") and "prepare" not in shown
+    assert shown["column-user-error"].startswith("column-user-error failed (exit code 2)")
+    assert "goes on from its last checkpoint" in shown["column-preempted"]
+    assert "was killed (SIGKILL), as the kernel does where" in shown["column-killed"]
+    assert all(f"{place}/logs/{job}.log" in text for job, text in shown.items())
+    (tmp_path / "store").mkdir()
     outcomes.begin(plan)  # the next command tries all of them again
-    assert not list((place / "logs").glob("column-*"))
+    assert [path.name for path in (place / "logs").iterdir()] == ["prepare.log"]
+    (tmp_path / "store").rmdir()
+    outcomes.begin(plan)
+    assert not outcomes.is_done(place, "prepare"), "a marker without a store counts for nothing"
 
 
-def test_a_jobs_own_words_are_told(folder, tmp_path):
-    """Of its last attempt; what left none was killed, and Slurm says by what."""
-    plan = campaign.plan(str(folder / "shapes.yaml"), [f"runs={tmp_path}"], 1)
+def test_a_jobs_own_words_are_told(tmp_path):
+    """Of its last attempt."""
     for started, words in ((1, "no room"), (2, "no GPU")):
-        with (
-            contextlib.suppress(ValueError),
-            attempts.recorded(plan.place, "column-few", "column", started),
-        ):
+        with pytest.raises(ValueError), recorded(tmp_path, started):
             raise ValueError(words)
-    assert dict(outcomes.failures(plan)) == {
-        "column-few": "column-few failed\n  last words: no GPU"
-    }
-    (plan.place / "logs").mkdir()
-    (plan.place / "logs" / "column-few.exit").write_text("2\n")
-    assert "failed (exit code 2)\n  last words: no GPU" in outcomes.reason(plan.place, "column-few")
+    assert outcomes.reason(tmp_path, "column-few") == "failed\n  last words: no GPU"
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "column-few.exit").write_text("2\n")
+    assert "failed (exit code 2)\n  last words: no GPU" in outcomes.reason(tmp_path, "column-few")
 
 
 def test_slurms_state_of_a_killed_job_is_told(tmp_path, monkeypatch):
@@ -111,8 +142,8 @@ def test_slurms_state_of_a_killed_job_is_told(tmp_path, monkeypatch):
     exit_code.parent.mkdir()
     exit_code.write_text("137\n")
     monkeypatch.setenv("SLURM_JOB_ID", "17")
-    kill = attempts.recorded(tmp_path, "column-few", "column", 3)
-    kill.__enter__()
+    killed = recorded(tmp_path)
+    killed.__enter__()
     for state, text, reason in (
         ("TIMEOUT", "", "was ended by Slurm: TIMEOUT (give more hours by --time)"),
         ("FAILED", "Exceeded job memory limit", "OUT_OF_MEMORY (give more by --mem)"),

@@ -1,0 +1,187 @@
+"""`make gpu`: what a first GPU can tell, stage by stage; `docs/gpu.md` says what each must show.
+
+    python -m bench.gpu [STAGE ...] [--out FOLDER]
+    python -m bench.gpu --device cpu --small      every stage on a CPU, to see that it runs
+
+A stage is a program of its own. One that fails or takes too long is red and does not stop the
+others; one whose packages are missing is not run, and they are named. After each stage
+FOLDER/summary.json says what became of it, and FOLDER/results.md has all results as tables, so that
+nobody types a number. Exit status: 1 where a stage is red or none could run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.report import RESULTS, ROOT, markdown
+
+GREEN, RED, NOT_RUN = "green", "red", "not run"
+ENGINE = (
+    *("timm", "deepspeed", "msgspec", "pyarrow", "safetensors", "PIL", "tqdm", "psutil"),
+    "filelock>=4.3",
+)
+WORKERS = 4  # tests compile a kernel each, one after the other in a process
+
+
+@dataclass(frozen=True)
+class Stage:
+    """command: arguments of Python. needs: packages without which there is nothing to run; what
+    only others could do is left out by name."""
+
+    name: str
+    command: Sequence[str]
+    needs: Sequence[str] = ()
+
+
+def stages(out: Path, device: str, small: bool) -> list[Stage]:
+    """All stages, what is worth most first. small: sizes with which a CPU takes seconds."""
+    where = ("--device", device, "--out", str(out))
+    timed = ("--quick", "--seconds", "0") if small else ("--drawn", "--seconds", "5")
+    # Each test's line and failure are printed at once (tests/gpu/conftest.py), so the log has them
+    # whatever ends the stage. A test that hangs shows where it does.
+    pytest = ("-m", "pytest", "tests/gpu", "tests/kernels", "-m", "gpu or everywhere", "-v")
+    pytest += ("-o", "faulthandler_timeout=120", "--continue-on-collection-errors")
+    if importlib.util.find_spec("xdist"):
+        pytest += ("-n", str(WORKERS))
+    triton = ("triton",) if device == "cuda" else ()
+
+    def contests(case: str, *needs: str) -> Stage:
+        return Stage(case, ("-m", "bench", case, *where, *timed), needs)
+
+    return [
+        contests("headline", "numpy", "timm", *triton),
+        contests("train", *ENGINE),
+        Stage("tests", pytest, ("pytest", *triton)),
+        contests("kernels", "numpy", "timm", *triton),
+        contests("transport", "numpy", *triton),
+        Stage("engine", ("-m", "bench.campaign", *where, *["--small"] * small), ENGINE),
+        contests("evaluation", *ENGINE),
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    out = options.out.resolve()
+    every = {stage.name: stage for stage in stages(out, options.device, options.small)}
+    if unknown := sorted(set(options.stages) - every.keys()):
+        parser.error(f"no stage {', '.join(unknown)}; there are {', '.join(every)}")
+    if options.device == "cuda" and not _sees_gpu():
+        parser.error("torch sees no GPU here; --device cpu --small tries the stages without one")
+    out.mkdir(parents=True, exist_ok=True)
+    outcomes: list[dict[str, Any]] = []
+    for name in options.stages or every:
+        print(f"\n== {name}", flush=True)
+        outcomes.append({"stage": name, **run(every[name], out, 60 * options.minutes)})
+        summary = {"device": options.device, "rows": outcomes}
+        (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+        (out / "results.md").write_text(written(out, outcomes))
+        print("== " + ", ".join(f"{k} {v}" for k, v in outcomes[-1].items()), flush=True)
+    for state in (NOT_RUN, RED):
+        names = [outcome["stage"] for outcome in outcomes if outcome["state"] == state]
+        if names:
+            print(f"{state}: {', '.join(names)}")
+    states = {outcome["state"] for outcome in outcomes}
+    return int(RED in states or GREEN not in states)
+
+
+def run(stage: Stage, out: Path, seconds: float) -> dict[str, Any]:
+    """What became of a stage: its state, its seconds, and why where it is not green. Its output is
+    shown, and is kept in STAGE.log; none of its processes is left."""
+    missing = [need for need in ("torch", *stage.needs) if not _is_there(need)]
+    if missing:
+        return {"state": NOT_RUN, "why": f"this Python lacks {', '.join(missing)}"}
+    begin = time.monotonic()
+    environment = os.environ | {"RIB_PROGRESS": "off"}
+    child = subprocess.Popen(
+        python(stage.command), cwd=ROOT, env=environment, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True,
+    )  # fmt: skip
+    timer = threading.Timer(seconds, _end, [child])
+    timer.start()
+    with child, (out / f"{stage.name}.log").open("w") as log:
+        assert child.stdout is not None
+        for line in child.stdout:
+            for file in (sys.stdout, log):
+                file.write(line)
+                file.flush()
+    timer.cancel()
+    _end(child)
+    took = time.monotonic() - begin
+    outcome = {"state": RED if child.returncode else GREEN, "seconds": round(took, 1)}
+    if child.returncode:
+        late = took >= seconds
+        outcome["why"] = (
+            f"stopped after {seconds:.0f} s" if late else f"exit status {child.returncode}"
+        )
+    return outcome
+
+
+def python(command: Sequence[str]) -> list[str]:
+    return [sys.executable, "-u", *command]
+
+
+def written(out: Path, outcomes: Sequence[dict[str, Any]]) -> str:
+    """Markdown tables: what became of the stages, then each file of results."""
+    parts = [markdown(outcomes)]
+    for file in sorted(out.glob("*-*.json")):
+        results = json.loads(file.read_text())
+        machine, versions = results["machine"], results["machine"]["versions"]
+        named = ", ".join(f"{name} {versions[name]}" for name in ("torch", "triton", "timm"))
+        parts.append(
+            f"**{results['name']}**: {machine['device']}; {named}; commit {machine['commit']}."
+        )
+        parts += [markdown(results["rows"])] if results["rows"] else []
+        parts += [results["message"]] if "message" in results else []
+    return "\n\n".join(parts) + "\n"
+
+
+def _end(child: subprocess.Popen[str]) -> None:
+    """End a command's session: it, and what it left behind when it ended."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+
+
+def _is_there(need: str) -> bool:
+    """Whether this Python has a package, `name` or `name>=1.2`."""
+    name, _, least = need.partition(">=")
+    if importlib.util.find_spec(name) is None:
+        return False
+    parts = importlib.metadata.version(name).split(".") if least else []
+    return [int(part) for part in parts[:2]] >= [int(part) for part in least.split(".") if part]
+
+
+def _sees_gpu() -> bool:
+    try:
+        import torch
+    except ImportError:
+        return False
+    return torch.cuda.is_available()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__)
+    parser.add_argument("stages", nargs="*", metavar="stage")
+    parser.add_argument("--out", type=Path, default=RESULTS / "gpu")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
+    parser.add_argument("--small", action="store_true", help="tiny sizes, to try the stages")
+    parser.add_argument("--minutes", type=float, default=8.0, help="of each stage at most")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,100 @@
+"""A step of FT, LwF and EWC and an evaluated batch in the steady state, with torch and timm alone.
+
+On a GPU ViT-B/16 at 224 px, its products in bf16, in batches of 64 and 256, as the model is and
+then compiled; on a CPU ViT-S in batches of 8. Images wait on the device; LwF's teacher logits and
+EWC's Fisher are at hand, as they are in a campaign. mfu counts the model's passes, whatever else a
+method does, over the data sheet's rate, or that of the best product measured here. peak_mb, on a
+GPU: the most that tensors held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bench import vit
+from bench.contest import Contest, Entrant, Scale
+from engine.machine.flops import peak
+from kernels.distill import distill_loss
+from kernels.ewc import adamw_ewc_
+
+LAM, LR = 0.5, 1e-5
+
+
+def contests(device: torch.device, scale: Scale) -> Iterator[Contest]:
+    on_gpu = device.type == "cuda"
+    batches = (2, 4) if scale.quick else (64, 256) if on_gpu else (8,)
+    model = vit.build(device, scale.quick, "ViT-B" if on_gpu else "ViT-S", max(batches))
+    for batch in batches:
+        for compiles in (False, True) if on_gpu else (False,):
+            net = torch.compile(model.net, dynamic=False) if compiles else model.net
+            fine_tuning, *others = _entrants(replace(model.at_most(batch), net=net))
+            name = f"{model.kind} x {batch}{', compiled' if compiles else ''}"
+            yield Contest(name, fine_tuning, tuple(others), processor_time=True)
+
+
+def _entrants(model: vit.FlatViT) -> list[Entrant]:
+    """AdamW on flat fp32 buffers, the model itself in bf16 on a GPU."""
+    theta, device = model.theta, model.theta.device
+    anchor, fisher, right = theta.clone(), torch.rand_like(theta), torch.zeros((), device=device)
+    moments = list(torch.zeros(2, len(theta), device=device))
+    with torch.no_grad(), vit.autocast(device):
+        teacher = model.net(model.images)
+    parameter = torch.nn.Parameter(theta)  # the same memory
+    parameter.grad = model.grad
+    adamw = torch.optim.AdamW([parameter], lr=LR, fused=True)
+
+    def backward(loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy) -> None:
+        model.grad.zero_()
+        with vit.autocast(device):
+            value = loss(model.net(model.images), model.labels)
+        value.backward()
+
+    def fine_tuning() -> None:
+        backward()
+        adamw.step()
+
+    def lwf() -> None:
+        backward(lambda logits, labels: distill_loss(logits, teacher, labels).mean())
+        adamw.step()
+
+    def ewc() -> None:
+        backward()
+        tensors = [theta, model.grad, *moments, anchor, fisher]
+        adamw_ewc_(*tensors, step=3, lr=LR, weight_decay=1e-2, lam=LAM)
+
+    @torch.inference_mode()
+    def evaluation() -> None:
+        """Adds up the right answers, which stay on the device."""
+        with vit.autocast(device):
+            answers = model.net(model.images).argmax(1)
+        right.add_((answers == model.labels).sum())
+
+    def entrant(name: str, run: Callable[[], None], held: int, flops: float) -> Entrant:
+        least_ms = 1e3 * model.batch * flops / peak(device, "bf16" if theta.is_cuda else "fp32")
+        beside = held * theta.nbytes + model.images.nbytes
+        return Entrant(name, run, model.batch, least_ms=least_ms, facts=_peak(run, beside, device))
+
+    # For a parameter are held, between steps: the weight; in training its gradient and two moments;
+    # for EWC anchor and Fisher.
+    return [
+        entrant("FT", fine_tuning, 4, model.flops),
+        entrant("LwF", lwf, 4, model.flops),
+        entrant("EWC", ewc, 6, model.flops),
+        entrant("evaluation", evaluation, 1, model.forward_flops),
+    ]
+
+
+def _peak(run: Callable[[], None], held: int, device: torch.device) -> dict[str, float]:
+    """On a GPU the most bytes that tensors hold: `held`, and what a run adds to what is there."""
+    if device.type != "cuda":
+        return {}
+    run()  # compiles
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    run()
+    return {"peak_mb": (held + torch.cuda.max_memory_allocated(device) - before) / 1e6}

@@ -1,0 +1,58 @@
+"""Where tests of kernels run, and tests that need a process of their own.
+
+A test that is marked `everywhere` takes the kernels on a GPU, where there is one, and in Triton's
+interpreter, and else the CPU's path. One that is marked `interpreted` or `traced` runs in the
+process alone that `run_marked` starts for its mark, since a variable must be set there before
+modules are imported.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
+TRACING = os.environ.get("RIB_TRACING") == "1"  # tensors of a GPU have no memory
+ON_GPU = torch.cuda.is_available() and not INTERPRETING
+DEVICE = torch.device("cuda" if ON_GPU else "cpu")
+KERNELS = INTERPRETING or ON_GPU  # run here
+NEEDS_GPU = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
+]
+everywhere = pytest.mark.everywhere
+
+
+def interpreted(test: Callable) -> Callable:
+    return _only(INTERPRETING)(pytest.mark.interpreted(test))
+
+
+def traced(test: Callable) -> Callable:
+    return _only(TRACING)(pytest.mark.traced(test))
+
+
+def run_marked(marks: str, place: Path, folder: Path, **environment: str) -> None:
+    """Fails with the child's output unless tests of these marks ran in it, and all passed."""
+    command = [sys.executable, "-m", "pytest", "-v", "-x", str(place), "-m", marks]
+    command += ["-p", "no:cacheprovider", f"--basetemp={folder / 'child'}"]
+    child = subprocess.run(
+        command,
+        cwd=Path(__file__).parent.parent,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    summary = child.stdout[-6000:] + child.stderr[-2000:]
+    assert child.returncode == 0, summary
+    assert " passed" in summary and " skipped" not in summary, summary
+
+
+def _only(inside: bool) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(not inside, reason="runs in a process of its own")
