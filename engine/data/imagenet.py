@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import pkgutil
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -171,8 +171,3 @@ def readable(classes: Sequence[str]) -> list[str]:
     names = {wnid: words.split(", ")[0] for wnid, words in synonyms().items()}
     counts = Counter(names.values())
     return [f"{name} ({wnid})" if counts[name] > 1 else name for wnid, name in names.items()]
-
-
-def is_a_or_r(classes: Iterable[str]) -> bool:
-    """Whether classes are exactly the 200 classes of ImageNet-A, or those of ImageNet-R."""
-    return set(classes) in [set(wnids(subset)) for subset in _SUBSETS.values()]

@@ -35,7 +35,7 @@ def pack_of(recipe: Recipe, name: str, cache: Path) -> Pack:
     Raises ValueError where the pack was made with other options or of images that have changed.
     """
     dataset, model = recipe.dataset, recipe.model
-    folder = _folder_of(recipe, name)
+    folder = pack_folder(Path(recipe.runs), dataset, model, name)
     if (folder / MANIFEST).is_file():
         pack = Pack.open(folder)
         _check_identity(pack, identity(dataset, model, name))
@@ -72,7 +72,7 @@ def make_pack(
         extra["background"] = dataset.background
     kind: Any = dataset.pack_format  # checked with the recipe
     return encode(
-        _folder_of(recipe, name),
+        pack_folder(Path(recipe.runs), dataset, recipe.model, name),
         name=name,
         items=listing.items,
         encoder=Images(_opener(dataset, name), transform, kind, dataset.background),
@@ -90,10 +90,6 @@ def _opener(dataset: DatasetRecipe, name: str) -> Callable[[Any], Any]:
     if dataset.kind == "imagenet" and name == imagenet.OBJECTNET:
         return objectnet.open_image
     return emoji.open_image if dataset.kind == "emoji" else trees.open_image
-
-
-def _folder_of(recipe: Recipe, name: str) -> Path:
-    return pack_folder(Path(recipe.runs), recipe.dataset, recipe.model, name)
 
 
 def pack_folder(runs: Path, dataset: DatasetRecipe, model: ModelRecipe, name: str) -> Path:

@@ -241,7 +241,7 @@ def published_among_its_classes(pack: Pack, classes: Sequence[str]) -> bool:
     """
     identity = pack.manifest["extra"].get("identity", {})
     is_objectnet = (identity.get("kind"), identity.get("set")) == ("imagenet", imagenet.OBJECTNET)
-    return is_objectnet or imagenet.is_a_or_r(classes)
+    return is_objectnet or set(classes) in [set(imagenet.wnids(subset)) for subset in ("a", "r")]
 
 
 def _nearest_class(name: str, head: Sequence[str]) -> str:

@@ -107,10 +107,6 @@ def _from_timm(recipe: ModelRecipe, cache: Path) -> nn.Module:
         ) from error
 
 
-def _random(recipe: ModelRecipe, cache: Path) -> nn.Module:
-    return models.create(recipe, 2)
-
-
 def _from_file(recipe: ModelRecipe, cache: Path) -> nn.Module:
     path = formats.file_of(recipe)
     if recipe.weights.match == "order" and path.suffix == ".safetensors":
@@ -135,7 +131,7 @@ def _from_package(recipe: ModelRecipe, cache: Path) -> nn.Module:
 SOURCES: dict[str, Callable[[ModelRecipe, Path], nn.Module]] = {
     "timm": _from_timm,
     "open_clip": zero_shot.classifier,
-    "random": _random,
+    "random": lambda recipe, _: models.create(recipe, 2),
     "file": _from_file,
     "pypi": _from_package,
 }

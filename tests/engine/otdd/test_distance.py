@@ -268,8 +268,7 @@ def test_a_relation_of_few_sets_says_how_little_it_proves(drops, heading, tmp_pa
 
 def test_points_pair_the_drop_upstream_with_the_distance(tmp_path):
     results = made_results.results(tmp_path)
-    apart = np.arange(9.0).reshape(3, 3)
-    matrix = Matrix(("a", "c", "up"), apart, np.zeros((3, 3)), np.zeros((3, 3)), 1.0)
+    matrix = Matrix(("a", "c", "up"), np.arange(9.0).reshape(3, 3), *np.zeros((2, 3, 3)), 1.0)
     cells = results.grid.cells.set_index(["method", "downstream", "evaluated_on"])["accuracy"]
     points = section._points(results, matrix)
     assert list(points["set"]) == ["a", "c"] and list(points["distance"]) == [6.0, 7.0]
