@@ -117,32 +117,21 @@ def balanced(
         places.setdefault(of, []).append(position)
     parts = sorted({part for part, _ in places})
     labels = sorted({label for _, label in places})
-    chosen: list[int] = []
-    for (part, label), quota in _quotas(parts, labels, count, seed):
-        there = places.get((part, label), [])
-        mixed = np.random.default_rng([seed, parts.index(part), label]).permutation(len(there))
-        chosen += [there[i] for i in mixed[:quota]]
-    rest = np.setdiff1d(np.arange(len(labels_N)), chosen)
-    mixed = np.random.default_rng([seed, count]).permutation(rest)
-    chosen += mixed[: count - len(chosen)].tolist()
-    return sorted(chosen)
-
-
-def _quotas(
-    parts: Sequence[str], labels: Sequence[int], count: int, seed: int
-) -> Iterator[tuple[tuple[str, int], int]]:
-    """How many images to draw of each part and class, zeros left out."""
     each, rest = divmod(count, len(parts) * len(labels))
     random = np.random.default_rng([seed, len(parts), len(labels)])
-    order = random.permutation(labels)
+    order = random.permutation(labels).tolist()
     extra = np.full(len(parts), rest // len(parts))
     extra[random.permutation(len(parts))[: rest % len(parts)]] += 1
     start = 0
-    for part, more in zip(parts, extra.tolist(), strict=True):
+    chosen: list[int] = []
+    for number, (part, more) in enumerate(zip(parts, extra.tolist(), strict=True)):
         # All parts go round the same shuffled list of classes, so that classes stay balanced.
-        favoured = {int(order[(start + i) % len(order)]) for i in range(more)}
+        favoured = {order[(start + i) % len(order)] for i in range(more)}
         start += more
-        for label in labels:
-            quota = each + (label in favoured)
-            if quota:
-                yield (part, label), quota
+        for label in labels if each else sorted(favoured):
+            there = places.get((part, label), [])
+            mixed = np.random.default_rng([seed, number, label]).permutation(len(there))
+            chosen += [there[i] for i in mixed[: each + (label in favoured)]]
+    left = np.setdiff1d(np.arange(len(labels_N)), chosen)
+    mixed = np.random.default_rng([seed, count]).permutation(left)
+    return sorted(chosen + mixed[: count - len(chosen)].tolist())
