@@ -10,8 +10,7 @@ form it from two more reads:
     SGD       m = momentum m + g + wd theta;  theta = theta - lr m
 
 Bytes moved per fp32 parameter: AdamW 36 (28 without the penalty), SGD with momentum 28 (20). On the
-CPU the pull is added to the gradient in chunks whose temporary stays in cache, and the step is
-torch's fused one.
+CPU the pull is added to the gradient, a tensor at a time, and the step is torch's fused one.
 
 Sources: Kirkpatrick et al. 2017, equation 3; Loshchilov & Hutter 2019, algorithm 2.
 """
@@ -29,8 +28,6 @@ from torch.optim.sgd import sgd
 from kernels import tables
 from kernels.launch import jit, launcher, tl
 from kernels.tables import Columns, Row, Table, place, tensor_at, to_device
-
-_CHUNK = 1 << 16  # elements, whose offsets from the anchor stay in cache
 
 
 def adamw_ewc_(
@@ -180,19 +177,11 @@ def _rows(columns: Columns, lam: float) -> list[Row]:
         raise ValueError("fisher is given without an anchor to measure the distance from")
     if columns["anchor"] is not None and rows and not rows[0][0].is_cuda:
         for theta, grad, *_, anchor, fisher in rows:
-            _add_pull(theta, grad, anchor, fisher, lam)
+            if fisher is None:
+                grad.add_(theta - anchor, alpha=lam)
+            else:
+                grad.addcmul_(fisher, theta - anchor, value=lam)
     return rows
-
-
-def _add_pull(theta: Tensor, grad: Tensor, anchor: Tensor, fisher: Tensor | None, lam: float):
-    offset = torch.empty(min(_CHUNK, len(theta)))
-    for start in range(0, len(theta), _CHUNK):
-        part = slice(start, start + _CHUNK)
-        distance = torch.sub(theta[part], anchor[part], out=offset[: len(theta[part])])
-        if fisher is None:
-            grad[part].add_(distance, alpha=lam)
-        else:
-            grad[part].addcmul_(fisher[part], distance, value=lam)
 
 
 @jit

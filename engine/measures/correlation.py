@@ -25,10 +25,10 @@ class Correlation:
     are too few units."""
 
     units: int
-    value: float
-    p: float
-    low: float
-    high: float
+    value: float = math.nan
+    p: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
 
     def __str__(self) -> str:
         ends = "" if math.isnan(self.low) else f", 95% interval {self.low:+.2f} to {self.high:+.2f}"
@@ -36,50 +36,34 @@ class Correlation:
         return f"{self.value:+.2f} ({p}{ends})".replace("-", "\N{MINUS SIGN}")
 
 
-def pearson(x: np.ndarray, y: np.ndarray) -> Correlation:
-    """Pearson's coefficient of two variables [units] or [units, K], over all their values.
+def spearman(x: np.ndarray, y: np.ndarray) -> Correlation:
+    """Spearman's coefficient of two variables [units] or [units, K], over all their values.
 
     A unit's K values come from one thing, such as a model that was evaluated on K sets: they are
     permuted and drawn together. p is by permutation of the units, exact for eight or fewer.
     """
-    units, nothing = len(x), [math.nan] * 4
-    x, y = (v.reshape(units, math.prod(v.shape[1:])).astype(float) for v in (x, y))
-    if units < 2 or x.size < FEWEST or not (_varies(x) and _varies(y)):
-        return Correlation(units, *nothing)
-    value, shuffled = float(_coefficient(x, y)), _coefficient(x, y[_orders(units)])
+    units, rng = len(x), np.random.default_rng(0)
+    if units < 2 or x.size < FEWEST or not all(np.ptp(v) > 0 for v in (x, y)):
+        return Correlation(units)
+    x, y = (pandas.Series(v.ravel()).rank().to_numpy().reshape(units, -1) for v in (x, y))
+    if units <= EXACT:
+        orders = np.array(list(itertools.permutations(range(units))))
+    else:
+        orders = rng.permuted(np.tile(np.arange(units), (RANDOM, 1)), axis=1)
+    value, shuffled = float(_pearson(x, y)), _pearson(x, y[orders])
     close = 1e-12  # coefficients that are equal but for rounding
     tails = (shuffled <= value + close).sum(), (shuffled >= value - close).sum()
     itself = units > EXACT  # among random permutations, the order that was seen counts as one
-    p = min(1.0, 2 * (min(tails) + itself) / (len(shuffled) + itself))
-    ends = nothing[:2]
-    if units >= FOR_AN_INTERVAL:
-        drawn = np.random.default_rng(0).integers(0, units, (RESAMPLES, units))
-        ends = bootstrap.interval(_coefficient(x[drawn], y[drawn]))
-    return Correlation(units, value, p, *map(float, ends))
+    p = float(min(1.0, 2 * (min(tails) + itself) / (len(orders) + itself)))
+    if units < FOR_AN_INTERVAL:
+        return Correlation(units, value, p)
+    drawn = np.random.default_rng(0).integers(0, units, (RESAMPLES, units))
+    return Correlation(units, value, p, *bootstrap.interval(_pearson(x[drawn], y[drawn])).tolist())
 
 
-def spearman(x: np.ndarray, y: np.ndarray) -> Correlation:
-    """Spearman's rank coefficient, as `pearson`."""
-    ranks = (pandas.Series(values.ravel()).rank().to_numpy() for values in (x, y))
-    return pearson(*(values.reshape(x.shape) for values in ranks))
-
-
-def _varies(values: np.ndarray) -> bool:
-    """Whether they are known and differ by more than rounding."""
-    return bool(np.ptp(values) > 1e-12 * np.abs(values).max())
-
-
-def _coefficient(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Pearson's [...], over all values of the units [..., units, K]; NaN where one is constant."""
+def _pearson(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Pearson's coefficient [...] of values [..., units, K]; NaN where one does not vary."""
     a, b = (v - v.mean(axis=(-2, -1), keepdims=True) for v in (x, y))
     with np.errstate(invalid="ignore"):
         norm = np.sqrt((a**2).sum(axis=(-2, -1)) * (b**2).sum(axis=(-2, -1)))
         return (a * b).sum(axis=(-2, -1)) / norm
-
-
-def _orders(units: int) -> np.ndarray:
-    """Permutations [P, units]: all of them, or `RANDOM` ones of many units."""
-    if units <= EXACT:
-        return np.array(list(itertools.permutations(range(units))))
-    rng = np.random.default_rng(0)
-    return rng.permuted(np.tile(np.arange(units), (RANDOM, 1)), axis=1)

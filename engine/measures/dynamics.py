@@ -1,21 +1,17 @@
 """Training dynamics: accuracy during fine-tuning, and whether robustness falls before it saturates.
 
-A curve is a mean over columns at each snapshot's step s, with n downstream sets and A_i^(j)(s) the
-accuracy in percent on set j of the model that is fine-tuned on set i for s steps:
+With n downstream sets and A_i^(j)(s) the accuracy in percent on set j of the model that is
+fine-tuned on set i for s steps (0: the pre-trained model):
 
     downstream(s) = 1/n sum_i A_i^(i)(s)
     ood(s)        = 1/(n(n-1)) sum_i sum_{j != i} A_i^(j)(s)
     upstream(s)   = 1/n sum_i A_i^(up)(s)
 
-Step 0 is the pre-trained model. A column whose training ends before step s counts as it ended.
-Every number of every step is resampled jointly (`bootstrap`).
-
 The claim of ImageNet-RIB's slides, made precise:
 
 - The peak is the first step of the highest ood(s).
 - Downstream accuracy saturates at the first step whose downstream(s) has reached 95% of its total
-  rise, which is from downstream(0) to its highest value. If it does not rise, there is no such step
-  and no claim.
+  rise, which is from downstream(0) to its highest value. Without a rise there is no claim.
 - The fall is ood(best) - ood(saturation), where best is the first step of the highest ood(s) before
   saturation, step 0 included.
 - Robustness falls before downstream accuracy saturates where the fall's interval lies above 0.

@@ -27,30 +27,6 @@ GIVEN = "models given by the user"
 PRE_TRAINED = "pre-trained models"
 
 
-@dataclass(frozen=True)
-class Line:
-    """Lines on the probit scale, one a row: slope and level at 0, each [B, 1]; NaN where the fitted
-    models have the same upstream accuracy."""
-
-    slope: np.ndarray
-    level: np.ndarray
-
-    @classmethod
-    def fit(cls, upstream: np.ndarray, shifted: np.ndarray) -> Line:
-        """Least squares over the F models of each row; accuracies [B, F] in percent."""
-        x, y = probit(upstream), probit(shifted)
-        mean_x, mean_y = x.mean(axis=1, keepdims=True), y.mean(axis=1, keepdims=True)
-        variance = ((x - mean_x) ** 2).sum(axis=1, keepdims=True)
-        covariance = ((x - mean_x) * (y - mean_y)).sum(axis=1, keepdims=True)
-        nothing = np.full_like(variance, np.nan)
-        slope = np.divide(covariance, variance, nothing, where=variance > 1e-12)
-        return cls(slope, mean_y - slope * mean_x)
-
-    def accuracy(self, upstream: np.ndarray) -> np.ndarray:
-        """Predicted accuracy [B, M] in percent, from upstream accuracy [B, M] in percent."""
-        return 100 * special.ndtr(self.slope * probit(upstream) + self.level)
-
-
 @dataclass(frozen=True, eq=False)
 class Trend:
     """The trend line of a set.
@@ -66,21 +42,18 @@ class Trend:
     given: np.ndarray
     basis: str
 
-    def points(self, accuracy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Upstream and shifted accuracy [B, F] of what the line is fitted over, from that of all
-        cells [B, cells]. What the user gave is the same in all draws."""
-        if self.basis == GIVEN:
-            return self.given[:1], self.given[1:]
-        return accuracy[:, self.upstream[self.fitted]], accuracy[:, self.cells[self.fitted]]
-
-    def line(self, accuracy: np.ndarray) -> Line:
-        """The line of each draw, from the accuracy of all cells [B, cells] in percent."""
-        return Line.fit(*self.points(accuracy))
+    def predicted(self, accuracy: np.ndarray, upstream: np.ndarray) -> np.ndarray:
+        """Accuracy on the set [B, M] in percent that the line of each draw predicts from upstream
+        accuracy [B, M], from the accuracy of all cells [B, cells]; NaN where there is no line. What
+        the user gave is the same in all draws."""
+        x, y = self.given[:1], self.given[1:]
+        if self.basis == PRE_TRAINED:
+            x, y = (accuracy[:, places[self.fitted]] for places in (self.upstream, self.cells))
+        return predicted(x, y, upstream)
 
     def residuals(self, accuracy: np.ndarray) -> np.ndarray:
         """Effective robustness [B, its cells] in points; NaN where there is no line."""
-        predicted = self.line(accuracy).accuracy(accuracy[:, self.upstream])
-        return accuracy[:, self.cells] - predicted
+        return accuracy[:, self.cells] - self.predicted(accuracy, accuracy[:, self.upstream])
 
 
 def trends(grid: Grid, models: pandas.DataFrame | None = None) -> dict[str, Trend]:
@@ -122,3 +95,15 @@ def above_trend(grid: Grid, by_set: Mapping[str, Trend]) -> Grid:
 def probit(percent: np.ndarray) -> np.ndarray:
     """Φ⁻¹ of accuracies in percent, which are first moved 0.01 points away from 0 and 100."""
     return special.ndtri(np.clip(np.asarray(percent, np.float64) / 100, CLIP, 1 - CLIP))
+
+
+def predicted(upstream: np.ndarray, shifted: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """Accuracy on the set [B, M] at upstream accuracies `at` [B, M], by the least-squares line of
+    each row over the accuracies [B, F] of F models, all in percent; NaN where the models have the
+    same upstream accuracy."""
+    x, y = probit(upstream), probit(shifted)
+    mean_x, mean_y = x.mean(axis=1, keepdims=True), y.mean(axis=1, keepdims=True)
+    variance = ((x - mean_x) ** 2).sum(axis=1, keepdims=True)
+    covariance = ((x - mean_x) * (y - mean_y)).sum(axis=1, keepdims=True)
+    slope = covariance / np.where(variance > 1e-12, variance, np.nan)
+    return 100 * special.ndtr(slope * probit(at) + (mean_y - slope * mean_x))

@@ -16,10 +16,10 @@ mRI the mean over `downstreams`.
 from __future__ import annotations
 
 import functools
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import numpy as np
 import pandas
@@ -174,7 +174,6 @@ def gather(
     downstreams: Sequence[str] = (),
     *,
     draws: int = DRAWS,
-    seed: int = 0,
 ) -> Grid:
     """Read every evaluation once; cells come in the order of the evaluations.
 
@@ -200,7 +199,7 @@ def gather(
     for places in by_set.values():
         places.sort(key=lambda k: (evaluations[k].on_downstream, evaluations[k].method != PRE))
         rows = [evaluations[k] for k in places]
-        of_rows, of_measures, of_images = _of_set(rows, temperatures, draws, seed)
+        of_rows, of_measures, of_images = _of_set(rows, temperatures, draws)
         for k, row in zip(places, of_rows, strict=True):
             numbers[k] = row
         for number, name in enumerate(names):
@@ -269,15 +268,13 @@ def robustness_improvement(
     downstream: str, after: Mapping[str, float], before: Mapping[str, float], sets: Sequence[str]
 ) -> float:
     """RI of one fine-tuned model: its mean change in accuracy over the other sets (points)."""
-    changes = [after[name] - before[name] for name in sets if name != downstream]
-    return math.fsum(changes) / len(changes)
+    return fmean(after[name] - before[name] for name in sets if name != downstream)
 
 
 def _of_set(
     rows: Sequence[Evaluation],
     temperatures: Mapping[tuple[Arm, str, int], Temperature | None],
     draws: int,
-    seed: int,
 ) -> tuple[list[dict[str, float]], np.ndarray, list[ImageChange]]:
     """Of each evaluation of a set its numbers (n, and measures in percent), their draws, float32
     [B, rows, measures], and the images that most models gained or lost.
@@ -312,7 +309,7 @@ def _of_set(
                 if row.headline and not is_on:
                     top1 = after.top1.astype(np.int32)
                     answers.setdefault(row.model, []).append((row, top1))
-            counts = counts if start else bootstrap.counts(bank.sources, draws, seed)
+            counts = counts if start else bootstrap.counts(bank.sources, draws)
             drawn = bootstrap.means(counts, bank.total, np.concatenate(sums, axis=1))
             samples.append(100 * drawn.reshape(draws, len(sums), -1))
     changes = [

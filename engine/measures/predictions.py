@@ -93,14 +93,8 @@ def read(path: Path) -> pa.Table:
 
 
 def mix_of(path: Path) -> dict[str, float] | Ensemble:
-    """The average of cells that a file's predictions are of.
-
-    Raises ValueError naming a file that lacks it.
-    """
-    try:
-        return average_of(json.loads((pq.read_schema(path).metadata or {})[b"mix"]))
-    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-        raise ValueError(f"{path} does not say which model it is of ({error!r})") from error
+    """The average of cells that a file's predictions are of."""
+    return average_of(json.loads(pq.read_schema(path).metadata[b"mix"]))
 
 
 class ImagePredictions(NamedTuple):

@@ -6,9 +6,10 @@ import math
 import re
 from typing import Any
 
+import numpy as np
 import pandas
 
-from engine.measures import dynamics, interpolation, tables
+from engine.measures import dynamics, tables
 from engine.report import charts
 from engine.report.results import FINE_TUNE, Results, title
 from engine.report.section import Section, Table
@@ -186,11 +187,13 @@ def _barriers(results: Results) -> pandas.DataFrame:
     mixed = results.arms[results.arms["alpha"].notna()]
     for (model, *_), curve in mixed.groupby(["model", "key", "variant", "setting"], sort=False):
         names = {"model": model, "method": curve["method"].iloc[0]}
+        alpha = curve["alpha"].to_numpy()
         for downstream in results.downstreams(str(model)) if {0, 1} <= set(curve["alpha"]) else ():
             row = names | {"downstream": downstream, "alphas": len(curve)}
             for name, accuracy in accuracies.items():
-                known = accuracy.reindex([(arm, downstream) for arm in curve["arm"]])
-                if known.notna().all():
-                    row[name] = interpolation.barrier([*curve["alpha"]], [*known])
+                known = accuracy.reindex([(arm, downstream) for arm in curve["arm"]]).to_numpy()
+                if not np.isnan(known).any():
+                    before, after = (known[(alpha == end).argmax()] for end in (0, 1))
+                    row[name] = ((1 - alpha) * before + alpha * after - known).max()
             rows.append(row)
     return pandas.DataFrame(rows)

@@ -33,12 +33,12 @@ def variants(results: Results) -> Section | None:
     if results.record.sweep is None:
         return None
     keys, data = _variants(results)
-    varied = [key for key in keys if data[key].nunique() > 1] or keys
+    varied = [key for key in keys if data[key].nunique() > 1]
     (title,) = results.record.methods.values()
     return Section(
         "sweep",
         f"mRI is from {signed(data['mRI_pts'].min())} to {signed(data['mRI_pts'].max())} points",
-        f"{counted('variant', len(data))} of {title}, every combination of {', '.join(keys)}, each "
+        f"{counted('variant', len(data))} of {title} in {', '.join(keys) or 'its settings'}, each "
         f"fine-tuned on {counted('set', len(results.record.downstreams))}; means over "
         f"{counted('seed', len(results.grid.seeds))}. {SELECTION} Images that are held out of the "
         "sets fine-tuned on (dataset.holdout) may choose, since RI does not count them.",
@@ -49,7 +49,7 @@ def variants(results: Results) -> Section | None:
             data[["mRI_pts", "mRI_low", "mRI_high"]].assign(
                 model=results.models[0],
                 method=[
-                    ", ".join(f"{key.rpartition('.')[2]} {row[key]}" for key in varied)
+                    ", ".join(f"{key.rpartition('.')[2]} {row[key]}" for key in varied) or title
                     for row in data.to_dict("records")
                 ],
             ),

@@ -34,23 +34,17 @@ def web(server, published) -> Web:
     return server
 
 
-@pytest.fixture
-def terminal(monkeypatch) -> list[str]:
-    """A user at a terminal, who knows the password and accepts the terms; the questions."""
-    questions: list[str] = []
-    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
-    monkeypatch.setattr("getpass.getpass", lambda text: questions.append(text) or PASSWORD)
-    monkeypatch.setattr("builtins.input", lambda text: questions.append(text) or "y")
-    return questions
-
-
 def rib(published: Published, folder: Path, *words: str) -> int:
     options = ("--to", str(folder), "--sources", str(published.sources))
     return cli.main(["download", *words, *options])
 
 
-@pytest.mark.usefixtures("web", "terminal")
-def test_every_set_comes_in_a_form_that_is_read(published, tmp_path, capsys) -> None:
+@pytest.mark.usefixtures("web")
+def test_every_set_comes_in_a_form_that_is_read(published, tmp_path, capsys, monkeypatch):
+    """A user at a terminal knows the password and accepts the terms."""
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    monkeypatch.setattr("getpass.getpass", lambda text: PASSWORD)
+    monkeypatch.setattr("builtins.input", lambda text: "y")
     folder = tmp_path / "data"
     assert rib(published, folder, "all", "--from", str(published.of_form)) == 0
     shown = capsys.readouterr().out

@@ -26,6 +26,7 @@ from grids import (
 from PIL import Image
 
 from engine.evaluation import passes
+from engine.grid.build import Builder
 from engine.recipe.options import OPTIONS
 from engine.store import cells
 
@@ -144,37 +145,30 @@ def test_features_are_the_pre_logits_in_the_order_of_the_pack(grid):
             torch.testing.assert_close(logits.double(), net(x), rtol=1e-3, atol=1e-4)
 
 
-def test_a_changed_image_changes_the_name_of_its_sets_predictions_alone(grid, tmp_path):
+def test_other_images_or_a_head_of_other_classes_have_predictions_of_their_own(grid, tmp_path):
+    """Of the same weights: a pixel of a set is changed, and then a class of the head renamed."""
     drawings = tmp_path / "shapes"
     shutil.copytree(grid.folder, drawings)
     changed = drawings / "tinted" / "disc" / "0.png"
     Image.eval(Image.open(changed), lambda v: v ^ 1).save(changed)
-    words = f"dataset.root={drawings}"
-    before, after = grid.builder(), grid.builder(words)
-    mix = {before.base.name: 1.0}
-    assert after.base.name == before.base.name, "the same images upstream, the same model"
-    for builder in (before, after):
-        tables(builder, [mix], ["outline", "tinted"])
-    for name, equal in (("outline", True), ("tinted", False)):
-        places = [passes.predicted(builder.run, mix, name, "all") for builder in (before, after)]
-        assert (places[0] == places[1]) is equal, name
-
-
-def test_a_head_of_other_classes_has_predictions_of_its_own(grid, tmp_path):
-    """The same weights and images: as many classes upstream, of which one has another name."""
-    drawings = tmp_path / "shapes"
-    shutil.copytree(grid.folder, drawings)
     shutil.copytree(drawings / "upstream", drawings / "other")
     (drawings / "other" / "bar").rename(drawings / "other" / "star")
-    before, after = (
-        grid.builder(f"dataset.root={drawings}", f"dataset.upstream={name}")
-        for name in ("upstream", "other")
+    of_root = f"dataset.root={drawings}"
+    before, after = grid.builder(), grid.builder(of_root)
+    renamed = grid.builder(
+        of_root, "dataset.upstream=other", "dataset.sets=[few]", "downstream=few"
     )
-    few, again = before.sets["few"], after.sets["few"]
+
+    def key(builder: Builder, name: str) -> dict:
+        return passes.key_of(builder.run, {"model": 1.0}, builder.sets[name], "all")[1]
+
+    assert after.base.name == before.base.name, "the same images upstream, the same model"
+    assert key(after, "outline") == key(before, "outline")
+    assert key(after, "tinted") != key(before, "tinted")
+    assert key(after, "few") == key(before, "few") != key(renamed, "few")
+    few, again = before.sets["few"], renamed.sets["few"]
     assert few.pack.fingerprint == again.pack.fingerprint
     assert few.labels.tolist() != again.labels.tolist()
-    keys = [passes.key_of(b.run, {"m": 1.0}, b.sets["few"], "all")[1] for b in (before, after)]
-    assert keys[0] != keys[1]
 
 
 def test_what_is_not_there_is_named(grid):

@@ -134,8 +134,8 @@ def test_what_a_slice_does_not_need_is_neither_loaded_nor_computed(
 
 def test_heads_on_shared_features_go_on_too(fresh, mixes, expected, small_slices, monkeypatch):
     """The first run ends in the second slice of three, the next as it joins those of a head."""
-    put, chunks, computed = pending.Pending.put, passes.chunks, []
-    monkeypatch.setattr(passes, "chunks", lambda *words: computed.append(1) or chunks(*words))
+    put, reduced, computed = pending.Pending.put, passes.reduced, []
+    monkeypatch.setattr(passes, "reduced", lambda *words: computed.append(1) or reduced(*words))
 
     def stop(self, *words):
         if not words or len(pending_files(fresh, "*.parquet")) == 2:

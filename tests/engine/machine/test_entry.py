@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,28 +12,23 @@ from engine.machine import entry, files, parent
 ROOT = Path(__file__).resolve().parents[3]
 
 
-def ended(
-    code: str, before: Callable[[], object] | None = None, **variables: str
-) -> subprocess.CompletedProcess[bytes]:
-    """The end of a command whose work is `code`."""
-    script = f"import sys\nfrom engine.machine import entry\ndef work():\n    {code}\n"
-    script += "sys.exit(entry.guarded(work))"
-    return subprocess.run(
-        [sys.executable, "-c", script],
-        cwd=ROOT,
-        env=os.environ | variables,
-        capture_output=True,
-        preexec_fn=before,
-    )
-
-
 @pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)])
 def test_closed_streams_are_nothing_but_silent(closed, tmp_path):
     """A file that takes the number of a closed stream is not written to as if it were one."""
     file = tmp_path / "result"
-    code = f"open({str(file)!r}, 'w').write('whole'); print('shown', flush=True)"
-    code += "; import subprocess; subprocess.run(['echo', 'of a program'], check=True)"
-    done = ended(code, before=lambda: [os.close(number) for number in closed])
+    script = f"""
+import subprocess, sys
+from engine.machine import entry
+def work():
+    open({str(file)!r}, 'w').write('whole')
+    print('shown', flush=True)
+    subprocess.run(['echo', 'of a program'], check=True)
+sys.exit(entry.guarded(work))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True,
+        preexec_fn=lambda: [os.close(number) for number in closed],
+    )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, b"") and file.read_text() == "whole"
     assert (done.stdout == b"shown\nof a program\n") == (1 not in closed)
 

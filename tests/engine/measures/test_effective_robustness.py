@@ -12,7 +12,7 @@ from scipy.stats import norm
 from stores import gather, grid, random_hits, rows
 
 from engine.measures import effective_robustness, model_rows
-from engine.measures.effective_robustness import GIVEN, PRE_TRAINED, Line
+from engine.measures.effective_robustness import GIVEN, PRE_TRAINED, predicted
 
 
 def percent(x) -> np.ndarray:
@@ -23,7 +23,7 @@ def robustness(upstream, shifted, fit=None) -> np.ndarray:
     """Height of each model above the line over the models `fit`."""
     x, y = np.array([upstream], float), np.array([shifted], float)
     in_fit = np.array([True] * x.size if fit is None else fit)
-    return (y - Line.fit(x[:, in_fit], y[:, in_fit]).accuracy(x))[0]
+    return (y - predicted(x[:, in_fit], y[:, in_fit], x))[0]
 
 
 def plain(upstream, shifted, at=None) -> np.ndarray:

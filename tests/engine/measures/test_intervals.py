@@ -12,6 +12,7 @@ import simulated_campaigns
 from stores import SETS, gather, grid, several_seeds, table
 
 from engine.measures import behaviour, bootstrap, effective_robustness, intervals
+from engine.measures.effective_robustness import predicted
 from engine.measures.rows import PRE, Arm, Evaluation, ModelOnSet
 
 N = 60
@@ -43,7 +44,6 @@ def brute_force(cells, seeds):
     weights = bootstrap.seed_weights(DRAWS, len(seeds))
     answers = {c.path: pq.read_table(c.path) for c in cells}
     points = {name: MODELS[["up", name]].to_numpy().T[:, None] for name in SETS}
-    lines = {name: effective_robustness.Line.fit(*of_set) for name, of_set in points.items()}
     samples: dict = {}
     for b in range(DRAWS):
         images = np.repeat(np.arange(N), np.repeat(counts[b], 2))  # two images a source
@@ -69,8 +69,8 @@ def brute_force(cells, seeds):
             now = samples["accuracy", c][-1]
             up = samples["accuracy", replace(c, evaluated_on="up")][-1]
             if c.evaluated_on in SETS and not c.on_downstream:
-                predicted = lines[c.evaluated_on].accuracy(np.array([[up]]))[0, 0]
-                samples.setdefault(("effective_robustness", c), []).append(now - predicted)
+                on_line = predicted(*points[c.evaluated_on], np.array([[up]]))[0, 0]
+                samples.setdefault(("effective_robustness", c), []).append(now - on_line)
             if c.evaluated_on == "up" and c.method != PRE:
                 start = samples["accuracy", ModelOnSet(*c.arm.before, "", "up")][-1]
                 samples.setdefault(("change", c), []).append(now - start)

@@ -85,10 +85,9 @@ def test_copies_of_one_source_widen_the_interval(tmp_path):
     assert width[0] / width[1] == pytest.approx(np.sqrt(3), rel=0.15)
 
 
-def test_interval_is_deterministic_seeded_and_blind_to_the_order_of_rows(tmp_path):
+def test_interval_is_deterministic_and_blind_to_the_order_of_rows(tmp_path):
     evaluations = grid(tmp_path, random_hits(), methods=("fine_tune", "lwf"))
     first = mri(evaluations)
-    assert not mri(evaluations, seed=1).equals(first)
     ends = ["mri_low", "mri_high"]
     turned = mri(evaluations[::-1]).set_index("method").loc[first["method"], ends]
     np.testing.assert_allclose(first[ends], turned, atol=1e-3)

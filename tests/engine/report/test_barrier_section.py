@@ -11,7 +11,6 @@ import pytest
 import reports
 import stores
 
-from engine.measures.interpolation import barrier
 from engine.measures.rows import PRE
 from engine.report.results import of_campaign
 from engine.report.sections import curves
@@ -19,19 +18,6 @@ from engine.report.sections import curves
 ALPHAS = (0.0, 0.25, 0.5, 1.0)
 # Images right of 200, by alpha: on the set fine-tuned on, and on the others.
 RIGHT = {0.0: (100, 100), 0.25: (104, 100), 0.5: (150, 60), 1.0: (180, 80)}
-
-
-@pytest.mark.parametrize(
-    ("accuracies", "expected"),
-    [
-        ([50, 55, 60, 70], 0.0),  # the line itself
-        ([50, 60, 65, 70], 0.0),  # above it
-        ([50, 40, 60, 70], 15.0),  # 55 on the line
-        ([70, 50, 10, 50], 50.0),
-    ],
-)
-def test_a_barrier_is_the_largest_distance_below_the_line(accuracies, expected):
-    assert barrier(ALPHAS, accuracies) == pytest.approx(expected)
 
 
 def test_the_section_has_the_barriers_of_each_column(tmp_path: Path) -> None:

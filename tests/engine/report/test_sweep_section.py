@@ -75,7 +75,7 @@ def test_variants_are_named_by_what_varies(tmp_path: Path) -> None:
     section = sweep.variants(swept(tmp_path, shares))
     assert section is not None
     assert list(section.figures[0].data["method"])[1] == "lam 1.0, epochs 3.0"
-    assert "every combination of method.lam, train.epochs" in section.text
+    assert "of EWC in method.lam, train.epochs" in section.text
 
 
 def test_the_tidy_table_has_a_row_a_seed(tmp_path: Path) -> None:

@@ -102,21 +102,6 @@ def test_a_snapshot_equals_a_run_that_stops_there(grid, monkeypatch, method):
     assert same(by_step(builder)[2], stopped.export().state)
 
 
-@pytest.mark.parametrize("arch", ["test_vit", CONV])
-def test_an_export_of_lora_leaves_the_method_as_it_is(grid, arch):
-    case = prepared(grid, "method=lora", f"model.arch={arch}")
-    with torch.no_grad():
-        for parameter in case.method.parameters():
-            if parameter.requires_grad:
-                parameter += 0.1
-    before = case.method.logits(case.batch)
-    names = list(case.method.state_dict())
-    first = case.method.export().state
-    assert names == list(case.method.state_dict())
-    assert torch.equal(case.method.logits(case.batch), before)
-    assert same(case.method.export().state, first)
-
-
 def test_a_fitted_head_leaves_no_snapshot(grid):
     builder, cell = with_snapshots(grid, "method=linear_probe")
     assert cell.steps == 0 and not by_step(builder)
