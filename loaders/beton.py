@@ -62,12 +62,13 @@ class BetonWriter:
     """Writes up to `capacity` samples, in order, to `path`; `finish` makes the file readable.
 
     Fewer samples than `capacity` may be added: the place reserved for their rows stays zero. What
-    an earlier writer left in the file can be taken again, and is cut where a sample is added.
+    an earlier writer left in the file can be taken again; the rest is cut by the first `add`.
     """
 
     def __init__(self, path: Path, capacity: int, page_size: int = PAGE_SIZE) -> None:
         path.touch()
         self._file = path.open("r+b")
+        self._is_cut = False
         self._page_size = page_size
         self._rows = np.zeros(capacity, ROW)
         self._table = np.zeros(capacity, ALLOCATION)
@@ -79,7 +80,9 @@ class BetonWriter:
         assert 0 < len(blob) <= self._page_size, len(blob)
         pointer = self._place(len(blob))
         self._file.seek(pointer)
-        self._file.truncate()
+        if not self._is_cut:  # once: over a network it takes long
+            self._file.truncate()
+            self._is_cut = True
         self._file.write(blob)
         self._note(len(blob), (mode, width, height, pointer, label))
 

@@ -81,11 +81,8 @@ class Images:
             if isinstance(error, OSError) and error.errno is not None:  # of the disk
                 raise OSError(error.errno, f"{item.key}: {error.strerror}") from error
             return f"{type(error).__name__}: {error}"
-        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
-            raise ValueError(
-                f"the transform gave {pixels.dtype} {pixels.shape} for {item.key}; "
-                "it must give uint8 (H, W, 3)"
-            )
+        is_rgb = pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3
+        assert is_rgb, (item.key, pixels.dtype, pixels.shape)
         blob = pixels.tobytes()
         if self.format == "jpeg":
             buffer = io.BytesIO()
@@ -121,7 +118,8 @@ def encode(
     full disk.
     """
     out = Path(out)
-    _check(items, len(classes))
+    assert items and all(0 <= item.label < len(classes) for item in items), name
+    assert len({item.key for item in items}) == len(items), f"{name}: keys must be unique"
     manifest: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "name": name,
@@ -168,18 +166,6 @@ def encode(
                 ) from error
             raise
     return Pack.open(out)
-
-
-def _check(items: Sequence[Item], classes: int) -> None:
-    if not items:
-        raise ValueError("no items: a pack holds at least one image")
-    seen: set[str] = set()
-    for item in items:
-        if item.key in seen:
-            raise ValueError(f"two items have the key {item.key!r}; keys must be unique")
-        if not 0 <= item.label < classes:
-            raise ValueError(f"{item.key}: label {item.label} is not one of {classes} classes")
-        seen.add(item.key)
 
 
 def _finished(out: Path, request: str) -> Pack:

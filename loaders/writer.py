@@ -73,10 +73,7 @@ class PackWriter:
         return len(self.written) + len(self.skipped)
 
     def write(self, results: Iterable[Stored | str]) -> None:
-        """Write the remaining items: their bytes, or the reason why there are none.
-
-        Raises ValueError naming an image of another shape than the others.
-        """
+        """Write the remaining items: their bytes, or the reason why there are none."""
         for item, result in zip(self._items[self.done :], results, strict=True):
             entry: Written | str
             if isinstance(result, str):
@@ -147,13 +144,12 @@ class PackWriter:
         return True
 
     def _open(self, item: Item, shape: tuple[int, int]) -> BetonWriter:
-        """The file for an image of this shape."""
+        """The file for an image; all have one shape."""
         if self._writer is None:
             self.shape = shape
             path, page_size = self._folder / IMAGES, page_size_of(*shape)
             self._writer = BetonWriter(path, len(self._items), page_size)
-        if shape != self.shape:
-            raise ValueError(f"{item.key}: its shape is {shape}, others have {self.shape}")
+        assert shape == self.shape, (item.key, shape, self.shape)
         return self._writer
 
     def _row(self, item: Item) -> dict[str, int]:

@@ -17,12 +17,15 @@ def labelled(n: int, seed: int, shift: float = 0.0) -> tuple[Tensor, Tensor]:
     return centres[labels] + torch.randn(n, D, generator=generator) + shift, labels
 
 
-def problem(n: int, m: int, seed: int = 0, shift: float = 0.3, **options) -> GroundCost:
-    (x, labels_x), (y, labels_y) = labelled(n, seed), labelled(m, seed + 1, shift)
+def problem(
+    n: int, m: int, seed: int = 0, shift: float = 0.3, device: torch.device | str = "cpu"
+) -> GroundCost:
+    x, labels_x = (tensor.to(device) for tensor in labelled(n, seed))
+    y, labels_y = (tensor.to(device) for tensor in labelled(m, seed + 1, shift))
     table = bures_squared(
         class_gaussians(x, labels_x, CLASSES), class_gaussians(y, labels_y, CLASSES)
     )
-    return GroundCost(x, y, labels_x=labels_x, labels_y=labels_y, table=table, **options)
+    return GroundCost(x, y, labels_x=labels_x, labels_y=labels_y, table=table)
 
 
 def dense(cost: GroundCost) -> Tensor:

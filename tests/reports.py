@@ -2,21 +2,20 @@
 
 import base64
 import dataclasses
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import made_results
 import numpy as np
 import pyarrow.parquet as pq
 import stores
-from PIL import Image
 
 from engine.data import thumbnails
 from engine.grid import record
-from engine.grid.record import FinishedCampaign, Record
+from engine.grid.record import FinishedCampaign
 from engine.measures.distances import Matrix
-from engine.measures.rows import PRE, Evaluation
+from engine.measures.rows import PRE
 from loaders.files import file_hash
 
 SETS = ("flat", "mono", "sketch")
@@ -53,8 +52,24 @@ def finished(
         row = stores.cell(path.relative_to(store), method, downstream, on, alpha)
         headline = alpha in (None, 0.5)
         evaluations.append(dataclasses.replace(row, model=model, headline=headline))
-    values = _record(name, sets, evaluations, store) | changes
-    return record.write(place, Record(**values))
+    places = (*sets, UPSTREAM)
+    apart = np.abs(np.subtract.outer(np.arange(len(places)), np.arange(len(places)))).astype(float)
+    errors = np.full_like(apart, 1e-5)
+    rows = {m: {"variant": "canonical", "lr": 1e-3, "betas": [0.9, 0.999]} for m in TITLES}
+    values = {
+        "name": name,
+        "sets": list(sets),
+        "downstreams": list(sets),
+        "methods": dict(TITLES),
+        "settings": {"Command": f"rib campaign {name}", "Seed": 0, "Rows": rows},
+        "credits": [{"set": "flat", "licence": "MIT", "url": "https://example.org/a?b=1&c=2"}],
+        "contact_sheet": pictures([UPSTREAM], 1)[UPSTREAM]["0"],
+        "holdout": True,
+        "distances": Matrix(places, apart, errors, errors, 0.5).plain(),
+        "files": {str(row.path): file_hash(store / row.path) for row in evaluations},
+        "classes": CLASSES,
+    }
+    return record.write(place, made_results.record(evaluations, **values | changes))
 
 
 def pictures(sets: Sequence[str] = SETS, images: int = 40) -> dict[str, dict[str, str]]:
@@ -68,38 +83,3 @@ def pictures(sets: Sequence[str] = SETS, images: int = 40) -> dict[str, dict[str
         }
         for number, name in enumerate(sets)
     }
-
-
-def _record(
-    name: str, sets: Sequence[str], evaluations: Sequence[Evaluation], store: Path
-) -> dict[str, Any]:
-    places = (*sets, UPSTREAM)
-    apart = np.abs(np.subtract.outer(np.arange(len(places)), np.arange(len(places)))).astype(float)
-    errors = np.full_like(apart, 1e-5)
-    return {
-        "name": name,
-        "sets": list(sets),
-        "downstreams": list(sets),
-        "upstream": UPSTREAM,
-        "methods": dict(TITLES),
-        "settings": {"Command": f"rib campaign {name}", "Seed": 0, "Rows": _rows()},
-        "credits": [{"set": "flat", "licence": "MIT", "url": "https://example.org/a?b=1&c=2"}],
-        "contact_sheet": base64.b64encode(_png()).decode(),
-        "holdout": True,
-        "distances": Matrix(places, apart, errors, errors, 0.5).plain(),
-        "evaluations": list(evaluations),
-        "files": {str(row.path): file_hash(store / row.path) for row in evaluations},
-        "classes": CLASSES,
-    }
-
-
-def _rows() -> dict[str, dict[str, Any]]:
-    return {
-        method: {"variant": "canonical", "lr": 1e-3, "betas": [0.9, 0.999]} for method in TITLES
-    }
-
-
-def _png() -> bytes:
-    data = io.BytesIO()
-    Image.new("RGB", (8, 4), "teal").save(data, format="PNG")
-    return data.getvalue()

@@ -13,7 +13,6 @@ from engine.measures.tables import write_csv
 from engine.report import charts, columns
 from engine.report.section import Section, Table
 
-FIGURES, TABLES = "figures", "tables"
 WIDTH = 480  # of a figure's plot, in CSS pixels
 LONGEST = 200  # rows of a table that a paper prints
 # All of LaTeX's special characters, and signs that pdfTeX's fonts lack.
@@ -35,29 +34,24 @@ LATEX = str.maketrans(
 )
 
 
-def write_tables(folder: Path, sections: Sequence[Section]) -> None:
+def write(folder: Path, sections: Sequence[Section], *, drawn: bool = False) -> None:
     """Every table as CSV and Parquet with all its columns, and in LaTeX as it is shown, unless
-    it is too long for a paper; every figure's numbers as CSV."""
-    for section in sections:
-        for table in section.tables:
-            place = folder / TABLES / table.name
-            write_csv(place.with_suffix(".csv"), table.data, charts.DIGITS)
-            write_atomic(place.with_suffix(".parquet"), table.data.to_parquet(index=False))
-            if len(table.data) <= LONGEST:
-                write_atomic(place.with_suffix(".tex"), latex(table).encode())
-        for figure in section.figures:
-            write_csv(folder / FIGURES / f"{figure.name}.csv", figure.data, charts.DIGITS)
-
-
-def write_figures(folder: Path, sections: Sequence[Section]) -> None:
-    """Every figure as SVG and PDF, with whole names; 0.1 to 0.2 s each."""
+    it is too long for a paper; every figure's numbers as CSV. drawn: every figure as SVG and PDF
+    too, with whole names; 0.1 to 0.2 s each."""
     whole = {part: charts.CONFIG[part] | {"labelLimit": 0} for part in ("axis", "legend", "header")}
-    for section in sections:
-        for figure in section.figures:
+    for table in (table for section in sections for table in section.tables):
+        place = folder / "tables" / table.name
+        write_csv(place.with_suffix(".csv"), table.data, charts.DIGITS)
+        write_atomic(place.with_suffix(".parquet"), table.data.to_parquet(index=False))
+        if len(table.data) <= LONGEST:
+            write_atomic(place.with_suffix(".tex"), latex(table).encode())
+    for figure in (figure for section in sections for figure in section.figures):
+        place = folder / "figures" / figure.name
+        write_csv(place.with_suffix(".csv"), figure.data, charts.DIGITS)
+        if drawn:
             spec = charts.drawn(figure, WIDTH) | {"config": charts.CONFIG | whole}
-            svg, pdf = vl_convert.vegalite_to_svg(spec), vl_convert.vegalite_to_pdf(spec)
-            write_atomic(folder / FIGURES / f"{figure.name}.svg", svg.encode())
-            write_atomic(folder / FIGURES / f"{figure.name}.pdf", pdf)
+            write_atomic(place.with_suffix(".svg"), vl_convert.vegalite_to_svg(spec).encode())
+            write_atomic(place.with_suffix(".pdf"), vl_convert.vegalite_to_pdf(spec))
 
 
 def latex(table: Table) -> str:

@@ -44,9 +44,7 @@ def write_into(folder: Path, results: Results, *, figures: bool = False) -> Path
         names += ["sweep.csv", "sweep.parquet"]
         warnings.append(sweep.SELECTION)
     made = sections.of(results)
-    exports.write_tables(folder, made)
-    if figures:
-        exports.write_figures(folder, made)
+    exports.write(folder, made, drawn=figures)
     title = f"{Path(record.name).stem}: what fine-tuning does to robustness"
     missing = ", ".join(dict.fromkeys(column.column for column in record.missing))
     notes = [f"models fine-tuned on {missing} are not in this report"] * bool(missing)

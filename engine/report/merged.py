@@ -44,6 +44,7 @@ def merged(runs: Sequence[FinishedCampaign], models_csv: Path | None = None) -> 
     rows: dict[tuple[Any, ...], Evaluation] = {}
     cka, attempts, missing = [], [], []
     thumbnails: dict[str, dict[str, str]] = {}
+    settings: dict[str, Any] = {}
     for label, run in zip(labels, runs, strict=True):
         record, models = run.record, {name: f"{name} ({label})" for name in disagreeing}
         for row in run.evaluations:
@@ -60,12 +61,15 @@ def merged(runs: Sequence[FinishedCampaign], models_csv: Path | None = None) -> 
         ]
         for name, images in record.thumbnails.items():
             thumbnails[name] = thumbnails.get(name, {}) | images
+        for name, value in record.settings.items():  # those that all share by their names
+            is_shared = all(other.settings.get(name) == value for other in records)
+            settings[name if is_shared else f"{name}, {label}"] = value
     record = dataclasses.replace(
         first,
         name=" and ".join(labels),
         downstreams=[name for name in first.downstreams if name in shared],
         methods={key: title for record in records for key, title in record.methods.items()},
-        settings=_settings(labels, records),
+        settings=settings,
         credits=_once(row for record in records for row in record.credits),
         holdout=all(record.holdout for record in records),
         distances=None,
@@ -92,13 +96,3 @@ def _disagreeing(records: Sequence[Record]) -> set[str]:
 
 def _once(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return list({digest(row): row for row in rows}.values())
-
-
-def _settings(labels: Sequence[str], records: Sequence[Record]) -> dict[str, Any]:
-    """Settings that all campaigns share by their names, the rest with the campaign's."""
-    settings: dict[str, Any] = {}
-    for label, record in zip(labels, records, strict=True):
-        for name, value in record.settings.items():
-            is_shared = all(other.settings.get(name) == value for other in records)
-            settings[name if is_shared else f"{name}, {label}"] = value
-    return settings

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -44,9 +43,13 @@ def write(
     links to. Raises ValueError for a name of a section, figure or table that is used twice."""
     figures = [figure for section in sections for figure in section.figures]
     tables = [table for section in sections for table in section.tables]
-    _check_names(section.key for section in sections)
-    _check_names(figure.name for figure in figures)
-    _check_names(table.name for table in tables)
+    for names in (
+        [section.key for section in sections],
+        [figure.name for figure in figures],
+        [table.name for table in tables],
+    ):
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"the report's name {twice[0]!r} is used twice")
     views = {table.name: _view(table) for table in tables}
     embedded = {
         "figures": {figure.name: charts.drawn(figure, "container") for figure in figures},
@@ -93,25 +96,18 @@ def _bundle() -> str:
 
 def _view(table: Table) -> dict[str, Any]:
     """What the page holds of a table: its numbers as CSV, the texts that it shows, and filters
-    where there are many rows. filters: by place of a column, its values."""
-    shown, data = columns.shown(table.data), table.data
-    many = len(data) > FEW
-    values = {
-        k: list(dict.fromkeys(column.texts))
-        for k, column in enumerate(shown)
-        if column.name in FILTERS and (many or column.name == "model")
-    }
+    where there are many rows: by place of a column, its values."""
+    shown, many = columns.shown(table.data), len(table.data) > FEW
+    values = {k: list(dict.fromkeys(column.texts)) for k, column in enumerate(shown)}
     return {
-        "csv": csv(data, charts.DIGITS),
+        "csv": csv(table.data, charts.DIGITS),
         "heads": [column.head for column in shown],
         "numeric": [column.is_numeric for column in shown],
         "rows": list(zip(*(column.texts for column in shown), strict=True)),
         "search": many,
-        "filters": {k: of_column for k, of_column in values.items() if len(of_column) > 1},
+        "filters": {
+            k: texts
+            for k, texts in values.items()
+            if many and len(texts) > 1 and shown[k].name in FILTERS
+        },
     }
-
-
-def _check_names(names: Iterable[str]) -> None:
-    for name, times in Counter(names).items():
-        if times > 1:
-            raise ValueError(f"the report's name {name!r} is used twice")

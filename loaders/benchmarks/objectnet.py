@@ -19,7 +19,6 @@ from loaders.benchmarks.imagenet import in_order, source_of
 from loaders.pack import Item
 from loaders.trees import Listing, Place, first_names
 
-MODES = ("corrected", "paper")
 JOIN = "+"  # between the wnids of an object that stands for several IN classes
 BORDER = 2  # pixels; the images come with a red frame
 MAPPINGS = ("folder_to_objectnet_label.json", "objectnet_to_imagenet_1k.json")
@@ -43,8 +42,6 @@ def read(root: Path, name: str, wnid_of: Mapping[str, str], mode: str = "correct
     joined by `JOIN`. Raises ValueError naming mappings that are missing or wrong, and folders that
     no mapping names.
     """
-    if mode not in MODES:
-        raise ValueError(f"objectnet={mode!r}: {' | '.join(MODES)}")
     top = next((p for p in (root, *sorted(root.glob("*/"))) if (p / "mappings").is_dir()), None)
     if top is None:
         raise ValueError(

@@ -66,22 +66,6 @@ def test_a_request_is_the_digest_of_the_manifest_and_all_items() -> None:
         assert request_digests(manifest, items(range(count)), "skip") == expected
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"items": []}, "no items"),
-        ({"seeds": [1, 1]}, "image-1.*unique"),
-        ({"classes": ["bee"]}, "image-1: label 1 is not one of 1 classes"),
-        ({"transform": lambda image: np.zeros((5, 7, 3))}, r"float64 \(5, 7, 3\) for image-0"),
-        ({"transform": lambda image: np.asarray(image)[np.asarray(image)[0, 0, 0] % 5 :]}, "shape"),
-    ],
-)
-def test_a_bad_request_makes_no_pack(tmp_path: Path, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        make(tmp_path / "p", **options)
-    assert not (tmp_path / "p").exists()
-
-
 def test_same_request_is_reused_and_another_refused(tmp_path: Path) -> None:
     def never(seed: int) -> Image.Image:
         raise AssertionError("encoded twice")

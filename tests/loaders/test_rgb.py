@@ -85,20 +85,14 @@ def test_opaque_images_keep_their_pixels() -> None:
         assert unusual == named
 
 
-@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
-def test_16_bits_are_scaled(kind: str) -> None:
-    image = stored(Image.fromarray(LEVELS), kind)
-    converted, unusual = to_rgb(image)
-    assert rows(converted) == [(level,) * 3 for level in (0, 0, 1, 128, 255)]
-    assert unusual == "16 bits scaled to 8"
-
-
-def test_a_transparent_level_of_16_bits_counts() -> None:
-    image = stored(Image.fromarray(LEVELS), "PNG", transparency=32768)
-    assert image.mode.startswith("I;16")
-    converted, unusual = to_rgb(image, "black")
-    assert rows(converted) == [(level,) * 3 for level in (0, 0, 1, 0, 255)]
-    assert unusual == "16 bits scaled to 8, composited on black"
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM", "keyed PNG"])
+def test_16_bits_are_scaled_and_a_transparent_level_counts(kind: str) -> None:
+    keyed = {"transparency": 32768} if kind == "keyed PNG" else {}
+    converted, unusual = to_rgb(
+        stored(Image.fromarray(LEVELS), kind[-4:].strip(), **keyed), "black"
+    )
+    assert rows(converted) == [(level,) * 3 for level in (0, 0, 1, 0 if keyed else 128, 255)]
+    assert unusual == "16 bits scaled to 8" + ", composited on black" * bool(keyed)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int32])

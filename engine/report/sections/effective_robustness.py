@@ -93,7 +93,7 @@ def _points(results: Results, titled: pandas.DataFrame) -> pandas.DataFrame:
             points = pandas.concat([points, given.assign(kind="given", model=GIVEN, method=GIVEN)])
         x = np.array([points["upstream_pct"].min(), points["upstream_pct"].max()])
         ends = pandas.DataFrame({"kind": "line", "upstream_pct": x})
-        ends["set_pct"] = trend.line(accuracy[None]).accuracy(x[None])[0]
+        ends["set_pct"] = trend.predicted(accuracy[None], x[None])[0]
         points = pandas.concat([points, ends.dropna()])
         parts.append(points.assign(evaluated_on=name))
     data = pandas.concat(parts, ignore_index=True)

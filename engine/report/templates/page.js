@@ -56,18 +56,18 @@ for (const element of document.querySelectorAll("[data-table]")) {
   let order = () => 0;
 
   const number = (text) => parseFloat(text.replace("−", "-").replace(/[<,]/g, ""));
-  const line = (row) => {
-    const line = document.createElement("tr");
-    row.forEach((text, k) => {
+  const line = (texts) => {
+    const row = document.createElement("tr");
+    texts.forEach((text, k) => {
       const cell = document.createElement(k ? "td" : "th");
       if (!k) cell.scope = "row";
       if (numeric[k]) cell.className = "number";
       const link = { href: text, textContent: text };
       if (text.startsWith("https://")) cell.append(Object.assign(document.createElement("a"), link));
       else cell.textContent = text;
-      line.append(cell);
+      row.append(cell);
     });
-    return line;
+    return row;
   };
   const show = () => {
     const word = search?.value.toLowerCase() ?? "";
@@ -93,7 +93,7 @@ for (const element of document.querySelectorAll("[data-table]")) {
       show();
     };
   });
-  for (const input of [...filters, ...(search ? [search] : [])]) input.oninput = show;
+  element.querySelectorAll("select, input").forEach((input) => { input.oninput = show; });
   if (more) more.onclick = () => { shown *= 4; show(); };
   element.querySelector("[data-do=csv]").onclick = () =>
     save(`${element.dataset.table}.csv`, "text/csv", csv);

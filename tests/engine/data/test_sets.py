@@ -50,9 +50,7 @@ def opened(recipe: Recipe, runs: Path | None = None, **changes: Any) -> Sets:
     return Sets(changed, CPU, Path("/nonexistent"))
 
 
-def test_image_that_does_not_decode_is_named(
-    recipe: Recipe, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_image_that_does_not_decode_is_named(recipe, tmp_path, caplog):
     grids.draw(tmp_path / "images")
     (tmp_path / "images" / "outline" / "disc" / "0.png").write_bytes(b"not a picture")
     root = str(tmp_path / "images")
@@ -68,9 +66,7 @@ def test_image_that_does_not_decode_is_named(
     assert [image["key"] for image in pack.manifest["skipped"]] == ["disc/0.png"]
 
 
-def test_images_of_the_same_name_in_two_sets_are_named(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_images_of_the_same_name_in_two_sets_are_named(tmp_path, caplog):
     for place in ("a/dog/000.png", "a/cat/1.png", "b/dog/000.png", "b/cat/2.png", "c/dog/9.png"):
         (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (4, 4)).save(tmp_path / place)
@@ -86,8 +82,8 @@ def test_images_of_the_same_name_in_two_sets_are_named(
 
 
 def test_a_set_names_its_kinds_of_images_and_the_background_is_part_of_its_name(
-    recipe: Recipe, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+    recipe, tmp_path, caplog
+):
     root = tmp_path / "images"
     grids.draw(root)
     for copy in (0, 1):
@@ -113,7 +109,7 @@ def test_a_set_names_its_kinds_of_images_and_the_background_is_part_of_its_name(
     ]
 
 
-def test_the_place_of_a_pack_is_what_it_always_was(recipe: Recipe) -> None:
+def test_the_place_of_a_pack_is_what_it_always_was(recipe):
     """Packs that were made before are found by this key."""
     folder = DatasetRecipe(name="shapes", root="/images", sets=["a"])
     published = dataclasses.replace(folder, kind="imagenet")
@@ -127,9 +123,7 @@ def test_the_place_of_a_pack_is_what_it_always_was(recipe: Recipe) -> None:
     ("name", "change", "message"),
     [("tinted", {}, "set: 'tinted', not 'outline'"), ("outline", {"seed": 1}, "seed: 1, not 0")],
 )
-def test_another_pack_in_a_packs_place_is_refused(
-    recipe: Recipe, tmp_path: Path, name: str, change: dict[str, int], message: str
-) -> None:
+def test_another_pack_in_a_packs_place_is_refused(recipe, tmp_path, name, change, message):
     folder = opened(recipe, tmp_path)["outline"].pack.folder
     other = opened(recipe, tmp_path, **change)[name].pack.folder
     shutil.rmtree(folder)
@@ -138,7 +132,7 @@ def test_another_pack_in_a_packs_place_is_refused(
         opened(recipe, tmp_path)["outline"]
 
 
-def test_pack_is_made_once_and_its_place_tells_transforms_apart(recipe: Recipe) -> None:
+def test_pack_is_made_once_and_its_place_tells_transforms_apart(recipe):
     first, again = (opened(recipe)["few"].pack for _ in "ab")
     assert (again.folder, again.fingerprint) == (first.folder, first.fingerprint)
     dataset, model = recipe.dataset, recipe.model
@@ -158,7 +152,7 @@ def test_pack_is_made_once_and_its_place_tells_transforms_apart(recipe: Recipe) 
         Pack.open(first.folder, transform_spec=models.transform(cropped).spec)
 
 
-def test_the_split_of_emoji_is_what_it_always_was() -> None:
+def test_the_split_of_emoji_is_what_it_always_was():
     """Names of stored cells and predictions hold what determines the split, not its positions."""
     labels = np.repeat(np.arange(200), 4)  # four renderings of 200 concepts
     sources = np.array([f"1f{label:03x}" for label in labels])
@@ -174,7 +168,7 @@ def test_the_split_of_emoji_is_what_it_always_was() -> None:
     st.floats(0, 0.99),
     st.integers(0, 3),
 )
-def test_split_laws(drawn: list[tuple[int, int]], share: float, seed: int) -> None:
+def test_split_laws(drawn, share, seed):
     """A class never loses its last image, and copies of a source are on one side."""
     labels = np.array([label for label, _ in drawn], dtype=np.int64)
     sources = np.array([f"{label}/{source}" for label, source in drawn])
@@ -198,7 +192,7 @@ def test_split_laws(drawn: list[tuple[int, int]], share: float, seed: int) -> No
         assert not several or len(set(drawn)) == len(drawn)
 
 
-def test_a_set_of_copies_says_so_in_its_key(recipe: Recipe, tmp_path: Path) -> None:
+def test_a_set_of_copies_says_so_in_its_key(recipe, tmp_path):
     grids.draw(tmp_path / "images")
     for file in (tmp_path / "images" / "outline").glob("*/0.png"):
         Image.open(file).save(file.with_suffix(".bmp"))  # of one stem
@@ -215,9 +209,7 @@ HEAD = ("square", "ring", "other", "cross")
 
 
 @pytest.mark.parametrize(("rule", "mask"), [("present", [True, True, False, True]), ("none", None)])
-def test_labels_follow_the_heads_names_and_a_mask_its_rule(
-    recipe: Recipe, rule: str, mask: list[bool] | None
-) -> None:
+def test_labels_follow_the_heads_names_and_a_mask_its_rule(recipe, rule, mask):
     labels, actual = to_head(opened(recipe)["few"].pack, HEAD, rule)
     assert [*labels[[0, grids.COPIES, 2 * grids.COPIES]]] == [3, 1, 0]
     assert (actual if actual is None else actual.tolist()) == mask
@@ -229,7 +221,7 @@ def test_labels_follow_the_heads_names_and_a_mask_its_rule(
     )
 
 
-def test_classes_that_the_head_lacks_are_named_with_the_nearest(recipe: Recipe) -> None:
+def test_classes_that_the_head_lacks_are_named_with_the_nearest(recipe):
     pack = opened(recipe)["few"].pack
     with pytest.raises(
         ValueError, match=r"few has 1 .*: 'square' \(is it squares\?\); its .* 3 cl"
@@ -240,7 +232,7 @@ def test_classes_that_the_head_lacks_are_named_with_the_nearest(recipe: Recipe) 
         to_head(fruit, imagenet.wnids())  # type: ignore[arg-type]
 
 
-def test_folders_of_an_imagenet_head_may_be_numbers() -> None:
+def test_folders_of_an_imagenet_head_may_be_numbers():
     head = imagenet.wnids()
     assert names_in_head(("10", "2", "999"), head) == [head[10], head[2], head[999]]
     for folders in (("10", "1000"), ("1", "01"), ("10", "dog"), head[:3]):

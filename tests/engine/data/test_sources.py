@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from engine.data import sources
@@ -13,7 +11,7 @@ from engine.recipe import catalogue
 SET = "imagenet_a: {page: p, terms: t, files: [{name: a.tar, sha256: 0a, addresses: [http://a]}]}"
 
 
-def test_every_set_of_the_benchmark_has_a_source_with_a_checksum() -> None:
+def test_every_set_of_the_benchmark_has_a_source_with_a_checksum():
     published = sources.read()
     dataset = catalogue.read(catalogue.path_of("datasets", "imagenet_rib"))
     assert set(published) == {dataset["upstream"], *dataset["sets"]}
@@ -39,13 +37,13 @@ def test_every_set_of_the_benchmark_has_a_source_with_a_checksum() -> None:
         (SET.replace("sha256: 0a, ", ""), "neither sha256 nor md5"),
     ],
 )
-def test_a_list_that_cannot_be_used_is_refused(tmp_path: Path, text: str, message: str) -> None:
+def test_a_list_that_cannot_be_used_is_refused(tmp_path, text, message):
     (tmp_path / "list.yaml").write_text(text)
     with pytest.raises(RecipeError, match=f"(?s)list.yaml: .*{message}"):
         sources.read(tmp_path / "list.yaml")
 
 
-def test_sets_are_located_by_their_usual_names(tmp_path: Path) -> None:
+def test_sets_are_located_by_their_usual_names(tmp_path):
     published = sources.read()["imagenet_sketch"]
     assert sources.locate(tmp_path, "imagenet_sketch", published) is None
     (tmp_path / "sketch").mkdir()

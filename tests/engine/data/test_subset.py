@@ -6,13 +6,12 @@ import hashlib
 import json
 import shutil
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from grids import COPIES, FEW, Grid, grid, listing, same, weights
+from grids import COPIES, FEW, grid, listing, same, weights
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -73,7 +72,7 @@ def test_a_large_set_is_thinned_in_balance_and_a_small_one_is_not():
     assert keys[0] != keys[1] and all(keys)
 
 
-def test_a_cell_trains_on_its_part_alone_and_evaluates_as_before(grid: Grid):
+def test_a_cell_trains_on_its_part_alone_and_evaluates_as_before(grid):
     whole, few = grid.builder("downstream=few"), grid.builder("downstream=few", "dataset.shots=2")
     positions = few.target.training(few.recipe)
     assert len(positions) == 2 * len(FEW) and set(positions) < set(few.target.split("train"))
@@ -85,7 +84,7 @@ def test_a_cell_trains_on_its_part_alone_and_evaluates_as_before(grid: Grid):
 
 
 @pytest.mark.parametrize("method", ["fine_tune", "linear_probe", "wise_ft"])
-def test_a_part_stands_in_the_key_and_the_whole_does_not(grid: Grid, method: str):
+def test_a_part_stands_in_the_key_and_the_whole_does_not(grid, method):
     def key(*words: str) -> dict[str, Any]:
         return grid.builder(f"method={method}", *words).key()
 
@@ -98,7 +97,7 @@ def test_a_part_stands_in_the_key_and_the_whole_does_not(grid: Grid, method: str
         assert key(f"dataset.{word}") == whole, f"{word}: the same images, so the same cell"
 
 
-def test_names_of_stored_cells_did_not_change(grid: Grid):
+def test_names_of_stored_cells_did_not_change(grid):
     """The digest of a cell of the whole set, but for what the machine gives."""
     digests = {}
     for method in ("fine_tune", "linear_probe"):
@@ -110,7 +109,7 @@ def test_names_of_stored_cells_did_not_change(grid: Grid):
     assert digests == {"fine_tune": "7b91152450226bd3", "linear_probe": "e7f622aabd6ccb77"}
 
 
-def test_a_part_trains_like_a_folder_that_holds_nothing_else(grid: Grid, tmp_path: Path):
+def test_a_part_trains_like_a_folder_that_holds_nothing_else(grid, tmp_path):
     words = ("dataset.holdout=0", "train.batch_size=4")
     builder, cell = grid.build(*words, "dataset.shots=2")
     history = json.loads((cell.artifact.folder / "history.json").read_text())
@@ -134,6 +133,6 @@ def test_a_part_trains_like_a_folder_that_holds_nothing_else(grid: Grid, tmp_pat
         (["dataset.portion=0.001"], r"leaves none of the 25 training images of outline"),
     ],
 )
-def test_impossible_parts_are_refused(grid: Grid, words: list[str], message: str):
+def test_impossible_parts_are_refused(grid, words, message):
     with pytest.raises(ValueError, match=message):
         grid.build(*words)

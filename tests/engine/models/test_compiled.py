@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -53,7 +52,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
 
 @pytest.mark.parametrize("arch", ARCHS)
-def test_uneven_batches_and_other_weights_take_the_same_graph(arch: str, graphs: list[str]) -> None:
+def test_uneven_batches_and_other_weights_take_the_same_graph(arch, graphs):
     recipe = ModelRecipe(name="m", arch=arch, image_size=64)
     plain, *nets = (models.create(recipe, 5) for _ in range(3))
     for net in nets:
@@ -71,7 +70,7 @@ def test_uneven_batches_and_other_weights_take_the_same_graph(arch: str, graphs:
         assert len(graphs) == count
 
 
-def test_cells_of_a_column_share_graphs(grid: Grid, graphs: list[str], tmp_path: Path) -> None:
+def test_cells_of_a_column_share_graphs(grid, graphs, tmp_path):
     """35 images less their hold-out in batches of 12: 12, 12 and 1; and 15 of a smaller set."""
     runs = Grid(grid.folder, tmp_path, grid.device)
     for method, new in (
@@ -89,7 +88,7 @@ def test_cells_of_a_column_share_graphs(grid: Grid, graphs: list[str], tmp_path:
             assert len(graphs) == before + more, (method, downstream)
 
 
-def test_a_bank_and_its_features_take_one_graph(grid: Grid, graphs: list[str]) -> None:
+def test_a_bank_and_its_features_take_one_graph(grid, graphs):
     """Features of another graph would round otherwise than the models that probes stand beside."""
     plain, builder = grid.builder(), grid.builder("evaluate.compile=always")
     base, tuned, prompt, probe = plain.base.name, *(
@@ -104,7 +103,7 @@ def test_a_bank_and_its_features_take_one_graph(grid: Grid, graphs: list[str]) -
         assert None not in stored and len({artifact.name for artifact in stored}) == 2
 
 
-def test_a_compiled_model_is_gone_when_it_is_no_longer_used(graphs: list[str]) -> None:
+def test_a_compiled_model_is_gone_when_it_is_no_longer_used(graphs):
     """At once, not when cycles are collected: another takes its place on the device."""
     recipe = ModelRecipe(name="m", arch=VIT, image_size=32)
     net = compiled.in_place(models.create(recipe, 5), "always", CPU)
@@ -121,9 +120,7 @@ def test_a_compiled_model_is_gone_when_it_is_no_longer_used(graphs: list[str]) -
 @pytest.mark.parametrize(
     "training", ["never", pytest.param("always", marks=pytest.mark.exhaustive)]
 )
-def test_a_cell_that_inductor_compiled_is_the_cell(
-    grid: Grid, tmp_path: Path, training: str
-) -> None:
+def test_a_cell_that_inductor_compiled_is_the_cell(grid, tmp_path, training):
     _, plain = grid.build()
     runs, word = Grid(grid.folder, tmp_path, grid.device), f"train.compile={training}"
     builder, cell = runs.build(word, "evaluate.compile=always")
@@ -138,7 +135,7 @@ def test_a_cell_that_inductor_compiled_is_the_cell(
     assert 0 < np.abs(with_graph - without_graph).max() < 1e-4, "compiled, it rounds otherwise"
 
 
-def test_who_compiles() -> None:
+def test_who_compiles():
     gpu = torch.device("cuda", 0)
     assert [compiled.resolve("auto", device) for device in (CPU, gpu)] == ["never", "always"]
     assert compiled.resolve("never", gpu) == "never"
@@ -146,7 +143,7 @@ def test_who_compiles() -> None:
     assert "forward" not in vars(compiled.in_place(net, "auto", CPU))
 
 
-def test_caches_of_compiled_code_hold_the_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_caches_of_compiled_code_hold_the_instruction_set(monkeypatch):
     """A machine with AVX2 that reads code of one with AVX-512 leaves half of its results unset."""
     monkeypatch.setattr(torch.compiler.config, "cache_key_tag", "")
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
@@ -155,7 +152,7 @@ def test_caches_of_compiled_code_hold_the_instruction_set(monkeypatch: pytest.Mo
     assert torch.compiler.config.cache_key_tag == "AVX2"
 
 
-def test_precision_of_a_device() -> None:
+def test_precision_of_a_device():
     gpu = torch.device("cuda", 0)
     assert [precision.resolve("auto", device) for device in (CPU, gpu)] == ["fp32", "bf16"]
     assert precision.resolve("fp32", gpu) == "fp32"

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from grids import CONV, VIT, Grid, grid, prepared
+from grids import CONV, VIT, grid, prepared
 
 from engine import models
 from engine.errors import RecipeError
@@ -40,9 +40,7 @@ def table(builder: Builder, mix: cells.Mix) -> dict[str, np.ndarray]:
         ),
     ],
 )
-def test_a_model_from_stored_features_is_the_model_from_images(
-    grid: Grid, arch: str, words: tuple[str, ...]
-) -> None:
+def test_a_model_from_stored_features_is_the_model_from_images(grid, arch, words):
     """A mix with 1e-9 of another model has the same weights, but passes as a whole.
 
     Some weights differ in their last bit, which bf16 may round to either side.
@@ -61,7 +59,7 @@ def test_a_model_from_stored_features_is_the_model_from_images(
 
 
 @pytest.mark.parametrize("arch", [CONV, VIT])
-def test_bf16_is_another_model_with_another_name(grid: Grid, arch: str) -> None:
+def test_bf16_is_another_model_with_another_name(grid, arch):
     builders = [
         grid.builder(f"model.arch={arch}", f"evaluate.precision={p}") for p in ("fp32", "bf16")
     ]
@@ -75,7 +73,7 @@ def test_bf16_is_another_model_with_another_name(grid: Grid, arch: str) -> None:
 
 
 @pytest.mark.parametrize("arch", [CONV, VIT, "test_resnet", "test_convnext"])
-def test_a_head_computes_in_fp32_under_autocast(arch: str) -> None:
+def test_a_head_computes_in_fp32_under_autocast(arch):
     torch.manual_seed(0)
     net = models.create(ModelRecipe(name="m", arch=arch, image_size=64), 7).eval()
     x = torch.randn(3, 3, 64, 64)
@@ -86,13 +84,13 @@ def test_a_head_computes_in_fp32_under_autocast(arch: str) -> None:
     assert torch.equal(logits, torch.nn.functional.linear(features.float(), head.weight, head.bias))
 
 
-def test_a_second_head_is_refused() -> None:
+def test_a_second_head_is_refused():
     with pytest.raises(RecipeError, match=r"volo_d1_224 has the heads \('head', 'aux_head'\)"):
         models.create(ModelRecipe(name="m", arch="volo_d1_224", image_size=224), 7)
 
 
 @pytest.mark.parametrize("arch", [CONV, VIT])
-def test_a_student_begins_where_its_teacher_is(grid: Grid, arch: str) -> None:
+def test_a_student_begins_where_its_teacher_is(grid, arch):
     """In bf16 too: the distillation loss of a model that did not move yet is none."""
     case = prepared(grid, "method=lwf", f"model.arch={arch}", "train.precision=bf16")
     with torch.no_grad(), case.method.autocast:
@@ -101,7 +99,7 @@ def test_a_student_begins_where_its_teacher_is(grid: Grid, arch: str) -> None:
     torch.testing.assert_close(student, teacher, rtol=0, atol=1e-5)
 
 
-def test_who_chooses_a_device_turns_tf32_off() -> None:
+def test_who_chooses_a_device_turns_tf32_off():
     flags = (torch.backends.cuda.matmul, torch.backends.cudnn)
     for place in flags:
         place.allow_tf32 = True

@@ -56,7 +56,7 @@ def timms(image: Image.Image, recipe: ModelRecipe, **options) -> torch.Tensor:
     ],
 )
 @pytest.mark.parametrize("arch", ARCHS)
-def test_pixels_and_their_normalisation_are_timms(arch: str, options: dict) -> None:
+def test_pixels_and_their_normalisation_are_timms(arch, options):
     options = recipe(arch, **options)
     transform, size = models.transform(options), options.image_size
     for width, height in SHAPES:
@@ -70,7 +70,7 @@ def test_pixels_and_their_normalisation_are_timms(arch: str, options: dict) -> N
         torch.testing.assert_close(normalised, timms(image, options), rtol=0, atol=1e-6)
 
 
-def test_unnormalised_pixels_are_exact() -> None:
+def test_unnormalised_pixels_are_exact():
     """MIIL's mean is 0, and its std 1."""
     options = recipe("test_vit", mean=[0.0] * 3, std=[1.0] * 3)
     pixels = torch.arange(256, dtype=torch.uint8).expand(2, 3, 1, 256).contiguous()
@@ -79,7 +79,7 @@ def test_unnormalised_pixels_are_exact() -> None:
     torch.testing.assert_close(actual.double(), pixels.double() / 255, rtol=0, atol=1e-7)
 
 
-def test_a_transform_is_named_by_what_determines_the_pixels() -> None:
+def test_a_transform_is_named_by_what_determines_the_pixels():
     usual = {"image_size": 32, "interpolation": "bicubic", "crop": 0.9}
     options = {"crop": 0.9, "interpolation": "bicubic", "crop_mode": "center"}
     for arch in ARCHS:
@@ -90,7 +90,7 @@ def test_a_transform_is_named_by_what_determines_the_pixels() -> None:
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_normalize_gives_the_memory_format_of_the_recipe(channels_last: bool) -> None:
+def test_normalize_gives_the_memory_format_of_the_recipe(channels_last):
     options = recipe("test_efficientnet", channels_last=channels_last)
     pixels = torch.zeros(2, 8, 8, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
     actual = models.Normalize(options, CPU)(pixels)
@@ -99,7 +99,7 @@ def test_normalize_gives_the_memory_format_of_the_recipe(channels_last: bool) ->
 
 
 @pytest.mark.parametrize("arch", TINY)
-def test_head_of_features_is_the_model_to_the_bit(arch: str) -> None:
+def test_head_of_features_is_the_model_to_the_bit(arch):
     torch.manual_seed(0)
     net = models.create(recipe(arch), 7).eval()
     x = torch.randn(5, 3, 32, 32)
@@ -112,21 +112,21 @@ def test_head_of_features_is_the_model_to_the_bit(arch: str) -> None:
     assert torch.equal(state[weight], head.weight) and state[bias].shape == (7,)
 
 
-def test_head_that_is_not_linear_is_refused() -> None:
+def test_head_that_is_not_linear_is_refused():
     net = models.create(recipe("test_vit"), 7)
     net.reset_classifier(0)  # type: ignore[operator]
     with pytest.raises(RecipeError, match=r"head of VisionTransformer is Identity.*not a linear"):
         models.head(net)
 
 
-def test_vit_takes_the_recipes_image_size() -> None:
+def test_vit_takes_the_recipes_image_size():
     net = models.create(recipe("vit_tiny_patch16_224", image_size=48), 3)
     assert net(torch.zeros(1, 3, 48, 48)).shape == (1, 3)
     with pytest.raises(RecipeError, match="image_size=40: vit_tiny_patch16_224 takes multiples of"):
         models.create(recipe("vit_tiny_patch16_224", image_size=40), 3)
 
 
-def test_unknown_architecture() -> None:
+def test_unknown_architecture():
     with pytest.raises(RecipeError, match="'resnet5'; did you mean 'resnet50'"):
         models.create(recipe("resnet5"), 3)
     with pytest.raises(RecipeError, match="timm has no architecture"):
@@ -142,7 +142,7 @@ def test_unknown_architecture() -> None:
         (lambda: nn.Linear(2, 2), "weight is unexpected|cls_token is missing"),
     ],
 )
-def test_wrong_weights_are_refused_by_name(build, message: str) -> None:
+def test_wrong_weights_are_refused_by_name(build, message):
     net = models.create(recipe("test_vit"), 4)
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     with pytest.raises(ValueError, match=message) as caught:

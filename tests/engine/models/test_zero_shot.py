@@ -26,13 +26,13 @@ def model(name: str) -> ModelRecipe:
     return recipe.load("emoji", [f"model={name}"]).model
 
 
-def test_without_open_clip_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_open_clip_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "open_clip", None)
     with pytest.raises(ValueError, match=r"needs open_clip: pip install -e '\.\[clip\]'"):
         clip.package()
 
 
-def test_projection_is_a_unit_vector_and_the_head_stays_in_fp32() -> None:
+def test_projection_is_a_unit_vector_and_the_head_stays_in_fp32():
     torch.manual_seed(0)
     tiny = ModelRecipe(name="t", arch="test_vit", image_size=32, projection=24)
     net = models.create(tiny, 7).eval()
@@ -57,9 +57,7 @@ def test_projection_is_a_unit_vector_and_the_head_stays_in_fp32() -> None:
         ({"clip": "ViT-B-16-quickgelu", "tag": "dfn2b"}, None),
     ],
 )
-def test_names_that_do_not_fit(
-    changed: dict[str, str], message: str | None, tmp_path: Path
-) -> None:
+def test_names_that_do_not_fit(changed, message, tmp_path):
     open_clip = pytest.importorskip("open_clip", reason="the extra [clip]")
     recipe = model(ZERO_SHOT[0])
     recipe = dataclasses.replace(recipe, weights=dataclasses.replace(recipe.weights, **changed))
@@ -70,7 +68,7 @@ def test_names_that_do_not_fit(
         zero_shot.open_model(recipe, tmp_path)
 
 
-def test_weights_of_another_model_are_refused_by_name(tmp_path: Path) -> None:
+def test_weights_of_another_model_are_refused_by_name(tmp_path):
     pytest.importorskip("open_clip", reason="the extra [clip]")
     tensors.save({"a": torch.zeros(1)}, path := tmp_path / "mine.safetensors")
     weights = WeightsRecipe(clip="RN50", tag="openai", path=str(path))
@@ -94,9 +92,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
 
 
 @pytest.mark.slow
-def test_features_and_logits_are_open_clips(
-    drawn: tuple[Any, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_features_and_logits_are_open_clips(drawn, tmp_path, monkeypatch):
     import open_clip
 
     clip, path = drawn
@@ -122,9 +118,7 @@ def test_features_and_logits_are_open_clips(
 
 
 @pytest.mark.slow
-def test_tower_with_the_plain_gelu_is_refused(
-    drawn: tuple[Any, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tower_with_the_plain_gelu_is_refused(drawn, tmp_path, monkeypatch):
     import open_clip
 
     monkeypatch.setattr(open_clip, "IMAGENET_CLASSNAMES", NAMES[:1])

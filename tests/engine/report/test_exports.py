@@ -61,7 +61,7 @@ def test_latex_is_escaped_and_shows_what_the_page_shows():
 
 def test_a_csv_has_numbers_with_eight_digits(tmp_path):
     data = pandas.DataFrame({"x": [1 / 3, 1e-12, None]})
-    exports.write_tables(tmp_path, [Section("a", "A", tables=[Table("t", "", data)])])
+    exports.write(tmp_path, [Section("a", "A", tables=[Table("t", "", data)])])
     assert (tmp_path / "tables/t.csv").read_text() == 'x\n0.33333333\n1e-12\n""\n'
 
 
@@ -84,5 +84,5 @@ def test_a_figure_for_papers_has_whole_names(tmp_path):
     data = pandas.DataFrame({"method": [name], "mRI": [1.0]})
     encoding = {"y": {"field": "method", "type": "nominal"}, "x": {"field": "mRI"}}
     figure = Figure("f", "", "", data, {"mark": "bar", "encoding": encoding})
-    exports.write_figures(tmp_path, [Section("a", "A", figures=[figure])])
+    exports.write(tmp_path, [Section("a", "A", figures=[figure])], drawn=True)
     assert f">{name}</text>" in (tmp_path / "figures/f.svg").read_text()

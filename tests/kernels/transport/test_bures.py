@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from children import DEVICE
 from torch import Tensor
 
 from kernels import reference
@@ -34,17 +35,18 @@ def moments(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 RAGGED = [[1, 2, 9, 30, 3], [40, 1, 5]]  # d = 12 lies between: both sides are used
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("precision", [torch.float32, torch.float64])
 @pytest.mark.parametrize("d", [1, 12, 33])
 def test_ragged_classes_equal_the_square_root_way(d, precision):
     sets = [labelled(counts, d, seed) for seed, counts in enumerate(RAGGED)]
     gaussians = [
-        class_gaussians(*labelled_set, len(counts), precision=precision)
-        for labelled_set, counts in zip(sets, RAGGED, strict=True)
+        class_gaussians(x.to(DEVICE), labels.to(DEVICE), len(counts), precision=precision)
+        for (x, labels), counts in zip(sets, RAGGED, strict=True)
     ]
-    actual = bures_squared(*gaussians)
+    actual = bures_squared(*gaussians).cpu()
     expected = reference.bures_squared(*moments(*sets[0]), *moments(*sets[1]))
-    traces = gaussians[0].traces[:, None] + gaussians[1].traces
+    traces = (gaussians[0].traces[:, None] + gaussians[1].traces).cpu()
     tolerance = 1e-5 if precision is torch.float32 else 1e-7
     assert actual.dtype == torch.float64
     assert ((actual - expected).abs() <= tolerance * (traces + expected)).all()
