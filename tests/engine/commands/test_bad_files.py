@@ -67,15 +67,6 @@ def test_a_file_that_is_none_is_named_and_not_read(special, folder, tmp_path):
         assert code == 2 and f"{x}." in line, line
 
 
-def deep(root: Path) -> None:
-    before = os.getcwd()
-    os.chdir(root / "bar")
-    for _ in range(300):  # more than 900, and shutil could not remove them again
-        os.mkdir("d")
-        os.chdir("d")
-    os.chdir(before)
-
-
 def not_utf_8(root: Path) -> None:
     (root / os.fsdecode(b"\xff")).mkdir()
     draw(root / os.fsdecode(b"\xff") / "1.png", [0])
@@ -83,13 +74,7 @@ def not_utf_8(root: Path) -> None:
 
 TREES: dict[str, tuple[Callable[[Path], object], str]] = {
     "pipe": (lambda root: pipe(root / "bar" / "1.png"), "neither a file nor a folder"),
-    "pipe as a class": (lambda root: pipe(root / "emu"), "neither a file nor a folder"),
-    "socket": (lambda root: listener(root / "bar" / "1.png"), "neither a file nor a folder"),
-    "device": (lambda root: device(root / "bar" / "1.png"), "neither a file nor a folder"),
-    "a sparse image": (lambda root: endless(root / "bar" / "1.png"), "too many for an image"),
-    "300 folders": (deep, "more than 64 folders deep"),
     "no UTF-8": (not_utf_8, "is not UTF-8"),
-    "a loop": (lambda root: (root / "bar" / "up").symlink_to(root), "is read already"),
     "a bomb": (
         lambda root: (root / "bar" / "1.ppm").write_bytes(b"P6 60000 60000 255\n"),
         "bar/1.ppm (ValueError: more than 89,478,485 pixels",
