@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pandas
 
 from engine.measures.tables import csv
@@ -129,7 +130,8 @@ def heat(
 def scatter(
     data: pandas.DataFrame, x: str, y: str, color: str, *, curve: str = "", facet: str = ""
 ) -> Spec:
-    """A dot for each row that has a value in the column `color`, which colour and shape tell.
+    """A dot for each row that has a value in the column `color`, which colour and shape tell, and
+    its name where there is room.
 
     curve: a column; its rows of one value are small dots on a line, in the order of `alpha`.
     facet: a column with a panel for each value.
@@ -147,7 +149,15 @@ def scatter(
     layers.append({"transform": [{"filter": f"datum.{color}"}], "mark": dot, "encoding": marked})
     channels = {"x": _number(x, zero=False), "y": _number(y, zero=False)}
     view = {"encoding": channels, "layer": layers}
-    return _facets(data, facet, view, 190) if facet else {"height": 340, **view}
+    if facet:
+        return _facets(data, facet, view, 190)
+    name = {"type": "text", "opacity": {"expr": "width > 420 ? 1 : 0"}}
+    text = {"text": {"field": color}}
+    for names, side in zip(_sides(data[data[color] != ""], x, y, color), (-1, 1), strict=True):
+        aside = {"dx": 9 * side, "align": "left" if side > 0 else "right"}
+        shown = [{"filter": {"field": color, "oneOf": names}}]
+        layers.append({"transform": shown, "mark": name | aside, "encoding": text})
+    return {"height": 340, **view}
 
 
 def curve(
@@ -203,6 +213,19 @@ def drawn(figure: Figure, width: int | str) -> Spec:
     types = {name: "number" if is_number(of) else "string" for name, of in figure.data.items()}
     data = {"values": csv(figure.data, DIGITS), "format": {"type": "csv", "parse": types}}
     return {"data": data, **figure.spec, **({} if "facet" in figure.spec else {"width": width})}
+
+
+def _sides(dots: pandas.DataFrame, x: str, y: str, name: str) -> tuple[list[str], list[str]]:
+    """The names that stand left and right of their dots, each away from the nearest other dot."""
+    places = dots[[x, y]].to_numpy(float)
+    scaled = places / np.maximum(np.ptp(places, axis=0), 1e-9)
+    apart = ((scaled[:, None] - scaled) ** 2).sum(axis=2)
+    np.fill_diagonal(apart, np.inf)
+    is_left = [
+        tuple(a) < tuple(b) for a, b in zip(places, places[apart.argmin(axis=1)], strict=True)
+    ]
+    names = dots[name].to_numpy()
+    return names[is_left].tolist(), names[~np.array(is_left)].tolist()
 
 
 def _facets(data: pandas.DataFrame, facet: str, view: Spec, side: int) -> Spec:
