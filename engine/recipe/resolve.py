@@ -171,7 +171,7 @@ def _top(name: str) -> tuple[Path | None, dict[str, Any]]:
         raise RecipeError(f"there is no recipe {name!r}{nearest(name, campaigns.names())}")
     file = path_of("", name)
     top = catalogue.read(file)
-    return (None, {"campaign": name}) if SELECTION in top else (file, top)
+    return (None, {"campaign": name}) if top.keys() & {SELECTION, "extends"} else (file, top)
 
 
 def _without_other_method(top: dict[str, Any], method: str) -> dict[str, Any]:

@@ -142,8 +142,12 @@ def test_a_campaign_that_extends_itself(tmp_path):
     write(tmp_path / "second.yaml", f"extends: {first}\nmethods: {{ewc: {{}}}}\n")
     with pytest.raises(RecipeError, match=r"first\.yaml: a campaign cannot extend itself"):
         recipe.methods_of(first)
-    write(tmp_path / "second.yaml", "extends: emoji\nmethods: [ewc]\n")
+    text = "extends: emoji\nmodel: {extends: vit_tiny_random, crop: 0.9}\nmethods: [ewc]\n"
+    write(tmp_path / "second.yaml", text)
+    write(tmp_path / "first.yaml", f"extends: {second}\nmodel: {{crop: 0.8}}\n")
     assert recipe.methods_of(first) == ["ewc"]
+    model = recipe.load(first).model
+    assert (model.name, model.crop) == ("vit_tiny_random", 0.8)
 
 
 def test_a_campaign_over_other_sets_begins_with_the_first_of_them():
