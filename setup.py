@@ -58,7 +58,6 @@ setup(
         "clip": ["open_clip_torch>=3"],  # zero-shot heads for CLIP without an IN-1K stage
         "exact": ["POT>=0.9.5"],  # exact optimal transport, for small sets
         "bench": [  # peers
-            "liger-kernel>=0.5; platform_system == 'Linux'",
             "POT>=0.9.5",
             "threadpoolctl>=3.2",
         ],

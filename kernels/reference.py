@@ -1,4 +1,6 @@
-"""The truth: every kernel of this package in plain PyTorch, as close to its formula as it gets.
+"""The truth: the kernels of this package in plain PyTorch, as close to their formulas as it gets.
+
+That of EWC's step is torch's own optimizer (`tests/kernels/test_ewc.py`).
 
 Tests and benchmark gates compare the kernels with these; they are written to be read, not to be
 fast or small, except where a kernel's docstring says that the CPU runs them.

@@ -232,19 +232,20 @@ def _drawn(base: Path) -> Path:
 
 @functools.cache
 def _started() -> tuple[torch.device, dict[str, str]]:
-    """A process group of one for the whole session, since DeepSpeed cannot start a second one."""
+    """A process group of one for the whole session, since DeepSpeed cannot start a second one.
+
+    Commands that end with `ranks.stop`, in any module, leave it as it is.
+    """
     quiet.libraries()
     device = ranks.start("cpu")
     atexit.register(ranks.stop)
+    ranks.stop = lambda: None
     return device, {name: os.environ[name] for name in RANK_VARIABLES if name in os.environ}
 
 
 @pytest.fixture(scope="module")
 def grid(tmp_path_factory) -> Iterator[Grid]:
-    """The benchmark on the CPU; all test modules share its finished cells.
-
-    Commands that end with `ranks.stop` leave the session's only process group as it is.
-    """
+    """The benchmark on the CPU; all test modules share its finished cells."""
     base = tmp_path_factory.getbasetemp()
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
@@ -254,6 +255,5 @@ def grid(tmp_path_factory) -> Iterator[Grid]:
         torch.set_num_threads(1)
         for name, value in (variables | {"RIB_PROGRESS": "off"}).items():
             patch.setenv(name, value)
-        patch.setattr(ranks, "stop", lambda: None)
         yield Grid(_drawn(base), base / "runs", device)
     torch.set_num_threads(threads)

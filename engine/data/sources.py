@@ -86,4 +86,6 @@ def _source(path: Path, name: str, values: Any) -> Source:
             raise RecipeError(f"{where} has neither sha256 nor md5; `sha256sum FILE` gives one")
         if not file.addresses and not source.form:
             raise RecipeError(f"{where} has neither addresses nor, in `form`, how to get it")
+    if len(source.files) > 1 and any(file.unpack == "zip" for file in source.files):
+        raise RecipeError(f"{path}: {name}: a set in a zip file has no other files")
     return source

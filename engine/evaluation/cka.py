@@ -128,17 +128,17 @@ def _compute(run: Run, mix: Mix, name: str) -> Callable[[Path], object]:
     sums_3L = torch.zeros(3, len(layers), dtype=torch.float64, device=run.device)
     for batch in run.sets.source(name).batches(of_rank):
         x_BCHW, of_pair = normalize(batch.images), []
-        for model in pair:
+        for each in pair:
             grams.clear()
             with torch.inference_mode(), precision.autocast(form.precision, run.device):
-                nets[bank.key_of(model)](x_BCHW)
+                nets[bank.key_of(each)](x_BCHW)
             of_pair.append(centred(torch.stack(grams)))
         a_LNN, b_LNN = of_pair
         pairs = ((a_LNN, b_LNN), (a_LNN, a_LNN), (b_LNN, b_LNN))
         sums_3L += torch.stack([hsic(x, y) for x, y in pairs])
     if ranks.world() > 1:
         dist.all_reduce(sums_3L)
-    values = zip(layers, ratio(sums_3L).tolist(), strict=True)
+    values = zip(layers, cka(sums_3L).tolist(), strict=True)
     known = {layer: None if math.isnan(value) else value for layer, value in values}  # as JSON
     return lambda folder: (folder / FILE).write_text(json.dumps(known, indent=1))
 
@@ -210,7 +210,7 @@ def hsic(a_LNN: torch.Tensor, b_LNN: torch.Tensor) -> torch.Tensor:
     return (a_LNN * b_LNN).sum((-2, -1)) / (n * (n - 3))
 
 
-def ratio(sums_3L: torch.Tensor) -> torch.Tensor:
+def cka(sums_3L: torch.Tensor) -> torch.Tensor:
     """CKA (float64 [L]) from sums over minibatches of HSIC(before, after), HSIC(before, before) and
     HSIC(after, after). NaN where a layer's features do not vary. The sample's noise can put it
     below 0."""

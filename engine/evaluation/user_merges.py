@@ -26,6 +26,7 @@ from engine.evaluation.user_models import pack_at
 from engine.machine import ranks
 from engine.machine.files import cache_folder
 from engine.methods.base import Derived
+from engine.models import clip
 from engine.recipe import modules
 from engine.recipe.campaigns import PRE_TRAINED
 from engine.recipe.schema import MethodRecipe
@@ -48,6 +49,12 @@ class Checkpoints:
         self.recipe, self.device, self.network = run.recipe, run.device, run.network
         self.has_chosen = False
         self._run, self._cells, self._base = run, cells, base
+
+    def __getattr__(self, name: str) -> Any:
+        raise ValueError(
+            f"the method {self.recipe.method.name} asks for `{name}`, which checkpoints alone do "
+            "not have: run it in a campaign"
+        )
 
     @property
     def base(self) -> Cell:
@@ -104,6 +111,8 @@ def merged(
     of_method = [word for word in overrides if word.startswith("method.")]
     rest = [word for word in overrides if word not in of_method]
     resolved, files, classes = user_models.described(everything, arch, rest, classes)
+    if resolved.model.arch.startswith(clip.PREFIX) or resolved.model.projection:
+        raise ValueError(f"{resolved.model.arch}: timm has no such model, so it cannot be written")
     for file in files:
         if descriptions.prompt_of(file) is not None:
             raise ValueError(

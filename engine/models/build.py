@@ -100,7 +100,7 @@ def head_names(recipe: ModelRecipe) -> tuple[str, str]:
     """
     name = "head"
     if not recipe.arch.startswith(clip.PREFIX):
-        name = pretrained_cfg(recipe.arch)["classifier"]
+        name = pretrained_cfg(recipe.arch).get("classifier")
     if not isinstance(name, str):
         raise RecipeError(f"{recipe.arch} has the heads {name}; take an architecture with one")
     return f"{name}.weight", f"{name}.bias"

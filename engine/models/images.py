@@ -79,7 +79,10 @@ def transform(recipe: ModelRecipe) -> Transform:
 
 
 def data_config(recipe: ModelRecipe) -> dict[str, Any]:
-    """timm's data config of the architecture, overridden by the values that the recipe sets."""
+    """timm's data config of the architecture, overridden by the values that the recipe sets.
+
+    Raises RecipeError for a way to crop that packs do not have.
+    """
     from timm.data.config import resolve_data_config
 
     if recipe.arch.startswith(clip.PREFIX):
@@ -93,7 +96,13 @@ def data_config(recipe: ModelRecipe) -> dict[str, Any]:
         "crop_pct": recipe.crop,
         "crop_mode": recipe.crop_mode,
     }
-    return config | {name: value for name, value in overrides.items() if value is not None}
+    config |= {name: value for name, value in overrides.items() if value is not None}
+    if config["crop_mode"] not in ("center", "squash"):
+        raise RecipeError(
+            f"{recipe.arch} wants images with crop_mode={config['crop_mode']}, which packs do not "
+            "have; add model.crop_mode=center or model.crop_mode=squash"
+        )
+    return config
 
 
 def description(recipe: ModelRecipe) -> dict[str, Any]:

@@ -8,7 +8,7 @@ a problem fill the waits of another.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import TypeVar
 
 import torch
@@ -36,8 +36,8 @@ def side_by_side(
 ) -> dict[T, R]:
     """work(item) of each item, so many at a time; the threads divide torch's cores.
 
-    A result does not depend on what runs beside it. An error is raised when those items that run
-    are finished, and none begins after it.
+    A result does not depend on what runs beside it. After an error no item begins, and it is
+    raised when those that run are finished.
     """
     on_gpu = device.type == "cuda"
 
@@ -55,7 +55,11 @@ def side_by_side(
         torch.cuda.synchronize(device)  # the streams do not wait for what made their inputs
     share = threads(max(1, torch.get_num_threads() // at_once))
     with share, ThreadPoolExecutor(at_once, "problems", set_stream) as pool:
-        results = bars.bar(
-            pool.map(finished, items), total=len(items), desc="distances", unit="pair"
-        )
-        return dict(zip(items, results, strict=True))
+        futures = {item: pool.submit(finished, item) for item in items}
+        done = as_completed(futures.values())
+        try:
+            for future in bars.bar(done, total=len(items), desc="distances", unit="pair"):
+                future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+        return {item: future.result() for item, future in futures.items()}

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
 import torch
@@ -104,12 +104,6 @@ class FisherAccumulator:
             for module, mode in training.items():
                 module.training = mode
         self.images += len(images)
-
-    def restore(self, sums: Mapping[str, Tensor], images: int, fallback: Iterable[str]) -> None:
-        """Goes on from the `sums`, `images` and `fallback` of an accumulator of the same model."""
-        for name, total in self._sums.items():
-            total.copy_(sums[name])
-        self.images, self.fallback = images, frozenset(fallback)
 
     def skip(self, images: int) -> None:
         """Leaves out a batch of so many images, which another process takes.

@@ -36,9 +36,8 @@ def by_folder(
     ValueError naming folders that are no class of the set, two sets in one root, and files of the
     same name in a class.
     """
-    return _read(
-        root, name, classes, {name: label for label, name in enumerate(folders or classes)}
-    )
+    labels = {folder: label for label, folder in enumerate(folders or classes)}
+    return _read(root, name, classes, labels)
 
 
 def validation(root: Path, name: str, classes: Sequence[str]) -> Listing:

@@ -35,6 +35,10 @@ def test_every_set_of_the_benchmark_has_a_source_with_a_checksum():
         (SET.replace("a.tar,", "a.tar, unpack: rar,"), "Invalid enum value 'rar' - at .*unpack"),
         (SET.replace("[http://a]", "[]"), "neither addresses nor"),
         (SET.replace("sha256: 0a, ", ""), "neither sha256 nor md5"),
+        (
+            SET.replace("}]", "}, {name: b.zip, md5: 0b, unpack: zip, addresses: [http://b]}]"),
+            "imagenet_a: a set in a zip file has no other files",
+        ),
     ],
 )
 def test_a_list_that_cannot_be_used_is_refused(tmp_path, text, message):

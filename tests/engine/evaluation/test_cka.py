@@ -138,7 +138,7 @@ def of_pairs(pairs) -> float:
     for x, y in pairs:
         a, b = (cka.centred(cka.gram(torch.from_numpy(f))[None]) for f in (x, y))
         sums += torch.stack([cka.hsic(a, b), cka.hsic(a, a), cka.hsic(b, b)])
-    return cka.ratio(sums).item()
+    return cka.cka(sums).item()
 
 
 def features(rng, n: int, width: int) -> np.ndarray:

@@ -16,7 +16,6 @@ from user_checkpoints import user_grid
 from engine import cli
 from engine.data.descriptions import DescribedModel
 from engine.evaluation import bank, user_merges
-from engine.machine import ranks
 from engine.store.cells import Cell
 
 __all__ = ["grid", "user_grid"]
@@ -35,13 +34,12 @@ def merged(
 
 
 @pytest.mark.parametrize("arch", [VIT, CONV])
-def test_a_soup_of_files_is_the_campaigns_to_the_bit(grid, tmp_path, monkeypatch, arch):
+def test_a_soup_of_files_is_the_campaigns_to_the_bit(grid, tmp_path, arch):
     """The benchmark's soup of four, by the command."""
     builder, cell = grid.build(*FEW, f"model.arch={arch}", "method=soup")
     (entry,) = cell.entries
     parents = {name: bank.stored_cell(builder.store, name) for name in entry.mix}
     (expected,) = bank.mixed([entry.mix], parents, builder.device)
-    monkeypatch.setattr(ranks, "stop", lambda: None)
     cells = [*(builder.cell(name) for name in ("lwf", "fine_tune", "ewc")), builder.base]
     assert {each.name for each in cells} == set(parents)
     *members, base = (str(each.artifact.folder) for each in cells)

@@ -89,6 +89,12 @@ def test_a_transform_is_named_by_what_determines_the_pixels():
     assert pickle.loads(pickle.dumps(squashed)) == squashed  # it goes to encoding processes
 
 
+def test_a_way_to_crop_that_packs_lack_is_refused_with_those_they_have():
+    with pytest.raises(RecipeError, match=r"crop_mode=border.*add model\.crop_mode=center or "):
+        models.transform(recipe("deepseek_vit_412m"))
+    models.transform(recipe("deepseek_vit_412m", crop_mode="center"))
+
+
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_normalize_gives_the_memory_format_of_the_recipe(channels_last):
     options = recipe("test_efficientnet", channels_last=channels_last)

@@ -16,7 +16,6 @@ import torch
 from distance_runs import run_of
 
 from engine import cli
-from engine.machine import ranks
 from engine.measures.distances import Matrix, write_csv
 from engine.otdd import problems, solve
 from engine.otdd.problems import Labelled, Options
@@ -222,8 +221,7 @@ def test_the_command_refuses_by_name_before_a_model_is_made(
 
 
 @pytest.mark.slow
-def test_the_command_prints_the_matrix_and_writes_it(folder, grid, capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(ranks, "stop", lambda: None)  # of the whole test session
+def test_the_command_prints_the_matrix_and_writes_it(folder, grid, capsys, tmp_path):
     options = ["--campaign", str(folder / "shapes.yaml"), "--eps", "0.2", "--samples", "20"]
     words = ["distance", "outline", "few", *options, "--sample-seed", "1", f"runs={tmp_path}"]
     assert cli.main(words) == 0
