@@ -63,11 +63,13 @@ def _check(beton: Beton, size: int, classes: int) -> None:
     shapes = np.unique(rows[["height", "width"]]).tolist()
     if shapes != [(size, size)]:
         first, last = (f"{height} x {width}" for height, width in (shapes[0], shapes[-1]))
-        sizes = first if len(shapes) == 1 else f"{first} to {last}"
+        sizes = first if first == last else f"{first} to {last}"
+        height, width = shapes[0]
+        is_square = first == last and height == width
+        square = f"take a model of that size (model.image_size={height}), or " * is_square
         raise ValueError(
-            f"{beton.path} holds images of {sizes} pixels, not {size} x {size}; take a model of "
-            "their size (model.image_size=N), or encode the image files, which are resized: "
-            "--source FOLDER"
+            f"{beton.path} holds images of {sizes} pixels, not {size} x {size}; {square}encode the "
+            "image files, which are resized: --source FOLDER"
         )
     unknown = (rows["label"] < 0) | (rows["label"] >= classes)
     if unknown.any():

@@ -164,7 +164,7 @@ def _collect(address: str, remote: Remote, part: Path, progress: Progress) -> No
             part.unlink()
             if not resumed:
                 raise
-            resumed = False
+            resumed, failed, most = False, 0, 0
         except MAY_PASS as error:
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise DownloadError(

@@ -73,7 +73,7 @@ class Images:
         try:
             image, remark = rgb.to_rgb(self.open_image(item.payload), self.background)
             pixels = self.transform(image)
-        except MemoryError:
+        except (MemoryError, ImportError):  # of the machine, not of the image
             raise
         except UnidentifiedImageError:  # Pillow's message holds only an address in memory
             return "not an image"

@@ -27,8 +27,10 @@ def read(path: Path, sets: Sequence[str], upstream: str) -> pandas.DataFrame:
         raise ValueError(
             f"{path} cannot be read as a CSV file in UTF-8 with the columns {names} ({error})"
         ) from error
+    rows[["model", "set"]] = rows[["model", "set"]].apply(lambda texts: texts.str.strip())
     percent = pandas.to_numeric(rows["accuracy"], errors="coerce")
     wrong = {
+        "the line names no model": rows["model"].fillna("") == "",
         f"the campaign has no such set, only {', '.join(places)}": ~rows["set"].isin(places),
         "the accuracy is no number from 0 to 100 (percent)": ~percent.between(0, 100),
         "the set is given twice; leave one of the lines": rows.duplicated(["model", "set"]),

@@ -131,7 +131,7 @@ def scatter(
     data: pandas.DataFrame, x: str, y: str, color: str, *, curve: str = "", facet: str = ""
 ) -> Spec:
     """A dot for each row that has a value in the column `color`, which colour and shape tell, and
-    its name where there is room.
+    its name where there is room and no two dots share one.
 
     curve: a column; its rows of one value are small dots on a line, in the order of `alpha`.
     facet: a column with a panel for each value.
@@ -151,9 +151,12 @@ def scatter(
     view = {"encoding": channels, "layer": layers}
     if facet:
         return _facets(data, facet, view, 190)
+    dots = data[data[color] != ""]
+    if dots[color].duplicated().any():
+        return {"height": 340, **view}
     name = {"type": "text", "opacity": {"expr": "width > 420 ? 1 : 0"}}
     text = {"text": {"field": color}}
-    for names, side in zip(_sides(data[data[color] != ""], x, y, color), (-1, 1), strict=True):
+    for names, side in zip(_sides(dots, x, y, color), (-1, 1), strict=True):
         aside = {"dx": 9 * side, "align": "left" if side > 0 else "right"}
         shown = [{"filter": {"field": color, "oneOf": names}}]
         layers.append({"transform": shown, "mark": name | aside, "encoding": text})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -63,7 +64,8 @@ def latex(table: Table) -> str:
         cells[name][place] = f"\\textbf{{{cells[name][place]}}}"
     style = pandas.DataFrame(cells).style.hide(axis="index")
     return "% \\usepackage{booktabs}\n" + style.relabel_index(
-        [of.head.translate(LATEX) for of in shown], axis="columns"
+        [re.sub("[{}]", r"\g<0>\g<0>", of.head.translate(LATEX)) for of in shown],  # it formats
+        axis="columns",
     ).to_latex(
         column_format="".join("r" if of.is_numeric else "l" for of in shown),
         hrules=True,

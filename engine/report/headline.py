@@ -45,7 +45,7 @@ def lead(results: Results) -> str:
         f"Every {what} fine-tunes the pre-trained {listed(models)} on {trained_on} and is "
         f"evaluated on {measured_on(results)}."
     )
-    if what == "variant" or len(models) > 1 or len(results.ranked(models[0])) < 2:
+    if what == "variant" or len(models) > 1 or not results.family:
         return text
     return (
         f"{told_apart(results, models[0])} (a paired test at {SIGNIFICANT:.0%}, corrected for "
@@ -62,6 +62,8 @@ def told_apart(results: Results, model: str) -> str:
     """
     best, *others = rows(results.ranked(model))
     p = results.against(best.arm)["p_corrected"]
+    if not any(row.arm in p for row in others):
+        return f"No other row has the setting of {best.method}, so none is compared with it"
     alike = [row.method for row in others if row.arm in p and p[row.arm] >= SIGNIFICANT]
     if alike:
         return f"{listed(alike)} cannot be told from {best.method}"

@@ -53,7 +53,10 @@ def write(
     views = {table.name: _view(table) for table in tables}
     embedded = {
         "figures": {figure.name: charts.drawn(figure, "container") for figure in figures},
-        "tables": views,
+        "tables": {
+            name: {part: view[part] for part in ("csv", "numeric", "rows")}
+            for name, view in views.items()
+        },
         "config": charts.CONFIG,
         "shown": ROWS,
     }

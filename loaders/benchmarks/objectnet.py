@@ -47,10 +47,13 @@ def read(root: Path, name: str, wnid_of: Mapping[str, str], mode: str = "correct
         raise ValueError(
             f"{root} holds no mappings/ folder; give the folder that objectnet-1.0.zip unpacks to"
         )
-    label_of, names_of = (
-        schema.read(top / "mappings" / file, dict[str, str], "unpack the download again")
-        for file in MAPPINGS
-    )
+    try:
+        label_of, names_of = (
+            schema.read(top / "mappings" / file, dict[str, str], "unpack the download again")
+            for file in MAPPINGS
+        )
+    except FileNotFoundError as error:
+        raise ValueError(f"{error.filename} is missing; unpack the download again") from error
     class_of: dict[str, str] = {}  # of folders with IN classes
     for folder, label in label_of.items():
         if label in names_of:

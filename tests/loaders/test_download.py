@@ -103,6 +103,14 @@ def test_an_address_is_given_up_after_attempts_without_progress(web: Web, tmp_pa
     assert len(web.requests) == 4, "bytes that come again are no progress"
 
 
+def test_a_larger_part_of_another_version_is_forgotten_where_connections_drop(
+    web: Web, tmp_path: Path
+) -> None:
+    (tmp_path / "a.tar.part").write_bytes(b"x" * 250_000)
+    fetch(remote(web("a", content=CONTENT, cuts=[len(CONTENT), *[50_000] * 6])), tmp_path)
+    assert arrived(tmp_path) == CONTENT
+
+
 @pytest.mark.parametrize(
     ("file", "message"),
     [

@@ -97,6 +97,8 @@ def test_what_is_wrong_with_a_tree_is_named(tmp_path: Path) -> None:
     fails("objectnet", unheard, "does not name: unheard")
     (unheard / "objectnet-1.0/mappings" / objectnet.MAPPINGS[0]).write_text("[")
     fails("objectnet", unheard, "folder_to_objectnet_label.json is damaged")
+    (unheard / "objectnet-1.0/mappings" / objectnet.MAPPINGS[0]).unlink()
+    fails("objectnet", unheard, "folder_to_objectnet_label.json is missing; unpack")
 
 
 def test_flat_folder_needs_labels_of_every_image(tmp_path: Path) -> None:

@@ -179,7 +179,12 @@ def test_what_a_stopped_encoder_left_is_taken_up_to_the_first_damage(
 
 @pytest.mark.parametrize(
     "error",
-    [OSError(errno.EIO, "Input/output error"), FileNotFoundError(2, "gone"), MemoryError()],
+    [
+        OSError(errno.EIO, "Input/output error"),
+        FileNotFoundError(2, "gone"),
+        MemoryError(),
+        ImportError(),
+    ],
     ids=lambda error: type(error).__name__,
 )
 def test_what_may_pass_stops_a_run_and_is_not_taken_for_a_bad_image(

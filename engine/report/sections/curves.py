@@ -14,7 +14,7 @@ from engine.report import charts
 from engine.report.results import FINE_TUNE, Results, title
 from engine.report.section import Section, Table
 from engine.report.sections.figures import by_model
-from engine.report.text import ends, listed, rounded, signed
+from engine.report.text import counted, ends, listed, rounded, signed
 
 LABELS = {"downstream": "set fine-tuned on", "ood": "other sets", "upstream": "upstream set"}
 PRE_TRAINED = 0.5  # where step 0 stands on an axis of logarithms
@@ -55,10 +55,11 @@ def _varied(
     ticks = dict(sorted(zip(drawn["x"], texts, strict=True)))
     options: dict[str, Any] = {"x_title": axis, "ticks": ticks}
     heading = f"What the {axis} do to robustness"
-    tuned = rows[(rows["key"] == FINE_TUNE) & (rows["rest"] == "")]
-    for point in tables.rows(tuned.sort_values("value")[:1]):
+    tuned = rows[(rows["key"] == FINE_TUNE) & (rows["rest"] == "") & (rows["value"] < math.inf)]
+    for point in tables.rows(tuned.sort_values("value", kind="stable")[:1]):
         heading = (
-            f"{at.format(point.value)}, fine-tuning has an mRI of {signed(point.mRI_pts)} points "
+            f"{at.format(point.value)}, fine-tuning{results.of(point.model)} has an mRI of "
+            f"{signed(point.mRI_pts)} points "
             f"(95% interval {ends(point.mRI_low, point.mRI_high)})"
         )
     return Section(
@@ -129,7 +130,7 @@ def during_training(results: Results) -> Section | None:
     return Section(
         "dynamics",
         "Robustness falls before downstream accuracy saturates in "
-        f"{int(claims['holds'].sum())} of {len(made)}",
+        f"{int(claims['holds'].sum())} of {counted('row', len(made))}",
         "Means over the sets fine-tuned on. Downstream accuracy saturates at the first step with "
         "95% of its total rise, if it rises. Robustness falls before that where OOD accuracy at an "
         "earlier step is higher, by an interval that holds for all earlier steps together and lies "

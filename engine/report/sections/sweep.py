@@ -110,7 +110,8 @@ def tuned(results: Results) -> Section | None:
     return Section(
         "tuning",
         f"With {counted('setting', settings)} for every method, {first['method']} "
-        f"has the highest mRI: {signed(first['mRI_tuned_pts'])} points"
+        f"{'has the highest mRI:' if len(table) > 1 else 'has an mRI of'} "
+        f"{signed(first['mRI_tuned_pts'])} points"
         + ("" if pandas.isna(plain) else f", {signed(plain)} as its recipe has it"),
         "Every method was trained in the same number of settings. For each set fine-tuned on, its "
         "setting is the one with the highest accuracy on that set's held-out images; no set that "

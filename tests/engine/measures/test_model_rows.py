@@ -37,6 +37,7 @@ def test_rows_in_any_order_with_further_columns_and_a_byte_order_mark(tmp_path):
         (GOOD + "m,b,nan\n", "line 4: m on b: the accuracy is no number"),
         (GOOD + "m,b\n", "line 4: m on b: the accuracy is no number"),
         (GOOD + "m,a,40\n", "line 4: m on a: the set is given twice"),
+        (GOOD + " ,b,3\n", "line 4: .*the line names no model"),
         (GOOD + "n,a,3\n", "n needs a line for the upstream set, up, and one"),
         (GOOD + "n,up,3\n", "n needs a line for the upstream set, up, and one"),
         (b"model,set,accuracy\n\xff,up,3\n", "cannot be read as a CSV file in UTF-8"),

@@ -44,7 +44,7 @@ def section_of(rows: list[Evaluation]) -> Section:
 
 def test_claims_of_either_outcome_and_a_figure_of_every_point(tmp_path: Path):
     section = section_of(evaluations(tmp_path))
-    assert section.heading == "Robustness falls before downstream accuracy saturates in 1 of 2"
+    assert section.heading == "Robustness falls before downstream accuracy saturates in 1 of 2 rows"
     falls, rises = section.tables[0].data.to_dict("records")
     assert (falls["method"], falls["holds"]) == ("FT", True)
     assert (falls["peak"], falls["saturation"], falls["best"]) == (1, 9, 1)
@@ -64,7 +64,7 @@ def test_claims_of_either_outcome_and_a_figure_of_every_point(tmp_path: Path):
 def test_a_model_that_learns_nothing_has_no_claim_and_no_table(tmp_path: Path):
     rows = [row for row in evaluations(tmp_path) if row.method == PRE or row.setting == "step=1"]
     section = section_of([replace(row, path=rows[0].path) for row in rows])
-    assert section.tables == [] and section.heading.endswith("in 0 of 2")
+    assert section.tables == [] and section.heading.endswith("in 0 of 2 rows")
 
 
 def test_each_pre_training_has_a_figure(tmp_path: Path):

@@ -49,10 +49,10 @@ def test_every_figure_is_there_as_csv_svg_and_pdf(written):
 
 
 def test_latex_is_escaped_and_shows_what_the_page_shows():
-    data = pandas.DataFrame({"method": ["[a]_b & 50%", "α ~^\\{}$#"], "x_pts": [-1.0, None]})
-    lines = exports.latex(Table("t", "", data, ["x_pts"])).splitlines()
+    data = pandas.DataFrame({"method": ["[a]_b & 50%", "α ~^\\{}$#"], "x[1]_pts": [-1.0, None]})
+    lines = exports.latex(Table("t", "", data, ["x[1]_pts"])).splitlines()
     head, *rows = [line for line in lines if line.endswith(r"\\")]
-    assert r"\begin{tabular}{lr}" in lines and head == r"method & x \\"
+    assert r"\begin{tabular}{lr}" in lines and head == r"method & x{[}1{]} \\"
     assert rows[0] == r"{[}a{]}\_b \& 50\% & \textbf{$-$1.0} \\"
     assert rows[1] == (
         r"$\alpha$ \textasciitilde{}\textasciicircum{}\textbackslash{}\{\}\$\# & -- \\"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections import Counter
 
@@ -50,6 +51,9 @@ def test_those_that_the_images_cannot_tell_from_the_best_are_named(tmp_path):
     )
     results = worked_out(tmp_path / "same", strong({}))
     assert "L<w>F and EWC & co cannot be told" in headline.told_apart(results, MODEL)
+    apart = dataclasses.replace(results, comparisons=results.comparisons[:0])  # by their settings
+    assert headline.told_apart(apart, MODEL).startswith("No other row has the setting of ")
+    assert headline.lead(apart).startswith("Every method")
     far, alone = strong({"ewc": 0.6, "lwf": 0.3}), worked_out(tmp_path, strong({}), ("ewc",))
     for setting, suffix in (("", ""), ("dataset.shots=1", " of its setting")):
         text = headline.told_apart(

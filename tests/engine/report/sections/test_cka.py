@@ -46,7 +46,9 @@ def test_without_cka_there_is_no_section(of_grid, stored):
 
 
 def test_the_scatter_has_mean_cka_and_the_change_in_accuracy(of_grid):
-    data = cka.section(of_grid).figures[1].data
+    figure = cka.section(of_grid).figures[1]
+    assert len(figure.spec["layer"]) == 1, "a method's many dots have no names beside them"
+    data = figure.data
     assert len(data) == 2 * 3 * 3 and (data["downstream"] != data["evaluated_on"]).all()
     stored = pandas.DataFrame(rows()).replace({"method": TITLES})
     stored["cka"] = [np.mean(list(blocks.values())) for blocks in stored["blocks"]]
