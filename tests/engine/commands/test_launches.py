@@ -58,15 +58,12 @@ def test_two_at_once_meet_on_the_loopback_and_end_with_their_launchers(grid, tmp
 
 
 def test_two_launches_of_a_cell_make_it_once(grid, tmp_path):
-    """One of them does nothing but wait; then it shows the same numbers."""
+    """What one of them makes, training or evaluation, the other waits for; both show it."""
     runs = tmp_path / "runs"
     launches = [start(grid, runs, [sys.executable]) for _ in range(2)]
     assert [launch.wait(200) for launch in launches] == [0, 0]
     shown = [(runs / f"{number}.log").read_text() for number in range(2)]
-    waited = [text for text in shown if "waiting for another launch (process" in text]
-    assert waited
-    trained = [text for text in shown if "outline: resident on cpu" in text]
-    assert len(trained) == 1, "who waits reads no image of the cell's set"
+    assert any("waiting for another launch (process" in text for text in shown)
     tables = [text[text.index("percent top-1") :] for text in shown]
     assert tables[0] == tables[1]
     assert not list((runs / "store" / "locks").iterdir())

@@ -335,7 +335,7 @@ def test_a_cell_is_made_on_its_recipes_threads_whatever_a_launcher_allows(grid, 
     for count in (1, 2):
         builder, cell = grid.build("method=ewc", "seed=7", "train.epochs=1", f"threads={count}")
         passes.evaluate(builder.run, [{cell.name: 1.0}], ["tinted"], "all")
-        assert threads == 3 * [count]
+        assert len(threads) >= 2 and set(threads) == {count}  # the Fisher may be there
         versions = json.loads((cell.artifact.folder / "versions.json").read_text())
         assert (versions["threads"], versions["ranks"]) == (str(count), "1") and versions["cpu"]
         threads.clear()
