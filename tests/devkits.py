@@ -1,12 +1,12 @@
 """ImageNet's development kit with a few classes, numbered in another order than their wnids."""
 
 import io
-import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import scipy.io
+from tarballs import tarball
 
 TOP = "ILSVRC2012_devkit_t12"
 
@@ -28,9 +28,4 @@ def write(path: Path, wnids: Sequence[str], labels: Sequence[str]) -> Path:
         ).encode(),
         f"{TOP}/readme.txt": b"about",
     }
-    with tarfile.open(path, "w:gz") as kit:
-        for name, content in members.items():
-            entry = tarfile.TarInfo(name)
-            entry.size = len(content)
-            kit.addfile(entry, io.BytesIO(content))
-    return path
+    return tarball(path, members)

@@ -8,7 +8,6 @@ import json
 import os
 import pickle
 import random
-import tarfile
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -17,6 +16,7 @@ import msgspec
 import numpy as np
 import pytest
 from PIL import Image, ImageFont
+from tarballs import tarball
 
 from loaders import registry
 from loaders.benchmarks import drawings, emoji
@@ -41,15 +41,6 @@ def webp(shade: int) -> bytes:
     stream = io.BytesIO()
     Image.new("RGBA", (8, 8), (shade, 90, 40, 255)).save(stream, "WEBP", lossless=True)
     return stream.getvalue()
-
-
-def tarball(path: Path, files: dict[str, bytes]) -> Path:
-    with tarfile.open(path, "w:gz") as archive:
-        for name, data in files.items():
-            entry = tarfile.TarInfo(name)
-            entry.size = len(data)
-            archive.addfile(entry, io.BytesIO(data))
-    return path
 
 
 def package(name: str, style: emoji.Style, cache: Path) -> emoji.Style:

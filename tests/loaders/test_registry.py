@@ -2,26 +2,16 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import io
 import os
 import sys
-import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
+from tarballs import tarball
 
 from loaders import registry
 from loaders.registry import RegistryError
-
-
-def tarball(path: Path, files: dict[str, bytes]) -> Path:
-    with tarfile.open(path, "w:gz") as archive:
-        for name, data in files.items():
-            entry = tarfile.TarInfo(name)
-            entry.size = len(data)
-            archive.addfile(entry, io.BytesIO(data))
-    return path
 
 
 def wheel(path: Path, name: str = "toy", version: str = "1.0") -> Path:
