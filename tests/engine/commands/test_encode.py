@@ -193,9 +193,9 @@ OF_FFCV = "name: mine\nkind: folder\nroot: nowhere\nsets: [second, other]\nupstr
 def test_a_file_of_ffcvs_users_becomes_a_pack_without_images(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
-    writer = BetonWriter(Path("mine.beton"), 4)
+    writer = BetonWriter(Path("mine.beton"), 4, RAW, 32, 32)
     for number, pixels in enumerate(images):
-        writer.add(pixels.tobytes(), mode=RAW, height=32, width=32, label=number % 2)
+        writer.add(pixels.tobytes(), number % 2)
     writer.finish()
     writer.close()
     Path("classes.txt").write_text("cat\ndog\n")
