@@ -31,35 +31,28 @@ def require_equal(actual: Listing, expected: Listing) -> None:
         assert open_image(item.payload).tobytes() == open_image(other.payload).tobytes()
 
 
-@pytest.mark.parametrize(
-    "layout", ["above", "val", "csv", "synsets", "kaggle", "tar", "flat tar", "tar beside labels"]
-)
-def test_every_layout_of_the_validation_set_gives_the_same_items(
-    tmp_path: Path, layout: str
-) -> None:
-    expected = read("imagenet_val", trees.validation(tmp_path / "wanted"))
-    if layout in ("above", "val"):
-        source = trees.validation(tmp_path / "a") / ("val" if layout == "val" else "")
-    elif layout == "tar":
-        source = trees.archive(trees.validation(tmp_path / "a"), tmp_path / "val.tar")
-    elif layout == "kaggle":
-        source = tmp_path / "k"
-        trees.flat(tmp_path / "k" / "ILSVRC" / "Data" / "CLS-LOC", "LOC_val_solution.csv")
-        (source / "ILSVRC/Data/CLS-LOC/LOC_val_solution.csv").rename(
-            source / "LOC_val_solution.csv"
-        )
-    else:
-        labels = "LOC_val_solution.csv" if layout == "csv" else imagenet.imagenet.LABEL_FILES[1]
-        source = trees.flat(tmp_path / "a", labels)
-        if layout in ("flat tar", "tar beside labels"):
-            path = trees.archive(source / "val", source / "ILSVRC2012_img_val.tar")
-            shutil.rmtree(source / "val")
-            source = path if layout == "tar beside labels" else source
-    listing = read("imagenet_val", source)
-    require_equal(listing, expected)
-    assert [item.source for item in listing.items] == [item.source for item in expected.items]
-    assert listing.items[0].source == "ILSVRC2012_val_00000001"
-    assert tuple(listing.classes) == imagenet.wnids()
+def test_every_layout_of_the_validation_set_gives_the_same_items(tmp_path: Path) -> None:
+    expected = read("imagenet_val", trees.validation(tmp_path / "folders"))
+    assert expected.items[0].source == "ILSVRC2012_val_00000001"
+    assert tuple(expected.classes) == imagenet.wnids()
+    csv, synsets = imagenet.imagenet.LABEL_FILES
+    kaggle = trees.flat(tmp_path / "kaggle" / "ILSVRC" / "Data" / "CLS-LOC", csv)
+    (kaggle / csv).rename(tmp_path / "kaggle" / csv)
+    with_tar = trees.flat(tmp_path / "tar", synsets)
+    tar = trees.archive(with_tar / "val", with_tar / "ILSVRC2012_img_val.tar")
+    shutil.rmtree(with_tar / "val")
+    for source in (
+        tmp_path / "folders" / "val",
+        trees.archive(tmp_path / "folders", tmp_path / "val.tar"),
+        trees.flat(tmp_path / "csv", csv),
+        trees.flat(tmp_path / "synsets", synsets),
+        tmp_path / "kaggle",
+        with_tar,
+        tar,
+    ):
+        listing = read("imagenet_val", source)
+        require_equal(listing, expected)
+        assert [item.source for item in listing.items] == [item.source for item in expected.items]
 
 
 @pytest.mark.parametrize("name", ["imagenet_a", "imagenet_drawing", "imagenet_v2"])
