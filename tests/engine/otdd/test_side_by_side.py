@@ -5,9 +5,11 @@ from __future__ import annotations
 import threading
 import time
 
+import clouds
 import numpy as np
 import pytest
 import torch
+from clouds import CLASSES, D
 
 from engine.otdd import problems, solve
 from engine.otdd.problems import Labelled, Options
@@ -16,13 +18,10 @@ from engine.otdd.solve import matrix
 from kernels.transport.store import most_bytes
 
 CPU = torch.device("cpu")
-CLASSES = 3
 
 
-def labelled(seed: int, n: int = 40, d: int = 5) -> Labelled:
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.arange(n) % CLASSES
-    return Labelled(torch.randn(n, d, generator=generator) + labels[:, None] + 0.3 * seed, labels)
+def labelled(seed: int, n: int) -> Labelled:
+    return Labelled(*clouds.labelled(n, seed, 0.3 * seed))
 
 
 SETS = {name: labelled(seed, 40 + seed) for seed, name in enumerate("abcd")}
@@ -105,7 +104,7 @@ def test_memory_is_estimated_for_the_largest_problem(monkeypatch):
         name: problems.Cloud.of(name, points, CLASSES, Options(label_distance="none"))
         for name, points in sets.items()
     }
-    within, across = most_bytes(300, 300, 5, CPU), most_bytes(100, 300, 5, CPU)
+    within, across = most_bytes(300, 300, D, CPU), most_bytes(100, 300, D, CPU)
     assert problems.Problems(clouds, Options()).bytes_each() == within
     assert problems.Problems(clouds, Options(debias=False)).bytes_each() == across < within
     assert problems.Problems(clouds, Options(bracket=0.1)).bytes_each() == across
