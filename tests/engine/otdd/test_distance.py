@@ -124,15 +124,12 @@ def test_classes_that_a_set_lacks_or_has_one_image_of_do_not_matter():
     assert values(single, exact=True)[0, 1] > 0
 
 
-def test_an_unconverged_pair_is_missing_everywhere(tmp_path, caplog):
+def test_an_unconverged_pair_is_missing_everywhere(caplog):
     few = {name: Labelled(s.features[:9], s.labels[:9]) for name, s in SETS.items()}
     distances = matrix(few, CLASSES, Options(eps=0.2, tolerance=1e-17))
     assert math.isnan(distances.values[0, 1]) and not distances.row("near")
     assert "near to mid did not converge" in caplog.text
     assert "3 pairs missing" in distances.certainty()
-    write_csv(tmp_path / "d.csv", distances)
-    rows = list(csv.reader((tmp_path / "d.csv").open()))
-    assert rows[0] == ["", "near", "mid", "far"] and rows[1] == ["near", "0.0", "", ""]
 
 
 def test_exact_transport_that_stops_early_is_no_number(run, monkeypatch):
@@ -144,6 +141,7 @@ def test_exact_transport_that_stops_early_is_no_number(run, monkeypatch):
 
 def test_the_csv_keeps_every_digit(tmp_path):
     distances = matrix(SETS, CLASSES, Options(eps=0.2))
+    distances.values[0, 1] = distances.values[1, 0] = np.nan  # of a pair that did not converge
     write_csv(tmp_path / "d.csv", distances)
     written = pandas.read_csv(tmp_path / "d.csv", index_col=0, dtype=str)
     np.testing.assert_array_equal(written.astype(float), distances.values)
@@ -242,8 +240,8 @@ def test_the_command_prints_the_matrix_and_writes_it(folder, grid, capsys, tmp_p
     assert rows[1][2] == rows[2][1]
     pair = next(csv.DictReader((matrix_folder / "distances_pairs.csv").open()))
     assert pair["distance"] == rows[1][2] and float(pair["gap"]) <= 1e-4
-    line = f"worst gap {float(pair['gap']):.1e}, worst marginal error "
-    assert line in page and f"ε {float(pair['eps']):.3g}, {line}" in printed
+    line = f"ε {float(pair['eps']):.3g}, worst gap {float(pair['gap']):.1e}, worst marginal error "
+    assert line in page and line in printed
 
     text = (folder / "model.yaml").read_text().replace("test_vit", "test_efficientnet")
     (tmp_path / "other.yaml").write_text(text.replace("name: tiny", "name: other"))
