@@ -158,7 +158,7 @@ def _iteration(problem: Problem) -> Contest:
     stored = store(problem.cost(), torch.int16)
     q = stored.q
     assert q is not None, "the copy does not fit"
-    potentials = Potentials(stored, symmetric=False, start=None, max_iterations=10**9)
+    potentials = Potentials(stored, symmetric=False, max_iterations=10**9)
     potentials.solve(problem.eps, 0.1)
     f = ((potentials.f - stored.offset) / problem.eps).float()
     g = (potentials.g / problem.eps - math.log(problem.n)).float()
