@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 import torch
 from grids import CLASSES, SIZE, VIT, Grid, grid
@@ -19,9 +18,8 @@ from user_checkpoints import checkpoint, user_grid
 from engine import cli, models
 from engine.data import descriptions
 from engine.evaluation import passes, user_models
-from engine.grid.build import Builder
+from engine.evaluation.accuracies import Model, on_set
 from engine.recipe.schema import ModelRecipe
-from engine.store.cells import Cell
 
 __all__ = ["grid", "user_grid"]
 TIMMS = {
@@ -42,22 +40,18 @@ def rib(user_grid: Grid, monkeypatch: pytest.MonkeyPatch, *words: str) -> list[d
         return list(csv.DictReader(file))
 
 
-def accuracy(builder: Builder, cell: Cell, name: str) -> float:
-    """Accuracy of a cell on a whole set, evaluated within its grid."""
-    passes.evaluate(builder.run, [{cell.name: 1.0}], [name], "all")
-    table = pq.read_table(passes.predicted(builder.run, {cell.name: 1.0}, name, "all"))
-    return 100 * (table["top1"].to_numpy() == table["label"].to_numpy()).mean()
-
-
 def test_a_cell_is_what_it_was_in_its_grid(grid, user_grid, monkeypatch, capsys):
     """The cell has a transform that its architecture does not have, and a prompt."""
     words = ("model.mean=[0.3,0.3,0.3]", "model.std=[0.2,0.3,0.4]", "model.crop=0.8")
     names = ("outline", "few", "tinted")
     for method in ("fine_tune", "visual_prompt"):
         builder, cell = grid.build(f"method={method}", *words)
-        expected = {name: accuracy(builder, cell, name) for name in names}
-        for model in (cell.artifact.folder, cell.artifact.folder / "weights.safetensors"):
-            call = ("--models", str(model), "--sets", *names, "--mask", "present")
+        model = Model.named("alone", {cell.name: 1.0})
+        passes.evaluate(builder.run, [model.mix], names, "all")
+        in_grid = [on_set(builder.run, [model], name, "all")[0] for name in names]
+        expected = {row.evaluated_on: row.accuracy for row in in_grid}
+        for place in (cell.artifact.folder, cell.artifact.folder / "weights.safetensors"):
+            call = ("--models", str(place), "--sets", *names, "--mask", "present")
             rows = rib(user_grid, monkeypatch, *call)
             actual = {row["evaluated_on"]: float(row["accuracy"]) for row in rows}
             assert actual == pytest.approx(expected)
