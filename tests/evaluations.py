@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from grids import Grid
+from grids import CLASSES, COPIES, SETS, VIT, Grid, images, labels, reference
 
 from engine.evaluation import bank, passes
 from engine.grid.build import Builder
@@ -66,6 +66,25 @@ def tables(
 def same(actual: list, expected: list) -> bool:
     """Whether tables agree bit for bit."""
     return all(a.equals(b) for a, b in zip(actual, expected, strict=True))
+
+
+def by_timm(
+    grid: Grid,
+    name: str,
+    state: dict[str, torch.Tensor],
+    prompt: torch.Tensor | None = None,
+    *,
+    arch: str = VIT,
+    mask: str = "present",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits (float64 [N, 5]; -inf: not a class of the set) and labels [N] of a whole set."""
+    index = np.arange(len(SETS[name]) * COPIES)
+    x = images(grid, name, index, arch) + (0 if prompt is None else prompt.double())
+    with torch.no_grad():
+        logits = reference(state, arch)(x)
+    if mask == "present":
+        logits[:, [k for k, shape in enumerate(CLASSES) if shape not in SETS[name]]] = -torch.inf
+    return logits, labels(grid, name, index)
 
 
 def check_predictions(table: pa.Table, logits_NC: torch.Tensor, truth_N: torch.Tensor) -> None:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from evaluations import check_predictions
-from grids import CONV, Grid, grid, images, labels, reference, same, weights
+from evaluations import by_timm, check_predictions
+from grids import CONV, Grid, grid, same, weights
 
 from engine.evaluation import bank, passes
 from engine.grid.build import Builder
@@ -81,10 +80,7 @@ def test_wise_ft_between_the_ends_is_the_weighted_mean_of_the_two(grid, arch):
         actual = mixed(builder, entry.mix)
         close(actual, expected)
         table = pq.read_table(predictions(builder, entry.mix))
-        index = np.arange(len(table))
-        with torch.no_grad():
-            logits = reference(actual, arch)(images(grid, "tinted", index, arch))
-        check_predictions(table, logits, labels(grid, "tinted", index))
+        check_predictions(table, *by_timm(grid, "tinted", actual, arch=arch))
 
 
 @pytest.mark.parametrize(

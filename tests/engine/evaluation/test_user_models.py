@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import timm
 import torch
-from grids import CLASSES, CONV, SETS, SIZE, VIT, Grid, grid, images, labels, reference
+from evaluations import by_timm
+from grids import CLASSES, CONV, SETS, SIZE, VIT, grid, images
 from safetensors.torch import load_file, save_file
 from user_checkpoints import checkpoint, rows, user_grid
 
@@ -19,17 +20,6 @@ from engine.data import imagenet
 from engine.evaluation import passes
 
 __all__ = ["grid", "user_grid"]
-
-
-def accuracy(state: dict[str, torch.Tensor], user_grid: Grid, name: str, mask: str) -> float:
-    """By timm in float64."""
-    index = np.arange(len(SETS[name]) * 7)
-    with torch.no_grad():
-        logits = reference(state)(images(user_grid, name, index))
-    if mask == "present":
-        absent = [i for i, shape in enumerate(CLASSES) if shape not in SETS[name]]
-        logits[:, absent] = -torch.inf
-    return 100 * (logits.argmax(1) == labels(user_grid, name, index)).double().mean().item()
 
 
 @pytest.mark.parametrize("mask", ["none", "present"])
@@ -44,8 +34,9 @@ def test_interpolated_checkpoints_are_those_of_timm(user_grid, mask):
     ]
     for row in evaluated:
         mixed = {k: (1 - row.alpha) * a[k].double() + row.alpha * b[k].double() for k in a}
-        expected = accuracy(mixed, user_grid, row.evaluated_on, mask)
-        assert row.accuracy == pytest.approx(expected), row
+        logits, truth = by_timm(user_grid, row.evaluated_on, mixed, mask=mask)
+        share = (logits.argmax(1) == truth).double().mean().item()
+        assert row.accuracy == pytest.approx(100 * share), row
     assert len({row.accuracy for row in evaluated}) > 2
 
 
@@ -91,10 +82,10 @@ def test_a_pack_is_taken_as_it_is(user_grid):
 def test_the_heads_classes_are_named_in_its_order_or_refused(user_grid):
     head = ("ring", "bar", "square", "disc", "cross")
     (row,) = rows(user_grid, "A", "outline", classes=head)
-    drawn, truth = (make(user_grid, "outline", np.arange(35)) for make in (images, labels))
-    with torch.no_grad():
-        top1 = reference(load_file(user_grid.folder / "A.safetensors"))(drawn).argmax(1)
-    right = [head[place] == CLASSES[label] for place, label in zip(top1, truth, strict=True)]
+    logits, truth = by_timm(user_grid, "outline", load_file(user_grid.folder / "A.safetensors"))
+    right = [
+        head[place] == CLASSES[label] for place, label in zip(logits.argmax(1), truth, strict=True)
+    ]
     assert row.accuracy == pytest.approx(100 * np.mean(right))
     for classes, message in (
         (None, r"which class each of the 5 outputs of .*A.safe.* --classes"),
