@@ -15,6 +15,7 @@ from engine.grid.build import Builder
 from engine.store import cells, pending
 from loaders.resident import Resident
 
+State = dict[str, torch.Tensor]
 SET, IMAGES = "outline", 35
 BATCH = 8  # as tests/grids.py evaluates: four whole batches and one of three
 
@@ -68,10 +69,20 @@ def same(actual: list, expected: list) -> bool:
     return all(a.equals(b) for a, b in zip(actual, expected, strict=True))
 
 
+def average(states: Sequence[State], shares: Sequence[float]) -> State:
+    """In float64; integers are the first state's."""
+    return {
+        name: sum(w * state[name].double() for w, state in zip(shares, states, strict=True))
+        if tensor.is_floating_point()
+        else tensor
+        for name, tensor in states[0].items()
+    }
+
+
 def by_timm(
     grid: Grid,
     name: str,
-    state: dict[str, torch.Tensor],
+    state: State,
     prompt: torch.Tensor | None = None,
     *,
     arch: str = VIT,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
-from evaluations import by_timm, check_predictions
+from evaluations import State, average, by_timm, check_predictions
 from grids import CONV, Grid, grid, same, weights
 
 from engine.evaluation import bank, passes
@@ -18,7 +18,6 @@ from engine.store import cells
 from engine.store.cells import Entry
 
 __all__ = ["grid"]
-State = dict[str, torch.Tensor]
 
 
 def mixed(builder: Builder, mix: cells.Mix) -> State:
@@ -26,16 +25,6 @@ def mixed(builder: Builder, mix: cells.Mix) -> State:
     parents = {name: bank.stored_cell(builder.store, name) for name in mix}
     (state,) = bank.mixed([mix], parents, builder.device)
     return state
-
-
-def average(parents: list[State], shares: list[float]) -> State:
-    """float64 restatement: floating tensors are averaged, integers are the first parent's."""
-    return {
-        name: sum(w * parent[name].double() for w, parent in zip(shares, parents, strict=True))
-        if tensor.is_floating_point()
-        else tensor
-        for name, tensor in parents[0].items()
-    }
 
 
 # Of state dicts.

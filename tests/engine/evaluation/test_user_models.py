@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from evaluations import by_timm
+from evaluations import average, by_timm
 from grids import CLASSES, CONV, SETS, SIZE, VIT, grid, images
 from safetensors.torch import load_file, save_file
 from user_checkpoints import checkpoint, rows, user_grid
@@ -33,8 +33,8 @@ def test_interpolated_checkpoints_are_those_of_timm(user_grid, mask):
         (alpha, name, n) for name, n in (("outline", 35), ("few", 21)) for alpha in (0.0, 0.3, 1.0)
     ]
     for row in evaluated:
-        mixed = {k: (1 - row.alpha) * a[k].double() + row.alpha * b[k].double() for k in a}
-        logits, truth = by_timm(user_grid, row.evaluated_on, mixed, mask=mask)
+        mix = average([a, b], [1 - row.alpha, row.alpha])
+        logits, truth = by_timm(user_grid, row.evaluated_on, mix, mask=mask)
         share = (logits.argmax(1) == truth).double().mean().item()
         assert row.accuracy == pytest.approx(100 * share), row
     assert len({row.accuracy for row in evaluated}) > 2
