@@ -27,8 +27,7 @@ def test_a_sweep(folder, grid, monkeypatch, capsys):
     keys = ["method.lam", "seed", "downstream", "evaluated_on"]
     assert list(data)[: len(keys)] == keys
     index = pandas.MultiIndex.from_product([LAM, SEEDS, DOWNSTREAMS, sets])
-    assert set(data[keys].itertuples(index=False, name=None)) == set(index)
-    assert len(data) == len(index)
+    assert sorted(data[keys].itertuples(index=False, name=None)) == sorted(index)
     assert data["method.lam"].dtype == float and data["seed"].dtype == int
     again = pandas.read_csv(place / "sweep.csv")
     pandas.testing.assert_frame_equal(again, data, check_dtype=False, rtol=1e-7)
@@ -38,12 +37,10 @@ def test_a_sweep(folder, grid, monkeypatch, capsys):
 
     summary = pandas.read_csv(place / "tables/sweep-variants.csv")
     assert list(summary["method.lam"]) == LAM
-    for _, row in summary.iterrows():
-        of_variant = data[data["method.lam"] == row["method.lam"]]
-        in_ri = ~of_variant["evaluated_on"].isin(["upstream"])
-        in_ri &= of_variant["evaluated_on"] != of_variant["downstream"]
-        changes = of_variant[in_ri].groupby("downstream")["change"].mean()
-        assert row["mRI_pts"] == pytest.approx(changes.mean(), abs=1e-5)
+    others = data.query("evaluated_on != 'upstream' and evaluated_on != downstream")
+    changes = others.groupby(["method.lam", "downstream"])["change"].mean()
+    expected = changes.groupby("method.lam").mean()
+    assert list(summary["mRI_pts"]) == pytest.approx(list(expected), abs=1e-5)
     page = (place / "index.html").read_text()
     assert "is selection on the test sets" in page and "gains most" not in page
     table = " ".join((place / "table.txt").read_text().split())
