@@ -59,13 +59,13 @@ def jobs_of(runs: Path) -> dict[int, list[str]]:
 
 
 def test_the_program_runs_all_ready_made_methods_to_one_complete_table(folder, tmp_path):
-    head, _, methods_text = (folder / "shapes.yaml").read_text().partition("methods:")
+    text = (folder / "shapes.yaml").read_text()
     methods = [name for name in recipe.names("methods") if name != "flyp"]  # it is CLIP's alone
-    added = [f"  {name}: {{}}\n" for name in methods if f"  {name}:" not in methods_text]
-    (tmp_path / "shapes.yaml").write_text(f"{head}methods:{methods_text}{''.join(added)}")
-    sets, cwd = ("outline", "few"), tmp_path / "else {where}:"
+    added = [f"  {name}: {{}}\n" for name in methods if f"  {name}:" not in text]
+    (tmp_path / "shapes.yaml").write_text(text + "".join(added))
+    cwd = tmp_path / "else {where}:"
     cwd.mkdir()
-    words = ("runs=runs", "train.epochs=1", f"dataset.sets=[{','.join(sets)}]", "downstreams=[few]")
+    words = ("runs=runs", "train.epochs=1", "dataset.sets=[outline,few]", "downstreams=[few]")
     with started(tmp_path, *words, cwd=cwd) as process:
         out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err[-3000:]
@@ -74,60 +74,42 @@ def test_the_program_runs_all_ready_made_methods_to_one_complete_table(folder, t
     assert [path.name for path in cwd.iterdir()] == ["runs"]  # no .snakemake here
     arms = [(method, "") for method in methods if method != "wise_ft"]
     arms += [("wise_ft", alpha) for alpha in ALPHAS]
-    table_rows = [
+    evaluated = [
         (row["method"], row["alpha"], row["downstream"], row["evaluated_on"])
         for row in rows(report / "accuracy.csv")
         if row["method"] != "pre" and 0 <= float(row["accuracy"]) <= 100
     ]
-    places = ("upstream", *sets)
-    assert sorted(table_rows) == sorted((*arm, "few", name) for arm in arms for name in places)
+    places = ("upstream", "outline", "few")
+    assert sorted(evaluated) == sorted((*arm, "few", name) for arm in arms for name in places)
     mri = rows(report / "mri.csv")
     assert sorted((row["method"], row["alpha"]) for row in mri) == sorted(arms)
     assert all(abs(float(row["mri"])) <= 100 for row in mri)
-    titles = [recipe.load("emoji", method=name).method.title for name in methods]
-    printed = [line for line in out.splitlines() if "nan" not in line]
-    assert len(titles) == len(methods)
-    assert all(any(line.startswith(title) for line in printed) for title in titles), out
 
 
-def test_a_campaign_ends_with_its_tables_and_page(finished):
+def test_a_campaign_ends_with_a_whole_grid(finished):
     report = finished / "shapes" / "report"
-    accuracy, mri = rows(report / "accuracy.csv"), rows(report / "mri.csv")
-    arm = ["model", "method", "variant", "alpha", "setting"]
-    assert [*accuracy[0]] == [*arm, "downstream", "evaluated_on", "n", "accuracy", "headline"]
-    assert [*mri[0]] == [*arm, "mri", "mri_low", "mri_high", "headline"]
-    places = {*SETS, "upstream"}
     columns: dict[tuple[str, ...], dict[str, str]] = defaultdict(dict)
-    for row in accuracy:
+    for row in rows(report / "accuracy.csv"):
         column = columns[row["method"], row["alpha"], row["downstream"]]
         column[row["evaluated_on"]] = row["accuracy"]
+        assert 0 <= float(row["accuracy"]) <= 100 and int(row["n"]) > 0
     arms = {("fine_tune", ""), ("linear_probe", ""), *(("wise_ft", a) for a in ALPHAS)}
     pre = ("pre", "", "")
     assert columns.keys() == {pre, *((*arm, name) for arm in arms for name in SETS)}
-    assert all(column.keys() == places for column in columns.values())
-    assert all(0 <= float(row["accuracy"]) <= 100 and int(row["n"]) > 0 for row in accuracy)
+    assert all(column.keys() == {*SETS, "upstream"} for column in columns.values())
     for name in SETS:  # the ends of WiSE-FT's curve are the models themselves
         assert columns["wise_ft", "0.0", name] == columns[pre]
         assert columns["wise_ft", "1.0", name] == columns["fine_tune", "", name]
-    assert {(row["method"], row["alpha"]) for row in mri} == arms and len(mri) == len(arms)
-    assert all(float(r["mri_low"]) <= float(r["mri"]) <= float(r["mri_high"]) for r in mri)
-    page = (report / "index.html").read_text()
-    assert "data-figure" in page and "http-equiv" not in page and 'src="http' not in page
-    distances = rows(report / "distances.csv")
-    assert [row[""] for row in distances] == ["upstream", *SETS]
-    assert all(float(row[name]) > 0 for row in distances for name in places - {row[""]})
-    assert "Distances between all sets are optimal transport" in page
+    assert "Distances between all sets are optimal transport" in (report / "index.html").read_text()
 
 
-def test_second_run_does_nothing(folder, finished, capsys):
-    def state() -> dict[Path, int]:
-        return {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
-
-    before = state()
+def test_a_second_run_does_nothing(folder, finished, capsys):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
     assert cli.main(["campaign", str(folder / "shapes.yaml"), f"runs={finished}"]) == 0
     out = capsys.readouterr().out
     assert "finished; nothing to do" in out and "mRI" in out
-    assert state() == before
+    after = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
+    assert after == before
 
 
 def test_dry_run_shows_the_jobs_and_a_profile_steers_the_workflow(folder, tmp_path, capsys):
@@ -137,10 +119,10 @@ def test_dry_run_shows_the_jobs_and_a_profile_steers_the_workflow(folder, tmp_pa
     out = capsys.readouterr().out
     for word in ("prepare", "column", "report", *(f"column-{name}" for name in SETS)):
         assert word in out, word
-    words += ["--profile", str(profile)]
-    assert cli.main([*words, "--dry-run"]) == 2
-    assert "cluster/config.yaml" in capsys.readouterr().err
     assert not list(tmp_path.iterdir()), "nothing was written"
+    words += ["--profile", str(profile)]
+    assert cli.main(words) == 2
+    assert "cluster/config.yaml" in capsys.readouterr().err
     profile.mkdir()
     (profile / "config.yaml").write_text("until: [column]\ndry-run: true\n")
     assert cli.main(words) == 2
@@ -167,7 +149,6 @@ def test_a_campaign_that_ended_in_every_way_is_resumed_to_the_same_tables(
         err = process.communicate(timeout=120)[1]
     assert process.returncode == 2 and "prepare was killed (SIGKILL)" in err, err[-3000:]
     assert "logs/prepare.log" in err
-    assert re.search(r"engine.commands.job --plan .* prepare$", err, re.M)
 
     with started(folder, words, cwd=tmp_path) as process:
         until(lambda: jobs_of(runs), "a job is there", at_work=process)
@@ -201,8 +182,7 @@ def test_a_campaign_that_ended_in_every_way_is_resumed_to_the_same_tables(
 
 def test_failing_job_is_one_clear_line(folder, finished, tmp_path, monkeypatch, capfd):
     """With the command that runs the job alone. What columns share is there already."""
-    runs = tmp_path / "runs"
-    shutil.copytree(finished, runs)
+    runs = shutil.copytree(finished, tmp_path / "runs")
     words = ["optimizer.lr=1e20", "train.warmup_steps=0", "dataset.sets=[outline,tinted]"]
     words = [str(folder / "shapes.yaml"), f"runs={runs}", *words]
     plan = campaign.plan(words[0], words[1:], 1)
@@ -216,7 +196,6 @@ def test_failing_job_is_one_clear_line(folder, finished, tmp_path, monkeypatch, 
     explanation = err.partition(errors[0])[2]
     assert "the loss is not finite" in explanation and "lower optimizer.lr" in explanation
     assert "campaign.log" in explanation and "Traceback" not in err
-    assert not jobs_of(runs)
     (alone,) = re.findall("^  alone: cd .* && (.*)$", explanation, re.MULTILINE)
     program = shlex.split(alone)
     assert program[:4] == [sys.executable, "-P", "-m", job.__name__]

@@ -7,7 +7,6 @@ remedy is done, and then it ends with those numbers. Here is a case of each kind
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from damage import cut, empty, flip
 from endings import follow
 
 from engine import cli
+from engine.grid.campaign import TABLE
 
 pytestmark = pytest.mark.slow
 
@@ -49,61 +49,49 @@ UNFINISHED = {  # what the report reads when the campaign's own files are gone
 }
 
 
-class Campaign:
-    """A finished campaign, of which `runs` is a copy."""
-
-    def __init__(self, folder: Path, finished: Path) -> None:
-        self.runs, self.finished = folder / "damaged", finished
-        words = [str(folder / "shapes.yaml"), f"runs={self.runs}"]
-        row = ["--method", "wise_ft", "--set", "outline", "--alpha", "0.5"]
-        self.campaign, self.metrics = ["campaign", *words], ["metrics", *words]
-        self.export = ["export", *words, *row, "--out", str(folder / "export"), "--force"]
-
-    def restore(self) -> None:
-        shutil.rmtree(self.runs, ignore_errors=True)
-        shutil.copytree(self.finished, self.runs)
-
-    def numbers(self) -> dict[str, bytes]:
-        names = ("accuracy.csv", "mri.csv", "distances.csv", "comparisons.csv", "table.txt")
-        return {name: (self.runs / "shapes/report" / name).read_bytes() for name in names}
+@pytest.fixture
+def commands(folder, finished, tmp_path, monkeypatch) -> dict[str, list[str]]:
+    """Commands on a copy of a finished campaign, by name."""
+    campaigns.in_this_process(monkeypatch)
+    words = [str(folder / "shapes.yaml"), f"runs={shutil.copytree(finished, tmp_path / 'runs')}"]
+    row = ["--method", "wise_ft", "--set", "outline", "--alpha", "0.5"]
+    export = ["export", *words, *row, "--out", str(tmp_path / "export")]
+    return {"campaign": ["campaign", *words], "metrics": ["metrics", *words], "export": export}
 
 
-@pytest.fixture(scope="module")
-def healthy(folder, finished) -> Iterator[Campaign]:
-    with pytest.MonkeyPatch.context() as patch:
-        campaigns.in_this_process(patch)
-        yield Campaign(folder, finished)
-
-
-def heal(healthy: Campaign, command: Sequence[str], damaged: Path, capsys: Any) -> None:
+def heal(commands: dict[str, list[str]], name: str, damaged: Path, capsys: Any) -> None:
     """Give a command, and do what its error says until there is none."""
     for _ in range(4):
-        if not cli.main(command):
+        if not cli.main(commands[name]):
             return
         (line,) = capsys.readouterr().err.strip().splitlines()
         assert line.startswith("error: ")
         assert damaged.name in line or damaged.parent.name in line, line
         follow(line, damaged)
-        if command != healthy.campaign and "rib campaign" in line:
-            heal(healthy, healthy.campaign, damaged, capsys)
+        if name != "campaign" and "rib campaign" in line:
+            heal(commands, "campaign", damaged, capsys)
     raise AssertionError(f"a dead end: {line}")
 
 
 @pytest.mark.parametrize("pattern", [*DAMAGED, *UNFINISHED])
-def test_what_is_damaged_is_healed_or_named(healthy, capsys, pattern):
-    healthy.restore()
-    before = healthy.numbers()
-    path, *_ = sorted(healthy.runs.glob(pattern))
+def test_what_is_damaged_is_healed_or_named(commands, tmp_path, capsys, pattern):
+    report = tmp_path / "runs" / "shapes" / "report"
+
+    def numbers() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in [*report.glob("*.csv"), report / TABLE]}
+
+    before = numbers()
+    path, *_ = sorted((tmp_path / "runs").glob(pattern))
     (DAMAGED | UNFINISHED)[pattern](path)
     if pattern in UNFINISHED:
-        shutil.rmtree(healthy.runs / "shapes")
-    heal(healthy, healthy.campaign, path, capsys)
-    assert healthy.numbers() == before
+        shutil.rmtree(report.parent)
+    heal(commands, "campaign", path, capsys)
+    assert numbers() == before
     if "predictions" in pattern:
-        heal(healthy, healthy.metrics, path, capsys)
+        heal(commands, "metrics", path, capsys)
     elif "cells" in pattern:
-        heal(healthy, healthy.export, path, capsys)
-    assert healthy.numbers() == before and path.is_file()
+        heal(commands, "export", path, capsys)
+    assert numbers() == before and path.is_file()
     capsys.readouterr()
-    assert cli.main(healthy.campaign) == 0
+    assert cli.main(commands["campaign"]) == 0
     assert "is finished; nothing to do" in capsys.readouterr().out

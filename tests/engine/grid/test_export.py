@@ -77,9 +77,9 @@ def test_timm_answers_as_the_campaign_did(finished, folder, tmp_path, capsys, me
 def test_a_cells_folder_is_exported_as_its_row_is(finished, folder, tmp_path):
     (cell,) = (folder / "exported" / "store" / "cells").glob("wise_ft-few-*")
     alpha = ("--alpha", "0.25")
-    assert cli.main(["export", str(cell), "--out", str(tmp_path / "cell"), *alpha]) == 0
-    row = exported(finished, tmp_path / "row", "--method", "wise_ft", "--set", "few", *alpha)
-    assert grids.same(*(load_file(p / "model.safetensors") for p in (tmp_path / "cell", row)))
+    of_cell = exported([str(cell)], tmp_path / "cell", *alpha)
+    of_row = exported(finished, tmp_path / "row", "--method", "wise_ft", "--set", "few", *alpha)
+    assert grids.same(*(load_file(p / "model.safetensors") for p in (of_cell, of_row)))
 
 
 @pytest.mark.slow
@@ -106,28 +106,28 @@ def test_a_folder_that_is_there_is_written_over_by_force_alone(finished, tmp_pat
     assert cli.main([*words, "--force"]) == 0
     assert (out / "model.safetensors").read_bytes() != before
     assert {p.name for p in out.iterdir()} == {"config.json", "model.safetensors", "notes.txt"}
-    assert [p.name for p in tmp_path.iterdir()] == ["m"]
 
 
 @pytest.mark.slow
 def test_which_row_is_never_guessed_and_a_parent_that_is_gone_is_named(
     finished, folder, tmp_path, capsys
 ):
-    def refused(*words: str) -> str:
-        assert cli.main(["export", *finished, "--out", str(tmp_path / "m"), *words]) == 2
-        return capsys.readouterr().err
-
-    row = ["--set", "few", "--method"]
-    assert "such row: add --method, one of pre, fine_tune, wise_ft" in refused()
-    assert "no row of --method ewc, only of pre, fine_tune" in refused("--method", "ewc")
-    assert "add --alpha, one of 0, 0.25" in refused(*row, "wise_ft")
-    assert "this row has none" in refused(*row, "fine_tune", "--alpha", "1")
-    assert "of --seed 7, only of 0" in refused(*row, "fine_tune", "--seed", "7")
     (cell,) = (folder / "exported" / "store" / "cells").glob("fine_tune-few-*")
     cell.rename(tmp_path / "away")
-    message = refused(*row, "soup")
+    row = ["--set", "few", "--method"]
+    for words, message in (
+        ([], "such row: add --method, one of pre, fine_tune, wise_ft"),
+        (["--method", "ewc"], "no row of --method ewc, only of pre, fine_tune"),
+        ([*row, "wise_ft"], "add --alpha, one of 0, 0.25"),
+        ([*row, "fine_tune", "--alpha", "1"], "this row has none"),
+        ([*row, "fine_tune", "--seed", "7"], "of --seed 7, only of 0"),
+        ([*row, "soup"], f"no finished cell {cell.name}"),
+    ):
+        assert cli.main(["export", *finished, "--out", str(tmp_path / "m"), *words]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+    assert "; run `rib campaign " in error
     (tmp_path / "away").rename(cell)
-    assert f"no finished cell {cell.name}" in message and "; run `rib campaign " in message
     assert not list(tmp_path.iterdir())
 
 

@@ -1,7 +1,6 @@
 """ImageNet-RIB on tiny trees of its official layouts: mask, group, train, evaluate, RI."""
 
 import dataclasses
-from pathlib import Path
 
 import grids
 import imagenet_trees as trees
@@ -15,7 +14,8 @@ from PIL import Image
 
 from engine import cli, models
 from engine.commands import outcome
-from engine.data import grouping, imagenet, packs, sets
+from engine.data import grouping, imagenet, sets
+from engine.data.sets import LabelledSet
 from engine.evaluation import passes
 from engine.grid import cell_plan
 from engine.grid.build import Builder
@@ -71,41 +71,39 @@ def test_masks_are_the_users_choice(rib):
 def test_pixels_are_those_of_timms_transform_of_the_file(rib):
     config = timm.get_pretrained_cfg(grids.VIT)
     assert config is not None
-    steps = timm.data.create_transform(
+    transform = timm.data.create_transform(
         (3, 32, 32), interpolation=config.interpolation, crop_pct=1.0, mean=(0,) * 3, std=(1,) * 3
     )
-
-    def by_timm(image: Image.Image) -> np.ndarray:
-        return (steps(image.convert("RGB")) * 255).round().permute(1, 2, 0).numpy()
-
-    labelled = rib.builder().sets["imagenet_sketch"]
-    file = rib.folder / "s" / "sketch" / labelled.pack.keys[3]
-    assert np.array_equal(labelled.pack.pixels([3])[0], by_timm(Image.open(file)))
-    objects = rib.builder().sets["objectnet"].pack  # its red frame is gone
-    name = objects.keys[0].split("/")[0]
-    number = list(trees.FOLDERS).index(name)
-    assert np.array_equal(objects.pixels([0])[0], by_timm(trees.picture([3, number, 0])))
+    sketch, objects = (rib.builder().sets[name].pack for name in ("imagenet_sketch", "objectnet"))
+    number = list(trees.FOLDERS).index(objects.keys[0].split("/")[0])
+    for pack, place, image in (
+        (sketch, 3, Image.open(rib.folder / "s" / "sketch" / sketch.keys[3])),
+        (objects, 0, trees.picture([3, number, 0])),  # its red frame is gone
+    ):
+        expected = (transform(image.convert("RGB")) * 255).round().permute(1, 2, 0).numpy()
+        assert np.array_equal(pack.pixels([place])[0], expected)
 
 
 def test_a_cell_on_grouped_classes_to_its_ri(rib, capsys):
     builder = rib.builder()
     cell = builder.build()
     outcome.show(builder.run, cell)
-    printed = capsys.readouterr().out
-    accuracy = {line.split()[0]: line.split()[1:4] for line in printed.splitlines()[4:-3]}
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    accuracy = {words[0]: words[1:4] for words in lines[4:-3]}
     assert set(accuracy) == {*SETS, "imagenet_val"}
-    marked = {line.split()[0] for line in printed.splitlines() if line.rstrip().endswith("*")}
+    marked = {words[0] for words in lines if words[-1:] == ["*"]}
     assert marked & {*accuracy} == {"objectnet", "imagenet_val"}, "which RI does not count"
     assert accuracy["imagenet_c"][0] == str(SUBSAMPLE)
-    ri = float(next(line for line in printed.splitlines() if line.startswith("RI ")).split()[1])
-    before_and_after = {n: (float(b), float(a)) for n, (_, b, a) in accuracy.items() if n in SETS}
-    expected = metrics.robustness_improvement(
-        "objectnet",
-        {n: after for n, (_, after) in before_and_after.items()},
-        {n: before for n, (before, _) in before_and_after.items()},
-        SETS,
-    )
+    (ri,) = [float(words[1]) for words in lines if words[:1] == ["RI"]]
+    before, after = ({name: float(accuracy[name][k]) for name in SETS} for k in (1, 2))
+    expected = metrics.robustness_improvement("objectnet", after, before, SETS)
     assert ri == pytest.approx(expected, abs=0.1)
+
+
+def of_objects(labelled: LabelledSet, logits: torch.Tensor) -> torch.Tensor:
+    """The largest logit of each of a set's groups of classes."""
+    groups = [[trees.PLACES[w] for w in name.split("+")] for name in labelled.pack.classes]
+    return torch.stack([logits[:, places].amax(1) for places in groups], dim=1)
 
 
 def test_predictions_on_objects_are_those_of_the_largest_member(rib):
@@ -118,13 +116,10 @@ def test_predictions_on_objects_are_those_of_the_largest_member(rib):
     normalize = models.Normalize(builder.recipe.model, builder.device)
     pixels = torch.from_numpy(labelled.pack.pixels(range(len(labelled.pack)))).permute(0, 3, 1, 2)
     with torch.no_grad():
-        logits = net(normalize(pixels)).double()
-    groups = [[trees.PLACES[w] for w in name.split("+")] for name in labelled.pack.classes]
-    by_object = torch.stack([logits[:, places].amax(1) for places in groups], dim=1)
-    places = torch.tensor([group[0] for group in groups])
-    assert table["top1"].to_pylist() == places[by_object.argmax(1)].tolist()
-    p = by_object.softmax(1)
-    labels = torch.from_numpy(np.array(labelled.pack.labels))
+        by_object = of_objects(labelled, net(normalize(pixels)).double())
+    places = [trees.PLACES[name.split("+")[0]] for name in labelled.pack.classes]
+    assert table["top1"].to_pylist() == torch.tensor(places)[by_object.argmax(1)].tolist()
+    p, labels = by_object.softmax(1), torch.from_numpy(np.array(labelled.pack.labels))
     true = p.gather(1, labels[:, None])[:, 0]
     assert np.allclose(table["p_true"].to_numpy(), true.numpy(), atol=1e-5)
     assert np.allclose(table["p_top1"].to_numpy(), p.amax(1).numpy(), atol=1e-5)
@@ -140,20 +135,15 @@ def test_losses_see_grouped_classes(rib, method):
     (batch,) = builder.sets.source("objectnet").batches([np.array([0, 3, 5])])
     loss = built.loss(batch)
     labelled = builder.sets["objectnet"]
-    groups = [[trees.PLACES[w] for w in name.split("+")] for name in labelled.pack.classes]
     labels = torch.from_numpy(np.array(labelled.pack.labels[[0, 3, 5]]))
-
-    def of_objects(logits: torch.Tensor) -> torch.Tensor:
-        return torch.stack([logits[:, places].amax(1) for places in groups], dim=1)
-
     x = built.normalize(batch.images)
     if method == "visual_prompt":
         x = x + built.image_prompt()
-    by_object = of_objects(built.net(x))
+    by_object = of_objects(labelled, built.net(x))
     expected = torch.nn.functional.cross_entropy(by_object, labels, reduction="none")
     if method == "lwf":
         with torch.no_grad():
-            before = of_objects(builder.network(builder.base)(x))
+            before = of_objects(labelled, builder.network(builder.base)(x))
         q, log_p = (before / 2).softmax(1), (by_object / 2).log_softmax(1)
         expected = expected + 4 * (q * (q.log() - log_p)).sum(1)
     assert torch.allclose(loss, expected, atol=2e-5)
@@ -170,32 +160,11 @@ def test_gradient_of_grouped_logits_goes_to_the_largest_member():
     assert maxima[0, [0, 1, 3]].tolist() == [3, 5, 9] and maxima.shape == logits.shape
     maxima[0, [0, 1, 3]].sum().backward()
     assert logits.grad is not None and logits.grad.tolist() == [[0, 1, 1, 0, 1, 0]]
-    apart = torch.arange(12, dtype=torch.float64).reshape(2, 6) + 0.3 * torch.rand(2, 6)
-    torch.autograd.gradcheck(lambda x: grouping.grouped(x, members), apart.requires_grad_())
     assert grouping.members(["a", "c"], position) is None
     assert grouping.grouped(logits, None) is logits
-    for classes in (["a+c", "a+b"], ["a+c", "b+c"], ["c", "b+c"]):
-        with pytest.raises(ValueError, match=r"classes .*c and .*b.* share the output [ac]"):
+    for classes in (["a+c", "b+c"], ["c", "b+c"]):
+        with pytest.raises(ValueError, match=r"classes .*c and b\+c share the output c"):
             grouping.members(classes, position)
-
-
-def test_one_pack_serves_every_model_of_a_transform(rib):
-    resolved = rib.builder().recipe
-    runs = Path(resolved.runs)
-
-    def place(name: str, model: dict | None = None, **options: str) -> Path:
-        changed = dataclasses.replace(resolved.model, **(model or {}))
-        dataset = dataclasses.replace(resolved.dataset, **options)
-        return packs.pack_folder(runs, dataset, changed, name)
-
-    usual = place("imagenet_v2")
-    assert usual.is_dir()
-    assert place("imagenet_v2", {"name": "other", "mean": [0.5] * 3}) == usual
-    assert place("imagenet_v2", root="/elsewhere", objectnet="paper", subsample="full") == usual
-    assert place("imagenet_v2", pack_format="jpeg") != usual
-    assert place("imagenet_v2", {"crop": 0.9}) != usual
-    assert place("objectnet", objectnet="paper") != place("objectnet")
-    assert place("imagenet_c", subsample="full") != place("imagenet_c")
 
 
 def test_paper_variant_of_objectnet_is_a_plain_mask(rib):
@@ -216,19 +185,15 @@ def test_fifty_corrupted_images_in_fifteen_times_five_folders(rib, tmp_path):
     assert len(list(source.glob("*/*/*"))) == 75
     assert rib.encode("imagenet_c", source, "--partial", "dataset.subsample=50") == 0
     builder = rib.builder("dataset.subsample=50", "downstream=imagenet_c")
-    cell = builder.build()
-    passes.evaluate(builder.run, [{cell.name: 1.0}], ["imagenet_c"], "all")
-    path = passes.predicted(builder.run, {cell.name: 1.0}, "imagenet_c", "all")
-    table = pq.read_table(path)
+    mix = {builder.build().name: 1.0}
+    passes.evaluate(builder.run, [mix], ["imagenet_c"], "all")
+    path = passes.predicted(builder.run, mix, "imagenet_c", "all")
+    table = pq.read_table(path).to_pandas()
     assert len(table) == 50
-    hits: dict[str, dict[str, list[bool]]] = {}
-    for row in table.to_pylist():
-        corruption, severity = row["group"].split("/")
-        parts = hits.setdefault(corruption, {}).setdefault(severity, [])
-        parts.append(row["top1"] == row["label"])
-    expected = np.mean([np.mean([np.mean(p) for p in parts.values()]) for parts in hits.values()])
-    assert len(hits) == 15
-    assert SetPredictions().add(path).accuracy == pytest.approx(100 * expected)
+    parts = (table["top1"] == table["label"]).groupby(table["group"]).mean()
+    by_corruption = parts.groupby(parts.index.str.split("/").str[0]).mean()
+    assert len(by_corruption) == 15
+    assert SetPredictions().add(path).accuracy == pytest.approx(100 * by_corruption.mean())
 
 
 def test_the_in1k_stage_of_a_backbone_without_a_head(rib):
@@ -247,17 +212,6 @@ def test_the_in1k_stage_of_a_backbone_without_a_head(rib):
     passes.evaluate(after.run, [{after.base.name: 1.0}], ["imagenet_a"], "all")
 
 
-def test_what_a_campaign_says_of_a_set_that_is_not_encoded(rib):
-    with pytest.raises(
-        ValueError, match=r"imagenet_v2 is not encoded .* run `rib encode imagenet_"
-    ):
-        _ = rib.builder("model.crop=0.75").sets["imagenet_v2"]
-    rooted = rib.builder("model.crop=0.75", f"dataset.root={rib.folder / 'by_root'}")
-    trees.by_wnid(rib.folder / "by_root" / "imagenet_a")
-    with pytest.raises(ValueError, match="by_root/imagenet_a is not the published imagenet_a"):
-        packs.pack_of(rooted.recipe, "imagenet_a", rib.folder)
-
-
 @pytest.mark.slow
 def test_verify_shares_its_predictions_with_campaigns(rib, capsys, tmp_path):
     torch.manual_seed(0)
@@ -273,9 +227,8 @@ def test_verify_shares_its_predictions_with_campaigns(rib, capsys, tmp_path):
     builder = rib.builder(*from_file)
     for name in ("imagenet_val", *SETS):
         assert passes.find(builder.run, {builder.base.name: 1.0}, name, "all"), name
-    # Without the upstream set its classes are known all the same.
     runs = f"runs={tmp_path / 'runs'}"
     assert rib.encode("imagenet_a", rib.folder / "a", "--partial", runs) == 0
-    assert cli.main([*words, runs]) == 0
+    assert cli.main([*words, runs]) == 0, "the classes are known without the upstream set"
     rows = map(str.split, capsys.readouterr().out.splitlines())
     assert ["imagenet_val", "not", "encoded"] in rows

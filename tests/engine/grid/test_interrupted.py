@@ -33,13 +33,13 @@ __all__ = ["expected", "fresh", "mixes", "small_slices"]
 
 @pytest.fixture
 def stopped(fresh, monkeypatch):
-    """Stops an evaluation of these mixes, or of features, after some batches of models."""
+    """Stops an evaluation of these mixes after some batches of models."""
 
-    def stop(batches, mixes=None, *words):
+    def stop(batches, mixes):
         with monkeypatch.context() as patch:
             stop_after(patch, batches)
             with pytest.raises(Stopped):
-                tables(fresh.builder(*words), mixes) if mixes else features(fresh)
+                tables(fresh.builder(), mixes)
 
     return stop
 
@@ -69,18 +69,6 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(
     assert all(table["index"].to_pylist() == [*range(IMAGES)] for table in expected)
 
 
-def test_features_that_were_interrupted_are_made_again(grid, fresh, stopped, monkeypatch):
-    whole = features(grid)
-    shutil.rmtree(fresh.runs / "store" / "features")
-    stopped(3)
-    assert not (fresh.runs / "store" / "features").exists()
-    counted = Counted(monkeypatch)
-    assert torch.equal(features(fresh), whole)
-    assert counted.images == IMAGES and not pending_files(fresh, "*")
-    stop_after(monkeypatch, 0)
-    assert torch.equal(features(fresh), whole)
-
-
 def other_bits(file: Path) -> None:
     column = pq.read_metadata(file).row_group(0).column(4)  # p_top1, whose values any bits can be
     flip(file, column.dictionary_page_offset + column.total_compressed_size // 2)
@@ -108,10 +96,9 @@ def test_a_damaged_slice_of_predictions_is_named_and_the_remedy_works(
     assert same(tables(fresh.builder(), mixes[:1]), expected[:1])
 
 
-def test_models_of_a_small_set_are_kept_as_their_group_ends(
+def test_models_of_a_set_of_one_slice_are_kept_as_their_group_ends(
     grid, fresh, mixes, expected, stopped, monkeypatch
 ):
-    """A set of one slice: the first group's models are not evaluated again."""
     monkeypatch.setattr(bank, "free_memory", lambda device: room_for_models(grid, mixes, 2))
     stopped(2 * 5 + 1, mixes[:5])
     assert len(list((fresh.runs / "store" / "predictions").iterdir())) == 2
@@ -150,28 +137,12 @@ def test_heads_on_shared_features_go_on_too(fresh, mixes, expected, small_slices
     assert len(computed) == 2 + 2 + 1
 
 
-def test_slices_of_other_data_are_never_mixed_in(
-    fresh, mixes, expected, stopped, small_slices, tmp_path
-):
-    """The same model, set name and slices; one image differs."""
-    changed = tmp_path / "shapes"
-    shutil.copytree(fresh.folder, changed)
-    bar, disc = (min((changed / SET / name).iterdir()) for name in ("bar", "disc"))
-    shutil.copy(bar, disc)
-    stopped(3, mixes[4:5], f"dataset.root={changed}", "downstream=tinted")
-    slices = pending_files(fresh, "*.parquet")
-    assert len(slices) == 1
-    assert same(tables(fresh.builder(), mixes[4:5]), expected[4:5])
-    assert pending_files(fresh, "*.parquet") == slices
-
-
-@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("slice_of", [pending.SLICE, 2 * BATCH])
 def test_a_full_disk_is_named_and_nothing_half_written_stays(
-    grid, fresh, mixes, expected, monkeypatch, several
+    grid, fresh, mixes, expected, monkeypatch, slice_of
 ):
     """The disk is full in the middle of a file."""
-    if several:
-        monkeypatch.setattr(pending, "SLICE", 2 * BATCH)
+    monkeypatch.setattr(pending, "SLICE", slice_of)
     builder = fresh.builder()
     passes.evaluate(builder.run, mixes[:1], ["few"], "all")
     shutil.rmtree(fresh.runs / "store" / "features")

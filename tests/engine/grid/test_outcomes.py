@@ -37,8 +37,7 @@ def test_an_attempt_ends_with_its_error_or_without(tmp_path):
     with pytest.raises(ValueError, match="no room"), recorded(tmp_path, 200.0):
         raise ValueError("no room" + "x" * 1000)
     first, second = attempts.read(tmp_path)
-    assert first.error == first.failure == "" and first.ended is not None
-    assert first.hours == pytest.approx((first.ended - 100) / 3600)
+    assert first.failure == "" and first.hours == pytest.approx((first.ended - 100) / 3600)
     assert second.error == ("no room" + "x" * 1000)[: attempts.LONGEST]
 
 
@@ -54,10 +53,9 @@ def test_of_several_ranks_the_one_with_an_error_is_kept_too(tmp_path, monkeypatc
     (file,) = (tmp_path / attempts.FOLDER).iterdir()
     values = json.loads(file.read_text())
     assert values["error"] == "no GPU"
-    for altered in ([], values | {"processes": 7}):
-        file.write_text(json.dumps(altered))
-        with pytest.raises(DamagedFile, match=f"{file.name} .*; delete it"):
-            attempts.read(tmp_path)
+    file.write_text(json.dumps(values | {"processes": 7}))
+    with pytest.raises(DamagedFile, match=f"{file.name} .*; delete it"):
+        attempts.read(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +64,6 @@ def test_of_several_ranks_the_one_with_an_error_is_kept_too(tmp_path, monkeypatc
         (ValueError("no such value"), 2),
         (DivergedError("the loss is not finite"), 2),
         (TimeoutError("the file system does not answer"), 74),
-        (BrokenPipeError("a worker left"), 74),
         (FirstRankError("the first rank failed"), 74),
     ],
 )
@@ -106,10 +103,8 @@ def test_users_errors_end_their_next_attempts_at_once(folder, tmp_path):
     assert done.returncode == 1, done.stderr
     begun = {name: len((place / f"column-{name}").read_text().split()) for name in ENDS}
     assert begun == {"user-error": 1, "bug": 3, "preempted": 3, "killed": 3}, done.stderr
-    minutes: dict[str, list[int]] = {name: [] for name in ENDS}
     asked = re.findall(r"wildcards: grid=\S+, column=(\S+)\n.*?runtime=(\d+)", done.stderr, re.S)
-    for name, runtime in asked:
-        minutes[name].append(int(runtime))
+    minutes = {name: [int(runtime) for each, runtime in asked if each == name] for name in ENDS}
     assert minutes == {n: [HOUR, 2 * HOUR, 3 * HOUR] for n in ENDS} | {"user-error": [HOUR, 5, 5]}
     shown = dict(outcomes.failures(plan))
     assert outcomes.is_done(place, "prepare") and "prepare" not in shown

@@ -28,10 +28,6 @@ def evaluate(place: Path, *words: str) -> int:
     return cli.main([*command, f"runs={place / 'runs'}"])
 
 
-def report(place: Path) -> Path:
-    return place / "runs" / "shapes" / "report"
-
-
 def accuracy(state: dict[str, torch.Tensor], place: Path, name: str) -> float:
     """By timm in float64, unmasked."""
     logits_NC, truth_N = campaigns.by_timm(state, place, name)
@@ -44,16 +40,17 @@ def state(place: Path, cell: str) -> dict[str, torch.Tensor]:
 
 
 def test_all_rows_are_judged_and_nothing_else_changes(place, capsys):
-    cells = sorted((place / "runs" / "store" / "cells").iterdir())
-    before = {path: path.read_bytes() for path in report(place).rglob("*") if path.is_file()}
+    store, report = place / "runs" / "store" / "cells", place / "runs" / "shapes" / "report"
+    cells = sorted(store.iterdir())
+    before = {path: path.read_bytes() for path in report.rglob("*") if path.is_file()}
     assert evaluate(place, "--sets", f"other={place}/mine/few", f"{place}/mine/new") == 0
     printed = capsys.readouterr().out
     assert "RI and mRI of shapes stay as they are" in printed
     assert {path: path.read_bytes() for path in before} == before
-    assert sorted((place / "runs" / "store" / "cells").iterdir()) == cells
+    assert sorted(store.iterdir()) == cells
 
-    rows = campaigns.rows(report(place) / "accuracy-on-other.csv")
-    in_campaign = campaigns.rows(report(place) / "accuracy.csv")
+    rows = campaigns.rows(report / "accuracy-on-other.csv")
+    in_campaign = campaigns.rows(report / "accuracy.csv")
     arm = itemgetter("model", "method", "variant", "alpha", "downstream")
     assert {arm(row) for row in rows} == {arm(row) for row in in_campaign}
     of_set = itemgetter("evaluated_on", "n", "mask", "classes")
@@ -65,46 +62,36 @@ def test_all_rows_are_judged_and_nothing_else_changes(place, capsys):
         moved = float(row["accuracy"]) - float(rows[0]["accuracy"])
         assert float(row["change"]) == pytest.approx(moved, abs=1e-5) and row["change_low"] == ""
         assert f"{float(row['accuracy']):.1f}" in printed
-    by_arm = {(r["method"], r["alpha"], r["downstream"]): r["accuracy"] for r in rows}
+    by_arm = {(r["method"], r["alpha"], r["downstream"]): float(r["accuracy"]) for r in rows}
     for downstream in SETS:
         tuned = state(place, f"fine_tune-{downstream}")
         half = {k: (start[k] + tuned[k]) / 2 for k in start}
         for method, alpha, weights in (("fine_tune", "", tuned), ("wise_ft", "0.5", half)):
-            stored = float(by_arm[method, alpha, downstream])
-            assert stored == pytest.approx(accuracy(weights, place, "few"), abs=1e-5)
-    assert len(campaigns.rows(report(place) / "accuracy-on-new.csv")) == len(rows)
+            expected = accuracy(weights, place, "few")
+            assert by_arm[method, alpha, downstream] == pytest.approx(expected, abs=1e-5)
+    assert len(campaigns.rows(report / "accuracy-on-new.csv")) == len(rows)
 
 
 def test_a_mask_is_named_and_intervals_are_those_of_changes(place, tmp_path):
     out = tmp_path / "sure.csv"
     words = ("--sets", f"sure={place}/mine/few", "--mask", "present", "--intervals")
     assert evaluate(place, *words, "--out", str(out)) == 0
-    rows = campaigns.rows(out)
-    assert {(row["mask"], row["classes"]) for row in rows} == {("present", "3")}
-    for row in rows[1:]:
+    pre, *rows = campaigns.rows(out)
+    assert (pre["mask"], pre["classes"]) == ("present", "3")
+    for row in rows:
         low, change, high = (float(row[k]) for k in ("change_low", "change", "change_high"))
         assert low <= change <= high
-        assert float(row["low"]) <= float(row["accuracy"]) <= float(row["high"])
         if row["method"] == "wise_ft" and float(row["alpha"]) == 0:
             assert low == high == 0, "the pre-trained model itself"
 
 
 def test_what_is_not_possible_is_refused_before_any_work(place, capsys, tmp_path):
-    existing = tmp_path / "there.csv"
-    existing.write_text("mine")
     new_set = f"{place}/mine/new"
-    refused = {
-        ("--sets", f"{place}/mine/few"): "few is a set of the campaign",
-        ("--sets", new_set, "--out", str(existing)): "there.csv is there already: --force",
-        ("--sets", new_set, "--out", str(tmp_path), "--force"): "is a folder, not a file: --out",
-        ("--sets", new_set, "--arch", "test_vit"): "--arch is for --models",
-        ("--sets", new_set, "optimizer.lr=0.5"): "no finished run",
-    }
-    for words, message in refused.items():
+    for words, message in (
+        (("--sets", f"{place}/mine/few"), "few is a set of the campaign"),
+        (("--sets", new_set, "--out", str(tmp_path), "--force"), "is a folder, not a file: --out"),
+        (("--sets", new_set, "--arch", "test_vit"), "--arch is for --models"),
+        (("--sets", new_set, "optimizer.lr=0.5"), "no finished run"),
+    ):
         assert evaluate(place, *words) == 2
         assert message in capsys.readouterr().err
-    assert existing.read_text() == "mine"
-    shutil.copytree(place / "mine" / "new", tmp_path / "strange")
-    (tmp_path / "strange" / "disc").rename(tmp_path / "strange" / "disk")
-    assert evaluate(place, "--sets", str(tmp_path / "strange")) == 2
-    assert "'disk' (is it disc?)" in capsys.readouterr().err

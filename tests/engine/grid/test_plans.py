@@ -33,10 +33,6 @@ def mine(folder: Path, rate: float) -> Path:
     return file
 
 
-def files_below(report: Path) -> set[Path]:
-    return {path.relative_to(report) for path in report.rglob("*") if path.is_file()}
-
-
 def test_a_file_that_changes_while_jobs_wait_changes_no_campaign(
     folder, runs, ran, monkeypatch, capsys
 ):
@@ -51,13 +47,12 @@ def test_a_file_that_changes_while_jobs_wait_changes_no_campaign(
         cells = (runs / "store" / "cells").glob("fine_tune-few-*/recipe.yaml")
         return {line for c in cells for line in c.read_text().splitlines() if "  lr:" in line}
 
-    watch = workflow._watch
+    watch, before = workflow._watch, rates()
 
     def edited(*words: object) -> None:
         mine(folder, 0.5)
         watch(*words)  # type: ignore[arg-type]
 
-    before = rates()
     with monkeypatch.context() as patch:
         patch.setattr(workflow, "_watch", edited)
         _, first = run(0.02)
@@ -94,34 +89,33 @@ def test_other_commands_leave_a_campaign_finished(folder, runs, ran, capsys):
 def test_files_of_another_plan_leave_a_report_and_a_users_stay(folder, runs, ran):
     file, report = mine(folder, 0.02), runs / "mine" / "report"
     command, text = ["campaign", str(file), f"runs={runs}"], file.read_text()
-    assert cli.main(command) == 0
-    expected = files_below(report)
+
+    def files() -> set[Path]:
+        assert cli.main(command) == 0
+        return {path for path in report.rglob("*") if path.is_file()}
+
+    expected = files()
     file.write_text(text + "seeds: 2\n")
-    assert cli.main(command) == 0
-    assert Path("seeds.csv") in files_below(report) - expected
+    assert report / "seeds.csv" in files() - expected
     (report / "seed-notes.txt").write_text("mine")
     file.write_text(text)
-    assert cli.main(command) == 0
-    assert files_below(report) == expected | {Path("seed-notes.txt")}
+    assert files() == expected | {report / "seed-notes.txt"}
 
 
 def test_campaigns_of_models_show_a_page_of_those_models(folder, grid, tmp_path, ran, capsys):
     """From the command line and from Python, whatever was finished before."""
-    file, names = str(mine(folder, 0.02)), {}
+    file, text = str(mine(folder, 0.02)), (folder / "model.yaml").read_text()
     for name in ("a", "b", "c"):
-        names[name] = tmp_path / f"{name}.yaml"
-        text = (folder / "model.yaml").read_text().replace("name: tiny", f"name: {name}")
-        names[name].write_text(text)
+        (tmp_path / f"{name}.yaml").write_text(text.replace("name: tiny", f"name: {name}"))
 
-    def models(*of: str) -> str:
-        return f"model=[{','.join(str(names[name]) for name in of)}]"
+    def models(*names: str) -> str:
+        return f"model=[{','.join(f'{tmp_path}/{name}.yaml' for name in names)}]"
 
     def columns(page: Path) -> set[str]:
-        lines = page.with_name("accuracy.csv").read_text().splitlines()[1:]
-        return {line.split(",")[0] for line in lines}
+        return {row["model"] for row in campaigns.rows(page.with_name("accuracy.csv"))}
 
     runs = f"runs={tmp_path / 'runs'}"
-    assert cli.main(["campaign", file, runs, f"model={names['c']}"]) == 0
+    assert cli.main(["campaign", file, runs, f"model={tmp_path}/c.yaml"]) == 0
     first = engine.campaign(file, runs, models("a", "b"))
     second = engine.campaign(file, runs, models("a", "c"))
     assert (columns(first), columns(second)) == ({"a", "b"}, {"a", "c"})

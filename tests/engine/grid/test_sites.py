@@ -1,5 +1,6 @@
 """Where jobs run: this machine's GPUs, a profile, a Slurm that says what it has."""
 
+import contextlib
 import dataclasses
 import itertools
 import os
@@ -33,8 +34,7 @@ def test_a_gpu_runs_a_column_and_the_report_none(folder, tmp_path, monkeypatch):
     plan, options = plan_of(folder, tmp_path, "auto"), Options(cores=8)
     where = sites.of(options, [plan])
     assert where.device == "cuda" and where.words == ("--cores", "8", "--resources", "gpu=8")
-    asked = sites.resources(options, where, plan)
-    assert asked == {
+    assert sites.resources(options, where, plan) == {
         "prepare": {"threads": 8, "gpu": 1},
         "column": {"threads": plan.threads, "gpu": 1},
         "report": {"threads": 8},
@@ -50,24 +50,21 @@ def test_a_gpu_runs_a_column_and_the_report_none(folder, tmp_path, monkeypatch):
 
 
 def test_the_device_of_a_recipe_is_obeyed_or_named(folder, tmp_path, monkeypatch):
-    see_gpus(monkeypatch, 2)
-    plan = plan_of(folder, tmp_path, "cpu")
-    where = sites.of(Options(cores=2), [plan])
-    assert where.device == "cpu"
-    asked = sites.resources(Options(cores=2), where, plan)
-    assert not any(stage.get("gpu") for stage in asked.values())
-    see_gpus(monkeypatch, 0)
-    assert sites.of(Options(cores=2), [plan_of(folder, tmp_path, "auto")]).device == "cpu"
-    with pytest.raises(ValueError, match="torch sees no GPU"):
-        sites.of(Options(cores=2), [plan_of(folder, tmp_path, "cuda")])
-    see_gpus(monkeypatch, 2)
-    for device, gpus, message in (
-        ("auto", 3, "--gpus-per-job 3: there are 2 GPUs"),
-        ("cpu", 2, "--gpus-per-job 2: the jobs run on CPUs"),
-        ("auto", 0, "--gpus-per-job 0: at least one"),
+    for device, gpus, gpus_per_job, message in (
+        ("cpu", 2, 1, None),
+        ("auto", 0, 1, None),
+        ("cuda", 0, 1, "torch sees no GPU"),
+        ("auto", 2, 3, "--gpus-per-job 3: there are 2 GPUs"),
+        ("cpu", 2, 2, "--gpus-per-job 2: the jobs run on CPUs"),
+        ("auto", 2, 0, "--gpus-per-job 0: at least one"),
     ):
-        with pytest.raises(ValueError, match=message):
-            sites.of(sites.checked(Options(gpus_per_job=gpus)), [plan_of(folder, tmp_path, device)])
+        see_gpus(monkeypatch, gpus)
+        plan, works = plan_of(folder, tmp_path, device), contextlib.nullcontext()
+        with pytest.raises(ValueError, match=message) if message else works:
+            options = sites.checked(Options(gpus_per_job=gpus_per_job))
+            where = sites.of(options, [plan])
+            asked = sites.resources(options, where, plan)
+            assert where.device == "cpu" and not any(stage.get("gpu") for stage in asked.values())
 
 
 def test_slurms_jobs_ask_for_a_factor_of_what_is_predicted(folder, tmp_path, monkeypatch):
@@ -78,20 +75,17 @@ def test_slurms_jobs_ask_for_a_factor_of_what_is_predicted(folder, tmp_path, mon
     where = sites.of(options, [plan])
     asked = sites.resources(options, where, plan)
     assert where.ranks == asked["column"]["gpu"] == 9 and where.on_slurm
-    plan, where = plan_of(folder, tmp_path), Site("cpu", (), on_slurm=True)
     options = sites.checked(Options(executor="slurm"))
-    asked = sites.resources(options, where, plan)
-    costs = estimate.of(plan)
+    plan, where = plan_of(folder, tmp_path), Site("cpu", (), on_slurm=True)
+    asked, costs = sites.resources(options, where, plan), estimate.of(plan)
     hours = costs.column_hours(estimate.cpu(4))
     assert asked["column"]["runtime"] == -(-60 * 3 * (sites.START_H + hours) // 1) == 16
     assert asked["report"]["runtime"] == 120
     assert asked["column"]["mem_mb"] == -(-1000 * costs.memory_gb // 1)
     given = dataclasses.replace(options, time=1.5, mem=2)
     for stage in sites.resources(given, where, plan).values():
-        assert stage == {"threads": 4, "mem_mb": 2000, "runtime": 90} | (
-            {"gpu": 0} if "gpu" in stage else {}
-        )
-        assert sites.text(stage) == "4 cores, 2.0 GB, 90 min"
+        assert stage.items() >= {"threads": 4, "mem_mb": 2000, "runtime": 90}.items()
+        assert not stage.get("gpu") and sites.text(stage) == "4 cores, 2.0 GB, 90 min"
 
 
 def words(cluster: slurm.Cluster, place: Path, **options: object) -> tuple[str, dict[str, str]]:
@@ -112,8 +106,8 @@ def test_states_come_from_sacct_where_there_is_accounting(tmp_path, monkeypatch)
     assert environment["PATH"].startswith(f"{tmp_path / 'bin'}:")
     fake(tmp_path, squeue='echo "$@"')
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{tmp_path}:/bin")
-    said = subprocess.run(["sacct", "-X", "--name", "a-b"], capture_output=True, text=True)
-    assert said.stdout.split() == ["--format=%i|%T", "--states=all", "--noheader", "--name", "a-b"]
+    words_of_squeue = subprocess.check_output(["sacct", "-X", "--name", "a-b"], text=True)
+    assert words_of_squeue == "--format=%i|%T --states=all --noheader --name a-b\n"
 
 
 def test_device_follows_the_partition():
@@ -133,34 +127,31 @@ def fake(folder: Path, **programs: str) -> None:
 
 
 def test_a_cluster_is_read_from_slurms_own_words(tmp_path, monkeypatch):
-    config = (
-        "echo 'AccountingStorageType   = accounting_storage/slurmdbd'; echo 'MinJobAge = 300 sec'"
-    )
-    fake(tmp_path, sbatch="", sinfo="echo 'gpu:a100:4'", scontrol=config)
+    def config(accounting: str, age_s: int) -> str:
+        return f"echo 'AccountingStorageType = {accounting}'; echo 'MinJobAge = {age_s} sec'"
+
+    def refused(message: str, partition: str = "") -> None:
+        with pytest.raises(CampaignError, match=message):
+            slurm.cluster(partition)
+
+    with_database, without = "accounting_storage/slurmdbd", "(null)"
+    fake(tmp_path, sbatch="", sinfo="echo 'gpu:a100:4'", scontrol=config(with_database, 10))
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
     monkeypatch.setattr(slurm.importlib.util, "find_spec", lambda name: object())
     assert slurm.cluster("") == CLUSTER
-    without = "echo 'AccountingStorageType = (null)'; echo 'MinJobAge = {} sec'"
-    fake(tmp_path, sinfo="echo '(null)'", scontrol=without.format(210))
+    fake(tmp_path, sinfo="echo '(null)'", scontrol=config(without, 210))
     assert slurm.cluster("") == slurm.Cluster(False, False)
     # The plugin asks every 180 s in the end, and waits for ever for a job that is not listed.
-    fake(tmp_path, scontrol=without.format(209))
-    with pytest.raises(CampaignError, match=r"forgets a finished job after 209 s \(MinJobAge\)"):
-        slurm.cluster("")
-    fake(tmp_path, scontrol=config)
+    fake(tmp_path, scontrol=config(without, 209))
+    refused(r"forgets a finished job after 209 s \(MinJobAge\)")
     fake(tmp_path, sinfo="true")
-    with pytest.raises(CampaignError, match="--partition fast: Slurm has none of that name"):
-        slurm.cluster("fast")
+    refused("--partition fast: Slurm has none of that name", "fast")
     fake(tmp_path, sinfo="echo 'Unable to contact' >&2; exit 1")
-    with pytest.raises(CampaignError, match=r"Slurm does not answer: sinfo .*: Unable to contact"):
-        slurm.cluster("")
-    (tmp_path / "sbatch").unlink()
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(CampaignError, match="there is no sbatch"):
-        slurm.cluster("")
+    refused(r"Slurm does not answer: sinfo .*: Unable to contact")
+    monkeypatch.setenv("PATH", "")
+    refused("there is no sbatch")
     monkeypatch.setattr(slurm.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(CampaignError, match="pip install snakemake-executor-plugin-slurm"):
-        slurm.cluster("")
+    refused("pip install snakemake-executor-plugin-slurm")
 
 
 def test_the_queue_is_emptied_of_this_run(tmp_path, monkeypatch):
@@ -173,21 +164,14 @@ def test_the_queue_is_emptied_of_this_run(tmp_path, monkeypatch):
     assert f"--slurm-jobname-prefix rib-4faa-{os.getpid()} " in words(CLUSTER, place)[0]
     slurm.cancel(place)
     assert (tmp_path / "cancelled").read_text() == "7\n"
-    fake(tmp_path, squeue="true")
-    slurm.cancel(place)
-    assert (tmp_path / "cancelled").read_text() == "7\n"
 
 
 def test_a_controller_that_is_away_for_a_while_is_told(monkeypatch):
-    clock = itertools.count(0, 40)
+    clock, answers = itertools.count(0, 40), iter([True, False, False, False, True])
     monkeypatch.setattr(workflow.time, "monotonic", lambda: next(clock))
-    told = []
-    watch = workflow._slurm_away()
-    for answers in (True, False, False, False, True):
-        monkeypatch.setattr(slurm, "answers", lambda answers=answers: answers)
-        told.append(watch())
-    assert [bool(text) for text in told] == [False, False, True, True, False]
-    assert told[2].startswith("Slurm does not answer: its jobs go on")
+    monkeypatch.setattr(slurm, "answers", lambda: next(answers))
+    watch, away = workflow._slurm_away(), "Slurm does not answer: its jobs go on"
+    assert [watch().startswith(away) for _ in range(5)] == [False, False, True, True, False]
 
 
 def test_options_without_effect_are_refused(capsys):

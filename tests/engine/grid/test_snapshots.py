@@ -19,14 +19,13 @@ STEPS = [1, 2, 6]  # of 25 images in batches of 12, two epochs; `few` has 15, an
 
 @dataclass
 class Campaign:
-    """A campaign on a store of its own, and the labels of what it trained."""
+    """A campaign on a store of its own. trained: the sets that the last run fine-tuned on."""
 
     file: Path
     runs: Path
     trained: list[str] = field(default_factory=list)
 
     def run(self, *words: str, methods: str = "fine_tune") -> campaign.Plan:
-        """Run its columns, of which `trained` then names those that trained."""
         words = (f"runs={self.runs}", f"methods=[{methods}]", "downstreams=[outline,few]", *words)
         plan = campaign.plan(str(self.file), words, 1)
         self.trained.clear()
@@ -39,21 +38,18 @@ class Campaign:
 
 
 @pytest.fixture(scope="module")
-def base(folder, grid) -> Path:
-    """A store with what all columns share."""
+def base(folder, grid) -> Campaign:
+    """With what all columns share."""
     text = (folder / "shapes.yaml").read_text()
-    text = text.replace("fine_tune: {}", "fine_tune: {train: {snapshots: 3}}")
-    (folder / "followed.yaml").write_text(text)
-    runs = folder / "base"
-    jobs.prepare(campaign.plan(str(folder / "followed.yaml"), [f"runs={runs}"], 1), CPU)
-    return runs
+    case = Campaign(folder / "followed.yaml", folder / "base")
+    case.file.write_text(text.replace("fine_tune: {}", "fine_tune: {train: {snapshots: 3}}"))
+    jobs.prepare(campaign.plan(str(case.file), [f"runs={case.runs}"], 1), CPU)
+    return case
 
 
 @pytest.fixture
-def followed(folder, base, tmp_path, monkeypatch) -> Campaign:
-    runs = tmp_path / "runs"
-    shutil.copytree(base, runs)
-    case, fit = Campaign(folder / "followed.yaml", runs), loop.fit
+def followed(base, tmp_path, monkeypatch) -> Campaign:
+    case, fit = Campaign(base.file, shutil.copytree(base.runs, tmp_path / "runs")), loop.fit
 
     def counted(method, run, *rest):
         if not method.fits_head and run.recipe.method.name == "fine_tune":
@@ -71,8 +67,8 @@ def test_snapshots_are_evaluated_and_their_weights_removed(followed):
     """Of methods in the table alone; to train takes a prediction that is gone, not weights."""
     hidden = followed.run(methods="wise_ft")
     assert not any(row.setting for row in make_record.record_of(hidden, CPU).evaluations)
-    for methods, trained in (("fine_tune,wise_ft", ALL), ("fine_tune,wise_ft", [])):
-        plan = followed.run(methods=methods)
+    for trained in (ALL, []):
+        plan = followed.run(methods="fine_tune,wise_ft")
         assert followed.trained == trained and not followed.folders("snapshots")
     rows = make_record.record_of(plan, CPU).evaluations
     steps = [f"step={step}" for step in STEPS]
@@ -96,14 +92,16 @@ def test_snapshots_are_evaluated_and_their_weights_removed(followed):
 
 
 def test_what_was_made_without_snapshots_trains_again_to_the_same_bits(followed):
+    def weights() -> dict[str, dict[str, torch.Tensor]]:
+        return {f.parent.name: load_file(f) for f in followed.folders("cells", "fine*/weights*")}
+
     followed.run("train.snapshots=0")
-    before = {f.parent.name: load_file(f) for f in followed.folders("cells", "fine*/weights*")}
-    for name in before:
-        if "outline" in name:
-            shutil.rmtree(followed.runs / "store" / "cells" / name)
+    before = weights()
+    (lost,) = followed.folders("cells", "fine_tune-outline-*")
+    shutil.rmtree(lost)
     followed.run()
     assert followed.trained == ALL
-    after = {f.parent.name: load_file(f) for f in followed.folders("cells", "fine*/weights*")}
+    after = weights()
     assert before.keys() == after.keys()
     assert all(grids.same(after[name], before[name]) for name in before)
 

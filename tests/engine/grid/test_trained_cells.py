@@ -3,15 +3,21 @@
 import pytest
 import torch
 from damage import flip
-from grids import CONV, distance, prepared, reference, same, weights
+from grids import CONV, distance, prepared, reference, weights
 from plain_losses import LORA_PAPER
 from safetensors.torch import load_file
 
-from engine.errors import RecipeError
 from engine.store import artifacts, tensors
 
 HEAD = ("head.weight", "head.bias")
 QKV = tuple(f"blocks.{i}.attn.qkv.weight" for i in range(6))
+SHOUT = """
+from engine.methods.base import Trained
+from engine.recipe.schema import MethodRecipe as Recipe
+class Method(Trained):
+    def loss(self, batch):
+        return 2 * super().loss(batch)
+"""
 TRAINS = [
     ("fine_tune", "canonical", None),
     ("ewc", "canonical", None),
@@ -67,43 +73,24 @@ def test_an_export_is_a_plain_timm_model_with_the_same_logits(grid, method, arch
         torch.testing.assert_close(expected.double(), net(case.x + prompt), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("variant", ["canonical", "paper"])
-def test_lwf_without_its_extra_term_is_fine_tuning_bit_for_bit(grid, variant):
-    plain = weights(grid.build("optimizer.lr=0.002")[1])
-    words = ("optimizer.lr=0.002", "method=lwf", f"method.variant={variant}")
-    assert same(weights(grid.build(*words, "method.weight=0")[1]), plain)
-    assert not same(weights(grid.build(*words)[1]), plain)
-
-
-@pytest.mark.parametrize("arch", ["test_vit", CONV])
-def test_frozen_batchnorm_keeps_its_buffers_and_free_batchnorm_does_not(grid, arch):
-    words = (f"model.arch={arch}", "train.batch_size=5")
+def test_frozen_batchnorm_keeps_its_buffers_and_free_batchnorm_does_not(grid):
+    words = (f"model.arch={CONV}", "train.batch_size=5")
     builder, cell = grid.build(*words)
     before, after = builder.base.state(), weights(cell)
-    buffers = [n for n in before if "running_" in n or "num_batches" in n]
-    assert bool(buffers) == (arch == CONV)
-    assert all(torch.equal(before[n], after[n]) for n in buffers)
     free = weights(grid.build(*words, "train.freeze_batchnorm=false")[1])
+    buffers = [n for n in before if "running_" in n or "num_batches" in n]
+    assert buffers and all(torch.equal(before[n], after[n]) for n in buffers)
     assert all(not torch.equal(before[n], free[n]) for n in buffers)
 
 
 def test_a_method_of_the_users_own_is_one_file(grid, tmp_path):
     file = tmp_path / "shout.py"
-    file.write_text(
-        "from engine.methods.base import Trained\n"
-        "from engine.recipe.schema import MethodRecipe as Recipe\n"
-        "class Method(Trained):\n"
-        "    def loss(self, batch):\n"
-        "        return 2 * super().loss(batch)\n"
-    )
+    file.write_text(SHOUT)
     builder, cell = grid.build(f"method.module={file}", "method.name=shout", "method.title=Shout")
-    doubled = grid.build("optimizer.lr=0.04")[1]
-    assert distance(weights(cell), weights(doubled)) < 1e-5
+    assert distance(weights(cell), weights(grid.build("optimizer.lr=0.04")[1])) < 1e-5
     before = builder.key()
-    file.write_text(file.read_text().replace("2 *", "3 *"))
+    file.write_text(SHOUT.replace("2 *", "3 *"))
     assert builder.key() != before, "an edited method must train again"
-    with pytest.raises((ValueError, RecipeError), match="is not a Python file"):
-        grid.builder(f"method.module={tmp_path / 'absent.py'}")
 
 
 def test_an_altered_byte_of_what_is_kept_is_refused(grid):
