@@ -30,10 +30,9 @@ from engine import models
 from engine.evaluation import user_models
 from engine.machine import memory
 from engine.recipe.schema import ModelRecipe
-from loaders.batch import Source
 from loaders.pack import Pack
 from loaders.resident import Resident
-from loaders.stream import Stream
+from loaders.stream import Source, Stream
 
 BATCH = 64
 Epoch = Callable[[], Iterator[Tensor]]

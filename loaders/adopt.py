@@ -15,6 +15,7 @@ from loaders.beton import JPEG, Beton
 from loaders.encode import encode
 from loaders.files import file_hash
 from loaders.pack import MODES, Item, Pack
+from loaders.trees import first_names
 from loaders.writer import Stored
 
 FORMATS = {mode: name for name, mode in MODES.items()}
@@ -62,14 +63,10 @@ def _check(beton: Beton, size: int, classes: int) -> None:
         )
     shapes = np.unique(rows[["height", "width"]]).tolist()
     if shapes != [(size, size)]:
-        first, last = (f"{height} x {width}" for height, width in (shapes[0], shapes[-1]))
-        sizes = first if first == last else f"{first} to {last}"
-        height, width = shapes[0]
-        is_square = first == last and height == width
-        square = f"take a model of that size (model.image_size={height}), or " * is_square
+        sizes = first_names([f"{height} x {width}" for height, width in shapes])
         raise ValueError(
-            f"{beton.path} holds images of {sizes} pixels, not {size} x {size}; {square}encode the "
-            "image files, which are resized: --source FOLDER"
+            f"{beton.path} holds images of {sizes} pixels, not {size} x {size}; give their size as "
+            "model.image_size, or encode the image files, which are resized: --source FOLDER"
         )
     unknown = (rows["label"] < 0) | (rows["label"] >= classes)
     if unknown.any():

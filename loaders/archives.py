@@ -25,14 +25,10 @@ _DAMAGE = (zipfile.BadZipFile, EOFError, OSError, ValueError, NotImplementedErro
 _DAMAGE += (lzma.LZMAError, struct.error, zlib.error)
 
 
-class ArchiveError(ValueError):
-    """An archive is damaged."""
-
-
 def to_tar(archive: Path, path: Path) -> None:
     """Move an archive to `path` as a plain .tar; one that is no gzip file is moved as it is.
 
-    Raises ArchiveError for a damaged archive.
+    Raises ValueError for a damaged archive.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with archive.open("rb") as file:
@@ -51,7 +47,7 @@ def to_tar(archive: Path, path: Path) -> None:
 
 
 def needs_password(archive: Path) -> bool:
-    """Whether members of a zip file are encrypted. Raises ArchiveError for a damaged archive."""
+    """Whether members of a zip file are encrypted. Raises ValueError for a damaged archive."""
     with _opened(archive) as opened:
         return any(member.flag_bits & 1 for member in opened.infolist())
 
@@ -59,14 +55,14 @@ def needs_password(archive: Path) -> bool:
 def unzip(archive: Path, folder: Path, password: str = "") -> Iterator[tuple[int, int]]:
     """Unpack a zip file to `folder` and remove it; members that an earlier call left are taken.
 
-    Yields how many members are done, and of how many. Raises ArchiveError for a damaged archive,
+    Yields how many members are done, and of how many. Raises ValueError for a damaged archive,
     PasswordError for another password.
     """
     fresh = archive.with_name(f"{archive.name}.unpacked")
     with _opened(archive) as opened:
         members = [member for member in opened.infolist() if not member.is_dir()]
         if not members:
-            raise ArchiveError(f"{archive} holds no files; remove it, and get it again")
+            raise ValueError(f"{archive} holds no files; remove it, and get it again")
         for done, member in enumerate(members, start=1):
             _unzip_member(archive, opened, member, fresh / member.filename, password)
             yield done, len(members)
@@ -81,7 +77,7 @@ def _unzip_member(
 ) -> None:
     name = PurePosixPath(member.filename)
     if name.is_absolute() or ".." in name.parts:
-        raise ArchiveError(f"{archive}: the name {str(name)!r} leaves the archive; refused")
+        raise ValueError(f"{archive}: the name {str(name)!r} leaves the archive; refused")
     if path.is_file():
         return
     try:
@@ -89,7 +85,7 @@ def _unzip_member(
     except zip_cipher.PasswordError:
         raise
     except _DAMAGE as error:
-        raise ArchiveError(
+        raise ValueError(
             f"{archive}: {name} cannot be read ({error}); remove the archive and get it again, or "
             "unpack it with 7z and encode that folder"
         ) from error
@@ -107,5 +103,5 @@ def _opened(archive: Path) -> zipfile.ZipFile:
         raise _damaged(archive, error) from error
 
 
-def _damaged(archive: Path, error: Exception) -> ArchiveError:
-    return ArchiveError(f"{archive} is damaged ({error}); remove it, and get it again")
+def _damaged(archive: Path, error: Exception) -> ValueError:
+    return ValueError(f"{archive} is damaged ({error}); remove it, and get it again")

@@ -24,7 +24,7 @@ from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from loaders import locks, rgb
-from loaders.files import file_hash, sync
+from loaders.files import digest, file_hash, sync
 from loaders.pack import (
     FORMAT_VERSION,
     IMAGES,
@@ -33,8 +33,6 @@ from loaders.pack import (
     SAMPLES,
     Item,
     Pack,
-    digest_of,
-    fingerprint_of,
     request_digests,
 )
 from loaders.trees import first_names
@@ -43,6 +41,8 @@ from loaders.writer import JOURNAL, PackWriter, Stored
 
 log = logging.getLogger(__name__)
 _QUALITY = 90  # of JPEGs
+# What of a manifest determines pixels, labels, classes and transform of a pack.
+_FINGERPRINT = ("format_version", "classes", "transform", "height", "width", "format", "sha256")
 
 
 class Encoder(Protocol):
@@ -185,8 +185,8 @@ def _finished(out: Path, request: str) -> Pack:
 def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     sha256 = {name: file_hash(folder / name) for name in (IMAGES, SAMPLES)}
     whole = {**manifest, "sha256": sha256}
-    whole["fingerprint"] = fingerprint_of(whole)
-    whole["digest"] = digest_of(whole)
+    whole["fingerprint"] = digest({key: whole[key] for key in _FINGERPRINT})
+    whole["digest"] = digest(whole)
     (folder / MANIFEST).write_text(json.dumps(whole, indent=1))
     sync(folder / MANIFEST)
     sync(folder)

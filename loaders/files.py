@@ -13,22 +13,18 @@ from typing import Any
 MOST = 1 << 20  # bytes of a file that people write by hand
 
 
-class NotWritten(OSError):
-    """A file could not be written, as on a full disk; nothing of it is left."""
-
-
 @contextmanager
 def whole(path: Path) -> Iterator[None]:
     """Around what writes a new file: where that fails, the half of it is removed.
 
-    Raises NotWritten, which names the file, for an OSError.
+    An OSError, as of a full disk, then names the file and a remedy.
     """
     try:
         yield
     except BaseException as error:
         path.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            raise NotWritten(
+            raise OSError(
                 f"{path.name} could not be written ({error.strerror or error}); make room in "
                 f"{path.parent}, and run the same command again"
             ) from error

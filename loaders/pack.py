@@ -76,8 +76,7 @@ class Pack:
 
         Raises FileNotFoundError for a missing folder or file, and ValueError for a truncated,
         swapped or altered file, for a pack made with another transform than the one given, and for
-        the format of a newer version; the message names the file and the remedy, which is never to
-        delete a sound pack.
+        the format of a newer version; the message names the file and a remedy.
         """
         folder = Path(folder)
         for path in (folder, folder / MANIFEST, folder / SAMPLES, folder / IMAGES):
@@ -150,23 +149,12 @@ class Pack:
             self._verified[sample] = True
 
 
-def fingerprint_of(manifest: Mapping[str, Any]) -> str:
-    """The hash of all that determines pixels, labels, classes and transform of a pack."""
-    keys = ("format_version", "classes", "transform", "height", "width", "format", "sha256")
-    return digest({key: manifest[key] for key in keys})
-
-
 def _pixels_of(manifest: Mapping[str, Any]) -> str:
     """The manifest's fingerprint; where another decoder than Pillow gives the pixels, with it."""
     fingerprint, decoder = manifest["fingerprint"], jpeg.decoder()
     if manifest["format"] == "raw" or decoder == "pillow":
         return fingerprint
     return digest({"pack": fingerprint, "decoder": decoder})
-
-
-def digest_of(manifest: Mapping[str, Any]) -> str:
-    """The hash of the whole manifest; the fingerprint's leaves out what pixels do not need."""
-    return digest({key: value for key, value in manifest.items() if key != "digest"})
 
 
 def request_digests(
@@ -194,7 +182,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
             f"{path}: format version {version} is newer than {FORMAT_VERSION}, the newest that "
             "this version reads; update this project, or encode the pack again"
         )
-    if manifest.get("digest") != digest_of(manifest):
+    if manifest.pop("digest", None) != digest(manifest):
         raise DamagedFile(f"{path} was altered; {_REMEDY}")
     return manifest
 
@@ -222,11 +210,11 @@ def _require_tied(shard: Beton, samples: np.ndarray, manifest: Mapping[str, Any]
 
 def _require_transform(folder: Path, stored: Mapping[str, Any], spec: Mapping[str, Any]) -> None:
     expected = json.loads(json.dumps(spec))
-    if stored == expected:
-        return
     keys = sorted(k for k in stored | expected if stored.get(k) != expected.get(k))
-    difference = ", ".join(f"{k}: {stored.get(k)!r}, not {expected.get(k)!r}" for k in keys)
-    as_stored = " ".join(f"model.{k}={stored[k]}" for k in keys if k in stored)
-    remedy = "encode the images into another folder"
-    remedy += f", or ask for the pack's with {as_stored}" if as_stored else ""
-    raise ValueError(f"{folder}: made with another transform ({difference}); {remedy}")
+    if keys:
+        difference = ", ".join(f"{k}: {stored.get(k)!r}, not {expected.get(k)!r}" for k in keys)
+        as_stored = " ".join(f"model.{k}={stored[k]}" for k in keys if k in stored)
+        raise ValueError(
+            f"{folder}: made with another transform ({difference}); encode the images into another "
+            f"folder, or ask for the pack's with {as_stored}"
+        )

@@ -16,7 +16,7 @@ import psutil
 import torch
 from tqdm import tqdm
 
-from loaders.batch import Batch, checked_index, on_device
+from loaders.batch import Batch, on_device
 from loaders.pack import Pack
 
 _CHUNK = 256
@@ -53,12 +53,8 @@ class Resident:
             part_NHWC.copy_(torch.from_numpy(self.pack.pixels(index)))
 
     def batches(self, batches: Iterable[np.ndarray]) -> Iterator[Batch]:
-        """One Batch for each index array (int [b], any order, any size, repeats allowed).
-
-        Raises IndexError for an index outside the pack.
-        """
-        for batch in batches:
-            index = checked_index(batch, self.pack)
+        """One Batch for each index array (int64 [b], any order, any size, repeats allowed)."""
+        for index in batches:
             rows = on_device(index, self.device)
             yield Batch(index, self.device, lambda rows=rows: self._gather(rows))
 

@@ -43,7 +43,7 @@ def to_rgb(image: Image.Image, background: str = WHITE) -> tuple[Image.Image, st
         raise ValueError(f"the range of pixels of mode {image.mode} is unknown; use 8 or 16 bits")
     if image.mode.startswith("I"):
         unusual.append("16 bits scaled to 8")
-        pixels = _high_bytes(image)
+        pixels = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode != "RGB":
         unusual.append(f"{image.mode} converted to RGB")
     if pixels.has_transparency_data:
@@ -65,12 +65,3 @@ def colour(name: str) -> tuple[int, ...]:
     if len(levels) != 3 or not 0 <= min(levels) <= max(levels) <= 255:
         raise ValueError(f"{name!r} is no opaque colour")
     return levels
-
-
-def _high_bytes(image: Image.Image) -> Image.Image:
-    """Grey of 16 bits as 8 bits, with an alpha channel where a level of grey is transparent."""
-    levels = np.asarray(image)
-    grey = Image.fromarray((levels >> 8).astype(np.uint8))
-    if (transparent := image.info.get("transparency")) is not None:
-        grey.putalpha(Image.fromarray((levels != transparent).astype(np.uint8) * 255))
-    return grey

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from loaders.batch import Batch, Source, checked_index
+from loaders.batch import Batch
 from loaders.pack import Pack
 from loaders.resident import Resident, fits
 
@@ -30,10 +30,10 @@ class Stream:
         self.workers = workers
 
     def batches(self, batches: Iterable[np.ndarray]) -> Iterator[Batch]:
-        """One Batch for each index array (int [b], any order, any size, repeats allowed).
+        """One Batch for each index array (int64 [b], any order, any size, repeats allowed).
 
-        `batches` is consumed by another thread, a few batches ahead. Raises IndexError for an index
-        outside the pack, ValueError naming a damaged sample, TimeoutError where no batch comes.
+        `batches` is consumed by another thread, a few batches ahead. Raises ValueError naming a
+        damaged sample, TimeoutError where no batch comes.
         """
         produced = self._produce(batches)
         # Its thread is a daemon, unlike an executor's: a stuck read does not hold up the exit.
@@ -61,8 +61,7 @@ class Stream:
         on_gpu = self.device.type == "cuda"
         copies = torch.cuda.Stream(self.device) if on_gpu else None
         with ThreadPool(self.workers) as pool:
-            for batch in batches:
-                index = checked_index(batch, self.pack)
+            for index in batches:
                 host_NHWC = torch.empty(
                     (len(index), *self.pack.shape, 3), dtype=torch.uint8, pin_memory=on_gpu
                 )
@@ -75,6 +74,9 @@ class Stream:
                     if copied is not None:
                         copied.record(copies)
                 yield index, images, copied
+
+
+Source = Resident | Stream
 
 
 def open_source(

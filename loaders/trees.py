@@ -193,11 +193,8 @@ def _members(place: Place, prefix: str, changed: int) -> Iterator[File]:
         whole.seek(place.offset)
         with tarfile.open(fileobj=whole, mode="r:") as archive:
             for member in archive:
-                where = f"{path}: {member.name}"
                 if member.islnk() or member.issym():
-                    raise ValueError(f"{where} is a link; unpack the archive")
-                if member.issparse():
-                    raise ValueError(f"{where} is stored with holes; unpack the archive")
+                    raise ValueError(f"{path}: {member.name} is a link; unpack the archive")
                 name = PurePosixPath(prefix, member.name)
                 content = Place(path, member.offset_data, member.size)
                 if member.isfile() and name.suffix == ".tar":

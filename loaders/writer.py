@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -115,13 +114,21 @@ class PackWriter:
 
     def _begin(self, request: bytes) -> IO[bytes]:
         """Take what an earlier run left; the journal, without its lines from the first fault on."""
-        path = self._folder / JOURNAL
-        if not _is_of(path, request):
-            shutil.rmtree(self._folder, ignore_errors=True)  # no other run can be using it
-            self._folder.mkdir()
-            path.write_bytes(request)
-        journal = path.open("r+b")
-        end = len(journal.readline())
+        self._folder.mkdir(exist_ok=True)
+        journal = (self._folder / JOURNAL).open("a+b")
+        journal.seek(0)
+        first = journal.readline()
+        if first != request:
+            if first:
+                log.warning(
+                    "%s holds a part of this set, but of other images or options, or its files "
+                    "changed since; it is begun anew",
+                    self._folder,
+                )
+            (self._folder / IMAGES).unlink(missing_ok=True)
+            journal.truncate(0)
+            journal.write(request)
+        end = len(request)
         for item, line in zip(self._items, journal, strict=False):
             if not self._take(item, line):
                 break
@@ -169,21 +176,6 @@ class PackWriter:
 def _checksum(text: bytes) -> bytes:
     """The end of a line of the journal."""
     return b" %08x\n" % zlib.crc32(text)
-
-
-def _is_of(journal: Path, request: bytes) -> bool:
-    """Whether there is a journal of the request. Logs a warning if it is of another."""
-    if not journal.is_file():
-        return False
-    with journal.open("rb") as file:
-        same = file.readline() == request
-    if not same:
-        log.warning(
-            "%s holds a part of this set, but of other images or options, or its files changed "
-            "since; it is deleted and begun anew",
-            journal.parent,
-        )
-    return same
 
 
 def _write_samples(path: Path, written: Sequence[Item], crc32: Sequence[int]) -> None:

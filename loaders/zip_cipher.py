@@ -39,7 +39,8 @@ def read(archive: zipfile.ZipFile, member: zipfile.ZipInfo, password: str) -> by
         raise zipfile.BadZipFile(f"{member.filename} is cut or has no header")
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise zipfile.BadZipFile(f"{member.filename} is packed in a way that is not known")
-    plain = _decrypt(packed, np.frombuffer(password.encode(), np.uint8))
+    plain = np.empty_like(packed)
+    _decrypt(plain, packed, np.frombuffer(password.encode(), np.uint8), _CRC)
     # With bit 3 the checksum follows the content, and the time stands in its place.
     check = member._raw_time >> 8 if member.flag_bits & 8 else member.CRC >> 24  # type: ignore[attr-defined]
     if plain[_RANDOM - 1] != check:
@@ -55,15 +56,8 @@ def read(archive: zipfile.ZipFile, member: zipfile.ZipInfo, password: str) -> by
     return content
 
 
-def _decrypt(packed: np.ndarray, password: np.ndarray) -> np.ndarray:
-    """uint8 [N] from uint8 [N]."""
-    plain = np.empty_like(packed)
-    _decrypt_into(plain, packed, password, _CRC)
-    return plain
-
-
 @numba.njit(nogil=True, cache=True)
-def _decrypt_into(plain, packed, password, table):
+def _decrypt(plain, packed, password, table):
     key0, key1, key2 = np.uint32(0x12345678), np.uint32(0x23456789), np.uint32(0x34567890)
     for i in range(len(password) + len(packed)):
         if i < len(password):

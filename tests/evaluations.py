@@ -3,8 +3,11 @@
 import shutil
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from grids import Grid
 
 from engine.evaluation import bank, passes
@@ -63,6 +66,24 @@ def tables(
 def same(actual: list, expected: list) -> bool:
     """Whether tables agree bit for bit."""
     return all(a.equals(b) for a, b in zip(actual, expected, strict=True))
+
+
+def check_predictions(table: pa.Table, logits_NC: torch.Tensor, truth_N: torch.Tensor) -> None:
+    """The columns of stored predictions from logits (-inf: not a class of the set) and labels."""
+    p_NC, top1_N = logits_NC.softmax(1), logits_NC.argmax(1)
+    own_N1 = truth_N[:, None]
+    rival_N = logits_NC.scatter(1, own_N1, -torch.inf).amax(1)
+    expected = {
+        "p_top1": p_NC.amax(1),
+        "p_true": p_NC.gather(1, own_N1)[:, 0],
+        "margin": logits_NC.gather(1, own_N1)[:, 0] - rival_N,
+    }
+    assert table["label"].to_pylist() == truth_N.tolist()
+    assert table["top1"].to_pylist() == top1_N.tolist()
+    for name, values in expected.items():
+        np.testing.assert_allclose(table[name], values, rtol=2e-4, atol=2e-5, err_msg=name)
+    right = table["margin"].to_numpy() > 0
+    assert right.tolist() == (top1_N == truth_N).tolist()
 
 
 def room_for_models(grid: Grid, mixes: list[cells.Mix], count: int) -> float:

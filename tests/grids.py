@@ -8,6 +8,7 @@ own size, so a test that reads a PNG knows the pixels that a model must see.
 import atexit
 import functools
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from engine.methods.base import Trained
 from engine.recipe import modules
 from engine.recipe.resolve import without_options
 from engine.store.cells import Cell
+from engine.training import loop
 from loaders.batch import Batch
 
 SIZE, COPIES = 32, 7  # of the copies of a class, two are held out
@@ -97,6 +99,18 @@ class Grid:
         """That cell, trained now if it was not before."""
         builder = self.builder(*extra)
         return builder, builder.build()
+
+    def elsewhere(self, runs: Path, *builders: Builder) -> "Grid":
+        """The benchmark with another folder of results: of these builders it has all packs and the
+        base models."""
+        for builder in builders:
+            for name in SETS:
+                builder.sets[name]
+            for name in (f"weights/{builder.base.backbone}", f"cells/{builder.base.name}"):
+                place = Path("store") / name
+                shutil.copytree(self.runs / place, runs / place, dirs_exist_ok=True)
+        shutil.copytree(self.runs / "packs", runs / "packs")
+        return Grid(self.folder, runs, self.device)
 
 
 def draw(folder: Path) -> None:
@@ -188,6 +202,20 @@ def prepared(grid: Grid, *extra: str, index: tuple[int, ...] = (0, 9, 4, 16, 20)
     net = reference(before, arch)
     x, y = images(grid, name, chosen, arch), labels(grid, name, chosen)
     return Prepared(builder, method, batch, before, net, x, y)
+
+
+def trained(case: Prepared) -> list[dict[str, torch.Tensor]]:
+    """Train it by its recipe; the network's weights after each step."""
+    states, hook, run = [], case.method.after_step, case.builder.run
+
+    def after_step() -> None:
+        hook()
+        states.append({name: t.clone() for name, t in case.method.net.state_dict().items()})
+
+    case.method.after_step = after_step
+    with loop.initialized(case.method, run) as engine:
+        loop.epochs(engine, case.method, run)
+    return states
 
 
 def weights(cell: Cell) -> dict[str, torch.Tensor]:

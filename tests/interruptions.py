@@ -47,15 +47,13 @@ def unhurried(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Saving, "submit", waiting)
 
 
-def interrupted(grid: Grid, step: int, *words: str) -> Builder:
-    """A builder whose training stopped before step `step`, with a checkpoint of every step."""
-    builder = grid.builder(EVERY_STEP, *words)
+def interrupted(builder: Builder, step: int) -> None:
+    """Train a cell of EVERY_STEP until before step `step`."""
     with pytest.MonkeyPatch.context() as patch:
         unhurried(patch)
         at_step(patch, step, stop)
         with pytest.raises(Stopped):
             builder.build()
-    return builder
 
 
 def steps_taken(patch: pytest.MonkeyPatch) -> list[int]:

@@ -13,12 +13,16 @@ ON_FEW = "downstream=few"
 SLACK = {"rtol": 2e-4, "atol": 2e-6}  # float32 against float64
 
 
-def cross_entropy(logits: torch.Tensor, y: torch.Tensor, few: bool = False) -> torch.Tensor:
-    """Cross-entropy [b]; over the classes of `few` alone where that is the set."""
-    if not few:
-        return F.cross_entropy(logits, y, reduction="none")
-    inside = torch.tensor([PLACES.index(int(label)) for label in y])
-    return F.cross_entropy(logits[:, PLACES], inside, reduction="none")
+def over_classes(case: Prepared, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The logits of the set's classes, and the labels as places among them."""
+    if case.builder.recipe.downstream != "few":
+        return logits, case.y
+    return logits[:, PLACES], torch.tensor([PLACES.index(int(label)) for label in case.y])
+
+
+def cross_entropy(case: Prepared, logits: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy [b] over the classes of the set."""
+    return F.cross_entropy(*over_classes(case, logits), reduction="none")
 
 
 def check(case: Prepared, expected_B: torch.Tensor, trained: dict[str, torch.Tensor]) -> None:
@@ -37,16 +41,9 @@ def check(case: Prepared, expected_B: torch.Tensor, trained: dict[str, torch.Ten
         if name not in trained:
             assert parameter.grad is None, name
             continue
-        expected = trained[name].grad
-        assert expected is not None and parameter.grad is not None, name
-        torch.testing.assert_close(
-            parameter.grad.double(),
-            expected,
-            rtol=1e-3,
-            atol=1e-5,
-            msg=lambda m, n=name: f"{n}: {m}",
-        )
-        # The key's bias has no gradient at all, so a single tensor may be zero, but not all.
+        actual, expected = parameter.grad.double(), trained[name].grad
+        torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-5, msg=name)
+    # The key's bias has no gradient at all, so a single tensor may be zero, but not all.
     assert any(trained[name].grad.abs().max() > 1e-3 for name in trained)
 
 

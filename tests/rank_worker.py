@@ -9,6 +9,7 @@ cell's folder and the steps that it took, or the message that ended or refused i
 import json
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import pytest
 import torch
-from grids import SETS, Grid
-from interruptions import at_step, interrupted, resumed
+from grids import SETS, Grid, environment, torchrun
+from interruptions import EVERY_STEP, at_step, interrupted, resumed
 
 from engine.errors import PreemptedError
 from engine.evaluation import passes
@@ -29,7 +30,7 @@ from engine.machine import entry, quiet, ranks
 def result(folder: Path, device: torch.device, job: dict[str, Any]) -> list[Any]:
     grid, words, how = Grid(folder, Path(job["runs"]), device), job["words"], job.get("how")
     if how == "stop":
-        interrupted(grid, job["step"], *words)
+        interrupted(grid.builder(EVERY_STEP, *words), job["step"])
         return ["stopped"]
     with pytest.MonkeyPatch.context() as patch:
         if how == "term" and ranks.rank() == ranks.world() - 1:
@@ -43,6 +44,21 @@ def result(folder: Path, device: torch.device, job: dict[str, Any]) -> list[Any]
         mix = {builder.base.name: 0.5, cell.name: 0.5}
         passes.evaluate(builder.run, [{cell.name: 1.0}, mix], SETS, "all")
     return [str(cell.artifact.folder), steps]
+
+
+def run(
+    grid: Grid, folder: Path, jobs: list[dict[str, Any]], ranks: int
+) -> tuple[subprocess.CompletedProcess[str], list[list[Any]]]:
+    """The process, or torchrun, after its end, and its results."""
+    paths = folder / "jobs.json", folder / "results.json"
+    paths[0].write_text(json.dumps(jobs, default=str))
+    words = [__file__, *map(str, (grid.folder, *paths))]
+    command = torchrun(ranks, *words) if ranks > 1 else [sys.executable, *words]
+    process = subprocess.run(
+        command, env=environment(), capture_output=True, text=True, timeout=400
+    )
+    assert paths[1].is_file(), process.stderr[-3000:]
+    return process, json.loads(paths[1].read_text())
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ import numpy as np
 import pandas
 from scipy import stats
 
-from engine.measures import behaviour, bootstrap, comparisons, intervals, metrics
+from engine.measures import behaviour, bootstrap, comparisons, metrics
 from engine.measures.effective_robustness import above_trend, trends
 from engine.measures.metrics import ROBUSTNESS, Grid, Means
 from engine.measures.predictions import ImagePredictions
@@ -125,21 +125,19 @@ def covered(number: int, draws: int) -> dict[str, list[bool]]:
     each = grid.mean(cells, ["arm", "downstream", "evaluated_on"])
     trained = cells[(cells["method"] != PRE) & (cells["evaluated_on"] == UPSTREAM)]
     change = grid.mean(trained, ["arm", "downstream"], of="change")
-    numbers = {"accuracy": each, "RI": grid.ri, "mRI": grid.mri, intervals.CHANGE: change}
+    ri = grid.mean(grid.elsewhere, ["arm", "downstream"], of="change")
+    numbers = {"accuracy": each, "RI": ri, "mRI": grid.mri, "change": change}
     held: dict[str, list[bool]] = {}
     for kind, means in numbers.items():
         table = means.table("x", clip=kind == "accuracy")
         held[kind] = _holds(table, true(means))
     for measure in behaviour.OF_CHANGES:
-        truth = true(each, measure)
-        table = each.table("x", measure, clip=True)
-        held[measure] = _holds(table, truth[~np.isnan(truth)])
+        held[measure] = _holds(each.table("x", measure, clip=True), true(each, measure))
     accuracy = true(each)[None]
-    known = cells[ROBUSTNESS].notna().to_numpy()
     truth = np.full(len(cells), np.nan)
     for trend in trends(grid, GIVEN).values():
         truth[trend.cells] = trend.residuals(accuracy)[0]
-    held[ROBUSTNESS] = _holds(each.table("x", ROBUSTNESS), truth[known])
+    held[ROBUSTNESS] = _holds(each.table("x", ROBUSTNESS), truth)
     arms = [k for k, arm in enumerate(grid.arms) if arm.method != PRE]
     tests = comparisons.compare(grid, arms)
     on_sets = grid.mean(grid.elsewhere, ["arm", "evaluated_on"])
@@ -163,7 +161,8 @@ def covered(number: int, draws: int) -> dict[str, list[bool]]:
 
 
 def _holds(table: pandas.DataFrame, truth: np.ndarray) -> list[bool]:
-    return ((table["x_low"] <= truth) & (truth <= table["x_high"])).tolist()
+    known = table.assign(truth=truth).dropna()
+    return known["truth"].between(known["x_low"], known["x_high"]).tolist()
 
 
 def calibration(repeats: int, images: int = SOURCES) -> list[tuple[float, float, float]]:

@@ -100,7 +100,6 @@ def checks(runs: Path, facts: Mapping[str, Any]) -> list[Check]:
         Check("GPU", "hours in place of days", partial(gpu, facts)),
         Check("Triton", "kernels on a GPU", triton),
         Check("compiler", "Triton, torch.compile", partial(compiler, facts)),
-        Check("cores", "decoding, and work on CPUs", cores),
         Check("runs", "packs and results; rib plan says how much", partial(place, runs, DEMO_GB)),
         Check("cache", "downloads of sets", cache),
         Check("hub cache", "downloaded weights", hub),
@@ -199,12 +198,6 @@ def compiler(facts: Mapping[str, Any]) -> Diagnosis:
         cure = "apt-get install g++ python3-dev"
         return Diagnosis(WRONG, str(error), cure, needed=bool(facts["gpus"]))
     return Diagnosis(OK, program)
-
-
-def cores() -> Diagnosis:
-    threads = os.environ.get("OMP_NUM_THREADS")
-    limit = f", OMP_NUM_THREADS={threads}" if threads else ""
-    return Diagnosis(OK, f"{len(os.sched_getaffinity(0))}{limit}")
 
 
 def place(folder: Path, least_gb: float, cure: str = "runs=ANOTHER_FOLDER") -> Diagnosis:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 ALL = "all"
 BENCHMARK = "imagenet_rib"
+AT_ONCE = 4  # files that come side by side
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -32,7 +33,6 @@ def add(commands: argparse._SubParsersAction) -> None:
         "--models", nargs="+", metavar="MODEL", default=[],
         help="weights of these models, or of all seven, into the hub's cache",
     )  # fmt: skip
-    parser.add_argument("--parallel", type=int, default=4, help="files; default: %(default)s")
     parser.add_argument("--sources", type=Path, help="a file as recipes/sources.yaml: mirrors")
     parser.set_defaults(run=run)
 
@@ -49,8 +49,6 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError(f"nothing to download; name sets ({', '.join(known)}, {ALL}) or --models")
     if names and arguments.to is None:
         raise ValueError("--to DIR is missing: the folder for the sets")
-    if arguments.parallel < 1:
-        raise ValueError(f"--parallel {arguments.parallel}: at least one file at a time")
     faults: list[str] = []
     if names:
         with downloads.locked(arguments.to):
@@ -81,7 +79,7 @@ def _sets(sources: Mapping[str, Source], arguments: argparse.Namespace) -> list[
     passwords = _passwords(missing)
     sizes = {target.key: _size(target) for target in missing}
     _check_room(missing, sizes, folder)
-    return faults + _transfer(missing, sizes, arguments.parallel, passwords)
+    return faults + _transfer(missing, sizes, passwords)
 
 
 def _accept(sources: Mapping[str, Source], folder: Path, yes: bool) -> None:
@@ -154,12 +152,9 @@ def _size(target: Target) -> int:
 
 
 def _transfer(
-    files: Sequence[Target],
-    sizes: Mapping[str, int],
-    parallel: int,
-    passwords: Mapping[str, str],
+    files: Sequence[Target], sizes: Mapping[str, int], passwords: Mapping[str, str]
 ) -> list[str]:
-    """Download files several at a time, each with a bar, and unpack them one by one.
+    """Download files, `AT_ONCE` at a time, each with a bar, and unpack them one by one.
     Returns why some of them are not there.
 
     sizes: bytes of each file by its key, 0 where not known. passwords: of zip files, by key.
@@ -184,7 +179,7 @@ def _transfer(
             download.fetch(target.file.remote, target.archive.parent, progress)
 
     faults = []
-    with ThreadPoolExecutor(parallel) as pool:
+    with ThreadPoolExecutor(AT_ONCE) as pool:
         futures = {pool.submit(fetch, target): target for target in files}
         try:
             for future in as_completed(futures):

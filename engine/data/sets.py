@@ -20,10 +20,9 @@ from engine.data.packs import pack_of
 from engine.errors import nearest
 from engine.machine import ranks
 from engine.recipe.schema import DatasetRecipe, Recipe
-from loaders.batch import Source
 from loaders.benchmarks import imagenet_c
 from loaders.pack import Pack
-from loaders.stream import open_source
+from loaders.stream import Source, open_source
 
 MASKS = ("none", "present", "benchmark")
 

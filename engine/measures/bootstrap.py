@@ -55,18 +55,8 @@ def means(counts: np.ndarray, total: np.ndarray, sums: np.ndarray) -> np.ndarray
 
 def interval(samples: np.ndarray, level: float = LEVEL) -> np.ndarray:
     """Both ends [2, ...] of the percentile interval of draws [B, ...]; NaN draws are left out."""
-    ordered = np.sort(samples, axis=0)  # NaN comes last; in half the time of `np.quantile`
-    last = np.maximum((~np.isnan(ordered)).sum(axis=0) - 1, 0)
-    ends = []
-    for share in ((1 - level) / 2, (1 + level) / 2):
-        place = np.asarray(share * last)
-        below = np.floor(place).astype(int)
-        low, high = (
-            np.take_along_axis(ordered, at[None], axis=0)[0]
-            for at in (below, np.minimum(below + 1, last))
-        )
-        ends.append(low + (high - low) * (place - below))
-    return np.array(ends)
+    quantile = np.nanquantile if np.isnan(samples).any() else np.quantile
+    return quantile(samples, [(1 - level) / 2, (1 + level) / 2], axis=0)
 
 
 def p_values(values: np.ndarray, samples: np.ndarray, by_seed: np.ndarray) -> np.ndarray:

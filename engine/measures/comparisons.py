@@ -23,7 +23,7 @@ def compare(grid: Grid, arms: Sequence[int]) -> pandas.DataFrame:
     in mRI, then in mean accuracy on each set, over the models that were trained on others; the
     population: `bootstrap`.
 
-    Columns: arm and against, evaluated_on (empty: mRI), difference in points and its ends, p, and
+    Columns: arm and against, evaluated_on (empty: mRI), difference_pts and its ends, p, and
     p_corrected by Holm: over all pairs for mRI, over all pairs and sets for sets.
     """
     alike = [(arm.model, arm.setting) for arm in grid.arms]
@@ -48,7 +48,7 @@ def _family(
     keys = pandas.DataFrame(tests, columns=["arm", "against", "evaluated_on"])
     apart = Means(means.grid, keys, means.weights[:, left] - means.weights[:, right])
     p = apart.p()
-    return apart.table("difference").assign(p=p, p_corrected=holm(p))
+    return apart.table("difference_pts").assign(p=p, p_corrected=holm(p))
 
 
 def holm(p: np.ndarray) -> np.ndarray:

@@ -31,9 +31,11 @@ from engine.measures.calibration import Temperature
 from engine.measures.image_changes import ImageChange
 from engine.measures.predictions import ImagePredictions, SetPredictions
 from engine.measures.rows import PRE, Arm, Evaluation, ModelOnSet
+from engine.measures.tables import base
 
 TOGETHER = 64  # evaluations whose draws are made at a time
 KEY = [*Arm._fields, "downstream", "evaluated_on"]
+CELL = ["arm", *KEY[-2:]]
 ROBUSTNESS = "effective_robustness"
 
 
@@ -41,6 +43,11 @@ def measures() -> list[str]:
     """A cell's measures beside its accuracy, in the order of their columns."""
     of_images = (name for name in behaviour.OF_IMAGES if name != "accuracy")
     return [*of_images, *behaviour.OF_CHANGES, *behaviour.OF_SETS, ROBUSTNESS]
+
+
+def column(measure: str) -> str:
+    """The name of a measure's column with its unit."""
+    return f"{measure}_{'pts' if measure == ROBUSTNESS else 'pct'}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,16 +109,58 @@ class Grid:
         return Means(self, keys, matrix)
 
     @functools.cached_property
-    def ri(self) -> Means:
-        """RI, by arm and set fine-tuned on."""
-        return self.mean(self.elsewhere, ["arm", "downstream"], of="change")
-
-    @functools.cached_property
     def mri(self) -> Means:
         """mRI by arm."""
         others = self.elsewhere.groupby(["arm", "downstream"])["n"].transform("size")
         weight = 1 / (len(self.downstreams) * others)
         return self.mean(self.elsewhere, ["arm"], weight, of="change")
+
+    @functools.cached_property
+    def numbers(self) -> pandas.DataFrame:
+        """A row an arm, set fine-tuned on and set evaluated on. Where a set is left empty, a mean:
+        over the sets of RI that a model was not fine-tuned on, or over the models that were not
+        fine-tuned on a set. The change is RI where evaluated_on is empty, and mRI where both are.
+
+        Columns: arm, downstream, evaluated_on, before_pct, accuracy_pct, change_pts, and every
+        measure (`column`), with the ends of its interval where it has one (`Means.table`); NaN
+        where there is no such number. A pre-trained model has no downstream and no change.
+        """
+        cells = self.cells
+        others = cells["downstream"] != cells["evaluated_on"]
+        others &= cells["downstream"].isin(["", *self.downstreams])
+        is_trained = cells["method"] != PRE
+        parts = [
+            self._numbers(cells[others & cells["evaluated_on"].isin(self.sets)], [], self.mri),
+            self._numbers(self.elsewhere, ["downstream"]),
+            self._numbers(cells[others & is_trained], ["evaluated_on"]),
+            self._numbers(cells, ["downstream", "evaluated_on"]),
+        ]
+        return pandas.concat(parts, ignore_index=True)
+
+    @property
+    def by_arm(self) -> pandas.DataFrame:
+        """The `numbers` that are means over both sets."""
+        return self.numbers.query("downstream == '' and evaluated_on == ''").drop(columns=CELL[1:])
+
+    def _numbers(
+        self, cells: pandas.DataFrame, by: Sequence[str], change: Means | None = None
+    ) -> pandas.DataFrame:
+        """`numbers` by arm and `by`; change: what the change is, where it is another than that of
+        the accuracies."""
+        by = ["arm", *by]
+        before, after = self.mean(cells, by, of="before"), self.mean(cells, by)
+        change = change or self.mean(cells[cells["method"] != PRE], by, of="change")
+        table = before.keys.reindex(columns=CELL, fill_value="").assign(before_pct=before.values())
+        for part in (
+            after.table("accuracy_pct", clip=True),
+            change.table("change_pts"),
+            *(
+                after.table(column(name), name, clip=name in behaviour.SHARES)
+                for name in measures()
+            ),
+        ):
+            table = table.merge(part, on=by, how="left")
+        return table
 
     def named(self, table: pandas.DataFrame) -> pandas.DataFrame:
         """The table with the columns of its arms in place of their numbers."""
@@ -143,23 +192,17 @@ class Means:
     def table(
         self, name: str, measure: str = "accuracy", *, clip: bool = False
     ) -> pandas.DataFrame:
-        """Keys, NAME and the ends of its 95% interval, of the means that have no cell without the
-        measure. The ends are NAME_low and NAME_high, without a unit that NAME ends in (`_pct`,
-        `_pts`). clip: to 0 and 100."""
+        """Keys, NAME and the ends of its 95% interval, NaN where a mean has a cell without the
+        measure. The ends are NAME_low and NAME_high, without NAME's unit. clip: to 0 and 100."""
         values = self.values(measure)
-        known = np.flatnonzero(~np.isnan(values))
-        low = high = np.full(len(known), np.nan)
+        ends, known = np.full((2, len(values)), np.nan), np.flatnonzero(~np.isnan(values))
         if measure in self.grid.draws and len(known):
-            low, high = bootstrap.interval(self.pick(known).draws(measure))
-        if clip:
-            low, high = low.clip(0, 100), high.clip(0, 100)
-        keys = self.keys.iloc[known].reset_index(drop=True)
-        base = name.removesuffix("_pct").removesuffix("_pts")
-        return keys.assign(**{name: values[known], f"{base}_low": low, f"{base}_high": high})
-
-    def pick(self, places: np.ndarray) -> Means:
-        """The means at these places."""
-        return Means(self.grid, self.keys.iloc[places], self.weights[:, places])
+            drawn = Means(self.grid, self.keys, self.weights[:, known]).draws(measure)
+            ends[:, known] = bootstrap.interval(drawn)
+        low, high = ends.clip(0, 100) if clip else ends
+        return self.keys.assign(
+            **{name: values, f"{base(name)}_low": low, f"{base(name)}_high": high}
+        )
 
     def p(self) -> np.ndarray:
         """Two-sided p [K] of "the mean accuracy is 0", of paired differences."""

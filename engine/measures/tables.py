@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,18 @@ def ordered(table: pandas.DataFrame, **orders: Iterable[Any]) -> pandas.DataFram
         return column.map(place).fillna(len(place))
 
     return table.sort_values([*orders], key=places, kind="stable")
+
+
+def base(name: str) -> str:
+    """A column's name without the unit that it ends in."""
+    return re.sub("_(pct|pts|r)$", "", name)
+
+
+def renamed(table: pandas.DataFrame, **bases: str) -> pandas.DataFrame:
+    """The table with numbers, and the ends of their intervals, under other names: `change="RI"` for
+    RI_pts in place of change_pts, and RI_low and RI_high."""
+    pattern = re.compile(f"^({'|'.join(bases)})(?=_(pct|pts|low|high)$)")
+    return table.rename(columns=lambda name: pattern.sub(lambda m: bases[m[0]], name))
 
 
 def number(value: float) -> str:

@@ -19,6 +19,7 @@ from engine.recipe.typed import COMMAND_LINE
 
 RECIPE = "recipe="
 _REMEDIES = {
+    "method": "a sweep varies one row; name it, as in emoji/ewc",
     SELECTION: "a sweep varies one row; name it, as in emoji/ewc",
     VARY: "a sweep varies every key with several values, as in optimizer.lr=1e-4,1e-3",
     "recipe": "name the recipe first, as in rib sweep recipe=emoji/ewc",
@@ -75,10 +76,9 @@ def words_of_sweep(name: str, words: Sequence[str]) -> tuple[str, tuple[str, ...
             raise RecipeError(f"{key}={value}: {_REMEDIES[key]}")
         if keys.count(key) > 1:
             raise RecipeError(f"{key} is given twice; write its values as {key}=A,B")
-    given = dict(pairs)
-    campaign, row = _row(name.removeprefix(RECIPE), given.pop("method", None))
+    campaign, row = _row(name.removeprefix(RECIPE))
     overrides, vary = [f"{SELECTION}=[{row}]"], []
-    for key, value in given.items():
+    for key, value in pairs:
         is_one = "," not in value or any(sign in value for sign in "[{(\"'")
         if key in ("downstream", DOWNSTREAMS):
             overrides.append(f"{DOWNSTREAMS}={value if value.startswith('[') else f'[{value}]'}")
@@ -98,19 +98,15 @@ def words_of_sweep(name: str, words: Sequence[str]) -> tuple[str, tuple[str, ...
     return campaign, (*overrides, f"{VARY}={{{', '.join(vary)}}}")
 
 
-def _row(name: str, method: str | None) -> tuple[str, str]:
-    """The campaign and the row that a sweep's first word, or `method=ROW` beside it, names."""
-    campaign, row = name, method
-    if name not in catalogue.names("campaigns") and not catalogue.is_path(name):
+def _row(name: str) -> tuple[str, str]:
+    """The campaign and the row that a sweep's first word names."""
+    campaign, row = name, ""
+    if "/" in name and not catalogue.is_path(name):
         campaign, _, row = name.rpartition("/")
-        if not campaign:
-            catalogue.path_of("campaigns", name)  # raises, naming the nearest
-        if method not in (None, row):
-            raise RecipeError(f"method={method}: {name} names the row {row}; leave one of them out")
     rows = campaigns.methods_of(campaign)
-    if row is None and len(rows) > 1:
+    if not row:
         raise RecipeError(
             f"a sweep varies one row of {campaign}: name it, as in {campaign}/{rows[0]}; there are "
             f"{', '.join(rows)}"
         )
-    return campaign, campaigns.methods_of(campaign, [f"{SELECTION}=[{row or rows[0]}]"])[0]
+    return campaign, campaigns.methods_of(campaign, [f"{SELECTION}=[{row}]"])[0]

@@ -14,13 +14,12 @@ is shown with it: `+3.0 [+1.9, +4.1]`.
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Callable
 from typing import NamedTuple
 
 import pandas
 
-from engine.measures.tables import extremes
+from engine.measures.tables import base, extremes
 from engine.report.text import p_value, rounded, signed
 
 ABSENT = "–"
@@ -56,11 +55,6 @@ def unit(name: str) -> str:
     """The unit that a column's name ends in, or an empty text."""
     last = name.rpartition("_")[2]
     return last if last in UNITS and (last == "p" or last != name) else ""
-
-
-def base(name: str) -> str:
-    """A column's name without its unit."""
-    return re.sub("_(pct|pts|r)$", "", name)
 
 
 def title(name: str) -> str:

@@ -80,8 +80,8 @@ def tables(results: Results) -> dict[str, pandas.DataFrame]:
 
 
 def _comparisons(results: Results) -> pandas.DataFrame:
-    names = {f"difference_{name}": name for name in ("low", "high")}
-    rows = results.comparisons.rename(columns={"difference_pts": "difference", **names})
+    names = {"pts": "difference", "low": "low", "high": "high"}
+    rows = results.comparisons.rename(columns={f"difference_{k}": v for k, v in names.items()})
     against = results.grid.named(rows[["against"]].rename(columns={"against": "arm"}))
     table = results.grid.named(rows.drop(columns="against"))
     for k, name in enumerate(("method", "variant", "alpha"), start=5):

@@ -14,9 +14,9 @@ from engine import recipe
 from engine.grid.record import FinishedCampaign, Record
 from engine.measures import comparisons, effective_robustness, metrics, model_rows
 from engine.measures.effective_robustness import Trend
-from engine.measures.metrics import Grid
+from engine.measures.metrics import CELL, Grid
 from engine.measures.rows import DEFAULT_ALPHA, PRE, Arm, Evaluation
-from engine.measures.tables import groups, ordered
+from engine.measures.tables import groups, ordered, renamed
 
 FINE_TUNE = "fine_tune"
 ROWS = "Rows"  # of a record's settings: the settings of each method, by its key
@@ -91,14 +91,10 @@ class Results:
     @functools.cached_property
     def cells(self) -> pandas.DataFrame:
         """The cells of the arms that tables show, in their order: the grid's columns with `method`
-        as its title, and before_pct, accuracy_pct and its ends, change_pts."""
-        grid, titles = self.grid, self.shown.set_index("arm")["method"]
-        cells = grid.cells[grid.cells["arm"].isin(titles.index)]
-        accuracy = grid.mean(cells, ["arm", "downstream", "evaluated_on"])
-        numbers = accuracy.table("accuracy_pct", clip=True).set_index(cells.index)
-        cells = cells.join(numbers[["accuracy_pct", "accuracy_low", "accuracy_high"]])
-        before = grid.cells["accuracy"].to_numpy()[cells["before"]]
-        cells = cells.assign(before_pct=before, change_pts=cells["accuracy_pct"] - before)
+        as its title, and those of `Grid.numbers`."""
+        titles = self.shown.set_index("arm")["method"]
+        cells = self.grid.cells.merge(self.grid.numbers, on=CELL)
+        cells = cells[cells["arm"].isin(titles.index)]
         return ordered(cells.assign(method=cells["arm"].map(titles)), arm=titles.index)
 
     @functools.cached_property
@@ -106,7 +102,9 @@ class Results:
         """RI_pts and its ends, a row an arm that tables show and set fine-tuned on, both in the
         order of tables."""
         shown = self.shown[["arm", "model", "method", "variant"]]
-        table = shown.merge(self.grid.ri.table("RI_pts"), on="arm")
+        means = self.grid.numbers.query("evaluated_on == '' and downstream != ''")
+        means = renamed(means, change="RI")[["arm", "downstream", "RI_pts", "RI_low", "RI_high"]]
+        table = shown.merge(means, on="arm")
         parts = [
             ordered(rows, arm=shown["arm"], downstream=self.downstreams(model))
             for model, rows in groups(table, "model")
@@ -194,25 +192,26 @@ def of_grid(record: Record, grid: Grid, given: pandas.DataFrame | None = None) -
     grid = effective_robustness.above_trend(grid, trends)
     arms = _arms(grid, record.methods)
     compared = comparisons.compare(grid, arms.loc[arms["shown"], "arm"].tolist())
-    compared = compared.rename(columns={"difference": "difference_pts"})
     return Results(record, grid, arms, compared, trends)
 
 
 def _arms(grid: Grid, methods: Mapping[str, str]) -> pandas.DataFrame:
     """As `Results.arms`; `methods` maps a method's key to its title, in table order. Methods that
     it does not name come last, under their key."""
-    cells, by = grid.cells, ["arm"]
-    counts = cells["downstream"].isin(grid.downstreams)
-    on_downstream = cells[counts & (cells["downstream"] == cells["evaluated_on"])]
-    upstream = cells[counts & (cells["evaluated_on"] == grid.upstream)]
-    forgotten = upstream[upstream["downstream"] != grid.upstream]
-    numbers = [grid.mri.table("mRI_pts")]
+    cells, numbers, by_arm = grid.cells, grid.numbers, grid.by_arm.dropna(subset="change_pts")
+    upstream = numbers[numbers["evaluated_on"] == grid.upstream].query("downstream == ''")
+    parts = [
+        _part(by_arm, change="mRI"),
+        _part(by_arm, accuracy="on_other_sets"),
+        _part(upstream, change="change_upstream").dropna(),
+    ]
     if set(cells["evaluated_on"]) >= set(grid.downstreams):
-        numbers.append(grid.mean(on_downstream, by).table("on_downstream_set_pct", clip=True))
-    numbers.append(grid.mean(grid.elsewhere, by).table("on_other_sets_pct", clip=True))
-    if len(forgotten):
-        numbers.append(grid.mean(forgotten, by, of="change").table("change_upstream_pts"))
-    table = functools.reduce(lambda a, b: a.merge(b, on="arm", how="left"), numbers)
+        counts = cells["downstream"].isin(grid.downstreams)
+        on_downstream = cells[counts & (cells["downstream"] == cells["evaluated_on"])]
+        means = grid.mean(on_downstream, ["arm"])
+        parts.insert(1, means.table("on_downstream_set_pct", clip=True))
+    table = functools.reduce(lambda a, b: a.merge(b, on="arm", how="left"), parts)
+    table = table.dropna(axis=1, how="all")
     table = table.merge(cells.drop_duplicates("arm")[["arm", "headline"]], on="arm")
     arms = [grid.arms[k] for k in table["arm"]]
     is_headline = table.pop("headline").astype(bool)
@@ -231,6 +230,12 @@ def _arms(grid: Grid, methods: Mapping[str, str]) -> pandas.DataFrame:
         setting=named["setting"],
         alpha=sorted(named["alpha"].dropna()),
     ).reset_index(drop=True)
+
+
+def _part(table: pandas.DataFrame, **bases: str) -> pandas.DataFrame:
+    """A number by arm, with its ends, under another name (`renamed`)."""
+    (name,) = bases.values()
+    return renamed(table, **bases).filter(regex=rf"^(arm|{name}_(pct|pts|low|high))$")
 
 
 def title(arm: Arm, methods: Mapping[str, str], *, is_shown: bool = True) -> str:

@@ -49,11 +49,9 @@ def build(
     parameters of a share are a group with this `lr_scale`, as timm calls it. A penalty of weight 0
     is none, so that it equals fine-tuning bit for bit; with one, the step is ours and not apex's.
 
-    Raises ValueError for no parameters, where NVIDIA's apex is not installed, and for a parameter
-    that anchor or Fisher lack or have in another shape.
+    Raises ValueError for no parameters (torch's), where NVIDIA's apex is not installed, and for a
+    parameter that anchor or Fisher lack or have in another shape.
     """
-    if not parameters:
-        raise ValueError("there is nothing to optimise: no parameter requires a gradient")
     of_share: dict[float, list[Tensor]] = {}
     for parameter_name, parameter in parameters.items():
         of_share.setdefault(rates.get(parameter_name, 1.0), []).append(parameter)
@@ -173,14 +171,13 @@ def _of_parameters(
     """fp32 copies by parameter; ValueError for one that is missing or has another shape."""
     copies: dict[Tensor, Tensor] = {}
     for name, parameter in parameters.items():
-        if name not in tensors:
-            raise ValueError(f"the {label} has no parameter {name!r}, which is trained")
-        if tensors[name].shape != parameter.shape:
+        tensor = tensors.get(name)
+        if tensor is None or tensor.shape != parameter.shape:
+            size = None if tensor is None else list(tensor.shape)
             raise ValueError(
-                f"the {label} of {name!r} is {list(tensors[name].shape)}, but the parameter is "
-                f"{list(parameter.shape)}"
+                f"the {label} of {name!r} is {size}, but the parameter is {list(parameter.shape)}"
             )
-        copies[parameter] = _zeros_like(parameter).copy_(tensors[name].detach())
+        copies[parameter] = _zeros_like(parameter).copy_(tensor.detach())
     return copies
 
 

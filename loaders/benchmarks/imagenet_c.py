@@ -38,9 +38,9 @@ def read(
 ) -> Listing:
     """`<corruption>/<severity>/<wnid>/<image>`, with or without a group folder above, or as .tar.
 
-    `subsample`: the number of images to `draw`; None takes all. Corruptions beyond the fifteen (the
-    release has four more) are left out. Raises ValueError naming folders of an unknown severity or
-    class.
+    `subsample`: the number of images, as `balanced` picks them; None takes all. Corruptions beyond
+    the fifteen (the release has four more) are left out. Raises ValueError naming folders of an
+    unknown severity or class, and for more images than there are.
     """
     number = {wnid: label for label, wnid in enumerate(classes)}
     hashed = hashlib.sha256()  # file by file: a list of millions would take gigabytes
@@ -67,7 +67,12 @@ def read(
     counts = Counter(part_of(item.key) for item in items)
     items = in_order(items)
     if subsample is not None:
-        items = draw(items, subsample, seed)
+        if not 0 < subsample <= len(items):
+            raise ValueError(
+                f"subsample={subsample}: the set has {len(items)} images; full takes all"
+            )
+        parts, labels = [part_of(item.key) for item in items], [item.label for item in items]
+        items = [items[position] for position in balanced(parts, labels, subsample, seed)]
     return Listing(
         items,
         classes,
@@ -91,17 +96,6 @@ def _faults(counts: Mapping[str, int]) -> Iterator[str]:
 def part_of(key: str, depth: int = DEPTH) -> str:
     """The first folders of an item's key: `corruption/severity`."""
     return "/".join(key.split("/", depth)[:depth])
-
-
-def draw(items: Sequence[Item], count: int, seed: int) -> list[Item]:
-    """`count` of the items, in their order, as `balanced` picks them.
-
-    Raises ValueError where there are fewer.
-    """
-    if not 0 < count <= len(items):
-        raise ValueError(f"subsample={count}: the set has {len(items)} images; full takes all")
-    parts, labels = [part_of(item.key) for item in items], [item.label for item in items]
-    return [items[position] for position in balanced(parts, labels, count, seed)]
 
 
 def balanced(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 import pytest
 import torch
@@ -21,67 +19,65 @@ from engine.training import optim, schedule
 
 LR, STEPS, BATCH = 1e-2, 5, 4
 TOY = ("model.arch=test_vit", "model.image_size=32")
-# LwF's weight: in few steps what it adds is a hundredth of the cross-entropy's pull.
-METHODS = {"fine_tune": (), "ewc": ("method.lam=1",), "lwf": ("method.weight=100",)}
 
 
-def term(builder: Builder):
-    """What the method adds to the cross-entropy, as its paper writes it; of net, images, logits."""
+def of_fine_tune(builder: Builder, net: nn.Module, x: torch.Tensor, logits: torch.Tensor):
+    """What the method adds to the cross-entropy, as its paper writes it."""
+    return 0.0
+
+
+def of_ewc(builder: Builder, net: nn.Module, x: torch.Tensor, logits: torch.Tensor):
+    """lam / 2 sum F (theta - theta_pre)^2, F with mean 1: Kirkpatrick et al. 2017, eq. 3.
+
+    F is cut where steps of SGD with momentum 0.9 would overshoot the anchor."""
+    options, start = builder.recipe.method, builder.base.state()
+    fisher = builder.fisher(options.fisher_images, options.fisher_labels)
+    mean = torch.cat([values.flatten() for values in fisher.values()]).mean()
+    pulls = []
+    for name, p in net.named_parameters():
+        weight = (fisher[name] / mean).clamp(max=1.9 / (LR * options.lam)).to(x.device)
+        pulls.append((weight * (p - start[name].to(x.device)) ** 2).sum())
+    return options.lam / 2 * torch.stack(pulls).sum()
+
+
+def of_lwf(builder: Builder, net: nn.Module, x: torch.Tensor, logits: torch.Tensor):
+    """weight T^2 KL(teacher / T || student / T): Li & Hoiem 2016, Hinton et al. 2015."""
     options = builder.recipe.method
-    base = builder.network(builder.base)
+    with torch.no_grad():
+        teacher = builder.network(builder.base)(x) / options.temperature
+    student = (logits / options.temperature).log_softmax(1)
+    kl = F.kl_div(student, teacher.log_softmax(1), reduction="batchmean", log_target=True)
+    return options.weight * options.temperature**2 * kl
 
-    def ewc(net, x, logits):
-        """lam / 2 sum F (theta - theta_pre)^2, F with mean 1: Kirkpatrick et al. 2017, eq. 3.
 
-        F is cut where steps of SGD with momentum 0.9 would overshoot the anchor."""
-        fisher = builder.fisher(options.fisher_images, options.fisher_labels)
-        mean = torch.cat([values.flatten() for values in fisher.values()]).mean()
-        anchor, bound = base.state_dict(), 1.9 / (LR * options.lam)
-        pulls = [
-            ((fisher[name] / mean).clamp(max=bound).to(x.device) * (p - anchor[name]) ** 2).sum()
-            for name, p in net.named_parameters()
-        ]
-        return options.lam / 2 * torch.stack(pulls).sum()
-
-    def lwf(net, x, logits):
-        """weight T^2 KL(teacher / T || student / T): Li & Hoiem 2016, Hinton et al. 2015."""
-        T = options.temperature
-        with torch.no_grad():
-            teacher = (base(x) / T).log_softmax(1)
-        student = (logits / T).log_softmax(1)
-        kl = F.kl_div(student, teacher, reduction="batchmean", log_target=True)
-        return options.weight * T**2 * kl
-
-    return {"ewc": ewc, "lwf": lwf}.get(options.name, lambda net, x, logits: 0.0)
+# LwF's weight: in few steps what it adds is a hundredth of the cross-entropy's pull.
+METHODS = [(of_fine_tune, ()), (of_ewc, ("method.lam=1",)), (of_lwf, ("method.weight=100",))]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("added", "options"), METHODS)
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NEEDS_GPU)])
-def test_the_engine_ends_in_the_weights_of_a_plain_loop(method, device, tmp_path):
-    device = ranks.start(device)
-    words = (*TOY, f"optimizer.lr={LR}", *METHODS[method])
-    with Bench(tmp_path, "file", words, device, STEPS).training(method, BATCH) as training:
+def test_the_engine_ends_in_the_weights_of_a_plain_loop(added, options, device, tmp_path):
+    device, method = ranks.start(device), added.__name__.removeprefix("of_")
+    bench = Bench(tmp_path, "file", (*TOY, f"optimizer.lr={LR}", *options), device, STEPS)
+    with bench.training(method, BATCH) as training:
         builder = training.builder
         net = builder.network(builder.base)
         start = {name: value.clone() for name, value in net.state_dict().items()}
-        added = term(builder)
         target = builder.target
         (batch,) = builder.sets.source(target.name).batches([np.arange(len(target.labels))])
         x = models.Normalize(builder.recipe.model, device)(batch.images)
         y = target.labels.to(device)
         optimizer = torch.optim.SGD(net.parameters(), LR, builder.recipe.optimizer.momentum)
-        shares = list(
-            schedule.schedule(target.split("train"), builder.run, epoch=0, rank=0, world=1)
-        )
-        rate = partial(optim.learning_rate, total=len(shares), warmup=0, base=LR)
+        shares = [*schedule.schedule(target.split("train"), builder.run, epoch=0, rank=0, world=1)]
         net.train()
         for step, share in enumerate(shares):
-            optimizer.param_groups[0]["lr"] = rate(step)
+            optimizer.param_groups[0]["lr"] = optim.learning_rate(step, len(shares), 0, LR)
             optimizer.zero_grad()
             with autocast(device):
                 logits = net(x[share.index])
-                loss = F.cross_entropy(logits, y[share.index]) + added(net, x[share.index], logits)
+                loss = F.cross_entropy(logits, y[share.index])
+                loss = loss + added(builder, net, x[share.index], logits)
             loss.backward()
             optimizer.step()
         training.run()

@@ -86,36 +86,19 @@ def test_loss_and_gradient_equal_float64(shape, options, dtype):
 
 @everywhere
 def test_without_a_teacher_or_samples_and_of_equal_logits():
-    student, teacher, labels, mask = case(6, 50, 9)
+    student, teacher, labels, _ = case(6, 50, 9)
     expected = F.cross_entropy(student, labels, reduction="none")
     for other, weight in ((None, 1.0), (teacher, 0.0), (student, 1.0)):
         actual = loss_of(student, other, labels, weight=weight)
         torch.testing.assert_close(actual, expected)
-    torch.testing.assert_close(
-        loss_of(student, student, labels, mask), loss_of(student, None, labels, mask)
-    )
     none = value_and_gradient(lambda s: loss_of(s, teacher[:0], labels[:0]), student[:0])
     assert [t.shape for t in none] == [(0,), (0, 50)]
-
-
-@everywhere
-def test_classes_that_the_teacher_rules_out_add_nothing():
-    student, teacher, labels, _ = case(6, 30)
-    teacher[:, 25:] = float("-inf")
-
-    def plain(s: Tensor) -> Tensor:
-        kl = F.kl_div((s / 2).log_softmax(1), (teacher / 2).softmax(1), reduction="none").sum(1)
-        return F.cross_entropy(s, labels, reduction="none") + kl
-
-    actual = value_and_gradient(lambda s: loss_of(s, teacher, labels, scale_by_t2=False), student)
-    assert_twins(actual, value_and_gradient(plain, student), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"labels": torch.tensor([0, 10])}, "sample 1: label 10"),
-        ({"labels": torch.tensor([-1, 0])}, "sample 0: label -1"),
         ({"mask": torch.arange(10) > 0}, "sample 0: label 0 is not among the 9 unmasked"),
         ({"labels": torch.tensor([0.0, 1.0])}, "labels must be int64"),
         ({"teacher": torch.zeros(2, 9)}, "teacher logits"),
@@ -150,7 +133,12 @@ def odd_cases() -> dict[str, tuple[Tensor, Tensor | None, Tensor, Tensor | None]
     student, teacher, labels, mask = case(3, 40, 30)
     large = (15000 * student).clamp(-65000, 65000).half(), (5000 * teacher).half()
     cases = {
-        "no teacher": (student, None, labels, None),
+        "ruled out": (
+            student,
+            teacher.index_fill(1, torch.arange(35, 40), -torch.inf),
+            labels,
+            None,
+        ),
         "one class": (student[:, :1], None, labels * 0, None),
         "teacher in bf16": (student, teacher.to(BF16), labels, mask),
         "student in fp16": (student.half(), teacher, labels, mask),
@@ -168,17 +156,18 @@ def odd_cases() -> dict[str, tuple[Tensor, Tensor | None, Tensor, Tensor | None]
     return cases
 
 
-@interpreted
+@everywhere
 @pytest.mark.parametrize("name", odd_cases())
-def test_interpreted_kernel_takes_odd_rows(name):
+def test_odd_rows(name):
     student, teacher, labels, mask = odd_cases()[name]
-    loss, gradient = distill._distill(student, teacher, labels, mask, 2.0, 4.0, 0.0, True)
-    twin = student.double() if student.dtype == FP16 else student.clone()
-    truth = reference.distill_loss(twin.requires_grad_(), teacher, labels, mask=mask)
-    (true_gradient,) = torch.autograd.grad(truth.sum(), twin)
-    assert gradient.dtype == student.dtype and gradient.isfinite().all()
-    assert_twins([loss], [truth.detach()], rtol=1e-5, atol=1e-5)
-    assert_twins([gradient], [true_gradient], rtol=2e-3 if twin is not student else 1e-5, atol=1e-5)
+    actual = value_and_gradient(lambda s: loss_of(s, teacher, labels, mask), student)
+    twin = student.double() if student.dtype == FP16 else student
+    truth = value_and_gradient(
+        lambda s: reference.distill_loss(s, teacher, labels, mask=mask), twin
+    )
+    assert actual[1].dtype == student.dtype and actual[1].isfinite().all()
+    assert_twins(actual[:1], truth[:1], rtol=1e-5, atol=1e-5)
+    assert_twins(actual[1:], truth[1:], rtol=2e-3 if twin is not student else 1e-5, atol=1e-5)
 
 
 @interpreted

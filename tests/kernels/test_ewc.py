@@ -132,7 +132,6 @@ def test_a_step_hides_no_nan_and_a_weight_of_zero_is_the_plain_step(name):
     [
         ({"grad": torch.zeros(4, 2).t()}, "grad is not contiguous"),
         ({"theta": torch.zeros(2, 4, dtype=torch.bfloat16)}, "theta must be float32, not"),
-        ({"fisher": torch.zeros(2, 4, dtype=torch.float64)}, "fisher must be float32, not"),
         ({"exp_avg": torch.zeros(8)}, r"exp_avg is \[8\] on cpu, but theta is \[2, 4\]"),
         ({"exp_avg_sq": torch.zeros(2, 4, device="meta")}, r"exp_avg_sq is \[2, 4\] on meta"),
         ({"anchor": None}, "without an anchor"),
@@ -145,11 +144,9 @@ def test_what_does_not_fit_is_refused_by_name(change, message):
         adamw_ewc_(**arguments, lr=0.1)
 
 
-@pytest.mark.parametrize("name", ["grad", "fisher", "step"])
-def test_lists_of_another_length_or_of_two_devices_are_refused_by_name(name):
-    lists = {n: [torch.zeros(3) for _ in range(2)] for n in NAMES} | {"step": [1, 1]}
-    lists[name] = []
-    with pytest.raises(ValueError, match=f"{name}: 0 are given for 2 parameters"):
+def test_lists_of_another_length_or_of_two_devices_are_refused_by_name():
+    lists = {n: [torch.zeros(3) for _ in range(2)] for n in NAMES} | {"step": [1, 1], "fisher": []}
+    with pytest.raises(ValueError, match="fisher: 0 are given for 2 parameters"):
         foreach_adamw_ewc_(**{f"{n}s": given for n, given in lists.items()}, lr=0.1)
     thetas = [torch.zeros(3), torch.zeros(3, device="meta")]
     with pytest.raises(ValueError, match="theta is on meta, but the first theta is on cpu"):

@@ -73,10 +73,8 @@ def test_weights_of_zero_and_one_reproduce_a_parent_bit_for_bit():
     ("change", "message"),
     [
         ({"parents": torch.zeros(4, 2).t()}, "parents must be contiguous float32"),
-        ({"parents": torch.zeros(2, 4).double()}, "parents must be contiguous float32"),
         ({"parents": torch.zeros(4)}, r"parents must be .* \[M, P\]"),
         ({"weights": torch.ones(1, 3)}, r"weights must be floating \[K, 2\]"),
-        ({"weights": torch.ones(1, 2).long()}, "weights must be floating"),
         ({"dtype": torch.float16}, "dtype must be"),
         ({"out": torch.zeros(4, 1).t()[:, ::2]}, "out must"),
         ({"out": torch.zeros(1, 4).half()}, "out must be"),
@@ -136,10 +134,8 @@ def test_state_dicts_go_flat_and_come_back_as_views_of_the_row():
     ("change", "message"),
     [
         ({"scale": torch.zeros(1)}, r"'scale' is torch.float32 \[1\] in state dict 1"),
-        ({"scale": torch.zeros((), dtype=torch.float16)}, "'scale' is torch.float16"),
         ({"extra": torch.zeros(1)}, "'extra' is missing from the first state dict"),
         ({"scale": None}, "'scale' is missing from state dict 1"),
-        ({"scale": torch.zeros((), dtype=torch.float64)}, "'scale' is torch.float64"),
     ],
 )
 def test_models_of_other_architectures_are_refused_by_key(change, message):

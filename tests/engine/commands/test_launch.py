@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import grids
 import pytest
@@ -25,15 +26,12 @@ PYTHON = sys.executable
 DEEPSPEED, RIB = (str(Path(PYTHON).with_name(name)) for name in ("deepspeed", "rib"))
 
 
-def run(
-    command: Sequence[str], cwd: Path = ROOT, path: Path | None = None
-) -> subprocess.CompletedProcess:
-    environment = grids.environment()
-    if path is not None:
-        environment["PYTHONPATH"] = str(path)
+def run(command: Sequence[str], cwd: Path = ROOT, **environment: str) -> Any:
+    """A finished process."""
     return subprocess.run(
-        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
-    )
+        command, cwd=cwd, env=grids.environment() | environment, capture_output=True, text=True,
+        timeout=300,
+    )  # fmt: skip
 
 
 def test_a_mistake_is_one_line_and_debug_shows_its_traceback(capsys, monkeypatch):
@@ -42,7 +40,6 @@ def test_a_mistake_is_one_line_and_debug_shows_its_traceback(capsys, monkeypatch
     for words, message in (
         (["recipe=emoji", "methods=[ewc]"], "methods= selects methods of `rib campaign`"),
         (["recip=emoji/ewc", "seed=1"], "'recip=emoji/ewc' names no recipe; write recipe=NAME"),
-        (["recipe=emoji/ewq"], "no recipe 'emoji/ewq'; did you mean 'emoji/ewc'?"),
     ):
         assert cli.main(["train", *words]) == 2
         (line,) = capsys.readouterr().err.splitlines()
@@ -78,8 +75,6 @@ def test_rib_train_is_launch(capsys, monkeypatch):
         assert shown.startswith("rib train recipe=NAME")
         names = (*recipe.names("campaigns"), *recipe.names("methods"), *catalogue.names())
         assert all(name in shown for name in names) and "--print" in shown
-    assert cli.main(["train", "seed=1"]) == 2
-    assert "'seed=1' names no recipe" in capsys.readouterr().err
 
 
 METHOD = """
@@ -121,10 +116,7 @@ def test_device_cuda_without_a_gpu_is_refused(capsys, tmp_path):
 def test_a_cpu_needs_no_compiler(tmp_path):
     """DeepSpeed would compile an operator that nobody calls, for 40 s."""
     code = "from engine.machine import ranks; print(ranks.start('cpu')); ranks.stop()"
-    environment = grids.environment() | {"TORCH_EXTENSIONS_DIR": str(tmp_path), "PATH": ""}
-    done = subprocess.run(
-        [PYTHON, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
+    done = run([PYTHON, "-c", code], TORCH_EXTENSIONS_DIR=str(tmp_path), PATH="")
     assert (done.returncode, done.stdout) == (0, "cpu\n"), done.stderr
     assert not list(tmp_path.rglob("*.so"))
 
@@ -173,16 +165,13 @@ def test_a_reader_that_leaves_ends_a_command_without_a_word(capfd):
     assert capfd.readouterr().err == "error: the pipe of a worker\n"
 
 
-@pytest.mark.parametrize(
-    ("program", "name"),
-    [([PYTHON, "-m", "engine.cli"], "kernels"), ([RIB], "engine")],
-)
-def test_a_package_that_hides_ours_is_named_and_does_not_run(program, name, tmp_path):
+@pytest.mark.parametrize("name", ["kernels", "engine"])
+def test_a_package_that_hides_ours_is_named_and_does_not_run(name, tmp_path):
     (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong package ran')\n")
-    process = run([*program, "recipes"], tmp_path, tmp_path if program == [RIB] else None)
+    process = run([RIB, "recipes"], tmp_path, PYTHONPATH=str(tmp_path))
     assert (process.returncode, process.stderr.count("\n")) == (2, 1), process.stderr
     assert f"error: `{name}` is imported from {tmp_path / name}" in process.stderr
-    process = run([PYTHON, LAUNCH, "recipe="], tmp_path, tmp_path)
+    process = run([PYTHON, LAUNCH, "recipe="], tmp_path, PYTHONPATH=str(tmp_path))
     assert process.returncode == 0 and "emoji/ewc" in process.stdout, "our folder comes first there"
 
 

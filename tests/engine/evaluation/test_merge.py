@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from evaluations import check_predictions
 from grids import CONV, Grid, grid, images, labels, reference, same, weights
 
 from engine.evaluation import bank, passes
@@ -81,10 +82,9 @@ def test_wise_ft_between_the_ends_is_the_weighted_mean_of_the_two(grid, arch):
         close(actual, expected)
         table = pq.read_table(predictions(builder, entry.mix))
         index = np.arange(len(table))
-        logits = reference(actual, arch)(images(grid, "tinted", index, arch))
-        truth = labels(grid, "tinted", index)
-        p_true = logits.softmax(dim=1).gather(1, truth[:, None])[:, 0].detach().numpy()
-        np.testing.assert_allclose(table["p_true"].to_numpy(), p_true, rtol=1e-3, atol=1e-30)
+        with torch.no_grad():
+            logits = reference(actual, arch)(images(grid, "tinted", index, arch))
+        check_predictions(table, logits, labels(grid, "tinted", index))
 
 
 @pytest.mark.parametrize(
@@ -129,15 +129,6 @@ def test_a_uniform_soup_is_the_mean_of_its_members(grid, members):
     cells = [builder.base if name == "pre" else builder.cell(name) for name in members]
     assert entry.mix == dict.fromkeys({c.name for c in cells}, 1 / len(set(members)))
     close(mixed(builder, entry.mix), average([weights(c) for c in cells], [0.25] * 4))
-
-
-def test_a_greedy_soup_never_falls_below_its_best_member_on_the_hold_out(grid):
-    builder, cell = grid.build("method=greedy_soup")
-    members = [builder.base, *(builder.cell(name) for name in ("fine_tune", "ewc", "lwf"))]
-    alone = [builder.holdout_accuracy({member.name: 1.0}) for member in members]
-    (entry,) = cell.entries
-    assert set(entry.mix) <= {member.name for member in members}
-    assert builder.holdout_accuracy(entry.mix) >= max(alone)
 
 
 @pytest.mark.parametrize(

@@ -19,14 +19,10 @@ os.execvp("cat", ["cat"])  # a launcher that the job becomes
 """
 
 
-def job(folder: Path, count: int, number: int = 1) -> tuple[subprocess.Popen[str], list[int]]:
-    process = subprocess.Popen(
-        [sys.executable, "-c", CLAIM, str(folder), str(count), str(number)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=Path(__file__).parents[3],
-    )
+def job(folder: Path, count: int, number: int) -> tuple[subprocess.Popen[str], list[int]]:
+    command = [sys.executable, "-c", CLAIM, str(folder), str(count), str(number)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, cwd=Path(__file__).parents[3], **pipes)  # type: ignore[call-overload]
     assert process.stdout is not None
     return process, [int(word) for word in process.stdout.readline().split()]
 

@@ -14,79 +14,69 @@ from grids import RANK_VARIABLES, environment
 from engine.machine import rendezvous
 
 ROOT = Path(__file__).resolve().parents[3]
-STEP = {
-    "SLURM_JOB_ID": "7",
-    "SLURM_STEP_ID": "0",
-    "SLURM_STEP_NUM_TASKS": "2",
-    "SLURM_STEP_NUM_NODES": "1",
-    "SLURM_PROCID": "1",
-    "SLURM_LOCALID": "1",
-}
+STEP = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_PROCID": "1", "SLURM_LOCALID": "1"}
+STEP |= {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "1"}
 # The environment of a batch script on two tasks, which is a process on its own.
 BATCH = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
 LAUNCHED = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}
 OTHERS = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "CROSS_RANK", "RIB_LAUNCH", "SLURM_RESTART_COUNT")
 
 
-@pytest.fixture
-def bare(monkeypatch) -> pytest.MonkeyPatch:
-    """An environment without variables of ranks, which is as before after the test."""
-    for name in (*RANK_VARIABLES, *OTHERS, *STEP, *BATCH):
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
-    return monkeypatch
-
-
 def ranks_of(patch: pytest.MonkeyPatch, variables: dict[str, str]) -> dict[str, str]:
-    """The variables of ranks that a process gets which has these."""
-    for name in (*RANK_VARIABLES, *OTHERS, *STEP, *BATCH):
-        patch.delenv(name, raising=False)
-    for name, value in variables.items():
-        patch.setenv(name, value)
+    """The variables of ranks that a process gets which has these alone."""
+    for name in {*RANK_VARIABLES, *OTHERS, *STEP, *BATCH, *variables}:
+        patch.setenv(name, variables.get(name, ""))  # so that it is as before after the test
+        if name not in variables:
+            patch.delenv(name)
     rendezvous.complete_environment(gpu=3)
     return {name: os.environ[name] for name in RANK_VARIABLES if name in os.environ}
 
 
-def test_only_tasks_of_a_step_of_several_are_ranks(bare):
+def test_only_tasks_of_a_step_of_several_are_ranks(monkeypatch):
     alone = {"RANK": "0", "LOCAL_RANK": "3", "WORLD_SIZE": "1"}
     for variables in ({}, BATCH, {**BATCH, "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "1"}):
-        assert ranks_of(bare, variables) == alone
+        assert ranks_of(monkeypatch, variables) == alone
     several = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-    assert several.items() <= ranks_of(bare, STEP).items()
+    assert several.items() <= ranks_of(monkeypatch, STEP).items()
 
 
-def test_a_launchers_variables_are_left_alone(bare):
+def test_a_launchers_variables_are_left_alone(monkeypatch):
     variables = {"RANK": "4", "LOCAL_RANK": "0", "WORLD_SIZE": "8", "MASTER_ADDR": "head"}
-    assert ranks_of(bare, STEP | variables | {"CROSS_RANK": "1", "LOCAL_SIZE": "4"}) == variables
+    assert (
+        ranks_of(monkeypatch, STEP | variables | {"CROSS_RANK": "1", "LOCAL_SIZE": "4"})
+        == variables
+    )
 
 
-def test_ports_differ_by_launch_job_step_and_restart(bare):
+def test_ports_differ_by_launch_job_step_and_restart(monkeypatch):
     """deepspeed gives every launch on a host the same one."""
     given = {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500", "CROSS_RANK": "0"}
     ports = set()
     for launcher in (4711, 4712):
-        bare.setattr(os, "getppid", lambda launcher=launcher: launcher)
-        variables = ranks_of(bare, LAUNCHED | given | {"LOCAL_SIZE": "2"})
+        monkeypatch.setattr(os, "getppid", lambda launcher=launcher: launcher)
+        variables = ranks_of(monkeypatch, LAUNCHED | given | {"LOCAL_SIZE": "2"})
         assert variables["MASTER_ADDR"] == "127.0.0.1"
         ports.add(variables["MASTER_PORT"])
     for variable in ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT"):
         for number in range(8, 11):
-            ports.add(ranks_of(bare, STEP | {variable: str(number)})["MASTER_PORT"])
+            ports.add(ranks_of(monkeypatch, STEP | {variable: str(number)})["MASTER_PORT"])
     assert len(ports) == 2 + 9 and all(1024 < int(port) < 32768 for port in ports)
 
 
-def test_why_ranks_cannot_meet_is_named(bare, tmp_path):
-    ranks_of(bare, LAUNCHED | {"MASTER_ADDR": "head"})
+def test_why_ranks_cannot_meet_is_named(monkeypatch, tmp_path):
+    ranks_of(monkeypatch, LAUNCHED | {"MASTER_ADDR": "head"})
     with pytest.raises(ValueError, match="WORLD_SIZE=2, but MASTER_PORT not set; use torchrun"):
         rendezvous.join(torch.device("cpu"))
     with socket.create_server(("127.0.0.1", 0)) as busy:
         number = busy.getsockname()[1]
-        ranks_of(bare, STEP | {"SLURM_PROCID": "0", "MASTER_PORT": str(number)})
+        ranks_of(monkeypatch, STEP | {"SLURM_PROCID": "0", "MASTER_PORT": str(number)})
         with pytest.raises(OSError, match=f"port {number}, for the ranks to meet: .*in use"):
             rendezvous.join(torch.device("cpu"))
-    bare.setenv("PATH", str(tmp_path))  # tasks on several hosts need Slurm's commands
+    monkeypatch.setenv("PATH", str(tmp_path))  # tasks on several hosts need Slurm's commands
     with pytest.raises(ValueError, match=r"first of 'node\[1-2\]'.*set MASTER_ADDR"):
-        ranks_of(bare, STEP | {"SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NODELIST": "node[1-2]"})
+        ranks_of(
+            monkeypatch, STEP | {"SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NODELIST": "node[1-2]"}
+        )
 
 
 WORKER = """

@@ -44,7 +44,7 @@ def test_many_sources_that_gain_a_little_and_few_that_lose_much_prove_nothing(tm
     compared = rows(comparisons.compare(gather(cells), [FT, LWF]))
     assert [row.evaluated_on for row in compared] == ["", *SETS]
     for row in compared:
-        assert row.difference == pytest.approx(-100 * 0.05 / 3)
+        assert row.difference_pts == pytest.approx(-100 * 0.05 / 3)
         assert row.difference_low < 0 < row.difference_high
         assert row.p > 0.5 and row.p_corrected > 0.5
     assert stats.binomtest(70, 100).pvalue < 1e-4
@@ -55,8 +55,8 @@ def test_differences_equal_a_loop_over_resampled_sources(tmp_path):
     read = gather(cells)
     overall, *on_sets = rows(comparisons.compare(read, [FT, LWF]))
     of_method = mri(read).set_index("method")["mri"]
-    assert overall.difference == pytest.approx(of_method["fine_tune"] - of_method["lwf"])
-    assert overall.difference == pytest.approx(np.mean([row.difference for row in on_sets]))
+    assert overall.difference_pts == pytest.approx(of_method["fine_tune"] - of_method["lwf"])
+    assert overall.difference_pts == pytest.approx(np.mean([row.difference_pts for row in on_sets]))
     hit = {}
     for cell in cells:
         data = pq.read_table(cell.path)
@@ -80,7 +80,7 @@ def test_a_method_equals_itself_and_differs_from_a_far_better_one(tmp_path):
     )
     compared = rows(comparisons.compare(gather(cells), [FT, LWF, EWC]))
     equal, worse, also = (row for row in compared if not row.evaluated_on)
-    assert (equal.difference, equal.p, equal.p_corrected) == pytest.approx((0, 1, 1), abs=1e-9)
+    assert (equal.difference_pts, equal.p, equal.p_corrected) == pytest.approx((0, 1, 1), abs=1e-9)
     assert (equal.difference_low, equal.difference_high) == pytest.approx((0, 0), abs=1e-4)
     assert worse.difference_high < 0 and also.difference_high < 0
     assert all((row.p_corrected < 0.05) == (row.against == EWC) for row in compared)
@@ -94,7 +94,7 @@ def test_seeds_that_disagree_make_a_difference_unsure(tmp_path):
 
     cells = several_seeds(tmp_path, lucky, (0, 1), methods=("fine_tune", "lwf"))
     (overall, *_) = rows(comparisons.compare(gather(cells), [LWF, FT]))
-    assert overall.difference > 10 and overall.p > 0.05
+    assert overall.difference_pts > 10 and overall.p > 0.05
 
 
 def test_only_arms_of_one_model_and_setting_are_compared(tmp_path):

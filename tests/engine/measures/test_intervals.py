@@ -71,8 +71,8 @@ def brute_force(cells, seeds):
             if c.evaluated_on in SETS and not c.on_downstream:
                 on_line = predicted(*points[c.evaluated_on], np.array([[up]]))[0, 0]
                 samples.setdefault(("effective_robustness", c), []).append(now - on_line)
-            if c.evaluated_on == "up" and c.method != PRE:
-                start = samples["accuracy", ModelOnSet(*c.arm.before, "", "up")][-1]
+            if c.method != PRE:
+                start = samples["accuracy", ModelOnSet(*c.arm.before, "", c.evaluated_on)][-1]
                 samples.setdefault(("change", c), []).append(now - start)
     return {key: np.array(values) for key, values in samples.items()}
 
@@ -96,16 +96,20 @@ def test_every_number_is_what_brute_force_gives_on_the_same_draws(tmp_path, seed
     for (quantity, cell), drawn in samples.items():
         check(quantity, cell, drawn)
     arm = Arm("lite0", "fine_tune", "canonical", None)
-    for quantity in (*behaviour.OF_CHANGES, "effective_robustness", "change"):
-        of_arm = {c: x for (name, c), x in samples.items() if name == quantity and c.arm == arm}
-        elsewhere = {c: x for c, x in of_arm.items() if not c.on_downstream}
-        on = "up" if quantity == "change" else ""
-        counted = [x for c, x in elsewhere.items() if (c.evaluated_on == "up") == bool(on)]
-        check(quantity, ModelOnSet(*arm, "", on), np.mean(counted, axis=0))
-        if not on:
-            on_a = [x for c, x in elsewhere.items() if c.evaluated_on == "a"]
-            assert len(on_a) == 2 and len(counted) == 6
-            check(quantity, ModelOnSet(*arm, "", "a"), np.mean(on_a, axis=0))
+    for quantity in ("accuracy", *behaviour.OF_CHANGES, "effective_robustness", "change"):
+        elsewhere = [
+            (c, x)
+            for (name, c), x in samples.items()
+            if (name, c.arm) == (quantity, arm) and not c.on_downstream
+        ]
+        of_ri = [(c, x) for c, x in elsewhere if c.evaluated_on != "up"]
+        on_a = [x for c, x in elsewhere if c.evaluated_on == "a"]
+        of_column = [x for c, x in of_ri if c.downstream == "a"]
+        assert (len(of_ri), len(on_a), len(of_column)) == (6, 2, 2)
+        check(quantity, ModelOnSet(*arm, "", "a"), np.mean(on_a, axis=0))
+        names = ("RI", "mRI") if quantity == "change" else (quantity, quantity)
+        check(names[0], ModelOnSet(*arm, "a", ""), np.mean(of_column, axis=0))
+        check(names[1], ModelOnSet(*arm, "", ""), np.mean([x for _, x in of_ri], axis=0))
     assert not (rows["quantity"] == "calibration_error").any()
 
 

@@ -7,11 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from grids import grid, prepared
-from interruptions import interrupted, resumed
-
-from engine.training import loop
-from engine.training.saving import Saving
+from grids import grid, prepared, same, trained
+from interruptions import EVERY_STEP, interrupted, resumed
 
 __all__ = ["grid"]
 PAGE = Path(__file__).parents[3] / "docs" / "methods.md"
@@ -26,33 +23,20 @@ def recipe(tmp_path: Path) -> str:
     return f"method={tmp_path / 'ema.yaml'}"
 
 
-class Weights(Saving):
-    """Saves nothing but a copy of the network after every step."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.states = []
-
-    def take(self, progress, method) -> None:
-        self.states.append({k: v.clone() for k, v in method.net.state_dict().items()})
-
-
 def test_its_model_is_the_moving_average_of_the_weights(grid, recipe):
     case = prepared(grid, recipe, "method.decay=0.6")
     expected = {name: tensor.clone() for name, tensor in case.method.net.state_dict().items()}
-    weights = Weights()
-    with loop.initialized(case.method, case.builder.run) as engine:
-        loop.epochs(engine, case.method, case.builder.run, weights)
-    for state in weights.states:
+    states = trained(case)
+    for state in states:
         expected = {name: 0.6 * mean + 0.4 * state[name] for name, mean in expected.items()}
-    assert len(weights.states) == 6
+    assert len(states) == 6
     torch.testing.assert_close(dict(case.method.export().state), expected)
 
 
 def test_an_interrupted_average_goes_on(grid, recipe, tmp_path):
     _, plain = grid.build(recipe)
     again = (recipe, f"runs={tmp_path / 'runs'}")
-    interrupted(grid, 3, *again)
+    interrupted(grid.builder(EVERY_STEP, *again), 3)
     cell, steps = resumed(grid, *again)
     assert steps == [4, 5, 6]
-    assert all(torch.equal(cell.state()[name], tensor) for name, tensor in plain.state().items())
+    assert same(cell.state(), plain.state())

@@ -64,17 +64,13 @@ def test_lines_scales_each_block_by_its_place(grid, arch):
 
 
 def test_depths_follow_each_family_of_models():
-    for arch, blocks in (("vit_tiny_patch16_224", 12), ("resnet18", 8)):
+    for arch, blocks in (("resnet18", 8), ("vit_base_patch16_clip_224.openai", 12)):
         with torch.device("meta"):
-            net = timm.create_model(arch)
+            net = timm.create_model(arch, num_classes=2)
         depths = lines.relative_depths(net)
         assert sorted(set(depths.values())) == pytest.approx(np.linspace(0, 1, blocks))
         assert depths.keys() == dict(net.named_parameters()).keys()
-        names = list(depths)
-        assert depths[names[0]] == 0 and max(depths[names[-1]], depths[names[-2]]) == 1
-    with torch.device("meta"):
-        clip = timm.create_model("vit_base_patch16_clip_224.openai", num_classes=2)
-    assert lines.relative_depths(clip)["norm_pre.weight"] == 0
+    assert depths["norm_pre.weight"] == 0
     with pytest.raises(ValueError, match=r"layers of Linear; take one of timm's models"):
         lines.relative_depths(torch.nn.Linear(2, 2))
 

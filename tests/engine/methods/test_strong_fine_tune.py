@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
-from grids import CONV, VIT, Prepared, grid, prepared, same, weights
-from plain_losses import ON_FEW, PLACES, check, everything
+from grids import CONV, VIT, Prepared, grid, prepared, same, trained, weights
+from plain_losses import ON_FEW, check, everything, over_classes
 from timm.data.mixup import mixup_target
 from timm.optim._param_groups import param_groups_layer_decay
 from timm.utils.model_ema import ModelEmaV3
@@ -18,12 +20,9 @@ OFF = ("method.layer_decay=1", "method.ema=0", "method.label_smoothing=0")
 ON = "method=strong_fine_tune"
 
 
-def soft_cross_entropy(case: Prepared, x: torch.Tensor, share: float, smoothing: float, few: bool):
-    """timm's targets, and the cross-entropy [b] with them."""
-    logits = case.net(x)
-    y = case.y
-    if few:
-        logits, y = logits[:, PLACES], torch.tensor([PLACES.index(int(label)) for label in y])
+def soft_cross_entropy(case: Prepared, x: torch.Tensor, share: float = 1.0, smoothing: float = 0.0):
+    """The cross-entropy [b] with timm's targets."""
+    logits, y = over_classes(case, case.net(x))
     soft = mixup_target(y, logits.shape[1], share, smoothing)
     return -(soft.double() * logits.log_softmax(1)).sum(1)
 
@@ -37,7 +36,7 @@ def test_smoothing_and_mixing_are_timms(grid, smoothing, mixup, few):
     share = Beta(mixup, mixup).sample().item() if mixup else 1.0
     torch.manual_seed(3)
     x = share * case.x + (1 - share) * case.x.flip(0)
-    check(case, soft_cross_entropy(case, x, share, smoothing, few), everything(case.net))
+    check(case, soft_cross_entropy(case, x, share, smoothing), everything(case.net))
 
 
 def test_mirrored_images_are_those_drawn(grid):
@@ -47,7 +46,7 @@ def test_mirrored_images_are_those_drawn(grid):
     assert 0 < flips.sum() < 5
     x = torch.stack([i.flip(-1) if f else i for i, f in zip(case.x, flips, strict=True)])
     torch.manual_seed(1)
-    check(case, soft_cross_entropy(case, x, 1.0, 0.0, False), everything(case.net))
+    check(case, soft_cross_entropy(case, x), everything(case.net))
 
 
 @pytest.mark.parametrize("arch", [VIT, CONV])
@@ -67,22 +66,17 @@ def test_every_parameter_has_the_rate_of_its_layer(grid, arch):
 
 
 @pytest.mark.parametrize("arch", [VIT, CONV])
-def test_the_model_is_timms_average_of_the_weights(grid, arch, monkeypatch):
+def test_the_model_is_timms_average_of_the_weights(grid, arch):
     words = (f"model.arch={arch}", "train.freeze_batchnorm=false", "train.batch_size=5")
     case = prepared(grid, ON, *OFF, "method.ema=0.6", *words)
-    twin = ModelEmaV3(case.method.net, decay=0.6, use_warmup=True)
-    hook, steps = case.method.after_step, []
-
-    def after_step() -> None:
-        hook()
-        steps.append(len(steps) + 1)
-        twin.update(case.method.net, step=steps[-1])
-
-    monkeypatch.setattr(case.method, "after_step", after_step)
-    with loop.initialized(case.method, case.builder.run) as engine:
-        loop.epochs(engine, case.method, case.builder.run)
-    actual, last = case.method.export().state, case.method.net.state_dict()
-    assert len(steps) == 10 and not same(actual, last)
+    net = copy.deepcopy(case.method.net)
+    twin = ModelEmaV3(net, decay=0.6, use_warmup=True)
+    states = trained(case)
+    for step, state in enumerate(states, start=1):
+        net.load_state_dict(state)
+        twin.update(net, step=step)
+    actual = case.method.export().state
+    assert len(states) == 10 and not same(actual, states[-1])
     torch.testing.assert_close(dict(actual), twin.module.state_dict(), rtol=1e-5, atol=1e-6)
 
 

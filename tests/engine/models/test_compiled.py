@@ -15,7 +15,6 @@ from torch._dynamo.utils import counters
 
 from engine import models
 from engine.evaluation import passes
-from engine.machine import precision
 from engine.models import compiled
 from engine.recipe.schema import ModelRecipe
 
@@ -135,14 +134,6 @@ def test_a_cell_that_inductor_compiled_is_the_cell(grid, tmp_path, training):
     assert 0 < np.abs(with_graph - without_graph).max() < 1e-4, "compiled, it rounds otherwise"
 
 
-def test_who_compiles():
-    gpu = torch.device("cuda", 0)
-    assert [compiled.resolve("auto", device) for device in (CPU, gpu)] == ["never", "always"]
-    assert compiled.resolve("never", gpu) == "never"
-    net = models.create(ModelRecipe(name="m", arch=VIT, image_size=32), 5)
-    assert "forward" not in vars(compiled.in_place(net, "auto", CPU))
-
-
 def test_caches_of_compiled_code_hold_the_instruction_set(monkeypatch):
     """A machine with AVX2 that reads code of one with AVX-512 leaves half of its results unset."""
     monkeypatch.setattr(torch.compiler.config, "cache_key_tag", "")
@@ -150,13 +141,3 @@ def test_caches_of_compiled_code_hold_the_instruction_set(monkeypatch):
     net = models.create(ModelRecipe(name="m", arch=VIT, image_size=32), 5)
     compiled.in_place(net, "always", CPU)
     assert torch.compiler.config.cache_key_tag == "AVX2"
-
-
-def test_precision_of_a_device():
-    gpu = torch.device("cuda", 0)
-    assert [precision.resolve("auto", device) for device in (CPU, gpu)] == ["fp32", "bf16"]
-    assert precision.resolve("fp32", gpu) == "fp32"
-    layer, x = torch.nn.Linear(3, 2), torch.randn(4, 3)
-    for setting, dtype in (("auto", torch.float32), ("bf16", torch.bfloat16)):
-        with precision.autocast(setting, CPU):
-            assert layer(x).dtype == dtype and layer.weight.dtype == torch.float32

@@ -1,23 +1,23 @@
-"""A model is itself, whichever way it is evaluated; heads, and what is called fp32, are in fp32."""
+"""A model is itself, whichever way it is evaluated and whichever network its weights run in."""
 
 from __future__ import annotations
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import timm
 import torch
 from grids import CONV, VIT, grid, prepared
+from torch import nn
 
-from engine import models
-from engine.errors import RecipeError
 from engine.evaluation import features, passes
 from engine.grid.build import Builder
-from engine.machine import precision, ranks
-from engine.recipe.schema import ModelRecipe
+from engine.machine import ranks
+from engine.models.form import Backbone, Form
+from engine.recipe.schema import EvaluateRecipe
 from engine.store import cells
 
 __all__ = ["grid"]
-CPU = torch.device("cpu")
 SET = "outline"
 
 
@@ -72,23 +72,6 @@ def test_bf16_is_another_model_with_another_name(grid, arch):
     assert train["precision"] == "bf16, head in fp32", "its head learns in another precision too"
 
 
-@pytest.mark.parametrize("arch", [CONV, VIT, "test_resnet", "test_convnext"])
-def test_a_head_computes_in_fp32_under_autocast(arch):
-    torch.manual_seed(0)
-    net = models.create(ModelRecipe(name="m", arch=arch, image_size=64), 7).eval()
-    x = torch.randn(3, 3, 64, 64)
-    with torch.no_grad(), precision.autocast("bf16", CPU):
-        features, logits = models.features(net, x), net(x)
-    head = models.head(net)
-    assert logits.dtype == torch.float32
-    assert torch.equal(logits, torch.nn.functional.linear(features.float(), head.weight, head.bias))
-
-
-def test_a_second_head_is_refused():
-    with pytest.raises(RecipeError, match=r"volo_d1_224 has the heads \('head', 'aux_head'\)"):
-        models.create(ModelRecipe(name="m", arch="volo_d1_224", image_size=224), 7)
-
-
 @pytest.mark.parametrize("arch", [CONV, VIT])
 def test_a_student_begins_where_its_teacher_is(grid, arch):
     """In bf16 too: the distillation loss of a model that did not move yet is none."""
@@ -105,3 +88,43 @@ def test_who_chooses_a_device_turns_tf32_off():
         place.allow_tf32 = True
     ranks.pick_device("cpu")
     assert not any(place.allow_tf32 for place in flags)
+
+
+@pytest.mark.parametrize(
+    "device, precision, compile", [("cpu", "fp32", "never"), ("cuda", "bf16", "always")]
+)
+def test_the_form_follows_the_device_unless_it_is_given(device, precision, compile):
+    assert Form.of(EvaluateRecipe(), torch.device(device)) == Form(precision, compile)
+    given = EvaluateRecipe(precision="fp32", compile="never")
+    assert Form.of(given, torch.device(device)) == Form("fp32", "never")
+
+
+SMALL_SWIN = {"depths": (1, 1, 1, 1), "embed_dim": 24, "num_heads": (1, 1, 2, 2)}
+
+
+@pytest.mark.parametrize(
+    ("arch", "options"), [("swin_tiny_patch4_window7_224", SMALL_SWIN), ("levit_128s", {})]
+)
+def test_a_backbone_computes_with_the_weights_that_it_is_given(arch, options):
+    """Swin has buffers outside its state dict, and LeViT caches what it derives from weights."""
+    torch.manual_seed(0)
+    *nets, third = (timm.create_model(arch, num_classes=7, **options).eval() for _ in range(3))
+    for net in nets:
+        for name, parameter in net.named_parameters():
+            if "bias" in name:
+                nn.init.normal_(parameter)
+    x, backbone = torch.randn(1, 3, 224, 224), Backbone(third)
+    with torch.no_grad():
+        for net in nets * 2:
+            actual = backbone.given(backbone.state(net.state_dict()), x)
+            torch.testing.assert_close(actual, net(x), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name, stray", [("0.bias", {}), ("2.bias", {"2.bias": torch.zeros(2)})])
+def test_a_weight_that_is_missing_or_unknown_is_refused(name, stray):
+    """The network's own random weight must not take its place."""
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    state = {k: tensor for k, tensor in net.state_dict().items() if k != name} | stray
+    backbone = Backbone(net)
+    with pytest.raises(RuntimeError, match=name):
+        backbone.given(backbone.state(state), torch.zeros(1, 3, 4, 4))

@@ -58,17 +58,6 @@ TRANSFORMS = {
     "resnet50": TORCHVISION,
     "resnet101": TORCHVISION,
 }
-SLIDES = {
-    "imagenet_val": "IN-1K",
-    "imagenet_v2": "IN-V2",
-    "imagenet_a": "IN-A",
-    "imagenet_r": "IN-R",
-    "imagenet_sketch": "IN-Sketch",
-    "objectnet": "ObjectNet",
-    "imagenet_cartoon": "IN-Cartoon",
-    "imagenet_drawing": "IN-Drawing",
-    "imagenet_c": "IN-C",
-}
 FAMILIES = (  # plain ViT, without a qkv bias, CLIP's with norm_pre, its projection, convolutions
     "vit_s16_augreg_in1k",
     "vit_b16_miil_in21k",
@@ -101,24 +90,22 @@ def test_name_resolves_and_gives_the_published_transform(name):
     )  # CLIP's embedding, where there is no head
 
 
-def test_published_accuracies_are_those_of_the_slides():
-    slides = recipe.published()["models"].values()
-    before = {entry["timm"]: entry["before"] for entry in slides if "before" in entry}
+def test_published_numbers_are_those_of_the_slides():
+    """Accuracies in recipes, and the mRI that their first lines show."""
+    published = recipe.published()
+    slides = {of.get("recipe"): of for of in published["models"].values()}
     without = {"resnet50", "resnet101", "vit_b16_clip_openai_zero_shot"}  # of another transform
     assert {name for name in TRANSFORMS if "imagenet_val" not in model(name).published} == without
-    for name in (n for n in TRANSFORMS if n.startswith("vit_b16") and "zero_shot" not in n):
-        on_slides = before[model(name).arch]
-        assert model(name).published == {key: on_slides[column] for key, column in SLIDES.items()}
-
-
-def test_the_headers_of_recipes_give_the_mri_on_the_slides():
-    slides = recipe.published()["models"].values()
-    mri = {entry["timm"]: [*entry["mri"].values()] for entry in slides if entry.get("mri")}
     for name in (n for n in TRANSFORMS if "zero_shot" not in n):
+        on_slides, options = slides.get(name, {}), model(name)
+        assert ("before" in on_slides) == name.startswith("vit_b16")
+        if before := on_slides.get("before"):
+            assert options.arch == on_slides["timm"]
+            assert options.published == {k: before[v] for k, v in published["sets"].items()}
         text = " ".join((recipe.ROOT / "models" / f"{name}.yaml").read_text().split("\n# "))
         _, is_published, after = text.partition("mRI on the slides, over eight sets: FT ")
         shown = [float(v) for v in re.findall(r"(-?\d+\.\d)[,.] ?", after)[:9]]
-        assert shown == mri.get(model(name).arch, []), name
+        assert shown == [*on_slides.get("mri", {}).values()], name
         assert is_published or "No mRI is published for it." in text
 
 
@@ -202,28 +189,21 @@ def test_a_hub_out_of_reach_is_named_with_the_remedy(error, message, tmp_path, m
         checkpoints.backbone(model("resnet18"), Store(tmp_path), tmp_path, 0)
 
 
-def test_settings_of_the_paper():
+def test_settings_are_the_papers_and_its_campaign_is_the_other_with_what_the_code_does():
     resolved = recipe.load("imagenet_rib")
-    expected = ("sgd", 1e-3, 0.9, 0.0)
     o, t = resolved.optimizer, resolved.train
-    assert (o.name, o.lr, o.momentum, o.weight_decay) == expected
+    assert (o.name, o.lr, o.momentum, o.weight_decay) == ("sgd", 1e-3, 0.9, 0.0)
     assert (t.epochs, t.batch_size, t.warmup_steps, t.clip, resolved.seed) == (10, 64, 196, 0.0, 0)
     assert resolved.dataset.holdout == 0 and resolved.method.variant == "canonical"
-    methods_of = recipe.methods_of("imagenet_rib")
-    assert len(methods_of) == 9 and len(resolved.dataset.sets) == 8
-    for method in methods_of:
-        cell = recipe.load(f"imagenet_rib/{method}", ["method.variant=paper"])
-        assert (cell.method.name, cell.method.variant) == (method, "paper")
-        assert cell.optimizer == o and cell.train == t
-
-
-def test_the_paper_campaign_is_the_other_with_what_the_code_does():
     words = ("method.variant=paper", "evaluate.precision=fp32", "dataset.objectnet=paper")
-    assert recipe.methods_of("imagenet_rib_paper") == recipe.methods_of("imagenet_rib")
+    methods = recipe.methods_of("imagenet_rib")
+    assert recipe.methods_of("imagenet_rib_paper") == methods
+    assert len(methods) == 9 and len(resolved.dataset.sets) == 8
     fields = [field.name for field in dataclasses.fields(MethodRecipe)]  # EWC's options aside
-    for method in recipe.methods_of("imagenet_rib"):
+    for method in methods:
         paper = recipe.load("imagenet_rib_paper", method=method)
         canonical = recipe.load("imagenet_rib", words, method=method)
+        assert (paper.method.name, paper.optimizer, paper.train) == (method, o, t)
         for name in fields:
             assert getattr(paper.method, name) == getattr(canonical.method, name)
         same = {"campaign": "", "method": canonical.method}

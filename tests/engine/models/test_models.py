@@ -14,11 +14,12 @@ from torch import nn
 
 from engine import models
 from engine.errors import RecipeError
+from engine.machine import precision
 from engine.recipe.schema import ModelRecipe
 
 SQUASHED = "convnext_base.fb_in22k_ft_in1k_384"
 ARCHS = ("vit_base_patch16_224.augreg_in21k", "tf_efficientnet_lite0", SQUASHED)
-TINY = ("test_vit", "test_efficientnet", "test_resnet")
+TINY = ("test_vit", "test_efficientnet", "test_resnet", "test_convnext")
 CPU = torch.device("cpu")
 SHAPES = ((64, 64), (97, 61), (31, 200), (7, 5))
 
@@ -70,12 +71,14 @@ def test_pixels_and_their_normalisation_are_timms(arch, options):
         torch.testing.assert_close(normalised, timms(image, options), rtol=0, atol=1e-6)
 
 
-def test_unnormalised_pixels_are_exact():
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_unnormalised_pixels_are_exact_and_in_the_recipes_memory_format(channels_last):
     """MIIL's mean is 0, and its std 1."""
-    options = recipe("test_vit", mean=[0.0] * 3, std=[1.0] * 3)
-    pixels = torch.arange(256, dtype=torch.uint8).expand(2, 3, 1, 256).contiguous()
+    options = recipe("test_vit", mean=[0.0] * 3, std=[1.0] * 3, channels_last=channels_last)
+    pixels = torch.arange(256, dtype=torch.uint8).expand(2, 3, 4, 256).contiguous()
     actual = models.Normalize(options, CPU)(pixels)
-    assert actual.dtype == torch.float32
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    assert actual.dtype == torch.float32 and actual.is_contiguous(memory_format=layout)
     torch.testing.assert_close(actual.double(), pixels.double() / 255, rtol=0, atol=1e-7)
 
 
@@ -89,70 +92,56 @@ def test_a_transform_is_named_by_what_determines_the_pixels():
     assert pickle.loads(pickle.dumps(squashed)) == squashed  # it goes to encoding processes
 
 
-def test_a_way_to_crop_that_packs_lack_is_refused_with_those_they_have():
-    with pytest.raises(RecipeError, match=r"crop_mode=border.*add model\.crop_mode=center or "):
-        models.transform(recipe("deepseek_vit_412m"))
-    models.transform(recipe("deepseek_vit_412m", crop_mode="center"))
-
-
-@pytest.mark.parametrize("channels_last", [False, True])
-def test_normalize_gives_the_memory_format_of_the_recipe(channels_last):
-    options = recipe("test_efficientnet", channels_last=channels_last)
-    pixels = torch.zeros(2, 8, 8, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
-    actual = models.Normalize(options, CPU)(pixels)
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    assert actual.is_contiguous(memory_format=layout)
-
-
-@pytest.mark.parametrize("arch", TINY)
-def test_head_of_features_is_the_model_to_the_bit(arch):
+@pytest.mark.parametrize("kind", ["fp32", "bf16"])
+@pytest.mark.parametrize(("arch", "projection"), [*((arch, 0) for arch in TINY), ("test_vit", 24)])
+def test_head_of_features_is_the_model_to_the_bit_and_in_fp32(arch, projection, kind):
     torch.manual_seed(0)
-    net = models.create(recipe(arch), 7).eval()
-    x = torch.randn(5, 3, 32, 32)
-    head = models.head(net)
-    with torch.no_grad():
-        features = models.features(net, x)
-        assert features.shape == (5, head.in_features)
-        assert torch.equal(head(features), net(x))
-    state, (weight, bias) = net.state_dict(), models.head_names(recipe(arch))
+    options = recipe(arch, projection=projection)
+    net = models.create(options, 7).eval()
+    x, head = torch.randn(5, 3, 32, 32), models.head(net)
+    with torch.no_grad(), precision.autocast(kind, CPU):
+        features, logits = models.features(net, x), net(x)
+    assert features.shape == (5, head.in_features) and logits.dtype == torch.float32
+    assert torch.equal(logits, nn.functional.linear(features.float(), head.weight, head.bias))
+    if projection:
+        torch.testing.assert_close(features.norm(dim=1), torch.ones(5))
+    state, (weight, bias) = net.state_dict(), models.head_names(options)
     assert torch.equal(state[weight], head.weight) and state[bias].shape == (7,)
-
-
-def test_head_that_is_not_linear_is_refused():
-    net = models.create(recipe("test_vit"), 7)
-    net.reset_classifier(0)  # type: ignore[operator]
-    with pytest.raises(RecipeError, match=r"head of VisionTransformer is Identity.*not a linear"):
-        models.head(net)
 
 
 def test_vit_takes_the_recipes_image_size():
     net = models.create(recipe("vit_tiny_patch16_224", image_size=48), 3)
     assert net(torch.zeros(1, 3, 48, 48)).shape == (1, 3)
-    with pytest.raises(RecipeError, match="image_size=40: vit_tiny_patch16_224 takes multiples of"):
-        models.create(recipe("vit_tiny_patch16_224", image_size=40), 3)
-
-
-def test_unknown_architecture():
-    with pytest.raises(RecipeError, match="'resnet5'; did you mean 'resnet50'"):
-        models.create(recipe("resnet5"), 3)
-    with pytest.raises(RecipeError, match="timm has no architecture"):
-        models.transform(recipe("resnet5"))
 
 
 @pytest.mark.parametrize(
-    ("build", "message"),
+    ("arch", "options", "message"),
     [
-        (lambda: models.create(recipe("test_resnet"), 4), "cls_token is missing"),
-        (lambda: models.create(recipe("test_vit"), 5), r"head\.weight is \[5, 64\], not \[4, 64\]"),
-        (lambda: models.create(recipe("test_vit", image_size=64), 4), "pos_embed is"),
-        (lambda: nn.Linear(2, 2), "weight is unexpected|cls_token is missing"),
+        ("resnet5", {}, "timm has no architecture 'resnet5'; did you mean 'resnet50'"),
+        ("deepseek_vit_412m", {}, r"crop_mode=border.*add model\.crop_mode=center or "),
+        ("volo_d1_224", {}, r"volo_d1_224 has the heads \('head', 'aux_head'\)"),
+        ("caformer_s18", {}, r"(?s)head of MetaFormer is .*not a linear"),
+        ("test_resnet", {"projection": 24}, r"model\.projection: test_resnet has no place"),
+        ("vit_tiny_patch16_224", {"image_size": 40}, "image_size=40: vit_tiny_patch16_224 takes"),
     ],
 )
-def test_wrong_weights_are_refused_by_name(build, message):
+def test_what_cannot_be_a_model_is_refused(arch, options, message):
+    with pytest.raises(RecipeError, match=message):
+        models.transform(recipe(arch, **options))
+        models.create(recipe(arch, **options), 3)
+
+
+@pytest.mark.parametrize(
+    ("arch", "classes", "message"),
+    [
+        ("test_resnet", 4, "cls_token is missing; .* and [0-9]+ more; give weights of the same"),
+        ("test_vit", 5, r"extra is unexpected; head\.weight is \[5, 64\], not \[4, 64\]"),
+    ],
+)
+def test_weights_that_do_not_fit_are_named_and_not_taken(arch, classes, message):
     net = models.create(recipe("test_vit"), 4)
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    with pytest.raises(ValueError, match=message) as caught:
-        models.load_state(net, build().state_dict(), "cell-17")
-    text = str(caught.value)
-    assert text.startswith("cell-17 does not fit VisionTransformer") and len(text) < 400
+    other = models.create(recipe(arch), classes).state_dict() | {"extra": torch.zeros(1)}
+    with pytest.raises(ValueError, match=f"^cell-17 does not fit VisionTransformer: {message}"):
+        models.load_state(net, other, "cell-17")
     assert all(torch.equal(net.state_dict()[name], before[name]) for name in before)

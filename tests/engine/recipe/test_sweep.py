@@ -63,34 +63,27 @@ def test_a_variant_is_the_cell_of_these_words_alone():
     assert needed.method == expected.method and needed.seed == 4
 
 
-@pytest.mark.parametrize("name", ["emoji/ewc", "recipe=emoji/ewc"])
-def test_the_row_and_its_sets(name):
+def test_the_row_and_its_sets():
     words = ("method.lam=1,2", "downstream=[twemoji]", "model.mean=[0.4,0.5,0.5]")
-    plan = planned(*words, name=name)
+    plan = planned(*words, name="recipe=emoji/ewc")
     assert plan.methods == ("ewc",) and plan.downstreams == ["twemoji"] and len(plan.columns) == 2
     assert plan.folder.parent == Path("runs")
     assert plan.folder.name.startswith("emoji-ewc-sweep-lam-")
-    assert campaign.text(plan) == campaign.text(planned(*words, "method=ewc", name="emoji"))
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("emoji/ewc method.lamb=1,2", "unknown key 'method.lamb'; did you mean 'method.lam'"),
         ("emoji/ewc model.crop=0.8,0.9", "model.crop cannot vary; keys of optimizer, train can"),
-        ("emoji/ewc method.module=lwf,ewc", "method.module cannot vary"),
-        ("emoji/ewc method.lam=1,two", r"\(vary\): method.lam='two' must be a number"),
         ("emoji/ewc method.lam=1,1.0", "method.lam names 1.0 twice, as 1 and 1.0"),
         ("emoji/ewc method.lam=1,2 method.lam=3", r"method.lam is given twice; .* method.lam=A,B"),
         ("emoji/ewc method.lam=1,", "there is an empty value between commas"),
         ("emoji/ewc method.lam=1", "nothing varies: .* engine/launch.py recipe=emoji/ewc"),
         ("emoji/ewc seed=0,1 seeds=2", "seed and seeds=2 both say the seeds"),
         ("emoji/ewc model=[a,b] method.lam=1,2", "a sweep is of one model"),
-        ("emoji/ewc methods=[lwf] method.lam=1,2", "a sweep varies one row"),
-        ("emoji/ewc downstream=twemoj,noto-mono method.lam=1,2", "'twemoj' is not a set of emoji"),
         ("emojis method.lam=1,2", "no campaign 'emojis'; did you mean 'emoji'"),
         ("emoji method.lam=1,2", "name it, as in emoji/fine_tune; there are fine_tune"),
-        ("emoji/ewc method=lwf method.lam=1,2", "emoji/ewc names the row ewc; leave one"),
+        ("emoji/ewc method=lwf method.lam=1,2", "method=lwf: a sweep varies one row; name it, as"),
     ],
 )
 def test_what_cannot_be_is_refused(words, message):

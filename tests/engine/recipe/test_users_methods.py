@@ -43,6 +43,27 @@ def cell(tmp_path: Path, text: str, *words: str) -> Recipe:
     return recipe.load("emoji/fine_tune", [f"method={tmp_path}/mine.yaml", *words])
 
 
+def test_a_file_lies_beside_the_one_that_names_it(tmp_path, monkeypatch):
+    """On the command line it is relative to the working directory; a dump has the whole path."""
+    place = tmp_path / "beside"
+    place.mkdir()
+    of_file = cell(place, METHOD).method
+    assert (of_file.name, of_file.module) == ("mine", str(place / "mine.py"))
+    section = (place / "mine.yaml").read_text().strip().replace("\n", ", ")
+    inline = place / "own.yaml"
+    inline.write_text(f"campaign: emoji\nmethod: {{{section}}}\n")
+    assert recipe.load(str(inline)).method == of_file
+    assert recipe.load(str(inline), method="lwf") == recipe.load("emoji", method="lwf")
+    words = ["method.module=mine.py", "method.steps=3"]
+    with pytest.raises(RecipeError, match=r"mine\.py' is not a Python file; a relative path"):
+        recipe.load("emoji/fine_tune", words)
+    monkeypatch.chdir(place)
+    resolved = recipe.load("emoji/fine_tune", words)
+    assert resolved.method.module == of_file.module
+    (tmp_path / "dumped.yaml").write_text(recipe.dump(resolved))
+    assert recipe.dump(recipe.load(str(tmp_path / "dumped.yaml"))) == recipe.dump(resolved)
+
+
 def test_options_are_shown_as_written_and_completed_where_the_method_runs(tmp_path):
     shown = cell(tmp_path, METHOD, "method.strength=2")
     shared = {"name": "mine", "title": "Mine", "module": f"{tmp_path}/mine.py"}
@@ -58,7 +79,6 @@ def test_options_are_shown_as_written_and_completed_where_the_method_runs(tmp_pa
     [
         (METHOD, "method.strenght=2", "mine.py: unknown key 'method.strenght'; .*strength'"),
         (METHOD, "method.strength=0", r"mine.py: method.strength=0 must be a number above 0"),
-        (METHOD, "method.kind=nar", r"method.kind='nar' is not possible; did you mean 'near'"),
         (METHOD, "train.epochs=60", "too long for this method"),
         ("x = 1\n", "seed=1", r"mine.py does not define Recipe; see CONTRIBUTING.md"),
         ("class Recipe: pass\n", "seed=1", "mine.py does not define Method"),
@@ -107,30 +127,16 @@ def test_its_recipe_names_the_cells_that_it_starts_from(tmp_path):
         cell_plan.resolve("emoji/fine_tune", words)
 
 
-BOOBY_TRAP = """
-from dataclasses import dataclass
-open({victim!r}, "w").close()
-from engine.methods.fine_tune import Method
-from engine.recipe.schema import MethodRecipe
-@dataclass(frozen=True)
-class Recipe(MethodRecipe):
-    strength: float = 0.5
-"""
-
-
 def test_to_show_a_strangers_recipe_runs_nothing_of_it(folder, tmp_path, capsys):
-    victim = tmp_path / "victim"
-    (tmp_path / "evil.py").write_text(BOOBY_TRAP.format(victim=str(victim)))
-    (tmp_path / "evil.yaml").write_text("name: evil\ntitle: Evil\nmodule: evil.py\nstrength: 2\n")
+    victim, grid = tmp_path / "victim", tmp_path / "grid.yaml"
+    cell(tmp_path, f"{METHOD}open({str(victim)!r}, 'w').close()\n")
+    method, runs = f"{tmp_path}/mine.yaml", f"runs={tmp_path / 'runs'}"
     text = (folder / "shapes.yaml").read_text()
-    grid = str(tmp_path / "grid.yaml")
-    Path(grid).write_text(text.replace("fine_tune: {}", f"{tmp_path}/evil.yaml: {{}}"))
-    method, runs = f"method={tmp_path}/evil.yaml", f"runs={tmp_path / 'runs'}"
-    assert cli.main(["train", "recipe=emoji/fine_tune", method, "--print"]) == 0
-    assert "strength: 2" in capsys.readouterr().out
-    assert recipe.load("emoji/fine_tune", [method]).method.name == "evil"
-    campaign.plan(grid, [runs], 1)
-    assert cli.main(["plan", grid, runs]) == 0  # from counts, without the method
-    assert cli.main(["metrics", grid, runs]) == 2 and not victim.exists()
-    campaign.plan(grid, [runs], 1, run_users=True)  # as a campaign does when it begins
+    grid.write_text(text.replace("fine_tune: {}", f"{method}: {{}}"))
+    assert cli.main(["train", "recipe=emoji/fine_tune", f"method={method}", "--print"]) == 0
+    assert "steps: 3" in capsys.readouterr().out
+    campaign.plan(str(grid), [runs], 1)
+    assert cli.main(["plan", str(grid), runs]) == 0  # from counts, without the method
+    assert cli.main(["metrics", str(grid), runs]) == 2 and not victim.exists()
+    campaign.plan(str(grid), [runs], 1, run_users=True)  # as a campaign does when it begins
     assert victim.exists()

@@ -9,15 +9,13 @@ import torch
 from grids import CONV, Grid, grid, prepared, same, weights
 from hypothesis import given
 from hypothesis import strategies as st
-from interruptions import Stopped, at_step, stop
+from interruptions import EVERY_STEP, Stopped, at_step, interrupted, steps_taken, stop
 from safetensors.torch import load_file
 
-from engine.grid import cell_plan
 from engine.grid import snapshots as snapshots_in_store
 from engine.grid.build import Builder
 from engine.grid.snapshots import Followed
 from engine.recipe import modules
-from engine.store.cells import Cell
 from engine.training import loop
 from engine.training.saving import Progress, Saving, snapshot_steps
 
@@ -48,17 +46,15 @@ def runs_of(grid: Grid) -> str:
     return f"runs={grid.runs.parent / 'with snapshots'}"
 
 
-def with_snapshots(grid: Grid, *words: str) -> tuple[Builder, Cell]:
-    """A cell that is trained now, with three snapshots, of which the last is the cell."""
-    words = (runs_of(grid), "train.snapshots=3", *words)
-    planned = cell_plan.resolve(grid.recipe, grid.overrides(*words))
-    recipe = planned.recipe
-    followed = Followed([recipe.method.name], recipe.dataset.sets)
-    builder = Builder(planned, grid.device, followed=followed)
+def followed(grid: Grid, *words: str) -> Builder:
+    """A builder that trains its cell now, with three snapshots, of which the last is the cell."""
+    builder = grid.builder(runs_of(grid), "train.snapshots=3", *words)
+    method = builder.recipe.method.name
+    builder.followed = Followed([method], builder.recipe.dataset.sets)
     for kind in ("cells", snapshots_in_store.KIND):
-        for folder in (builder.store.root / kind).glob(f"{recipe.method.name}-*"):
+        for folder in (builder.store.root / kind).glob(f"{method}-*"):
             shutil.rmtree(folder)
-    return builder, builder.build()
+    return builder
 
 
 def by_step(builder: Builder) -> dict[int, dict[str, torch.Tensor]]:
@@ -71,7 +67,6 @@ def by_step(builder: Builder) -> dict[int, dict[str, torch.Tensor]]:
 
 
 METHODS = [
-    ("method=lora",),
     ("method=visual_prompt",),
     ("method=lwf", "train.accumulation=3"),
     (f"model.arch={CONV}", "train.freeze_batchnorm=false", "train.batch_size=5"),
@@ -82,7 +77,8 @@ METHODS = [
 def test_training_is_bit_equal_with_and_without_snapshots(grid, words):
     _, plain = grid.build(runs_of(grid), *words)
     before = weights(plain)
-    builder, cell = with_snapshots(grid, *words)
+    builder = followed(grid, *words)
+    cell = builder.build()
     assert cell.name == plain.name
     assert same(weights(cell), before)
     states = by_step(builder)
@@ -93,7 +89,8 @@ def test_training_is_bit_equal_with_and_without_snapshots(grid, words):
 
 @pytest.mark.parametrize("method", ["fine_tune", "lora"])
 def test_a_snapshot_equals_a_run_that_stops_there(grid, monkeypatch, method):
-    builder, _ = with_snapshots(grid, f"method={method}")
+    builder = followed(grid, f"method={method}")
+    builder.build()
     at_step(monkeypatch, 2, stop)
     stopped = modules.find(builder.recipe.method.module).Method(builder.recipe.method)
     loop.prepare(stopped, builder.run, builder)
@@ -103,9 +100,32 @@ def test_a_snapshot_equals_a_run_that_stops_there(grid, monkeypatch, method):
 
 
 def test_a_fitted_head_leaves_no_snapshot(grid):
-    builder, cell = with_snapshots(grid, "method=linear_probe")
+    builder = followed(grid, "method=linear_probe")
+    cell = builder.build()
     assert cell.steps == 0 and not by_step(builder)
     assert builder.build().name == cell.name
+
+
+def test_a_resumed_training_leaves_the_snapshots_that_are_left(grid):
+    """Step 1 before the interruption, step 2 after it."""
+    builder = followed(grid)
+    plain, expected = weights(builder.build()), by_step(builder)
+    interrupted(followed(grid, EVERY_STEP), 1)
+    assert list(by_step(builder)) == [1]
+    assert same(weights(builder.build()), plain)
+    actual = by_step(builder)
+    assert list(actual) == [1, 2] and all(same(actual[step], expected[step]) for step in expected)
+
+
+def test_a_checkpoint_beyond_a_snapshot_that_is_missing_is_not_taken(grid, monkeypatch):
+    """A training without snapshots was interrupted, and its next attempt wants them."""
+    builder = followed(grid)
+    interrupted(grid.builder(runs_of(grid), EVERY_STEP), 3)
+    pending = (builder.store.root / "pending").glob("*/step*")
+    assert len(list(pending)) == 2, "of steps 2 and 3"
+    steps = steps_taken(monkeypatch)
+    builder.build()
+    assert steps == list(range(1, 7)) and list(by_step(builder)) == [1, 2]
 
 
 def test_a_write_that_fails_is_raised_when_training_ends(grid):
