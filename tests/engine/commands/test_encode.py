@@ -157,7 +157,6 @@ def test_no_room_on_the_disk_is_refused_before_the_work(rib, capsys, monkeypatch
     [
         (["imagenet_c", "dataset.subsample=many"], "dataset.subsample='many': a number of images"),
         (["imagenet_c", "dataset.subsample=151"], "subsample=151: the set has 150 images"),
-        (["objectnet", "dataset.objectnet=right"], "dataset.objectnet='right' is not possible"),
         (["imagenet_v2", "--dataset", "emoji"], "emoji is encoded when a recipe needs it"),
     ],
 )
