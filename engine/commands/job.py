@@ -74,12 +74,10 @@ def _compute(job: str, plan: Plan, note: Callable[[str, int], None]) -> None:
 
 def report(plan: Plan, device: torch.device) -> None:
     """The last job of a campaign. Where the store lacks something, the next run looks for it."""
-    from engine.grid import jobs
     from engine.report import finish
 
     try:
         finish.finish(plan, device)
-        jobs.remove_snapshots(plan, device)
     except (ValueError, OSError):
         outcomes.forget(plan.place)
         raise
