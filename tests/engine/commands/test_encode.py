@@ -172,8 +172,8 @@ OF_FFCV = "name: mine\nkind: folder\nroot: nowhere\nsets: [second, other]\nupstr
 def test_a_file_of_ffcvs_users_becomes_a_pack_without_images(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     pixels = np.arange(32 * 32 * 3, dtype=np.uint8).reshape(1, 32, 32, 3)
-    writer = BetonWriter(Path("mine.beton"), 1)
-    writer.add(pixels.tobytes(), mode=RAW, height=32, width=32, label=1)
+    writer = BetonWriter(Path("mine.beton"), 1, RAW, 32, 32)
+    writer.add(pixels.tobytes(), 1)
     writer.finish()
     writer.close()
     Path("classes.txt").write_text("cat\ndog\n")

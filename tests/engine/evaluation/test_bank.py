@@ -13,6 +13,7 @@ from evaluations import (
     IMAGES,
     SET,
     Counted,
+    by_timm,
     check_predictions,
     expected,
     fresh,
@@ -22,7 +23,7 @@ from evaluations import (
     small_slices,
     tables,
 )
-from grids import CLASSES, FEW, grid, images, labels, reference
+from grids import grid
 
 from engine.evaluation import bank, passes
 from engine.grid import jobs
@@ -108,17 +109,10 @@ def test_an_ensemble_is_the_mean_of_its_members_logits(grid, name):
     path = passes.predicted(builder.run, entry.mix, name, "all")
     assert predictions.mix_of(path) == cells.essential(entry.mix)
     table = pq.read_table(path)
-    index = table["index"].to_numpy()
-    x = images(grid, name, index)
-    with torch.no_grad():
-        logits = [
-            reference(member.state())(x if (prompt := member.prompt()) is None else x + prompt)
-            for member in members
-        ]
+    of_members = [by_timm(grid, name, each.state(), each.prompt()) for each in members]
+    logits, truth = zip(*of_members, strict=True)
     assert {len(set(single.argmax(1).tolist())) for single in logits} != {1}
-    if name == "few":
-        logits[0][:, [CLASSES.index(other) for other in set(CLASSES) - set(FEW)]] = -torch.inf
-    check_predictions(table, torch.stack(logits).mean(0), labels(grid, name, index))
+    check_predictions(table, torch.stack(logits).mean(0), truth[0])
 
 
 def test_an_ensemble_costs_no_forward_pass(

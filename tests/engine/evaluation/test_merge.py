@@ -5,12 +5,11 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from evaluations import check_predictions
-from grids import CONV, Grid, grid, images, labels, reference, same, weights
+from evaluations import State, average, by_timm, check_predictions
+from grids import CONV, Grid, grid, same, weights
 
 from engine.evaluation import bank, passes
 from engine.grid.build import Builder
@@ -19,7 +18,6 @@ from engine.store import cells
 from engine.store.cells import Entry
 
 __all__ = ["grid"]
-State = dict[str, torch.Tensor]
 
 
 def mixed(builder: Builder, mix: cells.Mix) -> State:
@@ -27,16 +25,6 @@ def mixed(builder: Builder, mix: cells.Mix) -> State:
     parents = {name: bank.stored_cell(builder.store, name) for name in mix}
     (state,) = bank.mixed([mix], parents, builder.device)
     return state
-
-
-def average(parents: list[State], shares: list[float]) -> State:
-    """float64 restatement: floating tensors are averaged, integers are the first parent's."""
-    return {
-        name: sum(w * parent[name].double() for w, parent in zip(shares, parents, strict=True))
-        if tensor.is_floating_point()
-        else tensor
-        for name, tensor in parents[0].items()
-    }
 
 
 # Of state dicts.
@@ -81,10 +69,7 @@ def test_wise_ft_between_the_ends_is_the_weighted_mean_of_the_two(grid, arch):
         actual = mixed(builder, entry.mix)
         close(actual, expected)
         table = pq.read_table(predictions(builder, entry.mix))
-        index = np.arange(len(table))
-        with torch.no_grad():
-            logits = reference(actual, arch)(images(grid, "tinted", index, arch))
-        check_predictions(table, logits, labels(grid, "tinted", index))
+        check_predictions(table, *by_timm(grid, "tinted", actual, arch=arch))
 
 
 @pytest.mark.parametrize(

@@ -54,8 +54,9 @@ def test_only_old_left_overs_of_the_engine_go(tmp_path):
     (store / "features").symlink_to(elsewhere)
     others.append(store / "cells" / name.replace("few", "link"))
     others[-1].symlink_to(elsewhere / name)
+    long_ago = time.time() - 61
     for path in (old, *others):
-        os.utime(path, (time.time() - 61,) * 2)
+        os.utime(path, (long_ago, long_ago))
     Store(store).remove_left_overs(60)
     assert not old.exists() and all(path.exists() for path in (young, *others))
 
