@@ -178,6 +178,7 @@ def _write_samples(path: Path, written: Sequence[Item], crc32: Sequence[int]) ->
         np.array([item.key for item in written]),
         np.array(crc32, "<u4"),
     ]
-    samples = np.rec.fromarrays(columns, names="label,source,key,crc32")
+    formats = [column.dtype for column in columns]
+    samples = np.rec.fromarrays(columns, formats=formats, names="label,source,key,crc32")
     np.save(path, samples, allow_pickle=False)
     sync(path)

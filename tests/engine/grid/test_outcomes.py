@@ -37,7 +37,8 @@ def test_an_attempt_ends_with_its_error_or_without(tmp_path):
     with pytest.raises(ValueError, match="no room"), recorded(tmp_path, 200.0):
         raise ValueError("no room" + "x" * 1000)
     first, second = attempts.read(tmp_path)
-    assert first.failure == "" and first.hours == pytest.approx((first.ended - 100) / 3600)
+    assert first.failure == "" and first.ended is not None
+    assert first.hours == pytest.approx((first.ended - 100) / 3600)
     assert second.error == ("no room" + "x" * 1000)[: attempts.LONGEST]
 
 
@@ -150,3 +151,21 @@ def test_slurms_state_of_a_killed_job_is_told(tmp_path, monkeypatch):
         assert outcomes.reason(tmp_path, "column-few").endswith(reason)
     exit_code.unlink()
     assert outcomes.reason(tmp_path, "column-few").startswith("was ")
+
+
+def test_files_of_an_earlier_report_go_and_a_users_own_stay(tmp_path):
+    report, places = tmp_path / "report", [tmp_path / "plans" / name for name in "ab"]
+    for folder in (report, *places):
+        folder.mkdir(parents=True)
+    for place, names in (
+        (places[0], "older edited"),
+        (places[1], "other"),
+        (places[0], "new"),
+    ):
+        with outcomes.sealed(place):
+            for name in names.split():
+                write_atomic(report / name, b"")
+        (report / "mine").touch()
+        if names != "new":
+            (report / "edited").write_text("by hand")
+    assert sorted(path.name for path in report.iterdir()) == ["edited", "mine", "new"]
