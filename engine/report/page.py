@@ -35,7 +35,7 @@ def write(
     heading: str,
     lead: str = "",
     notes: Sequence[str] = (),
-    files: Sequence[str] = (),
+    files: Sequence[str],
 ) -> Path:
     """Write the page, atomically, and return its path. files: names of the files beside it that it
     links to. Raises ValueError for two figures or two tables of a name."""

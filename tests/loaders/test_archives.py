@@ -44,9 +44,7 @@ def test_a_zip_file_becomes_a_folder_and_a_stopped_unpacking_goes_on(tmp_path: P
     archive, folder = tmp_path / "a.zip", tmp_path / "set"
     archive.write_bytes(zipped(MEMBERS))
     assert not archives.needs_password(archive)
-    unpacking = archives.unzip(archive, folder)
-    next(unpacking)
-    unpacking.close()
+    next(archives.unzip(archive, folder))
     assert archive.exists() and not folder.exists()
     first = tmp_path / "a.zip.unpacked" / "top" / "n0" / "0.png"
     before = first.stat().st_mtime_ns

@@ -5,11 +5,12 @@ import os
 import subprocess
 import time
 
+import campaigns
 import pytest
 
 from engine.commands import job as engine_job
 from engine.errors import CampaignError
-from engine.grid import campaign, progress, workflow
+from engine.grid import progress, workflow
 from engine.report import finish as last_job
 from engine.store.artifacts import Store
 
@@ -29,10 +30,9 @@ def test_second_campaign_on_a_folder_is_refused_by_name(tmp_path):
 
 def test_a_report_that_lacks_something_lets_the_next_run_look_for_it(folder, tmp_path, monkeypatch):
     """The columns' markers say that all is there; `run again` would end in the same error."""
-    plan = campaign.plan(str(folder / "shapes.yaml"), [f"runs={tmp_path}"], 1)
+    plan = campaigns.planned(folder, f"runs={tmp_path}")
     for name in ("prepare", "column-few"):
-        (plan.path.parent / "done" / name).mkdir(parents=True)
-    plan.path.write_bytes(campaign.text(plan))
+        (plan.place / "done" / name).mkdir(parents=True)
 
     def finish(*_: object) -> None:
         raise FileNotFoundError("few was not evaluated; run the campaign again")
@@ -40,7 +40,7 @@ def test_a_report_that_lacks_something_lets_the_next_run_look_for_it(folder, tmp
     monkeypatch.setattr(last_job, "finish", finish)
     with pytest.raises(FileNotFoundError, match="run the campaign again"):
         engine_job.run(argparse.Namespace(job="report", plan=plan.path, ranks=1))
-    assert not (plan.path.parent / "done").exists()
+    assert not (plan.place / "done").exists()
 
 
 def test_only_old_left_overs_of_the_engine_go(tmp_path):

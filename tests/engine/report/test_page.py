@@ -58,7 +58,9 @@ def embedded(html: str) -> dict:
 
 def written_page(folder, *sections: Section, **words) -> str:
     path = page.write(
-        folder / "index.html", sections, **{"title": "A title", "heading": "A heading"} | words
+        folder / "index.html",
+        sections,
+        **{"title": "A title", "heading": "A heading", "files": ()} | words,
     )
     return path.read_text("utf-8")
 
