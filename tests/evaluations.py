@@ -8,13 +8,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from grids import Grid
+from grids import CLASSES, COPIES, SETS, VIT, Grid, images, labels, reference
 
 from engine.evaluation import bank, passes
 from engine.grid.build import Builder
 from engine.store import cells, pending
 from loaders.resident import Resident
 
+State = dict[str, torch.Tensor]
 SET, IMAGES = "outline", 35
 BATCH = 8  # as tests/grids.py evaluates: four whole batches and one of three
 
@@ -66,6 +67,35 @@ def tables(
 def same(actual: list, expected: list) -> bool:
     """Whether tables agree bit for bit."""
     return all(a.equals(b) for a, b in zip(actual, expected, strict=True))
+
+
+def average(states: Sequence[State], shares: Sequence[float]) -> State:
+    """In float64; integers are the first state's."""
+    return {
+        name: sum(w * state[name].double() for w, state in zip(shares, states, strict=True))
+        if tensor.is_floating_point()
+        else tensor
+        for name, tensor in states[0].items()
+    }
+
+
+def by_timm(
+    grid: Grid,
+    name: str,
+    state: State,
+    prompt: torch.Tensor | None = None,
+    *,
+    arch: str = VIT,
+    mask: str = "present",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits (float64 [N, 5]; -inf: not a class of the set) and labels [N] of a whole set."""
+    index = np.arange(len(SETS[name]) * COPIES)
+    x = images(grid, name, index, arch) + (0 if prompt is None else prompt.double())
+    with torch.no_grad():
+        logits = reference(state, arch)(x)
+    if mask == "present":
+        logits[:, [k for k, shape in enumerate(CLASSES) if shape not in SETS[name]]] = -torch.inf
+    return logits, labels(grid, name, index)
 
 
 def check_predictions(table: pa.Table, logits_NC: torch.Tensor, truth_N: torch.Tensor) -> None:

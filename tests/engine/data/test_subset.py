@@ -48,27 +48,25 @@ def test_portions_are_nested_and_each_class_gives_its_share(labels, a, b, seed):
 
 def test_a_large_set_is_thinned_in_balance_and_a_small_one_is_not():
     parts = np.repeat(["fog/1", "fog/2", "snow/1"], 80)
-    labels = np.tile(np.repeat(np.arange(4), 20), 3)
+    labels = torch.arange(4).repeat_interleave(20).repeat(3)
     train, holdout = np.arange(0, 240, 2), np.arange(1, 240, 2)
-    args = ("x", labels, torch.from_numpy(labels), None, train, holdout)
-    of = LabelledSet(*args, group=parts)  # type: ignore[arg-type]  # of a pack only its length
+    of = LabelledSet("x", parts, labels, None, train, holdout, group=parts)  # type: ignore[arg-type]
 
-    def training(**dataset: int) -> np.ndarray:
-        return of.training(Recipe(dataset=DatasetRecipe(**dataset)))
+    def recipe(**dataset: int) -> Recipe:
+        return Recipe(dataset=DatasetRecipe(**dataset))
 
-    few = training(train_images=25)
+    few = of.training(recipe(train_images=25))
     assert len(few) == 25 and set(few) <= set(train)
-    for names in (parts, labels, [*zip(parts, labels, strict=True)]):
-        counts = Counter(names[i] for i in few)
-        assert max(counts.values()) - min(counts.values()) <= 1 and len(counts) == len(set(names))
-    assert not np.array_equal(few, training(train_images=25, seed=1))
+    counts = Counter((parts[i], labels[i].item()) for i in few)
+    assert len(counts) == 3 * 4 and set(counts.values()) == {2, 3}
+    assert not np.array_equal(few, of.training(recipe(train_images=25, seed=1)))
     for enough in (0, 120, 500):
-        assert np.array_equal(training(train_images=enough), train)
-        key = of.part_key(Recipe(dataset=DatasetRecipe(train_images=enough)))
-        assert key == {}, "no other name for the same images"
-    shots = training(train_images=24, shots=2)
-    assert set(shots) <= set(training(train_images=24)) and len(shots) == 4 * 2
-    keys = [of.part_key(Recipe(dataset=DatasetRecipe(train_images=n))) for n in (24, 25)]
+        whole = recipe(train_images=enough)
+        assert np.array_equal(of.training(whole), train)
+        assert of.part_key(whole) == {}, "no other name for the same images"
+    shots = of.training(recipe(train_images=24, shots=2))
+    assert set(shots) <= set(of.training(recipe(train_images=24))) and len(shots) == 4 * 2
+    keys = [of.part_key(recipe(train_images=n)) for n in (24, 25)]
     assert keys[0] != keys[1] and all(keys)
 
 
@@ -102,10 +100,8 @@ def test_names_of_stored_cells_did_not_change(grid):
     digests = {}
     for method in ("fine_tune", "linear_probe"):
         key = grid.builder(f"method={method}").key()
-        plain = {**key, "base": "B", "target": "T", "upstream": "U", "machine": "M"}
-        digests[method] = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[
-            :16
-        ]
+        key |= {"base": "B", "target": "T", "upstream": "U", "machine": "M"}
+        digests[method] = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     assert digests == {"fine_tune": "7b91152450226bd3", "linear_probe": "e7f622aabd6ccb77"}
 
 
@@ -115,13 +111,10 @@ def test_a_part_trains_like_a_folder_that_holds_nothing_else(grid, tmp_path):
     history = json.loads((cell.artifact.folder / "history.json").read_text())
     assert history[-1]["step"] == 2 * 3, "two epochs over two images of each of five classes"
     shutil.copytree(grid.folder, tmp_path / "images")
-    files = [path for path, _ in listing(grid, "outline")]
-    trained_on = {
-        files[i].relative_to(grid.folder) for i in builder.target.training(builder.recipe)
-    }
-    for file in (tmp_path / "images" / "outline").glob("*/*.png"):
-        if file.relative_to(tmp_path / "images") not in trained_on:
-            file.unlink()
+    trained_on = set(builder.target.training(builder.recipe))
+    for place, (file, _) in enumerate(listing(grid, "outline")):
+        if place not in trained_on:
+            (tmp_path / "images" / file.relative_to(grid.folder)).unlink()
     _, alone = grid.build(*words, f"dataset.root={tmp_path}/images", f"runs={tmp_path}/runs")
     assert same(weights(alone), weights(cell))
 

@@ -14,7 +14,7 @@ from engine.errors import RecipeError
 from engine.evaluation import bank, cka
 from engine.grid.build import Builder
 from engine.recipe.schema import ModelRecipe
-from engine.store.cells import Mix
+from engine.store.cells import Cell
 
 __all__ = ["grid"]
 
@@ -44,14 +44,9 @@ def plain_cka(pairs) -> float:
     return cross / np.sqrt(before * after)
 
 
-def plain(grid: Grid, builder: Builder, mix: Mix, arch: str = VIT) -> dict[str, float]:
+def plain(grid: Grid, builder: Builder, cell: Cell, arch: str) -> dict[str, float]:
     """CKA by block in float64, from the stored weights and the images as files."""
-    states = [builder.base.state()]
-    parts = [(w, builder.cell(name.split("-")[0])) for name, w in mix.items() if w]
-    states.append(
-        {key: sum(w * cell.state()[key].double() for w, cell in parts) for key in states[0]}
-    )
-    nets = [reference(state, arch) for state in states]
+    nets = [reference(each.state(), arch) for each in (builder.base, cell)]
     features = [{}, {}]
     for net, outputs in zip(nets, features, strict=True):
         for name, module in net.named_modules():
@@ -72,10 +67,10 @@ def plain(grid: Grid, builder: Builder, mix: Mix, arch: str = VIT) -> dict[str, 
 @pytest.mark.parametrize("arch, blocks", [(VIT, 6), (CONV, 5)])
 def test_cka_of_a_cell_is_its_definition_on_timms_model(grid, arch, blocks):
     builder = grid.builder(f"model.arch={arch}", *WORDS)
-    mix = {builder.cell("fine_tune").name: 1.0}
-    cka.evaluate(builder.run, [mix], SET)
-    values = cka.stored(builder.run, mix, SET)
-    expected = plain(grid, builder, mix, arch)
+    cell = builder.cell("fine_tune")
+    cka.evaluate(builder.run, [{cell.name: 1.0}], SET)
+    values = cka.stored(builder.run, {cell.name: 1.0}, SET)
+    expected = plain(grid, builder, cell, arch)
     assert list(values) == list(expected) and len(values) >= blocks
     assert values == pytest.approx(expected, abs=1e-4)
     assert min(expected.values()) < 0.9999
@@ -84,18 +79,15 @@ def test_cka_of_a_cell_is_its_definition_on_timms_model(grid, arch, blocks):
 def test_models_are_as_far_as_they_moved(grid):
     """Not at all: the pre-trained model and a probe. A mix: less than what it is mixed of."""
     builder = grid.builder(*WORDS)
-    base, tuned = builder.base.name, builder.cell("fine_tune").name
-    still = [{base: 1.0}, {builder.cell("linear_probe").name: 1.0}]
-    half, whole, prompt = (
-        {base: 0.5, tuned: 0.5}, {tuned: 1.0}, {builder.cell("visual_prompt").name: 1.0},
-    )  # fmt: skip
-    cka.evaluate(builder.run, [*still, half, whole, prompt], SET)
-    values = [cka.stored(builder.run, mix, SET) for mix in (*still, half, whole, prompt)]
-    names = cka.blocks_of(builder.recipe.model)
-    for unmoved in values[:2]:
-        assert unmoved == pytest.approx(dict.fromkeys(names, 1.0), abs=1e-9)
-    assert all(values[2][name] > values[3][name] for name in names)
-    assert min(values[4].values()) < 0.9995
+    methods = ("linear_probe", "fine_tune", "visual_prompt")
+    base, *names = builder.base.name, *(builder.cell(method).name for method in methods)
+    mixes = [{base: 0.5, names[1]: 0.5}, *({name: 1.0} for name in (base, *names))]
+    cka.evaluate(builder.run, mixes, SET)
+    half, *still, whole, prompt = (cka.stored(builder.run, mix, SET) for mix in mixes)
+    for unmoved in still:
+        assert unmoved == pytest.approx(dict.fromkeys(half, 1.0), abs=1e-9)
+    assert all(half[name] > whole[name] for name in half)
+    assert min(prompt.values()) < 0.9995
 
 
 def test_what_is_stored_is_not_made_again_and_other_samples_are(grid, monkeypatch):

@@ -6,11 +6,11 @@ import json
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 import timm
 import torch
-from grids import CLASSES, CONV, SIZE, VIT, Grid, grid, images, labels, reference, same, weights
+from evaluations import State, average, by_timm
+from grids import CLASSES, CONV, SIZE, VIT, Grid, grid, same, weights
 from safetensors.torch import load_file, save_file
 from user_checkpoints import user_grid
 
@@ -19,7 +19,6 @@ from engine.evaluation import bank, user_merges
 
 __all__ = ["grid", "user_grid"]
 FEW = ("train.epochs=1", "train.batch_size=5", "train.freeze_batchnorm=false")
-State = dict[str, torch.Tensor]
 
 
 @pytest.mark.parametrize(
@@ -63,16 +62,11 @@ def test_merged_files_are_the_campaigns_to_the_bit(grid, tmp_path, method, membe
 
 def greedy(states: dict[str, State], grid: Grid, name: str) -> dict[str, float]:
     """Wortsman et al. 2022b, recipe 1, with timm in float64."""
-    index = np.arange(7 * len(CLASSES))
-    x, y = images(grid, name, index), labels(grid, name, index)
 
     def right(members: list[str]) -> int:
-        mean = {
-            name: torch.stack([states[member][name].double() for member in members]).mean(0)
-            for name in states[members[0]]
-        }
-        with torch.no_grad():
-            return int((reference(mean)(x).argmax(1) == y).sum())
+        mean = average([states[member] for member in members], [1 / len(members)] * len(members))
+        logits, truth = by_timm(grid, name, mean)
+        return int((logits.argmax(1) == truth).sum())
 
     ranked = sorted(states, key=lambda member: -right([member]))
     soup = ranked[:1]

@@ -9,14 +9,14 @@ import pyarrow.parquet as pq
 import pytest
 import tiny_clip
 import torch
-from grids import SIZE, Grid, grid, labels
+from evaluations import check_predictions
+from grids import SIZE, VIT, Grid, grid, labels
 from PIL import Image
 from safetensors.torch import save_file
 from tiny_clip import ARCH, open_clip
 from user_checkpoints import checkpoint, rows, user_grid
 
 from engine import models
-from engine.errors import RecipeError
 from engine.evaluation import user_models
 from engine.evaluation.accuracies import OnSet
 from engine.models import clip
@@ -48,28 +48,19 @@ def embeddings(package: ModuleType, user_grid: Grid, model: torch.nn.Module) -> 
 def check(user_grid: Grid, row: OnSet, logits: torch.Tensor) -> None:
     """A row and the newest stored predictions against logits [35, 5] that open_clip computed."""
     paths = (user_grid.runs / "store" / "predictions").glob("*/*.parquet")
-    stored = pq.read_table(max(paths, key=lambda path: path.stat().st_mtime_ns)).to_pydict()
-    truth = labels(user_grid, "outline", np.arange(35)).unsqueeze(1)
-    wrong_logits = logits.scatter(1, truth, -torch.inf).amax(1, keepdim=True)
-    expected = {
-        "margin": logits.gather(1, truth) - wrong_logits,
-        "p_true": logits.softmax(1).gather(1, truth),
-    }
-    for name, values in expected.items():
-        torch.testing.assert_close(torch.tensor(stored[name]), values.flatten(), rtol=0, atol=1e-4)
-    right = (logits.argmax(1, keepdim=True) == truth).double().mean().item()
-    assert row.accuracy == pytest.approx(100 * right)
+    stored = pq.read_table(max(paths, key=lambda path: path.stat().st_mtime_ns))
+    truth = labels(user_grid, "outline", np.arange(35))
+    check_predictions(stored, logits.double(), truth)
+    assert row.accuracy == pytest.approx(100 * (logits.argmax(1) == truth).double().mean().item())
 
 
-@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
 def test_checkpoints_of_open_clip_are_the_classifiers_that_open_clip_makes_of_them(
-    user_grid, open_clip, clips, suffix
+    user_grid, open_clip, clips
 ):
-    for name, model in zip("AB", clips, strict=True):
-        if suffix == "pt":  # as its training script saves, on several GPUs
-            state = {f"module.{k}": v for k, v in model.state_dict().items()}
-            saved = {"epoch": 3, "name": "x", "state_dict": state}
-            torch.save(saved, user_grid.folder / f"{name}.pt")
+    # As its training script saves, on several GPUs.
+    state = {f"module.{name}": tensor for name, tensor in clips[1].state_dict().items()}
+    torch.save({"epoch": 3, "name": "x", "state_dict": state}, user_grid.folder / "B.pt")
+    for name, suffix, model in zip("AB", ("safetensors", "pt"), clips, strict=True):
         (row,) = rows(user_grid, name, "outline", arch=ARCH, suffix=suffix)
         unit_NE = embeddings(open_clip, user_grid, model)
         check(user_grid, row, unit_NE @ tiny_clip.head(open_clip, model))
@@ -89,9 +80,8 @@ def test_between_checkpoints_of_open_clip_towers_and_heads_are_averaged(
 def test_an_open_clip_tower_that_was_fine_tuned_brings_its_head(user_grid, open_clip, clips):
     """A checkpoint as the engine writes it can be interpolated with its zero-shot model."""
     model = user_models.resolve(ARCH, [f"model.image_size={SIZE}"]).model
-    zero_shot = user_models.cell_of(
-        model, Store(user_grid.runs / "store"), user_grid.folder / "A.safetensors"
-    ).state()
+    store, file = Store(user_grid.runs / "store"), user_grid.folder / "A.safetensors"
+    zero_shot = user_models.cell_of(model, store, file).state()
     tuned = zero_shot | {"head.bias": torch.arange(5.0)}
     save_file(tuned, user_grid.folder / "T.safetensors")
     (row,) = rows(user_grid, "AT", "outline", arch=ARCH, alphas=[0.5])
@@ -100,20 +90,19 @@ def test_an_open_clip_tower_that_was_fine_tuned_brings_its_head(user_grid, open_
 
 
 def test_what_is_wrong_with_open_clips_checkpoints_is_named(user_grid, clips):
-    with pytest.raises(ValueError, match=r"A\.safetensors has no head.*--arch open_clip:NAME\)\?"):
-        rows(user_grid, "A", "outline")
-    with pytest.raises(RecipeError, match=r"no model 'tiny-clap'; did you mean 'tiny-clip'"):
-        rows(user_grid, "A", "outline", arch="open_clip:tiny-clap")
-    with pytest.raises(RecipeError, match=r"no weights 'x' for tiny-clip"):
-        rows(user_grid, "A", "outline", "model.weights.tag=x", arch=ARCH)
     checkpoint(user_grid.folder / "V.safetensors", 0)
-    with pytest.raises(ValueError, match=r"V\.safetensors does not fit Tower: visual\."):
-        rows(user_grid, "V", "outline", arch=ARCH)
     state = clips[0].state_dict()
     del state["visual.proj"]
     save_file(state, user_grid.folder / "P.safetensors")
-    with pytest.raises(ValueError, match=r"P\.safetensors does not fit CLIP: visual.proj is"):
-        rows(user_grid, "P", "outline", arch=ARCH)
+    for name, words, arch, message in (
+        ("A", (), VIT, r"A\.safetensors has no head.*--arch open_clip:NAME\)\?"),
+        ("A", (), "open_clip:tiny-clap", r"no model 'tiny-clap'; did you mean 'tiny-clip'"),
+        ("A", ("model.weights.tag=x",), ARCH, r"no weights 'x' for tiny-clip"),
+        ("V", (), ARCH, r"V\.safetensors does not fit Tower: visual\."),
+        ("P", (), ARCH, r"P\.safetensors does not fit CLIP: visual.proj is"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            rows(user_grid, name, "outline", *words, arch=arch)
 
 
 def test_images_are_made_as_the_named_weights_of_open_clip_want(open_clip):

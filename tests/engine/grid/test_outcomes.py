@@ -182,3 +182,21 @@ def test_progress_counts_jobs_by_their_markers_and_logs(tmp_path):
         (tmp_path / name).write_text(content)
     states = progress.counts(tmp_path, ["prepare", "column-s", "column-t", "report"])
     assert progress.text(states, "x") == "1 running, 1 waiting, 1 done, 1 failed; x"
+
+
+def test_files_of_an_earlier_report_go_and_a_users_own_stay(tmp_path):
+    report, places = tmp_path / "report", [tmp_path / "plans" / name for name in "ab"]
+    for folder in (report, *places):
+        folder.mkdir(parents=True)
+    for place, names in (
+        (places[0], "older edited"),
+        (places[1], "other"),
+        (places[0], "new"),
+    ):
+        with outcomes.sealed(place):
+            for name in names.split():
+                write_atomic(report / name, b"")
+        (report / "mine").touch()
+        if names != "new":
+            (report / "edited").write_text("by hand")
+    assert sorted(path.name for path in report.iterdir()) == ["edited", "mine", "new"]

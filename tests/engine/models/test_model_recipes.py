@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import math
 import re
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,7 +22,7 @@ from engine.errors import RecipeError
 from engine.methods.base import Trained
 from engine.models import checkpoints
 from engine.recipe import modules
-from engine.recipe.schema import MethodRecipe, ModelRecipe, Recipe
+from engine.recipe.schema import MethodRecipe, ModelRecipe
 from engine.store.artifacts import Store
 from loaders.batch import Batch
 
@@ -109,31 +108,23 @@ def test_published_numbers_are_those_of_the_slides():
         assert is_published or "No mRI is published for it." in text
 
 
-class Untrained:
+def untrained(net: nn.Module) -> Any:
     """What a method is given, of random weights and a set of grey images of 64 px."""
-
-    device, autocast = torch.device("cpu"), torch.autocast("cpu", enabled=False)
     labels = np.tile([0, 3], 5000)  # as many images as the Fisher is taken over
-
-    def __init__(self, resolved: Recipe, net: nn.Module) -> None:
-        self.recipe, self.net = resolved, net
-        everything = np.arange(len(self.labels))
-        self.target = self.upstream = LabelledSet(
-            "any", self.labels, torch.from_numpy(self.labels), None, everything, np.zeros(0, int)
-        )  # type: ignore[arg-type]
-        self.base = SimpleNamespace(name="base", state=net.state_dict, prompt=lambda: None)
-
-    def features(self, *_: object, **__: object) -> torch.Tensor:
-        return torch.zeros(len(self.labels), models.head(self.net).in_features)
-
-    def logits(self, *_: object) -> Callable[[np.ndarray], torch.Tensor]:
-        return lambda index: torch.zeros(len(index), CLASSES)
-
-    def fisher(self, *_: object) -> dict[str, torch.Tensor]:
-        return {name: torch.ones(()) for name, _ in self.net.named_parameters()}
-
-    def cell(self, *_: object, **__: object) -> SimpleNamespace:
-        return self.base
+    split = (np.arange(len(labels)), np.zeros(0, int))
+    of_set = LabelledSet("any", labels, torch.from_numpy(labels), None, *split)  # type: ignore[arg-type]
+    base = SimpleNamespace(name="base", state=net.state_dict, prompt=lambda: None)
+    return SimpleNamespace(
+        device=torch.device("cpu"),
+        autocast=torch.autocast("cpu", enabled=False),
+        target=of_set,
+        upstream=of_set,
+        base=base,
+        cell=lambda *_, **__: base,
+        features=lambda *_, **__: torch.zeros(len(labels), models.head(net).in_features),
+        logits=lambda *_: lambda index: torch.zeros(len(index), CLASSES),
+        fisher=lambda *_: {name: torch.ones(()) for name, _ in net.named_parameters()},
+    )
 
 
 STEPS = [*((n, "canonical") for n in TRANSFORMS), *((n, "paper") for n in FAMILIES)]
@@ -160,7 +151,8 @@ def test_a_step_of_every_method(name, variant):
         on_convolutions = (key, variant, name[:6]) == ("lora", "paper", "resnet")
         if not isinstance(method, Trained) or on_convolutions:  # which it refuses
             continue
-        context: Any = Untrained(cell, net)
+        context = untrained(net)
+        context.recipe = cell
         method.prepare(copy.deepcopy(net), context)
         method.train()
         loss = method(batch)

@@ -8,12 +8,11 @@ from typing import Any
 
 import made_results
 import numpy as np
-import pandas
 import pytest
 import stores
 
 from engine.measures.rows import PRE, Evaluation
-from engine.report import finish, headline, sections
+from engine.report import headline, sections
 from engine.report.results import Results, of_record
 from engine.report.sections import sweep
 
@@ -76,17 +75,6 @@ def test_variants_are_named_by_what_varies(tmp_path: Path) -> None:
     assert section is not None
     assert list(section.figures[0].data["method"])[1] == "lam 1.0, epochs 3.0"
     assert "of EWC in method.lam, train.epochs" in section.text
-
-
-def test_the_tidy_table_has_a_row_a_seed(tmp_path: Path) -> None:
-    given = swept(tmp_path, LR)
-    finish.write_into(tmp_path / "report", given)
-    data = pandas.read_parquet(tmp_path / "report/sweep.parquet")
-    assert len(data) == 3 * 2 * 3 * 4 and list(data)[:2] == ["optimizer.lr", "seed"]
-    means = data.groupby(["optimizer.lr", "downstream", "evaluated_on"])["accuracy_after"].mean()
-    cells = given.cells.set_index(["setting", "downstream", "evaluated_on"])["accuracy"]
-    for (lr, *key), mean in means.items():
-        assert mean == pytest.approx(cells[f"optimizer.lr={lr}", *key])
 
 
 def two_methods(folder: Path, key: str = "optimizer.lr", **values: Any) -> Results:

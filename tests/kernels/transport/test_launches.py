@@ -59,9 +59,7 @@ def test_interpreted_iterations_are_few_launches_and_one_wait(symmetric, most, m
     eps = 0.05 * stored.cost.mean
     counts = []
     for iterations in (12, 13):
-        potentials = alternating.Potentials(
-            stored, symmetric=symmetric, start=None, max_iterations=iterations
-        )
+        potentials = alternating.Potentials(stored, symmetric=symmetric, max_iterations=iterations)
         with counted() as count:
             potentials.solve(eps, 1e-12)
         assert potentials.exhausted
