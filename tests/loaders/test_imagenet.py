@@ -1,7 +1,5 @@
 """ImageNet's sets: every layout gives the same items, classes and source images."""
 
-from __future__ import annotations
-
 import shutil
 import tarfile
 from collections import Counter
