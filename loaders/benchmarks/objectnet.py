@@ -58,7 +58,7 @@ def read(root: Path, name: str, wnid_of: Mapping[str, str], mode: str = "correct
     for folder, label in label_of.items():
         if label in names_of:
             thing = _TAKEN_FOR.get(label, label) if mode == "paper" else label
-            class_of[folder] = _class_of(names_of[thing], wnid_of, mode)
+            class_of[folder] = imagenet_class(names_of[thing], wnid_of, mode)
     classes = sorted(set(class_of.values()))
     number = {wnids: i for i, wnids in enumerate(classes)}
 
@@ -90,7 +90,7 @@ def open_image(place: Place) -> Image.Image:
     return image.crop((BORDER, BORDER, image.width - BORDER, image.height - BORDER))
 
 
-def _class_of(text: str, wnid_of: Mapping[str, str], mode: str) -> str:
+def imagenet_class(text: str, wnid_of: Mapping[str, str], mode: str) -> str:
     """The wnid of an object, or several wnids joined, from the text that names its IN classes."""
     classes = text.split("; ")
     if unknown := [names for names in classes if names not in wnid_of]:

@@ -1,7 +1,5 @@
 """The bench times by turns what gives the same, and keeps what it has measured."""
 
-from __future__ import annotations
-
 import importlib
 import json
 import pkgutil

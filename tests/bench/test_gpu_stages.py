@@ -1,7 +1,5 @@
 """The stages of `make gpu`: what becomes of each, what is written, what a bare machine runs."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """The whole grid of `python -m bench grid`, by the engine and by the plain script."""
 
-from __future__ import annotations
-
 import shutil
 
 import pytest

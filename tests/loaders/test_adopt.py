@@ -1,7 +1,5 @@
 """A .beton of FFCV's writer as a pack: its samples as they are, and what does not fit."""
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Archives become plain .tar files and folders, whole or not at all."""
 
-from __future__ import annotations
-
 import io
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Our writer against our reader, and each against FFCV's own other half."""
 
-from __future__ import annotations
-
 import io
 import struct
 import tempfile

@@ -1,7 +1,5 @@
 """Labels of the validation set from ImageNet's development kit."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import devkits

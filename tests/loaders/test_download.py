@@ -1,7 +1,5 @@
 """Downloads from a server on this machine that fails in every way that servers fail."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import threading

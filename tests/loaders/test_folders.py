@@ -1,7 +1,5 @@
 """Folders of images as users have them: what is listed, what is named, what is refused."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import os

@@ -1,7 +1,5 @@
 """ImageNet's sets: what is wrong, short or damaged in a download is named when it is read."""
 
-from __future__ import annotations
-
 import dataclasses
 import gzip
 import json

@@ -1,7 +1,5 @@
 """JPEG packs by FFCV's decoder and by Pillow: pixels, names of results, damage."""
 
-from __future__ import annotations
-
 import io
 import sys
 from pathlib import Path

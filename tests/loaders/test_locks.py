@@ -1,7 +1,5 @@
 """A lock holds among processes, on file systems with flock and without."""
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import os

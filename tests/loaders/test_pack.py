@@ -1,7 +1,5 @@
 """A pack is whole or absent, and says what is wrong with it."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os

@@ -1,7 +1,5 @@
 """A stopped encoder goes on where it was, and what it leaves is never taken for a pack."""
 
-from __future__ import annotations
-
 import errno
 import itertools
 import logging

@@ -1,7 +1,5 @@
 """Images of every kind become the RGB pixels that the docstring promises, and are named."""
 
-from __future__ import annotations
-
 import io
 from typing import Any
 
@@ -47,10 +45,7 @@ def test_every_kind_of_transparency_counts() -> None:
     clear = palette.getpixel((1, 0))
     for image, remark in (
         (stored(black, "PNG", transparency=(0, 0, 0)), "composited on white"),
-        (
-            stored(palette, "PNG", transparency=clear),
-            "P converted to RGB, composited on white",
-        ),
+        (stored(palette, "PNG", transparency=clear), "P converted to RGB, composited on white"),
     ):
         converted, unusual = to_rgb(image)
         assert rows(converted) == [RED, (255, 255, 255)] and unusual == remark

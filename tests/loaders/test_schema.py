@@ -1,7 +1,5 @@
 """JSON files against their types: what does not fit is refused with the file's name."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import NamedTuple
 

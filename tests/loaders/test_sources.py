@@ -1,7 +1,5 @@
 """Resident and Stream give the same batches."""
 
-from __future__ import annotations
-
 import logging
 import subprocess
 import sys

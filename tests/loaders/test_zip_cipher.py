@@ -1,7 +1,5 @@
 """Decryption of zip members against Python's own, slow one, and against damage."""
 
-from __future__ import annotations
-
 import io
 import zipfile
 
