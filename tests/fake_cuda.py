@@ -85,7 +85,6 @@ def on_fake_gpu(builder: Builder) -> Iterator[Run]:
     Its artefacts, which must be finished, are those of the CPU; networks and batches are fake.
     """
     from deepspeed import DeepSpeedEngine
-    from deepspeed.accelerator import get_accelerator
 
     on_cpu = builder.run
     network, create, state = Run.network, models.create, Cell.state
@@ -98,10 +97,8 @@ def on_fake_gpu(builder: Builder) -> Iterator[Run]:
         return moved(copy.deepcopy(net)) if detect_fake_mode() else net
 
     images = _Images(builder.recipe.model.image_size)
-    accelerator, to = type(get_accelerator()), nn.Module.to
+    to = nn.Module.to
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(accelerator, "device_name", lambda self, index=None: str(CUDA))
-        patch.setattr(accelerator, "current_device_name", lambda self: str(CUDA))
         patch.setattr(DeepSpeedEngine, "_broadcast_model", lambda self: None)
         patch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
         patch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)

@@ -118,12 +118,6 @@ def test_a_pulled_training_steps_down_its_loss_with_the_penalty_in_it(grid, pull
     assert distance(moves(plain, start), moved) > 1e-2, "the pull is too weak for this test to see"
 
 
-def test_l2sp_is_ewc_paper_at_twice_its_lambda(grid):
-    _, pulled = grid.build(*words("l2sp", "sgd"), "method.alpha=2.0")
-    _, paper = grid.build(*words("ewc", "sgd"), "method.variant=paper", "method.lam=1.0")
-    assert same(weights(pulled), weights(paper))
-
-
 @pytest.mark.parametrize(("optimizer", "arch"), [("adamw", VIT), ("adamw", CONV), ("sgd", VIT)])
 def test_spd_draws_back_tensor_by_tensor(grid, optimizer, arch):
     drawn = []
