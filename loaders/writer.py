@@ -19,7 +19,7 @@ from typing import IO, Any, NamedTuple
 import msgspec
 import numpy as np
 
-from loaders.beton import BetonWriter, page_size_of
+from loaders.beton import BetonWriter
 from loaders.files import file_hash, sync
 from loaders.pack import IMAGES, SAMPLES, Item
 
@@ -78,7 +78,7 @@ class PackWriter:
             if isinstance(result, str):
                 entry = result
             else:
-                self._open(item, result.shape).add(result.blob, **self._row(item))
+                self._open(item, result.shape).add(result.blob, item.label)
                 entry = Written(len(result.blob), result.crc32, *result.shape, result.remark)
             self._note(item, entry)
             text = json.dumps(entry).encode()
@@ -145,23 +145,17 @@ class PackWriter:
         entry = msgspec.json.decode(text, type=Written | str)
         if isinstance(entry, Written):
             writer = self._open(item, (entry.height, entry.width))
-            if not writer.take(entry.size, entry.crc32, **self._row(item)):
+            if not writer.take(entry.size, entry.crc32, item.label):
                 return False
         self._note(item, entry)
         return True
 
     def _open(self, item: Item, shape: tuple[int, int]) -> BetonWriter:
-        """The file for an image; all have one shape."""
         if self._writer is None:
             self.shape = shape
-            path, page_size = self._folder / IMAGES, page_size_of(*shape)
-            self._writer = BetonWriter(path, len(self._items), page_size)
+            self._writer = BetonWriter(self._folder / IMAGES, len(self._items), self._mode, *shape)
         assert shape == self.shape, (item.key, shape, self.shape)
         return self._writer
-
-    def _row(self, item: Item) -> dict[str, int]:
-        height, width = self.shape
-        return {"mode": self._mode, "height": height, "width": width, "label": item.label}
 
     def _note(self, item: Item, entry: Written | str) -> None:
         if isinstance(entry, str):
@@ -174,16 +168,17 @@ class PackWriter:
 
 
 def _checksum(text: bytes) -> bytes:
-    """The end of a line of the journal."""
     return b" %08x\n" % zlib.crc32(text)
 
 
 def _write_samples(path: Path, written: Sequence[Item], crc32: Sequence[int]) -> None:
-    source = max(1, *(len(item.source) for item in written))
-    key = max(1, *(len(item.key) for item in written))
-    dtype = [("label", "<i8"), ("source", f"<U{source}"), ("key", f"<U{key}"), ("crc32", "<u4")]
-    rows = [
-        (item.label, item.source, item.key, crc) for item, crc in zip(written, crc32, strict=True)
+    columns = [
+        np.array([item.label for item in written], "<i8"),
+        np.array([item.source for item in written]),
+        np.array([item.key for item in written]),
+        np.array(crc32, "<u4"),
     ]
-    np.save(path, np.array(rows, dtype), allow_pickle=False)
+    formats = [column.dtype for column in columns]
+    samples = np.rec.fromarrays(columns, formats=formats, names="label,source,key,crc32")
+    np.save(path, samples, allow_pickle=False)
     sync(path)

@@ -3,11 +3,14 @@
 It is run once in a test run: `finished` is a copy of what it left.
 """
 
+import contextlib
 import csv
 import functools
 import os
 import shutil
-from collections.abc import Callable, Sequence
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import grids
@@ -15,6 +18,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from processes import heed_signals
 from timm.data.config import resolve_data_config
 from timm.data.transforms_factory import create_transform
 
@@ -116,25 +120,19 @@ def in_this_process(patch: pytest.MonkeyPatch) -> list[str]:
     def watch(words: object, plans: Sequence[campaign.Plan], *_: object) -> None:
         for planned in plans:
             plan, before = campaign.read(planned.path), len(ran)
+            done = plan.place / outcomes.DONE
             for name in plan.jobs:
-                new = ran[before:] if name == campaign.REPORT else ran[before : before + 1]
-                if "prepare" in new or (name == campaign.REPORT and new) or not _done(plan, name):
-                    _marker(plan, name).unlink(missing_ok=True)
+                new = ran[before:]
+                follows = campaign.PREPARE in new or (name == campaign.REPORT and new)
+                if follows or not outcomes.is_done(plan.place, name):
+                    (done / name).unlink(missing_ok=True)
                     do(plan, name)
                     ran.append(name)
-                    _marker(plan, name).parent.mkdir(parents=True, exist_ok=True)
-                    _marker(plan, name).touch()
+                    done.mkdir(parents=True, exist_ok=True)
+                    (done / name).touch()
 
     patch.setattr(workflow, "_watch", watch)
     return ran
-
-
-def _marker(plan: campaign.Plan, name: str) -> Path:
-    return plan.place / outcomes.DONE / name
-
-
-def _done(plan: campaign.Plan, name: str) -> bool:
-    return _marker(plan, name).is_file()
 
 
 def by_timm(
@@ -168,17 +166,22 @@ def do(plan: campaign.Plan, name: str) -> None:
         jobs.column(plan, column, device)
 
 
+def planned(folder: Path, *words: str, name: str = "shapes") -> campaign.Plan:
+    """The plan of a campaign, on disk."""
+    plan = campaign.plan(str(folder / f"{name}.yaml"), words, 2, run_users=True)
+    plan.path.parent.mkdir(parents=True, exist_ok=True)
+    plan.path.write_bytes(campaign.text(plan))
+    return plan
+
+
 def run(folder: Path, *words: str, name: str = "shapes") -> Path:
     """The report's folder of a campaign that was run in this process.
 
     Where `folder` is one with `finished`, only what the words change is computed.
     """
-    file = str(folder / f"{name}.yaml")
-    plan = campaign.plan(file, [f"runs={folder / 'runs'}", *words], 2, run_users=True)
-    plan.path.parent.mkdir(parents=True, exist_ok=True)
-    plan.path.write_bytes(campaign.text(plan))
-    for name in plan.jobs:
-        do(plan, name)
+    plan = planned(folder, f"runs={folder / 'runs'}", *words, name=name)
+    for job_name in plan.jobs:
+        do(plan, job_name)
     return plan.report
 
 
@@ -194,3 +197,18 @@ def unfinished(finished: Path, runs: Path) -> Path:
     for folder in lost:
         shutil.rmtree(folder)
     return runs
+
+
+@contextlib.contextmanager
+def started(folder: Path, *words: str, cwd: Path, **variables: str) -> Iterator[subprocess.Popen]:
+    """`rib campaign` with what it prints, in a process group of its own."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "engine.cli", "campaign", str(folder / "shapes.yaml"), *words],
+        cwd=cwd, env=grids.environment() | variables, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, start_new_session=True, preexec_fn=heed_signals,
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        process.kill()  # its jobs follow it
+        process.communicate()

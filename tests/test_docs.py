@@ -39,15 +39,20 @@ def mentions() -> list[str]:
     return sorted({code.removeprefix("rib ") for code in codes if code.startswith("rib ")})
 
 
-LAUNCHED = commands(r"engine/launch\.py|^rib train")
 USERS_FILE = re.compile(r"\b\w+\.yaml")
+LAUNCHED = [f"train {words}" for words in commands(r"engine/launch\.py")]
 
 
-@pytest.mark.parametrize("line", commands("^rib"))
-def test_commands_in_the_documents_parse(line):
+@pytest.mark.parametrize("line", [*commands("^rib"), *LAUNCHED])
+def test_commands_in_the_documents_parse_and_their_recipes_resolve(line):
     arguments = cli.parse(shlex.split(line))
-    if line.startswith("campaign ") and not USERS_FILE.search(line):
-        recipe.load(arguments.name, arguments.overrides)
+    name, words = getattr(arguments, "name", ""), getattr(arguments, "overrides", [])
+    if line.startswith("train "):
+        name = next((word[7:] for word in words if word.startswith("recipe=")), "")
+        words = [word for word in words if not word.startswith("recipe=")]
+    is_ready_made = name not in ("", "NAME") and not USERS_FILE.search(line)
+    if line.startswith(("train ", "campaign ")) and is_ready_made:
+        recipe.load(name, words)
 
 
 @pytest.mark.parametrize("line", mentions())
@@ -56,15 +61,6 @@ def test_commands_in_the_text_have_such_options(line):
     _, parsers = cli.parser((cli.ALIASES.get(name, name),))
     known = parsers[name].format_help()
     assert all(word in known for word in words if word.startswith("--"))
-
-
-@pytest.mark.parametrize("line", LAUNCHED)
-def test_cells_in_the_documents_resolve(line):
-    words = shlex.split(line)
-    names = [word.partition("=")[2] for word in words if word.startswith("recipe=")]
-    for name in names if not USERS_FILE.search(line) else ():
-        if name not in ("", "NAME"):
-            recipe.load(name, [word for word in words if not word.startswith("recipe=")])
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

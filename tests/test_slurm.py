@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import campaigns
@@ -65,24 +66,12 @@ def faulty(folder, tmp_path_factory) -> Path:
     return place
 
 
-@contextlib.contextmanager
-def rib(cluster: Cluster, folder: Path, runs: Path, *words: str) -> Iterator[subprocess.Popen]:
-    """`rib campaign` through the executor, in a process group of its own."""
-    command = [*RIB, str(folder / "shapes.yaml"), f"runs={runs}", *words]
-    process = subprocess.Popen(
-        [*command, *SLURM],
-        cwd=ROOT,
-        env=grids.environment() | cluster.environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
+def rib(
+    cluster: Cluster, folder: Path, runs: Path, *words: str
+) -> AbstractContextManager[subprocess.Popen]:
+    """`rib campaign` through the executor."""
+    words = (f"runs={runs}", *words, *SLURM)
+    return campaigns.started(folder, *words, cwd=ROOT, **cluster.environment)
 
 
 @pytest.fixture(scope="module")

@@ -60,7 +60,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     )  # fmt: skip
     parser.add_argument("--intervals", action="store_true", help="95%% intervals over images")
     parser.add_argument(
-        "--out", "--csv", type=Path, metavar="FILE",
+        "--out", type=Path, metavar="FILE",
         help="default: accuracy.csv, or accuracy-on-SET.csv in the campaign's report",
     )  # fmt: skip
     parser.add_argument("--force", action="store_true", help="replace that file if it is there")

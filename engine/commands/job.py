@@ -27,18 +27,13 @@ if TYPE_CHECKING:
 def main() -> int:
     """Exit code of the job that the command line names."""
     parent.follow_launcher()
-    arguments = parser().parse_args()
-    # A job that ends with code 2 is not tried again.
-    return entry.guarded(lambda: run(arguments), passing_code=os.EX_IOERR)
-
-
-def parser() -> argparse.ArgumentParser:
-    """The words that name a job and its plan."""
     parser = argparse.ArgumentParser()
     parser.add_argument("job", help="prepare, column-NAME or report")
     parser.add_argument("--plan", type=Path, required=True)
     parser.add_argument("--ranks", type=int, default=1, help="processes of a column")
-    return parser
+    arguments = parser.parse_args()
+    # A job that ends with code 2 is not tried again.
+    return entry.guarded(lambda: run(arguments), passing_code=os.EX_IOERR)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -79,12 +74,10 @@ def _compute(job: str, plan: Plan, note: Callable[[str, int], None]) -> None:
 
 def report(plan: Plan, device: torch.device) -> None:
     """The last job of a campaign. Where the store lacks something, the next run looks for it."""
-    from engine.grid import jobs
     from engine.report import finish
 
     try:
         finish.finish(plan, device)
-        jobs.remove_snapshots(plan, device)
     except (ValueError, OSError):
         outcomes.forget(plan.place)
         raise

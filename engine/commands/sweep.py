@@ -18,8 +18,8 @@ downstream=A,B fine-tunes on these sets only. Any other key=value holds for all 
 
 What variants share (packs, pre-trained model, features, Fisher, the probe of LP-FT) is made once,
 cells that a campaign has trained are found, and a sweep that was interrupted goes on where it was.
-Beside the report's page, sweep.csv and sweep.parquet have a row for each variant, seed, set
-fine-tuned on and set evaluated on.\
+Beside the report's page, tables/sweep-variants.csv has a row for each variant, accuracy.csv one
+for each variant, set fine-tuned on and set evaluated on, and seeds.csv those of several seeds.\
 """
 
 
@@ -44,4 +44,4 @@ def run(arguments: argparse.Namespace) -> None:
     arguments.name, arguments.overrides = recipe.words_of_sweep(arguments.name, arguments.overrides)
     page = campaign_command.start(arguments)
     if page is not None:
-        print(f"table   {page.with_name('sweep.csv').resolve()}, and sweep.parquet")
+        print(f"table   {page.with_name('tables').resolve() / 'sweep-variants.csv'}")

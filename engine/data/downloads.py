@@ -23,7 +23,6 @@ from engine.data.sources import SetFile, Source
 from engine.machine.files import write_atomic
 from loaders import archives, download, locks, schema
 from loaders.benchmarks import devkit
-from loaders.download import DownloadError
 from loaders.files import whole
 
 ARRIVING = ".downloads"
@@ -81,10 +80,10 @@ def accept(folder: Path, terms: Mapping[str, str]) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder alone, until the process ends at most. Raises DownloadError."""
+    """Hold a folder alone, until the process ends at most. Raises ValueError."""
 
     def refuse() -> NoReturn:
-        raise DownloadError(
+        raise ValueError(
             f"another `rib download` is at work in {folder}; wait for it, or give another folder "
             "by --to"
         )

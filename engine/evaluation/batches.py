@@ -45,25 +45,24 @@ def reduced(
     models: Sequence[Sequence[Model]],
     batches: Iterable[Batch],
     kind: str,
-    reductions: Sequence[Reduce],
-) -> list[list[torch.Tensor]]:
-    """Each reduction [n, ...] of every mean of models' outputs (float32), for the batches of all
+    reduce: Reduce,
+) -> list[torch.Tensor]:
+    """The reduction [n, ...] of every mean of models' outputs (float32), for the batches of all
     ranks, in order.
 
     inputs: what the models see of a batch's images. models: of each mean; a model that several of
     them have runs once a batch. kind: fp32 | bf16.
     """
-    rows: list[list[list[torch.Tensor]]] = [[[] for _ in reductions] for _ in models]
+    rows: list[list[torch.Tensor]] = [[] for _ in models]
     with torch.inference_mode(), precision.autocast(kind, run.device):
         for batch in batches:
             x = inputs(batch.images)
             output = functools.cache(lambda model, x=x: bank.forward(model, x))
-            for members, of_mean in zip(models, rows, strict=True):
+            for members, parts in zip(models, rows, strict=True):
                 outputs = [output(model) for model in members]
                 mean = outputs[0] if len(outputs) == 1 else torch.stack(outputs).mean(dim=0)
-                for reduce, parts in zip(reductions, of_mean, strict=True):
-                    parts.append(reduce(batch.index, mean))
-    return [[_gathered(parts, run.device) for parts in of_mean] for of_mean in rows]
+                parts.append(reduce(batch.index, mean))
+    return [_gathered(parts, run.device) for parts in rows]
 
 
 def _gathered(parts: list[torch.Tensor], device: torch.device) -> torch.Tensor:

@@ -97,8 +97,7 @@ def _compute(run: Run, cell: Cell, labelled: LabelledSet, form: Form, file: Path
     file.parent.mkdir(parents=True, exist_ok=True)
     place = file if ranks.rank() == 0 else Path(os.devnull)
     for number, batches in enumerate(pieces):
-        unchanged = [lambda _, x_BD: x_BD]
-        ((x_ND,),) = reduced(run, normalize, [[model]], batches, form.precision, unchanged)
+        (x_ND,) = reduced(run, normalize, [[model]], batches, form.precision, lambda _, x_BD: x_BD)
         array_ND = np.ascontiguousarray(x_ND.cpu().numpy())
         with room_for(file), place.open("ab" if number else "wb") as sink:
             if not number:

@@ -21,10 +21,10 @@ from engine.data.sets import LabelledSet
 from engine.evaluation import bank, features
 from engine.evaluation.bank import stored_cell
 from engine.evaluation.batches import Reader, read, reduced
-from engine.evaluation.reduction import ClassGaps, Reduction, predictions_table
+from engine.evaluation.reduction import Reduction, predictions_table
 from engine.machine import ranks
 from engine.machine.files import digest
-from engine.measures.calibration import BINS, TEMPERATURES
+from engine.measures.calibration import TEMPERATURES
 from engine.models.form import Form
 from engine.run import Run
 from engine.store.artifacts import Artifact
@@ -97,7 +97,7 @@ def key_of(
     if labelled.mask_rule != "present":
         key["mask"] = labelled.mask_rule
     if recipe.evaluate.calibration:
-        key["calibration"] = {"temperatures": TEMPERATURES.tolist(), "bins": BINS}
+        key["temperatures"] = TEMPERATURES.tolist()
     return f"{'+'.join(n.rsplit('-', 1)[0] for n in average)}-on-{labelled.name}"[:120], key
 
 
@@ -150,17 +150,14 @@ def _evaluate(
     inputs: bank.Model,
 ) -> None:
     """Store the missing slices of evaluations; nets, reader, inputs: as of `batches`."""
-    calibration = run.recipe.evaluate.calibration
-    reductions: list[Reduction] = [Reduction(labelled, run.device, calibration=calibration)]
-    if calibration:
-        reductions.append(ClassGaps(labelled, run.device))
+    reduction = Reduction(labelled, run.device, calibration=run.recipe.evaluate.calibration)
     kind = Form.of(run.recipe.evaluate, run.device).precision
     numbers = sorted(set[int]().union(*(evaluation.todo for evaluation in pending)))
     cuts, label = pending[0].cuts, f"{len(pending)} models on {labelled.name}"
     pieces = read(run, reader, [cuts[number] for number in numbers], label)
     for number, batches in zip(numbers, pieces, strict=True):
         missing = [k for k, evaluation in enumerate(pending) if number in evaluation.todo]
-        rows = reduced(run, inputs, [nets[k] for k in missing], batches, kind, reductions)
+        rows = reduced(run, inputs, [nets[k] for k in missing], batches, kind, reduction)
         for k, of_evaluation in zip(missing, rows, strict=True):
             table = predictions_table(of_evaluation, labelled, cuts[number])
             pending[k].put(number, table)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import pyarrow as pa
 import torch
@@ -11,7 +9,7 @@ import torch
 from engine.data import grouping
 from engine.data.sets import LabelledSet
 from engine.measures import predictions
-from engine.measures.calibration import BINS, TEMPERATURES
+from engine.measures.calibration import TEMPERATURES
 from loaders.batch import on_device
 
 
@@ -34,7 +32,10 @@ class Reduction:
 
     def __call__(self, index: np.ndarray, logits_BC: torch.Tensor) -> torch.Tensor:
         """`index` (int64 [B]): places of the images in the set."""
-        logits_BC, labels_B1 = self.of_set(index, logits_BC)
+        logits_BC = grouping.grouped(logits_BC, self._members_GM)
+        if self._excluded_C is not None:
+            logits_BC = logits_BC.masked_fill(self._excluded_C, -torch.inf)
+        labels_B1 = self._labels_N[on_device(index, self._labels_N.device)].unsqueeze(1)
         p_BC = logits_BC.softmax(dim=1)
         top1_B1 = logits_BC.argmax(dim=1, keepdim=True)
         rival_B1 = logits_BC.scatter(1, labels_B1, -torch.inf).amax(dim=1, keepdim=True)
@@ -44,40 +45,14 @@ class Reduction:
             columns.append((logits_BC / temperature).softmax(dim=1).gather(1, top1_B1))
         return torch.cat([column.float() for column in columns], dim=1)
 
-    def of_set(
-        self, index: np.ndarray, logits_BC: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The logits [B, C] of the set's classes, -inf of other outputs, and labels [B, 1]."""
-        logits_BC = grouping.grouped(logits_BC, self._members_GM)
-        if self._excluded_C is not None:
-            logits_BC = logits_BC.masked_fill(self._excluded_C, -torch.inf)
-        return logits_BC, self._labels_N[on_device(index, self._labels_N.device)].unsqueeze(1)
-
-
-class ClassGaps(Reduction):
-    """Reduces logits [B, C] to the sums that class-wise calibration error is made of, float32
-    [1, classes x bins] (`behaviour.classwise_calibration_error`), of the set's possible classes."""
-
-    def __call__(self, index: np.ndarray, logits_BC: torch.Tensor) -> torch.Tensor:
-        logits_BC, labels_B1 = self.of_set(index, logits_BC)
-        p_BC = logits_BC.double().softmax(dim=1)  # float64: no sum shows its order
-        gaps_BC = p_BC.scatter_add(1, labels_B1, -torch.ones_like(labels_B1, dtype=p_BC.dtype))
-        bins_BC = (p_BC * BINS).ceil().long().clamp(1, BINS) - 1
-        classes_C = torch.arange(p_BC.shape[1], device=p_BC.device)
-        sums = p_BC.new_zeros(p_BC.shape[1], BINS)
-        sums.index_put_((classes_C.expand_as(bins_BC), bins_BC), gaps_BC, accumulate=True)
-        if self._excluded_C is not None:
-            sums = sums[~self._excluded_C]
-        return sums.float().reshape(1, -1)
-
 
 def predictions_table(
-    reduced: Sequence[torch.Tensor], labelled: LabelledSet, positions: np.ndarray
+    reduced_NK: torch.Tensor, labelled: LabelledSet, positions: np.ndarray
 ) -> pa.Table:
-    """The rows to store, of what `Reduction`, and `ClassGaps` where calibration is stored, made of
-    logits on the images at `positions` (int64 [N])."""
-    predictions_NK, *gaps = (part.cpu() for part in reduced)
-    top1_N, *numbers = predictions_NK[:, :4].unbind(dim=1)
+    """The rows to store, of what `Reduction` made of logits on the images at `positions` (int64
+    [N])."""
+    reduced_NK = reduced_NK.cpu()
+    top1_N, *numbers = reduced_NK[:, :4].unbind(dim=1)
     columns = {
         "index": positions,
         "source": labelled.pack.sources[positions],
@@ -92,14 +67,9 @@ def predictions_table(
     if labelled.group is not None:
         columns["group"] = labelled.group[positions]
         schema = schema.append(predictions.GROUP)
-    for gaps_batches in gaps:
-        sums = gaps_batches.double().sum(dim=0).float()
-        confidences_NT, places = predictions_NK[:, 4:].numpy(), np.arange(len(positions) + 1)
-        columns[predictions.SCALED.name] = pa.ListArray.from_arrays(
-            pa.array(places * confidences_NT.shape[1], pa.int32()), confidences_NT.ravel()
-        )
-        columns[predictions.CLASS_GAPS.name] = pa.ListArray.from_arrays(
-            pa.array(np.minimum(places, 1) * len(sums), pa.int32()), sums.numpy()
-        )
-        schema = pa.schema([*schema, predictions.SCALED, predictions.CLASS_GAPS])
+    if confidences_T := reduced_NK.shape[1] - 4:
+        ends = pa.array(np.arange(len(positions) + 1) * confidences_T, pa.int32())
+        confidences = reduced_NK[:, 4:].numpy().ravel()
+        columns[predictions.SCALED.name] = pa.ListArray.from_arrays(ends, confidences)
+        schema = schema.append(predictions.SCALED)
     return pa.table(columns, schema=schema)

@@ -105,13 +105,3 @@ def column(plan: Plan, column: Column, device: torch.device) -> None:
         row.remove_snapshots()
     progress.advance(plan.path, name, len(rows) + 1, len(rows) + 1)
     log.info("column %s took %.0f s", column.name, time.monotonic() - started)
-
-
-def remove_snapshots(plan: Plan, device: torch.device) -> None:
-    """Remove the weights of all snapshots, which must be evaluated on all sets.
-
-    Raises FileNotFoundError where cells are missing.
-    """
-    for _, rows in finished(plan, device):
-        for row in rows:
-            row.remove_snapshots()

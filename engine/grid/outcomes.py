@@ -43,14 +43,14 @@ def exit_code(place: Path, job: str) -> int | None:
 def sealed(place: Path) -> Iterator[None]:
     """Note the files of a report that are written now beside its plan, which is in `place`.
 
-    Files that other plans left in the same report go, and a user's own files stay.
+    Files that an earlier report left, of this plan or another, go, and a user's own files stay.
     """
     report = place.parents[1] / REPORT
     before = _files(report)
     yield
     written = {name: path for name, path in _files(report).items() if path != before.get(name)}
     for other in place.parent.glob(f"*/{SHOWN}"):
-        for name, sha256 in _sealed(other.parent).items() if other.parent != place else ():
+        for name, sha256 in _sealed(other.parent).items():
             if name not in written and _is(report / name, sha256):
                 (report / name).unlink()
     lines = [f"{file_hash(report / name)}  {name}" for name in sorted(written)]

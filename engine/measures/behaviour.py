@@ -12,8 +12,9 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from scipy import special
 
-from engine.measures.calibration import BINS
 from engine.measures.predictions import ImagePredictions
+
+BINS = 15  # of confidences
 
 
 def calibration_error(predictions: ImagePredictions, sources: np.ndarray) -> float:
@@ -43,20 +44,6 @@ def scaled_calibration_error(predictions: ImagePredictions, sources: np.ndarray)
     if predictions.scaled is None:
         return math.nan
     return calibration_error(predictions._replace(p_top1=predictions.scaled), sources)
-
-
-def classwise_calibration_error(predictions: ImagePredictions, sources: np.ndarray) -> float:
-    """Class-wise calibration error in points (Kull et al. 2019; static calibration error of Nixon
-    et al. 2019): for each possible class, the distance between its mean probability and its share
-    of images, in 15 bins of that probability; a mean over classes. NaN where it is not stored.
-
-    All images count alike. It is not debiased: that would need the sums of each source. It shrinks
-    with the number of classes, and is no measure across data sets.
-    """
-    gaps_CB = predictions.class_gaps
-    if gaps_CB is None:
-        return math.nan
-    return float(100 * np.abs(gaps_CB).sum() / (len(predictions.label) * len(gaps_CB)))
 
 
 def macro_accuracy(predictions: ImagePredictions, sources: np.ndarray) -> float:
@@ -97,7 +84,6 @@ OF_CHANGES: dict[str, Callable[[ImagePredictions, ImagePredictions], np.ndarray]
 OF_SETS: dict[str, Callable[[ImagePredictions, np.ndarray], float]] = {
     "calibration_error": calibration_error,
     "scaled_calibration_error": scaled_calibration_error,
-    "classwise_calibration_error": classwise_calibration_error,
     "macro_accuracy": macro_accuracy,
     "worst_class_accuracy": worst_class_accuracy,
 }

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 
 TEMPERATURES = 2.0 ** (np.arange(-8, 17) / 4)  # 1/4 to 16
-BINS = 15  # of probabilities, equally wide
 
 
 @dataclass(frozen=True)

@@ -182,12 +182,15 @@ class Means:
         """[K]; NaN where a cell lacks the measure."""
         return self.grid.cells[measure].to_numpy(float) @ self.weights
 
-    def draws(self, measure: str = "accuracy") -> np.ndarray:
-        """float32 [B, K]."""
-        is_cell = np.diff(self.weights.indptr) == 1
-        if is_cell.all() and (self.weights.data == 1).all():
-            return self.grid.draws[measure][:, self.weights.indices]
-        return (self.grid.draws[measure] @ self.weights).astype(np.float32)
+    def draws(
+        self, measure: str = "accuracy", places: np.ndarray | slice = slice(None)
+    ) -> np.ndarray:
+        """float32 [B, K], or of the means at some places."""
+        weights, of_cells = self.weights[:, places], self.grid.draws[measure]
+        is_cell = np.diff(weights.indptr) == 1
+        if is_cell.all() and (weights.data == 1).all():
+            return of_cells[:, weights.indices]
+        return (of_cells @ weights).astype(np.float32)
 
     def table(
         self, name: str, measure: str = "accuracy", *, clip: bool = False
@@ -197,8 +200,7 @@ class Means:
         values = self.values(measure)
         ends, known = np.full((2, len(values)), np.nan), np.flatnonzero(~np.isnan(values))
         if measure in self.grid.draws and len(known):
-            drawn = Means(self.grid, self.keys, self.weights[:, known]).draws(measure)
-            ends[:, known] = bootstrap.interval(drawn)
+            ends[:, known] = bootstrap.interval(self.draws(measure, known))
         low, high = ends.clip(0, 100) if clip else ends
         return self.keys.assign(
             **{name: values, f"{base(name)}_low": low, f"{base(name)}_high": high}

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from engine.measures import calibration
-from engine.measures.calibration import BINS, Temperature
+from engine.measures.calibration import Temperature
 
 log = logging.getLogger(__name__)
 
@@ -28,12 +28,9 @@ SCHEMA = pa.schema(
     + [(name, pa.float32()) for name in PROBABILITIES]
 )
 GROUP = pa.field("group", pa.string())  # where parts of the set count alike
-# With `evaluate.calibration`: the confidence at each of `calibration.TEMPERATURES`. And on the
-# first image of each slice, sums over its images by class and bin (`calibration.BINS`): the
-# probability of the class minus whether it is right.
+# With `evaluate.calibration`: the confidence at each of `calibration.TEMPERATURES`.
 SCALED = pa.field("p_top1_scaled", pa.list_(pa.float32()))
-CLASS_GAPS = pa.field("class_gaps", pa.list_(pa.float32()))
-OPTIONAL = (GROUP, SCALED, CLASS_GAPS)
+OPTIONAL = (GROUP, SCALED)
 
 
 class Ensemble(tuple[str, ...]):
@@ -99,8 +96,7 @@ def mix_of(path: Path) -> dict[str, float] | Ensemble:
 
 class ImagePredictions(NamedTuple):
     """A model's predictions on a set, arrays [N] in the order of the images' index, and its
-    accuracy (%). scaled: confidences [N] after temperature scaling; class_gaps: the sums [C, bins]
-    of `behaviour.classwise_calibration_error`; None where they are not stored."""
+    accuracy (%). scaled: confidences [N] after temperature scaling, None where none are stored."""
 
     top1: np.ndarray
     label: np.ndarray
@@ -108,7 +104,6 @@ class ImagePredictions(NamedTuple):
     weights: np.ndarray
     accuracy: float
     scaled: np.ndarray | None = None
-    class_gaps: np.ndarray | None = None
 
     @property
     def hit(self) -> np.ndarray:
@@ -134,16 +129,6 @@ def _scaled(table: pa.Table) -> np.ndarray | None:
     if SCALED.name not in table.column_names:
         return None
     return table[SCALED.name].combine_chunks().flatten().to_numpy().reshape(len(table), -1)
-
-
-def _class_gaps(table: pa.Table) -> np.ndarray | None:
-    """The sums [C, bins] over all slices, where a table has them."""
-    if CLASS_GAPS.name not in table.column_names:
-        return None
-    lists = table[CLASS_GAPS.name].combine_chunks()
-    slices = np.count_nonzero(lists.value_lengths())
-    gaps = lists.flatten().to_numpy().astype(np.float64)
-    return gaps.reshape(slices, -1, BINS).sum(axis=0)
 
 
 class SetPredictions:
@@ -187,9 +172,7 @@ class SetPredictions:
         scaled = None
         if temperature is not None and (confidences_NT := _scaled(table)) is not None:
             scaled = temperature.confidence(confidences_NT)
-        return ImagePredictions(
-            top1, label, p_top1, self.weights, accuracy, scaled, _class_gaps(table)
-        )
+        return ImagePredictions(top1, label, p_top1, self.weights, accuracy, scaled)
 
     def by_source(self, case: np.ndarray) -> np.ndarray:
         """[sources] weight of the images (bool [images]) that are in a case."""

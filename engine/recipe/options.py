@@ -46,7 +46,7 @@ class Ensemble(MethodRecipe):
 @dataclass(frozen=True)
 class EWC(MethodRecipe):
     lam: NotNegative = 1.0
-    fisher_images: Count = 0  # of the upstream set's training split; 0: all of them
+    fisher_images: Count = 0  # of the upstream set's training split, or all: 0, or more than it has
     # model: sampled from its prediction; data: the empirical Fisher
     fisher_labels: Literal["model", "data"] = "model"
     # mean: divide by its mean, so that lambda has one unit

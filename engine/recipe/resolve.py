@@ -129,15 +129,10 @@ def dump(recipe: Recipe) -> str:
 
 def flat(recipe: Recipe) -> dict[str, Any]:
     """The resolved recipe's values by dotted key, such as `train.epochs`."""
+    import pandas  # late: it takes a second, and no recipe is read by it
 
-    def values(section: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-        items: dict[str, Any] = {}
-        for key, value in section.items():
-            inner = values(value, f"{prefix}{key}.") if isinstance(value, dict) else None
-            items |= {f"{prefix}{key}": value} if inner is None else inner
-        return items
-
-    return values(dataclasses.asdict(recipe), "")
+    (values,) = pandas.json_normalize(dataclasses.asdict(recipe)).to_dict("records")
+    return {str(key): value for key, value in values.items()}
 
 
 def without_options(words: Sequence[str]) -> list[str]:

@@ -189,7 +189,7 @@ class EvaluateRecipe:
     precision: Precision = "auto"
     compile: Literal["auto", "always", "never"] = "auto"  # auto: on a GPU
     split: Literal["all", "holdout"] = "all"  # holdout: the images that training never sees
-    # Store confidences at other temperatures and class-wise sums, for two more calibration errors.
+    # Store confidences at other temperatures, for calibration error after temperature scaling.
     calibration: bool = False
     cka: Count = (
         0  # images of each set on which CKA compares the blocks before and after; 0: no CKA

@@ -43,13 +43,12 @@ CONFIG: Spec = {
         "domain": False,
         "ticks": False,
         "labelFontSize": 11,
-        "labelLimit": 170,
+        "labelLimit": 130,
         "labelPadding": 6,
-        "labelSeparation": 6,
         "titleFontSize": 12,
         "titlePadding": 8,
     },
-    "axisBand": {"grid": False},
+    "axisTop": {"labelLimit": 90},  # where names slant
     "legend": WORDS,
     "header": {"labelColor": INK, "titleColor": MUTED, "labelFontSize": 12},
     "mark": {"color": CATEGORIES[0], "tooltip": True},
@@ -119,7 +118,7 @@ def heat(
         "padding": {"left": 2, "top": 2, "bottom": 2, "right": 36},  # slanted names stick out
         "height": 26 * data[y].nunique(),
         "encoding": {
-            "x": _names(x, data, orient="top", labelAngle=-45, labelLimit=90),
+            "x": _names(x, data, orient="top", labelAngle=-45),
             "y": _names(y, data),
             "tooltip": _tooltip(data),
         },
@@ -244,8 +243,7 @@ def _facets(data: pandas.DataFrame, facet: str, view: Spec, side: int) -> Spec:
 def _names(name: str, data: pandas.DataFrame, **axis: Any) -> Spec:
     """A channel of names in the order of the data."""
     order = list(dict.fromkeys(data[name]))
-    options = {"labelLimit": 130, **axis}
-    return {"field": name, "type": "nominal", "sort": order, "title": None, "axis": options}
+    return {"field": name, "type": "nominal", "sort": order, "title": None, "axis": axis}
 
 
 def _number(name: str, *, zero: bool = True) -> Spec:
@@ -254,9 +252,8 @@ def _number(name: str, *, zero: bool = True) -> Spec:
     axis = {"format": "+~r" if is_signed else "~r", "tickCount": 6}
     if is_signed:
         axis["labelExpr"] = "datum.value === 0 ? '0' : datum.label"
-    scale = {"zero": zero, "nice": True}
-    title = columns.title(name)
-    return {"field": name, "type": "quantitative", "title": title, "scale": scale, "axis": axis}
+    number = {"field": name, "type": "quantitative", "title": columns.title(name)}
+    return number | {"scale": {"zero": zero}, "axis": axis}
 
 
 def _tooltip(data: pandas.DataFrame) -> list[Spec]:

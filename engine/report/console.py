@@ -1,4 +1,4 @@
-"""Tables for the terminal: plain text of at most 100 columns, whatever it is printed to."""
+"""Tables for the terminal: plain text, whatever it is printed to."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from rich.table import Table
 from rich.text import Text
 
 WIDTH = 100
-LONGEST_HEAD = 20  # letters of a word in a column's head before it is broken
 
 
 def text(title: str, heads: Sequence[str], *groups: Sequence[Sequence[str]]) -> str:
@@ -21,27 +20,10 @@ def text(title: str, heads: Sequence[str], *groups: Sequence[Sequence[str]]) -> 
 
     The first column names a row. Of the others, those with a cell that begins with a letter hold
     words: they stand at the left and wrap. The rest hold numbers: they stand at the right, under a
-    head with a word a line. The table is wider than `WIDTH` only where names and numbers alone are:
-    those are never wrapped or cut.
+    head with a word a line. The table is wider than `WIDTH` where names, numbers and heads are:
+    those are never cut.
     """
-    console = Console(file=io.StringIO(), color_system=None, width=1 << 16)
-    shapes = [(2, LONGEST_HEAD), *((1, longest) for longest in range(LONGEST_HEAD, 0, -1))]
-    for gap, longest in shapes:
-        table = _table(heads, groups, gap, longest)
-        least = Measurement.get(console, console.options, table).minimum
-        if least <= WIDTH:
-            break
-    console.width = max(WIDTH, least)
-    with console.capture() as captured:
-        console.print(table)
-    lines = [textwrap.fill(line, WIDTH) for line in title.splitlines()] + [""] * bool(title)
-    return "\n".join([*lines, *(line.rstrip() for line in captured.get().splitlines())])
-
-
-def _table(
-    heads: Sequence[str], groups: Sequence[Sequence[Sequence[str]]], gap: int, longest: int
-) -> Table:
-    table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False, padding=(0, gap - 1, 0, 0))
+    table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False, padding=0)
     for k, head in enumerate(heads):
         cells = [row[k] for rows in groups for row in rows]
         width = max(map(len, cells), default=0)
@@ -50,12 +32,18 @@ def _table(
         elif any(cell[:1].isalpha() for cell in cells):
             table.add_column(Text(head), overflow="fold")
         else:
-            words = [
-                part for word in head.split() for part in textwrap.wrap(word, max(longest, width))
-            ]
-            table.add_column(Text("\n".join(words)), justify="right", no_wrap=True, min_width=width)
+            words = "\n".join(head.split())
+            table.add_column(Text(words), justify="right", no_wrap=True, min_width=width)
     for rows in groups:
         for row in rows:
             table.add_row(*map(Text, row))
         table.add_section()
-    return table
+    console = Console(file=io.StringIO(), color_system=None, width=1 << 16)
+    least = Measurement.get(console, console.options, table).minimum
+    if least + len(heads) - 1 <= WIDTH:  # room for a second space between columns
+        table.padding = (0, 1, 0, 0)
+    console.width = max(WIDTH, least)
+    with console.capture() as captured:
+        console.print(table)
+    lines = [textwrap.fill(line, WIDTH) for line in title.splitlines()] + [""] * bool(title)
+    return "\n".join([*lines, *(line.rstrip() for line in captured.get().splitlines())])

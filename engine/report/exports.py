@@ -39,7 +39,8 @@ def write(folder: Path, sections: Sequence[Section], *, drawn: bool = False) -> 
     """Every table as CSV and Parquet with all its columns, and in LaTeX as it is shown, unless
     it is too long for a paper; every figure's numbers as CSV. drawn: every figure as SVG and PDF
     too, with whole names; 0.1 to 0.2 s each."""
-    whole = {part: charts.CONFIG[part] | {"labelLimit": 0} for part in ("axis", "legend", "header")}
+    parts = ("axis", "axisTop", "legend", "header")
+    whole = {part: charts.CONFIG[part] | {"labelLimit": 0} for part in parts}
     for table in (table for section in sections for table in section.tables):
         place = folder / "tables" / table.name
         write_csv(place.with_suffix(".csv"), table.data, charts.DIGITS)

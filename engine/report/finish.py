@@ -15,7 +15,7 @@ from engine.measures import distances
 from engine.measures.intervals import intervals
 from engine.measures.metrics import KEY, measures
 from engine.measures.tables import write_csv
-from engine.report import charts, exports, headline, page, sections, terminal
+from engine.report import exports, headline, page, sections, terminal
 from engine.report.results import Results, of_campaign
 from engine.report.sections import sweep
 
@@ -33,16 +33,10 @@ def write(run: FinishedCampaign, results: Results, *, figures: bool = False) -> 
 def write_into(folder: Path, results: Results, *, figures: bool = False) -> Path:
     """Write a report into a folder; the page's path."""
     files = {name: write_csv(folder / name, table) for name, table in tables(results).items()}
-    names, record, warnings = list(files), results.record, []
+    names, record = list(files), results.record
     if (matrix := record.matrix()) is not None:
         distances.write_csv(folder / "distances.csv", matrix)
         names += ["distances.csv", "distances_pairs.csv"]
-    if record.sweep is not None:
-        data = sweep.rows(results)
-        write_csv(folder / "sweep.csv", data, charts.DIGITS)
-        write_atomic(folder / "sweep.parquet", data.to_parquet(index=False))
-        names += ["sweep.csv", "sweep.parquet"]
-        warnings.append(sweep.SELECTION)
     made = sections.of(results)
     exports.write(folder, made, drawn=figures)
     title = f"{Path(record.name).stem}: what fine-tuning does to robustness"
@@ -57,6 +51,7 @@ def write_into(folder: Path, results: Results, *, figures: bool = False) -> Path
         notes=[f"Incomplete: {note}." for note in notes],
         files=names,
     )
+    warnings = [sweep.SELECTION] if record.sweep is not None else []
     text = terminal.table(results, [*notes, *warnings]) + "\n"
     write_atomic(folder / campaign.TABLE, text.encode())
     return path

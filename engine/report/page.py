@@ -6,10 +6,9 @@ for the tables.
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import json
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,12 @@ import jinja2
 import vl_convert
 from markupsafe import Markup
 
-from engine.machine import files as storage
-from engine.machine.files import digest
+from engine.machine.files import write_atomic
 from engine.measures.tables import csv
 from engine.report import charts, columns
 from engine.report.section import Section, Table
 
-BUNDLE = "window.vegaEmbed = vegaEmbed;"  # what the page's script needs of Vega-Lite's own
+vega_lite = functools.cache(vl_convert.javascript_bundle)  # takes a second
 ROWS = 15  # of a table that are shown at first
 FEW = 10  # rows of a table that need no filter
 FILTERS = ("model", "method", "variant", "against", "downstream", "evaluated_on", "change")
@@ -37,26 +35,19 @@ def write(
     heading: str,
     lead: str = "",
     notes: Sequence[str] = (),
-    files: Sequence[str] = (),
+    files: Sequence[str],
 ) -> Path:
     """Write the page, atomically, and return its path. files: names of the files beside it that it
-    links to. Raises ValueError for a name of a section, figure or table that is used twice."""
+    links to. Raises ValueError for two figures or two tables of a name."""
     figures = [figure for section in sections for figure in section.figures]
     tables = [table for section in sections for table in section.tables]
-    for names in (
-        [section.key for section in sections],
-        [figure.name for figure in figures],
-        [table.name for table in tables],
-    ):
-        if twice := [name for name in names if names.count(name) > 1]:
-            raise ValueError(f"the report's name {twice[0]!r} is used twice")
+    names = [(type(part).__name__.lower(), part.name) for part in (*figures, *tables)]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError("the report has two {}s named {!r}".format(*twice[0]))
     views = {table.name: _view(table) for table in tables}
     embedded = {
         "figures": {figure.name: charts.drawn(figure, "container") for figure in figures},
-        "tables": {
-            name: {part: view[part] for part in ("csv", "numeric", "rows")}
-            for name, view in views.items()
-        },
+        "tables": views,
         "config": charts.CONFIG,
         "shown": ROWS,
     }
@@ -78,23 +69,10 @@ def write(
         tables=views,
         shown=ROWS,
         embedded=Markup(text.replace("<", "\\u003c")),  # no text may end the script
-        bundle=Markup(_bundle()) if figures else "",
+        bundle=Markup(vega_lite("window.vegaEmbed = vegaEmbed;")) if figures else "",
     )
-    storage.write_atomic(path, html.encode())
+    write_atomic(path, html.encode())
     return path
-
-
-def _bundle() -> str:
-    """Vega-Lite for the page, which takes a second to make and is kept in the user's cache."""
-    key = digest([BUNDLE, metadata.version("vl-convert-python")])
-    file = storage.cache_folder() / "vega" / f"{key}.js"
-    try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        text = vl_convert.javascript_bundle(BUNDLE)
-    with contextlib.suppress(OSError):  # a cache that cannot be written to
-        storage.write_atomic(file, text.encode())
-    return text
 
 
 def _view(table: Table) -> dict[str, Any]:

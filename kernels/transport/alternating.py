@@ -34,7 +34,6 @@ from kernels.transport.sweep import row_sums, sinkhorn_sweep
 _FIRST_EPS = 0.05  # of the mean cost: reached from a cold start in few iterations
 _EPS_RATIO = 2.5  # between stages; each starts from the last one's potentials
 _STAGE_TARGET = 0.02
-_NEAR = 0.5  # marginal error from which a start is worth more than stages
 _LOG_LIMIT = 60.0  # a row sum beyond e^60 either way: the potential that stabilises it is stale
 _STALLED = 20  # iterations without progress, once the error may be float32's
 _ROUNDING = 1e-7  # of the exponents' largest term, which float32 sums up
@@ -44,14 +43,11 @@ _BETWEEN_CLASSES = 60  # iterations, or as many as take the time of two sweeps
 class Potentials:
     """The potentials of one problem, float64 in sorted order, and the iterations that improve them.
 
-    symmetric: the cost is between a set and itself, and f = g is one potential. start: a column
-    potential [m] in sorted order. Small eps is approached from large ones, unless the start is
-    near: one that is not has taken up to twice as long as none.
+    symmetric: the cost is between a set and itself, and f = g is one potential. Small eps is
+    approached from large ones.
     """
 
-    def __init__(
-        self, stored: StoredCost, *, symmetric: bool, start: Tensor | None, max_iterations: int
-    ) -> None:
+    def __init__(self, stored: StoredCost, *, symmetric: bool, max_iterations: int) -> None:
         self.stored = stored
         self.symmetric = symmetric
         self.max_iterations = max_iterations
@@ -59,10 +55,9 @@ class Potentials:
         self._ratio: Tensor | None = None  # of column sums to b, for g as it is
         self._scaled_for = math.nan  # eps
         self._eps = math.inf
-        self._start = start is not None
-        self.g = torch.zeros_like(stored.cost.y.squares) if start is None else start
+        self.g = torch.zeros_like(stored.cost.y.squares)
         # Only stabilises the sums over rows, whose exact potential every sweep finds.
-        self.f = stored.row_minimum if start is None else self._row_transform()
+        self.f = stored.row_minimum
 
     @property
     def exhausted(self) -> bool:
@@ -75,14 +70,7 @@ class Potentials:
             self._average(eps, target)
             return
         stage = min(_FIRST_EPS * self.stored.cost.mean, self._eps / _EPS_RATIO)
-        near = False
-        if self._start:
-            self._start = False
-            ratio = self._over_b(self._sweep(self.f, eps)[1])
-            near = bool(ratio.sub_(1).abs().mean() < _NEAR)
-        if near:
-            stage = eps
-        elif self._eps == math.inf:
+        if self._eps == math.inf:
             self.f, self.g = class_potentials(self.stored.cost, max(stage, eps))
         while stage > 1.5 * eps:
             self._alternate(stage, _STAGE_TARGET)

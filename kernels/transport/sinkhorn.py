@@ -40,7 +40,7 @@ _NEAR = 1e-3  # of the mean cost: brackets of what is less are measured against 
 
 @dataclass(frozen=True)
 class Transport:
-    """Entropic transport: value, what is known about it, and the potentials to start others from.
+    """Entropic transport: value, what is known about it, and the potentials.
 
     estimate: the dual value of  min <P, C> + eps KL(P || a b^T). lower, upper: bounds of the
     problem that hold in any case. unregularised: bounds of min <P, C>. gap: (upper - lower) /
@@ -83,21 +83,17 @@ def transport(
     eps: float,
     tolerance: float = 1e-4,
     symmetric: bool = False,
-    start: Tensor | None = None,
     max_iterations: int = 2000,
     memory: int | None = None,
 ) -> Transport:
     """Entropic transport between uniform measures, certified.
 
     eps: in the units of the cost. tolerance: of the relative duality gap. symmetric: the cost is
-    between a set and itself. start: potential of the columns [m] of a similar problem, in the
-    caller's order; one that turns out not to be near costs two reads. max_iterations: reads after
-    which no sweeps are begun; small problems still take a few exact passes. memory: bytes that may
-    be taken (default: as many as it takes).
+    between a set and itself. max_iterations: reads after which no sweeps are begun; small problems
+    still take a few exact passes. memory: bytes that may be taken (default: as many as it takes).
 
     Raises ValueError for eps or tolerance that is not positive, eps above a million mean costs, a
-    start that does not fit, a symmetric cost that is not, and memory that cannot hold strips of the
-    cost.
+    symmetric cost that is not, and memory that cannot hold strips of the cost.
     """
     _positive(eps=eps, tolerance=tolerance)
     if eps > _MOST * cost.mean:
@@ -105,21 +101,13 @@ def transport(
             f"eps={eps:.3g} is more than a million times the mean cost, {cost.mean:.3g}: the value "
             "is the mean cost then; give eps in the units of the cost"
         )
-    m = cost.shape[1]
     if symmetric and not cost.symmetric:
         raise ValueError(
             "symmetric is for a set against itself: the same samples and labels on both sides, and "
             "a table that is its own transpose"
         )
-    if start is not None:
-        if start.shape != (m,) or not start.isfinite().all():
-            raise ValueError(f"start must be finite [{m}], not {list(start.shape)}")
-        start = start.double()[cost.y.order]
-        start = start - start.mean()
-        if not start.abs().amax() < _MOST * cost.mean:  # what its rounding hides would be lost
-            start = None
     stored = store(cost, _dtype(cost, eps, tolerance), memory=memory)
-    potentials = Potentials(stored, symmetric=symmetric, start=start, max_iterations=max_iterations)
+    potentials = Potentials(stored, symmetric=symmetric, max_iterations=max_iterations)
     certificate = _certified(potentials, eps, tolerance)
     return _result(
         cost,
@@ -149,7 +137,7 @@ def unregularised(
     _positive(tolerance=tolerance)
     near = _NEAR * cost.mean
     stored = store(cost, torch.float32, memory=memory)
-    potentials = Potentials(stored, symmetric=False, start=None, max_iterations=max_iterations)
+    potentials = Potentials(stored, symmetric=False, max_iterations=max_iterations)
     eps = _FIRST_BRACKET * cost.mean
     before, bounds, exact = math.inf, (0.0, math.inf), False  # costs are not negative
     while True:

@@ -153,7 +153,7 @@ class Artwork:
 def fetch(cache: Path) -> Artwork:
     """The artwork of the ten styles; what is not in the folder `cache` is downloaded, 30 MB in all.
 
-    No file is used before its checksum is verified. Raises RegistryError naming the first package
+    No file is used before its checksum is verified. Raises ValueError naming the first package
     that could not be fetched.
     """
 

@@ -63,13 +63,9 @@ def test_results_and_distances_of_a_finished_campaign(folder, finished):
     assert matrix.loc["outline", "few"] == matrix.loc["few", "outline"] > 0
     rows = engine.predictions(str(folder / "shapes.yaml"), ["outline"], words)
     assert set(rows["evaluated_on"]) == {"outline"}
-    soft = rows[
-        (rows["method"] == "wise_ft") & (rows["alpha"] == 0.5) & (rows["downstream"] == "few")
-    ]
-    (of_table,) = table[
-        (table["method"] == "wise_ft") & (table["alpha"] == 0.5)
-        & (table["downstream"] == "few") & (table["evaluated_on"] == "outline")
-    ]["accuracy"]  # fmt: skip
+    few = "method == 'wise_ft' and alpha == 0.5 and downstream == 'few'"
+    soft = rows.query(few)
+    (of_table,) = table.query(f"{few} and evaluated_on == 'outline'")["accuracy"]
     assert 100 * (soft["top1"] == soft["label"]).mean() == pytest.approx(of_table)
     with pytest.raises(ValueError, match="nowhere: not evaluated on; sets: few, outline"):
         engine.predictions(str(folder / "shapes.yaml"), ["nowhere"], words)

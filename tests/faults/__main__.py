@@ -8,13 +8,13 @@ is 1 if any trial fell short.
 
 import argparse
 import contextlib
-import itertools
 import math
 import random
 import signal
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,19 +35,11 @@ MUTATE = 10  # trials of `mutate`, which are quick, for one of each other kind
 
 @dataclass
 class Tally:
-    """What trials of a kind did. short: those that fell short, by seed."""
+    """Trials of a kind. skipped: why there are none. short: those that fell short, by seed."""
 
     trials: int = 0
     skipped: str = ""
     short: dict[int, str] = field(default_factory=dict)
-
-    def is_over(self, most: float) -> bool:
-        return bool(self.skipped) or self.trials >= most
-
-    def text(self) -> str:
-        if self.skipped:
-            return f"skipped: {self.skipped}"
-        return f"{self.trials} trials, {len(self.short)} fell short"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,18 +52,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the folder and processes go too
     warm_up()
     most, tallies = arguments.trials, {kind: Tally() for kind in arguments.kinds}
-    order = [kind for kind in tallies for _ in range(MUTATE if kind == "mutate" else 1)]
+    order = deque(kind for kind in tallies for _ in range(MUTATE if kind == "mutate" else 1))
     with tempfile.TemporaryDirectory(prefix="rib-faults-") as folder:
         print("running the campaign undisturbed", flush=True)
         campaign = Campaign(Path(folder))
-        campaign.run_undisturbed()
         end = time.monotonic() + arguments.minutes * 60
         with contextlib.suppress(KeyboardInterrupt):
-            for kind in itertools.cycle(order):
-                if time.monotonic() > end or all(t.is_over(most) for t in tallies.values()):
-                    break
-                if not (tally := tallies[kind]).is_over(most):
+            while order and time.monotonic() < end:
+                kind = order.popleft()
+                tally = tallies[kind]
+                if not tally.skipped and tally.trials < most:
                     run_trial(campaign, kind, arguments.seed + tally.trials, tally)
+                    order.append(kind)
     return show(tallies)
 
 
@@ -93,7 +85,8 @@ def run_trial(campaign: Campaign, kind: str, seed: int, tally: Tally) -> None:
 def show(tallies: dict[str, Tally]) -> int:
     """Print what trials did, and how to repeat those that fell short; the exit code."""
     for kind, tally in tallies.items():
-        print(f"{kind:<8} {tally.text()}")
+        done = f"{tally.trials} trials, {len(tally.short)} fell short"
+        print(f"{kind:<8} {f'skipped: {tally.skipped}' if tally.skipped else done}")
         for seed, why in tally.short.items():
             print(f"  seed {seed}: {why.splitlines()[0][:300]}")
             again = f"--kinds {kind} --seed {seed} --trials 1"

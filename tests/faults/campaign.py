@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +14,8 @@ from engine.grid import workflow
 from engine.machine import quiet, ranks
 from engine.report import page
 from engine.store import pending
-from faults.processes import Child, Ended, before_change, die, fork, require
+from faults import processes
+from faults.processes import Ended, before_change, die, require
 
 # Files of every kind are made: checkpoints after each step, slices, snapshots, a Fisher, a prompt.
 METHODS = "  ewc: {}\n  visual_prompt: {}\n"
@@ -30,11 +30,11 @@ NEVER = 0  # the number of no change
 
 
 class Campaign:
-    """A folder with the drawings, the campaign's file, and what `run_undisturbed` left.
+    """A folder with the drawings, the campaign's file, and what an undisturbed campaign left.
 
-    `runs` is where trials happen. tables: the files of the report with numbers, by name. changes:
-    how often the campaign changes its folder. seconds: that a command takes, of `kill` or `tree`.
-    weights: that a command gives the cell of `cell_words`.
+    `runs` is where trials happen. words: those of every command. changes: how often the campaign
+    changes its folder. tables: the files of the report with numbers, by name. seconds: that a
+    command of `tree` takes. weights: of the cell of `recipe` that it trains.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -45,20 +45,18 @@ class Campaign:
         text = campaigns.describe(folder, folder / "drawings").read_text()
         self.file.write_text(text + METHODS)
         self.recipe.write_text(text.partition("methods:")[0] + "method: ewc\n")
+        self.words = [f"runs={self.runs}", *WORDS]
         self.seconds: dict[str, float] = {}
         self.weights: dict[str, bytes] = {}
-
-    def run_undisturbed(self) -> None:
-        started = time.monotonic()
-        ended = self.run().wait()
+        ended = self.run()
         require(ended.code == 0, f"the undisturbed campaign failed: {ended.text[-2000:]}")
-        self.seconds["kill"] = time.monotonic() - started
-        self.changes = int((self.folder / "changes").read_text())
+        self.changes = int((folder / "changes").read_text())
         self.tables = self.numbers()
-        self._copy(FINISHED)
+        shutil.copytree(self.runs, self.copy(FINISHED))
 
-    def _copy(self, stage: float) -> None:
-        shutil.copytree(self.runs, self.folder / f"{stage:.0%}")
+    def copy(self, stage: float) -> Path:
+        """Where `runs` is kept as it was after this share of its changes."""
+        return self.folder / f"{stage:.0%}"
 
     def clear(self) -> None:
         """Empty `runs`."""
@@ -67,27 +65,16 @@ class Campaign:
 
     def restore(self, stage: float) -> None:
         """Let `runs` be as a campaign left it that was killed after this share of its changes."""
-        copy = self.folder / f"{stage:.0%}"
         self.clear()
-        if copy.exists():
-            shutil.copytree(copy, self.runs)
-            return
-        self.run(at=int(stage * self.changes), act=die).wait()
-        self._copy(stage)
-
-    def words(self, command: str) -> list[str]:
-        """The words of a command of `rib` on this campaign."""
-        return [command, str(self.file), f"runs={self.runs}", *WORDS]
-
-    @property
-    def cell_words(self) -> list[str]:
-        """The words of `engine/launch.py` for a cell."""
-        return [f"recipe={self.recipe}", f"runs={self.runs}", *WORDS]
+        if not self.copy(stage).exists():
+            self.run(at=int(stage * self.changes))
+            self.runs.rename(self.copy(stage))
+        shutil.copytree(self.copy(stage), self.runs)
 
     def run(
         self, command: str = "campaign", *, at: int = NEVER, act: Callable[[], object] = die
-    ) -> Child:
-        """Start `rib campaign`, whose jobs run in its process, or `rib metrics`.
+    ) -> Ended:
+        """The end of `rib campaign`, whose jobs run in its process, or `rib metrics`.
 
         `act` is done before change number `at` of `runs`.
         """
@@ -95,11 +82,11 @@ class Campaign:
         def work() -> int:
             jobs_in_this_process(pytest.MonkeyPatch())
             count = before_change(self.runs, at, act)
-            code = cli.main(self.words(command))
+            code = cli.main([command, str(self.file), *self.words])
             (self.folder / "changes").write_text(str(count[0]))
             return code
 
-        return fork(work, self.folder / "log")
+        return processes.run(work, self.folder / "log")
 
     def numbers(self) -> dict[str, bytes]:
         """The content of all tables of the report."""

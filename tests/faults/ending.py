@@ -14,7 +14,7 @@ import grids
 import psutil
 
 from faults.campaign import Campaign
-from faults.processes import HANGS_S, FellShort, die, patience, require
+from faults.processes import HANGS_S, FellShort, patience, require
 
 ROOT = Path(__file__).resolve().parents[2]
 ENDS_WITHIN_S = 5.0
@@ -25,27 +25,15 @@ COMMANDS = ("campaign", "campaign", "python", "torchrun", "deepspeed")
 
 
 def kill(campaign: Campaign, rng: random.Random) -> str:
-    """End a campaign up to three times; then it must give the numbers of an undisturbed run.
-
-    Half of the moments are counted in changes to the folder, half in seconds.
-    """
+    """End a campaign up to three times; then it must give the numbers of an undisturbed run."""
     campaign.clear()
     deeds = []
     for _ in range(rng.randint(1, MOST_KILLS)):
-        number, moment = rng.choice(ENDING), rng.random()
-        if rng.random() < 0.5:
-            at = max(1, int(moment * campaign.changes))
-            deeds.append(f"{number.name} at change {at}")
-            command = campaign.run(at=at, act=lambda n=number: os.kill(os.getpid(), n))
-        else:
-            seconds = moment * campaign.seconds["kill"]
-            deeds.append(f"{number.name} after {seconds:.1f} s")
-            command = campaign.run(act=die)
-            time.sleep(seconds)
-            command.send(number)
-        ended = command.wait()
+        number, at = rng.choice(ENDING), rng.randint(1, campaign.changes)
+        deeds.append(f"{number.name} at change {at}")
+        ended = campaign.run(at=at, act=lambda n=number: os.kill(os.getpid(), n))
         require("Traceback" not in ended.text, f"a traceback: {ended.text[-1500:]}")
-    campaign.check(campaign.run().wait(), ", ".join(deeds))
+    campaign.check(campaign.run(), ", ".join(deeds))
     return ", ".join(deeds)
 
 
@@ -86,7 +74,10 @@ class Tree:
         text = self.log.read_text(errors="replace")[-1500:]
         require(code == 0, f"after {done}, exit code {code}: {text}")
 
-    def end(self) -> None:
+    def __enter__(self) -> "Tree":
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """Kill what is left."""
         while left := self.processes():
             for process in left:
@@ -101,14 +92,12 @@ def tree(campaign: Campaign, rng: random.Random) -> str:
     No process outlives the disturbed command by 5 s, and the same command finishes its work.
     """
     kind, number, moment = rng.choice(COMMANDS), rng.choice((*ENDING, signal.SIGSTOP)), rng.random()
-    command = command_of(campaign, kind)
-    campaign.clear()
     if kind not in campaign.seconds:
-        finish(campaign, kind, "nothing")
         campaign.clear()
+        finish(campaign, kind, "nothing")
+    campaign.clear()
     seconds = moment * campaign.seconds[kind]
-    running = Tree(command, campaign)
-    try:
+    with Tree(command_of(campaign, kind), campaign) as running:
         time.sleep(seconds)
         processes = running.processes()
         process = rng.choice(sorted(processes) or [running.root.pid])
@@ -125,19 +114,15 @@ def tree(campaign: Campaign, rng: random.Random) -> str:
         while (left := running.processes()) and time.monotonic() < end:
             time.sleep(0.1)
         require(not left, f"after {done}, processes are left: {left}")
-    finally:
-        running.end()
     finish(campaign, kind, done)
     return done
 
 
 def finish(campaign: Campaign, kind: str, done: str) -> None:
     """Run a command that nobody disturbs; its results are those of the first such run."""
-    started, undisturbed = time.monotonic(), Tree(command_of(campaign, kind), campaign)
-    try:
+    started = time.monotonic()
+    with Tree(command_of(campaign, kind), campaign) as undisturbed:
         undisturbed.succeed(done)
-    finally:
-        undisturbed.end()
     campaign.seconds.setdefault(kind, time.monotonic() - started)
     check(campaign, kind, done)
 
@@ -154,8 +139,9 @@ def check(campaign: Campaign, kind: str, done: str) -> None:
 
 def command_of(campaign: Campaign, kind: str) -> list[str]:
     if kind == "campaign":
-        return [sys.executable, "-m", "engine.cli", *campaign.words("campaign"), "--cores", "2"]
-    launch = [str(ROOT / "engine" / "launch.py"), *campaign.cell_words]
+        words = ["campaign", str(campaign.file), *campaign.words, "--cores", "2"]
+        return [sys.executable, "-m", "engine.cli", *words]
+    launch = [str(ROOT / "engine" / "launch.py"), f"recipe={campaign.recipe}", *campaign.words]
     deepspeed = str(Path(sys.executable).with_name("deepspeed"))
     return {
         "python": [sys.executable, *launch],

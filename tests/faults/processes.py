@@ -4,20 +4,19 @@ A forked command is what a started one is, without the half minute of imports. I
 at a moment that repeats: when it is about to change a folder for the n-th time.
 """
 
+import multiprocessing
 import os
+import resource
 import signal
 import sys
-import time
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing.context import ForkProcess
 from pathlib import Path
-from typing import NoReturn
 
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree")
 HANGS_S = 300  # on an idle machine; a whole campaign takes a tenth of it
-_running: set[int] = set()
 
 
 class FellShort(Exception):
@@ -47,65 +46,45 @@ class Ended:
     cpu_s: float
 
 
-@dataclass(frozen=True)
-class Child:
-    pid: int
-    log: Path
+def run(work: Callable[[], int], log: Path) -> Ended:
+    """Do `work`, whose result is the exit code, in a process and session of its own.
 
-    def wait(self) -> Ended:
-        """Its end. Raises FellShort, and kills it, where it hangs."""
-        end = time.monotonic() + patience(HANGS_S)
-        while time.monotonic() < end:
-            pid, status, usage = os.wait4(self.pid, os.WNOHANG)
-            if pid:
-                _running.discard(pid)
-                code = os.waitstatus_to_exitcode(status)
-                text = self.log.read_text(errors="replace")
-                return Ended(code, text, usage.ru_utime + usage.ru_stime)
-            time.sleep(0.02)
+    Raises FellShort, and kills the process, where it hangs.
+    """
+    process, before_s = ForkProcess(target=_become, args=(work, log)), _children_s()
+    process.start()
+    process.join(patience(HANGS_S))
+    if process.exitcode is None:
         end_all()
         raise FellShort(f"it did not end within {patience(HANGS_S):.0f} s")
-
-    def send(self, number: int) -> None:
-        os.kill(self.pid, number)
-
-
-def fork(work: Callable[[], int], log: Path) -> Child:
-    """Start `work`, whose result is its exit code, in a process and session of its own."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    pid = os.fork()
-    if not pid:
-        _become(work, log)
-    _running.add(pid)
-    return Child(pid, log)
+    return Ended(process.exitcode, log.read_text(errors="replace"), _children_s() - before_s)
 
 
 def end_all() -> None:
     """Kill the processes that were forked and have not ended."""
-    while _running:
-        pid = _running.pop()
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
+    for process in multiprocessing.active_children():
+        process.kill()
+        process.join()
 
 
-def _become(work: Callable[[], int], log: Path) -> NoReturn:
-    code = 70
-    try:
-        os.setsid()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_DFL)
-        file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(file, 1)
-        os.dup2(file, 2)
-        code = work()
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+def _children_s() -> float:
+    """CPU seconds of all children that have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def _become(work: Callable[[], int], log: Path) -> None:
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    code = work()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def die() -> None:

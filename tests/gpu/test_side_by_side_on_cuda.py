@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from children import NEEDS_GPU
+from clouds import CLASSES, labelled
 
 pytest.importorskip("msgspec")  # the engine's, which a bare machine has not
 from engine.otdd import side_by_side
@@ -18,14 +19,11 @@ CUDA = torch.device("cuda")
 
 @pytest.mark.parametrize("options", [{}, {"bracket": 1e-2}])
 def test_a_matrix_is_that_of_one_after_another(options, monkeypatch):
-    sets, labels = {}, torch.arange(700, device=CUDA) % 7
-    for seed, name in enumerate("abcde"):
-        generator = torch.Generator().manual_seed(seed)
-        features = torch.randn(700, 32, generator=generator).to(CUDA) + labels[:, None]
-        sets[name] = Labelled(features + 0.2 * seed, labels)
+    clouds = {name: labelled(700, seed, 0.2 * seed) for seed, name in enumerate("abcde")}
+    sets = {name: Labelled(*(t.to(CUDA) for t in cloud)) for name, cloud in clouds.items()}
     assert side_by_side.workers(10, 1, 10, CUDA) > 1
-    beside = matrix(sets, 7, Options(**options))
+    beside = matrix(sets, CLASSES, Options(**options))
     monkeypatch.setattr(side_by_side, "_STREAMS", 1)
-    alone = matrix(sets, 7, Options(**options))
+    alone = matrix(sets, CLASSES, Options(**options))
     assert np.isfinite(alone.values).all()
     np.testing.assert_allclose(beside.values, alone.values, rtol=1e-9)

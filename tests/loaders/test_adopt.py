@@ -26,9 +26,9 @@ def blobs(mode: int) -> list[bytes]:
 
 
 def written(path: Path, mode: int, side: int = 8) -> Path:
-    writer = BetonWriter(path, len(IMAGES))
+    writer = BetonWriter(path, len(IMAGES), mode, side, side)
     for number, blob in enumerate(blobs(mode)):
-        writer.add(blob, mode=mode, height=side, width=side, label=number % 3)
+        writer.add(blob, number % 3)
     writer.finish()
     writer.close()
     return path

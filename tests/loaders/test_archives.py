@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import io
 import os
 import shutil
@@ -16,7 +15,6 @@ from tarballs import tarball
 from zip_crypto import encrypted
 
 from loaders import archives, trees
-from loaders.zip_cipher import PasswordError
 
 BIG = {"a/b.png": bytes(9000)}
 MEMBERS = {f"top/n{i % 3}/{i}.png": bytes([i % 256]) * (i % 70) for i in range(300)}
@@ -34,18 +32,6 @@ def files(root: Path) -> dict[str, bytes]:
     return {file.path: trees.read(file.place) for file in trees.files(root)}
 
 
-@pytest.mark.parametrize("compressed", [True, False])
-def test_a_tar_loses_its_compression_if_it_has_one(tmp_path: Path, compressed: bool) -> None:
-    """ImageNetV2's archive has been published under `.tar.gz` without being compressed."""
-    path = tmp_path / "imagenet_v2" / "v2.tar"
-    archive = tarball(tmp_path / "v2.tar.gz", MEMBERS)
-    if not compressed:
-        archive.write_bytes(gzip.decompress(archive.read_bytes()))
-    archives.to_tar(archive, path)
-    assert files(path) == MEMBERS
-    assert [file.name for file in tmp_path.iterdir()] == ["imagenet_v2"]
-
-
 @pytest.mark.parametrize("damage", [flip, cut, lambda path: os.truncate(path, 40)])
 def test_a_cut_or_changed_gzip_file_is_refused(tmp_path: Path, damage) -> None:
     archive, path = tarball(tmp_path / "a.tar.gz", MEMBERS), tmp_path / "a" / "a.tar"
@@ -59,9 +45,7 @@ def test_a_zip_file_becomes_a_folder_and_a_stopped_unpacking_goes_on(tmp_path: P
     archive, folder = tmp_path / "a.zip", tmp_path / "set"
     archive.write_bytes(zipped(MEMBERS))
     assert not archives.needs_password(archive)
-    unpacking = archives.unzip(archive, folder)
-    next(unpacking)
-    unpacking.close()
+    next(archives.unzip(archive, folder))
     assert archive.exists() and not folder.exists()
     first = tmp_path / "a.zip.unpacked" / "top" / "n0" / "0.png"
     before = first.stat().st_mtime_ns
@@ -71,14 +55,11 @@ def test_a_zip_file_becomes_a_folder_and_a_stopped_unpacking_goes_on(tmp_path: P
     assert [file.name for file in tmp_path.iterdir()] == ["set"]
 
 
-def test_a_password_opens_a_zip_file(tmp_path: Path) -> None:
-    archive, folder = tmp_path / "o.zip", tmp_path / "objectnet"
-    archive.write_bytes(encrypted(MEMBERS, "a test set"))
-    assert archives.needs_password(archive)
-    with pytest.raises(PasswordError, match=r"this is not the password of .*o\.zip"):
-        list(archives.unzip(archive, folder, "another"))
-    list(archives.unzip(archive, folder, "a test set"))
-    assert files(folder) == MEMBERS
+def test_another_password_is_no_damage(tmp_path: Path) -> None:
+    archive = tmp_path / "o.zip"
+    archive.write_bytes(encrypted(BIG, "a test set"))
+    with pytest.raises(ValueError, match=r"^this is not the password of .*o\.zip$"):
+        list(archives.unzip(archive, tmp_path / "objectnet", "another"))
 
 
 def test_damaged_zip_files_and_names_that_leave_them(tmp_path: Path) -> None:

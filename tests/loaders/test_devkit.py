@@ -22,6 +22,3 @@ def test_what_is_no_kit_is_refused(tmp_path: Path) -> None:
     kit.write_bytes(kit.read_bytes()[:200])
     with pytest.raises(ValueError, match=r"kit\.tar\.gz is not ImageNet's development kit"):
         devkit.wnids(kit)
-    kit.write_bytes(b"text")
-    with pytest.raises(ValueError, match="is not ImageNet's development kit"):
-        devkit.wnids(kit)

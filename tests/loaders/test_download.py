@@ -13,29 +13,18 @@ import pytest
 from web import Web, serve
 
 from loaders import download
-from loaders.download import DownloadError, Progress, Remote, Stopped
+from loaders.download import Progress, Remote, Stopped
 
 CONTENT = np.random.default_rng(0).integers(0, 256, 300_000, np.uint8).tobytes()
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
     monkeypatch.setattr(download, "TRIES", 3)
     monkeypatch.setattr(download, "WAIT_S", 0.001)
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Web]:
     with serve() as web:
         yield web
-
-
-@pytest.fixture
-def web(server: Web) -> Web:
-    server.files.clear()
-    server.requests.clear()
-    return server
 
 
 def remote(*addresses: str, size: int = len(CONTENT)) -> Remote:
@@ -55,11 +44,10 @@ def arrived(folder: Path) -> bytes:
 def test_a_file_comes_whole_and_once(web: Web, tmp_path: Path) -> None:
     address = web("a", content=CONTENT)
     progress: list[int] = []
-    folder = tmp_path / "new"
-    fetch(remote(address), folder, seen=progress.append)
-    assert arrived(folder) == CONTENT
+    fetch(remote(address), tmp_path / "new", seen=progress.append)
+    fetch(remote(address), tmp_path / "new")
+    assert arrived(tmp_path / "new") == CONTENT
     assert progress[-1] == len(CONTENT) and progress == sorted(progress)
-    fetch(remote(address), folder)
     assert web.requests == [("a", "")], "the second call asks nobody"
 
 
@@ -76,7 +64,6 @@ NO_SIZE: dict = {"size": 0}
         ({}, CONTENT[:1000], {}, ["bytes=1000-"]),
         ({}, CONTENT, NO_SIZE, ["bytes=300000-"]),  # the server answers that nothing is left
         ({}, b"x" * 1000, {}, ["bytes=1000-", ""]),  # of another version
-        ({}, CONTENT + b"more", {}, ["bytes=300004-", ""]),
         ({}, CONTENT + b"more", NO_SIZE, ["bytes=300004-", ""]),
     ],
 )
@@ -92,15 +79,11 @@ def test_a_download_goes_on_from_what_is_there_and_fits(
 
 
 def test_an_address_is_given_up_after_attempts_without_progress(web: Web, tmp_path: Path) -> None:
-    address = web("a", content=CONTENT, cuts=[1000] + [0] * 3)
-    with pytest.raises(DownloadError, match=r"3 attempts failed.*ended at byte 1,000 of 300,000"):
-        fetch(remote(address), tmp_path)
-    assert (tmp_path / "a.tar.part").read_bytes() == CONTENT[:1000]
     stuck = web("stuck", content=CONTENT, cuts=[500] * 9, ranges=False)
-    web.requests.clear()
-    with pytest.raises(DownloadError, match="3 attempts failed"):
-        fetch(remote(stuck), tmp_path / "stuck")
+    with pytest.raises(ValueError, match=r"3 attempts failed.*ended at byte 500 of 300,000"):
+        fetch(remote(stuck), tmp_path)
     assert len(web.requests) == 4, "bytes that come again are no progress"
+    assert (tmp_path / "a.tar.part").read_bytes() == CONTENT[:500]
 
 
 def test_a_larger_part_of_another_version_is_forgotten_where_connections_drop(
@@ -114,10 +97,8 @@ def test_a_larger_part_of_another_version_is_forgotten_where_connections_drop(
 @pytest.mark.parametrize(
     ("file", "message"),
     [
-        ({"page": "<title>Quota\n exceeded</title>"}, "a web page comes .*: Quota exceeded"),
-        ({"page": "<p>hello"}, "a web page comes in place of the file: no title"),
+        ({"kind": "text/html; charset=utf-8"}, "a web page comes in place of the file"),
         ({"statuses": [404]}, "the server answers 404 Not Found"),
-        ({"statuses": [403]}, "the server answers 403 Forbidden"),
         ({"statuses": [503] * 3}, "3 attempts failed, the last by: the server answers 503"),
         ({"content": CONTENT[:-1]}, "its file has 299,999 bytes, not 300,000"),
         ({"content": CONTENT[:-1], "length": False}, "299,999 bytes, not 300,000"),
@@ -128,10 +109,10 @@ def test_the_next_mirror_gives_what_one_does_not(
     web: Web, tmp_path: Path, file: dict, message: str
 ) -> None:
     bad, good = web("bad", **file), web("good", content=CONTENT)
-    with pytest.raises(DownloadError, match=f"(?s)a.tar could not .*{bad}: {message}.*--from"):
+    with pytest.raises(ValueError, match=f"(?s)a.tar could not .*{bad}: {message}.*--from"):
         fetch(remote(bad), tmp_path / "alone")
     assert not (tmp_path / "alone" / "a.tar").exists(), "what is not checked has not its name"
-    web("bad", **file)
+    web("bad", **file)  # once more
     fetch(remote(bad, good), tmp_path / "both")
     assert arrived(tmp_path / "both") == CONTENT
 
@@ -139,13 +120,10 @@ def test_the_next_mirror_gives_what_one_does_not(
 def test_nobody_listens_and_other_schemes(web: Web, tmp_path: Path) -> None:
     (tmp_path / "secret").write_bytes(CONTENT)
     closed, file = "http://127.0.0.1:9/a", (tmp_path / "secret").as_uri()
-    with pytest.raises(DownloadError, match=r"refused.*file:.*: it is no http or https address"):
+    with pytest.raises(ValueError, match=r"refused.*file:.*: it is no http or https address"):
         fetch(remote(closed, file), tmp_path)
-    leads_away = web("a", redirect=file)
-    with pytest.raises(DownloadError):
-        fetch(remote(leads_away), tmp_path)
-    with pytest.raises(DownloadError, match="it has no address"):
-        fetch(remote(), tmp_path)
+    with pytest.raises(ValueError, match=r"a\.tar could not be downloaded"):
+        fetch(remote(web("a", redirect=file)), tmp_path)
 
 
 def test_a_full_disk_is_named_and_the_next_call_goes_on(web: Web, tmp_path: Path) -> None:
@@ -153,18 +131,20 @@ def test_a_full_disk_is_named_and_the_next_call_goes_on(web: Web, tmp_path: Path
         raise OSError(errno.ENOSPC, "No space left on device")
 
     address = web("a", content=CONTENT)
-    with pytest.raises(DownloadError, match=r"No space left.*make room.*goes on from there"):
+    with pytest.raises(ValueError, match=r"No space left.*make room.*goes on from there"):
         fetch(remote(address), tmp_path, seen=full)
     fetch(remote(address), tmp_path)
     assert arrived(tmp_path) == CONTENT
 
 
-def test_a_stop_leaves_what_arrived(web: Web, tmp_path: Path) -> None:
-    address = web("a", content=CONTENT, pause_s=0.01, piece=10_000)
-    stop = threading.Event()
+def test_a_stop_leaves_what_arrived(
+    web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, stop = web("a", content=CONTENT), threading.Event()
+    monkeypatch.setattr(download, "_CHUNK", 1000)
     with pytest.raises(Stopped):
         fetch(remote(address), tmp_path, seen=lambda done: stop.set(), stop=stop)
     part = (tmp_path / "a.tar.part").read_bytes()
-    assert 0 < len(part) < len(CONTENT) and CONTENT.startswith(part)
+    assert 0 < len(part) <= 1000 and CONTENT.startswith(part)
     fetch(remote(address), tmp_path)
     assert arrived(tmp_path) == CONTENT

@@ -10,7 +10,9 @@ import pickle
 import random
 import zipfile
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -26,14 +28,12 @@ LETTERS = {f"{ord(letter):x}": f"letter-{letter}" for letter in "abcdefghi"}
 SHAPE = '<path d="M2 2H{x}V14H2z" fill="{fill}"/>'
 
 
-def icons(chars: bool, fill: str, names: dict[str, str], aliases: dict | None = None) -> dict:
+def icons(codes: dict, fill: str, names: Iterable[str], aliases: dict | None = None) -> dict:
     bodies = {
-        name: {"body": SHAPE.format(x=4 + index, fill=fill)}
-        for index, name in enumerate(names.values())
+        name: {"body": SHAPE.format(x=4 + index, fill=fill)} for index, name in enumerate(names)
     }
-    icon_set = {"prefix": "toy", "icons": bodies, "aliases": aliases or {}, "width": 16}
-    codes = names if chars else {}
-    files = {"package/icons.json": icon_set | {"height": 16}, "package/chars.json": codes}
+    icon_set = {"icons": bodies, "aliases": aliases or {}, "width": 16, "height": 16}
+    files = {"package/icons.json": icon_set, "package/chars.json": codes}
     return {name: json.dumps(value).encode() for name, value in files.items()}
 
 
@@ -52,14 +52,13 @@ def package(name: str, style: emoji.Style, cache: Path) -> emoji.Style:
         assert isinstance(font, ImageFont.FreeTypeFont)
         files = {drawings.FONT_MEMBER: font.font_bytes}
     elif name == "emojione":  # names only, one of them an alias, one unknown
-        named_letters = {code: name for code, name in LETTERS.items() if name != "letter-i"}
-        old = {code: name.replace("letter-a", "old-a") for code, name in named_letters.items()}
-        files = icons(False, "#c22", old, {"letter-a": {"parent": "old-a"}})
+        old = ["old-a", *(f"letter-{letter}" for letter in "bcdefgh")]
+        files = icons({}, "#c22", old, {"letter-a": {"parent": "old-a"}})
     elif name == "twemoji":  # g and h share one drawing
         names = {code: name.replace("-h", "-g") for code, name in LETTERS.items()}
-        files = icons(True, "#22c", names)
+        files = icons(names, "#22c", names.values())
     else:
-        files = icons(True, "currentColor" if style.mono else "#2a2", LETTERS)
+        files = icons(LETTERS, "currentColor" if style.mono else "#2a2", LETTERS.values())
     file = f"{style.package.lstrip('@').replace('/', '-')}-{style.version}.tgz"
     digest = hashlib.sha512(tarball(cache / file, files).read_bytes()).digest()
     return msgspec.structs.replace(style, sha512=base64.b64encode(digest).decode())
@@ -132,8 +131,8 @@ def test_every_style_draws_and_renders(artwork: emoji.Artwork):
 
 
 def test_a_mirrored_alias_is_mirrored(tmp_path: Path):
-    files = icons(True, "#2a2", {"61": "left"}, {"right": {"parent": "left", "hFlip": True}})
-    files["package/chars.json"] = json.dumps({"61": "left", "62": "right"}).encode()
+    aliases = {"right": {"parent": "left", "hFlip": True}}
+    files = icons({"61": "left", "62": "right"}, "#2a2", ["left"], aliases)
     pack = drawings.SvgDrawings(tarball(tmp_path / "mirror.tgz", files), {})
     left, right = pixels(pack.draw("61", 32)), pixels(pack.draw("62", 32))
     assert (left != right).any() and (left[:, ::-1] == right).all()
@@ -143,10 +142,8 @@ def test_a_mirrored_alias_is_mirrored(tmp_path: Path):
 def test_renderings_differ_by_each_part_of_the_seed_and_by_nothing_else(cache: Path):
     artwork, again = emoji.fetch(cache), emoji.fetch.__wrapped__(cache)
     first, second = (concept.code for concept in artwork.concepts[:2])
-    cases = [
-        *(("noto", first, 0, 0), ("noto", first, 1, 0), ("noto", first, 0, 1)),
-        *(("noto", second, 0, 0), ("openmoji", first, 0, 0)),
-    ]
+    cases = [("noto", first, 0, 0), ("noto", first, 1, 0), ("noto", first, 0, 1)]
+    cases += [("noto", second, 0, 0), ("openmoji", first, 0, 0)]
     images = [artwork.render(*case, 24).tobytes() for case in cases]
     assert len(set(images)) == len(cases)
     assert [again.render(*case, 24).tobytes() for case in reversed(cases)] == images[::-1]
@@ -180,25 +177,21 @@ def test_items_are_labelled_keyed_and_drawn_by_any_process(cache: Path):
     concepts = artwork.choose(3, 0)
     items = emoji.items(cache, ["noto", "noto-mono"], concepts, renderings=2, seed=5, px=20)
     assert len(items) == 2 * 3 * 2 == len({item.key for item in items})
-    assert Counter(item.label for item in items) == {0: 4, 1: 4, 2: 4}
-    assert {(item.label, item.source) for item in items} == {
-        (label, concept.code) for label, concept in enumerate(concepts)
-    }
+    labelled = Counter((item.label, item.source) for item in items)
+    assert labelled == {(label, concept.code): 4 for label, concept in enumerate(concepts)}
     assert items[1].key == f"noto/{concepts[0].code}/1"
     image = emoji.open_image(pickle.loads(pickle.dumps(items[1].payload)))
     assert image.tobytes() == artwork.render("noto", concepts[0].code, 1, 5, 20).tobytes()
 
 
 def test_fingerprint_changes_with_all_that_changes_pixels(artwork: emoji.Artwork):
-    concepts = artwork.concepts
-    base = (["noto"], concepts[:2], 2, 0, 32)
-    changed = [
-        *((["twemoji"], *base[1:]), (["noto"], concepts[1:3], 2, 0, 32)),
-        *((*base[:2], 3, 0, 32), (*base[:3], 1, 32), (*base[:4], 33)),
-    ]
-    prints = [emoji.fingerprint(*case) for case in (base, *changed)]
-    assert len(set(prints)) == len(prints)
-    assert emoji.fingerprint(*base) == prints[0]
+    first, second = artwork.concepts[:2], artwork.concepts[1:3]
+    base: dict[str, Any] = {"styles": ["noto"], "concepts": first, "renderings": 2}
+    base |= {"seed": 0, "px": 32}
+    changes = [{}, {"styles": ["twemoji"]}, {"concepts": second}, {"renderings": 3}]
+    changes += [{"seed": 1}, {"px": 33}]
+    prints = [emoji.fingerprint(**base | change) for change in changes]
+    assert len(set(prints)) == len(prints) and emoji.fingerprint(**base) == prints[0]
 
 
 def test_a_contact_sheet_has_a_row_of_images_for_each_style():
@@ -208,11 +201,10 @@ def test_a_contact_sheet_has_a_row_of_images_for_each_style():
     sheet = np.asarray(emoji.contact_sheet(rows))
     margin = sheet.shape[1] - 3 * 38
     for row, images in enumerate(rows.values()):
-        top = 2 + 38 * row
-        shown = sheet[top : top + 36, margin:].reshape(36, 3, 38, 3)[:, : len(images), :36]
-        assert np.array_equal(shown.transpose(1, 0, 2, 3), images)
-        name = sheet[top : top + 36, :margin]
-        assert (name < 128).any() and (name[:, :4] == 255).all(), "cut off"
+        shown = sheet[2 + 38 * row :][:36]
+        for column, image in enumerate(images):
+            assert np.array_equal(shown[:, margin + 38 * column :][:, :36], image)
+        assert (shown[:, :margin] < 128).any() and (shown[:, :4] == 255).all(), "cut off"
 
 
 @pytest.mark.slow

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import socket
 from pathlib import Path
 
 import pytest
@@ -33,30 +32,21 @@ def test_a_folder_is_listed_by_class_and_name_and_what_is_left_out_is_named(tmp_
         (0, "cat/2", "cat/2.png"),
         (1, "dog/a.b", "dog/a.b.png"),
     ]
-    stamps = [
-        f"{key} {(root / key).stat().st_size} {(root / key).stat().st_mtime_ns}"
-        for _, _, key in shown
-    ]
+    statuses = {key: (root / key).stat() for _, _, key in shown}
+    stamps = [f"{key} {of.st_size} {of.st_mtime_ns}" for key, of in statuses.items()]
     # Packs that are there are compared by this text.
     assert listing.fingerprint == hashlib.sha256("\n".join(stamps).encode()).hexdigest()
     assert set(listing.left_out) == strange
 
 
-def special(path: Path, kind: str) -> None:
-    """A file that must never be opened."""
-    if kind == "pipe":
-        os.mkfifo(path)
-    elif kind == "socket":
-        with contextlib.chdir(path.parent), socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(path.name)  # the whole path may be too long for a socket
-    else:
-        path.symlink_to("/dev/zero" if kind == "device" else path.parent / "gone")
-
-
-@pytest.mark.parametrize("kind", ["pipe", "socket", "device", "dead link"])
+@pytest.mark.parametrize("kind", ["pipe", "device", "dead link"])
 def test_what_is_no_file_is_named_and_not_opened(tmp_path: Path, kind: str) -> None:
     root = tree(tmp_path / "set")
-    special(root / "cat" / "3.png", kind)
+    path = root / "cat" / "3.png"
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero" if kind == "device" else path.parent / "gone")
     message = "cannot be read" if kind == "dead link" else "is neither a file nor a folder; remove"
     with pytest.raises(ValueError, match=rf"cat/3.png {message}"):
         folders.read(root)
@@ -94,8 +84,4 @@ def test_folders_that_hold_no_classes_are_refused(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     draw(tmp_path / "set" / "1.png", [0])
     with pytest.raises(ValueError, match=r"holds no images as <class>/<image> \(.jpg, .jpeg"):
-        folders.read(tmp_path / "set")
-    tree(tmp_path / "set")
-    (tmp_path / "set" / "emu").mkdir()
-    with pytest.raises(ValueError, match="set has classes without images: emu"):
         folders.read(tmp_path / "set")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import io
+import gzip
 import json
 import os
 import shutil
@@ -13,6 +13,7 @@ from pathlib import Path
 import imagenet_trees as trees
 import pytest
 from imagenet_trees import RIB, read
+from tarballs import tarball
 
 from engine.data import imagenet
 from loaders.benchmarks import imagenet_c, objectnet
@@ -33,7 +34,6 @@ def test_published_sizes(tmp_path: Path) -> None:
     items = [Item(i // 2, "", str(i), None) for i in range(6)]
     assert imagenet.imagenet.faults(items, "abc", 6, 2) == []
     assert imagenet.imagenet.faults(items[:5], "abc", 5) == []
-    assert imagenet.imagenet.faults(items, "abc", 5) == ["6 images, not 5"]
 
 
 def test_a_small_part_of_a_whole_set_is_no_shortfall(
@@ -42,7 +42,9 @@ def test_a_small_part_of_a_whole_set_is_no_shortfall(
     source = trees.corrupted(tmp_path)
     drawn = dataclasses.replace(RIB, subsample="20")
     monkeypatch.setattr(imagenet_c, "PER_PART", 2)
-    assert len(imagenet.read(drawn, "imagenet_c", source).items) == 20
+    other = dataclasses.replace(drawn, seed=1)
+    first, second = (imagenet.read(each, "imagenet_c", source).items for each in (drawn, other))
+    assert len(first) == len(second) == 20 and first != second
     (source / "weather" / "fog" / "3" / trees.WNIDS[0] / "ILSVRC2012_val_00000001.JPEG").unlink()
     with pytest.raises(ValueError, match=r"1 of 75 parts have not 2 images: fog/3 \(1\)"):
         imagenet.read(drawn, "imagenet_c", source)
@@ -73,12 +75,8 @@ def test_what_is_wrong_with_a_tree_is_named(tmp_path: Path) -> None:
         trees.version_2(tmp_path / "2"),
         rf"of imagenet_a: \d+ \(.* are {trees.WNIDS[0][:3]}.* another set",
     )
-    fails("imagenet_v2", good, f"no class of imagenet_v2: {trees.WNIDS[0]}")
     trees.draw(tmp_path / "over" / "1000" / "1.jpeg", [0])
     fails("imagenet_v2", tmp_path / "over", r"imagenet_v2: 1000 \(.* are 0, 1, 2 and 997 more")
-    foreign = next(wnid for wnid in imagenet.wnids() if wnid not in imagenet.wnids("a"))
-    trees.draw(tmp_path / "f" / foreign / "1.jpg", [0])
-    fails("imagenet_a", tmp_path / "f", rf"no class of imagenet_a: {foreign}")
     trees.draw(tmp_path / "n" / trees.WNIDS[0] / "deeper" / "1.jpg", [0])
     fails("imagenet_a", tmp_path / "n", r"no class of imagenet_a: deeper \(n\d+/deeper/1.jpg\)")
     trees.by_wnid(tmp_path / "two" / "one", copies=1)
@@ -88,11 +86,9 @@ def test_what_is_wrong_with_a_tree_is_named(tmp_path: Path) -> None:
     trees.draw(tmp_path / "c" / "fog" / "6" / trees.WNIDS[0] / "1.JPEG", [0])
     fails("imagenet_c", tmp_path / "c", "fog/6/n.*is not <corruption>/<1 to 5>")
     fails("objectnet", good, "holds no mappings/ folder")
-    none = _objectnet_mapping(tmp_path / "o1", 1, Banana="no such thing")
-    fails("objectnet", none, "1k.json: no such thing is no class of ImageNet-1K")
-    shutil.copytree(none / "objectnet-1.0/images/whisk", none / "objectnet-1.0/images/unheard")
-    fails("objectnet", _objectnet_mapping(tmp_path / "o2", 1, Banana="crane"), "crane is no class")
-    unheard = _objectnet_mapping(tmp_path / "o3", 1)
+    crane = _objectnet_mapping(tmp_path / "o1", 1, Banana="crane")  # two classes have this name
+    fails("objectnet", crane, "1k.json: crane is no class of ImageNet-1K")
+    unheard = _objectnet_mapping(tmp_path / "o2", 1)
     trees.draw(unheard / "objectnet-1.0/images/unheard/1.png", [0])
     fails("objectnet", unheard, "does not name: unheard")
     (unheard / "objectnet-1.0/mappings" / objectnet.MAPPINGS[0]).write_text("[")
@@ -129,10 +125,8 @@ def test_duplicates_and_other_files_are_named(tmp_path: Path) -> None:
     (first / "._1.jpg").write_bytes(b"")
     listing = read("imagenet_a", source)
     assert len(listing.items) == 6
-    assert {*listing.left_out} == {
-        "README.txt",
-        *(f"{first.name}/{n}" for n in ("Thumbs.db", "._1.jpg")),
-    }
+    strange = {"README.txt", f"{first.name}/Thumbs.db", f"{first.name}/._1.jpg"}
+    assert {*listing.left_out} == strange
     val = trees.validation(tmp_path / "v") / "val"
     name = "ILSVRC2012_val_00000001.JPEG"
     for duplicate in (val / second.name / name, val / first.name / name.replace("JPEG", "jpg")):
@@ -166,34 +160,26 @@ def test_cut_archive_is_named_where_an_image_ends_early(tmp_path: Path) -> None:
         open_image(last)
 
 
-def damaged(tmp_path: Path) -> dict[str, tuple[bytes, str]]:
-    """Damaged archives that tarfile takes for whole, and the message for each."""
-    good = trees.archive(trees.by_wnid(tmp_path / "a"), tmp_path / "a.tar").read_bytes()
-    with tarfile.open(tmp_path / "a.tar") as archive:
+def test_a_damaged_archive_that_tarfile_takes_for_whole_is_named(tmp_path: Path) -> None:
+    path = trees.archive(trees.by_wnid(tmp_path / "a"), tmp_path / "bad.tar")
+    good = path.read_bytes()
+    with tarfile.open(path) as archive:
         third = archive.getmembers()[2].offset
-    archives = {
-        "header": (good[:third] + b"x" * 512 + good[third + 512 :], "it does not end as"),
-        "cut": (good[: third + 100], "it does not end as"),
-        "between": (good[:third], "it does not end as"),
-    }
-    for kind, content in (("inner", b"no archive".ljust(2000)), ("empty inner", b"")):
-        outer = io.BytesIO()
-        with tarfile.open(fileobj=outer, mode="w") as archive:
-            entry = tarfile.TarInfo("n1.tar")
-            entry.size = len(content)
-            archive.addfile(entry, io.BytesIO(content))
-            archive.addfile(tarfile.TarInfo("n2/1.jpg"), io.BytesIO())
-        archives[kind] = outer.getvalue(), "n1.tar does not end as"
-    return archives
-
-
-@pytest.mark.parametrize("kind", ["header", "cut", "between", "inner", "empty inner"])
-def test_a_damaged_archive_is_named(tmp_path: Path, kind: str) -> None:
-    path = tmp_path / "bad.tar"
-    data, message = damaged(tmp_path)[kind]
-    path.write_bytes(data)
-    with pytest.raises(ValueError, match=rf"bad.tar is damaged or no .tar archive \({message}"):
-        read("imagenet_a", path)
+    inner = tarball(tmp_path / "outer", {"n1.tar": b"no archive".ljust(2000), "n2/1.jpg": b""})
+    (tmp_path / "a" / "link").symlink_to("elsewhere")
+    linked = trees.archive(tmp_path / "a", tmp_path / "linked.tar")
+    with pytest.raises(ValueError, match=r"linked\.tar: link is a link; unpack the archive"):
+        read("imagenet_a", linked)
+    for data, name in (
+        (good[:third] + b"x" * 512 + good[third + 512 :], "it"),
+        (good[: third + 100], "it"),
+        (good[:third], "it"),
+        (gzip.decompress(inner.read_bytes()), "n1.tar"),
+    ):
+        path.write_bytes(data)
+        message = rf"bad\.tar is damaged or no \.tar archive \({name} does not end as"
+        with pytest.raises(ValueError, match=message):
+            read("imagenet_a", path)
 
 
 def test_objects_that_share_a_class_are_refused_when_they_are_read(tmp_path: Path) -> None:

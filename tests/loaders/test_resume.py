@@ -5,10 +5,9 @@ from __future__ import annotations
 import errno
 import itertools
 import logging
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,23 +44,28 @@ class Camera:
         return np.asarray(image)
 
 
+class Fatal(Camera):
+    def shrink(self, image: Image.Image) -> np.ndarray:
+        if self.opened == 21:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().shrink(image)
+
+
 def make(out: Path, camera: Camera, format: str = "raw", **options: Any) -> Pack:
     options |= {"open_image": camera, "transform": camera.shrink}
     return tiny_packs.make(out, format, seeds=range(COUNT), **options)
 
 
 def require_equal(pack: Pack, whole: Pack) -> None:
-    assert {file.name for file in pack.folder.iterdir()} == {
-        file.name for file in whole.folder.iterdir()
-    }
-    for file in whole.folder.iterdir():
-        assert (pack.folder / file.name).read_bytes() == file.read_bytes(), file.name
+    actual, expected = (
+        {file.name: file.read_bytes() for file in each.folder.iterdir()} for each in (pack, whole)
+    )
+    assert actual == expected
 
 
-@pytest.mark.parametrize("stop_at", [0, 1, 21, COUNT - 1])
-@pytest.mark.parametrize("format", ["raw", "jpeg"])
+@pytest.mark.parametrize(("format", "stop_at"), [("raw", 0), ("raw", 21), ("jpeg", COUNT - 1)])
 def test_an_interrupted_pack_is_finished_to_the_same_bytes(
-    tmp_path: Path, stop_at: int, format: str
+    tmp_path: Path, format: str, stop_at: int
 ) -> None:
     whole = make(tmp_path / "whole", Camera(), format)
     with pytest.raises(KeyboardInterrupt):
@@ -75,21 +79,10 @@ def test_an_interrupted_pack_is_finished_to_the_same_bytes(
 
 
 def test_a_killed_encoder_goes_on(tmp_path: Path) -> None:
-    script = (
-        "import sys, time; sys.path[:0] = sys.argv[2:]; from pathlib import Path\n"
-        "import test_resume as t\n"
-        "class Slow(t.Camera):\n"
-        "    def shrink(self, image):\n"
-        "        if self.opened == 21: print('there', flush=True), time.sleep(60)\n"
-        "        return super().shrink(image)\n"
-        "t.make(Path(sys.argv[1]), Slow())"
-    )
-    here = Path(__file__).parent
-    paths = [str(path) for path in (here.parents[1], here.parent, here)]
-    command = [sys.executable, "-c", script, str(tmp_path / "p"), *paths]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
-        assert child.stdout is not None and child.stdout.readline() == "there\n"
-        child.send_signal(signal.SIGKILL)
+    child = multiprocessing.get_context("fork").Process(target=make, args=(tmp_path / "p", Fatal()))
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
     assert not (tmp_path / "p").exists()
     second = Camera()
     pack = make(tmp_path / "p", second)
@@ -148,17 +141,11 @@ def test_a_full_disk_is_named_and_leaves_no_pack(
     assert second.opened == (0 if place == "finish" else COUNT - 12)
 
 
-def shorten(path: Path, size: int = 3) -> None:
-    os.truncate(path, path.stat().st_size - size)
-
-
 @pytest.mark.parametrize(
     ("name", "damage", "left"),
     [
-        (JOURNAL, shorten, 19),
-        (JOURNAL, lambda path: shorten(path, 1), 19),
+        (JOURNAL, lambda path: os.truncate(path, path.stat().st_size - 1), 19),
         (JOURNAL, lambda path: flip(path, 100), 0),
-        ("images.beton", shorten, 19),
         ("images.beton", lambda path: flip(path, path.stat().st_size - 100), 18),
         ("images.beton", Path.unlink, 0),
     ],
@@ -177,16 +164,7 @@ def test_what_a_stopped_encoder_left_is_taken_up_to_the_first_damage(
     require_equal(pack, make(tmp_path / "whole", Camera()))
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        OSError(errno.EIO, "Input/output error"),
-        FileNotFoundError(2, "gone"),
-        MemoryError(),
-        ImportError(),
-    ],
-    ids=lambda error: type(error).__name__,
-)
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), MemoryError()])
 def test_what_may_pass_stops_a_run_and_is_not_taken_for_a_bad_image(
     tmp_path: Path, error: Exception
 ) -> None:

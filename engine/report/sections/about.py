@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 
 import pandas
 
-from engine.grid.attempts import Attempt
 from engine.measures.rows import PRE
 from engine.report.headline import averaged_over, measured_on
 from engine.report.results import ROWS, Results, published, slides
@@ -46,39 +44,39 @@ def how_to_read(results: Results) -> Section | None:
 def what_was_run(results: Results) -> Section | None:
     """Settings, versions, hardware and hours, every row's hyper-parameters, and what is missing."""
     record, cells = results.record, results.grid.cells
-    ended = [attempt for attempt in record.attempts if attempt.ended is not None]
-    failed = [
-        {"campaign": of.campaign, "job": of.job, "hours": round(of.hours, 3), "why": of.failure}
-        for of in record.attempts
-        if of.failure
-    ]
+    names = ["campaign", "stage", "device", "processes", "job", "ended", "hours", "failure"]
+    rows = [[getattr(attempt, name) for name in names] for attempt in record.attempts]
+    attempts = pandas.DataFrame(rows, columns=names).rename(columns={"failure": "why"})
+    ended, failed = attempts.dropna(subset="ended"), attempts[attempts["why"] != ""]
+    of_stage = ended.groupby(names[:4], sort=False)
+    sums = {"jobs": ("job", "nunique"), "attempts": ("job", "size"), "job_hours": ("hours", "sum")}
     settings = [(k, str(v)) for k, v in record.settings.items() if k.split(",")[0] != ROWS]
     recipes = [{"method": record.methods.get(key, key), **of} for key, of in results.recipes]
     tables = [
-        Table(
+        (
             "missing-columns",
             "Columns of the grid (a set fine-tuned on, in a setting) that are missing, and why; "
             "mRI is a mean over the others.",
-            _named(pandas.DataFrame([dataclasses.asdict(column) for column in record.missing])),
+            pandas.DataFrame(map(dataclasses.asdict, record.missing)),
         ),
-        Table(
+        (
             "settings",
             "What it takes to get these numbers again.",
             pandas.DataFrame(settings, columns=["setting", "value"]),
         ),
-        Table(
+        (
             "hours",
             "Hours of the jobs, by stage and device; a job on several GPUs counts once. Neither "
             "the report's own job nor an attempt that was killed is counted.",
-            _hours(ended),
+            of_stage.agg(**sums).reset_index(),
         ),
-        Table(
+        (
             "failed-attempts",
             "Attempts at jobs that did not finish them, and why; a later one goes on from what the "
             "store holds.",
-            _named(pandas.DataFrame(failed)),
+            failed[["campaign", "job", "hours", "why"]].round({"hours": 3}),
         ),
-        Table(
+        (
             "hyper-parameters",
             "Every method's settings as its recipe resolves them. A method that takes no steps, "
             "such as a mix of finished cells or a probe that is fitted to its optimum, does not "
@@ -97,22 +95,12 @@ def what_was_run(results: Results) -> Section | None:
     )
     return Section(
         "settings",
-        f"What was run: {count}, {sum(attempt.hours for attempt in ended):.2f} job-hours"
+        f"What was run: {count}, {ended['hours'].sum():.2f} job-hours"
         + f"; {counted('column', len(record.missing))} missing" * bool(record.missing),
         "A cell is a model, method, set fine-tuned on and set evaluated on, each with "
         f"{counted('training seed', len(results.grid.seeds))}. A set was evaluated on {images}.",
-        tables=[table for table in tables if len(table.data)],
+        tables=[Table(name, text, _named(data)) for name, text, data in tables if len(data)],
     )
-
-
-def _hours(attempts: Sequence[Attempt]) -> pandas.DataFrame:
-    """A row a campaign, stage, device and number of GPUs or processes at work."""
-    names = ["campaign", "stage", "device", "processes"]
-    columns = [*names, "job", "hours"]
-    rows = [[getattr(attempt, name) for name in columns] for attempt in attempts]
-    groups = pandas.DataFrame(rows, columns=columns).groupby(names, sort=False)
-    sums = {"jobs": ("job", "nunique"), "attempts": ("job", "size"), "job_hours": ("hours", "sum")}
-    return _named(groups.agg(**sums).reset_index())
 
 
 def _named(table: pandas.DataFrame) -> pandas.DataFrame:

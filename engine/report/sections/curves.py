@@ -153,7 +153,8 @@ def during_training(results: Results) -> Section | None:
                 "fall: OOD accuracy at the best earlier step less that at saturation, in points.",
                 claims,
             )
-        ][: len(rising)],
+        ]
+        * bool(rising),
     )
 
 

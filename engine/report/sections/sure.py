@@ -40,10 +40,10 @@ def section(results: Results) -> Section | None:
                 "Each method's mRI less that of the best, with its 95% interval. On the other "
                 "sets, means in percent of images: the same answer before and after, right both "
                 "times, lost (right before only) and gained (right after only); expected "
-                "calibration error in points, debiased, and where they are stored that after "
-                "temperature scaling and the class-wise one; mean accuracy over classes and that "
-                "on the worst class; these five have no interval. Accuracy above the trend line of "
-                "models that nothing made robust, where there is one.",
+                "calibration error in points, debiased, and where it is stored that after "
+                "temperature scaling; mean accuracy over classes and that on the worst class; "
+                "these four have no interval. Accuracy above the trend line of models that nothing "
+                "made robust, where there is one.",
                 data,
             )
         ],

@@ -12,7 +12,6 @@ from typing import Any
 
 import pandas
 
-from engine.measures.rows import PRE
 from engine.report import charts
 from engine.report.results import Results
 from engine.report.section import Section, Table
@@ -81,21 +80,6 @@ def _variants(results: Results) -> tuple[list[str], pandas.DataFrame]:
     table = arms.join(wide, on="arm")
     table = values.join(table[[name for name in numbers if name in table]])
     return list(map(str, values)), table
-
-
-def rows(results: Results) -> pandas.DataFrame:
-    """A row a variant, seed, set fine-tuned on and set evaluated on: accuracy in percent before and
-    after, and the change in points. `seed` is left out where there is a single one."""
-    grid, sweep = results.grid, results.record.sweep or {}
-    pre = grid.cells[grid.cells["method"] == PRE].set_index("evaluated_on")["accuracy"]
-    trained = grid.trained[(grid.trained["method"] != PRE) & grid.trained["headline"]]
-    trained = trained[trained["setting"].isin(sweep)]
-    varied = pandas.DataFrame([sweep[setting] for setting in trained["setting"]])
-    data = trained[["seed"] * (len(grid.seeds) > 1) + ["downstream", "evaluated_on"]]
-    before = trained["evaluated_on"].map(pre)
-    data = data.assign(accuracy_before=before, accuracy_after=trained["accuracy"])
-    data["change"] = data["accuracy_after"] - before
-    return pandas.concat([varied, data.reset_index(drop=True)], axis=1)
 
 
 def tuned(results: Results) -> Section | None:

@@ -7,7 +7,7 @@ import pytest
 from engine import cli
 from engine.commands import plan
 
-SMALL = ["vit_tiny_random", "device=cpu", "--steps", "2", "--batch", "2,4"]
+SMALL = ["vit_tiny_random", "device=cpu", "--steps", "2", "--batch", "2"]
 
 
 @pytest.mark.slow
@@ -17,9 +17,7 @@ def test_a_row_for_each_method_and_pass(tmp_path, capsys):
     table = capsys.readouterr().out
     rows = json.loads(file.read_text())["rows"]
     names = ["fine_tune", "ewc", "lwf", "evaluation", "plain training", "plain evaluation"]
-    assert [(row["what"], row["batch"]) for row in rows] == [
-        (name, batch) for batch in (2, 4) for name in names
-    ]
+    assert [(row["what"], row["batch"]) for row in rows] == [(name, 2) for name in names]
     for row in rows:
         assert row["what"] in table and row["peak_mb"] is None and row["mfu"] > 0
         assert row["images_s"] == pytest.approx(1e3 * row["batch"] / row["ms"])
@@ -45,8 +43,7 @@ def test_a_plan_is_one_screen_for_gpus_and_this_machine(folder, capsys):
     assert len(shown.splitlines()) <= 25
     for text in ("A100", "H100", "yours", "CPU", "training: FT", "on 1, 8, 64 GPUs", "disk"):
         assert text in shown, text
-    times = [plan._time(hours) for hours in (1, 0.5, 1 / 60, 1e-3)]
-    assert times == ["1 h", "30 min", "1 min", "3.6 s"]
+    assert [plan._time(hours) for hours in (1, 0.5, 1e-3)] == ["1 h", "30 min", "3.6 s"]
     for wrong in (["--mfu", "0"], ["--mfu", "1.5"], ["--tflops", "0"]):
         assert cli.main([*words, *wrong]) == 2
         assert "--mfu must be above 0" in capsys.readouterr().err

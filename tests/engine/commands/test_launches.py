@@ -14,11 +14,12 @@ from processes import heed_signals, lives, until
 
 LAUNCH = str(Path(__file__).parents[3] / "engine" / "launch.py")
 DEEPSPEED = [sys.executable, str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", "2"]
+SAVED = "store/pending/*/step*/done.json"
 pytestmark = pytest.mark.slow
 
 
 def start(grid: grids.Grid, runs: Path, command: Sequence[str], *words: str) -> subprocess.Popen:
-    """A launch whose output goes to a file, in a session of its own."""
+    """A launch in a session of its own, whose output goes to a file."""
     runs.mkdir(exist_ok=True)
     overrides = grid.overrides(f"runs={runs}", "device=cpu", *words)
     with (runs / f"{len(list(runs.glob('*.log')))}.log").open("w") as log:
@@ -33,26 +34,22 @@ def test_two_at_once_meet_on_the_loopback_and_end_with_their_launchers(grid, tmp
     places = [tmp_path / "a", tmp_path / "b"]
     words = ("train.epochs=3000", "train.checkpoint_minutes=0.002")
     launches = [start(grid, place, DEEPSPEED, *words) for place in places]
-    trees = []
+    started = []
     try:
-        for place in places:
-            trained = lambda: list(place.glob("store/pending/*/step*/done.json"))  # noqa: B023, E731
-            until(trained, f"training in {place}", 200)
+        until(lambda: all(any(place.glob(SAVED)) for place in places), "both train", 200)
         trees = [psutil.Process(launch.pid).children(recursive=True) for launch in launches]
-        launchers = [tree[0] for tree in trees]
-        ranks = [process for tree in trees for process in tree if LAUNCH in process.cmdline()[2]]
+        started = [process for tree in trees for process in tree]
+        ranks = [process for process in started if LAUNCH in process.cmdline()[2]]
         assert len(ranks) == 4
         connections = [c for rank in ranks for c in rank.net_connections()]
         assert {c.laddr.ip for c in connections if c.status == psutil.CONN_LISTEN} == {"127.0.0.1"}
         launches[0].terminate()
-        launchers[1].kill()
+        trees[1][0].kill()
         until(lambda: not any(lives(rank.pid) for rank in ranks), "the ranks end", 5)
         assert [launch.wait(5) for launch in launches] == [-signal.SIGTERM] * 2
-        until(lambda: not lives(launchers[0].pid), "their launcher ends", 10)
+        until(lambda: not lives(trees[0][0].pid), "the other launcher ends", 10)
     finally:
-        for launch in launches:
-            launch.kill()
-        for process in (process for tree in trees for process in tree):
+        for process in (*launches, *started):
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
 

@@ -1,8 +1,6 @@
 """Campaigns are planned before they run: their columns, and mistakes, which are named."""
 
-import dataclasses
 import itertools
-import re
 import shlex
 import shutil
 from pathlib import Path
@@ -206,45 +204,23 @@ def test_the_model_of_a_campaign_file_stands_in_the_command_to_encode(
     assert "SET: imagenet_val, imagenet_a, imagenet_r" in command
 
 
-def test_words_of_the_benchmarks_header_agree_on_the_packs():
-    header = (recipe.ROOT / "campaigns" / "imagenet_rib.yaml").read_text()
-    commands = re.findall(r"^#   rib (\w+) (.*?)(?:   .*)?$", header, re.MULTILINE)
-    assert " ".join(command for command, _ in commands) == "download encode verify plan campaign"
-    name, places = "vit_b16_clip_openai", set()
-    for _, text in commands:
-        words = [w.replace("MODEL", name) for w in text.split() if "=" in w and "model=" not in w]
-        for resolved in (
-            recipe.of_sections(name, "imagenet_rib", words),
-            recipe.load("imagenet_rib", [f"model={name}", *words]),
-        ):
-            runs = Path(resolved.runs)
-            places.add(packs.pack_folder(runs, resolved.dataset, resolved.model, "imagenet_v2"))
-    assert len(places) == 1
-
-
 def test_plan_on_disk_is_read_back(folder, tmp_path):
     """With typed settings and all recipes, whatever becomes of the files that it was made of."""
     for name in ("shapes.yaml", "model.yaml", "data.yaml"):
         (tmp_path / name).write_text((folder / name).read_text())
     words = ("vary={optimizer.lr: [1e-5, 1], seed: [3]}", "trackers=[wandb]")
-    plan = planned(tmp_path, f"runs={tmp_path / 'runs'}", *words)
-    plan.path.parent.mkdir(parents=True)
-    plan.path.write_bytes(campaign.text(plan))
+    plan = campaigns.planned(tmp_path, f"runs={tmp_path / 'runs'}", *words)
     for file in tmp_path.glob("*.yaml"):
         file.unlink()
     again = campaign.read(plan.path)
-    assert campaign.text(again) == plan.path.read_bytes()
-    assert (again.columns, again.path, again.threads) == (plan.columns, plan.path, plan.threads)
+    assert campaign.text(again) == plan.path.read_bytes() and again.path == plan.path
     first, second, *_ = again.columns
-    assert (first.settings, first.varied) == (
-        {"optimizer.lr": 1e-5, "seed": 3},
-        {"optimizer.lr": 1e-5},
-    )
+    assert first.settings == {"optimizer.lr": 1e-5, "seed": 3}
+    assert first.varied == {"optimizer.lr": 1e-5}
     assert isinstance(second.settings["optimizer.lr"], float)
-    for before, after in zip(plan.cells(second), again.cells(second), strict=True):
-        assert dataclasses.asdict(before.recipe) == dataclasses.asdict(after.recipe)
-        assert before.recipe.optimizer.lr == 1 and before.recipe.seed == 3
-        assert before.needs.keys() == after.needs.keys()
+    cells = [cell.recipe for cell in again.cells(second)]
+    assert all(cell.optimizer.lr == 1 and cell.seed == 3 for cell in cells)
+    assert cells == [cell.recipe for cell in plan.cells(second)]
     plan.path.write_bytes(plan.path.read_bytes().replace(b"outline", b"tinted"))
     with pytest.raises(DamagedFile, match=r"plan\.json was altered; run `rib campaign` again"):
         campaign.read(plan.path)

@@ -3,52 +3,27 @@
 What a finished campaign says is asked of `finished`, whose jobs ran in this process.
 """
 
-import contextlib
 import os
 import re
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 
 import campaigns
-import grids
 import psutil
 import pytest
-from campaigns import SETS, rows
-from processes import heed_signals, until
+from campaigns import SETS, rows, started
+from processes import until
 
 from engine import cli, recipe
 from engine.commands import job
 from engine.grid import campaign, outcomes
 
 ALPHAS = ("0.0", "0.5", "1.0")  # of WiSE-FT, as tables write them
-RIB = [sys.executable, "-m", "engine.cli"]
 pytestmark = pytest.mark.slow
-
-
-@contextlib.contextmanager
-def started(folder: Path, *words: str, cwd: Path, cores: int = 2) -> Iterator[subprocess.Popen]:
-    """`rib campaign` in a process group of its own, from a working folder that is not ours."""
-    process = subprocess.Popen(
-        [*RIB, "campaign", str(folder / "shapes.yaml"), "--cores", str(cores), *words],
-        cwd=cwd,
-        env=grids.environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        preexec_fn=heed_signals,
-    )
-    try:
-        yield process
-    finally:
-        process.kill()  # its jobs follow it
-        process.communicate()
 
 
 def jobs_of(runs: Path) -> dict[int, list[str]]:
@@ -66,11 +41,11 @@ def test_the_program_runs_all_ready_made_methods_to_one_complete_table(folder, t
     cwd = tmp_path / "else {where}:"
     cwd.mkdir()
     words = ("runs=runs", "train.epochs=1", "dataset.sets=[outline,few]", "downstreams=[few]")
-    with started(tmp_path, *words, cwd=cwd) as process:
-        out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err[-3000:]
+    with started(tmp_path, *words, "--cores", "2", cwd=cwd) as process:
+        shown = process.communicate(timeout=300)[0]
+    assert process.returncode == 0, shown[-3000:]
     (report,) = (cwd / "runs").glob("shapes-*/report")
-    assert "mRI" in out and str(report / "index.html") in out
+    assert "mRI" in shown and str(report / "index.html") in shown
     assert [path.name for path in cwd.iterdir()] == ["runs"]  # no .snakemake here
     arms = [(method, "") for method in methods if method != "wise_ft"]
     arms += [("wise_ft", alpha) for alpha in ALPHAS]
@@ -140,24 +115,24 @@ def test_a_campaign_that_ended_in_every_way_is_resumed_to_the_same_tables(
     def cells() -> int:
         return len(list(runs.glob("store/cells/fine_tune-*/done.json")))
 
-    with started(folder, words, cwd=tmp_path) as process:
+    with started(folder, words, "--cores", "2", cwd=tmp_path) as process:
         log = "shapes/plans/*/logs/prepare.log"
         begun = lambda: any(path.stat().st_size for path in runs.glob(log))  # noqa: E731
         until(begun, "a job is at work", at_work=process)
         (program,) = (n for n, words in jobs_of(runs).items() if job.__name__ in words)
         os.kill(program, signal.SIGKILL)
-        err = process.communicate(timeout=120)[1]
-    assert process.returncode == 2 and "prepare was killed (SIGKILL)" in err, err[-3000:]
-    assert "logs/prepare.log" in err
+        shown = process.communicate(timeout=120)[0]
+    assert process.returncode == 2 and "prepare was killed (SIGKILL)" in shown, shown[-3000:]
+    assert "logs/prepare.log" in shown
 
-    with started(folder, words, cwd=tmp_path) as process:
+    with started(folder, words, "--cores", "2", cwd=tmp_path) as process:
         until(lambda: jobs_of(runs), "a job is there", at_work=process)
         os.killpg(process.pid, signal.SIGHUP)
         assert process.wait(60) == 130 and not jobs_of(runs)
 
     for number in (signal.SIGINT, signal.SIGKILL):
         before = cells()
-        with started(folder, words, cwd=tmp_path, cores=1) as process:
+        with started(folder, words, "--cores", "1", cwd=tmp_path) as process:
             until(lambda before=before: cells() > before, "a new cell", at_work=process)
             assert jobs_of(runs)
             if number == signal.SIGINT:

@@ -1,4 +1,4 @@
-"""Campaigns of other columns, seeds and measures, from training to the report."""
+"""Campaigns of other columns, seeds and measures, and sweeps, from training to the report."""
 
 import itertools
 from collections.abc import Sequence
@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import fmean
 
 import campaigns
+import pandas
 import pyarrow.parquet as pq
 import pytest
 from campaigns import rows
@@ -82,8 +83,8 @@ def test_a_set_can_be_trained_on_and_not_evaluated(folder, finished):
 
 
 def test_a_cell_on_the_upstream_set_starts_from_the_model_with_a_head(folder, finished, grid):
-    words = {"method": "linear_probe", "downstream": "upstream"}
-    cell = cell_plan.resolve(str(folder / "shapes.yaml"), [f"runs={finished}"], **words)
+    name, words = str(folder / "shapes.yaml"), [f"runs={finished}"]
+    cell = cell_plan.resolve(name, words, method="linear_probe", downstream="upstream")
     builder = Builder(cell, grid.device)
     base, probe = builder.base, builder.build()
     assert probe.name != base.name and probe.backbone == base.backbone != base.name
@@ -163,10 +164,9 @@ def test_seeds_of_a_campaign(folder, finished, capsys):
 
 
 CALIBRATED = ["evaluate.calibration=true", "downstreams=[outline]"]
-ERRORS = ("scaled_calibration_error", "classwise_calibration_error")
 
 
-def test_a_campaign_stores_what_its_calibration_errors_need(folder, finished):
+def test_a_campaign_stores_what_temperature_scaling_needs(folder, finished):
     """Temperatures and errors themselves: `measures/test_calibration.py`."""
     report = campaigns.run(folder, *CALIBRATED)
     behaviours = rows(report / "behaviour.csv")
@@ -179,6 +179,50 @@ def test_a_campaign_stores_what_its_calibration_errors_need(folder, finished):
     stored = on_few.add(of_model["few"], temperature=temperature)
     place = ("fine_tune", "few")
     (row,) = [row for row in behaviours if (row["method"], row["evaluated_on"]) == place]
-    for name in ERRORS:
-        expected = getattr(behaviour, name)(stored, on_few.codes)
-        assert float(row[name]) == pytest.approx(expected, abs=1e-5)
+    expected = behaviour.scaled_calibration_error(stored, on_few.codes)
+    assert float(row["scaled_calibration_error"]) == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_sweep_of_a_rows_option(folder, grid, tmp_path, monkeypatch, capsys):
+    file, runs = tmp_path / "swept.yaml", tmp_path / "runs"
+    text = (folder / "shapes.yaml").read_text()
+    file.write_text(text + "  ewc: {method: {fisher_images: 10}}\n")
+    words = ["sweep", f"recipe={file}/ewc", f"runs={runs}", "--cores", "2"]
+    words += ["method.lam=0.1,10", "seed=0,1", "downstream=outline,few", "train.epochs=1"]
+    ran = campaigns.in_this_process(monkeypatch)
+    assert cli.main(words) == 0
+    assert len(ran) == 2 + 8 and ran[0] == "prepare" and ran[-1] == "report"
+    (place,) = runs.glob("swept-ewc-sweep-lam-seed*/report")
+    table = place / "tables/sweep-variants.csv"
+    assert f"table   {table}" in capsys.readouterr().out
+
+    data = pandas.read_csv(place / "seeds.csv").query("method == 'ewc'")
+    keys = ["setting", "seed", "downstream", "evaluated_on"]
+    settings = ["method.lam=0.1", "method.lam=10"]
+    index = itertools.product(settings, [0, 1], ["few", "outline"], sorted(["upstream", *SETS]))
+    assert sorted(data[keys].itertuples(index=False, name=None)) == list(index)
+    assert data.groupby(["setting", "seed"])["accuracy"].sum().nunique() > 1, "nothing varied"
+
+    summary = pandas.read_csv(table)
+    assert list(summary["method.lam"]) == [0.1, 10.0]
+    before = pandas.read_csv(place / "accuracy.csv").query("method == 'pre'")
+    before = data["evaluated_on"].map(before.set_index("evaluated_on")["accuracy"])
+    others = data.assign(change=data["accuracy"] - before)
+    others = others.query("evaluated_on != 'upstream' and evaluated_on != downstream")
+    expected = others.groupby("setting")["change"].mean()[settings]
+    assert list(summary["mRI_pts"]) == pytest.approx(list(expected), abs=1e-5)
+    assert "is selection on the test sets" in (place / "index.html").read_text()
+    printed = " ".join((place / "table.txt").read_text().split())
+    assert "note: mRI is measured on the test sets." in printed
+
+    made = {path: path.stat().st_mtime_ns for path in (runs / "store").glob("*/*/done.json")}
+    kinds = [path.parts[-3] for path in made]
+    assert kinds.count("fisher") == kinds.count("weights") == 1
+    assert kinds.count("cells") == 1 + 8, "the first head, and a cell a column"
+    del ran[:]
+    assert cli.main(words) == 0
+    assert ran == [] and "is finished; nothing to do." in capsys.readouterr().out
+    table.unlink()
+    assert cli.main(words) == 0
+    assert ran[-1] == "report" and table.is_file()
+    assert made == {p: p.stat().st_mtime_ns for p in (runs / "store").glob("*/*/done.json")}

@@ -1,4 +1,4 @@
-"""Temperature scaling and class-wise calibration error, from logits against plain twins."""
+"""Temperature scaling from logits, against plain twins."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ import pytest
 import torch
 from scipy import optimize, special
 
-from engine.evaluation import passes
-from engine.evaluation.reduction import ClassGaps, Reduction
+from engine.evaluation.reduction import Reduction, predictions_table
 from engine.measures import behaviour, calibration, predictions
 from engine.measures.predictions import ImagePredictions, SetPredictions
 
@@ -33,26 +32,16 @@ def drawn(images: int, over: float, seed: int = 0) -> tuple[np.ndarray, np.ndarr
 
 
 def stored(folder: Path, name: str, logits: np.ndarray, labels: np.ndarray) -> Path:
-    """The file that an evaluation leaves, of three slices of two batches each."""
-    labelled: Any = SimpleNamespace(
-        labels=torch.from_numpy(labels),
-        mask=torch.from_numpy(MASK),
-        members=None,
-        group=None,
-        pack=SimpleNamespace(sources=np.array([f"image {i}" for i in range(len(labels))])),
+    """The file that an evaluation leaves."""
+    positions = np.arange(len(labels))
+    pack = SimpleNamespace(sources=np.char.mod("image %d", positions))
+    truth, mask = torch.from_numpy(labels), torch.from_numpy(MASK)
+    labelled: Any = SimpleNamespace(labels=truth, mask=mask, members=None, group=None, pack=pack)
+    reduced = Reduction(labelled, CPU, calibration=True)(
+        positions, torch.from_numpy(logits).float()
     )
-    of_rows, of_classes = Reduction(labelled, CPU, calibration=True), ClassGaps(labelled, CPU)
-    (folder / name).mkdir()
-    for number, positions in enumerate(np.array_split(np.arange(len(labels)), 3)):
-        batches = np.array_split(positions, 2)
-        reduced = [
-            torch.cat([reduce(index, torch.from_numpy(logits[index]).float()) for index in batches])
-            for reduce in (of_rows, of_classes)
-        ]
-        table = passes.predictions_table(reduced, labelled, positions)
-        pq.write_table(table, folder / name / f"{number}.parquet")
     path = folder / f"{name}.parquet"
-    pq.write_table(predictions.read(folder / name), path)
+    pq.write_table(predictions_table(reduced, labelled, positions), path)
     return path
 
 
@@ -110,33 +99,12 @@ def test_a_temperature_at_the_end_of_its_range_is_said(tmp_path, caplog, labels_
     np.testing.assert_allclose(after.scaled, softmax(logits / end).max(axis=1), rtol=1e-5)
 
 
-def test_class_wise_calibration_error_is_its_definition(tmp_path):
-    logits, labels = drawn(400, 2.0)
-    logits[0] = np.where(np.arange(len(MASK)) == 1, 900.0, 0.0)  # probabilities of 0 and 1
-    p = softmax(logits)
-    errors = []
-    for place, label in enumerate(CLASSES):
-        for b in range(15):
-            # float32 logits may put a probability at an edge into the other bin; none is here.
-            inside = (p[:, place] > b / 15) & (p[:, place] <= (b + 1) / 15)
-            inside |= (b == 0) & (p[:, place] == 0)
-            if inside.any():
-                gap = p[inside, place].mean() - (labels[inside] == label).mean()
-                errors.append(inside.mean() * abs(gap))
-    expected = 100 * np.sum(errors) / len(CLASSES)
-    after = SetPredictions().add(stored(tmp_path, "a", logits, labels))
-    assert after.class_gaps is not None and after.class_gaps.shape == (len(CLASSES), 15)
-    actual = behaviour.classwise_calibration_error(after, np.arange(400))
-    assert actual == pytest.approx(expected, rel=1e-4) and actual > 1
-
-
 def test_what_is_not_stored_has_no_error(tmp_path):
     path = stored(tmp_path, "a", *drawn(20, 1.0))
-    pq.write_table(pq.read_table(path).drop_columns(["p_top1_scaled", "class_gaps"]), path)
+    pq.write_table(pq.read_table(path).drop_columns(["p_top1_scaled"]), path)
     assert predictions.temperature_of(path) is None
     after = SetPredictions().add(path, temperature=calibration.Temperature(3))
     assert np.isnan(behaviour.scaled_calibration_error(after, np.arange(20)))
-    assert np.isnan(behaviour.classwise_calibration_error(after, np.arange(20)))
 
 
 def test_macro_and_worst_class_accuracy_are_of_the_classes_that_are_there():

@@ -1,4 +1,4 @@
-"""Fitted heads against an independent solver, formulas in NumPy, and what a cell keeps of a fit."""
+"""Fitted heads against formulas in NumPy, and what a cell keeps of a fit."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import pytest
 import torch
 from grids import CLASSES, grid, labels, same, weights
 from plain_losses import PLACES
-from scipy.optimize import minimize
 from torch import nn
 
 from engine.errors import DivergedError
@@ -62,22 +61,16 @@ def problem_of(
     ("images", "width", "classes", "l2", "scale"),
     [(60, 5, 4, 1e-3, 1.0), (9, 40, 3, 1e-3, 5.0), (200, 3, 2, 1e-4, 1.0)],
 )
-def test_a_fit_is_the_optimum_that_another_solver_reaches(images, width, classes, l2, scale):
+def test_a_fit_ends_where_another_gradient_is_as_small_as_asked(images, width, classes, l2, scale):
     problem, head = problem_of(images, width, classes, l2, scale), head_of(classes, width)
     anchor = flat(head.weight, head.bias)
     result = heads.fit(head, problem, "LP")
     x, y = problem.features_ND.double().numpy(), problem.labels_N.numpy()
     value, gradient = objective(flat(head.weight, head.bias), x, y, l2, anchor)
+    # Strong convexity: the objective is `heads.EXCESS` too high at most.
     assert np.linalg.norm(gradient) <= result["tolerance"] == math.sqrt(2 * l2 * heads.EXCESS)
+    assert result["gradient_norm"] == pytest.approx(np.linalg.norm(gradient), rel=1e-3)
     assert result["loss"] == pytest.approx(value, rel=1e-12)
-    options = {"gtol": 1e-10, "ftol": 0, "maxiter": 10_000, "maxfun": 100_000}
-    by_scipy = minimize(
-        objective, anchor, (x, y, l2, anchor), "L-BFGS-B", jac=True, options=options
-    )
-    assert value - by_scipy.fun <= 2 * heads.EXCESS
-    # Strong convexity: an objective that is `excess` too high is no farther than this.
-    farthest = math.sqrt(2 * heads.EXCESS / l2)
-    assert np.linalg.norm(flat(head.weight, head.bias) - by_scipy.x) <= 2 * farthest
 
 
 def test_a_fit_gives_the_same_bits_again_and_chunks_change_its_rounding_alone(monkeypatch):

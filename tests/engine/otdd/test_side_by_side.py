@@ -5,9 +5,11 @@ from __future__ import annotations
 import threading
 import time
 
+import clouds
 import numpy as np
 import pytest
 import torch
+from clouds import CLASSES, D
 
 from engine.otdd import problems, solve
 from engine.otdd.problems import Labelled, Options
@@ -16,13 +18,10 @@ from engine.otdd.solve import matrix
 from kernels.transport.store import most_bytes
 
 CPU = torch.device("cpu")
-CLASSES = 3
 
 
-def labelled(seed: int, n: int = 40, d: int = 5) -> Labelled:
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.arange(n) % CLASSES
-    return Labelled(torch.randn(n, d, generator=generator) + labels[:, None] + 0.3 * seed, labels)
+def labelled(seed: int, n: int) -> Labelled:
+    return Labelled(*clouds.labelled(n, seed, 0.3 * seed))
 
 
 SETS = {name: labelled(seed, 40 + seed) for seed, name in enumerate("abcd")}
@@ -42,11 +41,10 @@ def cores():
 )
 def test_a_matrix_is_the_same_bit_for_bit_as_one_after_another(options, cores, monkeypatch):
     at_once = []
-    real = solve.side_by_side
 
-    def counted(work, items, count, device, **words):
+    def counted(work, items, count, device):
         at_once.append(count)
-        return real(work, items, count, device, **words)
+        return side_by_side(work, items, count, device)
 
     monkeypatch.setattr(solve, "side_by_side", counted)
     beside = matrix(SETS, CLASSES, Options(**options))
@@ -54,13 +52,7 @@ def test_a_matrix_is_the_same_bit_for_bit_as_one_after_another(options, cores, m
     torch.set_num_threads(1)
     alone = matrix(SETS, CLASSES, Options(**options))
     assert set(at_once) == {1, 2} and np.isfinite(alone.values).all() and alone.values[0, 1] > 0
-    for parallel, serial in zip(
-        (beside.values, beside.gaps, beside.marginal_errors),
-        (alone.values, alone.gaps, alone.marginal_errors),
-        strict=True,
-    ):
-        np.testing.assert_array_equal(parallel, serial)
-    assert beside.eps == alone.eps
+    assert beside.plain() == alone.plain()
 
 
 def test_items_run_at_the_same_time_on_their_share_of_threads(cores):
@@ -95,7 +87,6 @@ def test_after_an_error_what_runs_is_finished_and_nothing_is_begun(cores):
 def test_as_many_at_once_as_cores_problems_and_memory_allow(cores):
     assert workers(36, 100, 1000, CPU) == 2
     assert workers(1, 100, 1000, CPU) == 1
-    assert workers(36, 600, 1000, CPU) == 1
     assert workers(36, 2000, 1000, CPU) == 1  # it may run, and read its costs again
 
 
@@ -105,13 +96,16 @@ def test_memory_is_estimated_for_the_largest_problem(monkeypatch):
         name: problems.Cloud.of(name, points, CLASSES, Options(label_distance="none"))
         for name, points in sets.items()
     }
-    within, across = most_bytes(300, 300, 5, CPU), most_bytes(100, 300, 5, CPU)
-    assert problems.Problems(clouds, Options()).bytes_each() == within
-    assert problems.Problems(clouds, Options(debias=False)).bytes_each() == across < within
-    assert problems.Problems(clouds, Options(bracket=0.1)).bytes_each() == across
+    within, across = most_bytes(300, 300, D, CPU), most_bytes(100, 300, D, CPU)
     monkeypatch.setattr(problems, "_EXACT_BYTES", 10**6)
-    exact = problems.Problems(clouds, Options(exact=True)).bytes_each()
-    assert exact == 10**6 * 300 * 100
+    for options, most in (
+        (Options(), within),
+        (Options(debias=False), across),
+        (Options(bracket=0.1), across),
+        (Options(exact=True), 10**6 * 300 * 100),
+    ):
+        assert problems.Problems(clouds, options).bytes_each() == most
+    assert across < within
 
 
 def test_a_problem_has_its_share_of_the_memory_and_names_its_pair(cores, monkeypatch):

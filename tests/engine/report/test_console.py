@@ -1,4 +1,4 @@
-"""Tables in the terminal fit 100 columns, and no number is ever cut."""
+"""Tables in the terminal: no number is ever cut."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ import re
 import pandas
 import pytest
 
-from engine.report import columns, exports, sections
+from engine.report import charts, columns, exports, sections
 from engine.report.section import Figure, Section, Table
 
 
@@ -80,9 +80,16 @@ def test_the_papers_table_has_a_caption_a_label_and_the_best_in_bold(written):
 
 
 def test_a_figure_for_papers_has_whole_names(tmp_path):
-    name = "a-name-that-is-longer-than-an-axis-of-the-page-would-leave-whole"
-    data = pandas.DataFrame({"method": [name], "mRI": [1.0]})
-    encoding = {"y": {"field": "method", "type": "nominal"}, "x": {"field": "mRI"}}
-    figure = Figure("f", "", "", data, {"mark": "bar", "encoding": encoding})
-    exports.write(tmp_path, [Section("a", "A", figures=[figure])], drawn=True)
-    assert f">{name}</text>" in (tmp_path / "figures/f.svg").read_text()
+    names = ["a-method-whose-name-no-axis-of-the-page-would-leave-whole", "a-set-of-such-a-name"]
+    names[1] *= 2
+    data = pandas.DataFrame([[*names, 1.0]], columns=["method", "set", "x_pts"])
+    specs = {
+        "bars": charts.bars(data, "x_pts"),
+        "heat": charts.heat(data, "set", "method", "x_pts"),
+        "curve": charts.curve(data, "x_pts", "x_pts", "method"),
+    }
+    figures = [Figure(name, "", "", data, spec) for name, spec in specs.items()]
+    exports.write(tmp_path, [Section("a", "A", figures=figures)], drawn=True)
+    for name in specs:
+        svg = (tmp_path / f"figures/{name}.svg").read_text()
+        assert all(f">{of}</text>" in svg for of in names[: 1 + (name == "heat")]), name

@@ -58,7 +58,9 @@ def embedded(html: str) -> dict:
 
 def written_page(folder, *sections: Section, **words) -> str:
     path = page.write(
-        folder / "index.html", sections, **{"title": "A title", "heading": "A heading"} | words
+        folder / "index.html",
+        sections,
+        **{"title": "A title", "heading": "A heading", "files": ()} | words,
     )
     return path.read_text("utf-8")
 
@@ -114,15 +116,5 @@ def test_a_long_table_has_few_rows_in_the_document_and_all_in_the_data(tmp_path)
 
 def test_a_name_that_comes_twice_is_refused(tmp_path):
     sections = [Section(key, "A", figures=[FIGURE]) for key in ("a", "b")]
-    with pytest.raises(ValueError, match="'dots' is used twice"):
+    with pytest.raises(ValueError, match="two figures named 'dots'"):
         written_page(tmp_path, *sections)
-
-
-def test_the_bundle_is_made_once_a_version_and_a_cache_is_no_need(tmp_path, monkeypatch):
-    monkeypatch.setenv("RIB_CACHE", str(tmp_path / "cache"))
-    made = []
-    monkeypatch.setattr(page.vl_convert, "javascript_bundle", lambda _: made.append(1) or "js")
-    assert page._bundle() == page._bundle() == "js" and made == [1]
-    (tmp_path / "file").write_text("in the way")
-    monkeypatch.setenv("RIB_CACHE", str(tmp_path / "file"))
-    assert page._bundle() == "js" and made == [1, 1]

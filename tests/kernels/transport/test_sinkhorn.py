@@ -106,38 +106,6 @@ def test_sample_order_and_class_names_do_not_matter():
     torch.testing.assert_close(reordered.f, base.f[order], rtol=1e-3, atol=1e-2)
 
 
-def test_a_near_start_saves_iterations_and_a_far_one_costs_two():
-    cost = problem(300, 200)
-    eps = 0.005 * cost.mean
-    cold = transport(cost, eps=eps)
-    near = transport(problem(300, 200, shift=0.32), eps=eps)  # another problem's
-    moved = problem(200, 200, seed=1, shift=8.0)  # of other samples, and far
-    own, warm, far = (
-        transport(cost, eps=eps, **options)
-        for options in (
-            {"start": cold.g},
-            {"start": near.g},
-            {"start": transport(moved, eps=eps).f},
-        )
-    )
-    assert own.iterations < cold.iterations / 2 and warm.iterations <= 0.9 * cold.iterations
-    assert far.iterations == cold.iterations + 2 and torch.equal(far.g, cold.g)
-    for started in (own, warm):
-        assert started.value == pytest.approx(cold.value, rel=1e-4)
-
-
-@pytest.mark.parametrize("share", [0.01, 0.05, 1.0])
-def test_stale_potentials_are_found_out(share):
-    cost = problem(40, 30)
-    spread = torch.linspace(-1, 1, 30).double() * cost.mean
-    cold = transport(cost, eps=share * cost.mean)
-    single = spread * (spread == spread[0])
-    for wild in (1e4 * spread, 1e8 * spread, 1e300 * spread, 1e300 * single):
-        warm = transport(cost, eps=share * cost.mean, start=wild)
-        assert warm.converged and warm.value == pytest.approx(cold.value, rel=1e-6)
-        assert warm.iterations <= cold.iterations + 2
-
-
 def test_an_unconverged_run_is_no_number():
     cost = problem(200, 150)
     stopped = transport(cost, eps=0.01 * cost.mean, max_iterations=3)
@@ -199,7 +167,6 @@ HALVES, COST = torch.tensor([0, 1, 0, 1]), GroundCost(X, Y)
         (transport, {"eps": 0.0}, "eps must be positive and finite"),
         (transport, {"eps": math.inf}, "eps must be positive and finite"),
         (unregularised, {"tolerance": 0.0}, "tolerance must be positive"),
-        (transport, {"eps": 1.0, "start": torch.zeros(4)}, r"start must be finite \[5\]"),
         (transport, {"eps": 1.0, "memory": 10}, "may be used"),
     ],
 )
