@@ -54,7 +54,7 @@ avx2: setup
 	@ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(PYTEST) -m "not slow" $(AVX2_TESTS)
 
 # Forms and backbones, on the instructions that most processors have.
-AVX2_TESTS := tests/engine/models/test_form.py tests/engine/models/test_backbone.py
+AVX2_TESTS := tests/engine/models/test_form.py
 
 faults: setup
 	@PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m faults

@@ -132,10 +132,9 @@ def test_blocks_of_architectures(monkeypatch):
         names("test_vit")
 
 
-@pytest.mark.parametrize("word, message", [("1", "4 images or more"), ("-1", "at least 0")])
-def test_too_few_images_are_refused_at_once(grid, word, message):
-    with pytest.raises(RecipeError, match=rf"evaluate\.cka={word}.*{message}"):
-        grid.builder(f"evaluate.cka={word}")
+def test_too_few_images_are_refused_at_once(grid):
+    with pytest.raises(RecipeError, match=r"evaluate\.cka=1.*4 images or more"):
+        grid.builder("evaluate.cka=1")
 
 
 def of_pairs(pairs) -> float:
