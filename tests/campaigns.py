@@ -166,17 +166,22 @@ def do(plan: campaign.Plan, name: str) -> None:
         jobs.column(plan, column, device)
 
 
+def planned(folder: Path, *words: str, name: str = "shapes") -> campaign.Plan:
+    """The plan of a campaign, on disk."""
+    plan = campaign.plan(str(folder / f"{name}.yaml"), words, 2, run_users=True)
+    plan.path.parent.mkdir(parents=True, exist_ok=True)
+    plan.path.write_bytes(campaign.text(plan))
+    return plan
+
+
 def run(folder: Path, *words: str, name: str = "shapes") -> Path:
     """The report's folder of a campaign that was run in this process.
 
     Where `folder` is one with `finished`, only what the words change is computed.
     """
-    file = str(folder / f"{name}.yaml")
-    plan = campaign.plan(file, [f"runs={folder / 'runs'}", *words], 2, run_users=True)
-    plan.path.parent.mkdir(parents=True, exist_ok=True)
-    plan.path.write_bytes(campaign.text(plan))
-    for name in plan.jobs:
-        do(plan, name)
+    plan = planned(folder, f"runs={folder / 'runs'}", *words, name=name)
+    for job_name in plan.jobs:
+        do(plan, job_name)
     return plan.report
 
 

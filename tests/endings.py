@@ -11,6 +11,7 @@ from pathlib import Path
 import timm  # noqa: F401  # with torch: an alarm inside their import would leave half of them
 
 LIMIT_S = 10
+ATTEMPTS = 4  # to do what error lines say, before it is a dead end
 
 
 @contextmanager
@@ -58,3 +59,16 @@ def follow(line: str, damaged: Path) -> None:
     target = Path(named[1]) if named[1].startswith("/") else damaged
     target = target.parent if named[1] == "the folder" else target
     shutil.rmtree(target) if target.is_dir() else target.unlink()
+
+
+def heal(give: Callable[[str], str], command: str, damaged: Path) -> None:
+    """Give a command, whose error line it returns, and do what that says until there is none."""
+    for _ in range(ATTEMPTS):
+        if not (line := give(command)):
+            return
+        assert line.startswith("error: ") and "\n" not in line, line
+        assert damaged.name in line or damaged.parent.name in line, line
+        follow(line, damaged)
+        if command != "campaign" and "rib campaign" in line:
+            heal(give, "campaign", damaged)
+    raise AssertionError(f"a dead end: {line}")

@@ -1,5 +1,7 @@
 """A method's losses and gradients beside those of the same loss in plain torch, in float64."""
 
+from collections.abc import Collection
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -35,9 +37,9 @@ def check(case: Prepared, expected_B: torch.Tensor, trained: dict[str, torch.Ten
     torch.testing.assert_close(losses_B.double(), expected_B, **SLACK)
     losses_B.mean().backward()
     expected_B.mean().backward()
-    parameters = {n.removeprefix("net."): p for n, p in case.method.named_parameters()}
-    assert {n for n, p in parameters.items() if p.requires_grad} == set(trained)
-    for name, parameter in parameters.items():
+    learning = {n.removeprefix("net."): p for n, p in case.method.named_parameters()}
+    assert {n for n, p in learning.items() if p.requires_grad} == set(trained)
+    for name, parameter in learning.items():
         if name not in trained:
             assert parameter.grad is None, name
             continue
@@ -47,14 +49,9 @@ def check(case: Prepared, expected_B: torch.Tensor, trained: dict[str, torch.Ten
     assert any(trained[name].grad.abs().max() > 1e-3 for name in trained)
 
 
-def everything(net: nn.Module) -> dict[str, torch.Tensor]:
-    """All parameters by name, for `check` where all are trained."""
-    return dict(net.named_parameters())
-
-
-def selected(net: nn.Module, *names: str) -> dict[str, torch.Tensor]:
-    """The parameters of these names."""
-    return {n: p for n, p in net.named_parameters() if n in names}
+def parameters(net: nn.Module, names: Collection[str] | None = None) -> dict[str, torch.Tensor]:
+    """The parameters of these names, for `check`; by default all."""
+    return {n: p for n, p in net.named_parameters() if names is None or n in names}
 
 
 def loop_fisher(grid: Grid, case: Prepared, arch: str) -> dict[str, torch.Tensor]:

@@ -1,10 +1,9 @@
 """A web server on this machine whose files have faults: cut connections, refused ranges, pages."""
 
+import contextlib
 import copy
 import threading
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
@@ -15,7 +14,7 @@ class File:
     """What the server has at a path, and how it fails.
 
     cuts: for each request in turn, after how many bytes the connection ends. statuses: answers in
-    place of the file, for each request in turn. pause_s: between two of `piece` bytes.
+    place of the file, for each request in turn.
     """
 
     content: bytes = b""
@@ -24,9 +23,7 @@ class File:
     ranges: bool = True
     length: bool = True
     redirect: str = ""
-    page: str = ""
-    pause_s: float = 0.0
-    piece: int = 1 << 16
+    kind: str = "application/octet-stream"
 
 
 @dataclass
@@ -43,7 +40,7 @@ class Web:
         return f"{self.address}/{name}"
 
 
-@contextmanager
+@contextlib.contextmanager
 def serve() -> Iterator[Web]:
     web = Web("", {}, [])
     server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(web))
@@ -76,16 +73,8 @@ def _handler(web: Web) -> type[BaseHTTPRequestHandler]:
                 self.send_response(302)
                 self.send_header("Location", file.redirect)
                 self.end_headers()
-            elif file.page:
-                self._page(file.page)
             else:
                 self._file(file)
-
-        def _page(self, page: str) -> None:
-            self.send_response(200)
-            self.send_header("Content-Type", "text/html; charset=utf-8")
-            self.end_headers()
-            self.wfile.write(page.encode())
 
         def _file(self, file: File) -> None:
             start = 0
@@ -101,15 +90,11 @@ def _handler(web: Web) -> type[BaseHTTPRequestHandler]:
                 self.send_header("Content-Range", f"bytes {start}-{total - 1}/{total}")
             if file.length:
                 self.send_header("Content-Length", str(len(body)))
-            self.send_header("Content-Type", "application/octet-stream")
+            self.send_header("Content-Type", file.kind)
             self.end_headers()
             if file.cuts:
                 body = body[: file.cuts.pop(0)]
-            try:
-                for first in range(0, len(body), file.piece):
-                    self.wfile.write(body[first : first + file.piece])
-                    time.sleep(file.pause_s)
-            except (BrokenPipeError, ConnectionResetError):
-                pass  # the client went to another mirror
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the client went away
+                self.wfile.write(body)
 
     return Handler

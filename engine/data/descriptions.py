@@ -228,11 +228,11 @@ def model_of(
             f"{next(iter(descriptions))} does not tell its architecture, and neither {CELL} nor "
             f"{TIMM_CONFIG} lies beside it: name it by --arch"
         )
-    if arch is None or not model:
-        return arch or model["arch"], _words(model)
-    if arch.partition(".")[0] != model["arch"].partition(".")[0]:
-        raise ValueError(f"{sources['arch']} says that the model is {model['arch']}, not {arch}")
-    return model["arch"], _words(model)
+    known = model.get("arch", arch)
+    if arch is not None and arch.partition(".")[0] != known.partition(".")[0]:
+        raise ValueError(f"{sources['arch']} says that the model is {known}, not {arch}")
+    names = {"crop_pct": "crop"}
+    return known, [f"model.{names.get(key, key)}={value}" for key, value in model.items()]
 
 
 def classes_of(descriptions: Mapping[Path, Description | None]) -> tuple[str, ...] | None:
@@ -258,7 +258,3 @@ def classes_of(descriptions: Mapping[Path, Description | None]) -> tuple[str, ..
             f"of the other models, add --classes {source}"
         )
     return classes
-
-
-def _words(model: Mapping[str, Any]) -> list[str]:
-    return [f"model.{'crop' if key == 'crop_pct' else key}={model[key]}" for key in model]

@@ -133,13 +133,11 @@ def _check_keys(source: str, vary: Mapping[str, Sequence[Any]], cells: Sequence[
 
 
 def _check_twice(words: Sequence[str], cell: Recipe) -> None:
-    """Raise RecipeError where two words give a key the same value, or one that is not finite."""
+    """Raise RecipeError where two words give a key the same value."""
     values: dict[Any, str] = {}
     for word in words:
         key, _, value = word.partition("=")
         typed = recipe.value_of(cell, word)
-        if isinstance(typed, float) and not math.isfinite(typed):
-            raise RecipeError(f"{word}: {key} must be a finite number")
         if typed in values:
             before = values[typed]
             same = "" if before == value else f", as {before} and {value}"

@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
-import torch
-
 from engine.machine.files import runtime_folder
 
 _held: list[TextIO] = []
@@ -18,6 +16,8 @@ _held: list[TextIO] = []
 
 def names() -> list[str]:
     """Names of the GPUs that this process sees, in its order; every process has the same ones."""
+    import torch  # late: a claim needs none
+
     count = range(torch.cuda.device_count())
     return [f"GPU-{torch.cuda.get_device_properties(number).uuid}" for number in count]
 

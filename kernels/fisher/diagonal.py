@@ -30,6 +30,7 @@ from kernels.fisher.per_example import ELEMENTWISE, RULES, expand_over_batch, su
 
 _log = logging.getLogger(__name__)
 Squares = Callable[[Tensor], Tensor]
+_CHUNK = 8  # images whose gradients of a parameter are in memory together
 
 
 def fisher_diagonal(
@@ -75,12 +76,10 @@ class FisherAccumulator:
         *,
         mask: Tensor | None = None,
         generator: torch.Generator | None = None,
-        chunk: int = 8,
     ) -> None:
         self.model = model
         self.mask = mask
         self.generator = generator
-        self.chunk = chunk
         self.images = 0
         self.fallback: frozenset[str] = frozenset()
         self._parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
@@ -193,7 +192,7 @@ class FisherAccumulator:
             return F.cross_entropy(self._masked(logits), label[None])
 
         per_example = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))
-        for chunk in zip(images.split(self.chunk), labels.split(self.chunk), strict=True):
+        for chunk in zip(images.split(_CHUNK), labels.split(_CHUNK), strict=True):
             for name, gradient in per_example(parameters, *chunk).items():
                 self._sums[name] += gradient.to(self._sums[name].dtype).square().sum(0)
 

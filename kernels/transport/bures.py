@@ -37,40 +37,32 @@ RANGE = 1e-20, 1e20
 class ClassGaussians:
     """Means and covariances of the classes that have samples, in ascending order of label.
 
-    labels, counts: int64 [K]; means: float64 [K, d]; traces of the covariances: float64 [K];
-    factors: K matrices [min(n - 1, d), d] whose Gram matrix F^T F is the (unbiased) covariance,
-    float32 or float64. By rule a class of one sample, listed in `single`, has covariance zero, and
-    a class without any, listed in `empty`, has no row.
+    labels: int64 [K]; means: float64 [K, d]; traces of the covariances: float64 [K]; factors: K
+    float32 matrices [min(n - 1, d), d] whose Gram matrix F^T F is the (unbiased) covariance. By
+    rule a class of one sample, listed in `single`, has covariance zero.
     """
 
     labels: Tensor
-    counts: Tensor
     means: Tensor
     traces: Tensor
     factors: tuple[Tensor, ...]
     single: tuple[int, ...]
-    empty: tuple[int, ...]
 
     @property
     def dimension(self) -> int:
         return self.means.shape[1]
 
 
-def class_gaussians(
-    features: Tensor, labels: Tensor, classes: int, *, precision: torch.dtype = torch.float32
-) -> ClassGaussians:
+def class_gaussians(features: Tensor, labels: Tensor, classes: int) -> ClassGaussians:
     """The Gaussian of every class of a labelled set.
 
     features: [n, d], finite, any floating dtype; gradients do not reach them. labels: int64 [n] in
-    [0, classes). precision: of
-    the factors, and so of the products of `bures_squared`; moments are float64 in any case.
+    [0, classes). Moments are computed in float64.
 
     Raises ValueError for an empty set, shapes that do not fit, features that are not finite and
-    labels out of range, naming the first sample that is wrong; for a precision below float32, and
-    when the largest variance of a class (the trace) is neither 0 nor within `RANGE`.
+    labels out of range, naming the first sample that is wrong; and when the largest variance of a
+    class (the trace) is neither 0 nor within `RANGE`.
     """
-    if precision not in (torch.float32, torch.float64):
-        raise ValueError(f"precision must be torch.float32 or torch.float64, not {precision}")
     check_features("features", features, labels, classes)
     counts = torch.bincount(labels, minlength=classes)
     present = counts.nonzero().squeeze(1)
@@ -84,7 +76,7 @@ def class_gaussians(
         means.append(group[0] + centre)
         factor = _factor(offsets - centre)
         traces.append(factor.square().sum())
-        factors.append(factor.to(precision))
+        factors.append(factor.float())
     every_trace = torch.stack(traces)
     largest = float(every_trace.amax())
     if largest != 0 and not RANGE[0] <= largest <= RANGE[1]:
@@ -94,12 +86,10 @@ def class_gaussians(
         )
     return ClassGaussians(
         labels=present,
-        counts=counts[present],
         means=torch.stack(means),
         traces=every_trace,
         factors=tuple(factors),
         single=tuple((counts == 1).nonzero().squeeze(1).tolist()),
-        empty=tuple((counts == 0).nonzero().squeeze(1).tolist()),
     )
 
 

@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import random
-import re
 import shutil
 import subprocess
 from collections import defaultdict
@@ -13,19 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from endings import follow
+from endings import heal
 
 from faults.campaign import FINISHED, STAGES, Campaign
 from faults.processes import Ended, FellShort, Skipped, require
 
 CPU_S = 10.0  # that a command may take before it ends in an error
-ATTEMPTS = 4  # to do what error lines say, before it is a dead end
 IGNORED = (".snakemake", ".lock", "locks", "logs")
 OF_ANY_NAME = ("done", "progress", "attempts", "pending", "report", "tables", "figures")
 VALUES: list[Any] = [
     *(None, True, -1, 0, 10**400, 1e308, "", "../../x", "é\0", [], {}, [[]], "x" * 9000),
 ]
-REMEDY = re.compile(r"\b(delete|remove|run|encode|move|give|choose|set|make|update)\b")
 # What of a finished campaign is deleted too, so that more than its report is read again.
 LOST = ("", "shapes*/report", "shapes*", "store/predictions", "store/distances", "store/cells")
 NO_ROOM = ("No space left", "make room")
@@ -50,8 +47,8 @@ def mutate(campaign: Campaign, rng: random.Random) -> str:
             shutil.rmtree(folder)
             done += f", {folder.name} deleted"
     if stage == FINISHED and not lost and rng.random() < 0.5:
-        heal(campaign, "metrics", path, done)
-    heal(campaign, "campaign", path, done)
+        check_healed(campaign, "metrics", path, done)
+    check_healed(campaign, "campaign", path, done)
     return done
 
 
@@ -66,23 +63,20 @@ def files_by_kind(runs: Path) -> dict[tuple[str, str], list[Path]]:
     return kinds
 
 
-def heal(campaign: Campaign, command: str, damaged: Path, done: str) -> None:
-    """Give a command, and do what its error says until there is none."""
-    for _ in range(ATTEMPTS):
-        ended = campaign.run(command)
+def check_healed(campaign: Campaign, command: str, damaged: Path, done: str) -> None:
+    """Raise FellShort unless a command ends well once all is done that its errors say."""
+
+    def give(command: str) -> str:
+        ended, given = campaign.run(command), f"{done}, `rib {command}`"
         if ended.code == 0:
-            campaign.check(ended, f"{done}, `rib {command}`")
-            return
-        line = only_error(ended, f"{done}, `rib {command}`")
-        named = damaged.name in line or damaged.parent.name in line
-        require(named and REMEDY.search(line), f"after {done}, no file or remedy in: {line}")
-        try:
-            follow(line, damaged)
-        except (OSError, AssertionError) as error:
-            raise FellShort(f"after {done}, {error!r} on doing what it says: {line}") from error
-        if command != "campaign" and "rib campaign" in line:
-            heal(campaign, "campaign", damaged, done)
-    raise FellShort(f"after {done}, a dead end: {line}")
+            campaign.check(ended, given)
+            return ""
+        return only_error(ended, given)
+
+    try:
+        heal(give, command, damaged)
+    except (OSError, AssertionError) as error:
+        raise FellShort(f"after {done}: {error!r}") from error
 
 
 def only_error(ended: Ended, done: str) -> str:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from children import DEVICE, INTERPRETING, KERNELS, ON_GPU, everywhere
-from launches import counted
 from torch import Tensor
 from twins import assert_twins, misaligned
 
-from kernels import tables
 from kernels.ewc import adamw_ewc_, foreach_adamw_ewc_, foreach_sgd_ewc_, sgd_ewc_
 
 VARIANTS = ["plain", "identity", "fisher"]
@@ -151,17 +149,3 @@ def test_lists_of_another_length_or_of_two_devices_are_refused_by_name():
     thetas = [torch.zeros(3), torch.zeros(3, device="meta")]
     with pytest.raises(ValueError, match="theta is on meta, but the first theta is on cpu"):
         foreach_sgd_ewc_(thetas, thetas, thetas, lr=0.1)
-
-
-@OPTIMIZERS
-def test_a_step_on_a_gpu_is_a_launch_and_a_copy_and_waits_for_nothing(name):
-    """A step before has left the table of addresses."""
-    fake_cuda = pytest.importorskip("fake_cuda")  # which needs the engine
-    with fake_cuda.fake_gpu():
-        columns = [[torch.empty(s, device=fake_cuda.CUDA) for s in (0, 5, 2000)] for _ in range(6)]
-        for _ in range(2):
-            with counted(run=False) as counts:
-                foreach(name, columns if name == "adamw" else columns[:5], [1, 2, 2])
-    tables._layout.cache_clear()  # of tensors without content
-    tables._pointers.cache_clear()
-    assert not counts.waits and counts.launches == {"_step_kernel": 1, "_to_copy": 1}

@@ -152,7 +152,7 @@ def test_files_of_ffcvs_writer_are_read_here(tmp_path: Path, mode: str) -> None:
     path = tmp_path / "a.beton"
     fields = {"picture": RGBImageField(write_mode=mode, jpeg_quality=95), "number": IntField()}
     samples = [(pixels, number * 3) for number, pixels in enumerate(images)]
-    DatasetWriter(str(path), fields, num_workers=2).from_indexed_dataset(samples, None, 2)
+    DatasetWriter(str(path), fields, num_workers=2).from_indexed_dataset(samples, [*range(9)], 2)
     beton = Beton.open(path)
     assert beton.rows["label"].tolist() == list(range(0, 27, 3))
     raw = beton.rows["mode"] == RAW

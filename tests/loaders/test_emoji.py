@@ -12,6 +12,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -184,17 +185,13 @@ def test_items_are_labelled_keyed_and_drawn_by_any_process(cache: Path):
 
 
 def test_fingerprint_changes_with_all_that_changes_pixels(artwork: emoji.Artwork):
-    concepts = artwork.concepts
-    prints = [
-        emoji.fingerprint(["noto"], concepts[:2], 2, 0, 32),
-        emoji.fingerprint(["twemoji"], concepts[:2], 2, 0, 32),
-        emoji.fingerprint(["noto"], concepts[1:3], 2, 0, 32),
-        emoji.fingerprint(["noto"], concepts[:2], 3, 0, 32),
-        emoji.fingerprint(["noto"], concepts[:2], 2, 1, 32),
-        emoji.fingerprint(["noto"], concepts[:2], 2, 0, 33),
-    ]
-    assert len(set(prints)) == len(prints)
-    assert emoji.fingerprint(["noto"], concepts[:2], 2, 0, 32) == prints[0]
+    first, second = artwork.concepts[:2], artwork.concepts[1:3]
+    base: dict[str, Any] = {"styles": ["noto"], "concepts": first, "renderings": 2}
+    base |= {"seed": 0, "px": 32}
+    changes = [{}, {"styles": ["twemoji"]}, {"concepts": second}, {"renderings": 3}]
+    changes += [{"seed": 1}, {"px": 33}]
+    prints = [emoji.fingerprint(**base | change) for change in changes]
+    assert len(set(prints)) == len(prints) and emoji.fingerprint(**base) == prints[0]
 
 
 def test_a_contact_sheet_has_a_row_of_images_for_each_style():

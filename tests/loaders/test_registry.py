@@ -13,16 +13,14 @@ from tarballs import tarball
 from loaders import registry
 
 
-def wheel(path: Path, name: str = "toy", version: str = "1.0") -> Path:
-    info = f"{name}-{version}.dist-info"
-    with zipfile.ZipFile(path / f"{name}-{version}-py3-none-any.whl", "w") as archive:
-        archive.writestr(f"{name}/data.txt", "seven")
-        archive.writestr(
-            f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
-        )
-        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
-        archive.writestr(f"{info}/RECORD", "")
-    return Path(archive.filename or "")
+def wheel(folder: Path) -> Path:
+    path = folder / "toy-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("toy/data.txt", "seven")
+        metadata = "Metadata-Version: 2.1\nName: toy\nVersion: 1.0\n"
+        archive.writestr("toy-1.0.dist-info/METADATA", metadata)
+        archive.writestr("toy-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+    return path
 
 
 def integrity(path: Path) -> str:
@@ -97,20 +95,15 @@ def test_npm_is_also_looked_for_beside_the_interpreter(
 
 
 def test_pypi_fetches_verifies_and_reuses_a_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    served = tmp_path / "served"
-    served.mkdir()
-    source = wheel(served)
-    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    source = wheel(tmp_path)
+    content = source.read_bytes()
+    pinned = ("toy", "1.0", hashlib.sha256(content).hexdigest())
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(served))
-    path = registry.pypi("toy", "1.0", digest, tmp_path / "cache", "toy-1.0-*.whl")
-    assert path.read_bytes() == source.read_bytes()
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    path = registry.pypi(*pinned, tmp_path / "cache", "toy-1.0-*.whl")
     source.unlink()
-    assert registry.pypi("toy", "1.0", digest, tmp_path / "cache", "toy-1.0-*.whl") == path
-    path.write_bytes(b"damaged")
-    with pytest.raises(ValueError, match=r"toy==1\.0 could not be fetched"):
-        registry.pypi("toy", "1.0", digest, tmp_path / "cache", "toy-1.0-*.whl")
-    assert not path.exists()
+    assert registry.pypi(*pinned, tmp_path / "cache", "toy-1.0-*.whl") == path
+    assert path.read_bytes() == content
 
 
 def test_members_of_both_kinds_of_archive(tmp_path: Path):

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import grids
 import pytest
@@ -125,9 +126,10 @@ def test_folders(monkeypatch, tmp_path):
 def test_every_check_on_this_machine(tmp_path):
     """Of which set-up made all that tests need; and with `kernels` hidden, which it names."""
     (tmp_path / "kernels.py").write_text("raise SystemExit('the wrong package ran')\n")
-    environment = grids.environment() | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
-    command = [sys.executable, "-m", "engine.cli", "doctor"]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "engine.cli", "doctor"], cwd=tmp_path, capture_output=True,
+        text=True, env=grids.environment() | {"PYTHONPATH": f"{tmp_path}:{ROOT}"},
+    )  # fmt: skip
     states = {line[9:20].strip(): line.split()[0] for line in done.stdout.splitlines() if line}
     for name in ("engine", "loaders", "torch", "DeepSpeed", "compiler", "runs"):
         assert states[name] == OK, done.stdout
@@ -136,9 +138,7 @@ def test_every_check_on_this_machine(tmp_path):
 
 
 def test_exit_code_says_whether_this_machine_can_work(monkeypatch, capsys):
-    def hidden() -> None:
-        raise ShadowedError("`kernels` is hidden")
-
+    hidden = mock.Mock(side_effect=ShadowedError("`kernels` is hidden"))
     monkeypatch.setenv(entry.DEBUG, "")  # which --debug sets, for this test alone
     monkeypatch.setattr(doctor, "torch_facts", dict)
     monkeypatch.setattr(entry, "check_shadowing", hidden)

@@ -1,7 +1,10 @@
 """Recipes and words with values or letters changed at random: they work, or a line says why."""
 
 import copy
+import functools
+import operator
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,27 +41,23 @@ VALUES: list[Any] = [
 ]
 
 
-def places(values: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+def places(values: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """The path of every value."""
-    inside = values.items() if isinstance(values, dict) else enumerate(values)
-    return [at] * bool(at) + [
-        place
-        for key, value in (inside if isinstance(values, dict | list) else ())
-        for place in (places(value, (*at, key)) if isinstance(value, dict | list) else [(*at, key)])
-    ]
+    if at:
+        yield at
+    listed = enumerate(values) if isinstance(values, list) else ()
+    for key, value in values.items() if isinstance(values, dict) else listed:
+        yield from places(value, (*at, key))
 
 
-PLACES = places(RECIPE)
+PLACES = list(places(RECIPE))
 MANY = settings(max_examples=40, derandomize=True)
 pytestmark = pytest.mark.slow
 
 
 def with_value(place: tuple[Any, ...], value: Any) -> dict[str, Any]:
     recipe = copy.deepcopy(RECIPE)
-    section: Any = recipe
-    for key in place[:-1]:
-        section = section[key]
-    section[place[-1]] = value
+    functools.reduce(operator.getitem, place[:-1], recipe)[place[-1]] = value
     return recipe
 
 

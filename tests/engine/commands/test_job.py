@@ -11,7 +11,6 @@ import torch
 from safetensors.torch import load_file
 
 from engine.commands import job
-from engine.grid import campaign
 from engine.machine import gpus, ranks
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -45,8 +44,7 @@ def test_a_device_that_is_not_there_is_replaced_only_to_find(monkeypatch):
 @pytest.mark.slow
 def test_a_column_on_two_ranks_is_close_to_that_on_one(folder, finished, tmp_path):
     runs = campaigns.unfinished(finished, tmp_path / "runs")
-    plan = campaign.plan(str(folder / "shapes.yaml"), [f"runs={runs}"], 1)
-    plan.path.write_bytes(campaign.text(plan))
+    plan = campaigns.planned(folder, f"runs={runs}")
     command = [sys.executable, "-m", "engine.commands.job", "column-few"]
     environment = {k: v for k, v in grids.environment().items() if not k.endswith("_IFNAME")}
     process = subprocess.run(

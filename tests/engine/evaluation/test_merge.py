@@ -31,9 +31,9 @@ def mixed(builder: Builder, mix: cells.Mix) -> State:
 close = functools.partial(torch.testing.assert_close, rtol=1e-6, atol=1e-7, check_dtype=False)
 
 
-def predictions(builder: Builder, mix: cells.Mix, name: str = "tinted") -> Path:
-    passes.evaluate(builder.run, [mix], [name], "all")
-    return passes.predicted(builder.run, mix, name, "all")
+def predictions(builder: Builder, mix: cells.Mix) -> Path:
+    passes.evaluate(builder.run, [mix], ["tinted"], "all")
+    return passes.predicted(builder.run, mix, "tinted", "all")
 
 
 def test_wise_ft_is_the_pre_trained_model_at_0_and_fine_tuning_at_1_bit_for_bit(grid):
@@ -42,15 +42,16 @@ def test_wise_ft_is_the_pre_trained_model_at_0_and_fine_tuning_at_1_bit_for_bit(
     assert alphas == [i / 10 for i in range(11)]
     assert [e.alpha for e in cell.entries if e.headline] == [0.5]
     tuned = builder.cell("fine_tune")
-    ends = {0.0: builder.base, 1.0: tuned}
     tables = []
-    for alpha, end in ends.items():
+    for alpha, end in ((0.0, builder.base), (1.0, tuned)):
         mix = next(entry.mix for entry in cell.entries if entry.alpha == alpha)
         assert set(mix) == {builder.base.name, tuned.name}
         assert same(mixed(builder, mix), weights(end))
         assert predictions(builder, mix) == predictions(builder, {end.name: 1.0})
         tables.append(pq.read_table(predictions(builder, mix)))
     assert not tables[0].equals(tables[1])
+    _, paper = grid.build("method=wise_ft", "method.variant=paper")
+    assert [(entry.alpha, entry.headline) for entry in paper.entries] == [(0.5, True)]
 
 
 @pytest.mark.parametrize("arch", ["test_vit", CONV])
@@ -58,7 +59,7 @@ def test_wise_ft_between_the_ends_is_the_weighted_mean_of_the_two(grid, arch):
     words = (f"model.arch={arch}", "train.freeze_batchnorm=false", "train.batch_size=5")
     builder, cell = grid.build(*words, "method=wise_ft", "method.alphas=[0.3]")
     ends = [builder.base.state(), weights(builder.cell("fine_tune"))]
-    assert [entry.alpha for entry in cell.entries] == [0.3, 0.5]
+    assert [(entry.alpha, entry.headline) for entry in cell.entries] == [(0.3, False), (0.5, True)]
     for entry in cell.entries:
         expected = average(ends, [1 - entry.alpha, entry.alpha])
         if arch == CONV:  # of integers, there is no mean
@@ -70,18 +71,6 @@ def test_wise_ft_between_the_ends_is_the_weighted_mean_of_the_two(grid, arch):
         close(actual, expected)
         table = pq.read_table(predictions(builder, entry.mix))
         check_predictions(table, *by_timm(grid, "tinted", actual, arch=arch))
-
-
-@pytest.mark.parametrize(
-    ("words", "entries"),
-    [
-        (("method.variant=paper",), [(0.5, True)]),
-        (("method.alpha=0.3", "method.alphas=[0,1]"), [(0.0, False), (0.3, True), (1.0, False)]),
-    ],
-)
-def test_the_row_of_a_table_is_evaluated_whether_or_not_the_alphas_hold_it(grid, words, entries):
-    _, cell = grid.build("method=wise_ft", *words)
-    assert [(entry.alpha, entry.headline) for entry in cell.entries] == entries
 
 
 @pytest.mark.parametrize("headlines", [(), (False, False), (True, True)])
@@ -120,7 +109,6 @@ def test_a_uniform_soup_is_the_mean_of_its_members(grid, members):
     ("words", "message"),
     [
         (("soup", "members=[]"), "method.members is empty"),
-        (("soup", "select=best"), "method.select='best' is not possible"),
         (("soup", "members=[wise_ft,pre]"), "soup needs wise_ft, which mixes cells"),
         (("wise_ft", "alphas=[1.5]"), "method.alphas=.* a number of at least 0 and at most 1"),
     ],

@@ -54,15 +54,13 @@ def check(user_grid: Grid, row: OnSet, logits: torch.Tensor) -> None:
     assert row.accuracy == pytest.approx(100 * (logits.argmax(1) == truth).double().mean().item())
 
 
-@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
 def test_checkpoints_of_open_clip_are_the_classifiers_that_open_clip_makes_of_them(
-    user_grid, open_clip, clips, suffix
+    user_grid, open_clip, clips
 ):
-    for name, model in zip("AB", clips, strict=True):
-        if suffix == "pt":  # as its training script saves, on several GPUs
-            state = {f"module.{k}": v for k, v in model.state_dict().items()}
-            saved = {"epoch": 3, "name": "x", "state_dict": state}
-            torch.save(saved, user_grid.folder / f"{name}.pt")
+    # As its training script saves, on several GPUs.
+    state = {f"module.{name}": tensor for name, tensor in clips[1].state_dict().items()}
+    torch.save({"epoch": 3, "name": "x", "state_dict": state}, user_grid.folder / "B.pt")
+    for name, suffix, model in zip("AB", ("safetensors", "pt"), clips, strict=True):
         (row,) = rows(user_grid, name, "outline", arch=ARCH, suffix=suffix)
         unit_NE = embeddings(open_clip, user_grid, model)
         check(user_grid, row, unit_NE @ tiny_clip.head(open_clip, model))
@@ -82,9 +80,8 @@ def test_between_checkpoints_of_open_clip_towers_and_heads_are_averaged(
 def test_an_open_clip_tower_that_was_fine_tuned_brings_its_head(user_grid, open_clip, clips):
     """A checkpoint as the engine writes it can be interpolated with its zero-shot model."""
     model = user_models.resolve(ARCH, [f"model.image_size={SIZE}"]).model
-    zero_shot = user_models.cell_of(
-        model, Store(user_grid.runs / "store"), user_grid.folder / "A.safetensors"
-    ).state()
+    store, file = Store(user_grid.runs / "store"), user_grid.folder / "A.safetensors"
+    zero_shot = user_models.cell_of(model, store, file).state()
     tuned = zero_shot | {"head.bias": torch.arange(5.0)}
     save_file(tuned, user_grid.folder / "T.safetensors")
     (row,) = rows(user_grid, "AT", "outline", arch=ARCH, alphas=[0.5])

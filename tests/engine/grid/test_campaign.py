@@ -209,9 +209,7 @@ def test_plan_on_disk_is_read_back(folder, tmp_path):
     for name in ("shapes.yaml", "model.yaml", "data.yaml"):
         (tmp_path / name).write_text((folder / name).read_text())
     words = ("vary={optimizer.lr: [1e-5, 1], seed: [3]}", "trackers=[wandb]")
-    plan = planned(tmp_path, f"runs={tmp_path / 'runs'}", *words)
-    plan.path.parent.mkdir(parents=True)
-    plan.path.write_bytes(campaign.text(plan))
+    plan = campaigns.planned(tmp_path, f"runs={tmp_path / 'runs'}", *words)
     for file in tmp_path.glob("*.yaml"):
         file.unlink()
     again = campaign.read(plan.path)

@@ -1,4 +1,4 @@
-"""How attempts at jobs end, which jobs are tried again, and what is said of those that failed."""
+"""How jobs end, which of them are tried again, and what is said of those that failed."""
 
 import argparse
 import dataclasses
@@ -11,13 +11,15 @@ import sys
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+import campaigns
 import pytest
 
 from engine.commands import job
 from engine.errors import DivergedError, FirstRankError
-from engine.grid import attempts, campaign, outcomes, slurm, workflow
+from engine.grid import attempts, campaign, outcomes, progress, slurm, workflow
 from engine.grid.columns import Column
 from engine.machine.files import write_atomic
+from engine.report import finish
 from loaders.schema import DamagedFile
 
 ENDS = {"user-error": "exit 2", "bug": "exit 1", "preempted": "exit 75", "killed": "kill -KILL $$"}
@@ -151,6 +153,35 @@ def test_slurms_state_of_a_killed_job_is_told(tmp_path, monkeypatch):
         assert outcomes.reason(tmp_path, "column-few").endswith(reason)
     exit_code.unlink()
     assert outcomes.reason(tmp_path, "column-few").startswith("was ")
+
+
+def test_a_report_that_lacks_something_lets_the_next_run_look_for_it(folder, tmp_path, monkeypatch):
+    """The columns' markers say that all is there; `run again` would end in the same error."""
+    plan = campaigns.planned(folder, f"runs={tmp_path}")
+    for name in ("prepare", "column-few"):
+        (plan.place / "done" / name).mkdir(parents=True)
+
+    def lacking(*_: object) -> None:
+        raise FileNotFoundError("few was not evaluated; run the campaign again")
+
+    monkeypatch.setattr(finish, "finish", lacking)
+    with pytest.raises(FileNotFoundError, match="run the campaign again"):
+        job.run(argparse.Namespace(job="report", plan=plan.path, ranks=1))
+    assert not (plan.place / "done").exists()
+
+
+def test_progress_counts_jobs_by_their_markers_and_logs(tmp_path):
+    for name, content in (
+        ("done/prepare", ""),
+        ("logs/prepare.log", "all is there\n"),
+        ("logs/column-s.log", "error: x\n"),
+        ("logs/column-s.exit", "2\n"),
+        ("logs/column-t.log", ""),
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    states = progress.counts(tmp_path, ["prepare", "column-s", "column-t", "report"])
+    assert progress.text(states, "x") == "1 running, 1 waiting, 1 done, 1 failed; x"
 
 
 def test_files_of_an_earlier_report_go_and_a_users_own_stay(tmp_path):

@@ -86,22 +86,6 @@ def test_other_commands_leave_a_campaign_finished(folder, runs, ran, capsys):
     assert "mine.yaml is finished; nothing to do" in capsys.readouterr().out
 
 
-def test_files_of_another_plan_leave_a_report_and_a_users_stay(folder, runs, ran):
-    file, report = mine(folder, 0.02), runs / "mine" / "report"
-    command, text = ["campaign", str(file), f"runs={runs}"], file.read_text()
-
-    def files() -> set[Path]:
-        assert cli.main(command) == 0
-        return {path for path in report.rglob("*") if path.is_file()}
-
-    expected = files()
-    file.write_text(text + "seeds: 2\n")
-    assert report / "seeds.csv" in files() - expected
-    (report / "seed-notes.txt").write_text("mine")
-    file.write_text(text)
-    assert files() == expected | {report / "seed-notes.txt"}
-
-
 def test_campaigns_of_models_show_a_page_of_those_models(folder, grid, tmp_path, ran, capsys):
     """From the command line and from Python, whatever was finished before."""
     file, text = str(mine(folder, 0.02)), (folder / "model.yaml").read_text()

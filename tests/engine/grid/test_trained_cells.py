@@ -20,10 +20,6 @@ class Method(Trained):
 """
 TRAINS = [
     ("fine_tune", "canonical", None),
-    ("ewc", "canonical", None),
-    ("ewc", "paper", None),
-    ("lwf", "canonical", None),
-    ("lwf", "paper", None),
     ("lp_ft", "canonical", None),
     ("linear_probe", "canonical", HEAD),
     ("linear_probe", "paper", LORA_PAPER),

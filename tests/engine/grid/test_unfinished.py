@@ -1,8 +1,6 @@
 """`rib report` of a campaign that has not finished: what is there, and why the rest is not."""
 
-import dataclasses
-from pathlib import Path
-
+import campaigns
 import pytest
 import torch
 
@@ -13,17 +11,9 @@ from engine.machine import ranks
 CPU = torch.device("cpu")
 
 
-def planned(folder: Path, runs: Path, **changes: str) -> campaign.Plan:
-    """The plan of the campaign, on disk."""
-    plan = campaign.plan(str(folder / "shapes.yaml"), [f"runs={runs}"], 1)
-    plan.path.parent.mkdir(parents=True)
-    plan.path.write_bytes(campaign.text(dataclasses.replace(plan, **changes)))
-    return plan
-
-
 @pytest.mark.slow
 def test_finished_columns_are_reported_and_the_others_named(folder, grid, capsys):
-    plan = planned(folder, folder / "partial")
+    plan = campaigns.planned(folder, f"runs={folder / 'partial'}")
     ranks.start("cpu")
     jobs.prepare(plan, CPU)
     with (
@@ -52,7 +42,7 @@ def test_finished_columns_are_reported_and_the_others_named(folder, grid, capsys
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about a machine without a GPU")
 def test_the_plan_tells_the_device_on_a_machine_without_gpus(folder, tmp_path, monkeypatch):
-    plan = planned(folder, tmp_path, device="cuda")
+    plan = campaigns.planned(folder, f"runs={tmp_path}", "device=cuda")
     used = []
 
     def of_finished_columns(plan: campaign.Plan, device: torch.device) -> None:

@@ -1,8 +1,5 @@
 """`rib verify` reports a difference from published accuracies, beyond the sampling error."""
 
-import json
-from pathlib import Path
-
 import campaigns
 import grids
 import pytest
@@ -15,28 +12,22 @@ from engine.grid.build import Builder
 from engine.recipe.schema import ModelRecipe
 from engine.store import tensors
 
-MODEL = """\
-name: mine
-arch: test_vit
-image_size: 32
-weights: {{source: file, path: '{path}'}}
-published: {published}
-"""
-
-
-def builder(folder: Path, grid: grids.Grid, published: dict[str, float], runs: Path) -> Builder:
-    torch.manual_seed(3)
-    net = models.create(ModelRecipe(name="m", arch="test_vit", image_size=32), 5)
-    weights = folder / "five.safetensors"
-    tensors.save(net.state_dict(), weights)
-    file = folder / f"mine{len(list(folder.glob('mine*')))}.yaml"
-    file.write_text(MODEL.format(path=weights, published=json.dumps(published)))
-    words = (f"model={file}", f"runs={runs}")
-    return Builder(cell_plan.resolve(str(folder / "shapes.yaml"), words), grid.device)
-
 
 def test_measured_and_published_are_compared(folder, grid, tmp_path):
-    first = builder(folder, grid, {}, tmp_path)
+    torch.manual_seed(3)
+    net = models.create(ModelRecipe(name="m", arch="test_vit", image_size=32), 5)
+    file = tmp_path / "five.safetensors"
+    tensors.save(net.state_dict(), file)
+    words = (
+        f"runs={tmp_path}", "model.name=mine", "model.head.fit=false", "model.weights.source=file",
+        f"model.weights.path={file}",
+    )  # fmt: skip
+
+    def builder(*more: str) -> Builder:
+        cell = cell_plan.resolve(str(folder / "shapes.yaml"), (*words, *more))
+        return Builder(cell, grid.device)
+
+    first = builder()
     with pytest.raises(ValueError, match="no set of shapes is encoded for mine"):
         verify.verify(first)
     for name in ("upstream", "few"):
@@ -52,8 +43,8 @@ def test_measured_and_published_are_compared(folder, grid, tmp_path):
     half = checks["few"].half_width
     assert 5 < half < 45 and f" ±{half:.1f}" in command.text("mine", list(checks.values()))
     for off, differs in ((0.2, False), (0.5, True), (-40, True)):
-        published = {"few": checks["few"].measured + off}
-        compared = verify.verify(builder(folder, grid, published, tmp_path))
+        published = f"model.published.few={checks['few'].measured + off}"
+        compared = verify.verify(builder(published))
         assert [check.differs for check in compared if check.name == "few"] == [differs]
         assert ("DIFFERS by more than 0.3" in command.text("mine", compared)) == differs
     assert "not encoded" in command.text("mine", compared)

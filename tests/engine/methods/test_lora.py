@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from grids import CONV, Prepared, grid, prepared
-from plain_losses import LORA_PAPER, ON_FEW, check, cross_entropy, selected
+from plain_losses import LORA_PAPER, ON_FEW, check, cross_entropy, parameters
 from torch import nn
 
 from engine.methods import lora
@@ -65,26 +65,18 @@ def grown(case: Prepared) -> None:
         (("method.variant=canonical", "method.train_head=false"), ()),
         (("method.variant=canonical", "method.rank=3", "method.scale=2", ON_FEW), LORA_PAPER[-2:]),
         (("method.variant=paper",), LORA_PAPER),
+        ((f"model.arch={CONV}",), ("classifier.weight", "classifier.bias")),
     ],
 )
-def test_lora_adds_low_rank_factors_to_query_and_value(grid, extra, also_trained):
+def test_lora_adds_low_rank_factors_to_query_and_value_or_pointwise(grid, extra, also_trained):
     case = prepared(grid, "method=lora", *extra)
     grown(case)
     trained = with_factors(case)
-    assert len(trained) == 2 * len(case.net.blocks)
-    expected_B = cross_entropy(case, case.net(case.x))
-    check(case, expected_B, trained | selected(case.net, *also_trained))
-    assert case.method.recipe.scale == (2 if "method.scale=2" in extra else 1 / 8)
-
-
-def test_lora_of_a_convolutional_model_sits_on_its_pointwise_convolutions(grid):
-    case = prepared(grid, f"model.arch={CONV}", "method=lora")
-    grown(case)
     pointwise = [m for m in case.net.modules() if getattr(m, "kernel_size", 0) == (1, 1)]
-    trained = with_factors(case)
-    assert len(trained) == 2 * len(pointwise) > 0
+    assert len(trained) == 2 * len(pointwise or case.net.blocks)
     expected_B = cross_entropy(case, case.net(case.x))
-    check(case, expected_B, trained | selected(case.net, "classifier.weight", "classifier.bias"))
+    check(case, expected_B, trained | parameters(case.net, also_trained))
+    assert case.method.recipe.scale == (2 if "method.scale=2" in extra else 1 / 8)
 
 
 def test_lora_refuses_what_it_cannot_adapt(grid):

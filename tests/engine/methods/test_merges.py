@@ -18,6 +18,8 @@ BLOCK = {VIT: r"blocks\.(\d+)\.", CONV: r"blocks\.(\d+\.\d+)\."}
 AFTER = {VIT: ("norm.", "fc_norm.", "head."), CONV: ("conv_head.", "bn2.", "classifier.")}
 FEW = ("train.epochs=1", "train.batch_size=5", "train.freeze_batchnorm=false")
 State = dict[str, np.ndarray]
+STOCK = [("fine_tune", 1000 * number) for number in range(3)]  # methods and their seeds
+TASKS = ("fine_tune", "ewc", "lwf")
 
 
 def built(grid: Grid, *words: str) -> tuple[Builder, State, State, set[str]]:
@@ -59,8 +61,6 @@ def test_lines_scales_each_block_by_its_place(grid, arch):
         close(merged[name], before[name] + scale * (tuned[name] - before[name]), name)
         moved += not np.array_equal(merged[name], before[name])
     assert moved > len(parameters) / 2
-    for name in before.keys() - parameters:  # running statistics, and counts of batches
-        close(merged[name], before[name] if name.endswith("tracked") else tuned[name], name)
 
 
 def test_depths_follow_each_family_of_models():
@@ -89,20 +89,9 @@ def stock(before: np.ndarray, members: list[np.ndarray]) -> np.ndarray:
     return t * np.mean(members, axis=0) + (1 - t) * before
 
 
-def test_model_stock_is_its_formula_tensor_by_tensor(grid):
-    words = (f"model.arch={CONV}", "method=model_stock", "method.seeds=3")
-    builder, before, merged, parameters = built(grid, *words)
-    members = [state(builder, "fine_tune", 1000 * number) for number in range(3)]
-    assert not np.array_equal(members[0]["classifier.weight"], members[1]["classifier.weight"])
-    for name in parameters:
-        close(merged[name], stock(before[name], [m[name] for m in members]), name)
-    for name in before.keys() - parameters:
-        if not name.endswith("tracked"):
-            close(merged[name], np.mean([m[name] for m in members], axis=0), name)
-
-
-def mono(before: np.ndarray, tuned: np.ndarray) -> np.ndarray:
+def mono(before: np.ndarray, members: list[np.ndarray]) -> np.ndarray:
     """The formula for one matrix, direction by direction."""
+    (tuned,) = members
     if tuned.ndim < 2:
         return tuned
     change = (tuned - before).reshape(len(tuned), -1)
@@ -118,17 +107,33 @@ def mono(before: np.ndarray, tuned: np.ndarray) -> np.ndarray:
     return before + (u @ np.diag(weights * s) @ v).reshape(before.shape)
 
 
-@pytest.mark.parametrize(("arch", "lr"), [(VIT, 0.5), (CONV, 0.05)])
-def test_mono_soup_is_its_formula_matrix_by_matrix(grid, arch, lr):
-    words = (f"model.arch={arch}", "method=mono_soup", f"optimizer.lr={lr}")
+def summed(before: np.ndarray, members: list[np.ndarray]) -> np.ndarray:
+    """Task arithmetic."""
+    return before + 0.4 * sum(member - before for member in members)
+
+
+@pytest.mark.parametrize(
+    ("words", "members", "formula"),
+    [
+        ((f"model.arch={CONV}", "method=model_stock", "method.seeds=3"), STOCK, stock),
+        (("method=mono_soup", "optimizer.lr=0.5"), STOCK[:1], mono),
+        (("method=mono_soup", "optimizer.lr=0.05", f"model.arch={CONV}"), STOCK[:1], mono),
+        (("method=task_arithmetic",), [(method, 0) for method in TASKS], summed),
+    ],
+)
+def test_a_merge_is_its_formula_tensor_by_tensor(grid, words, members, formula):
     builder, before, merged, parameters = built(grid, *words)
-    tuned = state(builder, "fine_tune")
-    reweighed = 0
+    states = [state(builder, *member) for member in members]
+    changed = 0
     for name in parameters:
-        expected = mono(before[name], tuned[name])
+        tensors = [each[name] for each in states]
+        expected = formula(before[name], tensors)
         np.testing.assert_allclose(merged[name], expected, rtol=1e-4, atol=1e-5, err_msg=name)
-        reweighed += not np.allclose(merged[name], tuned[name], rtol=1e-2, atol=1e-3)
-    assert reweighed > 10
+        changed += not np.allclose(expected, np.mean(tensors, axis=0), rtol=1e-3, atol=1e-4)
+    assert changed > 10, "a mean of the members would not show"
+    for name in before.keys() - parameters:  # running statistics, and counts of batches
+        mean = np.mean([each[name] for each in states], axis=0)
+        close(merged[name], before[name] if name.endswith("tracked") else mean, name)
 
 
 def merged_by_ties(vectors: list[np.ndarray], density: float, places: np.ndarray) -> np.ndarray:
@@ -157,7 +162,7 @@ def test_ties_trims_elects_and_averages(grid, density):
     def flat(of: State) -> np.ndarray:
         return np.concatenate([of[name].ravel() for name in names])
 
-    vectors = [flat(state(builder, m)) - flat(before) for m in ("fine_tune", "ewc", "lwf")]
+    vectors = [flat(state(builder, m)) - flat(before) for m in TASKS]
     vectors = [v.astype(np.float32).astype(float) for v in vectors]  # ties of trimming alike
     places = np.random.default_rng(0).permutation(len(vectors[0]))[:5000]
     change = 0.7 * merged_by_ties(vectors, density, places)
@@ -179,14 +184,6 @@ def test_changes_of_nothing_of_one_direction_and_of_equal_sizes():
     assert ties.trimmed(torch.tensor([1.0, -1.0, 0.5]), 0.34).tolist() == [1.0, -1.0, 0]
     vectors = torch.tensor([[3.0, 1.0, 0.0, 1.0], [-1.0, -1.0, 2.0, 3.0], [0.0, 0.0, 0.0, -1.0]])
     assert ties.elected_mean(vectors).tolist() == [3.0, 0.0, 2.0, 2.0]
-
-
-def test_task_arithmetic_adds_the_scaled_sum_of_task_vectors(grid):
-    builder, before, merged, parameters = built(grid, "method=task_arithmetic")
-    members = [state(builder, method) for method in ("fine_tune", "ewc", "lwf")]
-    for name in parameters:
-        expected = before[name] + 0.4 * sum(member[name] - before[name] for member in members)
-        close(merged[name], expected, name)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from grids import CONV, VIT, Prepared, grid, prepared, same, trained, weights
-from plain_losses import ON_FEW, check, everything, over_classes
+from plain_losses import ON_FEW, check, over_classes, parameters
 from timm.data.mixup import mixup_target
 from timm.optim._param_groups import param_groups_layer_decay
 from timm.utils.model_ema import ModelEmaV3
@@ -36,7 +36,7 @@ def test_smoothing_and_mixing_are_timms(grid, smoothing, mixup, few):
     share = Beta(mixup, mixup).sample().item() if mixup else 1.0
     torch.manual_seed(3)
     x = share * case.x + (1 - share) * case.x.flip(0)
-    check(case, soft_cross_entropy(case, x, share, smoothing), everything(case.net))
+    check(case, soft_cross_entropy(case, x, share, smoothing), parameters(case.net))
 
 
 def test_mirrored_images_are_those_drawn(grid):
@@ -46,7 +46,7 @@ def test_mirrored_images_are_those_drawn(grid):
     assert 0 < flips.sum() < 5
     x = torch.stack([i.flip(-1) if f else i for i, f in zip(case.x, flips, strict=True)])
     torch.manual_seed(1)
-    check(case, soft_cross_entropy(case, x), everything(case.net))
+    check(case, soft_cross_entropy(case, x), parameters(case.net))
 
 
 @pytest.mark.parametrize("arch", [VIT, CONV])

@@ -9,6 +9,7 @@ import os
 import pickle
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,8 +25,8 @@ from engine.store import tensors
 from engine.store.artifacts import Store
 
 
-def model(path: Path | str = "", arch: str = "test_vit", match: str = "names") -> ModelRecipe:
-    weights = WeightsRecipe(source="file", path=str(path), match=match)
+def model(path: Path, arch: str = "test_vit", source: str = "file", **options: str) -> ModelRecipe:
+    weights = WeightsRecipe(source=source, path=str(path), **options)  # type: ignore[arg-type]
     return ModelRecipe(name="mine", arch=arch, image_size=32, weights=weights)
 
 
@@ -47,9 +48,7 @@ def test_an_own_file_keeps_its_tensors_and_its_head(arch, source, tmp_path):
     """It stands in for a download, too."""
     expected, path = state(arch), tmp_path / "own.safetensors"
     tensors.save(expected, path)
-    options = model(path, arch)
-    weights = dataclasses.replace(options.weights, source=source)
-    assert same(backbone(dataclasses.replace(options, weights=weights), tmp_path), expected)
+    assert same(backbone(model(path, arch, source), tmp_path), expected)
 
 
 @pytest.mark.parametrize(
@@ -81,45 +80,44 @@ def test_order_fits_tensors_of_other_names(tmp_path):
     expected = state("test_efficientnet")
     renamed = {f"layer.{i:03}": tensor for i, tensor in enumerate(expected.values())}
     torch.save(renamed, tmp_path / "own.pth")
-    options = model(tmp_path / "own.pth", "test_efficientnet", "order")
-    head = models.head_names(options)
-    actual = backbone(options, tmp_path)
-    assert same(actual, expected) and actual[head[1]].shape == (5,)
+    options = model(tmp_path / "own.pth", "test_efficientnet", match="order")
+    assert same(backbone(options, tmp_path), expected)
     torch.save(dict(list(renamed.items())[:-1]), tmp_path / "short.pth")
     tensors.save(expected, tmp_path / "own.safetensors")
     for name, message in (
+        ("gone.pth", r"model\.weights\.path='.*gone\.pth' is not a file"),
         ("short.pth", f"short.pth has {len(expected) - 1} tensors"),
         ("own.safetensors", "own.safetensors: safetensors files keep no order"),
     ):
         with pytest.raises(ValueError, match=message):
-            backbone(model(tmp_path / name, "test_efficientnet", "order"), tmp_path)
+            backbone(model(tmp_path / name, "test_efficientnet", match="order"), tmp_path)
 
 
-def deflated(content: object, path: Path) -> None:
-    """A checkpoint as no torch writes it."""
-    torch.save(content, path)
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.safetensors", b"\x08" * 50, "is cut or no"),
+        ("x.pth", b"hello world", "is cut, compressed, or holds more"),
+        ("x.pth", [1, 2], "holds no state dict of tensors"),
+        ("x.pth", {0: torch.ones(2)}, "the name 0 of a tensor is no text"),
+    ],
+)
+def test_what_is_no_state_dict_is_named(name, content, message, tmp_path):
+    path = tmp_path / name
+    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+    with pytest.raises(ValueError, match=rf"{name}.*{message}"):
+        backbone(model(path), tmp_path)
+
+
+def test_a_compressed_file_which_may_be_a_bomb_is_refused(tmp_path):
+    torch.save(state(), path := tmp_path / "odd.pth")
     with zipfile.ZipFile(path) as plain:
         members = {name: plain.read(name) for name in plain.namelist()}
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
         for name, data in members.items():
             packed.writestr(name, data)
-
-
-@pytest.mark.parametrize(
-    ("name", "write", "content", "message"),
-    [
-        ("gone.pth", lambda *_: None, None, r"model\.weights\.path='.*gone\.pth' is not a file"),
-        ("x.safetensors", lambda data, path: path.write_bytes(data), b"\x08" * 50, "is cut or no"),
-        ("x.pth", lambda data, path: path.write_bytes(data), b"hello world", "is cut, compressed"),
-        ("x.pth", deflated, {"a": torch.ones(2)}, "is cut, compressed, or holds more"),
-        ("x.pth", torch.save, [1, 2], "holds no state dict of tensors"),
-        ("x.pth", torch.save, {0: torch.ones(2)}, "the name 0 of a tensor is no text"),
-    ],
-)
-def test_what_is_no_state_dict_is_named(name, write, content, message, tmp_path):
-    write(content, tmp_path / name)
-    with pytest.raises(ValueError, match=rf"{name}.*{message}" if content else message):
-        backbone(model(tmp_path / name), tmp_path)
+    with pytest.raises(ValueError, match=r"odd\.pth is cut, compressed, or holds more"):
+        formats.load(path)
 
 
 def test_damaged_bytes_of_a_checkpoint_name_the_file(tmp_path):
@@ -177,26 +175,21 @@ def test_malicious_checkpoint_is_refused_and_not_run(plain, tmp_path):
 
 
 def test_backbone_is_made_once_and_named_by_what_matters(tmp_path):
-    tensors.save(state(), tmp_path / "own.safetensors")
-    options = model(tmp_path / "own.safetensors")
-    store = Store(tmp_path / "store")
-    backbone = checkpoints.backbone(options, store, tmp_path, 0)
-    renamed = dataclasses.replace(options, name="other")
-    assert checkpoints.backbone(renamed, store, tmp_path, 7) == backbone
-    pixels = dataclasses.replace(options, crop=0.7, crop_mode="squash", interpolation="nearest")
-    assert checkpoints.backbone(pixels, store, tmp_path, 0) == backbone, "cells know them by packs"
-    for changes in ({"mean": [0.1] * 3}, {"std": [0.2] * 3}, {"channels_last": True}):
-        changed = dataclasses.replace(options, **changes)
-        assert checkpoints.backbone(changed, store, tmp_path, 0) != backbone, (
-            "packs do not tell these"
-        )
-    tensors.save(
-        {name: tensor + 1 for name, tensor in state().items()}, tmp_path / "own.safetensors"
-    )
-    assert checkpoints.backbone(options, store, tmp_path, 0) != backbone, "another content"
-    random = dataclasses.replace(options, weights=WeightsRecipe(source="random"))
-    pair = [checkpoints.backbone(random, store, tmp_path, seed) for seed in (0, 1, 0)]
-    assert pair[0] == pair[2] and pair[0].name != pair[1].name
+    tensors.save(state(), path := tmp_path / "own.safetensors")
+
+    def name(seed: int = 0, **changes: Any) -> str:
+        options = dataclasses.replace(model(path), **changes)
+        return checkpoints.backbone(options, Store(tmp_path / "store"), tmp_path, seed).name
+
+    usual = name()
+    assert name(seed=7, name="other") == usual
+    pixels = {"crop": 0.7, "crop_mode": "squash", "interpolation": "nearest"}
+    assert name(**pixels) == usual, "cells know these by packs"
+    others = [name(mean=[0.1] * 3), name(std=[0.2] * 3), name(channels_last=True)]
+    drawn = [name(seed, weights=WeightsRecipe(source="random")) for seed in (0, 1, 0)]
+    assert drawn[0] == drawn[2]
+    tensors.save({k: tensor + 1 for k, tensor in state().items()}, path)
+    assert len({usual, *others, *drawn, name()}) == 1 + 3 + 2 + 1
 
 
 # timm's names of a ViT's tensors, by the names of vectors and of the nodes that use matrices.

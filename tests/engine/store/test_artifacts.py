@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -219,3 +220,21 @@ def test_the_umask_decides_who_may_read_tensors(tmp_path):
     finally:
         os.umask(before)
     assert (tmp_path / "weights.safetensors").stat().st_mode & 0o777 == 0o640
+
+
+def test_only_old_left_overs_of_the_engine_go(tmp_path):
+    """Other campaigns may be at work in the same store, and users keep folders of theirs there."""
+    store, elsewhere = tmp_path / "runs" / "store", tmp_path / "home"
+    name = ".ewc-few-0123456789abcdef.01234567"
+    old, young = store / "cells" / name, store / "cells" / name.replace("few", "tinted")
+    others = [store / "mine" / ".git", store / "cells" / ".cache", elsewhere / name]
+    for path in (old, young, *others):
+        path.mkdir(parents=True)
+    (store / "features").symlink_to(elsewhere)
+    others.append(store / "cells" / name.replace("few", "link"))
+    others[-1].symlink_to(elsewhere / name)
+    long_ago = time.time() - 61
+    for path in (old, *others):
+        os.utime(path, (long_ago, long_ago))
+    Store(store).remove_left_overs(60)
+    assert not old.exists() and all(path.exists() for path in (young, *others))

@@ -206,13 +206,13 @@ TWO_RANKS = [
 
 @pytest.mark.slow
 def test_two_ranks_go_on_bit_by_bit_and_another_number_closely(grid, tmp_path):
-    """Interrupted before step 3 (of 6) on two ranks, and on one rank for two to go on."""
+    """Interrupted after 4 steps of 6, in an epoch, on two ranks, and on one for two to go on."""
     names = ("whole", "two", "two to one", "one to two")
     places = {name: grid.elsewhere(tmp_path / name, grid.builder()) for name in names}
     jobs = []
     for words in TWO_RANKS:
-        interrupted(places["one to two"].builder(EVERY_STEP, *words), 3)
-        common = {"words": words, "step": 3}
+        interrupted(places["one to two"].builder(EVERY_STEP, *words), 4)
+        common = {"words": words, "step": 4}
         jobs += [
             {"runs": places["whole"].runs, "words": words},
             {"runs": places["two"].runs, **common, "how": "stop"},
@@ -226,13 +226,13 @@ def test_two_ranks_go_on_bit_by_bit_and_another_number_closely(grid, tmp_path):
     for number, words in enumerate(TWO_RANKS):
         whole, _, two, _, from_one = results[5 * number : 5 * number + 5]
         assert whole[1] == [1, 2, 3, 4, 5, 6]
-        assert two[1] == from_one[1] == [4, 5, 6]
+        assert two[1] == from_one[1] == [5, 6]
         expected, actual = (load_file(Path(at[0]) / "weights.safetensors") for at in (whole, two))
         assert same(actual, expected), words
         history = [(Path(at[0]) / "history.json").read_text() for at in (whole, two)]
         assert history[0] == history[1], words
         cell, steps = resumed(places["two to one"], *words)
-        assert steps == [4, 5, 6]
+        assert steps == [5, 6]
         for at in (cell.artifact.folder, Path(from_one[0])):
             assert distance(load_file(at / "weights.safetensors"), expected) < 1e-5, words
             entries = json.loads((at / "history.json").read_text())
