@@ -172,19 +172,14 @@ def calibration(repeats: int, images: int = SOURCES) -> list[tuple[float, float,
     for over in (0.0, 0.05, 0.1, 0.2):
         rng = np.random.default_rng(0)
 
-        def sample(count: int, over: float = over, rng=rng) -> tuple[np.ndarray, np.ndarray]:
+        def measured(count: int, over: float = over, rng=rng) -> tuple[float, float]:
             confidence = rng.beta(2.2, 1.2, count)
-            return confidence, (rng.random(count) > np.clip(confidence - over, 0, 1)).astype(int)
-
-        def measured(count: int, sample=sample) -> tuple[float, float]:
-            confidence, top1 = sample(count)
-            images = ImagePredictions(
-                top1, np.zeros_like(top1), confidence.astype(np.float32), np.ones(count), 0.0
-            )
-            everyone = np.arange(count)
+            top1 = (rng.random(count) > np.clip(confidence - over, 0, 1)).astype(int)
+            p, label = confidence.astype(np.float32), np.zeros_like(top1)
+            images = ImagePredictions(top1, label, p, np.ones(count), 0.0)
             bins = np.clip(np.ceil(confidence * behaviour.BINS).astype(int) - 1, 0, None)
             plain = np.abs(np.bincount(bins, confidence - (top1 == 0))).sum() / count
-            return 100 * float(plain), behaviour.calibration_error(images, everyone)
+            return 100 * float(plain), behaviour.calibration_error(images, np.arange(count))
 
         truth, _ = measured(1_000_000)
         rows.append((truth, *np.mean([measured(images) for _ in range(repeats)], axis=0)))

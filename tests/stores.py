@@ -1,8 +1,7 @@
 """Prediction stores made up for tests: a file an evaluation, with chosen hits."""
 
-import dataclasses
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,19 +55,6 @@ def grid(
         path = folder / f"{number}.parquet"
         pq.write_table(table(hits(method, downstream, on), **columns), path)
         out.append(cell(path, method, downstream, on, seed=0 if method == PRE else seed))
-    return out
-
-
-def in_settings(
-    folder: Path, hits: Mapping[str, Hits], methods: Sequence[str] = ("fine_tune",)
-) -> list[Evaluation]:
-    """A grid in each of the settings, and the pre-trained model of the first."""
-    out: list[Evaluation] = []
-    folder.mkdir(exist_ok=True)
-    for number, (setting, of_setting) in enumerate(hits.items()):
-        cells = grid(folder / str(number), of_setting, methods)
-        out += [cell for cell in cells if cell.method == PRE and not number]
-        out += [dataclasses.replace(cell, setting=setting) for cell in cells if cell.method != PRE]
     return out
 
 

