@@ -20,9 +20,7 @@ from engine.machine.files import write_atomic
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
-_PACKAGES = (
-    "triton", "timm", "numpy", "numba", "deepspeed", "torchvision", "POT",
-)  # fmt: skip
+_PACKAGES = ("triton", "timm", "numpy", "numba", "deepspeed", "torchvision", "POT")
 
 
 class Results:

@@ -46,12 +46,6 @@ def distill_loss(
     return loss + factor * (q * (log_q - log_p).masked_fill_(q == 0, 0.0)).sum(1)
 
 
-def outer_squares(output_gradients: Tensor, inputs: Tensor) -> Tensor:
-    """Truth of `kernels.fisher.outer_squares`, in float64; it holds B x O x I numbers."""
-    per_example = torch.einsum("bno,bni->boi", output_gradients.double(), inputs.double())
-    return per_example.square().sum(0)
-
-
 def fisher_diagonal(
     model: nn.Module, images: Tensor, labels: Tensor, *, mask: Tensor | None = None
 ) -> dict[str, Tensor]:

@@ -79,10 +79,10 @@ class Pack:
         the format of a newer version; the message names the file and a remedy.
         """
         folder = Path(folder)
-        for path in (folder, folder / MANIFEST, folder / SAMPLES, folder / IMAGES):
-            if not (path.is_file() or (path == folder and path.is_dir())):  # nor a pipe
+        for path in (folder / MANIFEST, folder / SAMPLES, folder / IMAGES):
+            if not path.is_file():  # nor a pipe
                 # A folder without a manifest may be no pack at all, and hold other work.
-                remedy = _REMEDY if (folder / MANIFEST).exists() else "encode it"
+                remedy = "encode it" if path.name == MANIFEST else _REMEDY
                 raise FileNotFoundError(
                     f"{path}: missing, or no file, so this is no complete pack; {remedy}"
                 )

@@ -38,7 +38,7 @@ def read(path: Path, kind: type[T], remedy: str) -> T:
 def convert(values: Any, kind: type[T], path: Path, remedy: str) -> T:
     """Parsed JSON as `kind`; `path`: of the file that it was read from. Raises as `read`."""
     try:
-        return msgspec.convert(values, kind, dec_hook=_path)
+        return msgspec.convert(values, kind, dec_hook=lambda custom, value: custom(value))  # a Path
     except msgspec.ValidationError as error:
         raise DamagedFile(f"{path} is damaged ({error}); {remedy}") from error
 
@@ -58,10 +58,3 @@ def read_unaltered(path: Path, remedy: str) -> dict[str, Any]:
     if values.pop(DIGEST, None) != digest(values):
         raise DamagedFile(f"{path} was altered; {remedy}")
     return values
-
-
-def _path(kind: type, value: Any) -> Path:
-    assert kind is Path, kind
-    if not isinstance(value, str):
-        raise ValueError(f"Expected a path, got {value!r}")  # msgspec adds where
-    return Path(value)

@@ -168,7 +168,6 @@ class PackWriter:
 
 
 def _checksum(text: bytes) -> bytes:
-    """The end of a line of the journal."""
     return b" %08x\n" % zlib.crc32(text)
 
 

@@ -23,6 +23,7 @@ train: {epochs: 1, batch_size: 4, warmup_steps: 0}
 evaluate: {batch_size: 16}
 """
 SUBSAMPLE = 100  # of 150
+VAL = "ILSVRC2012_val_{i:08d}"
 
 
 @dataclass(frozen=True)
@@ -34,22 +35,13 @@ class Rib:
 
     @property
     def words(self) -> tuple[str, ...]:
-        return (
-            f"runs={self.folder / 'runs'}",
-            f"dataset.subsample={SUBSAMPLE}",
-            f"model.arch={grids.VIT}",
-            "model.crop=1.0",
-        )
+        model = (f"model.arch={grids.VIT}", "model.crop=1.0")
+        return (f"runs={self.folder / 'runs'}", f"dataset.subsample={SUBSAMPLE}", *model)
 
     def encode(self, name: str, source: Path, *words: str) -> int:
-        """Exit code of `rib encode`."""
+        """Exit code of `rib encode`; name: a set, or --all."""
         options = ("--source", str(source), "--model", "vit_tiny_random")
         return cli.main(["encode", name, *options, *self.words, *words])
-
-    def encode_all(self, folder: Path, *words: str) -> int:
-        """Exit code of `rib encode --all`."""
-        options = ("--all", "--source", str(folder), "--model", "vit_tiny_random")
-        return cli.main(["encode", *options, *self.words, *words])
 
     def builder(self, *words: str) -> Builder:
         """The builder of the recipe's cell; `words` come last and win."""
@@ -71,12 +63,8 @@ def rib(grid, tmp_path_factory) -> Iterator[Rib]:
         "imagenet_r": trees.archive(trees.by_wnid(folder / "r", number=12), folder / "r.tar"),
         "imagenet_sketch": trees.by_wnid(folder / "s" / "sketch", number=13),
         "objectnet": trees.objectnet(folder / "o"),
-        "imagenet_cartoon": trees.by_wnid(
-            folder / "cartoon", "ILSVRC2012_val_{i:08d}.JPEG", number=14
-        ),
-        "imagenet_drawing": trees.by_wnid(
-            folder / "drawing", "ILSVRC2012_val_{i:08d}.png", number=15
-        ),
+        "imagenet_cartoon": trees.by_wnid(folder / "cartoon", f"{VAL}.JPEG", number=14),
+        "imagenet_drawing": trees.by_wnid(folder / "drawing", f"{VAL}.png", number=15),
         "imagenet_c": trees.corrupted(folder / "c"),
     }
     for name, source in sources.items():

@@ -1,17 +1,17 @@
 """Results of a made-up grid, as the report's sections take them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas
 import vl_convert
-from stores import SETS, grid, random_hits
+from stores import SETS, grid, random_hits, synthetic
 
 from engine.grid.record import Record
-from engine.measures.rows import Evaluation
+from engine.measures.rows import PRE, Evaluation
 from engine.report import charts
-from engine.report.results import Results, of_record
+from engine.report.results import Results, of_grid, of_record
 from engine.report.section import Section
 
 TITLES = {"fine_tune": "FT", "lwf": "LwF"}
@@ -45,6 +45,30 @@ def results(folder: Path, models_csv: Path | None = None, **values: Any) -> Resu
 def of_evaluations(evaluations: Sequence[Evaluation], **values: Any) -> Results:
     """Results of evaluations on the sets of `record`; `values`: of it."""
     return of_record(record(evaluations, **values), evaluations)
+
+
+def of_cells(cells: Sequence[tuple], **values: Any) -> Results:
+    """Results of chosen accuracies, as `synthetic` takes them; `values`: of the record."""
+    made = record([], **values)
+    return of_grid(made, synthetic(cells, made.sets, made.upstream, made.downstreams))
+
+
+def of_arms(
+    arms: Mapping[tuple[str, float | None, str], tuple[float, float]],
+    *,
+    before: float = 50,
+    models: Sequence[str] = ("lite0",),
+    more: Sequence[tuple] = (),
+    **values: Any,
+) -> Results:
+    """The same where an arm (method, alpha, setting) has one accuracy on the set fine-tuned on and
+    one elsewhere, and the pre-trained models have `before`. more: further cells."""
+    cells = [(model, PRE, "", None, "", "", on, before) for model in models for on in (*SETS, "up")]
+    for model in models:
+        for (method, alpha, setting), of in arms.items():
+            arm, is_row = (model, method, "canonical", alpha, setting), alpha in (None, 0.5)
+            cells += [(*arm, i, j, of[i != j], is_row) for i in SETS for j in (*SETS, "up")]
+    return of_cells([*cells, *more], **values)
 
 
 def drawn(section: Section) -> dict[str, str]:

@@ -10,10 +10,8 @@ def assert_twins(
     actual: Sequence[Tensor], exact: Sequence[Tensor], *, rtol: float, atol: float
 ) -> None:
     """Every output is the float64 twin's, its shape included."""
-    for number, (output, truth) in enumerate(zip(actual, exact, strict=True)):
-        torch.testing.assert_close(
-            output.double().cpu(), truth.double().cpu(), rtol=rtol, atol=atol, msg=_named(number)
-        )
+    outputs, truths = ([t.double().cpu() for t in tensors] for tensors in (actual, exact))
+    torch.testing.assert_close(outputs, truths, rtol=rtol, atol=atol)
 
 
 def assert_close_to_max(actual: Tensor, exact: Tensor, name: str = "", share: float = 1e-5) -> None:
@@ -42,7 +40,3 @@ def apart(rows: Tensor, between: float = 99) -> Tensor:
     """The same rows, 64 numbers further apart, as a GPU has them."""
     n, m = rows.shape
     return rows.new_full((n, m + 64), between)[:, :m].copy_(rows)
-
-
-def _named(number: int) -> Callable[[str], str]:
-    return lambda message: f"output {number}: {message}"

@@ -73,18 +73,11 @@ def read(
             )
         parts, labels = [part_of(item.key) for item in items], [item.label for item in items]
         items = [items[position] for position in balanced(parts, labels, subsample, seed)]
-    return Listing(
-        items,
-        classes,
-        hashed.hexdigest(),
-        tuple(left_out),
-        faults=tuple(_faults(counts)),
-        group_depth=DEPTH,
-    )
+    faults = tuple(_faults(counts))
+    return Listing(items, classes, hashed.hexdigest(), tuple(left_out), faults, DEPTH)
 
 
 def _faults(counts: Mapping[str, int]) -> Iterator[str]:
-    """Which parts are missing, each by name, and which have another number of images."""
     if missing := [part for part in PARTS if not counts[part]]:
         yield f"{len(missing)} of {len(PARTS)} parts are missing: {' '.join(missing)}"
     wrong = [f"{part} ({counts[part]:,})" for part in PARTS if counts[part] not in (0, PER_PART)]

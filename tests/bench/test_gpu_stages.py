@@ -107,21 +107,21 @@ def test_stages_are_those_of_the_page_and_what_cannot_run_is_refused(tmp_path, c
 def test_results_are_written_as_tables(tmp_path):
     versions = {"torch": "2.11", "triton": "3.6", "timm": "1.0"}
     machine = {"device": "NVIDIA H100", "commit": "abc", "versions": versions}
-    row = {"contest": "ViT-B x 64", "ms": 15.04, "mfu": 0.451}
-    for name, content in {
-        "headline": {"rows": [row, {"contest": "other", "gb_s": 1.0}]},
-        "kernels": {"message": "RuntimeError: no memory", "rows": []},
-    }.items():
-        file = tmp_path / f"{name}-nvidia-h100.json"
-        file.write_text(json.dumps({"name": name, "machine": machine} | content))
-    lines = gpu.written(tmp_path, [{"stage": "tests", "state": "red"}]).splitlines()
-    for line in (
+    rows = [{"contest": "ViT-B x 64", "ms": 15.04}, {"contest": "other", "gb_s": 1.0}]
+    content = {"name": "headline", "machine": machine, "rows": rows, "message": "no memory"}
+    (tmp_path / "headline-nvidia-h100.json").write_text(json.dumps(content))
+    assert gpu.written(tmp_path, [{"stage": "tests", "state": "red"}]).splitlines()[2:] == [
         "| tests | red |",
+        "",
         "**headline**: NVIDIA H100; torch 2.11, triton 3.6, timm 1.0; commit abc.",
-        "| ViT-B x 64 | 15 | 0.451 | - |",
-        "RuntimeError: no memory",
-    ):
-        assert line in lines
+        "",
+        "| contest | ms | gb_s |",
+        "| --- | --- | --- |",
+        "| ViT-B x 64 | 15 | - |",
+        "| other | - | 1 |",
+        "",
+        "no memory",
+    ]
 
 
 @pytest.mark.slow

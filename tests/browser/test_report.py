@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -156,8 +155,3 @@ def test_folded_sections_open_by_click_and_by_link(browser, report):
     browser.execute_script("location.hash = '#how-sure'")
     is_open = "return document.querySelector('#how-sure details').open"
     WebDriverWait(browser, 20).until(lambda driver: driver.execute_script(is_open))
-
-
-def test_paper_has_every_figure(browser):
-    printed = browser.execute_cdp_cmd("Page.printToPDF", {})
-    assert len(json.dumps(printed)) > 50_000

@@ -10,7 +10,6 @@ import torch
 from children import NEEDS_GPU
 
 from bench import contest
-from kernels import reference
 from kernels.distill import distill_loss
 from kernels.ewc import adamw_ewc_, foreach_adamw_ewc_, sgd_ewc_
 from kernels.fisher.outer_squares import outer_squares
@@ -33,14 +32,6 @@ def test_entrants_of_the_bench_give_the_same(name):
     for current in contests(CUDA, contest.Scale(quick=True)):
         current.check()
         current.ours.run()
-
-
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
-def test_tensors_on_a_gpu_that_is_not_the_current_one():
-    logits, labels = randn(4, 100).to("cuda:1"), torch.arange(4, device="cuda:1")
-    losses = distill_loss(logits, logits, labels)
-    truth = reference.distill_loss(logits, logits, labels)
-    torch.testing.assert_close(losses, truth)
 
 
 def test_nothing_waits_for_the_gpu():

@@ -87,17 +87,3 @@ def test_the_engine_ends_in_the_weights_of_a_plain_loop(added, options, device, 
     assert moved > 0
     for name, expected in net.state_dict().items():
         torch.testing.assert_close(trained[name], expected.cpu(), rtol=0, atol=tolerance)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("device", [pytest.param("cuda", marks=NEEDS_GPU)])
-def test_products_are_in_bf16(device, tmp_path):
-    """Through DeepSpeed; not compiled, since a hook would break the graph."""
-    dtypes = set()
-    bench = Bench(tmp_path, "file", (*TOY, "train.compile=never"), ranks.start(device), STEPS)
-    with bench.training("fine_tune", BATCH) as training:
-        for module in training.method.net.blocks.modules():
-            if isinstance(module, nn.Linear):
-                module.register_forward_hook(lambda *of_call: dtypes.add(of_call[-1].dtype))
-        training.run()
-    assert dtypes == {torch.bfloat16}

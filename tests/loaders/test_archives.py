@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from damage import cut, flip, full_disk
 from tarballs import tarball
+from zip_crypto import encrypted
 
 from loaders import archives, trees
 
@@ -52,6 +53,13 @@ def test_a_zip_file_becomes_a_folder_and_a_stopped_unpacking_goes_on(tmp_path: P
     assert files(folder) == MEMBERS
     assert (folder / "top" / "n0" / "0.png").stat().st_mtime_ns == before
     assert [file.name for file in tmp_path.iterdir()] == ["set"]
+
+
+def test_another_password_is_no_damage(tmp_path: Path) -> None:
+    archive = tmp_path / "o.zip"
+    archive.write_bytes(encrypted(BIG, "a test set"))
+    with pytest.raises(ValueError, match=r"^this is not the password of .*o\.zip$"):
+        list(archives.unzip(archive, tmp_path / "objectnet", "another"))
 
 
 def test_damaged_zip_files_and_names_that_leave_them(tmp_path: Path) -> None:

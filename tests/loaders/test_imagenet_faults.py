@@ -42,7 +42,9 @@ def test_a_small_part_of_a_whole_set_is_no_shortfall(
     source = trees.corrupted(tmp_path)
     drawn = dataclasses.replace(RIB, subsample="20")
     monkeypatch.setattr(imagenet_c, "PER_PART", 2)
-    assert len(imagenet.read(drawn, "imagenet_c", source).items) == 20
+    other = dataclasses.replace(drawn, seed=1)
+    first, second = (imagenet.read(each, "imagenet_c", source).items for each in (drawn, other))
+    assert len(first) == len(second) == 20 and first != second
     (source / "weather" / "fog" / "3" / trees.WNIDS[0] / "ILSVRC2012_val_00000001.JPEG").unlink()
     with pytest.raises(ValueError, match=r"1 of 75 parts have not 2 images: fog/3 \(1\)"):
         imagenet.read(drawn, "imagenet_c", source)
@@ -164,6 +166,10 @@ def test_a_damaged_archive_that_tarfile_takes_for_whole_is_named(tmp_path: Path)
     with tarfile.open(path) as archive:
         third = archive.getmembers()[2].offset
     inner = tarball(tmp_path / "outer", {"n1.tar": b"no archive".ljust(2000), "n2/1.jpg": b""})
+    (tmp_path / "a" / "link").symlink_to("elsewhere")
+    linked = trees.archive(tmp_path / "a", tmp_path / "linked.tar")
+    with pytest.raises(ValueError, match=r"linked\.tar: link is a link; unpack the archive"):
+        read("imagenet_a", linked)
     for data, name in (
         (good[:third] + b"x" * 512 + good[third + 512 :], "it"),
         (good[: third + 100], "it"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_packs import COUNT, SHAPE, draw, make
 
-from loaders import resident, stream
+from loaders import resident
 from loaders.pack import Pack
 from loaders.resident import Resident, fits, free_in_groups
 from loaders.stream import Stream, open_source
@@ -61,18 +60,8 @@ def test_stream_is_resident(packs: dict[str, Pack], format: str, seed: int, work
         assert torch.equal(batch.images, other.images)
 
 
-def test_stuck_reader_times_out(packs: dict[str, Pack], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream, "TIMEOUT_S", 0.1)
-    source = Stream(packs["raw"])
-    release = threading.Event()
-    monkeypatch.setattr(Pack, "read", lambda self, index, out: release.wait())
-    with pytest.raises(TimeoutError, match=r"images.beton: no batch in 0.1 s"):
-        list(source.batches([np.arange(3)]))
-    release.set()
-
-
 @pytest.mark.slow
-def test_stuck_reader_does_not_hold_up_the_exit(packs: dict[str, Pack]) -> None:
+def test_a_stuck_reader_is_named_and_does_not_hold_up_the_exit(packs: dict[str, Pack]) -> None:
     script = (
         "import sys, threading, numpy; from loaders import pack, stream; stream.TIMEOUT_S = 0.1; "
         "source = stream.Stream(pack.Pack.open(sys.argv[1])); "
@@ -81,7 +70,10 @@ def test_stuck_reader_does_not_hold_up_the_exit(packs: dict[str, Pack]) -> None:
     )
     command = [sys.executable, "-c", script, str(packs["raw"].folder)]
     process = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert process.returncode == 1 and "TimeoutError" in process.stderr
+    assert process.returncode == 1
+    assert (
+        "TimeoutError: " in process.stderr and "images.beton: no batch in 0.1 s" in process.stderr
+    )
 
 
 def test_open_source_chooses_by_memory(

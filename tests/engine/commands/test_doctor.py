@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import grids
 import pytest
@@ -137,9 +138,7 @@ def test_every_check_on_this_machine(tmp_path):
 
 
 def test_exit_code_says_whether_this_machine_can_work(monkeypatch, capsys):
-    def hidden() -> None:
-        raise ShadowedError("`kernels` is hidden")
-
+    hidden = mock.Mock(side_effect=ShadowedError("`kernels` is hidden"))
     monkeypatch.setenv(entry.DEBUG, "")  # which --debug sets, for this test alone
     monkeypatch.setattr(doctor, "torch_facts", dict)
     monkeypatch.setattr(entry, "check_shadowing", hidden)

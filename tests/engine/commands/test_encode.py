@@ -117,7 +117,7 @@ def test_all_sets_of_a_folder_are_encoded(rib, tmp_path, capsys):
     (tmp_path / "imagenet_sketch" / "strange").mkdir(parents=True)
     trees.objectnet(tmp_path)
     words = ("--partial", "model.crop=0.8")
-    assert rib.encode_all(tmp_path, *words) == 2
+    assert rib.encode("--all", tmp_path, *words) == 2
     streams = capsys.readouterr()
     assert "error: imagenet_sketch: " in streams.err and "holds no images" in streams.err
     for name in ("imagenet_a: 6 images", "imagenet_r: 6 images", "objectnet: 8 images"):
@@ -125,16 +125,16 @@ def test_all_sets_of_a_folder_are_encoded(rib, tmp_path, capsys):
     missing = "imagenet_val imagenet_v2 imagenet_cartoon imagenet_drawing imagenet_c"
     assert f"rib download {missing} --to {tmp_path}\n" in streams.out
     shutil.rmtree(tmp_path / "imagenet_sketch")
-    assert rib.encode_all(tmp_path, *words) == 0
+    assert rib.encode("--all", tmp_path, *words) == 0
     assert capsys.readouterr().out.count("is encoded already") == 3
 
 
 def test_nothing_to_encode(rib, tmp_path, capsys):
-    assert rib.encode_all(tmp_path) == 2
+    assert rib.encode("--all", tmp_path) == 2
     assert "holds no set of imagenet_rib" in capsys.readouterr().err
-    assert rib.encode_all(tmp_path / "absent") == 2
+    assert rib.encode("--all", tmp_path / "absent") == 2
     assert "absent: there is no such folder" in capsys.readouterr().err
-    assert rib.encode_all(tmp_path, "imagenet_a") == 2
+    assert rib.encode("--all", tmp_path, "imagenet_a") == 2
     assert "name a set to encode, or give --all, and not both" in capsys.readouterr().err
 
 

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -47,11 +48,7 @@ def test_a_folder_that_is_a_link_to_nowhere_or_a_file(tmp_path, capsys):
 
 def test_a_user_without_a_home(monkeypatch):
     """As containers have, whose user is not in /etc/passwd."""
-
-    def no_home() -> Path:
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.setattr(Path, "home", no_home)
+    monkeypatch.setattr(Path, "home", mock.Mock(side_effect=RuntimeError))
     monkeypatch.setenv("RIB_CACHE", "/cache")
     assert files.cache_folder() == Path("/cache")
     monkeypatch.delenv("RIB_CACHE")

@@ -33,14 +33,10 @@ def drawn(images: int, over: float, seed: int = 0) -> tuple[np.ndarray, np.ndarr
 
 def stored(folder: Path, name: str, logits: np.ndarray, labels: np.ndarray) -> Path:
     """The file that an evaluation leaves."""
-    labelled: Any = SimpleNamespace(
-        labels=torch.from_numpy(labels),
-        mask=torch.from_numpy(MASK),
-        members=None,
-        group=None,
-        pack=SimpleNamespace(sources=np.array([f"image {i}" for i in range(len(labels))])),
-    )
     positions = np.arange(len(labels))
+    pack = SimpleNamespace(sources=np.char.mod("image %d", positions))
+    truth, mask = torch.from_numpy(labels), torch.from_numpy(MASK)
+    labelled: Any = SimpleNamespace(labels=truth, mask=mask, members=None, group=None, pack=pack)
     reduced = Reduction(labelled, CPU, calibration=True)(
         positions, torch.from_numpy(logits).float()
     )

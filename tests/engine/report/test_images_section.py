@@ -30,11 +30,8 @@ def test_thumbnails_are_the_images_of_the_table(tmp_path):
             rows = data[(data["evaluated_on"] == name) & (data["change"] == change)]
             assert len(rows) == len(pictures) > 0
             for row, thumbnail in zip(rows.to_dict("records"), pictures, strict=True):
-                image = np.asarray(
-                    Image.open(
-                        io.BytesIO(base64.b64decode(thumbnail.url.partition(",")[2]))
-                    ).convert("RGB")
-                )
+                webp = base64.b64decode(thumbnail.url.partition(",")[2])
+                image = np.asarray(Image.open(io.BytesIO(webp)).convert("RGB"))
                 assert max(image.shape[:2]) == thumbnails.PX
                 colour = (6 * row["image"], 80 * number, 9)
                 np.testing.assert_allclose(image.mean((0, 1)), colour, atol=6)

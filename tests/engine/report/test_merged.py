@@ -25,25 +25,27 @@ def test_models_of_two_campaigns_stand_side_by_side(tmp_path):
     assert len(results.record.credits) == 1
 
 
-def test_methods_of_one_model_come_together_where_their_base_is_the_same(tmp_path):
-    arms = [("fine_tune", None)], [("ewc", None)]
-    first = reports.finished(tmp_path, "a", arms=arms[0])
-    second = reports.finished(tmp_path, "b", arms=arms[1])
-    results = merged([first, second])
+def test_a_model_of_two_campaigns_is_one_where_they_agree_and_named_after_them_else(tmp_path):
+    arms = {"a": [("fine_tune", None)], "b": [("ewc", None)]}
+    results = merged([reports.finished(tmp_path, name, arms=of) for name, of in arms.items()])
     assert len(results.models) == 1 and set(results.shown["method"]) == {"FT", "EWC & co"}
+    runs = [reports.finished(tmp_path, name, seed=k) for k, name in enumerate("cd")]
+    assert merged(runs).models == ["lite0 (c)", "lite0 (d)"]
 
 
-def test_a_model_that_differs_between_campaigns_is_named_after_them(tmp_path):
-    runs = [reports.finished(tmp_path, name, seed=k) for k, name in enumerate("ab")]
-    assert merged(runs).models == ["lite0 (a)", "lite0 (b)"]
-
-
-def test_campaigns_over_different_sets_are_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"sets": ("flat", "mono")}, "campaign b has the sets flat, mono beside up"),
+        ({"downstreams": ["mono"]}, "no set in common that they fine-tune on"),
+    ],
+)
+def test_campaigns_that_are_not_of_one_grid_are_refused(tmp_path, values, words):
     runs = [
-        reports.finished(tmp_path, "a"),
-        reports.finished(tmp_path, "b", sets=("flat", "mono")),
+        reports.finished(tmp_path, "a", downstreams=["flat"]),
+        reports.finished(tmp_path, "b", **values),
     ]
-    with pytest.raises(ValueError, match="campaign b has the sets flat, mono beside up"):
+    with pytest.raises(ValueError, match=words):
         merged(runs)
 
 

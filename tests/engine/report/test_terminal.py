@@ -7,65 +7,58 @@ import re
 from collections import Counter
 
 import numpy as np
-from made_results import of_evaluations
-from stores import in_settings, random_hits, several_seeds
+from made_results import of_arms, of_evaluations
+from stores import grid, random_hits, several_seeds
 
 from engine.measures import behaviour
 from engine.report import headline, terminal
 from engine.report.finish import tables
+from engine.report.results import Results
 
 TITLES = {"fine_tune": "FT", "lwf": "L<w>F", "ewc": "EWC & co"}
 MODEL = "lite0"
 
 
-def worked_out(folder, hits, methods=tuple(TITLES), setting=""):
-    return of_evaluations(in_settings(folder, {setting: hits}, methods), methods=TITLES)
+def of_methods(setting: str = "", **accuracies: float) -> Results:
+    """Methods of the same accuracy on every set, where the pre-trained model has 30%."""
+    arms = {(method, None, setting): (of, of) for method, of in accuracies.items()}
+    return of_arms(arms, before=30, methods=TITLES)
 
 
-def strong(gain: dict[str, float], n: int = 60, seed: int = 0):
-    """Hits of nested models: a stronger one gets all that a weaker one gets, and more."""
-    rank = np.random.default_rng(seed).random(n)
-    return lambda method, *_: rank < 0.3 + gain.get(method, 0.0)
-
-
-def test_comparison_is_with_the_best_or_with_the_named_method(tmp_path):
-    gain = strong({"fine_tune": 0.1, "lwf": 0.2, "ewc": 0.5})
-    results = worked_out(tmp_path / "all", gain)
+def test_comparison_is_with_the_best_or_with_the_named_method():
+    results = of_methods(fine_tune=40, lwf=50, ewc=80)
     text = terminal.comparisons(results, MODEL)
     assert max(map(len, text.splitlines())) <= 100 and "source images like these" in text
     assert "Against EWC & co" in text and "(Holm) for 3" in " ".join(text.split())
     named = terminal.comparisons(results, MODEL, "fine_tune")
     assert "Against FT" in named and "(Holm) for 3" in " ".join(named.split())
     (row,) = re.findall(r"EWC & co +\S+ +(\S+) +\[.*\] +\S+ +(\S+) +(\d) +(\d)", named)
-    assert float(row[0]) > 0 and row[2:] == ("3", "0")
+    assert row[0] == "+40.0" and row[2:] == ("3", "0")
     (with_best,) = re.findall(r"FT +\S+ +\S+ +\[.*\] +\S+ +(\S+) +\d +\d", text)
     assert row[1] == with_best  # the same pair has the same corrected p in both tables
 
 
-def test_those_that_the_images_cannot_tell_from_the_best_are_named(tmp_path):
-    results = worked_out(tmp_path / "near", strong({"ewc": 0.5, "lwf": 0.48, "fine_tune": 0.1}))
-    assert headline.lead(results) == (
+def test_those_that_the_images_cannot_tell_from_the_best_are_named():
+    assert headline.lead(of_methods(fine_tune=40, lwf=79.9, ewc=80)) == (
         "L<w>F cannot be told from EWC & co (a paired test at 5%, corrected for 3 comparisons; 1 "
         "training seed). Every method fine-tunes the pre-trained lite0 on each of 3 sets in turn "
         "and is evaluated on the 2 other sets."
     )
-    results = worked_out(tmp_path / "same", strong({}))
+    results = of_methods(fine_tune=40, lwf=40, ewc=40)
     assert "L<w>F and EWC & co cannot be told" in headline.told_apart(results, MODEL)
     apart = dataclasses.replace(results, comparisons=results.comparisons[:0])  # by their settings
     assert headline.told_apart(apart, MODEL).startswith("No other row has the setting of ")
-    assert headline.lead(apart).startswith("Every method")
-    far, alone = strong({"ewc": 0.6, "lwf": 0.3}), worked_out(tmp_path, strong({}), ("ewc",))
     for setting, suffix in (("", ""), ("dataset.shots=1", " of its setting")):
-        text = headline.told_apart(
-            worked_out(tmp_path / f"far{setting}", far, setting=setting), MODEL
-        )
+        text = headline.told_apart(of_methods(setting, fine_tune=40, lwf=60, ewc=80), MODEL)
         assert text.endswith(f" can be told from every other method{suffix}")
-    assert headline.lead(alone).startswith("Every method")
+    alone = of_methods(ewc=40)
+    for made in (apart, alone):
+        assert headline.lead(made).startswith("Every method")
     assert "no finished method" in terminal.comparisons(alone, MODEL, "lwf")
 
 
 def test_csv_files_hold_every_row(tmp_path):
-    files = tables(worked_out(tmp_path / "grid", random_hits()))
+    files = tables(of_evaluations(grid(tmp_path, random_hits(), tuple(TITLES)), methods=TITLES))
     # Of 3 methods: 4 sets x 3 cells, 4 means on a set, 3 over the others (RI) and 1 of both (mRI);
     # of the pre-trained model 4 cells and their mean. 3 pairs, overall and on 3 sets.
     counts = Counter(files["intervals.csv"]["quantity"])

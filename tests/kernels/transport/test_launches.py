@@ -10,8 +10,7 @@ from launches import counted
 pytest.importorskip("triton")
 from clouds import problem, self_problem
 
-from kernels.transport import alternating, certified_pass, quantize, sweep
-from kernels.transport import store as stored_copy
+from kernels.transport import alternating, certified_pass, sweep
 from kernels.transport.store import store
 
 
@@ -31,21 +30,6 @@ def test_a_sweep_is_three_launches(dtype, n):
     with counted(run=False) as counts:
         certified_pass.certified_pass(q, offset, step, price, retained, 1.0)
     assert len(counts.seen) == 2 and counts.total <= 5 and not counts.waits
-
-
-@pytest.mark.parametrize("dtype", [torch.int16, torch.float32])
-def test_a_strip_of_the_copy_is_few_launches_and_no_wait(dtype, monkeypatch):
-    monkeypatch.setattr(stored_copy, "quantize", quantize._quantize)
-    monkeypatch.setitem(stored_copy.STRIP, "cpu", 50 * 64)
-    counts = []
-    for strips in (2, 3):
-        cost = problem(strips * 64, 50)
-        with counted(run=False) as count:
-            store(cost, dtype)
-        counts.append(count)
-    fewer, more = counts
-    assert more.total - fewer.total <= 16, more.launches - fewer.launches
-    assert more.waits == fewer.waits
 
 
 @interpreted

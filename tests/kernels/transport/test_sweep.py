@@ -59,14 +59,3 @@ def test_most_mass_moves_between_classes_before_the_first_sweep(monkeypatch):
     plain = transport(cost, eps=eps)
     assert started.value == pytest.approx(plain.value, rel=2e-4)
     assert started.iterations < 0.6 * plain.iterations
-
-
-def test_potentials_between_classes_are_those_of_samples_that_are_their_classes():
-    labels = torch.arange(6).repeat_interleave(5)
-    points = torch.randn(2, 6, 3, generator=torch.Generator().manual_seed(0))
-    terms = {"labels_x": labels, "labels_y": labels, "table": torch.ones(8, 9)}  # some are empty
-    cost = GroundCost(points[0][labels], points[1][labels], **terms)
-    eps = 0.2 * cost.mean
-    f, g = alternating.class_potentials(cost, eps)
-    expected = transport(cost, eps=eps, tolerance=1e-9)
-    assert float(f.mean() + g.mean()) == pytest.approx(expected.value, rel=1e-6)
