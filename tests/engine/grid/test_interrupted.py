@@ -31,17 +31,12 @@ from loaders.schema import DamagedFile
 __all__ = ["expected", "fresh", "mixes", "small_slices"]
 
 
-@pytest.fixture
-def stopped(fresh, monkeypatch):
-    """Stops an evaluation of these mixes after some batches of models."""
-
-    def stop(batches, mixes):
-        with monkeypatch.context() as patch:
-            stop_after(patch, batches)
-            with pytest.raises(Stopped):
-                tables(fresh.builder(), mixes)
-
-    return stop
+def stop(grid, batches, mixes):
+    """Stop an evaluation of these mixes after some batches of models."""
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, batches)
+        with pytest.raises(Stopped):
+            tables(grid.builder(), mixes)
 
 
 def features(grid):
@@ -54,16 +49,16 @@ def pending_files(grid, pattern):
 
 
 def test_an_interrupted_evaluation_goes_on_where_it_stopped(
-    fresh, mixes, expected, stopped, small_slices, monkeypatch
+    fresh, mixes, expected, small_slices, monkeypatch
 ):
     """Also beside a model that was not among those that were interrupted."""
-    stopped(4 * 3, mixes[:4])  # of 20: four models, one slice and a half
+    stop(fresh, 4 * 3, mixes[:4])  # of 20: four models, one slice and a half
     assert len(pending_files(fresh, "*.parquet")) == 4
     assert not (fresh.runs / "store" / "predictions").exists()
     counted = Counted(monkeypatch)
     assert same(tables(fresh.builder(), mixes[:4]), expected[:4])
     assert counted.images == IMAGES - 2 * BATCH
-    stopped(3, mixes[4:5])
+    stop(fresh, 3, mixes[4:5])
     assert same(tables(fresh.builder(), mixes[4:6]), expected[4:6])
     assert not pending_files(fresh, "*")
     assert all(table["index"].to_pylist() == [*range(IMAGES)] for table in expected)
@@ -83,9 +78,9 @@ def other_images(file: Path) -> None:
     [(other_bits, "run"), (other_images, "holds predictions of other images"), (cut, "is no pred")],
 )
 def test_a_damaged_slice_of_predictions_is_named_and_the_remedy_works(
-    fresh, mixes, expected, stopped, small_slices, damage, message
+    fresh, mixes, expected, small_slices, damage, message
 ):
-    stopped(3, mixes[:1])
+    stop(fresh, 3, mixes[:1])
     (file,) = pending_files(fresh, "*.parquet")
     damage(file)
     folder = re.escape(str(file.parent))
@@ -97,10 +92,10 @@ def test_a_damaged_slice_of_predictions_is_named_and_the_remedy_works(
 
 
 def test_models_of_a_set_of_one_slice_are_kept_as_their_group_ends(
-    grid, fresh, mixes, expected, stopped, monkeypatch
+    grid, fresh, mixes, expected, monkeypatch
 ):
     monkeypatch.setattr(bank, "free_memory", lambda device: room_for_models(grid, mixes, 2))
-    stopped(2 * 5 + 1, mixes[:5])
+    stop(fresh, 2 * 5 + 1, mixes[:5])
     assert len(list((fresh.runs / "store" / "predictions").iterdir())) == 2
     counted = Counted(monkeypatch)
     assert same(tables(fresh.builder(), mixes[:5]), expected[:5])
@@ -108,11 +103,11 @@ def test_models_of_a_set_of_one_slice_are_kept_as_their_group_ends(
 
 
 def test_what_a_slice_does_not_need_is_neither_loaded_nor_computed(
-    grid, fresh, mixes, expected, stopped, small_slices, monkeypatch
+    grid, fresh, mixes, expected, small_slices, monkeypatch
 ):
     """Three groups of two see every slice; of the first slice, only the last group is left."""
     monkeypatch.setattr(bank, "free_memory", lambda device: room_for_models(grid, mixes, 2))
-    stopped(2 * 2 * 2, mixes[:6])  # two groups of two models, two batches
+    stop(fresh, 2 * 2 * 2, mixes[:6])  # two groups of two models, two batches
     counted = Counted(monkeypatch)
     assert same(tables(fresh.builder(), mixes[:6]), expected[:6])
     assert counted.models == 6  # a group sees its slices one after another
@@ -124,14 +119,14 @@ def test_heads_on_shared_features_go_on_too(fresh, mixes, expected, small_slices
     put, reduced, computed = pending.Pending.put, passes.reduced, []
     monkeypatch.setattr(passes, "reduced", lambda *words: computed.append(1) or reduced(*words))
 
-    def stop(self, *words):
+    def stopping(self, *words):
         if not words or len(pending_files(fresh, "*.parquet")) == 2:
             raise Stopped
         put(self, *words)
 
     for method in ("put", "finish"):
         with monkeypatch.context() as patch, pytest.raises(Stopped):
-            patch.setattr(pending.Pending, method, stop)
+            patch.setattr(pending.Pending, method, stopping)
             tables(fresh.builder(), mixes[6:8])
     assert same(tables(fresh.builder(), mixes[6:8]), expected[6:8])
     assert len(computed) == 2 + 2 + 1
