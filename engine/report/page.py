@@ -6,9 +6,10 @@ for the tables.
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import json
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,12 @@ import jinja2
 import vl_convert
 from markupsafe import Markup
 
-from engine.machine.files import write_atomic
+from engine.machine.files import cache_folder, write_atomic
 from engine.measures.tables import csv
 from engine.report import charts, columns
 from engine.report.section import Section, Table
 
-vega_lite = functools.cache(vl_convert.javascript_bundle)  # takes a second
+BUNDLE = "window.vegaEmbed = vegaEmbed;"  # what the page's script needs of Vega-Lite's own
 ROWS = 15  # of a table that are shown at first
 FEW = 10  # rows of a table that need no filter
 FILTERS = ("model", "method", "variant", "against", "downstream", "evaluated_on", "change")
@@ -69,10 +70,21 @@ def write(
         tables=views,
         shown=ROWS,
         embedded=Markup(text.replace("<", "\\u003c")),  # no text may end the script
-        bundle=Markup(vega_lite("window.vegaEmbed = vegaEmbed;")) if figures else "",
+        bundle=Markup(_bundle()) if figures else "",
     )
     write_atomic(path, html.encode())
     return path
+
+
+def _bundle() -> str:
+    """Vega-Lite for the page, which takes a second to make and is kept in the user's cache."""
+    file = cache_folder() / "vega" / f"{metadata.version('vl-convert-python')}.js"
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        return file.read_text(encoding="utf-8")
+    text = vl_convert.javascript_bundle(BUNDLE)
+    with contextlib.suppress(OSError):  # a cache that cannot be written to
+        write_atomic(file, text.encode())
+    return text
 
 
 def _view(table: Table) -> dict[str, Any]:

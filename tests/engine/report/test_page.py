@@ -112,3 +112,13 @@ def test_a_name_that_comes_twice_is_refused(tmp_path):
     sections = [Section(key, "A", figures=[FIGURE]) for key in ("a", "b")]
     with pytest.raises(ValueError, match="two figures named 'dots'"):
         written_page(tmp_path, *sections)
+
+
+def test_the_bundle_is_made_once_a_version_and_a_cache_is_no_need(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(page.vl_convert, "javascript_bundle", lambda _: made.append(1) or "js")
+    (tmp_path / "file").write_text("in the way")
+    for name, count in (("cache", 1), ("cache", 1), ("file", 2)):
+        monkeypatch.setenv("RIB_CACHE", str(tmp_path / name))
+        assert "<script>js</script>" in written_page(tmp_path, Section("a", "A", figures=[FIGURE]))
+        assert len(made) == count
