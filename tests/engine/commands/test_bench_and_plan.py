@@ -28,7 +28,7 @@ def test_a_row_for_each_method_and_pass(tmp_path, capsys):
     [
         (["vit_tiny_random", "--batch", "64,none"], "numbers above 0, as 64,256 and 20"),
         (["vit_tiny_random", "--methods", "wise_ft", *SMALL[1:]], "wise_ft mixes finished cells"),
-        (["vit_tiny_random", "--pack", "nowhere", *SMALL[1:]], "nowhere: missing"),
+        (["vit_tiny_random", "--pack", "nowhere", *SMALL[1:]], "nowhere/manifest.json: missing"),
     ],
 )
 def test_what_cannot_be_timed_is_named(words, message, capsys):
