@@ -31,7 +31,7 @@ from engine.measures.calibration import Temperature
 from engine.measures.image_changes import ImageChange
 from engine.measures.predictions import ImagePredictions, SetPredictions
 from engine.measures.rows import PRE, Arm, Evaluation, ModelOnSet
-from engine.measures.tables import base
+from engine.measures.tables import without_unit
 
 TOGETHER = 64  # evaluations whose draws are made at a time
 KEY = [*Arm._fields, "downstream", "evaluated_on"]
@@ -45,7 +45,7 @@ def measures() -> list[str]:
     return [*of_images, *behaviour.OF_CHANGES, *behaviour.OF_SETS, ROBUSTNESS]
 
 
-def column(measure: str) -> str:
+def column_name(measure: str) -> str:
     """The name of a measure's column with its unit."""
     return f"{measure}_{'pts' if measure == ROBUSTNESS else 'pct'}"
 
@@ -111,26 +111,26 @@ class Grid:
     @functools.cached_property
     def mri(self) -> Means:
         """mRI by arm."""
-        others = self.elsewhere.groupby(["arm", "downstream"])["n"].transform("size")
-        weight = 1 / (len(self.downstreams) * others)
-        return self.mean(self.elsewhere, ["arm"], weight, of="change")
+        return self.mean(self.elsewhere, ["arm"], _alike(self.elsewhere), of="change")
 
     @functools.cached_property
     def numbers(self) -> pandas.DataFrame:
-        """A row an arm, set fine-tuned on and set evaluated on. Where a set is left empty, a mean:
-        over the sets of RI that a model was not fine-tuned on, or over the models that were not
-        fine-tuned on a set. The change is RI where evaluated_on is empty, and mRI where both are.
+        """A row an arm, set fine-tuned on and set evaluated on. An empty evaluated_on is the mean
+        over the sets of RI that a model was not fine-tuned on, an empty downstream that over the
+        models that were not fine-tuned on a set. The change is RI where evaluated_on is empty, and
+        mRI where both are; all means of both count each set fine-tuned on alike.
 
         Columns: arm, downstream, evaluated_on, before_pct, accuracy_pct, change_pts, and every
-        measure (`column`), with the ends of its interval where it has one (`Means.table`); NaN
+        measure (`column_name`), with the ends of its interval where it has one (`Means.table`); NaN
         where there is no such number. A pre-trained model has no downstream and no change.
         """
         cells = self.cells
         others = cells["downstream"] != cells["evaluated_on"]
         others &= cells["downstream"].isin(["", *self.downstreams])
         is_trained = cells["method"] != PRE
+        of_sets = cells[others & cells["evaluated_on"].isin(self.sets)]
         parts = [
-            self._numbers(cells[others & cells["evaluated_on"].isin(self.sets)], [], self.mri),
+            self._numbers(of_sets, [], _alike(of_sets)),
             self._numbers(self.elsewhere, ["downstream"]),
             self._numbers(cells[others & is_trained], ["evaluated_on"]),
             self._numbers(cells, ["downstream", "evaluated_on"]),
@@ -143,24 +143,18 @@ class Grid:
         return self.numbers.query("downstream == '' and evaluated_on == ''").drop(columns=CELL[1:])
 
     def _numbers(
-        self, cells: pandas.DataFrame, by: Sequence[str], change: Means | None = None
+        self, cells: pandas.DataFrame, by: Sequence[str], weight: pandas.Series | None = None
     ) -> pandas.DataFrame:
-        """`numbers` by arm and `by`; change: what the change is, where it is another than that of
-        the accuracies."""
-        by = ["arm", *by]
-        before, after = self.mean(cells, by, of="before"), self.mean(cells, by)
-        change = change or self.mean(cells[cells["method"] != PRE], by, of="change")
-        table = before.keys.reindex(columns=CELL, fill_value="").assign(before_pct=before.values())
-        for part in (
-            after.table("accuracy_pct", clip=True),
-            change.table("change_pts"),
-            *(
-                after.table(column(name), name, clip=name in behaviour.SHARES)
-                for name in measures()
-            ),
-        ):
-            table = table.merge(part, on=by, how="left")
-        return table
+        """`numbers` by arm and `by`; weight: as in `mean`."""
+        by, is_trained = ["arm", *by], cells["method"] != PRE
+        before, after = self.mean(cells, by, weight, of="before"), self.mean(cells, by, weight)
+        of_trained = None if weight is None else weight[is_trained]
+        change = self.mean(cells[is_trained], by, of_trained, of="change")
+        keys = before.keys.reindex(columns=CELL, fill_value="")
+        tables = [keys.assign(before_pct=before.values())]
+        tables += [after.table("accuracy_pct", clip=True), change.table("change_pts")]
+        tables += [after.table(column_name(k), k, clip=k in behaviour.SHARES) for k in measures()]
+        return functools.reduce(lambda a, b: a.merge(b, on=by, how="left"), tables)
 
     def named(self, table: pandas.DataFrame) -> pandas.DataFrame:
         """The table with the columns of its arms in place of their numbers."""
@@ -203,13 +197,19 @@ class Means:
             ends[:, known] = bootstrap.interval(self.draws(measure, known))
         low, high = ends.clip(0, 100) if clip else ends
         return self.keys.assign(
-            **{name: values, f"{base(name)}_low": low, f"{base(name)}_high": high}
+            **{name: values, f"{without_unit(name)}_low": low, f"{without_unit(name)}_high": high}
         )
 
     def p(self) -> np.ndarray:
         """Two-sided p [K] of "the mean accuracy is 0", of paired differences."""
         over_images = self.grid.over_images @ self.weights
         return bootstrap.p_values(self.values(), over_images, self.grid.by_seed @ self.weights)
+
+
+def _alike(cells: pandas.DataFrame) -> pandas.Series:
+    """The weights of cells in means by arm in which each set fine-tuned on counts alike."""
+    columns = cells.groupby("arm")["downstream"].transform("nunique")
+    return 1 / (columns * cells.groupby(["arm", "downstream"])["n"].transform("size"))
 
 
 def gather(

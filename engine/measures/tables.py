@@ -39,16 +39,14 @@ def ordered(table: pandas.DataFrame, **orders: Iterable[Any]) -> pandas.DataFram
     return table.sort_values([*orders], key=places, kind="stable")
 
 
-def base(name: str) -> str:
+def without_unit(name: str) -> str:
     """A column's name without the unit that it ends in."""
     return re.sub("_(pct|pts|r)$", "", name)
 
 
-def renamed(table: pandas.DataFrame, **bases: str) -> pandas.DataFrame:
-    """The table with numbers, and the ends of their intervals, under other names: `change="RI"` for
-    RI_pts in place of change_pts, and RI_low and RI_high."""
-    pattern = re.compile(f"^({'|'.join(bases)})(?=_(pct|pts|low|high)$)")
-    return table.rename(columns=lambda name: pattern.sub(lambda m: bases[m[0]], name))
+def with_ends(name: str) -> list[str]:
+    """The columns of a number and of the ends of its interval: mRI_pts, mRI_low, mRI_high."""
+    return [name, *(f"{without_unit(name)}_{end}" for end in ("low", "high"))]
 
 
 def number(value: float) -> str:

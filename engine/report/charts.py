@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas
 
-from engine.measures.tables import base, csv
+from engine.measures.tables import csv, without_unit
 from engine.report import columns
 from engine.report.section import Figure
 
@@ -69,7 +69,7 @@ OWN = "datum.downstream === datum.evaluated_on"  # a model on the set that it wa
 
 def bars(data: pandas.DataFrame, value: str) -> Spec:
     """A bar from zero for each method, with a whisker over its interval."""
-    low, high = (f"{base(value)}_{end}" for end in ("low", "high"))
+    low, high = (f"{without_unit(value)}_{end}" for end in ("low", "high"))
     ends = {"x": {"field": low, "type": "quantitative"}, "x2": {"field": high}}
     bar = {"type": "bar", "height": {"band": 0.62}, "opacity": 0.85}
     return {
@@ -189,7 +189,7 @@ def curve(
         "color": {"field": color, "type": kind, "sort": None, "legend": LEGEND},
     }
     number = _number(y, zero=columns.unit(y) == "pts")
-    low, high = (f"{base(y)}_{end}" for end in ("low", "high"))
+    low, high = (f"{without_unit(y)}_{end}" for end in ("low", "high"))
     layers: list[Spec] = []
     if low in data:
         ends = {"y": number | {"field": low}, "y2": {"field": high}}

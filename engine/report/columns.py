@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import pandas
 
-from engine.measures.tables import base, extremes
+from engine.measures.tables import extremes, without_unit
 from engine.report.text import p_value, rounded, signed
 
 ABSENT = "–"
@@ -60,7 +60,7 @@ def unit(name: str) -> str:
 def title(name: str) -> str:
     """A column's name as the title of an axis, with its unit."""
     axis = UNITS[unit(name)].axis if unit(name) else ""
-    return base(name).replace("_", " ") + axis
+    return without_unit(name).replace("_", " ") + axis
 
 
 def between(data: pandas.DataFrame, name: str, *labels: str) -> str:
@@ -78,7 +78,7 @@ def ends(data: pandas.DataFrame) -> dict[str, tuple[str, str]]:
     """By name of an interval's end, the column of its number and a title."""
     titles = {"low": "95% from", "high": "to"}
     names = [name for name in map(str, data) if unit(name)]
-    return {f"{base(name)}_{k}": (name, titles[k]) for name in names for k in titles}
+    return {f"{without_unit(name)}_{k}": (name, titles[k]) for name in names for k in titles}
 
 
 def shown(data: pandas.DataFrame) -> list[Column]:
@@ -94,12 +94,12 @@ def _column(data: pandas.DataFrame, name: str) -> Column:
     known = UNITS.get(unit(name)) if is_numeric else None
     write = known.write if known else _plain if is_numeric else str
     texts = [ABSENT if pandas.isna(value) else write(value) for value in values]
-    low, high = (f"{base(name)}_{end}" for end in ("low", "high"))
+    low, high = (f"{without_unit(name)}_{end}" for end in ("low", "high"))
     if known and low in data:
         for k, (a, b) in enumerate(zip(data[low], data[high], strict=True)):
             if not pandas.isna(a):
                 texts[k] += f" [{write(a)}, {write(b)}]"
-    return Column(name, base(name).replace("_", " "), is_numeric, texts)
+    return Column(name, without_unit(name).replace("_", " "), is_numeric, texts)
 
 
 def _plain(value: float) -> str:

@@ -20,8 +20,8 @@ def text(title: str, heads: Sequence[str], *groups: Sequence[Sequence[str]]) -> 
 
     The first column names a row. Of the others, those with a cell that begins with a letter hold
     words: they stand at the left and wrap. The rest hold numbers: they stand at the right, under a
-    head with a word a line. The table is wider than `WIDTH` where names, numbers and heads are:
-    those are never cut.
+    head with a word a line. Names, numbers and heads are never cut, even where the table is then
+    wider than `WIDTH`.
     """
     table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False, padding=0)
     for k, head in enumerate(heads):

@@ -14,7 +14,7 @@ from engine.machine.files import write_atomic
 from engine.measures import distances
 from engine.measures.intervals import intervals
 from engine.measures.metrics import KEY, measures
-from engine.measures.tables import write_csv
+from engine.measures.tables import with_ends, write_csv
 from engine.report import exports, headline, page, sections, terminal
 from engine.report.results import Results, of_campaign
 from engine.report.sections import sweep
@@ -75,8 +75,8 @@ def tables(results: Results) -> dict[str, pandas.DataFrame]:
 
 
 def _comparisons(results: Results) -> pandas.DataFrame:
-    names = {"pts": "difference", "low": "low", "high": "high"}
-    rows = results.comparisons.rename(columns={f"difference_{k}": v for k, v in names.items()})
+    names = dict(zip(with_ends("difference_pts"), ["difference", "low", "high"], strict=True))
+    rows = results.comparisons.rename(columns=names)
     against = results.grid.named(rows[["against"]].rename(columns={"against": "arm"}))
     table = results.grid.named(rows.drop(columns="against"))
     for k, name in enumerate(("method", "variant", "alpha"), start=5):

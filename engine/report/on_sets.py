@@ -37,7 +37,7 @@ def of_campaign(
     table and a column a set fine-tuned on. titles: of methods, by key."""
     tables = []
     for _, (before, *trained) in groupby(rows, SET):
-        cells = {(title(row.arm, titles), row.downstream): row.accuracy for row in trained}
+        cells = {(row.arm, row.downstream): row.accuracy for row in trained}
         after = pandas.Series(cells).unstack(sort=False)[[*downstreams]]
         after["mean"] = after.mean(axis=1)
         table = console.text(
@@ -46,10 +46,10 @@ def of_campaign(
             "heads the column; below, the change from the pre-trained model in points.",
             ["", *map(set_head, downstreams), "mean"],
             [["pre-trained", *[""] * len(downstreams), rounded(before.accuracy)]],
-            [[name, *map(rounded, of)] for name, *of in after.itertuples()],
+            [[title(arm, titles), *map(rounded, of)] for arm, *of in after.itertuples()],
             [
-                [name, *map(ascii_signed, of)]
-                for name, *of in (after - before.accuracy).itertuples()
+                [title(arm, titles), *map(ascii_signed, of)]
+                for arm, *of in (after - before.accuracy).itertuples()
             ],
         )
         tables.append(table)

@@ -17,7 +17,7 @@ import jinja2
 import vl_convert
 from markupsafe import Markup
 
-from engine.machine.files import cache_folder, write_atomic
+from engine.machine.files import cache_folder, digest, write_atomic
 from engine.measures.tables import csv
 from engine.report import charts, columns
 from engine.report.section import Section, Table
@@ -39,10 +39,11 @@ def write(
     files: Sequence[str],
 ) -> Path:
     """Write the page, atomically, and return its path. files: names of the files beside it that it
-    links to. Raises ValueError for two figures or two tables of a name."""
+    links to. Raises ValueError for two sections, figures or tables of a name."""
     figures = [figure for section in sections for figure in section.figures]
     tables = [table for section in sections for table in section.tables]
-    names = [(type(part).__name__.lower(), part.name) for part in (*figures, *tables)]
+    names = [("section", section.key) for section in sections]
+    names += [(type(part).__name__.lower(), part.name) for part in (*figures, *tables)]
     if twice := [name for name in names if names.count(name) > 1]:
         raise ValueError("the report has two {}s named {!r}".format(*twice[0]))
     views = {table.name: _view(table) for table in tables}
@@ -78,7 +79,8 @@ def write(
 
 def _bundle() -> str:
     """Vega-Lite for the page, which takes a second to make and is kept in the user's cache."""
-    file = cache_folder() / "vega" / f"{metadata.version('vl-convert-python')}.js"
+    key = digest([BUNDLE, metadata.version("vl-convert-python")])
+    file = cache_folder() / "vega" / f"{key}.js"
     with contextlib.suppress(OSError, UnicodeDecodeError):
         return file.read_text(encoding="utf-8")
     text = vl_convert.javascript_bundle(BUNDLE)

@@ -16,7 +16,7 @@ from engine.measures import comparisons, effective_robustness, metrics, model_ro
 from engine.measures.effective_robustness import Trend
 from engine.measures.metrics import CELL, Grid
 from engine.measures.rows import DEFAULT_ALPHA, PRE, Arm, Evaluation
-from engine.measures.tables import groups, ordered, renamed
+from engine.measures.tables import groups, ordered, with_ends
 
 FINE_TUNE = "fine_tune"
 ROWS = "Rows"  # of a record's settings: the settings of each method, by its key
@@ -93,7 +93,7 @@ class Results:
         """The cells of the arms that tables show, in their order: the grid's columns with `method`
         as its title, and those of `Grid.numbers`."""
         titles = self.shown.set_index("arm")["method"]
-        cells = self.grid.cells.merge(self.grid.numbers, on=CELL)
+        cells = self.grid.cells.join(self.grid.numbers.set_index(CELL), on=CELL)
         cells = cells[cells["arm"].isin(titles.index)]
         return ordered(cells.assign(method=cells["arm"].map(titles)), arm=titles.index)
 
@@ -103,8 +103,7 @@ class Results:
         order of tables."""
         shown = self.shown[["arm", "model", "method", "variant"]]
         means = self.grid.numbers.query("evaluated_on == '' and downstream != ''")
-        means = renamed(means, change="RI")[["arm", "downstream", "RI_pts", "RI_low", "RI_high"]]
-        table = shown.merge(means, on="arm")
+        table = shown.merge(_part(means, "change_pts", "RI_pts", ["arm", "downstream"]), on="arm")
         parts = [
             ordered(rows, arm=shown["arm"], downstream=self.downstreams(model))
             for model, rows in groups(table, "model")
@@ -201,17 +200,17 @@ def _arms(grid: Grid, methods: Mapping[str, str]) -> pandas.DataFrame:
     cells, numbers, by_arm = grid.cells, grid.numbers, grid.by_arm.dropna(subset="change_pts")
     upstream = numbers[numbers["evaluated_on"] == grid.upstream].query("downstream == ''")
     parts = [
-        _part(by_arm, change="mRI"),
-        _part(by_arm, accuracy="on_other_sets"),
-        _part(upstream, change="change_upstream").dropna(),
+        _part(by_arm, "change_pts", "mRI_pts"),
+        _part(by_arm, "accuracy_pct", "on_other_sets_pct"),
     ]
+    if len(forgotten := _part(upstream, "change_pts", "change_upstream_pts").dropna()):
+        parts.append(forgotten)
     if set(cells["evaluated_on"]) >= set(grid.downstreams):
         counts = cells["downstream"].isin(grid.downstreams)
         on_downstream = cells[counts & (cells["downstream"] == cells["evaluated_on"])]
         means = grid.mean(on_downstream, ["arm"])
         parts.insert(1, means.table("on_downstream_set_pct", clip=True))
     table = functools.reduce(lambda a, b: a.merge(b, on="arm", how="left"), parts)
-    table = table.dropna(axis=1, how="all")
     table = table.merge(cells.drop_duplicates("arm")[["arm", "headline"]], on="arm")
     arms = [grid.arms[k] for k in table["arm"]]
     is_headline = table.pop("headline").astype(bool)
@@ -232,10 +231,11 @@ def _arms(grid: Grid, methods: Mapping[str, str]) -> pandas.DataFrame:
     ).reset_index(drop=True)
 
 
-def _part(table: pandas.DataFrame, **bases: str) -> pandas.DataFrame:
-    """A number by arm, with its ends, under another name (`renamed`)."""
-    (name,) = bases.values()
-    return renamed(table, **bases).filter(regex=rf"^(arm|{name}_(pct|pts|low|high))$")
+def _part(
+    table: pandas.DataFrame, number: str, name: str, keys: Sequence[str] = ("arm",)
+) -> pandas.DataFrame:
+    """A number with its ends, under another name."""
+    return table[[*keys, *with_ends(number)]].set_axis([*keys, *with_ends(name)], axis=1)
 
 
 def title(arm: Arm, methods: Mapping[str, str], *, is_shown: bool = True) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas
 
-from engine.measures.tables import renamed
+from engine.measures.tables import with_ends
 from engine.report.results import Results
 from engine.report.section import Section, Table
 
@@ -16,8 +16,9 @@ def section(results: Results) -> Section | None:
     """One table of cells, RI, mRI, means on a set, and the differences of every two methods."""
     if results.cells.empty:
         return None
-    pairs = renamed(results.comparisons, difference="change").assign(downstream="")
-    pairs = pairs.rename(columns={"p_corrected": "corrected_p"})
+    names = dict(zip(with_ends("difference_pts"), with_ends("change_pts"), strict=True))
+    pairs = results.comparisons.rename(columns=names | {"p_corrected": "corrected_p"})
+    pairs = pairs.assign(downstream="")
     titles = results.shown.set_index("arm")["method"]
     pairs["against"] = pairs["against"].map(titles)
     data = pandas.concat([results.grid.numbers, pairs], ignore_index=True)
@@ -29,8 +30,9 @@ def section(results: Results) -> Section | None:
     return Section(
         "explorer",
         f"All numbers: {len(data):,} rows to filter",
-        f"Evaluated on {OTHERS}: RI, a mean over the sets that a model was not fine-tuned on. "
-        f"Fine-tuned on {EACH}: a mean over these sets, and so mRI. against: what the change in "
+        f"Evaluated on {OTHERS}: the mean over the sets that a model was not fine-tuned on; its "
+        f"change is RI. Fine-tuned on {EACH}: the mean over the models that were not fine-tuned on "
+        f"the set; the change of {EACH} and {OTHERS} is mRI. against: what the change in "
         "points is from, the pre-trained model or another method; p is corrected (Holm) over all "
         "pairs for mRI, and over all pairs and sets for sets. Intervals of the other numbers are "
         "in intervals.csv.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from statistics import fmean
 from typing import Any
 
 import pandas
@@ -129,10 +130,9 @@ def _points(results: Results, model: str) -> pandas.DataFrame:
     where a dot is only a step."""
     before, arms = results.before(model), results.arms
     sets, downstreams = results.grid.sets, results.grid.downstreams
-    others = [before[j] for i in downstreams for j in sets if i != j]
+    others = [fmean(before[j] for j in sets if j != i) for i in downstreams]
     first: dict[str, Any] = {"label": "pre-trained", "name": "pre-trained"}
-    first[X] = sum(before[i] for i in downstreams) / len(downstreams)
-    first[Y] = sum(others) / len(others)
+    first[X], first[Y] = fmean(before[i] for i in downstreams), fmean(others)
     arms = arms[arms["model"] == model]
     series = arms.groupby(["key", "variant", "setting"], sort=False)
     is_step = (series["alpha"].transform("count") > 1) & arms["alpha"].notna()

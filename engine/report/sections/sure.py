@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas
 
+from engine.measures.tables import with_ends
 from engine.report import charts
 from engine.report.headline import told_apart
 from engine.report.results import Results
@@ -53,7 +54,7 @@ def section(results: Results) -> Section | None:
 def _against_best(results: Results, model: str) -> pandas.DataFrame:
     ranked = results.ranked(model)[["arm", "model", "method", "variant"]]
     tests = results.against(ranked["arm"].iloc[0]).drop(columns=["evaluated_on", "p"])
-    means = results.grid.by_arm.dropna(axis=1, how="all")
-    means = means.drop(columns=[*means.filter(regex="^(before|accuracy|change)_")])
+    means = results.grid.by_arm.merge(ranked["arm"], on="arm").dropna(axis=1, how="all")
+    means = means.drop(columns=["before_pct", *with_ends("accuracy_pct"), *with_ends("change_pts")])
     table = ranked.merge(tests.reset_index(), how="left", on="arm").merge(means, on="arm")
     return table.drop(columns="arm").rename(columns={"p_corrected": "corrected_p"})

@@ -75,6 +75,10 @@ def test_mri_comparisons_and_intervals_are_of_the_columns(tmp_path, downstreams)
         assert ("change_upstream_pts" not in shown) == (downstreams == ("up",))
         text = terminal.table(results)
         assert all(f"{value:.1f}" in text for value in ri["RI_pts"].abs())
+    means = read.by_arm.dropna(subset="change_pts")
+    assert (means["accuracy_pct"] - means["before_pct"]).tolist() == pytest.approx(
+        means["change_pts"].tolist()
+    )
     overall, *on_sets = rows(results.comparisons)
     assert overall.difference_pts == pytest.approx(expected["fine_tune"] - expected["lwf"])
     measured = [j for j in SETS if any(i != j for i in downstreams)]

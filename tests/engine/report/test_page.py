@@ -109,9 +109,9 @@ def test_a_long_table_has_few_rows_in_the_document_and_all_in_the_data(tmp_path)
 
 
 def test_a_name_that_comes_twice_is_refused(tmp_path):
-    sections = [Section(key, "A", figures=[FIGURE]) for key in ("a", "b")]
-    with pytest.raises(ValueError, match="two figures named 'dots'"):
-        written_page(tmp_path, *sections)
+    for keys, message in (("ab", "two figures named 'dots'"), ("aa", "two sections named 'a'")):
+        with pytest.raises(ValueError, match=message):
+            written_page(tmp_path, *(Section(key, "A", figures=[FIGURE]) for key in keys))
 
 
 def test_the_bundle_is_made_once_a_version_and_a_cache_is_no_need(tmp_path, monkeypatch):
