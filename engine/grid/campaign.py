@@ -141,6 +141,9 @@ def plan(name: str, overrides: Sequence[str], cores: int = 1, *, run_users: bool
     if len(shared.dataset.sets) < 2:
         sets = list(shared.dataset.sets)
         raise RecipeError(f"dataset.sets={sets}: a campaign needs two sets or more")
+    names = [(cell.method.title, cell.method.variant) for cell in cells]
+    if twice := sorted(title for title, variant in names if names.count((title, variant)) > 1):
+        raise RecipeError(f"two rows have the title {twice[0]!r}: give one of them another `title`")
     columns = columns_of(grid, cells)
     if shared.dataset.holdout and shared.evaluate.split != "holdout":
         raise RecipeError(

@@ -90,6 +90,7 @@ def test_a_users_method_is_a_part_of_its_campaign(folder, tmp_path):
         (["dataset.sets=[outline]"], "needs two sets or more"),
         (["evaluate.calibration=true", "dataset.holdout=0"], r"set dataset\.holdout above"),
         (["evaluate.split=all"], r"set evaluate\.split=holdout, or dataset\.holdout=0"),
+        ("  again: {base: fine_tune, title: FT}", "two rows have the title 'FT'"),
         ("  soup: {method: {members: [pre, fine_tunes]}}", "did you mean 'fine_tune'"),
         ("  soup: {method: {members: [pre, wise_ft]}}", "soup needs wise_ft, which mixes cells"),
         ("vary: {train.epoch: [1]}", r"of_text\.yaml \(vary\): unknown key 'train.epoch'.* 'train"),
