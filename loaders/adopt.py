@@ -62,9 +62,11 @@ def _check(beton: Beton, size: int, classes: int) -> None:
     shapes = np.unique(rows[["height", "width"]]).tolist()
     if shapes != [(size, size)]:
         sizes = first_names([f"{height} x {width}" for height, width in shapes])
+        (height, width), *others = shapes
+        alone = f"set model.image_size={height}, or " * (height == width and not others)
         raise ValueError(
-            f"{beton.path} holds images of {sizes} pixels, not {size} x {size}; give their size as "
-            "model.image_size, or encode the image files, which are resized: --source FOLDER"
+            f"{beton.path} holds images of {sizes} pixels, not {size} x {size}; {alone}encode the "
+            "image files, which are resized: --source FOLDER"
         )
     unknown = (rows["label"] < 0) | (rows["label"] >= classes)
     if unknown.any():

@@ -214,7 +214,8 @@ def _require_transform(folder: Path, stored: Mapping[str, Any], spec: Mapping[st
     if keys:
         difference = ", ".join(f"{k}: {stored.get(k)!r}, not {expected.get(k)!r}" for k in keys)
         as_stored = " ".join(f"model.{k}={stored[k]}" for k in keys if k in stored)
+        ask = f", or ask for the pack's with {as_stored}" * bool(as_stored)
         raise ValueError(
             f"{folder}: made with another transform ({difference}); encode the images into another "
-            f"folder, or ask for the pack's with {as_stored}"
+            f"folder{ask}"
         )

@@ -43,7 +43,10 @@ def to_rgb(image: Image.Image, background: str = WHITE) -> tuple[Image.Image, st
         raise ValueError(f"the range of pixels of mode {image.mode} is unknown; use 8 or 16 bits")
     if image.mode.startswith("I"):
         unusual.append("16 bits scaled to 8")
-        pixels = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        levels = np.asarray(image)
+        pixels = Image.fromarray((levels >> 8).astype(np.uint8))
+        if (clear := image.info.get("transparency")) is not None:
+            pixels.putalpha(Image.fromarray((levels != clear).astype(np.uint8) * 255))
     elif image.mode != "RGB":
         unusual.append(f"{image.mode} converted to RGB")
     if pixels.has_transparency_data:

@@ -62,6 +62,7 @@ class Stream:
         copies = torch.cuda.Stream(self.device) if on_gpu else None
         with ThreadPool(self.workers) as pool:
             for index in batches:
+                assert (index >= 0).all(), index  # NumPy would count from the end
                 host_NHWC = torch.empty(
                     (len(index), *self.pack.shape, 3), dtype=torch.uint8, pin_memory=on_gpu
                 )

@@ -195,6 +195,8 @@ def _members(place: Place, prefix: str, changed: int) -> Iterator[File]:
             for member in archive:
                 if member.islnk() or member.issym():
                     raise ValueError(f"{path}: {member.name} is a link; unpack the archive")
+                if member.issparse():  # a BMP's bytes would decode, to other pixels
+                    raise ValueError(f"{path}: {member.name} has holes; unpack the archive")
                 name = PurePosixPath(prefix, member.name)
                 content = Place(path, member.offset_data, member.size)
                 if member.isfile() and name.suffix == ".tar":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -114,10 +115,10 @@ class PackWriter:
 
     def _begin(self, request: bytes) -> IO[bytes]:
         """Take what an earlier run left; the journal, without its lines from the first fault on."""
-        self._folder.mkdir(exist_ok=True)
-        journal = (self._folder / JOURNAL).open("a+b")
-        journal.seek(0)
-        first = journal.readline()
+        path, first = self._folder / JOURNAL, b""
+        if path.is_file():
+            with path.open("rb") as file:
+                first = file.readline()
         if first != request:
             if first:
                 log.warning(
@@ -125,10 +126,11 @@ class PackWriter:
                     "changed since; it is begun anew",
                     self._folder,
                 )
-            (self._folder / IMAGES).unlink(missing_ok=True)
-            journal.truncate(0)
-            journal.write(request)
-        end = len(request)
+            shutil.rmtree(self._folder, ignore_errors=True)  # no other run uses it
+            self._folder.mkdir()
+            path.write_bytes(request)
+        journal = path.open("r+b")
+        end = journal.seek(len(request))
         for item, line in zip(self._items, journal, strict=False):
             if not self._take(item, line):
                 break

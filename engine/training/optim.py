@@ -173,7 +173,7 @@ def _of_parameters(
     for name, parameter in parameters.items():
         tensor = tensors.get(name)
         if tensor is None or tensor.shape != parameter.shape:
-            size = None if tensor is None else list(tensor.shape)
+            size = "missing" if tensor is None else list(tensor.shape)
             raise ValueError(
                 f"the {label} of {name!r} is {size}, but the parameter is {list(parameter.shape)}"
             )

@@ -162,15 +162,17 @@ def test_it_collects_all_tests_of_the_gpu(tmp_path):
 @pytest.mark.slow
 def test_failures_are_shown_at_once(tmp_path):
     """As a stage runs them, whose time ends in the middle of a test that hangs."""
-    folder = tmp_path / "tests"
-    folder.mkdir()
-    (folder / "conftest.py").write_text((ROOT / "tests" / "gpu" / "conftest.py").read_text())
-    (folder / "test_two.py").write_text(
+    folders = {name: tmp_path / name for name in ("tests/gpu", "tests/kernels")}
+    for folder in folders.values():
+        folder.mkdir(parents=True)
+    of_gpu = ROOT / "tests" / "gpu" / "conftest.py"
+    (folders["tests/gpu"] / "conftest.py").write_text(of_gpu.read_text())
+    (folders["tests/kernels"] / "test_two.py").write_text(
         "import time, pytest\npytestmark = pytest.mark.gpu\n"
         "def test_wrong():\n    assert 'a kernel' == 'its twin'\n"
         "def test_hangs():\n    time.sleep(600)\n"
     )
-    words = [str(folder) if word.startswith("tests/") else word for word in of_tests(tmp_path)]
+    words = [str(folders.get(word, word)) for word in of_tests(tmp_path)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     with subprocess.Popen(gpu.python(words), start_new_session=True, **pipes) as child:
         try:

@@ -5,6 +5,7 @@ import gzip
 import json
 import os
 import shutil
+import subprocess
 import tarfile
 from pathlib import Path
 
@@ -168,6 +169,12 @@ def test_a_damaged_archive_that_tarfile_takes_for_whole_is_named(tmp_path: Path)
     linked = trees.archive(tmp_path / "a", tmp_path / "linked.tar")
     with pytest.raises(ValueError, match=r"linked\.tar: link is a link; unpack the archive"):
         read("imagenet_a", linked)
+    (tmp_path / "h" / "n1").mkdir(parents=True)
+    os.truncate(os.open(tmp_path / "h" / "n1" / "a.bmp", os.O_CREAT | os.O_RDWR), 1 << 20)
+    holes = tmp_path / "holes.tar"
+    subprocess.run(["tar", "-S", "-C", tmp_path / "h", "-cf", holes, "n1"], check=True)
+    with pytest.raises(ValueError, match=r"holes\.tar: n1/a.bmp has holes; unpack the archive"):
+        read("imagenet_a", holes)
     for data, name in (
         (good[:third] + b"x" * 512 + good[third + 512 :], "it"),
         (good[: third + 100], "it"),

@@ -162,6 +162,8 @@ def test_another_transform_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"crop: 0.875, not 0.9\); .*model.crop=0.875$"):
         Pack.open(folder, transform_spec=SPEC | {"crop": 0.9})
     Pack.open(folder, transform_spec=SPEC | {"size": (9, 14)})
+    with pytest.raises(ValueError, match=r"mean: None, not 0\); .* into another folder$"):
+        Pack.open(folder, transform_spec=SPEC | {"mean": 0})
 
 
 def square(number: int) -> int:

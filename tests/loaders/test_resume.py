@@ -99,6 +99,11 @@ def test_other_images_begin_anew(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     assert again.opened == COUNT and pack.manifest["source_fingerprint"] == "changed"
 
 
+def test_a_folder_in_place_of_the_journal_begins_anew(tmp_path: Path) -> None:
+    (tmp_path / ".p.tmp" / "journal.jsonl").mkdir(parents=True)
+    require_equal(make(tmp_path / "p", Camera()), make(tmp_path / "whole", Camera()))
+
+
 def test_unreadable_images_are_refused_and_then_skipped_without_reading_again(
     tmp_path: Path,
 ) -> None:

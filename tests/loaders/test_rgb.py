@@ -81,6 +81,13 @@ def test_16_bits_are_scaled(kind: str) -> None:
     assert unusual == "16 bits scaled to 8"
 
 
+def test_a_transparent_level_of_16_bits_counts() -> None:
+    image = stored(Image.fromarray(LEVELS), "PNG", transparency=32768)
+    converted, unusual = to_rgb(image)
+    assert [level for level, *_ in rows(converted)] == [0, 0, 1, 255, 255]
+    assert unusual == "16 bits scaled to 8, composited on white"
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.int32])
 def test_pixels_of_an_unknown_range_are_refused(dtype: type) -> None:
     image = stored(Image.fromarray(LEVELS.astype(dtype)), "TIFF")

@@ -56,7 +56,7 @@ def test_sgd_returns_to_the_anchor_however_stiff_the_penalty(momentum):
 def test_names_and_shapes_that_do_not_fit_are_refused(label):
     tensors = {"t": torch.ones(4)}
     fitting = Penalty(0.5, tensors, tensors)
-    for given, size in (({"t": torch.ones(2)}, r"\[2\]"), ({}, "None")):
+    for given, size in (({"t": torch.ones(2)}, r"\[2\]"), ({}, "missing")):
         with pytest.raises(ValueError, match=rf"(?i){label} of 't' is {size}, but .* \[4\]"):
             build(tensors, SGD, dataclasses.replace(fitting, **{label: given}))
     build(tensors, SGD, dataclasses.replace(fitting, **{label: tensors | {"other": torch.ones(1)}}))
