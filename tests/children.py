@@ -6,8 +6,6 @@ process alone that `run_marked` starts for its mark, since a variable must be se
 modules are imported.
 """
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -67,8 +67,8 @@ def predictions_table(
     if labelled.group is not None:
         columns["group"] = labelled.group[positions]
         schema = schema.append(predictions.GROUP)
-    if confidences_T := reduced_NK.shape[1] - 4:
-        ends = pa.array(np.arange(len(positions) + 1) * confidences_T, pa.int32())
+    if temperatures := reduced_NK.shape[1] - 4:
+        ends = pa.array(np.arange(len(positions) + 1) * temperatures, pa.int32())
         confidences = reduced_NK[:, 4:].numpy().ravel()
         columns[predictions.SCALED.name] = pa.ListArray.from_arrays(ends, confidences)
         schema = schema.append(predictions.SCALED)

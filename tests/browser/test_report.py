@@ -1,7 +1,5 @@
 """The report in a browser: Chromium without a window, on a page opened from disk."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterator
 from pathlib import Path

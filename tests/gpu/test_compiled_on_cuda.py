@@ -1,7 +1,5 @@
 """Compiled models on a GPU: their logits are the uncompiled model's."""
 
-from __future__ import annotations
-
 import pytest
 import timm
 import torch

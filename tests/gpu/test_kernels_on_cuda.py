@@ -3,8 +3,6 @@
 Their values are checked by the tests of `tests/kernels` that are marked `gpu` or `everywhere`.
 """
 
-from __future__ import annotations
-
 import pytest
 import torch
 from children import NEEDS_GPU

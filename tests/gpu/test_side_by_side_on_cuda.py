@@ -1,7 +1,5 @@
 """Problems that share a GPU, a stream each, against one after another; skipped without a GPU."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """A method trained by the engine ends in the weights of a tutorial's loop; on a GPU and a CPU."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """Every kernel compiled for A100 and H100 without a GPU: no spills, wide accesses, it fits."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Distillation loss: values and gradients against float64, on the CPU and of the kernel."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 import torch.nn.functional as F

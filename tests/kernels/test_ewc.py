@@ -1,7 +1,5 @@
 """EWC steps against torch's optimizers in float64 whose loss contains the penalty."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from children import DEVICE, INTERPRETING, KERNELS, ON_GPU, everywhere

@@ -1,7 +1,5 @@
 """What the packages export is imported late, and does what its example says."""
 
-from __future__ import annotations
-
 import doctest
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Interpolated models against float64, their end points bit for bit, and flat state dicts."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from children import DEVICE, INTERPRETING, everywhere, interpreted

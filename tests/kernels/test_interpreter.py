@@ -1,7 +1,5 @@
 """The kernels in Triton's interpreter: tests that are marked so, in one process."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

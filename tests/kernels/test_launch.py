@@ -1,7 +1,5 @@
 """Launches go to their tensors' device, and sizes that change from call to call compile nothing."""
 
-from __future__ import annotations
-
 import contextlib
 from types import SimpleNamespace
 

@@ -1,7 +1,5 @@
 """Compiled loops: stored on disk, or compiled anew where that cannot be."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

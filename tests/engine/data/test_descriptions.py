@@ -1,7 +1,5 @@
 """What lies beside a checkpoint is used: classes, image size, mean, std, crop and prompt."""
 
-from __future__ import annotations
-
 import csv
 import json
 import shutil

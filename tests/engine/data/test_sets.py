@@ -1,7 +1,5 @@
 """Sets: labels in the head's order, masks, splits, and packs that are what the recipe asks for."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import shutil

@@ -1,7 +1,5 @@
 """The list of sources: complete, and checked where a user writes another."""
 
-from __future__ import annotations
-
 import pytest
 
 from engine.data import sources

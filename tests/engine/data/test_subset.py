@@ -1,7 +1,5 @@
 """Parts of a training split: nested, balanced, seeded, and what they leave as it was."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import shutil

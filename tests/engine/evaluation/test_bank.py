@@ -1,7 +1,5 @@
 """Banks: what is read, loaded and kept in memory; ensembles, which cost no pass of their own."""
 
-from __future__ import annotations
-
 import logging
 from types import SimpleNamespace
 

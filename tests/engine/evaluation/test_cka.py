@@ -1,7 +1,5 @@
 """CKA: its estimator against formulas in NumPy, of stored models against timm's, what is made."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import timm

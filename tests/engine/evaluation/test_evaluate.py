@@ -1,7 +1,5 @@
 """Bank evaluation: what is stored of every image, and what an artefact's name depends on."""
 
-from __future__ import annotations
-
 import dataclasses
 import shutil
 

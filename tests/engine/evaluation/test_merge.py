@@ -1,7 +1,5 @@
 """Mixes of cells: WiSE-FT and soups, and the laws that they must keep."""
 
-from __future__ import annotations
-
 import functools
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """`rib merge`: files merged by the methods of campaigns, and what cannot be merged."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Users' own checkpoints: what is evaluated, stored and refused."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import re

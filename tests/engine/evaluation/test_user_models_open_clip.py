@@ -1,7 +1,5 @@
 """Users' own checkpoints of open_clip: classifiers, mixes and images are open_clip's."""
 
-from __future__ import annotations
-
 from types import ModuleType
 
 import numpy as np

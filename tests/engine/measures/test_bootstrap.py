@@ -1,7 +1,5 @@
 """Intervals and p-values: sources and seeds in them, and how often they hold the truth."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

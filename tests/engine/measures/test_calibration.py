@@ -1,7 +1,5 @@
 """Temperature scaling from logits, against plain twins."""
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 from types import SimpleNamespace

@@ -1,7 +1,5 @@
 """Paired tests between methods, against brute force and laws."""
 
-from __future__ import annotations
-
 import itertools
 from dataclasses import replace
 

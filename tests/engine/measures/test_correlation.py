@@ -1,7 +1,5 @@
 """Correlations of few units against SciPy's, their exact p, and when there is an interval."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Campaigns that fine-tune on other sets than those that RI is measured on."""
 
-from __future__ import annotations
-
 import itertools
 from statistics import fmean
 

@@ -1,7 +1,5 @@
 """Training dynamics: curves against plain means, and the claim on curves of either outcome."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

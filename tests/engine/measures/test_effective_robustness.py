@@ -1,7 +1,5 @@
 """Effective robustness against NumPy's fit on SciPy's normal distribution, and what is fitted."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

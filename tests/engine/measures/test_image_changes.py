@@ -1,7 +1,5 @@
 """Images that were gained and lost, against a count by hand."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections import Counter
 

@@ -1,7 +1,5 @@
 """Intervals of all numbers by brute force, and the simulation of how often they hold."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

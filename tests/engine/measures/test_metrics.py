@@ -1,7 +1,5 @@
 """The arithmetic of RI and mRI: worked example, laws, intervals, and what must be refused."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """Users' rows of accuracies: what is read, and the line that names each mistake."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

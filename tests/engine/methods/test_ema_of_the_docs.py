@@ -1,7 +1,5 @@
 """The method that docs/methods.md shows as a user's file."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

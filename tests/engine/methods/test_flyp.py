@@ -1,7 +1,5 @@
 """FLYP against open_clip's own model, loss and zero-shot head, on a CLIP that the test draws."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from types import ModuleType

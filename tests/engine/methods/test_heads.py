@@ -1,7 +1,5 @@
 """Fitted heads against formulas in NumPy, and what a cell keeps of a fit."""
 
-from __future__ import annotations
-
 import json
 import logging
 import math

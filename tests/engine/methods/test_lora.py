@@ -1,7 +1,5 @@
 """LoRA against low-rank layers in plain torch that are never merged."""
 
-from __future__ import annotations
-
 import math
 from functools import partial
 

@@ -1,7 +1,5 @@
 """Merges against float64 restatements: LiNeS, Model Stock, MonoSoup, TIES and task arithmetic."""
 
-from __future__ import annotations
-
 import re
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Methods against a plain-torch statement of their loss; LoRA's is in test_lora.py."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 import torch.nn.functional as F

@@ -1,7 +1,5 @@
 """EWC, L2-SP and SPD: whole runs against a bare loop in float64, a tensor at a time."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections import defaultdict

@@ -1,7 +1,5 @@
 """Strong FT beside timm: its losses, layers' rates and average of weights."""
 
-from __future__ import annotations
-
 import copy
 
 import pytest

@@ -1,7 +1,5 @@
 """Foreign weights: matched to timm's names, and never unpickled."""
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import io

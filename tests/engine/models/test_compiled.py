@@ -1,7 +1,5 @@
 """torch.compile: one graph for each shape of a model, however many cells, batches and banks."""
 
-from __future__ import annotations
-
 import gc
 import weakref
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """A model is itself, whichever way it is evaluated and whichever network its weights run in."""
 
-from __future__ import annotations
-
 import numpy as np
 import pyarrow.parquet as pq
 import pytest

@@ -1,7 +1,5 @@
 """The benchmark's models, without a download: names, transforms, and a step of every method."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import math

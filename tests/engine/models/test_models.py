@@ -1,7 +1,5 @@
 """Models: pixels exactly as timm makes them, wrong weights refused, logits = head(features)."""
 
-from __future__ import annotations
-
 import pickle
 
 import numpy as np

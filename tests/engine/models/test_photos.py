@@ -1,7 +1,5 @@
 """Real photos: what a pack holds is classified as timm classifies the image that PIL opens."""
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
 

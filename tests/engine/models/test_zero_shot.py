@@ -1,7 +1,5 @@
 """CLIP without an IN-1K stage: the numbers of open_clip's own, on weights that the test draws."""
 
-from __future__ import annotations
-
 import dataclasses
 import sys
 

@@ -1,7 +1,5 @@
 """Distances between sets against POT, the formula and laws; and what they say about forgetting."""
 
-from __future__ import annotations
-
 import csv
 import dataclasses
 import itertools

@@ -1,7 +1,5 @@
 """Problems side by side: the numbers of one after another, errors by name."""
 
-from __future__ import annotations
-
 import threading
 import time
 

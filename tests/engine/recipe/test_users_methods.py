@@ -15,7 +15,6 @@ from engine.recipe.schema import Recipe
 
 folder = campaigns.folder
 METHOD = """
-from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 import msgspec

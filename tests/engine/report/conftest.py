@@ -1,7 +1,5 @@
 """A made-up campaign's report, written once for all tests that only read it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

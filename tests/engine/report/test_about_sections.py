@@ -1,7 +1,5 @@
 """What the page says of missing columns, failed attempts and hours."""
 
-from __future__ import annotations
-
 import made_results
 import reports
 

@@ -1,7 +1,5 @@
 """The barrier between two models, by hand, and the section that shows it."""
 
-from __future__ import annotations
-
 import pytest
 from made_results import of_arms
 from stores import SETS

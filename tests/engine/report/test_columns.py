@@ -1,7 +1,5 @@
 """Numbers as tables show them."""
 
-from __future__ import annotations
-
 import pandas
 import pytest
 

@@ -1,7 +1,5 @@
 """Tables in the terminal: no number is ever cut."""
 
-from __future__ import annotations
-
 from engine.report.console import WIDTH, text
 
 

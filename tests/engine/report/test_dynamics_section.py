@@ -1,7 +1,5 @@
 """The section on training dynamics: its claims, numbers and figures."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Files for papers: the numbers of tables and figures, read back."""
 
-from __future__ import annotations
-
 import re
 
 import pandas

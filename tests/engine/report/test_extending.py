@@ -1,7 +1,5 @@
 """A measure and a section of a user's, as docs/numbers.md adds them."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The order of rows, the terminal's table, and the sentences that a report begins with."""
 
-from __future__ import annotations
-
 import re
 
 import made_results

@@ -1,7 +1,5 @@
 """The section on single images: its rows, its thumbnails, and what it says where there are none."""
 
-from __future__ import annotations
-
 import base64
 import io
 

@@ -1,7 +1,5 @@
 """Several campaigns in one report."""
 
-from __future__ import annotations
-
 import pytest
 import reports
 

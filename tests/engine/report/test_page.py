@@ -1,7 +1,5 @@
 """The page: self-contained, escaped, the same bytes each time, and every number in it."""
 
-from __future__ import annotations
-
 import json
 import re
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """The sections on shots, portions and the upstream set: their numbers, claims and figures."""
 
-from __future__ import annotations
-
 import pytest
 import yaml
 from made_results import of_arms, of_cells

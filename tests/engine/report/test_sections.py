@@ -1,7 +1,5 @@
 """What each section says, against the numbers that it is made of."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import re

@@ -1,7 +1,5 @@
 """The sections on a sweep and on equal tuning: no variant is chosen by test sets."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The terminal's comparisons, the sentence on what can be told apart, and the CSV files."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from collections import Counter

@@ -1,7 +1,5 @@
 """A report of a campaign whose cells GPUs made, on a machine without one."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import campaigns

@@ -1,7 +1,5 @@
 """Checkpoints: an interrupted training ends in the bits of one that was left alone."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os

@@ -1,7 +1,5 @@
 """Batch norms that learn: on several ranks they are torch's, or refused by the key to set."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import pytest

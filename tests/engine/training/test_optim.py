@@ -1,7 +1,5 @@
 """Optimizers with a penalty, whose whole runs `methods/test_pulls.py` has; the learning rate."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import sys

@@ -1,7 +1,5 @@
 """Snapshots: their steps, what training becomes beside them, and what they hold."""
 
-from __future__ import annotations
-
 import shutil
 
 import pytest

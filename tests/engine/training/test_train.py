@@ -1,7 +1,5 @@
 """Training: the same weights on one rank, on two and in a plain loop; the schedule; divergence."""
 
-from __future__ import annotations
-
 import json
 import math
 import shutil

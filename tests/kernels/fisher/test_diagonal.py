@@ -1,7 +1,5 @@
 """The diagonal Fisher against a batch-1 loop, operator by operator and on whole models."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 from functools import partial

@@ -1,7 +1,5 @@
 """Anderson acceleration against least squares, and on maps whose fixed points are known."""
 
-from __future__ import annotations
-
 import torch
 
 from kernels.transport.anderson import Anderson

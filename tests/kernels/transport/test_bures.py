@@ -1,7 +1,5 @@
 """Bures-Wasserstein tables against the d x d way in float64, and laws."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from children import DEVICE

@@ -1,7 +1,5 @@
 """Brackets of transport values against exact solvers and any plan."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

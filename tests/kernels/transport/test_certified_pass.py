@@ -1,7 +1,5 @@
 """The certificate's pass as a kernel, strips of operators and compiled loop, against the twin."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

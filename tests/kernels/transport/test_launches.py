@@ -1,7 +1,5 @@
 """How much an iteration asks of the host: its launches and its waits, counted."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from children import interpreted

@@ -1,7 +1,5 @@
 """Nuclear norms by products against singular values in float64, for spectra of every kind."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from launches import counted

@@ -1,7 +1,5 @@
 """16-bit costs are within half a step of float64."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from children import DEVICE, INTERPRETING, everywhere

@@ -1,7 +1,5 @@
 """Entropic transport against POT, geomloss, log-domain loops in float64 and laws."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """The ground cost and its stored copy against their formulas."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from clouds import CLASSES, dense, labelled, problem

@@ -1,7 +1,5 @@
 """Sinkhorn's sweep against its twin in float64, and the start between classes."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from children import DEVICE, INTERPRETING, KERNELS, everywhere

@@ -1,7 +1,5 @@
 """The section of CKA: means by depth, the scatter against accuracy, and correlations."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

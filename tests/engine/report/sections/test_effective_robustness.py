@@ -1,7 +1,5 @@
 """The section of effective robustness: its lines, its points, its numbers and what it says."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from made_results import drawn, results, row
