@@ -57,7 +57,8 @@ def test_two_at_once_meet_on_the_loopback_and_end_with_their_launchers(grid, tmp
 def test_two_launches_of_a_cell_make_it_once(grid, tmp_path):
     """What one of them makes, training or evaluation, the other waits for; both show it."""
     runs = tmp_path / "runs"
-    launches = [start(grid, runs, [sys.executable]) for _ in range(2)]
+    words = ("train.epochs=150", "train.checkpoint_minutes=0")  # seconds, which the other waits
+    launches = [start(grid, runs, [sys.executable], *words) for _ in range(2)]
     assert [launch.wait(200) for launch in launches] == [0, 0]
     shown = [(runs / f"{number}.log").read_text() for number in range(2)]
     assert any("waiting for another launch (process" in text for text in shown)
