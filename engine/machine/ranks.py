@@ -6,6 +6,7 @@ variables that a launcher leaves out.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import io
 import os
@@ -67,6 +68,10 @@ def start(device: str = "auto", gpu: int = 0) -> torch.device:
         rendezvous.join(chosen)
         with contextlib.redirect_stdout(io.StringIO()):  # deepspeed prints where tables go
             deepspeed.init_distributed(verbose=False)  # takes the group that is there
+        if not use_gpu:
+            # After an error, too: a thread of gloo that lets go of a tensor while Python ends
+            # aborts the process. NCCL frees its own, and leaving it waits for the other ranks.
+            atexit.register(stop)
     return chosen
 
 
