@@ -188,6 +188,7 @@ def pack_at(resolved: Recipe, place: Path) -> Pack:
         holdout=0,
         pack_format=resolved.dataset.pack_format,
         undecodable=resolved.dataset.undecodable,
+        background=resolved.dataset.background,
     )
     of_folder = dataclasses.replace(resolved, dataset=dataset)
     return ranks.first(lambda: pack_of(of_folder, place.name, cache_folder()))

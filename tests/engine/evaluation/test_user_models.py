@@ -11,11 +11,12 @@ import timm
 import torch
 from evaluations import average, by_timm
 from grids import CLASSES, CONV, SETS, SIZE, VIT, grid, images
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from user_checkpoints import checkpoint, rows, user_grid
 
 from engine.data import imagenet
-from engine.evaluation import passes
+from engine.evaluation import passes, user_models
 
 __all__ = ["grid", "user_grid"]
 
@@ -170,6 +171,16 @@ def test_a_mix_whose_answers_are_no_numbers_is_named(user_grid):
     message = r"C\.\w+ \+ .*D\.\w+ alpha=-3, evaluated on outline: .* are NaN"
     with pytest.raises(ValueError, match=message):
         rows(user_grid, "CD", "outline", arch=CONV, alphas=[0.5, -3.0])
+
+
+def test_transparent_images_of_a_users_set_lie_on_the_recipes_background(user_grid):
+    place = user_grid.folder / "clear"
+    (place / CLASSES[0]).mkdir(parents=True)
+    Image.new("RGBA", (SIZE, SIZE)).save(place / CLASSES[0] / "0.png")
+    words = [f"runs={user_grid.runs}", f"model.image_size={SIZE}"]
+    for background, level in (("white", 255), ("black", 0)):
+        resolved = user_models.resolve(VIT, [*words, f"dataset.background={background}"])
+        assert (user_models.pack_at(resolved, place).pixels([0]) == level).all()
 
 
 def test_a_set_that_changed_since_is_refused(user_grid):
