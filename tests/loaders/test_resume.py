@@ -73,7 +73,7 @@ def test_an_interrupted_pack_is_finished_to_the_same_bytes(
     require_equal(make(tmp_path / "p", second, format), whole)
     assert second.opened == COUNT - stop_at
     assert sorted(os.listdir(tmp_path)) == ["p", "whole"]
-    assert whole.manifest["remarks"] == {"L converted to RGB": "1 images, such as image-5"}
+    assert whole.manifest["remarks"] == {"L converted to RGB": "1 image, such as image-5"}
 
 
 def test_a_killed_encoder_goes_on(tmp_path: Path) -> None:

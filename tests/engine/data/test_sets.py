@@ -84,7 +84,7 @@ def test_a_set_names_its_kinds_of_images_and_the_background_is_part_of_its_name(
         for color in ("white", "black")
         for message in (
             "outline: left out, no <class>/<image>: disc/notes.txt",
-            f"outline: RGBA converted to RGB, composited on {color}: 1 images, such as disc/0.png",
+            f"outline: RGBA converted to RGB, composited on {color}: 1 image, such as disc/0.png",
         )
     ]
 
