@@ -20,10 +20,9 @@ from kernels.transport.bures import RANGE, check_features
 
 @dataclass(frozen=True)
 class Cloud:
-    """Samples sorted by class: order int64 [n] (into the caller's), x float64 [n, d] (centred,
-    times sqrt(lam_x)), squares of their lengths, labels."""
+    """Samples sorted by class: x float64 [n, d] (centred, times sqrt(lam_x)), squares of their
+    lengths, labels."""
 
-    order: Tensor
     x: Tensor
     squares: Tensor
     labels: Tensor
@@ -33,10 +32,6 @@ class Cloud:
         counts = torch.bincount(self.labels, minlength=classes).to(self.x)
         sums = self.x.new_zeros(classes, self.x.shape[1]).index_add_(0, self.labels, self.x)
         return sums / counts.clamp(min=1)[:, None], counts / len(self.x)
-
-    def unsorted(self, values: Tensor) -> Tensor:
-        """Values per sample in the caller's order."""
-        return torch.empty_like(values).index_copy_(0, self.order, values)
 
 
 class GroundCost:
@@ -144,4 +139,4 @@ def _cloud(x: Tensor, labels: Tensor | None, centre: Tensor, scale: float) -> Cl
         labels = torch.zeros(len(x), dtype=torch.int64, device=x.device)
     order = labels.argsort(stable=True)
     scaled = x[order].double().sub_(centre).mul_(scale)
-    return Cloud(order, scaled, torch.einsum("nd,nd->n", scaled, scaled), labels[order])
+    return Cloud(scaled, torch.einsum("nd,nd->n", scaled, scaled), labels[order])

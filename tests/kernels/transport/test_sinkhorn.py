@@ -101,7 +101,6 @@ def test_sample_order_and_class_names_do_not_matter():
         eps=3.0,
     )
     assert reordered.value == pytest.approx(base.value, rel=1e-5)
-    torch.testing.assert_close(reordered.f, base.f[order], rtol=1e-3, atol=1e-2)
 
 
 def test_an_unconverged_run_is_no_number():
