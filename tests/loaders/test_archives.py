@@ -31,7 +31,7 @@ def files(root: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("damage", [flip, cut, lambda path: os.truncate(path, 40)])
-def test_a_cut_or_changed_gzip_file_is_refused(tmp_path: Path, damage) -> None:
+def test_a_cut_or_changed_gzip_file_is_refused(tmp_path, damage):
     archive, path = tarball(tmp_path / "a.tar.gz", MEMBERS), tmp_path / "a" / "a.tar"
     damage(archive)
     with pytest.raises(ValueError, match=r"a\.tar\.gz is damaged .*remove it"):
@@ -39,7 +39,7 @@ def test_a_cut_or_changed_gzip_file_is_refused(tmp_path: Path, damage) -> None:
     assert not list(path.parent.iterdir()) and archive.exists()
 
 
-def test_a_zip_file_becomes_a_folder_and_a_stopped_unpacking_goes_on(tmp_path: Path) -> None:
+def test_a_zip_file_becomes_a_folder_and_a_stopped_unpacking_goes_on(tmp_path):
     archive, folder = tmp_path / "a.zip", tmp_path / "set"
     archive.write_bytes(zipped(MEMBERS))
     assert not archives.needs_password(archive)
@@ -53,14 +53,14 @@ def test_a_zip_file_becomes_a_folder_and_a_stopped_unpacking_goes_on(tmp_path: P
     assert [file.name for file in tmp_path.iterdir()] == ["set"]
 
 
-def test_another_password_is_no_damage(tmp_path: Path) -> None:
+def test_another_password_is_no_damage(tmp_path):
     archive = tmp_path / "o.zip"
     archive.write_bytes(encrypted(BIG, "a test set"))
     with pytest.raises(ValueError, match=r"^this is not the password of .*o\.zip$"):
         list(archives.unzip(archive, tmp_path / "objectnet", "another"))
 
 
-def test_damaged_zip_files_and_names_that_leave_them(tmp_path: Path) -> None:
+def test_damaged_zip_files_and_names_that_leave_them(tmp_path):
     archive, folder = tmp_path / "a.zip", tmp_path / "set"
     whole = zipped({"a/b.png": bytes(range(256)) * 9, "a/c.png": b"c"})
     deflate64 = bytearray(whole)  # Windows uses it for large files; Python cannot read it
@@ -82,7 +82,7 @@ def test_damaged_zip_files_and_names_that_leave_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2, zipfile.ZIP_DEFLATED])
-def test_every_flipped_byte_of_a_zip_file_is_harmless_or_named(tmp_path: Path, method: int) -> None:
+def test_every_flipped_byte_of_a_zip_file_is_harmless_or_named(tmp_path, method):
     archive, packed = tmp_path / "a.zip", io.BytesIO()
     with zipfile.ZipFile(packed, "w", method) as opened:
         opened.writestr("a/b.png", b"pixels" * 9)
@@ -98,7 +98,7 @@ def test_every_flipped_byte_of_a_zip_file_is_harmless_or_named(tmp_path: Path, m
 
 
 @pytest.mark.parametrize("name", ["a.zip", "a.tar.gz"])
-def test_a_full_disk_is_named_and_leaves_nothing_half(tmp_path: Path, name: str) -> None:
+def test_a_full_disk_is_named_and_leaves_nothing_half(tmp_path, name):
     archive, target = tmp_path / name, tmp_path / "set" / "content"
     tarball(archive, BIG) if name == "a.tar.gz" else archive.write_bytes(zipped(BIG))
     with full_disk(), pytest.raises(OSError, match=r"could not be written .*make room in"):

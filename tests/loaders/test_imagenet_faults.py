@@ -20,7 +20,7 @@ from loaders.pack import Item
 from loaders.trees import open_image
 
 
-def test_published_sizes(tmp_path: Path) -> None:
+def test_published_sizes(tmp_path):
     with pytest.raises(ValueError, match=r"1000 of 1000 classes have not 50 images: n01440764 \(0"):
         imagenet.read(RIB, "imagenet_val", trees.validation(tmp_path))
     items = [Item(i // 2, "", str(i), None) for i in range(6)]
@@ -28,9 +28,7 @@ def test_published_sizes(tmp_path: Path) -> None:
     assert imagenet.imagenet.faults(items[:5], "abc", 5) == []
 
 
-def test_a_small_part_of_a_whole_set_is_no_shortfall(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_small_part_of_a_whole_set_is_no_shortfall(tmp_path, monkeypatch):
     source = trees.corrupted(tmp_path)
     drawn = dataclasses.replace(RIB, subsample="20")
     monkeypatch.setattr(imagenet_c, "PER_PART", 2)
@@ -49,7 +47,7 @@ def _objectnet_mapping(folder: Path, file: int, **changes: str) -> Path:
     return source
 
 
-def test_what_is_wrong_with_a_tree_is_named(tmp_path: Path) -> None:
+def test_what_is_wrong_with_a_tree_is_named(tmp_path):
     def fails(name: str, source: Path, message: str) -> None:
         with pytest.raises(ValueError, match=message):
             read(name, source)
@@ -94,7 +92,7 @@ def test_what_is_wrong_with_a_tree_is_named(tmp_path: Path) -> None:
         devkit.wnids(kit)
 
 
-def test_flat_folder_needs_labels_of_every_image(tmp_path: Path) -> None:
+def test_flat_folder_needs_labels_of_every_image(tmp_path):
     source = trees.flat(tmp_path / "f", "LOC_val_solution.csv")
     labels = source / "LOC_val_solution.csv"
     rows = labels.read_text().splitlines()
@@ -114,7 +112,7 @@ def test_flat_folder_needs_labels_of_every_image(tmp_path: Path) -> None:
         read("imagenet_val", source)
 
 
-def test_duplicates_and_other_files_are_named(tmp_path: Path) -> None:
+def test_duplicates_and_other_files_are_named(tmp_path):
     source = trees.by_wnid(tmp_path / "a")
     first, second = (source / wnid for wnid in trees.WNIDS[:2])
     (source / "README.txt").write_text("about")
@@ -140,7 +138,7 @@ def test_duplicates_and_other_files_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("archived", [False, True])
-def test_a_name_that_no_manifest_holds_is_named(tmp_path: Path, archived: bool) -> None:
+def test_a_name_that_no_manifest_holds_is_named(tmp_path, archived):
     source = trees.by_wnid(tmp_path / "a")
     (source / trees.WNIDS[0] / "1.jpg").rename(source / trees.WNIDS[0] / os.fsdecode(b"\xff.jpg"))
     if archived:
@@ -149,7 +147,7 @@ def test_a_name_that_no_manifest_holds_is_named(tmp_path: Path, archived: bool) 
         read("imagenet_a", source)
 
 
-def test_cut_archive_is_named_where_an_image_ends_early(tmp_path: Path) -> None:
+def test_cut_archive_is_named_where_an_image_ends_early(tmp_path):
     path = trees.archive(trees.by_wnid(tmp_path / "a"), tmp_path / "a.tar")
     last = read("imagenet_a", path).items[-1].payload
     path.write_bytes(path.read_bytes()[: last.offset + last.size - 5])
@@ -157,7 +155,7 @@ def test_cut_archive_is_named_where_an_image_ends_early(tmp_path: Path) -> None:
         open_image(last)
 
 
-def test_a_damaged_archive_that_tarfile_takes_for_whole_is_named(tmp_path: Path) -> None:
+def test_a_damaged_archive_that_tarfile_takes_for_whole_is_named(tmp_path):
     path = trees.archive(trees.by_wnid(tmp_path / "a"), tmp_path / "bad.tar")
     good = path.read_bytes()
     with tarfile.open(path) as archive:
