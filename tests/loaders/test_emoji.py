@@ -93,12 +93,7 @@ def pixels(image: Image.Image) -> np.ndarray:
     return np.asarray(image).astype(int)
 
 
-def test_two_styles_are_upstream_and_eight_downstream_and_all_are_credited():
-    assert emoji.UPSTREAM == ("noto", "fluent-3d")
-    colour = ["fluent-flat", "twemoji", "emojione", "noto-v1", "openmoji"]
-    mono = ["high-contrast", "emojione-monotone", "noto-mono"]
-    assert list(emoji.DOWNSTREAM) == colour + mono
-    assert [name for name, style in emoji.STYLES.items() if style.mono] == mono
+def test_all_styles_are_credited():
     rows = emoji.credits()
     assert [row["name"] for row in rows] == [*emoji.STYLES, "metadata"]
     assert all(row["licence"] and row["credit"] and row["url"] for row in rows)
