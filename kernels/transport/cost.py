@@ -38,10 +38,9 @@ class GroundCost:
     """The cost between every sample of two labelled sets, in strips of rows.
 
     x [n, d] and y [m, d]: finite features of any floating dtype, n and m at least 2; gradients do
-    not reach them. labels_x,
-    labels_y: int64 [n], [m], numbering the rows and columns of `table` [Kx, Ky] (finite, not
-    negative), whose entries are squared label distances; without labels the cost is between
-    features alone. lam_x, lam_y: not negative, not both zero.
+    not reach them. labels_x, labels_y: int64 [n], [m], numbering the rows and columns of `table`
+    [Kx, Ky] (finite, not negative), whose entries are squared label distances; without labels the
+    cost is between features alone. lam_x, lam_y: not negative, not both zero.
 
     Raises ValueError, naming the argument and the first wrong sample, for everything else, when all
     costs are zero, since no scale for eps exists then, and when their mean is not within `RANGE`.

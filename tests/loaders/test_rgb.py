@@ -64,7 +64,6 @@ def test_opaque_images_keep_their_pixels():
         (stored(opaque, "PNG"), "RGBA converted to RGB"),
         (stored(plain, "PNG", transparency=(1, 2, 3)), ""),
         (stored(plain.convert("L"), "PNG"), "L converted to RGB"),
-        (stored(plain.convert("1"), "PNG"), "1 converted to RGB"),
         (stored(plain.quantize(9), "PNG"), "P converted to RGB"),
         (stored(plain.convert("CMYK"), "JPEG"), "CMYK converted to RGB"),
         (stored(plain, "JPEG", exif=turned), "orientation tag not applied"),
