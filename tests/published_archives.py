@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import imagenet_trees as trees
 import numpy as np
 import scipy.io
 import yaml
-from tarballs import tarball
+from tarballs import tarball, zipped
 from web import Web
 from zip_crypto import encrypted
 
@@ -76,9 +75,7 @@ def _archives(root: Path, files: Path) -> None:
         trees.by_wnid(root / name / name, "ILSVRC2012_val_{i:08d}.JPEG", number=number)
         trees.archive(root / name, files / f"{name}.tar.gz", gzip=True)
     trees.by_wnid(root / "s" / "sketch", number=13)
-    with zipfile.ZipFile(files / "ImageNet-Sketch.zip", "w") as archive:
-        for name, content in _contents(root / "s").items():
-            archive.writestr(name, content)
+    zipped(files / "ImageNet-Sketch.zip", _contents(root / "s"))
     objects = _contents(trees.objectnet(root / "o"))
     (files / "objectnet-1.0.zip").write_bytes(encrypted(objects, PASSWORD))
     trees.corrupted(root / "c")

@@ -6,7 +6,6 @@ import json
 import os
 import pickle
 import random
-import zipfile
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,7 +14,7 @@ import msgspec
 import numpy as np
 import pytest
 from PIL import Image, ImageFont
-from tarballs import tarball
+from tarballs import tarball, zipped
 
 from loaders import registry
 from loaders.benchmarks import drawings, emoji
@@ -71,9 +70,8 @@ def cache(tmp_path, monkeypatch) -> Path:
     ]
     rows.append(rows[0] | {"unified": "0062-200D-0063"})
     rows[1] = rows[1] | {"category": "Symbols"}
-    wheel = tmp_path / emoji.METADATA.wheel
-    with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr(emoji.METADATA.member, json.dumps(rows))
+    content = {emoji.METADATA.member: json.dumps(rows).encode()}
+    wheel = zipped(tmp_path / emoji.METADATA.wheel, content)
     metadata = msgspec.structs.replace(
         emoji.METADATA, sha256=hashlib.sha256(wheel.read_bytes()).hexdigest()
     )

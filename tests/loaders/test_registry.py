@@ -2,23 +2,21 @@ import base64
 import hashlib
 import os
 import sys
-import zipfile
 from pathlib import Path
 
 import pytest
-from tarballs import tarball
+from tarballs import tarball, zipped
 
 from loaders import registry
 
 
 def wheel(folder: Path) -> Path:
-    path = folder / "toy-1.0-py3-none-any.whl"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("toy/data.txt", "seven")
-        metadata = "Metadata-Version: 2.1\nName: toy\nVersion: 1.0\n"
-        archive.writestr("toy-1.0.dist-info/METADATA", metadata)
-        archive.writestr("toy-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
-    return path
+    files = {
+        "toy/data.txt": b"seven",
+        "toy-1.0.dist-info/METADATA": b"Metadata-Version: 2.1\nName: toy\nVersion: 1.0\n",
+        "toy-1.0.dist-info/WHEEL": b"Wheel-Version: 1.0\nTag: py3-none-any\n",
+    }
+    return zipped(folder / "toy-1.0-py3-none-any.whl", files)
 
 
 def integrity(path: Path) -> str:
