@@ -32,7 +32,7 @@ class Camera:
         if seed in self.bad:
             raise OSError("torn")
         image = Image.fromarray(np.full((6, 5, 3), seed, np.uint8))
-        return image.convert("L") if seed == 5 else image
+        return image.convert("L") if seed in (5, 6) else image
 
     def shrink(self, image: Image.Image) -> np.ndarray:
         if self.opened == self.limit and self.error:
@@ -70,7 +70,7 @@ def test_an_interrupted_pack_is_finished_to_the_same_bytes(tmp_path, format, sto
     require_equal(make(tmp_path / "p", second, format), whole)
     assert second.opened == COUNT - stop_at
     assert sorted(os.listdir(tmp_path)) == ["p", "whole"]
-    assert whole.manifest["remarks"] == {"L converted to RGB": "1 image, such as image-5"}
+    assert whole.manifest["remarks"] == {"L converted to RGB": "2 images, such as image-5, image-6"}
 
 
 def test_a_killed_encoder_goes_on(tmp_path):
