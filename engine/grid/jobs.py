@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from collections import deque
@@ -88,7 +89,8 @@ def column(plan: Plan, column: Column, device: torch.device) -> None:
     for done, row in enumerate(in_turn, start=1):
         row.build()
         progress.advance(plan.path, name, done, len(rows) + 1)
-    entries = [entry for row in rows for entry in row.entries()]
+    of_rows = [row.entries() for row in rows]  # for which all ranks look together
+    entries = list(itertools.chain(*of_rows))
     run = rows[0].run
     for place in run.recipe.dataset.places:
         split = run.recipe.split_of(place)
@@ -98,9 +100,9 @@ def column(plan: Plan, column: Column, device: torch.device) -> None:
             mixes = [mix for mix in headlines if not isinstance(mix, Ensemble)]  # has no features
             cka.evaluate(run, mixes, place)
         run.sets.release(place)
-    for row in rows:
+    for row, of_row in zip(rows, of_rows, strict=True):
         if row.recipe.trackers and ranks.rank() == 0:
-            headline = next(entry for entry in row.entries() if entry.headline)
+            headline = next(entry for entry in of_row if entry.headline)
             trackers.log_accuracies(row.recipe, accuracies.compared(row.run, headline.mix))
         row.remove_snapshots()
     progress.advance(plan.path, name, len(rows) + 1, len(rows) + 1)
