@@ -37,8 +37,8 @@ def builders(
 
     sets: those of another column, which are the same. finds_only: they make nothing.
     """
-    first, *rest = plan.cells(column)
-    followed = Followed(plan.methods, plan.downstreams)
+    first, *rest = cells = list(plan.cells(column))
+    followed = Followed([cell.recipe for cell in cells], plan.downstreams)
     store = Store(plan.folder.parent / "store", finds_only=finds_only)
     builder = Builder(first, device, sets, followed=followed, store=store)
     return [builder, *map(builder.of, rest)]
