@@ -49,14 +49,6 @@ def test_where_only_seeds_vary_interval_and_p_are_students(seeds):
     assert p == pytest.approx(stats.ttest_1samp(value, 0).pvalue)
 
 
-def test_one_bootstrap_agrees_with_scipys():
-    hits = (np.random.default_rng(0).random((1, 200)) < 0.3).astype(float)
-    expected = stats.bootstrap(
-        (hits[0],), np.mean, n_resamples=10_000, method="percentile", rng=np.random.default_rng(1)
-    ).confidence_interval
-    assert bootstrap.interval(draws(hits, 10_000)) == pytest.approx(tuple(expected), abs=0.008)
-
-
 def test_how_often_a_source_comes_up_is_poisson_and_sources_are_independent():
     """To within four and a half standard errors, and steps of 2^-16."""
     counts = bootstrap.counts(range(300), 8000).astype(float).T

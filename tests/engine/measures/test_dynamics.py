@@ -87,7 +87,7 @@ def test_curves_are_means_of_accuracies(tmp_path: Path):
     assert arm == ARM
     by_cell = {
         (row.setting, row.downstream, row.evaluated_on): row.accuracy
-        for row in stores.rows(grid.cells)
+        for row in grid.cells.itertuples()
     }
     for step in (0, 3, 30):
         setting = dynamics.setting(step) if step else ""
@@ -100,9 +100,7 @@ def test_curves_are_means_of_accuracies(tmp_path: Path):
             "upstream": np.mean([accuracy[i, "up"] for i in SETS]),
         }
         for quantity, value in expected.items():
-            (point,) = stores.rows(
-                points[(points["quantity"] == quantity) & (points["step"] == step)]
-            )
+            (point,) = points.query(f"quantity == '{quantity}' and step == {step}").itertuples()
             assert point.value == pytest.approx(value)
             assert point.low < value < point.high
             assert point.high - point.low > 3
@@ -120,9 +118,3 @@ def test_curves_without_a_common_start_are_refused(tmp_path: Path):
     ]
     with pytest.raises(ValueError, match="saw different images of it"):
         dynamics.curves(stores.gather(rows))
-
-
-def test_settings_and_steps():
-    assert dynamics.step_of(ARM._replace(setting=dynamics.setting(16))) == 16
-    assert dynamics.step_of(ARM) is None
-    assert dynamics.step_of(ARM._replace(setting="dataset.shots=4")) is None
