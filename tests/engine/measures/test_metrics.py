@@ -36,6 +36,13 @@ def test_interval_is_deterministic_and_blind_to_the_order_of_rows(tmp_path):
     assert mri(evaluations).equals(first)
 
 
+def test_groups_are_averaged_over_severities_then_corruptions():
+    group = ["noise/1"] * 4 + ["noise/2"] * 1 + ["fog/1"] * 5
+    hits = np.array([1, 1, 1, 0, 0, 1, 1, 1, 1, 0], bool)
+    weights = predictions.weights(table(hits, group=group))
+    assert weights @ hits == pytest.approx(((0.75 + 0.0) / 2 + 0.8) / 2)
+
+
 def test_parts_of_a_folder_are_one_table(tmp_path):
     whole = table(random_hits()("pre", "", "a"))
     for name, part in (("part-10", whole.slice(0, 25)), ("part-2", whole.slice(25))):
