@@ -146,9 +146,3 @@ def test_a_mix_and_an_ensemble_of_the_same_cells_have_predictions_of_their_own(g
     assert not of_ensemble["p_true"].equals(of_mix["p_true"])
     places = [passes.predicted(builder.run, each, SET, "all") for each in (entry.mix, turned)]
     assert places[0] == places[1]
-
-
-@pytest.mark.parametrize("members", ["[fine_tune]", "[ewc,lwf,ewc]"])
-def test_members_are_two_or_more_and_none_twice(grid, members):
-    with pytest.raises(ValueError, match="name two methods or more, or `pre`, none twice"):
-        grid.builder("method=ensemble", f"method.members={members}")

@@ -103,21 +103,6 @@ def test_a_uniform_soup_is_the_mean_of_its_members(grid, members):
     close(mixed(builder, entry.mix), average([weights(c) for c in cells], [0.25] * 4))
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (("soup", "members=[]"), "method.members is empty"),
-        (("soup", "members=[wise_ft,pre]"), "soup needs wise_ft, which mixes cells"),
-        (("wise_ft", "alphas=[1.5]"), "method.alphas=.* a number of at least 0 and at most 1"),
-    ],
-)
-def test_what_cannot_be_mixed_is_refused(grid, words, message):
-    before = set((grid.runs / "store/cells").iterdir())
-    with pytest.raises(ValueError, match=message):
-        grid.build(f"method={words[0]}", f"method.{words[1]}", "seed=77")
-    assert set((grid.runs / "store/cells").iterdir()) == before
-
-
 def test_prompts_and_models_of_different_architecture_have_no_mean(grid: Grid):
     with pytest.raises(ValueError, match=r"visual_prompt-outline-\w+ has an input prompt"):
         grid.build("method=soup", "method.members=[pre,visual_prompt]")

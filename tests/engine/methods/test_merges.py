@@ -190,7 +190,6 @@ def test_changes_of_nothing_of_one_direction_and_of_equal_sizes():
         ("model_stock", "seeds=1", r"needs two models or more; raise method\.seeds"),
         ("model_stock", "members=[ewc,ewc]", "names a member twice"),
         ("ties", "members=[]", "name at least one method, and none twice"),
-        ("ties", "members=[wise_ft]", "wise_ft, which mixes cells"),
         ("ties", "members=[visual_prompt]", "has an input prompt"),
     ],
 )
