@@ -107,11 +107,6 @@ def test_head_of_features_is_the_model_to_the_bit_and_in_fp32(arch, projection, 
     assert torch.equal(state[weight], head.weight) and state[bias].shape == (7,)
 
 
-def test_vit_takes_the_recipes_image_size():
-    net = models.create(recipe("vit_tiny_patch16_224", image_size=48), 3)
-    assert net(torch.zeros(1, 3, 48, 48)).shape == (1, 3)
-
-
 @pytest.mark.parametrize(
     ("arch", "options", "message"),
     [

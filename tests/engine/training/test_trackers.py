@@ -98,12 +98,6 @@ def test_a_tracker_that_fails_is_left_out_with_a_warning(
     assert "pip install wandb" in caplog.text
 
 
-@pytest.mark.parametrize("name", ["wand", "mlflow"])
-def test_an_unknown_tracker_is_refused(name, of_emoji):
-    with pytest.raises(ValueError, match=rf"trackers: '{name}' is not known.*wandb"):
-        of_emoji(f"trackers=[{name}]")
-
-
 @pytest.mark.slow
 def test_a_cell_has_one_run_and_is_the_same(grid: Grid, wandb, capsys):
     """Its training and its evaluation log to it, whose last values are accuracies and RI."""

@@ -210,16 +210,6 @@ def test_a_schedule_sees_every_sample_once_with_the_weight_of_a_mean(
     np.testing.assert_array_equal(np.sort(everything), np.arange(10, 10 + n))
 
 
-def test_the_order_depends_on_seed_and_epoch():
-    orders = {
-        (seed, epoch): tuple(shares(30, epoch, 1, fake_run(seed, 30, 1))[0][0].index)
-        for seed in (0, 1)
-        for epoch in (0, 1)
-    }
-    assert len(set(orders.values())) == 4
-    assert orders[1, 1] == tuple(shares(30, 1, 1, fake_run(1, 30, 1))[0][0].index)
-
-
 def test_a_step_computes_in_the_precision_of_the_recipe(grid, monkeypatch):
     """DeepSpeed switches an outer autocast off, but looks at the GPU's alone."""
     is_enabled = torch.is_autocast_enabled
