@@ -1,7 +1,6 @@
 """Optimizers with a penalty, whose whole runs `methods/test_pulls.py` has; the learning rate."""
 
 import dataclasses
-import itertools
 import sys
 from types import SimpleNamespace
 
@@ -11,7 +10,7 @@ from torch import nn
 
 from engine.methods.base import Penalty
 from engine.recipe.schema import OptimizerRecipe
-from engine.training.optim import Penalised, build, learning_rate
+from engine.training.optim import Penalised, build
 
 ADAMW, SGD = OptimizerRecipe(lr=0.01, weight_decay=0.1), OptimizerRecipe(name="sgd", lr=0.01)
 
@@ -73,11 +72,3 @@ def test_apex_is_used_where_it_is_and_another_package_of_its_name_is_named(monke
     assert isinstance(
         build(named, OptimizerRecipe(name="apex_sgd"), Penalty(1.0, named)), Penalised
     )
-
-
-def test_learning_rate_warms_up_and_falls_along_half_a_cosine():
-    rates = [learning_rate(step, 100, 10, 2.0) for step in range(101)]
-    assert rates[0] == 0.2 and rates[9] == rates[10] == 2.0 and rates[100] == 0.0
-    assert rates[55] == pytest.approx(1.0)
-    assert all(later < earlier for earlier, later in itertools.pairwise(rates[10:]))
-    assert learning_rate(0, 5, 0, 1.0) == 1.0 and learning_rate(3, 2, 10, 1.0) == 0.4
