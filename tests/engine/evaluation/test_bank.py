@@ -12,15 +12,10 @@ from evaluations import (
     Counted,
     by_timm,
     check_predictions,
-    expected,
-    fresh,
-    mixes,
     room_for_models,
     same,
-    small_slices,
     tables,
 )
-from grids import grid
 
 from engine.evaluation import bank, passes
 from engine.grid import jobs
@@ -29,8 +24,6 @@ from engine.measures import predictions
 from engine.measures.calibration import TEMPERATURES
 from engine.store import cells
 from engine.store.cells import Ensemble, Entry
-
-__all__ = ["expected", "fresh", "grid", "mixes", "small_slices"]
 
 
 @pytest.mark.parametrize(("room", "reads"), [(2, 3), (8, 1)])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from grids import CONV, VIT, Grid, grid, images, reference
+from grids import CONV, VIT, Grid, images, reference
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,8 +13,6 @@ from engine.evaluation import bank, cka
 from engine.grid.build import Builder
 from engine.recipe.schema import ModelRecipe
 from engine.store.cells import Cell
-
-__all__ = ["grid"]
 
 SET = "tinted"  # 35 images
 WORDS = ("evaluate.cka=30", "evaluate.batch_size=8")

@@ -6,17 +6,15 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from evaluations import by_timm, check_predictions, fresh, mixes, tables
+from evaluations import by_timm, check_predictions, tables
 from evaluations import same as same_tables
-from grids import CONV, SETS, grid, same, weights
+from grids import CONV, SETS, same, weights
 from PIL import Image
 
 from engine.evaluation import passes
 from engine.grid.build import Builder
 from engine.recipe.options import OPTIONS
 from engine.store import cells
-
-__all__ = ["fresh", "grid", "mixes"]
 
 
 def test_a_bank_says_what_each_model_says_alone_bit_for_bit(grid, fresh, mixes):

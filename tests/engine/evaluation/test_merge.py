@@ -7,15 +7,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from evaluations import State, average, by_timm, check_predictions
-from grids import CONV, Grid, grid, same, weights
+from grids import CONV, Grid, same, weights
 
 from engine.evaluation import bank, passes
 from engine.grid.build import Builder
 from engine.methods import soup
 from engine.store import cells
 from engine.store.cells import Entry
-
-__all__ = ["grid"]
 
 
 def mixed(builder: Builder, mix: cells.Mix) -> State:

@@ -10,14 +10,12 @@ import pytest
 import timm
 import torch
 from evaluations import average, by_timm
-from grids import CLASSES, CONV, SETS, SIZE, VIT, grid, images
+from grids import CLASSES, CONV, SETS, SIZE, VIT, images
 from safetensors.torch import load_file, save_file
-from user_checkpoints import checkpoint, rows, user_grid
+from user_checkpoints import checkpoint, rows
 
 from engine.data import imagenet
 from engine.evaluation import passes
-
-__all__ = ["grid", "user_grid"]
 
 
 @pytest.mark.parametrize("mask", ["none", "present"])

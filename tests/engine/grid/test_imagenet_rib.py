@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import timm
 import torch
-from encoded_rib import SUBSAMPLE, rib
+from encoded_rib import SUBSAMPLE
 
 from engine import cli, models
 from engine.commands import outcome
@@ -24,7 +24,6 @@ from engine.measures.predictions import SetPredictions
 from engine.recipe import modules
 from engine.store import tensors
 
-__all__ = ["rib"]
 SETS = [name for name in imagenet.SIZES if name not in ("imagenet_train", "imagenet_val")]
 
 

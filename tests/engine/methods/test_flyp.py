@@ -9,15 +9,13 @@ import numpy as np
 import pytest
 import tiny_clip
 import torch
-from grids import CLASSES, Grid, grid, labels, prepared, weights
+from grids import CLASSES, Grid, labels, prepared, weights
 from safetensors.torch import save_file
-from tiny_clip import TEMPLATES, open_clip
+from tiny_clip import TEMPLATES
 
 from engine.errors import RecipeError
 from engine.machine import ranks
 from engine.methods import flyp
-
-__all__ = ["grid", "open_clip"]
 
 
 @pytest.fixture

@@ -7,14 +7,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from grids import CLASSES, grid, labels, same, weights
+from grids import CLASSES, labels, same, weights
 from plain_losses import PLACES
 from torch import nn
 
 from engine.errors import DivergedError
 from engine.methods import heads
 
-__all__ = ["grid"]
 L2 = 1e-3
 
 

@@ -6,13 +6,11 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from grids import CONV, Prepared, grid, prepared
+from grids import CONV, Prepared, prepared
 from plain_losses import LORA_PAPER, ON_FEW, check, cross_entropy, parameters
 from torch import nn
 
 from engine.methods import lora
-
-__all__ = ["grid"]
 
 
 def beside(

@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 import timm
 import torch
-from grids import CONV, VIT, Grid, grid, weights
+from grids import CONV, VIT, Grid, weights
 
 from engine.grid.build import Builder
 from engine.methods import lines, model_stock, mono_soup, ties
 
-__all__ = ["grid"]
 BLOCK = {VIT: r"blocks\.(\d+)\.", CONV: r"blocks\.(\d+\.\d+)\."}
 AFTER = {VIT: ("norm.", "fc_norm.", "head."), CONV: ("conv_head.", "bn2.", "classifier.")}
 FEW = ("train.epochs=1", "train.batch_size=5", "train.freeze_batchnorm=false")

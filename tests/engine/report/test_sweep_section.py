@@ -12,7 +12,6 @@ from engine.report.results import Results
 from engine.report.sections import sweep
 
 LR = {"optimizer.lr=0.001": 40, "optimizer.lr=0.01": 50, "optimizer.lr=0.1": 70}
-RATES = ("1e-4", "3e-4", "1e-3")
 # Accuracy by method and rate: held out of the set fine-tuned on, and on other sets.
 ACCURACIES = {
     ("fine_tune", "1e-4"): (60, 80), ("fine_tune", "3e-4"): (70, 60),

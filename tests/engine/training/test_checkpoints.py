@@ -11,7 +11,7 @@ import pytest
 import rank_worker
 import torch
 from damage import flip
-from grids import CONV, Grid, distance, grid, same, weights
+from grids import CONV, Grid, distance, same, weights
 from interruptions import EVERY_STEP, at_step, interrupted, resumed, unhurried
 from safetensors.torch import load_file
 
@@ -24,7 +24,6 @@ from engine.store.checkpoints import CheckpointFiles
 from engine.training import saving
 from engine.training.saving import TrainingState
 
-__all__ = ["grid"]
 METHODS = [
     ("method=fine_tune", "optimizer.name=adamw", "optimizer.lr=1e-3", "train.accumulation=3"),
     ("method=ewc", "method.fisher_images=5"),

@@ -8,15 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from grids import Grid, grid
+from grids import Grid
 
 from engine import recipe
 from engine.commands import outcome
 from engine.recipe.checks import TRACKERS
 from engine.recipe.schema import Recipe
 from engine.training.trackers import KINDS, Trackers, subject
-
-__all__ = ["grid"]
 
 
 class Recorder:

@@ -12,7 +12,7 @@ import pytest
 import rank_worker
 import torch
 import torch.nn.functional as F
-from grids import CONV, SETS, Grid, distance, grid, images, labels, prepared, reference, weights
+from grids import CONV, SETS, Grid, distance, images, labels, prepared, reference, weights
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -22,7 +22,6 @@ from engine.grid.build import Builder
 from engine.recipe.schema import TrainRecipe
 from engine.training import fisher, loop, schedule
 
-__all__ = ["grid"]
 EPOCHS, BATCH, WARMUP = 4, 12, 3  # 25 images: 12, 12 and 1 for up to six parts; 12 steps
 RATES = {"sgd": 0.02, "adamw": 5e-4}
 
