@@ -24,7 +24,7 @@ from engine.store.artifacts import Store
 
 
 def model(path: Path, arch: str = "test_vit", source: str = "file", **options: str) -> ModelRecipe:
-    weights = WeightsRecipe(source=source, path=str(path), **options)  # type: ignore[arg-type]
+    weights = WeightsRecipe(source=source, path=str(path), **options)
     return ModelRecipe(name="mine", arch=arch, image_size=32, weights=weights)
 
 

@@ -37,7 +37,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
     def compile(function: object = None, **options: object) -> object:
         chosen = options or {"backend": backend}  # others compile with options
-        return real(function, **chosen)  # type: ignore[call-overload]
+        return real(function, **chosen)
 
     monkeypatch.setattr(torch, "compile", compile)
     torch._dynamo.reset()

@@ -110,7 +110,7 @@ def untrained(net: nn.Module) -> Any:
     """What a method is given, of random weights and a set of grey images of 64 px."""
     labels = np.tile([0, 3], 5000)  # as many images as the Fisher is taken over
     split = (np.arange(len(labels)), np.zeros(0, int))
-    of_set = LabelledSet("any", labels, torch.from_numpy(labels), None, *split)  # type: ignore[arg-type]
+    of_set = LabelledSet("any", labels, torch.from_numpy(labels), None, *split)
     base = SimpleNamespace(name="base", state=net.state_dict, prompt=lambda: None)
     return SimpleNamespace(
         device=torch.device("cpu"),

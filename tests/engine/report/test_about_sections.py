@@ -20,7 +20,6 @@ ATTEMPTS = [
 
 def table(results: Results, name: str) -> list[dict]:
     section = about.what_was_run(results)
-    assert section is not None
     (data,) = [each.data for each in section.tables if each.name == name]
     return data.to_dict("records")
 
@@ -33,7 +32,7 @@ def test_hours_are_summed_and_failed_attempts_are_listed_with_their_reason():
         ("column", 2, 3, 6.0),
     ]
     section = about.what_was_run(results)
-    assert section is not None and section.heading.endswith(" cells, 6.50 job-hours")
+    assert section.heading.endswith(" cells, 6.50 job-hours")
     rows = table(results, "failed-attempts")
     assert [(row["job"], row["hours"]) for row in rows] == [("column-a", 1.0), ("column-c", 0.0)]
     assert rows[0]["why"] == "no room" and "killed" in rows[1]["why"]

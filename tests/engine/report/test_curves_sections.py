@@ -22,9 +22,7 @@ def section_of(*shapes: dict[int, tuple[int, int]], **options: Any) -> Section:
         for method, steps in zip(METHODS, shapes, strict=True)
         for step, accuracy in steps.items()
     }
-    section = curves.during_training(of_arms(arms, before=40, methods=METHODS, **options))
-    assert section is not None
-    return section
+    return curves.during_training(of_arms(arms, before=40, methods=METHODS, **options))
 
 
 def test_claims_of_either_outcome_and_a_figure_of_every_point():
@@ -62,7 +60,6 @@ def test_the_barrier_of_each_column_is_its_definition():
     accuracies = {0.0: (50, 50), 0.25: (52, 50), 0.5: (75, 30), 1.0: (90, 40)}
     arms = {("wise_ft", alpha, ""): of for alpha, of in accuracies.items()}
     section = curves.barrier(of_arms(arms, methods={"wise_ft": "WiSE-FT"}))
-    assert section is not None
     data = section.tables[0].data
     assert list(data["downstream"]) == list(SETS) and set(data["alphas"]) == {4}
     # At 0.25 the line has (100 + 0.25 * 80) / 2 = 60%, at 0.5 elsewhere (100 - 0.5 * 20) / 2 = 45%.

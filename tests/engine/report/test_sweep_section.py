@@ -35,7 +35,6 @@ def swept(settings: dict[str, float]) -> Results:
 def test_a_variant_is_chosen_on_held_out_images_only() -> None:
     given = swept(LR)
     section, tuned = sweep.variants(given), sweep.tuned(given)
-    assert section is not None and tuned is not None
     variants, choices = section.tables[0].data, tuned.tables[1].data
     assert list(variants["optimizer.lr"]) == [0.001, 0.01, 0.1], "the order of the sweep"
     assert variants["mRI_pts"].tolist() == pytest.approx([-10, 0, 20])
@@ -54,7 +53,6 @@ def test_a_variant_is_chosen_on_held_out_images_only() -> None:
 def test_variants_are_named_by_what_varies() -> None:
     settings = {f"method.lam={a},train.epochs={b}": 40 for a in ("1.0", "2.0") for b in (1, 3)}
     section = sweep.variants(swept(settings))
-    assert section is not None
     assert list(section.figures[0].data["method"])[1] == "lam 1.0, epochs 3.0"
     assert "of EWC in method.lam, train.epochs" in section.text
 
@@ -66,7 +64,7 @@ def two_methods(key: str = "optimizer.lr", **values: Any) -> Results:
 
 def test_each_method_has_the_setting_that_is_best_on_held_out_images() -> None:
     section = sweep.tuned(two_methods())
-    assert section is not None and section.heading == (
+    assert section.heading == (
         "With 3 settings for every method, LwF has the highest mRI: +20.0 points, 0.0 as its "
         "recipe has it"
     )
@@ -85,7 +83,6 @@ def test_each_method_has_the_setting_that_is_best_on_held_out_images() -> None:
 
 def test_a_method_whose_plain_setting_was_not_tried_has_no_gain() -> None:
     section = sweep.tuned(two_methods(settings={"Rows": {"lwf": {"lr": 0.001}}}))
-    assert section is not None
     gains = section.tables[0].data.set_index("method")["gain_pts"]
     assert np.isnan(gains["FT"]) and gains["LwF"] == pytest.approx(20)
 

@@ -22,7 +22,7 @@ def test_a_step_is_the_same_in_another_memory_format(options):
     for memory_format in (torch.contiguous_format, torch.channels_last):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Conv2d(3, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        model.to(memory_format=memory_format)  # type: ignore[call-overload]
+        model.to(memory_format=memory_format)
         named = dict(model.named_parameters())
         penalty = Penalty(0.5, *({n: torch.rand(p.shape) for n, p in named.items()} for _ in "ab"))
         optimizer = build(named, options, penalty)

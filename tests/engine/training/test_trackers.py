@@ -39,7 +39,7 @@ class Recorder:
 
 @pytest.fixture
 def wandb(monkeypatch: pytest.MonkeyPatch) -> Recorder:
-    monkeypatch.setitem(sys.modules, "wandb", recorder := Recorder())  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "wandb", recorder := Recorder())
     return recorder
 
 
