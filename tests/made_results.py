@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas
 import vl_convert
-from stores import SETS, grid, random_hits, synthetic
+from stores import SETS, synthetic
 
 from engine.grid.record import Record
 from engine.measures.rows import PRE, Evaluation
@@ -36,15 +36,11 @@ def record(evaluations: Sequence[Evaluation], **values: Any) -> Record:
     return Record(**defaults | values)
 
 
-def results(folder: Path, models_csv: Path | None = None, **values: Any) -> Results:
-    """Results of two methods with random hits; `values`: of the record."""
-    evaluations = grid(folder, random_hits(), tuple(TITLES))
-    return of_record(record(evaluations, **values), evaluations, models_csv)
-
-
-def of_evaluations(evaluations: Sequence[Evaluation], **values: Any) -> Results:
+def of_evaluations(
+    evaluations: Sequence[Evaluation], models_csv: Path | None = None, **values: Any
+) -> Results:
     """Results of evaluations on the sets of `record`; `values`: of it."""
-    return of_record(record(evaluations, **values), evaluations)
+    return of_record(record(evaluations, **values), evaluations, models_csv)
 
 
 def of_cells(cells: Sequence[tuple], **values: Any) -> Results:

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
-from made_results import drawn, results, row
+from made_results import TITLES, drawn, of_evaluations, row
 from scipy.stats import norm
+from stores import grid, random_hits
 
 from engine.report.sections import effective_robustness
 
@@ -19,7 +20,7 @@ def of_grid(tmp_path_factory):
         for x, y in models:
             lines |= {f"m{x},up,{x}": None, f"m{x},{name},{y}": None}
     (folder / "models.csv").write_text("\n".join(lines))
-    return results(folder, folder / "models.csv")
+    return of_evaluations(grid(folder, random_hits(), tuple(TITLES)), folder / "models.csv")
 
 
 def test_points_lines_and_table_are_those_of_the_measures(of_grid):
