@@ -103,3 +103,4 @@ def test_a_cell_has_one_run_and_is_the_same(grid: Grid, wandb, capsys):
     assert f"RI {values['RI']:+.2f}" in capsys.readouterr().out and step is None
     training, evaluation = wandb.inits
     assert training == evaluation and training["config"]["optimizer.lr"] == 0.011
+    assert training["group"] == "cells" and training["name"].startswith("EWC on outline ")
