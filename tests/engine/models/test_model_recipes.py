@@ -81,10 +81,8 @@ def test_name_resolves_and_gives_the_published_transform(name):
     assert (transform.interpolation, transform.crop_mode) == (interpolation, "center")
     np.testing.assert_allclose(config["mean"], mean)
     np.testing.assert_allclose(config["std"], std)
-    classes = timm.get_pretrained_cfg(options.arch).num_classes
-    assert classes == (
-        512 if options.projection else 1000
-    )  # CLIP's embedding, where there is no head
+    outputs = timm.get_pretrained_cfg(options.arch).num_classes
+    assert outputs == (512 if options.projection else 1000)  # CLIP's embedding has 512
 
 
 def test_published_numbers_are_those_of_the_slides():
