@@ -1,10 +1,12 @@
 """The section of effective robustness: its lines, its points, its numbers and what it says."""
 
+import itertools
+
 import numpy as np
 import pytest
-from made_results import TITLES, drawn, of_evaluations, row
+from made_results import TITLES, drawn, of_cells, of_evaluations, row
 from scipy.stats import norm
-from stores import grid, random_hits
+from stores import SETS, grid, random_hits
 
 from engine.report.sections import effective_robustness
 
@@ -43,11 +45,27 @@ def test_points_lines_and_table_are_those_of_the_measures(of_grid):
         np.testing.assert_allclose(ends["set_probit"], expected, atol=1e-9)
     means = section.tables[0].data
     elsewhere = (cells["method"] == "lwf") & (cells["downstream"] != cells["evaluated_on"])
-    values = cells.loc[elsewhere & cells["evaluated_on"].isin(GIVEN), "effective_robustness"]
+    known = cells[elsewhere & cells["evaluated_on"].isin(GIVEN)]
+    by_column = known.groupby("downstream")["effective_robustness"].mean()
     lwf = row(means, method="LwF")
-    assert lwf["effective_robustness_pts"] == pytest.approx(values.mean())
+    assert lwf["effective_robustness_pts"] == pytest.approx(by_column.mean())
     assert lwf["effective_robustness_low"] < lwf["effective_robustness_high"]
     assert means["effective_robustness_pts"].is_monotonic_decreasing
+
+
+def test_the_mean_counts_each_set_fine_tuned_on_alike_as_everywhere():
+    """Of a model fine-tuned on `a` two sets count, of one fine-tuned on `up` three."""
+    level, cells = itertools.count(30, 7), []
+    for model in "xyz":
+        arms = [("pre", "", ""), *(("fine_tune", "canonical", on) for on in ("a", "up"))]
+        for method, variant, downstream in arms:
+            at = (model, method, variant, None, "", downstream)
+            cells += [(*at, on, 20 + next(level) ** 2 % 61) for on in (*SETS, "up")]
+    made = of_cells(cells, downstreams=["a", "up"])
+    means = effective_robustness.section(made).tables[0].data.query("method == 'FT'")
+    of_arms = made.grid.named(made.grid.by_arm).set_index("model")["effective_robustness_pts"]
+    for line in means.itertuples():
+        assert of_arms[line.model].iloc[1] == pytest.approx(line.effective_robustness_pts)
 
 
 def test_the_figure_has_all_points_and_says_what_lines_are_fitted_over(of_grid):
