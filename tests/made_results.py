@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas
 import vl_convert
-from stores import SETS, synthetic
+from stores import SETS, grid, random_hits, synthetic
 
 from engine.grid.record import Record
 from engine.measures.rows import PRE, Evaluation
@@ -41,6 +41,11 @@ def of_evaluations(
 ) -> Results:
     """Results of evaluations on the sets of `record`; `values`: of it."""
     return of_record(record(evaluations, **values), evaluations, models_csv)
+
+
+def results(folder: Path, models_csv: Path | None = None, **values: Any) -> Results:
+    """The same of two methods with random hits."""
+    return of_evaluations(grid(folder, random_hits(), tuple(TITLES)), models_csv, **values)
 
 
 def of_cells(cells: Sequence[tuple], **values: Any) -> Results:

@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pandas
 import pytest
-from made_results import TITLES, drawn, of_evaluations, row
+from made_results import TITLES, drawn, results, row
 from scipy.stats import spearmanr
-from stores import SETS, grid, random_hits
+from stores import SETS
 
 from engine.report.sections import cka
 from engine.report.text import signed
@@ -35,8 +35,7 @@ def rows(missing: bool = False) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def of_grid(tmp_path_factory):
-    evaluations = grid(tmp_path_factory.mktemp("grid"), random_hits(), tuple(TITLES))
-    return of_evaluations(evaluations, cka=rows())
+    return results(tmp_path_factory.mktemp("grid"), cka=rows())
 
 
 @pytest.mark.parametrize("stored", [None, []])

@@ -4,9 +4,9 @@ import itertools
 
 import numpy as np
 import pytest
-from made_results import TITLES, drawn, of_cells, of_evaluations, row
+from made_results import drawn, of_cells, results, row
 from scipy.stats import norm
-from stores import SETS, grid, random_hits
+from stores import SETS
 
 from engine.report.sections import effective_robustness
 
@@ -22,7 +22,7 @@ def of_grid(tmp_path_factory):
         for x, y in models:
             lines |= {f"m{x},up,{x}": None, f"m{x},{name},{y}": None}
     (folder / "models.csv").write_text("\n".join(lines))
-    return of_evaluations(grid(folder, random_hits(), tuple(TITLES)), folder / "models.csv")
+    return results(folder, folder / "models.csv")
 
 
 def test_points_lines_and_table_are_those_of_the_measures(of_grid):
