@@ -12,8 +12,6 @@ import torch
 import engine
 from engine.errors import CampaignError, RecipeError
 
-grid, folder, finished = grids.grid, campaigns.folder, campaigns.finished
-
 
 def test_it_is_quick_to_import():
     code = "import sys, engine; print([m for m in ('torch', 'pandas', 'yaml') if m in sys.modules])"

@@ -7,7 +7,7 @@ from unittest import mock
 import imagenet_trees as trees
 import numpy as np
 import pytest
-from encoded_rib import SUBSAMPLE, rib
+from encoded_rib import SUBSAMPLE
 from PIL import Image
 
 from engine import cli, recipe
@@ -21,7 +21,6 @@ from loaders.beton import RAW, BetonWriter
 from loaders.resident import Resident
 from loaders.stream import Stream
 
-__all__ = ["rib"]
 IN_C = "imagenet_c"
 
 

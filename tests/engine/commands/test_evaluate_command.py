@@ -5,14 +5,11 @@ from pathlib import Path
 
 import pytest
 from grids import CLASSES, SIZE, VIT
-from user_checkpoints import user_grid
 
 from engine import cli
 from engine.commands import evaluate
 from engine.evaluation.accuracies import OnSet
 from engine.report import on_sets
-
-__all__ = ["user_grid"]
 
 
 def row(model: str, name: str, n: int, accuracy: float) -> OnSet:

@@ -14,12 +14,8 @@ from evaluations import (
     SET,
     Counted,
     Stopped,
-    expected,
-    fresh,
-    mixes,
     room_for_models,
     same,
-    small_slices,
     stop_after,
     tables,
 )
@@ -27,8 +23,6 @@ from evaluations import (
 from engine.evaluation import bank, passes
 from engine.store import pending
 from loaders.schema import DamagedFile
-
-__all__ = ["expected", "fresh", "mixes", "small_slices"]
 
 
 def stop(grid, batches, mixes):
