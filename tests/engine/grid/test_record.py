@@ -3,19 +3,17 @@
 import json
 import shlex
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
-import grids
 import pytest
 import reports
+from processes import ROOT, run
 
 from engine import cli
 from engine.grid import campaign, record
 from loaders.schema import DamagedFile
 
-ROOT = Path(__file__).resolve().parents[3]
 ABSENT = "torch,timm,deepspeed,triton,open_clip,ffcv"
 METRICS = """
 import sys
@@ -50,10 +48,8 @@ def test_all_files_of_a_report_byte_for_byte_without_torch_packs_and_drawings(
     hidden = f"{(folder / 'images').resolve()}:{finished}"
     command = ["metrics", str(folder / "shapes.yaml"), f"runs={moved}", "--compare"]
     paths = f"{ROOT / 'tests' / 'without_packages'}:{ROOT}"
-    process = subprocess.run(
-        [sys.executable, "-c", METRICS, hidden, *command], capture_output=True, text=True,
-        env=grids.environment() | {"WITHOUT_PACKAGES": ABSENT, "PYTHONPATH": paths},
-    )  # fmt: skip
+    program = [sys.executable, "-c", METRICS, hidden, *command]
+    process = run(program, WITHOUT_PACKAGES=ABSENT, PYTHONPATH=paths)
     assert process.returncode == 0, process.stderr
     assert expected["table.txt"].decode() in process.stdout
     assert "paired over the same" in process.stdout
