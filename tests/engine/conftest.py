@@ -1,8 +1,13 @@
-"""The drawn benchmark, and what is made of it once, for all tests of the engine."""
+"""The fixtures that several rooms share: the drawn benchmark, campaigns on it, and models."""
 
 from campaigns import finished, folder
 from encoded_rib import rib
+from evaluations import expected, fresh, mixes, small_slices
 from grids import grid
+from tiny_clip import open_clip
 from user_checkpoints import user_grid
 
-__all__ = ["finished", "folder", "grid", "rib", "user_grid"]
+__all__ = [
+    "expected", "finished", "folder", "fresh", "grid", "mixes", "open_clip", "rib", "small_slices",
+    "user_grid",
+]  # fmt: skip

@@ -13,12 +13,8 @@ from evaluations import (
     IMAGES,
     SET,
     Counted,
-    expected,
-    fresh,
-    mixes,
     room_for_models,
     same,
-    small_slices,
     tables,
 )
 from interruptions import Stopped
@@ -26,8 +22,6 @@ from interruptions import Stopped
 from engine.evaluation import bank, passes
 from engine.store import pending
 from loaders.schema import DamagedFile
-
-__all__ = ["expected", "fresh", "mixes", "small_slices"]
 
 
 def stop(grid, batches, mixes):
