@@ -92,3 +92,5 @@ def test_p_is_that_of_a_normal_statistic_and_knows_what_has_no_spread():
     assert p == pytest.approx(2 * stats.norm.sf(2), rel=0.02)
     values, nothing = np.array([0.0, 5.0]), np.zeros((9, 2))
     assert list(bootstrap.p_values(values, nothing, values[None])) == [1, 0]
+    one_of_millions = bootstrap.counts(["one"], 500).T * 100 / 3.75e6 / 56  # in mRI, of ImageNet-C
+    assert bootstrap.p_values(np.array([5e-7]), one_of_millions, np.array([[5e-7]])) > 0.3

@@ -93,18 +93,24 @@ def test_the_trade_off_has_the_curve_and_names_what_tables_show(results):
     assert names == ["pre-trained", "FT", "EWC & co", "WiSE-FT, α = 0.5"]
 
 
-def test_published_numbers_stand_beside_those_of_their_model_only(monkeypatch):
+def test_published_numbers_stand_beside_those_of_their_model_and_variant_only(monkeypatch):
     def ranking(model: str) -> pandas.DataFrame:
-        made = made_results.of_arms({("fine_tune", None, ""): (60, 55)}, models=[model])
+        paper = [(model, "lwf", "paper", None, "", i, j, 55) for i in SETS for j in (*SETS, "up")]
+        made = made_results.of_arms(
+            {("fine_tune", None, ""): (60, 55), ("lwf", None, ""): (60, 55)},
+            models=[model],
+            more=paper,
+        )
         return section(made, "ranking").tables[1].data.set_index("method")
 
     assert "published_mRI_pts" not in ranking("LAION-2B")  # ours is over three sets
-    over_three_sets = recipe.published() | {"downstreams": len(SETS)}
-    monkeypatch.setattr(report_results, "slides", lambda: over_three_sets)
+    of_three_sets = recipe.published() | {"sets": dict.fromkeys([*SETS, "up"], "")}
+    monkeypatch.setattr(report_results, "slides", lambda: of_three_sets)
     report_results.published.cache_clear()
     published = recipe.published()["models"]["LAION-2B"]["mri"]
     for model in ("LAION-2B", "vit_base_patch16_clip_224.laion2b_ft_in1k"):
-        assert ranking(model)["published_mRI_pts"]["FT"] == published["fine_tune"]
+        shown = ranking(model)["published_mRI_pts"].dropna()
+        assert dict(shown) == {"FT": published["fine_tune"], "LwF (paper)": published["lwf"]}
     assert "published_mRI_pts" not in ranking("other")
 
 
