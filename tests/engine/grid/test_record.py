@@ -78,22 +78,12 @@ def test_what_was_not_finished_or_is_not_what_it_was_is_refused_with_the_remedy(
     assert code == 2 and "`rib campaign" in error
 
 
-def swapped(values: dict) -> None:
-    first, second = values["evaluations"][:2]
-    first["path"], second["path"] = second["path"], first["path"]
-
-
-def of_another_type(values: dict) -> None:
-    del values["sha256"]
-    values["evaluations"][0]["seed"] = "0"
-
-
-@pytest.mark.parametrize("change", [swapped, of_another_type])
-def test_a_record_that_was_altered_is_refused_by_name(tmp_path, change):
+def test_a_record_of_other_types_is_refused_by_name(tmp_path):
     run = reports.finished(tmp_path, downstreams=list(reports.SETS))
     file = run.place / campaign.RECORD
     values = json.loads(file.read_text())
-    change(values)
+    del values["sha256"]
+    values["evaluations"][0]["seed"] = "0"
     file.write_text(json.dumps(values))
     with pytest.raises(DamagedFile, match=f"^{file} .*; delete it and run `rib campaign` again"):
         record.read(run.place)
