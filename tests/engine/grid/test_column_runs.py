@@ -113,23 +113,21 @@ def test_variants_and_alphas_stand_side_by_side(folder, finished):
 
 
 def test_seeds_of_a_campaign(folder, finished, capsys):
-    def accuracies(report: Path, name: str) -> dict[tuple[str, ...], str]:
-        key = ("method", "alpha", "downstream", "evaluated_on", "seed")
-        table = rows(report / f"{name}.csv")
-        return {tuple(row[k] for k in key if k in row): row["accuracy"] for row in table}
+    def accuracies(table: Path, **seed: int) -> pandas.Series:
+        keys = ["method", "alpha", "downstream", "evaluated_on", "seed"]
+        rows = pandas.read_csv(table, keep_default_na=False).assign(**seed)
+        return rows.set_index(keys)["accuracy"].sort_index()
 
-    reports = {seed: campaigns.run(folder, f"seed={seed}") for seed in ("0", "1")}
-    alone = {seed: accuracies(report, "accuracy") for seed, report in reports.items()}
-    assert alone["0"] != alone["1"]
+    first, second = (
+        accuracies(campaigns.run(folder, f"seed={seed}") / "accuracy.csv", seed=seed)
+        for seed in (0, 1)
+    )
+    assert first.tolist() != second.tolist()
     trained = len(list((finished / "store/cells").iterdir()))
     report = campaigns.run(folder, "seeds=2")
     assert len(list((finished / "store/cells").iterdir())) == trained, "a cell trained again"
-    assert accuracies(report, "seeds") == {
-        (*key, seed): accuracy
-        for seed, of_seed in alone.items()
-        for key, accuracy in of_seed.items()
-        if key[0] != "pre" or seed == "0"
-    }
+    of_both = pandas.concat([first, second.drop("pre")]).sort_index()
+    pandas.testing.assert_series_equal(accuracies(report / "seeds.csv"), of_both)
     assert "Seed,0 to 1" in (report / "tables/settings.csv").read_text()
 
     words = ["metrics", str(folder / "shapes.yaml"), f"runs={finished}", "seeds=2", "--compare"]
