@@ -20,7 +20,7 @@ def run(
     """A command after its end."""
     return subprocess.run(
         command, cwd=cwd, env=environment() | variables, capture_output=True, text=True,
-        timeout=900,
+        timeout=600,
     )  # fmt: skip
 
 
