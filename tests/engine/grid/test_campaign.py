@@ -91,6 +91,11 @@ def test_a_users_method_is_a_part_of_its_campaign(folder, tmp_path):
         (["evaluate.calibration=true", "dataset.holdout=0"], r"set dataset\.holdout above"),
         (["evaluate.split=all"], r"set evaluate\.split=holdout, or dataset\.holdout=0"),
         ("  again: {base: fine_tune, title: FT}", "two rows have the title 'FT'"),
+        (
+            "  lwf: {dataset: {holdout: 0.5}}",
+            r"of_text.yaml \(methods.lwf\): .*`dataset`, .* share",
+        ),
+        ("  ewc: {seeds: 2}\n  soup: {}", r"\(methods.ewc\): it, or a method .* sets `seeds`"),
         ("  soup: {method: {members: [pre, fine_tunes]}}", "did you mean 'fine_tune'"),
         ("  soup: {method: {members: [pre, wise_ft]}}", "soup needs wise_ft, which mixes cells"),
         ("vary: {train.epoch: [1]}", r"of_text\.yaml \(vary\): unknown key 'train.epoch'.* 'train"),

@@ -91,6 +91,19 @@ def test_snapshots_are_evaluated_and_their_weights_removed(followed):
     assert (gone / "part-00000.parquet").read_bytes() == before
 
 
+def test_the_rows_under_any_name_are_followed_and_what_they_need_is_not(followed):
+    """A stock's models of other seeds have no points on a curve, and nobody would remove theirs."""
+    text = followed.file.read_text().partition("methods:")[0]
+    rows = "  model_stock: {}\n  fine_tune: {train: {snapshots: 3}}\n  again: {base: fine_tune}\n"
+    file = followed.file.with_name("based.yaml")
+    file.write_text(f"{text}methods:\n{rows}")
+    words = [f"runs={followed.runs}", "methods=[model_stock,again]"]
+    plan = campaign.plan(str(file), words, 1)
+    stock, again = jobs.builders(plan, CPU, plan.columns[0])
+    assert again._follows_training
+    assert not stock.sibling("fine_tune", 1000)._follows_training
+
+
 def test_what_was_made_without_snapshots_trains_again_to_the_same_bits(followed):
     def weights() -> dict[str, dict[str, torch.Tensor]]:
         return {f.parent.name: load_file(f) for f in followed.folders("cells", "fine*/weights*")}

@@ -48,7 +48,7 @@ def followed(grid: Grid, *words: str) -> Builder:
     """A builder that trains its cell now, with three snapshots, of which the last is the cell."""
     builder = grid.builder(runs_of(grid), "train.snapshots=3", *words)
     method = builder.recipe.method.name
-    builder.followed = Followed([method], builder.recipe.dataset.sets)
+    builder.followed = Followed([builder.recipe], builder.recipe.dataset.sets)
     for kind in ("cells", snapshots_in_store.KIND):
         for folder in (builder.store.root / kind).glob(f"{method}-*"):
             shutil.rmtree(folder)
