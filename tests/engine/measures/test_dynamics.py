@@ -102,6 +102,26 @@ def test_curves_are_means_of_accuracies(tmp_path: Path):
             assert point.high - point.low > 3
 
 
+@pytest.mark.parametrize(
+    ("downstreams", "expected"), [(["up"], (70, 66)), (["a", "up"], (70, 63)), (["train"], None)]
+)
+def test_sets_fine_tuned_on_count_where_they_are_evaluated(
+    downstreams: list[str], expected: tuple[float, float] | None
+):
+    """Each alike, also where a set of RI has one set less to be measured on."""
+    cells: list[tuple] = [("m", PRE, "", None, "", "", on, 40.0) for on in (*SETS, "up")]
+    arm = ("m", "fine_tune", "canonical", None, "step=1")
+    for on_set in downstreams:
+        elsewhere = 66 if on_set == "up" else 60
+        cells += [(*arm, on_set, on, 70 if on == on_set else elsewhere) for on in (*SETS, "up")]
+    made = dynamics.curves(stores.synthetic(cells, SETS, "up", downstreams))
+    values = [
+        tuple(points[points["step"] == 1].set_index("quantity")["value"][["downstream", "ood"]])
+        for _, points, _ in made
+    ]
+    assert values == ([] if expected is None else [pytest.approx(expected)])
+
+
 def test_curves_without_a_common_start_are_refused(tmp_path: Path):
     rng = np.random.default_rng(0)
 
