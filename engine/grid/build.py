@@ -235,8 +235,7 @@ class Builder(Context):
 
     @property
     def _follows_training(self) -> bool:
-        recipe = self.recipe
-        return recipe.method.name in self.followed.methods and recipe.train.snapshots > 0
+        return self.recipe.train.snapshots > 0 and self.recipe in self.followed.cells
 
     def _snapshots(self, cell: Cell | None) -> list[Snapshot]:
         """The snapshots of the recipe's cell, where this builder takes them.

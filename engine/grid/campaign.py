@@ -7,6 +7,7 @@ evaluations read that file and no other, so that a recipe that changes later cha
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ PREPARE, COLUMN, REPORT = "prepare", "column", "report"  # jobs, and rules of th
 PAGE, TABLE = "index.html", "table.txt"  # of a report, in a folder that is called so
 PLANS, FILE = "plans", "plan.json"
 RECORD = "evaluations.json"  # beside a plan: what its report is made of
+OF_ROW = ("method", "optimizer", "train", "trackers")  # what a row may set; rows share the rest
 # Words with these keys change where and how a campaign runs, and not what it says.
 OUTSIDE = ("runs", "trackers", "device", "train.checkpoint_minutes", "model")
 
@@ -141,6 +143,7 @@ def plan(name: str, overrides: Sequence[str], cores: int = 1, *, run_users: bool
     if len(shared.dataset.sets) < 2:
         sets = list(shared.dataset.sets)
         raise RecipeError(f"dataset.sets={sets}: a campaign needs two sets or more")
+    _check_shared(grid.file, rows)
     names = [(cell.method.title, cell.method.variant) for cell in cells]
     if twice := sorted(title for title, variant in names if names.count((title, variant)) > 1):
         raise RecipeError(f"two rows have the title {twice[0]!r}: give one of them another `title`")
@@ -197,6 +200,18 @@ def _check_words(overrides: Sequence[str], methods: Sequence[str]) -> None:
             raise RecipeError(
                 f"{word!r}: a campaign trains on all its sets; choose them by dataset.sets=[A,B] "
                 "or downstreams=[A,B], or train a single cell by engine/launch.py"
+            )
+
+
+def _check_shared(file: str, rows: Mapping[str, CellPlan]) -> None:
+    """Refuse a row with a value of its own of what the grid takes from its first row."""
+    shared = next(iter(rows.values())).recipe
+    keys = [field.name for field in dataclasses.fields(Recipe) if field.name not in OF_ROW]
+    for (name, row), key in itertools.product(rows.items(), keys):
+        if any(getattr(cell.recipe, key) != getattr(shared, key) for cell in row.all()):
+            raise RecipeError(
+                f"{file} (methods.{name}): it, or a method that it needs, sets `{key}`, which all "
+                f"rows share: set `{key}` beside `methods:`, or make another campaign"
             )
 
 

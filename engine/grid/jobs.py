@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -36,17 +37,19 @@ def builders(
 
     sets: those of another column, which are the same. finds_only: they make nothing.
     """
-    first, *rest = plan.cells(column)
-    followed = Followed(plan.methods, plan.downstreams)
+    first, *rest = cells = list(plan.cells(column))
+    followed = Followed([cell.recipe for cell in cells], plan.downstreams)
     store = Store(plan.folder.parent / "store", finds_only=finds_only)
     builder = Builder(first, device, sets, followed=followed, store=store)
     return [builder, *map(builder.of, rest)]
 
 
-def finished(plan: Plan, device: torch.device) -> Iterator[tuple[Column, list[Builder]]]:
-    """Each column with its builders, which make nothing; the sets are opened once."""
+def finished(
+    plan: Plan, device: torch.device, columns: Sequence[Column]
+) -> Iterator[tuple[Column, list[Builder]]]:
+    """Each of these columns with its builders, which make nothing; the sets are opened once."""
     sets = None
-    for column in plan.columns:
+    for column in columns:
         rows = builders(plan, device, column, sets, finds_only=True)
         sets = rows[0].sets
         yield column, rows
@@ -88,7 +91,8 @@ def column(plan: Plan, column: Column, device: torch.device) -> None:
     for done, row in enumerate(in_turn, start=1):
         row.build()
         progress.advance(plan.path, name, done, len(rows) + 1)
-    entries = [entry for row in rows for entry in row.entries()]
+    of_rows = [row.entries() for row in rows]  # for which all ranks look together
+    entries = list(itertools.chain(*of_rows))
     run = rows[0].run
     for place in run.recipe.dataset.places:
         split = run.recipe.split_of(place)
@@ -98,9 +102,9 @@ def column(plan: Plan, column: Column, device: torch.device) -> None:
             mixes = [mix for mix in headlines if not isinstance(mix, Ensemble)]  # has no features
             cka.evaluate(run, mixes, place)
         run.sets.release(place)
-    for row in rows:
+    for row, of_row in zip(rows, of_rows, strict=True):
         if row.recipe.trackers and ranks.rank() == 0:
-            headline = next(entry for entry in row.entries() if entry.headline)
+            headline = next(entry for entry in of_row if entry.headline)
             trackers.log_accuracies(row.recipe, accuracies.compared(row.run, headline.mix))
         row.remove_snapshots()
     progress.advance(plan.path, name, len(rows) + 1, len(rows) + 1)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.evaluation import passes
+from engine.recipe.schema import Recipe
 from engine.run import Run
 from engine.store.artifacts import Artifact, Store
 from engine.training.saving import snapshot_steps
@@ -21,12 +22,13 @@ KIND = "snapshots"
 
 @dataclass(frozen=True)
 class Followed:
-    """Whose training leaves snapshots, where their recipes name any: the methods of a plan.
+    """Whose training leaves snapshots, where their recipes name any: the rows' cells of a column,
+    and not the cells that these need.
 
     downstreams: the sets that the plan fine-tunes on.
     """
 
-    methods: Collection[str] = ()
+    cells: Collection[Recipe] = ()
     downstreams: Collection[str] = ()
 
 

@@ -32,12 +32,14 @@ PRE_TRAINED = "pre"  # the pre-trained model in tables, and among the members of
 @dataclass(frozen=True)
 class Campaign:
     """name: or path. layers: what its files say, the extended one's first. rows: likewise of each
-    row of the table, in the table's order."""
+    row of the table, in the table's order. others: of rows that a list left out, which those of the
+    table may need."""
 
     name: str
     file: Path
     layers: tuple[Layer, ...] = ()
     rows: Mapping[str, tuple[Layer, ...]] = field(default_factory=dict)
+    others: Mapping[str, tuple[Layer, ...]] = field(default_factory=dict)
 
     @property
     def values(self) -> dict[str, Any]:
@@ -101,12 +103,13 @@ class Campaign:
                         f"{source}: {SELECTION}: {name!r} is no method of {self.name}"
                         f"{nearest(name, self.rows)}"
                     )
-                rows[name] = (*rows.get(name, ()), (f"{source} (methods.{name})", layer))
+                before = rows.get(name, self.others.get(name, ()))
+                rows[name] = (*before, (f"{source} (methods.{name})", layer))
                 names.add(name)
         return replace(self, rows=rows), [name for name in rows if name in names]
 
     def _row(self, name: str) -> tuple[Layer, ...]:
-        return self.rows.get(name, ())
+        return self.rows.get(name, self.others.get(name, ()))
 
     def _of_row(self, name: str) -> dict[str, Any]:
         return over(layer for _, layer in self._row(name))
@@ -124,15 +127,15 @@ def read(name: str, extending: tuple[Path, ...] = ()) -> Campaign:
     values = catalogue.read(path)
     base, methods = values.pop("extends", None), values.pop(SELECTION, None)
     campaign = read(str(base), (*extending, path.resolve())) if base else Campaign(name, path)
-    rows = campaign.rows
+    rows, others = campaign.rows, campaign.others
     if isinstance(methods, list) and base:
         changed, names = campaign.select(methods, str(path))
-        rows = {name: changed.rows[name] for name in names}
+        rows, others = {name: changed.rows[name] for name in names}, {**others, **rows}
     elif isinstance(methods, dict):
         rows = campaign.select([methods], str(path), adds=True)[0].rows
     elif methods is not None:
         raise RecipeError(f"{path}: {SELECTION} must hold `NAME: {{}}` lines")
-    return Campaign(name, path, (*campaign.layers, (str(path), values)), rows)
+    return Campaign(name, path, (*campaign.layers, (str(path), values)), rows, others)
 
 
 def selected(name: str, overrides: Sequence[str]) -> tuple[Campaign, list[str]]:

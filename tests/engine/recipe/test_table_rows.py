@@ -73,6 +73,17 @@ def test_a_row_that_cannot_be_is_refused(campaign, row, message):
         recipe.load(campaign, method="x")
 
 
+def test_what_a_row_needs_has_its_settings_though_a_list_leaves_it_out(tmp_path):
+    listed, more = tmp_path / "listed.yaml", tmp_path / "more.yaml"
+    listed.write_text("extends: emoji\nmethods: [soup]\n")
+    more.write_text(f"extends: {listed}\nmethods: {{ewc: {{method: {{lam: 2.0}}}}}}\n")
+    assert recipe.methods_of(str(listed)) == ["soup"]
+    assert recipe.methods_of(str(more)) == ["soup", "ewc"]
+    for file, lam in ((listed, 1.0), (more, 2.0)):
+        ewc = cell_plan.resolve(str(file), method="soup").needs["ewc"].recipe.method
+        assert (ewc.lam, ewc.fisher_images, ewc.fisher_scale) == (lam, 400, "mean")
+
+
 def test_an_own_method_is_a_row_beside_those_of_the_campaign(tmp_path, monkeypatch):
     """By its path, on the command line or in a list, or under a name of its own."""
     monkeypatch.chdir(tmp_path)

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from grids import CONV, Grid, grid, prepared, same, weights
+from grids import CONV, Grid, prepared, same, weights
 from hypothesis import given
 from hypothesis import strategies as st
 from interruptions import EVERY_STEP, Stopped, at_step, interrupted, steps_taken, stop
@@ -16,8 +16,6 @@ from engine.grid.snapshots import Followed
 from engine.recipe import modules
 from engine.training import loop
 from engine.training.saving import Progress, Saving, snapshot_steps
-
-__all__ = ["grid"]
 
 
 @given(st.integers(0, 40), st.integers(0, 10_000))
@@ -48,7 +46,7 @@ def followed(grid: Grid, *words: str) -> Builder:
     """A builder that trains its cell now, with three snapshots, of which the last is the cell."""
     builder = grid.builder(runs_of(grid), "train.snapshots=3", *words)
     method = builder.recipe.method.name
-    builder.followed = Followed([method], builder.recipe.dataset.sets)
+    builder.followed = Followed([builder.recipe], builder.recipe.dataset.sets)
     for kind in ("cells", snapshots_in_store.KIND):
         for folder in (builder.store.root / kind).glob(f"{method}-*"):
             shutil.rmtree(folder)
