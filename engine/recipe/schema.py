@@ -95,7 +95,7 @@ class DatasetRecipe:
     upstream: str = "upstream"
     sets: list[str] = MISSING
     train_sets: list[str] = field(default_factory=list)  # may be trained on, never evaluated
-    classes: Width = 0  # 0: all that the folders hold
+    classes: Width = 0  # how many emoji-RIB draws; of folders all are taken
     renderings: Thousand = 1
     source_px: Pixels = 128
     seed: Seed = 0
