@@ -42,6 +42,11 @@ def test_a_cell_is_trained_and_loaded_into_timm(grid, monkeypatch):
     assert row["accuracy"] == pytest.approx(100 * right.double().mean().item())
 
 
+def test_a_folder_without_weights_is_named_with_what_writes_them(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"weights.safetensors is missing.*rib export"):
+        engine.load_cell(tmp_path)
+
+
 @pytest.mark.slow
 def test_results_and_distances_of_a_finished_campaign(folder, finished):
     words = f"runs={finished}"
@@ -53,5 +58,6 @@ def test_results_and_distances_of_a_finished_campaign(folder, finished):
     soft = rows.query(few)
     (of_table,) = table.query(f"{few} and evaluated_on == 'outline'")["accuracy"]
     assert 100 * (soft["top1"] == soft["label"]).mean() == pytest.approx(of_table)
-    with pytest.raises(ValueError, match="nowhere: not evaluated on; sets: few, outline"):
-        engine.predictions(str(folder / "shapes.yaml"), ["nowhere"], words)
+    for ask in (engine.predictions, engine.distances):
+        with pytest.raises(ValueError, match="nowhere: not evaluated on; sets: "):
+            ask(str(folder / "shapes.yaml"), "nowhere", words)

@@ -67,7 +67,6 @@ def a_step(grid, name, monkeypatch, *words):
     with on_fake_gpu(builder) as run:
         moved(method)
         method.autocast = run.autocast
-        method.penalty = moved(method.penalty)
         if name == "spd":  # its lists hold the parameters that were there before
             method.thetas = [p for p in method.net.parameters() if p.requires_grad]
             method.anchors = [theta.detach().clone() for theta in method.thetas]

@@ -38,7 +38,7 @@ def test_the_command_says_what_it_does(rib, capsys):
     for text in (
         "imagenet_r: 8 images of 200 classes at 32 px, jpeg: about",
         "left out, not of this set: README.txt",
-        f"CMYK converted to RGB: 1 images, such as {trees.WNIDS[0]}/ink.jpg",
+        f"CMYK converted to RGB: 1 image, such as {trees.WNIDS[0]}/ink.jpg",
         f"images, which cannot be decoded: {trees.WNIDS[0]}/torn.jpg (not an image)",
         "not as published: 8 images, not 30,000\n",
         "not as published: 197 of 200 classes have no image: n",

@@ -1,5 +1,6 @@
 """A finished campaign's rows on a user's set: all, by timm's numbers, and nothing is trained."""
 
+import itertools
 import shutil
 from operator import itemgetter
 from pathlib import Path
@@ -52,6 +53,8 @@ def test_all_rows_are_judged_and_nothing_else_changes(place, grid, capsys):
     assert sorted(store.iterdir()) == cells
 
     rows = campaigns.rows(report / "accuracy-on-other.csv")
+    in_table = [method for method, _ in itertools.groupby(row["method"] for row in rows)]
+    assert in_table == ["pre", *campaigns.METHODS], "in the order of the other tables"
     in_campaign = campaigns.rows(report / "accuracy.csv")
     arm = itemgetter("model", "method", "variant", "alpha", "downstream")
     assert {arm(row) for row in rows} == {arm(row) for row in in_campaign}

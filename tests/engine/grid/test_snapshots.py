@@ -8,7 +8,7 @@ import campaigns
 import pytest
 import torch
 
-from engine.grid import campaign, jobs, make_record
+from engine.grid import campaign, jobs, make_record, outcomes
 from engine.training import loop
 
 CPU = torch.device("cpu")
@@ -81,6 +81,12 @@ def test_snapshots_are_evaluated_and_their_weights_removed(followed):
         of_steps = [paths[step, downstream] for step in steps]
         assert len(set(of_steps)) == len(STEPS)
         assert of_steps[-1] == paths["", downstream], "the last point is the cell itself"
+    done = plan.place / outcomes.DONE / "column-few"  # whose training is the shorter one
+    done.parent.mkdir(parents=True)
+    done.touch()
+    partial = make_record.of_finished_columns(plan, CPU)
+    assert {row.setting for row in partial.evaluations} == {"", *steps}
+    assert partial.downstreams == ["few"] and [m.column for m in partial.missing] == ["outline"]
     (gone,) = followed.folders("predictions", "fine_tune-outline-step2-on-few-*")
     before = (gone / "part-00000.parquet").read_bytes()
     shutil.rmtree(gone)
