@@ -167,7 +167,7 @@ def test_accuracy_on_corruptions_is_their_mean(rib):
     passes.evaluate(builder.run, [mix], ["imagenet_c"], "all")
     path = passes.predicted(builder.run, mix, "imagenet_c", "all")
     table = pq.read_table(path).to_pandas()
-    hit = table.index % 3 == 0  # the model itself is right on none
+    hit = table.index % 3 == 0  # as a model that is right on every third image
     parts = table.assign(hit=hit).groupby("group")["hit"].mean()
     by_corruption = parts.groupby(parts.index.str.split("/").str[0]).mean()
     assert (len(parts), len(by_corruption)) == (75, 15)
