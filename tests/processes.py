@@ -5,12 +5,11 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import psutil
 from grids import environment
 
-T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -48,11 +47,11 @@ def lives(number: int) -> bool:
 
 
 def until(
-    condition: Callable[[], T],
+    condition: Callable[[], Any],
     what: str,
     seconds: float = 120,
     at_work: subprocess.Popen | None = None,
-) -> T:
+) -> Any:
     """The first true value of a condition; fails after so long, or where what is at work ends."""
     end = time.monotonic() + seconds
     while not (value := condition()):

@@ -117,7 +117,7 @@ def jobs_in_this_process(patch: pytest.MonkeyPatch) -> None:
 
     def starting(*words: object) -> None:
         ranks.start("cpu")
-        watch(*words)  # pyright: ignore[reportArgumentType]
+        watch(*words)
 
     patch.setattr(workflow, "_watch", starting)
 

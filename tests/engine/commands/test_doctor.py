@@ -1,7 +1,6 @@
 """Each fault that `rib doctor` knows is made, and must be named with what cures it."""
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
@@ -14,18 +13,17 @@ from engine.commands.doctor import APEX, CUDA_12, FFCV, MISSING, OK, TORCH, WRON
 from engine.errors import ShadowedError
 from engine.machine import entry
 
-Programs = Callable[..., None]
 GPU = {"error": "", "version": "2.9.0", "cuda": "12.8", "gpus": ["A100, 80 GiB", "A100, 80 GiB"]}
 GPU |= {"bf16": True, "nccl": True, "warnings": []}
 NO_GPU = GPU | {"gpus": [], "bf16": False}
 OLD = {"cuda": "13.2", "warnings": ["too old"]}
 FINE = Check("GPU", "speed", lambda: Diagnosis(MISSING, "none", needed=False))
 BROKEN = Check("compiler", "Triton", lambda: Diagnosis(WRONG, "fails", "install g++"))
-FAILING = Check("Slurm", "jobs", lambda: [].index(3))  # type: ignore[arg-type]
+FAILING = Check("Slurm", "jobs", lambda: [].index(3))
 
 
 @pytest.fixture
-def programs_are(monkeypatch, tmp_path) -> Programs:
+def programs_are(monkeypatch, tmp_path):
     """Leaves these programs alone in PATH, each a line for a shell."""
 
     def place(**scripts: str) -> None:

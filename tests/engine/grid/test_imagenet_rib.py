@@ -44,7 +44,7 @@ def test_every_set_opens_with_the_heads_labels_and_its_mask(rib):
         drawn = name in ("imagenet_cartoon", "imagenet_drawing", "imagenet_c")
         assert (sources <= val) if drawn else not sources & val, name
     objects = builder.sets["objectnet"]
-    assert objects.members is not None and objects.members.shape == (4, 2)
+    assert objects.members.shape == (4, 2)
     for wnids, row in zip(objects.pack.classes, objects.members.tolist(), strict=True):
         assert {imagenet.wnids()[place] for place in row} == set(wnids.split("+"))
 
@@ -54,7 +54,7 @@ def test_masks_are_the_users_choice(rib):
     recipe, device = rib.builder().recipe, rib.device
     for mask, rule, outputs in (("none", "none", 998), ("benchmark", "present", 4)):
         labelled = sets.Sets(recipe, device, cache_folder(), mask=mask)["objectnet"]
-        assert labelled.mask is not None and labelled.mask[labelled.labels].all()
+        assert labelled.mask[labelled.labels].all()
         assert (labelled.mask_rule, int(labelled.mask.sum())) == (rule, outputs)
     with pytest.raises(ValueError, match=r"mask 'nine' is not possible; did you mean 'none'"):
         sets.Sets(recipe, device, cache_folder(), mask="nine")
@@ -62,7 +62,6 @@ def test_masks_are_the_users_choice(rib):
 
 def test_objects_lose_their_red_frame_before_timms_transform(rib):
     config = timm.get_pretrained_cfg(grids.VIT)
-    assert config is not None
     transform = timm.data.create_transform(
         (3, 32, 32), interpolation=config.interpolation, crop_pct=1.0, mean=(0,) * 3, std=(1,) * 3
     )
@@ -140,12 +139,12 @@ def test_losses_see_grouped_classes(rib, method):
 def test_gradient_of_grouped_logits_goes_to_the_largest_member():
     position = {name: i for i, name in enumerate("abcdef")}
     members = grouping.members(["a+c", "b", "d+e+f"], position)
-    assert members is not None and members.tolist() == [[0, 2, 0], [1, 1, 1], [3, 4, 5]]
+    assert members.tolist() == [[0, 2, 0], [1, 1, 1], [3, 4, 5]]
     logits = torch.tensor([[1.0, 5, 3, 0, 9, 2]], dtype=torch.float64, requires_grad=True)
     maxima = grouping.grouped(logits, members)
     assert maxima[0, [0, 1, 3]].tolist() == [3, 5, 9] and maxima.shape == logits.shape
     maxima[0, [0, 1, 3]].sum().backward()
-    assert logits.grad is not None and logits.grad.tolist() == [[0, 1, 1, 0, 1, 0]]
+    assert logits.grad.tolist() == [[0, 1, 1, 0, 1, 0]]
     assert grouping.members(["a", "c"], position) is None
     assert grouping.grouped(logits, None) is logits
     for classes in (["a+c", "b+c"], ["c", "b+c"]):
@@ -157,7 +156,7 @@ def test_paper_variant_of_objectnet_is_a_plain_mask(rib):
     assert rib.encode("objectnet", rib.folder / "o", "--partial", "dataset.objectnet=paper") == 0
     usual, paper = rib.builder(), rib.builder("dataset.objectnet=paper")
     labelled = paper.sets["objectnet"]
-    assert labelled.members is None and labelled.mask is not None and labelled.mask.sum() == 3
+    assert labelled.members is None and labelled.mask.sum() == 3
     assert usual.target.pack.fingerprint != paper.target.pack.fingerprint
     assert usual.key() != paper.key(), "no cell is of both"
 
@@ -168,7 +167,7 @@ def test_accuracy_on_corruptions_is_their_mean(rib):
     passes.evaluate(builder.run, [mix], ["imagenet_c"], "all")
     path = passes.predicted(builder.run, mix, "imagenet_c", "all")
     table = pq.read_table(path).to_pandas()
-    hit = table.index % 3 == 0  # the model itself is right on none
+    hit = table.index % 3 == 0  # as a model that is right on every third image
     parts = table.assign(hit=hit).groupby("group")["hit"].mean()
     by_corruption = parts.groupby(parts.index.str.split("/").str[0]).mean()
     assert (len(parts), len(by_corruption)) == (75, 15)

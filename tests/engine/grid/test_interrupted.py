@@ -8,15 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from damage import cut, flip, full_disk
-from evaluations import (
-    BATCH,
-    IMAGES,
-    SET,
-    Counted,
-    room_for_models,
-    same,
-    tables,
-)
+from evaluations import BATCH, IMAGES, SET, Counted, room_for_models, same, tables
 from interruptions import Stopped
 
 from engine.evaluation import bank, passes

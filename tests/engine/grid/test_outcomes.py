@@ -184,11 +184,7 @@ def test_files_of_an_earlier_report_go_and_a_users_own_stay(tmp_path):
     report, places = tmp_path / "report", [tmp_path / "plans" / name for name in "ab"]
     for folder in (report, *places):
         folder.mkdir(parents=True)
-    for place, names in (
-        (places[0], "older edited"),
-        (places[1], "other"),
-        (places[0], "new"),
-    ):
+    for place, names in ((places[0], "older edited"), (places[1], "other"), (places[0], "new")):
         with outcomes.sealed(place):
             for name in names.split():
                 write_atomic(report / name, b"")

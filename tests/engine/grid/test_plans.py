@@ -51,7 +51,7 @@ def test_a_file_that_changes_while_jobs_wait_changes_no_campaign(
 
     def edited(*words: object) -> None:
         mine(folder, 0.5)
-        watch(*words)  # type: ignore[arg-type]
+        watch(*words)
 
     with monkeypatch.context() as patch:
         patch.setattr(workflow, "_watch", edited)

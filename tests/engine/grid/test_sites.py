@@ -89,7 +89,7 @@ def test_slurms_jobs_ask_for_a_factor_of_what_is_predicted(folder, tmp_path, mon
 
 
 def words(cluster: slurm.Cluster, place: Path, **options: object) -> tuple[str, dict[str, str]]:
-    given, environment = slurm.words(cluster, place, **options)  # type: ignore[arg-type]
+    given, environment = slurm.words(cluster, place, **options)
     return " ".join(given), environment
 
 

@@ -35,7 +35,7 @@ def test_measured_and_published_are_compared(folder, grid, tmp_path):
     assert verify.encoded(first.recipe, first.recipe.dataset.places) == ["upstream", "few"]
     checks = {check.name: check for check in verify.verify(first)}
     assert checks["tinted"].why_not == "not encoded" and checks["tinted"].measured is None
-    assert checks["few"].images == 3 * grids.COPIES and checks["few"].measured is not None
+    assert checks["few"].images == 3 * grids.COPIES
     logits, truth = by_timm(grid, "few", first.base.state())
     right = logits.argmax(1) == truth
     assert checks["few"].measured == pytest.approx(100 * right.double().mean().item())

@@ -23,8 +23,7 @@ os.execvp("cat", ["cat"])  # a launcher that the job becomes
 def job(folder: Path, count: int, number: int) -> tuple[subprocess.Popen[str], list[int]]:
     command = [sys.executable, "-c", CLAIM, str(folder), str(count), str(number)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(command, cwd=ROOT, **pipes)  # type: ignore[call-overload]
-    assert process.stdout is not None
+    process = subprocess.Popen(command, cwd=ROOT, **pipes)
     return process, [int(word) for word in process.stdout.readline().split()]
 
 

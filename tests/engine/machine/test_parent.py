@@ -57,7 +57,7 @@ def ended(number: int, seconds: float) -> None:
 
 
 def line(started: subprocess.Popen) -> str:
-    return started.stdout.readline().strip()  # type: ignore[union-attr]
+    return started.stdout.readline().strip()
 
 
 def test_a_job_ends_with_its_campaign():

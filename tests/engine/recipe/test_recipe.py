@@ -78,7 +78,7 @@ methods: {ewc: {train: {epochs: 4, clip: 4.0}, method: {lam: 9.0}}}
     resolved = recipe.load(recipe_file, ["train.batch_size=16"])
     train = resolved.train
     assert (train.epochs, train.clip, train.batch_size) == (5, 4.0, 16)
-    assert resolved.method.lam == 9.0  # type: ignore[attr-defined]
+    assert resolved.method.lam == 9.0
     assert recipe.load(recipe_file, method="fine_tune").train.clip == 3.0
     assert recipe.load(recipe_file, ["train.epochs=6"]).train.epochs == 6
 
@@ -123,7 +123,7 @@ def test_an_entry_of_a_list_of_methods_can_bring_settings(tmp_path):
     file = write(tmp_path / "few.yaml", text)
     assert recipe.methods_of(file) == ["ewc", "wise_ft"]
     cell = recipe.load(file, method="ewc")
-    assert (cell.method.lam, cell.method.fisher_images) == (7.0, 400)  # type: ignore[attr-defined]
+    assert (cell.method.lam, cell.method.fisher_images) == (7.0, 400)
 
 
 def test_a_recipe_with_other_values_is_what_these_words_load():
