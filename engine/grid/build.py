@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from engine import models
+from engine.data import descriptions
 from engine.data.sets import LabelledSet, Sets
 from engine.evaluation import features, passes
 from engine.grid import snapshots
@@ -226,7 +227,12 @@ class Builder(Context):
     def _pre_trained(self) -> Cell:
         """The pre-trained model. A head that it lacks is made on the upstream set."""
         model, dataset = self.recipe.model, self.recipe.dataset
-        cache, seed = cache_folder(), dataset.seed
+        cache, seed, path = cache_folder(), dataset.seed, model.weights.path
+        if path and descriptions.prompt_of(Path(path)) is not None:
+            raise ValueError(
+                f"model.weights.path={path} has an input prompt, which would be lost: take the "
+                "weights of a cell without one"
+            )
         backbone = ranks.first(lambda: checkpoints.backbone(model, self.store, cache, seed))
         if not model.head.fit:
             return Cell(backbone)

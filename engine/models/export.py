@@ -45,8 +45,10 @@ def write(
             if prompt is not None:
                 tensors.save({"prompt": prompt}, temporary / PROMPT)
             out.mkdir(exist_ok=True)
-            (out / PROMPT).unlink(missing_ok=True)  # of another model
-            for file in temporary.iterdir():
+            for name in (CONFIG, PROMPT):  # of another model
+                (out / name).unlink(missing_ok=True)
+            # Without its config, which comes last, a folder does not load.
+            for file in sorted(temporary.iterdir(), key=lambda file: file.name == CONFIG):
                 file.replace(out / file.name)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

@@ -96,7 +96,9 @@ def test_classes_are_named_by_a_file_of_as_many_lines(finished, tmp_path, capsys
 
 
 @pytest.mark.slow
-def test_a_folder_that_is_there_is_written_over_by_force_alone(finished, tmp_path, capsys):
+def test_a_folder_that_is_there_is_written_over_by_force_alone(
+    finished, tmp_path, capsys, monkeypatch
+):
     out = exported(finished, tmp_path / "m", "--method", "visual_prompt", "--set", "few")
     (out / "notes.txt").write_text("mine")
     before = (out / "model.safetensors").read_bytes()
@@ -107,6 +109,21 @@ def test_a_folder_that_is_there_is_written_over_by_force_alone(finished, tmp_pat
     assert cli.main([*words, "--force"]) == 0
     assert (out / "model.safetensors").read_bytes() != before
     assert {p.name for p in out.iterdir()} == {"config.json", "model.safetensors", "notes.txt"}
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", killed)
+    assert cli.main([*words, "--force"]) == 130
+    assert not (out / "config.json").exists(), "of other weights than those beside it, perhaps"
+
+
+@pytest.mark.slow
+def test_the_weights_of_a_prompted_cell_are_no_base_alone(finished, folder, grid):
+    (cell,) = (folder / "exported" / "store" / "cells").glob("visual_prompt-few-*")
+    of_file = ("model.weights.source=file", f"model.weights.path={cell / 'weights.safetensors'}")
+    with pytest.raises(ValueError, match="has an input prompt, which would be lost"):
+        grid.builder(*of_file).base  # noqa: B018
 
 
 @pytest.mark.slow
