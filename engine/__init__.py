@@ -75,6 +75,12 @@ def load_cell(folder: str | Path) -> nn.Module:
     place = Path(folder)
     if (place / tensors.PROMPT).is_file():
         raise ValueError(f"{place} has an input prompt, which a timm model lacks")
+    weights = place / tensors.WEIGHTS
+    if not weights.is_file():
+        raise FileNotFoundError(
+            f"{weights} is missing: name the folder of a trained cell; a mix (WiSE-FT, soups) "
+            "holds no weights, and `rib export` writes its model"
+        )
     description = descriptions.read(place / cells.CELL)
     model = description.model
     recipe = ModelRecipe(
@@ -84,7 +90,6 @@ def load_cell(folder: str | Path) -> nn.Module:
         projection=model["projection"],
     )
     net = models.create(recipe, len(description.classes or ()))
-    weights = place / tensors.WEIGHTS
     return models.load_state(net, load_file(weights), str(weights)).eval()
 
 
@@ -131,12 +136,10 @@ def predictions(name: str, sets: Sequence[str] | None = None, *words: str) -> pa
     from engine.measures import predictions as stored
 
     rows = record.find(name, words).evaluations
-    known = sorted({row.evaluated_on for row in rows})
-    if unknown := sorted(set(sets or ()) - set(known)):
-        raise ValueError(f"{', '.join(unknown)}: not evaluated on; sets: {', '.join(known)}")
+    names = _names(sets, sorted({row.evaluated_on for row in rows}))
     frames = []
     for row in rows:
-        if sets is None or row.evaluated_on in sets:
+        if row.evaluated_on in names:
             columns = dataclasses.asdict(row)
             frame = stored.read(columns.pop("path")).to_pandas()
             frames.append(frame.assign(**columns)[[*columns, *frame.columns]])
@@ -193,7 +196,15 @@ def distances(
     from engine.otdd import problems, solve
 
     cell = cell_plan.resolve(name, words)
+    names = _names(sets, cell.recipe.dataset.places)
     run = Builder(cell, ranks.pick_device(cell.recipe.device)).run
-    names = list(sets or cell.recipe.dataset.places)
     matrix = solve.distances(run, names, problems.Options(**options))
     return pandas.DataFrame(matrix.values, index=names, columns=names)
+
+
+def _names(sets: Sequence[str] | None, known: Sequence[str]) -> list[str]:
+    """These sets, of None all that are known. Raises ValueError naming those that are not."""
+    names = [sets] if isinstance(sets, str) else list(known if sets is None else sets)
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"{', '.join(unknown)}: not evaluated on; sets: {', '.join(known)}")
+    return names

@@ -64,9 +64,16 @@ class LabelledSet:
         They are the training split; where it is larger than `dataset.train_images`, a balanced part
         of it, which depends on the data set's seed; and of that what `dataset.shots` or
         `dataset.portion` leaves, which depends on the recipe's seed. Raises ValueError where no
-        image is left.
+        image is left, and where none was held out of a set that should have a hold-out: what is
+        called so would be images that the cell was trained on.
         """
         dataset = recipe.dataset
+        if dataset.holdout and not len(self.holdout):
+            raise ValueError(
+                f"dataset.holdout={dataset.holdout:g} holds out no image of {self.name}, whose "
+                "classes are too small: dataset.holdout=0.5 keeps one of two source images apart, "
+                "and dataset.holdout=0 judges cells on their training images"
+            )
         positions = self._at_most(dataset.train_images, dataset.seed)
         labels = self.labels.numpy()[positions]
         if dataset.shots:

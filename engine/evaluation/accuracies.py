@@ -158,6 +158,7 @@ def _with_intervals(
     draws = np.stack([100 * of_row.sum(axis=1) for of_row in weighted], axis=1)
     intervals = (bootstrap.interval(each).tolist() for each in (draws, draws - draws[:, :1]))
     (low, high), (change_low, change_high) = intervals
+    low, high = np.clip([low, high], 0, 100).tolist()  # few seeds reach beyond
     change_low[0] = change_high[0] = None  # of the first model
     return [
         replace(row, low=low[k], high=high[k], change_low=change_low[k], change_high=change_high[k])

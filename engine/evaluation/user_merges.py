@@ -146,8 +146,9 @@ def _options(
     method: str, files: Sequence[str], has_base: bool, arch: str, words: Sequence[str]
 ) -> MethodRecipe:
     """The method's options; the files are its members, where it has any."""
-    if any(word.startswith(f"method.{MEMBERS}=") for word in words):
-        raise ValueError("method.members: the checkpoints are the members; leave it out")
+    for key in (MEMBERS, SEEDS):
+        if any(word.startswith(f"method.{key}=") for word in words):
+            raise ValueError(f"method.{key}: the checkpoints are the members; leave it out")
     of_arch = [f"model.arch={arch}", "dataset.sets=[]"]
     cell = recipe.of_sections("file", "folder", [*of_arch, *words], method=method)
     options = vars(cell.method)

@@ -88,6 +88,11 @@ def evaluate(
     names = {file: cell.name for file, cell in cells.items()}
     compared = [Model.named(str(file), {name: 1.0}) for file, name in names.items()]
     if alphas is not None:
+        for file, cell in cells.items():
+            if cell.prompt() is not None:
+                raise ValueError(
+                    f"{file.parent} has an input prompt, which has no average: leave out --alphas"
+                )
         (first, second), both = names.values(), " + ".join(map(str, names))
         compared = [Model.named(both, {first: 1 - a, second: a}, a) for a in alphas]
     return accuracies.evaluate(

@@ -28,11 +28,12 @@ _UNIFORM = (np.arange(1 << 16) + 0.5) / (1 << 16)
 _COUNT = np.searchsorted(special.pdtr(np.arange(20), 1), _UNIFORM).astype(np.uint8)
 
 
-def counts(sources: Sequence[object] | np.ndarray, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
+def counts(sources: Sequence[object] | np.ndarray, draws: int = DRAWS) -> np.ndarray:
     """uint8 [sources, draws]: how often each source comes up in each draw."""
     words = np.empty((len(sources), -(-draws // 4)), np.uint64)
     for row, source in zip(words, sources, strict=True):
-        key = hashlib.blake2b(f"{seed} {source}".encode(), digest_size=16).digest()
+        # The 0 is a seed, the same everywhere: draws depend on the name alone.
+        key = hashlib.blake2b(f"0 {source}".encode(), digest_size=16).digest()
         row[:] = np.random.Philox(key=int.from_bytes(key, "little")).random_raw(len(row))
     return _COUNT[words.view(np.uint16)[:, :draws]]
 
@@ -69,15 +70,13 @@ def p_values(values: np.ndarray, samples: np.ndarray, by_seed: np.ndarray) -> np
     seeds = len(by_seed)
     images = samples.var(axis=0, dtype=np.float64)
     among = by_seed.var(axis=0, ddof=1) / seeds if seeds > 1 else np.zeros_like(images)
-    error = np.sqrt(images + among)
-    apart = np.abs(values)
-    no_error = error < 1e-5  # points: what rounding leaves of draws that are all the same
-    t = apart / np.where(no_error, 1, error)
-    p = 2 * special.ndtr(-t)
-    if seeds > 1:
-        freedom = (seeds - 1) * (error**2 / np.maximum(among, 1e-12)) ** 2
-        p = 2 * special.stdtr(freedom, -t)
-    return np.where(apart < 1e-9, 1.0, np.where(no_error, 0.0, p))
+    # Of draws that are all the same, rounding leaves a spread of up to 1e-5 points.
+    error = np.maximum(np.sqrt(images + among), 1e-5)
+    t = np.abs(values) / error
+    if seeds == 1:
+        return 2 * special.ndtr(-t)
+    freedom = (seeds - 1) * (error**2 / np.maximum(among, 1e-12)) ** 2
+    return 2 * special.stdtr(freedom, -t)
 
 
 def seed_weights(draws: int, seeds: int) -> np.ndarray:

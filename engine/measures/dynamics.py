@@ -1,10 +1,10 @@
 """Training dynamics: accuracy during fine-tuning, and whether robustness falls before it saturates.
 
-With n downstream sets and A_i^(j)(s) the accuracy in percent on set j of the model that is
-fine-tuned on set i for s steps (0: the pre-trained model):
+With n downstream sets i that are evaluated, and A_i^(j)(s) the accuracy in percent on set j of the
+model that is fine-tuned on set i for s steps (0: the pre-trained model):
 
     downstream(s) = 1/n sum_i A_i^(i)(s)
-    ood(s)        = 1/(n(n-1)) sum_i sum_{j != i} A_i^(j)(s)
+    ood(s)        = 1/n sum_i (the mean of A_i^(j)(s) over the sets j of RI but i)
     upstream(s)   = 1/n sum_i A_i^(up)(s)
 
 The claim of ImageNet-RIB's slides, made precise:
@@ -29,7 +29,7 @@ import pandas
 from scipy import sparse
 
 from engine.measures import bootstrap
-from engine.measures.metrics import Grid, Means
+from engine.measures.metrics import Grid, Means, alike
 from engine.measures.rows import Arm
 from engine.measures.tables import ordered
 
@@ -37,9 +37,9 @@ SATURATED = 0.95  # of the total rise
 _STEP = "step="
 
 
-def setting(step: int, of_cell: str = "") -> str:
-    """The setting of the arm of a model after so many optimizer steps; of_cell: its cell's."""
-    return ",".join(filter(None, (of_cell, f"{_STEP}{step}")))
+def setting(step: int) -> str:
+    """The setting of the arm of a model after so many optimizer steps."""
+    return f"{_STEP}{step}"
 
 
 def step_of(arm: Arm) -> int | None:
@@ -57,9 +57,9 @@ def curves(grid: Grid) -> list[tuple[Arm, pandas.DataFrame, pandas.DataFrame]]:
     """Of every arm that has snapshots: the arm without a step, its curves and its claim.
 
     Curves: a row a quantity (`downstream`, `ood`, `upstream`) and step, the first of step 0, with
-    the value in percent and the ends of its interval (`low`, `high`). Of the sets fine-tuned on,
-    those among the grid's `sets` count. Claim: a row (`claim`), or none where downstream accuracy
-    does not rise.
+    the value in percent and the ends of its interval (`low`, `high`). Claim: a row (`claim`), or
+    none where downstream accuracy does not rise. There are none of either where no set that is
+    fine-tuned on is evaluated.
 
     Raises ValueError where a model and the pre-trained model saw different images of the set that
     the model is fine-tuned on, since a curve then has no common start.
@@ -68,7 +68,11 @@ def curves(grid: Grid) -> list[tuple[Arm, pandas.DataFrame, pandas.DataFrame]]:
     for place, arm in enumerate(grid.arms):
         if (step := step_of(arm)) is not None:
             snapshots.setdefault(of_cell(arm), {})[step] = place
-    return [(arm, *_of_arm(grid, dict(sorted(of.items())))) for arm, of in snapshots.items()]
+    trained_on = set(grid.downstreams) & set(grid.cells["evaluated_on"])
+    cells = grid.cells[grid.cells["downstream"].isin(trained_on)]
+    if not trained_on:
+        return []
+    return [(arm, *_of_arm(grid, cells, dict(sorted(of.items())))) for arm, of in snapshots.items()]
 
 
 def claim(steps: Sequence[int], values: np.ndarray, draws: np.ndarray) -> pandas.DataFrame:
@@ -100,10 +104,10 @@ def claim(steps: Sequence[int], values: np.ndarray, draws: np.ndarray) -> pandas
     return pandas.DataFrame([row])
 
 
-def _of_arm(grid: Grid, places: Mapping[int, int]) -> tuple[pandas.DataFrame, pandas.DataFrame]:
-    """Curves and claim. places: of the arms of the snapshots, by step."""
-    trained_on = [name for name in grid.downstreams if name in grid.sets]
-    cells = grid.cells[grid.cells["downstream"].isin(trained_on)]
+def _of_arm(
+    grid: Grid, cells: pandas.DataFrame, places: Mapping[int, int]
+) -> tuple[pandas.DataFrame, pandas.DataFrame]:
+    """Curves and claim, of these cells. places: of the arms of the snapshots, by step."""
     cells = ordered(cells[cells["arm"].isin(places.values())], arm=places.values())
     on_downstream = cells["downstream"] == cells["evaluated_on"]
     parts = {
@@ -121,7 +125,10 @@ def _of_arm(grid: Grid, places: Mapping[int, int]) -> tuple[pandas.DataFrame, pa
     steps, weights = [0, *places], []
     for of in parts.values():
         first = of[of["arm"] == places[steps[1]]]
-        means = grid.mean(first, ["arm"], of="before"), grid.mean(of, ["arm"])
+        means = (
+            grid.mean(first, ["arm"], alike(first), of="before"),
+            grid.mean(of, ["arm"], alike(of)),
+        )
         weights += [each.weights for each in means]
     keys = pandas.DataFrame(itertools.product(parts, steps), columns=["quantity", "step"])
     means = Means(grid, keys, sparse.csc_array(sparse.hstack(weights)))

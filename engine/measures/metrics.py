@@ -111,7 +111,7 @@ class Grid:
     @functools.cached_property
     def mri(self) -> Means:
         """mRI by arm."""
-        return self.mean(self.elsewhere, ["arm"], _alike(self.elsewhere), of="change")
+        return self.mean(self.elsewhere, ["arm"], alike(self.elsewhere), of="change")
 
     @functools.cached_property
     def numbers(self) -> pandas.DataFrame:
@@ -130,7 +130,7 @@ class Grid:
         is_trained = cells["method"] != PRE
         of_sets = cells[others & cells["evaluated_on"].isin(self.sets)]
         parts = [
-            self._numbers(of_sets, [], _alike(of_sets)),
+            self._numbers(of_sets, [], alike(of_sets)),
             self._numbers(self.elsewhere, ["downstream"]),
             self._numbers(cells[others & is_trained], ["evaluated_on"]),
             self._numbers(cells, ["downstream", "evaluated_on"]),
@@ -206,7 +206,7 @@ class Means:
         return bootstrap.p_values(self.values(), over_images, self.grid.by_seed @ self.weights)
 
 
-def _alike(cells: pandas.DataFrame) -> pandas.Series:
+def alike(cells: pandas.DataFrame) -> pandas.Series:
     """The weights of cells in means by arm in which each set fine-tuned on counts alike."""
     columns = cells.groupby("arm")["downstream"].transform("nunique")
     return 1 / (columns * cells.groupby(["arm", "downstream"])["n"].transform("size"))

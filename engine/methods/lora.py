@@ -64,14 +64,29 @@ def adapt(module: Any, low_rank: LowRank) -> None:
     module.frozen, module.low_rank = frozen, low_rank
 
 
+def in_thirds(attention: nn.Module) -> bool:
+    """Whether the rows of its fused qkv are all of q, then k, then v, as in a ViT.
+
+    In CoAtNet, LeViT and TinyViT each head has its three together, and in GC ViT q may be shared.
+    """
+    of_heads = getattr(attention, "head_first", False) or hasattr(attention, "val_dim")
+    return not (of_heads or getattr(attention, "use_global", False))
+
+
 class Method(FrozenBackbone):
     recipe: Recipe
 
     def prepare(self, net: nn.Module, context: Context) -> None:
         super().prepare(net, context)
-        places: dict[Any, bool] = {
-            m: True for name, m in net.named_modules() if name.endswith("attn.qkv")
-        }
+        places: dict[Any, bool] = {}
+        for name, module in net.named_modules():
+            if name.endswith("attn.qkv"):
+                if not in_thirds(net.get_submodule(name.removesuffix(".qkv"))):
+                    raise ValueError(
+                        f"{name} of {context.recipe.model.arch} mixes the rows of q, k and v, and "
+                        "LoRA adapts q and v alone; take another architecture or method"
+                    )
+                places[module] = True
         if not places and self.recipe.variant == "paper":
             raise ValueError("LoRA variant=paper exists for ViTs only; use variant=canonical")
         if not places:

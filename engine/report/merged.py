@@ -20,7 +20,7 @@ def merged(runs: Sequence[FinishedCampaign], models_csv: Path | None = None) -> 
     A model of several campaigns is one model where they agree in every evaluation that they share,
     and is otherwise named after each campaign too. Of the sets fine-tuned on, those that all
     campaigns have are shown, and the others are named as missing. Raises ValueError where sets
-    differ, or no set is fine-tuned on by all.
+    differ, no set is fine-tuned on by all, or a campaign is a sweep.
     """
     records = [run.record for run in runs]
     first, names = records[0], [record.name for record in records]
@@ -28,6 +28,11 @@ def merged(runs: Sequence[FinishedCampaign], models_csv: Path | None = None) -> 
         name if names.count(name) == 1 else f"{name} {k}" for k, name in enumerate(names, start=1)
     ]
     for record in records:
+        if record.sweep is not None:
+            raise ValueError(
+                f"{record.name} is a sweep, and a common report would rank its variants by the "
+                "test sets: report it alone"
+            )
         if (sorted(record.sets), record.upstream) != (sorted(first.sets), first.upstream):
             raise ValueError(
                 f"campaign {record.name} has the sets {', '.join(record.sets)} beside "
@@ -74,7 +79,6 @@ def merged(runs: Sequence[FinishedCampaign], models_csv: Path | None = None) -> 
         holdout=all(record.holdout for record in records),
         distances=None,
         cka=_once(cka),
-        sweep=None,
         attempts=attempts,
         thumbnails=thumbnails,
         missing=missing,

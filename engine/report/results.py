@@ -141,12 +141,15 @@ class Results:
         """` of MODEL` where a report has several, for captions."""
         return f" of {model}" if len(self.models) > 1 else ""
 
-    def published_mri(self, model: str) -> Mapping[str, float]:
-        """The published mRI by method. Nothing where ours is the mean over other columns: the
-        published numbers are over `downstreams` sets, which are also those of RI."""
-        if not self.is_square or len(self.grid.sets) != slides()["downstreams"]:
-            return {}
-        return published(model).get("mri", {})
+    def published_mri(self, row: Any) -> float | None:
+        """The published mRI of a row of `arms`; None where ours is another number: over other sets,
+        or of another variant, alpha or setting."""
+        sets = {*slides()["sets"]} - {self.record.upstream}
+        is_same = row.variant == "paper" or row.key in slides()["alike_in_both_variants"]
+        is_same &= row.setting == "" and (pandas.isna(row.alpha) or row.alpha == DEFAULT_ALPHA)
+        if not (is_same and self.is_square and sets == {*self.grid.sets}):
+            return None
+        return published(row.model).get("mri", {}).get(row.key)
 
 
 slides = functools.cache(recipe.published)

@@ -6,7 +6,7 @@ import numpy as np
 import pandas
 
 from engine.measures.effective_robustness import GIVEN, probit
-from engine.measures.metrics import ROBUSTNESS
+from engine.measures.metrics import ROBUSTNESS, alike
 from engine.measures.rows import PRE
 from engine.measures.tables import extremes
 from engine.report import charts
@@ -51,7 +51,7 @@ def section(results: Results) -> Section | None:
             Table(
                 "effective-robustness",
                 "Effective robustness in points, a mean over the sets that a model was not "
-                "fine-tuned on, with its 95% interval.",
+                "fine-tuned on, each set fine-tuned on counting alike, with its 95% interval.",
                 means,
             )
         ],
@@ -70,7 +70,7 @@ def _titled(results: Results) -> pandas.DataFrame:
 def _means(results: Results, titled: pandas.DataFrame) -> pandas.DataFrame:
     """A row a model and method, highest mean effective robustness first within a model."""
     titled = titled.dropna(subset=ROBUSTNESS)  # sets without a line
-    means = results.grid.mean(results.grid.cells.loc[titled.index], ["arm"]).table(NAME, ROBUSTNESS)
+    means = results.grid.mean(titled, ["arm"], alike(titled)).table(NAME, ROBUSTNESS)
     names = titled.drop_duplicates("arm")[["arm", "model", "method"]]
     data = names.merge(means, on="arm").drop(columns="arm")
     return data.sort_values(["model", NAME], ascending=[True, False], kind="stable")

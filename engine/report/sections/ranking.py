@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas
 
-from engine.measures.tables import extremes, groups
+from engine.measures.tables import extremes, groups, rows
 from engine.report import charts
 from engine.report.columns import between
 from engine.report.headline import averaged_over, finding, measured_on
@@ -75,8 +75,7 @@ def methods(results: Results) -> Section | None:
 def _ranking(results: Results) -> pandas.DataFrame:
     """A row a model and method, best mRI first."""
     data = results.ranked()
-    pairs = zip(data["model"], data["key"], strict=True)
-    values = [results.published_mri(model).get(key) for model, key in pairs]
+    values = [results.published_mri(row) for row in rows(data)]
     data = data.assign(published_mRI_pts=pandas.Series(values, data.index, float))
     numbers = [name for name in map(str, data) if name.endswith(("_pts", "_pct", "_low", "_high"))]
     return data[["model", "method", "variant", *numbers]].dropna(axis=1, how="all")

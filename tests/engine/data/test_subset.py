@@ -4,12 +4,13 @@ import hashlib
 import json
 import shutil
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from grids import COPIES, FEW, grid, listing, same, weights
+from grids import COPIES, FEW, listing, same, weights
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,7 +18,6 @@ from engine.data.sets import LabelledSet
 from engine.data.splits import first_of_each_class, portion_of_each_class
 from engine.recipe.schema import DatasetRecipe, Recipe
 
-__all__ = ["grid"]
 LABELS = st.lists(st.integers(0, 6), max_size=80).map(lambda x: np.array(x, dtype=np.int64))
 SEEDS = st.integers(0, 4)
 PORTIONS = st.floats(0, 1, exclude_min=True)
@@ -50,7 +50,7 @@ def test_a_large_set_is_thinned_in_balance_and_a_small_one_is_not():
     train, holdout = np.arange(0, 240, 2), np.arange(1, 240, 2)
     of = LabelledSet("x", parts, labels, None, train, holdout, group=parts)  # type: ignore[arg-type]
 
-    def recipe(**dataset: int) -> Recipe:
+    def recipe(**dataset: Any) -> Recipe:
         return Recipe(dataset=DatasetRecipe(**dataset))
 
     few = of.training(recipe(train_images=25))
@@ -62,6 +62,10 @@ def test_a_large_set_is_thinned_in_balance_and_a_small_one_is_not():
         whole = recipe(train_images=enough)
         assert np.array_equal(of.training(whole), train)
         assert of.part_key(whole) == {}, "no other name for the same images"
+    unsplit = replace(of, train=np.arange(240), holdout=np.arange(0))
+    assert len(unsplit.training(recipe(holdout=0))) == 240
+    with pytest.raises(ValueError, match=r"holdout=0.25 holds out no image of x, whose classes"):
+        unsplit.training(recipe(holdout=0.25))
     shots = of.training(recipe(train_images=24, shots=2))
     assert set(shots) <= set(of.training(recipe(train_images=24))) and len(shots) == 4 * 2
     keys = [of.part_key(recipe(train_images=n)) for n in (24, 25)]

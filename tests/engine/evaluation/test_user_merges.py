@@ -8,14 +8,12 @@ import pytest
 import timm
 import torch
 from evaluations import State, average, by_timm
-from grids import CLASSES, CONV, SIZE, VIT, Grid, grid, same, weights
+from grids import CLASSES, CONV, SIZE, VIT, Grid, same, weights
 from safetensors.torch import load_file, save_file
-from user_checkpoints import user_grid
 
 from engine import cli
-from engine.evaluation import bank, user_merges
+from engine.evaluation import bank, user_merges, user_models
 
-__all__ = ["grid", "user_grid"]
 FEW = ("train.epochs=1", "train.batch_size=5", "train.freeze_batchnorm=false")
 
 
@@ -109,6 +107,7 @@ def test_a_greedy_soup_is_chosen_on_the_folder(grid, user_grid):
         ("soup A B --holdout outline", r"Soup chooses nothing: leave --holdout out"),
         ("soup A E", r"E.safetensors does not fit .*: blocks.0.norm1.weight is missing; give"),
         ("soup A B method.members=[A]", r"method.members: the checkpoints are the members"),
+        ("model_stock A B method.seeds=2", r"method.seeds: the checkpoints are the members"),
         ("soup A B method.alpha=1", r"unknown key 'method.alpha'"),
         ("sup A B", r"'sup'.*soup"),
     ],
@@ -131,5 +130,9 @@ def test_what_cannot_be_merged_is_refused(user_grid, words, message, monkeypatch
 def test_a_model_with_an_input_prompt_is_refused_by_its_folder(grid):
     builder = grid.builder()
     places = [builder.cell(name).artifact.folder for name in ("fine_tune", "visual_prompt")]
+    words = [f"runs={grid.runs.parent / 'merges'}"]
     with pytest.raises(ValueError, match=r"visual_prompt-outline-\w+ has an input prompt"):
-        user_merges.merged("soup", places, None, [f"runs={grid.runs.parent / 'merges'}"])
+        user_merges.merged("soup", places, None, words)
+    resolved, files, classes = user_models.described(places, None, words)
+    with pytest.raises(ValueError, match=r"visual_prompt-outline-\w+ has an input prompt"):
+        user_models.evaluate(resolved, files, {}, grid.device, classes=classes, alphas=[0.5])

@@ -28,8 +28,8 @@ MORE = "  soup: {method: {members: [pre, fine_tune]}}\n  visual_prompt: {}\ndown
 def finished(folder, grid) -> list[str]:
     """The words that name a campaign with mixes and a prompt."""
     # Neither mean nor crop are the architecture's: both must come from the exported folder.
-    model = (folder / "model.yaml").read_text() + "crop: 0.8\nstd: [0.2, 0.3, 0.4]\n"
-    (folder / "cropped.yaml").write_text(model)
+    model = (folder / "model.yaml").read_text().replace("crop: 1.0", "crop: 0.8")
+    (folder / "cropped.yaml").write_text(f"{model}std: [0.2, 0.3, 0.4]\n")
     text = (folder / "shapes.yaml").read_text().replace("model.yaml", "cropped.yaml")
     text = text.replace("0.0, 0.5", "0.0, 0.25").replace("  linear_probe: {}\n", "")
     (folder / "exported.yaml").write_text(text + MORE)

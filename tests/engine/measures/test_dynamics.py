@@ -27,7 +27,6 @@ def claim_of(downstream: list[float], ood: list[float], noise: float):
 
 def test_ood_accuracy_that_falls_before_saturation_bears_the_claim_out():
     claim = claim_of([20, 40, 58, 60], [30, 36, 31, 25], noise=0.5)
-    assert claim is not None
     assert (claim.peak, claim.peak_ood, claim.saturation, claim.best) == (1, 36, 10, 1)
     assert claim.fall == 5 and claim.fall_low < 5 < claim.fall_high and claim.holds
     # Two earlier steps: the interval leaves 0.05 / 2 out, half of it at either side.
@@ -37,11 +36,9 @@ def test_ood_accuracy_that_falls_before_saturation_bears_the_claim_out():
 
 def test_a_fall_after_saturation_or_within_the_noise_does_not():
     after = claim_of([20, 58, 59, 60], [30, 36, 31, 25], noise=0.5)
-    assert after is not None
     assert (after.peak, after.saturation, after.best) == (1, 1, 0)
     assert after.fall == -6 and after.fall_high < 0 and not after.holds
     unsure = claim_of([20, 40, 58, 60], [30, 36, 31, 25], noise=5)
-    assert unsure is not None
     assert unsure.fall == 5 and unsure.fall_low < 0 and not unsure.holds
 
 
@@ -52,7 +49,6 @@ def test_what_a_claim_says_of_its_steps_is_so(downstream: list[int], data: st.Da
     if max(downstream) == downstream[0]:
         assert claim is None
         return
-    assert claim is not None
     at = dict(zip(STEPS, zip(downstream, ood, strict=True), strict=True))
     level = downstream[0] + 0.95 * (max(downstream) - downstream[0])
     reached = [step for step in STEPS if at[step][0] >= level - 1e-9]
@@ -87,7 +83,7 @@ def test_curves_are_means_of_accuracies(tmp_path: Path):
     assert arm == ARM
     by_cell = {
         (row.setting, row.downstream, row.evaluated_on): row.accuracy
-        for row in stores.rows(grid.cells)
+        for row in grid.cells.itertuples()
     }
     for step in (0, 3, 30):
         setting = dynamics.setting(step) if step else ""
@@ -100,12 +96,30 @@ def test_curves_are_means_of_accuracies(tmp_path: Path):
             "upstream": np.mean([accuracy[i, "up"] for i in SETS]),
         }
         for quantity, value in expected.items():
-            (point,) = stores.rows(
-                points[(points["quantity"] == quantity) & (points["step"] == step)]
-            )
+            (point,) = points.query(f"quantity == '{quantity}' and step == {step}").itertuples()
             assert point.value == pytest.approx(value)
             assert point.low < value < point.high
             assert point.high - point.low > 3
+
+
+@pytest.mark.parametrize(
+    ("downstreams", "expected"), [(["up"], (70, 66)), (["a", "up"], (70, 63)), (["train"], None)]
+)
+def test_sets_fine_tuned_on_count_where_they_are_evaluated(
+    downstreams: list[str], expected: tuple[float, float] | None
+):
+    """Each alike, also where a set of RI has one set less to be measured on."""
+    cells: list[tuple] = [("m", PRE, "", None, "", "", on, 40.0) for on in (*SETS, "up")]
+    arm = ("m", "fine_tune", "canonical", None, "step=1")
+    for on_set in downstreams:
+        elsewhere = 66 if on_set == "up" else 60
+        cells += [(*arm, on_set, on, 70 if on == on_set else elsewhere) for on in (*SETS, "up")]
+    made = dynamics.curves(stores.synthetic(cells, SETS, "up", downstreams))
+    values = [
+        tuple(points[points["step"] == 1].set_index("quantity")["value"][["downstream", "ood"]])
+        for _, points, _ in made
+    ]
+    assert values == ([] if expected is None else [pytest.approx(expected)])
 
 
 def test_curves_without_a_common_start_are_refused(tmp_path: Path):
@@ -120,9 +134,3 @@ def test_curves_without_a_common_start_are_refused(tmp_path: Path):
     ]
     with pytest.raises(ValueError, match="saw different images of it"):
         dynamics.curves(stores.gather(rows))
-
-
-def test_settings_and_steps():
-    assert dynamics.step_of(ARM._replace(setting=dynamics.setting(16))) == 16
-    assert dynamics.step_of(ARM) is None
-    assert dynamics.step_of(ARM._replace(setting="dataset.shots=4")) is None

@@ -6,13 +6,13 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from grids import CONV, Prepared, grid, prepared
+from grids import CONV, Prepared, prepared
 from plain_losses import LORA_PAPER, ON_FEW, check, cross_entropy, parameters
+from timm.layers.attention import Attention
+from timm.models import maxxvit
 from torch import nn
 
 from engine.methods import lora
-
-__all__ = ["grid"]
 
 
 def beside(
@@ -77,6 +77,10 @@ def test_lora_adds_low_rank_factors_to_query_and_value_or_pointwise(grid, extra,
     assert case.method.recipe.scale == (2 if "method.scale=2" in extra else 1 / 8)
 
 
-def test_lora_refuses_what_it_cannot_adapt(grid):
+def test_lora_refuses_what_it_cannot_adapt(grid, monkeypatch):
     with pytest.raises(ValueError, match="exists for ViTs only; use variant=canonical"):
         prepared(grid, f"model.arch={CONV}", "method=lora", "method.variant=paper")
+    assert maxxvit.Attention2d(32).head_first  # CoAtNet's: q, k and v of each head together
+    monkeypatch.setattr(Attention, "head_first", True, raising=False)
+    with pytest.raises(ValueError, match=r"attn.qkv of \w+ mixes the rows of q, k and v"):
+        prepared(grid, "method=lora")
