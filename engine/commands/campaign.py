@@ -13,6 +13,7 @@ from engine.grid import campaign, outcomes, sites, workflow
 from engine.grid.sites import Options
 from engine.machine import first_line
 from engine.recipe.schema import DatasetRecipe, Recipe
+from loaders.schema import DamagedFile
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -80,7 +81,7 @@ def complete(
         raise CampaignError("; ".join(faults))
     if dry_run:
         return None
-    missing = [plan for plan in plans if not outcomes.finished(plan)]
+    missing = [plan for plan, grid in plans.items() if not _is_finished(plan, name, grid)]
     for plan in plans:
         if plan not in missing:
             print(f"{plan.name} is finished; nothing to do.")
@@ -100,6 +101,18 @@ def complete(
     if failure:
         raise failure
     return finished[0].page if len(plans) == 1 else _merged(name, list(plans), bool(missing))
+
+
+def _is_finished(plan: campaign.Plan, name: str, words: Sequence[str]) -> bool:
+    """Whether a campaign is finished, and users' methods need what they needed then."""
+    is_finished = outcomes.finished(plan)
+    if not is_finished or not plan.modules:
+        return is_finished
+    try:
+        before = campaign.read(plan.path)
+    except (OSError, DamagedFile):
+        return False
+    return campaign.needs(campaign.plan(name, words, run_users=True)) == campaign.needs(before)
 
 
 def _faults_of_sets(name: str, plans: Mapping[campaign.Plan, Sequence[str]]) -> list[str]:

@@ -64,7 +64,10 @@ def run(arguments: argparse.Namespace) -> None:
     solve.check_names(names)  # before a model is made
     builder = Builder(cell, ranks.start(resolved.device))
     matrix = solve.distances(builder.run, names, options)
-    key = digest({"sets": names, "options": dataclasses.asdict(options)})
+    # Sets of one name differ from campaign to campaign.
+    packs = {name: builder.sets[name].pack.fingerprint for name in names}
+    made_of = {"model": builder.base.backbone, "sets": names, "packs": packs}
+    key = digest(made_of | {"options": dataclasses.asdict(options)})
     folder = Path(resolved.runs) / "distance" / f"{resolved.model.name}-{key}"
     distances.write_csv(folder / "distances.csv", matrix)
     heading = f"How far the sets are apart for {resolved.model.name}"

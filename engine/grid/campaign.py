@@ -164,7 +164,7 @@ def plan(name: str, overrides: Sequence[str], cores: int = 1, *, run_users: bool
     identity = digest(
         {
             "format": artifacts.FORMAT,
-            "rows": {name: _settings(row) for name, row in rows.items()},
+            "rows": {name: _settings(row, files) for name, row in rows.items()},
             "columns": [[column.downstream, dict(column.settings)] for column in columns],
         }
     )
@@ -215,21 +215,28 @@ def _check_shared(file: str, rows: Mapping[str, CellPlan]) -> None:
             )
 
 
-def _settings(cell: CellPlan) -> dict[str, Any]:
+def needs(plan: Plan) -> list[dict[str, Any]]:
+    """What the rows need. Of users' methods a plan for which their files ran knows it, and its
+    identity does not."""
+    of_rows = [need for row in plan.rows.values() for need in row.needs.values()]
+    return [_settings(cell, plan.modules) for need in of_rows for cell in need.all()]
+
+
+def _settings(cell: CellPlan, sha256: Mapping[str, str]) -> dict[str, Any]:
     """The part of a cell that can change results; paths, trackers and checkpoints cannot.
 
-    A user's method is named by its file's name and content: what it needs is known only where the
-    file runs.
+    A user's method is named by its file's name and content (`sha256`, by path): what it needs is
+    known only where the file runs.
     """
     values = dataclasses.asdict(cell.recipe)
     for key in ("runs", "campaign", "trackers", "downstream"):
         del values[key]
     values["train"]["checkpoint_minutes"] = TrainRecipe.checkpoint_minutes
-    module = Path(cell.recipe.method.module)
-    if modules.is_users(str(module)):
-        file = {"module": module.name, "sha256": file_hash(module)}
+    module = cell.recipe.method.module
+    if modules.is_users(module):
+        file = {"module": Path(module).name, "sha256": sha256[module]}
         return {**values, "method": {**values["method"], **file}}
-    return values | {"needs": {name: _settings(need) for name, need in cell.needs.items()}}
+    return values | {"needs": {name: _settings(need, sha256) for name, need in cell.needs.items()}}
 
 
 def _title(

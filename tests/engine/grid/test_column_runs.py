@@ -61,6 +61,12 @@ def test_a_set_can_be_trained_on_and_not_evaluated(folder, finished):
         assert len(rows(report / f"tables/{name}.csv")) == 2 * len(METHODS)
 
 
+def test_a_set_that_is_trained_on_and_too_small_to_hold_out_of_is_refused(folder, finished):
+    """Its page said that models were judged on images which no training saw."""
+    with pytest.raises(ValueError, match=r"holdout=0\.05 holds out no image of upstream, .* train"):
+        campaigns.run(folder, "dataset.holdout=0.05")
+
+
 def test_a_cell_on_the_upstream_set_starts_from_the_model_with_a_head(folder, finished, grid):
     name, words = str(folder / "shapes.yaml"), [f"runs={finished}"]
     cell = cell_plan.resolve(name, words, method="linear_probe", downstream="upstream")

@@ -65,6 +65,37 @@ def test_a_file_that_changes_while_jobs_wait_changes_no_campaign(
     assert "nothing to do" in run(0.02)[0]
 
 
+MIX = """\
+from dataclasses import dataclass
+from engine.methods.base import Derived
+from engine.recipe.schema import MethodRecipe
+from engine.store.cells import Entry
+
+@dataclass(frozen=True)
+class Recipe(MethodRecipe):
+    needs = ("fine_tune",)
+
+class Method(Derived):
+    def make(self, context):
+        return [Entry({context.base.name: 0.5, context.cell("fine_tune").name: 0.5})]
+"""
+
+
+def test_what_a_users_method_needs_is_a_part_of_a_finished_campaign(folder, runs, ran, tmp_path):
+    """Though only the method's file can say it, and its row is all that the table has."""
+    (tmp_path / "mix.py").write_text(MIX)
+    (tmp_path / "mix.yaml").write_text("name: mix\ntitle: Mix\nmodule: mix.py\n")
+    file = mine(folder, 0.02)
+    text = file.read_text() + f"methods: {{fine_tune: {{}}, mix: {{base: {tmp_path}/mix.yaml}}}}\n"
+    text = text.replace(text[text.index("methods:") : text.index("downstreams")], "")
+    words, jobs = ["campaign", str(file), f"runs={runs}", "methods=[mix]"], []
+    for rate in (0.02, 0.02, 0.5, 0.5):
+        file.write_text(text.replace("fine_tune: {}", f"fine_tune: {{optimizer: {{lr: {rate}}}}}"))
+        assert cli.main(words) == 0
+        jobs.append(len(ran))
+    assert jobs == [3, 3, 6, 6]
+
+
 def test_other_commands_leave_a_campaign_finished(folder, runs, ran, capsys):
     """And what a user keeps beside the report is the user's."""
     words = [str(mine(folder, 0.02)), f"runs={runs}"]

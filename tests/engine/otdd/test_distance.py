@@ -243,6 +243,8 @@ def test_the_command_prints_the_matrix_and_writes_it(folder, grid, capsys, tmp_p
     assert cli.main([*words, "--model", str(tmp_path / "other.yaml")]) == 0
     (matrix_folder,) = (tmp_path / "distance").glob("other-*")
     assert list(csv.reader((matrix_folder / "distances.csv").open()))[1] != rows[1]
+    assert cli.main([*words, "model.crop=0.6"]) == 0
+    assert len(list((tmp_path / "distance").glob("tiny-*"))) == 2, "other images, another folder"
 
 
 @pytest.mark.parametrize(
