@@ -95,3 +95,6 @@ def test_a_set_that_the_users_models_lack_is_left_out_of_the_means(tmp_path):
     by_column = known.groupby("downstream")["effective_robustness"].mean()
     lwf = row(section.tables[0].data, method="LwF")
     assert lwf["effective_robustness_pts"] == pytest.approx(by_column.mean())
+    file.write_text("\n".join(file.read_text().split()[:3]))
+    with pytest.raises(ValueError, match=r"models\.csv: a trend line needs 3 models on a set"):
+        results(tmp_path / "grid", file)
