@@ -212,14 +212,13 @@ def _array(path: Path, data: bytes, dtype: np.dtype, count: int) -> np.ndarray:
 def _check_header(path: Path, header: np.void, file_size: int) -> None:
     version, fields, page_size, count, table_start = header.tolist()
     expected = table_start + count * ALLOCATION.itemsize
-    in_one_piece = file_size == expected and table_start >= _ROWS_START + count * ROW.itemsize
     sizes = f"{file_size} bytes where its header says {expected}"
     for sound, fault in (
         (version == VERSION, f".beton format {version} is not {VERSION}, which is read here"),
         (fields == 2, f"holds {fields} fields, not an image and a label"),
         (page_size in _PAGES, f"impossible page size {page_size}; {_REMEDY}"),
         (table_start and count, f"no samples, or its writer did not finish; {_REMEDY}"),
-        (in_one_piece, f"truncated or altered: {sizes}; {_REMEDY}"),
+        (file_size == expected, f"truncated or altered: {sizes}; {_REMEDY}"),
     ):
         if not sound:
             raise ValueError(f"{path}: {fault}")

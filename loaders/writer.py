@@ -96,7 +96,7 @@ class PackWriter:
         """What the manifest says of the images: their numbers, and what was unusual about which."""
         height, width = self.shape
         remarks = {
-            kind: f"{len(keys)} images, such as {', '.join(keys[:_NAMED])}"
+            kind: f"{len(keys)} image{'s' * (len(keys) > 1)}, such as {', '.join(keys[:_NAMED])}"
             for kind, keys in sorted(self._unusual.items())
         }
         return {

@@ -15,12 +15,8 @@ from pathlib import Path
 
 import grids
 import pytest
-import timm
 import torch
-from PIL import Image
 from processes import heed_signals
-from timm.data.config import resolve_data_config
-from timm.data.transforms_factory import create_transform
 
 from engine import cli
 from engine.commands import job
@@ -45,6 +41,7 @@ MODEL = """\
 name: tiny
 arch: test_vit
 image_size: 32
+crop: 1.0
 weights: {source: random}
 head: {fit: true}
 """
@@ -133,19 +130,6 @@ def in_this_process(patch: pytest.MonkeyPatch) -> list[str]:
 
     patch.setattr(workflow, "_watch", watch)
     return ran
-
-
-def by_timm(
-    state: dict[str, torch.Tensor], folder: Path, name: str
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """float64 logits [n, 5] of a set by timm alone, and the classes' places in the head [n]."""
-    config = resolve_data_config({}, pretrained_cfg=vars(timm.get_pretrained_cfg(grids.VIT)))
-    steps = create_transform(**config | {"input_size": (3, grids.SIZE, grids.SIZE)})
-    drawings = grids.listing(grids.Grid(folder / "images", folder, torch.device("cpu")), name)
-    x = torch.stack([steps(Image.open(file).convert("RGB")) for file, _ in drawings]).double()
-    with torch.no_grad():
-        logits_NC = grids.reference(state)(x)
-    return logits_NC, torch.tensor([grids.CLASSES.index(shape) for _, shape in drawings])
 
 
 def rows(path: Path) -> list[dict[str, str]]:

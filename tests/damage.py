@@ -1,4 +1,4 @@
-"""How files and disks fail: a file is cut, empty or has a flipped bit, and a disk is full."""
+"""How files and disks fail: a file is cut or has a flipped bit, and a disk is full."""
 
 import resource
 from collections.abc import Iterator
@@ -16,10 +16,6 @@ def flip(path: Path, offset: int | None = None) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2 if offset is None else offset] ^= 1
     path.write_bytes(data)
-
-
-def empty(path: Path) -> None:
-    path.write_bytes(b"")
 
 
 @contextmanager

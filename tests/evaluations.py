@@ -142,20 +142,3 @@ class Counted:
 
         monkeypatch.setattr(Resident, "batches", counted_batches)
         monkeypatch.setattr(bank, "load", counted_load)
-
-
-class Stopped(Exception):
-    """Ends an evaluation as a signal would."""
-
-
-def stop_after(monkeypatch: pytest.MonkeyPatch, batches: int) -> None:
-    """Let models be shown so many batches, counted once a model; the next one raises Stopped."""
-    forward, remaining = bank.forward, [batches]
-
-    def counting(model, x):
-        if not remaining[0]:
-            raise Stopped
-        remaining[0] -= 1
-        return forward(model, x)
-
-    monkeypatch.setattr(bank, "forward", counting)

@@ -9,7 +9,7 @@ import contextlib
 import copy
 import dataclasses
 import subprocess
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -127,24 +127,18 @@ def _pinned(tensor: torch.Tensor) -> torch.Tensor:
     return copied
 
 
-def moved(value: Any) -> Any:
-    """Modules in place, and tensors inside of other things copied, to the fake GPU."""
-    if isinstance(value, torch.Tensor):
-        if value.device == CUDA:
-            return value
-        on_gpu = torch.empty_like(value, device=CUDA, requires_grad=value.requires_grad)
-        return nn.Parameter(on_gpu, value.requires_grad) if _is_parameter(value) else on_gpu
-    if isinstance(value, nn.Module):
-        for module in value.modules():
-            for held in (module._parameters, module._buffers, vars(module)):
-                kept = {k: moved(v) for k, v in held.items() if isinstance(v, torch.Tensor)}
-                held.update(kept)
-    elif isinstance(value, Mapping):
-        return {name: moved(item) for name, item in value.items()}
-    elif dataclasses.is_dataclass(value):
-        return dataclasses.replace(value, **{k: moved(v) for k, v in vars(value).items()})
-    return value
+def moved(net: nn.Module) -> nn.Module:
+    """The network, whose tensors are on the fake GPU now."""
+    for module in net.modules():
+        for tensors in (module._parameters, module._buffers, vars(module)):
+            held = {k: v for k, v in tensors.items() if isinstance(v, torch.Tensor)}
+            tensors.update({name: _moved(tensor) for name, tensor in held.items()})
+    return net
 
 
-def _is_parameter(tensor: torch.Tensor) -> bool:
-    return isinstance(tensor, nn.Parameter) or getattr(tensor, "_is_param", False)
+def _moved(tensor: torch.Tensor) -> torch.Tensor:
+    if tensor.device == CUDA:
+        return tensor
+    on_gpu = torch.empty_like(tensor, device=CUDA, requires_grad=tensor.requires_grad)
+    is_parameter = isinstance(tensor, nn.Parameter)
+    return nn.Parameter(on_gpu, tensor.requires_grad) if is_parameter else on_gpu

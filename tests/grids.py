@@ -5,7 +5,6 @@ them, so that its labels and its class mask differ from the head's. Images are s
 own size, so a test that reads a PNG knows the pixels that a model must see.
 """
 
-import atexit
 import functools
 import os
 import shutil
@@ -240,7 +239,8 @@ def same(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> 
 
 def environment() -> dict[str, str]:
     """For a child process: no rank of ours, one thread, no progress bars."""
-    variables = {name: value for name, value in os.environ.items() if name not in RANK_VARIABLES}
+    ours = {*RANK_VARIABLES, "GLOO_SOCKET_IFNAME"}
+    variables = {name: value for name, value in os.environ.items() if name not in ours}
     return variables | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "RIB_PROGRESS": "off"}
 
 
@@ -266,7 +266,6 @@ def _started() -> tuple[torch.device, dict[str, str]]:
     """
     quiet.libraries()
     device = ranks.start("cpu")
-    atexit.register(ranks.stop)
     ranks.stop = lambda: None
     return device, {name: os.environ[name] for name in RANK_VARIABLES if name in os.environ}
 

@@ -85,11 +85,11 @@ def version_2(root: Path) -> Path:
     return root
 
 
-def objectnet(root: Path, copies: int = 2) -> Path:
+def objectnet(root: Path) -> Path:
     """`objectnet-1.0/images/<folder>/*.png` with a red frame, and `mappings/`."""
     top = root / "objectnet-1.0"
     for label, folder in enumerate(FOLDERS):
-        for copy in range(copies):
+        for copy in range(2):
             path = top / "images" / folder / f"{folder}{copy}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             framed = Image.new("RGB", (52, 44), (255, 0, 0))
@@ -103,18 +103,17 @@ def objectnet(root: Path, copies: int = 2) -> Path:
     return root
 
 
-def corrupted(root: Path, grouped: bool = True, copies: int = 1) -> Path:
+def corrupted(root: Path, grouped: bool = True) -> Path:
     """`[<group>/]<corruption>/<severity>/<wnid>/<image>`: 75 folders, two classes in each."""
     number = 0
     for group, names in imagenet_c.GROUPS.items():
         for name in names:
             for severity in imagenet_c.SEVERITIES:
                 for label, wnid in enumerate(WNIDS[:2]):
-                    for copy in range(copies):
-                        file = f"ILSVRC2012_val_{label * 2 + copy + 1:08d}.JPEG"
-                        top = root / group if grouped else root
-                        draw(top / name / severity / wnid / file, [4, number])
-                        number += 1
+                    file = f"ILSVRC2012_val_{2 * label + 1:08d}.JPEG"
+                    top = root / group if grouped else root
+                    draw(top / name / severity / wnid / file, [4, number])
+                    number += 1
     return root
 
 

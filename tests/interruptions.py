@@ -16,7 +16,7 @@ EVERY_STEP = "train.checkpoint_minutes=1e-9"
 
 
 class Stopped(Exception):
-    """Ends a training between two steps."""
+    """Ends a training or an evaluation as a signal would."""
 
 
 def at_step(patch: pytest.MonkeyPatch, number: int, act: Callable[[], object]) -> None:

@@ -36,15 +36,16 @@ def record(evaluations: Sequence[Evaluation], **values: Any) -> Record:
     return Record(**defaults | values)
 
 
-def results(folder: Path, models_csv: Path | None = None, **values: Any) -> Results:
-    """Results of two methods with random hits; `values`: of the record."""
-    evaluations = grid(folder, random_hits(), tuple(TITLES))
+def of_evaluations(
+    evaluations: Sequence[Evaluation], models_csv: Path | None = None, **values: Any
+) -> Results:
+    """Results of evaluations on the sets of `record`; `values`: of it."""
     return of_record(record(evaluations, **values), evaluations, models_csv)
 
 
-def of_evaluations(evaluations: Sequence[Evaluation], **values: Any) -> Results:
-    """Results of evaluations on the sets of `record`; `values`: of it."""
-    return of_record(record(evaluations, **values), evaluations)
+def results(folder: Path, models_csv: Path | None = None, **values: Any) -> Results:
+    """The same of two methods with random hits."""
+    return of_evaluations(grid(folder, random_hits(), tuple(TITLES)), models_csv, **values)
 
 
 def of_cells(cells: Sequence[tuple], **values: Any) -> Results:

@@ -1,10 +1,11 @@
 """How many random faults of the code the tests notice.
 
-python tests/mutants.py [--number 40] [--seed 0] [--marks "not slow and not exhaustive"]
+python tests/mutants.py [PLACE ...] [--number 40] [--seed 0] [--marks "not slow and not exhaustive"]
 
 Each mutant is a copy of the tree with a single change at a random place of engine, kernels or
-loaders. The tests of its room run on it until one fails. Which mutant a seed gives depends on the
-code alone, so that two states of the tests can be compared on the same ones.
+loaders, or of the folders and files of them that are named. The tests of its room run on it until
+one fails. Which mutant a seed gives depends on the code alone, so that two states of the tests can
+be compared on the same ones.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -61,9 +62,10 @@ def _annotations(node: ast.AST) -> Iterator[ast.AST]:
             yield from ast.walk(part)
 
 
-def mutants(seed: int, number: int) -> Iterator[tuple[Path, int, str, str]]:
+def mutants(among: Sequence[str], seed: int, number: int) -> Iterator[tuple[Path, int, str, str]]:
     """File, line, what becomes of it, and the file's new text."""
     files = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
+    files = [path for path in files if any(path.is_relative_to(ROOT / name) for name in among)]
     trees = {path: ast.parse(path.read_text()) for path in files}
     places = [(path, k) for path in files for k, _ in enumerate(changes(trees[path]))]
     for path, k in random.Random(seed).sample(places, number):
@@ -83,6 +85,7 @@ def tests_of(file: Path) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("among", nargs="*", default=ROOMS, metavar="PLACE", help="folder or file")
     parser.add_argument("--number", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--marks", default="not slow and not exhaustive", help="pytest's -m")
@@ -91,7 +94,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="rib-mutants-") as folder:
         ignored = shutil.ignore_patterns(".*", "runs", "build")
         shutil.copytree(ROOT, folder, ignore=ignored, dirs_exist_ok=True)
-        for file, line, change, text in mutants(words.seed, words.number):
+        for file, line, change, text in mutants(words.among, words.seed, words.number):
             original = Path(folder, file).read_text()
             Path(folder, file).write_text(text)
             command = ["-m", "pytest", "-x", "-m", words.marks, "-p", "no:cacheprovider"]

@@ -3,18 +3,40 @@
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 import psutil
+from grids import environment
 
 T = TypeVar("T")
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run(
+    command: Sequence[str], cwd: Path = ROOT, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """A command after its end."""
+    return subprocess.run(
+        command, cwd=cwd, env=environment() | variables, capture_output=True, text=True,
+        timeout=600,
+    )  # fmt: skip
 
 
 def heed_signals() -> None:
     """As a terminal starts a command: background jobs ignore SIGINT, and those of nohup SIGHUP."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def programs(folder: Path, **scripts: str) -> None:
+    """Programs in a folder, each a line for a shell; `_` stands for `-` in their names."""
+    folder.mkdir(exist_ok=True)
+    for name, script in scripts.items():
+        program = folder / name.replace("_", "-")
+        program.write_text(f"#!/bin/sh\nPATH=/usr/bin:/bin\n{script}\n")
+        program.chmod(0o755)
 
 
 def lives(number: int) -> bool:

@@ -1,14 +1,17 @@
 """ImageNet-RIB's archives with a few images each, as they are published, and their sources."""
 
 import hashlib
-import zipfile
+import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import devkits
 import imagenet_trees as trees
+import numpy as np
+import scipy.io
 import yaml
+from tarballs import tarball, zipped
 from web import Web
 from zip_crypto import encrypted
 
@@ -62,7 +65,7 @@ def _archives(root: Path, files: Path) -> None:
     trees.flat(root / "val", "labels.txt")
     trees.archive(root / "val" / "val", files / "ILSVRC2012_img_val.tar")
     labels = (root / "val" / "labels.txt").read_text().split()
-    devkits.write(files / "ILSVRC2012_devkit_t12.tar.gz", trees.WNIDS, labels)
+    _development_kit(files / "ILSVRC2012_devkit_t12.tar.gz", labels)
     # Under this name, a tar without compression has been published too.
     trees.archive(trees.version_2(root / "v2"), files / "imagenetv2-matched-frequency.tar.gz")
     for number, name in ((11, "imagenet-a"), (12, "imagenet-r")):
@@ -72,14 +75,25 @@ def _archives(root: Path, files: Path) -> None:
         trees.by_wnid(root / name / name, "ILSVRC2012_val_{i:08d}.JPEG", number=number)
         trees.archive(root / name, files / f"{name}.tar.gz", gzip=True)
     trees.by_wnid(root / "s" / "sketch", number=13)
-    with zipfile.ZipFile(files / "ImageNet-Sketch.zip", "w") as archive:
-        for name, content in _contents(root / "s").items():
-            archive.writestr(name, content)
+    zipped(files / "ImageNet-Sketch.zip", _contents(root / "s"))
     objects = _contents(trees.objectnet(root / "o"))
     (files / "objectnet-1.0.zip").write_bytes(encrypted(objects, PASSWORD))
     trees.corrupted(root / "c")
     for group in imagenet_c.GROUPS:
         trees.archive(root / "c" / group, files / f"{group}.tar")
+
+
+def _development_kit(path: Path, labels: Sequence[str]) -> None:
+    """The wnid of each validation image; classes are numbered in another order than their wnids."""
+    number = {wnid: i for i, wnid in enumerate((*reversed(trees.WNIDS), "n00001740"), start=1)}
+    table = np.empty((len(number), 1), [("ILSVRC2012_ID", object), ("WNID", object)])
+    table[:, 0] = [(np.uint16(place), wnid) for wnid, place in number.items()]
+    meta = io.BytesIO()
+    scipy.io.savemat(meta, {"synsets": table}, do_compression=True)
+    numbers = "".join(f"{number[wnid]}\n" for wnid in labels).encode()
+    data = "ILSVRC2012_devkit_t12/data"
+    members = {"meta.mat": meta.getvalue(), "ILSVRC2012_validation_ground_truth.txt": numbers}
+    tarball(path, {f"{data}/{name}": content for name, content in members.items()})
 
 
 def _contents(root: Path) -> dict[str, bytes]:

@@ -17,9 +17,10 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import processes
 import pytest
 import torch
-from grids import SETS, Grid, environment, torchrun
+from grids import SETS, Grid, torchrun
 from interruptions import EVERY_STEP, at_step, interrupted, resumed
 
 from engine.errors import PreemptedError
@@ -54,9 +55,7 @@ def run(
     paths[0].write_text(json.dumps(jobs, default=str))
     words = [__file__, *map(str, (grid.folder, *paths))]
     command = torchrun(ranks, *words) if ranks > 1 else [sys.executable, *words]
-    process = subprocess.run(
-        command, env=environment(), capture_output=True, text=True, timeout=400
-    )
+    process = processes.run(command)
     assert paths[1].is_file(), process.stderr[-3000:]
     return process, json.loads(paths[1].read_text())
 

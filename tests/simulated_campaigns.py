@@ -88,7 +88,7 @@ def campaign(number: int, draws: int) -> Grid:
                 noise = SPREAD["model"] * rng.normal(size=SOURCES)
                 right = strength(arm.method, downstream, name) + source + copy + noise > 0
                 top1 = np.where(right, 0, rng.integers(1, 3, SOURCES))
-                images = ImagePredictions(top1, np.zeros_like(top1), top1, np.ones(SOURCES), 0.0)
+                images = ImagePredictions(top1, np.zeros_like(top1), top1, np.ones(SOURCES))
                 measured = behaviour.of_images(images, before)
                 before = before or images
                 sums.append(np.column_stack([*measured.values()]))
@@ -176,7 +176,7 @@ def calibration(repeats: int, images: int = SOURCES) -> list[tuple[float, float,
             confidence = rng.beta(2.2, 1.2, count)
             top1 = (rng.random(count) > np.clip(confidence - over, 0, 1)).astype(int)
             p, label = confidence.astype(np.float32), np.zeros_like(top1)
-            images = ImagePredictions(top1, label, p, np.ones(count), 0.0)
+            images = ImagePredictions(top1, label, p, np.ones(count))
             bins = np.clip(np.ceil(confidence * behaviour.BINS).astype(int) - 1, 0, None)
             plain = np.abs(np.bincount(bins, confidence - (top1 == 0))).sum() / count
             return 100 * float(plain), behaviour.calibration_error(images, np.arange(count))

@@ -92,11 +92,6 @@ def mri(evaluations: Sequence[Evaluation] | metrics.Grid, **options) -> pandas.D
     return of_grid.named(of_grid.mri.table("mri"))
 
 
-def rows(table: pandas.DataFrame) -> list[Any]:
-    """The table's rows, with its columns as attributes."""
-    return list(table.itertuples(index=False))
-
-
 def synthetic(
     cells: Sequence[Any],
     sets: Sequence[str],

@@ -1,26 +1,20 @@
 """A short part of `make faults`, and that its trials can fall short."""
 
 import re
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from faults.damage import only_error
 from faults.processes import Ended, FellShort
-from grids import environment
+from processes import ROOT, run
 
-ROOT = Path(__file__).parents[1]
 KINDS = ("kill", "mutate", "full", "readonly")
 
 
 @pytest.mark.slow
 def test_trials_of_each_kind_end_as_they_should():
     command = [sys.executable, "-m", "faults", "--trials", "1", "--seed", "44", "--kinds", *KINDS]
-    path = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-    done = subprocess.run(
-        command, env=environment() | path, capture_output=True, text=True, timeout=900
-    )
+    done = run(command, PYTHONPATH=f"{ROOT}:{ROOT / 'tests'}")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     for kind in KINDS:
         assert re.search(rf"^{kind} +(1 trials, 0 fell short|skipped: )", done.stdout, re.M)

@@ -17,13 +17,12 @@ import campaigns
 import grids
 import pytest
 import slurm_cluster
-from processes import until
+from processes import ROOT, run, until
 from safetensors.torch import load_file
 from slurm_cluster import Cluster
 
 from engine.grid import campaign, jobs
 
-ROOT = Path(__file__).resolve().parents[1]
 RIB = [sys.executable, "-m", "engine.cli", "campaign"]
 SLURM = ["--executor", "slurm", "--cores", "1", "--mem", "2"]
 lacking = slurm_cluster.missing()
@@ -150,11 +149,7 @@ def test_tasks_on_two_nodes_train_one_cell(cluster, grid):
     _, alone = grid.build(f"runs={grid.runs / 'alone'}")
     launch = [sys.executable, "engine/launch.py", f"recipe={grid.recipe}"]
     words = grid.overrides(f"runs={grid.runs / 'srun'}", "device=cpu")
-    environment = {k: v for k, v in grids.environment().items() if k != "GLOO_SOCKET_IFNAME"}
-    process = subprocess.run(
-        ["srun", "-N2", "-n2", *launch, *words], cwd=ROOT, env=environment | cluster.environment,
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+    process = run(["srun", "-N2", "-n2", *launch, *words], **cluster.environment)
     assert process.returncode == 0, process.stderr[-3000:]
     assert process.stdout.count("percent top-1") == 1
     (srun,) = (grid.runs / "srun" / "store" / "cells").glob("fine_tune-outline-*")

@@ -4,7 +4,6 @@ The traditional cipher of PKWARE's APPNOTE, section 6.1, for members that are st
 """
 
 import io
-import struct
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -14,32 +13,18 @@ _ENCRYPTED = 1  # bit of a member's flags
 
 
 def encrypted(members: Mapping[str, bytes], password: str, deflated: bool = False) -> bytes:
-    """A zip file of these members, each encrypted."""
-    packed = {name: _deflated(m) if deflated else m for name, m in members.items()}
-    plain = io.BytesIO()
-    with zipfile.ZipFile(plain, "w") as archive:
-        for name, content in packed.items():
-            # As many bytes more as the cipher's header has.
-            archive.writestr(name, bytes(12) + content)
-        infos = archive.infolist()
-    data = bytearray(plain.getvalue())
-    for info in infos:
-        content, unpacked = packed[info.filename], members[info.filename]
-        crc, method = zlib.crc32(unpacked), zipfile.ZIP_DEFLATED if deflated else 0
-        start = info.header_offset + 30 + len(info.filename.encode())
-        size = 12 + len(content)
-        data[start : start + size] = _cipher(_HEADER + bytes([crc >> 24]) + content, password)
-        struct.pack_into("<HH", data, info.header_offset + 6, _ENCRYPTED, method)
-        struct.pack_into("<III", data, info.header_offset + 14, crc, size, len(unpacked))
-        entry = data.rindex(b"PK\x01\x02", 0, data.rindex(info.filename.encode()))
-        struct.pack_into("<HH", data, entry + 8, _ENCRYPTED, method)
-        struct.pack_into("<III", data, entry + 16, crc, size, len(unpacked))
-    return bytes(data)
-
-
-def _deflated(content: bytes) -> bytes:
-    packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
-    return packer.compress(content) + packer.flush()
+    """A zip file of these members, each encrypted; its directory says so, its local headers not."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for name, content in members.items():
+            crc, packer = zlib.crc32(content), zlib.compressobj(wbits=-zlib.MAX_WBITS)
+            plain = packer.compress(content) + packer.flush() if deflated else content
+            archive.writestr(name, _cipher(_HEADER + bytes([crc >> 24]) + plain, password))
+            entry = archive.getinfo(name)
+            entry.flag_bits |= _ENCRYPTED
+            entry.compress_type = zipfile.ZIP_DEFLATED if deflated else zipfile.ZIP_STORED
+            entry.CRC, entry.file_size = crc, len(content)
+    return packed.getvalue()
 
 
 def _cipher(plain: bytes, password: str) -> bytes:

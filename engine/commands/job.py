@@ -53,14 +53,12 @@ def _compute(job: str, plan: Plan, note: Callable[[str, int], None]) -> None:
     import torch
 
     from engine.grid import jobs
-    from engine.machine import precision, ranks
+    from engine.machine import ranks
     from engine.machine.device_name import device_name
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", len(os.sched_getaffinity(0)))))
     if job == REPORT:
-        precision.no_tf32()
-        auto = plan.device == "auto"
-        report(plan, ranks.pick_device("auto") if auto else torch.device(plan.device))
+        report(plan, ranks.of_plan(plan.device))
         return
     device = ranks.start(plan.device, gpu=_free_gpu(plan.device))
     note(device_name(device), ranks.world())

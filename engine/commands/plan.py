@@ -73,7 +73,7 @@ def text(estimate: Estimate, devices: Sequence[Device]) -> str:
             *_times([estimate], devices),
             f"{shown[-1].name:<12}{_time(estimate.hours(shown[-1], 1))}",
             "            predicted; not counted are the start of jobs, reading images, Fishers,",
-            "            CKA, greedy choices, distances and the report",
+            "            CKA, greedy choices, other seeds of a stock, distances and the report",
             f"jobs        {len(plan.jobs)}: what all share, {len(columns)} columns, the report",
             f"memory      about {estimate.memory_gb:.0f} GB a job",
             f"disk        {_size(sum(estimate.disk.values()))}: {disk}",

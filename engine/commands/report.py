@@ -114,8 +114,6 @@ def _finished(name: str, words: Sequence[str]) -> list[FinishedCampaign]:
 
 def _unfinished(folder: Path) -> FinishedCampaign:
     """What is finished of the campaign in a folder that was begun last."""
-    import torch
-
     from engine.grid import make_record
     from engine.grid.record import FinishedCampaign
     from engine.machine import ranks
@@ -125,7 +123,5 @@ def _unfinished(folder: Path) -> FinishedCampaign:
     if not plans:
         raise CampaignError(f"{folder} holds no campaign; {REMEDY}")
     plan = campaign.read(plans[-1].resolve())
-    # A login node need not have the GPUs of the jobs.
-    is_auto = plan.device == "auto"
-    device = ranks.pick_device("auto") if is_auto else torch.device(plan.device)
+    device = ranks.of_plan(plan.device)
     return FinishedCampaign(make_record.of_finished_columns(plan, device), plan.place)

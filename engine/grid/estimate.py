@@ -1,7 +1,7 @@
 """What a campaign will cost, from counts: images x passes x operations of one forward pass.
 
-Left out: a job's start-up, reading images, Fishers, CKA, the choices of greedy soups, distances and
-the report.
+Left out: a job's start-up, reading images, Fishers, CKA, the choices of greedy soups, the models of
+other seeds in a Model Stock, distances and the report.
 """
 
 from __future__ import annotations
@@ -133,7 +133,8 @@ def of(plan: Plan) -> Estimate:
     for column in plan.columns:
         cells = [cell.recipe for row in plan.cells(column) for cell in row.all()]
         judged = sum(_judged(cells[0], name, images[name]) for name in dataset.places)
-        parts, files, rows = _of_column(cells, images[column.downstream], judged, forward)
+        trained_on = [_trained_on(cell, images[column.downstream], classes) for cell in cells]
+        parts, files, rows = _of_column(cells, trained_on, judged, forward)
         columns.append(parts)
         weights += files
         predictions += rows
@@ -149,19 +150,20 @@ def of(plan: Plan) -> Estimate:
 
 
 def _of_column(
-    cells: Sequence[Recipe], images: int, judged: int, forward: float
+    cells: Sequence[Recipe], trained_on: Sequence[int], judged: int, forward: float
 ) -> tuple[tuple[Part, ...], int, int]:
     """The parts of a column, and how many files of weights and rows of predictions it leaves.
 
-    images: of its set. judged: images that each model is evaluated on.
+    trained_on: images of each cell. judged: images that each model is evaluated on.
     """
     distinct = {}
-    for cell in cells:  # two rows may call one cell by two titles
+    for cell, images in zip(cells, trained_on, strict=True):
+        # Two rows may call one cell by two titles.
         untitled = dataclasses.replace(cell.method, title="")
         key = dataclasses.asdict(dataclasses.replace(cell, method=untitled))
-        distinct[digest(key)] = cell
+        distinct[digest(key)] = cell, images
     parts, networks, extra, weights = [], 0, 0, 0  # fitted heads and ensembles need no pass
-    for cell in distinct.values():
+    for cell, images in distinct.values():
         is_users = modules.is_users(cell.method.module)
         method = None if is_users else modules.method_of(cell)
         if isinstance(method, Derived):
@@ -171,7 +173,7 @@ def _of_column(
             continue
         passes = FULL_PASSES if method is None else method.passes
         # A head alone is fitted on stored features, and evaluated from them.
-        seen = cell.train.epochs * _trained_on(cell, images) if passes else 0
+        seen = cell.train.epochs * images if passes else 0
         title, operations = f"training: {cell.method.title}", seen * passes * forward
         parts.append(Part(title, seen, operations, cell.train.precision))
         networks += 1 + cell.train.snapshots if passes else 0
@@ -188,11 +190,11 @@ def _judged(recipe: Recipe, name: str, images: int) -> int:
     return round(images * share) if share else images
 
 
-def _trained_on(recipe: Recipe, images: int) -> int:
-    """How many images of a set a cell trains on."""
+def _trained_on(recipe: Recipe, images: int, classes: int) -> int:
+    """How many images of a set a cell trains on; classes: of the head, which a set may lack."""
     dataset = recipe.dataset
     part = round(images * (1 - dataset.holdout) * dataset.portion)
-    return min(part, dataset.train_images or part)
+    return min(part, dataset.train_images or part, dataset.shots * classes or part)
 
 
 def images_of(recipe: Recipe, name: str) -> int:

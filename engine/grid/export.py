@@ -16,6 +16,7 @@ from engine.data import descriptions
 from engine.data.descriptions import DescribedModel, Description
 from engine.evaluation import bank
 from engine.grid.record import FinishedCampaign
+from engine.measures import dynamics
 from engine.measures.rows import PRE, Evaluation
 from engine.models import clip, export
 from engine.recipe.schema import ModelRecipe, Recipe
@@ -41,6 +42,11 @@ def row_of_campaign(campaign: FinishedCampaign, row: Evaluation) -> DescribedMod
     trained = "the pre-trained model" if row.method == PRE else f"{row.arm} on {row.downstream}"
     title = f"{trained}, of {name}"
     remedy = f"run `{campaign.plan.command}` again"
+    if dynamics.step_of(row.arm) is not None:
+        remedy = (
+            "weights during training are removed once they are evaluated; a run in another folder, "
+            f"`{campaign.plan.command} train.keep_snapshots=true runs=FOLDER`, keeps them"
+        )
     average = campaign.mix(row)
     parents = _parents(Store(campaign.store), average, title, remedy)
     return _one_model(

@@ -6,7 +6,7 @@ import itertools
 import logging
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -44,10 +44,12 @@ def builders(
     return [builder, *map(builder.of, rest)]
 
 
-def finished(plan: Plan, device: torch.device) -> Iterator[tuple[Column, list[Builder]]]:
-    """Each column with its builders, which make nothing; the sets are opened once."""
+def finished(
+    plan: Plan, device: torch.device, columns: Sequence[Column]
+) -> Iterator[tuple[Column, list[Builder]]]:
+    """Each of these columns with its builders, which make nothing; the sets are opened once."""
     sets = None
-    for column in plan.columns:
+    for column in columns:
         rows = builders(plan, device, column, sets, finds_only=True)
         sets = rows[0].sets
         yield column, rows

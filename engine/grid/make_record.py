@@ -36,26 +36,28 @@ log = logging.getLogger(__name__)
 DISTANCE = problems.Options(samples=10_000)
 
 
-def record_of(plan: Plan, device: torch.device) -> Record:
-    """The record of a campaign whose jobs are done.
+def record_of(plan: Plan, device: torch.device, columns: Sequence[Column] = ()) -> Record:
+    """The record of a campaign whose jobs are done, or those of these columns.
 
     Nothing but the distances between sets is made. Raises FileNotFoundError where something is
     missing, DamagedFile where it was altered.
     """
-    run, models = _shared(plan, device), list(_models(plan, device))
+    columns = columns or plan.columns
+    downstreams = list(dict.fromkeys(column.downstream for column in columns))
+    run, models = _shared(plan, device), list(_models(plan, device, columns))
     dataset, root = run.recipe.dataset, run.store.root
     evaluations = list(_evaluations(run, models))
     files = dict.fromkeys(row.path for row in evaluations)
     seeds = sorted({row.seed for row in evaluations if row.method != PRE})
     is_emoji, pictures = dataset.kind == "emoji", {}
     if dataset.thumbnails:
-        asked = plan.sets, dataset.upstream, plan.downstreams
+        asked = plan.sets, dataset.upstream, downstreams
         changes = metrics.gather(evaluations, *asked, draws=1).changes
         pictures = thumbnails.of_changes(run.sets, dataset, changes)
     return Record(
         name=plan.name,
         sets=list(plan.sets),
-        downstreams=plan.downstreams,
+        downstreams=downstreams,
         upstream=dataset.upstream,
         methods={name: row.recipe.method.title for name, row in plan.rows.items()},
         settings=_settings(run, plan, seeds) | {"Rows": _rows(plan)},
@@ -68,7 +70,7 @@ def record_of(plan: Plan, device: torch.device) -> Record:
         ],
         files={str(path.relative_to(root)): file_hash(path) for path in files},
         cka=list(_cka(models)) if run.recipe.evaluate.cka else None,
-        sweep={c.setting: c.varied for c in plan.columns} if plan.is_sweep else None,
+        sweep={c.setting: c.varied for c in columns} if plan.is_sweep else None,
         classes=imagenet.readable(run.sets.classes),
         thumbnails=pictures,
         attempts=[a for a in attempts.read(plan.place) if a.stage != REPORT],
@@ -92,7 +94,7 @@ def of_finished_columns(plan: Plan, device: torch.device) -> Record:
     if not finished:
         why = "; ".join(dict.fromkeys(f"{row.column}: {row.reason}" for row in missing))
         raise CampaignError(f"no column of {plan.name} is finished ({why}); run it again")
-    record = record_of(dataclasses.replace(plan, columns=finished), device)
+    record = record_of(plan, device, finished)
     return dataclasses.replace(record, missing=missing)
 
 
@@ -155,9 +157,9 @@ class GridModel(NamedTuple):
     cell: Path
 
 
-def _models(plan: Plan, device: torch.device) -> Iterator[GridModel]:
-    """Every model of every column, which must be there."""
-    for column, rows in jobs.finished(plan, device):
+def _models(plan: Plan, device: torch.device, columns: Sequence[Column]) -> Iterator[GridModel]:
+    """Every model of these columns, which must be there."""
+    for column, rows in jobs.finished(plan, device, columns):
         for number, row in enumerate(rows):
             place, recipe = number % len(plan.rows), row.recipe
             run, method = rows[number - place].run, plan.methods[place]  # a run for each seed

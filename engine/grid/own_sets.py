@@ -64,11 +64,8 @@ def _models(campaign: FinishedCampaign) -> list[Model]:
     """The rows' models, each once, though each was evaluated on many sets."""
     finished = [row for row in campaign.evaluations if dynamics.step_of(row.arm) is None]
     rows = {(row.arm, row.downstream, row.seed): row for row in finished}.values()
+    methods = [PRE, *campaign.record.methods]  # in the order of tables
     return [
-        Model(
-            replace(row.cell, evaluated_on=""),
-            predictions.mix_of(row.path),
-            row.headline,
-        )
-        for row in sorted(rows, key=lambda row: row.method != PRE)
+        Model(replace(row.cell, evaluated_on=""), predictions.mix_of(row.path), row.headline)
+        for row in sorted(rows, key=lambda row: methods.index(row.method))
     ]

@@ -206,8 +206,8 @@ class Bench:
         # A batch norm needs two images in training.
         net = models.create(recipe.model, CLASSES).to("meta").eval()
         operations = of_image(net, recipe.model.image_size, backward=backward)
-        of = recipe.train if backward else recipe.evaluate
-        kind = precision.resolve(of.precision, self.device)
+        of_passes = recipe.train if backward else recipe.evaluate
+        kind = precision.resolve(of_passes.precision, self.device)
         return Speed(
             what=what,
             batch=batch,

@@ -34,6 +34,12 @@ def pick_device(device: str) -> torch.device:
     return torch.device("cuda" if use_gpu else "cpu")
 
 
+def of_plan(device: str) -> torch.device:
+    """The device of a plan's jobs, with TF32 switched off; what reads their results may lack it."""
+    precision.no_tf32()
+    return pick_device(device) if device == "auto" else torch.device(device)
+
+
 def present(device: torch.device) -> torch.device:
     """The device, or the CPU in place of a GPU that torch does not see.
 

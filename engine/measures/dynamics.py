@@ -37,9 +37,9 @@ SATURATED = 0.95  # of the total rise
 _STEP = "step="
 
 
-def setting(step: int, of_cell: str = "") -> str:
-    """The setting of the arm of a model after so many optimizer steps; of_cell: its cell's."""
-    return ",".join(filter(None, (of_cell, f"{_STEP}{step}")))
+def setting(step: int) -> str:
+    """The setting of the arm of a model after so many optimizer steps."""
+    return f"{_STEP}{step}"
 
 
 def step_of(arm: Arm) -> int | None:

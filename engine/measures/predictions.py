@@ -95,14 +95,13 @@ def mix_of(path: Path) -> dict[str, float] | Ensemble:
 
 
 class ImagePredictions(NamedTuple):
-    """A model's predictions on a set, arrays [N] in the order of the images' index, and its
-    accuracy (%). scaled: confidences [N] after temperature scaling, None where none are stored."""
+    """A model's predictions on a set, arrays [N] in the order of the images' index. scaled:
+    confidences [N] after temperature scaling, None where none are stored."""
 
     top1: np.ndarray
     label: np.ndarray
     p_top1: np.ndarray
     weights: np.ndarray
-    accuracy: float
     scaled: np.ndarray | None = None
 
     @property
@@ -168,11 +167,10 @@ class SetPredictions:
                 f"({_difference(images, self.images)}): evaluate both on the same pack"
             )
         top1, label, p_top1 = (table[name].to_numpy() for name in ("top1", "label", "p_top1"))
-        accuracy = float(100 * self.by_source(top1 == label).sum() / self.total.sum())
         scaled = None
         if temperature is not None and (confidences_NT := _scaled(table)) is not None:
             scaled = temperature.confidence(confidences_NT)
-        return ImagePredictions(top1, label, p_top1, self.weights, accuracy, scaled)
+        return ImagePredictions(top1, label, p_top1, self.weights, scaled)
 
     def by_source(self, case: np.ndarray) -> np.ndarray:
         """[sources] weight of the images (bool [images]) that are in a case."""

@@ -322,7 +322,7 @@ def _refuse_batch_statistics(
     *_: Any,
     **__: Any,
 ) -> None:
-    if training:
+    if training and input.requires_grad:  # else it standardises weights, as in BiT and NFNets
         raise ValueError(
             f"batch_norm over {list(input.shape)} uses the batch's own statistics, which couple "
             "the examples: give the layer running statistics (track_running_stats=True)"

@@ -20,10 +20,9 @@ from kernels.transport.bures import RANGE, check_features
 
 @dataclass(frozen=True)
 class Cloud:
-    """Samples sorted by class: order int64 [n] (into the caller's), x float64 [n, d] (centred,
-    times sqrt(lam_x)), squares of their lengths, labels."""
+    """Samples sorted by class: x float64 [n, d] (centred, times sqrt(lam_x)), squares of their
+    lengths, labels."""
 
-    order: Tensor
     x: Tensor
     squares: Tensor
     labels: Tensor
@@ -34,19 +33,14 @@ class Cloud:
         sums = self.x.new_zeros(classes, self.x.shape[1]).index_add_(0, self.labels, self.x)
         return sums / counts.clamp(min=1)[:, None], counts / len(self.x)
 
-    def unsorted(self, values: Tensor) -> Tensor:
-        """Values per sample in the caller's order."""
-        return torch.empty_like(values).index_copy_(0, self.order, values)
-
 
 class GroundCost:
     """The cost between every sample of two labelled sets, in strips of rows.
 
     x [n, d] and y [m, d]: finite features of any floating dtype, n and m at least 2; gradients do
-    not reach them. labels_x,
-    labels_y: int64 [n], [m], numbering the rows and columns of `table` [Kx, Ky] (finite, not
-    negative), whose entries are squared label distances; without labels the cost is between
-    features alone. lam_x, lam_y: not negative, not both zero.
+    not reach them. labels_x, labels_y: int64 [n], [m], numbering the rows and columns of `table`
+    [Kx, Ky] (finite, not negative), whose entries are squared label distances; without labels the
+    cost is between features alone. lam_x, lam_y: not negative, not both zero.
 
     Raises ValueError, naming the argument and the first wrong sample, for everything else, when all
     costs are zero, since no scale for eps exists then, and when their mean is not within `RANGE`.
@@ -144,4 +138,4 @@ def _cloud(x: Tensor, labels: Tensor | None, centre: Tensor, scale: float) -> Cl
         labels = torch.zeros(len(x), dtype=torch.int64, device=x.device)
     order = labels.argsort(stable=True)
     scaled = x[order].double().sub_(centre).mul_(scale)
-    return Cloud(order, scaled, torch.einsum("nd,nd->n", scaled, scaled), labels[order])
+    return Cloud(scaled, torch.einsum("nd,nd->n", scaled, scaled), labels[order])

@@ -18,7 +18,6 @@ import math
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
 from kernels.transport.alternating import Potentials
 from kernels.transport.anderson import Anderson
@@ -40,14 +39,13 @@ _NEAR = 1e-3  # of the mean cost: brackets of what is less are measured against 
 
 @dataclass(frozen=True)
 class Transport:
-    """Entropic transport: value, what is known about it, and the potentials.
+    """Entropic transport: its value, and what is known about it.
 
     estimate: the dual value of  min <P, C> + eps KL(P || a b^T). lower, upper: bounds of the
     problem that hold in any case. unregularised: bounds of min <P, C>. gap: (upper - lower) /
     upper. converged: whether the gap is within the tolerance. marginal_error: sum |P^T 1 - b| with
     exact rows. iterations: reads of the stored cost by sweeps; each certificate, of which there are
     one to a few, is one more.
-    f, g: float64 potentials in the order of the samples given.
     """
 
     estimate: float
@@ -59,8 +57,6 @@ class Transport:
     marginal_error: float
     iterations: int
     converged: bool
-    f: Tensor
-    g: Tensor
 
     @property
     def value(self) -> float:
@@ -110,7 +106,6 @@ def transport(
     potentials = Potentials(stored, symmetric=symmetric, max_iterations=max_iterations)
     certificate = _certified(potentials, eps, tolerance)
     return _result(
-        cost,
         certificate,
         potentials,
         eps=eps,
@@ -156,7 +151,6 @@ def unregularised(
         eps *= min(0.5, max(0.8 * tolerance / gap, 1 / 16))
     certificate = replace(certificate, unregularised=bounds)
     return _result(
-        cost,
         certificate,
         potentials,
         eps=eps,
@@ -260,7 +254,6 @@ def _positive(**values: float) -> None:
 
 
 def _result(
-    cost: GroundCost,
     certificate: Certificate,
     potentials: Potentials,
     *,
@@ -281,6 +274,4 @@ def _result(
         marginal_error=certificate.marginal_error,
         iterations=potentials.iterations,
         converged=gap <= tolerance and math.isfinite(estimate),
-        f=cost.x.unsorted(certificate.f),
-        g=cost.y.unsorted(potentials.g),
     )

@@ -13,6 +13,7 @@ from pathlib import Path
 import scipy.io
 
 META, NUMBERS = "meta.mat", "ILSVRC2012_validation_ground_truth.txt"
+_DAMAGE = (tarfile.TarError, EOFError, OSError, scipy.io.matlab.MatReadError)
 
 
 def wnids(archive: Path) -> list[str]:
@@ -32,7 +33,7 @@ def wnids(archive: Path) -> list[str]:
         table = scipy.io.loadmat(io.BytesIO(members[META]), squeeze_me=True)["synsets"]
         wnid_of = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in table.ravel()}
         return [wnid_of[int(number)] for number in members[NUMBERS].split()]
-    except (tarfile.TarError, EOFError, OSError, KeyError, ValueError) as error:
+    except (*_DAMAGE, KeyError, ValueError) as error:
         raise ValueError(
             f"{archive} is not ImageNet's development kit of 2012 ({error!r}); get "
             "ILSVRC2012_devkit_t12.tar.gz again"

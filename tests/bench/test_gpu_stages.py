@@ -102,26 +102,6 @@ def test_stages_are_those_of_the_page_and_what_cannot_run_is_refused(tmp_path, c
         assert message in capsys.readouterr().err
 
 
-def test_results_are_written_as_tables(tmp_path):
-    versions = {"torch": "2.11", "triton": "3.6", "timm": "1.0"}
-    machine = {"device": "NVIDIA H100", "commit": "abc", "versions": versions}
-    rows = [{"contest": "ViT-B x 64", "ms": 15.04}, {"contest": "other", "gb_s": 1.0}]
-    content = {"name": "headline", "machine": machine, "rows": rows, "message": "no memory"}
-    (tmp_path / "headline-nvidia-h100.json").write_text(json.dumps(content))
-    assert gpu.written(tmp_path, [{"stage": "tests", "state": "red"}]).splitlines()[2:] == [
-        "| tests | red |",
-        "",
-        "**headline**: NVIDIA H100; torch 2.11, triton 3.6, timm 1.0; commit abc.",
-        "",
-        "| contest | ms | gb_s |",
-        "| --- | --- | --- |",
-        "| ViT-B x 64 | 15 | - |",
-        "| other | - | 1 |",
-        "",
-        "no memory",
-    ]
-
-
 @pytest.mark.slow
 def test_a_campaign_of_all_methods_runs_on_a_cpu(tmp_path):
     """Other stages start the bench (`test_bench.py`), or pytest, whose tests need a GPU."""
@@ -142,7 +122,9 @@ def test_a_machine_with_torch_and_timm_measures_the_headline_and_names_the_rest(
     states = [outcome["state"] for outcome in outcomes.values()]
     assert states == ["green", "not run", "not run"], ended.stdout[-3000:]
     assert outcomes["engine"]["why"] == "this Python lacks deepspeed, msgspec"
-    rows = rows_of(tmp_path, "headline")
+    rows, shown = rows_of(tmp_path, "headline"), (tmp_path / "results.md").read_text()
+    assert "| headline | green |" in shown and "\n**headline**: " in shown and "; commit " in shown
+    assert all(f"| toy ViT x {batch} | FT | EWC | " in shown for batch in (2, 4))
     assert [(row["contest"], row["ours"], row["peer"]) for row in rows] == [
         (f"toy ViT x {batch}", "FT", peer)
         for batch in (2, 4)

@@ -1,26 +1,20 @@
 """What `import engine` offers: the commands' work, from Python."""
 
-import subprocess
 import sys
 
-import campaigns
 import grids
 import numpy as np
 import pytest
 import torch
+from processes import run
 
 import engine
-from engine.errors import CampaignError, RecipeError
-
-grid, folder, finished = grids.grid, campaigns.folder, campaigns.finished
+from engine.errors import RecipeError
 
 
 def test_it_is_quick_to_import():
     code = "import sys, engine; print([m for m in ('torch', 'pandas', 'yaml') if m in sys.modules])"
-    process = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
-    assert process.stdout.strip() == "[]"
+    assert run([sys.executable, "-c", code]).stdout.strip() == "[]"
 
 
 def test_every_name_is_documented():
@@ -53,21 +47,13 @@ def test_a_folder_without_weights_is_named_with_what_writes_them(tmp_path):
         engine.load_cell(tmp_path)
 
 
-def test_what_is_not_finished_has_no_results(folder, tmp_path):
-    with pytest.raises(CampaignError, match="holds no finished run"):
-        engine.results(str(folder / "shapes.yaml"), f"runs={tmp_path}")
-
-
 @pytest.mark.slow
 def test_results_and_distances_of_a_finished_campaign(folder, finished):
     words = f"runs={finished}"
     table = engine.results(str(folder / "shapes.yaml"), words)
-    assert set(table["method"]) == {"pre", *campaigns.METHODS}
-    assert table["accuracy"].between(0, 100).all()
     matrix = engine.distances(str(folder / "shapes.yaml"), ["outline", "few"], words)
     assert matrix.loc["outline", "few"] == matrix.loc["few", "outline"] > 0
     rows = engine.predictions(str(folder / "shapes.yaml"), ["outline"], words)
-    assert set(rows["evaluated_on"]) == {"outline"}
     few = "method == 'wise_ft' and alpha == 0.5 and downstream == 'few'"
     soft = rows.query(few)
     (of_table,) = table.query(f"{few} and evaluated_on == 'outline'")["accuracy"]

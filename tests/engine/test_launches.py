@@ -7,7 +7,7 @@ import pytest
 import torch
 from children import traced
 from fake_cuda import CUDA, FORM, fake_gpu, moved, on_fake_gpu, run_traced
-from grids import grid, prepared
+from grids import prepared
 from launches import counted
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
@@ -20,7 +20,6 @@ from engine.training import loop, optim
 from engine.training.saving import Saving
 from loaders.batch import on_device
 
-__all__ = ["grid"]
 # Launches of a step of test_vit (6 blocks, 80 tensors) under bf16, without torch.compile, which
 # makes few of them: 196 are copies to bf16. What a method adds to fine-tuning is the difference.
 STEPS = {
@@ -68,7 +67,6 @@ def a_step(grid, name, monkeypatch, *words):
     with on_fake_gpu(builder) as run:
         moved(method)
         method.autocast = run.autocast
-        method.penalty = moved(method.penalty)
         if name == "spd":  # its lists hold the parameters that were there before
             method.thetas = [p for p in method.net.parameters() if p.requires_grad]
             method.anchors = [theta.detach().clone() for theta in method.thetas]

@@ -14,7 +14,7 @@ CUDA = torch.device("cuda")
 
 
 @pytest.mark.parametrize("arch", ["test_vit", "test_efficientnet", "test_resnet"])
-def test_batches_of_any_size_under_several_weights(arch: str) -> None:
+def test_batches_of_any_size_under_several_weights(arch):
     torch.manual_seed(0)
     plain = [timm.create_model(arch, num_classes=5).to(CUDA).eval() for _ in range(2)]
     form = timm.create_model(arch, num_classes=5).to(CUDA).eval()

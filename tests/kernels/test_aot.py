@@ -46,11 +46,15 @@ def test_compiled_code(spec, arch):
 
 
 @pytest.mark.slow
-def test_without_triton_the_cpu_paths_work_and_kernels_are_refused():
+def test_imports_are_late_and_without_triton_the_cpu_paths_work_and_kernels_are_refused():
     program = """
 import sys
 sys.modules["triton"] = None
-import pkgutil, importlib, torch, kernels
+import pkgutil, importlib, kernels
+assert not {"numba", "torch"} & set(sys.modules)
+from kernels import interpolate
+assert "numba" not in sys.modules
+import torch
 for module in pkgutil.walk_packages(kernels.__path__, "kernels."):
     importlib.import_module(module.name)
 from kernels import distill, fisher

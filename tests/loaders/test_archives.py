@@ -1,15 +1,13 @@
 """Archives become plain .tar files and folders, whole or not at all."""
 
-import io
 import os
 import shutil
 import zipfile
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 from damage import cut, flip, full_disk
-from tarballs import tarball
+from tarballs import tarball, zipped
 from zip_crypto import encrypted
 
 from loaders import archives, trees
@@ -18,20 +16,12 @@ BIG = {"a/b.png": bytes(9000)}
 MEMBERS = {f"top/n{i % 3}/{i}.png": bytes([i % 256]) * (i % 70) for i in range(300)}
 
 
-def zipped(members: Mapping[str, bytes]) -> bytes:
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in members.items():
-            archive.writestr(name, content)
-    return packed.getvalue()
-
-
 def files(root: Path) -> dict[str, bytes]:
     return {file.path: trees.read(file.place) for file in trees.files(root)}
 
 
 @pytest.mark.parametrize("damage", [flip, cut, lambda path: os.truncate(path, 40)])
-def test_a_cut_or_changed_gzip_file_is_refused(tmp_path: Path, damage) -> None:
+def test_a_cut_or_changed_gzip_file_is_refused(tmp_path, damage):
     archive, path = tarball(tmp_path / "a.tar.gz", MEMBERS), tmp_path / "a" / "a.tar"
     damage(archive)
     with pytest.raises(ValueError, match=r"a\.tar\.gz is damaged .*remove it"):
@@ -39,9 +29,8 @@ def test_a_cut_or_changed_gzip_file_is_refused(tmp_path: Path, damage) -> None:
     assert not list(path.parent.iterdir()) and archive.exists()
 
 
-def test_a_zip_file_becomes_a_folder_and_a_stopped_unpacking_goes_on(tmp_path: Path) -> None:
-    archive, folder = tmp_path / "a.zip", tmp_path / "set"
-    archive.write_bytes(zipped(MEMBERS))
+def test_a_zip_file_becomes_a_folder_and_a_stopped_unpacking_goes_on(tmp_path):
+    archive, folder = zipped(tmp_path / "a.zip", MEMBERS), tmp_path / "set"
     assert not archives.needs_password(archive)
     next(archives.unzip(archive, folder))
     assert archive.exists() and not folder.exists()
@@ -53,28 +42,28 @@ def test_a_zip_file_becomes_a_folder_and_a_stopped_unpacking_goes_on(tmp_path: P
     assert [file.name for file in tmp_path.iterdir()] == ["set"]
 
 
-def test_another_password_is_no_damage(tmp_path: Path) -> None:
+def test_another_password_is_no_damage(tmp_path):
     archive = tmp_path / "o.zip"
     archive.write_bytes(encrypted(BIG, "a test set"))
     with pytest.raises(ValueError, match=r"^this is not the password of .*o\.zip$"):
         list(archives.unzip(archive, tmp_path / "objectnet", "another"))
 
 
-def test_damaged_zip_files_and_names_that_leave_them(tmp_path: Path) -> None:
+def test_damaged_zip_files_and_names_that_leave_them(tmp_path):
     archive, folder = tmp_path / "a.zip", tmp_path / "set"
-    whole = zipped({"a/b.png": bytes(range(256)) * 9, "a/c.png": b"c"})
+    whole = zipped(archive, {"a/b.png": bytes(range(256)) * 9, "a/c.png": b"c"}).read_bytes()
     deflate64 = bytearray(whole)  # Windows uses it for large files; Python cannot read it
     deflate64[8] = deflate64[whole.index(b"PK\x01\x02") + 10] = 9
     for content, message in (
         (whole[:-30], r"a\.zip is damaged"),
         (whole[:60] + bytes([whole[60] ^ 1]) + whole[61:], r"a\.zip: a/b\.png cannot be read"),
         (deflate64, r"a/b\.png cannot be .*not supported.*unpack it with 7z"),
-        (zipped({}), "holds no files"),
-        (zipped({"../b.png": b"b"}), "leaves the archive; refused"),
-        (zipped({"/tmp/rib-absolute.png": b"b"}), "leaves the archive; refused"),
-        (zipped({"a/../../b.png": b"b"}), "leaves the archive; refused"),
+        ({}, "holds no files"),
+        ({"../b.png": b"b"}, "leaves the archive; refused"),
+        ({"/tmp/rib-absolute.png": b"b"}, "leaves the archive; refused"),
+        ({"a/../../b.png": b"b"}, "leaves the archive; refused"),
     ):
-        archive.write_bytes(content)
+        zipped(archive, content) if isinstance(content, dict) else archive.write_bytes(content)
         with pytest.raises(ValueError, match=message):
             list(archives.unzip(archive, folder))
     assert not folder.exists() and not (tmp_path.parent / "b.png").exists()
@@ -82,11 +71,9 @@ def test_damaged_zip_files_and_names_that_leave_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2, zipfile.ZIP_DEFLATED])
-def test_every_flipped_byte_of_a_zip_file_is_harmless_or_named(tmp_path: Path, method: int) -> None:
-    archive, packed = tmp_path / "a.zip", io.BytesIO()
-    with zipfile.ZipFile(packed, "w", method) as opened:
-        opened.writestr("a/b.png", b"pixels" * 9)
-    whole = packed.getvalue()
+def test_every_flipped_byte_of_a_zip_file_is_harmless_or_named(tmp_path, method):
+    archive = zipped(tmp_path / "a.zip", {"a/b.png": b"pixels" * 9}, method)
+    whole = archive.read_bytes()
     for place in range(len(whole)):
         archive.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
         try:
@@ -98,9 +85,9 @@ def test_every_flipped_byte_of_a_zip_file_is_harmless_or_named(tmp_path: Path, m
 
 
 @pytest.mark.parametrize("name", ["a.zip", "a.tar.gz"])
-def test_a_full_disk_is_named_and_leaves_nothing_half(tmp_path: Path, name: str) -> None:
-    archive, target = tmp_path / name, tmp_path / "set" / "content"
-    tarball(archive, BIG) if name == "a.tar.gz" else archive.write_bytes(zipped(BIG))
+def test_a_full_disk_is_named_and_leaves_nothing_half(tmp_path, name):
+    pack, target = tarball if name == "a.tar.gz" else zipped, tmp_path / "set" / "content"
+    archive = pack(tmp_path / name, BIG)
     with full_disk(), pytest.raises(OSError, match=r"could not be written .*make room in"):
         if name == "a.zip":
             list(archives.unzip(archive, target))

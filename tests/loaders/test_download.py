@@ -18,7 +18,7 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
 @pytest.fixture
-def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
+def web(monkeypatch) -> Iterator[Web]:
     monkeypatch.setattr(download, "TRIES", 3)
     monkeypatch.setattr(download, "WAIT_S", 0.001)
     with serve() as web:
@@ -39,9 +39,9 @@ def arrived(folder: Path) -> bytes:
     return (folder / "a.tar").read_bytes()
 
 
-def test_a_file_comes_whole_and_once(web: Web, tmp_path: Path) -> None:
+def test_a_file_comes_whole_and_once(web, tmp_path):
     address = web("a", content=CONTENT)
-    progress: list[int] = []
+    progress = []
     fetch(remote(address), tmp_path / "new", seen=progress.append)
     fetch(remote(address), tmp_path / "new")
     assert arrived(tmp_path / "new") == CONTENT
@@ -65,9 +65,7 @@ NO_SIZE: dict = {"size": 0}
         ({}, CONTENT + b"more", NO_SIZE, ["bytes=300004-", ""]),
     ],
 )
-def test_a_download_goes_on_from_what_is_there_and_fits(
-    web: Web, tmp_path: Path, file: dict, part: bytes, options: dict, ranges: list[str]
-) -> None:
+def test_a_download_goes_on_from_what_is_there_and_fits(web, tmp_path, file, part, options, ranges):
     if part:
         (tmp_path / "a.tar.part").write_bytes(part)
     web("b", content=CONTENT, **file)
@@ -76,7 +74,7 @@ def test_a_download_goes_on_from_what_is_there_and_fits(
     assert [range_ for path, range_ in web.requests if path == "b"] == ranges
 
 
-def test_an_address_is_given_up_after_attempts_without_progress(web: Web, tmp_path: Path) -> None:
+def test_an_address_is_given_up_after_attempts_without_progress(web, tmp_path):
     stuck = web("stuck", content=CONTENT, cuts=[500] * 9, ranges=False)
     with pytest.raises(ValueError, match=r"3 attempts failed.*ended at byte 500 of 300,000"):
         fetch(remote(stuck), tmp_path)
@@ -84,9 +82,7 @@ def test_an_address_is_given_up_after_attempts_without_progress(web: Web, tmp_pa
     assert (tmp_path / "a.tar.part").read_bytes() == CONTENT[:500]
 
 
-def test_a_larger_part_of_another_version_is_forgotten_where_connections_drop(
-    web: Web, tmp_path: Path
-) -> None:
+def test_a_larger_part_of_another_version_is_forgotten_where_connections_drop(web, tmp_path):
     (tmp_path / "a.tar.part").write_bytes(b"x" * 250_000)
     fetch(remote(web("a", content=CONTENT, cuts=[len(CONTENT), *[50_000] * 6])), tmp_path)
     assert arrived(tmp_path) == CONTENT
@@ -103,9 +99,7 @@ def test_a_larger_part_of_another_version_is_forgotten_where_connections_drop(
         ({"content": b"x" + CONTENT[1:]}, f"its sha256 is [0-9a-f]*, not {SHA256}"),
     ],
 )
-def test_the_next_mirror_gives_what_one_does_not(
-    web: Web, tmp_path: Path, file: dict, message: str
-) -> None:
+def test_the_next_mirror_gives_what_one_does_not(web, tmp_path, file, message):
     bad, good = web("bad", **file), web("good", content=CONTENT)
     with pytest.raises(ValueError, match=f"(?s)a.tar could not .*{bad}: {message}.*--from"):
         fetch(remote(bad), tmp_path / "alone")
@@ -115,7 +109,7 @@ def test_the_next_mirror_gives_what_one_does_not(
     assert arrived(tmp_path / "both") == CONTENT
 
 
-def test_nobody_listens_and_other_schemes(web: Web, tmp_path: Path) -> None:
+def test_nobody_listens_and_other_schemes(web, tmp_path):
     (tmp_path / "secret").write_bytes(CONTENT)
     closed, file = "http://127.0.0.1:9/a", (tmp_path / "secret").as_uri()
     with pytest.raises(ValueError, match=r"refused.*file:.*: it is no http or https address"):
@@ -124,7 +118,7 @@ def test_nobody_listens_and_other_schemes(web: Web, tmp_path: Path) -> None:
         fetch(remote(web("a", redirect=file)), tmp_path)
 
 
-def test_a_full_disk_is_named_and_the_next_call_goes_on(web: Web, tmp_path: Path) -> None:
+def test_a_full_disk_is_named_and_the_next_call_goes_on(web, tmp_path):
     def full(done: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -135,9 +129,7 @@ def test_a_full_disk_is_named_and_the_next_call_goes_on(web: Web, tmp_path: Path
     assert arrived(tmp_path) == CONTENT
 
 
-def test_a_stop_leaves_what_arrived(
-    web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stop_leaves_what_arrived(web, tmp_path, monkeypatch):
     address, stop = web("a", content=CONTENT), threading.Event()
     monkeypatch.setattr(download, "_CHUNK", 1000)
     with pytest.raises(Stopped):

@@ -6,17 +6,15 @@ import json
 import os
 import pickle
 import random
-import zipfile
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
 from PIL import Image, ImageFont
-from tarballs import tarball
+from tarballs import tarball, zipped
 
 from loaders import registry
 from loaders.benchmarks import drawings, emoji
@@ -63,7 +61,7 @@ def package(name: str, style: emoji.Style, cache: Path) -> emoji.Style:
 
 
 @pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cache(tmp_path, monkeypatch) -> Path:
     """Ten synthetic styles of nine letters in three subgroups, and their metadata."""
     rows = [
         {"unified": code.upper(), "category": "Objects", "subcategory": f"s{order % 3}"}
@@ -72,9 +70,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ]
     rows.append(rows[0] | {"unified": "0062-200D-0063"})
     rows[1] = rows[1] | {"category": "Symbols"}
-    wheel = tmp_path / emoji.METADATA.wheel
-    with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr(emoji.METADATA.member, json.dumps(rows))
+    content = {emoji.METADATA.member: json.dumps(rows).encode()}
+    wheel = zipped(tmp_path / emoji.METADATA.wheel, content)
     metadata = msgspec.structs.replace(
         emoji.METADATA, sha256=hashlib.sha256(wheel.read_bytes()).hexdigest()
     )
@@ -86,7 +83,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def artwork(cache: Path) -> emoji.Artwork:
+def artwork(cache) -> emoji.Artwork:
     return emoji.fetch(cache)
 
 
@@ -94,24 +91,19 @@ def pixels(image: Image.Image) -> np.ndarray:
     return np.asarray(image).astype(int)
 
 
-def test_two_styles_are_upstream_and_eight_downstream_and_all_are_credited():
-    assert emoji.UPSTREAM == ("noto", "fluent-3d")
-    colour = ["fluent-flat", "twemoji", "emojione", "noto-v1", "openmoji"]
-    mono = ["high-contrast", "emojione-monotone", "noto-mono"]
-    assert list(emoji.DOWNSTREAM) == colour + mono
-    assert [name for name, style in emoji.STYLES.items() if style.mono] == mono
+def test_all_styles_are_credited():
     rows = emoji.credits()
     assert [row["name"] for row in rows] == [*emoji.STYLES, "metadata"]
     assert all(row["licence"] and row["credit"] and row["url"] for row in rows)
 
 
-def test_concepts_are_those_that_every_style_draws_apart(artwork: emoji.Artwork):
+def test_concepts_are_those_that_every_style_draws_apart(artwork):
     # b is a symbol, g and h share a drawing, i is missing in one style, b+c is a sequence.
     names = [concept.name for concept in artwork.concepts]
     assert names == ["letter-f", "letter-e", "letter-d", "letter-c", "letter-a"]
 
 
-def test_choice_is_even_nested_and_deterministic(artwork: emoji.Artwork):
+def test_choice_is_even_nested_and_deterministic(artwork):
     chosen = [set(artwork.choose(n, seed=3)) for n in range(1, 6)]
     assert all(small < large for small, large in itertools.pairwise(chosen))
     assert len({concept.subgroup for concept in chosen[2]}) == 3
@@ -121,14 +113,14 @@ def test_choice_is_even_nested_and_deterministic(artwork: emoji.Artwork):
             artwork.choose(n, 0)
 
 
-def test_every_style_draws_and_renders(artwork: emoji.Artwork):
+def test_every_style_draws_and_renders(artwork):
     for style in emoji.STYLES:
         image = artwork.render(style, artwork.concepts[0].code, 0, 0, 33)
         assert (image.mode, image.size) == ("RGB", (33, 33))
         assert pixels(image).std((0, 1)).max() > 10, style
 
 
-def test_a_mirrored_alias_is_mirrored(tmp_path: Path):
+def test_a_mirrored_alias_is_mirrored(tmp_path):
     aliases = {"right": {"parent": "left", "hFlip": True}}
     files = icons({"61": "left", "62": "right"}, "#2a2", ["left"], aliases)
     pack = drawings.SvgDrawings(tarball(tmp_path / "mirror.tgz", files), {})
@@ -137,7 +129,7 @@ def test_a_mirrored_alias_is_mirrored(tmp_path: Path):
     assert pack.identity("61") != pack.identity("62")
 
 
-def test_renderings_differ_by_each_part_of_the_seed_and_by_nothing_else(cache: Path):
+def test_renderings_differ_by_each_part_of_the_seed_and_by_nothing_else(cache):
     artwork, again = emoji.fetch(cache), emoji.fetch.__wrapped__(cache)
     first, second = (concept.code for concept in artwork.concepts[:2])
     cases = [("noto", first, 0, 0), ("noto", first, 1, 0), ("noto", first, 0, 1)]
@@ -170,7 +162,7 @@ def test_a_mono_style_stands_out_from_every_background():
         assert (bright / dark).min() > 2.5, seed
 
 
-def test_items_are_labelled_keyed_and_drawn_by_any_process(cache: Path):
+def test_items_are_labelled_keyed_and_drawn_by_any_process(cache):
     artwork = emoji.fetch(cache)
     concepts = artwork.choose(3, 0)
     items = emoji.items(cache, ["noto", "noto-mono"], concepts, renderings=2, seed=5, px=20)
@@ -182,9 +174,9 @@ def test_items_are_labelled_keyed_and_drawn_by_any_process(cache: Path):
     assert image.tobytes() == artwork.render("noto", concepts[0].code, 1, 5, 20).tobytes()
 
 
-def test_fingerprint_changes_with_all_that_changes_pixels(artwork: emoji.Artwork):
+def test_fingerprint_changes_with_all_that_changes_pixels(artwork):
     first, second = artwork.concepts[:2], artwork.concepts[1:3]
-    base: dict[str, Any] = {"styles": ["noto"], "concepts": first, "renderings": 2}
+    base = {"styles": ["noto"], "concepts": first, "renderings": 2}
     base |= {"seed": 0, "px": 32}
     changes = [{}, {"styles": ["twemoji"]}, {"concepts": second}, {"renderings": 3}]
     changes += [{"seed": 1}, {"px": 33}]

@@ -17,7 +17,7 @@ def tree(root: Path) -> Path:
     return root
 
 
-def test_a_folder_is_listed_by_class_and_name_and_what_is_left_out_is_named(tmp_path: Path) -> None:
+def test_a_folder_is_listed_by_class_and_name_and_what_is_left_out_is_named(tmp_path):
     root = tree(tmp_path / "set")
     strange = {"notes.txt", "top.png", "cat/._1.jpg", "cat/deeper/3.png"}
     for name in strange:
@@ -38,7 +38,7 @@ def test_a_folder_is_listed_by_class_and_name_and_what_is_left_out_is_named(tmp_
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "dead link"])
-def test_what_is_no_file_is_named_and_not_opened(tmp_path: Path, kind: str) -> None:
+def test_what_is_no_file_is_named_and_not_opened(tmp_path, kind):
     root = tree(tmp_path / "set")
     path = root / "cat" / "3.png"
     if kind == "pipe":
@@ -50,7 +50,7 @@ def test_what_is_no_file_is_named_and_not_opened(tmp_path: Path, kind: str) -> N
         folders.read(root)
 
 
-def test_deep_folders_and_links_end(tmp_path: Path) -> None:
+def test_deep_folders_and_links_end(tmp_path):
     root = tree(tmp_path / "set")
     with contextlib.chdir(root / "cat"):
         for _ in range(100):
@@ -69,14 +69,14 @@ def test_deep_folders_and_links_end(tmp_path: Path) -> None:
         folders.read(linked)
 
 
-def test_a_file_too_large_for_an_image_is_not_read(tmp_path: Path) -> None:
+def test_a_file_too_large_for_an_image_is_not_read(tmp_path):
     with (tmp_path / "1.png").open("wb") as file:
         file.truncate(1 << 40)  # sparse
     with pytest.raises(ValueError, match=r"1.png holds 1,099,511,627,776 bytes, too many"):
         trees.open_image(trees.Place(str(tmp_path / "1.png")))
 
 
-def test_folders_that_hold_no_classes_are_refused(tmp_path: Path) -> None:
+def test_folders_that_hold_no_classes_are_refused(tmp_path):
     with pytest.raises(ValueError, match="gone is not a folder; it should hold one folder a class"):
         folders.read(tmp_path / "gone")
     (tmp_path / "set").mkdir()

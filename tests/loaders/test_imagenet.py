@@ -3,7 +3,6 @@
 import shutil
 import tarfile
 from collections import Counter
-from pathlib import Path
 
 import imagenet_trees as trees
 import pytest
@@ -28,7 +27,7 @@ def require_equal(actual: Listing, expected: Listing) -> None:
         assert open_image(item.payload).tobytes() == open_image(other.payload).tobytes()
 
 
-def test_every_layout_of_the_validation_set_gives_the_same_items(tmp_path: Path) -> None:
+def test_every_layout_of_the_validation_set_gives_the_same_items(tmp_path):
     expected = read("imagenet_val", trees.validation(tmp_path / "folders"))
     assert expected.items[0].source == "ILSVRC2012_val_00000001"
     assert tuple(expected.classes) == imagenet.wnids()
@@ -52,19 +51,16 @@ def test_every_layout_of_the_validation_set_gives_the_same_items(tmp_path: Path)
         assert [item.source for item in listing.items] == [item.source for item in expected.items]
 
 
-@pytest.mark.parametrize("name", ["imagenet_a", "imagenet_drawing", "imagenet_v2"])
-def test_a_set_is_the_same_from_its_archive(tmp_path: Path, name: str) -> None:
-    file = "ILSVRC2012_val_{i:08d}.png" if name == "imagenet_drawing" else "{i}.jpg"
-    if name == "imagenet_v2":
-        expected = read(name, trees.version_2(tmp_path / "a"))
-    else:
-        expected = read(name, trees.by_wnid(tmp_path / "a" / name, file))
-    listing = read(name, trees.archive(tmp_path / "a", tmp_path / f"{name}.tar"))
+@pytest.mark.parametrize("make", [trees.by_wnid, trees.version_2])
+def test_a_set_is_the_same_from_its_archive(tmp_path, make):
+    name = "imagenet_v2" if make == trees.version_2 else "imagenet_a"
+    expected = read(name, make(tmp_path / name))
+    listing = read(name, trees.archive(tmp_path / name, tmp_path / "a.tar"))
     require_equal(listing, expected)
-    assert listing.items[0].payload.path == str(tmp_path / f"{name}.tar")
+    assert listing.items[0].payload.path == str(tmp_path / "a.tar")
 
 
-def test_training_set_as_an_archive_of_archives(tmp_path: Path) -> None:
+def test_training_set_as_an_archive_of_archives(tmp_path):
     folder = trees.by_wnid(tmp_path / "d" / "train", "x_{i}.JPEG")
     expected = read("imagenet_train", tmp_path / "d")
     path = trees.archive(folder, tmp_path / "t.tar", nested=True)
@@ -74,7 +70,7 @@ def test_training_set_as_an_archive_of_archives(tmp_path: Path) -> None:
         require_equal(read("imagenet_train", source), expected)
 
 
-def test_version_2_counts_classes_by_number_not_by_text(tmp_path: Path) -> None:
+def test_version_2_counts_classes_by_number_not_by_text(tmp_path):
     listing = read("imagenet_v2", trees.version_2(tmp_path))
     assert {wnid for wnid, _ in named(listing)} == set(trees.WNIDS)
     for wnid, key in named(listing):
@@ -83,14 +79,12 @@ def test_version_2_counts_classes_by_number_not_by_text(tmp_path: Path) -> None:
     assert any(as_text.index(str(trees.PLACES[w])) != trees.PLACES[w] for w in trees.WNIDS)
 
 
-def test_objectnet_corrected_and_paper(tmp_path: Path) -> None:
+def test_objectnet_corrected_and_paper(tmp_path):
     source = trees.objectnet(tmp_path)
     listing = read("objectnet", source)
     by_folder = {key.split("/")[0]: wnids for wnids, key in named(listing)}
     assert by_folder == {folder: "+".join(wnids) for folder, wnids in trees.OBJECTS.items()}
     assert len(listing.classes) == 4 and len(listing.items) == 8
-    without_frame = objectnet.open_image(listing.items[0].payload)
-    assert without_frame.tobytes() == trees.picture([3, 0, 0]).tobytes()
     paper = read("objectnet", source / "objectnet-1.0", objectnet="paper")
     by_folder = {key.split("/")[0]: wnid for wnid, key in named(paper)}
     first = {folder: wnids[0] for folder, wnids in trees.OBJECTS.items()}
@@ -113,7 +107,7 @@ BICYCLES = "mountain bike, all-terrain bike, off-roader; bicycle-built-for-two, 
         ("car wheel; paddlewheel, paddle wheel", 694),
     ],
 )
-def test_paper_takes_the_first_name_between_commas(classes: str, place: int) -> None:
+def test_paper_takes_the_first_name_between_commas(classes, place):
     """Of all objects that are several classes this moves the wheel alone, and none of the rest."""
     names = imagenet.wnids_by_name()
     assert trees.PLACES[objectnet.imagenet_class(classes, names, "paper")] == place
@@ -121,14 +115,14 @@ def test_paper_takes_the_first_name_between_commas(classes: str, place: int) -> 
     assert objectnet.imagenet_class(classes, names, "corrected").split("+") == wnids
 
 
-def test_paper_leaves_objects_of_one_class_alone() -> None:
+def test_paper_leaves_objects_of_one_class_alone():
     names = imagenet.wnids_by_name()
     assert len(names) == 998, "cranes are birds and machines"
     for name, wnid in names.items():
         assert objectnet.imagenet_class(name, names, "paper") == wnid
 
 
-def test_corruptions_with_and_without_groups_and_from_archives(tmp_path: Path) -> None:
+def test_corruptions_with_and_without_groups_and_from_archives(tmp_path):
     expected = read("imagenet_c", trees.corrupted(tmp_path / "grouped"))
     plain = trees.corrupted(tmp_path / "plain", grouped=False)
     trees.draw(plain / "speckle_noise" / "1" / trees.WNIDS[0] / "x.JPEG", [9])
@@ -148,7 +142,7 @@ def test_corruptions_with_and_without_groups_and_from_archives(tmp_path: Path) -
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 6 * 4 * 3), st.integers(0, 3))
-def test_a_drawn_part_is_balanced_and_seeded(count: int, seed: int) -> None:
+def test_a_drawn_part_is_balanced_and_seeded(count, seed):
     parts = [part for part in "abcdef" for _ in range(4 * 3)]
     labels = [label for _ in "abcdef" for label in range(4) for _ in range(3)]
     drawn = imagenet_c.balanced(parts, labels, count, seed)
@@ -161,9 +155,7 @@ def test_a_drawn_part_is_balanced_and_seeded(count: int, seed: int) -> None:
 
 
 @given(st.sets(st.integers(0, 71), min_size=1), st.integers(0, 2), st.data())
-def test_a_drawn_part_of_an_incomplete_set_has_its_size(
-    present: set[int], seed: int, data: st.DataObject
-) -> None:
+def test_a_drawn_part_of_an_incomplete_set_has_its_size(present, seed, data):
     parts = ["abcdef"[i // 12] for i in sorted(present)]
     labels = [i % 4 for i in sorted(present)]
     count = data.draw(st.integers(1, len(present)))
@@ -171,7 +163,7 @@ def test_a_drawn_part_of_an_incomplete_set_has_its_size(
     assert len(drawn) == count and drawn == sorted({*drawn} & {*range(len(present))})
 
 
-def test_fingerprint_follows_the_files(tmp_path: Path) -> None:
+def test_fingerprint_follows_the_files(tmp_path):
     source = trees.by_wnid(tmp_path / "a")
     before = read("imagenet_a", source).fingerprint
     assert read("imagenet_a", source).fingerprint == before

@@ -2,7 +2,6 @@
 
 import io
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +19,7 @@ def blob_of(image: Image.Image) -> bytes:
 
 
 @pytest.fixture(params=["ffcv", "pillow"])
-def decoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+def decoder(request, monkeypatch) -> str:
     if request.param == "pillow":
         monkeypatch.setattr(jpeg, "_imdecode", lambda: None)
     elif jpeg.decoder() != "ffcv":
@@ -28,7 +27,7 @@ def decoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     return request.param
 
 
-def test_pixels_are_those_of_pillow_or_near_them(decoder: str) -> None:
+def test_pixels_are_those_of_pillow_or_near_them(decoder):
     for seed in range(20):
         blob, out = blob_of(draw(seed)), np.zeros((*SHAPE, 3), np.uint8)
         jpeg.decode(blob, out)
@@ -38,9 +37,7 @@ def test_pixels_are_those_of_pillow_or_near_them(decoder: str) -> None:
         assert decoder == "ffcv" or not difference.any()
 
 
-def test_results_of_another_decoder_have_another_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_results_of_another_decoder_have_another_name(tmp_path, monkeypatch):
     if jpeg.decoder() != "ffcv":
         pytest.skip("FFCV is not built here")
     folders = [make(tmp_path / format, format).folder for format in ("raw", "jpeg")]
@@ -57,14 +54,12 @@ def test_results_of_another_decoder_have_another_name(
      blob_of(draw(0).convert("CMYK"))[:-300]],
     ids=["text", "cut", "larger", "CMYK"],
 )  # fmt: skip
-def test_what_is_no_such_image_is_refused(decoder: str, blob: bytes) -> None:
+def test_what_is_no_such_image_is_refused(decoder, blob):
     with pytest.raises(ValueError):
         jpeg.decode(blob, np.zeros((*SHAPE, 3), np.uint8))
 
 
-def test_a_library_that_cannot_be_opened_is_named_and_pillow_decodes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_library_that_cannot_be_opened_is_named_and_pillow_decodes(tmp_path, monkeypatch, caplog):
     (tmp_path / "ffcv").mkdir()
     (tmp_path / "ffcv" / "__init__.py").write_text("raise SystemError('it is never imported')")
     (tmp_path / "ffcv" / "_libffcv.cpython.so").write_text("no library")

@@ -15,7 +15,7 @@ from loaders import locks
 
 
 @pytest.fixture(params=["flock", "lease"])
-def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+def path(request, monkeypatch, tmp_path) -> Path:
     """A lock file; `lease`: its file system has no flock."""
     if request.param == "lease":
         without_flock(monkeypatch)
@@ -43,7 +43,7 @@ def refuse() -> None:
     raise Refused
 
 
-def test_a_lock_is_held_by_one_at_a_time_and_names_it(path: Path) -> None:
+def test_a_lock_is_held_by_one_at_a_time_and_names_it(path):
     began = time.monotonic()
     with locks.held(path, unexpected):
         assert time.monotonic() - began < locks.LAPSE_S, "nobody had it"
@@ -56,7 +56,7 @@ def test_a_lock_is_held_by_one_at_a_time_and_names_it(path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_who_waits_gets_it_once_it_is_free(path: Path) -> None:
+def test_who_waits_gets_it_once_it_is_free(path):
     """The holder holds it for longer than a lease lapses without a change."""
     inside, turns = [], []
 
@@ -88,7 +88,7 @@ with locks.held(Path(sys.argv[1]), lambda: None):
 """
 
 
-def test_a_lock_of_a_killed_process_is_free(path: Path, request: pytest.FixtureRequest) -> None:
+def test_a_lock_of_a_killed_process_is_free(path, request):
     """A lease of another machine after a while, whatever the clocks: its time stamp is an hour
     ahead of ours."""
     kind = request.node.callspec.params["path"]
@@ -108,9 +108,7 @@ def test_a_lock_of_a_killed_process_is_free(path: Path, request: pytest.FixtureR
         assert (time.monotonic() - began > locks.LAPSE_S) == (kind == "lease")
 
 
-def test_a_lease_that_was_lost_is_not_touched(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_lease_that_was_lost_is_not_touched(monkeypatch, tmp_path, caplog):
     """As after a pause of the machine, during which another process has taken it."""
     without_flock(monkeypatch)
     path = tmp_path / "lock.lease"

@@ -5,10 +5,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable
 from multiprocessing.pool import ThreadPool
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -24,8 +21,8 @@ from loaders.workers import ordered_map
 SPEC = {"size": [9, 14], "crop": 0.875}
 
 
-def test_pack_holds_what_was_encoded(tmp_path: Path) -> None:
-    options: dict[str, Any] = {"seeds": [4, 1, 9, 7], "transform_spec": SPEC}
+def test_pack_holds_what_was_encoded(tmp_path):
+    options = {"seeds": [4, 1, 9, 7], "transform_spec": SPEC}
     pack = make(tmp_path / "p", extra={"split": "all"}, **options)
     assert np.array_equal(
         pack.pixels([2, 0]), np.stack([np.asarray(draw(seed)) for seed in (9, 4)])
@@ -42,9 +39,9 @@ def test_pack_holds_what_was_encoded(tmp_path: Path) -> None:
     assert jpeg.fingerprint != pack.fingerprint
 
 
-def test_fingerprint_follows_pixels_labels_classes_and_transform(tmp_path: Path) -> None:
-    first: dict[str, Any] = {"seeds": [0, 1, 2]}
-    changes: list[dict[str, Any]] = [{}, {"seeds": [0, 1, 9]}, {"seeds": [2, 1, 0]}]
+def test_fingerprint_follows_pixels_labels_classes_and_transform(tmp_path):
+    first = {"seeds": [0, 1, 2]}
+    changes = [{}, {"seeds": [0, 1, 9]}, {"seeds": [2, 1, 0]}]
     changes += [{"classes": list("abcdefx")}, {"transform_spec": SPEC}]
     packs = [make(tmp_path / str(i), **first | more) for i, more in enumerate(changes)]
     assert len({pack.fingerprint for pack in packs}) == len(packs)
@@ -52,7 +49,7 @@ def test_fingerprint_follows_pixels_labels_classes_and_transform(tmp_path: Path)
     assert again.fingerprint == packs[0].fingerprint
 
 
-def test_a_request_is_the_digest_of_the_manifest_and_all_items() -> None:
+def test_a_request_is_the_digest_of_the_manifest_and_all_items():
     manifest = {"name": "é", "extra": {"b": 1, "a": None}}
     for count in (0, 1, 3):
         listed = [[item.label, item.source, item.key] for item in items(range(count))]
@@ -60,7 +57,7 @@ def test_a_request_is_the_digest_of_the_manifest_and_all_items() -> None:
         assert request_digests(manifest, items(range(count)), "skip") == expected
 
 
-def test_same_request_is_reused_and_another_refused(tmp_path: Path) -> None:
+def test_same_request_is_reused_and_another_refused(tmp_path):
     def never(seed: int) -> Image.Image:
         raise AssertionError("encoded twice")
 
@@ -75,11 +72,9 @@ def test_same_request_is_reused_and_another_refused(tmp_path: Path) -> None:
         Pack.open(tmp_path / "mine")
 
 
-def test_two_encoders_at_once_do_the_work_once(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_two_encoders_at_once_do_the_work_once(tmp_path, caplog):
     caplog.set_level(logging.INFO)
-    opened: list[int] = []
+    opened = []
 
     def slow(seed: int) -> Image.Image:
         opened.append(seed)
@@ -93,7 +88,7 @@ def test_two_encoders_at_once_do_the_work_once(
 
 
 @pytest.mark.parametrize("missing", ["manifest.json", "samples.npy", "images.beton"])
-def test_missing_file_is_named(tmp_path: Path, missing: str) -> None:
+def test_missing_file_is_named(tmp_path, missing):
     path = make(tmp_path / "p").folder / missing
     path.unlink()
     with pytest.raises(FileNotFoundError, match=str(path)):
@@ -112,14 +107,14 @@ LABEL_OF_SAMPLE_0 = 24 + 2 * 1041 + 16
         ("images.beton", lambda path: flip(path, LABEL_OF_SAMPLE_0)),
     ],
 )
-def test_damaged_file_is_named(tmp_path: Path, name: str, damage: Callable[[Path], None]) -> None:
+def test_damaged_file_is_named(tmp_path, name, damage):
     pack = make(tmp_path / "p", seeds=range(8))
     damage(pack.folder / name)
     with pytest.raises(ValueError, match=rf"{name}.*(truncated|altered|damaged).* run again"):
         Pack.open(pack.folder)
 
 
-def test_swapped_files_are_refused_though_shapes_and_labels_agree(tmp_path: Path) -> None:
+def test_swapped_files_are_refused_though_shapes_and_labels_agree(tmp_path):
     first, second = make(tmp_path / "1", seeds=[0, 1]), make(tmp_path / "2", seeds=[7, 8])
     assert first.labels.tolist() == second.labels.tolist()
     shutil.copy(second.beton, first.beton)
@@ -131,7 +126,7 @@ def test_swapped_files_are_refused_though_shapes_and_labels_agree(tmp_path: Path
 
 
 @pytest.mark.parametrize("format", ["raw", "jpeg"])
-def test_altered_pixels_are_refused_at_the_first_read(tmp_path: Path, format: str) -> None:
+def test_altered_pixels_are_refused_at_the_first_read(tmp_path, format):
     pack = make(tmp_path / "p", format)
     flip(pack.beton, int(pack.shard.rows["pointer"][2]) + 20)
     damaged = Pack.open(pack.folder)
@@ -149,7 +144,7 @@ def test_altered_pixels_are_refused_at_the_first_read(tmp_path: Path, format: st
         ({"extra": {"split": float("nan")}}, "is damaged .*; delete"),
     ],
 )
-def test_altered_manifest_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_altered_manifest_is_refused(tmp_path, changes, message):
     path = make(tmp_path / "p", seeds=[0]).folder / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     with pytest.raises(ValueError, match=rf"manifest.json:? {message}") as caught:
@@ -157,7 +152,7 @@ def test_altered_manifest_is_refused(tmp_path: Path, changes: dict[str, Any], me
     assert isinstance(caught.value, DamagedFile) == ("newer" not in message)
 
 
-def test_another_transform_is_named(tmp_path: Path) -> None:
+def test_another_transform_is_named(tmp_path):
     folder = make(tmp_path / "p", seeds=[0], transform_spec=SPEC).folder
     with pytest.raises(ValueError, match=r"crop: 0.875, not 0.9\); .*model.crop=0.875$"):
         Pack.open(folder, transform_spec=SPEC | {"crop": 0.9})
@@ -176,7 +171,7 @@ def die(number: int) -> int:
     os._exit(3)
 
 
-def test_ordered_map_keeps_order_raises_and_tells_of_a_dead_process() -> None:
+def test_ordered_map_keeps_order_raises_and_tells_of_a_dead_process():
     results = ordered_map(square, iter(range(40)), workers=2)
     assert [next(results) for _ in range(20)] == [n * n for n in range(20)]
     with pytest.raises(KeyError):

@@ -2,23 +2,21 @@ import base64
 import hashlib
 import os
 import sys
-import zipfile
 from pathlib import Path
 
 import pytest
-from tarballs import tarball
+from tarballs import tarball, zipped
 
 from loaders import registry
 
 
 def wheel(folder: Path) -> Path:
-    path = folder / "toy-1.0-py3-none-any.whl"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("toy/data.txt", "seven")
-        metadata = "Metadata-Version: 2.1\nName: toy\nVersion: 1.0\n"
-        archive.writestr("toy-1.0.dist-info/METADATA", metadata)
-        archive.writestr("toy-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
-    return path
+    files = {
+        "toy/data.txt": b"seven",
+        "toy-1.0.dist-info/METADATA": b"Metadata-Version: 2.1\nName: toy\nVersion: 1.0\n",
+        "toy-1.0.dist-info/WHEEL": b"Wheel-Version: 1.0\nTag: py3-none-any\n",
+    }
+    return zipped(folder / "toy-1.0-py3-none-any.whl", files)
 
 
 def integrity(path: Path) -> str:
@@ -29,7 +27,7 @@ ABSENT = "sha512-" + base64.b64encode(bytes(64)).decode()  # of no file
 
 
 @pytest.fixture
-def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def published(tmp_path, monkeypatch) -> Path:
     """A tarball that a stand-in `npm` on PATH serves, counting its calls in `calls`."""
     source = tarball(tmp_path / "served.tgz", {"package/a.txt": b"seven"})
     client = tmp_path / "bin" / "npm"
@@ -45,9 +43,7 @@ def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return source
 
 
-def test_npm_downloads_once_and_then_trusts_only_the_checksum(
-    published: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-):
+def test_npm_downloads_once_and_then_trusts_only_the_checksum(published, tmp_path, caplog):
     cache = tmp_path / "deep" / "cache"
     paths = [registry.npm("@scope/toy", "1.2.3", integrity(published), cache) for _ in range(2)]
     assert paths == [cache / "scope-toy-1.2.3.tgz"] * 2
@@ -72,7 +68,7 @@ FAILS = f"#!{sys.executable}\nimport sys\nsys.exit('noise\\nnpm error offline\\n
     ],
 )
 def test_a_failure_is_one_line_with_package_and_remedy(
-    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, client: str, message: str
+    published, tmp_path, monkeypatch, client, message
 ):
     if client == "missing":
         monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
@@ -84,15 +80,13 @@ def test_a_failure_is_one_line_with_package_and_remedy(
     assert os.listdir(tmp_path / "cache") == []
 
 
-def test_npm_is_also_looked_for_beside_the_interpreter(
-    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_npm_is_also_looked_for_beside_the_interpreter(published, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
     monkeypatch.setattr(registry.sysconfig, "get_path", lambda _: str(tmp_path / "bin"))
     assert registry.npm("toy", "1", integrity(published), tmp_path / "cache").is_file()
 
 
-def test_pypi_fetches_verifies_and_reuses_a_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_pypi_fetches_verifies_and_reuses_a_wheel(tmp_path, monkeypatch):
     source = wheel(tmp_path)
     content = source.read_bytes()
     pinned = ("toy", "1.0", hashlib.sha256(content).hexdigest())
@@ -104,7 +98,7 @@ def test_pypi_fetches_verifies_and_reuses_a_wheel(tmp_path: Path, monkeypatch: p
     assert path.read_bytes() == content
 
 
-def test_members_of_both_kinds_of_archive(tmp_path: Path):
+def test_members_of_both_kinds_of_archive(tmp_path):
     archive = tarball(tmp_path / "a.tgz", {"package/a": b"1", "package/b": b""})
     assert registry.member(archive, "package/b") == b""
     assert registry.member(wheel(tmp_path), "toy/data.txt") == b"seven"
@@ -119,7 +113,7 @@ def test_members_of_both_kinds_of_archive(tmp_path: Path):
 
 @pytest.mark.slow
 @pytest.mark.network
-def test_the_real_clients_agree_with_the_pins(tmp_path: Path):
+def test_the_real_clients_agree_with_the_pins(tmp_path):
     from loaders.benchmarks.emoji_styles import METADATA as wheel
     from loaders.benchmarks.emoji_styles import STYLES
 

@@ -6,7 +6,6 @@ import logging
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ class Camera:
         if seed in self.bad:
             raise OSError("torn")
         image = Image.fromarray(np.full((6, 5, 3), seed, np.uint8))
-        return image.convert("L") if seed == 5 else image
+        return image.convert("L") if seed in (5, 6) else image
 
     def shrink(self, image: Image.Image) -> np.ndarray:
         if self.opened == self.limit and self.error:
@@ -62,9 +61,7 @@ def require_equal(pack: Pack, whole: Pack) -> None:
 
 
 @pytest.mark.parametrize(("format", "stop_at"), [("raw", 0), ("raw", 21), ("jpeg", COUNT - 1)])
-def test_an_interrupted_pack_is_finished_to_the_same_bytes(
-    tmp_path: Path, format: str, stop_at: int
-) -> None:
+def test_an_interrupted_pack_is_finished_to_the_same_bytes(tmp_path, format, stop_at):
     whole = make(tmp_path / "whole", Camera(), format)
     with pytest.raises(KeyboardInterrupt):
         make(tmp_path / "p", Camera(stop_at, KeyboardInterrupt()), format)
@@ -73,10 +70,10 @@ def test_an_interrupted_pack_is_finished_to_the_same_bytes(
     require_equal(make(tmp_path / "p", second, format), whole)
     assert second.opened == COUNT - stop_at
     assert sorted(os.listdir(tmp_path)) == ["p", "whole"]
-    assert whole.manifest["remarks"] == {"L converted to RGB": "1 images, such as image-5"}
+    assert whole.manifest["remarks"] == {"L converted to RGB": "2 images, such as image-5, image-6"}
 
 
-def test_a_killed_encoder_goes_on(tmp_path: Path) -> None:
+def test_a_killed_encoder_goes_on(tmp_path):
     child = multiprocessing.get_context("fork").Process(target=make, args=(tmp_path / "p", Fatal()))
     child.start()
     child.join()
@@ -88,7 +85,7 @@ def test_a_killed_encoder_goes_on(tmp_path: Path) -> None:
     require_equal(pack, make(tmp_path / "whole", Camera()))
 
 
-def test_other_images_begin_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_other_images_begin_anew(tmp_path, caplog):
     with pytest.raises(KeyboardInterrupt):
         make(tmp_path / "p", Camera(20, KeyboardInterrupt()))
     again = Camera()
@@ -99,14 +96,14 @@ def test_other_images_begin_anew(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     assert again.opened == COUNT and pack.manifest["source_fingerprint"] == "changed"
 
 
-def test_a_folder_in_place_of_the_journal_begins_anew(tmp_path: Path) -> None:
+def test_a_folder_in_place_of_the_journal_begins_anew(tmp_path):
     (tmp_path / ".p.tmp" / "journal.jsonl").mkdir(parents=True)
     require_equal(make(tmp_path / "p", Camera()), make(tmp_path / "whole", Camera()))
 
 
 def test_unreadable_images_are_refused_and_then_skipped_without_reading_again(
-    tmp_path: Path,
-) -> None:
+    tmp_path,
+):
     bad = (3, *range(30, 36))
     message = r"lacks 7 of 40 images, .*: image-3 \(OSError: torn.* 2 more.*undecodable=skip"
     with pytest.raises(ValueError, match=message):
@@ -122,9 +119,7 @@ def test_unreadable_images_are_refused_and_then_skipped_without_reading_again(
 
 
 @pytest.mark.parametrize("place", ["add", "finish"])
-def test_a_full_disk_is_named_and_leaves_no_pack(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
-) -> None:
+def test_a_full_disk_is_named_and_leaves_no_pack(tmp_path, monkeypatch, place):
     real = getattr(BetonWriter, place)
     calls = itertools.count()
 
@@ -153,9 +148,7 @@ def test_a_full_disk_is_named_and_leaves_no_pack(
         ("images.beton", Path.unlink, 0),
     ],
 )
-def test_what_a_stopped_encoder_left_is_taken_up_to_the_first_damage(
-    tmp_path: Path, name: str, damage: Callable[[Path], None], left: int
-) -> None:
+def test_what_a_stopped_encoder_left_is_taken_up_to_the_first_damage(tmp_path, name, damage, left):
     with pytest.raises(KeyboardInterrupt):
         make(tmp_path / "p", Camera(20, KeyboardInterrupt()))
     damage(tmp_path / ".p.tmp" / name)
@@ -168,9 +161,7 @@ def test_what_a_stopped_encoder_left_is_taken_up_to_the_first_damage(
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), MemoryError()])
-def test_what_may_pass_stops_a_run_and_is_not_taken_for_a_bad_image(
-    tmp_path: Path, error: Exception
-) -> None:
+def test_what_may_pass_stops_a_run_and_is_not_taken_for_a_bad_image(tmp_path, error):
     named = "image-20: " if isinstance(error, OSError) else None
     with pytest.raises(type(error), match=named):
         make(tmp_path / "p", Camera(20, error), on_error="skip")

@@ -19,7 +19,7 @@ from loaders.stream import Stream, open_source
 
 
 @pytest.fixture(scope="module")
-def packs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pack]:
+def packs(tmp_path_factory) -> dict[str, Pack]:
     folder = tmp_path_factory.mktemp("packs")
     return {format: make(folder / format, format) for format in ("raw", "jpeg")}
 
@@ -31,7 +31,7 @@ def uneven(seed: int, epochs: int = 2) -> list[np.ndarray]:
     return [part for cut in cuts for part in np.split(rng.permutation(COUNT), cut)]
 
 
-def test_resident_is_the_pack(packs: dict[str, Pack]) -> None:
+def test_resident_is_the_pack(packs):
     source = Resident(packs["raw"])
     (batch,) = source.batches([np.array([5, 60, 5])])
     assert batch.images.dtype == torch.uint8 and batch.images.shape == (3, 3, *SHAPE)
@@ -49,7 +49,7 @@ def test_resident_is_the_pack(packs: dict[str, Pack]) -> None:
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), workers=st.integers(1, 4))
 @pytest.mark.parametrize("format", ["raw", "jpeg"])
-def test_stream_is_resident(packs: dict[str, Pack], format: str, seed: int, workers: int) -> None:
+def test_stream_is_resident(packs, format, seed, workers):
     positions = uneven(seed)
     streamed = Stream(packs[format], workers=workers).batches(iter(positions))
     expected = Resident(packs[format]).batches(positions)
@@ -59,7 +59,7 @@ def test_stream_is_resident(packs: dict[str, Pack], format: str, seed: int, work
 
 
 @pytest.mark.slow
-def test_a_stuck_reader_is_named_and_does_not_hold_up_the_exit(packs: dict[str, Pack]) -> None:
+def test_a_stuck_reader_is_named_and_does_not_hold_up_the_exit(packs):
     script = (
         "import sys, threading, numpy; from loaders import pack, stream; stream.TIMEOUT_S = 0.1; "
         "source = stream.Stream(pack.Pack.open(sys.argv[1])); "
@@ -74,9 +74,7 @@ def test_a_stuck_reader_is_named_and_does_not_hold_up_the_exit(packs: dict[str, 
     )
 
 
-def test_open_source_chooses_by_memory(
-    packs: dict[str, Pack], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_open_source_chooses_by_memory(packs, monkeypatch, caplog):
     pack = packs["jpeg"]
     caplog.set_level(logging.INFO)
     assert fits(pack) and isinstance(open_source(pack), Resident)
@@ -99,7 +97,7 @@ def group(folder: Path, limit: str, used: int, cached: int, *, version: int = 2)
     (folder / "memory.stat").write_text(f"anon 5\n{prefix}inactive_file {cached}\n")
 
 
-def test_memory_is_what_the_processs_own_groups_leave(tmp_path: Path) -> None:
+def test_memory_is_what_the_processs_own_groups_leave(tmp_path):
     listed, mount = tmp_path / "cgroup", tmp_path / "mount"
     assert free_in_groups(listed, mount) == float("inf")
     listed.write_text("0::/slurm/job_7/step_0\n")

@@ -22,14 +22,14 @@ def opened(data: bytes) -> zipfile.ZipFile:
 
 
 @pytest.mark.parametrize("deflated", [False, True])
-def test_members_are_those_that_python_decrypts(deflated: bool) -> None:
+def test_members_are_those_that_python_decrypts(deflated):
     archive = opened(encrypted(MEMBERS, "schlüssel", deflated))
     for member in archive.infolist():
         expected = archive.read(member, "schlüssel".encode())
         assert zip_cipher.read(archive, member, "schlüssel") == expected == MEMBERS[member.filename]
 
 
-def test_other_passwords_never_give_content() -> None:
+def test_other_passwords_never_give_content():
     """A byte checks the password, so one in 256 wrong ones shows only in the checksum."""
     archive = opened(encrypted(MEMBERS, "right"))
     errors = set()
@@ -41,7 +41,7 @@ def test_other_passwords_never_give_content() -> None:
 
 
 @pytest.mark.parametrize("deflated", [False, True])
-def test_damage_is_seen(deflated: bool) -> None:
+def test_damage_is_seen(deflated):
     data = bytearray(encrypted(MEMBERS, "right", deflated))
     place = opened(bytes(data)).getinfo("folder/255.png").header_offset
     data[place + 100] ^= 1

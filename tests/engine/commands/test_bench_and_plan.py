@@ -6,14 +6,18 @@ import pytest
 
 from engine import cli
 from engine.commands import plan
+from engine.grid import speed
 
 SMALL = ["vit_tiny_random", "device=cpu", "--steps", "2", "--batch", "2"]
 
 
 @pytest.mark.slow
-def test_a_row_for_each_method_and_pass(tmp_path, capsys):
-    file = tmp_path / "speed.json"
-    assert cli.main(["bench", *SMALL, "--json", str(file)]) == 0
+def test_a_row_for_each_method_and_pass(tmp_path, capsys, monkeypatch):
+    """Each is measured by the peak of its own precision."""
+    file, kinds = tmp_path / "speed.json", []
+    monkeypatch.setattr(speed, "peak", lambda _, kind: kinds.append(kind) or 1.0)
+    assert cli.main(["bench", *SMALL, "evaluate.precision=bf16", "--json", str(file)]) == 0
+    assert kinds == ["fp32", "fp32", "fp32", "bf16", "fp32", "bf16"]
     table = capsys.readouterr().out
     rows = json.loads(file.read_text())["rows"]
     names = ["fine_tune", "ewc", "lwf", "evaluation", "plain training", "plain evaluation"]

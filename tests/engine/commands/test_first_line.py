@@ -1,12 +1,9 @@
 """A command says what it does before it imports what takes seconds."""
 
-import subprocess
 import sys
 from pathlib import Path
 
-import grids
-
-ROOT = Path(__file__).resolve().parents[3]
+from processes import ROOT, run
 
 LATE = {
     "encode imagenet_a --source /nowhere --model resnet18": "--source /nowhere: there is no such",
@@ -30,20 +27,15 @@ def test_a_campaign_is_planned_without_torch():
         "import sys\nfrom engine.grid import campaign\nplan = campaign.plan('emoji', (), 1)\n"
         "print(*plan.rows['soup'].needs, {'torch', 'timm', 'pandas'} & {*sys.modules})"
     )
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "fine_tune ewc lwf set()"
+    done = run([sys.executable, "-c", code])
+    assert done.stdout.strip() == "fine_tune ewc lwf set()", done.stderr
 
 
 def shown(folder: Path, code: str, *commands: str) -> list[str]:
     """Error output of Python where torch cannot be imported; each command's ends with its code."""
     (folder / "torch.py").write_text("raise SystemExit(7)\n")
-    done = subprocess.run(
-        [sys.executable, "-c", code, *commands], cwd=folder,
-        env=grids.environment() | {"PYTHONPATH": f"{folder}:{ROOT}"},
-        capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=60,
-    )  # fmt: skip
-    return done.stderr.splitlines()
+    command = [sys.executable, "-c", code, *commands]
+    return run(command, folder, PYTHONPATH=f"{folder}:{ROOT}").stderr.splitlines()
 
 
 def test_a_line_comes_before_torch(tmp_path):

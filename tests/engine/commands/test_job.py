@@ -1,19 +1,16 @@
 """A job of a campaign as a program: its device, its GPU, its ranks."""
 
-import subprocess
 import sys
-from pathlib import Path
 
 import campaigns
 import grids
 import pytest
 import torch
+from processes import run
 from safetensors.torch import load_file
 
 from engine.commands import job
 from engine.machine import gpus, ranks
-
-ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_a_job_takes_free_gpus_and_of_several_becomes_the_launcher(monkeypatch, tmp_path):
@@ -46,11 +43,7 @@ def test_a_column_on_two_ranks_is_close_to_that_on_one(folder, finished, tmp_pat
     runs = campaigns.unfinished(finished, tmp_path / "runs")
     plan = campaigns.planned(folder, f"runs={runs}", "trackers=[tensorboard]")  # of the first rank
     command = [sys.executable, "-m", "engine.commands.job", "column-few"]
-    environment = {k: v for k, v in grids.environment().items() if not k.endswith("_IFNAME")}
-    process = subprocess.run(
-        [*command, "--plan", str(plan.path), "--ranks", "2"], cwd=ROOT, env=environment,
-        capture_output=True, text=True, timeout=200,
-    )  # fmt: skip
+    process = run([*command, "--plan", str(plan.path), "--ranks", "2"])
     assert process.returncode == 0, process.stderr[-3000:]
     (cell,) = (runs / "store" / "cells").glob("fine_tune-few-*")
     cells = {"1": finished / "store" / "cells" / cell.name, "2": cell}

@@ -5,32 +5,22 @@ import runpy
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import grids
 import pytest
 import torch
+from processes import ROOT, run
 from safetensors.torch import load_file
 
 from engine import cli, recipe
 from engine.errors import FirstRankError
 from engine.machine import entry, ranks
 
-ROOT = Path(__file__).resolve().parents[3]
 LAUNCH = str(ROOT / "engine" / "launch.py")
 PYTHON = sys.executable
 DEEPSPEED, RIB = (str(Path(PYTHON).with_name(name)) for name in ("deepspeed", "rib"))
-
-
-def run(command: Sequence[str], cwd: Path = ROOT, **environment: str) -> Any:
-    """A finished process."""
-    return subprocess.run(
-        command, cwd=cwd, env=grids.environment() | environment, capture_output=True, text=True,
-        timeout=300,
-    )  # fmt: skip
 
 
 def test_a_mistake_is_one_line_and_debug_shows_its_traceback(capsys, monkeypatch):

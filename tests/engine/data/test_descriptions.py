@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import timm
 import torch
-from grids import CLASSES, SIZE, VIT, Grid, grid
+from grids import CLASSES, SIZE, VIT, Grid
 from safetensors.torch import save_file
-from user_checkpoints import checkpoint, user_grid
+from user_checkpoints import checkpoint
 
 from engine import cli, models
 from engine.data import descriptions
@@ -20,7 +20,6 @@ from engine.evaluation import passes, user_models
 from engine.evaluation.accuracies import Model, on_set
 from engine.recipe.schema import ModelRecipe
 
-__all__ = ["grid", "user_grid"]
 TIMMS = {
     "mean": [0.4, 0.5, 0.5],
     "std": [0.2, 0.2, 0.3],

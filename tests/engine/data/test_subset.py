@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from grids import COPIES, FEW, grid, listing, same, weights
+from grids import COPIES, FEW, listing, same, weights
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,7 +18,6 @@ from engine.data.sets import LabelledSet
 from engine.data.splits import first_of_each_class, portion_of_each_class
 from engine.recipe.schema import DatasetRecipe, Recipe
 
-__all__ = ["grid"]
 LABELS = st.lists(st.integers(0, 6), max_size=80).map(lambda x: np.array(x, dtype=np.int64))
 SEEDS = st.integers(0, 4)
 PORTIONS = st.floats(0, 1, exclude_min=True)

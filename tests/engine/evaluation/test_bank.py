@@ -12,15 +12,10 @@ from evaluations import (
     Counted,
     by_timm,
     check_predictions,
-    expected,
-    fresh,
-    mixes,
     room_for_models,
     same,
-    small_slices,
     tables,
 )
-from grids import grid
 
 from engine.evaluation import bank, passes
 from engine.grid import jobs
@@ -29,8 +24,6 @@ from engine.measures import predictions
 from engine.measures.calibration import TEMPERATURES
 from engine.store import cells
 from engine.store.cells import Ensemble, Entry
-
-__all__ = ["expected", "fresh", "grid", "mixes", "small_slices"]
 
 
 @pytest.mark.parametrize(("room", "reads"), [(2, 3), (8, 1)])
@@ -146,9 +139,3 @@ def test_a_mix_and_an_ensemble_of_the_same_cells_have_predictions_of_their_own(g
     assert not of_ensemble["p_true"].equals(of_mix["p_true"])
     places = [passes.predicted(builder.run, each, SET, "all") for each in (entry.mix, turned)]
     assert places[0] == places[1]
-
-
-@pytest.mark.parametrize("members", ["[fine_tune]", "[ewc,lwf,ewc]"])
-def test_members_are_two_or_more_and_none_twice(grid, members):
-    with pytest.raises(ValueError, match="name two methods or more, or `pre`, none twice"):
-        grid.builder("method=ensemble", f"method.members={members}")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from grids import CONV, VIT, Grid, grid, images, reference
+from grids import CONV, VIT, Grid, images, reference
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,8 +13,6 @@ from engine.evaluation import bank, cka
 from engine.grid.build import Builder
 from engine.recipe.schema import ModelRecipe
 from engine.store.cells import Cell
-
-__all__ = ["grid"]
 
 SET = "tinted"  # 35 images
 WORDS = ("evaluate.cka=30", "evaluate.batch_size=8")
@@ -128,11 +126,6 @@ def test_blocks_of_architectures(monkeypatch):
     monkeypatch.setattr(cka, "_blocks", lambda *_: ())
     with pytest.raises(RecipeError, match=r"test_vit is no chain of blocks.*evaluate\.cka=0"):
         names("test_vit")
-
-
-def test_too_few_images_are_refused_at_once(grid):
-    with pytest.raises(RecipeError, match=r"evaluate\.cka=1.*4 images or more"):
-        grid.builder("evaluate.cka=1")
 
 
 def of_pairs(pairs) -> float:

@@ -6,17 +6,15 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from evaluations import by_timm, check_predictions, fresh, mixes, tables
+from evaluations import by_timm, check_predictions, tables
 from evaluations import same as same_tables
-from grids import CONV, SETS, VIT, grid, images, reference, same, weights
+from grids import CONV, SETS, same, weights
 from PIL import Image
 
 from engine.evaluation import passes
 from engine.grid.build import Builder
 from engine.recipe.options import OPTIONS
 from engine.store import cells
-
-__all__ = ["fresh", "grid", "mixes"]
 
 
 def test_a_bank_says_what_each_model_says_alone_bit_for_bit(grid, fresh, mixes):
@@ -76,19 +74,6 @@ def test_a_split_is_evaluated_alone_and_without_one_all_is(grid):
     assert passes.predicted(whole.run, mix, "outline", "holdout") == passes.predicted(
         whole.run, mix, "outline", "all"
     )
-
-
-def test_features_are_the_pre_logits_in_the_order_of_the_pack(grid):
-    for arch in (VIT, CONV):
-        builder = grid.builder(f"model.arch={arch}")
-        features = builder.features(builder.base, builder.sets["few"])
-        net = reference(builder.base.state(), arch)
-        with torch.no_grad():
-            x = images(grid, "few", np.arange(len(features)), arch)
-            expected = net.forward_head(net.forward_features(x), pre_logits=True)
-            torch.testing.assert_close(features.double(), expected, rtol=1e-3, atol=1e-4)
-            logits = builder.logits(builder.base, builder.sets["few"])(np.arange(len(features)))
-            torch.testing.assert_close(logits.double(), net(x), rtol=1e-3, atol=1e-4)
 
 
 def test_other_images_or_a_head_of_other_classes_have_predictions_of_their_own(grid, tmp_path):

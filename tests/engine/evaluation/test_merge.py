@@ -7,15 +7,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from evaluations import State, average, by_timm, check_predictions
-from grids import CONV, Grid, grid, same, weights
+from grids import CONV, Grid, same, weights
 
 from engine.evaluation import bank, passes
 from engine.grid.build import Builder
 from engine.methods import soup
 from engine.store import cells
 from engine.store.cells import Entry
-
-__all__ = ["grid"]
 
 
 def mixed(builder: Builder, mix: cells.Mix) -> State:
@@ -101,21 +99,6 @@ def test_a_uniform_soup_is_the_mean_of_its_members(grid, members):
     cells = [builder.base if name == "pre" else builder.cell(name) for name in members]
     assert entry.mix == dict.fromkeys({c.name for c in cells}, 1 / len(set(members)))
     close(mixed(builder, entry.mix), average([weights(c) for c in cells], [0.25] * 4))
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (("soup", "members=[]"), "method.members is empty"),
-        (("soup", "members=[wise_ft,pre]"), "soup needs wise_ft, which mixes cells"),
-        (("wise_ft", "alphas=[1.5]"), "method.alphas=.* a number of at least 0 and at most 1"),
-    ],
-)
-def test_what_cannot_be_mixed_is_refused(grid, words, message):
-    before = set((grid.runs / "store/cells").iterdir())
-    with pytest.raises(ValueError, match=message):
-        grid.build(f"method={words[0]}", f"method.{words[1]}", "seed=77")
-    assert set((grid.runs / "store/cells").iterdir()) == before
 
 
 def test_prompts_and_models_of_different_architecture_have_no_mean(grid: Grid):

@@ -8,14 +8,12 @@ import pytest
 import timm
 import torch
 from evaluations import State, average, by_timm
-from grids import CLASSES, CONV, SIZE, VIT, Grid, grid, same, weights
+from grids import CLASSES, CONV, SIZE, VIT, Grid, same, weights
 from safetensors.torch import load_file, save_file
-from user_checkpoints import user_grid
 
 from engine import cli
 from engine.evaluation import bank, user_merges, user_models
 
-__all__ = ["grid", "user_grid"]
 FEW = ("train.epochs=1", "train.batch_size=5", "train.freeze_batchnorm=false")
 
 

@@ -8,11 +8,11 @@ import pytest
 import tiny_clip
 import torch
 from evaluations import check_predictions
-from grids import SIZE, VIT, Grid, grid, labels
+from grids import SIZE, VIT, Grid, labels
 from PIL import Image
 from safetensors.torch import save_file
-from tiny_clip import ARCH, open_clip
-from user_checkpoints import checkpoint, rows, user_grid
+from tiny_clip import ARCH
+from user_checkpoints import checkpoint, rows
 
 from engine import models
 from engine.evaluation import user_models
@@ -20,8 +20,6 @@ from engine.evaluation.accuracies import OnSet
 from engine.models import clip
 from engine.recipe.schema import ModelRecipe, WeightsRecipe
 from engine.store.artifacts import Store
-
-__all__ = ["grid", "open_clip", "user_grid"]
 
 
 @pytest.fixture

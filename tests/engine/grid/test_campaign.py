@@ -100,15 +100,8 @@ def test_a_users_method_is_a_part_of_its_campaign(folder, tmp_path):
         ("  soup: {method: {members: [pre, wise_ft]}}", "soup needs wise_ft, which mixes cells"),
         ("vary: {train.epoch: [1]}", r"of_text\.yaml \(vary\): unknown key 'train.epoch'.* 'train"),
         ("vary: {train.epochs: []}", r"of_text\.yaml: vary: train.epochs needs a list of values"),
-        (
-            "vary: {train.epochs: [[1]]}",
-            r"vary: train.epochs cannot be \[1\]; values",
-        ),
+        ("vary: {train.epochs: [[1]]}", r"vary: train.epochs cannot be \[1\]; values are"),
         ("vary: {optimizer.name: [a/b]}", r"cannot be 'a/b'; values are"),
-        (
-            "vary: {optimizer.lr: [1, 1.0]}",
-            r"of_text\.yaml.*lr names 1.0 twice, as 1 and 1.0",
-        ),
         ("vary: {method.lam: [1, 2]}", r"vary: method.lam cannot vary; .*\(`methods=\[ROW\]`\)"),
         ("vary: [train.epochs]", r"of_text\.yaml.*vary must hold `KEY: \[1, 2\]` lines"),
         ("downstreams: [fewer]", r"of_text\.yaml: downstreams: 'fewer' is not a set of .*'few'"),
@@ -193,7 +186,6 @@ def test_a_set_below_the_root_need_not_be_encoded(tmp_path, capsys, ran):
     ("model", "printed"),
     [
         ("mine.yaml", "mine.yaml"),
-        ("resnet34", "resnet34"),
         ("{name: own, arch: resnet18, weights: {source: random}}", "MODEL"),
     ],
 )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import campaigns
 import pytest
-from damage import cut, empty, flip
+from damage import cut, flip
 from endings import heal
 
 from engine import cli
@@ -39,7 +39,7 @@ DAMAGED = {
     "store/cells/fine_tune-outline-*/done.json": Path.unlink,
     "store/cells/wise_ft-outline-*/cell.json": folder_of,
     "shapes/plans/*/evaluations.json": swap,
-    "shapes/plans/*/plan.json": empty,
+    "shapes/plans/*/plan.json": cut,
     "shapes/report/accuracy.csv": flip,
 }
 UNFINISHED = {  # what the report reads when the campaign's own files are gone

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from evaluations import by_timm
 from safetensors.torch import load_file
 
 from engine import cli
@@ -61,7 +62,7 @@ def test_export_names_its_members(words, folder, tmp_path, capsys):
         assert timm.create_model(f"local-dir:{tmp_path / str(number)}", pretrained=True)
 
 
-def test_it_is_judged_on_sets_of_ones_own(words, folder):
+def test_it_is_judged_on_sets_of_ones_own(words, folder, grid):
     few = f"other={folder / 'images' / 'few'}"
     assert cli.main(["evaluate", "--campaign", *words, "--sets", few]) == 0
     report = record.find(words[0], words[1:]).report
@@ -69,7 +70,8 @@ def test_it_is_judged_on_sets_of_ones_own(words, folder):
     store = folder / "runs" / "store" / "cells"
     cells = [next(store.glob(f"{name}-*")) for name in ("linear_probe-upstream", "fine_tune")]
     states = [load_file(cell / "weights.safetensors") for cell in cells]
-    both, (truth, _) = zip(*(campaigns.by_timm(s, folder, "few") for s in states), strict=True)
+    answers = [by_timm(grid, "few", state, mask="none") for state in states]
+    both, (truth, _) = zip(*answers, strict=True)
     right = torch.stack(both).mean(0).argmax(1) == truth
     assert float(rows["ensemble"]["accuracy"]) == pytest.approx(100 * np.mean(right.numpy()))
 

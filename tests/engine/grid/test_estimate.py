@@ -32,6 +32,12 @@ def test_training_and_evaluation_are_images_times_passes(counted):
     assert counted.shared.images == everywhere
 
 
+def test_a_column_of_few_shots_trains_on_as_many(folder):
+    words = [f"runs={folder / 'none'}", "dataset.classes=5", "dataset.shots=2"]
+    few = estimate.of(campaign.plan(str(folder / "shapes.yaml"), words))
+    assert {parts[0].images for parts in few.columns} == {2 * 5 * 2}
+
+
 def test_operations_are_those_of_one_forward_pass(counted):
     classes = 1000  # of a folder that is not read
     net = timm.create_model("test_vit", num_classes=classes, img_size=32).eval()

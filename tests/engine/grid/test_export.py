@@ -1,5 +1,6 @@
 """`rib export`: timm, given the folder alone, answers as the campaign's stored predictions do."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from timm.data.transforms_factory import create_transform
 import engine
 from engine import cli
 from engine.data import descriptions
-from engine.grid import export
+from engine.grid import export, record
 
 MORE = "  soup: {method: {members: [pre, fine_tune]}}\n  visual_prompt: {}\ndownstreams: [few]\n"
 
@@ -27,8 +28,8 @@ MORE = "  soup: {method: {members: [pre, fine_tune]}}\n  visual_prompt: {}\ndown
 def finished(folder, grid) -> list[str]:
     """The words that name a campaign with mixes and a prompt."""
     # Neither mean nor crop are the architecture's: both must come from the exported folder.
-    model = (folder / "model.yaml").read_text() + "crop: 0.8\nstd: [0.2, 0.3, 0.4]\n"
-    (folder / "cropped.yaml").write_text(model)
+    model = (folder / "model.yaml").read_text().replace("crop: 1.0", "crop: 0.8")
+    (folder / "cropped.yaml").write_text(f"{model}std: [0.2, 0.3, 0.4]\n")
     text = (folder / "shapes.yaml").read_text().replace("model.yaml", "cropped.yaml")
     text = text.replace("0.0, 0.5", "0.0, 0.25").replace("  linear_probe: {}\n", "")
     (folder / "exported.yaml").write_text(text + MORE)
@@ -127,6 +128,10 @@ def test_which_row_is_never_guessed_and_a_parent_that_is_gone_is_named(
         error = capsys.readouterr().err
         assert message in error
     assert "; run `rib campaign " in error
+    campaign = record.find(finished[0], finished[1:])
+    row = next(row for row in campaign.record.evaluations if row.method == "soup")
+    with pytest.raises(ValueError, match=r"a run in another folder, .* keeps them"):
+        export.row_of_campaign(campaign, dataclasses.replace(row, setting="step=2"))
     (tmp_path / "away").rename(cell)
     assert not list(tmp_path.iterdir())
 

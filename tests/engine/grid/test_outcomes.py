@@ -3,16 +3,15 @@
 import argparse
 import dataclasses
 import json
-import os
 import re
 import shlex
-import subprocess
 import sys
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import campaigns
 import pytest
+from processes import run
 
 from engine.commands import job
 from engine.errors import DivergedError, FirstRankError
@@ -99,10 +98,7 @@ def test_users_errors_end_their_next_attempts_at_once(folder, tmp_path):
     file.write_text(json.dumps({place.name: settings}))
     command = [sys.executable, "-P", "-m", "snakemake", "--snakefile", str(workflow.WORKFLOW)]
     words = ["--directory", str(place.parent), "--cores", "1", "--retries", "2", "--keep-going"]
-    done = subprocess.run(
-        [*command, *words], env=os.environ | {workflow.JOBS: str(file)}, capture_output=True,
-        text=True, timeout=120,
-    )  # fmt: skip
+    done = run([*command, *words], **{workflow.JOBS: str(file)})
     assert done.returncode == 1, done.stderr
     begun = {name: len((place / f"column-{name}").read_text().split()) for name in ENDS}
     assert begun == {"user-error": 1, "bug": 3, "preempted": 3, "killed": 3}, done.stderr

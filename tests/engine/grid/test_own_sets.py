@@ -1,5 +1,6 @@
 """A finished campaign's rows on a user's set: all, by timm's numbers, and nothing is trained."""
 
+import itertools
 import shutil
 from operator import itemgetter
 from pathlib import Path
@@ -8,6 +9,8 @@ import campaigns
 import pytest
 import torch
 from campaigns import SETS
+from evaluations import by_timm
+from grids import Grid
 from safetensors.torch import load_file
 
 from engine import cli
@@ -28,9 +31,9 @@ def evaluate(place: Path, *words: str) -> int:
     return cli.main([*command, f"runs={place / 'runs'}"])
 
 
-def accuracy(state: dict[str, torch.Tensor], place: Path, name: str) -> float:
+def accuracy(grid: Grid, state: dict[str, torch.Tensor], name: str) -> float:
     """By timm in float64, unmasked."""
-    logits_NC, truth_N = campaigns.by_timm(state, place, name)
+    logits_NC, truth_N = by_timm(grid, name, state, mask="none")
     return 100 * (logits_NC.argmax(1) == truth_N).double().mean().item()
 
 
@@ -39,7 +42,7 @@ def state(place: Path, cell: str) -> dict[str, torch.Tensor]:
     return load_file(path / "weights.safetensors")
 
 
-def test_all_rows_are_judged_and_nothing_else_changes(place, capsys):
+def test_all_rows_are_judged_and_nothing_else_changes(place, grid, capsys):
     store, report = place / "runs" / "store" / "cells", place / "runs" / "shapes" / "report"
     cells = sorted(store.iterdir())
     before = {path: path.read_bytes() for path in report.rglob("*") if path.is_file()}
@@ -50,6 +53,8 @@ def test_all_rows_are_judged_and_nothing_else_changes(place, capsys):
     assert sorted(store.iterdir()) == cells
 
     rows = campaigns.rows(report / "accuracy-on-other.csv")
+    in_table = [method for method, _ in itertools.groupby(row["method"] for row in rows)]
+    assert in_table == ["pre", *campaigns.METHODS], "in the order of the other tables"
     in_campaign = campaigns.rows(report / "accuracy.csv")
     arm = itemgetter("model", "method", "variant", "alpha", "downstream")
     assert {arm(row) for row in rows} == {arm(row) for row in in_campaign}
@@ -57,7 +62,7 @@ def test_all_rows_are_judged_and_nothing_else_changes(place, capsys):
     assert {of_set(row) for row in rows} == {("other", "21", "none", "5")}
     assert rows[0]["method"] == "pre" and rows[0]["change"] == ""
     start = state(place, "linear_probe-upstream")
-    assert float(rows[0]["accuracy"]) == pytest.approx(accuracy(start, place, "few"), abs=1e-5)
+    assert float(rows[0]["accuracy"]) == pytest.approx(accuracy(grid, start, "few"), abs=1e-5)
     for row in rows[1:]:
         moved = float(row["accuracy"]) - float(rows[0]["accuracy"])
         assert float(row["change"]) == pytest.approx(moved, abs=1e-5) and row["change_low"] == ""
@@ -67,7 +72,7 @@ def test_all_rows_are_judged_and_nothing_else_changes(place, capsys):
         tuned = state(place, f"fine_tune-{downstream}")
         half = {k: (start[k] + tuned[k]) / 2 for k in start}
         for method, alpha, weights in (("fine_tune", "", tuned), ("wise_ft", "0.5", half)):
-            expected = accuracy(weights, place, "few")
+            expected = accuracy(grid, weights, "few")
             assert by_arm[method, alpha, downstream] == pytest.approx(expected, abs=1e-5)
     assert len(campaigns.rows(report / "accuracy-on-new.csv")) == len(rows)
 

@@ -4,12 +4,12 @@ import contextlib
 import dataclasses
 import itertools
 import os
-import stat
 import subprocess
 from pathlib import Path
 
 import pytest
 import torch
+from processes import programs
 
 from engine import cli
 from engine.errors import CampaignError
@@ -104,7 +104,7 @@ def test_states_come_from_sacct_where_there_is_accounting(tmp_path, monkeypatch)
     assert "--slurm-status-command squeue" in text
     assert environment["SBATCH_ACCOUNT"] == "lab" and "lab" not in text
     assert environment["PATH"].startswith(f"{tmp_path / 'bin'}:")
-    fake(tmp_path, squeue='echo "$@"')
+    programs(tmp_path, squeue='echo "$@"')
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{tmp_path}:/bin")
     words_of_squeue = subprocess.check_output(["sacct", "-X", "--name", "a-b"], text=True)
     assert words_of_squeue == "--format=%i|%T --states=all --noheader --name a-b\n"
@@ -120,12 +120,6 @@ def test_device_follows_the_partition():
         slurm.device("cuda", slurm.Cluster(False, True))
 
 
-def fake(folder: Path, **programs: str) -> None:
-    for name, script in programs.items():
-        (folder / name).write_text(f"#!/bin/sh\n{script}\n")
-        (folder / name).chmod(stat.S_IRWXU)
-
-
 def test_a_cluster_is_read_from_slurms_own_words(tmp_path, monkeypatch):
     def config(accounting: str, age_s: int) -> str:
         return f"echo 'AccountingStorageType = {accounting}'; echo 'MinJobAge = {age_s} sec'"
@@ -135,18 +129,18 @@ def test_a_cluster_is_read_from_slurms_own_words(tmp_path, monkeypatch):
             slurm.cluster(partition)
 
     with_database, without = "accounting_storage/slurmdbd", "(null)"
-    fake(tmp_path, sbatch="", sinfo="echo 'gpu:a100:4'", scontrol=config(with_database, 10))
+    programs(tmp_path, sbatch="", sinfo="echo 'gpu:a100:4'", scontrol=config(with_database, 10))
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
     monkeypatch.setattr(slurm.importlib.util, "find_spec", lambda name: object())
     assert slurm.cluster("") == CLUSTER
-    fake(tmp_path, sinfo="echo '(null)'", scontrol=config(without, 210))
+    programs(tmp_path, sinfo="echo '(null)'", scontrol=config(without, 210))
     assert slurm.cluster("") == slurm.Cluster(False, False)
     # The plugin asks every 180 s in the end, and waits for ever for a job that is not listed.
-    fake(tmp_path, scontrol=config(without, 209))
+    programs(tmp_path, scontrol=config(without, 209))
     refused(r"forgets a finished job after 209 s \(MinJobAge\)")
-    fake(tmp_path, sinfo="true")
+    programs(tmp_path, sinfo="true")
     refused("--partition fast: Slurm has none of that name", "fast")
-    fake(tmp_path, sinfo="echo 'Unable to contact' >&2; exit 1")
+    programs(tmp_path, sinfo="echo 'Unable to contact' >&2; exit 1")
     refused(r"Slurm does not answer: sinfo .*: Unable to contact")
     monkeypatch.setenv("PATH", "")
     refused("there is no sbatch")
@@ -159,7 +153,7 @@ def test_the_queue_is_emptied_of_this_run(tmp_path, monkeypatch):
     place = tmp_path / "4faa"
     mine, other = f"rib-4faa-{os.getpid()}_1-2", f"rib-4faa-{os.getpid() + 1}_1-2"
     queue = f"echo '7 {mine}'; echo '8 {other}'; echo '9 x'"
-    fake(tmp_path, scancel=f'echo "$@" >> {tmp_path}/cancelled', squeue=queue)
+    programs(tmp_path, scancel=f'echo "$@" >> {tmp_path}/cancelled', squeue=queue)
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
     assert f"--slurm-jobname-prefix rib-4faa-{os.getpid()} " in words(CLUSTER, place)[0]
     slurm.cancel(place)

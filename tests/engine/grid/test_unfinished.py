@@ -6,7 +6,6 @@ import torch
 
 from engine import cli
 from engine.grid import attempts, campaign, jobs, make_record, outcomes
-from engine.machine import ranks
 
 CPU = torch.device("cpu")
 
@@ -14,7 +13,6 @@ CPU = torch.device("cpu")
 @pytest.mark.slow
 def test_finished_columns_are_reported_and_the_others_named(folder, grid, capsys):
     plan = campaigns.planned(folder, f"runs={folder / 'partial'}")
-    ranks.start("cpu")
     jobs.prepare(plan, CPU)
     with (
         pytest.raises(ValueError, match="no room"),

@@ -1,9 +1,9 @@
 """`rib verify` reports a difference from published accuracies, beyond the sampling error."""
 
-import campaigns
 import grids
 import pytest
 import torch
+from evaluations import by_timm
 
 from engine import models, recipe
 from engine.commands import verify as command
@@ -36,9 +36,8 @@ def test_measured_and_published_are_compared(folder, grid, tmp_path):
     checks = {check.name: check for check in verify.verify(first)}
     assert checks["tinted"].why_not == "not encoded" and checks["tinted"].measured is None
     assert checks["few"].images == 3 * grids.COPIES and checks["few"].measured is not None
-    logits, truth = campaigns.by_timm(first.base.state(), folder, "few")
-    possible = torch.tensor([grids.CLASSES.index(name) for name in grids.FEW])
-    right = possible[logits[:, possible].argmax(1)] == truth
+    logits, truth = by_timm(grid, "few", first.base.state())
+    right = logits.argmax(1) == truth
     assert checks["few"].measured == pytest.approx(100 * right.double().mean().item())
     half = checks["few"].half_width
     assert 5 < half < 45 and f" ±{half:.1f}" in command.text("mine", list(checks.values()))

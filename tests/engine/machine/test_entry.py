@@ -7,10 +7,9 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+from processes import ROOT
 
 from engine.machine import entry, files, parent
-
-ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.mark.parametrize("closed", [(1,), (0, 1, 2)])

@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from processes import ROOT
 
 from engine.machine import files
 
@@ -22,7 +23,7 @@ os.execvp("cat", ["cat"])  # a launcher that the job becomes
 def job(folder: Path, count: int, number: int) -> tuple[subprocess.Popen[str], list[int]]:
     command = [sys.executable, "-c", CLAIM, str(folder), str(count), str(number)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(command, cwd=Path(__file__).parents[3], **pipes)  # type: ignore[call-overload]
+    process = subprocess.Popen(command, cwd=ROOT, **pipes)  # type: ignore[call-overload]
     assert process.stdout is not None
     return process, [int(word) for word in process.stdout.readline().split()]
 

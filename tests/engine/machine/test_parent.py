@@ -8,16 +8,14 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import psutil
 import pytest
-from processes import heed_signals, lives, until
+from processes import ROOT, heed_signals, lives, until
 
 from engine.machine import parent
 
 HOST = socket.gethostname()
-ROOT = Path(__file__).resolve().parents[3]
 JOB = """
 from engine.machine import parent
 parent.follow_campaign()

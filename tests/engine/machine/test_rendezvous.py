@@ -4,16 +4,15 @@ import os
 import socket
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from grids import RANK_VARIABLES, environment
+from processes import ROOT
 
 from engine.machine import rendezvous
 
-ROOT = Path(__file__).resolve().parents[3]
 STEP = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_PROCID": "1", "SLURM_LOCALID": "1"}
 STEP |= {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "1"}
 # The environment of a batch script on two tasks, which is a process on its own.

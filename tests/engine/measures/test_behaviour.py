@@ -13,9 +13,7 @@ def predictions_of(top1, label, p_top1=None, weights=None) -> ImagePredictions:
     top1, label = np.asarray(top1), np.asarray(label)
     p_top1 = np.full(len(top1), 0.5) if p_top1 is None else np.asarray(p_top1)
     weights = np.ones(len(top1)) if weights is None else np.asarray(weights, float)
-    return ImagePredictions(
-        top1, label, p_top1.astype(np.float32), weights, 100 * float(np.mean(top1 == label))
-    )
+    return ImagePredictions(top1, label, p_top1.astype(np.float32), weights)
 
 
 @given(st.integers(0, 2**31), st.integers(1, 40))

@@ -3,7 +3,6 @@
 import logging
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -34,7 +33,7 @@ def stored(folder: Path, name: str, logits: np.ndarray, labels: np.ndarray) -> P
     positions = np.arange(len(labels))
     pack = SimpleNamespace(sources=np.char.mod("image %d", positions))
     truth, mask = torch.from_numpy(labels), torch.from_numpy(MASK)
-    labelled: Any = SimpleNamespace(labels=truth, mask=mask, members=None, group=None, pack=pack)
+    labelled = SimpleNamespace(labels=truth, mask=mask, members=None, group=None, pack=pack)
     reduced = Reduction(labelled, CPU, calibration=True)(
         positions, torch.from_numpy(logits).float()
     )
@@ -56,7 +55,7 @@ def best_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
         z = special.log_softmax(logits[:, MASK] / np.exp(log_t), axis=1)
         return -float(np.take_along_axis(z, places, axis=1).mean())
 
-    least: Any = optimize.minimize_scalar(nll, bounds=(-3, 4), method="bounded")
+    least = optimize.minimize_scalar(nll, bounds=(-3, 4), method="bounded")
     return float(np.exp(least.x))
 
 
@@ -66,12 +65,11 @@ def test_the_temperature_and_its_confidences_are_those_of_all_logits(tmp_path, o
     expected = best_temperature(logits, labels)
     path = stored(tmp_path, "held out", logits, labels)
     fitted = predictions.temperature_of(path)
-    assert fitted is not None and not fitted.is_at_end
+    assert not fitted.is_at_end
     assert fitted.value == pytest.approx(expected, rel=0.01)
     other, truth = drawn(500, over, seed=1)
     after = SetPredictions().add(stored(tmp_path, "judged", other, truth), temperature=fitted)
     confidence = softmax(other / fitted.value).max(axis=1)
-    assert after.scaled is not None
     np.testing.assert_allclose(after.scaled, confidence, rtol=2e-3)
     # The same sum of distances with the twin's confidences, but for images at a bin's edge.
     twin = after._replace(p_top1=softmax(other / expected).max(axis=1))
@@ -90,10 +88,9 @@ def test_a_temperature_at_the_end_of_its_range_is_said(tmp_path, caplog, labels_
     path = stored(tmp_path, "a", logits, labels)
     with caplog.at_level(logging.WARNING):
         fitted = predictions.temperature_of(path)
-    assert fitted is not None and fitted.is_at_end and fitted.value == end
+    assert fitted.is_at_end and fitted.value == end
     assert f"a.parquet: the temperature is at the end of its range, {end:g}" in caplog.text
     after = SetPredictions().add(path, temperature=fitted)
-    assert after.scaled is not None
     np.testing.assert_allclose(after.scaled, softmax(logits / end).max(axis=1), rtol=1e-5)
 
 
@@ -110,7 +107,7 @@ def test_macro_and_worst_class_accuracy_are_of_the_classes_that_are_there():
     label = rng.choice([0, 2, 3, 7], 90, p=[0.7, 0.1, 0.1, 0.1])
     top1 = np.where(rng.random(90) < 0.6, label, rng.integers(0, 9, 90))
     weights = rng.random(90)
-    after = ImagePredictions(top1, label, np.ones(90, np.float32), weights, 0.0)
+    after = ImagePredictions(top1, label, np.ones(90, np.float32), weights)
     accuracies = [
         np.average((top1 == label)[label == c], weights=weights[label == c]) for c in set(label)
     ]

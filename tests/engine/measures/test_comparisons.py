@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
-from stores import SETS, gather, grid, mri, random_hits, rows, several_seeds
+from stores import SETS, gather, grid, mri, random_hits, several_seeds
 
 from engine.measures import comparisons
+from engine.measures.tables import rows
 
 PRE, FT, LWF, EWC = range(4)  # arms of a grid of these methods
 

@@ -6,9 +6,10 @@ from statistics import fmean
 import pyarrow.parquet as pq
 import pytest
 from made_results import of_evaluations
-from stores import SETS, cell, grid, mri, random_hits, rows, table
+from stores import SETS, cell, grid, mri, random_hits, table
 
 from engine.measures.intervals import intervals
+from engine.measures.tables import rows
 from engine.report import terminal
 
 METHODS = ("fine_tune", "lwf")

@@ -27,7 +27,6 @@ def claim_of(downstream: list[float], ood: list[float], noise: float):
 
 def test_ood_accuracy_that_falls_before_saturation_bears_the_claim_out():
     claim = claim_of([20, 40, 58, 60], [30, 36, 31, 25], noise=0.5)
-    assert claim is not None
     assert (claim.peak, claim.peak_ood, claim.saturation, claim.best) == (1, 36, 10, 1)
     assert claim.fall == 5 and claim.fall_low < 5 < claim.fall_high and claim.holds
     # Two earlier steps: the interval leaves 0.05 / 2 out, half of it at either side.
@@ -37,11 +36,9 @@ def test_ood_accuracy_that_falls_before_saturation_bears_the_claim_out():
 
 def test_a_fall_after_saturation_or_within_the_noise_does_not():
     after = claim_of([20, 58, 59, 60], [30, 36, 31, 25], noise=0.5)
-    assert after is not None
     assert (after.peak, after.saturation, after.best) == (1, 1, 0)
     assert after.fall == -6 and after.fall_high < 0 and not after.holds
     unsure = claim_of([20, 40, 58, 60], [30, 36, 31, 25], noise=5)
-    assert unsure is not None
     assert unsure.fall == 5 and unsure.fall_low < 0 and not unsure.holds
 
 
@@ -52,7 +49,6 @@ def test_what_a_claim_says_of_its_steps_is_so(downstream: list[int], data: st.Da
     if max(downstream) == downstream[0]:
         assert claim is None
         return
-    assert claim is not None
     at = dict(zip(STEPS, zip(downstream, ood, strict=True), strict=True))
     level = downstream[0] + 0.95 * (max(downstream) - downstream[0])
     reached = [step for step in STEPS if at[step][0] >= level - 1e-9]
@@ -87,7 +83,7 @@ def test_curves_are_means_of_accuracies(tmp_path: Path):
     assert arm == ARM
     by_cell = {
         (row.setting, row.downstream, row.evaluated_on): row.accuracy
-        for row in stores.rows(grid.cells)
+        for row in grid.cells.itertuples()
     }
     for step in (0, 3, 30):
         setting = dynamics.setting(step) if step else ""
@@ -100,9 +96,7 @@ def test_curves_are_means_of_accuracies(tmp_path: Path):
             "upstream": np.mean([accuracy[i, "up"] for i in SETS]),
         }
         for quantity, value in expected.items():
-            (point,) = stores.rows(
-                points[(points["quantity"] == quantity) & (points["step"] == step)]
-            )
+            (point,) = points.query(f"quantity == '{quantity}' and step == {step}").itertuples()
             assert point.value == pytest.approx(value)
             assert point.low < value < point.high
             assert point.high - point.low > 3
@@ -140,9 +134,3 @@ def test_curves_without_a_common_start_are_refused(tmp_path: Path):
     ]
     with pytest.raises(ValueError, match="saw different images of it"):
         dynamics.curves(stores.gather(rows))
-
-
-def test_settings_and_steps():
-    assert dynamics.step_of(ARM._replace(setting=dynamics.setting(16))) == 16
-    assert dynamics.step_of(ARM) is None
-    assert dynamics.step_of(ARM._replace(setting="dataset.shots=4")) is None

@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import norm
-from stores import gather, grid, random_hits, rows
+from stores import gather, grid, random_hits
 
 from engine.measures import effective_robustness, model_rows
 from engine.measures.effective_robustness import GIVEN, PRE_TRAINED, predicted
+from engine.measures.tables import rows
 
 
 def percent(x) -> np.ndarray:

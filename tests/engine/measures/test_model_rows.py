@@ -26,13 +26,11 @@ def test_rows_in_any_order_with_further_columns_and_a_byte_order_mark(tmp_path):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("", "with the columns model, set, accuracy"),
         ("model,set\nm,up\n", "with the columns model, set, accuracy"),
         ("model,set,accuracy\n", "no accuracy is above 1; give models"),
         ("model,set,accuracy\nm,up,0.8\nm,a,0.4\n", "no accuracy is above 1; .* in percent"),
         (GOOD + "\nm,A,3\n", "line 5: m on A: the campaign has no such set, only up, a, b"),
         (GOOD + "m,b,101\n", "line 4: m on b: the accuracy is no number"),
-        (GOOD + "m,b,nan\n", "line 4: m on b: the accuracy is no number"),
         (GOOD + "m,b\n", "line 4: m on b: the accuracy is no number"),
         (GOOD + "m,a,40\n", "line 4: m on a: the set is given twice"),
         (GOOD + " ,b,3\n", "line 4: .*the line names no model"),

@@ -4,9 +4,8 @@ import re
 from pathlib import Path
 
 import torch
-from grids import grid, prepared, trained
+from grids import prepared, trained
 
-__all__ = ["grid"]
 PAGE = Path(__file__).parents[3] / "docs" / "methods.md"
 
 

@@ -7,14 +7,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from grids import CLASSES, grid, labels, same, weights
+from grids import CLASSES, labels, same, weights
 from plain_losses import PLACES
 from torch import nn
 
 from engine.errors import DivergedError
 from engine.methods import heads
 
-__all__ = ["grid"]
 L2 = 1e-3
 
 
@@ -85,23 +84,6 @@ def test_a_fit_gives_the_same_bits_again_and_chunks_change_its_rounding_alone(mo
     monkeypatch.setattr(heads, "_CHUNK", 7)
     heads.fit(pieces, every, "LP")
     torch.testing.assert_close(pieces.weight, whole.weight, rtol=0, atol=1e-5)
-
-
-def test_outputs_outside_the_mask_stay_and_the_others_are_fitted_as_if_alone():
-    problem, places = problem_of(40, 5, 3), torch.tensor([0, 2, 5])
-    mask = torch.zeros(6, dtype=torch.bool)
-    mask[places] = True
-    masked = heads.Problem(
-        problem.features_ND, places[problem.labels_N], problem.rows_n, L2, mask_C=mask
-    )
-    large, small = head_of(6, 5), head_of(3, 5)
-    small.load_state_dict({name: tensor[places] for name, tensor in large.state_dict().items()})
-    before = {name: tensor.clone() for name, tensor in large.state_dict().items()}
-    heads.fit(large, masked, "LP")
-    heads.fit(small, problem, "LP")
-    for name, tensor in large.state_dict().items():
-        assert torch.equal(tensor[~mask], before[name][~mask])
-        torch.testing.assert_close(tensor[mask], small.state_dict()[name], rtol=0, atol=1e-6)
 
 
 def test_a_class_of_several_outputs_has_their_summed_probability():

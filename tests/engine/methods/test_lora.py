@@ -6,15 +6,13 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from grids import CONV, Prepared, grid, prepared
+from grids import CONV, Prepared, prepared
 from plain_losses import LORA_PAPER, ON_FEW, check, cross_entropy, parameters
 from timm.layers.attention import Attention
 from timm.models import maxxvit
 from torch import nn
 
 from engine.methods import lora
-
-__all__ = ["grid"]
 
 
 def beside(

@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 import timm
 import torch
-from grids import CONV, VIT, Grid, grid, weights
+from grids import CONV, VIT, Grid, weights
 
 from engine.grid.build import Builder
 from engine.methods import lines, model_stock, mono_soup, ties
 
-__all__ = ["grid"]
 BLOCK = {VIT: r"blocks\.(\d+)\.", CONV: r"blocks\.(\d+\.\d+)\."}
 AFTER = {VIT: ("norm.", "fc_norm.", "head."), CONV: ("conv_head.", "bn2.", "classifier.")}
 FEW = ("train.epochs=1", "train.batch_size=5", "train.freeze_batchnorm=false")
@@ -190,7 +189,6 @@ def test_changes_of_nothing_of_one_direction_and_of_equal_sizes():
         ("model_stock", "seeds=1", r"needs two models or more; raise method\.seeds"),
         ("model_stock", "members=[ewc,ewc]", "names a member twice"),
         ("ties", "members=[]", "name at least one method, and none twice"),
-        ("ties", "members=[wise_ft]", "wise_ft, which mixes cells"),
         ("ties", "members=[visual_prompt]", "has an input prompt"),
     ],
 )

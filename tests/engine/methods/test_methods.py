@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from grids import CONV, SIZE, grid, prepared, reference, same, weights
+from grids import CONV, SIZE, prepared, reference, same, weights
 from plain_losses import (
     LORA_PAPER,
     ON_FEW,
@@ -18,9 +18,6 @@ from plain_losses import (
 from engine import models
 from engine.run import Run
 from engine.training import fisher
-
-__all__ = ["grid"]
-
 
 PROBE, PAPER = "method=linear_probe", "method.variant=paper"
 

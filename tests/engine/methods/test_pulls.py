@@ -8,11 +8,10 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from grids import CONV, VIT, Grid, distance, grid, images, labels, prepared, same, weights
+from grids import CONV, VIT, Grid, distance, images, labels, prepared, same, weights
 from plain_losses import loop_fisher
 from torch import Tensor, nn
 
-__all__ = ["grid"]
 STEPS = 4
 LR = {"adamw": 2e-3, "sgd": 0.05}
 State = dict[str, Tensor]

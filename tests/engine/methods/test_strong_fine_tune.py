@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from grids import CONV, VIT, Prepared, grid, prepared, same, trained, weights
+from grids import CONV, VIT, Prepared, prepared, same, trained, weights
 from plain_losses import ON_FEW, check, over_classes, parameters
 from timm.data.mixup import mixup_target
 from timm.optim._param_groups import param_groups_layer_decay
@@ -13,7 +13,6 @@ from torch.distributions import Beta
 
 from engine.training import loop
 
-__all__ = ["grid"]
 OFF = ("method.layer_decay=1", "method.ema=0", "method.label_smoothing=0")
 ON = "method=strong_fine_tune"
 

@@ -24,7 +24,7 @@ from engine.store.artifacts import Store
 
 
 def model(path: Path, arch: str = "test_vit", source: str = "file", **options: str) -> ModelRecipe:
-    weights = WeightsRecipe(source=source, path=str(path), **options)  # type: ignore[arg-type]
+    weights = WeightsRecipe(source=source, path=str(path), **options)
     return ModelRecipe(name="mine", arch=arch, image_size=32, weights=weights)
 
 
@@ -95,7 +95,6 @@ def test_order_fits_tensors_of_other_names(tmp_path):
     ("name", "content", "message"),
     [
         ("x.safetensors", b"\x08" * 50, "is cut or no"),
-        ("x.pth", b"hello world", "is cut, compressed, or holds more"),
         ("x.pth", [1, 2], "holds no state dict of tensors"),
         ("x.pth", {0: torch.ones(2)}, "the name 0 of a tensor is no text"),
     ],

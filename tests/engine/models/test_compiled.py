@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from grids import CONV, SETS, VIT, Grid, distance, grid, weights
+from grids import CONV, SETS, VIT, Grid, distance, weights
 from torch._dynamo.utils import counters
 
 from engine import models
@@ -16,7 +16,6 @@ from engine.evaluation import passes
 from engine.models import compiled
 from engine.recipe.schema import ModelRecipe
 
-__all__ = ["grid"]
 pytestmark = pytest.mark.slow
 CPU = torch.device("cpu")
 ARCHS = [VIT, *(pytest.param(a, marks=pytest.mark.exhaustive) for a in (CONV, "test_resnet"))]
@@ -38,7 +37,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
     def compile(function: object = None, **options: object) -> object:
         chosen = options or {"backend": backend}  # others compile with options
-        return real(function, **chosen)  # type: ignore[call-overload]
+        return real(function, **chosen)
 
     monkeypatch.setattr(torch, "compile", compile)
     torch._dynamo.reset()

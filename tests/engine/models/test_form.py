@@ -5,7 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 import timm
 import torch
-from grids import CONV, VIT, grid, prepared
+from grids import CONV, VIT, prepared
 from torch import nn
 
 from engine.evaluation import features, passes
@@ -15,7 +15,6 @@ from engine.models.form import Backbone, Form
 from engine.recipe.schema import EvaluateRecipe
 from engine.store import cells
 
-__all__ = ["grid"]
 SET = "outline"
 
 

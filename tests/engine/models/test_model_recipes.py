@@ -81,10 +81,8 @@ def test_name_resolves_and_gives_the_published_transform(name):
     assert (transform.interpolation, transform.crop_mode) == (interpolation, "center")
     np.testing.assert_allclose(config["mean"], mean)
     np.testing.assert_allclose(config["std"], std)
-    classes = timm.get_pretrained_cfg(options.arch).num_classes
-    assert classes == (
-        512 if options.projection else 1000
-    )  # CLIP's embedding, where there is no head
+    outputs = timm.get_pretrained_cfg(options.arch).num_classes
+    assert outputs == (512 if options.projection else 1000)  # CLIP's embedding has 512
 
 
 def test_published_numbers_are_those_of_the_slides():
@@ -110,7 +108,7 @@ def untrained(net: nn.Module) -> Any:
     """What a method is given, of random weights and a set of grey images of 64 px."""
     labels = np.tile([0, 3], 5000)  # as many images as the Fisher is taken over
     split = (np.arange(len(labels)), np.zeros(0, int))
-    of_set = LabelledSet("any", labels, torch.from_numpy(labels), None, *split)  # type: ignore[arg-type]
+    of_set = LabelledSet("any", labels, torch.from_numpy(labels), None, *split)
     base = SimpleNamespace(name="base", state=net.state_dict, prompt=lambda: None)
     return SimpleNamespace(
         device=torch.device("cpu"),

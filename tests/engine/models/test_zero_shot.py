@@ -28,22 +28,10 @@ def test_without_open_clip_the_extra_is_named(monkeypatch):
         clip.package()
 
 
-@pytest.mark.parametrize(
-    ("changed", "message"),
-    [
-        ({"clip": "ViT-B-17"}, r"no model 'ViT-B-17'; did you mean 'ViT-B-1"),
-        ({"tag": "openay"}, r"no weights 'openay' for ViT-B-16.*did you mean 'openai'"),
-        ({"clip": "ViT-B-16"}, r"trained with QuickGELU; use ViT-B-16-quickgelu"),
-        ({"tag": "", "path": True}, r"mine\.safetensors does not fit CLIP: .* is missing"),
-    ],
-)
-def test_names_and_weights_that_do_not_fit(changed, message, tmp_path):
+def test_weights_of_another_activation_are_refused(tmp_path):
     pytest.importorskip("open_clip", reason="the extra [clip]")
-    if "path" in changed:
-        tensors.save({"a": torch.zeros(1)}, tmp_path / "mine.safetensors")
-        changed["path"] = str(tmp_path / "mine.safetensors")
-    with pytest.raises(ValueError, match=message):
-        zero_shot.open_model(model(**changed), tmp_path)
+    with pytest.raises(ValueError, match=r"trained with QuickGELU; use ViT-B-16-quickgelu"):
+        zero_shot.open_model(model(clip="ViT-B-16"), tmp_path)
 
 
 @pytest.mark.slow

@@ -6,7 +6,6 @@ import itertools
 import math
 from pathlib import Path
 
-import campaigns
 import clouds
 import grids
 import made_results
@@ -26,8 +25,6 @@ from engine.report.sections import distances as section
 from engine.run import Run
 from engine.store import artifacts
 from engine.store.artifacts import Store
-
-folder, grid = campaigns.folder, grids.grid
 
 
 def labelled(n: int, seed: int, shift: float) -> Labelled:

@@ -3,7 +3,6 @@
 import dataclasses
 from pathlib import Path
 
-import campaigns
 import pytest
 
 from engine import cli, recipe
@@ -13,7 +12,6 @@ from engine.recipe import modules
 from engine.recipe.options import OPTIONS, Soup
 from engine.recipe.schema import Recipe
 
-folder = campaigns.folder
 METHOD = """
 from dataclasses import dataclass, field
 from typing import Annotated, Literal

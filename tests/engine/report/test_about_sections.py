@@ -1,13 +1,11 @@
-"""What the page says of missing columns, failed attempts and hours."""
+"""What the page says of columns that a campaign lacks, failed attempts and hours."""
 
 import made_results
 import reports
 
 from engine.grid.attempts import Attempt
-from engine.grid.record import MissingColumn
-from engine.report import finish
 from engine.report.merged import merged
-from engine.report.results import Results, of_campaign
+from engine.report.results import Results
 from engine.report.sections import about
 
 HOUR = 3600.0
@@ -22,7 +20,6 @@ ATTEMPTS = [
 
 def table(results: Results, name: str) -> list[dict]:
     section = about.what_was_run(results)
-    assert section is not None
     (data,) = [each.data for each in section.tables if each.name == name]
     return data.to_dict("records")
 
@@ -35,20 +32,10 @@ def test_hours_are_summed_and_failed_attempts_are_listed_with_their_reason():
         ("column", 2, 3, 6.0),
     ]
     section = about.what_was_run(results)
-    assert section is not None and section.heading.endswith(" cells, 6.50 job-hours")
+    assert section.heading.endswith(" cells, 6.50 job-hours")
     rows = table(results, "failed-attempts")
     assert [(row["job"], row["hours"]) for row in rows] == [("column-a", 1.0), ("column-c", 0.0)]
     assert rows[0]["why"] == "no room" and "killed" in rows[1]["why"]
-
-
-def test_missing_columns_are_named_with_their_reason_and_above_the_page(tmp_path):
-    missing = [MissingColumn("sketch", "column-sketch failed (exit code 2): error: no room")]
-    run = reports.finished(tmp_path, missing=missing)
-    results = of_campaign(run)
-    rows = table(results, "missing-columns")
-    assert rows == [{"column": "sketch", "reason": missing[0].reason}]
-    page = finish.write(run, results).read_text()
-    assert "Incomplete: models fine-tuned on sketch are not in this report." in page
 
 
 def test_columns_that_not_all_campaigns_have_are_left_out_and_named(tmp_path):

@@ -1,5 +1,6 @@
 """Files for papers: the numbers of tables and figures, read back."""
 
+import json
 import re
 
 import pandas
@@ -32,15 +33,19 @@ def test_every_table_is_there_as_csv_parquet_and_latex(written):
         assert ends == {len(columns.shown(table.data)) - 1} and len(rows) == 1 + len(table.data)
 
 
-def test_every_figure_is_there_as_csv_svg_and_pdf(written):
+def test_every_figure_is_there_as_csv_svg_and_pdf_and_in_words(written):
     folder, sections_written = written
-    names = {figure.name for section in sections_written for figure in section.figures}
-    for name in names:
-        path = folder / "figures" / name
-        assert path.with_suffix(".svg").read_text().startswith("<svg")
+    figures = [figure for section in sections_written for figure in section.figures]
+    for figure in figures:
+        path = folder / "figures" / figure.name
+        svg = path.with_suffix(".svg").read_text()
+        assert svg.startswith("<svg") and svg.count("<path") + svg.count("<text") > 5
         assert path.with_suffix(".pdf").read_bytes().startswith(b"%PDF")
         assert len(pandas.read_csv(path.with_suffix(".csv"))) > 0
-    assert len(list((folder / "figures").iterdir())) == 3 * len(names)
+        assert len(figure.alt) > 20 and figure.caption
+        fields = set(re.findall('"field": "([^"]*)"', json.dumps(figure.spec)))
+        assert fields <= set(figure.data), (figure.name, fields - set(figure.data))
+    assert len(list((folder / "figures").iterdir())) == 3 * len(figures)
 
 
 def test_latex_is_escaped_and_shows_what_the_page_shows():

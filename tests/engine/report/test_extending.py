@@ -41,7 +41,7 @@ def test_a_measure_is_a_function_and_a_section_is_one_too(tmp_path, extended):
         name: pandas.read_csv(path.parent / name) for name in ("behaviour.csv", "intervals.csv")
     }
     cells = read["behaviour.csv"].fillna({"downstream": ""})
-    for row in stores.rows(cells):
+    for row in cells.itertuples():
         key = row.method, row.downstream, row.evaluated_on
         assert row.brier_score == pytest.approx(expected[key], rel=1e-5)
     of_brier = read["intervals.csv"].query("quantity == 'brier_score'")

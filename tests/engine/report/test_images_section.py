@@ -20,7 +20,6 @@ def results(runs, **changes):
 def test_thumbnails_are_the_images_of_the_table(tmp_path):
     made = results(tmp_path, thumbnails=reports.pictures())
     section = images.section(made)
-    assert section is not None
     data = section.tables[0].data
     for number, name in enumerate(reports.SETS):
         for change in ("gained", "lost"):
@@ -40,7 +39,7 @@ def test_thumbnails_are_the_images_of_the_table(tmp_path):
 
 def test_rows_name_classes_answers_and_methods(tmp_path):
     section = images.section(results(tmp_path))
-    assert section is not None and not section.pictures
+    assert not section.pictures
     for row in section.tables[0].data.to_dict("records"):
         right = row["after"] if row["change"] == "gained" else row["before"]
         assert row["class"] == right != (set(row[k] for k in ("before", "after")) - {right}).pop()
@@ -54,5 +53,4 @@ def test_two_campaigns_show_the_images_of_both(tmp_path):
         for k, (name, sets) in enumerate([("a", ["flat"]), ("b", ["flat", "mono"])])
     ]
     section = images.section(merged(runs))
-    assert section is not None
     assert {"flat: gained of a", "flat: lost of b", "mono: gained of a"} <= set(section.pictures)

@@ -1,7 +1,6 @@
 """The sections on shots, portions and the upstream set: their numbers, claims and figures."""
 
 import pytest
-import yaml
 from made_results import of_arms, of_cells
 from stores import SETS
 
@@ -25,7 +24,6 @@ def varied(settings: dict[str, float]) -> Results:
 
 def test_the_heading_has_the_smallest_value_with_its_interval():
     section = curves.shots(varied({"dataset.shots=0": 90, "dataset.shots=1": 20}))
-    assert section is not None
     row = section.tables[0].data.iloc[0]
     assert row["method"] == "FT" and row["value"] == "1"
     assert row["mRI_low"] < row["mRI_pts"] < row["mRI_high"]
@@ -38,7 +36,6 @@ def test_the_heading_has_the_smallest_value_with_its_interval():
 
 def test_figures_draw_all_after_the_largest_number_and_name_methods_once():
     section = curves.shots(varied({f"dataset.shots={k}": 50 for k in (0, 1, 4)}))
-    assert section is not None
     (mri,) = section.figures
     assert mri.name == "shots-mri-lite0"
     assert list(mri.data["x"]) == [1, 4, 8] * 2
@@ -66,10 +63,6 @@ def test_published_numbers_are_known_by_our_names_of_models_and_sets():
     for entry in recipe.published()["models"].values():
         if entry["timm"] is None:
             continue
-        model_recipe = yaml.safe_load(
-            (recipe.ROOT / "models" / f"{entry['recipe']}.yaml").read_text()
-        )
-        assert model_recipe["arch"] == entry["timm"]
         numbers = published(entry["recipe"])
         assert numbers["before"]["imagenet_a"] == entry["before"]["IN-A"]
         assert numbers["fine_tuned_on_val"]["imagenet_val"] == entry["fine_tuned_on_val"]["IN-1K"]
@@ -91,9 +84,7 @@ def on_upstream(
 def test_fine_tuning_upstream_shows_each_set_and_the_mean_change():
     arms = {(method, None, ""): (95, 50) for method in METHODS}
     section = changes.tuned_upstream(of_arms(arms, more=on_upstream(30), methods=METHODS))
-    assert section is not None and section.heading.startswith(
-        "Fine-tuned on up, accuracy changes by −"
-    )
+    assert section.heading.startswith("Fine-tuned on up, accuracy changes by −")
     data = section.tables[0].data
     ft = data[data["method"] == "FT"].set_index("evaluated_on")
     assert ft.index[0] == "up" and set(ft.index) == {"up", *SETS}
@@ -109,7 +100,6 @@ def test_published_changes_stand_beside_plain_fine_tuning_of_their_model():
     cells += on_upstream(55, sets, upstream, "OpenAI")
     places = {"sets": sets, "downstreams": [upstream], "upstream": upstream}
     section = changes.tuned_upstream(of_cells(cells, methods=METHODS, **places))
-    assert section is not None
     data = section.tables[0].data.set_index(["method", "evaluated_on"])["published_change_pts"]
     assert data["FT", "imagenet_a"] == pytest.approx(-33.4) and data["EWC"].isna().all()
 
@@ -119,7 +109,6 @@ def test_the_pre_trained_model_stands_at_its_accuracies_on_the_same_sets():
     before = {name: 40 + 10 * k for k, name in enumerate((*SETS, "up"))}
     cells = [("lite0", PRE, "", None, "", "", on, accuracy) for on, accuracy in before.items()]
     section = ranking.trade_off(of_cells([*cells, *on_upstream(30)], downstreams=["up"]))
-    assert section is not None
     points = section.figures[0].data.set_index("label")
     assert points.loc["pre-trained", "on_downstream_set_pct"] == before["up"] == 70
     assert points.loc["pre-trained", "on_other_sets_pct"] == pytest.approx(50)

@@ -12,6 +12,7 @@ from engine.measures import behaviour
 from engine.report import headline, terminal
 from engine.report.finish import tables
 from engine.report.results import Results
+from engine.report.sections import about
 
 TITLES = {"fine_tune": "FT", "lwf": "L<w>F", "ewc": "EWC & co"}
 MODEL = "lite0"
@@ -84,7 +85,9 @@ def test_csv_files_hold_every_row(tmp_path):
 
 def test_several_seeds_have_a_file(tmp_path):
     cells = several_seeds(tmp_path, lambda seed: random_hits(seed=seed), (0, 7))
-    table = tables(of_evaluations(cells))["seeds.csv"]
+    results = of_evaluations(cells)
+    assert "They cover training seeds too, 2 of them." in about.how_to_read(results).text
+    table = tables(results)["seeds.csv"]
     assert ",".join(table.columns) == (
         "model,method,variant,alpha,setting,downstream,evaluated_on,seed,n,accuracy"
     )

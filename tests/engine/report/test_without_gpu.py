@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import campaigns
 import grids
 import pytest
 import torch
@@ -12,8 +11,6 @@ from engine.machine import precision, ranks
 from engine.models import compiled
 from engine.report import finish
 from engine.run import Run
-
-folder, grid = campaigns.folder, grids.grid
 
 
 @pytest.mark.slow

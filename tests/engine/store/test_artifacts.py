@@ -102,17 +102,7 @@ def test_a_file_that_is_not_as_its_marker_says_is_refused_where_it_is_read(tmp_p
         artifact.checked("weights.safetensors")
 
 
-@pytest.mark.parametrize(
-    "text", ["", '{"format": 1, "key": {}, "files": {"note.txt": {"bytes": "17", "sha256": ""}}}']
-)
-def test_a_damaged_marker_is_named(tmp_path, text):
-    store = Store(tmp_path)
-    store.make("cells", "ft", KEY, fill).file(MARKER).write_text(text)
-    with pytest.raises(ValueError, match=r"done\.json is damaged \(.+\); delete .*ft-"):
-        store.find("cells", "ft", KEY)
-
-
-def test_an_artefact_without_its_files_is_none(tmp_path):
+def test_an_artefact_without_its_files_or_its_marker_is_none(tmp_path):
     """A clean-up of another machine, whose clock is ahead, took the temporary folder's content."""
     store = Store(tmp_path)
     with pytest.raises(FileNotFoundError, match="run the same command again"):
@@ -120,12 +110,14 @@ def test_an_artefact_without_its_files_is_none(tmp_path):
     assert store.find("cells", "ft", KEY) is None
     folder = store.make("cells", "ft", KEY, fill).folder
     marker = json.loads((folder / MARKER).read_text())
-    for change, message in (
-        ({"files": {}}, "holds nothing but its marker; delete"),
-        ({"key": {"seed": 1}}, "is of another key; delete"),
+    for text, message in (
+        (json.dumps(marker | {"files": {}}), "holds nothing but its marker"),
+        (json.dumps(marker | {"key": {"seed": 1}}), "is of another key"),
+        (json.dumps(marker | {"files": {"x": {"bytes": "17", "sha256": ""}}}), "is damaged"),
+        ("", "is damaged"),
     ):
-        (folder / MARKER).write_text(json.dumps(marker | change))
-        with pytest.raises(DamagedFile, match=message):
+        (folder / MARKER).write_text(text)
+        with pytest.raises(DamagedFile, match=rf"{message}.*; delete .*ft-"):
             store.find("cells", "ft", KEY)
 
 
@@ -164,25 +156,6 @@ def test_write_atomic_replaces_in_one_step_and_names_a_folder_in_the_way(tmp_pat
     with pytest.raises(OSError, match="disk full"):
         files.write_atomic(path, b"new")
     assert path.read_bytes() == b"old" and sorted(path.parent.iterdir()) == [folder, path]
-
-
-json_values = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
-    max_leaves=8,
-)
-
-
-@given(st.dictionaries(st.text(), json_values, max_size=5), json_values)
-def test_digest_tells_values_apart_and_not_the_order_of_keys(key, other):
-    assert digest(key) == digest(dict(reversed(key.items())))
-    assert digest(key) == digest(json.loads(json.dumps(key)))
-    same = json.dumps(key, sort_keys=True) == json.dumps(other, sort_keys=True)
-    assert (digest(key) == digest(other)) == same
 
 
 def test_digest_is_the_same_in_every_process_and_of_canonical_text_alone():

@@ -11,7 +11,7 @@ import pytest
 import rank_worker
 import torch
 from damage import flip
-from grids import CONV, Grid, distance, grid, same, weights
+from grids import CONV, Grid, distance, same, weights
 from interruptions import EVERY_STEP, at_step, interrupted, resumed, unhurried
 from safetensors.torch import load_file
 
@@ -24,7 +24,6 @@ from engine.store.checkpoints import CheckpointFiles
 from engine.training import saving
 from engine.training.saving import TrainingState
 
-__all__ = ["grid"]
 METHODS = [
     ("method=fine_tune", "optimizer.name=adamw", "optimizer.lr=1e-3", "train.accumulation=3"),
     ("method=ewc", "method.fisher_images=5"),
@@ -45,8 +44,8 @@ BASES = ((), (f"model.arch={CONV}",), (f"model.arch={CONV}", "model.channels_las
 
 
 @pytest.fixture
-def fresh(grid: Grid, tmp_path: Path) -> Grid:
-    """A place of its own for cells."""
+def empty(grid: Grid, tmp_path: Path) -> Grid:
+    """The benchmark with base models and no other cell."""
     return grid.elsewhere(tmp_path / "runs", *(grid.builder(*words) for words in BASES))
 
 
@@ -69,29 +68,29 @@ def check_same(cell: Cell, plain: Cell) -> None:
     [*METHODS, *(pytest.param(words, marks=pytest.mark.slow) for words in SLOW)],
     ids=lambda words: "-".join(words)[7:50],
 )
-def test_a_resumed_training_is_bit_equal_to_one_that_was_left_alone(grid, fresh, words):
+def test_a_resumed_training_is_bit_equal_to_one_that_was_left_alone(grid, empty, words):
     """It is interrupted twice: in the first epoch of two, and in the second or at its end."""
     _, plain = grid.build(*words, "train.checkpoint_minutes=0")
     for step in (2, 4):
-        interrupted(fresh.builder(EVERY_STEP, *words), step)
-        numbers = [path.name[:13] for path in stored(fresh)]
+        interrupted(empty.builder(EVERY_STEP, *words), step)
+        numbers = [path.name[:13] for path in stored(empty)]
         assert numbers == [f"step{last:09d}" for last in (step - 1, step)]
-    cell, steps = resumed(fresh, *words)
+    cell, steps = resumed(empty, *words)
     assert steps == list(range(5, plain.steps + 1))
     check_same(cell, plain)
-    assert not stored(fresh), "a finished cell needs none"
+    assert not stored(empty), "a finished cell needs none"
 
 
 @pytest.mark.parametrize("damaged", [1, 2])
-def test_a_damaged_checkpoint_falls_back_to_the_one_before(grid, fresh, caplog, damaged):
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(grid, empty, caplog, damaged):
     """And where none is whole, training begins again."""
     _, plain = grid.build()
-    interrupted(fresh.builder(EVERY_STEP), 4)
-    older, newest = stored(fresh)
+    interrupted(empty.builder(EVERY_STEP), 4)
+    older, newest = stored(empty)
     flip(newest / files_of.STATE, -1000)
     if damaged == 2:
         (older / files_of.FACTS).write_text("{}")
-    cell, steps = resumed(fresh)
+    cell, steps = resumed(empty)
     assert steps == list(range(1 if damaged == 2 else 4, 7))
     warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     assert f"{newest} is damaged" in warnings[0] and len(warnings) == damaged
@@ -99,21 +98,21 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(grid, fresh, caplog, 
 
 
 @pytest.mark.parametrize("number", preemption.SIGNALS)
-def test_a_signal_stops_training_after_the_step_with_a_checkpoint(grid, fresh, monkeypatch, number):
+def test_a_signal_stops_training_after_the_step_with_a_checkpoint(grid, empty, monkeypatch, number):
     """No checkpoint is due: the signal alone causes it."""
     _, plain = grid.build()
     before = signal.getsignal(number)
     with monkeypatch.context() as patch:
         at_step(patch, 3, lambda: os.kill(os.getpid(), number))
         with pytest.raises(PreemptedError, match=r"after step 4; the same command .*pending"):
-            fresh.build()
+            empty.build()
     assert signal.getsignal(number) is before
-    cell, steps = resumed(fresh)
+    cell, steps = resumed(empty)
     assert steps == [5, 6]
     check_same(cell, plain)
 
 
-def test_a_checkpoint_is_due_by_the_clock(fresh, monkeypatch):
+def test_a_checkpoint_is_due_by_the_clock(empty, monkeypatch):
     clock = iter(range(0, 10_000, 25))  # seconds; looked at once a step, and once at a checkpoint
     monkeypatch.setattr(saving.time, "monotonic", lambda: next(clock))
     unhurried(monkeypatch)
@@ -124,44 +123,44 @@ def test_a_checkpoint_is_due_by_the_clock(fresh, monkeypatch):
         write(self, step, *rest)
 
     monkeypatch.setattr(CheckpointFiles, "write", noted)
-    fresh.build("train.checkpoint_minutes=1", "train.epochs=3")
+    empty.build("train.checkpoint_minutes=1", "train.epochs=3")
     assert written == [3, 6, 9]
 
 
-def test_without_checkpoints_none_is_written_and_signals_are_left_alone(fresh, monkeypatch):
+def test_without_checkpoints_none_is_written_and_signals_are_left_alone(empty, monkeypatch):
     monkeypatch.setattr(TrainingState, "copy", None)
     monkeypatch.setattr(preemption, "noticed", None)
-    fresh.build("train.checkpoint_minutes=0")
-    assert not stored(fresh)
+    empty.build("train.checkpoint_minutes=0")
+    assert not stored(empty)
 
 
-def test_a_full_disk_costs_the_checkpoint_and_not_the_training(grid, fresh, monkeypatch, caplog):
+def test_a_full_disk_costs_the_checkpoint_and_not_the_training(grid, empty, monkeypatch, caplog):
     _, plain = grid.build()
 
     def full(*_: Any) -> None:
         raise OSError("no room")
 
     monkeypatch.setattr(CheckpointFiles, "write", full)
-    _, cell = fresh.build(EVERY_STEP)
+    _, cell = empty.build(EVERY_STEP)
     assert "training goes on without the checkpoint of step 1: no room" in caplog.text
     check_same(cell, plain)
 
 
-def test_a_rate_that_is_far_too_high_stops_and_leaves_the_last_good_weights(fresh, caplog):
+def test_a_rate_that_is_far_too_high_stops_and_leaves_the_last_good_weights(empty, caplog):
     with pytest.raises(DivergedError, match=r"FT on outline: .* not finite by step 3 \(lr \d"):
-        fresh.build(EVERY_STEP, "optimizer.lr=1e20")
-    states = [load_file(folder / "state.safetensors") for folder in stored(fresh)]
+        empty.build(EVERY_STEP, "optimizer.lr=1e20")
+    states = [load_file(folder / "state.safetensors") for folder in stored(empty)]
     assert states and all(t.isfinite().all() for state in states for t in state.values())
     assert "the last good weights are in the checkpoint of step" in caplog.text
-    assert not list((fresh.runs / "store" / "cells").glob("fine_tune-*"))
+    assert not list((empty.runs / "store" / "cells").glob("fine_tune-*"))
 
 
-def test_a_last_step_that_spoils_the_weights_leaves_no_cell(fresh):
+def test_a_last_step_that_spoils_the_weights_leaves_no_cell(empty):
     """The only loss is that of the first step, and it is finite."""
     words = ("train.epochs=1", "train.batch_size=25", "train.warmup_steps=0")
     with pytest.raises(DivergedError, match="a weight is not finite by step 1 "):
-        fresh.build("optimizer.lr=1e39", *words)
-    assert not list((fresh.runs / "store" / "cells").glob("fine_tune-*"))
+        empty.build("optimizer.lr=1e39", *words)
+    assert not list((empty.runs / "store" / "cells").glob("fine_tune-*"))
 
 
 def test_a_signal_that_is_ignored_stays_ignored():
@@ -240,13 +239,13 @@ def test_two_ranks_go_on_bit_by_bit_and_another_number_closely(grid, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_sigterm_to_the_last_rank_ends_all_after_the_same_step(grid, fresh, tmp_path, ranks):
+def test_sigterm_to_the_last_rank_ends_all_after_the_same_step(grid, empty, tmp_path, ranks):
     """With the code for another attempt."""
-    job = {"runs": fresh.runs, "words": TWO_RANKS[0], "step": 2, "how": "term"}
+    job = {"runs": empty.runs, "words": TWO_RANKS[0], "step": 2, "how": "term"}
     process, ((message,),) = rank_worker.run(grid, tmp_path, [job], ranks)
     assert message.startswith("a signal ended training after step 3; the same command")
     assert process.returncode, process.stderr[-3000:]
     if ranks == 1:  # torchrun has another code
         assert process.returncode == os.EX_TEMPFAIL == 75
         assert process.stderr.splitlines()[-1] == message
-    assert resumed(fresh, *TWO_RANKS[0])[1] == [4, 5, 6]
+    assert resumed(empty, *TWO_RANKS[0])[1] == [4, 5, 6]

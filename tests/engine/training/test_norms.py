@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from grids import CONV, Grid, grid, prepared
+from grids import CONV, Grid, prepared
 from timm.layers.norm_act import BatchNormAct2d, SyncBatchNormAct
 from torch import nn
 
@@ -12,7 +12,6 @@ from engine.machine import ranks
 from engine.run import Run
 from engine.training import norms
 
-__all__ = ["grid"]
 LEARN = (f"model.arch={CONV}", "train.freeze_batchnorm=false")
 
 

@@ -1,7 +1,6 @@
 """Optimizers with a penalty, whose whole runs `methods/test_pulls.py` has; the learning rate."""
 
 import dataclasses
-import itertools
 import sys
 from types import SimpleNamespace
 
@@ -11,7 +10,7 @@ from torch import nn
 
 from engine.methods.base import Penalty
 from engine.recipe.schema import OptimizerRecipe
-from engine.training.optim import Penalised, build, learning_rate
+from engine.training.optim import Penalised, build
 
 ADAMW, SGD = OptimizerRecipe(lr=0.01, weight_decay=0.1), OptimizerRecipe(name="sgd", lr=0.01)
 
@@ -23,7 +22,7 @@ def test_a_step_is_the_same_in_another_memory_format(options):
     for memory_format in (torch.contiguous_format, torch.channels_last):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Conv2d(3, 3, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        model.to(memory_format=memory_format)  # type: ignore[call-overload]
+        model.to(memory_format=memory_format)
         named = dict(model.named_parameters())
         penalty = Penalty(0.5, *({n: torch.rand(p.shape) for n, p in named.items()} for _ in "ab"))
         optimizer = build(named, options, penalty)
@@ -73,11 +72,3 @@ def test_apex_is_used_where_it_is_and_another_package_of_its_name_is_named(monke
     assert isinstance(
         build(named, OptimizerRecipe(name="apex_sgd"), Penalty(1.0, named)), Penalised
     )
-
-
-def test_learning_rate_warms_up_and_falls_along_half_a_cosine():
-    rates = [learning_rate(step, 100, 10, 2.0) for step in range(101)]
-    assert rates[0] == 0.2 and rates[9] == rates[10] == 2.0 and rates[100] == 0.0
-    assert rates[55] == pytest.approx(1.0)
-    assert all(later < earlier for earlier, later in itertools.pairwise(rates[10:]))
-    assert learning_rate(0, 5, 0, 1.0) == 1.0 and learning_rate(3, 2, 10, 1.0) == 0.4

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from grids import CONV, Grid, grid, prepared, same, weights
+from grids import CONV, Grid, prepared, same, weights
 from hypothesis import given
 from hypothesis import strategies as st
 from interruptions import EVERY_STEP, Stopped, at_step, interrupted, steps_taken, stop
@@ -16,8 +16,6 @@ from engine.grid.snapshots import Followed
 from engine.recipe import modules
 from engine.training import loop
 from engine.training.saving import Progress, Saving, snapshot_steps
-
-__all__ = ["grid"]
 
 
 @given(st.integers(0, 40), st.integers(0, 10_000))

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from children import DEVICE, ON_GPU
+from timm.layers import StdConv2d
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -90,6 +91,9 @@ FALLBACKS = {
         ), (4,), {"twice.weight", "twice.bias", "matrix", "unused"},
     ),
     "same padding": (lambda: convolution(nn.Conv2d(4, 6, 3, padding="same")), IMAGE, {"0.weight"}),
+    "weights standardised by batch_norm": (
+        lambda: convolution(StdConv2d(4, 6, 3)), IMAGE, {"0.weight"}
+    ),
     "in two places": (in_two_places, (4,), {"0.weight", "0.bias"}),
     "keywords": (
         lambda: made(

@@ -1,10 +1,11 @@
-"""The section on training dynamics: its claims, numbers and figures."""
+"""The sections on training dynamics and on the barrier between two models."""
 
 from typing import Any
 
 import numpy as np
 import pytest
 from made_results import drawn, of_arms
+from stores import SETS
 
 from engine.report.section import Section
 from engine.report.sections import curves
@@ -21,9 +22,7 @@ def section_of(*shapes: dict[int, tuple[int, int]], **options: Any) -> Section:
         for method, steps in zip(METHODS, shapes, strict=True)
         for step, accuracy in steps.items()
     }
-    section = curves.during_training(of_arms(arms, before=40, methods=METHODS, **options))
-    assert section is not None
-    return section
+    return curves.during_training(of_arms(arms, before=40, methods=METHODS, **options))
 
 
 def test_claims_of_either_outcome_and_a_figure_of_every_point():
@@ -54,3 +53,21 @@ def test_each_pre_training_has_a_figure():
     section = section_of(FALLS, RISES, models=["lite0", "vit_b16 x"])
     assert [figure.name for figure in section.figures] == ["dynamics-lite0", "dynamics-vit-b16-x"]
     assert len(section.tables[0].data) == 4
+
+
+def test_the_barrier_of_each_column_is_its_definition():
+    """By alpha, accuracy on the set fine-tuned on, and on the others."""
+    accuracies = {0.0: (50, 50), 0.25: (52, 50), 0.5: (75, 30), 1.0: (90, 40)}
+    arms = {("wise_ft", alpha, ""): of for alpha, of in accuracies.items()}
+    section = curves.barrier(of_arms(arms, methods={"wise_ft": "WiSE-FT"}))
+    data = section.tables[0].data
+    assert list(data["downstream"]) == list(SETS) and set(data["alphas"]) == {4}
+    # At 0.25 the line has (100 + 0.25 * 80) / 2 = 60%, at 0.5 elsewhere (100 - 0.5 * 20) / 2 = 45%.
+    assert data["barrier_on_downstream_set_pct"].tolist() == pytest.approx([8.0] * 3)
+    assert data["barrier_on_other_sets_pct"].tolist() == pytest.approx([15.0] * 3)
+    assert section.heading == (
+        "Mixed weights fall below the line between both ends by at most 8.0 points on the set "
+        "fine-tuned on and 15.0 points on the other sets"
+    )
+    del arms["wise_ft", 0.0, ""]
+    assert curves.barrier(of_arms(arms)) is None, "without both ends"
