@@ -100,6 +100,10 @@ def _finished(name: str, words: Sequence[str]) -> list[FinishedCampaign]:
     folder = Path(name)
     if name in recipe.names("campaigns") or not folder.is_dir():
         return [record.find(name, model) for model in recipe.each_model(name, words)]
+    if words:
+        raise CampaignError(
+            f"{folder} is reported as it ran: {' '.join(words)} can follow a campaign's name only"
+        )
     places = [path.parent for path in folder.glob(f"{campaign.PLANS}/*/{campaign.RECORD}")]
     shown = [place for place in places if outcomes.is_shown(place)]
     if len(places) > 1 and len(shown) != 1:

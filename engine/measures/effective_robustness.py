@@ -61,14 +61,18 @@ def trends(grid: Grid, models: pandas.DataFrame | None = None) -> dict[str, Tren
 
     A line describes models that nobody made robust to the set. It is therefore fitted over the
     rows that the user gave (`models`, as of `model_rows`), or else over the grid's pre-trained
-    models, and never over fine-tuned ones, which are measured against it.
+    models, each once, and never over fine-tuned ones, which are measured against it.
     """
     cells, by_set = grid.cells, {}
     elsewhere = (cells["downstream"] != cells["evaluated_on"]) & (cells["on_upstream"] >= 0)
+    # A model of several campaigns is one, though a common report may name it after each.
+    pre = cells[cells["method"] == PRE]
+    table = pre.pivot(index="model", columns="evaluated_on", values="accuracy").drop_duplicates()
+    distinct = pre.index[pre["model"].isin(table.index)]
     for name in grid.sets:
         on_set = cells[elsewhere & (cells["evaluated_on"] == name)]
         places, upstream = on_set.index.to_numpy(), on_set["on_upstream"].to_numpy()
-        fitted, given = np.flatnonzero(on_set["method"] == PRE), np.empty((2, 0))
+        fitted, given = np.flatnonzero(on_set.index.isin(distinct)), np.empty((2, 0))
         if models is not None:
             given = models[[grid.upstream, name]].dropna().to_numpy().T
         if given.shape[1] >= MODELS_FOR_A_TREND:

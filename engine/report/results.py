@@ -13,7 +13,7 @@ import pandas
 from engine import recipe
 from engine.grid.record import FinishedCampaign, Record
 from engine.measures import comparisons, effective_robustness, metrics, model_rows
-from engine.measures.effective_robustness import Trend
+from engine.measures.effective_robustness import MODELS_FOR_A_TREND, Trend
 from engine.measures.metrics import CELL, Grid
 from engine.measures.rows import DEFAULT_ALPHA, PRE, Arm, Evaluation
 from engine.measures.tables import groups, ordered, with_ends
@@ -182,8 +182,13 @@ def of_record(
     record: Record, evaluations: Sequence[Evaluation], models_csv: Path | None = None
 ) -> Results:
     """Results of a record's evaluations, with absolute paths. models_csv: users' accuracies for the
-    trend lines of effective robustness (`model_rows.read`)."""
+    trend lines of effective robustness (`model_rows.read`); ValueError where no line can be."""
     given = model_rows.read(models_csv, record.sets, record.upstream) if models_csv else None
+    if given is not None and given[record.sets].count().max() < MODELS_FOR_A_TREND:
+        raise ValueError(
+            f"{models_csv}: a trend line needs {MODELS_FOR_A_TREND} models on a set or more, and "
+            "no set has so many"
+        )
     grid = metrics.gather(evaluations, record.sets, record.upstream, record.downstreams)
     return of_grid(record, grid, given)
 

@@ -78,6 +78,9 @@ def test_three_pre_trained_models_make_the_line_alone(tmp_path):
     expected = plain(x[is_pre], y[is_pre], (x, y))
     assert on(read, "b") == pytest.approx(list(expected))
     assert effective_robustness.trends(read)["b"].basis == PRE_TRAINED
+    two = [row for row in evaluations if row.model != "m2"]
+    again = [replace(row, model="m1 (other campaign)") for row in two if row.model == "m1"]
+    assert not effective_robustness.trends(gather([*two, *again]))
 
 
 def test_rows_of_the_user_make_the_line_of_the_sets_that_have_three(tmp_path):

@@ -53,6 +53,8 @@ def test_the_command_takes_folders(tmp_path, capsys):
     folders = [str(run.report.parent) for run in runs]
     assert cli.main(["report", folders[0]]) == 0
     assert str(runs[0].report / "index.html") in capsys.readouterr().out
+    assert cli.main(["report", folders[0], "seeds=5"]) == 2
+    assert "seeds=5 can follow a campaign's name only" in capsys.readouterr().err
     assert cli.main(["report", *folders]) == 2
     assert "--out DIR" in capsys.readouterr().err
     out = tmp_path / "both"

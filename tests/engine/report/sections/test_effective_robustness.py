@@ -75,3 +75,10 @@ def test_the_figure_has_all_points_and_says_what_lines_are_fitted_over(of_grid):
     (svg,) = drawn(section).values()
     assert svg.count('aria-roledescription="point"') == 10 + 7
     assert "on the set, %" in svg
+
+
+def test_too_few_models_for_any_line_are_refused(tmp_path):
+    file = tmp_path / "models.csv"
+    file.write_text("model,set,accuracy\nm,up,20\nm,a,10")
+    with pytest.raises(ValueError, match=r"models\.csv: a trend line needs 3 models on a set"):
+        results(tmp_path / "grid", file)
