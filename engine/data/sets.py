@@ -70,9 +70,9 @@ class LabelledSet:
         dataset = recipe.dataset
         if dataset.holdout and not len(self.holdout):
             raise ValueError(
-                f"dataset.holdout={dataset.holdout:g} holds out no image of {self.name}, whose "
-                "classes are too small: dataset.holdout=0.5 keeps one of two source images apart, "
-                "and dataset.holdout=0 judges cells on their training images"
+                f"dataset.holdout={dataset.holdout:g} holds out no image of {self.name}, which "
+                "models train on: add images to its classes, raise dataset.holdout (0.5 keeps one "
+                "of two apart), or set dataset.holdout=0 to judge models on images that they saw"
             )
         positions = self._at_most(dataset.train_images, dataset.seed)
         labels = self.labels.numpy()[positions]

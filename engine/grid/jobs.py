@@ -18,7 +18,6 @@ from engine.grid.campaign import PREPARE, Plan
 from engine.grid.columns import Column
 from engine.grid.snapshots import Followed
 from engine.machine import ranks
-from engine.run import Run
 from engine.store.artifacts import Store
 from engine.store.cells import Ensemble
 from engine.training import trackers
@@ -69,7 +68,8 @@ def prepare(plan: Plan, device: torch.device) -> None:
     base = {run.base.name: 1.0}
     for step, name in enumerate(names, start=1):
         begin(step, name)
-        _check_holdout(run, plan, name)
+        if name in plan.downstreams:
+            run.sets[name].training(run.recipe)  # raises before columns begin
         if run.recipe.evaluate.cka:
             cka.check(run, name)
         features.stored(run, run.base, run.sets[name])
@@ -81,18 +81,6 @@ def prepare(plan: Plan, device: torch.device) -> None:
         # Opened, and encoded if need be, before columns share it.
         log.info("%s: %d images, only trained on", name, len(run.sets[name].pack))
     begin(len(names) + 1)
-
-
-def _check_holdout(run: Run, plan: Plan, name: str) -> None:
-    """Refuse a set that models train on and of which the recipe's hold-out is empty."""
-    dataset = run.recipe.dataset
-    first = [dataset.upstream] if run.recipe.model.head.fit else []
-    if name in (*first, *plan.downstreams) and dataset.holdout and not len(run.sets[name].holdout):
-        raise ValueError(
-            f"dataset.holdout={dataset.holdout:g} holds out no image of {name}, which models train "
-            "on: add images to its classes, raise dataset.holdout, or set dataset.holdout=0 to "
-            "judge models on the images that they saw"
-        )
 
 
 def column(plan: Plan, column: Column, device: torch.device) -> None:
