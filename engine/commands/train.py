@@ -48,18 +48,18 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _train(name: str, overrides: tuple[str, ...], *, show: bool) -> None:
     from engine import recipe
+    from engine.grid import cell_plan
 
     if any(word.startswith("methods=") for word in overrides):
         raise ValueError(
             "methods= selects methods of `rib campaign`; a single cell takes method=NAME"
         )
-    resolved = recipe.load(name, overrides)  # most mistakes show before imports that take seconds
     if show:
-        print(recipe.dump(resolved), end="")
+        print(cell_plan.resolve(name, overrides, run_users=False).dump(), end="")
         return
+    recipe.load(name, overrides)  # most mistakes show before imports that take seconds
     first_line.show(f"reading the recipe {name}")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    from engine.grid import cell_plan
     from engine.grid.build import Builder
     from engine.machine import ranks
 

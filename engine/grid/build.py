@@ -280,15 +280,12 @@ class Builder(Context):
         recipe = self.recipe
         if isinstance(method, Derived):
             with self.run.threads():
-                made = method.make(self)
-            if isinstance(made, Export):
-                return functools.partial(self._write, export=made)
-            return lambda folder: cells.write_mixed(folder, recipe, made, self._description())
+                return functools.partial(self._write, made=method.make(self))
         assert isinstance(method, Trained), method
         by_step = {snapshot.step: snapshot for snapshot in missing}
 
         def write_snapshot(step: int, export: Export) -> None:
-            snapshot, write = by_step[step], functools.partial(self._write, export=export)
+            snapshot, write = by_step[step], functools.partial(self._write, made=export)
             self.store.make(snapshots.KIND, snapshot.label, snapshot.key, write)
 
         minutes = recipe.train.checkpoint_minutes
@@ -302,9 +299,13 @@ class Builder(Context):
 
         return write
 
-    def _write(self, folder: Path, export: Export) -> None:
-        backbone = self.base.backbone
-        cells.write_trained(folder, self.recipe, export, backbone, self._description())
+    def _write(self, folder: Path, made: Export | Sequence[Entry]) -> None:
+        (folder / "recipe.yaml").write_text(self.plan.dump())
+        if isinstance(made, Export):
+            backbone = self.base.backbone
+            cells.write_trained(folder, self.recipe, made, backbone, self._description())
+        else:
+            cells.write_mixed(folder, self.recipe, made, self._description())
 
     def _description(self) -> dict[str, Any]:
         """What `cell.json` says of the model: the head's classes, and how it sees images."""

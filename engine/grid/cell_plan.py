@@ -62,6 +62,12 @@ class CellPlan:
         for need in self.needs.values():
             yield from need.all()
 
+    def dump(self) -> str:
+        """The recipe as YAML, with what its method needs: a recipe again."""
+        needed = {cell.recipe.method.name: cell.recipe for cell in self.all()}
+        del needed[self.recipe.method.name]
+        return recipe.dump(self.recipe, needed)
+
     def plain(self) -> dict[str, Any]:
         """The cell as JSON; `of_plain` reads it."""
         needs = {name: need.plain() for name, need in self.needs.items()}

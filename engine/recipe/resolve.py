@@ -21,6 +21,8 @@ from engine.recipe.typed import COMMAND_LINE, Layer
 
 VARIANT = "method.variant"
 DOWNSTREAM = "downstream"
+OF_METHOD = ("method", "optimizer", "train")  # the sections that one row has and another has not
+NEEDS = "needs"  # of a dump: these sections of what its method needs
 TIMM = "timm"  # where the section of a model comes from that has no file
 IMAGENET_CLASSES = 1000
 
@@ -44,7 +46,7 @@ def load(
     file, top = _top(name)
     choices = dict(map(typed.key_and_value, overrides))
     if method is not None:
-        top = _without_other_method(top, method)
+        top = _of_method(top, method, str(file))
     campaign_name = str(choices.get("campaign", top.get("campaign", "")))
     campaign, rows = Campaign("", Path()), []
     if campaign_name:
@@ -122,9 +124,15 @@ def of_values(values: Mapping[str, Any]) -> Recipe:
     return typed.build(merged, Recipe, options, "a stored recipe")
 
 
-def dump(recipe: Recipe) -> str:
-    """The resolved recipe as YAML."""
-    return yaml_text.dump(dataclasses.asdict(recipe))
+def dump(recipe: Recipe, needs: Mapping[str, Recipe] | None = None) -> str:
+    """The resolved recipe as YAML. needs: the recipes of what its method needs, by method."""
+    values = dataclasses.asdict(recipe)
+    if needs:
+        values[NEEDS] = {
+            name: {key: dataclasses.asdict(getattr(need, key)) for key in OF_METHOD}
+            for name, need in needs.items()
+        }
+    return yaml_text.dump(values)
 
 
 def flat(recipe: Recipe) -> dict[str, Any]:
@@ -169,12 +177,15 @@ def _top(name: str) -> tuple[Path | None, dict[str, Any]]:
     return (None, {"campaign": name}) if top.keys() & {SELECTION, "extends"} else (file, top)
 
 
-def _without_other_method(top: dict[str, Any], method: str) -> dict[str, Any]:
-    """A recipe file without its method's sections, unless they are those of `method`."""
-    section = top.get("method")
+def _of_method(top: dict[str, Any], method: str, file: str) -> dict[str, Any]:
+    """A recipe file with the sections of `method`, where it has those of another one: what it says
+    that the other one needs, or none."""
+    section, needs = top.get("method"), top.get(NEEDS, {})
     if not isinstance(section, Mapping) or section.get("name") == method:
         return top
-    return {k: v for k, v in top.items() if k not in ("method", "optimizer", "train")}
+    if not isinstance(needs, Mapping) or not isinstance(needs.get(method, {}), Mapping):
+        raise RecipeError(f"{file}: {NEEDS} must hold sections by method, as `--print` writes them")
+    return {k: v for k, v in top.items() if k not in OF_METHOD} | dict(needs.get(method, {}))
 
 
 def _section(key: str, group: str, given: Sequence[tuple[str, Any]]) -> list[Layer]:
@@ -215,5 +226,5 @@ def _timm_model(name: str) -> dict[str, Any] | None:
 
 def _settings(layer: Mapping[str, Any]) -> dict[str, Any]:
     """What a file says of a cell beside the campaign, model, data set and method that it names."""
-    elsewhere = ("campaign", "models", *GROUPS, *campaigns.OF_GRID)
+    elsewhere = ("campaign", "models", NEEDS, *GROUPS, *campaigns.OF_GRID)
     return {key: value for key, value in layer.items() if key not in elsewhere}

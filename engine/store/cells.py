@@ -24,7 +24,6 @@ from safetensors.torch import load_file
 
 from engine.machine import ranks
 from engine.measures.predictions import Average, Ensemble, Mix, average_of
-from engine.recipe import dump
 from engine.recipe.schema import Recipe
 from engine.store import tensors
 from engine.store.artifacts import MARKER, Artifact, Store
@@ -200,7 +199,6 @@ def _describe(
     backbone: str | None,
     description: Mapping[str, Any],
 ) -> None:
-    (folder / "recipe.yaml").write_text(dump(recipe))
     made_by = versions() | {"threads": str(recipe.threads), "ranks": str(ranks.world())}
     (folder / "versions.json").write_text(json.dumps(made_by, indent=1))
     meta = {

@@ -10,6 +10,7 @@ import yaml
 
 from engine import recipe
 from engine.errors import RecipeError
+from engine.grid import cell_plan
 from engine.recipe import campaigns
 from engine.recipe.schema import Recipe
 
@@ -97,6 +98,18 @@ def test_resolved_recipe_is_a_recipe(tmp_path):
     assert recipe.load(saved, ["seed=3"]) == dataclasses.replace(resolved, seed=3)
     probe = recipe.load(saved, method="linear_probe")  # its settings are the campaign's again
     assert probe.train == recipe.load("emoji", method="linear_probe").train
+
+
+@pytest.mark.parametrize("name", ["emoji/ewc", "emoji/greedy_soup", "emoji_tuned/lp_ft"])
+def test_what_a_cell_needs_is_dumped_with_it(name, tmp_path):
+    words = ["optimizer.lr=1e-5", "train.epochs=7", "method.variant=paper"]
+    cell = cell_plan.resolve(name, words)
+    saved = write(tmp_path / "resolved.yaml", cell.dump())
+    assert cell_plan.resolve(saved) == cell
+    write(tmp_path / "resolved.yaml", f"{recipe.dump(cell.recipe)}needs: 3\n")
+    if cell.needs:
+        with pytest.raises(RecipeError, match=r"resolved.yaml: needs must hold sections by method"):
+            cell_plan.resolve(saved)
 
 
 def test_campaigns_extend_each_other_but_not_in_a_circle(tmp_path):
