@@ -11,6 +11,11 @@ from engine.machine import first_line
 HEAD = """\
 rib train recipe=NAME [key=value ...], or deepspeed engine/launch.py with these words.
 NAME is CAMPAIGN/ROW, as in emoji/ewc, or a YAML file."""
+OF_CAMPAIGN = {  # words that name several cells, and what names a single one
+    "methods": "method=NAME",
+    "downstreams": "downstream=SET",
+    "vary": "KEY=VALUE",
+}
 TAIL = "Any key of the resolved recipe can be set; --print shows it."
 
 
@@ -50,10 +55,9 @@ def _train(name: str, overrides: tuple[str, ...], *, show: bool) -> None:
     from engine import recipe
     from engine.grid import cell_plan
 
-    if any(word.startswith("methods=") for word in overrides):
-        raise ValueError(
-            "methods= selects methods of `rib campaign`; a single cell takes method=NAME"
-        )
+    for key, instead in OF_CAMPAIGN.items():
+        if any(word.startswith(f"{key}=") for word in overrides):
+            raise ValueError(f"{key}= is a word of `rib campaign`; a single cell takes {instead}")
     if show:
         print(cell_plan.resolve(name, overrides, run_users=False).dump(), end="")
         return

@@ -196,6 +196,11 @@ def _check_words(overrides: Sequence[str], methods: Sequence[str]) -> None:
                 "set a method's options below `methods:` in your campaign file, or on the command "
                 "line beside methods=[A]"
             )
+        if key == "campaign":
+            raise RecipeError(
+                f"{word!r}: the campaign is named before all words, as in `rib campaign "
+                f"{word.partition('=')[2]}`"
+            )
         if key == "downstream":
             raise RecipeError(
                 f"{word!r}: a campaign trains on all its sets; choose them by dataset.sets=[A,B] "

@@ -193,8 +193,9 @@ def _judged(recipe: Recipe, name: str, images: int) -> int:
 def _trained_on(recipe: Recipe, images: int, classes: int) -> int:
     """How many images of a set a cell trains on; classes: of the head, which a set may lack."""
     dataset = recipe.dataset
-    part = round(images * (1 - dataset.holdout) * dataset.portion)
-    return min(part, dataset.train_images or part, dataset.shots * classes or part)
+    part = images * (1 - dataset.holdout)
+    part = round(min(part, dataset.train_images or part) * dataset.portion)
+    return min(part, dataset.shots * classes or part)
 
 
 def images_of(recipe: Recipe, name: str) -> int:

@@ -29,6 +29,7 @@ NO_HOLDOUT = "a greedy soup is chosen on a downstream hold-out; set dataset.hold
 
 @dataclass(frozen=True)
 class Ensemble(MethodRecipe):
+    trains = False
     has_weights = False
     members: list[str] = field(default_factory=lambda: ["fine_tune", "ewc", "lwf"])
 
@@ -84,6 +85,7 @@ class LinearProbe(MethodRecipe):
 @dataclass(frozen=True)
 class LiNeS(MethodRecipe):
     needs = ("fine_tune",)
+    trains = False
     alpha: Unit = 0.5  # the scale of the first block
     beta: Unit = 0.5  # what the scale of the last block has in addition
 
@@ -108,6 +110,7 @@ class LwF(MethodRecipe):
 
 @dataclass(frozen=True)
 class ModelStock(MethodRecipe):
+    trains = False
     members: list[str] = field(default_factory=lambda: ["fine_tune"])
     seeds: Number = 2  # of each member: the recipe's seed, seed + 1000, seed + 2000, ...
 
@@ -128,10 +131,12 @@ class ModelStock(MethodRecipe):
 @dataclass(frozen=True)
 class MonoSoup(MethodRecipe):
     needs = ("fine_tune",)
+    trains = False
 
 
 @dataclass(frozen=True)
 class Soup(MethodRecipe):
+    trains = False
     has_weights = False
     select: Literal["uniform", "greedy"] = "uniform"
     members: list[str] = field(default_factory=lambda: ["pre", "fine_tune", "ewc", "lwf"])
@@ -163,6 +168,7 @@ class StrongFineTune(MethodRecipe):
 
 @dataclass(frozen=True)
 class TIES(MethodRecipe):
+    trains = False
     members: list[str] = field(default_factory=lambda: ["fine_tune", "ewc", "lwf"])
     density: Part = 0.2  # share of each task vector's numbers, over all parameters together
     elect: bool = True  # False: the trimmed vectors are added
@@ -200,6 +206,7 @@ class VisualPrompt(MethodRecipe):
 @dataclass(frozen=True)
 class WiSEFT(MethodRecipe):
     needs = ("fine_tune",)
+    trains = False
     has_weights = False
     alpha: Unit = 0.5  # the table's row, evaluated whether or not `alphas` holds it
     alphas: list[Unit] = field(default_factory=lambda: [i / 10 for i in range(11)])

@@ -16,12 +16,13 @@ from engine.errors import RecipeError, nearest
 from engine.recipe import campaigns, catalogue, checks, modules, typed, yaml_text
 from engine.recipe.campaigns import SELECTION, Campaign
 from engine.recipe.catalogue import GROUPS, path_of, with_absolute_module
-from engine.recipe.schema import Recipe
+from engine.recipe.schema import MethodRecipe, Recipe
 from engine.recipe.typed import COMMAND_LINE, Layer
 
 VARIANT = "method.variant"
 DOWNSTREAM = "downstream"
-OF_METHOD = ("method", "optimizer", "train")  # the sections that one row has and another has not
+OF_TRAINING = ("optimizer", "train")
+OF_METHOD = ("method", *OF_TRAINING)  # the sections that one row has and another has not
 NEEDS = "needs"  # of a dump: these sections of what its method needs
 TIMM = "timm"  # where the section of a model comes from that has no file
 IMAGENET_CLASSES = 1000
@@ -70,7 +71,8 @@ def load(
             raise RecipeError(f"recipe {name!r} names no {key}; add `{key}=NAME`")
         layers += _section(key, group, sections)
     layers += [(source, _settings(layer)) for source, layer in campaign.layers]
-    layers += campaign.settings(row) if isinstance(row, str) else ()
+    of_row = campaign.settings(row) if isinstance(row, str) else []
+    layers += of_row
     layers.append((str(file), _settings(top)))
     layers += [
         (COMMAND_LINE, with_absolute_module(typed.parsed(word), Path()))
@@ -79,6 +81,7 @@ def load(
     ]
     layers.append((COMMAND_LINE, {"campaign": campaign_name}))
     values, options = _merged(layers)
+    _check_trains(options, of_row)
     sets = values["dataset"].get("sets") or ()
     is_whole = file is None and "method" not in top and DOWNSTREAM not in choices
     if downstream is None and is_whole and sets and values.get(DOWNSTREAM) not in sets:
@@ -222,6 +225,17 @@ def _timm_model(name: str) -> dict[str, Any] | None:
         return None
     head = {} if config.num_classes == IMAGENET_CLASSES else {"fit": True}
     return {"name": name, "arch": name, "image_size": config.input_size[-1], "head": head}
+
+
+def _check_trains(options: type[MethodRecipe], of_row: Sequence[Layer]) -> None:
+    """Refuse how to train, of a row that trains nothing: its models are those of other rows."""
+    for source, layer in of_row if not options.trains else ():
+        for section in OF_TRAINING:
+            if section in layer:
+                raise RecipeError(
+                    f"{source}: its method trains nothing, so `{section}` has no effect: set it in "
+                    "the rows that it is made of, or beside `methods:` for all rows"
+                )
 
 
 def _settings(layer: Mapping[str, Any]) -> dict[str, Any]:

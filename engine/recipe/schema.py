@@ -135,11 +135,13 @@ class DatasetRecipe:
 class MethodRecipe:
     """What every method has; the `Recipe` of a method's module adds its options.
 
-    needs: methods whose cells of the same column it starts from. has_weights: False where its cells
-    are averages of others', which no method can start from.
+    needs: methods whose cells of the same column it starts from. trains: False where it makes
+    models of these alone. has_weights: False where its cells are averages of others', which no
+    method can start from.
     """
 
     needs: ClassVar[Sequence[str]] = ()
+    trains: ClassVar[bool] = True
     has_weights: ClassVar[bool] = True
 
     name: str = MISSING

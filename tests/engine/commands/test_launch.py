@@ -27,7 +27,8 @@ def test_a_mistake_is_one_line_and_debug_shows_its_traceback(capsys, monkeypatch
     monkeypatch.setenv(entry.DEBUG, "")
     monkeypatch.delenv(entry.DEBUG)  # --debug is kept in the environment for jobs
     for words, message in (
-        (["recipe=emoji", "methods=[ewc]"], "methods= selects methods of `rib campaign`"),
+        (["recipe=emoji", "methods=[ewc]"], "methods= is a word of `rib campaign`"),
+        (["emoji/ewc", "downstreams=[noto]"], "a single cell takes downstream=SET"),
         (["recip=emoji/ewc", "seed=1"], "'recip=emoji/ewc' names no recipe; write recipe=NAME"),
     ):
         assert cli.main(["train", *words]) == 2

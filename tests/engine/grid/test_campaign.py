@@ -84,6 +84,7 @@ def test_a_users_method_is_a_part_of_its_campaign(folder, tmp_path):
     ("row_or_words", "message"),
     [
         (["downstream=outline"], r"trains on all its sets; choose them by dataset\.sets="),
+        (["campaign=emoji"], "the campaign is named before all words, as in `rib campaign emoji`"),
         (["method=fine_tune"], r"several methods; choose them by methods=\[A,B\]"),
         (["methods.wise_ft.alpha=0.3"], "a campaign trains several methods"),
         (["methods=[]"], "names no methods"),

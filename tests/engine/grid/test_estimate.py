@@ -32,10 +32,17 @@ def test_training_and_evaluation_are_images_times_passes(counted):
     assert counted.shared.images == everywhere
 
 
-def test_a_column_of_few_shots_trains_on_as_many(folder):
-    words = [f"runs={folder / 'none'}", "dataset.classes=5", "dataset.shots=2"]
-    few = estimate.of(campaign.plan(str(folder / "shapes.yaml"), words))
-    assert {parts[0].images for parts in few.columns} == {2 * 5 * 2}
+@pytest.mark.parametrize(
+    ("words", "images"),
+    [
+        (["dataset.classes=5", "dataset.shots=2"], 2 * 5),
+        (["dataset.train_images=10", "dataset.portion=0.5"], 5),
+    ],
+)
+def test_a_column_of_a_part_trains_on_as_many(folder, words, images):
+    words = [f"runs={folder / 'none'}", *words]
+    part = estimate.of(campaign.plan(str(folder / "shapes.yaml"), words))
+    assert {parts[0].images for parts in part.columns} == {2 * images}
 
 
 def test_operations_are_those_of_one_forward_pass(counted):

@@ -62,6 +62,10 @@ def test_rows_are_selected_by_their_names_and_need_others_in_their_variant(campa
         ("{base: ensemble, method: {members: [ewc]}}", "name two methods or more"),
         ("{base: ensemble, method: {members: [ewc, lwf, ewc]}}", "or `pre`, none twice"),
         ("ewc", r"rows.yaml \(methods.x\) must hold `key: value` lines, not 'ewc'"),
+        (
+            "{base: wise_ft, train: {epochs: 9}}",
+            r"\(methods.x\): .* trains nothing, so `train` has",
+        ),
         ("{}\n  pre: {base: ewc}", r"rows.yaml: methods: 'pre' is the pre-trained model's name"),
         ("{}\n  a/b: {base: ewc}", r"rows.yaml: methods: 'a/b' cannot be part of a path"),
     ],
