@@ -42,7 +42,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     slurm.add_argument("--account", default="", help="default: Slurm's")
     slurm.add_argument("--time", type=float, help="hours of each job; default: predicted")
     slurm.add_argument("--mem", type=float, help="GB of each job; default: predicted")
-    slurm.add_argument("--retries", type=int, default=2, help="of a job that failed; default: 2")
+    slurm.add_argument("--retries", type=int, help="of a job that failed; default: 2")
     slurm.add_argument("--requeue", action="store_true", help="let Slurm preempt and requeue jobs")
 
 

@@ -19,7 +19,9 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("encode", help="make a pack of a set's images, for every model")
     parser.add_argument("set", nargs="?", help="imagenet_val, imagenet_v2, objectnet, ...")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as in a recipe")
-    parser.add_argument("--all", action="store_true", help="every set that --source holds")
+    parser.add_argument(
+        "--all", action="store_true", help="every set of --source that models are evaluated on"
+    )
     images = parser.add_mutually_exclusive_group(required=True)
     images.add_argument("--source", type=Path, help="folder or .tar of the set; of all, with --all")
     images.add_argument(
@@ -44,6 +46,10 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError("name a set to encode, or give --all, and not both")
     if bool(arguments.beton) != bool(arguments.classes) or (arguments.beton and arguments.all):
         raise ValueError("--beton FILE is of one set, and needs --classes FILE: a name a line")
+    if arguments.beton and (arguments.workers or arguments.partial or arguments.yes):
+        raise ValueError("--workers, --partial and --yes are for --source; --beton copies a file")
+    if arguments.workers < 0:
+        raise ValueError(f"--workers {arguments.workers}: 0 takes all cores, 1 a single process")
     if arguments.source and not arguments.source.exists():
         raise ValueError(f"--source {arguments.source}: there is no such folder or file")
     first_line.show(f"reading the model {arguments.model}")
@@ -93,8 +99,8 @@ def _adopt(resolved: Recipe, name: str, beton: Path, classes: Path) -> None:
     from engine.data import packs
     from loaders.adopt import adopt
 
-    if name not in resolved.dataset.places:
-        known = ", ".join(resolved.dataset.places)
+    if name not in resolved.dataset.known:
+        known = ", ".join(resolved.dataset.known)
         raise ValueError(f"{resolved.dataset.name} has no set {name!r}; it has {known}")
     pack = adopt(
         beton,

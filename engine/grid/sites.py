@@ -14,6 +14,7 @@ from engine.grid import slurm
 from engine.grid.campaign import COLUMN, PREPARE, REPORT, Plan
 
 SLURM_CORES = 4  # of a job: images are read beside the work
+RETRIES = 2  # of a job on Slurm
 START_H = 5 / 60  # of a job: imports, compilation, a slow file system
 MARGIN = 3  # of the predicted time and the start: a job that asks for too little is ended
 REPORT_H = 35 / 60  # distances between the sets, bootstrap
@@ -25,7 +26,7 @@ class Options:
     """What a user says of where a campaign runs.
 
     cores: 0: all of this machine, on Slurm 4 of each job. time (hours), mem (GB): of each
-    job; None: as predicted. partition, account: empty: Slurm's own.
+    job; None: as predicted. partition, account: empty: Slurm's own. retries: None: `RETRIES`.
     """
 
     executor: str = "local"
@@ -36,7 +37,7 @@ class Options:
     account: str = ""
     time: float | None = None
     mem: float | None = None
-    retries: int = 2
+    retries: int | None = None
     requeue: bool = False
 
 
@@ -68,8 +69,11 @@ def checked(options: Options) -> Options:
         raise CampaignError(f"--profile {folder}: there is no {folder / 'config.yaml'}")
     if options.gpus_per_job < 1:
         raise ValueError(f"--gpus-per-job {options.gpus_per_job}: at least one is needed")
-    for name in ("partition", "account", "time", "mem", "requeue") if not on_slurm else ():
-        if getattr(options, name):
+    if options.retries is not None and options.retries < 0:
+        raise ValueError(f"--retries {options.retries}: 0 or more are possible")
+    of_slurm = ("partition", "account", "time", "mem", "retries", "requeue")
+    for name in of_slurm if not on_slurm else ():
+        if getattr(options, name) != getattr(Options, name):
             raise ValueError(f"--{name} is an option of --executor slurm")
     for name in ("time", "mem"):
         value = getattr(options, name)
@@ -99,7 +103,7 @@ def of(options: Options, plans: Sequence[Plan]) -> Site:
             plans[0].place,
             partition=options.partition,
             account=options.account,
-            retries=options.retries,
+            retries=RETRIES if options.retries is None else options.retries,
             requeue=options.requeue,
         )
     else:

@@ -39,8 +39,13 @@ def backbone(
     if recipe.weights.source == "random":
         key["seed"] = seed
     if source == "file" or recipe.weights.path:
-        key["sha256"] = file_hash(formats.file_of(recipe))
+        key["sha256"] = _checked_hash(recipe)
         key["model"]["weights"]["path"] = ""  # the same file in another place is the same model
+    elif recipe.weights.sha256 and not recipe.weights.package:
+        raise ValueError(
+            "model.weights.sha256 is of a package, or of a file at model.weights.path, and weights "
+            f"from {source} are neither: leave it out"
+        )
     if prompt is not None:
         key["prompt"] = file_hash(prompt)
 
@@ -64,6 +69,20 @@ def fetch(recipe: ModelRecipe, cache: Path) -> nn.Module:
 def _source(recipe: ModelRecipe) -> str:
     source = recipe.weights.source
     return "file" if source in ("timm", "pypi") and recipe.weights.path else source
+
+
+def _checked_hash(recipe: ModelRecipe) -> str:
+    """SHA-256 of the file at a recipe's `path`. ValueError where the recipe names another one.
+
+    Beside the name of a package it is the package's, in whose place the file stands.
+    """
+    found, weights = file_hash(formats.file_of(recipe)), recipe.weights
+    if weights.sha256 and not weights.package and weights.sha256 != found:
+        raise ValueError(
+            f"{weights.path} has the SHA-256 {found}, not model.weights.sha256={weights.sha256}: "
+            "take the file that was meant, or leave the key out"
+        )
+    return found
 
 
 def _prompt(path: Path, image_size: int) -> State:

@@ -39,7 +39,7 @@ class WeightsRecipe:
     source: Literal["timm", "open_clip", "pypi", "file", "random"] = "timm"
     package: str = ""
     version: str = ""
-    sha256: str = ""
+    sha256: str = ""  # of the package, or without one of the file at `path`
     member: str = ""  # file inside the package
     path: str = ""  # safetensors or checkpoint file for source=file, or in place of a download
     clip: str = ""  # open_clip's name of the model; its text tower makes the head

@@ -154,7 +154,14 @@ def test_options_that_cannot_be(rib, capsys, words, message):
     assert message in capsys.readouterr().err
 
 
-OF_FFCV = "name: mine\nkind: folder\nroot: nowhere\nsets: [second, other]\nupstream: first\n"
+OF_FFCV = """\
+name: mine
+kind: folder
+root: nowhere
+sets: [second, other]
+train_sets: [third]
+upstream: first
+"""
 
 
 def test_a_file_of_ffcvs_users_becomes_a_pack_without_images(tmp_path, capsys, monkeypatch):
@@ -168,14 +175,16 @@ def test_a_file_of_ffcvs_users_becomes_a_pack_without_images(tmp_path, capsys, m
     Path("mine.yaml").write_text(OF_FFCV)
     model = ["runs=runs", "model.image_size=32"]
     words = ["--model", "vit_tiny_random", "--dataset", "mine.yaml", *model]
-    command = ["encode", "second", "--beton", "mine.beton", *words]
+    command = ["encode", "third", "--beton", "mine.beton", *words]
     assert cli.main(command) == 2
     assert "needs --classes FILE: a name a line" in capsys.readouterr().err
     command += ["--classes", "classes.txt"]
-    assert cli.main(["encode", "third", *command[2:]]) == 2
-    assert "mine has no set 'third'; it has " in capsys.readouterr().err
+    assert cli.main(["encode", "fourth", *command[2:]]) == 2
+    assert "mine has no set 'fourth'; it has " in capsys.readouterr().err
+    assert cli.main([*command, "--partial"]) == 2
+    assert "--partial and --yes are for --source" in capsys.readouterr().err
     assert cli.main(command) == 0
-    assert "second: 1 images of 2 classes in runs/packs/second-" in capsys.readouterr().out
+    assert "third: 1 images of 2 classes in runs/packs/third-" in capsys.readouterr().out
     resolved = recipe.of_sections("vit_tiny_random", "mine.yaml", model)
-    pack = packs.pack_of(resolved, "second", cache_folder())
+    pack = packs.pack_of(resolved, "third", cache_folder())
     assert pack.classes == ("cat", "dog") and np.array_equal(pack.pixels([0]), pixels)

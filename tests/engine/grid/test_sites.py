@@ -172,6 +172,8 @@ def test_options_without_effect_are_refused(capsys):
     for option, message in (
         ("--cores 0", "--cores 0: at least one is needed"),
         ("--partition x", "--partition is an option of --executor slurm"),
+        ("--retries 0", "--retries is an option of --executor slurm"),
+        ("--executor slurm --retries -1", "--retries -1: 0 or more"),
         ("--requeue", "--requeue is an option of --executor slurm"),
         ("--executor slurm --time 0", "--time 0: it must be above 0"),
         ("--executor slurm --profile x", "leave --executor out"),

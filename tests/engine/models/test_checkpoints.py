@@ -21,6 +21,7 @@ from engine.models import checkpoints, formats
 from engine.recipe.schema import ModelRecipe, WeightsRecipe
 from engine.store import tensors
 from engine.store.artifacts import Store
+from loaders.files import file_hash
 
 
 def model(path: Path, arch: str = "test_vit", source: str = "file", **options: str) -> ModelRecipe:
@@ -187,6 +188,17 @@ def test_backbone_is_made_once_and_named_by_what_matters(tmp_path):
     assert drawn[0] == drawn[2]
     tensors.save({k: tensor + 1 for k, tensor in state().items()}, path)
     assert len({usual, *others, *drawn, name()}) == 1 + 3 + 2 + 1
+
+
+def test_the_checksum_of_a_recipe_is_checked(tmp_path):
+    tensors.save(state(), path := tmp_path / "own.safetensors")
+    backbone(model(path, sha256=file_hash(path)), tmp_path)
+    backbone(model(path, sha256="0", package="a"), tmp_path)  # the package's, which is not read
+    with pytest.raises(ValueError, match=r"own\.safetensors has the SHA-256 .* not model\.weights"):
+        backbone(model(path, sha256="0"), tmp_path)
+    with pytest.raises(ValueError, match="weights from random are neither"):
+        unread = WeightsRecipe(source="random", sha256="0")
+        backbone(dataclasses.replace(model(path), weights=unread), tmp_path)
 
 
 # timm's names of a ViT's tensors, by the names of vectors and of the nodes that use matrices.
