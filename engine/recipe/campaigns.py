@@ -17,7 +17,15 @@ from typing import Any
 
 from engine.errors import RecipeError, nearest
 from engine.recipe import catalogue, yaml_text
-from engine.recipe.catalogue import is_path, lines, over, path_of, with_absolute_module
+from engine.recipe.catalogue import (
+    EXTENDS,
+    beside,
+    is_path,
+    lines,
+    over,
+    path_of,
+    with_absolute_module,
+)
 from engine.recipe.checks import check_name
 from engine.recipe.typed import COMMAND_LINE, Layer, key_and_value
 
@@ -125,7 +133,7 @@ def read(name: str, extending: tuple[Path, ...] = ()) -> Campaign:
     if path.resolve() in extending:
         raise RecipeError(f"{path}: a campaign cannot extend itself")
     values = catalogue.read(path)
-    base, methods = values.pop("extends", None), values.pop(SELECTION, None)
+    base, methods = values.pop(EXTENDS, None), values.pop(SELECTION, None)
     campaign = read(str(base), (*extending, path.resolve())) if base else Campaign(name, path)
     rows, others = campaign.rows, campaign.others
     if isinstance(methods, list) and base:
@@ -213,7 +221,10 @@ def _row(key: str, settings: Any, source: str) -> tuple[str, Mapping[str, Any]]:
         )
     layer = lines(settings or {}, f"{source} (methods.{name})")
     layer = {BASE: key, **layer} if is_path(key) else layer
-    return name, with_absolute_module(layer, Path(source).parent)
+    folder = Path(source).parent  # of the command line: where it is given
+    if BASE in layer:
+        layer = {**layer, BASE: beside(folder, layer[BASE])}
+    return name, with_absolute_module(layer, folder)
 
 
 def _settings(layer: Mapping[str, Any]) -> dict[str, Any]:

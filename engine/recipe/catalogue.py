@@ -14,6 +14,7 @@ from engine.errors import RecipeError, nearest
 from engine.recipe import yaml_text
 
 ROOT = Path(__file__).resolve().parents[2] / "recipes"
+EXTENDS = "extends"
 GROUPS = {"model": "models", "dataset": "datasets", "method": "methods"}
 
 
@@ -50,8 +51,22 @@ def is_path(name: str) -> bool:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """What a file says. RecipeError where it is no YAML of `key: value` lines."""
-    return lines(yaml_text.read(path), str(path))
+    """What a file says; the YAML files that it names begin at its folder.
+
+    RecipeError where it is no YAML of `key: value` lines.
+    """
+    values = lines(yaml_text.read(path), str(path))
+    named = {key: values[key] for key in (*GROUPS, EXTENDS, "models") if key in values}
+    return values | {key: beside(path.parent, value) for key, value in named.items()}
+
+
+def beside(folder: Path, value: Any) -> Any:
+    """A value of a file in this folder, at which the YAML files that it names begin."""
+    if isinstance(value, list):
+        return [beside(folder, each) for each in value]
+    if isinstance(value, Mapping) and EXTENDS in value:
+        return {**value, EXTENDS: beside(folder, value[EXTENDS])}
+    return str(folder / value) if isinstance(value, str) and is_path(value) else value
 
 
 def lines(values: Any, source: str) -> dict[str, Any]:

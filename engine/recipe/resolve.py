@@ -15,7 +15,7 @@ from typing import Any
 from engine.errors import RecipeError, nearest
 from engine.recipe import campaigns, catalogue, checks, modules, typed, yaml_text
 from engine.recipe.campaigns import SELECTION, Campaign
-from engine.recipe.catalogue import GROUPS, path_of, with_absolute_module
+from engine.recipe.catalogue import EXTENDS, GROUPS, path_of, with_absolute_module
 from engine.recipe.schema import MethodRecipe, Recipe
 from engine.recipe.typed import COMMAND_LINE, Layer
 
@@ -177,7 +177,7 @@ def _top(name: str) -> tuple[Path | None, dict[str, Any]]:
         raise RecipeError(f"there is no recipe {name!r}{nearest(name, campaigns.names())}")
     file = path_of("", name)
     top = catalogue.read(file)
-    return (None, {"campaign": name}) if top.keys() & {SELECTION, "extends"} else (file, top)
+    return (None, {"campaign": name}) if top.keys() & {SELECTION, EXTENDS} else (file, top)
 
 
 def _of_method(top: dict[str, Any], method: str, file: str) -> dict[str, Any]:
@@ -198,8 +198,8 @@ def _section(key: str, group: str, given: Sequence[tuple[str, Any]]) -> list[Lay
     base: str | None = None
     for source, section in given:
         if isinstance(section, Mapping):
-            base = section.get("extends", base if layers else None)
-            section = {name: value for name, value in section.items() if name != "extends"}
+            base = section.get(EXTENDS, base if layers else None)
+            section = {name: value for name, value in section.items() if name != EXTENDS}
             layers.append((source, section))
         else:
             base, layers = section, []

@@ -105,6 +105,25 @@ def test_an_own_method_is_a_row_beside_those_of_the_campaign(tmp_path, monkeypat
     assert row.method.title == "BitFit, train.epochs 1"
 
 
+def test_the_files_that_a_file_names_begin_at_its_folder(tmp_path):
+    model = (recipe.ROOT / "models" / "vit_tiny_random.yaml").read_text()
+    (tmp_path / "of").mkdir()
+    for name, text in {
+        "of/small.yaml": model,
+        "of/bit_fit.yaml": "name: bit_fit\ntitle: BitFit\nmodule: fine_tune\n",
+        "of/base.yaml": "extends: emoji\nmodel: {extends: small.yaml}\nmodels: [small.yaml]\n",
+        "named.yaml": "extends: of/base.yaml\n"
+        "methods: [ewc, of/bit_fit.yaml, {mine: {base: of/bit_fit.yaml, title: Mine}}]\n",
+    }.items():
+        (tmp_path / name).write_text(text)
+    named = str(tmp_path / "named.yaml")
+    assert recipe.methods_of(named) == ["ewc", "bit_fit", "mine"]
+    row = recipe.load(named, method="mine")
+    assert (row.model.name, row.method.name) == ("vit_tiny_random", "bit_fit")
+    ((word,),) = recipe.each_model(named, ["model=all"])
+    assert recipe.load(named, [word]).model == row.model
+
+
 def test_a_mistake_in_a_campaign_that_is_extended_names_that_file(tmp_path):
     base, over = tmp_path / "base.yaml", tmp_path / "over.yaml"
     base.write_text("extends: emoji\nmethods: {ewc: {method: {lam: -1}}}\n")
