@@ -15,6 +15,13 @@ from engine.machine import first_line
 if TYPE_CHECKING:
     from engine.grid.speed import Speed
 
+INSTEAD = {  # keys that have no effect here, and the option that has
+    "model": "the model as the first word",
+    "train.batch_size": "--batch",
+    "evaluate.batch_size": "--batch",
+    "train.epochs": "--steps",
+}
+
 
 def add(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("bench", help="how fast a model trains and is evaluated here")
@@ -37,6 +44,9 @@ def run(arguments: argparse.Namespace) -> None:
     if not all(size.isdecimal() and int(size) for size in sizes) or arguments.steps < 1:
         given = f"--batch {arguments.batch} --steps {arguments.steps}"
         raise ValueError(f"{given}: numbers above 0, as 64,256 and 20")
+    for word in arguments.overrides:
+        if (option := INSTEAD.get(word.partition("=")[0])) is not None:
+            raise ValueError(f"{word}: the bench sets it; give {option}")
     os.environ["RIB_PROGRESS"] = "off"  # a bar costs time
     first_line.show(f"reading the model {arguments.model}")
     import torch

@@ -15,6 +15,7 @@ import torch
 from engine import models, recipe
 from engine.data import descriptions, imagenet
 from engine.data.packs import pack_of
+from engine.errors import RecipeError
 from engine.evaluation import accuracies
 from engine.evaluation.accuracies import Model, OnSet
 from engine.machine import ranks
@@ -25,6 +26,11 @@ from engine.store.artifacts import Store
 from engine.store.cells import Cell
 from loaders.pack import MANIFEST, Pack
 
+WORDS = (  # beside `model.KEY`, those of a recipe that an evaluation of checkpoints follows
+    *("runs", "source", "device", "threads"),
+    *("evaluate.batch_size", "evaluate.precision", "evaluate.compile"),
+    *("dataset.pack_format", "dataset.undecodable", "dataset.background"),
+)
 CLIP = {"visual.proj", "logit_scale"}  # tensors that only open_clip's checkpoints have
 
 
@@ -32,14 +38,22 @@ def resolve(arch: str, overrides: Sequence[str]) -> Recipe:
     """The recipe of an evaluation; the default image size is the architecture's.
 
     `arch`: timm's name, or `open_clip:` and open_clip's. Raises RecipeError for an unknown
-    architecture (the nearest is shown), key or value.
+    architecture (the nearest is shown), key or value, and for a key that has no effect here.
     """
     size = models.data_config(ModelRecipe(name=arch, arch=arch))["input_size"][-1]
     words = [f"model.arch={arch}", f"model.image_size={size}", "dataset.sets=[]"]
     words.append(f"threads={torch.get_num_threads()}")
     if arch.startswith(clip.PREFIX):
         words.append(f"model.weights.clip={arch.removeprefix(clip.PREFIX)}")
-    return recipe.of_sections("file", "folder", [*words, *overrides, "dataset.holdout=0"])
+    resolved = recipe.of_sections("file", "folder", [*words, *overrides, "dataset.holdout=0"])
+    for word in overrides:
+        key = word.partition("=")[0]
+        if key not in WORDS and not key.startswith("model."):
+            raise RecipeError(
+                f"{word!r} has no effect on checkpoints, which are evaluated on every image; "
+                f"model.KEY, {', '.join(WORDS)} have"
+            )
+    return resolved
 
 
 def described(

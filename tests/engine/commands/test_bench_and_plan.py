@@ -31,6 +31,7 @@ def test_a_row_for_each_method_and_pass(tmp_path, capsys, monkeypatch):
     ("words", "message"),
     [
         (["vit_tiny_random", "--batch", "64,none"], "numbers above 0, as 64,256 and 20"),
+        (["vit_tiny_random", "train.batch_size=8"], "the bench sets it; give --batch"),
         (["vit_tiny_random", "--methods", "wise_ft", *SMALL[1:]], "wise_ft mixes finished cells"),
         (["vit_tiny_random", "--pack", "nowhere", *SMALL[1:]], "nowhere/manifest.json: missing"),
     ],

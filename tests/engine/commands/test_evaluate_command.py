@@ -89,6 +89,11 @@ def test_sets_are_named_by_their_folders_or_by_the_user(tmp_path, monkeypatch):
     [
         ("", "/A.safetensors does not tell its architecture"),
         ("--arch test_vitt", "no architecture 'test_vitt'; did you mean 'test_vit"),
+        (
+            f"--arch {VIT} evaluate.split=holdout",
+            "'evaluate.split=holdout' has no effect on checkp",
+        ),
+        (f"--arch {VIT} evaluate.splits=x", "unknown key 'evaluate.splits'"),
         (f"--arch {VIT} --alphas 1:0:1", "alphas '1:0:1': write"),
     ],
 )
