@@ -34,20 +34,22 @@ LICENCE = (
 
 
 class Size(NamedTuple):
-    """Published numbers of images: in total, and of each class (0 where classes differ)."""
+    """Published numbers of images, in total and of each class (0 where classes differ), and of
+    classes."""
 
     images: int
     per_class: int = 0
+    classes: int = 1000
 
 
 SIZES = {
     "imagenet_train": Size(1_281_167),
     "imagenet_val": Size(50_000, 50),
     "imagenet_v2": Size(10_000, 10),
-    "imagenet_a": Size(7_500),
-    "imagenet_r": Size(30_000),
+    "imagenet_a": Size(7_500, classes=200),
+    "imagenet_r": Size(30_000, classes=200),
     "imagenet_sketch": Size(50_889),
-    OBJECTNET: Size(18_574),
+    OBJECTNET: Size(18_574, classes=113),
     "imagenet_cartoon": Size(50_000, 50),
     "imagenet_drawing": Size(50_000, 50),
     IMAGENET_C: Size(75 * imagenet_c.PER_PART, 75 * 50),
@@ -79,7 +81,7 @@ def read(dataset: DatasetRecipe, name: str, source: Path, *, partial: bool = Fal
         listing = imagenet.by_folder(source, name, wnids(_SUBSETS.get(name, "")))
     # A sample of IN-C may lack classes.
     drawn = name == IMAGENET_C and images_drawn(dataset) is not None
-    counts = [] if drawn else imagenet.faults(listing.items, listing.classes, *SIZES[name])
+    counts = [] if drawn else imagenet.faults(listing.items, listing.classes, *SIZES[name][:2])
     faults = [*listing.faults, *counts]
     if faults and not partial:
         raise ValueError(

@@ -122,8 +122,9 @@ def of(plan: Plan) -> Estimate:
     """
     recipe = plan.recipe
     model, dataset, kind = recipe.model, recipe.dataset, recipe.evaluate.precision
-    images = {name: images_of(recipe, name) for name in plan.needed}
-    classes = len(imagenet.wnids()) if dataset.kind == "imagenet" else dataset.classes or 1000
+    counts = {name: counts_of(recipe, name) for name in plan.needed}
+    images = {name: of_images for name, (of_images, _) in counts.items()}
+    _, classes = counts[dataset.upstream]  # the head's
     with torch.device("meta"):
         net = models.create(model, classes).eval()
     parameters, width = sum(p.numel() for p in net.parameters()), models.head(net).in_features
@@ -133,7 +134,7 @@ def of(plan: Plan) -> Estimate:
     for column in plan.columns:
         cells = [cell.recipe for row in plan.cells(column) for cell in row.all()]
         judged = sum(_judged(cells[0], name, images[name]) for name in dataset.places)
-        trained_on = [_trained_on(cell, images[column.downstream], classes) for cell in cells]
+        trained_on = [_trained_on(cell, *counts[column.downstream]) for cell in cells]
         parts, files, rows = _of_column(cells, trained_on, judged, forward)
         columns.append(parts)
         weights += files
@@ -191,22 +192,24 @@ def _judged(recipe: Recipe, name: str, images: int) -> int:
 
 
 def _trained_on(recipe: Recipe, images: int, classes: int) -> int:
-    """How many images of a set a cell trains on; classes: of the head, which a set may lack."""
+    """How many images a cell trains on, of a set of so many images and classes."""
     dataset = recipe.dataset
     part = images * (1 - dataset.holdout)
     part = round(min(part, dataset.train_images or part) * dataset.portion)
     return min(part, dataset.shots * classes or part)
 
 
-def images_of(recipe: Recipe, name: str) -> int:
-    """Images of a set: of its pack, its folder, or as many as were published."""
+def counts_of(recipe: Recipe, name: str) -> tuple[int, int]:
+    """Images and classes of a set: of its pack, its folder, or as many as were published."""
     dataset = recipe.dataset
     folder = packs.pack_folder(Path(recipe.runs), dataset, recipe.model, name)
     if (folder / MANIFEST).is_file():
-        return len(Pack.open(folder))
+        pack = Pack.open(folder)
+        return len(pack), len(pack.classes)
     if dataset.kind == "imagenet":
-        return imagenet.images(dataset, name)
+        return imagenet.images(dataset, name), imagenet.SIZES[name].classes
     if dataset.kind == "emoji":
         styles = len(emoji.UPSTREAM) if name == dataset.upstream else 1
-        return dataset.classes * dataset.renderings * styles
-    return len(folders.read(Path(dataset.root) / name).items)
+        return dataset.classes * dataset.renderings * styles, dataset.classes
+    listing = folders.read(Path(dataset.root) / name)
+    return len(listing.items), len(listing.classes)

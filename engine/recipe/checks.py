@@ -44,6 +44,13 @@ def checked(recipe: Recipe) -> Recipe:
             f"dataset.shots={recipe.dataset.shots} and dataset.portion={recipe.dataset.portion:g} "
             "both take a part of the training images; give only one of them"
         )
+    for key in ("classes", "renderings", "source_px"):
+        value = getattr(recipe.dataset, key)
+        if recipe.dataset.kind != "emoji" and value != getattr(DatasetRecipe, key):
+            raise RecipeError(
+                f"dataset.{key}={value} is of emoji-RIB, which is drawn; of {recipe.dataset.name} "
+                "all images of all classes are taken: leave the key out"
+            )
     recipe.method.check(recipe)
     _check_names(recipe)
     if recipe.downstream not in (known := recipe.dataset.known):

@@ -95,7 +95,8 @@ class DatasetRecipe:
     upstream: str = "upstream"
     sets: list[str] = MISSING
     train_sets: list[str] = field(default_factory=list)  # may be trained on, never evaluated
-    classes: Width = 0  # how many emoji-RIB draws; of folders all are taken
+    # Of emoji-RIB alone, which is drawn: its classes, images of each in a style, their size.
+    classes: Width = 0
     renderings: Thousand = 1
     source_px: Pixels = 128
     seed: Seed = 0
@@ -194,7 +195,7 @@ class EvaluateRecipe:
     # Store confidences at other temperatures, for calibration error after temperature scaling.
     calibration: bool = False
     cka: Count = (
-        0  # images of each set on which CKA compares the blocks before and after; 0: no CKA
+        0  # a campaign's: images of each set on which CKA compares blocks before and after; 0: none
     )
 
 

@@ -42,6 +42,11 @@ from engine.errors import RecipeError
         ("emoji/ewc", "model.mean=[0,0,2]", "at least 0 and at most 1, 3 of them or null"),
         ("emoji/ewc", "evaluate.cka=3", "evaluate.cka=3: CKA needs 4 images or more"),
         ("emoji/ewc", "evaluate.calibration=on dataset.holdout=0", "a temperature is fitted on"),
+        (
+            "imagenet_rib/ewc",
+            "dataset.classes=100",
+            "dataset.classes=100 is of emoji-RIB, which is",
+        ),
         ("emoji/ewc", "dataset.shots=1 dataset.portion=0.5", "both take a part of the training"),
         ("emoji/ewc", "trackers=[wandp]", "'wandp' is not known; did you mean 'wandb'?"),
         ("emoji/soup", "method.members=[]", "method.members is empty"),
