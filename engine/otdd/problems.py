@@ -81,6 +81,15 @@ class Options:
             typed.converted(kind, getattr(self, name), name)
         if self.exact and self.bracket is not None:
             raise ValueError("exact needs no bracket: give exact or bracket")
+        of_entropic = ("eps", "relative", "tolerance") if self.exact or self.bracket else ()
+        for name in of_entropic:
+            if getattr(self, name) != getattr(Options, name):
+                raise ValueError(
+                    f"{name} is of regularised transport, and has no effect beside exact or "
+                    "bracket: leave it out"
+                )
+        if self.seed and self.samples is None:
+            raise ValueError("the seed draws samples: give their number (samples) too")
         if self.lam_x == 0 and (self.lam_y == 0 or self.label_distance == "none"):
             raise ValueError("lam_x and lam_y make all costs zero: set one of them above 0")
 

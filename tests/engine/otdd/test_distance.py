@@ -206,6 +206,8 @@ def test_too_many_samples_for_exact_transport_are_refused(monkeypatch):
         ("--lam-x 0 --label-distance none", "make all costs zero"),
         ("--label-distance mean", "did you mean 'means'?"),
         ("--exact --bracket 0.1", "give exact or bracket"),
+        ("--bracket 0.1 --eps 0.2", "eps is of regularised transport"),
+        ("--sample-seed 3", "the seed draws samples: give their number (samples) too"),
         ("outline", "two or more distinct sets, got ['outline']"),
         ("outlyne few", "'outlyne' is no set of"),
     ],
