@@ -11,11 +11,6 @@ from engine.machine import first_line
 HEAD = """\
 rib train recipe=NAME [key=value ...], or deepspeed engine/launch.py with these words.
 NAME is CAMPAIGN/ROW, as in emoji/ewc, or a YAML file."""
-OF_CAMPAIGN = {  # words that name several cells, and what names a single one
-    "methods": "method=NAME",
-    "downstreams": "downstream=SET",
-    "vary": "KEY=VALUE",
-}
 TAIL = "Any key of the resolved recipe can be set; --print shows it."
 
 
@@ -52,16 +47,13 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _train(name: str, overrides: tuple[str, ...], *, show: bool) -> None:
-    from engine import recipe
     from engine.grid import cell_plan
 
-    for key, instead in OF_CAMPAIGN.items():
-        if any(word.startswith(f"{key}=") for word in overrides):
-            raise ValueError(f"{key}= is a word of `rib campaign`; a single cell takes {instead}")
     if show:
         print(cell_plan.resolve(name, overrides, run_users=False).dump(), end="")
         return
-    recipe.load(name, overrides)  # most mistakes show before imports that take seconds
+    # Most mistakes show before imports that take seconds.
+    cell_plan.resolve(name, overrides, run_users=False)
     first_line.show(f"reading the recipe {name}")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     from engine.grid.build import Builder

@@ -17,6 +17,11 @@ from engine.recipe import modules
 from engine.recipe.resolve import VARIANT, without_options
 from engine.recipe.schema import Recipe
 
+INSTEAD = {  # of words that name several cells, what names a single one
+    "methods": "method=NAME",
+    "downstreams": "downstream=SET",
+    "vary": "KEY=VALUE",
+}
 Scalar = bool | int | float | str
 
 
@@ -93,10 +98,17 @@ def resolve(
 ) -> CellPlan:
     """The cell of a recipe, as `recipe.load`.
 
-    run_users: whether users' files may run, without which nobody knows what their methods need.
-    Raises RecipeError as `recipe.load`, where a needed method mixes cells, and, where users' files
-    may run, what a user's `check` refuses.
+    method: of a campaign, whose words may name several cells. run_users: whether users' files may
+    run, without which nobody knows what their methods need. Raises RecipeError as `recipe.load`,
+    for such words without a method, where a needed method mixes cells, and, where users' files may
+    run, what a user's `check` refuses.
     """
+    for word in overrides if method is None else ():
+        key = word.partition("=")[0]
+        if key in INSTEAD:
+            raise RecipeError(
+                f"{key}= is a word of `rib campaign`; a single cell takes {INSTEAD[key]}"
+            )
     cell = recipe.load(name, overrides, method=method, downstream=downstream)
     return _with_needs(name, tuple(overrides), cell, run_users)
 
