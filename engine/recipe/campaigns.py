@@ -189,12 +189,14 @@ def each_model(campaign: str, overrides: Sequence[str]) -> list[tuple[str, ...]]
     """The overrides of each grid: `model=[A,B]` stands for these models, `model=all` for every
     model that the campaign lists.
 
-    Raises RecipeError where the campaign lists none, and for a list that is empty or names a model
-    twice.
+    Raises RecipeError where the campaign lists none, for a list that is empty or names a model
+    twice, and for another `model=` beside it.
     """
     word = next((w for w in overrides if w == ALL_MODELS or w.startswith("model=[")), None)
     if word is None:
         return [tuple(overrides)]
+    if sum(each.startswith("model=") for each in overrides) > 1:
+        raise RecipeError(f"{word}: model= is given twice; name all models in one list")
     if word == ALL_MODELS:
         models = read(campaign).values.get("models")
         if not isinstance(models, list) or not models:

@@ -210,6 +210,8 @@ def test_all_models_are_the_seven_pre_trainings(name):
     assert listed == [("seed=3", "model=resnet18"), ("seed=3", "model=my own/model.yaml")]
     with pytest.raises(RecipeError, match="name one or more models, each once"):
         recipe.each_model("emoji", ("model=[resnet18,resnet18]",))
+    with pytest.raises(RecipeError, match="model= is given twice"):
+        recipe.each_model("emoji", ("model=[resnet18,resnet34]", "model=resnet50"))
 
 
 def test_names_of_open_clip_resolve():
