@@ -283,7 +283,10 @@ class _Recorder(TorchFunctionMode):
             out.register_hook(lambda gradient: self._add(name, squares, gradient))
 
     def _add(self, name: str, squares: Squares, gradient: Tensor) -> None:
-        if name not in self._discarded:
+        if name in self._discarded:
+            return
+        # In the thread of a GPU's backward pass autocast of any kind is one to fp16.
+        with torch.autocast("cuda" if gradient.is_cuda else "cpu", enabled=False):
             self._sums[name] += squares(gradient).to(self._sums[name].dtype)
 
     def _detach(self, value: Any) -> Any:
