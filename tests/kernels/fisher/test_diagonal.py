@@ -208,6 +208,20 @@ def test_autocast_changes_the_gradients_and_not_their_squares():
         torch.testing.assert_close(accumulator.mean()[name], expected, rtol=0.5, atol=0)
 
 
+def test_a_large_batch_goes_in_parts_and_draws_the_same_labels(monkeypatch):
+    torch.manual_seed(0)
+    model, x, sizes = nn.Linear(4, 3), torch.randn(5, 4), []
+    model.register_forward_hook(lambda _, inputs, __: sizes.append(len(inputs[0])))
+
+    def diagonal() -> dict[str, Tensor]:
+        return fisher_diagonal(model, [x], generator=torch.Generator().manual_seed(0))
+
+    whole = diagonal()
+    monkeypatch.setattr("kernels.fisher.diagonal._AT_ONCE", 2)
+    torch.testing.assert_close(diagonal(), whole)
+    assert sizes == [1, 5, 1, 2, 2, 1]
+
+
 def test_frozen_parameters_are_left_out_and_state_is_left_alone():
     model = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5), nn.Linear(4, 2)).train()
     model[0].weight.requires_grad_(False)
