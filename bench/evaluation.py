@@ -25,31 +25,41 @@ from bench.contest import Contest, Entrant, Scale
 from engine import models
 from engine.data.sets import Sets
 from engine.evaluation import passes, user_models
-from engine.machine import memory, precision
+from engine.machine import memory
 from engine.machine.files import cache_folder
+from engine.machine.precision import autocast, no_tf32
 from engine.recipe.schema import Recipe
 from engine.run import Run
 from engine.store.artifacts import Store
 from engine.store.cells import Mix
 
 ALPHAS = [k / 10 for k in range(11)]
+TIES = 1e-3  # of the answers
 
 
 def contests(device: torch.device, scale: Scale) -> Iterator[Contest]:
     if device.type == "cuda" and not scale.quick:
-        arch, size, count = "vit_base_patch16_224", 224, 2048
+        # The peer decodes each image 11 times, in six runs: 3 of the 8 minutes of `bench.gpu`.
+        arch, size, count = "vit_base_patch16_224", 224, 1024
     else:
         arch, size, count = "test_vit", 32, 8 if scale.quick else 960
     memory.keep_pages()
+    no_tf32()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         photos.write(folder / "files", count, scale.draws)
         words = [f"model.image_size={size}", f"evaluate.batch_size={min(64, count)}"]
-        recipe = user_models.resolve(arch, [*words, f"runs={folder / 'runs'}", "source=resident"])
-        yield _contest(folder, recipe, device, count)
+        words += [f"runs={folder / 'runs'}", "source=resident"]
+        # On a GPU ours is compiled, and bf16's rounding decides between answers that are near.
+        precise = [*words, "evaluate.precision=fp32", "evaluate.compile=never"]
+        recipe, exact = (user_models.resolve(arch, each) for each in (words, precise))
+        yield _contest(folder, recipe, exact, device, count)
 
 
-def _contest(folder: Path, recipe: Recipe, device: torch.device, count: int) -> Contest:
+def _contest(
+    folder: Path, recipe: Recipe, exact: Recipe, device: torch.device, count: int
+) -> Contest:
+    """Times the recipe. exact: that in which both give the same answers."""
     torch.manual_seed(0)
     store, net = Store(folder / "runs" / "store"), models.create(recipe.model, photos.CLASSES)
     checkpoints = [folder / f"{number}.safetensors" for number in range(2)]
@@ -60,7 +70,7 @@ def _contest(folder: Path, recipe: Recipe, device: torch.device, count: int) -> 
     net.to(device).eval()
     transform, normalize = models.transform(recipe.model), models.Normalize(recipe.model, device)
 
-    def one_pass() -> Run:
+    def one_pass(recipe: Recipe = recipe) -> Run:
         """All alphas by the engine, which has seen nothing yet."""
         for seen in (store.root / "predictions", folder / "pack"):
             shutil.rmtree(seen, ignore_errors=True)
@@ -74,7 +84,7 @@ def _contest(folder: Path, recipe: Recipe, device: torch.device, count: int) -> 
         return torch.from_numpy(transform(image)).permute(2, 0, 1)
 
     @torch.no_grad()
-    def a_pass_each() -> list[Tensor]:
+    def a_pass_each(precision: str = "auto") -> list[Tensor]:
         """top-1 [N] for each alpha, merged on the CPU, with a loader of its own."""
         first, second = (load_file(file) for file in checkpoints)
         answers = []
@@ -82,17 +92,18 @@ def _contest(folder: Path, recipe: Recipe, device: torch.device, count: int) -> 
             net.load_state_dict({k: (1 - alpha) * first[k] + alpha * second[k] for k in first})
             files = ImageFolder(str(folder / "files"), pixels)
             loader = DataLoader(files, recipe.evaluate.batch_size, num_workers=1)
-            with precision.autocast("auto", device):
+            with autocast(precision, device):
                 top1 = [net(normalize(x.to(device))).argmax(1) for x, _ in loader]
             answers.append(torch.cat(top1).cpu())
         return answers
 
     def check() -> None:
-        """Both give the same answers."""
-        run = one_pass()
-        for mix, top1 in zip(mixes, a_pass_each(), strict=True):
+        """Both give the same answers, but for ties."""
+        run = one_pass(exact)
+        for mix, top1 in zip(mixes, a_pass_each("fp32"), strict=True):
             stored = pq.read_table(passes.predicted(run, mix, "set", "all"))["top1"].to_numpy()
-            assert np.array_equal(stored, top1.numpy()), f"other answers at {mix}"
+            others = np.mean(stored != top1.numpy())
+            assert others <= TIES, f"{others:.2%} other answers at {mix}"
 
     name = f"{len(ALPHAS)} alphas, {recipe.model.arch}, files of {count}"
     peer = Entrant("a pass each", a_pass_each, count)

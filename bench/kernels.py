@@ -4,8 +4,8 @@
               the loss. Bytes a parameter: AdamW 28 and SGD 20, with EWC's two tensors 36 and 28
     distill   cross-entropy and distillation, forward and backward; torch's own losses composed
     merge     11 interpolated models for one read of their parents; torch.lerp for each
-    Fisher    the exact diagonal; an ordinary pass of the same batch, and vmap(grad)
     launches  on a GPU, of a step of one number, which cost the host's time; torch's additions
+    Fisher    the exact diagonal; an ordinary pass of the same batch, and vmap(grad)
 
 On a CPU the steps and the losses are torch's operators, and what is timed is how they are put
 together. GB/s are those bytes over the time; `a copy` shows what the memory can do.
@@ -48,9 +48,9 @@ def contests(device: torch.device, scale: Scale) -> Iterator[Contest]:
         yield _distill(batch, classes, device, compiles=not scale.quick)
     for dtype in (torch.bfloat16, torch.float32):
         yield _merge(parameters // 4, dtype, device)
-    yield from _fisher(device, scale)
     if device.type == "cuda":
         yield _launches(device)
+    yield from _fisher(device, scale)  # last: its peer needs most of torch, and might fail
 
 
 def _step(name: str, parameters: int, device: torch.device) -> Contest:

@@ -31,6 +31,7 @@ from kernels.fisher.per_example import ELEMENTWISE, RULES, expand_over_batch, su
 _log = logging.getLogger(__name__)
 Squares = Callable[[Tensor], Tensor]
 _CHUNK = 8  # images whose gradients of a parameter are in memory together
+_AT_ONCE = 64  # images whose activations are: a batch may be that of many GPUs together
 
 
 def fisher_diagonal(
@@ -89,7 +90,7 @@ class FisherAccumulator:
         }
 
     def update(self, images: Tensor, labels: Tensor | None = None) -> None:
-        """Adds a batch [B, ...]; labels int64 [B], drawn from the model where None."""
+        """Adds a batch [B, ...] of any size; labels int64 [B], drawn from the model where None."""
         if len(images) == 0:
             return
         training = {module: module.training for module in self.model.modules()}
@@ -98,7 +99,11 @@ class FisherAccumulator:
             if self.images == 0 and len(images) > 1:
                 # A dimension that equals B by chance no longer does with one image.
                 self._name_fallback(self._forward(images[:1])[1].unhandled())
-            self._update(images, labels)
+            uniform = None if labels is not None else self._uniform(len(images), images.device)
+            for start in range(0, len(images), _AT_ONCE):
+                part = slice(start, start + _AT_ONCE)
+                given, drawn = (t if t is None else t[part] for t in (labels, uniform))
+                self._update(images[part], given, drawn)
         finally:
             for module, mode in training.items():
                 module.training = mode
@@ -123,11 +128,13 @@ class FisherAccumulator:
             raise ValueError("no images: the Fisher is a mean over at least one")
         return {name: total / self.images for name, total in self._sums.items()}
 
-    def _update(self, images: Tensor, labels: Tensor | None) -> None:
+    def _update(self, images: Tensor, labels: Tensor | None, uniform: Tensor | None) -> None:
+        """Adds images at once, of given labels, or of those that numbers of `_uniform` draw."""
         logits, mode = self._forward(images)
         check_targets(labels, self.mask, *logits.shape)
         if labels is None:
-            labels = self._draw(logits)
+            assert uniform is not None
+            labels = self._draw(logits, uniform)
         elif not labels.is_cuda:
             check_labels(labels, logits.shape[1], self.mask)
         self._name_fallback(mode.unhandled())
@@ -150,7 +157,7 @@ class FisherAccumulator:
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return logits if self.mask is None else logits.masked_fill(~self.mask, float("-inf"))
 
-    def _draw(self, logits: Tensor) -> Tensor:
+    def _draw(self, logits: Tensor, uniform: Tensor) -> Tensor:
         """Inverse-CDF sampling in float64, so that a CPU generator serves every device."""
         cdf = self._masked(logits.detach()).double().softmax(1).cumsum(1)
         if not cdf.is_cuda and (none := cdf[:, -1].isnan()).any():
@@ -158,7 +165,6 @@ class FisherAccumulator:
                 f"sample {int(none.nonzero()[0])} of the batch: no label can be drawn from the "
                 "model's logits, which are NaN, infinite or all masked"
             )
-        uniform = self._uniform(len(cdf), logits.device)
         return torch.searchsorted(cdf, uniform.to(cdf) * cdf[:, -1:], right=True).squeeze(1)
 
     def _uniform(self, images: int, device: torch.device) -> Tensor:
@@ -283,7 +289,10 @@ class _Recorder(TorchFunctionMode):
             out.register_hook(lambda gradient: self._add(name, squares, gradient))
 
     def _add(self, name: str, squares: Squares, gradient: Tensor) -> None:
-        if name not in self._discarded:
+        if name in self._discarded:
+            return
+        # In the thread of a GPU's backward pass autocast of any kind is one to fp16.
+        with torch.autocast("cuda" if gradient.is_cuda else "cpu", enabled=False):
             self._sums[name] += squares(gradient).to(self._sums[name].dtype)
 
     def _detach(self, value: Any) -> Any:

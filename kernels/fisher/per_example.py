@@ -135,7 +135,7 @@ def _layer_norm(
     dims = len(normalized_shape)
 
     def squares(g: Tensor) -> Tensor:
-        normalised = F.layer_norm(input.detach(), normalized_shape, eps=eps)
+        normalised = F.layer_norm(accumulable(input.detach()), normalized_shape, eps=eps)
         return sum_of_squares(_over_tokens(g * normalised, dims))
 
     yield weight, squares
@@ -168,7 +168,7 @@ def _group_norm(
     eps: float = 1e-5,
 ) -> Covered:
     def squares(g: Tensor) -> Tensor:
-        normalised = F.group_norm(input.detach(), num_groups, eps=eps)
+        normalised = F.group_norm(accumulable(input.detach()), num_groups, eps=eps)
         return sum_of_squares(_over_positions(g * normalised))
 
     yield weight, squares

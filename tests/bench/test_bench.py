@@ -11,9 +11,10 @@ import torch
 
 import bench
 from bench import __main__ as command
-from bench import contest
+from bench import contest, photos
 from bench.contest import Contest, Entrant, Scale
 from bench.timing import interleave, processor_seconds
+from engine.machine import precision
 
 CPU = torch.device("cpu")
 OURS, PEER = Entrant("ours", int), Entrant("theirs", int)
@@ -126,6 +127,15 @@ def test_contests_run(name):
     for current in contest.cases(name)(CPU, Scale(quick=True)):
         for row in contest.hold(current, CPU, seconds=0):
             assert row["ratio"] > 0
+
+
+@pytest.mark.slow
+def test_answers_are_compared_without_the_rounding_of_a_gpu(monkeypatch):
+    write = photos.write  # of 64 pictures some have two answers that are near
+    monkeypatch.setattr(photos, "write", lambda folder, _, drawn: write(folder, 64, drawn))
+    monkeypatch.setattr(precision, "resolve", lambda kind, _: "bf16" if kind == "auto" else kind)
+    for evaluation in contest.cases("evaluation")(CPU, Scale(quick=True)):
+        evaluation.check()
 
 
 @pytest.mark.slow

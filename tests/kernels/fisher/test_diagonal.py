@@ -194,6 +194,34 @@ def test_squares_of_fp16_gradients_do_not_vanish():
         assert_close_to_max(fisher[name], expected, name, share=0.03)
 
 
+def test_autocast_changes_the_gradients_and_not_their_squares():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 4))
+    with torch.no_grad():
+        model[2].weight *= 12  # sure of its answers, whose gradients are small
+    x = torch.randn(4, 8)
+    labels = model(x).argmax(1)
+    accumulator = FisherAccumulator(model)
+    with torch.autocast("cpu", torch.float16):
+        accumulator.update(x, labels)
+    for name, expected in reference.fisher_diagonal(model, x, labels).items():
+        torch.testing.assert_close(accumulator.mean()[name], expected, rtol=0.5, atol=0)
+
+
+def test_a_large_batch_goes_in_parts_and_draws_the_same_labels(monkeypatch):
+    torch.manual_seed(0)
+    model, x, sizes = nn.Linear(4, 3), torch.randn(5, 4), []
+    model.register_forward_hook(lambda _, inputs, __: sizes.append(len(inputs[0])))
+
+    def diagonal() -> dict[str, Tensor]:
+        return fisher_diagonal(model, [x], generator=torch.Generator().manual_seed(0))
+
+    whole = diagonal()
+    monkeypatch.setattr("kernels.fisher.diagonal._AT_ONCE", 2)
+    torch.testing.assert_close(diagonal(), whole)
+    assert sizes == [1, 5, 1, 2, 2, 1]
+
+
 def test_frozen_parameters_are_left_out_and_state_is_left_alone():
     model = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5), nn.Linear(4, 2)).train()
     model[0].weight.requires_grad_(False)
