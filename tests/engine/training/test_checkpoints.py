@@ -21,7 +21,7 @@ from engine.store import checkpoints as files_of
 from engine.store.artifacts import Store
 from engine.store.cells import Cell
 from engine.store.checkpoints import CheckpointFiles
-from engine.training import saving
+from engine.training import loop, saving
 from engine.training.saving import TrainingState
 
 METHODS = [
@@ -109,6 +109,24 @@ def test_a_signal_stops_training_after_the_step_with_a_checkpoint(grid, empty, m
     assert signal.getsignal(number) is before
     cell, steps = resumed(empty)
     assert steps == [5, 6]
+    check_same(cell, plain)
+
+
+def test_a_signal_after_the_last_step_leaves_a_checkpoint_too(grid, empty, monkeypatch):
+    _, plain = grid.build()
+    with monkeypatch.context() as patch:
+        epochs = loop.epochs
+
+        def signalled(*words: Any) -> Any:
+            history = epochs(*words)
+            os.kill(os.getpid(), signal.SIGTERM)
+            return history
+
+        patch.setattr(loop, "epochs", signalled)
+        with pytest.raises(PreemptedError, match=r"after step 6; the same command .*pending"):
+            empty.build()
+    cell, steps = resumed(empty)
+    assert steps == []
     check_same(cell, plain)
 
 
