@@ -174,6 +174,9 @@ def test_a_file_of_ffcvs_users_becomes_a_pack_without_images(tmp_path, capsys, m
     command += ["--classes", "classes.txt"]
     assert cli.main(["encode", "third", *command[2:]]) == 2
     assert "mine has no set 'third'; it has " in capsys.readouterr().err
+    of_c = ["encode", "imagenet_c", *command[2:4], "--classes", "classes.txt", *words[:2]]
+    assert cli.main(of_c) == 2
+    assert "does not say which photo and corruption" in capsys.readouterr().err
     assert cli.main(command) == 0
     assert "second: 1 images of 2 classes in runs/packs/second-" in capsys.readouterr().out
     resolved = recipe.of_sections("vit_tiny_random", "mine.yaml", model)
