@@ -213,6 +213,15 @@ def test_a_folder_in_place_of_a_marker_is_no_checkpoint(tmp_path):
     assert files.newest(before=2) == 1 and files.newest(before=1) == 0
 
 
+def test_a_training_that_begins_again_keeps_its_checkpoints(tmp_path):
+    """Snapshots that are asked for later lie before the checkpoints that are there."""
+    files = CheckpointFiles(Store(tmp_path), "cell")
+    for step in (90, 100, 10, 20, 30):
+        files.write(step, {"a": torch.zeros(1)}, "{}")
+        assert step in files.steps()
+    assert files.steps() == [30, 20]
+
+
 TWO_RANKS = [
     ["optimizer.name=adamw", "optimizer.lr=1e-3", "optimizer.eps=1e-3", "train.accumulation=3"],
     ["method=ewc", "method.fisher_images=5", "optimizer.name=adamw", "optimizer.eps=1e-3"],
