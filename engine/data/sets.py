@@ -7,7 +7,6 @@ head those labels mean, which outputs can be an answer, and which images are hel
 from __future__ import annotations
 
 import difflib
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -209,7 +208,7 @@ def to_head(
 
     mask_rule: `present` leaves the classes of the set, `none` all classes of the head. Of a class
     with several outputs the mask leaves the first. Raises ValueError naming the classes of the set
-    that the head lacks, or has twice.
+    that the head lacks.
     """
     position = {name: i for i, name in enumerate(head)}
     outputs = [grouping.names(name, position) for name in names_in_head(pack.classes, head)]
@@ -220,12 +219,6 @@ def to_head(
         raise ValueError(
             f"{pack.name} has {len(unknown)} classes that the model's head lacks: {close}{more}; "
             f"its folders must have the names of the head's {len(head)} classes"
-        )
-    counts = Counter(head)
-    if twice := [name for names in outputs for name in names if counts[name] > 1]:
-        raise ValueError(
-            f"the model's head has several outputs named {twice[0]!r}, a class of {pack.name}; "
-            "give each output a name of its own"
         )
     first = torch.tensor([position[names[0]] for names in outputs], dtype=torch.int64)
     labels = first[torch.from_numpy(np.array(pack.labels))]
