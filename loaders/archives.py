@@ -87,9 +87,10 @@ def _unzip_member(
     except zip_cipher.PasswordError:
         raise
     except _DAMAGE as error:
+        other = ", or the password is another" * (member.flag_bits & 1)  # 1 of 256 passes its check
         raise ValueError(
-            f"{archive}: {name} cannot be read ({error}); remove the archive and get it again, or "
-            "unpack it with 7z and encode that folder"
+            f"{archive}: {name} cannot be read ({error}{other}); remove the archive and get it "
+            "again, or unpack it with 7z and encode that folder"
         ) from error
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")

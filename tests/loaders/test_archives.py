@@ -1,5 +1,6 @@
 """Archives become plain .tar files and folders, whole or not at all."""
 
+import contextlib
 import os
 import shutil
 import zipfile
@@ -10,7 +11,7 @@ from damage import cut, flip, full_disk
 from tarballs import tarball, zipped
 from zip_crypto import encrypted
 
-from loaders import archives, trees
+from loaders import archives, trees, zip_cipher
 
 BIG = {"a/b.png": bytes(9000)}
 MEMBERS = {f"top/n{i % 3}/{i}.png": bytes([i % 256]) * (i % 70) for i in range(300)}
@@ -50,6 +51,11 @@ def test_another_password_is_no_damage(tmp_path):
     archive.write_bytes(encrypted(BIG, "a test set"))
     with pytest.raises(ValueError, match=r"^this is not the password of .*o\.zip$"):
         list(archives.unzip(archive, tmp_path / "objectnet", "another"))
+    # One of 256 passes the check of a byte, and its content is noise.
+    with pytest.raises(ValueError, match=r"cannot be read .*or the password is another"):
+        for number in range(2000):
+            with contextlib.suppress(zip_cipher.PasswordError):
+                list(archives.unzip(archive, tmp_path / "objectnet", str(number)))
 
 
 def test_damaged_zip_files_and_names_that_leave_them(tmp_path):
