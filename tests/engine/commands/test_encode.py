@@ -180,5 +180,7 @@ def test_a_file_of_ffcvs_users_becomes_a_pack_without_images(tmp_path, capsys, m
     assert cli.main(command) == 0
     assert "second: 1 images of 2 classes in runs/packs/second-" in capsys.readouterr().out
     resolved = recipe.of_sections("vit_tiny_random", "mine.yaml", model)
+    Path("nowhere/second/cat").mkdir(parents=True)
+    Image.fromarray(pixels[0]).save("nowhere/second/cat/0.png")  # the pack is not made of it
     pack = packs.pack_of(resolved, "second", cache_folder())
     assert pack.classes == ("cat", "dog") and np.array_equal(pack.pixels([0]), pixels)
