@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,10 @@ def adopt(
     does not fit, and as `loaders.encode.encode`.
     """
     beton = Beton.open(file)
+    if wrong := [label for label, n in Counter(classes).items() if n > 1 or not label.strip()]:
+        raise ValueError(
+            f"--classes names no class, or one twice: {first_names([repr(w) for w in wrong])}"
+        )
     _check(beton, size, len(classes))
     return encode(
         out,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import lzma
+import os
 import shutil
 import struct
 import zipfile
@@ -67,6 +68,7 @@ def unzip(archive: Path, folder: Path, password: str = "") -> Iterator[tuple[int
             _unzip_member(archive, opened, member, fresh / member.filename, password)
             yield done, len(members)
     folder.parent.mkdir(parents=True, exist_ok=True)
+    os.sync()  # the members, of which there may be 50,000
     fresh.replace(folder)
     sync(folder.parent)
     archive.unlink()
@@ -78,16 +80,17 @@ def _unzip_member(
     name = PurePosixPath(member.filename)
     if name.is_absolute() or ".." in name.parts:
         raise ValueError(f"{archive}: the name {str(name)!r} leaves the archive; refused")
-    if path.is_file():
+    if path.is_file() and path.stat().st_size == member.file_size:
         return
     try:
         content = zip_cipher.read(opened, member, password)
     except zip_cipher.PasswordError:
         raise
     except _DAMAGE as error:
+        other = ", or the password is another" * (member.flag_bits & 1)  # 1 of 256 passes its check
         raise ValueError(
-            f"{archive}: {name} cannot be read ({error}); remove the archive and get it again, or "
-            "unpack it with 7z and encode that folder"
+            f"{archive}: {name} cannot be read ({error}{other}); remove the archive and get it "
+            "again, or unpack it with 7z and encode that folder"
         ) from error
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")

@@ -11,7 +11,7 @@ from loaders.trees import Listing, first_names
 
 
 def read(root: Path) -> Listing:
-    """The images `root/<class>/<image>`, ordered by class and name.
+    """The images `root/<class>/<image>`, ordered by class and name; hidden folders are no classes.
 
     Images of the same class and file name in other sets are taken for copies of one source image.
     Raises ValueError naming a root that is missing, empty or has files where classes should be,
@@ -19,11 +19,12 @@ def read(root: Path) -> Listing:
     """
     if not root.is_dir():
         raise ValueError(f"{root} is not a folder; it should hold one folder a class")
-    classes = sorted(path.name for path in root.iterdir() if path.is_dir())
+    names = [path.name for path in root.iterdir() if path.is_dir()]
+    classes = sorted(name for name in names if not name.startswith("."))
     images: list[trees.File] = []
     left_out: list[str] = []
     for file in trees.files_below(str(root)):
-        is_of_a_class = file.is_image and len(file.parts) == 2
+        is_of_a_class = file.is_image and len(file.parts) == 2 and not file.path.startswith(".")
         images.append(file) if is_of_a_class else left_out.append(file.path)
     if not images:
         raise ValueError(

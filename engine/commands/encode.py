@@ -96,12 +96,17 @@ def _encode_all(resolved: Recipe, arguments: argparse.Namespace) -> None:
 def _adopt(resolved: Recipe, name: str, beton: Path, classes: Path) -> None:
     """Make a pack of a .beton file, where campaigns of this model and dataset look for the set."""
     from engine import models
-    from engine.data import packs
+    from engine.data import imagenet, packs
     from loaders.adopt import adopt
 
     if name not in resolved.dataset.known:
         known = ", ".join(resolved.dataset.known)
         raise ValueError(f"{resolved.dataset.name} has no set {name!r}; it has {known}")
+    if resolved.dataset.kind == "imagenet" and name == imagenet.IMAGENET_C:
+        raise ValueError(
+            f"{beton} does not say which photo and corruption an image is, which accuracies and "
+            f"hold-outs of {name} need; encode the image files: --source FOLDER"
+        )
     pack = adopt(
         beton,
         packs.pack_folder(Path(resolved.runs), resolved.dataset, resolved.model, name),

@@ -190,12 +190,14 @@ def read(file: Path) -> Description:
 def _of_timm(file: Path, config: _TimmFile) -> Description:
     images = {"crop_mode": "center", **config.pretrained_cfg}  # older files lack it
     model = {key: images[key] for key in ("crop_pct", "crop_mode", "interpolation", "mean", "std")}
-    model |= {"arch": config.architecture, "image_size": images["input_size"][-1]}
+    _, height, width = images["input_size"]
+    model |= {"arch": config.architecture, "image_size": width}
     classes = tuple(config.label_names) if isinstance(config.label_names, list) else None
     pool = {"global_pool": config.global_pool} if config.global_pool else {}
     usual = ("img_size", "num_classes", "in_chans")  # weights of other shapes are refused
     args = {k: v for k, v in (config.model_args or {}).items() if k not in usual}
-    return Description(file, model, classes, pool | args)
+    wide = {} if height == width else {"input_size": images["input_size"]}
+    return Description(file, model, classes, pool | args | wide)
 
 
 def of_recipe(source: Path, resolved: Recipe, runs: Path) -> Description:

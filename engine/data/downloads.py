@@ -23,7 +23,7 @@ from engine.data.sources import SetFile, Source
 from engine.machine.files import write_atomic
 from loaders import archives, download, locks, schema
 from loaders.benchmarks import devkit
-from loaders.files import whole
+from loaders.files import sync, whole
 
 ARRIVING = ".downloads"
 RECORD = "downloads.json"
@@ -112,6 +112,7 @@ def take(target: Target, folder: Path) -> None:
     except OSError:  # on another file system
         with whole(fresh):
             shutil.copyfile(path, fresh)
+        sync(fresh)
     fresh.replace(target.archive)
 
 

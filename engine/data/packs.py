@@ -40,7 +40,7 @@ def pack_of(recipe: Recipe, name: str, cache: Path) -> Pack:
         pack = Pack.open(folder)
         _check_identity(pack, identity(dataset, model, name))
         _warn_of_skipped(pack)
-        if dataset.kind == "folder":
+        if dataset.kind == "folder" and "adopted" not in pack.manifest["extra"]:
             _check_source(pack, Path(dataset.root) / name)
         if dataset.kind == "imagenet" and (lacks := imagenet.shortfall(dataset, name, pack)):
             log.warning("%s is a part of the published set: %s", name, lacks)

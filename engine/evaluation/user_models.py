@@ -21,6 +21,7 @@ from engine.evaluation.accuracies import Model, OnSet
 from engine.machine import ranks
 from engine.machine.files import cache_folder
 from engine.models import checkpoints, clip, formats
+from engine.recipe.resolve import side_of
 from engine.recipe.schema import DatasetRecipe, ModelRecipe, Recipe
 from engine.store.artifacts import Store
 from engine.store.cells import Cell
@@ -40,7 +41,7 @@ def resolve(arch: str, overrides: Sequence[str]) -> Recipe:
     `arch`: timm's name, or `open_clip:` and open_clip's. Raises RecipeError for an unknown
     architecture (the nearest is shown), key or value, and for a key that has no effect here.
     """
-    size = models.data_config(ModelRecipe(name=arch, arch=arch))["input_size"][-1]
+    size = side_of(arch, models.data_config(ModelRecipe(name=arch, arch=arch))["input_size"])
     words = [f"model.arch={arch}", f"model.image_size={size}", "dataset.sets=[]"]
     words.append(f"threads={torch.get_num_threads()}")
     if arch.startswith(clip.PREFIX):

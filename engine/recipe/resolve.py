@@ -224,7 +224,19 @@ def _timm_model(name: str) -> dict[str, Any] | None:
     if config is None or not config.has_weights:
         return None
     head = {} if config.num_classes == IMAGENET_CLASSES else {"fit": True}
-    return {"name": name, "arch": name, "image_size": config.input_size[-1], "head": head}
+    size = side_of(name, config.input_size)
+    return {"name": name, "arch": name, "image_size": size, "head": head}
+
+
+def side_of(arch: str, input_size: Sequence[int]) -> int:
+    """Pixels of a side of the images that an architecture takes; RecipeError unless square."""
+    _, height, width = input_size
+    if height != width:
+        raise RecipeError(
+            f"{arch} takes images of {height} x {width} pixels, and packs hold square ones: "
+            "take another model"
+        )
+    return width
 
 
 def _check_trains(options: type[MethodRecipe], of_row: Sequence[Layer]) -> None:

@@ -33,8 +33,9 @@ class CheckpointFiles:
         self.folder = self._store.root / cell
 
     def write(self, step: int, state: Mapping[str, torch.Tensor], facts: str) -> None:
-        """Store a checkpoint, with facts as JSON, and remove all but the latest two.
+        """Store a checkpoint, with facts as JSON, and remove all but the latest two up to it.
 
+        Later ones are of a training that went further before it had to begin again.
         Raises OSError naming the file where the disk is full.
         """
 
@@ -43,8 +44,10 @@ class CheckpointFiles:
             (folder / FACTS).write_text(facts)
 
         self._store.make(*self._key(step), build)
-        for old in self.steps()[KEPT:]:
-            self._drop(old)
+        steps = self.steps()
+        latest = [each for each in steps if each <= step][:KEPT]
+        for other in set(steps) - set(latest):
+            self._drop(other)
 
     def steps(self) -> list[int]:
         """Steps of the finished checkpoints, the latest first."""

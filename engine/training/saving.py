@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import numpy as np
 import torch
@@ -136,8 +136,8 @@ class TrainingState:
 class Saving:
     """Saves a training; a context manager. Every rank calls every method, the first rank writes.
 
-    Leaving the context waits for all files and raises what writing a snapshot raised, unless an
-    error is on its way already.
+    Leaving the context waits for all files and raises what writing a snapshot raised, and
+    PreemptedError after a signal, unless an error is on its way already.
     """
 
     def __init__(
@@ -154,6 +154,7 @@ class Saving:
         self._thread = ThreadPoolExecutor(1, "saving")
         self._submitted: list[Future[object]] = []
         self._signals = contextlib.ExitStack()
+        self._progress: Progress | None = None  # of the last step, while signals are noticed
 
     def begin(self, state: TrainingState) -> Progress:
         """Restore the last whole checkpoint, if there is one; snapshots that are asked for come
@@ -167,11 +168,12 @@ class Saving:
         before = min(self._snapshots, default=np.inf)
         newest = self._files.newest(before) if ranks.rank() == 0 else 0
         step = -int(ranks.least(-newest))
+        self._progress = Progress()
         if not step:
-            return Progress()
+            return self._progress
         tensors, facts = self._files.read(step)
         state.restore(tensors)
-        progress = Progress(**facts)
+        self._progress = progress = Progress(**facts)
         if ranks.rank() == 0:
             log.info("going on from the checkpoint of step %d in %s", step, self._files.folder)
             if progress.ranks != ranks.world():
@@ -189,26 +191,31 @@ class Saving:
             prompt = None if export.prompt is None else to_host(export.prompt)
             copy = dataclasses.replace(export, state=state, prompt=prompt)
             self.submit(lambda: self._write(progress.step, copy))
+        self._progress = progress
         if self._files is None or progress.step % self._every:
             return
         is_busy = bool(self._submitted) and not self._submitted[-1].done()
         is_due = time.monotonic() - self._last >= self._wait_s and not is_busy
         wish = _STOP if self._preempted() else _SAVE if is_due and ranks.rank() == 0 else 0
         wish = -int(ranks.least(-wish))  # the largest: all ranks do the same
+        if wish == _STOP:
+            self._stop(self._files, progress)
         if wish:
             self._take_checkpoint(self._files, progress)
-        if wish == _STOP:
-            self._thread.shutdown()
-            ranks.all_agree(True)  # waits for the first rank, without which a launcher ends it
-            raise PreemptedError(
-                f"a signal ended training after step {progress.step}; the same command goes on "
-                f"from the last checkpoint in {self._files.folder}"
-            )
 
     def submit(self, work: Callable[[], object]) -> Future[object]:
         """Do `work` in the thread, after what was submitted before."""
         self._submitted.append(self._thread.submit(work))
         return self._submitted[-1]
+
+    def _stop(self, files: CheckpointFiles, progress: Progress) -> NoReturn:
+        self._take_checkpoint(files, progress)
+        self._thread.shutdown()
+        ranks.all_agree(True)  # waits for the first rank, without which a launcher ends it
+        raise PreemptedError(
+            f"a signal ended training after step {progress.step}; the same command goes on "
+            f"from the last checkpoint in {files.folder}"
+        )
 
     def _take_checkpoint(self, files: CheckpointFiles, progress: Progress) -> None:
         self._last = time.monotonic()
@@ -232,17 +239,27 @@ class Saving:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        self._signals.close()
-        self._thread.shutdown()  # after an error too: a training that goes on needs these files
-        if error is None:
-            for future in self._submitted:
-                future.result()
+        try:
+            if error is None:
+                self._end()
+        finally:
+            self._signals.close()
+            self._thread.shutdown()  # after an error too: a training that goes on needs these files
         if isinstance(error, DivergedError) and self._files and (steps := self._files.steps()):
             log.warning(
                 "the last good weights are in the checkpoint of step %d in %s",
                 steps[0],
                 self._files.folder,
             )
+
+    def _end(self) -> None:
+        """Wait for all files. A signal that came after the last step stops as in `take`."""
+        for future in self._submitted:
+            future.result()
+        if self._files is None or self._progress is None:
+            return
+        if not ranks.all_agree(not self._preempted()):
+            self._stop(self._files, self._progress)
 
 
 def to_host(tensor: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """A .beton of FFCV's writer as a pack: its samples as they are, and what does not fit."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ def written(path: Path, mode: int, side: int = 8) -> Path:
     return path
 
 
-def adopted(file: Path, classes: str = "abc", size: int = 8) -> Pack:
+def adopted(file: Path, classes: Sequence[str] = "abc", size: int = 8) -> Pack:
     return adopt(
         file, file.with_name("pack"), name="mine", classes=list(classes), size=size,
         transform_spec={"size": size}, extra={"adopted": file.name},
@@ -56,6 +57,9 @@ def test_what_does_not_fit_is_named_before_anything_is_written(tmp_path):
     file = written(tmp_path / "a.beton", JPEG)
     with pytest.raises(ValueError, match=r"sample 2 has label 2, and --classes names 2"):
         adopted(file, classes="ab")
+    for classes, name in (("aba", "'a'"), (["a", "", "b"], "''")):
+        with pytest.raises(ValueError, match=f"--classes names no class, or one twice: {name}"):
+            adopted(file, classes)
     with pytest.raises(
         ValueError, match=r"of 8 x 8 pixels, not 9 x 9; .*model.image_size.*--source FOLDER"
     ):

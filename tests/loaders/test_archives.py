@@ -1,5 +1,6 @@
 """Archives become plain .tar files and folders, whole or not at all."""
 
+import contextlib
 import os
 import shutil
 import zipfile
@@ -10,7 +11,7 @@ from damage import cut, flip, full_disk
 from tarballs import tarball, zipped
 from zip_crypto import encrypted
 
-from loaders import archives, trees
+from loaders import archives, trees, zip_cipher
 
 BIG = {"a/b.png": bytes(9000)}
 MEMBERS = {f"top/n{i % 3}/{i}.png": bytes([i % 256]) * (i % 70) for i in range(300)}
@@ -35,6 +36,9 @@ def test_a_zip_file_becomes_a_folder_and_a_stopped_unpacking_goes_on(tmp_path):
     next(archives.unzip(archive, folder))
     assert archive.exists() and not folder.exists()
     first = tmp_path / "a.zip.unpacked" / "top" / "n0" / "0.png"
+    empty = tmp_path / "a.zip.unpacked" / "top" / "n1" / "1.png"  # as a power cut leaves it
+    empty.parent.mkdir()
+    empty.touch()
     before = first.stat().st_mtime_ns
     assert list(archives.unzip(archive, folder)) == [(i, 300) for i in range(1, 301)]
     assert files(folder) == MEMBERS
@@ -47,6 +51,11 @@ def test_another_password_is_no_damage(tmp_path):
     archive.write_bytes(encrypted(BIG, "a test set"))
     with pytest.raises(ValueError, match=r"^this is not the password of .*o\.zip$"):
         list(archives.unzip(archive, tmp_path / "objectnet", "another"))
+    # One of 256 passes the check of a byte, and its content is noise.
+    with pytest.raises(ValueError, match=r"cannot be read .*or the password is another"):
+        for number in range(2000):
+            with contextlib.suppress(zip_cipher.PasswordError):
+                list(archives.unzip(archive, tmp_path / "objectnet", str(number)))
 
 
 def test_damaged_zip_files_and_names_that_leave_them(tmp_path):

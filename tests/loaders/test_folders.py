@@ -19,7 +19,7 @@ def tree(root: Path) -> Path:
 
 def test_a_folder_is_listed_by_class_and_name_and_what_is_left_out_is_named(tmp_path):
     root = tree(tmp_path / "set")
-    strange = {"notes.txt", "top.png", "cat/._1.jpg", "cat/deeper/3.png"}
+    strange = {"notes.txt", "top.png", "cat/._1.jpg", "cat/deeper/3.png", ".cache/4.png"}
     for name in strange:
         draw(root / name, [9]) if name.endswith(".png") else (root / name).write_text("x")
     listing = folders.read(root)

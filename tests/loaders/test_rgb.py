@@ -1,6 +1,8 @@
 """Images of every kind become the RGB pixels that the docstring promises, and are named."""
 
 import io
+import struct
+import zlib
 from typing import Any
 
 import numpy as np
@@ -92,6 +94,51 @@ def test_pixels_of_an_unknown_range_are_refused(dtype):
     image = stored(Image.fromarray(LEVELS.astype(dtype)), "TIFF")
     with pytest.raises(ValueError, match=r"range of pixels of mode [IF] is unknown"):
         to_rgb(image)
+
+
+def grey_tiff(bits: int, black: int, content: bytes) -> bytes:
+    """Two pixels of so many bits. black: 1 where 0 is black, 0 where 0 is white."""
+    tags = {256: 2, 257: 1, 258: bits, 259: 1, 262: black, 273: 122, 277: 1, 278: 1}
+    tags[279] = len(content)
+    entries = [struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items()]
+    return b"II*\0" + struct.pack("<IH", 8, len(entries)) + b"".join(entries) + bytes(4) + content
+
+
+def test_grey_whose_levels_pillow_takes_for_others_is_refused():
+    """12 bits would be 16 times too dark, levels from white inverted, and floats all black."""
+    levels = b"\0\x80\0\xff"
+    plain = open_image(io.BytesIO(grey_tiff(16, 1, levels)))
+    assert rows(to_rgb(plain)[0]) == [(128,) * 3, (255,) * 3]
+    for content, message in (
+        (grey_tiff(12, 1, b"\x80\x0f\xff"), "a TIFF of 12 bits"),
+        (grey_tiff(16, 0, levels), "or of 16 whose 0 is white"),
+        (b"Pf\n1 1\n-1.0\n" + struct.pack("<f", 0.5), "mode F is unknown"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            to_rgb(open_image(io.BytesIO(content)))
+
+
+def png(bits: int, colours: int, content: bytes, clear: bytes) -> bytes:
+    """A row of two pixels. colours: 0 grey, 2 RGB. clear: the transparent level."""
+    size = struct.pack(">IIBBBBB", 2, 1, bits, colours, 0, 0, 0)
+    parts = {b"IHDR": size, b"tRNS": clear, b"IDAT": zlib.compress(b"\0" + content), b"IEND": b""}
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(part)) + name + part + struct.pack(">I", zlib.crc32(name + part))
+        for name, part in parts.items()
+    )
+
+
+@pytest.mark.parametrize(
+    ("bits", "colours", "content", "clear", "left"),
+    [
+        (2, 0, b"\x60", b"\0\1", (170, 170, 170)),
+        (4, 0, b"\x1a", b"\0\1", (170, 170, 170)),
+        (16, 2, b"\1\0\2\0\3\0\4\0\5\0\6\0", b"\1\0\2\0\3\0", (4, 5, 6)),
+    ],
+)
+def test_a_transparent_level_of_other_than_8_bits_counts(bits, colours, content, clear, left):
+    converted, unusual = to_rgb(open_image(io.BytesIO(png(bits, colours, content, clear))))
+    assert rows(converted) == [(255, 255, 255), left] and "composited on white" in unusual
 
 
 def test_the_first_frame_of_an_animation_is_taken():

@@ -183,8 +183,13 @@ def test_a_file_of_ffcvs_users_becomes_a_pack_without_images(tmp_path, capsys, m
     assert "mine has no set 'fourth'; it has " in capsys.readouterr().err
     assert cli.main([*command, "--partial"]) == 2
     assert "--partial and --yes are for --source" in capsys.readouterr().err
+    of_c = ["encode", "imagenet_c", *command[2:4], "--classes", "classes.txt", *words[:2]]
+    assert cli.main(of_c) == 2
+    assert "does not say which photo and corruption" in capsys.readouterr().err
     assert cli.main(command) == 0
     assert "third: 1 images of 2 classes in runs/packs/third-" in capsys.readouterr().out
     resolved = recipe.of_sections("vit_tiny_random", "mine.yaml", model)
+    Path("nowhere/third/cat").mkdir(parents=True)
+    Image.fromarray(pixels[0]).save("nowhere/third/cat/0.png")  # the pack is not made of it
     pack = packs.pack_of(resolved, "third", cache_folder())
     assert pack.classes == ("cat", "dog") and np.array_equal(pack.pixels([0]), pixels)

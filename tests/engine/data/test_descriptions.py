@@ -121,6 +121,10 @@ def test_a_model_that_timm_makes_otherwise_is_refused(user_grid):
     ):
         with pytest.raises(ValueError, match=message):
             described(arch, **options)
+    wide = {"architecture": VIT, "pretrained_cfg": TIMMS | {"input_size": [3, SIZE, 2 * SIZE]}}
+    (folder / "config.json").write_text(json.dumps(wide))
+    with pytest.raises(ValueError, match=r"made with input_size=\[3, 32, 64\], and the engine"):
+        descriptions.beside([folder / "model.safetensors"], VIT)
 
 
 def test_classes_of_timms_file_are_used(user_grid, monkeypatch):

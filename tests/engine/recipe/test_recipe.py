@@ -177,3 +177,5 @@ def test_an_architecture_of_timm_is_a_model_by_its_name():
     for unknown in ("mobilenetv3_smal_100", "test_vit_none", "vit_tiny_patch16_512"):
         with pytest.raises(RecipeError, match=f"there is no model '{unknown}'"):
             recipe.load("emoji/ewc", [f"model={unknown}"])
+    with pytest.raises(RecipeError, match="images of 1024 x 768 pixels, and packs hold square"):
+        recipe.load("emoji/ewc", ["model=vit_base_patch16_sapiens2"])

@@ -21,7 +21,7 @@ from engine.store import checkpoints as files_of
 from engine.store.artifacts import Store
 from engine.store.cells import Cell
 from engine.store.checkpoints import CheckpointFiles
-from engine.training import saving
+from engine.training import loop, saving
 from engine.training.saving import TrainingState
 
 METHODS = [
@@ -112,6 +112,24 @@ def test_a_signal_stops_training_after_the_step_with_a_checkpoint(grid, empty, m
     check_same(cell, plain)
 
 
+def test_a_signal_after_the_last_step_leaves_a_checkpoint_too(grid, empty, monkeypatch):
+    _, plain = grid.build()
+    with monkeypatch.context() as patch:
+        epochs = loop.epochs
+
+        def signalled(*words: Any) -> Any:
+            history = epochs(*words)
+            os.kill(os.getpid(), signal.SIGTERM)
+            return history
+
+        patch.setattr(loop, "epochs", signalled)
+        with pytest.raises(PreemptedError, match=r"after step 6; the same command .*pending"):
+            empty.build()
+    cell, steps = resumed(empty)
+    assert steps == []
+    check_same(cell, plain)
+
+
 def test_a_checkpoint_is_due_by_the_clock(empty, monkeypatch):
     clock = iter(range(0, 10_000, 25))  # seconds; looked at once a step, and once at a checkpoint
     monkeypatch.setattr(saving.time, "monotonic", lambda: next(clock))
@@ -193,6 +211,15 @@ def test_a_folder_in_place_of_a_marker_is_no_checkpoint(tmp_path):
     files.write(2, {"a": torch.ones(1)}, "{}")
     assert files.steps() == [2, 1] and files.newest() == 2
     assert files.newest(before=2) == 1 and files.newest(before=1) == 0
+
+
+def test_a_training_that_begins_again_keeps_its_checkpoints(tmp_path):
+    """Snapshots that are asked for later lie before the checkpoints that are there."""
+    files = CheckpointFiles(Store(tmp_path), "cell")
+    for step in (90, 100, 10, 20, 30):
+        files.write(step, {"a": torch.zeros(1)}, "{}")
+        assert step in files.steps()
+    assert files.steps() == [30, 20]
 
 
 TWO_RANKS = [
