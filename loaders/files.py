@@ -26,7 +26,7 @@ def whole(path: Path) -> Iterator[None]:
         if isinstance(error, OSError):
             raise OSError(
                 f"{path.name} could not be written ({error.strerror or error}); make room in "
-                f"{path.parent}, and run the same command again"
+                f"{path.parent}, or make it writable, and run the same command again"
             ) from error
         raise
 

@@ -75,16 +75,22 @@ def complete(
     plans = {campaign.plan(name, grid, options.cores): grid for grid in grids}
     first_line.show(f"reading the campaign {name}")
     faults = _faults_of_sets(name, plans)
-    if dry_run:
-        workflow.run(list(plans), options, dry_run=True)
-    if faults:
+    if faults and not dry_run:
         raise CampaignError("; ".join(faults))
-    if dry_run:
-        return None
-    missing = [plan for plan, grid in plans.items() if not _is_finished(plan, name, grid)]
+    missing = [
+        plan
+        for plan, grid in plans.items()
+        if not (outcomes.finished(plan) if dry_run else _is_finished(plan, name, grid))
+    ]
     for plan in plans:
         if plan not in missing:
             print(f"{plan.name} is finished; nothing to do.")
+    if dry_run:
+        if missing:
+            workflow.run(missing, options, dry_run=True)
+        if faults:
+            raise CampaignError("; ".join(faults))
+        return None
     failure = None
     if missing:
         # Users' method files run now, for what only they can say or refuse.

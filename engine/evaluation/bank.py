@@ -62,7 +62,7 @@ def stored_cell(store: Store, name: str) -> Cell:
     cell = cells.find(store, name)
     if cell is None:
         raise FileNotFoundError(
-            f"no cell {name} under {store.root}: run the same command again to make it"
+            f"no cell {name} under {store.root}: `rib campaign` or `rib train` makes it again"
         )
     return cell
 

@@ -167,5 +167,5 @@ def find(name: str, overrides: Sequence[str]) -> FinishedCampaign:
     differs = ", but one with other settings" if records else ""
     raise CampaignError(
         f"{runs} holds no finished run of {name} with these settings{differs}; `{command}` "
-        "finishes it, and evaluates nothing again"
+        "runs what is missing of it"
     )

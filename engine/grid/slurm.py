@@ -21,6 +21,7 @@ MIN_JOB_AGE_S = LONGEST_CHECK_S + programs.ANSWER_S
 FIRST_CHECK_S, CHECK_S = 10, 5  # after a submission; between two looks at the queue, at first
 ATTEMPTS = 1_000_000  # at a look; the plugin forgets all jobs after a look that failed
 WITHOUT_MEMORY = ("job memory limit", "oom_kill")  # what Slurm writes into such a job's output
+ASKED = "--cores, --mem, --time, --partition and --account set what jobs ask for"
 LATENCY_S = 60  # until a file that a node wrote is seen by the others
 # Where Slurm does not answer, the plugin asks sacct, which knows nothing without a slurmdbd. The
 # last word of its question is the name of the jobs.
@@ -125,6 +126,12 @@ def cancel(place: Path) -> None:
         jobs = [line.split()[0] for line in lines if line.split()[1].startswith(_prefix(place))]
         if jobs:
             _answer("scancel", *jobs)
+
+
+def refusal(log: str) -> str:
+    """Why Slurm took no job, by what Snakemake logged of sbatch; empty where it took them all."""
+    causes = dict.fromkeys(re.findall(r"sbatch: error: ([^'\n]+)", log))
+    return f"Slurm refused a job: {'; '.join(causes)} ({ASKED})" if causes else ""
 
 
 def state(job: str) -> str:

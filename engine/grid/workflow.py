@@ -125,6 +125,7 @@ def _watch(
 ) -> None:
     log_path = plans[0].place / "campaign.log"
     with log_path.open("ab") as log, preemption.handled(ENDING, signal.default_int_handler):
+        begin = log.tell()  # behind the words of earlier runs
         process = subprocess.Popen(
             words,
             stdin=subprocess.DEVNULL,
@@ -149,9 +150,9 @@ def _watch(
         if not reasons:
             code = process.returncode
             how = f"was killed ({signal.Signals(-code).name})" if code < 0 else f"ended with {code}"
-            lines = log_path.read_text(errors="replace").split("\n")
-            last = next(filter(None, map(str.strip, reversed(lines))), "nothing")
-            reasons = [f"the workflow {how}; last words: {last}"]
+            text = log_path.read_bytes()[begin:].decode(errors="replace")
+            last = next(filter(None, map(str.strip, reversed(text.split("\n")))), "nothing")
+            reasons = [slurm.refusal(text) or f"the workflow {how}; last words: {last}"]
         raise CampaignError("\n".join(["the campaign stopped", *reasons, f"log: {log_path}"]))
 
 

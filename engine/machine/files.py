@@ -75,6 +75,6 @@ def room_for(file: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OSError(
-            f"{file} cannot be written ({error}); finished work is safe: make room and run the "
-            "same command again"
+            f"{file} cannot be written ({error}); finished work is safe: make room, or its "
+            "folder writable, and run the same command again"
         ) from error

@@ -103,7 +103,7 @@ def test_what_is_not_there_is_named(grid):
     mix = {builder.base.name: 1.0}
     with pytest.raises(FileNotFoundError, match="no predictions of linear_probe-upstream-on-few"):
         passes.predicted(builder.run, mix, "few", "all")
-    with pytest.raises(FileNotFoundError, match="no cell absent-outline-00 under"):
+    with pytest.raises(FileNotFoundError, match=r"no cell absent-outline-00 .*`rib campaign` or"):
         passes.evaluate(builder.run, [{"absent-outline-00": 1.0}], ["few"], "all")
 
 

@@ -134,7 +134,9 @@ def test_a_full_disk_is_named_and_nothing_half_written_stays(
     shutil.rmtree(fresh.runs / "store" / "features")
     assert builder.base and builder.sets[SET]
     for work in (lambda: tables(builder, mixes[:3]), lambda: features(fresh)):
-        failure = pytest.raises(OSError, match=r"cannot be written .*make room and run the")
+        failure = pytest.raises(
+            OSError, match=r"cannot be written .*make room, or its folder writable, and run the"
+        )
         with full_disk(), failure:
             work()
     store = fresh.runs / "store"

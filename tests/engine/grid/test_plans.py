@@ -113,8 +113,10 @@ def test_other_commands_leave_a_campaign_finished(folder, runs, ran, capsys):
     (report / "notes.txt").unlink()
     (report / "accuracy-on-again.csv").unlink()
     capsys.readouterr()
-    assert cli.main(["campaign", *words]) == 0 and len(ran) == jobs
-    assert "mine.yaml is finished; nothing to do" in capsys.readouterr().out
+    for options in ([], ["--dry-run"]):
+        assert cli.main(["campaign", *words, *options]) == 0 and len(ran) == jobs
+        shown = capsys.readouterr().out
+        assert "mine.yaml is finished; nothing to do" in shown and "would run" not in shown
 
 
 def test_campaigns_of_models_show_a_page_of_those_models(folder, grid, tmp_path, ran, capsys):

@@ -148,6 +148,16 @@ def test_a_cluster_is_read_from_slurms_own_words(tmp_path, monkeypatch):
     refused("pip install snakemake-executor-plugin-slurm")
 
 
+def test_a_job_that_slurm_refuses_is_told_in_its_words():
+    """Snakemake's own last words are only that a job did not complete."""
+    many = "CPU count per node can not be satisfied"
+    log = (
+        f"SLURM sbatch failed. The error message was 'sbatch: error: {many}\nsbatch: error: no'.\n"
+    )
+    assert f"refused a job: {many}; no (--cores, " in slurm.refusal(log + log)
+    assert slurm.refusal("At least one job did not complete successfully.") == ""
+
+
 def test_the_queue_is_emptied_of_this_run(tmp_path, monkeypatch):
     """Of no other campaign's jobs, those of a copy with the same plan included."""
     place = tmp_path / "4faa"

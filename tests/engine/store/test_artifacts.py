@@ -178,7 +178,10 @@ def test_slices_are_whole_batches_that_hold_each_image_once(images, batch, most)
 def test_a_marker_without_room_is_named_and_leaves_nothing(tmp_path):
     """The artefact's file of one byte fits on the disk, its marker does not."""
     store, key = Store(tmp_path), {"long": "x" * 2000}
-    failure = pytest.raises(OSError, match=r"done\.json cannot be written .*make room and run the")
+    failure = pytest.raises(
+        OSError,
+        match=r"done\.json cannot be written .*make room, or its folder writable, and run the",
+    )
     with full_disk(), failure:
         store.make("cells", "a", key, lambda folder: (folder / "f").write_bytes(b"1"))
     assert not list((tmp_path / "cells").iterdir())
