@@ -76,13 +76,13 @@ def _checked_hash(recipe: ModelRecipe) -> str:
 
     Beside the name of a package it is the package's, in whose place the file stands.
     """
-    found, weights = file_hash(formats.file_of(recipe)), recipe.weights
-    if weights.sha256 and not weights.package and weights.sha256 != found:
+    actual, weights = file_hash(formats.file_of(recipe)), recipe.weights
+    if weights.sha256 and not weights.package and weights.sha256 != actual:
         raise ValueError(
-            f"{weights.path} has the SHA-256 {found}, not model.weights.sha256={weights.sha256}: "
+            f"{weights.path} has the SHA-256 {actual}, not model.weights.sha256={weights.sha256}: "
             "take the file that was meant, or leave the key out"
         )
-    return found
+    return actual
 
 
 def _prompt(path: Path, image_size: int) -> State:
