@@ -9,6 +9,7 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+from engine.errors import CampaignError
 from engine.grid import attempts, record, slurm
 from engine.grid.campaign import PAGE, REPORT, TABLE, Plan
 from engine.machine.files import write_atomic
@@ -44,14 +45,23 @@ def sealed(place: Path) -> Iterator[None]:
     """Note the files of a report that are written now beside its plan, which is in `place`.
 
     Files that an earlier report left, of this plan or another, go, and a user's own files stay.
+    Raises CampaignError where a folder of the report is a link: its files are somebody else's.
     """
     report = place.parents[1] / REPORT
+    for folder in (report, *report.rglob("*")):
+        if folder.is_symlink() and folder.is_dir():
+            raise CampaignError(
+                f"{folder} is a link to another folder, in which nothing is overwritten; remove "
+                "the link, or write the report elsewhere by `rib report --out`"
+            )
     before = _files(report)
     yield
     written = {name: path for name, path in _files(report).items() if path != before.get(name)}
     for other in place.parent.glob(f"*/{SHOWN}"):
-        for name, sha256 in _sealed(other.parent).items():
-            if name not in written and _is(report / name, sha256):
+        hashes = _sealed(other.parent)
+        # Only files that were found in the report: a seal's names may be edited to point elsewhere.
+        for name in before.keys() & hashes.keys() - written.keys():
+            if _is(report / name, hashes[name]):
                 (report / name).unlink()
     lines = [f"{file_hash(report / name)}  {name}" for name in sorted(written)]
     write_atomic(place / SHOWN, "\n".join(lines).encode())

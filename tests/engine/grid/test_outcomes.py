@@ -14,11 +14,12 @@ import pytest
 from processes import run
 
 from engine.commands import job
-from engine.errors import DivergedError, FirstRankError
+from engine.errors import CampaignError, DivergedError, FirstRankError
 from engine.grid import attempts, campaign, outcomes, progress, slurm, workflow
 from engine.grid.columns import Column
 from engine.machine.files import write_atomic
 from engine.report import finish
+from loaders.files import file_hash
 from loaders.schema import DamagedFile
 
 ENDS = {"user-error": "exit 2", "bug": "exit 1", "preempted": "exit 75", "killed": "kill -KILL $$"}
@@ -192,3 +193,31 @@ def test_files_of_an_earlier_report_go_and_a_users_own_stay(tmp_path):
         if names != "new":
             (report / "edited").write_text("by hand")
     assert sorted(path.name for path in report.iterdir()) == ["edited", "mine", "new"]
+
+
+@pytest.mark.parametrize("name", ["../outside", "{absolute}", "linked/outside"])
+def test_a_seal_names_no_file_outside_the_report(name, tmp_path):
+    report, place, outside = tmp_path / "report", tmp_path / "plans" / "a", tmp_path / "outside"
+    report.mkdir()
+    place.mkdir(parents=True)
+    outside.write_text("mine")
+    name = name.format(absolute=outside)
+    (place / outcomes.SHOWN).write_text(f"{file_hash(outside)}  {name}\n")
+    with outcomes.sealed(place):
+        if name.startswith("linked"):
+            (report / "linked").symlink_to(tmp_path)
+    assert outside.read_text() == "mine"
+
+
+@pytest.mark.parametrize("linked", ["report", "report/tables"])
+def test_a_report_is_not_written_into_a_linked_folder(linked, tmp_path):
+    place, paper = tmp_path / "plans" / "a", tmp_path / "paper"
+    place.mkdir(parents=True)
+    table = tmp_path / "report" / "tables" / "ri.csv"
+    with outcomes.sealed(place):
+        write_atomic(table, b"1")
+    (tmp_path / linked).rename(paper)
+    (tmp_path / linked).symlink_to(paper)
+    with pytest.raises(CampaignError, match="is a link"), outcomes.sealed(place):
+        write_atomic(table, b"1")
+    assert table.read_bytes() == b"1", "neither deleted nor overwritten"
