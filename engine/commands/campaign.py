@@ -12,7 +12,8 @@ from engine.errors import CampaignError
 from engine.grid import campaign, outcomes, sites, workflow
 from engine.grid.sites import Options
 from engine.machine import first_line
-from engine.recipe.schema import DatasetRecipe, Recipe
+from engine.recipe import model_names
+from engine.recipe.schema import DatasetRecipe, ModelRecipe, Recipe
 from loaders.schema import DamagedFile
 
 
@@ -97,6 +98,8 @@ def complete(
         to_run = [
             campaign.plan(name, plans[plan], options.cores, run_users=True) for plan in missing
         ]
+        for plan in to_run:
+            _show_model(plan.recipe.model)
         try:
             workflow.run(to_run, options)
         except CampaignError as error:
@@ -167,6 +170,17 @@ def _faults_of_sets(name: str, plans: Mapping[campaign.Plan, Sequence[str]]) -> 
     return list(faults)
 
 
+def _show_model(model: ModelRecipe) -> None:
+    """Print which weights, head and transform a model's name stands for, unless a file says it."""
+    from engine import recipe
+
+    if model.name in recipe.names("models") or model.weights.source in ("random", "file"):
+        return
+    from engine.models.images import choices
+
+    print(f"model       {choices(model)}", flush=True)
+
+
 def _encode_command(resolved: Recipe, words: Sequence[str]) -> str:
     """The command that encodes a set where a campaign, resolved from `words`, looks for it.
 
@@ -176,7 +190,8 @@ def _encode_command(resolved: Recipe, words: Sequence[str]) -> str:
 
     models = [word.removeprefix("model=") for word in words if word.startswith("model=")]
     model = models[-1] if models else ""
-    is_known = model.endswith(".yaml") or model in recipe.names("models")
+    is_file = model.endswith(".yaml") or model in recipe.names("models")
+    is_known = is_file or (model and model_names.section(model) is not None)
     command = ["rib", "encode", "SET", "--source", "FOLDER"]
     command += ["--model", model if is_known else "MODEL"]
     command += [f"runs={resolved.runs}"] if resolved.runs != Recipe.runs else []

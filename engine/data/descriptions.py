@@ -18,14 +18,14 @@ import torch
 from engine import models
 from engine.data import imagenet
 from engine.data.packs import pack_folder
+from engine.recipe import timm_folder
 from engine.recipe.schema import Recipe
 from engine.store.cells import CELL, Mix
 from engine.store.tensors import PROMPT, WEIGHTS
 from loaders.files import read_json, read_small
 from loaders.pack import MANIFEST, Pack
 
-TIMM_CONFIG = "config.json"
-CHECKPOINTS = (WEIGHTS, "model.safetensors", "pytorch_model.bin")  # in folders of a cell or timm
+CHECKPOINTS = (WEIGHTS, *timm_folder.WEIGHTS)  # in folders of a cell or timm
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ def beside(checkpoints: Sequence[Path], arch: str | None) -> dict[Path, Descript
     """
     descriptions: dict[Path, Description | None] = {}
     for checkpoint in checkpoints:
-        cell, config = checkpoint.with_name(CELL), checkpoint.with_name(TIMM_CONFIG)
+        cell, config = checkpoint.with_name(CELL), checkpoint.with_name(timm_folder.CONFIG)
         descriptions[checkpoint] = None
         if checkpoint.name == WEIGHTS and cell.is_file():
             descriptions[checkpoint] = read(cell)
@@ -122,32 +122,9 @@ def beside(checkpoints: Sequence[Path], arch: str | None) -> dict[Path, Descript
                     raise
                 log.warning("%s: images are transformed as timm does it for %s", error, arch)
         if description := descriptions[checkpoint]:
-            _check_options(description)
+            arch_of = description.model["arch"]
+            timm_folder.check_options(description.source, arch_of, description.options)
     return descriptions
-
-
-def _check_options(description: Description) -> None:
-    options, arch = dict(description.options), description.model["arch"]
-    if "global_pool" in options and options["global_pool"] == _pool(arch):
-        del options["global_pool"]
-    if options:
-        words = ", ".join(f"{key}={value}" for key, value in options.items())
-        raise ValueError(
-            f"{description.source} says that the model was made with {words}, and the engine makes "
-            f"{arch} without: it would be another model; evaluate it with timm's validate.py"
-        )
-
-
-def _pool(arch: str) -> str | None:
-    """How an architecture pools by default, where it says so."""
-    import timm
-
-    with torch.device("meta"):
-        net: Any = timm.create_model(arch)
-    pool = getattr(net, "global_pool", None) or getattr(
-        getattr(net, "head", None), "global_pool", None
-    )
-    return pool if isinstance(pool, str) else getattr(pool, "pool_type", None)
 
 
 class _CellFile(msgspec.Struct, frozen=True):
@@ -157,47 +134,22 @@ class _CellFile(msgspec.Struct, frozen=True):
     classes: tuple[str, ...]
 
 
-class _TimmFile(msgspec.Struct, frozen=True):
-    """What timm's `config.json` says of a model. label_names: in the head's order, if a list."""
-
-    architecture: str
-    pretrained_cfg: dict[str, Any]
-    label_names: list[str] | dict[str, Any] | None = None
-    global_pool: str | None = None
-    model_args: dict[str, Any] | None = None
-
-
 def read(file: Path) -> Description:
     """The description in a `cell.json`, or in the `config.json` that timm writes.
 
     Raises ValueError naming a file that holds no description.
     """
-    is_cell = file.name == CELL
+    if file.name != CELL:
+        folder = timm_folder.read(file)
+        return Description(file, folder.model, folder.classes, folder.options)
     try:
-        values = read_json(file)
-        if not is_cell:
-            return _of_timm(file, msgspec.convert(values, _TimmFile))
-        cell = msgspec.convert(values, _CellFile)
+        cell = msgspec.convert(read_json(file), _CellFile)
         msgspec.convert(cell.model["arch"], str)
         return Description(file, cell.model, cell.classes)
     except (OSError, ValueError, LookupError, TypeError, msgspec.ValidationError) as error:
-        writer = "the engine" if is_cell else "timm"
         raise ValueError(
-            f"{file} was not written by {writer} ({error!r}); name the model by --arch"
+            f"{file} was not written by the engine ({error!r}); name the model by --arch"
         ) from error
-
-
-def _of_timm(file: Path, config: _TimmFile) -> Description:
-    images = {"crop_mode": "center", **config.pretrained_cfg}  # older files lack it
-    model = {key: images[key] for key in ("crop_pct", "crop_mode", "interpolation", "mean", "std")}
-    _, height, width = images["input_size"]
-    model |= {"arch": config.architecture, "image_size": width}
-    classes = tuple(config.label_names) if isinstance(config.label_names, list) else None
-    pool = {"global_pool": config.global_pool} if config.global_pool else {}
-    usual = ("img_size", "num_classes", "in_chans")  # weights of other shapes are refused
-    args = {k: v for k, v in (config.model_args or {}).items() if k not in usual}
-    wide = {} if height == width else {"input_size": images["input_size"]}
-    return Description(file, model, classes, pool | args | wide)
 
 
 def of_recipe(source: Path, resolved: Recipe, runs: Path) -> Description:
@@ -228,7 +180,7 @@ def model_of(
     if arch is None and not model:
         raise ValueError(
             f"{next(iter(descriptions))} does not tell its architecture, and neither {CELL} nor "
-            f"{TIMM_CONFIG} lies beside it: name it by --arch"
+            f"{timm_folder.CONFIG} lies beside it: name it by --arch"
         )
     known = model.get("arch", arch)
     if arch is not None and arch.partition(".")[0] != known.partition(".")[0]:

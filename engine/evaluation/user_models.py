@@ -21,7 +21,7 @@ from engine.evaluation.accuracies import Model, OnSet
 from engine.machine import ranks
 from engine.machine.files import cache_folder
 from engine.models import checkpoints, clip, formats
-from engine.recipe.resolve import side_of
+from engine.recipe import model_names
 from engine.recipe.schema import DatasetRecipe, ModelRecipe, Recipe
 from engine.store.artifacts import Store
 from engine.store.cells import Cell
@@ -41,7 +41,9 @@ def resolve(arch: str, overrides: Sequence[str]) -> Recipe:
     `arch`: timm's name, or `open_clip:` and open_clip's. Raises RecipeError for an unknown
     architecture (the nearest is shown), key or value, and for a key that has no effect here.
     """
-    size = side_of(arch, models.data_config(ModelRecipe(name=arch, arch=arch))["input_size"])
+    size = model_names.side_of(
+        arch, models.data_config(ModelRecipe(name=arch, arch=arch))["input_size"]
+    )
     words = [f"model.arch={arch}", f"model.image_size={size}", "dataset.sets=[]"]
     words.append(f"threads={torch.get_num_threads()}")
     if arch.startswith(clip.PREFIX):
@@ -69,9 +71,12 @@ def described(
     beside the checkpoints says. Raises ValueError as `descriptions` does, and as `resolve`.
     """
     files = [descriptions.file_of(place) for place in places]
+    of_name: list[str] = []
+    if arch is not None:
+        arch, of_name = model_names.architecture(arch)
     beside = descriptions.beside(files, arch)
     name, settings = descriptions.model_of(beside, arch)
-    resolved = resolve(name, [*settings, *overrides])
+    resolved = resolve(name, [*of_name, *settings, *overrides])
     return resolved, files, classes or descriptions.classes_of(beside)
 
 

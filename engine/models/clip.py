@@ -7,15 +7,15 @@ open_clip's code. With a linear head on top it is a classifier like any timm mod
 from __future__ import annotations
 
 import logging
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import nn
 
-from engine.errors import RecipeError, nearest
+from engine.recipe.model_names import OPEN_CLIP as PREFIX
+from engine.recipe.model_names import open_clip_config as config
+from engine.recipe.model_names import open_clip_package as package
 
-PREFIX = "open_clip:"
 CROP_MODES = {"shortest": "center", "squash": "squash"}  # open_clip's resize_mode: timm's crop_mode
 
 
@@ -55,26 +55,6 @@ class Tower(nn.Module):
 
     def get_classifier(self) -> nn.Linear:
         return self.head
-
-
-def package() -> ModuleType:
-    """open_clip. ValueError naming the extra where it is not installed."""
-    try:
-        import open_clip  # type: ignore[import-not-found]
-    except ImportError as error:
-        raise ValueError(
-            "this model needs open_clip: pip install -e '.[clip]' (the package open_clip_torch)"
-        ) from error
-    return open_clip
-
-
-def config(name: str) -> dict[str, Any]:
-    """open_clip's configuration of a model. RecipeError, naming the nearest, if it is unknown."""
-    open_clip = package()
-    known = open_clip.list_models()
-    if name not in known:
-        raise RecipeError(f"open_clip has no model {name!r}{nearest(name, known)}")
-    return open_clip.get_model_config(name)
 
 
 def blank(name: str) -> Any:

@@ -124,6 +124,31 @@ def description(recipe: ModelRecipe) -> dict[str, Any]:
     }
 
 
+def choices(recipe: ModelRecipe) -> str:
+    """Which weights, head and transform a model has, in a line."""
+    weights, config = recipe.weights, data_config(recipe)
+    source = {
+        "timm": f"timm's weights of {recipe.arch}",
+        "open_clip": f"open_clip's weights {weights.tag} of {weights.clip}",
+        "pypi": f"{weights.package} {weights.version} of PyPI",
+        "random": "random weights",
+        "file": "the weights",
+    }[weights.source]
+    source += f" in {weights.path}" if weights.path else ""
+    if recipe.head.fit:
+        head = "head fitted on the upstream set"
+    elif weights.source == "open_clip":
+        sentences = "80 sentences" if weights.templates == "full" else "7 sentences"
+        head = f"zero-shot head, {sentences} a class"
+    else:
+        head = "their own head"
+    mean, std = (", ".join(f"{v:.4g}" for v in config[key]) for key in ("mean", "std"))
+    return (
+        f"{recipe.name}: {source}; {head}; {recipe.image_size} px, {config['interpolation']}, crop "
+        f"{config['crop_pct']:g} ({config['crop_mode']}), mean {mean}, std {std}"
+    )
+
+
 @functools.cache
 def pretrained_cfg(arch: str) -> dict[str, Any]:
     """timm's record of an architecture. RecipeError, naming the nearest, for an unknown one."""

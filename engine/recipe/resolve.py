@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import RecipeError, nearest
-from engine.recipe import campaigns, catalogue, checks, modules, typed, yaml_text
+from engine.recipe import campaigns, catalogue, checks, model_names, modules, typed, yaml_text
 from engine.recipe.campaigns import SELECTION, Campaign
 from engine.recipe.catalogue import EXTENDS, GROUPS, path_of, with_absolute_module
 from engine.recipe.schema import MethodRecipe, Recipe
@@ -24,8 +24,7 @@ DOWNSTREAM = "downstream"
 OF_TRAINING = ("optimizer", "train")
 OF_METHOD = ("method", *OF_TRAINING)  # the sections that one row has and another has not
 NEEDS = "needs"  # of a dump: these sections of what its method needs
-TIMM = "timm"  # where the section of a model comes from that has no file
-IMAGENET_CLASSES = 1000
+NAMED = "the model's name"  # where the section of a model comes from that has no file
 
 
 def load(
@@ -159,7 +158,7 @@ def _merged(layers: Sequence[Layer], *, planned: bool = False) -> tuple[dict[str
     options = modules.options(layers, planned=planned)
     for source, layer in layers:
         typed.add(values, Recipe, options, layer, source)
-    if layers[0][0] == TIMM:  # its head is for ImageNet's classes
+    if layers[0][0] == NAMED:  # its head is for ImageNet's classes
         is_imagenet = values["dataset"].get("kind") == "imagenet"
         values["model"]["head"].setdefault("fit", not is_imagenet)
     return values, options
@@ -204,39 +203,19 @@ def _section(key: str, group: str, given: Sequence[tuple[str, Any]]) -> list[Lay
         else:
             base, layers = section, []
     if base is not None:
-        of_timm = _timm_model(str(base)) if key == "model" else None
-        path = Path(TIMM) if of_timm else path_of(group, str(base))
-        layers.insert(0, (str(path), of_timm or catalogue.read(path)))
+        named = _named_model(str(base)) if key == "model" else None
+        path = Path(NAMED) if named else path_of(group, str(base))
+        layers.insert(0, (str(path), named or catalogue.read(path)))
     return [
         (source, with_absolute_module({key: section}, Path(source).parent))
         for source, section in layers
     ]
 
 
-def _timm_model(name: str) -> dict[str, Any] | None:
-    """The section of a timm architecture with weights, such as `mobilenetv3_small_100`; None for
-    names that a file of `recipes/models` has, or timm has not."""
-    if catalogue.is_path(name) or name in catalogue.names("models"):
-        return None
-    import timm  # late: it loads torch, which no recipe of a file needs
-
-    config = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
-    if config is None or not config.has_weights:
-        return None
-    head = {} if config.num_classes == IMAGENET_CLASSES else {"fit": True}
-    size = side_of(name, config.input_size)
-    return {"name": name, "arch": name, "image_size": size, "head": head}
-
-
-def side_of(arch: str, input_size: Sequence[int]) -> int:
-    """Pixels of a side of the images that an architecture takes; RecipeError unless square."""
-    _, height, width = input_size
-    if height != width:
-        raise RecipeError(
-            f"{arch} takes images of {height} x {width} pixels, and packs hold square ones: "
-            "take another model"
-        )
-    return width
+def _named_model(name: str) -> dict[str, Any] | None:
+    """The section of a model that has no file, such as `timm/mobilenetv3_small_100`."""
+    is_file = catalogue.is_path(name) or name in catalogue.names("models")
+    return None if is_file else model_names.section(name)
 
 
 def _check_trains(options: type[MethodRecipe], of_row: Sequence[Layer]) -> None:

@@ -1,0 +1,213 @@
+"""Models by the names that people have: timm's, a hub's, torchvision's, open_clip's, a folder's.
+
+| name | model |
+|---|---|
+| `NAME`, `timm/NAME`, `timm:NAME`, `hf-hub:timm/NAME` | timm's, with weights |
+| `torchvision:NAME`, `torchvision:NAME/IMAGENET1K_V1` | torchvision's weights, as timm has them |
+| `open_clip:NAME/TAG` | open_clip's vision tower under its zero-shot head |
+| `local-dir:FOLDER` | what timm, or `rib export`, wrote |
+
+Names are looked up in the installed packages and in local files; nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from engine.errors import RecipeError, nearest
+from engine.recipe import timm_folder
+
+IMAGENET_CLASSES = 1000
+OPEN_CLIP, TORCHVISION, LOCAL = "open_clip:", "torchvision:", "local-dir:"
+HUBS = ("hf-hub:", "hf_hub:")
+TIMM = ("timm/", "timm:")
+VERSIONS = {"IMAGENET1K_V2": "tv2_in1k", "IMAGENET1K_V1": "tv_in1k"}  # torchvision's, timm's
+REGNETS = {  # torchvision counts operations in megaflops and gigaflops, timm in hundreds
+    "400mf": "004", "800mf": "008", "1_6gf": "016", "3_2gf": "032",
+    "8gf": "080", "16gf": "160", "32gf": "320",
+}  # fmt: skip
+
+
+def section(name: str) -> dict[str, Any] | None:
+    """The section `model` of a recipe that a name stands for; None for a name of no such form.
+
+    Raises RecipeError for a name that has the form and is unknown, or of which the engine has no
+    model, and ValueError for a folder that timm did not write.
+    """
+    name = without_hub(name)
+    for prefix, of in ((OPEN_CLIP, _open_clip), (LOCAL, _local), (TORCHVISION, _torchvision)):
+        if name.startswith(prefix):
+            return of(name.removeprefix(prefix))
+    for prefix in TIMM:
+        if name.startswith(prefix):
+            return _timm(name.removeprefix(prefix), must_exist=True)
+    return _timm(name, must_exist=False)
+
+
+def architecture(name: str) -> tuple[str, list[str]]:
+    """The architecture that a name stands for, and `model.KEY=value` words for its transform.
+
+    Weights are elsewhere. `open_clip:NAME` without a tag is an architecture. Raises as `section`.
+    """
+    name = without_hub(name)
+    if name.startswith((LOCAL, TORCHVISION)) or (name.startswith(OPEN_CLIP) and "/" in name):
+        values = section(name) or {}
+        keys = ("image_size", "mean", "std", "interpolation", "crop", "crop_mode")
+        words = [f"model.{key}={values[key]}" for key in keys if key in values]
+        tag = values.get("weights", {}).get("tag")
+        return values["arch"], [*words, *([f"model.weights.tag={tag}"] if tag else [])]
+    return next((name.removeprefix(p) for p in TIMM if name.startswith(p)), name), []
+
+
+def without_hub(name: str) -> str:
+    """A name without `hf-hub:`. RecipeError for a hub's repository that is not timm's."""
+    for prefix in HUBS:
+        if name.startswith(prefix):
+            rest = name.removeprefix(prefix)
+            if not rest.startswith(TIMM[0]):
+                raise RecipeError(
+                    f"{name}: of a hub only timm's own repositories are taken ({prefix}timm/NAME). "
+                    f"Download its configuration and safetensors, `hf download {rest} config.json "
+                    "model.safetensors --local-dir FOLDER`, and name local-dir:FOLDER"
+                )
+            return rest
+    return name
+
+
+def _timm(name: str, *, must_exist: bool) -> dict[str, Any] | None:
+    """An architecture of timm with weights, at its input size."""
+    import timm  # late: it loads torch, which no recipe of a file needs
+
+    known = timm.list_pretrained()
+    is_known = name in known if "." in name else timm.is_model(name)
+    config = timm.get_pretrained_cfg(name) if is_known else None
+    if config is None or not config.has_weights:
+        if must_exist:
+            raise RecipeError(f"timm has no weights {name!r}{nearest(name, known)}")
+        return None
+    head = {} if config.num_classes == IMAGENET_CLASSES else {"fit": True}
+    size = side_of(name, config.input_size)
+    return {"name": name, "arch": name, "image_size": size, "head": head}
+
+
+def _torchvision(name: str) -> dict[str, Any]:
+    """The newest weights of torchvision's model unless a version is named, at its test size."""
+    import timm
+
+    of, _, version = name.partition("/")
+    if version and version not in VERSIONS:
+        raise RecipeError(f"torchvision:{name}: weights are {' or '.join(VERSIONS)}")
+    bases = [of, *_regnet(of)]
+    tags = [VERSIONS[version]] if version else list(VERSIONS.values())
+    known = timm.list_pretrained()
+    found = next((f"{b}.{t}" for t in tags for b in bases if f"{b}.{t}" in known), None)
+    if found is None:
+        names = sorted({k.partition(".")[0] for k in known if k.endswith(tuple(VERSIONS.values()))})
+        raise RecipeError(
+            f"torchvision:{name}: timm has no weights of torchvision's by this name"
+            f"{nearest(of, names)}"
+        )
+    config = timm.get_pretrained_cfg(found)
+    assert config is not None  # it is listed
+    values = {"name": found, "arch": found, "head": {}}
+    values["image_size"] = side_of(found, config.test_input_size or config.input_size)
+    return values | ({"crop": config.test_crop_pct} if config.test_crop_pct else {})
+
+
+def _regnet(name: str) -> list[str]:
+    """timm's names for a RegNet of torchvision's, `regnet_y_1_6gf`."""
+    kind, _, flops = name.removeprefix("regnet_").partition("_")
+    base = f"regnet{kind}_{REGNETS.get(flops)}"
+    return [f"{base}_tv", base] if name.startswith("regnet_") else []
+
+
+def _open_clip(name: str) -> dict[str, Any]:
+    """A tower of open_clip's with the weights of a tag, under a zero-shot head.
+
+    The weights decide about the activation: a name without `-quickgelu` gets it where they were
+    trained so, as open_clip itself does it.
+    """
+    of, _, tag = name.partition("/")
+    open_clip = open_clip_package()
+    config = open_clip_config(of)
+    tags = open_clip.list_pretrained_tags_by_model(of)
+    if tag not in tags:
+        raise RecipeError(
+            f"open_clip:{of}/{tag}: open_clip has no such weights{nearest(tag, tags)}; it has "
+            f"{', '.join(tags) or 'none for this model'}"
+        )
+    is_quick = open_clip.get_pretrained_cfg(of, tag).get("quick_gelu")
+    quick = f"{of}-quickgelu"
+    if is_quick and not config.get("quick_gelu") and quick in open_clip.list_models():
+        of = quick
+    size = config["vision_cfg"]["image_size"]
+    side = side_of(of, (3, *(size if isinstance(size, list | tuple) else (size, size))))
+    return {
+        "name": f"{of}.{tag}",
+        "arch": f"{OPEN_CLIP}{of}",
+        "image_size": side,
+        "weights": {"source": "open_clip", "clip": of, "tag": tag},
+        "head": {},
+    }
+
+
+def open_clip_package() -> Any:
+    """open_clip. ValueError naming the extra where it is not installed."""
+    try:
+        import open_clip  # type: ignore[import-not-found]
+    except ImportError as error:
+        raise ValueError(
+            "this model needs open_clip: pip install -e '.[clip]' (the package open_clip_torch)"
+        ) from error
+    return open_clip
+
+
+def open_clip_config(name: str) -> dict[str, Any]:
+    """open_clip's configuration of a model. RecipeError, naming the nearest, if it is unknown."""
+    open_clip = open_clip_package()
+    known = open_clip.list_models()
+    if name not in known:
+        raise RecipeError(f"open_clip has no model {name!r}{nearest(name, known)}")
+    return open_clip.get_model_config(name)
+
+
+def _local(place: str) -> dict[str, Any]:
+    """The model in a folder of timm's form: its weights, head and transform."""
+    folder = Path(place)
+    config = folder / timm_folder.CONFIG
+    if not config.is_file():
+        raise RecipeError(
+            f"{LOCAL}{place}: there is no {config}; a cell of the engine's becomes such a folder "
+            "by `rib export CELL --out FOLDER`"
+        )
+    weights = [folder / each for each in timm_folder.WEIGHTS if (folder / each).is_file()]
+    if not weights:
+        raise RecipeError(f"{LOCAL}{place} holds no weights ({' or '.join(timm_folder.WEIGHTS)})")
+    of = timm_folder.read(config)
+    timm_folder.check_options(config, of.model["arch"], of.options)
+    model = dict(of.model)
+    crop = model.pop("crop_pct")
+    head = {} if _is_imagenet(of) else {"fit": True}
+    path = {"source": "file", "path": str(weights[0])}
+    return {"name": folder.resolve().name, **model, "crop": crop, "weights": path, "head": head}
+
+
+def _is_imagenet(folder: timm_folder.TimmFolder) -> bool:
+    """Whether a head's outputs are ImageNet-1K's, in order; names that are no wnids are not."""
+    names = list(folder.classes or ())
+    is_ordered = names == sorted(names) and all(map(re.compile(r"n\d{8}").fullmatch, names))
+    return folder.outputs == IMAGENET_CLASSES and is_ordered
+
+
+def side_of(arch: str, input_size: Sequence[int]) -> int:
+    """Pixels of a side of the images that an architecture takes; RecipeError unless square."""
+    _, height, width = input_size
+    if height != width:
+        raise RecipeError(
+            f"{arch} takes images of {height} x {width} pixels, and packs hold square ones: "
+            "take another model"
+        )
+    return width

@@ -1,0 +1,136 @@
+"""Models by timm's, hubs', torchvision's and open_clip's names, and folders of timm's form."""
+
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import timm
+import tiny_clip
+import torch
+from safetensors.torch import load_file, save_file
+
+from engine import models, recipe
+from engine.errors import RecipeError
+from engine.models import checkpoints
+from engine.recipe import model_names
+from engine.recipe.schema import ModelRecipe
+from engine.store.artifacts import Store
+from engine.store.tensors import WEIGHTS
+
+PLAIN = "mobilenetv3_small_100.lamb_in1k"
+
+
+def model(name: str, campaign: str = "imagenet_rib") -> ModelRecipe:
+    return recipe.load(campaign, [f"model={name}"]).model
+
+
+@pytest.mark.parametrize("prefix", ["timm/", "timm:", "hf-hub:timm/", "hf_hub:timm/"])
+def test_a_name_of_timms_may_be_written_as_hubs_write_it(prefix):
+    assert model(prefix + PLAIN) == model(PLAIN)
+    assert model_names.architecture(prefix + PLAIN) == (PLAIN, [])
+
+
+@pytest.mark.parametrize(
+    ("name", "arch", "size", "crop"),
+    [
+        ("resnet50", "resnet50.tv2_in1k", 224, 0.965),  # torchvision resizes to 232
+        ("resnet50/IMAGENET1K_V1", "resnet50.tv_in1k", 224, None),
+        ("regnet_y_800mf", "regnety_008_tv.tv2_in1k", 224, None),
+        ("regnet_x_1_6gf", "regnetx_016.tv2_in1k", 224, None),
+        ("inception_v3", "inception_v3.tv_in1k", 299, None),
+    ],
+)
+def test_torchvisions_weights_are_those_that_timm_has_of_them(name, arch, size, crop):
+    chosen = model(f"torchvision:{name}")
+    assert (chosen.arch, chosen.image_size, chosen.crop) == (arch, size, crop)
+    assert not chosen.head.fit and model(f"torchvision:{name}", "emoji").head.fit
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("timm/resnet50.a1_in1", "timm has no weights 'resnet50.a1_in1'; did you mean"),
+        ("hf-hub:someone/net", "only timm's own.*hf download someone/net config.json model.safe"),
+        (
+            "torchvision:resnet5",
+            "of torchvision's by this name; did you mean 'resnet50'",
+        ),
+        ("torchvision:vgg11/IMAGENET1K_V2", "no weights of torchvision's"),
+        ("torchvision:vgg11/DEFAULT", "weights are IMAGENET1K_V2 or IMAGENET1K_V1"),
+        ("local-dir:nowhere", "there is no nowhere/config.json; a cell .* `rib export CELL"),
+    ],
+)
+def test_a_name_that_stands_for_nothing_ends_in_a_line_that_helps(name, message):
+    with pytest.raises(RecipeError, match=message):
+        model(name)
+
+
+def test_open_clips_weights_decide_about_the_activation():
+    pytest.importorskip("open_clip", reason="the extra [clip]")
+    chosen = model("open_clip:ViT-B-16/openai")
+    assert (
+        chosen.arch == "open_clip:ViT-B-16-quickgelu" and chosen.name == "ViT-B-16-quickgelu.openai"
+    )
+    assert (chosen.weights.source, chosen.weights.tag) == ("open_clip", "openai")
+    words = ["model.image_size=224", "model.weights.tag=openai"]
+    assert model_names.architecture("open_clip:ViT-B-16/openai") == (chosen.arch, words)
+    assert model_names.architecture("open_clip:ViT-B-16") == ("open_clip:ViT-B-16", [])
+    assert "zero-shot head, 80 sentences a class; 224 px, bicubic" in models.choices(chosen)
+    assert "head fitted on the" in models.choices(model("open_clip:ViT-B-16/openai", "emoji"))
+    assert model("open_clip:ViT-B-16/laion2b_s34b_b88k").arch == "open_clip:ViT-B-16"
+    with pytest.raises(
+        RecipeError, match=r"ViT-B-16/laion3b: open_clip has no such weights.*openai"
+    ):
+        model("open_clip:ViT-B-16/laion3b")
+    with pytest.raises(RecipeError, match="open_clip has no model 'ViT-B-17'"):
+        model("open_clip:ViT-B-17/openai")
+
+
+def test_a_tag_of_open_clips_is_loaded_with_its_zero_shot_head(
+    open_clip: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog
+):
+    net = tiny_clip.drawn(open_clip)
+    save_file(net.state_dict(), tmp_path / "tiny.safetensors")
+    tags = {"drawn": {"file": str(tmp_path / "tiny.safetensors"), "quick_gelu": False}}
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, tiny_clip.NAME, tags)
+    chosen = model(f"{tiny_clip.ARCH}/drawn")
+    with caplog.at_level("INFO"):
+        artifact = checkpoints.backbone(chosen, Store(tmp_path / "store"), tmp_path, 0)
+    assert "open_clip's weights drawn of tiny-clip; zero-shot head, 80 sentences" in caplog.text
+    tower = models.create(chosen, 5)
+    tower.load_state_dict(load_file(artifact.file(WEIGHTS)))
+    images = torch.randn(2, 3, chosen.image_size, chosen.image_size)
+    expected = net.encode_image(images, normalize=True) @ tiny_clip.head(open_clip, net)
+    torch.testing.assert_close(tower(images), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_folder_of_timms_is_a_model_with_its_transform_and_head(tmp_path):
+    net = timm.create_model("test_vit", num_classes=1000)
+    config = {"num_classes": 1000, "pretrained_cfg": {"crop_pct": 0.5, "mean": [0.1, 0.2, 0.3]}}
+    timm.models.save_for_hf(net, tmp_path / "mine", model_config=config)
+    chosen = model(f"local-dir:{tmp_path / 'mine'}")
+    assert (chosen.name, chosen.arch, chosen.weights.source) == ("mine", "test_vit", "file")
+    assert (chosen.crop, chosen.mean, chosen.head.fit) == (0.5, [0.1, 0.2, 0.3], False)
+    arch, words = model_names.architecture(f"local-dir:{tmp_path / 'mine'}")
+    assert arch == "test_vit" and "model.crop=0.5" in words
+    artifact = checkpoints.backbone(chosen, Store(tmp_path / "store"), tmp_path, 0)
+    assert torch.equal(load_file(artifact.file(WEIGHTS))["head.weight"], net.head.weight)
+    # A head of 1000 other classes is not taken for ImageNet's.
+    values = json.loads((tmp_path / "mine" / "config.json").read_text())
+    for names, is_fitted in ((["dish"] * 1000, True), ([f"n{i:08}" for i in range(1000)], False)):
+        (tmp_path / "mine" / "config.json").write_text(json.dumps(values | {"label_names": names}))
+        assert model(f"local-dir:{tmp_path / 'mine'}").head.fit == is_fitted
+
+
+def test_of_a_hub_only_safetensors_are_asked_for(tmp_path, monkeypatch):
+    asked = []
+
+    def hub(repo_id: str, filename: str, **_: object) -> str:
+        asked.append((repo_id, filename))
+        raise OSError("out of reach")
+
+    monkeypatch.setattr(timm.models._hub, "hf_hub_download", hub)
+    with pytest.raises(ValueError, match=r"could not load weights .*out of reach"):
+        checkpoints.fetch(model("timm/resnet18.a1_in1k"), tmp_path)
+    assert asked == [("timm/resnet18.a1_in1k", "model.safetensors")]
