@@ -2,6 +2,7 @@
 # make setup does it alone; make clean removes what it made and keeps results.
 # make demo MODEL=vit runs the demo's grid on a ViT.
 # make gate [TORCH=2.15.0 TRITON=3.9.0] compiles all kernels with another pair: 7 GB, some minutes.
+# make newest tries torch, torchvision and Triton beyond the bounds of setup.py: 7 GB, ten minutes.
 # make avx2 runs a short part of the tests as on a processor without AVX-512.
 # make audit lists known weaknesses of the installed packages.
 # make gpu [STAGE=headline] [OUT=folder] installs nothing and takes PYTHON, or else .venv or python3, whose torch sees a GPU.
@@ -20,7 +21,7 @@ step = sh -c 'what=$$1; shift; begin=$$(date +%s); lines=$$(wc -l <$(LOG)); \
   else status=$$?; echo "failed; the end of $(LOG):"; tail -n +$$((lines + 1)) $(LOG) | tail -n 30; \
   exit $$status; fi' step
 
-.PHONY: demo test check lint tests exhaustive avx2 faults setup bench gate gpu docs audit constraints clean
+.PHONY: demo test check lint tests exhaustive avx2 faults setup bench gate newest gpu docs audit constraints clean
 
 demo: $(if $(MODEL),$(VENV)/demo-$(MODEL)) setup
 	@$(BIN)/rib campaign emoji$(if $(MODEL),_$(MODEL)) --cores $(CORES)
@@ -72,6 +73,21 @@ gate:
 	@test -d $(PAIR) || $(PYTHON) -m venv $(PAIR)
 	@$(PAIR)/bin/python -m pip install torch==$(TORCH) triton==$(TRITON) numba pytest
 	@RIB_GATE=all $(PAIR)/bin/python -m pytest -m "slow or not slow" tests/kernels/test_aot.py
+
+# setup.py bounds torch, torchvision and Triton by the releases that the tests passed with. This tries
+# what the index has beyond them.
+NEWEST := .venv-newest
+newest:
+	@rm -rf $(NEWEST) && $(PYTHON) -m venv $(NEWEST) && $(NEWEST)/bin/python -m pip install -q uv
+	@printf '%s\n' torch torchvision triton >$(NEWEST)/unbounded.txt
+	@$(NEWEST)/bin/uv pip install -q --python $(NEWEST)/bin/python --override $(NEWEST)/unbounded.txt \
+	  -c constraints.txt -e '.[test]'
+	@touch $(NEWEST)/ready
+	@$(MAKE) --no-print-directory check VENV=$(NEWEST)
+	@RIB_GATE=all $(NEWEST)/bin/python -m pytest -m "slow or not slow" tests/kernels/test_aot.py
+	@echo "green with these versions; raise the bounds in setup.py that are below them:"
+	@$(NEWEST)/bin/uv pip list -q --python $(NEWEST)/bin/python | grep -E '^(torch|torchvision|triton) '
+	@grep -nE '"(torch|torchvision|triton)[<>=]' setup.py
 
 # The one that is asked for; else the one that set-up made, which has all packages; else the system's.
 GPU_PYTHONS = $(if $(filter file,$(origin PYTHON)),$(BIN)/python $(PYTHON),$(PYTHON))
@@ -135,10 +151,12 @@ elif [ -n "$$wished" ]; then \
 fi
 endef
 
-# torch fits the machine and is not pinned; `make constraints` writes the versions that are at hand.
+# torch fits the machine: setup.py bounds it, and constraints.txt does not pin it.
 define pinned
+$(step) "uv, which installs several times faster than pip" $(BIN)/python -m pip install uv && \
 $(step) "packages, in the versions of constraints.txt" \
-  $(BIN)/python -m pip install -c constraints.txt -e '.[test]' || \
+  $(BIN)/uv pip install --python $(BIN)/python -c constraints.txt -e '.[test]' || \
+$(step) "packages, by pip" $(BIN)/python -m pip install -c constraints.txt -e '.[test]' || \
 $(step) "packages, the newest, since those do not install here" $(BIN)/python -m pip install -e '.[test]'
 endef
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
-TRACING = os.environ.get("RIB_TRACING") == "1"  # tensors of a GPU have no memory
+TRACING = os.environ.get("RIB_TRACING")  # the library by which a GPU's tensors need no memory
 ON_GPU = torch.cuda.is_available() and not INTERPRETING
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 KERNELS = INTERPRETING or ON_GPU  # run here
@@ -32,7 +32,7 @@ def interpreted(test: Callable) -> Callable:
 
 
 def traced(test: Callable) -> Callable:
-    return _only(TRACING)(pytest.mark.traced(test))
+    return _only(bool(TRACING))(pytest.mark.traced(test))
 
 
 def run_marked(marks: str, place: Path, folder: Path, **environment: str) -> None:

@@ -1,7 +1,7 @@
-// Lets torch's CPU build trace programs on CUDA tensors without memory, their backward pass too.
+// Lets torch trace programs on CUDA tensors without memory, their backward pass too, without a GPU.
 //
-// Such a build has no device guard and no hooks for CUDA, which autograd asks for streams and events.
-// Those here do nothing. A CUDA build has its own, also on a machine without a GPU.
+// Autograd asks CUDA's device guard and hooks for streams and events. torch's CPU build has neither;
+// those of its CUDA build refuse a machine without a GPU. These do nothing.
 #include <ATen/detail/CUDAHooksInterface.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 
@@ -30,11 +30,16 @@ struct Hooks final : at::CUDAHooksInterface {
   bool hasPrimaryContext(c10::DeviceIndex) const override { return true; }
   c10::DeviceIndex deviceCount() const override { return 1; }
   c10::DeviceIndex getCurrentDevice() const override { return 0; }
+  // Attention asks for it before it chooses its form.
+  long versionCuDNN() const override { return 0; }
+  long versionRuntimeCuDNN() const override { return 0; }
 };
 
 Guard guard;
-c10::impl::DeviceGuardImplRegistrar registered(CUDA, &guard);
 }  // namespace
+
+// Called once torch is loaded, since its CUDA build then registers a guard of its own.
+extern "C" void register_guard() { c10::impl::DeviceGuardImplRegistrar registered(CUDA, &guard); }
 
 namespace at::detail {  // in place of torch's own function, since this library is loaded first
 __attribute__((visibility("default"))) const CUDAHooksInterface& getCUDAHooks() {

@@ -7,6 +7,7 @@ counted too, or raises an error, since such a tensor has no numbers to read.
 
 import contextlib
 import copy
+import ctypes
 import dataclasses
 import subprocess
 from collections.abc import Callable, Iterable, Iterator
@@ -16,10 +17,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from children import run_marked
+from children import TRACING, run_marked
 from torch import nn
 from torch._guards import detect_fake_mode
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from engine import models
 from engine.evaluation import bank
@@ -27,6 +29,9 @@ from engine.grid.build import Builder
 from engine.run import Run
 from engine.store.cells import Cell
 from loaders.batch import Batch
+
+if TRACING:
+    ctypes.CDLL(TRACING).register_guard()
 
 CUDA = torch.device("cuda:0")
 # As on a GPU, but not compiled: a graph's launches are the compiler's.
@@ -36,12 +41,12 @@ FORM += ("train.compile=never", "evaluate.compile=never")
 
 def run_traced(test_file: str, folder: Path) -> None:
     """Runs a module's tests that are marked `traced`, in a process of their own."""
-    preload = {} if torch.version.cuda else {"LD_PRELOAD": str(_stand_in(folder))}
-    run_marked("traced", Path(test_file), folder, RIB_TRACING="1", **preload)
+    library = str(_stand_in(folder))
+    run_marked("traced", Path(test_file), folder, RIB_TRACING=library, LD_PRELOAD=library)
 
 
 def _stand_in(folder: Path) -> Path:
-    """The compiled library by which torch's CPU build can trace CUDA tensors."""
+    """The compiled library by which torch can trace CUDA tensors without a GPU."""
     torch_folder, library = Path(torch.__file__).parent, folder / "cuda_stand_in.so"
     source = Path(__file__).with_name("cuda_stand_in.cpp")
     command = ["g++", "-std=c++20", "-shared", "-fPIC", f"-I{torch_folder / 'include'}"]
@@ -72,8 +77,15 @@ class _Images:
 
 @contextlib.contextmanager
 def fake_gpu() -> Iterator[None]:
-    """Tensors without content, on the fake GPU too; `pin_memory` can be told from a plain copy."""
-    with pytest.MonkeyPatch.context() as patch, FakeTensorMode(allow_non_fake_inputs=True):
+    """Tensors without content, on the fake GPU too; `pin_memory` can be told from a plain copy.
+
+    Attention is computed by its formula: a fused form asks for a real GPU's properties.
+    """
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        FakeTensorMode(allow_non_fake_inputs=True),
+        sdpa_kernel(SDPBackend.MATH),
+    ):
         patch.setattr(torch.Tensor, "pin_memory", _pinned)
         yield
 

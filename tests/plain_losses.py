@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from grids import CLASSES, FEW, Grid, Prepared, images, labels, reference
 from torch import nn
+from twins import assert_near
 
 PLACES = [CLASSES.index(name) for name in FEW]
 # What the variant `paper` of a linear probe trains, and that of LoRA beside its factors.
@@ -34,7 +35,7 @@ def check(case: Prepared, expected_B: torch.Tensor, trained: dict[str, torch.Ten
     """
     losses_B = case.method(case.batch)
     assert losses_B.shape == expected_B.shape
-    torch.testing.assert_close(losses_B.double(), expected_B, **SLACK)
+    assert_near(losses_B, expected_B, **SLACK)
     losses_B.mean().backward()
     expected_B.mean().backward()
     learning = {n.removeprefix("net."): p for n, p in case.method.named_parameters()}
@@ -43,8 +44,7 @@ def check(case: Prepared, expected_B: torch.Tensor, trained: dict[str, torch.Ten
         if name not in trained:
             assert parameter.grad is None, name
             continue
-        actual, expected = parameter.grad.double(), trained[name].grad
-        torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-5, msg=name)
+        assert_near(parameter.grad, trained[name].grad, rtol=1e-3, atol=1e-5, name=name)
     # The key's bias has no gradient at all, so a single tensor may be zero, but not all.
     assert any(trained[name].grad.abs().max() > 1e-3 for name in trained)
 

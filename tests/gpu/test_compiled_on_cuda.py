@@ -4,6 +4,7 @@ import pytest
 import timm
 import torch
 from children import NEEDS_GPU
+from twins import assert_near
 
 pytest.importorskip("msgspec")  # the engine's, which a bare machine has not
 
@@ -24,4 +25,4 @@ def test_batches_of_any_size_under_several_weights(arch):
         for net in plain:
             for size in (7, 7, 4, 1, 7):
                 actual = torch.func.functional_call(form, net.state_dict(), (x[:size],))
-                torch.testing.assert_close(actual, net(x[:size]), rtol=1e-3, atol=1e-3)
+                assert_near(actual, net(x[:size]), rtol=1e-3, atol=1e-3)

@@ -5,6 +5,7 @@ import torch
 from damage import flip
 from grids import CONV, VIT, prepared, reference, weights
 from plain_losses import LORA_PAPER
+from twins import assert_near
 
 from engine.store import artifacts
 
@@ -44,7 +45,7 @@ def test_merged_factors_are_a_plain_timm_model_with_the_same_logits(grid, arch):
         expected = case.method.logits(case.batch)
         assert not torch.allclose(expected.double(), case.net(case.x), atol=1e-3)
         actual = reference(case.method.export().state, arch)(case.x)
-        torch.testing.assert_close(expected.double(), actual, rtol=1e-4, atol=1e-4)
+        assert_near(expected, actual, rtol=1e-4, atol=1e-4)
 
 
 def test_frozen_batchnorm_keeps_its_buffers_and_free_batchnorm_does_not(grid):

@@ -10,6 +10,7 @@ import torch
 from grids import CLASSES, labels, same, weights
 from plain_losses import PLACES
 from torch import nn
+from twins import assert_near
 
 from engine.errors import DivergedError
 from engine.methods import heads
@@ -83,7 +84,7 @@ def test_a_fit_gives_the_same_bits_again_and_chunks_change_its_rounding_alone(mo
     assert same(part.state_dict(), alone.state_dict())
     monkeypatch.setattr(heads, "_CHUNK", 7)
     heads.fit(pieces, every, "LP")
-    torch.testing.assert_close(pieces.weight, whole.weight, rtol=0, atol=1e-5)
+    assert_near(pieces.weight, whole.weight, atol=1e-5)
 
 
 def test_a_class_of_several_outputs_has_their_summed_probability():

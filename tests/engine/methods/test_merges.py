@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 from grids import CONV, VIT, Grid, weights
+from twins import assert_near
 
 from engine.grid.build import Builder
 from engine.methods import lines, model_stock, mono_soup, ties
@@ -35,7 +36,9 @@ def state(builder: Builder, method: str, seed: int = 0) -> State:
 
 
 def close(actual: np.ndarray, expected: np.ndarray, name: str) -> None:
-    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6, err_msg=name)
+    assert_near(
+        torch.from_numpy(actual), torch.from_numpy(expected), rtol=1e-5, atol=1e-6, name=name
+    )
 
 
 @pytest.mark.parametrize("arch", [VIT, CONV])
@@ -125,7 +128,8 @@ def test_a_merge_is_its_formula_tensor_by_tensor(grid, words, members, formula):
     for name in parameters:
         tensors = [each[name] for each in states]
         expected = formula(before[name], tensors)
-        np.testing.assert_allclose(merged[name], expected, rtol=1e-4, atol=1e-5, err_msg=name)
+        actual = torch.from_numpy(merged[name])
+        assert_near(actual, torch.from_numpy(expected), rtol=1e-4, atol=1e-5, name=name)
         changed += not np.allclose(expected, np.mean(tensors, axis=0), rtol=1e-3, atol=1e-4)
     assert changed > 10, "a mean of the members would not show"
     for name in before.keys() - parameters:  # running statistics, and counts of batches

@@ -14,6 +14,7 @@ from plain_losses import (
     over_classes,
     parameters,
 )
+from twins import assert_near
 
 from engine import models
 from engine.run import Run
@@ -54,14 +55,12 @@ def test_a_prompt_is_a_frame_that_is_added_after_normalisation(grid, downstream)
     canvas.requires_grad_(True)
     expected_B = cross_entropy(case, case.net(case.x + canvas))
     losses_B = case.method(case.batch)
-    torch.testing.assert_close(losses_B.double(), expected_B, **SLACK)
+    assert_near(losses_B, expected_B, **SLACK)
     losses_B.mean().backward()
     expected_B.mean().backward()
     trained = {n: p for n, p in case.method.named_parameters() if p.requires_grad}
     assert set(trained) == {"prompt"} and not case.method.net.training
-    torch.testing.assert_close(
-        case.method.prompt.grad.double(), canvas.grad[:, frame], rtol=1e-3, atol=1e-6
-    )
+    assert_near(case.method.prompt.grad, canvas.grad[:, frame], rtol=1e-3, atol=1e-6)
 
 
 def test_a_loss_that_is_not_one_a_sample_is_refused_by_its_methods_name(grid, monkeypatch):

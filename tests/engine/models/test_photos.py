@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from timm.data.config import resolve_data_config
 from timm.data.transforms_factory import create_transform
+from twins import assert_near
 
 from bench.photos import PHOTOS
 from engine import models, recipe
@@ -61,4 +62,4 @@ def test_packed_photos_are_classified_as_timm_does_from_pil(tmp_path):
     (batch,) = Resident(pack).batches([np.arange(len(pack))])
     with torch.inference_mode():
         actual = net(normalize(batch.images))
-    torch.testing.assert_close(actual, logits, rtol=1e-5, atol=1e-5)
+    assert_near(actual, logits, rtol=1e-5, atol=1e-5)

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from twins import assert_near
 
 from engine.methods.base import Penalty
 from engine.recipe.schema import OptimizerRecipe
@@ -32,7 +33,7 @@ def test_a_step_is_the_same_in_another_memory_format(options):
             optimizer.step()
         ends.append(named)
     for name, expected in ends[0].items():
-        torch.testing.assert_close(ends[1][name], expected, rtol=1e-5, atol=1e-6)
+        assert_near(ends[1][name], expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
