@@ -75,6 +75,7 @@ def in_thirds(attention: nn.Module) -> bool:
 
 class Method(FrozenBackbone):
     recipe: Recipe
+    factors = LowRank
 
     def prepare(self, net: nn.Module, context: Context) -> None:
         super().prepare(net, context)
@@ -98,7 +99,8 @@ class Method(FrozenBackbone):
         if not places:
             raise ValueError(f"{type(net).__name__} has no qkv and no 1x1 convolution for LoRA")
         for module, thirds in places.items():
-            adapt(module, LowRank(module.weight, self.recipe.rank, self.recipe.scale, thirds))
+            factors = self.factors(module.weight, self.recipe.rank, self.recipe.scale, thirds)
+            adapt(module, factors)
         self.adapted = [name for name, m in net.named_modules() if m in places]
         if self.recipe.variant == "paper":
             for name, parameter in net.named_parameters():

@@ -213,6 +213,7 @@ class WiSEFT(MethodRecipe):
 
 
 OPTIONS: dict[str, type[MethodRecipe]] = {  # by module of `engine.methods`
+    "dora": LoRA,
     "ensemble": Ensemble,
     "ewc": EWC,
     "fine_tune": MethodRecipe,

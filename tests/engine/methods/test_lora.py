@@ -6,13 +6,14 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from grids import CONV, Prepared, prepared
+from grids import CONV, Prepared, prepared, reference
 from plain_losses import LORA_PAPER, ON_FEW, check, cross_entropy, parameters
 from timm.layers.attention import Attention
 from timm.models import maxxvit
 from torch import nn
+from twins import assert_near
 
-from engine.methods import lora
+from engine.methods import dora, lora
 
 
 def beside(
@@ -75,6 +76,47 @@ def test_lora_adds_low_rank_factors_to_query_and_value_or_pointwise(grid, extra,
     expected_B = cross_entropy(case, case.net(case.x))
     check(case, expected_B, trained | parameters(case.net, also_trained))
     assert case.method.recipe.scale == (2 if "method.scale=2" in extra else 1 / 8)
+
+
+def scaled(
+    A: torch.Tensor,
+    B: torch.Tensor,
+    magnitude: torch.Tensor,
+    layer: nn.Module,
+    inputs: tuple[torch.Tensor],
+    output: torch.Tensor,
+) -> torch.Tensor:
+    """Liu et al. 2024, equation 5, on outputs: what LoRA gives, times m / ||W + BA / 8||."""
+    shape = [1, -1, 1, 1] if isinstance(layer, nn.Conv2d) else [-1]
+    bias = 0 if layer.bias is None else layer.bias.reshape(shape)
+    rows = layer.weight.flatten(1).split(B.shape[1])
+    shares = [torch.ones_like(row[:, 0]) for row in rows]
+    for place, a, b, m in zip((0, -1), A, B, magnitude, strict=False):
+        shares[place] = m / (rows[place] + b @ a / 8).detach().norm(dim=1)
+    adapted = beside(A, B, 1 / 8, layer, inputs, output)
+    return torch.cat(shares).reshape(shape) * (adapted - bias) + bias
+
+
+@pytest.mark.parametrize("words", [(), (f"model.arch={CONV}",)])
+def test_dora_trains_the_length_of_each_row_beside_its_direction(grid, words):
+    case = prepared(grid, "method=dora", "method.train_head=false", *words)
+    assert_near(case.method.logits(case.batch), case.net(case.x), atol=1e-5)
+    grown(case)
+    trained = {}
+    for name, module in case.method.net.named_modules():
+        if isinstance(module, dora.Directions):
+            module.magnitude.data *= torch.linspace(0.5, 2, module.magnitude.shape[-1])
+            mine = {
+                key: p.detach().double().requires_grad_() for key, p in module.named_parameters()
+            }
+            layer = case.net.get_submodule(name.removesuffix(".low_rank"))
+            layer.register_forward_hook(partial(scaled, mine["A"], mine["B"], mine["magnitude"]))
+            trained |= {f"{name}.{key}": p for key, p in mine.items()}
+    assert len(trained) >= 3 * 6
+    check(case, cross_entropy(case, case.net(case.x)), trained)
+    merged = reference(case.method.export().state, case.builder.recipe.model.arch)
+    with torch.no_grad():
+        assert_near(merged(case.x), case.net(case.x), rtol=1e-4, atol=1e-4)
 
 
 def test_lora_refuses_what_it_cannot_adapt(grid, monkeypatch):
