@@ -70,6 +70,11 @@ class FLYP(MethodRecipe):
 
 
 @dataclass(frozen=True)
+class FTP(MethodRecipe):
+    annealing: Unit = 1.0  # of gradients that shrink a radius; 0: a radius only grows
+
+
+@dataclass(frozen=True)
 class L2SP(MethodRecipe):
     alpha: NotNegative = 0.1
     head: Literal["shared", "new"] = "shared"  # shared: as all; new: pulled to zero, by beta
@@ -218,6 +223,7 @@ OPTIONS: dict[str, type[MethodRecipe]] = {  # by module of `engine.methods`
     "ewc": EWC,
     "fine_tune": MethodRecipe,
     "flyp": FLYP,
+    "ftp": FTP,
     "l2sp": L2SP,
     "linear_probe": LinearProbe,
     "lines": LiNeS,

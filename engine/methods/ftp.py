@@ -1,0 +1,86 @@
+"""FTP: each tensor stays within a radius of its pre-trained value, and the radius is learned.
+
+Fast trainable projection (Tian et al. 2023, algorithm 1, and the authors' release). After the
+optimizer's step to theta', row r of the offset c = theta' - theta_pre is shortened to the radius:
+
+    theta_r = theta_pre_r + clamp(radius / |c_r|_1, 0, 1) c_r
+
+A row is the weights of one output; a vector is a single row. Before the next step Adam updates the
+radius by its gradient, sum_r g_r . c_r / |c_r|_1, at the rate 0.01 of the release. A radius starts
+at 1e-8, so the first step moves nothing, and is at most the longest row's length. The head is
+constrained too, since it knows the classes before fine-tuning; the release leaves a new head free.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+from engine.methods.base import Trained
+from engine.methods.context import Context
+from engine.recipe.options import FTP as Recipe
+
+RATE, BETAS, EPS = 1e-2, (0.9, 0.999), 1e-8
+
+
+class Method(Trained):
+    recipe: Recipe
+    radius_T: torch.Tensor  # by parameter tensor
+    first_T: torch.Tensor  # Adam's moments of the radius
+    second_T: torch.Tensor
+    step_1: torch.Tensor
+
+    def prepare(self, net: nn.Module, context: Context) -> None:
+        super().prepare(net, context)
+        learning = [name for name, p in net.named_parameters() if p.requires_grad]
+        self.thetas = [net.get_parameter(name) for name in learning]
+        self.anchors = [theta.detach().clone() for theta in self.thetas]
+        moved = copy.deepcopy(net).requires_grad_(False)
+        self.moved = moved  # holds the offsets before projection; a module: checkpoints hold it
+        self.offsets = [moved.get_parameter(name).zero_() for name in learning]
+        like = {"dtype": torch.float32, "device": context.device}
+        self.register_buffer("radius_T", torch.full((len(learning),), EPS, **like))
+        for name in ("first_T", "second_T"):
+            self.register_buffer(name, torch.zeros(len(learning), **like))
+        self.register_buffer("step_1", torch.zeros(1, **like))
+
+    @torch.no_grad()
+    def before_step(self) -> None:
+        gradients = []
+        for theta, offset in zip(self.thetas, self.offsets, strict=True):
+            grad = torch.zeros_like(theta) if theta.grad is None else theta.grad
+            along_R = (rows(grad) * rows(offset)).sum(1) / lengths(offset)
+            gradients.append(along_R.sum())
+        gradient_T = torch.stack(gradients)
+        # A positive gradient shrinks the radius.
+        gradient_T = torch.where(gradient_T > 0, self.recipe.annealing * gradient_T, gradient_T)
+        self.step_1 += 1
+        self.first_T.lerp_(gradient_T, 1 - BETAS[0])
+        self.second_T.lerp_(gradient_T.square(), 1 - BETAS[1])
+        first_T, second_T = (
+            moment_T / (1 - beta**self.step_1)
+            for moment_T, beta in zip((self.first_T, self.second_T), BETAS, strict=True)
+        )
+        self.radius_T -= RATE * first_T / (second_T.sqrt() + EPS)
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        for place, (theta, anchor) in enumerate(zip(self.thetas, self.anchors, strict=True)):
+            offset = torch.sub(theta, anchor, out=self.offsets[place])
+            lengths_R = lengths(offset)
+            radius = self.radius_T[place]
+            radius.copy_(torch.minimum(radius.clamp(min=EPS), lengths_R.max()))
+            shares_R = (radius / lengths_R).clamp(max=1)
+            theta.copy_(anchor + (rows(offset) * shares_R[:, None]).reshape(theta.shape))
+
+
+def rows(tensor: torch.Tensor) -> torch.Tensor:
+    """A parameter [out, ...] as [out, in]; a vector as one row."""
+    return tensor.flatten(1) if tensor.dim() > 1 else tensor.reshape(1, -1)
+
+
+def lengths(tensor: torch.Tensor) -> torch.Tensor:
+    """The L1 length of each row, positive."""
+    return rows(tensor).abs().sum(1) + EPS
