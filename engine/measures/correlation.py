@@ -37,20 +37,29 @@ class Correlation:
 
 
 def spearman(x: np.ndarray, y: np.ndarray) -> Correlation:
-    """Spearman's coefficient of two variables [units] or [units, K], over all their values.
+    """Spearman's coefficient of two variables [units], or [units, G] within each of G groups.
 
-    A unit's K values come from one thing, such as a model that was evaluated on K sets: they are
-    permuted and drawn together. p is by permutation of the units, exact for eight or fewer.
+    Within a group values are ranked among themselves and centred, and the coefficient is over the
+    ranks of all groups, so differences between groups count for nothing. NaN marks what a group
+    has no value of. A unit's values are permuted and drawn together: its groups share what it is.
+    p is by permutation of the units, exact for eight or fewer.
     """
     units, rng = len(x), np.random.default_rng(0)
-    if units < 2 or x.size < FEWEST or not all(np.ptp(v) > 0 for v in (x, y)):
+    x, y = (np.asarray(v, dtype=float).reshape(units, max(1, v[:1].size)) for v in (x, y))
+    known = ~np.isnan(x + y)
+    if units < 2 or known.sum() < FEWEST:
         return Correlation(units)
-    x, y = (pandas.Series(v.ravel()).rank().to_numpy().reshape(units, -1) for v in (x, y))
+    x, y = (_centred_ranks(v, known) for v in (x, y))
+    if not (x.any() and y.any()):
+        return Correlation(units)
     if units <= EXACT:
         orders = np.array(list(itertools.permutations(range(units))))
     else:
         orders = rng.permuted(np.tile(np.arange(units), (RANDOM, 1)), axis=1)
-    value, shuffled = float(_pearson(x, y)), _pearson(x, y[orders])
+    value, shuffled = (
+        float(_of_orders(x, y, known, np.arange(units)[None])[0]),
+        _of_orders(x, y, known, orders),
+    )
     close = 1e-12  # coefficients that are equal but for rounding
     tails = (shuffled <= value + close).sum(), (shuffled >= value - close).sum()
     itself = units > EXACT  # among random permutations, the order that was seen counts as one
@@ -58,12 +67,34 @@ def spearman(x: np.ndarray, y: np.ndarray) -> Correlation:
     if units < FOR_AN_INTERVAL:
         return Correlation(units, value, p)
     drawn = np.random.default_rng(0).integers(0, units, (RESAMPLES, units))
-    return Correlation(units, value, p, *bootstrap.interval(_pearson(x[drawn], y[drawn])).tolist())
+    times = (drawn[:, :, None] == np.arange(units)).sum(axis=1)
+    ends = bootstrap.interval(_of_draws(x, y, known, times))
+    return Correlation(units, value, p, *ends.tolist())
 
 
-def _pearson(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Pearson's coefficient [...] of values [..., units, K]; NaN where one does not vary."""
-    a, b = (v - v.mean(axis=(-2, -1), keepdims=True) for v in (x, y))
+def _centred_ranks(values: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Each column's ranks less their mean [units, G]; 0 where a value is not known."""
+    ranks = pandas.DataFrame(np.where(known, values, np.nan)).rank()
+    return (ranks - ranks.mean()).fillna(0).to_numpy()
+
+
+def _of_orders(x: np.ndarray, y: np.ndarray, known: np.ndarray, orders: np.ndarray) -> np.ndarray:
+    """The coefficient of x with y's units in each order [orders, units], over the values that both
+    then have. Groups that lack a unit make it a little more variable, so p a little larger."""
+    here, rows = known.astype(float), np.arange(len(x))
+    products, of_x, of_y = (a @ b.T for a, b in ((x, y), (x**2, here), (here, y**2)))
+    covariance, xx, yy = (v[rows, orders].sum(axis=1) for v in (products, of_x, of_y))
     with np.errstate(invalid="ignore"):
-        norm = np.sqrt((a**2).sum(axis=(-2, -1)) * (b**2).sum(axis=(-2, -1)))
-        return (a * b).sum(axis=(-2, -1)) / norm
+        return covariance / np.sqrt(xx * yy)
+
+
+def _of_draws(x: np.ndarray, y: np.ndarray, known: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """The coefficient where each unit counts so many times [draws, units]; NaN where one variable
+    then does not vary."""
+    n = np.maximum(times @ known, 1)
+
+    def product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return (times @ (a * b) - (times @ a) * (times @ b) / n).sum(axis=1)
+
+    with np.errstate(invalid="ignore"):
+        return product(x, y) / np.sqrt(product(x, x) * product(y, y))

@@ -29,7 +29,9 @@ def section(results: Results) -> Section | None:
         "before and after fine-tuning, over the same images: 1 where the features are the same "
         "but for a rotation and a scale. It is estimated without bias from minibatches (Nguyen et "
         "al. 2021), with an image's features at all positions as one vector. Only sets that a "
-        "model was not fine-tuned on count; methods without features of their own are left out.",
+        "model was not fine-tuned on count; methods without features of their own are left out. "
+        "The correlation ranks the models of each method within each evaluated set, because "
+        "methods and sets differ in both numbers; p is by permutation of the sets fine-tuned on.",
         figures=[
             *by_model(
                 results,
@@ -75,18 +77,16 @@ def _mean(data: pandas.DataFrame, keys: list[str]) -> pandas.DataFrame:
 
 
 def _heading(cells: pandas.DataFrame) -> str:
-    """Spearman's correlation, over the fine-tuned models that have all sets."""
-    units = [of[["cka", "change_pts"]].to_numpy() for _, of in cells.groupby(CELL[:-1])]
-    most = max(map(len, units), default=0)
-    whole = [values for values in units if len(values) == most and not np.isnan(values).any()]
-    x, y = np.stack(whole).transpose(2, 0, 1) if whole else np.zeros((2, 0, 0))
-    related = correlation.spearman(x, y)
+    """Spearman's correlation within each method and evaluated set, by the set fine-tuned on."""
+    groups = ["method", "variant", "evaluated_on"]
+    table = cells.pivot(index="downstream", columns=groups, values=["cka", "change_pts"])
+    related = correlation.spearman(table["cka"].to_numpy(), table["change_pts"].to_numpy())
     if np.isnan(related.value):
         return "Whether features that moved less go with more accuracy is not known"
     words = "are not shown to go with more"
     if related.p < 0.05:
         words = "go with more" if related.value > 0 else "go with less"
     return (
-        f"Features that moved less {words} accuracy: Spearman {related}, over {related.units} "
-        "fine-tuned models"
+        f"Within a method and a set, features that moved less {words} accuracy: Spearman "
+        f"{related}, over {related.units} sets fine-tuned on"
     )

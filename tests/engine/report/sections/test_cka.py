@@ -5,19 +5,19 @@ from dataclasses import replace
 import numpy as np
 import pandas
 import pytest
-from made_results import TITLES, drawn, results, row
+from made_results import TITLES, drawn, of_cells, results, row
 from scipy.stats import spearmanr
 from stores import SETS
 
+from engine.measures.rows import PRE, Arm
 from engine.report.sections import cka
-from engine.report.text import signed
 
 BLOCKS = ("blocks.0", "blocks.1", "blocks.2")
 
 
 def rows(missing: bool = False) -> list[dict]:
     """CKA of both methods, of two seeds that agree in their mean."""
-    rng, cka_rows = np.random.default_rng(0), []
+    rng, cka_rows = np.random.default_rng(1), []
     for method in TITLES:
         for downstream in SETS:
             for on in (*SETS, "up"):
@@ -58,15 +58,40 @@ def test_the_scatter_has_mean_cka_and_the_change_in_accuracy(of_grid):
         assert (point["cka"], point["change_pts"]) == (pytest.approx(means[key]), changes[key])
 
 
-def test_the_heading_has_scipys_correlation_of_the_models_that_have_all_sets(of_grid):
+def test_the_heading_correlates_ranks_within_a_method_and_a_set(of_grid):
     data = cka.section(of_grid).figures[1].data
-    expected = spearmanr(data["cka"], data["change_pts"]).statistic
-    heading = cka.section(of_grid).heading
-    assert f"accuracy: Spearman {signed(expected, 2)} (p " in heading
-    assert heading.endswith("over 6 fine-tuned models")
+    values = ["cka", "change_pts"]
+    ranks = data.groupby(["method", "evaluated_on"])[values].rank()
+    ranks -= ranks.groupby([data["method"], data["evaluated_on"]]).transform("mean")
+    expected, heading = ranks.corr().loc["cka", "change_pts"], cka.section(of_grid).heading
+    assert f"accuracy: Spearman {expected:+.2f}".replace("-", "\N{MINUS SIGN}") in heading
+    assert heading.endswith("over 3 sets fine-tuned on")
     missing = cka.section(replace(of_grid, record=replace(of_grid.record, cka=rows(missing=True))))
-    assert missing.heading.endswith("over 5 fine-tuned models")
     assert missing.tables[0].data["cka"].isna().sum() == 1
+    assert missing.heading != heading
+
+
+def test_sets_that_differ_do_not_turn_the_headings_direction():
+    """Hard sets gain more and their features move less, but within every set it is the reverse."""
+    names, rng = [f"s{k}" for k in range(7)], np.random.default_rng(0)
+    cells = [("lite0", PRE, "", None, "", "", on, 50.0) for on in (*names, "up")]
+    moved = []
+    for method in TITLES:
+        for here, downstream in enumerate(names):
+            for place, on in enumerate(names):
+                value, noise = 10 * place - 2 * here, rng.normal(scale=0.3)
+                arm = ("lite0", method, "canonical", None, "", downstream, on)
+                cells.append((*arm, 50 + 10 * place + 2 * here + noise))
+                blocks = dict.fromkeys(BLOCKS, 0.5 + value / 200)
+                cell = dict(zip(Arm._fields, arm[:5], strict=True)) | {"downstream": downstream}
+                moved.append(cell | {"evaluated_on": on, "seed": 0, "blocks": blocks})
+            cells.append((*arm[:6], "up", 50.0))
+    made = of_cells(cells, sets=names, downstreams=names, cka=moved)
+    points = cka.section(made).figures[1].data
+    assert spearmanr(points["cka"], points["change_pts"]).statistic > 0.5
+    within = points.groupby(["method", "evaluated_on"])[["cka", "change_pts"]]
+    assert (within.corr(method="spearman")["cka"].xs("change_pts", level=-1) < -0.9).all()
+    assert "features that moved less go with less accuracy" in cka.section(made).heading
 
 
 def test_depth_is_a_share_and_a_mean_over_the_other_sets(of_grid):
