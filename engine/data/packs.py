@@ -102,8 +102,9 @@ def identity(dataset: DatasetRecipe, model: ModelRecipe, name: str) -> dict[str,
     if dataset.kind == "imagenet":
         key = imagenet.identity(dataset, name)
     else:
-        unrelated = {"name", "sets", "train_sets", "holdout", "shots", "portion", "thumbnails"}
-        unrelated |= {"objectnet", "objectnet_terms", "subsample", "train_images"}
+        unrelated = {"name", "sets", "train_sets", "families", "holdout", "holdout_by"}
+        unrelated |= {"shots", "portion", "train_images", "thumbnails"}
+        unrelated |= {"objectnet", "objectnet_terms", "subsample"}
         unrelated |= {"undecodable", "background"}  # added below unless they are the default
         key = {k: v for k, v in dataclasses.asdict(dataset).items() if k not in unrelated}
     if dataset.undecodable == "skip":

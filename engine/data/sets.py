@@ -19,6 +19,7 @@ from engine.data import grouping, imagenet, splits
 from engine.data.packs import pack_of
 from engine.errors import nearest
 from engine.machine import ranks
+from engine.measures import relations
 from engine.recipe.schema import DatasetRecipe, Recipe
 from loaders.benchmarks import imagenet_c
 from loaders.pack import Pack
@@ -32,9 +33,10 @@ class LabelledSet:
     """A pack with its labels as outputs of the head (int64 [N]), class mask (bool [C]) and split.
 
     members: outputs of each class, where a class has several (`grouping`). group: str [N], the part
-    of the set that an image belongs to, where all parts have equal weight (IN-C). by_source: the
-    copies of a source image are all trained on or all held out. mask_rule: `none` where other
-    classes of the head are possible (wrong) answers, else `present`.
+    of the set that an image belongs to, where all parts have equal weight (IN-C). split_by: how
+    copies of a source image are all trained on or all held out: `by source` within the set, `by
+    hash of source` in all sets alike, empty where images are split one by one. mask_rule: `none`
+    where other classes of the head are possible (wrong) answers, else `present`.
     """
 
     name: str
@@ -45,7 +47,7 @@ class LabelledSet:
     holdout: np.ndarray
     members: torch.Tensor | None = None
     group: np.ndarray | None = None
-    by_source: bool = False
+    split_by: str = ""
     mask_rule: str = "present"
     _thinned: dict[tuple[int, int], np.ndarray] = field(
         default_factory=dict, init=False, repr=False, compare=False
@@ -73,6 +75,11 @@ class LabelledSet:
                 f"dataset.holdout={dataset.holdout:g} holds out no image of {self.name}, which "
                 "models train on: add images to its classes, raise dataset.holdout (0.5 keeps one "
                 "of two apart), or set dataset.holdout=0 to judge models on images that they saw"
+            )
+        if not len(self.train):
+            raise ValueError(
+                f"dataset.holdout={dataset.holdout:g} holds out all photos of {self.name}, which "
+                "models train on: lower it, or add photos"
             )
         positions = self._at_most(dataset.train_images, dataset.seed)
         labels = self.labels.numpy()[positions]
@@ -112,7 +119,7 @@ class LabelledSet:
 
     def split_key(self, dataset: DatasetRecipe) -> list[Any]:
         """What determines the split, together with the pack."""
-        return [dataset.holdout, dataset.seed, *(["by source"] if self.by_source else [])]
+        return [dataset.holdout, dataset.seed, *filter(None, [self.split_by])]
 
 
 class Sets:
@@ -142,6 +149,7 @@ class Sets:
         self.cache = cache
         self._open: dict[str, LabelledSet] = {}
         self._sources: dict[str, Source] = {}
+        self._photos: dict[str, frozenset[str]] = {}
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -159,8 +167,7 @@ class Sets:
             classes = names_in_head(pack.classes, head)
             rule = self._mask_rule(pack, classes, head)
             labels, mask = to_head(pack, head, rule)
-            units = splits.units_of(pack.labels, pack.sources) if dataset.holdout else None
-            train, holdout = splits.split(pack.labels, dataset.holdout, dataset.seed, units)
+            split_by, train, holdout = _split(pack, dataset)
             self._open[name] = LabelledSet(
                 name,
                 pack,
@@ -170,10 +177,20 @@ class Sets:
                 holdout,
                 grouping.members(classes, {label: i for i, label in enumerate(head)}),
                 _group(pack),
-                units is not None,
+                split_by,
                 rule,
             )
         return self._open[name]
+
+    def photos(self, name: str) -> frozenset[str]:
+        """The photos of a set (`relations.photos`)."""
+        if name not in self._photos:
+            self._photos[name] = photos_of(self[name].pack)
+        return self._photos[name]
+
+    def share_photos(self, name: str, other: str) -> bool:
+        """Whether another set shows some of the photos of a set."""
+        return name != other and not self.photos(name).isdisjoint(self.photos(other))
 
     def _mask_rule(self, pack: Pack, classes: Sequence[str], head: Sequence[str]) -> str:
         if self.mask == "present" or len(classes) == len(head):
@@ -199,6 +216,21 @@ class Sets:
     def release(self, name: str) -> None:
         """Free the device memory of a set."""
         self._sources.pop(name, None)
+
+
+def photos_of(pack: Pack) -> frozenset[str]:
+    """The photos of a pack (`relations.photos`)."""
+    return relations.photos(pack.sources, pack.labels)
+
+
+def _split(pack: Pack, dataset: DatasetRecipe) -> tuple[str, np.ndarray, np.ndarray]:
+    """How images are split (`LabelledSet.split_by`), and the positions trained on and held out."""
+    share, seed = dataset.holdout, dataset.seed
+    if share and dataset.holdout_by == "source" and photos_of(pack):
+        is_held_out = splits.held_out(pack.sources, share, seed)
+        return "by hash of source", np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
+    units = splits.units_of(pack.labels, pack.sources) if share else None
+    return ("" if units is None else "by source"), *splits.split(pack.labels, share, seed, units)
 
 
 def to_head(

@@ -4,9 +4,14 @@ IN-C shows a photo of the validation set up to 75 times. If copies could be spli
 evaluated on photos that it was trained on. What is trained on can be a part of the training split:
 images of a class stand in a seeded order, and a part is the beginning of it. So a smaller part lies
 within a larger one of the same seed, and a larger part only adds images.
+
+Sets may show the same photos. With `dataset.holdout_by=source` a photo is held out of all of them
+or of none (`held_out`).
 """
 
 from __future__ import annotations
+
+import hashlib
 
 import numpy as np
 
@@ -25,6 +30,19 @@ def units_of(labels: np.ndarray, sources: np.ndarray) -> np.ndarray | None:
         return None
     alone = len(set(zip(labels.tolist(), units.tolist(), strict=True))) == len(labels)
     return None if alone else units
+
+
+def held_out(sources: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """Whether each image's source is held out (bool [N]), with probability `share`.
+
+    It follows from the source's name, share and seed alone, so it is the same in every set, and
+    what is held out at one share is held out at every larger one.
+    """
+    names, place = np.unique(sources, return_inverse=True)
+    words = [f"{seed} {name}".encode() for name in names.tolist()]
+    hashes = [hashlib.blake2b(word, digest_size=8, person=b"holdout").digest() for word in words]
+    below = [int.from_bytes(of, "big") < share * 2**64 for of in hashes]
+    return np.array(below, bool)[place]
 
 
 def split(

@@ -18,6 +18,7 @@ from engine.grid.campaign import PREPARE, Plan
 from engine.grid.columns import Column
 from engine.grid.snapshots import Followed
 from engine.machine import ranks
+from engine.run import Run
 from engine.store.artifacts import Store
 from engine.store.cells import Ensemble
 from engine.training import trackers
@@ -73,7 +74,8 @@ def prepare(plan: Plan, device: torch.device) -> None:
         if run.recipe.evaluate.cka:
             cka.check(run, name)
         features.stored(run, run.base, run.sets[name])
-        for split in (run.recipe.split_of(name), "holdout"):
+        seen = ["train"] if is_judged_seen(run, name, plan.needed) else []
+        for split in (run.recipe.split_of(name), "holdout", *seen):
             passes.evaluate(run, [base], [name], split)
         run.sets.release(name)
     for name in plan.needed[len(names) :]:
@@ -81,6 +83,12 @@ def prepare(plan: Plan, device: torch.device) -> None:
         # Opened, and encoded if need be, before columns share it.
         log.info("%s: %d images, only trained on", name, len(run.sets[name].pack))
     begin(len(names) + 1)
+
+
+def is_judged_seen(run: Run, name: str, others: Sequence[str]) -> bool:
+    """Whether models are also evaluated on the images of a set that are not held out: where it
+    shares photos with one of the others, `Recipe.judges_seen`."""
+    return run.recipe.judges_seen and any(run.sets.share_photos(name, each) for each in others)
 
 
 def column(plan: Plan, column: Column, device: torch.device) -> None:
@@ -99,6 +107,9 @@ def column(plan: Plan, column: Column, device: torch.device) -> None:
     for place in run.recipe.dataset.places:
         split = run.recipe.split_of(place)
         passes.evaluate(run, [entry.mix for entry in entries], [place], split)
+        if is_judged_seen(run, place, [column.downstream]):
+            headlines = [entry.mix for entry in entries if entry.headline]
+            passes.evaluate(run, headlines, [place], "train")
         if run.recipe.evaluate.cka:
             headlines = [entry.mix for entry in entries if entry.headline]
             mixes = [mix for mix in headlines if not isinstance(mix, Ensemble)]  # has no features

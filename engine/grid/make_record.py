@@ -46,8 +46,8 @@ def record_of(plan: Plan, device: torch.device, columns: Sequence[Column] = ()) 
     downstreams = list(dict.fromkeys(column.downstream for column in columns))
     run, models = _shared(plan, device), list(_models(plan, device, columns))
     dataset, root = run.recipe.dataset, run.store.root
-    evaluations = list(_evaluations(run, models))
-    files = dict.fromkeys(row.path for row in evaluations)
+    evaluations, seen = list(_evaluations(run, models)), list(_seen(run, models, plan.needed))
+    files = dict.fromkeys(row.path for row in [*evaluations, *seen])
     seeds = sorted({row.seed for row in evaluations if row.method != PRE})
     is_emoji, pictures = dataset.kind == "emoji", {}
     if dataset.thumbnails:
@@ -65,16 +65,16 @@ def record_of(plan: Plan, device: torch.device, columns: Sequence[Column] = ()) 
         contact_sheet=thumbnails.contact_sheet(run.sets, dataset) if is_emoji else "",
         holdout=dataset.holdout > 0,
         distances=_distances(run),
-        evaluations=[
-            dataclasses.replace(row, path=row.path.relative_to(root)) for row in evaluations
-        ],
+        evaluations=_below(root, evaluations),
         files={str(path.relative_to(root)): file_hash(path) for path in files},
         cka=list(_cka(models)) if run.recipe.evaluate.cka else None,
         sweep={c.setting: c.varied for c in columns} if plan.is_sweep else None,
         classes=imagenet.readable(run.sets.classes),
         thumbnails=pictures,
         attempts=[a for a in attempts.read(plan.place) if a.stage != REPORT],
-        artifacts=_artifacts(run, models, evaluations),
+        artifacts=_artifacts(run, models, [*evaluations, *seen]),
+        families=dataset.families,
+        seen=_below(root, seen),
     )
 
 
@@ -146,6 +146,24 @@ def _evaluations(run: Run, models: Sequence[GridModel]) -> Iterator[Evaluation]:
             path = _predicted(model.run, entry.mix, name)
             at = recipe.downstream, name
             yield Evaluation(*model.arm, *at, path, recipe.seed, entry.headline)
+
+
+def _seen(run: Run, models: Sequence[GridModel], needed: Sequence[str]) -> Iterator[Evaluation]:
+    """The evaluations on images that are not held out, of sets that share photos: `Record.seen`."""
+    for name in run.recipe.dataset.places:
+        if jobs.is_judged_seen(run, name, needed):
+            path = passes.predicted(run, {run.base.name: 1.0}, name, "train")
+            yield Evaluation(run.recipe.model.name, PRE, "", None, "", "", name, path)
+    for model in models:
+        recipe = model.run.recipe
+        for name in recipe.dataset.places if model.entry.headline else ():
+            if jobs.is_judged_seen(run, name, [recipe.downstream]):
+                path = passes.predicted(model.run, model.entry.mix, name, "train")
+                yield Evaluation(*model.arm, recipe.downstream, name, path, recipe.seed)
+
+
+def _below(root: Path, rows: Sequence[Evaluation]) -> list[Evaluation]:
+    return [dataclasses.replace(row, path=row.path.relative_to(root)) for row in rows]
 
 
 class GridModel(NamedTuple):

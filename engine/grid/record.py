@@ -53,7 +53,9 @@ class Record:
     files in base64 by set, where its images may be shown (`dataset.thumbnails`), and place of the
     image in its pack. attempts: at the campaign's jobs but the report's. missing: columns that are
     not in it, of a campaign that has not finished. artifacts: folders of the store that the numbers
-    and the rows' models are made of.
+    and the rows' models are made of. families: by maker, sets (`dataset.families`). seen:
+    evaluations of models on photos that they were trained on in another set, and of the
+    pre-trained model on all photos that are trained on (`leak`).
     """
 
     name: str
@@ -75,6 +77,8 @@ class Record:
     attempts: list[Attempt] = field(default_factory=list)
     missing: list[MissingColumn] = field(default_factory=list)
     artifacts: list[str] = field(default_factory=list)
+    families: dict[str, list[str]] = field(default_factory=dict)
+    seen: list[Evaluation] = field(default_factory=list)
 
     def matrix(self) -> Matrix | None:
         """The distances between all sets, if they are known."""
@@ -96,7 +100,14 @@ class FinishedCampaign:
     @functools.cached_property
     def evaluations(self) -> list[Evaluation]:
         """The evaluations with absolute paths. Raises DamagedFile for a missing or altered file."""
-        rows = self.record.evaluations
+        return self._found(self.record.evaluations)
+
+    @functools.cached_property
+    def seen(self) -> list[Evaluation]:
+        """`Record.seen` with absolute paths. Raises DamagedFile as `evaluations`."""
+        return self._found(self.record.seen)
+
+    def _found(self, rows: Sequence[Evaluation]) -> list[Evaluation]:
         names = dict.fromkeys(str(row.path) for row in rows)
         paths = {name: self._checked(name) for name in names}
         return [dataclasses.replace(row, path=paths[str(row.path)]) for row in rows]

@@ -17,11 +17,12 @@ def intervals(grid: Grid) -> pandas.DataFrame:
     100% has no width, since all images agree."""
     numbers, parts = grid.named(grid.numbers), []
     of_set, of_column = numbers["evaluated_on"] != "", numbers["downstream"] != ""
-    change = np.select([of_set, of_column], ["change", "RI"], "mRI")
+    change = np.select([of_set, of_column], ["change", "RI"], "mRI").astype(object)
+    changes = {"change": change, "disjoint_change": "disjoint_" + change}
     for number in map(str, numbers):
         quantity, columns = without_unit(number), with_ends(number)
         if columns[1] in numbers:
-            rows = numbers.assign(quantity=change if quantity == "change" else quantity)
+            rows = numbers.assign(quantity=changes.get(quantity, quantity))
             rows = rows[[*KEY, "quantity", *columns]].dropna(subset=columns)
             parts.append(rows.set_axis([*KEY, "quantity", *INTERVAL], axis=1))
     return pandas.concat(parts, ignore_index=True)

@@ -11,6 +11,8 @@ RI_i = 1/(n-1) sum_{j != i} (A_i^(j) - A_pre^(j)), and mRI is the mean of RI_i o
 A campaign may fine-tune on sets (`downstreams`) other than those that it measures RI on (`sets`),
 such as the upstream set. RI_i is then the mean over all of `sets` where i is not among them, and
 mRI the mean over `downstreams`.
+
+Disjoint RI and mRI leave out the sets that are related to the one fine-tuned on (`relations`).
 """
 
 from __future__ import annotations
@@ -18,14 +20,15 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from statistics import fmean
+from types import MappingProxyType
 
 import numpy as np
 import pandas
 from scipy import sparse
 
-from engine.measures import behaviour, bootstrap, image_changes, predictions
+from engine.measures import behaviour, bootstrap, image_changes, predictions, relations
 from engine.measures.bootstrap import DRAWS
 from engine.measures.calibration import Temperature
 from engine.measures.image_changes import ImageChange
@@ -63,7 +66,8 @@ class Grid:
 
     draws: by measure, float32 [B, cells], over images and seeds. over_images: of accuracy with the
     seeds as they are. by_seed: float64 [S, cells], accuracy of each seed; trained: the same as a
-    table, a row a cell and seed. changes: the images that most rows gained or lost.
+    table, a row a cell and seed. changes: the images that most rows gained or lost. related: the
+    related sets (`relations.of`).
     """
 
     sets: tuple[str, ...]
@@ -77,6 +81,9 @@ class Grid:
     by_seed: np.ndarray
     trained: pandas.DataFrame
     changes: Sequence[ImageChange] = ()
+    related: pandas.DataFrame = field(
+        default_factory=lambda: pandas.DataFrame(columns=relations.COLUMNS)
+    )
 
     @functools.cached_property
     def elsewhere(self) -> pandas.DataFrame:
@@ -84,6 +91,21 @@ class Grid:
         cells = self.cells
         counts = cells["downstream"].isin(self.downstreams) & cells["evaluated_on"].isin(self.sets)
         return cells[counts & (cells["downstream"] != cells["evaluated_on"])]
+
+    def without_related(self, cells: pandas.DataFrame) -> pandas.DataFrame:
+        """The cells whose set is not related to the one fine-tuned on."""
+        pairs = zip(self.related["set"], self.related["related_to"], strict=True)
+        keys = pandas.MultiIndex.from_frame(cells[["evaluated_on", "downstream"]])
+        return cells[~keys.isin([*pairs])]
+
+    @functools.cached_property
+    def disjoint_mri(self) -> Means:
+        """Disjoint mRI by arm: of the arms, and over the sets fine-tuned on, that have such an RI;
+        `keys` says over how many (`columns`)."""
+        cells = self.without_related(self.elsewhere)
+        means = self.mean(cells, ["arm"], alike(cells), of="change")
+        columns = cells.groupby("arm", sort=False)["downstream"].nunique()
+        return replace(means, keys=means.keys.assign(columns=means.keys["arm"].map(columns)))
 
     def mean(
         self,
@@ -120,9 +142,11 @@ class Grid:
         models that were not fine-tuned on a set. The change is RI where evaluated_on is empty, and
         mRI where both are; all means of both count each set fine-tuned on alike.
 
-        Columns: arm, downstream, evaluated_on, before_pct, accuracy_pct, change_pts, and every
-        measure (`column_name`), with the ends of its interval where it has one (`Means.table`); NaN
-        where there is no such number. A pre-trained model has no downstream and no change.
+        Columns: arm, downstream, evaluated_on, before_pct, accuracy_pct, change_pts, where sets are
+        related also disjoint_change_pts (the same mean, without sets that are related to the one
+        fine-tuned on), and every measure (`column_name`), with the ends of its interval where it
+        has one (`Means.table`); NaN where there is no such number. A pre-trained model has no
+        downstream and no change.
         """
         cells = self.cells
         others = cells["downstream"] != cells["evaluated_on"]
@@ -153,6 +177,10 @@ class Grid:
         keys = before.keys.reindex(columns=CELL, fill_value="")
         tables = [keys.assign(before_pct=before.values())]
         tables += [after.table("accuracy_pct", clip=True), change.table("change_pts")]
+        if len(self.related) and len(by) < len(CELL):
+            left = self.without_related(cells[is_trained])
+            of_left = alike(left) if weight is not None else None
+            tables.append(self.mean(left, by, of_left, of="change").table("disjoint_change_pts"))
         tables += [after.table(column_name(k), k, clip=k in behaviour.SHARES) for k in measures()]
         return functools.reduce(lambda a, b: a.merge(b, on=by, how="left"), tables)
 
@@ -218,12 +246,14 @@ def gather(
     upstream: str = "",
     downstreams: Sequence[str] = (),
     *,
+    families: Mapping[str, Sequence[str]] = MappingProxyType({}),
     draws: int = DRAWS,
 ) -> Grid:
     """Read every evaluation once; cells come in the order of the evaluations.
 
     sets: those that RI is measured on. downstreams: those fine-tuned on; empty: `sets`. Sets
-    evaluated on but not among `sets` are reported, never part of RI.
+    evaluated on but not among `sets` are reported, never part of RI. families: by name, the sets
+    that one maker drew or made.
 
     Raises ValueError for fewer than two sets, an evaluation that is missing or given twice,
     unreadable or NaN predictions, and evaluations of one set that saw different images.
@@ -237,6 +267,12 @@ def gather(
     by_set: dict[str, list[int]] = {}
     for k, row in enumerate(evaluations):
         by_set.setdefault(row.evaluated_on, []).append(k)
+    whole = {  # what models were trained on may be evaluated on its hold-out
+        name: min(places, key=lambda k: evaluations[k].on_downstream)
+        for name, places in by_set.items()
+    }
+    photos = {name: predictions.photos_of(evaluations[k].path) for name, k in whole.items()}
+    related = relations.of(photos, families)
     names, shape = [*behaviour.OF_IMAGES, *behaviour.OF_CHANGES], (draws, len(evaluations))
     samples = {name: np.empty(shape, np.float32, order="F") for name in names}
     numbers: list[dict[str, float]] = [{} for _ in evaluations]
@@ -252,7 +288,8 @@ def gather(
         changes += of_images
     models = list(dict.fromkeys(row.model for row in evaluations))
     changes.sort(key=lambda change: models.index(change.model))
-    return grid_of(evaluations, numbers, samples, sets, upstream, downstreams or sets, changes)
+    grid = grid_of(evaluations, numbers, samples, sets, upstream, downstreams or sets, changes)
+    return replace(grid, related=related)
 
 
 def grid_of(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from engine.measures import calibration
+from engine.measures import calibration, relations
 from engine.measures.calibration import Temperature
 
 log = logging.getLogger(__name__)
@@ -89,6 +89,12 @@ def read(path: Path) -> pa.Table:
     return table
 
 
+def photos_of(path: Path) -> frozenset[str]:
+    """The photos (`relations.photos`) of an evaluation. Raises ValueError as `read`."""
+    table = read(path)
+    return relations.photos(table["source"].to_numpy(), table["label"].to_numpy())
+
+
 def mix_of(path: Path) -> dict[str, float] | Ensemble:
     """The average of cells that a file's predictions are of."""
     return average_of(json.loads(pq.read_schema(path).metadata[b"mix"]))
@@ -130,12 +136,19 @@ def _scaled(table: pa.Table) -> np.ndarray | None:
     return table[SCALED.name].combine_chunks().flatten().to_numpy().reshape(len(table), -1)
 
 
+Keep = Callable[[pa.Table], pa.ChunkedArray]  # of predictions, bool [N]
+
+
 class SetPredictions:
     """The images that all evaluations of a set share (`images`, the columns `IMAGE`): `sources`
     (sorted, unique), the weight of each source's images (`total`), and each image's place among the
-    sources (`codes`)."""
+    sources (`codes`).
 
-    def __init__(self) -> None:
+    keep: which images count; None: all.
+    """
+
+    def __init__(self, keep: Keep | None = None) -> None:
+        self.keep = keep
         self.first: Path | None = None
         self._packs: dict[str, tuple[bytes | None, Path]] = {}
 
@@ -150,6 +163,8 @@ class SetPredictions:
         the pack differs from that of the model's other files.
         """
         table = read(path)
+        if self.keep is not None:
+            table = table.filter(self.keep(table)).combine_chunks()
         pack = (table.schema.metadata or {}).get(b"pack")
         known, first = self._packs.setdefault(model, (pack, path))
         if pack != known:

@@ -44,6 +44,18 @@ def checked(recipe: Recipe) -> Recipe:
             f"dataset.shots={recipe.dataset.shots} and dataset.portion={recipe.dataset.portion:g} "
             "both take a part of the training images; give only one of them"
         )
+    if recipe.dataset.holdout_by == "source" and not recipe.dataset.holdout:
+        raise RecipeError(
+            "dataset.holdout_by=source holds nothing out with dataset.holdout=0; set "
+            "dataset.holdout to the share of photos that no model trains on, such as 0.25"
+        )
+    parts = ("shots", "portion", "train_images")
+    taken = [k for k in parts if getattr(recipe.dataset, k) != getattr(DatasetRecipe, k)]
+    if recipe.judges_seen and taken:
+        raise RecipeError(
+            f"dataset.{taken[0]} trains on a part of the photos, so that the others are not seen: "
+            "leave it out, or set evaluate.seen=false, which leaves out the leak"
+        )
     for key in ("classes", "renderings", "source_px"):
         value = getattr(recipe.dataset, key)
         if recipe.dataset.kind != "emoji" and value != getattr(DatasetRecipe, key):

@@ -95,12 +95,17 @@ class DatasetRecipe:
     upstream: str = "upstream"
     sets: list[str] = MISSING
     train_sets: list[str] = field(default_factory=list)  # may be trained on, never evaluated
+    # By who drew or made them, the sets of one maker; sets that a run lacks may stand there.
+    families: dict[str, list[str]] = field(default_factory=dict)
     # Of emoji-RIB alone, which is drawn: its classes, images of each in a style, their size.
     classes: Width = 0
     renderings: Thousand = 1
     source_px: Pixels = 128
     seed: Seed = 0
     holdout: BelowOne = 0.25  # share of each class that training never sees; 0: no split
+    # set: each set holds out images of its own. source: what is held out of one set is held out of
+    # all, wherever the photo is shown.
+    holdout_by: Literal["set", "source"] = "set"
     train_images: Count = (
         0  # of a set, to train on at most: a balanced part of a larger set; 0: all
     )
@@ -192,6 +197,9 @@ class EvaluateRecipe:
     precision: Precision = "auto"
     compile: Literal["auto", "always", "never"] = "auto"  # auto: on a GPU
     split: Literal["all", "holdout"] = "all"  # holdout: the images that training never sees
+    # A campaign's, with dataset.holdout_by=source: sets that share photos with the one fine-tuned
+    # on are evaluated on these photos too, which gives the leak.
+    seen: bool = True
     # Store confidences at other temperatures, for calibration error after temperature scaling.
     calibration: bool = False
     cka: Count = (
@@ -225,3 +233,8 @@ class Recipe:
         where there is one; `evaluate.split` of any other."""
         trained_on = name in (self.downstream, self.dataset.upstream)
         return "holdout" if self.dataset.holdout and trained_on else self.evaluate.split
+
+    @property
+    def judges_seen(self) -> bool:
+        """Whether a campaign evaluates models on photos that they saw in another set, too."""
+        return self.dataset.holdout_by == "source" and self.evaluate.seen

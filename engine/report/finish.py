@@ -62,6 +62,9 @@ def tables(results: Results) -> dict[str, pandas.DataFrame]:
     grid, cells = results.grid, results.grid.cells
     headline = cells.drop_duplicates("arm").set_index("arm")["headline"]
     mri = grid.mri.table("mri")
+    if len(results.disjoint):
+        disjoint = grid.disjoint_mri.table("disjoint_mri").drop(columns="columns")
+        mri = mri.merge(disjoint, how="left", on="arm")
     files = {
         "accuracy.csv": cells[[*KEY, "n", "accuracy", "headline"]],
         "mri.csv": grid.named(mri.assign(headline=mri["arm"].map(headline))),
@@ -69,6 +72,8 @@ def tables(results: Results) -> dict[str, pandas.DataFrame]:
         "comparisons.csv": _comparisons(results),
         "behaviour.csv": cells[[*KEY, *measures()]],
     }
+    if len(results.leak):
+        files["leak.csv"] = grid.named(results.leak)
     if len(grid.seeds) > 1:
         files["seeds.csv"] = grid.trained[[*KEY, "seed", "n", "accuracy"]]
     return files

@@ -7,6 +7,11 @@ from engine.measures.tables import rows
 from engine.report.results import FINE_TUNE, Results
 from engine.report.text import counted, ends, listed, signed
 
+RELATED = (
+    "Two sets are related if they show the same photos, or if one maker drew or made both. A model "
+    "that is fine-tuned on one has seen the photos, or the hand, of the other."
+)
+
 
 def heading(title: str, results: Results) -> str:
     """The finding of a report with one model. The title where there are several, and of a sweep:
@@ -45,6 +50,8 @@ def lead(results: Results) -> str:
         f"Every {what} fine-tunes the pre-trained {listed(models)} on {trained_on} and is "
         f"evaluated on {measured_on(results)}."
     )
+    for sentence in (without_related(results), leak(results)):
+        text += f" {sentence}." * bool(sentence)
     if what == "variant" or len(models) > 1 or not results.family:
         return text
     return (
@@ -70,6 +77,44 @@ def told_apart(results: Results, model: str) -> str:
     return f"{best.method} can be told from every other method" + " of its setting" * bool(
         best.setting
     )
+
+
+def without_related(results: Results) -> str:
+    """How related sets change mRI, in a sentence without its stop: the method whose disjoint mRI is
+    farthest from its mRI, of those that differ by more than the paired interval; empty where none
+    does, and of a sweep."""
+    rows = results.disjoint
+    moved = rows[(rows["apart_low"] > 0) | (rows["apart_high"] < 0)]
+    if moved.empty or results.record.sweep is not None:
+        return ""
+    most = moved.loc[moved["apart_pts"].abs().idxmax()]
+    text = (
+        f"Without related sets the mRI of {most['method']}{results.of(most['model'])} is "
+        f"{signed(most['disjoint_mRI_pts'])} in place of {signed(most['mRI_pts'])}"
+    )
+    if len(rows) == 1:
+        return text
+    count = f"{len(moved)} of {len(rows)} mRIs differ by more than the interval"
+    return f"{text}; {count}"
+
+
+def leak(results: Results) -> str:
+    """What having seen a photo in another set is worth to plain fine-tuning, or else to the method
+    to which it is worth most, in a sentence without its stop; empty where that is not known."""
+    if not len(results.leak):
+        return ""
+    table = results.leak.query("downstream == '' and evaluated_on == ''")
+    table = table.merge(results.shown[["arm", "model", "method", "key"]], on="arm")
+    table = table.sort_values("leak_pts", ascending=False, kind="stable")
+    of = table.sort_values("key", key=lambda key: key != FINE_TUNE, kind="stable").iloc[0]
+    points = (
+        f"{signed(of['leak_pts'])} points (95% interval {ends(of['leak_low'], of['leak_high'])})"
+    )
+    name = f"{of['method']}{results.of(of['model'])}"
+    if of["leak_low"] > 0:
+        return f"Having seen a photo in another set is worth {points} to {name}"
+    found = "costs" if of["leak_high"] < 0 else "shows no effect on"
+    return f"Having seen a photo in another set {found} {name}: {points}"
 
 
 def measured_on(results: Results) -> str:

@@ -47,15 +47,17 @@ def merged(runs: Sequence[FinishedCampaign], models_csv: Path | None = None) -> 
         )
     disagreeing = _disagreeing(records)
     rows: dict[tuple[Any, ...], Evaluation] = {}
+    seen: dict[tuple[Any, ...], Evaluation] = {}
     cka, attempts, missing = [], [], []
     thumbnails: dict[str, dict[str, str]] = {}
     settings: dict[str, Any] = {}
     for label, run in zip(labels, runs, strict=True):
         record, models = run.record, {name: f"{name} ({label})" for name in disagreeing}
-        for row in run.evaluations:
-            if row.downstream in ("", *shared):
-                row = dataclasses.replace(row, model=models.get(row.model, row.model))
-                rows.setdefault((*row.key, row.seed), row)
+        for kept, of_run in ((rows, run.evaluations), (seen, run.seen)):
+            for row in of_run:
+                if row.downstream in ("", *shared):
+                    row = dataclasses.replace(row, model=models.get(row.model, row.model))
+                    kept.setdefault((*row.key, row.seed), row)
         cka += [row | {"model": models.get(row["model"], row["model"])} for row in record.cka or ()]
         attempts += [dataclasses.replace(attempt, campaign=label) for attempt in record.attempts]
         missing += [dataclasses.replace(column, campaign=label) for column in record.missing]
@@ -82,8 +84,9 @@ def merged(runs: Sequence[FinishedCampaign], models_csv: Path | None = None) -> 
         attempts=attempts,
         thumbnails=thumbnails,
         missing=missing,
+        families={name: sets for record in records for name, sets in record.families.items()},
     )
-    return of_record(record, list(rows.values()), models_csv)
+    return of_record(record, list(rows.values()), models_csv, list(seen.values()))
 
 
 def _disagreeing(records: Sequence[Record]) -> set[str]:

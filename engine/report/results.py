@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pandas
 from engine import recipe
 from engine.grid.record import FinishedCampaign, Record
 from engine.measures import comparisons, effective_robustness, metrics, model_rows
+from engine.measures import leak as leaks
 from engine.measures.effective_robustness import MODELS_FOR_A_TREND, Trend
 from engine.measures.metrics import CELL, Grid
 from engine.measures.rows import DEFAULT_ALPHA, PRE, Arm, Evaluation
@@ -34,7 +35,8 @@ class Results:
     on_other_sets_pct; change_upstream_pts, mean change on the upstream set after fine-tuning on
     other sets, left out where that was not evaluated.
 
-    comparisons: of every two arms that tables show (`comparisons.compare`).
+    comparisons: of every two arms that tables show (`comparisons.compare`). leak: of these arms
+    (`leak.of`).
     """
 
     record: Record
@@ -42,6 +44,7 @@ class Results:
     arms: pandas.DataFrame
     comparisons: pandas.DataFrame
     trends: Mapping[str, Trend]
+    leak: pandas.DataFrame = field(default_factory=pandas.DataFrame)
 
     @property
     def models(self) -> list[str]:
@@ -110,6 +113,20 @@ class Results:
         ]
         return pandas.concat(parts or [table], ignore_index=True)
 
+    @functools.cached_property
+    def disjoint(self) -> pandas.DataFrame:
+        """Disjoint mRI of the arms that tables show, beside their mRI: disjoint_mRI_pts, apart_pts
+        (what it is more than mRI, paired) and the ends of both; columns: over how many sets
+        fine-tuned on. Empty where no sets are related, or all are."""
+        disjoint, mri = self.grid.disjoint_mri, self.grid.mri
+        place = {arm: k for k, arm in enumerate(mri.keys["arm"])}
+        weights = mri.weights[:, [place[arm] for arm in disjoint.keys["arm"]]]
+        apart = replace(disjoint, weights=disjoint.weights - weights).table("apart_pts")
+        table = disjoint.table("disjoint_mRI_pts").merge(apart, on=["arm", "columns"])
+        if self.grid.related.empty:
+            table = table[:0]
+        return self.shown.merge(table, on="arm")
+
     def against(self, arm: int, on: str = "") -> pandas.DataFrame:
         """By arm, its comparison with this one: in mRI, or on a set."""
         rows = self.comparisons[self.comparisons["evaluated_on"] == on]
@@ -175,22 +192,27 @@ def published(model: str) -> Mapping[str, Any]:
 
 def of_campaign(run: FinishedCampaign, models_csv: Path | None = None) -> Results:
     """Results from the predictions that a record names; models_csv: as in `of_record`."""
-    return of_record(run.record, run.evaluations, models_csv)
+    return of_record(run.record, run.evaluations, models_csv, run.seen)
 
 
 def of_record(
-    record: Record, evaluations: Sequence[Evaluation], models_csv: Path | None = None
+    record: Record,
+    evaluations: Sequence[Evaluation],
+    models_csv: Path | None = None,
+    seen: Sequence[Evaluation] = (),
 ) -> Results:
     """Results of a record's evaluations, with absolute paths. models_csv: users' accuracies for the
-    trend lines of effective robustness (`model_rows.read`); ValueError where no line can be."""
+    trend lines of effective robustness (`model_rows.read`); ValueError where no line can be. seen:
+    as in the record, with absolute paths."""
     given = model_rows.read(models_csv, record.sets, record.upstream) if models_csv else None
     if given is not None and given[record.sets].count().max() < MODELS_FOR_A_TREND:
         raise ValueError(
             f"{models_csv}: a trend line needs {MODELS_FOR_A_TREND} models on a set or more, and "
             "no set has so many"
         )
-    grid = metrics.gather(evaluations, record.sets, record.upstream, record.downstreams)
-    return of_grid(record, grid, given)
+    asked = record.sets, record.upstream, record.downstreams
+    grid = metrics.gather(evaluations, *asked, families=record.families)
+    return replace(of_grid(record, grid, given), leak=leaks.of(grid, evaluations, seen))
 
 
 def of_grid(record: Record, grid: Grid, given: pandas.DataFrame | None = None) -> Results:

@@ -28,18 +28,21 @@ def _ri(results: Results, model: str) -> str:
     known = [rounded(before[name]) if name in before else ABSENT for name in names]
     ri = results.ri.set_index(["arm", "downstream"])["RI_pts"]
     shown = results.shown[results.shown["model"] == model]
+    disjoint = results.disjoint.set_index("arm")["disjoint_mRI_pts"]
+    is_disjoint = len(disjoint) > 0
     return console.text(
         f"{model}\nRI: mean change in accuracy on {measured_on(results)}, in points, after "
         "fine-tuning on the set that heads the column; mRI: its mean over "
-        f"{averaged_over(results)}.",
-        ["", *map(set_head, names), "mRI", "95% interval"],
-        [["pre-trained %", *known, "", ""]],
+        f"{averaged_over(results)}{'; disjoint: mRI without related sets' * is_disjoint}.",
+        ["", *map(set_head, names), "mRI", "95% interval", *["disjoint"] * is_disjoint],
+        [["pre-trained %", *known, "", "", *[""] * is_disjoint]],
         [
             [
                 line.method,
                 *map(ascii_signed, ri.loc[line.arm].reindex(names)),
                 ascii_signed(line.mRI_pts),
                 _span(line.mRI_low, line.mRI_high),
+                *map(ascii_signed, disjoint.reindex([line.arm] * is_disjoint)),
             ]
             for line in tables.rows(shown)
         ],

@@ -1,6 +1,6 @@
 """emoji-RIB: the newcomer's benchmark, a real distribution shift that a registry can carry.
 
-ImageNet and its eight shifted sets need forms and hundreds of gigabytes. Emoji of ten vendors show
+ImageNet and its eight shifted sets need forms and hundreds of gigabytes. Emoji of five makers show
 the same kind of shift in 30 MB: the same concepts in different drawing styles. Two styles make the
 upstream set, eight are the downstream sets, from flat colour to black-and-white glyphs. A style has
 a single drawing per concept, so several seeded renderings (background, scale, shift, rotation) make

@@ -14,7 +14,9 @@ from engine.report.sections import (
     effective_robustness,
     explorer,
     images,
+    leak,
     ranking,
+    related,
     sure,
     sweep,
 )
@@ -34,6 +36,8 @@ SECTIONS: list[Callable[[Results], Section | None]] = [
     ranking.models,
     sweep.tuned,
     ranking.methods,
+    related.section,
+    leak.section,
     ranking.trade_off,
     sure.section,
     changes.maps,

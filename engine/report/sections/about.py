@@ -15,7 +15,8 @@ from engine.report.text import counted
 DRAWINGS = (
     "Of emoji-RIB: each style has a single drawing of a concept, so a held-out image of a set that "
     "a model was trained on is another rendering of a drawing that it has seen. RI counts other "
-    "vendors' drawings alone. All drawings of a concept are one source image."
+    "drawings, some of them by the maker of the set fine-tuned on; disjoint RI leaves these out. "
+    "All drawings of a concept are one source image."
 )
 
 

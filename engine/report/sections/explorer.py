@@ -26,7 +26,7 @@ def section(results: Results) -> Section | None:
     data = data.fillna({"against": "pre-trained"})
     data = data.merge(results.shown[["arm", "model", "method", "variant"]], on="arm")
     known = data.dropna(axis=1, how="all")
-    numbers = known.filter(regex="_(pct|pts)$|^(accuracy|change)_|^corrected_p$")
+    numbers = known.filter(regex="_(pct|pts)$|^(accuracy|(disjoint_)?change)_|^corrected_p$")
     return Section(
         "explorer",
         f"All numbers: {len(data):,} rows to filter",

@@ -55,6 +55,8 @@ def _against_best(results: Results, model: str) -> pandas.DataFrame:
     ranked = results.ranked(model)[["arm", "model", "method", "variant"]]
     tests = results.against(ranked["arm"].iloc[0]).drop(columns=["evaluated_on", "p"])
     means = results.grid.by_arm.merge(ranked["arm"], on="arm").dropna(axis=1, how="all")
-    means = means.drop(columns=["before_pct", *with_ends("accuracy_pct"), *with_ends("change_pts")])
+    elsewhere = ["accuracy_pct", "change_pts", "disjoint_change_pts"]  # of other sections
+    means = means.drop(columns=["before_pct"])
+    means = means.drop(columns=[end for k in elsewhere for end in with_ends(k)], errors="ignore")
     table = ranked.merge(tests.reset_index(), how="left", on="arm").merge(means, on="arm")
     return table.drop(columns="arm").rename(columns={"p_corrected": "corrected_p"})

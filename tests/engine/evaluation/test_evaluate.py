@@ -61,7 +61,7 @@ def test_a_split_is_evaluated_alone_and_without_one_all_is(grid):
     (held,), (every,) = (tables(builder, [mix], ["outline"], s) for s in ("holdout", "all"))
     index = held["index"].to_numpy()
     np.testing.assert_array_equal(index, builder.target.holdout)
-    apart = dataclasses.replace(builder.target, by_source=True)
+    apart = dataclasses.replace(builder.target, split_by="by source")
     keys = [passes.key_of(builder.run, mix, of, "holdout")[1] for of in (builder.target, apart)]
     assert [key["split"] for key in keys] == [["holdout", 0.25, 0, *b] for b in ([], ["by source"])]
     assert 0 < len(index) < len(every)

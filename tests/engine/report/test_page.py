@@ -75,7 +75,7 @@ def test_the_story_comes_first_and_headings_say_what_was_found(report):
     html = path.read_text("utf-8")
     keys = re.findall(r'<section id="([^"]*)"', html)
     assert keys == [
-        *("ranking", "trade-off", "how-sure", "maps", "barrier", "upstream-change"),
+        *("ranking", "related-sets", "trade-off", "how-sure", "maps", "barrier", "upstream-change"),
         *("images", "distances", "explorer", "how-to-read", "settings", "credits"),
     ]
     is_folded = ["<details>" in part for part in html.split("<section id=")[1:]]

@@ -1,0 +1,127 @@
+"""The leak: what it is worth to have seen a photo in another set.
+
+Sets may show the same photos, each in its own rendering. A model that is fine-tuned on one has then
+seen the photos, and the labels, that the others judge it by. Where a photo is held out of all sets
+or of none (`dataset.holdout_by=source`), the leak is the change in accuracy on photos that were
+seen less that on photos that were not. Each change is from the pre-trained model on the same
+images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas
+import pyarrow.compute as compute
+
+from engine.measures import bootstrap, metrics, predictions
+from engine.measures.bootstrap import DRAWS
+from engine.measures.metrics import Grid, alike
+from engine.measures.predictions import Keep, SetPredictions
+from engine.measures.rows import PRE, Evaluation
+
+SEEN, UNSEEN = "seen", "unseen"
+
+
+def of(
+    grid: Grid, held_out: Sequence[Evaluation], seen: Sequence[Evaluation], draws: int = DRAWS
+) -> pandas.DataFrame:
+    """The leak of each arm that tables show, a row an arm, set fine-tuned on and set of RI with the
+    same photos. An empty evaluated_on is the mean over these sets, an empty downstream that over
+    the sets fine-tuned on. There are no rows where no set of RI has photos of one fine-tuned on.
+
+    Columns: arm (its place in `grid.arms`), downstream, evaluated_on; seen_pts and unseen_pts
+    (changes in accuracy) and leak_pts, with the ends of their 95% intervals. The class of a photo
+    that was not seen is one that was trained on, so that the leak is no effect of classes.
+
+    held_out: evaluations on held-out images. seen: on the others, of models that may have seen
+    them, and of the pre-trained model on every set that shares photos. Raises ValueError as
+    `metrics.gather`.
+    """
+    arms = {arm: k for k, arm in enumerate(grid.arms)}
+    trained_on = {row.evaluated_on: row.path for row in seen if row.method == PRE}
+    keeps = {name: _keeps(path) for name, path in trained_on.items()}
+    of_kind = {SEEN: seen, UNSEEN: [row for row in held_out if row.headline]}
+    pairs = dict.fromkeys((row.downstream, row.evaluated_on) for row in seen if row.downstream)
+    evaluations: list[Evaluation] = []
+    numbers: list[dict[str, float]] = []
+    samples: list[np.ndarray] = []
+    for downstream, name in pairs:
+        if downstream not in keeps or name not in grid.sets or name == downstream:
+            continue
+        measured: list[_Measured] = []
+        for kind, rows in of_kind.items():
+            of_pair = [
+                row
+                for row in rows
+                if row.evaluated_on == name and row.downstream in ("", downstream)
+            ]
+            of_pair.sort(key=lambda row: (arms[row.arm], row.seed))
+            part = "\0".join((downstream, name, kind))
+            measured.append(_measured(part, of_pair, keeps[downstream][kind], draws))
+        if all(of_part.numbers for of_part in measured):
+            for of_part in measured:
+                evaluations += of_part.evaluations
+                numbers += of_part.numbers
+                samples.append(of_part.samples)
+    if not evaluations:
+        return pandas.DataFrame(columns=["arm", "downstream", "evaluated_on", "leak_pts"])
+    made = {"accuracy": np.concatenate(samples, axis=1)}
+    of_parts = metrics.grid_of(evaluations, numbers, made, grid.sets, "", grid.downstreams)
+    table = _table(of_parts)
+    return table.assign(arm=[arms[of_parts.arms[k]] for k in table["arm"]])
+
+
+class _Measured(NamedTuple):
+    """Evaluations on a part of a set, of each its images (n) and accuracy, none where the part has
+    no images, and draws of it, float32 [B, rows]."""
+
+    evaluations: list[Evaluation]
+    numbers: list[dict[str, float]]
+    samples: np.ndarray
+
+
+def _keeps(trained_on: Path) -> Mapping[str, Keep]:
+    """Which images count after fine-tuning on a set, from predictions on what it trains on."""
+    table = predictions.read(trained_on)
+
+    def keep(name: str) -> Keep:
+        values = table[name].unique()
+        return lambda other: compute.is_in(other[name], value_set=values)
+
+    return {SEEN: keep("source"), UNSEEN: keep("label")}
+
+
+def _measured(part: str, rows: Sequence[Evaluation], keep: Keep, draws: int) -> _Measured:
+    images = SetPredictions(keep)
+    hits = [images.add(row.path, row.model).hit for row in rows]
+    right = np.column_stack([images.by_source(hit) for hit in hits])
+    n, total = len(images.images), images.total
+    evaluations = [replace(row, evaluated_on=part) for row in rows]
+    if not n:
+        return _Measured(evaluations, [], np.empty((draws, 0), np.float32))
+    accuracy = (100 * right.sum(axis=0) / total.sum()).tolist()
+    drawn = bootstrap.means(bootstrap.counts(images.sources, draws), total, right)
+    return _Measured(evaluations, [{"n": n, "accuracy": of} for of in accuracy], 100 * drawn)
+
+
+def _table(grid: Grid) -> pandas.DataFrame:
+    cells = grid.cells[grid.cells["method"] != PRE]
+    keys = cells["evaluated_on"].str.split("\0", expand=True)
+    cells = cells.assign(evaluated_on=keys[1])
+    kinds = {kind: cells[keys[2] == kind] for kind in (SEEN, UNSEEN)}
+    tables = []
+    for by in (["arm"], ["arm", "downstream"], ["arm", "downstream", "evaluated_on"]):
+        means = {}
+        for kind, of in kinds.items():
+            weight = alike(of) if by == ["arm"] else None
+            means[kind] = grid.mean(of, by, weight, of="change")
+        seen, unseen = means[SEEN], means[UNSEEN]  # their rows have one order, as the cells have
+        leak = replace(seen, weights=seen.weights - unseen.weights)
+        table = seen.table("seen_pts").merge(unseen.table("unseen_pts"), on=by)
+        tables.append(table.merge(leak.table("leak_pts"), on=by))
+    return pandas.concat(tables, ignore_index=True).fillna({"downstream": "", "evaluated_on": ""})

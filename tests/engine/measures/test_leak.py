@@ -1,0 +1,164 @@
+"""The leak, on a made benchmark whose truth is known, and against the files themselves."""
+
+import made_results
+import numpy as np
+import pandas
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import stores
+
+from engine.data import splits
+from engine.measures.rows import PRE, Evaluation
+from engine.report import headline, sections
+
+SETS = ("cartoon", "drawing", "natural")
+PHOTOS, CLASSES, SHARE = 600, 20, 0.3
+TITLES = {"fine_tune": "FT", "lwf": "LwF"}
+# What fine-tuning adds to the chance of a right answer: anywhere, and on photos seen in another
+# set. LwF sees the same photos and learns nothing of them.
+EVERYWHERE, SEEN = -0.05, {"fine_tune": 0.2, "lwf": 0.0, PRE: 0.0}
+
+
+class Made:
+    """A store of predictions: two sets of the same photos, of which a part is held out, and one of
+    others. seed: of the answers."""
+
+    def __init__(self, folder, seed=0, shared=True):
+        self.folder, self.rng = folder, np.random.default_rng(seed)
+        self.shared = shared
+        self.held_out, self.seen = [], []
+        folder.mkdir(exist_ok=True)
+        cells = [(PRE, "", on) for on in (*SETS, "up")]
+        cells += [(m, i, j) for m in TITLES for i in SETS for j in (*SETS, "up")]
+        for cell in cells:
+            self.held_out.append(self.evaluation(*cell, held_out=True))
+        derived = SETS[:2]
+        for cell in cells:
+            method, i, j = cell
+            if j in derived and (method == PRE or (i in derived and i != j)):
+                self.seen.append(self.evaluation(*cell, held_out=False))
+
+    def evaluation(self, method, downstream, on, *, held_out) -> Evaluation:
+        sources = np.array([f"{'photo' if on in SETS[:2] else on} {k}" for k in range(PHOTOS)])
+        part = np.flatnonzero(splits.held_out(sources, SHARE, 0) == held_out)
+        chance = np.full(len(part), 0.5 + EVERYWHERE * (method != PRE))
+        chance += SEEN[method] * (not held_out) * self.shared
+        path = self.folder / f"{len(self.held_out)}-{len(self.seen)}.parquet"
+        hits = self.rng.random(len(part)) < chance
+        label = part % CLASSES
+        columns = {"source": sources[part], "label": label, "index": part}
+        columns["top1"] = np.where(hits, label, label + 1)
+        pq.write_table(stores.table(hits, **columns), path)
+        return stores.cell(path, method, downstream, on)
+
+    def results(self):
+        record = made_results.record(
+            self.held_out, sets=list(SETS), downstreams=list(SETS), methods=TITLES
+        )
+        return made_results.of_record(record, self.held_out, None, self.seen)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    of = Made(tmp_path_factory.mktemp("made"), seed=1)
+    return of, of.results()
+
+
+def of_methods(results) -> pandas.DataFrame:
+    table = results.leak.query("downstream == '' and evaluated_on == ''")
+    return table.merge(results.shown[["arm", "key"]], on="arm").set_index("key")
+
+
+def test_the_leak_is_found_where_photos_were_seen_and_is_none_where_nothing_was_learnt(made):
+    table = of_methods(made[1])
+    leak = table.loc["fine_tune"]
+    assert leak["leak_low"] < 20 < leak["leak_high"] and leak["leak_low"] > 5
+    none = table.loc["lwf"]
+    assert none["leak_low"] < 0 < none["leak_high"]
+    assert leak["unseen_low"] < 100 * EVERYWHERE < leak["unseen_high"]
+
+
+@pytest.mark.slow
+def test_intervals_of_the_leak_hold_as_often_as_they_say(tmp_path):
+    held = []
+    for seed in range(30):
+        table = of_methods(Made(tmp_path / str(seed), seed).results())
+        for method, truth in (("fine_tune", 20), ("lwf", 0)):
+            row = table.loc[method]
+            held.append(row["leak_low"] < truth < row["leak_high"])
+    assert np.mean(held) > 0.85  # 60 at nominal 95%: below by chance once in 500
+
+
+def test_the_leak_is_the_difference_of_two_changes(made):
+    of, results = made
+    accuracy = {}
+    for kind, rows in (("seen", of.seen), ("unseen", of.held_out)):
+        for row in rows:
+            table = pq.read_table(row.path)
+            right = table["top1"].to_numpy() == table["label"].to_numpy()
+            accuracy[kind, row.method, row.downstream, row.evaluated_on] = 100 * right.mean()
+    keys = results.shown.set_index("arm")["key"]
+    for row in results.leak.query("evaluated_on != ''").itertuples():
+        key = keys[row.arm], row.downstream, row.evaluated_on
+        change = {
+            kind: accuracy[kind, *key] - accuracy[kind, PRE, "", row.evaluated_on]
+            for kind in ("seen", "unseen")
+        }
+        assert row.seen_pts == pytest.approx(change["seen"])
+        assert row.leak_pts == pytest.approx(change["seen"] - change["unseen"])
+    pairs = results.leak.query("evaluated_on != ''")[["downstream", "evaluated_on"]]
+    assert set(pairs.itertuples(index=False, name=None)) == {
+        ("cartoon", "drawing"), ("drawing", "cartoon"),
+    }  # fmt: skip
+    by_column = results.leak.query("downstream != '' and evaluated_on == ''")
+    means = results.leak.query("downstream == ''").set_index("arm")["leak_pts"]
+    for arm, rows in by_column.groupby("arm"):
+        assert means[arm] == pytest.approx(rows["leak_pts"].mean())
+
+
+def test_photos_that_a_column_did_not_train_on_and_their_classes_count_nowhere(made, tmp_path):
+    """Of a set with fewer photos than its sibling, the sibling's other photos were not seen."""
+    of = Made(tmp_path)
+    (trained_on,) = [row for row in of.seen if row.method == PRE and row.evaluated_on == "cartoon"]
+    table = pq.read_table(trained_on.path)
+    few = table.filter(pa.compute.less(table["label"], 10)).slice(0, 50)
+    pq.write_table(few, trained_on.path)
+    of.seen = [
+        row for row in of.seen if (row.downstream, row.evaluated_on) != ("drawing", "cartoon")
+    ]
+    results = of.results()
+    leak = results.leak.query("evaluated_on == 'drawing'")
+    change = {}
+    for kind, rows in (("seen", of.seen), ("unseen", of.held_out)):
+        for row in rows:
+            if row.evaluated_on == "drawing" and row.downstream in ("", "cartoon"):
+                table = pq.read_table(row.path).to_pandas()
+                left = table[table["source"].isin(few["source"].to_pylist())]
+                if kind == "unseen":
+                    left = table[table["label"].isin(few["label"].to_pylist())]
+                change[kind, row.method] = 100 * (left["top1"] == left["label"]).mean()
+    keys = results.shown.set_index("arm")["key"]
+    for row in leak.itertuples():
+        expected = change["seen", keys[row.arm]] - change["seen", PRE]
+        assert row.seen_pts == pytest.approx(expected)
+        expected -= change["unseen", keys[row.arm]] - change["unseen", PRE]
+        assert row.leak_pts == pytest.approx(expected)
+
+
+def test_the_first_screen_and_a_section_say_what_was_found(made):
+    results = made[1]
+    text = headline.leak(results)
+    assert text.startswith("Having seen a photo in another set is worth +")
+    assert text.endswith("to FT") and text in headline.lead(results)
+    (section,) = [of for of in sections.of(results) if of.key == "leak"]
+    assert section.heading == text
+    assert list(map(len, (table.data for table in section.tables))) == [2, 4, 4]
+    assert made_results.drawn(section)
+
+
+def test_no_leak_is_said_to_be_none(tmp_path):
+    results = Made(tmp_path, shared=False).results()
+    assert headline.leak(results).startswith(
+        "Having seen a photo in another set shows no effect on"
+    )

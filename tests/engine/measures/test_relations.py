@@ -1,0 +1,139 @@
+"""RI without related sets: against means that are worked out from the files themselves."""
+
+from statistics import fmean
+
+import made_results
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from stores import gather, grid, random_hits
+
+from engine.measures import intervals, relations
+from engine.measures.rows import PRE
+from engine.report import headline, sections, terminal
+
+SETS = ("natural", "sketch", "cartoon", "blurred")
+PHOTOS = {"natural": "n", "sketch": "s", "cartoon": "p", "blurred": "p", "up": "u"}
+FAMILIES = {"one maker": ["natural", "sketch", "of another run"]}
+RELATED = {("natural", "sketch"), ("cartoon", "blurred")}
+
+
+@pytest.fixture
+def evaluations(tmp_path):
+    """A grid whose sets `cartoon` and `blurred` show the same photos."""
+    rows = grid(tmp_path, random_hits(400), ("fine_tune", "lwf"), SETS)
+    for row in rows:
+        table = pq.read_table(row.path)
+        sources = [f"{PHOTOS[row.evaluated_on]}{k // 2}" for k in range(len(table))]
+        pq.write_table(table.set_column(1, "source", [sources]), row.path)
+    return rows
+
+
+def accuracies(evaluations):
+    """By method, set fine-tuned on and set evaluated on, from the files."""
+    tables = {(e.method, e.downstream, e.evaluated_on): pq.read_table(e.path) for e in evaluations}
+    return {
+        key: 100 * np.mean(table["top1"].to_numpy() == table["label"].to_numpy())
+        for key, table in tables.items()
+    }
+
+
+def test_disjoint_ri_leaves_out_sets_of_the_same_photos_or_maker(evaluations):
+    accuracy = accuracies(evaluations)
+    related = RELATED | {(j, i) for i, j in RELATED}
+    numbers = gather(evaluations, SETS, families=FAMILIES)
+    table = numbers.named(numbers.numbers).set_index(["method", "downstream", "evaluated_on"])
+    column = table["disjoint_change_pts"]
+    of_sets = {}
+    for method in ("fine_tune", "lwf"):
+        change = {
+            (i, j): accuracy[method, i, j] - accuracy[PRE, "", j]
+            for i in SETS for j in SETS if i != j and (i, j) not in related
+        }  # fmt: skip
+        of_sets = {i: fmean(v for (a, _), v in change.items() if a == i) for i in SETS}
+        for i in SETS:
+            assert column[method, i, ""] == pytest.approx(of_sets[i])
+            across = fmean(v for (_, b), v in change.items() if b == i)
+            assert column[method, "", i] == pytest.approx(across)
+            assert np.isnan(column[method, i, "up"])
+        assert column[method, "", ""] == pytest.approx(fmean(of_sets.values()))
+    named = intervals.intervals(numbers)
+    rows = named[named["quantity"].str.startswith("disjoint")]
+    assert set(rows["quantity"]) == {"disjoint_mRI", "disjoint_RI", "disjoint_change"}
+    assert (rows["low"] < rows["value"]).all() and (rows["value"] < rows["high"]).all()
+
+
+def test_related_sets_by_share_of_photos_and_maker():
+    photos = {
+        "a": frozenset("12345"),
+        "b": frozenset("45678"),
+        "c": frozenset("9"),
+        "d": frozenset(),
+    }
+    table = relations.of(photos, {"x": ["c", "d"], "y": ["a"]})
+    rows = [tuple(row) for row in table.itertuples(index=False)]
+    assert rows == [("a", "b", 40, ""), ("b", "a", 40, ""), ("c", "d", 0, "x"), ("d", "c", 0, "x")]
+
+
+def test_a_class_that_is_one_source_is_no_photo(tmp_path):
+    """All drawings of an emoji's concept are one source, which says nothing of who drew them."""
+    rows = grid(tmp_path, random_hits(), source=[f"concept-{k % 5}" for k in range(60)])
+    assert gather(rows).related.empty
+    assert "disjoint_change_pts" not in gather(rows).numbers
+
+
+def test_a_column_without_disjoint_sets_has_no_disjoint_ri(evaluations):
+    everything = {"one": ["sketch", "natural", "cartoon"]}
+    read = gather(evaluations, SETS, families=everything)
+    ri = read.named(read.numbers).query("evaluated_on == '' and downstream != ''")
+    known = ri.dropna(subset="disjoint_change_pts")["downstream"]
+    assert set(known) == {"natural", "sketch", "blurred"}  # of cartoon all others are related
+    assert set(read.disjoint_mri.keys["columns"]) == {3}
+    all_related = gather(evaluations, SETS, families={"one": list(SETS)})
+    assert all_related.disjoint_mri.keys.empty
+
+
+def test_the_report_has_disjoint_numbers_wherever_it_has_ri(evaluations):
+    results = made_results.of_evaluations(
+        evaluations, sets=list(SETS), downstreams=list(SETS), families=FAMILIES
+    )
+    rows = results.disjoint.set_index("method")
+    by_arm = results.grid.by_arm.merge(results.shown[["arm", "method"]], on="arm")
+    expected = by_arm.set_index("method")["disjoint_change_pts"]
+    for method in ("FT", "LwF"):
+        row = rows.loc[method]
+        assert row["disjoint_mRI_pts"] == pytest.approx(expected[method])
+        assert row["apart_pts"] == pytest.approx(row["disjoint_mRI_pts"] - row["mRI_pts"])
+        assert row["apart_low"] < row["apart_pts"] < row["apart_high"]
+    made = {section.key: section for section in sections.of(results)}
+    section = made["related-sets"]
+    assert [table.name for table in section.tables] == [
+        "disjoint-mri", "disjoint-ri", "related-sets",
+    ]  # fmt: skip
+    assert len(section.tables[2].data) == 4
+    assert made_results.drawn(section)
+    explorer = made["explorer"].tables[0].data
+    mean = explorer.query("downstream == 'all' and evaluated_on == 'others'")
+    assert mean.dropna(subset="disjoint_change_pts")["method"].tolist() == ["FT", "LwF"]
+    assert "disjoint" in terminal.table(results)
+
+
+@pytest.mark.parametrize(("gain", "says"), [(0, ""), (40, "Without related sets the mRI of FT")])
+def test_the_first_screen_names_only_what_differs_by_more_than_its_interval(
+    evaluations, gain, says
+):
+    """Images are right in the same share everywhere, and `gain` points more in related sets."""
+    related = RELATED | {(j, i) for i, j in RELATED}
+    for number, row in enumerate(evaluations):
+        is_more = row.method == "fine_tune" and (row.downstream, row.evaluated_on) in related
+        share = 30 + gain * is_more
+        table = pq.read_table(row.path)
+        label = table["label"].to_numpy()
+        right = np.random.default_rng(number).random(len(label)) < share / 100
+        pq.write_table(table.set_column(3, "top1", [np.where(right, label, label + 1)]), row.path)
+    results = made_results.of_evaluations(
+        evaluations, sets=list(SETS), downstreams=list(SETS), families=FAMILIES
+    )
+    text = headline.without_related(results)
+    assert text.startswith(says) and bool(text) == bool(says)
+    assert not says or f"{says} is +" in headline.lead(results)
