@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas
-import pyarrow.compute as compute
+import pyarrow as pa
 
 from engine.measures import bootstrap, metrics, predictions
 from engine.measures.bootstrap import DRAWS
@@ -90,8 +90,8 @@ def _keeps(trained_on: Path) -> Mapping[str, Keep]:
     table = predictions.read(trained_on)
 
     def keep(name: str) -> Keep:
-        values = table[name].unique()
-        return lambda other: compute.is_in(other[name], value_set=values)
+        values = table[name].unique().to_pylist()
+        return lambda other: pa.array(other[name].to_pandas().isin(values).to_numpy())
 
     return {SEEN: keep("source"), UNSEEN: keep("label")}
 

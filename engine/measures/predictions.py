@@ -136,7 +136,7 @@ def _scaled(table: pa.Table) -> np.ndarray | None:
     return table[SCALED.name].combine_chunks().flatten().to_numpy().reshape(len(table), -1)
 
 
-Keep = Callable[[pa.Table], pa.ChunkedArray]  # of predictions, bool [N]
+Keep = Callable[[pa.Table], pa.Array]  # of predictions, bool [N]
 
 
 class SetPredictions:

@@ -87,7 +87,7 @@ def without_related(results: Results) -> str:
     moved = rows[(rows["apart_low"] > 0) | (rows["apart_high"] < 0)]
     if moved.empty or results.record.sweep is not None:
         return ""
-    most = moved.loc[moved["apart_pts"].abs().idxmax()]
+    most = moved.iloc[moved["apart_pts"].abs().to_numpy().argmax()]
     text = (
         f"Without related sets the mRI of {most['method']}{results.of(most['model'])} is "
         f"{signed(most['disjoint_mRI_pts'])} in place of {signed(most['mRI_pts'])}"

@@ -101,7 +101,7 @@ def test_the_report_has_disjoint_numbers_wherever_it_has_ri(evaluations):
     by_arm = results.grid.by_arm.merge(results.shown[["arm", "method"]], on="arm")
     expected = by_arm.set_index("method")["disjoint_change_pts"]
     for method in ("FT", "LwF"):
-        row = rows.loc[method]
+        row = rows.loc[method].to_dict()
         assert row["disjoint_mRI_pts"] == pytest.approx(expected[method])
         assert row["apart_pts"] == pytest.approx(row["disjoint_mRI_pts"] - row["mRI_pts"])
         assert row["apart_low"] < row["apart_pts"] < row["apart_high"]

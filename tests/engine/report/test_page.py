@@ -75,14 +75,14 @@ def test_the_story_comes_first_and_headings_say_what_was_found(report):
     html = path.read_text("utf-8")
     keys = re.findall(r'<section id="([^"]*)"', html)
     assert keys == [
-        *("ranking", "related-sets", "trade-off", "how-sure", "maps", "barrier", "upstream-change"),
+        *("ranking", "trade-off", "related-sets", "how-sure", "maps", "barrier", "upstream-change"),
         *("images", "distances", "explorer", "how-to-read", "settings", "credits"),
     ]
     is_folded = ["<details>" in part for part in html.split("<section id=")[1:]]
-    assert is_folded == [False, False] + [True] * 10
+    assert is_folded == [False, False] + [True] * 11
     headings, best = re.findall("<h2[^>]*>(.*?)</h2>", html), results.ranked().iloc[0]["method"]
-    assert headings[0] == f"{best} ranks first by mRI" and best in headings[2]
-    assert headings[5].startswith("Upstream, accuracy changes by ")
+    assert headings[0] == f"{best} ranks first by mRI" and best in headings[3]
+    assert headings[6].startswith("Upstream, accuracy changes by ")
 
 
 def test_words_of_users_are_escaped_wherever_they_stand(tmp_path):
