@@ -22,6 +22,7 @@ from loaders.trees import Listing
 
 OBJECTNET, IMAGENET_C = "objectnet", "imagenet_c"
 VAL_LABELS = imagenet.LABEL_FILES[1]  # of IN-1K's flat validation set: a wnid a line
+OF_VALIDATION = ("imagenet_val", "imagenet_cartoon", "imagenet_drawing", "imagenet_c")  # its photos
 FULL = "full"
 _SUBSETS = {"imagenet_a": "a", "imagenet_r": "r"}  # of IN-1K's classes, as timm names their lists
 LICENCE = (

@@ -143,9 +143,9 @@ def _check_source(pack: Pack, root: Path) -> None:
 
 
 def _emoji(dataset: DatasetRecipe, name: str, cache: Path) -> Listing:
-    styles = emoji.UPSTREAM if name == dataset.upstream else (name,)
+    styles, effect = emoji.styles_of(name, dataset.upstream)
     concepts = emoji.fetch(cache).choose(dataset.classes, dataset.seed)
-    rendering = (dataset.renderings, dataset.seed, dataset.source_px)
+    rendering = (dataset.renderings, dataset.seed, dataset.source_px, effect)
     return Listing(
         emoji.items(cache, styles, concepts, *rendering),
         [concept.name for concept in concepts],

@@ -7,11 +7,13 @@ other seeds in a Model Stock, distances and the report.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from engine import models
@@ -19,6 +21,7 @@ from engine.data import imagenet, packs
 from engine.grid.campaign import Plan
 from engine.machine.files import digest
 from engine.machine.flops import PEAKS, of_image
+from engine.measures import relations
 from engine.methods.base import Derived
 from engine.recipe import modules
 from engine.recipe.schema import Recipe
@@ -134,6 +137,7 @@ def of(plan: Plan) -> Estimate:
     for column in plan.columns:
         cells = [cell.recipe for row in plan.cells(column) for cell in row.all()]
         judged = sum(_judged(cells[0], name, images[name]) for name in dataset.places)
+        judged += sum(_seen(cells[0], name, images[name]) for name in dataset.places)
         trained_on = [_trained_on(cell, *counts[column.downstream]) for cell in cells]
         parts, files, rows = _of_column(cells, trained_on, judged, forward)
         columns.append(parts)
@@ -191,6 +195,34 @@ def _judged(recipe: Recipe, name: str, images: int) -> int:
     return round(images * share) if share else images
 
 
+def _seen(recipe: Recipe, name: str, images: int) -> int:
+    """How many more images of a set a cell is evaluated on, since it saw their photos in another
+    (`evaluate.seen`); mixes that tables do not show are counted too, and are not evaluated."""
+    trained_on = recipe.downstream
+    if not recipe.judges_seen or name == trained_on:
+        return 0
+    shares = not _photos(recipe, name).isdisjoint(_photos(recipe, trained_on))
+    return images - _judged(recipe, name, images) if shares else 0
+
+
+@functools.cache
+def _photos_of_folder(root: Path) -> frozenset[str]:
+    items = folders.read(root).items
+    sources, labels = [item.source for item in items], [item.label for item in items]
+    return relations.photos(np.array(sources), np.array(labels))
+
+
+def _photos(recipe: Recipe, name: str) -> frozenset[str]:
+    """The photos of a set, or a name for all of them."""
+    dataset = recipe.dataset
+    if dataset.kind == "imagenet":
+        return frozenset(["imagenet_val" if name in imagenet.OF_VALIDATION else name])
+    if dataset.kind == "emoji":
+        styles, effect = emoji.styles_of(name, dataset.upstream)
+        return frozenset(styles if effect else [name])
+    return _photos_of_folder(Path(dataset.root) / name)
+
+
 def _trained_on(recipe: Recipe, images: int, classes: int) -> int:
     """How many images a cell trains on, of a set of so many images and classes."""
     dataset = recipe.dataset
@@ -209,7 +241,7 @@ def counts_of(recipe: Recipe, name: str) -> tuple[int, int]:
     if dataset.kind == "imagenet":
         return imagenet.images(dataset, name), imagenet.SIZES[name].classes
     if dataset.kind == "emoji":
-        styles = len(emoji.UPSTREAM) if name == dataset.upstream else 1
-        return dataset.classes * dataset.renderings * styles, dataset.classes
+        styles, _ = emoji.styles_of(name, dataset.upstream)
+        return dataset.classes * dataset.renderings * len(styles), dataset.classes
     listing = folders.read(Path(dataset.root) / name)
     return len(listing.items), len(listing.classes)

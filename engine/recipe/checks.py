@@ -107,11 +107,10 @@ def _check_names(recipe: Recipe) -> None:
     for key, name in [*keys, *sets]:
         check_name(key, name)
     if dataset.kind == "emoji":
+        known = (*emoji_styles.DOWNSTREAM, *emoji_styles.DERIVED)
         for key, name in sets:
-            if name not in emoji_styles.DOWNSTREAM:
-                raise RecipeError(
-                    f"{key}: {name!r} is no emoji style{nearest(name, emoji_styles.DOWNSTREAM)}"
-                )
+            if name not in known:
+                raise RecipeError(f"{key}: {name!r} is no emoji style{nearest(name, known)}")
     for key, names in (("sets", dataset.sets), ("train_sets", dataset.known)):
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise RecipeError(f"dataset.{key} names {', '.join(twice)} twice")

@@ -27,8 +27,9 @@ from tqdm import tqdm
 
 from loaders import registry
 from loaders.benchmarks.drawings import FontDrawings, SvgDrawings, WebpDrawings, plain
+from loaders.benchmarks.emoji_effects import EFFECTS
+from loaders.benchmarks.emoji_styles import DERIVED, METADATA, ORIGINALS, STYLES, Style
 from loaders.benchmarks.emoji_styles import DOWNSTREAM as DOWNSTREAM
-from loaders.benchmarks.emoji_styles import METADATA, STYLES, Style
 from loaders.benchmarks.emoji_styles import UPSTREAM as UPSTREAM
 from loaders.pack import Item
 
@@ -57,7 +58,8 @@ class Concept(NamedTuple):
 
 
 class Payload(NamedTuple):
-    """What a worker process needs to draw one image of `px` x `px` pixels."""
+    """What a worker process needs to draw one image of `px` x `px` pixels. effect: of a derived
+    set, or empty."""
 
     cache: str
     style: str
@@ -65,6 +67,7 @@ class Payload(NamedTuple):
     variant: int
     seed: int
     px: int
+    effect: str = ""
 
 
 class Artwork:
@@ -149,6 +152,13 @@ class Artwork:
         return WebpDrawings(path) if kind == "webp" else FontDrawings(path)
 
 
+def styles_of(name: str, upstream: str) -> tuple[tuple[str, ...], str]:
+    """The styles that a set shows, and the effect of a derived set, or an empty text."""
+    if name == upstream:
+        return UPSTREAM, ""
+    return (ORIGINALS, name) if name in DERIVED else ((name,), "")
+
+
 @cache
 def fetch(cache: Path) -> Artwork:
     """The artwork of the ten styles; what is not in the folder `cache` is downloaded, 30 MB in all.
@@ -175,18 +185,21 @@ def items(
     renderings: int,
     seed: int,
     px: int,
+    effect: str = "",
 ) -> list[Item]:
     """Every rendering of every concept in every style; a label is an index into `concepts`.
 
-    All styles and renderings of a concept share its source cluster. Ordered by style, concept,
+    All styles and renderings of a concept share its source cluster; in a derived set (effect) only
+    those of a drawing do, which is what such sets have in common. Ordered by style, concept,
     rendering, so that neighbours share a rasterised drawing.
     """
+    folder = str(Path(cache).resolve())
     return [
         Item(
             label,
-            source=concept.code,
-            key=f"{style}/{concept.code}/{variant}",
-            payload=Payload(str(Path(cache).resolve()), style, concept.code, variant, seed, px),
+            source=f"{style}/{concept.code}" if effect else concept.code,
+            key=f"{style}{' ' * bool(effect)}{effect}/{concept.code}/{variant}",
+            payload=Payload(folder, style, concept.code, variant, seed, px, effect),
         )
         for style in styles
         for label, concept in enumerate(concepts)
@@ -196,7 +209,8 @@ def items(
 
 def open_image(payload: Payload) -> Image.Image:
     """Draw one image, RGB `px` x `px`, in any process; the artwork is opened once in each."""
-    return fetch(Path(payload.cache)).render(*payload[1:])
+    image = fetch(Path(payload.cache)).render(*payload[1:-1])
+    return EFFECTS[payload.effect](image) if payload.effect else image
 
 
 def contact_sheet(rows: Mapping[str, Sequence[np.ndarray]]) -> Image.Image:
@@ -223,11 +237,17 @@ def credits() -> list[dict[str, str]]:
 
 
 def fingerprint(
-    styles: Sequence[str], concepts: Sequence[Concept], renderings: int, seed: int, px: int
+    styles: Sequence[str],
+    concepts: Sequence[Concept],
+    renderings: int,
+    seed: int,
+    px: int,
+    effect: str = "",
 ) -> str:
     """A hash (64 hexadecimal digits) of all that determines the images of `items`."""
     pinned = [STYLES[name].sha512 for name in (*styles, NAMING_STYLE)] + [METADATA.sha256]
     drawn = [RENDERING_VERSION, list(styles), [c._asdict() for c in concepts], renderings, seed, px]
+    drawn += [effect] if effect else []
     return hashlib.sha256(json.dumps([pinned, drawn]).encode()).hexdigest()
 
 

@@ -38,5 +38,7 @@ class _File(msgspec.Struct):
 
 _FILE = msgspec.yaml.decode(Path(__file__).with_name("emoji.yaml").read_bytes(), type=_File)
 STYLES, METADATA = _FILE.styles, _FILE.metadata
+ORIGINALS = ("twemoji", "openmoji")  # of which derived sets are made
+DERIVED = ("outline", "blur", "colour", "low-contrast")  # `emoji_effects`
 UPSTREAM = tuple(name for name, style in STYLES.items() if style.upstream)
 DOWNSTREAM = tuple(name for name, style in STYLES.items() if not style.upstream)

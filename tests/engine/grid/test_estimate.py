@@ -68,3 +68,24 @@ def test_precision_follows_the_device():
     auto, fp32 = (Part("any", 1, 3600e12, kind) for kind in ("auto", "fp32"))
     assert device.hours([auto]) == 0.25 and device.hours([auto, fp32]) == 1.25
     assert estimate.cpu(2).hours([auto]) == estimate.cpu(2).hours([fp32])
+
+
+def test_sets_of_the_same_photos_are_also_judged_on_those_that_were_seen(folder):
+    """The drawings of the three sets have the same names, so they count as the same photos."""
+    words = [f"runs={folder / 'none'}", "dataset.holdout=0.4", "dataset.holdout_by=source"]
+    for seen in (True, False):
+        more = f"evaluate.seen={str(seen).lower()}"
+        made = estimate.of(campaign.plan(str(folder / "shapes.yaml"), [*words, more]))
+        for column, parts in zip(made.plan.columns, made.columns, strict=True):
+            held_out = {name: round(0.4 * count) for name, count in IMAGES.items()}
+            judged = sum(held_out.values())
+            others = [name for name in IMAGES if name != column.downstream]
+            judged += seen * sum(IMAGES[name] - held_out[name] for name in others)
+            assert parts[-1].images == (1 + 3) * judged
+
+
+def test_imagenets_derived_sets_show_the_photos_of_its_validation_set():
+    words = ["methods=[fine_tune]", "downstreams=[imagenet_cartoon,imagenet_sketch]"]
+    derived, natural = estimate.of(campaign.plan("imagenet_rib_disjoint", words)).columns
+    more = derived[-1].images - natural[-1].images
+    assert more == 3 * 40_000  # val, Drawing and the sample of C
