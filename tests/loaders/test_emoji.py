@@ -174,12 +174,39 @@ def test_items_are_labelled_keyed_and_drawn_by_any_process(cache):
     assert image.tobytes() == artwork.render("noto", concepts[0].code, 1, 5, 20).tobytes()
 
 
+def test_derived_sets_show_the_same_drawings_and_each_is_altered(cache):
+    concepts = emoji.fetch(cache).choose(3, 0)
+    styles, plain = emoji.styles_of("noto-mono", "upstream")
+    assert (styles, plain) == (("noto-mono",), "")
+    sets = {}
+    for name in emoji.DERIVED:
+        styles, effect = emoji.styles_of(name, "upstream")
+        items = emoji.items(cache, styles, concepts, 2, 5, 32, effect)
+        assert len({item.key for item in items}) == len(items) == len(styles) * 3 * 2
+        sets[name] = {item.key.replace(f" {effect}", ""): item for item in items}
+    natural = emoji.items(cache, emoji.ORIGINALS, concepts, 2, 5, 32)
+    images = {item.key: pixels(emoji.open_image(item.payload)) for item in natural}
+    for name, items in sets.items():
+        assert {k: i.source for k, i in items.items()} == {k: k.rpartition("/")[0] for k in images}
+        for key, image in images.items():
+            altered = pixels(emoji.open_image(items[key].payload))
+            assert altered.shape == image.shape and not np.array_equal(altered, image), name
+            if name == "colour":
+                assert np.array_equal(altered[..., [1, 2, 0]], image)
+            if name == "low-contrast":
+                np.testing.assert_allclose(altered.std(), 0.3 * image.std(), rtol=0.05)
+            if name == "blur":
+                assert np.abs(np.diff(altered, axis=0)).max() < np.abs(np.diff(image, axis=0)).max()
+            if name == "outline":
+                assert (altered[..., 0] == altered[..., 1]).all()
+
+
 def test_fingerprint_changes_with_all_that_changes_pixels(artwork):
     first, second = artwork.concepts[:2], artwork.concepts[1:3]
     base = {"styles": ["noto"], "concepts": first, "renderings": 2}
     base |= {"seed": 0, "px": 32}
     changes = [{}, {"styles": ["twemoji"]}, {"concepts": second}, {"renderings": 3}]
-    changes += [{"seed": 1}, {"px": 33}]
+    changes += [{"seed": 1}, {"px": 33}, {"effect": "blur"}]
     prints = [emoji.fingerprint(**base | change) for change in changes]
     assert len(set(prints)) == len(prints) and emoji.fingerprint(**base) == prints[0]
 
