@@ -110,7 +110,8 @@ def load_state(net: nn.Module, state: Mapping[str, torch.Tensor], source: str) -
     """Copy a state dict into `net`; every key and shape must fit.
 
     Raises ValueError naming the source and the first keys that are missing, unexpected or of
-    another shape, as in weights of another architecture or class list.
+    another shape, as in weights of another architecture or class list, or that hold integers, as
+    quantised weights do.
     """
     expected = net.state_dict()
     wrong = [
@@ -120,6 +121,11 @@ def load_state(net: nn.Module, state: Mapping[str, torch.Tensor], source: str) -
             f"{k} is {list(state[k].shape)}, not {list(tensor.shape)}"
             for k, tensor in expected.items()
             if k in state and state[k].shape != tensor.shape
+        ),
+        *(
+            f"{k} holds whole numbers ({state[k].dtype}), not floating-point ones"
+            for k, tensor in expected.items()
+            if k in state and tensor.is_floating_point() and not state[k].is_floating_point()
         ),
     ]
     if wrong:

@@ -138,4 +138,7 @@ def test_weights_that_do_not_fit_are_named_and_not_taken(arch, classes, message)
     other = models.create(recipe(arch), classes).state_dict() | {"extra": torch.zeros(1)}
     with pytest.raises(ValueError, match=f"^cell-17 does not fit VisionTransformer: {message}"):
         models.load_state(net, other, "cell-17")
+    quantised = before | {"head.weight": (before["head.weight"] * 100).to(torch.int64)}
+    with pytest.raises(ValueError, match=r"head\.weight holds whole numbers \(torch\.int64\)"):
+        models.load_state(net, quantised, "cell-17")
     assert all(torch.equal(net.state_dict()[name], before[name]) for name in before)
