@@ -9,14 +9,15 @@ from __future__ import annotations
 import errno
 import re
 import threading
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from http.client import HTTPException, HTTPResponse
+from http.client import HTTPException, HTTPResponse, InvalidURL
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, Any, NamedTuple
 
 from loaders.files import file_hash, sync
 
@@ -24,7 +25,10 @@ _CHUNK = 1 << 20  # bytes
 TRIES = 5  # in a row that bring no byte, after which an address is given up
 WAIT_S = 1.0  # before the second try, then doubled
 TIMEOUT_S = 30.0  # without a byte
-_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
+SLOWEST = 1000  # bytes a second, on average of `SLOW_S`; an address that is slower is given up
+SLOW_S = 60.0
+_RANGE = re.compile(r"bytes (\d{1,18})-\d+/(\d{1,18}|\*)", re.ASCII)
+_NUMBER = re.compile(r"\d{1,18}", re.ASCII)
 _PASSING = (408, 425, 429)  # statuses below 500 that may not come again
 
 
@@ -113,15 +117,16 @@ def open_at(address: str, start: int = 0) -> Response | None:
 
     Raises Unavailable, OSError or HTTPException.
     """
-    if urllib.parse.urlsplit(address).scheme not in ("http", "https"):
-        raise Unavailable("it is no http or https address")
     headers = {"User-Agent": "rib-engine"} | ({"Range": f"bytes={start}-"} if start else {})
     try:
+        _check_scheme(address)
         request = urllib.request.Request(address, headers=headers)
-        stream = urllib.request.urlopen(request, timeout=TIMEOUT_S)
+        stream = _OPENER.open(request, timeout=TIMEOUT_S)
+    except (ValueError, InvalidURL) as error:
+        raise Unavailable(f"it is no address ({error})") from error
     except urllib.error.HTTPError as error:
         error.close()
-        if error.code == 416:  # the file is no longer than the range's start
+        if error.code == 416 and start:  # the file is no longer than the range's start
             return None
         passes = error.code >= 500 or error.code in _PASSING
         kind = OSError if passes else Unavailable
@@ -130,13 +135,30 @@ def open_at(address: str, start: int = 0) -> Response | None:
         stream.close()
         raise Unavailable("a web page comes in place of the file")
     if stream.status != 206:
-        length = stream.headers.get("Content-Length")
-        return Response(stream, 0, int(length) if length else None)
+        length = stream.headers.get("Content-Length", "")
+        return Response(stream, 0, int(length) if _NUMBER.fullmatch(length) else None)
     sent = _RANGE.fullmatch(stream.headers.get("Content-Range", ""))
     if sent is None or int(sent[1]) != start:
         stream.close()
         raise Unavailable("the server sends bytes of another place in the file")
     return Response(stream, start, None if sent[2] == "*" else int(sent[2]))
+
+
+def _check_scheme(address: str) -> None:
+    if urllib.parse.urlsplit(address).scheme not in ("http", "https"):
+        raise Unavailable("it is no http or https address")
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    def redirect_request(
+        self, req: Any, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str
+    ) -> urllib.request.Request | None:
+        fp.close()
+        _check_scheme(newurl)  # urllib follows to ftp, too
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+_OPENER = urllib.request.build_opener(_Redirects)
 
 
 def _collect(address: str, remote: Remote, part: Path, progress: Progress) -> None:
@@ -184,12 +206,19 @@ def _attempt(address: str, remote: Remote, part: Path, progress: Progress) -> No
         if remote.size and total not in (None, remote.size):
             raise Unavailable(f"its file has {total:,} bytes, not {remote.size:,}")
         with part.open("ab" if done else "wb") as file:
+            began, before = time.monotonic(), done
             while chunk := stream.read1(_CHUNK):
-                file.write(chunk)
                 done += len(chunk)
+                if remote.size and done > remote.size:
+                    raise Mismatch(f"more than {remote.size:,} bytes")
+                file.write(chunk)
                 progress.seen(done)
                 if progress.stop.is_set():
                     raise Stopped
+                if (seconds := time.monotonic() - began) >= SLOW_S:
+                    if (rate := (done - before) / seconds) < SLOWEST:
+                        raise Unavailable(f"it sends {rate:.0f} bytes a second")
+                    began, before = time.monotonic(), done
     if total is not None and done < total:
         raise ConnectionError(f"the connection ended at byte {done:,} of {total:,}")
 

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -11,7 +12,8 @@ from urllib.parse import urlsplit
 
 @dataclass
 class File:
-    """What the server has at a path, and how it fails.
+    """What the server has at a path, and how it fails. length: the Content-Length, where it says
+    one; True: the right one. drip: bytes that come one by one, each after so many seconds.
 
     cuts: for each request in turn, after how many bytes the connection ends. statuses: answers in
     place of the file, for each request in turn.
@@ -21,7 +23,8 @@ class File:
     cuts: list[int] = field(default_factory=list)
     statuses: list[int] = field(default_factory=list)
     ranges: bool = True
-    length: bool = True
+    length: bool | str = True
+    drip: float = 0.0
     redirect: str = ""
     kind: str = "application/octet-stream"
 
@@ -89,12 +92,17 @@ def _handler(web: Web) -> type[BaseHTTPRequestHandler]:
                 total = len(file.content)
                 self.send_header("Content-Range", f"bytes {start}-{total - 1}/{total}")
             if file.length:
-                self.send_header("Content-Length", str(len(body)))
+                length = len(body) if file.length is True else file.length
+                self.send_header("Content-Length", str(length))
             self.send_header("Content-Type", file.kind)
             self.end_headers()
             if file.cuts:
                 body = body[: file.cuts.pop(0)]
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the client went away
-                self.wfile.write(body)
+                for place in range(len(body)) if file.drip else ():
+                    time.sleep(file.drip)
+                    self.wfile.write(body[place : place + 1])
+                if not file.drip:
+                    self.wfile.write(body)
 
     return Handler

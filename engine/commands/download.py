@@ -113,6 +113,8 @@ def _passwords(missing: Sequence[Target]) -> dict[str, str]:
 
 def _check_room(missing: Sequence[Target], sizes: Mapping[str, int], folder: Path) -> None:
     """Print what will be downloaded. Raises ValueError if the disk has no room for it."""
+    from tqdm import tqdm
+
     needed = 0
     for target in missing:
         size = sizes[target.key]
@@ -128,9 +130,9 @@ def _check_room(missing: Sequence[Target], sizes: Mapping[str, int], folder: Pat
         print(f"{total / 1e9:.2f} GB; {needed / 1e9:.2f} of {free / 1e9:.2f} GB free are needed")
     if needed > free:
         raise ValueError(
-            f"{folder} has {free / 1e9:.1f} GB free and {needed / 1e9:.1f} are needed (archives "
-            "are unpacked before they are removed): make room, name fewer sets, or give another "
-            "folder by --to"
+            f"{folder} has {tqdm.format_sizeof(free)}B free and {tqdm.format_sizeof(needed)}B are "
+            "needed (archives are unpacked before they are removed): make room, name fewer sets, "
+            "or give another folder by --to"
         )
 
 

@@ -111,7 +111,7 @@ def _adopt(resolved: Recipe, name: str, beton: Path, classes: Path) -> None:
         beton,
         packs.pack_folder(Path(resolved.runs), resolved.dataset, resolved.model, name),
         name=name,
-        classes=classes.read_text().splitlines(),
+        classes=classes.read_text("utf-8").splitlines(),
         size=resolved.model.image_size,
         transform_spec=models.transform(resolved.model).spec,
         extra={
@@ -162,6 +162,8 @@ def _encode(resolved: Recipe, name: str, source: Path, arguments: argparse.Names
 
 def _plan(resolved: Recipe, name: str, listing: Listing, folder: Path) -> None:
     """Show what will be written. Raises ValueError if the disk has no room for it."""
+    from tqdm import tqdm
+
     from engine.data.packs import size_bytes
     from loaders.pack import IMAGES
     from loaders.trees import first_names
@@ -185,8 +187,9 @@ def _plan(resolved: Recipe, name: str, listing: Listing, folder: Path) -> None:
         print("  an interrupted run of this pack is there; it goes on if nothing changed")
     if needed > free:
         raise ValueError(
-            f"{place} has {free / 1e9:.1f} GB free and {name} needs about {needed / 1e9:.1f}: "
-            "make room, name another runs=FOLDER, or take dataset.pack_format=jpeg"
+            f"{place} has {tqdm.format_sizeof(free)}B free and {name} needs about "
+            f"{tqdm.format_sizeof(needed)}B: make room, name another runs=FOLDER, or take "
+            "dataset.pack_format=jpeg"
         )
 
 

@@ -96,10 +96,15 @@ def test_a_larger_part_of_another_version_is_forgotten_where_connections_drop(we
         ({"statuses": [503] * 3}, "3 attempts failed, the last by: the server answers 503"),
         ({"content": CONTENT[:-1]}, "its file has 299,999 bytes, not 300,000"),
         ({"content": CONTENT[:-1], "length": False}, "299,999 bytes, not 300,000"),
+        ({"content": CONTENT * 9, "length": False}, "more than 300,000 bytes"),
+        ({"content": CONTENT[:-1], "length": "abc"}, "299,999 bytes, not 300,000"),
+        ({"statuses": [416]}, "the server answers 416"),
+        ({"content": CONTENT, "drip": 0.01}, "it sends [0-9]* bytes a second"),
         ({"content": b"x" + CONTENT[1:]}, f"its sha256 is [0-9a-f]*, not {SHA256}"),
     ],
 )
-def test_the_next_mirror_gives_what_one_does_not(web, tmp_path, file, message):
+def test_the_next_mirror_gives_what_one_does_not(web, tmp_path, monkeypatch, file, message):
+    monkeypatch.setattr(download, "SLOW_S", 0.1)
     bad, good = web("bad", **file), web("good", content=CONTENT)
     with pytest.raises(ValueError, match=f"(?s)a.tar could not .*{bad}: {message}.*--from"):
         fetch(remote(bad), tmp_path / "alone")
@@ -109,13 +114,22 @@ def test_the_next_mirror_gives_what_one_does_not(web, tmp_path, file, message):
     assert arrived(tmp_path / "both") == CONTENT
 
 
+@pytest.mark.parametrize("bad", ["http://[::1/a", "http://127.0.0.1:9/é", "http://a b/", "http:"])
+def test_the_next_mirror_stands_in_for_what_is_no_address(bad, web, tmp_path):
+    fetch(remote(bad, web("good", content=CONTENT)), tmp_path)
+    assert arrived(tmp_path) == CONTENT
+    with pytest.raises(ValueError, match=r"it is no address|no host given"):
+        fetch(remote(bad), tmp_path / "alone")
+
+
 def test_nobody_listens_and_other_schemes(web, tmp_path):
     (tmp_path / "secret").write_bytes(CONTENT)
     closed, file = "http://127.0.0.1:9/a", (tmp_path / "secret").as_uri()
     with pytest.raises(ValueError, match=r"refused.*file:.*: it is no http or https address"):
         fetch(remote(closed, file), tmp_path)
-    with pytest.raises(ValueError, match=r"a\.tar could not be downloaded"):
-        fetch(remote(web("a", redirect=file)), tmp_path)
+    for other in (file, "ftp://127.0.0.1:9/a"):
+        with pytest.raises(ValueError, match=r"(not allowed|no http or https address)\)"):
+            fetch(remote(web("a", redirect=other)), tmp_path)
 
 
 def test_a_full_disk_is_named_and_the_next_call_goes_on(web, tmp_path):
