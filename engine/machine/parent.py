@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import select
 import signal
@@ -81,20 +82,24 @@ def follow_launcher() -> None:
     if not launchers:
         sys.exit("error: the launcher of this rank has ended; run the same command again")
 
-    def leave() -> None:
-        for launcher in launchers:  # `deepspeed` would take a killed launcher for success
+    def leave(ended: int) -> None:
+        for place, launcher in enumerate(launchers):
             with contextlib.suppress(psutil.NoSuchProcess):
-                launcher.terminate()
+                if place < ended:  # it would wait for each rank in turn, and nobody asks it
+                    launcher.kill()
+                else:  # `deepspeed` would take a killed launcher for success
+                    launcher.terminate()
         # No thread runs while Python ends, so the kernel must see to it.
         signal.setitimer(signal.ITIMER_REAL, GRACE_S)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    for launcher in launchers:
-        _when_ended(launcher.pid, leave)
+    for place, launcher in enumerate(launchers):
+        _when_ended(launcher.pid, functools.partial(leave, place))
 
 
 def _launchers() -> list[psutil.Process]:
-    """The processes above this rank up to its launcher; none where deepspeed's has ended."""
+    """The processes above this rank up to its launcher, the nearest first; none where deepspeed's
+    has ended."""
     above = psutil.Process().parents()
     if "CROSS_RANK" not in os.environ:
         return above[:1]

@@ -35,6 +35,8 @@ print("still here", flush=True)
 """
 # A word of its command is that of deepspeed's launcher.
 START = "import subprocess, sys; sys.exit(subprocess.Popen([sys.executable, *sys.argv[2:]]).wait())"
+# As deepspeed's launcher, which waits for each rank in turn.
+WAITING = f"import signal; signal.signal(signal.SIGTERM, lambda *_: None); {START}"
 
 
 @contextmanager
@@ -102,8 +104,8 @@ def test_a_job_by_hand_or_elsewhere_follows_nobody(leash):
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGHUP])
 def test_a_rank_ends_with_the_command_above_its_launcher(number):
-    """Which signals the launcher too; the rank has the time for a last checkpoint."""
-    words = ("-c", START, "deepspeed", "-c", START, parent.DEEPSPEED, "-c", RANK)
+    """Which kills the launcher too; the rank has the time for a last checkpoint."""
+    words = ("-c", START, "deepspeed", "-c", WAITING, parent.DEEPSPEED, "-c", RANK)
     with process(*words, CROSS_RANK="0") as command:
         rank, launcher = map(int, line(command).split())
         command.send_signal(number)
