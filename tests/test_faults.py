@@ -1,5 +1,6 @@
 """A short part of `make faults`, and that its trials can fall short."""
 
+import os
 import re
 import sys
 
@@ -18,6 +19,30 @@ def test_trials_of_each_kind_end_as_they_should():
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     for kind in KINDS:
         assert re.search(rf"^{kind} +(1 trials, 0 fell short|skipped: )", done.stdout, re.M)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
+def test_a_mount_ends_with_the_process_that_made_it(tmp_path):
+    """Whatever ends it: nothing of it runs any more."""
+    work = f"""
+import os, signal
+from pathlib import Path
+from faults import damage, processes
+damage.keep_mounts()
+try:
+    damage.mount(["-t", "tmpfs", "tmpfs", {str(tmp_path)!r}])
+except processes.Skipped:
+    print("skipped")
+else:
+    print(os.path.ismount({str(tmp_path)!r}), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    ended = run([sys.executable, "-c", work], PYTHONPATH=f"{ROOT}:{ROOT / 'tests'}")
+    if ended.stdout == "skipped\n":
+        pytest.skip("this machine mounts nothing")
+    assert ended.stdout == "True\n", ended.stderr
+    assert not os.path.ismount(tmp_path)
 
 
 def test_another_end_than_one_error_line_falls_short():

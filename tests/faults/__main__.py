@@ -50,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--trials", type=float, default=math.inf, help="of each kind, at most")
     arguments = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the folder and processes go too
+    damage.keep_mounts()
     warm_up()
     most, tallies = arguments.trials, {kind: Tally() for kind in arguments.kinds}
     order = deque(kind for kind in tallies for _ in range(MUTATE if kind == "mutate" else 1))

@@ -1,6 +1,7 @@
 """Kinds `mutate`, `full` and `readonly`: damaged files, no room, folders that are not written."""
 
 import contextlib
+import ctypes
 import json
 import os
 import random
@@ -18,6 +19,7 @@ from faults.campaign import FINISHED, STAGES, Campaign
 from faults.processes import Ended, FellShort, Skipped, require
 
 CPU_S = 10.0  # that a command may take before it ends in an error
+CLONE_NEWNS = 0x00020000  # linux/sched.h
 IGNORED = (".snakemake", ".lock", "locks", "logs")
 OF_ANY_NAME = ("done", "progress", "attempts", "pending", "report", "tables", "figures")
 VALUES: list[Any] = [
@@ -127,7 +129,7 @@ def value(path: Path, rng: random.Random, _: list[Path]) -> None:
     values = json.loads(path.read_bytes())
     section, key = rng.choice(_places(values) or [([values], 0)])
     section[key] = rng.choice(VALUES)
-    path.write_text(json.dumps(values))
+    path.write_text(json.dumps(values), encoding="utf-8")
 
 
 def swap(path: Path, rng: random.Random, _: list[Path]) -> None:
@@ -137,7 +139,7 @@ def swap(path: Path, rng: random.Random, _: list[Path]) -> None:
     if len(places) > 1:
         (a, i), (b, j) = rng.sample(places, 2)
         a[i], b[j] = b[j], a[i]
-    path.write_text(json.dumps(values))
+    path.write_text(json.dumps(values), encoding="utf-8")
 
 
 def _places(values: Any) -> list[tuple[Any, Any]]:
@@ -197,6 +199,15 @@ def readonly(campaign: Campaign, rng: random.Random) -> str:
             require(str(folder) in line, f"after {done}, the folder is not in: {line}")
     campaign.check(campaign.run(), done)
     return done
+
+
+def keep_mounts() -> None:
+    """Let what this process mounts be seen by it and its children alone, and end with them.
+
+    Where that is not allowed, neither is mounting.
+    """
+    if ctypes.CDLL(None).unshare(CLONE_NEWNS) == 0:
+        subprocess.run(["mount", "--make-rprivate", "/"], check=True)
 
 
 @contextlib.contextmanager
