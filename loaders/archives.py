@@ -21,6 +21,8 @@ from loaders.files import sync, whole
 
 _GZIP = b"\x1f\x8b"
 _CHUNK = 1 << 22  # bytes
+_LARGEST = 1 << 28  # bytes of a member, which is an image
+_DEEPEST = 64  # folders below each other
 # What zipfile and its decompressors raise for bytes that they cannot read. An OSError is bz2's.
 _DAMAGE = (zipfile.BadZipFile, EOFError, OSError, ValueError, NotImplementedError)
 _DAMAGE += (lzma.LZMAError, struct.error, zlib.error)
@@ -61,7 +63,8 @@ def unzip(archive: Path, folder: Path, password: str = "") -> Iterator[tuple[int
     """
     fresh = archive.with_name(f"{archive.name}.unpacked")
     with _opened(archive) as opened:
-        members = [member for member in opened.infolist() if not member.is_dir()]
+        # zipfile's `is_dir` fails on an empty name
+        members = [member for member in opened.infolist() if not member.filename.endswith("/")]
         if not members:
             raise ValueError(f"{archive} holds no files; remove it, and get it again")
         for done, member in enumerate(members, start=1):
@@ -78,8 +81,12 @@ def _unzip_member(
     archive: Path, opened: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path, password: str
 ) -> None:
     name = PurePosixPath(member.filename)
-    if name.is_absolute() or ".." in name.parts:
-        raise ValueError(f"{archive}: the name {str(name)!r} leaves the archive; refused")
+    if name.is_absolute() or ".." in name.parts or not name.parts:
+        raise ValueError(f"{archive}: the name {member.filename!r:.99} leaves the archive; refused")
+    if len(name.parts) > _DEEPEST:
+        raise ValueError(f"{archive}: {str(name)!r:.100} lies more than {_DEEPEST} folders deep")
+    if max(member.file_size, member.compress_size) > _LARGEST:
+        raise ValueError(f"{archive}: {name} has {member.file_size:,} bytes, too many for an image")
     if path.is_file() and path.stat().st_size == member.file_size:
         return
     try:

@@ -7,6 +7,7 @@ wrong with a tree, such as a dead link or a damaged archive, is named before an 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
@@ -178,6 +179,20 @@ def _utf8(name: str, place: str) -> str:
     return name
 
 
+@contextlib.contextmanager
+def _parsing() -> Iterator[None]:
+    """tarfile raises a bare ValueError for some headers that are damaged: make it a TarError."""
+    try:
+        yield
+    except ValueError as error:
+        raise tarfile.ReadError(str(error)) from error
+
+
+def _headers(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    with _parsing():
+        yield from archive
+
+
 def _archive(path: Path) -> Iterator[File]:
     status = path.stat()
     try:
@@ -189,20 +204,21 @@ def _archive(path: Path) -> Iterator[File]:
 def _members(place: Place, prefix: str, changed: int) -> Iterator[File]:
     """Files of the archive at `place`; an archive inside counts as a folder."""
     path = place.path
-    with open(path, "rb") as whole:
+    with open(path, "rb") as whole, contextlib.ExitStack() as stack:
         whole.seek(place.offset)
-        with tarfile.open(fileobj=whole, mode="r:") as archive:
-            for member in archive:
-                if member.islnk() or member.issym():
-                    raise ValueError(f"{path}: {member.name} is a link; unpack the archive")
-                if member.issparse():  # a BMP's bytes would decode, to other pixels
-                    raise ValueError(f"{path}: {member.name} has holes; unpack the archive")
-                name = PurePosixPath(prefix, member.name)
-                content = Place(path, member.offset_data, member.size)
-                if member.isfile() and name.suffix == ".tar":
-                    yield from _members(content, str(name.with_suffix("")), changed)
-                elif member.isfile():
-                    yield File(_utf8(str(name), path), content, f"{member.size} {changed}")
+        with _parsing():
+            archive = stack.enter_context(tarfile.open(fileobj=whole, mode="r:"))
+        for member in _headers(archive):
+            if member.islnk() or member.issym():
+                raise ValueError(f"{path}: {member.name} is a link; unpack the archive")
+            if member.issparse():  # a BMP's bytes would decode, to other pixels
+                raise ValueError(f"{path}: {member.name} has holes; unpack the archive")
+            name = PurePosixPath(prefix, member.name)
+            content = Place(path, member.offset_data, member.size)
+            if member.isfile() and name.suffix == ".tar":
+                yield from _members(content, str(name.with_suffix("")), changed)
+            elif member.isfile():
+                yield File(_utf8(str(name), path), content, f"{member.size} {changed}")
         # tarfile takes a header that it cannot read for the end.
         whole.seek(archive.offset)
         is_end = whole.read(_BLOCK) == bytes(_BLOCK)

@@ -92,7 +92,7 @@ def listed(file: Path) -> tuple[str, ...]:
         classes = read(file).classes
     else:
         try:
-            lines = [line.strip() for line in read_small(file).decode().splitlines()]
+            lines = [line.strip() for line in read_small(file).decode("utf-8-sig").splitlines()]
         except ValueError as error:
             raise ValueError(f"{file} is no list of class names: {error}") from error
         classes = tuple(line for line in lines if line)

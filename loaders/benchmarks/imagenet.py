@@ -169,7 +169,7 @@ def _labels(root: Path) -> dict[str, str]:
                 text = read_small(path, _LABEL_BYTES)
                 try:
                     read = _solution if path.suffix == ".csv" else _synsets
-                    return read(text.decode())
+                    return read(text.decode("utf-8-sig"))
                 except (UnicodeDecodeError, csv.Error, KeyError) as error:
                     raise ValueError(f"{path} is damaged ({error!r}); fetch it again") from error
     raise ValueError(

@@ -1,8 +1,12 @@
 """Archives become plain .tar files and folders, whole or not at all."""
 
 import contextlib
+import io
 import os
 import shutil
+import struct
+import tarfile
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -71,12 +75,61 @@ def test_damaged_zip_files_and_names_that_leave_them(tmp_path):
         ({"../b.png": b"b"}, "leaves the archive; refused"),
         ({"/tmp/rib-absolute.png": b"b"}, "leaves the archive; refused"),
         ({"a/../../b.png": b"b"}, "leaves the archive; refused"),
+        (_with_an_empty_name(), "leaves the archive; refused"),
+        ({".": b"b"}, "leaves the archive; refused"),
+        ({"a/" * 1500 + "b.png": b"b"}, "lies more than 64 folders deep"),
+        (_of_size(1 << 30), r"a\.zip: a\.png has 1,073,741,824 bytes, too many for an image"),
     ):
         zipped(archive, content) if isinstance(content, dict) else archive.write_bytes(content)
         with pytest.raises(ValueError, match=message):
             list(archives.unzip(archive, folder))
     assert not folder.exists() and not (tmp_path.parent / "b.png").exists()
     assert not Path("/tmp/rib-absolute.png").exists()
+
+
+def _of_size(count: int) -> bytes:
+    """A zip file whose member says that it has so many bytes."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("a.png", b"b")
+    data = file.getvalue()
+    place = data.index(b"PK\x01\x02") + 24
+    return data[:place] + struct.pack("<I", count) + data[place + 4 :]
+
+
+def _with_an_empty_name() -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive, archive.open(zipfile.ZipInfo(""), "w") as member:
+        member.write(b"b")
+    return file.getvalue()
+
+
+def test_an_encrypted_bomb_is_named(tmp_path):
+    """It holds more than it says."""
+    archive = tmp_path / "o.zip"
+    data = encrypted({"a.png": bytes(1 << 26)}, "a test set", deflated=True)
+    place = data.index(b"PK\x01\x02") + 24
+    archive.write_bytes(data[:place] + struct.pack("<I", 9) + data[place + 4 :])
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=r"a\.png cannot be read .*another checksum"):
+        list(archives.unzip(archive, tmp_path / "objectnet", "a test set"))
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 1 << 25
+
+
+SPARSE = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}  # and then a list of its parts
+
+
+@pytest.mark.parametrize("headers", [SPARSE, {"size": "9" * 30}])
+def test_a_tar_whose_header_tells_nonsense_is_named(tmp_path, headers):
+    archive = tmp_path / "a.tar"
+    with tarfile.open(archive, "w", format=tarfile.PAX_FORMAT) as made:
+        entry = tarfile.TarInfo("a.png")
+        entry.pax_headers, entry.size = headers, 5
+        made.addfile(entry, io.BytesIO(b"12345"))
+    with pytest.raises(ValueError, match=r"a\.tar is damaged or no \.tar archive"):
+        list(trees.files(archive))
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2, zipfile.ZIP_DEFLATED])

@@ -173,6 +173,7 @@ def test_a_list_of_classes_is_a_text_or_a_models_description(tmp_path):
     for name, content, message in (
         ("cell.json", b'{"model": {"arch": "x"}, "classes": ["a", "b"]}', None),
         ("names.txt", b"a\n\n b \n", None),
+        ("windows.txt", b"\xef\xbb\xbfa\r\nb\r\n", None),
         ("none.txt", b"\n \n", r"none\.txt names no classes; write them in the head's"),
         ("A.safetensors", b"\xff", r"A\.safetensors is no list of class names"),
     ):
