@@ -33,6 +33,7 @@ SELECTION = "methods"  # key that selects methods of a campaign on the command l
 DOWNSTREAMS, VARY = "downstreams", "vary"  # keys of a grid
 OF_GRID = (SELECTION, DOWNSTREAMS, VARY)
 ALL_MODELS = "model=all"
+MOST_ROWS = 100  # of a table; each row is resolved from all files of the campaign
 BASE, TITLE = "base", "title"
 PRE_TRAINED = "pre"  # the pre-trained model in tables, and among the members of a soup
 
@@ -112,8 +113,14 @@ class Campaign:
                         f"{nearest(name, self.rows)}"
                     )
                 before = rows.get(name, self.others.get(name, ()))
+                if name in names:
+                    raise RecipeError(f"{source}: {SELECTION} names {name} twice")
                 rows[name] = (*before, (f"{source} (methods.{name})", layer))
                 names.add(name)
+        if len(rows) > MOST_ROWS:
+            raise RecipeError(
+                f"{source}: {SELECTION} has {len(rows):,} rows, and a table at most {MOST_ROWS}"
+            )
         return replace(self, rows=rows), [name for name in rows if name in names]
 
     def _row(self, name: str) -> tuple[Layer, ...]:

@@ -12,6 +12,7 @@ TRACKERS = ("tensorboard", "wandb")  # and a user's `module:Class`
 FEWEST_FOR_CKA = 4  # its estimator divides by n (n - 3), for n images
 # A leading dot marks unfinished files; braces are Snakemake's. Surrogates are no UTF-8.
 _NAME = re.compile(r"(?!\.)[^/\\{}\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
+_LINE_END = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # or another control character
 _NAME_BYTES = 100  # a cell's folder is named after a method and a set
 
 
@@ -63,6 +64,10 @@ def checked(recipe: Recipe) -> Recipe:
                 f"dataset.{key}={value} is of emoji-RIB, which is drawn; of {recipe.dataset.name} "
                 "all images of all classes are taken: leave the key out"
             )
+    if _LINE_END.search(recipe.method.title):
+        raise RecipeError(
+            f"method.title={recipe.method.title!r:.150} is not possible; write it in one line"
+        )
     recipe.method.check(recipe)
     _check_names(recipe)
     if recipe.downstream not in (known := recipe.dataset.known):

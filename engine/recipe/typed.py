@@ -50,7 +50,7 @@ def add(
     for name, value in layer.items():
         key = f"{prefix}{name}"
         if name not in types_of:
-            raise _error(source, f"unknown key {key!r}{_nearest_key(key, options)}")
+            raise _error(source, f"unknown key {key!r:.150}{_nearest_key(key, options)}")
         if dataclasses.is_dataclass(types_of[name]):
             add(values.setdefault(name, {}), types_of[name], options, value, source, f"{key}.")
             continue

@@ -16,6 +16,7 @@ from engine.errors import RecipeError
 from loaders.files import read_small
 
 DEEPEST = 16  # lists and mappings inside each other; recipes need 5
+LONGEST_KEY = 200  # characters
 PLAIN = {  # values that are no text, by YAML's tag
     "null": r"(~|null|Null|NULL|)",
     "bool": r"([Yy]es|YES|[Nn]o|NO|[Tt]rue|TRUE|[Ff]alse|FALSE|[Oo]n|ON|[Oo]ff|OFF)",
@@ -37,6 +38,8 @@ class _Loader(_SafeLoader):
         for key, _ in node.value:
             if key.tag != "tag:yaml.org,2002:str":
                 raise _refused(f"the key {key.value!r:.100} is no text; put it in quotes", key)
+            if len(key.value) > LONGEST_KEY:
+                raise _refused(f"a key of {len(key.value):,} characters", key)
             if key.value in before:
                 raise _refused(f"the key {key.value!r:.100} stands twice", key)
             before.add(key.value)

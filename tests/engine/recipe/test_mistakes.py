@@ -53,6 +53,13 @@ from engine.errors import RecipeError
         ("emoji/greedy_soup", "dataset.holdout=0", "hold-out; set dataset.holdout above 0"),
         ("emoji/visual_prompt", "model.image_size=2", "0 px does not fit an image of 2 px"),
         ("emoji", "methods=[ewc,ewcc]", "methods: 'ewcc' is no method of emoji; did you mean"),
+        ("emoji", "methods=[ewc,lwf,ewc]", "methods names ewc twice"),
+        ("emoji/ewc", f"{'a' * 200_000}=1", f"unknown key '{'a' * 149}; "),
+        (
+            "emoji/ewc",
+            "method.title=a\x01b",
+            "method.title='a\\x01b' is not possible; write",
+        ),
         ("emoji", "methods=ewc", "methods names no methods of emoji; write methods=[fine_tune,"),
     ],
 )

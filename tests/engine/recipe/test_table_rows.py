@@ -67,12 +67,13 @@ def test_rows_are_selected_by_their_names_and_need_others_in_their_variant(campa
             r"\(methods.x\): .* trains nothing, so `train` has",
         ),
         ("{}\n  pre: {base: ewc}", r"rows.yaml: methods: 'pre' is the pre-trained model's name"),
+        ("{}" + "".join(f"\n  r{i}: {{base: ewc}}" for i in range(3000)), r"most 100$"),
         ("{}\n  a/b: {base: ewc}", r"rows.yaml: methods: 'a/b' cannot be part of a path"),
     ],
 )
 def test_a_row_that_cannot_be_is_refused(campaign, row, message):
     file = Path(campaign)
-    file.write_text(f"{ROWS}  x: {row}\n")
+    file.write_text(f"{ROWS}  x: {row}\n", encoding="utf-8")
     with pytest.raises(RecipeError, match=message):
         recipe.load(campaign, method="x")
 

@@ -24,6 +24,7 @@ BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("a: !!python/object/apply:os.system [id]", "the tag .*os.system is not read"),
         ("a: {b: {null: 3}}", "the key 'null' is no text.* line 1, column 9"),
         ("a: [x, '${oc.env:HOME}']", r"`\$\{...\}` is not resolved"),
+        (f"? {'k' * 100_000}\n: 1", "a key of 100,000 characters"),
         ('a: "b\\0"', "a character that stands in no text"),
         ('a: "\\ud800"', "invalid Unicode|a character that stands in no text"),
     ],
