@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from engine.measures import bootstrap, metrics, predictions
 from engine.measures.bootstrap import DRAWS
-from engine.measures.metrics import Grid, alike
+from engine.measures.metrics import CELL, Grid, alike
 from engine.measures.predictions import Keep, SetPredictions
 from engine.measures.rows import PRE, Evaluation
 
@@ -69,7 +69,7 @@ def of(
                 numbers += of_part.numbers
                 samples.append(of_part.samples)
     if not evaluations:
-        return pandas.DataFrame(columns=["arm", "downstream", "evaluated_on", "leak_pts"])
+        return pandas.DataFrame(columns=[*CELL, "leak_pts"])
     made = {"accuracy": np.concatenate(samples, axis=1)}
     of_parts = metrics.grid_of(evaluations, numbers, made, grid.sets, "", grid.downstreams)
     table = _table(of_parts)
@@ -124,4 +124,5 @@ def _table(grid: Grid) -> pandas.DataFrame:
         leak = replace(seen, weights=seen.weights - unseen.weights)
         table = seen.table("seen_pts").merge(unseen.table("unseen_pts"), on=by)
         tables.append(table.merge(leak.table("leak_pts"), on=by))
-    return pandas.concat(tables, ignore_index=True).fillna({"downstream": "", "evaluated_on": ""})
+    table = pandas.concat(tables, ignore_index=True).fillna({"downstream": "", "evaluated_on": ""})
+    return table[[*CELL, *table.columns.drop(CELL)]]
