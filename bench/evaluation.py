@@ -28,6 +28,7 @@ from engine.evaluation import passes, user_models
 from engine.machine import memory
 from engine.machine.files import cache_folder
 from engine.machine.precision import autocast, no_tf32
+from engine.recipe import parsed
 from engine.recipe.schema import Recipe
 from engine.run import Run
 from engine.store.artifacts import Store
@@ -52,7 +53,7 @@ def contests(device: torch.device, scale: Scale) -> Iterator[Contest]:
         words += [f"runs={folder / 'runs'}", "source=resident"]
         # On a GPU ours is compiled, and bf16's rounding decides between answers that are near.
         precise = [*words, "evaluate.precision=fp32", "evaluate.compile=never"]
-        recipe, exact = (user_models.resolve(arch, each) for each in (words, precise))
+        recipe, exact = (user_models.resolve(arch, parsed(each)) for each in (words, precise))
         yield _contest(folder, recipe, exact, device, count)
 
 

@@ -36,6 +36,7 @@ from engine import models
 from engine.grid import cell_plan
 from engine.grid.build import Builder
 from engine.machine.files import cache_folder
+from engine.recipe import parsed
 from engine.recipe.schema import ModelRecipe
 from loaders.benchmarks import emoji
 
@@ -197,7 +198,9 @@ def _emoji() -> Iterator[Grid]:
                 picture = emoji.open_image(item.payload).resize((SIDE, SIDE))
                 picture.save(folder / f"{number:05d}.jpg", quality=90)
         words = ("model=efficientnet_lite0", f"runs={grid.folder / 'pre'}")
-        cell = cell_plan.resolve(str(grid.file), words, method="fine_tune", downstream=SETS[0])
+        cell = cell_plan.resolve(
+            str(grid.file), parsed(words), method="fine_tune", downstream=SETS[0]
+        )
         base = Builder(cell, torch.device("cpu")).base
         save_file(base.state(), grid.folder / "pre.safetensors")
         yield grid

@@ -29,6 +29,7 @@ from bench.contest import Contest, Entrant, Scale, tried
 from engine import models
 from engine.evaluation import user_models
 from engine.machine import memory
+from engine.recipe import parsed
 from engine.recipe.schema import ModelRecipe
 from loaders.pack import Pack
 from loaders.resident import Resident
@@ -44,7 +45,9 @@ def contests(device: torch.device, scale: Scale) -> Iterator[Contest]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         photos.write(folder / "files", count, scale.draws)
-        model = user_models.resolve("vit_base_patch16_224", [f"model.image_size={size}"]).model
+        model = user_models.resolve(
+            "vit_base_patch16_224", parsed([f"model.image_size={size}"])
+        ).model
         raw, jpeg = (
             photos.encode(folder / kind, folder / "files", model, kind) for kind in ("raw", "jpeg")
         )

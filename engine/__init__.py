@@ -4,14 +4,15 @@
     recipe = engine.load_recipe("emoji/ewc", "downstream=twemoji")
     cell = engine.train("emoji/ewc", "downstream=twemoji")      # found, or trained now
     net = engine.load_cell(cell.artifact.folder)                # a timm model in eval mode
-    engine.campaign("emoji")                                    # as `rib campaign emoji`
+    engine.campaign("emoji", {"seeds": 3})                      # `rib campaign emoji seeds=3`
     table = engine.results("emoji")                             # a pandas DataFrame
     images = engine.predictions("emoji", ["twemoji"])           # of each image, on these sets
     engine.evaluate(["my.safetensors"], {"new": "my/style"}, arch="resnet50")
     engine.distances("emoji", ["twemoji", "noto-v1"])
 
-Words such as `downstream=twemoji` are those of the command line. A function imports what it needs
-when it is called: `import engine` is quick and brings no torch.
+Settings are words such as `downstream=twemoji`, as on the command line, or mappings such as
+`{"seeds": 3, "dataset.sets": ["twemoji", "openmoji"]}`. A function imports what it needs when it is
+called: `import engine` is quick and brings no torch.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from engine.recipe.schema import Recipe
     from engine.store.cells import Cell
 
+Settings = str | Mapping[str, Any]  # `key=value`, or values by key
+
 __all__ = [
     "campaign",
     "distances",
@@ -39,23 +42,24 @@ __all__ = [
 ]
 
 
-def load_recipe(name: str, *words: str) -> Recipe:
-    """A recipe (`emoji/ewc`, or a path) with `key=value` words, resolved and checked.
+def load_recipe(name: str, *settings: Settings) -> Recipe:
+    """A recipe (`emoji/ewc`, or a path) with these settings, resolved and checked.
 
     Raises RecipeError, a ValueError, naming the key.
     """
     from engine import recipe
 
-    return recipe.load(name, words)
+    return recipe.load(name, recipe.parsed(settings))
 
 
-def train(name: str, *words: str) -> Cell:
+def train(name: str, *settings: Settings) -> Cell:
     """The cell of a recipe: found in its store, or trained now. Raises as `load_recipe`."""
     from engine.grid import cell_plan
     from engine.grid.build import Builder
     from engine.machine import ranks
+    from engine.recipe import parsed
 
-    cell = cell_plan.resolve(name, words)
+    cell = cell_plan.resolve(name, parsed(settings))
     return Builder(cell, ranks.start(cell.recipe.device)).build()
 
 
@@ -93,34 +97,38 @@ def load_cell(folder: str | Path) -> nn.Module:
     return models.load_state(net, load_file(weights), str(weights)).eval()
 
 
-def campaign(name: str, *words: str, cores: int = 0) -> Path:
+def campaign(name: str, *settings: Settings, cores: int = 0) -> Path:
     """Run what is missing of a campaign, to its report page, as `rib campaign` does; of several
     models to their common page. cores: 0: all. Raises CampaignError as `rib` says."""
     from engine.commands import campaign as command
     from engine.grid.sites import Options
+    from engine.recipe import parsed
 
-    page = command.complete(name, words, Options(cores=cores))
+    page = command.complete(name, parsed(settings), Options(cores=cores))
     assert page is not None  # no dry run
     return page
 
 
-def results(name: str, *words: str) -> pandas.DataFrame:
+def results(name: str, *settings: Settings) -> pandas.DataFrame:
     """Accuracies of a finished campaign, a row a model and set; needs pandas.
 
     Columns as in `accuracy.csv`: model, method, variant, alpha, setting, downstream (empty
     before fine-tuning), evaluated_on, n, accuracy (percent), headline. Raises CampaignError where
-    there is no finished campaign as these words ask for it.
+    there is no finished campaign with these settings.
     """
     from engine.grid import record
     from engine.measures import metrics
+    from engine.recipe import parsed
 
-    run = record.find(name, words)
+    run = record.find(name, parsed(settings))
     asked = run.record.sets, run.record.upstream, run.record.downstreams
     grid = metrics.gather(run.evaluations, *asked, draws=1)
     return grid.cells[[*metrics.KEY, "n", "accuracy", "headline"]]
 
 
-def predictions(name: str, sets: Sequence[str] | None = None, *words: str) -> pandas.DataFrame:
+def predictions(
+    name: str, sets: Sequence[str] | None = None, *settings: Settings
+) -> pandas.DataFrame:
     """What each model of a finished campaign predicted of each image; needs pandas.
 
     sets: those evaluated on; None: all. A row a model and image: the model's columns as in
@@ -134,8 +142,9 @@ def predictions(name: str, sets: Sequence[str] | None = None, *words: str) -> pa
 
     from engine.grid import record
     from engine.measures import predictions as stored
+    from engine.recipe import parsed
 
-    rows = record.find(name, words).evaluations
+    rows = record.find(name, parsed(settings)).evaluations
     names = _names(sets, sorted({row.evaluated_on for row in rows}))
     frames = []
     for row in rows:
@@ -149,7 +158,7 @@ def predictions(name: str, sets: Sequence[str] | None = None, *words: str) -> pa
 def evaluate(
     checkpoints: Sequence[str | Path],
     sets: Mapping[str, str | Path],
-    *words: str,
+    *settings: Settings,
     arch: str | None = None,
     classes: Sequence[str] | None = None,
     mask: str = "none",
@@ -166,9 +175,10 @@ def evaluate(
 
     from engine.evaluation import user_models
     from engine.machine import ranks
+    from engine.recipe import parsed
 
     places = list(map(Path, checkpoints))
-    recipe, files, named = user_models.described(places, arch, words, classes)
+    recipe, files, named = user_models.described(places, arch, parsed(settings), classes)
     rows = user_models.evaluate(
         recipe,
         files,
@@ -181,7 +191,7 @@ def evaluate(
 
 
 def distances(
-    name: str, sets: Sequence[str] | None = None, *words: str, **options: Any
+    name: str, sets: Sequence[str] | None = None, *settings: Settings, **options: Any
 ) -> pandas.DataFrame:
     """Optimal Transport Dataset Distances between sets of a campaign, as a square table.
 
@@ -194,8 +204,9 @@ def distances(
     from engine.grid.build import Builder
     from engine.machine import ranks
     from engine.otdd import problems, solve
+    from engine.recipe import parsed
 
-    cell = cell_plan.resolve(name, words)
+    cell = cell_plan.resolve(name, parsed(settings))
     names = _names(sets, cell.recipe.dataset.places)
     run = Builder(cell, ranks.pick_device(cell.recipe.device)).run
     matrix = solve.distances(run, names, problems.Options(**options))

@@ -59,7 +59,7 @@ def _run(words: Sequence[str]) -> int | None:
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
-    """The words as the command's function takes them; `overrides` are the key=value words.
+    """The words as the command's function takes them; `overrides` are parsed (`Override`).
 
     Raises SystemExit, as argparse does, after `--help` and for words that cannot be.
     """
@@ -76,8 +76,10 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     arguments = command.parse_intermixed_args(rest)
     if overrides and not hasattr(arguments, "overrides"):
         command.error(f"unrecognized arguments: {' '.join(overrides)}")
-    if overrides:
-        arguments.overrides = [*arguments.overrides, *overrides]
+    if given := [*getattr(arguments, "overrides", ()), *overrides]:
+        from engine.recipe.overrides import of_word
+
+        arguments.overrides = list(map(of_word, given))
     return arguments
 
 
@@ -152,7 +154,7 @@ def completion(shell: str) -> str:
     from engine.recipe.resolve import flat
 
     cell = recipe.load("emoji/ewc")
-    benchmark = recipe.load("imagenet_rib", [f"model={cell.model.name}"])
+    benchmark = recipe.load("imagenet_rib", recipe.parsed([{"model": cell.model.name}]))
     campaigns, models = recipe.names("campaigns"), recipe.names("models")
     sets = list(dict.fromkeys([*cell.dataset.known, *benchmark.dataset.known]))
     words = {name: campaigns for name in ("name", "names", "campaign", "source")}
@@ -163,8 +165,10 @@ def completion(shell: str) -> str:
     for name, command in commands.items():
         for action in command._actions:
             action.choices = action.choices or words.get(action.dest)
-            if name in ("sweep", "train") and action.dest in ("name", "overrides"):
-                action.choices = [*recipe.names(), *words.get(action.dest, [])]
+            if name == "sweep" and action.dest in ("name", "overrides"):
+                action.choices = [*recipe.names(), *words[action.dest]]
+            if name == "train" and action.dest == "words":
+                action.choices = [*recipe.names(), *words["overrides"]]
     return shtab.complete(whole, shell=shell) + (NO_SPACE if shell == "bash" else "")
 
 

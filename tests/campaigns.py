@@ -21,6 +21,7 @@ from processes import heed_signals
 from engine import cli
 from engine.commands import job
 from engine.grid import campaign, jobs, outcomes, workflow
+from engine.recipe import parsed
 from loaders import locks
 
 SETS, METHODS = ("outline", "tinted", "few"), ("fine_tune", "linear_probe", "wise_ft")
@@ -152,7 +153,7 @@ def do(plan: campaign.Plan, name: str) -> None:
 
 def planned(folder: Path, *words: str, name: str = "shapes") -> campaign.Plan:
     """The plan of a campaign, on disk."""
-    plan = campaign.plan(str(folder / f"{name}.yaml"), words, 2, run_users=True)
+    plan = campaign.plan(str(folder / f"{name}.yaml"), parsed(words), 2, run_users=True)
     plan.path.parent.mkdir(parents=True, exist_ok=True)
     plan.path.write_bytes(campaign.text(plan))
     return plan

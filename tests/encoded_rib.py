@@ -12,6 +12,7 @@ import torch
 from engine import cli
 from engine.grid import cell_plan
 from engine.grid.build import Builder
+from engine.recipe import parsed
 
 RECIPE = """\
 model: vit_tiny_random
@@ -45,7 +46,7 @@ class Rib:
 
     def builder(self, *words: str) -> Builder:
         """The builder of the recipe's cell; `words` come last and win."""
-        cell = cell_plan.resolve(str(self.folder / "rib.yaml"), (*self.words, *words))
+        cell = cell_plan.resolve(str(self.folder / "rib.yaml"), parsed((*self.words, *words)))
         return Builder(cell, self.device)
 
 

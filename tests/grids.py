@@ -26,7 +26,7 @@ from engine.grid.build import Builder
 from engine.grid.cell_plan import CellPlan
 from engine.machine import quiet, ranks
 from engine.methods.base import Trained
-from engine.recipe import modules
+from engine.recipe import modules, parsed
 from engine.recipe.resolve import without_options
 from engine.store.cells import Cell
 from engine.training import loop
@@ -88,9 +88,10 @@ class Grid:
 
     def builder(self, *extra: str) -> Builder:
         """The builder of the cell that these overrides describe."""
-        words = self.overrides(*extra)
-        cell = cell_plan.resolve(self.recipe, words)
-        shared = [*without_options(words), f"method.variant={cell.recipe.method.variant}"]
+        given = parsed(self.overrides(*extra))
+        cell = cell_plan.resolve(self.recipe, given)
+        variant = parsed([{"method.variant": cell.recipe.method.variant}])
+        shared = [*without_options(given), *variant]
         load = functools.partial(cell_plan.resolve, self.recipe, shared)
         return Builder(CellPlan(cell.recipe, AnyMethod(cell.needs, load)), self.device)
 

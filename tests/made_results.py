@@ -26,6 +26,7 @@ def record(evaluations: Sequence[Evaluation], **values: Any) -> Record:
         "upstream": "up",
         "methods": TITLES,
         "settings": {},
+        "rows": [],
         "credits": [],
         "contact_sheet": "",
         "holdout": False,

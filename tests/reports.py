@@ -13,7 +13,7 @@ import stores
 
 from engine.data import thumbnails
 from engine.grid import record
-from engine.grid.record import FinishedCampaign
+from engine.grid.record import FinishedCampaign, Row
 from engine.measures.distances import Matrix
 from engine.measures.rows import PRE
 from loaders.files import file_hash
@@ -55,13 +55,15 @@ def finished(
     places = (*sets, UPSTREAM)
     apart = np.abs(np.subtract.outer(np.arange(len(places)), np.arange(len(places)))).astype(float)
     errors = np.full_like(apart, 1e-5)
-    rows = {m: {"variant": "canonical", "lr": 1e-3, "betas": [0.9, 0.999]} for m in TITLES}
+    settings = {"method.variant": "canonical", "optimizer.name": "adamw", "optimizer.lr": 1e-3}
+    settings |= {"optimizer.betas": [0.9, 0.999]}
     values = {
         "name": name,
         "sets": list(sets),
         "downstreams": list(sets),
         "methods": dict(TITLES),
-        "settings": {"Command": f"rib campaign {name}", "Seed": 0, "Rows": rows},
+        "settings": {"Command": f"rib campaign {name}", "Seed": 0},
+        "rows": [Row(method, settings) for method in TITLES],
         "credits": [{"set": "flat", "licence": "MIT", "url": "https://example.org/a?b=1&c=2"}],
         "contact_sheet": pictures([UPSTREAM], 1)[UPSTREAM]["0"],
         "holdout": True,

@@ -24,6 +24,7 @@ from engine.measures.effective_robustness import above_trend, trends
 from engine.measures.metrics import ROBUSTNESS, Grid, Means
 from engine.measures.predictions import ImagePredictions
 from engine.measures.rows import PRE, Arm, Evaluation, ModelOnSet
+from engine.measures.setting import PLAIN
 from engine.measures.tables import rows
 
 SETS = tuple(f"set {k}" for k in range(8))
@@ -108,7 +109,9 @@ def true(means: Means, measure: str = "accuracy") -> np.ndarray:
     """The true values of weighted means of accuracies or agreements."""
     cells = means.grid.cells
     keys = [
-        ModelOnSet(row.model, row.method, row.variant, None, "", row.downstream, row.evaluated_on)
+        ModelOnSet(
+            row.model, row.method, row.variant, None, PLAIN, row.downstream, row.evaluated_on
+        )
         for row in rows(cells)
     ]
     if measure == "accuracy":

@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 
 from engine.measures import behaviour, metrics, predictions
 from engine.measures.rows import PRE, Evaluation
+from engine.measures.setting import PLAIN, Setting
+from engine.recipe import yaml_text
 
 OTHERS = (*behaviour.OF_CHANGES, *behaviour.OF_SETS)
 SETS = ("a", "b", "c")
@@ -31,11 +33,17 @@ def table(hits: np.ndarray, **columns) -> pa.Table:
     return pa.table(defaults | columns)
 
 
+def setting(text: str) -> Setting:
+    """The setting that tables show as this text: `optimizer.lr=0.1,train.epochs=1`."""
+    words = [word.partition("=") for word in text.split(",") if word]
+    return Setting({key: yaml_text.parse(value, text) for key, _, value in words})
+
+
 def cell(
     path: Path, method: str, downstream: str, on: str, alpha: float | None = None, seed: int = 0
 ) -> Evaluation:
     variant = "" if method == PRE else "canonical"
-    return Evaluation("lite0", method, variant, alpha, "", downstream, on, path, seed)
+    return Evaluation("lite0", method, variant, alpha, PLAIN, downstream, on, path, seed)
 
 
 def grid(
@@ -104,7 +112,7 @@ def synthetic(
     evaluations, numbers = [], []
     for cell in cells:
         headline = cell[8] if len(cell) > 8 else True
-        row: Any = *cell[:7], Path(), 0, headline
+        row: Any = *cell[:4], setting(cell[4]), *cell[5:7], Path(), 0, headline
         evaluations.append(Evaluation(*row))
         numbers.append({"n": 100, "accuracy": cell[7], **dict.fromkeys(OTHERS, np.nan)})
     accuracy = np.array([row["accuracy"] for row in numbers])

@@ -11,6 +11,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from engine import cli, recipe
+from engine.recipe import parsed
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
@@ -52,7 +53,7 @@ def test_commands_in_the_documents_parse_and_their_recipes_resolve(line):
         words = [word for word in words if not word.startswith("recipe=")]
     is_ready_made = name not in ("", "NAME") and not USERS_FILE.search(line)
     if line.startswith(("train ", "campaign ")) and is_ready_made:
-        recipe.load(name, words)
+        recipe.load(name, parsed(words))
 
 
 @pytest.mark.parametrize("line", mentions())

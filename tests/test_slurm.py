@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from slurm_cluster import Cluster
 
 from engine.grid import campaign, jobs
+from engine.recipe import parsed
 
 RIB = [sys.executable, "-m", "engine.cli", "campaign"]
 SLURM = ["--executor", "slurm", "--cores", "1", "--mem", "2"]
@@ -83,7 +84,7 @@ def ended_by_slurm(
     """
     runs = tmp_path_factory.mktemp("ended by Slurm")
     words = [f"runs={runs}", *FAULTY_WORDS]
-    plan = campaign.plan(str(faulty / "shapes.yaml"), words, 1, run_users=True)
+    plan = campaign.plan(str(faulty / "shapes.yaml"), parsed(words), 1, run_users=True)
     jobs.prepare(plan, grid.device)
     with rib(cluster, faulty, runs, *words[1:], "--time", "0.03", "--retries", "0") as process:
         yield process, runs

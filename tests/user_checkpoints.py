@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from engine.commands import evaluate
 from engine.evaluation import user_models
+from engine.recipe import parsed
 
 
 def checkpoint(path: Path, seed: int, arch: str = VIT, classes: int = len(CLASSES)) -> Path:
@@ -46,7 +47,7 @@ def rows(
     overrides += ["evaluate.batch_size=8", *words]
     files = [user_grid.folder / f"{name}.{suffix}" for name in models]
     places = evaluate.named_sets([str(user_grid.folder / name) for name in sets.split()])
-    settings = user_models.resolve(arch, overrides)
+    settings = user_models.resolve(arch, parsed(overrides))
     return user_models.evaluate(
         settings, files, places, user_grid.device, **{"classes": CLASSES} | options
     )

@@ -44,9 +44,9 @@ def run(arguments: argparse.Namespace) -> None:
     if not all(size.isdecimal() and int(size) for size in sizes) or arguments.steps < 1:
         given = f"--batch {arguments.batch} --steps {arguments.steps}"
         raise ValueError(f"{given}: numbers above 0, as 64,256 and 20")
-    for word in arguments.overrides:
-        if (option := INSTEAD.get(word.partition("=")[0])) is not None:
-            raise ValueError(f"{word}: the bench sets it; give {option}")
+    for each in arguments.overrides:
+        if (option := INSTEAD.get(each.key)) is not None:
+            raise ValueError(f"{each.text}: the bench sets it; give {option}")
     os.environ["RIB_PROGRESS"] = "off"  # a bar costs time
     first_line.show(f"reading the model {arguments.model}")
     import torch
@@ -58,8 +58,8 @@ def run(arguments: argparse.Namespace) -> None:
     from loaders.pack import Pack
 
     methods = arguments.methods.split(",")
-    words = [f"model={arguments.model}", *arguments.overrides]
-    device = ranks.start(recipe.load(f"imagenet_rib/{methods[0]}", words).device)
+    given = [*recipe.parsed([{"model": arguments.model}]), *arguments.overrides]
+    device = ranks.start(recipe.load(f"imagenet_rib/{methods[0]}", given).device)
     machine = f"{device_name(device)}, torch {torch.__version__}"
     pack = Pack.open(arguments.pack) if arguments.pack else None
     rows = []

@@ -13,6 +13,7 @@ from engine.grid import campaign, outcomes, sites, workflow
 from engine.grid.sites import Options
 from engine.machine import first_line
 from engine.recipe import model_names
+from engine.recipe.overrides import Override
 from engine.recipe.schema import DatasetRecipe, ModelRecipe, Recipe
 from loaders.schema import DamagedFile
 
@@ -61,7 +62,7 @@ def start(arguments: argparse.Namespace) -> Path | None:
 
 
 def complete(
-    name: str, words: Sequence[str], options: Options, *, dry_run: bool = False
+    name: str, overrides: Sequence[Override], options: Options, *, dry_run: bool = False
 ) -> Path | None:
     """Run what is missing of a campaign's grids, all models at once, and show their tables.
 
@@ -72,16 +73,19 @@ def complete(
     from engine import recipe
 
     options = sites.checked(options)
-    grids = recipe.each_model(name, words)
-    plans = {campaign.plan(name, grid, options.cores): grid for grid in grids}
+    # Users' method files run now, for what only they can say or refuse.
+    plans = {
+        campaign.plan(name, grid, options.cores, run_users=not dry_run): grid
+        for grid in recipe.each_model(name, overrides)
+    }
     first_line.show(f"reading the campaign {name}")
     faults = _faults_of_sets(name, plans)
     if faults and not dry_run:
         raise CampaignError("; ".join(faults))
     missing = [
         plan
-        for plan, grid in plans.items()
-        if not (outcomes.finished(plan) if dry_run else _is_finished(plan, name, grid))
+        for plan in plans
+        if not (outcomes.finished(plan) and (dry_run or _has_same_needs(plan)))
     ]
     for plan in plans:
         if plan not in missing:
@@ -94,14 +98,10 @@ def complete(
         return None
     failure = None
     if missing:
-        # Users' method files run now, for what only they can say or refuse.
-        to_run = [
-            campaign.plan(name, plans[plan], options.cores, run_users=True) for plan in missing
-        ]
-        for plan in to_run:
+        for plan in missing:
             _show_model(plan.recipe.model)
         try:
-            workflow.run(to_run, options)
+            workflow.run(missing, options)
         except CampaignError as error:
             failure = error
     finished = [plan for plan in plans if plan not in missing or outcomes.finished(plan)]
@@ -112,19 +112,17 @@ def complete(
     return finished[0].page if len(plans) == 1 else _merged(name, list(plans), bool(missing))
 
 
-def _is_finished(plan: campaign.Plan, name: str, words: Sequence[str]) -> bool:
-    """Whether a campaign is finished, and users' methods need what they needed then."""
-    is_finished = outcomes.finished(plan)
-    if not is_finished or not plan.modules:
-        return is_finished
+def _has_same_needs(plan: campaign.Plan) -> bool:
+    """Whether users' methods need what they needed when the campaign ran."""
+    if not plan.modules:
+        return True
     try:
-        before = campaign.read(plan.path)
+        return campaign.needs(plan) == campaign.needs(campaign.read(plan.path))
     except (OSError, DamagedFile):
         return False
-    return campaign.needs(campaign.plan(name, words, run_users=True)) == campaign.needs(before)
 
 
-def _faults_of_sets(name: str, plans: Mapping[campaign.Plan, Sequence[str]]) -> list[str]:
+def _faults_of_sets(name: str, plans: Mapping[campaign.Plan, Sequence[Override]]) -> list[str]:
     """Why sets are not encoded and cannot be, each reason once.
 
     A grid takes days and opens a set only when its turn comes, so sets are checked first.
@@ -133,7 +131,7 @@ def _faults_of_sets(name: str, plans: Mapping[campaign.Plan, Sequence[str]]) -> 
 
     faults: dict[str, None] = {}
     commands: dict[frozenset[Path], str] = {}  # models of one transform share packs
-    for plan, words in plans.items():
+    for plan, overrides in plans.items():
         resolved = plan.recipe
         dataset = resolved.dataset
         if dataset.kind == "emoji" or (plan.place / campaign.RECORD).exists():
@@ -157,12 +155,11 @@ def _faults_of_sets(name: str, plans: Mapping[campaign.Plan, Sequence[str]]) -> 
             if imagenet.is_whole_c(dataset, each)
             or not (dataset.root and (Path(dataset.root) / each).exists())
         ]
-        model = recipe.model_of(name)
-        words = [*([f"model={model}"] if model else []), *words]
         runs = Path(resolved.runs)
         places = (packs.pack_folder(runs, dataset, resolved.model, each) for each in missing)
         if missing:
-            command = f"{_encode_command(resolved, words)}   (SET: {', '.join(missing)})"
+            command = _encode_command(resolved, recipe.model_of(name), overrides)
+            command += f"   (SET: {', '.join(missing)})"
             commands.setdefault(frozenset(places), command)
     if commands:
         text = "sets are not encoded yet; run for each of them"
@@ -181,21 +178,21 @@ def _show_model(model: ModelRecipe) -> None:
     print(f"model       {choices(model)}", flush=True)
 
 
-def _encode_command(resolved: Recipe, words: Sequence[str]) -> str:
-    """The command that encodes a set where a campaign, resolved from `words`, looks for it.
+def _encode_command(resolved: Recipe, model: str | None, overrides: Sequence[Override]) -> str:
+    """The command that encodes a set where a campaign with these overrides looks for it.
 
-    A model that the campaign describes itself has no name that `rib encode` knows: MODEL.
+    model: that the campaign names. One that it describes itself has no name that `rib encode`
+    knows: MODEL.
     """
     from engine import recipe
 
-    models = [word.removeprefix("model=") for word in words if word.startswith("model=")]
-    model = models[-1] if models else ""
+    model = [model or "", *(str(each.value) for each in overrides if each.key == "model")][-1]
     is_file = model.endswith(".yaml") or model in recipe.names("models")
     is_known = is_file or (model and model_names.section(model) is not None)
     command = ["rib", "encode", "SET", "--source", "FOLDER"]
     command += ["--model", model if is_known else "MODEL"]
     command += [f"runs={resolved.runs}"] if resolved.runs != Recipe.runs else []
-    command += [word for word in words if word.startswith("model.")]
+    command += [each.text for each in overrides if each.section == "model" and each.key != "model"]
     for key in ("pack_format", "objectnet", "subsample", "seed", "undecodable", "background"):
         value = getattr(resolved.dataset, key)
         command += [f"dataset.{key}={value}"] if value != getattr(DatasetRecipe, key) else []

@@ -38,10 +38,11 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     from engine.grid import cell_plan
+    from engine.recipe import overrides
 
-    if arguments.model:
-        arguments.overrides.append(f"model={arguments.model}")
-    cell = cell_plan.resolve(arguments.campaign, arguments.overrides, run_users=False)
+    of_model = overrides.of_mapping({"model": arguments.model} if arguments.model else {})
+    given = [*arguments.overrides, *of_model]
+    cell = cell_plan.resolve(arguments.campaign, given, run_users=False)
     resolved, every = cell.recipe, cell.recipe.dataset.places
     names = arguments.sets or every
     for name in names:  # before imports that take seconds

@@ -227,8 +227,8 @@ def _models(names: Sequence[str]) -> list[str]:
     from engine.models import checkpoints
 
     if ALL in names:
-        grids = recipe.each_model(BENCHMARK, [f"model={ALL}"])
-        names = [word.removeprefix("model=") for words in grids for word in words]
+        grids = recipe.each_model(BENCHMARK, recipe.parsed([{"model": ALL}]))
+        names = [str(each.value) for grid in grids for each in grid]
     resolved = [recipe.of_sections(name, BENCHMARK, ()) for name in names]
     faults = []
     for each in resolved:

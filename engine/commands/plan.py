@@ -28,7 +28,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     grids = recipe.each_model(arguments.name, arguments.overrides)
-    plans = [campaign.plan(arguments.name, words) for words in grids]
+    plans = [campaign.plan(arguments.name, grid) for grid in grids]
     first_line.show(f"counting the operations of {arguments.name}")
     from engine.grid import estimate
 

@@ -18,6 +18,7 @@ from engine.machine import first_line
 
 if TYPE_CHECKING:
     from engine.grid.record import FinishedCampaign
+    from engine.recipe.overrides import Override
     from engine.report.results import Results
 
 REMEDY = "name a campaign, or the folder of one that `rib campaign` ran"
@@ -91,7 +92,7 @@ def _show(page: Path, results: Results, arguments: argparse.Namespace) -> None:
             print(f"\n{terminal.comparisons(results, model, arguments.compare or None)}")
 
 
-def _finished(name: str, words: Sequence[str]) -> list[FinishedCampaign]:
+def _finished(name: str, overrides: Sequence[Override]) -> list[FinishedCampaign]:
     """The campaign in a folder, as far as it is finished, or those finished ones that a name and
     overrides stand for."""
     from engine import recipe
@@ -99,10 +100,11 @@ def _finished(name: str, words: Sequence[str]) -> list[FinishedCampaign]:
 
     folder = Path(name)
     if name in recipe.names("campaigns") or not folder.is_dir():
-        return [record.find(name, model) for model in recipe.each_model(name, words)]
-    if words:
+        return [record.find(name, grid) for grid in recipe.each_model(name, overrides)]
+    if overrides:
+        words = " ".join(each.text for each in overrides)
         raise CampaignError(
-            f"{folder} is reported as it ran: {' '.join(words)} can follow a campaign's name only"
+            f"{folder} is reported as it ran: {words} can follow a campaign's name only"
         )
     places = [path.parent for path in folder.glob(f"{campaign.PLANS}/*/{campaign.RECORD}")]
     shown = [place for place in places if outcomes.is_shown(place)]

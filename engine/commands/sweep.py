@@ -41,7 +41,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from engine import recipe
 
-    arguments.name, arguments.overrides = recipe.words_of_sweep(arguments.name, arguments.overrides)
+    arguments.name, arguments.overrides = recipe.of_sweep(arguments.name, arguments.overrides)
     page = campaign_command.start(arguments)
     if page is not None:
         print(f"table   {page.with_name('tables').resolve() / 'sweep-variants.csv'}")

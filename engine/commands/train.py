@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from engine.commands import recipes
 from engine.machine import first_line
+
+if TYPE_CHECKING:
+    from engine.recipe.overrides import Override
 
 HEAD = """\
 rib train recipe=NAME [key=value ...], or deepspeed engine/launch.py with these words.
@@ -17,13 +22,13 @@ TAIL = "Any key of the resolved recipe can be set; --print shows it."
 def add(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("train", help="train a cell and evaluate it on every set")
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value",
+        "words", nargs="*", metavar="key=value",
         help="recipe=NAME, or NAME, first; recipe= lists them",
     )  # fmt: skip
     parser.add_argument("--print", action="store_true", help="show the resolved recipe and stop")
     # The launcher `deepspeed` adds it; what it says stands in the environment, too.
     parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, overrides=[])
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -31,22 +36,27 @@ def run(arguments: argparse.Namespace) -> None:
 
     print: show the resolved recipe in place of training.
     """
-    words = arguments.overrides
+    from engine.recipe.overrides import of_word
+
+    words = arguments.words
     if words and "=" not in words[0]:
         words = [f"recipe={words[0]}", *words[1:]]
-    names = [word.partition("=")[2] for word in words if word.startswith("recipe=")]
-    if not (words and all(names)):
+    given = [*map(of_word, words), *arguments.overrides]
+    names = [each.value for each in given if each.key == "recipe"]
+    if not (given and all(names)):
         print(HEAD, recipes.everything(), TAIL, sep="\n\n")
     elif not names:
-        raise ValueError(f"{words[0]!r} names no recipe; write recipe=NAME; recipe= lists them")
+        raise ValueError(
+            f"{given[0].text!r} names no recipe; write recipe=NAME; recipe= lists them"
+        )
     elif len(names) > 1:
         raise ValueError(f"recipe= is given {len(names)} times; a command trains a single cell")
     else:
-        overrides = tuple(word for word in words if not word.startswith("recipe="))
+        overrides = [each for each in given if each.key != "recipe"]
         _train(names[0], overrides, show=arguments.print)
 
 
-def _train(name: str, overrides: tuple[str, ...], *, show: bool) -> None:
+def _train(name: str, overrides: Sequence[Override], *, show: bool) -> None:
     from engine.grid import cell_plan
 
     if show:

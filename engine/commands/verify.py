@@ -28,9 +28,10 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from engine.grid import cell_plan
+    from engine.recipe import overrides
 
-    words = (f"model={arguments.model}", *arguments.overrides)
-    cell = cell_plan.resolve(arguments.campaign, words, run_users=False)
+    given = [*overrides.of_mapping({"model": arguments.model}), *arguments.overrides]
+    cell = cell_plan.resolve(arguments.campaign, given, run_users=False)
     first_line.show(f"reading the model {arguments.model}")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     from engine.data import imagenet

@@ -161,8 +161,8 @@ def of_recipe(source: Path, resolved: Recipe, runs: Path) -> Description:
 
 def model_of(
     descriptions: Mapping[Path, Description | None], arch: str | None
-) -> tuple[str, list[str]]:
-    """The architecture that checkpoints share, and `key=value` words for the rest of the model.
+) -> tuple[str, dict[str, Any]]:
+    """The architecture that checkpoints share, and the model's settings by key of a recipe.
 
     A checkpoint without a description is assumed to be the same model. Raises ValueError where two
     descriptions or `arch` disagree, or where nothing tells the architecture.
@@ -186,7 +186,7 @@ def model_of(
     if arch is not None and arch.partition(".")[0] != known.partition(".")[0]:
         raise ValueError(f"{sources['arch']} says that the model is {known}, not {arch}")
     names = {"crop_pct": "crop"}
-    return known, [f"model.{names.get(key, key)}={value}" for key, value in model.items()]
+    return known, {f"model.{names.get(key, key)}": value for key, value in model.items()}
 
 
 def classes_of(descriptions: Mapping[Path, Description | None]) -> tuple[str, ...] | None:

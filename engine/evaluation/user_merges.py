@@ -8,7 +8,6 @@ take their places in order.
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,8 +26,9 @@ from engine.machine import ranks
 from engine.machine.files import cache_folder
 from engine.methods.base import Derived
 from engine.models import clip
-from engine.recipe import modules
+from engine.recipe import modules, overrides
 from engine.recipe.campaigns import PRE_TRAINED
+from engine.recipe.overrides import Override
 from engine.recipe.schema import MethodRecipe
 from engine.run import Run
 from engine.store.artifacts import Store
@@ -92,7 +92,7 @@ def merged(
     method: str,
     places: Sequence[Path],
     base: Path | None,
-    overrides: Sequence[str] = (),
+    given: Sequence[Override] = (),
     *,
     holdout: Path | None = None,
     arch: str | None = None,
@@ -108,8 +108,8 @@ def merged(
     (naming file and tensor), and as `user_models.described`.
     """
     everything = [*places, *([] if base is None else [base])]
-    of_method = [word for word in overrides if word.startswith("method.")]
-    rest = [word for word in overrides if word not in of_method]
+    of_method = [each for each in given if each.key.startswith("method.")]
+    rest = [each for each in given if each not in of_method]
     resolved, files, classes = user_models.described(everything, arch, rest, classes)
     if resolved.model.arch.startswith(clip.PREFIX) or resolved.model.projection:
         raise ValueError(f"{resolved.model.arch}: timm has no such model, so it cannot be written")
@@ -143,20 +143,20 @@ def merged(
 
 
 def _options(
-    method: str, files: Sequence[str], has_base: bool, arch: str, words: Sequence[str]
+    method: str, files: Sequence[str], has_base: bool, arch: str, given: Sequence[Override]
 ) -> MethodRecipe:
     """The method's options; the files are its members, where it has any."""
     for key in (MEMBERS, SEEDS):
-        if any(word.startswith(f"method.{key}=") for word in words):
+        if any(each.key == f"method.{key}" for each in given):
             raise ValueError(f"method.{key}: the checkpoints are the members; leave it out")
-    of_arch = [f"model.arch={arch}", "dataset.sets=[]"]
-    cell = recipe.of_sections("file", "folder", [*of_arch, *words], method=method)
+    of_arch = overrides.of_mapping({"model.arch": arch, "dataset.sets": []})
+    cell = recipe.of_sections("file", "folder", [*of_arch, *given], method=method)
     options = vars(cell.method)
     if MEMBERS in options:
         with_base = has_base and PRE_TRAINED in options[MEMBERS]
         members = [*([PRE_TRAINED] if with_base else []), *files]
-        one_seed = [f"method.{SEEDS}=1"] if SEEDS in options else []
-        cell = recipe.varied(cell, [f"method.{MEMBERS}={json.dumps(members)}", *one_seed])
+        one_seed = {f"method.{SEEDS}": 1} if SEEDS in options else {}
+        cell = recipe.varied(cell, {f"method.{MEMBERS}": members, **one_seed})
     return modules.checked(cell)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,13 +22,14 @@ from engine.evaluation.accuracies import Model, OnSet
 from engine.machine import ranks
 from engine.machine.files import cache_folder
 from engine.models import checkpoints, clip, formats
-from engine.recipe import model_names
+from engine.recipe import model_names, overrides
+from engine.recipe.overrides import Override
 from engine.recipe.schema import DatasetRecipe, ModelRecipe, Recipe
 from engine.store.artifacts import Store
 from engine.store.cells import Cell
 from loaders.pack import MANIFEST, Pack
 
-WORDS = (  # beside `model.KEY`, those of a recipe that an evaluation of checkpoints follows
+KEYS = (  # beside `model.KEY`, those of a recipe that an evaluation of checkpoints follows
     *("runs", "source", "device", "threads"),
     *("evaluate.batch_size", "evaluate.precision", "evaluate.compile"),
     *("dataset.pack_format", "dataset.undecodable", "dataset.background"),
@@ -35,7 +37,7 @@ WORDS = (  # beside `model.KEY`, those of a recipe that an evaluation of checkpo
 CLIP = {"visual.proj", "logit_scale"}  # tensors that only open_clip's checkpoints have
 
 
-def resolve(arch: str, overrides: Sequence[str]) -> Recipe:
+def resolve(arch: str, given: Sequence[Override]) -> Recipe:
     """The recipe of an evaluation; the default image size is the architecture's.
 
     `arch`: timm's name, or `open_clip:` and open_clip's. Raises RecipeError for an unknown
@@ -44,17 +46,18 @@ def resolve(arch: str, overrides: Sequence[str]) -> Recipe:
     size = model_names.side_of(
         arch, models.data_config(ModelRecipe(name=arch, arch=arch))["input_size"]
     )
-    words = [f"model.arch={arch}", f"model.image_size={size}", "dataset.sets=[]"]
-    words.append(f"threads={torch.get_num_threads()}")
+    defaults: dict[str, Any] = {"model.arch": arch, "model.image_size": size, "dataset.sets": []}
+    defaults["threads"] = torch.get_num_threads()
     if arch.startswith(clip.PREFIX):
-        words.append(f"model.weights.clip={arch.removeprefix(clip.PREFIX)}")
-    resolved = recipe.of_sections("file", "folder", [*words, *overrides, "dataset.holdout=0"])
-    for word in overrides:
-        key = word.partition("=")[0]
-        if key not in WORDS and not key.startswith("model."):
+        defaults["model.weights.clip"] = arch.removeprefix(clip.PREFIX)
+    whole = overrides.of_mapping({"dataset.holdout": 0})
+    before = overrides.of_mapping(defaults)
+    resolved = recipe.of_sections("file", "folder", [*before, *given, *whole])
+    for each in given:
+        if each.key not in KEYS and not each.key.startswith("model."):
             raise RecipeError(
-                f"{word!r} has no effect on checkpoints, which are evaluated on every image; "
-                f"model.KEY, {', '.join(WORDS)} have"
+                f"{each.text!r} has no effect on checkpoints, which are evaluated on every image; "
+                f"model.KEY, {', '.join(KEYS)} have"
             )
     return resolved
 
@@ -62,7 +65,7 @@ def resolve(arch: str, overrides: Sequence[str]) -> Recipe:
 def described(
     places: Sequence[Path],
     arch: str | None,
-    overrides: Sequence[str],
+    given: Sequence[Override],
     classes: Sequence[str] | None = None,
 ) -> tuple[Recipe, list[Path], Sequence[str] | None]:
     """The recipe of checkpoints, their files, and the head's classes if anything names them.
@@ -71,12 +74,12 @@ def described(
     beside the checkpoints says. Raises ValueError as `descriptions` does, and as `resolve`.
     """
     files = [descriptions.file_of(place) for place in places]
-    of_name: list[str] = []
+    of_name: dict[str, Any] = {}
     if arch is not None:
         arch, of_name = model_names.architecture(arch)
     beside = descriptions.beside(files, arch)
     name, settings = descriptions.model_of(beside, arch)
-    resolved = resolve(name, [*of_name, *settings, *overrides])
+    resolved = resolve(name, [*overrides.of_mapping(of_name | settings), *given])
     return resolved, files, classes or descriptions.classes_of(beside)
 
 

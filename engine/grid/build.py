@@ -24,6 +24,7 @@ from engine.grid.snapshots import Followed, Snapshot
 from engine.machine import ranks
 from engine.machine.files import cache_folder
 from engine.measures import dynamics
+from engine.measures.setting import Setting
 from engine.methods.base import Derived, Trained
 from engine.methods.context import Context
 from engine.methods.linear_probe import first_head
@@ -104,7 +105,7 @@ class Builder(Context):
             return cell.entries
         during = {taken.step: taken.name(self.store) for taken in self._snapshots(cell)}
         return cell.entries + [
-            Entry({during.get(step, cell.name): 1.0}, None, False, dynamics.setting(step))
+            Entry({during.get(step, cell.name): 1.0}, None, False, Setting({dynamics.STEP: step}))
             for step in snapshots.points(self.run, self.followed.downstreams)
         ]
 

@@ -22,8 +22,9 @@ from engine.grid import cell_plan
 from engine.grid.cell_plan import CellPlan
 from engine.grid.columns import Column, columns_of
 from engine.machine.files import digest
-from engine.recipe import modules
-from engine.recipe.campaigns import VARY
+from engine.recipe import catalogue, modules
+from engine.recipe.campaigns import SELECTION, VARY
+from engine.recipe.overrides import Override
 from engine.recipe.schema import Recipe, TrainRecipe
 from engine.store import artifacts
 from loaders import schema
@@ -35,7 +36,7 @@ PAGE, TABLE = "index.html", "table.txt"  # of a report, in a folder that is call
 PLANS, FILE = "plans", "plan.json"
 RECORD = "evaluations.json"  # beside a plan: what its report is made of
 OF_ROW = ("method", "optimizer", "train", "trackers")  # what a row may set; rows share the rest
-# Words with these keys change where and how a campaign runs, and not what it says.
+# These keys change where and how a campaign runs, and not what it says.
 OUTSIDE = ("runs", "trackers", "device", "train.checkpoint_minutes", "model")
 
 
@@ -125,7 +126,10 @@ class Plan:
             yield from (cell.seeded(seed) for cell in on)
 
 
-def plan(name: str, overrides: Sequence[str], cores: int = 1, *, run_users: bool = False) -> Plan:
+@catalogue.each_file_once()
+def plan(
+    name: str, overrides: Sequence[Override], cores: int = 1, *, run_users: bool = False
+) -> Plan:
     """Resolve every cell of a campaign. Imports no torch.
 
     run_users: whether users' method files may run, which is needed to run the campaign. Raises
@@ -133,7 +137,7 @@ def plan(name: str, overrides: Sequence[str], cores: int = 1, *, run_users: bool
     """
     grid = recipe.grid_keys(name, overrides)
     methods = recipe.methods_of(name, overrides)
-    _check_words(overrides, methods)
+    _check_overrides(overrides, methods)
     rows = {
         method: cell_plan.resolve(name, overrides, method=method, run_users=run_users)
         for method in methods
@@ -153,7 +157,7 @@ def plan(name: str, overrides: Sequence[str], cores: int = 1, *, run_users: bool
             f"dataset.holdout={shared.dataset.holdout:g}: a campaign judges cells on the same "
             "images; set evaluate.split=holdout, or dataset.holdout=0 to hold none out"
         )
-    is_sweep = len(methods) == 1 and VARY in grid.by_words  # the command line varies a single row
+    is_sweep = len(methods) == 1 and VARY in grid.given  # the command line varies a single row
     swept = list(grid.vary) if is_sweep else []
     files = {
         cell.recipe.method.module: file_hash(Path(cell.recipe.method.module))
@@ -171,7 +175,7 @@ def plan(name: str, overrides: Sequence[str], cores: int = 1, *, run_users: bool
     folder = Path(shared.runs) / _title(name, overrides, methods, shared, swept, identity)
     return Plan(
         name,
-        shlex.join(["rib", "campaign", name, *overrides]),
+        shlex.join(["rib", "campaign", name, *(each.text for each in overrides)]),
         rows,
         columns,
         folder,
@@ -183,28 +187,28 @@ def plan(name: str, overrides: Sequence[str], cores: int = 1, *, run_users: bool
     )
 
 
-def _check_words(overrides: Sequence[str], methods: Sequence[str]) -> None:
-    """Refuse words about a single method or set, which have no effect on a whole grid."""
-    alone = [word for word in overrides if word.startswith("methods=")] and len(methods) == 1
-    for word in overrides:
-        key = word.partition("=")[0]
-        of_grid = key in (*recipe.OF_GRID, "method.variant")
-        of_row = alone and key.startswith("method.")
-        if not (of_grid or of_row) and key.partition(".")[0] in ("method", recipe.SELECTION):
+def _check_overrides(overrides: Sequence[Override], methods: Sequence[str]) -> None:
+    """Refuse settings of a single method or set, which have no effect on a whole grid."""
+    alone = any(each.key == SELECTION for each in overrides) and len(methods) == 1
+    for each in overrides:
+        of_grid = each.key in (*recipe.OF_GRID, "method.variant")
+        of_row = alone and each.key.startswith("method.")
+        if not (of_grid or of_row) and each.section in ("method", SELECTION):
             raise RecipeError(
-                f"{word!r}: a campaign trains several methods; choose them by methods=[A,B], and "
-                "set a method's options below `methods:` in your campaign file, or on the command "
-                "line beside methods=[A]"
+                f"{each.text!r}: a campaign trains several methods; choose them by methods=[A,B], "
+                "and set a method's options below `methods:` in your campaign file, or on the "
+                "command line beside methods=[A]"
             )
-        if key == "campaign":
+        if each.key == "campaign":
             raise RecipeError(
-                f"{word!r}: the campaign is named before all words, as in `rib campaign "
-                f"{word.partition('=')[2]}`"
+                f"{each.text!r}: the campaign is named before all words, as in `rib campaign "
+                f"{each.value}`"
             )
-        if key == "downstream":
+        if each.key == "downstream":
             raise RecipeError(
-                f"{word!r}: a campaign trains on all its sets; choose them by dataset.sets=[A,B] "
-                "or downstreams=[A,B], or train a single cell by engine/launch.py"
+                f"{each.text!r}: a campaign trains on all its sets; choose them by "
+                "dataset.sets=[A,B] or downstreams=[A,B], or train a single cell by "
+                "engine/launch.py"
             )
 
 
@@ -246,7 +250,7 @@ def _settings(cell: CellPlan, sha256: Mapping[str, str]) -> dict[str, Any]:
 
 def _title(
     name: str,
-    overrides: Sequence[str],
+    overrides: Sequence[Override],
     methods: Sequence[str],
     cell: Recipe,
     swept: Sequence[str],
@@ -254,15 +258,15 @@ def _title(
 ) -> str:
     """The name of the campaign's folder.
 
-    Words that change the results have a folder of their own, so that they leave the report of the
-    campaign's file alone.
+    Overrides that change the results have a folder of their own, so that they leave the report of
+    the campaign's file alone.
     """
-    words = [word.removeprefix("model=") for word in overrides if word.startswith("model=")]
-    is_default = not words or words[-1] == recipe.model_of(name)
+    models = [each.value for each in overrides if each.key == "model"]
+    is_default = not models or models[-1] == recipe.model_of(name)
     title = [Path(name).stem, *([] if is_default else [cell.model.name])]
     if swept:
         title += [methods[0], "sweep", *(key.rpartition(".")[2] for key in swept)]
-    if any(word.partition("=")[0] not in OUTSIDE for word in overrides):
+    if any(each.key not in OUTSIDE for each in overrides):
         title.append(identity[:8])
     return "-".join(title)
 

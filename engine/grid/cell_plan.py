@@ -13,16 +13,17 @@ from typing import Any
 
 from engine import recipe
 from engine.errors import RecipeError
-from engine.recipe import modules
+from engine.measures.setting import Scalar
+from engine.recipe import catalogue, modules, overrides
+from engine.recipe.overrides import Override
 from engine.recipe.resolve import VARIANT, without_options
 from engine.recipe.schema import Recipe
 
-INSTEAD = {  # of words that name several cells, what names a single one
+INSTEAD = {  # of keys that name several cells, what names a single one
     "methods": "method=NAME",
     "downstreams": "downstream=SET",
     "vary": "KEY=VALUE",
 }
-Scalar = bool | int | float | str
 
 
 @dataclass(frozen=True)
@@ -88,9 +89,10 @@ def of_plain(values: Mapping[str, Any]) -> CellPlan:
     return CellPlan(recipe.of_values(values["recipe"]), needs)
 
 
+@catalogue.each_file_once()
 def resolve(
     name: str,
-    overrides: Sequence[str] = (),
+    given: Sequence[Override] = (),
     *,
     method: str | None = None,
     downstream: str | None = None,
@@ -98,34 +100,33 @@ def resolve(
 ) -> CellPlan:
     """The cell of a recipe, as `recipe.load`.
 
-    method: of a campaign, whose words may name several cells. run_users: whether users' files may
-    run, without which nobody knows what their methods need. Raises RecipeError as `recipe.load`,
-    for such words without a method, where a needed method mixes cells, and, where users' files may
-    run, what a user's `check` refuses.
+    method: of a campaign, whose overrides may name several cells. run_users: whether users' files
+    may run, without which nobody knows what their methods need. Raises RecipeError as
+    `recipe.load`, for such overrides without a method, where a needed method mixes cells, and,
+    where users' files may run, what a user's `check` refuses.
     """
-    for word in overrides if method is None else ():
-        key = word.partition("=")[0]
-        if key in INSTEAD:
+    for each in given if method is None else ():
+        if each.key in INSTEAD:
             raise RecipeError(
-                f"{key}= is a word of `rib campaign`; a single cell takes {INSTEAD[key]}"
+                f"{each.key}= is a word of `rib campaign`; a single cell takes {INSTEAD[each.key]}"
             )
-    cell = recipe.load(name, overrides, method=method, downstream=downstream)
-    return _with_needs(name, tuple(overrides), cell, run_users)
+    cell = recipe.load(name, given, method=method, downstream=downstream)
+    return _with_needs(name, given, cell, run_users)
 
 
-def _with_needs(name: str, words: tuple[str, ...], cell: Recipe, run_users: bool) -> CellPlan:
+def _with_needs(name: str, given: Sequence[Override], cell: Recipe, run_users: bool) -> CellPlan:
     runs = run_users and modules.is_users(cell.method.module)
     options = modules.checked(cell) if runs else cell.method
     # A need is of the cell's variant and has none of the cell's options.
-    variant = f"{VARIANT}={cell.method.variant}"
-    words = (*(w for w in without_options(words) if w != variant), variant)
+    kept = [each for each in without_options(given) if each.key != VARIANT]
+    given = [*kept, *overrides.of_mapping({VARIANT: cell.method.variant})]
     needs = {}
     for method in options.needs:
-        need = recipe.load(name, words, method=method, downstream=cell.downstream)
+        need = recipe.load(name, given, method=method, downstream=cell.downstream)
         if not (modules.complete(need.method) if run_users else need.method).has_weights:
             raise RecipeError(
                 f"{options.name} needs {method}, which mixes cells and has no weights: "
                 "name methods that train or merge"
             )
-        needs[method] = _with_needs(name, words, need, run_users)
+        needs[method] = _with_needs(name, given, need, run_users)
     return CellPlan(cell, needs)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from engine import recipe
 from engine.errors import RecipeError, nearest
-from engine.grid.cell_plan import Scalar
+from engine.measures.setting import PLAIN, Scalar, Setting
 from engine.recipe import text
 from engine.recipe.campaigns import DOWNSTREAMS, VARY
 from engine.recipe.checks import check_terms
@@ -28,14 +28,16 @@ LONGEST = 200  # bytes of a column's name, of which files of up to 255 are named
 class Column:
     """All methods, fine-tuned on a set in a setting: a job.
 
-    name: can name a file. setting: as `engine.measures.rows.Arm`. settings: the values of the keys
-    that vary, and of a seed, over which numbers are means.
+    settings: the values of the keys that vary, a seed among them.
     """
 
-    name: str
     downstream: str
-    setting: str = ""
-    settings: Mapping[str, Scalar] = field(default_factory=dict)
+    settings: Setting = PLAIN
+
+    @property
+    def name(self) -> str:
+        """Set and settings, as a part of a file's name."""
+        return ",".join(filter(None, (self.downstream, str(self.settings))))
 
     @property
     def job(self) -> str:
@@ -43,9 +45,9 @@ class Column:
         return f"column-{self.name}"
 
     @property
-    def varied(self) -> dict[str, Scalar]:
-        """The settings but the seed."""
-        return {key: value for key, value in self.settings.items() if key != SEED}
+    def setting(self) -> Setting:
+        """The settings of its arms: all but the seed, over which numbers are means."""
+        return self.settings.without(SEED)
 
 
 def columns_of(grid: recipe.GridKeys, cells: Sequence[Recipe]) -> tuple[Column, ...]:
@@ -77,28 +79,27 @@ def columns_of(grid: recipe.GridKeys, cells: Sequence[Recipe]) -> tuple[Column, 
     count = len(downstreams) * math.prod(map(len, grid.vary.values()))
     if count > MOST:
         raise RecipeError(f"{source}: vary makes {count:,} columns; {MOST:,} at most")
-    by_key = [[f"{key}={text(value)}" for value in values] for key, values in grid.vary.items()]
+    settings = [
+        dict(zip(grid.vary, values, strict=True))
+        for values in itertools.product(*grid.vary.values())
+    ]
     try:
-        for words, cell in itertools.product(by_key, cells):
-            _check_twice(words, cell)
-        settings = list(itertools.product(*by_key))
-        for words, cell in itertools.product(settings, cells):
-            recipe.varied(cell, words)
+        for (key, values), cell in itertools.product(grid.vary.items(), cells):
+            _check_twice(key, values, cell)
+        for setting, cell in itertools.product(settings, cells):
+            recipe.varied(cell, setting)
     except RecipeError as error:
         raise RecipeError(f"{source} (vary): {error}") from error
     columns = []
-    for downstream, words in itertools.product(downstreams, settings):
-        values = {
-            key: recipe.value_of(cells[0], w) for key, w in zip(grid.vary, words, strict=True)
-        }
-        setting = ",".join(w for key, w in zip(grid.vary, words, strict=True) if key != SEED)
-        name = ",".join([downstream, *words])
-        if len(name.encode()) > LONGEST:
+    for downstream, given in itertools.product(downstreams, settings):
+        values = {key: recipe.value_of(cells[0], key, value) for key, value in given.items()}
+        column = Column(downstream, Setting(values))
+        if len(column.name.encode()) > LONGEST:
             raise RecipeError(
-                f"{source}: vary: {name} is the name of a file, and longer than {LONGEST} bytes; "
-                "vary fewer keys"
+                f"{source}: vary: {column.name} is the name of a file, and longer than {LONGEST} "
+                "bytes; vary fewer keys"
             )
-        columns.append(Column(name, downstream, setting, values))
+        columns.append(column)
     return tuple(columns)
 
 
@@ -132,14 +133,13 @@ def _check_keys(source: str, vary: Mapping[str, Sequence[Any]], cells: Sequence[
             )
 
 
-def _check_twice(words: Sequence[str], cell: Recipe) -> None:
-    """Raise RecipeError where two words give a key the same value."""
-    values: dict[Any, str] = {}
-    for word in words:
-        key, _, value = word.partition("=")
-        typed = recipe.value_of(cell, word)
-        if typed in values:
-            before = values[typed]
-            same = "" if before == value else f", as {before} and {value}"
+def _check_twice(key: str, values: Sequence[Any], cell: Recipe) -> None:
+    """Raise RecipeError where two of these values are the same in the key's type."""
+    before: dict[Any, Any] = {}
+    for value in values:
+        typed = recipe.value_of(cell, key, value)
+        if typed in before:
+            texts = list(map(text, (before[typed], value)))
+            same = "" if texts[0] == texts[1] else f", as {' and '.join(texts)}"
             raise RecipeError(f"{key} names {text(typed)} twice{same}")
-        values[typed] = value
+        before[typed] = value

@@ -97,11 +97,12 @@ def choose(rows: Sequence[Evaluation], values: Mapping[str, object]) -> Evaluati
     """
     for column, option in OPTIONS.items():
         value = values[column]
-        valid = list(dict.fromkeys(getattr(row, column) for row in rows))
-        if column == "setting" and value is None and "" in valid:
-            value = ""  # the plain grid; every other setting has a name
-        check_choice(option, value, valid)
-        rows = [row for row in rows if value is None or getattr(row, column) == value]
+        of_rows = [getattr(row, column) for row in rows]
+        if column == "setting":
+            of_rows = list(map(str, of_rows))
+            value = "" if value is None and "" in of_rows else value  # the plain grid has no name
+        check_choice(option, value, list(dict.fromkeys(of_rows)))
+        rows = [r for r, of in zip(rows, of_rows, strict=True) if value is None or of == value]
     return rows[0]
 
 

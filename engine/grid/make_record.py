@@ -14,12 +14,13 @@ from engine.evaluation import cka, passes
 from engine.grid import attempts, jobs, outcomes, snapshots, verify
 from engine.grid.campaign import PREPARE, REPORT, Plan
 from engine.grid.columns import Column
-from engine.grid.record import MissingColumn, Record
+from engine.grid.record import MissingColumn, Record, Row
 from engine.machine.programs import NoAnswer, answer
 from engine.measures import metrics, predictions
 from engine.measures.rows import PRE, Arm, Evaluation, ModelOnSet
+from engine.measures.setting import PLAIN, Setting
 from engine.otdd import problems, solve
-from engine.recipe.schema import MethodRecipe
+from engine.recipe.schema import Recipe
 from engine.run import Run
 from engine.store import cells
 from engine.store.artifacts import Store
@@ -60,7 +61,8 @@ def record_of(plan: Plan, device: torch.device, columns: Sequence[Column] = ()) 
         downstreams=downstreams,
         upstream=dataset.upstream,
         methods={name: row.recipe.method.title for name, row in plan.rows.items()},
-        settings=_settings(run, plan, seeds) | {"Rows": _rows(plan)},
+        settings=_settings(run, plan, seeds),
+        rows=[_row(name, row.recipe) for name, row in plan.rows.items()],
         credits=emoji.credits() if is_emoji else [],
         contact_sheet=thumbnails.contact_sheet(run.sets, dataset) if is_emoji else "",
         holdout=dataset.holdout > 0,
@@ -68,7 +70,7 @@ def record_of(plan: Plan, device: torch.device, columns: Sequence[Column] = ()) 
         evaluations=_below(root, evaluations),
         files={str(path.relative_to(root)): file_hash(path) for path in files},
         cka=list(_cka(models)) if run.recipe.evaluate.cka else None,
-        sweep={c.setting: c.varied for c in columns} if plan.is_sweep else None,
+        sweep=list(dict.fromkeys(c.setting for c in columns)) if plan.is_sweep else None,
         classes=imagenet.readable(run.sets.classes),
         thumbnails=pictures,
         attempts=[a for a in attempts.read(plan.place) if a.stage != REPORT],
@@ -101,8 +103,8 @@ def of_finished_columns(plan: Plan, device: torch.device) -> Record:
 def _reason(plan: Plan, column: Column) -> str:
     """Why a column is missing: the failure of a job that it needs, or that none failed."""
     for job in (PREPARE, column.job):
-        if why := outcomes.reason(plan.place, job):
-            return f"{job} {why.replace(outcomes.WORDS, ': ')}"
+        if failed := outcomes.failure(plan.place, job):
+            return f"{job} {failed.text(': ')}"
     return "its jobs have not all run"
 
 
@@ -139,7 +141,7 @@ def _evaluations(run: Run, models: Sequence[GridModel]) -> Iterator[Evaluation]:
     names = run.recipe.dataset.places
     for name in names:
         path = _predicted(run, {run.base.name: 1.0}, name)
-        yield Evaluation(run.recipe.model.name, PRE, "", None, "", "", name, path)
+        yield Evaluation(run.recipe.model.name, PRE, "", None, PLAIN, "", name, path)
     for model in models:
         recipe, entry = model.run.recipe, model.entry
         for name in names:
@@ -153,7 +155,7 @@ def _seen(run: Run, models: Sequence[GridModel], needed: Sequence[str]) -> Itera
     for name in run.recipe.dataset.places:
         if jobs.is_judged_seen(run, name, needed):
             path = passes.predicted(run, {run.base.name: 1.0}, name, "train")
-            yield Evaluation(run.recipe.model.name, PRE, "", None, "", "", name, path)
+            yield Evaluation(run.recipe.model.name, PRE, "", None, PLAIN, "", name, path)
     for model in models:
         recipe = model.run.recipe
         for name in recipe.dataset.places if model.entry.headline else ():
@@ -183,7 +185,7 @@ def _models(plan: Plan, device: torch.device, columns: Sequence[Column]) -> Iter
             run, method = rows[number - place].run, plan.methods[place]  # a run for each seed
             cell = row.build().artifact.folder
             for entry in row.entries():
-                setting = ",".join(filter(None, (column.setting, entry.setting)))
+                setting = Setting({**column.setting, **entry.setting})
                 arm = Arm(recipe.model.name, method, recipe.method.variant, entry.alpha, setting)
                 yield GridModel(run, arm, entry, cell)
 
@@ -240,22 +242,15 @@ def _settings(run: Run, plan: Plan, seeds: Sequence[int]) -> dict[str, Any]:
     }
 
 
-def _rows(plan: Plan) -> dict[str, dict[str, Any]]:
-    """By method, the settings of its row: its options, the optimizer's and the training's."""
-    shared = {field.name for field in dataclasses.fields(MethodRecipe)}
-    rows = {}
-    for name, row in plan.rows.items():
-        resolved = row.recipe
-        options = dataclasses.asdict(resolved.method)
-        rows[name] = {
-            "variant": resolved.method.variant,
-            "options": ", ".join(f"{k}={v}" for k, v in options.items() if k not in shared),
-            "optimizer": resolved.optimizer.name,
-            **{k: v for k, v in dataclasses.asdict(resolved.optimizer).items() if k != "name"},
-            **dataclasses.asdict(resolved.train),
-            "seeds": resolved.seeds,
-        }
-    return rows
+def _row(name: str, cell: Recipe) -> Row:
+    """What a row of the table trains with."""
+    settings = {
+        f"{section}.{key}": value
+        for section in ("method", "optimizer", "train")
+        for key, value in dataclasses.asdict(getattr(cell, section)).items()
+    }
+    parts = {f"dataset.{key}": getattr(cell.dataset, key) for key in ("shots", "portion")}
+    return Row(name, {**settings, **parts, "seeds": cell.seeds})
 
 
 def _commit() -> str:

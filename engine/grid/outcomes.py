@@ -8,6 +8,7 @@ import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from engine.errors import CampaignError
 from engine.grid import attempts, record, slurm
@@ -20,7 +21,6 @@ from loaders.schema import DamagedFile
 DONE, LOGS, LOG, EXIT = "done", "logs", ".log", ".exit"  # beside a plan
 SHOWN = "report.sha256"  # beside a plan: the files of its report, as sha256sum writes them
 SIGNALLED = 128  # a shell's exit code for a program that a signal ended: this and its number
-WORDS = "\n  last words: "
 REMEDIES = {
     "TIMEOUT": " (give more hours by --time)",
     "OUT_OF_MEMORY": " (give more by --mem)",
@@ -125,33 +125,47 @@ def forget(place: Path) -> None:
     shutil.rmtree(place / DONE, ignore_errors=True)
 
 
+class Failure(NamedTuple):
+    """How a job failed, and its own words, if it left any."""
+
+    how: str
+    words: str = ""
+
+    def text(self, joint: str) -> str:
+        """Both, with a joint between them."""
+        return joint.join(filter(None, self))
+
+
 def failures(plan: Plan) -> Iterator[tuple[str, str]]:
     """Each job that failed, and some lines for people: what happened, its words, its log."""
     for job in plan.jobs:
         log = plan.place / LOGS / f"{job}{LOG}"
-        if not is_done(plan.place, job) and (how := reason(plan.place, job)):
-            yield job, f"{job} {how}" + (f"\n  its log: {log}" if log.is_file() else "")
+        if not is_done(plan.place, job) and (failed := failure(plan.place, job)):
+            text = failed.text("\n  last words: ")
+            yield job, f"{job} {text}" + (f"\n  its log: {log}" if log.is_file() else "")
 
 
-def reason(place: Path, job: str) -> str:
-    """How a job's last attempt failed, and its own words; empty where it has not failed. Of an
-    attempt of several ranks, the words are those of one that says why."""
+def failure(place: Path, job: str) -> Failure | None:
+    """How a job's last attempt failed; None where it has not. Of an attempt of several ranks, the
+    words are those of one that says why."""
     of_job = [attempt for attempt in attempts.read(place) if attempt.job == job]
     last = max(of_job, key=lambda a: (a.started, bool(a.error)), default=None)
     code = exit_code(place, job)
-    words = f"{WORDS}{last.error}" if last and last.error else ""
+    words = last.error if last else ""
     if code == os.EX_TEMPFAIL:
-        return "was ended by a signal in its training, and goes on from its last checkpoint"
+        return Failure(
+            "was ended by a signal in its training, and goes on from its last checkpoint"
+        )
     if last and last.ended is None and last.slurm:
         state = slurm.state(last.slurm)
         if state not in ("", "FAILED", "RUNNING", "COMPLETED", "PENDING"):
-            return f"was ended by Slurm: {state}{REMEDIES.get(state, '')}"
+            return Failure(f"was ended by Slurm: {state}{REMEDIES.get(state, '')}")
     if code is None and last and last.ended is None and last.slurm:
-        return "was killed, and Slurm does not say by what"
+        return Failure("was killed, and Slurm does not say by what")
     if code is None:
-        return f"failed{words}" if words else ""
+        return Failure("failed", words) if words else None
     if code > SIGNALLED:
         name = signal.Signals(code - SIGNALLED).name
         hint = ", as the kernel does where memory runs out" if name == "SIGKILL" else ""
-        return f"was killed ({name}){hint}"
-    return f"failed (exit code {code}){words}"
+        return Failure(f"was killed ({name}){hint}")
+    return Failure(f"failed (exit code {code})", words)

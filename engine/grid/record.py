@@ -22,6 +22,8 @@ from engine.grid.attempts import Attempt
 from engine.machine import files
 from engine.measures.distances import Matrix
 from engine.measures.rows import Evaluation
+from engine.measures.setting import Setting
+from engine.recipe.overrides import Override
 from loaders import schema
 from loaders.files import file_hash
 from loaders.schema import DamagedFile
@@ -42,20 +44,29 @@ class MissingColumn:
 
 
 @dataclass(frozen=True)
+class Row:
+    """A row of the table, by its method's key, and what it trains with, by key of its recipe:
+    `method.*`, `optimizer.*`, `train.*`, `seeds`, and the part of a training set."""
+
+    method: str
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Record:
     """A grid's evaluations and settings; paths are relative to the store.
 
     sets: those that RI is measured on. downstreams: those fine-tuned on. methods: key to title, in
-    table order. files: SHA-256 of each path. contact_sheet: a PNG in base64, or empty. cka: a row a
-    headline arm, set trained on, seed and set evaluated on, with CKA by block; None without
-    `evaluate.cka`. sweep: by setting, the values of the keys that a sweep varies beside the seed;
-    None of other campaigns. classes: of the head, in order, by names for people. thumbnails: WebP
-    files in base64 by set, where its images may be shown (`dataset.thumbnails`), and place of the
-    image in its pack. attempts: at the campaign's jobs but the report's. missing: columns that are
-    not in it, of a campaign that has not finished. artifacts: folders of the store that the numbers
-    and the rows' models are made of. families: by maker, sets (`dataset.families`). seen:
-    evaluations of models on photos that they were trained on in another set, and of the
-    pre-trained model on all photos that are trained on (`leak`).
+    table order. settings: what the page shows of all rows, by heading. files: SHA-256 of each path.
+    contact_sheet: a PNG in base64, or empty. cka: a row a headline arm, set trained on, seed and
+    set evaluated on, with CKA by block; None without `evaluate.cka`. sweep: the settings of a
+    sweep, in order; None of other campaigns. classes: of the head, in order, by names for people.
+    thumbnails: WebP files in base64 by set, where its images may be shown (`dataset.thumbnails`),
+    and place of the image in its pack. attempts: at the campaign's jobs but the report's. missing:
+    columns that are not in it, of a campaign that has not finished. artifacts: folders of the store
+    that the numbers and the rows' models are made of. families: by maker, sets
+    (`dataset.families`). seen: evaluations of models on photos that they were trained on in another
+    set, and of the pre-trained model on all photos that are trained on (`leak`).
     """
 
     name: str
@@ -64,6 +75,7 @@ class Record:
     upstream: str
     methods: dict[str, str]
     settings: dict[str, Any]
+    rows: list[Row]
     credits: list[dict[str, str]]
     contact_sheet: str
     holdout: bool
@@ -71,7 +83,7 @@ class Record:
     evaluations: list[Evaluation]
     files: dict[str, str]
     cka: list[dict[str, Any]] | None = None
-    sweep: dict[str, dict[str, Any]] | None = None
+    sweep: list[Setting] | None = None
     classes: list[str] = field(default_factory=list)
     thumbnails: dict[str, dict[str, str]] = field(default_factory=dict)
     attempts: list[Attempt] = field(default_factory=list)
@@ -162,7 +174,7 @@ def read(place: Path) -> FinishedCampaign:
     return FinishedCampaign(schema.convert(values, Record, file, remedy), place)
 
 
-def find(name: str, overrides: Sequence[str]) -> FinishedCampaign:
+def find(name: str, overrides: Sequence[Override]) -> FinishedCampaign:
     """The finished run of a campaign with these settings.
 
     Raises CampaignError where there is none, DamagedFile where its record is damaged.
@@ -174,7 +186,7 @@ def find(name: str, overrides: Sequence[str]) -> FinishedCampaign:
         if (same / campaign.RECORD).is_file():
             return read(same)
     records = any(runs.glob(f"{folders}/*/{campaign.RECORD}"))
-    command = shlex.join(["rib", "campaign", name, *overrides])
+    command = shlex.join(["rib", "campaign", name, *(each.text for each in overrides)])
     differs = ", but one with other settings" if records else ""
     raise CampaignError(
         f"{runs} holds no finished run of {name} with these settings{differs}; `{command}` "

@@ -32,7 +32,8 @@ from engine.machine import precision
 from engine.machine.files import cache_folder
 from engine.machine.flops import of_image, peak
 from engine.methods.base import Trained
-from engine.recipe import modules
+from engine.recipe import modules, overrides
+from engine.recipe.overrides import Override
 from engine.recipe.schema import Recipe
 from engine.run import Run
 from engine.training import loop
@@ -90,17 +91,17 @@ def noise(folder: Path, size: int, images: int) -> Pack:
 
 @dataclass(frozen=True)
 class Bench:
-    """What is timed, in a folder of its own. words: of the recipe. pack: in place of noise."""
+    """What is timed, in a folder of its own. given: of the recipe. pack: in place of noise."""
 
     folder: Path
     model: str
-    words: Sequence[str]
+    given: Sequence[Override]
     device: torch.device
     steps: int
     pack: Pack | None = None
 
     def measure(self, methods: Sequence[str], batches: Sequence[int]) -> Iterator[Speed]:
-        """A row as soon as it is known. Raises RecipeError for words that do not fit, ValueError
+        """A row as soon as it is known. Raises RecipeError for settings that do not fit, ValueError
         for a method that does not train by steps and a pack of another size or of too few images.
         """
         for batch in batches:
@@ -120,12 +121,19 @@ class Bench:
 
     def _builder(self, method: str, batch: int) -> Builder:
         weights = self.folder / "weights.safetensors"
-        words = (
-            f"model={self.model}", *self.words, "model.weights.source=file", "model.head.fit=false",
-            f"model.weights.path={weights}", f"runs={self.folder / 'runs'}", "train.epochs=1",
-            "train.warmup_steps=0", f"train.batch_size={batch}", f"evaluate.batch_size={batch}",
-        )  # fmt: skip
-        cell = cell_plan.resolve(f"imagenet_rib/{method}", words)
+        ours = {
+            "model.weights.source": "file",
+            "model.weights.path": weights,
+            "model.head.fit": False,
+            "runs": self.folder / "runs",
+            "train.epochs": 1,
+            "train.warmup_steps": 0,
+            "train.batch_size": batch,
+            "evaluate.batch_size": batch,
+        }
+        given = [*overrides.of_mapping({"model": self.model}), *self.given]
+        given += overrides.of_mapping(ours)
+        cell = cell_plan.resolve(f"imagenet_rib/{method}", given)
         if hasattr(cell.recipe.method, "fisher_images"):  # the Fisher itself is not timed
             cell = cell.on(cell.recipe.downstream, {"method.fisher_images": batch})
         recipe = cell.recipe

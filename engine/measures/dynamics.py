@@ -34,23 +34,18 @@ from engine.measures.rows import Arm
 from engine.measures.tables import ordered
 
 SATURATED = 0.95  # of the total rise
-_STEP = "step="
-
-
-def setting(step: int) -> str:
-    """The setting of the arm of a model after so many optimizer steps."""
-    return f"{_STEP}{step}"
+STEP = "step"  # in the setting of a model during training: the optimizer steps before it
 
 
 def step_of(arm: Arm) -> int | None:
     """The optimizer steps of a snapshot's arm, None for an arm that is no snapshot's."""
-    last = arm.setting.rpartition(",")[2]
-    return int(last.removeprefix(_STEP)) if last.startswith(_STEP) else None
+    step = arm.setting.get(STEP)
+    return None if step is None else int(step)
 
 
 def of_cell(arm: Arm) -> Arm:
     """The arm of the cell that a snapshot's arm belongs to."""
-    return arm._replace(setting=arm.setting.rpartition(",")[0])
+    return arm._replace(setting=arm.setting.without(STEP))
 
 
 def curves(grid: Grid) -> list[tuple[Arm, pandas.DataFrame, pandas.DataFrame]]:

@@ -186,8 +186,7 @@ class Grid:
 
     def named(self, table: pandas.DataFrame) -> pandas.DataFrame:
         """The table with the columns of its arms in place of their numbers."""
-        arms = pandas.DataFrame([self.arms[k] for k in table["arm"]], columns=Arm._fields)
-        arms = arms.astype({"alpha": float})
+        arms = _named(pandas.DataFrame([self.arms[k] for k in table["arm"]], columns=Arm._fields))
         return pandas.concat([arms, table.drop(columns="arm").reset_index(drop=True)], axis=1)
 
 
@@ -232,6 +231,11 @@ class Means:
         """Two-sided p [K] of "the mean accuracy is 0", of paired differences."""
         over_images = self.grid.over_images @ self.weights
         return bootstrap.p_values(self.values(), over_images, self.grid.by_seed @ self.weights)
+
+
+def _named(rows: pandas.DataFrame) -> pandas.DataFrame:
+    """Rows that name arms, with the text of their settings, as tables have it."""
+    return rows.assign(setting=rows["setting"].map(str)).astype({"alpha": float})
 
 
 def alike(cells: pandas.DataFrame) -> pandas.Series:
@@ -306,7 +310,7 @@ def grid_of(
     arms = {arm: k for k, arm in enumerate(dict.fromkeys(row.arm for row in evaluations))}
     names = [*KEY, "seed", "headline", "arm"]
     rows = [(*row.key, row.seed, row.headline, arms[row.arm]) for row in evaluations]
-    trained = pandas.DataFrame(rows, columns=names).astype({"alpha": float})
+    trained = _named(pandas.DataFrame(rows, columns=names))
     trained = trained.join(pandas.DataFrame(numbers)).assign(**{ROBUSTNESS: np.nan})
     cell = trained.groupby(["arm", "downstream", "evaluated_on"], sort=False).ngroup().to_numpy()
     order, size = np.lexsort((trained["seed"], cell)), np.bincount(cell)

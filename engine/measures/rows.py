@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from engine.measures.setting import PLAIN, Setting
+
 PRE = "pre"
 DEFAULT_ALPHA = 0.5  # of an interpolation's row in tables, unless its recipe names another
 
@@ -13,15 +15,15 @@ DEFAULT_ALPHA = 0.5  # of an interpolation's row in tables, unless its recipe na
 class Arm(NamedTuple):
     """What is compared: a method in a variant, on a pre-trained model.
 
-    setting: what distinguishes arms of a method beyond variant and alpha: `step=16` of a model
-    during training, `dataset.shots=4` where a campaign varies that key, and empty in a plain grid.
+    setting: what distinguishes arms of a method beyond variant and alpha: the `step` of a model
+    during training, `dataset.shots` where a campaign varies that key; empty in a plain grid.
     """
 
     model: str
     method: str
     variant: str
     alpha: float | None
-    setting: str = ""
+    setting: Setting = PLAIN
 
     @property
     def before(self) -> Arm:
@@ -43,7 +45,7 @@ class ModelOnSet:
     method: str
     variant: str
     alpha: float | None
-    setting: str
+    setting: Setting
     downstream: str
     evaluated_on: str
 
@@ -62,7 +64,7 @@ class ModelOnSet:
         return ModelOnSet(*self.key)
 
     @property
-    def key(self) -> tuple[str, str, str, float | None, str, str, str]:
+    def key(self) -> tuple[str, str, str, float | None, Setting, str, str]:
         """The first values of every row of a model on a set."""
         model, method, variant, alpha, setting = self.arm
         return model, method, variant, alpha, setting, self.downstream, self.evaluated_on

@@ -10,7 +10,9 @@ from engine.recipe.catalogue import ROOT as ROOT
 from engine.recipe.catalogue import published as published
 from engine.recipe.grid_keys import GridKeys as GridKeys
 from engine.recipe.grid_keys import grid_keys as grid_keys
-from engine.recipe.grid_keys import words_of_sweep as words_of_sweep
+from engine.recipe.grid_keys import of_sweep as of_sweep
+from engine.recipe.overrides import Override as Override
+from engine.recipe.overrides import parsed as parsed
 from engine.recipe.resolve import dump as dump
 from engine.recipe.resolve import load as load
 from engine.recipe.resolve import of_sections as of_sections

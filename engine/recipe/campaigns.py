@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import RecipeError, nearest
-from engine.recipe import catalogue, yaml_text
+from engine.recipe import catalogue
 from engine.recipe.catalogue import (
     EXTENDS,
     beside,
@@ -27,12 +27,13 @@ from engine.recipe.catalogue import (
     with_absolute_module,
 )
 from engine.recipe.checks import check_name
-from engine.recipe.typed import COMMAND_LINE, Layer, key_and_value
+from engine.recipe.overrides import Override, Word, by_key
+from engine.recipe.typed import Layer
 
 SELECTION = "methods"  # key that selects methods of a campaign on the command line
 DOWNSTREAMS, VARY = "downstreams", "vary"  # keys of a grid
 OF_GRID = (SELECTION, DOWNSTREAMS, VARY)
-ALL_MODELS = "model=all"
+ALL_MODELS = "all"
 MOST_ROWS = 100  # of a table; each row is resolved from all files of the campaign
 BASE, TITLE = "base", "title"
 PRE_TRAINED = "pre"  # the pre-trained model in tables, and among the members of a soup
@@ -153,20 +154,19 @@ def read(name: str, extending: tuple[Path, ...] = ()) -> Campaign:
     return Campaign(name, path, (*campaign.layers, (str(path), values)), rows, others)
 
 
-def selected(name: str, overrides: Sequence[str]) -> tuple[Campaign, list[str]]:
+def selected(name: str, overrides: Sequence[Override]) -> tuple[Campaign, list[str]]:
     """A campaign and its rows, in table order: all, or those that `methods=[A,B]` names.
 
     Raises RecipeError for an unknown campaign or method.
     """
     campaign = read(name)
-    selection = dict(map(key_and_value, overrides)).get(SELECTION)
+    selection = by_key(overrides).get(SELECTION)
     if selection is None:
         return campaign, list(campaign.rows)
-    entries = yaml_text.parse(selection, f"override '{SELECTION}={selection}'")
-    return campaign.select(entries, COMMAND_LINE)
+    return campaign.select(selection.plain(), selection.source)
 
 
-def methods_of(campaign: str, overrides: Sequence[str] = ()) -> list[str]:
+def methods_of(campaign: str, overrides: Sequence[Override] = ()) -> list[str]:
     """The names of the rows of `selected`; RecipeError as there, and for a file without methods."""
     grid, names = selected(campaign, overrides)
     if not grid.rows:
@@ -192,31 +192,44 @@ def model_of(campaign: str) -> str | None:
     return model.get("name") if isinstance(model, dict) else model
 
 
-def each_model(campaign: str, overrides: Sequence[str]) -> list[tuple[str, ...]]:
+def each_model(campaign: str, overrides: Sequence[Override]) -> list[list[Override]]:
     """The overrides of each grid: `model=[A,B]` stands for these models, `model=all` for every
     model that the campaign lists.
 
     Raises RecipeError where the campaign lists none, for a list that is empty or names a model
     twice, and for another `model=` beside it.
     """
-    word = next((w for w in overrides if w == ALL_MODELS or w.startswith("model=[")), None)
-    if word is None:
-        return [tuple(overrides)]
-    if sum(each.startswith("model=") for each in overrides) > 1:
-        raise RecipeError(f"{word}: model= is given twice; name all models in one list")
-    if word == ALL_MODELS:
+    of_model = [each for each in overrides if each.key == "model"]
+    several = next(filter(_is_of_several, of_model), None)
+    if several is None:
+        return [list(overrides)]
+    if len(of_model) > 1:
+        raise RecipeError(f"{several.text}: model= is given twice; name all models in one list")
+    if several.value == ALL_MODELS:
         models = read(campaign).values.get("models")
         if not isinstance(models, list) or not models:
             raise RecipeError(
-                f"{ALL_MODELS}: {campaign} has no list `models:`; name models, as in model=[A,B]"
+                f"{several.text}: {campaign} has no list `models:`; name models, as in model=[A,B]"
             )
     else:
-        models = yaml_text.parse(key_and_value(word)[1], f"override {word!r:.200}")
+        models = several.plain()
         if not models or len(set(map(str, models))) < len(models):
-            raise RecipeError(f"{word}: name one or more models, each once, as in model=[A,B]")
+            raise RecipeError(
+                f"{several.text}: name one or more models, each once, as in model=[A,B]"
+            )
     return [
-        tuple(f"model={model}" if each == word else each for each in overrides) for model in models
+        [
+            Override("model", Word(model), f"model={model}") if each is several else each
+            for each in overrides
+        ]
+        for model in models
     ]
+
+
+def _is_of_several(model: Override) -> bool:
+    """Whether `model=` names several models."""
+    is_list = isinstance(model.value, list) or str(model.value).startswith("[")
+    return is_list or model.value == ALL_MODELS
 
 
 def _row(key: str, settings: Any, source: str) -> tuple[str, Mapping[str, Any]]:

@@ -5,8 +5,10 @@ The only module that reads `recipes/`. It does not know what a recipe may say; s
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,19 @@ from engine.recipe import yaml_text
 ROOT = Path(__file__).resolve().parents[2] / "recipes"
 EXTENDS = "extends"
 GROUPS = {"model": "models", "dataset": "datasets", "method": "methods"}
+
+
+_read: ContextVar[dict[Path, dict[str, Any]] | None] = ContextVar("read", default=None)
+
+
+@contextlib.contextmanager
+def each_file_once() -> Iterator[None]:
+    """Read no file twice within it: all cells of a plan are made of the same values."""
+    token = _read.set({} if _read.get() is None else _read.get())
+    try:
+        yield
+    finally:
+        _read.reset(token)
 
 
 def names(group: str = "") -> list[str]:
@@ -55,6 +70,15 @@ def read(path: Path) -> dict[str, Any]:
 
     RecipeError where it is no YAML of `key: value` lines.
     """
+    known = _read.get()
+    if known is None:
+        return _values(path)
+    if path not in known:
+        known[path] = _values(path)
+    return dict(known[path])
+
+
+def _values(path: Path) -> dict[str, Any]:
     values = lines(yaml_text.read(path), str(path))
     named = {key: values[key] for key in (*GROUPS, EXTENDS, "models") if key in values}
     return values | {key: beside(path.parent, value) for key, value in named.items()}

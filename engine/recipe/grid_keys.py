@@ -8,14 +8,14 @@ The words of `rib sweep` say the same of a single row:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from engine.errors import RecipeError
-from engine.recipe import campaigns, catalogue, typed, yaml_text
+from engine.recipe import campaigns, catalogue, overrides, yaml_text
 from engine.recipe.campaigns import DOWNSTREAMS, SELECTION, VARY
-from engine.recipe.typed import COMMAND_LINE
+from engine.recipe.overrides import Override
 
 RECIPE = "recipe="
 _REMEDIES = {
@@ -29,31 +29,31 @@ _REMEDIES = {
 @dataclass(frozen=True)
 class GridKeys:
     """`downstreams`: sets to fine-tune on, None for the data set's. `vary`: values by recipe key,
-    each combination of which is a setting of every column. `file` says them, but those of
-    `by_words`, which the command line says."""
+    each combination of which is a setting of every column. `file` says them, but for those that
+    the user gave, whose source `given` names."""
 
     file: str
     downstreams: list[str] | None = None
     vary: Mapping[str, list[Any]] = field(default_factory=dict)
-    by_words: Collection[str] = ()
+    given: Mapping[str, str] = field(default_factory=dict)
 
     def source(self, key: str) -> str:
         """What says a key, for errors."""
-        return COMMAND_LINE if key in self.by_words else self.file
+        return self.given.get(key, self.file)
 
 
-def grid_keys(campaign: str, overrides: Sequence[str]) -> GridKeys:
-    """The keys of a campaign's file, or of the words `downstreams=[A,B]` and `vary={KEY: [1, 2]}`.
+def grid_keys(campaign: str, given: Sequence[Override]) -> GridKeys:
+    """The keys of a campaign's file, or of the overrides `downstreams=[A,B]` and
+    `vary={KEY: [1, 2]}`.
 
     Raises RecipeError for values of another form.
     """
     of_campaign = campaigns.read(campaign)
-    values, words = of_campaign.values, dict(map(typed.key_and_value, overrides))
-    by_words = [key for key in (DOWNSTREAMS, VARY) if key in words]
-    for key in by_words:
-        values[key] = yaml_text.parse(words[key], f"override {f'{key}={words[key]}'!r:.200}")
+    of_grid = [each for each in given if each.key in (DOWNSTREAMS, VARY)]
+    values = of_campaign.values | {each.key: each.plain() for each in of_grid}
     sets, vary = values.get(DOWNSTREAMS), values.get(VARY) or {}
-    keys = GridKeys(str(of_campaign.file), sets, vary, by_words)
+    sources = {each.key: each.source for each in of_grid}
+    keys = GridKeys(str(of_campaign.file), sets, vary, sources)
     is_list = isinstance(sets, list) and all(isinstance(name, str) for name in sets)
     if sets is not None and not (sets and is_list):
         source = keys.source(DOWNSTREAMS)
@@ -63,43 +63,44 @@ def grid_keys(campaign: str, overrides: Sequence[str]) -> GridKeys:
     return keys
 
 
-def words_of_sweep(name: str, words: Sequence[str]) -> tuple[str, tuple[str, ...]]:
+def of_sweep(name: str, given: Sequence[Override]) -> tuple[str, list[Override]]:
     """The campaign and its overrides; name: `CAMPAIGN/ROW`, which may follow `recipe=`.
 
     Raises RecipeError where no row is named or no key has several values, and for a key that is
     given twice, an empty value and several models.
     """
-    pairs = [typed.key_and_value(word) for word in words]
-    keys = [key for key, _ in pairs]
-    for key, value in pairs:
-        if key in _REMEDIES:
-            raise RecipeError(f"{key}={value}: {_REMEDIES[key]}")
-        if keys.count(key) > 1:
-            raise RecipeError(f"{key} is given twice; write its values as {key}=A,B")
-    campaign, row = _row(name.removeprefix(RECIPE))
-    overrides, vary = [f"{SELECTION}=[{row}]"], []
-    for key, value in pairs:
+    keys = [each.key for each in given]
+    for each in given:
+        if each.key in _REMEDIES:
+            raise RecipeError(f"{each.text}: {_REMEDIES[each.key]}")
+        if keys.count(each.key) > 1:
+            raise RecipeError(f"{each.key} is given twice; write its values as {each.key}=A,B")
+    campaign, selection = _row(name.removeprefix(RECIPE))
+    kept, vary = [selection], {}
+    for each in given:
+        key, value = each.key, str(each.value)
         is_one = "," not in value or any(sign in value for sign in "[{(\"'")
         if key in ("downstream", DOWNSTREAMS):
-            overrides.append(f"{DOWNSTREAMS}={value if value.startswith('[') else f'[{value}]'}")
+            listed = value if value.startswith("[") else f"[{value}]"
+            kept.append(overrides.of_word(f"{DOWNSTREAMS}={listed}"))
         elif key == "model" and (not is_one or value.startswith("[") or value == "all"):
-            raise RecipeError(f"model={value}: a sweep is of one model; run a sweep for each")
+            raise RecipeError(f"{each.text}: a sweep is of one model; run a sweep for each")
         elif is_one:
-            overrides.append(f"{key}={value}")
-        elif all(each.strip() for each in value.split(",")):
-            vary.append(f"{key}: [{value}]")
+            kept.append(each)
+        elif all(part.strip() for part in value.split(",")):
+            vary[key] = yaml_text.parse(f"[{value}]", f"override {each.text!r:.200}")
         else:
-            raise RecipeError(f"{key}={value}: there is an empty value between commas")
+            raise RecipeError(f"{each.text}: there is an empty value between commas")
     if not vary:
         raise RecipeError(
             f"nothing varies: give a key several values, as in optimizer.lr=1e-4,1e-3, or train "
-            f"one cell by engine/launch.py recipe={campaign}/{row}"
+            f"one cell by engine/launch.py recipe={name.removeprefix(RECIPE)}"
         )
-    return campaign, (*overrides, f"{VARY}={{{', '.join(vary)}}}")
+    return campaign, [*kept, *overrides.of_mapping({VARY: vary})]
 
 
-def _row(name: str) -> tuple[str, str]:
-    """The campaign and the row that a sweep's first word names."""
+def _row(name: str) -> tuple[str, Override]:
+    """The campaign that a sweep's first word names, and the selection of its row."""
     campaign, row = name, ""
     if "/" in name and not catalogue.is_path(name):
         campaign, _, row = name.rpartition("/")
@@ -109,4 +110,6 @@ def _row(name: str) -> tuple[str, str]:
             f"a sweep varies one row of {campaign}: name it, as in {campaign}/{rows[0]}; there are "
             f"{', '.join(rows)}"
         )
-    return campaign, campaigns.methods_of(campaign, [f"{SELECTION}=[{row}]"])[0]
+    selection = overrides.of_word(f"{SELECTION}=[{row}]")
+    campaigns.methods_of(campaign, [selection])  # raises for a row that it has not
+    return campaign, selection

@@ -47,8 +47,8 @@ def section(name: str) -> dict[str, Any] | None:
     return _timm(name, must_exist=False)
 
 
-def architecture(name: str) -> tuple[str, list[str]]:
-    """The architecture that a name stands for, and `model.KEY=value` words for its transform.
+def architecture(name: str) -> tuple[str, dict[str, Any]]:
+    """The architecture that a name stands for, and the settings of its transform by recipe key.
 
     Weights are elsewhere. `open_clip:NAME` without a tag is an architecture. Raises as `section`.
     """
@@ -56,10 +56,10 @@ def architecture(name: str) -> tuple[str, list[str]]:
     if name.startswith((LOCAL, TORCHVISION)) or (name.startswith(OPEN_CLIP) and "/" in name):
         values = section(name) or {}
         keys = ("image_size", "mean", "std", "interpolation", "crop", "crop_mode")
-        words = [f"model.{key}={values[key]}" for key in keys if key in values]
+        settings = {f"model.{key}": values[key] for key in keys if key in values}
         tag = values.get("weights", {}).get("tag")
-        return values["arch"], [*words, *([f"model.weights.tag={tag}"] if tag else [])]
-    return next((name.removeprefix(p) for p in TIMM if name.startswith(p)), name), []
+        return values["arch"], settings | ({"model.weights.tag": tag} if tag else {})
+    return next((name.removeprefix(p) for p in TIMM if name.startswith(p)), name), {}
 
 
 def without_hub(name: str) -> str:

@@ -13,11 +13,21 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import RecipeError, nearest
-from engine.recipe import campaigns, catalogue, checks, model_names, modules, typed, yaml_text
+from engine.recipe import (
+    campaigns,
+    catalogue,
+    checks,
+    model_names,
+    modules,
+    overrides,
+    typed,
+    yaml_text,
+)
 from engine.recipe.campaigns import SELECTION, Campaign
 from engine.recipe.catalogue import EXTENDS, GROUPS, path_of, with_absolute_module
+from engine.recipe.overrides import COMMAND_LINE, Override
 from engine.recipe.schema import MethodRecipe, Recipe
-from engine.recipe.typed import COMMAND_LINE, Layer
+from engine.recipe.typed import Layer
 
 VARIANT = "method.variant"
 DOWNSTREAM = "downstream"
@@ -29,12 +39,12 @@ NAMED = "the model's name"  # where the section of a model comes from that has n
 
 def load(
     name: str,
-    overrides: Sequence[str] = (),
+    given: Sequence[Override] = (),
     *,
     method: str | None = None,
     downstream: str | None = None,
 ) -> Recipe:
-    """Resolve a recipe (`emoji/ewc`, a campaign's name, or a path) with `key=value` overrides.
+    """Resolve a recipe (`emoji/ewc`, a campaign's name, or a path) with the overrides given.
 
     `method` and `downstream` choose another cell of the same campaign. Overrides of `method.*`
     belong to the recipe's method, or to the row that `methods=[ROW]` alone selects. They are left
@@ -44,22 +54,25 @@ def load(
     Raises RecipeError for an unknown recipe, key or name, a wrong type or a missing value.
     """
     file, top = _top(name)
-    choices = dict(map(typed.key_and_value, overrides))
+    choices = overrides.by_key(given)
     if method is not None:
         top = _of_method(top, method, str(file))
-    campaign_name = str(choices.get("campaign", top.get("campaign", "")))
+    in_file = top.get("campaign", "")
+    campaign_name = str(choices["campaign"].value if "campaign" in choices else in_file)
     campaign, rows = Campaign("", Path()), []
     if campaign_name:
-        campaign, rows = campaigns.selected(campaign_name, overrides)
+        campaign, rows = campaigns.selected(campaign_name, given)
     if method is not None and not (SELECTION in choices and rows == [method]):
-        overrides = without_options(overrides)
-        choices = dict(map(typed.key_and_value, overrides))
+        given = without_options(given)
+        choices = overrides.by_key(given)
 
     layers: list[Layer] = []
     for key, group in GROUPS.items():
-        given = [(COMMAND_LINE, choices)] if key in choices else [(str(file), top)]
-        given = given if key in given[0][1] else campaign.layers
-        sections = [(source, layer[key]) for source, layer in given if key in layer]
+        if key in choices:
+            sections = [(choices[key].source, choices[key].value)]
+        else:
+            said = [(str(file), top)] if key in top else campaign.layers
+            sections = [(source, layer[key]) for source, layer in said if key in layer]
         if key == "method":
             section = sections[-1][1] if sections else None
             is_method = isinstance(section, Mapping) and section.get("name") == method
@@ -74,9 +87,9 @@ def load(
     layers += of_row
     layers.append((str(file), _settings(top)))
     layers += [
-        (COMMAND_LINE, with_absolute_module(typed.parsed(word), Path()))
-        for word in overrides
-        if word.partition("=")[0] not in (*GROUPS, *campaigns.OF_GRID, "campaign")
+        (each.source, with_absolute_module(each.values, Path()))
+        for each in given
+        if each.key not in (*GROUPS, *campaigns.OF_GRID, "campaign")
     ]
     layers.append((COMMAND_LINE, {"campaign": campaign_name}))
     values, options = _merged(layers)
@@ -91,7 +104,7 @@ def load(
 
 
 def of_sections(
-    model: str, dataset: str, overrides: Sequence[str] = (), *, method: str = "fine_tune"
+    model: str, dataset: str, given: Sequence[Override] = (), *, method: str = "fine_tune"
 ) -> Recipe:
     """A recipe of a model and a data set alone, for work that belongs to no campaign.
 
@@ -101,19 +114,19 @@ def of_sections(
     layers = [
         layer for key, name in chosen.items() for layer in _section(key, GROUPS[key], [("", name)])
     ]
-    values, options = _merged([*layers, *((COMMAND_LINE, typed.parsed(w)) for w in overrides)])
+    values, options = _merged([*layers, *((each.source, each.values) for each in given)])
     values[DOWNSTREAM] = values["dataset"].get("upstream", "upstream")
     return checks.checked(typed.build(values, Recipe, options, f"recipe {dataset!r}"))
 
 
-def varied(recipe: Recipe, words: Sequence[str]) -> Recipe:
-    """A resolved recipe with the values of these words.
+def varied(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
+    """A resolved recipe with other values, by dotted key.
 
     Raises RecipeError for an unknown key, a wrong type or an impossible value.
     """
     values, options = dataclasses.asdict(recipe), type(recipe.method)
-    for word in words:
-        typed.add(values, Recipe, options, typed.parsed(word), "")
+    for key, value in settings.items():
+        typed.add(values, Recipe, options, overrides.nested(key, value), "")
     return checks.checked(typed.build(values, Recipe, options, "recipe"))
 
 
@@ -145,11 +158,10 @@ def flat(recipe: Recipe) -> dict[str, Any]:
     return {str(key): value for key, value in values.items()}
 
 
-def without_options(words: Sequence[str]) -> list[str]:
-    """The words but those of a method's own options, which no other method has; `method.variant`
-    is every method's."""
-    keys = [(word, word.partition("=")[0]) for word in words]
-    return [w for w, key in keys if key.partition(".")[0] != "method" or key == VARIANT]
+def without_options(given: Sequence[Override]) -> list[Override]:
+    """The overrides but those of a method's own options, which no other method has;
+    `method.variant` is every method's."""
+    return [each for each in given if each.section != "method" or each.key == VARIANT]
 
 
 def _merged(layers: Sequence[Layer], *, planned: bool = False) -> tuple[dict[str, Any], type]:

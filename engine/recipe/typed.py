@@ -19,14 +19,10 @@ import msgspec
 
 from engine.errors import RecipeError, nearest
 from engine.recipe import yaml_text
+from engine.recipe.overrides import Word, nested
 from engine.recipe.schema import MISSING, MethodRecipe, Recipe
 
 Layer = tuple[str, Mapping[str, Any]]  # where it comes from, and what it says
-COMMAND_LINE = "the command line"
-
-
-class Word(str):
-    """A value of the command line: YAML, but the text itself where its key holds a text."""
 
 
 def add(
@@ -81,32 +77,13 @@ def build(values: Mapping[str, Any], kind: type, options: type[MethodRecipe], so
     return section(values, kind, "")
 
 
-def value_of(recipe: Recipe, word: str) -> Any:
-    """The value that a word gives its key, in the key's type. Raises RecipeError as `add`."""
+def value_of(recipe: Recipe, key: str, value: Any) -> Any:
+    """A value in the type of its dotted key. Raises RecipeError as `add`."""
     values: Any = {}
-    add(values, Recipe, type(recipe.method), parsed(word), "")
+    add(values, Recipe, type(recipe.method), nested(key, value), "")
     while isinstance(values, dict):
         (values,) = values.values()
     return values
-
-
-def parsed(word: str) -> dict[str, Any]:
-    """The nested sections that an override such as `train.epochs=1` stands for."""
-    key, value = key_and_value(word)
-    values: Any = Word(value)
-    for name in reversed(key.split(".")):
-        values = {name: values}
-    return values
-
-
-def key_and_value(word: str) -> tuple[str, str]:
-    """The two sides of an override. RecipeError where it is no `key=value`."""
-    key, equals, value = word.partition("=")
-    if not equals or not key or key.count(".") >= yaml_text.DEEPEST:
-        raise RecipeError(
-            f"{word!r:.200} is not an override; write key=value, such as train.epochs=1"
-        )
-    return key, value
 
 
 def text(value: Any) -> str:

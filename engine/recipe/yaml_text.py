@@ -85,6 +85,19 @@ def dump(values: Any) -> str:
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
+def line(value: Any) -> str:
+    """A plain value as YAML on one line, as a word of the command line holds it."""
+    text = yaml.dump(
+        value,
+        Dumper=_Dumper,
+        default_flow_style=True,
+        sort_keys=False,
+        allow_unicode=True,
+        width=float("inf"),
+    )
+    return text.removesuffix("...\n").strip()
+
+
 def _check(text: str) -> None:
     """Raise YAMLError for what recipes do not need, before any value is made of it."""
     depth = 0

@@ -15,9 +15,8 @@ from engine.measures import distances
 from engine.measures.intervals import intervals
 from engine.measures.metrics import KEY, measures
 from engine.measures.tables import with_ends, write_csv
-from engine.report import exports, headline, page, sections, terminal
+from engine.report import exports, headline, page, sections, terminal, tuning
 from engine.report.results import Results, of_campaign
-from engine.report.sections import sweep
 
 if TYPE_CHECKING:
     import torch
@@ -51,7 +50,8 @@ def write_into(folder: Path, results: Results, *, figures: bool = False) -> Path
         notes=[f"Incomplete: {note}." for note in notes],
         files=names,
     )
-    warnings = [sweep.SELECTION] if record.sweep is not None else []
+    is_varied = record.sweep is not None or tuning.is_varied(results)
+    warnings = [tuning.SELECTION] if is_varied else []
     text = terminal.table(results, [*notes, *warnings]) + "\n"
     write_atomic(folder / campaign.TABLE, text.encode())
     return path

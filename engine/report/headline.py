@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from engine.measures.comparisons import SIGNIFICANT
 from engine.measures.tables import rows
+from engine.report import tuning
 from engine.report.results import FINE_TUNE, Results
 from engine.report.text import counted, ends, listed, signed
 
@@ -14,9 +15,15 @@ RELATED = (
 
 
 def heading(title: str, results: Results) -> str:
-    """The finding of a report with one model. The title where there are several, and of a sweep:
-    mRI is measured on the test sets, so no variant is called the best."""
-    if len(results.models) > 1 or results.record.sweep is not None:
+    """The finding of a report with one model; the title where there are several.
+
+    Where settings vary, the finding is that of the held-out choice, or the title: the highest mRI
+    of all rows would be selected on the test sets."""
+    if len(results.models) > 1:
+        return title
+    if found := tuning.tuned(results):
+        return f"{found.finding}."
+    if results.record.sweep is not None or tuning.is_varied(results):
         return title
     return finding(results, results.models[0])
 
@@ -52,7 +59,12 @@ def lead(results: Results) -> str:
     )
     for sentence in (without_related(results), leak(results)):
         text += f" {sentence}." * bool(sentence)
-    if what == "variant" or len(models) > 1 or not results.family:
+    if tuning.tuned(results):
+        return (
+            "For each set fine-tuned on, each method has the setting with the highest accuracy on "
+            f"that set's held-out images, which RI does not count. {text}"
+        )
+    if what == "variant" or len(models) > 1 or not results.family or tuning.is_varied(results):
         return text
     return (
         f"{told_apart(results, models[0])} (a paired test at {SIGNIFICANT:.0%}, corrected for "
@@ -82,10 +94,10 @@ def told_apart(results: Results, model: str) -> str:
 def without_related(results: Results) -> str:
     """How related sets change mRI, in a sentence without its stop: the method whose disjoint mRI is
     farthest from its mRI, of those that differ by more than the paired interval; empty where none
-    does, and of a sweep."""
+    does, and where settings vary."""
     rows = results.disjoint
     moved = rows[(rows["apart_low"] > 0) | (rows["apart_high"] < 0)]
-    if moved.empty or results.record.sweep is not None:
+    if moved.empty or results.record.sweep is not None or tuning.is_varied(results):
         return ""
     most = moved.iloc[moved["apart_pts"].abs().to_numpy().argmax()]
     text = (

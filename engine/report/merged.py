@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.grid.record import FinishedCampaign, MissingColumn, Record
+from engine.grid.record import FinishedCampaign, MissingColumn, Record, Row
 from engine.machine.files import digest
 from engine.measures.rows import Evaluation
 from engine.report.results import Results, of_record
@@ -51,6 +51,7 @@ def merged(runs: Sequence[FinishedCampaign], models_csv: Path | None = None) -> 
     cka, attempts, missing = [], [], []
     thumbnails: dict[str, dict[str, str]] = {}
     settings: dict[str, Any] = {}
+    settings_of_rows: list[Row] = []
     for label, run in zip(labels, runs, strict=True):
         record, models = run.record, {name: f"{name} ({label})" for name in disagreeing}
         for kept, of_run in ((rows, run.evaluations), (seen, run.seen)):
@@ -68,6 +69,7 @@ def merged(runs: Sequence[FinishedCampaign], models_csv: Path | None = None) -> 
         ]
         for name, images in record.thumbnails.items():
             thumbnails[name] = thumbnails.get(name, {}) | images
+        settings_of_rows += [row for row in record.rows if row not in settings_of_rows]
         for name, value in record.settings.items():  # those that all share by their names
             is_shared = all(other.settings.get(name) == value for other in records)
             settings[name if is_shared else f"{name}, {label}"] = value
@@ -77,6 +79,7 @@ def merged(runs: Sequence[FinishedCampaign], models_csv: Path | None = None) -> 
         downstreams=[name for name in first.downstreams if name in shared],
         methods={key: title for record in records for key, title in record.methods.items()},
         settings=settings,
+        rows=settings_of_rows,
         credits=_once(row for record in records for row in record.credits),
         holdout=all(record.holdout for record in records),
         distances=None,

@@ -17,10 +17,10 @@ from engine.measures import leak as leaks
 from engine.measures.effective_robustness import MODELS_FOR_A_TREND, Trend
 from engine.measures.metrics import CELL, Grid
 from engine.measures.rows import DEFAULT_ALPHA, PRE, Arm, Evaluation
+from engine.measures.setting import Setting
 from engine.measures.tables import groups, ordered, with_ends
 
 FINE_TUNE = "fine_tune"
-ROWS = "Rows"  # of a record's settings: the settings of each method, by its key
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,11 +62,9 @@ class Results:
         rows = ordered(rows, model=self.models)
         return rows[(rows["model"] == model) | (model is None)]
 
-    @property
-    def recipes(self) -> list[tuple[str, Mapping[str, Any]]]:
-        """By key of a method, its settings as its recipe resolves them; of each campaign."""
-        rows = (of for name, of in self.record.settings.items() if name.split(",")[0] == ROWS)
-        return [pair for by_method in rows for pair in by_method.items()]
+    def setting(self, arm: int) -> Setting:
+        """The setting of an arm, by its place in the grid's arms."""
+        return self.grid.arms[arm].setting
 
     def before(self, model: str) -> dict[str, float]:
         """A pre-trained model's accuracy in percent by set: those of RI from the easiest to the
@@ -275,8 +273,8 @@ def title(arm: Arm, methods: Mapping[str, str], *, is_shown: bool = True) -> str
     if arm.variant not in ("canonical", "") and arm.variant not in text:
         text += f" ({arm.variant})"
     if arm.setting:
-        pairs = (word.partition("=") for word in arm.setting.split(","))
-        text += f", {','.join(key.rpartition('.')[2] + sign + v for key, sign, v in pairs)}"
+        short = Setting({key.rpartition(".")[2]: value for key, value in arm.setting.items()})
+        text += f", {short}"
     alpha = f"alpha {arm.alpha:g}" if arm.alpha is not None else ""
     if alpha and is_shown and arm.alpha != DEFAULT_ALPHA and alpha not in text:
         text += f", {alpha}"

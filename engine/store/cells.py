@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 
 from engine.machine import ranks
 from engine.measures.predictions import Average, Ensemble, Mix, average_of
+from engine.measures.setting import PLAIN, Setting
 from engine.recipe.schema import Recipe
 from engine.store import tensors
 from engine.store.artifacts import MARKER, Artifact, Store
@@ -52,13 +53,13 @@ class Export:
 class Entry:
     """A model that a cell has evaluated: an average of cells' weights or logits, by their names.
 
-    setting: as `engine.measures.rows.Arm`.
+    setting: of its arm (`engine.measures.rows`), beside the column's.
     """
 
     mix: dict[str, float] | Ensemble
     alpha: float | None = None
     headline: bool = True  # the table shows it; other entries are points of a curve
-    setting: str = ""
+    setting: Setting = PLAIN
 
 
 @overload
@@ -94,7 +95,10 @@ class Cell:
         """The models that are evaluated, with the cell's name in place of `SELF`."""
         plain = self.meta.get("entries", [{"mix": {SELF: 1.0}}])
         mixes = [{self.name: 1.0} if SELF in e["mix"] else average_of(e["mix"]) for e in plain]
-        return [Entry(**{**e, "mix": mix}) for e, mix in zip(plain, mixes, strict=True)]
+        return [
+            Entry(**{**entry, "mix": mix, "setting": Setting(entry.get("setting", {}))})
+            for entry, mix in zip(plain, mixes, strict=True)
+        ]
 
     @property
     def steps(self) -> int:

@@ -1,5 +1,6 @@
 """What `import engine` offers: the commands' work, from Python."""
 
+import shlex
 import sys
 
 import grids
@@ -10,6 +11,8 @@ from processes import run
 
 import engine
 from engine.errors import RecipeError
+from engine.grid import campaign
+from engine.recipe import parsed, yaml_text
 
 
 def test_it_is_quick_to_import():
@@ -25,6 +28,36 @@ def test_a_recipe_is_resolved_and_a_mistake_is_named():
     assert engine.load_recipe("emoji/ewc", "seed=3").seed == 3
     with pytest.raises(RecipeError, match=r"train\.epoch"):
         engine.load_recipe("emoji/ewc", "train.epoch=3")
+
+
+def test_settings_are_words_or_mappings(tmp_path):
+    """Values as Python has them; an error names the key and the nearest."""
+    words = ["seed=3", "optimizer.lr=1e-4", "dataset.sets=[twemoji,openmoji]", f"runs={tmp_path}"]
+    values = {"seed": 3, "optimizer": {"lr": 1e-4}, "dataset.sets": ("twemoji", "openmoji")}
+    of_words = engine.load_recipe("emoji/ewc", *words)
+    assert engine.load_recipe("emoji/ewc", values, {"runs": tmp_path}) == of_words
+    with pytest.raises(
+        RecipeError, match=r"^the settings: unknown key 'train.epoch'; did you mean"
+    ):
+        engine.load_recipe("emoji/ewc", {"train.epoch": 3})
+    with pytest.raises(RecipeError, match=r"train\.epochs='3' must be a whole number"):
+        engine.load_recipe("emoji/ewc", {"train.epochs": "3"})
+    vary = {"vary": {"optimizer.lr": [1e-4, 1e-3]}, "methods": ["ewc"]}
+    plan = campaign.plan("emoji", parsed([vary, {"runs": tmp_path}]))
+    assert plan.command == (
+        "rib campaign emoji 'vary={optimizer.lr: [0.0001, 0.001]}' 'methods=[ewc]' "
+        f"runs={tmp_path}"
+    )
+    again = campaign.plan("emoji", parsed(shlex.split(plan.command)[3:]))
+    assert again.path == plan.path, "its command makes the same plan"
+
+
+def test_a_plan_reads_each_file_once(monkeypatch):
+    paths = []
+    of_file = yaml_text.read
+    monkeypatch.setattr(yaml_text, "read", lambda path: paths.append(path) or of_file(path))
+    campaign.plan("emoji", ())
+    assert paths and len(paths) == len(set(paths))
 
 
 def test_a_cell_is_trained_and_loaded_into_timm(grid, monkeypatch):

@@ -31,7 +31,7 @@ ASK = 'COMP_WORDS=({}); COMP_CWORD={}; _rib rib; echo "${{COMPREPLY[@]}}"'
     ],
 )
 def test_key_value_words_may_stand_anywhere(words, overrides):
-    assert cli.parse(words.split()).overrides == overrides
+    assert [each.text for each in cli.parse(words.split()).overrides] == overrides
 
 
 def test_values_and_paths_are_no_settings(tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ from engine import models
 from engine.grid.build import Builder
 from engine.grid.speed import Bench
 from engine.machine import ranks
+from engine.recipe import parsed
 from engine.training import optim, schedule
 
 LR, STEPS, BATCH = 1e-2, 5, 4
@@ -57,7 +58,7 @@ METHODS = [(of_fine_tune, ()), (of_ewc, ("method.lam=1",)), (of_lwf, ("method.we
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NEEDS_GPU)])
 def test_the_engine_ends_in_the_weights_of_a_plain_loop(added, options, device, tmp_path):
     device, method = ranks.start(device), added.__name__.removeprefix("of_")
-    bench = Bench(tmp_path, "file", (*TOY, f"optimizer.lr={LR}", *options), device, STEPS)
+    bench = Bench(tmp_path, "file", parsed((*TOY, f"optimizer.lr={LR}", *options)), device, STEPS)
     with bench.training(method, BATCH) as training:
         builder = training.builder
         net = builder.network(builder.base)

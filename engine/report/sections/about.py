@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import pandas
 
 from engine.measures.rows import PRE
+from engine.recipe.schema import MethodRecipe
 from engine.report.headline import averaged_over, measured_on
-from engine.report.results import ROWS, Results, published, slides
+from engine.report.results import Results, published, slides
 from engine.report.section import Picture, Section, Table
 from engine.report.text import counted
 
@@ -51,8 +54,11 @@ def what_was_run(results: Results) -> Section | None:
     ended, failed = attempts.dropna(subset="ended"), attempts[attempts["why"] != ""]
     of_stage = ended.groupby(names[:4], sort=False)
     sums = {"jobs": ("job", "nunique"), "attempts": ("job", "size"), "job_hours": ("hours", "sum")}
-    settings = [(k, str(v)) for k, v in record.settings.items() if k.split(",")[0] != ROWS]
-    recipes = [{"method": record.methods.get(key, key), **of} for key, of in results.recipes]
+    settings = [(name, str(value)) for name, value in record.settings.items()]
+    recipes = [
+        {"method": record.methods.get(row.method, row.method), **_columns(row.settings)}
+        for row in record.rows
+    ]
     tables = [
         (
             "missing-columns",
@@ -82,9 +88,7 @@ def what_was_run(results: Results) -> Section | None:
             "Every method's settings as its recipe resolves them. A method that takes no steps, "
             "such as a mix of finished cells or a probe that is fitted to its optimum, does not "
             "use those of optimizer and training.",
-            pandas.DataFrame(recipes).map(
-                lambda value: ", ".join(map(str, value)) if isinstance(value, list) else value
-            ),
+            pandas.DataFrame(recipes),
         ),
     ]
     count = counted("cell", int((cells["method"] != PRE).sum()))
@@ -102,6 +106,22 @@ def what_was_run(results: Results) -> Section | None:
         f"{counted('training seed', len(results.grid.seeds))}. A set was evaluated on {images}.",
         tables=[Table(name, text, _named(data)) for name, text, data in tables if len(data)],
     )
+
+
+def _columns(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A row's settings as the table has them: a method's own options share a column."""
+    shared = {f"method.{field.name}" for field in dataclasses.fields(MethodRecipe)}
+    own = {key: v for key, v in settings.items() if key.startswith("method.") and key not in shared}
+    columns = {
+        "variant": settings["method.variant"],
+        "options": ", ".join(f"{key.removeprefix('method.')}={v}" for key, v in own.items()),
+        "optimizer": settings["optimizer.name"],
+    }
+    for key, value in settings.items():
+        section, _, name = key.rpartition(".")
+        if section in ("optimizer", "train", "") and key != "optimizer.name":
+            columns[name] = ", ".join(map(str, value)) if isinstance(value, list) else value
+    return columns
 
 
 def _named(table: pandas.DataFrame) -> pandas.DataFrame:

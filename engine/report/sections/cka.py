@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import pandas
 
 from engine.measures import correlation
 from engine.measures.rows import Arm
+from engine.measures.setting import Setting
 from engine.measures.tables import groups
 from engine.report import charts
 from engine.report.results import Results
@@ -59,7 +63,7 @@ def _blocks(results: Results) -> pandas.DataFrame:
     """A row a cell of a table and block: its CKA, and its depth (1: the last block)."""
     arms = {arm: k for k, arm in enumerate(results.grid.arms)}
     rows = [
-        {"arm": arms.get(Arm(*(row[name] for name in Arm._fields)), -1)}
+        {"arm": arms.get(_arm(row), -1)}
         | {name: row[name] for name in ("downstream", "evaluated_on")}
         | {"block": block, "depth": number / len(row["blocks"]), "cka": value}
         for row in results.record.cka or ()
@@ -68,6 +72,11 @@ def _blocks(results: Results) -> pandas.DataFrame:
     data = pandas.DataFrame(rows, columns=["arm", *CELL[3:], "block", "depth", "cka"])
     data = results.shown[["arm", *CELL[:3]]].merge(data.astype({"cka": float}), on="arm")
     return _mean(data, [*CELL, "block", "depth"])
+
+
+def _arm(row: Mapping[str, Any]) -> Arm:
+    """The arm of a row of the record, as JSON has it."""
+    return Arm(*(row[name] for name in Arm._fields))._replace(setting=Setting(row["setting"]))
 
 
 def _mean(data: pandas.DataFrame, keys: list[str]) -> pandas.DataFrame:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from typing import Any
 
 import numpy as np
@@ -91,16 +90,15 @@ def points(results: Results, key: str) -> pandas.DataFrame:
     """The arms that tables show whose setting holds the key, by method and then by its value: the
     columns of `Results.arms`, `method` without the key, value, and rest, what else varies.
     `dataset.shots=0`, which is all images, is infinite."""
-    shown, pattern = results.shown, rf"(?:^|,){re.escape(key)}=([^,]*)"
-    value = shown["setting"].str.extract(pattern)[0].astype(float)
+    shown = results.shown
+    value = shown["arm"].map(lambda arm: results.setting(arm).get(key)).astype(float)
     if key == "dataset.shots":
         value = value.replace(0, math.inf)
-    rest = shown["setting"].str.replace(pattern, "", regex=True).str.strip(",")
-    rows = shown.assign(value=value, rest=rest).dropna(subset="value")
-    rows["method"] = [
-        title(results.grid.arms[arm]._replace(setting=rest), results.record.methods)
-        for arm, rest in zip(rows["arm"], rows["rest"], strict=True)
-    ]
+    rows = shown.assign(value=value).dropna(subset="value")
+    arms = [results.grid.arms[arm] for arm in rows["arm"]]
+    others = [arm._replace(setting=arm.setting.without(key)) for arm in arms]
+    rows["rest"] = [str(arm.setting) for arm in others]
+    rows["method"] = [title(arm, results.record.methods) for arm in others]
     order = {name: list(rows[name]) for name in ("model", "method")}
     return tables.ordered(rows, **order, value=sorted(rows["value"]))
 

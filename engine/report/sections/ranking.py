@@ -8,7 +8,7 @@ from typing import Any
 import pandas
 
 from engine.measures.tables import extremes, groups, rows
-from engine.report import charts
+from engine.report import charts, tuning
 from engine.report.columns import between
 from engine.report.headline import averaged_over, finding, measured_on
 from engine.report.results import Results
@@ -33,10 +33,14 @@ def models(results: Results) -> Section | None:
     )
     words = f"mRI from {between(data, 'mRI_pts', 'method', 'model')}."
     spec = charts.heat(data, "model", "method", "mRI_pts")
+    heading = f"{best['method']} from {best['model']} has the highest mRI"
+    text = "\n".join(f"{model}: {finding(results, model)}" for model in results.models)
+    if tuning.is_varied(results):
+        heading, text = words.removesuffix("."), tuning.SELECTION
     return Section(
         "models",
-        f"{best['method']} from {best['model']} has the highest mRI",
-        "\n".join(f"{model}: {finding(results, model)}" for model in results.models),
+        heading,
+        text,
         [Figure("models", caption, words, data, spec)],
         [Table("models", caption, wide.rename_axis(columns=None).reset_index(), [*wide.columns])],
         is_open=True,
@@ -54,11 +58,18 @@ def methods(results: Results) -> Section | None:
     )
     ranking = Table("ranking", caption + chosen_on_its_set(results) * (X in data), data)
     _, best = extremes(data, "mRI_pts")
+    heading, note = f"{best['method']} ranks first by mRI", ""
+    if found := tuning.tuned(results):
+        heading = f"{found.methods['method'].iloc[0]} ranks first by mRI, tuned on held-out images"
+    elif tuning.is_varied(results):
+        heading = f"mRI from {between(data, 'mRI_pts', 'method')}"
+    if tuning.is_varied(results):
+        note = f" Each setting is a row. {tuning.SELECTION}"
     return Section(
         "ranking",
-        f"{best['method']} ranks first by mRI",
+        heading,
         "Mean change in accuracy, in points, on the sets a model was not fine-tuned on: a mean "
-        f"over {averaged_over(results)}.",
+        f"over {averaged_over(results)}.{note}",
         figures=by_model(
             results,
             "ranking",
@@ -104,9 +115,14 @@ def trade_off(results: Results) -> Section | None:
     if X not in shown or shown.empty:
         return None
     (_, adapted), (_, best) = extremes(shown, X), extremes(shown, Y)
+    heading = (
+        f"Most accurate elsewhere: {best['method']}; on the set fine-tuned on: {adapted['method']}"
+    )
+    if tuning.is_varied(results):
+        heading = "Accuracy on the set fine-tuned on, and on the other sets"
     return Section(
         "trade-off",
-        f"Most accurate elsewhere: {best['method']}; on the set fine-tuned on: {adapted['method']}",
+        heading,
         "Up is more robust, right is better adapted. A line, where there is one, interpolates "
         "weights from the pre-trained model (α = 0) to the fine-tuned one (α = 1)."
         + chosen_on_its_set(results),
@@ -150,9 +166,9 @@ def chosen_on_its_set(results: Results) -> str:
     """A sentence that names the methods whose models were chosen by the very images that their
     accuracy on the set fine-tuned on is of; empty where there are none."""
     names = dict.fromkeys(
-        str(results.record.methods.get(method, method))
-        for method, options in results.recipes
-        if "select=greedy" in str(options.get("options")).split(", ")
+        str(results.record.methods.get(row.method, row.method))
+        for row in results.record.rows
+        if row.settings.get("method.select") == "greedy"
     )
     return (
         f" {', '.join(names)}: chosen by accuracy on the images held out of the set fine-tuned on, "

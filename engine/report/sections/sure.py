@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas
 
 from engine.measures.tables import with_ends
-from engine.report import charts
+from engine.report import charts, tuning
 from engine.report.headline import told_apart
 from engine.report.results import Results
 from engine.report.section import Section, Table
@@ -20,9 +20,12 @@ def section(results: Results) -> Section | None:
     if not models:
         return None
     data = pandas.concat([_against_best(results, model) for model in models], ignore_index=True)
+    heading = "; ".join(f"{told_apart(results, model)}{results.of(model)}" for model in models)
+    if tuning.is_varied(results):
+        heading = "Methods are compared within a setting, with the row of the highest mRI"
     return Section(
         "how-sure",
-        "; ".join(f"{told_apart(results, model)}{results.of(model)}" for model in models),
+        heading,
         "Differences are paired: both methods see the same draw of images. The population is "
         f"{results.population}. p is of the paired bootstrap, corrected for "
         f"{counted('comparison', results.family)} (Holm); intervals are not corrected. Equal "

@@ -16,6 +16,7 @@ from engine.data import imagenet, packs
 from engine.data.packs import size_bytes
 from engine.grid import verify
 from engine.machine.files import cache_folder
+from engine.recipe import parsed
 from loaders import rgb
 from loaders.beton import RAW, BetonWriter
 from loaders.resident import Resident
@@ -188,7 +189,7 @@ def test_a_file_of_ffcvs_users_becomes_a_pack_without_images(tmp_path, capsys, m
     assert "does not say which photo and corruption" in capsys.readouterr().err
     assert cli.main(command) == 0
     assert "third: 1 images of 2 classes in runs/packs/third-" in capsys.readouterr().out
-    resolved = recipe.of_sections("vit_tiny_random", "mine.yaml", model)
+    resolved = recipe.of_sections("vit_tiny_random", "mine.yaml", parsed(model))
     Path("nowhere/third/cat").mkdir(parents=True)
     Image.fromarray(pixels[0]).save("nowhere/third/cat/0.png")  # the pack is not made of it
     pack = packs.pack_of(resolved, "third", cache_folder())

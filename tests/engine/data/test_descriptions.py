@@ -18,6 +18,7 @@ from engine import cli, models
 from engine.data import descriptions
 from engine.evaluation import passes, user_models
 from engine.evaluation.accuracies import Model, on_set
+from engine.recipe import parsed
 from engine.recipe.schema import ModelRecipe
 
 TIMMS = {
@@ -72,7 +73,8 @@ def test_timms_file_beside_the_weights_is_used(user_grid):
 
     def resolved(arch: str | None = None) -> ModelRecipe:
         described = descriptions.beside([file], arch)
-        return user_models.resolve(*descriptions.model_of(described, arch)).model
+        known, settings = descriptions.model_of(described, arch)
+        return user_models.resolve(known, parsed([settings])).model
 
     with pytest.raises(ValueError, match=r"A\.safetensors does not tell .*name it by --arch"):
         resolved()
@@ -155,8 +157,8 @@ def test_what_models_say_must_agree(user_grid):
     bare, cell = user_grid.folder / "A.safetensors", stored_cell("cell")
     turned, small = stored_cell("turned", CLASSES[::-1]), stored_cell("small", crop=0.9)
     both = descriptions.beside([cell, bare], None)
-    words = [f"model.arch={VIT}", f"model.image_size={SIZE}", "model.crop=1.0"]
-    assert descriptions.model_of(both, None) == (VIT, words)
+    settings = {"model.arch": VIT, "model.image_size": SIZE, "model.crop": 1.0}
+    assert descriptions.model_of(both, None) == (VIT, settings)
     assert descriptions.classes_of(descriptions.beside([bare], VIT)) is None
     for files, message in (
         ([cell, bare], r"of .*A.safetensors is; .* add --classes .*cell/cell.json"),

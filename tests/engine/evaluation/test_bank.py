@@ -65,7 +65,7 @@ def test_a_column_holds_one_set_at_a_time(grid, monkeypatch):
         run.sets.source(*names)
         held.append(set(run.sets._sources))
 
-    column = Column("outline", "outline")
+    column = Column("outline")
     monkeypatch.setattr(jobs, "builders", lambda *_: [builder])
     monkeypatch.setattr(jobs.passes, "evaluate", evaluate)
     monkeypatch.setattr(jobs.progress, "advance", lambda *_: None)

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from engine import cli
 from engine.evaluation import bank, user_merges, user_models
+from engine.recipe import parsed
 
 FEW = ("train.epochs=1", "train.batch_size=5", "train.freeze_batchnorm=false")
 
@@ -89,7 +90,7 @@ def test_a_greedy_soup_is_chosen_on_the_folder(grid, user_grid):
     assert 1 < len(expected) < len(states), "some must be taken and some left"
     seen = [f"model.image_size={SIZE}", f"runs={user_grid.runs}", "device=cpu", "model.crop=1.0"]
     actual = user_merges.merged(
-        "greedy_soup", list(files.values()), None, seen,
+        "greedy_soup", list(files.values()), None, parsed(seen),
         holdout=grid.folder / "outline", arch=VIT, classes=CLASSES,
     )  # fmt: skip
     assert actual.mix == {str(files[name]): weight for name, weight in expected.items()}
@@ -132,7 +133,7 @@ def test_a_model_with_an_input_prompt_is_refused_by_its_folder(grid):
     places = [builder.cell(name).artifact.folder for name in ("fine_tune", "visual_prompt")]
     words = [f"runs={grid.runs.parent / 'merges'}"]
     with pytest.raises(ValueError, match=r"visual_prompt-outline-\w+ has an input prompt"):
-        user_merges.merged("soup", places, None, words)
-    resolved, files, classes = user_models.described(places, None, words)
+        user_merges.merged("soup", places, None, parsed(words))
+    resolved, files, classes = user_models.described(places, None, parsed(words))
     with pytest.raises(ValueError, match=r"visual_prompt-outline-\w+ has an input prompt"):
         user_models.evaluate(resolved, files, {}, grid.device, classes=classes, alphas=[0.5])

@@ -17,6 +17,7 @@ from user_checkpoints import checkpoint, rows
 
 from engine.data import imagenet
 from engine.evaluation import passes, user_models
+from engine.recipe import parsed
 
 
 @pytest.mark.parametrize("mask", ["none", "present"])
@@ -175,7 +176,7 @@ def test_transparent_images_of_a_users_set_lie_on_the_recipes_background(user_gr
     Image.new("RGBA", (SIZE, SIZE)).save(place / CLASSES[0] / "0.png")
     words = [f"runs={user_grid.runs}", f"model.image_size={SIZE}"]
     for background, level in (("white", 255), ("black", 0)):
-        resolved = user_models.resolve(VIT, [*words, f"dataset.background={background}"])
+        resolved = user_models.resolve(VIT, parsed([*words, f"dataset.background={background}"]))
         assert (user_models.pack_at(resolved, place).pixels([0]) == level).all()
 
 

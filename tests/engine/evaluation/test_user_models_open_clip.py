@@ -19,6 +19,7 @@ from engine import models
 from engine.evaluation import user_models
 from engine.evaluation.accuracies import OnSet
 from engine.models import clip
+from engine.recipe import parsed
 from engine.recipe.schema import ModelRecipe, WeightsRecipe
 from engine.store.artifacts import Store
 
@@ -76,7 +77,7 @@ def test_between_checkpoints_of_open_clip_towers_and_heads_are_averaged(
 
 def test_an_open_clip_tower_that_was_fine_tuned_brings_its_head(user_grid, open_clip, clips):
     """A checkpoint as the engine writes it can be interpolated with its zero-shot model."""
-    model = user_models.resolve(ARCH, [f"model.image_size={SIZE}"]).model
+    model = user_models.resolve(ARCH, parsed([f"model.image_size={SIZE}"])).model
     store, file = Store(user_grid.runs / "store"), user_grid.folder / "A.safetensors"
     zero_shot = user_models.cell_of(model, store, file).state()
     tuned = zero_shot | {"head.bias": torch.arange(5.0)}

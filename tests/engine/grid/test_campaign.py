@@ -13,6 +13,7 @@ from engine.data import packs
 from engine.errors import CampaignError, RecipeError
 from engine.grid import campaign, outcomes, workflow
 from engine.grid.columns import Column
+from engine.recipe import parsed
 from loaders.pack import MANIFEST
 from loaders.schema import DamagedFile
 
@@ -20,14 +21,14 @@ VARY = "{optimizer.lr: [0.02, 1e-5], train.epochs: [1, 2]}"
 
 
 def planned(folder: Path, *words: str, cores: int = 2) -> campaign.Plan:
-    return campaign.plan(str(folder / "shapes.yaml"), words, cores)
+    return campaign.plan(str(folder / "shapes.yaml"), parsed(words), cores)
 
 
 def of_text(folder: Path, tmp_path: Path, text: str, *words: str) -> campaign.Plan:
     """The plan of the campaign with more lines in its file."""
     file = tmp_path / "of_text.yaml"
     file.write_text((folder / "shapes.yaml").read_text() + text)
-    return campaign.plan(str(file), [f"runs={tmp_path / 'runs'}", *words], 2)
+    return campaign.plan(str(file), parsed([f"runs={tmp_path / 'runs'}", *words]), 2)
 
 
 def test_a_campaign_is_named_after_what_determines_its_results(folder, tmp_path, monkeypatch):
@@ -54,7 +55,7 @@ def test_a_campaign_is_named_after_what_determines_its_results(folder, tmp_path,
     assert all(plan.folder.name.startswith("shapes-") for plan in others)
     assert len({plan.folder for plan in others}) == len({p.path for p in others}) == len(others)
     monkeypatch.chdir(folder)
-    assert campaign.plan("shapes.yaml", [f"runs={tmp_path / 'r'}"], 1).path == plain.path
+    assert campaign.plan("shapes.yaml", parsed([f"runs={tmp_path / 'r'}"]), 1).path == plain.path
 
 
 def test_threads_of_a_column_share_the_cores(folder):
@@ -159,7 +160,7 @@ def test_sets_that_are_not_encoded_are_named_before_anything_runs(tmp_path, caps
         command, _, names = line.rstrip(")").partition("   (SET: ")
         *words_before, model = shlex.split(command)[:7]
         assert words_before == ["rib", "encode", "SET", "--source", "FOLDER", "--model"]
-        encoded = recipe.of_sections(model, "imagenet_rib", shlex.split(command)[7:])
+        encoded = recipe.of_sections(model, "imagenet_rib", parsed(shlex.split(command)[7:]))
         assert len(names.split(", ")) == 9, "with the upstream set"
         for name in names.split(", "):
             place = packs.pack_folder(Path(encoded.runs), encoded.dataset, encoded.model, name)
@@ -215,7 +216,7 @@ def test_plan_on_disk_is_read_back(folder, tmp_path):
     assert campaign.text(again) == plan.path.read_bytes() and again.path == plan.path
     first, second, *_ = again.columns
     assert first.settings == {"optimizer.lr": 1e-5, "seed": 3}
-    assert first.varied == {"optimizer.lr": 1e-5}
+    assert first.setting == {"optimizer.lr": 1e-5}
     assert isinstance(second.settings["optimizer.lr"], float)
     cells = [cell.recipe for cell in again.cells(second)]
     assert all(cell.optimizer.lr == 1 and cell.seed == 3 for cell in cells)
@@ -234,7 +235,7 @@ def test_a_needed_method_is_part_of_the_plan(folder, tmp_path):
     for rate in (0.02, 0.03):
         changed = f"fine_tune: {{optimizer: {{lr: {rate}}}}}"
         file.write_text((folder / "shapes.yaml").read_text().replace("fine_tune: {}", changed))
-        plan = campaign.plan(str(file), words)
+        plan = campaign.plan(str(file), parsed(words))
         paths.add(plan.path)
         (cell,) = plan.cells(plan.columns[1])
         needed = cell.needs["fine_tune"].recipe
@@ -248,21 +249,23 @@ def test_objectnet_is_fine_tuned_on_only_with_leave():
     words, opened = ("methods=[fine_tune]",), "dataset.objectnet_terms=accepted"
     sets = recipe.load("imagenet_rib").dataset.sets
     for name in ("imagenet_rib", "imagenet_rib_paper"):
-        plan = campaign.plan(name, words, 1)
+        plan = campaign.plan(name, parsed(words), 1)
         assert plan.sets == tuple(sets) and "objectnet" in sets
         assert plan.downstreams == [name for name in sets if name != "objectnet"]
-        eight = campaign.plan(name, (*words, opened), 1)
+        eight = campaign.plan(name, parsed((*words, opened)), 1)
         assert eight.downstreams == sets and eight.path != plan.path
     few = (*words, "downstreams=[objectnet,imagenet_a]")
     with pytest.raises(RecipeError, match=r"line: downstreams: objectnet is a test set.*accepted"):
-        campaign.plan("imagenet_rib", few, 1)
-    assert campaign.plan("imagenet_rib", (*few, opened), 1).downstreams[0] == "objectnet"
+        campaign.plan("imagenet_rib", parsed(few), 1)
+    assert campaign.plan("imagenet_rib", parsed((*few, opened)), 1).downstreams[0] == "objectnet"
     cell = ("imagenet_rib/fine_tune", ["downstream=objectnet"])
     with pytest.raises(RecipeError, match=r"licence forbids .*dataset\.objectnet_terms=accepted"):
-        recipe.load(*cell)
-    assert recipe.load(cell[0], [*cell[1], opened]).downstream == "objectnet"
+        recipe.load(cell[0], parsed(cell[1]))
+    assert recipe.load(cell[0], parsed([*cell[1], opened])).downstream == "objectnet"
     settings = ("dataset.kind=folder", "dataset.sets=[objectnet,b]", "downstream=objectnet")
-    assert recipe.load("imagenet_rib", settings).downstream == "objectnet", "a folder of that name"
+    assert recipe.load("imagenet_rib", parsed(settings)).downstream == "objectnet", (
+        "a folder of that name"
+    )
 
 
 def test_columns_are_the_downstreams_in_every_setting(folder, tmp_path):
@@ -270,7 +273,7 @@ def test_columns_are_the_downstreams_in_every_setting(folder, tmp_path):
     places = itertools.product(("few", "upstream"), (0.02, 1e-5), (1, 2))
     expected = [(name, {"optimizer.lr": lr, "train.epochs": e}) for name, lr, e in places]
     assert [(column.downstream, column.settings) for column in plan.columns] == expected
-    assert plan.columns[2].setting == "optimizer.lr=1e-05,train.epochs=1"
+    assert str(plan.columns[2].setting) == "optimizer.lr=1e-05,train.epochs=1"
     assert plan.columns[0].name == "few,optimizer.lr=0.02,train.epochs=1"
     assert plan.sets == campaigns.SETS and plan.downstreams == ["few", "upstream"]
     for column in plan.columns:
@@ -280,5 +283,5 @@ def test_columns_are_the_downstreams_in_every_setting(folder, tmp_path):
     by_words = of_text(folder, tmp_path, "", f"vary={VARY}", "downstreams=[few]")
     assert by_words.columns == plan.columns[:4], "the command line says the same"
     plain = of_text(folder, tmp_path, "")
-    assert plain.columns == tuple(Column(name, name) for name in campaigns.SETS)
+    assert plain.columns == tuple(Column(name) for name in campaigns.SETS)
     assert len({plan.path, by_words.path, plain.path}) == 3

@@ -17,6 +17,7 @@ from processes import until
 from engine import cli, recipe
 from engine.commands import job
 from engine.grid import campaign, outcomes
+from engine.recipe import parsed
 
 ALPHAS = ("0.0", "0.5", "1.0")  # of WiSE-FT, as tables write them
 pytestmark = pytest.mark.slow
@@ -134,7 +135,7 @@ def test_failing_job_is_one_clear_line(folder, finished, tmp_path, monkeypatch, 
     runs = shutil.copytree(finished, tmp_path / "runs")
     words = ["optimizer.lr=1e20", "train.warmup_steps=0", "dataset.sets=[outline,tinted]"]
     words = [str(folder / "shapes.yaml"), f"runs={runs}", *words]
-    plan = campaign.plan(words[0], words[1:], 1)
+    plan = campaign.plan(words[0], parsed(words[1:]), 1)
     done = plan.place / outcomes.DONE / campaign.PREPARE
     done.parent.mkdir(parents=True)
     done.touch()

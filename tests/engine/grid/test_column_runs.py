@@ -15,6 +15,7 @@ from engine.grid import cell_plan, record
 from engine.grid.build import Builder
 from engine.measures import behaviour, predictions
 from engine.measures.predictions import SetPredictions
+from engine.recipe import parsed
 
 pytestmark = pytest.mark.slow
 SETS, METHODS = campaigns.SETS, campaigns.METHODS
@@ -37,7 +38,7 @@ def test_a_campaign_that_fine_tunes_on_the_upstream_set_and_is_run_again(
     words = ("evaluate.cka=6", "evaluate.batch_size=8")
     report = run_with(folder, "upstream", "downstreams: [upstream]\n", *words)
     assert columns(report, "downstream") == {"", "upstream"}
-    campaign = record.find(str(folder / "upstream.yaml"), [f"runs={finished}", *words])
+    campaign = record.find(str(folder / "upstream.yaml"), parsed([f"runs={finished}", *words]))
     blocks = campaign.record.cka or []
     assert 'id="cka-heading"' in (report / "index.html").read_text()
     pairs = itertools.product(METHODS, ("upstream", *SETS))
@@ -69,7 +70,7 @@ def test_a_set_that_is_trained_on_and_too_small_to_hold_out_of_is_refused(folder
 
 def test_a_cell_on_the_upstream_set_starts_from_the_model_with_a_head(folder, finished, grid):
     name, words = str(folder / "shapes.yaml"), [f"runs={finished}"]
-    cell = cell_plan.resolve(name, words, method="linear_probe", downstream="upstream")
+    cell = cell_plan.resolve(name, parsed(words), method="linear_probe", downstream="upstream")
     builder = Builder(cell, grid.device)
     base, probe = builder.base, builder.build()
     assert probe.name != base.name and probe.backbone == base.backbone != base.name
@@ -150,7 +151,7 @@ def test_a_campaign_stores_what_temperature_scaling_needs(folder, finished):
     """Temperatures and errors themselves: `measures/test_calibration.py`."""
     report = campaigns.run(folder, *CALIBRATED)
     behaviours = rows(report / "behaviour.csv")
-    after = record.find(str(folder / "shapes.yaml"), [f"runs={finished}", *CALIBRATED])
+    after = record.find(str(folder / "shapes.yaml"), parsed([f"runs={finished}", *CALIBRATED]))
     tuned = [row for row in after.evaluations if row.method == "fine_tune"]
     of_model = {row.evaluated_on: row.path for row in tuned}
     assert 0 < len(pq.read_table(of_model["outline"])) < 35, "the hold-out alone"

@@ -7,13 +7,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from engine.grid import campaign, estimate
 from engine.grid.estimate import Device, Part
+from engine.recipe import parsed
 
 IMAGES = {"upstream": 35, "outline": 35, "tinted": 35, "few": 21}
 
 
 @pytest.fixture(scope="module")
 def counted(folder) -> estimate.Estimate:
-    return estimate.of(campaign.plan(str(folder / "shapes.yaml"), [f"runs={folder / 'none'}"]))
+    return estimate.of(
+        campaign.plan(str(folder / "shapes.yaml"), parsed([f"runs={folder / 'none'}"]))
+    )
 
 
 def test_training_and_evaluation_are_images_times_passes(counted):
@@ -41,7 +44,7 @@ def test_training_and_evaluation_are_images_times_passes(counted):
 )
 def test_a_column_of_a_part_trains_on_as_many(folder, words, images):
     words = [f"runs={folder / 'none'}", *words]
-    part = estimate.of(campaign.plan(str(folder / "shapes.yaml"), words))
+    part = estimate.of(campaign.plan(str(folder / "shapes.yaml"), parsed(words)))
     assert {parts[0].images for parts in part.columns} == {2 * images}
 
 
@@ -75,7 +78,7 @@ def test_sets_of_the_same_photos_are_also_judged_on_those_that_were_seen(folder)
     words = [f"runs={folder / 'none'}", "dataset.holdout=0.4", "dataset.holdout_by=source"]
     for seen in (True, False):
         more = f"evaluate.seen={str(seen).lower()}"
-        made = estimate.of(campaign.plan(str(folder / "shapes.yaml"), [*words, more]))
+        made = estimate.of(campaign.plan(str(folder / "shapes.yaml"), parsed([*words, more])))
         for column, parts in zip(made.plan.columns, made.columns, strict=True):
             held_out = {name: round(0.4 * count) for name, count in IMAGES.items()}
             judged = sum(held_out.values())
@@ -86,6 +89,6 @@ def test_sets_of_the_same_photos_are_also_judged_on_those_that_were_seen(folder)
 
 def test_imagenets_derived_sets_show_the_photos_of_its_validation_set():
     words = ["methods=[fine_tune]", "downstreams=[imagenet_cartoon,imagenet_sketch]"]
-    derived, natural = estimate.of(campaign.plan("imagenet_rib_disjoint", words)).columns
+    derived, natural = estimate.of(campaign.plan("imagenet_rib_disjoint", parsed(words))).columns
     more = derived[-1].images - natural[-1].images
     assert more == 3 * 40_000  # val, Drawing and the sample of C

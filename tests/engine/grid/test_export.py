@@ -20,6 +20,8 @@ import engine
 from engine import cli
 from engine.data import descriptions
 from engine.grid import export, record
+from engine.measures.setting import Setting
+from engine.recipe import parsed
 
 MORE = "  soup: {method: {members: [pre, fine_tune]}}\n  visual_prompt: {}\ndownstreams: [few]\n"
 
@@ -145,10 +147,10 @@ def test_which_row_is_never_guessed_and_a_parent_that_is_gone_is_named(
         error = capsys.readouterr().err
         assert message in error
     assert "; run `rib campaign " in error
-    campaign = record.find(finished[0], finished[1:])
+    campaign = record.find(finished[0], parsed(finished[1:]))
     row = next(row for row in campaign.record.evaluations if row.method == "soup")
     with pytest.raises(ValueError, match=r"a run in another folder, .* keeps them"):
-        export.row_of_campaign(campaign, dataclasses.replace(row, setting="step=2"))
+        export.row_of_campaign(campaign, dataclasses.replace(row, setting=Setting(step=2)))
     (tmp_path / "away").rename(cell)
     assert not list(tmp_path.iterdir())
 

@@ -22,7 +22,7 @@ from engine.grid.build import Builder
 from engine.machine.files import cache_folder
 from engine.measures import metrics
 from engine.measures.predictions import SetPredictions
-from engine.recipe import modules
+from engine.recipe import modules, parsed
 from engine.store import tensors
 
 SETS = [name for name in imagenet.SIZES if name not in ("imagenet_train", "imagenet_val")]
@@ -182,7 +182,7 @@ def test_the_in1k_stage_of_a_backbone_without_a_head(rib):
     """The recipe on a tiny training set; its cell is then the pre-trained model of a campaign."""
     alone = ("model=vit_tiny_random", "model.head.fit=true", "train.batch_size=4", "train.epochs=1")
     alone += ("train.warmup_steps=null",)  # of two steps
-    stage = cell_plan.resolve("imagenet_rib/pre_fine_tune", (*alone, *rib.words))
+    stage = cell_plan.resolve("imagenet_rib/pre_fine_tune", parsed((*alone, *rib.words)))
     builder = Builder(stage, rib.device)
     cell = builder.build()
     path = cell.artifact.file(tensors.WEIGHTS)

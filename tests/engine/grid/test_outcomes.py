@@ -18,6 +18,7 @@ from engine.errors import CampaignError, DivergedError, FirstRankError
 from engine.grid import attempts, campaign, outcomes, progress, slurm, workflow
 from engine.grid.columns import Column
 from engine.machine.files import write_atomic
+from engine.recipe import parsed
 from engine.report import finish
 from loaders.files import file_hash
 from loaders.schema import DamagedFile
@@ -83,8 +84,8 @@ def test_a_job_tells_by_its_code_whether_another_attempt_can_help(error, code, m
 @pytest.mark.slow
 def test_users_errors_end_their_next_attempts_at_once(folder, tmp_path):
     """They do not run the job and ask for little time; of the others the last words are told."""
-    plan = campaign.plan(str(folder / "shapes.yaml"), [f"runs={tmp_path}"], 1)
-    plan = dataclasses.replace(plan, columns=tuple(Column(name, name) for name in ENDS))
+    plan = campaign.plan(str(folder / "shapes.yaml"), parsed([f"runs={tmp_path}"]), 1)
+    plan = dataclasses.replace(plan, columns=tuple(Column(name) for name in ENDS))
     place, script = plan.place, plan.place / "job.sh"
     lines = [f"{name}) {end} ;;" for name, end in ENDS.items()]
     begin = f"echo begun >> {place}/$1; test $1 = prepare && exit 0"
@@ -125,10 +126,10 @@ def test_a_jobs_own_words_are_told(tmp_path):
     for started, words in ((1, "no room"), (2, "no GPU")):
         with pytest.raises(ValueError), recorded(tmp_path, started):
             raise ValueError(words)
-    assert outcomes.reason(tmp_path, "column-few") == "failed\n  last words: no GPU"
+    assert outcomes.failure(tmp_path, "column-few") == ("failed", "no GPU")
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs" / "column-few.exit").write_text("2\n")
-    assert "failed (exit code 2)\n  last words: no GPU" in outcomes.reason(tmp_path, "column-few")
+    assert outcomes.failure(tmp_path, "column-few") == ("failed (exit code 2)", "no GPU")
 
 
 def test_slurms_state_of_a_killed_job_is_told(tmp_path, monkeypatch):
@@ -147,9 +148,9 @@ def test_slurms_state_of_a_killed_job_is_told(tmp_path, monkeypatch):
         output.write_text(f"slurmstepd: error: {text}\n")
         job = f"JobId=17 JobName=x\n   JobState={state} Reason=x\n   StdOut={output}\n"
         monkeypatch.setattr(slurm, "_answer", lambda *_, job=job: job)
-        assert outcomes.reason(tmp_path, "column-few").endswith(reason)
+        assert outcomes.failure(tmp_path, "column-few").how.endswith(reason)
     exit_code.unlink()
-    assert outcomes.reason(tmp_path, "column-few").startswith("was ")
+    assert outcomes.failure(tmp_path, "column-few").how.startswith("was ")
 
 
 def test_a_report_that_lacks_something_lets_the_next_run_look_for_it(folder, tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ from processes import ROOT, run
 
 from engine import cli
 from engine.grid import campaign, record
+from engine.recipe import parsed
 from loaders.schema import DamagedFile
 
 ABSENT = "torch,timm,deepspeed,triton,open_clip,ffcv"
@@ -73,7 +74,7 @@ def test_what_was_not_finished_or_is_not_what_it_was_is_refused_with_the_remedy(
     assert "train.epochs=3` runs what is missing of it" in error
     code, error = metrics(f"runs={folder / 'none'}")
     assert code == 2 and "holds no finished run" in error and "other settings" not in error
-    (record.find(str(folder / "shapes.yaml"), [runs]).place / campaign.RECORD).unlink()
+    (record.find(str(folder / "shapes.yaml"), parsed([runs])).place / campaign.RECORD).unlink()
     code, error = metrics(runs)
     assert code == 2 and "`rib campaign" in error
 

@@ -9,6 +9,7 @@ from engine import recipe
 from engine.data import splits
 from engine.errors import RecipeError
 from engine.grid import record
+from engine.recipe import parsed
 
 BY_SOURCE = "dataset.holdout_by=source"
 
@@ -35,8 +36,8 @@ def test_a_photo_is_held_out_of_all_sets_or_of_none_at_a_rate():
 )
 def test_what_leaves_nothing_to_compare_is_refused(words, message):
     with pytest.raises(RecipeError, match=message):
-        recipe.load("emoji/fine_tune", [BY_SOURCE, *words])
-    recipe.load("emoji/fine_tune", [BY_SOURCE, "evaluate.seen=false", "dataset.shots=2"])
+        recipe.load("emoji/fine_tune", parsed([BY_SOURCE, *words]))
+    recipe.load("emoji/fine_tune", parsed([BY_SOURCE, "evaluate.seen=false", "dataset.shots=2"]))
 
 
 @pytest.mark.slow

@@ -16,12 +16,15 @@ from engine.errors import CampaignError
 from engine.grid import campaign, estimate, sites, slurm, workflow
 from engine.grid.campaign import Plan
 from engine.grid.sites import Options, Site
+from engine.recipe import parsed
 
 CLUSTER = slurm.Cluster(has_gpus=True, accounting=True)
 
 
 def plan_of(folder: Path, runs: Path, device: str = "cpu") -> Plan:
-    return campaign.plan(str(folder / "shapes.yaml"), [f"runs={runs}", f"device={device}"], 8)
+    return campaign.plan(
+        str(folder / "shapes.yaml"), parsed([f"runs={runs}", f"device={device}"]), 8
+    )
 
 
 def see_gpus(patch: pytest.MonkeyPatch, count: int) -> None:

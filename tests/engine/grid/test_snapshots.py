@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from engine.grid import campaign, jobs, make_record, outcomes
+from engine.measures.setting import PLAIN, Setting
+from engine.recipe import parsed
 from engine.training import loop
 
 CPU = torch.device("cpu")
@@ -25,7 +27,7 @@ class Campaign:
 
     def run(self, *words: str, methods: str = "fine_tune") -> campaign.Plan:
         words = (f"runs={self.runs}", f"methods=[{methods}]", "downstreams=[outline,few]", *words)
-        plan = campaign.plan(str(self.file), words, 1)
+        plan = campaign.plan(str(self.file), parsed(words), 1)
         self.trained.clear()
         for column in plan.columns:
             jobs.column(plan, column, CPU)
@@ -41,7 +43,7 @@ def base(folder, grid) -> Campaign:
     text = (folder / "shapes.yaml").read_text()
     case = Campaign(folder / "followed.yaml", folder / "base")
     case.file.write_text(text.replace("fine_tune: {}", "fine_tune: {train: {snapshots: 3}}"))
-    jobs.prepare(campaign.plan(str(case.file), [f"runs={case.runs}"], 1), CPU)
+    jobs.prepare(campaign.plan(str(case.file), parsed([f"runs={case.runs}"]), 1), CPU)
     return case
 
 
@@ -69,7 +71,7 @@ def test_snapshots_are_evaluated_and_their_weights_removed(followed):
         plan = followed.run(methods="fine_tune,wise_ft")
         assert followed.trained == trained and not followed.folders("snapshots")
     rows = make_record.record_of(plan, CPU).evaluations
-    steps = [f"step={step}" for step in STEPS]
+    steps = [Setting(step=step) for step in STEPS]
     during = [row for row in rows if row.setting]
     assert len(during) == len(STEPS) * len(ALL) * (len(campaigns.SETS) + 1)
     assert {(row.method, row.headline) for row in during} == {("fine_tune", False)}
@@ -80,12 +82,12 @@ def test_snapshots_are_evaluated_and_their_weights_removed(followed):
     for downstream in ALL:
         of_steps = [paths[step, downstream] for step in steps]
         assert len(set(of_steps)) == len(STEPS)
-        assert of_steps[-1] == paths["", downstream], "the last point is the cell itself"
+        assert of_steps[-1] == paths[PLAIN, downstream], "the last point is the cell itself"
     done = plan.place / outcomes.DONE / "column-few"  # whose training is the shorter one
     done.parent.mkdir(parents=True)
     done.touch()
     partial = make_record.of_finished_columns(plan, CPU)
-    assert {row.setting for row in partial.evaluations} == {"", *steps}
+    assert {row.setting for row in partial.evaluations} == {PLAIN, *steps}
     assert partial.downstreams == ["few"] and [m.column for m in partial.missing] == ["outline"]
     (gone,) = followed.folders("predictions", "fine_tune-outline-step2-on-few-*")
     before = (gone / "part-00000.parquet").read_bytes()
@@ -102,7 +104,7 @@ def test_the_rows_under_any_name_are_followed_and_what_they_need_is_not(followed
     file = followed.file.with_name("based.yaml")
     file.write_text(f"{text}methods:\n{rows}")
     words = [f"runs={followed.runs}", "methods=[model_stock,again]"]
-    plan = campaign.plan(str(file), words, 1)
+    plan = campaign.plan(str(file), parsed(words), 1)
     stock, again = jobs.builders(plan, CPU, plan.columns[0])
     assert again._follows_training
     assert not stock.sibling("fine_tune", 1000)._follows_training

@@ -9,6 +9,7 @@ from engine import models, recipe
 from engine.commands import verify as command
 from engine.grid import cell_plan, verify
 from engine.grid.build import Builder
+from engine.recipe import parsed
 from engine.recipe.schema import ModelRecipe
 from engine.store import tensors
 
@@ -24,7 +25,7 @@ def test_measured_and_published_are_compared(folder, grid, tmp_path):
     )  # fmt: skip
 
     def builder(*more: str) -> Builder:
-        cell = cell_plan.resolve(str(folder / "shapes.yaml"), (*words, *more))
+        cell = cell_plan.resolve(str(folder / "shapes.yaml"), parsed((*words, *more)))
         return Builder(cell, grid.device)
 
     first = builder()
@@ -51,8 +52,10 @@ def test_measured_and_published_are_compared(folder, grid, tmp_path):
 
 def test_what_is_compared_with_what_is_published():
     """Not two readings of ObjectNet; a part of the images is allowed its sampling error."""
-    corrected = recipe.load("imagenet_rib", ["model=vit_b16_augreg_in1k"])
-    paper = recipe.load("imagenet_rib", ["model=vit_b16_augreg_in1k", "dataset.objectnet=paper"])
+    corrected = recipe.load("imagenet_rib", parsed(["model=vit_b16_augreg_in1k"]))
+    paper = recipe.load(
+        "imagenet_rib", parsed(["model=vit_b16_augreg_in1k", "dataset.objectnet=paper"])
+    )
     assert "dataset.objectnet=paper" in verify._why_not(corrected, "objectnet", 33.0)
     assert not verify._why_not(paper, "objectnet", 33.0)
     assert verify._sampling(paper, "imagenet_v2", 10_000, 50.0) == 0
@@ -62,12 +65,12 @@ def test_what_is_compared_with_what_is_published():
 
 def test_images_that_fitted_the_head_are_not_evaluated(folder, grid, tmp_path):
     name, words = str(folder / "shapes.yaml"), (f"runs={tmp_path}",)
-    first = Builder(cell_plan.resolve(name, words), grid.device)
+    first = Builder(cell_plan.resolve(name, parsed(words)), grid.device)
     upstream = first.sets["upstream"]
     check, *_ = verify.verify(first)
     assert 0 < check.images == len(upstream.holdout) < len(upstream.labels)
     assert "upstream (hold-out)" in command.text("tiny", [check])
-    whole = cell_plan.resolve(name, (*words, "dataset.holdout=0", "evaluate.split=all"))
+    whole = cell_plan.resolve(name, parsed((*words, "dataset.holdout=0", "evaluate.split=all")))
     check, *_ = verify.verify(Builder(whole, grid.device))
     assert check.images == len(upstream.labels)
     assert check.why_not == "its images fitted the head; dataset.holdout=0.25 keeps some apart"

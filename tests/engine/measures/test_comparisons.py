@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
-from stores import SETS, gather, grid, mri, random_hits, several_seeds
+from stores import SETS, gather, grid, mri, random_hits, setting, several_seeds
 
 from engine.measures import comparisons
 from engine.measures.tables import rows
@@ -100,11 +100,11 @@ def test_only_arms_of_one_model_and_setting_are_compared(tmp_path):
     cells = grid(tmp_path, random_hits(), ("fine_tune", "lwf"))
     cells += [replace(cell, model="vit") for cell in cells]
     trained = [cell for cell in cells if cell.method != "pre"]
-    read = gather(cells + [replace(cell, setting="step=16") for cell in trained])
+    read = gather(cells + [replace(cell, setting=setting("step=16")) for cell in trained])
     arms = [k for k, arm in enumerate(read.arms) if arm.method != "pre"]
     compared = comparisons.compare(read, arms)
     pairs = {(read.arms[row.arm], read.arms[row.against]) for row in rows(compared)}
-    of = {(a.model, a.setting, a.method, b.model, b.setting, b.method) for a, b in pairs}
+    of = {(a.model, str(a.setting), a.method, b.model, str(b.setting), b.method) for a, b in pairs}
     assert of == {
         (model, setting, "fine_tune", model, setting, "lwf")
         for model in ("lite0", "vit")

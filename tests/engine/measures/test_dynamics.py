@@ -8,6 +8,7 @@ import pytest
 import stores
 from hypothesis import given
 from hypothesis import strategies as st
+from stores import setting
 
 from engine.measures import dynamics
 from engine.measures.rows import PRE, Arm, Evaluation
@@ -68,7 +69,7 @@ def grid_of(folder: Path, seeds: tuple[int, ...]) -> list[Evaluation]:
         return lambda method, downstream, on: rng.random(40 if on != "b" else 24) < shares[method]
 
     rows = stores.several_seeds(folder, hits, seeds, methods=("fine_tune", "early"))
-    early, last = (dict(setting=dynamics.setting(step), headline=False) for step in (3, 30))
+    early, last = (dict(setting=setting(f"step={step}"), headline=False) for step in (3, 30))
     return [
         *(row for row in rows if row.method == PRE),
         *(row for row in rows if row.method == "fine_tune"),
@@ -86,9 +87,9 @@ def test_curves_are_means_of_accuracies(tmp_path: Path):
         for row in grid.cells.itertuples()
     }
     for step in (0, 3, 30):
-        setting = dynamics.setting(step) if step else ""
+        of_step = f"step={step}" if step else ""
         accuracy = {
-            (i, j): by_cell[setting, i if step else "", j] for i in SETS for j in (*SETS, "up")
+            (i, j): by_cell[of_step, i if step else "", j] for i in SETS for j in (*SETS, "up")
         }
         expected = {
             "downstream": np.mean([accuracy[i, i] for i in SETS]),
@@ -129,7 +130,7 @@ def test_curves_without_a_common_start_are_refused(tmp_path: Path):
         return rng.random(20 if on == downstream else 40) < 0.5
 
     rows = [
-        replace(row, setting="step=1") if row.method != PRE else row
+        replace(row, setting=setting("step=1")) if row.method != PRE else row
         for row in stores.grid(tmp_path, hits)
     ]
     with pytest.raises(ValueError, match="saw different images of it"):

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from made_results import of_evaluations
-from stores import SETS, gather, grid, mri, random_hits, several_seeds, synthetic, table
+from stores import SETS, gather, grid, mri, random_hits, setting, several_seeds, synthetic, table
 
 from engine.measures import behaviour, metrics, predictions
 from engine.measures.metrics import KEY
@@ -158,7 +158,7 @@ def in_settings(cells, *settings):
     """The grid's cells in each of the settings, and the pre-trained model once."""
     before = [cell for cell in cells if cell.method == "pre"]
     trained = [cell for cell in cells if cell.method != "pre"]
-    return before + [replace(cell, setting=name) for name in settings for cell in trained]
+    return before + [replace(cell, setting=setting(name)) for name in settings for cell in trained]
 
 
 def test_snapshots_stand_beside_the_table_and_change_none_of_its_numbers(tmp_path):

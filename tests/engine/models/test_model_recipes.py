@@ -19,7 +19,7 @@ from engine.data.sets import LabelledSet
 from engine.errors import RecipeError
 from engine.methods.base import Trained
 from engine.models import checkpoints
-from engine.recipe import modules
+from engine.recipe import modules, parsed
 from engine.recipe.schema import MethodRecipe, ModelRecipe
 from engine.store.artifacts import Store
 from loaders.batch import Batch
@@ -66,7 +66,7 @@ SIZE, CLASSES = 64, 5
 
 
 def model(name: str) -> ModelRecipe:
-    return recipe.load("imagenet_rib", [f"model={name}"]).model
+    return recipe.load("imagenet_rib", parsed([f"model={name}"])).model
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)
@@ -137,12 +137,12 @@ def test_a_step_of_every_method(name, variant):
     words = (f"model={name}", f"model.image_size={SIZE}", "train.batch_size=2")
     words += (f"method.variant={variant}",)
     torch.manual_seed(0)
-    net = models.create(recipe.load("imagenet_rib", words).model, CLASSES).eval()
+    net = models.create(recipe.load("imagenet_rib", parsed(words)).model, CLASSES).eval()
     pixels = torch.randint(0, 256, (2, 3, SIZE, SIZE), dtype=torch.uint8)
     batch = Batch(np.arange(2), pixels.device, lambda: pixels)
     trained = []
     for key in recipe.methods_of("imagenet_rib"):
-        cell = recipe.load("imagenet_rib", words, method=key)
+        cell = recipe.load("imagenet_rib", parsed(words), method=key)
         method = modules.find(cell.method.module).Method(cell.method)
         on_convolutions = (key, variant, name[:6]) == ("lora", "paper", "resnet")
         if not isinstance(method, Trained) or on_convolutions:  # which it refuses
@@ -190,7 +190,7 @@ def test_settings_are_the_papers_and_its_campaign_is_the_other_with_what_the_cod
     fields = [field.name for field in dataclasses.fields(MethodRecipe)]  # EWC's options aside
     for method in methods:
         paper = recipe.load("imagenet_rib_paper", method=method)
-        canonical = recipe.load("imagenet_rib", words, method=method)
+        canonical = recipe.load("imagenet_rib", parsed(words), method=method)
         assert (paper.method.name, paper.optimizer, paper.train) == (method, o, t)
         for name in fields:
             assert getattr(paper.method, name) == getattr(canonical.method, name)
@@ -200,18 +200,18 @@ def test_settings_are_the_papers_and_its_campaign_is_the_other_with_what_the_cod
 
 @pytest.mark.parametrize("name", ["imagenet_rib", "imagenet_rib_paper"])
 def test_all_models_are_the_seven_pre_trainings(name):
-    grids = recipe.each_model(name, ("seed=3", "model=all"))
-    archs = {recipe.load(name, words).model.arch for words in grids}
-    assert len(grids) == 7 and all(words[0] == "seed=3" for words in grids)
+    grids = recipe.each_model(name, parsed(("seed=3", "model=all")))
+    archs = {recipe.load(name, grid).model.arch for grid in grids}
+    assert len(grids) == 7 and all(grid[0].text == "seed=3" for grid in grids)
     assert archs == {s["timm"] for s in recipe.published()["models"].values() if s["timm"]}
     with pytest.raises(RecipeError, match="model=all: emoji has no list `models:`"):
-        recipe.each_model("emoji", ("model=all",))
-    listed = recipe.each_model("emoji", ("seed=3", "model=[resnet18, my own/model.yaml]"))
+        recipe.each_model("emoji", parsed(("model=all",)))
+    listed = recipe.each_model("emoji", parsed(("seed=3", "model=[resnet18, my own/model.yaml]")))
     assert listed == [("seed=3", "model=resnet18"), ("seed=3", "model=my own/model.yaml")]
     with pytest.raises(RecipeError, match="name one or more models, each once"):
-        recipe.each_model("emoji", ("model=[resnet18,resnet18]",))
+        recipe.each_model("emoji", parsed(("model=[resnet18,resnet18]",)))
     with pytest.raises(RecipeError, match="model= is given twice"):
-        recipe.each_model("emoji", ("model=[resnet18,resnet34]", "model=resnet50"))
+        recipe.each_model("emoji", parsed(("model=[resnet18,resnet34]", "model=resnet50")))
 
 
 def test_names_of_open_clip_resolve():

@@ -17,6 +17,7 @@ from engine import models, recipe
 from engine.data import packs
 from engine.machine.files import cache_folder
 from engine.models import checkpoints, formats
+from engine.recipe import parsed
 from engine.store import tensors
 from engine.store.artifacts import Store
 from loaders import registry
@@ -41,7 +42,7 @@ def test_packed_photos_are_classified_as_timm_does_from_pil(tmp_path):
 
     words = [f"dataset.root={tmp_path}", "dataset.sets=[photos]", f"runs={tmp_path / 'runs'}"]
     words += ["model.image_size=224", "model.crop=null"]  # the recipe's own are for drawings
-    resolved = recipe.of_sections("efficientnet_lite0", "folder", words)
+    resolved = recipe.of_sections("efficientnet_lite0", "folder", parsed(words))
     backbone = checkpoints.backbone(resolved.model, Store(tmp_path / "store"), cache_folder(), 0)
     state = formats.load(backbone.file(tensors.WEIGHTS))
 

@@ -9,6 +9,7 @@ from twins import assert_near
 
 from engine import models, recipe
 from engine.models import checkpoints, clip, formats, zero_shot
+from engine.recipe import parsed
 from engine.recipe.schema import ModelRecipe
 from engine.store import tensors
 from engine.store.artifacts import Store
@@ -19,7 +20,7 @@ TEMPLATES = [lambda name: f"a photo of a {name}.", lambda name: f"a drawing of t
 
 def model(**weights: str) -> ModelRecipe:
     """The published model, with other weights."""
-    model = recipe.load("emoji", ["model=vit_b16_clip_openai_zero_shot"]).model
+    model = recipe.load("emoji", parsed(["model=vit_b16_clip_openai_zero_shot"])).model
     return dataclasses.replace(model, weights=dataclasses.replace(model.weights, **weights))
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from engine import recipe
 from engine.errors import RecipeError
+from engine.recipe import parsed
 
 
 @pytest.mark.parametrize(
@@ -65,7 +66,7 @@ from engine.errors import RecipeError
 )
 def test_mistake_on_the_command_line(name, words, message):
     with pytest.raises(RecipeError, match=re.escape(message)) as caught:
-        recipe.load(name, words.split())
+        recipe.load(name, parsed(words.split()))
     assert "\n" not in str(caught.value)
 
 
@@ -94,7 +95,7 @@ def test_mistake_in_a_named_part_names_that_file(tmp_path):
     model = tmp_path / "model.yaml"
     model.write_text("name: m\narch: test_vit\nimage_sise: 32\n")
     with pytest.raises(RecipeError, match=r"did you mean 'model\.image_size'") as caught:
-        recipe.load("emoji/ewc", [f"model={model}"])
+        recipe.load("emoji/ewc", parsed([f"model={model}"]))
     assert str(model) in str(caught.value)
 
 

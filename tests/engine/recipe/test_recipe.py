@@ -11,7 +11,7 @@ import yaml
 from engine import recipe
 from engine.errors import RecipeError
 from engine.grid import cell_plan
-from engine.recipe import campaigns
+from engine.recipe import campaigns, parsed
 from engine.recipe.schema import Recipe
 
 DEFAULTS = """\
@@ -60,7 +60,7 @@ def test_every_part_is_named_as_its_file():
     for group, key in (("models", "model"), ("methods", "method")):
         for name in recipe.names(group):
             campaign = "imagenet_rib_clip" if name == "flyp" else "emoji"  # FLYP has CLIP alone
-            resolved = recipe.load(f"{campaign}/fine_tune", [f"{key}={name}"])
+            resolved = recipe.load(f"{campaign}/fine_tune", parsed([f"{key}={name}"]))
             assert getattr(resolved, key).name == name
 
 
@@ -76,26 +76,26 @@ methods: {ewc: {train: {epochs: 4, clip: 4.0}, method: {lam: 9.0}}}
     campaign = write(tmp_path / "grid.yaml", grid)
     text = f"campaign: {campaign}\nmethod: ewc\ntrain: {{epochs: 5}}\n"
     recipe_file = write(tmp_path / "own.yaml", text)
-    resolved = recipe.load(recipe_file, ["train.batch_size=16"])
+    resolved = recipe.load(recipe_file, parsed(["train.batch_size=16"]))
     train = resolved.train
     assert (train.epochs, train.clip, train.batch_size) == (5, 4.0, 16)
     assert resolved.method.lam == 9.0
     assert recipe.load(recipe_file, method="fine_tune").train.clip == 3.0
-    assert recipe.load(recipe_file, ["train.epochs=6"]).train.epochs == 6
+    assert recipe.load(recipe_file, parsed(["train.epochs=6"])).train.epochs == 6
 
 
 def test_overrides_of_the_method_stay_with_it():
     words = ["method.lam=7", "train.epochs=1"]
-    sibling = recipe.load("emoji/ewc", words, method="lwf", downstream="openmoji")
+    sibling = recipe.load("emoji/ewc", parsed(words), method="lwf", downstream="openmoji")
     assert (sibling.method.name, sibling.downstream, sibling.train.epochs) == ("lwf", "openmoji", 1)
 
 
 def test_resolved_recipe_is_a_recipe(tmp_path):
     words = ["optimizer.lr=1e-5", "downstream=openmoji", "model=vit_tiny_random"]
-    resolved = recipe.load("emoji/soup", words)
+    resolved = recipe.load("emoji/soup", parsed(words))
     saved = write(tmp_path / "resolved.yaml", recipe.dump(resolved))
     assert recipe.load(saved) == resolved
-    assert recipe.load(saved, ["seed=3"]) == dataclasses.replace(resolved, seed=3)
+    assert recipe.load(saved, parsed(["seed=3"])) == dataclasses.replace(resolved, seed=3)
     probe = recipe.load(saved, method="linear_probe")  # its settings are the campaign's again
     assert probe.train == recipe.load("emoji", method="linear_probe").train
 
@@ -103,7 +103,7 @@ def test_resolved_recipe_is_a_recipe(tmp_path):
 @pytest.mark.parametrize("name", ["emoji/ewc", "emoji/greedy_soup", "emoji_tuned/lp_ft"])
 def test_what_a_cell_needs_is_dumped_with_it(name, tmp_path):
     words = ["optimizer.lr=1e-5", "train.epochs=7", "method.variant=paper"]
-    cell = cell_plan.resolve(name, words)
+    cell = cell_plan.resolve(name, parsed(words))
     saved = write(tmp_path / "resolved.yaml", cell.dump())
     assert cell_plan.resolve(saved) == cell
     write(tmp_path / "resolved.yaml", f"{recipe.dump(cell.recipe)}needs: 3\n")
@@ -128,7 +128,7 @@ def test_campaigns_extend_each_other_but_not_in_a_circle(tmp_path):
 def test_a_campaign_over_other_sets_begins_with_the_first_of_them():
     assert recipe.load("emoji").downstream == "twemoji"
     for sets, first in (("[openmoji,noto-mono]", "openmoji"), ("[openmoji,twemoji]", "twemoji")):
-        assert recipe.load("emoji", [f"dataset.sets={sets}"]).downstream == first
+        assert recipe.load("emoji", parsed([f"dataset.sets={sets}"])).downstream == first
 
 
 def test_an_entry_of_a_list_of_methods_can_bring_settings(tmp_path):
@@ -139,13 +139,18 @@ def test_an_entry_of_a_list_of_methods_can_bring_settings(tmp_path):
     assert (cell.method.lam, cell.method.fisher_images) == (7.0, 400)
 
 
-def test_a_recipe_with_other_values_is_what_these_words_load():
-    words = ("optimizer.lr=1e-05", "train.warmup_steps=0", "method.variant=paper", "seed=7")
+def test_a_recipe_with_other_values_is_what_these_settings_load():
+    settings = {
+        "optimizer.lr": 1e-05,
+        "train.warmup_steps": 0,
+        "method.variant": "paper",
+        "seed": 7,
+    }
     base = recipe.load("emoji", method="ewc")
-    assert recipe.varied(base, words) == recipe.load("emoji", words, method="ewc")
-    assert recipe.value_of(base, "model.head.l2=1") == 1.0
+    assert recipe.varied(base, settings) == recipe.load("emoji", parsed([settings]), method="ewc")
+    assert recipe.value_of(base, "model.head.l2", 1) == 1.0
     with pytest.raises(RecipeError, match=r"^unknown key 'optimizer\.lrr'; did you mean"):
-        recipe.varied(base, ["optimizer.lrr=1"])
+        recipe.varied(base, {"optimizer.lrr": 1})
 
 
 @pytest.mark.parametrize(
@@ -162,20 +167,22 @@ def test_a_recipe_with_other_values_is_what_these_words_load():
     ],
 )
 def test_a_word_is_read_as_its_key_holds_it(word, key, value):
-    read = attrgetter(key)(recipe.load("emoji/ewc", [word]))
+    read = attrgetter(key)(recipe.load("emoji/ewc", parsed([word])))
     assert (read, type(read)) == (value, type(value))
 
 
 def test_an_architecture_of_timm_is_a_model_by_its_name():
     name = "mobilenetv3_small_100.lamb_in1k"
-    model = recipe.load("emoji/ewc", [f"model={name}"]).model
+    model = recipe.load("emoji/ewc", parsed([f"model={name}"])).model
     assert (model.name, model.arch, model.weights.source) == (name, name, "timm")
     assert model.image_size == 224 and model.head.fit
-    assert not recipe.load("emoji/ewc", [f"model={name}", "model.head.fit=false"]).model.head.fit
-    whole = recipe.load("imagenet_rib", [f"model={name}"], method="ewc").model
+    assert not recipe.load(
+        "emoji/ewc", parsed([f"model={name}", "model.head.fit=false"])
+    ).model.head.fit
+    whole = recipe.load("imagenet_rib", parsed([f"model={name}"]), method="ewc").model
     assert not whole.head.fit and recipe.of_sections(name, "imagenet_rib").model == whole
     for unknown in ("mobilenetv3_smal_100", "test_vit_none", "vit_tiny_patch16_512"):
         with pytest.raises(RecipeError, match=f"there is no model '{unknown}'"):
-            recipe.load("emoji/ewc", [f"model={unknown}"])
+            recipe.load("emoji/ewc", parsed([f"model={unknown}"]))
     with pytest.raises(RecipeError, match="images of 1024 x 768 pixels, and packs hold square"):
-        recipe.load("emoji/ewc", ["model=vit_base_patch16_sapiens2"])
+        recipe.load("emoji/ewc", parsed(["model=vit_base_patch16_sapiens2"]))

@@ -7,25 +7,28 @@ import pytest
 from engine import recipe
 from engine.errors import RecipeError
 from engine.grid import campaign
+from engine.recipe import parsed
 
 
 def planned(*words: str, name: str = "emoji/ewc") -> campaign.Plan:
-    return campaign.plan(*recipe.words_of_sweep(name, words), 2)
+    return campaign.plan(*recipe.of_sweep(name, parsed(words)), 2)
 
 
 def test_a_variant_is_the_cell_of_these_words_alone():
     """Down to the method's options, which its siblings do not get."""
     plan = planned("method.l2=0.1,0.2", "seed=3,4", name="emoji/linear_probe")
     column = plan.columns[-1]
-    assert column.settings == {"method.l2": 0.2, "seed": 4} and column.setting == "method.l2=0.2"
+    assert (
+        column.settings == {"method.l2": 0.2, "seed": 4} and str(column.setting) == "method.l2=0.2"
+    )
     words = ["method.l2=0.2", "seed=4"]
-    alone = recipe.load("emoji/linear_probe", words, downstream=column.downstream)
+    alone = recipe.load("emoji/linear_probe", parsed(words), downstream=column.downstream)
     (cell,) = plan.cells(column)
     assert cell.recipe == alone
     tuned = planned("method.variant=paper", "method.alphas=[0.5]", "seed=3,4", name="emoji/wise_ft")
     (cell,) = tuned.cells(tuned.columns[-1])
     needed = cell.needs["fine_tune"].recipe
-    expected = recipe.load("emoji/fine_tune", ["method.variant=paper"])
+    expected = recipe.load("emoji/fine_tune", parsed(["method.variant=paper"]))
     assert needed.method == expected.method and needed.seed == 4
 
 

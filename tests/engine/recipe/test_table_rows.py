@@ -7,6 +7,7 @@ import pytest
 from engine import recipe
 from engine.errors import RecipeError
 from engine.grid import cell_plan
+from engine.recipe import parsed
 
 ROWS = """\
 extends: emoji
@@ -47,8 +48,13 @@ def test_a_title_is_the_bases_with_what_differs_unless_it_is_given(campaign):
 
 
 def test_rows_are_selected_by_their_names_and_need_others_in_their_variant(campaign):
-    assert recipe.methods_of(campaign, ["methods=[third,ewc_paper]"]) == ["ewc_paper", "third"]
-    assert recipe.load(campaign, ["methods=[third,ewc_paper]"]).method.title == "EWC (paper)"
+    assert recipe.methods_of(campaign, parsed(["methods=[third,ewc_paper]"])) == [
+        "ewc_paper",
+        "third",
+    ]
+    assert (
+        recipe.load(campaign, parsed(["methods=[third,ewc_paper]"])).method.title == "EWC (paper)"
+    )
     ewc = cell_plan.resolve(campaign, method="named").needs["ewc"].recipe.method
     assert (ewc.variant, ewc.fisher_images) == ("paper", 400)
     assert [*cell_plan.resolve(campaign, method="two").needs] == ["ewc"]
@@ -98,8 +104,8 @@ def test_an_own_method_is_a_row_beside_those_of_the_campaign(tmp_path, monkeypat
         "extends: emoji\nmethods:\n  mine: {base: bit_fit.yaml, train: {epochs: 1}}\n"
     )
     for name, words in (("emoji", ["methods=[ewc,bit_fit.yaml]"]), ("listed.yaml", [])):
-        assert recipe.methods_of(name, words) == ["ewc", "bit_fit"]
-        row = recipe.load(name, words, method="bit_fit")
+        assert recipe.methods_of(name, parsed(words)) == ["ewc", "bit_fit"]
+        row = recipe.load(name, parsed(words), method="bit_fit")
         assert (row.method.name, row.method.title, row.train.epochs) == ("bit_fit", "BitFit", 2)
     row = recipe.load("named.yaml", method="mine")
     assert recipe.methods_of("named.yaml")[-1] == "mine" and row.train.epochs == 1
@@ -121,8 +127,8 @@ def test_the_files_that_a_file_names_begin_at_its_folder(tmp_path):
     assert recipe.methods_of(named) == ["ewc", "bit_fit", "mine"]
     row = recipe.load(named, method="mine")
     assert (row.model.name, row.method.name) == ("vit_tiny_random", "bit_fit")
-    ((word,),) = recipe.each_model(named, ["model=all"])
-    assert recipe.load(named, [word]).model == row.model
+    (grid,) = recipe.each_model(named, parsed(["model=all"]))
+    assert recipe.load(named, grid).model == row.model
 
 
 def test_a_mistake_in_a_campaign_that_is_extended_names_that_file(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from engine import cli, recipe
 from engine.errors import RecipeError
 from engine.grid import campaign, cell_plan
-from engine.recipe import modules
+from engine.recipe import modules, parsed
 from engine.recipe.options import OPTIONS, Soup
 from engine.recipe.schema import Recipe
 
@@ -37,7 +37,7 @@ Method = Trained
 def cell(tmp_path: Path, text: str, *words: str) -> Recipe:
     (tmp_path / "mine.py").write_text(text)
     (tmp_path / "mine.yaml").write_text("name: mine\ntitle: Mine\nmodule: mine.py\nsteps: 3\n")
-    return recipe.load("emoji/fine_tune", [f"method={tmp_path}/mine.yaml", *words])
+    return recipe.load("emoji/fine_tune", parsed([f"method={tmp_path}/mine.yaml", *words]))
 
 
 def test_a_file_lies_beside_the_one_that_names_it(tmp_path, monkeypatch):
@@ -53,9 +53,9 @@ def test_a_file_lies_beside_the_one_that_names_it(tmp_path, monkeypatch):
     assert recipe.load(str(inline), method="lwf") == recipe.load("emoji", method="lwf")
     words = ["method.module=mine.py", "method.steps=3"]
     with pytest.raises(RecipeError, match=r"mine\.py' is not a Python file; a relative path"):
-        recipe.load("emoji/fine_tune", words)
+        recipe.load("emoji/fine_tune", parsed(words))
     monkeypatch.chdir(place)
-    resolved = recipe.load("emoji/fine_tune", words)
+    resolved = recipe.load("emoji/fine_tune", parsed(words))
     assert resolved.method.module == of_file.module
     (tmp_path / "dumped.yaml").write_text(recipe.dump(resolved))
     assert recipe.dump(recipe.load(str(tmp_path / "dumped.yaml"))) == recipe.dump(resolved)
@@ -115,12 +115,12 @@ def test_its_recipe_names_the_cells_that_it_starts_from(tmp_path):
     text = METHOD.replace("    strength:", '    needs = ("ewc",)\n    strength:')
     shown = cell(tmp_path, text)
     words = [f"method={shown.method.module.replace('.py', '.yaml')}"]
-    assert not cell_plan.resolve("emoji/fine_tune", words, run_users=False).needs
-    planned = cell_plan.resolve("emoji/fine_tune", words)
+    assert not cell_plan.resolve("emoji/fine_tune", parsed(words), run_users=False).needs
+    planned = cell_plan.resolve("emoji/fine_tune", parsed(words))
     assert planned.needs["ewc"].recipe.method.name == "ewc"
     cell(tmp_path, text.replace("ewc", "wise_ft"))
     with pytest.raises(RecipeError, match="mine needs wise_ft, which mixes cells"):
-        cell_plan.resolve("emoji/fine_tune", words)
+        cell_plan.resolve("emoji/fine_tune", parsed(words))
 
 
 def test_to_show_a_strangers_recipe_runs_nothing_of_it(folder, tmp_path, capsys):
@@ -131,8 +131,8 @@ def test_to_show_a_strangers_recipe_runs_nothing_of_it(folder, tmp_path, capsys)
     grid.write_text(text.replace("fine_tune: {}", f"{method}: {{}}"))
     assert cli.main(["train", "recipe=emoji/fine_tune", f"method={method}", "--print"]) == 0
     assert "steps: 3" in capsys.readouterr().out
-    campaign.plan(str(grid), [runs], 1)
+    campaign.plan(str(grid), parsed([runs]), 1)
     assert cli.main(["plan", str(grid), runs]) == 0  # from counts, without the method
     assert cli.main(["metrics", str(grid), runs]) == 2 and not victim.exists()
-    campaign.plan(str(grid), [runs], 1, run_users=True)  # as a campaign does when it begins
+    campaign.plan(str(grid), parsed([runs]), 1, run_users=True)  # as a campaign does when it begins
     assert victim.exists()

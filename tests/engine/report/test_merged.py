@@ -36,7 +36,7 @@ def test_a_model_of_two_campaigns_is_one_where_they_agree_and_named_after_them_e
     [
         ({"sets": ("flat", "mono")}, "campaign b has the sets flat, mono beside up"),
         ({"downstreams": ["mono"]}, "no set in common that they fine-tune on"),
-        ({"sweep": {"optimizer.lr=0.1": {}}}, "b is a sweep"),
+        ({"sweep": [{"optimizer.lr": 0.1}]}, "b is a sweep"),
     ],
 )
 def test_campaigns_that_are_not_of_one_grid_are_refused(tmp_path, values, words):

@@ -10,6 +10,7 @@ import reports
 from stores import SETS
 
 from engine import recipe
+from engine.grid.record import Row
 from engine.measures.rows import PRE
 from engine.report import charts, sections
 from engine.report import results as report_results
@@ -179,8 +180,9 @@ def test_models_that_are_all_right_upstream_leave_a_page_without_effective_robus
 
 
 def test_what_was_chosen_on_the_set_it_is_measured_on_is_marked(results):
-    rows = {"ewc": {"options": "select=greedy, members=['pre']"}, "fine_tune": {}}
-    marked = changed(results, settings=results.record.settings | {"Rows": rows})
+    settings = results.record.rows[0].settings
+    greedy = Row("ewc", settings | {"method.select": "greedy"})
+    marked = changed(results, rows=[greedy, Row("fine_tune", settings)])
     note = "EWC & co: chosen by accuracy on the images held out of the set fine-tuned on"
     assert note in section(marked, "ranking").tables[-1].caption
     assert note in section(marked, "trade-off").text

@@ -1,13 +1,16 @@
 """The sections on a sweep and on equal tuning: no variant is chosen by test sets."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 from made_results import drawn, of_arms
-from stores import SETS
+from stores import SETS, setting
 
-from engine.report import headline, sections
+from engine.grid.record import Row
+from engine.measures.setting import Setting
+from engine.report import headline, sections, tuning
 from engine.report.results import Results
 from engine.report.sections import sweep
 
@@ -18,18 +21,20 @@ ACCURACIES = {
     ("fine_tune", "1e-3"): (90, 40), ("lwf", "1e-4"): (80, 70),
     ("lwf", "3e-4"): (60, 90), ("lwf", "1e-3"): (70, 50),
 }  # fmt: skip
-PLAIN = {"Rows": {"fine_tune": {"lr": 3e-4}, "lwf": {"lr": 0.001}}}
+SHARED = {"method.variant": "canonical", "optimizer.name": "adamw"}
+ROWS = [
+    Row(method, {**SHARED, "optimizer.lr": lr})
+    for method, lr in (("fine_tune", 3e-4), ("lwf", 0.001))
+]
 
 
-def swept(settings: dict[str, float]) -> Results:
+def swept(settings: dict[str, float], rows: Sequence[Row] = ()) -> Results:
     """EWC in each setting, whose accuracy elsewhere is the setting's; on the held-out images of the
     set fine-tuned on it is the lower the higher that is."""
-    arms = {("ewc", None, setting): (120 - of, of) for setting, of in settings.items()}
-    of_sweep = {
-        setting: {key: float(value) for key, value in (w.split("=") for w in setting.split(","))}
-        for setting in settings
-    }
-    return of_arms(arms, methods={"ewc": "EWC"}, sweep=of_sweep, holdout=True)
+    arms = {("ewc", None, text): (120 - of, of) for text, of in settings.items()}
+    return of_arms(
+        arms, methods={"ewc": "EWC"}, sweep=[*map(setting, settings)], holdout=True, rows=rows
+    )
 
 
 def test_a_variant_is_chosen_on_held_out_images_only() -> None:
@@ -42,8 +47,10 @@ def test_a_variant_is_chosen_on_held_out_images_only() -> None:
     assert (variants["mRI_pts"] < variants["mRI_high"]).all()
     assert list(choices["setting"]) == ["optimizer.lr=0.001"] * 3, "highest on held-out images"
     assert "selection on the test sets" in section.text and "means over 1 seed" in section.text
-    assert headline.heading("the title", given) == "the title"
-    assert headline.lead(given).startswith("Every variant fine-tunes the pre-trained lite0 on each")
+    assert headline.heading("the title", given) == (
+        "Tuned over 3 settings on held-out images, EWC has an mRI of −10.0 points."
+    )
+    assert "Every variant fine-tunes the pre-trained lite0 on each" in headline.lead(given)
     keys = [each.key for each in sections.of(given)]
     assert keys[:2] == ["sweep", "tuning"] and "ranking" not in keys
     (svg,) = drawn(section).values()
@@ -53,24 +60,25 @@ def test_a_variant_is_chosen_on_held_out_images_only() -> None:
 def test_variants_are_named_by_what_varies() -> None:
     settings = {f"method.lam={a},train.epochs={b}": 40 for a in ("1.0", "2.0") for b in (1, 3)}
     section = sweep.variants(swept(settings))
-    assert list(section.figures[0].data["method"])[1] == "lam 1.0, epochs 3.0"
+    assert list(section.figures[0].data["method"])[1] == "lam 1.0, epochs 3"
     assert "of EWC in method.lam, train.epochs" in section.text
 
 
 def two_methods(key: str = "optimizer.lr", **values: Any) -> Results:
     arms = {(method, None, f"{key}={rate}"): of for (method, rate), of in ACCURACIES.items()}
-    return of_arms(arms, **{"holdout": True, "settings": PLAIN} | values)
+    return of_arms(arms, **{"holdout": True, "rows": ROWS} | values)
 
 
 def test_each_method_has_the_setting_that_is_best_on_held_out_images() -> None:
     section = sweep.tuned(two_methods())
     assert section.heading == (
-        "With 3 settings for every method, LwF has the highest mRI: +20.0 points, 0.0 as its "
-        "recipe has it"
+        "Tuned over 3 settings on held-out images, LwF has the highest mRI: +20.0 points, 0.0 as "
+        "its recipe has it"
     )
+    assert "is the highest of 3 on the images that chose" in section.tables[0].caption
     methods, chosen = (table.data for table in section.tables)
     assert dict(zip(chosen["method"], chosen["setting"], strict=True)) == {
-        "FT": "optimizer.lr=1e-3", "LwF": "optimizer.lr=1e-4"
+        "FT": "optimizer.lr=0.001", "LwF": "optimizer.lr=0.0001"
     }  # fmt: skip
     assert len(chosen) == 2 * len(SETS)
     rows = methods.set_index("method")
@@ -82,9 +90,42 @@ def test_each_method_has_the_setting_that_is_best_on_held_out_images() -> None:
 
 
 def test_a_method_whose_plain_setting_was_not_tried_has_no_gain() -> None:
-    section = sweep.tuned(two_methods(settings={"Rows": {"lwf": {"lr": 0.001}}}))
+    section = sweep.tuned(two_methods(rows=ROWS[1:]))
     gains = section.tables[0].data.set_index("method")["gain_pts"]
     assert np.isnan(gains["FT"]) and gains["LwF"] == pytest.approx(20)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("method.lam", 2.0), ("optimizer.name", "adamw"), ("train.freeze_batchnorm", True),
+        ("dataset.shots", 0), ("method.variant", "paper"), ("train.epochs", 3),
+    ],
+)  # fmt: skip
+def test_the_recipes_own_setting_is_found_whatever_kind_its_value_is(key: str, value: Any) -> None:
+    other = "sgd" if isinstance(value, str) else not value if value in (True, 0) else value + 1
+    shown = [str(Setting({key: each})) for each in (value, other)]
+    made = swept({shown[0]: 50, shown[1]: 60}, [Row("ewc", {key: value})])
+    assert tuning.tuned(made).methods["mRI_plain_pts"].tolist() == pytest.approx([0])
+    unlike = swept({shown[0]: 50, shown[1]: 60}, [Row("ewc", {"optimizer.eps": 1e-3})])
+    assert tuning.tuned(unlike).methods["mRI_plain_pts"].isna().all()
+
+
+def test_no_sentence_names_the_setting_with_the_highest_mri() -> None:
+    """LwF at 3e-4 has +40 points elsewhere, and held-out images do not choose it."""
+    made = two_methods()
+    assert headline.heading("the title", made).startswith("Tuned over 3 settings on held-out imag")
+    assert headline.lead(made).startswith("For each set fine-tuned on, each method has the setting")
+    headings = {each.key: each.heading for each in sections.of(made)}
+    assert headings["ranking"] == "LwF ranks first by mRI, tuned on held-out images"
+    unchosen = two_methods(holdout=False)
+    assert headline.heading("the title", unchosen) == "the title"
+    for results in (made, unchosen):
+        texts = [headline.heading("", results), headline.lead(results)]
+        parts = {each.key: each for each in sections.of(results)}
+        texts += [parts[key].heading for key in ("ranking", "trade-off", "how-sure")]
+        assert not [text for text in texts if "0.0003" in text and "mRI from" not in text]
+        assert not [text for text in texts if "told from" in text]
 
 
 @pytest.mark.parametrize("values", [{"holdout": False}, {"key": "dataset.shots"}])

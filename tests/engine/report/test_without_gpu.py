@@ -9,6 +9,7 @@ import torch
 from engine.grid import campaign, jobs
 from engine.machine import precision, ranks
 from engine.models import compiled
+from engine.recipe import parsed
 from engine.report import finish
 from engine.run import Run
 
@@ -23,7 +24,7 @@ def test_report_finds_what_gpus_made_and_measures_distances_on_the_cpu(
     monkeypatch.setattr(precision, "resolve", lambda *_: "fp32")
     monkeypatch.setattr(compiled, "resolve", lambda *_: "never")
     words = [f"runs={tmp_path}", "methods=[fine_tune]", "dataset.sets=[few,tinted]"]
-    plan = campaign.plan(str(folder / "shapes.yaml"), words, 2)
+    plan = campaign.plan(str(folder / "shapes.yaml"), parsed(words), 2)
     ranks.start("cpu")
     jobs.prepare(plan, torch.device("cpu"))
     for column in plan.columns:

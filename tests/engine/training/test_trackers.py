@@ -12,6 +12,7 @@ from grids import Grid
 
 from engine import recipe
 from engine.commands import outcome
+from engine.recipe import parsed
 from engine.recipe.checks import TRACKERS
 from engine.recipe.schema import Recipe
 from engine.training.trackers import KINDS, Trackers, subject
@@ -46,7 +47,7 @@ def wandb(monkeypatch: pytest.MonkeyPatch) -> Recorder:
 @pytest.fixture
 def of_emoji(tmp_path: Path) -> Callable[..., Recipe]:
     words = ("downstream=twemoji", f"runs={tmp_path}")
-    return lambda *more: recipe.load("emoji/ewc", [*words, *more])
+    return lambda *more: recipe.load("emoji/ewc", parsed([*words, *more]))
 
 
 def test_a_run_is_that_of_its_cell(of_emoji, tmp_path):

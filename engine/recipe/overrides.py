@@ -1,0 +1,106 @@
+"""Settings that a user gives beside a recipe: words of the command line, or a mapping in Python.
+
+They are parsed here, once. Everything below takes `Override`s, which remember the user's own text.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from engine.errors import RecipeError
+from engine.recipe import yaml_text
+
+COMMAND_LINE = "the command line"
+IN_PYTHON = "the settings"
+
+
+class Word(str):
+    """A value of the command line: YAML, but the text itself where its key holds a text."""
+
+
+@dataclass(frozen=True)
+class Override:
+    """A setting of the user's: `train.epochs=1`, or `{"train.epochs": 1}`.
+
+    key: dotted, or the name of a section or of a key of the grid. value: a `Word`, or a plain value
+    that was given in Python. text: the word that the user gave, or would have.
+    """
+
+    key: str
+    value: Any
+    text: str
+
+    @property
+    def section(self) -> str:
+        """The first part of the key, `train` of `train.epochs`."""
+        return self.key.partition(".")[0]
+
+    @property
+    def source(self) -> str:
+        """Where it comes from, for errors."""
+        return COMMAND_LINE if isinstance(self.value, Word) else IN_PYTHON
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The nested sections that it stands for: `{"train": {"epochs": 1}}`."""
+        return nested(self.key, self.value)
+
+    def plain(self) -> Any:
+        """The value as YAML has it. Raises RecipeError, with the user's text, for what is none."""
+        if isinstance(self.value, Word):
+            return yaml_text.parse(str(self.value), f"override {self.text!r:.200}")
+        return self.value
+
+
+def nested(key: str, value: Any) -> dict[str, Any]:
+    """The sections that a dotted key and its value stand for."""
+    for name in reversed(key.split(".")):
+        value = {name: value}
+    return value
+
+
+def of_word(word: str) -> Override:
+    """The override that a word `key=value` is. RecipeError where it is none."""
+    key, equals, value = word.partition("=")
+    if not equals or not key or key.count(".") >= yaml_text.DEEPEST:
+        raise RecipeError(
+            f"{word!r:.200} is not an override; write key=value, such as train.epochs=1"
+        )
+    return Override(key, Word(value), word)
+
+
+def of_mapping(values: Mapping[str, Any]) -> list[Override]:
+    """The overrides that a mapping of keys to plain values stands for."""
+    made = []
+    for key, value in values.items():
+        value = _plain(value)
+        text = value if isinstance(value, str) else yaml_text.line(value)
+        made.append(Override(key, value, f"{key}={text}"))
+    return made
+
+
+def parsed(given: Iterable[str | Mapping[str, Any]]) -> list[Override]:
+    """The overrides of words and mappings, in their order. Raises RecipeError as `of_word`."""
+    made: list[Override] = []
+    for each in given:
+        made += [of_word(each)] if isinstance(each, str) else of_mapping(each)
+    return made
+
+
+def by_key(overrides: Sequence[Override]) -> dict[str, Override]:
+    """The overrides by key; of several with one key the last."""
+    return {override.key: override for override in overrides}
+
+
+def _plain(value: Any) -> Any:
+    """A value of Python as YAML would hold it: paths are texts, tuples lists."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, Mapping):
+        return {key: _plain(each) for key, each in value.items()}
+    return value

@@ -1,0 +1,111 @@
+"""Settings of training that held-out images choose, where a campaign varies some.
+
+RI is measured on sets that a choice must not see. Images that are held out of the set fine-tuned on
+may choose, since RI does not count them. A campaign that varies keys of `optimizer` or `train` so
+tunes every method equally.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import pandas
+
+from engine.measures.setting import Setting
+from engine.report.results import Results
+from engine.report.text import counted, signed
+
+TRAINING = {"optimizer", "train"}  # sections that tuning varies
+HELD_OUT = "held_out_accuracy_pct"
+CELL = ["method", "downstream"]
+SELECTION = (
+    "mRI is measured on the test sets. To pick the setting with the highest mRI is selection on "
+    "the test sets, so this report calls none the best."
+)
+
+
+class Tuned(NamedTuple):
+    """methods: a row a method, best first: means over the sets fine-tuned on, of the chosen
+    settings and of the recipe's where that is among them. choices: a row a method and set
+    fine-tuned on. settings: of which each was chosen."""
+
+    methods: pandas.DataFrame
+    choices: pandas.DataFrame
+    settings: int
+
+    @property
+    def finding(self) -> str:
+        """The result in a sentence."""
+        first, is_alone = self.methods.iloc[0], len(self.methods) == 1
+        plain = first["mRI_plain_pts"]
+        points = f"{signed(first['mRI_tuned_pts'])} points"
+        return (
+            f"Tuned over {counted('setting', self.settings)} on held-out images, {first['method']} "
+            f"{'has an mRI of' if is_alone else 'has the highest mRI:'} {points}"
+            + ("" if pandas.isna(plain) else f", {signed(plain)} as its recipe has it")
+        )
+
+
+def is_varied(results: Results) -> bool:
+    """Whether a row of a table was trained in several settings, so that the best row of all is a
+    choice by the test sets."""
+    shown = results.shown
+    return bool((shown.groupby(["model", "key"])["setting"].nunique() > 1).any())
+
+
+def tuned(results: Results) -> Tuned | None:
+    """None where nothing of training varies, or nothing is held out to choose on."""
+    arms = _arms(results)
+    if arms.empty or not results.record.holdout:
+        return None
+    chosen = arms.loc[arms.groupby(CELL, sort=False)[HELD_OUT].idxmax()]
+    return Tuned(_summary(arms, chosen), chosen, arms["setting"].nunique())
+
+
+def _arms(results: Results) -> pandas.DataFrame:
+    """A row a method, setting and set fine-tuned on: `HELD_OUT` in percent, RI_pts, and is_plain,
+    whether the setting is what the method's recipe says. Empty where other things vary."""
+    shown, cells = results.shown, results.cells
+    recipes = {row.method: row.settings for row in results.record.rows}
+    settings = list(map(results.setting, shown["arm"]))
+    sections = {key.partition(".")[0] for setting in settings for key in setting}
+    is_tuned = all(settings) and (sections <= TRAINING or results.record.sweep is not None)
+    if len(results.models) > 1 or not is_tuned:
+        return pandas.DataFrame()
+    arms = shown[["arm", "setting"]].assign(
+        method=shown["key"].map(results.record.methods),
+        is_plain=[
+            _is_plain(setting, recipes.get(key, {}))
+            for key, setting in zip(shown["key"], settings, strict=True)
+        ],
+    )
+    on_downstream = cells[cells["downstream"] == cells["evaluated_on"]]
+    accuracy = on_downstream[["arm", "downstream", "accuracy"]]
+    ri = results.ri[["arm", "downstream", "RI_pts"]].merge(arms, on="arm")
+    return ri.merge(accuracy.rename(columns={"accuracy": HELD_OUT}), on=["arm", "downstream"])
+
+
+def _is_plain(setting: Setting, recipe: Mapping[str, Any]) -> bool:
+    """Whether every value of a setting is the recipe's own."""
+    return all(key in recipe and recipe[key] == value for key, value in setting.items())
+
+
+def _summary(arms: pandas.DataFrame, chosen: pandas.DataFrame) -> pandas.DataFrame:
+    """As `Tuned.methods`."""
+    tuned, plain = (
+        rows.groupby("method", sort=False)[["RI_pts", HELD_OUT]].mean()
+        for rows in (chosen, arms[arms["is_plain"]])
+    )
+    plain = plain.reindex(tuned.index)
+    table = pandas.DataFrame(
+        {
+            "settings": arms.groupby("method", sort=False)["setting"].nunique(),
+            "mRI_tuned_pts": tuned["RI_pts"],
+            "mRI_plain_pts": plain["RI_pts"],
+            "gain_pts": tuned["RI_pts"] - plain["RI_pts"],
+            "held_out_tuned_pct": tuned[HELD_OUT],
+            "held_out_plain_pct": plain[HELD_OUT],
+        }
+    )
+    return table.sort_values("mRI_tuned_pts", ascending=False, kind="stable").reset_index()
