@@ -37,15 +37,20 @@ def rows(columns: Columns) -> list[Row]:
     assert thetas is not None
     given = {name: column for name, column in columns.items() if column is not None}
     for name, column in given.items():
-        if len(column) != len(thetas):
-            raise ValueError(f"{name}: {len(column)} are given for {len(thetas)} parameters")
-        for tensor, theta in zip(column, thetas, strict=True):
-            _check(name, tensor, theta, thetas[0].device)
+        check(name, column, thetas)
     flat = [
         [None] * len(thetas) if column is None else [tensor.view(-1) for tensor in column]
         for column in columns.values()
     ]
     return [list(row) for row in zip(*flat, strict=True)]
+
+
+def check(name: str, column: Sequence[Tensor], thetas: Sequence[Tensor]) -> None:
+    """Raise ValueError, naming the role, for tensors that do not fit their parameters."""
+    if len(column) != len(thetas):
+        raise ValueError(f"{name}: {len(column)} are given for {len(thetas)} parameters")
+    for tensor, theta in zip(column, thetas, strict=True):
+        _check(name, tensor, theta, thetas[0].device)
 
 
 def _check(name: str, tensor: Tensor, theta: Tensor, device: torch.device) -> None:

@@ -70,6 +70,11 @@ class Pack:
     _crc32: np.ndarray = field(repr=False)
     _verified: np.ndarray = field(repr=False)
 
+    @property
+    def proof(self) -> Path:
+        """The manifest, with which a pack is finished."""
+        return self.folder / MANIFEST
+
     @classmethod
     def open(cls, folder: Path, *, transform_spec: Mapping[str, Any] | None = None) -> Pack:
         """Open a pack and check its structure, which takes milliseconds.

@@ -10,8 +10,10 @@ import atexit
 import contextlib
 import io
 import os
+import time
 from collections.abc import Callable
-from typing import TypeVar
+from pathlib import Path
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 import torch.distributed as dist
@@ -20,6 +22,15 @@ from engine.errors import FirstRankError
 from engine.machine import memory, precision, rendezvous
 
 T = TypeVar("T")
+SEEN_S, LOOK_S = 180, 0.5  # NFS may hide a new file for 60 s (acdirmax); between two looks
+
+
+@runtime_checkable
+class Stored(Protocol):
+    """What lies in files; `proof` is the last of them that was written."""
+
+    @property
+    def proof(self) -> Path: ...
 
 
 def pick_device(device: str) -> torch.device:
@@ -69,8 +80,7 @@ def start(device: str = "auto", gpu: int = 0) -> torch.device:
     if not dist.is_initialized():
         import deepspeed  # imported late: DS_ACCELERATOR is read at import
 
-        # An operator that only inference on several ranks uses, compiled for 40 s on a CPU.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        _skip_operators(deepspeed.ops)
         rendezvous.join(chosen)
         with contextlib.redirect_stdout(io.StringIO()):  # deepspeed prints where tables go
             deepspeed.init_distributed(verbose=False)  # takes the group that is there
@@ -91,14 +101,28 @@ def world() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def _skip_operators(ops: object) -> None:
+    """Say that none of DeepSpeed's own operators (`deepspeed.ops`) can be compiled here.
+
+    The engine calls none. DeepSpeed would look for a compiler for each of them in every process
+    (about a second), and then compile for 40 s one that only inference on several CPU ranks calls.
+    """
+    vars(ops).setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] = False
+
+
 def first(work: Callable[[], T]) -> T:
     """Do `work` on rank 0, and then on the other ranks, which find the files that rank 0 wrote.
 
-    Every rank returns the result of its `work`. An error on rank 0 is raised on all ranks.
+    Every rank returns the result of its `work`. Where that is `Stored`, the other ranks begin when
+    they see its proof: a network file system shows a file late to another machine, and a rank that
+    missed it would make it again while rank 0 goes on. An error on rank 0 is raised on all ranks;
+    FileNotFoundError where a rank does not see the proof within `SEEN_S`.
     """
     if rank() > 0:
         if not all_agree(True):
             raise FirstRankError("the first rank failed; its message says why")
+        if proof := _from_first(""):
+            _wait_for(Path(proof))
         return work()
     try:
         result = work()
@@ -106,7 +130,35 @@ def first(work: Callable[[], T]) -> T:
         all_agree(False)
         raise
     all_agree(True)
+    _from_first(str(result.proof.absolute()) if isinstance(result, Stored) else "")
     return result
+
+
+def _from_first(text: str) -> str:
+    """Rank 0's text, on every rank."""
+    if world() == 1:
+        return text
+    letters = list(text.encode())
+    size = torch.tensor([len(letters)], device=_meeting_place())
+    dist.broadcast(size, 0)
+    letters += [0] * (int(size) - len(letters))
+    told = torch.tensor(letters, dtype=torch.uint8, device=_meeting_place())
+    if letters:
+        dist.broadcast(told, 0)
+    return bytes(told.tolist()).decode()
+
+
+def _wait_for(path: Path) -> None:
+    end = time.monotonic() + SEEN_S
+    while not path.is_file():
+        if time.monotonic() > end:
+            raise FileNotFoundError(
+                f"rank 0 wrote {path}, but rank {rank()} does not see it after {SEEN_S} s; every "
+                "node must have the same folder `runs` at the same path"
+            )
+        with contextlib.suppress(OSError):
+            os.listdir(path.parent)  # by which NFS asks the server again
+        time.sleep(LOOK_S)
 
 
 def all_agree(vote: bool) -> bool:
@@ -118,9 +170,14 @@ def least(value: float) -> float:
     """The smallest of the ranks' values (float32)."""
     if world() == 1:
         return value
-    values = torch.tensor([float(value)], device="cuda" if dist.get_backend() == "nccl" else "cpu")
+    values = torch.tensor([float(value)], device=_meeting_place())
     dist.all_reduce(values, dist.ReduceOp.MIN)
     return values.item()
+
+
+def _meeting_place() -> str:
+    """The kind of device on which the ranks exchange tensors."""
+    return "cuda" if dist.get_backend() == "nccl" else "cpu"
 
 
 def stop() -> None:

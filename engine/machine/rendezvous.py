@@ -23,6 +23,8 @@ MEET = datetime.timedelta(minutes=10)  # until every rank has arrived
 WAIT = datetime.timedelta(hours=6)  # afterwards: ranks wait while rank 0 encodes a set
 FIRST_PORT, PORTS = 20000, 12000  # below the range from which the kernel gives ports
 LOOPBACK = "127.0.0.1"
+# Public since torch 2.15; DeepSpeed's groups, which only average gradients, keep torch's own time.
+_set_timeout = getattr(dist, "set_timeout", None) or distributed_c10d._set_pg_timeout
 STEP = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")  # tell a step from all others
 
 
@@ -77,7 +79,7 @@ def join(device: torch.device) -> None:
         device_id=device if device.type == "cuda" else None,
     )
     dist.all_reduce(torch.zeros(1, device=device))  # all connections are made within `MEET`
-    distributed_c10d._set_pg_timeout(WAIT, dist.group.WORLD)  # torch has no public way
+    _set_timeout(WAIT, dist.group.WORLD)
 
 
 def _on_one_host() -> bool:

@@ -60,6 +60,11 @@ class Artifact:
     def kind(self) -> str:
         return self.folder.parent.name
 
+    @property
+    def proof(self) -> Path:
+        """The marker, which is written last."""
+        return self.folder / MARKER
+
     def file(self, name: str) -> Path:
         """Path of one of its files; FileNotFoundError when the artefact has no such file."""
         path = self.folder / name

@@ -84,6 +84,11 @@ class Cell:
     def name(self) -> str:
         return self.artifact.name
 
+    @property
+    def proof(self) -> Path:
+        """The file that was written last."""
+        return self.artifact.proof
+
     @cached_property
     def meta(self) -> dict[str, Any]:
         if not (self.artifact.folder / CELL).is_file():

@@ -91,7 +91,7 @@ def initialized(method: Trained, run: Run) -> Iterator[Any]:
             "train_batch_size": recipe.train.batch_size,
             "train_micro_batch_size_per_gpu": micro,
             "gradient_accumulation_steps": recipe.train.accumulation,
-            "gradient_clipping": recipe.train.clip,
+            "gradient_clipping": 0.0,  # `optim.clip_` clips; left out, it is 1
             "steps_per_print": 2**31,
             "timers": {"throughput": {"enabled": False}},  # they wait for the GPU in every step
         },
@@ -144,6 +144,8 @@ def epochs(
                 lr = optim.learning_rate(step, total, warmup, recipe.optimizer.lr)
                 optim.set_rate(engine.optimizer, lr)
                 method.before_step()
+                if train.clip:
+                    optim.clip_(method.parameters(), train.clip)
                 engine.step()
                 method.after_step()
                 step += 1

@@ -93,6 +93,15 @@ def test_traced_steps_wait_for_nothing(grid, name, optimizer, monkeypatch):
 
 
 @traced
+@pytest.mark.parametrize("name", ["fine_tune", "ewc"])
+def test_traced_steps_that_clip_wait_for_nothing(grid, name, monkeypatch):
+    """Norms are one launch for each gradient at most, and scaling is one for all."""
+    launches, waits = a_step(grid, name, monkeypatch, "optimizer.name=adamw", "train.clip=1")
+    assert not waits
+    assert launches["_foreach_norm"] == launches["_foreach_mul_"] == 1, launches
+
+
+@traced
 def test_traced_batches_wait_for_nothing(grid):
     builder = prepared(grid, *FORM).builder
     with on_fake_gpu(builder) as run:

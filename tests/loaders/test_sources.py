@@ -3,6 +3,7 @@
 import logging
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,22 @@ def test_resident_is_the_pack(packs):
     assert not late.images.any(), "gathered when they are read"
     source._pixels_NHWC.fill_(1)
     assert not late.images.any(), "and once"
+
+
+def test_a_streams_thread_works_on_its_own_gpu(packs, monkeypatch):
+    """A new thread is on GPU 0, which it would leave a context on."""
+    devices = {}
+
+    def reached(device: torch.device) -> None:
+        raise InterruptedError(str(device))
+
+    note = lambda device: devices.update({threading.get_ident(): device})  # noqa: E731
+    monkeypatch.setattr(torch.cuda, "set_device", note)
+    monkeypatch.setattr(torch.cuda, "Stream", reached)
+    with pytest.raises(InterruptedError, match="cuda:3"):
+        next(Stream(packs["raw"], "cuda:3").batches([np.arange(4)]))
+    assert list(devices.values()) == [torch.device("cuda:3")]
+    assert threading.get_ident() not in devices
 
 
 @settings(max_examples=15, deadline=None)

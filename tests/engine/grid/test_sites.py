@@ -6,10 +6,13 @@ import itertools
 import os
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from processes import programs
+from snakemake_executor_plugin_slurm.submit_string import get_submit_command
+from snakemake_executor_plugin_slurm.utils import set_gres_string
 
 from engine import cli
 from engine.errors import CampaignError
@@ -70,6 +73,19 @@ def test_the_device_of_a_recipe_is_obeyed_or_named(folder, tmp_path, monkeypatch
             assert where.device == "cpu" and not any(stage.get("gpu") for stage in asked.values())
 
 
+def submitted(asked: sites.Resources) -> str:
+    """How Snakemake's plugin calls sbatch for a job."""
+    resources = AttributeDict(k for k in asked.items() if k[0] != "threads")
+    job = SimpleNamespace(resources=resources, threads=asked["threads"])
+    names = ("run_uuid", "slurm_logfile", "comment_str", "account", "partition", "workdir")
+    gpus = set_gres_string(job)
+    return get_submit_command(job, dict.fromkeys(names, "")) + gpus + " "
+
+
+class AttributeDict(dict):
+    __getattr__ = dict.__getitem__
+
+
 def test_slurms_jobs_ask_for_a_factor_of_what_is_predicted(folder, tmp_path, monkeypatch):
     """Start-up counts, and the user's hours and GB come first; a job may have many GPUs."""
     monkeypatch.setattr(slurm, "cluster", lambda partition: CLUSTER)
@@ -78,6 +94,9 @@ def test_slurms_jobs_ask_for_a_factor_of_what_is_predicted(folder, tmp_path, mon
     where = sites.of(options, [plan])
     asked = sites.resources(options, where, plan)
     assert where.ranks == asked["column"]["gpu"] == 9 and where.on_slurm
+    sbatch = submitted(asked["column"])
+    assert "--gpus=9 " in sbatch and "--nodes=1 " in sbatch and "--cpus-per-task=4" in sbatch
+    assert "per-gpu" not in sbatch
     options = sites.checked(Options(executor="slurm"))
     plan, where = plan_of(folder, tmp_path), Site("cpu", (), on_slurm=True)
     asked, costs = sites.resources(options, where, plan), estimate.of(plan)

@@ -12,6 +12,7 @@ from twins import assert_near
 from engine.methods.base import Penalty
 from engine.recipe.schema import OptimizerRecipe
 from engine.training.optim import Penalised, build
+from kernels import tables
 
 ADAMW, SGD = OptimizerRecipe(lr=0.01, weight_decay=0.1), OptimizerRecipe(name="sgd", lr=0.01)
 
@@ -34,6 +35,36 @@ def test_a_step_is_the_same_in_another_memory_format(options):
         ends.append(named)
     for name, expected in ends[0].items():
         assert_near(ends[1][name], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("options", [ADAMW, SGD])
+def test_only_gradients_are_looked_at_in_every_step(options, monkeypatch):
+    """What is checked once has the bits of what is checked in every step, also after a moment was
+    replaced, as by a checkpoint."""
+    checks, check = [], tables._check
+    monkeypatch.setattr(
+        tables, "_check", lambda name, *rest: checks.append(name) or check(name, *rest)
+    )
+    ends = []
+    for anew in (False, True):
+        torch.manual_seed(0)
+        named = {str(n): nn.Parameter(torch.randn(3, 4 * n)) for n in (1, 2, 3)}
+        optimizer = build(named, options, Penalty(0.5, {k: t + 1 for k, t in named.items()}))
+        for step in range(6):
+            for theta in named.values():
+                theta.grad = torch.randn_like(theta)
+            if anew:
+                optimizer._groups.clear()
+            if step == 4:
+                for state in optimizer.state.values():
+                    state.update({k: t.clone() for k, t in state.items()})
+            checks.clear()
+            optimizer.step()
+            assert (set(checks) == {"grad"}) == (not anew and step not in (0, 4))
+        ends.append(
+            [*named.values(), *(state[next(iter(state))] for state in optimizer.state.values())]
+        )
+    assert all(map(torch.equal, *ends))
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
