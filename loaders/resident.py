@@ -64,8 +64,12 @@ class Resident:
 
 def fits(pack: Pack, device: torch.device | str = "cpu") -> bool:
     """Whether the whole pack may live on `device`: 40% of the memory free there holds it."""
-    nbytes = len(pack) * pack.shape[0] * pack.shape[1] * 3
-    return nbytes <= _SHARE * free_memory(torch.device(device))
+    return has_room(len(pack) * pack.shape[0] * pack.shape[1] * 3, torch.device(device))
+
+
+def has_room(nbytes: int, device: torch.device) -> bool:
+    """Whether 40% of the memory that is free on a device hold so many bytes."""
+    return nbytes <= _SHARE * free_memory(device)
 
 
 def free_memory(device: torch.device) -> float:

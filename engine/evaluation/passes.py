@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -155,9 +156,21 @@ def _evaluate(
     numbers = sorted(set[int]().union(*(evaluation.todo for evaluation in pending)))
     cuts, label = pending[0].cuts, f"{len(pending)} models on {labelled.name}"
     pieces = read(run, reader, [cuts[number] for number in numbers], label)
-    for number, batches in zip(numbers, pieces, strict=True):
-        missing = [k for k, evaluation in enumerate(pending) if number in evaluation.todo]
-        rows = reduced(run, inputs, [nets[k] for k in missing], batches, kind, reduction)
-        for k, of_evaluation in zip(missing, rows, strict=True):
-            table = predictions_table(of_evaluation, labelled, cuts[number])
-            pending[k].put(number, table)
+
+    def put(number: int, evaluations: Sequence[Pending], rows: Sequence[torch.Tensor]) -> None:
+        for evaluation, of_evaluation in zip(evaluations, rows, strict=True):
+            evaluation.put(number, predictions_table(of_evaluation, labelled, cuts[number]))
+
+    written: Future[None] | None = None
+    with ThreadPoolExecutor(1, "predictions") as writer:  # writes while the next slice is computed
+        for number, batches in zip(numbers, pieces, strict=True):
+            missing = [k for k, evaluation in enumerate(pending) if number in evaluation.todo]
+            rows = reduced(run, inputs, [nets[k] for k in missing], batches, kind, reduction)
+            on_host = [of_evaluation.cpu() for of_evaluation in rows]
+            if written is not None:
+                ranks.first(written.result)
+            written = writer.submit(put, number, [pending[k] for k in missing], on_host)
+        if written is not None:
+            ranks.first(written.result)
+    for evaluation in pending:
+        evaluation.finish()

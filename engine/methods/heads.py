@@ -19,6 +19,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 from engine.data import grouping
 from engine.errors import DivergedError
 from loaders.batch import on_device
+from loaders.resident import has_room
 
 log = logging.getLogger(__name__)
 EXCESS = 1e-10  # nats by which a fitted objective may exceed its least value
@@ -53,6 +55,24 @@ class Problem:
     members_GM: Tensor | None = None
 
 
+def _parts(problem: Problem, device: torch.device) -> Callable[[], Iterable[tuple[Tensor, Tensor]]]:
+    """The features and labels of at most `_CHUNK` training images at a time, on the device.
+
+    They stay there where they fit: a fit takes some hundred looks at them.
+    """
+    rows = problem.rows_n.split(_CHUNK)
+    labels = [problem.labels_N[part.to(device)] for part in rows]
+
+    def read() -> Iterator[tuple[Tensor, Tensor]]:
+        for part, labels_b in zip(rows, labels, strict=True):
+            yield on_device(problem.features_ND[part], device), labels_b
+
+    if not has_room(len(problem.rows_n) * problem.features_ND[:1].nbytes, device):
+        return read
+    held = list(read())
+    return lambda: held
+
+
 def fit(head: nn.Linear, problem: Problem, label: str) -> dict[str, float]:
     """Minimise the objective over a head, in place; the same result on every rank.
 
@@ -62,6 +82,7 @@ def fit(head: nn.Linear, problem: Problem, label: str) -> dict[str, float]:
     """
     first = [head.weight.detach().double(), head.bias.detach().double()]
     weight, bias = (tensor.clone().requires_grad_() for tensor in first)
+    parts = _parts(problem, weight.device)
     optimizer = torch.optim.LBFGS(
         [weight, bias],
         max_iter=_STRIDE,
@@ -77,13 +98,12 @@ def fit(head: nn.Linear, problem: Problem, label: str) -> dict[str, float]:
         pull = sum(((x - x0) ** 2).sum() for x, x0 in zip((weight, bias), first, strict=True))
         total = problem.l2 / 2 * torch.as_tensor(pull)
         total.backward()
-        for rows in problem.rows_n.split(_CHUNK):
-            features_bD = on_device(problem.features_ND[rows], weight.device)
+        for features_bD, labels_b in parts():
             logits_bC = F.linear(features_bD.double(), weight, bias)
             logits_bC = grouping.summed(logits_bC, problem.members_GM)
             if problem.mask_C is not None:
                 logits_bC = logits_bC.masked_fill(~problem.mask_C, -torch.inf)
-            losses = F.cross_entropy(logits_bC, problem.labels_N[rows], reduction="sum")
+            losses = F.cross_entropy(logits_bC, labels_b, reduction="sum")
             part = losses / len(problem.rows_n)
             part.backward()
             total = total + part

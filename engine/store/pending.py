@@ -38,6 +38,7 @@ class Pending:
     """A model's predictions on a set while they come in slice by slice.
 
     todo: numbers of the slices that are missing. Every rank calls every method; rank 0 writes.
+    `put` asks no other rank, so that a thread may call it.
     """
 
     def __init__(
@@ -57,15 +58,13 @@ class Pending:
     def put(self, number: int, table: pa.Table) -> None:
         """Store the predictions of slice `number`: in a file, unless it is the only slice.
 
-        The last slice finishes the artefact. Raises OSError naming the file where the disk is full.
+        Raises OSError naming the file where the disk is full.
         """
         if len(self.cuts) == 1:
             self._only_slice = table
-        else:
-            ranks.first(lambda: _write_once(self._file(number), table))
+        elif ranks.rank() == 0:
+            _write_once(self._file(number), table)
         self.todo.discard(number)
-        if not self.todo:
-            self.finish()
 
     def finish(self) -> None:
         """Make the artefact of all slices, and remove their files.

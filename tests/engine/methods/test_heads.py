@@ -155,3 +155,18 @@ def test_a_seed_and_settings_of_steps_change_nothing_about_a_fitted_head(grid):
     words = ("seed=7", "train.epochs=1", "optimizer.lr=0.5", "train.accumulation=5")
     cells = [grid.build("method=linear_probe", *more)[1] for more in ((), words)]
     assert same(weights(cells[0]), weights(cells[1]))
+
+
+def test_features_stay_where_they_fit(monkeypatch):
+    """Read once and not in every evaluation, with the same bits as where they do not fit."""
+    reads, read, ends = [], heads.on_device, []
+    monkeypatch.setattr(heads, "on_device", lambda *words: reads.append(1) or read(*words))
+    monkeypatch.setattr(heads, "_CHUNK", 25)
+    for room in (True, False):
+        monkeypatch.setattr(heads, "has_room", lambda nbytes, device, room=room: room)
+        head = head_of(4, 5)
+        reads.clear()
+        fitted = heads.fit(head, problem_of(60, 5, 4), "a head")
+        assert (len(reads) == 3) == room and fitted["iterations"] > 3
+        ends.append(flat(head.weight, head.bias))
+    assert np.array_equal(*ends)
