@@ -16,22 +16,23 @@ from pathlib import Path
 import torch
 
 from bench import contest
-from bench.contest import CASES, Scale
+from bench.contest import CASES, TABLES, Scale
 from bench.report import RESULTS, Results
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
-    if unknown := sorted(set(options.cases) - set(CASES)):
-        parser.error(f"no case {', '.join(unknown)}; there are {', '.join(CASES)}")
+    every = (*CASES, *TABLES)
+    if unknown := sorted(set(options.cases) - set(every)):
+        parser.error(f"no case {', '.join(unknown)}; there are {', '.join(every)}")
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch sees no GPU here")
     os.environ["RIB_PROGRESS"] = "off"
     device = torch.device(options.device)
     scale = Scale(options.quick, options.full, options.drawn)
     folder = options.out or (None if options.quick else RESULTS)
-    cases = options.cases or CASES
+    cases = options.cases or every
     failed = [name for name in cases if not _case(name, device, scale, folder, options.seconds)]
     if failed:
         print(f"failed: {', '.join(failed)}")
@@ -47,10 +48,8 @@ def _case(
     print(f"\n{name}: {machine['device']}, {machine['threads']} threads, load {machine['load']}")
     contest.SKIPPED.clear()
     try:
-        for current in contest.cases(name)(device, scale):
-            for row in contest.hold(current, device, seconds=seconds):
-                results.add(row)
-            del current  # before the next is built: two would not fit
+        for row in contest.rows(name, device, scale, seconds):
+            results.add(row)
     except ModuleNotFoundError as error:
         print(f"skipped: {error}")
         return True
@@ -65,7 +64,7 @@ def _case(
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("cases", nargs="*", metavar="case", help=", ".join(CASES))
+    parser.add_argument("cases", nargs="*", metavar="case", help=", ".join((*CASES, *TABLES)))
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--seconds", type=float, default=10.0, help="for each contest's rounds")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to try it; not kept")

@@ -18,6 +18,7 @@ import torch
 from bench.timing import Run, interleave
 
 CASES = ("headline", "kernels", "transport", "loader", "train", "evaluation", "grid")
+TABLES = ("throughput",)  # modules whose `rows` time nothing
 SKIPPED: list[str] = []  # peers of the case that runs, each with its reason
 
 
@@ -78,6 +79,16 @@ class Contest:
 def cases(name: str) -> Callable[[torch.device, Scale], Iterator[Contest]]:
     """The contests of a case. Raises ModuleNotFoundError where one of its packages is missing."""
     return importlib.import_module(f"bench.{name}").contests
+
+
+def rows(name: str, device: torch.device, scale: Scale, seconds: float) -> Iterator[dict[str, Any]]:
+    """The rows of a case, as soon as each is known. Raises as `cases` and `hold`."""
+    if name in TABLES:
+        yield from importlib.import_module(f"bench.{name}").rows()
+        return
+    for current in cases(name)(device, scale):
+        yield from hold(current, device, seconds=seconds)
+        del current  # before the next is built: two would not fit
 
 
 def hold(contest: Contest, device: torch.device, *, seconds: float) -> list[dict[str, Any]]:

@@ -21,7 +21,6 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("plan", help="images, GPU-hours and disk of a campaign")
     parser.add_argument("name", help="a campaign of recipes/campaigns, or a YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as in a recipe")
-    parser.add_argument("--mfu", type=float, default=0.4, help="share of the peak; default: 0.4")
     parser.add_argument("--tflops", type=float, help="bf16 peak of your GPU, beside the known ones")
     parser.set_defaults(run=run)
 
@@ -32,12 +31,11 @@ def run(arguments: argparse.Namespace) -> None:
     first_line.show(f"counting the operations of {arguments.name}")
     from engine.grid import estimate
 
-    mfu, tflops = arguments.mfu, arguments.tflops
-    if not 0 < mfu <= 1 or (tflops is not None and tflops <= 0):
-        raise ValueError("--mfu must be above 0 and at most 1, --tflops above 0")
-    devices = [estimate.gpu(name, mfu) for name in ("A100", "H100")]
-    if tflops is not None:  # fp32 as on both of these, a sixteenth
-        devices.append(estimate.Device("yours", mfu * tflops, mfu * tflops / 16))
+    if arguments.tflops is not None and arguments.tflops <= 0:
+        raise ValueError("--tflops must be above 0")
+    devices = [estimate.gpu(name) for name in ("A100", "H100")]
+    if arguments.tflops is not None:
+        devices.append(estimate.users_gpu(arguments.tflops))
     estimates = [estimate.of(plan) for plan in plans]
     for each in estimates:
         print(text(each, devices))
@@ -57,7 +55,11 @@ def text(estimate: Estimate, devices: Sequence[Device]) -> str:
     for name, parts in estimate.by_name().items():
         images = sum(part.images for part in parts)
         operations = sum(part.operations for part in parts)
-        times = [_time(device.hours(parts)) for device in shown]
+        on_cores = parts[0] in estimate.report
+        times = [
+            _time(estimate.report_hours(device) if on_cores else device.hours(parts))
+            for device in shown
+        ]
         rows.append([name, f"{images:,}", f"{operations / 1e15:,.3g}", *times])
     title = (
         f"{plan.name}: {model.name}, {len(plan.rows)} methods x {len(columns)} columns, variant "
@@ -72,10 +74,11 @@ def text(estimate: Estimate, devices: Sequence[Device]) -> str:
             "",
             *_times([estimate], devices),
             f"{shown[-1].name:<12}{_time(estimate.hours(shown[-1], 1))}",
-            "            predicted; not counted are the start of jobs, reading images, Fishers,",
-            "            CKA, greedy choices, other seeds of a stock, distances and the report",
+            "            predicted from data sheets, not measured; not counted are packs, reading,",
+            "            CKA, greedy choices and other seeds of a stock",
             f"jobs        {len(plan.jobs)}: what all share, {len(columns)} columns, the report",
-            f"memory      about {estimate.memory_gb:.0f} GB a job",
+            *_jobs(estimate, devices),
+            f"memory      about {estimate.memory_gb:.0f} GB a job: of the host, and of a GPU",
             f"disk        {_size(sum(estimate.disk.values()))}: {disk}",
         ]
     )
@@ -88,6 +91,21 @@ def _times(estimates: Sequence[Estimate], devices: Sequence[Device]) -> list[str
     for device in devices:
         each = [sum(estimate.hours(device, number) for estimate in estimates) for number in GPUS]
         lines.append(f"{device.name:<12}{', '.join(map(_time, each))} on {gpus} GPUs")
+    return lines
+
+
+def _jobs(estimate: Estimate, devices: Sequence[Device]) -> list[str]:
+    """How long a column's job takes, and what several GPUs for one gain."""
+    lines = []
+    for device in devices:
+        column = estimate.column_hours(device)
+        gains = [column / estimate.column_hours(device, number) for number in (2, 8)]
+        lines.append(
+            f"  a column  {_time(column)} on one {device.name}; --gpus-per-job 2, 8: "
+            f"{gains[0]:.2g}, {gains[1]:.2g} times as fast"
+        )
+    if idle := [f"{estimate.idle(n)} of {n}" for n in GPUS if estimate.idle(n)]:
+        lines.append(f"  idle      {', '.join(idle)} GPUs have no column")
     return lines
 
 

@@ -1,15 +1,17 @@
-"""What a campaign will cost, from counts: images x passes x operations of one forward pass.
+"""What a campaign will cost: its workflow, played through with counts and `machine.rates`.
 
-Left out: a job's start-up, reading images, Fishers, CKA, the choices of greedy soups, the models of
-other seeds in a Model Stock, distances and the report.
+Work is counted: images, operations and memory traffic of passes, steps. Jobs then start in the
+workflow's order on the GPUs that there are. Left out: encoding packs, reading images, CKA, choices
+of greedy soups, models of other seeds in a Model Stock.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,8 +21,9 @@ import torch
 from engine import models
 from engine.data import imagenet, packs
 from engine.grid.campaign import Plan
+from engine.machine import rates
 from engine.machine.files import digest
-from engine.machine.flops import PEAKS, of_image
+from engine.machine.flops import elements_of_image, of_image
 from engine.measures import relations
 from engine.methods.base import Derived
 from engine.recipe import modules
@@ -31,78 +34,146 @@ from loaders.pack import MANIFEST, Pack
 
 ROW_BYTES = 42  # of a stored prediction: measured on files of 200 rows; larger files need less
 CALIBRATION_BYTES = 156  # more with `evaluate.calibration`: measured on 8192 rows, 1000 classes
-MFU = 0.4  # share of the peak that a campaign reaches
-CORE_TFLOPS = 0.026  # that the demo reached on a core of an Intel Xeon at 2.1 GHz
 PROCESS_GB = 3.0  # Python, torch, numba and compiled code
 COPIES = 4  # of a model: weights, gradient and two moments of the optimizer
 FULL_PASSES = 3.0  # of a user's method, whose file is not run: a forward and a backward pass
+STEP_BYTES = 28  # of an fp32 parameter in an optimizer's step, and 4 that ranks exchange
+DISTANCE_SAMPLES = 10_000  # of a set, in the report
 
 
 @dataclass(frozen=True)
 class Part:
-    """Work of one kind in one column, or in what all columns share.
+    """Work of one kind in one job.
 
-    images: each counts once for each time that it passes a model. operations: of all passes.
+    images: each counts once for each time that it passes a model. operations, traffic (bytes in
+    bf16): of all passes. batches: steps, or batches through a model. moved, exchanged: bytes of
+    weights that a step moves through memory, and that ranks exchange. starts: of a job. graphs:
+    that are compiled. core_s: seconds of a core.
     """
 
     name: str
-    images: int
-    operations: float
-    precision: str
+    images: int = 0
+    operations: float = 0.0
+    precision: str = "auto"
+    traffic: float = 0.0
+    batches: float = 0.0
+    moved: float = 0.0
+    exchanged: float = 0.0
+    starts: int = 0
+    graphs: int = 0
+    core_s: float = 0.0
 
 
 @dataclass(frozen=True)
 class Device:
-    """TFLOP/s that are reached in each precision. auto: the one that is chosen by itself there."""
+    """What jobs run on. bf16, fp32: TFLOP/s that products reach. memory, link: GB/s. step_s,
+    batch_s, graph_s: seconds that the host takes. cores: that a job's own work has. auto: the
+    precision that is chosen by itself."""
 
     name: str
     bf16: float
     fp32: float
+    memory: float = math.inf
+    link: float = math.inf
+    step_s: float = 0.0
+    batch_s: float = 0.0
+    graph_s: float = 0.0
+    cores: int = 1
     auto: str = "bf16"
 
-    def hours(self, parts: Iterable[Part]) -> float:
+    def seconds(self, part: Part, gpus: int = 1) -> float:
+        """Of a part, in a job of so many GPUs: they share batches in evaluation, and the images of
+        a batch in training, whose gradients they exchange in every step."""
+        kind = self.auto if part.precision == "auto" else part.precision
+        rate, width = (self.bf16, 1) if kind == "bf16" else (self.fp32, 2)
+        work = part.operations / (1e12 * rate) + width * part.traffic / (1e9 * self.memory)
+        step = part.moved / (1e9 * self.memory)
+        step += 2 * (gpus - 1) / gpus * part.exchanged / (1e9 * self.link)
+        if part.exchanged:
+            busy = max(work / gpus + part.batches * step, part.batches * self.step_s)
+        else:
+            busy = max(work, part.batches * self.batch_s) / gpus
+        cores = part.core_s + part.starts * rates.START_S
+        return busy + cores / self.cores + part.graphs * self.graph_s
+
+    def hours(self, parts: Iterable[Part], gpus: int = 1) -> float:
         """Hours of parts that are done one after the other."""
-        rates = {"bf16": self.bf16, "fp32": self.fp32, "auto": getattr(self, self.auto)}
-        return sum(part.operations / (rates[part.precision] * 1e12 * 3600) for part in parts)
+        return sum(self.seconds(part, gpus) for part in parts) / 3600
 
 
-def gpu(name: str, mfu: float = MFU) -> Device:
-    """A GPU of NVIDIA's, of which a campaign reaches this share of the peak."""
-    return Device(name, mfu * PEAKS[name]["bf16"], mfu * PEAKS[name]["fp32"])
+def gpu(name: str) -> Device:
+    """A GPU of NVIDIA's."""
+    return _of_chip(name, rates.CHIPS[name])
+
+
+def users_gpu(tflops: float) -> Device:
+    """A GPU of so many TFLOP/s in bf16, of the data sheet; all else in proportion to an H100."""
+    like = rates.CHIPS["H100"]
+    share = tflops / like.bf16
+    chip = dataclasses.replace(
+        like, bf16=tflops, fp32=share * like.fp32, memory=share * like.memory
+    )
+    return _of_chip("yours", chip)
+
+
+def _of_chip(name: str, chip: rates.Chip) -> Device:
+    reached = chip.reached * chip.bf16, chip.reached * chip.fp32
+    host = rates.STEP_S, rates.BATCH_S, rates.GRAPH_S
+    return Device(name, *reached, chip.memory, chip.link, *host)
 
 
 def cpu(cores: int) -> Device:
     """So many cores of a CPU."""
-    return Device(f"{cores} CPU cores", cores * CORE_TFLOPS, cores * CORE_TFLOPS, auto="fp32")
+    rate = cores * rates.CORE_TFLOPS
+    return Device(f"{cores} CPU cores", rate, rate, cores=cores, auto="fp32")
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """All work of a campaign: what all columns share, and each column's, of which the largest
-    stands for all. images: by set. disk: bytes by kind."""
+    """All work of a campaign by job: what all columns share, each column, the report. images: by
+    set. disk: bytes by kind."""
 
     plan: Plan
     parameters: int
     forward: float
-    shared: Part
+    shared: tuple[Part, ...]
     columns: tuple[tuple[Part, ...], ...]
+    report: tuple[Part, ...]
     images: dict[str, int]
     disk: dict[str, float]
 
     def column_hours(self, device: Device, gpus: int = 1) -> float:
         """Hours of the longest column, whose job has so many GPUs."""
-        return max(map(device.hours, self.columns)) / gpus
+        return max(device.hours(column, gpus) for column in self.columns)
+
+    def gpus_of_a_job(self, gpus: int) -> int:
+        """How many GPUs a column's job has, of so many: several where columns are few."""
+        return max(1, gpus // len(self.columns))
+
+    def idle(self, gpus: int) -> int:
+        """How many of so many GPUs no column has."""
+        each = self.gpus_of_a_job(gpus)
+        return gpus - each * min(len(self.columns), gpus // each)
 
     def hours(self, device: Device, gpus: int) -> float:
-        """Hours of the campaign on so many GPUs, of which a job has several if columns are few."""
-        each = max(1, gpus // len(self.columns))
-        turns = math.ceil(len(self.columns) / (gpus // each))
-        return device.hours([self.shared]) + turns * self.column_hours(device, each)
+        """Hours of the campaign on so many GPUs. A column begins when one before it has ended."""
+        each = self.gpus_of_a_job(gpus)
+        free = [0.0] * (gpus // each)
+        for column in self.columns:
+            place = free.index(min(free))
+            free[place] += device.hours(column, each)
+        return device.hours(self.shared) + max(free) + self.report_hours(device)
+
+    def report_hours(self, device: Device) -> float:
+        """Hours of the report, on cores."""
+        cores = device.cores if device.auto == "fp32" else rates.REPORT_CORES
+        return cpu(cores).hours(self.report)
 
     @property
     def memory_gb(self) -> float:
-        """Of a job: the process, a model in training, those of the bank, a batch's activations at
-        a hundred times its images, and the largest set (uint8)."""
+        """Of a job, of the host and on a GPU of the GPU too: the process, a model in training,
+        those of the bank, a batch's activations at a hundred times its images, and the largest set
+        (uint8)."""
         recipe = self.plan.recipe
         image = 3 * recipe.model.image_size**2
         batch = max(recipe.train.batch_size, recipe.evaluate.batch_size) * image * 4 * 100
@@ -112,9 +183,35 @@ class Estimate:
     def by_name(self) -> dict[str, list[Part]]:
         """The parts of the same name together, in their order."""
         groups: dict[str, list[Part]] = {}
-        for part in [self.shared, *(part for column in self.columns for part in column)]:
+        for part in itertools.chain(self.shared, *self.columns, self.report):
             groups.setdefault(part.name, []).append(part)
         return groups
+
+
+@dataclass(frozen=True)
+class _Model:
+    """A recipe's network: parameters, and operations and elements of an image's forward pass."""
+
+    parameters: int
+    width: int
+    forward: float
+    elements: float
+
+    def evaluated(self, name: str, images: int, recipe: Recipe) -> Part:
+        """Images through models that are evaluated."""
+        traffic = rates.traffic(images * self.elements, compiled=True, training=False)
+        batches = images / recipe.evaluate.batch_size
+        kind = recipe.evaluate.precision
+        return Part(name, images, images * self.forward, kind, traffic, batches)
+
+    def trained(self, name: str, seen: int, passes: float, recipe: Recipe) -> Part:
+        """A training that sees so many images, an epoch after the other."""
+        share = passes / FULL_PASSES
+        traffic = share * rates.traffic(seen * self.elements, compiled=True, training=True)
+        steps = seen / recipe.train.batch_size
+        weights = {"moved": STEP_BYTES * self.parameters, "exchanged": 4 * self.parameters}
+        operations, kind = seen * passes * self.forward, recipe.train.precision
+        return Part(name, seen, operations, kind, traffic, steps, **weights if passes else {})
 
 
 def of(plan: Plan) -> Estimate:
@@ -124,38 +221,87 @@ def of(plan: Plan) -> Estimate:
     encoded nor known, or its folder cannot be read.
     """
     recipe = plan.recipe
-    model, dataset, kind = recipe.model, recipe.dataset, recipe.evaluate.precision
+    dataset = recipe.dataset
     counts = {name: counts_of(recipe, name) for name in plan.needed}
     images = {name: of_images for name, (of_images, _) in counts.items()}
-    _, classes = counts[dataset.upstream]  # the head's
-    with torch.device("meta"):
-        net = models.create(model, classes).eval()
-    parameters, width = sum(p.numel() for p in net.parameters()), models.head(net).in_features
-    forward = of_image(net, model.image_size)
+    model = _model(recipe, counts[dataset.upstream][1])
     everywhere = sum(images[name] for name in dataset.places)  # whose features are stored
     columns, weights, predictions = [], 1, everywhere
+    cells: list[Recipe] = []
+    fishers: dict[int, Part] = {}
     for column in plan.columns:
         cells = [cell.recipe for row in plan.cells(column) for cell in row.all()]
         judged = sum(_judged(cells[0], name, images[name]) for name in dataset.places)
         judged += sum(_seen(cells[0], name, images[name]) for name in dataset.places)
         trained_on = [_trained_on(cell, *counts[column.downstream]) for cell in cells]
-        parts, files, rows = _of_column(cells, trained_on, judged, forward)
-        columns.append(parts)
+        parts, files, rows = _of_column(cells, trained_on, judged, model)
+        columns.append((Part("jobs start", starts=1), *parts))
         weights += files
         predictions += rows
+        for cell in cells:
+            if (asked := getattr(cell.method, "fisher_images", None)) is not None:
+                most = images[dataset.upstream]
+                fishers[asked] = _fisher(min(asked or most, most), model)
     row_bytes = ROW_BYTES + CALIBRATION_BYTES * recipe.evaluate.calibration
     disk = {
         "packs": float(sum(packs.size_bytes(recipe, count) for count in images.values())),
-        "weights": 4.0 * parameters * weights,
-        "features": 4.0 * width * everywhere,
+        "weights": 4.0 * model.parameters * weights,
+        "features": 4.0 * model.width * everywhere,
         "predictions": float(row_bytes * predictions),
     }
-    shared = Part("pre-trained model", everywhere, everywhere * forward, kind)
-    return Estimate(plan, parameters, forward, shared, tuple(columns), images, disk)
+    shared = (
+        Part("jobs start", starts=1),
+        Part("graphs are compiled", graphs=_graphs(cells)),
+        model.evaluated("pre-trained model", everywhere, recipe),
+        *fishers.values(),
+    )
+    report = (Part("report: distances", starts=1, core_s=sum(_distances(recipe, counts))),)
+    work = shared, tuple(columns), report
+    return Estimate(plan, model.parameters, model.forward, *work, images, disk)
+
+
+def _model(recipe: Recipe, classes: int) -> _Model:
+    size = recipe.model.image_size
+    with torch.device("meta"):
+        net = models.create(recipe.model, classes).eval()
+    width = models.head(net).in_features
+    counted = of_image(net, size), elements_of_image(net, size)
+    return _Model(sum(p.numel() for p in net.parameters()), width, *counted)
+
+
+def _fisher(images: int, model: _Model) -> Part:
+    """A forward and a backward pass in fp32, image by image."""
+    traffic = rates.traffic(images * model.elements, compiled=False, training=True)
+    operations = FULL_PASSES * images * model.forward
+    return Part("EWC's Fisher", images, operations, "fp32", traffic)
+
+
+def _graphs(cells: Sequence[Recipe]) -> int:
+    """How many graphs are compiled: of evaluation, of what trains whole networks, and of each
+    method that trains less."""
+    passes = {cell.method.module: _passes(cell) for cell in cells}
+    whole = FULL_PASSES in passes.values()
+    return 1 + whole + sum(0 < count < FULL_PASSES for count in passes.values())
+
+
+def _passes(cell: Recipe) -> float:
+    """What an image of training costs, in forward passes; 0 where nothing trains by steps."""
+    if modules.is_users(cell.method.module):
+        return FULL_PASSES
+    method = modules.method_of(cell)
+    return 0.0 if isinstance(method, Derived) else method.passes
+
+
+def _distances(recipe: Recipe, counts: dict[str, tuple[int, int]]) -> Iterator[float]:
+    """Core-seconds of the distance of each pair of sets, each with itself too."""
+    for pair in itertools.combinations_with_replacement(recipe.dataset.places, 2):
+        images, classes = zip(*(counts[name] for name in pair), strict=True)
+        samples = math.prod(min(count, DISTANCE_SAMPLES) for count in images)
+        yield rates.CLASS_PAIR_S * math.prod(classes) + rates.SAMPLE_PAIR_S * samples
 
 
 def _of_column(
-    cells: Sequence[Recipe], trained_on: Sequence[int], judged: int, forward: float
+    cells: Sequence[Recipe], trained_on: Sequence[int], judged: int, model: _Model
 ) -> tuple[tuple[Part, ...], int, int]:
     """The parts of a column, and how many files of weights and rows of predictions it leaves.
 
@@ -176,16 +322,14 @@ def _of_column(
             extra += not method.models
             weights += cell.method.has_weights
             continue
-        passes = FULL_PASSES if method is None else method.passes
+        passes = _passes(cell)
         # A head alone is fitted on stored features, and evaluated from them.
         seen = cell.train.epochs * images if passes else 0
-        title, operations = f"training: {cell.method.title}", seen * passes * forward
-        parts.append(Part(title, seen, operations, cell.train.precision))
+        parts.append(model.trained(f"training: {cell.method.title}", seen, passes, cell))
         networks += 1 + cell.train.snapshots if passes else 0
         extra += not passes
         weights += 1
-    passed = networks * judged
-    evaluation = Part("evaluation", passed, passed * forward, cells[0].evaluate.precision)
+    evaluation = model.evaluated("evaluation", networks * judged, cells[0])
     return (*parts, evaluation), weights, (networks + extra) * judged
 
 

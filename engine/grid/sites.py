@@ -142,7 +142,11 @@ def resources(options: Options, site: Site, plan: Plan, plans: int = 1) -> dict[
         asked = MARGIN * (START_H + hours) if options.time is None else options.time
         return {"runtime": math.ceil(60 * asked)}
 
-    prepare_h, column_h = device.hours([costs.shared]), costs.column_hours(device, max(1, gpus))
+    # Of several nodes a job would see the GPUs of one. Versions of the plugin differ in whether its
+    # cores are those of a GPU or of the job.
+    if site.on_slurm:
+        memory |= {"nodes": 1, "cpus_per_task": cores}
+    prepare_h, column_h = device.hours(costs.shared), costs.column_hours(device, max(1, gpus))
     return {
         PREPARE: {"threads": cores, "gpu": min(gpus, 1), **memory, **minutes(prepare_h)},
         COLUMN: {"threads": cores, "gpu": gpus, **memory, **minutes(column_h)},

@@ -1,4 +1,4 @@
-"""Operations of a pass, counted where torch dispatches them, and the peaks of GPUs."""
+"""Operations and memory traffic of a pass, counted where torch dispatches them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-# Dense TFLOP/s by precision, of NVIDIA's data sheets, SXM; fp32 without TF32.
-PEAKS = {
-    "A100": {"bf16": 312.0, "fp32": 19.5},
-    "H100": {"bf16": 989.0, "fp32": 67.0},
-    "H200": {"bf16": 989.0, "fp32": 67.0},
-}
+from engine.machine.rates import CHIPS
+
 SLOWER = {"PCIE", "PCI", "NVL", "MIG"}  # other forms and parts of a chip
 
 
@@ -39,6 +36,29 @@ def of_image(net: nn.Module, size: int, *, backward: bool = False) -> float:
     return flops(lambda: net(images).sum().backward() if backward else net(images)) / 2
 
 
+class _Products(TorchDispatchMode):
+    """Adds up the elements that products and convolutions read and write, weights aside. Those
+    within attention are left out: a fused kernel keeps them on the chip."""
+
+    elements = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if (name := func.overloadpacket.__name__) in ("addmm", "mm", "convolution"):
+            self.elements += args[name == "addmm"].numel() + result.numel()
+        return result
+
+
+def elements_of_image(net: nn.Module, size: int) -> float:
+    """Elements that the products of an image's pass forward read and write, of a network on
+    `meta`."""
+    with torch.no_grad(), _Products() as counted:
+        net(torch.empty(2, 3, size, size, device="meta"))
+    return counted.elements / 2
+
+
 def _convolution_backward(
     gradient: Sequence[int], x: Sequence[int], weight: Sequence[int], *rest: Any, **_: Any
 ) -> int:
@@ -57,7 +77,7 @@ def peak_tflops(name: str, precision: str) -> float:
     precision: bf16 | fp32.
     """
     words = set(re.split(r"[^A-Z0-9]+", name.upper()))
-    known = [peaks[precision] for chip, peaks in PEAKS.items() if chip in words]
+    known = [getattr(chip, precision) for label, chip in CHIPS.items() if label in words]
     return known[0] if known and not words & SLOWER else 0.0
 
 

@@ -45,10 +45,9 @@ def test_a_plan_is_one_screen_for_gpus_and_this_machine(folder, capsys):
     words = ["plan", str(folder / "shapes.yaml"), f"runs={folder / 'none'}"]
     assert cli.main([*words, "--tflops", "100"]) == 0
     shown = capsys.readouterr().out
-    assert len(shown.splitlines()) <= 25
+    assert len(shown.splitlines()) <= 30
     for text in ("A100", "H100", "yours", "CPU", "training: FT", "on 1, 8, 64 GPUs", "disk"):
         assert text in shown, text
     assert [plan._time(hours) for hours in (1, 0.5, 1e-3)] == ["1 h", "30 min", "3.6 s"]
-    for wrong in (["--mfu", "0"], ["--mfu", "1.5"], ["--tflops", "0"]):
-        assert cli.main([*words, *wrong]) == 2
-        assert "--mfu must be above 0" in capsys.readouterr().err
+    assert cli.main([*words, "--tflops", "0"]) == 2
+    assert "--tflops must be above 0" in capsys.readouterr().err

@@ -1,5 +1,7 @@
 """What a campaign will cost, by counts that a reader can repeat."""
 
+import dataclasses
+
 import pytest
 import timm
 import torch
@@ -25,14 +27,19 @@ def test_training_and_evaluation_are_images_times_passes(counted):
     everywhere = sum(IMAGES.values())
     held_out = sum(round(0.25 * count) for count in IMAGES.values())
     for column, parts in zip(counted.plan.columns, counted.columns, strict=True):
-        training, probe, evaluation = parts
+        start, training, probe, evaluation = parts
         images = 2 * round(0.75 * IMAGES[column.downstream])
+        assert start.starts == 1
         assert (training.name, training.images) == ("training: FT", images)
         assert training.operations == 3 * images * counted.forward
+        assert training.batches == images / 12 and training.exchanged == 4 * counted.parameters
         assert probe.name == "training: LP" and probe.operations == 0 == probe.images
         assert evaluation.images == (1 + 3) * held_out, "the recipe evaluates the hold-out"
         assert evaluation.operations == evaluation.images * counted.forward
-    assert counted.shared.images == everywhere
+    (base,) = (part for part in counted.shared if part.name == "pre-trained model")
+    assert base.images == everywhere
+    (graphs,) = (part.graphs for part in counted.shared if part.graphs)
+    assert graphs == 2, "of evaluation and of FT"
 
 
 @pytest.mark.parametrize(
@@ -45,7 +52,7 @@ def test_training_and_evaluation_are_images_times_passes(counted):
 def test_a_column_of_a_part_trains_on_as_many(folder, words, images):
     words = [f"runs={folder / 'none'}", *words]
     part = estimate.of(campaign.plan(str(folder / "shapes.yaml"), parsed(words)))
-    assert {parts[0].images for parts in part.columns} == {2 * images}
+    assert {parts[1].images for parts in part.columns} == {2 * images}
 
 
 def test_operations_are_those_of_one_forward_pass(counted):
@@ -57,13 +64,41 @@ def test_operations_are_those_of_one_forward_pass(counted):
     assert counted.parameters == sum(p.numel() for p in net.parameters())
 
 
+def test_rows_add_up_to_the_time_on_one_gpu(counted):
+    for device in (estimate.gpu("A100"), estimate.users_gpu(500.0)):
+        (report,) = counted.report
+        rows = [
+            counted.report_hours(device) if report in parts else device.hours(parts)
+            for parts in counted.by_name().values()
+        ]
+        assert counted.hours(device, 1) == pytest.approx(sum(rows))
+
+
 def test_gpus_take_columns_and_then_share_them(counted):
     device = Device("any", 1e-9, 1e-9)
-    prepare, column = device.hours([counted.shared]), counted.column_hours(device)
-    assert counted.hours(device, 1) == pytest.approx(prepare + 3 * column)
-    assert counted.hours(device, 2) == pytest.approx(prepare + 2 * column)
-    assert counted.hours(device, 3) == pytest.approx(prepare + column)
-    assert counted.hours(device, 6) == pytest.approx(prepare + column / 2)
+    ends = device.hours(counted.shared) + counted.report_hours(device)
+    first, second, third = (device.hours(column) for column in counted.columns)
+    assert counted.hours(device, 1) == pytest.approx(ends + first + second + third)
+    assert counted.hours(device, 2) == pytest.approx(
+        ends + min(max(first + third, second), max(first, second + third))
+    )
+    assert counted.hours(device, 3) == pytest.approx(ends + max(first, second, third))
+    assert [counted.idle(gpus) for gpus in (1, 2, 3, 4, 8)] == [0, 0, 0, 1, 2]
+    two = counted.hours(device, 6) - ends
+    assert two == pytest.approx(max(device.hours(c, 2) for c in counted.columns)) and two < first
+
+
+def test_ranks_share_images_and_neither_the_hosts_time_nor_the_exchange():
+    """A step of ten images, which take a second each; the host 2 s, and 3 s to exchange."""
+    step = Part("any", 10, 1e13, batches=1.0, exchanged=6e9)
+    device = Device("any", bf16=1.0, fp32=1.0, link=2.0, step_s=2.0)
+    assert device.seconds(step) == 10
+    assert device.seconds(step, 2) == 10 / 2 + 3
+    assert device.seconds(step, 10) == 1 + 2 * 9 / 10 * 3
+    far = dataclasses.replace(device, link=1e9)
+    assert far.seconds(step, 10) == 2, "the host is what is slow"
+    evaluation = dataclasses.replace(step, exchanged=0.0, batches=20.0)
+    assert far.seconds(evaluation, 4) == 10 / 4, "batches are divided"
 
 
 def test_precision_follows_the_device():
@@ -92,3 +127,10 @@ def test_imagenets_derived_sets_show_the_photos_of_its_validation_set():
     derived, natural = estimate.of(campaign.plan("imagenet_rib_disjoint", parsed(words))).columns
     more = derived[-1].images - natural[-1].images
     assert more == 3 * 40_000  # val, Drawing and the sample of C
+
+
+def test_the_demos_time_on_two_cores():
+    """What it took on two cores of an AMD EPYC (docs/demo.md), within a quarter."""
+    demo = estimate.of(campaign.plan("emoji", parsed([])))
+    seconds = 3600 * demo.hours(estimate.cpu(2), 1)
+    assert 0.75 * 200 < seconds < 1.25 * 233
