@@ -6,6 +6,7 @@
 # make avx2 runs a short part of the tests as on a processor without AVX-512.
 # make audit lists known weaknesses of the installed packages.
 # make gpu [STAGE=headline] [OUT=folder] installs nothing and takes PYTHON, or else .venv or python3, whose torch sees a GPU.
+# make wheels writes all packages but torch, for a machine without a network, into wheels/
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -21,7 +22,7 @@ step = sh -c 'what=$$1; shift; begin=$$(date +%s); lines=$$(wc -l <$(LOG)); \
   else status=$$?; echo "failed; the end of $(LOG):"; tail -n +$$((lines + 1)) $(LOG) | tail -n 30; \
   exit $$status; fi' step
 
-.PHONY: demo test check lint tests exhaustive avx2 faults setup bench gate newest gpu docs audit constraints clean
+.PHONY: demo test check lint tests exhaustive avx2 faults setup bench gate newest gpu wheels docs audit constraints clean
 
 demo: $(if $(MODEL),$(VENV)/demo-$(MODEL)) setup
 	@$(BIN)/rib campaign emoji$(if $(MODEL),_$(MODEL)) --cores $(CORES)
@@ -89,12 +90,18 @@ newest:
 	@$(NEWEST)/bin/uv pip list -q --python $(NEWEST)/bin/python | grep -E '^(torch|torchvision|triton) '
 	@grep -nE '"(torch|torchvision|triton)[<>=]' setup.py
 
+# For a machine without a network, whose Python has torch:
+# pip install --no-index --find-links wheels rib-engine
+wheels: setup
+	@$(BIN)/python -m pip wheel -q --no-deps -w wheels -r constraints.txt .
+	@du -sh wheels
+
 # The one that is asked for; else the one that set-up made, which has all packages; else the system's.
 GPU_PYTHONS = $(if $(filter file,$(origin PYTHON)),$(BIN)/python $(PYTHON),$(PYTHON))
 gpu:
 	@for python in $(GPU_PYTHONS); do \
 	  if $$python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then \
-	    exec $$python -m bench.gpu $(STAGE) $(if $(OUT),--out "$(OUT)"); \
+	    exec $$python -m bench.gpu $(STAGE) $(if $(OUT),--out "$(OUT)") $(if $(MINUTES),--minutes $(MINUTES)); \
 	  fi; \
 	done; \
 	echo "no torch that sees a GPU, in $(GPU_PYTHONS): make gpu PYTHON=/path/to/python"; exit 2

@@ -1,8 +1,9 @@
 """A real campaign, every method on two sets of drawn pictures, with the engine's own defaults.
 
 The jobs run in this process, one after the other, as the workflow would start them; it ends before
-the report. OUT/engine-DEVICE.json has the seconds of each part as soon as it is done: a row's are
-all that its cell took, from loading to storing, torch.compile for the first of its kind included.
+the report. OUT/engine-DEVICE.json (of a toy smoke-DEVICE.json) has the seconds of each part as soon
+as it is done: a row's are all that its cell took, from loading to storing, torch.compile for the
+first of its kind included.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     quiet.libraries()
     device = ranks.start(options.device)
-    results = Results(options.out, "engine", device)
+    results = Results(options.out, "smoke" if options.small else "engine", device)
 
     def timed(part: str, run: Callable[[], object]) -> None:
         begin = time.perf_counter()

@@ -4,16 +4,15 @@
     python -m bench.gpu --device cpu --small      every stage on a CPU, to see that it runs
 
 A stage is a program of its own. One that fails or takes too long is red and does not stop the
-others; one whose packages are missing is not run, and they are named. After each stage
+others; one whose packages are missing, or for which no time is left, is not run. After each stage
 FOLDER/summary.json says what became of it, and FOLDER/results.md has all results as tables, so that
-nobody types a number. Exit status: 1 where a stage is red or none could run.
+nobody types a number. Exit status: 1 where a stage is red or was not run.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.metadata
 import importlib.util
 import json
 import os
@@ -27,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.preflight import is_installed
 from bench.report import RESULTS, ROOT, markdown
 
 GREEN, RED, NOT_RUN = "green", "red", "not run"
@@ -34,6 +34,7 @@ ENGINE = (
     *("timm", "deepspeed", "msgspec", "pyarrow", "safetensors", "PIL", "tqdm", "psutil"),
     "filelock>=4.3",
 )
+MINUTES, OF_A_STAGE = 40.0, 10.0  # of all stages together, and of one at most
 WORKERS = 4  # tests compile a kernel each, one after the other in a process
 
 
@@ -62,14 +63,17 @@ def stages(out: Path, device: str, small: bool) -> list[Stage]:
     def contests(case: str, *needs: str) -> Stage:
         return Stage(case, ("-m", "bench", case, *where, *timed), needs)
 
+    campaign = ("-m", "bench.campaign", *where)
     return [
+        Stage("preflight", ("-m", "bench.preflight", "--device", device)),
+        Stage("smoke", (*campaign, "--small"), ENGINE),
         contests("headline", "numpy", "timm", *triton),
         contests("train", *ENGINE),
+        Stage("engine", (*campaign, *["--small"] * small), ENGINE),
         Stage("tests", pytest, ("pytest", *triton)),
-        contests("kernels", "numpy", "timm", *triton),
-        contests("transport", "numpy", *triton),
-        Stage("engine", ("-m", "bench.campaign", *where, *["--small"] * small), ENGINE),
         contests("evaluation", *ENGINE),
+        contests("transport", "numpy", *triton),
+        contests("kernels", "numpy", "timm", *triton),
     ]
 
 
@@ -84,9 +88,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("torch sees no GPU here; --device cpu --small tries the stages without one")
     out.mkdir(parents=True, exist_ok=True)
     outcomes: list[dict[str, Any]] = []
+    end = time.monotonic() + 60 * options.minutes
     for name in options.stages or every:
         print(f"\n== {name}", flush=True)
-        outcomes.append({"stage": name, **run(every[name], out, 60 * options.minutes)})
+        left = min(end - time.monotonic(), 60 * OF_A_STAGE)
+        outcomes.append({"stage": name, **run(every[name], out, left)})
         summary = {"device": options.device, "rows": outcomes}
         (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
         (out / "results.md").write_text(written(out, outcomes))
@@ -95,14 +101,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         names = [outcome["stage"] for outcome in outcomes if outcome["state"] == state]
         if names:
             print(f"{state}: {', '.join(names)}")
-    states = {outcome["state"] for outcome in outcomes}
-    return int(RED in states or GREEN not in states)
+    return int(any(outcome["state"] != GREEN for outcome in outcomes))
 
 
 def run(stage: Stage, out: Path, seconds: float) -> dict[str, Any]:
     """What became of a stage: its state, its seconds, and why where it is not green. Its output is
     shown, and is kept in STAGE.log; none of its processes is left."""
-    missing = [need for need in ("torch", *stage.needs) if not _is_there(need)]
+    if seconds <= 0:
+        return {"state": NOT_RUN, "why": "no time is left (--minutes)"}
+    missing = [need for need in ("torch", *stage.needs) if not is_installed(need)]
     if missing:
         return {"state": NOT_RUN, "why": f"this Python lacks {', '.join(missing)}"}
     begin = time.monotonic()
@@ -156,15 +163,6 @@ def _end(child: subprocess.Popen[str]) -> None:
         os.killpg(child.pid, signal.SIGKILL)
 
 
-def _is_there(need: str) -> bool:
-    """Whether this Python has a package, `name` or `name>=1.2`."""
-    name, _, least = need.partition(">=")
-    if importlib.util.find_spec(name) is None:
-        return False
-    parts = importlib.metadata.version(name).split(".") if least else []
-    return [int(part) for part in parts[:2]] >= [int(part) for part in least.split(".") if part]
-
-
 def _sees_gpu() -> bool:
     try:
         import torch
@@ -179,7 +177,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, default=RESULTS / "gpu")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     parser.add_argument("--small", action="store_true", help="tiny sizes, to try the stages")
-    parser.add_argument("--minutes", type=float, default=8.0, help="of each stage at most")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="for all stages together")
     return parser
 
 

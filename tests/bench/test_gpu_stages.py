@@ -14,7 +14,8 @@ from bench import campaign, gpu
 from bench.gpu import ROOT, Stage, stages
 from engine import recipe
 
-NAMES = ["headline", "train", "tests", "kernels", "transport", "engine", "evaluation"]
+NAMES = ["preflight", "smoke", "headline", "train", "engine", "tests", "evaluation"]
+NAMES += ["transport", "kernels"]
 BARE = os.environ | {
     "WITHOUT_PACKAGES": "deepspeed,msgspec,resvg_py,snakemake",
     "PYTHONPATH": f"{ROOT / 'tests' / 'without_packages'}:{ROOT}",
@@ -85,7 +86,15 @@ def test_a_stage_without_its_packages_is_not_run_and_they_are_named(replaced, tm
     printed = capfd.readouterr().out
     assert why in printed and "not run: engine" in printed
     replaced.append(stage("tests", "pass"))
-    assert run(tmp_path)[0] == 0
+    assert run(tmp_path)[0] == 1, "a stage was not run"
+    assert run(tmp_path, "tests")[0] == 0
+
+
+def test_all_stages_share_one_budget(replaced, tmp_path):
+    replaced += [stage("tests", "import time; time.sleep(9)"), stage("kernels", "pass")]
+    status, outcomes = run(tmp_path, "--minutes", "0.03")
+    assert status == 1 and outcomes["tests"]["why"].startswith("stopped after")
+    assert outcomes["kernels"] == {"state": "not run", "why": "no time is left (--minutes)"}
 
 
 def test_stages_are_those_of_the_page_and_what_cannot_run_is_refused(tmp_path, capsys, monkeypatch):
@@ -94,7 +103,7 @@ def test_stages_are_those_of_the_page_and_what_cannot_run_is_refused(tmp_path, c
     assert all(f"| `{name}` |" in page for name in NAMES)
     monkeypatch.setattr(gpu, "_sees_gpu", lambda: False)
     for words, message in (
-        (["speed", "--device", "cpu"], "no stage speed; there are headline, train"),
+        (["speed", "--device", "cpu"], "no stage speed; there are preflight, smoke"),
         ([], "torch sees no GPU here; --device cpu --small"),
     ):
         with pytest.raises(SystemExit, match="2"):
@@ -106,9 +115,9 @@ def test_stages_are_those_of_the_page_and_what_cannot_run_is_refused(tmp_path, c
 def test_a_campaign_of_all_methods_runs_on_a_cpu(tmp_path):
     """Other stages start the bench (`test_bench.py`), or pytest, whose tests need a GPU."""
     assert set(campaign.METHODS) == set(recipe.names("methods")) - {"flyp"}
-    status, outcomes = run(tmp_path, "engine", "--small")
+    status, outcomes = run(tmp_path, "smoke")
     assert status == 0, outcomes
-    parts = [row["part"] for row in rows_of(tmp_path, "engine")]
+    parts = [row["part"] for row in rows_of(tmp_path, "smoke")]
     assert {f"{method} on second" for method in campaign.METHODS} < set(parts)
     assert "| evaluation of second |" in (tmp_path / "results.md").read_text()
 
