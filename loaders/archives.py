@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 
 from loaders import zip_cipher
 from loaders.files import sync, whole
+from loaders.root import Root, move
 
 _GZIP = b"\x1f\x8b"
 _CHUNK = 1 << 22  # bytes
@@ -34,19 +35,19 @@ def to_tar(archive: Path, path: Path) -> None:
     Raises ValueError for a damaged archive.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with archive.open("rb") as file:
+    arriving, fresh = Root(archive.parent), archive.with_name(f"{archive.name}.tar")
+    with arriving.open(archive) as file:
         if file.read(2) != _GZIP:
-            archive.replace(path)
+            move(archive, path)
             return
-    fresh = archive.with_name(f"{archive.name}.tar")
-    with whole(fresh), gzip.open(archive, "rb") as packed, fresh.open("wb") as plain:
+    with whole(fresh), gzip.open(archive, "rb") as packed, arriving.open(fresh, "wb") as plain:
         try:
             shutil.copyfileobj(packed, plain, _CHUNK)
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise _damaged(archive, error) from error
     sync(fresh)
-    fresh.replace(path)
-    archive.unlink()
+    move(fresh, path)
+    arriving.remove(archive)
 
 
 def needs_password(archive: Path) -> bool:
@@ -68,26 +69,26 @@ def unzip(archive: Path, folder: Path, password: str = "") -> Iterator[tuple[int
         if not members:
             raise ValueError(f"{archive} holds no files; remove it, and get it again")
         for done, member in enumerate(members, start=1):
-            _unzip_member(archive, opened, member, fresh / member.filename, password)
+            _unzip_member(archive, opened, member, fresh, password)
             yield done, len(members)
     folder.parent.mkdir(parents=True, exist_ok=True)
     os.sync()  # the members, of which there may be 50,000
-    fresh.replace(folder)
-    sync(folder.parent)
-    archive.unlink()
+    move(fresh, folder)
+    Root(archive.parent).remove(archive)
 
 
 def _unzip_member(
-    archive: Path, opened: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path, password: str
+    archive: Path, opened: zipfile.ZipFile, member: zipfile.ZipInfo, fresh: Path, password: str
 ) -> None:
-    name = PurePosixPath(member.filename)
+    name, root = PurePosixPath(member.filename), Root(fresh.parent, fresh.name)
+    path = fresh / member.filename
     if name.is_absolute() or ".." in name.parts or not name.parts:
         raise ValueError(f"{archive}: the name {member.filename!r:.99} leaves the archive; refused")
     if len(name.parts) > _DEEPEST:
         raise ValueError(f"{archive}: {str(name)!r:.100} lies more than {_DEEPEST} folders deep")
     if max(member.file_size, member.compress_size) > _LARGEST:
         raise ValueError(f"{archive}: {name} has {member.file_size:,} bytes, too many for an image")
-    if path.is_file() and path.stat().st_size == member.file_size:
+    if root.size(path) == member.file_size:
         return
     try:
         content = zip_cipher.read(opened, member, password)
@@ -99,11 +100,8 @@ def _unzip_member(
             f"{archive}: {name} cannot be read ({error}{other}); remove the archive and get it "
             "again, or unpack it with 7z and encode that folder"
         ) from error
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    with whole(part):
-        part.write_bytes(content)
-    part.replace(path)
+    with whole(path):
+        root.write(path, content, durable=False)
 
 
 def _opened(archive: Path) -> zipfile.ZipFile:

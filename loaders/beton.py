@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -66,9 +67,9 @@ class BetonWriter:
     can be taken again; the rest is cut by the first `add`.
     """
 
-    def __init__(self, path: Path, capacity: int, mode: int, height: int, width: int) -> None:
-        path.touch()
-        self._file = path.open("r+b")
+    def __init__(self, file: IO[bytes], capacity: int, mode: int, height: int, width: int) -> None:
+        """file: open to be read and written; it is closed with the writer."""
+        self._file = file
         self._is_cut = False
         self._image = mode, width, height
         self._page_size = page_size = page_size_of(height, width)

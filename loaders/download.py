@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from loaders.files import file_hash, sync
+from loaders.root import Root
 
 _CHUNK = 1 << 20  # bytes
 TRIES = 5  # in a row that bring no byte, after which an address is given up
@@ -90,8 +91,7 @@ def fetch(remote: Remote, folder: Path, progress: Progress | None = None) -> Non
             "again to go on, or download it by other means and give its folder by --from"
         )
     sync(part)
-    part.replace(path)
-    sync(path.parent)
+    Root(folder).rename(part, path)
 
 
 def check(path: Path, remote: Remote) -> None:
@@ -174,7 +174,7 @@ def _collect(address: str, remote: Remote, part: Path, progress: Progress) -> No
             _attempt(address, remote, part, progress)
             return check(part, remote)
         except Mismatch:
-            part.unlink()
+            Root(part.parent).remove(part)
             if not resumed:
                 raise
             resumed, failed, most = False, 0, 0
@@ -205,7 +205,7 @@ def _attempt(address: str, remote: Remote, part: Path, progress: Progress) -> No
     with stream:
         if remote.size and total not in (None, remote.size):
             raise Unavailable(f"its file has {total:,} bytes, not {remote.size:,}")
-        with part.open("ab" if done else "wb") as file:
+        with Root(part.parent).open(part, "ab" if done else "wb") as file:
             began, before = time.monotonic(), done
             while chunk := stream.read1(_CHUNK):
                 done += len(chunk)

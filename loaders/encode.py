@@ -24,7 +24,7 @@ from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from loaders import locks, rgb
-from loaders.files import digest, file_hash, sync
+from loaders.files import digest, file_hash
 from loaders.pack import (
     FORMAT_VERSION,
     IMAGES,
@@ -35,6 +35,7 @@ from loaders.pack import (
     Pack,
     request_digests,
 )
+from loaders.root import Root
 from loaders.trees import first_names
 from loaders.workers import ordered_map
 from loaders.writer import JOURNAL, PackWriter, Stored
@@ -117,7 +118,7 @@ def encode(
     before an error or a stop is there for the next call with the same images. OSError names the
     full disk.
     """
-    out = Path(out)
+    out = Path(out).absolute()
     assert items and all(0 <= item.label < len(classes) for item in items), name
     assert len({item.key for item in items}) == len(items), f"{name}: keys must be unique"
     manifest: dict[str, Any] = {
@@ -131,11 +132,12 @@ def encode(
         "extra": dict(extra or {}),
     }
     images, manifest["request"] = request_digests(manifest, items, on_error)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    root = Root(out.parents[1])  # of which `packs` is no link, nor what is in it
+    root.make(out.parent)
     lock = out.with_name(f".{out.name}.lock")
     waiting = "%s: waiting for another process that encodes this pack"
-    with locks.held(lock, lambda: log.info(waiting, lock)):
-        if out.exists():
+    with locks.held(lock, lambda: log.info(waiting, lock), root):
+        if root.at(out).exists():
             return _finished(out, manifest["request"])
         temporary = out.with_name(f".{out.name}.tmp")
         try:
@@ -155,9 +157,8 @@ def encode(
                 writer.finish()
             _write_manifest(temporary, manifest | writer.counts(len(classes)))
             Pack.open(temporary)
-            (temporary / JOURNAL).unlink()
-            temporary.rename(out)
-            sync(out.parent)
+            root.remove(temporary / JOURNAL)
+            root.rename(temporary, out)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise OSError(
@@ -187,9 +188,7 @@ def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     whole = {**manifest, "sha256": sha256}
     whole["fingerprint"] = digest({key: whole[key] for key in _FINGERPRINT})
     whole["digest"] = digest(whole)
-    (folder / MANIFEST).write_text(json.dumps(whole, indent=1))
-    sync(folder / MANIFEST)
-    sync(folder)
+    Root(folder.parents[1]).write(folder / MANIFEST, json.dumps(whole, indent=1).encode())
 
 
 def left_out(skipped: Sequence[Mapping[str, str]], count: int) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -17,22 +18,27 @@ from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, SoftFileLease, Timeout
 
+from loaders.root import Root
+
 log = logging.getLogger(__name__)
 
 NO_FLOCK = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 BEAT_S = 10  # between two touches of a lease
 LOOK_S = 0.5  # between two looks at somebody's lock
+MOST = 1000  # bytes of a lock file
 LAPSE_S = 60  # without a change: a holder that is stopped for longer loses the lease
 
 
 @contextmanager
-def held(path: Path, on_wait: Callable[[], object]) -> Iterator[None]:
+def held(path: Path, on_wait: Callable[[], object], root: Root | None = None) -> Iterator[None]:
     """Hold the lock file `path`, which names its holder, until the block ends or the process dies.
 
     on_wait: called where another process holds it, before this one waits; it may raise. A lease
-    shows only after `LAPSE_S` that somebody holds it.
+    shows only after `LAPSE_S` that somebody holds it. root: below which no link leads to the file.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    root = root or Root(path.parent)
+    root.make(path.parent)
+    root.at(path)
     try:
         lock: BaseFileLock = FileLock(path, poll_interval=LOOK_S, fallback_to_soft=False)
         _take(lock, 0, on_wait)
@@ -50,17 +56,19 @@ def held(path: Path, on_wait: Callable[[], object]) -> Iterator[None]:
         )
         _take(lock, 1.1 * LAPSE_S, on_wait)
     try:
-        path.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+        with root.open(path, "wb") as file:
+            file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
         yield
     finally:
-        path.unlink(missing_ok=True)  # those who have it open see that, and open another
+        root.remove(path)  # those who have it open see that, and open another
         lock.release()
 
 
 def holder(path: Path) -> str:
     """`process N on HOST`, which holds the lock file."""
-    with suppress(OSError):
-        return path.read_text() or "unknown"
+    with suppress(OSError, ValueError):
+        text = Root(path.parent).read(path, MOST).decode()
+        return text if re.fullmatch(r"process [0-9]+ on [\w.-]+", text) else "unknown"
     return "unknown"
 
 

@@ -18,18 +18,23 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+import msgspec
 import numpy as np
+from msgspec import Meta
 
 from loaders import jpeg, schema
 from loaders.beton import JPEG, RAW, Beton
 from loaders.files import canonical, digest, file_hash
+from loaders.names import Name
+from loaders.root import Root
 from loaders.schema import DamagedFile
 
 FORMAT_VERSION = 1
 IMAGES, SAMPLES, MANIFEST = "images.beton", "samples.npy", "manifest.json"
 MODES = {"raw": RAW, "jpeg": JPEG}
+COLUMNS = ("label", "source", "key", "crc32")  # of the samples
 _REMEDY = "delete the folder and run again"
 
 
@@ -45,6 +50,33 @@ class Item:
     source: str
     key: str
     payload: Any
+
+
+class _Extra(msgspec.Struct):
+    """What the engine keeps in a manifest."""
+
+    identity: dict[str, Any] = {}
+    group_depth: int = 0
+    faults: list[str] = []
+
+
+class _Manifest(msgspec.Struct):
+    """What must stand in a manifest."""
+
+    name: Name
+    classes: Annotated[list[str], Meta(min_length=1)]
+    format: Literal["raw", "jpeg"]
+    transform: dict[str, Any]
+    count: int
+    height: int
+    width: int
+    fingerprint: str
+    source_fingerprint: str
+    request: str
+    sha256: dict[str, str]
+    skipped: list[dict[str, str]]
+    extra: _Extra
+    remarks: dict[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -84,12 +116,13 @@ class Pack:
         the format of a newer version; the message names the file and a remedy.
         """
         folder = Path(folder)
-        for path in (folder / MANIFEST, folder / SAMPLES, folder / IMAGES):
-            if not path.is_file():  # nor a pipe
+        root = Root(folder)
+        for name in (MANIFEST, SAMPLES, IMAGES):
+            if not root.has(name):  # nor a pipe
                 # A folder without a manifest may be no pack at all, and hold other work.
-                remedy = "encode it" if path.name == MANIFEST else _REMEDY
+                remedy = "encode it" if name == MANIFEST else _REMEDY
                 raise FileNotFoundError(
-                    f"{path}: missing, or no file, so this is no complete pack; {remedy}"
+                    f"{folder / name}: missing, or no file, so this is no complete pack; {remedy}"
                 )
         manifest = _read_manifest(folder / MANIFEST)
         if transform_spec is not None:
@@ -189,13 +222,18 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         )
     if manifest.pop("digest", None) != digest(manifest):
         raise DamagedFile(f"{path} was altered; {_REMEDY}")
+    schema.convert(manifest, _Manifest, path, _REMEDY)
     return manifest
 
 
 def _read_samples(path: Path, manifest: Mapping[str, Any]) -> np.ndarray:
-    if file_hash(path) != manifest["sha256"][SAMPLES]:
+    if file_hash(path) != manifest["sha256"].get(SAMPLES):
         raise ValueError(f"{path}: truncated, altered, or of another pack; {_REMEDY}")
-    return np.load(path, allow_pickle=False)
+    # Mapped first: a header that claims more than the file holds is refused before it takes memory.
+    samples = np.array(np.load(path, mmap_mode="r", allow_pickle=False))
+    if samples.dtype.names != COLUMNS or samples.ndim != 1:
+        raise ValueError(f"{path}: holds no samples of a pack; {_REMEDY}")
+    return samples
 
 
 def _require_tied(shard: Beton, samples: np.ndarray, manifest: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ unpacked to disk: members are read from the archive.
 from __future__ import annotations
 
 import base64
+import fnmatch
 import logging
 import os
 import shutil
@@ -23,6 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from loaders.files import file_hash, sync
+from loaders.names import check_package
+from loaders.root import Root
 
 log = logging.getLogger(__name__)
 
@@ -33,8 +36,10 @@ def npm(name: str, version: str, integrity: str, cache: Path) -> Path:
     """The verified tarball of an npm package, from `cache` or else by `npm pack`.
 
     `integrity` is the tarball's SHA-512 as npm prints it, `sha512-<base64>`. Raises ValueError
-    naming the package if npm is missing, the download fails, or the checksum is another one.
+    naming the package if npm is missing, the download fails, or the checksum is another one, and
+    for a name that is none: npm and pip also take addresses, and run what they find there.
     """
+    check_package(name, version)
     command = ["npm", "pack", f"{name}@{version}", "--ignore-scripts", "--loglevel=error"]
     command += ["--fetch-retry-mintimeout=2000", "--fetch-retry-maxtimeout=5000"]
     file = f"{name.lstrip('@').replace('/', '-')}-{version}.tgz"  # as `npm pack` names it
@@ -47,6 +52,7 @@ def pypi(name: str, version: str, sha256: str, cache: Path, pattern: str) -> Pat
     `pattern` is the wheel's file name, or a glob that it alone matches; `sha256` is hexadecimal.
     Raises ValueError as `npm` does.
     """
+    check_package(name, version)
     command = [sys.executable, "-m", "pip", "download", f"{name}=={version}", "--no-deps"]
     command += ["--only-binary=:all:", "--quiet", "--disable-pip-version-check"]
     return _cached(cache, pattern, sha256, f"PyPI package {name}=={version}", command)
@@ -83,15 +89,16 @@ def members(archive: Path, accepts: Callable[[str], bool]) -> dict[str, bytes]:
 
 def _cached(cache: Path, pattern: str, integrity: str, label: str, command: list[str]) -> Path:
     """The one file of this name in `cache`; without it what `command` leaves where it is run."""
-    for path in sorted(cache.glob(pattern)):
+    stored = Root(cache)
+    for name in fnmatch.filter(stored.names(), pattern):
+        path = stored.file(name)
         if not (mismatch := _mismatch(path, integrity)):
             return path
-        log.warning("%s: %s; removed, fetching it again", label, mismatch)
-        path.unlink(missing_ok=True)
+        log.warning("%s: %s; fetching it again", label, mismatch)
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".fetch-", dir=cache) as folder:
         _run(command, folder, label, cache / pattern)
-        files = sorted(Path(folder).glob(pattern))
+        files = [Path(folder, name) for name in fnmatch.filter(os.listdir(folder), pattern)]
         if len(files) != 1:
             raise ValueError(
                 f"{label}: expected one file {pattern}, the client left {os.listdir(folder)}"
@@ -99,7 +106,7 @@ def _cached(cache: Path, pattern: str, integrity: str, label: str, command: list
         if mismatch := _mismatch(files[0], integrity):
             raise ValueError(f"{label}: {mismatch}")
         sync(files[0])
-        return files[0].replace(cache / files[0].name)
+        return stored.rename(stored.path / Path(folder).name / files[0].name, cache / files[0].name)
 
 
 def _run(command: list[str], folder: str, label: str, path: Path) -> None:

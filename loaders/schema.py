@@ -13,24 +13,22 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from loaders.files import digest
+from loaders.files import DamagedFile, digest, read_small
+from loaders.root import READABLE, Root
 
 T = TypeVar("T")
 DIGEST = "sha256"  # of all other values of a file that `with_digest` made
 
 
-class DamagedFile(ValueError):
-    """A stored file that is not as it was written; the message names it, and a remedy."""
+def read(path: Path, kind: type[T], remedy: str, root: Root | None = None) -> T:
+    """The content of a JSON file as `kind`; below `root`, where no link leads to it.
 
-
-def read(path: Path, kind: type[T], remedy: str) -> T:
-    """The content of a JSON file as `kind`.
-
-    Raises DamagedFile for text that is no JSON or has other types; FileNotFoundError.
+    Raises DamagedFile for text that is no JSON or has other types, and for what is no file or has
+    more than `READABLE` bytes; FileNotFoundError.
     """
     try:
-        values = msgspec.json.decode(path.read_bytes())
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, IsADirectoryError) as error:
+        values = msgspec.json.decode(root.read(path) if root else read_small(path, READABLE))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DamagedFile(f"{path} is damaged ({error}); {remedy}") from error
     return convert(values, kind, path, remedy)
 
@@ -49,12 +47,12 @@ def with_digest(values: Mapping[str, Any]) -> bytes:
     return json.dumps(plain | {DIGEST: digest(plain)}, indent=1).encode()
 
 
-def read_unaltered(path: Path, remedy: str) -> dict[str, Any]:
-    """The values of a file by `with_digest`.
+def read_unaltered(path: Path, remedy: str, root: Root | None = None) -> dict[str, Any]:
+    """The values of a file by `with_digest`; root: as of `read`.
 
     Raises as `read`, and DamagedFile for values that were altered.
     """
-    values = read(path, dict[str, Any], remedy)
+    values = read(path, dict[str, Any], remedy, root)
     if values.pop(DIGEST, None) != digest(values):
         raise DamagedFile(f"{path} was altered; {remedy}")
     return values

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
+import os
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -21,12 +21,14 @@ import msgspec
 import numpy as np
 
 from loaders.beton import BetonWriter
-from loaders.files import file_hash, sync
-from loaders.pack import IMAGES, SAMPLES, Item
+from loaders.files import file_hash
+from loaders.pack import COLUMNS, IMAGES, SAMPLES, Item
+from loaders.root import Root
 
 log = logging.getLogger(__name__)
 JOURNAL = "journal.jsonl"
 _NAMED = 5
+_LONGEST = 1000  # bytes of the journal's first line
 _LINE_END = 10  # bytes: a space, the line's CRC-32, a newline
 
 
@@ -62,6 +64,8 @@ class PackWriter:
         self.skipped: list[dict[str, str]] = []
         self.shape = (0, 0)
         self._folder, self._items, self._mode = folder, items, mode
+        self._runs = Root(folder.parents[1])
+        self._files = self._runs.below(folder)
         self._crc32: list[int] = []
         self._unusual: defaultdict[str, list[str]] = defaultdict(list)
         self._writer: BetonWriter | None = None
@@ -89,7 +93,8 @@ class PackWriter:
     def finish(self) -> None:
         """Write the samples and what makes the file of images readable."""
         assert self._writer is not None
-        _write_samples(self._folder / SAMPLES, self.written, self._crc32)
+        with self._files.open(SAMPLES, "wb") as file:
+            _write_samples(file, self.written, self._crc32)
         self._writer.finish(tag=file_hash(self._folder / SAMPLES).encode())
 
     def counts(self, classes: int) -> dict[str, Any]:
@@ -115,10 +120,10 @@ class PackWriter:
 
     def _begin(self, request: bytes) -> IO[bytes]:
         """Take what an earlier run left; the journal, without its lines from the first fault on."""
-        path, first = self._folder / JOURNAL, b""
-        if path.is_file():
-            with path.open("rb") as file:
-                first = file.readline()
+        first = b""
+        if self._files.has(JOURNAL):
+            with self._files.open(JOURNAL) as file:
+                first = file.readline(_LONGEST)
         if first != request:
             if first:
                 log.warning(
@@ -126,10 +131,10 @@ class PackWriter:
                     "changed since; it is begun anew",
                     self._folder,
                 )
-            shutil.rmtree(self._folder, ignore_errors=True)  # no other run uses it
-            self._folder.mkdir()
-            path.write_bytes(request)
-        journal = path.open("r+b")
+            self._runs.remove(self._folder)  # no other run uses it
+            with self._files.open(JOURNAL, "wb") as file:
+                file.write(request)
+        journal = self._files.opened(JOURNAL, "r+b")
         end = journal.seek(len(request))
         for item, line in zip(self._items, journal, strict=False):
             if not self._take(item, line):
@@ -155,7 +160,8 @@ class PackWriter:
     def _open(self, item: Item, shape: tuple[int, int]) -> BetonWriter:
         if self._writer is None:
             self.shape = shape
-            self._writer = BetonWriter(self._folder / IMAGES, len(self._items), self._mode, *shape)
+            file = self._files.opened(IMAGES, "r+b")
+            self._writer = BetonWriter(file, len(self._items), self._mode, *shape)
         assert shape == self.shape, (item.key, shape, self.shape)
         return self._writer
 
@@ -173,7 +179,7 @@ def _checksum(text: bytes) -> bytes:
     return b" %08x\n" % zlib.crc32(text)
 
 
-def _write_samples(path: Path, written: Sequence[Item], crc32: Sequence[int]) -> None:
+def _write_samples(file: IO[bytes], written: Sequence[Item], crc32: Sequence[int]) -> None:
     columns = [
         np.array([item.label for item in written], "<i8"),
         np.array([item.source for item in written]),
@@ -181,6 +187,7 @@ def _write_samples(path: Path, written: Sequence[Item], crc32: Sequence[int]) ->
         np.array(crc32, "<u4"),
     ]
     formats = [column.dtype for column in columns]
-    samples = np.rec.fromarrays(columns, formats=formats, names="label,source,key,crc32")
-    np.save(path, samples, allow_pickle=False)
-    sync(path)
+    samples = np.rec.fromarrays(columns, formats=formats, names=",".join(COLUMNS))
+    np.save(file, samples, allow_pickle=False)
+    file.flush()
+    os.fsync(file.fileno())

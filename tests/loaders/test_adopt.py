@@ -25,7 +25,7 @@ def blobs(mode: int) -> list[bytes]:
 
 
 def written(path: Path, mode: int, side: int = 8) -> Path:
-    writer = BetonWriter(path, len(IMAGES), mode, side, side)
+    writer = BetonWriter(path.open("w+b"), len(IMAGES), mode, side, side)
     for number, blob in enumerate(blobs(mode)):
         writer.add(blob, number % 3)
     writer.finish()

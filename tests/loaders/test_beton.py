@@ -26,7 +26,7 @@ def smooth(count: int, height: int, width: int) -> np.ndarray:
 
 
 def write(path: Path, images: np.ndarray, mode: int = RAW, spare: int = 0) -> Path:
-    writer = BetonWriter(path, len(images) + spare, mode, *images.shape[1:3])
+    writer = BetonWriter(path.open("w+b"), len(images) + spare, mode, *images.shape[1:3])
     for label, pixels in enumerate(images):
         blob = io.BytesIO(pixels.tobytes())
         if mode == JPEG:

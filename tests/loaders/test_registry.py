@@ -52,7 +52,7 @@ def test_npm_downloads_once_and_then_trusts_only_the_checksum(published, tmp_pat
     paths[0].write_bytes(published.read_bytes()[:-1] + b"!")
     registry.npm("@scope/toy", "1.2.3", integrity(published), cache)
     assert paths[0].read_bytes() == published.read_bytes()
-    assert "scope-toy-1.2.3.tgz has checksum" in caplog.text and "removed" in caplog.text
+    assert "scope-toy-1.2.3.tgz has checksum" in caplog.text
     assert os.listdir(cache) == ["scope-toy-1.2.3.tgz"]
 
 
@@ -96,6 +96,42 @@ def test_pypi_fetches_verifies_and_reuses_a_wheel(tmp_path, monkeypatch):
     source.unlink()
     assert registry.pypi(*pinned, tmp_path / "cache", "toy-1.0-*.whl") == path
     assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("name", "version"),
+    [
+        ("evil @ http://127.0.0.1:1/x.zip", "1"),
+        ("toy", "1.0 @ file:///tmp/x"),
+        ("--index-url=http://127.0.0.1:1", "1"),
+        ("../../wheels/**/*", "*"),
+        ("toy", "*"),
+        ("../toy", "1"),
+        ("", ""),
+    ],
+)
+def test_an_address_an_option_or_a_pattern_is_no_package(name, version, published, tmp_path):
+    """pip and npm run what they find at an address; a pattern named files outside the cache."""
+    cache, outside = tmp_path / "cache" / "inner", tmp_path / "wheels" / "x" / "toy-1.0-any.whl"
+    cache.mkdir(parents=True)
+    outside.parent.mkdir(parents=True)
+    outside.touch()
+    pattern = f"{name}-{version}-*.whl"
+    for fetch in (
+        lambda: registry.npm(name, version, ABSENT, cache),
+        lambda: registry.pypi(name, version, "0" * 64, cache, pattern),
+    ):
+        with pytest.raises(ValueError, match="give a plain name and an exact version"):
+            fetch()
+    assert outside.exists() and not (tmp_path / "calls").exists()
+
+
+def test_a_link_in_the_cache_is_not_followed(published, tmp_path):
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    (cache / "toy-1.2.3.tgz").symlink_to(published)
+    with pytest.raises(ValueError, match="through a link"):
+        registry.npm("toy", "1.2.3", integrity(published), cache)
 
 
 def test_members_of_both_kinds_of_archive(tmp_path):

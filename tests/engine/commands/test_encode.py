@@ -168,7 +168,7 @@ upstream: first
 def test_a_file_of_ffcvs_users_becomes_a_pack_without_images(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     pixels = np.arange(32 * 32 * 3, dtype=np.uint8).reshape(1, 32, 32, 3)
-    writer = BetonWriter(Path("mine.beton"), 1, RAW, 32, 32)
+    writer = BetonWriter(open("mine.beton", "w+b"), 1, RAW, 32, 32)  # noqa: SIM115
     writer.add(pixels.tobytes(), 1)
     writer.finish()
     writer.close()
