@@ -31,7 +31,7 @@ SETS = ("upstream", "first", "second")
 METHODS = (
     "fine_tune", "linear_probe", "visual_prompt", "lora", "ewc", "lwf", "lp_ft", "wise_ft", "soup",
     "greedy_soup", "l2sp", "spd", "lines", "model_stock", "ties", "task_arithmetic",
-    "mono_soup", "strong_fine_tune", "ensemble",
+    "mono_soup", "strong_fine_tune", "ensemble", "dora", "ftp",
 )  # fmt: skip
 
 

@@ -1,14 +1,16 @@
 """A step of FT, LwF and EWC and an evaluated batch in the steady state, with torch and timm alone.
 
-On a GPU ViT-B/16 at 224 px, its products in bf16, in batches of 64 and 256, as the model is and
-then compiled; on a CPU ViT-S in batches of 8. Images wait on the device; LwF's teacher logits and
-EWC's Fisher are at hand, as they are in a campaign. mfu counts the model's passes, whatever else a
-method does, over the data sheet's rate, or that of the best product measured here. peak_mb, on a
-GPU: the most that tensors held.
+On a GPU ViT-B/16 at 224 px, its products in bf16, in batches of 64 and 256: as the model is;
+compiled as the engine does, for batches of any size; and compiled for one size. The kernels of a
+compiled FT step are then listed, with the GPU's idle share. On a CPU ViT-S in batches of 8. Images
+wait on the device; LwF's teacher logits and EWC's Fisher are at hand, as they are in a campaign.
+mfu counts the model's passes, whatever else a method does, over the data sheet's rate, or that of
+the best product measured here. peak_mb, on a GPU: the most that tensors held.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -23,18 +25,29 @@ from kernels.distill import distill_loss
 from kernels.ewc import adamw_ewc_
 
 LAM, LR = 0.5, 1e-5
+# How a model runs: whether its graph takes batches of any size; None: it is not compiled.
+FORMS: dict[str, bool | None] = {"": None, ", compiled": True, ", compiled for one size": False}
 
 
 def contests(device: torch.device, scale: Scale) -> Iterator[Contest]:
     on_gpu = device.type == "cuda"
     batches = (2, 4) if scale.quick else (64, 256) if on_gpu else (8,)
     model = vit.build(device, scale.quick, "ViT-B" if on_gpu else "ViT-S", max(batches))
-    for batch in batches:
-        for compiles in (False, True) if on_gpu else (False,):
-            net = torch.compile(model.net, dynamic=False) if compiles else model.net
-            fine_tuning, *others = _entrants(replace(model.at_most(batch), net=net))
-            name = f"{model.kind} x {batch}{', compiled' if compiles else ''}"
+    for form, dynamic in FORMS.items():
+        if dynamic is not None and not on_gpu:
+            continue
+        net = model.net
+        if dynamic is not None:
+            net = torch.compile(net, dynamic=None if dynamic else False)
+        for batch in batches:
+            part = replace(model.at_most(batch), net=net)
+            if dynamic:
+                torch._dynamo.maybe_mark_dynamic(part.images, 0)  # as engine.models.compiled
+            fine_tuning, *others = _entrants(part)
+            name = f"{model.kind} x {batch}{form}"
             yield Contest(name, fine_tuning, tuple(others), processor_time=True)
+            if dynamic:
+                print(kernels_of(fine_tuning.run, device))
 
 
 def _entrants(model: vit.FlatViT) -> list[Entrant]:
@@ -87,6 +100,26 @@ def _entrants(model: vit.FlatViT) -> list[Entrant]:
         entrant("EWC", ewc, 6, model.flops),
         entrant("evaluation", evaluation, 1, model.forward_flops),
     ]
+
+
+def kernels_of(run: Callable[[], object], device: torch.device, runs: int = 5) -> str:
+    """A table of the ten kernels, on a CPU operators, that take a run most of its time, and the
+    share of it in which the device did nothing."""
+    on_gpu = device.type == "cuda"
+    kind = torch.profiler.ProfilerActivity.CUDA if on_gpu else torch.profiler.ProfilerActivity.CPU
+    run()
+    begin = time.perf_counter()
+    with torch.profiler.profile(activities=[kind]) as profile:
+        for _ in range(runs):
+            run()
+        if on_gpu:
+            torch.cuda.synchronize(device)
+    took_us = 1e6 * (time.perf_counter() - begin)
+    events = profile.key_averages()
+    column = "self_device_time_total" if on_gpu else "self_cpu_time_total"
+    busy_us = sum(getattr(event, column) for event in events)
+    table = events.table(sort_by=column, row_limit=10)
+    return f"{table}\nidle: {max(0.0, 1 - busy_us / took_us):.0%} of {took_us / runs / 1e3:.3g} ms"
 
 
 def _peak(run: Callable[[], None], held: int, device: torch.device) -> dict[str, float]:

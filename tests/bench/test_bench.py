@@ -3,6 +3,7 @@
 import importlib
 import json
 import pkgutil
+import re
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ import torch
 
 import bench
 from bench import __main__ as command
-from bench import contest, photos
+from bench import contest, headline, photos
 from bench.contest import Contest, Entrant, Scale
 from bench.timing import interleave, processor_seconds
 from engine.machine import precision
@@ -145,3 +146,9 @@ def test_a_wrong_kernel_is_not_timed(monkeypatch):
     monkeypatch.setattr(kernels, "distill_loss", lambda *a, **k: 1.001 * right(*a, **k))
     with pytest.raises(AssertionError):
         kernels._distill(8, 100, CPU, compiles=False).check()
+
+
+def test_the_kernels_of_a_run_are_listed_with_the_idle_share():
+    a = torch.randn(64, 64)
+    table = headline.kernels_of(lambda: torch.mm(a, a), CPU, runs=2)
+    assert "aten::mm" in table and re.search(r"idle: \d+% of [\d.e-]+ ms$", table)
