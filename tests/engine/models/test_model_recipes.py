@@ -85,6 +85,12 @@ def test_name_resolves_and_gives_the_published_transform(name):
     assert outputs == (512 if options.projection else 1000)  # CLIP's embedding has 512
 
 
+def test_convolutions_see_channels_last_images():
+    """Inductor leaves their layout as it is where the batch's size is free."""
+    for name in TRANSFORMS:
+        assert model(name).channels_last == name.startswith("resnet"), name
+
+
 def test_published_numbers_are_those_of_the_slides():
     """Accuracies in recipes, and the mRI that their first lines show."""
     published = recipe.published()
