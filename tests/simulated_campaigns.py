@@ -79,7 +79,7 @@ def campaign(number: int, draws: int) -> Grid:
     source = SPREAD["source"] * rng.normal(size=SOURCES)
     arms = [Arm("m", PRE, "", None), *(Arm("m", method, "canonical", None) for method in GAIN)]
     counts = bootstrap.counts([f"{number} {k}" for k in range(SOURCES)], draws)
-    names = [*behaviour.OF_IMAGES, *behaviour.OF_CHANGES]
+    names = behaviour.names(behaviour.PER_IMAGE, behaviour.BEFORE_AFTER)
     evaluations, numbers, samples = [], [], []
     for name in (*SETS, UPSTREAM):
         copy = SPREAD["copy"] * rng.normal(size=SOURCES)
@@ -89,7 +89,7 @@ def campaign(number: int, draws: int) -> Grid:
                 noise = SPREAD["model"] * rng.normal(size=SOURCES)
                 right = strength(arm.method, downstream, name) + source + copy + noise > 0
                 top1 = np.where(right, 0, rng.integers(1, 3, SOURCES))
-                images = ImagePredictions(top1, np.zeros_like(top1), top1, np.ones(SOURCES))
+                images = ImagePredictions(top1, 0 * top1, top1, top1, np.ones(SOURCES))
                 measured = behaviour.of_images(images, before)
                 before = before or images
                 sums.append(np.column_stack([*measured.values()]))
@@ -134,7 +134,7 @@ def covered(number: int, draws: int) -> dict[str, list[bool]]:
     for kind, means in numbers.items():
         table = means.table("x", clip=kind == "accuracy")
         held[kind] = _holds(table, true(means))
-    for measure in behaviour.OF_CHANGES:
+    for measure in behaviour.names(behaviour.BEFORE_AFTER):
         held[measure] = _holds(each.table("x", measure, clip=True), true(each, measure))
     accuracy = true(each)[None]
     truth = np.full(len(cells), np.nan)
@@ -179,7 +179,7 @@ def calibration(repeats: int, images: int = SOURCES) -> list[tuple[float, float,
             confidence = rng.beta(2.2, 1.2, count)
             top1 = (rng.random(count) > np.clip(confidence - over, 0, 1)).astype(int)
             p, label = confidence.astype(np.float32), np.zeros_like(top1)
-            images = ImagePredictions(top1, label, p, np.ones(count))
+            images = ImagePredictions(top1, label, p, p, np.ones(count))
             bins = np.clip(np.ceil(confidence * behaviour.BINS).astype(int) - 1, 0, None)
             plain = np.abs(np.bincount(bins, confidence - (top1 == 0))).sum() / count
             return 100 * float(plain), behaviour.calibration_error(images, np.arange(count))

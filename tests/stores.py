@@ -15,7 +15,7 @@ from engine.measures.rows import PRE, Evaluation
 from engine.measures.setting import PLAIN, Setting
 from engine.recipe import yaml_text
 
-OTHERS = (*behaviour.OF_CHANGES, *behaviour.OF_SETS)
+OTHERS = [name for name in behaviour.MEASURES if name != "accuracy"]
 SETS = ("a", "b", "c")
 Hits = Callable[[str, str, str], np.ndarray]  # method, downstream, evaluated on -> bool [N]
 
@@ -117,6 +117,6 @@ def synthetic(
         numbers.append({"n": 100, "accuracy": cell[7], **dict.fromkeys(OTHERS, np.nan)})
     accuracy = np.array([row["accuracy"] for row in numbers])
     noise = np.random.default_rng(0).standard_normal((200, len(cells)))
-    names = ["accuracy", *behaviour.OF_CHANGES]
+    names = behaviour.names(behaviour.PER_IMAGE, behaviour.BEFORE_AFTER)
     draws = dict.fromkeys(names, (accuracy + spread * noise).astype(np.float32))
     return metrics.grid_of(evaluations, numbers, draws, sets, upstream, downstreams or sets)

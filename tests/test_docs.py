@@ -11,7 +11,6 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from engine import cli, recipe
-from engine.recipe import parsed
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
@@ -47,13 +46,12 @@ LAUNCHED = [f"train {words}" for words in commands(r"engine/launch\.py")]
 @pytest.mark.parametrize("line", [*commands("^rib"), *LAUNCHED])
 def test_commands_in_the_documents_parse_and_their_recipes_resolve(line):
     arguments = cli.parse(shlex.split(line))
-    name, words = getattr(arguments, "name", ""), getattr(arguments, "overrides", [])
+    name = getattr(arguments, "name", "")
     if line.startswith("train "):
-        name = next((word[7:] for word in words if word.startswith("recipe=")), "")
-        words = [word for word in words if not word.startswith("recipe=")]
+        name = next(iter(arguments.words), "").removeprefix("recipe=")
     is_ready_made = name not in ("", "NAME") and not USERS_FILE.search(line)
     if line.startswith(("train ", "campaign ")) and is_ready_made:
-        recipe.load(name, parsed(words))
+        recipe.load(name, arguments.overrides)
 
 
 @pytest.mark.parametrize("line", mentions())

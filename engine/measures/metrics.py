@@ -44,13 +44,12 @@ ROBUSTNESS = "effective_robustness"
 
 def measures() -> list[str]:
     """A cell's measures beside its accuracy, in the order of their columns."""
-    of_images = (name for name in behaviour.OF_IMAGES if name != "accuracy")
-    return [*of_images, *behaviour.OF_CHANGES, *behaviour.OF_SETS, ROBUSTNESS]
+    return [*(name for name in behaviour.MEASURES if name != "accuracy"), ROBUSTNESS]
 
 
 def column_name(measure: str) -> str:
     """The name of a measure's column with its unit."""
-    return f"{measure}_{'pts' if measure == ROBUSTNESS else 'pct'}"
+    return f"{measure}_{'pts' if measure == ROBUSTNESS else behaviour.MEASURES[measure].unit}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,7 +180,8 @@ class Grid:
             left = self.without_related(cells[is_trained])
             of_left = alike(left) if weight is not None else None
             tables.append(self.mean(left, by, of_left, of="change").table("disjoint_change_pts"))
-        tables += [after.table(column_name(k), k, clip=k in behaviour.SHARES) for k in measures()]
+        shares = [name for name, each in behaviour.MEASURES.items() if each.is_share]
+        tables += [after.table(column_name(k), k, clip=k in shares) for k in measures()]
         return functools.reduce(lambda a, b: a.merge(b, on=by, how="left"), tables)
 
     def named(self, table: pandas.DataFrame) -> pandas.DataFrame:
@@ -277,7 +277,8 @@ def gather(
     }
     photos = {name: predictions.photos_of(evaluations[k].path) for name, k in whole.items()}
     related = relations.of(photos, families)
-    names, shape = [*behaviour.OF_IMAGES, *behaviour.OF_CHANGES], (draws, len(evaluations))
+    names = behaviour.names(behaviour.PER_IMAGE, behaviour.BEFORE_AFTER)
+    shape = draws, len(evaluations)
     samples = {name: np.empty(shape, np.float32, order="F") for name in names}
     numbers: list[dict[str, float]] = [{} for _ in evaluations]
     changes: list[ImageChange] = []
@@ -385,8 +386,12 @@ def _of_set(
                     after, before.get(row.model) if same_images else None
                 )
                 of_sources = np.stack([bank.by_source(of) for of in measured.values()], axis=1)
-                means = (100 * of_sources.sum(axis=0) / bank.total.sum()).tolist()
-                of_all = {name: of(after, bank.codes) for name, of in behaviour.OF_SETS.items()}
+                scales = np.array([behaviour.MEASURES[name].scale for name in measured])
+                means = (scales * of_sources.sum(axis=0) / bank.total.sum()).tolist()
+                of_all = {
+                    name: behaviour.MEASURES[name].of(after, bank.codes)
+                    for name in behaviour.names(behaviour.WHOLE_SET)
+                }
                 n = len(after.label)
                 numbers.append({"n": n, **dict(zip(measured, means, strict=True)), **of_all})
                 sums.append(of_sources.astype(np.float32))
@@ -397,7 +402,7 @@ def _of_set(
                     answers.setdefault(row.model, []).append((row, top1))
             counts = counts if start else bootstrap.counts(bank.sources, draws)
             drawn = bootstrap.means(counts, bank.total, np.concatenate(sums, axis=1))
-            samples.append(100 * drawn.reshape(draws, len(sums), -1))
+            samples.append(scales.astype(np.float32) * drawn.reshape(draws, len(sums), -1))
     changes = [
         change for of_model in answers.values() for change in image_changes.of_set(of_model, of_set)
     ]

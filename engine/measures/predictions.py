@@ -107,6 +107,7 @@ class ImagePredictions(NamedTuple):
     top1: np.ndarray
     label: np.ndarray
     p_top1: np.ndarray
+    p_true: np.ndarray
     weights: np.ndarray
     scaled: np.ndarray | None = None
 
@@ -181,11 +182,12 @@ class SetPredictions:
                 f"{path} and {self.first} saw different images of one set "
                 f"({_difference(images, self.images)}): evaluate both on the same pack"
             )
-        top1, label, p_top1 = (table[name].to_numpy() for name in ("top1", "label", "p_top1"))
+        top1, label = table["top1"].to_numpy(), table["label"].to_numpy()
+        p_top1, p_true = table["p_top1"].to_numpy(), table["p_true"].to_numpy()
         scaled = None
         if temperature is not None and (confidences_NT := _scaled(table)) is not None:
             scaled = temperature.confidence(confidences_NT)
-        return ImagePredictions(top1, label, p_top1, self.weights, scaled)
+        return ImagePredictions(top1, label, p_top1, p_true, self.weights, scaled)
 
     def by_source(self, case: np.ndarray) -> np.ndarray:
         """[sources] weight of the images (bool [images]) that are in a case."""

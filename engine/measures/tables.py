@@ -41,7 +41,7 @@ def ordered(table: pandas.DataFrame, **orders: Iterable[Any]) -> pandas.DataFram
 
 def without_unit(name: str) -> str:
     """A column's name without the unit that it ends in."""
-    return re.sub("_(pct|pts|r)$", "", name)
+    return re.sub("_(pct|pts|score|nats|r)$", "", name)
 
 
 def with_ends(name: str) -> list[str]:

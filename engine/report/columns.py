@@ -4,10 +4,12 @@
 |---|---|---|
 | `_pct` | percent | `61.2` |
 | `_pts` | a difference in points | `+3.0` |
+| `_score` | a score, as it is | `0.123` |
+| `_nats` | a natural logarithm | `0.123` |
 | `_r` | a correlation | `+0.42` |
 | `_p`, or is `p` | a p-value | `0.013` |
 
-Beside NAME_pct, NAME_pts and NAME_r, NAME_low and NAME_high are the ends of its 95% interval, which
+Beside each of these but a p-value, NAME_low and NAME_high are the ends of its 95% interval, which
 is shown with it: `+3.0 [+1.9, +4.1]`.
 """
 
@@ -37,6 +39,8 @@ class Unit(NamedTuple):
 UNITS = {
     "pct": Unit(rounded, ".2f", ", %"),
     "pts": Unit(signed, "+.2f", ", points"),
+    "score": Unit(functools.partial(rounded, digits=3), ".3f"),
+    "nats": Unit(functools.partial(rounded, digits=3), ".3f", ", nats"),
     "r": Unit(functools.partial(signed, digits=2), "+.2f"),
     "p": Unit(p_value, ".3f"),
 }

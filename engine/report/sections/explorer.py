@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas
 
+from engine.measures import behaviour
 from engine.measures.tables import with_ends
 from engine.report.results import Results
 from engine.report.section import Section, Table
@@ -26,7 +27,9 @@ def section(results: Results) -> Section | None:
     data = data.fillna({"against": "pre-trained"})
     data = data.merge(results.shown[["arm", "model", "method", "variant"]], on="arm")
     known = data.dropna(axis=1, how="all")
-    numbers = known.filter(regex="_(pct|pts)$|^(accuracy|(disjoint_)?change)_|^corrected_p$")
+    numbers = known.filter(
+        regex="_(pct|pts|score|nats)$|^(accuracy|(disjoint_)?change)_|^corrected_p$"
+    )
     return Section(
         "explorer",
         f"All numbers: {len(data):,} rows to filter",
@@ -40,7 +43,7 @@ def section(results: Results) -> Section | None:
             Table(
                 "explorer",
                 "Accuracy in percent before and after fine-tuning, its change in points, and what "
-                "the predictions are like, in percent and points; with 95% intervals.",
+                f"the predictions are like, with 95% intervals: {behaviour.legend()}.",
                 data[[*COLUMNS, *numbers]],
             )
         ],

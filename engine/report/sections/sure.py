@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas
 
+from engine.measures import behaviour
 from engine.measures.tables import with_ends
 from engine.report import charts, tuning
 from engine.report.headline import told_apart
@@ -41,13 +42,10 @@ def section(results: Results) -> Section | None:
         tables=[
             Table(
                 "how-sure",
-                "Each method's mRI less that of the best, with its 95% interval. On the other "
-                "sets, means in percent of images: the same answer before and after, right both "
-                "times, lost (right before only) and gained (right after only); expected "
-                "calibration error in points, debiased, and where it is stored that after "
-                "temperature scaling; mean accuracy over classes and that on the worst class; "
-                "these four have no interval. Accuracy above the trend line of models that nothing "
-                "made robust, where there is one.",
+                "Each method's mRI less that of the best, with its 95% interval. Means over the "
+                f"other sets: {behaviour.legend()}. Of these, numbers of a whole set have no "
+                "interval. Effective robustness: accuracy above the trend line of models that "
+                "nothing made robust, where there is one.",
                 data,
             )
         ],

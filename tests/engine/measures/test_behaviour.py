@@ -13,14 +13,15 @@ def predictions_of(top1, label, p_top1=None, weights=None) -> ImagePredictions:
     top1, label = np.asarray(top1), np.asarray(label)
     p_top1 = np.full(len(top1), 0.5) if p_top1 is None else np.asarray(p_top1)
     weights = np.ones(len(top1)) if weights is None else np.asarray(weights, float)
-    return ImagePredictions(top1, label, p_top1.astype(np.float32), weights)
+    p = p_top1.astype(np.float32)
+    return ImagePredictions(top1, label, p, p, weights)
 
 
 @given(st.integers(0, 2**31), st.integers(1, 40))
 def test_agreement_of_a_model_with_itself_and_turned_around(seed, n):
     def shares(before, after) -> list[float]:
-        of = behaviour.OF_CHANGES
-        return [100 * of[name](before, after).mean() for name in ("same_top1", "lost", "gained")]
+        measures = behaviour.same_top1, behaviour.lost, behaviour.gained
+        return [100 * of(before, after).mean() for of in measures]
 
     rng = np.random.default_rng(seed)
     label = rng.integers(0, 3, n)
@@ -60,3 +61,14 @@ def test_few_images_do_not_make_a_model_look_badly_calibrated(copies):
         predictions = predictions_of(wrong.astype(int), np.zeros(len(p)), p)
         errors.append(behaviour.calibration_error(predictions, np.arange(len(p)) // copies))
     assert np.mean(errors) == pytest.approx(9.95, abs=1.2)
+
+
+def test_scores_of_probabilities_are_their_definitions():
+    """Of a certain mistake too, whose probability is 0 in float32."""
+    p_top1, p_true = np.array([[0.75, 0.75, 1], [0.75, 0.2, 0]], np.float32)
+    right, label = np.array([0, 1, 1]), np.zeros(3, int)
+    after = ImagePredictions(right, label, p_top1, p_true, np.ones(3))
+    assert behaviour.brier(after).tolist() == pytest.approx([0.0625, 0.5625, 1])
+    nll = behaviour.negative_log_likelihood(after)
+    assert nll[:2].tolist() == pytest.approx([-np.log(0.75), -np.log(0.2)])
+    assert nll[2] == pytest.approx(87.34, abs=0.01)

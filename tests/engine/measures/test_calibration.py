@@ -107,7 +107,7 @@ def test_macro_and_worst_class_accuracy_are_of_the_classes_that_are_there():
     label = rng.choice([0, 2, 3, 7], 90, p=[0.7, 0.1, 0.1, 0.1])
     top1 = np.where(rng.random(90) < 0.6, label, rng.integers(0, 9, 90))
     weights = rng.random(90)
-    after = ImagePredictions(top1, label, np.ones(90, np.float32), weights)
+    after = ImagePredictions(top1, label, *[np.ones(90, np.float32)] * 2, weights)
     accuracies = [
         np.average((top1 == label)[label == c], weights=weights[label == c]) for c in set(label)
     ]

@@ -7,7 +7,7 @@ import pandas
 import pyarrow.parquet as pq
 import pytest
 import simulated_campaigns
-from stores import SETS, gather, grid, several_seeds, table
+from stores import SETS, gather, grid, setting, several_seeds, table
 
 from engine.measures import behaviour, bootstrap, effective_robustness, intervals
 from engine.measures.effective_robustness import predicted
@@ -55,7 +55,7 @@ def brute_force(cells, seeds):
             if c.method != PRE:
                 same = x == before[c.evaluated_on]
                 cases = (same, hit & was, was & ~hit, hit & ~was)
-                shares |= dict(zip(behaviour.OF_CHANGES, cases, strict=True))
+                shares |= dict(zip(behaviour.names(behaviour.BEFORE_AFTER), cases, strict=True))
             for name, share in shares.items():
                 values_of.setdefault((name, c.cell), []).append(100 * share.mean())
         for key, values in values_of.items():
@@ -81,20 +81,25 @@ def test_every_number_is_what_brute_force_gives_on_the_same_draws(tmp_path, seed
     rows = worked_out(cells)
     samples = brute_force(cells, seeds)
     ends = {
-        (row.quantity, ModelOnSet(*row[1:4], None, *row[5:8])): (row.low, row.high)
+        (row.quantity, ModelOnSet(*row[1:4], None, setting(row[5]), *row[6:8])): (row.low, row.high)
         for row in rows.itertuples()
     }
 
     def check(quantity, cell, drawn):
         expected = bootstrap.interval(drawn)
-        if quantity in behaviour.SHARES:
+        if quantity in behaviour.MEASURES and behaviour.MEASURES[quantity].is_share:
             expected = expected.clip(0, 100)
         assert ends[quantity, cell] == pytest.approx(tuple(expected), abs=1e-3), (quantity, cell)
 
     for (quantity, cell), drawn in samples.items():
         check(quantity, cell, drawn)
     arm = Arm("lite0", "fine_tune", "canonical", None)
-    for quantity in ("accuracy", *behaviour.OF_CHANGES, "effective_robustness", "change"):
+    for quantity in (
+        "accuracy",
+        *behaviour.names(behaviour.BEFORE_AFTER),
+        "effective_robustness",
+        "change",
+    ):
         elsewhere = [
             (c, x)
             for (name, c), x in samples.items()

@@ -62,7 +62,7 @@ def test_csv_files_hold_every_row(tmp_path):
     # of the pre-trained model 4 cells and their mean. 3 pairs, overall and on 3 sets.
     counts = Counter(files["intervals.csv"]["quantity"])
     assert [counts[name] for name in ("accuracy", "RI", "mRI")] == [65, 9, 3]
-    assert [counts[name] for name in behaviour.OF_CHANGES] == [60] * 4
+    assert [counts[name] for name in behaviour.names(behaviour.BEFORE_AFTER)] == [60] * 4
     assert counts["calibration_error"] == counts["effective_robustness"] == 0
     assert counts["change"] == 48
     assert [len(files[f"{name}.csv"]) for name in ("comparisons", "behaviour")] == [3 + 9, 40]
