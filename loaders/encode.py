@@ -77,11 +77,11 @@ class Images:
         except (MemoryError, ImportError):  # of the machine, not of the image
             raise
         except UnidentifiedImageError:  # Pillow's message holds only an address in memory
-            return "not an image"
+            return f"not an image{getattr(item.payload, 'where', '')}"
         except Exception as error:  # decoders raise anything for a damaged image
             if isinstance(error, OSError) and error.errno is not None:  # of the disk
                 raise OSError(error.errno, f"{item.key}: {error.strerror}") from error
-            return f"{type(error).__name__}: {error}"
+            return f"{type(error).__name__}: {error}{getattr(item.payload, 'where', '')}"
         is_rgb = pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3
         assert is_rgb, (item.key, pixels.dtype, pixels.shape)
         blob = pixels.tobytes()

@@ -1,11 +1,11 @@
-"""The layout everybody has: one folder a class, image files inside."""
+"""The layouts everybody has: one folder a class, image files inside; or a hub's shards."""
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
 
-from loaders import trees
+from loaders import shards, trees
 from loaders.pack import Item
 from loaders.trees import Listing, first_names
 
@@ -13,10 +13,13 @@ from loaders.trees import Listing, first_names
 def read(root: Path) -> Listing:
     """The images `root/<class>/<image>`, ordered by class and name; hidden folders are no classes.
 
+    A root may be shards, too (`loaders.shards`).
     Images of the same class and file name in other sets are taken for copies of one source image.
     Raises ValueError naming a root that is missing, empty or has files where classes should be,
     classes without images, and what `trees.files` refuses.
     """
+    if found := shards.of(root):
+        return shards.listing(root, found)
     if not root.is_dir():
         raise ValueError(f"{root} is not a folder; it should hold one folder a class")
     names = [path.name for path in root.iterdir() if path.is_dir()]

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from loaders import rgb
+from loaders import parquet, rgb
 from loaders.pack import Item
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".tif", ".tiff")
@@ -37,12 +37,17 @@ class Place(NamedTuple):
     offset: int = 0
     size: int = -1
 
+    @property
+    def where(self) -> str:
+        """The archive, for an error about a file in it; empty for a file of its own."""
+        return f" in {os.path.basename(self.path)}" if self.size >= 0 else ""
+
 
 class File(NamedTuple):
     """A file of a tree: its path below the root (posix), its place, its size and time of change."""
 
     path: str
-    place: Place
+    place: Place | parquet.Row
     stamp: str
 
     @property
@@ -84,17 +89,17 @@ def files(root: Path) -> Iterator[File]:
     if root.name.endswith(_COMPRESSED):
         raise ValueError(f"{root} is compressed and cannot be read in place; unpack it first")
     if root.suffix == ".tar" and root.is_file():
-        yield from _archive(root)
+        yield from archive(root)
         return
     if not root.is_dir():
         raise ValueError(f"{root} is neither a folder nor a .tar archive")
     entries = sorted(root.iterdir())
     archives = [entry for entry in entries if entry.suffix == ".tar" and entry.is_file()]
     if archives and not any(entry.is_dir() for entry in entries):
-        for archive in archives:
-            for file in _archive(archive):
+        for path in archives:
+            for file in archive(path):
                 inside = "/" in file.path
-                yield file if inside else file._replace(path=f"{archive.stem}/{file.path}")
+                yield file if inside else file._replace(path=f"{path.stem}/{file.path}")
     else:
         yield from files_below(str(root))
 
@@ -112,11 +117,13 @@ def stamped(file: File) -> bytes:
     return f"{file.path} {file.stamp}\n".encode()
 
 
-def read(place: Place) -> bytes:
-    """The bytes of a file.
+def read(place: Place | parquet.Row) -> bytes:
+    """The bytes of a file, or of an image in a row.
 
     Raises ValueError where an archive was cut inside it, and for more bytes than an image has.
     """
+    if isinstance(place, parquet.Row):
+        return parquet.read(place, _LARGEST)
     with open(place.path, "rb") as file:
         size = os.fstat(file.fileno()).st_size if place.size < 0 else place.size
         if size > _LARGEST:
@@ -128,7 +135,7 @@ def read(place: Place) -> bytes:
     return data
 
 
-def open_image(place: Place) -> Image.Image:
+def open_image(place: Place | parquet.Row) -> Image.Image:
     """The image as it is stored; raises as `read` and `rgb.open_image`."""
     return rgb.open_image(io.BytesIO(read(place)))
 
@@ -193,7 +200,8 @@ def _headers(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
         yield from archive
 
 
-def _archive(path: Path) -> Iterator[File]:
+def archive(path: Path) -> Iterator[File]:
+    """Every file in a .tar. Raises ValueError as `files`, where the archive is cut at its end."""
     status = path.stat()
     try:
         yield from _members(Place(str(path), 0, status.st_size), "", status.st_mtime_ns)

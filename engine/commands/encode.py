@@ -23,7 +23,11 @@ def add(commands: argparse._SubParsersAction) -> None:
         "--all", action="store_true", help="every set of --source that models are evaluated on"
     )
     images = parser.add_mutually_exclusive_group(required=True)
-    images.add_argument("--source", type=Path, help="folder or .tar of the set; of all, with --all")
+    images.add_argument(
+        "--source", type=Path,
+        help="the set: a folder, a .tar, or webdataset or parquet files, also as a pattern; with "
+        "--all the folder of all sets",
+    )  # fmt: skip
     images.add_argument(
         "--beton", type=Path, help="a file of FFCV's own writer, of the model's size"
     )
@@ -41,6 +45,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 def run(arguments: argparse.Namespace) -> None:
     from engine import recipe
     from engine.data import imagenet
+    from loaders import shards
 
     if bool(arguments.set) == arguments.all:
         raise ValueError("name a set to encode, or give --all, and not both")
@@ -50,7 +55,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError("--workers, --partial and --yes are for --source; --beton copies a file")
     if arguments.workers < 0:
         raise ValueError(f"--workers {arguments.workers}: 0 takes all cores, 1 a single process")
-    if arguments.source and not arguments.source.exists():
+    if arguments.source and not shards.exists(arguments.source):
         raise ValueError(f"--source {arguments.source}: there is no such folder or file")
     first_line.show(f"reading the model {arguments.model}")
     resolved = recipe.of_sections(arguments.model, arguments.dataset, arguments.overrides)

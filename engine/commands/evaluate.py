@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from engine.commands import refuse_overwriting
 from engine.machine import first_line
+from loaders import shards
 
 if TYPE_CHECKING:
     from engine.evaluation.accuracies import OnSet
@@ -45,7 +46,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--sets", nargs="+", required=True, metavar="[NAME=]FOLDER",
-        help="<set> with <class>/<image> below, or a pack",
+        help="<set> with <class>/<image> below, webdataset or parquet files, or a pack",
     )  # fmt: skip
     parser.add_argument("--alphas", help="interpolate two models: 0:1:0.1, or 0,0.5,1")
     parser.add_argument(
@@ -72,7 +73,7 @@ def run(arguments: argparse.Namespace) -> None:
     sets = named_sets(arguments.sets)
     for option, places in (("sets", sets.values()), ("models", map(Path, arguments.models or ()))):
         for place in places:  # before imports that take seconds
-            if not place.exists():
+            if not shards.exists(place):
                 raise ValueError(f"--{option}: there is no {place}")
     first_line.show(f"reading {arguments.campaign or ', '.join(arguments.models)}")
     rows, text, files = (_campaign if arguments.campaign else _models)(arguments, sets)

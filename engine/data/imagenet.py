@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from engine.errors import nearest
 from engine.recipe.schema import DatasetRecipe
+from loaders import shards
 from loaders.benchmarks import imagenet, imagenet_c, objectnet
 from loaders.pack import Pack
 from loaders.trees import Listing
@@ -64,6 +65,8 @@ def read(dataset: DatasetRecipe, name: str, source: Path, *, partial: bool = Fal
     the published set; with `partial` these differences are its `faults` instead.
     """
     _check_name(name)
+    # Hubs name classes by their synonyms, too.
+    named = wnids_by_name() if shards.of(source) else {}
     if name == OBJECTNET:
         from engine.data import grouping
 
@@ -73,13 +76,13 @@ def read(dataset: DatasetRecipe, name: str, source: Path, *, partial: bool = Fal
     elif name == IMAGENET_C:
         listing = imagenet_c.read(source, name, wnids(), images_drawn(dataset), dataset.seed)
     elif name == "imagenet_v2":
-        listing = imagenet.by_folder(source, name, wnids(), map(str, range(len(wnids()))))
+        listing = imagenet.by_folder(source, name, wnids(), map(str, range(len(wnids()))), named)
     elif name == "imagenet_val":
-        listing = imagenet.validation(source, name, wnids())
+        listing = imagenet.validation(source, name, wnids(), named)
     elif name == "imagenet_train":
-        listing = imagenet.by_folder(imagenet.below(source, "train"), name, wnids())
+        listing = imagenet.by_folder(imagenet.below(source, "train"), name, wnids(), names=named)
     else:
-        listing = imagenet.by_folder(source, name, wnids(_SUBSETS.get(name, "")))
+        listing = imagenet.by_folder(source, name, wnids(_SUBSETS.get(name, "")), names=named)
     # A sample of IN-C may lack classes.
     drawn = name == IMAGENET_C and images_drawn(dataset) is not None
     counts = [] if drawn else imagenet.faults(listing.items, listing.classes, *SIZES[name][:2])

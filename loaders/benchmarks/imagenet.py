@@ -12,10 +12,11 @@ import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
-from loaders import trees
+from loaders import shards, trees
 from loaders.files import read_small
 from loaders.pack import Item
 from loaders.trees import File, Listing, first_names
@@ -28,28 +29,39 @@ _LEVELS_UP = 4  # from Kaggle's val/ to its labels file
 
 
 def by_folder(
-    root: Path, name: str, classes: Sequence[str], folders: Iterable[str] = ()
+    root: Path,
+    name: str,
+    classes: Sequence[str],
+    folders: Iterable[str] = (),
+    names: Mapping[str, str] = MappingProxyType({}),
 ) -> Listing:
     """A set laid out as `<wnid>/<image>`, with any folders above.
 
-    `folders`: of the classes, where they are not the wnids (ImageNetV2 has numbers). Raises
+    `folders`: of the classes, where they are not the wnids (ImageNetV2 has numbers). `names`: wnids
+    by another name, which shards of a hub may give a class. Raises
     ValueError naming folders that are no class of the set, two sets in one root, and files of the
     same name in a class.
     """
     labels = {folder: label for label, folder in enumerate(folders or classes)}
+    if names:
+        of_wnid = {wnid: label for label, wnid in enumerate(classes)}
+        of_name = {name: of_wnid[wnid] for name, wnid in names.items() if wnid in of_wnid}
+        labels = of_name | of_wnid | labels
     return _read(root, name, classes, labels)
 
 
-def validation(root: Path, name: str, classes: Sequence[str]) -> Listing:
+def validation(
+    root: Path, name: str, classes: Sequence[str], names: Mapping[str, str] = MappingProxyType({})
+) -> Listing:
     """IN-1K's validation set: `<wnid>/<image>`, or flat with one of `LABEL_FILES` near it.
 
     The flat layout is that of the official archive and of Kaggle. Raises ValueError as `by_folder`,
     and where labels are absent or do not name every image.
     """
     root = below(root, "val")
-    first = next((file for file in trees.files(root) if file.is_image), None)
+    first = next((file for file in shards.files(root) if file.is_image), None)
     if first is None or not _flat(first):
-        return by_folder(root, name, classes)
+        return by_folder(root, name, classes, names=names)
     number = {wnid: label for label, wnid in enumerate(classes)}
     labels = {image: number[wnid] for image, wnid in _labels(root).items() if wnid in number}
     return _read(root, name, classes, labels, flat=True)
@@ -99,7 +111,7 @@ def _read(
     """Items of all images below `root`; `label_of`: by an image's folder, by its name if `flat`."""
     images: list[File] = []
     left_out: list[str] = []
-    for file in trees.files(root):
+    for file in shards.files(root):
         images.append(file) if file.is_image else left_out.append(file.path)
     if not images:
         raise ValueError(f"{root} holds no images; give the folder or .tar of {name}")

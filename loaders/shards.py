@@ -1,0 +1,301 @@
+"""Sets as hubs publish them: webdataset's tars, and Hugging Face's parquet files.
+
+A set is one file, a folder of files, or a pattern such as `data/test-*.parquet`. Labels are numbers
+there, so the names of the classes come from the file's own metadata, or from a file beside it; they
+are never guessed. Keys and order of images are those of folders `<class>/<image>`, so a set gives
+the same pack from both.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import re
+import tarfile
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+from loaders import parquet, trees
+from loaders.files import read_json, read_small
+from loaders.pack import Item
+from loaders.trees import File, Listing, first_names
+
+TAR, PARQUET = ".tar", ".parquet"
+CLASS_FILES = ("classes.txt", "classnames.txt", "classes.json", "dataset_info.json")
+LABEL = "cls"  # the extension of webdataset's labels
+_LABEL_BYTES = 1000
+_NUMBER = re.compile(r"-?[0-9]+")
+_PATTERN = re.compile(r"[*?\[]")
+_SPLIT = re.compile(r"(train|test|val|validation)(?![a-z])")
+
+
+class Sample(NamedTuple):
+    """An image of a shard: its label (a number, or a class's name), its file name if it has one,
+    its place and the row that errors name."""
+
+    label: int | str
+    name: str
+    place: Any  # picklable: Place, or parquet.Row
+    shard: Path
+    row: int
+
+
+class Image(File):
+    """A file of a tree that is an image whatever its name says."""
+
+    @property
+    def is_image(self) -> bool:
+        return True
+
+
+def exists(place: Path) -> bool:
+    """Whether there is a file or folder at a place, or files of the pattern that it is."""
+    return place.exists() or bool(_matching(place))
+
+
+def of(place: Path) -> list[Path]:
+    """The shards that a place names, in order; empty where it is another kind of set.
+
+    Raises ValueError for a pattern that nothing fits, for several kinds of shards at once, and for
+    a folder that holds several splits.
+    """
+    if _PATTERN.search(place.name) and not place.exists():
+        found = _matching(place)
+        if not found:
+            raise ValueError(f"no file fits {place}")
+    elif place.is_dir():
+        entries = sorted(entry for entry in place.iterdir() if not entry.name.startswith("."))
+        found = [entry for entry in entries if entry.suffix in (TAR, PARQUET) and entry.is_file()]
+        if any(entry.is_dir() for entry in entries):
+            found = []
+        splits = {m[1] for entry in found if (m := _SPLIT.match(entry.name))}
+        if len(splits) > 1:
+            raise ValueError(
+                f"{place} holds the splits {', '.join(sorted(splits))}: name one, as in "
+                f"'{place}/{min(splits)}*{found[0].suffix}'"
+            )
+    else:
+        found = [place] if place.is_file() and place.suffix in (TAR, PARQUET) else []
+    if len({shard.suffix for shard in found}) > 1:
+        raise ValueError(f"{place} holds .tar and .parquet files: name one kind by a pattern")
+    if found and found[0].suffix == TAR and not _is_webdataset(found[0]):
+        return []
+    return found
+
+
+def files(root: Path) -> Iterator[File]:
+    """Every file of a tree, as `trees.files`; of shards their images, as `<class>/<image>`.
+
+    Raises ValueError as `trees.files`, and as `listing`.
+    """
+    shards = of(root)
+    if not shards:
+        yield from trees.files(root)
+        return
+    names, samples = _named(root, shards)
+    for name, key, sample in zip(names, _keys(names, samples), samples, strict=True):
+        yield Image(key, sample.place, f"{name} {fingerprint_of(sample.shard)}")
+
+
+def listing(root: Path, shards: Sequence[Path]) -> Listing:
+    """The images of shards, ordered by class and name, with the classes that have any.
+
+    An image's key is its class and the name that it is stored under; where a name is missing or
+    comes twice in a class, those of all are the shard's and the row's.
+
+    Raises ValueError, naming the shard and row, for damaged shards, samples without an image or a
+    label, and labels without a name.
+    """
+    names, samples = _named(root, shards)
+    classes = sorted(set(names))
+    number = {name: i for i, name in enumerate(classes)}
+    keys = _keys(names, samples)
+    items = [
+        Item(number[name], key.rpartition(".")[0], key, sample.place)
+        for name, key, sample in zip(names, keys, samples, strict=True)
+    ]
+    return Listing(sorted(items, key=_by_class), classes, fingerprint(root, shards))
+
+
+def fingerprint(root: Path, shards: Sequence[Path]) -> str:
+    """SHA-256 over name, size and time of change of the shards and of the file of class names."""
+    files = [*shards, *filter(None, [_class_file(root, shards[0])])]
+    stamps = "\n".join(f"{file.name} {fingerprint_of(file)}" for file in files)
+    return hashlib.sha256(stamps.encode()).hexdigest()
+
+
+def fingerprint_of(file: Path) -> str:
+    """Size and time of change of a file."""
+    status = file.stat()
+    return f"{status.st_size} {status.st_mtime_ns}"
+
+
+def _by_class(item: Item) -> tuple[int, str]:
+    return item.label, item.key
+
+
+def _matching(place: Path) -> list[Path]:
+    if not _PATTERN.search(place.name):
+        return []
+    return sorted(p for p in place.parent.glob(place.name) if p.suffix in (TAR, PARQUET))
+
+
+def _named(root: Path, shards: Sequence[Path]) -> tuple[list[str], list[Sample]]:
+    """The class's name of each sample, and the samples. Raises ValueError as `listing`."""
+    read = _of_parquet if shards[0].suffix == PARQUET else _of_tar
+    samples = [sample for shard in shards for sample in read(shard)]
+    if not samples:
+        raise ValueError(f"{root} holds no images")
+    known = _class_names(root, shards[0])
+    return [_name(sample, known) for sample in samples], samples
+
+
+def _name(sample: Sample, known: Sequence[str] | None) -> str:
+    if isinstance(sample.label, str):
+        name = sample.label
+    elif known is None:
+        raise ValueError(
+            f"{sample.shard}: row {sample.row} has the label {sample.label}, and nothing names the "
+            f"classes: write {CLASS_FILES[0]} beside it, a name a line in the order of the labels"
+        )
+    elif not 0 <= sample.label < len(known):
+        raise ValueError(
+            f"{sample.shard}: row {sample.row} has the label {sample.label}, of {len(known)} "
+            "classes"
+        )
+    else:
+        name = known[sample.label]
+    if not name or name.startswith(".") or not name.isprintable() or "/" in name:
+        raise ValueError(
+            f"{sample.shard}: row {sample.row} is of the class {name!r}, which names no folder"
+        )
+    return name
+
+
+def _keys(names: Sequence[str], samples: Sequence[Sample]) -> list[str]:
+    keys = [f"{name}/{sample.name}" for name, sample in zip(names, samples, strict=True)]
+    if all(sample.name for sample in samples) and len(set(keys)) == len(keys):
+        return keys
+    return [
+        f"{name}/{sample.shard.stem}-{sample.row:06}.image"
+        for name, sample in zip(names, samples, strict=True)
+    ]
+
+
+def _class_file(root: Path, shard: Path) -> Path | None:
+    """The file that names the classes: beside the shards, or in the folder above."""
+    folders = dict.fromkeys((root, shard.parent, shard.parent.parent))
+    places = itertools.product(folders, CLASS_FILES)
+    return next((f / n for f, n in places if (f / n).is_file()), None)
+
+
+def _class_names(root: Path, shard: Path) -> Sequence[str] | None:
+    """Names of classes in the order of their labels. ValueError naming a file without them."""
+    if shard.suffix == PARQUET and (names := parquet.class_names(parquet.features(shard))):
+        return _checked(shard, names)
+    file = _class_file(root, shard)
+    if file is None:
+        return None
+    if file.suffix == ".txt":
+        lines = [line.strip() for line in read_small(file).decode("utf-8-sig").splitlines()]
+        return _checked(file, [line for line in lines if line])
+    values = read_json(file)
+    if file.name == CLASS_FILES[-1] and isinstance(values, dict):
+        values = parquet.class_names(values.get("features") or {})
+    elif isinstance(values, dict):
+        values = _of_mapping(values)
+    return _checked(file, values)
+
+
+def _of_mapping(values: Mapping[str, Any]) -> list[Any] | None:
+    """The names of {number: name} or {name: number}, in order; None where a number is missing."""
+    is_by_number = all(key.isdecimal() for key in values)
+    number = {int(k): v for k, v in values.items()} if is_by_number else {}
+    if not is_by_number and all(isinstance(v, int) for v in values.values()):
+        number = {v: k for k, v in values.items()}
+    order = range(len(values))
+    return [number[i] for i in order] if sorted(number) == list(order) else None
+
+
+def _checked(file: Path, names: Any) -> Sequence[str]:
+    if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
+        raise ValueError(f"{file} does not list the names of classes in the order of their labels")
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise ValueError(f"{file} gives two classes the same name: {first_names(twice)}")
+    return names
+
+
+def _of_parquet(shard: Path) -> Iterator[Sample]:
+    for place, label, path in parquet.rows(shard):
+        name = PurePosixPath(path).name
+        is_plain = name.isprintable() and not name.startswith(".")
+        yield Sample(label, name if is_plain else "", place, shard, place.number)
+
+
+def _is_webdataset(shard: Path) -> bool:
+    """Whether the files of the first sample in a tar have a label among them."""
+    key = None
+    try:
+        for file in trees.archive(shard):
+            of_file, extension = _split(file.path)
+            if key is not None and of_file != key:
+                return False
+            if extension == LABEL:
+                return True
+            key = of_file
+    except ValueError:
+        return True  # what is wrong with it is named where it is read
+    return False
+
+
+def _of_tar(shard: Path) -> Iterator[Sample]:
+    row = 0
+    try:
+        with shard.open("rb") as opened:
+            visible = (f for f in trees.archive(shard) if not _base(f.path).startswith("."))
+            for key, group in itertools.groupby(visible, lambda file: _split(file.path)[0]):
+                members = list(group)
+                images = [file for file in members if file.is_image]
+                labels = [f for f in members if _split(f.path)[1] == LABEL]
+                where = f"{shard}: row {row} ({key})"
+                if len(images) != 1 or len(labels) != 1:
+                    raise _Faulty(
+                        f"{where} has {len(images)} images and {len(labels)} labels (.{LABEL}); "
+                        "one of each is needed"
+                    )
+                label = _label(opened, labels[0], where)
+                yield Sample(label, _base(images[0].path), images[0].place, shard, row)
+                row += 1
+    except _Faulty as error:
+        raise ValueError(str(error)) from error
+    except (ValueError, tarfile.TarError) as error:
+        raise ValueError(f"{error}; at row {row}") from error
+
+
+class _Faulty(Exception):
+    """A message that already names shard and row."""
+
+
+def _base(path: str) -> str:
+    return path.rpartition("/")[2]
+
+
+def _split(path: str) -> tuple[str, str]:
+    """A sample's key and a file's extension, which begins at the first dot of its name."""
+    folder, slash, name = path.rpartition("/")
+    stem, _, extension = name.partition(".")
+    return f"{folder}{slash}{stem}", extension.lower()
+
+
+def _label(opened: Any, file: File, where: str) -> int | str:
+    place: Any = file.place  # in a tar
+    if place.size > _LABEL_BYTES:
+        raise _Faulty(f"{where} has a label of {place.size:,} bytes")
+    opened.seek(place.offset)
+    try:
+        text = opened.read(place.size).decode().strip()
+    except UnicodeDecodeError as error:
+        raise _Faulty(f"{where} has a label that is no text") from error
+    return int(text) if _NUMBER.fullmatch(text) else text

@@ -1,0 +1,232 @@
+"""A set as webdataset's tars and as Hugging Face's parquet files is the set of its folders."""
+
+import io
+import json
+import tarfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from tiny_packs import SHAPE, draw
+
+from loaders import folders, shards, trees
+from loaders.encode import Images, encode
+from loaders.pack import Pack
+
+NAMES = ["dog", "cat", "bird"]  # of the labels 0, 1, 2: not in the order of folders
+HUGGING_FACE = {
+    "image": {"_type": "Image"},
+    "label": {"_type": "ClassLabel", "names": NAMES},
+}
+Sample = tuple[str, int, bytes]  # file name, label, image
+
+
+def samples() -> list[Sample]:
+    """Seven images, in an order that is not that of names."""
+    images = []
+    for seed in (3, 1, 2, 0, 6, 5, 4):
+        draw(seed).save(file := io.BytesIO(), "PNG")
+        images.append((f"{seed}.png", seed % 3, file.getvalue()))
+    return images
+
+
+def in_folders(root: Path, images: Sequence[Sample]) -> Path:
+    for name, label, data in images:
+        path = root / NAMES[label] / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return root
+
+
+def tar(path: Path, members: Sequence[tuple[str, bytes]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as archive:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return path
+
+
+def webdataset(root: Path, images: Sequence[Sample]) -> Path:
+    for number, part in enumerate((images[:4], images[4:])):
+        members = []
+        for name, label, data in part:
+            stem = name.removesuffix(".png")
+            members += [(name, data), (f"{stem}.cls", b"%d\n" % label), (f"{stem}.json", b"{}")]
+        tar(root / f"test-{number:05}.tar", members)
+    (root / "classes.txt").write_text("\n".join(NAMES))
+    return root
+
+
+def parquet(root: Path, images: Sequence[Sample], features: Any = HUGGING_FACE) -> Path:
+    root.mkdir(parents=True, exist_ok=True)
+    for number, part in enumerate((images[:4], images[4:])):
+        table = pa.table(
+            {
+                "image": pa.array(
+                    [{"bytes": data, "path": name} for name, _, data in part],
+                    pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
+                ),
+                "label": pa.array([label for _, label, _ in part], pa.int64()),
+            },
+            metadata={"huggingface": json.dumps({"info": {"features": features}})},
+        )
+        pq.write_table(table, root / f"test-{number:05}-of-00002.parquet", row_group_size=3)
+    return root
+
+
+def pack(root: Path, out: Path) -> Pack:
+    listing = folders.read(root)
+    return encode(
+        out,
+        name="set",
+        items=listing.items,
+        encoder=Images(trees.open_image, lambda image: np.asarray(image.resize(SHAPE[::-1]))),
+        transform_spec={},
+        classes=listing.classes,
+        source_fingerprint=listing.fingerprint,
+        progress=False,
+    )
+
+
+def test_the_pack_is_that_of_the_folders(tmp_path):
+    expected = pack(in_folders(tmp_path / "f", samples()), tmp_path / "pack-f")
+    sets = [
+        webdataset(tmp_path / "w", samples()),
+        parquet(tmp_path / "p", samples()),
+        tmp_path / "w" / "*.tar",
+        tmp_path / "p" / "test-*.parquet",
+    ]
+    for number, root in enumerate(sets):
+        assert shards.exists(root)
+        assert pack(root, tmp_path / f"pack-{number}").fingerprint == expected.fingerprint
+    assert len(expected) == 7 and expected.classes == ("bird", "cat", "dog")
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("classes.json", NAMES),
+        ("classes.json", {name: number for number, name in enumerate(NAMES)}),
+        ("classes.json", {"0": "dog", "1": "cat", "2": "bird"}),
+        ("dataset_info.json", {"features": HUGGING_FACE}),
+        ("../classnames.txt", "dog\ncat\nbird\n"),
+    ],
+)
+def test_names_of_classes_come_from_a_file_beside_the_shards(tmp_path, file, content):
+    root = webdataset(tmp_path / "w", samples())
+    (root / "classes.txt").unlink()
+    with pytest.raises(ValueError, match=r"00000.tar: row 0 has the label 0, and nothing names"):
+        folders.read(root)
+    text = content if isinstance(content, str) else json.dumps(content)
+    (root / file).write_text(text)
+    before = folders.read(root)
+    assert before.classes == ["bird", "cat", "dog"]
+    assert [item.key for item in before.items[:2]] == ["bird/2.png", "bird/5.png"]
+    (root / file).write_text(text + "\n")
+    assert folders.read(root).fingerprint != before.fingerprint, "names of classes may change"
+
+
+def test_images_without_a_name_of_their_own_have_the_rows(tmp_path):
+    images = [("image.png", label, data) for _, label, data in samples()]
+    keys = [item.key for item in folders.read(parquet(tmp_path / "p", images)).items]
+    assert keys[0] == "bird/test-00000-of-00002-000002.image" and len(set(keys)) == 7
+
+
+def damaged(change: Callable[[Path], None], root: Path) -> str:
+    change(root)
+    with pytest.raises(ValueError) as error:
+        folders.read(root)
+    (message,) = str(error.value).splitlines()
+    return message
+
+
+def cut(path: Path, keep: float) -> None:
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * keep)])
+
+
+PNG = samples()[0][2]
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ([("a.png", PNG), ("b.cls", b"1")], r"row 0 \(a\) has 1 images and 0 labels"),
+        ([("a.png", PNG), ("a.cls", b"1"), ("b.cls", b"1")], r"row 1 \(b\) has 0 images and 1 lab"),
+        ([("a.png", PNG), ("a.jpg", PNG), ("a.cls", b"1")], r"row 0 \(a\) has 2 images"),
+        ([("a.png", PNG), ("a.cls", b"7")], r"row 0 has the label 7, of 3 classes"),
+        ([("a.png", PNG), ("a.cls", b"-1")], r"row 0 has the label -1, of 3 classes"),
+        ([("a.png", PNG), ("a.cls", b"../up")], r"row 0 is of the class '../up', which names no"),
+        ([("a.png", PNG), ("a.cls", b"\xff")], r"row 0 \(a\) has a label that is no text"),
+        ([("a.png", PNG), ("a.cls", b"1" * 2000)], r"row 0 \(a\) has a label of 2,000 bytes"),
+    ],
+)
+def test_a_hostile_webdataset_ends_in_a_line_that_names_shard_and_row(tmp_path, members, message):
+    root = webdataset(tmp_path / "w", samples())
+    whole = [("0.png", PNG), ("0.cls", b"1")]
+    if members[1] == ("b.cls", b"1"):  # the first sample tells which kind of tar it is
+        tar(root / "test-00000.tar", whole)
+        (root / "test-00001.tar").unlink()
+        tar(root / "test-00001.tar", members)
+    else:
+        tar(root / "test-00000.tar", members)
+    assert "test-0000" in damaged(lambda _: None, root)
+    with pytest.raises(ValueError, match=rf"test-0000\d\.tar: {message}"):
+        folders.read(root)
+
+
+def test_a_cut_shard_is_named_with_the_row(tmp_path):
+    root = webdataset(tmp_path / "w", samples())
+    message = damaged(lambda root: cut(root / "test-00001.tar", 0.5), root)
+    assert "test-00001.tar is damaged or no .tar" in message and "at row 1" in message
+    root = parquet(tmp_path / "p", samples())
+    message = damaged(lambda root: cut(root / "test-00001-of-00002.parquet", 0.6), root)
+    assert "test-00001-of-00002.parquet is cut or no parquet file" in message
+
+
+def test_a_damaged_image_is_named_with_the_row(tmp_path):
+    images = samples()
+    images[5] = (*images[5][:2], b"not a picture")
+    with pytest.raises(ValueError, match=r"cannot be decoded: cat/4|in row 1 of test-00001") as e:
+        pack(parquet(tmp_path / "p", images), tmp_path / "pack-p")
+    assert "bird/5.png (not an image in row 1 of test-00001-of-00002.parquet)" in str(e.value)
+    with pytest.raises(ValueError, match=r"bird/5.png \(not an image in test-00001.tar\)"):
+        pack(webdataset(tmp_path / "w", images), tmp_path / "pack-w")
+
+
+@pytest.mark.parametrize(
+    ("columns", "features", "message"),
+    [
+        ({"label": [0]}, {}, "has 0 columns of image bytes among label"),
+        ({"image": [PNG], "thumb": [PNG], "label": [0]}, {}, "has 2 columns of image bytes"),
+        ({"image": [PNG], "kind": [0]}, {}, "has 0 columns of labels among image, kind"),
+        ({"image": [PNG], "label": [None]}, HUGGING_FACE, "row 0 has the label None"),
+        ({"image": [PNG], "label": [0]}, {}, "row 0 has the label 0, and nothing names"),
+        ({"image": [PNG], "label": [-1]}, HUGGING_FACE, "row 0 has the label -1, of 3 classes"),
+        (
+            {"image": [PNG], "label": [0]},
+            {"label": {"_type": "ClassLabel", "names": ["a", "a"]}},
+            "gives two classes the same name: a",
+        ),
+    ],
+)
+def test_columns_that_do_not_tell_are_refused(tmp_path, columns, features, message):
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    pq.write_table(pa.table(columns, metadata=metadata), tmp_path / "0.parquet")
+    with pytest.raises(ValueError, match=rf"0\.parquet:? .*{message}"):
+        folders.read(tmp_path / "0.parquet")
+
+
+def test_what_could_be_two_sets_is_refused(tmp_path):
+    root = parquet(tmp_path / "p", samples())
+    (root / "test-00001-of-00002.parquet").rename(root / "train-00001.parquet")
+    with pytest.raises(ValueError, match=r"splits test, train: name one, as in '.*/test\*\.p"):
+        folders.read(root)
+    with pytest.raises(ValueError, match=r"no file fits .*none-\*\.tar"):
+        folders.read(root / "none-*.tar")
+    assert not shards.exists(root / "none-*.tar")
