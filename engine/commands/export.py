@@ -18,7 +18,9 @@ OF_CAMPAIGN = ("method", "downstream", "setting", "seed")  # options that choose
 
 
 def add(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser("export", help="write a campaign's model as a folder for timm")
+    parser = commands.add_parser(
+        "export", help="write a campaign's model as a folder for timm or open_clip"
+    )
     parser.add_argument(
         "source",
         metavar="CAMPAIGN | CELL",
@@ -57,15 +59,15 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def write(row: DescribedModel, out: Path, classes: Sequence[str] = ()) -> None:
-    """Write a model as a folder for timm, and say how it is loaded."""
+    """Write a model as a folder for timm or open_clip, and say how it is loaded."""
     from engine.grid import export
     from engine.store.tensors import PROMPT
 
-    count = export.write(row, out, classes)
-    print(f"{row.title}, {count} classes: {out}")
+    written = export.write(row, out, classes)
+    print(f"{row.title}, {written.classes} classes: {out}")
     if (out / PROMPT).is_file():
         print(
-            "warning: timm's model lacks the input prompt and answers differently without it; add "
+            "warning: the model lacks the input prompt and answers differently without it; add "
             f"the tensor in {out / PROMPT} to every normalised image"
         )
-    print(f"timm.create_model({f'local-dir:{out}'!r}, pretrained=True)")
+    print(written.how)

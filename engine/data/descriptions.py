@@ -19,7 +19,7 @@ from engine import models
 from engine.data import imagenet
 from engine.data.packs import pack_folder
 from engine.recipe import timm_folder
-from engine.recipe.schema import Recipe
+from engine.recipe.schema import ModelRecipe, Recipe
 from engine.store.cells import CELL, Mix
 from engine.store.tensors import PROMPT, WEIGHTS
 from loaders.files import read_json, read_small
@@ -49,7 +49,8 @@ class DescribedModel:
     """A model: what it is made of, what is known of it, and its tensors on the CPU.
 
     mix: the weight of each cell, or of each file. prompt: the input prompt [3, H, W] of a
-    visual-prompt cell, which is never mixed.
+    visual-prompt cell, which is never mixed. pretrained: the model whose weights hold the text
+    tower, of one of open_clip's.
     """
 
     title: str
@@ -57,6 +58,7 @@ class DescribedModel:
     description: Description
     state: Mapping[str, torch.Tensor]
     prompt: torch.Tensor | None = None
+    pretrained: ModelRecipe | None = None
 
 
 def file_of(place: Path) -> Path:

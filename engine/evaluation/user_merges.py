@@ -25,11 +25,11 @@ from engine.evaluation.user_models import pack_at
 from engine.machine import ranks
 from engine.machine.files import cache_folder
 from engine.methods.base import Derived
-from engine.models import clip
+from engine.models import clip, formats
 from engine.recipe import modules, overrides
 from engine.recipe.campaigns import PRE_TRAINED
 from engine.recipe.overrides import Override
-from engine.recipe.schema import MethodRecipe
+from engine.recipe.schema import MethodRecipe, ModelRecipe
 from engine.run import Run
 from engine.store.artifacts import Store
 from engine.store.cells import Average, Cell, Ensemble, Export, essential
@@ -111,8 +111,6 @@ def merged(
     of_method = [each for each in given if each.key.startswith("method.")]
     rest = [each for each in given if each not in of_method]
     resolved, files, classes = user_models.described(everything, arch, rest, classes)
-    if resolved.model.arch.startswith(clip.PREFIX) or resolved.model.projection:
-        raise ValueError(f"{resolved.model.arch}: timm has no such model, so it cannot be written")
     for file in files:
         if descriptions.prompt_of(file) is not None:
             raise ValueError(
@@ -139,7 +137,20 @@ def merged(
     described = Description(files[0], models.description(resolved.model), tuple(head))
     parts = " + ".join(f"{weight:.4g} {file}" for file, weight in mix.items())
     made_of = parts or ", ".join(names) + ("" if base is None else f" from {files[-1]}")
-    return DescribedModel(f"{options.title} of {made_of}", mix, described, state)
+    pretrained = _with_text(resolved.model, list(reversed(files)))
+    title = f"{options.title} of {made_of}"
+    return DescribedModel(title, mix, described, state, pretrained=pretrained)
+
+
+def _with_text(model: ModelRecipe, files: Sequence[Path]) -> ModelRecipe | None:
+    """The model of the first of these files that holds open_clip's text tower; None of no other."""
+    if not model.arch.startswith(clip.PREFIX):
+        return None
+    for file in files:
+        if user_models.CLIP & formats.load(file).keys():
+            weights = dataclasses.replace(model.weights, source="open_clip", path=str(file))
+            return dataclasses.replace(model, weights=weights)
+    return None
 
 
 def _options(

@@ -6,23 +6,39 @@ is exported as it was evaluated, and nothing is trained.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from engine import models
+from engine import models, recipe
 from engine.data import descriptions
 from engine.data.descriptions import DescribedModel, Description
 from engine.evaluation import bank
 from engine.grid.record import FinishedCampaign
+from engine.machine.files import cache_folder
 from engine.measures import dynamics
 from engine.measures.rows import PRE, Evaluation
-from engine.models import clip, export
+from engine.models import clip, export, export_clip, zero_shot
+from engine.recipe import yaml_text
+from engine.recipe.resolve import NEEDS
 from engine.recipe.schema import ModelRecipe, Recipe
 from engine.store import cells
 from engine.store.artifacts import Artifact, Store
 from engine.store.cells import CELL, Average, Cell, Ensemble, essential
+
+RECIPE = "recipe.yaml"  # of a cell
+
+
+@dataclass(frozen=True)
+class Written:
+    """A model in a folder: how many classes its head has, and how it is loaded."""
+
+    classes: int
+    how: str
+
 
 OPTIONS = {
     "method": "--method",
@@ -49,9 +65,9 @@ def row_of_campaign(campaign: FinishedCampaign, row: Evaluation) -> DescribedMod
         )
     average = campaign.mix(row)
     parents = _parents(Store(campaign.store), average, title, remedy)
-    return _one_model(
-        title, average, parents, description_of(parents.values(), campaign.plan.recipe)
-    )
+    planned = campaign.plan.recipe
+    described = description_of(parents.values(), planned)
+    return _one_model(title, average, parents, described, planned.model)
 
 
 def row_of_cell(folder: Path, alpha: float | None) -> DescribedModel:
@@ -68,11 +84,20 @@ def row_of_cell(folder: Path, alpha: float | None) -> DescribedModel:
     remedy = f"`python engine/launch.py recipe={folder / 'recipe.yaml'}` trains it"
     average = essential(entry.mix)
     parents = _parents(Store(folder.parents[1]), average, title, remedy)
-    return _one_model(title, average, parents, descriptions.read(folder / CELL))
+    described = descriptions.read(folder / CELL)
+    pretrained = None
+    if described.model["arch"].startswith(clip.PREFIX):
+        values = yaml_text.read(folder / RECIPE)
+        pretrained = recipe.of_values({k: v for k, v in values.items() if k != NEEDS}).model
+    return _one_model(title, average, parents, described, pretrained)
 
 
 def _one_model(
-    title: str, average: Average, parents: Mapping[str, Cell], description: Description
+    title: str,
+    average: Average,
+    parents: Mapping[str, Cell],
+    description: Description,
+    pretrained: ModelRecipe | None,
 ) -> DescribedModel:
     """The row of an average of weights. Raises ValueError for an ensemble, naming its members."""
     if isinstance(average, Ensemble):
@@ -85,9 +110,10 @@ def _one_model(
         )
     if len(parents) == 1:
         (cell,) = parents.values()
-        return DescribedModel(title, average, description, cell.state(), cell.prompt())
+        state, prompt = cell.state(), cell.prompt()
+        return DescribedModel(title, average, description, state, prompt, pretrained)
     state = bank.mixed([average], parents, torch.device("cpu"))[0]
-    return DescribedModel(title, average, description, state)
+    return DescribedModel(title, average, description, state, pretrained=pretrained)
 
 
 def choose(rows: Sequence[Evaluation], values: Mapping[str, object]) -> Evaluation:
@@ -127,17 +153,15 @@ def description_of(parents: Iterable[Cell], resolved: Recipe) -> Description:
     return descriptions.of_recipe(runs, resolved, runs)
 
 
-def write(row: DescribedModel, out: Path, classes: Sequence[str] = ()) -> int:
-    """Write a row as timm's `local-dir:` layout; returns the number of its classes.
+def write(row: DescribedModel, out: Path, classes: Sequence[str] = ()) -> Written:
+    """Write a row as a folder that timm loads, or open_clip where the model is one of open_clip's.
 
     classes: the head's, in place of those that the cells name. Other files of an existing folder
-    stay. Raises ValueError for a model that timm does not have, and for names that do not fit the
-    head.
+    stay. Raises ValueError for names that do not fit the head, and for a model of open_clip's whose
+    text tower is not at hand.
     """
     values = dict(row.description.model)
     model = ModelRecipe(name=values["arch"], crop=values.pop("crop_pct"), **values)
-    if model.arch.startswith(clip.PREFIX) or model.projection:
-        raise ValueError(f"{row.title} is a CLIP tower under its projection, which timm has not")
     names = list(classes or row.description.classes or ())
     if not names:
         raise ValueError(
@@ -152,8 +176,33 @@ def write(row: DescribedModel, out: Path, classes: Sequence[str] = ()) -> int:
         )
     net = models.load_state(models.create(model, outputs), dict(row.state), row.title)
     made_of = {"row": row.title, "cells": dict(row.mix)}
+    head = f"logits: linear(normalize(embedding), *{export_clip.HEAD})"
+    if model.arch.startswith(clip.PREFIX):
+        both = _both_towers(row, model)
+        export_clip.to_open_clip(out, model, net, both, names, row.prompt, made_of)
+        load = f"open_clip.create_model({f'local-dir:{out}'!r})"
+        return Written(
+            outputs, f"{load}, both towers; the text tower is the pre-trained one; {head}"
+        )
+    load = f"timm.create_model({f'local-dir:{out}'!r}, pretrained=True)"
+    if model.projection:
+        export_clip.to_timm(out, model, net, names, row.prompt, made_of)
+        return Written(outputs, f"{load}, the vision tower, gives the embedding; {head}")
     export.write(out, model, net, names, row.prompt, made_of)
-    return outputs
+    return Written(outputs, load)
+
+
+def _both_towers(row: DescribedModel, model: ModelRecipe) -> Mapping[str, torch.Tensor]:
+    """open_clip's state dict that the pre-trained weights are."""
+    if row.pretrained is None:
+        raise ValueError(
+            f"{row.title}: none of the files holds open_clip's text tower, which belongs to its "
+            "state dict; name a checkpoint that open_clip saved, as by --base"
+        )
+    weights = row.pretrained.weights
+    weights = dataclasses.replace(weights, clip=model.arch.removeprefix(clip.PREFIX))
+    pretrained = dataclasses.replace(row.pretrained, weights=weights)
+    return zero_shot.open_model(pretrained, cache_folder()).state_dict()
 
 
 def _parents(store: Store, average: Average, title: str, remedy: str) -> dict[str, Cell]:

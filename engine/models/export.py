@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,38 +36,47 @@ def write(
     classes: the head's, in order. prompt: [3, H, W], of a visual-prompt cell. made_of: what timm
     leaves unread. Raises OSError naming the folder where the disk is full.
     """
+    config = {**timm_config(model, net, len(classes)), "label_names": list(classes)}
+    with written(out, last=CONFIG, prompt=prompt) as folder:
+        tensors.save(net.state_dict(), folder / WEIGHTS)
+        (folder / CONFIG).write_text(json.dumps({**config, "made_of": made_of}, indent=1))
+
+
+@contextlib.contextmanager
+def written(out: Path, *, last: str, prompt: torch.Tensor | None) -> Iterator[Path]:
+    """A folder whose files become those of `out`, once they are all there.
+
+    last: the file without which the folder does not load; one of another model goes first. prompt:
+    is written beside it. Raises OSError naming `out` where the disk is full.
+    """
     temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
     with room_for(out):
         temporary.mkdir(parents=True)
         try:
-            tensors.save(net.state_dict(), temporary / WEIGHTS)
-            config = {**_config(model, net, classes), "made_of": made_of}
-            (temporary / CONFIG).write_text(json.dumps(config, indent=1))
+            yield temporary
             if prompt is not None:
                 tensors.save({"prompt": prompt}, temporary / PROMPT)
             out.mkdir(exist_ok=True)
-            for name in (CONFIG, PROMPT):  # of another model
+            for name in (last, PROMPT):  # of another model
                 (out / name).unlink(missing_ok=True)
-            # Without its config, which comes last, a folder does not load.
-            for file in sorted(temporary.iterdir(), key=lambda file: file.name == CONFIG):
+            for file in sorted(temporary.iterdir(), key=lambda file: file.name == last):
                 file.replace(out / file.name)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _config(model: ModelRecipe, net: nn.Module, classes: Sequence[str]) -> dict[str, Any]:
+def timm_config(model: ModelRecipe, net: nn.Module, outputs: int) -> dict[str, Any]:
     """What timm reads: how the net is built, and how images are made ready for it."""
     known: Mapping[str, Any] = net.pretrained_cfg  # type: ignore[assignment]  # of every timm model
     images = data_config(model)
     return {
         "architecture": model.arch,
-        "num_classes": len(classes),
+        "num_classes": outputs,
         "num_features": net.num_features,
-        "label_names": list(classes),
         "model_args": size_options(model),
         "pretrained_cfg": {
             **{key: known.get(key) for key in ("fixed_input_size", "first_conv", "classifier")},
-            "num_classes": len(classes),
+            "num_classes": outputs,
             "input_size": [3, model.image_size, model.image_size],
             **{key: images[key] for key in ("interpolation", "crop_pct", "crop_mode")},
             "mean": list(images["mean"]),
