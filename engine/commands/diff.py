@@ -1,0 +1,93 @@
+"""`rib diff`: two finished campaigns: settings, versions, and numbers on the images they share."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engine.commands import refuse_overwriting, report
+from engine.errors import CampaignError
+from engine.machine import first_line
+
+if TYPE_CHECKING:
+    import pandas
+
+    from engine.grid.differences import Difference
+
+LONGEST = 40  # characters of a value
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "diff", help="settings, versions and numbers of two finished campaigns"
+    )
+    parser.add_argument("first", metavar="A", help="a campaign's name or its folder")
+    parser.add_argument("second", metavar="B")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="of both, where they are names"
+    )
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="the numbers of every set")
+    parser.add_argument("--force", action="store_true", help="replace that file if it is there")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    if arguments.csv:
+        refuse_overwriting(arguments.csv, arguments.force, is_folder=False)
+    first_line.show(f"reading {arguments.first} and {arguments.second}")
+    sides = []
+    for name in (arguments.first, arguments.second):
+        found = report.finished(name, arguments.overrides)
+        if len(found) > 1:
+            raise CampaignError(f"{name} stands for {len(found)} models: name the folder of one")
+        sides += found
+    first, second = sides
+    from engine.grid import differences
+    from engine.measures import paired
+    from engine.measures.tables import write_csv
+
+    print(f"A  {first.report.parent}\nB  {second.report.parent}\n")
+    print(_listed("settings", differences.settings(first.plan, second.plan)))
+    print(_listed("versions", differences.versions(first, second)))
+    table = paired.cells(first.evaluations, second.evaluations)
+    if table.empty:
+        raise CampaignError("no row of A and B was evaluated on a set that both have")
+    sets = set(first.record.sets) & set(second.record.sets)
+    titles = {**second.record.methods, **first.record.methods}
+    print(text(paired.mean_improvements(table, sets), table, titles))
+    if arguments.csv:
+        write_csv(arguments.csv, table)
+        print(f"\ntable  {arguments.csv.resolve()}")
+
+
+def text(means: pandas.DataFrame, table: pandas.DataFrame, titles: dict[str, str]) -> str:
+    """mRI of both on what they share, a row a method."""
+    from engine.report import console
+
+    by_set = table.drop_duplicates("evaluated_on").set_index("evaluated_on")["images"]
+    images = ", ".join(f"{name} {count:,}" for name, count in by_set.items())
+    title = (
+        "mRI in points over the columns, sets and images that both have\n"
+        f"(images: {images}); `rib report A B --out DIR` gives intervals"
+    )
+    rows = []
+    for row in means.to_dict("records"):
+        settings = dict.fromkeys(s for s in (row["setting_a"], row["setting_b"]) if s)
+        name = " | ".join([titles.get(row["method"], row["method"]), *map(str, settings)])
+        numbers = [f"{row[key]:+.1f}" for key in ("mri_a", "mri_b", "change")]
+        rows.append([name, str(row["columns"]), *numbers])
+    return console.text(title, ("", "columns", "A", "B", "change"), rows)
+
+
+def _listed(title: str, found: Sequence[Difference]) -> str:
+    if not found:
+        return f"{title}: the same\n"
+    lines = [f"  {each.name}: {_short(each.first)} | {_short(each.second)}" for each in found]
+    return "\n".join([f"{title} (A | B)", *lines, ""])
+
+
+def _short(value: object) -> str:
+    shown = "-" if value is None else f"{value}"
+    return shown if len(shown) <= LONGEST else f"{shown[: LONGEST - 3]}..."

@@ -1,0 +1,88 @@
+"""What two planned campaigns were set to, and with which versions their cells were made."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from engine.grid.campaign import OF_ROW, Plan
+from engine.grid.record import FinishedCampaign
+from loaders import schema
+
+VERSIONS = "versions.json"  # of a cell
+NOT_RESULTS = ("campaign", "runs", "trackers", "downstream", "published")  # words and places
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """A setting or version that differs; None where a campaign has none."""
+
+    name: str
+    first: Any
+    second: Any
+
+
+def settings(first: Plan, second: Plan) -> list[Difference]:
+    """What differs of the rows, the columns and the recipes of two campaigns, by dotted key.
+
+    Keys of a row begin with its name.
+    """
+    found = list(_differing("", _shared(first), _shared(second)))
+    found += _differing("", _names(first), _names(second))
+    for row in first.rows:
+        if row in second.rows:
+            of_row = (_of_row(plan, row) for plan in (first, second))
+            found += _differing(f"{row}: ", *of_row)
+    return found
+
+
+def versions(first: FinishedCampaign, second: FinishedCampaign) -> list[Difference]:
+    """The versions and processors that differ, of a cell of each."""
+    return list(_differing("", _versions(first), _versions(second)))
+
+
+def _versions(campaign: FinishedCampaign) -> dict[str, Any]:
+    for name in campaign.record.artifacts:
+        file: Path = campaign.store / name / VERSIONS
+        if file.is_file():
+            return schema.read(file, dict[str, Any], "delete the cell's folder")
+    return {}
+
+
+def _names(plan: Plan) -> dict[str, Any]:
+    return {
+        "rows": ", ".join(plan.rows),
+        "columns": ", ".join(column.name for column in plan.columns),
+        "seeds": plan.seeds,
+    }
+
+
+def _shared(plan: Plan) -> dict[str, Any]:
+    values = dataclasses.asdict(plan.recipe)
+    return _flat({k: v for k, v in values.items() if k not in (*OF_ROW, "seeds")})
+
+
+def _of_row(plan: Plan, row: str) -> dict[str, Any]:
+    values = dataclasses.asdict(plan.rows[row].recipe)
+    return _flat({key: values[key] for key in OF_ROW})
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if key in NOT_RESULTS:
+            continue
+        flat |= (
+            _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+        )
+    return flat
+
+
+def _differing(
+    prefix: str, first: Mapping[str, Any], second: Mapping[str, Any]
+) -> Iterator[Difference]:
+    for key in dict.fromkeys([*first, *second]):
+        if first.get(key) != second.get(key):
+            yield Difference(prefix + key, first.get(key), second.get(key))

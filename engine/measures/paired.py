@@ -1,0 +1,137 @@
+"""Two campaigns on the sets and images that both evaluated, paired image by image."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas
+import pyarrow as pa
+
+from engine.measures import predictions
+from engine.measures.rows import PRE, Evaluation
+
+
+class Key(NamedTuple):
+    """A row of a table on a set: a method, its setting, what it was fine-tuned on."""
+
+    method: str
+    setting: str
+    downstream: str
+    evaluated_on: str
+
+
+def cells(first: Sequence[Evaluation], second: Sequence[Evaluation]) -> pandas.DataFrame:
+    """Accuracies of two campaigns on the images that they share, in percent.
+
+    A row a method and set fine-tuned on, of the headline rows that both have, and a set that both
+    evaluated: method, setting_a, setting_b, downstream, evaluated_on, images, accuracy_a,
+    accuracy_b, change (b - a, points). Of several seeds accuracies are means. Where one campaign
+    has a single setting and the other several, it stands beside each of these. Images are paired by
+    their source, its copies in their order. Raises ValueError as `predictions.read`.
+    """
+    of_first, of_second = _by_key(first), _by_key(second)
+    settings = [
+        sorted({key.setting for key in of if key.method != PRE}) for of in (of_first, of_second)
+    ]
+    pairs = _pairs(*settings)
+    read = _Reader()
+    rows = []
+    for key, paths in of_first.items():
+        for a, b in pairs if key.method != PRE else [("", "")]:
+            others = of_second.get(key._replace(setting=b)) if key.setting == a else None
+            if others is None:
+                continue
+            shared = read.shared(paths[0], others[0])
+            of_a, of_b = (
+                float(np.mean([read.accuracy(path, which) for path in of]))
+                for of, which in zip((paths, others), shared, strict=True)
+            )
+            images = len(shared[0])
+            row = (key.method, a, b, key.downstream, key.evaluated_on, images, of_a, of_b)
+            rows.append((*row, of_b - of_a))
+    names = ["method", "setting_a", "setting_b", "downstream", "evaluated_on", "images"]
+    return pandas.DataFrame(rows, columns=[*names, "accuracy_a", "accuracy_b", "change"])
+
+
+def mean_improvements(table: pandas.DataFrame, sets: Iterable[str]) -> pandas.DataFrame:
+    """mRI of both campaigns over the columns and sets that they share, a row a method and setting.
+
+    table: of `cells`. sets: those that RI is measured on in both. Columns: method, setting_a,
+    setting_b, columns (sets fine-tuned on), mri_a, mri_b, change (points).
+    """
+    before = table[table["method"] == PRE].set_index("evaluated_on")
+    tuned = table[
+        (table["method"] != PRE)
+        & table["evaluated_on"].isin(list(sets))
+        & table["evaluated_on"].isin(before.index)
+        & (table["evaluated_on"] != table["downstream"])
+    ].copy()
+    for side in "ab":
+        pre = tuned["evaluated_on"].map(before[f"accuracy_{side}"])
+        tuned[f"mri_{side}"] = tuned[f"accuracy_{side}"] - pre
+    by = ["method", "setting_a", "setting_b"]
+    of_column = tuned.groupby([*by, "downstream"], sort=False)[["mri_a", "mri_b"]].mean()
+    groups = of_column.groupby(by, sort=False)
+    means = groups.mean().assign(columns=groups.size()).reset_index()
+    means["change"] = means["mri_b"] - means["mri_a"]
+    return means[[*by, "columns", "mri_a", "mri_b", "change"]]
+
+
+def _by_key(evaluations: Sequence[Evaluation]) -> Mapping[Key, list[Path]]:
+    found: dict[Key, list[Path]] = defaultdict(list)
+    for row in evaluations:
+        if row.headline:
+            setting = "" if row.method == PRE else row.setting
+            found[Key(row.method, setting, row.downstream, row.evaluated_on)].append(row.path)
+    return found
+
+
+def _pairs(first: Sequence[str], second: Sequence[str]) -> list[tuple[str, str]]:
+    """The settings that stand beside each other."""
+    if len(first) == 1 or len(second) == 1:
+        return [(a, b) for a in first for b in second]
+    return [(setting, setting) for setting in first if setting in second]
+
+
+class _Reader:
+    """Tables of predictions, each read once, and which rows of two are of the same images."""
+
+    def __init__(self) -> None:
+        self._tables: dict[Path, pa.Table] = {}
+        self._names: dict[Path, np.ndarray] = {}
+
+    def table(self, path: Path) -> pa.Table:
+        if path not in self._tables:
+            wanted = ("source", "label", "top1", "group")
+            read = predictions.read(path)
+            self._tables[path] = read.select([n for n in read.column_names if n in wanted])
+        return self._tables[path]
+
+    def shared(self, first: Path, second: Path) -> tuple[np.ndarray, np.ndarray]:
+        """Rows of each (int64 [n]) that are of the same images."""
+        _, rows, others = np.intersect1d(
+            self._images(first), self._images(second), assume_unique=True, return_indices=True
+        )
+        order = np.argsort(rows)
+        return rows[order], others[order]
+
+    def accuracy(self, path: Path, rows: np.ndarray) -> float:
+        """Percent of right answers on these rows; NaN where there are none."""
+        table = self.table(path).take(rows)
+        if not len(table):
+            return float("nan")
+        weights = predictions.weights(table)
+        hit = table["top1"].to_numpy() == table["label"].to_numpy()
+        return 100 * float(np.average(hit, weights=weights))
+
+    def _images(self, path: Path) -> np.ndarray:
+        """str [N]: an image's source, and which of the source's copies it is."""
+        if path not in self._names:
+            sources = pandas.Series(self.table(path)["source"].to_numpy())
+            copies = sources.groupby(sources).cumcount()
+            self._names[path] = (sources + "#" + copies.astype(str)).to_numpy(str)
+        return self._names[path]
