@@ -8,22 +8,27 @@ rare race two processes may hold a lease that a dead one left; what they make mu
 from __future__ import annotations
 
 import errno
+import fcntl
 import logging
 import os
 import re
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-
-from filelock import BaseFileLock, FileLock, SoftFileLease, Timeout
+from typing import TYPE_CHECKING
 
 from loaders.root import Root
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 log = logging.getLogger(__name__)
 
 NO_FLOCK = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 BEAT_S = 10  # between two touches of a lease
+_LEASE = ".lease"
 LOOK_S = 0.5  # between two looks at somebody's lock
 MOST = 1000  # bytes of a lock file
 LAPSE_S = 60  # without a change: a holder that is stopped for longer loses the lease
@@ -36,6 +41,8 @@ def held(path: Path, on_wait: Callable[[], object], root: Root | None = None) ->
     on_wait: called where another process holds it, before this one waits; it may raise. A lease
     shows only after `LAPSE_S` that somebody holds it. root: below which no link leads to the file.
     """
+    from filelock import FileLock, SoftFileLease  # late: most commands hold no lock
+
     root = root or Root(path.parent)
     root.make(path.parent)
     root.at(path)
@@ -46,7 +53,7 @@ def held(path: Path, on_wait: Callable[[], object], root: Root | None = None) ->
         if error.errno not in NO_FLOCK:
             raise
         lock = SoftFileLease(
-            path.with_name(f"{path.name}.lease"),
+            path.with_name(f"{path.name}{_LEASE}"),
             lease_duration=LAPSE_S,
             heartbeat_interval=BEAT_S,
             poll_interval=LOOK_S,
@@ -72,7 +79,25 @@ def holder(path: Path) -> str:
     return "unknown"
 
 
+def is_held(path: Path) -> bool:
+    """Whether a living process holds the lock file."""
+    with suppress(OSError):
+        lease = path.with_name(f"{path.name}{_LEASE}")
+        if time.time() - lease.stat().st_mtime < LAPSE_S:
+            return True
+    try:
+        with path.open("rb") as opened:
+            fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # there is no such file, or no flock
+        return False
+    return False
+
+
 def _take(lock: BaseFileLock, known_after_s: float, on_wait: Callable[[], object]) -> None:
+    from filelock import Timeout
+
     try:
         lock.acquire(timeout=known_after_s)
     except Timeout:

@@ -10,7 +10,7 @@ MAY_USE = {
     "kernels": {"kernels", "torch", "triton", "numba", "numpy", "llvmlite"},
     "loaders": {
         *("loaders", "torch", "numpy", "numba", "scipy", "PIL", "ffcv", "tqdm", "resvg_py"),
-        *("msgspec", "filelock", "psutil"),
+        *("msgspec", "filelock", "psutil", "pyarrow"),
     },
 }
 FILES = [path for room in ("engine", *MAY_USE, "bench") for path in (ROOT / room).rglob("*.py")]

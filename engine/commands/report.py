@@ -15,12 +15,14 @@ from engine.commands.campaign import show
 from engine.errors import CampaignError
 from engine.grid import campaign, outcomes, workflow
 from engine.machine import first_line
+from loaders import locks
 
 if TYPE_CHECKING:
     from engine.grid.record import FinishedCampaign
     from engine.recipe.overrides import Override
     from engine.report.results import Results
 
+SO_FAR = "report-so-far"  # of a campaign that is at work
 REMEDY = "name a campaign, or the folder of one that `rib campaign` ran"
 
 
@@ -59,7 +61,7 @@ def run(arguments: argparse.Namespace) -> None:
     if out:
         refuse_overwriting(out, arguments.force, is_folder=True)
     first_line.show(f"reading the predictions of {', '.join(names)}")
-    runs = [run for name in names for run in _finished(name, arguments.overrides)]
+    runs = [run for name in names for run in finished(name, arguments.overrides)]
     for record in [run.record for run in runs] if arguments.compare else ():
         if arguments.compare not in record.methods:
             raise CampaignError(
@@ -76,6 +78,12 @@ def run(arguments: argparse.Namespace) -> None:
         _show(path, results, arguments)
         return
     for run in runs:
+        if run.record.missing and locks.is_held(run.report.parent / campaign.LOCK):
+            # It writes its report itself once it ends.
+            results = of_campaign(run, csv)
+            so_far = run.report.with_name(SO_FAR)
+            _show(finish.write_into(so_far, results, figures=arguments.figures), results, arguments)
+            continue
         with workflow.locked(run.report.parent):
             results = of_campaign(run, csv)
             path = finish.write(run, results, figures=arguments.figures)
@@ -92,7 +100,7 @@ def _show(page: Path, results: Results, arguments: argparse.Namespace) -> None:
             print(f"\n{terminal.comparisons(results, model, arguments.compare or None)}")
 
 
-def _finished(name: str, overrides: Sequence[Override]) -> list[FinishedCampaign]:
+def finished(name: str, overrides: Sequence[Override]) -> list[FinishedCampaign]:
     """The campaign in a folder, as far as it is finished, or those finished ones that a name and
     overrides stand for."""
     from engine import recipe

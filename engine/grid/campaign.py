@@ -34,6 +34,7 @@ from loaders.schema import DamagedFile
 PREPARE, COLUMN, REPORT = "prepare", "column", "report"  # jobs, and rules of the workflow
 PAGE, TABLE = "index.html", "table.txt"  # of a report, in a folder that is called so
 PLANS, FILE = "plans", "plan.json"
+LOCK = ".lock"  # of a campaign's folder, held while it is at work
 RECORD = "evaluations.json"  # beside a plan: what its report is made of
 OF_ROW = ("method", "optimizer", "train", "trackers")  # what a row may set; rows share the rest
 # These keys change where and how a campaign runs, and not what it says.

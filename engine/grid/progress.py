@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +48,20 @@ def counts(place: Path, jobs: Sequence[str]) -> Counter[str]:
     return Counter(_state(place, job) for job in jobs)
 
 
-def text(states: Counter[str], doing: str) -> str:
+def states(plan: Plan) -> dict[str, State]:
+    """How far each job of a plan is that was begun."""
+    begun: dict[str, State] = {}
+    for job in plan.jobs:
+        # A damaged file moves the bar only, and the job writes it anew.
+        with contextlib.suppress(DamagedFile, FileNotFoundError):
+            begun[job] = schema.read(plan.place / FOLDER / f"{job}.json", State, "delete it")
+    return begun
+
+
+def text(numbers: Counter[str], doing: str) -> str:
     """`3 running, 5 waiting, 2 done; preparing few`."""
-    names = [name for name in (RUNNING, WAITING, DONE, FAILED) if states[name]]
-    parts = [f"{states[name]} {name}" for name in names]
+    names = [name for name in (RUNNING, WAITING, DONE, FAILED) if numbers[name]]
+    parts = [f"{numbers[name]} {name}" for name in names]
     return "; ".join(filter(None, [", ".join(parts), doing]))
 
 
@@ -69,10 +79,10 @@ def show(process: subprocess.Popen, plans: Sequence[Plan], watch: Callable[[], s
     state = text(_counts(plans), "")
     with tqdm(total=total, desc=title, unit="step", smoothing=0.1, postfix=state) as bar:
         while process.poll() is None:
-            states = [state for plan in plans for state in _states(plan)]
-            bar.n = min(total, sum(state.done for state in states))
+            begun = [state for plan in plans for state in states(plan).values()]
+            bar.n = min(total, sum(state.done for state in begun))
             if time.monotonic() - shown >= interval:
-                _describe(bar, plans, states)
+                _describe(bar, plans, begun)
                 bar.refresh()
                 shown = time.monotonic()
             if last != (message := watch()):
@@ -83,8 +93,8 @@ def show(process: subprocess.Popen, plans: Sequence[Plan], watch: Callable[[], s
         bar.n = total if process.returncode == 0 else bar.n
 
 
-def _describe(bar: Any, plans: Sequence[Plan], states: Sequence[State]) -> None:
-    latest = max(states, key=lambda state: state.at, default=None)
+def _describe(bar: Any, plans: Sequence[Plan], begun: Sequence[State]) -> None:
+    latest = max(begun, key=lambda state: state.at, default=None)
     bar.set_postfix_str(text(_counts(plans), latest.doing if latest else ""), refresh=False)
 
 
@@ -98,10 +108,3 @@ def _state(place: Path, job: str) -> str:
     if not (place / outcomes.LOGS / f"{job}{outcomes.LOG}").is_file():
         return WAITING
     return RUNNING if outcomes.exit_code(place, job) is None else FAILED
-
-
-def _states(plan: Plan) -> Iterator[State]:
-    for job in plan.jobs:
-        # A damaged file moves the bar only, and the job writes it anew.
-        with contextlib.suppress(DamagedFile, FileNotFoundError):
-            yield schema.read(plan.place / FOLDER / f"{job}.json", State, "delete it")

@@ -20,7 +20,6 @@ from engine.errors import CampaignError
 from engine.grid import campaign
 from engine.grid.attempts import Attempt
 from engine.machine import files
-from engine.measures.distances import Matrix
 from engine.measures.rows import Evaluation
 from engine.measures.setting import Setting
 from engine.recipe.overrides import Override
@@ -29,6 +28,7 @@ from loaders.files import file_hash
 from loaders.schema import DamagedFile
 
 if TYPE_CHECKING:
+    from engine.measures.distances import Matrix
     from engine.measures.predictions import Ensemble
 
 AS_BEFORE = "with the words of before"
@@ -94,7 +94,11 @@ class Record:
 
     def matrix(self) -> Matrix | None:
         """The distances between all sets, if they are known."""
-        return None if self.distances is None else Matrix.of(self.distances)
+        if self.distances is None:
+            return None
+        from engine.measures.distances import Matrix  # late: it loads pandas
+
+        return Matrix.of(self.distances)
 
 
 @dataclass(frozen=True, eq=False)

@@ -97,7 +97,7 @@ def locked(folder: Path) -> Iterator[None]:
 
     Raises CampaignError if another campaign holds it.
     """
-    lock = folder / ".lock"
+    lock = folder / campaign.LOCK
 
     def refuse() -> NoReturn:
         raise CampaignError(

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from engine import cli
-from engine.grid import attempts, campaign, jobs, make_record, outcomes
+from engine.grid import attempts, campaign, jobs, make_record, outcomes, workflow
 
 CPU = torch.device("cpu")
 
@@ -28,6 +28,10 @@ def test_finished_columns_are_reported_and_the_others_named(folder, grid, capsys
         (plan.place / outcomes.DONE).mkdir(exist_ok=True)
         (plan.place / outcomes.DONE / column.job).touch()
     moved = plan.folder.rename(plan.folder.with_name("moved"))
+    with workflow.locked(moved):  # as while it runs, when its own report is not touched
+        assert cli.main(["report", str(moved)]) == 0
+    so_far = moved / "report-so-far"
+    assert not (moved / campaign.REPORT).exists() and (so_far / campaign.PAGE).is_file()
     assert cli.main(["report", str(moved)]) == 0
     shown = moved / campaign.REPORT
     rows = (shown / "tables" / "missing-columns.csv").read_text().splitlines()

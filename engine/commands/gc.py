@@ -1,0 +1,70 @@
+"""`rib gc`: what of a store no finished campaign needs, shown first and deleted with `--yes`."""
+
+from __future__ import annotations
+
+import argparse
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from engine.commands.status import size
+
+if TYPE_CHECKING:
+    from engine.grid.holdings import Begun, Held
+
+SHOWN = 20  # artefacts of a kind that are named
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("gc", help="what of the store no finished campaign needs")
+    parser.add_argument(
+        "runs", nargs="?", type=Path, default=Path("runs"), help="default: %(default)s"
+    )
+    parser.add_argument("--yes", action="store_true", help="delete it")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from engine.grid import campaign, holdings
+    from engine.store.artifacts import Store
+    from loaders import locks
+
+    runs: Path = arguments.runs
+    if not runs.is_dir():
+        raise ValueError(f"there is no folder {runs}; name the folder of the runs")
+    begun = holdings.campaigns(runs)
+    unfinished = [each for each in begun if each.record is None]
+    held = holdings.artifacts(runs, begun)
+    found = holdings.unneeded(held, begun)
+    print("\n".join(lines(found, unfinished)))
+    if not found or not arguments.yes:
+        print("nothing was deleted" + ("; --yes deletes it" if found else ""))
+        return
+    places = {each.place.parents[1] / campaign.LOCK for each in begun}
+    trainings = (runs / holdings.STORE / "locks").glob("*")
+    if at_work := [path for path in (*places, *trainings) if locks.is_held(path)]:
+        raise ValueError(f"{locks.holder(at_work[0])} is at work in {runs}; wait for it")
+    store = Store(runs / holdings.STORE)
+    for each in found:
+        store.remove(each.artifact)
+    print(f"deleted {size(sum(each.size for each in found))}")
+
+
+def lines(found: Sequence[Held], unfinished: Sequence[Begun]) -> list[str]:
+    """What can go, by kind, and why something that looks alike stays."""
+    kinds: dict[str, list[Held]] = defaultdict(list)
+    for each in found:
+        kinds[each.artifact.kind].append(each)
+    shown = [f"{size(sum(each.size for each in found))} that no finished campaign needs"]
+    for kind, of_kind in kinds.items():
+        shown.append(f"{kind}: {len(of_kind)}, {size(sum(each.size for each in of_kind))}")
+        shown += [f"  {each.artifact.name}  {size(each.size)}" for each in of_kind[:SHOWN]]
+        shown += [f"  and {len(of_kind) - SHOWN} more"] if len(of_kind) > SHOWN else []
+    if unfinished:
+        names = ", ".join(dict.fromkeys(each.name for each in unfinished))
+        shown.append(
+            f"cells, weights and predictions stay while {names} is not finished: finish it, or "
+            f"delete its plan ({unfinished[0].place})"
+        )
+    return shown

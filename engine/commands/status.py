@@ -1,0 +1,101 @@
+"""`rib status`: the campaigns of a folder of runs, how far each is, and what the store holds."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from engine.grid.holdings import Held
+    from engine.grid.status import Status
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "status", help="campaigns, how far each is, and what the store holds"
+    )
+    parser.add_argument(
+        "runs", nargs="?", type=Path, default=Path("runs"), help="default: %(default)s"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from engine.grid import holdings, status
+
+    runs: Path = arguments.runs
+    if not runs.is_dir():
+        raise ValueError(f"there is no folder {runs}; name the folder of the runs")
+    begun, now = holdings.campaigns(runs), time.time()
+    latest = {each.place.parent: each.place for each in begun}  # the newest plan comes last
+    for each in begun:
+        is_latest = latest[each.place.parent] == each.place
+        print("\n".join(lines(status.of(each, now, is_latest=is_latest), now)))
+    if not begun:
+        print(f"{runs} holds no campaign")
+    print("\n".join(store_lines(holdings.artifacts(runs, begun))))
+    packs = runs / holdings.PACKS
+    if packs.is_dir():
+        print(f"packs  {size(holdings.size_of(packs))}")
+
+
+def lines(status: Status, now: float) -> list[str]:
+    """The lines about a campaign; the first one is its name, state and age."""
+    from engine.grid import progress
+    from engine.grid.status import AT_WORK, DAMAGED, FINISHED
+
+    done, cells = status.cells
+    ago = f"{span(now - status.since)} ago"
+    if status.state == DAMAGED:
+        return [f"{status.name}  damaged: {status.error}"]
+    if status.state == FINISHED:
+        return [f"{status.name}  finished {ago}, {cells} cells"]
+    shown = [f"{status.name}  {status.state}, last job started {ago}, {done} of {cells} cells"]
+    doing = status.doing if status.state == AT_WORK else ""
+    shown.append(f"  jobs: {progress.text(status.jobs, doing)}")
+    if status.seconds is not None:
+        shown.append(f"  about {span(status.seconds)} left, at the speed so far")
+    if status.error:
+        shown.append(f"  last error: {status.error.splitlines()[0]}")
+    return shown
+
+
+def store_lines(held: Sequence[Held]) -> list[str]:
+    """What the store holds by kind, and what of it which campaigns need."""
+    if not held:
+        return []
+    kinds: dict[str, list[int]] = defaultdict(list)
+    users: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for each in held:
+        kinds[each.artifact.kind].append(each.size)
+        users[each.needed_by].append(each.size)
+    shown = [f"store  {size(sum(each.size for each in held))}"]
+    for kind, sizes in kinds.items():
+        shown.append(f"  {size(sum(sizes)):>8}  {kind} ({len(sizes)})")
+    for names, sizes in sorted(users.items(), reverse=True):
+        whom = ", ".join(dict.fromkeys(names)) or "no finished campaign needs it (`rib gc`)"
+        shown.append(
+            f"  {size(sum(sizes)):>8}  for {whom}" if names else f"  {size(sum(sizes)):>8}  {whom}"
+        )
+    return shown
+
+
+def size(count: float) -> str:
+    """A number of bytes for people."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def span(seconds: float) -> str:
+    """A time for people: `40 s`, `12 min`, `3.5 h`, `2.1 days`."""
+    for unit, length, most in (("s", 1, 90), ("min", 60, 90), ("h", 3600, 48)):
+        if seconds < most * length:
+            return f"{seconds / length:.{1 if unit == 'h' else 0}f} {unit}"
+    return f"{seconds / 86400:.1f} days"

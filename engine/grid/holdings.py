@@ -1,0 +1,106 @@
+"""What a folder of runs holds: campaigns, artefacts, and which campaign needs which artefact.
+
+Imports no torch, and reads no artefact.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.grid import campaign, record
+from engine.grid.record import FinishedCampaign
+from engine.store.artifacts import MARKER, Artifact
+from loaders.schema import DamagedFile
+
+STORE, PACKS = "store", "packs"
+AGAIN = ("features", "fisher", "distances")  # kinds that are made again where something needs them
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A campaign that was begun: its plan's folder, and its record once it is finished.
+
+    fault: why neither can be read.
+    """
+
+    place: Path
+    record: FinishedCampaign | None
+    fault: str = ""
+
+    @property
+    def name(self) -> str:
+        """The campaign's folder below that of the runs."""
+        return self.place.parents[1].name
+
+
+@dataclass(frozen=True)
+class Held:
+    """An artefact, its bytes on disk, and the names of the finished campaigns that need it."""
+
+    artifact: Artifact
+    size: int
+    needed_by: tuple[str, ...]
+
+
+def campaigns(runs: Path) -> list[Begun]:
+    """The campaigns in a folder of runs, the oldest plan first."""
+    plans = sorted(runs.glob(f"*/{campaign.PLANS}/*/{campaign.FILE}"), key=_changed)
+    return [_begun(plan.parent) for plan in plans]
+
+
+def artifacts(runs: Path, begun: Sequence[Begun]) -> list[Held]:
+    """The finished artefacts of a store, by kind and name."""
+    needed: dict[str, list[str]] = {}
+    for each in begun:
+        of_record = each.record.record.artifacts if each.record else []
+        files = each.record.record.files if each.record else {}
+        for name in {*of_record, *(str(Path(file).parent) for file in files)}:
+            needed.setdefault(name, []).append(each.name)
+    return [
+        Held(found, size_of(found.folder), tuple(needed.get(f"{found.kind}/{found.name}", ())))
+        for found in _finished(runs / STORE)
+    ]
+
+
+def unneeded(held: Sequence[Held], begun: Sequence[Begun]) -> list[Held]:
+    """The artefacts that no record needs.
+
+    While a campaign is not finished, they are only those that are made again from others: nobody
+    knows yet what its record will name.
+    """
+    is_finished = all(each.record for each in begun)
+    return [
+        each for each in held if not each.needed_by and (is_finished or each.artifact.kind in AGAIN)
+    ]
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of the files below a folder; links are not followed."""
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            total += os.lstat(os.path.join(place, name)).st_size
+    return total
+
+
+def _finished(store: Path) -> Iterator[Artifact]:
+    for kind in sorted(store.iterdir()) if store.is_dir() else ():
+        for folder in sorted(kind.iterdir()) if kind.is_dir() and not kind.is_symlink() else ():
+            if not folder.is_symlink() and (folder / MARKER).is_file():
+                yield Artifact(folder)
+
+
+def _begun(place: Path) -> Begun:
+    try:
+        return Begun(place, record.read(place))
+    except FileNotFoundError:
+        return Begun(place, None)
+    except DamagedFile as error:
+        return Begun(place, None, str(error))
+
+
+def _changed(path: Path) -> int:
+    return path.stat().st_mtime_ns

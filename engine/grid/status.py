@@ -1,0 +1,96 @@
+"""How far a campaign is, from the files beside its plan alone: also of another process's."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from engine.grid import attempts, campaign, outcomes, progress
+from engine.grid.holdings import Begun
+from engine.grid.progress import FAILED, RUNNING
+from loaders import locks
+from loaders.schema import DamagedFile
+
+FINISHED, AT_WORK, STOPPED, DAMAGED = "finished", "running", "stopped", "damaged"
+
+
+@dataclass(frozen=True)
+class Status:
+    """state: FINISHED, AT_WORK, STOPPED or DAMAGED. since: seconds since 1970 of its end or, of
+    others, of the latest start. jobs: number by state (`progress`). cells: done, and all. seconds:
+    that are left, None where nothing tells. doing: what the latest job to say so does. error: of
+    the latest attempt that failed, whose job is not done.
+    """
+
+    name: str
+    plan: str
+    state: str
+    since: float
+    jobs: Counter[str]
+    cells: tuple[int, int]
+    seconds: float | None = None
+    doing: str = ""
+    error: str = ""
+
+
+def of(begun: Begun, now: float, *, is_latest: bool = True) -> Status:
+    """The status of a campaign at a time, in seconds since 1970.
+
+    is_latest: whether its plan is the latest of its folder, which alone can be at work.
+    """
+    place = begun.place
+    try:
+        plan = campaign.read(place / campaign.FILE)
+        tried = attempts.read(place)
+    except (OSError, DamagedFile) as error:
+        since = place.stat().st_mtime
+        return Status(begun.name, place.name, DAMAGED, since, Counter(), (0, 0), error=str(error))
+    states = progress.states(plan)
+    jobs = progress.counts(place, plan.jobs)
+    of_column = len(plan.rows) * plan.seeds
+    columns = [column.job for column in plan.columns]
+    done = sum(
+        of_column if outcomes.is_done(place, job) else min(of_column, states[job].done)
+        for job in columns
+        if job in states or outcomes.is_done(place, job)
+    )
+    failed = [a for a in tried if a.error and not outcomes.is_done(place, a.job)]
+    error = f"{failed[-1].job}: {failed[-1].error}" if failed else begun.fault
+    cells = (done, of_column * len(columns))
+    if begun.record:
+        since = (place / campaign.RECORD).stat().st_mtime
+        return Status(begun.name, place.name, FINISHED, since, jobs, cells)
+    started = tried[-1].started if tried else place.stat().st_mtime
+    if not is_latest or not locks.is_held(place.parents[1] / campaign.LOCK):
+        jobs[FAILED] += jobs.pop(RUNNING, 0)
+        return Status(begun.name, place.name, STOPPED, started, jobs, cells, error=error)
+    return Status(
+        begun.name,
+        place.name,
+        AT_WORK,
+        started,
+        jobs,
+        cells,
+        left_s(plan.steps, states, tried, now),
+        max(states.values(), key=lambda state: state.at).doing if states else "",
+        error,
+    )
+
+
+def left_s(
+    steps: int,
+    states: dict[str, progress.State],
+    tried: list[attempts.Attempt],
+    now: float,
+) -> float | None:
+    """Seconds that a campaign of so many steps still takes, at the speed of its jobs so far.
+
+    Time in which no job was at work does not count. None before the first step.
+    """
+    done = sum(state.done for state in states.values())
+    spans = sorted((a.started, a.ended or now) for a in tried)
+    worked, until = 0.0, 0.0
+    for start, end in spans:
+        worked += max(0.0, end - max(start, until))
+        until = max(until, end)
+    return worked / done * (steps - done) if done and worked else None

@@ -1,0 +1,145 @@
+"""`rib status` and `rib gc`: what files beside a plan and in a store say, of made campaigns."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from engine import cli
+from engine.grid import attempts, campaign, holdings, outcomes, progress, record
+from engine.grid.campaign import Plan
+from engine.machine.files import write_atomic
+from engine.store.artifacts import Store
+from loaders import locks
+
+SETS = "dataset.sets=[twemoji,openmoji]"
+
+
+def begun(runs: Path, *words: str) -> Plan:
+    plan = campaign.plan("emoji", [f"runs={runs}", SETS, "methods=[fine_tune,soup]", *words])
+    write_atomic(plan.path, campaign.text(plan))
+    return plan
+
+
+def finished(plan: Plan, artifacts: list[str]) -> None:
+    values = {"sets": list(plan.sets), "downstreams": [], "upstream": "upstream", "methods": {}}
+    values |= {"settings": {}, "credits": [], "contact_sheet": "", "holdout": True}
+    values |= {"distances": None, "evaluations": [], "files": {}, "artifacts": artifacts}
+    record.write(plan.place, record.Record(plan.name, **values))
+
+
+def artifact(runs: Path, kind: str, label: str, size: int) -> str:
+    def build(folder: Path) -> None:
+        (folder / "x").write_bytes(bytes(size))
+
+    made = Store(runs / "store").make(kind, label, {"label": label}, build)
+    return f"{kind}/{made.name}"
+
+
+def status(runs: Path, capsys) -> str:
+    assert cli.main(["status", str(runs)]) == 0
+    return capsys.readouterr().out
+
+
+def job(plan: Plan, name: str, done: int, minutes: float, error: str = "") -> None:
+    """A job that began some minutes ago; with an error one that failed half a minute later."""
+    began, total = time.time() - 60 * minutes, 5
+    log = plan.place / outcomes.LOGS / f"{name}{outcomes.LOG}"
+    log.parent.mkdir(exist_ok=True)
+    log.touch()
+    progress.advance(plan.path, name, done, total, f"training on {name}")
+    ended = began + 30 if error else None
+    attempt = attempts.Attempt(name, name.partition("-")[0], began, ended, "cpu", error=error)
+    attempts._write(plan.place / attempts.FOLDER / f"{name}-{began:.0f}.json", attempt)
+    if error:
+        log.with_suffix(outcomes.EXIT).write_text("1")
+
+
+@pytest.fixture
+def at_work(tmp_path) -> Iterator[Plan]:
+    plan = begun(tmp_path)
+    job(plan, "prepare", 4, 30)
+    (plan.place / outcomes.DONE).mkdir()
+    (plan.place / outcomes.DONE / "prepare").touch()
+    job(plan, "column-twemoji", 2, 20)
+    job(plan, "column-openmoji", 0, 10, error="no room\nbelow")
+    code = "import sys, time; from pathlib import Path; from loaders import locks\n"
+    code += "with locks.held(Path(sys.argv[1]), print): print('held', flush=True); time.sleep(99)"
+    words = [sys.executable, "-c", code, str(plan.folder / campaign.LOCK)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as process:
+        assert process.stdout and process.stdout.readline() == b"held\n"
+        yield plan
+        process.kill()
+
+
+def test_a_campaign_at_work_shows_jobs_cells_time_left_and_the_last_error(at_work, capsys):
+    shown = status(at_work.folder.parent, capsys)
+    name = at_work.folder.name
+    assert f"{name}  running, last job started 10 min ago, 2 of 4 cells" in shown
+    assert "jobs: 1 running, 1 waiting, 1 done, 1 failed; training on column-" in shown
+    # Six steps took 30 minutes, and the campaign has 2 + 2 + 3 * 2 + 1.
+    assert at_work.steps == 11 and "about 25 min left, at the speed so far" in shown
+    assert "last error: column-openmoji: no room\n" in shown
+
+
+def test_a_campaign_whose_process_died_is_stopped(at_work, tmp_path, capsys):
+    (at_work.folder / campaign.LOCK).unlink()
+    (at_work.folder / campaign.LOCK).write_text("process 1 on nowhere")  # left by a kill
+    shown = status(tmp_path, capsys)
+    assert "stopped, last job started" in shown and "left, at" not in shown
+    assert "jobs: 1 waiting, 1 done, 2 failed\n" in shown
+
+
+def test_only_what_no_record_needs_goes(tmp_path, capsys):
+    needed, alone = (artifact(tmp_path, "cells", name, 3000) for name in ("a", "b"))
+    features = artifact(tmp_path, "features", "c", 500)
+    plan, other = begun(tmp_path), begun(tmp_path, "seed=1")
+    finished(plan, [needed])
+    shown = status(tmp_path, capsys)
+    assert f"{plan.folder.name}  finished" in shown and f"{other.folder.name}  stopped" in shown
+    sizes = {
+        name: holdings.size_of(tmp_path / "store" / name) for name in (needed, alone, features)
+    }
+    assert f"{sizes[needed] / 1000:.3g} kB  for {plan.folder.name}\n" in shown
+    nobodys = (sizes[alone] + sizes[features]) / 1000
+    assert f"{nobodys:.3g} kB  no finished campaign needs it" in shown
+
+    def gc(*words: str) -> str:
+        assert cli.main(["gc", str(tmp_path), *words]) == 0
+        return capsys.readouterr().out
+
+    def left() -> set[str]:
+        paths = (tmp_path / "store").glob("*/*/done.json")
+        return {str(path.parent.relative_to(tmp_path / "store")) for path in paths}
+
+    assert "--yes deletes it" in gc() and left() == {needed, alone, features}
+    assert f"stay while {other.folder.name} is not finished" in gc("--yes")
+    assert left() == {needed, alone}
+    finished(other, [needed])
+    assert alone.partition("/")[2] in gc() and left() == {needed, alone}
+    assert "deleted 3." in gc("--yes") and left() == {needed}
+    assert "nothing was deleted" in gc("--yes")
+
+
+def test_nothing_goes_while_a_training_is_at_work(at_work, tmp_path, capsys):
+    features = artifact(tmp_path, "features", "c", 500)
+    assert cli.main(["gc", str(tmp_path), "--yes"]) == 2
+    assert "is at work in" in capsys.readouterr().err
+    assert (tmp_path / "store" / features).is_dir()
+
+
+def test_a_damaged_plan_is_named(tmp_path, capsys):
+    plan = begun(tmp_path)
+    plan.path.write_text(json.dumps({"name": "x"}))
+    assert f"{plan.folder.name}  damaged: {plan.path}" in status(tmp_path, capsys)
+
+
+def test_a_lock_that_nobody_holds_is_seen(tmp_path):
+    assert not locks.is_held(tmp_path / "lock")
+    with locks.held(tmp_path / "lock", print):
+        assert locks.is_held(tmp_path / "lock")
+    assert not locks.is_held(tmp_path / "lock")
