@@ -36,6 +36,7 @@ COMMANDS = (
     "recipes",
     "doctor",
 )
+MODULES = {"gc": "unneeded"}  # of commands that a module of Python's is called like
 ALIASES = {"metrics": "report"}  # other names of commands
 COMPLETION = "completion"  # the one command that is about the others, and stands here
 NO_SPACE = """
@@ -98,7 +99,7 @@ def parser(
         if name == COMPLETION:
             _add_completion(group)
         else:
-            importlib.import_module(f"engine.commands.{name}").add(group)
+            importlib.import_module(f"engine.commands.{MODULES.get(name, name)}").add(group)
     return whole, group.choices
 
 

@@ -74,8 +74,8 @@ def text(means: pandas.DataFrame, table: pandas.DataFrame, titles: dict[str, str
     )
     rows = []
     for row in means.to_dict("records"):
-        settings = dict.fromkeys(s for s in (row["setting_a"], row["setting_b"]) if s)
-        name = " | ".join([titles.get(row["method"], row["method"]), *map(str, settings)])
+        settings = dict.fromkeys(str(row[key]) for key in ("setting_a", "setting_b") if row[key])
+        name = " | ".join([titles.get(str(row["method"]), str(row["method"])), *settings])
         numbers = [f"{row[key]:+.1f}" for key in ("mri_a", "mri_b", "change")]
         rows.append([name, str(row["columns"]), *numbers])
     return console.text(title, ("", "columns", "A", "B", "change"), rows)
