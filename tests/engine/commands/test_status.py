@@ -13,6 +13,7 @@ from engine import cli
 from engine.grid import attempts, campaign, holdings, outcomes, progress, record
 from engine.grid.campaign import Plan
 from engine.machine.files import write_atomic
+from engine.recipe import overrides
 from engine.store.artifacts import Store
 from loaders import locks
 
@@ -20,7 +21,8 @@ SETS = "dataset.sets=[twemoji,openmoji]"
 
 
 def begun(runs: Path, *words: str) -> Plan:
-    plan = campaign.plan("emoji", [f"runs={runs}", SETS, "methods=[fine_tune,soup]", *words])
+    words = (f"runs={runs}", SETS, "methods=[fine_tune,soup]", *words)
+    plan = campaign.plan("emoji", overrides.parsed(words))
     write_atomic(plan.path, campaign.text(plan))
     return plan
 
@@ -28,7 +30,13 @@ def begun(runs: Path, *words: str) -> Plan:
 def finished(plan: Plan, artifacts: list[str]) -> None:
     values = {"sets": list(plan.sets), "downstreams": [], "upstream": "upstream", "methods": {}}
     values |= {"settings": {}, "credits": [], "contact_sheet": "", "holdout": True}
-    values |= {"distances": None, "evaluations": [], "files": {}, "artifacts": artifacts}
+    values |= {
+        "rows": {},
+        "distances": None,
+        "evaluations": [],
+        "files": {},
+        "artifacts": artifacts,
+    }
     record.write(plan.place, record.Record(plan.name, **values))
 
 
