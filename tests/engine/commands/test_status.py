@@ -31,7 +31,7 @@ def finished(plan: Plan, artifacts: list[str]) -> None:
     values = {"sets": list(plan.sets), "downstreams": [], "upstream": "upstream", "methods": {}}
     values |= {"settings": {}, "credits": [], "contact_sheet": "", "holdout": True}
     values |= {
-        "rows": {},
+        "rows": [],
         "distances": None,
         "evaluations": [],
         "files": {},
