@@ -96,10 +96,10 @@ def without_related(results: Results) -> str:
     farthest from its mRI, of those that differ by more than the paired interval; empty where none
     does, and where settings vary."""
     rows = results.disjoint
-    moved = rows[(rows["apart_low"] > 0) | (rows["apart_high"] < 0)]
+    moved = rows[(rows["difference_low"] > 0) | (rows["difference_high"] < 0)]
     if moved.empty or results.record.sweep is not None or tuning.is_varied(results):
         return ""
-    most = moved.iloc[moved["apart_pts"].abs().to_numpy().argmax()]
+    most = moved.iloc[moved["difference_pts"].abs().to_numpy().argmax()]
     text = (
         f"Without related sets the mRI of {most['method']}{results.of(most['model'])} is "
         f"{signed(most['disjoint_mRI_pts'])} in place of {signed(most['mRI_pts'])}"

@@ -113,13 +113,13 @@ class Results:
 
     @functools.cached_property
     def disjoint(self) -> pandas.DataFrame:
-        """Disjoint mRI of the arms that tables show, beside their mRI: disjoint_mRI_pts, apart_pts
-        (what it is more than mRI, paired) and the ends of both; columns: over how many sets
-        fine-tuned on. Empty where no sets are related, or all are."""
+        """Disjoint mRI of the arms that tables show, beside their mRI: disjoint_mRI_pts,
+        difference_pts (what it is more than mRI, paired) and the ends of both; columns: over how
+        many sets fine-tuned on. Empty where no sets are related, or all are."""
         disjoint, mri = self.grid.disjoint_mri, self.grid.mri
         place = {arm: k for k, arm in enumerate(mri.keys["arm"])}
         weights = mri.weights[:, [place[arm] for arm in disjoint.keys["arm"]]]
-        apart = replace(disjoint, weights=disjoint.weights - weights).table("apart_pts")
+        apart = replace(disjoint, weights=disjoint.weights - weights).table("difference_pts")
         table = disjoint.table("disjoint_mRI_pts").merge(apart, on=["arm", "columns"])
         if self.grid.related.empty:
             table = table[:0]

@@ -12,7 +12,7 @@ from engine.report.section import Section, Table
 from engine.report.sections.figures import by_model
 from engine.report.text import counted, listed
 
-NUMBERS = ["mRI_pts", "disjoint_mRI_pts", "apart_pts"]
+NUMBERS = ["mRI_pts", "disjoint_mRI_pts", "difference_pts"]
 
 
 def section(results: Results) -> Section | None:
@@ -45,9 +45,9 @@ def section(results: Results) -> Section | None:
             results,
             "related-sets",
             "Disjoint mRI less mRI, in points, with the paired 95% interval",
-            data[["model", "method", *with_ends("apart_pts")]],
-            ("apart_pts", "method"),
-            lambda rows: charts.bars(rows, "apart_pts"),
+            data[["model", "method", *with_ends("difference_pts")]],
+            ("difference_pts", "method"),
+            lambda rows: charts.bars(rows, "difference_pts"),
         ),
         tables=[
             Table(

@@ -103,8 +103,8 @@ def test_the_report_has_disjoint_numbers_wherever_it_has_ri(evaluations):
     for method in ("FT", "LwF"):
         row = rows.loc[method].to_dict()
         assert row["disjoint_mRI_pts"] == pytest.approx(expected[method])
-        assert row["apart_pts"] == pytest.approx(row["disjoint_mRI_pts"] - row["mRI_pts"])
-        assert row["apart_low"] < row["apart_pts"] < row["apart_high"]
+        assert row["difference_pts"] == pytest.approx(row["disjoint_mRI_pts"] - row["mRI_pts"])
+        assert row["difference_low"] < row["difference_pts"] < row["difference_high"]
     made = {section.key: section for section in sections.of(results)}
     section = made["related-sets"]
     assert [table.name for table in section.tables] == [
