@@ -21,6 +21,7 @@ COMMANDS = (
     "sweep",
     "train",
     "plan",
+    "power",
     "status",
     "gc",
     "verify",

@@ -1,6 +1,6 @@
 """How often intervals and tests hold, in made-up campaigns whose truth is known.
 
-    python tests/simulated_campaigns.py [--campaigns 500] [--draws 1000]
+    python -P tests/simulated_campaigns.py [--campaigns 500] [--draws 1000]
 
 A campaign is as large as the demo's. Each answer is right where a normal number is positive: a sum
 of the model's strength on the set and of effects of the source image, of its copy in the set, and
@@ -94,7 +94,9 @@ def campaign(number: int, draws: int) -> Grid:
                 before = before or images
                 sums.append(np.column_stack([*measured.values()]))
                 means = 100 * sums[-1].mean(axis=0)
-                numbers.append({"n": SOURCES, **dict(zip(names, means, strict=True))})
+                numbers.append(
+                    {"n": SOURCES, "sources": SOURCES, **dict(zip(names, means, strict=True))}
+                )
                 evaluations.append(Evaluation(*arm, downstream, name, Path()))
         joined = np.concatenate(sums, axis=1)
         drawn = bootstrap.means(counts, np.ones(SOURCES), joined)

@@ -114,7 +114,9 @@ def synthetic(
         headline = cell[8] if len(cell) > 8 else True
         row: Any = *cell[:4], setting(cell[4]), *cell[5:7], Path(), 0, headline
         evaluations.append(Evaluation(*row))
-        numbers.append({"n": 100, "accuracy": cell[7], **dict.fromkeys(OTHERS, np.nan)})
+        numbers.append(
+            {"n": 100, "sources": 100, "accuracy": cell[7], **dict.fromkeys(OTHERS, np.nan)}
+        )
     accuracy = np.array([row["accuracy"] for row in numbers])
     noise = np.random.default_rng(0).standard_normal((200, len(cells)))
     names = behaviour.names(behaviour.PER_IMAGE, behaviour.BEFORE_AFTER)

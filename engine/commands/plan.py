@@ -50,6 +50,8 @@ def text(estimate: Estimate, devices: Sequence[Device]) -> str:
     from engine.report import console
 
     plan, model, columns = estimate.plan, estimate.plan.recipe.model, estimate.plan.columns
+    probes = sum(column.is_probe for column in columns)
+    grid = f"{len(columns) - probes} columns" + f" and a seed probe of {probes}" * bool(probes)
     shown = [*devices, cpu(len(os.sched_getaffinity(0)))]
     rows = []
     for name, parts in estimate.by_name().items():
@@ -62,7 +64,7 @@ def text(estimate: Estimate, devices: Sequence[Device]) -> str:
         ]
         rows.append([name, f"{images:,}", f"{operations / 1e15:,.3g}", *times])
     title = (
-        f"{plan.name}: {model.name}, {len(plan.rows)} methods x {len(columns)} columns, variant "
+        f"{plan.name}: {model.name}, {len(plan.rows)} methods x {grid}, variant "
         f"{plan.recipe.method.variant}\n{estimate.parameters / 1e6:.1f}M parameters, "
         f"{estimate.forward / 1e9:.1f} GFLOP to see an image of {model.image_size} px"
     )
@@ -76,7 +78,7 @@ def text(estimate: Estimate, devices: Sequence[Device]) -> str:
             f"{shown[-1].name:<12}{_time(estimate.hours(shown[-1], 1))}",
             "            predicted from data sheets, not measured; not counted are packs, reading,",
             "            CKA, greedy choices and other seeds of a stock",
-            f"jobs        {len(plan.jobs)}: what all share, {len(columns)} columns, the report",
+            f"jobs        {len(plan.jobs)}: what all share, {grid}, the report",
             *_jobs(estimate, devices),
             f"memory      about {estimate.memory_gb:.0f} GB a job: of the host, and of a GPU",
             f"disk        {_size(sum(estimate.disk.values()))}: {disk}",

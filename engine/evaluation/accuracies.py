@@ -18,7 +18,7 @@ import torch
 from engine.data.sets import Sets, names_in_head, published_among_its_classes
 from engine.evaluation import passes
 from engine.machine.files import cache_folder
-from engine.measures import bootstrap
+from engine.measures import bootstrap, seeds, shares
 from engine.measures.predictions import SetPredictions
 from engine.measures.rows import ModelOnSet
 from engine.recipe.schema import Recipe
@@ -149,18 +149,26 @@ def _with_intervals(
     rows: Sequence[OnSet], images: SetPredictions, rights: Sequence[Sequence[np.ndarray]]
 ) -> list[OnSet]:
     """The rows with the intervals of their accuracies and changes, from the same draws."""
-    columns = np.column_stack([right for of_seeds in rights for right in of_seeds])
-    samples = bootstrap.means(bootstrap.counts(images.sources), images.total, columns)
-    ends = np.cumsum([len(of_seeds) for of_seeds in rights])[:-1]
-    weighted = [
-        of_row * bootstrap.seed_weights(*of_row.shape) for of_row in np.split(samples, ends, axis=1)
-    ]
-    draws = np.stack([100 * of_row.sum(axis=1) for of_row in weighted], axis=1)
-    intervals = (bootstrap.interval(each).tolist() for each in (draws, draws - draws[:, :1]))
-    (low, high), (change_low, change_high) = intervals
-    low, high = np.clip([low, high], 0, 100).tolist()  # few seeds reach beyond
-    change_low[0] = change_high[0] = None  # of the first model
+    total, columns = images.total, np.column_stack([right for row in rights for right in row])
+    samples = 100 * bootstrap.means(bootstrap.counts(images.sources), total, columns)
+    numbers = 100 * columns.sum(axis=0) / total.sum()
+    firsts = np.cumsum([len(of_seeds) for of_seeds in rights])[:-1]
+    # Of each row [B, 1] and [its seeds, 1].
+    draws = [each.mean(axis=1, keepdims=True) for each in np.split(samples, firsts, axis=1)]
+    by_seed = [each[:, None] for each in np.split(numbers, firsts)]
+    sources = np.array([total.sum() ** 2 / (total**2).sum()])
+    spans: list[list[float | None]] = []
+    for samples, each in zip(draws, by_seed, strict=True):
+        value, ends = each.mean(axis=0), bootstrap.interval(samples)
+        near = shares.ends(value, samples, ends, sources)
+        of_row = seeds.widened(value, near, seeds.of_mean(each)).clip(0, 100)
+        change = each - by_seed[0]
+        ends = bootstrap.interval(samples - draws[0])
+        of_change = seeds.widened(change.mean(axis=0), ends, seeds.of_mean(change))
+        spans.append([*of_row[:, 0].tolist(), *of_change[:, 0].tolist()])
+    spans[0][2:] = None, None  # there is no change of the first model
+    names = ("low", "high", "change_low", "change_high")
     return [
-        replace(row, low=low[k], high=high[k], change_low=change_low[k], change_high=change_high[k])
-        for k, row in enumerate(rows)
+        replace(row, **dict(zip(names, span, strict=True)))
+        for row, span in zip(rows, spans, strict=True)
     ]

@@ -23,6 +23,7 @@ INSTEAD = {  # of keys that name several cells, what names a single one
     "methods": "method=NAME",
     "downstreams": "downstream=SET",
     "vary": "KEY=VALUE",
+    "probe": "seed=NUMBER",
 }
 
 

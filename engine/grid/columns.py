@@ -12,7 +12,7 @@ from engine import recipe
 from engine.errors import RecipeError, nearest
 from engine.measures.setting import PLAIN, Scalar, Setting
 from engine.recipe import text
-from engine.recipe.campaigns import DOWNSTREAMS, VARY
+from engine.recipe.campaigns import DOWNSTREAMS, PROBE, VARY
 from engine.recipe.checks import check_terms
 from engine.recipe.schema import Recipe
 
@@ -28,11 +28,13 @@ LONGEST = 200  # bytes of a column's name, of which files of up to 255 are named
 class Column:
     """All methods, fine-tuned on a set in a setting: a job.
 
-    settings: the values of the keys that vary, a seed among them.
+    settings: the values of the keys that vary, a seed among them. is_probe: whether it trains
+    another column once more, with another seed; its numbers are no part of any mean.
     """
 
     downstream: str
     settings: Setting = PLAIN
+    is_probe: bool = False
 
     @property
     def name(self) -> str:
@@ -100,7 +102,38 @@ def columns_of(grid: recipe.GridKeys, cells: Sequence[Recipe]) -> tuple[Column, 
                 "bytes; vary fewer keys"
             )
         columns.append(column)
-    return tuple(columns)
+    return (*columns, *_probes(grid, downstreams, cells))
+
+
+def _probes(
+    grid: recipe.GridKeys, downstreams: Sequence[str], cells: Sequence[Recipe]
+) -> list[Column]:
+    """Columns once more, with the next seed: the middle one, or several that lie evenly in their
+    list, since sets are listed from near to far.
+
+    None where seeds or settings vary, and of a single row or column: there is nothing to compare,
+    or several seeds cost as much. Raises RecipeError where the command line asks for one there.
+    """
+    first, obstacle = cells[0], ""
+    if grid.vary or first.seeds > 1:
+        obstacle = f"{VARY} or several seeds"
+    elif len(cells) == 1 or len(downstreams) <= grid.probe:
+        obstacle = f"{len(cells)} of a campaign's rows and {len(downstreams)} of its columns"
+    if obstacle and grid.probe and PROBE in grid.given:
+        raise RecipeError(
+            f"{grid.source(PROBE)}: {PROBE}={grid.probe} goes with two rows or more, one seed and "
+            f"setting, and more columns than it trains again, not with {obstacle}; leave it out"
+        )
+    if obstacle:
+        return []
+    seed = first.seed + 1
+    return [
+        Column(name, Setting({SEED: seed}), is_probe=True)
+        for name in (
+            downstreams[(2 * k + 1) * len(downstreams) // (2 * grid.probe)]
+            for k in range(grid.probe)
+        )
+    ]
 
 
 def _check_keys(source: str, vary: Mapping[str, Sequence[Any]], cells: Sequence[Recipe]) -> None:

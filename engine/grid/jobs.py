@@ -39,7 +39,9 @@ def builders(
     sets: those of another column, which are the same. finds_only: they make nothing.
     """
     first, *rest = cells = list(plan.cells(column))
-    followed = Followed([cell.recipe for cell in cells], plan.downstreams)
+    # A probe is evaluated when it ends, and is not followed.
+    followed_cells = [] if column.is_probe else [cell.recipe for cell in cells]
+    followed = Followed(followed_cells, plan.downstreams)
     store = Store(plan.folder.parent / "store", finds_only=finds_only)
     builder = Builder(first, device, sets, followed=followed, store=store)
     return [builder, *map(builder.of, rest)]
@@ -107,11 +109,10 @@ def column(plan: Plan, column: Column, device: torch.device) -> None:
     for place in run.recipe.dataset.places:
         split = run.recipe.split_of(place)
         passes.evaluate(run, [entry.mix for entry in entries], [place], split)
-        if is_judged_seen(run, place, [column.downstream]):
-            headlines = [entry.mix for entry in entries if entry.headline]
+        headlines = [entry.mix for entry in entries if entry.headline]
+        if is_judged_seen(run, place, [column.downstream]) and not column.is_probe:
             passes.evaluate(run, headlines, [place], "train")
-        if run.recipe.evaluate.cka:
-            headlines = [entry.mix for entry in entries if entry.headline]
+        if run.recipe.evaluate.cka and not column.is_probe:
             mixes = [mix for mix in headlines if not isinstance(mix, Ensemble)]  # has no features
             cka.evaluate(run, mixes, place)
         run.sets.release(place)

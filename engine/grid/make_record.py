@@ -19,7 +19,9 @@ from engine.machine.programs import NoAnswer, answer
 from engine.measures import metrics, predictions
 from engine.measures.rows import PRE, Arm, Evaluation, ModelOnSet
 from engine.measures.setting import PLAIN, Setting
+from engine.methods.base import Derived
 from engine.otdd import problems, solve
+from engine.recipe import modules
 from engine.recipe.schema import Recipe
 from engine.run import Run
 from engine.store import cells
@@ -43,12 +45,16 @@ def record_of(plan: Plan, device: torch.device, columns: Sequence[Column] = ()) 
     Nothing but the distances between sets is made. Raises FileNotFoundError where something is
     missing, DamagedFile where it was altered.
     """
-    columns = columns or plan.columns
+    all_columns = columns or plan.columns
+    twice = [column for column in all_columns if column.is_probe]
+    columns = [column for column in all_columns if not column.is_probe]
     downstreams = list(dict.fromkeys(column.downstream for column in columns))
     run, models = _shared(plan, device), list(_models(plan, device, columns))
+    of_probe = list(_models(plan, device, twice))
     dataset, root = run.recipe.dataset, run.store.root
-    evaluations, seen = list(_evaluations(run, models)), list(_seen(run, models, plan.needed))
-    files = dict.fromkeys(row.path for row in [*evaluations, *seen])
+    evaluations = [*_before(run), *_evaluations(models)]
+    probe, seen = list(_evaluations(of_probe)), list(_seen(run, models, plan.needed))
+    files = dict.fromkeys(row.path for row in (*evaluations, *probe, *seen))
     seeds = sorted({row.seed for row in evaluations if row.method != PRE})
     is_emoji, pictures = dataset.kind == "emoji", {}
     if dataset.thumbnails:
@@ -61,20 +67,21 @@ def record_of(plan: Plan, device: torch.device, columns: Sequence[Column] = ()) 
         downstreams=downstreams,
         upstream=dataset.upstream,
         methods={name: row.recipe.method.title for name, row in plan.rows.items()},
-        settings=_settings(run, plan, seeds),
+        settings=_settings(run, plan, seeds, probe),
         rows=[_row(name, row.recipe) for name, row in plan.rows.items()],
         credits=emoji.credits() if is_emoji else [],
         contact_sheet=thumbnails.contact_sheet(run.sets, dataset) if is_emoji else "",
         holdout=dataset.holdout > 0,
         distances=_distances(run),
         evaluations=_below(root, evaluations),
+        probe=_below(root, probe),
         files={str(path.relative_to(root)): file_hash(path) for path in files},
         cka=list(_cka(models)) if run.recipe.evaluate.cka else None,
         sweep=list(dict.fromkeys(c.setting for c in columns)) if plan.is_sweep else None,
         classes=imagenet.readable(run.sets.classes),
         thumbnails=pictures,
         attempts=[a for a in attempts.read(plan.place) if a.stage != REPORT],
-        artifacts=_artifacts(run, models, [*evaluations, *seen]),
+        artifacts=_artifacts(run, [*models, *of_probe], [*evaluations, *probe, *seen]),
         families=dataset.families,
         seen=_below(root, seen),
     )
@@ -86,12 +93,13 @@ def of_finished_columns(plan: Plan, device: torch.device) -> Record:
 
     Raises CampaignError where there are none, and as `record_of`.
     """
-    unfinished = {c.downstream for c in plan.columns if not outcomes.is_done(plan.place, c.job)}
-    finished = tuple(c for c in plan.columns if c.downstream not in unfinished)
+    to_do = [column for column in plan.columns if not outcomes.is_done(plan.place, column.job)]
+    unfinished = {column.downstream for column in to_do if not column.is_probe}
+    finished = tuple(c for c in plan.columns if c not in to_do and c.downstream not in unfinished)
     missing = [
         MissingColumn(column.name, _reason(plan, column))
         for column in plan.columns
-        if column.downstream in unfinished
+        if column not in finished
     ]
     if not finished:
         why = "; ".join(dict.fromkeys(f"{row.column}: {row.reason}" for row in missing))
@@ -136,18 +144,21 @@ def _shared(plan: Plan, device: torch.device) -> Run:
     return builder.run
 
 
-def _evaluations(run: Run, models: Sequence[GridModel]) -> Iterator[Evaluation]:
-    """The pre-trained model of a run on every set, then every model on every set."""
-    names = run.recipe.dataset.places
-    for name in names:
+def _before(run: Run) -> Iterator[Evaluation]:
+    """The pre-trained model of a run on every set."""
+    for name in run.recipe.dataset.places:
         path = _predicted(run, {run.base.name: 1.0}, name)
         yield Evaluation(run.recipe.model.name, PRE, "", None, PLAIN, "", name, path)
+
+
+def _evaluations(models: Sequence[GridModel]) -> Iterator[Evaluation]:
+    """Every model on every set."""
     for model in models:
         recipe, entry = model.run.recipe, model.entry
-        for name in names:
+        for name in recipe.dataset.places:
             path = _predicted(model.run, entry.mix, name)
-            at = recipe.downstream, name
-            yield Evaluation(*model.arm, *at, path, recipe.seed, entry.headline)
+            of_row = recipe.seed, entry.headline, model.trains
+            yield Evaluation(*model.arm, recipe.downstream, name, path, *of_row)
 
 
 def _seen(run: Run, models: Sequence[GridModel], needed: Sequence[str]) -> Iterator[Evaluation]:
@@ -161,7 +172,8 @@ def _seen(run: Run, models: Sequence[GridModel], needed: Sequence[str]) -> Itera
         for name in recipe.dataset.places if model.entry.headline else ():
             if jobs.is_judged_seen(run, name, [recipe.downstream]):
                 path = passes.predicted(model.run, model.entry.mix, name, "train")
-                yield Evaluation(*model.arm, recipe.downstream, name, path, recipe.seed)
+                of_row = recipe.seed, True, model.trains
+                yield Evaluation(*model.arm, recipe.downstream, name, path, *of_row)
 
 
 def _below(root: Path, rows: Sequence[Evaluation]) -> list[Evaluation]:
@@ -169,12 +181,14 @@ def _below(root: Path, rows: Sequence[Evaluation]) -> list[Evaluation]:
 
 
 class GridModel(NamedTuple):
-    """An entry of a cell: what made it, and its arm in tables. cell: its folder."""
+    """An entry of a cell: what made it, and its arm in tables. cell: its folder. trains: whether
+    its method trains, and does not mix or merge other cells."""
 
     run: Run
     arm: Arm
     entry: Entry
     cell: Path
+    trains: bool
 
 
 def _models(plan: Plan, device: torch.device, columns: Sequence[Column]) -> Iterator[GridModel]:
@@ -184,15 +198,16 @@ def _models(plan: Plan, device: torch.device, columns: Sequence[Column]) -> Iter
             place, recipe = number % len(plan.rows), row.recipe
             run, method = rows[number - place].run, plan.methods[place]  # a run for each seed
             cell = row.build().artifact.folder
+            trains = not isinstance(modules.method_of(recipe), Derived)
             for entry in row.entries():
                 setting = Setting({**column.setting, **entry.setting})
                 arm = Arm(recipe.model.name, method, recipe.method.variant, entry.alpha, setting)
-                yield GridModel(run, arm, entry, cell)
+                yield GridModel(run, arm, entry, cell, trains)
 
 
 def _cka(models: Sequence[GridModel]) -> Iterator[dict[str, Any]]:
     """CKA by block of every headline model on every set; an ensemble has no features."""
-    for run, arm, entry, _ in models:
+    for run, arm, entry, *_ in models:
         mix = entry.mix
         if not entry.headline or isinstance(mix, Ensemble):
             continue
@@ -218,12 +233,16 @@ def _distances(run: Run) -> dict[str, Any] | None:
         return None
 
 
-def _settings(run: Run, plan: Plan, seeds: Sequence[int]) -> dict[str, Any]:
+def _settings(
+    run: Run, plan: Plan, seeds: Sequence[int], probe: Sequence[Evaluation]
+) -> dict[str, Any]:
     """What the page shows of the settings, by heading."""
     resolved = run.recipe
     model, first, last = resolved.model, seeds[0], seeds[-1]
     is_range = list(seeds) == list(range(first, last + 1))
     several = f"{first} to {last}" if is_range else ", ".join(map(str, seeds))
+    twice = ", ".join(dict.fromkeys(f"{row.seed} on {row.downstream}" for row in probe))
+    one = f"{first}; as a probe {twice}" if twice else first
     about = (model.arch, f"{model.image_size} px", model.head.title)
     packs = {name: run.sets[name].pack.fingerprint[:12] for name in plan.needed}
     return {
@@ -234,7 +253,7 @@ def _settings(run: Run, plan: Plan, seeds: Sequence[int]) -> dict[str, Any]:
             f"{resolved.optimizer.name}, lr {resolved.optimizer.lr:g}, {resolved.train.epochs} "
             f"epochs, batch {resolved.train.batch_size} (single methods differ: see their recipes)"
         ),
-        "Seed": first if first == last else f"{several}; numbers are means over them",
+        "Seed": one if first == last else f"{several}; numbers are means over them",
         "Device": str(run.device),
         "Versions": ", ".join(f"{k} {v}" for k, v in cells.versions().items()),
         "Commit": _commit(),

@@ -57,7 +57,8 @@ class Record:
     """A grid's evaluations and settings; paths are relative to the store.
 
     sets: those that RI is measured on. downstreams: those fine-tuned on. methods: key to title, in
-    table order. settings: what the page shows of all rows, by heading. files: SHA-256 of each path.
+    table order. settings: what the page shows of all rows, by heading. probe: evaluations of
+    columns that were trained a second time, with another seed. files: SHA-256 of each path.
     contact_sheet: a PNG in base64, or empty. cka: a row a headline arm, set trained on, seed and
     set evaluated on, with CKA by block; None without `evaluate.cka`. sweep: the settings of a
     sweep, in order; None of other campaigns. classes: of the head, in order, by names for people.
@@ -82,6 +83,7 @@ class Record:
     distances: dict[str, Any] | None
     evaluations: list[Evaluation]
     files: dict[str, str]
+    probe: list[Evaluation] = field(default_factory=list)
     cka: list[dict[str, Any]] | None = None
     sweep: list[Setting] | None = None
     classes: list[str] = field(default_factory=list)
@@ -122,6 +124,11 @@ class FinishedCampaign:
     def seen(self) -> list[Evaluation]:
         """`Record.seen` with absolute paths. Raises DamagedFile as `evaluations`."""
         return self._found(self.record.seen)
+
+    @functools.cached_property
+    def probe(self) -> list[Evaluation]:
+        """`Record.probe` with absolute paths. Raises DamagedFile as `evaluations`."""
+        return self._found(self.record.probe)
 
     def _found(self, rows: Sequence[Evaluation]) -> list[Evaluation]:
         names = dict.fromkeys(str(row.path) for row in rows)

@@ -1,10 +1,9 @@
 """A joint bootstrap, from which every interval and comparison is derived.
 
-Models see the same images, sets hold copies of the same source images, and methods share training
-seeds. All are drawn together, so that RI, mRI and differences are plain arithmetic on the draws,
-and paired. The population is source images like these (all images made from a source are drawn
-together) and, where cells were trained with several seeds, training runs like these. The sets, the
-classes and the pre-trained model are fixed.
+Models see the same images, and sets hold copies of the same source images. All are drawn together,
+so that RI, mRI and differences are plain arithmetic on the draws, and paired. The population is
+source images like these: all images made from a source are drawn together. The sets, the
+pre-trained model and the trainings are fixed; what training seeds add is in `seeds`.
 
 It is a Poisson bootstrap (Chamandy et al. 2012, "Estimating Uncertainty for Massive Data Streams"):
 each draw weights each source by an independent Poisson number of mean 1, and a mean is a ratio of
@@ -58,39 +57,3 @@ def interval(samples: np.ndarray, level: float = LEVEL) -> np.ndarray:
     """Both ends [2, ...] of the percentile interval of draws [B, ...]; NaN draws are left out."""
     quantile = np.nanquantile if np.isnan(samples).any() else np.quantile
     return quantile(samples, [(1 - level) / 2, (1 + level) / 2], axis=0)
-
-
-def p_values(values: np.ndarray, samples: np.ndarray, by_seed: np.ndarray) -> np.ndarray:
-    """Two-sided p [K] of "the difference is 0", of K paired differences.
-
-    values [K]: the differences. samples [B, K]: their draws over source images, seeds as they are.
-    by_seed [S, K]: the difference of each seed. The statistic is Student's, with the variance over
-    images and that over seeds, and Welch's degrees of freedom; for one seed it is the normal's.
-    """
-    seeds = len(by_seed)
-    images = samples.var(axis=0, dtype=np.float64)
-    among = by_seed.var(axis=0, ddof=1) / seeds if seeds > 1 else np.zeros_like(images)
-    # Of draws that are all the same, rounding leaves a spread of up to 1e-5 points.
-    error = np.maximum(np.sqrt(images + among), 1e-5)
-    t = np.abs(values) / error
-    if seeds == 1:
-        return 2 * special.ndtr(-t)
-    freedom = (seeds - 1) * (error**2 / np.maximum(among, 1e-12)) ** 2
-    return 2 * special.stdtr(freedom, -t)
-
-
-def seed_weights(draws: int, seeds: int) -> np.ndarray:
-    """[draws, seeds] weights of the training seeds, which add up to 1 in each draw.
-
-    Drawing few seeds with replacement makes intervals too narrow, so the weights are normal
-    deviates over a chi: for numbers x of the seeds, the weighted sum is distributed as
-    mean(x) + std(x) / sqrt(seeds) * t with seeds - 1 degrees of freedom. If only seeds vary, the
-    interval is Student's.
-    """
-    if seeds == 1:
-        return np.ones((draws, 1), np.float32)
-    rng = np.random.default_rng(0)
-    deviates = rng.standard_normal((draws, seeds))
-    deviates -= deviates.mean(axis=1, keepdims=True)
-    chi = np.sqrt(rng.chisquare(seeds - 1, (draws, 1)) / (seeds - 1))
-    return (1 / seeds + deviates / (chi * np.sqrt(seeds * (seeds - 1)))).astype(np.float32)

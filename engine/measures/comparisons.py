@@ -26,29 +26,38 @@ def compare(grid: Grid, arms: Sequence[int]) -> pandas.DataFrame:
     Columns: arm and against, evaluated_on (empty: mRI), difference_pts and its ends, p, and
     p_corrected by Holm: over all pairs for mRI, over all pairs and sets for sets.
     """
-    alike = [(arm.model, arm.setting) for arm in grid.arms]
-    pairs = [(a, b) for a, b in itertools.combinations(arms, 2) if alike[a] == alike[b]]
-    rows = grid.elsewhere
+    pairs, rows = _pairs(grid, arms), grid.elsewhere
     on_sets = grid.mean(rows, ["arm", "evaluated_on"])
-    overall = Means(grid, grid.mri.keys.assign(evaluated_on=""), grid.mri.weights)
     names = [name for name in grid.sets if (rows["evaluated_on"] == name).any()]
-    return pandas.concat(
-        [_family(overall, pairs, [""]), _family(on_sets, pairs, names)], ignore_index=True
-    )
+    families = in_mri(grid, arms), _differences(on_sets, pairs, names)
+    return pandas.concat(map(_tested, families), ignore_index=True)
 
 
-def _family(
-    means: Means, pairs: Sequence[tuple[int, int]], names: Sequence[str]
-) -> pandas.DataFrame:
-    """A family of tests: a row a pair and name, of the difference of two means."""
+def in_mri(grid: Grid, arms: Sequence[int]) -> Means:
+    """The difference in mRI of every two arms of a pre-trained model and setting."""
+    overall = Means(grid, grid.mri.keys.assign(evaluated_on=""), grid.mri.weights)
+    return _differences(overall, _pairs(grid, arms), [""])
+
+
+def _pairs(grid: Grid, arms: Sequence[int]) -> list[tuple[int, int]]:
+    alike = [(arm.model, arm.setting) for arm in grid.arms]
+    return [(a, b) for a, b in itertools.combinations(arms, 2) if alike[a] == alike[b]]
+
+
+def _differences(means: Means, pairs: Sequence[tuple[int, int]], names: Sequence[str]) -> Means:
+    """The difference of two means, of each pair and name."""
     place = {key: k for k, key in enumerate(means.keys.itertuples(index=False, name=None))}
     tests = [(arm, against, name) for arm, against in pairs for name in names]
     left = np.array([place[arm, name] for arm, _, name in tests], int)
     right = np.array([place[against, name] for _, against, name in tests], int)
     keys = pandas.DataFrame(tests, columns=["arm", "against", "evaluated_on"])
-    apart = Means(means.grid, keys, means.weights[:, left] - means.weights[:, right])
-    p = apart.p()
-    return apart.table("difference_pts").assign(p=p, p_corrected=holm(p))
+    return Means(means.grid, keys, means.weights[:, left] - means.weights[:, right])
+
+
+def _tested(family: Means) -> pandas.DataFrame:
+    """A family of tests: a row a difference."""
+    tested = family.tested("difference_pts")
+    return tested.assign(p_corrected=holm(tested["p"].to_numpy()))
 
 
 def holm(p: np.ndarray) -> np.ndarray:

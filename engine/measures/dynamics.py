@@ -28,7 +28,7 @@ import numpy as np
 import pandas
 from scipy import sparse
 
-from engine.measures import bootstrap
+from engine.measures import bootstrap, seeds
 from engine.measures.metrics import Grid, Means, alike
 from engine.measures.rows import Arm
 from engine.measures.tables import ordered
@@ -70,9 +70,12 @@ def curves(grid: Grid) -> list[tuple[Arm, pandas.DataFrame, pandas.DataFrame]]:
     return [(arm, *_of_arm(grid, cells, dict(sorted(of.items())))) for arm, of in snapshots.items()]
 
 
-def claim(steps: Sequence[int], values: np.ndarray, draws: np.ndarray) -> pandas.DataFrame:
-    """The claim from curves [2, steps] of downstream and OOD accuracy, and their draws
-    [B, 2, steps], all in percent; without a row where downstream accuracy does not rise.
+def claim(
+    steps: Sequence[int], values: np.ndarray, draws: np.ndarray, by_seed: np.ndarray
+) -> pandas.DataFrame:
+    """The claim from curves [2, steps] of downstream and OOD accuracy, their draws [B, 2, steps]
+    and those of each seed [S, 2, steps], all in percent; without a row where downstream accuracy
+    does not rise.
 
     `peak`, `saturation` and `best` are steps, beside them their OOD accuracies in percent; `fall`
     is in points, beside it the ends of its interval. holds: whether the lower end is above 0.
@@ -83,15 +86,19 @@ def claim(steps: Sequence[int], values: np.ndarray, draws: np.ndarray) -> pandas
         return pandas.DataFrame()
     saturation = int(np.argmax(rise >= SATURATED * rise.max()))
     best, peak = int(np.argmax(ood[:saturation])), int(np.argmax(ood))
-    samples = draws[:, 1, best] - draws[:, 1, saturation]
-    low, high = bootstrap.interval(samples, 1 - (1 - bootstrap.LEVEL) / saturation).tolist()
+    fall, samples, of_seeds = (
+        curves[..., 1, [best]] - curves[..., 1, [saturation]] for curves in (values, draws, by_seed)
+    )
+    level = 1 - (1 - bootstrap.LEVEL) / saturation
+    ends = bootstrap.interval(samples, level)
+    low, high = seeds.widened(fall, ends, seeds.of_mean(of_seeds), level)[:, 0].tolist()
     row = {
         "peak": steps[peak],
         "peak_ood": float(ood[peak]),
         "saturation": steps[saturation],
         "saturation_ood": float(ood[saturation]),
         "best": steps[best],
-        "fall": float(ood[best] - ood[saturation]),
+        "fall": float(fall[0]),
         "fall_low": low,
         "fall_high": high,
         "holds": low > 0,
@@ -130,4 +137,5 @@ def _of_arm(
     points = means.table("value").rename(columns={"value_low": "low", "value_high": "high"})
     shape = len(parts), len(steps)
     values, draws = means.values().reshape(shape), means.draws().reshape(-1, *shape)
-    return points, claim(steps, values[:2], draws[:, :2])
+    by_seed = (grid.by_seed["accuracy"] @ means.weights).reshape(-1, *shape)
+    return points, claim(steps, values[:2], draws[:, :2], by_seed[:, :2])

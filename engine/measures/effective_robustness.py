@@ -89,11 +89,18 @@ def above_trend(grid: Grid, by_set: Mapping[str, Trend]) -> Grid:
         return grid
     accuracy, samples = grid.cells["accuracy"].to_numpy(float)[None], grid.draws["accuracy"]
     values, draws = np.full(len(grid.cells), np.nan), np.full_like(samples, np.nan)
+    by_seed = np.full_like(grid.by_seed["accuracy"], np.nan)
     for trend in by_set.values():
         values[trend.cells] = trend.residuals(accuracy)[0]
         draws[:, trend.cells] = trend.residuals(samples)
+        by_seed[:, trend.cells] = trend.residuals(grid.by_seed["accuracy"])
     cells = grid.cells.assign(**{ROBUSTNESS: values})
-    return dataclasses.replace(grid, cells=cells, draws={**grid.draws, ROBUSTNESS: draws})
+    return dataclasses.replace(
+        grid,
+        cells=cells,
+        draws={**grid.draws, ROBUSTNESS: draws},
+        by_seed={**grid.by_seed, ROBUSTNESS: by_seed},
+    )
 
 
 def probit(percent: np.ndarray) -> np.ndarray:

@@ -13,8 +13,8 @@ INTERVAL = ["value", "low", "high"]
 
 def intervals(grid: Grid) -> pandas.DataFrame:
     """Every number of `Grid.numbers` with its percentile interval over source images and training
-    seeds (the population: `bootstrap`), a row each: `KEY`, quantity, `INTERVAL`. A share of 0 or
-    100% has no width, since all images agree."""
+    seeds (the population: `bootstrap`, `seeds`), a row each: `KEY`, quantity, `INTERVAL`; of shares
+    near 0 and 100% Wilson's (`shares`)."""
     numbers, parts = grid.named(grid.numbers), []
     of_set, of_column = numbers["evaluated_on"] != "", numbers["downstream"] != ""
     change = np.select([of_set, of_column], ["change", "RI"], "mRI").astype(object)

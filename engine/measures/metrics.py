@@ -2,7 +2,8 @@
 
 A grid is one table and one matrix: a row a model and set with its measures, and joint bootstrap
 draws of them (`bootstrap`), a column a row. Every further number is a weighted mean of rows
-(`Means`), taken of the values and of the draws alike; an interval is two quantiles of the draws.
+(`Means`), taken of the values and of the draws alike; an interval is two quantiles of the draws,
+widened by the error that training seeds add (`seeds`).
 
 ImageNet-RIB's definitions, with n downstream sets and A_i^(j) the accuracy in percent on set j of
 the model fine-tuned on set i (of several seeds, their mean):
@@ -18,7 +19,6 @@ Disjoint RI and mRI leave out the sets that are related to the one fine-tuned on
 from __future__ import annotations
 
 import functools
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
@@ -28,15 +28,21 @@ import numpy as np
 import pandas
 from scipy import sparse
 
-from engine.measures import behaviour, bootstrap, image_changes, predictions, relations
+from engine.measures import (
+    behaviour,
+    bootstrap,
+    evaluated,
+    predictions,
+    relations,
+    seeds,
+    shares,
+)
 from engine.measures.bootstrap import DRAWS
-from engine.measures.calibration import Temperature
 from engine.measures.image_changes import ImageChange
-from engine.measures.predictions import ImagePredictions, SetPredictions
 from engine.measures.rows import PRE, Arm, Evaluation, ModelOnSet
-from engine.measures.tables import without_unit
+from engine.measures.seeds import SeedError
+from engine.measures.tables import rows, with_ends
 
-TOGETHER = 64  # evaluations whose draws are made at a time
 KEY = [*Arm._fields, "downstream", "evaluated_on"]
 CELL = ["arm", *KEY[-2:]]
 ROBUSTNESS = "effective_robustness"
@@ -63,10 +69,10 @@ class Grid:
     none. Beside them whole numbers: arm, the place in `arms`; before, the row of the pre-trained
     model on the same set; on_upstream, that of the same model upstream, -1 where there is none.
 
-    draws: by measure, float32 [B, cells], over images and seeds. over_images: of accuracy with the
-    seeds as they are. by_seed: float64 [S, cells], accuracy of each seed; trained: the same as a
-    table, a row a cell and seed. changes: the images that most rows gained or lost. related: the
-    related sets (`relations.of`).
+    draws: by measure, float32 [B, cells], over images, the seeds as they are. by_seed: by measure,
+    float64 [S, cells]; trained: the same as a table, a row a cell and seed. again: float64 [cells],
+    the accuracy of a second training of some columns (a seed probe), NaN in others; None without.
+    changes: the images that most rows gained or lost. related: the related sets (`relations.of`).
     """
 
     sets: tuple[str, ...]
@@ -76,9 +82,9 @@ class Grid:
     arms: tuple[Arm, ...]
     cells: pandas.DataFrame
     draws: Mapping[str, np.ndarray]
-    over_images: np.ndarray
-    by_seed: np.ndarray
+    by_seed: Mapping[str, np.ndarray]
     trained: pandas.DataFrame
+    again: np.ndarray | None = None
     changes: Sequence[ImageChange] = ()
     related: pandas.DataFrame = field(
         default_factory=lambda: pandas.DataFrame(columns=relations.COLUMNS)
@@ -90,6 +96,12 @@ class Grid:
         cells = self.cells
         counts = cells["downstream"].isin(self.downstreams) & cells["evaluated_on"].isin(self.sets)
         return cells[counts & (cells["downstream"] != cells["evaluated_on"])]
+
+    def placed(self, values: Mapping[ModelOnSet, float]) -> np.ndarray:
+        """The values at their cells, float64 [cells]; NaN elsewhere."""
+        arms, cells = dict(enumerate(self.arms)), rows(self.cells)
+        keys = [ModelOnSet(*arms[c.arm], c.downstream, c.evaluated_on) for c in cells]
+        return np.array([values.get(key, np.nan) for key in keys])
 
     def without_related(self, cells: pandas.DataFrame) -> pandas.DataFrame:
         """The cells whose set is not related to the one fine-tuned on."""
@@ -128,6 +140,20 @@ class Grid:
         matrix = {"after": after, "before": before, "change": after - before}[of]
         keys = cells.drop_duplicates(list(by))[list(by)].reset_index(drop=True)
         return Means(self, keys, matrix)
+
+    @functools.cached_property
+    def seeds_by_arm(self) -> pandas.DataFrame:
+        """By arm: model, setting, whether a seed makes a difference to it (`varies`), and whether
+        variance over seeds is pooled over it (`pools`): it does, tables show it and it trains."""
+        accuracy = self.by_seed["accuracy"]
+        changes = (accuracy != accuracy[0]).any(axis=0)
+        if self.again is not None:
+            changes |= ~np.isnan(self.again) & (self.again != accuracy[0])
+        by_arm = self.cells.assign(varies=changes).groupby("arm")
+        table = by_arm[["model", "setting", "headline", "trains"]].first()
+        table["varies"] = by_arm["varies"].any()
+        table["pools"] = table["varies"] & table.pop("headline") & table.pop("trains")
+        return table
 
     @functools.cached_property
     def mri(self) -> Means:
@@ -221,16 +247,60 @@ class Means:
         values = self.values(measure)
         ends, known = np.full((2, len(values)), np.nan), np.flatnonzero(~np.isnan(values))
         if measure in self.grid.draws and len(known):
-            ends[:, known] = bootstrap.interval(self.draws(measure, known))
-        low, high = ends.clip(0, 100) if clip else ends
-        return self.keys.assign(
-            **{name: values, f"{without_unit(name)}_low": low, f"{without_unit(name)}_high": high}
-        )
+            samples = self.draws(measure, known)
+            over_images = bootstrap.interval(samples)
+            if clip:
+                sources = self._sources[known]
+                over_images = shares.ends(values[known], samples, over_images, sources)
+            error = SeedError(*(of[known] for of in self.seeds(measure)))
+            ends[:, known] = seeds.widened(values[known], over_images, error)
+        return self._with_ends(name, values, ends.clip(0, 100) if clip else ends)
 
-    def p(self) -> np.ndarray:
-        """Two-sided p [K] of "the mean accuracy is 0", of paired differences."""
-        over_images = self.grid.over_images @ self.weights
-        return bootstrap.p_values(self.values(), over_images, self.grid.by_seed @ self.weights)
+    def tested(self, name: str) -> pandas.DataFrame:
+        """Keys, NAME and the ends of its 95% interval, and two-sided p of "it is 0", of paired
+        differences in accuracy (`seeds.tested`)."""
+        over_images = (self.grid.draws["accuracy"] @ self.weights).var(axis=0, dtype=np.float64)
+        ends, p = seeds.tested(self.values(), over_images, self.seeds())
+        return self._with_ends(name, self.values(), ends).assign(p=p)
+
+    def seeds(self, measure: str = "accuracy") -> SeedError:
+        """What training seeds add to the error of each mean. With a single seed that is known where
+        a column was trained again, of accuracy, and of means over all columns."""
+        grid, keys = self.grid, self.keys
+        arms = [name for name in ("arm", "against") if name in keys]
+        if len(grid.seeds) > 1:
+            error = seeds.of_mean(grid.by_seed[measure] @ self.weights)
+        elif grid.again is not None and measure == "accuracy" and "downstream" not in keys and arms:
+            probed, accuracy = ~np.isnan(grid.again), grid.cells["accuracy"].to_numpy(float)
+            change = np.where(probed, grid.again - accuracy, 0)
+            columns = pandas.factorize(grid.cells["downstream"].replace("", None))[0]
+            error = seeds.of_probe(change, probed, columns, self.weights)
+            variance = pandas.Series(error.variance)  # of the probed set the mean of the others'
+            by_arm = variance.groupby([keys[name].to_numpy() for name in arms])
+            variance = variance.fillna(by_arm.transform("mean"))
+            error = SeedError(variance.to_numpy(), error.freedom)
+        else:
+            return seeds.none(len(keys))
+        if not arms:
+            return error
+        of_arms = [grid.seeds_by_arm.loc[keys[name]].reset_index(drop=True) for name in arms]
+        alike = keys.drop(columns=arms).assign(model=of_arms[0]["model"], at=of_arms[0]["setting"])
+        groups = alike.groupby(list(alike)).ngroup()
+        varies = np.any([of["varies"] for of in of_arms], axis=0)
+        pools = np.all([of["pools"] for of in of_arms], axis=0)
+        return seeds.moderated(error, groups, varies, pools, of_pairs=len(arms) > 1)
+
+    @property
+    def _sources(self) -> np.ndarray:
+        """Of each mean, the fewest source images of a cell."""
+        of_cells = self.grid.cells["sources"].to_numpy(float)[self.weights.indices]
+        return np.minimum.reduceat(of_cells, self.weights.indptr[:-1])
+
+    def _with_ends(self, name: str, values: np.ndarray, ends: np.ndarray) -> pandas.DataFrame:
+        """The keys with the numbers and their intervals; an end that is 0 but for rounding is 0."""
+        ends = np.where(np.abs(ends) < seeds.ROUNDING, 0, ends)
+        columns = zip(with_ends(name), (values, *ends), strict=True)
+        return self.keys.assign(**dict(columns))
 
 
 def _named(rows: pandas.DataFrame) -> pandas.DataFrame:
@@ -251,18 +321,20 @@ def gather(
     downstreams: Sequence[str] = (),
     *,
     families: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    probe: Sequence[Evaluation] = (),
     draws: int = DRAWS,
 ) -> Grid:
     """Read every evaluation once; cells come in the order of the evaluations.
 
     sets: those that RI is measured on. downstreams: those fine-tuned on; empty: `sets`. Sets
     evaluated on but not among `sets` are reported, never part of RI. families: by name, the sets
-    that one maker drew or made.
+    that one maker drew or made. probe: evaluations of some columns' second training, with another
+    seed than that of `evaluations`.
 
     Raises ValueError for fewer than two sets, an evaluation that is missing or given twice,
     unreadable or NaN predictions, and evaluations of one set that saw different images.
     """
-    _check(evaluations, sets, downstreams or sets)
+    evaluated.check(evaluations, sets, downstreams or sets)
     temperatures = {  # by what was held out of its training; the pre-trained model was upstream
         (row.arm, row.downstream, row.seed): predictions.temperature_of(row.path)
         for row in evaluations
@@ -285,7 +357,7 @@ def gather(
     for places in by_set.values():
         places.sort(key=lambda k: (evaluations[k].on_downstream, evaluations[k].method != PRE))
         rows = [evaluations[k] for k in places]
-        of_rows, of_measures, of_images = _of_set(rows, temperatures, draws)
+        of_rows, of_measures, of_images = evaluated.of_set(rows, temperatures, draws)
         for k, row in zip(places, of_rows, strict=True):
             numbers[k] = row
         for number, name in enumerate(names):
@@ -294,7 +366,8 @@ def gather(
     models = list(dict.fromkeys(row.model for row in evaluations))
     changes.sort(key=lambda change: models.index(change.model))
     grid = grid_of(evaluations, numbers, samples, sets, upstream, downstreams or sets, changes)
-    return replace(grid, related=related)
+    grid = replace(grid, related=related)
+    return replace(grid, again=grid.placed(evaluated.again(evaluations, probe))) if probe else grid
 
 
 def grid_of(
@@ -306,12 +379,12 @@ def grid_of(
     downstreams: Sequence[str],
     changes: Sequence[ImageChange] = (),
 ) -> Grid:
-    """The grid of evaluations, from the numbers of each (n, and the measures by name) and their
-    draws, float32 [B, evaluations] by measure."""
+    """The grid of evaluations, from the numbers of each (n, sources, and the measures by name) and
+    their draws, float32 [B, evaluations] by measure."""
     arms = {arm: k for k, arm in enumerate(dict.fromkeys(row.arm for row in evaluations))}
-    names = [*KEY, "seed", "headline", "arm"]
-    rows = [(*row.key, row.seed, row.headline, arms[row.arm]) for row in evaluations]
-    trained = _named(pandas.DataFrame(rows, columns=names))
+    names = [*KEY, "seed", "headline", "trains", "arm"]
+    of_rows = [(*row.key, row.seed, row.headline, row.trains, arms[row.arm]) for row in evaluations]
+    trained = _named(pandas.DataFrame(of_rows, columns=names))
     trained = trained.join(pandas.DataFrame(numbers)).assign(**{ROBUSTNESS: np.nan})
     cell = trained.groupby(["arm", "downstream", "evaluated_on"], sort=False).ngroup().to_numpy()
     order, size = np.lexsort((trained["seed"], cell)), np.bincount(cell)
@@ -320,7 +393,7 @@ def grid_of(
     of_seed = np.arange(len(seeds)) % size[:, None] + (np.cumsum(size) - size)[:, None]
     by_seed = order[of_seed]
     cells = trained.iloc[by_seed[:, 0]].drop(columns="seed").reset_index(drop=True)
-    for name in trained.columns.drop([*names, "n"]):
+    for name in trained.columns.drop([*names, "n", "sources"], errors="ignore"):
         cells[name] = trained[name].to_numpy(float)[by_seed].mean(axis=1)
     keys = list(zip(cells["arm"], cells["downstream"], cells["evaluated_on"], strict=True))
     place, before = {key: k for k, key in enumerate(keys)}, [arms[arm.before] for arm in arms]
@@ -328,14 +401,11 @@ def grid_of(
         before=[place[before[arm], "", name] for arm, _, name in keys],
         on_upstream=[place.get((arm, trained_on, upstream), -1) for arm, trained_on, _ in keys],
     )
-    draws, over_images = dict(samples), samples["accuracy"]
+    draws = dict(samples)
     if len(seeds) > 1:
-        weights = bootstrap.seed_weights(len(over_images), len(seeds))
-        over_images = sum(over_images[:, places] for places in by_seed.T) / len(seeds)
-        for name, of_rows in samples.items():
-            pairs = zip(by_seed.T, weights.T, strict=True)
-            drawn = sum(of_rows[:, places] * weight[:, None] for places, weight in pairs)
-            draws[name] = np.asfortranarray(drawn)
+        for name, of_evaluations in samples.items():
+            mean = sum(of_evaluations[:, places] for places in by_seed.T) / len(seeds)
+            draws[name] = np.asfortranarray(mean)
     return Grid(
         tuple(sets),
         upstream,
@@ -344,10 +414,9 @@ def grid_of(
         tuple(arms),
         cells,
         draws,
-        np.asarray(over_images),
-        trained["accuracy"].to_numpy(float)[by_seed.T],
+        {name: trained[name].to_numpy(float)[by_seed.T] for name in draws},
         trained.iloc[order].reset_index(drop=True),
-        changes,
+        changes=changes,
     )
 
 
@@ -356,80 +425,3 @@ def robustness_improvement(
 ) -> float:
     """RI of one fine-tuned model: its mean change in accuracy over the other sets (points)."""
     return fmean(after[name] - before[name] for name in sets if name != downstream)
-
-
-def _of_set(
-    rows: Sequence[Evaluation],
-    temperatures: Mapping[tuple[Arm, str, int], Temperature | None],
-    draws: int,
-) -> tuple[list[dict[str, float]], np.ndarray, list[ImageChange]]:
-    """Of each evaluation of a set its numbers (n, and measures in percent), their draws, float32
-    [B, rows, measures], and the images that most models gained or lost.
-
-    rows: pre-trained models first. Models that were trained on the set come last, and are read
-    apart: they may have seen a hold-out only.
-    """
-    numbers, samples = [], []
-    of_set, on_downstream = SetPredictions(), SetPredictions()
-    before: dict[str, ImagePredictions] = {}  # by model
-    answers: dict[str, list[tuple[Evaluation, np.ndarray]]] = {}
-    for bank, is_on in ((of_set, False), (on_downstream, True)):
-        of_bank = [row for row in rows if row.on_downstream == is_on]
-        counts = np.empty(0)
-        for start in range(0, len(of_bank), TOGETHER):
-            sums = []
-            for row in of_bank[start : start + TOGETHER]:
-                scaled = temperatures.get((row.arm, row.downstream, row.seed))
-                after = bank.add(row.path, row.model, scaled)
-                same_images = not is_on or bank.images.equals(of_set.images)
-                measured = behaviour.of_images(
-                    after, before.get(row.model) if same_images else None
-                )
-                of_sources = np.stack([bank.by_source(of) for of in measured.values()], axis=1)
-                scales = np.array([behaviour.MEASURES[name].scale for name in measured])
-                means = (scales * of_sources.sum(axis=0) / bank.total.sum()).tolist()
-                of_all = {
-                    name: behaviour.MEASURES[name].of(after, bank.codes)
-                    for name in behaviour.names(behaviour.WHOLE_SET)
-                }
-                n = len(after.label)
-                numbers.append({"n": n, **dict(zip(measured, means, strict=True)), **of_all})
-                sums.append(of_sources.astype(np.float32))
-                if row.method == PRE:
-                    before[row.model] = after
-                if row.headline and not is_on:
-                    top1 = after.top1.astype(np.int32)
-                    answers.setdefault(row.model, []).append((row, top1))
-            counts = counts if start else bootstrap.counts(bank.sources, draws)
-            drawn = bootstrap.means(counts, bank.total, np.concatenate(sums, axis=1))
-            samples.append(scales.astype(np.float32) * drawn.reshape(draws, len(sums), -1))
-    changes = [
-        change for of_model in answers.values() for change in image_changes.of_set(of_model, of_set)
-    ]
-    return numbers, np.concatenate(samples, axis=1), changes
-
-
-def _check(
-    evaluations: Sequence[Evaluation], sets: Sequence[str], downstreams: Sequence[str]
-) -> None:
-    """Raise ValueError unless every model of the grid was evaluated once on every set that its
-    numbers need: all `sets` after fine-tuning on each of `downstreams`, with every seed, and before
-    it wherever it was after it."""
-    if len(set(sets)) < 2:
-        raise ValueError(f"RI needs two or more distinct sets, got {list(sets)}")
-    seen = Counter((row.cell, row.seed) for row in evaluations)
-    for (cell, seed), count in seen.items():
-        if count > 1:
-            raise ValueError(f"{cell}, seed {seed}, is given {count} times")
-    trained = dict.fromkeys(cell for cell, _ in seen if cell.method != PRE)
-    for arm in dict.fromkeys(cell.arm for cell in trained):
-        trained |= dict.fromkeys(ModelOnSet(*arm, i, j) for i in downstreams for j in sets)
-    seeds = sorted({seed for cell, seed in seen if cell.method != PRE})
-    needed = [(ModelOnSet(*cell.arm.before, "", cell.evaluated_on), 0) for cell in trained]
-    needed += [(cell, seed) for cell in trained for seed in seeds]
-    if missing := [(cell, seed) for cell, seed in needed if (cell, seed) not in seen]:
-        cell, seed = missing[0]
-        raise ValueError(
-            f"{cell}, seed {seed}, is missing from the grid, the first of {len(missing)}: finish "
-            "the campaign, and give all methods the same seeds"
-        )

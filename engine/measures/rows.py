@@ -81,3 +81,4 @@ class Evaluation(ModelOnSet):
     path: Path
     seed: int = 0  # of the training; the pre-trained model has none
     headline: bool = True  # whether tables show the arm; other alphas are points of a curve
+    trains: bool = True  # whether its row has a training of its own, and no mix of other rows'

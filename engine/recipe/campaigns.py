@@ -31,8 +31,8 @@ from engine.recipe.overrides import Override, Word, by_key
 from engine.recipe.typed import Layer
 
 SELECTION = "methods"  # key that selects methods of a campaign on the command line
-DOWNSTREAMS, VARY = "downstreams", "vary"  # keys of a grid
-OF_GRID = (SELECTION, DOWNSTREAMS, VARY)
+DOWNSTREAMS, VARY, PROBE = "downstreams", "vary", "probe"  # keys of a grid
+OF_GRID = (SELECTION, DOWNSTREAMS, VARY, PROBE)
 ALL_MODELS = "all"
 MOST_ROWS = 100  # of a table; each row is resolved from all files of the campaign
 BASE, TITLE = "base", "title"

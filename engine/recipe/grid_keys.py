@@ -14,7 +14,7 @@ from typing import Any
 
 from engine.errors import RecipeError
 from engine.recipe import campaigns, catalogue, overrides, yaml_text
-from engine.recipe.campaigns import DOWNSTREAMS, SELECTION, VARY
+from engine.recipe.campaigns import DOWNSTREAMS, PROBE, SELECTION, VARY
 from engine.recipe.overrides import Override
 
 RECIPE = "recipe="
@@ -29,12 +29,14 @@ _REMEDIES = {
 @dataclass(frozen=True)
 class GridKeys:
     """`downstreams`: sets to fine-tune on, None for the data set's. `vary`: values by recipe key,
-    each combination of which is a setting of every column. `file` says them, but for those that
-    the user gave, whose source `given` names."""
+    each combination of which is a setting of every column. `probe`: how many columns are trained a
+    second time, with the next seed. `file` says them, but for those that the user gave, whose
+    source `given` names."""
 
     file: str
     downstreams: list[str] | None = None
     vary: Mapping[str, list[Any]] = field(default_factory=dict)
+    probe: int = 0
     given: Mapping[str, str] = field(default_factory=dict)
 
     def source(self, key: str) -> str:
@@ -43,23 +45,28 @@ class GridKeys:
 
 
 def grid_keys(campaign: str, given: Sequence[Override]) -> GridKeys:
-    """The keys of a campaign's file, or of the overrides `downstreams=[A,B]` and
-    `vary={KEY: [1, 2]}`.
+    """The keys of a campaign's file, or of the overrides `downstreams=[A,B]`,
+    `vary={KEY: [1, 2]}` and `probe=1`.
 
     Raises RecipeError for values of another form.
     """
     of_campaign = campaigns.read(campaign)
-    of_grid = [each for each in given if each.key in (DOWNSTREAMS, VARY)]
+    of_grid = [each for each in given if each.key in (DOWNSTREAMS, VARY, PROBE)]
     values = of_campaign.values | {each.key: each.plain() for each in of_grid}
     sets, vary = values.get(DOWNSTREAMS), values.get(VARY) or {}
-    sources = {each.key: each.source for each in of_grid}
-    keys = GridKeys(str(of_campaign.file), sets, vary, sources)
+    sources, probe = {each.key: each.source for each in of_grid}, values.get(PROBE, 0)
+    keys = GridKeys(str(of_campaign.file), sets, vary, probe, sources)
     is_list = isinstance(sets, list) and all(isinstance(name, str) for name in sets)
     if sets is not None and not (sets and is_list):
         source = keys.source(DOWNSTREAMS)
         raise RecipeError(f"{source}: {DOWNSTREAMS} must list sets, as in {DOWNSTREAMS}: [A, B]")
     if not isinstance(vary, dict):
         raise RecipeError(f"{keys.source(VARY)}: {VARY} must hold `KEY: [1, 2]` lines")
+    if not isinstance(probe, int) or isinstance(probe, bool) or probe < 0:
+        raise RecipeError(
+            f"{keys.source(PROBE)}: {PROBE}={probe} is no number of columns; {PROBE}=1 trains one "
+            f"of them a second time, {PROBE}=0 none"
+        )
     return keys
 
 

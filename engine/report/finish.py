@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas
 
 from engine.grid import campaign, outcomes, record
@@ -74,9 +75,22 @@ def tables(results: Results) -> dict[str, pandas.DataFrame]:
     }
     if len(results.leak):
         files["leak.csv"] = grid.named(results.leak)
-    if len(grid.seeds) > 1:
-        files["seeds.csv"] = grid.trained[[*KEY, "seed", "n", "accuracy"]]
+    if len(grid.seeds) > 1 or grid.again is not None:
+        files["seeds.csv"] = _by_seed(results)
     return files
+
+
+def _by_seed(results: Results) -> pandas.DataFrame:
+    """Accuracy of each seed: of all cells, or of the columns of a probe."""
+    grid, columns = results.grid, [*KEY, "seed", "n", "accuracy"]
+    if grid.again is None:
+        return grid.trained[columns]
+    seed = {row.seed for row in results.record.probe}
+    cells = grid.cells[~np.isnan(grid.again)]
+    first = cells.assign(seed=grid.seeds[0])
+    again = cells.assign(seed=min(seed), accuracy=grid.again[cells.index])
+    both = pandas.concat([first, again]).sort_index(kind="stable")
+    return both[columns]
 
 
 def _comparisons(results: Results) -> pandas.DataFrame:

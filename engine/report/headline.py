@@ -40,16 +40,17 @@ def finding(results: Results, model: str) -> str:
         f"(95% interval {ends(best['mRI_low'], best['mRI_high'])}"
     )
     if others.empty:
-        return f"{best['method']} has an mRI of {points})."
+        return f"{best['method']} has an mRI of {points}){results.one_training}."
     other = others.sort_values("key", key=lambda key: key != FINE_TUNE, kind="stable").iloc[0]
     return (
-        f"{best['method']} has the highest of {len(ranked)} mRIs, {points}, not corrected for the "
-        f"choice of the highest); {other['method']} has {signed(other['mRI_pts'])}."
+        f"{best['method']} has the highest of {len(ranked)} mRIs{results.one_training}, {points}, "
+        f"not corrected for the choice of the highest); {other['method']} has "
+        f"{signed(other['mRI_pts'])}."
     )
 
 
 def lead(results: Results) -> str:
-    """What was done, and for one model which methods can be told from the best."""
+    """What was done, and for one model which methods differ significantly from the best."""
     models, count = results.models, len(results.grid.downstreams)
     what = "method" if results.record.sweep is None else "variant"
     trained_on = f"each of {count} sets in turn" if count > 1 else results.grid.downstreams[0]
@@ -69,12 +70,13 @@ def lead(results: Results) -> str:
     return (
         f"{told_apart(results, models[0])} (a paired test at {SIGNIFICANT:.0%}, corrected for "
         f"{counted('comparison', results.family)}; "
-        f"{counted('training seed', len(results.grid.seeds))}). {text}"
+        f"{results.seeds}). {text}"
     )
 
 
 def told_apart(results: Results, model: str) -> str:
-    """Which methods the images cannot tell from the best.
+    """Which methods are not significantly different from the best; with a single training the
+    statement is about that training.
 
     Judged by the corrected p: the best was chosen by looking at the results, and each of the others
     might have been.
@@ -84,11 +86,17 @@ def told_apart(results: Results, model: str) -> str:
     if not any(row.arm in p for row in others):
         return f"No other row has the setting of {best.method}, so none is compared with it"
     alike = [row.method for row in others if row.arm in p and p[row.arm] >= SIGNIFICANT]
+    of_setting = " of its setting" * bool(best.setting)
     if alike:
-        return f"{listed(alike)} cannot be told from {best.method}"
-    return f"{best.method} can be told from every other method" + " of its setting" * bool(
-        best.setting
-    )
+        are = "is" if len(alike) == 1 else "are"
+        so = f"{listed(alike)} {are} not significantly different from {best.method}"
+        return so if results.covers_training else f"In this one training, {so}"
+    if not results.covers_training:
+        return (
+            f"In this one training, {best.method} has a higher mRI on images like these than every "
+            f"other method{of_setting}"
+        )
+    return f"{best.method} is significantly better than every other method{of_setting}"
 
 
 def without_related(results: Results) -> str:

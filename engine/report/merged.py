@@ -49,12 +49,17 @@ def merged(runs: Sequence[FinishedCampaign], models_csv: Path | None = None) -> 
     rows: dict[tuple[Any, ...], Evaluation] = {}
     seen: dict[tuple[Any, ...], Evaluation] = {}
     cka, attempts, missing = [], [], []
+    # Without a probe of its own, a campaign's rows would count as the same with every seed.
+    has_probe = all(record.probe for record in records)
+    probe: dict[tuple[Any, ...], Evaluation] = {}
     thumbnails: dict[str, dict[str, str]] = {}
     settings: dict[str, Any] = {}
     settings_of_rows: list[Row] = []
     for label, run in zip(labels, runs, strict=True):
         record, models = run.record, {name: f"{name} ({label})" for name in disagreeing}
-        for kept, of_run in ((rows, run.evaluations), (seen, run.seen)):
+        of_probe = run.probe if has_probe else []
+        kinds = (rows, run.evaluations), (seen, run.seen), (probe, of_probe)
+        for kept, of_run in kinds:
             for row in of_run:
                 if row.downstream in ("", *shared):
                     row = dataclasses.replace(row, model=models.get(row.model, row.model))
@@ -89,7 +94,8 @@ def merged(runs: Sequence[FinishedCampaign], models_csv: Path | None = None) -> 
         missing=missing,
         families={name: sets for record in records for name, sets in record.families.items()},
     )
-    return of_record(record, list(rows.values()), models_csv, list(seen.values()))
+    more = list(seen.values()), list(probe.values())
+    return of_record(record, list(rows.values()), models_csv, *more)
 
 
 def _disagreeing(records: Sequence[Record]) -> set[str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas
 
 from engine import recipe
@@ -19,6 +20,7 @@ from engine.measures.metrics import CELL, Grid
 from engine.measures.rows import DEFAULT_ALPHA, PRE, Arm, Evaluation
 from engine.measures.setting import Setting
 from engine.measures.tables import groups, ordered, with_ends
+from engine.report.text import counted, listed
 
 FINE_TUNE = "fine_tune"
 
@@ -143,14 +145,45 @@ class Results:
         return int((self.comparisons["evaluated_on"] == "").sum())
 
     @property
-    def population(self) -> str:
-        """What the intervals are about."""
-        seeds = len(self.grid.seeds)
-        runs = f" and training runs like these {seeds}" if seeds > 1 else ""
-        return (
-            f"source images like these (all copies of one are drawn together){runs}; the sets, the "
-            "classes and the pre-trained model are taken as they are"
+    def covers_training(self) -> bool:
+        """Whether intervals and tests of mRI are about other trainings too, by several seeds or by
+        a seed probe."""
+        return len(self.grid.seeds) > 1 or self.grid.again is not None
+
+    @property
+    def one_training(self) -> str:
+        """` (one training)` after what orders methods, where other seeds may order them anew."""
+        return "" if self.covers_training else " (one training)"
+
+    @property
+    def seeds(self) -> str:
+        """How many training seeds there are, and whether a probe shows their variance."""
+        return counted("training seed", len(self.grid.seeds)) + " and a seed probe" * bool(
+            self.probed
         )
+
+    @property
+    def probed(self) -> list[str]:
+        """The sets fine-tuned on whose columns were trained twice."""
+        cells, again = self.grid.cells, self.grid.again
+        return [] if again is None else [*cells.loc[~np.isnan(again), "downstream"].unique()]
+
+    @property
+    def population(self) -> str:
+        """What the intervals are about; those of mRI, where there is a seed probe, about other
+        trainings too."""
+        seeds = len(self.grid.seeds)
+        runs = f"training runs like these {seeds}" if seeds > 1 else "this one training"
+        return (
+            f"source images like these (all copies of one are drawn together) and {runs}; the sets "
+            "and the pre-trained model are taken as they are"
+        )
+
+    @property
+    def population_of_mri(self) -> str:
+        """What intervals and tests of mRI are about."""
+        probed = f"other trainings, by a second one on {listed(self.probed)}" if self.probed else ""
+        return self.population.replace("this one training", probed or "this one training")
 
     def of(self, model: str) -> str:
         """` of MODEL` where a report has several, for captions."""
@@ -190,7 +223,7 @@ def published(model: str) -> Mapping[str, Any]:
 
 def of_campaign(run: FinishedCampaign, models_csv: Path | None = None) -> Results:
     """Results from the predictions that a record names; models_csv: as in `of_record`."""
-    return of_record(run.record, run.evaluations, models_csv, run.seen)
+    return of_record(run.record, run.evaluations, models_csv, run.seen, run.probe)
 
 
 def of_record(
@@ -198,10 +231,11 @@ def of_record(
     evaluations: Sequence[Evaluation],
     models_csv: Path | None = None,
     seen: Sequence[Evaluation] = (),
+    probe: Sequence[Evaluation] = (),
 ) -> Results:
     """Results of a record's evaluations, with absolute paths. models_csv: users' accuracies for the
-    trend lines of effective robustness (`model_rows.read`); ValueError where no line can be. seen:
-    as in the record, with absolute paths."""
+    trend lines of effective robustness (`model_rows.read`); ValueError where no line can be. seen,
+    probe: as in the record, with absolute paths."""
     given = model_rows.read(models_csv, record.sets, record.upstream) if models_csv else None
     if given is not None and given[record.sets].count().max() < MODELS_FOR_A_TREND:
         raise ValueError(
@@ -209,7 +243,7 @@ def of_record(
             "no set has so many"
         )
     asked = record.sets, record.upstream, record.downstreams
-    grid = metrics.gather(evaluations, *asked, families=record.families)
+    grid = metrics.gather(evaluations, *asked, families=record.families, probe=probe)
     return replace(of_grid(record, grid, given), leak=leaks.of(grid, evaluations, seen))
 
 

@@ -33,7 +33,8 @@ def _ri(results: Results, model: str) -> str:
     return console.text(
         f"{model}\nRI: mean change in accuracy on {measured_on(results)}, in points, after "
         "fine-tuning on the set that heads the column; mRI: its mean over "
-        f"{averaged_over(results)}{'; disjoint: mRI without related sets' * is_disjoint}.",
+        f"{averaged_over(results)}{results.one_training}"
+        f"{'; disjoint: mRI without related sets' * is_disjoint}.",
         ["", *map(set_head, names), "mRI", "95% interval", *["disjoint"] * is_disjoint],
         [["pre-trained %", *known, "", "", *[""] * is_disjoint]],
         [
@@ -76,10 +77,12 @@ def comparisons(results: Results, model: str, against: str | None = None) -> str
     ]
     return console.text(
         f"{model}\nAgainst {reference['method']} (mRI {ascii_signed(reference['mRI_pts'])}), "
-        "paired over the same images. Differences in mRI, in points; p by the paired bootstrap, "
-        f"corrected (Holm) for {counted('comparison', results.family)}. Better and worse: on how "
-        f"many of the {len(sets)} sets, by the same test, corrected for "
-        f"{results.family * len(sets)}. It is about {results.population}.",
+        f"paired over the same images{results.one_training}. Differences in mRI, in points; p of "
+        f"{'a t test' if results.covers_training else 'a normal test'} with the deviation over "
+        f"images{' and seeds' * results.covers_training}, corrected (Holm) for "
+        f"{counted('comparison', results.family)}. Better and worse: on how many of the "
+        f"{len(sets)} sets, by the same test, corrected for {results.family * len(sets)}. It is "
+        f"about {results.population_of_mri}.",
         ["", "mRI", "difference", "95% interval", "p", "corrected p", "better on", "worse on"],
         rows,
     )

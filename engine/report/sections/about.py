@@ -13,7 +13,7 @@ from engine.recipe.schema import MethodRecipe
 from engine.report.headline import averaged_over, measured_on
 from engine.report.results import Results, published, slides
 from engine.report.section import Picture, Section, Table
-from engine.report.text import counted
+from engine.report.text import counted, listed
 
 DRAWINGS = (
     "Of emoji-RIB: each style has a single drawing of a concept, so a held-out image of a set that "
@@ -25,7 +25,6 @@ DRAWINGS = (
 
 def how_to_read(results: Results) -> Section | None:
     """What the numbers mean, and what they cannot say."""
-    seeds = len(results.grid.seeds)
     statements = [
         f"RI of a method on one set is the mean, over {measured_on(results)}, of accuracy after "
         f"fine-tuning minus accuracy before; mRI is the mean of RI over {averaged_over(results)}. "
@@ -33,16 +32,29 @@ def how_to_read(results: Results) -> Section | None:
         "Intervals hold the middle 95% of bootstrap resamples of the source images. Copies of one "
         "source in several sets are drawn together, and every model is measured against the "
         "pre-trained one on the same draw.",
-        f"They cover training seeds too, {seeds} of them."
-        if seeds > 1
-        else "Another training seed is not in them, so take a difference of a point or two between "
-        "methods as unproven until several seeds agree.",
+        _about_seeds(results),
     ]
     if results.record.contact_sheet:  # of emoji-RIB alone
         statements.append(DRAWINGS)
     if any(published(model) for model in results.models):
         statements.append(f"Published numbers: {slides()['source']}.")
     return Section("how-to-read", "How to read this", "\n".join(statements))
+
+
+def _about_seeds(results: Results) -> str:
+    """Which numbers are about other trainings too."""
+    if (seeds := len(results.grid.seeds)) > 1:
+        return f"They cover training seeds too, {seeds} of them."
+    if results.probed:
+        return (
+            f"{listed(results.probed)} was trained a second time with another seed (a seed probe). "
+            "Intervals and tests of mRI, and of other means over all sets fine-tuned on, have the "
+            "variance that it shows; those of a single set fine-tuned on are of this one training."
+        )
+    return (
+        "They are of this one training: with another seed, differences of a point or two may "
+        "turn. Several seeds (seeds=3) or a seed probe (probe=1) show by how much."
+    )
 
 
 def what_was_run(results: Results) -> Section | None:
@@ -103,7 +115,7 @@ def what_was_run(results: Results) -> Section | None:
         f"What was run: {count}, {ended['hours'].sum():.2f} job-hours"
         + f"; {counted('column', len(record.missing))} missing" * bool(record.missing),
         "A cell is a model, method, set fine-tuned on and set evaluated on, each with "
-        f"{counted('training seed', len(results.grid.seeds))}. A set was evaluated on {images}.",
+        f"{results.seeds}. A set was evaluated on {images}.",
         tables=[Table(name, text, _named(data)) for name, text, data in tables if len(data)],
     )
 

@@ -21,8 +21,8 @@ ARM = ["model", "method", "variant"]
 NUMBERS = ["mRI_pts", "mRI_low", "mRI_high"]
 NUMBERS += ["on_downstream_set_pct", "on_downstream_set_low", "on_downstream_set_high"]
 BARRIERS = {
-    "barrier_on_downstream_set_pct": "the set fine-tuned on",
-    "barrier_on_other_sets_pct": "the other sets",
+    "barrier_on_downstream_set_pts": "the set fine-tuned on",
+    "barrier_on_other_sets_pts": "the other sets",
 }
 
 

@@ -21,7 +21,7 @@ def section(results: Results) -> Section | None:
         return None
     made = dataclasses.replace(of_matrix(matrix), is_open=False)
     points = _points(results, matrix)
-    related = correlation.spearman(*points[["distance", "drop_pct"]].to_numpy().T)
+    related = correlation.spearman(*points[["distance", "drop_pts"]].to_numpy().T)
     if np.isnan(related.value):
         return made
     words = "is not shown to be forgotten more"
@@ -73,16 +73,16 @@ def _points(results: Results, matrix: Matrix) -> pandas.DataFrame:
     rows = cells[here & cells["arm"].isin(plain[:1])]
     apart = matrix.row(upstream) if upstream in matrix.names else {}
     distance = rows["downstream"].map(apart).astype(float)
-    data = {"set": rows["downstream"], "distance": distance, "drop_pct": -rows["change_pts"]}
+    data = {"set": rows["downstream"], "distance": distance, "drop_pts": -rows["change_pts"]}
     return pandas.DataFrame(data).dropna(ignore_index=True)
 
 
 def _scatter(points: pandas.DataFrame, upstream: str, words: str) -> Figure:
-    spec = charts.scatter(points, "distance", "drop_pct", "set")
+    spec = charts.scatter(points, "distance", "drop_pts", "set")
     spec["encoding"]["x"]["title"] = f"distance to {upstream}"
     spec["encoding"]["y"]["title"] = f"drop in accuracy on {upstream}, points"
     trend = {"type": "line", "strokeWidth": 1.5, "opacity": 0.5, "tooltip": None}
-    fit = [{"regression": "drop_pct", "on": "distance"}]
+    fit = [{"regression": "drop_pts", "on": "distance"}]
     spec["layer"].insert(0, {"transform": fit, "mark": trend})
     caption = (
         f"How far a set is from {upstream} against what plain fine-tuning on it loses there, with "

@@ -28,12 +28,12 @@ def models(results: Results) -> Section | None:
     wide = data.pivot_table("mRI_pts", "method", "model", sort=False).add_suffix("_pts")
     _, best = extremes(data, "mRI_pts")
     caption = (
-        f"mRI in points, a mean over {averaged_over(results)}: a row a method, a column a "
-        "pre-trained model."
+        f"mRI in points, a mean over {averaged_over(results)}{results.one_training}: a row a "
+        "method, a column a pre-trained model."
     )
     words = f"mRI from {between(data, 'mRI_pts', 'method', 'model')}."
     spec = charts.heat(data, "model", "method", "mRI_pts")
-    heading = f"{best['method']} from {best['model']} has the highest mRI"
+    heading = f"{best['method']} from {best['model']} has the highest mRI{results.one_training}"
     text = "\n".join(f"{model}: {finding(results, model)}" for model in results.models)
     if tuning.is_varied(results):
         heading, text = words.removesuffix("."), tuning.SELECTION
@@ -53,12 +53,13 @@ def methods(results: Results) -> Section | None:
     if data.empty:
         return None
     caption = (
-        "mRI with its 95% interval; mean accuracy in percent; mean change in points on "
-        f"{results.record.upstream}{', the published mRI' * ('published_mRI_pts' in data)}."
+        f"mRI with its 95% interval{results.one_training}; mean accuracy in percent; mean change "
+        f"in points on {results.record.upstream}"
+        f"{', the published mRI' * ('published_mRI_pts' in data)}."
     )
     ranking = Table("ranking", caption + chosen_on_its_set(results) * (X in data), data)
     _, best = extremes(data, "mRI_pts")
-    heading, note = f"{best['method']} ranks first by mRI", ""
+    heading, note = f"{best['method']} ranks first by mRI{results.one_training}", ""
     if found := tuning.tuned(results):
         heading = f"{found.methods['method'].iloc[0]} ranks first by mRI, tuned on held-out images"
     elif tuning.is_varied(results):
@@ -73,7 +74,7 @@ def methods(results: Results) -> Section | None:
         figures=by_model(
             results,
             "ranking",
-            "mRI in points, with its 95% interval",
+            f"mRI in points, with its 95% interval{results.one_training}",
             data[["model", "method", *MRI]],
             ("mRI_pts", "method"),
             lambda rows: charts.bars(rows, "mRI_pts"),
@@ -101,7 +102,8 @@ def _by_set(results: Results, model: str, ri: pandas.DataFrame) -> Table:
     return Table(
         slug("paper", *[model] * (len(results.models) > 1)),
         "RI in points: fine-tuned on the set that heads the column, evaluated on "
-        f"{measured_on(results)}; mRI with its 95% interval{results.of(model)}. The easiest set "
+        f"{measured_on(results)}; mRI with its 95% interval{results.of(model)}"
+        f"{results.one_training}. The easiest set "
         "for the pre-trained model comes first.",
         wide.reset_index(),
         [name for name in map(str, wide) if name.endswith("_pts")],
@@ -116,7 +118,8 @@ def trade_off(results: Results) -> Section | None:
         return None
     (_, adapted), (_, best) = extremes(shown, X), extremes(shown, Y)
     heading = (
-        f"Most accurate elsewhere: {best['method']}; on the set fine-tuned on: {adapted['method']}"
+        f"Most accurate elsewhere: {best['method']}; on the set fine-tuned on: "
+        f"{adapted['method']}{results.one_training}"
     )
     if tuning.is_varied(results):
         heading = "Accuracy on the set fine-tuned on, and on the other sets"

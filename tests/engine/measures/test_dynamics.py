@@ -22,7 +22,7 @@ def claim_of(downstream: list[float], ood: list[float], noise: float):
     """The claim of curves whose draws lie around them with this standard deviation."""
     values = np.array([downstream, ood], float)
     draws = values + noise * np.random.default_rng(0).standard_normal((4000, *values.shape))
-    rows = dynamics.claim(STEPS, values, draws).itertuples()
+    rows = dynamics.claim(STEPS, values, draws, values[None]).itertuples()
     return next(rows, None)
 
 

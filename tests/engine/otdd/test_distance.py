@@ -260,7 +260,7 @@ def test_the_command_prints_the_matrix_and_writes_it(folder, grid, capsys, tmp_p
 def test_a_relation_of_few_sets_says_how_little_it_proves(drops, heading, tmp_path, monkeypatch):
     distances = [1.0, 2.0, 3.0, 5.0, 8.0][: len(drops)]
     data = pandas.DataFrame({"set": [*"abcde"][: len(drops)], "distance": distances})
-    monkeypatch.setattr(section, "_points", lambda *_: data.assign(drop_pct=drops))
+    monkeypatch.setattr(section, "_points", lambda *_: data.assign(drop_pts=drops))
     apart = Matrix(("a", "c", "up"), *np.zeros((3, 3, 3)), 1.0)
     results = made_results.results(tmp_path)
     monkeypatch.setattr(type(results.record), "matrix", lambda _: apart)
@@ -275,4 +275,4 @@ def test_points_pair_the_drop_upstream_with_the_distance(tmp_path):
     assert list(points["set"]) == ["a", "c"] and list(points["distance"]) == [6.0, 7.0]
     for row in points.itertuples():
         drop = cells["pre", "", "up"] - cells["fine_tune", row.set, "up"]
-        assert row.drop_pct == pytest.approx(drop)
+        assert row.drop_pts == pytest.approx(drop)

@@ -60,7 +60,9 @@ def test_the_command_takes_folders(tmp_path, capsys):
     out = tmp_path / "both"
     assert cli.main(["report", *folders, "--out", str(out)]) == 0
     page = (out / "index.html").read_text()
-    assert " has the highest mRI</h2>" in page and (out / "tables/models.tex").is_file()
+    assert (
+        " has the highest mRI (one training)</h2>" in page and (out / "tables/models.tex").is_file()
+    )
     assert cli.main(["report", *folders, "--out", str(out)]) == 2
     assert f"{out} is there already: --force" in capsys.readouterr().err
     assert cli.main(["report", *folders, "--out", str(out), "--force"]) == 0

@@ -11,8 +11,8 @@ from stores import grid, random_hits, several_seeds
 from engine.measures import behaviour
 from engine.report import headline, terminal
 from engine.report.finish import tables
-from engine.report.results import Results
-from engine.report.sections import about
+from engine.report.results import Results, of_grid
+from engine.report.sections import about, ranking, sure
 
 TITLES = {"fine_tune": "FT", "lwf": "L<w>F", "ewc": "EWC & co"}
 MODEL = "lite0"
@@ -27,7 +27,8 @@ def of_methods(setting: str = "", **accuracies: float) -> Results:
 def test_comparison_is_with_the_best_or_with_the_named_method():
     results = of_methods(fine_tune=40, lwf=50, ewc=80)
     text = terminal.comparisons(results, MODEL)
-    assert max(map(len, text.splitlines())) <= 100 and "source images like these" in text
+    assert max(map(len, text.splitlines())) <= 100
+    assert "source images like these" in " ".join(text.split())
     assert "Against EWC & co" in text and "(Holm) for 3" in " ".join(text.split())
     named = terminal.comparisons(results, MODEL, "fine_tune")
     assert "Against FT" in named and "(Holm) for 3" in " ".join(named.split())
@@ -37,23 +38,54 @@ def test_comparison_is_with_the_best_or_with_the_named_method():
     assert row[1] == with_best  # the same pair has the same corrected p in both tables
 
 
-def test_those_that_the_images_cannot_tell_from_the_best_are_named():
+def test_those_that_are_not_significantly_different_from_the_best_are_named():
     assert headline.lead(of_methods(fine_tune=40, lwf=79.9, ewc=80)) == (
-        "L<w>F cannot be told from EWC & co (a paired test at 5%, corrected for 3 comparisons; 1 "
-        "training seed). Every method fine-tunes the pre-trained lite0 on each of 3 sets in turn "
-        "and is evaluated on the 2 other sets."
+        "In this one training, L<w>F is not significantly different from EWC & co (a paired test "
+        "at 5%, corrected for 3 comparisons; 1 training seed). Every method fine-tunes the "
+        "pre-trained lite0 on each of 3 sets in turn and is evaluated on the 2 other sets."
     )
     results = of_methods(fine_tune=40, lwf=40, ewc=40)
-    assert "L<w>F and EWC & co cannot be told" in headline.told_apart(results, MODEL)
+    assert "L<w>F and EWC & co are not significantly" in headline.told_apart(results, MODEL)
     apart = dataclasses.replace(results, comparisons=results.comparisons[:0])  # by their settings
     assert headline.told_apart(apart, MODEL).startswith("No other row has the setting of ")
     for setting, suffix in (("", ""), ("dataset.shots=1", " of its setting")):
         text = headline.told_apart(of_methods(setting, fine_tune=40, lwf=60, ewc=80), MODEL)
-        assert text.endswith(f" can be told from every other method{suffix}")
+        assert text.startswith("In this one training, EWC & co")
+        assert text.endswith(
+            f" has a higher mRI on images like these than every other method{suffix}"
+        )
     alone = of_methods(ewc=40)
     for made in (apart, alone):
         assert headline.lead(made).startswith("Every method")
     assert "no finished method" in terminal.comparisons(alone, MODEL, "lwf")
+
+
+def shown(results: Results) -> list[str]:
+    """All that orders methods: the first screen, the terminal, headings and captions."""
+    first = [headline.finding(results, MODEL), headline.told_apart(results, MODEL)]
+    text = [terminal.table(results), terminal.comparisons(results, MODEL)]
+    made = [ranking.methods(results), ranking.trade_off(results), sure.section(results)]
+    of_sections = [section.heading for section in made]
+    tables = [table.caption for section in (made[0], made[2]) for table in section.tables]
+    figures = [section.figures[0].caption for section in (made[0], made[2])]
+    return [*first, *text, *of_sections, *tables, *figures]
+
+
+def test_what_orders_methods_says_that_it_is_of_one_training():
+    results = of_methods(fine_tune=40, lwf=60, ewc=80)
+    for text in shown(results):
+        assert "one training" in " ".join(text.split()), text
+        assert "significantly better" not in text
+    again = np.where(results.grid.cells["downstream"] == "a", 0.0, np.nan)
+    again += results.grid.cells["accuracy"].to_numpy() + np.arange(len(again)) % 3 / 100
+    probed = of_grid(results.record, dataclasses.replace(results.grid, again=again))
+    for text in shown(probed):
+        assert "one training" not in " ".join(text.split()), text
+    text = headline.told_apart(probed, MODEL)
+    assert text == "EWC & co is significantly better than every other method"
+    assert "1 training seed and a seed probe" in headline.lead(probed)
+    assert "other trainings, by a second one on a;" in probed.population_of_mri
+    assert "a was trained a second time" in about.how_to_read(probed).text
 
 
 def test_csv_files_hold_every_row(tmp_path):

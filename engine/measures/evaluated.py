@@ -1,0 +1,115 @@
+"""Evaluations as they are read: each one's measures on its set, and their draws."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from engine.measures import behaviour, bootstrap, image_changes
+from engine.measures.calibration import Temperature
+from engine.measures.image_changes import ImageChange
+from engine.measures.predictions import ImagePredictions, SetPredictions
+from engine.measures.rows import PRE, Arm, Evaluation, ModelOnSet
+
+TOGETHER = 64  # evaluations whose draws are made at a time
+
+
+def of_set(
+    rows: Sequence[Evaluation],
+    temperatures: Mapping[tuple[Arm, str, int], Temperature | None],
+    draws: int,
+) -> tuple[list[dict[str, float]], np.ndarray, list[ImageChange]]:
+    """Of each evaluation of a set its numbers (n, sources, and measures), their draws, float32
+    [B, rows, measures], and the images that most models gained or lost.
+
+    rows: pre-trained models first. Models that were trained on the set come last, and are read
+    apart: they may have seen a hold-out only.
+    """
+    numbers, samples = [], []
+    of_set, on_downstream = SetPredictions(), SetPredictions()
+    before: dict[str, ImagePredictions] = {}  # by model
+    answers: dict[str, list[tuple[Evaluation, np.ndarray]]] = {}
+    for bank, is_on in ((of_set, False), (on_downstream, True)):
+        of_bank = [row for row in rows if row.on_downstream == is_on]
+        counts = np.empty(0)
+        for start in range(0, len(of_bank), TOGETHER):
+            sums = []
+            for row in of_bank[start : start + TOGETHER]:
+                scaled = temperatures.get((row.arm, row.downstream, row.seed))
+                after = bank.add(row.path, row.model, scaled)
+                same_images = not is_on or bank.images.equals(of_set.images)
+                measured = behaviour.of_images(
+                    after, before.get(row.model) if same_images else None
+                )
+                of_sources = np.stack([bank.by_source(of) for of in measured.values()], axis=1)
+                scales = np.array([behaviour.MEASURES[name].scale for name in measured])
+                means = (scales * of_sources.sum(axis=0) / bank.total.sum()).tolist()
+                of_all = {
+                    name: behaviour.MEASURES[name].of(after, bank.codes)
+                    for name in behaviour.names(behaviour.WHOLE_SET)
+                }
+                n = len(after.label)
+                sources = float(bank.total.sum() ** 2 / (bank.total**2).sum())
+                numbers.append(
+                    {
+                        "n": n,
+                        "sources": sources,
+                        **dict(zip(measured, means, strict=True)),
+                        **of_all,
+                    }
+                )
+                sums.append(of_sources.astype(np.float32))
+                if row.method == PRE:
+                    before[row.model] = after
+                if row.headline and not is_on:
+                    top1 = after.top1.astype(np.int32)
+                    answers.setdefault(row.model, []).append((row, top1))
+            counts = counts if start else bootstrap.counts(bank.sources, draws)
+            drawn = bootstrap.means(counts, bank.total, np.concatenate(sums, axis=1))
+            samples.append(scales.astype(np.float32) * drawn.reshape(draws, len(sums), -1))
+    changes = [
+        change for of_model in answers.values() for change in image_changes.of_set(of_model, of_set)
+    ]
+    return numbers, np.concatenate(samples, axis=1), changes
+
+
+def again(
+    evaluations: Sequence[Evaluation], probe: Sequence[Evaluation]
+) -> dict[ModelOnSet, float]:
+    """Accuracy in percent of second trainings. Raises ValueError for an evaluation that saw other
+    images than the first training's."""
+    first, accuracy = {row.cell: row.path for row in evaluations}, {}
+    for row in probe:
+        images = SetPredictions()
+        images.add(first[row.cell], row.model)
+        hits = images.by_source(images.add(row.path, row.model).hit)
+        accuracy[row.cell] = float(100 * hits.sum() / images.total.sum())
+    return accuracy
+
+
+def check(
+    evaluations: Sequence[Evaluation], sets: Sequence[str], downstreams: Sequence[str]
+) -> None:
+    """Raise ValueError unless every model of the grid was evaluated once on every set that its
+    numbers need: all `sets` after fine-tuning on each of `downstreams`, with every seed, and before
+    it wherever it was after it."""
+    if len(set(sets)) < 2:
+        raise ValueError(f"RI needs two or more distinct sets, got {list(sets)}")
+    seen = Counter((row.cell, row.seed) for row in evaluations)
+    for (cell, seed), count in seen.items():
+        if count > 1:
+            raise ValueError(f"{cell}, seed {seed}, is given {count} times")
+    trained = dict.fromkeys(cell for cell, _ in seen if cell.method != PRE)
+    for arm in dict.fromkeys(cell.arm for cell in trained):
+        trained |= dict.fromkeys(ModelOnSet(*arm, i, j) for i in downstreams for j in sets)
+    seeds = sorted({seed for cell, seed in seen if cell.method != PRE})
+    needed = [(ModelOnSet(*cell.arm.before, "", cell.evaluated_on), 0) for cell in trained]
+    needed += [(cell, seed) for cell in trained for seed in seeds]
+    if missing := [(cell, seed) for cell, seed in needed if (cell, seed) not in seen]:
+        cell, seed = missing[0]
+        raise ValueError(
+            f"{cell}, seed {seed}, is missing from the grid, the first of {len(missing)}: finish "
+            "the campaign, and give all methods the same seeds"
+        )
