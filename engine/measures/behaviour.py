@@ -139,7 +139,7 @@ def gained(before: ImagePredictions, after: ImagePredictions) -> np.ndarray:
     return ~before.hit & after.hit
 
 
-@measure(WHOLE_SET, "pct", "expected calibration error, debiased")
+@measure(WHOLE_SET, "pct", "expected calibration error, debiased (too large on few images)")
 def calibration_error(predictions: ImagePredictions, sources: np.ndarray) -> float:
     """Expected calibration error in points: the mean distance between confidence, the probability
     of the top-1 class, and accuracy, in 15 bins of equal width, open below and closed above (Guo et
