@@ -105,6 +105,11 @@ def complete(
         except CampaignError as error:
             failure = error
     finished = [plan for plan in plans if plan not in missing or outcomes.finished(plan)]
+    if not failure and (lacking := [plan.name for plan in plans if plan not in finished]):
+        names = ", ".join(lacking)
+        failure = CampaignError(
+            f"{names}: all jobs ended, but something of the result is not there; run it again"
+        )
     for plan in finished:
         show(plan.page)
     if failure:
@@ -217,4 +222,5 @@ def _merged(name: str, plans: Sequence[campaign.Plan], is_new: bool) -> Path:
 
 def show(page: Path) -> None:
     """Print the table of a campaign's report, and the path of its page."""
-    print(f"\n{page.with_name(campaign.TABLE).read_text()}\nreport  {page.resolve()}")
+    table = page.with_name(campaign.TABLE).read_text("utf-8")
+    print(f"\n{table}\nreport  {page.resolve()}")

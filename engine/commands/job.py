@@ -45,6 +45,8 @@ def run(arguments: argparse.Namespace) -> None:
         _become_ranks(arguments.ranks, campaign.read(arguments.plan).device)
     with attempts.recorded(arguments.plan.parent, job, stage, time.time()) as note:
         _compute(job, campaign.read(arguments.plan), note)
+    if os.environ.get("RANK", "0") == "0":
+        outcomes.set_done(arguments.plan.parent, job)
 
 
 def _compute(job: str, plan: Plan, note: Callable[[str, int], None]) -> None:

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from engine.errors import FirstRankError
+from engine.machine import entry
 from engine.machine.files import write_atomic
 from loaders import schema
 
@@ -76,7 +77,7 @@ def recorded(
         yield note
     except BaseException as problem:
         is_own = rank == 0 or not isinstance(problem, FirstRankError | KeyboardInterrupt)
-        error = (str(problem) or type(problem).__name__)[:LONGEST] if is_own else ""
+        error = entry.words(problem)[:LONGEST] if is_own else ""
         raise
     finally:
         if rank == 0 or error:

@@ -21,11 +21,7 @@ from loaders.schema import DamagedFile
 DONE, LOGS, LOG, EXIT = "done", "logs", ".log", ".exit"  # beside a plan
 SHOWN = "report.sha256"  # beside a plan: the files of its report, as sha256sum writes them
 SIGNALLED = 128  # a shell's exit code for a program that a signal ended: this and its number
-REMEDIES = {
-    "TIMEOUT": " (give more hours by --time)",
-    "OUT_OF_MEMORY": " (give more by --mem)",
-    "CANCELLED": " (somebody, or the cluster, cancelled it)",
-}
+END = 4096  # bytes of a log that are looked at for its last line
 
 
 def is_done(place: Path, job: str) -> bool:
@@ -33,10 +29,16 @@ def is_done(place: Path, job: str) -> bool:
     return (place / DONE / job).is_file()
 
 
+def set_done(place: Path, job: str) -> None:
+    """Note that a job has its result; the job's own last act."""
+    (place / DONE).mkdir(exist_ok=True)
+    (place / DONE / job).touch()
+
+
 def exit_code(place: Path, job: str) -> int | None:
-    """The exit code of a job that failed, as far as it has one."""
+    """The exit code of a job that failed, as far as it has one; 0 where it left no result."""
     with contextlib.suppress(OSError, ValueError):
-        return int((place / LOGS / f"{job}{EXIT}").read_text())
+        return int((place / LOGS / f"{job}{EXIT}").read_text("utf-8"))
     return None
 
 
@@ -76,7 +78,7 @@ def _files(report: Path) -> dict[str, int]:
 def _sealed(place: Path) -> dict[str, str]:
     """SHA-256 of the files of a plan's report; empty where no seal can be read."""
     try:
-        lines = (place / SHOWN).read_text().splitlines()
+        lines = (place / SHOWN).read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
         return {}
     return {name: sha256 for sha256, _, name in (line.partition("  ") for line in lines)}
@@ -159,7 +161,7 @@ def failure(place: Path, job: str) -> Failure | None:
     if last and last.ended is None and last.slurm:
         state = slurm.state(last.slurm)
         if state not in ("", "FAILED", "RUNNING", "COMPLETED", "PENDING"):
-            return Failure(f"was ended by Slurm: {state}{REMEDIES.get(state, '')}")
+            return Failure(f"was ended by Slurm: {state}{slurm.REMEDIES.get(state, '')}")
     if code is None and last and last.ended is None and last.slurm:
         return Failure("was killed, and Slurm does not say by what")
     if code is None:
@@ -168,4 +170,16 @@ def failure(place: Path, job: str) -> Failure | None:
         name = signal.Signals(code - SIGNALLED).name
         hint = ", as the kernel does where memory runs out" if name == "SIGKILL" else ""
         return Failure(f"was killed ({name}){hint}")
+    words = words or _last_line(place / LOGS / f"{job}{LOG}")
+    if code == 0:
+        return Failure("ended without its result (exit code 0)", words)
     return Failure(f"failed (exit code {code})", words)
+
+
+def _last_line(log: Path) -> str:
+    """The last line of a log, as far as a line is short; empty where there is none."""
+    with contextlib.suppress(OSError), log.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - END))
+        lines = file.read().decode(errors="replace").split("\n")
+        return next(filter(None, map(str.strip, reversed(lines))), "")[-attempts.LONGEST :]
+    return ""

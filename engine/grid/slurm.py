@@ -16,12 +16,26 @@ from engine.machine.files import write_atomic
 
 PLUGIN = "snakemake_executor_plugin_slurm"
 LONGEST_CHECK_S = 180  # between two looks at the queue: a constant of the plugin
+LEAST_ARRAY = 3  # MaxArraySize with which the plugin starts, though no job here is an array
 # Without slurmdbd only `squeue` tells how a job ended, so it must be asked before Slurm forgets it.
 MIN_JOB_AGE_S = LONGEST_CHECK_S + programs.ANSWER_S
 FIRST_CHECK_S, CHECK_S = 10, 5  # after a submission; between two looks at the queue, at first
 ATTEMPTS = 1_000_000  # at a look; the plugin forgets all jobs after a look that failed
 WITHOUT_MEMORY = ("job memory limit", "oom_kill")  # what Slurm writes into such a job's output
+INSIDE = "run the campaign inside an allocation (sbatch -N1 -c8 --wrap 'rib campaign NAME')"
 ASKED = "--cores, --mem, --time, --partition and --account set what jobs ask for"
+LATER = "run the same command again once jobs have ended"
+LIMITS = {  # by words of sbatch, what a user can do about a limit of the cluster
+    "Resource temporarily unavailable": f"its queue is full, see MaxJobCount: {LATER}",
+    "submit limit": f"your account may have no more jobs in the queue: {LATER}",
+    "Requested node configuration": "no node has so much: ask for less by --gpus-per-job, --cores "
+    "or --mem",
+}
+REMEDIES = {  # by Slurm's states of a job
+    "TIMEOUT": " (give more hours by --time)",
+    "OUT_OF_MEMORY": " (give more by --mem)",
+    "CANCELLED": " (somebody, or the cluster, cancelled it)",
+}
 LATENCY_S = 60  # until a file that a node wrote is seen by the others
 # Where Slurm does not answer, the plugin asks sacct, which knows nothing without a slurmdbd. The
 # last word of its question is the name of the jobs.
@@ -64,8 +78,12 @@ def cluster(partition: str) -> Cluster:
     if not accounting and remembers_s < MIN_JOB_AGE_S:
         raise CampaignError(
             f"Slurm forgets a finished job after {remembers_s} s (MinJobAge) and has no slurmdbd, "
-            "so nobody can tell how a job ended; run the campaign inside an allocation "
-            "(sbatch -N1 -c8 --wrap 'rib campaign NAME'), or have MinJobAge set to 300"
+            f"so nobody can tell how a job ended; {INSIDE}, or have MinJobAge set to 300"
+        )
+    if (arrays := int(settings.get("MaxArraySize", LEAST_ARRAY))) < LEAST_ARRAY:
+        raise CampaignError(
+            f"Slurm has job arrays switched off (MaxArraySize={arrays}), and Snakemake's plugin "
+            f"does not start there; {INSIDE}"
         )
     return Cluster("gpu" in offers, accounting)
 
@@ -130,8 +148,17 @@ def cancel(place: Path) -> None:
 
 def refusal(log: str) -> str:
     """Why Slurm took no job, by what Snakemake logged of sbatch; empty where it took them all."""
-    causes = dict.fromkeys(re.findall(r"sbatch: error: ([^'\n]+)", log))
-    return f"Slurm refused a job: {'; '.join(causes)} ({ASKED})" if causes else ""
+    causes = "; ".join(dict.fromkeys(re.findall(r"sbatch: error: ([^'\n]+)", log)))
+    hint = next((hint for words, hint in LIMITS.items() if words in causes), ASKED)
+    return f"Slurm refused a job: {causes} ({hint})" if causes else ""
+
+
+def ended(log: str) -> str:
+    """How Slurm ended jobs that had left no word of their own yet, by what Snakemake logged; empty
+    where it ended none."""
+    states = dict(re.findall(r"SLURM-job '(\S+)' failed.*?status is: '(\w+)", log))
+    hints = {job: REMEDIES.get(state, "") for job, state in states.items()}
+    return "\n".join(f"Slurm ended its job {job}: {states[job]}{hints[job]}" for job in states)
 
 
 def state(job: str) -> str:
@@ -151,7 +178,7 @@ def _with_memory(job: str) -> str:
     state = facts.get("JobState", "").partition(" ")[0]
     output = Path(facts.get("StdOut", ""))
     if state == "FAILED" and output.is_file():
-        text = output.read_text(errors="replace")
+        text = output.read_text(errors="replace", encoding="utf-8")
         if any(words in text for words in WITHOUT_MEMORY):
             return "OUT_OF_MEMORY"
     return state

@@ -63,7 +63,8 @@ def run(plans: Sequence[Plan], options: Options, *, dry_run: bool = False) -> No
         settings = {
             grid: {
                 "columns": [column.name for column in plan.columns],
-                "command": command(plan, where),
+                "folder": os.getcwd(),
+                "program": _program(plan, where),
                 "resources": resources,
             }
             for (grid, plan), resources in zip(grids.items(), asked, strict=True)
@@ -85,10 +86,13 @@ def run(plans: Sequence[Plan], options: Options, *, dry_run: bool = False) -> No
 
 def command(plan: Plan, where: Site) -> str:
     """A line for a shell that runs a job of the plan, but for the job's name, its last word."""
+    return f"{shlex.join(['cd', os.getcwd()])} && {shlex.join(_program(plan, where))}"
+
+
+def _program(plan: Plan, where: Site) -> list[str]:
     # -P: the working folder is the user's and may hold packages of our names.
     program = [sys.executable, "-P", "-m", "engine.commands.job", "--plan", str(plan.path)]
-    ranks = ["--ranks", str(where.ranks)] if where.ranks > 1 else []
-    return f"{shlex.join(['cd', os.getcwd()])} && {shlex.join([*program, *ranks])}"
+    return [*program, *(["--ranks", str(where.ranks)] if where.ranks > 1 else [])]
 
 
 @contextlib.contextmanager
@@ -152,7 +156,8 @@ def _watch(
             how = f"was killed ({signal.Signals(-code).name})" if code < 0 else f"ended with {code}"
             text = log_path.read_bytes()[begin:].decode(errors="replace")
             last = next(filter(None, map(str.strip, reversed(text.split("\n")))), "nothing")
-            reasons = [slurm.refusal(text) or f"the workflow {how}; last words: {last}"]
+            of_slurm = slurm.refusal(text) or slurm.ended(text)
+            reasons = [of_slurm or f"the workflow {how}; last words: {last}"]
         raise CampaignError("\n".join(["the campaign stopped", *reasons, f"log: {log_path}"]))
 
 

@@ -4,20 +4,25 @@
 import json
 import os
 import shlex
+import sys
 from pathlib import Path
 
 envvars: "RIB_WORKFLOW"
 
 # By the folder of its plan, each campaign's columns, and what its jobs run and ask for. Folders are
 # relative to Snakemake's: the path to that may hold its wildcards' braces.
-GRIDS = json.loads(Path(os.environ["RIB_WORKFLOW"]).read_text())
+GRIDS = json.loads(Path(os.environ["RIB_WORKFLOW"]).read_text("utf-8"))
 # glibc reads its tunables as a program starts: malloc asks for huge pages, a tenth of a CPU's time.
-# The exit code says whether another attempt would end in the same error (2) or a signal came.
+# The exit code says whether another attempt would end in the same error (2), a signal came, or the
+# job ended without its result (0).
 JOB = (
     "if test \"$(cat {params.exit:q} 2>/dev/null)\" = 2; then exit 2; fi; rm -f {params.exit:q}; "
-    "(export OMP_NUM_THREADS={threads} RIB_PROGRESS=off GLIBC_TUNABLES=glibc.malloc.hugetlb=1; "
-    "{params.command}) > {log:q} 2>&1 || (code=$?; echo $code > {params.exit:q}; exit $code)"
+    "export OMP_NUM_THREADS={threads} RIB_PROGRESS=off GLIBC_TUNABLES=glibc.malloc.hugetlb=1; "
+    "code=0; {params.command} || code=$?; if test $code = 0 -a -e {output:q}; then exit 0; fi; "
+    "echo $code > {params.exit:q}; exit $(( code ? code : 1 ))"
 )
+# Runs a program, whose words follow those of its log.
+LOGGED = (sys.executable, "-P", "-m", "engine.machine.limited_log")
 FINAL_MIN = 5  # for an attempt that ends at once, so that Slurm fits it in beside longer jobs
 
 
@@ -30,8 +35,15 @@ def job(stage, wildcards):
 
 
 def command(stage):
-    """The job's program, with its column as a last word."""
-    return lambda wildcards: f"{GRIDS[wildcards.grid]['command']} {shlex.quote(job(stage, wildcards))}"
+    """The job's program in its folder, with the job as its last word."""
+
+    def line(wildcards):
+        grid, name = GRIDS[wildcards.grid], job(stage, wildcards)
+        log = Path(wildcards.grid, "logs", f"{name}.log").absolute()
+        program = shlex.join([*LOGGED, str(log), *grid["program"], name])
+        return f"( {shlex.join(['cd', grid['folder']])} && {program} )"
+
+    return line
 
 
 def resources_of(stage):
@@ -43,7 +55,7 @@ def resources_of(stage):
             if name != "runtime":
                 return once
             file = Path(exit_file(stage)(wildcards))
-            is_final = file.is_file() and file.read_text().strip() == "2"
+            is_final = file.is_file() and file.read_text("utf-8").strip() == "2"
             return min(once, FINAL_MIN) if is_final else once * attempt
 
         return of
@@ -67,7 +79,7 @@ rule all:
 
 rule prepare:
     output:
-        touch("{grid}/done/prepare"),
+        "{grid}/done/prepare",
     log:
         "{grid}/logs/prepare.log",
     threads: threads_of("prepare")
@@ -84,7 +96,7 @@ rule column:
     input:
         "{grid}/done/prepare",
     output:
-        touch("{grid}/done/column-{column}"),
+        "{grid}/done/column-{column}",
     log:
         "{grid}/logs/column-{column}.log",
     threads: threads_of("column")
@@ -105,7 +117,7 @@ rule report:
             column=GRIDS[wildcards.grid]["columns"],
         ),
     output:
-        touch("{grid}/done/report"),
+        "{grid}/done/report",
     log:
         "{grid}/logs/report.log",
     threads: threads_of("report")

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import importlib.util
+import io
 import json
 import os
 import select
 import signal
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 from engine.errors import (
     USERS_METHOD,
@@ -57,9 +62,10 @@ def guarded(
     may_be_hidden: whether it runs where another package hides one of ours. passing_code: in place
     of 2 for an error that another attempt may not meet, such as one of the disk or the network.
     A training that a signal ended, after a last checkpoint, gives 75 (EX_TEMPFAIL).
-    An error inside a user's method prints its traceback above that line; with `--debug` every error
-    does. Where the reader of our output has closed it, as `head` does, the command ends silently
-    with exit code 141.
+    An error inside a user's method prints its traceback above that line, and an exit inside one is
+    such an error, whatever its code; with `--debug` every error prints its traceback. Where the
+    reader of our output has closed it, as `head` does, the command ends silently with exit code
+    141.
     """
     _open_streams()
     quiet.libraries()
@@ -70,7 +76,8 @@ def guarded(
     try:
         if not may_be_hidden:
             check_shadowing()
-        code = work() or 0
+        with _exit_raises():
+            code = work() or 0
         sys.stdout.flush()
         return code
     except BrokenPipeError as error:
@@ -86,36 +93,80 @@ def guarded(
     except KeyboardInterrupt:
         print("interrupted; finished work is safe, the same command continues it", file=sys.stderr)
         return 130
+    except SystemExit as error:
+        if not _in_users_method(error):
+            raise
+        return _explain(error, passing_code)
+    except Exception as error:
+        if not _in_users_method(error):
+            raise
+        _explain(error, passing_code)
+        return 1  # another attempt may not meet it
+
+
+@contextlib.contextmanager
+def _exit_raises() -> Iterator[None]:
+    """Let `os._exit` raise SystemExit, so that a user's method cannot end a command as if it had
+    its result. A child that this process forked ends by it as ever, and a thread ends the command,
+    but never with 0."""
+    exit_now, owner = os._exit, os.getpid()
+
+    def leave(status: int) -> NoReturn:
+        if os.getpid() != owner:
+            exit_now(status)
+        if threading.current_thread() is threading.main_thread():
+            raise SystemExit(status)
+        exit_now(status or 1)
+
+    os._exit = leave
+    try:
+        yield
+    finally:
+        os._exit = exit_now
+
+
+def words(error: BaseException) -> str:
+    """What an error says, in a line for people."""
+    if isinstance(error, SystemExit):
+        place = _users_frame(error)
+        where = f"{place.filename}, line {place.lineno}, " if place else "something "
+        return f"{where}ended the command before its result ({error!r})"
+    return str(error) or type(error).__name__
 
 
 def _open_streams() -> None:
     """Open standard input, output and error on nothing where they are closed.
 
     Else the next files that are opened would have their numbers, and prints of libraries in them.
+    In a locale of ASCII alone, as LC_ALL=C without Python's UTF-8 mode, text is written as UTF-8.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
         except OSError:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number
-            setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w"))
+            mode = "r" if number == 0 else "w"
+            setattr(sys, name, os.fdopen(number, mode, encoding="utf-8"))
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper) and codecs.lookup(stream.encoding).name == "ascii":
+            stream.reconfigure(encoding="utf-8")
 
 
-def _explain(error: Exception, passing_code: int) -> int:
+def _explain(error: BaseException, passing_code: int) -> int:
     """Print an error and return its exit code."""
     if DEBUG in os.environ or _in_users_method(error):
         traceback.print_exception(error)
-    line = f"error: {_of_folder(error) or error}"
+    line = f"error: {_of_folder(error) or words(error)}"
     print(line, file=sys.stderr)
     # torchrun prints at its end what its ranks wrote to these files.
     file = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if file and not isinstance(error, FirstRankError):
         message = {"message": line, "extraInfo": {"timestamp": int(time.time())}}
-        Path(file).write_text(json.dumps({"message": message}))
+        Path(file).write_text(json.dumps({"message": message}), "utf-8")
     return passing_code if isinstance(error, PASSING) else 2
 
 
-def _of_folder(error: Exception) -> str:
+def _of_folder(error: BaseException) -> str:
     """Words for a folder that cannot be made, since something else has its name; else ""."""
     if not isinstance(error, FileExistsError | NotADirectoryError) or not error.filename:
         return ""
@@ -132,15 +183,23 @@ def _of_folder(error: Exception) -> str:
     return ""
 
 
-def _in_users_method(error: BaseException | None) -> bool:
+def _in_users_method(error: BaseException) -> bool:
     """Whether a user's method, or code that it called, raised an error that is not ours."""
+    return _users_frame(error) is not None
+
+
+def _users_frame(error: BaseException | None) -> traceback.FrameSummary | None:
+    """The last place in a user's method that an error, which is not ours, passed through."""
     while error is not None:
-        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-        names = [frame.f_globals.get("__name__", "") for frame in frames]
-        if not isinstance(error, OUR_ERRORS) and any(n.startswith(USERS_METHOD) for n in names):
-            return True
+        frames = traceback.walk_tb(error.__traceback__)
+        of_user = [
+            place for place in frames
+            if place[0].f_globals.get("__name__", "").startswith(USERS_METHOD)
+        ]  # fmt: skip
+        if of_user and not isinstance(error, OUR_ERRORS):
+            return traceback.StackSummary.extract(of_user[-1:])[0]
         error = error.__cause__
-    return False
+    return None
 
 
 def _reader_left() -> bool:

@@ -90,7 +90,8 @@ def method_of(recipe: Recipe) -> Any:
 def find(module: str) -> ModuleType:
     """The module of a method, which is imported; a user's file is run, once for each content.
 
-    Raises ValueError for a file without `Method`, or a `Recipe` that extends `MethodRecipe`.
+    Raises ValueError for a file without `Method`, or a `Recipe` that extends `MethodRecipe`, and
+    RecipeError for one that is no Python.
     """
     if is_users(module):
         method = _run(Path(module), file_hash(Path(module)))
@@ -119,5 +120,10 @@ def _run(path: Path, content: str) -> ModuleType:
     assert spec is not None and spec.loader is not None, path
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look up the module that defines them
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        if error.filename != str(path):
+            raise
+        raise RecipeError(f"{path}, line {error.lineno}: {error.msg}") from error
     return module

@@ -69,20 +69,26 @@ class Recipe(Base):
 
 
 @pytest.mark.parametrize(
-    ("statement", "traced"),
+    ("statement", "traced", "code"),
     [
-        ("[].index(3)", True),  # a ValueError that Python itself raises
-        ("open('/nowhere/at/all')", True),
-        ("raise RecipeError('method.x=1 is not possible')", False),
+        ("[].index(3)", True, 2),  # a ValueError that Python itself raises
+        ("open('/nowhere/at/all')", True, 2),
+        ("[][3]", True, 1),
+        ("import sys; sys.exit(0)", True, 2),
+        ("import os; os._exit(0)", True, 2),
+        ("raise RecipeError('method.x=1 is not possible')", False, 2),
     ],
 )
-def test_an_error_inside_a_users_method_keeps_its_traceback(statement, traced, tmp_path, capsys):
+def test_an_error_or_exit_inside_a_users_method_keeps_its_traceback(
+    statement, traced, code, tmp_path, capsys
+):
     (tmp_path / "mine.py").write_text(METHOD.format(statement=statement))
     (tmp_path / "mine.yaml").write_text("name: mine\ntitle: Mine\nmodule: mine.py\n")
     words = ["recipe=emoji/fine_tune", f"method={tmp_path / 'mine.yaml'}", f"runs={tmp_path}"]
-    assert cli.main(["train", *words]) == 2
+    assert cli.main(["train", *words]) == code
     shown = capsys.readouterr().err.splitlines()
     assert shown[-1].startswith("error: ") and (len(shown) > 1) == traced
+    assert ("mine.py, line 8, ended the command before" in shown[-1]) == ("exit(0)" in statement)
     assert traced == any(f'"{tmp_path / "mine.py"}", line 8, in check' in text for text in shown)
 
 

@@ -94,7 +94,7 @@ def test_a_campaign_that_ended_in_every_way_is_resumed_to_the_same_tables(
         log = "shapes/plans/*/logs/prepare.log"
         begun = lambda: any(path.stat().st_size for path in runs.glob(log))  # noqa: E731
         until(begun, "a job is at work", at_work=process)
-        (program,) = (n for n, words in jobs_of(runs).items() if job.__name__ in words)
+        (program,) = (n for n, words in jobs_of(runs).items() if words[3:4] == [job.__name__])
         os.kill(program, signal.SIGKILL)
         shown = process.communicate(timeout=120)[0]
     assert process.returncode == 2 and "prepare was killed (SIGKILL)" in shown, shown[-3000:]

@@ -4,7 +4,6 @@ import argparse
 import dataclasses
 import json
 import re
-import shlex
 import sys
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -24,6 +23,7 @@ from loaders.files import file_hash
 from loaders.schema import DamagedFile
 
 ENDS = {"user-error": "exit 2", "bug": "exit 1", "preempted": "exit 75", "killed": "kill -KILL $$"}
+ENDS |= {"left": "echo goodbye; exit 0"}
 HOUR = 60
 
 
@@ -88,12 +88,12 @@ def test_users_errors_end_their_next_attempts_at_once(folder, tmp_path):
     plan = dataclasses.replace(plan, columns=tuple(Column(name) for name in ENDS))
     place, script = plan.place, plan.place / "job.sh"
     lines = [f"{name}) {end} ;;" for name, end in ENDS.items()]
-    begin = f"echo begun >> {place}/$1; test $1 = prepare && exit 0"
+    begin = f"echo begun >> {place}/$1; test $1 = prepare && touch {place}/done/prepare && exit 0"
     text = "\n".join([begin, "case ${1#column-} in", *lines, "esac"])
     write_atomic(script, text.encode())
     stage = {"threads": 1, "runtime": HOUR}
     settings = {
-        "columns": list(ENDS), "command": f"sh {shlex.quote(str(script))}",
+        "columns": list(ENDS), "folder": str(tmp_path), "program": ["sh", str(script)],
         "resources": {name: stage for name in ("prepare", "column", "report")},
     }  # fmt: skip
     file = place / workflow.FILE
@@ -103,7 +103,7 @@ def test_users_errors_end_their_next_attempts_at_once(folder, tmp_path):
     done = run([*command, *words], **{workflow.JOBS: str(file)})
     assert done.returncode == 1, done.stderr
     begun = {name: len((place / f"column-{name}").read_text().split()) for name in ENDS}
-    assert begun == {"user-error": 1, "bug": 3, "preempted": 3, "killed": 3}, done.stderr
+    assert begun == {"user-error": 1} | dict.fromkeys([*ENDS][1:], 3), done.stderr
     asked = re.findall(r"wildcards: grid=\S+, column=(\S+)\n.*?runtime=(\d+)", done.stderr, re.S)
     minutes = {name: [int(runtime) for each, runtime in asked if each == name] for name in ENDS}
     assert minutes == {n: [HOUR, 2 * HOUR, 3 * HOUR] for n in ENDS} | {"user-error": [HOUR, 5, 5]}
@@ -112,6 +112,9 @@ def test_users_errors_end_their_next_attempts_at_once(folder, tmp_path):
     assert shown["column-user-error"].startswith("column-user-error failed (exit code 2)")
     assert "goes on from its last checkpoint" in shown["column-preempted"]
     assert "was killed (SIGKILL), as the kernel does where" in shown["column-killed"]
+    assert shown["column-left"].startswith(
+        "column-left ended without its result (exit code 0)\n  last words: goodbye\n"
+    )
     assert all(f"{place}/logs/{job}.log" in text for job, text in shown.items())
     (tmp_path / "store").mkdir()
     outcomes.begin(plan)  # the next command tries all of them again

@@ -92,6 +92,7 @@ def test_slurms_jobs_ask_for_a_factor_of_what_is_predicted(folder, tmp_path, mon
     options = sites.checked(Options(executor="slurm", gpus_per_job=9))
     plan = plan_of(folder, tmp_path, "auto")
     where = sites.of(options, [plan])
+    assert where.words[where.words.index("--retries") + 1] == "2"
     asked = sites.resources(options, where, plan)
     assert where.ranks == asked["column"]["gpu"] == 9 and where.on_slurm
     sbatch = submitted(asked["column"])
@@ -160,6 +161,8 @@ def test_a_cluster_is_read_from_slurms_own_words(tmp_path, monkeypatch):
     # The plugin asks every 180 s in the end, and waits for ever for a job that is not listed.
     programs(tmp_path, scontrol=config(without, 209))
     refused(r"forgets a finished job after 209 s \(MinJobAge\)")
+    programs(tmp_path, scontrol=f"{config(without, 300)}; echo 'MaxArraySize = 2'")
+    refused(r"arrays switched off \(MaxArraySize=2\), .*run the campaign inside an allocation")
     programs(tmp_path, sinfo="true")
     refused("--partition fast: Slurm has none of that name", "fast")
     programs(tmp_path, sinfo="echo 'Unable to contact' >&2; exit 1")
@@ -178,6 +181,24 @@ def test_a_job_that_slurm_refuses_is_told_in_its_words():
     )
     assert f"refused a job: {many}; no (--cores, " in slurm.refusal(log + log)
     assert slurm.refusal("At least one job did not complete successfully.") == ""
+    for words, hint in (
+        ("Batch job submission failed: Resource temporarily unavailable", "see MaxJobCount: run"),
+        (
+            "AssocMaxSubmitJobLimit\nsbatch: error: x (job submit limit, user's size)",
+            "your account",
+        ),
+        ("Requested node configuration is not available", "no node has so much: ask for less by"),
+    ):
+        assert hint in slurm.refusal(f"The error message was 'sbatch: error: {words}'.")
+
+
+def test_a_job_that_slurm_ends_before_it_writes_a_word_is_told():
+    log = (
+        "Error in rule column:\n    message: SLURM-job '17' failed, SLURM status is: 'CANCELLED'. "
+        "Detailed failure reason unavailable (status command is not 'sacct').\n    jobid: 2\n"
+    )
+    text = "Slurm ended its job 17: CANCELLED (somebody, or the cluster, cancelled it)"
+    assert slurm.ended(log + log) == text and slurm.ended("no error") == ""
 
 
 def test_the_queue_is_emptied_of_this_run(tmp_path, monkeypatch):

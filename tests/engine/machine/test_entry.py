@@ -33,6 +33,15 @@ sys.exit(entry.guarded(work))
     assert (done.stdout == b"shown\nof a program\n") == (1 not in closed)
 
 
+def test_text_is_utf8_in_any_locale():
+    work = "from engine.machine import entry; entry.guarded(lambda: print('91.2 \\u00b1 0.3'))"
+    done = subprocess.run(
+        [sys.executable, "-c", work], cwd=ROOT, capture_output=True,
+        env=os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0"},
+    )  # fmt: skip
+    assert (done.stderr, done.stdout.decode("utf-8")) == (b"", "91.2 ± 0.3\n")
+
+
 def test_a_folder_that_is_a_link_to_nowhere_or_a_file(tmp_path, capsys):
     (link := tmp_path / "runs").symlink_to(tmp_path / "away")
     (file := tmp_path / "file").touch()

@@ -77,6 +77,7 @@ def test_options_are_shown_as_written_and_completed_where_the_method_runs(tmp_pa
         (METHOD, "method.strenght=2", "mine.py: unknown key 'method.strenght'; .*strength'"),
         (METHOD, "method.strength=0", r"mine.py: method.strength=0 must be a number above 0"),
         (METHOD, "train.epochs=60", "too long for this method"),
+        ("x = 1\ny = (\n", "seed=1", r"mine.py, line 2: '\(' was never closed"),
         ("class Recipe: pass\n", "seed=1", "mine.py does not define Method; see CONTRIBUTING"),
         ("class Recipe: pass\nMethod = Recipe", "seed=1", "Recipe does not extend engine.recipe"),
     ],
@@ -91,7 +92,7 @@ def test_its_file_runs_once_for_each_content(tmp_path):
     runs = f"open({str(tmp_path / 'runs')!r}, 'a').write('.')\n"
     shown = cell(tmp_path, METHOD + runs)
     for text in (METHOD + runs, METHOD + runs + "more = 1\n"):
-        Path(shown.method.module).write_text(text)
+        Path(shown.method.module).write_text(text, encoding="utf-8")
         assert modules.find(shown.method.module) is modules.find(shown.method.module)
     assert (tmp_path / "runs").read_text() == ".."
 

@@ -1,0 +1,79 @@
+"""Runs a program, and keeps what it prints in a file of limited size: the beginning and the end.
+
+python -P -m engine.machine.limited_log FILE PROGRAM [WORDS ...]
+
+The exit code is the program's, as a shell tells it: 137 for one that SIGKILL ended. A limit of the
+kernel (RLIMIT_FSIZE) would hold for the program's weights too, so a pipe is read in its place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import select
+import signal
+import struct
+import subprocess
+import sys
+import termios
+from collections.abc import Sequence
+from typing import BinaryIO
+
+from engine.machine import parent, preemption
+
+MOST = 8 << 20  # bytes of the file
+KEPT = 1 << 20  # bytes at each end of a longer output
+CHUNK = 1 << 16  # bytes
+POLL_S = 0.2  # between two looks whether the program has ended
+
+
+def main(words: Sequence[str]) -> int:
+    file, *command = words
+    flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+    reading, writing = os.pipe()
+    with os.fdopen(os.open(file, flags, 0o666), "r+b", buffering=0) as log:
+        program = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=writing, stderr=writing,
+            preexec_fn=parent.follow,
+        )  # fmt: skip
+        os.close(writing)
+        for heard in preemption.SCHEDULERS:
+            signal.signal(heard, lambda number, _: program.send_signal(number))
+        signal.signal(signal.SIGINT, lambda *_: None)  # it is sent to the program as well
+        code = _copy(reading, log, program)
+    return 128 - code if code < 0 else code
+
+
+def _copy(reading: int, log: BinaryIO, program: subprocess.Popen) -> int:
+    """Write what comes until the program ends; one that it left behind is not waited for."""
+    count = 0
+    while True:
+        has_ended = program.poll() is not None
+        if has_ended or select.select([reading], [], [], POLL_S)[0]:
+            chunk = os.read(reading, _waiting(reading) if has_ended else CHUNK)
+            count += len(chunk)
+            with contextlib.suppress(OSError):  # a full disk: the program may not need it
+                log.write(chunk)
+                if log.tell() > MOST:
+                    _shorten(log, count)
+            if has_ended or not chunk:
+                return program.wait()
+
+
+def _waiting(reading: int) -> int:
+    """How many bytes are in a pipe."""
+    return struct.unpack("i", fcntl.ioctl(reading, termios.FIONREAD, bytes(4)))[0]
+
+
+def _shorten(log: BinaryIO, count: int) -> None:
+    """Leave the ends of an output of `count` bytes."""
+    log.seek(-KEPT, os.SEEK_END)
+    end = log.read(KEPT)
+    log.truncate(KEPT)
+    log.seek(KEPT)
+    log.write(f"\n[{count - 2 * KEPT:,} bytes are left out here]\n".encode() + end)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
