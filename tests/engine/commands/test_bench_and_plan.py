@@ -1,10 +1,13 @@
 """What `rib bench` times on a CPU, what `rib plan` predicts, and what they refuse."""
 
+import itertools
 import json
+from types import SimpleNamespace
 
 import pytest
+import torch
 
-from engine import cli
+from engine import cli, recipe
 from engine.commands import plan
 from engine.grid import speed
 
@@ -25,6 +28,16 @@ def test_a_row_for_each_method_and_pass(tmp_path, capsys, monkeypatch):
     for row in rows:
         assert row["what"] in table and row["peak_mb"] is None and row["mfu"] > 0
         assert row["images_s"] == pytest.approx(1e3 * row["batch"] / row["ms"])
+
+
+def test_milliseconds_are_those_of_a_batch(tmp_path, monkeypatch):
+    clock = SimpleNamespace(perf_counter=itertools.count(0.0, 2.0).__next__)
+    monkeypatch.setattr(speed, "time", clock)
+    words = ["model=vit_tiny_random", "train.batch_size=4"]
+    timed = speed.Bench(tmp_path, "vit_tiny_random", words, torch.device("cpu"), steps=2)
+    cell = recipe.load("imagenet_rib/fine_tune", words)
+    row = timed._timed("fine_tune", cell, 8, lambda: None)
+    assert (row.images_s, row.ms) == (4.0, 1000.0)
 
 
 @pytest.mark.parametrize(

@@ -4,14 +4,17 @@ import itertools
 import shlex
 import shutil
 from pathlib import Path
+from unittest import mock
 
 import campaigns
 import pytest
+import torch
 
 from engine import cli, recipe
 from engine.data import packs
 from engine.errors import CampaignError, RecipeError
-from engine.grid import campaign, outcomes, workflow
+from engine.grid import campaign, jobs, outcomes, workflow
+from engine.grid.build import Builder
 from engine.grid.columns import Column
 from engine.recipe import parsed
 from loaders.pack import MANIFEST
@@ -29,6 +32,18 @@ def of_text(folder: Path, tmp_path: Path, text: str, *words: str) -> campaign.Pl
     file = tmp_path / "of_text.yaml"
     file.write_text((folder / "shapes.yaml").read_text() + text)
     return campaign.plan(str(file), parsed([f"runs={tmp_path / 'runs'}", *words]), 2)
+
+
+def test_a_grid_of_one_cell_is_prepared(folder, tmp_path, monkeypatch):
+    """By its first row on its first column."""
+
+    class MadeBase(Exception):
+        pass
+
+    monkeypatch.setattr(Builder, "run", property(mock.Mock(side_effect=MadeBase)))
+    plan = planned(folder, f"runs={tmp_path}", "methods=[fine_tune]", "downstreams=[few]")
+    with pytest.raises(MadeBase):
+        jobs.prepare(plan, torch.device("cpu"))
 
 
 def test_a_campaign_is_named_after_what_determines_its_results(folder, tmp_path, monkeypatch):
@@ -197,7 +212,7 @@ def test_the_model_of_a_campaign_file_stands_in_the_command_to_encode(
     monkeypatch.chdir(tmp_path)
     shutil.copy(recipe.ROOT / "models" / "resnet18.yaml", "mine.yaml")
     text = "dataset: imagenet_rib\ndownstream: imagenet_a\nmethods: {fine_tune: {}}\n"
-    Path("own.yaml").write_text(f"model: {model}\n{text}")
+    Path("own.yaml").write_text(f"model: {model}\n{text}", encoding="utf-8")
     assert cli.main(["campaign", "own.yaml", "dataset.sets=[imagenet_a,imagenet_r]"]) == 2
     (command,) = [each for each in capsys.readouterr().err.splitlines() if "rib encode" in each]
     assert f"--model {printed} " in command

@@ -58,6 +58,9 @@ def test_rows_are_selected_by_their_names_and_need_others_in_their_variant(campa
     ewc = cell_plan.resolve(campaign, method="named").needs["ewc"].recipe.method
     assert (ewc.variant, ewc.fisher_images) == ("paper", 400)
     assert [*cell_plan.resolve(campaign, method="two").needs] == ["ewc"]
+    settings = {"method.variant": "canonical", "method.members": ()}  # options of its own stay
+    cell = cell_plan.resolve(campaign, method="named").on("twemoji", settings)
+    assert cell.needs["ewc"].recipe.method.variant == "canonical"
 
 
 @pytest.mark.parametrize(
