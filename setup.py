@@ -10,7 +10,7 @@ setup(
     name="rib-engine",
     version="0.1.0",
     description="A high-throughput engine for robust fine-tuning and the ImageNet-RIB benchmark",
-    long_description=Path(__file__).with_name("README.md").read_text(),
+    long_description=Path(__file__).with_name("README.md").read_text("utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     keywords=["robustness", "fine-tuning", "ImageNet-RIB", "out-of-distribution", "FFCV", "Triton"],

@@ -83,7 +83,7 @@ def planned(folder: Path, device: torch.device, small: bool) -> Plan:
         "evaluate": {"split": "holdout"},
         "methods": {method: {} for method in METHODS},
     }
-    (folder / "campaign.yaml").write_text(json.dumps(recipe))  # JSON is YAML
+    (folder / "campaign.yaml").write_text(json.dumps(recipe), "utf-8")  # JSON is YAML
     return campaign.plan(str(folder / "campaign.yaml"), [], os.cpu_count() or 1)
 
 

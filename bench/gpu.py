@@ -94,8 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         left = min(end - time.monotonic(), 60 * OF_A_STAGE)
         outcomes.append({"stage": name, **run(every[name], out, left)})
         summary = {"device": options.device, "rows": outcomes}
-        (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-        (out / "results.md").write_text(written(out, outcomes))
+        (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", "utf-8")
+        (out / "results.md").write_text(written(out, outcomes), "utf-8")
         print("== " + ", ".join(f"{k} {v}" for k, v in outcomes[-1].items()), flush=True)
     for state in (NOT_RUN, RED):
         names = [outcome["stage"] for outcome in outcomes if outcome["state"] == state]
@@ -116,11 +116,11 @@ def run(stage: Stage, out: Path, seconds: float) -> dict[str, Any]:
     environment = os.environ | {"RIB_PROGRESS": "off"}
     child = subprocess.Popen(
         python(stage.command), cwd=ROOT, env=environment, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True,
+        stderr=subprocess.STDOUT, encoding="utf-8", errors="replace", start_new_session=True,
     )  # fmt: skip
     timer = threading.Timer(seconds, _end, [child])
     timer.start()
-    with child, (out / f"{stage.name}.log").open("w") as log:
+    with child, (out / f"{stage.name}.log").open("w", encoding="utf-8") as log:
         assert child.stdout is not None
         for line in child.stdout:
             for file in (sys.stdout, log):
@@ -146,7 +146,7 @@ def written(out: Path, outcomes: Sequence[dict[str, Any]]) -> str:
     """Markdown tables: what became of the stages, then each file of results."""
     parts = [markdown(outcomes)]
     for file in sorted(out.glob("*-*.json")):
-        results = json.loads(file.read_text())
+        results = json.loads(file.read_text("utf-8"))
         machine, versions = results["machine"], results["machine"]["versions"]
         named = ", ".join(f"{name} {versions[name]}" for name in ("torch", "triton", "timm"))
         parts.append(

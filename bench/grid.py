@@ -95,7 +95,7 @@ class Grid:
         run([sys.executable, str(ROOT / "engine" / "rib"), *words])
         (report,) = (self.folder / "runs").glob(f"{self.file.stem}*/report/accuracy.csv")
         keys = "method", "downstream", "evaluated_on"
-        with report.open() as file:
+        with report.open(encoding="utf-8") as file:
             rows = csv.DictReader(file)
             self.tables.append(
                 {tuple(row[key] for key in keys): float(row["accuracy"]) for row in rows}
@@ -117,7 +117,7 @@ class Grid:
             "image_size": self.image_size,
             **self.settings,
         }
-        file.write_text(json.dumps(settings))
+        file.write_text(json.dumps(settings), "utf-8")
         program = [sys.executable, plain_grid.__file__, str(file)]
         start([*program, "pre"])
 
@@ -130,7 +130,7 @@ class Grid:
         table: Table = {}
         for made in cells.glob("*/accuracy.json"):
             method, _, downstream = made.parent.name.partition("-")
-            for name, accuracy in json.loads(made.read_text()).items():
+            for name, accuracy in json.loads(made.read_text("utf-8")).items():
                 table[method, downstream, name] = accuracy
         self.tables.append(table)
 
@@ -153,7 +153,7 @@ class Grid:
             "evaluate": shared,
             "methods": {name: {} for name in METHODS},
         }
-        file.write_text(json.dumps(recipe))  # JSON is YAML
+        file.write_text(json.dumps(recipe), "utf-8")  # JSON is YAML
         return file
 
 
@@ -176,7 +176,7 @@ def agree(engine: Table, plain: Table, sizes: Mapping[str, int]) -> None:
 def run(command: Sequence[str]) -> None:
     """Run a command. Raises RuntimeError with its last lines where it fails."""
     environment = os.environ | {"RIB_PROGRESS": "off", "OMP_NUM_THREADS": "1"}
-    process = subprocess.run(command, env=environment, capture_output=True, text=True)
+    process = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8")
     if process.returncode:
         raise RuntimeError(f"{' '.join(command[:4])} ... failed: {process.stderr[-2000:]}")
 

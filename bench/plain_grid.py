@@ -205,11 +205,11 @@ def evaluate(cell: Cell, state: State) -> dict[str, float]:
 def main(arguments: Sequence[str]) -> None:
     file, method, *downstream = arguments
     torch.set_num_threads(1)
-    settings = SimpleNamespace(**json.loads(Path(file).read_text()))
+    settings = SimpleNamespace(**json.loads(Path(file).read_text("utf-8")))
     cell = Cell(settings, method, *downstream or [""])
     cell.folder(method).mkdir(parents=True)
     accuracy = evaluate(cell, METHODS[method](cell))
-    (cell.folder(method) / "accuracy.json").write_text(json.dumps(accuracy, indent=1))
+    (cell.folder(method) / "accuracy.json").write_text(json.dumps(accuracy, indent=1), "utf-8")
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ def _commit() -> str:
     """The short hash, with a + where files differ from it; "unknown" outside a repository."""
     command = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
     try:
-        process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        process = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8")
     except FileNotFoundError:
         return "unknown"
     return process.stdout.strip() or "unknown"

@@ -138,7 +138,7 @@ def _disassemble(cubin: bytes) -> tuple[str, str]:
         path.write_bytes(cubin)
         usage, code = (
             subprocess.run(
-                [str(tool), flag, str(path)], capture_output=True, text=True, check=True
+                [str(tool), flag, str(path)], capture_output=True, encoding="utf-8", check=True
             ).stdout
             for flag in ("-res-usage", "-sass")
         )

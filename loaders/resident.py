@@ -89,7 +89,7 @@ def free_in_groups(
     as free, since the kernel gives them up first.
     """
     free = float("inf")
-    for line in groups.read_text().splitlines() if groups.exists() else ():
+    for line in _text(groups).splitlines() if groups.exists() else ():
         _, controllers, path = line.split(":", 2)
         if controllers and "memory" not in controllers.split(","):
             continue
@@ -102,8 +102,12 @@ def free_in_groups(
 
 
 def _free_in_group(folder: Path, limit: str, usage: str, cached: str) -> float:
-    if not (folder / limit).is_file() or (text := (folder / limit).read_text().strip()) == "max":
+    if not (folder / limit).is_file() or (text := _text(folder / limit)) == "max":
         return float("inf")
-    statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-    used = int((folder / usage).read_text()) - int(statistics[cached])
+    statistics = dict(line.split() for line in _text(folder / "memory.stat").splitlines())
+    used = int(_text(folder / usage)) - int(statistics[cached])
     return max(0, int(text) - used)
+
+
+def _text(file: Path) -> str:
+    return file.read_text("utf-8").strip()

@@ -135,7 +135,7 @@ def in_this_process(patch: pytest.MonkeyPatch) -> list[str]:
 
 def rows(path: Path) -> list[dict[str, str]]:
     """The rows of a CSV file."""
-    with path.open(newline="") as file:
+    with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 

@@ -95,8 +95,8 @@ def main() -> int:
         ignored = shutil.ignore_patterns(".*", "runs", "build")
         shutil.copytree(ROOT, folder, ignore=ignored, dirs_exist_ok=True)
         for file, line, change, text in mutants(words.among, words.seed, words.number):
-            original = Path(folder, file).read_text()
-            Path(folder, file).write_text(text)
+            original = Path(folder, file).read_text(encoding="utf-8")
+            Path(folder, file).write_text(text, encoding="utf-8")
             command = ["-m", "pytest", "-x", "-m", words.marks, "-p", "no:cacheprovider"]
             try:
                 ended = subprocess.run(
@@ -109,7 +109,7 @@ def main() -> int:
             noticed += is_noticed
             verdict = "noticed" if is_noticed else "NOT NOTICED"
             print(f"{verdict}: {file}:{line}: {' '.join(change.split())[:150]}", flush=True)
-            Path(folder, file).write_text(original)
+            Path(folder, file).write_text(original, encoding="utf-8")
     print(f"{noticed} of {words.number} noticed")
     return 0
 

@@ -1,4 +1,4 @@
-"""Rules of imports that the contracts of pyproject.toml cannot state, and who reads the recipes."""
+"""Rules of imports and of text that pyproject.toml cannot state, and who reads the recipes."""
 
 import ast
 import sys
@@ -43,6 +43,27 @@ def test_one_module_reads_recipes():
             readers.add(path.relative_to(ROOT).as_posix())
     listing = {"engine/commands/recipes.py", "engine/cli.py"}  # of that name
     assert readers - listing == {f"engine/recipe/{name}.py" for name in ("catalogue", "yaml_text")}
+
+
+def test_text_is_read_and_written_with_an_encoding():
+    """Ruff's rule (PLW1514) sees it only where it can tell that an object is a path."""
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Call) and _is_text(node):
+                assert any(word.arg == "encoding" for word in node.keywords), (path, node.lineno)
+
+
+def _is_text(call: ast.Call) -> bool:
+    """Whether a call reads or writes text, and has no place for an encoding before its keywords."""
+    name = getattr(call.func, "attr", getattr(call.func, "id", ""))
+    modes = [mode.value for mode in call.args if isinstance(mode, ast.Constant)]
+    return (
+        (name == "read_text" and not call.args)
+        or (name == "write_text" and len(call.args) < 2)
+        or (name == "open" and not (call.args or call.keywords))
+        or (name == "open" and any(mode in ("r", "w", "a") for mode in modes))
+        or any(word.arg == "text" for word in call.keywords)
+    )
 
 
 def test_no_engine_module_bears_a_standard_librarys_name():

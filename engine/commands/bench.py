@@ -72,7 +72,7 @@ def run(arguments: argparse.Namespace) -> None:
             first_line.show(f"{row.what}, batch {row.batch}: {row.images_s:.0f} images/s")
             if arguments.json:  # as soon as it is known
                 content = {"machine": machine, "rows": [asdict(row) for row in rows]}
-                arguments.json.write_text(json.dumps(content, indent=1) + "\n")
+                arguments.json.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
     ranks.stop()
     print(text(arguments.model, machine, rows))
 

@@ -116,7 +116,7 @@ def _adopt(resolved: Recipe, name: str, beton: Path, classes: Path) -> None:
         beton,
         packs.pack_folder(Path(resolved.runs), resolved.dataset, resolved.model, name),
         name=name,
-        classes=classes.read_text("utf-8").splitlines(),
+        classes=classes.read_text("utf-8-sig").splitlines(),
         size=resolved.model.image_size,
         transform_spec=models.transform(resolved.model).spec,
         extra={

@@ -37,7 +37,7 @@ def everything() -> str:
 
 def _about(campaign: str) -> str:
     """The comment at the head of a campaign's file, up to its first command or empty line."""
-    lines = catalogue.path_of("campaigns", campaign).read_text().splitlines()
+    lines = catalogue.path_of("campaigns", campaign).read_text("utf-8").splitlines()
     text = []
     for line in lines:
         if not line.startswith("# ") or line.startswith("#   "):

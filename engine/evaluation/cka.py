@@ -66,7 +66,7 @@ def stored(run: Run, mix: Mix, name: str) -> dict[str, float | None]:
         raise FileNotFoundError(
             f"the store has no CKA of {label}: run the campaign again to make it"
         )
-    return json.loads(artifact.checked(FILE).read_text())
+    return json.loads(artifact.checked(FILE).read_text("utf-8"))
 
 
 def minibatches(recipe: Recipe, labelled: LabelledSet) -> list[np.ndarray]:
@@ -140,7 +140,7 @@ def _compute(run: Run, mix: Mix, name: str) -> Callable[[Path], object]:
         dist.all_reduce(sums_3L)
     values = zip(layers, cka(sums_3L).tolist(), strict=True)
     known = {layer: None if math.isnan(value) else value for layer, value in values}  # as JSON
-    return lambda folder: (folder / FILE).write_text(json.dumps(known, indent=1))
+    return lambda folder: (folder / FILE).write_text(json.dumps(known, indent=1), "utf-8")
 
 
 def blocks(net: nn.Module, prefix: str = "") -> list[str]:

@@ -296,12 +296,12 @@ class Builder(Context):
 
         def write(folder: Path) -> None:
             self._write(folder, export)
-            (folder / cells.HISTORY).write_text(history)
+            (folder / cells.HISTORY).write_text(history, "utf-8")
 
         return write
 
     def _write(self, folder: Path, made: Export | Sequence[Entry]) -> None:
-        (folder / "recipe.yaml").write_text(self.plan.dump())
+        (folder / "recipe.yaml").write_text(self.plan.dump(), "utf-8")
         if isinstance(made, Export):
             backbone = self.base.backbone
             cells.write_trained(folder, self.recipe, made, backbone, self._description())

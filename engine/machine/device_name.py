@@ -15,6 +15,6 @@ def device_name(device: torch.device) -> str:
     """The GPU's or the CPU's name as its maker gives it, or else the machine's architecture."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    text = CPUS.read_text() if CPUS.is_file() else ""
+    text = CPUS.read_text("utf-8") if CPUS.is_file() else ""
     model = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
     return model[1].strip() if model else platform.machine()

@@ -42,7 +42,7 @@ def claim(names: Sequence[str], number: int = 1, folder: Path | None = None) -> 
 
 
 def _lock(path: Path) -> bool:
-    file = path.open("a")
+    file = path.open("ab")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -20,7 +20,12 @@ def answer(*command: str, seconds: float = ANSWER_S, given: str = "") -> str:
     name = Path(command[0]).name
     try:
         done = subprocess.run(
-            command, input=given, capture_output=True, text=True, errors="replace", timeout=seconds
+            command,
+            input=given,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=seconds,
         )
     except OSError as error:
         raise NoAnswer(f"{name} does not start: {error.strerror}") from error

@@ -39,7 +39,7 @@ def write(
     config = {**timm_config(model, net, len(classes)), "label_names": list(classes)}
     with written(out, last=CONFIG, prompt=prompt) as folder:
         tensors.save(net.state_dict(), folder / WEIGHTS)
-        (folder / CONFIG).write_text(json.dumps({**config, "made_of": made_of}, indent=1))
+        (folder / CONFIG).write_text(json.dumps({**config, "made_of": made_of}, indent=1), "utf-8")
 
 
 @contextlib.contextmanager

@@ -65,10 +65,10 @@ def distances(
             sets[name] = Labelled(features_ND, labelled.labels)
             run.sets.release(name)
         solved = matrix(sets, len(run.sets.classes), options)
-        (folder / MATRIX).write_text(json.dumps(solved.plain()))
+        (folder / MATRIX).write_text(json.dumps(solved.plain()), "utf-8")
 
     artifact = store.make("distances", label, key, write)
-    plain = json.loads(artifact.checked(MATRIX).read_text())
+    plain = json.loads(artifact.checked(MATRIX).read_text("utf-8"))
     return Matrix.of(plain | {"samples": options.samples})
 
 

@@ -93,7 +93,7 @@ class Cell:
     def meta(self) -> dict[str, Any]:
         if not (self.artifact.folder / CELL).is_file():
             return {}
-        return json.loads(self.artifact.checked(CELL).read_text())
+        return json.loads(self.artifact.checked(CELL).read_text("utf-8"))
 
     @property
     def entries(self) -> list[Entry]:
@@ -209,7 +209,7 @@ def _describe(
     description: Mapping[str, Any],
 ) -> None:
     made_by = versions() | {"threads": str(recipe.threads), "ranks": str(ranks.world())}
-    (folder / "versions.json").write_text(json.dumps(made_by, indent=1))
+    (folder / "versions.json").write_text(json.dumps(made_by, indent=1), "utf-8")
     meta = {
         "method": recipe.method.name,
         "variant": recipe.method.variant,
@@ -218,4 +218,4 @@ def _describe(
         "entries": [dataclasses.asdict(entry) for entry in entries],
         **description,
     }
-    (folder / CELL).write_text(json.dumps(meta, indent=1))
+    (folder / CELL).write_text(json.dumps(meta, indent=1), "utf-8")

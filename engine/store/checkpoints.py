@@ -41,7 +41,7 @@ class CheckpointFiles:
 
         def build(folder: Path) -> None:
             tensors.save(state, folder / STATE)
-            (folder / FACTS).write_text(facts)
+            (folder / FACTS).write_text(facts, "utf-8")
 
         self._store.make(*self._key(step), build)
         steps = self.steps()
@@ -83,7 +83,8 @@ class CheckpointFiles:
         artifact = self._store.find(*self._key(step))
         if artifact is None:
             raise FileNotFoundError(f"{self._store.place(*self._key(step))} is missing")
-        return load_file(artifact.checked(STATE)), json.loads(artifact.checked(FACTS).read_text())
+        facts = json.loads(artifact.checked(FACTS).read_text("utf-8"))
+        return load_file(artifact.checked(STATE)), facts
 
     def remove(self) -> None:
         """Remove all of them."""

@@ -57,7 +57,11 @@ def run(work: Callable[[], int], log: Path) -> Ended:
     if process.exitcode is None:
         end_all()
         raise FellShort(f"it did not end within {patience(HANGS_S):.0f} s")
-    return Ended(process.exitcode, log.read_text(errors="replace"), _children_s() - before_s)
+    return Ended(
+        process.exitcode,
+        log.read_text(encoding="utf-8", errors="replace"),
+        _children_s() - before_s,
+    )
 
 
 def end_all() -> None:

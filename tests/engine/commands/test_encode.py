@@ -172,8 +172,8 @@ def test_a_file_of_ffcvs_users_becomes_a_pack_without_images(tmp_path, capsys, m
     writer.add(pixels.tobytes(), 1)
     writer.finish()
     writer.close()
-    Path("classes.txt").write_text("cat\ndog\n")
-    Path("mine.yaml").write_text(OF_FFCV)
+    Path("classes.txt").write_text("cat\ndog\n", encoding="utf-8")
+    Path("mine.yaml").write_text(OF_FFCV, encoding="utf-8")
     model = ["runs=runs", "model.image_size=32"]
     words = ["--model", "vit_tiny_random", "--dataset", "mine.yaml", *model]
     command = ["encode", "third", "--beton", "mine.beton", *words]

@@ -42,7 +42,7 @@ def test_the_table_has_a_line_a_set_and_model_with_whole_names():
 def words(user_grid, monkeypatch) -> list[str]:
     """`rib evaluate A B` in the folder of these checkpoints and sets."""
     monkeypatch.chdir(user_grid.folder)
-    Path("classes.txt").write_text("\n".join(CLASSES))
+    Path("classes.txt").write_text("\n".join(CLASSES), encoding="utf-8")
     words = f"evaluate --arch {VIT} --classes classes.txt runs=runs model.image_size={SIZE}"
     return [*words.split(), "--models", "A.safetensors", "B.safetensors"]
 
@@ -52,7 +52,7 @@ def test_the_command_prints_a_table_and_writes_csv(words, capsys):
     assert cli.main(words) == 0
     printed = capsys.readouterr().out
     assert "(1 - alpha) A.safetensors + alpha B.safetensors" in printed
-    with Path("accuracy.csv").open() as file:
+    with Path("accuracy.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     places = [(alpha, name) for name in ("outline", "small") for alpha in ("0.0", "0.5", "1.0")]
     assert [(row["alpha"], row["evaluated_on"]) for row in rows] == places
@@ -64,12 +64,17 @@ def test_the_command_prints_a_table_and_writes_csv(words, capsys):
 def test_a_table_that_is_there_is_replaced_on_request_alone(words, capsys):
     words += ["--sets", "outline"]
     table, other = Path("accuracy.csv"), Path("other.csv")
-    table.write_text("mine")
+    table.write_text("mine", encoding="utf-8")
     assert cli.main(words) == 2
     assert "accuracy.csv is there already: --force replaces it, --out w" in capsys.readouterr().err
     assert not Path("runs").exists(), "work was done before the refusal"
-    assert cli.main([*words, "--out", "other.csv"]) == 0 and table.read_text() == "mine"
-    assert cli.main([*words, "--force"]) == 0 and table.read_text() == other.read_text()
+    assert (
+        cli.main([*words, "--out", "other.csv"]) == 0
+        and table.read_text(encoding="utf-8") == "mine"
+    )
+    assert cli.main([*words, "--force"]) == 0 and table.read_text(
+        encoding="utf-8"
+    ) == other.read_text(encoding="utf-8")
 
 
 def test_sets_are_named_by_their_folders_or_by_the_user(tmp_path, monkeypatch):

@@ -119,7 +119,7 @@ def test_what_cannot_be_merged_is_refused(user_grid, words, message, monkeypatch
     state = load_file("A.safetensors")
     del state["blocks.0.norm1.weight"]
     save_file(state, "E.safetensors")
-    Path("classes.txt").write_text("\n".join(CLASSES))
+    Path("classes.txt").write_text("\n".join(CLASSES), encoding="utf-8")
     command = [f"{word}.safetensors" if word.isupper() else word for word in words.split()]
     command += ["--arch", VIT, "--classes", "classes.txt", f"model.image_size={SIZE}"]
     command += [f"runs={user_grid.runs}", "device=cpu", "--out", "out"]

@@ -26,10 +26,10 @@ def folder_of(path: Path) -> None:
 
 def swap(path: Path) -> None:
     """Two evaluations of the record change places: the checksum of every prediction still fits."""
-    values = json.loads(path.read_text())
+    values = json.loads(path.read_text(encoding="utf-8"))
     a, b = [row for row in values["evaluations"] if row["downstream"] == "few"][:2]
     a["path"], b["path"] = b["path"], a["path"]
-    path.write_text(json.dumps(values, indent=1))
+    path.write_text(json.dumps(values, indent=1), encoding="utf-8")
 
 
 DAMAGED = {

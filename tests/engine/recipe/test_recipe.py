@@ -32,7 +32,7 @@ model: {image_size: 224, projection: 0, head: {fit: false, l2: 0.001}}
 
 def write(path: Path, text: str) -> str:
     """Write a file, and give its path as users type it."""
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     return str(path)
 
 
