@@ -117,9 +117,11 @@ def begin(plan: Plan) -> None:
     place = plan.place
     if is_done(place, REPORT) or not (plan.folder.parent / "store").is_dir():
         forget(place)
-    for left in (place / LOGS).glob("*"):
-        if left.suffix == EXIT or not is_done(place, left.stem):
-            left.unlink()
+    for job in plan.jobs:
+        of_job = [EXIT] if is_done(place, job) else [EXIT, LOG]
+        for suffix in of_job:
+            with contextlib.suppress(IsADirectoryError):  # the job's own error names it
+                (place / LOGS / f"{job}{suffix}").unlink(missing_ok=True)
 
 
 def forget(place: Path) -> None:

@@ -124,6 +124,17 @@ def test_users_errors_end_their_next_attempts_at_once(folder, tmp_path):
     assert not outcomes.is_done(place, "prepare"), "a marker without a store counts for nothing"
 
 
+def test_what_is_no_log_of_a_job_stays_among_the_logs(folder, tmp_path):
+    plan = campaigns.planned(folder, f"runs={tmp_path}")
+    for name in ("mine", "prepare.log"):
+        (plan.place / "logs" / name).mkdir(parents=True)
+    for name in ("mine.exit", "column-few.exit", "column-few.log"):
+        (plan.place / "logs" / name).touch()
+    outcomes.begin(plan)
+    left = sorted(path.name for path in (plan.place / "logs").iterdir())
+    assert left == ["mine", "mine.exit", "prepare.log"]
+
+
 def test_a_jobs_own_words_are_told(tmp_path):
     """Of its last attempt."""
     for started, words in ((1, "no room"), (2, "no GPU")):
