@@ -43,7 +43,7 @@ class Throughput:
 
 def throughputs() -> Iterator[Throughput]:
     """Each published throughput with its prediction."""
-    lines = [line for line in FILE.read_text().splitlines() if not line.startswith("#")]
+    lines = [line for line in FILE.read_text("utf-8").splitlines() if not line.startswith("#")]
     for row in csv.DictReader(lines):
         training, compiled = "training" in row["pass"], "compiled" in row["pass"]
         operations, elements = _counted(row["model"], training)
