@@ -46,7 +46,7 @@ def to_timm(
     with written(out, last=CONFIG, prompt=prompt) as folder:
         tensors.save(state, folder / WEIGHTS)
         tensors.save(head_of(net).state_dict(), folder / HEAD)
-        (folder / CONFIG).write_text(json.dumps({**config, "made_of": made_of}, indent=1))
+        (folder / CONFIG).write_text(json.dumps({**config, "made_of": made_of}, indent=1), "utf-8")
 
 
 def to_open_clip(
@@ -80,7 +80,7 @@ def to_open_clip(
     with written(out, last=OPEN_CLIP_CONFIG, prompt=prompt) as folder:
         tensors.save({**both, **tower}, folder / OPEN_CLIP_WEIGHTS)
         tensors.save(head_of(net).state_dict(), folder / HEAD)
-        (folder / OPEN_CLIP_CONFIG).write_text(json.dumps(config, indent=1))
+        (folder / OPEN_CLIP_CONFIG).write_text(json.dumps(config, indent=1), "utf-8")
 
 
 def _head(classes: Sequence[str]) -> dict[str, Any]:
