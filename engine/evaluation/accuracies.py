@@ -21,6 +21,7 @@ from engine.machine.files import cache_folder
 from engine.measures import bootstrap, seeds, shares
 from engine.measures.predictions import SetPredictions
 from engine.measures.rows import ModelOnSet
+from engine.measures.setting import PLAIN
 from engine.recipe.schema import Recipe
 from engine.run import Run
 from engine.store.artifacts import Store
@@ -41,7 +42,7 @@ class Model:
     @classmethod
     def named(cls, name: str, mix: Average, alpha: float | None = None) -> Model:
         """A model that is no row of a campaign's."""
-        return cls(ModelOnSet(name, "", "", alpha, "", "", ""), mix)
+        return cls(ModelOnSet(name, "", "", alpha, PLAIN, "", ""), mix)
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO
 
 from engine.machine.files import runtime_folder
 
-_held: list[TextIO] = []
+_held: list[BinaryIO] = []
 
 
 def names() -> list[str]:

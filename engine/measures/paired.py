@@ -85,7 +85,7 @@ def _by_key(evaluations: Sequence[Evaluation]) -> Mapping[Key, list[Path]]:
     found: dict[Key, list[Path]] = defaultdict(list)
     for row in evaluations:
         if row.headline:
-            setting = "" if row.method == PRE else row.setting
+            setting = "" if row.method == PRE else str(row.setting)
             found[Key(row.method, setting, row.downstream, row.evaluated_on)].append(row.path)
     return found
 
