@@ -42,7 +42,7 @@ class CellPlan:
         shared = {
             key: value
             for key, value in settings.items()
-            if not key.startswith("method.") or key != VARIANT
+            if not key.startswith("method.") or key == VARIANT
         }
         needs = {name: need.on(downstream, shared) for name, need in self.needs.items()}
         cell = dataclasses.replace(self.recipe, downstream=downstream)

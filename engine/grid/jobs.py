@@ -60,7 +60,7 @@ def finished(
 
 def prepare(plan: Plan, device: torch.device) -> None:
     """What all columns share: packs, the pre-trained model, its features and predictions."""
-    builder = builders(plan, device, plan.columns[0])[1]
+    builder = builders(plan, device, plan.columns[0])[0]
     names = builder.recipe.dataset.places
 
     def begin(step: int, what: str = "") -> None:

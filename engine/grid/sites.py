@@ -14,7 +14,7 @@ from engine.grid import slurm
 from engine.grid.campaign import COLUMN, PREPARE, REPORT, Plan
 
 SLURM_CORES = 4  # of a job: images are read beside the work
-RETRIES = 3  # of a job on Slurm
+RETRIES = 2  # of a job on Slurm
 START_H = 5 / 60  # of a job: imports, compilation, a slow file system
 MARGIN = 3  # of the predicted time and the start: a job that asks for too little is ended
 REPORT_H = 35 / 60  # distances between the sets, bootstrap

@@ -219,7 +219,7 @@ class Bench:
         return Speed(
             what=what,
             batch=batch,
-            ms=1e3 / batch / rate,
+            ms=1e3 * batch / rate,
             images_s=rate,
             mfu=rate * operations / peak(self.device, kind),
             peak_mb=torch.cuda.max_memory_allocated(self.device) / 1e6 if on_gpu else None,
