@@ -78,7 +78,7 @@ def _encode_all(resolved: Recipe, arguments: argparse.Namespace) -> None:
     known, missing, faults = sources.read(), [], []
     if not arguments.source.is_dir():
         raise ValueError(f"--source {arguments.source} is not a folder")
-    for name in resolved.dataset.places:
+    for name in resolved.base_sets:
         place = sources.locate(arguments.source, name, known.get(name))
         if place is None:
             missing.append(name)
@@ -92,7 +92,7 @@ def _encode_all(resolved: Recipe, arguments: argparse.Namespace) -> None:
             f"not in {arguments.source}: {', '.join(missing)}; "
             f"rib download {' '.join(missing)} --to {arguments.source}"
         )
-    if len(missing) == len(resolved.dataset.places):
+    if len(missing) == len(resolved.base_sets):
         raise ValueError(f"{arguments.source} holds no set of {resolved.dataset.name}")
     if faults:
         raise ValueError("; ".join(faults))

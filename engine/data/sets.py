@@ -192,6 +192,19 @@ class Sets:
         """Whether another set shows some of the photos of a set."""
         return name != other and not self.photos(name).isdisjoint(self.photos(other))
 
+    def seen_by_head(self, name: str, split: str) -> int:
+        """How many images of a split of a set show photos that fitted the head.
+
+        0 where the weights include the head, and where the set that fitted it has no photos that its
+        sources distinguish (`relations.photos`).
+        """
+        head_set = self.recipe.head_set
+        if not head_set or not self.photos(head_set):
+            return 0
+        fitted, judged = self[head_set], self[name]
+        sources = fitted.pack.sources[fitted.split("train")]
+        return int(np.isin(judged.pack.sources[judged.split(split)], sources).sum())
+
     def _mask_rule(self, pack: Pack, classes: Sequence[str], head: Sequence[str]) -> str:
         if self.mask == "present" or len(classes) == len(head):
             return "present"

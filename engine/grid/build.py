@@ -226,7 +226,7 @@ class Builder(Context):
         return passes.holdout_accuracy(self.run, average)
 
     def _pre_trained(self) -> Cell:
-        """The pre-trained model. A head that it lacks is made on the upstream set."""
+        """The pre-trained model. A head that it lacks is fitted now."""
         model, dataset = self.recipe.model, self.recipe.dataset
         cache, seed, path = cache_folder(), dataset.seed, model.weights.path
         if path and descriptions.prompt_of(Path(path)) is not None:

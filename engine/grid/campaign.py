@@ -116,8 +116,8 @@ class Plan:
     @property
     def needed(self) -> list[str]:
         """The sets that a campaign reads: those that it evaluates on, then those that it only
-        fine-tunes on."""
-        return list(dict.fromkeys([*self.recipe.dataset.places, *self.downstreams]))
+        fine-tunes on or fits the head on."""
+        return list(dict.fromkeys([*self.recipe.base_sets, *self.downstreams]))
 
     def cells(self, column: Column) -> Iterator[CellPlan]:
         """The cells of a column: all rows with the first seed, then with the next."""

@@ -173,12 +173,13 @@ class Estimate:
     def memory_gb(self) -> float:
         """Of a job, of the host and on a GPU of the GPU too: the process, a model in training,
         those of the bank, a batch's activations at a hundred times its images, and the largest set
-        (uint8)."""
+        that is trained on or evaluated (uint8)."""
         recipe = self.plan.recipe
+        sets = {*recipe.dataset.places, *self.plan.downstreams}  # another one is read as a stream
         image = 3 * recipe.model.image_size**2
         batch = max(recipe.train.batch_size, recipe.evaluate.batch_size) * image * 4 * 100
         copies = (COPIES + len(self.plan.rows)) * self.parameters * 4
-        return PROCESS_GB + (copies + batch + max(self.images.values()) * image) / 1e9
+        return PROCESS_GB + (copies + batch + max(self.images[name] for name in sets) * image) / 1e9
 
     def by_name(self) -> dict[str, list[Part]]:
         """The parts of the same name together, in their order."""
@@ -225,8 +226,9 @@ def of(plan: Plan) -> Estimate:
     counts = {name: counts_of(recipe, name) for name in plan.needed}
     images = {name: of_images for name, (of_images, _) in counts.items()}
     model = _model(recipe, counts[dataset.upstream][1])
-    everywhere = sum(images[name] for name in dataset.places)  # whose features are stored
-    columns, weights, predictions = [], 1, everywhere
+    everywhere = sum(images[name] for name in recipe.base_sets)  # whose features are stored
+    columns, weights = [], 1
+    predictions = sum(images[name] for name in dataset.places)
     cells: list[Recipe] = []
     fishers: dict[int, Part] = {}
     for column in plan.columns:

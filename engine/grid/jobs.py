@@ -83,7 +83,7 @@ def prepare(plan: Plan, device: torch.device) -> None:
     for name in plan.needed[len(names) :]:
         begin(len(names), name)
         # Opened, and encoded if need be, before columns share it.
-        log.info("%s: %d images, only trained on", name, len(run.sets[name].pack))
+        log.info("%s: %d images, never evaluated", name, len(run.sets[name].pack))
     begin(len(names) + 1)
 
 

@@ -248,6 +248,7 @@ def _settings(
     return {
         "Command": plan.command,
         "Model": f"{model.name} ({', '.join(filter(None, about))})",
+        **({"Head": _head(run)} if resolved.head_set else {}),
         "Classes": len(run.sets.classes),
         "Training": (
             f"{resolved.optimizer.name}, lr {resolved.optimizer.lr:g}, {resolved.train.epochs} "
@@ -270,6 +271,22 @@ def _row(name: str, cell: Recipe) -> Row:
     }
     parts = {f"dataset.{key}": getattr(cell.dataset, key) for key in ("shots", "portion")}
     return Row(name, {**settings, **parts, "seeds": cell.seeds})
+
+
+def _head(run: Run) -> str:
+    """Which set fitted the head, and in which sets models are judged on the same photos."""
+    seen = {}
+    for name in run.recipe.dataset.places:
+        split = run.recipe.split_of(name)
+        if images := run.sets.seen_by_head(name, split):
+            seen[name] = f"{name} ({images:,} of {len(run.sets[name].split(split)):,} images)"
+    text = f"fitted on {run.recipe.head_set}"
+    if not seen:
+        return text
+    return (
+        f"{text}, and models are judged on the same photos in {', '.join(seen.values())}: accuracy "
+        "before fine-tuning is too high there"
+    )
 
 
 def _commit() -> str:

@@ -79,8 +79,7 @@ def verify(builder: Builder, tolerance: float = TOLERANCE) -> list[Check]:
             checks.append(Check(name, 0, None, published, 0.0, "not encoded"))
             continue
         mix = {run.base.name: 1.0}
-        fits_head = name == recipe.dataset.upstream and recipe.model.head.fit
-        split = "holdout" if fits_head and recipe.dataset.holdout else "all"
+        split = "holdout" if name == recipe.head_set and recipe.dataset.holdout else "all"
         passes.evaluate(run, [mix], [name], split)
         model = Model.named(recipe.model.name, mix)
         (seen,) = accuracies.on_set(run, [model], name, split, intervals=True)
@@ -94,7 +93,7 @@ def verify(builder: Builder, tolerance: float = TOLERANCE) -> list[Check]:
             seen.accuracy,
             published,
             tolerance + _sampling(recipe, name, seen.n, published),
-            _why_not(recipe, name, published, fits_head and split == "all"),
+            _why_not(recipe, name, published, run.sets.seen_by_head(name, split)),
             (seen.high - seen.low) / 2,
             imagenet.shortfall(recipe.dataset, name, pack) if is_imagenet else "",
             split,
@@ -112,9 +111,9 @@ def _sampling(recipe: Recipe, name: str, images: int, published: float | None) -
     return STANDARD_ERRORS * 100 * math.sqrt(share * (1 - share) / images)
 
 
-def _why_not(recipe: Recipe, name: str, published: float | None, fitted: bool = False) -> str:
+def _why_not(recipe: Recipe, name: str, published: float | None, fitted: int = 0) -> str:
     if fitted:
-        return "its images fitted the head; dataset.holdout=0.25 keeps some apart"
+        return f"{fitted:,} show photos that fitted the head; model.head.fit_on names other ones"
     if published is None:
         return "nothing published"
     if name == imagenet.OBJECTNET and recipe.dataset.objectnet != "paper":

@@ -62,7 +62,7 @@ class Method(FrozenBackbone):
 
 
 def first_head(cell: schema.Recipe) -> schema.Recipe:
-    """The recipe of a backbone's first head, on the upstream set, by that of any cell.
+    """The recipe of a backbone's first head, on the set that fits it, by that of any cell.
 
     It sees the whole training split, and so do all cells that start from it, whatever part of a
     set (`dataset.train_images`, `shots`, `portion`) they train on.
@@ -70,7 +70,7 @@ def first_head(cell: schema.Recipe) -> schema.Recipe:
     method = Recipe("linear_probe", "LP", "linear_probe", l2=cell.model.head.l2, anchor="zero")
     return replace(
         cell,
-        downstream=cell.dataset.upstream,
+        downstream=cell.head_set,
         dataset=replace(cell.dataset, train_images=0, shots=0, portion=1.0),
         method=method,
         optimizer=schema.OptimizerRecipe(),

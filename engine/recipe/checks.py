@@ -76,7 +76,18 @@ def checked(recipe: Recipe) -> Recipe:
             f"{nearest(recipe.downstream, known)}"
         )
     check_terms(recipe.dataset, recipe.downstream)
+    _check_head(recipe.model.head.fit_on, recipe.dataset)
     return recipe
+
+
+def _check_head(fit_on: str, dataset: DatasetRecipe) -> None:
+    """Raise RecipeError where a head would be fitted on a set that is evaluated."""
+    may_fit = [dataset.upstream, *dataset.train_sets]
+    if fit_on and fit_on not in may_fit:
+        raise RecipeError(
+            f"model.head.fit_on={fit_on!r}: a head is fitted on the upstream set or on a set of "
+            f"dataset.train_sets, which is never evaluated{nearest(fit_on, may_fit)}"
+        )
 
 
 def check_terms(dataset: DatasetRecipe, downstream: str) -> None:
@@ -116,6 +127,7 @@ def _check_names(recipe: Recipe) -> None:
         for key, name in sets:
             if name not in known:
                 raise RecipeError(f"{key}: {name!r} is no emoji style{nearest(name, known)}")
-    for key, names in (("sets", dataset.sets), ("train_sets", dataset.known)):
+    train_sets = [*dataset.sets, *dataset.train_sets]
+    for key, names in (("sets", dataset.places), ("train_sets", train_sets)):
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise RecipeError(f"dataset.{key} names {', '.join(twice)} twice")

@@ -50,13 +50,15 @@ class WeightsRecipe:
 
 @dataclass(frozen=True)
 class HeadRecipe:
-    """How a backbone without a head for these classes gets it: from the upstream set's features.
+    """How a backbone without a head for these classes gets it: from the features of a set's images.
 
     It is a linear probe, fitted to its optimum (`engine.methods.heads`), without a learning rate.
     """
 
     fit: bool = False  # False: the weights include the head
     l2: Positive = 1e-3  # strength of the pull towards zero
+    # The set whose images fit it, such as a training set of `dataset.train_sets`; empty: upstream.
+    fit_on: str = ""
 
     @property
     def title(self) -> str:
@@ -87,7 +89,11 @@ class ModelRecipe:
 
 @dataclass(frozen=True)
 class DatasetRecipe:
-    """A benchmark: the upstream set, whose classes the head has, and the downstream sets."""
+    """A benchmark: the upstream set, whose classes the head has, and the downstream sets.
+
+    The upstream set is what is forgotten, so every model is evaluated on it; EWC's Fisher is of it,
+    and a head that is fitted, unless `model.head.fit_on` names another set.
+    """
 
     name: str = MISSING
     kind: Literal["folder", "emoji", "imagenet"] = "folder"
@@ -128,7 +134,7 @@ class DatasetRecipe:
     @property
     def known(self) -> list[str]:
         """All sets: those that a model is evaluated on, then those that are only trained on."""
-        return [*self.places, *self.train_sets]
+        return list(dict.fromkeys([*self.places, *self.train_sets]))
 
     @property
     def trainable(self) -> list[str]:
@@ -227,6 +233,18 @@ class Recipe:
     trackers: list[str] = field(default_factory=list)  # tensorboard, wandb, MODULE:CLASS
     # CPU threads of each rank; another number rounds sums otherwise.
     threads: Annotated[int, Meta(ge=1, le=1024)] = 1
+
+    @property
+    def head_set(self) -> str:
+        """The set whose images fit the head; empty where the weights include the head."""
+        head = self.model.head
+        return (head.fit_on or self.dataset.upstream) if head.fit else ""
+
+    @property
+    def base_sets(self) -> list[str]:
+        """The sets that the pre-trained model sees: those that it is evaluated on, and the one that
+        fits its head."""
+        return list(dict.fromkeys([*self.dataset.places, *filter(None, [self.head_set])]))
 
     def split_of(self, name: str) -> str:
         """The split that a set is evaluated on: the hold-out of a set that the cell trained on,

@@ -34,6 +34,8 @@ def how_to_read(results: Results) -> Section | None:
         "pre-trained one on the same draw.",
         _about_seeds(results),
     ]
+    heads = {k: str(v) for k, v in results.record.settings.items() if k.split(",")[0] == "Head"}
+    statements += [f"The head was {text}." for text in heads.values() if " same photos " in text]
     if results.record.contact_sheet:  # of emoji-RIB alone
         statements.append(DRAWINGS)
     if any(published(model) for model in results.models):

@@ -1,5 +1,7 @@
 """`rib verify` reports a difference from published accuracies, beyond the sampling error."""
 
+import shutil
+
 import grids
 import pytest
 import torch
@@ -7,7 +9,7 @@ from evaluations import by_timm
 
 from engine import models, recipe
 from engine.commands import verify as command
-from engine.grid import cell_plan, verify
+from engine.grid import campaign, cell_plan, estimate, make_record, verify
 from engine.grid.build import Builder
 from engine.recipe import parsed
 from engine.recipe.schema import ModelRecipe
@@ -73,4 +75,34 @@ def test_images_that_fitted_the_head_are_not_evaluated(folder, grid, tmp_path):
     whole = cell_plan.resolve(name, parsed((*words, "dataset.holdout=0", "evaluate.split=all")))
     check, *_ = verify.verify(Builder(whole, grid.device))
     assert check.images == len(upstream.labels)
-    assert check.why_not == "its images fitted the head; dataset.holdout=0.25 keeps some apart"
+    assert (
+        check.why_not == "35 show photos that fitted the head; model.head.fit_on names other ones"
+    )
+
+
+def test_a_head_is_fitted_on_photos_that_judge_nothing(folder, grid, tmp_path):
+    """Sets of one file name have the same photos: `few` and `outline` those of `upstream`."""
+    images = shutil.copytree(folder / "images", tmp_path / "images")
+    for path in [*(images / "tinted").rglob("*.png")]:
+        path.rename(path.with_name(f"other-{path.name}"))
+    words = (
+        f"runs={tmp_path / 'runs'}", f"dataset.root={images}", "dataset.sets=[outline,few]",
+        "dataset.train_sets=[tinted]", "dataset.holdout=0", "evaluate.split=all",
+    )  # fmt: skip
+    name, bases = str(folder / "shapes.yaml"), []
+    for more, seen in (((), (35, 35, 21)), (("model.head.fit_on=tinted",), (0, 0, 0))):
+        plan = campaign.plan(name, parsed((*words, *more)))
+        assert plan.needed == ["upstream", "outline", "few", *(["tinted"] if more else [])]
+        assert list(estimate.of(plan).images) == plan.needed
+        builder = Builder(cell_plan.resolve(name, parsed((*words, *more))), grid.device)
+        bases.append(builder.base.name)
+        for each in plan.needed[:3]:
+            assert builder.sets[each]
+        checks = verify.verify(builder)
+        told = [
+            f"{count} show photos that fitted" if count else "nothing published" for count in seen
+        ]
+        assert all(map(str.startswith, [check.why_not for check in checks], told))
+        assert (" same photos " in make_record._head(builder.run)) == any(seen)
+        assert f"fitted on {'tinted' if more else 'upstream'}" in make_record._head(builder.run)
+    assert bases[0] != bases[1]

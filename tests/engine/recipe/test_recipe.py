@@ -11,6 +11,7 @@ import yaml
 from engine import recipe
 from engine.errors import RecipeError
 from engine.grid import cell_plan
+from engine.methods.linear_probe import first_head
 from engine.recipe import campaigns, parsed
 from engine.recipe.schema import Recipe
 
@@ -26,7 +27,7 @@ dataset: {kind: folder, root: '', upstream: upstream, train_sets: [], classes: 0
   source_px: 128, seed: 0, holdout: 0.25, train_images: 0, shots: 0, portion: 1.0, pack_format: raw,
   objectnet: corrected, objectnet_terms: test_only, subsample: '50000', undecodable: refuse,
   background: white, thumbnails: false}
-model: {image_size: 224, projection: 0, head: {fit: false, l2: 0.001}}
+model: {image_size: 224, projection: 0, head: {fit: false, l2: 0.001, fit_on: ''}}
 """
 
 
@@ -169,6 +170,19 @@ def test_a_recipe_with_other_values_is_what_these_settings_load():
 def test_a_word_is_read_as_its_key_holds_it(word, key, value):
     read = attrgetter(key)(recipe.load("emoji/ewc", parsed([word])))
     assert (read, type(read)) == (value, type(value))
+
+
+def test_a_head_is_fitted_on_the_upstream_set_or_on_one_that_is_never_evaluated():
+    """`dataset.upstream=imagenet_train` failed, since it is among the train sets too."""
+    assert recipe.load("imagenet_rib").head_set == ""
+    words = ["model=dinov2_vits14"]
+    assert recipe.load("imagenet_rib", parsed(words)).head_set == "imagenet_val"
+    apart = recipe.load("imagenet_rib", parsed([*words, "model.head.fit_on=imagenet_train"]))
+    assert apart.head_set == apart.base_sets[-1] == "imagenet_train" != apart.dataset.upstream
+    assert first_head(apart).downstream == "imagenet_train"
+    assert "imagenet_train" not in apart.dataset.places
+    upstream = recipe.load("imagenet_rib", parsed(["dataset.upstream=imagenet_train"]))
+    assert upstream.dataset.known.count("imagenet_train") == 1
 
 
 def test_an_architecture_of_timm_is_a_model_by_its_name():
