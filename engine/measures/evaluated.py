@@ -63,7 +63,7 @@ def of_set(
                 sums.append(of_sources.astype(np.float32))
                 if row.method == PRE:
                     before[row.model] = after
-                if row.headline and not is_on:
+                if row.headline and row.trains and not is_on:
                     top1 = after.top1.astype(np.int32)
                     answers.setdefault(row.model, []).append((row, top1))
             counts = counts if start else bootstrap.counts(bank.sources, draws)

@@ -1,4 +1,7 @@
-"""Which images of a set fine-tuning gains and loses: of each, in how many rows of the tables."""
+"""Which images of a set fine-tuning gains and loses: of each, in how many rows of the tables.
+
+Averages of several models, such as WiSE-FT's, are not counted: they would count a training twice.
+"""
 
 from __future__ import annotations
 

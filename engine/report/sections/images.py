@@ -44,7 +44,8 @@ def section(results: Results) -> Section | None:
         "images",
         f"{most.rows} of {most.of} models {most.change} the same image of {most.evaluated_on}",
         "An image is gained by a model that is right about it where the pre-trained model was "
-        "wrong, and lost the other way round. Shown are those that most models agree on; pictures "
+        "wrong, and lost the other way round. Shown are those that most models agree on; averages "
+        "of several models are not counted, since they share their trainings. There are pictures "
         "where the data set's recipe says that its licence lets them be shown "
         "(dataset.thumbnails), as far as there is room.",
         tables=[
@@ -53,7 +54,7 @@ def section(results: Results) -> Section | None:
                 f"The images of each set that most models gained and lost, {MOST} of each at "
                 "most. image: its place in the set's pack. before: the pre-trained model's answer; "
                 "after: what most of the models that lost it answer. models: how many did, of "
-                "those in a row of a table that were fine-tuned on other sets.",
+                "those in a row of a table that were fine-tuned on other sets and are no averages.",
                 pandas.DataFrame(rows),
             )
         ],

@@ -57,6 +57,15 @@ def test_a_lost_image_has_the_answer_of_most_of_the_rows(tmp_path):
     assert {(c.change, c.before == c.label, c.after) for c in changes} == {(LOST, True, 3)}
 
 
+def test_averages_of_models_are_not_counted(tmp_path):
+    rows = stores.grid(tmp_path, stores.random_hits(), ("fine_tune", "wise_ft", "ensemble"))
+    averages = ("wise_ft", "ensemble")
+    rows = [dataclasses.replace(row, trains=row.method not in averages) for row in rows]
+    changes = stores.gather(rows, draws=1).changes
+    assert {c.of for c in changes if c.evaluated_on == "up"} == {3}
+    assert {method for c in changes for method in c.by_method} == {"fine_tune"}
+
+
 def test_points_of_a_curve_are_not_counted(tmp_path):
     rows = stores.grid(tmp_path, stores.random_hits(), ("fine_tune", "lwf"))
     hidden = [dataclasses.replace(row, headline=row.method != "lwf") for row in rows]
