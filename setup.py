@@ -26,7 +26,7 @@ setup(
     package_data={
         "engine": ["grid/*.smk", "report/templates/*"],
         "loaders": ["benchmarks/*.yaml"],
-        "recipes": ["**/*.yaml"],
+        "recipes": ["**/*.yaml", "*.csv"],
     },
     install_requires=[
         # Upper bounds: the releases that the tests passed with. `make newest` tries later ones.

@@ -20,7 +20,7 @@ import pandas
 from scipy import stats
 
 from engine.measures import behaviour, bootstrap, comparisons, metrics
-from engine.measures.effective_robustness import above_trend, trends
+from engine.measures.effective_robustness import GIVEN, Baseline, above_trend, trends
 from engine.measures.metrics import ROBUSTNESS, Grid, Means
 from engine.measures.predictions import ImagePredictions
 from engine.measures.rows import PRE, Arm, Evaluation, ModelOnSet
@@ -33,7 +33,8 @@ SOURCES = 160
 SPREAD = {"source": 1.0, "copy": 0.6, "model": 0.8}  # of the effects on an answer
 GAIN = {"a": 0.0, "b": 0.3, "same as b": 0.3, "c": 0.4}  # of the methods, in strength
 # Accuracy upstream and on each set of the models that trend lines are fitted over.
-GIVEN = pandas.DataFrame({UPSTREAM: [40.0, 60.0, 80.0], **{k: [20.0, 42, 63] for k in SETS}})
+KNOWN = pandas.DataFrame({UPSTREAM: [40.0, 60.0, 80.0], **{k: [20.0, 42, 63] for k in SETS}})
+BASELINE = Baseline(KNOWN, GIVEN)
 
 
 @functools.cache
@@ -104,7 +105,7 @@ def campaign(number: int, draws: int) -> Grid:
     columns = np.concatenate(samples, axis=1)
     of_measures = {name: np.asfortranarray(columns[:, :, k]) for k, name in enumerate(names)}
     grid = metrics.grid_of(evaluations, numbers, of_measures, SETS, UPSTREAM, SETS)
-    return above_trend(grid, trends(grid, GIVEN))
+    return above_trend(grid, trends(grid, BASELINE))
 
 
 def true(means: Means, measure: str = "accuracy") -> np.ndarray:
@@ -140,7 +141,7 @@ def covered(number: int, draws: int) -> dict[str, list[bool]]:
         held[measure] = _holds(each.table("x", measure, clip=True), true(each, measure))
     accuracy = true(each)[None]
     truth = np.full(len(cells), np.nan)
-    for trend in trends(grid, GIVEN).values():
+    for trend in trends(grid, BASELINE).values():
         truth[trend.cells] = trend.residuals(accuracy)[0]
     held[ROBUSTNESS] = _holds(each.table("x", ROBUSTNESS), truth)
     arms = [k for k, arm in enumerate(grid.arms) if arm.method != PRE]

@@ -17,6 +17,7 @@ import numpy as np
 import pandas
 from scipy import special
 
+from engine.measures import bootstrap, model_rows
 from engine.measures.metrics import ROBUSTNESS, Grid
 from engine.measures.rows import PRE
 
@@ -24,7 +25,36 @@ MODELS_FOR_A_TREND = 3
 CLIP = 1e-4  # a share this near 0 or 1 is moved here: its probit would be infinite
 # What a trend line is fitted over, in the order of preference.
 GIVEN = "models given by the user"
+PUBLISHED = "published models of ImageNet-1K alone"
 PRE_TRAINED = "pre-trained models"
+
+
+@dataclass(frozen=True, eq=False)
+class Baseline:
+    """Models that are in no campaign, to fit lines over.
+
+    accuracies: in percent, a row a model and a column a set, NaN where unknown. basis: `GIVEN` or
+    `PUBLISHED`; the published ones are drawn by `model_rows.family` in intervals.
+    """
+
+    accuracies: pandas.DataFrame
+    basis: str
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A line over so many models, its slope and R2 on the probit scale, and the range of upstream
+    accuracy (percent) that it is fitted over. Beyond, it is extrapolated."""
+
+    models: int
+    slope: float
+    r2: float
+    low: float
+    high: float
+
+    def extrapolates(self, upstream: np.ndarray) -> np.ndarray:
+        """Whether upstream accuracies in percent lie outside the range."""
+        return (upstream < self.low) | (upstream > self.high)
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +63,9 @@ class Trend:
 
     cells, upstream: the rows of the grid that are measured against it, and those of the same models
     on the upstream set. fitted: which of them it is fitted over; none where `given`, float64 [2, F]
-    of upstream and shifted accuracy in percent, takes their place. basis: `GIVEN` or `PRE_TRAINED`.
+    of upstream and shifted accuracy in percent, takes their place. basis: `GIVEN`, `PUBLISHED` or
+    `PRE_TRAINED`. families: str [F] of `given`, which are drawn as one in intervals; empty where
+    the models are taken as they are.
     """
 
     cells: np.ndarray
@@ -41,27 +73,50 @@ class Trend:
     fitted: np.ndarray
     given: np.ndarray
     basis: str
+    families: np.ndarray
 
-    def predicted(self, accuracy: np.ndarray, upstream: np.ndarray) -> np.ndarray:
+    def models(self, accuracy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Upstream and shifted accuracy [B, F] in percent of the models that the line is fitted
+        over, from the accuracy of all cells [B, cells]. What is given is the same in all draws."""
+        if self.basis != PRE_TRAINED:
+            return self.given[:1], self.given[1:]
+        upstream, shifted = (accuracy[:, of[self.fitted]] for of in (self.upstream, self.cells))
+        return upstream, shifted
+
+    def predicted(
+        self, accuracy: np.ndarray, upstream: np.ndarray, weights: np.ndarray | None = None
+    ) -> np.ndarray:
         """Accuracy on the set [B, M] in percent that the line of each draw predicts from upstream
-        accuracy [B, M], from the accuracy of all cells [B, cells]; NaN where there is no line. What
-        the user gave is the same in all draws."""
-        x, y = self.given[:1], self.given[1:]
-        if self.basis == PRE_TRAINED:
-            x, y = (accuracy[:, places[self.fitted]] for places in (self.upstream, self.cells))
-        return predicted(x, y, upstream)
+        accuracy [B, M]; NaN where there is no line. weights: of the models, [B, F]."""
+        return predicted(*self.models(accuracy), upstream, weights)
 
-    def residuals(self, accuracy: np.ndarray) -> np.ndarray:
+    def residuals(self, accuracy: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
         """Effective robustness [B, its cells] in points; NaN where there is no line."""
-        return accuracy[:, self.cells] - self.predicted(accuracy, accuracy[:, self.upstream])
+        return accuracy[:, self.cells] - self.predicted(
+            accuracy, accuracy[:, self.upstream], weights
+        )
+
+    def drawn(self, draws: int) -> np.ndarray | None:
+        """How often each given model comes up in each draw [draws, F]: as often as its family."""
+        if not len(self.families):
+            return None
+        names, place = np.unique(self.families, return_inverse=True)
+        return bootstrap.counts([f"family {name}" for name in names], draws)[place].T
+
+    def fit(self, accuracy: np.ndarray) -> Fit:
+        """The line, from the accuracy of all cells [cells]."""
+        upstream, shifted = self.models(accuracy[None])
+        slope, _, r2 = least_squares(probit(upstream), probit(shifted))
+        ends = float(upstream.min()), float(upstream.max())
+        return Fit(upstream.shape[1], float(slope.item()), float(r2.item()), *ends)
 
 
-def trends(grid: Grid, models: pandas.DataFrame | None = None) -> dict[str, Trend]:
+def trends(grid: Grid, baseline: Baseline | None = None) -> dict[str, Trend]:
     """The trend line of each of the sets; left out are sets with too few models for one.
 
     A line describes models that nobody made robust to the set. It is therefore fitted over the
-    rows that the user gave (`models`, as of `model_rows`), or else over the grid's pre-trained
-    models, each once, and never over fine-tuned ones, which are measured against it.
+    models of the baseline, or else over the grid's pre-trained models, each once, and never over
+    fine-tuned ones, which are measured against it.
     """
     cells, by_set = grid.cells, {}
     elsewhere = (cells["downstream"] != cells["evaluated_on"]) & (cells["on_upstream"] >= 0)
@@ -72,19 +127,23 @@ def trends(grid: Grid, models: pandas.DataFrame | None = None) -> dict[str, Tren
     for name in grid.sets:
         on_set = cells[elsewhere & (cells["evaluated_on"] == name)]
         places, upstream = on_set.index.to_numpy(), on_set["on_upstream"].to_numpy()
-        fitted, given = np.flatnonzero(on_set.index.isin(distinct)), np.empty((2, 0))
-        if models is not None:
-            given = models[[grid.upstream, name]].dropna().to_numpy().T
-        if given.shape[1] >= MODELS_FOR_A_TREND:
-            by_set[name] = Trend(places, upstream, fitted[:0], given, GIVEN)
-        elif len(fitted) >= MODELS_FOR_A_TREND:
-            by_set[name] = Trend(places, upstream, fitted, given[:, :0], PRE_TRAINED)
+        fitted, none = np.flatnonzero(on_set.index.isin(distinct)), np.empty((2, 0))
+        if baseline is not None:
+            known = baseline.accuracies[[grid.upstream, name]].dropna()
+            if len(known) >= MODELS_FOR_A_TREND:
+                is_drawn = baseline.basis == PUBLISHED
+                families = np.array([model_rows.family(of) for of in known.index if is_drawn])
+                values = known.to_numpy().T
+                by_set[name] = Trend(places, upstream, fitted[:0], values, baseline.basis, families)
+                continue
+        if len(fitted) >= MODELS_FOR_A_TREND:
+            by_set[name] = Trend(places, upstream, fitted, none, PRE_TRAINED, none[0])
     return by_set
 
 
 def above_trend(grid: Grid, by_set: Mapping[str, Trend]) -> Grid:
     """The grid with every cell's effective robustness against the trend line of its set. Lines over
-    models of the grid are fitted again in every draw."""
+    models of the grid, or over families of published ones, are fitted again in every draw."""
     if not by_set:
         return grid
     accuracy, samples = grid.cells["accuracy"].to_numpy(float)[None], grid.draws["accuracy"]
@@ -92,7 +151,7 @@ def above_trend(grid: Grid, by_set: Mapping[str, Trend]) -> Grid:
     by_seed = np.full_like(grid.by_seed["accuracy"], np.nan)
     for trend in by_set.values():
         values[trend.cells] = trend.residuals(accuracy)[0]
-        draws[:, trend.cells] = trend.residuals(samples)
+        draws[:, trend.cells] = trend.residuals(samples, trend.drawn(len(samples)))
         by_seed[:, trend.cells] = trend.residuals(grid.by_seed["accuracy"])
     cells = grid.cells.assign(**{ROBUSTNESS: values})
     return dataclasses.replace(
@@ -108,13 +167,33 @@ def probit(percent: np.ndarray) -> np.ndarray:
     return special.ndtri(np.clip(np.asarray(percent, np.float64) / 100, CLIP, 1 - CLIP))
 
 
-def predicted(upstream: np.ndarray, shifted: np.ndarray, at: np.ndarray) -> np.ndarray:
+def predicted(
+    upstream: np.ndarray, shifted: np.ndarray, at: np.ndarray, weights: np.ndarray | None = None
+) -> np.ndarray:
     """Accuracy on the set [B, M] at upstream accuracies `at` [B, M], by the least-squares line of
     each row over the accuracies [B, F] of F models, all in percent; NaN where the models have the
-    same upstream accuracy."""
-    x, y = probit(upstream), probit(shifted)
-    mean_x, mean_y = x.mean(axis=1, keepdims=True), y.mean(axis=1, keepdims=True)
-    variance = ((x - mean_x) ** 2).sum(axis=1, keepdims=True)
-    covariance = ((x - mean_x) * (y - mean_y)).sum(axis=1, keepdims=True)
+    same upstream accuracy. weights: of the models, [B, F]; None: 1."""
+    slope, level, _ = least_squares(probit(upstream), probit(shifted), weights)
+    return 100 * special.ndtr(slope * probit(at) + level)
+
+
+def least_squares(
+    x: np.ndarray, y: np.ndarray, weights: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Slope, level and R2 [B, 1] of the line of each row over points [B, F]; NaN where x does not
+    vary. weights: of the points, [B, F]; None: 1."""
+    of = np.ones_like(x) if weights is None else weights
+    total = of.sum(axis=1, keepdims=True)
+    total = np.where(total > 0, total, np.nan)  # a draw may hold no model
+
+    def mean(values: np.ndarray) -> np.ndarray:
+        return np.einsum("...f,...f->...", of, values)[..., None] / total
+
+    x0, y0 = x.mean(axis=1, keepdims=True), y.mean(axis=1, keepdims=True)
+    x, y = x - x0, y - y0  # so that no digits are lost below
+    mean_x, mean_y = mean(x), mean(y)
+    variance, covariance = mean(x * x) - mean_x**2, mean(x * y) - mean_x * mean_y
     slope = covariance / np.where(variance > 1e-12, variance, np.nan)
-    return 100 * special.ndtr(slope * probit(at) + (mean_y - slope * mean_x))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        r2 = slope * covariance / (mean(y * y) - mean_y**2)
+    return slope, mean_y + y0 - slope * (mean_x + x0), r2

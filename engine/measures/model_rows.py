@@ -1,13 +1,26 @@
-"""Accuracies of a user's models, from a CSV file: what trend lines can be fitted over."""
+"""Accuracies of models that are in no campaign, from a CSV file: what trend lines are fitted over.
+
+They are a user's (`read`), or those that timm publishes (`published`).
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import pandas
 
 COLUMNS = ["model", "set", "accuracy"]
+# Parts of a tag of timm's by which a model saw other data than ImageNet-1K, or was trained to
+# withstand adversarial images.
+OTHER_DATA = {
+    "in12k", "in21k", "in22k", "jft", "yfcc100m", "ig1b", "laion2b", "laiona", "openai", "clip",
+    "webli", "seer", "swag", "m30m", "m38m", "6m", "ssld", "usi",
+}  # fmt: skip
+ADVERSARIAL = {"ap", "adv"}
+# BEiT v2's tokenizer is learned from CLIP, and BiT's student from a teacher of ImageNet-21K.
+OTHER_TEACHER = re.compile(r"beitv2_|.*\.goog_distilled")
 
 
 def read(path: Path, sets: Sequence[str], upstream: str) -> pandas.DataFrame:
@@ -49,3 +62,31 @@ def read(path: Path, sets: Sequence[str], upstream: str) -> pandas.DataFrame:
             "for another set"
         )
     return table
+
+
+def published(path: Path, sets: Sequence[str], upstream: str) -> pandas.DataFrame | None:
+    """Accuracy in percent of timm's models that saw ImageNet-1K alone (`saw_in1k_alone`), a row a
+    model and a column a set; NaN where none is published. None without an accuracy upstream, or on
+    any of the sets.
+
+    path: `recipes/timm_models.csv`.
+    """
+    known = pandas.read_csv(path, comment="#", nrows=0).columns
+    if upstream not in known or not set(sets) & set(known):
+        return None
+    table = pandas.read_csv(path, comment="#", index_col="model")
+    return table[table.index.map(saw_in1k_alone)].reindex(columns=[upstream, *sets])
+
+
+def saw_in1k_alone(name: str) -> bool:
+    """Whether timm's name of weights, `ARCHITECTURE.TAG`, says that no other data was seen."""
+    parts = {*name.partition(".")[2].split("_")}
+    is_other = parts & (OTHER_DATA | ADVERSARIAL) or OTHER_TEACHER.match(name)
+    return "in1k" in parts and not is_other
+
+
+def family(name: str) -> str:
+    """The first letters of an architecture's name, which near copies of it share: `resnet` of
+    `resnet50d.ra2_in1k`, whoever ported it."""
+    letters = re.match("(tf_|legacy_)?([a-z]+)", name)
+    return letters[2] if letters else name

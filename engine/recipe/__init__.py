@@ -7,6 +7,7 @@ from engine.recipe.campaigns import methods_of as methods_of
 from engine.recipe.campaigns import model_of as model_of
 from engine.recipe.campaigns import names as names
 from engine.recipe.catalogue import ROOT as ROOT
+from engine.recipe.catalogue import TIMM_MODELS as TIMM_MODELS
 from engine.recipe.catalogue import published as published
 from engine.recipe.grid_keys import GridKeys as GridKeys
 from engine.recipe.grid_keys import grid_keys as grid_keys

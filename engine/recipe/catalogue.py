@@ -17,6 +17,7 @@ from engine.recipe import yaml_text
 
 ROOT = Path(__file__).resolve().parents[2] / "recipes"
 EXTENDS = "extends"
+TIMM_MODELS = ROOT / "timm_models.csv"  # published accuracies, a row a model
 GROUPS = {"model": "models", "dataset": "datasets", "method": "methods"}
 
 

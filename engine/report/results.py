@@ -6,6 +6,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,13 @@ from engine import recipe
 from engine.grid.record import FinishedCampaign, Record
 from engine.measures import comparisons, effective_robustness, metrics, model_rows
 from engine.measures import leak as leaks
-from engine.measures.effective_robustness import MODELS_FOR_A_TREND, Trend
+from engine.measures.effective_robustness import (
+    GIVEN,
+    MODELS_FOR_A_TREND,
+    PUBLISHED,
+    Baseline,
+    Trend,
+)
 from engine.measures.metrics import CELL, Grid
 from engine.measures.rows import DEFAULT_ALPHA, PRE, Arm, Evaluation
 from engine.measures.setting import Setting
@@ -190,14 +197,25 @@ class Results:
         return f" of {model}" if len(self.models) > 1 else ""
 
     def published_mri(self, row: Any) -> float | None:
-        """The published mRI of a row of `arms`; None where ours is another number: over other sets,
-        or of another variant, alpha or setting."""
+        """The published mRI of a row of `arms`; None where ours is another number: over other sets
+        or columns, of held-out images, or of another variant, alpha or setting.
+
+        Accuracies by set are published of plain fine-tuning on the upstream set alone, so its mRI
+        is known over any of the sets; that of other columns over all of them.
+        """
         sets = {*slides()["sets"]} - {self.record.upstream}
+        numbers, columns = published(row.model), {*self.grid.downstreams}
         is_same = row.variant == "paper" or row.key in slides()["alike_in_both_variants"]
         is_same &= row.setting == "" and (pandas.isna(row.alpha) or row.alpha == DEFAULT_ALPHA)
-        if not (is_same and self.is_square and sets == {*self.grid.sets}):
+        if not is_same or self.record.holdout:
             return None
-        return published(row.model).get("mri", {}).get(row.key)
+        if columns == {self.record.upstream} and row.key == FINE_TUNE:
+            before, after = (numbers.get(key, {}) for key in ("before", "fine_tuned_on_val"))
+            is_known = {*self.grid.sets} <= before.keys() & after.keys() - columns
+            changes = [after[name] - before[name] for name in self.grid.sets if is_known]
+            return fmean(changes) if changes else None
+        is_whole = self.is_square and sets == {*self.grid.sets}
+        return numbers.get("mri", {}).get(row.key) if is_whole else None
 
 
 slides = functools.cache(recipe.published)
@@ -234,22 +252,32 @@ def of_record(
     probe: Sequence[Evaluation] = (),
 ) -> Results:
     """Results of a record's evaluations, with absolute paths. models_csv: users' accuracies for the
-    trend lines of effective robustness (`model_rows.read`); ValueError where no line can be. seen,
-    probe: as in the record, with absolute paths."""
-    given = model_rows.read(models_csv, record.sets, record.upstream) if models_csv else None
-    if given is not None and given[record.sets].count().max() < MODELS_FOR_A_TREND:
+    trend lines of effective robustness (`model_rows.read`), in place of the published ones;
+    ValueError where no line can be. seen, probe: as in the record, with absolute paths."""
+    asked = record.sets, record.upstream, record.downstreams
+    grid = metrics.gather(evaluations, *asked, families=record.families, probe=probe)
+    results = of_grid(record, grid, _baseline(record, models_csv))
+    return replace(results, leak=leaks.of(grid, evaluations, seen))
+
+
+def _baseline(record: Record, models_csv: Path | None) -> Baseline | None:
+    """The models that trend lines are fitted over: a user's, or published ones of these sets."""
+    sets, upstream = record.sets, record.upstream
+    if models_csv is None:
+        table = model_rows.published(recipe.TIMM_MODELS, sets, upstream)
+        return None if table is None else Baseline(table, PUBLISHED)
+    table = model_rows.read(models_csv, sets, upstream)
+    if table[sets].count().max() < MODELS_FOR_A_TREND:
         raise ValueError(
             f"{models_csv}: a trend line needs {MODELS_FOR_A_TREND} models on a set or more, and "
             "no set has so many"
         )
-    asked = record.sets, record.upstream, record.downstreams
-    grid = metrics.gather(evaluations, *asked, families=record.families, probe=probe)
-    return replace(of_grid(record, grid, given), leak=leaks.of(grid, evaluations, seen))
+    return Baseline(table, GIVEN)
 
 
-def of_grid(record: Record, grid: Grid, given: pandas.DataFrame | None = None) -> Results:
-    """Results of a record's grid; given: as in `effective_robustness.trends`."""
-    trends = effective_robustness.trends(grid, given)
+def of_grid(record: Record, grid: Grid, baseline: Baseline | None = None) -> Results:
+    """Results of a record's grid; baseline: as in `effective_robustness.trends`."""
+    trends = effective_robustness.trends(grid, baseline)
     grid = effective_robustness.above_trend(grid, trends)
     arms = _arms(grid, record.methods)
     compared = comparisons.compare(grid, arms.loc[arms["shown"], "arm"].tolist())

@@ -6,11 +6,18 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import norm
+from scipy.stats import linregress, norm
 from stores import gather, grid, random_hits
 
 from engine.measures import effective_robustness, model_rows
-from engine.measures.effective_robustness import GIVEN, PRE_TRAINED, predicted
+from engine.measures.effective_robustness import (
+    GIVEN,
+    PRE_TRAINED,
+    PUBLISHED,
+    Baseline,
+    Trend,
+    predicted,
+)
 from engine.measures.tables import rows
 
 
@@ -33,8 +40,8 @@ def plain(upstream, shifted, at=None) -> np.ndarray:
     return np.asarray(shifted) - percent(slope * norm.ppf(np.asarray(upstream) / 100) + level)
 
 
-def above_trend(read, models=None):
-    return effective_robustness.above_trend(read, effective_robustness.trends(read, models))
+def above_trend(read, baseline=None):
+    return effective_robustness.above_trend(read, effective_robustness.trends(read, baseline))
 
 
 def on(read, name: str, column: str = "effective_robustness") -> np.ndarray:
@@ -57,6 +64,33 @@ def test_accuracies_of_0_and_100_have_an_effective_robustness():
 def test_models_of_the_same_upstream_accuracy_have_no_trend_line():
     assert np.isnan(robustness([70, 70, 70], [10, 20, 30])).all()
     assert np.isnan(robustness([70, 70, 90], [10, 20, 30], [True, True, False])).all()
+
+
+def test_the_fit_is_scipys():
+    upstream, shifted = np.random.default_rng(0).uniform(20, 90, (2, 12))
+    none = np.zeros(0, int)
+    trend = Trend(none, none, none, np.stack([upstream, shifted]), GIVEN, np.array([]))
+    fit = trend.fit(np.zeros(1))
+    known = linregress(norm.ppf(upstream / 100), norm.ppf(shifted / 100))
+    assert (fit.models, fit.low, fit.high) == (12, upstream.min(), upstream.max())
+    assert fit.slope == pytest.approx(known.slope) and fit.r2 == pytest.approx(known.rvalue**2)
+    ends = np.array([fit.low - 0.1, fit.low, fit.high, fit.high + 0.1])
+    assert fit.extrapolates(ends).tolist() == [True, False, False, True]
+
+
+def test_published_models_are_drawn_by_family():
+    """Of each draw the line is NumPy's over the models as often as their family comes up."""
+    upstream, shifted = np.random.default_rng(1).uniform(20, 90, (2, 9))
+    none, families = np.zeros(0, int), np.array(["a", "a", "b", "c", "c", "c", "d", "e", "f"])
+    trend = Trend(none, none, none, np.stack([upstream, shifted]), PUBLISHED, families)
+    times = trend.drawn(50)
+    assert (times[:, [0, 3, 3]] == times[:, [1, 4, 5]]).all() and np.ptp(times[:, 0]) > 0
+    found = trend.predicted(np.zeros((1, 1)), np.array([[55.0]]), times)
+    for draw, value in zip(times, found, strict=True):
+        if len(set(families[draw > 0])) > 2:
+            x, y = (norm.ppf(np.repeat(v, draw) / 100) for v in (upstream, shifted))
+            slope, level = np.polyfit(x, y, 1)
+            assert value == pytest.approx(percent(slope * norm.ppf(0.55) + level))
 
 
 def test_a_campaign_of_one_pre_trained_model_has_no_line(tmp_path):
@@ -92,7 +126,7 @@ def test_rows_of_the_user_make_the_line_of_the_sets_that_have_three(tmp_path):
     lines += ["m0,b,5,paper", "m1,b,6,paper"]
     file = tmp_path / "models.csv"
     file.write_text("\n".join(lines))
-    models = model_rows.read(file, read.sets, "up")
+    models = Baseline(model_rows.read(file, read.sets, "up"), GIVEN)
     trends = effective_robustness.trends(read, models)
     assert {name: (t.basis, t.given.shape[1]) for name, t in trends.items()} == {"a": (GIVEN, 4)}
     above = above_trend(read, models)

@@ -10,13 +10,13 @@ import simulated_campaigns
 from stores import SETS, gather, grid, setting, several_seeds, table
 
 from engine.measures import behaviour, bootstrap, effective_robustness, intervals, shares
-from engine.measures.effective_robustness import predicted
+from engine.measures.effective_robustness import GIVEN, Baseline, predicted
 from engine.measures.rows import PRE, Arm, Evaluation, ModelOnSet
 
 N = 60
 DRAWS = 80
-GIVEN = {"m": (30.0, 20.0, 10.0, 25.0), "n": (50.0, 45.0, 20.0, 40.0), "o": (90.0, 70, 60, 80)}
-MODELS = pandas.DataFrame(GIVEN, index=["up", *SETS]).T
+ACCURACIES = {"m": (30.0, 20.0, 10.0, 25.0), "n": (50.0, 45.0, 20.0, 40.0), "o": (90.0, 70, 60, 80)}
+MODELS = Baseline(pandas.DataFrame(ACCURACIES, index=["up", *SETS]).T, GIVEN)
 
 
 def written_grid(folder, methods=("fine_tune", "lwf"), seeds=(0,)) -> list[Evaluation]:
@@ -40,7 +40,7 @@ def brute_force(cells):
     """Every number of every draw, one draw and one cell at a time, from the images themselves."""
     counts = bootstrap.counts([f"concept-{k}" for k in range(N // 2)], DRAWS).T
     answers = {c.path: pq.read_table(c.path) for c in cells}
-    points = {name: MODELS[["up", name]].to_numpy().T[:, None] for name in SETS}
+    points = {name: MODELS.accuracies[["up", name]].to_numpy().T[:, None] for name in SETS}
     samples: dict = {}
     for b in range(DRAWS):
         images = np.repeat(np.arange(N), np.repeat(counts[b], 2))  # two images a source

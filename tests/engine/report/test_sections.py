@@ -112,6 +112,26 @@ def test_published_numbers_stand_beside_those_of_their_model_and_variant_only(mo
     assert "published_mRI_pts" not in ranking("other")
 
 
+def test_fine_tuning_upstream_has_a_published_mri_over_the_sets_of_the_campaign(monkeypatch):
+    names = {"a": "IN-V2", "b": "IN-A", "c": "IN-C", "up": "IN-1K"}
+    monkeypatch.setattr(report_results, "slides", lambda: recipe.published() | {"sets": names})
+    report_results.published.cache_clear()
+    of = recipe.published()["models"]["LAION-2B"]
+    cells = [("LAION-2B", "pre", "", None, "", "", on, 50.0) for on in names]
+    for method in ("fine_tune", "lwf"):
+        at = ("LAION-2B", method, "canonical", None, "", "up")
+        cells += [(*at, on, 40.0) for on in names]
+    for sets in (("a", "b"), ("a", "b", "c")):
+        here = [cell for cell in cells if cell[6] in (*sets, "up")]
+        made = made_results.of_cells(here, sets=list(sets), downstreams=["up"])
+        shown = section(made, "ranking").tables[1].data.set_index("method")["published_mRI_pts"]
+        changes = [of["fine_tuned_on_val"][names[s]] - of["before"][names[s]] for s in sets]
+        assert dict(shown.dropna()) == {"FT": pytest.approx(np.mean(changes))}
+        held_out = section(changed(made, holdout=True), "ranking").tables[1].data
+        assert "published_mRI_pts" not in held_out
+    report_results.published.cache_clear()
+
+
 def changed(results: Results, **values) -> Results:
     """The results with other values of their record."""
     return dataclasses.replace(results, record=dataclasses.replace(results.record, **values))

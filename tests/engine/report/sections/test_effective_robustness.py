@@ -8,6 +8,9 @@ from made_results import drawn, of_cells, results, row
 from scipy.stats import norm
 from stores import SETS
 
+from engine import recipe
+from engine.measures.effective_robustness import GIVEN as GIVEN_BY_USER
+from engine.measures.effective_robustness import PUBLISHED
 from engine.report.sections import effective_robustness
 
 GIVEN = {"a": [(20, 10), (50, 35), (80, 75), (95, 90)], "c": [(20, 5), (50, 45), (95, 85)]}
@@ -41,6 +44,12 @@ def test_points_lines_and_table_are_those_of_the_measures(of_grid):
         ends = on_set[on_set["kind"] == "line"]
         x, y = norm.ppf(np.array(GIVEN[name]).T / 100)
         slope, level = np.polyfit(x, y, 1)
+        line = row(section.tables[1].data, set=name)
+        assert (line["models"], line["from_pct"], line["to_pct"]) == (
+            len(GIVEN[name]), GIVEN[name][0][0], GIVEN[name][-1][0]
+        )  # fmt: skip
+        assert line["slope"] == pytest.approx(slope)
+        assert line["R2"] == pytest.approx(np.corrcoef(x, y)[0, 1] ** 2)
         expected = slope * norm.ppf(ends["upstream_pct"] / 100) + level
         np.testing.assert_allclose(ends["set_probit"], expected, atol=1e-9)
     means = section.tables[0].data
@@ -75,6 +84,45 @@ def test_the_figure_has_all_points_and_says_what_lines_are_fitted_over(of_grid):
     (svg,) = drawn(section).values()
     assert svg.count('aria-roledescription="point"') == 10 + 7
     assert "on the set, %" in svg
+
+
+def test_published_models_make_the_lines_where_there_is_no_file(tmp_path, monkeypatch):
+    """Until now the page of one pre-trained model had no such section."""
+    models = [("resnet18.tv_in1k", 39, 20, 5), ("resnet50.tv_in1k", 40, 22, 8),
+              ("vgg11.tv_in1k", 43, 30, 9), ("vit_tiny.in21k_ft_in1k", 44, 99, 99)]  # fmt: skip
+    lines = ["# a comment", "model,up,a,c", *(",".join(map(str, each)) for each in models)]
+    (tmp_path / "known.csv").write_text("\n".join(lines))
+    monkeypatch.setattr(recipe, "TIMM_MODELS", tmp_path / "known.csv")
+    made = results(tmp_path / "grid")
+    section = effective_robustness.section(made)
+    fits = section.tables[1].data
+    assert list(fits["set"]) == ["a", "c"] and set(fits["models"]) == {3}
+    assert set(fits["families"]) == {2} and set(fits["fitted_over"]) == {PUBLISHED}
+    assert PUBLISHED in section.text
+    dots = section.figures[0].data.query("kind == 'given'")
+    assert sorted(dots["upstream_pct"]) == [40, 40, 43, 43], "one of each family and set"
+    upstream = made.grid.cells["accuracy"].to_numpy()
+    tuned = made.grid.cells.query("evaluated_on in ['a', 'c'] and downstream != evaluated_on")
+    outside = [not 39 <= upstream[at] <= 43 for at in tuned["on_upstream"]]
+    assert f"{sum(outside)} of {len(outside)} accuracies lie outside" in section.text
+    assert sum(outside) > 0
+    (svg,) = drawn(section).values()
+    assert svg.count('stroke-dasharray="1,3"') >= 2, "what is extrapolated is dotted"
+    (tmp_path / "mine.csv").write_text(
+        "model,set,accuracy\n"
+        + "\n".join(f"m{k},{s},{20 + k}" for k in range(3) for s in ("up", "b"))
+    )
+    mine = results(tmp_path / "again", tmp_path / "mine.csv")
+    assert {name: trend.basis for name, trend in mine.trends.items()} == {"b": GIVEN_BY_USER}
+
+
+def test_the_heading_counts_what_intervals_show_and_ranks_nothing(of_grid):
+    section = effective_robustness.section(of_grid)
+    tuned = section.tables[0].data.query("method != 'pre-trained'")
+    above = (tuned["effective_robustness_low"] > 0).sum()
+    below = (tuned["effective_robustness_high"] < 0).sum()
+    assert section.heading.startswith(f"Of 2 fine-tuned rows, {above} lie above and {below} below")
+    assert "most" not in section.heading
 
 
 def test_too_few_models_for_any_line_are_refused(tmp_path):
