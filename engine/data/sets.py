@@ -195,8 +195,8 @@ class Sets:
     def seen_by_head(self, name: str, split: str) -> int:
         """How many images of a split of a set show photos that fitted the head.
 
-        0 where the weights include the head, and where the set that fitted it has no photos that its
-        sources distinguish (`relations.photos`).
+        0 where the weights include the head, and where sources do not distinguish the photos of the
+        set that fitted it (`relations.photos`).
         """
         head_set = self.recipe.head_set
         if not head_set or not self.photos(head_set):

@@ -6,6 +6,7 @@ timm is imported where it is used: it takes seconds, which planning a campaign d
 from __future__ import annotations
 
 import functools
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,7 +137,12 @@ def choices(recipe: ModelRecipe) -> str:
     }[weights.source]
     source += f" in {weights.path}" if weights.path else ""
     if recipe.head.fit:
-        head = "head fitted on the upstream set"
+        head = f"head fitted on {recipe.head.fit_on or 'the upstream set'}"
+        if weights.source == "timm" and re.search("(sig|c)lip", recipe.arch):
+            head += (
+                ", as timm's weights have no text tower (open_clip:NAME/TAG has it, and a "
+                "zero-shot head on ImageNet's classes)"
+            )
     elif weights.source == "open_clip":
         sentences = "80 sentences" if weights.templates == "full" else "7 sentences"
         head = f"zero-shot head, {sentences} a class"

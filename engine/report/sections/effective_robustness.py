@@ -34,7 +34,7 @@ def section(results: Results) -> Section | None:
         "how much, over models that nothing made robust to the set, on a probit scale (Taori et "
         "al. 2020; Miller et al. 2021). Effective robustness is the height of a model above the "
         f"line, in points of accuracy. Lines are fitted over {fitted_over}.{_outside(titled)} "
-        "Intervals hold the lines too, which are fitted again in every draw: published models are "
+        "Intervals cover the lines too, which are fitted again in every draw: published models are "
         "drawn by families, whose members are near copies of each other; those that a user gave "
         f"are taken as they are. Intervals are about {results.population}.",
         figures=[

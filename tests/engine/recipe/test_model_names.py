@@ -78,6 +78,13 @@ def test_open_clips_weights_decide_about_the_activation():
     assert model_names.architecture("open_clip:ViT-B-16") == ("open_clip:ViT-B-16", {})
     assert "zero-shot head, 80 sentences a class; 224 px, bicubic" in models.choices(chosen)
     assert "head fitted on the" in models.choices(model("open_clip:ViT-B-16/openai", "emoji"))
+
+
+def test_a_vision_tower_of_timms_says_why_its_head_is_fitted():
+    words = ["model=vit_base_patch16_siglip_224.v2_webli", "model.head.fit_on=imagenet_train"]
+    chosen = models.choices(recipe.load("imagenet_rib", parsed(words)).model)
+    assert "head fitted on imagenet_train, as timm's weights have no text tower" in chosen
+    assert "open_clip:NAME/TAG has it, and a zero-shot head" in chosen
     assert model("open_clip:ViT-B-16/laion2b_s34b_b88k").arch == "open_clip:ViT-B-16"
     with pytest.raises(
         RecipeError, match=r"ViT-B-16/laion3b: open_clip has no such weights.*openai"
