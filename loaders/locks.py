@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from loaders.files import DamagedFile, open_regular
 from loaders.root import Root
 
 if TYPE_CHECKING:
@@ -86,11 +87,11 @@ def is_held(path: Path) -> bool:
         if time.time() - lease.stat().st_mtime < LAPSE_S:
             return True
     try:
-        with path.open("rb") as opened:
+        with open_regular(path) as opened:
             fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    except OSError:  # there is no such file, or no flock
+    except (OSError, DamagedFile):  # there is no such file, or no flock
         return False
     return False
 

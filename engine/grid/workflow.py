@@ -74,7 +74,8 @@ def run(plans: Sequence[Plan], options: Options, *, dry_run: bool = False) -> No
         words = [
             *(sys.executable, "-P", "-m", "snakemake", "--snakefile", str(WORKFLOW)),
             *("--nolock", "--rerun-incomplete", "--rerun-triggers", "mtime"),
-            *("--directory", str(root)),
+            # Snakemake would take one from the working folder, and evaluate what it says.
+            *("--workflow-profile", "none", "--directory", str(root)),
             *(["--jobs", str(sum(len(plan.jobs) for plan in plans))] if where.on_slurm else []),
             *(["--keep-going"] if len(plans) > 1 else []),
             *where.words,

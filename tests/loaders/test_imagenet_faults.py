@@ -105,7 +105,9 @@ def test_flat_folder_needs_labels_of_every_image(tmp_path):
         with pytest.raises(ValueError, match=r"LOC_val_solution.csv is damaged \("):
             read("imagenet_val", source)
     os.truncate(labels, 1 << 40)  # sparse
-    with pytest.raises(ValueError, match=r"LOC_val_solution.csv has more than 67,108,864 bytes"):
+    with pytest.raises(
+        ValueError, match=r"LOC_val_solution.csv has [0-9,]+ bytes, almost all a hole"
+    ):
         read("imagenet_val", source)
     labels.unlink()
     with pytest.raises(ValueError, match=r"flat and no labels file.*ground_truth.txt"):

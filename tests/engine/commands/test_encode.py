@@ -188,7 +188,9 @@ def test_a_file_of_ffcvs_users_becomes_a_pack_without_images(tmp_path, capsys, m
     assert cli.main(of_c) == 2
     assert "does not say which photo and corruption" in capsys.readouterr().err
     assert cli.main(command) == 0
-    assert "third: 1 images of 2 classes in runs/packs/third-" in capsys.readouterr().out
+    assert (
+        f"third: 1 images of 2 classes in {tmp_path}/runs/packs/third-" in capsys.readouterr().out
+    )
     resolved = recipe.of_sections("vit_tiny_random", "mine.yaml", parsed(model))
     Path("nowhere/third/cat").mkdir(parents=True)
     Image.fromarray(pixels[0]).save("nowhere/third/cat/0.png")  # the pack is not made of it

@@ -1,6 +1,7 @@
 """`rib status` and `rib gc`: what files beside a plan and in a store say, of made campaigns."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -21,7 +22,7 @@ SETS = "dataset.sets=[twemoji,openmoji]"
 
 
 def begun(runs: Path, *words: str) -> Plan:
-    words = (f"runs={runs}", SETS, "methods=[fine_tune,soup]", *words)
+    words = (f"runs={runs}", SETS, "methods=[fine_tune,soup]", "probe=0", *words)
     plan = campaign.plan("emoji", overrides.parsed(words))
     write_atomic(plan.path, campaign.text(plan))
     return plan
@@ -100,6 +101,11 @@ def test_a_campaign_whose_process_died_is_stopped(at_work, tmp_path, capsys):
     shown = status(tmp_path, capsys)
     assert "stopped, last job started" in shown and "left, at" not in shown
     assert "jobs: 1 waiting, 1 done, 2 failed\n" in shown
+
+
+def test_a_pipe_in_place_of_a_lock_is_not_waited_for(tmp_path, capsys):
+    os.mkfifo(begun(tmp_path).folder / campaign.LOCK)
+    assert status(tmp_path, capsys).count("stopped") == 1
 
 
 def test_only_what_no_record_needs_goes(tmp_path, capsys):
