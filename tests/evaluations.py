@@ -112,7 +112,7 @@ def check_predictions(table: pa.Table, logits_NC: torch.Tensor, truth_N: torch.T
     assert table["label"].to_pylist() == truth_N.tolist()
     assert table["top1"].to_pylist() == top1_N.tolist()
     for name, values in expected.items():
-        actual = torch.from_numpy(table[name].to_numpy())
+        actual = torch.tensor(table[name].to_numpy())
         assert_near(actual, values, rtol=2e-4, atol=2e-5, name=name)
     right = table["margin"].to_numpy() > 0
     assert right.tolist() == (top1_N == truth_N).tolist()

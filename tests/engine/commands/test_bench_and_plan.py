@@ -33,7 +33,7 @@ def test_a_row_for_each_method_and_pass(tmp_path, capsys, monkeypatch):
 def test_milliseconds_are_those_of_a_batch(tmp_path, monkeypatch):
     clock = SimpleNamespace(perf_counter=itertools.count(0.0, 2.0).__next__)
     monkeypatch.setattr(speed, "time", clock)
-    words = ["model=vit_tiny_random", "train.batch_size=4"]
+    words = recipe.parsed(["model=vit_tiny_random", "train.batch_size=4"])
     timed = speed.Bench(tmp_path, "vit_tiny_random", words, torch.device("cpu"), steps=2)
     cell = recipe.load("imagenet_rib/fine_tune", words)
     row = timed._timed("fine_tune", cell, 8, lambda: None)

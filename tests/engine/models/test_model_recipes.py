@@ -213,7 +213,8 @@ def test_all_models_are_the_seven_pre_trainings(name):
     with pytest.raises(RecipeError, match="model=all: emoji has no list `models:`"):
         recipe.each_model("emoji", parsed(("model=all",)))
     listed = recipe.each_model("emoji", parsed(("seed=3", "model=[resnet18, my own/model.yaml]")))
-    assert listed == [("seed=3", "model=resnet18"), ("seed=3", "model=my own/model.yaml")]
+    words = [[override.text for override in each] for each in listed]
+    assert words == [["seed=3", "model=resnet18"], ["seed=3", "model=my own/model.yaml"]]
     with pytest.raises(RecipeError, match="name one or more models, each once"):
         recipe.each_model("emoji", parsed(("model=[resnet18,resnet18]",)))
     with pytest.raises(RecipeError, match="model= is given twice"):
