@@ -18,9 +18,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "status", help="campaigns, how far each is, and what the store holds"
     )
-    parser.add_argument(
-        "runs", nargs="?", type=Path, default=Path("runs"), help="default: %(default)s"
-    )
+    parser.add_argument("runs", nargs="?", type=Path, default=Path("runs"), help="default: runs")
     parser.set_defaults(run=run)
 
 

@@ -18,9 +18,7 @@ SHOWN = 20  # artefacts of a kind that are named
 
 def add(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("gc", help="what of the store no finished campaign needs")
-    parser.add_argument(
-        "runs", nargs="?", type=Path, default=Path("runs"), help="default: %(default)s"
-    )
+    parser.add_argument("runs", nargs="?", type=Path, default=Path("runs"), help="default: runs")
     parser.add_argument("--yes", action="store_true", help="delete it")
     parser.set_defaults(run=run)
 

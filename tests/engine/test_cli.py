@@ -34,6 +34,13 @@ def test_key_value_words_may_stand_anywhere(words, overrides):
     assert [each.text for each in cli.parse(words.split()).overrides] == overrides
 
 
+def test_every_command_shows_its_help(capsys):
+    for name in cli.COMMANDS:
+        with pytest.raises(SystemExit) as ended:
+            cli.parse([name, "--help"])
+        assert ended.value.code == 0 and name in capsys.readouterr().out
+
+
 def test_values_and_paths_are_no_settings(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for folder in ("runs=old", "my.set", "a"):
