@@ -49,7 +49,7 @@ def lives(number: int) -> bool:
 def until(
     condition: Callable[[], Any],
     what: str,
-    seconds: float = 120,
+    seconds: float = 300,
     at_work: subprocess.Popen | None = None,
 ) -> Any:
     """The first true value of a condition; fails after so long, or where what is at work ends."""

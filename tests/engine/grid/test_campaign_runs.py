@@ -96,14 +96,14 @@ def test_a_campaign_that_ended_in_every_way_is_resumed_to_the_same_tables(
         until(begun, "a job is at work", at_work=process)
         (program,) = (n for n, words in jobs_of(runs).items() if words[3:4] == [job.__name__])
         os.kill(program, signal.SIGKILL)
-        shown = process.communicate(timeout=120)[0]
+        shown = process.communicate(timeout=300)[0]
     assert process.returncode == 2 and "prepare was killed (SIGKILL)" in shown, shown[-3000:]
     assert "logs/prepare.log" in shown
 
     with started(folder, words, "--cores", "2", cwd=tmp_path) as process:
         until(lambda: jobs_of(runs), "a job is there", at_work=process)
         os.killpg(process.pid, signal.SIGHUP)
-        assert process.wait(60) == 130 and not jobs_of(runs)
+        assert process.wait(120) == 130 and not jobs_of(runs)
 
     for number in (signal.SIGINT, signal.SIGKILL):
         before = cells()
@@ -115,7 +115,7 @@ def test_a_campaign_that_ended_in_every_way_is_resumed_to_the_same_tables(
                 refused = f"another campaign (process {process.pid} on "
                 assert refused in capsys.readouterr().err
                 process.send_signal(number)
-                assert process.wait(60) == 130
+                assert process.wait(120) == 130
             else:
                 os.killpg(process.pid, number)
             until(lambda: not jobs_of(runs), "its jobs end", 20)
