@@ -1,6 +1,7 @@
-# make demo | test | check | exhaustive | faults | bench | docs | constraints; each first does the missing set-up.
+# make demo | test | check | exhaustive | faults | bench | experiments | docs | constraints; each first does the missing set-up.
 # make setup does it alone; make clean removes what it made and keeps results.
 # make demo MODEL=vit runs the demo's grid on a ViT.
+# make experiments [CAMPAIGNS="emoji emoji_cka"] writes the numbers that documents quote: an hour, less what runs/ has.
 # make gate [TORCH=2.15.0 TRITON=3.9.0] compiles all kernels with another pair: 7 GB, some minutes.
 # make newest tries torch, torchvision and Triton beyond the bounds of setup.py: 7 GB, ten minutes.
 # make avx2 runs a short part of the tests as on a processor without AVX-512.
@@ -22,7 +23,7 @@ step = sh -c 'what=$$1; shift; begin=$$(date +%s); lines=$$(wc -l <$(LOG)); \
   else status=$$?; echo "failed; the end of $(LOG):"; tail -n +$$((lines + 1)) $(LOG) | tail -n 30; \
   exit $$status; fi' step
 
-.PHONY: demo test check lint tests exhaustive avx2 faults setup bench gate newest gpu wheels docs audit constraints clean
+.PHONY: demo test check lint tests exhaustive avx2 faults setup bench experiments gate newest gpu wheels docs audit constraints clean
 
 demo: $(if $(MODEL),$(VENV)/demo-$(MODEL)) setup
 	@$(BIN)/rib campaign emoji$(if $(MODEL),_$(MODEL)) --cores $(CORES)
@@ -63,6 +64,9 @@ faults: setup
 
 bench: setup
 	@$(BIN)/python -m bench
+
+experiments: setup $(if $(CAMPAIGNS),,$(VENV)/demo-vit)
+	@$(BIN)/python -m bench.documents $(CAMPAIGNS)
 
 # Seen green: torch 2.15.0 (CUDA 13) with Triton 3.9.0, all kernels. `make test` tries what set-up installs.
 # Torch 2.11.0 with Triton 3.6.0, a common image: nearly all; docs/performance.md says which are not.

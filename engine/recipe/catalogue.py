@@ -25,11 +25,14 @@ _read: ContextVar[dict[Path, dict[str, Any]] | None] = ContextVar("read", defaul
 
 
 @contextlib.contextmanager
-def each_file_once() -> Iterator[None]:
-    """Read no file twice within it: all cells of a plan are made of the same values."""
-    token = _read.set({} if _read.get() is None else _read.get())
+def each_file_once() -> Iterator[Mapping[Path, Mapping[str, Any]]]:
+    """Read no file twice within it: all cells of a plan are made of the same values. The mapping
+    gets what each file says."""
+    known = _read.get()
+    files = {} if known is None else known
+    token = _read.set(files)
     try:
-        yield
+        yield files
     finally:
         _read.reset(token)
 

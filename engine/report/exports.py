@@ -12,7 +12,7 @@ import vl_convert
 from engine.machine.files import write_atomic
 from engine.measures.tables import write_csv
 from engine.report import charts, columns
-from engine.report.section import Section, Table
+from engine.report.section import Figure, Section, Table
 
 WIDTH = 480  # of a figure's plot, in CSS pixels
 LONGEST = 200  # rows of a table that a paper prints
@@ -38,9 +38,7 @@ LATEX = str.maketrans(
 def write(folder: Path, sections: Sequence[Section], *, drawn: bool = False) -> None:
     """Every table as CSV and Parquet with all its columns, and in LaTeX as it is shown, unless
     it is too long for a paper; every figure's numbers as CSV. drawn: every figure as SVG and PDF
-    too, with whole names; 0.1 to 0.2 s each."""
-    parts = ("axis", "axisTop", "legend", "header")
-    whole = {part: charts.CONFIG[part] | {"labelLimit": 0} for part in parts}
+    too; 0.1 to 0.2 s each."""
     for table in (table for section in sections for table in section.tables):
         place = folder / "tables" / table.name
         write_csv(place.with_suffix(".csv"), table.data, charts.DIGITS)
@@ -51,9 +49,19 @@ def write(folder: Path, sections: Sequence[Section], *, drawn: bool = False) -> 
         place = folder / "figures" / figure.name
         write_csv(place.with_suffix(".csv"), figure.data, charts.DIGITS)
         if drawn:
-            spec = charts.drawn(figure, WIDTH) | {"config": charts.CONFIG | whole}
-            write_atomic(place.with_suffix(".svg"), vl_convert.vegalite_to_svg(spec).encode())
-            write_atomic(place.with_suffix(".pdf"), vl_convert.vegalite_to_pdf(spec))
+            write_atomic(place.with_suffix(".svg"), svg(figure))
+            write_atomic(place.with_suffix(".pdf"), vl_convert.vegalite_to_pdf(_spec(figure)))
+
+
+def svg(figure: Figure) -> bytes:
+    """The figure as a file, names in full."""
+    return vl_convert.vegalite_to_svg(_spec(figure)).encode()
+
+
+def _spec(figure: Figure) -> charts.Spec:
+    parts = ("axis", "axisTop", "legend", "header")
+    whole = {part: charts.CONFIG[part] | {"labelLimit": 0} for part in parts}
+    return charts.drawn(figure, WIDTH) | {"config": charts.CONFIG | whole}
 
 
 def latex(table: Table) -> str:

@@ -1,0 +1,203 @@
+"""Numbers in the documents, written by the campaigns that make them: `python -m bench.documents`.
+
+A block of a page stands between `<!-- numbers: CAMPAIGN NAME ... -->` and `<!-- /numbers -->`. Its
+first line has digests of the recipe and of the block's text, by which a test finds blocks that are
+older than their recipe, and blocks that were edited by hand. Finished campaigns are not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas
+
+import engine
+from engine.grid import campaign, record
+from engine.machine.files import digest, write_atomic
+from engine.measures.comparisons import SIGNIFICANT
+from engine.measures.tables import rows
+from engine.recipe import ROOT, catalogue, parsed
+from engine.report import columns, exports, headline, sections, terminal
+from engine.report.results import Results, of_campaign, published
+from engine.report.section import Section
+from engine.report.text import listed, p_value, rounded
+
+PROJECT = Path(__file__).parents[1]
+BLOCK = re.compile(
+    r"^<!-- numbers: (?P<campaign>\S+) (?P<name>\S+)"
+    r"(?: recipe (?P<recipe>\w+) text (?P<text>\w+))? -->\n(?P<quote>.*?)^<!-- /numbers -->\n",
+    re.MULTILINE | re.DOTALL,
+)
+WIDTH = 110  # of lines of prose
+SLIDES = "IN-1K+AugReg"  # the pre-training whose published mRIs docs/demo.md compares with
+
+
+@dataclass(frozen=True)
+class Block:
+    """A part of a page. quote: its text. figure: how the name of a figure of the report begins,
+    which the block shows as docs/figures/NAME.svg; empty for none."""
+
+    page: str
+    campaign: str
+    name: str
+    quote: Callable[[Results], str]
+    figure: str = ""
+
+
+def table(results: Results) -> str:
+    """The table that the campaign ends with in the terminal."""
+    return f"```\n{terminal.table(results)}\n```\n\n{_wrapped(_run(results))}"
+
+
+def compared(results: Results) -> str:
+    """The row with the highest mRI against the others, in pairs."""
+    best, *others = rows(results.ranked())
+    against = results.against(best.arm)
+    alike, ahead = [], []
+    for row in others:
+        pair = against.loc[row.arm]
+        less = [-pair[f"difference_{end}"] for end in ("pts", "high", "low")]
+        text = "{} ({} [{}, {}], corrected p {})".format(
+            row.method, *map(rounded, less), p_value(pair["p_corrected"])
+        )
+        (alike if pair["p_corrected"] >= SIGNIFICANT else ahead).append(text)
+    text = f"{best.method} has the highest mRI{results.one_training}."
+    text += f" It is ahead of {listed(ahead)}, in points." if ahead else ""
+    text += f" It is not significantly different from {listed(alike)}." if alike else ""
+    return _wrapped(text)
+
+
+def slides(results: Results) -> str:
+    """mRI of each row beside that on the slides."""
+    data = results.ranked()[["key", "method", "mRI_pts"]]
+    data = data.assign(on_the_slides_pts=data.pop("key").map(published(SLIDES)["mri"]))
+    return _markdown(data.rename(columns={"mRI_pts": "here_pts"}))
+
+
+def finding(key: str = "", name: str = "") -> Callable[[Results], str]:
+    """The heading of a section and a table of it; without a key the report's first sentence."""
+
+    def quote(results: Results) -> str:
+        if not key:
+            return _wrapped(f"*This run:* {headline.heading('', results)} {_run(results)}")
+        section = _section(results, key)
+        shown = [_markdown(each.data) for each in section.tables if each.name == name]
+        said = _wrapped(f"*This run:* {section.heading}. {_run(results)}")
+        return "\n\n".join([said, *shown])
+
+    return quote
+
+
+EXPERIMENTS = "docs/experiments.md"
+BLOCKS = (
+    Block("README.md", "emoji", "table", table),
+    Block("docs/demo.md", "emoji", "compared", compared),
+    Block("docs/demo.md", "emoji", "slides", slides),
+    Block("docs/campaigns.md", "emoji_vit", "vit", table),
+    Block(EXPERIMENTS, "emoji_upstream", "upstream", finding("upstream"), "upstream"),
+    Block(EXPERIMENTS, "emoji_portions", "portions", finding("portions"), "portions"),
+    Block(EXPERIMENTS, "emoji_cka", "cka", finding("cka"), "cka-depth"),
+    Block(EXPERIMENTS, "emoji_plus", "plus", finding(), "trade-off"),
+    Block(EXPERIMENTS, "emoji_tuned", "tuned", finding("tuning", "tuning")),
+    Block(EXPERIMENTS, "emoji_dynamics", "dynamics", finding("dynamics"), "dynamics"),
+    Block(EXPERIMENTS, "emoji_shots", "shots", finding("shots"), "shots"),
+    Block(EXPERIMENTS, "emoji_variants", "variants", finding(), "ranking"),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    names = list(dict.fromkeys(block.campaign for block in BLOCKS))
+    parser = argparse.ArgumentParser(prog="python -m bench.documents", description=__doc__)
+    parser.add_argument("campaigns", nargs="*", metavar="campaign", help=", ".join(names))
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="default: runs")
+    options = parser.parse_args(arguments)
+    if unknown := sorted(set(options.campaigns) - set(names)):
+        parser.error(f"no document quotes {', '.join(unknown)}; choose from {', '.join(names)}")
+    for name in options.campaigns or names:
+        words = (f"runs={options.runs}",)
+        engine.campaign(name, *words)
+        write(name, of_campaign(record.find(name, parsed(words))))
+    return 0
+
+
+def write(name: str, results: Results, folder: Path = PROJECT) -> None:
+    """Write the blocks of a campaign, and their figures, into the pages."""
+    for block in (block for block in BLOCKS if block.campaign == name):
+        text = block.quote(results)
+        if block.figure:
+            figures = [of for section in sections.of(results) for of in section.figures]
+            figure = next(of for of in figures if of.name.startswith(block.figure))
+            place = f"figures/{block.name}.svg"
+            write_atomic(folder / "docs" / place, exports.svg(figure))
+            text = f"![{figure.caption.removesuffix('.')}]({place})\n\n{text}"
+        page = folder / block.page
+        write_atomic(page, replaced(page.read_text("utf-8"), block, f"{text}\n").encode())
+
+
+def replaced(page: str, block: Block, text: str) -> str:
+    """A page with a new text of a block. ValueError where the page has no such block."""
+    first = f"<!-- numbers: {block.campaign} {block.name}"
+    whole = (
+        f"{first} recipe {fingerprint(block.campaign)} text {digest(text)} -->\n"
+        f"{text}<!-- /numbers -->\n"
+    )
+
+    def new(found: re.Match[str]) -> str:
+        is_block = (found["campaign"], found["name"]) == (block.campaign, block.name)
+        return whole if is_block else found[0]
+
+    changed = BLOCK.sub(new, page)
+    if whole not in changed:
+        raise ValueError(
+            f"{block.page} has no lines `{first} -->` and `<!-- /numbers -->`: add them where the "
+            "numbers belong"
+        )
+    return changed
+
+
+def fingerprint(name: str) -> str:
+    """A digest of what the recipe files say that a campaign is planned from."""
+    with catalogue.each_file_once() as files:
+        campaign.plan(name, ())
+        return digest({str(path.relative_to(ROOT)): said for path, said in files.items()})
+
+
+def _section(results: Results, key: str) -> Section:
+    made = {section.key: section for section in sections.of(results)}
+    if key not in made:
+        raise ValueError(f"the report has no section {key}, only {', '.join(made)}")
+    return made[key]
+
+
+def _run(results: Results) -> str:
+    """On what the jobs of a campaign ran, and when."""
+    settings, attempts = results.record.settings, results.record.attempts
+    day = time.strftime("%Y-%m-%d", time.gmtime(max(of.started for of in attempts)))
+    torch = next(of for of in settings["Versions"].split(", ") if of.startswith("torch "))
+    devices = listed(list(dict.fromkeys(of.device for of in attempts)))
+    return (
+        f"({listed(results.models)}, {settings['Classes']} classes, {results.seeds}; {devices}, "
+        f"{torch}, {day}.)"
+    )
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, WIDTH, break_long_words=False, break_on_hyphens=False)
+
+
+def _markdown(data: pandas.DataFrame) -> str:
+    shown = columns.shown(data)
+    lines = [[of.head for of in shown], ["---"] * len(shown)]
+    lines += map(list, zip(*(of.texts for of in shown), strict=True))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

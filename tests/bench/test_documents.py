@@ -1,0 +1,82 @@
+"""Blocks of numbers in the documents: as the program wrote them, and of today's recipes."""
+
+import re
+
+import made_results
+import pytest
+
+from bench import documents
+from bench.documents import BLOCK, BLOCKS, PROJECT, Block
+from engine.machine.files import digest
+from engine.recipe import catalogue
+
+PAGES = {name: (PROJECT / name).read_text("utf-8") for name in {block.page for block in BLOCKS}}
+MARKED = {
+    (page, found["campaign"], found["name"]): found
+    for page, text in sorted(PAGES.items())
+    for found in BLOCK.finditer(text)
+}
+
+
+def test_every_block_has_its_place():
+    assert sorted(MARKED) == sorted((block.page, block.campaign, block.name) for block in BLOCKS)
+    for page, text in PAGES.items():
+        assert text.count("<!-- numbers:") == len(BLOCK.findall(text)), page
+
+
+@pytest.mark.parametrize("place", MARKED, ids=" ".join)
+def test_numbers_are_as_written_and_of_todays_recipe(place):
+    page, campaign, _ = place
+    found = MARKED[place]
+    if found["recipe"] is None:
+        pytest.skip(f"`make experiments CAMPAIGNS={campaign}` has not written it yet")
+    remedy = f"run `make experiments CAMPAIGNS={campaign}`, which writes {page}"
+    assert found["text"] == digest(found["quote"]), f"the block was edited: {remedy}"
+    assert found["recipe"] == documents.fingerprint(campaign), f"the recipe is newer: {remedy}"
+
+
+def test_a_block_is_replaced_and_the_rest_of_the_page_stays(monkeypatch):
+    block = Block("docs/demo.md", "emoji", "first", lambda _: "")
+    monkeypatch.setattr(documents, "fingerprint", lambda _: "f00")
+    page = (
+        "a\n<!-- numbers: emoji first -->\ntyped\n<!-- /numbers -->\nb\n"
+        "<!-- numbers: emoji second -->\nother\n<!-- /numbers -->\n"
+    )
+    text = "12%, and a \\backslash\n"
+    once = documents.replaced(page, block, text)
+    mark = f"<!-- numbers: emoji first recipe f00 text {digest(text)} -->\n"
+    expected = page.replace("<!-- numbers: emoji first -->\ntyped\n", mark + text)
+    assert once == expected == documents.replaced(once, block, text)
+    with pytest.raises(ValueError, match="has no lines `<!-- numbers: emoji third -->`"):
+        documents.replaced(page, Block("docs/demo.md", "emoji", "third", lambda _: ""), text)
+
+
+def test_a_fingerprint_is_of_values_and_not_of_comments(tmp_path, monkeypatch):
+    for file in catalogue.ROOT.rglob("*.yaml"):
+        place = tmp_path / file.relative_to(catalogue.ROOT)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(file.read_bytes())
+    before = documents.fingerprint("emoji_upstream")
+    monkeypatch.setattr(catalogue, "ROOT", tmp_path)
+    monkeypatch.setattr(documents, "ROOT", tmp_path)
+    for name, old, new, is_same in (
+        ("campaigns/emoji.yaml", "# emoji-RIB", "# Emoji-RIB", True),
+        ("campaigns/emoji.yaml", "lr: 3.0e-4", "lr: 1.0e-4", False),
+        ("datasets/emoji.yaml", "classes: 112", "classes: 64", False),
+        ("campaigns/emoji_shots.yaml", "classes: 40", "classes: 64", True),
+    ):
+        file = tmp_path / name
+        text = file.read_text("utf-8")
+        file.write_text(text.replace(old, new), "utf-8")
+        assert (documents.fingerprint("emoji_upstream") == before) == is_same, (name, new)
+        file.write_text(text, "utf-8")
+
+
+def test_rows_are_compared_with_the_highest_and_slides_stand_beside():
+    made = made_results.of_arms(
+        {("fine_tune", None, ""): (60, 52.0), ("lwf", None, ""): (60, 58.0)}
+    )
+    text = documents.compared(made)
+    assert text.startswith("LwF has the highest mRI (one training).")
+    assert re.search(r"It is ahead of FT \(6\.0 \[\d\.\d, \d\.\d\], corrected p <0\.001\)", text)
+    assert documents.slides(made).splitlines()[2].startswith("| LwF | +8.0 |")
