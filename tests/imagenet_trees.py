@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from engine.data import imagenet
+from engine.data.kinds import ImageNet
 from engine.recipe.schema import DatasetRecipe
 from loaders.benchmarks import imagenet_c
 from loaders.trees import Listing
@@ -137,4 +138,4 @@ def archive(folder: Path, path: Path, nested: bool = False, gzip: bool = False) 
 
 def read(name: str, source: Path, **options: str) -> Listing:
     """A set of which a few images are here."""
-    return imagenet.read(dataclasses.replace(RIB, **options), name, source, partial=True)
+    return ImageNet(dataclasses.replace(RIB, **options)).read(name, source, partial=True)

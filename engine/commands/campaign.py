@@ -139,27 +139,21 @@ def _faults_of_sets(name: str, plans: Mapping[campaign.Plan, Sequence[Override]]
     for plan, overrides in plans.items():
         resolved = plan.recipe
         dataset = resolved.dataset
-        if dataset.kind == "emoji" or (plan.place / campaign.RECORD).exists():
-            continue
-        from engine.data import imagenet, packs
-        from engine.grid import verify
-        from loaders import folders
+        from engine.data.kinds import kind_of
 
-        encoded = verify.encoded(resolved, plan.needed)
-        missing = [each for each in plan.needed if each not in encoded]
-        for each in missing if dataset.kind == "folder" else ():
+        kind = kind_of(dataset)
+        if kind.is_drawn or (plan.place / campaign.RECORD).exists():
+            continue
+        from engine.data import packs
+        from engine.grid import verify
+
+        encoded, missing = verify.encoded(resolved, plan.needed), list[str]()
+        for each in plan.needed:
             try:
-                folders.read(Path(dataset.root) / each)
+                if each not in encoded and kind.needs_command(each):
+                    missing.append(each)
             except ValueError as error:
                 faults[str(error)] = None
-        if dataset.kind == "folder":
-            continue
-        missing = [
-            each
-            for each in missing
-            if imagenet.is_whole_c(dataset, each)
-            or not (dataset.root and (Path(dataset.root) / each).exists())
-        ]
         runs = Path(resolved.runs)
         places = (packs.pack_folder(runs, dataset, resolved.model, each) for each in missing)
         if missing:

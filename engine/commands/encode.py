@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from engine.machine import first_line
 
 if TYPE_CHECKING:
+    from engine.data.kinds import ImageNet
     from engine.recipe.schema import Recipe
     from loaders.trees import Listing
 
@@ -44,7 +45,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     from engine import recipe
-    from engine.data import imagenet
+    from engine.data.kinds import ImageNet, kind_of
     from loaders import shards
 
     if bool(arguments.set) == arguments.all:
@@ -61,17 +62,17 @@ def run(arguments: argparse.Namespace) -> None:
     resolved = recipe.of_sections(arguments.model, arguments.dataset, arguments.overrides)
     if arguments.beton:
         return _adopt(resolved, str(arguments.set), arguments.beton, arguments.classes)
-    if resolved.dataset.kind != "imagenet":
+    if not isinstance(kind := kind_of(resolved.dataset), ImageNet):
         raise ValueError(f"{arguments.dataset} is encoded when a recipe needs it; nothing to do")
     if arguments.set:
-        imagenet.identity(resolved.dataset, arguments.set)  # raises for a wrong name
+        kind.identity(arguments.set)  # raises for a wrong name
     if arguments.all:
-        _encode_all(resolved, arguments)
+        _encode_all(resolved, kind, arguments)
     else:
-        _encode(resolved, str(arguments.set), arguments.source, arguments)
+        _encode(resolved, kind, str(arguments.set), arguments.source, arguments)
 
 
-def _encode_all(resolved: Recipe, arguments: argparse.Namespace) -> None:
+def _encode_all(resolved: Recipe, kind: ImageNet, arguments: argparse.Namespace) -> None:
     """Encode the sets that lie in a folder. Raises ValueError at the end for those that failed."""
     from engine.data import sources
 
@@ -84,7 +85,7 @@ def _encode_all(resolved: Recipe, arguments: argparse.Namespace) -> None:
             missing.append(name)
             continue
         try:
-            _encode(resolved, name, place, arguments)
+            _encode(resolved, kind, name, place, arguments)
         except ValueError as error:  # the sets that follow are encoded all the same
             faults.append(f"{name}: {error}")
     if missing:
@@ -101,13 +102,14 @@ def _encode_all(resolved: Recipe, arguments: argparse.Namespace) -> None:
 def _adopt(resolved: Recipe, name: str, beton: Path, classes: Path) -> None:
     """Make a pack of a .beton file, where campaigns of this model and dataset look for the set."""
     from engine import models
-    from engine.data import imagenet, packs
+    from engine.data import packs
+    from engine.data.kinds import kind_of
     from loaders.adopt import adopt
 
     if name not in resolved.dataset.known:
         known = ", ".join(resolved.dataset.known)
         raise ValueError(f"{resolved.dataset.name} has no set {name!r}; it has {known}")
-    if resolved.dataset.kind == "imagenet" and name == imagenet.IMAGENET_C:
+    if kind_of(resolved.dataset).has_parts(name):
         raise ValueError(
             f"{beton} does not say which photo and corruption an image is, which accuracies and "
             f"hold-outs of {name} need; encode the image files: --source FOLDER"
@@ -130,7 +132,9 @@ def _adopt(resolved: Recipe, name: str, beton: Path, classes: Path) -> None:
     )
 
 
-def _encode(resolved: Recipe, name: str, source: Path, arguments: argparse.Namespace) -> None:
+def _encode(
+    resolved: Recipe, kind: ImageNet, name: str, source: Path, arguments: argparse.Namespace
+) -> None:
     """Encode a set unless there is a pack of it."""
     from engine.data import imagenet, packs
     from loaders.encode import left_out
@@ -140,16 +144,16 @@ def _encode(resolved: Recipe, name: str, source: Path, arguments: argparse.Names
     if (folder / MANIFEST).is_file():
         there = len(Pack.open(folder))
         print(
-            f"{name} is encoded already, {there:,} of {imagenet.images(resolved.dataset, name):,} "
+            f"{name} is encoded already, {there:,} of {kind.counts(name)[0]:,} "
             f"images: {folder}; another runs=FOLDER encodes it again, beside it"
         )
         return
     if name == imagenet.OBJECTNET:
         print(imagenet.LICENCE)
-    if imagenet.is_whole_c(resolved.dataset, name):
+    if kind.is_streamed(name):
         _confirm(resolved, arguments.yes)
     print(f"looking for {name} in {source}")
-    listing = imagenet.read(resolved.dataset, name, source.absolute(), partial=arguments.partial)
+    listing = kind.read(name, source.absolute(), partial=arguments.partial)
     _plan(resolved, name, listing, folder)
     pack = packs.make_pack(
         resolved,
@@ -158,8 +162,8 @@ def _encode(resolved: Recipe, name: str, source: Path, arguments: argparse.Names
         workers=arguments.workers,
         skip=arguments.partial or resolved.dataset.undecodable == "skip",
     )
-    for kind, names in pack.manifest.get("remarks", {}).items():
-        print(f"  {kind}: {names}")
+    for remark, names in pack.manifest.get("remarks", {}).items():
+        print(f"  {remark}: {names}")
     if skipped := pack.manifest["skipped"]:
         print(f"  {name} lacks {left_out(skipped, len(pack) + len(skipped))}")
     print(f"{name}: {len(pack):,} images of {len(pack.classes)} classes in {pack.folder}")

@@ -34,7 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
     cell = cell_plan.resolve(arguments.campaign, given, run_users=False)
     first_line.show(f"reading the model {arguments.model}")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    from engine.data import imagenet
+    from engine.data.kinds import kind_of
     from engine.data.sets import Sets
     from engine.grid import verify
     from engine.grid.build import Builder
@@ -43,10 +43,10 @@ def run(arguments: argparse.Namespace) -> int:
 
     recipe = cell.recipe
     device = ranks.start(recipe.device)
-    has_head = recipe.dataset.kind == "imagenet" and not recipe.model.head.fit
     # The upstream set need not be encoded. If it is, campaigns find these predictions.
     lacks_upstream = not verify.encoded(recipe, [recipe.dataset.upstream])
-    classes = imagenet.wnids() if has_head and lacks_upstream else ()
+    brings_head = lacks_upstream and not recipe.model.head.fit
+    classes = kind_of(recipe.dataset).head_classes() if brings_head else ()
     sets = Sets(recipe, device, cache_folder(), given_classes=classes)
     checks = verify.verify(Builder(cell, device, sets), arguments.tolerance)
     print(text(recipe.model.name, checks))

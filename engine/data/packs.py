@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import logging
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from engine import models
-from engine.data import imagenet
+from engine.data.kinds import kind_of
 from engine.machine.files import digest
 from engine.recipe.schema import DatasetRecipe, ModelRecipe, Recipe
-from loaders import folders, rgb, trees
-from loaders.benchmarks import emoji, objectnet
+from loaders import rgb
 from loaders.beton import page_size_of
 from loaders.encode import Images, encode, left_out
 from loaders.pack import MANIFEST, Pack
-from loaders.trees import Listing, first_names
+from loaders.trees import Listing
 
 log = logging.getLogger(__name__)
 PACK_FORMAT = 1
@@ -34,21 +31,21 @@ def pack_of(recipe: Recipe, name: str, cache: Path) -> Pack:
 
     Raises ValueError where the pack was made with other options or of images that have changed.
     """
-    dataset, model = recipe.dataset, recipe.model
+    dataset, model, kind = recipe.dataset, recipe.model, kind_of(recipe.dataset)
     folder = pack_folder(Path(recipe.runs), dataset, model, name)
     if (folder / MANIFEST).is_file():
         pack = Pack.open(folder)
         _check_identity(pack, identity(dataset, model, name))
         _warn_of_skipped(pack)
-        if dataset.kind == "folder" and "adopted" not in pack.manifest["extra"]:
-            _check_source(pack, Path(dataset.root) / name)
-        if dataset.kind == "imagenet" and (lacks := imagenet.shortfall(dataset, name, pack)):
+        if "adopted" not in pack.manifest["extra"]:
+            _check_source(pack, kind.fingerprint(name), Path(dataset.root) / name)
+        if lacks := kind.shortfall(name, pack):
             log.warning("%s is a part of the published set: %s", name, lacks)
         return pack
-    listing = LISTED[dataset.kind](dataset, name, cache)
+    listing = kind.listing(name, cache)
     pack = make_pack(recipe, name, listing, skip=dataset.undecodable == "skip")
-    for kind, names in pack.manifest.get("remarks", {}).items():
-        log.warning("%s: %s: %s", name, kind, names)
+    for remark, names in pack.manifest.get("remarks", {}).items():
+        log.warning("%s: %s: %s", name, remark, names)
     _warn_of_skipped(pack)
     return pack
 
@@ -64,18 +61,18 @@ def make_pack(
     transform = models.transform(recipe.model)
     # Each worker first imports torch and timm, which is worth its time for a large set only.
     parallel = len(os.sched_getaffinity(0)) if len(listing.items) > PARALLEL_FROM else 1
-    dataset = recipe.dataset
+    dataset, opener = recipe.dataset, kind_of(recipe.dataset).open_image(name)
     known = {"group_depth": listing.group_depth, "faults": list(listing.faults)}
     extra: dict[str, Any] = {key: value for key, value in known.items() if value}
     extra["identity"] = identity(dataset, recipe.model, name)
     if rgb.colour(dataset.background) != rgb.colour(rgb.WHITE):
         extra["background"] = dataset.background
-    kind: Any = dataset.pack_format  # checked with the recipe
+    pack_format: Any = dataset.pack_format  # checked with the recipe
     return encode(
         pack_folder(Path(recipe.runs), dataset, recipe.model, name),
         name=name,
         items=listing.items,
-        encoder=Images(_opener(dataset, name), transform, kind, dataset.background),
+        encoder=Images(opener, transform, pack_format, dataset.background),
         transform_spec=transform.spec,
         classes=listing.classes,
         source_fingerprint=listing.fingerprint,
@@ -85,13 +82,6 @@ def make_pack(
     )
 
 
-def _opener(dataset: DatasetRecipe, name: str) -> Callable[[Any], Any]:
-    """How an image of the set is opened."""
-    if dataset.kind == "imagenet" and name == imagenet.OBJECTNET:
-        return objectnet.open_image
-    return emoji.open_image if dataset.kind == "emoji" else trees.open_image
-
-
 def pack_folder(runs: Path, dataset: DatasetRecipe, model: ModelRecipe, name: str) -> Path:
     """`runs/packs/<set>-<hash>`; models with the same transform share a pack."""
     return runs / "packs" / f"{name}-{digest(identity(dataset, model, name))}"
@@ -99,18 +89,9 @@ def pack_folder(runs: Path, dataset: DatasetRecipe, model: ModelRecipe, name: st
 
 def identity(dataset: DatasetRecipe, model: ModelRecipe, name: str) -> dict[str, Any]:
     """What of a recipe determines a set's pack."""
-    if dataset.kind == "imagenet":
-        key = imagenet.identity(dataset, name)
-    else:
-        unrelated = {"name", "sets", "train_sets", "families", "holdout", "holdout_by"}
-        unrelated |= {"shots", "portion", "train_images", "thumbnails"}
-        unrelated |= {"objectnet", "objectnet_terms", "subsample"}
-        unrelated |= {"undecodable", "background"}  # added below unless they are the default
-        key = {k: v for k, v in dataclasses.asdict(dataset).items() if k not in unrelated}
+    key = kind_of(dataset).identity(name)
     if dataset.undecodable == "skip":
         key["undecodable"] = "skip"
-    if name == imagenet.OBJECTNET and key.get("objectnet") == "paper":
-        key["Wheel"] = "paddle wheel"
     if rgb.colour(dataset.background) != rgb.colour(rgb.WHITE):
         key["background"] = list(rgb.colour(dataset.background))
     return key | {"set": name, "transform": models.transform(model).spec, "format": PACK_FORMAT}
@@ -133,66 +114,13 @@ def _check_identity(pack: Pack, expected: Mapping[str, Any]) -> None:
         )
 
 
-def _check_source(pack: Pack, root: Path) -> None:
+def _check_source(pack: Pack, now: str | None, root: Path) -> None:
     """Raise ValueError where the images of a pack are still in `root` but have changed."""
-    if root.is_dir() and folders.read(root).fingerprint != pack.manifest["source_fingerprint"]:
+    if now is not None and now != pack.manifest["source_fingerprint"]:
         raise ValueError(
             f"the images in {root} changed since {pack.folder} was made of them; undo the change, "
             "or delete that folder, and the same command encodes the images as they are now"
         )
-
-
-def _emoji(dataset: DatasetRecipe, name: str, cache: Path) -> Listing:
-    styles, effect = emoji.styles_of(name, dataset.upstream)
-    concepts = emoji.fetch(cache).choose(dataset.classes, dataset.seed)
-    rendering = (dataset.renderings, dataset.seed, dataset.source_px, effect)
-    return Listing(
-        emoji.items(cache, styles, concepts, *rendering),
-        [concept.name for concept in concepts],
-        emoji.fingerprint(styles, concepts, *rendering),
-    )
-
-
-def _folder(dataset: DatasetRecipe, name: str, cache: Path) -> Listing:
-    listing = folders.read(Path(dataset.root) / name)
-    if listing.left_out:
-        log.warning("%s: left out, no <class>/<image>: %s", name, first_names(listing.left_out))
-    _warn_of_shared_sources(dataset, name, {item.source for item in listing.items})
-    return listing
-
-
-def _warn_of_shared_sources(dataset: DatasetRecipe, name: str, sources: set[str]) -> None:
-    """Say which sets before this one have images of the same class and file name."""
-    shared: dict[str, set[str]] = {}
-    for other in dataset.known[: dataset.known.index(name)] if name in dataset.known else ():
-        with contextlib.suppress(ValueError):  # raised where that set is encoded
-            listing = folders.read(Path(dataset.root) / other)
-            shared[other] = sources & {item.source for item in listing.items}
-    if named := {other: images for other, images in shared.items() if images}:
-        log.warning(
-            "%s: images have the class and file name of images in %s, such as %s; they count as "
-            "copies of one source image, so rename them if they are not",
-            name,
-            ", ".join(f"{other} ({len(images)})" for other, images in named.items()),
-            min(min(images) for images in named.values()),
-        )
-
-
-def _imagenet(dataset: DatasetRecipe, name: str, cache: Path) -> Listing:
-    source = Path(dataset.root) / name
-    if not dataset.root or imagenet.is_whole_c(dataset, name):
-        raise ValueError(
-            f"{name} is not encoded for this model's transform; run "
-            f"`rib encode {name} --source FOLDER --model MODEL` with the same runs= and dataset.*"
-        )
-    return imagenet.read(dataset, name, source)
-
-
-LISTED: dict[str, Callable[[DatasetRecipe, str, Path], Listing]] = {
-    "emoji": _emoji,
-    "folder": _folder,
-    "imagenet": _imagenet,
-}
 
 
 def size_bytes(recipe: Recipe, images: int) -> int:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from engine.data import grouping, imagenet, splits
+from engine.data.kinds import kind_of
 from engine.data.packs import pack_of
 from engine.errors import nearest
 from engine.machine import ranks
@@ -215,7 +216,7 @@ class Sets:
         """Where the images of a set come from: device memory, or a stream."""
         if name not in self._sources:
             mode = self.recipe.source
-            if imagenet.is_whole_c(self.recipe.dataset, name):
+            if kind_of(self.recipe.dataset).is_streamed(name):
                 mode = "stream"
             self._sources[name] = open_source(
                 self[name].pack,

@@ -8,28 +8,24 @@ of greedy soups, models of other seeds in a Model Stock.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from engine import models
-from engine.data import imagenet, packs
+from engine.data import packs
+from engine.data.kinds import kind_of
 from engine.grid.campaign import Plan
 from engine.machine import rates
 from engine.machine.files import digest
 from engine.machine.flops import elements_of_image, of_image
-from engine.measures import relations
 from engine.methods.base import Derived
 from engine.recipe import modules
 from engine.recipe.schema import Recipe
-from loaders import folders
-from loaders.benchmarks import emoji
 from loaders.pack import MANIFEST, Pack
 
 ROW_BYTES = 42  # of a stored prediction: measured on files of 200 rows; larger files need less
@@ -347,26 +343,9 @@ def _seen(recipe: Recipe, name: str, images: int) -> int:
     trained_on = recipe.downstream
     if not recipe.judges_seen or name == trained_on:
         return 0
-    shares = not _photos(recipe, name).isdisjoint(_photos(recipe, trained_on))
+    kind = kind_of(recipe.dataset)
+    shares = not kind.photos(name).isdisjoint(kind.photos(trained_on))
     return images - _judged(recipe, name, images) if shares else 0
-
-
-@functools.cache
-def _photos_of_folder(root: Path) -> frozenset[str]:
-    items = folders.read(root).items
-    sources, labels = [item.source for item in items], [item.label for item in items]
-    return relations.photos(np.array(sources), np.array(labels))
-
-
-def _photos(recipe: Recipe, name: str) -> frozenset[str]:
-    """The photos of a set, or a name for all of them."""
-    dataset = recipe.dataset
-    if dataset.kind == "imagenet":
-        return frozenset(["imagenet_val" if name in imagenet.OF_VALIDATION else name])
-    if dataset.kind == "emoji":
-        styles, effect = emoji.styles_of(name, dataset.upstream)
-        return frozenset(styles if effect else [name])
-    return _photos_of_folder(Path(dataset.root) / name)
 
 
 def _trained_on(recipe: Recipe, images: int, classes: int) -> int:
@@ -384,10 +363,4 @@ def counts_of(recipe: Recipe, name: str) -> tuple[int, int]:
     if (folder / MANIFEST).is_file():
         pack = Pack.open(folder)
         return len(pack), len(pack.classes)
-    if dataset.kind == "imagenet":
-        return imagenet.images(dataset, name), imagenet.SIZES[name].classes
-    if dataset.kind == "emoji":
-        styles, _ = emoji.styles_of(name, dataset.upstream)
-        return dataset.classes * dataset.renderings * len(styles), dataset.classes
-    listing = folders.read(Path(dataset.root) / name)
-    return len(listing.items), len(listing.classes)
+    return kind_of(dataset).counts(name)

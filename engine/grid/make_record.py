@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from engine.data import imagenet, thumbnails
+from engine.data.kinds import kind_of
 from engine.errors import CampaignError
 from engine.evaluation import cka, passes
 from engine.grid import attempts, jobs, outcomes, snapshots, verify
@@ -25,7 +26,6 @@ from engine.run import Run
 from engine.store import cells
 from engine.store.artifacts import Store
 from engine.store.cells import Average, Ensemble, Entry
-from loaders.benchmarks import emoji
 from loaders.files import file_hash
 from loaders.schema import DamagedFile
 
@@ -54,7 +54,7 @@ def record_of(plan: Plan, device: torch.device, columns: Sequence[Column] = ()) 
     probe, seen = list(_evaluations(of_probe)), list(_seen(run, models, plan.needed))
     files = dict.fromkeys(row.path for row in (*evaluations, *probe, *seen))
     seeds = sorted({row.seed for row in evaluations if row.method != PRE})
-    is_emoji, pictures = dataset.kind == "emoji", {}
+    credits, pictures = kind_of(dataset).credits(), {}
     if dataset.thumbnails:
         asked = plan.sets, dataset.upstream, downstreams
         changes = metrics.gather(evaluations, *asked, draws=1).changes
@@ -67,8 +67,8 @@ def record_of(plan: Plan, device: torch.device, columns: Sequence[Column] = ()) 
         methods={name: row.recipe.method.title for name, row in plan.rows.items()},
         settings=_settings(run, plan, seeds, probe),
         rows=[_row(name, row.recipe) for name, row in plan.rows.items()],
-        credits=emoji.credits() if is_emoji else [],
-        contact_sheet=thumbnails.contact_sheet(run.sets, dataset) if is_emoji else "",
+        credits=credits,
+        contact_sheet=thumbnails.contact_sheet(run.sets, dataset) if credits else "",
         holdout=dataset.holdout > 0,
         distances=_distances(run),
         evaluations=_below(root, evaluations),

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.data import imagenet, packs
+from engine.data.kinds import kind_of
 from engine.evaluation import accuracies, passes
 from engine.evaluation.accuracies import Model
 from engine.grid.build import Builder
@@ -86,7 +87,6 @@ def verify(builder: Builder, tolerance: float = TOLERANCE) -> list[Check]:
         assert seen.low is not None and seen.high is not None
         pack = run.sets[name].pack
         run.sets.release(name)
-        is_imagenet = recipe.dataset.kind == "imagenet"
         check = Check(
             name,
             seen.n,
@@ -95,7 +95,7 @@ def verify(builder: Builder, tolerance: float = TOLERANCE) -> list[Check]:
             tolerance + _sampling(recipe, name, seen.n, published),
             _why_not(recipe, name, published, run.sets.seen_by_head(name, split)),
             (seen.high - seen.low) / 2,
-            imagenet.shortfall(recipe.dataset, name, pack) if is_imagenet else "",
+            kind_of(recipe.dataset).shortfall(name, pack),
             split,
         )
         checks.append(check)
@@ -104,8 +104,8 @@ def verify(builder: Builder, tolerance: float = TOLERANCE) -> list[Check]:
 
 def _sampling(recipe: Recipe, name: str, images: int, published: float | None) -> float:
     """Points that the choice of images explains, if they are a part of the published set."""
-    all_images = recipe.dataset.kind != "imagenet" or images >= imagenet.SIZES[name].images
-    if published is None or all_images:
+    of_set = kind_of(recipe.dataset).published_images(name)
+    if published is None or of_set is None or images >= of_set:
         return 0.0
     share = published / 100
     return STANDARD_ERRORS * 100 * math.sqrt(share * (1 - share) / images)

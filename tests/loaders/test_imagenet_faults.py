@@ -15,6 +15,7 @@ from imagenet_trees import RIB, read
 from tarballs import tarball
 
 from engine.data import imagenet
+from engine.data.kinds import ImageNet
 from loaders.benchmarks import devkit, imagenet_c, objectnet
 from loaders.pack import Item
 from loaders.trees import open_image
@@ -22,7 +23,7 @@ from loaders.trees import open_image
 
 def test_published_sizes(tmp_path):
     with pytest.raises(ValueError, match=r"1000 of 1000 classes have not 50 images: n01440764 \(0"):
-        imagenet.read(RIB, "imagenet_val", trees.validation(tmp_path))
+        ImageNet(RIB).read("imagenet_val", trees.validation(tmp_path))
     items = [Item(i // 2, "", str(i), None) for i in range(6)]
     assert imagenet.imagenet.faults(items, "abc", 6, 2) == []
     assert imagenet.imagenet.faults(items[:5], "abc", 5) == []
@@ -33,11 +34,11 @@ def test_a_small_part_of_a_whole_set_is_no_shortfall(tmp_path, monkeypatch):
     drawn = dataclasses.replace(RIB, subsample="20")
     monkeypatch.setattr(imagenet_c, "PER_PART", 2)
     other = dataclasses.replace(drawn, seed=1)
-    first, second = (imagenet.read(each, "imagenet_c", source).items for each in (drawn, other))
+    first, second = (ImageNet(each).read("imagenet_c", source).items for each in (drawn, other))
     assert len(first) == len(second) == 20 and first != second
     (source / "weather" / "fog" / "3" / trees.WNIDS[0] / "ILSVRC2012_val_00000001.JPEG").unlink()
     with pytest.raises(ValueError, match=r"1 of 75 parts have not 2 images: fog/3 \(1\)"):
-        imagenet.read(drawn, "imagenet_c", source)
+        ImageNet(drawn).read("imagenet_c", source)
 
 
 def _objectnet_mapping(folder: Path, file: int, **changes: str) -> Path:

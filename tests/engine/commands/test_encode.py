@@ -12,7 +12,8 @@ from PIL import Image
 
 from engine import cli, recipe
 from engine.commands import verify as command
-from engine.data import imagenet, packs
+from engine.data import packs
+from engine.data.kinds import ImageNet
 from engine.data.packs import size_bytes
 from engine.grid import verify
 from engine.machine.files import cache_folder
@@ -102,11 +103,11 @@ def test_a_part_of_imagenet_c_names_the_parts_it_lacks(rib, tmp_path, capsys, ca
     pack = packs.pack_of(resolved, IN_C, tmp_path)
     assert len(pack) == SUBSAMPLE, "its size alone tells nothing"
     assert f"imagenet_c is a part of the published set: {lacks}" in caplog.text
-    lacking = imagenet.shortfall(resolved.dataset, IN_C, pack)
+    lacking = ImageNet(resolved.dataset).shortfall(IN_C, pack)
     check = verify.Check(IN_C, SUBSAMPLE, 50.0, 40.0, 99.0, lacks=lacking)
     assert f"\n{IN_C} is only a part: {lacks}" in command.text("m", [check])
     small = packs.pack_of(rib.builder().recipe, "imagenet_val", tmp_path)
-    assert imagenet.shortfall(resolved.dataset, "imagenet_val", small).startswith("6 images, not")
+    assert ImageNet(resolved.dataset).shortfall("imagenet_val", small).startswith("6 images, not")
 
 
 def test_all_sets_of_a_folder_are_encoded(rib, tmp_path, capsys):

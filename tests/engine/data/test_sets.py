@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from engine.data import imagenet, packs
+from engine.data import imagenet
+from engine.data.kinds import Folder
 from engine.data.packs import pack_folder
 from engine.data.sets import LabelledSet, Sets, names_in_head, to_head
 from engine.data.splits import split, units_of
@@ -60,7 +61,7 @@ def test_images_of_the_same_name_in_two_sets_are_named(tmp_path, caplog):
     sets = ["b", "c", "missing"]
     dataset = DatasetRecipe(name="mine", root=str(tmp_path), upstream="a", sets=sets)
     for name in ("a", "b", "c"):
-        packs.LISTED["folder"](dataset, name, tmp_path)
+        Folder(dataset).listing(name, tmp_path)
     (record,) = caplog.records
     assert record.getMessage() == (
         "b: images have the class and file name of images in a (1), such as dog/000; they count as "

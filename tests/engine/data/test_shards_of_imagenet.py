@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from engine.data import imagenet
+from engine.data.kinds import ImageNet
 from engine.recipe.schema import DatasetRecipe
 from loaders import trees
 
@@ -26,7 +27,7 @@ def parquet(file: Path, names: list[str]) -> Path:
 
 @pytest.mark.parametrize("name", ["imagenet_val", "imagenet_v2", "imagenet_sketch"])
 def test_a_parquet_copy_is_the_set_by_its_class_names(tmp_path, name):
-    listing = imagenet.read(DATASET, name, parquet(tmp_path / "0.parquet", NAMES), partial=True)
+    listing = ImageNet(DATASET).read(name, parquet(tmp_path / "0.parquet", NAMES), partial=True)
     shown = [(item.key, item.label, trees.read(item.payload)) for item in listing.items]
     assert shown == [
         ("n01440764/1.JPEG", 0, b"\1"),
@@ -35,4 +36,4 @@ def test_a_parquet_copy_is_the_set_by_its_class_names(tmp_path, name):
     ]
     assert listing.classes == imagenet.wnids()
     with pytest.raises(ValueError, match=r"1 folders are no class of .*: a fish"):
-        imagenet.read(DATASET, name, parquet(tmp_path / "1.parquet", ["a fish", NAMES[1]]))
+        ImageNet(DATASET).read(name, parquet(tmp_path / "1.parquet", ["a fish", NAMES[1]]))
