@@ -38,8 +38,8 @@ from engine.store.artifacts import Store
 from engine.store.cells import Average, Cell, Entry, Export
 from engine.store.checkpoints import CheckpointFiles
 from engine.training import fisher, loop
+from engine.training.batches import total_steps
 from engine.training.saving import Saving
-from engine.training.schedule import total_steps
 from loaders.files import file_hash
 
 log = logging.getLogger(__name__)

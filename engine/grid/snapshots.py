@@ -14,8 +14,8 @@ from engine.evaluation import passes
 from engine.recipe.schema import Recipe
 from engine.run import Run
 from engine.store.artifacts import Artifact, Store
+from engine.training.batches import total_steps
 from engine.training.saving import snapshot_steps
-from engine.training.schedule import total_steps
 
 KIND = "snapshots"
 

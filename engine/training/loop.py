@@ -25,9 +25,9 @@ from engine.models import compiled
 from engine.recipe.schema import TrainRecipe
 from engine.run import Run
 from engine.store.cells import Export
-from engine.training import norms, optim
+from engine.training import norms, optim, schedule
+from engine.training.batches import epoch_shares, steps_an_epoch, total_steps
 from engine.training.saving import Progress, Saving, TrainingState
-from engine.training.schedule import schedule, steps_an_epoch, total_steps
 from engine.training.trackers import Trackers
 
 LOOK_EVERY = 50  # optimizer steps between two reads of the loss
@@ -127,7 +127,7 @@ def epochs(
     with bar, Trackers(recipe) as tracked:
         for epoch in range(step // of_epoch, train.epochs):
             engine.train()
-            shares = list(schedule(positions, run, epoch, ranks.rank(), ranks.world()))
+            shares = list(epoch_shares(positions, run, epoch, ranks.rank(), ranks.world()))
             shares = shares[(step - epoch * of_epoch) * train.accumulation :]
             batches = source.batches(share.index for share in shares)
             for share, batch in zip(shares, batches, strict=True):
@@ -141,8 +141,8 @@ def epochs(
                 if not engine.is_gradient_accumulation_boundary():
                     engine.step()  # counts the micro-batch
                     continue
-                lr = optim.learning_rate(step, total, warmup, recipe.optimizer.lr)
-                optim.set_rate(engine.optimizer, lr)
+                lr = schedule.learning_rate(step, total, warmup, recipe.optimizer.lr)
+                schedule.set_rate(engine.optimizer, lr)
                 method.before_step()
                 if train.clip:
                     optim.clip_(method.parameters(), train.clip)

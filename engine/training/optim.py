@@ -8,7 +8,6 @@ after gradients are averaged and clipped: clipping tames the task's gradient, no
 from __future__ import annotations
 
 import importlib
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -19,22 +18,11 @@ from torch.optim import Optimizer
 
 from engine.methods.base import Penalty
 from engine.recipe.schema import OptimizerRecipe
+from engine.training.schedule import SHARE
 from kernels.ewc import Parameters
 
-SHARE = "lr_scale"  # key of a group
 KINDS = {"adamw": (torch.optim.AdamW, "FusedAdam"), "sgd": (torch.optim.SGD, "FusedSGD")}
 MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}  # torch's names
-
-
-def learning_rate(step: int, total: int, warmup: int, base: float) -> float:
-    """The rate of optimizer step `step` (from 0) of `total`: linear warm-up, then half a cosine.
-
-    Warm-up step s has base (s + 1) / warmup; the cosine starts at base and would reach 0 at step
-    `total`.
-    """
-    if step < warmup:
-        return base * (step + 1) / warmup
-    return base * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
 
 
 def build(
@@ -68,12 +56,6 @@ def build(
     if name != options.name:
         return _apex(apex)(groups, **settings)
     return kind(groups, fused=True, **settings)
-
-
-def set_rate(optimizer: Any, lr: float) -> None:
-    """Give every group its share of a learning rate."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr * group[SHARE]
 
 
 @torch.no_grad()

@@ -1,54 +1,25 @@
-"""Which images a rank sees, in which order, and with which weight."""
+"""The schedule of the learning rate."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import math
+from typing import Any
 
-import numpy as np
-
-from engine.recipe.schema import TrainRecipe
-from engine.run import Run
+SHARE = "lr_scale"  # of the learning rate, by a group of an optimizer
 
 
-@dataclass(frozen=True)
-class Share:
-    """A rank's part of a micro-batch: positions in the pack and the weight of each sample.
+def learning_rate(step: int, total: int, warmup: int, base: float) -> float:
+    """The rate of optimizer step `step` (from 0) of `total`: linear warm-up, then half a cosine.
 
-    `samples`: of the micro-batch over all ranks.
+    Warm-up step s has base (s + 1) / warmup; the cosine starts at base and would reach 0 at step
+    `total`.
     """
-
-    index: np.ndarray
-    weight: float
-    samples: int
-
-
-def steps_an_epoch(train: TrainRecipe, images: int) -> int:
-    """Optimizer steps of an epoch over so many images; the last batch may be smaller."""
-    return -(-images // train.batch_size)
+    if step < warmup:
+        return base * (step + 1) / warmup
+    return base * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
 
 
-def total_steps(train: TrainRecipe, images: int) -> int:
-    """Optimizer steps of a whole training on so many images."""
-    return steps_an_epoch(train, images) * train.epochs
-
-
-def schedule(positions: np.ndarray, run: Run, epoch: int, rank: int, world: int) -> Iterator[Share]:
-    """This rank's micro-batches of an epoch, `accumulation` of them for each optimizer step.
-
-    The order depends on seed and epoch alone. Weights make the mean over ranks and micro-batches
-    equal to the mean over the samples of the global batch, uneven last batch included. A rank
-    without samples gets a sample of weight zero, since every rank must take part in a step.
-    A micro-batch holds the same samples on any number of ranks, so batch norms see the same.
-    """
-    recipe = run.recipe
-    parts = world * recipe.train.accumulation
-    order = np.random.default_rng([recipe.seed, epoch]).permutation(positions)
-    for start in range(0, len(order), recipe.train.batch_size):
-        batch = order[start : start + recipe.train.batch_size]
-        for micro_batch in np.array_split(batch, recipe.train.accumulation):
-            piece = np.array_split(micro_batch, world)[rank]
-            if len(piece):
-                yield Share(piece, parts / len(batch), len(micro_batch))
-            else:
-                yield Share(batch[:1], 0.0, len(micro_batch))
+def set_rate(optimizer: Any, lr: float) -> None:
+    """Give every group its share of a learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group[SHARE]

@@ -14,7 +14,7 @@ from engine.grid.build import Builder
 from engine.grid.speed import Bench
 from engine.machine import ranks
 from engine.recipe import parsed
-from engine.training import optim, schedule
+from engine.training import batches, schedule
 
 LR, STEPS, BATCH = 1e-2, 5, 4
 TOY = ("model.arch=test_vit", "model.image_size=32")
@@ -68,10 +68,12 @@ def test_the_engine_ends_in_the_weights_of_a_plain_loop(added, options, device, 
         x = models.Normalize(builder.recipe.model, device)(batch.images)
         y = target.labels.to(device)
         optimizer = torch.optim.SGD(net.parameters(), LR, builder.recipe.optimizer.momentum)
-        shares = [*schedule.schedule(target.split("train"), builder.run, epoch=0, rank=0, world=1)]
+        shares = [
+            *batches.epoch_shares(target.split("train"), builder.run, epoch=0, rank=0, world=1)
+        ]
         net.train()
         for step, share in enumerate(shares):
-            optimizer.param_groups[0]["lr"] = optim.learning_rate(step, len(shares), 0, LR)
+            optimizer.param_groups[0]["lr"] = schedule.learning_rate(step, len(shares), 0, LR)
             optimizer.zero_grad()
             with autocast(device):
                 logits = net(x[share.index])

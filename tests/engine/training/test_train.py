@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from engine.evaluation import passes
 from engine.grid.build import Builder
 from engine.recipe.schema import TrainRecipe
-from engine.training import fisher, loop, schedule
+from engine.training import batches, fisher, loop
 
 EPOCHS, BATCH, WARMUP = 4, 12, 3  # 25 images: 12, 12 and 1 for up to six parts; 12 steps
 RATES = {"sgd": 0.02, "adamw": 5e-4}
@@ -167,10 +167,10 @@ def fake_run(seed: int, batch_size: int, accumulation: int) -> SimpleNamespace:
     return SimpleNamespace(recipe=SimpleNamespace(seed=seed, train=settings))
 
 
-def shares(n: int, epoch: int, world: int, run: SimpleNamespace) -> list[list[schedule.Share]]:
+def shares(n: int, epoch: int, world: int, run: SimpleNamespace) -> list[list[batches.Share]]:
     """Every rank's shares of an epoch, positions being 10, 11, ..."""
     positions = np.arange(10, 10 + n)
-    return [list(schedule.schedule(positions, run, epoch, r, world)) for r in range(world)]
+    return [list(batches.epoch_shares(positions, run, epoch, r, world)) for r in range(world)]
 
 
 @given(

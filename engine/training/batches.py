@@ -1,0 +1,56 @@
+"""Which images a rank sees, in which order, and with which weight."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from engine.recipe.schema import TrainRecipe
+from engine.run import Run
+
+
+@dataclass(frozen=True)
+class Share:
+    """A rank's part of a micro-batch: positions in the pack and the weight of each sample.
+
+    `samples`: of the micro-batch over all ranks.
+    """
+
+    index: np.ndarray
+    weight: float
+    samples: int
+
+
+def steps_an_epoch(train: TrainRecipe, images: int) -> int:
+    """Optimizer steps of an epoch over so many images; the last batch may be smaller."""
+    return -(-images // train.batch_size)
+
+
+def total_steps(train: TrainRecipe, images: int) -> int:
+    """Optimizer steps of a whole training on so many images."""
+    return steps_an_epoch(train, images) * train.epochs
+
+
+def epoch_shares(
+    positions: np.ndarray, run: Run, epoch: int, rank: int, world: int
+) -> Iterator[Share]:
+    """This rank's micro-batches of an epoch, `accumulation` of them for each optimizer step.
+
+    The order depends on seed and epoch alone. Weights make the mean over ranks and micro-batches
+    equal to the mean over the samples of the global batch, uneven last batch included. A rank
+    without samples gets a sample of weight zero, since every rank must take part in a step.
+    A micro-batch holds the same samples on any number of ranks, so batch norms see the same.
+    """
+    recipe = run.recipe
+    parts = world * recipe.train.accumulation
+    order = np.random.default_rng([recipe.seed, epoch]).permutation(positions)
+    for start in range(0, len(order), recipe.train.batch_size):
+        batch = order[start : start + recipe.train.batch_size]
+        for micro_batch in np.array_split(batch, recipe.train.accumulation):
+            piece = np.array_split(micro_batch, world)[rank]
+            if len(piece):
+                yield Share(piece, parts / len(batch), len(micro_batch))
+            else:
+                yield Share(batch[:1], 0.0, len(micro_batch))
