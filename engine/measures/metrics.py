@@ -72,7 +72,8 @@ class Grid:
     draws: by measure, float32 [B, cells], over images, the seeds as they are. by_seed: by measure,
     float64 [S, cells]; trained: the same as a table, a row a cell and seed. again: float64 [cells],
     the accuracy of a second training of some columns (a seed probe), NaN in others; None without.
-    changes: the images that most rows gained or lost. related: the related sets (`relations.of`).
+    changes: the images that most rows gained or lost. related: the related sets (`relations.of`),
+    none where leaving them out changes no RI.
     """
 
     sets: tuple[str, ...]
@@ -349,6 +350,8 @@ def gather(
     }
     photos = {name: predictions.photos_of(evaluations[k].path) for name, k in whole.items()}
     related = relations.of(photos, families)
+    counts = related["set"].isin(sets) & related["related_to"].isin(downstreams or sets)
+    related = related if counts.any() else related[:0]
     names = behaviour.names(behaviour.PER_IMAGE, behaviour.BEFORE_AFTER)
     shape = draws, len(evaluations)
     samples = {name: np.empty(shape, np.float32, order="F") for name in names}

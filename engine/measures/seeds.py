@@ -51,21 +51,22 @@ def of_probe(
     change [cells]: in accuracy, from the first training to the second. probed: bool [cells],
     whether there was a second. columns: int [cells], -1 of pre-trained models. weights [cells, K].
     The trainings of columns count as independent, and as equally variable: half the square of a
-    mean's change in the probed columns is scaled by the squares of what all columns and these
-    count in it. NaN where these do not count.
+    mean's change in its probed columns is scaled by the squares of what all columns and these
+    count in it. NaN where no probed column counts.
     """
-    twice, count = np.unique(columns[probed]), len(weights.indptr) - 1
-    squares, squares_twice, moved = (np.zeros(count) for _ in range(3))
+    squares, squares_twice, moved, twice = np.zeros((4, len(weights.indptr) - 1))
     by_cell = weights.tocsr()
     for column in range(columns.max() + 1):
-        of_column = by_cell[columns == column]
-        squares += abs(of_column).sum(axis=0) ** 2
-        if column in twice:
-            squares_twice += abs(of_column).sum(axis=0) ** 2
-            moved += (change[columns == column] @ of_column) ** 2
+        of_column = columns == column
+        squares += abs(by_cell[of_column]).sum(axis=0) ** 2
+        again = by_cell[of_column & probed]
+        counted = abs(again).sum(axis=0)
+        squares_twice += counted**2
+        twice += counted > 0
+        moved += (change[of_column & probed] @ again) ** 2
     with np.errstate(invalid="ignore", divide="ignore"):
         variance = squares / squares_twice * moved / 2
-    return SeedError(variance, np.full(count, float(len(twice))))
+    return SeedError(variance, np.maximum(twice, 1))
 
 
 def moderated(
@@ -90,12 +91,12 @@ def widened(
     values: np.ndarray, ends: np.ndarray, seeds: SeedError, level: float = LEVEL
 ) -> np.ndarray:
     """Both ends [2, K] of intervals over images, widened by seeds: each side's distance stands for
-    the deviation over images (as in Zou and Donner 2008)."""
+    the deviation over images (as in Zou and Donner 2008). NaN where the variance over seeds is."""
     quantile = (1 + level) / 2
     over_images = ((ends - values) / special.ndtri(quantile)) ** 2
     total = over_images + seeds.variance
     half = np.sqrt(total) * special.stdtrit(_freedom(total, seeds), quantile)
-    return np.where(seeds.variance > 0, values + np.array([[-1], [1]]) * half, ends)
+    return np.where(seeds.variance == 0, ends, values + np.array([[-1], [1]]) * half)
 
 
 def tested(

@@ -111,26 +111,26 @@ def without_related(results: Results) -> str:
     text = (
         f"Without related sets the mRI of {most['method']}{results.of(most['model'])} is "
         f"{signed(most['disjoint_mRI_pts'])} in place of {signed(most['mRI_pts'])}"
+        f"{results.in_one_training}"
     )
     if len(rows) == 1:
         return text
-    count = f"{len(moved)} of {len(rows)} mRIs differ by more than the interval"
+    count = f"{len(moved)} of {len(rows)} mRIs differ by more than their intervals"
     return f"{text}; {count}"
 
 
 def leak(results: Results) -> str:
-    """What having seen a photo in another set is worth to plain fine-tuning, or else to the method
-    to which it is worth most, in a sentence without its stop; empty where that is not known."""
+    """What having seen a photo in another set is worth to plain fine-tuning, or else to the first
+    method, in a sentence without its stop; empty where that is not known."""
     if not len(results.leak):
         return ""
     table = results.leak.query("downstream == '' and evaluated_on == ''")
-    table = table.merge(results.shown[["arm", "model", "method", "key"]], on="arm")
-    table = table.sort_values("leak_pts", ascending=False, kind="stable")
+    table = results.shown[["arm", "model", "method", "key"]].merge(table, on="arm")
     of = table.sort_values("key", key=lambda key: key != FINE_TUNE, kind="stable").iloc[0]
     points = (
         f"{signed(of['leak_pts'])} points (95% interval {ends(of['leak_low'], of['leak_high'])})"
     )
-    name = f"{of['method']}{results.of(of['model'])}"
+    name = f"{of['method']}{results.of(of['model'])}{results.in_one_training}"
     if of["leak_low"] > 0:
         return f"Having seen a photo in another set is worth {points} to {name}"
     found = "costs" if of["leak_high"] < 0 else "shows no effect on"

@@ -50,7 +50,7 @@ def merged(runs: Sequence[FinishedCampaign], models_csv: Path | None = None) -> 
     seen: dict[tuple[Any, ...], Evaluation] = {}
     cka, attempts, missing = [], [], []
     # Without a probe of its own, a campaign's rows would count as the same with every seed.
-    has_probe = all(record.probe for record in records)
+    has_probe = all(any(of.downstream in shared for of in record.probe) for record in records)
     probe: dict[tuple[Any, ...], Evaluation] = {}
     thumbnails: dict[str, dict[str, str]] = {}
     settings: dict[str, Any] = {}

@@ -124,11 +124,14 @@ class Results:
     def disjoint(self) -> pandas.DataFrame:
         """Disjoint mRI of the arms that tables show, beside their mRI: disjoint_mRI_pts,
         difference_pts (what it is more than mRI, paired) and the ends of both; columns: over how
-        many sets fine-tuned on. Empty where no sets are related, or all are."""
+        many sets fine-tuned on. Empty where no sets are related, or all are. A seed probe says
+        nothing of the difference, as its column may have no related set."""
         disjoint, mri = self.grid.disjoint_mri, self.grid.mri
         place = {arm: k for k, arm in enumerate(mri.keys["arm"])}
         weights = mri.weights[:, [place[arm] for arm in disjoint.keys["arm"]]]
-        apart = replace(disjoint, weights=disjoint.weights - weights).table("difference_pts")
+        grid = replace(self.grid, again=None)
+        apart = replace(disjoint, grid=grid, weights=disjoint.weights - weights)
+        apart = apart.table("difference_pts")
         table = disjoint.table("disjoint_mRI_pts").merge(apart, on=["arm", "columns"])
         if self.grid.related.empty:
             table = table[:0]
@@ -161,6 +164,11 @@ class Results:
     def one_training(self) -> str:
         """` (one training)` after what orders methods, where other seeds may order them anew."""
         return "" if self.covers_training else " (one training)"
+
+    @property
+    def in_one_training(self) -> str:
+        """` in this one training` after numbers that a seed probe says nothing of."""
+        return " in this one training" * (len(self.grid.seeds) == 1)
 
     @property
     def seeds(self) -> str:

@@ -29,11 +29,12 @@ def section(results: Results) -> Section | None:
         "can be judged on photos that a model saw in the set it was fine-tuned on, and on photos "
         "that it did not see, of classes that it was trained on. The leak is the change in "
         "accuracy on the former less that on the latter, in points. RI and mRI count photos that "
-        "were not seen.",
+        f"were not seen. Intervals are about {results.population}.",
         figures=by_model(
             results,
             "leak",
-            "The leak in points, with its 95% interval, a mean over sets with the same photos",
+            "The leak in points, with its 95% interval, a mean over sets with the same photos"
+            f"{results.in_one_training}",
             of_methods[["model", "method", *with_ends("leak_pts")]],
             ("leak_pts", "method"),
             lambda rows: charts.bars(rows, "leak_pts"),

@@ -40,11 +40,12 @@ def section(results: Results) -> Section | None:
         without_related(results) or "Related sets move no mRI by more than its interval",
         f"{RELATED} Disjoint RI is RI without the sets that are related to the one fine-tuned on; "
         f"disjoint mRI is its mean over {over} of {counted('set', len(results.grid.downstreams))} "
-        "fine-tuned on.",
+        f"fine-tuned on. Intervals of the difference are about {results.population}.",
         figures=by_model(
             results,
             "related-sets",
-            "Disjoint mRI less mRI, in points, with the paired 95% interval",
+            "Disjoint mRI less mRI, in points, with the paired 95% interval"
+            f"{results.in_one_training}",
             data[["model", "method", *with_ends("difference_pts")]],
             ("difference_pts", "method"),
             lambda rows: charts.bars(rows, "difference_pts"),
@@ -52,7 +53,8 @@ def section(results: Results) -> Section | None:
         tables=[
             Table(
                 "disjoint-mri",
-                "mRI, disjoint mRI, and their difference, in points, with 95% intervals.",
+                "mRI, disjoint mRI, and their difference"
+                f"{results.in_one_training}, in points, with 95% intervals.",
                 data,
                 best=NUMBERS[:2],
             ),

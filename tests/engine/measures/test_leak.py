@@ -1,5 +1,7 @@
 """The leak, on a made benchmark whose truth is known, and against the files themselves."""
 
+import shutil
+from dataclasses import replace
 from typing import Any
 
 import made_results
@@ -11,11 +13,13 @@ import pytest
 import stores
 
 from engine.data import splits
+from engine.measures import leak, metrics
 from engine.measures.rows import PRE, Evaluation
 from engine.report import headline, sections
 
 SETS = ("cartoon", "drawing", "natural")
 PHOTOS, CLASSES, SHARE = 600, 20, 0.3
+TRIALS = 30
 TITLES = {"fine_tune": "FT", "lwf": "LwF"}
 # What fine-tuning adds to the chance of a right answer: anywhere, and on photos seen in another
 # set. LwF sees the same photos and learns nothing of them.
@@ -74,22 +78,27 @@ def of_methods(results) -> pandas.DataFrame:
 
 def test_the_leak_is_found_where_photos_were_seen_and_is_none_where_nothing_was_learnt(made):
     table = of_methods(made[1])
-    leak = table.loc["fine_tune"].to_dict()
-    assert leak["leak_low"] < 20 < leak["leak_high"] and leak["leak_low"] > 5
+    found = table.loc["fine_tune"].to_dict()
+    assert found["leak_low"] < 20 < found["leak_high"] and found["leak_low"] > 5
     none = table.loc["lwf"].to_dict()
     assert none["leak_low"] < 0 < none["leak_high"]
-    assert leak["unseen_low"] < 100 * EVERYWHERE < leak["unseen_high"]
+    assert found["unseen_low"] < 100 * EVERYWHERE < found["unseen_high"]
 
 
 @pytest.mark.slow
 def test_intervals_of_the_leak_hold_as_often_as_they_say(tmp_path):
-    held = []
-    for seed in range(30):
-        table = of_methods(Made(tmp_path / str(seed), seed).results())
+    held = dict.fromkeys(TITLES, 0)
+    for seed in range(TRIALS):
+        made = Made(tmp_path / str(seed), seed)
+        grid = metrics.gather(made.held_out, SETS, draws=1)
+        table = leak.of(grid, made.held_out, made.seen, draws=1000)
+        table = table.query("downstream == '' and evaluated_on == ''").set_index("arm")
         for method, truth in (("fine_tune", 20), ("lwf", 0)):
-            row = table.loc[method]
-            held.append(row["leak_low"] < truth < row["leak_high"])
-    assert np.mean(held) > 0.85  # 60 at nominal 95%: below by chance once in 500
+            (arm,) = (k for k, arm in enumerate(grid.arms) if arm.method == method)
+            held[method] += table["leak_low"][arm] < truth < table["leak_high"][arm]
+        shutil.rmtree(made.folder)
+    # docs/numbers.md has the shares of 1,000 trials. Of 60 at 95%, below by chance once in 500.
+    assert sum(held.values()) / (2 * TRIALS) > 0.85, held
 
 
 def test_the_leak_is_the_difference_of_two_changes(made):
@@ -130,7 +139,7 @@ def test_photos_that_a_column_did_not_train_on_and_their_classes_count_nowhere(m
         row for row in of.seen if (row.downstream, row.evaluated_on) != ("drawing", "cartoon")
     ]
     results = of.results()
-    leak = results.leak.query("evaluated_on == 'drawing'")
+    on_drawing = results.leak.query("evaluated_on == 'drawing'")
     change = {}
     for kind, rows in (("seen", of.seen), ("unseen", of.held_out)):
         for row in rows:
@@ -141,7 +150,7 @@ def test_photos_that_a_column_did_not_train_on_and_their_classes_count_nowhere(m
                 right = table["top1"].to_numpy() == table["label"].to_numpy()
                 change[kind, row.method] = 100 * right[counts].mean()
     keys: Any = results.shown.set_index("arm")["key"].to_dict()
-    for row in leak.itertuples():
+    for row in on_drawing.itertuples():
         expected = change["seen", keys[row.arm]] - change["seen", PRE]
         assert row.seen_pts == pytest.approx(expected)
         expected -= change["unseen", keys[row.arm]] - change["unseen", PRE]
@@ -152,11 +161,22 @@ def test_the_first_screen_and_a_section_say_what_was_found(made):
     results = made[1]
     text = headline.leak(results)
     assert text.startswith("Having seen a photo in another set is worth +")
-    assert text.endswith("to FT") and text in headline.lead(results)
+    assert text.endswith("to FT in this one training") and text in headline.lead(results)
     (section,) = [of for of in sections.of(results) if of.key == "leak"]
     assert section.heading == text
     assert list(map(len, (table.data for table in section.tables))) == [2, 4, 4]
+    assert "and this one training" in section.text  # a seed probe says nothing of the leak
     assert made_results.drawn(section)
+
+
+def test_without_plain_fine_tuning_the_first_method_is_named_and_not_the_largest(made):
+    results = made[1]
+    record = replace(results.record, methods={"other": "Other", "lwf": "LwF"})
+    keys = results.arms["key"].replace("fine_tune", "other")
+    arms = results.arms.assign(key=keys).sort_values("key")  # LwF first
+    assert headline.leak(replace(results, record=record, arms=arms)).startswith(
+        "Having seen a photo in another set shows no effect on LwF"
+    )
 
 
 def test_no_leak_is_said_to_be_none(tmp_path):

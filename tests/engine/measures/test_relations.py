@@ -1,5 +1,6 @@
 """RI without related sets: against means that are worked out from the files themselves."""
 
+from dataclasses import replace
 from statistics import fmean
 
 import made_results
@@ -118,6 +119,42 @@ def test_the_report_has_disjoint_numbers_wherever_it_has_ri(evaluations):
     assert "disjoint" in terminal.table(results)
 
 
+def test_a_set_that_is_related_to_the_upstream_set_alone_has_no_disjoint_numbers(evaluations):
+    """No column is fine-tuned on the upstream set, so that RI would be the same."""
+    alone = {"photos": ["up", "natural"]}
+    chosen = [row for row in evaluations if "blurred" not in (row.downstream, row.evaluated_on)]
+    sets = [name for name in SETS if name != "blurred"]
+    results = made_results.of_evaluations(chosen, sets=sets, downstreams=sets, families=alone)
+    assert "disjoint" not in terminal.table(results) and results.disjoint.empty
+    assert "disjoint_change_pts" not in results.grid.numbers
+    assert "related-sets" not in {section.key for section in sections.of(results)}
+
+
+def test_a_seed_probe_says_nothing_of_what_disjoint_mri_is_more(evaluations):
+    """Of a probed column without related sets, RI and disjoint RI are one."""
+    alone = {"one maker": ["natural", "sketch"]}
+    rows = [row for row in evaluations if "blurred" not in (row.downstream, row.evaluated_on)]
+    sets = [name for name in SETS if name != "blurred"]
+    record = made_results.record(rows, sets=sets, downstreams=sets, families=alone)
+    plain = made_results.of_record(record, rows).disjoint
+    for column in ("cartoon", "natural"):
+        probe = [replace(row, seed=1) for row in rows if row.downstream == column]
+        table = made_results.of_record(record, rows, probe=_changed(probe)).disjoint
+        assert table["difference_low"].equals(plain["difference_low"])
+        assert (table["disjoint_mRI_low"] < plain["disjoint_mRI_low"]).all()
+
+
+def _changed(probe):
+    """The evaluations with the answers in another order."""
+    for number, row in enumerate(probe):
+        table = pq.read_table(row.path)
+        top1 = np.random.default_rng(number).permutation(table["top1"].to_numpy())
+        path = row.path.with_name(f"again-{row.path.name}")
+        pq.write_table(table.set_column(3, "top1", [top1]), path)
+        probe[number] = replace(row, path=path)
+    return probe
+
+
 @pytest.mark.parametrize(("gain", "says"), [(0, ""), (40, "Without related sets the mRI of FT")])
 def test_the_first_screen_names_only_what_differs_by_more_than_its_interval(
     evaluations, gain, says
@@ -137,3 +174,4 @@ def test_the_first_screen_names_only_what_differs_by_more_than_its_interval(
     text = headline.without_related(results)
     assert text.startswith(says) and bool(text) == bool(says)
     assert not says or f"{says} is +" in headline.lead(results)
+    assert not says or "in this one training" in text

@@ -7,7 +7,7 @@ import pandas
 import pyarrow.parquet as pq
 import pytest
 import simulated_seeds
-from scipy import stats
+from scipy import sparse, stats
 from stores import SETS, gather, grid, random_hits, several_seeds
 
 from engine.measures import comparisons, seeds
@@ -136,6 +136,23 @@ def test_a_probe_gives_the_variance_of_a_mean_over_all_columns(tmp_path):
 def _accuracy(cell) -> float:
     table = pq.read_table(cell.path)
     return 100 * float((table["top1"].to_numpy() == table["label"].to_numpy()).mean())
+
+
+def test_a_probe_counts_for_the_rows_that_it_trained_alone():
+    """Two models in one report, each with a probe of another column."""
+    columns = np.array([0, 1, 0, 1])  # of a model's two cells, then of the other's
+    change, probed = np.array([4.0, 0, 0, 6.0]), np.array([True, False, False, True])
+    weights = sparse.csc_array([[0.5, 0], [0.5, 0], [0, 0.5], [0, 0.5]])
+    error = seeds.of_probe(change, probed, columns, weights)
+    assert list(error.variance) == [4**2 / 4, 6**2 / 4]  # (half of it)**2 / 2, of two columns
+    assert list(error.freedom) == [1, 1]
+
+
+def test_an_unknown_variance_over_seeds_gives_no_interval():
+    unknown = SeedError(np.array([np.nan, 0]), np.ones(2))
+    ends = np.array([[1.0, 1], [3.0, 3]])
+    wide = seeds.widened(np.array([2.0, 2]), ends, unknown)
+    assert np.isnan(wide[:, 0]).all() and list(wide[:, 1]) == [1, 3]
 
 
 def test_a_probe_that_saw_other_images_is_refused(tmp_path):

@@ -1,5 +1,7 @@
 """Several campaigns in one report."""
 
+from dataclasses import replace
+
 import pytest
 import reports
 
@@ -29,6 +31,21 @@ def test_a_model_of_two_campaigns_is_one_where_they_agree_and_named_after_them_e
     assert len(results.models) == 1 and set(results.shown["method"]) == {"FT", "EWC & co"}
     runs = [reports.finished(tmp_path, name, seed=k) for k, name in enumerate("cd")]
     assert merged(runs).models == ["lite0 (c)", "lite0 (d)"]
+
+
+@pytest.mark.parametrize(("column", "counts"), [("flat", True), ("mono", False)])
+def test_a_seed_probe_counts_where_each_campaign_has_one_of_a_shared_column(
+    tmp_path, column, counts
+):
+    """Rows without a second training would pass for rows that no seed changes."""
+    runs = []
+    for name, downstreams, on in (("a", ["flat", "mono"], column), ("b", ["flat"], "flat")):
+        run = reports.finished(tmp_path, name, model=name, seed=len(runs))
+        rows = [row for row in run.record.evaluations if row.downstream in ("", *downstreams)]
+        probe = [row for row in rows if row.downstream == on]
+        record = replace(run.record, downstreams=downstreams, evaluations=rows, probe=probe)
+        runs.append(replace(run, record=record))
+    assert merged(runs).covers_training == counts
 
 
 @pytest.mark.parametrize(
