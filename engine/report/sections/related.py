@@ -53,7 +53,7 @@ def section(results: Results) -> Section | None:
         tables=[
             Table(
                 "disjoint-mri",
-                "mRI, disjoint mRI, and their difference"
+                "mRI, disjoint mRI, and what that is more"
                 f"{results.in_one_training}, in points, with 95% intervals.",
                 data,
                 best=NUMBERS[:2],
