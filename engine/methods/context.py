@@ -1,4 +1,4 @@
-"""What a method may ask for; CONTRIBUTING.md promises exactly this."""
+"""What a method may ask for; docs/extend.md describes it."""
 
 from __future__ import annotations
 

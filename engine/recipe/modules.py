@@ -99,7 +99,7 @@ def find(module: str) -> ModuleType:
         method = importlib.import_module(f"engine.methods.{module}")
     for name in ("Recipe", "Method"):
         if not hasattr(method, name):
-            raise ValueError(f"{module} does not define {name}; see CONTRIBUTING.md")
+            raise ValueError(f"{module} does not define {name}; see docs/extend.md")
     if not issubclass(method.Recipe, MethodRecipe):
         raise ValueError(f"{module}: Recipe does not extend engine.recipe.schema.MethodRecipe")
     return method

@@ -78,7 +78,7 @@ def test_options_are_shown_as_written_and_completed_where_the_method_runs(tmp_pa
         (METHOD, "method.strength=0", r"mine.py: method.strength=0 must be a number above 0"),
         (METHOD, "train.epochs=60", "too long for this method"),
         ("x = 1\ny = (\n", "seed=1", r"mine.py, line 2: '\(' was never closed"),
-        ("class Recipe: pass\n", "seed=1", "mine.py does not define Method; see CONTRIBUTING"),
+        ("class Recipe: pass\n", "seed=1", "mine.py does not define Method; see docs/extend.md"),
         ("class Recipe: pass\nMethod = Recipe", "seed=1", "Recipe does not extend engine.recipe"),
     ],
 )
