@@ -33,8 +33,8 @@ def section(results: Results) -> Section | None:
         figures=by_model(
             results,
             "leak",
-            "The leak in points, with its 95% interval, a mean over sets with the same photos"
-            f"{results.in_one_training}",
+            f"The leak{results.in_one_training}, in points, with its 95% interval: a mean over "
+            "sets with the same photos",
             of_methods[["model", "method", *with_ends("leak_pts")]],
             ("leak_pts", "method"),
             lambda rows: charts.bars(rows, "leak_pts"),

@@ -44,8 +44,8 @@ def section(results: Results) -> Section | None:
         figures=by_model(
             results,
             "related-sets",
-            "Disjoint mRI less mRI, in points, with the paired 95% interval"
-            f"{results.in_one_training}",
+            f"Disjoint mRI less mRI{results.in_one_training}, in points, with the paired 95% "
+            "interval",
             data[["model", "method", *with_ends("difference_pts")]],
             ("difference_pts", "method"),
             lambda rows: charts.bars(rows, "difference_pts"),
