@@ -6,7 +6,6 @@ over the whole set. Our pass encodes a pack first. Weights are random: times do 
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +32,7 @@ from engine.recipe.schema import Recipe
 from engine.run import Run
 from engine.store.artifacts import Store
 from engine.store.cells import Mix
+from loaders.root import Root
 
 ALPHAS = [k / 10 for k in range(11)]
 TIES = 1e-3  # of the answers
@@ -73,8 +73,8 @@ def _contest(
 
     def one_pass(recipe: Recipe = recipe) -> Run:
         """All alphas by the engine, which has seen nothing yet."""
-        for seen in (store.root / "predictions", folder / "pack"):
-            shutil.rmtree(seen, ignore_errors=True)
+        store.files.remove("predictions")
+        Root(folder).remove("pack")
         pack = photos.encode(folder / "pack", folder / "files", recipe.model, "raw")
         sets = Sets(recipe, device, cache_folder(), {"set": pack}, pack.classes)
         run = Run(recipe, device, sets, store, cells[0], False)

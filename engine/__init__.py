@@ -59,8 +59,8 @@ def train(name: str, *settings: Settings) -> Cell:
     from engine.machine import ranks
     from engine.recipe import parsed
 
-    cell = cell_plan.resolve(name, parsed(settings))
-    return Builder(cell, ranks.start(cell.recipe.device)).build()
+    cell = cell_plan.resolve(name, parsed(settings), run_users=True)
+    return Builder(cell, ranks.start(cell.recipe.device), run_users=True).build()
 
 
 def load_cell(folder: str | Path) -> nn.Module:

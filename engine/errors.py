@@ -8,6 +8,12 @@ from collections.abc import Iterable
 USERS_METHOD = "users_method_"  # prefix of the module names of users' methods
 
 
+def printable(text: str) -> str:
+    """A text for a terminal, which may be a stranger's: signs that would command it are escaped."""
+    shown = (sign if sign.isprintable() or sign in "\n\t" else ascii(sign)[1:-1] for sign in text)
+    return "".join(shown)
+
+
 class RecipeError(ValueError):
     """A recipe or override that cannot be run; the message names key, file and remedy."""
 

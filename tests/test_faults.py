@@ -9,7 +9,7 @@ from faults.damage import only_error
 from faults.processes import Ended, FellShort
 from processes import ROOT, run
 
-KINDS = ("kill", "mutate", "full", "readonly")
+KINDS = ("kill", "mutate", "full", "readonly", "hostile")
 
 
 @pytest.mark.slow

@@ -8,13 +8,14 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from engine.errors import CampaignError
+from engine.errors import CampaignError, printable
 from engine.grid import campaign, outcomes, sites, workflow
 from engine.grid.sites import Options
 from engine.machine import first_line
 from engine.recipe import model_names
 from engine.recipe.overrides import Override
 from engine.recipe.schema import DatasetRecipe, ModelRecipe, Recipe
+from loaders.root import Root
 from loaders.schema import DamagedFile
 
 
@@ -206,7 +207,7 @@ def _merged(name: str, plans: Sequence[campaign.Plan], is_new: bool) -> Path:
 
     of_plans = digest([plan.place.name for plan in plans])[:8]
     folder = plans[0].folder.parent / f"{Path(name).stem}-models-{of_plans}" / campaign.REPORT
-    page = folder / campaign.PAGE
+    page = Root(folder.parents[1]).at(folder / campaign.PAGE)
     if is_new or not page.is_file():
         runs = [record.read(plan.place) for plan in plans]
         page = finish.write_into(folder, merged.merged(runs))
@@ -216,5 +217,5 @@ def _merged(name: str, plans: Sequence[campaign.Plan], is_new: bool) -> Path:
 
 def show(page: Path) -> None:
     """Print the table of a campaign's report, and the path of its page."""
-    table = page.with_name(campaign.TABLE).read_text("utf-8")
-    print(f"\n{table}\nreport  {page.resolve()}")
+    table = Root(page.parent).read(campaign.TABLE).decode()
+    print(f"\n{printable(table)}\nreport  {page.resolve()}")

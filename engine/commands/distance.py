@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from engine.errors import nearest
 from engine.machine import first_line
 from engine.machine.files import digest
+from loaders.root import Root
 
 if TYPE_CHECKING:
     from engine.measures.distances import Matrix
@@ -69,7 +70,8 @@ def run(arguments: argparse.Namespace) -> None:
     packs = {name: builder.sets[name].pack.fingerprint for name in names}
     made_of = {"model": builder.base.backbone, "sets": names, "packs": packs}
     key = digest(made_of | {"options": dataclasses.asdict(options)})
-    folder = Path(resolved.runs) / "distance" / f"{resolved.model.name}-{key}"
+    runs = Root(Path(resolved.runs))
+    folder = runs.make(f"distance/{resolved.model.name}-{key}")  # of which nothing is a link
     distances.write_csv(folder / "distances.csv", matrix)
     heading = f"How far the sets are apart for {resolved.model.name}"
     files = ("distances.csv", "distances_pairs.csv")

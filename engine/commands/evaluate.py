@@ -126,13 +126,14 @@ def _campaign(
     arguments: argparse.Namespace, sets: Mapping[str, Path]
 ) -> tuple[list[OnSet], str, dict[str, Path]]:
     """As `_models`."""
-    from engine.grid import record
+    from engine.grid import place, record
 
     for option in ("arch", "alphas", "classes"):
         if getattr(arguments, option):
             raise ValueError(f"--{option} is for --models; leave it out with --campaign")
     run = record.find(arguments.campaign, arguments.overrides)
-    files = {name: arguments.out or run.report / f"accuracy-on-{name}.csv" for name in sets}
+    shown = place.report(run.place)
+    files = {name: arguments.out or shown.at(f"accuracy-on-{name}.csv") for name in sets}
     for file in files.values():
         refuse_overwriting(file, arguments.force, is_folder=False)
     from engine.grid import own_sets

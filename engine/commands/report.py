@@ -16,6 +16,7 @@ from engine.errors import CampaignError
 from engine.grid import campaign, outcomes, workflow
 from engine.machine import first_line
 from loaders import locks
+from loaders.root import Root
 
 if TYPE_CHECKING:
     from engine.grid.record import FinishedCampaign
@@ -81,7 +82,7 @@ def run(arguments: argparse.Namespace) -> None:
         if run.record.missing and locks.is_held(run.report.parent / campaign.LOCK):
             # It writes its report itself once it ends.
             results = of_campaign(run, csv)
-            so_far = run.report.with_name(SO_FAR)
+            so_far = Root(run.place.parents[2]).at(run.report.with_name(SO_FAR))
             _show(finish.write_into(so_far, results, figures=arguments.figures), results, arguments)
             continue
         with workflow.locked(run.report.parent):
@@ -114,12 +115,18 @@ def finished(name: str, overrides: Sequence[Override]) -> list[FinishedCampaign]
         raise CampaignError(
             f"{folder} is reported as it ran: {words} can follow a campaign's name only"
         )
-    places = [path.parent for path in folder.glob(f"{campaign.PLANS}/*/{campaign.RECORD}")]
+    places = _places(folder, campaign.RECORD)
     shown = [place for place in places if outcomes.is_shown(place)]
     if len(places) > 1 and len(shown) != 1:
         raise CampaignError(f"{folder} holds {len(places)} finished campaigns; {REMEDY}")
     places = shown or places
-    return [record.read(places[0].resolve()) if places else _unfinished(folder)]
+    return [record.read(places[0]) if places else _unfinished(folder)]
+
+
+def _places(folder: Path, name: str) -> list[Path]:
+    """The folders of a campaign's plans that hold a file of this name; links are left out."""
+    plans = Root(folder.resolve(), campaign.PLANS)
+    return [plans.path / each for each in plans.folders() if plans.has(f"{each}/{name}")]
 
 
 def _unfinished(folder: Path) -> FinishedCampaign:
@@ -128,10 +135,10 @@ def _unfinished(folder: Path) -> FinishedCampaign:
     from engine.grid.record import FinishedCampaign
     from engine.machine import ranks
 
-    files = folder.glob(f"{campaign.PLANS}/*/{campaign.FILE}")
+    files = [place / campaign.FILE for place in _places(folder, campaign.FILE)]
     plans = sorted(files, key=lambda path: path.stat().st_mtime_ns)
     if not plans:
         raise CampaignError(f"{folder} holds no campaign; {REMEDY}")
-    plan = campaign.read(plans[-1].resolve())
+    plan = campaign.read(plans[-1])
     device = ranks.of_plan(plan.device)
     return FinishedCampaign(make_record.of_finished_columns(plan, device), plan.place)

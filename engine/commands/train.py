@@ -69,12 +69,12 @@ def _train(name: str, overrides: Sequence[Override], *, show: bool) -> None:
     from engine.grid.build import Builder
     from engine.machine import ranks
 
-    cell = cell_plan.resolve(name, overrides)
+    cell = cell_plan.resolve(name, overrides, run_users=True)
     device = ranks.start(cell.recipe.device)
     from engine.commands import outcome
     from engine.store.alone import alone
 
-    for builder in Builder(cell, device).seeded():
+    for builder in Builder(cell, device, run_users=True).seeded():
         trained = builder.build()
         with alone(builder.store, f"{trained.name}-evaluated"):
             outcome.show(builder.run, trained)

@@ -24,6 +24,7 @@ from engine.machine.files import write_atomic
 from loaders import archives, download, locks, schema
 from loaders.benchmarks import devkit
 from loaders.files import sync, whole
+from loaders.root import Root
 
 ARRIVING = ".downloads"
 RECORD = "downloads.json"
@@ -105,15 +106,16 @@ def take(target: Target, folder: Path) -> None:
     except download.Mismatch as error:
         raise download.Mismatch(f"{path} is not the published file: {error}") from error
     target.archive.parent.mkdir(parents=True, exist_ok=True)
+    arriving = Root(target.archive.parent)
     fresh = target.archive.with_name(f"{target.file.name}.copy")
-    fresh.unlink(missing_ok=True)
+    arriving.remove(fresh)
     try:
-        os.link(path, fresh)
+        os.link(path.resolve(), fresh)  # of a link the file: the link may be relative
     except OSError:  # on another file system
         with whole(fresh):
             shutil.copyfile(path, fresh)
         sync(fresh)
-    fresh.replace(target.archive)
+    arriving.rename(fresh, target.archive)
 
 
 def unpack(target: Target, password: str = "") -> Iterator[tuple[int, int]]:
@@ -126,7 +128,7 @@ def unpack(target: Target, password: str = "") -> Iterator[tuple[int, int]]:
     elif target.file.unpack == "labels":
         lines = "".join(f"{wnid}\n" for wnid in devkit.wnids(target.archive))
         write_atomic(target.place, lines.encode())
-        target.archive.unlink()
+        Root(target.archive.parent).remove(target.archive)
     else:
         archives.to_tar(target.archive, target.place)
 

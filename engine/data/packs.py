@@ -17,6 +17,7 @@ from loaders import rgb
 from loaders.beton import page_size_of
 from loaders.encode import Images, encode, left_out
 from loaders.pack import MANIFEST, Pack
+from loaders.root import Root
 from loaders.trees import Listing
 
 log = logging.getLogger(__name__)
@@ -26,22 +27,26 @@ JPEG_SHARE = 0.3  # of the raw size; photos at quality 90 take less
 SAMPLE = 500  # bytes of an image's label, names and checksum, at most
 
 
-def pack_of(recipe: Recipe, name: str, cache: Path) -> Pack:
+def pack_of(recipe: Recipe, name: str, cache: Path, *, finds_only: bool = False) -> Pack:
     """The pack of a set for a recipe's model; encoded now if there is none.
 
-    Raises ValueError where the pack was made with other options or of images that have changed.
+    finds_only: nothing is encoded, and no source image is looked at. Raises FileNotFoundError where
+    it then is missing, ValueError where the pack was made with other options or of images that have
+    changed.
     """
     dataset, model, kind = recipe.dataset, recipe.model, kind_of(recipe.dataset)
     folder = pack_folder(Path(recipe.runs), dataset, model, name)
-    if (folder / MANIFEST).is_file():
+    if Root(Path(recipe.runs)).has(folder / MANIFEST):
         pack = Pack.open(folder)
         _check_identity(pack, identity(dataset, model, name))
         _warn_of_skipped(pack)
-        if "adopted" not in pack.manifest["extra"]:
+        if "adopted" not in pack.manifest["extra"] and not finds_only:
             _check_source(pack, kind.fingerprint(name), Path(dataset.root) / name)
         if lacks := kind.shortfall(name, pack):
             log.warning("%s is a part of the published set: %s", name, lacks)
         return pack
+    if finds_only:
+        raise FileNotFoundError(f"{folder} is missing: run the campaign again to encode {name}")
     listing = kind.listing(name, cache)
     pack = make_pack(recipe, name, listing, skip=dataset.undecodable == "skip")
     for remark, names in pack.manifest.get("remarks", {}).items():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,11 +33,12 @@ def stored(run: Run, cell: Cell, labelled: LabelledSet, *, training: bool = Fals
     """
     key = key_of(run, cell, labelled, training=training)
     label = f"{cell.backbone.rsplit('-', 1)[0]}-{labelled.name}"
-    file = run.store.root / "pending" / f"{run.store.place('features', label, key).name}.npy"
+    files = run.store.files
+    file = f"pending/{run.store.place('features', label, key).name}.npy"
 
     def compute() -> Callable[[Path], object]:
         _compute(run, cell, labelled, _form(run, training), file)
-        return lambda folder: file.rename(folder / FILE)
+        return lambda folder: files.rename(files.path / file, folder / FILE)
 
     artifact = run.make("features", label, key, compute)
     # Copy-on-write: torch wants a writable array, and the file must not change.
@@ -94,12 +94,13 @@ def _compute(run: Run, cell: Cell, labelled: LabelledSet, form: Form, file: Path
     cuts = slices(everything, recipe.evaluate.batch_size)
     reader = run.sets.source(labelled.name).batches
     pieces = read(run, reader, cuts, f"features of {labelled.name}")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    place = file if ranks.rank() == 0 else Path(os.devnull)
+    path = run.store.root / file
     for number, batches in enumerate(pieces):
         (x_ND,) = reduced(run, normalize, [[model]], batches, form.precision, lambda _, x_BD: x_BD)
         array_ND = np.ascontiguousarray(x_ND.cpu().numpy())
-        with room_for(file), place.open("ab" if number else "wb") as sink:
+        if ranks.rank() > 0:
+            continue
+        with room_for(path), run.store.files.open(file, "ab" if number else "wb") as sink:
             if not number:
                 header = np.lib.format.header_data_from_array_1_0(array_ND)
                 header["shape"] = (len(everything), array_ND.shape[1])

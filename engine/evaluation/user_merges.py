@@ -168,12 +168,12 @@ def _options(
         members = [*([PRE_TRAINED] if with_base else []), *files]
         one_seed = {f"method.{SEEDS}": 1} if SEEDS in options else {}
         cell = recipe.varied(cell, {f"method.{MEMBERS}": members, **one_seed})
-    return modules.checked(cell)
+    return modules.checked(cell, run_users=True)
 
 
 def _asked(options: MethodRecipe, files: Sequence[str]) -> dict[str, str]:
     """The file that a method means by each cell that it asks for."""
-    method = modules.find(options.module).Method
+    method = modules.find(options.module, run_users=True).Method
     if not issubclass(method, Derived):
         raise ValueError(
             f"{options.name} trains; only a method that makes models of finished ones can merge: "
@@ -196,7 +196,7 @@ def _made(
 
     cells: by file.
     """
-    made = modules.find(options.module).Method(options).make(context)
+    made = modules.find(options.module, run_users=True).Method(options).make(context)
     if isinstance(made, Export):
         return {k: tensor.cpu() for k, tensor in made.state.items()}, {}
     (mix,) = (entry.mix for entry in made if entry.headline)

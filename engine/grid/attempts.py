@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from engine.errors import FirstRankError
+from engine.grid.place import files
 from engine.machine import entry
-from engine.machine.files import write_atomic
 from loaders import schema
 
 FOLDER = "attempts"
@@ -61,17 +61,17 @@ def recorded(
     Of several ranks the first one is kept, and any other that fails with an error of its own.
     """
     rank = int(os.environ.get("RANK", "0"))
-    path = place / FOLDER / f"{job}-{started * 1000:.0f}{f'-{rank}' if rank else ''}.json"
+    name = f"{job}-{started * 1000:.0f}{f'-{rank}' if rank else ''}.json"
     attempt = Attempt(job, stage, started, None, "", slurm=os.environ.get("SLURM_JOB_ID", ""))
 
     def note(device: str, processes: int) -> None:
         nonlocal attempt
         attempt = replace(attempt, device=device, processes=processes)
         if rank == 0:
-            _write(path, attempt)
+            _write(place, name, attempt)
 
     if rank == 0:
-        _write(path, attempt)
+        _write(place, name, attempt)
     error = ""
     try:
         yield note
@@ -81,18 +81,19 @@ def recorded(
         raise
     finally:
         if rank == 0 or error:
-            _write(path, replace(attempt, ended=time.time(), error=error))
+            _write(place, name, replace(attempt, ended=time.time(), error=error))
 
 
 def read(place: Path) -> list[Attempt]:
     """The attempts at the jobs of a plan, by their start. Raises DamagedFile."""
-    files = (place / FOLDER).glob("*.json")
-    attempts = [
-        schema.convert(schema.read_unaltered(file, "delete it"), Attempt, file, "delete it")
-        for file in files
-    ]
+    root, attempts = files(place), []
+    for name in root.files(FOLDER):
+        if name.endswith(".json"):
+            file = place / FOLDER / name
+            values = schema.read_unaltered(file, "delete it", root)
+            attempts.append(schema.convert(values, Attempt, file, "delete it"))
     return sorted(attempts, key=lambda attempt: (attempt.started, attempt.job))
 
 
-def _write(path: Path, attempt: Attempt) -> None:
-    write_atomic(path, schema.with_digest(asdict(attempt)))
+def _write(place: Path, name: str, attempt: Attempt) -> None:
+    files(place).write(f"{FOLDER}/{name}", schema.with_digest(asdict(attempt)))

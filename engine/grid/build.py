@@ -57,15 +57,17 @@ class Builder(Context):
         followed: Followed | None = None,
         start: Cell | None = None,
         store: Store | None = None,
+        run_users: bool = False,
     ) -> None:
         """followed: whose training leaves snapshots. start: the model to start from, where that is
         not the recipe's pre-trained model. store: where artefacts are found or made, by default
-        below the recipe's `runs`."""
+        below the recipe's `runs`. run_users: as of `modules.find`."""
         self.plan = cell
         self.recipe = recipe = cell.recipe
         self.device = device
         self.store = store or Store(Path(recipe.runs) / "store")
-        self.sets = sets or Sets(recipe, device, cache_folder())
+        self.sets = sets or Sets(recipe, device, cache_folder(), finds_only=self.store.finds_only)
+        self.run_users = run_users
         self.followed = followed or Followed()
         self.start = start
 
@@ -81,10 +83,15 @@ class Builder(Context):
         Raises FileNotFoundError where it is missing, or a cell of its mixes, from a store that only
         finds.
         """
-        method = modules.method_of(self.recipe)  # before any work: its `check` may refuse
+        if self.store.finds_only:
+            if (cell := self._stored()[0]) is None:
+                self.store.check_makes(*self._asked)
+            assert cell is not None
+            return cell
+        # Before any work: its `check` may refuse.
+        method = modules.method_of(self.recipe, run_users=self.run_users)
         if (cell := self._stored()[0]) is not None:
             return cell
-        self.store.check_makes(*self._asked)
         with alone(self.store, self._name):
             cell, missing = self._stored()  # another launch may have made it meanwhile
             if cell is not None:
@@ -154,7 +161,9 @@ class Builder(Context):
 
     def of(self, cell: CellPlan) -> Builder:
         """The builder of another cell, with the same sets and store."""
-        return Builder(cell, self.device, self.sets, self.followed, store=self.store)
+        return Builder(
+            cell, self.device, self.sets, self.followed, None, self.store, self.run_users
+        )
 
     def sibling(self, method: str, seed: int | None = None) -> Builder:
         """The builder of a method in the same column that the cell needs."""

@@ -21,6 +21,7 @@ from engine.errors import CampaignError, RecipeError
 from engine.grid import cell_plan
 from engine.grid.cell_plan import CellPlan
 from engine.grid.columns import Column, columns_of
+from engine.grid.place import REPORT, files
 from engine.machine.files import digest
 from engine.recipe import catalogue, modules
 from engine.recipe.campaigns import SELECTION, VARY
@@ -31,7 +32,7 @@ from loaders import schema
 from loaders.files import file_hash
 from loaders.schema import DamagedFile
 
-PREPARE, COLUMN, REPORT = "prepare", "column", "report"  # jobs, and rules of the workflow
+PREPARE, COLUMN = "prepare", "column"  # jobs, and rules of the workflow, beside REPORT
 PAGE, TABLE = "index.html", "table.txt"  # of a report, in a folder that is called so
 PLANS, FILE = "plans", "plan.json"
 LOCK = ".lock"  # of a campaign's folder, held while it is at work
@@ -77,6 +78,16 @@ class Plan:
     def sets(self) -> tuple[str, ...]:
         """The sets that RI is measured on."""
         return tuple(self.recipe.dataset.sets)
+
+    @property
+    def shown_command(self) -> str:
+        """The command for people to run again; a plan's file may be a stranger's, and say more."""
+        try:
+            words = shlex.split(self.command)
+        except ValueError:
+            words = []
+        is_ours = words[:2] == ["rib", "campaign"] and shlex.join(words) == self.command
+        return self.command if is_ours and self.command.isprintable() else "rib campaign"
 
     @property
     def seeds(self) -> int:
@@ -184,7 +195,7 @@ def plan(
         shared.device,
         is_sweep,
         files,
-        folder.resolve() / PLANS / identity / FILE,
+        Path(shared.runs).resolve() / folder.name / PLANS / identity / FILE,
     )
 
 
@@ -294,7 +305,7 @@ def read(path: Path) -> Plan:
     remedy = "run `rib campaign` again, which writes it anew"
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing; {remedy}")
-    values = schema.read_unaltered(path, remedy)
+    values = schema.read_unaltered(path, remedy, files(path.parent))
     try:
         plain = values.pop("rows").items()
         # A folder of runs that moved is where its plan is.

@@ -97,7 +97,7 @@ def resolve(
     *,
     method: str | None = None,
     downstream: str | None = None,
-    run_users: bool = True,
+    run_users: bool = False,
 ) -> CellPlan:
     """The cell of a recipe, as `recipe.load`.
 
@@ -117,14 +117,15 @@ def resolve(
 
 def _with_needs(name: str, given: Sequence[Override], cell: Recipe, run_users: bool) -> CellPlan:
     runs = run_users and modules.is_users(cell.method.module)
-    options = modules.checked(cell) if runs else cell.method
+    options = modules.checked(cell, run_users=True) if runs else cell.method
     # A need is of the cell's variant and has none of the cell's options.
     kept = [each for each in without_options(given) if each.key != VARIANT]
     given = [*kept, *overrides.of_mapping({VARIANT: cell.method.variant})]
     needs = {}
     for method in options.needs:
         need = recipe.load(name, given, method=method, downstream=cell.downstream)
-        if not (modules.complete(need.method) if run_users else need.method).has_weights:
+        complete = modules.complete(need.method, run_users=True) if run_users else need.method
+        if not complete.has_weights:
             raise RecipeError(
                 f"{options.name} needs {method}, which mixes cells and has no weights: "
                 "name methods that train or merge"

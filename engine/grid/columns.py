@@ -15,6 +15,7 @@ from engine.recipe import text
 from engine.recipe.campaigns import DOWNSTREAMS, PROBE, VARY
 from engine.recipe.checks import check_terms
 from engine.recipe.schema import Recipe
+from loaders.names import Name, identifier
 
 SECTIONS = ("optimizer", "train")  # what may vary: it changes training and nothing else
 SEED = "seed"
@@ -32,7 +33,7 @@ class Column:
     another column once more, with another seed; its numbers are no part of any mean.
     """
 
-    downstream: str
+    downstream: Name
     settings: Setting = PLAIN
     is_probe: bool = False
 
@@ -43,8 +44,13 @@ class Column:
 
     @property
     def job(self) -> str:
-        """The name of its job."""
-        return f"column-{self.name}"
+        """The name of its job and of its files, which a shell takes for nothing else."""
+        return f"column-{self.id}"
+
+    @property
+    def id(self) -> str:
+        """What Snakemake and Slurm call it, whatever the set is called."""
+        return identifier(self.name)
 
     @property
     def setting(self) -> Setting:

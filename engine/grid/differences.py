@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from engine.grid.campaign import OF_ROW, Plan
 from engine.grid.record import FinishedCampaign
+from engine.store.artifacts import Artifact
 from loaders import schema
 
 VERSIONS = "versions.json"  # of a cell
@@ -45,9 +45,10 @@ def versions(first: FinishedCampaign, second: FinishedCampaign) -> list[Differen
 
 def _versions(campaign: FinishedCampaign) -> dict[str, Any]:
     for name in campaign.record.artifacts:
-        file: Path = campaign.store / name / VERSIONS
-        if file.is_file():
-            return schema.read(file, dict[str, Any], "delete the cell's folder")
+        artifact = Artifact(campaign.store / name)
+        if artifact.has(VERSIONS):
+            file = artifact.folder / VERSIONS
+            return schema.read(file, dict[str, Any], "delete the cell's folder", artifact.root)
     return {}
 
 

@@ -57,11 +57,11 @@ def row_of_campaign(campaign: FinishedCampaign, row: Evaluation) -> DescribedMod
     name = campaign.record.name
     trained = "the pre-trained model" if row.method == PRE else f"{row.arm} on {row.downstream}"
     title = f"{trained}, of {name}"
-    remedy = f"run `{campaign.plan.command}` again"
+    remedy = f"run `{campaign.plan.shown_command}` again"
     if dynamics.step_of(row.arm) is not None:
         remedy = (
             "weights during training are removed once they are evaluated; a run in another folder, "
-            f"`{campaign.plan.command} train.keep_snapshots=true runs=FOLDER`, keeps them"
+            f"`{campaign.plan.shown_command} train.keep_snapshots=true runs=FOLDER`, keeps them"
         )
     average = campaign.mix(row)
     parents = _parents(Store(campaign.store), average, title, remedy)

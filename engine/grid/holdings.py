@@ -12,7 +12,8 @@ from pathlib import Path
 
 from engine.grid import campaign, record
 from engine.grid.record import FinishedCampaign
-from engine.store.artifacts import MARKER, Artifact
+from engine.store.artifacts import MARKER, Artifact, Store
+from loaders.root import Root
 from loaders.schema import DamagedFile
 
 STORE, PACKS = "store", "packs"
@@ -46,9 +47,16 @@ class Held:
 
 
 def campaigns(runs: Path) -> list[Begun]:
-    """The campaigns in a folder of runs, the oldest plan first."""
-    plans = sorted(runs.glob(f"*/{campaign.PLANS}/*/{campaign.FILE}"), key=_changed)
-    return [_begun(plan.parent) for plan in plans]
+    """The campaigns in a folder of runs, the oldest plan first; links are left out."""
+    root = Root(runs)
+    folders = [each for each in root.folders() if campaign.PLANS in root.folders(each)]
+    places = [
+        root.at(f"{each}/{campaign.PLANS}/{plan}")
+        for each in folders
+        for plan in root.folders(f"{each}/{campaign.PLANS}")
+    ]
+    files = (place / campaign.FILE for place in places)
+    return [_begun(file.parent) for file in sorted(filter(root.has, files), key=_changed)]
 
 
 def artifacts(runs: Path, begun: Sequence[Begun]) -> list[Held]:
@@ -87,10 +95,11 @@ def size_of(folder: Path) -> int:
 
 
 def _finished(store: Path) -> Iterator[Artifact]:
-    for kind in sorted(store.iterdir()) if store.is_dir() else ():
-        for folder in sorted(kind.iterdir()) if kind.is_dir() and not kind.is_symlink() else ():
-            if not folder.is_symlink() and (folder / MARKER).is_file():
-                yield Artifact(folder)
+    files = Store(store).files
+    for kind in files.folders():
+        for name in files.folders(kind):
+            if files.has(f"{kind}/{name}/{MARKER}"):
+                yield Artifact(store / kind / name)
 
 
 def _begun(place: Path) -> Begun:

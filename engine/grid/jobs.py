@@ -43,7 +43,8 @@ def builders(
     followed_cells = [] if column.is_probe else [cell.recipe for cell in cells]
     followed = Followed(followed_cells, plan.downstreams)
     store = Store(plan.folder.parent / "store", finds_only=finds_only)
-    builder = Builder(first, device, sets, followed=followed, store=store)
+    run_users = not finds_only
+    builder = Builder(first, device, sets, followed, store=store, run_users=run_users)
     return [builder, *map(builder.of, rest)]
 
 

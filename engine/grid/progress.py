@@ -15,7 +15,7 @@ import msgspec
 
 from engine.grid import outcomes
 from engine.grid.campaign import Plan
-from engine.machine.files import write_atomic
+from engine.grid.place import files
 from loaders import schema
 from loaders.schema import DamagedFile
 
@@ -37,7 +37,7 @@ class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def advance(path: Path, name: str, done: int, total: int, doing: str = "") -> None:
     """Write how far a job of the plan at `path` is, and what it does, for the progress bar."""
     state = State(done, total, time.time(), doing)
-    write_atomic(path.parent / FOLDER / f"{name}.json", msgspec.json.encode(state))
+    files(path.parent).write(f"{FOLDER}/{name}.json", msgspec.json.encode(state))
 
 
 def counts(place: Path, jobs: Sequence[str]) -> Counter[str]:
@@ -54,7 +54,8 @@ def states(plan: Plan) -> dict[str, State]:
     for job in plan.jobs:
         # A damaged file moves the bar only, and the job writes it anew.
         with contextlib.suppress(DamagedFile, FileNotFoundError):
-            begun[job] = schema.read(plan.place / FOLDER / f"{job}.json", State, "delete it")
+            file = plan.place / FOLDER / f"{job}.json"
+            begun[job] = schema.read(file, State, "delete it", files(plan.place))
     return begun
 
 
@@ -105,6 +106,6 @@ def _counts(plans: Sequence[Plan]) -> Counter[str]:
 def _state(place: Path, job: str) -> str:
     if outcomes.is_done(place, job):
         return DONE
-    if not (place / outcomes.LOGS / f"{job}{outcomes.LOG}").is_file():
+    if not files(place).has(f"{outcomes.LOGS}/{job}{outcomes.LOG}"):
         return WAITING
     return RUNNING if outcomes.exit_code(place, job) is None else FAILED

@@ -19,12 +19,14 @@ from typing import TYPE_CHECKING, Any
 from engine.errors import CampaignError
 from engine.grid import campaign
 from engine.grid.attempts import Attempt
-from engine.machine import files
+from engine.grid.place import files
 from engine.measures.rows import Evaluation
 from engine.measures.setting import Setting
 from engine.recipe.overrides import Override
 from loaders import schema
 from loaders.files import file_hash
+from loaders.names import InnerPath, Name
+from loaders.root import Root
 from loaders.schema import DamagedFile
 
 if TYPE_CHECKING:
@@ -71,10 +73,10 @@ class Record:
     """
 
     name: str
-    sets: list[str]
-    downstreams: list[str]
-    upstream: str
-    methods: dict[str, str]
+    sets: list[Name]
+    downstreams: list[Name]
+    upstream: Name
+    methods: dict[Name, str]
     settings: dict[str, Any]
     rows: list[Row]
     credits: list[dict[str, str]]
@@ -82,7 +84,7 @@ class Record:
     holdout: bool
     distances: dict[str, Any] | None
     evaluations: list[Evaluation]
-    files: dict[str, str]
+    files: dict[InnerPath, str]
     probe: list[Evaluation] = field(default_factory=list)
     cka: list[dict[str, Any]] | None = None
     sweep: list[Setting] | None = None
@@ -90,7 +92,7 @@ class Record:
     thumbnails: dict[str, dict[str, str]] = field(default_factory=dict)
     attempts: list[Attempt] = field(default_factory=list)
     missing: list[MissingColumn] = field(default_factory=list)
-    artifacts: list[str] = field(default_factory=list)
+    artifacts: list[InnerPath] = field(default_factory=list)
     families: dict[str, list[str]] = field(default_factory=dict)
     seen: list[Evaluation] = field(default_factory=list)
 
@@ -156,8 +158,8 @@ class FinishedCampaign:
 
     @functools.cache  # noqa: B019  # a campaign lives as long as its process
     def _checked(self, name: str) -> Path:
-        path = self.store / name
-        if not path.is_file():
+        path, store = self.store / name, Root(self.store.parent).below(self.store)
+        if not store.has(name):
             raise DamagedFile(f"{path} is missing; run `rib campaign` again, {AS_BEFORE}")
         if file_hash(path) != self.record.files.get(name):
             raise DamagedFile(
@@ -169,8 +171,7 @@ class FinishedCampaign:
 
 def write(place: Path, record: Record) -> FinishedCampaign:
     """Write a record into a plan's folder, with a digest of all that it says."""
-    text = schema.with_digest(dataclasses.asdict(record))
-    files.write_atomic(place / campaign.RECORD, text)
+    files(place).write(campaign.RECORD, schema.with_digest(dataclasses.asdict(record)))
     return read(place)
 
 
@@ -181,7 +182,7 @@ def read(place: Path) -> FinishedCampaign:
     """
     file = place / campaign.RECORD
     remedy = f"delete it and run `rib campaign` again, {AS_BEFORE}"
-    values = schema.read_unaltered(file, remedy)
+    values = schema.read_unaltered(file, remedy, files(place))
     return FinishedCampaign(schema.convert(values, Record, file, remedy), place)
 
 
@@ -194,7 +195,7 @@ def find(name: str, overrides: Sequence[Override]) -> FinishedCampaign:
     runs, folders = plan.folder.parent, f"{glob.escape(Path(name).stem)}*/{campaign.PLANS}"
     # Words that say what is so anyway name another folder, and the same plan.
     for same in (plan.place, *runs.resolve().glob(f"{folders}/{plan.place.name}")):
-        if (same / campaign.RECORD).is_file():
+        if files(same).has(campaign.RECORD):
             return read(same)
     records = any(runs.glob(f"{folders}/*/{campaign.RECORD}"))
     command = shlex.join(["rib", "campaign", name, *(each.text for each in overrides)])

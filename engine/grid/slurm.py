@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import importlib.util
 import os
 import re
 import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from engine.errors import CampaignError
 from engine.machine import programs
-from engine.machine.files import write_atomic
+from loaders.root import Root
 
 PLUGIN = "snakemake_executor_plugin_slurm"
 LONGEST_CHECK_S = 180  # between two looks at the queue: a constant of the plugin
@@ -36,6 +38,7 @@ REMEDIES = {  # by Slurm's states of a job
     "OUT_OF_MEMORY": " (give more by --mem)",
     "CANCELLED": " (somebody, or the cluster, cancelled it)",
 }
+_OF_SHELLS = re.compile(r"[$`\"'\\;&|<>()*?!#\x00-\x1f]")
 LATENCY_S = 60  # until a file that a node wrote is seen by the others
 # Where Slurm does not answer, the plugin asks sacct, which knows nothing without a slurmdbd. The
 # last word of its question is the name of the jobs.
@@ -111,15 +114,20 @@ def words(
 ) -> tuple[tuple[str, ...], dict[str, str]]:
     """Snakemake's words and environment for a campaign whose plan is in the folder `place`.
 
-    Where there is no slurmdbd `squeue` is asked for the state of jobs.
+    Where there is no slurmdbd `squeue` is asked for the state of jobs. Raises ValueError for a
+    folder whose path a shell would not leave as it is.
     """
+    for path in (str(place), os.getcwd()):  # the plugin puts them into a line for a shell
+        if sign := _OF_SHELLS.search(path):
+            raise ValueError(
+                f"{path!r} holds {sign[0]!r}, which Slurm's plugin would have a shell read; use "
+                "another folder (runs=FOLDER, or another working directory)"
+            )
     given, environment = {"slurm_partition": partition}, {}
     if cluster.accounting:
         given["slurm_account"] = account
     else:
-        write_atomic(sacct := place / "bin" / "sacct", SACCT.encode())
-        sacct.chmod(0o755)
-        environment["PATH"] = os.pathsep.join([str(sacct.parent), os.environ.get("PATH", "")])
+        environment["PATH"] = os.pathsep.join([_stand_in(), os.environ.get("PATH", "")])
         if account:  # the plugin would ask the accounting whether there is such an account
             environment["SBATCH_ACCOUNT"] = account
     # Snakemake takes a resource for an expression of Python, so that `max` would be a function.
@@ -141,7 +149,8 @@ def cancel(place: Path) -> None:
     """Empty the queue of the jobs of the campaign whose plan is in the folder `place`."""
     with contextlib.suppress(CampaignError):  # Snakemake has tried as well
         lines = _answer("squeue", "--me", "--noheader", "--format", "%i %j").splitlines()
-        jobs = [line.split()[0] for line in lines if line.split()[1].startswith(_prefix(place))]
+        prefix = f"{_prefix(place)}_"  # the plugin adds a number of its own
+        jobs = [line.split()[0] for line in lines if line.split()[1].startswith(prefix)]
         if jobs:
             _answer("scancel", *jobs)
 
@@ -162,7 +171,12 @@ def ended(log: str) -> str:
 
 
 def state(job: str) -> str:
-    """What Slurm says of a job that has ended, such as TIMEOUT; empty where it has forgotten it."""
+    """What Slurm says of a job that has ended, such as TIMEOUT; empty where it has forgotten it.
+
+    What is no job's number is not asked for: it would be another word of the command.
+    """
+    if not re.fullmatch("[0-9]+(_[0-9]+)?", job):
+        return ""
     with contextlib.suppress(CampaignError):
         return _with_memory(_answer("scontrol", "show", "job", job))
     with contextlib.suppress(CampaignError):
@@ -195,6 +209,15 @@ def answers() -> bool:
 def _prefix(place: Path) -> str:
     """Begins the name in the queue of the jobs that this process started."""
     return f"rib-{place.name}-{os.getpid()}"
+
+
+def _stand_in() -> str:
+    """A fresh folder, which no other user can write to, with a program in the place of sacct."""
+    folder = Path(tempfile.mkdtemp(prefix="rib-"))
+    root = Root(folder)
+    root.write("sacct", SACCT.encode()).chmod(0o700)
+    atexit.register(Root(folder.parent).remove, folder)
+    return str(folder)
 
 
 def _answer(*command: str) -> str:

@@ -7,7 +7,6 @@ autocast.
 
 from __future__ import annotations
 
-import shutil
 import statistics
 import time
 import zlib
@@ -113,7 +112,7 @@ class Bench:
             run = replace(builder.run, shares_features=False)
 
             def evaluate(run: Run = run) -> None:
-                shutil.rmtree(run.store.root / "predictions", ignore_errors=True)
+                run.store.files.remove("predictions")
                 passes.evaluate(run, [{run.base.name: 1.0}], [run.recipe.downstream], "all")
 
             yield self._timed("evaluation", run.recipe, len(run.target.labels), evaluate)

@@ -23,11 +23,12 @@ from typing import NoReturn
 from engine.errors import CampaignError
 from engine.grid import campaign, outcomes, progress, sites, slurm
 from engine.grid.campaign import COLUMN, PREPARE, REPORT, Plan
+from engine.grid.place import files
 from engine.grid.sites import Options, Resources, Site
 from engine.machine import parent, preemption
-from engine.machine.files import write_atomic
 from engine.store.artifacts import Store
 from loaders import locks
+from loaders.root import Root
 
 WORKFLOW = Path(__file__).with_suffix(".smk")
 CANCEL_S = 30  # for Slurm to be told to cancel jobs
@@ -35,6 +36,7 @@ GRACE_S = 5  # for jobs to end after an interruption; what they finished is on d
 LEFT_OVER_S = 24 * 3600  # younger temporary folders may be in use
 PING_S = 30  # between two questions whether Slurm is there
 FILE = "workflow.json"  # beside a plan: its jobs, and those of campaigns that run with it
+LOG = "campaign.log"  # beside a plan: what Snakemake says
 JOBS = "RIB_WORKFLOW"  # the variable that names the jobs; a word of the command is read as YAML
 ENDING = (signal.SIGTERM, signal.SIGHUP)  # a scheduler's end, a closed terminal: as Ctrl-C
 
@@ -59,18 +61,17 @@ def run(plans: Sequence[Plan], options: Options, *, dry_run: bool = False) -> No
             stack.enter_context(locked(plan.folder))
             outcomes.begin(plan)
             Store(plan.folder.parent / "store").remove_left_overs(LEFT_OVER_S)
-            write_atomic(plan.path, campaign.text(plan))
+            files(plan.place).write(campaign.FILE, campaign.text(plan))
         settings = {
             grid: {
-                "columns": [column.name for column in plan.columns],
+                "columns": [column.id for column in plan.columns],
                 "folder": os.getcwd(),
                 "program": _program(plan, where),
                 "resources": resources,
             }
             for (grid, plan), resources in zip(grids.items(), asked, strict=True)
         }
-        file = plans[0].place / FILE
-        write_atomic(file, json.dumps(settings, indent=1).encode())
+        file = files(plans[0].place).write(FILE, json.dumps(settings, indent=1).encode())
         words = [
             *(sys.executable, "-P", "-m", "snakemake", "--snakefile", str(WORKFLOW)),
             *("--nolock", "--rerun-incomplete", "--rerun-triggers", "mtime"),
@@ -110,7 +111,7 @@ def locked(folder: Path) -> Iterator[None]:
             "runs=ANOTHER_FOLDER"
         )
 
-    with locks.held(lock, refuse):
+    with locks.held(lock, refuse, Root(folder.parent)):
         yield
 
 
@@ -128,8 +129,11 @@ def _show_jobs(plan: Plan, asked: Mapping[str, Resources]) -> None:
 def _watch(
     words: Sequence[str], plans: Sequence[Plan], where: Site, environment: Mapping[str, str]
 ) -> None:
-    log_path = plans[0].place / "campaign.log"
-    with log_path.open("ab") as log, preemption.handled(ENDING, signal.default_int_handler):
+    log_path = plans[0].place / LOG
+    with (
+        files(plans[0].place).open(LOG, "ab") as log,
+        preemption.handled(ENDING, signal.default_int_handler),
+    ):
         begin = log.tell()  # behind the words of earlier runs
         process = subprocess.Popen(
             words,

@@ -26,6 +26,7 @@ from engine.errors import (
     PreemptedError,
     RecipeError,
     ShadowedError,
+    printable,
 )
 from engine.machine import quiet
 
@@ -156,7 +157,7 @@ def _explain(error: BaseException, passing_code: int) -> int:
     """Print an error and return its exit code."""
     if DEBUG in os.environ or _in_users_method(error):
         traceback.print_exception(error)
-    line = f"error: {_of_folder(error) or words(error)}"
+    line = printable(f"error: {_of_folder(error) or words(error)}")
     print(line, file=sys.stderr)
     # torchrun prints at its end what its ranks wrote to these files.
     file = os.environ.get("TORCHELASTIC_ERROR_FILE")

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from loaders import files
-from loaders.files import sync
+from loaders.root import Root
 
 
 def cache_folder() -> Path:
@@ -37,9 +37,23 @@ def runtime_folder() -> Path:
         folder = Path(runtime) / "rib"
     else:
         folder = Path(tempfile.gettempdir()) / f"rib-{os.getuid()}"
+    return _private(folder, "XDG_RUNTIME_DIR")
+
+
+def compiled_folder() -> Path:
+    """The user's folder on this machine for what torch compiles, and loads again as it lies there;
+    it is made if missing. Raises as `runtime_folder`."""
+    folder = Path(tempfile.gettempdir()) / f"rib-compiled-{os.getuid()}"
+    return _private(folder, "TORCHINDUCTOR_CACHE_DIR")
+
+
+def _private(folder: Path, variable: str) -> Path:
     folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
-        raise PermissionError(f"{folder} is not yours; remove it, or set XDG_RUNTIME_DIR")
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
+        raise PermissionError(f"{folder} is not yours; remove it, or set {variable}")
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise PermissionError(f"others can write to {folder}; remove it, or set {variable}")
     return folder
 
 
@@ -48,24 +62,13 @@ def digest(key: Any) -> str:
     return files.digest(key)[:16]
 
 
-def write_atomic(path: Path, data: bytes) -> None:
+def write_atomic(path: Path, data: bytes, root: Root | None = None) -> None:
     """Replace `path` by `data` in one step: temporary name, fsync, rename.
 
-    Raises IsADirectoryError, with a remedy, where a folder is in the way.
+    root: below which no link leads to it. Raises IsADirectoryError, with a remedy, where a folder
+    is in the way.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        temporary.write_bytes(data)
-        sync(temporary)
-        temporary.replace(path)
-    except IsADirectoryError as error:
-        raise IsADirectoryError(
-            f"{path} is a folder in place of a file; move it away and run the same command again"
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync(path.parent)
+    (root or Root(path.parent)).write(path, data)
 
 
 @contextmanager

@@ -53,7 +53,14 @@ def environment_of_jobs() -> dict[str, str]:
     campaign` was started in, and wait for the others.
     """
     others = {name: value for name, value in os.environ.items() if not _of_ranks(name)}
-    return {**others, CAMPAIGN: f"{socket.gethostname()} {os.getpid()}"}
+    return {**others, CAMPAIGN: f"{here()} {os.getpid()}"}
+
+
+def here() -> str:
+    """This machine, and what its process numbers count: containers may share a host's name."""
+    with contextlib.suppress(OSError):
+        return f"{socket.gethostname()}/{os.stat('/proc/self/ns/pid').st_ino}"
+    return socket.gethostname()
 
 
 def _of_ranks(name: str) -> bool:
@@ -66,7 +73,7 @@ def follow_campaign() -> None:
     A job that was started by hand has no campaign to follow, and one on another machine cannot.
     """
     host, _, number = os.environ.get(CAMPAIGN, "").partition(" ")
-    if sys.platform == "linux" and host == socket.gethostname():
+    if sys.platform == "linux" and host == here():
         _when_ended(int(number), lambda: os.killpg(os.getpgrp(), signal.SIGKILL))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pandas
 
 from engine.machine import files
+from loaders.root import Root
 
 
 def rows(table: pandas.DataFrame) -> list[Any]:
@@ -64,10 +65,13 @@ def csv(table: pandas.DataFrame, digits: Callable[[Any], str] | str | None = num
 
 
 def write_csv(
-    path: Path, table: pandas.DataFrame, digits: Callable[[Any], str] | str | None = number
+    path: Path,
+    table: pandas.DataFrame,
+    digits: Callable[[Any], str] | str | None = number,
+    root: Root | None = None,
 ) -> Path:
-    """Write the table as `csv`, atomically."""
-    files.write_atomic(path, csv(table, digits).encode())
+    """Write the table as `csv`, atomically. root: below which no link leads to the file."""
+    files.write_atomic(path, csv(table, digits).encode(), root)
     return path
 
 

@@ -6,11 +6,15 @@ a minute in each process.
 
 from __future__ import annotations
 
+import os
 import weakref
 
 import torch
 from torch import nn
 
+from engine.machine.files import compiled_folder
+
+CACHE = "TORCHINDUCTOR_CACHE_DIR"
 GRAPHS = 16  # of a forward pass: training compiles each choice of what learns, evaluation more
 
 
@@ -31,6 +35,8 @@ def in_place(net: nn.Module, option: str, device: torch.device) -> nn.Module:
     option = resolve(option, device)
     if option == "never":
         return net
+    if CACHE not in os.environ:  # torch's own folder may be another user's, and is unpickled
+        os.environ[CACHE] = str(compiled_folder())
     limit = torch._dynamo.config.recompile_limit
     torch._dynamo.config.recompile_limit = max(limit, GRAPHS)  # beyond it, models run uncompiled
     if device.type == "cpu":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from engine.models.images import data_config
 from engine.recipe.schema import ModelRecipe
 from engine.store import tensors
 from engine.store.tensors import PROMPT
+from loaders.root import Root
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"  # as timm names them
 
@@ -49,20 +49,22 @@ def written(out: Path, *, last: str, prompt: torch.Tensor | None) -> Iterator[Pa
     last: the file without which the folder does not load; one of another model goes first. prompt:
     is written beside it. Raises OSError naming `out` where the disk is full.
     """
+    out = out.resolve()  # of a link, beside what it leads to: another disk takes no renamed file
+    beside = Root(out.parent)
     temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
     with room_for(out):
-        temporary.mkdir(parents=True)
+        beside.make_new(temporary)
         try:
             yield temporary
             if prompt is not None:
                 tensors.save({"prompt": prompt}, temporary / PROMPT)
-            out.mkdir(exist_ok=True)
+            beside.make(out)
             for name in (last, PROMPT):  # of another model
-                (out / name).unlink(missing_ok=True)
-            for file in sorted(temporary.iterdir(), key=lambda file: file.name == last):
-                file.replace(out / file.name)
+                beside.remove(out / name)
+            for name in sorted(beside.names(temporary), key=last.__eq__):
+                beside.rename(temporary / name, out / name)
         finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            beside.remove(temporary)
 
 
 def timm_config(model: ModelRecipe, net: nn.Module, outputs: int) -> dict[str, Any]:

@@ -7,11 +7,10 @@ import re
 from engine.errors import RecipeError, nearest
 from engine.recipe.schema import DatasetRecipe, Recipe
 from loaders.benchmarks import emoji_styles
+from loaders.names import is_name
 
 TRACKERS = ("tensorboard", "wandb")  # and a user's `module:Class`
 FEWEST_FOR_CKA = 4  # its estimator divides by n (n - 3), for n images
-# A leading dot marks unfinished files; braces are Snakemake's. Surrogates are no UTF-8.
-_NAME = re.compile(r"(?!\.)[^/\\{}\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
 _LINE_END = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # or another control character
 _NAME_BYTES = 100  # a cell's folder is named after a method and a set
 
@@ -101,7 +100,7 @@ def check_terms(dataset: DatasetRecipe, downstream: str) -> None:
 
 def check_name(key: str, name: str) -> None:
     """Raise RecipeError for a name that cannot be part of a path."""
-    if not _NAME.fullmatch(name) or len(name.encode()) > _NAME_BYTES:
+    if not is_name(name) or len(name.encode()) > _NAME_BYTES:
         raise RecipeError(
             f"{key}: {name!r:.150} cannot be part of a path; use at most "
             f"{_NAME_BYTES} bytes, without slashes, braces, line ends or a leading '.'"

@@ -58,7 +58,7 @@ def options(layers: Sequence[Layer], *, planned: bool = False) -> type[MethodRec
     return _as_given(tuple(sorted({str(name) for _, section in sections for name in section})))
 
 
-def complete(method: MethodRecipe) -> MethodRecipe:
+def complete(method: MethodRecipe, *, run_users: bool = False) -> MethodRecipe:
     """A method's options as its module defines them. This runs a user's file.
 
     Raises RecipeError, as `typed.add`, for what the recipe gives and the module does not allow, and
@@ -66,34 +66,38 @@ def complete(method: MethodRecipe) -> MethodRecipe:
     """
     if not is_users(method.module):
         return method
-    kind, values = find(method.module).Recipe, {}
+    kind, values = find(method.module, run_users=run_users).Recipe, {}
     typed.add(values, kind, kind, vars(method), method.module, "method.")
     return typed.build(values, kind, kind, method.module)
 
 
-def checked(recipe: Recipe) -> MethodRecipe:
+def checked(recipe: Recipe, *, run_users: bool = False) -> MethodRecipe:
     """The options of a cell's method, complete. This runs a user's file.
 
     Raises RecipeError as `complete`, and where the options' `check` refuses the cell.
     """
-    options = complete(recipe.method)
+    options = complete(recipe.method, run_users=run_users)
     options.check(dataclasses.replace(recipe, method=options))
     return options
 
 
-def method_of(recipe: Recipe) -> Any:
+def method_of(recipe: Recipe, *, run_users: bool = False) -> Any:
     """The method of a cell, built with its options. Raises as `checked`."""
-    options = checked(recipe)
-    return find(options.module).Method(options)
+    options = checked(recipe, run_users=run_users)
+    return find(options.module, run_users=run_users).Method(options)
 
 
-def find(module: str) -> ModuleType:
+def find(module: str, *, run_users: bool = False) -> ModuleType:
     """The module of a method, which is imported; a user's file is run, once for each content.
 
-    Raises ValueError for a file without `Method`, or a `Recipe` that extends `MethodRecipe`, and
-    RecipeError for one that is no Python.
+    run_users: leave to run such a file. Commands that train give it, and `rib merge` for the method
+    that the user names; whatever shows, plans or reports has none, because a plan's file may be a
+    stranger's. Raises PermissionError for a user's file without it, ValueError for a file without
+    `Method`, or a `Recipe` that extends `MethodRecipe`, and RecipeError for one that is no Python.
     """
     if is_users(module):
+        if not run_users:
+            raise PermissionError(f"{module} is a program, which only commands that train run")
         method = _run(Path(module), file_hash(Path(module)))
     else:
         method = importlib.import_module(f"engine.methods.{module}")

@@ -13,6 +13,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta
 
+from loaders.names import Name
+
 MISSING: Any = "???"  # of a key that has no default and must be given
 
 Count = Annotated[int, Meta(ge=0)]
@@ -70,7 +72,7 @@ class HeadRecipe:
 class ModelRecipe:
     """An architecture (timm's, or `open_clip:NAME`), its weights and its images' transform."""
 
-    name: str = MISSING
+    name: Name = MISSING
     arch: str = MISSING
     image_size: Pixels = 224
     weights: WeightsRecipe = field(default_factory=WeightsRecipe)
@@ -98,9 +100,9 @@ class DatasetRecipe:
     name: str = MISSING
     kind: Literal["folder", "emoji", "imagenet"] = "folder"
     root: str = ""  # <root>/<set>/<class>/<image>; imagenet: <root>/<set>, or empty
-    upstream: str = "upstream"
-    sets: list[str] = MISSING
-    train_sets: list[str] = field(default_factory=list)  # may be trained on, never evaluated
+    upstream: Name = "upstream"
+    sets: list[Name] = MISSING
+    train_sets: list[Name] = field(default_factory=list)  # may be trained on, never evaluated
     # By who drew or made them, the sets of one maker; sets that a run lacks may stand there.
     families: dict[str, list[str]] = field(default_factory=dict)
     # Of emoji-RIB alone, which is drawn: its classes, images of each in a style, their size.
@@ -156,7 +158,7 @@ class MethodRecipe:
     trains: ClassVar[bool] = True
     has_weights: ClassVar[bool] = True
 
-    name: str = MISSING
+    name: Name = MISSING
     title: str = MISSING
     module: str = MISSING  # a module of engine.methods, or a path to a user's .py file
     variant: Literal["canonical", "paper"] = "canonical"
@@ -224,7 +226,7 @@ class Recipe:
     optimizer: OptimizerRecipe = field(default_factory=OptimizerRecipe)
     train: TrainRecipe = field(default_factory=TrainRecipe)
     evaluate: EvaluateRecipe = field(default_factory=EvaluateRecipe)
-    downstream: str = MISSING
+    downstream: Name = MISSING
     seed: Seed = 0
     seeds: Thousand = 1  # number of seeds, from `seed` upwards; the report shows means over them
     runs: Path = "runs"  # folder of all outputs

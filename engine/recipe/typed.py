@@ -159,6 +159,8 @@ def _limits(meta: msgspec.Meta) -> str:
     high = [f"at most {meta.le}"] if meta.le is not None else []
     high += [f"below {meta.lt}"] if meta.lt is not None else []
     empty = ", not an empty one" if meta.min_length == 1 else ""
+    if meta.pattern is not None:  # a name's
+        empty = " that can be part of a path: without slashes, braces, line ends or a leading '.'"
     return " ".join(["", " and ".join([*low, *high])]).rstrip() + empty
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import stat
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -21,6 +23,7 @@ from engine.machine.files import cache_folder, digest, write_atomic
 from engine.measures.tables import csv
 from engine.report import charts, columns
 from engine.report.section import Section, Table
+from loaders.root import Root
 
 BUNDLE = "window.vegaEmbed = vegaEmbed;"  # what the page's script needs of Vega-Lite's own
 ROWS = 15  # of a table that are shown at first
@@ -78,14 +81,19 @@ def write(
 
 
 def _bundle() -> str:
-    """Vega-Lite for the page, which takes a second to make and is kept in the user's cache."""
+    """Vega-Lite for the page, which takes a second to make and is kept in the user's cache.
+
+    Nothing says what it should be, so a file that another user could have written is not taken.
+    """
     key = digest([BUNDLE, metadata.version("vl-convert-python")])
-    file = cache_folder() / "vega" / f"{key}.js"
-    with contextlib.suppress(OSError, UnicodeDecodeError):
-        return file.read_text(encoding="utf-8")
+    root, name = Root(cache_folder()), f"vega/{key}.js"
+    with contextlib.suppress(OSError, ValueError), root.open(name) as file:
+        status = os.fstat(file.fileno())
+        if status.st_uid == os.getuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            return file.read().decode()
     text = vl_convert.javascript_bundle(BUNDLE)
-    with contextlib.suppress(OSError):  # a cache that cannot be written to
-        write_atomic(file, text.encode())
+    with contextlib.suppress(OSError, ValueError):  # a cache that cannot be written to
+        root.write(name, text.encode()).chmod(0o644)
     return text
 
 

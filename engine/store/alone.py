@@ -24,7 +24,7 @@ def alone(store: Store, name: str) -> Iterator[None]:
 
         def lock() -> None:
             if ranks.rank() == 0:
-                stack.enter_context(locks.held(path, wait))
+                stack.enter_context(locks.held(path, wait, store.files))
 
         def wait() -> None:
             log.info("%s: waiting for another launch (%s)", name, locks.holder(path))

@@ -7,11 +7,9 @@ renamed; `done.json` holds the checksums and is the only proof that it is finish
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import re
-import shutil
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -21,14 +19,16 @@ from typing import Any
 
 import msgspec
 
-from engine.machine.files import digest, room_for, write_atomic
+from engine.machine.files import digest, room_for
 from loaders import schema
 from loaders.files import file_hash, sync
+from loaders.names import InnerPath, is_name
+from loaders.root import Root
 from loaders.schema import DamagedFile
 
 FORMAT = 2  # raised when the meaning of stored artefacts changes
-MARKER = "done.json"
-TEMPORARY = re.compile(r"\..+-[0-9a-f]{16}\.[0-9a-f]{8}")  # the folder of an unfinished artefact
+MARKER, UNFINISHED = "done.json", ".unfinished"  # in the folder of an artefact
+TEMPORARY = re.compile(r"\..+-[0-9a-f]{16}\.[0-9a-f]{8}")  # the name of an unfinished one
 
 
 class StoredFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -43,7 +43,7 @@ class Marker(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     format: int
     key: dict[str, Any]
-    files: dict[str, StoredFile]
+    files: dict[InnerPath, StoredFile]
 
 
 @dataclass(frozen=True)
@@ -65,18 +65,27 @@ class Artifact:
         """The marker, which is written last."""
         return self.folder / MARKER
 
+    @property
+    def root(self) -> Root:
+        """Its folder; neither that nor those of its kind and its store may be links."""
+        folder = self.folder.absolute()
+        return Root(folder.parents[2]).below(folder)
+
+    def has(self, name: str) -> bool:
+        """Whether it has such a file."""
+        return self.root.has(name)
+
     def file(self, name: str) -> Path:
         """Path of one of its files; FileNotFoundError when the artefact has no such file."""
-        path = self.folder / name
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing; {_again(self.folder)}")
-        return path
+        if not self.has(name):
+            raise FileNotFoundError(f"{self.folder / name} is missing; {_again(self.folder)}")
+        return self.root.file(name)
 
     def checked(self, name: str) -> Path:
         """As `file`, and DamagedFile where its bytes were changed (a process hashes
         a file once)."""
         path = self.file(name)
-        stored = _marker(self.folder).files.get(name)
+        stored = _marker(self.root).files.get(name)
         if stored is None or _hash_once(path, path.stat().st_mtime_ns) != stored.sha256:
             raise DamagedFile(f"{path} was altered; {_again(self.folder)}")
         return path
@@ -90,33 +99,36 @@ def _hash_once(path: Path, modified_ns: int) -> str:
 class Store:
     """Artefacts of all kinds, below the folder `root`; with `finds_only` none is made."""
 
-    def __init__(self, root: Path, *, finds_only: bool = False) -> None:
-        self.root = root
+    def __init__(self, root: Path | Root, *, finds_only: bool = False) -> None:
+        """root: itself no link, but what it is in may be one."""
+        self.files = root if isinstance(root, Root) else Root(root.parent, root.name)
+        self.root = self.files.path
         self.finds_only = finds_only
 
     def place(self, kind: str, label: str, key: Mapping[str, Any]) -> Path:
         """The folder of the artefact of this key, finished or not."""
-        assert "/" not in kind and "/" not in label, (kind, label)
+        if not (is_name(kind) and is_name(label)):
+            raise DamagedFile(f"{kind}/{label!r:.200} cannot be the name of an artefact")
         return self.root / kind / f"{label}-{digest({'format': FORMAT, **key})}"
 
     def find(self, kind: str, label: str, key: Mapping[str, Any]) -> Artifact | None:
         """The finished artefact of this key, or None.
 
-        Raises DamagedFile where it has no files, where one is missing or has another size, and
-        where the folder is of another key.
+        Raises DamagedFile where it has no files, where one is missing, has another size or lies
+        behind a link, and where the folder is of another key.
         """
         folder = self.place(kind, label, key)
-        if not (folder / MARKER).is_file():
+        files = self.files.below(folder)
+        if not files.has(MARKER):
             return None
-        marker = _marker(folder)
+        marker = _marker(files)
         if not folder.name.endswith(digest({"format": marker.format, **marker.key})):
             raise DamagedFile(f"{folder} is of another key; {_again(folder)}")
         if not marker.files:
             raise DamagedFile(f"{folder} holds nothing but its marker; {_again(folder)}")
         for name, stored in marker.files.items():
-            path = folder / name
-            if not path.is_file() or path.stat().st_size != stored.bytes:
-                raise DamagedFile(f"{path} is damaged; {_again(folder)}")
+            if files.size(name) != stored.bytes:
+                raise DamagedFile(f"{folder / name} is damaged; {_again(folder)}")
         return Artifact(folder)
 
     def make(
@@ -130,29 +142,35 @@ class Store:
             return artifact
         self.check_makes(kind, label, key)
         folder = self.place(kind, label, key)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
-        temporary.mkdir()
+        new = self.files.below(folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}"))
+        new.write(UNFINISHED, b"")
         try:
-            build(temporary)
-            if not any(temporary.rglob("*")):
+            try:
+                build(new.path)
+                # A folder that was deleted meanwhile, and made anew by what writes, lacks files.
+                is_whole = new.has(UNFINISHED) and len(new.files()) > 1
+            except FileNotFoundError:
+                if new.has(UNFINISHED):
+                    raise
+                is_whole = False
+            if not is_whole:
                 raise FileNotFoundError(
-                    f"the files that were written into {temporary} are gone; run the same command "
+                    f"the files that were written into {new.path} are gone; run the same command "
                     "again"
                 )
+            new.remove(UNFINISHED)
             with room_for(folder / MARKER):
-                _finish(temporary, key)
-            if folder.is_dir() and not (folder / MARKER).is_file():
-                shutil.rmtree(folder)
+                _finish(new, key)
+            if not self.files.has(folder / MARKER):
+                self.files.remove(folder)
             try:
-                temporary.rename(folder)
+                self.files.rename(new.path, folder)
             except OSError:
                 # Another process may have finished the same artefact; its content is the same.
-                if not (folder / MARKER).is_file():
+                if not self.files.has(folder / MARKER):
                     raise
-            sync(folder.parent)
         finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            self.files.remove(new.path)
         return Artifact(folder)
 
     def remove_left_overs(self, older_than_s: float) -> None:
@@ -160,13 +178,13 @@ class Store:
 
         A younger one may be in use. A link is not followed, and no other name is touched.
         """
-        for kind in self.root.iterdir() if self.root.is_dir() else ():
-            for folder in kind.iterdir() if kind.is_dir() and not kind.is_symlink() else ():
-                if not TEMPORARY.fullmatch(folder.name) or folder.is_symlink():
+        for kind in self.files.folders():
+            for name in self.files.folders(kind):
+                folder = self.files.below(f"{kind}/{name}")
+                if not TEMPORARY.fullmatch(name) or not folder.has(UNFINISHED):
                     continue
-                with contextlib.suppress(FileNotFoundError):
-                    if folder.is_dir() and time.time() - folder.stat().st_mtime > older_than_s:
-                        shutil.rmtree(folder, ignore_errors=True)
+                if time.time() - folder.path.stat().st_mtime > older_than_s:
+                    self.files.remove(folder.path)
 
     def check_makes(self, kind: str, label: str, key: Mapping[str, Any]) -> None:
         """Raise FileNotFoundError, naming the missing artefact, if none is made here."""
@@ -177,25 +195,23 @@ class Store:
 
     def remove(self, artifact: Artifact) -> None:
         """Delete an artefact; its marker goes first, so that an interruption leaves none half."""
-        (artifact.folder / MARKER).unlink(missing_ok=True)
-        shutil.rmtree(artifact.folder, ignore_errors=True)
+        self.files.remove(artifact.folder / MARKER)
+        self.files.remove(artifact.folder)
 
 
-def _marker(folder: Path) -> Marker:
-    return schema.read(folder / MARKER, Marker, _again(folder))
+def _marker(folder: Root) -> Marker:
+    return schema.read(folder.path / MARKER, Marker, _again(folder.path), folder)
 
 
 def _again(folder: Path) -> str:
     return f"delete {folder} and run the same command again"
 
 
-def _finish(folder: Path, key: Mapping[str, Any]) -> None:
+def _finish(folder: Root, key: Mapping[str, Any]) -> None:
     files = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+    for name in folder.files():
+        path = folder.file(name)
         sync(path)
-        files[path.relative_to(folder).as_posix()] = {
-            "bytes": path.stat().st_size,
-            "sha256": file_hash(path),
-        }
+        files[name] = {"bytes": path.stat().st_size, "sha256": file_hash(path)}
     marker = {"format": FORMAT, "key": key, "files": files}
-    write_atomic(folder / MARKER, json.dumps(marker, indent=1, sort_keys=True).encode())
+    folder.write(MARKER, json.dumps(marker, indent=1, sort_keys=True).encode())

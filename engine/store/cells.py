@@ -28,6 +28,8 @@ from engine.measures.setting import PLAIN, Setting
 from engine.recipe.schema import Recipe
 from engine.store import tensors
 from engine.store.artifacts import MARKER, Artifact, Store
+from loaders.names import is_name
+from loaders.schema import DamagedFile
 
 log = logging.getLogger(__name__)
 CELL, HISTORY = "cell.json", "history.json"
@@ -91,7 +93,7 @@ class Cell:
 
     @cached_property
     def meta(self) -> dict[str, Any]:
-        if not (self.artifact.folder / CELL).is_file():
+        if not self.artifact.has(CELL):
             return {}
         return json.loads(self.artifact.checked(CELL).read_text("utf-8"))
 
@@ -108,7 +110,7 @@ class Cell:
     @property
     def steps(self) -> int:
         """Optimizer steps that made it; 0 for a mix, a fitted head and a backbone."""
-        if not (self.artifact.folder / HISTORY).is_file():
+        if not self.artifact.has(HISTORY):
             return 0
         history = json.loads(self.artifact.checked(HISTORY).read_bytes())
         return int(history[-1].get("step", 0))
@@ -134,17 +136,21 @@ class Cell:
 
     def prompt(self) -> torch.Tensor | None:
         """The input prompt [3, H, W] of a visual-prompt cell."""
-        if not (self.artifact.folder / tensors.PROMPT).is_file():
+        if not self.artifact.has(tensors.PROMPT):
             return None
         return load_file(self.artifact.checked(tensors.PROMPT))["prompt"]
 
 
 def find(store: Store, name: str) -> Cell | None:
-    """The finished cell, pre-trained backbone or snapshot of this name, or None."""
+    """The finished cell, pre-trained backbone or snapshot of this name, or None.
+
+    Raises DamagedFile for a name that is none, such as one with a slash.
+    """
+    if not is_name(name):
+        raise DamagedFile(f"{name!r:.100} cannot be the name of a cell in {store.root}")
     for kind in KINDS:
-        folder = store.root / kind / name
-        if (folder / MARKER).is_file():
-            return Cell(Artifact(folder))
+        if store.files.has(f"{kind}/{name}/{MARKER}"):
+            return Cell(Artifact(store.root / kind / name))
     return None
 
 

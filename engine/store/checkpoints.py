@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-import shutil
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from engine.store.artifacts import MARKER, Artifact, Store
 
 log = logging.getLogger(__name__)
 STATE, FACTS = "state.safetensors", "progress.json"
+STEP = re.compile("step([0-9]{9})-")  # begins the name of a checkpoint
 KEPT = 2
 
 
@@ -29,7 +30,7 @@ class CheckpointFiles:
     """The checkpoints of a cell, by the optimizer step after which they were taken."""
 
     def __init__(self, store: Store, cell: str) -> None:
-        self._store, self._cell = Store(store.root / "pending"), cell
+        self._store, self._cell = Store(store.files.below("pending")), cell
         self.folder = self._store.root / cell
 
     def write(self, step: int, state: Mapping[str, torch.Tensor], facts: str) -> None:
@@ -51,9 +52,9 @@ class CheckpointFiles:
 
     def steps(self) -> list[int]:
         """Steps of the finished checkpoints, the latest first."""
-        finished = filter(Path.is_file, self.folder.glob(f"step*/{MARKER}"))
-        names = [marker.parent.name for marker in finished]
-        return sorted((int(name[len("step") :].partition("-")[0]) for name in names), reverse=True)
+        files = self._store.files.below(self._cell)
+        names = [name for name in files.folders() if files.has(f"{name}/{MARKER}")]
+        return sorted((int(m[1]) for m in map(STEP.match, names) if m), reverse=True)
 
     def newest(self, before: float = math.inf) -> int:
         """The last step before `before` with a whole checkpoint; 0 without one.
@@ -88,7 +89,7 @@ class CheckpointFiles:
 
     def remove(self) -> None:
         """Remove all of them."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self._store.files.remove(self._cell)
 
     def _drop(self, step: int) -> None:
         self._store.remove(Artifact(self._store.place(*self._key(step))))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from engine.machine import ranks
-from engine.machine.files import room_for, write_atomic
+from engine.machine.files import room_for
 from engine.measures import predictions
 from engine.store.artifacts import Store
 from loaders.schema import DamagedFile
@@ -52,8 +51,8 @@ class Pending:
         self.store, self.average, self.cuts = store, average, cuts
         self.label, self.key = name
         self._only_slice: pa.Table | None = None
-        self._folder = store.root / "pending" / store.place("predictions", *name).name
-        self.todo = {k for k in range(len(cuts)) if not ranks.all_agree(self._file(k).is_file())}
+        self._files = store.files.below(f"pending/{store.place('predictions', *name).name}")
+        self.todo = {k for k in range(len(cuts)) if not ranks.all_agree(self._has(k))}
 
     def put(self, number: int, table: pa.Table) -> None:
         """Store the predictions of slice `number`: in a file, unless it is the only slice.
@@ -63,7 +62,7 @@ class Pending:
         if len(self.cuts) == 1:
             self._only_slice = table
         elif ranks.rank() == 0:
-            _write_once(self._file(number), table)
+            self._write_once(number, table)
         self.todo.discard(number)
 
     def finish(self) -> None:
@@ -73,7 +72,7 @@ class Pending:
         """
         ranks.first(lambda: self.store.make("predictions", self.label, self.key, self._write))
         if ranks.rank() == 0:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self.store.files.remove(self._files.path)
         self._only_slice = None
 
     def _write(self, folder: Path) -> None:
@@ -81,21 +80,31 @@ class Pending:
         images = np.sort(table["index"].to_numpy())
         if not np.array_equal(images, np.sort(np.concatenate(self.cuts))):
             raise DamagedFile(
-                f"{self._folder} holds predictions of other images than "
+                f"{self._files.path} holds predictions of other images than "
                 f"{self.label} needs; delete it and run the same command again"
             )
         write(folder, table, self.key)
 
     def _joined(self) -> pa.Table:
         try:
-            return predictions.read(self._folder)
+            self._files.check()
+            return predictions.read(self._files.path)
         except ValueError as error:
-            remedy = f"delete {self._folder} and run the same command again"
+            remedy = f"delete {self._files.path} and run the same command again"
             raise DamagedFile(f"{error}; {remedy}") from error
 
-    def _file(self, number: int) -> Path:
+    def _write_once(self, number: int, table: pa.Table) -> None:
+        if not self._has(number):
+            pq.write_table(table, sink := io.BytesIO(), write_page_checksum=True)
+            with room_for(self._files.path / self._name(number)):
+                self._files.write(self._name(number), sink.getvalue())
+
+    def _has(self, number: int) -> bool:
+        return self._files.has(self._name(number))
+
+    def _name(self, number: int) -> str:
         cut = self.cuts[number]
-        return self._folder / f"{cut[0]:09d}-{cut[-1]:09d}-{len(cut)}.parquet"
+        return f"{cut[0]:09d}-{cut[-1]:09d}-{len(cut)}.parquet"
 
 
 def write(folder: Path, table: pa.Table, key: Mapping[str, Any]) -> None:
@@ -106,10 +115,3 @@ def write(folder: Path, table: pa.Table, key: Mapping[str, Any]) -> None:
     metadata = {"mix": json.dumps(key["mix"]), "pack": str(key["pack"])}
     with room_for(folder / PART):
         pq.write_table(table.replace_schema_metadata(metadata), folder / PART)
-
-
-def _write_once(file: Path, table: pa.Table) -> None:
-    if not file.is_file():
-        pq.write_table(table, sink := io.BytesIO(), write_page_checksum=True)
-        with room_for(file):
-            write_atomic(file, sink.getvalue())

@@ -46,7 +46,8 @@ class TensorBoard:
     def __init__(self, subject: Subject) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        parts = [re.sub(r"[^\w.-]+", "-", part) for part in (subject.group, subject.name)]
+        # No part begins with a dot: `..` would lead out.
+        parts = [re.sub(r"^\.+|[^\w.-]+", "-", part) for part in (subject.group, subject.name)]
         folder = subject.folder.joinpath("tensorboard", *parts)
         self._writer = SummaryWriter(str(folder), flush_secs=10)
         text = "\n".join(f"    {key}: {value}" for key, value in subject.config.items())

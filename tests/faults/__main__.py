@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from faults import damage, ending
+from faults import damage, ending, hostile
 from faults.campaign import Campaign, warm_up
 from faults.processes import FellShort, Skipped, end_all
 
@@ -29,8 +29,9 @@ KINDS: dict[str, Callable[[Campaign, random.Random], str]] = {
     "mutate": damage.mutate,
     "full": damage.full,
     "readonly": damage.readonly,
+    "hostile": hostile.hostile,
 }
-MUTATE = 10  # trials of `mutate`, which are quick, for one of each other kind
+QUICK = {"mutate": 10, "hostile": 10}  # trials for one of each other kind
 
 
 @dataclass
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     damage.keep_mounts()
     warm_up()
     most, tallies = arguments.trials, {kind: Tally() for kind in arguments.kinds}
-    order = deque(kind for kind in tallies for _ in range(MUTATE if kind == "mutate" else 1))
+    order = deque(kind for kind in tallies for _ in range(QUICK.get(kind, 1)))
     with tempfile.TemporaryDirectory(prefix="rib-faults-") as folder:
         print("running the campaign undisturbed", flush=True)
         campaign = Campaign(Path(folder))

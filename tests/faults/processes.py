@@ -46,17 +46,17 @@ class Ended:
     cpu_s: float
 
 
-def run(work: Callable[[], int], log: Path) -> Ended:
+def run(work: Callable[[], int], log: Path, hangs_s: float = HANGS_S) -> Ended:
     """Do `work`, whose result is the exit code, in a process and session of its own.
 
     Raises FellShort, and kills the process, where it hangs.
     """
     process, before_s = ForkProcess(target=_become, args=(work, log)), _children_s()
     process.start()
-    process.join(patience(HANGS_S))
+    process.join(patience(hangs_s))
     if process.exitcode is None:
         end_all()
-        raise FellShort(f"it did not end within {patience(HANGS_S):.0f} s")
+        raise FellShort(f"it did not end within {patience(hangs_s):.0f} s")
     return Ended(
         process.exitcode,
         log.read_text(encoding="utf-8", errors="replace"),
@@ -106,7 +106,9 @@ def before_change(folder: Path, number: int, act: Callable[[], object]) -> list[
 
     def notice(event: str, arguments: tuple) -> None:
         is_change = event in CHANGES or (event == "open" and (arguments[2] or 0) & WRITING)
-        if is_change and str(arguments[0]).startswith(root):
+        # A name without a folder is relative to one that `loaders.root` has opened.
+        name = str(arguments[0]) if is_change else ""
+        if is_change and (name.startswith(root) or not os.path.isabs(name)):
             count[0] += 1
             if count[0] == number:
                 act()

@@ -21,6 +21,7 @@ from engine import cli
 from engine.grid import export, record
 from engine.measures.setting import Setting
 from engine.recipe import parsed
+from loaders.root import Root
 
 MORE = "  soup: {method: {members: [pre, fine_tune]}}\n  visual_prompt: {}\ndownstreams: [few]\n"
 
@@ -114,7 +115,7 @@ def test_a_folder_that_is_there_is_written_over_by_force_alone(
     def killed(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Path, "replace", killed)
+    monkeypatch.setattr(Root, "rename", killed)
     assert cli.main([*words, "--force"]) == 130
     assert not (out / "config.json").exists(), "of other weights than those beside it, perhaps"
 

@@ -9,16 +9,18 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import campaigns
+import pandas
 import pytest
 from processes import run
 
 from engine.commands import job
-from engine.errors import CampaignError, DivergedError, FirstRankError
+from engine.errors import DivergedError, FirstRankError
 from engine.grid import attempts, campaign, outcomes, progress, slurm, workflow
 from engine.grid.columns import Column
 from engine.machine.files import write_atomic
 from engine.recipe import parsed
-from engine.report import finish
+from engine.report import exports, finish
+from engine.report.section import Section, Table
 from loaders.files import file_hash
 from loaders.schema import DamagedFile
 
@@ -229,10 +231,12 @@ def test_a_report_is_not_written_into_a_linked_folder(linked, tmp_path):
     place, paper = tmp_path / "plans" / "a", tmp_path / "paper"
     place.mkdir(parents=True)
     table = tmp_path / "report" / "tables" / "ri.csv"
+    made = [Section("a", "A", tables=[Table("ri", "", pandas.DataFrame({"a": [1]}))])]
     with outcomes.sealed(place):
-        write_atomic(table, b"1")
+        exports.write(tmp_path / "report", made)
     (tmp_path / linked).rename(paper)
     (tmp_path / linked).symlink_to(paper)
-    with pytest.raises(CampaignError, match="is a link"), outcomes.sealed(place):
-        write_atomic(table, b"1")
-    assert table.read_bytes() == b"1", "neither deleted nor overwritten"
+    before = table.stat().st_ino
+    with pytest.raises(DamagedFile, match="leads through a link"), outcomes.sealed(place):
+        exports.write(tmp_path / "report", made)
+    assert table.stat().st_ino == before, "neither deleted nor overwritten"

@@ -126,9 +126,11 @@ def test_states_come_from_sacct_where_there_is_accounting(tmp_path, monkeypatch)
     text, environment = words(without, tmp_path, **given)
     assert "--slurm-status-command squeue" in text
     assert environment["SBATCH_ACCOUNT"] == "lab" and "lab" not in text
-    assert environment["PATH"].startswith(f"{tmp_path / 'bin'}:")
     programs(tmp_path, squeue='echo "$@"')
-    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{tmp_path}:/bin")
+    fresh = Path(environment["PATH"].partition(":")[0])
+    assert [path.name for path in fresh.iterdir()] == ["sacct"], "no program of a plan's folder"
+    assert fresh.stat().st_mode & 0o777 == 0o700
+    monkeypatch.setenv("PATH", f"{fresh}:{tmp_path}:/bin")
     words_of_squeue = subprocess.check_output(["sacct", "-X", "--name", "a-b"], text=True)
     assert words_of_squeue == "--format=%i|%T --states=all --noheader --name a-b\n"
 
@@ -205,12 +207,23 @@ def test_the_queue_is_emptied_of_this_run(tmp_path, monkeypatch):
     """Of no other campaign's jobs, those of a copy with the same plan included."""
     place = tmp_path / "4faa"
     mine, other = f"rib-4faa-{os.getpid()}_1-2", f"rib-4faa-{os.getpid() + 1}_1-2"
-    queue = f"echo '7 {mine}'; echo '8 {other}'; echo '9 x'"
+    queue = f"echo '7 {mine}'; echo '8 {other}'; echo '9 x'; echo '10 {mine.replace('_', '4_')}'"
     programs(tmp_path, scancel=f'echo "$@" >> {tmp_path}/cancelled', squeue=queue)
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
     assert f"--slurm-jobname-prefix rib-4faa-{os.getpid()} " in words(CLUSTER, place)[0]
     slurm.cancel(place)
     assert (tmp_path / "cancelled").read_text() == "7\n"
+
+
+def test_nothing_of_a_stranger_becomes_a_word_of_slurms_or_of_a_shell(tmp_path, monkeypatch):
+    for folder in ("$(touch X)", "a`b`", "it's", 'a"b'):
+        with pytest.raises(ValueError, match="would have a shell read; use another folder"):
+            words(CLUSTER, tmp_path / folder)
+    programs(tmp_path, scontrol=f"touch {tmp_path}/asked; echo JobState=FAILED")
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    for job in ("--help", "1 2", "", "$(touch X)", "1;2"):
+        assert slurm.state(job) == ""
+    assert not (tmp_path / "asked").exists() and slurm.state("12_3") == "FAILED"
 
 
 def test_a_controller_that_is_away_for_a_while_is_told(monkeypatch):

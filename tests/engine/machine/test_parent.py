@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,7 +14,7 @@ from processes import ROOT, heed_signals, lives, until
 
 from engine.machine import parent
 
-HOST = socket.gethostname()
+HOST = parent.here()
 JOB = """
 from engine.machine import parent
 parent.follow_campaign()

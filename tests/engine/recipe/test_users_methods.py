@@ -68,7 +68,7 @@ def test_options_are_shown_as_written_and_completed_where_the_method_runs(tmp_pa
     assert dataclasses.asdict(shown.method) == shared | {"steps": 3, "strength": 2}
     assert shown == cell(tmp_path, METHOD, "method.strength=2")
     options = {"strength": 2.0, "kind": "near", "steps": 3}
-    assert dataclasses.asdict(modules.method_of(shown).recipe) == shared | options
+    assert dataclasses.asdict(modules.method_of(shown, run_users=True).recipe) == shared | options
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_options_are_shown_as_written_and_completed_where_the_method_runs(tmp_pa
 def test_what_its_module_refuses(tmp_path, text, words, message):
     shown = cell(tmp_path, text, words)
     with pytest.raises(ValueError, match=message):
-        modules.method_of(shown)
+        modules.method_of(shown, run_users=True)
 
 
 def test_its_file_runs_once_for_each_content(tmp_path):
@@ -93,7 +93,8 @@ def test_its_file_runs_once_for_each_content(tmp_path):
     shown = cell(tmp_path, METHOD + runs)
     for text in (METHOD + runs, METHOD + runs + "more = 1\n"):
         Path(shown.method.module).write_text(text, encoding="utf-8")
-        assert modules.find(shown.method.module) is modules.find(shown.method.module)
+        found = [modules.find(shown.method.module, run_users=True) for _ in range(2)]
+        assert found[0] is found[1]
     assert (tmp_path / "runs").read_text() == ".."
 
 
@@ -107,7 +108,7 @@ def test_every_method_of_the_engine_has_its_options():
 
 def test_options_may_extend_those_of_a_method_of_the_engine(tmp_path):
     shown = cell(tmp_path, METHOD.replace("(MethodRecipe)", "(Soup)"), "method.members=[ewc]")
-    method = modules.method_of(shown).recipe
+    method = modules.method_of(shown, run_users=True).recipe
     assert isinstance(method, Soup) and method.members == ["ewc"] and method.select == "uniform"
 
 
@@ -117,11 +118,11 @@ def test_its_recipe_names_the_cells_that_it_starts_from(tmp_path):
     shown = cell(tmp_path, text)
     words = [f"method={shown.method.module.replace('.py', '.yaml')}"]
     assert not cell_plan.resolve("emoji/fine_tune", parsed(words), run_users=False).needs
-    planned = cell_plan.resolve("emoji/fine_tune", parsed(words))
+    planned = cell_plan.resolve("emoji/fine_tune", parsed(words), run_users=True)
     assert planned.needs["ewc"].recipe.method.name == "ewc"
     cell(tmp_path, text.replace("ewc", "wise_ft"))
     with pytest.raises(RecipeError, match="mine needs wise_ft, which mixes cells"):
-        cell_plan.resolve("emoji/fine_tune", parsed(words))
+        cell_plan.resolve("emoji/fine_tune", parsed(words), run_users=True)
 
 
 def test_to_show_a_strangers_recipe_runs_nothing_of_it(folder, tmp_path, capsys):

@@ -1,9 +1,12 @@
 """The store: an artefact with a marker is whole, and one without a marker does not count."""
 
+import contextlib
 import json
 import multiprocessing
 import os
+import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +19,8 @@ from hypothesis import strategies as st
 from engine.machine import files
 from engine.machine.files import digest
 from engine.store import artifacts, pending, tensors
-from engine.store.artifacts import MARKER, Store
+from engine.store.artifacts import MARKER, UNFINISHED, Artifact, Store
+from loaders.root import Root
 from loaders.schema import DamagedFile
 
 KEY = {"lr": 1e-3, "sets": ["a", "b"], "seed": 0, "none": None}
@@ -44,13 +48,22 @@ def test_made_once_and_found_again(tmp_path):
 
 def test_a_marker_with_key_and_checksums_is_written_after_all_is_synced(tmp_path, monkeypatch):
     events: list[str] = []
-    for name in ("sync", "write_atomic"):
-        do = getattr(artifacts, name)
-        noted = lambda path, *rest, do=do: (events.append(path.name), do(path, *rest))  # noqa: E731
-        monkeypatch.setattr(artifacts, name, noted)
-    artifact = Store(tmp_path).make("cells", "ft", KEY, fill)
-    assert sorted(events[:2]) == ["note.txt", "values.npy"]
-    assert events[2:] == [MARKER, "cells"], "the rename itself is on disk"
+    fsync, sync, rename, write = os.fsync, artifacts.sync, os.rename, Root.write
+
+    def note(name: str, do: Callable[[], None]) -> None:
+        events.append(name)
+        do()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(artifacts, "sync", lambda path: note(path.name, lambda: sync(path)))
+        patch.setattr(Root, "write", lambda *w: note(str(w[1]), lambda: write(*w)))
+        patch.setattr(os, "rename", lambda *w, **k: note("rename", lambda: rename(*w, **k)))
+        patch.setattr(os, "fsync", lambda number: note("fsync", lambda: fsync(number)))
+        artifact = Store(tmp_path).make("cells", "ft", KEY, fill)
+    names = [event for event in events if event != "fsync"]
+    assert sorted(names[1:3]) == ["note.txt", "values.npy"]
+    assert names[3:] == [MARKER, "rename"]
+    assert events[-3:] == ["fsync", "rename", "fsync"], "the rename itself is on disk"
     marker = json.loads(artifact.file(MARKER).read_text())
     assert marker["key"] == KEY and set(marker["files"]) == {"deep/values.npy", "note.txt"}
     assert marker["files"]["note.txt"]["bytes"] == 17
@@ -151,7 +164,7 @@ def test_write_atomic_replaces_in_one_step_and_names_a_folder_in_the_way(tmp_pat
     folder.mkdir()
     with pytest.raises(IsADirectoryError, match=f"{folder} is a folder.* move it away"):
         files.write_atomic(folder, b"new")
-    monkeypatch.setattr(files, "sync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         files.write_atomic(path, b"new")
     assert path.read_bytes() == b"old" and sorted(path.parent.iterdir()) == [folder, path]
@@ -203,7 +216,11 @@ def test_only_old_left_overs_of_the_engine_go(tmp_path):
     name = ".ewc-few-0123456789abcdef.01234567"
     old, young = store / "cells" / name, store / "cells" / name.replace("few", "tinted")
     others = [store / "mine" / ".git", store / "cells" / ".cache", elsewhere / name]
-    for path in (old, young, *others):
+    for path in (old, young, elsewhere / name):
+        path.mkdir(parents=True)
+        (path / UNFINISHED).touch()
+    others.append(old.with_name(name.replace("few", "mine")))  # without the engine's file
+    for path in others[:2] + others[3:]:
         path.mkdir(parents=True)
     (store / "features").symlink_to(elsewhere)
     others.append(store / "cells" / name.replace("few", "link"))
@@ -213,3 +230,42 @@ def test_only_old_left_overs_of_the_engine_go(tmp_path):
         os.utime(path, (long_ago, long_ago))
     Store(store).remove_left_overs(60)
     assert not old.exists() and all(path.exists() for path in (young, *others))
+
+
+@pytest.mark.parametrize("made_anew", [True, False])
+def test_an_artefact_whose_folder_vanishes_while_it_is_made_is_not_finished(made_anew, tmp_path):
+    def build(folder: Path) -> None:
+        (folder / "first").touch()
+        shutil.rmtree(folder)
+        folder.mkdir(exist_ok=True) if made_anew else None
+        (folder / "second").touch()
+
+    store = Store(tmp_path)
+    with pytest.raises(FileNotFoundError, match="are gone; run the same command again"):
+        store.make("cells", "ft", KEY, build)
+    assert store.find("cells", "ft", KEY) is None
+
+
+@pytest.mark.parametrize("linked", ["store", "kind", "artefact", "file"])
+def test_what_lies_behind_a_link_is_neither_read_nor_removed(linked, tmp_path):
+    store, other = Store(tmp_path / "store"), Store(tmp_path / "other")
+    folder = store.place("cells", "ft", KEY)
+    theirs = other.make("cells", "ft", KEY, fill)
+    (tmp_path / "store" / "cells").mkdir(parents=True)
+    path = {
+        "store": store.root, "kind": folder.parent, "artefact": folder, "file": folder / MARKER,
+    }[linked]  # fmt: skip
+    target = other.root / path.relative_to(store.root)
+    if linked == "file":
+        folder.mkdir()
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.symlink_to(target)
+    with pytest.raises(DamagedFile, match="leads through a link"):
+        store.find("cells", "ft", KEY)
+    artifact = Artifact(folder)
+    with pytest.raises(DamagedFile, match="leads through a link"):
+        artifact.checked("note.txt") if linked != "file" else store.find("cells", "ft", KEY)
+    with contextlib.suppress(DamagedFile):
+        store.remove(artifact)
+    assert theirs.checked("note.txt")
