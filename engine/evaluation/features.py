@@ -79,10 +79,10 @@ def teacher(run: Run, cell: Cell, labelled: LabelledSet) -> Callable[[np.ndarray
     return logits
 
 
-def _compute(run: Run, cell: Cell, labelled: LabelledSet, form: Form, file: Path) -> None:
+def _compute(run: Run, cell: Cell, labelled: LabelledSet, form: Form, file: str) -> None:
     """Write the pre-logits of a cell's backbone for a whole set, a slice at a time, to a file.
 
-    Raises OSError naming the file where there is no room for it.
+    file: its name in the store. Raises OSError naming it where there is no room for it.
     """
     recipe, everything = run.recipe, labelled.split("all")
     state = run.network(cell).state_dict()

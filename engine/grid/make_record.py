@@ -195,12 +195,12 @@ def _models(plan: Plan, device: torch.device, columns: Sequence[Column]) -> Iter
         for number, row in enumerate(rows):
             place, recipe = number % len(plan.rows), row.recipe
             run, method = rows[number - place].run, plan.methods[place]  # a run for each seed
-            cell = row.build().artifact.folder
-            trains = (cell / cells.HISTORY).is_file()  # asking a user's method would run it
+            built = row.build().artifact
+            trains = built.has(cells.HISTORY)  # asking a user's method would run it
             for entry in row.entries():
                 setting = Setting({**column.setting, **entry.setting})
                 arm = Arm(recipe.model.name, method, recipe.method.variant, entry.alpha, setting)
-                yield GridModel(run, arm, entry, cell, trains)
+                yield GridModel(run, arm, entry, built.folder, trains)
 
 
 def _cka(models: Sequence[GridModel]) -> Iterator[dict[str, Any]]:

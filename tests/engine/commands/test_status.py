@@ -63,7 +63,7 @@ def job(plan: Plan, name: str, done: int, minutes: float, error: str = "") -> No
     progress.advance(plan.path, name, done, total, f"training on {name}")
     ended = began + 30 if error else None
     attempt = attempts.Attempt(name, name.partition("-")[0], began, ended, "cpu", error=error)
-    attempts._write(plan.place / attempts.FOLDER / f"{name}-{began:.0f}.json", attempt)
+    attempts._write(plan.place, f"{name}-{began:.0f}.json", attempt)
     if error:
         log.with_suffix(outcomes.EXIT).write_text("1")
 
@@ -103,9 +103,12 @@ def test_a_campaign_whose_process_died_is_stopped(at_work, tmp_path, capsys):
     assert "jobs: 1 waiting, 1 done, 2 failed\n" in shown
 
 
-def test_a_pipe_in_place_of_a_lock_is_not_waited_for(tmp_path, capsys):
-    os.mkfifo(begun(tmp_path).folder / campaign.LOCK)
-    assert status(tmp_path, capsys).count("stopped") == 1
+def test_what_a_link_leads_to_is_left_out_and_no_pipe_is_waited_for(tmp_path, capsys):
+    other, ours = begun(tmp_path / "other"), begun(tmp_path / "runs")
+    (tmp_path / "runs" / "linked").symlink_to(other.folder)
+    os.mkfifo(ours.folder / campaign.LOCK)
+    shown = status(tmp_path / "runs", capsys)
+    assert shown.count("stopped") == 1 and "linked" not in shown
 
 
 def test_only_what_no_record_needs_goes(tmp_path, capsys):
