@@ -1,23 +1,26 @@
 """How the processes of a run meet: the process group of torch.distributed.
 
-torchrun and deepspeed set RANK, WORLD_SIZE and an address; srun sets SLURM_*. deepspeed gives all
-its launches the same port, and Slurm none, so a launch's port follows from its launcher or its
-step. Ranks on one host meet on the loopback, which no other host reaches; a process on its own
-needs no port at all.
+torchrun and deepspeed set RANK, WORLD_SIZE and an address; srun sets SLURM_*. Ranks on one host
+meet in a file that no other user can reach, where a port could be taken, or joined; then they talk
+on the loopback, which no other host reaches. Slurm gives ranks on several hosts no port, so theirs
+follows from the step. A process on its own needs neither.
 """
 
 from __future__ import annotations
 
+import atexit
 import datetime
 import os
-import socket
 import zlib
 
+import psutil
 import torch
 import torch.distributed as dist
-from torch.distributed import HashStore, TCPStore, distributed_c10d  # type: ignore[attr-defined]
+from torch.distributed import FileStore, HashStore, distributed_c10d  # type: ignore[attr-defined]
 
+from engine.machine.files import runtime_folder
 from engine.machine.programs import NoAnswer, answer
+from loaders.root import Root
 
 MEET = datetime.timedelta(minutes=10)  # until every rank has arrived
 WAIT = datetime.timedelta(hours=6)  # afterwards: ranks wait while rank 0 encodes a set
@@ -36,9 +39,8 @@ def complete_environment(gpu: int) -> None:
     """
     variables = os.environ
     if "RANK" in variables:
-        if variables.keys() & {"CROSS_RANK", "RIB_LAUNCH"} and _on_one_host():
-            variables["MASTER_ADDR"], variables["MASTER_PORT"] = LOOPBACK, _port(os.getppid())
-    elif int(variables.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        return
+    if int(variables.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
         variables["RANK"] = variables["SLURM_PROCID"]
         variables["LOCAL_RANK"] = variables["SLURM_LOCALID"]
         variables["WORLD_SIZE"] = variables["SLURM_STEP_NUM_TASKS"]
@@ -46,8 +48,8 @@ def complete_environment(gpu: int) -> None:
             variables["LOCAL_WORLD_SIZE"] = variables["WORLD_SIZE"]
         if "MASTER_ADDR" not in variables:
             variables["MASTER_ADDR"] = LOOPBACK if _on_one_host() else _first_host()
-        step = ".".join(variables.get(name, "0") for name in STEP)
-        variables.setdefault("MASTER_PORT", _port(step))
+        port = FIRST_PORT + zlib.crc32(_step().encode()) % PORTS
+        variables.setdefault("MASTER_PORT", str(port))
     else:
         variables |= {"RANK": "0", "LOCAL_RANK": str(gpu), "WORLD_SIZE": "1"}
 
@@ -59,8 +61,9 @@ def join(device: torch.device) -> None:
     without an address.
     """
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    launch = _launch() if world > 1 and _on_one_host() else ""
     missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-    if world > 1 and missing:
+    if world > 1 and missing and not launch:
         raise ValueError(f"WORLD_SIZE={world}, but {' and '.join(missing)} not set; use torchrun")
     backend = "nccl" if device.type == "cuda" else "gloo"
     if world == 1 or _on_one_host():
@@ -69,10 +72,16 @@ def join(device: torch.device) -> None:
     if world == 1:
         dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
         return
-    agents = "TORCHELASTIC_RUN_ID" in os.environ  # torchrun has a store already
+    store = None  # torch's own makes one of the variables
+    if launch:
+        folder, file = runtime_folder(), f"ranks-{launch}"
+        store = FileStore(str(folder / file), world)
+        store.set_timeout(MEET)
+        if rank == 0:  # until then groups of ranks are made by it
+            atexit.register(Root(folder).remove, file)
     dist.init_process_group(
         backend,
-        store=_store(rank, world) if _on_one_host() and not agents else None,
+        store=store,
         rank=rank,
         world_size=world,
         timeout=MEET,
@@ -88,22 +97,23 @@ def _on_one_host() -> bool:
     return here == os.environ["WORLD_SIZE"]
 
 
-def _port(name: object) -> str:
-    return str(FIRST_PORT + zlib.crc32(str(name).encode()) % PORTS)
+def _launch() -> str:
+    """What the ranks of this launch have in common and no others on this host, now or later.
+
+    It is empty under a launcher that the engine does not know.
+    """
+    variables = os.environ
+    if "TORCHELASTIC_RUN_ID" in variables:  # torchrun has a store already
+        return ""
+    if variables.keys() & {"CROSS_RANK", "RIB_LAUNCH"}:  # of deepspeed, and of ours
+        launcher = psutil.Process(os.getppid())
+        return f"{launcher.pid}-{launcher.create_time():.2f}"
+    return _step() if int(variables.get("SLURM_STEP_NUM_TASKS", 1)) > 1 else ""
 
 
-def _store(rank: int, world: int) -> TCPStore:
-    """The store by which ranks on one host meet; torch's own listens to all hosts."""
-    port = int(os.environ["MASTER_PORT"])
-    if rank > 0:
-        return TCPStore(LOOPBACK, port, world, False, MEET, wait_for_workers=False)
-    try:
-        listener = socket.create_server((LOOPBACK, port), backlog=512).detach()
-    except OSError as error:
-        raise OSError(f"port {port}, for the ranks to meet: {error}; run it again") from error
-    return TCPStore(
-        LOOPBACK, port, world, True, MEET, wait_for_workers=False, master_listen_fd=listener
-    )
+def _step() -> str:
+    """What tells a Slurm step, and each restart of it, from all others."""
+    return ".".join(os.environ.get(name, "0") for name in STEP)
 
 
 def _first_host() -> str:

@@ -1,5 +1,6 @@
 """`rib download` against a server on this machine with tiny archives of every set."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
@@ -110,9 +111,15 @@ def test_a_form_is_explained_and_files_are_taken_from_a_folder(
     (tmp_path / "ILSVRC2012_img_val.tar").write_bytes(b"another")
     assert rib(published, tmp_path, *words, "--from", str(tmp_path)) == 2
     assert "ILSVRC2012_img_val.tar is not the published file: 7 bytes" in capsys.readouterr().err
+    linked = tmp_path / "linked"  # from where users keep their data; a link to it may be relative
+    linked.mkdir()
+    for path in published.of_form.iterdir():
+        (linked / path.name).symlink_to(os.path.relpath(path, linked))
     refused = mock.Mock(side_effect=OSError("Invalid cross-device link"))  # so it is copied
-    monkeypatch.setattr("engine.data.downloads.os.link", refused)
-    assert rib(published, tmp_path, *words, "--from", str(published.of_form)) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("engine.data.downloads.os.link", refused)
+        assert rib(published, tmp_path, *words, "--from", str(linked)) == 0
+    assert rib(published, tmp_path / "by-link", *words, "--from", str(linked)) == 0
     labels = trees.read("imagenet_val", tmp_path / "imagenet_val")
     assert [item.source[-1] for item in labels.items] == [*"123456"], "two of each wnid"
 

@@ -13,6 +13,7 @@ from processes import ROOT, run
 from engine import cli
 from engine.grid import campaign, record
 from engine.recipe import parsed
+from loaders import schema
 from loaders.schema import DamagedFile
 
 ABSENT = "torch,timm,deepspeed,triton,open_clip,ffcv"
@@ -79,13 +80,22 @@ def test_what_was_not_finished_or_is_not_what_it_was_is_refused_with_the_remedy(
     assert code == 2 and "`rib campaign" in error
 
 
-def test_a_record_of_other_types_is_refused_by_name(tmp_path):
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda values: values["evaluations"][0].update(seed="0"),
+        lambda values: values["files"].update({"/etc/passwd": "0"}),  # was read, wherever it is
+        lambda values: values["artifacts"].append("cells/../../outside"),
+        lambda values: values["sets"].append("../outside"),
+    ],
+)
+def test_a_record_of_other_types_or_with_paths_that_lead_out_is_refused_by_name(change, tmp_path):
     run = reports.finished(tmp_path, downstreams=list(reports.SETS))
     file = run.place / campaign.RECORD
     values = json.loads(file.read_text())
     del values["sha256"]
-    values["evaluations"][0]["seed"] = "0"
-    file.write_text(json.dumps(values))
+    change(values)
+    file.write_bytes(schema.with_digest(values))
     with pytest.raises(DamagedFile, match=f"^{file} .*; delete it and run `rib campaign` again"):
         record.read(run.place)
 

@@ -47,30 +47,37 @@ def test_a_launchers_variables_are_left_alone(monkeypatch):
     )
 
 
-def test_ports_differ_by_launch_job_step_and_restart(monkeypatch):
-    """deepspeed gives every launch on a host the same one."""
-    given = {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500", "CROSS_RANK": "0"}
+def test_launches_steps_and_restarts_meet_apart(monkeypatch):
+    """deepspeed gives every launch on a host the same port."""
+    with subprocess.Popen(["sleep", "9"]) as other:
+        names = set()
+        for launcher in (os.getpid(), other.pid):
+            monkeypatch.setattr(os, "getppid", lambda launcher=launcher: launcher)
+            ranks_of(monkeypatch, LAUNCHED | {"CROSS_RANK": "0", "LOCAL_SIZE": "2"})
+            names |= {rendezvous._launch(), rendezvous._launch()}
+        other.kill()
     ports = set()
-    for launcher in (4711, 4712):
-        monkeypatch.setattr(os, "getppid", lambda launcher=launcher: launcher)
-        variables = ranks_of(monkeypatch, LAUNCHED | given | {"LOCAL_SIZE": "2"})
-        assert variables["MASTER_ADDR"] == "127.0.0.1"
-        ports.add(variables["MASTER_PORT"])
     for variable in ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT"):
         for number in range(8, 11):
             ports.add(ranks_of(monkeypatch, STEP | {variable: str(number)})["MASTER_PORT"])
-    assert len(ports) == 2 + 9 and all(1024 < int(port) < 32768 for port in ports)
+            names.add(rendezvous._launch())
+    assert len(names) == 2 + 9 and len(ports) == 9
+    assert all(1024 < int(port) < 32768 for port in ports)
+    ranks_of(monkeypatch, STEP | LAUNCHED | {"TORCHELASTIC_RUN_ID": "x"})
+    assert not rendezvous._launch(), "torchrun has a store of its own"
 
 
 def test_why_ranks_cannot_meet_is_named(monkeypatch, tmp_path):
     ranks_of(monkeypatch, LAUNCHED | {"MASTER_ADDR": "head"})
     with pytest.raises(ValueError, match="WORLD_SIZE=2, but MASTER_PORT not set; use torchrun"):
         rendezvous.join(torch.device("cpu"))
-    with socket.create_server(("127.0.0.1", 0)) as busy:
-        number = busy.getsockname()[1]
-        ranks_of(monkeypatch, STEP | {"SLURM_PROCID": "0", "MASTER_PORT": str(number)})
-        with pytest.raises(OSError, match=f"port {number}, for the ranks to meet: .*in use"):
-            rendezvous.join(torch.device("cpu"))
+    shared = tmp_path / "rib"
+    shared.mkdir()
+    shared.chmod(0o777)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    ranks_of(monkeypatch, STEP)
+    with pytest.raises(PermissionError, match="others can write"):
+        rendezvous.join(torch.device("cpu"))
     monkeypatch.setenv("PATH", str(tmp_path))  # tasks on several hosts need Slurm's commands
     with pytest.raises(ValueError, match=r"first of 'node\[1-2\]'.*set MASTER_ADDR"):
         ranks_of(
@@ -103,8 +110,12 @@ def meet(*tasks: dict[str, str]) -> list[str]:
 
 
 @pytest.mark.slow
-def test_tasks_meet_on_the_loopback_and_then_wait_long():
-    second = STEP | {"SLURM_JOB_ID": str(os.getpid())}
+def test_tasks_meet_where_no_other_user_can_and_then_wait_long(tmp_path, monkeypatch):
+    """A user of the same machine could take the port, or join."""
+    second = STEP | {"SLURM_JOB_ID": str(os.getpid()), "XDG_RUNTIME_DIR": str(tmp_path)}
     first = second | {"SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
-    assert meet(first, second) == ["3.0\n", "3.0\n"]
+    port = int(ranks_of(monkeypatch, second)["MASTER_PORT"])
+    with socket.create_server(("127.0.0.1", port)):
+        assert meet(first, second) == ["3.0\n", "3.0\n"]
+    assert (tmp_path / "rib").stat().st_mode & 0o777 == 0o700 and not list(tmp_path.glob("rib/*"))
     assert meet(first) == [""], "its partner never comes"

@@ -25,6 +25,7 @@ from engine.report.sections import distances as section
 from engine.run import Run
 from engine.store import artifacts
 from engine.store.artifacts import Store
+from loaders.schema import DamagedFile
 
 
 def labelled(n: int, seed: int, shift: float) -> Labelled:
@@ -168,6 +169,15 @@ def test_distances_take_stored_features_and_are_kept(run, monkeypatch):
     artifacts._hash_once.cache_clear()
     with pytest.raises(ValueError, match=r"matrix\.json was altered"):
         solve.distances(run, DRAWN, Options(eps=0.2))
+
+
+def test_features_are_not_collected_behind_a_link(run, tmp_path):
+    """On another disk their last step, a rename, failed after all the work."""
+    (tmp_path / "elsewhere").mkdir()
+    (run.store.root / "pending").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DamagedFile, match=r"pending.* leads through a link"):
+        features.stored(run, run.base, run.sets["few"])
+    assert not any((tmp_path / "elsewhere").iterdir())
 
 
 SPOILED = FAR.features.clone()
