@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import glob
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -192,15 +191,17 @@ def find(name: str, overrides: Sequence[Override]) -> FinishedCampaign:
     Raises CampaignError where there is none, DamagedFile where its record is damaged.
     """
     plan = campaign.plan(name, overrides)
-    runs, folders = plan.folder.parent, f"{glob.escape(Path(name).stem)}*/{campaign.PLANS}"
+    runs = Root(plan.folder.parent.resolve())
+    plans = [f"{n}/{campaign.PLANS}" for n in runs.folders() if n.startswith(Path(name).stem)]
     # Words that say what is so anyway name another folder, and the same plan.
-    for same in (plan.place, *runs.resolve().glob(f"{folders}/{plan.place.name}")):
+    for same in (plan.place, *(runs.path / each / plan.place.name for each in plans)):
         if files(same).has(campaign.RECORD):
             return read(same)
-    records = any(runs.glob(f"{folders}/*/{campaign.RECORD}"))
+    places = (f"{each}/{place}" for each in plans for place in runs.folders(each))
+    records = any(runs.has(f"{place}/{campaign.RECORD}") for place in places)
     command = shlex.join(["rib", "campaign", name, *(each.text for each in overrides)])
     differs = ", but one with other settings" if records else ""
     raise CampaignError(
-        f"{runs} holds no finished run of {name} with these settings{differs}; `{command}` "
-        "runs what is missing of it"
+        f"{plan.folder.parent} holds no finished run of {name} with these settings{differs}; "
+        f"`{command}` runs what is missing of it"
     )
