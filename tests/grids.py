@@ -89,11 +89,12 @@ class Grid:
     def builder(self, *extra: str) -> Builder:
         """The builder of the cell that these overrides describe."""
         given = parsed(self.overrides(*extra))
-        cell = cell_plan.resolve(self.recipe, given)
+        cell = cell_plan.resolve(self.recipe, given, run_users=True)
         variant = parsed([{"method.variant": cell.recipe.method.variant}])
         shared = [*without_options(given), *variant]
-        load = functools.partial(cell_plan.resolve, self.recipe, shared)
-        return Builder(CellPlan(cell.recipe, AnyMethod(cell.needs, load)), self.device)
+        load = functools.partial(cell_plan.resolve, self.recipe, shared, run_users=True)
+        plan = CellPlan(cell.recipe, AnyMethod(cell.needs, load))
+        return Builder(plan, self.device, run_users=True)
 
     def build(self, *extra: str) -> tuple[Builder, Cell]:
         """That cell, trained now if it was not before."""
@@ -193,7 +194,8 @@ def prepared(grid: Grid, *extra: str, index: tuple[int, ...] = (0, 9, 4, 16, 20)
     builder = grid.builder(*extra)
     before = builder.base.state()
     torch.manual_seed(builder.recipe.seed)
-    method = modules.find(builder.recipe.method.module).Method(builder.recipe.method)
+    options = builder.recipe.method
+    method = modules.find(options.module, run_users=True).Method(options)
     method.prepare(builder.network(builder.base), builder)
     method.train()
     name, arch = builder.recipe.downstream, builder.recipe.model.arch

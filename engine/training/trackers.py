@@ -21,6 +21,7 @@ from engine.machine.files import digest
 from engine.measures import metrics
 from engine.recipe.resolve import flat
 from engine.recipe.schema import MethodRecipe, Recipe
+from loaders.root import Root
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ class TensorBoard:
 
         # No part begins with a dot: `..` would lead out.
         parts = [re.sub(r"^\.+|[^\w.-]+", "-", part) for part in (subject.group, subject.name)]
-        folder = subject.folder.joinpath("tensorboard", *parts)
+        folder = Root(subject.folder).make("/".join(["tensorboard", *parts]))  # through no link
         self._writer = SummaryWriter(str(folder), flush_secs=10)
         text = "\n".join(f"    {key}: {value}" for key, value in subject.config.items())
         self._writer.add_text("recipe", text)
@@ -68,7 +69,7 @@ class WeightsAndBiases:
     def __init__(self, subject: Subject) -> None:
         import wandb  # pyright: ignore[reportMissingImports]
 
-        subject.folder.mkdir(parents=True, exist_ok=True)
+        Root(subject.folder).make("wandb")  # where wandb writes; it is no link
         self._run = wandb.init(
             project="rib",
             group=subject.group,

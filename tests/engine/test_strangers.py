@@ -273,3 +273,7 @@ def test_a_trackers_run_stays_in_its_folder(tmp_path):
     tracker.close()
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
     assert [path.name for path in (tmp_path / "runs" / "a").iterdir()] == ["tensorboard"]
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "tensorboard").symlink_to(tmp_path)
+    with pytest.raises(DamagedFile, match="through a link"):
+        TensorBoard(Subject("a", "b", "id", {}, tmp_path / "linked"))
