@@ -45,7 +45,6 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     from engine import recipe
-    from engine.data.kinds import ImageNet, kind_of
     from loaders import shards
 
     if bool(arguments.set) == arguments.all:
@@ -62,6 +61,8 @@ def run(arguments: argparse.Namespace) -> None:
     resolved = recipe.of_sections(arguments.model, arguments.dataset, arguments.overrides)
     if arguments.beton:
         return _adopt(resolved, str(arguments.set), arguments.beton, arguments.classes)
+    from engine.data.kinds import ImageNet, kind_of  # imports torch
+
     if not isinstance(kind := kind_of(resolved.dataset), ImageNet):
         raise ValueError(f"{arguments.dataset} is encoded when a recipe needs it; nothing to do")
     if arguments.set:
