@@ -101,7 +101,7 @@ def campaign(name: str, *settings: Settings, cores: int = 0) -> Path:
     """Run what is missing of a campaign, to its report page, as `rib campaign` does; of several
     models to their common page. cores: 0: all. Raises CampaignError as `rib` says."""
     from engine.commands import campaign as command
-    from engine.grid.sites import Options
+    from engine.grid.schedulers import Options
     from engine.recipe import parsed
 
     page = command.complete(name, parsed(settings), Options(cores=cores))

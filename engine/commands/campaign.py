@@ -10,7 +10,7 @@ from pathlib import Path
 
 from engine.errors import CampaignError, printable
 from engine.grid import campaign, outcomes, sites, workflow
-from engine.grid.sites import Options
+from engine.grid.schedulers import SCHEDULERS, Options
 from engine.machine import first_line
 from engine.recipe import model_names
 from engine.recipe.overrides import Override
@@ -36,7 +36,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="a Snakemake profile (a folder with config.yaml): a cluster's executor and resources",
     )  # fmt: skip
     parser.add_argument(
-        "--executor", choices=("local", "slurm"), default="local",
+        "--executor", choices=("local", *SCHEDULERS), default="local",
         help="slurm: each job is a Slurm job; the command stays on a login node, in tmux or nohup",
     )  # fmt: skip
     parser.add_argument("--gpus-per-job", type=int, default=1, help="GPUs that a job shares")

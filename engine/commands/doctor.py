@@ -232,11 +232,11 @@ def slurm() -> Diagnosis:
     if shutil.which("sinfo") is None:
         return Diagnosis(MISSING, "not on a cluster's node", "use a login node", needed=False)
     from engine.errors import CampaignError  # late: another package may hide `loaders`
-    from engine.grid import slurm as campaigns
+    from engine.grid.schedulers.slurm import cluster
 
     try:
         names = dict.fromkeys(answer("sinfo", "--noheader", "--format", "%R").split())
-        if campaigns.cluster("").accounting:
+        if cluster("").accounting:
             answer("sacct", "--noheader", "--allocations", "--format", "JobID")
     except (NoAnswer, CampaignError) as error:
         if "configuration source" in str(error):  # Slurm's programs on a machine of no cluster

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from engine.errors import FirstRankError
 from engine.grid.place import files
+from engine.grid.schedulers import SCHEDULERS
 from engine.machine import entry
 from loaders import schema
 
@@ -27,7 +28,8 @@ KILLED = "it left no end: it was killed, or is at work"
 class Attempt:
     """An attempt at a job. started, ended: seconds since 1970; a process that was killed leaves no
     end. device: its name; processes: how many worked, one a GPU. error: why it failed, or empty.
-    slurm: its number in Slurm's queue. campaign: only in a report of several.
+    scheduler, queued_as: whose queue it was in (a key of `SCHEDULERS`), and its number there.
+    campaign: only in a report of several.
     """
 
     job: str
@@ -37,7 +39,8 @@ class Attempt:
     device: str
     processes: int = 1
     error: str = ""
-    slurm: str = ""
+    scheduler: str = ""
+    queued_as: str = ""
     campaign: str = ""
 
     @property
@@ -62,7 +65,8 @@ def recorded(
     """
     rank = int(os.environ.get("RANK", "0"))
     name = f"{job}-{started * 1000:.0f}{f'-{rank}' if rank else ''}.json"
-    attempt = Attempt(job, stage, started, None, "", slurm=os.environ.get("SLURM_JOB_ID", ""))
+    scheduler, number = _queue()
+    attempt = Attempt(job, stage, started, None, "", scheduler=scheduler, queued_as=number)
 
     def note(device: str, processes: int) -> None:
         nonlocal attempt
@@ -93,6 +97,14 @@ def read(place: Path) -> list[Attempt]:
             values = schema.read_unaltered(file, "delete it", root)
             attempts.append(schema.convert(values, Attempt, file, "delete it"))
     return sorted(attempts, key=lambda attempt: (attempt.started, attempt.job))
+
+
+def _queue() -> tuple[str, str]:
+    """In whose queue this process is a job, and its number there; empty where in none."""
+    for name, scheduler in SCHEDULERS.items():
+        if number := os.environ.get(scheduler.job_variable):
+            return name, number
+    return "", ""
 
 
 def _write(place: Path, name: str, attempt: Attempt) -> None:

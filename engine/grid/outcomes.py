@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from engine.grid import attempts, record, slurm
+from engine.grid import attempts, record
 from engine.grid.campaign import PAGE, REPORT, TABLE, Plan
 from engine.grid.place import files, report
+from engine.grid.schedulers import SCHEDULERS
 from engine.store.artifacts import MARKER
 from loaders.files import file_hash
 from loaders.root import Root
@@ -170,12 +171,12 @@ def failure(place: Path, job: str) -> Failure | None:
         return Failure(
             "was ended by a signal in its training, and goes on from its last checkpoint"
         )
-    if last and last.ended is None and last.slurm:
-        state = slurm.state(last.slurm)
-        if state not in ("", "FAILED", "RUNNING", "COMPLETED", "PENDING"):
-            return Failure(f"was ended by Slurm: {state}{slurm.REMEDIES.get(state, '')}")
-    if code is None and last and last.ended is None and last.slurm:
-        return Failure("was killed, and Slurm does not say by what")
+    if last and last.ended is None and last.scheduler in SCHEDULERS:
+        scheduler = SCHEDULERS[last.scheduler]
+        if end := scheduler.end_of(last.queued_as):
+            return Failure(f"was ended by {scheduler.title}: {end}")
+        if code is None:
+            return Failure(f"was killed, and {scheduler.title} does not say by what")
     if code is None:
         return Failure("failed", words) if words else None
     if code > SIGNALLED:

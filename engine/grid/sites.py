@@ -1,4 +1,4 @@
-"""Where a campaign's jobs run: on this machine, through a user's profile, or on Slurm."""
+"""Where a campaign's jobs run: on this machine, by a user's profile, or in a scheduler's queue."""
 
 from __future__ import annotations
 
@@ -7,38 +7,16 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from engine.errors import CampaignError
-from engine.grid import slurm
 from engine.grid.campaign import COLUMN, PREPARE, REPORT, Plan
+from engine.grid.schedulers import SCHEDULERS, Options, Scheduler
 
-SLURM_CORES = 4  # of a job: images are read beside the work
-RETRIES = 2  # of a job on Slurm
+QUEUED_CORES = 4  # of a job in a queue: images are read beside the work
 START_H = 5 / 60  # of a job: imports, compilation, a slow file system
 MARGIN = 3  # of the predicted time and the start: a job that asks for too little is ended
 REPORT_H = 35 / 60  # distances between the sets, bootstrap
 Resources = Mapping[str, int]  # of a job: threads, gpu, mem_mb, runtime (minutes)
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a user says of where a campaign runs.
-
-    cores: 0: all of this machine, on Slurm 4 of each job. time (hours), mem (GB): of each
-    job; None: as predicted. partition, account: empty: Slurm's own. retries: None: `RETRIES`.
-    """
-
-    executor: str = "local"
-    cores: int = 0
-    gpus_per_job: int = 1
-    profile: Path | None = None
-    partition: str = ""
-    account: str = ""
-    time: float | None = None
-    mem: float | None = None
-    retries: int | None = None
-    requeue: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,12 +25,13 @@ class Site:
 
     device: cpu | cuda, of all jobs; auto: a job takes what it sees. words: of Snakemake's command
     line, and environment: more variables for it. ranks: processes of a job, each with a GPU.
+    scheduler: whose queue the jobs wait in; None where they run on this machine or by a profile.
     """
 
     device: str
     words: tuple[str, ...]
     ranks: int = 1
-    on_slurm: bool = False
+    scheduler: Scheduler | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -62,8 +41,8 @@ def checked(options: Options) -> Options:
     Raises ValueError and CampaignError for those that are impossible, or have no effect beside the
     chosen ones.
     """
-    on_slurm, folder = options.executor == "slurm", options.profile
-    if on_slurm and folder:
+    is_queued, folder = options.executor in SCHEDULERS, options.profile
+    if is_queued and folder:
         raise ValueError("--profile brings an executor of its own; leave --executor out")
     if folder and not (folder / "config.yaml").is_file():
         raise CampaignError(f"--profile {folder}: there is no {folder / 'config.yaml'}")
@@ -71,16 +50,16 @@ def checked(options: Options) -> Options:
         raise ValueError(f"--gpus-per-job {options.gpus_per_job}: at least one is needed")
     if options.retries is not None and options.retries < 0:
         raise ValueError(f"--retries {options.retries}: 0 or more are possible")
-    of_slurm = ("partition", "account", "time", "mem", "retries", "requeue")
-    for name in of_slurm if not on_slurm else ():
+    of_queues = ("partition", "account", "time", "mem", "retries", "requeue")
+    for name in of_queues if not is_queued else ():
         if getattr(options, name) != getattr(Options, name):
-            raise ValueError(f"--{name} is an option of --executor slurm")
+            raise ValueError(f"--{name} is an option of --executor {'|'.join(SCHEDULERS)}")
     for name in ("time", "mem"):
         value = getattr(options, name)
         if value is not None and value <= 0:
             raise ValueError(f"--{name} {value:g}: it must be above 0")
     # Inside an allocation a process has fewer cores than the machine.
-    cores = options.cores or (SLURM_CORES if on_slurm else len(os.sched_getaffinity(0)))
+    cores = options.cores or (QUEUED_CORES if is_queued else len(os.sched_getaffinity(0)))
     return dataclasses.replace(options, cores=cores)
 
 
@@ -88,24 +67,18 @@ def of(options: Options, plans: Sequence[Plan]) -> Site:
     """The site of campaigns that run together.
 
     Raises ValueError where the recipe's device, or so many GPUs, are not there; CampaignError as
-    `slurm.cluster`.
+    the scheduler.
     """
     device, ranks = plans[0].recipe.device, options.gpus_per_job
+    scheduler: Scheduler | None = None
     environment: Mapping[str, str] = {}
     words: tuple[str, ...] = ("--cores", str(options.cores))
     if options.profile:
         words += ("--profile", str(options.profile.resolve()))
-    elif options.executor == "slurm":
-        cluster = slurm.cluster(options.partition)
-        device = slurm.device(device, cluster)
-        words, environment = slurm.words(
-            cluster,
-            plans[0].place,
-            partition=options.partition,
-            account=options.account,
-            retries=RETRIES if options.retries is None else options.retries,
-            requeue=options.requeue,
-        )
+    elif options.executor in SCHEDULERS:
+        scheduler = SCHEDULERS[options.executor](options)
+        device = scheduler.device(device)
+        words, environment = scheduler.submission(plans[0].place)
     else:
         import torch
 
@@ -118,7 +91,7 @@ def of(options: Options, plans: Sequence[Plan]) -> Site:
         words += ("--resources", f"gpu={there}")
     if ranks > 1 and device == "cpu":
         raise ValueError(f"--gpus-per-job {ranks}: the jobs run on CPUs")
-    return Site(device, words, ranks, options.executor == "slurm", environment)
+    return Site(device, words, ranks, scheduler, environment)
 
 
 def resources(options: Options, site: Site, plan: Plan, plans: int = 1) -> dict[str, Resources]:
@@ -134,7 +107,7 @@ def resources(options: Options, site: Site, plan: Plan, plans: int = 1) -> dict[
     from engine.grid import estimate
 
     costs = estimate.of(plan)
-    cores = options.cores if site.on_slurm else plan.threads
+    cores = options.cores if site.scheduler else plan.threads
     device = estimate.gpu("A100") if gpus else estimate.cpu(cores)
     memory = {"mem_mb": math.ceil(1000 * (options.mem or costs.memory_gb))}
 
@@ -142,10 +115,8 @@ def resources(options: Options, site: Site, plan: Plan, plans: int = 1) -> dict[
         asked = MARGIN * (START_H + hours) if options.time is None else options.time
         return {"runtime": math.ceil(60 * asked)}
 
-    # Of several nodes a job would see the GPUs of one. Versions of the plugin differ in whether its
-    # cores are those of a GPU or of the job.
-    if site.on_slurm:
-        memory |= {"nodes": 1, "cpus_per_task": cores}
+    if site.scheduler:
+        memory |= site.scheduler.resources(cores)
     prepare_h, column_h = device.hours(costs.shared), costs.column_hours(device, max(1, gpus))
     return {
         PREPARE: {"threads": cores, "gpu": min(gpus, 1), **memory, **minutes(prepare_h)},

@@ -21,20 +21,21 @@ from pathlib import Path
 from typing import NoReturn
 
 from engine.errors import CampaignError
-from engine.grid import campaign, outcomes, progress, sites, slurm
+from engine.grid import campaign, outcomes, progress, sites
 from engine.grid.campaign import COLUMN, PREPARE, REPORT, Plan
 from engine.grid.place import files
-from engine.grid.sites import Options, Resources, Site
+from engine.grid.schedulers import Options, Scheduler
+from engine.grid.sites import Resources, Site
 from engine.machine import parent, preemption
 from engine.store.artifacts import Store
 from loaders import locks
 from loaders.root import Root
 
 WORKFLOW = Path(__file__).with_suffix(".smk")
-CANCEL_S = 30  # for Slurm to be told to cancel jobs
+CANCEL_S = 30  # for a scheduler to be told to cancel jobs
 GRACE_S = 5  # for jobs to end after an interruption; what they finished is on disk
 LEFT_OVER_S = 24 * 3600  # younger temporary folders may be in use
-PING_S = 30  # between two questions whether Slurm is there
+PING_S = 30  # between two questions whether the scheduler is there
 FILE = "workflow.json"  # beside a plan: its jobs, and those of campaigns that run with it
 LOG = "campaign.log"  # beside a plan: what Snakemake says
 JOBS = "RIB_WORKFLOW"  # the variable that names the jobs; a word of the command is read as YAML
@@ -77,7 +78,7 @@ def run(plans: Sequence[Plan], options: Options, *, dry_run: bool = False) -> No
             *("--nolock", "--rerun-incomplete", "--rerun-triggers", "mtime"),
             # Snakemake would take one from the working folder, and evaluate what it says.
             *("--workflow-profile", "none", "--directory", str(root)),
-            *(["--jobs", str(sum(len(plan.jobs) for plan in plans))] if where.on_slurm else []),
+            *(["--jobs", str(sum(len(plan.jobs) for plan in plans))] if where.scheduler else []),
             *(["--keep-going"] if len(plans) > 1 else []),
             *where.words,
         ]
@@ -145,11 +146,11 @@ def _watch(
             preexec_fn=parent.follow,
         )
         try:
-            progress.show(process, plans, _slurm_away() if where.on_slurm else str)
+            progress.show(process, plans, _away(where.scheduler) if where.scheduler else str)
         finally:
-            _end(process, CANCEL_S if where.on_slurm else GRACE_S)
-            if where.on_slurm and process.returncode:
-                slurm.cancel(plans[0].place)
+            _end(process, CANCEL_S if where.scheduler else GRACE_S)
+            if where.scheduler and process.returncode:
+                where.scheduler.cancel(plans[0].place)
     if process.returncode or not all(outcomes.is_done(plan.place, REPORT) for plan in plans):
         reasons = []
         for plan in plans:
@@ -161,22 +162,22 @@ def _watch(
             how = f"was killed ({signal.Signals(-code).name})" if code < 0 else f"ended with {code}"
             text = log_path.read_bytes()[begin:].decode(errors="replace")
             last = next(filter(None, map(str.strip, reversed(text.split("\n")))), "nothing")
-            of_slurm = slurm.refusal(text) or slurm.ended(text)
-            reasons = [of_slurm or f"the workflow {how}; last words: {last}"]
+            of_queue = where.scheduler.why_none_ran(text) if where.scheduler else ""
+            reasons = [of_queue or f"the workflow {how}; last words: {last}"]
         raise CampaignError("\n".join(["the campaign stopped", *reasons, f"log: {log_path}"]))
 
 
-def _slurm_away() -> Callable[[], str]:
-    """A watch that says when Slurm does not answer for some time, and when it is back."""
+def _away(scheduler: Scheduler) -> Callable[[], str]:
+    """A watch that says when a scheduler does not answer for some time, and when it is back."""
     asked, failed = time.monotonic(), 0
 
     def watch() -> str:
         nonlocal asked, failed
         if time.monotonic() - asked > PING_S:
-            failed = 0 if slurm.answers() else failed + 1
+            failed = 0 if scheduler.is_there() else failed + 1
             asked = time.monotonic()
-        away = "Slurm does not answer: its jobs go on, and so will this command once it is back"
-        return away if failed > 1 else ""
+        away = "does not answer: its jobs go on, and so will this command once it is back"
+        return f"{scheduler.title} {away}" if failed > 1 else ""
 
     return watch
 

@@ -16,7 +16,7 @@ from engine import cli
 from engine.errors import RecipeError, printable
 from engine.grid import outcomes, workflow
 from engine.grid.columns import Column
-from engine.grid.sites import Options
+from engine.grid.schedulers import Options
 from engine.machine import files
 from engine.models import export
 from engine.recipe.schema import ModelRecipe

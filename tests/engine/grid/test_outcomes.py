@@ -15,8 +15,9 @@ from processes import run
 
 from engine.commands import job
 from engine.errors import DivergedError, FirstRankError
-from engine.grid import attempts, campaign, outcomes, progress, slurm, workflow
+from engine.grid import attempts, campaign, outcomes, progress, workflow
 from engine.grid.columns import Column
+from engine.grid.schedulers import slurm
 from engine.machine.files import write_atomic
 from engine.recipe import parsed
 from engine.report import exports, finish

@@ -7,6 +7,8 @@ import os
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -16,9 +18,10 @@ from snakemake_executor_plugin_slurm.utils import set_gres_string
 
 from engine import cli
 from engine.errors import CampaignError
-from engine.grid import campaign, estimate, sites, slurm, workflow
+from engine.grid import campaign, estimate, sites, workflow
 from engine.grid.campaign import Plan
-from engine.grid.sites import Options, Site
+from engine.grid.schedulers import Options, slurm
+from engine.grid.sites import Site
 from engine.recipe import parsed
 
 CLUSTER = slurm.Cluster(has_gpus=True, accounting=True)
@@ -94,12 +97,12 @@ def test_slurms_jobs_ask_for_a_factor_of_what_is_predicted(folder, tmp_path, mon
     where = sites.of(options, [plan])
     assert where.words[where.words.index("--retries") + 1] == "2"
     asked = sites.resources(options, where, plan)
-    assert where.ranks == asked["column"]["gpu"] == 9 and where.on_slurm
+    assert where.ranks == asked["column"]["gpu"] == 9 and isinstance(where.scheduler, slurm.Slurm)
     sbatch = submitted(asked["column"])
     assert "--gpus=9 " in sbatch and "--nodes=1 " in sbatch and "--cpus-per-task=4" in sbatch
     assert "per-gpu" not in sbatch
     options = sites.checked(Options(executor="slurm"))
-    plan, where = plan_of(folder, tmp_path), Site("cpu", (), on_slurm=True)
+    plan, where = plan_of(folder, tmp_path), Site("cpu", (), 1, slurm.Slurm(options))
     asked, costs = sites.resources(options, where, plan), estimate.of(plan)
     hours = costs.column_hours(estimate.cpu(4))
     assert asked["column"]["runtime"] == -(-60 * 3 * (sites.START_H + hours) // 1) == 16
@@ -111,8 +114,13 @@ def test_slurms_jobs_ask_for_a_factor_of_what_is_predicted(folder, tmp_path, mon
         assert not stage.get("gpu") and sites.text(stage) == "4 cores, 2.0 GB, 90 min"
 
 
-def words(cluster: slurm.Cluster, place: Path, **options: object) -> tuple[str, dict[str, str]]:
-    given, environment = slurm.words(cluster, place, **options)
+def of_cluster(cluster: slurm.Cluster, **options: Any) -> slurm.Slurm:
+    with mock.patch.object(slurm, "cluster", lambda partition: cluster):
+        return slurm.Slurm(Options("slurm", **options))
+
+
+def words(cluster: slurm.Cluster, place: Path, **options: Any) -> tuple[str, dict[str, str]]:
+    given, environment = of_cluster(cluster, **options).submission(place)
     return " ".join(given), environment
 
 
@@ -140,9 +148,9 @@ def test_device_follows_the_partition():
         ("auto", True, "cuda"), ("auto", False, "cpu"), ("cpu", True, "cpu"),
         ("cuda", True, "cuda"),
     ):  # fmt: skip
-        assert slurm.device(setting, slurm.Cluster(has_gpus, True)) == device
+        assert of_cluster(slurm.Cluster(has_gpus, True)).device(setting) == device
     with pytest.raises(ValueError, match="device=cuda, but no node of the partition has GPUs"):
-        slurm.device("cuda", slurm.Cluster(False, True))
+        of_cluster(slurm.Cluster(False, True)).device("cuda")
 
 
 def test_a_cluster_is_read_from_slurms_own_words(tmp_path, monkeypatch):
@@ -211,7 +219,7 @@ def test_the_queue_is_emptied_of_this_run(tmp_path, monkeypatch):
     programs(tmp_path, scancel=f'echo "$@" >> {tmp_path}/cancelled', squeue=queue)
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
     assert f"--slurm-jobname-prefix rib-4faa-{os.getpid()} " in words(CLUSTER, place)[0]
-    slurm.cancel(place)
+    of_cluster(CLUSTER).cancel(place)
     assert (tmp_path / "cancelled").read_text() == "7\n"
 
 
@@ -222,15 +230,15 @@ def test_nothing_of_a_stranger_becomes_a_word_of_slurms_or_of_a_shell(tmp_path, 
     programs(tmp_path, scontrol=f"touch {tmp_path}/asked; echo JobState=FAILED")
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
     for job in ("--help", "1 2", "", "$(touch X)", "1;2"):
-        assert slurm.state(job) == ""
-    assert not (tmp_path / "asked").exists() and slurm.state("12_3") == "FAILED"
+        assert slurm._state(job) == ""
+    assert not (tmp_path / "asked").exists() and slurm._state("12_3") == "FAILED"
 
 
 def test_a_controller_that_is_away_for_a_while_is_told(monkeypatch):
     clock, answers = itertools.count(0, 40), iter([True, False, False, False, True])
     monkeypatch.setattr(workflow.time, "monotonic", lambda: next(clock))
-    monkeypatch.setattr(slurm, "answers", lambda: next(answers))
-    watch, away = workflow._slurm_away(), "Slurm does not answer: its jobs go on"
+    monkeypatch.setattr(slurm.Slurm, "is_there", lambda self: next(answers))
+    watch, away = workflow._away(of_cluster(CLUSTER)), "Slurm does not answer: its jobs go on"
     assert [watch().startswith(away) for _ in range(5)] == [False, False, True, True, False]
 
 

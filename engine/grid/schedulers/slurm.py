@@ -1,4 +1,4 @@
-"""A campaign on Slurm: what its cluster offers, how jobs get into the queue and out of it."""
+"""Slurm: what a cluster offers, how jobs get into its queue and out of it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.errors import CampaignError
+from engine.grid.schedulers.base import RETRIES, Options, Scheduler
 from engine.machine import programs
 from loaders.root import Root
 
@@ -91,68 +92,82 @@ def cluster(partition: str) -> Cluster:
     return Cluster("gpu" in offers, accounting)
 
 
-def device(chosen: str, cluster: Cluster) -> str:
-    """The device of the jobs; `auto` takes GPUs where the partition has some.
+class Slurm(Scheduler):
+    """Slurm by Snakemake's plugin; `srun` starts the ranks of a job."""
 
-    Raises ValueError for `cuda` where it has none.
-    """
-    if chosen == "cuda" and not cluster.has_gpus:
-        raise ValueError(
-            "device=cuda, but no node of the partition has GPUs; see sinfo --Format=gres"
-        )
-    return "cpu" if chosen == "cpu" or not cluster.has_gpus else "cuda"
+    title = "Slurm"
+    job_variable = "SLURM_JOB_ID"
 
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.cluster = cluster(options.partition)
 
-def words(
-    cluster: Cluster,
-    place: Path,
-    *,
-    partition: str = "",
-    account: str = "",
-    retries: int = 0,
-    requeue: bool = False,
-) -> tuple[tuple[str, ...], dict[str, str]]:
-    """Snakemake's words and environment for a campaign whose plan is in the folder `place`.
-
-    Where there is no slurmdbd `squeue` is asked for the state of jobs. Raises ValueError for a
-    folder whose path a shell would not leave as it is.
-    """
-    for path in (str(place), os.getcwd()):  # the plugin puts them into a line for a shell
-        if sign := _OF_SHELLS.search(path):
+    def device(self, chosen: str) -> str:
+        """`auto` takes GPUs where the partition has some."""
+        if chosen == "cuda" and not self.cluster.has_gpus:
             raise ValueError(
-                f"{path!r} holds {sign[0]!r}, which Slurm's plugin would have a shell read; use "
-                "another folder (runs=FOLDER, or another working directory)"
+                "device=cuda, but no node of the partition has GPUs; see sinfo --Format=gres"
             )
-    given, environment = {"slurm_partition": partition}, {}
-    if cluster.accounting:
-        given["slurm_account"] = account
-    else:
-        environment["PATH"] = os.pathsep.join([_stand_in(), os.environ.get("PATH", "")])
-        if account:  # the plugin would ask the accounting whether there is such an account
-            environment["SBATCH_ACCOUNT"] = account
-    # Snakemake takes a resource for an expression of Python, so that `max` would be a function.
-    defaults = [f"{name}={value!r}" for name, value in given.items() if value]
-    words = (
-        *("--executor", "slurm", "--retries", str(retries)),
-        *("--latency-wait", str(LATENCY_S), "--seconds-between-status-checks", str(CHECK_S)),
-        *("--slurm-init-seconds-before-status-checks", str(FIRST_CHECK_S)),
-        *("--slurm-status-command", "sacct" if cluster.accounting else "squeue"),
-        *("--slurm-status-attempts", str(ATTEMPTS)),
-        *("--slurm-logdir", str(place / "slurm"), "--slurm-jobname-prefix", _prefix(place)),
-        *("--default-resources", *defaults),
-        "--slurm-requeue" if requeue else "--slurm-no-requeue",
-    )
-    return words, environment
+        return "cpu" if chosen == "cpu" or not self.cluster.has_gpus else "cuda"
 
+    def submission(self, place: Path) -> tuple[tuple[str, ...], dict[str, str]]:
+        """Where there is no slurmdbd `squeue` is asked for the state of jobs."""
+        for path in (str(place), os.getcwd()):  # the plugin puts them into a line for a shell
+            if sign := _OF_SHELLS.search(path):
+                raise ValueError(
+                    f"{path!r} holds {sign[0]!r}, which Slurm's plugin would have a shell read; "
+                    "use another folder (runs=FOLDER, or another working directory)"
+                )
+        options, retries = self.options, self.options.retries
+        given, environment = {"slurm_partition": options.partition}, {}
+        if self.cluster.accounting:
+            given["slurm_account"] = options.account
+        else:
+            environment["PATH"] = os.pathsep.join([_stand_in(), os.environ.get("PATH", "")])
+            if options.account:  # the plugin would ask the accounting whether there is such a one
+                environment["SBATCH_ACCOUNT"] = options.account
+        # Snakemake takes a resource for an expression of Python, so that `max` would be a function.
+        defaults = [f"{name}={value!r}" for name, value in given.items() if value]
+        words = (
+            *("--executor", "slurm", "--retries", str(RETRIES if retries is None else retries)),
+            *("--latency-wait", str(LATENCY_S), "--seconds-between-status-checks", str(CHECK_S)),
+            *("--slurm-init-seconds-before-status-checks", str(FIRST_CHECK_S)),
+            *("--slurm-status-command", "sacct" if self.cluster.accounting else "squeue"),
+            *("--slurm-status-attempts", str(ATTEMPTS)),
+            *("--slurm-logdir", str(place / "slurm"), "--slurm-jobname-prefix", _prefix(place)),
+            *("--default-resources", *defaults),
+            "--slurm-requeue" if options.requeue else "--slurm-no-requeue",
+        )
+        return words, environment
 
-def cancel(place: Path) -> None:
-    """Empty the queue of the jobs of the campaign whose plan is in the folder `place`."""
-    with contextlib.suppress(CampaignError):  # Snakemake has tried as well
-        lines = _answer("squeue", "--me", "--noheader", "--format", "%i %j").splitlines()
-        prefix = f"{_prefix(place)}_"  # the plugin adds a number of its own
-        jobs = [line.split()[0] for line in lines if line.split()[1].startswith(prefix)]
-        if jobs:
-            _answer("scancel", *jobs)
+    def resources(self, cores: int) -> dict[str, int]:
+        # Of several nodes a job would see the GPUs of one. Versions of the plugin differ in whether
+        # its cores are those of a GPU or of the job.
+        return {"nodes": 1, "cpus_per_task": cores}
+
+    def cancel(self, place: Path) -> None:
+        with contextlib.suppress(CampaignError):  # Snakemake has tried as well
+            lines = _answer("squeue", "--me", "--noheader", "--format", "%i %j").splitlines()
+            prefix = f"{_prefix(place)}_"  # the plugin adds a number of its own
+            jobs = [line.split()[0] for line in lines if line.split()[1].startswith(prefix)]
+            if jobs:
+                _answer("scancel", *jobs)
+
+    @classmethod
+    def end_of(cls, job: str) -> str:
+        state = _state(job)
+        if state in ("", "FAILED", "RUNNING", "COMPLETED", "PENDING"):
+            return ""
+        return f"{state}{REMEDIES.get(state, '')}"
+
+    def why_none_ran(self, log: str) -> str:
+        return refusal(log) or ended(log)
+
+    def is_there(self) -> bool:
+        try:
+            return " UP" in _answer("scontrol", "ping")
+        except CampaignError:
+            return False
 
 
 def refusal(log: str) -> str:
@@ -170,7 +185,7 @@ def ended(log: str) -> str:
     return "\n".join(f"Slurm ended its job {job}: {states[job]}{hints[job]}" for job in states)
 
 
-def state(job: str) -> str:
+def _state(job: str) -> str:
     """What Slurm says of a job that has ended, such as TIMEOUT; empty where it has forgotten it.
 
     What is no job's number is not asked for: it would be another word of the command.
@@ -196,14 +211,6 @@ def _with_memory(job: str) -> str:
         if any(words in text for words in WITHOUT_MEMORY):
             return "OUT_OF_MEMORY"
     return state
-
-
-def answers() -> bool:
-    """Whether the controller is there."""
-    try:
-        return " UP" in _answer("scontrol", "ping")
-    except CampaignError:
-        return False
 
 
 def _prefix(place: Path) -> str:
