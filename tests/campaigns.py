@@ -20,7 +20,7 @@ from processes import heed_signals
 
 from engine import cli
 from engine.commands import job
-from engine.grid import campaign, jobs, outcomes, workflow
+from engine.grid import campaign, job_states, jobs, workflow
 from engine.recipe import parsed
 from loaders import locks
 
@@ -118,11 +118,11 @@ def in_this_process(patch: pytest.MonkeyPatch) -> list[str]:
     def watch(words: object, plans: Sequence[campaign.Plan], *_: object) -> None:
         for planned in plans:
             plan, before = campaign.read(planned.path), len(ran)
-            done = plan.place / outcomes.DONE
+            done = plan.place / job_states.DONE
             for name in plan.jobs:
                 new = ran[before:]
                 follows = campaign.PREPARE in new or (name == campaign.REPORT and new)
-                if follows or not outcomes.is_done(plan.place, name):
+                if follows or not job_states.is_done(plan.place, name):
                     (done / name).unlink(missing_ok=True)
                     do(plan, name)
                     ran.append(name)
@@ -175,7 +175,7 @@ def unfinished(finished: Path, runs: Path) -> Path:
     shutil.copytree(finished, runs)
     (place,) = runs.glob("shapes/plans/*")
     for job_name in ("column-few", campaign.REPORT):
-        (place / outcomes.DONE / job_name).unlink()
+        (place / job_states.DONE / job_name).unlink()
     shutil.rmtree(runs / "shapes" / campaign.REPORT)
     lost = [*runs.glob("store/cells/*-few-*"), *runs.glob("store/predictions/*-few-on-*")]
     assert len(lost) > 3

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from engine.errors import CampaignError, printable
-from engine.grid import campaign, outcomes, sites, workflow
+from engine.grid import campaign, seal, sites, workflow
 from engine.grid.schedulers import SCHEDULERS, Options
 from engine.machine import first_line
 from engine.recipe import model_names
@@ -84,9 +84,7 @@ def complete(
     if faults and not dry_run:
         raise CampaignError("; ".join(faults))
     missing = [
-        plan
-        for plan in plans
-        if not (outcomes.finished(plan) and (dry_run or _has_same_needs(plan)))
+        plan for plan in plans if not (seal.finished(plan) and (dry_run or _has_same_needs(plan)))
     ]
     for plan in plans:
         if plan not in missing:
@@ -105,7 +103,7 @@ def complete(
             workflow.run(missing, options)
         except CampaignError as error:
             failure = error
-    finished = [plan for plan in plans if plan not in missing or outcomes.finished(plan)]
+    finished = [plan for plan in plans if plan not in missing or seal.finished(plan)]
     if not failure and (lacking := [plan.name for plan in plans if plan not in finished]):
         names = ", ".join(lacking)
         failure = CampaignError(

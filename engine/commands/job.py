@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from engine.grid import attempts, campaign, outcomes
+from engine.grid import attempts, campaign, job_states
 from engine.grid.campaign import COLUMN, PREPARE, REPORT, Plan
 from engine.machine import entry
 
@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> None:
     with attempts.recorded(arguments.plan.parent, job, stage, time.time()) as note:
         _compute(job, campaign.read(arguments.plan), note)
     if os.environ.get("RANK", "0") == "0":
-        outcomes.set_done(arguments.plan.parent, job)
+        job_states.set_done(arguments.plan.parent, job)
 
 
 def _compute(job: str, plan: Plan, note: Callable[[str, int], None]) -> None:
@@ -79,7 +79,7 @@ def report(plan: Plan, device: torch.device) -> None:
     try:
         finish.finish(plan, device)
     except (ValueError, OSError):
-        outcomes.forget(plan.place)
+        job_states.forget(plan.place)
         raise
 
 

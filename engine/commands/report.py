@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from engine.commands import refuse_overwriting
 from engine.commands.campaign import show
 from engine.errors import CampaignError
-from engine.grid import campaign, outcomes, workflow
+from engine.grid import campaign, seal, workflow
 from engine.machine import first_line
 from loaders import locks
 from loaders.root import Root
@@ -116,7 +116,7 @@ def finished(name: str, overrides: Sequence[Override]) -> list[FinishedCampaign]
             f"{folder} is reported as it ran: {words} can follow a campaign's name only"
         )
     places = _places(folder, campaign.RECORD)
-    shown = [place for place in places if outcomes.is_shown(place)]
+    shown = [place for place in places if seal.is_shown(place)]
     if len(places) > 1 and len(shown) != 1:
         raise CampaignError(f"{folder} holds {len(places)} finished campaigns; {REMEDY}")
     places = shown or places

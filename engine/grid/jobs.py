@@ -12,7 +12,7 @@ import torch
 
 from engine.data.sets import Sets
 from engine.evaluation import accuracies, cka, features, passes
-from engine.grid import progress
+from engine.grid import job_states
 from engine.grid.build import Builder
 from engine.grid.campaign import PREPARE, Plan
 from engine.grid.columns import Column
@@ -65,7 +65,7 @@ def prepare(plan: Plan, device: torch.device) -> None:
     names = builder.recipe.dataset.places
 
     def begin(step: int, what: str = "") -> None:
-        progress.advance(plan.path, PREPARE, step, len(names) + 1, what and f"preparing {what}")
+        job_states.advance(plan.path, PREPARE, step, len(names) + 1, what and f"preparing {what}")
 
     begin(0, builder.recipe.model.name)
     run = builder.run  # makes the base model
@@ -103,7 +103,7 @@ def column(plan: Plan, column: Column, device: torch.device) -> None:
     in_turn.rotate(-plan.columns.index(column))
     for done, row in enumerate(in_turn, start=1):
         row.build()
-        progress.advance(plan.path, name, done, len(rows) + 1)
+        job_states.advance(plan.path, name, done, len(rows) + 1)
     of_rows = [row.entries() for row in rows]  # for which all ranks look together
     entries = list(itertools.chain(*of_rows))
     run = rows[0].run
@@ -122,5 +122,5 @@ def column(plan: Plan, column: Column, device: torch.device) -> None:
             headline = next(entry for entry in of_row if entry.headline)
             trackers.log_accuracies(row.recipe, accuracies.compared(row.run, headline.mix))
         row.remove_snapshots()
-    progress.advance(plan.path, name, len(rows) + 1, len(rows) + 1)
+    job_states.advance(plan.path, name, len(rows) + 1, len(rows) + 1)
     log.info("column %s took %.0f s", column.name, time.monotonic() - started)

@@ -12,7 +12,7 @@ from engine.data import imagenet, thumbnails
 from engine.data.kinds import kind_of
 from engine.errors import CampaignError
 from engine.evaluation import cka, passes
-from engine.grid import attempts, jobs, outcomes, snapshots, verify
+from engine.grid import attempts, job_states, jobs, snapshots, verify
 from engine.grid.campaign import PREPARE, REPORT, Plan
 from engine.grid.columns import Column
 from engine.grid.record import MissingColumn, Record, Row
@@ -91,7 +91,7 @@ def of_finished_columns(plan: Plan, device: torch.device) -> Record:
 
     Raises CampaignError where there are none, and as `record_of`.
     """
-    to_do = [column for column in plan.columns if not outcomes.is_done(plan.place, column.job)]
+    to_do = [column for column in plan.columns if not job_states.is_done(plan.place, column.job)]
     unfinished = {column.downstream for column in to_do if not column.is_probe}
     finished = tuple(c for c in plan.columns if c not in to_do and c.downstream not in unfinished)
     missing = [
@@ -109,7 +109,7 @@ def of_finished_columns(plan: Plan, device: torch.device) -> Record:
 def _reason(plan: Plan, column: Column) -> str:
     """Why a column is missing: the failure of a job that it needs, or that none failed."""
     for job in (PREPARE, column.job):
-        if failed := outcomes.failure(plan.place, job):
+        if failed := job_states.failure(plan.place, job):
             return f"{job} {failed.text(': ')}"
     return "its jobs have not all run"
 

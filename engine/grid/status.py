@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from engine.grid import attempts, campaign, outcomes, progress
+from engine.grid import attempts, campaign, job_states
 from engine.grid.holdings import Begun
 from engine.grid.progress import FAILED, RUNNING
 from loaders import locks
@@ -45,16 +45,16 @@ def of(begun: Begun, now: float, *, is_latest: bool = True) -> Status:
     except (OSError, DamagedFile) as error:
         since = place.stat().st_mtime
         return Status(begun.name, place.name, DAMAGED, since, Counter(), (0, 0), error=str(error))
-    states = progress.states(plan)
-    jobs = progress.counts(place, plan.jobs)
+    states = job_states.progress(plan)
+    jobs = job_states.counts(place, plan.jobs)
     of_column = len(plan.rows) * plan.seeds
     columns = [column.job for column in plan.columns]
     done = sum(
-        of_column if outcomes.is_done(place, job) else min(of_column, states[job].done)
+        of_column if job_states.is_done(place, job) else min(of_column, states[job].done)
         for job in columns
-        if job in states or outcomes.is_done(place, job)
+        if job in states or job_states.is_done(place, job)
     )
-    failed = [a for a in tried if a.error and not outcomes.is_done(place, a.job)]
+    failed = [a for a in tried if a.error and not job_states.is_done(place, a.job)]
     error = f"{failed[-1].job}: {failed[-1].error}" if failed else begun.fault
     cells = (done, of_column * len(columns))
     if begun.record:
@@ -79,7 +79,7 @@ def of(begun: Begun, now: float, *, is_latest: bool = True) -> Status:
 
 def left_s(
     steps: int,
-    states: dict[str, progress.State],
+    states: dict[str, job_states.Progress],
     tried: list[attempts.Attempt],
     now: float,
 ) -> float | None:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from engine.errors import CampaignError
-from engine.grid import campaign, outcomes, progress, sites
+from engine.grid import campaign, job_states, progress, sites
 from engine.grid.campaign import COLUMN, PREPARE, REPORT, Plan
 from engine.grid.place import files
 from engine.grid.schedulers import Options, Scheduler
@@ -60,7 +60,7 @@ def run(plans: Sequence[Plan], options: Options, *, dry_run: bool = False) -> No
     with contextlib.ExitStack() as stack:
         for plan in plans:
             stack.enter_context(locked(plan.folder))
-            outcomes.begin(plan)
+            job_states.begin(plan)
             Store(plan.folder.parent / "store").remove_left_overs(LEFT_OVER_S)
             files(plan.place).write(campaign.FILE, campaign.text(plan))
         settings = {
@@ -118,8 +118,8 @@ def locked(folder: Path) -> Iterator[None]:
 
 def _show_jobs(plan: Plan, asked: Mapping[str, Resources]) -> None:
     """What would run. Nothing of a user's runs, and nothing is written."""
-    begun = not outcomes.is_done(plan.place, REPORT)
-    names = [job for job in plan.jobs if not (begun and outcomes.is_done(plan.place, job))]
+    begun = not job_states.is_done(plan.place, REPORT)
+    names = [job for job in plan.jobs if not (begun and job_states.is_done(plan.place, job))]
     width = max(map(len, names))
     stages = {job: job if job in (PREPARE, REPORT) else COLUMN for job in names}
     lines = [f"{job:<{width}}  {sites.text(asked[stage])}" for job, stage in stages.items()]
@@ -151,11 +151,11 @@ def _watch(
             _end(process, CANCEL_S if where.scheduler else GRACE_S)
             if where.scheduler and process.returncode:
                 where.scheduler.cancel(plans[0].place)
-    if process.returncode or not all(outcomes.is_done(plan.place, REPORT) for plan in plans):
+    if process.returncode or not all(job_states.is_done(plan.place, REPORT) for plan in plans):
         reasons = []
         for plan in plans:
             jobs = {job: f"\n  alone: {command(plan, where)} {job}" for job in plan.jobs}
-            for job, text in outcomes.failures(plan):
+            for job, text in job_states.failures(plan):
                 reasons.append(text + jobs[job])
         if not reasons:
             code = process.returncode

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas
 
-from engine.grid import campaign, outcomes, record
+from engine.grid import campaign, job_states, record, seal
 from engine.grid.campaign import Plan
 from engine.grid.record import FinishedCampaign
 from engine.machine.files import write_atomic
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def write(run: FinishedCampaign, results: Results, *, figures: bool = False) -> Path:
     """Write tables and page into the campaign's report; the page's path. figures: also every
     figure as SVG and PDF."""
-    with outcomes.sealed(run.place):
+    with seal.sealed(run.place):
         return write_into(run.report, results, figures=figures)
 
 
@@ -105,9 +105,9 @@ def _comparisons(results: Results) -> pandas.DataFrame:
 
 def finish(plan: Plan, device: torch.device) -> Path:
     """A campaign's last job: record, tables and page; the page's path."""
-    from engine.grid import make_record, progress  # the rest of this module needs no torch
+    from engine.grid import make_record  # the rest of this module needs no torch
 
     run = record.write(plan.place, make_record.record_of(plan, device))
     path = write(run, of_campaign(run))
-    progress.advance(plan.path, "report", 1, 1)
+    job_states.advance(plan.path, "report", 1, 1)
     return path

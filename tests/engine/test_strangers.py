@@ -14,7 +14,7 @@ from tiny_packs import make
 
 from engine import cli
 from engine.errors import RecipeError, printable
-from engine.grid import outcomes, workflow
+from engine.grid import job_states, workflow
 from engine.grid.columns import Column
 from engine.grid.schedulers import Options
 from engine.machine import files
@@ -116,7 +116,7 @@ def test_a_campaign_is_not_started_where_its_jobs_would_write_through_a_link(
     target = outside / "mine.log" if place == "campaign.log" else outside
     (plan.place / place).symlink_to(target)
     with pytest.raises(DamagedFile, match="link"):
-        outcomes.begin(plan)
+        job_states.begin(plan)
     assert (outside / "mine.log").read_text() == "mine" and len(list(outside.iterdir())) == 1
 
 
@@ -129,9 +129,9 @@ def test_only_what_the_engine_wrote_is_cleared(folder, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "x").touch()
     (plan.place / "done").symlink_to(tmp_path / "elsewhere")
-    outcomes.forget(plan.place)
+    job_states.forget(plan.place)
     assert not (plan.place / "done").is_symlink() and (tmp_path / "elsewhere" / "x").exists()
-    outcomes.begin(plan)
+    job_states.begin(plan)
     assert sorted(path.name for path in logs.iterdir()) == ["mine.exit", "notes.log"]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from engine import cli
-from engine.grid import attempts, campaign, holdings, outcomes, progress, record
+from engine.grid import attempts, campaign, holdings, job_states, record
 from engine.grid.campaign import Plan
 from engine.machine.files import write_atomic
 from engine.recipe import overrides
@@ -57,23 +57,23 @@ def status(runs: Path, capsys) -> str:
 def job(plan: Plan, name: str, done: int, minutes: float, error: str = "") -> None:
     """A job that began some minutes ago; with an error one that failed half a minute later."""
     began, total = time.time() - 60 * minutes, 5
-    log = plan.place / outcomes.LOGS / f"{name}{outcomes.LOG}"
+    log = plan.place / job_states.LOGS / f"{name}{job_states.LOG}"
     log.parent.mkdir(exist_ok=True)
     log.touch()
-    progress.advance(plan.path, name, done, total, f"training on {name}")
+    job_states.advance(plan.path, name, done, total, f"training on {name}")
     ended = began + 30 if error else None
     attempt = attempts.Attempt(name, name.partition("-")[0], began, ended, "cpu", error=error)
     attempts._write(plan.place, f"{name}-{began:.0f}.json", attempt)
     if error:
-        log.with_suffix(outcomes.EXIT).write_text("1")
+        log.with_suffix(job_states.EXIT).write_text("1")
 
 
 @pytest.fixture
 def at_work(tmp_path) -> Iterator[Plan]:
     plan = begun(tmp_path)
     job(plan, "prepare", 4, 30)
-    (plan.place / outcomes.DONE).mkdir()
-    (plan.place / outcomes.DONE / "prepare").touch()
+    (plan.place / job_states.DONE).mkdir()
+    (plan.place / job_states.DONE / "prepare").touch()
     job(plan, "column-twemoji", 2, 20)
     job(plan, "column-openmoji", 0, 10, error="no room\nbelow")
     code = "import sys, time; from pathlib import Path; from loaders import locks\n"

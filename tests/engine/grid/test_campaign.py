@@ -13,7 +13,7 @@ import torch
 from engine import cli, recipe
 from engine.data import packs
 from engine.errors import CampaignError, RecipeError
-from engine.grid import campaign, jobs, outcomes, workflow
+from engine.grid import campaign, jobs, seal, workflow
 from engine.grid.build import Builder
 from engine.grid.columns import Column
 from engine.recipe import parsed
@@ -142,7 +142,7 @@ def ran(monkeypatch) -> list[str]:
         names.extend(plan.folder.name for plan in plans)
 
     monkeypatch.setattr(workflow, "run", run)
-    monkeypatch.setattr(outcomes, "finished", lambda plan: plan.folder.name in names)
+    monkeypatch.setattr(seal, "finished", lambda plan: plan.folder.name in names)
     monkeypatch.setattr("engine.commands.campaign.show", lambda plan: None)
     monkeypatch.setattr("engine.commands.campaign._merged", lambda *_: None)
     return names

@@ -16,7 +16,7 @@ from processes import until
 
 from engine import cli, recipe
 from engine.commands import job
-from engine.grid import campaign, outcomes
+from engine.grid import campaign, job_states
 from engine.recipe import parsed
 
 ALPHAS = ("0.0", "0.5", "1.0")  # of WiSE-FT, as tables write them
@@ -136,7 +136,7 @@ def test_failing_job_is_one_clear_line(folder, finished, tmp_path, monkeypatch, 
     words = ["optimizer.lr=1e20", "train.warmup_steps=0", "dataset.sets=[outline,tinted]"]
     words = [str(folder / "shapes.yaml"), f"runs={runs}", *words]
     plan = campaign.plan(words[0], parsed(words[1:]), 1)
-    done = plan.place / outcomes.DONE / campaign.PREPARE
+    done = plan.place / job_states.DONE / campaign.PREPARE
     done.parent.mkdir(parents=True)
     done.touch()
     assert cli.main(["campaign", *words, "--cores", "1"]) == 2

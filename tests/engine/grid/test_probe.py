@@ -7,7 +7,7 @@ import pytest
 
 from engine import cli
 from engine.errors import RecipeError
-from engine.grid import campaign, outcomes, record
+from engine.grid import campaign, job_states, record
 from engine.recipe import parsed
 
 
@@ -80,7 +80,7 @@ def test_a_probe_trains_one_column_again_and_leaves_all_cells_as_they_are(
         "fine_tune": True, "linear_probe": True, "wise_ft": False}  # fmt: skip
 
     # Where the probe alone is unfinished, the report is that of one training.
-    (place / outcomes.DONE / "column-tinted,seed=1").unlink()
+    (place / job_states.DONE / "column-tinted,seed=1").unlink()
     (place / campaign.RECORD).unlink()
     assert cli.main(["report", str(report.parent)]) == 0
     page = (report / "index.html").read_text()

@@ -6,7 +6,7 @@ import pytest
 
 from engine import cli
 from engine.errors import CampaignError
-from engine.grid import attempts, campaign, outcomes, sites, workflow
+from engine.grid import attempts, campaign, job_states, sites, workflow
 from engine.grid.schedulers import SCHEDULERS, Options, Scheduler
 from engine.recipe import parsed
 
@@ -67,7 +67,7 @@ def test_it_says_how_a_job_ended_that_left_no_word(plan, monkeypatch):
         monkeypatch.setenv("TOY_JOB", number)
         killed = attempts.recorded(plan.place, "column-few", "column", float(number))
         killed.__enter__()
-        assert outcomes.failure(plan.place, "column-few") == (how, "")
+        assert job_states.failure(plan.place, "column-few") == (how, "")
 
 
 def test_its_queue_is_emptied_where_a_campaign_fails_and_it_says_why(plan):

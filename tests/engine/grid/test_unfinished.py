@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from engine import cli
-from engine.grid import attempts, campaign, jobs, make_record, outcomes, workflow
+from engine.grid import attempts, campaign, job_states, jobs, make_record, workflow
 
 CPU = torch.device("cpu")
 
@@ -25,8 +25,8 @@ def test_finished_columns_are_reported_and_the_others_named(folder, grid, capsys
 
     for column in plan.columns[:2]:
         jobs.column(plan, column, CPU)
-        (plan.place / outcomes.DONE).mkdir(exist_ok=True)
-        (plan.place / outcomes.DONE / column.job).touch()
+        (plan.place / job_states.DONE).mkdir(exist_ok=True)
+        (plan.place / job_states.DONE / column.job).touch()
     moved = plan.folder.rename(plan.folder.with_name("moved"))
     with workflow.locked(moved):  # as while it runs, when its own report is not touched
         assert cli.main(["report", str(moved)]) == 0

@@ -15,7 +15,7 @@ from processes import run
 
 from engine.commands import job
 from engine.errors import DivergedError, FirstRankError
-from engine.grid import attempts, campaign, outcomes, progress, workflow
+from engine.grid import attempts, campaign, job_states, progress, seal, workflow
 from engine.grid.columns import Column
 from engine.grid.schedulers import slurm
 from engine.machine.files import write_atomic
@@ -110,8 +110,8 @@ def test_users_errors_end_their_next_attempts_at_once(folder, tmp_path):
     asked = re.findall(r"wildcards: grid=\S+, column=(\S+)\n.*?runtime=(\d+)", done.stderr, re.S)
     minutes = {name: [int(runtime) for each, runtime in asked if each == name] for name in ENDS}
     assert minutes == {n: [HOUR, 2 * HOUR, 3 * HOUR] for n in ENDS} | {"user-error": [HOUR, 5, 5]}
-    shown = dict(outcomes.failures(plan))
-    assert outcomes.is_done(place, "prepare") and "prepare" not in shown
+    shown = dict(job_states.failures(plan))
+    assert job_states.is_done(place, "prepare") and "prepare" not in shown
     assert shown["column-user-error"].startswith("column-user-error failed (exit code 2)")
     assert "goes on from its last checkpoint" in shown["column-preempted"]
     assert "was killed (SIGKILL), as the kernel does where" in shown["column-killed"]
@@ -120,11 +120,11 @@ def test_users_errors_end_their_next_attempts_at_once(folder, tmp_path):
     )
     assert all(f"{place}/logs/{job}.log" in text for job, text in shown.items())
     (tmp_path / "store").mkdir()
-    outcomes.begin(plan)  # the next command tries all of them again
+    job_states.begin(plan)  # the next command tries all of them again
     assert [path.name for path in (place / "logs").iterdir()] == ["prepare.log"]
     (tmp_path / "store").rmdir()
-    outcomes.begin(plan)
-    assert not outcomes.is_done(place, "prepare"), "a marker without a store counts for nothing"
+    job_states.begin(plan)
+    assert not job_states.is_done(place, "prepare"), "a marker without a store counts for nothing"
 
 
 def test_what_is_no_log_of_a_job_stays_among_the_logs(folder, tmp_path):
@@ -133,7 +133,7 @@ def test_what_is_no_log_of_a_job_stays_among_the_logs(folder, tmp_path):
         (plan.place / "logs" / name).mkdir(parents=True)
     for name in ("mine.exit", "column-few.exit", "column-few.log"):
         (plan.place / "logs" / name).touch()
-    outcomes.begin(plan)
+    job_states.begin(plan)
     left = sorted(path.name for path in (plan.place / "logs").iterdir())
     assert left == ["mine", "mine.exit", "prepare.log"]
 
@@ -143,10 +143,10 @@ def test_a_jobs_own_words_are_told(tmp_path):
     for started, words in ((1, "no room"), (2, "no GPU")):
         with pytest.raises(ValueError), recorded(tmp_path, started):
             raise ValueError(words)
-    assert outcomes.failure(tmp_path, "column-few") == ("failed", "no GPU")
+    assert job_states.failure(tmp_path, "column-few") == ("failed", "no GPU")
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs" / "column-few.exit").write_text("2\n")
-    assert outcomes.failure(tmp_path, "column-few") == ("failed (exit code 2)", "no GPU")
+    assert job_states.failure(tmp_path, "column-few") == ("failed (exit code 2)", "no GPU")
 
 
 def test_slurms_state_of_a_killed_job_is_told(tmp_path, monkeypatch):
@@ -165,9 +165,9 @@ def test_slurms_state_of_a_killed_job_is_told(tmp_path, monkeypatch):
         output.write_text(f"slurmstepd: error: {text}\n")
         job = f"JobId=17 JobName=x\n   JobState={state} Reason=x\n   StdOut={output}\n"
         monkeypatch.setattr(slurm, "_answer", lambda *_, job=job: job)
-        assert outcomes.failure(tmp_path, "column-few").how.endswith(reason)
+        assert job_states.failure(tmp_path, "column-few").how.endswith(reason)
     exit_code.unlink()
-    assert outcomes.failure(tmp_path, "column-few").how.startswith("was ")
+    assert job_states.failure(tmp_path, "column-few").how.startswith("was ")
 
 
 def test_a_report_that_lacks_something_lets_the_next_run_look_for_it(folder, tmp_path, monkeypatch):
@@ -195,7 +195,7 @@ def test_progress_counts_jobs_by_their_markers_and_logs(tmp_path):
     ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(content)
-    states = progress.counts(tmp_path, ["prepare", "column-s", "column-t", "report"])
+    states = job_states.counts(tmp_path, ["prepare", "column-s", "column-t", "report"])
     assert progress.text(states, "x") == "1 running, 1 waiting, 1 done, 1 failed; x"
 
 
@@ -204,7 +204,7 @@ def test_files_of_an_earlier_report_go_and_a_users_own_stay(tmp_path):
     for folder in (report, *places):
         folder.mkdir(parents=True)
     for place, names in ((places[0], "older edited"), (places[1], "other"), (places[0], "new")):
-        with outcomes.sealed(place):
+        with seal.sealed(place):
             for name in names.split():
                 write_atomic(report / name, b"")
         (report / "mine").touch()
@@ -220,8 +220,8 @@ def test_a_seal_names_no_file_outside_the_report(name, tmp_path):
     place.mkdir(parents=True)
     outside.write_text("mine")
     name = name.format(absolute=outside)
-    (place / outcomes.SHOWN).write_text(f"{file_hash(outside)}  {name}\n")
-    with outcomes.sealed(place):
+    (place / seal.SHOWN).write_text(f"{file_hash(outside)}  {name}\n")
+    with seal.sealed(place):
         if name.startswith("linked"):
             (report / "linked").symlink_to(tmp_path)
     assert outside.read_text() == "mine"
@@ -233,11 +233,11 @@ def test_a_report_is_not_written_into_a_linked_folder(linked, tmp_path):
     place.mkdir(parents=True)
     table = tmp_path / "report" / "tables" / "ri.csv"
     made = [Section("a", "A", tables=[Table("ri", "", pandas.DataFrame({"a": [1]}))])]
-    with outcomes.sealed(place):
+    with seal.sealed(place):
         exports.write(tmp_path / "report", made)
     (tmp_path / linked).rename(paper)
     (tmp_path / linked).symlink_to(paper)
     before = table.stat().st_ino
-    with pytest.raises(DamagedFile, match="leads through a link"), outcomes.sealed(place):
+    with pytest.raises(DamagedFile, match="leads through a link"), seal.sealed(place):
         exports.write(tmp_path / "report", made)
     assert table.stat().st_ino == before, "neither deleted nor overwritten"

@@ -1,25 +1,32 @@
-"""What became of a campaign's jobs: done, failed in their own words, or killed."""
+"""How the jobs of a campaign are doing, and why one failed.
+
+All of it is read from files beside the plan. A job writes how far it is, and its marker as its last
+act; the shell around it writes the exit code of one that failed; `attempts` has who tried it when.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import signal
-from collections.abc import Iterator
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from engine.grid import attempts, record
-from engine.grid.campaign import PAGE, REPORT, TABLE, Plan
-from engine.grid.place import files, report
+import msgspec
+
+from engine.grid import attempts
+from engine.grid.campaign import REPORT, Plan
+from engine.grid.place import files
 from engine.grid.schedulers import SCHEDULERS
-from engine.store.artifacts import MARKER
-from loaders.files import file_hash
+from loaders import schema
 from loaders.root import Root
 from loaders.schema import DamagedFile
 
-DONE, LOGS, LOG, EXIT = "done", "logs", ".log", ".exit"  # beside a plan
-SHOWN = "report.sha256"  # beside a plan: the files of its report, as sha256sum writes them
+DONE, LOGS, LOG, EXIT, PROGRESS = "done", "logs", ".log", ".exit", "progress"  # beside a plan
+RUNNING, WAITING, FINISHED, FAILED = "running", "waiting", "done", "failed"
 MOST = 100  # bytes of a job's exit code
 SIGNALLED = 128  # a shell's exit code for a program that a signal ended: this and its number
 END = 4096  # bytes of a log that are looked at for its last line
@@ -42,75 +49,44 @@ def exit_code(place: Path, job: str) -> int | None:
     return None
 
 
-@contextlib.contextmanager
-def sealed(place: Path) -> Iterator[None]:
-    """Note the files of a report that are written now beside its plan, which is in `place`.
-
-    Files that an earlier report left, of this plan or another, go, and a user's own files stay.
-    Raises DamagedFile where the report is a link.
-    """
-    shown, before = report(place), _inodes(report(place))
-    yield
-    written = {name for name, inode in _inodes(shown).items() if inode != before.get(name)}
-    for other in _plans(place):
-        hashes = _sealed(other)
-        # Only files that were found in the report: a seal's names may be edited to point elsewhere.
-        for name in before.keys() & hashes.keys() - written:
-            if _is(shown, name, hashes[name]):
-                shown.remove(name)
-    lines = [f"{file_hash(shown.file(name))}  {name}" for name in sorted(written)]
-    files(place).write(SHOWN, "\n".join(lines).encode())
+def state(place: Path, job: str) -> str:
+    """Whether a job runs, waits, is done or has failed. It has a log from its start."""
+    if is_done(place, job):
+        return FINISHED
+    if not files(place).has(f"{LOGS}/{job}{LOG}"):
+        return WAITING
+    return RUNNING if exit_code(place, job) is None else FAILED
 
 
-def _plans(place: Path) -> list[Path]:
-    """The folders of all plans of a plan's campaign."""
-    plans = Root(place.parents[2]).below(place.parent)
-    return [place.parent / name for name in plans.folders()]
+def counts(place: Path, jobs: Sequence[str]) -> Counter[str]:
+    """How many jobs of the plan in the folder `place` are running, waiting, done or failed."""
+    return Counter(state(place, job) for job in jobs)
 
 
-def _inodes(report: Root) -> dict[str, int]:
-    """The files of a report, with numbers that change when they are written anew."""
-    return {name: report.file(name).stat().st_ino for name in report.files()}
+class Progress(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How far a job is, in steps, when it wrote this (seconds since 1970), and what it does."""
+
+    done: int
+    total: int
+    at: float
+    doing: str
 
 
-def _sealed(place: Path) -> dict[str, str]:
-    """SHA-256 of the files of a plan's report; empty where no seal can be read."""
-    try:
-        lines = files(place).read(SHOWN).decode().splitlines()
-    except (OSError, ValueError):
-        return {}
-    return {name: sha256 for sha256, _, name in (line.partition("  ") for line in lines)}
+def advance(path: Path, name: str, done: int, total: int, doing: str = "") -> None:
+    """Write how far a job of the plan at `path` is, and what it does, for the progress bar."""
+    progress = Progress(done, total, time.time(), doing)
+    files(path.parent).write(f"{PROGRESS}/{name}.json", msgspec.json.encode(progress))
 
 
-def _is(report: Root, name: str, sha256: str) -> bool:
-    try:
-        return report.has(name) and file_hash(report.file(name)) == sha256
-    except DamagedFile:
-        return False
-
-
-def is_shown(place: Path) -> bool:
-    """Whether the report beside the plans is that of the plan in the folder `place`, and whole."""
-    shown = _sealed(place)
-    return {PAGE, TABLE} <= shown.keys() and all(
-        _is(report(place), name, sha256) for name, sha256 in shown.items()
-    )
-
-
-def finished(plan: Plan) -> bool:
-    """Whether all jobs are done, nothing that they left is gone, and the campaign's folder shows
-    this plan's report."""
-    try:
-        campaign = record.read(plan.place)
-    except (OSError, DamagedFile):
-        return False
-    store = Root(campaign.store.parent).below(campaign.store)
-    return (
-        is_done(plan.place, REPORT)
-        and is_shown(plan.place)
-        and all(store.has(f"{name}/{MARKER}") for name in campaign.record.artifacts)
-        and all(store.has(name) for name in campaign.record.files)
-    )
+def progress(plan: Plan) -> dict[str, Progress]:
+    """How far each job of a plan is that was begun."""
+    begun: dict[str, Progress] = {}
+    for job in plan.jobs:
+        # A damaged file moves the bar only, and the job writes it anew.
+        with contextlib.suppress(DamagedFile, FileNotFoundError):
+            file = plan.place / PROGRESS / f"{job}.json"
+            begun[job] = schema.read(file, Progress, "delete it", files(plan.place))
+    return begun
 
 
 def begin(plan: Plan) -> None:
