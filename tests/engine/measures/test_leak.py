@@ -1,6 +1,5 @@
 """The leak, on a made benchmark whose truth is known, and against the files themselves."""
 
-import shutil
 from dataclasses import replace
 from typing import Any
 
@@ -13,13 +12,14 @@ import pytest
 import stores
 
 from engine.data import splits
-from engine.measures import leak, metrics
+from engine.measures import bootstrap
 from engine.measures.rows import PRE, Evaluation
 from engine.report import headline, sections
 
 SETS = ("cartoon", "drawing", "natural")
 PHOTOS, CLASSES, SHARE = 600, 20, 0.3
-TRIALS = 30
+NAMES = np.array([f"photo {k}" for k in range(PHOTOS)])
+IS_HELD_OUT = splits.held_out(NAMES, SHARE, 0)
 TITLES = {"fine_tune": "FT", "lwf": "LwF"}
 # What fine-tuning adds to the chance of a right answer: anywhere, and on photos seen in another
 # set. LwF sees the same photos and learns nothing of them.
@@ -85,20 +85,38 @@ def test_the_leak_is_found_where_photos_were_seen_and_is_none_where_nothing_was_
     assert found["unseen_low"] < 100 * EVERYWHERE < found["unseen_high"]
 
 
-@pytest.mark.slow
-def test_intervals_of_the_leak_hold_as_often_as_they_say(tmp_path):
-    held = dict.fromkeys(TITLES, 0)
-    for seed in range(TRIALS):
-        made = Made(tmp_path / str(seed), seed)
-        grid = metrics.gather(made.held_out, SETS, draws=1)
-        table = leak.of(grid, made.held_out, made.seen, draws=1000)
-        table = table.query("downstream == '' and evaluated_on == ''").set_index("arm")
-        for method, truth in (("fine_tune", 20), ("lwf", 0)):
-            (arm,) = (k for k, arm in enumerate(grid.arms) if arm.method == method)
-            held[method] += table["leak_low"][arm] < truth < table["leak_high"][arm]
-        shutil.rmtree(made.folder)
-    # docs/numbers.md has the shares of 1,000 trials. Of 60 at 95%, below by chance once in 500.
-    assert sum(held.values()) / (2 * TRIALS) > 0.85, held
+def interval(gains: np.ndarray) -> np.ndarray:
+    """Both ends [2, K] of the leaks of K benchmarks, by each photo's mean change on the derived
+    sets [PHOTOS, K]."""
+    means = []
+    for part in (~IS_HELD_OUT, IS_HELD_OUT):
+        counts = bootstrap.counts(NAMES[part])
+        means.append(bootstrap.means(counts, np.ones(part.sum()), gains[part]))
+    return 100 * bootstrap.interval(means[0] - means[1])
+
+
+def test_intervals_of_the_leak_hold_as_often_as_they_say(made):
+    """Of 2,000 benchmarks (docs/numbers.md), by the arithmetic that the made one's are made by."""
+    of, results = made
+    table = of_methods(results)
+    for method in TITLES:
+        gains = np.zeros(PHOTOS)
+        for row in (*of.seen, *of.held_out):
+            is_derived = row.evaluated_on in SETS[:2] and row.downstream in ("", *SETS[:2])
+            if is_derived and not row.on_downstream and row.method in (PRE, method):
+                answers = pq.read_table(row.path)
+                hit = answers["top1"].to_numpy() == answers["label"].to_numpy()
+                sign = -1 if row.method == PRE else 1
+                gains[answers["index"].to_numpy()] += sign * hit / 2
+        expected = [table["leak_low"][method], table["leak_high"][method]]
+        assert interval(gains[:, None])[:, 0] == pytest.approx(expected, abs=1e-3)
+
+    rng = np.random.default_rng(0)
+    for method, truth in (("fine_tune", 20), ("lwf", 0)):
+        chance = 0.5 + EVERYWHERE + SEEN[method] * ~IS_HELD_OUT[:, None, None]
+        after, before = rng.random((2, PHOTOS, 2, 2000), np.float32)
+        low, high = interval(((after < chance) * 1.0 - (before < 0.5)).mean(axis=1))
+        assert 0.935 < np.mean((low < truth) & (truth < high)) < 0.965
 
 
 def test_the_leak_is_the_difference_of_two_changes(made):
