@@ -101,6 +101,7 @@ BLOCKS = (
     Block("docs/demo.md", "emoji", "compared", compared),
     Block("docs/demo.md", "emoji", "slides", slides),
     Block("docs/campaigns.md", "emoji_vit", "vit", table),
+    Block(EXPERIMENTS, "emoji_disjoint", "leak", finding("leak", "leak"), "leak"),
     Block(EXPERIMENTS, "emoji_upstream", "upstream", finding("upstream"), "upstream"),
     Block(EXPERIMENTS, "emoji_portions", "portions", finding("portions"), "portions"),
     Block(EXPERIMENTS, "emoji_cka", "cka", finding("cka"), "cka-depth"),
