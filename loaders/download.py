@@ -1,11 +1,16 @@
 """A file from the first of its addresses that gives it, checked, and resumed after a stop.
 
+Archives refuse clients that open many connections or ask again at once, so a host gets
+`CONNECTIONS` at a time, and one that refuses is asked again after long waits.
+
 The bytes are collected in `NAME.part`. The file has its name only once it is whole and has the size
 and checksum that it should have.
 """
 
 from __future__ import annotations
 
+import contextlib
+import email.utils
 import errno
 import re
 import threading
@@ -13,8 +18,9 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from http.client import HTTPException, HTTPResponse, InvalidURL
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -25,16 +31,29 @@ from loaders.root import Root
 _CHUNK = 1 << 20  # bytes
 TRIES = 5  # in a row that bring no byte, after which an address is given up
 WAIT_S = 1.0  # before the second try, then doubled
+REFUSED_WAIT_S = 15.0  # the same where a server refuses, which may ask for more
+LONGEST_WAIT_S = 900.0
+CONNECTIONS = 2  # at a time, of a host
 TIMEOUT_S = 30.0  # without a byte
 SLOWEST = 1000  # bytes a second, on average of `SLOW_S`; an address that is slower is given up
 SLOW_S = 60.0
 _RANGE = re.compile(r"bytes (\d{1,18})-\d+/(\d{1,18}|\*)", re.ASCII)
 _NUMBER = re.compile(r"\d{1,18}", re.ASCII)
-_PASSING = (408, 425, 429)  # statuses below 500 that may not come again
+_PASSING = (408, 425)  # statuses below 500 that may not come again
+_REFUSING = (403, 429, 503)  # also those of a server with many requests; archives answer 403
+_hosts: dict[str, threading.BoundedSemaphore] = {}
 
 
 class Unavailable(Exception):
     """The address does not give the file, and another attempt is of no use."""
+
+
+class Refused(OSError):
+    """The server refuses now. wait_s: how long it asks to wait, 0 where it does not say."""
+
+    def __init__(self, text: str, wait_s: float) -> None:
+        super().__init__(text)
+        self.wait_s = wait_s
 
 
 MAY_PASS = (OSError, HTTPException)  # another attempt may succeed
@@ -94,6 +113,21 @@ def fetch(remote: Remote, folder: Path, progress: Progress | None = None) -> Non
     Root(folder).rename(part, path)
 
 
+def ask(address: str) -> tuple[int | None, str]:
+    """Whether an address gives a file now: its bytes (0 where the server does not say, None where
+    it gives none), and that in words."""
+    try:
+        with _connection(address, threading.Event()):
+            response = open_at(address)
+            assert response is not None  # from the start there is a file
+            response.stream.close()
+    except (Unavailable, *MAY_PASS) as error:
+        return None, str(error)
+    if response.total is None:
+        return 0, "reachable, of unknown size"
+    return response.total, f"reachable, {response.total:,} bytes"
+
+
 def check(path: Path, remote: Remote) -> None:
     """Raise Mismatch where a file has another size or checksum than it should have."""
     size = path.stat().st_size
@@ -128,9 +162,11 @@ def open_at(address: str, start: int = 0) -> Response | None:
         error.close()
         if error.code == 416 and start:  # the file is no longer than the range's start
             return None
-        passes = error.code >= 500 or error.code in _PASSING
-        kind = OSError if passes else Unavailable
-        raise kind(f"the server answers {error.code} {error.reason}") from error
+        text = f"the server answers {error.code} {error.reason}"
+        if error.code in _REFUSING:
+            raise Refused(text, _retry_after(error.headers.get("Retry-After", ""))) from error
+        kind = OSError if error.code >= 500 or error.code in _PASSING else Unavailable
+        raise kind(text) from error
     if stream.headers.get_content_type() == "text/html":
         stream.close()
         raise Unavailable("a web page comes in place of the file")
@@ -142,6 +178,35 @@ def open_at(address: str, start: int = 0) -> Response | None:
         stream.close()
         raise Unavailable("the server sends bytes of another place in the file")
     return Response(stream, start, None if sent[2] == "*" else int(sent[2]))
+
+
+def _retry_after(header: str) -> float:
+    """The seconds that a server asks to wait, by a number or a date; 0 where it says neither."""
+    if _NUMBER.fullmatch(header):
+        return float(header)
+    try:
+        at = email.utils.parsedate_to_datetime(header)
+    except ValueError:
+        return 0.0
+    at = at if at.tzinfo else at.replace(tzinfo=UTC)
+    return max(0.0, (at - datetime.now(UTC)).total_seconds())
+
+
+@contextlib.contextmanager
+def _connection(address: str, stop: threading.Event) -> Iterator[None]:
+    """One of the host's `CONNECTIONS`, once it is free. Raises Stopped and Unavailable."""
+    try:
+        host = urllib.parse.urlsplit(address).netloc
+    except ValueError as error:
+        raise Unavailable(f"it is no address ({error})") from error
+    free = _hosts.setdefault(host, threading.BoundedSemaphore(CONNECTIONS))
+    while not free.acquire(timeout=0.1):
+        if stop.is_set():
+            raise Stopped
+    try:
+        yield
+    finally:
+        free.release()
 
 
 def _check_scheme(address: str) -> None:
@@ -171,7 +236,8 @@ def _collect(address: str, remote: Remote, part: Path, progress: Progress) -> No
     resumed = most > 0
     while True:
         try:
-            _attempt(address, remote, part, progress)
+            with _connection(address, progress.stop):
+                _attempt(address, remote, part, progress)
             return check(part, remote)
         except Mismatch:
             Root(part.parent).remove(part)
@@ -190,8 +256,17 @@ def _collect(address: str, remote: Remote, part: Path, progress: Progress) -> No
             most = max(most, _size(part))
             if failed >= TRIES:
                 raise Unavailable(f"{failed} attempts failed, the last by: {error}") from error
-            if progress.stop.wait(WAIT_S * 2 ** max(failed - 1, 0)):
+            if progress.stop.wait(_wait(error, max(failed - 1, 0))):
                 raise Stopped from error
+
+
+def _wait(error: Exception, waits: int) -> float:
+    """Seconds before another try, after so many waits in a row. Raises Unavailable for too many."""
+    if not isinstance(error, Refused):
+        return WAIT_S * 2**waits
+    if error.wait_s > LONGEST_WAIT_S:
+        raise Unavailable(f"{error}, and asks to wait {error.wait_s / 60:.0f} minutes") from error
+    return max(error.wait_s, min(REFUSED_WAIT_S * 2**waits, LONGEST_WAIT_S))
 
 
 def _attempt(address: str, remote: Remote, part: Path, progress: Progress) -> None:

@@ -66,6 +66,8 @@ def _archives(root: Path, files: Path) -> None:
     trees.archive(root / "val" / "val", files / "ILSVRC2012_img_val.tar")
     labels = (root / "val" / "labels.txt").read_text().split()
     _development_kit(files / "ILSVRC2012_devkit_t12.tar.gz", labels)
+    trees.by_wnid(root / "train", "n_{i}.JPEG", number=16)
+    trees.archive(root / "train", files / "ILSVRC2012_img_train.tar", nested=True)
     # Under this name, a tar without compression has been published too.
     trees.archive(trees.version_2(root / "v2"), files / "imagenetv2-matched-frequency.tar.gz")
     for number, name in ((11, "imagenet-a"), (12, "imagenet-r")):

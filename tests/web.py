@@ -16,12 +16,13 @@ class File:
     one; True: the right one. drip: bytes that come one by one, each after so many seconds.
 
     cuts: for each request in turn, after how many bytes the connection ends. statuses: answers in
-    place of the file, for each request in turn.
+    place of the file, for each request in turn. retry_after: a header of these.
     """
 
     content: bytes = b""
     cuts: list[int] = field(default_factory=list)
     statuses: list[int] = field(default_factory=list)
+    retry_after: str = ""
     ranges: bool = True
     length: bool | str = True
     drip: float = 0.0
@@ -31,11 +32,15 @@ class File:
 
 @dataclass
 class Web:
-    """The server: its files by path, and the (path, Range header) of each request."""
+    """The server: its files by path, the (path, Range header) of each request, and how many files
+    it sends now (`busy`) and sent at once at most (`most`)."""
 
     address: str
     files: dict[str, File]
     requests: list[tuple[str, str]]
+    busy: int = 0
+    most: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __call__(self, name: str, **values) -> str:
         """Put a file on the server; its address."""
@@ -71,13 +76,25 @@ def _handler(web: Web) -> type[BaseHTTPRequestHandler]:
             if file is None:
                 self.send_error(404)
             elif file.statuses:
-                self.send_error(file.statuses.pop(0))
+                self._refuse(file.statuses.pop(0), file.retry_after)
             elif file.redirect:
                 self.send_response(302)
                 self.send_header("Location", file.redirect)
                 self.end_headers()
             else:
+                with web.lock:
+                    web.busy += 1
+                    web.most = max(web.most, web.busy)
                 self._file(file)
+                with web.lock:
+                    web.busy -= 1
+
+        def _refuse(self, status: int, retry_after: str) -> None:
+            self.send_response(status)
+            if retry_after:
+                self.send_header("Retry-After", retry_after)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
 
         def _file(self, file: File) -> None:
             start = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import getpass
+import itertools
 import shutil
 import sys
 import threading
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 ALL = "all"
 BENCHMARK = "imagenet_rib"
-AT_ONCE = 4  # files that come side by side
+AT_ONCE = 8  # files that come side by side, from a host `loaders.download.CONNECTIONS`
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -33,20 +34,33 @@ def add(commands: argparse._SubParsersAction) -> None:
         "--models", nargs="+", metavar="MODEL", default=[],
         help="weights of these models, or of all seven, into the hub's cache",
     )  # fmt: skip
+    parser.add_argument(
+        "--check", action="store_true",
+        help="ask every address whether it gives its file, and how large that is; download nothing",
+    )  # fmt: skip
+    parser.add_argument(
+        "--password", type=Path, metavar="FILE",
+        help="its first line opens zip files that have a password, for a run without a terminal",
+    )  # fmt: skip
     parser.add_argument("--sources", type=Path, help="a file as recipes/sources.yaml: mirrors")
     parser.set_defaults(run=run)
 
 
-def run(arguments: argparse.Namespace) -> None:
-    from engine.data import downloads, sources
+def run(arguments: argparse.Namespace) -> int | None:
+    from engine.data import downloads, imagenet, sources
     from engine.errors import nearest
 
     known = sources.read(arguments.sources or sources.FILE)
-    names = list(known) if ALL in arguments.sets else arguments.sets
+    # The training set, 148 GB, is asked for by its name only.
+    every = [name for name in known if name != imagenet.IMAGENET_TRAIN]
+    of_word = (every if name == ALL else [name] for name in arguments.sets)
+    names = list(dict.fromkeys(itertools.chain.from_iterable(of_word)))
     if wrong := [name for name in names if name not in known]:
         raise ValueError(f"there is no source of {wrong[0]!r}{nearest(wrong[0], [*known, ALL])}")
     if not names and not arguments.models:
         raise ValueError(f"nothing to download; name sets ({', '.join(known)}, {ALL}) or --models")
+    if arguments.check:
+        return _check({name: known[name] for name in names})
     if names and arguments.to is None:
         raise ValueError("--to DIR is missing: the folder for the sets")
     faults: list[str] = []
@@ -76,10 +90,37 @@ def _sets(sources: Mapping[str, Source], arguments: argparse.Namespace) -> list[
                 faults.append(f"{name}: {target.file.name} is missing. {source.form}")
             else:
                 missing.append(target)
-    passwords = _passwords(missing)
+    passwords = _passwords(missing, arguments.password)
     sizes = {target.key: _size(target) for target in missing}
     _check_room(missing, sizes, folder)
     return faults + _transfer(missing, sizes, passwords)
+
+
+def _check(sources: Mapping[str, Source]) -> int:
+    """Ask every address and print what it answers; 1 where a file is reachable at none of its
+    addresses."""
+    from loaders import download
+
+    total, unreachable = 0, []
+    for name, source in sources.items():
+        for file in source.files:
+            sizes = []
+            for address in file.addresses:
+                size, answer = download.ask(address)
+                sizes += [] if size is None else [size]
+                if size and file.bytes and size != file.bytes:
+                    answer += f", but {file.bytes:,} are published"
+                print(f"{name}: {file.name}: {address}: {answer}")
+            if not file.addresses:
+                print(f"{name}: {file.name}: behind a form, at {source.page}")
+            elif not sizes:
+                copy = f"; a copy: hf download --repo-type dataset {source.hub}" * bool(source.hub)
+                unreachable.append(f"{name}/{file.name}{copy}")
+            total += file.bytes or max(sizes, default=0)
+    print(f"{total / 1e9:.2f} GB in all, of files whose size is known")
+    if unreachable:
+        print(f"not reachable now: {'; '.join(unreachable)}")
+    return int(bool(unreachable))
 
 
 def _accept(sources: Mapping[str, Source], folder: Path, yes: bool) -> None:
@@ -101,11 +142,23 @@ def _accept(sources: Mapping[str, Source], folder: Path, yes: bool) -> None:
     downloads.accept(folder, {name: source.terms for name, source in pending.items()})
 
 
-def _passwords(missing: Sequence[Target]) -> dict[str, str]:
-    """The passwords of zip files, which the user types before the hours of a download."""
+def _passwords(missing: Sequence[Target], file: Path | None) -> dict[str, str]:
+    """The passwords of zip files: of a file, or typed before the hours of a download.
+
+    Raises ValueError for a file without one.
+    """
+    from loaders.files import read_small
+
+    given = ""
+    if file is not None:
+        given = next(iter(read_small(file).decode("utf-8-sig").splitlines()), "").strip()
+        if not given:
+            raise ValueError(f"--password {file}: its first line is empty")
     passwords = {}
     for target in missing:
-        if target.source.password and sys.stdin.isatty():
+        if target.source.password and given:
+            passwords[target.key] = given
+        elif target.source.password and sys.stdin.isatty():
             print(f"{target.file.name} opens with a password: {target.source.password}")
             passwords[target.key] = getpass.getpass("Password (it is not stored): ")
     return passwords
@@ -190,7 +243,9 @@ def _transfer(
                     future.result()
                     tqdm.write(_unpack(target, passwords.get(target.key, "")))
                 except ValueError as error:
-                    faults.append(f"{target.name}: {error}")
+                    hub = target.source.hub
+                    copy = f". A copy: `hf download --repo-type dataset {hub}`, in another form"
+                    faults.append(f"{target.name}: {error}{copy * bool(hub)}")
         finally:  # an interrupt ends the threads too
             stop.set()
             pool.shutdown(cancel_futures=True)
@@ -209,7 +264,7 @@ def _unpack(target: Target, password: str) -> str:
     if is_zip and not password and archives.needs_password(target.archive):
         raise ValueError(
             f"{name} is there and opens with a password ({target.source.password}); run the "
-            "same command at a terminal, and type it"
+            "same command at a terminal, and type it, or write it into a file for --password"
         )
     with tqdm(desc=f"unpack {name}", unit="file", leave=False) as bar:
         for done, total in downloads.unpack(target, password):

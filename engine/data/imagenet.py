@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from loaders.benchmarks import imagenet, imagenet_c
 
-OBJECTNET, IMAGENET_C = "objectnet", "imagenet_c"
+OBJECTNET, IMAGENET_C, IMAGENET_TRAIN = "objectnet", "imagenet_c", "imagenet_train"
 VAL_LABELS = imagenet.LABEL_FILES[1]  # of IN-1K's flat validation set: a wnid a line
 OF_VALIDATION = ("imagenet_val", "imagenet_cartoon", "imagenet_drawing", "imagenet_c")  # its photos
 SUBSETS = {"imagenet_a": "a", "imagenet_r": "r"}  # of IN-1K's classes, as timm names their lists
@@ -36,7 +36,7 @@ class Size(NamedTuple):
 
 
 SIZES = {
-    "imagenet_train": Size(1_281_167),
+    IMAGENET_TRAIN: Size(1_281_167),
     "imagenet_val": Size(50_000, 50),
     "imagenet_v2": Size(10_000, 10),
     "imagenet_a": Size(7_500, classes=200),

@@ -44,7 +44,8 @@ class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A set: its authors' page, its terms in a line, and its files.
 
     form: how its files are got where the user must get them. password: who tells the password of
-    its zip file. folders: further names of a folder that holds the set.
+    its zip file. folders: further names of a folder that holds the set. hub: the name of a copy
+    among the Hugging Face Hub's data sets.
     """
 
     page: str
@@ -53,6 +54,7 @@ class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     form: str = ""
     password: str = ""
     folders: list[str] = []
+    hub: str = ""
 
 
 def read(path: Path = FILE) -> dict[str, Source]:

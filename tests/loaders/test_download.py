@@ -21,6 +21,7 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 def web(monkeypatch) -> Iterator[Web]:
     monkeypatch.setattr(download, "TRIES", 3)
     monkeypatch.setattr(download, "WAIT_S", 0.001)
+    monkeypatch.setattr(download, "REFUSED_WAIT_S", 0.001)
     with serve() as web:
         yield web
 

@@ -13,6 +13,7 @@ from typing import Any
 from engine.data import grouping
 from engine.data.imagenet import (
     IMAGENET_C,
+    IMAGENET_TRAIN,
     OBJECTNET,
     OF_VALIDATION,
     SIZES,
@@ -64,7 +65,7 @@ class ImageNet(Kind):
             listing = by_folder(source, name, wnids(), map(str, range(len(wnids()))), named)
         elif name == "imagenet_val":
             listing = imagenet.validation(source, name, wnids(), named)
-        elif name == "imagenet_train":
+        elif name == IMAGENET_TRAIN:
             listing = by_folder(imagenet.below(source, "train"), name, wnids(), names=named)
         else:
             listing = by_folder(source, name, wnids(SUBSETS.get(name, "")), names=named)
@@ -104,6 +105,7 @@ class ImageNet(Kind):
 
     def shortfall(self, name: str, pack: Pack) -> str:
         expected, _ = self.counts(name)
+        expected = min(expected, self.dataset.limit or expected)
         faults = list(pack.manifest["extra"].get("faults", ()))
         if not faults and len(pack) != expected:
             faults.append(f"{len(pack):,} images, not {expected:,}")

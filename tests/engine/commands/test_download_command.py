@@ -189,3 +189,43 @@ def test_models_are_fetched_into_their_hubs_cache(capsys, monkeypatch):
     streams = capsys.readouterr()
     assert "vit_b16_sam_in1k: timm could not load weights" in streams.err
     assert "vit_b16_clip_openai: vit_base_patch16_clip_224.openai_ft_in1k is in" in streams.out
+
+
+def test_the_training_set_is_taken_by_its_name_and_read_as_it_comes(web, published, tmp_path):
+    words = ["imagenet_train", "--accept", "--from", str(published.of_form)]
+    assert rib(published, tmp_path, *words) == 0
+    assert not web.requests
+    items = trees.read("imagenet_train", tmp_path / "imagenet_train").items
+    assert len({item.label for item in items}) == 3 and len(items) == 6
+
+
+def test_a_password_comes_from_a_file_where_no_terminal_is(web, published, tmp_path, capsys):
+    file, words = tmp_path / "password.txt", ["objectnet", "--accept", "--password"]
+    file.write_text(f"{PASSWORD}\n")
+    assert rib(published, tmp_path, *words, str(file)) == 0
+    assert len(trees.read("objectnet", tmp_path / "objectnet").items) == 8
+    assert PASSWORD not in capsys.readouterr().out
+    file.write_text("\n")
+    assert rib(published, tmp_path / "again", *words, str(file)) == 2
+    assert "password.txt: its first line is empty" in capsys.readouterr().err
+
+
+def test_addresses_are_asked_and_nothing_is_downloaded(web, published, tmp_path, capsys):
+    assert rib(published, tmp_path / "new", "all", "--check") == 0
+    shown = capsys.readouterr().out
+    size = (published.files / "imagenet-a.tar").stat().st_size
+    assert f"{web.address}/imagenet-a.tar: reachable, {size:,} bytes\n" in shown
+    assert "ILSVRC2012_img_val.tar: behind a form, at https://image-net.org" in shown
+    assert not (tmp_path / "new").exists() and "imagenet_train" not in shown
+    web.files["imagenet-a.tar"].content += b"x"
+    web.files["imagenet-r.tar"].statuses = [403]
+    web.files["noise.tar"].kind = "text/html"
+    web.files["blur.tar"].length = False
+    assert rib(published, tmp_path / "new", "all", "--check") == 1
+    shown = capsys.readouterr().out
+    assert f"reachable, {size + 1:,} bytes, but {size:,} are published" in shown
+    assert "imagenet-r.tar: the server answers 403 Forbidden\n" in shown
+    assert "noise.tar: a web page comes in place of the file\n" in shown
+    assert "blur.tar: reachable, of unknown size\n" in shown
+    assert "not reachable now: imagenet_r/imagenet-r.tar; a copy: hf download" in shown
+    assert "imagenet_c/noise.tar" in shown.rpartition("not reachable")[2]

@@ -12,13 +12,14 @@ SET = "imagenet_a: {page: p, terms: t, files: [{name: a.tar, sha256: 0a, address
 def test_every_set_of_the_benchmark_has_a_source_with_a_checksum():
     published = sources.read()
     dataset = catalogue.read(catalogue.path_of("datasets", "imagenet_rib"))
-    assert set(published) == {dataset["upstream"], *dataset["sets"]}
+    assert set(published) == {dataset["upstream"], *dataset["sets"], *dataset["train_sets"]}
     for source in published.values():
         assert source.terms and source.page.startswith("https://")
         for file in source.files:
             assert len(file.sha256) in (0, 64) and len(file.md5) in (0, 32)
             assert all(address.startswith("https://") for address in file.addresses)
-    assert [name for name in published if published[name].form] == ["imagenet_val"]
+    of_form = [name for name in published if published[name].form]
+    assert of_form == ["imagenet_val", "imagenet_train"]
     assert "sources" not in catalogue.names()
 
 
