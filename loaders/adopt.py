@@ -1,4 +1,7 @@
-"""A .beton file that FFCV's own writer made becomes a pack; no image is decoded again."""
+"""Packs of images that are stored already: those of FFCV's own writer, or a part of another pack's.
+
+No image is decoded again.
+"""
 
 from __future__ import annotations
 
@@ -57,6 +60,26 @@ def adopt(
     )
 
 
+def part(pack: Pack, positions: Sequence[int], out: Path, *, extra: Mapping[str, Any]) -> Pack:
+    """Copy the samples at these positions to the pack `out`, which has all of the pack's classes.
+
+    Raises ValueError for a damaged sample, and as `loaders.encode.encode`.
+    """
+    return encode(
+        out,
+        name=pack.name,
+        items=[
+            Item(int(pack.labels[i]), str(pack.sources[i]), str(pack.keys[i]), payload=i)
+            for i in positions
+        ],
+        encoder=_CopyOfPack(pack),
+        transform_spec=pack.manifest["transform"],
+        classes=pack.classes,
+        source_fingerprint=pack.manifest["source_fingerprint"],
+        extra=extra,
+    )
+
+
 def _check(beton: Beton, size: int, classes: int) -> None:
     rows = beton.rows
     if len(np.unique(rows["mode"])) > 1:
@@ -95,3 +118,18 @@ class _Copy:
         if row["mode"] == JPEG and (actual := jpeg.shape(blob)) != shape:
             raise ValueError(f"{self.beton.path}: {item.key} is a JPEG of {actual}, not {shape}")
         return Stored(blob, zlib.crc32(blob), shape, "")
+
+
+@dataclass(frozen=True)
+class _CopyOfPack:
+    """The bytes of a pack's sample, whose checksum must be that of the pack."""
+
+    pack: Pack
+
+    @property
+    def format(self) -> str:
+        return self.pack.format
+
+    def __call__(self, item: Item) -> Stored:
+        blob = self.pack.blob(item.payload)
+        return Stored(blob, zlib.crc32(blob), self.pack.shape, "")

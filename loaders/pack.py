@@ -177,6 +177,12 @@ class Pack:
         self.read(positions, out)
         return out
 
+    def blob(self, sample: int) -> bytes:
+        """The stored bytes of a sample. Raises ValueError where they are damaged."""
+        (blob,) = self.shard.blobs([sample])
+        self._check(sample, blob)
+        return blob
+
     def _check(self, sample: int, blob: bytes | memoryview) -> None:
         if not self._verified[sample]:
             if zlib.crc32(blob) != self._crc32[sample]:

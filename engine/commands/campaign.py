@@ -13,10 +13,12 @@ from engine.grid import campaign, seal, sites, workflow
 from engine.grid.schedulers import SCHEDULERS, Options
 from engine.machine import first_line
 from engine.recipe import model_names
-from engine.recipe.overrides import Override
+from engine.recipe.overrides import Override, of_mapping
 from engine.recipe.schema import DatasetRecipe, ModelRecipe, Recipe
 from loaders.root import Root
 from loaders.schema import DamagedFile
+
+FEWEST = 12  # images of a smoke run
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -39,6 +41,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--executor", choices=("local", *SCHEDULERS), default="local",
         help="slurm: each job is a Slurm job; the command stays on a login node, in tmux or nohup",
     )  # fmt: skip
+    parser.add_argument(
+        "--limit", type=int, metavar="N",
+        help="a smoke run in a folder of its own: N images of each set, one epoch",
+    )  # fmt: skip
     parser.add_argument("--gpus-per-job", type=int, default=1, help="GPUs that a job shares")
     slurm = parser.add_argument_group("with --executor slurm")
     slurm.add_argument("--partition", default="", help="default: Slurm's")
@@ -59,7 +65,19 @@ def start(arguments: argparse.Namespace) -> Path | None:
         raise ValueError(f"--cores {arguments.cores}: at least one is needed")
     given = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(Options)}
     options = Options(**{**given, "cores": arguments.cores or 0})
-    return complete(arguments.name, arguments.overrides, options, dry_run=arguments.dry_run)
+    overrides = [*_smoke_run(arguments.limit), *arguments.overrides]  # of two words the last counts
+    return complete(arguments.name, overrides, options, dry_run=arguments.dry_run)
+
+
+def _smoke_run(limit: int | None) -> list[Override]:
+    """The settings of a run on at most `limit` images of each set; none of None."""
+    if limit is None:
+        return []
+    if limit < FEWEST:
+        raise ValueError(
+            f"--limit {limit}: give at least {FEWEST} images, which are of two classes"
+        )
+    return of_mapping({"dataset.limit": limit, "train.epochs": 1, "train.warmup_steps": None})
 
 
 def complete(

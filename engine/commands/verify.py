@@ -50,6 +50,13 @@ def run(arguments: argparse.Namespace) -> int:
     sets = Sets(recipe, device, cache_folder(), given_classes=classes)
     checks = verify.verify(Builder(cell, device, sets), arguments.tolerance)
     print(text(recipe.model.name, checks))
+    if any(check.timm is not None for check in checks):
+        other = verify.differences(recipe.model)
+        print(
+            f"timm's accuracies are of other images, so they are not compared: {other}"
+            if other
+            else "images are seen as timm's accuracies were measured"
+        )
     ranks.stop()
     return int(any(check.differs for check in checks))
 
@@ -59,18 +66,34 @@ def text(model: str, checks: Sequence[Check]) -> str:
     from engine.report import console
 
     rows, lacks = [], []
+    has_timm = any(check.timm is not None for check in checks)
     for check in checks:
         name = check.name if check.split == "all" else f"{check.name} (hold-out)"
-        row = [name, *[""] * 5, check.why_not]
+        measured = [""] * 3
         if check.measured is not None:
-            row[1:4] = f"{check.images:,}", f"{check.measured:.1f}", f"±{check.half_width:.1f}"
-            if check.published is not None:
-                row[4:6] = f"{check.published:.1f}", f"{check.measured - check.published:+.1f}"
-            if check.differs:
-                row[6] = f"DIFFERS by more than {check.allowed:.1f}"
-        rows.append(row)
+            measured = [f"{check.images:,}", f"{check.measured:.1f}", f"±{check.half_width:.1f}"]
+        row = [name, *measured, *_beside(check.measured, check.published)]
+        row += _beside(check.measured, check.timm) if has_timm else []
+        rows.append([*row, _remark(check)])
         if check.lacks:
             lacks.append(f"{check.name} is only a part: {check.lacks}")
-    heads = ["set", "images", "measured", "95%", "published", "difference", ""]
+    heads = ["set", "images", "measured", "95%", "published", "difference"]
+    heads += ["timm's", "difference"] if has_timm else []
     title = f"{model}: top-1 before fine-tuning, in percent"
-    return "\n".join([console.text(title, heads, rows), *lacks])
+    return "\n".join([console.text(title, [*heads, ""], rows), *lacks])
+
+
+def _beside(measured: float | None, published: float | None) -> list[str]:
+    """A published accuracy and the difference from it, where both are known."""
+    if measured is None or published is None:
+        return ["", ""]
+    return [f"{published:.1f}", f"{measured - published:+.1f}"]
+
+
+def _remark(check: Check) -> str:
+    """Whether a measured accuracy is one of those that were published, and which."""
+    if check.differs:
+        return f"DIFFERS by more than {check.allowed:.1f}"
+    if len(set(check.agrees.values())) > 1:
+        return f"as {next(name for name, agrees in check.agrees.items() if agrees)}"
+    return "" if check.agrees else check.why_not

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 import os
@@ -10,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from engine import models
+from engine.data import smoke
 from engine.data.kinds import kind_of
 from engine.machine.files import digest
 from engine.recipe.schema import DatasetRecipe, ModelRecipe, Recipe
 from loaders import rgb
+from loaders.adopt import part
 from loaders.beton import page_size_of
 from loaders.encode import Images, encode, left_out
 from loaders.pack import MANIFEST, Pack
@@ -35,9 +38,10 @@ def pack_of(recipe: Recipe, name: str, cache: Path, *, finds_only: bool = False)
     changed.
     """
     dataset, model, kind = recipe.dataset, recipe.model, kind_of(recipe.dataset)
-    folder = pack_folder(Path(recipe.runs), dataset, model, name)
-    if Root(Path(recipe.runs)).has(folder / MANIFEST):
-        pack = Pack.open(folder)
+    folder = _folder_of(recipe, name)
+    is_there = _has_pack(recipe, folder)
+    if is_there or (is_encoded(recipe, name) and not finds_only):
+        pack = Pack.open(folder) if is_there else _part(recipe, name, folder)
         _check_identity(pack, identity(dataset, model, name))
         _warn_of_skipped(pack)
         if "adopted" not in pack.manifest["extra"] and not finds_only:
@@ -55,18 +59,54 @@ def pack_of(recipe: Recipe, name: str, cache: Path, *, finds_only: bool = False)
     return pack
 
 
+def is_encoded(recipe: Recipe, name: str) -> bool:
+    """Whether there is a pack of a set; a smoke run takes its images from that of the whole set,
+    too."""
+    folders = (_folder_of(each, name) for each in (recipe, _of_whole_sets(recipe)))
+    return any(_has_pack(recipe, folder) for folder in folders)
+
+
+def _has_pack(recipe: Recipe, folder: Path) -> bool:
+    return Root(Path(recipe.runs)).has(folder / MANIFEST)
+
+
+def _folder_of(recipe: Recipe, name: str) -> Path:
+    return pack_folder(Path(recipe.runs), recipe.dataset, recipe.model, name)
+
+
+def _of_whole_sets(recipe: Recipe) -> Recipe:
+    return dataclasses.replace(recipe, dataset=dataclasses.replace(recipe.dataset, limit=0))
+
+
+def _part(recipe: Recipe, name: str, folder: Path) -> Pack:
+    """The pack of a smoke run, made of the whole set's pack."""
+    of_whole = _of_whole_sets(recipe)
+    whole = Pack.open(_folder_of(of_whole, name))
+    _check_identity(whole, identity(of_whole.dataset, recipe.model, name))
+    classes = [whole.classes[label] for label in whole.labels.tolist()]
+    positions = smoke.chosen(classes, whole.keys.tolist(), recipe.dataset.limit)
+    own = {"identity": identity(recipe.dataset, recipe.model, name)}
+    return part(whole, positions, folder, extra=whole.manifest["extra"] | own)
+
+
 def make_pack(
     recipe: Recipe, name: str, listing: Listing, *, workers: int = 0, skip: bool = False
 ) -> Pack:
     """Encode a set as the pack that `pack_of` opens.
 
     workers: processes; 0 means a single process, or all cores for a large set. skip: leave out
-    images that do not decode, and list them in the manifest.
+    images that do not decode, and list them in the manifest. With `dataset.limit` the pack has so
+    many of the listing's images.
     """
     transform = models.transform(recipe.model)
+    dataset, items = recipe.dataset, listing.items
+    if dataset.limit:
+        classes = [listing.classes[item.label] for item in items]
+        keys = [item.key for item in items]
+        items = [items[position] for position in smoke.chosen(classes, keys, dataset.limit)]
     # Each worker first imports torch and timm, which is worth its time for a large set only.
-    parallel = len(os.sched_getaffinity(0)) if len(listing.items) > PARALLEL_FROM else 1
-    dataset, opener = recipe.dataset, kind_of(recipe.dataset).open_image(name)
+    parallel = len(os.sched_getaffinity(0)) if len(items) > PARALLEL_FROM else 1
+    opener = kind_of(dataset).open_image(name)
     known = {"group_depth": listing.group_depth, "faults": list(listing.faults)}
     extra: dict[str, Any] = {key: value for key, value in known.items() if value}
     extra["identity"] = identity(dataset, recipe.model, name)
@@ -76,7 +116,7 @@ def make_pack(
     return encode(
         pack_folder(Path(recipe.runs), dataset, recipe.model, name),
         name=name,
-        items=listing.items,
+        items=items,
         encoder=Images(opener, transform, pack_format, dataset.background),
         transform_spec=transform.spec,
         classes=listing.classes,
@@ -95,6 +135,8 @@ def pack_folder(runs: Path, dataset: DatasetRecipe, model: ModelRecipe, name: st
 def identity(dataset: DatasetRecipe, model: ModelRecipe, name: str) -> dict[str, Any]:
     """What of a recipe determines a set's pack."""
     key = kind_of(dataset).identity(name)
+    if dataset.limit:
+        key["limit"] = dataset.limit
     if dataset.undecodable == "skip":
         key["undecodable"] = "skip"
     if rgb.colour(dataset.background) != rgb.colour(rgb.WHITE):

@@ -34,6 +34,7 @@ from loaders.schema import DamagedFile
 
 PREPARE, COLUMN = "prepare", "column"  # jobs, and rules of the workflow, beside REPORT
 PAGE, TABLE = "index.html", "table.txt"  # of a report, in a folder that is called so
+RESULTS = "results.json"  # there too
 PLANS, FILE = "plans", "plan.json"
 LOCK = ".lock"  # of a campaign's folder, held while it is at work
 RECORD = "evaluations.json"  # beside a plan: what its report is made of
@@ -278,6 +279,7 @@ def _title(
     title = [Path(name).stem, *([] if is_default else [cell.model.name])]
     if swept:
         title += [methods[0], "sweep", *(key.rpartition(".")[2] for key in swept)]
+    title += [f"limit-{cell.dataset.limit}"] if cell.dataset.limit else []
     if any(each.key not in OUTSIDE for each in overrides):
         title.append(identity[:8])
     return "-".join(title)

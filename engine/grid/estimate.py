@@ -358,6 +358,11 @@ def _trained_on(recipe: Recipe, images: int, classes: int) -> int:
 
 def counts_of(recipe: Recipe, name: str) -> tuple[int, int]:
     """Images and classes of a set: of its pack, its folder, or as many as were published."""
+    images, classes = _whole(recipe, name)
+    return min(images, recipe.dataset.limit or images), classes
+
+
+def _whole(recipe: Recipe, name: str) -> tuple[int, int]:
     dataset = recipe.dataset
     folder = packs.pack_folder(Path(recipe.runs), dataset, recipe.model, name)
     if (folder / MANIFEST).is_file():

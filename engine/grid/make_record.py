@@ -82,6 +82,7 @@ def record_of(plan: Plan, device: torch.device, columns: Sequence[Column] = ()) 
         artifacts=_artifacts(run, [*models, *of_probe], [*evaluations, *probe, *seen]),
         families=dataset.families,
         seen=_below(root, seen),
+        limit=dataset.limit,
     )
 
 
@@ -242,7 +243,6 @@ def _settings(
     twice = ", ".join(dict.fromkeys(f"{row.seed} on {row.downstream}" for row in probe))
     one = f"{first}; as a probe {twice}" if twice else first
     about = (model.arch, f"{model.image_size} px", model.head.title)
-    packs = {name: run.sets[name].pack.fingerprint[:12] for name in plan.needed}
     return {
         "Command": plan.command,
         "Model": f"{model.name} ({', '.join(filter(None, about))})",
@@ -254,9 +254,9 @@ def _settings(
         ),
         "Seed": one if first == last else f"{several}; numbers are means over them",
         "Device": str(run.device),
-        "Versions": ", ".join(f"{k} {v}" for k, v in cells.versions().items()),
+        "Versions": cells.versions(),
         "Commit": _commit(),
-        "Data fingerprints": ", ".join(f"{k} {v}" for k, v in packs.items()),
+        "Data fingerprints": {name: run.sets[name].pack.fingerprint for name in plan.needed},
     }
 
 

@@ -68,7 +68,8 @@ class Record:
     columns that are not in it, of a campaign that has not finished. artifacts: folders of the store
     that the numbers and the rows' models are made of. families: by maker, sets
     (`dataset.families`). seen: evaluations of models on photos that they were trained on in another
-    set, and of the pre-trained model on all photos that are trained on (`leak`).
+    set, and of the pre-trained model on all photos that are trained on (`leak`). limit: images of
+    each set that a smoke run has; 0 of other campaigns.
     """
 
     name: str
@@ -94,6 +95,7 @@ class Record:
     artifacts: list[InnerPath] = field(default_factory=list)
     families: dict[str, list[str]] = field(default_factory=dict)
     seen: list[Evaluation] = field(default_factory=list)
+    limit: int = 0
 
     def matrix(self) -> Matrix | None:
         """The distances between all sets, if they are known."""

@@ -78,6 +78,16 @@ def published(path: Path, sets: Sequence[str], upstream: str) -> pandas.DataFram
     return table[table.index.map(saw_in1k_alone)].reindex(columns=[upstream, *sets])
 
 
+def of_model(path: Path, name: str) -> dict[str, float]:
+    """Accuracy in percent by set that timm publishes of its weights `name`; empty where it has
+    none. path: as in `published`."""
+    table = pandas.read_csv(path, comment="#", index_col="model")
+    if name not in table.index:
+        return {}
+    row = zip(table.columns, table.loc[name].to_numpy(float), strict=True)
+    return {str(on): float(accuracy) for on, accuracy in row if accuracy == accuracy}
+
+
 def saw_in1k_alone(name: str) -> bool:
     """Whether timm's name of weights, `ARCHITECTURE.TAG`, says that no other data was seen."""
     parts = {*name.partition(".")[2].split("_")}

@@ -79,6 +79,15 @@ def transform(recipe: ModelRecipe) -> Transform:
     return Transform(recipe.image_size, config["interpolation"], crop, config["crop_mode"])
 
 
+def published_transform(arch: str) -> Transform:
+    """The transform with which timm measures its published accuracies of pre-trained weights: at
+    the test size, where they have one."""
+    config = pretrained_cfg(arch)
+    size = (config.get("test_input_size") or config["input_size"])[-1]
+    crop = config.get("test_crop_pct") or config["crop_pct"]
+    return Transform(size, config["interpolation"], float(crop), config.get("crop_mode", "center"))
+
+
 def data_config(recipe: ModelRecipe) -> dict[str, Any]:
     """timm's data config of the architecture, overridden by the values that the recipe sets.
 

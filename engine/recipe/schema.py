@@ -119,6 +119,7 @@ class DatasetRecipe:
     )
     shots: Count = 0  # images a class to train on, drawn with the cell's seed; 0: all
     portion: Part = 1.0  # of each class of the training split, drawn likewise
+    limit: Count = 0  # of a smoke run: images of each set, to train on and to evaluate; 0: all
     pack_format: Literal["raw", "jpeg"] = "raw"
     objectnet: Literal["corrected", "paper"] = "corrected"
     # accepted: fine-tune on it, with leave to do so

@@ -13,12 +13,20 @@ RELATED = (
     "that is fine-tuned on one has seen the photos, or the hand, of the other."
 )
 
+SMOKE_RUN = (
+    "this is a smoke run on at most {} images of each set: it shows that the campaign runs, and "
+    "its numbers are no results"
+)
+
 
 def heading(title: str, results: Results) -> str:
-    """The finding of a report with one model; the title where there are several.
+    """The finding of a report with one model; the title where there are several, and of a smoke
+    run.
 
     Where settings vary, the finding is that of the held-out choice, or the title: the highest mRI
     of all rows would be selected on the test sets."""
+    if results.record.limit:
+        return f"Smoke run: {title}"
     if len(results.models) > 1:
         return title
     if found := tuning.tuned(results):
@@ -26,6 +34,13 @@ def heading(title: str, results: Results) -> str:
     if results.record.sweep is not None or tuning.is_varied(results):
         return title
     return finding(results, results.models[0])
+
+
+def smoke_run(results: Results) -> str:
+    """That the report is of a smoke run, in a sentence without its stop; else empty."""
+    if not (limit := results.record.limit):
+        return ""
+    return SMOKE_RUN.format(limit)
 
 
 def finding(results: Results, model: str) -> str:

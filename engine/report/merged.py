@@ -33,6 +33,11 @@ def merged(runs: Sequence[FinishedCampaign], models_csv: Path | None = None) -> 
                 f"{record.name} is a sweep, and a common report would rank its variants by the "
                 "test sets: report it alone"
             )
+        if record.limit != first.limit:
+            raise ValueError(
+                f"{record.name} has {record.limit or 'all'} images of each set, and {first.name} "
+                f"{first.limit or 'all'}: report a smoke run alone"
+            )
         if (sorted(record.sets), record.upstream) != (sorted(first.sets), first.upstream):
             raise ValueError(
                 f"campaign {record.name} has the sets {', '.join(record.sets)} beside "

@@ -16,7 +16,8 @@ from loaders.trees import Listing
 # Keys of a dataset's recipe that change no pack of any kind, and those of other kinds.
 UNRELATED = {"name", "sets", "train_sets", "families", "holdout", "holdout_by", "shots", "portion"}
 UNRELATED |= {"train_images", "thumbnails", "objectnet", "objectnet_terms", "subsample"}
-UNRELATED |= {"undecodable", "background"}  # `packs.identity` adds them unless they are the default
+# `packs.identity` adds these unless they are the default.
+UNRELATED |= {"undecodable", "background", "limit"}
 
 
 class Kind(abc.ABC):

@@ -106,3 +106,30 @@ def test_a_head_is_fitted_on_photos_that_judge_nothing(folder, grid, tmp_path):
         assert (" same photos " in make_record._head(builder.run)) == any(seen)
         assert f"fitted on {'tinted' if more else 'upstream'}" in make_record._head(builder.run)
     assert bases[0] != bases[1]
+
+
+def test_an_accuracy_is_one_of_two_that_were_published_or_differs():
+    def check(measured: float, *, fits_timm: bool = True) -> verify.Check:
+        return verify.Check("v2", 10_000, measured, 75.7, 0.3, timm=76.1, fits_timm=fits_timm)
+
+    assert not check(75.6).differs and not check(76.1).differs and check(77.0).differs
+    text = command.text("m", [check(76.2)])
+    assert "76.1" in text and "+0.1" in text and "as timm's" in text
+    assert "as published" in command.text("m", [check(75.6)])
+    assert check(76.2, fits_timm=False).differs, "timm's are of other images"
+    assert "timm's" not in command.text("m", [verify.Check("v2", 9, 75.0, 75.1, 0.3)])
+
+
+def test_timms_accuracies_are_compared_where_images_are_seen_as_there():
+    def differences(*words: str) -> str:
+        return verify.differences(recipe.load("imagenet_rib", parsed(words)).model)
+
+    assert verify.timms(recipe.load("imagenet_rib", parsed(["model=resnet50"])).model)
+    known = verify.timms(recipe.load("imagenet_rib", parsed(["model=vit_b16_clip_openai"])).model)
+    assert known["imagenet_v2"] == pytest.approx(76.1) and "objectnet" not in known
+    assert differences("model=vit_b16_clip_openai") == ""
+    other = differences("model=vit_b16_clip_openai", "model.image_size=384", "model.crop=0.8")
+    assert other.startswith("image_size 384 (timm: 224), crop 0.8 (timm: 0.9)")
+    file = "model.weights.path=x.safetensors"
+    words = ["model=vit_b16_clip_openai", file]
+    assert verify.timms(recipe.load("imagenet_rib", parsed(words)).model) == {}, "other weights"
