@@ -26,7 +26,7 @@ setup(
     package_data={
         "engine": ["grid/*.smk", "report/templates/*"],
         "loaders": ["benchmarks/*.yaml"],
-        "recipes": ["**/*.yaml", "*.csv"],
+        "recipes": ["**/*.yaml", "*.csv", "*.bib"],
     },
     install_requires=[
         # Upper bounds: the releases that the tests passed with. `make newest` tries later ones.
@@ -73,6 +73,7 @@ setup(
             "open_clip_torch>=3",
             "triton>=3.5,<3.10; platform_system == 'Linux'",
             "hypothesis>=6",
+            "jsonschema>=4",
             "import-linter>=2.7",
             "pandas-stubs>=2",
             "ruff>=0.12",

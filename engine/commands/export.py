@@ -50,19 +50,27 @@ def run(arguments: argparse.Namespace) -> None:
     from engine.data import descriptions
     from engine.grid import export
 
+    evaluation = None
     if campaign is None:
         row = export.row_of_cell(folder.resolve(), arguments.alpha)
     else:
         evaluation = export.choose(campaign.record.evaluations, vars(arguments))
         row = export.row_of_campaign(campaign, evaluation)
     write(row, arguments.out, descriptions.listed(arguments.classes) if arguments.classes else ())
+    if evaluation is not None and campaign is not None:
+        from engine.report import model_card
+
+        for file in model_card.write(arguments.out, campaign, evaluation):
+            print(f"model card: {file}")
 
 
 def write(row: DescribedModel, out: Path, classes: Sequence[str] = ()) -> None:
     """Write a model as a folder for timm or open_clip, and say how it is loaded."""
     from engine.grid import export
+    from engine.report import model_card
     from engine.store.tensors import PROMPT
 
+    model_card.remove(out)  # of a model that was there
     written = export.write(row, out, classes)
     print(f"{row.title}, {written.classes} classes: {out}")
     if (out / PROMPT).is_file():

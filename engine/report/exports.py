@@ -15,6 +15,7 @@ from engine.report.section import Figure, Section, Table
 from loaders.root import Root
 
 WIDTH = 480  # of a figure's plot, in CSS pixels
+FIGURES = "figures"  # the folder
 LONGEST = 200  # rows of a table that a paper prints
 # All of LaTeX's special characters, and signs that pdfTeX's fonts lack.
 LATEX = str.maketrans(
@@ -47,7 +48,7 @@ def write(folder: Path, sections: Sequence[Section], *, drawn: bool = False) -> 
         if len(table.data) <= LONGEST:
             root.write(place.with_suffix(".tex"), latex(table).encode())
     for figure in (figure for section in sections for figure in section.figures):
-        place = folder / "figures" / figure.name
+        place = folder / FIGURES / figure.name
         write_csv(place.with_suffix(".csv"), figure.data, charts.DIGITS, root)
         if drawn:
             root.write(place.with_suffix(".svg"), svg(figure))

@@ -9,51 +9,62 @@ import numpy as np
 import pandas
 
 from engine.grid import campaign, job_states, record, seal
-from engine.grid.campaign import Plan
+from engine.grid.campaign import RESULTS, Plan
 from engine.grid.record import FinishedCampaign
 from engine.machine.files import write_atomic
 from engine.measures import distances
 from engine.measures.intervals import intervals
 from engine.measures.metrics import KEY, measures
 from engine.measures.tables import with_ends, write_csv
-from engine.report import exports, headline, page, sections, terminal, tuning
+from engine.report import exports, headline, page, results_file, sections, terminal, tuning
 from engine.report.results import Results, of_campaign
+from engine.report.sections import about
 
 if TYPE_CHECKING:
     import torch
 
+INTERVALS, CITATIONS = "intervals.csv", "citations.bib"
+
 
 def write(run: FinishedCampaign, results: Results, *, figures: bool = False) -> Path:
     """Write tables and page into the campaign's report; the page's path. figures: also every
-    figure as SVG and PDF."""
+    figure as SVG and PDF; a report that has such files keeps having them."""
+    figures = figures or any((run.report / exports.FIGURES).glob("*.svg"))
     with seal.sealed(run.place):
         return write_into(run.report, results, figures=figures)
 
 
 def write_into(folder: Path, results: Results, *, figures: bool = False) -> Path:
     """Write a report into a folder; the page's path."""
-    files = {name: write_csv(folder / name, table) for name, table in tables(results).items()}
-    names, record = list(files), results.record
+    made, record = tables(results), results.record
+    for name, table in made.items():
+        write_csv(folder / name, table)
+    content = results_file.of(results, made[INTERVALS])
+    write_atomic(folder / RESULTS, results_file.encode(content))
+    write_atomic(folder / CITATIONS, f"{about.bibtex(results)}\n".encode())
+    names = [*made, RESULTS, CITATIONS]
     if (matrix := record.matrix()) is not None:
         distances.write_csv(folder / "distances.csv", matrix)
         names += ["distances.csv", "distances_pairs.csv"]
-    made = sections.of(results)
-    exports.write(folder, made, drawn=figures)
+    parts = sections.of(results)
+    exports.write(folder, parts, drawn=figures)
     title = f"{Path(record.name).stem}: what fine-tuning does to robustness"
     missing = ", ".join(dict.fromkeys(column.column for column in record.missing))
+    smoke = headline.smoke_run(results)
     notes = [f"models fine-tuned on {missing} are not in this report"] * bool(missing)
     path = page.write(
         folder / campaign.PAGE,
-        made,
+        parts,
         title=title,
         heading=headline.heading(title, results),
         lead=headline.lead(results),
-        notes=[f"Incomplete: {note}." for note in notes],
+        notes=[f"{smoke[:1].upper()}{smoke[1:]}."] * bool(smoke)
+        + [f"Incomplete: {note}." for note in notes],
         files=names,
     )
     is_varied = record.sweep is not None or tuning.is_varied(results)
     warnings = [tuning.SELECTION] if is_varied else []
-    text = terminal.table(results, [*notes, *warnings]) + "\n"
+    text = terminal.table(results, [*filter(None, [smoke]), *notes, *warnings]) + "\n"
     write_atomic(folder / campaign.TABLE, text.encode())
     return path
 
@@ -69,7 +80,7 @@ def tables(results: Results) -> dict[str, pandas.DataFrame]:
     files = {
         "accuracy.csv": cells[[*KEY, "n", "accuracy", "headline"]],
         "mri.csv": grid.named(mri.assign(headline=mri["arm"].map(headline))),
-        "intervals.csv": intervals(grid),
+        INTERVALS: intervals(grid),
         "comparisons.csv": _comparisons(results),
         "behaviour.csv": cells[[*KEY, *measures()]],
     }

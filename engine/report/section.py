@@ -57,7 +57,8 @@ class Section:
     """A part of the page.
 
     key: its anchor. heading: what was found, where there is a finding. text: plain, a paragraph a
-    line. pictures: by caption, side by side. is_open: whether the page shows it unfolded.
+    line. code: shown as it is. pictures: by caption, side by side. is_open: whether the page shows
+    it unfolded.
     """
 
     key: str
@@ -67,3 +68,4 @@ class Section:
     tables: Sequence[Table] = ()
     pictures: Mapping[str, Sequence[Picture]] = field(default_factory=dict)
     is_open: bool = False
+    code: str = ""

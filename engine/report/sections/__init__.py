@@ -31,6 +31,7 @@ ABOUT: list[Callable[[Results], Section | None]] = [
     about.how_to_read,
     about.what_was_run,
     about.artwork,
+    about.to_cite,
 ]
 SECTIONS: list[Callable[[Results], Section | None]] = [
     ranking.models,

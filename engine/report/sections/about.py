@@ -9,12 +9,14 @@ from typing import Any
 import pandas
 
 from engine.measures.rows import PRE
+from engine.recipe import citations
 from engine.recipe.schema import MethodRecipe
 from engine.report.headline import averaged_over, measured_on
 from engine.report.results import Results, published, slides
 from engine.report.section import Picture, Section, Table
 from engine.report.text import counted, listed
 
+SHA256 = 64  # characters
 DRAWINGS = (
     "Of emoji-RIB: each style has a single drawing of a concept, so a held-out image of a set that "
     "a model was trained on is another rendering of a drawing that it has seen. RI counts other "
@@ -68,7 +70,7 @@ def what_was_run(results: Results) -> Section | None:
     ended, failed = attempts.dropna(subset="ended"), attempts[attempts["why"] != ""]
     of_stage = ended.groupby(names[:4], sort=False)
     sums = {"jobs": ("job", "nunique"), "attempts": ("job", "size"), "job_hours": ("hours", "sum")}
-    settings = [(name, str(value)) for name, value in record.settings.items()]
+    settings = [(name, _text(value)) for name, value in record.settings.items()]
     recipes = [
         {"method": record.methods.get(row.method, row.method), **_columns(row.settings)}
         for row in record.rows
@@ -122,6 +124,13 @@ def what_was_run(results: Results) -> Section | None:
     )
 
 
+def _text(value: Any) -> str:
+    """A setting as the page shows it; of fingerprints the beginnings."""
+    if not isinstance(value, Mapping):
+        return str(value)
+    return ", ".join(f"{k} {v[:12] if len(v) == SHA256 else v}" for k, v in value.items())
+
+
 def _columns(settings: Mapping[str, Any]) -> dict[str, Any]:
     """A row's settings as the table has them: a method's own options share a column."""
     shared = {f"method.{field.name}" for field in dataclasses.fields(MethodRecipe)}
@@ -157,4 +166,21 @@ def artwork(results: Results) -> Section | None:
         "What the sets look like, and whose artwork and weights these are",
         tables=[Table("credits", "Sources, authors and licences.", credits)] * bool(len(credits)),
         pictures={"": [sheet]} if record.contact_sheet else {},
+    )
+
+
+def to_cite(results: Results) -> Section:
+    """BibTeX of the benchmark and of the methods' papers."""
+    return Section(
+        "cite",
+        "How to cite the benchmark and the methods",
+        "A method that is not there has no paper of its own.",
+        code=bibtex(results),
+    )
+
+
+def bibtex(results: Results) -> str:
+    """BibTeX of the benchmark and of the papers of a report's methods."""
+    return citations.bibtex(
+        str(row.settings.get("method.name", row.method)) for row in results.record.rows
     )

@@ -110,7 +110,8 @@ def test_a_folder_that_is_there_is_written_over_by_force_alone(
     assert (out / "model.safetensors").read_bytes() == before
     assert cli.main([*words, "--force"]) == 0
     assert (out / "model.safetensors").read_bytes() != before
-    assert {p.name for p in out.iterdir()} == {"config.json", "model.safetensors", "notes.txt"}
+    names = {"config.json", "model.safetensors", "notes.txt", "README.md"}
+    assert {p.name for p in out.iterdir()} == names
 
     def killed(*_):
         raise KeyboardInterrupt

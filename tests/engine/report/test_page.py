@@ -77,9 +77,10 @@ def test_the_story_comes_first_and_headings_say_what_was_found(report):
     assert keys == [
         *("ranking", "trade-off", "related-sets", "how-sure", "maps", "barrier", "upstream-change"),
         *("images", "distances", "explorer", "how-to-read", "settings", "credits"),
+        "cite",
     ]
     is_folded = ["<details>" in part for part in html.split("<section id=")[1:]]
-    assert is_folded == [False, False] + [True] * 11
+    assert is_folded == [False, False] + [True] * 12
     headings, best = re.findall("<h2[^>]*>(.*?)</h2>", html), results.ranked().iloc[0]["method"]
     assert headings[0] == f"{best} ranks first by mRI (one training)" and best in headings[3]
     assert headings[6].startswith("Upstream, accuracy changes by ")

@@ -1,0 +1,95 @@
+"""`results.json` and `citations.bib` of a report: as their documents say, and with its numbers."""
+
+import json
+import re
+
+import jsonschema
+import made_results
+import pytest
+import reports
+
+from engine.grid.record import Row
+from engine.recipe import ROOT, citations, names
+from engine.report import finish, results_file
+from engine.report.results import of_campaign
+from engine.report.sections import about
+
+SCHEMA = ROOT.parent / "docs" / "results.schema.json"
+UNCITED = {"fine_tune", "strong_fine_tune"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    run = reports.finished(
+        tmp_path_factory.mktemp("runs"),
+        settings={"Versions": {"torch": "2"}, "Data fingerprints": {"flat": "0" * 64}},
+    )
+    finish.write(run, of_campaign(run))
+    return run.report
+
+
+def test_the_documented_schema_is_that_of_the_types_and_the_file_fits_it(folder):
+    schema = json.loads(SCHEMA.read_text("utf-8"))
+    assert schema == results_file.schema(), "write it anew: see docs/campaigns.md"
+    written = json.loads((folder / "results.json").read_bytes())
+    jsonschema.validate(written, schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(written | {"numbers": [{"quantity": "mRI"}]}, schema)
+
+
+def test_numbers_are_those_of_the_report(folder):
+    read = results_file.read((folder / "results.json").read_bytes())
+    lines = (folder / "mri.csv").read_text("utf-8").splitlines()
+    heads = lines[0].split(",")
+    for line in lines[1:]:
+        row = dict(zip(heads, line.split(","), strict=True))
+        (number,) = [
+            each
+            for each in read.numbers
+            if each.quantity == "mRI" and each.method == row["method"]
+            and each.alpha == (float(row["alpha"]) if row["alpha"] else None)
+        ]  # fmt: skip
+        assert number.value == pytest.approx(float(row["mri"]), rel=1e-6)
+        assert number.low == pytest.approx(float(row["mri_low"]), rel=1e-6)
+        assert (number.downstream, number.evaluated_on) == ("", "")
+    accuracy = [each for each in read.numbers if each.quantity == "accuracy"]
+    assert {each.method for each in accuracy} == {"pre", *reports.TITLES}
+    assert read.settings["Versions"] == {"torch": "2"} and read.limit == 0
+    assert read.methods[0].settings["optimizer.lr"] == 1e-3
+    settings = (folder / "tables" / "settings.csv").read_text("utf-8")
+    assert "Versions,torch 2" in settings and f"flat {'0' * 12}\n" in settings
+
+
+def test_every_method_with_a_paper_is_cited_and_every_entry_is_of_a_method():
+    entries = re.findall(r"^@\w+\{.*?^\}", citations.FILE.read_text("utf-8"), re.S | re.M)
+    cited = [name for entry in entries for name in citations.methods_of(entry)]
+    assert sorted(cited) == sorted({*names("methods"), citations.BENCHMARK} - UNCITED)
+    for entry in entries:
+        assert entry.count("{") == entry.count("}")
+        assert all(f"\n  {field} = " in entry for field in ("title", "author", "year"))
+
+
+def test_a_report_cites_its_methods_by_what_they_are_based_on(folder):
+    text = citations.bibtex(["ewc", "mine"])
+    assert "@article{kirkpatrick2017ewc,\n  title" in text and text.count("\n@") == 1
+    assert "methods = " not in text
+    results = made_results.of_arms(
+        {("mine", None, ""): (60, 55)}, rows=[Row("mine", {"method.name": "lwf"})]
+    )
+    assert "li2018lwf" in about.bibtex(results)
+    page = (folder / "index.html").read_text("utf-8")
+    bib = (folder / "citations.bib").read_text("utf-8")
+    assert "wortsman2022wise" in bib and "wortsman2022wise" in page
+    assert 'href="results.json"' in page and 'href="citations.bib"' in page
+
+
+def test_a_report_with_drawn_figures_keeps_having_them(tmp_path, monkeypatch):
+    """`rib metrics` to look must not take the figures that `--figures` made."""
+    run, asked = reports.finished(tmp_path), []
+    results = of_campaign(run)
+    monkeypatch.setattr(finish.exports, "write", lambda *_, drawn: asked.append(drawn))
+    finish.write(run, results)
+    (run.report / "figures").mkdir()
+    (run.report / "figures" / "ranking.svg").touch()
+    finish.write(run, results)
+    assert asked == [False, True]
