@@ -21,7 +21,7 @@ def read(root: Path) -> Listing:
     if found := shards.of(root):
         return shards.listing(root, found)
     if not root.is_dir():
-        raise ValueError(f"{root} is not a folder; it should hold one folder a class")
+        raise ValueError(f"{root.absolute()} is not a folder; it should hold one folder a class")
     names = [path.name for path in root.iterdir() if path.is_dir()]
     classes = sorted(name for name in names if not name.startswith("."))
     images: list[trees.File] = []

@@ -86,8 +86,6 @@ def _handler(web: Web) -> type[BaseHTTPRequestHandler]:
                     web.busy += 1
                     web.most = max(web.most, web.busy)
                 self._file(file)
-                with web.lock:
-                    web.busy -= 1
 
         def _refuse(self, status: int, retry_after: str) -> None:
             self.send_response(status)
@@ -115,11 +113,14 @@ def _handler(web: Web) -> type[BaseHTTPRequestHandler]:
             self.end_headers()
             if file.cuts:
                 body = body[: file.cuts.pop(0)]
+            end = len(body) - 1 if file.drip else 0
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the client went away
-                for place in range(len(body)) if file.drip else ():
+                for place in range(end):
                     time.sleep(file.drip)
                     self.wfile.write(body[place : place + 1])
-                if not file.drip:
-                    self.wfile.write(body)
+            with web.lock:  # before the client has the last byte, and may ask for the next file
+                web.busy -= 1
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                self.wfile.write(body[max(end, 0) :])
 
     return Handler

@@ -29,7 +29,9 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as in a recipe")
     parser.add_argument("--batch", default="64,256", help="sizes; default: %(default)s")
     parser.add_argument(
-        "--methods", default="fine_tune,ewc,lwf", help="that train; default: %(default)s"
+        "--methods",
+        default="fine_tune,ewc,lwf",
+        help="that train, by name or a YAML file of yours; default: %(default)s",
     )
     parser.add_argument(
         "--steps", type=int, default=20, help="of a timed epoch; default: %(default)s"
@@ -52,14 +54,14 @@ def run(arguments: argparse.Namespace) -> None:
     import torch
 
     from engine import recipe
-    from engine.grid.speed import Bench
+    from engine.grid.speed import Bench, cell_of
     from engine.machine import ranks
     from engine.machine.device_name import device_name
     from loaders.pack import Pack
 
     methods = arguments.methods.split(",")
     given = [*recipe.parsed([{"model": arguments.model}]), *arguments.overrides]
-    device = ranks.start(recipe.load(f"imagenet_rib/{methods[0]}", given).device)
+    device = ranks.start(cell_of(methods[0], given).recipe.device)
     machine = f"{device_name(device)}, torch {torch.__version__}"
     pack = Pack.open(arguments.pack) if arguments.pack else None
     rows = []

@@ -51,7 +51,8 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"A  {first.report.parent}\nB  {second.report.parent}\n")
     print(_listed("settings", differences.settings(first.plan, second.plan)))
     print(_listed("versions", differences.versions(first, second)))
-    table = paired.cells(first.evaluations, second.evaluations)
+    same = differences.same_packs(first.record, second.record)
+    table = paired.cells(first.evaluations, second.evaluations, same)
     if table.empty:
         raise CampaignError("no row of A and B was evaluated on a set that both have")
     sets = set(first.record.sets) & set(second.record.sets)

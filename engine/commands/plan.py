@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from engine import recipe
+from engine.commands.status import size
 from engine.grid import campaign
 from engine.machine import first_line
 
@@ -69,7 +70,7 @@ def text(estimate: Estimate, devices: Sequence[Device]) -> str:
         f"{estimate.forward / 1e9:.1f} GFLOP to see an image of {model.image_size} px"
     )
     heads = ["", "images", "PFLOP", *(device.name for device in shown)]
-    disk = ", ".join(f"{name} {_size(size)}" for name, size in estimate.disk.items())
+    disk = ", ".join(f"{name} {size(count)}" for name, count in estimate.disk.items())
     return "\n".join(
         [
             console.text(title, heads, rows),
@@ -81,7 +82,7 @@ def text(estimate: Estimate, devices: Sequence[Device]) -> str:
             f"jobs        {len(plan.jobs)}: what all share, {grid}, the report",
             *_jobs(estimate, devices),
             f"memory      about {estimate.memory_gb:.0f} GB a job: of the host, and of a GPU",
-            f"disk        {_size(sum(estimate.disk.values()))}: {disk}",
+            f"disk        {size(sum(estimate.disk.values()))}: {disk}",
         ]
     )
 
@@ -115,11 +116,3 @@ def _time(hours: float) -> str:
     if hours >= 1:
         return f"{hours:,.3g} h"
     return f"{60 * hours:.3g} min" if 60 * hours >= 1 else f"{3600 * hours:.2g} s"
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"

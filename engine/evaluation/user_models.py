@@ -21,7 +21,7 @@ from engine.evaluation import accuracies
 from engine.evaluation.accuracies import Model, OnSet
 from engine.machine import ranks
 from engine.machine.files import cache_folder
-from engine.models import checkpoints, clip, export_clip, formats
+from engine.models import checkpoints, clip, export, formats
 from engine.recipe import model_names, overrides
 from engine.recipe.overrides import Override
 from engine.recipe.schema import DatasetRecipe, ModelRecipe, Recipe
@@ -190,9 +190,9 @@ def cell_of(model: ModelRecipe, store: Store, file: Path) -> Cell:
                     f"{file} has no {weight}: it is of another architecture than {model.arch}, or "
                     f"has no head{hint}"
                 )
-            if file.with_name(export_clip.HEAD).is_file():
+            if file.with_name(export.HEAD).is_file():
                 raise ValueError(
-                    f"{file} was exported with a head of its own, {export_clip.HEAD}, and a "
+                    f"{file} was exported with a head of its own, {export.HEAD}, and a "
                     "zero-shot head would be another model: evaluate the cell or campaign"
                 )
             source = "open_clip"

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from engine.grid.campaign import OF_ROW, Plan
-from engine.grid.record import FinishedCampaign
+from engine.grid.record import FinishedCampaign, Record
 from engine.store.artifacts import Artifact
 from loaders import schema
 
@@ -41,6 +41,13 @@ def settings(first: Plan, second: Plan) -> list[Difference]:
 def versions(first: FinishedCampaign, second: FinishedCampaign) -> list[Difference]:
     """The versions and processors that differ, of a cell of each."""
     return list(_differing("", _versions(first), _versions(second)))
+
+
+def same_packs(first: Record, second: Record) -> set[str]:
+    """The sets of which two campaigns had the same pack."""
+    packs = [record.settings.get("Data fingerprints") for record in (first, second)]
+    known = [of if isinstance(of, Mapping) else {} for of in packs]
+    return {name for name, value in known[0].items() if known[1].get(name) == value}
 
 
 def _versions(campaign: FinishedCampaign) -> dict[str, Any]:

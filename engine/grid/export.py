@@ -176,7 +176,7 @@ def write(row: DescribedModel, out: Path, classes: Sequence[str] = ()) -> Writte
         )
     net = models.load_state(models.create(model, outputs), dict(row.state), row.title)
     made_of = {"row": row.title, "cells": dict(row.mix)}
-    head = f"logits: linear(normalize(embedding), *{export_clip.HEAD})"
+    head = f"logits: linear(normalize(embedding), *{export.HEAD})"
     if model.arch.startswith(clip.PREFIX):
         both = _both_towers(row, model)
         export_clip.to_open_clip(out, model, net, both, names, row.prompt, made_of)

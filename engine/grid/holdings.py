@@ -47,7 +47,8 @@ class Held:
 
 
 def campaigns(runs: Path) -> list[Begun]:
-    """The campaigns in a folder of runs, the oldest plan first; links are left out."""
+    """The campaigns in a folder of runs, the oldest plan first; links are left out. A record
+    without its plan is one, too."""
     root = Root(runs)
     folders = [each for each in root.folders() if campaign.PLANS in root.folders(each)]
     places = [
@@ -55,8 +56,9 @@ def campaigns(runs: Path) -> list[Begun]:
         for each in folders
         for plan in root.folders(f"{each}/{campaign.PLANS}")
     ]
-    files = (place / campaign.FILE for place in places)
-    return [_begun(file.parent) for file in sorted(filter(root.has, files), key=_changed)]
+    files = (place / name for place in places for name in (campaign.FILE, campaign.RECORD))
+    in_order = sorted(filter(root.has, files), key=_changed)
+    return [_begun(place) for place in dict.fromkeys(file.parent for file in in_order)]
 
 
 def artifacts(runs: Path, begun: Sequence[Begun]) -> list[Held]:

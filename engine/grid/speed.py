@@ -27,11 +27,12 @@ from engine.data.sets import Sets
 from engine.evaluation import passes
 from engine.grid import cell_plan
 from engine.grid.build import Builder
+from engine.grid.cell_plan import CellPlan
 from engine.machine import precision
 from engine.machine.files import cache_folder
 from engine.machine.flops import of_image, peak
 from engine.methods.base import Trained
-from engine.recipe import modules, overrides
+from engine.recipe import catalogue, modules, overrides
 from engine.recipe.overrides import Override
 from engine.recipe.schema import Recipe
 from engine.run import Run
@@ -54,6 +55,14 @@ class Speed:
     images_s: float
     mfu: float
     peak_mb: float | None
+
+
+def cell_of(method: str, given: Sequence[Override]) -> CellPlan:
+    """The cell that is timed of a method: a row of ImageNet-RIB's, or a user's YAML file."""
+    if not catalogue.is_path(method):
+        return cell_plan.resolve(f"imagenet_rib/{method}", given)
+    alone = [*given, *overrides.of_mapping({"methods": [method]})]
+    return cell_plan.resolve("imagenet_rib", alone, method=Path(method).stem)
 
 
 @dataclass(frozen=True)
@@ -123,6 +132,8 @@ class Bench:
         ours = {
             "model.weights.source": "file",
             "model.weights.path": weights,
+            "model.weights.match": "names",
+            "model.weights.sha256": "",
             "model.head.fit": False,
             "runs": self.folder / "runs",
             "train.epochs": 1,
@@ -132,7 +143,7 @@ class Bench:
         }
         given = [*overrides.of_mapping({"model": self.model}), *self.given]
         given += overrides.of_mapping(ours)
-        cell = cell_plan.resolve(f"imagenet_rib/{method}", given)
+        cell = cell_of(method, given)
         if hasattr(cell.recipe.method, "fisher_images"):  # the Fisher itself is not timed
             cell = cell.on(cell.recipe.downstream, {"method.fisher_images": batch})
         recipe = cell.recipe

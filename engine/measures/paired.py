@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,14 +24,17 @@ class Key(NamedTuple):
     evaluated_on: str
 
 
-def cells(first: Sequence[Evaluation], second: Sequence[Evaluation]) -> pandas.DataFrame:
+def cells(
+    first: Sequence[Evaluation], second: Sequence[Evaluation], same: Collection[str] = ()
+) -> pandas.DataFrame:
     """Accuracies of two campaigns on the images that they share, in percent.
 
     A row a method and set fine-tuned on, of the headline rows that both have, and a set that both
     evaluated: method, setting_a, setting_b, downstream, evaluated_on, images, accuracy_a,
     accuracy_b, change (b - a, points). Of several seeds accuracies are means. Where one campaign
-    has a single setting and the other several, it stands beside each of these. Images are paired by
-    their source, its copies in their order. Raises ValueError as `predictions.read`.
+    has a single setting and the other several, it stands beside each of these. Images of
+    the sets `same`, which are one pack in both, are paired by their place in it; others by their
+    source, its copies in their order. Raises ValueError as `predictions.read`.
     """
     of_first, of_second = _by_key(first), _by_key(second)
     settings = [
@@ -45,7 +48,7 @@ def cells(first: Sequence[Evaluation], second: Sequence[Evaluation]) -> pandas.D
             others = of_second.get(key._replace(setting=b)) if key.setting == a else None
             if others is None:
                 continue
-            shared = read.shared(paths[0], others[0])
+            shared = read.shared(paths[0], others[0], in_pack=key.evaluated_on in same)
             of_a, of_b = (
                 float(np.mean([read.accuracy(path, which) for path in of]))
                 for of, which in zip((paths, others), shared, strict=True)
@@ -102,20 +105,20 @@ class _Reader:
 
     def __init__(self) -> None:
         self._tables: dict[Path, pa.Table] = {}
-        self._names: dict[Path, np.ndarray] = {}
+        self._names: dict[tuple[Path, bool], np.ndarray] = {}
 
     def table(self, path: Path) -> pa.Table:
         if path not in self._tables:
-            wanted = ("source", "label", "top1", "group")
+            wanted = ("index", "source", "label", "top1", "group")
             read = predictions.read(path)
             self._tables[path] = read.select([n for n in read.column_names if n in wanted])
         return self._tables[path]
 
-    def shared(self, first: Path, second: Path) -> tuple[np.ndarray, np.ndarray]:
-        """Rows of each (int64 [n]) that are of the same images."""
-        _, rows, others = np.intersect1d(
-            self._images(first), self._images(second), assume_unique=True, return_indices=True
-        )
+    def shared(self, first: Path, second: Path, *, in_pack: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Rows of each (int64 [n]) that are of the same images. in_pack: which have the same place
+        in their pack."""
+        images = (self._images(path, in_pack=in_pack) for path in (first, second))
+        _, rows, others = np.intersect1d(*images, assume_unique=True, return_indices=True)
         order = np.argsort(rows)
         return rows[order], others[order]
 
@@ -128,10 +131,16 @@ class _Reader:
         hit = table["top1"].to_numpy() == table["label"].to_numpy()
         return 100 * float(np.average(hit, weights=weights))
 
-    def _images(self, path: Path) -> np.ndarray:
-        """str [N]: an image's source, and which of the source's copies it is."""
-        if path not in self._names:
-            sources = pandas.Series(self.table(path)["source"].to_numpy())
-            copies = sources.groupby(sources).cumcount()
-            self._names[path] = (sources + "#" + copies.astype(str)).to_numpy(str)
-        return self._names[path]
+    def _images(self, path: Path, *, in_pack: bool) -> np.ndarray:
+        """[N]: an image's place in its pack (int64), or its source and which of the source's copies
+        it is (str)."""
+        if (path, in_pack) not in self._names:
+            table = self.table(path)
+            if in_pack:
+                names = table["index"].to_numpy()
+            else:
+                sources = pandas.Series(table["source"].to_numpy())
+                copies = sources.groupby(sources).cumcount()
+                names = (sources + "#" + copies.astype(str)).to_numpy(str)
+            self._names[path, in_pack] = names
+        return self._names[path, in_pack]

@@ -21,6 +21,9 @@ from engine.store.tensors import PROMPT
 from loaders.root import Root
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"  # as timm names them
+OPEN_CLIP_WEIGHTS, OPEN_CLIP_CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
+HEAD = "head.safetensors"  # beside a CLIP model
+OF_MODELS = (WEIGHTS, CONFIG, OPEN_CLIP_WEIGHTS, OPEN_CLIP_CONFIG, HEAD, PROMPT)
 
 
 def write(
@@ -59,7 +62,9 @@ def written(out: Path, *, last: str, prompt: torch.Tensor | None) -> Iterator[Pa
             if prompt is not None:
                 tensors.save({"prompt": prompt}, temporary / PROMPT)
             beside.make(out)
-            for name in (last, PROMPT):  # of another model
+            # Of another model, which would be loaded in place of this one. The file that is
+            # written last goes first.
+            for name in (last, *OF_MODELS):
                 beside.remove(out / name)
             for name in sorted(beside.names(temporary), key=last.__eq__):
                 beside.rename(temporary / name, out / name)

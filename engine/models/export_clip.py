@@ -17,13 +17,19 @@ from torch import nn
 
 from engine.models import clip
 from engine.models.build import head as head_of
-from engine.models.export import CONFIG, WEIGHTS, timm_config, written
+from engine.models.export import (
+    CONFIG,
+    HEAD,
+    OPEN_CLIP_CONFIG,
+    OPEN_CLIP_WEIGHTS,
+    WEIGHTS,
+    timm_config,
+    written,
+)
 from engine.models.images import data_config
 from engine.recipe.schema import ModelRecipe
 from engine.store import tensors
 
-HEAD = "head.safetensors"
-OPEN_CLIP_WEIGHTS, OPEN_CLIP_CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
 _VISUAL = "visual."
 
 

@@ -85,7 +85,17 @@ def read(path: Path) -> dict[str, Any]:
 def _values(path: Path) -> dict[str, Any]:
     values = lines(yaml_text.read(path), str(path))
     named = {key: values[key] for key in (*GROUPS, EXTENDS, "models") if key in values}
-    return values | {key: beside(path.parent, value) for key, value in named.items()}
+    values |= {key: beside(path.parent, value) for key, value in named.items()}
+    return _with_root(values, path.parent)
+
+
+def _with_root(values: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The values with the folder of a data set's images, `root`, beginning at this folder."""
+    if isinstance(dataset := values.get("dataset"), Mapping):
+        values = {**values, "dataset": _with_root(dict(dataset), folder)}
+    if isinstance(root := values.get("root"), str) and root:
+        values = {**values, "root": str(folder / root)}
+    return values
 
 
 def beside(folder: Path, value: Any) -> Any:

@@ -8,6 +8,7 @@ after gradients are averaged and clipped: clipping tames the task's gradient, no
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -21,6 +22,7 @@ from engine.recipe.schema import OptimizerRecipe
 from engine.training.schedule import SHARE
 from kernels.ewc import Parameters
 
+log = logging.getLogger(__name__)
 KINDS = {"adamw": (torch.optim.AdamW, "FusedAdam"), "sgd": (torch.optim.SGD, "FusedSGD")}
 MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}  # torch's names
 
@@ -115,13 +117,30 @@ class Penalised(Optimizer):
 
         Where lr * lam * F passes 2 (1 + momentum), steps overshoot the anchor further and further
         (heavy ball on a quadratic). A Fisher divided by its mean passes that: its largest element
-        was 31,000 for a ViT-S. So F is at most (1 + momentum) / (lr * lam), half of what is stable.
+        was 31,000 for a ViT-S. So F is at most (1 + momentum) / (lr * lam), half of what is stable,
+        and how many elements that lowers is logged. Raises ValueError where it would lower all:
+        any larger strength would train the same weights.
         """
         bound = (1 + momentum) / (self._lam * lr)
-        if self._fishers is None:
-            self._lam *= min(1.0, bound)
-            return
-        for fisher in self._fishers.values():
+        fishers = [torch.ones(1)] if self._fishers is None else list(self._fishers.values())
+        firmer = sum(int((fisher > bound).sum()) for fisher in fishers)
+        elements = sum(fisher.numel() for fisher in fishers)
+        if firmer == elements:
+            raise ValueError(
+                f"a pull of strength {self._lam:g} at optimizer.lr={lr:g} is firmer than SGD's "
+                f"steps can follow: give method.lam (or alpha) {self._lam * bound:.3g} or less, or "
+                "a lower optimizer.lr"
+            )
+        if firmer:
+            log.warning(
+                "the pull on %s of %s weights is weakened to the firmest that SGD can follow, %.3g "
+                "at optimizer.lr=%g",
+                f"{firmer:,}",
+                f"{elements:,}",
+                self._lam * bound,
+                lr,
+            )
+        for fisher in fishers:
             fisher.clamp_(max=bound)
 
     @torch.no_grad()

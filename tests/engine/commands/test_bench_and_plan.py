@@ -30,6 +30,17 @@ def test_a_row_for_each_method_and_pass(tmp_path, capsys, monkeypatch):
         assert row["images_s"] == pytest.approx(1e3 * row["batch"] / row["ms"])
 
 
+def test_a_users_method_and_a_model_of_ordered_tensors_are_timed(tmp_path, monkeypatch):
+    (tmp_path / "mine.yaml").write_text("name: mine\ntitle: Mine\nmodule: ewc\nlam: 2.0\n")
+    words = recipe.parsed(["model=efficientnet_lite0", "device=cpu"])
+    timed = speed.Bench(tmp_path, "efficientnet_lite0", words, torch.device("cpu"), steps=1)
+    builder = timed._builder(str(tmp_path / "mine.yaml"), 2)
+    assert (builder.recipe.method.title, builder.recipe.method.lam) == ("Mine", 2.0)
+    assert builder.base.state(), "random weights ask nothing of the recipe's package"
+    with pytest.raises(ValueError, match="there is no recipe file gone"):
+        speed.cell_of("gone.yaml", words)
+
+
 def test_milliseconds_are_those_of_a_batch(tmp_path, monkeypatch):
     clock = SimpleNamespace(perf_counter=itertools.count(0.0, 2.0).__next__)
     monkeypatch.setattr(speed, "time", clock)

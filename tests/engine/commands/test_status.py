@@ -142,6 +142,16 @@ def test_only_what_no_record_needs_goes(tmp_path, capsys):
     assert "nothing was deleted" in gc("--yes")
 
 
+def test_what_a_record_without_its_plan_needs_stays(tmp_path, capsys):
+    needed = artifact(tmp_path, "cells", "a", 3000)
+    plan = begun(tmp_path)
+    finished(plan, [needed])
+    plan.path.unlink()
+    assert cli.main(["gc", str(tmp_path), "--yes"]) == 0
+    assert "nothing was deleted" in capsys.readouterr().out
+    assert (tmp_path / "store" / needed).is_dir()
+
+
 def test_nothing_goes_while_a_training_is_at_work(at_work, tmp_path, capsys):
     features = artifact(tmp_path, "features", "c", 500)
     assert cli.main(["gc", str(tmp_path), "--yes"]) == 2

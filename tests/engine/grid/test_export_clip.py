@@ -79,6 +79,19 @@ def test_a_merge_of_open_clips_checkpoints_is_open_clips_model(
         user_models.cell_of(resolved, Store(tmp_path / "s"), out / "open_clip_model.safetensors")
 
 
+def test_no_file_of_another_model_stays(tmp_path):
+    """`rib evaluate FOLDER` would take timm's old weights for the new model's."""
+    model = ModelRecipe(name="m", arch="test_vit", image_size=SIZE)
+    net, out = models.create(model, len(CLASSES)), tmp_path / "m"
+    others = {"open_clip_model.safetensors", "open_clip_config.json", "head.safetensors"}
+    out.mkdir()
+    for name in (*others, "notes.txt"):
+        (out / name).touch()
+    export.write(row(model, net), out)
+    names = {path.name for path in out.iterdir()}
+    assert names == {"model.safetensors", "config.json", "notes.txt"}
+
+
 def test_without_a_text_tower_the_remedy_is_named(open_clip: ModuleType, tmp_path: Path):
     model = user_models.resolve(tiny_clip.ARCH, []).model
     net = models.create(model, len(CLASSES))

@@ -86,3 +86,17 @@ def test_copies_of_a_source_are_paired_in_their_order(tmp_path):
     ]  # fmt: skip
     (row,) = paired.cells(*of).to_dict("records")
     assert (row["images"], row["accuracy_a"], row["accuracy_b"]) == (2, 100, 0)
+
+
+def test_images_of_one_pack_are_paired_by_their_place_in_it(tmp_path):
+    """Two hold-outs of one pack may have other copies of a source: they are other images."""
+    paths = []
+    for name, places, right in (("a", [0, 3], "p"), ("b", [1, 3], "")):
+        path = stored(tmp_path / f"{name}.parquet", ["p", "p"], right)
+        table = pq.read_table(path)
+        pq.write_table(table.set_column(0, "index", pa.array(places, pa.int64())), path)
+        paths.append([Evaluation("net", PRE, "", None, "", "", "x", path)])
+    (row,) = paired.cells(*paths, {"x"}).to_dict("records")
+    assert (row["images"], row["accuracy_a"], row["accuracy_b"]) == (1, 100, 0)
+    (row,) = paired.cells(*paths).to_dict("records")
+    assert row["images"] == 2, "of other packs nothing tells the copies apart"

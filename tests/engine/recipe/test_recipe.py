@@ -200,3 +200,18 @@ def test_an_architecture_of_timm_is_a_model_by_its_name():
             recipe.load("emoji/ewc", parsed([f"model={unknown}"]))
     with pytest.raises(RecipeError, match="images of 1024 x 768 pixels, and packs hold square"):
         recipe.load("emoji/ewc", parsed(["model=vit_base_patch16_sapiens2"]))
+
+
+def test_a_relative_root_begins_at_its_file_and_on_the_command_line_at_the_working_folder(tmp_path):
+    (tmp_path / "sub").mkdir()
+    data = "name: d\nsets: [a, b]\nroot: images\n"
+    write(tmp_path / "sub" / "data.yaml", data)
+    model = "model: vit_tiny_random\nmethod: fine_tune\ndownstream: a\n"
+    by_name = write(tmp_path / "cell.yaml", f"{model}dataset: sub/data.yaml\n")
+    assert recipe.load(by_name).dataset.root == str(tmp_path / "sub" / "images")
+    inside = f"{model}dataset: {{extends: sub/data.yaml, root: other}}\n"
+    assert recipe.load(write(tmp_path / "in.yaml", inside)).dataset.root == str(tmp_path / "other")
+    word = parsed(["dataset.root=mine"])
+    assert recipe.load(by_name, word).dataset.root == "mine"
+    absolute = write(tmp_path / "sub" / "data.yaml", data.replace("images", "/images"))
+    assert absolute and recipe.load(by_name).dataset.root == "/images"

@@ -72,13 +72,26 @@ def test_sgd_returns_to_the_anchor_however_stiff_the_penalty(momentum):
     """Without any gradient."""
     theta = nn.Parameter(torch.ones(12))
     penalty = Penalty(2.0, {"t": torch.zeros(12)}, {"t": torch.logspace(-3, 8, 12)})
-    for stiff in (penalty, dataclasses.replace(penalty, lam=1e7, fisher=None)):
-        nn.init.ones_(theta)
-        optimizer = build({"t": theta}, dataclasses.replace(SGD, momentum=momentum), stiff)
-        for _ in range(200):
-            optimizer.step()
-        assert theta.abs().max() <= 1
-        assert theta[5:].abs().max() < 0.01  # lr * lam * F of at least 2
+    optimizer = build({"t": theta}, dataclasses.replace(SGD, momentum=momentum), penalty)
+    for _ in range(200):
+        optimizer.step()
+    assert theta.abs().max() <= 1
+    assert theta[5:].abs().max() < 0.01  # lr * lam * F of at least 2
+
+
+def test_a_pull_that_sgd_cannot_follow_is_logged_and_refused_where_it_is_all_of_it(caplog):
+    """Two strengths above the bound would train the same weights under two names."""
+    theta, zeros = {"t": nn.Parameter(torch.ones(4))}, {"t": torch.zeros(4)}
+    options = dataclasses.replace(SGD, lr=0.01, momentum=0.9)
+    build(theta, options, Penalty(190.0, zeros))
+    build(theta, options, Penalty(190.0, zeros, {"t": torch.ones(4)}))
+    assert not caplog.records
+    build(theta, options, Penalty(1.0, zeros, {"t": torch.tensor([0.0, 1, 189, 191])}))
+    assert "the pull on 1 of 4 weights is weakened to the firmest" in caplog.text
+    for fisher in (None, {"t": torch.ones(4)}):
+        with pytest.raises(ValueError, match=r"strength 300 at optimizer.lr=0.01 .* 190 or less"):
+            build(theta, options, Penalty(300.0, zeros, fisher))
+    build(theta, dataclasses.replace(options, name="adamw"), Penalty(300.0, zeros))
 
 
 @pytest.mark.parametrize("label", ["anchor", "fisher"])
