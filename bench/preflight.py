@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-COMPILERS = ("cc", "gcc", "clang")
+COMPILERS = ("gcc", "clang")  # those that Triton looks for, unless CC names another
 SHM, DISK, GPU = 1e9, 5e9, 20e9  # bytes that are free
 SHM_FOLDER = Path("/dev/shm")
 PACKAGES = (

@@ -20,6 +20,8 @@ def lacking(device: str = "cpu") -> dict[str, str]:
 def test_a_bare_image_is_told_all_that_it_lacks(tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "cc").write_text("#!/bin/sh\n")
+    (tmp_path / "cc").chmod(0o755)  # Triton does not look for it
     monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: Usage(64e6, 0, 64e6))
     real = importlib.util.find_spec
