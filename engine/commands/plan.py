@@ -47,13 +47,14 @@ def run(arguments: argparse.Namespace) -> None:
 
 def text(estimate: Estimate, devices: Sequence[Device]) -> str:
     """The estimate of one model's grid: its work by part, and what it comes to."""
-    from engine.grid.estimate import cpu
+    from engine.grid.estimate import this_core
     from engine.report import console
 
     plan, model, columns = estimate.plan, estimate.plan.recipe.model, estimate.plan.columns
     probes = sum(column.is_probe for column in columns)
     grid = f"{len(columns) - probes} columns" + f" and a seed probe of {probes}" * bool(probes)
-    shown = [*devices, cpu(len(os.sched_getaffinity(0)))]
+    core, cores = this_core(plan.recipe), len(os.sched_getaffinity(0))
+    shown = [*devices, core]
     rows = []
     for name, parts in estimate.by_name().items():
         images = sum(part.images for part in parts)
@@ -76,9 +77,9 @@ def text(estimate: Estimate, devices: Sequence[Device]) -> str:
             console.text(title, heads, rows),
             "",
             *_times([estimate], devices),
-            f"{shown[-1].name:<12}{_time(estimate.hours(shown[-1], 1))}",
-            "            predicted from data sheets, not measured; not counted are packs, reading,",
-            "            CKA, greedy choices and other seeds of a stock",
+            f"{f'CPU, {cores}':<12}{_time(estimate.hours_on_cores(core, cores))} on this machine",
+            "            predicted, of GPUs from data sheets, of the CPU from timing the model;",
+            "            without packs, reading, CKA, greedy choices and other seeds of a stock",
             f"jobs        {len(plan.jobs)}: what all share, {grid}, the report",
             *_jobs(estimate, devices),
             f"memory      about {estimate.memory_gb:.0f} GB a job: of the host, and of a GPU",

@@ -20,9 +20,9 @@ from engine import models
 from engine.data import packs
 from engine.data.kinds import kind_of
 from engine.grid.campaign import Plan
-from engine.machine import rates
+from engine.machine import precision, rates
 from engine.machine.files import digest
-from engine.machine.flops import elements_of_image, of_image
+from engine.machine.flops import elements_of_image, forward_tflops, of_image
 from engine.methods.base import Derived
 from engine.recipe import modules
 from engine.recipe.schema import Recipe
@@ -34,6 +34,7 @@ PROCESS_GB = 3.0  # Python, torch, numba and compiled code
 COPIES = 4  # of a model: weights, gradient and two moments of the optimizer
 FULL_PASSES = 3.0  # of a user's method, whose file is not run: a forward and a backward pass
 STEP_BYTES = 28  # of an fp32 parameter in an optimizer's step, and 4 that ranks exchange
+NODE_GPUS = 8  # a job has those of one node
 DISTANCE_SAMPLES = 10_000  # of a set, in the report
 
 
@@ -80,7 +81,7 @@ class Device:
     def seconds(self, part: Part, gpus: int = 1) -> float:
         """Of a part, in a job of so many GPUs: they share batches in evaluation, and the images of
         a batch in training, whose gradients they exchange in every step."""
-        kind = self.auto if part.precision == "auto" else part.precision
+        kind = self.auto if part.precision == "auto" else precision.of_products(part.precision)
         rate, width = (self.bf16, 1) if kind == "bf16" else (self.fp32, 2)
         work = part.operations / (1e12 * rate) + width * part.traffic / (1e9 * self.memory)
         step = part.moved / (1e9 * self.memory)
@@ -113,15 +114,24 @@ def users_gpu(tflops: float) -> Device:
 
 
 def _of_chip(name: str, chip: rates.Chip) -> Device:
-    reached = chip.reached * chip.bf16, chip.reached * chip.fp32
+    reached = chip.reached() * chip.bf16, chip.reached() * chip.fp32
     host = rates.STEP_S, rates.BATCH_S, rates.GRAPH_S
     return Device(name, *reached, chip.memory, chip.link, *host)
 
 
-def cpu(cores: int) -> Device:
-    """So many cores of a CPU."""
-    rate = cores * rates.CORE_TFLOPS
-    return Device(f"{cores} CPU cores", rate, rate, cores=cores, auto="fp32")
+def cpu(cores: int, core_tflops: float = rates.CORE_TFLOPS) -> Device:
+    """So many cores of a CPU. core_tflops: that a campaign's work reaches on one of them."""
+    rate, name = cores * core_tflops, "1 CPU core" if cores == 1 else f"{cores} CPU cores"
+    return Device(name, rate, rate, cores=cores, auto="fp32")
+
+
+def this_core(recipe: Recipe) -> Device:
+    """A core of this machine, by how fast it runs the recipe's model: seconds of measuring."""
+    model = recipe.model
+    layout = torch.channels_last if model.channels_last else torch.contiguous_format
+    with torch.device("meta"):
+        net = models.create(model, 2).eval()
+    return cpu(1, rates.CORE_SHARE * forward_tflops(net, model.image_size, layout))
 
 
 @dataclass(frozen=True)
@@ -143,8 +153,11 @@ class Estimate:
         return max(device.hours(column, gpus) for column in self.columns)
 
     def gpus_of_a_job(self, gpus: int) -> int:
-        """How many GPUs a column's job has, of so many: several where columns are few."""
-        return max(1, gpus // len(self.columns))
+        """How many GPUs a column's job has, of so many: several where columns are few, but no more
+        than a node has, and so many that they divide the batch."""
+        train, most = self.plan.recipe.train, min(NODE_GPUS, gpus // len(self.columns))
+        batch = train.batch_size // train.accumulation
+        return max((n for n in range(1, most + 1) if batch % n == 0), default=1)
 
     def idle(self, gpus: int) -> int:
         """How many of so many GPUs no column has."""
@@ -154,11 +167,23 @@ class Estimate:
     def hours(self, device: Device, gpus: int) -> float:
         """Hours of the campaign on so many GPUs. A column begins when one before it has ended."""
         each = self.gpus_of_a_job(gpus)
-        free = [0.0] * (gpus // each)
+        columns = self._columns(device, each, gpus // each)
+        return device.hours(self.shared) + columns + self.report_hours(device)
+
+    def hours_on_cores(self, core: Device, cores: int) -> float:
+        """Hours of the campaign on so many cores, of which each job has the plan's threads and the
+        report all."""
+        each = min(cores, self.plan.threads)
+        job = cpu(each, core.fp32)
+        columns = self._columns(job, 1, cores // each)
+        return job.hours(self.shared) + columns + self.report_hours(cpu(cores))
+
+    def _columns(self, device: Device, gpus: int, places: int) -> float:
+        """Hours of all columns, of which so many run at a time."""
+        free = [0.0] * places
         for column in self.columns:
-            place = free.index(min(free))
-            free[place] += device.hours(column, each)
-        return device.hours(self.shared) + max(free) + self.report_hours(device)
+            free[free.index(min(free))] += device.hours(column, gpus)
+        return max(free)
 
     def report_hours(self, device: Device) -> float:
         """Hours of the report, on cores."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 import time
@@ -14,8 +15,10 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from engine.machine import threads
 from engine.machine.rates import CHIPS
 
+MEASURED, MEASURED_S = 4e9, 0.5  # operations of a pass that is timed, and seconds of all
 SLOWER = {"PCIE", "PCI", "NVL", "MIG"}  # other forms and parts of a chip
 
 
@@ -57,6 +60,26 @@ def elements_of_image(net: nn.Module, size: int) -> float:
     with torch.no_grad(), _Products() as counted:
         net(torch.empty(2, 3, size, size, device="meta"))
     return counted.elements / 2
+
+
+def forward_tflops(net: nn.Module, size: int, layout: torch.memory_format) -> float:
+    """TFLOP/s that a core of this machine reaches in a forward pass of a network on `meta`, in
+    processor time, so that other work beside it counts little: the best of some, in half a second.
+
+    The network is moved to the CPU, with weights of no meaning.
+    """
+    operations = of_image(net, size)
+    net.to_empty(device="cpu").to(memory_format=layout)  # type: ignore[call-overload]
+    for tensor in itertools.chain(net.parameters(), net.buffers()):
+        tensor.data.fill_(0.01 if tensor.is_floating_point() else 0)  # no denormal, which is slow
+    images, times = max(2, min(64, int(MEASURED / operations))), []
+    x = torch.full((images, 3, size, size), 0.5).to(memory_format=layout)
+    with threads.threads(1), torch.inference_mode():
+        while len(times) < 2 or sum(times) < MEASURED_S:
+            begin = time.process_time()
+            net(x)
+            times.append(time.process_time() - begin)
+    return images * operations / min(times) / 1e12
 
 
 def _convolution_backward(

@@ -1,6 +1,8 @@
 """What a campaign will cost, by counts that a reader can repeat."""
 
 import dataclasses
+import itertools
+import time
 
 import pytest
 import timm
@@ -9,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from engine.grid import campaign, estimate
 from engine.grid.estimate import Device, Part
+from engine.machine import rates
 from engine.recipe import parsed
 
 IMAGES = {"upstream": 35, "outline": 35, "tinted": 35, "few": 21}
@@ -84,8 +87,23 @@ def test_gpus_take_columns_and_then_share_them(counted):
     )
     assert counted.hours(device, 3) == pytest.approx(ends + max(first, second, third))
     assert [counted.idle(gpus) for gpus in (1, 2, 3, 4, 8)] == [0, 0, 0, 1, 2]
+    on_cores = counted.hours_on_cores(estimate.cpu(1, 1e-9), 2)
+    core = estimate.cpu(1, 1e-9)
+    shared, first, second, third = map(core.hours, (counted.shared, *counted.columns))
+    report = counted.report_hours(estimate.cpu(2))
+    assert on_cores == pytest.approx(
+        shared + min(max(first + third, second), max(first, second + third)) + report
+    )
     two = counted.hours(device, 6) - ends
     assert two == pytest.approx(max(device.hours(c, 2) for c in counted.columns)) and two < first
+
+
+def test_a_job_has_no_more_gpus_than_a_node_and_its_ranks_divide_the_batch(counted):
+    """Three columns, batches of 12."""
+    assert [counted.gpus_of_a_job(gpus) for gpus in (1, 3, 6, 15, 17, 18, 64)] == [
+        1, 1, 2, 4, 4, 6, 6
+    ]  # fmt: skip
+    assert counted.idle(64) == 64 - 3 * 6
 
 
 def test_ranks_share_images_and_neither_the_hosts_time_nor_the_exchange():
@@ -129,8 +147,19 @@ def test_imagenets_derived_sets_show_the_photos_of_its_validation_set():
     assert more == 3 * 40_000  # val, Drawing and the sample of C
 
 
+def test_a_core_is_timed_by_the_plans_own_model(counted, monkeypatch):
+    """Every pass seems to take a quarter of a second; the campaign reaches a part of its rate."""
+    now = itertools.count()
+    monkeypatch.setattr(time, "process_time", lambda: next(now) / 4)
+    core = estimate.this_core(counted.plan.recipe)
+    assert core.fp32 == pytest.approx(
+        rates.CORE_SHARE * 64 * counted.forward / 0.25 / 1e12, rel=1e-3
+    )
+    assert core.name == "1 CPU core" and core.cores == 1
+
+
 def test_the_demos_time_on_two_cores():
-    """What it took on two cores of an AMD EPYC (docs/demo.md), within a quarter."""
-    demo = estimate.of(campaign.plan("emoji", parsed([])))
-    seconds = 3600 * demo.hours(estimate.cpu(2), 1)
+    """What it took on two cores of an AMD EPYC, without the probe (docs/demo.md)."""
+    demo = estimate.of(campaign.plan("emoji", parsed(["probe=0"])))
+    seconds = 3600 * demo.hours_on_cores(estimate.cpu(1), 2)
     assert 0.75 * 200 < seconds < 1.25 * 233
