@@ -7,7 +7,7 @@
 # make avx2 runs a short part of the tests as on a processor without AVX-512.
 # make audit lists known weaknesses of the installed packages.
 # make gpu [STAGE=headline] [OUT=folder] installs nothing and takes PYTHON, or else .venv or python3, whose torch sees a GPU.
-# make wheels writes all packages but torch, for a machine without a network, into wheels/
+# make wheels writes all packages but torch, for a machine without a network, into wheels/ (435 MB).
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

@@ -1,8 +1,9 @@
 """A step of FT, LwF and EWC and an evaluated batch in the steady state, with torch and timm alone.
 
 On a GPU ViT-B/16 at 224 px, its products in bf16, in batches of 64 and 256: as the model is;
-compiled as the engine does, for batches of any size; and compiled for one size. The kernels of a
-compiled FT step are then listed, with the GPU's idle share. On a CPU ViT-S in batches of 8. Images
+compiled as the engine does, for batches of any size; compiled for one size; and compiled with the
+residual stream in bf16 (`train.precision=bf16_residual`). The kernels of a compiled FT step are
+listed, with the GPU's idle share. On a CPU ViT-S in batches of 8. Images
 wait on the device; LwF's teacher logits and EWC's Fisher are at hand, as they are in a campaign.
 mfu counts the model's passes, whatever else a method does, over the data sheet's rate, or that of
 the best product measured here. peak_mb, on a GPU: the most that tensors held.
@@ -20,13 +21,18 @@ from torch import Tensor
 
 from bench import vit
 from bench.contest import Contest, Entrant, Scale
+from engine.machine import blocks
 from engine.machine.flops import peak
 from kernels.distill import distill_loss
 from kernels.ewc import adamw_ewc_
 
 LAM, LR = 0.5, 1e-5
-# How a model runs: whether its graph takes batches of any size; None: it is not compiled.
-FORMS: dict[str, bool | None] = {"": None, ", compiled": True, ", compiled for one size": False}
+# How a model runs: whether its graph takes batches of any size; None: it is not compiled. The last
+# form changes the model, and comes after the others.
+RESIDUAL = ", compiled, bf16 residual"
+FORMS: dict[str, bool | None] = {
+    "": None, ", compiled": True, ", compiled for one size": False, RESIDUAL: True
+}  # fmt: skip
 
 
 def contests(device: torch.device, scale: Scale) -> Iterator[Contest]:
@@ -37,6 +43,8 @@ def contests(device: torch.device, scale: Scale) -> Iterator[Contest]:
         if dynamic is not None and not on_gpu:
             continue
         net = model.net
+        if form == RESIDUAL:
+            blocks.pass_on_bf16(net)
         if dynamic is not None:
             net = torch.compile(net, dynamic=None if dynamic else False)
         for batch in batches:

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from engine.grid import attempts, campaign, job_states
 from engine.grid.campaign import COLUMN, PREPARE, REPORT, Plan
@@ -40,9 +40,8 @@ def run(arguments: argparse.Namespace) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     job, is_column = arguments.job, arguments.job not in (PREPARE, REPORT)
     stage = COLUMN if is_column else job
-    is_launcher = is_column and arguments.ranks > 1 and "RANK" not in os.environ
-    if is_launcher:
-        _become_ranks(arguments.ranks, campaign.read(arguments.plan).device)
+    if job != REPORT and "RANK" not in os.environ:
+        _take_gpus(arguments.ranks if is_column else 1, campaign.read(arguments.plan).device)
     with attempts.recorded(arguments.plan.parent, job, stage, time.time()) as note:
         _compute(job, campaign.read(arguments.plan), note)
     if os.environ.get("RANK", "0") == "0":
@@ -62,7 +61,7 @@ def _compute(job: str, plan: Plan, note: Callable[[str, int], None]) -> None:
     if job == REPORT:
         report(plan, ranks.of_plan(plan.device))
         return
-    device = ranks.start(plan.device, gpu=_free_gpu(plan.device))
+    device = ranks.start(plan.device)
     note(device_name(device), ranks.world())
     if job == PREPARE:
         jobs.prepare(plan, device)
@@ -83,28 +82,28 @@ def report(plan: Plan, device: torch.device) -> None:
         raise
 
 
-def _free_gpu(device: str) -> int:
-    """Number of the GPU with the fewest jobs on this machine, now claimed; 0 without a choice."""
+def _take_gpus(number: int, device: str) -> None:
+    """Become a process that sees only the GPUs that it claims, and of several ranks the launcher.
+
+    Every job then has its GPU under the same number, 0, which compiled graphs contain. A single
+    process on a machine with one GPU, or without any, stays as it is.
+    """
+    if device == "cpu" and number == 1:
+        return
     from engine.machine import gpus, ranks
 
-    if "RANK" in os.environ or ranks.pick_device(device).type == "cpu":
-        return 0
-    names = gpus.names()
-    return gpus.claim(names)[0] if len(names) > 1 else 0
-
-
-def _become_ranks(number: int, device: str) -> NoReturn:
-    """Become the launcher of so many processes with these words; each has a claimed GPU."""
-    from engine.machine import gpus, ranks
-
-    if ranks.pick_device(device).type == "cuda":
-        names = gpus.names()
+    on_gpus = number == 1 or ranks.pick_device(device).type == "cuda"
+    names = gpus.names() if on_gpus else []
+    if number == 1 and len(names) < 2:
+        return
+    if on_gpus:
         if number > len(names):
             raise ValueError(f"--ranks {number}, but torch sees {len(names)} GPUs")
         claimed = [names[place] for place in gpus.claim(names, number)]
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(claimed)
-    launcher = ["-P", "-m", "engine.machine.launcher", str(number), "engine.commands.job"]
-    os.execv(sys.executable, [sys.executable, *launcher, *sys.argv[1:]])
+    module = "engine.commands.job"
+    launcher = ["engine.machine.launcher", str(number)] if number > 1 else []
+    os.execv(sys.executable, [sys.executable, "-P", "-m", *launcher, module, *sys.argv[1:]])
 
 
 if __name__ == "__main__":

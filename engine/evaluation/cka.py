@@ -22,13 +22,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import nn
 
 from engine import models
 from engine.data.sets import LabelledSet
 from engine.errors import RecipeError
 from engine.evaluation import bank
 from engine.machine import precision, ranks
+from engine.machine.blocks import blocks
 from engine.machine.files import digest
 from engine.models.form import Form
 from engine.recipe.checks import FEWEST_FOR_CKA
@@ -37,7 +37,6 @@ from engine.run import Run
 from engine.store.cells import Mix, essential
 
 FILE = "cka.json"
-CHAINS = (nn.Sequential, nn.ModuleList)
 
 
 def evaluate(run: Run, mixes: Sequence[Mix], name: str) -> None:
@@ -141,21 +140,6 @@ def _compute(run: Run, mix: Mix, name: str) -> Callable[[Path], object]:
     values = zip(layers, cka(sums_3L).tolist(), strict=True)
     known = {layer: None if math.isnan(value) else value for layer, value in values}  # as JSON
     return lambda folder: (folder / FILE).write_text(json.dumps(known, indent=1), "utf-8")
-
-
-def blocks(net: nn.Module, prefix: str = "") -> list[str]:
-    """Names of a network's blocks in their order: what its chains of modules consist of.
-
-    A chain within a chain is followed: a ViT has its transformer blocks, an EfficientNet and a
-    ResNet their residual blocks, a ConvNeXt its stem's layers and its stages.
-    """
-    names = []
-    for name, child in net.named_children():
-        if isinstance(child, CHAINS):
-            names += blocks(child, f"{prefix}{name}.")
-        elif prefix and not isinstance(child, nn.Identity):
-            names.append(f"{prefix}{name}")
-    return names
 
 
 @functools.cache

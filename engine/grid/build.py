@@ -28,7 +28,7 @@ from engine.measures.setting import Setting
 from engine.methods.base import Derived, Trained
 from engine.methods.context import Context
 from engine.methods.linear_probe import first_head
-from engine.models import checkpoints, zero_shot
+from engine.models import checkpoints, compiled, zero_shot
 from engine.models.form import Form
 from engine.recipe import modules
 from engine.run import Run
@@ -101,6 +101,20 @@ class Builder(Context):
             if ranks.rank() == 0:
                 CheckpointFiles(self.store, self._name).remove()
         return cell
+
+    def compile(self) -> None:
+        """Compile the graphs that the cell's training takes, so that other processes find them.
+
+        Nothing is done for a cell that is there, runs uncompiled, is made of other cells or starts
+        from one: what such a cell trains, others train too, or its own job compiles.
+        """
+        option = self.recipe.train.compile
+        if compiled.resolve(option, self.device) == "never" or self.plan.needs:
+            return
+        method = modules.method_of(self.recipe, run_users=self.run_users)
+        if isinstance(method, Trained) and self._stored()[0] is None:
+            with self.run.threads():
+                loop.compile_graphs(method, self.run, self)
 
     def entries(self) -> list[Entry]:
         """The models of the recipe's cell that are evaluated, with those during its training.

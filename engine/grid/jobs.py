@@ -60,8 +60,9 @@ def finished(
 
 
 def prepare(plan: Plan, device: torch.device) -> None:
-    """What all columns share: packs, the pre-trained model, its features and predictions."""
-    builder = builders(plan, device, plan.columns[0])[0]
+    """What all columns share: packs, the pre-trained model, its features and predictions, and the
+    graphs of models that are compiled."""
+    builder, *_ = rows = builders(plan, device, plan.columns[0])
     names = builder.recipe.dataset.places
 
     def begin(step: int, what: str = "") -> None:
@@ -85,6 +86,9 @@ def prepare(plan: Plan, device: torch.device) -> None:
         begin(len(names), name)
         # Opened, and encoded if need be, before columns share it.
         log.info("%s: %d images, never evaluated", name, len(run.sets[name].pack))
+    begin(len(names), "graphs")
+    for row in rows:
+        row.compile()
     begin(len(names) + 1)
 
 

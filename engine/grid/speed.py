@@ -225,7 +225,7 @@ class Bench:
         net = models.create(recipe.model, CLASSES).to("meta").eval()
         operations = of_image(net, recipe.model.image_size, backward=backward)
         of_passes = recipe.train if backward else recipe.evaluate
-        kind = precision.resolve(of_passes.precision, self.device)
+        kind = precision.of_products(precision.resolve(of_passes.precision, self.device))
         return Speed(
             what=what,
             batch=batch,

@@ -41,10 +41,15 @@ def runtime_folder() -> Path:
 
 
 def compiled_folder() -> Path:
-    """The user's folder on this machine for what torch compiles, and loads again as it lies there;
-    it is made if missing. Raises as `runtime_folder`."""
-    folder = Path(tempfile.gettempdir()) / f"rib-compiled-{os.getuid()}"
-    return _private(folder, "TORCHINDUCTOR_CACHE_DIR")
+    """The user's folder for what torch compiles, which all jobs and nodes share; it is made if
+    missing.
+
+    Inductor unpickles what it finds there, so it is the user's alone, also where a group shares
+    $RIB_CACHE. Raises as `cache_folder` and `runtime_folder`.
+    """
+    cache = cache_folder()
+    cache.mkdir(parents=True, exist_ok=True)
+    return _private(cache / f"compiled-{os.getuid()}", "TORCHINDUCTOR_CACHE_DIR")
 
 
 def _private(folder: Path, variable: str) -> Path:

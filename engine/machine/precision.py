@@ -1,11 +1,18 @@
 """Numerical precision: fp32 weights everywhere, bf16 autocast on a GPU.
 
+Under autocast a Transformer's products are in bf16, but what flows from block to block is in fp32,
+since the position embedding is. In training `bf16_residual` keeps that in bf16 too, so half as many
+bytes pass through memory between products; weights, their gradients and the optimizer's moments
+stay fp32.
+
 fp32 means IEEE float32, never TF32: `no_tf32` is called where a device is chosen.
 """
 
 from __future__ import annotations
 
 import torch
+
+RESIDUAL = "bf16_residual"
 
 
 def resolve(precision: str, device: torch.device) -> str:
@@ -15,8 +22,13 @@ def resolve(precision: str, device: torch.device) -> str:
     return precision
 
 
+def of_products(precision: str) -> str:
+    """The precision of matrix products and convolutions, fp32 or bf16."""
+    return "bf16" if precision == RESIDUAL else precision
+
+
 def name(precision: str) -> str:
-    """The name of fp32 or bf16 in the keys of artefacts; under bf16 heads compute in fp32."""
+    """The name of a resolved precision in the keys of artefacts; heads compute in fp32."""
     return "bf16, head in fp32" if precision == "bf16" else precision
 
 
@@ -32,5 +44,5 @@ def no_tf32() -> None:
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
     """Autocast to bf16, switched off for fp32."""
-    enabled = resolve(precision, device) == "bf16"
+    enabled = of_products(resolve(precision, device)) == "bf16"
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)

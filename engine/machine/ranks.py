@@ -60,8 +60,8 @@ def present(device: torch.device) -> torch.device:
     return torch.device("cpu") if lacks else device
 
 
-def start(device: str = "auto", gpu: int = 0) -> torch.device:
-    """Join the process group and return this rank's device; a lone process takes GPU `gpu`.
+def start(device: str = "auto") -> torch.device:
+    """Join the process group and return this rank's device; a lone process takes the first GPU.
 
     Raises ValueError as `pick_device` does, and where Slurm's tasks do not find each other.
     """
@@ -69,7 +69,7 @@ def start(device: str = "auto", gpu: int = 0) -> torch.device:
     if not use_gpu:
         memory.keep_pages()
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    rendezvous.complete_environment(gpu)
+    rendezvous.complete_environment()
     local = int(os.environ["LOCAL_RANK"])
     if use_gpu:
         # Slurm may show each task a single GPU, as number 0. DeepSpeed reads the variable.

@@ -16,8 +16,8 @@ BATCH_S = 3e-3  # of the host: a batch through one of the models that are evalua
 START_S = 10.0  # of a core: a job's imports and its first look at packs and weights
 GRAPH_S = 45.0  # of the host: torch.compile of a graph with Inductor, once for all jobs
 CORE_TFLOPS = 0.026  # that the demo reached on a core of an Intel Xeon at 2.1 GHz
-# Share of the rate of a forward pass alone that the demo's passes reached on a core: 5 min 58 s on two
-# cores of an Intel Xeon at 2.8 GHz, whose forward pass was timed beside other work.
+# Share of the rate of a forward pass alone that the demo's passes reached on a core: 5 min 58 s on
+# two cores of an Intel Xeon at 2.8 GHz, whose forward pass was timed beside other work.
 CORE_SHARE = 0.8
 CLASS_PAIR_S, SAMPLE_PAIR_S = 1.16e-4, 1.1e-7  # of a core: of a distance between two sets
 REPORT_CORES = 4

@@ -31,8 +31,8 @@ _set_timeout = getattr(dist, "set_timeout", None) or distributed_c10d._set_pg_ti
 STEP = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")  # tell a step from all others
 
 
-def complete_environment(gpu: int) -> None:
-    """Set the variables that a launcher leaves out; a process on its own takes GPU `gpu`.
+def complete_environment() -> None:
+    """Set the variables that a launcher leaves out; a process on its own takes the first GPU.
 
     A Slurm batch script has the number of its allocation's tasks, but is a process on its own.
     Raises ValueError where Slurm's commands do not say the address of the first of several nodes.
@@ -51,7 +51,7 @@ def complete_environment(gpu: int) -> None:
         port = FIRST_PORT + zlib.crc32(_step().encode()) % PORTS
         variables.setdefault("MASTER_PORT", str(port))
     else:
-        variables |= {"RANK": "0", "LOCAL_RANK": str(gpu), "WORLD_SIZE": "1"}
+        variables |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
 
 
 def join(device: torch.device) -> None:

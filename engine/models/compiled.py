@@ -35,7 +35,7 @@ def in_place(net: nn.Module, option: str, device: torch.device) -> nn.Module:
     option = resolve(option, device)
     if option == "never":
         return net
-    if CACHE not in os.environ:  # torch's own folder may be another user's, and is unpickled
+    if CACHE not in os.environ:  # torch's own is of one machine, and may be another user's
         os.environ[CACHE] = str(compiled_folder())
     limit = torch._dynamo.config.recompile_limit
     torch._dynamo.config.recompile_limit = max(limit, GRAPHS)  # beyond it, models run uncompiled

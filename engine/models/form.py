@@ -16,14 +16,14 @@ from torch import nn
 from torch.func import functional_call
 
 from engine import models
-from engine.machine import precision
+from engine.machine import blocks, precision
 from engine.models import compiled
 from engine.recipe.schema import EvaluateRecipe, ModelRecipe, TrainRecipe
 
 
 @dataclass(frozen=True)
 class Form:
-    """precision: fp32 | bf16. compile: never | always."""
+    """precision: fp32 | bf16 | bf16_residual. compile: never | always."""
 
     precision: str
     compile: str
@@ -48,6 +48,8 @@ class Form:
         net = models.create(recipe, classes).to(device)
         weight, _ = models.head_names(recipe)
         net.set_submodule(weight.removesuffix(".weight"), nn.Identity())
+        if self.precision == precision.RESIDUAL:
+            blocks.pass_on_bf16(net)
         return Backbone(compiled.in_place(net, self.compile, device))
 
 

@@ -190,7 +190,8 @@ class TrainRecipe:
     warmup_steps: Count | None = None  # None: 196, and no more than a tenth of all steps
     clip: NotNegative = 0.0  # global gradient norm; 0 switches clipping off
     freeze_batchnorm: bool = False
-    precision: Precision = "auto"  # auto: bf16 autocast on a GPU, fp32 on a CPU
+    # auto: bf16 autocast on a GPU, fp32 on a CPU; bf16_residual: what blocks pass on is in bf16 too
+    precision: Literal["auto", "fp32", "bf16", "bf16_residual"] = "auto"
     compile: Literal["auto", "always", "never"] = "auto"  # auto: on a GPU
     # A campaign's: models during training that are evaluated; 0: none.
     snapshots: Annotated[int, Meta(ge=0, le=1000)] = 0

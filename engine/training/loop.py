@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from engine.errors import DivergedError
-from engine.machine import bars, ranks
+from engine.machine import bars, blocks, precision, ranks
 from engine.methods.base import Trained
 from engine.methods.context import Context
 from engine.models import compiled
@@ -51,9 +51,27 @@ def fit(method: Trained, run: Run, context: Context, saving: Saving) -> tuple[Ex
     return method.export(), json.dumps(history, indent=1)
 
 
+def compile_graphs(method: Trained, run: Run, context: Context) -> None:
+    """Pass the first batch of a training forward and back, which compiles its graphs.
+
+    No weight changes. Raises as `initialized`.
+    """
+    prepare(method, run, context)
+    if method.fits_head:
+        return
+    with initialized(method, run) as engine:
+        engine.train()
+        positions = run.target.training(run.recipe)
+        share = next(epoch_shares(positions, run, 0, ranks.rank(), ranks.world()))
+        (batch,) = run.sets.source(run.recipe.downstream).batches([share.index])
+        engine.backward(engine(batch).sum() * share.weight)
+
+
 def prepare(method: Trained, run: Run, context: Context) -> None:
     """Prepare a method from the run's base model, with the recipe's seed."""
     net = run.network(run.base)
+    if run.recipe.train.precision == precision.RESIDUAL:
+        blocks.pass_on_bf16(net)
     torch.manual_seed(run.recipe.seed)
     method.prepare(net, context)
     method.to(run.device)

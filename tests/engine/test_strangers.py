@@ -203,6 +203,7 @@ def test_a_pack_is_not_written_through_planted_links(tmp_path):
 def test_folders_of_compiled_code_are_nobody_elses(tmp_path, monkeypatch):
     """S1: torch takes its cache whoever owns it, and unpickles what is in it."""
     monkeypatch.setattr(files.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setenv("RIB_CACHE", str(tmp_path / "of a group"))
     monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
     for folder_of in (files.compiled_folder, files.runtime_folder):
         folder = folder_of()

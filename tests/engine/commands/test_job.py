@@ -13,21 +13,39 @@ from engine.commands import job
 from engine.machine import gpus, ranks
 
 
-def test_a_job_takes_free_gpus_and_of_several_becomes_the_launcher(monkeypatch, tmp_path):
+@pytest.fixture
+def started(monkeypatch, tmp_path) -> list[list[str]]:
+    """The command lines that a job becomes, on a machine with GPUs a, b and c."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(gpus, "names", lambda: ["GPU-a", "GPU-b", "GPU-c"])
     monkeypatch.setattr(gpus, "runtime_folder", lambda: tmp_path)
     monkeypatch.setattr(gpus, "_held", [])
-    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setattr(sys, "argv", ["job.py", "column-few", "--plan", "plan.json"])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    started: list[list[str]] = []
-    monkeypatch.setattr(job.os, "execv", lambda program, words: started.append(words))
-    assert [job._free_gpu(device) for device in ("cuda", "cpu")] == [0, 0]
-    job._become_ranks(2, "cuda")
+    lines: list[list[str]] = []
+    monkeypatch.setattr(job.os, "execv", lambda program, words: lines.append(words[3:]))
+    return lines
+
+
+def test_a_job_sees_its_own_gpus_alone_and_of_several_becomes_the_launcher(started):
+    itself = ["engine.commands.job", "column-few", "--plan", "plan.json"]
+    job._take_gpus(1, "cpu")
+    assert not started
+    job._take_gpus(1, "cuda")
+    assert started == [itself] and job.os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-a"
+    job._take_gpus(2, "auto")
+    assert started[1] == ["engine.machine.launcher", "2", *itself]
     assert job.os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-b,GPU-c"
-    assert started[0][started[0].index("engine.machine.launcher") + 1] == "2"
     with pytest.raises(ValueError, match="--ranks 4, but torch sees 3 GPUs"):
-        job._become_ranks(4, "cuda")
+        job._take_gpus(4, "cuda")
+
+
+def test_a_job_stays_as_it_is_where_there_is_nothing_to_choose(started, monkeypatch):
+    """After it became a process with a GPU too, or it would go on for ever."""
+    for names in ([], ["GPU-b"]):
+        monkeypatch.setattr(gpus, "names", lambda names=names: names)
+        job._take_gpus(1, "cuda")
+    assert not started and not gpus._held
 
 
 def test_a_device_that_is_not_there_is_replaced_only_to_find(monkeypatch):

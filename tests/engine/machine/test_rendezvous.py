@@ -27,12 +27,12 @@ def ranks_of(patch: pytest.MonkeyPatch, variables: dict[str, str]) -> dict[str, 
         patch.setenv(name, variables.get(name, ""))  # so that it is as before after the test
         if name not in variables:
             patch.delenv(name)
-    rendezvous.complete_environment(gpu=3)
+    rendezvous.complete_environment()
     return {name: os.environ[name] for name in RANK_VARIABLES if name in os.environ}
 
 
 def test_only_tasks_of_a_step_of_several_are_ranks(monkeypatch):
-    alone = {"RANK": "0", "LOCAL_RANK": "3", "WORLD_SIZE": "1"}
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
     for variables in ({}, BATCH, {**BATCH, "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "1"}):
         assert ranks_of(monkeypatch, variables) == alone
     several = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
@@ -89,7 +89,7 @@ WORKER = """
 import datetime, os, time, torch, torch.distributed as dist
 from engine.machine import rendezvous
 rendezvous.MEET = datetime.timedelta(seconds=6)
-rendezvous.complete_environment(0)
+rendezvous.complete_environment()
 rendezvous.join(torch.device("cpu"))
 time.sleep(8 * dist.get_rank())  # longer than the time to meet, as one that encodes a set
 total = torch.tensor([1.0 + dist.get_rank()])

@@ -1,10 +1,15 @@
 """torch.compile: one graph for each shape of a model, however many cells, batches and banks."""
 
 import gc
+import json
+import os
+import sys
 import weakref
 from collections.abc import Iterator
 
+import campaigns
 import numpy as np
+import processes
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -13,6 +18,8 @@ from torch._dynamo.utils import counters
 
 from engine import models
 from engine.evaluation import passes
+from engine.grid import jobs
+from engine.machine import blocks
 from engine.models import compiled
 from engine.recipe.schema import ModelRecipe
 
@@ -84,6 +91,57 @@ def test_cells_of_a_column_share_graphs(grid, graphs, tmp_path):
             assert len(graphs) == before + more, (method, downstream)
 
 
+def test_what_columns_train_is_compiled_before_they_begin(graphs, folder, tmp_path):
+    """Once, though columns begin side by side; what other processes find is Inductor's cache."""
+    names = ("ewc", "lwf", "visual_prompt", "lora", "lp_ft")
+    added = ", ".join(f"{{a_{name}: {{base: {name}}}}}" for name in names)
+    (tmp_path / "own.yaml").write_text("{name: own, title: Own, module: own.py}")
+    (tmp_path / "own.py").write_text(OWN)
+    methods = f"methods=[fine_tune, linear_probe, {added}, wise_ft, {tmp_path / 'own.yaml'}]"
+    compiled_words = ("train.compile=always", "evaluate.compile=always", "train.epochs=1")
+    plan = campaigns.planned(folder, f"runs={tmp_path / 'runs'}", methods, *compiled_words)
+    jobs.prepare(plan, CPU)
+    before = len(graphs)
+    assert before == 4, "evaluation and LwF's teacher; training of whole networks, VP, LoRA"
+    for column in plan.columns[:2]:
+        jobs.column(plan, column, CPU)
+    assert len(graphs) == before
+    jobs.prepare(plan, CPU)
+    assert len(graphs) == before
+
+
+OWN = """
+from engine.methods.base import Trained as Method
+from engine.recipe.schema import MethodRecipe as Recipe
+"""
+TWICE = """
+import json
+import torch
+from torch import nn
+from torch._dynamo.utils import counters
+from engine.models import compiled
+torch.manual_seed(0)
+net = compiled.in_place(nn.Linear(8, 4), "always", torch.device("cpu"))
+for images in {batches}:
+    net(torch.randn(images, 8)).sum().backward()
+names = ("fxgraph_cache_hit", "fxgraph_cache_miss")
+print(json.dumps([counters["inductor"][name] for name in names]))
+"""
+
+
+@pytest.mark.exhaustive
+def test_a_second_process_finds_the_graphs_of_the_first(monkeypatch, tmp_path):
+    """A forward and a backward pass, for batches of another size too."""
+    monkeypatch.delenv(compiled.CACHE, raising=False)
+    found = []
+    for batches in ((12, 7), (5,)):
+        command = [sys.executable, "-c", TWICE.format(batches=batches)]
+        process = processes.run(command, RIB_CACHE=str(tmp_path))
+        assert process.returncode == 0, process.stderr[-3000:]
+        found.append(json.loads(process.stdout))
+    assert found == [[0, 2], [2, 0]]
+
+
 def test_a_bank_and_its_features_take_one_graph(grid, graphs):
     """Features of another graph would round otherwise than the models that probes stand beside."""
     plain, builder = grid.builder(), grid.builder("evaluate.compile=always")
@@ -97,6 +155,20 @@ def test_a_bank_and_its_features_take_one_graph(grid, graphs):
     for mix in mixes:
         stored = [passes.find(each.run, mix, "few", "all") for each in (builder, plain)]
         assert None not in stored and len({artifact.name for artifact in stored}) == 2
+
+
+def test_a_residual_stream_in_bf16_takes_a_graph_of_its_own(graphs):
+    """A graph that another model of the shape compiled would leave it in fp32."""
+    recipe, taken = ModelRecipe(name="m", arch=VIT, image_size=32), []
+    for is_bf16 in (False, True, True):
+        net = models.create(recipe, 5)
+        if is_bf16:
+            blocks.pass_on_bf16(net)
+        compiled.in_place(net, "always", CPU)
+        with torch.autocast("cpu", torch.bfloat16):
+            net(torch.randn(2, 3, 32, 32)).sum().backward()
+        taken.append(len(graphs))
+    assert taken == [1, 2, 2]
 
 
 def test_a_compiled_model_is_gone_when_it_is_no_longer_used(graphs):
@@ -133,10 +205,14 @@ def test_a_cell_that_inductor_compiled_is_the_cell(grid, tmp_path, training):
     assert 0 < apart < 1e-4 * largest, "compiled, it rounds differently"
 
 
-def test_caches_of_compiled_code_hold_the_instruction_set(monkeypatch):
+def test_caches_of_compiled_code_are_the_users_and_hold_the_instruction_set(monkeypatch, tmp_path):
     """A machine with AVX2 that reads code of one with AVX-512 leaves half of its results unset."""
+    monkeypatch.setenv("RIB_CACHE", str(tmp_path))
+    monkeypatch.setenv(compiled.CACHE, "")
+    monkeypatch.delenv(compiled.CACHE)  # and as it was afterwards
     monkeypatch.setattr(torch.compiler.config, "cache_key_tag", "")
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
     net = models.create(ModelRecipe(name="m", arch=VIT, image_size=32), 5)
     compiled.in_place(net, "always", CPU)
     assert torch.compiler.config.cache_key_tag == "AVX2"
+    assert os.environ[compiled.CACHE] == str(tmp_path / f"compiled-{os.getuid()}")
