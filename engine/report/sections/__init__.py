@@ -16,6 +16,7 @@ from engine.report.sections import (
     images,
     leak,
     ranking,
+    rates,
     related,
     sure,
     sweep,
@@ -36,6 +37,7 @@ ABOUT: list[Callable[[Results], Section | None]] = [
 SECTIONS: list[Callable[[Results], Section | None]] = [
     ranking.models,
     sweep.tuned,
+    rates.section,
     ranking.methods,
     ranking.trade_off,
     leak.section,
@@ -54,7 +56,7 @@ SECTIONS: list[Callable[[Results], Section | None]] = [
     *ABOUT,
 ]
 # A sweep has one method, and nothing to rank: its variants must not be chosen by these numbers.
-OF_SWEEP = [sweep.variants, sweep.tuned, *ABOUT]
+OF_SWEEP = [sweep.variants, sweep.tuned, rates.section, *ABOUT]
 
 
 def of(results: Results) -> list[Section]:
