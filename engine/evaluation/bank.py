@@ -32,7 +32,7 @@ WEIGHTS_SHARE = 0.5  # of the free memory; the rest is for images and activation
 def loaded(
     run: Run, averages: Sequence[Average]
 ) -> Iterator[tuple[Sequence[Average], list[list[Model]]]]:
-    """The averages in groups, and the models of each, on the device; its logits are their mean.
+    """The averages in groups, and the models whose outputs each is made of, on the device.
 
     Drop a group's models before the next. Raises ValueError, naming its members, for an ensemble
     that does not fit on the device.

@@ -17,7 +17,7 @@ from engine.run import Run
 from loaders.batch import Batch
 
 Reader = Callable[[Iterable[np.ndarray]], Iterator[Batch]]  # positions of each batch -> batches
-Reduce = Callable[[np.ndarray, torch.Tensor], torch.Tensor]  # index, outputs -> rows
+Reduce = Callable[[np.ndarray, Sequence[torch.Tensor]], torch.Tensor]  # index, outputs -> rows
 
 
 def read(
@@ -42,26 +42,23 @@ def read(
 def reduced(
     run: Run,
     inputs: Model,
-    models: Sequence[Sequence[Model]],
+    models: Sequence[tuple[Sequence[Model], Reduce]],
     batches: Iterable[Batch],
     kind: str,
-    reduce: Reduce,
 ) -> list[torch.Tensor]:
-    """The reduction [n, ...] of every mean of models' outputs (float32), for the batches of all
-    ranks, in order.
+    """Every reduction [n, ...] of its models' outputs (float32), for the batches of all ranks, in
+    order.
 
-    inputs: what the models see of a batch's images. models: of each mean; a model that several of
-    them have runs once a batch. kind: fp32 | bf16.
+    inputs: what the models see of a batch's images. A model that several reductions have runs once
+    a batch. kind: fp32 | bf16.
     """
     rows: list[list[torch.Tensor]] = [[] for _ in models]
     with torch.inference_mode(), precision.autocast(kind, run.device):
         for batch in batches:
             x = inputs(batch.images)
             output = functools.cache(lambda model, x=x: bank.forward(model, x))
-            for members, parts in zip(models, rows, strict=True):
-                outputs = [output(model) for model in members]
-                mean = outputs[0] if len(outputs) == 1 else torch.stack(outputs).mean(dim=0)
-                parts.append(reduce(batch.index, mean))
+            for (members, reduce), parts in zip(models, rows, strict=True):
+                parts.append(reduce(batch.index, [output(model) for model in members]))
     return [_gathered(parts, run.device) for parts in rows]
 
 

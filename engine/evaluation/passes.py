@@ -2,7 +2,7 @@
 
 A batch is read and normalised once. Models that share a frozen backbone share its features, and an
 ensemble has its members' logits. The predictions of a model on a set are an artefact: they are made
-once, and metrics read only them. A model is an average of cells, of their weights or their logits.
+once, and metrics read only them. A model is an average of cells, of their weights or their outputs.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ from engine.evaluation.reduction import Reduction, predictions_table
 from engine.machine import ranks
 from engine.machine.files import digest
 from engine.measures.calibration import TEMPERATURES
+from engine.measures.predictions import plain_of
 from engine.models.form import Form
 from engine.run import Run
 from engine.store.artifacts import Artifact
-from engine.store.cells import Average, essential
+from engine.store.cells import Average, Ensemble, essential
 from engine.store.pending import PART, Pending, slices
 from loaders.batch import Batch, on_device
 
@@ -87,7 +88,7 @@ def key_of(
     recipe = run.recipe
     split = split if len(labelled.holdout) else "all"
     key = {
-        "mix": average,
+        "mix": plain_of(average),
         "pack": labelled.pack.fingerprint,
         "split": [split, *labelled.split_key(recipe.dataset)] if split != "all" else "all",
         "batch_size": recipe.evaluate.batch_size,
@@ -151,7 +152,15 @@ def _evaluate(
     inputs: bank.Model,
 ) -> None:
     """Store the missing slices of evaluations; nets, reader, inputs: as of `batches`."""
-    reduction = Reduction(labelled, run.device, calibration=run.recipe.evaluate.calibration)
+    reductions = [
+        Reduction(
+            labelled,
+            run.device,
+            calibration=run.recipe.evaluate.calibration,
+            weights=each.average.weights if isinstance(each.average, Ensemble) else "equal",
+        )
+        for each in pending
+    ]
     kind = Form.of(run.recipe.evaluate, run.device).precision
     numbers = sorted(set[int]().union(*(evaluation.todo for evaluation in pending)))
     cuts, label = pending[0].cuts, f"{len(pending)} models on {labelled.name}"
@@ -165,7 +174,8 @@ def _evaluate(
     with ThreadPoolExecutor(1, "predictions") as writer:  # writes while the next slice is computed
         for number, batches in zip(numbers, pieces, strict=True):
             missing = [k for k, evaluation in enumerate(pending) if number in evaluation.todo]
-            rows = reduced(run, inputs, [nets[k] for k in missing], batches, kind, reduction)
+            of_missing = [(nets[k], reductions[k]) for k in missing]
+            rows = reduced(run, inputs, of_missing, batches, kind)
             on_host = [of_evaluation.cpu() for of_evaluation in rows]
             if written is not None:
                 ranks.first(written.result)

@@ -1,6 +1,8 @@
-"""Logits reduced to the predictions that are stored of each image."""
+"""Logits, of a model or of an ensemble's members, reduced to the predictions that are stored."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -14,27 +16,36 @@ from loaders.batch import on_device
 
 
 class Reduction:
-    """Reduces logits [B, C] to predictions, float32 [B, 4] or [B, 4 + T], on the device of the
-    logits.
+    """Reduces the logits [B, C] of each of some models to predictions, float32 [B, 4] or
+    [B, 4 + T], on the device of the logits.
 
     The columns: top-1, its probability, the true class's probability, and the margin: the true
     class's logit minus the largest other logit, positive where top-1 is right. calibration: then
-    top-1's probability at each of `calibration.TEMPERATURES`.
+    top-1's probability at each of `calibration.TEMPERATURES`. weights: as in
+    `predictions.Ensemble`.
     """
 
     def __init__(
-        self, labelled: LabelledSet, device: torch.device, *, calibration: bool = False
+        self,
+        labelled: LabelledSet,
+        device: torch.device,
+        *,
+        calibration: bool = False,
+        weights: str = "equal",
     ) -> None:
         self._labels_N = labelled.labels.to(device)
         self._excluded_C = None if labelled.mask is None else ~labelled.mask.to(device)
         self._members_GM = None if labelled.members is None else labelled.members.to(device)
         self._temperatures = TEMPERATURES.tolist() if calibration else ()
+        self._by_entropy = weights == "entropy"
 
-    def __call__(self, index: np.ndarray, logits_BC: torch.Tensor) -> torch.Tensor:
+    def __call__(self, index: np.ndarray, outputs: Sequence[torch.Tensor]) -> torch.Tensor:
         """`index` (int64 [B]): places of the images in the set."""
-        logits_BC = grouping.grouped(logits_BC, self._members_GM)
-        if self._excluded_C is not None:
-            logits_BC = logits_BC.masked_fill(self._excluded_C, -torch.inf)
+        if self._by_entropy:
+            logits_BC = averaged_by_entropy([self._of_set(logits_BC) for logits_BC in outputs])
+        else:
+            mean_BC = outputs[0] if len(outputs) == 1 else torch.stack([*outputs]).mean(dim=0)
+            logits_BC = self._of_set(mean_BC)
         labels_B1 = self._labels_N[on_device(index, self._labels_N.device)].unsqueeze(1)
         p_BC = logits_BC.softmax(dim=1)
         top1_B1 = logits_BC.argmax(dim=1, keepdim=True)
@@ -44,6 +55,23 @@ class Reduction:
         for temperature in self._temperatures:
             columns.append((logits_BC / temperature).softmax(dim=1).gather(1, top1_B1))
         return torch.cat([column.float() for column in columns], dim=1)
+
+    def _of_set(self, logits_BC: torch.Tensor) -> torch.Tensor:
+        """Logits of the set's classes; -inf for others."""
+        logits_BC = grouping.grouped(logits_BC, self._members_GM)
+        if self._excluded_C is None:
+            return logits_BC
+        return logits_BC.masked_fill(self._excluded_C, -torch.inf)
+
+
+def averaged_by_entropy(logits: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The logarithm [B, C] of the average of members' probabilities, from their logits [B, C].
+
+    The weights of an image are exp(-entropy) of each member's probabilities, over their sum.
+    """
+    log_p_MBC = torch.stack([*logits]).log_softmax(dim=2)
+    entropy_MB1 = torch.special.entr(log_p_MBC.exp()).sum(dim=2, keepdim=True)
+    return (log_p_MBC + (-entropy_MB1).log_softmax(dim=0)).logsumexp(dim=0)
 
 
 def predictions_table(

@@ -202,7 +202,7 @@ def _made(
     (mix,) = (entry.mix for entry in made if entry.headline)
     if isinstance(mix, Ensemble):
         raise ValueError(
-            f"{options.title} averages logits, which no single model has: merge by soup, or have "
+            f"{options.title} averages outputs, which no single model has: merge by soup, or have "
             "`rib evaluate` judge each checkpoint"
         )
     files = {cell.name: file for file, cell in cells.items()}

@@ -104,8 +104,8 @@ def _one_model(
         folders = (parents[name].artifact.folder for name in average)
         members = [str(f) if (f / CELL).is_file() else "CAMPAIGN --method pre" for f in folders]
         raise ValueError(
-            f"{title} is the mean of the logits of {len(members)} models, which no single model "
-            "has. Export its members, and average their logits: "
+            f"{title} is an average of the outputs of {len(members)} models, which no single model "
+            "has. Export its members, and average theirs: "
             + "; ".join(f"`rib export {member} --out DIR`" for member in members)
         )
     if len(parents) == 1:

@@ -6,11 +6,13 @@ the same images, and damaged predictions are refused.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -33,17 +35,38 @@ SCALED = pa.field("p_top1_scaled", pa.list_(pa.float32()))
 OPTIONAL = (GROUP, SCALED)
 
 
-class Ensemble(tuple[str, ...]):
-    """Cells, by name, whose logits are averaged; no model has these averages as its weights."""
+@dataclass(frozen=True)
+class Ensemble:
+    """Cells, by name, whose outputs are averaged; no model has these averages as its weights.
+
+    weights: equal, of logits; entropy, of probabilities, where a member counts more on images that
+    it is surer of.
+    """
+
+    members: tuple[str, ...]
+    weights: Literal["equal", "entropy"] = "equal"
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.members)
+
+    def __len__(self) -> int:
+        return len(self.members)
 
 
 Mix = Mapping[str, float]  # cells whose weights are averaged: the weight of each, by its name
 Average = Mix | Ensemble
 
 
-def average_of(plain: dict[str, float] | list[str]) -> dict[str, float] | Ensemble:
-    """The average that a JSON value is: of an object, a mix; of a list, an ensemble."""
-    return Ensemble(plain) if isinstance(plain, list) else plain
+def average_of(plain: dict[str, Any]) -> dict[str, float] | Ensemble:
+    """The average that a JSON object is: an ensemble where it names members, or else a mix."""
+    if "members" in plain:
+        return Ensemble(**{**plain, "members": tuple(plain["members"])})
+    return plain
+
+
+def plain_of(average: Average) -> dict[str, Any]:
+    """An average as a JSON object."""
+    return dataclasses.asdict(average) if isinstance(average, Ensemble) else dict(average)
 
 
 def read(path: Path) -> pa.Table:

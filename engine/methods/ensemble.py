@@ -7,6 +7,7 @@ of the head. It needs no forward pass where the members are evaluated in the sam
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from engine.methods.base import Derived
 from engine.methods.context import Context
@@ -16,6 +17,7 @@ from engine.store.cells import Ensemble, Entry
 
 class Method(Derived):
     recipe: Recipe
+    weights: Literal["equal", "entropy"] = "equal"  # as in `Ensemble`
 
     @property
     def models(self) -> int:
@@ -25,4 +27,4 @@ class Method(Derived):
         cells = [
             context.base if name == "pre" else context.cell(name) for name in self.recipe.members
         ]
-        return [Entry(Ensemble(cell.name for cell in cells))]
+        return [Entry(Ensemble(tuple(cell.name for cell in cells), self.weights))]

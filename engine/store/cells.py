@@ -53,7 +53,7 @@ class Export:
 
 @dataclass(frozen=True)
 class Entry:
-    """A model that a cell has evaluated: an average of cells' weights or logits, by their names.
+    """A model that a cell has evaluated: an average of cells' weights or outputs, by their names.
 
     setting: of its arm (`engine.measures.rows`), beside the column's.
     """
@@ -72,7 +72,7 @@ def essential(average: Average) -> dict[str, float] | Ensemble:
     """The average in the order of names, and without cells of weight zero: alpha = 0 is the
     pre-trained model itself."""
     if isinstance(average, Ensemble):
-        return Ensemble(sorted(average))
+        return dataclasses.replace(average, members=tuple(sorted(average)))
     return {name: float(weight) for name, weight in sorted(average.items()) if weight != 0}
 
 

@@ -115,7 +115,7 @@ def test_traced_batches_wait_for_nothing(grid):
             piece = labelled.split("all")[: batches * run.recipe.evaluate.batch_size]
             with counted(run=False) as count:
                 (pixels,) = read(run, run.sets.source(labelled.name).batches, [piece], "")
-                reduced(run, normalize, nets, pixels, kind, reduction)
+                reduced(run, normalize, [(nets[0], reduction)], pixels, kind)
             counts.append(count)
     launches = counts[2].launches - counts[1].launches
     assert not counts[2].waits and 120 < launches.total() <= A_BATCH, launches

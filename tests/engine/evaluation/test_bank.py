@@ -1,6 +1,7 @@
 """Banks: what is read, loaded and kept in memory; ensembles, which cost no pass of their own."""
 
 import logging
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -88,7 +89,7 @@ def test_an_ensemble_is_the_mean_of_its_members_logits(grid, name):
     builder, cell = grid.build("method=ensemble", words)
     (entry,) = cell.entries
     members = [builder.base, builder.cell("fine_tune"), builder.cell("visual_prompt")]
-    assert entry == Entry(Ensemble(member.name for member in members))
+    assert entry == Entry(Ensemble(tuple(member.name for member in members)))
     (table,) = tables(builder, [entry.mix], [name])
     path = passes.predicted(builder.run, entry.mix, name, "all")
     assert predictions.mix_of(path) == cells.essential(entry.mix)
@@ -96,6 +97,25 @@ def test_an_ensemble_is_the_mean_of_its_members_logits(grid, name):
     logits, truth = zip(*of_members, strict=True)
     assert {len(set(single.argmax(1).tolist())) for single in logits} != {1}
     check_predictions(table, torch.stack(logits).mean(0), truth[0])
+
+
+@pytest.mark.parametrize("name", ["tinted", "few"])
+def test_dawin_averages_probabilities_by_each_images_entropies(grid, name):
+    builder, cell = grid.build("method=dawin", "method.members=[pre,fine_tune,visual_prompt]")
+    (entry,) = cell.entries
+    (table,) = tables(builder, [entry.mix], [name])
+    members = [builder.base, builder.cell("fine_tune"), builder.cell("visual_prompt")]
+    of_members = [by_timm(grid, name, each.state(), each.prompt()) for each in members]
+    logits, truth = zip(*of_members, strict=True)
+    mixed = []
+    for row in zip(*(each.softmax(1).tolist() for each in logits), strict=True):  # an image each
+        sure = [math.prod(p**p for p in of_member) for of_member in row]  # exp(-entropy)
+        shares = [each / sum(sure) for each in sure]
+        assert len({round(share, 3) for share in shares}) > 1
+        mixed.append((np.array(shares)[:, None] * np.array(row)).sum(0).tolist())
+    check_predictions(table, torch.tensor(mixed, dtype=torch.float64).log(), truth[0])
+    alike = Ensemble(entry.mix.members)
+    assert not tables(builder, [alike], [name])[0]["p_true"].equals(table["p_true"])
 
 
 def test_an_ensemble_costs_no_forward_pass(
@@ -107,7 +127,7 @@ def test_an_ensemble_costs_no_forward_pass(
         bank, "forward", lambda model, x: (seen.append(len(x)), forward(model, x))[1]
     )
     counted = Counted(monkeypatch)
-    ensemble = Ensemble(members[:2])
+    ensemble = Ensemble(tuple(members[:2]))
     *alone, of_ensemble = tables(fresh.builder(), [*mixes, ensemble])
     assert same(alone, expected)  # to the bit
     assert (counted.images, counted.models) == (IMAGES, 6)
@@ -120,7 +140,7 @@ def test_an_ensemble_costs_no_forward_pass(
 def test_a_bank_that_does_not_fit_holds_an_ensembles_members_together(
     grid, fresh, mixes, members, monkeypatch
 ):
-    models = [*mixes, Ensemble(members[:3]), Ensemble(members[1:])]
+    models = [*mixes, Ensemble(tuple(members[:3])), Ensemble(tuple(members[1:]))]
     together = tables(grid.builder(), models)
     monkeypatch.setattr(bank, "free_memory", lambda device: room_for_models(grid, mixes, 3))
     counted = Counted(monkeypatch)
@@ -134,7 +154,7 @@ def test_a_bank_that_does_not_fit_holds_an_ensembles_members_together(
 def test_a_mix_and_an_ensemble_of_the_same_cells_have_predictions_of_their_own(grid):
     builder, cell = grid.build("method=ensemble", "method.members=[pre,fine_tune]")
     (entry,) = cell.entries
-    mix, turned = dict.fromkeys(entry.mix, 0.5), Ensemble(reversed(entry.mix))
+    mix, turned = dict.fromkeys(entry.mix, 0.5), Ensemble(tuple(reversed(entry.mix.members)))
     of_ensemble, of_mix = tables(builder, [entry.mix, mix])
     assert not of_ensemble["p_true"].equals(of_mix["p_true"])
     places = [passes.predicted(builder.run, each, SET, "all") for each in (entry.mix, turned)]

@@ -54,7 +54,7 @@ def test_export_names_its_members(words, folder, tmp_path, capsys):
         chosen = ["--method", "ensemble", "--set", "outline"] if source is words else []
         assert cli.main(["export", *source, *chosen, "--out", str(tmp_path / "m")]) == 2
         error = capsys.readouterr().err
-        assert "is the mean of the logits of 2 models, which no single model has" in error
+        assert "is an average of the outputs of 2 models, which no single model has" in error
         commands = [each.split("`")[0] for each in error.split("`rib export ")[1:]]
         assert len(commands) == 2
     for number, command in enumerate(commands):
@@ -81,5 +81,5 @@ def test_files_are_not_merged_by_it(words, folder, tmp_path, capsys):
     cells = [str(path) for path in (folder / "runs/store/cells").glob("fine_tune-*")]
     cells.append(str(next((folder / "runs/store/cells").glob("linear_probe-outline-*"))))
     assert cli.main(["merge", "ensemble", *cells, "--out", str(tmp_path / "m")]) == 2
-    assert "Ensemble averages logits, which no single model has" in capsys.readouterr().err
+    assert "Ensemble averages outputs, which no single model has" in capsys.readouterr().err
     assert not (tmp_path / "m").exists()
