@@ -27,11 +27,12 @@ from engine.grid.campaign import Plan
 from engine.machine import quiet, ranks
 
 SETS = ("upstream", "first", "second")
-# All but FLYP, which trains CLIP's text tower.
+# All but FLYP and CaRot, which train CLIP's text tower.
 METHODS = (
     "fine_tune", "linear_probe", "visual_prompt", "lora", "ewc", "lwf", "lp_ft", "wise_ft", "soup",
     "greedy_soup", "l2sp", "spd", "lines", "model_stock", "ties", "task_arithmetic",
-    "mono_soup", "strong_fine_tune", "ensemble", "dora", "ftp",
+    "mono_soup", "strong_fine_tune", "ensemble", "dora", "ftp", "dawin",
+    "self_distillation",
 )  # fmt: skip
 
 

@@ -38,7 +38,6 @@ from engine.store.artifacts import Store
 from engine.store.cells import Average, Cell, Entry, Export
 from engine.store.checkpoints import CheckpointFiles
 from engine.training import fisher, loop
-from engine.training.batches import total_steps
 from engine.training.saving import Saving
 from loaders.files import file_hash
 
@@ -275,7 +274,7 @@ class Builder(Context):
         if not self._follows_training:
             return []
         recipe, images = self.recipe, len(self.target.training(self.recipe))
-        total = total_steps(recipe.train, images) if cell is None else cell.steps
+        total = recipe.train.steps(images) if cell is None else cell.steps
         return snapshots.of_cell(self.run, self.followed.downstreams, self._name, total)
 
     def _stored(self) -> tuple[Cell | None, list[Snapshot]]:

@@ -14,7 +14,6 @@ from engine.evaluation import passes
 from engine.recipe.schema import Recipe
 from engine.run import Run
 from engine.store.artifacts import Artifact, Store
-from engine.training.batches import total_steps
 from engine.training.saving import snapshot_steps
 
 KIND = "snapshots"
@@ -56,9 +55,7 @@ def points(run: Run, downstreams: Collection[str]) -> list[int]:
     A column whose training ends earlier stays at its end, so each point is a mean over all columns.
     """
     recipe = run.recipe
-    totals = [
-        total_steps(recipe.train, len(run.sets[name].training(recipe))) for name in downstreams
-    ]
+    totals = [recipe.train.steps(len(run.sets[name].training(recipe))) for name in downstreams]
     return snapshot_steps(recipe.train.snapshots, max(totals))
 
 

@@ -12,6 +12,8 @@ the vision tower under the zero-shot head of the tuned text tower.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -34,8 +36,8 @@ class Method(Trained):
         """ValueError for several ranks, which would contrast each a part of the batch."""
         if ranks.world() > 1:
             raise ValueError(
-                "FLYP contrasts all images of a batch with one another, so it trains on one rank: "
-                "start it without torchrun, or with --num_gpus 1"
+                f"{self.recipe.title} contrasts all images of a batch with one another, so it "
+                "trains on one rank: start it without torchrun, or with --num_gpus 1"
             )
         super().prepare(net, context)
         models.head(net).requires_grad_(False)  # made anew from the tuned text tower
@@ -65,17 +67,13 @@ class Method(Trained):
             sentences.append(template(self.names[outputs[int(name * len(outputs))]]))
         return sentences
 
-    def loss(self, batch: Batch) -> torch.Tensor:
+    def pairs(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Normalised images [b, 3, H, W] and the tokens [b, L] of a sentence about each."""
         x = self.normalize(batch.images)
-        tokens = on_device(self.tokenize(self.captions(batch.index)), x.device)
-        images_BE = models.features(self.net, x)
-        texts_BE = self.text.encode_text(tokens, normalize=True)
-        images_BE = self.log_scale_1.exp() * images_BE.float()
-        logits_BB = models.logits(images_BE, texts_BE.float(), None)
-        pairs_B = torch.arange(len(batch), device=x.device)
-        to_text_B = F.cross_entropy(logits_BB, pairs_B, reduction="none")
-        to_image_B = F.cross_entropy(logits_BB.T, pairs_B, reduction="none")
-        return (to_text_B + to_image_B) / 2
+        return x, on_device(self.tokenize(self.captions(batch.index)), x.device)
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        return contrastive(similarities(self.net, self.text, self.log_scale_1, *self.pairs(batch)))
 
     def export(self) -> Export:
         weight, bias = self.head_names
@@ -86,3 +84,24 @@ class Method(Trained):
         del self.text.logit_scale
         self.text.train(was_training)
         return Export(state | {weight: head, bias: torch.zeros_like(state[bias])})
+
+
+def similarities(
+    net: nn.Module,
+    text: Any,
+    log_scale_1: torch.Tensor,
+    x_BCHW: torch.Tensor,
+    tokens_BL: torch.Tensor,
+) -> torch.Tensor:
+    """Scaled similarities [b, b] (float32) of each image, a row, to each sentence."""
+    images_BE = log_scale_1.exp() * models.features(net, x_BCHW).float()
+    texts_BE = text.encode_text(tokens_BL, normalize=True)
+    return models.logits(images_BE, texts_BE.float(), None)
+
+
+def contrastive(logits_BB: torch.Tensor) -> torch.Tensor:
+    """CLIP's loss of each pair [b]."""
+    pairs_B = torch.arange(len(logits_BB), device=logits_BB.device)
+    to_text_B = F.cross_entropy(logits_BB, pairs_B, reduction="none")
+    to_image_B = F.cross_entropy(logits_BB.T, pairs_B, reduction="none")
+    return (to_text_B + to_image_B) / 2

@@ -11,7 +11,6 @@ batch (Zhang et al. 2018; timm pairs them so). `hflip`: images are mirrored.
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,14 +18,13 @@ from torch import nn
 
 from engine import models
 from engine.machine import ranks
+from engine.methods.averages import move
 from engine.methods.base import Trained
 from engine.methods.context import Context
 from engine.models.layers import numbers
 from engine.recipe.options import StrongFineTune as Recipe
 from engine.store.cells import Export
 from loaders.batch import Batch, on_device
-
-LISTS: Any = torch  # whose operations on lists of tensors have no types
 
 
 class Method(Trained):
@@ -88,13 +86,7 @@ class Method(Trained):
         self.step_1 += 1
         # On the device: the host would wait for a number of it.
         weight = self.step_1.pow(-2 / 3).clamp(min=1 - self.recipe.ema)[0]
-        now, mean = self.net.state_dict(), self.mean.state_dict()
-        floating = [name for name, tensor in mean.items() if tensor.is_floating_point()]
-        changes = LISTS._foreach_sub([now[n] for n in floating], [mean[n] for n in floating])
-        LISTS._foreach_mul_(changes, weight)
-        LISTS._foreach_add_([mean[n] for n in floating], changes)
-        for name in mean.keys() - set(floating):  # counts of batches
-            mean[name].copy_(now[name])
+        move(self.mean, self.net, weight)
 
     def export(self) -> Export:
         return Export(self.mean.state_dict()) if self.recipe.ema else super().export()

@@ -57,6 +57,22 @@ class Tower(nn.Module):
         return self.head
 
 
+def projection(net: Any) -> torch.Tensor:
+    """The matrix [D, E] of a vision tower, of timm or open_clip, that gives its embedding.
+
+    Raises ValueError for a tower that has none, such as a ResNet, which pools by attention.
+    """
+    if isinstance(norm := getattr(net, "fc_norm", None), Projection):
+        return norm.linear.weight.T
+    matrix = getattr(getattr(net, "visual", None), "proj", None)
+    if not isinstance(matrix, torch.Tensor):
+        raise ValueError(
+            "the vision tower has no projection matrix that could be kept orthogonal: take a CLIP "
+            "ViT, or another method, such as flyp"
+        )
+    return matrix
+
+
 def blank(name: str) -> Any:
     """open_clip's model with random weights, in eval mode, in fp32, on the CPU."""
     config(name)

@@ -45,6 +45,11 @@ class Ensemble(MethodRecipe):
 
 
 @dataclass(frozen=True)
+class DaWin(Ensemble):
+    members: list[str] = field(default_factory=lambda: ["pre", "fine_tune"])
+
+
+@dataclass(frozen=True)
 class EWC(MethodRecipe):
     lam: NotNegative = 1.0
     fisher_images: Count = 0  # of the upstream set's training split, or all: 0, or more than it has
@@ -59,14 +64,21 @@ class FLYP(MethodRecipe):
     def check(self, cell: Recipe) -> None:
         if cell.model.weights.source != "open_clip":
             raise RecipeError(
-                f"FLYP trains CLIP's text tower, and the model {cell.model.name} has none: take "
-                "a model with a zero-shot head, such as vit_b16_clip_openai_zero_shot"
+                f"{self.title} trains CLIP's text tower, and the model {cell.model.name} has none: "
+                "take a model with a zero-shot head, such as vit_b16_clip_openai_zero_shot"
             )
         if cell.train.accumulation > 1:
             raise RecipeError(
-                f"train.accumulation={cell.train.accumulation}: FLYP contrasts all images of a "
-                "batch with one another, so it must not be cut; set train.accumulation=1"
+                f"train.accumulation={cell.train.accumulation}: {self.title} contrasts all images "
+                "of a batch with one another, so it must not be cut; set train.accumulation=1"
             )
+
+
+@dataclass(frozen=True)
+class CaRot(FLYP):
+    weight: NotNegative = 1.5  # of the cross-entropy to the teacher
+    average: Literal["ema", "beta"] = "ema"  # CaRot's, or TRACER's
+    orthogonality: NotNegative = 0.2
 
 
 @dataclass(frozen=True)
@@ -137,6 +149,12 @@ class ModelStock(MethodRecipe):
 class MonoSoup(MethodRecipe):
     needs = ("fine_tune",)
     trains = False
+
+
+@dataclass(frozen=True)
+class SelfDistillation(MethodRecipe):
+    weight: NotNegative = 1.5  # of the divergence from the teacher
+    average: Literal["ema", "beta"] = "ema"  # CaRot's, or TRACER's
 
 
 @dataclass(frozen=True)
@@ -218,6 +236,8 @@ class WiSEFT(MethodRecipe):
 
 
 OPTIONS: dict[str, type[MethodRecipe]] = {  # by module of `engine.methods`
+    "carot": CaRot,
+    "dawin": DaWin,
     "dora": LoRA,
     "ensemble": Ensemble,
     "ewc": EWC,
@@ -232,6 +252,7 @@ OPTIONS: dict[str, type[MethodRecipe]] = {  # by module of `engine.methods`
     "lwf": LwF,
     "model_stock": ModelStock,
     "mono_soup": MonoSoup,
+    "self_distillation": SelfDistillation,
     "soup": Soup,
     "spd": SPD,
     "strong_fine_tune": StrongFineTune,

@@ -198,6 +198,14 @@ class TrainRecipe:
     keep_snapshots: bool = False  # False: their weights are removed once they are evaluated
     checkpoint_minutes: NotNegative = 10.0  # between two checkpoints of a training; 0: none
 
+    def steps_an_epoch(self, images: int) -> int:
+        """Optimizer steps of an epoch over so many images; the last batch may be smaller."""
+        return -(-images // self.batch_size)
+
+    def steps(self, images: int) -> int:
+        """Optimizer steps of a whole training on so many images."""
+        return self.steps_an_epoch(images) * self.epochs
+
 
 @dataclass(frozen=True)
 class EvaluateRecipe:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.recipe.schema import TrainRecipe
 from engine.run import Run
 
 
@@ -21,16 +20,6 @@ class Share:
     index: np.ndarray
     weight: float
     samples: int
-
-
-def steps_an_epoch(train: TrainRecipe, images: int) -> int:
-    """Optimizer steps of an epoch over so many images; the last batch may be smaller."""
-    return -(-images // train.batch_size)
-
-
-def total_steps(train: TrainRecipe, images: int) -> int:
-    """Optimizer steps of a whole training on so many images."""
-    return steps_an_epoch(train, images) * train.epochs
 
 
 def epoch_shares(

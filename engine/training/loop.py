@@ -26,7 +26,7 @@ from engine.recipe.schema import TrainRecipe
 from engine.run import Run
 from engine.store.cells import Export
 from engine.training import norms, optim, schedule
-from engine.training.batches import epoch_shares, steps_an_epoch, total_steps
+from engine.training.batches import epoch_shares
 from engine.training.saving import Progress, Saving, TrainingState
 from engine.training.trackers import Trackers
 
@@ -132,7 +132,7 @@ def epochs(
     """Train an initialised method by its recipe; returns the history, an entry an epoch."""
     recipe, train = run.recipe, run.recipe.train
     positions = run.target.training(recipe)
-    of_epoch, total = steps_an_epoch(train, len(positions)), total_steps(train, len(positions))
+    of_epoch, total = train.steps_an_epoch(len(positions)), train.steps(len(positions))
     warmup = warmup_steps(train, total)
     source = run.sets.source(recipe.downstream)
     learning = norms.learning(method)

@@ -19,6 +19,7 @@ from engine.commands import job
 from engine.grid import campaign, job_states
 from engine.recipe import parsed
 
+OF_CLIP = ("flyp", "carot")
 ALPHAS = ("0.0", "0.5", "1.0")  # of WiSE-FT, as tables write them
 pytestmark = pytest.mark.slow
 
@@ -32,7 +33,7 @@ def jobs_of(runs: Path) -> dict[int, list[str]]:
 
 def test_the_program_runs_all_ready_made_methods_to_one_complete_table(folder, tmp_path):
     text = (folder / "shapes.yaml").read_text()
-    methods = [name for name in recipe.names("methods") if name != "flyp"]  # it is CLIP's alone
+    methods = [name for name in recipe.names("methods") if name not in OF_CLIP]
     added = [f"  {name}: {{}}\n" for name in methods if f"  {name}:" not in text]
     (tmp_path / "shapes.yaml").write_text(text + "".join(added))
     cwd = tmp_path / "else {where}:"

@@ -16,7 +16,11 @@ from twins import assert_near
 
 from engine.errors import RecipeError
 from engine.machine import ranks
-from engine.methods import flyp
+from engine.methods import carot, flyp
+
+# Of Beta(1/2, 1/2) at (k + 1/2) / 5 for k = 0 ... 4, the third of the sum of the first three.
+DENSITIES = [(x * (1 - x)) ** -0.5 for x in (0.1, 0.3, 0.5)]
+BETA_SHARE = DENSITIES[2] / sum(DENSITIES)
 
 
 @pytest.fixture
@@ -109,3 +113,53 @@ def test_other_models_ranks_and_accumulation_are_refused(grid, words, monkeypatc
     monkeypatch.setattr(ranks, "world", lambda: 2)
     with pytest.raises(ValueError, match="it trains on one rank"):
         prepared(grid, *words)
+
+
+@pytest.mark.parametrize("average", ["ema", "beta"])
+def test_carot_adds_a_teacher_and_an_orthogonal_projection(grid, open_clip, words, average):
+    """Beside open_clip's model in float64, after a step that parts the student from its teacher."""
+    words = [*words, "method=carot", f"method.average={average}", "method.weight=0.7"]
+    builder = grid.builder(*words, "train.epochs=4", "train.batch_size=25")
+    method = carot.Method(builder.recipe.method)
+    method.prepare(builder.network(builder.base), builder)
+    method.train()
+    index = [0, 9, 4]
+    (batch,) = builder.sets.source("outline").batches([np.array(index)])
+    x, y = tiny_clip.pixels(open_clip, grid, index), labels(grid, "outline", index)
+    teacher, student = (tiny_clip.drawn(open_clip).double() for _ in range(2))
+    moved = {f"visual.{n}": p for n, p in method.net.visual.named_parameters()}
+    moved |= dict(method.text.named_parameters()) | {"logit_scale": method.log_scale_1}
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(5)
+        for name, parameter in student.named_parameters():
+            change = 0.02 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter += change
+            moved[name] += change.float()
+    method.teacher.step_1 += 1
+    method.after_step()  # the second of four
+    share = {"ema": 0.1, "beta": BETA_SHARE}[average]
+    with torch.no_grad():
+        for name, parameter in teacher.named_parameters():
+            parameter += share * (student.get_parameter(name) - parameter)
+
+    sentences = [TEMPLATES[0](CLASSES[label]) for label in y.tolist()]
+    tokens = open_clip.get_tokenizer(tiny_clip.NAME)(sentences)
+
+    def similarities(model: Any) -> torch.Tensor:
+        features = model.encode_image(x, normalize=True), model.encode_text(tokens, normalize=True)
+        return model.logit_scale.exp() * features[0] @ features[1].T
+
+    ours, theirs = similarities(student), similarities(teacher).detach()
+    distance = -(theirs.softmax(1) * ours.log_softmax(1)).sum(1)
+    distance -= (theirs.T.softmax(1) * ours.T.log_softmax(1)).sum(1)
+    gram = student.visual.proj.T @ student.visual.proj
+    skew = (gram - torch.eye(len(gram))).square().sum().sqrt()
+    expected = plain_loss(open_clip, student, x, y) + 0.7 * distance.mean() + 0.2 * skew
+    losses_B = method(batch)
+    assert_near(losses_B.mean(), expected, rtol=1e-4, atol=1e-5)
+    losses_B.mean().backward()
+    expected.backward()
+    for name, parameter in student.named_parameters():
+        gradient = moved[name].grad.reshape(parameter.shape)
+        assert_near(gradient, parameter.grad, rtol=2e-3, atol=1e-5, name=name)
+    assert not any(p.requires_grad for p in method.teacher.parameters())

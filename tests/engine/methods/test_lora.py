@@ -119,6 +119,15 @@ def test_dora_trains_the_length_of_each_row_beside_its_direction(grid, words):
         assert_near(merged(case.x), case.net(case.x), rtol=1e-4, atol=1e-4)
 
 
+def test_dora_leaves_a_row_of_zeros_as_it_is():
+    weight = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
+    weight[2] = 0
+    adapted = dora.Directions(weight, rank=2, scale=1.0, thirds=False)(weight)
+    assert_near(adapted, weight, atol=1e-6)
+    adapted.sum().backward()
+    assert adapted[2].abs().max() == 0
+
+
 def test_lora_refuses_what_it_cannot_adapt(grid, monkeypatch):
     with pytest.raises(ValueError, match="exists for ViTs only; use variant=canonical"):
         prepared(grid, f"model.arch={CONV}", "method=lora", "method.variant=paper")

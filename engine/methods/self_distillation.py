@@ -1,0 +1,52 @@
+"""Self-distillation: fine-tuning towards a teacher that is an average of its own weights so far.
+
+    loss_b = cross-entropy + weight * KL(softmax(teacher) || softmax(student))
+
+over the set's classes, at temperature 1. It is the part of CaRot (Oh et al. 2024) and of TRACER
+(Asadollahzadeh et al. 2026) that needs no text: in place of similarities to the sentences of a
+batch, a head gives logits. `engine.methods.teacher` has their averages; `carot` is the whole, for
+CLIP.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from engine.methods.base import Trained
+from engine.methods.context import Context
+from engine.methods.teacher import Teacher
+from engine.recipe.options import SelfDistillation as Recipe
+from loaders.batch import Batch
+
+
+class Method(Trained):
+    recipe: Recipe
+
+    @property
+    def passes(self) -> float:
+        return super().passes + 1.0  # the teacher's
+
+    def prepare(self, net: nn.Module, context: Context) -> None:
+        super().prepare(net, context)
+        steps = context.recipe.train.steps(len(context.target.training(context.recipe)))
+        self.teacher = Teacher([net], self.recipe.average, steps, context.device)
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        from kernels.distill import distill_loss  # late, as in `base`
+
+        x = self.normalize(batch.images)
+        with torch.no_grad():
+            (teacher,) = self.teacher.copies
+            target_BC = self.grouped(teacher(x))
+        return distill_loss(
+            self.grouped(self.net(x)),
+            target_BC,
+            self.targets(batch),
+            mask=self.mask_C,
+            temperature=1.0,
+            weight=self.recipe.weight,
+        )
+
+    def after_step(self) -> None:
+        self.teacher.follow([self.net])
