@@ -35,8 +35,8 @@ class Directions(lora.LowRank):
 
 
 def lengths(weight: torch.Tensor) -> torch.Tensor:
-    """The Euclidean length of each row of a weight [out, in, ...], as [out]."""
-    return weight.flatten(1).norm(dim=1)
+    """The Euclidean length of each row of a weight [out, in, ...], as [out]; positive."""
+    return weight.flatten(1).norm(dim=1).clamp(min=torch.finfo(weight.dtype).tiny)
 
 
 class Method(lora.Method):
