@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
 from engine import models
+from engine.evaluation import gate
+from engine.evaluation.model import Function, Model
 from engine.machine import ranks
 from engine.models.form import Backbone, Form
 from engine.run import Run
@@ -24,7 +26,6 @@ from kernels import interpolation
 from loaders.resident import free_memory
 
 log = logging.getLogger(__name__)
-Model = Callable[[torch.Tensor], torch.Tensor]
 Key = tuple[tuple[str, float], ...]  # a mix that is the same key is the same model
 WEIGHTS_SHARE = 0.5  # of the free memory; the rest is for images and activations
 
@@ -53,8 +54,17 @@ def loaded(
         )
     for group in in_groups:
         nets = load(backbone, run, [mix for average in group for mix in mixes_of(average)])
-        yield group, [[nets[key_of(mix)] for mix in mixes_of(average)] for average in group]
+        yield group, [outputs_of(average, nets, run) for average in group]
         del nets  # before the next are loaded
+
+
+def outputs_of(average: Average, nets: Mapping[Key, Model], run: Run) -> list[Model]:
+    """The models whose outputs an average is made of, its members first."""
+    members = [nets[key_of(mix)] for mix in mixes_of(average)]
+    if not isinstance(average, Ensemble) or average.weights != "failures":
+        return members
+    reference = stored_cell(run.store, average.reference).reference()
+    return gate.models(*members, {k: v.to(run.device) for k, v in reference.items()})
 
 
 def stored_cell(store: Store, name: str) -> Cell:
@@ -67,9 +77,9 @@ def stored_cell(store: Store, name: str) -> Cell:
     return cell
 
 
-def forward(model: Model, x_BCHW: torch.Tensor) -> torch.Tensor:
-    """Outputs [B, ...] (float32) of normalised images."""
-    return model(x_BCHW).float()
+def forward(embed: Function, x_BCHW: torch.Tensor) -> torch.Tensor:
+    """Pre-logits [B, D] (float32) of normalised images."""
+    return embed(x_BCHW).float()
 
 
 def mixes_of(average: Average) -> list[Mix]:
@@ -138,17 +148,16 @@ def load(backbone: Backbone, run: Run, mixes: Sequence[Mix]) -> dict[Key, Model]
         for key, state in zip(siblings, states, strict=True):
             weight, bias = (state.pop(name) for name in models.head_names(run.recipe.model))
             features = functools.partial(backbone.given, backbone.state(state))
-            prompt = None if prompt_CHW is None else prompt_CHW.to(run.device)
-            loaded[key] = functools.partial(_logits, features, weight, bias, prompt)
+            if prompt_CHW is not None:
+                features = functools.partial(_prompted, features, prompt_CHW.to(run.device))
+            loaded[key] = Model(features, head_of(weight, bias))
     return loaded
 
 
-def _logits(
-    features: Model,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    prompt_CHW: torch.Tensor | None,
-    x_BCHW: torch.Tensor,
-) -> torch.Tensor:
-    features_BD = features(x_BCHW if prompt_CHW is None else x_BCHW + prompt_CHW)
-    return models.logits(features_BD, weight, bias)
+def head_of(weight: torch.Tensor, bias: torch.Tensor) -> Function:
+    """A linear head, as a function."""
+    return lambda features_BD: models.logits(features_BD, weight, bias)
+
+
+def _prompted(features: Function, prompt_CHW: torch.Tensor, x_BCHW: torch.Tensor) -> torch.Tensor:
+    return features(x_BCHW + prompt_CHW)

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from engine.evaluation import bank
-from engine.evaluation.bank import Model
+from engine.evaluation.model import Function, Model
 from engine.machine import bars, precision, ranks
 from engine.run import Run
 from loaders.batch import Batch
@@ -41,7 +41,7 @@ def read(
 
 def reduced(
     run: Run,
-    inputs: Model,
+    inputs: Function,
     models: Sequence[tuple[Sequence[Model], Reduce]],
     batches: Iterable[Batch],
     kind: str,
@@ -49,14 +49,15 @@ def reduced(
     """Every reduction [n, ...] of its models' outputs (float32), for the batches of all ranks, in
     order.
 
-    inputs: what the models see of a batch's images. A model that several reductions have runs once
+    inputs: what the models see of a batch's images. An `embed` that several models have runs once
     a batch. kind: fp32 | bf16.
     """
     rows: list[list[torch.Tensor]] = [[] for _ in models]
     with torch.inference_mode(), precision.autocast(kind, run.device):
         for batch in batches:
             x = inputs(batch.images)
-            output = functools.cache(lambda model, x=x: bank.forward(model, x))
+            embedded = functools.cache(lambda embed, x=x: bank.forward(embed, x))
+            output = functools.cache(lambda model, of=embedded: model.head(of(model.embed)))
             for (members, reduce), parts in zip(models, rows, strict=True):
                 parts.append(reduce(batch.index, [output(model) for model in members]))
     return [_gathered(parts, run.device) for parts in rows]

@@ -13,6 +13,7 @@ import torch
 from engine import models
 from engine.data.sets import LabelledSet
 from engine.evaluation.batches import read, reduced
+from engine.evaluation.model import Model
 from engine.machine import ranks
 from engine.machine.files import room_for
 from engine.models.form import Form
@@ -90,7 +91,8 @@ def _compute(run: Run, cell: Cell, labelled: LabelledSet, form: Form, file: str)
         del state[name]
     backbone = form.backbone(recipe.model, len(run.sets.classes), run.device)
     normalize = models.Normalize(recipe.model, run.device)
-    model = functools.partial(backbone.given, backbone.state(state))
+    embed = functools.partial(backbone.given, backbone.state(state))
+    model = Model(embed, lambda x_BD: x_BD)
     cuts = slices(everything, recipe.evaluate.batch_size)
     reader = run.sets.source(labelled.name).batches
     pieces = read(run, reader, cuts, f"features of {labelled.name}")

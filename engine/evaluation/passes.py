@@ -22,6 +22,7 @@ from engine.data.sets import LabelledSet
 from engine.evaluation import bank, features
 from engine.evaluation.bank import stored_cell
 from engine.evaluation.batches import Reader, read, reduced
+from engine.evaluation.model import Function, Model
 from engine.evaluation.reduction import Reduction, predictions_table
 from engine.machine import ranks
 from engine.machine.files import digest
@@ -125,14 +126,14 @@ def _pass(run: Run, averages: Sequence[Average], labelled: LabelledSet, split: s
             del nets  # before the next group is loaded
 
 
-def _head(run: Run, average: Average) -> bank.Model | None:
+def _head(run: Run, average: Average) -> Model | None:
     """The head of an average that is a single cell with the base model's frozen backbone."""
     cell = stored_cell(run.store, next(iter(average)))
     if len(average) > 1 or not run.shares_features or cell.backbone != run.base.backbone:
         return None
     tensors = cell.tensors(*models.head_names(run.recipe.model))
     weight, bias = (tensor.to(run.device) for tensor in tensors)
-    return lambda x_BD: models.logits(x_BD, weight, bias)
+    return Model(lambda x_BD: x_BD, bank.head_of(weight, bias))
 
 
 def _of_features(
@@ -146,10 +147,10 @@ def _of_features(
 def _evaluate(
     run: Run,
     pending: Sequence[Pending],
-    nets: Sequence[Sequence[bank.Model]],
+    nets: Sequence[Sequence[Model]],
     labelled: LabelledSet,
     reader: Reader,
-    inputs: bank.Model,
+    inputs: Function,
 ) -> None:
     """Store the missing slices of evaluations; nets, reader, inputs: as of `batches`."""
     reductions = [

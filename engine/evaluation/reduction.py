@@ -10,6 +10,7 @@ import torch
 
 from engine.data import grouping
 from engine.data.sets import LabelledSet
+from engine.evaluation import gate
 from engine.measures import predictions
 from engine.measures.calibration import TEMPERATURES
 from loaders.batch import on_device
@@ -37,12 +38,16 @@ class Reduction:
         self._excluded_C = None if labelled.mask is None else ~labelled.mask.to(device)
         self._members_GM = None if labelled.members is None else labelled.members.to(device)
         self._temperatures = TEMPERATURES.tolist() if calibration else ()
-        self._by_entropy = weights == "entropy"
+        self._weights = weights
 
     def __call__(self, index: np.ndarray, outputs: Sequence[torch.Tensor]) -> torch.Tensor:
         """`index` (int64 [B]): places of the images in the set."""
-        if self._by_entropy:
-            logits_BC = averaged_by_entropy([self._of_set(logits_BC) for logits_BC in outputs])
+        if self._weights == "entropy":
+            logits_BC = averaged_by_entropy([self._of_set(each_BC) for each_BC in outputs])
+        elif self._weights == "failures":
+            first_BC, second_BC, weight_B1 = outputs
+            members = self._of_set(first_BC), self._of_set(second_BC)
+            logits_BC = gate.averaged(*members, weight_B1)
         else:
             mean_BC = outputs[0] if len(outputs) == 1 else torch.stack([*outputs]).mean(dim=0)
             logits_BC = self._of_set(mean_BC)

@@ -35,7 +35,7 @@ from engine.run import Run
 from engine.store import cells, tensors
 from engine.store.alone import alone
 from engine.store.artifacts import Store
-from engine.store.cells import Average, Cell, Entry, Export
+from engine.store.cells import Average, Cell, Entry, Export, Gated
 from engine.store.checkpoints import CheckpointFiles
 from engine.training import fisher, loop
 from engine.training.saving import Saving
@@ -322,13 +322,16 @@ class Builder(Context):
 
         return write
 
-    def _write(self, folder: Path, made: Export | Sequence[Entry]) -> None:
+    def _write(self, folder: Path, made: Export | Gated | Sequence[Entry]) -> None:
         (folder / "recipe.yaml").write_text(self.plan.dump(), "utf-8")
         if isinstance(made, Export):
             backbone = self.base.backbone
             cells.write_trained(folder, self.recipe, made, backbone, self._description())
-        else:
-            cells.write_mixed(folder, self.recipe, made, self._description())
+            return
+        if isinstance(made, Gated):
+            tensors.save(made.reference, folder / tensors.REFERENCE)
+            made = [made.entry]
+        cells.write_mixed(folder, self.recipe, made, self._description())
 
     def _description(self) -> dict[str, Any]:
         """What `cell.json` says of the model: the head's classes, and how it sees images."""

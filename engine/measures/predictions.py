@@ -40,11 +40,13 @@ class Ensemble:
     """Cells, by name, whose outputs are averaged; no model has these averages as its weights.
 
     weights: equal, of logits; entropy, of probabilities, where a member counts more on images that
-    it is surer of.
+    it is surer of; failures, of the probabilities of two, where the second counts more on images
+    near those that the cell `reference` holds.
     """
 
     members: tuple[str, ...]
-    weights: Literal["equal", "entropy"] = "equal"
+    weights: Literal["equal", "entropy", "failures"] = "equal"
+    reference: str = ""
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.members)

@@ -16,7 +16,7 @@ from engine import models
 from engine.data import grouping
 from engine.methods.context import Context
 from engine.recipe.schema import MethodRecipe
-from engine.store.cells import Entry, Export
+from engine.store.cells import Entry, Export, Gated
 from loaders.batch import Batch
 
 
@@ -149,12 +149,13 @@ class Derived:
 
     @property
     def models(self) -> int:
-        """How many models an evaluation runs for it, beside the cells that it is made of."""
+        """How many models an evaluation runs for it, beside the cells that it is made of; 0 where
+        their outputs are averaged."""
         return 1
 
-    def make(self, context: Context) -> Export | Sequence[Entry]:
+    def make(self, context: Context) -> Export | Gated | Sequence[Entry]:
         """A model as a plain state dict of its architecture, or averages of the cells' weights or
-        logits.
+        outputs.
 
         Averages are taken where they are evaluated; exactly one of them is the headline.
         """

@@ -227,6 +227,15 @@ class VisualPrompt(MethodRecipe):
 
 
 @dataclass(frozen=True)
+class VRF(MethodRecipe):
+    needs = ("fine_tune",)
+    trains = False
+    has_weights = False
+    middle: float = 1.5  # the squared distance at which both models count alike
+    width: Positive = 0.6
+
+
+@dataclass(frozen=True)
 class WiSEFT(MethodRecipe):
     needs = ("fine_tune",)
     trains = False
@@ -258,5 +267,6 @@ OPTIONS: dict[str, type[MethodRecipe]] = {  # by module of `engine.methods`
     "strong_fine_tune": StrongFineTune,
     "ties": TIES,
     "visual_prompt": VisualPrompt,
+    "vrf": VRF,
     "wise_ft": WiSEFT,
 }

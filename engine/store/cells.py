@@ -64,6 +64,38 @@ class Entry:
     setting: Setting = PLAIN
 
 
+@dataclass(frozen=True)
+class Gated:
+    """An ensemble of two models with the weights `failures`, and what they depend on.
+
+    failures: unit features [M, D] of the second model for images that it gets right and the first
+    wrong. temperatures: [2], by which the members' logits are divided. neighbour: which nearest
+    failure an image's squared distance d is taken to; the second model then has the weight
+    sigmoid((middle - d) / width).
+    """
+
+    members: tuple[str, str]
+    failures: torch.Tensor
+    temperatures: torch.Tensor
+    neighbour: int
+    middle: float
+    width: float
+
+    @property
+    def entry(self) -> Entry:
+        return Entry(Ensemble(self.members, "failures", SELF))
+
+    @property
+    def reference(self) -> dict[str, torch.Tensor]:
+        """As a file holds it."""
+        numbers = torch.tensor([self.neighbour, self.middle, self.width], dtype=torch.float64)
+        return {
+            "failures": self.failures,
+            "temperatures": self.temperatures,
+            "numbers": numbers,
+        }
+
+
 @overload
 def essential(average: Ensemble) -> Ensemble: ...
 @overload
@@ -72,6 +104,8 @@ def essential(average: Average) -> dict[str, float] | Ensemble:
     """The average in the order of names, and without cells of weight zero: alpha = 0 is the
     pre-trained model itself."""
     if isinstance(average, Ensemble):
+        if average.weights == "failures":  # of a first and a second
+            return average
         return dataclasses.replace(average, members=tuple(sorted(average)))
     return {name: float(weight) for name, weight in sorted(average.items()) if weight != 0}
 
@@ -101,11 +135,20 @@ class Cell:
     def entries(self) -> list[Entry]:
         """The models that are evaluated, with the cell's name in place of `SELF`."""
         plain = self.meta.get("entries", [{"mix": {SELF: 1.0}}])
-        mixes = [{self.name: 1.0} if SELF in e["mix"] else average_of(e["mix"]) for e in plain]
+        mixes = [self._named(entry["mix"]) for entry in plain]
         return [
             Entry(**{**entry, "mix": mix, "setting": Setting(entry.get("setting", {}))})
             for entry, mix in zip(plain, mixes, strict=True)
         ]
+
+    def _named(self, plain: dict[str, Any]) -> dict[str, float] | Ensemble:
+        """An entry's average, with the cell's name in place of `SELF`."""
+        if SELF in plain:
+            return {self.name: 1.0}
+        average = average_of(plain)
+        if isinstance(average, Ensemble) and average.reference == SELF:
+            return dataclasses.replace(average, reference=self.name)
+        return average
 
     @property
     def steps(self) -> int:
@@ -133,6 +176,10 @@ class Cell:
         """The shape of a tensor of the state dict; the tensor is not read."""
         with safe_open(self.artifact.checked(tensors.WEIGHTS), framework="pt") as file:
             return file.get_slice(name).get_shape()
+
+    def reference(self) -> dict[str, torch.Tensor]:
+        """The tensors of a cell that an ensemble names as its reference; see `Gated`."""
+        return load_file(self.artifact.checked(tensors.REFERENCE))
 
     def prompt(self) -> torch.Tensor | None:
         """The input prompt [3, H, W] of a visual-prompt cell."""

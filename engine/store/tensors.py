@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from engine.machine.files import room_for
 
 WEIGHTS, PROMPT = "weights.safetensors", "prompt.safetensors"
+REFERENCE = "reference.safetensors"
 
 
 def save(state: Mapping[str, torch.Tensor], path: Path) -> None:

@@ -77,9 +77,11 @@ def test_it_is_judged_on_sets_of_ones_own(words, folder, grid):
     assert float(rows["ensemble"]["accuracy"]) == pytest.approx(100 * np.mean(right.numpy()))
 
 
-def test_files_are_not_merged_by_it(words, folder, tmp_path, capsys):
+@pytest.mark.parametrize("method", ["ensemble", "vrf"])
+def test_files_are_not_merged_by_it(words, folder, tmp_path, capsys, method):
     cells = [str(path) for path in (folder / "runs/store/cells").glob("fine_tune-*")]
     cells.append(str(next((folder / "runs/store/cells").glob("linear_probe-outline-*"))))
-    assert cli.main(["merge", "ensemble", *cells, "--out", str(tmp_path / "m")]) == 2
-    assert "Ensemble averages outputs, which no single model has" in capsys.readouterr().err
+    cells = cells if method == "ensemble" else [*cells[:1], "--base", cells[-1]]
+    assert cli.main(["merge", method, *cells, "--out", str(tmp_path / "m")]) == 2
+    assert " averages outputs, which no single model has" in capsys.readouterr().err
     assert not (tmp_path / "m").exists()

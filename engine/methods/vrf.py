@@ -1,0 +1,94 @@
+"""VRF: FT counts more on images near those that the pre-trained model got wrong and FT right.
+
+The failures V are the training images that FT alone gets right. With the squared distance d from an
+image's features to the K-th nearest of V, all of unit length and of FT's backbone,
+
+    p = (1 - w) p_pre + w p_FT,  w = sigmoid((middle - d) / width)
+
+where p are probabilities at the temperature at which a model's mean confidence on the held-out
+images is its accuracy there (Zhu et al. 2024; their release has middle 1.5, width 0.6, and K =
+1000 |V| / 1,281,167, the number of ImageNet's training images). Where nothing is held out, the
+temperature is 1. Nothing trains; features of the training images take a pass over them.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy import optimize
+
+from engine import models
+from engine.data import grouping
+from engine.methods.base import Derived
+from engine.methods.context import Context
+from engine.recipe.options import VRF as Recipe
+from engine.store.cells import Cell, Gated
+
+IMAGENET = 1_281_167  # training images
+TEMPERATURES = (0.1, 10.0)  # the range of the search
+ROWS = 4096  # of logits at a time
+
+
+class Method(Derived):
+    recipe: Recipe
+
+    @property
+    def models(self) -> int:
+        return 0
+
+    def make(self, context: Context) -> Gated:
+        """Raises ValueError where FT alone gets no training image right."""
+        members = context.base, context.cell("fine_tune")
+        train, holdout = context.target.training(context.recipe), context.target.holdout
+        right_N, wrong_N = (_right(context, cell, train) for cell in reversed(members))
+        failures = train[(right_N & ~wrong_N).numpy()]
+        if not len(failures):
+            raise ValueError(
+                f"method {self.recipe.name}: fine-tuning on {context.target.name} puts none of its "
+                "training images right that the pre-trained model gets wrong, so nothing says "
+                "where to trust it; train longer, or leave the method out"
+            )
+        features_MD = context.features(members[1], context.target)[failures]
+        return Gated(
+            (members[0].name, members[1].name),
+            F.normalize(features_MD, dim=1),
+            torch.tensor([_temperature(context, cell, holdout) for cell in members]),
+            max(1, round(1000 * len(failures) / IMAGENET)),
+            self.recipe.middle,
+            self.recipe.width,
+        )
+
+
+def _logits(context: Context, cell: Cell, index: np.ndarray) -> torch.Tensor:
+    """Logits [n, C] of images of the set that is trained on; -inf for classes that it lacks."""
+    target = context.target
+    weight, bias = cell.tensors(*models.head_names(context.recipe.model))
+    features_ND = context.features(cell, target)
+    logits = [
+        models.logits(features_ND[index[start : start + ROWS]], weight, bias)
+        for start in range(0, len(index), ROWS)
+    ]
+    logits_NC = grouping.grouped(torch.cat(logits), target.members)
+    return logits_NC if target.mask is None else logits_NC.masked_fill(~target.mask, -torch.inf)
+
+
+def _right(context: Context, cell: Cell, index: np.ndarray) -> torch.Tensor:
+    """Whether a cell gets each image right [n]."""
+    return _logits(context, cell, index).argmax(dim=1) == context.target.labels[index]
+
+
+def _temperature(context: Context, cell: Cell, holdout: np.ndarray) -> float:
+    """At which the mean confidence on these images is the accuracy; 1 where there are none."""
+    if not len(holdout):
+        return 1.0
+    logits_NC = _logits(context, cell, holdout).double()
+    accuracy = (logits_NC.argmax(dim=1) == context.target.labels[holdout]).double().mean().item()
+
+    def excess(temperature: float) -> float:
+        return (logits_NC / temperature).softmax(dim=1).amax(dim=1).mean().item() - accuracy
+
+    low, high = TEMPERATURES
+    if excess(low) <= 0 or excess(high) >= 0:  # it never is
+        return low if excess(low) <= 0 else high
+    return float(optimize.brentq(excess, low, high, xtol=1e-4))
