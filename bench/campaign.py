@@ -27,7 +27,7 @@ from engine.grid.campaign import Plan
 from engine.machine import quiet, ranks
 
 SETS = ("upstream", "first", "second")
-# All but FLYP and CaRot, which train CLIP's text tower.
+# All but FLYP, CaRot and Lipsum-FT, which need CLIP's text tower.
 METHODS = (
     "fine_tune", "linear_probe", "visual_prompt", "lora", "ewc", "lwf", "lp_ft", "wise_ft", "soup",
     "greedy_soup", "l2sp", "spd", "lines", "model_stock", "ties", "task_arithmetic",

@@ -60,13 +60,21 @@ class EWC(MethodRecipe):
 
 
 @dataclass(frozen=True)
-class FLYP(MethodRecipe):
+class OfCLIP(MethodRecipe):
+    """A method that needs CLIP's text tower."""
+
     def check(self, cell: Recipe) -> None:
         if cell.model.weights.source != "open_clip":
             raise RecipeError(
-                f"{self.title} trains CLIP's text tower, and the model {cell.model.name} has none: "
+                f"{self.title} needs CLIP's text tower, and the model {cell.model.name} has none: "
                 "take a model with a zero-shot head, such as vit_b16_clip_openai_zero_shot"
             )
+
+
+@dataclass(frozen=True)
+class FLYP(OfCLIP):
+    def check(self, cell: Recipe) -> None:
+        super().check(cell)
         if cell.train.accumulation > 1:
             raise RecipeError(
                 f"train.accumulation={cell.train.accumulation}: {self.title} contrasts all images "
@@ -105,6 +113,13 @@ class LiNeS(MethodRecipe):
     trains = False
     alpha: Unit = 0.5  # the scale of the first block
     beta: Unit = 0.5  # what the scale of the last block has in addition
+
+
+@dataclass(frozen=True)
+class LipsumFT(OfCLIP):
+    weight: NotNegative = 1.0
+    texts: Number = 80  # of a step
+    tokens: Annotated[int, Meta(ge=1, le=70)] = 8  # of a text, beside its beginning and end
 
 
 @dataclass(frozen=True)
@@ -256,6 +271,7 @@ OPTIONS: dict[str, type[MethodRecipe]] = {  # by module of `engine.methods`
     "l2sp": L2SP,
     "linear_probe": LinearProbe,
     "lines": LiNeS,
+    "lipsum_ft": LipsumFT,
     "lora": LoRA,
     "lp_ft": LPFT,
     "lwf": LwF,

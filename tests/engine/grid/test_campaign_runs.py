@@ -19,7 +19,7 @@ from engine.commands import job
 from engine.grid import campaign, job_states
 from engine.recipe import parsed
 
-OF_CLIP = ("flyp", "carot")
+OF_CLIP = ("flyp", "carot", "lipsum_ft")
 ALPHAS = ("0.0", "0.5", "1.0")  # of WiSE-FT, as tables write them
 pytestmark = pytest.mark.slow
 

@@ -16,7 +16,7 @@ from twins import assert_near
 
 from engine.errors import RecipeError
 from engine.machine import ranks
-from engine.methods import carot, flyp
+from engine.methods import carot, flyp, lipsum_ft
 
 # Of Beta(1/2, 1/2) at (k + 1/2) / 5 for k = 0 ... 4, the third of the sum of the first three.
 DENSITIES = [(x * (1 - x)) ** -0.5 for x in (0.1, 0.3, 0.5)]
@@ -163,3 +163,43 @@ def test_carot_adds_a_teacher_and_an_orthogonal_projection(grid, open_clip, word
         gradient = moved[name].grad.reshape(parameter.shape)
         assert_near(gradient, parameter.grad, rtol=2e-3, atol=1e-5, name=name)
     assert not any(p.requires_grad for p in method.teacher.parameters())
+
+
+def test_lipsum_ft_keeps_similarities_to_random_texts(grid, open_clip, words):
+    """Beside open_clip's model in float64, after a change of the vision tower."""
+    words = [*words, "method=lipsum_ft", "method.texts=7", "method.tokens=3", "method.weight=0.5"]
+    builder = grid.builder(*words)
+    method = lipsum_ft.Method(builder.recipe.method)
+    method.prepare(builder.network(builder.base), builder)
+    method.train()
+    index = [0, 9, 4]
+    (batch,) = builder.sets.source("outline").batches([np.array(index)])
+    x, y = tiny_clip.pixels(open_clip, grid, index), labels(grid, "outline", index)
+    before, model = (tiny_clip.drawn(open_clip).double() for _ in range(2))
+    tuned = dict(method.net.visual.named_parameters())
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(5)
+        for name, parameter in model.visual.named_parameters():
+            change = 0.02 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter += change
+            tuned[name] += change.float()
+    torch.manual_seed(4)
+    tokens = method.texts()
+    assert tokens.shape == (7, 20) and (tokens[:, 0] == 49406).all()
+    assert (tokens[:, 4] == 49407).all() and (tokens[:, 1:4] < 49406).all()
+    assert not tokens[:, 5:].any() and len(set(tokens[:, 1:4].flatten().tolist())) > 15
+    scale, texts = model.logit_scale.exp(), model.encode_text(tokens, normalize=True).detach()
+    ours = model.encode_image(x, normalize=True)
+    kept_BK = scale * (ours - before.encode_image(x, normalize=True).detach()) @ texts.T
+    kept = kept_BK.square().sum(1) / (2 * 7)
+    assert kept.mean() > 1e-3
+    cross_entropy = torch.nn.functional.cross_entropy(ours @ tiny_clip.head(open_clip, before), y)
+    expected = cross_entropy + 0.5 * kept.mean()
+    torch.manual_seed(4)
+    losses_B = method(batch)
+    assert_near(losses_B.mean(), expected, rtol=1e-4, atol=1e-5)
+    losses_B.mean().backward()
+    expected.backward()
+    for name, parameter in model.visual.named_parameters():
+        assert_near(tuned[name].grad, parameter.grad, rtol=2e-3, atol=1e-5, name=name)
+    assert not any(p.requires_grad for p in method.text.parameters()) and not method.text.training

@@ -57,10 +57,13 @@ def test_every_row_of_a_campaign_resolves_and_is_read_back_from_a_plan(campaign)
             assert recipe.load(named) == resolved
 
 
+OF_CLIP = ("flyp", "carot", "lipsum_ft")
+
+
 def test_every_part_is_named_as_its_file():
     for group, key in (("models", "model"), ("methods", "method")):
         for name in recipe.names(group):
-            campaign = "imagenet_rib_clip" if name in ("flyp", "carot") else "emoji"  # CLIP alone
+            campaign = "imagenet_rib_clip" if name in OF_CLIP else "emoji"
             resolved = recipe.load(f"{campaign}/fine_tune", parsed([f"{key}={name}"]))
             assert getattr(resolved, key).name == name
 

@@ -1,0 +1,80 @@
+"""Lipsum-FT: images keep their similarities to random texts while CLIP's vision tower is tuned.
+
+To the cross-entropy it adds, with the unit embeddings i_b of an image, j_b of it before training,
+and t_k of K texts of random tokens, which the frozen text tower reads, and CLIP's scale s,
+
+    weight * sum_k (s i_b t_k - s j_b t_k)^2 / (2 K)
+
+(Nam et al. 2024; their release draws 80 texts of 8 tokens anew for each step, and has the weight
+1). The pixels never change, so j_b is computed once. The head is trained as FT's: the release
+trains the class embeddings without their scale, so under Adam its head moves s times as far.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from engine import models
+from engine.machine import ranks
+from engine.methods.base import Trained
+from engine.methods.context import Context
+from engine.models import clip
+from engine.recipe.options import LipsumFT as Recipe
+from loaders.batch import Batch, on_device
+
+
+class Method(Trained):
+    recipe: Recipe
+
+    def prepare(self, net: nn.Module, context: Context) -> None:
+        """ValueError for several ranks, which would draw texts of their own, and for a text tower
+        with another vocabulary than CLIP's."""
+        if ranks.world() > 1:
+            raise ValueError(
+                f"{self.recipe.title} draws the texts of a step for a whole batch, so it trains on "
+                "one rank: start it without torchrun, or with --num_gpus 1"
+            )
+        super().prepare(net, context)
+        self.before_NE = context.features(context.base, context.target, training=True)
+        text = context.clip()
+        del text.visual
+        self.text = text.requires_grad_(False).eval()
+        name = context.recipe.model.weights.clip
+        tokenizer = clip.package().get_tokenizer(name)
+        if not hasattr(tokenizer, "sot_token_id"):
+            raise ValueError(
+                f"{self.recipe.title} draws tokens of CLIP's own vocabulary, and {name} has "
+                "another: take a CLIP, or another method"
+            )
+        self.ends = tokenizer.sot_token_id, tokenizer.eot_token_id
+        self.length = tokenizer.context_length
+
+    def train(self, mode: bool = True) -> Method:
+        super().train(mode)
+        self.text.eval()
+        return self
+
+    def texts(self) -> torch.Tensor:
+        """Tokens [K, L] of random texts."""
+        first, last = self.ends
+        words = torch.randint(first, (self.recipe.texts, self.recipe.tokens))
+        tokens = torch.zeros(self.recipe.texts, self.length, dtype=torch.int64)
+        tokens[:, 0], tokens[:, 1 + self.recipe.tokens] = first, last
+        tokens[:, 1 : 1 + self.recipe.tokens] = words
+        return tokens
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        from kernels.distill import distill_loss  # late, as in `base`
+
+        x = self.normalize(batch.images)
+        images_BE = models.features(self.net, x).float()
+        logits_BC = self.grouped(models.head(self.net)(images_BE))
+        before_BE = on_device(self.before_NE[batch.index], x.device)
+        with torch.no_grad():
+            tokens = on_device(self.texts(), x.device)
+            texts_KE = self.text.encode_text(tokens, normalize=True).float()
+            texts_KE = self.text.logit_scale.exp() * texts_KE
+        change_BK = models.logits(images_BE - before_BE, texts_KE, None)
+        losses_B = distill_loss(logits_BC, None, self.targets(batch), mask=self.mask_C)
+        return losses_B + self.recipe.weight * change_BK.square().mean(dim=1) / 2
