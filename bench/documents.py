@@ -107,6 +107,7 @@ BLOCKS = (
     Block(EXPERIMENTS, "emoji_cka", "cka", finding("cka"), "cka-depth"),
     Block(EXPERIMENTS, "emoji_plus", "plus", finding(), "trade-off"),
     Block(EXPERIMENTS, "emoji_tuned", "tuned", finding("tuning", "tuning")),
+    Block(EXPERIMENTS, "emoji_rates", "rates", finding("rates", "rates"), "rates"),
     Block(EXPERIMENTS, "emoji_dynamics", "dynamics", finding("dynamics"), "dynamics"),
     Block(EXPERIMENTS, "emoji_shots", "shots", finding("shots"), "shots"),
     Block(EXPERIMENTS, "emoji_variants", "variants", finding(), "ranking"),
