@@ -30,7 +30,10 @@ def models(first: Model, second: Model, reference: Mapping[str, torch.Tensor]) -
 def squared_distance(
     features_BD: torch.Tensor, failures_MD: torch.Tensor, neighbour: int
 ) -> torch.Tensor:
-    """[B, 1] from each row, as a unit vector, to its `neighbour`th nearest failure (from 1)."""
+    """[B, 1] from each row, as a unit vector, to its `neighbour`th nearest failure (from 1);
+    infinite where there is none."""
+    if not len(failures_MD):
+        return features_BD.new_full((len(features_BD), 1), torch.inf)
     with torch.autocast(features_BD.device.type, enabled=False):
         cosine_BM = F.normalize(features_BD, dim=1) @ failures_MD.T
     return 2 - 2 * cosine_BM.topk(neighbour, dim=1).values[:, -1:]

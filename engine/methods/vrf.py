@@ -13,6 +13,8 @@ temperature is 1. Nothing trains; features of the training images take a pass ov
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -25,6 +27,7 @@ from engine.methods.context import Context
 from engine.recipe.options import VRF as Recipe
 from engine.store.cells import Cell, Gated
 
+log = logging.getLogger(__name__)
 IMAGENET = 1_281_167  # training images
 TEMPERATURES = (0.1, 10.0)  # the range of the search
 ROWS = 4096  # of logits at a time
@@ -38,16 +41,16 @@ class Method(Derived):
         return 0
 
     def make(self, context: Context) -> Gated:
-        """Raises ValueError where FT alone gets no training image right."""
         members = context.base, context.cell("fine_tune")
         train, holdout = context.target.training(context.recipe), context.target.holdout
-        right_N, wrong_N = (_right(context, cell, train) for cell in reversed(members))
-        failures = train[(right_N & ~wrong_N).numpy()]
+        before_N, after_N = (_right(context, cell, train) for cell in members)
+        failures = train[(after_N & ~before_N).numpy()]
         if not len(failures):
-            raise ValueError(
-                f"method {self.recipe.name}: fine-tuning on {context.target.name} puts none of its "
-                "training images right that the pre-trained model gets wrong, so nothing says "
-                "where to trust it; train longer, or leave the method out"
+            log.warning(
+                "%s: fine-tuning on %s puts none of its training images right that the pre-trained "
+                "model gets wrong, so the pre-trained model answers alone",
+                self.recipe.title,
+                context.target.name,
             )
         features_MD = context.features(members[1], context.target)[failures]
         return Gated(

@@ -69,7 +69,17 @@ def test_the_distance_is_to_the_nth_nearest_failure():
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_model_that_corrects_nothing_is_refused(grid, monkeypatch):
+def test_where_fine_tuning_corrects_nothing_the_pre_trained_model_answers(
+    grid, monkeypatch, caplog
+):
     monkeypatch.setattr(vrf, "_right", lambda context, cell, index: torch.ones(len(index)) > 0)
-    with pytest.raises(ValueError, match="puts none of its training images right that the pre-tr"):
-        grid.build(*WORDS, "method.width=0.2")
+    builder, cell = grid.build(*WORDS, "method.width=0.2")
+    assert "so the pre-trained model answers alone" in caplog.text
+    (entry,) = cell.entries
+    of_vrf, alone = tables(builder, [entry.mix, {builder.base.name: 1.0}], ["tinted"])
+    assert of_vrf["top1"].equals(alone["top1"])
+    logits, truth = by_timm(grid, "outline", builder.base.state())
+    held = builder.target.split("holdout")
+    t = temperature(logits[held], truth[held])
+    logits, truth = by_timm(grid, "tinted", builder.base.state())
+    check_predictions(of_vrf, (logits / t).log_softmax(1), truth)
