@@ -14,6 +14,8 @@ projections, which is left out here.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -46,8 +48,9 @@ class Method(flyp.Method):
     def loss(self, batch: Batch) -> torch.Tensor:
         pairs = self.pairs(batch)
         logits_BB = flyp.similarities(self.net, self.text, self.log_scale_1, *pairs)
+        copies: Any = self.teacher.copies  # whose types torch does not know
+        net, text, (log_scale_1,) = copies
         with torch.no_grad():
-            net, text, (log_scale_1,) = self.teacher.copies
             teacher_BB = flyp.similarities(net, text, log_scale_1, *pairs)
         distance_B = cross_entropy(teacher_BB, logits_BB) + cross_entropy(teacher_BB.T, logits_BB.T)
         losses_B = flyp.contrastive(logits_BB) + self.recipe.weight * distance_B
