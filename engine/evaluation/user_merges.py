@@ -32,7 +32,7 @@ from engine.recipe.overrides import Override
 from engine.recipe.schema import MethodRecipe, ModelRecipe
 from engine.run import Run
 from engine.store.artifacts import Store
-from engine.store.cells import Average, Cell, Export, essential
+from engine.store.cells import Average, Cell, Ensemble, Export, essential
 
 log = logging.getLogger(__name__)
 MEMBERS, SEEDS = "members", "seeds"  # options of methods that merge a list of cells
@@ -197,15 +197,18 @@ def _made(
     cells: by file.
     """
     method = modules.find(options.module, run_users=True).Method(options)
+    no_model = ValueError(
+        f"{options.title} averages outputs, which no single model has: merge by soup, or have "
+        "`rib evaluate` judge each checkpoint"
+    )
     if not method.models:
-        raise ValueError(
-            f"{options.title} averages outputs, which no single model has: merge by soup, or have "
-            "`rib evaluate` judge each checkpoint"
-        )
+        raise no_model
     made = method.make(context)
     if isinstance(made, Export):
         return {k: tensor.cpu() for k, tensor in made.state.items()}, {}
     (mix,) = (entry.mix for entry in made if entry.headline)
+    if isinstance(mix, Ensemble):
+        raise no_model
     files = {cell.name: file for file, cell in cells.items()}
     # By file: sums run in the order of names, and cells of a store have their names in the path.
     of_files = {files[name]: weight for name, weight in essential(mix).items()}
