@@ -30,7 +30,7 @@ def test_the_curve_has_every_rate_and_marks_the_held_out_choice():
     section = rates.section(varied())
     assert section.heading == (
         "Fine-tuning's mRI is from −5.0 to +15.0 points over 4 settings, −5.0 where held-out "
-        "images choose (optimizer.lr=0.001, optimizer.name=adamw)"
+        "images choose (lr 0.001, name adamw)"
     )
     table = section.tables[0].data
     marked = table[table["chosen"] == "held out"]
