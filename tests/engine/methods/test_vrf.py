@@ -10,7 +10,7 @@ from engine.evaluation import gate
 from engine.methods import vrf
 from engine.store.cells import Ensemble
 
-WORDS = ("method=vrf", "train.epochs=12", "method.middle=0.4", "method.width=0.1")
+WORDS = ("method=vrf", "train.epochs=12")
 
 
 def features(grid, name: str, state: dict[str, torch.Tensor], index: np.ndarray) -> torch.Tensor:
@@ -32,9 +32,10 @@ def temperature(logits: torch.Tensor, truth: torch.Tensor) -> float:
     return low
 
 
-@pytest.mark.parametrize("name", ["tinted", "few"])
-def test_images_near_failures_of_the_pre_trained_model_are_fts(grid, name):
-    builder, cell = grid.build(*WORDS)
+# A set's images lie as near to those of `outline` as they look alike.
+@pytest.mark.parametrize(("name", "middle", "width"), [("tinted", 0.4, 0.1), ("few", 0.004, 0.004)])
+def test_images_near_failures_of_the_pre_trained_model_are_fts(grid, name, middle, width):
+    builder, cell = grid.build(*WORDS, f"method.middle={middle}", f"method.width={width}")
     (entry,) = cell.entries
     members = [builder.base, builder.cell("fine_tune")]
     assert entry.mix == Ensemble(tuple(m.name for m in members), "failures", cell.name)
@@ -51,7 +52,7 @@ def test_images_near_failures_of_the_pre_trained_model_are_fts(grid, name):
     (zero_shot, truth), (tuned, _) = (by_timm(grid, name, state) for state in states)
     mine_ND = features(grid, name, states[1], np.arange(len(truth)))
     distance_N = (mine_ND[:, None] - reference_VD).square().sum(2).amin(1)
-    weight_N1 = (1 / (1 + torch.exp((distance_N - 0.4) / 0.1)))[:, None]
+    weight_N1 = (1 / (1 + torch.exp((distance_N - middle) / width)))[:, None]
     assert weight_N1.max() - weight_N1.min() > 0.1
     p_NC = (1 - weight_N1) * (zero_shot / t[0]).softmax(1) + weight_N1 * (tuned / t[1]).softmax(1)
     check_predictions(table, p_NC.log(), truth)
@@ -73,7 +74,7 @@ def test_where_fine_tuning_corrects_nothing_the_pre_trained_model_answers(
     grid, monkeypatch, caplog
 ):
     monkeypatch.setattr(vrf, "_right", lambda context, cell, index: torch.ones(len(index)) > 0)
-    builder, cell = grid.build(*WORDS, "method.width=0.2")
+    builder, cell = grid.build(*WORDS)
     assert "so the pre-trained model answers alone" in caplog.text
     (entry,) = cell.entries
     of_vrf, alone = tables(builder, [entry.mix, {builder.base.name: 1.0}], ["tinted"])
