@@ -64,7 +64,8 @@ def outputs_of(average: Average, nets: Mapping[Key, Model], run: Run) -> list[Mo
     if not isinstance(average, Ensemble) or average.weights != "failures":
         return members
     reference = stored_cell(run.store, average.reference).reference()
-    return gate.models(*members, {k: v.to(run.device) for k, v in reference.items()})
+    first, second = members
+    return gate.models(first, second, {k: v.to(run.device) for k, v in reference.items()})
 
 
 def stored_cell(store: Store, name: str) -> Cell:

@@ -94,4 +94,4 @@ def _temperature(context: Context, cell: Cell, holdout: np.ndarray) -> float:
     low, high = TEMPERATURES
     if excess(low) <= 0 or excess(high) >= 0:  # it never is
         return low if excess(low) <= 0 else high
-    return float(optimize.brentq(excess, low, high, xtol=1e-4))
+    return optimize.root_scalar(excess, bracket=(low, high), xtol=1e-4).root

@@ -96,6 +96,6 @@ def _leaders(results: Results, model: str, found: pandas.DataFrame) -> str:
     if of_model["key"].nunique() < 2 or of_model.empty:
         return ""
     first = of_model.loc[of_model.groupby("setting")[MRI].idxmax(), "key"].value_counts()
-    names = [f"{results.record.methods.get(k, k)} in {n}" for k, n in first.items()]
+    names = [f"{results.record.methods.get(str(k), k)} in {n}" for k, n in first.items()]
     settings = counted("setting", of_model["setting"].nunique())
     return f"Of {settings}{results.of(model)}, the highest mRI has {listed(names)}."
