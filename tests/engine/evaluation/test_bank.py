@@ -69,7 +69,7 @@ def test_a_column_holds_one_set_at_a_time(grid, monkeypatch):
     column = Column("outline")
     monkeypatch.setattr(jobs, "builders", lambda *_: [builder])
     monkeypatch.setattr(jobs.passes, "evaluate", evaluate)
-    monkeypatch.setattr(jobs.progress, "advance", lambda *_: None)
+    monkeypatch.setattr(jobs.job_states, "advance", lambda *_: None)
     for name, result in (("build", None), ("entries", ()), ("remove_snapshots", None)):
         monkeypatch.setattr(builder, name, lambda result=result: result)
     jobs.column(SimpleNamespace(path=None, columns=[column]), column, grid.device)

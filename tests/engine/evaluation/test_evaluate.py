@@ -109,6 +109,8 @@ def test_what_is_not_there_is_named(grid):
 
 WORDS = {
     "anchor": "zero",
+    "average": "beta",
+    "width": 0.5,
     "alphas": "[0.2]",
     "betas": "[0.8,0.9]",
     "cka": 8,
