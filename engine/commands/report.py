@@ -124,8 +124,12 @@ def finished(name: str, overrides: Sequence[Override]) -> list[FinishedCampaign]
 
 
 def _places(folder: Path, name: str) -> list[Path]:
-    """The folders of a campaign's plans that hold a file of this name; links are left out."""
-    plans = Root(folder.resolve(), campaign.PLANS)
+    """The folders of a campaign's plans that hold a file of this name; links are left out.
+
+    Raises DamagedFile where the campaign's own folder is a link: it may lie in a stranger's runs.
+    """
+    folder = folder.absolute()
+    plans = Root(folder.parent.resolve(), folder.name, campaign.PLANS)
     return [plans.path / each for each in plans.folders() if plans.has(f"{each}/{name}")]
 
 

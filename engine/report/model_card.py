@@ -24,6 +24,7 @@ from engine.report import results_file
 from engine.report.headline import SMOKE_RUN
 from engine.report.results_file import CampaignResults, Number
 from engine.report.text import counted, ends, rounded, signed
+from loaders.root import Root
 
 CARD, EVALUATIONS = "README.md", Path(".eval_results") / "rib.yaml"
 MARK = "<!-- Written by `rib export`, which replaces a file with this line. -->"
@@ -51,7 +52,7 @@ def remove(folder: Path) -> None:
     """Remove the card of a model that was exported into the folder before."""
     card = folder / CARD
     for file in (folder / EVALUATIONS, *([card] if _is_ours(card) else [])):
-        file.unlink(missing_ok=True)
+        Root(folder).remove(file)
 
 
 def _is_ours(card: Path) -> bool:

@@ -122,6 +122,15 @@ def test_a_campaign_is_not_started_where_its_jobs_would_write_through_a_link(
     assert (outside / "mine.log").read_text() == "mine" and len(list(outside.iterdir())) == 1
 
 
+def test_a_campaign_that_is_a_link_is_not_reported(folder, tmp_path):
+    """Its report would be written over that of the campaign that the link leads to."""
+    plan = campaigns.planned(folder, f"runs={tmp_path / 'mine'}")
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "shapes").symlink_to(plan.folder)
+    code, line = ended(cli.main, ["report", str(tmp_path / "theirs" / "shapes")])
+    assert code == 2 and "leads through a link" in line
+
+
 def test_only_what_the_engine_wrote_is_cleared(folder, tmp_path):
     plan = campaigns.planned(folder, f"runs={tmp_path}")
     logs = plan.place / "logs"

@@ -68,7 +68,8 @@ def hostile(campaign: Campaign, rng: random.Random) -> str:
     what = plant(campaign, canary, rng)
     if rng.random() < 0.4:  # as an unfinished run, of which a report reads the plan
         for file in campaign.runs.glob("shapes*/plans/*/evaluations.json"):
-            file.unlink()
+            if not file.resolve().is_relative_to(canary.folder):  # behind a link that was planted
+                file.unlink()
         what += ", unfinished"
     commands = [*rng.sample(LOOK, 2), *(["campaign"] if rng.random() < 0.1 else [])]
     if plant in OF_RECIPES:
