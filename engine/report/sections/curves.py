@@ -161,17 +161,17 @@ def barrier(results: Results) -> Section | None:
     data = _barriers(results)
     if data.empty:
         return None
-    most = [
-        f"{rounded(data[name].max())} points on {words}"
-        for name, words in BARRIERS.items()
-        if name in data
-    ]
+    shown = {words: rounded(data[name].max()) for name, words in BARRIERS.items() if name in data}
+    most = listed([f"{points} points on {words}" for words, points in shown.items()])
+    heading = f"Interpolated weights fall at most {most} below the line between both models"
+    if not any(map(float, shown.values())):
+        heading = "No interpolated weights fall below the line between both models"
     return Section(
         "barrier",
-        f"Mixed weights fall below the line between both ends by at most {listed(most)}",
+        heading,
         "The barrier is the largest distance, over the alphas that were evaluated, from accuracy "
-        "up to the straight line between both ends (Entezari et al. 2022, in points of accuracy). "
-        "It is the largest of several differences, so chance on few images raises it.",
+        "up to the straight line between both models, in points (Entezari et al. 2022). It is the "
+        "largest of several differences, so chance on few images raises it.",
         tables=[Table("barrier", "By set fine-tuned on: the barrier in points.", data)],
     )
 

@@ -24,10 +24,12 @@ def section(results: Results) -> Section | None:
     related = correlation.spearman(*points[["distance", "drop_pts"]].to_numpy().T)
     if np.isnan(related.value):
         return made
-    words = "is not shown to be forgotten more"
+    known = f"Spearman {related}, over {related.units} sets"
     if related.p < 0.05:
-        words = f"is forgotten {'more' if related.value > 0 else 'less'}"
-    heading = f"What is far {words}: Spearman {related}, over {related.units} sets"
+        loses = "more" if related.value > 0 else "less"
+        heading = f"Fine-tuning on a more distant set loses {loses} accuracy upstream: {known}"
+    else:
+        heading = f"Accuracy lost upstream is not significantly related to distance: {known}"
     figure = _scatter(points, results.record.upstream, f"{heading}.")
     return dataclasses.replace(made, heading=heading, figures=[figure, *made.figures])
 

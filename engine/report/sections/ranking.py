@@ -118,8 +118,8 @@ def trade_off(results: Results) -> Section | None:
         return None
     (_, adapted), (_, best) = extremes(shown, X), extremes(shown, Y)
     heading = (
-        f"Most accurate elsewhere: {best['method']}; on the set fine-tuned on: "
-        f"{adapted['method']}{results.one_training}"
+        f"{best['method']} is most accurate on the other sets, {adapted['method']} on the set "
+        f"fine-tuned on{results.one_training}"
     )
     if tuning.is_varied(results):
         heading = "Accuracy on the set fine-tuned on, and on the other sets"

@@ -262,8 +262,14 @@ def test_the_command_prints_the_matrix_and_writes_it(folder, grid, capsys, tmp_p
 @pytest.mark.parametrize(
     ("drops", "heading"),
     [
-        ([1.0, 4.0, 9.0, 16.0, 25.0], "is forgotten more: Spearman +1.00 (p 0.017), over 5 sets"),
-        ([4.0, 1.0, 16.0, 9.0, 25.0], "is not shown to be forgotten more: Spearman +0.80 (p 0.13"),
+        (
+            [1.0, 4.0, 9.0, 16.0, 25.0],
+            "loses more accuracy upstream: Spearman +1.00 (p 0.017), over 5 sets",
+        ),
+        (
+            [4.0, 1.0, 16.0, 9.0, 25.0],
+            "is not significantly related to distance: Spearman +0.80 (p 0.13",
+        ),
         ([1.0, 2.0], "are nearest, "),
     ],
 )
