@@ -86,6 +86,11 @@ def _apex(name: str) -> Callable[..., Optimizer]:
         ) from error
 
 
+def count_above(tensors: Sequence[Tensor], bound: float) -> int:
+    """How many elements of tensors on one device lie above a bound; a GPU is waited for once."""
+    return int(torch.stack([(tensor > bound).sum() for tensor in tensors]).sum())
+
+
 class Penalised(Optimizer):
     """AdamW, or SGD with momentum, whose step adds a penalty's gradient.
 
@@ -123,7 +128,7 @@ class Penalised(Optimizer):
         """
         bound = (1 + momentum) / (self._lam * lr)
         fishers = [torch.ones(1)] if self._fishers is None else list(self._fishers.values())
-        firmer = sum(int((fisher > bound).sum()) for fisher in fishers)
+        firmer = count_above(fishers, bound)
         elements = sum(fisher.numel() for fisher in fishers)
         if firmer == elements:
             raise ValueError(
