@@ -242,7 +242,8 @@ def versions() -> dict[str, str]:
         "python": platform.python_version(),
         "machine": platform.machine(),
         "cpu": torch.backends.cpu.get_cpu_capability(),  # its vectors' width decides rounding
-        "torch": torch.__version__,  # names the build, which the package's metadata may leave out
+        # Names the build, which the package's metadata may leave out; a class of torch's own.
+        "torch": str(torch.__version__),
     }
     for name in PACKAGES:
         try:

@@ -35,7 +35,7 @@ def stored(folder: Path, name: str, logits: np.ndarray, labels: np.ndarray) -> P
     truth, mask = torch.from_numpy(labels), torch.from_numpy(MASK)
     labelled = SimpleNamespace(labels=truth, mask=mask, members=None, group=None, pack=pack)
     reduced = Reduction(labelled, CPU, calibration=True)(
-        positions, torch.from_numpy(logits).float()
+        positions, [torch.from_numpy(logits).float()]
     )
     path = folder / f"{name}.parquet"
     pq.write_table(predictions_table(reduced, labelled, positions), path)
