@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run_trial(campaign: Campaign, kind: str, seed: int, tally: Tally) -> None:
     try:
         done = KINDS[kind](campaign, random.Random(f"{kind} {seed}"))
-        print(f"{kind} {seed}: {done}: as it should", flush=True)
+        print(f"{kind} {seed}: {done:.200}: as it should", flush=True)
         tally.trials += 1
     except Skipped as why:
         tally.skipped = str(why)
