@@ -37,8 +37,7 @@ class Method(flyp.Method):
     def prepare(self, net: nn.Module, context: Context) -> None:
         """ValueError as of FLYP, and for a tower without a projection."""
         super().prepare(net, context)
-        steps = context.recipe.train.steps(len(context.target.training(context.recipe)))
-        self.teacher = Teacher(self.students(), self.recipe.average, steps, context.device)
+        self.teacher = Teacher(self.students(), self.recipe.average, context)
         self.projection_DE = clip.projection(net)
 
     def students(self) -> list[nn.Module]:

@@ -29,8 +29,7 @@ class Method(Trained):
 
     def prepare(self, net: nn.Module, context: Context) -> None:
         super().prepare(net, context)
-        steps = context.recipe.train.steps(len(context.target.training(context.recipe)))
-        self.teacher = Teacher([net], self.recipe.average, steps, context.device)
+        self.teacher = Teacher([net], self.recipe.average, context)
 
     def loss(self, batch: Batch) -> torch.Tensor:
         from kernels.distill import distill_loss  # late, as in `base`

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from engine.methods.averages import move
+from engine.methods.context import Context
 
 MOVES = 50  # of an `ema` teacher in a training
 RISE = 0.2  # share of the training in which its momentum rises
@@ -27,16 +28,16 @@ MOMENTUM = (0.05, 0.9)
 class Teacher(nn.Module):
     """Copies of modules, in eval mode, that follow them; checkpoints hold them.
 
-    average: ema | beta. steps: of the whole training.
+    average: ema | beta. context: of the method's cell, whose training's steps the shares follow.
     """
 
     step_1: torch.Tensor  # optimizer steps so far
     shares_T: torch.Tensor
 
-    def __init__(
-        self, students: Sequence[nn.Module], average: str, steps: int, device: torch.device
-    ) -> None:
+    def __init__(self, students: Sequence[nn.Module], average: str, context: Context) -> None:
         super().__init__()
+        steps = context.recipe.train.steps(len(context.target.training(context.recipe)))
+        device = context.device
         self.copies = nn.ModuleList(copy.deepcopy(each) for each in students)
         self.copies.requires_grad_(False).eval()
         # DeepSpeed sends buffers between ranks as bytes, which one of no dimension refuses.
