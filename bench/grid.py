@@ -33,8 +33,8 @@ from bench import photos, plain_grid
 from bench.contest import Contest, Entrant, Scale
 from bench.report import ROOT
 from engine import models
-from engine.grid import cell_plan
-from engine.grid.build import Builder
+from engine.cells import cell_plan
+from engine.cells.build import Builder
 from engine.machine.files import cache_folder
 from engine.recipe import parsed
 from engine.recipe.schema import ModelRecipe

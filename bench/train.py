@@ -28,8 +28,7 @@ from bench import loader, photos
 from bench.contest import Contest, Entrant, Scale
 from bench.timing import Run
 from bench.vit import autocast
-from engine import models
-from engine.grid import speed
+from engine import models, throughput
 from engine.machine import quiet, ranks
 from engine.recipe import parsed
 from engine.recipe.schema import ModelRecipe
@@ -53,7 +52,7 @@ def contests(device: torch.device, scale: Scale) -> Iterator[Contest]:
         model = ModelRecipe(name=arch, arch=arch, image_size=size)
         pack = photos.encode(folder / "raw", folder / "files", model, "raw")
         words = [f"model.arch={arch}", f"model.image_size={size}", f"optimizer.lr={LR}"]
-        bench = speed.Bench(folder, "file", parsed(words), device, steps, pack)
+        bench = throughput.Bench(folder, "file", parsed(words), device, steps, pack)
         files = loader.timm(folder / "files", model, batch, os.cpu_count() or 1, device)
         waiting = [(x.clone(), y.clone()) for x, y in files]
         torch.manual_seed(0)

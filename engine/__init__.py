@@ -54,8 +54,8 @@ def load_recipe(name: str, *settings: Settings) -> Recipe:
 
 def train(name: str, *settings: Settings) -> Cell:
     """The cell of a recipe: found in its store, or trained now. Raises as `load_recipe`."""
-    from engine.grid import cell_plan
-    from engine.grid.build import Builder
+    from engine.cells import cell_plan
+    from engine.cells.build import Builder
     from engine.machine import ranks
     from engine.recipe import parsed
 
@@ -200,8 +200,8 @@ def distances(
     """
     import pandas
 
-    from engine.grid import cell_plan
-    from engine.grid.build import Builder
+    from engine.cells import cell_plan
+    from engine.cells.build import Builder
     from engine.machine import ranks
     from engine.otdd import problems, solve
     from engine.recipe import parsed

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from engine import cli
-from engine.grid import cell_plan
-from engine.grid.build import Builder
+from engine.cells import cell_plan
+from engine.cells.build import Builder
 from engine.recipe import parsed
 
 RECIPE = """\

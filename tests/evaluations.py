@@ -11,8 +11,8 @@ import torch
 from grids import CLASSES, COPIES, SETS, VIT, Grid, images, labels, reference
 from twins import assert_near
 
+from engine.cells.build import Builder
 from engine.evaluation import bank, passes
-from engine.grid.build import Builder
 from engine.store import cells, pending
 from loaders.resident import Resident
 

@@ -24,8 +24,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from engine import models
+from engine.cells.build import Builder
 from engine.evaluation import bank
-from engine.grid.build import Builder
 from engine.run import Run
 from engine.store.cells import Cell
 from loaders.batch import Batch

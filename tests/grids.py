@@ -21,9 +21,9 @@ from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 from torch import nn
 
-from engine.grid import cell_plan
-from engine.grid.build import Builder
-from engine.grid.cell_plan import CellPlan
+from engine.cells import cell_plan
+from engine.cells.build import Builder
+from engine.cells.cell_plan import CellPlan
 from engine.machine import quiet, ranks
 from engine.methods.base import Trained
 from engine.recipe import modules, parsed

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from grids import Grid
 
-from engine.grid.build import Builder
+from engine.cells.build import Builder
 from engine.methods.base import Trained
 from engine.store.cells import Cell
 from engine.training import loop

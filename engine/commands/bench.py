@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from engine.machine import first_line
 
 if TYPE_CHECKING:
-    from engine.grid.speed import Speed
+    from engine.throughput import Speed
 
 INSTEAD = {  # keys that have no effect here, and the option that has
     "model": "the model as the first word",
@@ -54,9 +54,9 @@ def run(arguments: argparse.Namespace) -> None:
     import torch
 
     from engine import recipe
-    from engine.grid.speed import Bench, cell_of
     from engine.machine import ranks
     from engine.machine.device_name import device_name
+    from engine.throughput import Bench, cell_of
     from loaders.pack import Pack
 
     methods = arguments.methods.split(",")

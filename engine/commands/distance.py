@@ -38,7 +38,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from engine.grid import cell_plan
+    from engine.cells import cell_plan
     from engine.recipe import overrides
 
     of_model = overrides.of_mapping({"model": arguments.model} if arguments.model else {})
@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> None:
         if name not in every:
             raise ValueError(f"{name!r} is no set of {arguments.campaign}{nearest(name, every)}")
     first_line.show(f"reading the sets of {arguments.campaign}")
-    from engine.grid.build import Builder
+    from engine.cells.build import Builder
     from engine.machine import ranks
     from engine.measures import distances
     from engine.otdd import problems, solve

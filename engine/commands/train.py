@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _train(name: str, overrides: Sequence[Override], *, show: bool) -> None:
-    from engine.grid import cell_plan
+    from engine.cells import cell_plan
 
     if show:
         print(cell_plan.resolve(name, overrides, run_users=False).dump(), end="")
@@ -66,7 +66,7 @@ def _train(name: str, overrides: Sequence[Override], *, show: bool) -> None:
     cell_plan.resolve(name, overrides, run_users=False)
     first_line.show(f"reading the recipe {name}")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    from engine.grid.build import Builder
+    from engine.cells.build import Builder
     from engine.machine import ranks
 
     cell = cell_plan.resolve(name, overrides, run_users=True)

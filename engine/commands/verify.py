@@ -27,17 +27,17 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from engine.grid import cell_plan
+    from engine.cells import cell_plan
     from engine.recipe import overrides
 
     given = [*overrides.of_mapping({"model": arguments.model}), *arguments.overrides]
     cell = cell_plan.resolve(arguments.campaign, given, run_users=False)
     first_line.show(f"reading the model {arguments.model}")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    from engine.cells.build import Builder
     from engine.data.kinds import kind_of
     from engine.data.sets import Sets
     from engine.grid import verify
-    from engine.grid.build import Builder
     from engine.machine import ranks
     from engine.machine.files import cache_folder
 

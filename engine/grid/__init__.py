@@ -1,1 +1,1 @@
-"""The grid as a whole: its plan, how an artefact is found or made, jobs, record."""
+"""The grid as a whole: its plan and costs, the jobs that run it, the record of its results."""

@@ -17,9 +17,9 @@ from typing import Any
 import msgspec
 
 from engine import recipe
+from engine.cells import cell_plan
+from engine.cells.cell_plan import CellPlan
 from engine.errors import CampaignError, RecipeError
-from engine.grid import cell_plan
-from engine.grid.cell_plan import CellPlan
 from engine.grid.columns import Column, columns_of
 from engine.grid.place import REPORT, files
 from engine.machine.files import digest

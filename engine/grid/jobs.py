@@ -10,13 +10,13 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from engine.cells.build import Builder
+from engine.cells.snapshots import Followed
 from engine.data.sets import Sets
 from engine.evaluation import accuracies, cka, features, passes
 from engine.grid import job_states
-from engine.grid.build import Builder
 from engine.grid.campaign import PREPARE, Plan
 from engine.grid.columns import Column
-from engine.grid.snapshots import Followed
 from engine.machine import ranks
 from engine.run import Run
 from engine.store.artifacts import Store

@@ -8,11 +8,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from engine.cells import snapshots
 from engine.data import imagenet, thumbnails
 from engine.data.kinds import kind_of
 from engine.errors import CampaignError
 from engine.evaluation import cka, passes
-from engine.grid import attempts, job_states, jobs, snapshots, verify
+from engine.grid import attempts, job_states, jobs, verify
 from engine.grid.campaign import PREPARE, REPORT, Plan
 from engine.grid.columns import Column
 from engine.grid.record import MissingColumn, Record, Row

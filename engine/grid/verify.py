@@ -10,11 +10,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from engine.cells.build import Builder
 from engine.data import imagenet, packs
 from engine.data.kinds import kind_of
 from engine.evaluation import accuracies, passes
 from engine.evaluation.accuracies import Model
-from engine.grid.build import Builder
 from engine.measures import model_rows
 from engine.models import images
 from engine.recipe import catalogue

@@ -7,9 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from engine import cli, recipe
+from engine import cli, recipe, throughput
 from engine.commands import plan
-from engine.grid import speed
 
 SMALL = ["vit_tiny_random", "device=cpu", "--steps", "2", "--batch", "2"]
 
@@ -18,7 +17,7 @@ SMALL = ["vit_tiny_random", "device=cpu", "--steps", "2", "--batch", "2"]
 def test_a_row_for_each_method_and_pass(tmp_path, capsys, monkeypatch):
     """Each is measured by the peak of its own precision."""
     file, kinds = tmp_path / "speed.json", []
-    monkeypatch.setattr(speed, "peak", lambda _, kind: kinds.append(kind) or 1.0)
+    monkeypatch.setattr(throughput, "peak", lambda _, kind: kinds.append(kind) or 1.0)
     assert cli.main(["bench", *SMALL, "evaluate.precision=bf16", "--json", str(file)]) == 0
     assert kinds == ["fp32", "fp32", "fp32", "bf16", "fp32", "bf16"]
     table = capsys.readouterr().out
@@ -33,19 +32,19 @@ def test_a_row_for_each_method_and_pass(tmp_path, capsys, monkeypatch):
 def test_a_users_method_and_a_model_of_ordered_tensors_are_timed(tmp_path, monkeypatch):
     (tmp_path / "mine.yaml").write_text("name: mine\ntitle: Mine\nmodule: ewc\nlam: 2.0\n")
     words = recipe.parsed(["model=efficientnet_lite0", "device=cpu"])
-    timed = speed.Bench(tmp_path, "efficientnet_lite0", words, torch.device("cpu"), steps=1)
+    timed = throughput.Bench(tmp_path, "efficientnet_lite0", words, torch.device("cpu"), steps=1)
     builder = timed._builder(str(tmp_path / "mine.yaml"), 2)
     assert (builder.recipe.method.title, builder.recipe.method.lam) == ("Mine", 2.0)
     assert builder.base.state(), "random weights ask nothing of the recipe's package"
     with pytest.raises(ValueError, match="there is no recipe file gone"):
-        speed.cell_of("gone.yaml", words)
+        throughput.cell_of("gone.yaml", words)
 
 
 def test_milliseconds_are_those_of_a_batch(tmp_path, monkeypatch):
     clock = SimpleNamespace(perf_counter=itertools.count(0.0, 2.0).__next__)
-    monkeypatch.setattr(speed, "time", clock)
+    monkeypatch.setattr(throughput, "time", clock)
     words = recipe.parsed(["model=vit_tiny_random", "train.batch_size=4"])
-    timed = speed.Bench(tmp_path, "vit_tiny_random", words, torch.device("cpu"), steps=2)
+    timed = throughput.Bench(tmp_path, "vit_tiny_random", words, torch.device("cpu"), steps=2)
     cell = recipe.load("imagenet_rib/fine_tune", words)
     row = timed._timed("fine_tune", cell, 8, lambda: None)
     assert (row.images_s, row.ms) == (4.0, 1000.0)

@@ -8,9 +8,9 @@ from grids import CONV, VIT, Grid, images, reference
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.cells.build import Builder
 from engine.errors import RecipeError
 from engine.evaluation import bank, cka
-from engine.grid.build import Builder
 from engine.recipe.schema import ModelRecipe
 from engine.store.cells import Cell
 

@@ -11,8 +11,8 @@ from evaluations import same as same_tables
 from grids import CONV, SETS, same, weights
 from PIL import Image
 
+from engine.cells.build import Builder
 from engine.evaluation import passes
-from engine.grid.build import Builder
 from engine.recipe.options import OPTIONS
 from engine.store import cells
 

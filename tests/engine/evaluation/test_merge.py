@@ -9,8 +9,8 @@ import torch
 from evaluations import State, average, by_timm, check_predictions
 from grids import CONV, Grid, same, weights
 
+from engine.cells.build import Builder
 from engine.evaluation import bank, passes
-from engine.grid.build import Builder
 from engine.methods import soup
 from engine.store import cells
 from engine.store.cells import Entry

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from engine import cli, recipe
+from engine.cells.build import Builder
 from engine.data import packs
 from engine.errors import CampaignError, RecipeError
 from engine.grid import campaign, jobs, seal, workflow
-from engine.grid.build import Builder
 from engine.grid.columns import Column
 from engine.recipe import parsed
 from loaders.pack import MANIFEST

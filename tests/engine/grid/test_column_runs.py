@@ -11,8 +11,9 @@ import pytest
 from campaigns import rows
 
 from engine import cli
-from engine.grid import cell_plan, record
-from engine.grid.build import Builder
+from engine.cells import cell_plan
+from engine.cells.build import Builder
+from engine.grid import record
 from engine.measures import behaviour, predictions
 from engine.measures.predictions import SetPredictions
 from engine.recipe import parsed

@@ -13,12 +13,12 @@ from encoded_rib import SUBSAMPLE
 from twins import assert_near
 
 from engine import cli, models
+from engine.cells import cell_plan
+from engine.cells.build import Builder
 from engine.commands import outcome
 from engine.data import grouping, imagenet, sets
 from engine.data.sets import LabelledSet
 from engine.evaluation import passes
-from engine.grid import cell_plan
-from engine.grid.build import Builder
 from engine.machine.files import cache_folder
 from engine.measures import metrics
 from engine.measures.predictions import SetPredictions

@@ -8,9 +8,10 @@ import torch
 from evaluations import by_timm
 
 from engine import models, recipe
+from engine.cells import cell_plan
+from engine.cells.build import Builder
 from engine.commands import verify as command
-from engine.grid import campaign, cell_plan, estimate, make_record, verify
-from engine.grid.build import Builder
+from engine.grid import campaign, estimate, make_record, verify
 from engine.recipe import parsed
 from engine.recipe.schema import ModelRecipe
 from engine.store import tensors

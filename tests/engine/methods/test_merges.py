@@ -9,7 +9,7 @@ import torch
 from grids import CONV, VIT, Grid, weights
 from twins import assert_near
 
-from engine.grid.build import Builder
+from engine.cells.build import Builder
 from engine.methods import lines, model_stock, mono_soup, ties
 
 BLOCK = {VIT: r"blocks\.(\d+)\.", CONV: r"blocks\.(\d+\.\d+)\."}

@@ -9,8 +9,8 @@ from grids import CONV, VIT, prepared
 from torch import nn
 from twins import assert_near
 
+from engine.cells.build import Builder
 from engine.evaluation import features, passes
-from engine.grid.build import Builder
 from engine.machine import ranks
 from engine.models.form import Backbone, Form
 from engine.recipe.schema import EvaluateRecipe

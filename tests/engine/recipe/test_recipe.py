@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from engine import recipe
+from engine.cells import cell_plan
 from engine.errors import RecipeError
-from engine.grid import cell_plan
 from engine.methods.linear_probe import first_head
 from engine.recipe import campaigns, parsed
 from engine.recipe.schema import Recipe

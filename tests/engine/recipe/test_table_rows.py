@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from engine import recipe
+from engine.cells import cell_plan
 from engine.errors import RecipeError
-from engine.grid import cell_plan
 from engine.recipe import parsed
 
 ROWS = """\

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from engine import cli, recipe
+from engine.cells import cell_plan
 from engine.errors import RecipeError
-from engine.grid import campaign, cell_plan
+from engine.grid import campaign
 from engine.recipe import modules, parsed
 from engine.recipe.options import OPTIONS, Soup
 from engine.recipe.schema import Recipe

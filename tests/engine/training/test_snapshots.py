@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from interruptions import EVERY_STEP, Stopped, at_step, interrupted, steps_taken, stop
 from safetensors.torch import load_file
 
-from engine.grid import snapshots as snapshots_in_store
-from engine.grid.build import Builder
-from engine.grid.snapshots import Followed
+from engine.cells import snapshots as snapshots_in_store
+from engine.cells.build import Builder
+from engine.cells.snapshots import Followed
 from engine.recipe import modules
 from engine.training import loop
 from engine.training.saving import Progress, Saving, snapshot_steps

@@ -17,8 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from engine.cells.build import Builder
 from engine.evaluation import passes
-from engine.grid.build import Builder
 from engine.recipe.schema import TrainRecipe
 from engine.training import batches, fisher, loop
 

@@ -15,12 +15,12 @@ import torch
 from safetensors.torch import load_file
 
 from engine import models
+from engine.cells import snapshots
+from engine.cells.cell_plan import CellPlan
+from engine.cells.snapshots import Followed, Snapshot
 from engine.data import descriptions
 from engine.data.sets import LabelledSet, Sets
 from engine.evaluation import features, passes
-from engine.grid import snapshots
-from engine.grid.cell_plan import CellPlan
-from engine.grid.snapshots import Followed, Snapshot
 from engine.machine import ranks
 from engine.machine.files import cache_folder
 from engine.measures import dynamics

@@ -23,11 +23,11 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from engine import models
+from engine.cells import cell_plan
+from engine.cells.build import Builder
+from engine.cells.cell_plan import CellPlan
 from engine.data.sets import Sets
 from engine.evaluation import passes
-from engine.grid import cell_plan
-from engine.grid.build import Builder
-from engine.grid.cell_plan import CellPlan
 from engine.machine import precision
 from engine.machine.files import cache_folder
 from engine.machine.flops import of_image, peak

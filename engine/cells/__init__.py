@@ -1,0 +1,1 @@
+"""Cells: found in the store or made, with the snapshots that training leaves."""
