@@ -87,3 +87,9 @@ def test_targets_of_make_in_the_documents_are_there():
         named.update(re.findall("`make ([a-z0-9-]+)", text))
     targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.M))
     assert named <= targets, named - targets
+
+
+def test_the_table_of_helpers_has_a_row_for_each_module():
+    helpers = ROOT / "tests" / "helpers"
+    rows = re.findall(r"^\| `(\w+)` \|", (helpers / "README.md").read_text(), re.M)
+    assert rows == sorted({path.stem for path in helpers.glob("*.py")} - {"__init__"})

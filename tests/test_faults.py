@@ -5,9 +5,10 @@ import re
 import sys
 
 import pytest
-from faults.damage import only_error
-from faults.processes import Ended, FellShort
-from processes import ROOT, run
+
+from faults.disk import only_error
+from faults.forked import Ended, FellShort
+from helpers.processes import ROOT, run
 
 KINDS = ("kill", "mutate", "full", "readonly", "hostile")
 
@@ -28,11 +29,11 @@ def test_a_mount_ends_with_the_process_that_made_it(tmp_path):
     work = f"""
 import os, signal
 from pathlib import Path
-from faults import damage, processes
-damage.keep_mounts()
+from faults import disk, forked
+disk.keep_mounts()
 try:
-    damage.mount(["-t", "tmpfs", "tmpfs", {str(tmp_path)!r}])
-except processes.Skipped:
+    disk.mount(["-t", "tmpfs", "tmpfs", {str(tmp_path)!r}])
+except forked.Skipped:
     print("skipped")
 else:
     print(os.path.ismount({str(tmp_path)!r}), flush=True)

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-import campaigns
-import grids
 import nbformat
 import pytest
+
+from helpers import campaigns, grids
 
 NOTEBOOK = Path(__file__).parents[1] / "docs" / "after_the_demo.ipynb"
 folder, finished, grid = campaigns.folder, campaigns.finished, grids.grid

@@ -3,7 +3,8 @@
 import ast
 
 import pytest
-from processes import ROOT
+
+from helpers.processes import ROOT
 
 ALLOWED = (
     *("loaders/root.py", "loaders/files.py"),  # files.whole removes what it made

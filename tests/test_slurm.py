@@ -13,16 +13,14 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-import campaigns
-import grids
 import pytest
-import slurm_cluster
-from processes import ROOT, run, until
 from safetensors.torch import load_file
-from slurm_cluster import Cluster
 
 from engine.grid import campaign, jobs
 from engine.recipe import parsed
+from helpers import campaigns, grids, slurm_cluster
+from helpers.processes import ROOT, run, until
+from helpers.slurm_cluster import Cluster
 
 RIB = [sys.executable, "-m", "engine.cli", "campaign"]
 SLURM = ["--executor", "slurm", "--cores", "1", "--mem", "2"]

@@ -2,13 +2,13 @@
 
 import re
 
-import made_results
 import pytest
 
 from bench import documents
 from bench.documents import BLOCK, BLOCKS, PROJECT, Block
 from engine.machine.files import digest
 from engine.recipe import catalogue
+from helpers import made_results
 
 PAGES = {name: (PROJECT / name).read_text("utf-8") for name in {block.page for block in BLOCKS}}
 MARKED = {

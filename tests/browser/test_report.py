@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pandas
 import pytest
-import reports
 
 from engine.report import finish, page
 from engine.report.results import of_campaign
+from helpers import reports
 
 pytestmark = pytest.mark.slow
 webdriver = pytest.importorskip("selenium.webdriver")

@@ -3,16 +3,16 @@
 import shlex
 import sys
 
-import grids
 import numpy as np
 import pytest
 import torch
-from processes import run
 
 import engine
 from engine.errors import RecipeError
 from engine.grid import campaign
 from engine.recipe import parsed, yaml_text
+from helpers import grids
+from helpers.processes import run
 
 
 def test_it_is_quick_to_import():

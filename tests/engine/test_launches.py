@@ -5,10 +5,6 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from children import traced
-from fake_cuda import CUDA, FORM, fake_gpu, moved, on_fake_gpu, run_traced
-from grids import prepared
-from launches import counted
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
 from engine import models
@@ -18,6 +14,10 @@ from engine.evaluation.reduction import Reduction
 from engine.models.form import Form
 from engine.training import loop, optim
 from engine.training.saving import Saving
+from helpers.children import traced
+from helpers.fake_cuda import CUDA, FORM, fake_gpu, moved, on_fake_gpu, run_traced
+from helpers.grids import prepared
+from helpers.launches import counted
 from loaders.batch import on_device
 
 # Launches of a step of test_vit (6 blocks, 80 tensors) under bf16, without torch.compile, which

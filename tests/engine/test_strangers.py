@@ -9,10 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
-import campaigns
 import pytest
-from endings import ended
-from tiny_packs import make
 
 from engine import cli
 from engine.errors import RecipeError, printable
@@ -26,6 +23,9 @@ from engine.report import page
 from engine.store import cells
 from engine.store.artifacts import Store
 from engine.training.trackers import Subject, TensorBoard
+from helpers import campaigns
+from helpers.endings import ended
+from helpers.tiny_packs import make
 from loaders import schema
 from loaders.files import file_hash
 from loaders.pack import Pack

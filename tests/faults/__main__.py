@@ -19,16 +19,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from faults import damage, ending, hostile
+from faults import disk, ending, hostile
 from faults.campaign import Campaign, warm_up
-from faults.processes import FellShort, Skipped, end_all
+from faults.forked import FellShort, Skipped, end_all
 
 KINDS: dict[str, Callable[[Campaign, random.Random], str]] = {
     "kill": ending.kill,
     "tree": ending.tree,
-    "mutate": damage.mutate,
-    "full": damage.full,
-    "readonly": damage.readonly,
+    "mutate": disk.mutate,
+    "full": disk.full,
+    "readonly": disk.readonly,
     "hostile": hostile.hostile,
 }
 QUICK = {"mutate": 10, "hostile": 10}  # trials for one of each other kind
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--trials", type=float, default=math.inf, help="of each kind, at most")
     arguments = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the folder and processes go too
-    damage.keep_mounts()
+    disk.keep_mounts()
     warm_up()
     most, tallies = arguments.trials, {kind: Tally() for kind in arguments.kinds}
     order = deque(kind for kind in tallies for _ in range(QUICK.get(kind, 1)))

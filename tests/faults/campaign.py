@@ -5,8 +5,6 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import campaigns
-import grids
 import pytest
 
 from engine import cli
@@ -14,8 +12,9 @@ from engine.grid import workflow
 from engine.machine import quiet, ranks
 from engine.report import page
 from engine.store import pending
-from faults import processes
-from faults.processes import Ended, before_change, die, require
+from faults import forked
+from faults.forked import Ended, before_change, die, require
+from helpers import campaigns, grids
 
 # Files of every kind are made: checkpoints after each step, slices, snapshots, a Fisher, a prompt.
 METHODS = "  ewc: {}\n  visual_prompt: {}\n"
@@ -86,7 +85,7 @@ class Campaign:
             (self.folder / "changes").write_text(str(count[0]))
             return code
 
-        return processes.run(work, self.folder / "log")
+        return forked.run(work, self.folder / "log")
 
     def give(self, words: list[str], hangs_s: float) -> Ended:
         """The end of a command, which may take `hangs_s` on an idle machine."""
@@ -95,7 +94,7 @@ class Campaign:
             jobs_in_this_process(pytest.MonkeyPatch())
             return cli.main(words)
 
-        return processes.run(work, self.folder / "log", hangs_s)
+        return forked.run(work, self.folder / "log", hangs_s)
 
     def numbers(self) -> dict[str, bytes]:
         """The content of all tables of the report."""

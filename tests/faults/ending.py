@@ -10,13 +10,13 @@ import time
 import uuid
 from pathlib import Path
 
-import grids
 import psutil
 
 from faults.campaign import Campaign
-from faults.processes import HANGS_S, FellShort, patience, require
+from faults.forked import HANGS_S, FellShort, patience, require
+from helpers import grids
+from helpers.processes import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 ENDS_WITHIN_S = 5.0
 ENDING = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 MOST_KILLS = 3  # in a row, before the command may work

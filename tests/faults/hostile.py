@@ -18,8 +18,8 @@ from typing import Any
 import yaml
 
 from faults.campaign import FINISHED, Campaign
-from faults.damage import _places, files_by_kind, only_error
-from faults.processes import Ended, FellShort, require
+from faults.disk import _places, files_by_kind, only_error
+from faults.forked import Ended, FellShort, require
 from loaders import schema
 from loaders.files import digest, file_hash
 

@@ -3,8 +3,9 @@
 import pytest
 import timm
 import torch
-from children import NEEDS_GPU
-from twins import assert_near
+
+from helpers.children import NEEDS_GPU
+from helpers.twins import assert_near
 
 pytest.importorskip("msgspec")  # the engine's, which a bare machine has not
 

@@ -5,9 +5,9 @@ Their values are checked by the tests of `tests/kernels` that are marked `gpu` o
 
 import pytest
 import torch
-from children import NEEDS_GPU
 
 from bench import contest
+from helpers.children import NEEDS_GPU
 from kernels.distill import distill_loss
 from kernels.ewc import adamw_ewc_, foreach_adamw_ewc_, sgd_ewc_
 from kernels.fisher.outer_squares import outer_squares

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from children import NEEDS_GPU
-from clouds import CLASSES, labelled
+
+from helpers.children import NEEDS_GPU
+from helpers.clouds import CLASSES, labelled
 
 pytest.importorskip("msgspec")  # the engine's, which a bare machine has not
 from engine.otdd import side_by_side

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from children import NEEDS_GPU
 from torch import nn
+
+from helpers.children import NEEDS_GPU
 
 pytest.importorskip("msgspec")  # the engine's, which a bare machine has not
 from bench.vit import autocast

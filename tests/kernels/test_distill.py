@@ -3,10 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from children import DEVICE, INTERPRETING, everywhere, interpreted
 from torch import Tensor
-from twins import assert_twins, misaligned, value_and_gradient
 
+from helpers.children import DEVICE, INTERPRETING, everywhere, interpreted
+from helpers.twins import assert_twins, misaligned, value_and_gradient
 from kernels import distill, reference
 from kernels.distill import distill_loss
 

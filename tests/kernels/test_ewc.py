@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from children import DEVICE, INTERPRETING, KERNELS, ON_GPU, everywhere
 from torch import Tensor
-from twins import assert_twins, misaligned
 
+from helpers.children import DEVICE, INTERPRETING, KERNELS, ON_GPU, everywhere
+from helpers.twins import assert_twins, misaligned
 from kernels.ewc import adamw_ewc_, foreach_adamw_ewc_, foreach_sgd_ewc_, sgd_ewc_
 
 VARIANTS = ["plain", "identity", "fisher"]

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from children import DEVICE, INTERPRETING, everywhere, interpreted
 from torch import Tensor
-from twins import misaligned
 
+from helpers.children import DEVICE, INTERPRETING, everywhere, interpreted
+from helpers.twins import misaligned
 from kernels import interpolation as module
 from kernels.interpolation import flatten, interpolate, views
 

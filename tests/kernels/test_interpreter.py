@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import pytest
-from children import run_marked
+
+from helpers.children import run_marked
 
 
 @pytest.mark.slow

@@ -5,8 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from launches import Counts, counted
 from torch import Tensor
+
+from helpers.launches import Counts, counted
 
 pytest.importorskip("triton")
 from triton.backends.compiler import GPUTarget

@@ -11,10 +11,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from damage import cut, flip, full_disk
-from tarballs import tarball, zipped
-from zip_crypto import encrypted
 
+from helpers.damage import cut, flip, full_disk
+from helpers.tarballs import tarball, zipped
+from helpers.zip_crypto import encrypted
 from loaders import archives, trees, zip_cipher
 
 BIG = {"a/b.png": bytes(9000)}

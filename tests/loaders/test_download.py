@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from web import Web, serve
 
+from helpers.web import Web, serve
 from loaders import download
 from loaders.download import Progress, Remote, Stopped
 

@@ -14,8 +14,8 @@ import msgspec
 import numpy as np
 import pytest
 from PIL import Image, ImageFont
-from tarballs import tarball, zipped
 
+from helpers.tarballs import tarball, zipped
 from loaders import registry
 from loaders.benchmarks import drawings, emoji
 

@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 import pytest
-from imagenet_trees import draw
 
+from helpers.imagenet_trees import draw
 from loaders import folders, trees
 
 

@@ -4,13 +4,13 @@ import shutil
 import tarfile
 from collections import Counter
 
-import imagenet_trees as trees
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from imagenet_trees import read
 
 from engine.data import imagenet
+from helpers import imagenet_trees as trees
+from helpers.imagenet_trees import read
 from loaders.benchmarks import imagenet_c, objectnet
 from loaders.trees import Listing, open_image
 

@@ -9,13 +9,13 @@ import subprocess
 import tarfile
 from pathlib import Path
 
-import imagenet_trees as trees
 import pytest
-from imagenet_trees import RIB, read
-from tarballs import tarball
 
 from engine.data import imagenet
 from engine.data.kinds import ImageNet
+from helpers import imagenet_trees as trees
+from helpers.imagenet_trees import RIB, read
+from helpers.tarballs import tarball
 from loaders.benchmarks import devkit, imagenet_c, objectnet
 from loaders.pack import Item
 from loaders.trees import open_image

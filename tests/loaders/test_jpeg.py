@@ -6,8 +6,8 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_packs import SHAPE, draw, make
 
+from helpers.tiny_packs import SHAPE, draw, make
 from loaders import jpeg
 from loaders.pack import Pack
 

@@ -9,10 +9,10 @@ from multiprocessing.pool import ThreadPool
 
 import numpy as np
 import pytest
-from damage import cut, flip
 from PIL import Image
-from tiny_packs import SHAPE, draw, items, make
 
+from helpers.damage import cut, flip
+from helpers.tiny_packs import SHAPE, draw, items, make
 from loaders.files import digest
 from loaders.pack import Pack, request_digests
 from loaders.schema import DamagedFile

@@ -7,8 +7,8 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from web import Web, serve
 
+from helpers.web import Web, serve
 from loaders import download
 from loaders.download import Progress, Remote
 

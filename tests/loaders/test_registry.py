@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from tarballs import tarball, zipped
 
+from helpers.tarballs import tarball, zipped
 from loaders import registry
 
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny_packs
-from damage import flip
 from PIL import Image
 
+from helpers import tiny_packs
+from helpers.damage import flip
 from loaders.beton import BetonWriter
 from loaders.pack import Pack
 from loaders.writer import JOURNAL

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tiny_packs import SHAPE, draw
 
+from helpers.tiny_packs import SHAPE, draw
 from loaders import folders, shards, trees
 from loaders.encode import Images, encode
 from loaders.pack import Pack

@@ -11,8 +11,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_packs import COUNT, SHAPE, draw, make
 
+from helpers.tiny_packs import COUNT, SHAPE, draw, make
 from loaders import resident
 from loaders.pack import Pack
 from loaders.resident import Resident, fits, free_in_groups

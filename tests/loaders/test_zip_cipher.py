@@ -5,8 +5,8 @@ import zipfile
 
 import numpy as np
 import pytest
-from zip_crypto import encrypted
 
+from helpers.zip_crypto import encrypted
 from loaders import zip_cipher
 from loaders.zip_cipher import PasswordError
 

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from damage import flip
-from grids import CONV, VIT, prepared, reference, weights
-from plain_losses import LORA_PAPER
-from twins import assert_near
 
 from engine.store import artifacts
+from helpers.damage import flip
+from helpers.grids import CONV, VIT, prepared, reference, weights
+from helpers.plain_losses import LORA_PAPER
+from helpers.twins import assert_near
 
 HEAD = ("head.weight", "head.bias")
 QKV = tuple(f"blocks.{i}.attn.qkv.weight" for i in range(6))

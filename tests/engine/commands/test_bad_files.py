@@ -4,12 +4,12 @@ import os
 from pathlib import Path
 
 import pytest
-from endings import ended
-from grids import VIT
-from imagenet_trees import draw
-from user_checkpoints import checkpoint
 
 from engine import cli
+from helpers.endings import ended
+from helpers.grids import VIT
+from helpers.imagenet_trees import draw
+from helpers.user_checkpoints import checkpoint
 
 
 def pipe(path: Path) -> Path:

@@ -5,13 +5,13 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from processes import ROOT, programs, run
 
 from engine import cli
 from engine.commands import doctor
 from engine.commands.doctor import APEX, CUDA_12, FFCV, MISSING, OK, TORCH, WRONG, Check, Diagnosis
 from engine.errors import ShadowedError
 from engine.machine import entry
+from helpers.processes import ROOT, programs, run
 
 GPU = {"error": "", "version": "2.9.0", "cuda": "12.8", "gpus": ["A100, 80 GiB", "A100, 80 GiB"]}
 GPU |= {"bf16": True, "nccl": True, "warnings": []}

@@ -5,14 +5,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
-import imagenet_trees as trees
 import pytest
 import yaml
-from published_archives import PASSWORD, Published, publish
-from web import Web, serve
 
 from engine import cli
 from engine.data import downloads, imagenet, sources
+from helpers import imagenet_trees as trees
+from helpers.published_archives import PASSWORD, Published, publish
+from helpers.web import Web, serve
 
 SETS = [name for name in imagenet.SIZES if name != "imagenet_train"]
 

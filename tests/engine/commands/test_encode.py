@@ -4,10 +4,8 @@ import shutil
 from pathlib import Path
 from unittest import mock
 
-import imagenet_trees as trees
 import numpy as np
 import pytest
-from encoded_rib import SUBSAMPLE
 from PIL import Image
 
 from engine import cli, recipe
@@ -18,6 +16,8 @@ from engine.data.packs import size_bytes
 from engine.grid import verify
 from engine.machine.files import cache_folder
 from engine.recipe import parsed
+from helpers import imagenet_trees as trees
+from helpers.encoded_rib import SUBSAMPLE
 from loaders import rgb
 from loaders.beton import RAW, BetonWriter
 from loaders.resident import Resident

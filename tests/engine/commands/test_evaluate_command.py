@@ -4,12 +4,12 @@ import csv
 from pathlib import Path
 
 import pytest
-from grids import CLASSES, SIZE, VIT
 
 from engine import cli
 from engine.commands import evaluate
 from engine.evaluation.accuracies import OnSet
 from engine.report import on_sets
+from helpers.grids import CLASSES, SIZE, VIT
 
 
 def row(model: str, name: str, n: int, accuracy: float) -> OnSet:

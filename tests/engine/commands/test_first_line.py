@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from processes import ROOT, run
+from helpers.processes import ROOT, run
 
 LATE = {
     "encode imagenet_a --source /nowhere --model resnet18": "--source /nowhere: there is no such",

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import yaml
-from endings import ended
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine import cli
+from helpers.endings import ended
 
 RECIPE: dict[str, Any] = {
     "model": {

@@ -2,15 +2,14 @@
 
 import sys
 
-import campaigns
-import grids
 import pytest
 import torch
-from processes import run
 from safetensors.torch import load_file
 
 from engine.commands import job
 from engine.machine import gpus, ranks
+from helpers import campaigns, grids
+from helpers.processes import run
 
 
 @pytest.fixture

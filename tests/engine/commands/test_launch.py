@@ -8,15 +8,15 @@ import sys
 from pathlib import Path
 from unittest import mock
 
-import grids
 import pytest
 import torch
-from processes import ROOT, run
 from safetensors.torch import load_file
 
 from engine import cli, recipe
 from engine.errors import FirstRankError
 from engine.machine import entry, ranks
+from helpers import grids
+from helpers.processes import ROOT, run
 
 LAUNCH = str(ROOT / "engine" / "launch.py")
 PYTHON = sys.executable

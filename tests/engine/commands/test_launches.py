@@ -7,10 +7,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import grids
 import psutil
 import pytest
-from processes import heed_signals, lives, until
+
+from helpers import grids
+from helpers.processes import heed_signals, lives, until
 
 LAUNCH = str(Path(__file__).parents[3] / "engine" / "launch.py")
 DEEPSPEED = [sys.executable, str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", "2"]

@@ -10,9 +10,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from grids import CLASSES, SIZE, VIT, Grid
 from safetensors.torch import save_file
-from user_checkpoints import checkpoint
 
 from engine import cli, models
 from engine.data import descriptions
@@ -20,6 +18,8 @@ from engine.evaluation import passes, user_models
 from engine.evaluation.accuracies import Model, on_set
 from engine.recipe import parsed
 from engine.recipe.schema import ModelRecipe
+from helpers.grids import CLASSES, SIZE, VIT, Grid
+from helpers.user_checkpoints import checkpoint
 
 TIMMS = {
     "mean": [0.4, 0.5, 0.5],

@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import grids
 import numpy as np
 import pytest
 import torch
@@ -20,6 +19,7 @@ from engine.data.packs import pack_folder
 from engine.data.sets import LabelledSet, Sets, names_in_head, to_head
 from engine.data.splits import split, units_of
 from engine.recipe.schema import DatasetRecipe, ModelRecipe, Recipe
+from helpers import grids
 
 CPU = torch.device("cpu")
 

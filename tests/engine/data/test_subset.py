@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from grids import COPIES, FEW, listing, same, weights
 from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.data.sets import LabelledSet
 from engine.data.splits import first_of_each_class, portion_of_each_class
 from engine.recipe.schema import DatasetRecipe, Recipe
+from helpers.grids import COPIES, FEW, listing, same, weights
 
 LABELS = st.lists(st.integers(0, 6), max_size=80).map(lambda x: np.array(x, dtype=np.int64))
 SEEDS = st.integers(0, 4)

@@ -7,7 +7,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from evaluations import (
+
+from engine.evaluation import bank, passes
+from engine.grid import jobs
+from engine.grid.columns import Column
+from engine.measures import predictions
+from engine.measures.calibration import TEMPERATURES
+from engine.store import cells
+from engine.store.cells import Ensemble, Entry
+from helpers.evaluations import (
     IMAGES,
     SET,
     Counted,
@@ -17,14 +25,6 @@ from evaluations import (
     same,
     tables,
 )
-
-from engine.evaluation import bank, passes
-from engine.grid import jobs
-from engine.grid.columns import Column
-from engine.measures import predictions
-from engine.measures.calibration import TEMPERATURES
-from engine.store import cells
-from engine.store.cells import Ensemble, Entry
 
 
 @pytest.mark.parametrize(("room", "reads"), [(2, 3), (8, 1)])

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import timm
 import torch
-from grids import CONV, VIT, Grid, images, reference
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,6 +12,7 @@ from engine.errors import RecipeError
 from engine.evaluation import bank, cka
 from engine.recipe.schema import ModelRecipe
 from engine.store.cells import Cell
+from helpers.grids import CONV, VIT, Grid, images, reference
 
 SET = "tinted"  # 35 images
 WORDS = ("evaluate.cka=30", "evaluate.batch_size=8")

@@ -6,15 +6,15 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from evaluations import by_timm, check_predictions, tables
-from evaluations import same as same_tables
-from grids import CONV, SETS, same, weights
 from PIL import Image
 
 from engine.cells.build import Builder
 from engine.evaluation import passes
 from engine.recipe.options import OPTIONS
 from engine.store import cells
+from helpers.evaluations import by_timm, check_predictions, tables
+from helpers.evaluations import same as same_tables
+from helpers.grids import CONV, SETS, same, weights
 
 
 def test_a_bank_says_what_each_model_says_alone_bit_for_bit(grid, fresh, mixes):

@@ -6,14 +6,14 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
-from evaluations import State, average, by_timm, check_predictions
-from grids import CONV, Grid, same, weights
 
 from engine.cells.build import Builder
 from engine.evaluation import bank, passes
 from engine.methods import soup
 from engine.store import cells
 from engine.store.cells import Entry
+from helpers.evaluations import State, average, by_timm, check_predictions
+from helpers.grids import CONV, Grid, same, weights
 
 
 def mixed(builder: Builder, mix: cells.Mix) -> State:

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from evaluations import State, average, by_timm
-from grids import CLASSES, CONV, SIZE, VIT, Grid, same, weights
 from safetensors.torch import load_file, save_file
 
 from engine import cli
 from engine.evaluation import bank, user_merges, user_models
 from engine.recipe import parsed
+from helpers.evaluations import State, average, by_timm
+from helpers.grids import CLASSES, CONV, SIZE, VIT, Grid, same, weights
 
 FEW = ("train.epochs=1", "train.batch_size=5", "train.freeze_batchnorm=false")
 

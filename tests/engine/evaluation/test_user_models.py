@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import timm
 import torch
-from evaluations import average, by_timm
-from grids import CLASSES, CONV, SETS, SIZE, VIT, images
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from user_checkpoints import checkpoint, rows
 
 from engine.data import imagenet
 from engine.evaluation import passes, user_models
 from engine.recipe import parsed
+from helpers.evaluations import average, by_timm
+from helpers.grids import CLASSES, CONV, SETS, SIZE, VIT, images
+from helpers.user_checkpoints import checkpoint, rows
 
 
 @pytest.mark.parametrize("mask", ["none", "present"])

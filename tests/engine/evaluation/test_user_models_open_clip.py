@@ -5,15 +5,9 @@ from types import ModuleType
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import tiny_clip
 import torch
-from evaluations import check_predictions
-from grids import SIZE, VIT, Grid, labels
 from PIL import Image
 from safetensors.torch import save_file
-from tiny_clip import ARCH
-from twins import assert_near
-from user_checkpoints import checkpoint, rows
 
 from engine import models
 from engine.evaluation import user_models
@@ -22,6 +16,12 @@ from engine.models import clip
 from engine.recipe import parsed
 from engine.recipe.schema import ModelRecipe, WeightsRecipe
 from engine.store.artifacts import Store
+from helpers import tiny_clip
+from helpers.evaluations import check_predictions
+from helpers.grids import SIZE, VIT, Grid, labels
+from helpers.tiny_clip import ARCH
+from helpers.twins import assert_near
+from helpers.user_checkpoints import checkpoint, rows
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import shutil
 from pathlib import Path
 from unittest import mock
 
-import campaigns
 import pytest
 import torch
 
@@ -17,6 +16,7 @@ from engine.errors import CampaignError, RecipeError
 from engine.grid import campaign, jobs, seal, workflow
 from engine.grid.columns import Column
 from engine.recipe import parsed
+from helpers import campaigns
 from loaders.pack import MANIFEST
 from loaders.schema import DamagedFile
 

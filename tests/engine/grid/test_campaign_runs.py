@@ -8,16 +8,16 @@ import signal
 import sys
 from pathlib import Path
 
-import campaigns
 import psutil
 import pytest
-from campaigns import SETS, rows, started
-from processes import until
 
 from engine import cli, recipe
 from engine.commands import job
 from engine.grid import campaign, job_states
 from engine.recipe import parsed
+from helpers import campaigns
+from helpers.campaigns import SETS, rows, started
+from helpers.processes import until
 
 OF_CLIP = ("flyp", "carot", "lipsum_ft")
 ALPHAS = ("0.0", "0.5", "1.0")  # of WiSE-FT, as tables write them

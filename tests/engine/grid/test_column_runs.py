@@ -4,11 +4,9 @@ import itertools
 from operator import itemgetter
 from pathlib import Path
 
-import campaigns
 import pandas
 import pyarrow.parquet as pq
 import pytest
-from campaigns import rows
 
 from engine import cli
 from engine.cells import cell_plan
@@ -17,6 +15,8 @@ from engine.grid import record
 from engine.measures import behaviour, predictions
 from engine.measures.predictions import SetPredictions
 from engine.recipe import parsed
+from helpers import campaigns
+from helpers.campaigns import rows
 
 pytestmark = pytest.mark.slow
 SETS, METHODS = campaigns.SETS, campaigns.METHODS

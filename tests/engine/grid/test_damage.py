@@ -9,13 +9,13 @@ import json
 import shutil
 from pathlib import Path
 
-import campaigns
 import pytest
-from damage import cut, flip
-from endings import heal
 
 from engine import cli
 from engine.grid.campaign import TABLE
+from helpers import campaigns
+from helpers.damage import cut, flip
+from helpers.endings import heal
 
 pytestmark = pytest.mark.slow
 

@@ -2,17 +2,17 @@
 
 from dataclasses import replace
 
-import campaigns
 import numpy as np
 import pytest
 import timm
 import torch
-from evaluations import by_timm
 from safetensors.torch import load_file
 
 from engine import cli
 from engine.grid import estimate, record
 from engine.recipe import parsed
+from helpers import campaigns
+from helpers.evaluations import by_timm
 
 pytestmark = pytest.mark.slow
 ENSEMBLE = "  ensemble: {method: {members: [pre, fine_tune]}}\n"

@@ -4,13 +4,10 @@ import dataclasses
 import json
 from pathlib import Path
 
-import campaigns
-import grids
 import numpy as np
 import pytest
 import timm
 import torch
-from grids import CLASSES
 from PIL import Image
 from safetensors.torch import load_file
 from timm.data.config import resolve_data_config
@@ -21,6 +18,8 @@ from engine import cli
 from engine.grid import export, record
 from engine.measures.setting import Setting
 from engine.recipe import parsed
+from helpers import campaigns, grids
+from helpers.grids import CLASSES
 from loaders.root import Root
 
 MORE = "  soup: {method: {members: [pre, fine_tune]}}\n  visual_prompt: {}\ndownstreams: [few]\n"

@@ -5,9 +5,7 @@ from types import ModuleType
 
 import pytest
 import timm
-import tiny_clip
 import torch
-from grids import CLASSES, SIZE
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
@@ -17,6 +15,8 @@ from engine.evaluation import user_models
 from engine.grid import export
 from engine.recipe.schema import ModelRecipe
 from engine.store.artifacts import Store
+from helpers import tiny_clip
+from helpers.grids import CLASSES, SIZE
 
 IMAGES = torch.randn(3, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(3))
 

@@ -2,15 +2,11 @@
 
 import dataclasses
 
-import grids
-import imagenet_trees as trees
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import timm
 import torch
-from encoded_rib import SUBSAMPLE
-from twins import assert_near
 
 from engine import cli, models
 from engine.cells import cell_plan
@@ -24,6 +20,10 @@ from engine.measures import metrics
 from engine.measures.predictions import SetPredictions
 from engine.recipe import modules, parsed
 from engine.store import tensors
+from helpers import grids
+from helpers import imagenet_trees as trees
+from helpers.encoded_rib import SUBSAMPLE
+from helpers.twins import assert_near
 
 SETS = [name for name in imagenet.SIZES if name not in ("imagenet_train", "imagenet_val")]
 

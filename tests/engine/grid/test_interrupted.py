@@ -7,12 +7,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
-from damage import cut, flip, full_disk
-from evaluations import BATCH, IMAGES, SET, Counted, room_for_models, same, tables
-from interruptions import Stopped
 
 from engine.evaluation import bank, passes
 from engine.store import pending
+from helpers.damage import cut, flip, full_disk
+from helpers.evaluations import BATCH, IMAGES, SET, Counted, room_for_models, same, tables
+from helpers.interruptions import Stopped
 from loaders.schema import DamagedFile
 
 

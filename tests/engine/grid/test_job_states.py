@@ -8,10 +8,8 @@ import sys
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-import campaigns
 import pandas
 import pytest
-from processes import run
 
 from engine.commands import job
 from engine.errors import DivergedError, FirstRankError
@@ -22,6 +20,8 @@ from engine.machine.files import write_atomic
 from engine.recipe import parsed
 from engine.report import exports, finish
 from engine.report.section import Section, Table
+from helpers import campaigns
+from helpers.processes import run
 from loaders.files import file_hash
 from loaders.schema import DamagedFile
 

@@ -5,15 +5,15 @@ import shutil
 from operator import itemgetter
 from pathlib import Path
 
-import campaigns
 import pytest
 import torch
-from campaigns import SETS
-from evaluations import by_timm
-from grids import Grid
 from safetensors.torch import load_file
 
 from engine import cli
+from helpers import campaigns
+from helpers.campaigns import SETS
+from helpers.evaluations import by_timm
+from helpers.grids import Grid
 
 pytestmark = pytest.mark.slow
 

@@ -3,12 +3,12 @@
 import shutil
 from pathlib import Path
 
-import campaigns
 import pytest
 
 import engine
 from engine import cli
 from engine.grid import workflow
+from helpers import campaigns
 
 pytestmark = pytest.mark.slow
 

@@ -2,13 +2,13 @@
 
 import shutil
 
-import campaigns
 import pytest
 
 from engine import cli
 from engine.errors import RecipeError
 from engine.grid import campaign, job_states, record
 from engine.recipe import parsed
+from helpers import campaigns
 
 
 def columns(name: str, *words: str) -> list[tuple[str, bool]]:

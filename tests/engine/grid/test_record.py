@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
-import reports
-from processes import ROOT, run
 
 from engine import cli
 from engine.grid import campaign, record
 from engine.recipe import parsed
+from helpers import reports
+from helpers.processes import ROOT, run
 from loaders import schema
 from loaders.schema import DamagedFile
 

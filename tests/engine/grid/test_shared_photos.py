@@ -1,6 +1,5 @@
 """A campaign over sets of the same photos, which are held out of all sets or of none."""
 
-import campaigns
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -10,6 +9,7 @@ from engine.data import splits
 from engine.errors import RecipeError
 from engine.grid import record
 from engine.recipe import parsed
+from helpers import campaigns
 
 BY_SOURCE = "dataset.holdout_by=source"
 

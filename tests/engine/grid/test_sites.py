@@ -12,7 +12,6 @@ from unittest import mock
 
 import pytest
 import torch
-from processes import programs
 from snakemake_executor_plugin_slurm.submit_string import get_submit_command
 from snakemake_executor_plugin_slurm.utils import set_gres_string
 
@@ -23,6 +22,7 @@ from engine.grid.campaign import Plan
 from engine.grid.schedulers import Options, slurm
 from engine.grid.sites import Site
 from engine.recipe import parsed
+from helpers.processes import programs
 
 CLUSTER = slurm.Cluster(has_gpus=True, accounting=True)
 

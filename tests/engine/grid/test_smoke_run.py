@@ -2,13 +2,13 @@
 
 import json
 
-import campaigns
 import numpy as np
 import pytest
 
 from engine import cli
 from engine.data import packs, smoke
 from engine.recipe import load, parsed
+from helpers import campaigns
 
 
 @pytest.mark.slow

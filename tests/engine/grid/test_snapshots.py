@@ -4,7 +4,6 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import campaigns
 import pytest
 import torch
 
@@ -12,6 +11,7 @@ from engine.grid import campaign, job_states, jobs, make_record
 from engine.measures.setting import PLAIN, Setting
 from engine.recipe import parsed
 from engine.training import loop
+from helpers import campaigns
 
 CPU = torch.device("cpu")
 STEPS = [1, 2, 6]  # of 25 images in batches of 12, two epochs; `few` has 15, and ends with step 4

@@ -1,13 +1,12 @@
 """From archives on a server to a report: rib download, rib encode --all, rib campaign."""
 
-import campaigns
-import grids
 import pandas as pd
 import pytest
-from published_archives import PASSWORD, publish
-from web import serve
 
 from engine import cli, recipe
+from helpers import campaigns, grids
+from helpers.published_archives import PASSWORD, publish
+from helpers.web import serve
 
 
 @pytest.mark.slow

@@ -1,11 +1,11 @@
 """`rib report` of a campaign that has not finished: what is there, and why the rest is not."""
 
-import campaigns
 import pytest
 import torch
 
 from engine import cli
 from engine.grid import attempts, campaign, job_states, jobs, make_record, workflow
+from helpers import campaigns
 
 CPU = torch.device("cpu")
 

@@ -2,10 +2,8 @@
 
 import shutil
 
-import grids
 import pytest
 import torch
-from evaluations import by_timm
 
 from engine import models, recipe
 from engine.cells import cell_plan
@@ -15,6 +13,8 @@ from engine.grid import campaign, estimate, make_record, verify
 from engine.recipe import parsed
 from engine.recipe.schema import ModelRecipe
 from engine.store import tensors
+from helpers import grids
+from helpers.evaluations import by_timm
 
 
 def test_measured_and_published_are_compared(folder, grid, tmp_path):

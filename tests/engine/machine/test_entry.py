@@ -7,9 +7,9 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from processes import ROOT
 
 from engine.machine import entry, files, parent
+from helpers.processes import ROOT
 
 
 @pytest.mark.parametrize("closed", [(1,), (0, 1, 2)])

@@ -6,9 +6,9 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from processes import ROOT
 
 from engine.machine import files
+from helpers.processes import ROOT
 
 CLAIM = """
 import os, sys

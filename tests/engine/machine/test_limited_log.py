@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from processes import ROOT, lives, until
 
 from engine.machine import limited_log
+from helpers.processes import ROOT, lives, until
 
 LOGGED = [sys.executable, "-P", "-m", "engine.machine.limited_log"]
 TALK = "import os; [os.write(1, (b'%09d' % n) * 7281) for n in range({})]; os.write(2, b'the end')"

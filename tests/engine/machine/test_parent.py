@@ -11,9 +11,9 @@ from contextlib import contextmanager
 
 import psutil
 import pytest
-from processes import ROOT, heed_signals, lives, until
 
 from engine.machine import parent
+from helpers.processes import ROOT, heed_signals, lives, until
 
 HOST = parent.here()
 JOB = """

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from grids import RANK_VARIABLES, environment
-from processes import ROOT
 
 from engine.machine import rendezvous
+from helpers.grids import RANK_VARIABLES, environment
+from helpers.processes import ROOT
 
 STEP = {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_PROCID": "1", "SLURM_LOCALID": "1"}
 STEP |= {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "1"}

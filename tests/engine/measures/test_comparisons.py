@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
-from stores import SETS, gather, grid, mri, random_hits, setting, several_seeds
 
 from engine.measures import comparisons
 from engine.measures.tables import rows
+from helpers.stores import SETS, gather, grid, mri, random_hits, setting, several_seeds
 
 PRE, FT, LWF, EWC = range(4)  # arms of a grid of these methods
 

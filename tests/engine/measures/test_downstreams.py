@@ -5,12 +5,12 @@ from statistics import fmean
 
 import pyarrow.parquet as pq
 import pytest
-from made_results import of_evaluations
-from stores import SETS, cell, grid, mri, random_hits, table
 
 from engine.measures.intervals import intervals
 from engine.measures.tables import rows
 from engine.report import terminal
+from helpers.made_results import of_evaluations
+from helpers.stores import SETS, cell, grid, mri, random_hits, table
 
 METHODS = ("fine_tune", "lwf")
 CASES = {

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import stores
 from hypothesis import given
 from hypothesis import strategies as st
-from stores import setting
 
 from engine.measures import dynamics
 from engine.measures.rows import PRE, Arm, Evaluation
+from helpers import stores
+from helpers.stores import setting
 
 ARM = Arm("lite0", "fine_tune", "canonical", None)
 STEPS = [0, 1, 10, 100]

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import linregress, norm
-from stores import gather, grid, random_hits
 
 from engine.measures import effective_robustness, model_rows
 from engine.measures.effective_robustness import (
@@ -19,6 +18,7 @@ from engine.measures.effective_robustness import (
     predicted,
 )
 from engine.measures.tables import rows
+from helpers.stores import gather, grid, random_hits
 
 
 def percent(x) -> np.ndarray:

@@ -5,11 +5,11 @@ from collections import Counter
 
 import numpy as np
 import pyarrow.parquet as pq
-import stores
 
 from engine.measures import image_changes
 from engine.measures.image_changes import GAINED, LOST
 from engine.measures.rows import PRE
+from helpers import stores
 
 
 def read(row):

@@ -6,12 +6,12 @@ import numpy as np
 import pandas
 import pyarrow.parquet as pq
 import pytest
-import simulated_campaigns
-from stores import SETS, gather, grid, setting, several_seeds, table
 
+import simulated_campaigns
 from engine.measures import behaviour, bootstrap, effective_robustness, intervals, shares
 from engine.measures.effective_robustness import GIVEN, Baseline, predicted
 from engine.measures.rows import PRE, Arm, Evaluation, ModelOnSet
+from helpers.stores import SETS, gather, grid, setting, several_seeds, table
 
 N = 60
 DRAWS = 80

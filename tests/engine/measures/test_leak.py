@@ -3,18 +3,17 @@
 from dataclasses import replace
 from typing import Any
 
-import made_results
 import numpy as np
 import pandas
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import stores
 
 from engine.data import splits
 from engine.measures import bootstrap
 from engine.measures.rows import PRE, Evaluation
 from engine.report import headline, sections
+from helpers import made_results, stores
 
 SETS = ("cartoon", "drawing", "natural")
 PHOTOS, CLASSES, SHARE = 600, 20, 0.3

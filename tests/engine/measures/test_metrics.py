@@ -7,12 +7,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from made_results import of_evaluations
-from stores import SETS, gather, grid, mri, random_hits, setting, several_seeds, synthetic, table
 
 from engine.measures import behaviour, metrics, predictions
 from engine.measures.metrics import KEY
 from engine.measures.tables import write_csv
+from helpers.made_results import of_evaluations
+from helpers.stores import (
+    SETS,
+    gather,
+    grid,
+    mri,
+    random_hits,
+    setting,
+    several_seeds,
+    synthetic,
+    table,
+)
 
 SLIDES = ("IN-V2", "IN-A", "IN-R", "IN-Sketch", "ObjectNet", "IN-Cartoon", "IN-Drawing", "IN-C")
 

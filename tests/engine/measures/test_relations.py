@@ -3,15 +3,15 @@
 from dataclasses import replace
 from statistics import fmean
 
-import made_results
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from stores import gather, grid, random_hits
 
 from engine.measures import intervals, relations
 from engine.measures.rows import PRE
 from engine.report import headline, sections, terminal
+from helpers import made_results
+from helpers.stores import gather, grid, random_hits
 
 SETS = ("natural", "sketch", "cartoon", "blurred")
 PHOTOS = {"natural": "n", "sketch": "s", "cartoon": "p", "blurred": "p", "up": "u"}

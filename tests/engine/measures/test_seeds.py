@@ -6,13 +6,13 @@ import numpy as np
 import pandas
 import pyarrow.parquet as pq
 import pytest
-import simulated_seeds
 from scipy import sparse, stats
-from stores import SETS, gather, grid, random_hits, several_seeds
 
+import simulated_seeds
 from engine.measures import comparisons, seeds
 from engine.measures.seeds import SeedError
 from engine.measures.tables import rows
+from helpers.stores import SETS, gather, grid, random_hits, several_seeds
 
 METHODS = ("fine_tune", "lwf", "ewc")
 

@@ -4,7 +4,8 @@ import re
 from pathlib import Path
 
 import torch
-from grids import prepared, trained
+
+from helpers.grids import prepared, trained
 
 PAGE = Path(__file__).parents[3] / "docs" / "methods.md"
 

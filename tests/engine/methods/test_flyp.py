@@ -7,16 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny_clip
 import torch
-from grids import CLASSES, Grid, labels, prepared, weights
 from safetensors.torch import save_file
-from tiny_clip import TEMPLATES
-from twins import assert_near
 
 from engine.errors import RecipeError
 from engine.machine import ranks
 from engine.methods import carot, flyp, lipsum_ft
+from helpers import tiny_clip
+from helpers.grids import CLASSES, Grid, labels, prepared, weights
+from helpers.tiny_clip import TEMPLATES
+from helpers.twins import assert_near
 
 # Of Beta(1/2, 1/2) at (k + 1/2) / 5 for k = 0 ... 4, the third of the sum of the first three.
 DENSITIES = [(x * (1 - x)) ** -0.5 for x in (0.1, 0.3, 0.5)]

@@ -7,13 +7,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from grids import CLASSES, labels, same, weights
-from plain_losses import PLACES
 from torch import nn
-from twins import assert_near
 
 from engine.errors import DivergedError
 from engine.methods import heads
+from helpers.grids import CLASSES, labels, same, weights
+from helpers.plain_losses import PLACES
+from helpers.twins import assert_near
 
 L2 = 1e-3
 

@@ -6,14 +6,14 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from grids import CONV, Prepared, prepared, reference
-from plain_losses import LORA_PAPER, ON_FEW, check, cross_entropy, parameters
 from timm.layers.attention import Attention
 from timm.models import maxxvit
 from torch import nn
-from twins import assert_near
 
 from engine.methods import dora, lora
+from helpers.grids import CONV, Prepared, prepared, reference
+from helpers.plain_losses import LORA_PAPER, ON_FEW, check, cross_entropy, parameters
+from helpers.twins import assert_near
 
 
 def beside(

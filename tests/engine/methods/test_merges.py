@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import timm
 import torch
-from grids import CONV, VIT, Grid, weights
-from twins import assert_near
 
 from engine.cells.build import Builder
 from engine.methods import lines, model_stock, mono_soup, ties
+from helpers.grids import CONV, VIT, Grid, weights
+from helpers.twins import assert_near
 
 BLOCK = {VIT: r"blocks\.(\d+)\.", CONV: r"blocks\.(\d+\.\d+)\."}
 AFTER = {VIT: ("norm.", "fc_norm.", "head."), CONV: ("conv_head.", "bn2.", "classifier.")}

@@ -3,8 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from grids import CONV, SIZE, prepared, reference, same, weights
-from plain_losses import (
+
+from engine import models
+from engine.run import Run
+from engine.training import fisher
+from helpers.grids import CONV, SIZE, prepared, reference, same, weights
+from helpers.plain_losses import (
     LORA_PAPER,
     ON_FEW,
     SLACK,
@@ -14,11 +18,7 @@ from plain_losses import (
     over_classes,
     parameters,
 )
-from twins import assert_near
-
-from engine import models
-from engine.run import Run
-from engine.training import fisher
+from helpers.twins import assert_near
 
 PROBE, PAPER = "method=linear_probe", "method.variant=paper"
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from grids import prepared, trained
+
+from helpers.grids import prepared, trained
 
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "extend.md").read_text("utf-8")

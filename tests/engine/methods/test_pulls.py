@@ -8,9 +8,10 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from grids import CONV, VIT, Grid, distance, images, labels, prepared, same, weights
-from plain_losses import loop_fisher
 from torch import Tensor, nn
+
+from helpers.grids import CONV, VIT, Grid, distance, images, labels, prepared, same, weights
+from helpers.plain_losses import loop_fisher
 
 STEPS = 4
 LR = {"adamw": 2e-3, "sgd": 0.05}

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 import pytest
 import torch
 import torch.nn.functional as F
-from grids import CONV, VIT, prepared, reference, same, trained
-from plain_losses import ON_FEW, check, cross_entropy, over_classes, parameters
 from scipy import stats
-from twins import assert_near
+
+from helpers.grids import CONV, VIT, prepared, reference, same, trained
+from helpers.plain_losses import ON_FEW, check, cross_entropy, over_classes, parameters
+from helpers.twins import assert_near
 
 ON = "method=self_distillation"
 Weights = dict[str, torch.Tensor]

@@ -4,15 +4,15 @@ import copy
 
 import pytest
 import torch
-from grids import CONV, VIT, Prepared, prepared, same, trained, weights
-from plain_losses import ON_FEW, check, over_classes, parameters
 from timm.data.mixup import mixup_target
 from timm.optim._param_groups import param_groups_layer_decay
 from timm.utils.model_ema import ModelEmaV3
 from torch.distributions import Beta
-from twins import assert_near
 
 from engine.training import loop
+from helpers.grids import CONV, VIT, Prepared, prepared, same, trained, weights
+from helpers.plain_losses import ON_FEW, check, over_classes, parameters
+from helpers.twins import assert_near
 
 OFF = ("method.layer_decay=1", "method.ema=0", "method.label_smoothing=0")
 ON = "method=strong_fine_tune"

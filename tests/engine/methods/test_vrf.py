@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from evaluations import by_timm, check_predictions, tables
-from grids import images, reference
 
 from engine.evaluation import gate
 from engine.methods import vrf
 from engine.store.cells import Ensemble
+from helpers.evaluations import by_timm, check_predictions, tables
+from helpers.grids import images, reference
 
 WORDS = ("method=vrf", "train.epochs=12")
 

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import timm
 import torch
-from grids import same
 from safetensors.torch import load_file
 
 from engine import models
@@ -21,6 +20,7 @@ from engine.models import checkpoints, formats
 from engine.recipe.schema import ModelRecipe, WeightsRecipe
 from engine.store import tensors
 from engine.store.artifacts import Store
+from helpers.grids import same
 from loaders.files import file_hash
 
 

@@ -7,13 +7,10 @@ import sys
 import weakref
 from collections.abc import Iterator
 
-import campaigns
 import numpy as np
-import processes
 import pyarrow.parquet as pq
 import pytest
 import torch
-from grids import CONV, SETS, VIT, Grid, distance, weights
 from torch._dynamo.utils import counters
 
 from engine import models
@@ -22,6 +19,8 @@ from engine.grid import jobs
 from engine.machine import blocks
 from engine.models import compiled
 from engine.recipe.schema import ModelRecipe
+from helpers import campaigns, processes
+from helpers.grids import CONV, SETS, VIT, Grid, distance, weights
 
 pytestmark = pytest.mark.slow
 CPU = torch.device("cpu")

@@ -5,9 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 import timm
 import torch
-from grids import CONV, VIT, prepared
 from torch import nn
-from twins import assert_near
 
 from engine.cells.build import Builder
 from engine.evaluation import features, passes
@@ -15,6 +13,8 @@ from engine.machine import ranks
 from engine.models.form import Backbone, Form
 from engine.recipe.schema import EvaluateRecipe
 from engine.store import cells
+from helpers.grids import CONV, VIT, prepared
+from helpers.twins import assert_near
 
 SET = "outline"
 

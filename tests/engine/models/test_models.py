@@ -9,12 +9,12 @@ import torch
 from PIL import Image
 from timm.data.transforms_factory import create_transform
 from torch import nn
-from twins import assert_near
 
 from engine import models
 from engine.errors import RecipeError
 from engine.machine import precision
 from engine.recipe.schema import ModelRecipe
+from helpers.twins import assert_near
 
 SQUASHED = "convnext_base.fb_in22k_ft_in1k_384"
 ARCHS = ("vit_base_patch16_224.augreg_in21k", "tf_efficientnet_lite0", SQUASHED)

@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 from timm.data.config import resolve_data_config
 from timm.data.transforms_factory import create_transform
-from twins import assert_near
 
 from bench.photos import PHOTOS
 from engine import models, recipe
@@ -20,6 +19,7 @@ from engine.models import checkpoints, formats
 from engine.recipe import parsed
 from engine.store import tensors
 from engine.store.artifacts import Store
+from helpers.twins import assert_near
 from loaders import registry
 from loaders.resident import Resident
 

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from grids import CONV, VIT, Grid, prepared
 from torch import nn
 
 from engine.evaluation import features
 from engine.grid import estimate
 from engine.machine import precision
 from engine.training import loop
+from helpers.grids import CONV, VIT, Grid, prepared
 
 IMAGES = (0, 9, 4, 16, 20)
 

@@ -5,7 +5,6 @@ import sys
 
 import pytest
 import torch
-from twins import assert_near
 
 from engine import models, recipe
 from engine.models import checkpoints, clip, formats, zero_shot
@@ -13,6 +12,7 @@ from engine.recipe import parsed
 from engine.recipe.schema import ModelRecipe
 from engine.store import tensors
 from engine.store.artifacts import Store
+from helpers.twins import assert_near
 
 NAMES = ["tench", "golden retriever", "airliner"]
 TEMPLATES = [lambda name: f"a photo of a {name}.", lambda name: f"a drawing of the {name}."]

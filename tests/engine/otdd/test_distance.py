@@ -6,14 +6,10 @@ import itertools
 import math
 from pathlib import Path
 
-import clouds
-import grids
-import made_results
 import numpy as np
 import pandas
 import pytest
 import torch
-from clouds import CLASSES
 
 from engine import cli
 from engine.evaluation import features
@@ -25,6 +21,8 @@ from engine.report.sections import distances as section
 from engine.run import Run
 from engine.store import artifacts
 from engine.store.artifacts import Store
+from helpers import clouds, grids, made_results
+from helpers.clouds import CLASSES
 from loaders.schema import DamagedFile
 
 

@@ -3,16 +3,16 @@
 import threading
 import time
 
-import clouds
 import numpy as np
 import pytest
 import torch
-from clouds import CLASSES, D
 
 from engine.otdd import problems, solve
 from engine.otdd.problems import Labelled, Options
 from engine.otdd.side_by_side import side_by_side, workers
 from engine.otdd.solve import matrix
+from helpers import clouds
+from helpers.clouds import CLASSES, D
 from kernels.transport.store import most_bytes
 
 CPU = torch.device("cpu")

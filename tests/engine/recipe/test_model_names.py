@@ -6,7 +6,6 @@ from types import ModuleType
 
 import pytest
 import timm
-import tiny_clip
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -17,6 +16,7 @@ from engine.recipe import model_names, parsed
 from engine.recipe.schema import ModelRecipe
 from engine.store.artifacts import Store
 from engine.store.tensors import WEIGHTS
+from helpers import tiny_clip
 
 PLAIN = "mobilenetv3_small_100.lamb_in1k"
 

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
-import reports
 
 from engine.report import finish
 from engine.report.results import Results, of_campaign
+from helpers import reports
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,10 @@
 """What the page says of columns that a campaign lacks, failed attempts and hours."""
 
-import made_results
-import reports
-
 from engine.grid.attempts import Attempt
 from engine.report.merged import merged
 from engine.report.results import Results
 from engine.report.sections import about
+from helpers import made_results, reports
 
 HOUR = 3600.0
 ATTEMPTS = [

@@ -4,11 +4,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_results import drawn, of_arms
-from stores import SETS
 
 from engine.report.section import Section
 from engine.report.sections import curves
+from helpers.made_results import drawn, of_arms
+from helpers.stores import SETS
 
 METHODS = {"fine_tune": "FT", "lora": "LoRA"}
 # Accuracy by step: on the set fine-tuned on, and elsewhere. Robustness falls before downstream

@@ -3,15 +3,14 @@
 import re
 from pathlib import Path
 
-import made_results
 import numpy as np
 import pandas
 import pyarrow.parquet as pq
 import pytest
-import stores
 
 from engine.measures import behaviour
 from engine.report import finish, sections
+from helpers import made_results, stores
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "numbers.md"
 

@@ -2,16 +2,16 @@
 
 import re
 
-import made_results
 import numpy as np
 import pytest
-from stores import synthetic
 
 from engine import recipe
 from engine.measures.rows import PRE
 from engine.report import console, headline, results, terminal
 from engine.report.results import Results
 from engine.report.text import set_head
+from helpers import made_results
+from helpers.stores import synthetic
 
 SETS = ["mono", "flat", "twemoji", "emojione-monotone"]
 BEFORE = {"mono": 8.0, "flat": 64.0, "twemoji": 46.0, "emojione-monotone": 10.0, "up": 95.0}

@@ -4,13 +4,13 @@ import base64
 import io
 
 import numpy as np
-import reports
 from PIL import Image
 
 from engine.data import thumbnails
 from engine.report.merged import merged
 from engine.report.results import of_campaign
 from engine.report.sections import images
+from helpers import reports
 
 
 def results(runs, **changes):

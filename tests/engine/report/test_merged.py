@@ -3,11 +3,11 @@
 from dataclasses import replace
 
 import pytest
-import reports
 
 from engine import cli
 from engine.report.merged import merged
 from engine.report.results import of_campaign
+from helpers import reports
 
 
 def test_models_of_two_campaigns_stand_side_by_side(tmp_path):

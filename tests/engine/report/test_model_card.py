@@ -5,7 +5,6 @@ from types import SimpleNamespace
 
 import msgspec
 import pytest
-import reports
 from huggingface_hub import ModelCard, parse_eval_result_entries
 
 from engine.data import sources
@@ -13,6 +12,7 @@ from engine.grid.record import Row
 from engine.recipe import load, parsed, yaml_text
 from engine.report import finish, model_card, results_file
 from engine.report.results import of_campaign
+from helpers import reports
 
 SETTINGS = {"method.name": "ewc", "method.variant": "canonical", "method.lam": 1.0}
 SETTINGS |= {"optimizer.name": "sgd", "optimizer.lr": 1e-3}

@@ -1,13 +1,13 @@
 """The sections on shots, portions and the upstream set: their numbers, claims and figures."""
 
 import pytest
-from made_results import of_arms, of_cells
-from stores import SETS
 
 from engine import recipe
 from engine.measures.rows import PRE
 from engine.report.results import Results, published
 from engine.report.sections import changes, curves, ranking
+from helpers.made_results import of_arms, of_cells
+from helpers.stores import SETS
 
 METHODS = {"fine_tune": "FT", "ewc": "EWC"}
 

@@ -3,11 +3,11 @@
 from typing import Any
 
 import pytest
-from made_results import drawn, of_arms
 
 from engine.report import sections
 from engine.report.results import Results
 from engine.report.sections import rates
+from helpers.made_results import drawn, of_arms
 
 # By optimizer and rate, accuracies of FT: held out of the set fine-tuned on, and elsewhere.
 FT = {

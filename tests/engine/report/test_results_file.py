@@ -4,15 +4,14 @@ import json
 import re
 
 import jsonschema
-import made_results
 import pytest
-import reports
 
 from engine.grid.record import Row
 from engine.recipe import ROOT, citations, names
 from engine.report import finish, results_file
 from engine.report.results import of_campaign
 from engine.report.sections import about
+from helpers import made_results, reports
 
 SCHEMA = ROOT.parent / "docs" / "results.schema.json"
 UNCITED = {"fine_tune", "strong_fine_tune"}

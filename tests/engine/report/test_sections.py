@@ -2,12 +2,9 @@
 
 import dataclasses
 
-import made_results
 import numpy as np
 import pandas
 import pytest
-import reports
-from stores import SETS
 
 from engine import recipe
 from engine.grid.record import Row
@@ -16,6 +13,8 @@ from engine.report import charts, sections
 from engine.report import results as report_results
 from engine.report.results import Results
 from engine.report.section import Section
+from helpers import made_results, reports
+from helpers.stores import SETS
 
 CHANGE = ["change_pts", "change_low", "change_high"]
 

@@ -5,14 +5,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_results import drawn, of_arms
-from stores import SETS, setting
 
 from engine.grid.record import Row
 from engine.measures.setting import Setting
 from engine.report import headline, sections, tuning
 from engine.report.results import Results
 from engine.report.sections import sweep
+from helpers.made_results import drawn, of_arms
+from helpers.stores import SETS, setting
 
 LR = {"optimizer.lr=0.001": 40, "optimizer.lr=0.01": 50, "optimizer.lr=0.1": 70}
 # Accuracy by method and rate: held out of the set fine-tuned on, and on other sets.

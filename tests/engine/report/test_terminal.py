@@ -5,14 +5,14 @@ import re
 from collections import Counter
 
 import numpy as np
-from made_results import of_arms, of_evaluations
-from stores import grid, random_hits, several_seeds
 
 from engine.measures import behaviour
 from engine.report import headline, terminal
 from engine.report.finish import tables
 from engine.report.results import Results, of_grid
 from engine.report.sections import about, ranking, sure
+from helpers.made_results import of_arms, of_evaluations
+from helpers.stores import grid, random_hits, several_seeds
 
 TITLES = {"fine_tune": "FT", "lwf": "L<w>F", "ewc": "EWC & co"}
 MODEL = "lite0"

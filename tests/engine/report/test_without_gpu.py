@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import grids
 import pytest
 import torch
 
@@ -12,6 +11,7 @@ from engine.models import compiled
 from engine.recipe import parsed
 from engine.report import finish
 from engine.run import Run
+from helpers import grids
 
 
 @pytest.mark.slow

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from damage import cut, full_disk
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,6 +19,7 @@ from engine.machine import files
 from engine.machine.files import digest
 from engine.store import artifacts, pending, tensors
 from engine.store.artifacts import MARKER, UNFINISHED, Artifact, Store
+from helpers.damage import cut, full_disk
 from loaders.root import Root
 from loaders.schema import DamagedFile
 

@@ -8,11 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import rank_worker
 import torch
-from damage import flip
-from grids import CONV, Grid, distance, same, weights
-from interruptions import EVERY_STEP, at_step, interrupted, resumed, unhurried
 from safetensors.torch import load_file
 
 from engine.errors import DivergedError, PreemptedError
@@ -23,6 +19,10 @@ from engine.store.cells import Cell
 from engine.store.checkpoints import CheckpointFiles
 from engine.training import loop, saving
 from engine.training.saving import TrainingState
+from helpers import rank_worker
+from helpers.damage import flip
+from helpers.grids import CONV, Grid, distance, same, weights
+from helpers.interruptions import EVERY_STEP, at_step, interrupted, resumed, unhurried
 
 METHODS = [
     ("method=fine_tune", "optimizer.name=adamw", "optimizer.lr=1e-3", "train.accumulation=3"),

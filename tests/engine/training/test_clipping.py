@@ -3,14 +3,14 @@
 import json
 from pathlib import Path
 
-import processes
 import pytest
 import torch
 from deepspeed.runtime.utils import clip_grad_norm_
-from grids import torchrun
 from torch import nn
 
 from engine.training import optim
+from helpers import processes
+from helpers.grids import torchrun
 
 TWO_RANKS = """
 import json, sys

@@ -4,13 +4,13 @@ import dataclasses
 
 import pytest
 import torch
-from grids import CONV, Grid, prepared
 from timm.layers.norm_act import BatchNormAct2d, SyncBatchNormAct
 from torch import nn
 
 from engine.machine import ranks
 from engine.run import Run
 from engine.training import norms
+from helpers.grids import CONV, Grid, prepared
 
 LEARN = (f"model.arch={CONV}", "train.freeze_batchnorm=false")
 

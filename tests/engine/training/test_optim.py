@@ -7,11 +7,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
-from twins import assert_near
 
 from engine.methods.base import Penalty
 from engine.recipe.schema import OptimizerRecipe
 from engine.training.optim import Penalised, build
+from helpers.twins import assert_near
 from kernels import tables
 
 ADAMW, SGD = OptimizerRecipe(lr=0.01, weight_decay=0.1), OptimizerRecipe(name="sgd", lr=0.01)

@@ -4,10 +4,8 @@ import shutil
 
 import pytest
 import torch
-from grids import CONV, Grid, prepared, same, weights
 from hypothesis import given
 from hypothesis import strategies as st
-from interruptions import EVERY_STEP, Stopped, at_step, interrupted, steps_taken, stop
 from safetensors.torch import load_file
 
 from engine.cells import snapshots as snapshots_in_store
@@ -16,6 +14,8 @@ from engine.cells.snapshots import Followed
 from engine.recipe import modules
 from engine.training import loop
 from engine.training.saving import Progress, Saving, snapshot_steps
+from helpers.grids import CONV, Grid, prepared, same, weights
+from helpers.interruptions import EVERY_STEP, Stopped, at_step, interrupted, steps_taken, stop
 
 
 @given(st.integers(0, 40), st.integers(0, 10_000))

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from grids import Grid
 
 from engine import recipe
 from engine.commands import outcome
@@ -16,6 +15,7 @@ from engine.recipe import parsed
 from engine.recipe.checks import TRACKERS
 from engine.recipe.schema import Recipe
 from engine.training.trackers import KINDS, Trackers, subject
+from helpers.grids import Grid
 
 
 class Recorder:

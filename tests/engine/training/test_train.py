@@ -9,10 +9,8 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import rank_worker
 import torch
 import torch.nn.functional as F
-from grids import CONV, SETS, Grid, distance, images, labels, prepared, reference, weights
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -21,6 +19,8 @@ from engine.cells.build import Builder
 from engine.evaluation import passes
 from engine.recipe.schema import TrainRecipe
 from engine.training import batches, fisher, loop
+from helpers import rank_worker
+from helpers.grids import CONV, SETS, Grid, distance, images, labels, prepared, reference, weights
 
 EPOCHS, BATCH, WARMUP = 4, 12, 3  # 25 images: 12, 12 and 1 for up to six parts; 12 steps
 RATES = {"sgd": 0.02, "adamw": 5e-4}

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from children import DEVICE, ON_GPU
 from timm.layers import StdConv2d
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
-from twins import assert_close_to_max
 
+from helpers.children import DEVICE, ON_GPU
+from helpers.twins import assert_close_to_max
 from kernels import reference
 from kernels.fisher import outer_squares as outer
 from kernels.fisher.diagonal import FisherAccumulator, fisher_diagonal

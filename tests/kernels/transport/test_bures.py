@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from children import DEVICE
 from torch import Tensor
-from twins import assert_near
 
+from helpers.children import DEVICE
+from helpers.twins import assert_near
 from kernels import reference
 from kernels.transport import bures
 from kernels.transport.bures import bures_squared, class_gaussians

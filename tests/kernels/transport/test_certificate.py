@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from clouds import CLASSES, dense, labelled, problem
 
+from helpers.clouds import CLASSES, dense, labelled, problem
 from kernels import reference
 from kernels.transport import certificate
 from kernels.transport.bures import bures_squared, class_gaussians

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from children import DEVICE, KERNELS, everywhere
-from twins import apart
 
+from helpers.children import DEVICE, KERNELS, everywhere
+from helpers.twins import apart
 from kernels import reference
 from kernels.transport import certificate, certified_pass
 from kernels.transport.cost import GroundCost

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from children import interpreted
-from launches import counted
+
+from helpers.children import interpreted
+from helpers.launches import counted
 
 pytest.importorskip("triton")
-from clouds import problem, self_problem
-
+from helpers.clouds import problem, self_problem
 from kernels.transport import alternating, certified_pass, sweep
 from kernels.transport.store import store
 

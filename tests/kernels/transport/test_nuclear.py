@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from launches import counted
 from torch import Tensor
 
+from helpers.launches import counted
 from kernels.transport import bures
 from kernels.transport.bures import bures_squared, class_gaussians
 from kernels.transport.nuclear import ERROR, nuclear_norms

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from children import DEVICE, INTERPRETING, everywhere
-from twins import apart
 
+from helpers.children import DEVICE, INTERPRETING, everywhere
+from helpers.twins import apart
 from kernels.transport import quantize
 
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from children import DEVICE
-from clouds import CLASSES, dense, labelled, problem, self_problem
 
+from helpers.children import DEVICE
+from helpers.clouds import CLASSES, dense, labelled, problem, self_problem
 from kernels import reference
 from kernels.transport import certificate, sinkhorn, sweep
 from kernels.transport.certificate import relative_gap

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from clouds import CLASSES, dense, labelled, problem
 
+from helpers.clouds import CLASSES, dense, labelled, problem
 from kernels.transport import store as module
 from kernels.transport.cost import GroundCost
 from kernels.transport.store import beside_the_copy, store

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from children import DEVICE, INTERPRETING, KERNELS, everywhere
-from clouds import D
-from twins import apart, assert_twins
 
+from helpers.children import DEVICE, INTERPRETING, KERNELS, everywhere
+from helpers.clouds import D
+from helpers.twins import apart, assert_twins
 from kernels import reference
 from kernels.transport import alternating, sweep
 from kernels.transport.cost import GroundCost

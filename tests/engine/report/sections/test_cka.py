@@ -5,12 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pandas
 import pytest
-from made_results import TITLES, drawn, of_cells, results, row
 from scipy.stats import spearmanr
-from stores import SETS
 
 from engine.measures.rows import PRE, Arm
 from engine.report.sections import cka
+from helpers.made_results import TITLES, drawn, of_cells, results, row
+from helpers.stores import SETS
 
 BLOCKS = ("blocks.0", "blocks.1", "blocks.2")
 

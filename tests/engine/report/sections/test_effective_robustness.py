@@ -4,14 +4,14 @@ import itertools
 
 import numpy as np
 import pytest
-from made_results import drawn, of_cells, results, row
 from scipy.stats import norm
-from stores import SETS
 
 from engine import recipe
 from engine.measures.effective_robustness import GIVEN as GIVEN_BY_USER
 from engine.measures.effective_robustness import PUBLISHED
 from engine.report.sections import effective_robustness
+from helpers.made_results import drawn, of_cells, results, row
+from helpers.stores import SETS
 
 GIVEN = {"a": [(20, 10), (50, 35), (80, 75), (95, 90)], "c": [(20, 5), (50, 45), (95, 85)]}
 

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import imagenet_trees as trees
 import numpy as np
 import scipy.io
 import yaml
-from tarballs import tarball, zipped
-from web import Web
-from zip_crypto import encrypted
 
 from engine.recipe import catalogue
+from helpers import imagenet_trees as trees
+from helpers.tarballs import tarball, zipped
+from helpers.web import Web
+from helpers.zip_crypto import encrypted
 from loaders.benchmarks import imagenet_c
 
 PASSWORD = "a set for tests only"

@@ -4,13 +4,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from grids import Grid
 
 from engine.cells.build import Builder
 from engine.methods.base import Trained
 from engine.store.cells import Cell
 from engine.training import loop
 from engine.training.saving import Progress, Saving
+from helpers.grids import Grid
 
 EVERY_STEP = "train.checkpoint_minutes=1e-9"
 

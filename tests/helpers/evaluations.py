@@ -8,17 +8,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from grids import CLASSES, COPIES, SETS, VIT, Grid, images, labels, reference
-from twins import assert_near
 
 from engine.cells.build import Builder
 from engine.evaluation import bank, passes
 from engine.store import cells, pending
+from helpers.grids import CLASSES, COPIES, SETS, VIT, Grid, images, labels, reference
+from helpers.twins import assert_near
 from loaders.resident import Resident
 
 State = dict[str, torch.Tensor]
 SET, IMAGES = "outline", 35
-BATCH = 8  # as tests/grids.py evaluates: four whole batches and one of three
+BATCH = 8  # as `grids` evaluates: four whole batches and one of three
 
 
 @pytest.fixture(scope="module")

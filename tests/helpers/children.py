@@ -41,7 +41,7 @@ def run_marked(marks: str, place: Path, folder: Path, **environment: str) -> Non
     command += ["-p", "no:cacheprovider", f"--basetemp={folder / 'child'}"]
     child = subprocess.run(
         command,
-        cwd=Path(__file__).parent.parent,
+        cwd=Path(__file__).parents[2],
         env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
         capture_output=True,
         text=True,

@@ -4,8 +4,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import grids
-import imagenet_trees as trees
 import pytest
 import torch
 
@@ -13,6 +11,8 @@ from engine import cli
 from engine.cells import cell_plan
 from engine.cells.build import Builder
 from engine.recipe import parsed
+from helpers import grids
+from helpers import imagenet_trees as trees
 
 RECIPE = """\
 model: vit_tiny_random

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from children import TRACING, run_marked
 from torch import nn
 from torch._guards import detect_fake_mode
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
@@ -28,6 +27,7 @@ from engine.cells.build import Builder
 from engine.evaluation import bank
 from engine.run import Run
 from engine.store.cells import Cell
+from helpers.children import TRACING, run_marked
 from loaders.batch import Batch
 
 if TRACING:

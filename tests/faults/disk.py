@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from endings import heal
 
 from faults.campaign import FINISHED, STAGES, Campaign
-from faults.processes import Ended, FellShort, Skipped, require
+from faults.forked import Ended, FellShort, Skipped, require
+from helpers.endings import heal
 
 CPU_S = 10.0  # that a command may take before it ends in an error
 CLONE_NEWNS = 0x00020000  # linux/sched.h

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from grids import environment
 
-ROOT = Path(__file__).resolve().parents[1]
+from helpers.grids import environment
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def run(

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from grids import CLASSES, SIZE, VIT, Grid
 from safetensors.torch import save_file
 
 from engine.commands import evaluate
 from engine.evaluation import user_models
 from engine.recipe import parsed
+from helpers.grids import CLASSES, SIZE, VIT, Grid
 
 
 def checkpoint(path: Path, seed: int, arch: str = VIT, classes: int = len(CLASSES)) -> Path:

@@ -5,9 +5,10 @@ from collections.abc import Collection
 import numpy as np
 import torch
 import torch.nn.functional as F
-from grids import CLASSES, FEW, Grid, Prepared, images, labels, reference
 from torch import nn
-from twins import assert_near
+
+from helpers.grids import CLASSES, FEW, Grid, Prepared, images, labels, reference
+from helpers.twins import assert_near
 
 PLACES = [CLASSES.index(name) for name in FEW]
 # What the variant `paper` of a linear probe trains, and that of LoRA beside its factors.

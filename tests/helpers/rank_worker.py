@@ -14,18 +14,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-import processes
 import pytest
 import torch
-from grids import SETS, Grid, torchrun
-from interruptions import EVERY_STEP, at_step, interrupted, resumed
 
 from engine.errors import PreemptedError
 from engine.evaluation import passes
 from engine.machine import entry, quiet, ranks
+from helpers import processes
+from helpers.grids import SETS, Grid, torchrun
+from helpers.interruptions import EVERY_STEP, at_step, interrupted, resumed
+from helpers.processes import ROOT
 
 
 def result(folder: Path, device: torch.device, job: dict[str, Any]) -> list[Any]:
@@ -55,7 +53,7 @@ def run(
     paths[0].write_text(json.dumps(jobs, default=str))
     words = [__file__, *map(str, (grid.folder, *paths))]
     command = torchrun(ranks, *words) if ranks > 1 else [sys.executable, *words]
-    process = processes.run(command)
+    process = processes.run(command, PYTHONPATH=f"{ROOT}:{ROOT / 'tests'}")
     assert paths[1].is_file(), process.stderr[-3000:]
     return process, json.loads(paths[1].read_text())
 

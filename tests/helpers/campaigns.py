@@ -13,15 +13,15 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import grids
 import pytest
 import torch
-from processes import heed_signals
 
 from engine import cli
 from engine.commands import job
 from engine.grid import campaign, job_states, jobs, workflow
 from engine.recipe import parsed
+from helpers import grids
+from helpers.processes import heed_signals
 from loaders import locks
 
 SETS, METHODS = ("outline", "tinted", "few"), ("fine_tune", "linear_probe", "wise_ft")

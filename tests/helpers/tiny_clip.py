@@ -6,8 +6,9 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from grids import CLASSES, SIZE, Grid, listing
 from PIL import Image
+
+from helpers.grids import CLASSES, SIZE, Grid, listing
 
 NAME = "tiny-clip"
 ARCH = f"open_clip:{NAME}"

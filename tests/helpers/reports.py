@@ -6,16 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import made_results
 import numpy as np
 import pyarrow.parquet as pq
-import stores
 
 from engine.data import thumbnails
 from engine.grid import record
 from engine.grid.record import FinishedCampaign, Row
 from engine.measures.distances import Matrix
 from engine.measures.rows import PRE
+from helpers import made_results, stores
 from loaders.files import file_hash
 
 SETS = ("flat", "mono", "sketch")

@@ -6,13 +6,13 @@ from typing import Any
 
 import pandas
 import vl_convert
-from stores import SETS, grid, random_hits, synthetic
 
 from engine.grid.record import Record
 from engine.measures.rows import PRE, Evaluation
 from engine.report import charts
 from engine.report.results import Results, of_grid, of_record
 from engine.report.section import Section
+from helpers.stores import SETS, grid, random_hits, synthetic
 
 TITLES = {"fine_tune": "FT", "lwf": "LwF"}
 
