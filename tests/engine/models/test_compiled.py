@@ -5,12 +5,14 @@ import json
 import os
 import sys
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from functorch.compile import make_boxed_func
+from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.utils import counters
 
 from engine import models
@@ -19,8 +21,9 @@ from engine.grid import jobs
 from engine.machine import blocks
 from engine.models import compiled
 from engine.recipe.schema import ModelRecipe
+from engine.training import loop
 from helpers import campaigns, processes
-from helpers.grids import CONV, SETS, VIT, Grid, distance, weights
+from helpers.grids import CONV, SETS, VIT, Grid, distance, prepared, weights
 
 pytestmark = pytest.mark.slow
 CPU = torch.device("cpu")
@@ -70,6 +73,42 @@ def test_uneven_batches_and_other_weights_take_the_same_graph(arch, graphs):
             if not (mode or len(graphs) > 1):  # before batch norms have learned
                 torch.testing.assert_close(logits, plain.eval()(x))
         assert len(graphs) == count
+
+
+@pytest.mark.parametrize("arch", [CONV, pytest.param("test_resnet", marks=pytest.mark.exhaustive)])
+def test_a_convolutional_net_stays_channels_last(arch, grid, tmp_path, monkeypatch):
+    """In one graph forward and one back: on a GPU, a tensor in the other memory format is a copy in
+    every step, and convolutions in it take up to twice the time."""
+    passes: list[dict[str, bool]] = []
+
+    def read(graph: torch.fx.GraphModule, _inputs: object) -> Callable[..., object]:
+        values = {
+            node.name: node.meta.get("val")
+            for node in graph.graph.nodes
+            # The gradient of pooled features, a number for all places, takes no memory of its own.
+            if torch.ops.aten.expand.default not in [each.target for each in node.all_input_nodes]
+        }
+        passes.append({name: x.stride(1) == 1 for name, x in values.items() if is_feature_map(x)})
+        return make_boxed_func(graph)
+
+    def is_feature_map(x: object) -> bool:
+        """Of a batch of images, with several channels and places: the others have no format."""
+        if not isinstance(x, torch.Tensor) or x.dim() != 4 or isinstance(x.shape[0], int):
+            return False  # the number of images alone is symbolic
+        return x.shape[1] > 1 and x.shape[2] * x.shape[3] > 1
+
+    backend, real = aot_autograd(fw_compiler=read, bw_compiler=read), torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function: real(function, backend=backend))
+    torch._dynamo.reset()
+    counters.clear()
+    words = (f"model.arch={arch}", "model.channels_last=true", "train.compile=always")
+    case = prepared(Grid(grid.folder, tmp_path, grid.device), *words)
+    with loop.initialized(case.method, case.builder.run) as engine:
+        engine.backward(engine(case.batch).sum())
+    torch._dynamo.reset()
+    assert not counters["graph_break"]
+    assert [len(kept) > 20 for kept in passes] == [True, True]
+    assert [[name for name, is_kept in kept.items() if not is_kept] for kept in passes] == [[], []]
 
 
 def test_cells_of_a_column_share_graphs(grid, graphs, tmp_path):
