@@ -42,13 +42,15 @@ SLIDES = "IN-1K+AugReg"  # the pre-training whose published mRIs docs/demo.md co
 @dataclass(frozen=True)
 class Block:
     """A part of a page. quote: its text. figure: how the name of a figure of the report begins,
-    which the block shows as docs/figures/NAME.svg; empty for none."""
+    which the block shows as docs/figures/NAME.svg; empty for none. words: settings of the campaign
+    that differ from its recipe's."""
 
     page: str
     campaign: str
     name: str
     quote: Callable[[Results], str]
     figure: str = ""
+    words: tuple[str, ...] = ()
 
 
 def table(results: Results) -> str:
@@ -58,20 +60,50 @@ def table(results: Results) -> str:
 
 def compared(results: Results) -> str:
     """The row with the highest mRI against the others, in pairs."""
+    best, ahead, alike = _pairs(results)
+
+    def each(pairs: list[Pair]) -> str:
+        text = "{} ({} [{}, {}], corrected p {})"
+        return listed(
+            [text.format(of.name, *map(rounded, of.less), p_value(of.p_corrected)) for of in pairs]
+        )
+
+    text = f"{best} has the highest mRI{results.one_training}."
+    text += f" It is ahead of {each(ahead)}, in points." if ahead else ""
+    text += f" It is not significantly different from {each(alike)}." if alike else ""
+    return _wrapped(text)
+
+
+def separated(results: Results) -> str:
+    """How many rows the one with the highest mRI is significantly ahead of, and which."""
+    best, ahead, alike = _pairs(results)
+    text = f"{best} has the highest mRI and is significantly ahead of"
+    text += f" {len(ahead)} of the {len(ahead) + len(alike)} others"
+    text += f": {listed([of.name for of in ahead])}." if ahead else "."
+    return _wrapped(f"*With {results.seeds}:* {text}")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A row that the best one is compared with. less: by how many points of mRI it is lower, and
+    the bounds of the 95% interval."""
+
+    name: str
+    less: tuple[float, float, float]
+    p_corrected: float
+
+
+def _pairs(results: Results) -> tuple[str, list[Pair], list[Pair]]:
+    """The row with the highest mRI, those that it is significantly ahead of, and the others."""
     best, *others = rows(results.ranked())
     against = results.against(best.arm)
-    alike, ahead = [], []
+    pairs = []
     for row in others:
         pair = against.loc[row.arm]
-        less = [-pair[f"difference_{end}"] for end in ("pts", "high", "low")]
-        text = "{} ({} [{}, {}], corrected p {})".format(
-            row.method, *map(rounded, less), p_value(pair["p_corrected"])
-        )
-        (alike if pair["p_corrected"] >= SIGNIFICANT else ahead).append(text)
-    text = f"{best.method} has the highest mRI{results.one_training}."
-    text += f" It is ahead of {listed(ahead)}, in points." if ahead else ""
-    text += f" It is not significantly different from {listed(alike)}." if alike else ""
-    return _wrapped(text)
+        low, high = -pair["difference_high"], -pair["difference_low"]
+        pairs.append(Pair(row.method, (-pair["difference_pts"], low, high), pair["p_corrected"]))
+    ahead = [pair for pair in pairs if pair.p_corrected < SIGNIFICANT]
+    return best.method, ahead, [pair for pair in pairs if pair not in ahead]
 
 
 def slides(results: Results) -> str:
@@ -106,6 +138,8 @@ BLOCKS = (
     Block(EXPERIMENTS, "emoji_portions", "portions", finding("portions"), "portions"),
     Block(EXPERIMENTS, "emoji_cka", "cka", finding("cka"), "cka-depth"),
     Block(EXPERIMENTS, "emoji_plus", "plus", finding(), "trade-off"),
+    Block(EXPERIMENTS, "emoji_plus", "once", separated),
+    Block(EXPERIMENTS, "emoji_plus", "seeds", separated, words=("seeds=3",)),
     Block(EXPERIMENTS, "emoji_tuned", "tuned", finding("tuning", "tuning")),
     Block(EXPERIMENTS, "emoji_rates", "rates", finding("rates", "rates"), "rates"),
     Block(EXPERIMENTS, "emoji_dynamics", "dynamics", finding("dynamics"), "dynamics"),
@@ -122,16 +156,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if unknown := sorted(set(options.campaigns) - set(names)):
         parser.error(f"no document quotes {', '.join(unknown)}; choose from {', '.join(names)}")
-    for name in options.campaigns or names:
-        words = (f"runs={options.runs}",)
+    chosen = options.campaigns or names
+    runs = {(block.campaign, block.words) for block in BLOCKS if block.campaign in chosen}
+    for name, more in sorted(runs):
+        words = (f"runs={options.runs}", *more)
         engine.campaign(name, *words)
-        write(name, of_campaign(record.find(name, parsed(words))))
+        results = of_campaign(record.find(name, parsed(words)))
+        write([block for block in BLOCKS if (block.campaign, block.words) == (name, more)], results)
     return 0
 
 
-def write(name: str, results: Results, folder: Path = PROJECT) -> None:
-    """Write the blocks of a campaign, and their figures, into the pages."""
-    for block in (block for block in BLOCKS if block.campaign == name):
+def write(blocks: Sequence[Block], results: Results, folder: Path = PROJECT) -> None:
+    """Write blocks that quote a campaign, and their figures, into the pages."""
+    for block in blocks:
         text = block.quote(results)
         if block.figure:
             figures = [of for section in sections.of(results) for of in section.figures]

@@ -80,3 +80,5 @@ def test_rows_are_compared_with_the_highest_and_slides_stand_beside():
     assert text.startswith("LwF has the highest mRI (one training).")
     assert re.search(r"It is ahead of FT \(6\.0 \[\d\.\d, \d\.\d\], corrected p <0\.001\)", text)
     assert documents.slides(made).splitlines()[2].startswith("| LwF | +8.0 |")
+    text = "LwF has the highest mRI and is significantly ahead of 1 of the 1 others: FT."
+    assert documents.separated(made).replace("\n", " ").endswith(text)
