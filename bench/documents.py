@@ -219,11 +219,10 @@ def _run(results: Results) -> str:
     """On what the jobs of a campaign ran, and when."""
     settings, attempts = results.record.settings, results.record.attempts
     day = time.strftime("%Y-%m-%d", time.gmtime(max(of.started for of in attempts)))
-    torch = next(of for of in settings["Versions"].split(", ") if of.startswith("torch "))
     devices = listed(list(dict.fromkeys(of.device for of in attempts)))
     return (
         f"({listed(results.models)}, {settings['Classes']} classes, {results.seeds}; {devices}, "
-        f"{torch}, {day}.)"
+        f"torch {settings['Versions']['torch']}, {day}.)"
     )
 
 

@@ -3,12 +3,16 @@
 import re
 
 import pytest
+import torch
 
 from bench import documents
 from bench.documents import BLOCK, BLOCKS, PROJECT, Block
+from engine.grid.attempts import Attempt
 from engine.machine.files import digest
 from engine.recipe import catalogue
-from helpers import made_results
+from engine.report.results import of_campaign
+from engine.store import cells
+from helpers import made_results, reports
 
 PAGES = {name: (PROJECT / name).read_text("utf-8") for name in {block.page for block in BLOCKS}}
 MARKED = {
@@ -82,3 +86,12 @@ def test_rows_are_compared_with_the_highest_and_slides_stand_beside():
     assert documents.slides(made).splitlines()[2].startswith("| LwF | +8.0 |")
     text = "LwF has the highest mRI and is significantly ahead of 1 of the 1 others: FT."
     assert documents.separated(made).replace("\n", " ").endswith(text)
+
+
+def test_a_quote_says_where_its_campaign_ran(tmp_path):
+    settings = {"Classes": 4, "Versions": cells.versions()}
+    attempts = [Attempt("prepare", "prepare", 86_400.0, 86_500.0, "A100")]
+    record = reports.finished(tmp_path, settings=settings, attempts=attempts)
+    text = documents.finding()(of_campaign(record)).replace("\n", " ")
+    run = f"A100, torch {torch.__version__}, 1970-01-02.)"
+    assert text.startswith("*This run:*") and text.endswith(run)
