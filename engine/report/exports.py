@@ -15,6 +15,7 @@ from engine.report.section import Figure, Section, Table
 from loaders.root import Root
 
 WIDTH = 480  # of a figure's plot, in CSS pixels
+PADDING = {"top": 32, "right": 16, "bottom": 16, "left": 16}  # names slant above heat maps
 FIGURES = "figures"  # the folder
 LONGEST = 200  # rows of a table that a paper prints
 # All of LaTeX's special characters, and signs that pdfTeX's fonts lack.
@@ -63,7 +64,9 @@ def svg(figure: Figure) -> bytes:
 def _spec(figure: Figure) -> charts.Spec:
     parts = ("axis", "axisTop", "legend", "header")
     whole = {part: charts.CONFIG[part] | {"labelLimit": 0} for part in parts}
-    return charts.drawn(figure, WIDTH) | {"config": charts.CONFIG | whole}
+    whole["legend"] |= {"columnPadding": 24}
+    # A viewer may have a wider font than the one that the figure was laid out with.
+    return charts.drawn(figure, WIDTH) | {"config": charts.CONFIG | whole | {"padding": PADDING}}
 
 
 def latex(table: Table) -> str:
