@@ -22,9 +22,11 @@ with contextlib.suppress(ImportError):
     # The same script for every page that has figures; it takes over a second.
     vl_convert.javascript_bundle = functools.cache(vl_convert.javascript_bundle)
 
+# Modules that take minutes come first, so that workers end together: those that mostly wait at the
+# very beginning, since others then have the cores.
 LONGEST = ("test_slurm.py", "test_campaign_runs.py", "test_launches.py", "test_faults.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Modules that take minutes come first, so that workers end together."""
-    items.sort(key=lambda item: item.path.name not in LONGEST)
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))

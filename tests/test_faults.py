@@ -2,12 +2,14 @@
 
 import os
 import re
+import signal
 import sys
 
 import pytest
 
+from faults import disk, forked
 from faults.disk import only_error
-from faults.forked import Ended, FellShort
+from faults.forked import Ended, FellShort, Skipped
 from helpers.processes import ROOT, run
 
 KINDS = ("kill", "mutate", "full", "readonly", "hostile")
@@ -22,28 +24,27 @@ def test_trials_of_each_kind_end_as_they_should():
         assert re.search(rf"^{kind} +(1 trials, 0 fell short|skipped: )", done.stdout, re.M)
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
 def test_a_mount_ends_with_the_process_that_made_it(tmp_path):
     """Whatever ends it: nothing of it runs any more."""
-    work = f"""
-import os, signal
-from pathlib import Path
-from faults import disk, forked
-disk.keep_mounts()
-try:
-    disk.mount(["-t", "tmpfs", "tmpfs", {str(tmp_path)!r}])
-except forked.Skipped:
-    print("skipped")
-else:
-    print(os.path.ismount({str(tmp_path)!r}), flush=True)
-    os.kill(os.getpid(), signal.SIGKILL)
-"""
-    ended = run([sys.executable, "-c", work], PYTHONPATH=f"{ROOT}:{ROOT / 'tests'}")
-    if ended.stdout == "skipped\n":
+    place = tmp_path / "disk"
+    place.mkdir()
+
+    def mount_and_die() -> int:
+        disk.keep_mounts()
+        try:
+            disk.mount(["-t", "tmpfs", "tmpfs", str(place)])
+        except Skipped:
+            return 0
+        os.write(1, str(os.path.ismount(place)).encode())
+        forked.die()
+        return 1
+
+    ended = forked.run(mount_and_die, tmp_path / "log")
+    if ended.code == 0:
         pytest.skip("this machine mounts nothing")
-    assert ended.stdout == "True\n", ended.stderr
-    assert not os.path.ismount(tmp_path)
+    assert (ended.code, ended.text) == (-signal.SIGKILL, "True")
+    assert not os.path.ismount(place)
 
 
 def test_another_end_than_one_error_line_falls_short():

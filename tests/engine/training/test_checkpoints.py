@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -229,11 +230,17 @@ TWO_RANKS = [
 ]
 
 
-@pytest.mark.slow
-def test_two_ranks_go_on_bit_by_bit_and_another_number_closely(grid, tmp_path):
-    """Interrupted after 4 steps of 6, in an epoch, on two ranks, and on one for two to go on."""
-    names = ("whole", "two", "two to one", "one to two")
-    places = {name: grid.elsewhere(tmp_path / name, grid.builder()) for name in names}
+@pytest.fixture(scope="module")
+def two_ranks(
+    grid: Grid, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[subprocess.CompletedProcess, list[Any], dict[str, Grid]]:
+    """Two ranks after their end, what became of their jobs, and the folders of these.
+
+    Trainings are interrupted after 4 steps of 6, in an epoch. The last one gets SIGTERM.
+    """
+    folder = tmp_path_factory.mktemp("two")
+    names = ("whole", "two", "two to one", "one to two", "signal")
+    places = {name: grid.elsewhere(folder / name, grid.builder()) for name in names}
     jobs = []
     for words in TWO_RANKS:
         interrupted(places["one to two"].builder(EVERY_STEP, *words), 4)
@@ -245,8 +252,16 @@ def test_two_ranks_go_on_bit_by_bit_and_another_number_closely(grid, tmp_path):
             {"runs": places["two to one"].runs, **common, "how": "stop"},
             {"runs": places["one to two"].runs, "words": words},
         ]
-    process, results = rank_worker.run(grid, tmp_path, jobs, ranks=2)
-    assert process.returncode == 0, process.stderr[-3000:]
+    jobs.append({"runs": places["signal"].runs, "words": TWO_RANKS[0], "step": 2, "how": "term"})
+    process, results = rank_worker.run(grid, folder, jobs, ranks=2)
+    assert len(results) == len(jobs), process.stderr[-3000:]
+    return process, results, places
+
+
+@pytest.mark.slow
+def test_two_ranks_go_on_bit_by_bit_and_another_number_closely(two_ranks):
+    """Interrupted on two ranks, and on one for two to go on."""
+    process, results, places = two_ranks
     assert process.stderr.count("made on 1 ranks and goes on on 2") == len(TWO_RANKS)
     for number, words in enumerate(TWO_RANKS):
         whole, _, two, _, from_one = results[5 * number : 5 * number + 5]
@@ -266,14 +281,10 @@ def test_two_ranks_go_on_bit_by_bit_and_another_number_closely(grid, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_sigterm_to_the_last_rank_ends_all_after_the_same_step(grid, empty, tmp_path, ranks):
-    """With the code for another attempt."""
-    job = {"runs": empty.runs, "words": TWO_RANKS[0], "step": 2, "how": "term"}
-    process, ((message,),) = rank_worker.run(grid, tmp_path, [job], ranks)
+def test_sigterm_to_the_last_rank_ends_all_after_the_same_step(two_ranks):
+    """With the code for another attempt; `test_a_signal_stops_training...` has one rank."""
+    process, (*_, (message,)), places = two_ranks
     assert message.startswith("a signal ended training after step 3; the same command")
-    assert process.returncode, process.stderr[-3000:]
-    if ranks == 1:  # torchrun has another code
-        assert process.returncode == os.EX_TEMPFAIL == 75
-        assert process.stderr.splitlines()[-1] == message
-    assert resumed(empty, *TWO_RANKS[0])[1] == [4, 5, 6]
+    assert process.returncode == os.EX_TEMPFAIL == 75, process.stderr[-3000:]
+    assert process.stderr.splitlines()[-1] == message
+    assert resumed(places["signal"], *TWO_RANKS[0])[1] == [4, 5, 6]

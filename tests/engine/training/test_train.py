@@ -102,14 +102,14 @@ REFUSED = [[*words_of("sgd", 1, 0.0), "train.batch_size=13"], FREE]
 
 @pytest.fixture(scope="module")
 def two_ranks(grid: Grid, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The folders of what two ranks made of CELLS, starting from our base models, and why they
-    refused what is REFUSED."""
+    """The folders of what two ranks made of CELLS, starting from our base models, why they refused
+    what is REFUSED, and how far their clipped gradients are from DeepSpeed's."""
     folder = tmp_path_factory.mktemp("two")
     bases = [(), (f"model.arch={CONV}",), FREE]
     place = grid.elsewhere(folder / "runs", *(grid.builder(*words) for words in bases))
     cells = [*CELLS, *REFUSED]
     jobs = [{"words": words, "runs": place.runs, "how": "evaluate"} for words in cells]
-    process, results = rank_worker.run(grid, folder, jobs, ranks=2)
+    process, results = rank_worker.run(grid, folder, [*jobs, {"how": "clip"}], ranks=2)
     assert process.returncode == 0, process.stderr[-3000:]
     return [cell_or_message for cell_or_message, *_ in results]
 
@@ -141,9 +141,14 @@ def test_a_filler_touches_no_statistics(grid):
 
 @pytest.mark.slow
 def test_two_ranks_refuse_a_batch_that_does_not_divide_and_batch_norms_that_learn(two_ranks):
-    *_, uneven, free = two_ranks
+    *_, uneven, free, _ = two_ranks
     assert "train.batch_size=13 does not divide into 2 ranks" in uneven
     assert "on GPUs only: set train.freeze_batchnorm=true" in free
+
+
+@pytest.mark.slow
+def test_two_ranks_clip_as_deepspeed_does(two_ranks):
+    assert two_ranks[-1] == 0.0
 
 
 @pytest.mark.slow
