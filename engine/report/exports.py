@@ -66,7 +66,8 @@ def _spec(figure: Figure) -> charts.Spec:
     whole = {part: charts.CONFIG[part] | {"labelLimit": 0} for part in parts}
     whole["legend"] |= {"columnPadding": 24}
     # A viewer may have a wider font than the one that the figure was laid out with.
-    return charts.drawn(figure, WIDTH) | {"config": charts.CONFIG | whole | {"padding": PADDING}}
+    config = charts.CONFIG | whole
+    return charts.drawn(figure, WIDTH) | {"config": config, "padding": PADDING}
 
 
 def latex(table: Table) -> str:
