@@ -20,7 +20,7 @@ import pandas
 
 import engine
 from engine.grid import campaign, record
-from engine.machine.files import digest, write_atomic
+from engine.machine.files import short_digest, write_atomic
 from engine.measures.comparisons import SIGNIFICANT
 from engine.measures.tables import rows
 from engine.recipe import ROOT, catalogue, parsed
@@ -184,7 +184,7 @@ def replaced(page: str, block: Block, text: str) -> str:
     """A page with a new text of a block. ValueError where the page has no such block."""
     first = f"<!-- numbers: {block.campaign} {block.name}"
     whole = (
-        f"{first} recipe {fingerprint(block.campaign)} text {digest(text)} -->\n"
+        f"{first} recipe {fingerprint(block.campaign)} text {short_digest(text)} -->\n"
         f"{text}<!-- /numbers -->\n"
     )
 
@@ -205,7 +205,7 @@ def fingerprint(name: str) -> str:
     """A digest of what the recipe files say that a campaign is planned from."""
     with catalogue.each_file_once() as files:
         campaign.plan(name, ())
-        return digest({str(path.relative_to(ROOT)): said for path, said in files.items()})
+        return short_digest({str(path.relative_to(ROOT)): said for path, said in files.items()})
 
 
 def _section(results: Results, key: str) -> Section:

@@ -101,10 +101,10 @@ def campaign(name: str, *settings: Settings, cores: int = 0) -> Path:
     """Run what is missing of a campaign, to its report page, as `rib campaign` does; of several
     models to their common page. cores: 0: all. Raises CampaignError as `rib` says."""
     from engine.commands import campaign as command
-    from engine.grid.schedulers import Options
+    from engine.grid.schedulers import RunOptions
     from engine.recipe import parsed
 
-    page = command.complete(name, parsed(settings), Options(cores=cores))
+    page = command.complete(name, parsed(settings), RunOptions(cores=cores))
     assert page is not None  # no dry run
     return page
 
@@ -195,8 +195,8 @@ def distances(
 ) -> pandas.DataFrame:
     """Optimal Transport Dataset Distances between sets of a campaign, as a square table.
 
-    options: those of `engine.otdd.problems.Options`. NaN where a pair did not converge; needs
-    pandas. Raises ValueError as `rib distance` does.
+    options: those of `engine.otdd.problems.DistanceOptions`. NaN where a pair did not converge;
+    needs pandas. Raises ValueError as `rib distance` does.
     """
     import pandas
 
@@ -207,9 +207,9 @@ def distances(
     from engine.recipe import parsed
 
     cell = cell_plan.resolve(name, parsed(settings))
-    names = _names(sets, cell.recipe.dataset.places)
+    names = _names(sets, cell.recipe.dataset.evaluated_sets)
     run = Builder(cell, ranks.pick_device(cell.recipe.device)).run
-    matrix = solve.distances(run, names, problems.Options(**options))
+    matrix = solve.distances(run, names, problems.DistanceOptions(**options))
     return pandas.DataFrame(matrix.values, index=names, columns=names)
 
 

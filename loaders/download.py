@@ -79,14 +79,14 @@ class Remote:
 
 
 @dataclass
-class Progress:
+class DownloadProgress:
     """What a download tells and listens to. seen: called with how many bytes there are."""
 
     seen: Callable[[int], None] = lambda done: None
     stop: threading.Event = field(default_factory=threading.Event)
 
 
-def fetch(remote: Remote, folder: Path, progress: Progress | None = None) -> None:
+def fetch(remote: Remote, folder: Path, progress: DownloadProgress | None = None) -> None:
     """Download the file to `folder/NAME` if it is not there.
 
     What has arrived before an error stays in `NAME.part`, and the next call goes on from there.
@@ -100,7 +100,7 @@ def fetch(remote: Remote, folder: Path, progress: Progress | None = None) -> Non
     failures: list[str] = []
     for address in remote.addresses:
         try:
-            _collect(address, remote, part, progress or Progress())
+            _collect(address, remote, part, progress or DownloadProgress())
             break
         except (Unavailable, Mismatch) as error:
             failures.append(f"{address}: {error}")
@@ -226,7 +226,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 _OPENER = urllib.request.build_opener(_Redirects)
 
 
-def _collect(address: str, remote: Remote, part: Path, progress: Progress) -> None:
+def _collect(address: str, remote: Remote, part: Path, progress: DownloadProgress) -> None:
     """Collect the whole file in `part` and check it.
 
     A part that does not fit is removed, and one that was there before is read again from its start:
@@ -269,7 +269,7 @@ def _wait(error: Exception, waits: int) -> float:
     return max(error.wait_s, min(REFUSED_WAIT_S * 2**waits, LONGEST_WAIT_S))
 
 
-def _attempt(address: str, remote: Remote, part: Path, progress: Progress) -> None:
+def _attempt(address: str, remote: Remote, part: Path, progress: DownloadProgress) -> None:
     start = _size(part)
     if start and start == remote.size:
         return

@@ -131,7 +131,7 @@ def covered(number: int, draws: int) -> dict[str, list[bool]]:
     each = grid.mean(cells, ["arm", "downstream", "evaluated_on"])
     trained = cells[(cells["method"] != PRE) & (cells["evaluated_on"] == UPSTREAM)]
     change = grid.mean(trained, ["arm", "downstream"], of="change")
-    ri = grid.mean(grid.elsewhere, ["arm", "downstream"], of="change")
+    ri = grid.mean(grid.ri_cells, ["arm", "downstream"], of="change")
     numbers = {"accuracy": each, "RI": ri, "mRI": grid.mri, "change": change}
     held: dict[str, list[bool]] = {}
     for kind, means in numbers.items():
@@ -146,7 +146,7 @@ def covered(number: int, draws: int) -> dict[str, list[bool]]:
     held[ROBUSTNESS] = _holds(each.table("x", ROBUSTNESS), truth)
     arms = [k for k, arm in enumerate(grid.arms) if arm.method != PRE]
     tests = comparisons.compare(grid, arms)
-    on_sets = grid.mean(grid.elsewhere, ["arm", "evaluated_on"])
+    on_sets = grid.mean(grid.ri_cells, ["arm", "evaluated_on"])
     values = dict(zip(grid.mri.keys["arm"], true(grid.mri), strict=True))
     keys = zip(on_sets.keys["arm"], on_sets.keys["evaluated_on"], strict=True)
     of_sets = dict(zip(keys, true(on_sets), strict=True))

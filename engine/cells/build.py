@@ -58,7 +58,7 @@ class Builder(Context):
         store: Store | None = None,
         run_users: bool = False,
     ) -> None:
-        """followed: whose training leaves snapshots. start: the model to start from, where that is
+        """followed: the cells that leave snapshots. start: the model to start from, where that is
         not the recipe's pre-trained model. store: where artefacts are found or made, by default
         below the recipe's `runs`. run_users: as of `modules.find`."""
         self.plan = cell

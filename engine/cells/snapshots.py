@@ -21,10 +21,10 @@ KIND = "snapshots"
 
 @dataclass(frozen=True)
 class Followed:
-    """Whose training leaves snapshots, where their recipes name any: the rows' cells of a column,
-    and not the cells that these need.
+    """The cells whose training leaves snapshots, if their recipes ask for any.
 
-    downstreams: the sets that the plan fine-tunes on.
+    cells: those of a column's rows, without the cells that they need. downstreams: the sets that
+    the plan fine-tunes on.
     """
 
     cells: Collection[Recipe] = ()
@@ -78,10 +78,10 @@ def missing(run: Run, taken: Sequence[Snapshot]) -> list[Snapshot]:
     without = [snapshot for snapshot in taken if snapshot.weights(run) is None]
     if not without:
         return []
-    places = {name: run.recipe.split_of(name) for name in run.recipe.dataset.places}
+    splits = {name: run.recipe.split_of(name) for name in run.recipe.dataset.evaluated_sets}
 
     def evaluated(snapshot: Snapshot) -> bool:
         mix = {snapshot.name(run.store): 1.0}
-        return all(passes.find(run, mix, name, split) is not None for name, split in places.items())
+        return all(passes.find(run, mix, name, split) is not None for name, split in splits.items())
 
     return [snapshot for snapshot in without if not evaluated(snapshot)]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from engine.errors import CampaignError, printable
 from engine.grid import campaign, seal, sites, workflow
-from engine.grid.schedulers import SCHEDULERS, Options
+from engine.grid.schedulers import SCHEDULERS, RunOptions
 from engine.machine import first_line
 from engine.recipe import model_names
 from engine.recipe.overrides import Override, of_mapping
@@ -63,8 +63,8 @@ def start(arguments: argparse.Namespace) -> Path | None:
     """Run the campaign of a command line; the page of its report, None of a dry run."""
     if arguments.cores is not None and arguments.cores < 1:
         raise ValueError(f"--cores {arguments.cores}: at least one is needed")
-    given = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(Options)}
-    options = Options(**{**given, "cores": arguments.cores or 0})
+    given = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(RunOptions)}
+    options = RunOptions(**{**given, "cores": arguments.cores or 0})
     overrides = [*_smoke_run(arguments.limit), *arguments.overrides]  # of two words the last counts
     return complete(arguments.name, overrides, options, dry_run=arguments.dry_run)
 
@@ -81,7 +81,7 @@ def _smoke_run(limit: int | None) -> list[Override]:
 
 
 def complete(
-    name: str, overrides: Sequence[Override], options: Options, *, dry_run: bool = False
+    name: str, overrides: Sequence[Override], options: RunOptions, *, dry_run: bool = False
 ) -> Path | None:
     """Run what is missing of a campaign's grids, all models at once, and show their tables.
 
@@ -218,10 +218,10 @@ def _encode_command(resolved: Recipe, model: str | None, overrides: Sequence[Ove
 def _merged(name: str, plans: Sequence[campaign.Plan], is_new: bool) -> Path:
     """The page of a common report of all models' grids, written unless there is one of these."""
     from engine.grid import record
-    from engine.machine.files import digest
+    from engine.machine.files import short_digest
     from engine.report import finish, merged
 
-    of_plans = digest([plan.place.name for plan in plans])[:8]
+    of_plans = short_digest([plan.place.name for plan in plans])[:8]
     folder = plans[0].folder.parent / f"{Path(name).stem}-models-{of_plans}" / campaign.REPORT
     page = Root(folder.parents[1]).at(folder / campaign.PAGE)
     if is_new or not page.is_file():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from engine.errors import nearest
 from engine.machine import first_line
-from engine.machine.files import digest
+from engine.machine.files import short_digest
 from loaders.root import Root
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> None:
     of_model = overrides.of_mapping({"model": arguments.model} if arguments.model else {})
     given = [*arguments.overrides, *of_model]
     cell = cell_plan.resolve(arguments.campaign, given, run_users=False)
-    resolved, every = cell.recipe, cell.recipe.dataset.places
+    resolved, every = cell.recipe, cell.recipe.dataset.evaluated_sets
     names = arguments.sets or every
     for name in names:  # before imports that take seconds
         if name not in every:
@@ -59,17 +59,17 @@ def run(arguments: argparse.Namespace) -> None:
 
     given = {
         field.name: getattr(arguments, field.name, None)
-        for field in dataclasses.fields(problems.Options)
+        for field in dataclasses.fields(problems.DistanceOptions)
     }
     given |= {"relative": not arguments.absolute, "debias": not arguments.biased}
-    options = problems.Options(**{k: v for k, v in given.items() if v is not None})
+    options = problems.DistanceOptions(**{k: v for k, v in given.items() if v is not None})
     solve.check_names(names)  # before a model is made
     builder = Builder(cell, ranks.start(resolved.device))
     matrix = solve.distances(builder.run, names, options)
     # Sets of one name differ from campaign to campaign.
     packs = {name: builder.sets[name].pack.fingerprint for name in names}
     made_of = {"model": builder.base.backbone, "sets": names, "packs": packs}
-    key = digest(made_of | {"options": dataclasses.asdict(options)})
+    key = short_digest(made_of | {"options": dataclasses.asdict(options)})
     runs = Root(Path(resolved.runs))
     folder = runs.make(f"distance/{resolved.model.name}-{key}")  # of which nothing is a link
     distances.write_csv(folder / "distances.csv", matrix)

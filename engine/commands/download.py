@@ -230,7 +230,7 @@ def _transfer(
             def seen(done: int) -> None:
                 bar.update(done - bar.n)
 
-            progress = download.Progress(seen, stop)
+            progress = download.DownloadProgress(seen, stop)
             download.fetch(target.file.remote, target.archive.parent, progress)
 
     faults = []

@@ -33,7 +33,7 @@ def main() -> int:
     parser.add_argument("--ranks", type=int, default=1, help="processes of a column")
     arguments = parser.parse_args()
     # A job that ends with code 2 is not tried again.
-    return entry.guarded(lambda: run(arguments), passing_code=os.EX_IOERR)
+    return entry.guarded(lambda: run(arguments), transient_code=os.EX_IOERR)
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -17,7 +17,7 @@ def show(run: Run, cell: Cell) -> None:
     recipe = run.recipe
     sets, downstream = recipe.dataset.sets, recipe.downstream
     headline = next(entry for entry in cell.entries if entry.headline)
-    for name in recipe.dataset.places:
+    for name in recipe.dataset.evaluated_sets:
         mixes = [{run.base.name: 1.0}, headline.mix]
         passes.evaluate(run, mixes, [name], recipe.split_of(name))
     if ranks.rank():

@@ -13,7 +13,7 @@ from typing import Any
 from engine import models
 from engine.data import smoke
 from engine.data.kinds import kind_of
-from engine.machine.files import digest
+from engine.machine.files import short_digest
 from engine.recipe.schema import DatasetRecipe, ModelRecipe, Recipe
 from loaders import rgb
 from loaders.adopt import part
@@ -129,7 +129,7 @@ def make_pack(
 
 def pack_folder(runs: Path, dataset: DatasetRecipe, model: ModelRecipe, name: str) -> Path:
     """`runs/packs/<set>-<hash>`; models with the same transform share a pack."""
-    return runs / "packs" / f"{name}-{digest(identity(dataset, model, name))}"
+    return runs / "packs" / f"{name}-{short_digest(identity(dataset, model, name))}"
 
 
 def identity(dataset: DatasetRecipe, model: ModelRecipe, name: str) -> dict[str, Any]:

@@ -24,7 +24,7 @@ def of_changes(
 ) -> dict[str, dict[str, str]]:
     """By set and place in its pack, WebP files of images that were gained or lost, as far as there
     is room."""
-    shown: dict[str, dict[str, str]] = {name: {} for name in dataset.places}
+    shown: dict[str, dict[str, str]] = {name: {} for name in dataset.evaluated_sets}
     left = ROOM
     for change in changes:
         of_set, image = shown[change.evaluated_on], str(change.index)
@@ -50,7 +50,7 @@ def contact_sheet(sets: Sets, dataset: DatasetRecipe) -> str:
     """A PNG of some concepts in every style of the emoji, of each its first rendering."""
     picked = np.linspace(0, dataset.classes - 1, 8).astype(int)
     rows: dict[str, list[np.ndarray]] = {}
-    for name in dataset.places:
+    for name in dataset.evaluated_sets:
         pack = sets[name].pack
         for index in np.flatnonzero(np.isin(pack.labels, picked)).tolist():
             style, _, rendering = str(pack.keys[index]).split("/")

@@ -142,7 +142,7 @@ def compared(run: Run, mix: Average, *, intervals: bool = False) -> dict[str, li
     models = [Model.named("before", {run.base.name: 1.0}), Model.named("after", mix)]
     return {
         name: on_set(run, models, name, run.recipe.split_of(name), intervals=intervals)
-        for name in run.recipe.dataset.places
+        for name in run.recipe.dataset.evaluated_sets
     }
 
 

@@ -29,12 +29,12 @@ from engine.errors import RecipeError
 from engine.evaluation import bank
 from engine.machine import precision, ranks
 from engine.machine.blocks import blocks
-from engine.machine.files import digest
+from engine.machine.files import short_digest
 from engine.models.form import Form
 from engine.recipe.checks import FEWEST_FOR_CKA
 from engine.recipe.schema import ModelRecipe, Recipe
 from engine.run import Run
-from engine.store.cells import Mix, essential
+from engine.store.cells import Mix, canonical_mix
 
 FILE = "cka.json"
 
@@ -44,7 +44,7 @@ def evaluate(run: Run, mixes: Sequence[Mix], name: str) -> None:
 
     Raises ValueError for a set with too few images, RecipeError for a model without blocks.
     """
-    for mix in map(essential, mixes):
+    for mix in map(canonical_mix, mixes):
         run.make("cka", *_key(run, mix, name), functools.partial(_compute, run, mix, name))
 
 
@@ -59,7 +59,7 @@ def stored(run: Run, mix: Mix, name: str) -> dict[str, float | None]:
 
     Raises FileNotFoundError where it was not evaluated, ValueError where its file was altered.
     """
-    label, key = _key(run, essential(mix), name)
+    label, key = _key(run, canonical_mix(mix), name)
     artifact = run.store.find("cka", label, key)
     if artifact is None:
         raise FileNotFoundError(
@@ -81,7 +81,7 @@ def minibatches(recipe: Recipe, labelled: LabelledSet) -> list[np.ndarray]:
             f"evaluate.cka: {labelled.name} has {len(positions)} images to evaluate, and CKA needs "
             f"{FEWEST_FOR_CKA} or more; set evaluate.cka=0"
         )
-    seed = [recipe.dataset.seed, int(digest([labelled.pack.fingerprint, "cka"]), 16)]
+    seed = [recipe.dataset.seed, int(short_digest([labelled.pack.fingerprint, "cka"]), 16)]
     drawn = np.random.default_rng(seed).permutation(positions)[: recipe.evaluate.cka]
     size = max(recipe.evaluate.batch_size, FEWEST_FOR_CKA)
     count = min(math.ceil(len(drawn) / size), len(drawn) // FEWEST_FOR_CKA)

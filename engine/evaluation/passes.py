@@ -25,14 +25,14 @@ from engine.evaluation.batches import Reader, read, reduced
 from engine.evaluation.model import Function, Model
 from engine.evaluation.reduction import Reduction, predictions_table
 from engine.machine import ranks
-from engine.machine.files import digest
+from engine.machine.files import short_digest
 from engine.measures.calibration import TEMPERATURES
 from engine.measures.predictions import plain_of
 from engine.models.form import Form
 from engine.run import Run
 from engine.store.artifacts import Artifact
-from engine.store.cells import Average, Ensemble, essential
-from engine.store.pending import PART, Pending, slices
+from engine.store.cells import Average, Ensemble, canonical_mix
+from engine.store.pending import PART, PartialPredictions, slices
 from loaders.batch import Batch, on_device
 
 
@@ -44,7 +44,7 @@ def evaluate(run: Run, averages: Sequence[Average], names: Iterable[str], split:
     for name in names:
         labelled = run.sets[name]
         missing: list[Average] = []
-        for average in (essential(each) for each in averages):
+        for average in (canonical_mix(each) for each in averages):
             finished = find(run, average, name, split) is not None
             if not ranks.all_agree(finished) and average not in missing:
                 run.store.check_makes("predictions", *key_of(run, average, labelled, split))
@@ -56,7 +56,7 @@ def evaluate(run: Run, averages: Sequence[Average], names: Iterable[str], split:
 
 def find(run: Run, average: Average, name: str, split: str) -> Artifact | None:
     """The predictions of an average of cells on a set, or None if it was not evaluated."""
-    key = key_of(run, essential(average), run.sets[name], split)
+    key = key_of(run, canonical_mix(average), run.sets[name], split)
     return run.store.find("predictions", *key)
 
 
@@ -67,7 +67,7 @@ def predicted(run: Run, average: Average, name: str, split: str) -> Path:
     """
     artifact = find(run, average, name, split)
     if artifact is None:
-        label, _ = key_of(run, essential(average), run.sets[name], split)
+        label, _ = key_of(run, canonical_mix(average), run.sets[name], split)
         raise FileNotFoundError(
             f"the store has no predictions of {label}: run the campaign again to make them"
         )
@@ -85,7 +85,7 @@ def holdout_accuracy(run: Run, average: Average) -> float:
 def key_of(
     run: Run, average: Average, labelled: LabelledSet, split: str
 ) -> tuple[str, dict[str, Any]]:
-    """Label and key of the artefact that holds the predictions of an essential average."""
+    """Label and key of the artefact that holds the predictions of a canonical average."""
     recipe = run.recipe
     split = split if len(labelled.holdout) else "all"
     key = {
@@ -93,7 +93,7 @@ def key_of(
         "pack": labelled.pack.fingerprint,
         "split": [split, *labelled.split_key(recipe.dataset)] if split != "all" else "all",
         "batch_size": recipe.evaluate.batch_size,
-        "classes": digest(run.sets.classes),  # top-1 and label are positions among them
+        "classes": short_digest(run.sets.classes),  # top-1 and label are positions among them
         **Form.of(recipe.evaluate, run.device).key,
         "machine": run.machine,
     }
@@ -106,7 +106,9 @@ def key_of(
 
 def _pass(run: Run, averages: Sequence[Average], labelled: LabelledSet, split: str) -> None:
     cuts = slices(labelled.split(split), run.recipe.evaluate.batch_size)
-    pending = [Pending(run.store, a, key_of(run, a, labelled, split), cuts) for a in averages]
+    pending = [
+        PartialPredictions(run.store, a, key_of(run, a, labelled, split), cuts) for a in averages
+    ]
     for evaluation in pending:
         if not evaluation.todo:  # only the joining of its slices is left
             evaluation.finish()
@@ -146,7 +148,7 @@ def _of_features(
 
 def _evaluate(
     run: Run,
-    pending: Sequence[Pending],
+    pending: Sequence[PartialPredictions],
     nets: Sequence[Sequence[Model]],
     labelled: LabelledSet,
     reader: Reader,
@@ -167,7 +169,9 @@ def _evaluate(
     cuts, label = pending[0].cuts, f"{len(pending)} models on {labelled.name}"
     pieces = read(run, reader, [cuts[number] for number in numbers], label)
 
-    def put(number: int, evaluations: Sequence[Pending], rows: Sequence[torch.Tensor]) -> None:
+    def put(
+        number: int, evaluations: Sequence[PartialPredictions], rows: Sequence[torch.Tensor]
+    ) -> None:
         for evaluation, of_evaluation in zip(evaluations, rows, strict=True):
             evaluation.put(number, predictions_table(of_evaluation, labelled, cuts[number]))
 

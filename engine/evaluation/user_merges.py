@@ -32,7 +32,7 @@ from engine.recipe.overrides import Override
 from engine.recipe.schema import MethodRecipe, ModelRecipe
 from engine.run import Run
 from engine.store.artifacts import Store
-from engine.store.cells import Average, Cell, Ensemble, Export, essential
+from engine.store.cells import Average, Cell, Ensemble, Export, canonical_mix
 
 log = logging.getLogger(__name__)
 MEMBERS, SEEDS = "members", "seeds"  # options of methods that merge a list of cells
@@ -211,6 +211,6 @@ def _made(
         raise no_model
     files = {cell.name: file for file, cell in cells.items()}
     # By file: sums run in the order of names, and cells of a store have their names in the path.
-    of_files = {files[name]: weight for name, weight in essential(mix).items()}
+    of_files = {files[name]: weight for name, weight in canonical_mix(mix).items()}
     (state,) = bank.mixed([of_files], cells, torch.device("cpu"))
     return state, dict(sorted(of_files.items()))

@@ -22,7 +22,7 @@ from engine.cells.cell_plan import CellPlan
 from engine.errors import CampaignError, RecipeError
 from engine.grid.columns import Column, columns_of
 from engine.grid.place import REPORT, files
-from engine.machine.files import digest
+from engine.machine.files import short_digest
 from engine.recipe import catalogue, modules
 from engine.recipe.campaigns import SELECTION, VARY
 from engine.recipe.overrides import Override
@@ -178,7 +178,7 @@ def plan(
         for cell in row.all()
         if modules.is_users(cell.recipe.method.module)
     }
-    identity = digest(
+    identity = short_digest(
         {
             "format": artifacts.FORMAT,
             "rows": {name: _settings(row, files) for name, row in rows.items()},
@@ -285,7 +285,7 @@ def _title(
     return "-".join(title)
 
 
-def text(plan: Plan) -> bytes:
+def to_json(plan: Plan) -> bytes:
     """The plan as its file, which `read` reads."""
     values = {field.name: getattr(plan, field.name) for field in dataclasses.fields(plan)}
     del values["path"]

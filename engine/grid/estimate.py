@@ -21,7 +21,7 @@ from engine.data import packs
 from engine.data.kinds import kind_of
 from engine.grid.campaign import Plan
 from engine.machine import precision, rates
-from engine.machine.files import digest
+from engine.machine.files import short_digest
 from engine.machine.flops import elements_of_image, forward_tflops, of_image
 from engine.methods.base import Derived
 from engine.recipe import modules
@@ -196,7 +196,8 @@ class Estimate:
         those of the bank, a batch's activations at a hundred times its images, and the largest set
         that is trained on or evaluated (uint8)."""
         recipe = self.plan.recipe
-        sets = {*recipe.dataset.places, *self.plan.downstreams}  # another one is read as a stream
+        # Another one is read as a stream.
+        sets = {*recipe.dataset.evaluated_sets, *self.plan.downstreams}
         image = 3 * recipe.model.image_size**2
         batch = max(recipe.train.batch_size, recipe.evaluate.batch_size) * image * 4 * 100
         copies = (COPIES + len(self.plan.rows)) * self.parameters * 4
@@ -249,13 +250,13 @@ def of(plan: Plan) -> Estimate:
     model = _model(recipe, counts[dataset.upstream][1])
     everywhere = sum(images[name] for name in recipe.base_sets)  # whose features are stored
     columns, weights = [], 1
-    predictions = sum(images[name] for name in dataset.places)
+    predictions = sum(images[name] for name in dataset.evaluated_sets)
     cells: list[Recipe] = []
     fishers: dict[int, Part] = {}
     for column in plan.columns:
         cells = [cell.recipe for row in plan.cells(column) for cell in row.all()]
-        judged = sum(_judged(cells[0], name, images[name]) for name in dataset.places)
-        judged += sum(_seen(cells[0], name, images[name]) for name in dataset.places)
+        judged = sum(_judged(cells[0], name, images[name]) for name in dataset.evaluated_sets)
+        judged += sum(_seen(cells[0], name, images[name]) for name in dataset.evaluated_sets)
         trained_on = [_trained_on(cell, *counts[column.downstream]) for cell in cells]
         parts, files, rows = _of_column(cells, trained_on, judged, model)
         columns.append((Part("jobs start", starts=1), *parts))
@@ -317,7 +318,7 @@ def _passes(cell: Recipe) -> float:
 
 def _distances(recipe: Recipe, counts: dict[str, tuple[int, int]]) -> Iterator[float]:
     """Core-seconds of the distance of each pair of sets, each with itself too."""
-    for pair in itertools.combinations_with_replacement(recipe.dataset.places, 2):
+    for pair in itertools.combinations_with_replacement(recipe.dataset.evaluated_sets, 2):
         images, classes = zip(*(counts[name] for name in pair), strict=True)
         samples = math.prod(min(count, DISTANCE_SAMPLES) for count in images)
         yield rates.CLASS_PAIR_S * math.prod(classes) + rates.SAMPLE_PAIR_S * samples
@@ -335,7 +336,7 @@ def _of_column(
         # Two rows may call one cell by two titles.
         untitled = dataclasses.replace(cell.method, title="")
         key = dataclasses.asdict(dataclasses.replace(cell, method=untitled))
-        distinct[digest(key)] = cell, images
+        distinct[short_digest(key)] = cell, images
     parts, networks, extra, weights = [], 0, 0, 0  # fitted heads and ensembles need no pass
     for cell, images in distinct.values():
         is_users = modules.is_users(cell.method.module)

@@ -27,7 +27,7 @@ from engine.recipe.resolve import NEEDS
 from engine.recipe.schema import ModelRecipe, Recipe
 from engine.store import cells
 from engine.store.artifacts import Artifact, Store
-from engine.store.cells import CELL, Average, Cell, Ensemble, essential
+from engine.store.cells import CELL, Average, Cell, Ensemble, canonical_mix
 
 RECIPE = "recipe.yaml"  # of a cell
 
@@ -82,7 +82,7 @@ def row_of_cell(folder: Path, alpha: float | None) -> DescribedModel:
     entry = entries[alpha] if alpha in entries else next(iter(entries.values()))
     title = folder.name if entry.alpha is None else f"{folder.name} at alpha {entry.alpha:g}"
     remedy = f"`python engine/launch.py recipe={folder / 'recipe.yaml'}` trains it"
-    average = essential(entry.mix)
+    average = canonical_mix(entry.mix)
     parents = _parents(Store(folder.parents[1]), average, title, remedy)
     described = descriptions.read(folder / CELL)
     pretrained = None

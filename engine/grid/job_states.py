@@ -63,7 +63,7 @@ def counts(place: Path, jobs: Sequence[str]) -> Counter[str]:
     return Counter(state(place, job) for job in jobs)
 
 
-class Progress(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class JobProgress(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How far a job is, in steps, when it wrote this (seconds since 1970), and what it does."""
 
     done: int
@@ -74,18 +74,18 @@ class Progress(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def advance(path: Path, name: str, done: int, total: int, doing: str = "") -> None:
     """Write how far a job of the plan at `path` is, and what it does, for the progress bar."""
-    progress = Progress(done, total, time.time(), doing)
+    progress = JobProgress(done, total, time.time(), doing)
     files(path.parent).write(f"{PROGRESS}/{name}.json", msgspec.json.encode(progress))
 
 
-def progress(plan: Plan) -> dict[str, Progress]:
+def progress(plan: Plan) -> dict[str, JobProgress]:
     """How far each job of a plan is that was begun."""
-    begun: dict[str, Progress] = {}
+    begun: dict[str, JobProgress] = {}
     for job in plan.jobs:
         # A damaged file moves the bar only, and the job writes it anew.
         with contextlib.suppress(DamagedFile, FileNotFoundError):
             file = plan.place / PROGRESS / f"{job}.json"
-            begun[job] = schema.read(file, Progress, "delete it", files(plan.place))
+            begun[job] = schema.read(file, JobProgress, "delete it", files(plan.place))
     return begun
 
 

@@ -63,7 +63,7 @@ def prepare(plan: Plan, device: torch.device) -> None:
     """What all columns share: packs, the pre-trained model, its features and predictions, and the
     graphs of models that are compiled."""
     builder, *_ = rows = builders(plan, device, plan.columns[0])
-    names = builder.recipe.dataset.places
+    names = builder.recipe.dataset.evaluated_sets
 
     def begin(step: int, what: str = "") -> None:
         job_states.advance(plan.path, PREPARE, step, len(names) + 1, what and f"preparing {what}")
@@ -111,7 +111,7 @@ def column(plan: Plan, column: Column, device: torch.device) -> None:
     of_rows = [row.entries() for row in rows]  # for which all ranks look together
     entries = list(itertools.chain(*of_rows))
     run = rows[0].run
-    for place in run.recipe.dataset.places:
+    for place in run.recipe.dataset.evaluated_sets:
         split = run.recipe.split_of(place)
         passes.evaluate(run, [entry.mix for entry in entries], [place], split)
         headlines = [entry.mix for entry in entries if entry.headline]

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-DISTANCE = problems.Options(samples=10_000)
+DISTANCE = problems.DistanceOptions(samples=10_000)
 
 
 def record_of(plan: Plan, device: torch.device, columns: Sequence[Column] = ()) -> Record:
@@ -136,8 +136,8 @@ def _artifacts(
 def _shared(plan: Plan, device: torch.device) -> Run:
     """What all columns share, as the store holds it."""
     builder = jobs.builders(plan, device, plan.columns[0], finds_only=True)[0]
-    encoded = verify.encoded(builder.recipe, builder.recipe.dataset.places)
-    if missing := [name for name in builder.recipe.dataset.places if name not in encoded]:
+    encoded = verify.encoded(builder.recipe, builder.recipe.dataset.evaluated_sets)
+    if missing := [name for name in builder.recipe.dataset.evaluated_sets if name not in encoded]:
         raise FileNotFoundError(
             f"the packs of {', '.join(missing)} are missing: run the campaign again to encode them"
         )
@@ -146,7 +146,7 @@ def _shared(plan: Plan, device: torch.device) -> Run:
 
 def _before(run: Run) -> Iterator[Evaluation]:
     """The pre-trained model of a run on every set."""
-    for name in run.recipe.dataset.places:
+    for name in run.recipe.dataset.evaluated_sets:
         path = _predicted(run, {run.base.name: 1.0}, name)
         yield Evaluation(run.recipe.model.name, PRE, "", None, PLAIN, "", name, path)
 
@@ -155,7 +155,7 @@ def _evaluations(models: Sequence[GridModel]) -> Iterator[Evaluation]:
     """Every model on every set."""
     for model in models:
         recipe, entry = model.run.recipe, model.entry
-        for name in recipe.dataset.places:
+        for name in recipe.dataset.evaluated_sets:
             path = _predicted(model.run, entry.mix, name)
             of_row = recipe.seed, entry.headline, model.trains
             yield Evaluation(*model.arm, recipe.downstream, name, path, *of_row)
@@ -163,13 +163,13 @@ def _evaluations(models: Sequence[GridModel]) -> Iterator[Evaluation]:
 
 def _seen(run: Run, models: Sequence[GridModel], needed: Sequence[str]) -> Iterator[Evaluation]:
     """The evaluations on images that are not held out, of sets that share photos: `Record.seen`."""
-    for name in run.recipe.dataset.places:
+    for name in run.recipe.dataset.evaluated_sets:
         if jobs.is_judged_seen(run, name, needed):
             path = passes.predicted(run, {run.base.name: 1.0}, name, "train")
             yield Evaluation(run.recipe.model.name, PRE, "", None, PLAIN, "", name, path)
     for model in models:
         recipe = model.run.recipe
-        for name in recipe.dataset.places if model.entry.headline else ():
+        for name in recipe.dataset.evaluated_sets if model.entry.headline else ():
             if jobs.is_judged_seen(run, name, [recipe.downstream]):
                 path = passes.predicted(model.run, model.entry.mix, name, "train")
                 of_row = recipe.seed, True, model.trains
@@ -211,7 +211,7 @@ def _cka(models: Sequence[GridModel]) -> Iterator[dict[str, Any]]:
         mix = entry.mix
         if not entry.headline or isinstance(mix, Ensemble):
             continue
-        for name in run.recipe.dataset.places:
+        for name in run.recipe.dataset.evaluated_sets:
             cell = ModelOnSet(*arm, run.recipe.downstream, name)
             blocks = cka.stored(run, mix, name)
             yield {**dataclasses.asdict(cell), "seed": run.recipe.seed, "blocks": blocks}
@@ -225,7 +225,7 @@ def _distances(run: Run) -> dict[str, Any] | None:
     """Distances between all sets. A report does without them where they cannot be computed."""
     try:
         store = Store(run.store.root)
-        return solve.distances(run, run.recipe.dataset.places, DISTANCE, store).plain()
+        return solve.distances(run, run.recipe.dataset.evaluated_sets, DISTANCE, store).plain()
     except DamagedFile:
         raise
     except ValueError as error:
@@ -275,7 +275,7 @@ def _row(name: str, cell: Recipe) -> Row:
 def _head(run: Run) -> str:
     """Which set fitted the head, and in which sets models are judged on the same photos."""
     seen = {}
-    for name in run.recipe.dataset.places:
+    for name in run.recipe.dataset.evaluated_sets:
         split = run.recipe.split_of(name)
         if images := run.sets.seen_by_head(name, split):
             seen[name] = f"{name} ({images:,} of {len(run.sets[name].split(split)):,} images)"

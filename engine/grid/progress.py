@@ -11,7 +11,7 @@ from typing import Any
 
 from engine.grid import job_states
 from engine.grid.campaign import Plan
-from engine.grid.job_states import FAILED, FINISHED, RUNNING, WAITING, Progress
+from engine.grid.job_states import FAILED, FINISHED, RUNNING, WAITING, JobProgress
 
 POLL_S = 0.5
 LOG_EVERY_S = 30  # between two states of the bar where nobody watches it move
@@ -52,7 +52,7 @@ def show(process: subprocess.Popen, plans: Sequence[Plan], watch: Callable[[], s
         bar.n = total if process.returncode == 0 else bar.n
 
 
-def _describe(bar: Any, plans: Sequence[Plan], begun: Sequence[Progress]) -> None:
+def _describe(bar: Any, plans: Sequence[Plan], begun: Sequence[JobProgress]) -> None:
     latest = max(begun, key=lambda state: state.at, default=None)
     bar.set_postfix_str(text(_counts(plans), latest.doing if latest else ""), refresh=False)
 

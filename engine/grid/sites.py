@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from engine.errors import CampaignError
 from engine.grid.campaign import COLUMN, PREPARE, REPORT, Plan
-from engine.grid.schedulers import SCHEDULERS, Options, Scheduler
+from engine.grid.schedulers import SCHEDULERS, RunOptions, Scheduler
 
 QUEUED_CORES = 4  # of a job in a queue: images are read beside the work
 START_H = 5 / 60  # of a job: imports, compilation, a slow file system
@@ -35,7 +35,7 @@ class Site:
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
-def checked(options: Options) -> Options:
+def checked(options: RunOptions) -> RunOptions:
     """The options with their number of cores.
 
     Raises ValueError and CampaignError for those that are impossible, or have no effect beside the
@@ -52,7 +52,7 @@ def checked(options: Options) -> Options:
         raise ValueError(f"--retries {options.retries}: 0 or more are possible")
     of_queues = ("partition", "account", "time", "mem", "retries", "requeue")
     for name in of_queues if not is_queued else ():
-        if getattr(options, name) != getattr(Options, name):
+        if getattr(options, name) != getattr(RunOptions, name):
             raise ValueError(f"--{name} is an option of --executor {'|'.join(SCHEDULERS)}")
     for name in ("time", "mem"):
         value = getattr(options, name)
@@ -63,7 +63,7 @@ def checked(options: Options) -> Options:
     return dataclasses.replace(options, cores=cores)
 
 
-def of(options: Options, plans: Sequence[Plan]) -> Site:
+def of(options: RunOptions, plans: Sequence[Plan]) -> Site:
     """The site of campaigns that run together.
 
     Raises ValueError where the recipe's device, or so many GPUs, are not there; CampaignError as
@@ -94,7 +94,7 @@ def of(options: Options, plans: Sequence[Plan]) -> Site:
     return Site(device, words, ranks, scheduler, environment)
 
 
-def resources(options: Options, site: Site, plan: Plan, plans: int = 1) -> dict[str, Resources]:
+def resources(options: RunOptions, site: Site, plan: Plan, plans: int = 1) -> dict[str, Resources]:
     """What the jobs of each stage use or ask for. plans: those that share this machine's cores."""
     gpus = 0 if site.device == "cpu" else site.ranks
     if options.executor == "local" and not options.profile:

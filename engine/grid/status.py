@@ -79,7 +79,7 @@ def of(begun: Begun, now: float, *, is_latest: bool = True) -> Status:
 
 def left_s(
     steps: int,
-    states: dict[str, job_states.Progress],
+    states: dict[str, job_states.JobProgress],
     tried: list[attempts.Attempt],
     now: float,
 ) -> float | None:

@@ -80,7 +80,7 @@ def verify(builder: Builder, tolerance: float = TOLERANCE) -> list[Check]:
     A campaign of the same settings finds these predictions. Raises ValueError if no set is encoded.
     """
     recipe = builder.recipe
-    names = encoded(recipe, recipe.dataset.places)
+    names = encoded(recipe, recipe.dataset.evaluated_sets)
     if not names:
         raise ValueError(
             f"no set of {recipe.dataset.name} is encoded for {recipe.model.name} under "
@@ -89,7 +89,7 @@ def verify(builder: Builder, tolerance: float = TOLERANCE) -> list[Check]:
     of_timm = timms(recipe.model)
     run = builder.run  # whose base model is fetched now
     checks = []
-    for name in recipe.dataset.places:
+    for name in recipe.dataset.evaluated_sets:
         published, timm = recipe.model.published.get(name), of_timm.get(name)
         if name not in names:
             checks.append(Check(name, 0, None, published, 0.0, "not encoded", timm=timm))

@@ -24,7 +24,7 @@ from engine.errors import CampaignError
 from engine.grid import campaign, job_states, progress, sites
 from engine.grid.campaign import COLUMN, PREPARE, REPORT, Plan
 from engine.grid.place import files
-from engine.grid.schedulers import Options, Scheduler
+from engine.grid.schedulers import RunOptions, Scheduler
 from engine.grid.sites import Resources, Site
 from engine.machine import parent, preemption
 from engine.store.artifacts import Store
@@ -42,7 +42,7 @@ JOBS = "RIB_WORKFLOW"  # the variable that names the jobs; a word of the command
 ENDING = (signal.SIGTERM, signal.SIGHUP)  # a scheduler's end, a closed terminal: as Ctrl-C
 
 
-def run(plans: Sequence[Plan], options: Options, *, dry_run: bool = False) -> None:
+def run(plans: Sequence[Plan], options: RunOptions, *, dry_run: bool = False) -> None:
     """Run what is missing of campaigns, all at once.
 
     Raises CampaignError when a job fails; campaigns that do not wait for it are finished first.
@@ -62,7 +62,7 @@ def run(plans: Sequence[Plan], options: Options, *, dry_run: bool = False) -> No
             stack.enter_context(locked(plan.folder))
             job_states.begin(plan)
             Store(plan.folder.parent / "store").remove_left_overs(LEFT_OVER_S)
-            files(plan.place).write(campaign.FILE, campaign.text(plan))
+            files(plan.place).write(campaign.FILE, campaign.to_json(plan))
         settings = {
             grid: {
                 "columns": [column.id for column in plan.columns],

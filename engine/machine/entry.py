@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("engine", "kernels", "loaders")
 OUR_ERRORS = (RecipeError, ShadowedError, DivergedError, CampaignError, FirstRankError)
 USER_ERRORS = (ValueError, OSError, *OUR_ERRORS)
-PASSING = (OSError, FirstRankError)  # another attempt may not meet it; a rank cannot tell
+TRANSIENT = (OSError, FirstRankError)  # another attempt may not meet it; a rank cannot tell
 DEBUG = "RIB_DEBUG"  # an environment variable, which the jobs of a campaign inherit
 
 
@@ -56,12 +56,12 @@ def check_shadowing() -> None:
 
 
 def guarded(
-    work: Callable[[], int | None], *, may_be_hidden: bool = False, passing_code: int = 2
+    work: Callable[[], int | None], *, may_be_hidden: bool = False, transient_code: int = 2
 ) -> int:
     """Exit code of `work`: a user's error prints a line and gives 2, Ctrl-C gives 130.
 
-    may_be_hidden: whether it runs where another package hides one of ours. passing_code: in place
-    of 2 for an error that another attempt may not meet, such as one of the disk or the network.
+    may_be_hidden: whether it runs where another package hides one of ours. transient_code: the exit
+    code of errors worth another attempt, such as those of the disk or the network.
     A training that a signal ended, after a last checkpoint, gives 75 (EX_TEMPFAIL).
     An error inside a user's method prints its traceback above that line, and an exit inside one is
     such an error, whatever its code; with `--debug` every error prints its traceback. Where the
@@ -83,25 +83,25 @@ def guarded(
         return code
     except BrokenPipeError as error:
         if not _reader_left():
-            return _explain(error, passing_code)
+            return _explain(error, transient_code)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it on exit
         return 128 + signal.SIGPIPE
     except PreemptedError as error:
         print(error, file=sys.stderr)
         return os.EX_TEMPFAIL  # which a scheduler can be told to queue again
     except USER_ERRORS as error:
-        return _explain(error, passing_code)
+        return _explain(error, transient_code)
     except KeyboardInterrupt:
         print("interrupted; finished work is safe, the same command continues it", file=sys.stderr)
         return 130
     except SystemExit as error:
         if not _in_users_method(error):
             raise
-        return _explain(error, passing_code)
+        return _explain(error, transient_code)
     except Exception as error:
         if not _in_users_method(error):
             raise
-        _explain(error, passing_code)
+        _explain(error, transient_code)
         return 1  # another attempt may not meet it
 
 
@@ -153,7 +153,7 @@ def _open_streams() -> None:
             stream.reconfigure(encoding="utf-8")
 
 
-def _explain(error: BaseException, passing_code: int) -> int:
+def _explain(error: BaseException, transient_code: int) -> int:
     """Print an error and return its exit code."""
     if DEBUG in os.environ or _in_users_method(error):
         traceback.print_exception(error)
@@ -164,7 +164,7 @@ def _explain(error: BaseException, passing_code: int) -> int:
     if file and not isinstance(error, FirstRankError):
         message = {"message": line, "extraInfo": {"timestamp": int(time.time())}}
         Path(file).write_text(json.dumps({"message": message}), "utf-8")
-    return passing_code if isinstance(error, PASSING) else 2
+    return transient_code if isinstance(error, TRANSIENT) else 2
 
 
 def _of_folder(error: BaseException) -> str:

@@ -62,7 +62,7 @@ def _private(folder: Path, variable: str) -> Path:
     return folder
 
 
-def digest(key: Any) -> str:
+def short_digest(key: Any) -> str:
     """The first 16 hex digits of the SHA-256 of a key as canonical JSON."""
     return files.digest(key)[:16]
 

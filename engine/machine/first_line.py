@@ -1,4 +1,4 @@
-"""A line at once, before imports that take seconds."""
+"""Say what a command does before imports that take seconds."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import sys
 
 
 def show(text: str) -> None:
-    """Print to standard error what a command does now, unless torch is imported: no wait is ahead.
-
-    Of several ranks, the first one speaks.
+    """Print to standard error what a command does now. Prints nothing once torch is imported, since
+    no wait is ahead, and on ranks other than the first.
     """
     if "torch" not in sys.modules and os.environ.get("RANK", "0") == "0":
         print(f"{text} ...", file=sys.stderr, flush=True)

@@ -175,6 +175,11 @@ def least(value: float) -> float:
     return values.item()
 
 
+def most(value: float) -> float:
+    """The largest of the ranks' values (float32)."""
+    return -least(-value)
+
+
 def _meeting_place() -> str:
     """The kind of device on which the ranks exchange tensors."""
     return "cuda" if dist.get_backend() == "nccl" else "cpu"

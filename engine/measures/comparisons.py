@@ -26,7 +26,7 @@ def compare(grid: Grid, arms: Sequence[int]) -> pandas.DataFrame:
     Columns: arm and against, evaluated_on (empty: mRI), difference_pts and its ends, p, and
     p_corrected by Holm: over all pairs for mRI, over all pairs and sets for sets.
     """
-    pairs, rows = _pairs(grid, arms), grid.elsewhere
+    pairs, rows = _pairs(grid, arms), grid.ri_cells
     on_sets = grid.mean(rows, ["arm", "evaluated_on"])
     names = [name for name in grid.sets if (rows["evaluated_on"] == name).any()]
     families = in_mri(grid, arms), _differences(on_sets, pairs, names)

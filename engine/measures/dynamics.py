@@ -29,7 +29,7 @@ import pandas
 from scipy import sparse
 
 from engine.measures import bootstrap, seeds
-from engine.measures.metrics import Grid, Means, alike
+from engine.measures.metrics import Grid, Means, equal_column_weights
 from engine.measures.rows import Arm
 from engine.measures.tables import ordered
 
@@ -128,8 +128,8 @@ def _of_arm(
     for of in parts.values():
         first = of[of["arm"] == places[steps[1]]]
         means = (
-            grid.mean(first, ["arm"], alike(first), of="before"),
-            grid.mean(of, ["arm"], alike(of)),
+            grid.mean(first, ["arm"], equal_column_weights(first), of="before"),
+            grid.mean(of, ["arm"], equal_column_weights(of)),
         )
         weights += [each.weights for each in means]
     keys = pandas.DataFrame(itertools.product(parts, steps), columns=["quantity", "step"])

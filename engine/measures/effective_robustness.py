@@ -26,7 +26,7 @@ CLIP = 1e-4  # a share this near 0 or 1 is moved here: its probit would be infin
 # What a trend line is fitted over, in the order of preference.
 GIVEN = "models given by the user"
 PUBLISHED = "published models of ImageNet-1K alone"
-PRE_TRAINED = "pre-trained models"
+CAMPAIGN_MODELS = "pre-trained models"
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,8 +64,8 @@ class Trend:
     cells, upstream: the rows of the grid that are measured against it, and those of the same models
     on the upstream set. fitted: which of them it is fitted over; none where `given`, float64 [2, F]
     of upstream and shifted accuracy in percent, takes their place. basis: `GIVEN`, `PUBLISHED` or
-    `PRE_TRAINED`. families: str [F] of `given`, which are drawn as one in intervals; empty where
-    the models are taken as they are.
+    `CAMPAIGN_MODELS`. families: str [F] of `given`, which are drawn as one in intervals; empty
+    where the models are taken as they are.
     """
 
     cells: np.ndarray
@@ -78,7 +78,7 @@ class Trend:
     def models(self, accuracy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Upstream and shifted accuracy [B, F] in percent of the models that the line is fitted
         over, from the accuracy of all cells [B, cells]. What is given is the same in all draws."""
-        if self.basis != PRE_TRAINED:
+        if self.basis != CAMPAIGN_MODELS:
             return self.given[:1], self.given[1:]
         upstream, shifted = (accuracy[:, of[self.fitted]] for of in (self.upstream, self.cells))
         return upstream, shifted
@@ -137,7 +137,7 @@ def trends(grid: Grid, baseline: Baseline | None = None) -> dict[str, Trend]:
                 by_set[name] = Trend(places, upstream, fitted[:0], values, baseline.basis, families)
                 continue
         if len(fitted) >= MODELS_FOR_A_TREND:
-            by_set[name] = Trend(places, upstream, fitted, none, PRE_TRAINED, none[0])
+            by_set[name] = Trend(places, upstream, fitted, none, CAMPAIGN_MODELS, none[0])
     return by_set
 
 

@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from engine.measures import bootstrap, metrics, predictions
 from engine.measures.bootstrap import DRAWS
-from engine.measures.metrics import CELL, Grid, alike
+from engine.measures.metrics import CELL, Grid, equal_column_weights
 from engine.measures.predictions import Keep, SetPredictions
 from engine.measures.rows import PRE, Evaluation
 
@@ -118,7 +118,7 @@ def _table(grid: Grid) -> pandas.DataFrame:
     for by in (["arm"], ["arm", "downstream"], ["arm", "downstream", "evaluated_on"]):
         means = {}
         for kind, of in kinds.items():
-            weight = alike(of) if by == ["arm"] else None
+            weight = equal_column_weights(of) if by == ["arm"] else None
             means[kind] = grid.mean(of, by, weight, of="change")
         seen, unseen = means[SEEN], means[UNSEEN]  # their rows have one order, as the cells have
         leak = replace(seen, weights=seen.weights - unseen.weights)

@@ -92,7 +92,7 @@ class Grid:
     )
 
     @functools.cached_property
-    def elsewhere(self) -> pandas.DataFrame:
+    def ri_cells(self) -> pandas.DataFrame:
         """The cells that count in RI: fine-tuned models on the sets of RI but their own."""
         cells = self.cells
         counts = cells["downstream"].isin(self.downstreams) & cells["evaluated_on"].isin(self.sets)
@@ -114,8 +114,8 @@ class Grid:
     def disjoint_mri(self) -> Means:
         """Disjoint mRI by arm: of the arms, and over the sets fine-tuned on, that have such an RI;
         `keys` says over how many (`columns`)."""
-        cells = self.without_related(self.elsewhere)
-        means = self.mean(cells, ["arm"], alike(cells), of="change")
+        cells = self.without_related(self.ri_cells)
+        means = self.mean(cells, ["arm"], equal_column_weights(cells), of="change")
         columns = cells.groupby("arm", sort=False)["downstream"].nunique()
         return replace(means, keys=means.keys.assign(columns=means.keys["arm"].map(columns)))
 
@@ -159,7 +159,7 @@ class Grid:
     @functools.cached_property
     def mri(self) -> Means:
         """mRI by arm."""
-        return self.mean(self.elsewhere, ["arm"], alike(self.elsewhere), of="change")
+        return self.mean(self.ri_cells, ["arm"], equal_column_weights(self.ri_cells), of="change")
 
     @functools.cached_property
     def numbers(self) -> pandas.DataFrame:
@@ -180,8 +180,8 @@ class Grid:
         is_trained = cells["method"] != PRE
         of_sets = cells[others & cells["evaluated_on"].isin(self.sets)]
         parts = [
-            self._numbers(of_sets, [], alike(of_sets)),
-            self._numbers(self.elsewhere, ["downstream"]),
+            self._numbers(of_sets, [], equal_column_weights(of_sets)),
+            self._numbers(self.ri_cells, ["downstream"]),
             self._numbers(cells[others & is_trained], ["evaluated_on"]),
             self._numbers(cells, ["downstream", "evaluated_on"]),
         ]
@@ -205,7 +205,7 @@ class Grid:
         tables += [after.table("accuracy_pct", clip=True), change.table("change_pts")]
         if len(self.related) and len(by) < len(CELL):
             left = self.without_related(cells[is_trained])
-            of_left = alike(left) if weight is not None else None
+            of_left = equal_column_weights(left) if weight is not None else None
             tables.append(self.mean(left, by, of_left, of="change").table("disjoint_change_pts"))
         shares = [name for name, each in behaviour.MEASURES.items() if each.is_share]
         tables += [after.table(column_name(k), k, clip=k in shares) for k in measures()]
@@ -285,8 +285,8 @@ class Means:
         if not arms:
             return error
         of_arms = [grid.seeds_by_arm.loc[keys[name]].reset_index(drop=True) for name in arms]
-        alike = keys.drop(columns=arms).assign(model=of_arms[0]["model"], at=of_arms[0]["setting"])
-        groups = alike.groupby(list(alike)).ngroup()
+        same = keys.drop(columns=arms).assign(model=of_arms[0]["model"], at=of_arms[0]["setting"])
+        groups = same.groupby(list(same)).ngroup()
         varies = np.any([of["varies"] for of in of_arms], axis=0)
         pools = np.all([of["pools"] for of in of_arms], axis=0)
         return seeds.moderated(error, groups, varies, pools, of_pairs=len(arms) > 1)
@@ -309,7 +309,7 @@ def _named(rows: pandas.DataFrame) -> pandas.DataFrame:
     return rows.assign(setting=rows["setting"].map(str)).astype({"alpha": float})
 
 
-def alike(cells: pandas.DataFrame) -> pandas.Series:
+def equal_column_weights(cells: pandas.DataFrame) -> pandas.Series:
     """The weights of cells in means by arm in which each set fine-tuned on counts alike."""
     columns = cells.groupby("arm")["downstream"].transform("nunique")
     return 1 / (columns * cells.groupby(["arm", "downstream"])["n"].transform("size"))

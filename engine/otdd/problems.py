@@ -49,7 +49,7 @@ class Labelled(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Options:
+class DistanceOptions:
     """What is computed, and by which conventions.
 
     eps: a share of the mean cost over all pairs, or with `relative=False` in units of the cost.
@@ -77,13 +77,13 @@ class Options:
     bracket: Positive | None = None
 
     def __post_init__(self) -> None:
-        for name, kind in get_type_hints(Options, include_extras=True).items():
+        for name, kind in get_type_hints(DistanceOptions, include_extras=True).items():
             typed.converted(kind, getattr(self, name), name)
         if self.exact and self.bracket is not None:
             raise ValueError("exact needs no bracket: give exact or bracket")
         of_entropic = ("eps", "relative", "tolerance") if self.exact or self.bracket else ()
         for name in of_entropic:
-            if getattr(self, name) != getattr(Options, name):
+            if getattr(self, name) != getattr(DistanceOptions, name):
                 raise ValueError(
                     f"{name} is of regularised transport, and has no effect beside exact or "
                     "bracket: leave it out"
@@ -102,7 +102,7 @@ class Cloud(NamedTuple):
     gaussians: ClassGaussians | None
 
     @classmethod
-    def of(cls, name: str, labelled: Labelled, classes: int, options: Options) -> Cloud:
+    def of(cls, name: str, labelled: Labelled, classes: int, options: DistanceOptions) -> Cloud:
         """Raises ValueError, naming the set, for features or labels that cannot be used."""
         features, labels = labelled.features, labelled.labels.to(labelled.features.device)
         try:
@@ -132,7 +132,7 @@ class Problems:
     memory: bytes that a solver may take; None: no limit.
     """
 
-    def __init__(self, clouds: Mapping[str, Cloud], options: Options) -> None:
+    def __init__(self, clouds: Mapping[str, Cloud], options: DistanceOptions) -> None:
         self.clouds = clouds
         self.options = options
         self.device = next(iter(clouds.values())).features.device

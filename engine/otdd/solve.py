@@ -24,7 +24,7 @@ import numpy as np
 from engine.evaluation import features
 from engine.machine import ranks
 from engine.measures.distances import Matrix
-from engine.otdd.problems import Certified, Cloud, Labelled, Options, Pair, Problems
+from engine.otdd.problems import Certified, Cloud, DistanceOptions, Labelled, Pair, Problems
 from engine.otdd.side_by_side import side_by_side, workers
 from engine.run import Run
 from engine.store.artifacts import Store
@@ -40,14 +40,17 @@ DRAWS = "by name, gaps summed"
 
 
 def distances(
-    run: Run, names: Sequence[str], options: Options | None = None, store: Store | None = None
+    run: Run,
+    names: Sequence[str],
+    options: DistanceOptions | None = None,
+    store: Store | None = None,
 ) -> Matrix:
     """Distances between sets of a recipe, by features of its pre-trained model.
 
     store: where they are found or made; by default the run's. Raises ValueError as `check_names`
     and `matrix`, DamagedFile for a stored file that was altered.
     """
-    options, store = options or Options(), store or run.store
+    options, store = options or DistanceOptions(), store or run.store
     check_names(names)
     key = {
         "features": [features.key_of(run, run.base, run.sets[name]) for name in names],
@@ -78,7 +81,7 @@ def check_names(names: Sequence[str]) -> None:
         raise ValueError(f"distances need two or more distinct sets, got {list(names)}")
 
 
-def matrix(sets: Mapping[str, Labelled], classes: int, options: Options) -> Matrix:
+def matrix(sets: Mapping[str, Labelled], classes: int, options: DistanceOptions) -> Matrix:
     """Distances between all pairs of labelled sets, whose labels lie in [0, classes).
 
     k sets take k (k - 1) / 2 problems and, if debiased, k more, several of them at a time. Raises

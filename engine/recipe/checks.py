@@ -127,6 +127,6 @@ def _check_names(recipe: Recipe) -> None:
             if name not in known:
                 raise RecipeError(f"{key}: {name!r} is no emoji style{nearest(name, known)}")
     train_sets = [*dataset.sets, *dataset.train_sets]
-    for key, names in (("sets", dataset.places), ("train_sets", train_sets)):
+    for key, names in (("sets", dataset.evaluated_sets), ("train_sets", train_sets)):
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise RecipeError(f"dataset.{key} names {', '.join(twice)} twice")

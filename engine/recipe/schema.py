@@ -130,14 +130,14 @@ class DatasetRecipe:
     thumbnails: bool = False  # show images of the sets in reports; only where their licences allow
 
     @property
-    def places(self) -> list[str]:
+    def evaluated_sets(self) -> list[str]:
         """All sets that a model is evaluated on: upstream, then downstream."""
         return [self.upstream, *self.sets]
 
     @property
     def known(self) -> list[str]:
         """All sets: those that a model is evaluated on, then those that are only trained on."""
-        return list(dict.fromkeys([*self.places, *self.train_sets]))
+        return list(dict.fromkeys([*self.evaluated_sets, *self.train_sets]))
 
     @property
     def trainable(self) -> list[str]:
@@ -256,7 +256,7 @@ class Recipe:
     def base_sets(self) -> list[str]:
         """The sets that the pre-trained model sees: those that it is evaluated on, and the one that
         fits its head."""
-        return list(dict.fromkeys([*self.dataset.places, *filter(None, [self.head_set])]))
+        return list(dict.fromkeys([*self.dataset.evaluated_sets, *filter(None, [self.head_set])]))
 
     def split_of(self, name: str) -> str:
         """The split that a set is evaluated on: the hold-out of a set that the cell trained on,

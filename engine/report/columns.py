@@ -46,7 +46,7 @@ UNITS = {
 }
 
 
-class Column(NamedTuple):
+class TextColumn(NamedTuple):
     """A column as the page shows it, with a text for each row."""
 
     name: str
@@ -85,14 +85,14 @@ def ends(data: pandas.DataFrame) -> dict[str, tuple[str, str]]:
     return {f"{without_unit(name)}_{k}": (name, titles[k]) for name in names for k in titles}
 
 
-def shown(data: pandas.DataFrame) -> list[Column]:
+def shown(data: pandas.DataFrame) -> list[TextColumn]:
     """The columns that are shown: all but ends of intervals, which are part of another column's
     text, and a model or variant that is the same in every row."""
     hidden = {name for name in CONSTANT if name in data and data[name].nunique() <= 1}
     return [_column(data, name) for name in map(str, data) if name not in hidden | {*ends(data)}]
 
 
-def _column(data: pandas.DataFrame, name: str) -> Column:
+def _column(data: pandas.DataFrame, name: str) -> TextColumn:
     values, types = data[name], pandas.api.types
     is_numeric = types.is_numeric_dtype(values) and not types.is_bool_dtype(values)
     known = UNITS.get(unit(name)) if is_numeric else None
@@ -103,7 +103,7 @@ def _column(data: pandas.DataFrame, name: str) -> Column:
         for k, (a, b) in enumerate(zip(data[low], data[high], strict=True)):
             if not pandas.isna(a):
                 texts[k] += f" [{write(a)}, {write(b)}]"
-    return Column(name, without_unit(name).replace("_", " "), is_numeric, texts)
+    return TextColumn(name, without_unit(name).replace("_", " "), is_numeric, texts)
 
 
 def _plain(value: float) -> str:

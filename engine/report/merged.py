@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.grid.record import FinishedCampaign, MissingColumn, Record, Row
-from engine.machine.files import digest
+from engine.machine.files import short_digest
 from engine.measures.rows import Evaluation
 from engine.report.results import Results, of_record
 
@@ -116,4 +116,4 @@ def _disagreeing(records: Sequence[Record]) -> set[str]:
 
 
 def _once(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    return list({digest(row): row for row in rows}.values())
+    return list({short_digest(row): row for row in rows}.values())

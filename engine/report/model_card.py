@@ -217,7 +217,7 @@ def _terms(campaign: FinishedCampaign, recipe: Recipe) -> Iterator[Sequence[str]
             yield next(iter(credit.values())), licence.strip()
         return
     known = _published(recipe)
-    for name in dict.fromkeys([*recipe.dataset.places, *campaign.record.downstreams]):
+    for name in dict.fromkeys([*recipe.dataset.evaluated_sets, *campaign.record.downstreams]):
         source = known.get(name)
         yield name, f"{source.terms} ({source.page})" if source else "not known"
 

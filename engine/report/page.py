@@ -19,7 +19,7 @@ import jinja2
 import vl_convert
 from markupsafe import Markup
 
-from engine.machine.files import cache_folder, digest, write_atomic
+from engine.machine.files import cache_folder, short_digest, write_atomic
 from engine.measures.tables import csv
 from engine.report import charts, columns
 from engine.report.section import Section, Table
@@ -85,7 +85,7 @@ def _bundle() -> str:
 
     Nothing says what it should be, so a file that another user could have written is not taken.
     """
-    key = digest([BUNDLE, metadata.version("vl-convert-python")])
+    key = short_digest([BUNDLE, metadata.version("vl-convert-python")])
     root, name = Root(cache_folder()), f"vega/{key}.js"
     with contextlib.suppress(OSError, ValueError), root.open(name) as file:
         status = os.fstat(file.fileno())

@@ -19,7 +19,7 @@ from typing import Any
 
 import msgspec
 
-from engine.machine.files import digest, room_for
+from engine.machine.files import room_for, short_digest
 from loaders import schema
 from loaders.files import file_hash, sync
 from loaders.names import InnerPath, is_name
@@ -109,7 +109,7 @@ class Store:
         """The folder of the artefact of this key, finished or not."""
         if not (is_name(kind) and is_name(label)):
             raise DamagedFile(f"{kind}/{label!r:.200} cannot be the name of an artefact")
-        return self.root / kind / f"{label}-{digest({'format': FORMAT, **key})}"
+        return self.root / kind / f"{label}-{short_digest({'format': FORMAT, **key})}"
 
     def find(self, kind: str, label: str, key: Mapping[str, Any]) -> Artifact | None:
         """The finished artefact of this key, or None.
@@ -122,7 +122,7 @@ class Store:
         if not files.has(MARKER):
             return None
         marker = _marker(files)
-        if not folder.name.endswith(digest({"format": marker.format, **marker.key})):
+        if not folder.name.endswith(short_digest({"format": marker.format, **marker.key})):
             raise DamagedFile(f"{folder} is of another key; {_again(folder)}")
         if not marker.files:
             raise DamagedFile(f"{folder} holds nothing but its marker; {_again(folder)}")

@@ -97,10 +97,10 @@ class Gated:
 
 
 @overload
-def essential(average: Ensemble) -> Ensemble: ...
+def canonical_mix(average: Ensemble) -> Ensemble: ...
 @overload
-def essential(average: Mix) -> dict[str, float]: ...
-def essential(average: Average) -> dict[str, float] | Ensemble:
+def canonical_mix(average: Mix) -> dict[str, float]: ...
+def canonical_mix(average: Average) -> dict[str, float] | Ensemble:
     """The average in the order of names, and without cells of weight zero: alpha = 0 is the
     pre-trained model itself."""
     if isinstance(average, Ensemble):

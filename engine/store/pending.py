@@ -33,7 +33,7 @@ def slices(positions: np.ndarray, batch_size: int) -> list[np.ndarray]:
     return [positions[i : i + size] for i in range(0, len(positions), size)]
 
 
-class Pending:
+class PartialPredictions:
     """A model's predictions on a set while they come in slice by slice.
 
     todo: numbers of the slices that are missing. Every rank calls every method; rank 0 writes.

@@ -27,7 +27,7 @@ from engine.run import Run
 from engine.store.cells import Export
 from engine.training import norms, optim, schedule
 from engine.training.batches import epoch_shares
-from engine.training.saving import Progress, Saving, TrainingState
+from engine.training.saving import Saving, TrainingProgress, TrainingState
 from engine.training.trackers import Trackers
 
 LOOK_EVERY = 50  # optimizer steps between two reads of the loss
@@ -186,7 +186,7 @@ def epochs(
                         tracked.log({"train/penalty": history[-1]["penalty"]}, step)
                     if not is_finite(method):  # the loss does not show what the last step did
                         raise _diverged(run, "a weight", step, lr)
-                saving.take(Progress(step, history, count, ranks.world()), method)
+                saving.take(TrainingProgress(step, history, count, ranks.world()), method)
     return history
 
 

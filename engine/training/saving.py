@@ -47,7 +47,7 @@ def snapshot_steps(count: int, total: int) -> list[int]:
 
 
 @dataclass(frozen=True)
-class Progress:
+class TrainingProgress:
     """How far a training is, beside its tensors.
 
     step: optimizer steps done. history: an entry a finished epoch. losses: how many are in the sum
@@ -154,26 +154,27 @@ class Saving:
         self._thread = ThreadPoolExecutor(1, "saving")
         self._submitted: list[Future[object]] = []
         self._signals = contextlib.ExitStack()
-        self._progress: Progress | None = None  # of the last step, while signals are noticed
+        # Of the last step, while signals are noticed.
+        self._progress: TrainingProgress | None = None
 
-    def begin(self, state: TrainingState) -> Progress:
+    def begin(self, state: TrainingState) -> TrainingProgress:
         """Restore the last whole checkpoint, if there is one; snapshots that are asked for come
         after it. From now on `state` is what checkpoints hold."""
         if self._files is None:
-            return Progress()
+            return TrainingProgress()
         self._state = state
         self._every = AGREE_EVERY[state.device.type] if ranks.world() > 1 else 1
         self._preempted = self._signals.enter_context(preemption.noticed())
         self._last = time.monotonic()
         before = min(self._snapshots, default=np.inf)
         newest = self._files.newest(before) if ranks.rank() == 0 else 0
-        step = -int(ranks.least(-newest))
-        self._progress = Progress()
+        step = int(ranks.most(newest))
+        self._progress = TrainingProgress()
         if not step:
             return self._progress
         tensors, facts = self._files.read(step)
         state.restore(tensors)
-        self._progress = progress = Progress(**facts)
+        self._progress = progress = TrainingProgress(**facts)
         if ranks.rank() == 0:
             log.info("going on from the checkpoint of step %d in %s", step, self._files.folder)
             if progress.ranks != ranks.world():
@@ -183,7 +184,7 @@ class Saving:
                 )
         return progress
 
-    def take(self, progress: Progress, method: Trained) -> None:
+    def take(self, progress: TrainingProgress, method: Trained) -> None:
         """After an optimizer step: save what is due. Raises PreemptedError after a signal."""
         if progress.step in self._snapshots and ranks.rank() == 0:
             export = method.export()
@@ -197,7 +198,7 @@ class Saving:
         is_busy = bool(self._submitted) and not self._submitted[-1].done()
         is_due = time.monotonic() - self._last >= self._wait_s and not is_busy
         wish = _STOP if self._preempted() else _SAVE if is_due and ranks.rank() == 0 else 0
-        wish = -int(ranks.least(-wish))  # the largest: all ranks do the same
+        wish = int(ranks.most(wish))  # all ranks do the same
         if wish == _STOP:
             self._stop(self._files, progress)
         if wish:
@@ -208,7 +209,7 @@ class Saving:
         self._submitted.append(self._thread.submit(work))
         return self._submitted[-1]
 
-    def _stop(self, files: CheckpointFiles, progress: Progress) -> NoReturn:
+    def _stop(self, files: CheckpointFiles, progress: TrainingProgress) -> NoReturn:
         self._take_checkpoint(files, progress)
         self._thread.shutdown()
         ranks.all_agree(True)  # waits for the first rank, without which a launcher ends it
@@ -217,7 +218,7 @@ class Saving:
             f"from the last checkpoint in {files.folder}"
         )
 
-    def _take_checkpoint(self, files: CheckpointFiles, progress: Progress) -> None:
+    def _take_checkpoint(self, files: CheckpointFiles, progress: TrainingProgress) -> None:
         self._last = time.monotonic()
         tensors = self._state.copy()
         facts = json.dumps(dataclasses.asdict(progress))

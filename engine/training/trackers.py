@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.machine import ranks
-from engine.machine.files import digest
+from engine.machine.files import short_digest
 from engine.measures import metrics
 from engine.recipe.resolve import flat
 from engine.recipe.schema import MethodRecipe, Recipe
@@ -136,7 +136,7 @@ def subject(recipe: Recipe) -> Subject:
     options |= {"lr": recipe.optimizer.lr, "seed": recipe.seed}
     words = " ".join(f"{key}={value}" for key, value in options.items())
     of_cell = {key: value for key, value in config.items() if key not in ("runs", "trackers")}
-    number = digest([of_cell, str(Path(recipe.runs).resolve())])
+    number = short_digest([of_cell, str(Path(recipe.runs).resolve())])
     name = f"{recipe.method.title} on {recipe.downstream} {words} {number[:6]}"
     return Subject(recipe.campaign or "cells", name, number, config, Path(recipe.runs))
 

@@ -19,7 +19,7 @@ from kernels.transport.bures import RANGE, check_features
 
 
 @dataclass(frozen=True)
-class Cloud:
+class SortedSamples:
     """Samples sorted by class: x float64 [n, d] (centred, times sqrt(lam_x)), squares of their
     lengths, labels."""
 
@@ -81,8 +81,8 @@ class GroundCost:
         x, y = x.detach(), y.detach()
         # Distances do not change, and rounding shrinks.
         centre = x.mean(0, dtype=torch.float64)
-        self.x = _cloud(x, labels_x, centre, math.sqrt(lam_x))
-        self.y = _cloud(y, labels_y, centre, math.sqrt(lam_x))
+        self.x = _sorted_samples(x, labels_x, centre, math.sqrt(lam_x))
+        self.y = _sorted_samples(y, labels_y, centre, math.sqrt(lam_x))
         self.table = None if table is None else (lam_y * table.detach().double()).contiguous()
         self.mean = float(self.times(torch.full_like(self.y.squares, 1 / len(y))).mean())
         if self.mean == 0:
@@ -133,9 +133,11 @@ class GroundCost:
         return product
 
 
-def _cloud(x: Tensor, labels: Tensor | None, centre: Tensor, scale: float) -> Cloud:
+def _sorted_samples(
+    x: Tensor, labels: Tensor | None, centre: Tensor, scale: float
+) -> SortedSamples:
     if labels is None:
         labels = torch.zeros(len(x), dtype=torch.int64, device=x.device)
     order = labels.argsort(stable=True)
     scaled = x[order].double().sub_(centre).mul_(scale)
-    return Cloud(scaled, torch.einsum("nd,nd->n", scaled, scaled), labels[order])
+    return SortedSamples(scaled, torch.einsum("nd,nd->n", scaled, scaled), labels[order])

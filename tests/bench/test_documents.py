@@ -8,7 +8,7 @@ import torch
 from bench import documents
 from bench.documents import BLOCK, BLOCKS, PROJECT, Block
 from engine.grid.attempts import Attempt
-from engine.machine.files import digest
+from engine.machine.files import short_digest
 from engine.recipe import catalogue
 from engine.report.results import of_campaign
 from engine.store import cells
@@ -35,7 +35,7 @@ def test_numbers_are_as_written_and_of_todays_recipe(place):
     if found["recipe"] is None:
         pytest.skip(f"`make experiments CAMPAIGNS={campaign}` has not written it yet")
     remedy = f"run `make experiments CAMPAIGNS={campaign}`, which writes {page}"
-    assert found["text"] == digest(found["quote"]), f"the block was edited: {remedy}"
+    assert found["text"] == short_digest(found["quote"]), f"the block was edited: {remedy}"
     assert found["recipe"] == documents.fingerprint(campaign), f"the recipe is newer: {remedy}"
 
 
@@ -48,7 +48,7 @@ def test_a_block_is_replaced_and_the_rest_of_the_page_stays(monkeypatch):
     )
     text = "12%, and a \\backslash\n"
     once = documents.replaced(page, block, text)
-    mark = f"<!-- numbers: emoji first recipe f00 text {digest(text)} -->\n"
+    mark = f"<!-- numbers: emoji first recipe f00 text {short_digest(text)} -->\n"
     expected = page.replace("<!-- numbers: emoji first -->\ntyped\n", mark + text)
     assert once == expected == documents.replaced(once, block, text)
     with pytest.raises(ValueError, match="has no lines `<!-- numbers: emoji third -->`"):

@@ -15,7 +15,7 @@ from engine import cli
 from engine.errors import RecipeError, printable
 from engine.grid import job_states, workflow
 from engine.grid.columns import Column
-from engine.grid.schedulers import Options
+from engine.grid.schedulers import RunOptions
 from engine.machine import files
 from engine.models import export
 from engine.recipe.schema import ModelRecipe
@@ -154,7 +154,7 @@ def test_snakemake_and_shells_get_no_name_of_a_set(folder, tmp_path, monkeypatch
     plan = dataclasses.replace(plan, columns=(Column(strange), Column("few")))
     seen: list[list[str]] = []
     monkeypatch.setattr(workflow, "_watch", lambda words, *_: seen.append(list(words)))
-    workflow.run([plan], Options(cores=1))
+    workflow.run([plan], RunOptions(cores=1))
     (words,) = seen
     assert words[words.index("--workflow-profile") + 1] == "none"
     (grid,) = json.loads((plan.place / workflow.FILE).read_text()).values()

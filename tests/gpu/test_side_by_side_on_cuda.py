@@ -9,7 +9,7 @@ from helpers.clouds import CLASSES, labelled
 
 pytest.importorskip("msgspec")  # the engine's, which a bare machine has not
 from engine.otdd import side_by_side
-from engine.otdd.problems import Labelled, Options
+from engine.otdd.problems import DistanceOptions, Labelled
 from engine.otdd.solve import matrix
 
 pytestmark = NEEDS_GPU
@@ -21,8 +21,8 @@ def test_a_matrix_is_that_of_one_after_another(options, monkeypatch):
     clouds = {name: labelled(700, seed, 0.2 * seed) for seed, name in enumerate("abcde")}
     sets = {name: Labelled(*(t.to(CUDA) for t in cloud)) for name, cloud in clouds.items()}
     assert side_by_side.workers(10, 1, 10, CUDA) > 1
-    beside = matrix(sets, CLASSES, Options(**options))
+    beside = matrix(sets, CLASSES, DistanceOptions(**options))
     monkeypatch.setattr(side_by_side, "_STREAMS", 1)
-    alone = matrix(sets, CLASSES, Options(**options))
+    alone = matrix(sets, CLASSES, DistanceOptions(**options))
     assert np.isfinite(alone.values).all()
     np.testing.assert_allclose(beside.values, alone.values, rtol=1e-9)

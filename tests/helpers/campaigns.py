@@ -155,7 +155,7 @@ def planned(folder: Path, *words: str, name: str = "shapes") -> campaign.Plan:
     """The plan of a campaign, on disk."""
     plan = campaign.plan(str(folder / f"{name}.yaml"), parsed(words), 2, run_users=True)
     plan.path.parent.mkdir(parents=True, exist_ok=True)
-    plan.path.write_bytes(campaign.text(plan))
+    plan.path.write_bytes(campaign.to_json(plan))
     return plan
 
 

@@ -9,7 +9,7 @@ from engine.cells.build import Builder
 from engine.methods.base import Trained
 from engine.store.cells import Cell
 from engine.training import loop
-from engine.training.saving import Progress, Saving
+from engine.training.saving import Saving, TrainingProgress
 from helpers.grids import Grid
 
 EVERY_STEP = "train.checkpoint_minutes=1e-9"
@@ -60,7 +60,7 @@ def steps_taken(patch: pytest.MonkeyPatch) -> list[int]:
     """The optimizer steps that trainings take from now on, counted from 1."""
     steps, take = [], Saving.take
 
-    def noted(self: Saving, progress: Progress, method: Trained) -> None:
+    def noted(self: Saving, progress: TrainingProgress, method: Trained) -> None:
         steps.append(progress.step)
         take(self, progress, method)
 

@@ -11,7 +11,7 @@ import pytest
 
 from helpers.web import Web, serve
 from loaders import download
-from loaders.download import Progress, Remote, Stopped
+from loaders.download import DownloadProgress, Remote, Stopped
 
 CONTENT = np.random.default_rng(0).integers(0, 256, 300_000, np.uint8).tobytes()
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -31,7 +31,7 @@ def remote(*addresses: str, size: int = len(CONTENT)) -> Remote:
 
 
 def fetch(remote: Remote, folder: Path, **progress) -> None:
-    download.fetch(remote, folder, Progress(**progress))
+    download.fetch(remote, folder, DownloadProgress(**progress))
 
 
 def arrived(folder: Path) -> bytes:

@@ -10,7 +10,7 @@ import pytest
 
 from helpers.web import Web, serve
 from loaders import download
-from loaders.download import Progress, Remote
+from loaders.download import DownloadProgress, Remote
 
 CONTENT = b"0123456789" * 20
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -55,13 +55,13 @@ def test_a_refusal_is_waited_out(web, tmp_path, status, retry_after, expected):
         retry_after = email.utils.formatdate(time.time() + retry_after, usegmt=True)
     address = web("a", content=CONTENT, statuses=[status] * 2, retry_after=retry_after)
     waits = Waits()
-    download.fetch(remote("a.tar", address), tmp_path, Progress(stop=waits))
+    download.fetch(remote("a.tar", address), tmp_path, DownloadProgress(stop=waits))
     assert (tmp_path / "a.tar").read_bytes() == CONTENT and len(web.requests) == 3
     assert waits.seconds == pytest.approx(expected, abs=5)
 
 
 def test_a_host_that_asks_for_hours_or_never_gives_in_is_left_for_the_next(web, tmp_path):
-    good, progress = web("good", content=CONTENT), Progress(stop=Waits())
+    good, progress = web("good", content=CONTENT), DownloadProgress(stop=Waits())
     for name, values in (
         ("hours", {"statuses": [429] * 9, "retry_after": "7200"}),
         ("never", {"statuses": [403] * 9}),

@@ -1,7 +1,7 @@
 """The schedulers that `rib campaign --executor` can hand jobs to, one file each."""
 
-from engine.grid.schedulers.base import Options, Scheduler
+from engine.grid.schedulers.base import RunOptions, Scheduler
 from engine.grid.schedulers.slurm import Slurm
 
-__all__ = ["SCHEDULERS", "Options", "Scheduler"]
+__all__ = ["SCHEDULERS", "RunOptions", "Scheduler"]
 SCHEDULERS: dict[str, type[Scheduler]] = {"slurm": Slurm}

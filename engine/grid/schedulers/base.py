@@ -12,7 +12,7 @@ RETRIES = 2  # of a job in a queue
 
 
 @dataclass(frozen=True)
-class Options:
+class RunOptions:
     """What a user says of where a campaign runs.
 
     executor: `local`, or a scheduler's name. cores: 0: all of this machine, in a queue 4 of each
@@ -44,7 +44,7 @@ class Scheduler(abc.ABC):
     job_variable: ClassVar[str]
 
     @abc.abstractmethod
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: RunOptions) -> None:
         """Raises CampaignError where the cluster or Snakemake's plugin is not there."""
 
     @abc.abstractmethod

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.errors import CampaignError
-from engine.grid.schedulers.base import RETRIES, Options, Scheduler
+from engine.grid.schedulers.base import RETRIES, RunOptions, Scheduler
 from engine.machine import programs
 from loaders.root import Root
 
@@ -98,7 +98,7 @@ class Slurm(Scheduler):
     title = "Slurm"
     job_variable = "SLURM_JOB_ID"
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: RunOptions) -> None:
         self.options = options
         self.cluster = cluster(options.partition)
 

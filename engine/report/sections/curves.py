@@ -16,7 +16,7 @@ from engine.report.sections.figures import by_model
 from engine.report.text import counted, ends, listed, rounded, signed
 
 LABELS = {"downstream": "set fine-tuned on", "ood": "other sets", "upstream": "upstream set"}
-PRE_TRAINED = 0.5  # where step 0 stands on an axis of logarithms
+X_OF_STEP_0 = 0.5  # where step 0 stands on an axis of logarithms
 ARM = ["model", "method", "variant"]
 NUMBERS = ["mRI_pts", "mRI_low", "mRI_high"]
 NUMBERS += ["on_downstream_set_pct", "on_downstream_set_low", "on_downstream_set_high"]
@@ -116,9 +116,9 @@ def during_training(results: Results) -> Section | None:
     points = points.reset_index(ARM).rename(
         columns={"low": "accuracy_low", "high": "accuracy_high", "value": "accuracy_pct"}
     )
-    steps = points["step"].clip(lower=PRE_TRAINED)
+    steps = points["step"].clip(lower=X_OF_STEP_0)
     points = points.assign(quantity=points["quantity"].map(LABELS), at=steps)
-    ticks = {step: f"{step:,.0f}" for step in sorted(set(steps))} | {PRE_TRAINED: "pre"}
+    ticks = {step: f"{step:,.0f}" for step in sorted(set(steps))} | {X_OF_STEP_0: "pre"}
     options: dict[str, Any] = {"x_title": "optimizer step", "ticks": ticks}
     claims = pandas.DataFrame(columns=["holds"])
     if rising := {arm: claim for arm, (_, claim) in made.items() if len(claim)}:
@@ -182,7 +182,7 @@ def _barriers(results: Results) -> pandas.DataFrame:
     on_downstream = cells[cells["downstream"] == cells["evaluated_on"]]
     accuracies = {
         name: of.groupby(["arm", "downstream"])["accuracy"].mean()
-        for name, of in zip(BARRIERS, (on_downstream, results.grid.elsewhere), strict=True)
+        for name, of in zip(BARRIERS, (on_downstream, results.grid.ri_cells), strict=True)
     }
     mixed = results.arms[results.arms["alpha"].notna()]
     for (model, *_), curve in mixed.groupby(["model", "key", "variant", "setting"], sort=False):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas
 
-from engine.measures.effective_robustness import PRE_TRAINED, Trend, probit
-from engine.measures.metrics import ROBUSTNESS, alike
+from engine.measures.effective_robustness import CAMPAIGN_MODELS, Trend, probit
+from engine.measures.metrics import ROBUSTNESS, equal_column_weights
 from engine.measures.rows import PRE
 from engine.report import charts
 from engine.report.columns import between
@@ -119,7 +119,7 @@ def _titled(results: Results) -> pandas.DataFrame:
 def _means(results: Results, titled: pandas.DataFrame) -> pandas.DataFrame:
     """A row a model and method, highest mean effective robustness first within a model."""
     titled = titled.dropna(subset=ROBUSTNESS)  # sets without a line
-    means = results.grid.mean(titled, ["arm"], alike(titled)).table(NAME, ROBUSTNESS)
+    means = results.grid.mean(titled, ["arm"], equal_column_weights(titled)).table(NAME, ROBUSTNESS)
     names = titled.drop_duplicates("arm")[["arm", "model", "method"]]
     share = titled.groupby("arm")["extrapolated_pct"].mean().reset_index()
     data = names.merge(means, on="arm").merge(share, on="arm").drop(columns="arm")
@@ -140,7 +140,7 @@ def _points(results: Results, titled: pandas.DataFrame) -> pandas.DataFrame:
             set_pct=shown["accuracy"],
             **{NAME: shown[ROBUSTNESS]},
         )
-        if trend.basis != PRE_TRAINED:
+        if trend.basis != CAMPAIGN_MODELS:
             names = {"kind": "given", "model": trend.basis, "method": trend.basis}
             points = pandas.concat([points, _shown_of(trend).assign(**names)])
         reach = points["upstream_pct"].min(), points["upstream_pct"].max()

@@ -24,7 +24,7 @@ SETS = "dataset.sets=[twemoji,openmoji]"
 def begun(runs: Path, *words: str) -> Plan:
     words = (f"runs={runs}", SETS, "methods=[fine_tune,soup]", "probe=0", *words)
     plan = campaign.plan("emoji", overrides.parsed(words))
-    write_atomic(plan.path, campaign.text(plan))
+    write_atomic(plan.path, campaign.to_json(plan))
     return plan
 
 

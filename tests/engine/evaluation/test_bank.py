@@ -92,7 +92,7 @@ def test_an_ensemble_is_the_mean_of_its_members_logits(grid, name):
     assert entry == Entry(Ensemble(tuple(member.name for member in members)))
     (table,) = tables(builder, [entry.mix], [name])
     path = passes.predicted(builder.run, entry.mix, name, "all")
-    assert predictions.mix_of(path) == cells.essential(entry.mix)
+    assert predictions.mix_of(path) == cells.canonical_mix(entry.mix)
     of_members = [by_timm(grid, name, each.state(), each.prompt()) for each in members]
     logits, truth = zip(*of_members, strict=True)
     assert {len(set(single.argmax(1).tolist())) for single in logits} != {1}

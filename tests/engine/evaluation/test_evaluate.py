@@ -52,7 +52,7 @@ def test_what_is_stored_is_not_evaluated_again(grid, mixes, monkeypatch):
     assert {p: p.stat().st_mtime_ns for p in grid.runs.rglob("*") if p.is_file()} == before
     new = dict(zip(mixes[0], (0.45, 0.55), strict=True))
     tables(grid.builder(), [*mixes, new, dict(reversed(new.items()))], ["tinted"])
-    assert passed == [[cells.essential(new)]]
+    assert passed == [[cells.canonical_mix(new)]]
 
 
 def test_a_split_is_evaluated_alone_and_without_one_all_is(grid):

@@ -228,7 +228,7 @@ def test_plan_on_disk_is_read_back(folder, tmp_path):
     for file in tmp_path.glob("*.yaml"):
         file.unlink()
     again = campaign.read(plan.path)
-    assert campaign.text(again) == plan.path.read_bytes() and again.path == plan.path
+    assert campaign.to_json(again) == plan.path.read_bytes() and again.path == plan.path
     first, second, *_ = again.columns
     assert first.settings == {"optimizer.lr": 1e-5, "seed": 3}
     assert first.setting == {"optimizer.lr": 1e-5}

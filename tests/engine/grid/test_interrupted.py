@@ -107,7 +107,7 @@ def test_what_a_slice_does_not_need_is_neither_loaded_nor_computed(
 
 def test_heads_on_shared_features_go_on_too(fresh, mixes, expected, small_slices, monkeypatch):
     """The first run ends in the second slice of three, the next as it joins those of a head."""
-    put, reduced, computed = pending.Pending.put, passes.reduced, []
+    put, reduced, computed = pending.PartialPredictions.put, passes.reduced, []
     monkeypatch.setattr(passes, "reduced", lambda *words: computed.append(1) or reduced(*words))
 
     def stopping(self, *words):
@@ -117,7 +117,7 @@ def test_heads_on_shared_features_go_on_too(fresh, mixes, expected, small_slices
 
     for method in ("put", "finish"):
         with monkeypatch.context() as patch, pytest.raises(Stopped):
-            patch.setattr(pending.Pending, method, stopping)
+            patch.setattr(pending.PartialPredictions, method, stopping)
             tables(fresh.builder(), mixes[6:8])
     assert same(tables(fresh.builder(), mixes[6:8]), expected[6:8])
     assert len(computed) == 3 + 2  # while a slice is written, the next is computed

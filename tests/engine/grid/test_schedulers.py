@@ -7,7 +7,7 @@ import pytest
 from engine import cli
 from engine.errors import CampaignError
 from engine.grid import attempts, campaign, job_states, sites, workflow
-from engine.grid.schedulers import SCHEDULERS, Options, Scheduler
+from engine.grid.schedulers import SCHEDULERS, RunOptions, Scheduler
 from engine.recipe import parsed
 
 
@@ -45,7 +45,7 @@ def plan(folder, tmp_path, monkeypatch):
 
 
 def test_it_says_how_jobs_are_submitted_and_what_they_ask_for(plan, folder, tmp_path, capsys):
-    options = sites.checked(Options("toy", partition="fast", time=1))
+    options = sites.checked(RunOptions("toy", partition="fast", time=1))
     where = sites.of(options, [plan])
     assert where.words == ("--executor", "toy", "--queue", "fast")
     assert (where.device, where.environment) == ("cpu", {"TOY_QUEUE": "fast"})
@@ -71,7 +71,7 @@ def test_it_says_how_a_job_ended_that_left_no_word(plan, monkeypatch):
 
 
 def test_its_queue_is_emptied_where_a_campaign_fails_and_it_says_why(plan):
-    where = sites.of(Options("toy"), [plan])
+    where = sites.of(RunOptions("toy"), [plan])
     words = ["/bin/sh", "-c", "echo toy: closed; exit 1"]
     plan.place.mkdir(parents=True)
     with pytest.raises(CampaignError, match="Toy took no job: closed"):

@@ -19,7 +19,7 @@ from engine import cli
 from engine.errors import CampaignError
 from engine.grid import campaign, estimate, sites, workflow
 from engine.grid.campaign import Plan
-from engine.grid.schedulers import Options, slurm
+from engine.grid.schedulers import RunOptions, slurm
 from engine.grid.sites import Site
 from engine.recipe import parsed
 from helpers.processes import programs
@@ -40,7 +40,7 @@ def see_gpus(patch: pytest.MonkeyPatch, count: int) -> None:
 
 def test_a_gpu_runs_a_column_and_the_report_none(folder, tmp_path, monkeypatch):
     see_gpus(monkeypatch, 8)
-    plan, options = plan_of(folder, tmp_path, "auto"), Options(cores=8)
+    plan, options = plan_of(folder, tmp_path, "auto"), RunOptions(cores=8)
     where = sites.of(options, [plan])
     assert where.device == "cuda" and where.words == ("--cores", "8", "--resources", "gpu=8")
     assert sites.resources(options, where, plan) == {
@@ -70,7 +70,7 @@ def test_the_device_of_a_recipe_is_obeyed_or_named(folder, tmp_path, monkeypatch
         see_gpus(monkeypatch, gpus)
         plan, works = plan_of(folder, tmp_path, device), contextlib.nullcontext()
         with pytest.raises(ValueError, match=message) if message else works:
-            options = sites.checked(Options(gpus_per_job=gpus_per_job))
+            options = sites.checked(RunOptions(gpus_per_job=gpus_per_job))
             where = sites.of(options, [plan])
             asked = sites.resources(options, where, plan)
             assert where.device == "cpu" and not any(stage.get("gpu") for stage in asked.values())
@@ -92,7 +92,7 @@ class AttributeDict(dict):
 def test_slurms_jobs_ask_for_a_factor_of_what_is_predicted(folder, tmp_path, monkeypatch):
     """Start-up counts, and the user's hours and GB come first; a job may have many GPUs."""
     monkeypatch.setattr(slurm, "cluster", lambda partition: CLUSTER)
-    options = sites.checked(Options(executor="slurm", gpus_per_job=9))
+    options = sites.checked(RunOptions(executor="slurm", gpus_per_job=9))
     plan = plan_of(folder, tmp_path, "auto")
     where = sites.of(options, [plan])
     assert where.words[where.words.index("--retries") + 1] == "2"
@@ -101,7 +101,7 @@ def test_slurms_jobs_ask_for_a_factor_of_what_is_predicted(folder, tmp_path, mon
     sbatch = submitted(asked["column"])
     assert "--gpus=9 " in sbatch and "--nodes=1 " in sbatch and "--cpus-per-task=4" in sbatch
     assert "per-gpu" not in sbatch
-    options = sites.checked(Options(executor="slurm"))
+    options = sites.checked(RunOptions(executor="slurm"))
     plan, where = plan_of(folder, tmp_path), Site("cpu", (), 1, slurm.Slurm(options))
     asked, costs = sites.resources(options, where, plan), estimate.of(plan)
     hours = costs.column_hours(estimate.cpu(4))
@@ -116,7 +116,7 @@ def test_slurms_jobs_ask_for_a_factor_of_what_is_predicted(folder, tmp_path, mon
 
 def of_cluster(cluster: slurm.Cluster, **options: Any) -> slurm.Slurm:
     with mock.patch.object(slurm, "cluster", lambda partition: cluster):
-        return slurm.Slurm(Options("slurm", **options))
+        return slurm.Slurm(RunOptions("slurm", **options))
 
 
 def words(cluster: slurm.Cluster, place: Path, **options: Any) -> tuple[str, dict[str, str]]:

@@ -36,7 +36,7 @@ def test_measured_and_published_are_compared(folder, grid, tmp_path):
         verify.verify(first)
     for name in ("upstream", "few"):
         assert first.sets[name]
-    assert verify.encoded(first.recipe, first.recipe.dataset.places) == ["upstream", "few"]
+    assert verify.encoded(first.recipe, first.recipe.dataset.evaluated_sets) == ["upstream", "few"]
     checks = {check.name: check for check in verify.verify(first)}
     assert checks["tinted"].why_not == "not encoded" and checks["tinted"].measured is None
     assert checks["few"].images == 3 * grids.COPIES

@@ -10,8 +10,8 @@ from scipy.stats import linregress, norm
 
 from engine.measures import effective_robustness, model_rows
 from engine.measures.effective_robustness import (
+    CAMPAIGN_MODELS,
     GIVEN,
-    PRE_TRAINED,
     PUBLISHED,
     Baseline,
     Trend,
@@ -111,7 +111,7 @@ def test_three_pre_trained_models_make_the_line_alone(tmp_path):
     assert is_pre.sum() == 3 and len(y) == 9
     expected = plain(x[is_pre], y[is_pre], (x, y))
     assert on(read, "b") == pytest.approx(list(expected))
-    assert effective_robustness.trends(read)["b"].basis == PRE_TRAINED
+    assert effective_robustness.trends(read)["b"].basis == CAMPAIGN_MODELS
     two = [row for row in evaluations if row.model != "m2"]
     again = [replace(row, model="m1 (other campaign)") for row in two if row.model == "m1"]
     assert not effective_robustness.trends(gather([*two, *again]))

@@ -15,7 +15,7 @@ from engine import cli
 from engine.evaluation import features
 from engine.measures.distances import Matrix, write_csv
 from engine.otdd import problems, solve
-from engine.otdd.problems import Labelled, Options
+from engine.otdd.problems import DistanceOptions, Labelled
 from engine.otdd.solve import matrix
 from engine.report.sections import distances as section
 from engine.run import Run
@@ -37,7 +37,7 @@ OFF = ~np.eye(3, dtype=bool)
 
 
 def values(sets=SETS, classes: int = CLASSES, **options) -> np.ndarray:
-    return matrix(sets, classes, Options(**options)).values
+    return matrix(sets, classes, DistanceOptions(**options)).values
 
 
 @pytest.fixture
@@ -59,12 +59,12 @@ def table_cost(a: Labelled, b: Labelled) -> np.ndarray:
 
 def test_exact_distances_equal_pot_on_the_dense_cost_and_brackets_hold_them():
     ot = pytest.importorskip("ot")
-    distances = matrix(SETS, CLASSES, Options(exact=True))
+    distances = matrix(SETS, CLASSES, DistanceOptions(exact=True))
     for (i, a), (j, b) in itertools.combinations(enumerate(SETS), 2):
         expected = ot.emd2([], [], table_cost(SETS[a], SETS[b]))
         assert distances.values[i, j] == distances.values[j, i] == pytest.approx(expected, rel=1e-5)
     assert distances.eps == 0 and not distances.values.diagonal().any()
-    bracketed = matrix(SETS, CLASSES, Options(bracket=5e-3))
+    bracketed = matrix(SETS, CLASSES, DistanceOptions(bracket=5e-3))
     np.testing.assert_allclose(bracketed.values, distances.values, rtol=2.5e-3)
     assert bracketed.eps == 0 and (bracketed.gaps[OFF] > 0).all() and (bracketed.gaps <= 5e-3).all()
     errors = [np.abs(values(eps=eps, debias=False) - distances.values).max() for eps in (0.1, 0.02)]
@@ -72,14 +72,14 @@ def test_exact_distances_equal_pot_on_the_dense_cost_and_brackets_hold_them():
 
 
 def test_the_matrix_is_ordered_symmetric_and_certified():
-    distances = matrix(SETS, CLASSES, Options(eps=0.1))
+    distances = matrix(SETS, CLASSES, DistanceOptions(eps=0.1))
     assert distances.names == ("near", "mid", "far")
     assert np.array_equal(distances.values, distances.values.T)
     assert not distances.values.diagonal().any()
     assert 0 < distances.row("near")["mid"] < distances.row("near")["far"]
     assert (distances.gaps <= 1e-4).all() and (distances.marginal_errors[OFF] > 0).all()
     assert distances.marginal_errors.max() < 1e-2
-    turned = matrix(dict(reversed(SETS.items())), CLASSES, Options(eps=0.1))
+    turned = matrix(dict(reversed(SETS.items())), CLASSES, DistanceOptions(eps=0.1))
     assert turned.eps == pytest.approx(distances.eps, rel=1e-6)
     np.testing.assert_allclose(turned.values[::-1, ::-1], distances.values, rtol=1e-2, atol=1e-3)
 
@@ -101,7 +101,7 @@ def test_conventions():
     means = values(exact=True, label_distance="means")
     assert (plain[OFF] < means[OFF]).all() and (means[OFF] < base[OFF]).all()
     np.testing.assert_allclose(values(exact=True, lam_y=0.0), plain, rtol=1e-9)
-    assert matrix(SETS, CLASSES, Options(eps=2.0, relative=False)).eps == 2.0
+    assert matrix(SETS, CLASSES, DistanceOptions(eps=2.0, relative=False)).eps == 2.0
     tiny = {name: Labelled(1e-8 * s.features.double(), s.labels) for name, s in SETS.items()}
     np.testing.assert_allclose(values(tiny, exact=True), 1e-16 * base, rtol=1e-6)
     drawn = [values(exact=True, samples=20, seed=seed) for seed in (0, 0, 1)]
@@ -120,7 +120,7 @@ def test_classes_that_a_set_lacks_or_has_one_image_of_do_not_matter():
 
 def test_an_unconverged_pair_is_missing_everywhere(caplog):
     few = {name: Labelled(s.features[:9], s.labels[:9]) for name, s in SETS.items()}
-    distances = matrix(few, CLASSES, Options(eps=0.2, tolerance=1e-17))
+    distances = matrix(few, CLASSES, DistanceOptions(eps=0.2, tolerance=1e-17))
     assert math.isnan(distances.values[0, 1]) and not distances.row("near")
     assert "near to mid did not converge" in caplog.text
     assert "3 pairs missing" in distances.certainty()
@@ -129,12 +129,12 @@ def test_an_unconverged_pair_is_missing_everywhere(caplog):
 def test_exact_transport_that_stops_early_is_no_number(run, monkeypatch):
     monkeypatch.setattr(problems, "EXACT_STEPS", 1)
     with pytest.warns(UserWarning, match="numItermax"):
-        distances = solve.distances(run, DRAWN, Options(exact=True))
+        distances = solve.distances(run, DRAWN, DistanceOptions(exact=True))
     assert np.isnan(distances.values[OFF]).all() and np.isnan(distances.gaps[OFF]).all()
 
 
 def test_the_csv_keeps_every_digit(tmp_path):
-    distances = matrix(SETS, CLASSES, Options(eps=0.2))
+    distances = matrix(SETS, CLASSES, DistanceOptions(eps=0.2))
     distances.values[0, 1] = distances.values[1, 0] = np.nan  # of a pair that did not converge
     write_csv(tmp_path / "d.csv", distances)
     written = pandas.read_csv(tmp_path / "d.csv", index_col=0, dtype=str)
@@ -149,7 +149,7 @@ def test_the_csv_keeps_every_digit(tmp_path):
 
 
 def test_distances_take_stored_features_and_are_kept(run, monkeypatch):
-    computed = solve.distances(run, DRAWN, Options(eps=0.2))
+    computed = solve.distances(run, DRAWN, DistanceOptions(eps=0.2))
     sets = {
         name: Labelled(features.stored(run, run.base, run.sets[name]), run.sets[name].labels)
         for name in DRAWN
@@ -157,16 +157,18 @@ def test_distances_take_stored_features_and_are_kept(run, monkeypatch):
     np.testing.assert_array_equal(computed.values, values(sets, eps=0.2))
     with monkeypatch.context() as patch:
         patch.setattr(solve, "matrix", None)
-        again = solve.distances(run, DRAWN, Options(eps=0.2))
+        again = solve.distances(run, DRAWN, DistanceOptions(eps=0.2))
     for name in ("values", "gaps", "marginal_errors"):
         np.testing.assert_array_equal(getattr(again, name), getattr(computed, name))
     assert (again.names, again.eps) == (computed.names, computed.eps)
-    assert solve.distances(run, DRAWN, Options(eps=0.3)).eps == pytest.approx(1.5 * again.eps)
+    assert solve.distances(run, DRAWN, DistanceOptions(eps=0.3)).eps == pytest.approx(
+        1.5 * again.eps
+    )
     for path in run.store.root.glob("distances/*/matrix.json"):
         path.write_text(path.read_text().replace("few", "wef"))
     artifacts._hash_once.cache_clear()
     with pytest.raises(ValueError, match=r"matrix\.json was altered"):
-        solve.distances(run, DRAWN, Options(eps=0.2))
+        solve.distances(run, DRAWN, DistanceOptions(eps=0.2))
 
 
 def test_features_are_not_collected_behind_a_link(run, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from engine.otdd import problems, solve
-from engine.otdd.problems import Labelled, Options
+from engine.otdd.problems import DistanceOptions, Labelled
 from engine.otdd.side_by_side import side_by_side, workers
 from engine.otdd.solve import matrix
 from helpers import clouds
@@ -45,10 +45,10 @@ def test_a_matrix_is_the_same_bit_for_bit_as_one_after_another(options, cores, m
         return side_by_side(work, items, count, device)
 
     monkeypatch.setattr(solve, "side_by_side", counted)
-    beside = matrix(SETS, CLASSES, Options(**options))
+    beside = matrix(SETS, CLASSES, DistanceOptions(**options))
     assert set(at_once) == {2} and torch.get_num_threads() == 2
     torch.set_num_threads(1)
-    alone = matrix(SETS, CLASSES, Options(**options))
+    alone = matrix(SETS, CLASSES, DistanceOptions(**options))
     assert set(at_once) == {1, 2} and np.isfinite(alone.values).all() and alone.values[0, 1] > 0
     assert beside.plain() == alone.plain()
 
@@ -91,16 +91,16 @@ def test_as_many_at_once_as_cores_problems_and_memory_allow(cores):
 def test_memory_is_estimated_for_the_largest_problem(monkeypatch):
     sets = {"small": labelled(0, 20), "large": labelled(1, 300), "mid": labelled(2, 100)}
     clouds = {
-        name: problems.Cloud.of(name, points, CLASSES, Options(label_distance="none"))
+        name: problems.Cloud.of(name, points, CLASSES, DistanceOptions(label_distance="none"))
         for name, points in sets.items()
     }
     within, across = most_bytes(300, 300, D, CPU), most_bytes(100, 300, D, CPU)
     monkeypatch.setattr(problems, "_EXACT_BYTES", 10**6)
     for options, most in (
-        (Options(), within),
-        (Options(debias=False), across),
-        (Options(bracket=0.1), across),
-        (Options(exact=True), 10**6 * 300 * 100),
+        (DistanceOptions(), within),
+        (DistanceOptions(debias=False), across),
+        (DistanceOptions(bracket=0.1), across),
+        (DistanceOptions(exact=True), 10**6 * 300 * 100),
     ):
         assert problems.Problems(clouds, options).bytes_each() == most
     assert across < within
@@ -118,5 +118,5 @@ def test_a_problem_has_its_share_of_the_memory_and_names_its_pair(cores, monkeyp
     monkeypatch.setattr(problems, "transport", transport)
     monkeypatch.setattr(solve, "free_memory", lambda device: 10**9)
     with pytest.raises(ValueError, match=r"^a to c: out of luck$"):
-        matrix(SETS, CLASSES, Options())
+        matrix(SETS, CLASSES, DistanceOptions())
     assert set(asked) == {400_000_000}

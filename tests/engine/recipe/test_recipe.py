@@ -49,7 +49,7 @@ def test_every_row_of_a_campaign_resolves_and_is_read_back_from_a_plan(campaign)
     for method in recipe.methods_of(campaign):
         resolved = recipe.load(campaign, method=method)
         assert resolved.method.name == campaigns.read(campaign).base(method)
-        assert resolved.downstream in resolved.dataset.places
+        assert resolved.downstream in resolved.dataset.evaluated_sets
         stored = json.loads(json.dumps(dataclasses.asdict(resolved)))
         assert recipe.of_values(stored) == resolved
         named = f"{campaign}/{method}"
@@ -183,7 +183,7 @@ def test_a_head_is_fitted_on_the_upstream_set_or_on_one_that_is_never_evaluated(
     apart = recipe.load("imagenet_rib", parsed([*words, "model.head.fit_on=imagenet_train"]))
     assert apart.head_set == apart.base_sets[-1] == "imagenet_train" != apart.dataset.upstream
     assert first_head(apart).downstream == "imagenet_train"
-    assert "imagenet_train" not in apart.dataset.places
+    assert "imagenet_train" not in apart.dataset.evaluated_sets
     upstream = recipe.load("imagenet_rib", parsed(["dataset.upstream=imagenet_train"]))
     assert upstream.dataset.known.count("imagenet_train") == 1
 

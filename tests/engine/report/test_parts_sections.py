@@ -59,7 +59,7 @@ def test_curves_are_in_order_with_one_for_each_of_what_else_varies():
 
 
 def test_published_numbers_are_known_by_our_names_of_models_and_sets():
-    places = {*recipe.load("imagenet_rib/fine_tune").dataset.places}
+    places = {*recipe.load("imagenet_rib/fine_tune").dataset.evaluated_sets}
     for entry in recipe.published()["models"].values():
         if entry["timm"] is None:
             continue

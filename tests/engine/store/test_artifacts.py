@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.machine import files
-from engine.machine.files import digest
+from engine.machine.files import short_digest
 from engine.store import artifacts, pending, tensors
 from engine.store.artifacts import MARKER, UNFINISHED, Artifact, Store
 from helpers.damage import cut, full_disk
@@ -171,11 +171,11 @@ def test_write_atomic_replaces_in_one_step_and_names_a_folder_in_the_way(tmp_pat
 
 
 def test_digest_is_the_same_in_every_process_and_of_canonical_text_alone():
-    assert digest(KEY) == "8a7888f297424ebb"
+    assert short_digest(KEY) == "8a7888f297424ebb"
     with pytest.raises(ValueError):
-        digest({"lr": float("nan")})
+        short_digest({"lr": float("nan")})
     with pytest.raises(TypeError):
-        digest({"values": np.float32(1)})
+        short_digest({"values": np.float32(1)})
 
 
 @given(st.integers(0, 100), st.integers(1, 20), st.integers(1, 40))

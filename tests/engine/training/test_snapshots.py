@@ -13,7 +13,7 @@ from engine.cells.build import Builder
 from engine.cells.snapshots import Followed
 from engine.recipe import modules
 from engine.training import loop
-from engine.training.saving import Progress, Saving, snapshot_steps
+from engine.training.saving import Saving, TrainingProgress, snapshot_steps
 from helpers.grids import CONV, Grid, prepared, same, weights
 from helpers.interruptions import EVERY_STEP, Stopped, at_step, interrupted, steps_taken, stop
 
@@ -133,14 +133,14 @@ def test_a_write_that_fails_is_raised_when_training_ends(grid):
     failure = pytest.raises(OSError, match="no room at step 4")
     with failure, Saving([4], fail) as saving:
         for step in range(1, 7):
-            saving.take(Progress(step), method)
+            saving.take(TrainingProgress(step), method)
 
 
 def test_a_copy_holds_what_was_there_and_not_what_comes(grid):
     method, exports = prepared(grid).method, {}
     expected = {name: tensor.clone() for name, tensor in method.export().state.items()}
     with Saving([1], lambda step, export: exports.update({step: export})) as saving:
-        saving.take(Progress(1), method)
+        saving.take(TrainingProgress(1), method)
         with torch.no_grad():
             for parameter in method.net.parameters():
                 parameter.zero_()
