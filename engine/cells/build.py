@@ -34,7 +34,7 @@ from engine.recipe import modules
 from engine.run import Run
 from engine.store import cells, tensors
 from engine.store.alone import alone
-from engine.store.artifacts import Store
+from engine.store.artifacts import STORE, Store
 from engine.store.cells import Average, Cell, Entry, Export, Gated
 from engine.store.checkpoints import CheckpointFiles
 from engine.training import fisher, loop
@@ -64,7 +64,7 @@ class Builder(Context):
         self.plan = cell
         self.recipe = recipe = cell.recipe
         self.device = device
-        self.store = store or Store(Path(recipe.runs) / "store")
+        self.store = store or Store(Path(recipe.runs) / STORE)
         self.sets = sets or Sets(recipe, device, cache_folder(), finds_only=self.store.finds_only)
         self.run_users = run_users
         self.followed = followed or Followed()

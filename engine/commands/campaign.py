@@ -139,7 +139,7 @@ def _has_same_needs(plan: campaign.Plan) -> bool:
     if not plan.modules:
         return True
     try:
-        return campaign.needs(plan) == campaign.needs(campaign.read(plan.path))
+        return campaign.needs(plan) == campaign.needs(campaign.read(plan.place))
     except (OSError, DamagedFile):
         return False
 
@@ -159,7 +159,7 @@ def _faults_of_sets(name: str, plans: Mapping[campaign.Plan, Sequence[Override]]
         from engine.data.kinds import kind_of
 
         kind = kind_of(dataset)
-        if kind.is_drawn or (plan.place / campaign.RECORD).exists():
+        if kind.is_drawn or plan.place.record.exists():
             continue
         from engine.data import packs
         from engine.grid import verify
@@ -222,11 +222,12 @@ def _merged(name: str, plans: Sequence[campaign.Plan], is_new: bool) -> Path:
     from engine.report import finish, merged
 
     of_plans = short_digest([plan.place.name for plan in plans])[:8]
-    folder = plans[0].folder.parent / f"{Path(name).stem}-models-{of_plans}" / campaign.REPORT
-    page = Root(folder.parents[1]).at(folder / campaign.PAGE)
+    folder = f"{Path(name).stem}-models-{of_plans}/{campaign.REPORT}"
+    report = Root(plans[0].place.runs).below(folder)
+    page = report.at(campaign.PAGE)
     if is_new or not page.is_file():
         runs = [record.read(plan.place) for plan in plans]
-        page = finish.write_into(folder, merged.merged(runs))
+        page = finish.write_into(report.path, merged.merged(runs))
     print(f"all models  {page.resolve()}")
     return page
 

@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> None:
     from engine.measures import paired
     from engine.measures.tables import write_csv
 
-    print(f"A  {first.report.parent}\nB  {second.report.parent}\n")
+    print(f"A  {first.place.campaign}\nB  {second.place.campaign}\n")
     print(_listed("settings", differences.settings(first.plan, second.plan)))
     print(_listed("versions", differences.versions(first, second)))
     same = differences.same_packs(first.record, second.record)

@@ -126,13 +126,13 @@ def _campaign(
     arguments: argparse.Namespace, sets: Mapping[str, Path]
 ) -> tuple[list[OnSet], str, dict[str, Path]]:
     """As `_models`."""
-    from engine.grid import place, record
+    from engine.grid import record
 
     for option in ("arch", "alphas", "classes"):
         if getattr(arguments, option):
             raise ValueError(f"--{option} is for --models; leave it out with --campaign")
     run = record.find(arguments.campaign, arguments.overrides)
-    shown = place.report(run.place)
+    shown = run.place.report_root
     files = {name: arguments.out or shown.at(f"accuracy-on-{name}.csv") for name in sets}
     for file in files.values():
         refuse_overwriting(file, arguments.force, is_folder=False)
@@ -145,7 +145,7 @@ def _campaign(
     text = on_sets.of_campaign(rows, run.record.downstreams, run.record.methods)
     if arguments.intervals:
         text += "\nThe 95% interval of every change, over source images, is in the table's file."
-    name = run.report.parent.name
+    name = run.place.campaign.name
     return rows, f"{text}\nRI and mRI of {name} stay as they are: its own sets make them.", files
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from engine.grid import attempts, campaign, job_states
 from engine.grid.campaign import COLUMN, PREPARE, REPORT, Plan
+from engine.grid.plan_folder import PlanFolder
 from engine.machine import entry
 
 if TYPE_CHECKING:
@@ -40,12 +41,13 @@ def run(arguments: argparse.Namespace) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     job, is_column = arguments.job, arguments.job not in (PREPARE, REPORT)
     stage = COLUMN if is_column else job
+    place = PlanFolder(arguments.plan.parent)
     if job != REPORT and "RANK" not in os.environ:
-        _take_gpus(arguments.ranks if is_column else 1, campaign.read(arguments.plan).device)
-    with attempts.recorded(arguments.plan.parent, job, stage, time.time()) as note:
-        _compute(job, campaign.read(arguments.plan), note)
+        _take_gpus(arguments.ranks if is_column else 1, campaign.read(place).device)
+    with attempts.recorded(place, job, stage, time.time()) as note:
+        _compute(job, campaign.read(place), note)
     if os.environ.get("RANK", "0") == "0":
-        job_states.set_done(arguments.plan.parent, job)
+        job_states.set_done(place, job)
 
 
 def _compute(job: str, plan: Plan, note: Callable[[str, int], None]) -> None:

@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING
 from engine.commands import refuse_overwriting
 from engine.commands.campaign import show
 from engine.errors import CampaignError
-from engine.grid import campaign, seal, workflow
+from engine.grid import campaign, plan_folder, seal, workflow
 from engine.machine import first_line
 from loaders import locks
-from loaders.root import Root
 
 if TYPE_CHECKING:
     from engine.grid.record import FinishedCampaign
@@ -79,13 +78,13 @@ def run(arguments: argparse.Namespace) -> None:
         _show(path, results, arguments)
         return
     for run in runs:
-        if run.record.missing and locks.is_held(run.report.parent / campaign.LOCK):
+        if run.record.missing and locks.is_held(run.place.lock):
             # It writes its report itself once it ends.
             results = of_campaign(run, csv)
-            so_far = Root(run.place.parents[2]).at(run.report.with_name(SO_FAR))
+            so_far = run.place.campaign_root.at(SO_FAR)
             _show(finish.write_into(so_far, results, figures=arguments.figures), results, arguments)
             continue
-        with workflow.locked(run.report.parent):
+        with workflow.locked(run.place):
             results = of_campaign(run, csv)
             path = finish.write(run, results, figures=arguments.figures)
         _show(path, results, arguments)
@@ -115,22 +114,13 @@ def finished(name: str, overrides: Sequence[Override]) -> list[FinishedCampaign]
         raise CampaignError(
             f"{folder} is reported as it ran: {words} can follow a campaign's name only"
         )
-    places = _places(folder, campaign.RECORD)
+    plans = plan_folder.in_campaign(folder)
+    places = [place for place in plans if place.root.has(place.record)]
     shown = [place for place in places if seal.is_shown(place)]
     if len(places) > 1 and len(shown) != 1:
         raise CampaignError(f"{folder} holds {len(places)} finished campaigns; {REMEDY}")
     places = shown or places
     return [record.read(places[0]) if places else _unfinished(folder)]
-
-
-def _places(folder: Path, name: str) -> list[Path]:
-    """The folders of a campaign's plans that hold a file of this name; links are left out.
-
-    Raises DamagedFile where the campaign's own folder is a link: it may lie in a stranger's runs.
-    """
-    folder = folder.absolute()
-    plans = Root(folder.parent.resolve(), folder.name, campaign.PLANS)
-    return [plans.path / each for each in plans.folders() if plans.has(f"{each}/{name}")]
 
 
 def _unfinished(folder: Path) -> FinishedCampaign:
@@ -139,10 +129,9 @@ def _unfinished(folder: Path) -> FinishedCampaign:
     from engine.grid.record import FinishedCampaign
     from engine.machine import ranks
 
-    files = [place / campaign.FILE for place in _places(folder, campaign.FILE)]
-    plans = sorted(files, key=lambda path: path.stat().st_mtime_ns)
-    if not plans:
+    places = [p for p in plan_folder.in_campaign(folder) if p.root.has(p.plan)]
+    if not places:
         raise CampaignError(f"{folder} holds no campaign; {REMEDY}")
-    plan = campaign.read(plans[-1])
+    plan = campaign.read(max(places, key=lambda place: place.plan.stat().st_mtime_ns))
     device = ranks.of_plan(plan.device)
     return FinishedCampaign(make_record.of_finished_columns(plan, device), plan.place)

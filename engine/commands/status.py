@@ -29,9 +29,9 @@ def run(arguments: argparse.Namespace) -> None:
     if not runs.is_dir():
         raise ValueError(f"there is no folder {runs}; name the folder of the runs")
     begun, now = holdings.campaigns(runs), time.time()
-    latest = {each.place.parent: each.place for each in begun}  # the newest plan comes last
+    latest = {each.place.campaign: each.place for each in begun}  # the newest plan comes last
     for each in begun:
-        is_latest = latest[each.place.parent] == each.place
+        is_latest = latest[each.place.campaign] == each.place
         print("\n".join(lines(status.of(each, now, is_latest=is_latest), now)))
     if not begun:
         print(f"{runs} holds no campaign")

@@ -24,8 +24,8 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from engine.grid import campaign, holdings
-    from engine.store.artifacts import Store
+    from engine.grid import holdings
+    from engine.store.artifacts import STORE, Store
     from loaders import locks
 
     runs: Path = arguments.runs
@@ -39,11 +39,11 @@ def run(arguments: argparse.Namespace) -> None:
     if not found or not arguments.yes:
         print("nothing was deleted" + ("; --yes deletes it" if found else ""))
         return
-    places = {each.place.parents[1] / campaign.LOCK for each in begun}
-    trainings = (runs / holdings.STORE / "locks").glob("*")
+    places = {each.place.lock for each in begun}
+    trainings = (runs / STORE / "locks").glob("*")
     if at_work := [path for path in (*places, *trainings) if locks.is_held(path)]:
         raise ValueError(f"{locks.holder(at_work[0])} is at work in {runs}; wait for it")
-    store = Store(runs / holdings.STORE)
+    store = Store(runs / STORE)
     for each in found:
         store.remove(each.artifact)
     print(f"deleted {size(sum(each.size for each in found))}")
@@ -63,6 +63,6 @@ def lines(found: Sequence[Held], unfinished: Sequence[Begun]) -> list[str]:
         names = ", ".join(dict.fromkeys(each.name for each in unfinished))
         shown.append(
             f"cells, weights and predictions stay while {names} is not finished: finish it, or "
-            f"delete its plan ({unfinished[0].place})"
+            f"delete its plan ({unfinished[0].place.path})"
         )
     return shown

@@ -31,7 +31,7 @@ from engine.recipe.campaigns import PRE_TRAINED
 from engine.recipe.overrides import Override
 from engine.recipe.schema import MethodRecipe, ModelRecipe
 from engine.run import Run
-from engine.store.artifacts import Store
+from engine.store.artifacts import STORE, Store
 from engine.store.cells import Average, Cell, Ensemble, Export, canonical_mix
 
 log = logging.getLogger(__name__)
@@ -119,7 +119,7 @@ def merged(
     device = ranks.start(resolved.device)
     names = list(map(str, files[: len(places)]))
     options = _options(method, names, base is not None, resolved.model.arch, of_method)
-    store = Store(Path(resolved.runs) / "store")
+    store = Store(Path(resolved.runs) / STORE)
     of_files = user_models.cells_of(resolved.model, store, files)
     head = user_models.head_of(resolved.model, of_files, classes)
     by_name = {str(file): cell for file, cell in of_files.items()}

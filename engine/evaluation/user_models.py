@@ -25,7 +25,7 @@ from engine.models import checkpoints, clip, export, formats
 from engine.recipe import model_names, overrides
 from engine.recipe.overrides import Override
 from engine.recipe.schema import DatasetRecipe, ModelRecipe, Recipe
-from engine.store.artifacts import Store
+from engine.store.artifacts import STORE, Store
 from engine.store.cells import Cell
 from loaders.pack import MANIFEST, Pack
 
@@ -105,7 +105,7 @@ def evaluate(
     """
     if alphas is not None and len(files) != 2:
         raise ValueError(f"alphas interpolate between exactly 2 models, not {len(files)}")
-    store = Store(Path(resolved.runs) / "store")
+    store = Store(Path(resolved.runs) / STORE)
     cells = cells_of(resolved.model, store, files)
     head = head_of(resolved.model, cells, classes)
     names = {file: cell.name for file, cell in cells.items()}

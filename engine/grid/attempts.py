@@ -11,10 +11,9 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 from engine.errors import FirstRankError
-from engine.grid.place import files
+from engine.grid.plan_folder import PlanFolder
 from engine.grid.schedulers import SCHEDULERS
 from engine.machine import entry
 from loaders import schema
@@ -56,7 +55,7 @@ class Attempt:
 
 @contextlib.contextmanager
 def recorded(
-    place: Path, job: str, stage: str, started: float
+    place: PlanFolder, job: str, stage: str, started: float
 ) -> Iterator[Callable[[str, int], None]]:
     """Keep a file of an attempt in the folder of the plan; what it gives notes the device and the
     number of processes.
@@ -88,12 +87,12 @@ def recorded(
             _write(place, name, replace(attempt, ended=time.time(), error=error))
 
 
-def read(place: Path) -> list[Attempt]:
+def read(place: PlanFolder) -> list[Attempt]:
     """The attempts at the jobs of a plan, by their start. Raises DamagedFile."""
-    root, attempts = files(place), []
+    root, attempts = place.root, []
     for name in root.files(FOLDER):
         if name.endswith(".json"):
-            file = place / FOLDER / name
+            file = place.path / FOLDER / name
             values = schema.read_unaltered(file, "delete it", root)
             attempts.append(schema.convert(values, Attempt, file, "delete it"))
     return sorted(attempts, key=lambda attempt: (attempt.started, attempt.job))
@@ -107,5 +106,5 @@ def _queue() -> tuple[str, str]:
     return "", ""
 
 
-def _write(place: Path, name: str, attempt: Attempt) -> None:
-    files(place).write(f"{FOLDER}/{name}", schema.with_digest(asdict(attempt)))
+def _write(place: PlanFolder, name: str, attempt: Attempt) -> None:
+    place.root.write(f"{FOLDER}/{name}", schema.with_digest(asdict(attempt)))

@@ -21,7 +21,7 @@ from engine.cells import cell_plan
 from engine.cells.cell_plan import CellPlan
 from engine.errors import CampaignError, RecipeError
 from engine.grid.columns import Column, columns_of
-from engine.grid.place import REPORT, files
+from engine.grid.plan_folder import PLANS, REPORT, PlanFolder
 from engine.machine.files import short_digest
 from engine.recipe import catalogue, modules
 from engine.recipe.campaigns import SELECTION, VARY
@@ -35,9 +35,6 @@ from loaders.schema import DamagedFile
 PREPARE, COLUMN = "prepare", "column"  # jobs, and rules of the workflow, beside REPORT
 PAGE, TABLE = "index.html", "table.txt"  # of a report, in a folder that is called so
 RESULTS = "results.json"  # there too
-PLANS, FILE = "plans", "plan.json"
-LOCK = ".lock"  # of a campaign's folder, held while it is at work
-RECORD = "evaluations.json"  # beside a plan: what its report is made of
 OF_ROW = ("method", "optimizer", "train", "trackers")  # what a row may set; rows share the rest
 # These keys change where and how a campaign runs, and not what it says.
 OUTSIDE = ("runs", "trackers", "device", "train.checkpoint_minutes", "model")
@@ -45,25 +42,23 @@ OUTSIDE = ("runs", "trackers", "device", "train.checkpoint_minutes", "model")
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What a campaign will do; `folder` holds its plans and its report.
+    """What a campaign will do.
 
     command: the line that makes this plan. rows: of its table, by name, each on the first column.
     columns: those fine-tuned on, in every setting. device: of all jobs, cpu | cuda | auto (what a
     job sees). is_sweep: whether the command varies a single row. modules: SHA-256 of users' method
-    files, by path. path: of the plan's file, in a folder that is named after everything that
-    determines the results.
+    files, by path. place: a folder that is named after everything that determines the results.
     """
 
     name: str
     command: str
     rows: Mapping[str, CellPlan]
     columns: tuple[Column, ...]
-    folder: Path
+    place: PlanFolder
     threads: int
     device: str
     is_sweep: bool = False
     modules: Mapping[str, str] = field(default_factory=dict)
-    path: Path = Path()
 
     @property
     def recipe(self) -> Recipe:
@@ -95,18 +90,9 @@ class Plan:
         return self.recipe.seeds
 
     @property
-    def place(self) -> Path:
-        """The folder of the plan's file, with all that its jobs leave beside the store."""
-        return self.path.parent
-
-    @property
-    def report(self) -> Path:
-        """The folder of the campaign's report."""
-        return self.folder / REPORT
-
-    @property
     def page(self) -> Path:
-        return self.report / PAGE
+        """The campaign's report."""
+        return self.place.report / PAGE
 
     @property
     def downstreams(self) -> list[str]:
@@ -185,18 +171,17 @@ def plan(
             "columns": [[column.downstream, dict(column.settings)] for column in columns],
         }
     )
-    folder = Path(shared.runs) / _title(name, overrides, methods, shared, swept, identity)
+    folder = _title(name, overrides, methods, shared, swept, identity)
     return Plan(
         name,
         shlex.join(["rib", "campaign", name, *(each.text for each in overrides)]),
         rows,
         columns,
-        folder,
+        PlanFolder(Path(shared.runs).resolve() / folder / PLANS / identity),
         max(shared.threads, cores // len(columns)),
         shared.device,
         is_sweep,
         files,
-        Path(shared.runs).resolve() / folder.name / PLANS / identity / FILE,
     )
 
 
@@ -288,34 +273,35 @@ def _title(
 def to_json(plan: Plan) -> bytes:
     """The plan as its file, which `read` reads."""
     values = {field.name: getattr(plan, field.name) for field in dataclasses.fields(plan)}
-    del values["path"]
+    del values["place"]  # of its file, wherever the folder of runs moves
     return schema.with_digest(
         values
         | {
             "rows": {name: row.plain() for name, row in plan.rows.items()},
             "columns": [dataclasses.asdict(column) for column in plan.columns],
-            "folder": str(plan.folder.resolve()),
         }
     )
 
 
-def read(path: Path) -> Plan:
-    """A plan from its file on disk; no recipe and no method's module is read.
+def read(place: PlanFolder) -> Plan:
+    """The plan in a folder; no recipe and no method's module is read.
 
     Raises DamagedFile and FileNotFoundError, which name the file.
     """
     remedy = "run `rib campaign` again, which writes it anew"
+    path = place.plan
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing; {remedy}")
-    values = schema.read_unaltered(path, remedy, files(path.parent))
+    values = schema.read_unaltered(path, remedy, place.root)
     try:
         plain = values.pop("rows").items()
         # A folder of runs that moved is where its plan is.
-        rows = {name: cell_plan.of_plain(row).below(path.parents[3]) for name, row in plain}
-        plan = msgspec.convert(values | {"rows": {}}, Plan, dec_hook=lambda kind, text: kind(text))
+        rows = {name: cell_plan.of_plain(row).below(place.runs) for name, row in plain}
+        values |= {"rows": {}, "place": {"path": str(place.path)}}
+        plan = msgspec.convert(values, Plan, dec_hook=lambda kind, text: kind(text))
     except (msgspec.ValidationError, RecipeError, KeyError, TypeError, AttributeError) as error:
         raise DamagedFile(f"{path} is damaged ({error}); {remedy}") from error
-    return dataclasses.replace(plan, rows=rows, folder=path.parents[2], path=path)
+    return dataclasses.replace(plan, rows=rows)
 
 
 def check_modules(plan: Plan) -> None:

@@ -52,7 +52,7 @@ def same_packs(first: Record, second: Record) -> set[str]:
 
 def _versions(campaign: FinishedCampaign) -> dict[str, Any]:
     for name in campaign.record.artifacts:
-        artifact = Artifact(campaign.store / name)
+        artifact = Artifact(campaign.place.store / name)
         if artifact.has(VERSIONS):
             file = artifact.folder / VERSIONS
             return schema.read(file, dict[str, Any], "delete the cell's folder", artifact.root)

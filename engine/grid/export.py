@@ -64,7 +64,7 @@ def row_of_campaign(campaign: FinishedCampaign, row: Evaluation) -> DescribedMod
             f"`{campaign.plan.shown_command} train.keep_snapshots=true runs=FOLDER`, keeps them"
         )
     average = campaign.mix(row)
-    parents = _parents(Store(campaign.store), average, title, remedy)
+    parents = _parents(Store(campaign.place.store), average, title, remedy)
     planned = campaign.plan.recipe
     described = description_of(parents.values(), planned)
     return _one_model(title, average, parents, described, planned.model)

@@ -8,15 +8,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 
-from engine.grid import campaign, record
+from engine.grid import plan_folder, record
+from engine.grid.plan_folder import PlanFolder
 from engine.grid.record import FinishedCampaign
-from engine.store.artifacts import MARKER, Artifact, Store
-from loaders.root import Root
+from engine.store.artifacts import MARKER, STORE, Artifact, Store
 from loaders.schema import DamagedFile
 
-STORE, PACKS = "store", "packs"
+PACKS = "packs"
 AGAIN = ("features", "fisher", "distances")  # kinds that are made again where something needs them
 
 
@@ -27,14 +28,14 @@ class Begun:
     fault: why neither can be read.
     """
 
-    place: Path
+    place: PlanFolder
     record: FinishedCampaign | None
     fault: str = ""
 
     @property
     def name(self) -> str:
         """The campaign's folder below that of the runs."""
-        return self.place.parents[1].name
+        return self.place.campaign.name
 
 
 @dataclass(frozen=True)
@@ -49,16 +50,14 @@ class Held:
 def campaigns(runs: Path) -> list[Begun]:
     """The campaigns in a folder of runs, the oldest plan first; links are left out. A record
     without its plan is one, too."""
-    root = Root(runs)
-    folders = [each for each in root.folders() if campaign.PLANS in root.folders(each)]
-    places = [
-        root.at(f"{each}/{campaign.PLANS}/{plan}")
-        for each in folders
-        for plan in root.folders(f"{each}/{campaign.PLANS}")
+    changed = [
+        (file.stat().st_mtime_ns, place)
+        for place in plan_folder.in_runs(runs)
+        for file in (place.plan, place.record)
+        if place.root.has(file)
     ]
-    files = (place / name for place in places for name in (campaign.FILE, campaign.RECORD))
-    in_order = sorted(filter(root.has, files), key=_changed)
-    return [_begun(place) for place in dict.fromkeys(file.parent for file in in_order)]
+    in_order = [place for _, place in sorted(changed, key=itemgetter(0))]
+    return [_begun(place) for place in dict.fromkeys(in_order)]
 
 
 def artifacts(runs: Path, begun: Sequence[Begun]) -> list[Held]:
@@ -104,14 +103,10 @@ def _finished(store: Path) -> Iterator[Artifact]:
                 yield Artifact(store / kind / name)
 
 
-def _begun(place: Path) -> Begun:
+def _begun(place: PlanFolder) -> Begun:
     try:
         return Begun(place, record.read(place))
     except FileNotFoundError:
         return Begun(place, None)
     except DamagedFile as error:
         return Begun(place, None, str(error))
-
-
-def _changed(path: Path) -> int:
-    return path.stat().st_mtime_ns

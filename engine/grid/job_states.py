@@ -12,17 +12,15 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 
 from engine.grid import attempts
 from engine.grid.campaign import REPORT, Plan
-from engine.grid.place import files
+from engine.grid.plan_folder import PlanFolder
 from engine.grid.schedulers import SCHEDULERS
 from loaders import schema
-from loaders.root import Root
 from loaders.schema import DamagedFile
 
 DONE, LOGS, LOG, EXIT, PROGRESS = "done", "logs", ".log", ".exit", "progress"  # beside a plan
@@ -32,33 +30,33 @@ SIGNALLED = 128  # a shell's exit code for a program that a signal ended: this a
 END = 4096  # bytes of a log that are looked at for its last line
 
 
-def is_done(place: Path, job: str) -> bool:
+def is_done(place: PlanFolder, job: str) -> bool:
     """Whether a job of the plan in the folder `place` is done."""
-    return files(place).has(f"{DONE}/{job}")
+    return place.root.has(f"{DONE}/{job}")
 
 
-def set_done(place: Path, job: str) -> None:
+def set_done(place: PlanFolder, job: str) -> None:
     """Note that a job has its result; the job's own last act."""
-    files(place).write(f"{DONE}/{job}", b"")
+    place.root.write(f"{DONE}/{job}", b"")
 
 
-def exit_code(place: Path, job: str) -> int | None:
+def exit_code(place: PlanFolder, job: str) -> int | None:
     """The exit code of a job that failed, as far as it has one; 0 where it left no result."""
     with contextlib.suppress(OSError, ValueError):
-        return int(files(place).read(f"{LOGS}/{job}{EXIT}", MOST))
+        return int(place.root.read(f"{LOGS}/{job}{EXIT}", MOST))
     return None
 
 
-def state(place: Path, job: str) -> str:
+def state(place: PlanFolder, job: str) -> str:
     """Whether a job runs, waits, is done or has failed. It has a log from its start."""
     if is_done(place, job):
         return FINISHED
-    if not files(place).has(f"{LOGS}/{job}{LOG}"):
+    if not place.root.has(f"{LOGS}/{job}{LOG}"):
         return WAITING
     return RUNNING if exit_code(place, job) is None else FAILED
 
 
-def counts(place: Path, jobs: Sequence[str]) -> Counter[str]:
+def counts(place: PlanFolder, jobs: Sequence[str]) -> Counter[str]:
     """How many jobs of the plan in the folder `place` are running, waiting, done or failed."""
     return Counter(state(place, job) for job in jobs)
 
@@ -72,10 +70,10 @@ class JobProgress(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     doing: str
 
 
-def advance(path: Path, name: str, done: int, total: int, doing: str = "") -> None:
-    """Write how far a job of the plan at `path` is, and what it does, for the progress bar."""
+def advance(place: PlanFolder, name: str, done: int, total: int, doing: str = "") -> None:
+    """Write how far a job of the plan in a folder is, and what it does, for the progress bar."""
     progress = JobProgress(done, total, time.time(), doing)
-    files(path.parent).write(f"{PROGRESS}/{name}.json", msgspec.json.encode(progress))
+    place.root.write(f"{PROGRESS}/{name}.json", msgspec.json.encode(progress))
 
 
 def progress(plan: Plan) -> dict[str, JobProgress]:
@@ -84,8 +82,8 @@ def progress(plan: Plan) -> dict[str, JobProgress]:
     for job in plan.jobs:
         # A damaged file moves the bar only, and the job writes it anew.
         with contextlib.suppress(DamagedFile, FileNotFoundError):
-            file = plan.place / PROGRESS / f"{job}.json"
-            begun[job] = schema.read(file, JobProgress, "delete it", files(plan.place))
+            file = plan.place.path / PROGRESS / f"{job}.json"
+            begun[job] = schema.read(file, JobProgress, "delete it", plan.place.root)
     return begun
 
 
@@ -97,10 +95,10 @@ def begin(plan: Plan) -> None:
     and Snakemake into its own folder, which follow links.
     """
     place = plan.place
-    beside = files(place)
+    beside = place.root
     beside.check()
-    Root(place.parents[2]).below(place.parent / ".snakemake").check()
-    if is_done(place, REPORT) or not (plan.folder.parent / "store").is_dir():
+    place.snakemake_root.check()
+    if is_done(place, REPORT) or not place.store.is_dir():
         forget(place)
     for job in plan.jobs:
         of_job = [EXIT] if is_done(place, job) else [EXIT, LOG]
@@ -110,9 +108,9 @@ def begin(plan: Plan) -> None:
                 beside.remove(name)
 
 
-def forget(place: Path) -> None:
+def forget(place: PlanFolder) -> None:
     """Let the next run visit all jobs of a plan again."""
-    files(place).remove(DONE)
+    place.root.remove(DONE)
 
 
 class Failure(NamedTuple):
@@ -129,14 +127,14 @@ class Failure(NamedTuple):
 def failures(plan: Plan) -> Iterator[tuple[str, str]]:
     """Each job that failed, and some lines for people: what happened, its words, its log."""
     for job in plan.jobs:
-        log = plan.place / LOGS / f"{job}{LOG}"
+        log = plan.place.path / LOGS / f"{job}{LOG}"
         if not is_done(plan.place, job) and (failed := failure(plan.place, job)):
-            its_log = f"\n  its log: {log}" if files(plan.place).has(log) else ""
+            its_log = f"\n  its log: {log}" if plan.place.root.has(log) else ""
             text = failed.text("\n  last words: ")
             yield job, f"{job} {text}{its_log}"
 
 
-def failure(place: Path, job: str) -> Failure | None:
+def failure(place: PlanFolder, job: str) -> Failure | None:
     """How a job's last attempt failed; None where it has not. Of an attempt of several ranks, the
     words are those of one that says why."""
     of_job = [attempt for attempt in attempts.read(place) if attempt.job == job]
@@ -165,10 +163,10 @@ def failure(place: Path, job: str) -> Failure | None:
     return Failure(f"failed (exit code {code})", words)
 
 
-def _last_line(place: Path, job: str) -> str:
+def _last_line(place: PlanFolder, job: str) -> str:
     """The last line of a job's log, as far as a line is short; empty where there is none."""
     name = f"{LOGS}/{job}{LOG}"
-    with contextlib.suppress(OSError, DamagedFile), files(place).open(name) as file:
+    with contextlib.suppress(OSError, DamagedFile), place.root.open(name) as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - END))
         lines = file.read().decode(errors="replace").split("\n")
         return next(filter(None, map(str.strip, reversed(lines))), "")[-attempts.LONGEST :]

@@ -42,7 +42,7 @@ def builders(
     # A probe is evaluated when it ends, and is not followed.
     followed_cells = [] if column.is_probe else [cell.recipe for cell in cells]
     followed = Followed(followed_cells, plan.downstreams)
-    store = Store(plan.folder.parent / "store", finds_only=finds_only)
+    store = Store(plan.place.store, finds_only=finds_only)
     run_users = not finds_only
     builder = Builder(first, device, sets, followed, store=store, run_users=run_users)
     return [builder, *map(builder.of, rest)]
@@ -66,7 +66,7 @@ def prepare(plan: Plan, device: torch.device) -> None:
     names = builder.recipe.dataset.evaluated_sets
 
     def begin(step: int, what: str = "") -> None:
-        job_states.advance(plan.path, PREPARE, step, len(names) + 1, what and f"preparing {what}")
+        job_states.advance(plan.place, PREPARE, step, len(names) + 1, what and f"preparing {what}")
 
     begin(0, builder.recipe.model.name)
     run = builder.run  # makes the base model
@@ -107,7 +107,7 @@ def column(plan: Plan, column: Column, device: torch.device) -> None:
     in_turn.rotate(-plan.columns.index(column))
     for done, row in enumerate(in_turn, start=1):
         row.build()
-        job_states.advance(plan.path, name, done, len(rows) + 1)
+        job_states.advance(plan.place, name, done, len(rows) + 1)
     of_rows = [row.entries() for row in rows]  # for which all ranks look together
     entries = list(itertools.chain(*of_rows))
     run = rows[0].run
@@ -126,5 +126,5 @@ def column(plan: Plan, column: Column, device: torch.device) -> None:
             headline = next(entry for entry in of_row if entry.headline)
             trackers.log_accuracies(row.recipe, accuracies.compared(row.run, headline.mix))
         row.remove_snapshots()
-    job_states.advance(plan.path, name, len(rows) + 1, len(rows) + 1)
+    job_states.advance(plan.place, name, len(rows) + 1, len(rows) + 1)
     log.info("column %s took %.0f s", column.name, time.monotonic() - started)

@@ -41,10 +41,10 @@ def evaluate(
     for name in places:
         if name in (record.upstream, *record.sets):
             raise ValueError(
-                f"{name} is a set of the campaign, whose numbers are in {campaign.report}; give "
-                f"this set another name, as in --sets NAME={places[name]}"
+                f"{name} is a set of the campaign, whose numbers are in {campaign.place.report}; "
+                f"give this set another name, as in --sets NAME={places[name]}"
             )
-    resolved, store = campaign.plan.recipe, Store(campaign.store)
+    resolved, store = campaign.plan.recipe, Store(campaign.place.store)
     models = _models(campaign)
     cells = {name: bank.stored_cell(store, name) for model in models for name in model.mix}
     return accuracies.evaluate(

@@ -16,16 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import CampaignError
-from engine.grid import campaign
+from engine.grid import campaign, plan_folder
 from engine.grid.attempts import Attempt
-from engine.grid.place import files
+from engine.grid.plan_folder import PlanFolder
 from engine.measures.rows import Evaluation
 from engine.measures.setting import Setting
 from engine.recipe.overrides import Override
 from loaders import schema
 from loaders.files import file_hash
 from loaders.names import InnerPath, Name
-from loaders.root import Root
 from loaders.schema import DamagedFile
 
 if TYPE_CHECKING:
@@ -111,12 +110,7 @@ class FinishedCampaign:
     """A record, and the folder (`place`) of the plan that it lies in."""
 
     record: Record
-    place: Path
-
-    @property
-    def report(self) -> Path:
-        """The folder of the campaign's report."""
-        return self.place.parents[1] / campaign.REPORT
+    place: PlanFolder
 
     @functools.cached_property
     def evaluations(self) -> list[Evaluation]:
@@ -141,12 +135,7 @@ class FinishedCampaign:
     @functools.cached_property
     def plan(self) -> campaign.Plan:
         """What was planned. Raises as `campaign.read`."""
-        return campaign.read(self.place / campaign.FILE)
-
-    @property
-    def store(self) -> Path:
-        """The folder of the artefacts that the record names."""
-        return self.place.parents[2] / "store"
+        return campaign.read(self.place)
 
     def mix(self, evaluation: Evaluation) -> dict[str, float] | Ensemble:
         """The average of cells that the model of an evaluation is.
@@ -159,7 +148,8 @@ class FinishedCampaign:
 
     @functools.cache  # noqa: B019  # a campaign lives as long as its process
     def _checked(self, name: str) -> Path:
-        path, store = self.store / name, Root(self.store.parent).below(self.store)
+        place = self.place
+        path, store = place.store / name, place.store_root
         if not store.has(name):
             raise DamagedFile(f"{path} is missing; run `rib campaign` again, {AS_BEFORE}")
         if file_hash(path) != self.record.files.get(name):
@@ -170,21 +160,20 @@ class FinishedCampaign:
         return path
 
 
-def write(place: Path, record: Record) -> FinishedCampaign:
+def write(place: PlanFolder, record: Record) -> FinishedCampaign:
     """Write a record into a plan's folder, with a digest of all that it says."""
-    files(place).write(campaign.RECORD, schema.with_digest(dataclasses.asdict(record)))
+    place.root.write(place.record, schema.with_digest(dataclasses.asdict(record)))
     return read(place)
 
 
-def read(place: Path) -> FinishedCampaign:
+def read(place: PlanFolder) -> FinishedCampaign:
     """The record in a plan's folder.
 
     Raises DamagedFile where it is not as it was written; FileNotFoundError.
     """
-    file = place / campaign.RECORD
     remedy = f"delete it and run `rib campaign` again, {AS_BEFORE}"
-    values = schema.read_unaltered(file, remedy, files(place))
-    return FinishedCampaign(schema.convert(values, Record, file, remedy), place)
+    values = schema.read_unaltered(place.record, remedy, place.root)
+    return FinishedCampaign(schema.convert(values, Record, place.record, remedy), place)
 
 
 def find(name: str, overrides: Sequence[Override]) -> FinishedCampaign:
@@ -193,17 +182,16 @@ def find(name: str, overrides: Sequence[Override]) -> FinishedCampaign:
     Raises CampaignError where there is none, DamagedFile where its record is damaged.
     """
     plan = campaign.plan(name, overrides)
-    runs = Root(plan.folder.parent.resolve())
-    plans = [f"{n}/{campaign.PLANS}" for n in runs.folders() if n.startswith(Path(name).stem)]
+    stem = Path(name).stem
+    plans = [p for p in plan_folder.in_runs(plan.place.runs) if p.campaign.name.startswith(stem)]
     # Words that say what is so anyway name another folder, and the same plan.
-    for same in (plan.place, *(runs.path / each / plan.place.name for each in plans)):
-        if files(same).has(campaign.RECORD):
-            return read(same)
-    places = (f"{each}/{place}" for each in plans for place in runs.folders(each))
-    records = any(runs.has(f"{place}/{campaign.RECORD}") for place in places)
+    same = [p for p in plans if p.name == plan.place.name and p.root.has(p.record)]
+    if same:
+        return read(plan.place if plan.place in same else same[0])
+    records = any(place.root.has(place.record) for place in plans)
     command = shlex.join(["rib", "campaign", name, *(each.text for each in overrides)])
     differs = ", but one with other settings" if records else ""
     raise CampaignError(
-        f"{plan.folder.parent} holds no finished run of {name} with these settings{differs}; "
+        f"{plan.recipe.runs} holds no finished run of {name} with these settings{differs}; "
         f"`{command}` runs what is missing of it"
     )

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from pathlib import Path
 
-from engine.grid import record
+from engine.grid import plan_folder, record
 from engine.grid.campaign import PAGE, REPORT, TABLE, Plan
 from engine.grid.job_states import is_done
-from engine.grid.place import files, report
+from engine.grid.plan_folder import PlanFolder
 from engine.store.artifacts import MARKER
 from loaders.files import file_hash
 from loaders.root import Root
@@ -19,29 +18,23 @@ SHOWN = "report.sha256"  # beside a plan: the files of its report, as sha256sum 
 
 
 @contextlib.contextmanager
-def sealed(place: Path) -> Iterator[None]:
+def sealed(place: PlanFolder) -> Iterator[None]:
     """Note the files of a report that are written now beside its plan, which is in `place`.
 
     Files that an earlier report left, of this plan or another, go, and a user's own files stay.
     Raises DamagedFile where the report is a link.
     """
-    shown, before = report(place), _inodes(report(place))
+    shown, before = place.report_root, _inodes(place.report_root)
     yield
     written = {name for name, inode in _inodes(shown).items() if inode != before.get(name)}
-    for other in _plans(place):
+    for other in plan_folder.in_campaign(place.campaign):
         hashes = _sealed(other)
         # Only files that were found in the report: a seal's names may be edited to point elsewhere.
         for name in before.keys() & hashes.keys() - written:
             if _is(shown, name, hashes[name]):
                 shown.remove(name)
     lines = [f"{file_hash(shown.file(name))}  {name}" for name in sorted(written)]
-    files(place).write(SHOWN, "\n".join(lines).encode())
-
-
-def _plans(place: Path) -> list[Path]:
-    """The folders of all plans of a plan's campaign."""
-    plans = Root(place.parents[2]).below(place.parent)
-    return [place.parent / name for name in plans.folders()]
+    place.root.write(SHOWN, "\n".join(lines).encode())
 
 
 def _inodes(report: Root) -> dict[str, int]:
@@ -49,10 +42,10 @@ def _inodes(report: Root) -> dict[str, int]:
     return {name: report.file(name).stat().st_ino for name in report.files()}
 
 
-def _sealed(place: Path) -> dict[str, str]:
+def _sealed(place: PlanFolder) -> dict[str, str]:
     """SHA-256 of the files of a plan's report; empty where no seal can be read."""
     try:
-        lines = files(place).read(SHOWN).decode().splitlines()
+        lines = place.root.read(SHOWN).decode().splitlines()
     except (OSError, ValueError):
         return {}
     return {name: sha256 for sha256, _, name in (line.partition("  ") for line in lines)}
@@ -65,11 +58,11 @@ def _is(report: Root, name: str, sha256: str) -> bool:
         return False
 
 
-def is_shown(place: Path) -> bool:
+def is_shown(place: PlanFolder) -> bool:
     """Whether the report beside the plans is that of the plan in the folder `place`, and whole."""
     shown = _sealed(place)
     return {PAGE, TABLE} <= shown.keys() and all(
-        _is(report(place), name, sha256) for name, sha256 in shown.items()
+        _is(place.report_root, name, sha256) for name, sha256 in shown.items()
     )
 
 
@@ -77,13 +70,13 @@ def finished(plan: Plan) -> bool:
     """Whether all jobs are done, nothing that they left is gone, and the campaign's folder shows
     this plan's report."""
     try:
-        campaign = record.read(plan.place)
+        found = record.read(plan.place).record
     except (OSError, DamagedFile):
         return False
-    store = Root(campaign.store.parent).below(campaign.store)
+    store = plan.place.store_root
     return (
         is_done(plan.place, REPORT)
         and is_shown(plan.place)
-        and all(store.has(f"{name}/{MARKER}") for name in campaign.record.artifacts)
-        and all(store.has(name) for name in campaign.record.files)
+        and all(store.has(f"{name}/{MARKER}") for name in found.artifacts)
+        and all(store.has(name) for name in found.files)
     )

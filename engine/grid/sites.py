@@ -78,7 +78,7 @@ def of(options: RunOptions, plans: Sequence[Plan]) -> Site:
     elif options.executor in SCHEDULERS:
         scheduler = SCHEDULERS[options.executor](options)
         device = scheduler.device(device)
-        words, environment = scheduler.submission(plans[0].place)
+        words, environment = scheduler.submission(plans[0].place.path)
     else:
         import torch
 

@@ -40,10 +40,10 @@ def of(begun: Begun, now: float, *, is_latest: bool = True) -> Status:
     """
     place = begun.place
     try:
-        plan = campaign.read(place / campaign.FILE)
+        plan = campaign.read(place)
         tried = attempts.read(place)
     except (OSError, DamagedFile) as error:
-        since = place.stat().st_mtime
+        since = place.path.stat().st_mtime
         return Status(begun.name, place.name, DAMAGED, since, Counter(), (0, 0), error=str(error))
     states = job_states.progress(plan)
     jobs = job_states.counts(place, plan.jobs)
@@ -58,10 +58,10 @@ def of(begun: Begun, now: float, *, is_latest: bool = True) -> Status:
     error = f"{failed[-1].job}: {failed[-1].error}" if failed else begun.fault
     cells = (done, of_column * len(columns))
     if begun.record:
-        since = (place / campaign.RECORD).stat().st_mtime
+        since = place.record.stat().st_mtime
         return Status(begun.name, place.name, FINISHED, since, jobs, cells)
-    started = tried[-1].started if tried else place.stat().st_mtime
-    if not is_latest or not locks.is_held(place.parents[1] / campaign.LOCK):
+    started = tried[-1].started if tried else place.path.stat().st_mtime
+    if not is_latest or not locks.is_held(place.lock):
         jobs[FAILED] += jobs.pop(RUNNING, 0)
         return Status(begun.name, place.name, STOPPED, started, jobs, cells, error=error)
     return Status(

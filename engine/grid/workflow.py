@@ -23,7 +23,7 @@ from typing import NoReturn
 from engine.errors import CampaignError
 from engine.grid import campaign, job_states, progress, sites
 from engine.grid.campaign import COLUMN, PREPARE, REPORT, Plan
-from engine.grid.place import files
+from engine.grid.plan_folder import PlanFolder
 from engine.grid.schedulers import RunOptions, Scheduler
 from engine.grid.sites import Resources, Site
 from engine.machine import parent, preemption
@@ -54,15 +54,15 @@ def run(plans: Sequence[Plan], options: RunOptions, *, dry_run: bool = False) ->
         for plan, resources in zip(plans, asked, strict=True):
             _show_jobs(plan, resources)
         return
-    root = plans[0].place.parent
+    root = plans[0].place.plans
     # From Snakemake's folder, whose path may hold the braces of its wildcards.
-    grids = {os.path.relpath(plan.place, root): plan for plan in plans}
+    grids = {os.path.relpath(plan.place.path, root): plan for plan in plans}
     with contextlib.ExitStack() as stack:
         for plan in plans:
-            stack.enter_context(locked(plan.folder))
+            stack.enter_context(locked(plan.place))
             job_states.begin(plan)
-            Store(plan.folder.parent / "store").remove_left_overs(LEFT_OVER_S)
-            files(plan.place).write(campaign.FILE, campaign.to_json(plan))
+            Store(plan.place.store).remove_left_overs(LEFT_OVER_S)
+            plan.place.root.write(plan.place.plan, campaign.to_json(plan))
         settings = {
             grid: {
                 "columns": [column.id for column in plan.columns],
@@ -72,7 +72,7 @@ def run(plans: Sequence[Plan], options: RunOptions, *, dry_run: bool = False) ->
             }
             for (grid, plan), resources in zip(grids.items(), asked, strict=True)
         }
-        file = files(plans[0].place).write(FILE, json.dumps(settings, indent=1).encode())
+        file = plans[0].place.root.write(FILE, json.dumps(settings, indent=1).encode())
         words = [
             *(sys.executable, "-P", "-m", "snakemake", "--snakefile", str(WORKFLOW)),
             *("--nolock", "--rerun-incomplete", "--rerun-triggers", "mtime"),
@@ -94,25 +94,24 @@ def command(plan: Plan, where: Site) -> str:
 
 def _program(plan: Plan, where: Site) -> list[str]:
     # -P: the working folder is the user's and may hold packages of our names.
-    program = [sys.executable, "-P", "-m", "engine.commands.job", "--plan", str(plan.path)]
+    program = [sys.executable, "-P", "-m", "engine.commands.job", "--plan", str(plan.place.plan)]
     return [*program, *(["--ranks", str(where.ranks)] if where.ranks > 1 else [])]
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock, which is free when the process ends.
+def locked(place: PlanFolder) -> Iterator[None]:
+    """Hold the lock of a plan's campaign, which is free when the process ends.
 
     Raises CampaignError if another campaign holds it.
     """
-    lock = folder / campaign.LOCK
 
     def refuse() -> NoReturn:
         raise CampaignError(
-            f"another campaign ({locks.holder(lock)}) is at work in {folder}; wait for it, or use "
-            "runs=ANOTHER_FOLDER"
+            f"another campaign ({locks.holder(place.lock)}) is at work in {place.campaign}; wait "
+            "for it, or use runs=ANOTHER_FOLDER"
         )
 
-    with locks.held(lock, refuse, Root(folder.parent)):
+    with locks.held(place.lock, refuse, Root(place.runs)):
         yield
 
 
@@ -123,16 +122,16 @@ def _show_jobs(plan: Plan, asked: Mapping[str, Resources]) -> None:
     width = max(map(len, names))
     stages = {job: job if job in (PREPARE, REPORT) else COLUMN for job in names}
     lines = [f"{job:<{width}}  {sites.text(asked[stage])}" for job, stage in stages.items()]
-    print(f"{plan.folder.name}: {len(names)} jobs would run", *lines, sep="\n  ")
+    print(f"{plan.place.campaign.name}: {len(names)} jobs would run", *lines, sep="\n  ")
     print(f"a column trains {', '.join(plan.methods)}")
 
 
 def _watch(
     words: Sequence[str], plans: Sequence[Plan], where: Site, environment: Mapping[str, str]
 ) -> None:
-    log_path = plans[0].place / LOG
+    log_path = plans[0].place.path / LOG
     with (
-        files(plans[0].place).open(LOG, "ab") as log,
+        plans[0].place.root.open(LOG, "ab") as log,
         preemption.handled(ENDING, signal.default_int_handler),
     ):
         begin = log.tell()  # behind the words of earlier runs
@@ -150,7 +149,7 @@ def _watch(
         finally:
             _end(process, CANCEL_S if where.scheduler else GRACE_S)
             if where.scheduler and process.returncode:
-                where.scheduler.cancel(plans[0].place)
+                where.scheduler.cancel(plans[0].place.path)
     if process.returncode or not all(job_states.is_done(plan.place, REPORT) for plan in plans):
         reasons = []
         for plan in plans:

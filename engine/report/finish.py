@@ -29,9 +29,9 @@ INTERVALS, CITATIONS = "intervals.csv", "citations.bib"
 def write(run: FinishedCampaign, results: Results, *, figures: bool = False) -> Path:
     """Write tables and page into the campaign's report; the page's path. figures: also every
     figure as SVG and PDF; a report that has such files keeps having them."""
-    figures = figures or any((run.report / exports.FIGURES).glob("*.svg"))
+    figures = figures or any((run.place.report / exports.FIGURES).glob("*.svg"))
     with seal.sealed(run.place):
-        return write_into(run.report, results, figures=figures)
+        return write_into(run.place.report, results, figures=figures)
 
 
 def write_into(folder: Path, results: Results, *, figures: bool = False) -> Path:
@@ -120,5 +120,5 @@ def finish(plan: Plan, device: torch.device) -> Path:
 
     run = record.write(plan.place, make_record.record_of(plan, device))
     path = write(run, of_campaign(run))
-    job_states.advance(plan.path, "report", 1, 1)
+    job_states.advance(plan.place, "report", 1, 1)
     return path

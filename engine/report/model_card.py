@@ -233,7 +233,7 @@ def _results(campaign: FinishedCampaign) -> CampaignResults | None:
     """The numbers of the campaign's report; None where it is not there as it was written."""
     if not seal.is_shown(campaign.place):
         return None
-    file = campaign.report / RESULTS
+    file = campaign.place.report / RESULTS
     return results_file.read(file.read_bytes()) if file.is_file() else None
 
 

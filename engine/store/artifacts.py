@@ -27,6 +27,7 @@ from loaders.root import Root
 from loaders.schema import DamagedFile
 
 FORMAT = 2  # raised when the meaning of stored artefacts changes
+STORE = "store"  # below a folder of runs
 MARKER, UNFINISHED = "done.json", ".unfinished"  # in the folder of an artefact
 TEMPORARY = re.compile(r"\..+-[0-9a-f]{16}\.[0-9a-f]{8}")  # the name of an unfinished one
 

@@ -49,7 +49,7 @@ def test_settings_are_words_or_mappings(tmp_path):
         f"runs={tmp_path}"
     )
     again = campaign.plan("emoji", parsed(shlex.split(plan.command)[3:]))
-    assert again.path == plan.path, "its command makes the same plan"
+    assert again.place == plan.place, "its command makes the same plan"
 
 
 def test_a_plan_reads_each_file_once(monkeypatch):

@@ -116,7 +116,7 @@ def test_a_campaign_is_not_started_where_its_jobs_would_write_through_a_link(
     outside.mkdir()
     (outside / "mine.log").write_text("mine")
     target = outside / "mine.log" if place == "campaign.log" else outside
-    (plan.place / place).symlink_to(target)
+    (plan.place.path / place).symlink_to(target)
     with pytest.raises(DamagedFile, match="link"):
         job_states.begin(plan)
     assert (outside / "mine.log").read_text() == "mine" and len(list(outside.iterdir())) == 1
@@ -126,22 +126,22 @@ def test_a_campaign_that_is_a_link_is_not_reported(folder, tmp_path):
     """Its report would be written over that of the campaign that the link leads to."""
     plan = campaigns.planned(folder, f"runs={tmp_path / 'mine'}")
     (tmp_path / "theirs").mkdir()
-    (tmp_path / "theirs" / "shapes").symlink_to(plan.folder)
+    (tmp_path / "theirs" / "shapes").symlink_to(plan.place.campaign)
     code, line = ended(cli.main, ["report", str(tmp_path / "theirs" / "shapes")])
     assert code == 2 and "leads through a link" in line
 
 
 def test_only_what_the_engine_wrote_is_cleared(folder, tmp_path):
     plan = campaigns.planned(folder, f"runs={tmp_path}")
-    logs = plan.place / "logs"
+    logs = plan.place.path / "logs"
     logs.mkdir()
     for name in ("prepare.log", "prepare.exit", "notes.log", "mine.exit"):
         (logs / name).touch()
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "x").touch()
-    (plan.place / "done").symlink_to(tmp_path / "elsewhere")
+    (plan.place.path / "done").symlink_to(tmp_path / "elsewhere")
     job_states.forget(plan.place)
-    assert not (plan.place / "done").is_symlink() and (tmp_path / "elsewhere" / "x").exists()
+    assert not (plan.place.path / "done").is_symlink() and (tmp_path / "elsewhere" / "x").exists()
     job_states.begin(plan)
     assert sorted(path.name for path in logs.iterdir()) == ["mine.exit", "notes.log"]
 
@@ -157,7 +157,7 @@ def test_snakemake_and_shells_get_no_name_of_a_set(folder, tmp_path, monkeypatch
     workflow.run([plan], RunOptions(cores=1))
     (words,) = seen
     assert words[words.index("--workflow-profile") + 1] == "none"
-    (grid,) = json.loads((plan.place / workflow.FILE).read_text()).values()
+    (grid,) = json.loads((plan.place.path / workflow.FILE).read_text()).values()
     first, second = grid["columns"]
     assert (
         second == "few" and set(first) <= set("touchX_idabe-0123456789f") and strange not in first

@@ -117,8 +117,8 @@ def in_this_process(patch: pytest.MonkeyPatch) -> list[str]:
 
     def watch(words: object, plans: Sequence[campaign.Plan], *_: object) -> None:
         for planned in plans:
-            plan, before = campaign.read(planned.path), len(ran)
-            done = plan.place / job_states.DONE
+            plan, before = campaign.read(planned.place), len(ran)
+            done = plan.place.path / job_states.DONE
             for name in plan.jobs:
                 new = ran[before:]
                 follows = campaign.PREPARE in new or (name == campaign.REPORT and new)
@@ -154,8 +154,8 @@ def do(plan: campaign.Plan, name: str) -> None:
 def planned(folder: Path, *words: str, name: str = "shapes") -> campaign.Plan:
     """The plan of a campaign, on disk."""
     plan = campaign.plan(str(folder / f"{name}.yaml"), parsed(words), 2, run_users=True)
-    plan.path.parent.mkdir(parents=True, exist_ok=True)
-    plan.path.write_bytes(campaign.to_json(plan))
+    plan.place.path.mkdir(parents=True, exist_ok=True)
+    plan.place.plan.write_bytes(campaign.to_json(plan))
     return plan
 
 
@@ -167,7 +167,7 @@ def run(folder: Path, *words: str, name: str = "shapes") -> Path:
     plan = planned(folder, f"runs={folder / 'runs'}", *words, name=name)
     for job_name in plan.jobs:
         do(plan, job_name)
-    return plan.report
+    return plan.place.report
 
 
 def unfinished(finished: Path, runs: Path) -> Path:

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from engine.data import thumbnails
 from engine.grid import record
+from engine.grid.plan_folder import PlanFolder
 from engine.grid.record import FinishedCampaign, Row
 from engine.measures.distances import Matrix
 from engine.measures.rows import PRE
@@ -70,7 +71,7 @@ def finished(
         "files": {str(row.path): file_hash(store / row.path) for row in evaluations},
         "classes": CLASSES,
     }
-    return record.write(place, made_results.record(evaluations, **values | changes))
+    return record.write(PlanFolder(place), made_results.record(evaluations, **values | changes))
 
 
 def pictures(sets: Sequence[str] = SETS, images: int = 40) -> dict[str, dict[str, str]]:

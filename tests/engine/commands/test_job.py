@@ -60,7 +60,7 @@ def test_a_column_on_two_ranks_is_close_to_that_on_one(folder, finished, tmp_pat
     runs = campaigns.unfinished(finished, tmp_path / "runs")
     plan = campaigns.planned(folder, f"runs={runs}", "trackers=[tensorboard]")  # of the first rank
     command = [sys.executable, "-m", "engine.commands.job", "column-few"]
-    process = run([*command, "--plan", str(plan.path), "--ranks", "2"])
+    process = run([*command, "--plan", str(plan.place.plan), "--ranks", "2"])
     assert process.returncode == 0, process.stderr[-3000:]
     (cell,) = (runs / "store" / "cells").glob("fine_tune-few-*")
     cells = {"1": finished / "store" / "cells" / cell.name, "2": cell}

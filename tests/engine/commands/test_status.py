@@ -24,7 +24,7 @@ SETS = "dataset.sets=[twemoji,openmoji]"
 def begun(runs: Path, *words: str) -> Plan:
     words = (f"runs={runs}", SETS, "methods=[fine_tune,soup]", "probe=0", *words)
     plan = campaign.plan("emoji", overrides.parsed(words))
-    write_atomic(plan.path, campaign.to_json(plan))
+    write_atomic(plan.place.plan, campaign.to_json(plan))
     return plan
 
 
@@ -57,10 +57,10 @@ def status(runs: Path, capsys) -> str:
 def job(plan: Plan, name: str, done: int, minutes: float, error: str = "") -> None:
     """A job that began some minutes ago; with an error one that failed half a minute later."""
     began, total = time.time() - 60 * minutes, 5
-    log = plan.place / job_states.LOGS / f"{name}{job_states.LOG}"
+    log = plan.place.path / job_states.LOGS / f"{name}{job_states.LOG}"
     log.parent.mkdir(exist_ok=True)
     log.touch()
-    job_states.advance(plan.path, name, done, total, f"training on {name}")
+    job_states.advance(plan.place, name, done, total, f"training on {name}")
     ended = began + 30 if error else None
     attempt = attempts.Attempt(name, name.partition("-")[0], began, ended, "cpu", error=error)
     attempts._write(plan.place, f"{name}-{began:.0f}.json", attempt)
@@ -72,13 +72,13 @@ def job(plan: Plan, name: str, done: int, minutes: float, error: str = "") -> No
 def at_work(tmp_path) -> Iterator[Plan]:
     plan = begun(tmp_path)
     job(plan, "prepare", 4, 30)
-    (plan.place / job_states.DONE).mkdir()
-    (plan.place / job_states.DONE / "prepare").touch()
+    (plan.place.path / job_states.DONE).mkdir()
+    (plan.place.path / job_states.DONE / "prepare").touch()
     job(plan, "column-twemoji", 2, 20)
     job(plan, "column-openmoji", 0, 10, error="no room\nbelow")
     code = "import sys, time; from pathlib import Path; from loaders import locks\n"
     code += "with locks.held(Path(sys.argv[1]), print): print('held', flush=True); time.sleep(99)"
-    words = [sys.executable, "-c", code, str(plan.folder / campaign.LOCK)]
+    words = [sys.executable, "-c", code, str(plan.place.lock)]
     with subprocess.Popen(words, stdout=subprocess.PIPE) as process:
         assert process.stdout and process.stdout.readline() == b"held\n"
         yield plan
@@ -86,8 +86,8 @@ def at_work(tmp_path) -> Iterator[Plan]:
 
 
 def test_a_campaign_at_work_shows_jobs_cells_time_left_and_the_last_error(at_work, capsys):
-    shown = status(at_work.folder.parent, capsys)
-    name = at_work.folder.name
+    shown = status(at_work.place.runs, capsys)
+    name = at_work.place.campaign.name
     assert f"{name}  running, last job started 10 min ago, 2 of 4 cells" in shown
     assert "jobs: 1 running, 1 waiting, 1 done, 1 failed; training on column-" in shown
     # Six steps took 30 minutes, and the campaign has 2 + 2 + 3 * 2 + 1.
@@ -96,8 +96,8 @@ def test_a_campaign_at_work_shows_jobs_cells_time_left_and_the_last_error(at_wor
 
 
 def test_a_campaign_whose_process_died_is_stopped(at_work, tmp_path, capsys):
-    (at_work.folder / campaign.LOCK).unlink()
-    (at_work.folder / campaign.LOCK).write_text("process 1 on nowhere")  # left by a kill
+    at_work.place.lock.unlink()
+    at_work.place.lock.write_text("process 1 on nowhere")  # left by a kill
     shown = status(tmp_path, capsys)
     assert "stopped, last job started" in shown and "left, at" not in shown
     assert "jobs: 1 waiting, 1 done, 2 failed\n" in shown
@@ -105,8 +105,8 @@ def test_a_campaign_whose_process_died_is_stopped(at_work, tmp_path, capsys):
 
 def test_what_a_link_leads_to_is_left_out_and_no_pipe_is_waited_for(tmp_path, capsys):
     other, ours = begun(tmp_path / "other"), begun(tmp_path / "runs")
-    (tmp_path / "runs" / "linked").symlink_to(other.folder)
-    os.mkfifo(ours.folder / campaign.LOCK)
+    (tmp_path / "runs" / "linked").symlink_to(other.place.campaign)
+    os.mkfifo(ours.place.lock)
     shown = status(tmp_path / "runs", capsys)
     assert shown.count("stopped") == 1 and "linked" not in shown
 
@@ -117,11 +117,12 @@ def test_only_what_no_record_needs_goes(tmp_path, capsys):
     plan, other = begun(tmp_path), begun(tmp_path, "seed=1")
     finished(plan, [needed])
     shown = status(tmp_path, capsys)
-    assert f"{plan.folder.name}  finished" in shown and f"{other.folder.name}  stopped" in shown
+    names = plan.place.campaign.name, other.place.campaign.name
+    assert f"{names[0]}  finished" in shown and f"{names[1]}  stopped" in shown
     sizes = {
         name: holdings.size_of(tmp_path / "store" / name) for name in (needed, alone, features)
     }
-    assert f"{sizes[needed] / 1000:.3g} kB  for {plan.folder.name}\n" in shown
+    assert f"{sizes[needed] / 1000:.3g} kB  for {plan.place.campaign.name}\n" in shown
     nobodys = (sizes[alone] + sizes[features]) / 1000
     assert f"{nobodys:.3g} kB  no finished campaign needs it" in shown
 
@@ -134,7 +135,7 @@ def test_only_what_no_record_needs_goes(tmp_path, capsys):
         return {str(path.parent.relative_to(tmp_path / "store")) for path in paths}
 
     assert "--yes deletes it" in gc() and left() == {needed, alone, features}
-    assert f"stay while {other.folder.name} is not finished" in gc("--yes")
+    assert f"stay while {other.place.campaign.name} is not finished" in gc("--yes")
     assert left() == {needed, alone}
     finished(other, [needed])
     assert alone.partition("/")[2] in gc() and left() == {needed, alone}
@@ -146,7 +147,7 @@ def test_what_a_record_without_its_plan_needs_stays(tmp_path, capsys):
     needed = artifact(tmp_path, "cells", "a", 3000)
     plan = begun(tmp_path)
     finished(plan, [needed])
-    plan.path.unlink()
+    plan.place.plan.unlink()
     assert cli.main(["gc", str(tmp_path), "--yes"]) == 0
     assert "nothing was deleted" in capsys.readouterr().out
     assert (tmp_path / "store" / needed).is_dir()
@@ -161,8 +162,8 @@ def test_nothing_goes_while_a_training_is_at_work(at_work, tmp_path, capsys):
 
 def test_a_damaged_plan_is_named(tmp_path, capsys):
     plan = begun(tmp_path)
-    plan.path.write_text(json.dumps({"name": "x"}))
-    assert f"{plan.folder.name}  damaged: {plan.path}" in status(tmp_path, capsys)
+    plan.place.plan.write_text(json.dumps({"name": "x"}))
+    assert f"{plan.place.campaign.name}  damaged: {plan.place.plan}" in status(tmp_path, capsys)
 
 
 def test_a_lock_that_nobody_holds_is_seen(tmp_path):

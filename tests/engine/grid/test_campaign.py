@@ -15,6 +15,7 @@ from engine.data import packs
 from engine.errors import CampaignError, RecipeError
 from engine.grid import campaign, jobs, seal, workflow
 from engine.grid.columns import Column
+from engine.grid.plan_folder import PlanFolder
 from engine.recipe import parsed
 from helpers import campaigns
 from loaders.pack import MANIFEST
@@ -52,13 +53,13 @@ def test_a_campaign_is_named_after_what_determines_its_results(folder, tmp_path,
     renamed.write_text(model.read_text().replace("name: tiny", "name: other"))
     monkeypatch.chdir(tmp_path)
     plain = planned(folder, f"runs={tmp_path / 'r'}")
-    assert plain.folder == tmp_path / "r" / "shapes" and plain.path.is_absolute()
+    assert plain.place.campaign == tmp_path / "r" / "shapes"
     for words in (
         ["runs=r"], ["runs=./r/"], [f"model={model}"], ["device=cpu", "trackers=[wandb]"],
         ["train.checkpoint_minutes=0"],
     ):  # fmt: skip
         same = planned(folder, f"runs={tmp_path / 'r'}", *words, cores=8)
-        assert (same.folder.absolute(), same.path) == (plain.folder, plain.path), words
+        assert same.place == plain.place, words
     others = [
         planned(folder, f"runs={tmp_path / 'r'}", *words)
         for words in (
@@ -66,11 +67,12 @@ def test_a_campaign_is_named_after_what_determines_its_results(folder, tmp_path,
             ["dataset.sets=[outline,tinted]"], ["methods=[wise_ft]"],
         )
     ]  # fmt: skip
-    assert others[0].folder.name == "shapes-other"
-    assert all(plan.folder.name.startswith("shapes-") for plan in others)
-    assert len({plan.folder for plan in others}) == len({p.path for p in others}) == len(others)
+    assert others[0].place.campaign.name == "shapes-other"
+    assert all(plan.place.campaign.name.startswith("shapes-") for plan in others)
+    assert len({plan.place.campaign for plan in others}) == len(others)
+    assert len({plan.place.name for plan in others}) == len(others)
     monkeypatch.chdir(folder)
-    assert campaign.plan("shapes.yaml", parsed([f"runs={tmp_path / 'r'}"]), 1).path == plain.path
+    assert campaign.plan("shapes.yaml", parsed([f"runs={tmp_path / 'r'}"]), 1).place == plain.place
 
 
 def test_threads_of_a_column_share_the_cores(folder):
@@ -88,10 +90,10 @@ def test_a_users_method_is_a_part_of_its_campaign(folder, tmp_path):
         (place / "mine.py").write_text("")
         (place / "shapes.yaml").write_text(text.replace("fine_tune: {}", f"fine_tune: {section}"))
         plans.append(planned(place, f"runs={tmp_path}"))
-    assert plans[0].path == plans[1].path
+    assert plans[0].place == plans[1].place
     campaign.check_modules(plans[1])
     (tmp_path / "b" / "mine.py").write_text("# changed\n")
-    assert planned(tmp_path / "b", f"runs={tmp_path}").path != plans[1].path
+    assert planned(tmp_path / "b", f"runs={tmp_path}").place != plans[1].place
     with pytest.raises(CampaignError, match=r"mine\.py is not as it was when the campaign was pl"):
         campaign.check_modules(plans[1])
 
@@ -139,10 +141,10 @@ def ran(monkeypatch) -> list[str]:
     names: list[str] = []
 
     def run(plans: list[campaign.Plan], *_: object, **__: object) -> None:
-        names.extend(plan.folder.name for plan in plans)
+        names.extend(plan.place.campaign.name for plan in plans)
 
     monkeypatch.setattr(workflow, "run", run)
-    monkeypatch.setattr(seal, "finished", lambda plan: plan.folder.name in names)
+    monkeypatch.setattr(seal, "finished", lambda plan: plan.place.campaign.name in names)
     monkeypatch.setattr("engine.commands.campaign.show", lambda plan: None)
     monkeypatch.setattr("engine.commands.campaign._merged", lambda *_: None)
     return names
@@ -227,8 +229,8 @@ def test_plan_on_disk_is_read_back(folder, tmp_path):
     plan = campaigns.planned(tmp_path, f"runs={tmp_path / 'runs'}", *words)
     for file in tmp_path.glob("*.yaml"):
         file.unlink()
-    again = campaign.read(plan.path)
-    assert campaign.to_json(again) == plan.path.read_bytes() and again.path == plan.path
+    again = campaign.read(plan.place)
+    assert campaign.to_json(again) == plan.place.plan.read_bytes() and again.place == plan.place
     first, second, *_ = again.columns
     assert first.settings == {"optimizer.lr": 1e-5, "seed": 3}
     assert first.setting == {"optimizer.lr": 1e-5}
@@ -236,11 +238,11 @@ def test_plan_on_disk_is_read_back(folder, tmp_path):
     cells = [cell.recipe for cell in again.cells(second)]
     assert all(cell.optimizer.lr == 1 and cell.seed == 3 for cell in cells)
     assert cells == [cell.recipe for cell in plan.cells(second)]
-    plan.path.write_bytes(plan.path.read_bytes().replace(b"outline", b"tinted"))
+    plan.place.plan.write_bytes(plan.place.plan.read_bytes().replace(b"outline", b"tinted"))
     with pytest.raises(DamagedFile, match=r"plan\.json was altered; run `rib campaign` again"):
-        campaign.read(plan.path)
+        campaign.read(plan.place)
     with pytest.raises(FileNotFoundError, match=r"plan\.json is missing; run `rib campaign` again"):
-        campaign.read(tmp_path / "plan.json")
+        campaign.read(PlanFolder(tmp_path))
 
 
 def test_a_needed_method_is_part_of_the_plan(folder, tmp_path):
@@ -251,7 +253,7 @@ def test_a_needed_method_is_part_of_the_plan(folder, tmp_path):
         changed = f"fine_tune: {{optimizer: {{lr: {rate}}}}}"
         file.write_text((folder / "shapes.yaml").read_text().replace("fine_tune: {}", changed))
         plan = campaign.plan(str(file), parsed(words))
-        paths.add(plan.path)
+        paths.add(plan.place)
         (cell,) = plan.cells(plan.columns[1])
         needed = cell.needs["fine_tune"].recipe
         assert needed.optimizer.lr == rate and needed.downstream == "tinted"
@@ -268,7 +270,7 @@ def test_objectnet_is_fine_tuned_on_only_with_leave():
         assert plan.sets == tuple(sets) and "objectnet" in sets
         assert plan.downstreams == [name for name in sets if name != "objectnet"]
         eight = campaign.plan(name, parsed((*words, opened)), 1)
-        assert eight.downstreams == sets and eight.path != plan.path
+        assert eight.downstreams == sets and eight.place != plan.place
     few = (*words, "downstreams=[objectnet,imagenet_a]")
     with pytest.raises(RecipeError, match=r"line: downstreams: objectnet is a test set.*accepted"):
         campaign.plan("imagenet_rib", parsed(few), 1)
@@ -299,4 +301,4 @@ def test_columns_are_the_downstreams_in_every_setting(folder, tmp_path):
     assert by_words.columns == plan.columns[:4], "the command line says the same"
     plain = of_text(folder, tmp_path, "")
     assert plain.columns == tuple(Column(name) for name in campaigns.SETS)
-    assert len({plan.path, by_words.path, plain.path}) == 3
+    assert len({plan.place, by_words.place, plain.place}) == 3

@@ -137,7 +137,7 @@ def test_failing_job_is_one_clear_line(folder, finished, tmp_path, monkeypatch, 
     words = ["optimizer.lr=1e20", "train.warmup_steps=0", "dataset.sets=[outline,tinted]"]
     words = [str(folder / "shapes.yaml"), f"runs={runs}", *words]
     plan = campaign.plan(words[0], parsed(words[1:]), 1)
-    done = plan.place / job_states.DONE / campaign.PREPARE
+    done = plan.place.path / job_states.DONE / campaign.PREPARE
     done.parent.mkdir(parents=True)
     done.touch()
     assert cli.main(["campaign", *words, "--cores", "1"]) == 2

@@ -12,6 +12,7 @@ from engine import cli
 from engine.cells import cell_plan
 from engine.cells.build import Builder
 from engine.grid import record
+from engine.grid.plan_folder import PlanFolder
 from engine.measures import behaviour, predictions
 from engine.measures.predictions import SetPredictions
 from engine.recipe import parsed
@@ -107,7 +108,7 @@ def test_variants_and_alphas_stand_side_by_side(folder, finished):
     assert all(f"\n{title}" in table for title in titles)
     assert "<title>variants: what fine-tuning does" in page, "not the path of its file"
     (file,) = (folder / "runs").glob("variants*/plans/*/evaluations.json")
-    variants = record.read(file.parent)
+    variants = record.read(PlanFolder(file.parent))
     evaluations = variants.record.evaluations
     headlines = [row for row in evaluations if row.headline and row.evaluated_on == "few"]
     assert [(row.method, row.variant, row.alpha) for row in headlines] == [

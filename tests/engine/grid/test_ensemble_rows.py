@@ -34,7 +34,7 @@ def test_cka_leaves_it_out_and_says_so(words):
         "pre", "fine_tune", "linear_probe", "ensemble"
     }  # fmt: skip
     assert {row["method"] for row in campaign.record.cka or ()} == {"fine_tune", "linear_probe"}
-    page = (campaign.report / "index.html").read_text()
+    page = (campaign.place.report / "index.html").read_text()
     assert "methods without features of their own are left out" in page
 
 
@@ -66,7 +66,7 @@ def test_export_names_its_members(words, folder, tmp_path, capsys):
 def test_it_is_judged_on_sets_of_ones_own(words, folder, grid):
     few = f"other={folder / 'images' / 'few'}"
     assert cli.main(["evaluate", "--campaign", *words, "--sets", few]) == 0
-    report = record.find(words[0], parsed(words[1:])).report
+    report = record.find(words[0], parsed(words[1:])).place.report
     rows = {row["method"]: row for row in campaigns.rows(report / "accuracy-on-other.csv")}
     store = folder / "runs" / "store" / "cells"
     cells = [next(store.glob(f"{name}-*")) for name in ("linear_probe-upstream", "fine_tune")]

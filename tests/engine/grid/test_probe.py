@@ -7,6 +7,7 @@ import pytest
 from engine import cli
 from engine.errors import RecipeError
 from engine.grid import campaign, job_states, record
+from engine.grid.plan_folder import PlanFolder
 from engine.recipe import parsed
 from helpers import campaigns
 
@@ -74,14 +75,14 @@ def test_a_probe_trains_one_column_again_and_leaves_all_cells_as_they_are(
     assert cli.main(["power", *words[:2]]) == 2
     assert "run it with probe=1" in capsys.readouterr().err
     (place,) = (path.parent for path in runs.glob("shapes-*/plans/*/evaluations.json"))
-    probe = record.read(place).record.probe
+    probe = record.read(PlanFolder(place)).record.probe
     assert {row.seed for row in probe} == {1} and {row.downstream for row in probe} == {"tinted"}
     assert {row.method: row.trains for row in probe} == {
         "fine_tune": True, "linear_probe": True, "wise_ft": False}  # fmt: skip
 
     # Where the probe alone is unfinished, the report is that of one training.
     (place / job_states.DONE / "column-tinted,seed=1").unlink()
-    (place / campaign.RECORD).unlink()
+    PlanFolder(place).record.unlink()
     assert cli.main(["report", str(report.parent)]) == 0
     page = (report / "index.html").read_text()
     assert "(one training)" in page and "tinted,seed=1 are not in this report" in page

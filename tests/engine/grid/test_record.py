@@ -75,7 +75,7 @@ def test_what_was_not_finished_or_is_not_what_it_was_is_refused_with_the_remedy(
     assert "train.epochs=3` runs what is missing of it" in error
     code, error = metrics(f"runs={folder / 'none'}")
     assert code == 2 and "holds no finished run" in error and "other settings" not in error
-    (record.find(str(folder / "shapes.yaml"), parsed([runs])).place / campaign.RECORD).unlink()
+    record.find(str(folder / "shapes.yaml"), parsed([runs])).place.record.unlink()
     code, error = metrics(runs)
     assert code == 2 and "`rib campaign" in error
 
@@ -91,7 +91,7 @@ def test_what_was_not_finished_or_is_not_what_it_was_is_refused_with_the_remedy(
 )
 def test_a_record_of_other_types_or_with_paths_that_lead_out_is_refused_by_name(change, tmp_path):
     run = reports.finished(tmp_path, downstreams=list(reports.SETS))
-    file = run.place / campaign.RECORD
+    file = run.place.record
     values = json.loads(file.read_text())
     del values["sha256"]
     change(values)

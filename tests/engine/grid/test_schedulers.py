@@ -73,7 +73,7 @@ def test_it_says_how_a_job_ended_that_left_no_word(plan, monkeypatch):
 def test_its_queue_is_emptied_where_a_campaign_fails_and_it_says_why(plan):
     where = sites.of(RunOptions("toy"), [plan])
     words = ["/bin/sh", "-c", "echo toy: closed; exit 1"]
-    plan.place.mkdir(parents=True)
+    plan.place.path.mkdir(parents=True)
     with pytest.raises(CampaignError, match="Toy took no job: closed"):
         workflow._watch(words, [plan], where, {})
     assert Toy.cancelled == [plan.place.name]

@@ -8,6 +8,7 @@ from engine import recipe
 from engine.data import splits
 from engine.errors import RecipeError
 from engine.grid import record
+from engine.grid.plan_folder import PlanFolder
 from engine.recipe import parsed
 from helpers import campaigns
 
@@ -52,7 +53,7 @@ def test_models_are_judged_on_photos_that_they_did_not_see_and_the_leak_on_those
         "dataset.holdout=0.4",
     )
     (place,) = (report.parent / "plans").iterdir()
-    run = record.read(place)
+    run = record.read(PlanFolder(place))
 
     def photos(row) -> set[str]:
         return set(pq.read_table(row.path)["source"].to_pylist())

@@ -83,7 +83,7 @@ def test_snapshots_are_evaluated_and_their_weights_removed(followed):
         of_steps = [paths[step, downstream] for step in steps]
         assert len(set(of_steps)) == len(STEPS)
         assert of_steps[-1] == paths[PLAIN, downstream], "the last point is the cell itself"
-    done = plan.place / job_states.DONE / "column-few"  # whose training is the shorter one
+    done = plan.place.path / job_states.DONE / "column-few"  # whose training is the shorter one
     done.parent.mkdir(parents=True)
     done.touch()
     partial = make_record.of_finished_columns(plan, CPU)

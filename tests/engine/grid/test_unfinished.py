@@ -5,6 +5,7 @@ import torch
 
 from engine import cli
 from engine.grid import attempts, campaign, job_states, jobs, make_record, workflow
+from engine.grid.plan_folder import PlanFolder
 from helpers import campaigns
 
 CPU = torch.device("cpu")
@@ -19,16 +20,17 @@ def test_finished_columns_are_reported_and_the_others_named(folder, grid, capsys
         attempts.recorded(plan.place, "column-few", "column", 1),
     ):
         raise ValueError("no room")
-    assert cli.main(["report", str(plan.folder)]) == 2
+    assert cli.main(["report", str(plan.place.campaign)]) == 2
     error = capsys.readouterr().err
     assert "no column of" in error and "column-few failed: no room" in error
 
     for column in plan.columns[:2]:
         jobs.column(plan, column, CPU)
-        (plan.place / job_states.DONE).mkdir(exist_ok=True)
-        (plan.place / job_states.DONE / column.job).touch()
-    moved = plan.folder.rename(plan.folder.with_name("moved"))
-    with workflow.locked(moved):  # as while it runs, when its own report is not touched
+        (plan.place.path / job_states.DONE).mkdir(exist_ok=True)
+        (plan.place.path / job_states.DONE / column.job).touch()
+    moved = plan.place.campaign.rename(plan.place.campaign.with_name("moved"))
+    # As while it runs, when its own report is not touched.
+    with workflow.locked(PlanFolder(moved / "plans" / plan.place.name)):
         assert cli.main(["report", str(moved)]) == 0
     so_far = moved / "report-so-far"
     assert not (moved / campaign.REPORT).exists() and (so_far / campaign.PAGE).is_file()
@@ -39,7 +41,7 @@ def test_finished_columns_are_reported_and_the_others_named(folder, grid, capsys
     accuracy = (shown / "accuracy.csv").read_text()
     assert ",outline,few," in accuracy and ",few,outline," not in accuracy
     assert "models fine-tuned on few are not in this report" in (shown / "index.html").read_text()
-    assert not list(moved.glob(f"plans/*/{campaign.RECORD}"))  # it still counts as unfinished
+    assert not list(moved.glob("plans/*/evaluations.json"))  # it still counts as unfinished
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about a machine without a GPU")
@@ -52,4 +54,4 @@ def test_the_plan_tells_the_device_on_a_machine_without_gpus(folder, tmp_path, m
         raise FileNotFoundError("nothing is finished")
 
     monkeypatch.setattr(make_record, "of_finished_columns", of_finished_columns)
-    assert cli.main(["report", str(plan.folder)]) == 2 and used == ["cuda"]
+    assert cli.main(["report", str(plan.place.campaign)]) == 2 and used == ["cuda"]

@@ -36,8 +36,8 @@ def test_the_row_and_its_sets():
     words = ("method.lam=1,2", "downstream=[twemoji]", "model.mean=[0.4,0.5,0.5]")
     plan = planned(*words, name="recipe=emoji/ewc")
     assert plan.methods == ("ewc",) and plan.downstreams == ["twemoji"] and len(plan.columns) == 2
-    assert plan.folder.parent == Path("runs")
-    assert plan.folder.name.startswith("emoji-ewc-sweep-lam-")
+    assert plan.place.runs == Path("runs").resolve()
+    assert plan.place.campaign.name.startswith("emoji-ewc-sweep-lam-")
 
 
 @pytest.mark.parametrize(

@@ -67,9 +67,9 @@ def test_campaigns_that_are_not_of_one_grid_are_refused(tmp_path, values, words)
 
 def test_the_command_takes_folders(tmp_path, capsys):
     runs = [reports.finished(tmp_path, name, model=name, seed=k) for k, name in enumerate("ab")]
-    folders = [str(run.report.parent) for run in runs]
+    folders = [str(run.place.campaign) for run in runs]
     assert cli.main(["report", folders[0]]) == 0
-    assert str(runs[0].report / "index.html") in capsys.readouterr().out
+    assert str(runs[0].place.report / "index.html") in capsys.readouterr().out
     assert cli.main(["report", folders[0], "seeds=5"]) == 2
     assert "seeds=5 can follow a campaign's name only" in capsys.readouterr().err
     assert cli.main(["report", *folders]) == 2

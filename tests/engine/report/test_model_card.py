@@ -49,7 +49,7 @@ def test_a_card_has_what_the_hub_reads_and_the_reports_numbers(run, tmp_path):
     )
     assert "@article{kirkpatrick2017ewc" in text and "@article{hwang2024rib" in text
     assert "| flat | MIT https://example.org/a?b=1&c=2 |" in text
-    stored = results_file.read((run.report / "results.json").read_bytes())
+    stored = results_file.read((run.place.report / "results.json").read_bytes())
     (mri,) = [n for n in stored.numbers if (n.quantity, n.method) == ("mRI", "ewc")]
     assert f"mRI of the method, its mean RI over 3 downstream sets: +{mri.value:.1f} points" in text
     assert f"The interval is about {stored.intervals_of_mri}." in text
@@ -63,14 +63,14 @@ def test_a_card_has_what_the_hub_reads_and_the_reports_numbers(run, tmp_path):
 
 
 def test_a_pre_trained_models_card_claims_no_ri(run):
-    results = results_file.read((run.report / "results.json").read_bytes())
+    results = results_file.read((run.place.report / "results.json").read_bytes())
     text = model_card.text(run, row(run, "pre"), results)
     assert "lite0, not fine-tuned" in text and "mRI of" not in text and "RI of this" not in text
     assert "| set | before fine-tuning |" in text
 
 
 def test_without_a_whole_report_there_are_no_numbers(run, tmp_path):
-    page = run.report / "index.html"
+    page = run.place.report / "index.html"
     before = page.read_bytes()
     page.write_bytes(before + b" ")
     (card,) = model_card.write(tmp_path, run, row(run, "ewc", "mono"))
@@ -98,13 +98,13 @@ def test_the_card_of_a_model_that_was_there_goes_and_a_users_own_stays(run, tmp_
 def test_a_smoke_runs_card_says_so(run):
     few = dataclasses.replace(run, record=dataclasses.replace(run.record, limit=20))
     few.__dict__["plan"] = run.plan
-    results = results_file.read((run.report / "results.json").read_bytes())
+    results = results_file.read((run.place.report / "results.json").read_bytes())
     evaluation = row(run, "ewc", "mono")
     assert "**This is a smoke run on at most 20" in model_card.text(few, evaluation, results)
 
 
 def test_the_hub_reads_the_evaluations_of_sets_that_it_has(run):
-    results = results_file.read((run.report / "results.json").read_bytes())
+    results = results_file.read((run.place.report / "results.json").read_bytes())
     evaluation = row(run, "ewc", "mono")
     assert model_card.evaluations(run, evaluation, results) == [], "the Hub has no emoji-RIB"
     rename = {"flat": "imagenet_r", "mono": "imagenet_v2", "sketch": "imagenet_c", "up": "x"}

@@ -24,7 +24,7 @@ def folder(tmp_path_factory):
         settings={"Versions": {"torch": "2"}, "Data fingerprints": {"flat": "0" * 64}},
     )
     finish.write(run, of_campaign(run))
-    return run.report
+    return run.place.report
 
 
 def test_the_documented_schema_is_that_of_the_types_and_the_file_fits_it(folder):
@@ -88,7 +88,7 @@ def test_a_report_with_drawn_figures_keeps_having_them(tmp_path, monkeypatch):
     results = of_campaign(run)
     monkeypatch.setattr(finish.exports, "write", lambda *_, drawn: asked.append(drawn))
     finish.write(run, results)
-    (run.report / "figures").mkdir()
-    (run.report / "figures" / "ranking.svg").touch()
+    (run.place.report / "figures").mkdir()
+    (run.place.report / "figures" / "ranking.svg").touch()
     finish.write(run, results)
     assert asked == [False, True]
