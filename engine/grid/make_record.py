@@ -25,9 +25,8 @@ from engine.otdd import problems, solve
 from engine.recipe.schema import Recipe
 from engine.run import Run
 from engine.store import cells
-from engine.store.artifacts import Store
+from engine.store.artifacts import Store, hash_once
 from engine.store.cells import Average, Ensemble, Entry
-from loaders.files import file_hash
 from loaders.schema import DamagedFile
 
 if TYPE_CHECKING:
@@ -74,7 +73,7 @@ def record_of(plan: Plan, device: torch.device, columns: Sequence[Column] = ()) 
         distances=_distances(run),
         evaluations=_below(root, evaluations),
         probe=_below(root, probe),
-        files={str(path.relative_to(root)): file_hash(path) for path in files},
+        files={str(path.relative_to(root)): hash_once(path) for path in files},
         cka=list(_cka(models)) if run.recipe.evaluate.cka else None,
         sweep=list(dict.fromkeys(c.setting for c in columns)) if plan.is_sweep else None,
         classes=imagenet.readable(run.sets.classes),

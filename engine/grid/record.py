@@ -22,8 +22,8 @@ from engine.grid.plan_folder import PlanFolder
 from engine.measures.rows import Evaluation
 from engine.measures.setting import Setting
 from engine.recipe.overrides import Override
+from engine.store.artifacts import hash_once
 from loaders import schema
-from loaders.files import file_hash
 from loaders.names import InnerPath, Name
 from loaders.schema import DamagedFile
 
@@ -152,7 +152,7 @@ class FinishedCampaign:
         path, store = place.store / name, place.store_root
         if not store.has(name):
             raise DamagedFile(f"{path} is missing; run `rib campaign` again, {AS_BEFORE}")
-        if file_hash(path) != self.record.files.get(name):
+        if hash_once(path) != self.record.files.get(name):
             raise DamagedFile(
                 f"{path} was altered since the campaign ended; delete {path.parent} and run "
                 f"`rib campaign` again, {AS_BEFORE}"

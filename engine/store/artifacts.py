@@ -87,9 +87,14 @@ class Artifact:
         a file once)."""
         path = self.file(name)
         stored = _marker(self.root).files.get(name)
-        if stored is None or _hash_once(path, path.stat().st_mtime_ns) != stored.sha256:
+        if stored is None or hash_once(path) != stored.sha256:
             raise DamagedFile(f"{path} was altered; {_again(self.folder)}")
         return path
+
+
+def hash_once(path: Path) -> str:
+    """SHA-256 of a file; a process reads the file again only if it was modified."""
+    return _hash_once(path, path.stat().st_mtime_ns)
 
 
 @functools.cache
