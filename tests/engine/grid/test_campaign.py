@@ -259,6 +259,10 @@ def test_a_needed_method_is_part_of_the_plan(folder, tmp_path):
         assert needed.optimizer.lr == rate and needed.downstream == "tinted"
         assert needed.method.variant == "paper" and not hasattr(needed.method, "alphas")
     assert len(paths) == 2
+    other = cell.on("few", {"method.variant": "canonical", "method.alphas": [0.1], "seed": 7})
+    needed = other.needs["fine_tune"].recipe
+    assert (needed.method.variant, needed.seed, needed.downstream) == ("canonical", 7, "few")
+    assert other.recipe.method.alphas == [0.1]
 
 
 def test_objectnet_is_fine_tuned_on_only_with_leave():
