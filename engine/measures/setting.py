@@ -15,6 +15,12 @@ class Setting(dict[str, Scalar]):
         """`optimizer.lr=0.0001,train.epochs=1`: what tables show, and a part of names of files."""
         return ",".join(f"{key}={text(value)}" for key, value in self.items())
 
+    @property
+    def short(self) -> str:
+        """`adamw, lr 0.0001`, for labels: the last part of each key, which a name does without."""
+        parts = ((key.rpartition(".")[2], text(value)) for key, value in self.items())
+        return ", ".join(value if key == "name" else f"{key} {value}" for key, value in parts)
+
     def without(self, key: str) -> Setting:
         """The other values."""
         return Setting({name: value for name, value in self.items() if name != key})

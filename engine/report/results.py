@@ -343,8 +343,7 @@ def title(arm: Arm, methods: Mapping[str, str], *, is_shown: bool = True) -> str
     if arm.variant not in ("canonical", "") and arm.variant not in text:
         text += f" ({arm.variant})"
     if arm.setting:
-        short = Setting({key.rpartition(".")[2]: value for key, value in arm.setting.items()})
-        text += f", {short}"
+        text += f", {arm.setting.short}"
     alpha = f"alpha {arm.alpha:g}" if arm.alpha is not None else ""
     if alpha and is_shown and arm.alpha != DEFAULT_ALPHA and alpha not in text:
         text += f", {alpha}"

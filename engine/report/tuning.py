@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import pandas
 
 from engine.measures.setting import Setting
+from engine.measures.tables import extremes
 from engine.report.results import Results
 from engine.report.text import counted, signed
 
@@ -44,6 +45,20 @@ class Tuned(NamedTuple):
             f"Tuned over {counted('setting', self.settings)} on held-out images, {first['method']} "
             f"{'has an mRI of' if is_alone else 'has the highest mRI:'} {points}"
             + ("" if pandas.isna(plain) else f", {signed(plain)} as its recipe has it")
+        )
+
+    @property
+    def effect(self) -> str:
+        """What the choice changes, or which part of the settings it takes, in a sentence."""
+        gains = self.methods.dropna(subset="gain_pts")
+        if len(gains) > 1:
+            least, most = extremes(gains, "gain_pts")
+            ends = (f"{signed(of['gain_pts'])} ({of['method']})" for of in (least, most))
+            return f"Tuning on held-out images changes mRI by {' to '.join(ends)} points"
+        taken = self.choices["setting"].nunique()
+        return (
+            f"Held-out images choose {taken} of {counted('setting', self.settings)} for "
+            f"{counted('method', len(self.methods))}"
         )
 
 

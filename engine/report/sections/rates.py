@@ -84,9 +84,8 @@ def _of_fine_tuning(results: Results, model: str, found: pandas.DataFrame) -> st
         f"{signed(most[MRI])} points over {counted('setting', len(tuned))}"
     )
     for row in rows(tuned[tuned[CHOSEN] != ""]):
-        setting = results.setting(row.arm).items()
-        words = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in setting)
-        text += f", {signed(row.mRI_pts)} where held-out images choose ({words})"
+        setting = results.setting(row.arm).short
+        text += f", {signed(row.mRI_pts)} with that chosen on held-out images ({setting})"
     return text
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas
 
+from engine.measures.setting import Setting
 from engine.report import charts, tuning
 from engine.report.results import Results
 from engine.report.section import Section, Table
@@ -32,7 +33,7 @@ def variants(results: Results) -> Section | None:
             data[["mRI_pts", "mRI_low", "mRI_high"]].assign(
                 model=results.models[0],
                 method=[
-                    ", ".join(f"{key.rpartition('.')[2]} {row[key]}" for key in varied) or title
+                    Setting({key: row[key] for key in varied}).short or title
                     for row in data.to_dict("records")
                 ],
             ),
@@ -75,7 +76,7 @@ def tuned(results: Results) -> Section | None:
     chosen = found.choices
     return Section(
         "tuning",
-        found.finding,
+        found.effect,
         "Every method was trained in the same number of settings. For each set fine-tuned on, its "
         "setting is the one with the highest accuracy on that set's held-out images; no set that "
         "RI counts is seen by the choice. The numbers have no intervals: these would have to draw "

@@ -186,7 +186,7 @@ def test_snapshots_stand_beside_the_table_and_change_none_of_its_numbers(tmp_pat
 def test_a_campaign_of_settings_alone_has_a_line_for_each(tmp_path):
     cells = grid(tmp_path, random_hits(), methods=("fine_tune", "lwf"))
     results = of_evaluations(in_settings(cells, "lr=0.1", "lr=0.01"), methods={"lwf": "LwF"})
-    titles = ["LwF, lr=0.1", "LwF, lr=0.01", "fine_tune, lr=0.1", "fine_tune, lr=0.01"]
+    titles = ["LwF, lr 0.1", "LwF, lr 0.01", "fine_tune, lr 0.1", "fine_tune, lr 0.01"]
     assert list(results.shown["method"]) == titles
     assert (results.comparisons["evaluated_on"] == "").sum() == 2
 

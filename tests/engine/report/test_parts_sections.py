@@ -54,7 +54,7 @@ def test_curves_are_in_order_with_one_for_each_of_what_else_varies():
     fine_tune = points[points["key"] == "fine_tune"]
     expected = [(f"train.epochs={e}", portion) for e in (1, 3) for portion in (0.1, 1.0)]
     assert list(zip(fine_tune["rest"], fine_tune["value"], strict=True)) == expected
-    rest = ("epochs=1", "epochs=3")
+    rest = ("epochs 1", "epochs 3")
     assert set(points["method"]) == {f"{method}, {x}" for method in ("FT", "EWC") for x in rest}
 
 

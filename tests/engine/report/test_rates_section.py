@@ -29,15 +29,12 @@ def varied(**values: Any) -> Results:
 def test_the_curve_has_every_rate_and_marks_the_held_out_choice():
     section = rates.section(varied())
     assert section.heading == (
-        "Fine-tuning's mRI is from −5.0 to +15.0 points over 4 settings, −5.0 where held-out "
-        "images choose (lr 0.001, name adamw)"
+        "Fine-tuning's mRI is from −5.0 to +15.0 points over 4 settings, −5.0 with that "
+        "chosen on held-out images (lr 0.001, adamw)"
     )
     table = section.tables[0].data
     marked = table[table["chosen"] == "held out"]
-    assert list(marked["method"]) == [
-        "FT, name=adamw",
-        "LwF, name=adamw",
-    ]  # of equal ones the first
+    assert list(marked["method"]) == ["FT, adamw", "LwF, adamw"]  # of equal ones the first
     assert marked["rate"].iloc[0] == 0.001 and marked["mRI_pts"].iloc[0] == pytest.approx(-5)
     assert marked["on_downstream_set_pct"].iloc[0] == table["on_downstream_set_pct"].max()
     assert "Of 4 settings, the highest mRI has FT in 2 and LwF in 2." in section.text

@@ -148,7 +148,7 @@ def test_a_set_without_distances_and_a_pair_that_did_not_converge_are_named(resu
 
 def test_what_was_not_measured_is_not_claimed(results):
     unheld = changed(results, holdout=False)
-    for key, words in (("maps", "no hold-out"), ("settings", "nothing is held out")):
+    for key, words in (("maps", "no hold-out"), ("settings", "Nothing is held out")):
         assert words in section(unheld, key).text and words not in section(results, key).text
     text = section(results, "how-to-read").text
     assert "They are of this one training" in text
