@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 
 from engine.data.kinds.base import Kind
-from engine.measures import relations
 from loaders import folders
 from loaders.trees import Listing, first_names
 
@@ -66,4 +65,6 @@ class Folder(Kind):
 def _photos(root: Path) -> frozenset[str]:
     items = folders.read(root).items
     sources, labels = [item.source for item in items], [item.label for item in items]
+    from engine.measures import relations  # late: planning imports no pandas
+
     return relations.photos(np.array(sources), np.array(labels))

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from engine.data import grouping
 from engine.data.imagenet import (
     IMAGENET_C,
     IMAGENET_TRAIN,
@@ -58,6 +57,8 @@ class ImageNet(Kind):
         if name == OBJECTNET:
             listing = objectnet.read(source, name, wnids_by_name(), self.dataset.objectnet)
             position = {wnid: i for i, wnid in enumerate(wnids())}
+            from engine.data import grouping  # late: planning imports no torch
+
             grouping.members(listing.classes, position)  # raises for classes that share an output
         elif name == IMAGENET_C:
             listing = imagenet_c.read(source, name, wnids(), drawn, self.dataset.seed)
