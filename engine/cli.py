@@ -1,7 +1,7 @@
 """`rib`: the engine from the command line.
 
-A command is a module of `engine.commands`. The recipe's `key=value` words are taken off before
-argparse sees the rest, so they may stand anywhere, and no list of an option swallows them.
+Each command is a module of `engine.commands`. Overrides (`key=value`) are removed before argparse
+parses the rest, so they can be anywhere and do not become values of an option.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ COMMANDS = (
     "recipes",
     "doctor",
 )
-MODULES = {"gc": "unneeded"}  # of commands that a module of Python's is called like
-ALIASES = {"metrics": "report"}  # other names of commands
-COMPLETION = "completion"  # the one command that is about the others, and stands here
+MODULES = {"gc": "unneeded"}  # of commands whose name is a module of Python's
+ALIASES = {"metrics": "report"}
+COMPLETION = "completion"  # defined here, because it needs all other commands
 NO_SPACE = """
 _rib() {
   _shtab_rib "$@"
   [[ "${COMPREPLY[0]-}" == *= ]] && compopt -o nospace  # the value follows
 }
 complete -o bashdefault -F _rib rib"""
-DOCTOR = "doctor"  # the command that tells which package hides ours, and so runs all the same
+DOCTOR = "doctor"  # runs even if another package hides ours, to report that
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code of `rib` with these words."""
+    """Run `rib` with these arguments. Returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     if "--debug" in words:
         os.environ[entry.DEBUG] = "1"
@@ -64,9 +64,9 @@ def _run(words: Sequence[str]) -> int | None:
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
-    """The words as the command's function takes them; `overrides` are parsed (`Override`).
+    """Parse the arguments; `overrides` become `Override` objects.
 
-    Raises SystemExit, as argparse does, after `--help` and for words that cannot be.
+    Raises SystemExit, as argparse does, after `--help` and for invalid arguments.
     """
     name = next(iter(words), "")
     known = (*COMMANDS, *ALIASES, COMPLETION)
@@ -76,7 +76,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
             whole.error(f"there is no command {name!r}{nearest(name, known)}")
         return whole.parse_args(words)
     command = commands[name]
-    command.allow_abbrev = False  # a value is told from a setting by its option
+    command.allow_abbrev = False  # so that `_split` knows every option with a value
     rest, overrides = _split(command, words[1:])
     arguments = command.parse_intermixed_args(rest)
     if overrides and not hasattr(arguments, "overrides"):
@@ -91,10 +91,12 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 def parser(
     names: Sequence[str] = (*COMMANDS, COMPLETION),
 ) -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
-    """The parser of `rib`, and those of the named commands, by name."""
-    whole = argparse.ArgumentParser(prog="rib", description="The ImageNet-RIB engine.")
+    """The parser of `rib`, and the parsers of the named commands, by name."""
+    whole = argparse.ArgumentParser(
+        prog="rib", description="Run the ImageNet-RIB benchmark of robust fine-tuning."
+    )
     whole.add_argument("--version", action="version", version=f"rib {_version()}")
-    whole.add_argument("--debug", action="store_true", help="show the traceback behind an error")
+    whole.add_argument("--debug", action="store_true", help="show the traceback of an error")
     group = whole.add_subparsers(required=True, metavar="COMMAND")
     for name in names:
         if name == COMPLETION:
@@ -105,11 +107,11 @@ def parser(
 
 
 def _split(command: argparse.ArgumentParser, words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The words for argparse, and the recipe's `key=value` words.
+    """Split the arguments into those for argparse and the overrides.
 
-    The word after an option of a single value is that value, whatever it looks like.
+    The argument after an option with one value is always that value.
     """
-    options = command._option_string_actions  # argparse has no other way to ask
+    options = command._option_string_actions  # argparse has no public way to list them
     with_value = {option for option, action in options.items() if action.nargs is None}
     rest: list[str] = []
     overrides: list[str] = []
@@ -120,9 +122,9 @@ def _split(command: argparse.ArgumentParser, words: Sequence[str]) -> tuple[list
 
 
 def _is_override(word: str) -> bool:
-    """Whether a word sets a recipe's key, such as `train.epochs=1`, and is no path or NAME=FOLDER.
+    """Whether a word is an override such as `train.epochs=1`, not a path or NAME=FOLDER.
 
-    A dotted key that is none counts too, so that the recipe can name the nearest.
+    An unknown dotted key counts too, so that the error can suggest the nearest key.
     """
     from engine.recipe.campaigns import OF_GRID
     from engine.recipe.schema import Recipe
@@ -139,19 +141,19 @@ def _version() -> str:
     try:
         return importlib.metadata.version("rib-engine")
     except importlib.metadata.PackageNotFoundError:
-        return "of a checkout that is not installed"
+        return "(not installed)"
 
 
 def _add_completion(group: argparse._SubParsersAction) -> None:
-    command = group.add_parser(COMPLETION, help="write a script by which a shell completes words")
+    command = group.add_parser(COMPLETION, help="write a completion script for a shell")
     command.add_argument("shell", choices=("bash", "zsh", "fish"))
     command.set_defaults(run=lambda arguments: print(completion(arguments.shell)))
 
 
 def completion(shell: str) -> str:
-    """A script that completes commands, options, and the names and keys of recipes.
+    """A shell script that completes commands, options, and the names and keys of recipes.
 
-    It holds the names as they are now, so the shell starts no program of ours.
+    The script contains the current names, so completion starts no program.
     """
     import shtab
 

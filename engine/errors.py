@@ -1,4 +1,4 @@
-"""Errors that a user can mend: a line on the terminal, never a traceback."""
+"""Errors that a user can fix, shown as one line without a traceback."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ USERS_METHOD = "users_method_"  # prefix of the module names of users' methods
 
 
 def printable(text: str) -> str:
-    """A text for a terminal, which may be a stranger's: signs that would command it are escaped."""
+    """Untrusted text with control characters escaped, for a terminal."""
     shown = (sign if sign.isprintable() or sign in "\n\t" else ascii(sign)[1:-1] for sign in text)
     return "".join(shown)
 
 
 class RecipeError(ValueError):
-    """A recipe or override that cannot be run; the message names key, file and remedy."""
+    """An invalid recipe or override; the message names the key, the file and the fix."""
 
 
 def nearest(word: str, valid: Iterable[str]) -> str:
-    """`; did you mean 'x'?`, or the list of valid words when none is close."""
+    """Returns `; did you mean 'x'?`, or the list of valid words if none is close."""
     valid = sorted(valid)
     close = difflib.get_close_matches(word, valid, n=1, cutoff=0.5)
     if close:
@@ -28,15 +28,15 @@ def nearest(word: str, valid: Iterable[str]) -> str:
 
 
 class DivergedError(RuntimeError):
-    """The loss is no longer a number; the message names step, learning rate and last weights."""
+    """The loss is NaN or infinite; the message names step, learning rate and last weights."""
 
 
 class CampaignError(RuntimeError):
-    """A campaign that could not finish; the message says where to look."""
+    """A campaign that could not finish; the message says where to find the cause."""
 
 
 class PreemptedError(RuntimeError):
-    """A signal ended a training; the same command goes on from where the message says."""
+    """A signal ended a training; the message says where the same command resumes."""
 
 
 class FirstRankError(RuntimeError):

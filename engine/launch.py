@@ -1,12 +1,12 @@
-"""The entry: train one cell of the grid.
+"""Train one cell of a campaign.
 
 deepspeed engine/launch.py recipe=emoji/ewc downstream=twemoji
 torchrun --nproc-per-node 2 engine/launch.py recipe=emoji/ewc
 python engine/launch.py recipe=emoji/ewc            one process
-python engine/launch.py recipe=                     lists the recipes
-python engine/launch.py recipe=emoji/ewc --print    shows the resolved recipe and stops
-python engine/launch.py recipe=emoji/ewc --debug    shows the traceback behind an error
-rib train recipe=emoji/ewc                          the same, where the engine is installed
+python engine/launch.py recipe=                     list the recipes
+python engine/launch.py recipe=emoji/ewc --print    show the resolved recipe
+python engine/launch.py recipe=emoji/ewc --debug    show the traceback of an error
+rib train recipe=emoji/ewc                          the same, if the engine is installed
 torchrun --nproc-per-node 2 -m engine.launch recipe=emoji/ewc
 """
 
@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 ENGINE = Path(__file__).resolve().parent
-# Python puts a script's folder first on the path, where engine/data would hide a package `data`.
+# Python puts the script's folder first on the path; engine/data would hide a package `data`.
 sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != ENGINE]
 sys.path.insert(0, str(ENGINE.parent))
 

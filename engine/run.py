@@ -1,4 +1,4 @@
-"""Run: what a cell works with. Training, evaluation and the Fisher read it; it makes nothing."""
+"""Run: the recipe, device, datasets, store and base model of a cell, read by all stages."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from engine.store.cells import Cell
 
 @dataclass(frozen=True)
 class Run:
-    """A resolved recipe and where its work happens.
+    """A resolved recipe, and the device, datasets and store for it.
 
-    base: the pre-trained model that the cell starts from, with a head for the upstream classes.
-    shares_features: models that share its backbone are evaluated from its stored features.
+    base: the pretrained model that the cell starts from, with a head for the upstream classes.
+    shares_features: whether models with its backbone are evaluated on its stored features.
     """
 
     recipe: Recipe
@@ -36,7 +36,7 @@ class Run:
 
     @property
     def target(self) -> LabelledSet:
-        """The set that is trained on."""
+        """The downstream dataset."""
         return self.sets[self.recipe.downstream]
 
     @property
@@ -45,21 +45,21 @@ class Run:
 
     @property
     def autocast(self) -> torch.autocast:
-        """Autocast for training: bf16 where the recipe or the device asks for it."""
+        """Autocast for training: bf16 if the recipe or the device requires it."""
         return precision.autocast(self.recipe.train.precision, self.device)
 
     @property
     def machine(self) -> dict[str, Any]:
-        """What is known of the machine in advance and changes bits; part of every artefact's key.
+        """Properties of the machine that change results bit by bit; part of every artefact's key.
 
-        The processor and the number of ranks stand in the versions file of a cell.
+        A cell's versions file records the CPU and the number of ranks.
         """
         if self.device.type == "cpu":
             return {"device": "cpu", "threads": self.recipe.threads}
         return {"device": self.device.type}
 
     def find(self, kind: str, label: str, key: Mapping[str, Any]) -> Artifact | None:
-        """A finished artefact, or None unless every rank finds it: all then make it together."""
+        """Returns a finished artefact, or None if any rank lacks it; all ranks then make it."""
         artifact = self.store.find(kind, label, key)
         return artifact if ranks.all_agree(artifact is not None) else None
 
@@ -70,29 +70,29 @@ class Run:
         key: Mapping[str, Any],
         compute: Callable[[], Callable[[Path], object]],
     ) -> Artifact:
-        """The artefact of this key; where there is none, one launch makes it on all its ranks.
+        """Returns the artefact of this key; if missing, one launch makes it on all its ranks.
 
-        compute: works on every rank and returns what writes a folder on the first. Raises
-        FileNotFoundError where the artefact is missing from a store that only finds.
+        compute: runs on every rank and returns a function that the first rank calls to write the
+        folder. Raises FileNotFoundError if the artefact is missing and the store is read-only.
         """
         if artifact := self.find(kind, label, key):
             return artifact
         self.store.check_makes(kind, label, key)
         with alone(self.store, self.store.place(kind, label, key).name):
             if artifact := self.find(kind, label, key):
-                return artifact  # another launch made it meanwhile
+                return artifact  # another launch has made it
             with self.threads():
                 write = compute()
             return ranks.first(lambda: self.store.make(kind, label, key, write))
 
     def threads(self) -> AbstractContextManager[None]:
-        """Compute on the recipe's number of CPU threads, whatever a launcher allows."""
+        """Use the recipe's number of CPU threads, whatever the launcher set."""
         return nullcontext() if self.device.type != "cpu" else threads.threads(self.recipe.threads)
 
     def network(self, cell: Cell) -> torch.nn.Module:
-        """A cell's model, loaded on the device, in eval mode.
+        """A cell's model on the device, in eval mode.
 
-        The head of a bare backbone, which has other classes, is replaced by a seeded new head.
+        The head of a bare backbone, which has other classes, is replaced by a new seeded head.
         """
         torch.manual_seed(0)
         model = self.recipe.model

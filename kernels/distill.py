@@ -319,7 +319,7 @@ _distill.register_autograd(_scale_gradient, setup_context=_save_gradient)
 
 
 def specializations() -> list[dict[str, Any]]:
-    """What the ahead-of-time gate compiles: name, fn, signature, constexprs, warps, bytes."""
+    """Specializations for the ahead-of-time gate: name, fn, signature, constexprs, warps, bytes."""
     sizes = {"fp32": 4, "bf16": 2, "fp16": 2}
     kinds = [(c, d, d) for d in sizes for c in (1000, ONE_READ_CLASSES, 21843)]
     # Under autocast the student's logits are bf16 and the stored teacher's fp32.
@@ -356,7 +356,7 @@ def specializations() -> list[dict[str, Any]]:
                 },
                 "num_warps": options["num_warps"],
                 "bytes_per_element": sum(read) + sizes[dtype],
-                # A row that is no multiple of 16 bytes begins anywhere.
+                # Rows that are not a multiple of 16 bytes start at any offset.
                 "aligned": all(classes * n % 16 == 0 and a_thread * n >= 16 for n in read),
                 "streams": (len(read), 1),
             }

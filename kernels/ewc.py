@@ -324,7 +324,7 @@ def _launch(rows: list[Row], numbers: Sequence[Sequence[float]]) -> None:
 
 
 def specializations() -> list[dict[str, Any]]:
-    """What the ahead-of-time gate compiles; see `kernels.aot`."""
+    """Specializations for the ahead-of-time gate; see `kernels.aot`."""
     flags = ("HAS_ANCHOR", "HAS_FISHER")
     variants = {"plain": 0, "identity": 1, "ewc": 2}
     return [

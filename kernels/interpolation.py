@@ -9,7 +9,7 @@ reads every parent once and writes every output once: 4 M + s K bytes a paramete
 bytes (more than `MAX_OUTPUTS` outputs are made in groups, and each group reads the parents).
 
 A weight of exactly 0 leaves its parent out: an inf or NaN in it does not spread, and a row with one
-weight of exactly 1 and zeros elsewhere is that parent bit for bit (fp32 outputs).
+weight of exactly 1 and zeros for others is that parent bit for bit (fp32 outputs).
 
 Sources: Wortsman et al. 2022 (WiSE-FT, equation 1); Wortsman et al. 2022 (model soups).
 """
@@ -155,7 +155,7 @@ def _interpolate(parents: Tensor, weights: Tensor, out: Tensor) -> None:
 
 
 def specializations() -> list[dict[str, Any]]:
-    """What the ahead-of-time gate compiles: name, fn, signature, constexprs, warps, bytes."""
+    """Specializations for the ahead-of-time gate: name, fn, signature, constexprs, warps, bytes."""
     return [
         {
             "name": f"interpolate[{outputs} of {count}] {dtype}",

@@ -72,7 +72,7 @@ def _check(name: str, tensor: Tensor, theta: Tensor, device: torch.device) -> No
 
 @dataclass(frozen=True)
 class Table:
-    """What a kernel is told of its tensors: its first arguments (`SIGNATURE`), its last options,
+    """A kernel's arguments for its tensors: its first arguments (`SIGNATURE`), its last options,
     and how many programs it has."""
 
     arguments: tuple[Any, ...]

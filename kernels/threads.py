@@ -30,7 +30,7 @@ def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
 
 
 def spread(loop: Callable[..., Any], pieces: Sequence[Sequence[Any]], threads: int) -> list[Any]:
-    """What `loop(*piece)` returns for each piece, in their order.
+    """The results of `loop(*piece)` for each piece, in order.
 
     The caller's thread works too; each takes the next piece that is left, so that none waits for
     one that started late.

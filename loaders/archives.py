@@ -24,13 +24,13 @@ _GZIP = b"\x1f\x8b"
 _CHUNK = 1 << 22  # bytes
 _LARGEST = 1 << 28  # bytes of a member, which is an image
 _DEEPEST = 64  # folders below each other
-# What zipfile and its decompressors raise for bytes that they cannot read. An OSError is bz2's.
+# Errors of zipfile and its decompressors for unreadable bytes. An OSError is bz2's.
 _DAMAGE = (zipfile.BadZipFile, EOFError, OSError, ValueError, NotImplementedError)
 _DAMAGE += (lzma.LZMAError, struct.error, zlib.error)
 
 
 def to_tar(archive: Path, path: Path) -> None:
-    """Move an archive to `path` as a plain .tar; one that is no gzip file is moved as it is.
+    """Move an archive to `path` as a plain .tar, decompressing gzip.
 
     Raises ValueError for a damaged archive.
     """

@@ -1,4 +1,4 @@
-"""What every source of images gives, so that the engine need not know where the pixels are."""
+"""The common interface of all sources of images."""
 
 from __future__ import annotations
 

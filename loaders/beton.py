@@ -167,7 +167,7 @@ class Beton:
 
     @contextmanager
     def _unchanged(self) -> Iterator[FileIO]:
-        """The open file. Raises ValueError where it is no longer the one that was validated."""
+        """The open file. Raises ValueError if it was replaced after validation."""
         with self.path.open("rb", buffering=0) as file:
             if _stamp(os.fstat(file.fileno())) != self.stamp:
                 raise ValueError(f"{self.path}: changed after it was opened; open the pack again")

@@ -80,7 +80,7 @@ class Remote:
 
 @dataclass
 class DownloadProgress:
-    """What a download tells and listens to. seen: called with how many bytes there are."""
+    """A download's progress callback and stop event. seen: called with the number of bytes."""
 
     seen: Callable[[int], None] = lambda done: None
     stop: threading.Event = field(default_factory=threading.Event)
@@ -89,7 +89,7 @@ class DownloadProgress:
 def fetch(remote: Remote, folder: Path, progress: DownloadProgress | None = None) -> None:
     """Download the file to `folder/NAME` if it is not there.
 
-    What has arrived before an error stays in `NAME.part`, and the next call goes on from there.
+    After an error, the received bytes stay in `NAME.part`, and the next call resumes from there.
     Raises ValueError where no address gives the file or the disk is full, Stopped after
     `progress.stop`.
     """
@@ -157,10 +157,10 @@ def open_at(address: str, start: int = 0) -> Response | None:
         request = urllib.request.Request(address, headers=headers)
         stream = _OPENER.open(request, timeout=TIMEOUT_S)
     except (ValueError, InvalidURL) as error:
-        raise Unavailable(f"it is no address ({error})") from error
+        raise Unavailable(f"it is not an address ({error})") from error
     except urllib.error.HTTPError as error:
         error.close()
-        if error.code == 416 and start:  # the file is no longer than the range's start
+        if error.code == 416 and start:  # the file ends at the range's start
             return None
         text = f"the server answers {error.code} {error.reason}"
         if error.code in _REFUSING:
@@ -198,7 +198,7 @@ def _connection(address: str, stop: threading.Event) -> Iterator[None]:
     try:
         host = urllib.parse.urlsplit(address).netloc
     except ValueError as error:
-        raise Unavailable(f"it is no address ({error})") from error
+        raise Unavailable(f"it is not an address ({error})") from error
     free = _hosts.setdefault(host, threading.BoundedSemaphore(CONNECTIONS))
     while not free.acquire(timeout=0.1):
         if stop.is_set():
@@ -211,7 +211,7 @@ def _connection(address: str, stop: threading.Event) -> Iterator[None]:
 
 def _check_scheme(address: str) -> None:
     if urllib.parse.urlsplit(address).scheme not in ("http", "https"):
-        raise Unavailable("it is no http or https address")
+        raise Unavailable("it is not an http or https address")
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -248,7 +248,7 @@ def _collect(address: str, remote: Remote, part: Path, progress: DownloadProgres
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise ValueError(
                     f"{part.parent} has no room for {remote.name} ({error}); make room, or give "
-                    "another folder by --to. What has arrived is safe: the same command goes on "
+                    "another folder by --to. The received bytes are kept: the same command resumes "
                     "from there"
                 ) from error
             # A server that always sends the file from its start and stops at the same byte fails.
@@ -261,7 +261,7 @@ def _collect(address: str, remote: Remote, part: Path, progress: DownloadProgres
 
 
 def _wait(error: Exception, waits: int) -> float:
-    """Seconds before another try, after so many waits in a row. Raises Unavailable for too many."""
+    """Seconds before the next try, after `waits` in a row. Raises Unavailable after too many."""
     if not isinstance(error, Refused):
         return WAIT_S * 2**waits
     if error.wait_s > LONGEST_WAIT_S:

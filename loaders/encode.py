@@ -1,6 +1,6 @@
 """Images of any kind -> a pack, in parallel and all or nothing.
 
-A pack is written to a temporary folder beside its place, checked, fsynced and renamed: whatever
+A pack is written to a temporary folder next to its place, checked, fsynced and renamed: whatever
 stops an encoder, there is either the whole pack or none. Encoders of the same pack wait for each
 other, and the second opens what the first made. An interrupted encoder leaves its folder, and the
 next one continues in it.
@@ -42,7 +42,7 @@ from loaders.writer import JOURNAL, PackWriter, Stored
 
 log = logging.getLogger(__name__)
 _QUALITY = 90  # of JPEGs
-# What of a manifest determines pixels, labels, classes and transform of a pack.
+# Keys of a manifest that determine pixels, labels, classes and transform of a pack.
 _FINGERPRINT = ("format_version", "classes", "transform", "height", "width", "format", "sha256")
 
 
@@ -132,7 +132,7 @@ def encode(
         "extra": dict(extra or {}),
     }
     images, manifest["request"] = request_digests(manifest, items, on_error)
-    root = Root(out.parents[1])  # of which `packs` is no link, nor what is in it
+    root = Root(out.parents[1])  # raises if `packs`, or a folder in it, is a link
     root.make(out.parent)
     lock = out.with_name(f".{out.name}.lock")
     waiting = "%s: waiting for another process that encodes this pack"
@@ -172,7 +172,7 @@ def encode(
 def _finished(out: Path, request: str) -> Pack:
     if not (out / MANIFEST).exists():
         raise FileExistsError(
-            f"{out}: exists and is no pack; move it away or choose another folder"
+            f"{out}: exists and is not a pack: move it away or choose another folder"
         )
     pack = Pack.open(out)
     if pack.manifest["request"] != request:

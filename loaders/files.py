@@ -94,7 +94,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(read_small(path))
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON ({error})") from error
+        raise ValueError(f"{path} is not JSON ({error})") from error
 
 
 def canonical(value: Any) -> str:

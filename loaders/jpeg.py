@@ -45,7 +45,7 @@ def decode(blob: bytes, out: np.ndarray) -> None:
 
 
 def shape(blob: bytes) -> tuple[int, int]:
-    """(H, W) as the file's header says. Raises ValueError where it is no RGB or grey JPEG."""
+    """(H, W) from the file's header. Raises ValueError unless it is an RGB or grey JPEG."""
     try:
         with Image.open(io.BytesIO(blob), formats=["JPEG"]) as image:
             if image.mode not in ("RGB", "L"):

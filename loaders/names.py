@@ -18,7 +18,7 @@ _NAME = r"(?!\.)[^/\\{}\x00-\x1f\x7f-\x9f\ud800-\udfff]+"
 Name = Annotated[str, Meta(pattern=rf"\A{_NAME}\Z")]
 InnerPath = Annotated[str, Meta(pattern=rf"\A{_NAME}(/{_NAME})*\Z")]  # relative, without `..`
 
-# What pip and npm take for a name and a version, and not for an address or an option.
+# Names and versions that pip and npm cannot mistake for an address or an option.
 _PACKAGE = re.compile(r"(@[a-z0-9][a-z0-9._-]*/)?[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 _VERSION = re.compile(r"[0-9][A-Za-z0-9.+!_-]*")
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.,=+-]*")  # means nothing to a shell

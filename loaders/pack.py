@@ -53,7 +53,7 @@ class Item:
 
 
 class _Extra(msgspec.Struct):
-    """What the engine keeps in a manifest."""
+    """The engine's part of a manifest."""
 
     identity: dict[str, Any] = {}
     group_depth: int = 0
@@ -61,7 +61,7 @@ class _Extra(msgspec.Struct):
 
 
 class _Manifest(msgspec.Struct):
-    """What must stand in a manifest."""
+    """The required part of a manifest."""
 
     name: Name
     classes: Annotated[list[str], Meta(min_length=1)]
@@ -122,7 +122,7 @@ class Pack:
                 # A folder without a manifest may be no pack at all, and hold other work.
                 remedy = "encode it" if name == MANIFEST else _REMEDY
                 raise FileNotFoundError(
-                    f"{folder / name}: missing, or no file, so this is no complete pack; {remedy}"
+                    f"{folder / name}: missing or not a file, so the pack is incomplete; {remedy}"
                 )
         manifest = _read_manifest(folder / MANIFEST)
         if transform_spec is not None:

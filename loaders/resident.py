@@ -68,7 +68,7 @@ def fits(pack: Pack, device: torch.device | str = "cpu") -> bool:
 
 
 def has_room(nbytes: int, device: torch.device) -> bool:
-    """Whether 40% of the memory that is free on a device hold so many bytes."""
+    """Whether the bytes fit into 40% of a device's free memory."""
     return nbytes <= _SHARE * free_memory(device)
 
 

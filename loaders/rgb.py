@@ -80,5 +80,5 @@ def colour(name: str) -> tuple[int, ...]:
     """Red, green and blue (0 to 255) of a colour as Pillow names it. Raises ValueError."""
     levels = ImageColor.getrgb(name)
     if len(levels) != 3 or not 0 <= min(levels) <= max(levels) <= 255:
-        raise ValueError(f"{name!r} is no opaque colour")
+        raise ValueError(f"{name!r} is not an opaque colour")
     return levels

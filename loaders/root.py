@@ -1,4 +1,4 @@
-"""A folder that may be a stranger's: nothing outside it is opened, written or deleted.
+"""An untrusted folder: nothing outside it is opened, written or deleted.
 
 A name below it is reached from the folder's descriptor, component by component (openat with
 O_NOFOLLOW), so neither a link nor `..` leads out, whenever it appears. Whether the folder itself is

@@ -1,7 +1,7 @@
 """JSON files that are read back: each has a type, and damage ends in a line that names the file.
 
 A type is a dataclass, a NamedTuple, or a `msgspec.Struct` where keys without a field are refused
-too. Types are strict: text is no number.
+too. Types are strict: a string is not a number.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ DIGEST = "sha256"  # of all other values of a file that `with_digest` made
 def read(path: Path, kind: type[T], remedy: str, root: Root | None = None) -> T:
     """The content of a JSON file as `kind`; below `root`, where no link leads to it.
 
-    Raises DamagedFile for text that is no JSON or has other types, and for what is no file or has
+    Raises DamagedFile for text that is not JSON or has other types, and for what is not a file or
+    has
     more than `READABLE` bytes; FileNotFoundError.
     """
     try:

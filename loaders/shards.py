@@ -1,7 +1,8 @@
 """Sets as hubs publish them: webdataset's tars, and Hugging Face's parquet files.
 
 A set is one file, a folder of files, or a pattern such as `data/test-*.parquet`. Labels are numbers
-there, so the names of the classes come from the file's own metadata, or from a file beside it; they
+there, so the names of the classes come from the file's own metadata, or from a file next to it;
+they
 are never guessed. Keys and order of images are those of folders `<class>/<image>`, so a set gives
 the same pack from both.
 """
@@ -158,7 +159,8 @@ def _name(sample: Sample, known: Sequence[str] | None) -> str:
     elif known is None:
         raise ValueError(
             f"{sample.shard}: row {sample.row} has the label {sample.label}, and nothing names the "
-            f"classes: write {CLASS_FILES[0]} beside it, a name a line in the order of the labels"
+            f"classes: write {CLASS_FILES[0]} next to it, one name per line in the order of the "
+            "labels"
         )
     elif not 0 <= sample.label < len(known):
         raise ValueError(
@@ -185,7 +187,7 @@ def _keys(names: Sequence[str], samples: Sequence[Sample]) -> list[str]:
 
 
 def _class_file(root: Path, shard: Path) -> Path | None:
-    """The file that names the classes: beside the shards, or in the folder above."""
+    """The file that names the classes: next to the shards, or in the folder above."""
     folders = dict.fromkeys((root, shard.parent, shard.parent.parent))
     places = itertools.product(folders, CLASS_FILES)
     return next((f / n for f, n in places if (f / n).is_file()), None)
@@ -297,5 +299,5 @@ def _label(opened: Any, file: File, where: str) -> int | str:
     try:
         text = opened.read(place.size).decode().strip()
     except UnicodeDecodeError as error:
-        raise _Faulty(f"{where} has a label that is no text") from error
+        raise _Faulty(f"{where} has a label that is not a string") from error
     return int(text) if _NUMBER.fullmatch(text) else text

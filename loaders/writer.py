@@ -1,6 +1,7 @@
 """The two data files of a pack, written image by image, from the start or where a run stopped.
 
-A journal lies beside unfinished images: a line for each, with the checksum of its bytes and one of
+A journal accompanies unfinished images: one line per image, with the checksum of its bytes and one
+of
 itself. The next run takes the images up to the first whose line or bytes are damaged or missing.
 """
 
@@ -98,7 +99,7 @@ class PackWriter:
         self._writer.finish(tag=file_hash(self._folder / SAMPLES).encode())
 
     def counts(self, classes: int) -> dict[str, Any]:
-        """What the manifest says of the images: their numbers, and what was unusual about which."""
+        """The manifest's part on images: their numbers, and unusual ones."""
         height, width = self.shape
         remarks = {
             kind: f"{len(keys)} image{'s' * (len(keys) > 1)}, such as {', '.join(keys[:_NAMED])}"

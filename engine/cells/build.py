@@ -72,7 +72,7 @@ class Builder(Context):
 
     @cached_property
     def run(self) -> Run:
-        """What the cell works with. The base model is made now if there is none."""
+        """The cell's run. Makes the base model if there is none."""
         base = self.start or self._pre_trained()
         return Run(self.recipe, self.device, self.sets, self.store, base)
 
@@ -269,7 +269,7 @@ class Builder(Context):
     def _snapshots(self, cell: Cell | None) -> list[Snapshot]:
         """The snapshots of the recipe's cell, where this builder takes them.
 
-        What has no cell yet counts as trained by steps; a fitted head turns out to have none.
+        A cell that does not exist yet counts as trained by steps; fitted heads have none.
         """
         if not self._follows_training:
             return []
@@ -334,7 +334,7 @@ class Builder(Context):
         cells.write_mixed(folder, self.recipe, made, self._description())
 
     def _description(self) -> dict[str, Any]:
-        """What `cell.json` says of the model: the head's classes, and how it sees images."""
+        """The model's description for `cell.json`: the head's classes and the transform."""
         return {
             "classes": list(self.sets.classes),
             "model": models.description(self.recipe.model),

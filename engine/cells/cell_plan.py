@@ -84,7 +84,7 @@ class CellPlan:
 def of_plain(values: Mapping[str, Any]) -> CellPlan:
     """The cell of a file. No method's module is imported: a user's options are those of the file.
 
-    Raises RecipeError, KeyError and TypeError for what is no cell.
+    Raises RecipeError, KeyError and TypeError for anything but a cell.
     """
     needs = {name: of_plain(need) for name, need in values["needs"].items()}
     return CellPlan(recipe.of_values(values["recipe"]), needs)

@@ -1,6 +1,6 @@
-"""The words after `rib`, a module each: `add` declares the command, `run` does it.
+"""The commands of `rib`, one module each: `add` declares the command, `run` executes it.
 
-Modules import torch, and whatever imports it, only when their command runs: `rib --help` is quick.
+Modules import torch only when their command runs, so `rib --help` is fast.
 """
 
 from __future__ import annotations
@@ -9,15 +9,17 @@ from pathlib import Path
 
 
 def refuse_overwriting(place: Path, force: bool, *, is_folder: bool) -> None:
-    """Raise ValueError where a folder, or a file, is to be written and something is there already.
+    """Raise ValueError if a file or non-empty folder exists at the place of an output.
 
-    An empty folder is nothing. With `force` only what is of the other kind is refused.
+    With `force`, raise only if it is a file in place of a folder, or a folder in place of a file.
     """
     if not place.exists():
         return
     if place.is_dir() != is_folder:
         kinds = "a file, not a folder" if is_folder else "a folder, not a file"
-        raise ValueError(f"{place} is {kinds}: --out writes elsewhere")
+        raise ValueError(f"{place} is {kinds}: choose another place with --out")
     is_empty = is_folder and not any(place.iterdir())
     if not (is_empty or force):
-        raise ValueError(f"{place} is there already: --force replaces it, --out writes elsewhere")
+        raise ValueError(
+            f"{place} exists already: replace it with --force, or choose another place with --out"
+        )

@@ -1,4 +1,4 @@
-"""`rib bench`: images a second, memory and MFU of training and evaluation, on this machine."""
+"""`rib bench`: measure images/s, memory and MFU of training and evaluation on this machine."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from engine.machine import first_line
 if TYPE_CHECKING:
     from engine.throughput import Speed
 
-INSTEAD = {  # keys that have no effect here, and the option that has
-    "model": "the model as the first word",
+INSTEAD = {  # keys without effect here, and what to use instead
+    "model": "the model as the first argument",
     "train.batch_size": "--batch",
     "evaluate.batch_size": "--batch",
     "train.epochs": "--steps",
@@ -24,20 +24,22 @@ INSTEAD = {  # keys that have no effect here, and the option that has
 
 
 def add(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser("bench", help="how fast a model trains and is evaluated here")
-    parser.add_argument("model", help="a model of recipes/models, or a YAML file")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as in a recipe")
-    parser.add_argument("--batch", default="64,256", help="sizes; default: %(default)s")
+    parser = commands.add_parser("bench", help="measure how fast a model trains and evaluates here")
+    parser.add_argument("model", help="model name (docs/models.md), or YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="recipe override")
+    parser.add_argument("--batch", default="64,256", help="batch sizes (default: %(default)s)")
     parser.add_argument(
         "--methods",
         default="fine_tune,ewc,lwf",
-        help="that train, by name or a YAML file of yours; default: %(default)s",
+        help="methods that train, by name or YAML file (default: %(default)s)",
     )
     parser.add_argument(
-        "--steps", type=int, default=20, help="of a timed epoch; default: %(default)s"
+        "--steps", type=int, default=20, help="steps per timed epoch (default: %(default)s)"
     )
-    parser.add_argument("--pack", type=Path, help="a pack's folder; default: random pixels")
-    parser.add_argument("--json", type=Path, help="the rows and the machine, as a file too")
+    parser.add_argument("--pack", type=Path, help="folder of a pack (default: random pixels)")
+    parser.add_argument(
+        "--json", type=Path, help="file for the rows and the machine (default: none)"
+    )
     parser.set_defaults(run=run)
 
 
@@ -45,11 +47,11 @@ def run(arguments: argparse.Namespace) -> None:
     sizes = arguments.batch.split(",")
     if not all(size.isdecimal() and int(size) for size in sizes) or arguments.steps < 1:
         given = f"--batch {arguments.batch} --steps {arguments.steps}"
-        raise ValueError(f"{given}: numbers above 0, as 64,256 and 20")
+        raise ValueError(f"{given}: give numbers above 0, such as 64,256 and 20")
     for each in arguments.overrides:
         if (option := INSTEAD.get(each.key)) is not None:
-            raise ValueError(f"{each.text}: the bench sets it; give {option}")
-    os.environ["RIB_PROGRESS"] = "off"  # a bar costs time
+            raise ValueError(f"{each.text}: rib bench sets this key; use {option}")
+    os.environ["RIB_PROGRESS"] = "off"  # a progress bar takes time
     first_line.show(f"reading the model {arguments.model}")
     import torch
 
@@ -84,10 +86,10 @@ def text(model: str, machine: str, rows: list[Speed]) -> str:
     from engine.report import console
 
     title = (
-        f"{model} on {machine}. The plain loops are PyTorch's, on images that wait on the device.\n"
-        "MFU: of the GPU's data sheet, or of the best matrix product measured here."
+        f"{model} on {machine}. Plain loops are PyTorch loops over images already on the device.\n"
+        "MFU is relative to the GPU's data sheet, or to the fastest matrix product measured here."
     )
-    heads = ("", "batch", "images/s", "ms a step", "MFU", "peak MB")
+    heads = ("", "batch", "images/s", "ms/step", "MFU", "peak MB")
     cells = [
         (
             row.what,

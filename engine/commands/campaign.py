@@ -1,4 +1,4 @@
-"""`rib campaign`: run a grid, or those of several models, or what is missing, to their reports."""
+"""`rib campaign`: run the missing cells of one or more grids, and write their reports."""
 
 from __future__ import annotations
 
@@ -18,41 +18,47 @@ from engine.recipe.schema import DatasetRecipe, ModelRecipe, Recipe
 from loaders.root import Root
 from loaders.schema import DamagedFile
 
-FEWEST = 12  # images of a smoke run
+FEWEST = 12  # images per dataset of a smoke run
 
 
 def add(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser("campaign", help="run a grid: methods x sets, to a report")
-    parser.add_argument("name", help="a campaign of recipes/campaigns, or a YAML file")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as in a recipe")
+    parser = commands.add_parser(
+        "campaign", help="train and evaluate a grid of methods and datasets"
+    )
+    parser.add_argument("name", help="campaign of recipes/campaigns, or YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="recipe override")
     add_options(parser)
     parser.set_defaults(run=run)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options that say where and how a grid runs."""
-    parser.add_argument("--cores", type=int, help="default: all; on Slurm: of each job, 4")
-    parser.add_argument("--dry-run", action="store_true", help="show what would run and stop")
+    """Add the options for where and how a grid runs."""
+    parser.add_argument("--cores", type=int, help="CPU cores (default: all; with Slurm, 4 per job)")
+    parser.add_argument("--dry-run", action="store_true", help="show the jobs without running them")
     parser.add_argument(
         "--profile", type=Path,
-        help="a Snakemake profile (a folder with config.yaml): a cluster's executor and resources",
+        help="Snakemake profile: folder whose config.yaml names a cluster's executor and resources",
     )  # fmt: skip
     parser.add_argument(
         "--executor", choices=("local", *SCHEDULERS), default="local",
-        help="slurm: each job is a Slurm job; the command stays on a login node, in tmux or nohup",
+        help="where jobs run (default: local). slurm: each is a Slurm job; keep the command "
+        "running "
+        "on a login node, in tmux or with nohup",
     )  # fmt: skip
     parser.add_argument(
         "--limit", type=int, metavar="N",
-        help="a smoke run in a folder of its own: N images of each set, one epoch",
+        help="smoke run: N images per dataset, one epoch, in a separate folder (default: no limit)",
     )  # fmt: skip
-    parser.add_argument("--gpus-per-job", type=int, default=1, help="GPUs that a job shares")
+    parser.add_argument("--gpus-per-job", type=int, default=1, help="GPUs per job (default: 1)")
     slurm = parser.add_argument_group("with --executor slurm")
-    slurm.add_argument("--partition", default="", help="default: Slurm's")
-    slurm.add_argument("--account", default="", help="default: Slurm's")
-    slurm.add_argument("--time", type=float, help="hours of each job; default: predicted")
-    slurm.add_argument("--mem", type=float, help="GB of each job; default: predicted")
-    slurm.add_argument("--retries", type=int, help="of a job that failed; default: 2")
-    slurm.add_argument("--requeue", action="store_true", help="let Slurm preempt and requeue jobs")
+    slurm.add_argument("--partition", default="", help="partition (default: Slurm's)")
+    slurm.add_argument("--account", default="", help="account (default: Slurm's)")
+    slurm.add_argument("--time", type=float, help="hours per job (default: predicted)")
+    slurm.add_argument("--mem", type=float, help="GB of memory per job (default: predicted)")
+    slurm.add_argument("--retries", type=int, help="retries per failed job (default: 2)")
+    slurm.add_argument(
+        "--requeue", action="store_true", help="let Slurm preempt and requeue jobs (default: no)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -60,39 +66,40 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def start(arguments: argparse.Namespace) -> Path | None:
-    """Run the campaign of a command line; the page of its report, None of a dry run."""
+    """Run a command line's campaign. Returns the path of its report, or None for a dry run."""
     if arguments.cores is not None and arguments.cores < 1:
-        raise ValueError(f"--cores {arguments.cores}: at least one is needed")
+        raise ValueError(f"--cores {arguments.cores}: give at least 1")
     given = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(RunOptions)}
     options = RunOptions(**{**given, "cores": arguments.cores or 0})
-    overrides = [*_smoke_run(arguments.limit), *arguments.overrides]  # of two words the last counts
+    overrides = [
+        *_smoke_run(arguments.limit),
+        *arguments.overrides,
+    ]  # the last value of a key counts
     return complete(arguments.name, overrides, options, dry_run=arguments.dry_run)
 
 
 def _smoke_run(limit: int | None) -> list[Override]:
-    """The settings of a run on at most `limit` images of each set; none of None."""
+    """Returns the overrides for a run on at most `limit` images per dataset; none for None."""
     if limit is None:
         return []
     if limit < FEWEST:
-        raise ValueError(
-            f"--limit {limit}: give at least {FEWEST} images, which are of two classes"
-        )
+        raise ValueError(f"--limit {limit}: give at least {FEWEST} images, enough for two classes")
     return of_mapping({"dataset.limit": limit, "train.epochs": 1, "train.warmup_steps": None})
 
 
 def complete(
     name: str, overrides: Sequence[Override], options: RunOptions, *, dry_run: bool = False
 ) -> Path | None:
-    """Run what is missing of a campaign's grids, all models at once, and show their tables.
+    """Run the missing jobs of a campaign, for all its models at once, and print the tables.
 
-    Returns the page of the report, of several models the common one; dry_run: None, and what would
-    run is shown. Raises CampaignError where sets are not there, and where a grid fails, after the
-    others have gone on as far as they can.
+    Returns the path of the report, or of the common report for several models. With dry_run, shows
+    the jobs and returns None. Raises CampaignError if datasets are missing, or if a grid fails;
+    the other grids then run to their end first.
     """
     from engine import recipe
 
     options = sites.checked(options)
-    # Users' method files run now, for what only they can say or refuse.
+    # Run users' method files now: only they know which cells they need, and they may raise.
     plans = {
         campaign.plan(name, grid, options.cores, run_users=not dry_run): grid
         for grid in recipe.each_model(name, overrides)
@@ -125,7 +132,7 @@ def complete(
     if not failure and (lacking := [plan.name for plan in plans if plan not in finished]):
         names = ", ".join(lacking)
         failure = CampaignError(
-            f"{names}: all jobs ended, but something of the result is not there; run it again"
+            f"{names}: all jobs ended, but results are missing; run the command again"
         )
     for plan in finished:
         show(plan.page)
@@ -135,7 +142,7 @@ def complete(
 
 
 def _has_same_needs(plan: campaign.Plan) -> bool:
-    """Whether users' methods need what they needed when the campaign ran."""
+    """Whether users' methods still need the same cells as when the campaign ran."""
     if not plan.modules:
         return True
     try:
@@ -145,14 +152,14 @@ def _has_same_needs(plan: campaign.Plan) -> bool:
 
 
 def _faults_of_sets(name: str, plans: Mapping[campaign.Plan, Sequence[Override]]) -> list[str]:
-    """Why sets are not encoded and cannot be, each reason once.
+    """Returns why datasets are not encoded, or cannot be; each reason once.
 
-    A grid takes days and opens a set only when its turn comes, so sets are checked first.
+    A grid can take days and opens a dataset only when it needs it, so all are checked first.
     """
     from engine import recipe
 
     faults: dict[str, None] = {}
-    commands: dict[frozenset[Path], str] = {}  # models of one transform share packs
+    commands: dict[frozenset[Path], str] = {}  # models with the same transform share packs
     for plan, overrides in plans.items():
         resolved = plan.recipe
         dataset = resolved.dataset
@@ -178,13 +185,13 @@ def _faults_of_sets(name: str, plans: Mapping[campaign.Plan, Sequence[Override]]
             command += f"   (SET: {', '.join(missing)})"
             commands.setdefault(frozenset(places), command)
     if commands:
-        text = "sets are not encoded yet; run for each of them"
+        text = "some datasets are not encoded yet; run, for each SET"
         faults["\n  ".join([text, *commands.values()])] = None
     return list(faults)
 
 
 def _show_model(model: ModelRecipe) -> None:
-    """Print which weights, head and transform a model's name stands for, unless a file says it."""
+    """Print the weights, head and transform behind a model's name, unless a recipe lists them."""
     from engine import recipe
 
     if model.name in recipe.names("models") or model.weights.source in ("random", "file"):
@@ -195,10 +202,10 @@ def _show_model(model: ModelRecipe) -> None:
 
 
 def _encode_command(resolved: Recipe, model: str | None, overrides: Sequence[Override]) -> str:
-    """The command that encodes a set where a campaign with these overrides looks for it.
+    """The command that encodes a dataset where a campaign with these overrides looks for it.
 
-    model: that the campaign names. One that it describes itself has no name that `rib encode`
-    knows: MODEL.
+    model: the campaign's, by name. A model that the campaign itself describes has no name that
+    `rib encode` knows; MODEL then stands for it.
     """
     from engine import recipe
 
@@ -216,7 +223,7 @@ def _encode_command(resolved: Recipe, model: str | None, overrides: Sequence[Ove
 
 
 def _merged(name: str, plans: Sequence[campaign.Plan], is_new: bool) -> Path:
-    """The page of a common report of all models' grids, written unless there is one of these."""
+    """Returns the path of the common report of all models; writes it unless it exists."""
     from engine.grid import record
     from engine.machine.files import short_digest
     from engine.report import finish, merged
@@ -233,6 +240,6 @@ def _merged(name: str, plans: Sequence[campaign.Plan], is_new: bool) -> Path:
 
 
 def show(page: Path) -> None:
-    """Print the table of a campaign's report, and the path of its page."""
+    """Print the table of a campaign's report, and the report's path."""
     table = Root(page.parent).read(campaign.TABLE).decode()
     print(f"\n{printable(table)}\nreport  {page.resolve()}")

@@ -1,4 +1,4 @@
-"""`rib diff`: two finished campaigns: settings, versions, and numbers on the images they share."""
+"""`rib diff`: compare two finished campaigns on the images they share."""
 
 from __future__ import annotations
 
@@ -16,20 +16,28 @@ if TYPE_CHECKING:
 
     from engine.grid.differences import Difference
 
-LONGEST = 40  # characters of a value
+LONGEST = 40  # characters shown of a value
 
 
 def add(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
-        "diff", help="settings, versions and numbers of two finished campaigns"
+        "diff", help="compare settings, versions and numbers of two campaigns"
     )
-    parser.add_argument("first", metavar="A", help="a campaign's name or its folder")
-    parser.add_argument("second", metavar="B")
+    parser.add_argument("first", metavar="A", help="name or folder of a finished campaign")
+    parser.add_argument("second", metavar="B", help="name or folder of another")
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="of both, where they are names"
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="overrides of both campaigns, if given by name",
     )
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="the numbers of every set")
-    parser.add_argument("--force", action="store_true", help="replace that file if it is there")
+    parser.add_argument(
+        "--csv",
+        type=Path,
+        metavar="FILE",
+        help="file for the numbers of every dataset (default: none)",
+    )
+    parser.add_argument("--force", action="store_true", help="overwrite --csv")
     parser.set_defaults(run=run)
 
 
@@ -41,7 +49,7 @@ def run(arguments: argparse.Namespace) -> None:
     for name in (arguments.first, arguments.second):
         found = report.finished(name, arguments.overrides)
         if len(found) > 1:
-            raise CampaignError(f"{name} stands for {len(found)} models: name the folder of one")
+            raise CampaignError(f"{name} has {len(found)} models: give the folder of one")
         sides += found
     first, second = sides
     from engine.grid import differences
@@ -54,7 +62,10 @@ def run(arguments: argparse.Namespace) -> None:
     same = differences.same_packs(first.record, second.record)
     table = paired.cells(first.evaluations, second.evaluations, same)
     if table.empty:
-        raise CampaignError("no row of A and B was evaluated on a set that both have")
+        raise CampaignError(
+            "A and B share no method and dataset with the same images, so there is nothing to "
+            "compare"
+        )
     sets = set(first.record.sets) & set(second.record.sets)
     titles = {**second.record.methods, **first.record.methods}
     print(text(paired.mean_improvements(table, sets), table, titles))
@@ -64,13 +75,13 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def text(means: pandas.DataFrame, table: pandas.DataFrame, titles: dict[str, str]) -> str:
-    """mRI of both on what they share, a row a method."""
+    """mRI of both campaigns on what they share, one row per method."""
     from engine.report import console
 
     by_set = table.drop_duplicates("evaluated_on").set_index("evaluated_on")["images"]
     images = ", ".join(f"{name} {count:,}" for name, count in by_set.items())
     title = (
-        "mRI in points over the columns, sets and images that both have\n"
+        "mRI in points over the columns, datasets and images that both have\n"
         f"(images: {images}); `rib report A B --out DIR` gives intervals"
     )
     rows = []

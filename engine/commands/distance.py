@@ -1,4 +1,4 @@
-"""`rib distance`: how far sets are apart in a model's features, as a table, CSV and heat map."""
+"""`rib distance`: distances between datasets in a model's features: table, CSV and heat map."""
 
 from __future__ import annotations
 
@@ -17,23 +17,29 @@ if TYPE_CHECKING:
 
 
 def add(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser("distance", help="optimal transport distances between sets")
-    parser.add_argument("sets", nargs="*", metavar="SET", help="default: all sets")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as in a recipe")
-    parser.add_argument("--campaign", default="emoji", help="whose sets and model (default: emoji)")
-    parser.add_argument("--model", help="a model of recipes/models, in place of the campaign's")
-    parser.add_argument("--eps", type=float, help="regularisation, of the mean cost")
-    parser.add_argument("--absolute", action="store_true", help="eps in the units of the cost")
-    parser.add_argument("--label-distance", help="gaussian | means | none")
+    parser = commands.add_parser(
+        "distance", help="compute optimal transport distances between datasets"
+    )
+    parser.add_argument("sets", nargs="*", metavar="SET", help="datasets (default: all)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="recipe override")
+    parser.add_argument("--campaign", default="emoji", help="campaign (default: emoji)")
+    parser.add_argument("--model", help="model (default: the campaign's)")
+    parser.add_argument("--eps", type=float, help="regularization, as a fraction of the mean cost")
+    parser.add_argument("--absolute", action="store_true", help="take --eps in units of the cost")
+    parser.add_argument("--label-distance", help="gaussian, means or none")
     parser.add_argument("--lam-x", type=float, help="weight of the feature term")
     parser.add_argument("--lam-y", type=float, help="weight of the label term")
-    parser.add_argument("--half", action="store_true", help="halve costs, as the reference does")
-    parser.add_argument("--biased", action="store_true", help="leave the self terms in")
-    parser.add_argument("--samples", type=int, help="at most so many of a set, seeded")
-    parser.add_argument("--sample-seed", type=int, dest="seed", help="of the drawn samples")
-    parser.add_argument("--tolerance", type=float, help="of the certified duality gap")
-    parser.add_argument("--bracket", type=float, help="unregularised, to this relative width")
-    parser.add_argument("--exact", action="store_true", help="unregularised, for small sets")
+    parser.add_argument(
+        "--half", action="store_true", help="halve costs, as the reference implementation does"
+    )
+    parser.add_argument("--biased", action="store_true", help="keep the self terms (no debiasing)")
+    parser.add_argument("--samples", type=int, help="maximum samples per dataset")
+    parser.add_argument("--sample-seed", type=int, dest="seed", help="seed of the sampling")
+    parser.add_argument("--tolerance", type=float, help="maximum certified duality gap")
+    parser.add_argument("--bracket", type=float, help="unregularized, to this relative width")
+    parser.add_argument(
+        "--exact", action="store_true", help="unregularized and exact, for small datasets"
+    )
     parser.set_defaults(run=run)
 
 
@@ -46,9 +52,9 @@ def run(arguments: argparse.Namespace) -> None:
     cell = cell_plan.resolve(arguments.campaign, given, run_users=False)
     resolved, every = cell.recipe, cell.recipe.dataset.evaluated_sets
     names = arguments.sets or every
-    for name in names:  # before imports that take seconds
+    for name in names:  # before the slow imports
         if name not in every:
-            raise ValueError(f"{name!r} is no set of {arguments.campaign}{nearest(name, every)}")
+            raise ValueError(f"{arguments.campaign} has no dataset {name!r}{nearest(name, every)}")
     first_line.show(f"reading the sets of {arguments.campaign}")
     from engine.cells.build import Builder
     from engine.machine import ranks
@@ -66,14 +72,14 @@ def run(arguments: argparse.Namespace) -> None:
     solve.check_names(names)  # before a model is made
     builder = Builder(cell, ranks.start(resolved.device))
     matrix = solve.distances(builder.run, names, options)
-    # Sets of one name differ from campaign to campaign.
+    # Campaigns can have different datasets of one name.
     packs = {name: builder.sets[name].pack.fingerprint for name in names}
     made_of = {"model": builder.base.backbone, "sets": names, "packs": packs}
     key = short_digest(made_of | {"options": dataclasses.asdict(options)})
     runs = Root(Path(resolved.runs))
-    folder = runs.make(f"distance/{resolved.model.name}-{key}")  # of which nothing is a link
+    folder = runs.make(f"distance/{resolved.model.name}-{key}")  # raises if part of it is a link
     distances.write_csv(folder / "distances.csv", matrix)
-    heading = f"How far the sets are apart for {resolved.model.name}"
+    heading = f"Distances between datasets for {resolved.model.name}"
     files = ("distances.csv", "distances_pairs.csv")
     sections = [section.of_matrix(matrix)]
     path = page.write(
@@ -88,7 +94,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def table(matrix: Matrix) -> str:
-    """The matrix in the terminal. Columns are numbered as the rows are."""
+    """The matrix as text. Columns have the numbers of the rows."""
     from engine.report import console
 
     rows = [

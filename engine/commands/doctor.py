@@ -1,6 +1,6 @@
-"""`rib doctor`: what this machine has and lacks, what that is for, and the command that cures it.
+"""`rib doctor`: check this machine, and print a command for each problem.
 
-A package that is broken, hidden or slow is imported by a process of its own, never by this one.
+Packages that may be broken, hidden or slow are imported in a separate process.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ print(json.dumps({
 
 
 class Diagnosis(NamedTuple):
-    """How something is. detail: its version, or what is the matter. cure: a command.
+    """The result of a check. detail: a version or the problem. cure: a command that fixes it.
 
-    needed: whether this machine's work is impossible while it is not ok.
+    needed: whether the engine cannot work on this machine until the check is ok.
     """
 
     state: str
@@ -67,9 +67,9 @@ class Check(NamedTuple):
 
 
 def add(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser("doctor", help="what this machine has and lacks, and the cures")
+    parser = commands.add_parser("doctor", help="check this machine")
     parser.add_argument(
-        "--runs", type=Path, default=Path("runs"), help="where results will go; default: runs"
+        "--runs", type=Path, default=Path("runs"), help="folder for results (default: runs)"
     )
     parser.set_defaults(run=run)
 
@@ -80,42 +80,44 @@ def run(arguments: argparse.Namespace) -> int:
     for check in checks(arguments.runs, torch_facts()):
         state, detail, cure, needed = _looked(check)
         purpose = check.purpose + ", optional" * (not needed and state != OK)
-        cure = f"; cure: {cure}" if cure else ""
+        cure = f"; fix: {cure}" if cure else ""
         print(f"{state:<9}{check.name:<11}{detail} ({purpose}){cure}", flush=True)
         harmful += [check.name] * (needed and state != OK)
-    bad = f"needed here and not ok: {', '.join(harmful)}"
-    print(f"\n{bad if harmful else 'all that is needed here is ok'}")
+    bad = f"required here and not ok: {', '.join(harmful)}"
+    print(f"\n{bad if harmful else 'everything that is required here is ok'}")
     return 1 if harmful else 0
 
 
 def checks(runs: Path, facts: Mapping[str, Any]) -> list[Check]:
-    """What is looked at, from the ground up. facts: see `torch_facts`."""
+    """All checks, the most basic first. facts: see `torch_facts`."""
     has_gpu = bool(facts["gpus"])
     deepspeed = partial(package, "deepspeed", "import deepspeed", DEEPSPEED, needed=True)
     triton = partial(package, "triton", "import triton", TRITON, needed=has_gpu)
     return [
-        *(Check(name, "a package of ours", partial(ours, name)) for name in PACKAGES),
-        Check("torch", "trains and evaluates", partial(torch, facts)),
-        Check("DeepSpeed", "steps, and cells shared by GPUs", deepspeed),
-        Check("GPU", "hours in place of days", partial(gpu, facts)),
+        *(Check(name, "part of this engine", partial(ours, name)) for name in PACKAGES),
+        Check("torch", "training, evaluation", partial(torch, facts)),
+        Check("DeepSpeed", "training, several GPUs per cell", deepspeed),
+        Check("GPU", "speed: hours instead of days", partial(gpu, facts)),
         Check("Triton", "kernels on a GPU", triton),
         Check("compiler", "Triton, torch.compile", partial(compiler, facts)),
-        Check("runs", "packs and results; rib plan says how much", partial(place, runs, DEMO_GB)),
-        Check("cache", "downloads of sets", cache),
+        Check(
+            "runs", "packs and results; rib plan predicts their size", partial(place, runs, DEMO_GB)
+        ),
+        Check("cache", "downloaded datasets", cache),
         Check("hub cache", "downloaded weights", hub),
-        Check("FFCV", "JPEG packs decoded faster", partial(package, "ffcv", "import ffcv", FFCV)),
+        Check("FFCV", "faster JPEG packs", partial(package, "ffcv", "import ffcv", FFCV)),
         Check("apex", "optimizer.name=apex_adamw", partial(package, "apex", "import amp_C", APEX)),
         Check("Slurm", "rib campaign --executor slurm", slurm),
     ]
 
 
 def imported(code: str) -> str:
-    """What a process of this Python prints that runs `code`; NoAnswer as `answer`."""
+    """What `code` prints in a process of this Python. Raises NoAnswer, as `answer` does."""
     return answer(sys.executable, "-P", "-c", code, seconds=IMPORT_S)
 
 
 def ours(name: str) -> Diagnosis:
-    """Whether `import NAME` brings our package."""
+    """Whether `import NAME` imports our package."""
     if not (place := hiding(name)):
         return Diagnosis(OK, str(ROOT / name))
     owners = importlib.metadata.packages_distributions().get(name, [])
@@ -125,7 +127,7 @@ def ours(name: str) -> Diagnosis:
 
 
 def torch_facts() -> dict[str, Any]:
-    """What torch says of itself and of this machine's GPUs; `error` where it cannot be imported."""
+    """torch's version and this machine's GPUs; `error` if torch cannot be imported."""
     try:
         return {"error": "", **json.loads(imported(TORCH_PROBE))}
     except (NoAnswer, ValueError) as error:
@@ -139,7 +141,7 @@ def torch(facts: Mapping[str, Any]) -> Diagnosis:
 
 
 def package(name: str, code: str, cure: str, *, needed: bool = False) -> Diagnosis:
-    """A package by the code that imports what we use of it."""
+    """Check a package by running the code that imports what we use of it."""
     if importlib.util.find_spec(name) is None:
         return Diagnosis(MISSING, "not installed", cure, needed)
     try:
@@ -150,17 +152,19 @@ def package(name: str, code: str, cure: str, *, needed: bool = False) -> Diagnos
 
 
 def gpu(facts: Mapping[str, Any]) -> Diagnosis:
-    """The GPUs that torch sees, and why it sees none where there is a driver."""
+    """The GPUs that torch sees, or why it sees none although there is a driver."""
     if facts["gpus"]:
-        lacks = [] if facts["bf16"] else ["no bf16, so trains in fp32"]
-        lacks += [] if facts["nccl"] else ["no NCCL, so no cell on several GPUs"]
+        lacks = [] if facts["bf16"] else ["no bf16, so training uses fp32"]
+        lacks += [] if facts["nccl"] else ["no NCCL, so a cell cannot use several GPUs"]
         return Diagnosis(OK, "; ".join([*facts["gpus"], *lacks, *facts["warnings"]]))
     try:
         driver = answer("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     except NoAnswer as error:
         if shutil.which("nvidia-smi") is None:
-            cure = "apt-get install nvidia-driver, where there is a GPU of NVIDIA's"
-            return Diagnosis(MISSING, "no nvidia-smi; all runs on CPUs", cure, needed=False)
+            cure = "apt-get install nvidia-driver, if there is an NVIDIA GPU"
+            return Diagnosis(
+                MISSING, "no nvidia-smi; everything runs on the CPU", cure, needed=False
+            )
         return Diagnosis(WRONG, str(error), "reboot; then reinstall the driver")
     driver = driver.split()[0]
     if facts["error"]:
@@ -177,18 +181,18 @@ def gpu(facts: Mapping[str, Any]) -> Diagnosis:
 
 
 def torch_for(driver: str) -> str:
-    """The command that installs a torch whose CUDA this version of NVIDIA's driver runs.
+    """The command that installs a torch for this version of NVIDIA's driver.
 
-    PyPI's torch is for CUDA 13, which needs driver 580; CUDA 12 needs 525 (NVIDIA's CUDA
-    Compatibility, table 1). torch 2.9 and later are for no older CUDA.
+    PyPI's torch is built for CUDA 13, which requires driver 580; CUDA 12 requires 525 (NVIDIA's
+    CUDA Compatibility, table 1). torch 2.9 and later support no older CUDA.
     """
     release = int(driver.partition(".")[0])
-    old = CUDA_12 if release >= 525 else "a driver from 525 on, which CUDA 12 needs"
+    old = CUDA_12 if release >= 525 else "install driver 525 or newer, which CUDA 12 requires"
     return TORCH if release >= 580 else old
 
 
 def compiler(facts: Mapping[str, Any]) -> Diagnosis:
-    """The C++ compiler and Python's headers, tried on a program of a line."""
+    """Check the C++ compiler and Python's headers with a short program."""
     program = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++") or "g++"
     headers = f"-I{sysconfig.get_path('include')}"
     try:
@@ -201,20 +205,22 @@ def compiler(facts: Mapping[str, Any]) -> Diagnosis:
 
 
 def place(folder: Path, least_gb: float, cure: str = "runs=ANOTHER_FOLDER") -> Diagnosis:
-    """A folder that the engine writes to: whether it may, and how much room there is."""
+    """Check that a folder is writable and has enough free space."""
     parents = (folder.absolute(), *folder.absolute().parents)
     there = next(parent for parent in parents if os.path.lexists(parent))
     if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
         return Diagnosis(WRONG, f"{there} cannot be written to", cure)
     free = shutil.disk_usage(there).free / 1e9
     if free < least_gb:
-        detail = f"{folder}: {free:.1f} GB free, of {least_gb:g} needed"
-        return Diagnosis(WRONG, detail, f"make room, or {cure}")
+        detail = f"{folder}: {free:.1f} GB free, {least_gb:g} GB required"
+        return Diagnosis(WRONG, detail, f"free space, or {cure}")
     return Diagnosis(OK, f"{folder}: {free:.0f} GB free")
 
 
 def cache() -> Diagnosis:
-    from engine.machine.files import cache_folder  # late: another package may hide `loaders`
+    from engine.machine.files import (
+        cache_folder,
+    )  # here, because another package may hide `loaders`
 
     return place(cache_folder(), 1, "export RIB_CACHE=ANOTHER_FOLDER")
 
@@ -223,15 +229,15 @@ def hub() -> Diagnosis:
     from huggingface_hub import constants
 
     there = place(Path(constants.HF_HUB_CACHE), 1, "export HF_HUB_CACHE=ANOTHER_FOLDER")
-    offline = "; offline, so only what is there" if constants.HF_HUB_OFFLINE else ""
+    offline = "; offline, so only cached weights work" if constants.HF_HUB_OFFLINE else ""
     return there._replace(detail=there.detail + offline)
 
 
 def slurm() -> Diagnosis:
-    """What a campaign asks of Slurm, its partitions, and who tells how a job ended."""
+    """Check Slurm: configuration, partitions, and accounting if campaigns need it."""
     if shutil.which("sinfo") is None:
-        return Diagnosis(MISSING, "not on a cluster's node", "use a login node", needed=False)
-    from engine.errors import CampaignError  # late: another package may hide `loaders`
+        return Diagnosis(MISSING, "not a node of a cluster", "use a login node", needed=False)
+    from engine.errors import CampaignError  # here, because another package may hide `loaders`
     from engine.grid.schedulers.slurm import cluster
 
     try:
@@ -239,8 +245,15 @@ def slurm() -> Diagnosis:
         if cluster("").accounting:
             answer("sacct", "--noheader", "--allocations", "--format", "JobID")
     except (NoAnswer, CampaignError) as error:
-        if "configuration source" in str(error):  # Slurm's programs on a machine of no cluster
-            return Diagnosis(MISSING, "its programs alone", "use a login node", needed=False)
+        if "configuration source" in str(
+            error
+        ):  # Slurm is installed, but this machine is in no cluster
+            return Diagnosis(
+                MISSING,
+                "installed, but this machine is in no cluster",
+                "use a login node",
+                needed=False,
+            )
         return Diagnosis(WRONG, str(error), "ask the cluster's administrator")
     return Diagnosis(OK, f"partitions {', '.join(names) or 'none'}")
 

@@ -1,4 +1,4 @@
-"""`rib download`: the sets of ImageNet-RIB, and models' weights, to where the engine finds them."""
+"""`rib download`: download ImageNet-RIB's datasets and models' weights."""
 
 from __future__ import annotations
 
@@ -19,30 +19,40 @@ if TYPE_CHECKING:
 
 ALL = "all"
 BENCHMARK = "imagenet_rib"
-AT_ONCE = 8  # files that come side by side, from a host `loaders.download.CONNECTIONS`
+AT_ONCE = 8  # files in parallel; per host at most `loaders.download.CONNECTIONS`
 
 
 def add(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser("download", help="get the sets of ImageNet-RIB, and weights")
-    parser.add_argument("sets", nargs="*", metavar="SET", help="imagenet_v2, ..., or all")
-    parser.add_argument("--to", type=Path, metavar="DIR", help="folder of all sets")
+    parser = commands.add_parser("download", help="download ImageNet-RIB's datasets, and weights")
     parser.add_argument(
-        "--from", type=Path, metavar="DIR", dest="local", help="take the files that this folder has"
+        "sets", nargs="*", metavar="SET", help="dataset, such as imagenet_v2, or all"
     )
-    parser.add_argument("--accept", action="store_true", help="accept the terms of the sets")
+    parser.add_argument("--to", type=Path, metavar="DIR", help="folder for all datasets")
+    parser.add_argument(
+        "--from",
+        type=Path,
+        metavar="DIR",
+        dest="local",
+        help="folder with files that you have already (default: none)",
+    )
+    parser.add_argument(
+        "--accept", action="store_true", help="accept the datasets' terms (default: ask)"
+    )
     parser.add_argument(
         "--models", nargs="+", metavar="MODEL", default=[],
-        help="weights of these models, or of all seven, into the hub's cache",
+        help="models whose weights go to the hub's cache, or all (default: none)",
     )  # fmt: skip
     parser.add_argument(
         "--check", action="store_true",
-        help="ask every address whether it gives its file, and how large that is; download nothing",
+        help="ask every address for its file and size, without downloading",
     )  # fmt: skip
     parser.add_argument(
         "--password", type=Path, metavar="FILE",
-        help="its first line opens zip files that have a password, for a run without a terminal",
+        help="file whose first line is the password of protected zip files (default: ask)",
     )  # fmt: skip
-    parser.add_argument("--sources", type=Path, help="a file as recipes/sources.yaml: mirrors")
+    parser.add_argument(
+        "--sources", type=Path, help="YAML file of addresses (default: recipes/sources.yaml)"
+    )
     parser.set_defaults(run=run)
 
 
@@ -51,18 +61,20 @@ def run(arguments: argparse.Namespace) -> int | None:
     from engine.errors import nearest
 
     known = sources.read(arguments.sources or sources.FILE)
-    # The training set, 148 GB, is asked for by its name only.
+    # The training set (148 GB) is downloaded only by name.
     every = [name for name in known if name != imagenet.IMAGENET_TRAIN]
     of_word = (every if name == ALL else [name] for name in arguments.sets)
     names = list(dict.fromkeys(itertools.chain.from_iterable(of_word)))
     if wrong := [name for name in names if name not in known]:
-        raise ValueError(f"there is no source of {wrong[0]!r}{nearest(wrong[0], [*known, ALL])}")
+        raise ValueError(f"there is no source for {wrong[0]!r}{nearest(wrong[0], [*known, ALL])}")
     if not names and not arguments.models:
-        raise ValueError(f"nothing to download; name sets ({', '.join(known)}, {ALL}) or --models")
+        raise ValueError(
+            f"nothing to download: name datasets ({', '.join(known)}, {ALL}) or --models"
+        )
     if arguments.check:
         return _check({name: known[name] for name in names})
     if names and arguments.to is None:
-        raise ValueError("--to DIR is missing: the folder for the sets")
+        raise ValueError("--to DIR is missing: give the folder for the datasets")
     faults: list[str] = []
     if names:
         with downloads.locked(arguments.to):
@@ -73,7 +85,7 @@ def run(arguments: argparse.Namespace) -> int | None:
 
 
 def _sets(sources: Mapping[str, Source], arguments: argparse.Namespace) -> list[str]:
-    """Bring every set to the folder. Returns what is not there at the end, and why."""
+    """Download every dataset to the folder. Returns what is still missing, and why."""
     from engine.data import downloads
 
     folder = arguments.to
@@ -97,8 +109,7 @@ def _sets(sources: Mapping[str, Source], arguments: argparse.Namespace) -> list[
 
 
 def _check(sources: Mapping[str, Source]) -> int:
-    """Ask every address and print what it answers; 1 where a file is reachable at none of its
-    addresses."""
+    """Ask every address and print its answer. Returns 1 if no address has a file, else 0."""
     from loaders import download
 
     total, unreachable = 0, []
@@ -112,26 +123,26 @@ def _check(sources: Mapping[str, Source]) -> int:
                     answer += f", but {file.bytes:,} are published"
                 print(f"{name}: {file.name}: {address}: {answer}")
             if not file.addresses:
-                print(f"{name}: {file.name}: behind a form, at {source.page}")
+                print(f"{name}: {file.name}: requires a form, at {source.page}")
             elif not sizes:
                 copy = f"; a copy: hf download --repo-type dataset {source.hub}" * bool(source.hub)
                 unreachable.append(f"{name}/{file.name}{copy}")
             total += file.bytes or max(sizes, default=0)
-    print(f"{total / 1e9:.2f} GB in all, of files whose size is known")
+    print(f"{total / 1e9:.2f} GB in total, for files of known size")
     if unreachable:
         print(f"not reachable now: {'; '.join(unreachable)}")
     return int(bool(unreachable))
 
 
 def _accept(sources: Mapping[str, Source], folder: Path, yes: bool) -> None:
-    """Show terms that the user has not accepted yet. Raises ValueError where they are refused."""
+    """Show terms that the user has not accepted yet. Raises ValueError if the user declines."""
     from engine.data import downloads
 
     accepted = downloads.accepted(folder)
     pending = {n: source for n, source in sources.items() if accepted.get(n) != source.terms}
     if not pending:
         return
-    print("Terms (the authors' pages have them in full):")
+    print("Terms (in full on the authors' pages):")
     for name, source in pending.items():
         print(f"  {name}: {source.terms} ({source.page})")
     if not yes:
@@ -143,9 +154,9 @@ def _accept(sources: Mapping[str, Source], folder: Path, yes: bool) -> None:
 
 
 def _passwords(missing: Sequence[Target], file: Path | None) -> dict[str, str]:
-    """The passwords of zip files: of a file, or typed before the hours of a download.
+    """The passwords of zip files, from a file or typed before the download starts.
 
-    Raises ValueError for a file without one.
+    Raises ValueError for a file without a password.
     """
     from loaders.files import read_small
 
@@ -159,38 +170,38 @@ def _passwords(missing: Sequence[Target], file: Path | None) -> dict[str, str]:
         if target.source.password and given:
             passwords[target.key] = given
         elif target.source.password and sys.stdin.isatty():
-            print(f"{target.file.name} opens with a password: {target.source.password}")
+            print(f"{target.file.name} requires a password: {target.source.password}")
             passwords[target.key] = getpass.getpass("Password (it is not stored): ")
     return passwords
 
 
 def _check_room(missing: Sequence[Target], sizes: Mapping[str, int], folder: Path) -> None:
-    """Print what will be downloaded. Raises ValueError if the disk has no room for it."""
+    """Print what will be downloaded. Raises ValueError if the disk is too full."""
     from tqdm import tqdm
 
     needed = 0
     for target in missing:
         size = sizes[target.key]
-        shown = f"{size / 1e9:.2f} GB" if size else "size not known"
-        there = f", {target.arrived / 1e9:.2f} GB of it is there" if target.arrived else ""
+        shown = f"{size / 1e9:.2f} GB" if size else "unknown size"
+        there = f", {target.arrived / 1e9:.2f} GB of it already here" if target.arrived else ""
         print(f"{target.name}: {target.file.name}, {shown}{there}")
-        # A zip or gzip file is on the disk twice while it is unpacked.
+        # While a zip or gzip file is unpacked, it is on the disk twice.
         is_packed = target.file.unpack == "zip" or target.file.name.endswith((".gz", ".tgz"))
         needed += size * (1 + is_packed) - target.arrived
     free = shutil.disk_usage(folder).free
     if missing:
         total = sum(sizes.values())
-        print(f"{total / 1e9:.2f} GB; {needed / 1e9:.2f} of {free / 1e9:.2f} GB free are needed")
+        print(f"{total / 1e9:.2f} GB; requires {needed / 1e9:.2f} of {free / 1e9:.2f} GB free")
     if needed > free:
         raise ValueError(
-            f"{folder} has {tqdm.format_sizeof(free)}B free and {tqdm.format_sizeof(needed)}B are "
-            "needed (archives are unpacked before they are removed): make room, name fewer sets, "
-            "or give another folder by --to"
+            f"{folder} has {tqdm.format_sizeof(free)}B free, but {tqdm.format_sizeof(needed)}B are "
+            "required (archives are unpacked before they are removed): free space, name fewer "
+            "datasets, or give another folder with --to"
         )
 
 
 def _size(target: Target) -> int:
-    """Bytes of a file: published, or as a server says; 0 if nobody says."""
+    """Bytes of a file: published, or from a server; 0 if unknown."""
     from loaders import download
 
     if target.archive.is_file():
@@ -200,7 +211,7 @@ def _size(target: Target) -> int:
             response = download.open_at(address)
         except (*download.MAY_PASS, download.Unavailable):
             continue
-        if response is not None:  # the whole file, where a server has it
+        if response is not None:  # the server has the whole file
             with response.stream:
                 return response.total or 0
     return target.file.bytes
@@ -209,10 +220,10 @@ def _size(target: Target) -> int:
 def _transfer(
     files: Sequence[Target], sizes: Mapping[str, int], passwords: Mapping[str, str]
 ) -> list[str]:
-    """Download files, `AT_ONCE` at a time, each with a bar, and unpack them one by one.
-    Returns why some of them are not there.
+    """Download files, `AT_ONCE` in parallel with a progress bar each, and unpack them one by one.
+    Returns why files are missing.
 
-    sizes: bytes of each file by its key, 0 where not known. passwords: of zip files, by key.
+    sizes: bytes by file key, 0 if unknown. passwords: of zip files, by file key.
     """
     from tqdm import tqdm
 
@@ -244,16 +255,16 @@ def _transfer(
                     tqdm.write(_unpack(target, passwords.get(target.key, "")))
                 except ValueError as error:
                     hub = target.source.hub
-                    copy = f". A copy: `hf download --repo-type dataset {hub}`, in another form"
+                    copy = f". A copy in another format: `hf download --repo-type dataset {hub}`"
                     faults.append(f"{target.name}: {error}{copy * bool(hub)}")
-        finally:  # an interrupt ends the threads too
+        finally:  # also ends the threads after an interrupt
             stop.set()
             pool.shutdown(cancel_futures=True)
     return faults
 
 
 def _unpack(target: Target, password: str) -> str:
-    """Bring a file's content to its place. Returns what to tell; ValueError without a password."""
+    """Unpack a file. Returns a message for the user. Raises ValueError without a password."""
     from tqdm import tqdm
 
     from engine.data import downloads
@@ -263,8 +274,8 @@ def _unpack(target: Target, password: str) -> str:
     is_zip = target.file.unpack == "zip"
     if is_zip and not password and archives.needs_password(target.archive):
         raise ValueError(
-            f"{name} is there and opens with a password ({target.source.password}); run the "
-            "same command at a terminal, and type it, or write it into a file for --password"
+            f"{name} is downloaded but requires a password ({target.source.password}): run the "
+            "same command in a terminal and type it, or give a file with --password"
         )
     with tqdm(desc=f"unpack {name}", unit="file", leave=False) as bar:
         for done, total in downloads.unpack(target, password):
@@ -274,7 +285,7 @@ def _unpack(target: Target, password: str) -> str:
 
 
 def _models(names: Sequence[str]) -> list[str]:
-    """Fetch the weights of models. Returns why some could not be fetched."""
+    """Download the weights of models. Returns why some are missing."""
     if not names:
         return []
     from engine import recipe

@@ -1,4 +1,4 @@
-"""`rib encode`: a pack of a published set's images, which models of one transform share."""
+"""`rib encode`: encode a published dataset as a pack, for all models with the same transform."""
 
 from __future__ import annotations
 
@@ -17,29 +17,31 @@ if TYPE_CHECKING:
 
 
 def add(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser("encode", help="make a pack of a set's images, for every model")
-    parser.add_argument("set", nargs="?", help="imagenet_val, imagenet_v2, objectnet, ...")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as in a recipe")
+    parser = commands.add_parser("encode", help="encode a dataset's images as a pack")
+    parser.add_argument("set", nargs="?", help="dataset, such as imagenet_v2 (or use --all)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="recipe override")
     parser.add_argument(
-        "--all", action="store_true", help="every set of --source that models are evaluated on"
+        "--all", action="store_true", help="every dataset in --source that models are evaluated on"
     )
     images = parser.add_mutually_exclusive_group(required=True)
     images.add_argument(
         "--source", type=Path,
-        help="the set: a folder, a .tar, or webdataset or parquet files, also as a pattern; with "
-        "--all the folder of all sets",
+        help="folder, .tar, or webdataset or parquet files (also a pattern); with --all, folder of "
+        "all datasets",
     )  # fmt: skip
     images.add_argument(
-        "--beton", type=Path, help="a file of FFCV's own writer, of the model's size"
+        "--beton", type=Path, help="file that FFCV wrote, at the model's image size"
     )
-    parser.add_argument("--classes", type=Path, help="of --beton: a line for each label's class")
-    parser.add_argument("--model", required=True, help="models of one transform share the pack")
-    parser.add_argument("--dataset", default="imagenet_rib", help="default: %(default)s")
-    parser.add_argument("--workers", type=int, default=0, help="processes; default: all cores")
+    parser.add_argument("--classes", type=Path, help="class names for --beton, one line per label")
+    parser.add_argument("--model", required=True, help="model whose transform to use")
     parser.add_argument(
-        "--partial", action="store_true", help="accept missing images, and skip unreadable ones"
+        "--dataset", default="imagenet_rib", help="benchmark (default: %(default)s)"
     )
-    parser.add_argument("--yes", action="store_true", help="do not ask before the whole of IN-C")
+    parser.add_argument("--workers", type=int, default=0, help="processes (default: all cores)")
+    parser.add_argument(
+        "--partial", action="store_true", help="accept missing images and skip unreadable ones"
+    )
+    parser.add_argument("--yes", action="store_true", help="encode all of IN-C without asking")
     parser.set_defaults(run=run)
 
 
@@ -48,15 +50,21 @@ def run(arguments: argparse.Namespace) -> None:
     from loaders import shards
 
     if bool(arguments.set) == arguments.all:
-        raise ValueError("name a set to encode, or give --all, and not both")
+        raise ValueError("give either the name of a dataset or --all")
     if bool(arguments.beton) != bool(arguments.classes) or (arguments.beton and arguments.all):
-        raise ValueError("--beton FILE is of one set, and needs --classes FILE: a name a line")
+        raise ValueError(
+            "--beton FILE encodes one dataset and requires --classes FILE, with one name per line"
+        )
     if arguments.beton and (arguments.workers or arguments.partial or arguments.yes):
-        raise ValueError("--workers, --partial and --yes are for --source; --beton copies a file")
+        raise ValueError(
+            "--workers, --partial and --yes require --source; --beton only copies a file"
+        )
     if arguments.workers < 0:
-        raise ValueError(f"--workers {arguments.workers}: 0 takes all cores, 1 a single process")
+        raise ValueError(
+            f"--workers {arguments.workers}: give 0 for all cores, or a number of processes"
+        )
     if arguments.source and not shards.exists(arguments.source):
-        raise ValueError(f"--source {arguments.source}: there is no such folder or file")
+        raise ValueError(f"--source {arguments.source}: no such folder or file")
     first_line.show(f"reading the model {arguments.model}")
     resolved = recipe.of_sections(arguments.model, arguments.dataset, arguments.overrides)
     if arguments.beton:
@@ -64,9 +72,11 @@ def run(arguments: argparse.Namespace) -> None:
     from engine.data.kinds import ImageNet, kind_of  # imports torch
 
     if not isinstance(kind := kind_of(resolved.dataset), ImageNet):
-        raise ValueError(f"{arguments.dataset} is encoded when a recipe needs it; nothing to do")
+        raise ValueError(
+            f"{arguments.dataset} needs no encoding: the engine encodes it when a recipe needs it"
+        )
     if arguments.set:
-        kind.identity(arguments.set)  # raises for a wrong name
+        kind.identity(arguments.set)  # raises for an unknown name
     if arguments.all:
         _encode_all(resolved, kind, arguments)
     else:
@@ -74,7 +84,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _encode_all(resolved: Recipe, kind: ImageNet, arguments: argparse.Namespace) -> None:
-    """Encode the sets that lie in a folder. Raises ValueError at the end for those that failed."""
+    """Encode all datasets in a folder. Raises ValueError at the end if some failed."""
     from engine.data import sources
 
     known, missing, faults = sources.read(), [], []
@@ -87,7 +97,7 @@ def _encode_all(resolved: Recipe, kind: ImageNet, arguments: argparse.Namespace)
             continue
         try:
             _encode(resolved, kind, name, place, arguments)
-        except ValueError as error:  # the sets that follow are encoded all the same
+        except ValueError as error:  # continue with the other datasets
             faults.append(f"{name}: {error}")
     if missing:
         print(
@@ -95,13 +105,13 @@ def _encode_all(resolved: Recipe, kind: ImageNet, arguments: argparse.Namespace)
             f"rib download {' '.join(missing)} --to {arguments.source}"
         )
     if len(missing) == len(resolved.base_sets):
-        raise ValueError(f"{arguments.source} holds no set of {resolved.dataset.name}")
+        raise ValueError(f"{arguments.source} contains no dataset of {resolved.dataset.name}")
     if faults:
         raise ValueError("; ".join(faults))
 
 
 def _adopt(resolved: Recipe, name: str, beton: Path, classes: Path) -> None:
-    """Make a pack of a .beton file, where campaigns of this model and dataset look for the set."""
+    """Make a pack of a .beton file, where this model's campaigns look for the dataset."""
     from engine import models
     from engine.data import packs
     from engine.data.kinds import kind_of
@@ -112,8 +122,8 @@ def _adopt(resolved: Recipe, name: str, beton: Path, classes: Path) -> None:
         raise ValueError(f"{resolved.dataset.name} has no set {name!r}; it has {known}")
     if kind_of(resolved.dataset).has_parts(name):
         raise ValueError(
-            f"{beton} does not say which photo and corruption an image is, which accuracies and "
-            f"hold-outs of {name} need; encode the image files: --source FOLDER"
+            f"{beton} does not say which photo and corruption each image shows, which {name} "
+            "requires; encode the image files instead: --source FOLDER"
         )
     pack = adopt(
         beton,
@@ -128,15 +138,15 @@ def _adopt(resolved: Recipe, name: str, beton: Path, classes: Path) -> None:
         },
     )
     print(
-        f"{name}: {len(pack):,} images of {len(pack.classes)} classes in {pack.folder}, as {beton} "
-        "has them; that file is not needed any more"
+        f"{name}: {len(pack):,} images of {len(pack.classes)} classes in {pack.folder}, copied "
+        f"from {beton}, which is no longer needed"
     )
 
 
 def _encode(
     resolved: Recipe, kind: ImageNet, name: str, source: Path, arguments: argparse.Namespace
 ) -> None:
-    """Encode a set unless there is a pack of it."""
+    """Encode a dataset unless its pack exists."""
     from engine.data import imagenet, packs
     from loaders.encode import left_out
     from loaders.pack import MANIFEST, Pack
@@ -145,8 +155,8 @@ def _encode(
     if (folder / MANIFEST).is_file():
         there = len(Pack.open(folder))
         print(
-            f"{name} is encoded already, {there:,} of {kind.counts(name)[0]:,} "
-            f"images: {folder}; another runs=FOLDER encodes it again, beside it"
+            f"{name} is already encoded, {there:,} of {kind.counts(name)[0]:,} "
+            f"images: {folder}. To encode it again, use another runs=FOLDER"
         )
         return
     if name == imagenet.OBJECTNET:
@@ -171,7 +181,7 @@ def _encode(
 
 
 def _plan(resolved: Recipe, name: str, listing: Listing, folder: Path) -> None:
-    """Show what will be written. Raises ValueError if the disk has no room for it."""
+    """Show what will be written. Raises ValueError if the disk is too full."""
     from tqdm import tqdm
 
     from engine.data.packs import size_bytes
@@ -180,7 +190,7 @@ def _plan(resolved: Recipe, name: str, listing: Listing, folder: Path) -> None:
 
     needed = size_bytes(resolved, len(listing.items))
     place = next(path for path in folder.parents if path.is_dir())
-    # What an interrupted run of the same pack has written is not needed again.
+    # An interrupted run has already written part of this pack.
     part = folder.with_name(f".{folder.name}.tmp") / IMAGES
     there = part.stat().st_size if part.is_file() else 0
     free = shutil.disk_usage(place).free + there
@@ -192,28 +202,28 @@ def _plan(resolved: Recipe, name: str, listing: Listing, folder: Path) -> None:
     for fault in listing.faults:
         print(f"  not as published: {fault}")
     if listing.left_out:
-        print(f"  left out, not of this set: {first_names(listing.left_out)}")
+        print(f"  left out, not part of this dataset: {first_names(listing.left_out)}")
     if there:
-        print("  an interrupted run of this pack is there; it goes on if nothing changed")
+        print("  resuming an interrupted run, if nothing changed")
     if needed > free:
         raise ValueError(
-            f"{place} has {tqdm.format_sizeof(free)}B free and {name} needs about "
-            f"{tqdm.format_sizeof(needed)}B: make room, name another runs=FOLDER, or take "
+            f"{place} has {tqdm.format_sizeof(free)}B free, but {name} requires about "
+            f"{tqdm.format_sizeof(needed)}B: free space, use another runs=FOLDER, or "
             "dataset.pack_format=jpeg"
         )
 
 
 def _confirm(resolved: Recipe, yes: bool) -> None:
-    """Raise ValueError unless the user confirms the whole of IN-C."""
+    """Raise ValueError unless the user confirms that all of IN-C is to be encoded."""
     from engine.data import imagenet
     from engine.data.packs import size_bytes
 
     size = size_bytes(resolved, imagenet.SIZES[imagenet.IMAGENET_C].images)
     print(
         f"dataset.subsample=full is all of imagenet_c, about {size / 1e9:.0f} GB for each of the "
-        "models' three transforms; dataset.subsample=50000 takes a balanced part"
+        "models' three transforms; dataset.subsample=50000 takes a balanced sample"
     )
     if not yes and not sys.stdin.isatty():
         raise ValueError("add --yes to encode all of imagenet_c")
     if not yes and input("Encode all of it? [y/N] ").strip().lower() not in ("y", "yes"):
-        raise ValueError("not confirmed")
+        raise ValueError("not confirmed; nothing was encoded")

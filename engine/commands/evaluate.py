@@ -1,4 +1,4 @@
-"""`rib evaluate`: your own checkpoints, or a finished campaign's rows, on your own sets."""
+"""`rib evaluate`: evaluate checkpoints, or all models of a finished campaign, on your images."""
 
 from __future__ import annotations
 
@@ -17,54 +17,56 @@ from loaders import shards
 if TYPE_CHECKING:
     from engine.evaluation.accuracies import OnSet
 
-MOST_ALPHAS = 1000  # of a range: each is a model in memory
-DECIMALS = 6  # of an alpha, as tables hold it
+MOST_ALPHAS = 1000  # in a range; each is a model in memory
+DECIMALS = 6  # of an alpha in tables
 AMONG = {
     "none": "among all of the head's classes",
-    "present": "among the classes of the set (--mask present)",
-    "benchmark": "among the set's classes on IN-A, IN-R and ObjectNet, elsewhere among all "
+    "present": "among the dataset's classes (--mask present)",
+    "benchmark": "among the dataset's classes for IN-A, IN-R and ObjectNet, among all for others "
     "(--mask benchmark)",
 }
 
 
 def add(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
-        "evaluate", help="your own checkpoints, or a campaign's models, on your own sets"
+        "evaluate", help="evaluate checkpoints, or a campaign, on your images"
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as in a recipe")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="recipe override")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
-        "--models", nargs="+", metavar="FILE", help="checkpoints, or folders of cells or of timm"
+        "--models", nargs="+", metavar="FILE", help="checkpoints, timm folders or cells"
     )
     source.add_argument(
         "--campaign", metavar="NAME",
-        help="all rows of a finished campaign; key=value words are those that it was run with",
+        help="finished campaign, of which all models are evaluated; repeat its overrides",
     )  # fmt: skip
     parser.add_argument(
-        "--arch", help="of all models: timm's name, or open_clip:NAME for what open_clip saved; "
-        "by default what the cell.json, or timm's config.json, beside the checkpoint says",
+        "--arch", help="architecture of all models: a timm name, or open_clip:NAME (default: from "
+        "the cell.json or config.json next to the checkpoint)",
     )  # fmt: skip
     parser.add_argument(
         "--sets", nargs="+", required=True, metavar="[NAME=]FOLDER",
-        help="<set> with <class>/<image> below, webdataset or parquet files, or a pack",
+        help="dataset: folder of <class>/<image>, webdataset or parquet files, or a pack",
     )  # fmt: skip
-    parser.add_argument("--alphas", help="interpolate two models: 0:1:0.1, or 0,0.5,1")
+    parser.add_argument(
+        "--alphas", help="weights for interpolating two models: 0:1:0.1 or 0,0.5,1 (default: none)"
+    )
     parser.add_argument(
         "--classes", type=Path, metavar="FILE",
-        help="the head's class names in its order, a line each, or another model's cell.json; by "
-        "default what lies beside the checkpoints says, or ImageNet-1K's wnids for 1000 outputs",
+        help="class names in the order of the head's outputs, one per line, or a cell.json "
+        "(default: from files next to the checkpoints, or ImageNet-1K's for 1000 outputs)",
     )  # fmt: skip
     parser.add_argument(
         "--mask", choices=tuple(AMONG), default="none",
-        help="which answers are possible: all of the head's classes (default), those that the set "
-        "holds, or as the accuracies on IN-A, IN-R and ObjectNet are published",
+        help="possible predictions: all of the head's classes (none, default), the dataset's "
+        "(present), or as in published accuracies on IN-A, IN-R and ObjectNet (benchmark)",
     )  # fmt: skip
-    parser.add_argument("--intervals", action="store_true", help="95%% intervals over images")
+    parser.add_argument("--intervals", action="store_true", help="add 95%% intervals over images")
     parser.add_argument(
         "--out", type=Path, metavar="FILE",
-        help="default: accuracy.csv, or accuracy-on-SET.csv in the campaign's report",
+        help="CSV file (default: accuracy.csv, or accuracy-on-SET.csv in the campaign's report)",
     )  # fmt: skip
-    parser.add_argument("--force", action="store_true", help="replace that file if it is there")
+    parser.add_argument("--force", action="store_true", help="overwrite that file")
     parser.set_defaults(run=run)
 
 
@@ -72,9 +74,9 @@ def run(arguments: argparse.Namespace) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     sets = named_sets(arguments.sets)
     for option, places in (("sets", sets.values()), ("models", map(Path, arguments.models or ()))):
-        for place in places:  # before imports that take seconds
+        for place in places:  # before the slow imports
             if not shards.exists(place):
-                raise ValueError(f"--{option}: there is no {place}")
+                raise ValueError(f"--{option}: {place} does not exist")
     first_line.show(f"reading {arguments.campaign or ', '.join(arguments.models)}")
     rows, text, files = (_campaign if arguments.campaign else _models)(arguments, sets)
     from engine.machine import ranks
@@ -90,7 +92,7 @@ def run(arguments: argparse.Namespace) -> None:
 def _models(
     arguments: argparse.Namespace, sets: Mapping[str, Path]
 ) -> tuple[list[OnSet], str, dict[str, Path]]:
-    """The rows, what the terminal shows of them, and the file of each set's rows."""
+    """The rows, their text for the terminal, and the file of each dataset's rows."""
     files = dict.fromkeys(sets, arguments.out or Path("accuracy.csv"))
     for file in files.values():
         refuse_overwriting(file, arguments.force, is_folder=False)
@@ -130,7 +132,7 @@ def _campaign(
 
     for option in ("arch", "alphas", "classes"):
         if getattr(arguments, option):
-            raise ValueError(f"--{option} is for --models; leave it out with --campaign")
+            raise ValueError(f"--{option} requires --models: leave it out with --campaign")
     run = record.find(arguments.campaign, arguments.overrides)
     shown = run.place.report_root
     files = {name: arguments.out or shown.at(f"accuracy-on-{name}.csv") for name in sets}
@@ -144,13 +146,13 @@ def _campaign(
     rows = own_sets.evaluate(run, sets, ranks.start(run.plan.device), **options)
     text = on_sets.of_campaign(rows, run.record.downstreams, run.record.methods)
     if arguments.intervals:
-        text += "\nThe 95% interval of every change, over source images, is in the table's file."
+        text += "\nThe file has a 95% interval over source images for every change."
     name = run.place.campaign.name
-    return rows, f"{text}\nRI and mRI of {name} stay as they are: its own sets make them.", files
+    return rows, f"{text}\nRI, mRI and the report of {name} do not change.", files
 
 
 def _write(rows: Sequence[OnSet], files: Mapping[str, Path]) -> None:
-    """Write the rows as CSV, those of a set to its file. Raises OSError, naming the file."""
+    """Write the rows of each dataset to its CSV file. Raises OSError, naming the file."""
     import pandas
 
     from engine.machine.files import room_for
@@ -163,9 +165,9 @@ def _write(rows: Sequence[OnSet], files: Mapping[str, Path]) -> None:
 
 
 def named_sets(words: Sequence[str]) -> dict[str, Path]:
-    """Sets by name, of words FOLDER or NAME=FOLDER.
+    """Datasets by name, from arguments FOLDER or NAME=FOLDER.
 
-    Raises ValueError for two sets of the same name, and for a name that cannot be part of a path.
+    Raises ValueError if two datasets have the same name, or a name cannot be part of a path.
     """
     from engine.recipe.checks import check_name
 
@@ -177,8 +179,8 @@ def named_sets(words: Sequence[str]) -> dict[str, Path]:
         check_name("--sets", name)
         if name in places:
             raise ValueError(
-                f"two sets have the same name, {places[name]} and {folder}: give another name, as "
-                f"in --sets NAME={folder}"
+                f"two datasets have the same name, {places[name]} and {folder}: rename one, as in "
+                f"--sets NAME={folder}"
             )
         places[name] = Path(folder)
     return places
@@ -203,7 +205,5 @@ def parse_alphas(text: str) -> list[float]:
     except (ValueError, OverflowError) as error:
         raise ValueError(f"alphas {text!r}: write START:STOP:STEP or a,b,c") from error
     if steps >= MOST_ALPHAS:
-        raise ValueError(
-            f"alphas {text!r} are {steps + 1} models; at most {MOST_ALPHAS} are possible"
-        )
+        raise ValueError(f"alphas {text!r} are {steps + 1} models: give at most {MOST_ALPHAS}")
     return [round(start + number * step, DECIMALS) for number in range(steps + 1)]

@@ -1,4 +1,4 @@
-"""`rib export`: a row of a campaign's table, or a cell, as a folder that timm loads."""
+"""`rib export`: write a campaign's model, or a cell, as a folder that timm or open_clip loads."""
 
 from __future__ import annotations
 
@@ -14,27 +14,33 @@ from engine.machine import first_line
 if TYPE_CHECKING:
     from engine.data.descriptions import DescribedModel
 
-OF_CAMPAIGN = ("method", "downstream", "setting", "seed")  # options that choose among its rows
+OF_CAMPAIGN = ("method", "downstream", "setting", "seed")  # options that choose a model
 
 
 def add(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser(
-        "export", help="write a campaign's model as a folder for timm or open_clip"
-    )
+    parser = commands.add_parser("export", help="write a model as a folder for timm or open_clip")
     parser.add_argument(
         "source",
         metavar="CAMPAIGN | CELL",
-        help="a finished campaign, or a folder of runs/store/cells",
+        help="finished campaign, or folder of runs/store/cells",
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the campaign")
-    parser.add_argument("--method", help="of the campaign's table, or pre: the pre-trained model")
-    parser.add_argument("--set", dest="downstream", help="that it was fine-tuned on")
-    parser.add_argument("--setting", help="of what a campaign varies, as train.epochs=2")
-    parser.add_argument("--alpha", type=float, help="of WiSE-FT's several")
-    parser.add_argument("--seed", type=int, help="of a campaign's several")
-    parser.add_argument("--classes", type=Path, help="the head's class names, a line each")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="of the model")
-    parser.add_argument("--force", action="store_true", help="write over the model in DIR")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="the campaign's overrides"
+    )
+    parser.add_argument("--method", help="method of the table, or pre for the pretrained model")
+    parser.add_argument("--set", dest="downstream", help="downstream dataset of the model")
+    parser.add_argument(
+        "--setting", help="setting, if the campaign varies one, such as train.epochs=2"
+    )
+    parser.add_argument("--alpha", type=float, help="alpha of WiSE-FT (default: the table's)")
+    parser.add_argument("--seed", type=int, help="training seed, if the campaign has several")
+    parser.add_argument(
+        "--classes", type=Path, help="class names in the order of the head's outputs, one per line"
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder for the model"
+    )
+    parser.add_argument("--force", action="store_true", help="overwrite the model in DIR")
     parser.set_defaults(run=run)
 
 
@@ -45,7 +51,7 @@ def run(arguments: argparse.Namespace) -> None:
     is_cell = (folder / "cell.json").is_file()
     chosen = [name for name in OF_CAMPAIGN if getattr(arguments, name) is not None]
     if is_cell and (chosen or arguments.overrides):
-        raise ValueError(f"{folder} is a single cell; only --alpha chooses in it")
+        raise ValueError(f"{folder} is a single cell: only --alpha applies to it")
     campaign = None if is_cell else record.find(arguments.source, arguments.overrides)
     from engine.data import descriptions
     from engine.grid import export
@@ -65,17 +71,17 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def write(row: DescribedModel, out: Path, classes: Sequence[str] = ()) -> None:
-    """Write a model as a folder for timm or open_clip, and say how it is loaded."""
+    """Write a model as a folder for timm or open_clip, and print how to load it."""
     from engine.grid import export
     from engine.report import model_card
     from engine.store.tensors import PROMPT
 
-    model_card.remove(out)  # of a model that was there
+    model_card.remove(out)  # of a previous model
     written = export.write(row, out, classes)
     print(f"{row.title}, {written.classes} classes: {out}")
     if (out / PROMPT).is_file():
         print(
-            "warning: the model lacks the input prompt and answers differently without it; add "
-            f"the tensor in {out / PROMPT} to every normalised image"
+            "warning: the model lacks its input prompt, without which its predictions differ. Add "
+            f"the tensor in {out / PROMPT} to every normalized image"
         )
     print(written.how)

@@ -1,10 +1,10 @@
-"""A job of a campaign as a program, which the workflow starts."""
+"""The program that the workflow starts for each job of a campaign."""
 
 from __future__ import annotations
 
 from engine.machine import parent
 
-if __name__ == "__main__":  # the imports below take seconds, within which a campaign may end
+if __name__ == "__main__":  # the campaign may end during the imports below, which take seconds
     parent.follow_campaign()
 
 import argparse
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
 
 def main() -> int:
-    """Exit code of the job that the command line names."""
+    """Run the job on the command line. Returns its exit code."""
     parent.follow_launcher()
     parser = argparse.ArgumentParser()
     parser.add_argument("job", help="prepare, column-NAME or report")
     parser.add_argument("--plan", type=Path, required=True)
     parser.add_argument("--ranks", type=int, default=1, help="processes of a column")
     arguments = parser.parse_args()
-    # A job that ends with code 2 is not tried again.
+    # A job that exits with code 2 is not retried.
     return entry.guarded(lambda: run(arguments), transient_code=os.EX_IOERR)
 
 
@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _compute(job: str, plan: Plan, note: Callable[[str, int], None]) -> None:
     campaign.check_modules(plan)
-    logging.info("importing torch")  # for seconds
+    logging.info("importing torch")  # takes seconds
     import torch
 
     from engine.grid import jobs
@@ -74,7 +74,7 @@ def _compute(job: str, plan: Plan, note: Callable[[str, int], None]) -> None:
 
 
 def report(plan: Plan, device: torch.device) -> None:
-    """The last job of a campaign. Where the store lacks something, the next run looks for it."""
+    """Write the report, the last job. If artefacts are missing, the next run makes them again."""
     from engine.report import finish
 
     try:
@@ -85,10 +85,11 @@ def report(plan: Plan, device: torch.device) -> None:
 
 
 def _take_gpus(number: int, device: str) -> None:
-    """Become a process that sees only the GPUs that it claims, and of several ranks the launcher.
+    """Claim GPUs, and restart this process so that it sees only those; with several ranks, restart
+    it as their launcher.
 
     Every job then has its GPU under the same number, 0, which compiled graphs contain. A single
-    process on a machine with one GPU, or without any, stays as it is.
+    process on a machine with at most one GPU is not restarted.
     """
     if device == "cpu" and number == 1:
         return

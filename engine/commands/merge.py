@@ -1,4 +1,4 @@
-"""`rib merge`: your own checkpoints as one model, by the methods that campaigns merge with."""
+"""`rib merge`: merge your checkpoints into one model, with the methods of campaigns."""
 
 from __future__ import annotations
 
@@ -11,33 +11,37 @@ from engine.machine import first_line
 
 
 def add(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser("merge", help="your own checkpoints as one model, for timm")
+    parser = commands.add_parser("merge", help="merge checkpoints into one model for timm")
     parser.add_argument(
         "method",
         help="soup, greedy_soup, wise_ft, ties, task_arithmetic, lines, model_stock, mono_soup, or "
-        "the YAML file of a merge of yours",
+        "your YAML file",
     )
     parser.add_argument(
-        "models", nargs="+", metavar="FILE", help="checkpoints, or folders of cells or of timm"
+        "models", nargs="+", metavar="FILE", help="checkpoints, timm folders or cells"
     )
     parser.add_argument(
         "overrides", nargs="*", default=[], metavar="key=value",
-        help="as in a recipe, such as method.alpha=0.3",
+        help="recipe override, such as method.alpha=0.3",
     )  # fmt: skip
     parser.add_argument(
         "--base", type=Path, metavar="FILE",
-        help="the pre-trained model that all started from; soups average it too",
+        help="pretrained model of all checkpoints; soups also average it (default: none)",
     )  # fmt: skip
     parser.add_argument(
         "--holdout", type=Path, metavar="FOLDER",
-        help="<class>/<image>, or a pack: images on which a greedy soup is chosen",
+        help="images that choose a greedy soup: folder of <class>/<image>, or a pack",
     )  # fmt: skip
     parser.add_argument(
-        "--arch", help="of all models: timm's name; by default what lies beside them says"
+        "--arch", help="architecture of all models (default: from files next to them)"
     )
-    parser.add_argument("--classes", type=Path, help="the head's class names, a line each")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="of the model")
-    parser.add_argument("--force", action="store_true", help="write over the model in DIR")
+    parser.add_argument(
+        "--classes", type=Path, help="class names in the order of the head's outputs, one per line"
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder for the model"
+    )
+    parser.add_argument("--force", action="store_true", help="overwrite the model in DIR")
     parser.set_defaults(run=run)
 
 
@@ -46,9 +50,9 @@ def run(arguments: argparse.Namespace) -> None:
     refuse_overwriting(arguments.out, arguments.force, is_folder=True)
     base, holdout = arguments.base, arguments.holdout
     models = [Path(model) for model in arguments.models]
-    for place in (*models, *filter(None, (base, holdout))):  # before imports that take seconds
+    for place in (*models, *filter(None, (base, holdout))):  # before the slow imports
         if not place.exists():
-            raise ValueError(f"there is no {place}")
+            raise ValueError(f"{place} does not exist")
     first_line.show(f"reading {', '.join(map(str, models))}")
     from engine.data import descriptions
     from engine.evaluation import user_merges

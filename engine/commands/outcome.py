@@ -1,4 +1,4 @@
-"""What a finished cell means, in the terminal: accuracy on every set before and after training."""
+"""Print a finished cell's accuracy on every dataset, before and after training."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from engine.training import trackers
 
 
 def show(run: Run, cell: Cell) -> None:
-    """Evaluate a cell's headline model and the pre-trained one on every set; print both and RI."""
+    """Evaluate a cell's headline model and the pretrained one on every dataset; print both and
+    RI."""
     recipe = run.recipe
     sets, downstream = recipe.dataset.sets, recipe.downstream
     headline = next(entry for entry in cell.entries if entry.headline)
@@ -38,6 +39,6 @@ def show(run: Run, cell: Cell) -> None:
     if downstream in sets and len(sets) > 1:
         before, after = ({n: pair[k].accuracy for n, pair in compared.items()} for k in (0, 1))
         ri = metrics.robustness_improvement(downstream, after, before, sets)
-        print(f"RI {ri:+.2f} points, the mean change over the sets without *")
-    print("±: half the width of the 95% interval over source images")
+        print(f"RI {ri:+.2f} points, the mean change over the datasets without *")
+    print("±: half of the 95% interval over source images")
     print(f"cell  {cell.artifact.folder}")

@@ -1,4 +1,4 @@
-"""`rib plan`: what a campaign would cost, before anything runs."""
+"""`rib plan`: predict a campaign's cost before anything runs."""
 
 from __future__ import annotations
 
@@ -19,10 +19,16 @@ GPUS = (1, 8, 64)
 
 
 def add(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser("plan", help="images, GPU-hours and disk of a campaign")
-    parser.add_argument("name", help="a campaign of recipes/campaigns, or a YAML file")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as in a recipe")
-    parser.add_argument("--tflops", type=float, help="bf16 peak of your GPU, beside the known ones")
+    parser = commands.add_parser(
+        "plan", help="predict a campaign's images, GPU-hours and disk space"
+    )
+    parser.add_argument("name", help="campaign of recipes/campaigns, or YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="recipe override")
+    parser.add_argument(
+        "--tflops",
+        type=float,
+        help="bf16 peak of your GPU, in TFLOP/s (default: A100 and H100 only)",
+    )
     parser.set_defaults(run=run)
 
 
@@ -33,7 +39,7 @@ def run(arguments: argparse.Namespace) -> None:
     from engine.grid import estimate
 
     if arguments.tflops is not None and arguments.tflops <= 0:
-        raise ValueError("--tflops must be above 0")
+        raise ValueError(f"--tflops {arguments.tflops}: give a number above 0")
     devices = [estimate.gpu(name) for name in ("A100", "H100")]
     if arguments.tflops is not None:
         devices.append(estimate.users_gpu(arguments.tflops))
@@ -41,12 +47,12 @@ def run(arguments: argparse.Namespace) -> None:
     for each in estimates:
         print(text(each, devices))
     if len(estimates) > 1:
-        print(f"\nall {len(estimates)} models together, one after the other")
+        print(f"\nall {len(estimates)} models, one after the other")
         print("\n".join(_times(estimates, devices)))
 
 
 def text(estimate: Estimate, devices: Sequence[Device]) -> str:
-    """The estimate of one model's grid: its work by part, and what it comes to."""
+    """The estimate for one model's grid: work by part, and totals."""
     from engine.grid.estimate import this_core
     from engine.report import console
 
@@ -68,7 +74,7 @@ def text(estimate: Estimate, devices: Sequence[Device]) -> str:
     title = (
         f"{plan.name}: {model.name}, {len(plan.rows)} methods x {grid}, variant "
         f"{plan.recipe.method.variant}\n{estimate.parameters / 1e6:.1f}M parameters, "
-        f"{estimate.forward / 1e9:.1f} GFLOP to see an image of {model.image_size} px"
+        f"{estimate.forward / 1e9:.1f} GFLOP per forward pass of an image of {model.image_size} px"
     )
     heads = ["", "images", "PFLOP", *(device.name for device in shown)]
     disk = ", ".join(f"{name} {size(count)}" for name, count in estimate.disk.items())
@@ -78,18 +84,18 @@ def text(estimate: Estimate, devices: Sequence[Device]) -> str:
             "",
             *_times([estimate], devices),
             f"{f'CPU, {cores}':<12}{_time(estimate.hours_on_cores(core, cores))} on this machine",
-            "            predicted, of GPUs from data sheets, of the CPU from timing the model;",
-            "            without packs, reading, CKA, greedy choices and other seeds of a stock",
-            f"jobs        {len(plan.jobs)}: what all share, {grid}, the report",
+            "            predicted: GPUs from data sheets, the CPU from timing the model;",
+            "            excludes encoding, reading, CKA, greedy soups, Model Stock's other seeds",
+            f"jobs        {len(plan.jobs)}: preparation, {grid}, report",
             *_jobs(estimate, devices),
-            f"memory      about {estimate.memory_gb:.0f} GB a job: of the host, and of a GPU",
+            f"memory      about {estimate.memory_gb:.0f} GB per job, on the host and on a GPU",
             f"disk        {size(sum(estimate.disk.values()))}: {disk}",
         ]
     )
 
 
 def _times(estimates: Sequence[Estimate], devices: Sequence[Device]) -> list[str]:
-    """The time of campaigns on some numbers of GPUs, a line a kind of GPU."""
+    """The time of campaigns on 1, 8 and 64 GPUs, one line per kind of GPU."""
     gpus = ", ".join(map(str, GPUS))
     lines = []
     for device in devices:
@@ -99,7 +105,7 @@ def _times(estimates: Sequence[Estimate], devices: Sequence[Device]) -> list[str
 
 
 def _jobs(estimate: Estimate, devices: Sequence[Device]) -> list[str]:
-    """How long a column's job takes, and what several GPUs for one gain."""
+    """The time of a column's job, and the speedup with several GPUs per job."""
     lines = []
     for device in devices:
         column = estimate.column_hours(device)

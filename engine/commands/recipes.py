@@ -1,4 +1,4 @@
-"""`rib recipes`: the names of campaigns, models, data sets and methods, or a campaign's rows."""
+"""`rib recipes`: list campaigns, models, datasets and methods, or a campaign's rows."""
 
 from __future__ import annotations
 
@@ -14,8 +14,13 @@ WIDTH = 100
 
 
 def add(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser("recipes", help="list campaigns, models, methods and data sets")
-    parser.add_argument("name", nargs="?", metavar="CAMPAIGN", help="list its rows")
+    parser = commands.add_parser("recipes", help="list campaigns, models, methods and datasets")
+    parser.add_argument(
+        "name",
+        nargs="?",
+        metavar="CAMPAIGN",
+        help="campaign whose rows to list (default: all recipes)",
+    )
     parser.set_defaults(run=run)
 
 
@@ -24,7 +29,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def everything() -> str:
-    """The names of all recipes by group, and what campaigns are about."""
+    """The names of all recipes by group, with a description of each campaign."""
     lines = ["campaigns (rib recipes CAMPAIGN lists the rows of one)"]
     for name in recipe.names("campaigns"):
         about = textwrap.shorten(_about(name), WIDTH - 26, placeholder=" ...")

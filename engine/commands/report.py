@@ -1,6 +1,6 @@
-"""`rib report`, which `rib metrics` is too: tables and page again, from stored predictions alone.
+"""`rib report` (alias `rib metrics`): write tables and report from stored predictions.
 
-Of a finished campaign neither torch nor a pack, a weights file or a source image is opened.
+For a finished campaign, this imports no torch and opens no pack, weights file or image.
 """
 
 from __future__ import annotations
@@ -22,42 +22,46 @@ if TYPE_CHECKING:
     from engine.recipe.overrides import Override
     from engine.report.results import Results
 
-SO_FAR = "report-so-far"  # of a campaign that is at work
-REMEDY = "name a campaign, or the folder of one that `rib campaign` ran"
+SO_FAR = "report-so-far"  # while the campaign runs
+REMEDY = "give the name of a campaign, or the folder of one that `rib campaign` ran"
 
 
 def add(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "report",
         aliases=["metrics"],
-        help="tables and page again, of one campaign or of several as one",
-        description="Tables and page of campaigns, from their stored predictions. `rib report` and "
-        "`rib metrics` are one command.",
+        help="write the tables and report of campaigns",
+        description="Write the tables and report of campaigns from their stored predictions. "
+        "`rib metrics` is an alias.",
     )
-    parser.add_argument("names", nargs="+", metavar="RUN", help="a campaign's name or its folder")
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument("names", nargs="+", metavar="RUN", help="name or folder of a campaign")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="the campaign's overrides"
+    )
     parser.add_argument(
         "--compare",
         nargs="?",
         const="",
         metavar="METHOD",
-        help="paired tests of every method against METHOD, by default the best",
+        help="paired tests of every method against METHOD (default: the best)",
     )
     parser.add_argument(
         "--models-csv", type=Path, metavar="FILE",
-        help="fit the trend lines of effective robustness over these models: columns model, set, "
-        "accuracy (percent), with rows for the upstream set",
+        help="models for the baseline of effective robustness: columns model, set, accuracy "
+        "(percent), with rows for the upstream dataset (default: timm's)",
     )  # fmt: skip
-    parser.add_argument("--figures", action="store_true", help="write figures as SVG and PDF too")
-    parser.add_argument("--out", type=Path, help="folder of the report (default: the campaign's)")
-    parser.add_argument("--force", action="store_true", help="write into --out whatever it holds")
+    parser.add_argument("--figures", action="store_true", help="also write figures as SVG and PDF")
+    parser.add_argument("--out", type=Path, help="folder for the report (default: the campaign's)")
+    parser.add_argument("--force", action="store_true", help="overwrite --out")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
     out, names, csv = arguments.out, arguments.names, arguments.models_csv
     if len(names) > 1 and out is None:
-        raise CampaignError("several campaigns need a folder for their common report: --out DIR")
+        raise CampaignError(
+            "several campaigns: give a folder for their common report with --out DIR"
+        )
     if out:
         refuse_overwriting(out, arguments.force, is_folder=True)
     first_line.show(f"reading the predictions of {', '.join(names)}")
@@ -79,7 +83,7 @@ def run(arguments: argparse.Namespace) -> None:
         return
     for run in runs:
         if run.record.missing and locks.is_held(run.place.lock):
-            # It writes its report itself once it ends.
+            # The running campaign writes its own report when it ends.
             results = of_campaign(run, csv)
             so_far = run.place.campaign_root.at(SO_FAR)
             _show(finish.write_into(so_far, results, figures=arguments.figures), results, arguments)
@@ -91,7 +95,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _show(page: Path, results: Results, arguments: argparse.Namespace) -> None:
-    """Print the table of a report, and the tables that were asked for."""
+    """Print the table of a report, and comparisons if requested."""
     from engine.report import terminal
 
     show(page)
@@ -101,8 +105,8 @@ def _show(page: Path, results: Results, arguments: argparse.Namespace) -> None:
 
 
 def finished(name: str, overrides: Sequence[Override]) -> list[FinishedCampaign]:
-    """The campaign in a folder, as far as it is finished, or those finished ones that a name and
-    overrides stand for."""
+    """The campaign in a folder, with its finished columns, or the finished campaigns of a name and
+    overrides."""
     from engine import recipe
     from engine.grid import record
 
@@ -112,26 +116,27 @@ def finished(name: str, overrides: Sequence[Override]) -> list[FinishedCampaign]
     if overrides:
         words = " ".join(each.text for each in overrides)
         raise CampaignError(
-            f"{folder} is reported as it ran: {words} can follow a campaign's name only"
+            f"{words}: a folder is reported as it ran. Leave the overrides out, or give a "
+            "campaign's name"
         )
     plans = plan_folder.in_campaign(folder)
     places = [place for place in plans if place.root.has(place.record)]
     shown = [place for place in places if seal.is_shown(place)]
     if len(places) > 1 and len(shown) != 1:
-        raise CampaignError(f"{folder} holds {len(places)} finished campaigns; {REMEDY}")
+        raise CampaignError(f"{folder} contains {len(places)} finished campaigns; {REMEDY}")
     places = shown or places
     return [record.read(places[0]) if places else _unfinished(folder)]
 
 
 def _unfinished(folder: Path) -> FinishedCampaign:
-    """What is finished of the campaign in a folder that was begun last."""
+    """The finished columns of the campaign in a folder that was started last."""
     from engine.grid import make_record
     from engine.grid.record import FinishedCampaign
     from engine.machine import ranks
 
     places = [p for p in plan_folder.in_campaign(folder) if p.root.has(p.plan)]
     if not places:
-        raise CampaignError(f"{folder} holds no campaign; {REMEDY}")
+        raise CampaignError(f"{folder} contains no campaign; {REMEDY}")
     plan = campaign.read(max(places, key=lambda place: place.plan.stat().st_mtime_ns))
     device = ranks.of_plan(plan.device)
     return FinishedCampaign(make_record.of_finished_columns(plan, device), plan.place)

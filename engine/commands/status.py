@@ -1,4 +1,4 @@
-"""`rib status`: the campaigns of a folder of runs, how far each is, and what the store holds."""
+"""`rib status`: list the campaigns of a runs folder, their progress, and the store's content."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ if TYPE_CHECKING:
 
 def add(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
-        "status", help="campaigns, how far each is, and what the store holds"
+        "status", help="list campaigns, their progress and the store's content"
     )
-    parser.add_argument("runs", nargs="?", type=Path, default=Path("runs"), help="default: runs")
+    parser.add_argument(
+        "runs", nargs="?", type=Path, default=Path("runs"), help="folder (default: runs)"
+    )
     parser.set_defaults(run=run)
 
 
@@ -27,14 +29,14 @@ def run(arguments: argparse.Namespace) -> None:
 
     runs: Path = arguments.runs
     if not runs.is_dir():
-        raise ValueError(f"there is no folder {runs}; name the folder of the runs")
+        raise ValueError(f"there is no folder {runs}: give the folder of your runs")
     begun, now = holdings.campaigns(runs), time.time()
-    latest = {each.place.campaign: each.place for each in begun}  # the newest plan comes last
+    latest = {each.place.campaign: each.place for each in begun}  # the newest plan is last
     for each in begun:
         is_latest = latest[each.place.campaign] == each.place
         print("\n".join(lines(status.of(each, now, is_latest=is_latest), now)))
     if not begun:
-        print(f"{runs} holds no campaign")
+        print(f"{runs} contains no campaign")
     print("\n".join(store_lines(holdings.artifacts(runs, begun))))
     packs = runs / holdings.PACKS
     if packs.is_dir():
@@ -42,7 +44,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def lines(status: Status, now: float) -> list[str]:
-    """The lines about a campaign; the first one is its name, state and age."""
+    """A campaign's lines; the first has its name, state and age."""
     from engine.grid import progress
     from engine.grid.status import AT_WORK, DAMAGED, FINISHED
 
@@ -63,7 +65,7 @@ def lines(status: Status, now: float) -> list[str]:
 
 
 def store_lines(held: Sequence[Held]) -> list[str]:
-    """What the store holds by kind, and what of it which campaigns need."""
+    """The store's content by kind, and by the campaigns that need it."""
     if not held:
         return []
     kinds: dict[str, list[int]] = defaultdict(list)
@@ -83,7 +85,7 @@ def store_lines(held: Sequence[Held]) -> list[str]:
 
 
 def size(count: float) -> str:
-    """A number of bytes for people."""
+    """A number of bytes as text, such as `1.5 GB`."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.3g} {unit}"
@@ -92,7 +94,7 @@ def size(count: float) -> str:
 
 
 def span(seconds: float) -> str:
-    """A time for people: `40 s`, `12 min`, `3.5 h`, `2.1 days`."""
+    """A duration as text: `40 s`, `12 min`, `3.5 h`, `2.1 days`."""
     for unit, length, most in (("s", 1, 90), ("min", 60, 90), ("h", 3600, 48)):
         if seconds < most * length:
             return f"{seconds / length:.{1 if unit == 'h' else 0}f} {unit}"

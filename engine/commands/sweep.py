@@ -1,4 +1,4 @@
-"""`rib sweep`: the variants of a row, every combination of values, as a campaign's jobs."""
+"""`rib sweep`: train a row in every combination of values, as the jobs of a campaign."""
 
 from __future__ import annotations
 
@@ -7,33 +7,31 @@ import argparse
 from engine.commands import campaign as campaign_command
 
 DESCRIPTION = """\
-Train one row of a campaign in every combination of values, on every downstream set.
+Train one row of a campaign with every combination of values, on every downstream dataset.
 
   rib sweep emoji/ewc method.lam=0.1,1,10 optimizer.lr=1e-4,1e-3 seed=0,1,2
 
-makes 3 x 2 variants, each trained with 3 seeds. Commas separate values, unless they stand in
-brackets or quotes: model.mean=[0.4,0.5,0.5] is one value. These keys can have several:
+trains 3 x 2 variants with 3 seeds each. Commas separate values, except within brackets or
+quotes: model.mean=[0.4,0.5,0.5] is one value. These keys can have several values:
 optimizer.KEY, train.KEY, method.KEY of the row, dataset.shots, dataset.portion and seed.
-downstream=A,B fine-tunes on these sets only. Any other key=value holds for all variants.
+downstream=A,B fine-tunes on these datasets only. Any other key=value applies to all variants.
 
-What variants share (packs, pre-trained model, features, Fisher, the probe of LP-FT) is made once,
-cells that a campaign has trained are found, and a sweep that was interrupted goes on where it was.
-Beside the report's page, tables/sweep-variants.csv has a row for each variant, accuracy.csv one
-for each variant, set fine-tuned on and set evaluated on, and seeds.csv those of several seeds.\
+Variants share packs, pretrained model, features, Fisher and LP-FT's probe, and reuse cells of
+other campaigns. To resume an interrupted sweep, run the same command. The report's folder has
+tables/sweep-variants.csv (one row per variant), accuracy.csv (one row per variant, downstream
+dataset and dataset evaluated on) and, with several seeds, seeds.csv.\
 """
 
 
 def add(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "sweep",
-        help="run the variants of a row: values of keys, every combination",
+        help="train a row with every combination of values",
         description=DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "name", metavar="CAMPAIGN/ROW", help="as in emoji/ewc; `recipe=` may stand before it"
-    )
-    parser.add_argument("overrides", nargs="*", metavar="key=A,B", help="values to combine")
+    parser.add_argument("name", metavar="CAMPAIGN/ROW", help="row of a campaign, such as emoji/ewc")
+    parser.add_argument("overrides", nargs="*", metavar="key=A,B", help="key and its values")
     campaign_command.add_options(parser)
     parser.set_defaults(run=run)
 

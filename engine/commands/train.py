@@ -1,4 +1,4 @@
-"""`rib train`, which `launch.py` is too: train a cell and evaluate it."""
+"""`rib train` and `launch.py`: train one cell and evaluate it."""
 
 from __future__ import annotations
 
@@ -14,28 +14,27 @@ if TYPE_CHECKING:
     from engine.recipe.overrides import Override
 
 HEAD = """\
-rib train recipe=NAME [key=value ...], or deepspeed engine/launch.py with these words.
-NAME is CAMPAIGN/ROW, as in emoji/ewc, or a YAML file."""
-TAIL = "Any key of the resolved recipe can be set; --print shows it."
+rib train recipe=NAME [key=value ...], or deepspeed engine/launch.py with the same arguments.
+NAME is CAMPAIGN/ROW, such as emoji/ewc, or a YAML file."""
+TAIL = "You can override any key of the resolved recipe; --print shows it."
 
 
 def add(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser("train", help="train a cell and evaluate it on every set")
+    parser = commands.add_parser("train", help="train one cell and evaluate it on every dataset")
     parser.add_argument(
         "words", nargs="*", metavar="key=value",
-        help="recipe=NAME, or NAME, first; recipe= lists them",
+        help="NAME or recipe=NAME, then overrides; recipe= lists the recipes",
     )  # fmt: skip
-    parser.add_argument("--print", action="store_true", help="show the resolved recipe and stop")
-    # The launcher `deepspeed` adds it; what it says stands in the environment, too.
+    parser.add_argument(
+        "--print", action="store_true", help="show the resolved recipe without training"
+    )
+    # The `deepspeed` launcher adds it; the environment has the same value.
     parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)
     parser.set_defaults(run=run, overrides=[])
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Train the cell of `recipe=NAME`, or of `NAME` before all else; list recipes without a name.
-
-    print: show the resolved recipe in place of training.
-    """
+    """Train the cell of `recipe=NAME`, or of a first word NAME; without a name, list recipes."""
     from engine.recipe.overrides import of_word
 
     words = arguments.words
@@ -47,10 +46,12 @@ def run(arguments: argparse.Namespace) -> None:
         print(HEAD, recipes.everything(), TAIL, sep="\n\n")
     elif not names:
         raise ValueError(
-            f"{given[0].text!r} names no recipe; write recipe=NAME; recipe= lists them"
+            f"{given[0].text!r} names no recipe: put recipe=NAME first (recipe= lists them)"
         )
     elif len(names) > 1:
-        raise ValueError(f"recipe= is given {len(names)} times; a command trains a single cell")
+        raise ValueError(
+            f"recipe= is given {len(names)} times: name one recipe; a command trains one cell"
+        )
     else:
         overrides = [each for each in given if each.key != "recipe"]
         _train(names[0], overrides, show=arguments.print)
@@ -62,7 +63,7 @@ def _train(name: str, overrides: Sequence[Override], *, show: bool) -> None:
     if show:
         print(cell_plan.resolve(name, overrides, run_users=False).dump(), end="")
         return
-    # Most mistakes show before imports that take seconds.
+    # Find most mistakes before the imports, which take seconds.
     cell_plan.resolve(name, overrides, run_users=False)
     first_line.show(f"reading the recipe {name}")
     logging.basicConfig(level=logging.INFO, format="%(message)s")

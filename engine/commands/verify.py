@@ -1,4 +1,4 @@
-"""`rib verify`: a pre-trained model's accuracy beside what was published for it."""
+"""`rib verify`: compare a pretrained model's accuracy with its published accuracies."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ if TYPE_CHECKING:
 
 def add(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
-        "verify", help="compare a pre-trained model with its published accuracies"
+        "verify", help="compare a pretrained model with its published accuracies"
     )
-    parser.add_argument("model", help="a model of recipes/models, or a YAML file")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as in a recipe")
+    parser.add_argument("model", help="model name (docs/models.md), or YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="recipe override")
     parser.add_argument(
-        "--campaign", default="imagenet_rib", help="its data sets are used; default: %(default)s"
+        "--campaign",
+        default="imagenet_rib",
+        help="campaign whose datasets to use (default: %(default)s)",
     )
-    parser.add_argument("--tolerance", type=float, default=0.3, help="points; default: 0.3")
+    parser.add_argument("--tolerance", type=float, default=0.3, help="in points (default: 0.3)")
     parser.set_defaults(run=run)
 
 
@@ -53,22 +55,22 @@ def run(arguments: argparse.Namespace) -> int:
     if any(check.timm is not None for check in checks):
         other = verify.differences(recipe.model)
         print(
-            f"timm's accuracies are of other images, so they are not compared: {other}"
+            f"timm's accuracies are for other preprocessing and not compared: {other}"
             if other
-            else "images are seen as timm's accuracies were measured"
+            else "preprocessing is the same as for timm's accuracies"
         )
     ranks.stop()
     return int(any(check.differs for check in checks))
 
 
 def text(model: str, checks: Sequence[Check]) -> str:
-    """The checks as a table, and below it what sets lack."""
+    """The checks as a table, followed by the datasets that are incomplete."""
     from engine.report import console
 
     rows, lacks = [], []
     has_timm = any(check.timm is not None for check in checks)
     for check in checks:
-        name = check.name if check.split == "all" else f"{check.name} (hold-out)"
+        name = check.name if check.split == "all" else f"{check.name} (held-out)"
         measured = [""] * 3
         if check.measured is not None:
             measured = [f"{check.images:,}", f"{check.measured:.1f}", f"±{check.half_width:.1f}"]
@@ -76,7 +78,7 @@ def text(model: str, checks: Sequence[Check]) -> str:
         row += _beside(check.measured, check.timm) if has_timm else []
         rows.append([*row, _remark(check)])
         if check.lacks:
-            lacks.append(f"{check.name} is only a part: {check.lacks}")
+            lacks.append(f"{check.name} is incomplete: {check.lacks}")
     heads = ["set", "images", "measured", "95%", "published", "difference"]
     heads += ["timm's", "difference"] if has_timm else []
     title = f"{model}: top-1 before fine-tuning, in percent"
@@ -84,14 +86,14 @@ def text(model: str, checks: Sequence[Check]) -> str:
 
 
 def _beside(measured: float | None, published: float | None) -> list[str]:
-    """A published accuracy and the difference from it, where both are known."""
+    """A published accuracy and the difference from it; empty if either is unknown."""
     if measured is None or published is None:
         return ["", ""]
     return [f"{published:.1f}", f"{measured - published:+.1f}"]
 
 
 def _remark(check: Check) -> str:
-    """Whether a measured accuracy is one of those that were published, and which."""
+    """Which published accuracy a measured one agrees with, if any."""
     if check.differs:
         return f"DIFFERS by more than {check.allowed:.1f}"
     if len(set(check.agrees.values())) > 1:

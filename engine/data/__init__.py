@@ -1,1 +1,1 @@
-"""The sets of a benchmark as models see them: packs, classes, splits."""
+"""The datasets of a benchmark: packs, classes and splits."""

@@ -1,7 +1,7 @@
-"""The JSON file beside a checkpoint, a cell's or timm's, which tells what weights alone do not.
+"""Read the JSON file next to a checkpoint: a cell's `cell.json`, or timm's `config.json`.
 
-With another order of the head's classes, or another mean, std or crop, an accuracy would be wrong.
-So neither is guessed.
+With the wrong order of classes, mean, std or crop, accuracies would be wrong, so none of these is
+ever guessed.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Description:
-    """What the file `source` says of a model.
+    """The description of a model in the file `source`.
 
-    model: values of `models.description`, possibly not all. classes: those of the head in order,
-    None where the file does not name them. options: what timm's factory was given beside these.
+    model: values of `models.description`, possibly incomplete. classes: the head's, in order, or
+    None if the file does not name them. options: further arguments of timm's factory.
     """
 
     source: Path
@@ -46,11 +46,11 @@ class Description:
 
 @dataclass(frozen=True)
 class DescribedModel:
-    """A model: what it is made of, what is known of it, and its tensors on the CPU.
+    """A model: its parts, its description, and its tensors on the CPU.
 
-    mix: the weight of each cell, or of each file. prompt: the input prompt [3, H, W] of a
-    visual-prompt cell, which is never mixed. pretrained: the model whose weights hold the text
-    tower, of one of open_clip's.
+    mix: the weight of each cell or file. prompt: the input prompt [3, H, W] of a visual-prompt
+    cell, which is never mixed. pretrained: for open_clip's models, the model whose weights contain
+    the text tower.
     """
 
     title: str
@@ -62,9 +62,9 @@ class DescribedModel:
 
 
 def file_of(place: Path) -> Path:
-    """The checkpoint at a path: a file, or the weights in a folder of a cell or of timm.
+    """The checkpoint at a path: a file, or the weights in a timm folder or a cell.
 
-    Raises ValueError for a folder without weights, such as a mixed cell's.
+    Raises ValueError for a folder without weights, such as that of a mix.
     """
     if not place.is_dir():
         return place
@@ -73,14 +73,16 @@ def file_of(place: Path) -> Path:
             return place / name
     if (place / CELL).is_file():
         raise ValueError(
-            f"{place} is a mix of cells and holds no weights; `rib evaluate --campaign NAME` "
-            "evaluates it with all rows of its campaign"
+            f"{place} is a mix of cells without weights of its own: `rib evaluate --campaign NAME` "
+            "evaluates all rows of its campaign"
         )
-    raise ValueError(f"{place} holds no checkpoint ({', '.join(CHECKPOINTS)}); give its file")
+    raise ValueError(
+        f"{place} contains no checkpoint ({', '.join(CHECKPOINTS)}): give the path of the file"
+    )
 
 
 def prompt_of(checkpoint: Path) -> Path | None:
-    """The file of the input prompt that belongs to the weights of a visual-prompt cell, if any."""
+    """The file with the input prompt of a visual-prompt cell, or None."""
     prompt = checkpoint.with_name(PROMPT)
     return prompt if checkpoint.name in CHECKPOINTS and prompt.is_file() else None
 
@@ -88,7 +90,7 @@ def prompt_of(checkpoint: Path) -> Path | None:
 def listed(file: Path) -> tuple[str, ...]:
     """Class names in the head's order, from the lines of a text file or the JSON file of a model.
 
-    Raises ValueError naming a file that holds no class names.
+    Raises ValueError, naming the file, if it contains no class names.
     """
     if file.suffix == ".json":
         classes = read(file).classes
@@ -96,19 +98,19 @@ def listed(file: Path) -> tuple[str, ...]:
         try:
             lines = [line.strip() for line in read_small(file).decode("utf-8-sig").splitlines()]
         except ValueError as error:
-            raise ValueError(f"{file} is no list of class names: {error}") from error
+            raise ValueError(f"{file} is not a list of class names: {error}") from error
         classes = tuple(line for line in lines if line)
     if not classes:
-        raise ValueError(f"{file} names no classes; write them in the head's order, a line each")
+        raise ValueError(f"{file} names no classes: write them in the head's order, one per line")
     return classes
 
 
 def beside(checkpoints: Sequence[Path], arch: str | None) -> dict[Path, Description | None]:
-    """The description beside each checkpoint, None where there is none.
+    """The description next to each checkpoint, or None.
 
     A `cell.json` describes the cell's weights only. arch: the user's name for the architecture, if
-    any. Raises ValueError naming a file that cannot be read, or that tells of a model which the
-    engine builds otherwise; with `arch` a `config.json` of another program is ignored.
+    any. Raises ValueError, naming the file, if it cannot be read or describes a model that the
+    engine does not support; with `arch`, a `config.json` of another program is ignored.
     """
     descriptions: dict[Path, Description | None] = {}
     for checkpoint in checkpoints:
@@ -130,7 +132,7 @@ def beside(checkpoints: Sequence[Path], arch: str | None) -> dict[Path, Descript
 
 
 class _CellFile(msgspec.Struct, frozen=True):
-    """What a `cell.json` says of its model."""
+    """The part of a `cell.json` that describes its model."""
 
     model: dict[str, Any]
     classes: tuple[str, ...]
@@ -139,7 +141,7 @@ class _CellFile(msgspec.Struct, frozen=True):
 def read(file: Path) -> Description:
     """The description in a `cell.json`, or in the `config.json` that timm writes.
 
-    Raises ValueError naming a file that holds no description.
+    Raises ValueError, naming the file, if it contains no description.
     """
     if file.name != CELL:
         folder = timm_folder.read(file)
@@ -150,12 +152,12 @@ def read(file: Path) -> Description:
         return Description(file, cell.model, cell.classes)
     except (OSError, ValueError, LookupError, TypeError, msgspec.ValidationError) as error:
         raise ValueError(
-            f"{file} was not written by the engine ({error!r}); name the model by --arch"
+            f"{file} was not written by the engine ({error!r}): name the architecture with --arch"
         ) from error
 
 
 def of_recipe(source: Path, resolved: Recipe, runs: Path) -> Description:
-    """What a recipe says of its model. The classes are those of the upstream pack, if it exists."""
+    """The description of a recipe's model, with the classes of the upstream pack if it exists."""
     pack = pack_folder(runs, resolved.dataset, resolved.model, resolved.dataset.upstream)
     classes = Pack.open(pack).classes if (pack / MANIFEST).is_file() else None
     return Description(source, models.description(resolved.model), classes)
@@ -164,10 +166,10 @@ def of_recipe(source: Path, resolved: Recipe, runs: Path) -> Description:
 def model_of(
     descriptions: Mapping[Path, Description | None], arch: str | None
 ) -> tuple[str, dict[str, Any]]:
-    """The architecture that checkpoints share, and the model's settings by key of a recipe.
+    """The common architecture of checkpoints, and the model's settings by recipe key.
 
-    A checkpoint without a description is assumed to be the same model. Raises ValueError where two
-    descriptions or `arch` disagree, or where nothing tells the architecture.
+    A checkpoint without a description is assumed to be the same model. Raises ValueError if
+    descriptions or `arch` disagree, or the architecture is unknown.
     """
     model: dict[str, Any] = {}
     sources: dict[str, Path] = {}
@@ -176,13 +178,13 @@ def model_of(
             if model.setdefault(key, value) != value:
                 raise ValueError(
                     f"{sources[key]} says {key} {model[key]}, {description.source} says {value}: "
-                    "take only models that are alike in this"
+                    "give models that agree in this"
                 )
             sources.setdefault(key, description.source)
     if arch is None and not model:
         raise ValueError(
-            f"{next(iter(descriptions))} does not tell its architecture, and neither {CELL} nor "
-            f"{timm_folder.CONFIG} lies beside it: name it by --arch"
+            f"{next(iter(descriptions))} does not name its architecture, and there is neither a "
+            f"{CELL} nor a {timm_folder.CONFIG} next to it: name it with --arch"
         )
     known = model.get("arch", arch)
     if arch is not None and arch.partition(".")[0] != known.partition(".")[0]:
@@ -192,10 +194,11 @@ def model_of(
 
 
 def classes_of(descriptions: Mapping[Path, Description | None]) -> tuple[str, ...] | None:
-    """The head's classes, which the checkpoints share; None where no description names them.
+    """The common classes of the checkpoints' heads, or None if no description names them.
 
-    Only beside models of ImageNet-1K, whose order of classes is the same everywhere, may a
-    checkpoint have no class names. Raises ValueError where it has none, or where two disagree.
+    A checkpoint may lack class names only if the others have ImageNet-1K's, whose order is
+    standard.
+    Raises ValueError if it lacks them otherwise, or if two checkpoints disagree.
     """
     named = {d.source: d.classes for d in descriptions.values() if d is not None and d.classes}
     if not named:
@@ -204,13 +207,14 @@ def classes_of(descriptions: Mapping[Path, Description | None]) -> tuple[str, ..
     for file, names in named.items():
         if names != classes:
             raise ValueError(
-                f"{source} and {file} name other classes, or in another order: take only models "
-                "of one head"
+                f"{source} and {file} have different classes, or another order: give models with "
+                "the "
+                "same head"
             )
     nameless = [file for file, d in descriptions.items() if d is None or not d.classes]
     if nameless and classes != imagenet.wnids():
         raise ValueError(
-            f"nothing says which class each output of {nameless[0]} is; if the classes are those "
-            f"of the other models, add --classes {source}"
+            f"no file names the classes of {nameless[0]}'s outputs: if they are those of the other "
+            f"models, add --classes {source}"
         )
     return classes

@@ -1,10 +1,10 @@
-"""The sets of ImageNet-RIB in a folder: what was downloaded, what is missing, how it is unpacked.
+"""ImageNet-RIB's datasets in a folder: which files are downloaded, and how they are unpacked.
 
-    FOLDER/downloads.json     terms that were accepted
-    FOLDER/.downloads/        files that arrive, and archives that wait for their unpacking
-    FOLDER/<set>/             archives without compression, or what a zip file held
+    FOLDER/downloads.json     accepted terms
+    FOLDER/.downloads/        incomplete files, and archives to unpack
+    FOLDER/<set>/             uncompressed archives, or the content of a zip file
 
-What stands in a set's folder is whole and was checked.
+Files in a dataset's folder are complete and checked.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ RECORD = "downloads.json"
 
 @dataclass(frozen=True)
 class Target:
-    """A file that is to be in a folder, of the set `name`."""
+    """A file of the dataset `name` that belongs in a folder."""
 
     folder: Path
     name: str
@@ -49,12 +49,12 @@ class Target:
 
     @property
     def archive(self) -> Path:
-        """Where the file lies until it is unpacked."""
+        """The file's path until it is unpacked."""
         return self.folder / ARRIVING / self.name / self.file.name
 
     @property
     def arrived(self) -> int:
-        """Bytes of it that an earlier call downloaded."""
+        """Bytes that earlier calls downloaded."""
         paths = (self.archive, self.archive.with_name(f"{self.file.name}.part"))
         return next((path.stat().st_size for path in paths if path.is_file()), 0)
 
@@ -65,7 +65,7 @@ class _Record:
 
 
 def accepted(folder: Path) -> dict[str, str]:
-    """By set, the terms that the user accepted for a folder. Raises DamagedFile."""
+    """The terms that the user accepted for a folder, by dataset. Raises DamagedFile."""
     try:
         record = schema.read(folder / RECORD, _Record, "remove it, and accept the terms again")
     except FileNotFoundError:
@@ -74,19 +74,19 @@ def accepted(folder: Path) -> dict[str, str]:
 
 
 def accept(folder: Path, terms: Mapping[str, str]) -> None:
-    """Record, by set, the terms that the user accepts now."""
+    """Record the terms that the user accepts now, by dataset."""
     record = _Record(accepted(folder) | dict(terms))
     write_atomic(folder / RECORD, json.dumps(dataclasses.asdict(record), indent=1).encode())
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder alone, until the process ends at most. Raises ValueError."""
+    """Lock a folder. Raises ValueError if it is locked."""
 
     def refuse() -> NoReturn:
         raise ValueError(
-            f"another `rib download` is at work in {folder}; wait for it, or give another folder "
-            "by --to"
+            f"another `rib download` is using {folder}: wait until it ends, or give another folder "
+            "with --to"
         )
 
     with locks.held(folder / ARRIVING / "lock", refuse):
@@ -94,9 +94,9 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def take(target: Target, folder: Path) -> None:
-    """Take a file that the user has in `folder`, if it is there, as a link or a copy.
+    """Link or copy a file that the user has in `folder`, if it exists.
 
-    Raises Mismatch where it is not the published file.
+    Raises Mismatch if it is not the published file.
     """
     path = folder / target.file.name
     if not path.is_file():
@@ -119,9 +119,9 @@ def take(target: Target, folder: Path) -> None:
 
 
 def unpack(target: Target, password: str = "") -> Iterator[tuple[int, int]]:
-    """Bring an archive's content to its place. Yields how many members of a zip file are done.
+    """Unpack an archive. Yields the progress through a zip file's members.
 
-    Raises ValueError naming a file that is damaged, or another password.
+    Raises ValueError, naming the file, if it is damaged or the password is wrong.
     """
     if target.file.unpack == "zip":
         yield from archives.unzip(target.archive, target.place, password)
@@ -134,6 +134,6 @@ def unpack(target: Target, password: str = "") -> Iterator[tuple[int, int]]:
 
 
 def missing(folder: Path, name: str, source: Source) -> list[Target]:
-    """The files of a set whose content is not in the folder."""
+    """The files of a dataset that are missing from the folder."""
     every = [Target(folder, name, source, file) for file in source.files]
     return [target for target in every if not target.place.exists()]

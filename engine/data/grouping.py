@@ -1,8 +1,8 @@
-"""A set's classes as groups of a model's outputs.
+"""A dataset's classes as groups of a model's outputs.
 
-An object of ObjectNet can stand for several ImageNet classes. The logit of such a class is the
-largest of its outputs, and stands at the place of the first of them, so labels, masks and
-predictions still count the head's outputs.
+An ObjectNet object can correspond to several ImageNet classes. The logit of such a class is the
+largest of its outputs and takes the position of the first, so labels, masks and predictions still
+index the head's outputs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def members(classes: Sequence[str], position: Mapping[str, int]) -> torch.Tensor
     """Outputs of each class, int64 [G, M], padded with the class's first; None if M would be 1.
 
     position: the place of a name among the head's outputs. Raises ValueError for two classes that
-    share an output, since that answer would belong to both.
+    share an output, which would make predictions ambiguous.
     """
     owner: dict[str, str] = {}
     for label in classes:
@@ -33,12 +33,12 @@ def members(classes: Sequence[str], position: Mapping[str, int]) -> torch.Tensor
 
 
 def names(label: str, position: Mapping[str, int]) -> list[str]:
-    """The names of the outputs that a class stands for."""
+    """The names of a class's outputs."""
     return [label] if label in position else label.split(JOIN)
 
 
 def grouped(logits_BC: torch.Tensor, members_GM: torch.Tensor | None) -> torch.Tensor:
-    """Logits [B, C] with each class's largest at the place of its first output; differentiable.
+    """Logits [B, C] with each class's largest at the position of its first output; differentiable.
 
     The other outputs keep their values; the class mask excludes them.
     """
@@ -51,8 +51,9 @@ def grouped(logits_BC: torch.Tensor, members_GM: torch.Tensor | None) -> torch.T
 def summed(logits_BC: torch.Tensor, members_GM: torch.Tensor | None) -> torch.Tensor:
     """Logits [B, C] that give each class the sum of its outputs' probabilities.
 
-    It is the smooth form of `grouped`: a maximum has a kink where two outputs are equal, and a
-    solver that waits for vanishing gradients could not end there.
+    This is the smooth form of `grouped`: the maximum is not differentiable if two outputs are
+    equal,
+    where a solver that waits for vanishing gradients would never stop.
     """
     if members_GM is None:
         return logits_BC

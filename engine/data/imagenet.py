@@ -1,4 +1,4 @@
-"""The sets of ImageNet-RIB: their classes and their published sizes.
+"""The datasets of ImageNet-RIB: classes and published sizes.
 
 Class lists and class names come from timm.
 """
@@ -14,7 +14,7 @@ from typing import NamedTuple
 from loaders.benchmarks import imagenet, imagenet_c
 
 OBJECTNET, IMAGENET_C, IMAGENET_TRAIN = "objectnet", "imagenet_c", "imagenet_train"
-VAL_LABELS = imagenet.LABEL_FILES[1]  # of IN-1K's flat validation set: a wnid a line
+VAL_LABELS = imagenet.LABEL_FILES[1]  # of IN-1K's flat validation set: one wnid per line
 OF_VALIDATION = ("imagenet_val", "imagenet_cartoon", "imagenet_drawing", "imagenet_c")  # its photos
 SUBSETS = {"imagenet_a": "a", "imagenet_r": "r"}  # of IN-1K's classes, as timm names their lists
 LICENCE = (
@@ -27,8 +27,7 @@ LICENCE = (
 
 
 class Size(NamedTuple):
-    """Published numbers of images, in total and of each class (0 where classes differ), and of
-    classes."""
+    """Published numbers of images in total and per class (0 if classes differ), and of classes."""
 
     images: int
     per_class: int = 0
@@ -61,21 +60,23 @@ def wnids(subset: str = "") -> tuple[str, ...]:
 @functools.cache
 def synonyms() -> dict[str, str]:
     """By wnid the names of a class, such as `white shark, man-eater`."""
-    from timm.data.imagenet_info import ImageNetInfo  # late: other questions do without timm
+    from timm.data.imagenet_info import (
+        ImageNetInfo,
+    )  # imported here, because other functions need no timm
 
     info = ImageNetInfo("imagenet-1k")
     return {wnid: info.label_name_to_description(wnid) for wnid in wnids()}
 
 
 def wnids_by_name() -> dict[str, str]:
-    """Class names, with all their synonyms, to wnids; a name that two classes have is left out."""
+    """Maps class names, with all synonyms, to wnids; ambiguous names are left out."""
     counts = Counter(synonyms().values())
     return {name: wnid for wnid, name in synonyms().items() if counts[name] == 1}
 
 
 def readable(classes: Sequence[str]) -> list[str]:
-    """Class names for people: of ImageNet-1K's wnids the first synonym, with the wnid where it is
-    not enough; any other as it is."""
+    """Readable class names: for ImageNet-1K's wnids the first synonym, with the wnid if it is
+    ambiguous; others unchanged."""
     if tuple(classes) != wnids():
         return list(classes)
     names = {wnid: words.split(", ")[0] for wnid, words in synonyms().items()}

@@ -1,4 +1,4 @@
-"""The packs of a benchmark's sets: found, or encoded from images on a disk or a package."""
+"""Find the packs of a benchmark's datasets, or encode them from images on disk or packages."""
 
 from __future__ import annotations
 
@@ -27,15 +27,14 @@ log = logging.getLogger(__name__)
 PACK_FORMAT = 1
 PARALLEL_FROM = 5000  # images
 JPEG_SHARE = 0.3  # of the raw size; photos at quality 90 take less
-SAMPLE = 500  # bytes of an image's label, names and checksum, at most
+SAMPLE = 500  # maximum bytes of an image's label, names and checksum
 
 
 def pack_of(recipe: Recipe, name: str, cache: Path, *, finds_only: bool = False) -> Pack:
-    """The pack of a set for a recipe's model; encoded now if there is none.
+    """The pack of a dataset for a recipe's model; encodes it if there is none.
 
-    finds_only: nothing is encoded, and no source image is looked at. Raises FileNotFoundError where
-    it then is missing, ValueError where the pack was made with other options or of images that have
-    changed.
+    finds_only: encode nothing and read no source image. Raises FileNotFoundError if the pack is
+    then missing, and ValueError if it was made with other options or the images have changed.
     """
     dataset, model, kind = recipe.dataset, recipe.model, kind_of(recipe.dataset)
     folder = _folder_of(recipe, name)
@@ -47,7 +46,7 @@ def pack_of(recipe: Recipe, name: str, cache: Path, *, finds_only: bool = False)
         if "adopted" not in pack.manifest["extra"] and not finds_only:
             _check_source(pack, kind.fingerprint(name), Path(dataset.root) / name)
         if lacks := kind.shortfall(name, pack):
-            log.warning("%s is a part of the published set: %s", name, lacks)
+            log.warning("%s is incomplete: %s", name, lacks)
         return pack
     if finds_only:
         raise FileNotFoundError(f"{folder} is missing: run the campaign again to encode {name}")
@@ -60,8 +59,7 @@ def pack_of(recipe: Recipe, name: str, cache: Path, *, finds_only: bool = False)
 
 
 def is_encoded(recipe: Recipe, name: str) -> bool:
-    """Whether there is a pack of a set; a smoke run takes its images from that of the whole set,
-    too."""
+    """Whether there is a pack of a dataset; a smoke run can also use the whole dataset's pack."""
     folders = (_folder_of(each, name) for each in (recipe, _of_whole_sets(recipe)))
     return any(_has_pack(recipe, folder) for folder in folders)
 
@@ -79,7 +77,7 @@ def _of_whole_sets(recipe: Recipe) -> Recipe:
 
 
 def _part(recipe: Recipe, name: str, folder: Path) -> Pack:
-    """The pack of a smoke run, made of the whole set's pack."""
+    """The pack of a smoke run, copied from the whole dataset's pack."""
     of_whole = _of_whole_sets(recipe)
     whole = Pack.open(_folder_of(of_whole, name))
     _check_identity(whole, identity(of_whole.dataset, recipe.model, name))
@@ -92,11 +90,12 @@ def _part(recipe: Recipe, name: str, folder: Path) -> Pack:
 def make_pack(
     recipe: Recipe, name: str, listing: Listing, *, workers: int = 0, skip: bool = False
 ) -> Pack:
-    """Encode a set as the pack that `pack_of` opens.
+    """Encode a dataset as the pack that `pack_of` opens.
 
-    workers: processes; 0 means a single process, or all cores for a large set. skip: leave out
-    images that do not decode, and list them in the manifest. With `dataset.limit` the pack has so
-    many of the listing's images.
+    workers: processes; 0: a single process, or all cores for a large dataset. skip: leave out
+    images
+    that cannot be decoded, and list them in the manifest. With `dataset.limit`, the pack has that
+    number of the listing's images.
     """
     transform = models.transform(recipe.model)
     dataset, items = recipe.dataset, listing.items
@@ -104,7 +103,7 @@ def make_pack(
         classes = [listing.classes[item.label] for item in items]
         keys = [item.key for item in items]
         items = [items[position] for position in smoke.chosen(classes, keys, dataset.limit)]
-    # Each worker first imports torch and timm, which is worth its time for a large set only.
+    # Each worker first imports torch and timm, which pays off only for a large dataset.
     parallel = len(os.sched_getaffinity(0)) if len(items) > PARALLEL_FROM else 1
     opener = kind_of(dataset).open_image(name)
     known = {"group_depth": listing.group_depth, "faults": list(listing.faults)}
@@ -133,7 +132,7 @@ def pack_folder(runs: Path, dataset: DatasetRecipe, model: ModelRecipe, name: st
 
 
 def identity(dataset: DatasetRecipe, model: ModelRecipe, name: str) -> dict[str, Any]:
-    """What of a recipe determines a set's pack."""
+    """The settings of a recipe that determine a dataset's pack."""
     key = kind_of(dataset).identity(name)
     if dataset.limit:
         key["limit"] = dataset.limit
@@ -150,28 +149,28 @@ def _warn_of_skipped(pack: Pack) -> None:
 
 
 def _check_identity(pack: Pack, expected: Mapping[str, Any]) -> None:
-    """Raise ValueError where a pack was made with other options than its folder's name tells."""
+    """Raise ValueError if a pack's options differ from those of its folder's name."""
     stored = pack.manifest["extra"].get("identity", {})
     keys = [key for key in sorted(stored | expected) if stored.get(key) != expected.get(key)]
     if keys:
         raise ValueError(
-            f"{pack.folder} holds another pack: "
+            f"{pack.folder} contains another pack: "
             + ", ".join(f"{key}: {stored.get(key)!r}, not {expected.get(key)!r}" for key in keys)
-            + "; move it to the folder that it came from, and run again"
+            + "; move it back to its original folder, and run the command again"
         )
 
 
 def _check_source(pack: Pack, now: str | None, root: Path) -> None:
-    """Raise ValueError where the images of a pack are still in `root` but have changed."""
+    """Raise ValueError if the images of a pack in `root` have changed."""
     if now is not None and now != pack.manifest["source_fingerprint"]:
         raise ValueError(
-            f"the images in {root} changed since {pack.folder} was made of them; undo the change, "
-            "or delete that folder, and the same command encodes the images as they are now"
+            f"the images in {root} changed since {pack.folder} was encoded: undo the change, or "
+            "delete that folder and run the same command to encode them again"
         )
 
 
 def size_bytes(recipe: Recipe, images: int) -> int:
-    """Bytes of a pack of so many images, padding included; for JPEG a rough upper bound."""
+    """Bytes of a pack of `images` images, including padding; a rough upper bound for JPEG."""
     size = recipe.model.image_size
     share = JPEG_SHARE if recipe.dataset.pack_format == "jpeg" else 1
     page_size = page_size_of(size, size)

@@ -1,7 +1,7 @@
-"""The sets of a benchmark as a model's head sees them.
+"""The datasets of a benchmark, with labels as outputs of a model's head.
 
-A pack holds pixels and the set's labels. Beside it the engine needs to know which outputs of the
-head those labels mean, which outputs can be an answer, and which images are held out.
+A pack contains pixels and the dataset's labels. The engine also needs the head's outputs for these
+labels, the outputs that are possible predictions, and the held-out images.
 """
 
 from __future__ import annotations
@@ -33,11 +33,12 @@ MASKS = ("none", "present", "benchmark")
 class LabelledSet:
     """A pack with its labels as outputs of the head (int64 [N]), class mask (bool [C]) and split.
 
-    members: outputs of each class, where a class has several (`grouping`). group: str [N], the part
-    of the set that an image belongs to, where all parts have equal weight (IN-C). split_by: how
-    copies of a source image are all trained on or all held out: `by source` within the set, `by
-    hash of source` in all sets alike, empty where images are split one by one. mask_rule: `none`
-    where other classes of the head are possible (wrong) answers, else `present`.
+    members: outputs of each class, if classes have several (`grouping`). group: str [N], the part
+    of
+    the dataset that an image belongs to, if all parts have equal weight (IN-C). split_by: how
+    copies of a source image stay together: `by source` within the dataset, `by hash of source` in
+    all datasets, or empty if images are split one by one. mask_rule: `none` if other classes of the
+    head are possible (wrong) predictions, otherwise `present`.
     """
 
     name: str
@@ -52,10 +53,10 @@ class LabelledSet:
     mask_rule: str = "present"
     _thinned: dict[tuple[int, int], np.ndarray] = field(
         default_factory=dict, init=False, repr=False, compare=False
-    )  # what `_at_most` drew of millions of images, which takes seconds
+    )  # cached draws of `_at_most`, which take seconds for millions of images
 
     def split(self, name: str) -> np.ndarray:
-        """Positions (int64) of `all`, `train` or `holdout`; all where nothing is held out."""
+        """Positions (int64) of `all`, `train` or `holdout`; all if nothing is held out."""
         everything = np.arange(len(self.pack))
         if name == "all" or not len(self.holdout):
             return everything
@@ -64,18 +65,18 @@ class LabelledSet:
     def training(self, recipe: Recipe) -> np.ndarray:
         """Positions (int64, sorted) that a cell of the recipe trains on.
 
-        They are the training split; where it is larger than `dataset.train_images`, a balanced part
-        of it, which depends on the data set's seed; and of that what `dataset.shots` or
-        `dataset.portion` leaves, which depends on the recipe's seed. Raises ValueError where no
-        image is left, and where none was held out of a set that should have a hold-out: what is
-        called so would be images that the cell was trained on.
+        They are the training split or, if it is larger than `dataset.train_images`, a balanced
+        sample
+        of it by the dataset's seed; then `dataset.shots` or `dataset.portion` selects by the
+        recipe's seed. Raises ValueError if no image is left, or if `dataset.holdout` holds out no
+        image, because evaluation would then use training images.
         """
         dataset = recipe.dataset
         if dataset.holdout and not len(self.holdout):
             raise ValueError(
                 f"dataset.holdout={dataset.holdout:g} holds out no image of {self.name}, which "
-                "models train on: add images to its classes, raise dataset.holdout (0.5 keeps one "
-                "of two apart), or set dataset.holdout=0 to judge models on images that they saw"
+                "models train on: add images to its classes, raise dataset.holdout (0.5 holds out "
+                "one of two), or set dataset.holdout=0 to evaluate models on training images"
             )
         if not len(self.train):
             raise ValueError(
@@ -92,12 +93,12 @@ class LabelledSet:
         if not len(part):
             raise ValueError(
                 f"dataset.portion={dataset.portion:g} leaves none of the {len(positions)} training "
-                f"images of {self.name}; give at least {1 / len(positions):.2g}"
+                f"images of {self.name}: give at least {1 / len(positions):.2g}"
             )
         return positions[part]
 
     def _at_most(self, images: int, seed: int) -> np.ndarray:
-        """Positions of the training split, or of so many images of it where it has more."""
+        """Positions of the training split, or of a sample of `images` if it has more."""
         positions = self.split("train")
         if not 0 < images < len(positions):
             return positions
@@ -109,7 +110,8 @@ class LabelledSet:
         return self._thinned[key]
 
     def part_key(self, recipe: Recipe) -> dict[str, Any]:
-        """What determines `training` beside the split and the seed; empty for the whole split."""
+        """The settings that determine `training` in addition to split and seed; {} for the whole
+        split."""
         if len(self.training(recipe)) == len(self.split("train")):
             return {}
         dataset = recipe.dataset
@@ -119,16 +121,16 @@ class LabelledSet:
         return key
 
     def split_key(self, dataset: DatasetRecipe) -> list[Any]:
-        """What determines the split, together with the pack."""
+        """The settings that determine the split of a pack."""
         return [dataset.holdout, dataset.seed, *filter(None, [self.split_by])]
 
 
 class Sets:
-    """The sets of a recipe by name; a set that has no pack yet is encoded.
+    """The datasets of a recipe by name; datasets without a pack are encoded.
 
-    packs: opened packs, by name. given_classes: the head's classes in order, where they are not
-    those of the upstream set. mask: the outputs that can be an answer: those of the set's classes
-    (`present`), all (`none`), or as in the accuracy that is published for the set (`benchmark`).
+    packs: opened packs, by name. given_classes: the head's classes in order, if they are not the
+    upstream dataset's. mask: the possible predictions: the dataset's classes (`present`), all
+    (`none`), or as in the dataset's published accuracies (`benchmark`).
     """
 
     def __init__(
@@ -142,9 +144,9 @@ class Sets:
         *,
         finds_only: bool = False,
     ) -> None:
-        """finds_only: a set without a pack is not encoded, but missing."""
+        """finds_only: raise an error for datasets without a pack instead of encoding them."""
         if mask not in MASKS:
-            raise ValueError(f"mask {mask!r} is not possible{nearest(mask, MASKS)}")
+            raise ValueError(f"mask {mask!r} is not valid{nearest(mask, MASKS)}")
         self.recipe = recipe
         self.mask = mask
         self.packs = packs or {}
@@ -158,7 +160,7 @@ class Sets:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The head's classes: those that were given, or those of the upstream set."""
+        """The head's classes: the given ones, or the upstream dataset's."""
         return self.given_classes or self[self.recipe.dataset.upstream].pack.classes
 
     def __getitem__(self, name: str) -> LabelledSet:
@@ -188,20 +190,20 @@ class Sets:
         return self._open[name]
 
     def photos(self, name: str) -> frozenset[str]:
-        """The photos of a set (`relations.photos`)."""
+        """The photos of a dataset (`relations.photos`)."""
         if name not in self._photos:
             self._photos[name] = photos_of(self[name].pack)
         return self._photos[name]
 
     def share_photos(self, name: str, other: str) -> bool:
-        """Whether another set shows some of the photos of a set."""
+        """Whether two datasets show some of the same photos."""
         return name != other and not self.photos(name).isdisjoint(self.photos(other))
 
     def seen_by_head(self, name: str, split: str) -> int:
-        """How many images of a split of a set show photos that fitted the head.
+        """The number of images of a split that show photos which fitted the head.
 
-        0 where the weights include the head, and where sources do not distinguish the photos of the
-        set that fitted it (`relations.photos`).
+        0 if the weights include the head, or if sources do not identify the photos
+        (`relations.photos`).
         """
         head_set = self.recipe.head_set
         if not head_set or not self.photos(head_set):
@@ -217,7 +219,7 @@ class Sets:
         return "present" if masked else "none"
 
     def source(self, name: str) -> Source:
-        """Where the images of a set come from: device memory, or a stream."""
+        """The source of a dataset's images: device memory, or a stream."""
         if name not in self._sources:
             mode = self.recipe.source
             if kind_of(self.recipe.dataset).is_streamed(name):
@@ -226,13 +228,13 @@ class Sets:
                 self[name].pack,
                 self.device,
                 mode,  # type: ignore[arg-type]  # checked
-                # The columns of a campaign share the cores; torch has the share of this column.
+                # Columns of a campaign share the cores; torch knows this column's share.
                 workers=min(8, max(2, torch.get_num_threads())),
             )
         return self._sources[name]
 
     def release(self, name: str) -> None:
-        """Free the device memory of a set."""
+        """Free the device memory of a dataset."""
         self._sources.pop(name, None)
 
 
@@ -254,11 +256,12 @@ def _split(pack: Pack, dataset: DatasetRecipe) -> tuple[str, np.ndarray, np.ndar
 def to_head(
     pack: Pack, head: Sequence[str], mask_rule: str = "present"
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Labels as outputs of the head, and the mask of outputs that can be an answer (None: all can).
+    """Labels as outputs of the head, and the mask of possible predictions (None: all).
 
-    mask_rule: `present` leaves the classes of the set, `none` all classes of the head. Of a class
-    with several outputs the mask leaves the first. Raises ValueError naming the classes of the set
-    that the head lacks.
+    mask_rule: `present` allows the dataset's classes, `none` all classes of the head. Of a class
+    with
+    several outputs, the mask allows the first. Raises ValueError, naming the classes that the head
+    lacks.
     """
     position = {name: i for i, name in enumerate(head)}
     outputs = [grouping.names(name, position) for name in names_in_head(pack.classes, head)]
@@ -279,9 +282,9 @@ def to_head(
 
 
 def names_in_head(classes: Sequence[str], head: Sequence[str]) -> Sequence[str]:
-    """A set's classes by the head's names for them.
+    """A dataset's classes under the head's names.
 
-    The folders of an ImageNet-1K set may be named by numbers, which count the outputs from 0.
+    Folders of an ImageNet-1K dataset may be named after the outputs' numbers, from 0.
     """
     if tuple(head) != imagenet.wnids() or not all(name.isdecimal() for name in classes):
         return classes
@@ -291,9 +294,9 @@ def names_in_head(classes: Sequence[str], head: Sequence[str]) -> Sequence[str]:
 
 
 def published_among_its_classes(pack: Pack, classes: Sequence[str]) -> bool:
-    """Whether a set's published accuracy masks all other classes: IN-A, IN-R and ObjectNet.
+    """Whether a dataset's published accuracy masks all other classes: IN-A, IN-R and ObjectNet.
 
-    classes: those of the set, by the head's names.
+    classes: the dataset's, under the head's names.
     """
     identity = pack.manifest["extra"].get("identity", {})
     is_objectnet = (identity.get("kind"), identity.get("set")) == ("imagenet", imagenet.OBJECTNET)
@@ -301,7 +304,7 @@ def published_among_its_classes(pack: Pack, classes: Sequence[str]) -> bool:
 
 
 def _nearest_class(name: str, head: Sequence[str]) -> str:
-    """The class of the head that a name may mean, as a question; empty where none is close."""
+    """A question about the nearest class of the head; empty if none is close."""
     known = {label: label for label in head}
     if tuple(head) == imagenet.wnids():
         for wnid, words in imagenet.synonyms().items():

@@ -1,7 +1,7 @@
-"""The few images of each set that a smoke run has (`dataset.limit`).
+"""Select the images of a smoke run (`dataset.limit`).
 
-All sets take the same classes, and a class gives several images, so that some can be held out. What
-is taken follows from names alone: a larger limit adds images to those of a smaller one.
+All datasets use the same classes with several images each, so some can be held out. The selection
+depends on names only; a larger limit adds images to those of a smaller one.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 
-IMAGES_A_CLASS = 6  # of which a hold-out of a tenth or more leaves at least one
+IMAGES_A_CLASS = 6  # enough to hold out at least one of each class
 
 
 def chosen(classes: Sequence[str], keys: Sequence[str], limit: int) -> list[int]:
     """Positions (ascending) of at most `limit` images; classes, keys: of each image.
 
-    Classes come in the order of their names' hashes and give `IMAGES_A_CLASS` each; where images
-    are wanted still, they give as many again.
+    Classes are ordered by the hashes of their names and contribute `IMAGES_A_CLASS` each, and again
+    as many while there is room.
     """
     of_class: Counter[str] = Counter()
     order: dict[int, tuple[int, bytes, int]] = {}

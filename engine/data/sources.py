@@ -1,4 +1,4 @@
-"""Where the files of ImageNet-RIB's sets are, as `recipes/sources.yaml` or a file like it says."""
+"""Read where ImageNet-RIB's files are, from `recipes/sources.yaml` or a file like it."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ FILE = catalogue.ROOT / "sources.yaml"
 
 
 class SetFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A file of a set; `bytes` is 0 where no size is published, and one of the checksums is set."""
+    """A file of a dataset; `bytes` is 0 if no size is published, and one checksum is set."""
 
     name: str
     unpack: Literal["tar", "zip", "labels"] = "tar"  # labels: ImageNet's development kit
-    addresses: list[str] = []  # tried in turn; none: behind a form
+    addresses: list[str] = []  # tried in turn; empty: requires a form
     bytes: int = 0
     sha256: str = ""
     md5: str = ""
@@ -32,7 +32,7 @@ class SetFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return Remote(self.name, tuple(self.addresses), self.bytes, algorithm, checksum)
 
     def place(self, folder: Path) -> Path:
-        """Where what the file holds is to be in the folder of its set."""
+        """Where the file's content belongs in the folder of its dataset."""
         if self.unpack == "zip":
             return folder
         if self.unpack == "labels":
@@ -41,11 +41,10 @@ class SetFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A set: its authors' page, its terms in a line, and its files.
+    """A dataset: its authors' page, its terms in one line, and its files.
 
-    form: how its files are got where the user must get them. password: who tells the password of
-    its zip file. folders: further names of a folder that holds the set. hub: the name of a copy
-    among the Hugging Face Hub's data sets.
+    form: how to get files that require a form. password: where to get the zip file's password.
+    folders: other names of the dataset's folder. hub: name of a copy on the Hugging Face Hub.
     """
 
     page: str
@@ -58,12 +57,12 @@ class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def read(path: Path = FILE) -> dict[str, Source]:
-    """The sources by the set's name. Raises RecipeError naming the file and what is wrong in it."""
+    """The sources by dataset. Raises RecipeError, naming the file and the problem."""
     return {name: _source(path, name, values) for name, values in catalogue.read(path).items()}
 
 
 def locate(folder: Path, name: str, source: Source | None) -> Path | None:
-    """The folder or .tar of a set in `folder`, under a usual name of it; None if there is none."""
+    """Returns the folder or .tar of a dataset in `folder`, or None."""
     for stem in (name, *(source.folders if source else ())):
         for path in (folder / stem, folder / f"{stem}.tar"):
             if path.exists():
@@ -74,7 +73,7 @@ def locate(folder: Path, name: str, source: Source | None) -> Path | None:
 def _source(path: Path, name: str, values: Any) -> Source:
     if name not in imagenet.SIZES:
         raise RecipeError(
-            f"{path}: {name!r} is no set of ImageNet-RIB{nearest(name, imagenet.SIZES)}"
+            f"{path}: ImageNet-RIB has no dataset {name!r}{nearest(name, imagenet.SIZES)}"
         )
     try:
         source = msgspec.convert(values, Source)
@@ -83,11 +82,11 @@ def _source(path: Path, name: str, values: Any) -> Source:
     for file in source.files:
         where = f"{path}: {name}: {file.name}"
         if Path(file.name).name != file.name or file.name.startswith("."):
-            raise RecipeError(f"{where} is no plain file name")
+            raise RecipeError(f"{where} is not a plain file name")
         if not (file.sha256 or file.md5):
-            raise RecipeError(f"{where} has neither sha256 nor md5; `sha256sum FILE` gives one")
+            raise RecipeError(f"{where} has neither sha256 nor md5: `sha256sum FILE` computes one")
         if not file.addresses and not source.form:
-            raise RecipeError(f"{where} has neither addresses nor, in `form`, how to get it")
+            raise RecipeError(f"{where} has neither addresses nor `form`, which says how to get it")
     if len(source.files) > 1 and any(file.unpack == "zip" for file in source.files):
-        raise RecipeError(f"{path}: {name}: a set in a zip file has no other files")
+        raise RecipeError(f"{path}: {name}: a dataset in a zip file cannot have other files")
     return source

@@ -1,12 +1,12 @@
-"""Which images of a set are trained on and held out: the same for every model.
+"""Split a dataset into training and held-out images, the same for every model.
 
-IN-C shows a photo of the validation set up to 75 times. If copies could be split, a model would be
-evaluated on photos that it was trained on. What is trained on can be a part of the training split:
-images of a class stand in a seeded order, and a part is the beginning of it. So a smaller part lies
-within a larger one of the same seed, and a larger part only adds images.
+IN-C shows a photo of the validation set up to 75 times. Copies stay together; otherwise a model
+would be evaluated on photos that it was trained on. Training can use a subset of the training
+split: the first images of each class in a seeded order. So with the same seed, a smaller subset is
+contained in a larger one.
 
-Sets may show the same photos. With `dataset.holdout_by=source` a photo is held out of all of them
-or of none (`held_out`).
+Datasets may show the same photos. With `dataset.holdout_by=source`, a photo is held out of all of
+them or of none (`held_out`).
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ import hashlib
 
 import numpy as np
 
-_STREAM = 1  # keeps the draws of a part from others of the same seed
+_STREAM = 1  # separates draws of a subset from others with the same seed
 
 
 def units_of(labels: np.ndarray, sources: np.ndarray) -> np.ndarray | None:
     """Position of the first image of each image's source, int64 [N]; a split keeps these together.
 
-    None where that changes no split, because no class has two images of the same source. None too
-    where a class is a single source (emoji): nothing of it could be held out.
+    None if that changes no split, because no class has two images of one source; also if a class
+    is a
+    single source (emoji), of which nothing could be held out.
     """
     first: dict[str, int] = {}
     units = np.array([first.setdefault(source, i) for i, source in enumerate(sources.tolist())])
@@ -35,8 +36,8 @@ def units_of(labels: np.ndarray, sources: np.ndarray) -> np.ndarray | None:
 def held_out(sources: np.ndarray, share: float, seed: int) -> np.ndarray:
     """Whether each image's source is held out (bool [N]), with probability `share`.
 
-    It follows from the source's name, share and seed alone, so it is the same in every set, and
-    what is held out at one share is held out at every larger one.
+    It depends on the source's name, share and seed only, so it is the same in every dataset, and a
+    larger share holds out the same sources and more.
     """
     names, place = np.unique(sources, return_inverse=True)
     words = [f"{seed} {name}".encode() for name in names.tolist()]
@@ -50,8 +51,9 @@ def split(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Seeded split, stratified by class: positions to train on, positions held out (sorted).
 
-    units: int64 [N]; images with the same number stay together, and None separates all. Of a class
-    with n units, round(share * n) are held out, but never all.
+    units: int64 [N]; images with the same number stay together; None: no constraint. Of a class
+    with
+    n units, round(share * n) are held out, but never all.
     """
     units = np.arange(len(labels)) if units is None else units
     holdouts = [np.zeros(0, dtype=np.int64)]
@@ -66,7 +68,7 @@ def split(
 
 
 def first_of_each_class(labels: np.ndarray, shots: int, seed: int) -> np.ndarray:
-    """Positions (int64, sorted) of `shots` images a class; a class with fewer gives all it has.
+    """Positions (int64, sorted) of `shots` images per class, or all images of smaller classes.
 
     labels: int64 [N].
     """
@@ -75,15 +77,15 @@ def first_of_each_class(labels: np.ndarray, shots: int, seed: int) -> np.ndarray
 
 
 def portion_of_each_class(labels: np.ndarray, portion: float, seed: int) -> np.ndarray:
-    """Positions (int64, sorted) of a portion in (0, 1] of the images.
+    """Positions (int64, sorted) of a fraction in (0, 1] of the images.
 
-    labels: int64 [N]. A class of n images gives portion * n of them, rounded up or down; the
-    seed spreads the rounding evenly over the classes. So classes of one size give portion * N in
-    all, to within an image, and a small portion can leave a class without images.
+    labels: int64 [N]. A class of n images contributes portion * n, rounded up or down; the seed
+    distributes the rounding evenly over classes. So classes of equal size contribute portion * N in
+    total, up to one image, and a small fraction can leave a class without images.
     """
     rng = np.random.default_rng([seed, _STREAM])
     rank, of_class, counts = _ranks(labels, rng)
-    # The image of rank r is due at (r + offset) / n: at even steps, and never at 1.
+    # The image of rank r is selected from (r + offset) / n on: at even steps, never at 1.
     offset = (rng.permutation(len(counts)) + 0.5) / max(len(counts), 1)
     return np.flatnonzero((rank + offset[of_class]) / counts[of_class] < portion)
 
@@ -91,7 +93,7 @@ def portion_of_each_class(labels: np.ndarray, portion: float, seed: int) -> np.n
 def _ranks(
     labels: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Each image's place in the order of its class [N], its class's number [N], and class sizes."""
+    """Each image's rank in its class [N], its class's number [N], and class sizes."""
     shuffled = rng.permutation(len(labels))
     _, of_class, counts = np.unique(labels, return_inverse=True, return_counts=True)
     by_class = shuffled[np.argsort(of_class[shuffled], kind="stable")]

@@ -1,4 +1,4 @@
-"""Pictures of a benchmark's images, small enough for a page to hold them, in base64."""
+"""Thumbnails of a benchmark's images for the report, in base64."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from engine.measures.image_changes import ImageChange
 from engine.recipe.schema import DatasetRecipe
 from loaders.benchmarks import emoji
 
-PX = 64  # of the longer side, at most
-QUALITY = 50  # of WebP, of 100
+PX = 64  # maximum of the longer side
+QUALITY = 50  # of WebP, out of 100
 ROOM = 300_000  # bytes of a report's thumbnails, which base64 makes 400,000
 
 
 def of_changes(
     sets: Sets, dataset: DatasetRecipe, changes: Sequence[ImageChange]
 ) -> dict[str, dict[str, str]]:
-    """By set and place in its pack, WebP files of images that were gained or lost, as far as there
-    is room."""
+    """WebP files of gained and lost images, by dataset and index in its pack, as far as there is
+    room."""
     shown: dict[str, dict[str, str]] = {name: {} for name in dataset.evaluated_sets}
     left = ROOM
     for change in changes:
@@ -39,7 +39,7 @@ def of_changes(
 
 
 def webp(pixels: np.ndarray) -> bytes:
-    """An image (uint8 [H, W, 3]) as a WebP file of at most `PX` pixels a side."""
+    """An image (uint8 [H, W, 3]) as a WebP file with sides of at most `PX` pixels."""
     image, file = Image.fromarray(pixels), io.BytesIO()
     image.thumbnail((PX, PX))
     image.save(file, format="WEBP", quality=QUALITY, method=6)
@@ -47,7 +47,7 @@ def webp(pixels: np.ndarray) -> bytes:
 
 
 def contact_sheet(sets: Sets, dataset: DatasetRecipe) -> str:
-    """A PNG of some concepts in every style of the emoji, of each its first rendering."""
+    """A PNG of some concepts in every emoji style, each in its first rendering."""
     picked = np.linspace(0, dataset.classes - 1, 8).astype(int)
     rows: dict[str, list[np.ndarray]] = {}
     for name in dataset.evaluated_sets:

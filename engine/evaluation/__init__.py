@@ -1,1 +1,1 @@
-"""Evaluation: a bank of models, one pass over a set for all of them."""
+"""Evaluate a batch of models in one pass over each dataset."""

@@ -1,8 +1,7 @@
-"""Models on sets: the accuracy of each on each, wherever the models and the sets come from.
+"""Accuracies of models on datasets, whether from campaigns or from the user.
 
-A model is an average of a store's cells with the row that it is in tables: of a campaign, or a
-user's file. A set is a pack under a name: of a benchmark, or a user's folder. Nothing is trained,
-and what an earlier command predicted is found.
+A model is an average of a store's cells with its row in tables. A dataset is a pack with a name.
+Nothing is trained, and stored predictions are reused.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Model:
-    """An average of cells, and its row in tables (without a set), which other seeds share."""
+    """An average of cells, and its row in tables (without a dataset), shared by all seeds."""
 
     row: ModelOnSet
     mix: Average
@@ -41,19 +40,18 @@ class Model:
 
     @classmethod
     def named(cls, name: str, mix: Average, alpha: float | None = None) -> Model:
-        """A model that is no row of a campaign's."""
+        """A model outside campaigns."""
         return cls(ModelOnSet(name, "", "", alpha, PLAIN, "", ""), mix)
 
 
 @dataclass(frozen=True)
 class OnSet(ModelOnSet):
-    """Top-1 accuracy of a model on a set in percent, over `n` images; a mean over the model's
-    seeds.
+    """Top-1 accuracy of a model on a dataset in percent, over `n` images; a mean over seeds.
 
     headline: whether tables show the model's row. low, high: its 95% interval over source images
-    (the population: `bootstrap`), or None. change: from the first model's accuracy, in points, with
-    its interval; None of the first model. classes: how many of the head's classes are possible
-    answers; mask: `none`, or `present` where only the set's classes are.
+    (`bootstrap`), or None. change: from the first model's accuracy, in points, with its interval;
+    None for the first model. classes: number of possible predictions; mask: `none`, or `present` if
+    only the dataset's classes are possible.
     """
 
     n: int
@@ -81,19 +79,20 @@ def evaluate(
     intervals: bool = False,
     shares_features: bool = True,
 ) -> list[OnSet]:
-    """Accuracy of every model on every set, set after set.
+    """Accuracy of every model on every dataset.
 
-    base: the pre-trained model; shares_features: whether models of its backbone are evaluated from
-    its stored features. classes: the head's, in order. mask: as of `Sets`. Raises ValueError for
-    classes that the head lacks, and naming a model whose answers are no numbers.
+    base: the pretrained model; shares_features: whether models with its backbone are evaluated on
+    its stored features. classes: the head's, in order. mask: as in `Sets`. Raises ValueError for
+    classes that the head lacks, and for a model whose outputs are NaN or infinite.
     """
     sets = Sets(resolved, device, cache_folder(), packs, classes, mask)
-    for name, pack in packs.items():  # of all of them, before any is evaluated
+    for name, pack in packs.items():  # check all before evaluating any
         of_set = names_in_head(pack.classes, sets.classes)
         if sets[name].mask_rule == "none" and published_among_its_classes(pack, of_set):
             log.info(
-                "%s: any of the head's %d classes can be an answer; published accuracies are among "
-                "the set's %d classes (--mask benchmark)",
+                "%s: all of the head's %d classes are possible predictions; published accuracies "
+                "use "
+                "only the dataset's %d classes (--mask benchmark)",
                 name,
                 len(sets.classes),
                 len(of_set),
@@ -110,12 +109,12 @@ def evaluate(
 def on_set(
     run: Run, models: Sequence[Model], name: str, split: str, *, intervals: bool = False
 ) -> list[OnSet]:
-    """The models' rows on a set, from the store; seeds of a model share a row.
+    """The models' rows on a dataset, from the store; seeds of a model share a row.
 
-    Raises FileNotFoundError for a model that was not evaluated on these images.
+    Raises FileNotFoundError if a model was not evaluated on these images.
     """
     images = SetPredictions()
-    # By row, and whether tables show it: of each seed the weights [sources] of right answers.
+    # By row, and whether tables show it: per seed, the weights [sources] of right predictions.
     rights: dict[tuple[ModelOnSet, bool], list[np.ndarray]] = {}
     for model in models:
         row = replace(model.row, evaluated_on=name)
@@ -138,7 +137,7 @@ def on_set(
 
 
 def compared(run: Run, mix: Average, *, intervals: bool = False) -> dict[str, list[OnSet]]:
-    """By set, the rows of the pre-trained model and of a model of the run, from the store."""
+    """By dataset, the rows of the pretrained model and of a model of the run, from the store."""
     models = [Model.named("before", {run.base.name: 1.0}), Model.named("after", mix)]
     return {
         name: on_set(run, models, name, run.recipe.split_of(name), intervals=intervals)
@@ -149,12 +148,12 @@ def compared(run: Run, mix: Average, *, intervals: bool = False) -> dict[str, li
 def _with_intervals(
     rows: Sequence[OnSet], images: SetPredictions, rights: Sequence[Sequence[np.ndarray]]
 ) -> list[OnSet]:
-    """The rows with the intervals of their accuracies and changes, from the same draws."""
+    """The rows with intervals of accuracies and changes, from the same draws."""
     total, columns = images.total, np.column_stack([right for row in rights for right in row])
     samples = 100 * bootstrap.means(bootstrap.counts(images.sources), total, columns)
     numbers = 100 * columns.sum(axis=0) / total.sum()
     firsts = np.cumsum([len(of_seeds) for of_seeds in rights])[:-1]
-    # Of each row [B, 1] and [its seeds, 1].
+    # For each row: [B, 1] and [its seeds, 1].
     draws = [each.mean(axis=1, keepdims=True) for each in np.split(samples, firsts, axis=1)]
     by_seed = [each[:, None] for each in np.split(numbers, firsts)]
     sources = np.array([total.sum() ** 2 / (total**2).sum()])
@@ -167,7 +166,7 @@ def _with_intervals(
         ends = bootstrap.interval(samples - draws[0])
         of_change = seeds.widened(change.mean(axis=0), ends, seeds.of_mean(change))
         spans.append([*of_row[:, 0].tolist(), *of_change[:, 0].tolist()])
-    spans[0][2:] = None, None  # there is no change of the first model
+    spans[0][2:] = None, None  # the first model has no change
     names = ("low", "high", "change_low", "change_high")
     return [
         replace(row, **dict(zip(names, span, strict=True)))

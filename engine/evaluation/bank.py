@@ -1,7 +1,7 @@
-"""A bank of models that see the same images, in groups that fit on the device together.
+"""A batch of models that see the same images, in groups that fit on the device.
 
-An ensemble needs the logits of its members together, so they stand in its group. A member that is
-evaluated by itself too runs once for both. The images are read once a group.
+An ensemble needs the logits of all its members, so they are in one group. A member that is also
+evaluated by itself runs only once. Images are read once per group.
 """
 
 from __future__ import annotations
@@ -27,28 +27,28 @@ from loaders.resident import free_memory
 
 log = logging.getLogger(__name__)
 Key = tuple[tuple[str, float], ...]  # a mix that is the same key is the same model
-WEIGHTS_SHARE = 0.5  # of the free memory; the rest is for images and activations
+WEIGHTS_SHARE = 0.5  # fraction of the free memory; the rest is for images and activations
 
 
 def loaded(
     run: Run, averages: Sequence[Average]
 ) -> Iterator[tuple[Sequence[Average], list[list[Model]]]]:
-    """The averages in groups, and the models whose outputs each is made of, on the device.
+    """The averages in groups, and the models that produce their outputs, on the device.
 
-    Drop a group's models before the next. Raises ValueError, naming its members, for an ensemble
-    that does not fit on the device.
+    Delete a group's models before taking the next group. Raises ValueError, naming its members, if
+    an ensemble does not fit on the device.
     """
     form = Form.of(run.recipe.evaluate, run.device)
     backbone = form.backbone(run.recipe.model, len(run.sets.classes), run.device)
     parents = [stored_cell(run.store, name) for average in averages for name in average]
     largest = max(parent.artifact.file(WEIGHTS).stat().st_size for parent in parents)
-    # Mixed parents are in memory twice, as files and as the rows that are averaged.
+    # Parents of mixes are in memory twice: as files and as rows to average.
     extra = 2 * max(len(mix) for average in averages for mix in mixes_of(average))
     room = WEIGHTS_SHARE * free_memory(run.device) / largest - extra
     in_groups = groups(averages, max(1, int(ranks.least(room))))
     if len(in_groups) > 1:
         log.info(
-            "%d models do not fit together: the set is read once for each of %d groups",
+            "%d models do not fit together: reading the dataset once for each of %d groups",
             len(averages),
             len(in_groups),
         )
@@ -59,7 +59,7 @@ def loaded(
 
 
 def outputs_of(average: Average, nets: Mapping[Key, Model], run: Run) -> list[Model]:
-    """The models whose outputs an average is made of, its members first."""
+    """The models that produce an average's outputs, members first."""
     members = [nets[key_of(mix)] for mix in mixes_of(average)]
     if not isinstance(average, Ensemble) or average.weights != "failures":
         return members
@@ -69,22 +69,22 @@ def outputs_of(average: Average, nets: Mapping[Key, Model], run: Run) -> list[Mo
 
 
 def stored_cell(store: Store, name: str) -> Cell:
-    """A cell, or a backbone's weights, by name; FileNotFoundError where there is none."""
+    """A cell, or a backbone's weights, by name. Raises FileNotFoundError if missing."""
     cell = cells.find(store, name)
     if cell is None:
         raise FileNotFoundError(
-            f"no cell {name} under {store.root}: `rib campaign` or `rib train` makes it again"
+            f"no cell {name} in {store.root}: `rib campaign` or `rib train` makes it again"
         )
     return cell
 
 
 def forward(embed: Function, x_BCHW: torch.Tensor) -> torch.Tensor:
-    """Pre-logits [B, D] (float32) of normalised images."""
+    """Pre-logits [B, D] (float32) of normalized images."""
     return embed(x_BCHW).float()
 
 
 def mixes_of(average: Average) -> list[Mix]:
-    """The models that an average needs: its members where it is an ensemble, or the mix itself."""
+    """The models that an average needs: an ensemble's members, or the mix itself."""
     return [{name: 1.0} for name in average] if isinstance(average, Ensemble) else [average]
 
 
@@ -93,8 +93,8 @@ def key_of(mix: Mix) -> Key:
 
 
 def groups(averages: Sequence[Average], size: int) -> list[list[Average]]:
-    """The averages in groups that need at most `size` models: ensembles first, and then mixes of
-    the same parents together.
+    """The averages in groups of at most `size` models: ensembles first, then mixes with the same
+    parents together.
 
     Raises ValueError for an ensemble of more than `size` models.
     """
@@ -104,8 +104,9 @@ def groups(averages: Sequence[Average], size: int) -> list[list[Average]]:
         needs = {key_of(mix) for mix in mixes_of(average)}
         if len(needs) > size:
             raise ValueError(
-                f"the ensemble of {', '.join(average)} needs {len(needs)} models at a time, and "
-                f"{size} fit: name fewer under method.members, or give the job more memory"
+                f"the ensemble of {', '.join(average)} needs {len(needs)} models at a time, but "
+                "only "
+                f"{size} fit: name fewer in method.members, or give the job more memory"
             )
         if len(there | needs) > size:
             groups.append([])
@@ -118,8 +119,8 @@ def groups(averages: Sequence[Average], size: int) -> list[list[Average]]:
 def mixed(mixes: Sequence[Mix], parents: Mapping[str, Cell], device: torch.device) -> list[dict]:
     """State dicts of mixes over the same parents: fp32 averages of floating tensors.
 
-    Integer buffers are copied from the first parent. Raises ValueError when a parent carries an
-    input prompt, which has no average, or when the parents' tensors differ in name or shape.
+    Integer buffers are copied from the first parent. Raises ValueError if a parent has an input
+    prompt, which cannot be averaged, or if the parents' tensors differ in name or shape.
     """
     names = sorted({name for mix in mixes for name in mix})
     prompted = [name for name in names if parents[name].prompt() is not None]
@@ -133,7 +134,7 @@ def mixed(mixes: Sequence[Mix], parents: Mapping[str, Cell], device: torch.devic
 
 
 def load(backbone: Backbone, run: Run, mixes: Sequence[Mix]) -> dict[Key, Model]:
-    """The models of mixes, which all run through `backbone`, and its graph where it is compiled."""
+    """The models of mixes, which all run through `backbone` and its compiled graph, if any."""
     by_members: dict[tuple[str, ...], dict[Key, Mix]] = {}
     for mix in mixes:
         by_members.setdefault(tuple(mix), {})[key_of(mix)] = mix

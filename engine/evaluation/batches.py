@@ -1,4 +1,4 @@
-"""This rank's batches of a set, and models' outputs for them, gathered from all ranks."""
+"""Batches of a dataset for this rank, and models' outputs, gathered from all ranks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def read(
 ) -> Generator[Iterator[Batch], None, None]:
     """This rank's batches of each piece (int64 [n]); the reader runs ahead through all pieces.
 
-    Use the batches while the generator is open: its progress bar ends with it.
+    Use the batches while the generator is open; closing it ends the progress bar.
     """
     size, of_rank = run.recipe.evaluate.batch_size, []
     for piece in pieces:
@@ -49,8 +49,8 @@ def reduced(
     """Every reduction [n, ...] of its models' outputs (float32), for the batches of all ranks, in
     order.
 
-    inputs: what the models see of a batch's images. An `embed` that several models have runs once
-    a batch. kind: fp32 | bf16.
+    inputs: maps a batch's images to the models' inputs. A shared `embed` runs once per batch. kind:
+    fp32 | bf16.
     """
     rows: list[list[torch.Tensor]] = [[] for _ in models]
     with torch.inference_mode(), precision.autocast(kind, run.device):

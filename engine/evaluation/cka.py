@@ -1,12 +1,12 @@
-"""How far fine-tuning moved a model's features: linear CKA of every block, before against after.
+"""Similarity of a model's features before and after fine-tuning: linear CKA of every block.
 
-Centred kernel alignment compares what two layers say about the same images: 1 where one layer's
-features are the other's, turned and scaled; near 0 where they have nothing to do with each other
-(Kornblith et al. 2019, equation 4). It is made of HSIC, which is estimated without bias in each
-minibatch of n images (Song et al. 2012, equation 5) and averaged over minibatches before the ratio
-is taken (Nguyen et al. 2021, equation 3), so that its value does not depend on their size.
+Centered kernel alignment compares two layers' features of the same images: 1 if they are equal up
+to rotation and scale, near 0 if they are unrelated (Kornblith et al. 2019, equation 4). It consists
+of HSIC, estimated without bias in each minibatch of n images (Song et al. 2012, equation 5) and
+averaged over minibatches before taking the ratio (Nguyen et al. 2021, equation 3), so its value
+does not depend on the minibatch size.
 
-The CKA of a model on a set is an artefact: a number a block, from a seeded sample of its images.
+The CKA of a model on a dataset is an artefact: one number per block, from a seeded sample.
 """
 
 from __future__ import annotations
@@ -40,46 +40,44 @@ FILE = "cka.json"
 
 
 def evaluate(run: Run, mixes: Sequence[Mix], name: str) -> None:
-    """Make the missing CKA of every mix on a set; the images are read once for each.
+    """Make the missing CKA of every mix on a dataset; images are read once per mix.
 
-    Raises ValueError for a set with too few images, RecipeError for a model without blocks.
+    Raises ValueError for a dataset with too few images, RecipeError for a model without blocks.
     """
     for mix in map(canonical_mix, mixes):
         run.make("cka", *_key(run, mix, name), functools.partial(_compute, run, mix, name))
 
 
 def check(run: Run, name: str) -> None:
-    """Refuse what `evaluate` would refuse, before anything is trained."""
+    """Raise the errors of `evaluate` before anything is trained."""
     blocks_of(run.recipe.model)
     minibatches(run.recipe, run.sets[name])
 
 
 def stored(run: Run, mix: Mix, name: str) -> dict[str, float | None]:
-    """CKA of a mix by block, from the first to the last; None where features do not vary.
+    """CKA of a mix by block, from the first to the last; None if features do not vary.
 
-    Raises FileNotFoundError where it was not evaluated, ValueError where its file was altered.
+    Raises FileNotFoundError if it was not evaluated, ValueError if its file was changed.
     """
     label, key = _key(run, canonical_mix(mix), name)
     artifact = run.store.find("cka", label, key)
     if artifact is None:
-        raise FileNotFoundError(
-            f"the store has no CKA of {label}: run the campaign again to make it"
-        )
+        raise FileNotFoundError(f"the store has no CKA of {label}: run the campaign again")
     return json.loads(artifact.checked(FILE).read_text("utf-8"))
 
 
 def minibatches(recipe: Recipe, labelled: LabelledSet) -> list[np.ndarray]:
-    """Positions (int64 [n] each) of a set's sample, in random minibatches of about equal size.
+    """Positions (int64 [n] each) of a dataset's sample, in random minibatches of about equal size.
 
-    The sample is of the images that the set is evaluated on: `evaluate.cka` of them, or all where
-    there are fewer. A minibatch has at most `evaluate.batch_size` images, unless the estimator
-    needs more. Raises ValueError naming a set that has too few images.
+    The sample has `evaluate.cka` of the evaluated images, or all if there are fewer. A minibatch
+    has at most `evaluate.batch_size` images, unless the estimator needs more. Raises ValueError,
+    naming the dataset, if it has too few images.
     """
     positions = labelled.split(recipe.split_of(labelled.name))
     if len(positions) < FEWEST_FOR_CKA:
         raise ValueError(
-            f"evaluate.cka: {labelled.name} has {len(positions)} images to evaluate, and CKA needs "
-            f"{FEWEST_FOR_CKA} or more; set evaluate.cka=0"
+            f"evaluate.cka: {labelled.name} has {len(positions)} evaluated images, but CKA needs "
+            f"at least {FEWEST_FOR_CKA}: set evaluate.cka=0"
         )
     seed = [recipe.dataset.seed, int(short_digest([labelled.pack.fingerprint, "cka"]), 16)]
     drawn = np.random.default_rng(seed).permutation(positions)[: recipe.evaluate.cka]
@@ -89,7 +87,7 @@ def minibatches(recipe: Recipe, labelled: LabelledSet) -> list[np.ndarray]:
 
 
 def _key(run: Run, mix: Mix, name: str) -> tuple[str, dict[str, Any]]:
-    """Label and key of the artefact that holds a mix's CKA on a set."""
+    """Label and key of the artefact with a mix's CKA on a dataset."""
     recipe, labelled = run.recipe, run.sets[name]
     split = recipe.split_of(name) if len(labelled.holdout) else "all"
     key = {
@@ -107,15 +105,15 @@ def _key(run: Run, mix: Mix, name: str) -> tuple[str, dict[str, Any]]:
 
 
 def _form(run: Run) -> Form:
-    """As the models are evaluated, but not compiled: a graph would hide what leaves a block."""
+    """As in evaluation, but not compiled: a graph would hide the blocks' outputs."""
     return replace(Form.of(run.recipe.evaluate, run.device), compile="never")
 
 
 def _compute(run: Run, mix: Mix, name: str) -> Callable[[Path], object]:
-    """Both models see each of this rank's minibatches; returns what writes their CKA."""
+    """Run both models on this rank's minibatches. Returns a function that writes their CKA."""
     form, layers = _form(run), blocks_of(run.recipe.model)
     backbone = form.backbone(run.recipe.model, len(run.sets.classes), run.device)
-    grams: list[torch.Tensor] = []  # of one minibatch; no output is held beyond it
+    grams: list[torch.Tensor] = []  # of one minibatch, so outputs are freed after it
     for layer in layers:
         backbone.net.get_submodule(layer).register_forward_hook(
             lambda _module, _inputs, output: grams.append(gram(output))
@@ -145,17 +143,18 @@ def _compute(run: Run, mix: Mix, name: str) -> Callable[[Path], object]:
 @functools.cache
 def _blocks(arch: str, image_size: int, projection: int) -> tuple[str, ...]:
     model = ModelRecipe(name=arch, arch=arch, image_size=image_size, projection=projection)
-    with torch.random.fork_rng(devices=[]):  # weights drawn here must not change later ones
+    with torch.random.fork_rng(devices=[]):  # creating the net must not change later random numbers
         return tuple(blocks(models.create(model, 2)))
 
 
 def blocks_of(recipe: ModelRecipe) -> tuple[str, ...]:
-    """`blocks` of an architecture. Raises RecipeError where it has none."""
+    """`blocks` of an architecture. Raises RecipeError if it has none."""
     names = _blocks(recipe.arch, recipe.image_size, recipe.projection)
     if not names:
         raise RecipeError(
-            f"evaluate.cka: {recipe.arch} is no chain of blocks, so no layers can be compared; set "
-            "evaluate.cka=0 for it"
+            f"evaluate.cka: {recipe.arch} is not a chain of blocks, so its layers cannot be "
+            "compared: "
+            "set evaluate.cka=0"
         )
     return names
 
@@ -164,7 +163,7 @@ def gram(features: torch.Tensor) -> torch.Tensor:
     """Inner products (float32 [n, n], under autocast too) of n images' features [n, ...], each
     taken as a whole: all channels at all positions or tokens, as in the papers.
 
-    The minibatch's mean is taken off, which changes no HSIC but keeps digits where it is large.
+    Subtracting the minibatch's mean changes no HSIC but avoids cancellation if it is large.
     """
     with torch.autocast(features.device.type, enabled=False):
         x_ND = features.float().flatten(1)
@@ -175,8 +174,8 @@ def gram(features: torch.Tensor) -> torch.Tensor:
 def centred(gram_LNN: torch.Tensor) -> torch.Tensor:
     """Gram matrices [L, n, n] without their diagonals and centred without bias (float64).
 
-    Rows and columns then add up to 0 off the diagonal (Székely and Rizzo 2014, equation 2.3), for
-    four images and more.
+    Off the diagonal, rows and columns then sum to 0 (Székely and Rizzo 2014, equation 2.3), for at
+    least four images.
     """
     n = gram_LNN.shape[-1]
     k_LNN = gram_LNN.double()
@@ -196,8 +195,8 @@ def hsic(a_LNN: torch.Tensor, b_LNN: torch.Tensor) -> torch.Tensor:
 
 def cka(sums_3L: torch.Tensor) -> torch.Tensor:
     """CKA (float64 [L]) from sums over minibatches of HSIC(before, after), HSIC(before, before) and
-    HSIC(after, after). NaN where a layer's features do not vary. The sample's noise can put it
-    below 0."""
+    HSIC(after, after). NaN if a layer's features do not vary. Sampling noise can make it
+    negative."""
     cross_L, before_L, after_L = sums_3L
     varies_L = (before_L > 0) & (after_L > 0)
     norm_L = torch.where(varies_L, before_L, torch.nan).sqrt() * after_L.clamp(min=0).sqrt()

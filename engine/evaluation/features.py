@@ -1,4 +1,4 @@
-"""Features of a frozen backbone, computed once for a set and stored, and a teacher from them."""
+"""Stored features of a frozen backbone, computed once per dataset, and a teacher on them."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ FILE = "features.npy"
 
 
 def stored(run: Run, cell: Cell, labelled: LabelledSet, *, training: bool = False) -> torch.Tensor:
-    """Pre-logits [N, D] (float32, on the CPU) of a cell's backbone for a whole set.
+    """Pre-logits [N, D] (float32, on the CPU) of a cell's backbone for a whole dataset.
 
-    The tensor is mapped from its file, so a set of any size takes no memory; `on_device` moves the
-    rows of a batch. training: in the form of training, where weights depend on the features. Raises
-    FileNotFoundError where they are missing from a store that only finds.
+    The tensor is memory-mapped; `on_device` moves the rows of a batch. training: compute as in
+    training, for features that weights depend on. Raises FileNotFoundError if they are missing and
+    the store is read-only.
     """
     key = key_of(run, cell, labelled, training=training)
     label = f"{cell.backbone.rsplit('-', 1)[0]}-{labelled.name}"
@@ -42,7 +42,7 @@ def stored(run: Run, cell: Cell, labelled: LabelledSet, *, training: bool = Fals
         return lambda folder: files.rename(files.path / file, folder / FILE)
 
     artifact = run.make("features", label, key, compute)
-    # Copy-on-write: torch wants a writable array, and the file must not change.
+    # Copy-on-write: torch requires a writable array, but the file must not change.
     array = np.load(artifact.checked(FILE), mmap_mode="c", allow_pickle=False)
     return torch.from_numpy(array)
 
@@ -50,7 +50,7 @@ def stored(run: Run, cell: Cell, labelled: LabelledSet, *, training: bool = Fals
 def key_of(
     run: Run, cell: Cell, labelled: LabelledSet, *, training: bool = False
 ) -> dict[str, Any]:
-    """Everything that determines the features of a set."""
+    """Everything that determines the features of a dataset."""
     return {
         "model": cell.backbone,
         "pack": labelled.pack.fingerprint,
@@ -65,10 +65,10 @@ def _form(run: Run, training: bool) -> Form:
 
 
 def teacher(run: Run, cell: Cell, labelled: LabelledSet) -> Callable[[np.ndarray], torch.Tensor]:
-    """A teacher: gives logits [b, C] for the images at `index` (int64 [b]) of a set.
+    """A teacher: returns logits [b, C] for the images at `index` (int64 [b]) of a dataset.
 
-    They are float32, on the device, and carry no gradient. The head reads features that are
-    computed once a set; only a batch of them is on the device.
+    They are float32, on the device, without gradient. The head reads stored features, of which only
+    one batch is on the device.
     """
     features_ND = stored(run, cell, labelled, training=True)
     head = models.head(run.network(cell))
@@ -81,9 +81,9 @@ def teacher(run: Run, cell: Cell, labelled: LabelledSet) -> Callable[[np.ndarray
 
 
 def _compute(run: Run, cell: Cell, labelled: LabelledSet, form: Form, file: str) -> None:
-    """Write the pre-logits of a cell's backbone for a whole set, a slice at a time, to a file.
+    """Write the pre-logits of a cell's backbone for a whole dataset to a file, slice by slice.
 
-    file: its name in the store. Raises OSError naming it where there is no room for it.
+    file: its name in the store. Raises OSError, naming it, if the disk is full.
     """
     recipe, everything = run.recipe, labelled.split("all")
     state = run.network(cell).state_dict()

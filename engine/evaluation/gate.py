@@ -1,4 +1,4 @@
-"""Weights of two models by how near an image is to those that only the second gets right (VRF)."""
+"""Weights of two models by an image's distance to those that only the second gets right (VRF)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from engine.evaluation.model import Model
 
 
 def models(first: Model, second: Model, reference: Mapping[str, torch.Tensor]) -> list[Model]:
-    """The first and the second with their logits over their temperatures, and the second's weight
+    """Both models with their logits divided by their temperatures, and the second model's weight
     [B, 1] before its sigmoid, from its features. reference: of `engine.store.cells.Gated`."""
     failures_MD = reference["failures"]
     neighbour, middle, width = reference["numbers"].tolist()
@@ -30,8 +30,8 @@ def models(first: Model, second: Model, reference: Mapping[str, torch.Tensor]) -
 def squared_distance(
     features_BD: torch.Tensor, failures_MD: torch.Tensor, neighbour: int
 ) -> torch.Tensor:
-    """[B, 1] from each row, as a unit vector, to its `neighbour`th nearest failure (from 1);
-    infinite where there is none."""
+    """[B, 1]: squared distance of each row, as a unit vector, to its `neighbour`th nearest failure
+    (from 1); infinite if there is none."""
     if not len(failures_MD):
         return features_BD.new_full((len(features_BD), 1), torch.inf)
     with torch.autocast(features_BD.device.type, enabled=False):

@@ -1,4 +1,4 @@
-"""A model in two parts, the second of which reads what the first gives."""
+"""A model as two functions: embedding and head."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ Function = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """embed: normalised images, or stored features, to pre-logits [B, D]. head: these to outputs
-    [B, ...]. Several models may share an `embed`, which then runs once a batch."""
+    """embed: from normalized images, or stored features, to pre-logits [B, D]. head: from these to
+    outputs [B, ...]. A shared `embed` runs once per batch."""
 
     embed: Function
     head: Function

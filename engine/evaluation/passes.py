@@ -1,8 +1,8 @@
-"""Bank evaluation: one pass over a set for all models that must see it.
+"""Evaluate all models in one pass over each dataset.
 
-A batch is read and normalised once. Models that share a frozen backbone share its features, and an
-ensemble has its members' logits. The predictions of a model on a set are an artefact: they are made
-once, and metrics read only them. A model is an average of cells, of their weights or their outputs.
+A batch is read and normalized once. Models with the same frozen backbone share its features, and an
+ensemble uses its members' logits. The predictions of a model on a dataset are an artefact: they are
+made once, and metrics read only them. A model is an average of cells' weights or outputs.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from loaders.batch import Batch, on_device
 
 
 def evaluate(run: Run, averages: Sequence[Average], names: Iterable[str], split: str) -> None:
-    """Make the missing predictions of every average of cells on every named set.
+    """Make the missing predictions of every average of cells on every named dataset.
 
-    Raises FileNotFoundError where some are missing from a store that only finds.
+    Raises FileNotFoundError if some are missing and the store is read-only.
     """
     for name in names:
         labelled = run.sets[name]
@@ -55,27 +55,25 @@ def evaluate(run: Run, averages: Sequence[Average], names: Iterable[str], split:
 
 
 def find(run: Run, average: Average, name: str, split: str) -> Artifact | None:
-    """The predictions of an average of cells on a set, or None if it was not evaluated."""
+    """Returns the predictions of an average of cells on a dataset, or None if not evaluated."""
     key = key_of(run, canonical_mix(average), run.sets[name], split)
     return run.store.find("predictions", *key)
 
 
 def predicted(run: Run, average: Average, name: str, split: str) -> Path:
-    """Parquet file of the predictions of an average of cells on a set.
+    """Parquet file of the predictions of an average of cells on a dataset.
 
-    Raises FileNotFoundError if it was not evaluated, ValueError if the file was altered since.
+    Raises FileNotFoundError if it was not evaluated, ValueError if the file was changed.
     """
     artifact = find(run, average, name, split)
     if artifact is None:
         label, _ = key_of(run, canonical_mix(average), run.sets[name], split)
-        raise FileNotFoundError(
-            f"the store has no predictions of {label}: run the campaign again to make them"
-        )
+        raise FileNotFoundError(f"the store has no predictions of {label}: run the campaign again")
     return artifact.checked(PART)
 
 
 def holdout_accuracy(run: Run, average: Average) -> float:
-    """Top-1 in percent of an average of cells on the downstream hold-out."""
+    """Top-1 accuracy in percent of an average of cells on the held-out downstream images."""
     name = run.recipe.downstream
     evaluate(run, [average], [name], "holdout")
     table = pq.read_table(predicted(run, average, name, "holdout"), columns=["label", "top1"])
@@ -93,7 +91,7 @@ def key_of(
         "pack": labelled.pack.fingerprint,
         "split": [split, *labelled.split_key(recipe.dataset)] if split != "all" else "all",
         "batch_size": recipe.evaluate.batch_size,
-        "classes": short_digest(run.sets.classes),  # top-1 and label are positions among them
+        "classes": short_digest(run.sets.classes),  # top-1 and label are indices into them
         **Form.of(recipe.evaluate, run.device).key,
         "machine": run.machine,
     }
@@ -110,7 +108,7 @@ def _pass(run: Run, averages: Sequence[Average], labelled: LabelledSet, split: s
         PartialPredictions(run.store, a, key_of(run, a, labelled, split), cuts) for a in averages
     ]
     for evaluation in pending:
-        if not evaluation.todo:  # only the joining of its slices is left
+        if not evaluation.todo:  # only its slices remain to be joined
             evaluation.finish()
     heads = {each: _head(run, each.average) for each in pending if each.todo}
     probes = {each: [head] for each, head in heads.items() if head}
@@ -120,16 +118,16 @@ def _pass(run: Run, averages: Sequence[Average], labelled: LabelledSet, split: s
         reader = functools.partial(_of_features, rows_ND, run.device)
         _evaluate(run, list(probes), list(probes.values()), labelled, reader, lambda x_ND: x_ND)
     if full:
-        source = run.sets.source(labelled.name)  # takes its memory before shares are taken
+        source = run.sets.source(labelled.name)  # allocates memory before the rest is divided
         normalize = models.Normalize(run.recipe.model, run.device)
         for group, nets in bank.loaded(run, [evaluation.average for evaluation in full.values()]):
             of_group = [full[id(average)] for average in group]
             _evaluate(run, of_group, nets, labelled, source.batches, normalize)
-            del nets  # before the next group is loaded
+            del nets  # before loading the next group
 
 
 def _head(run: Run, average: Average) -> Model | None:
-    """The head of an average that is a single cell with the base model's frozen backbone."""
+    """The head of an average that is one cell with the base model's frozen backbone."""
     cell = stored_cell(run.store, next(iter(average)))
     if len(average) > 1 or not run.shares_features or cell.backbone != run.base.backbone:
         return None
@@ -141,7 +139,7 @@ def _head(run: Run, average: Average) -> Model | None:
 def _of_features(
     rows_ND: torch.Tensor, device: torch.device, batches: Iterable[np.ndarray]
 ) -> Iterator[Batch]:
-    """Stored features [N, D] of a set, in place of its images."""
+    """Stored features [N, D] of a dataset, used instead of its images."""
     for index in batches:
         yield Batch(index, device, functools.partial(on_device, rows_ND[index], device))
 
@@ -176,7 +174,9 @@ def _evaluate(
             evaluation.put(number, predictions_table(of_evaluation, labelled, cuts[number]))
 
     written: Future[None] | None = None
-    with ThreadPoolExecutor(1, "predictions") as writer:  # writes while the next slice is computed
+    with ThreadPoolExecutor(
+        1, "predictions"
+    ) as writer:  # writes during the computation of the next slice
         for number, batches in zip(numbers, pieces, strict=True):
             missing = [k for k, evaluation in enumerate(pending) if number in evaluation.todo]
             of_missing = [(nets[k], reductions[k]) for k in missing]

@@ -1,4 +1,4 @@
-"""Logits, of a model or of an ensemble's members, reduced to the predictions that are stored."""
+"""Reduce logits of a model or ensemble to stored predictions."""
 
 from __future__ import annotations
 
@@ -17,13 +17,12 @@ from loaders.batch import on_device
 
 
 class Reduction:
-    """Reduces the logits [B, C] of each of some models to predictions, float32 [B, 4] or
-    [B, 4 + T], on the device of the logits.
+    """Reduces the logits [B, C] of models to predictions, float32 [B, 4] or [B, 4 + T], on the
+    logits' device.
 
-    The columns: top-1, its probability, the true class's probability, and the margin: the true
-    class's logit minus the largest other logit, positive where top-1 is right. calibration: then
-    top-1's probability at each of `calibration.TEMPERATURES`. weights: as in
-    `predictions.Ensemble`.
+    Columns: top-1, its probability, the true class's probability, and the margin: the true class's
+    logit minus the largest other logit, positive if top-1 is right. calibration: also top-1's
+    probability at each of `calibration.TEMPERATURES`. weights: as in `predictions.Ensemble`.
     """
 
     def __init__(
@@ -41,7 +40,7 @@ class Reduction:
         self._weights = weights
 
     def __call__(self, index: np.ndarray, outputs: Sequence[torch.Tensor]) -> torch.Tensor:
-        """`index` (int64 [B]): places of the images in the set."""
+        """index (int64 [B]): indices of the images in the dataset."""
         if self._weights == "entropy":
             logits_BC = averaged_by_entropy([self._of_set(each_BC) for each_BC in outputs])
         elif self._weights == "failures":
@@ -62,7 +61,7 @@ class Reduction:
         return torch.cat([column.float() for column in columns], dim=1)
 
     def _of_set(self, logits_BC: torch.Tensor) -> torch.Tensor:
-        """Logits of the set's classes; -inf for others."""
+        """Logits of the dataset's classes; -inf for others."""
         logits_BC = grouping.grouped(logits_BC, self._members_GM)
         if self._excluded_C is None:
             return logits_BC
@@ -72,7 +71,7 @@ class Reduction:
 def averaged_by_entropy(logits: Sequence[torch.Tensor]) -> torch.Tensor:
     """The logarithm [B, C] of the average of members' probabilities, from their logits [B, C].
 
-    The weights of an image are exp(-entropy) of each member's probabilities, over their sum.
+    An image's weights are exp(-entropy) of each member's probabilities, divided by their sum.
     """
     log_p_MBC = torch.stack([*logits]).log_softmax(dim=2)
     entropy_MB1 = torch.special.entr(log_p_MBC.exp()).sum(dim=2, keepdim=True)
@@ -82,7 +81,7 @@ def averaged_by_entropy(logits: Sequence[torch.Tensor]) -> torch.Tensor:
 def predictions_table(
     reduced_NK: torch.Tensor, labelled: LabelledSet, positions: np.ndarray
 ) -> pa.Table:
-    """The rows to store, of what `Reduction` made of logits on the images at `positions` (int64
+    """The rows to store, from the output of `Reduction` for the images at `positions` (int64
     [N])."""
     reduced_NK = reduced_NK.cpu()
     top1_N, *numbers = reduced_NK[:, :4].unbind(dim=1)

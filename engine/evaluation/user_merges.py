@@ -1,8 +1,7 @@
-"""Users' checkpoints merged into one model by the methods of campaigns, without a campaign.
+"""Merge users' checkpoints into one model with the methods of campaigns.
 
-A method asks its context for cells by name. Here these names stand for files: the members of a soup
-are the files themselves, and where a method starts from the cells of certain methods, the files
-take their places in order.
+A method asks its context for cells by name. Here the names refer to files: the members of a soup
+are the files themselves, and cells of certain methods are replaced by the files in order.
 """
 
 from __future__ import annotations
@@ -39,10 +38,10 @@ MEMBERS, SEEDS = "members", "seeds"  # options of methods that merge a list of c
 
 
 class Checkpoints:
-    """What a method that trains nothing may ask for (`engine.methods.context`), of files.
+    """The context (`engine.methods.context`) of a method that trains nothing, with files as cells.
 
-    cells: by the names that the method asks for. base: the pre-trained model, if there is one.
-    Choices are made on the run's downstream set, if it has one.
+    cells: by the names that the method uses. base: the pretrained model, if there is one. Choices
+    use the run's downstream dataset, if it has one.
     """
 
     def __init__(self, run: Run, cells: Mapping[str, Cell], base: Cell | None) -> None:
@@ -52,26 +51,26 @@ class Checkpoints:
 
     def __getattr__(self, name: str) -> Any:
         raise ValueError(
-            f"the method {self.recipe.method.name} asks for `{name}`, which checkpoints alone do "
-            "not have: run it in a campaign"
+            f"the method {self.recipe.method.name} uses `{name}`, which checkpoints do not have: "
+            "run it in a campaign"
         )
 
     @property
     def base(self) -> Cell:
         if self._base is None:
             raise ValueError(
-                f"{self.recipe.method.title} starts from the pre-trained model: name its "
-                "checkpoint by --base"
+                f"{self.recipe.method.title} starts from the pretrained model: give its "
+                "checkpoint with --base"
             )
         return self._base
 
     @property
     def target(self) -> LabelledSet:
-        """The set that choices are made on, all of it held out."""
+        """The dataset that choices use, all of it held out."""
         if not self.recipe.downstream:
             raise ValueError(
-                f"{self.recipe.method.title} is chosen on images: name a folder with "
-                "<class>/<image>, of which no model saw any in training, by --holdout"
+                f"{self.recipe.method.title} is chosen on images: give a folder of <class>/<image> "
+                "that no model was trained on, with --holdout"
             )
         self.has_chosen = True
         labelled = self._run.target
@@ -98,14 +97,14 @@ def merged(
     arch: str | None = None,
     classes: Sequence[str] | None = None,
 ) -> DescribedModel:
-    """The model that a method of `recipes/methods`, or of a user's file, makes of checkpoints.
+    """The model that a method of `recipes/methods`, or a user's file, makes from checkpoints.
 
-    places, base: files, or folders of a cell or of timm. holdout: a folder with <class>/<image>, or
-    a pack, on which a greedy soup is chosen, among the classes of the folder as in a campaign.
-    arch, classes: of all models, for what nothing beside them says.
+    places, base: files, timm folders or cells. holdout: folder of <class>/<image>, or a pack, that
+    chooses a greedy soup, among the folder's classes as in a campaign. arch, classes: of all
+    models, if no file next to them has these.
 
-    Raises ValueError and RecipeError for a method that trains, checkpoints that do not go together
-    (naming file and tensor), and as `user_models.described`.
+    Raises ValueError and RecipeError for a method that trains, for incompatible checkpoints (naming
+    file and tensor), and as `user_models.described`.
     """
     everything = [*places, *([] if base is None else [base])]
     of_method = [each for each in given if each.key.startswith("method.")]
@@ -114,7 +113,7 @@ def merged(
     for file in files:
         if descriptions.prompt_of(file) is not None:
             raise ValueError(
-                f"{file.parent} has an input prompt, which has no average: leave it out"
+                f"{file.parent} has an input prompt, which cannot be averaged: leave it out"
             )
     device = ranks.start(resolved.device)
     names = list(map(str, files[: len(places)]))
@@ -123,7 +122,7 @@ def merged(
     of_files = user_models.cells_of(resolved.model, store, files)
     head = user_models.head_of(resolved.model, of_files, classes)
     by_name = {str(file): cell for file, cell in of_files.items()}
-    pre_trained = of_files[files[-1]]  # of the base, where there is one
+    pre_trained = of_files[files[-1]]  # of the base, if there is one
     packs = {} if holdout is None else {holdout.resolve().name: pack_at(resolved, holdout)}
     resolved = dataclasses.replace(resolved, method=options, downstream="".join(packs))
     sets = Sets(resolved, device, cache_folder(), packs, head)
@@ -133,7 +132,7 @@ def merged(
     with run.threads():
         state, mix = _made(options, context, by_name)
     if packs and not context.has_chosen:
-        raise ValueError(f"{options.title} chooses nothing: leave --holdout out")
+        raise ValueError(f"{options.title} makes no choice: leave --holdout out")
     described = Description(files[0], models.description(resolved.model), tuple(head))
     parts = " + ".join(f"{weight:.4g} {file}" for file, weight in mix.items())
     made_of = parts or ", ".join(names) + ("" if base is None else f" from {files[-1]}")
@@ -143,7 +142,7 @@ def merged(
 
 
 def _with_text(model: ModelRecipe, files: Sequence[Path]) -> ModelRecipe | None:
-    """The model of the first of these files that holds open_clip's text tower; None of no other."""
+    """The model of the first file with open_clip's text tower, or None."""
     if not model.arch.startswith(clip.PREFIX):
         return None
     for file in files:
@@ -156,10 +155,10 @@ def _with_text(model: ModelRecipe, files: Sequence[Path]) -> ModelRecipe | None:
 def _options(
     method: str, files: Sequence[str], has_base: bool, arch: str, given: Sequence[Override]
 ) -> MethodRecipe:
-    """The method's options; the files are its members, where it has any."""
+    """The method's options; the files are its members, if it has any."""
     for key in (MEMBERS, SEEDS):
         if any(each.key == f"method.{key}" for each in given):
-            raise ValueError(f"method.{key}: the checkpoints are the members; leave it out")
+            raise ValueError(f"method.{key}: the checkpoints are the members; leave the key out")
     of_arch = overrides.of_mapping({"model.arch": arch, "dataset.sets": []})
     cell = recipe.of_sections("file", "folder", [*of_arch, *given], method=method)
     options = vars(cell.method)
@@ -172,18 +171,18 @@ def _options(
 
 
 def _asked(options: MethodRecipe, files: Sequence[str]) -> dict[str, str]:
-    """The file that a method means by each cell that it asks for."""
+    """The file for each cell that a method uses."""
     method = modules.find(options.module, run_users=True).Method
     if not issubclass(method, Derived):
         raise ValueError(
-            f"{options.name} trains; only a method that makes models of finished ones can merge: "
+            f"{options.name} trains. Methods that merge finished models: "
             "soup, greedy_soup, wise_ft, lines, model_stock, mono_soup, ties, task_arithmetic"
         )
-    needs = options.needs  # the files themselves, where they are members
+    needs = options.needs  # the files themselves, if they are members
     if len(needs) != len(files):
         raise ValueError(
-            f"{options.title} is made of {len(needs)} fine-tuned model"
-            f"{'s' if len(needs) > 1 else ''} and the one of --base, not of {len(files)}: "
+            f"{options.title} takes {len(needs)} fine-tuned model"
+            f"{'s' if len(needs) > 1 else ''} and --base, not {len(files)}: "
             f"{', '.join(files)}"
         )
     return dict(zip(needs, files, strict=True))
@@ -192,7 +191,7 @@ def _asked(options: MethodRecipe, files: Sequence[str]) -> dict[str, str]:
 def _made(
     options: MethodRecipe, context: Any, cells: Mapping[str, Cell]
 ) -> tuple[Mapping[str, torch.Tensor], dict[str, float]]:
-    """The tensors, and for an average the weights, of the model that a method makes.
+    """The tensors of the model that a method makes and, for an average, its weights.
 
     cells: by file.
     """
@@ -210,7 +209,7 @@ def _made(
     if isinstance(mix, Ensemble):
         raise no_model
     files = {cell.name: file for file, cell in cells.items()}
-    # By file: sums run in the order of names, and cells of a store have their names in the path.
+    # By file: sums follow the order of names, and cells of a store have their names in the path.
     of_files = {files[name]: weight for name, weight in canonical_mix(mix).items()}
     (state,) = bank.mixed([of_files], cells, torch.device("cpu"))
     return state, dict(sorted(of_files.items()))

@@ -1,7 +1,7 @@
-"""Users' checkpoints, alone or interpolated, evaluated on users' sets without a campaign.
+"""Evaluate users' checkpoints, alone or interpolated, on users' datasets.
 
-A checkpoint becomes an artefact of the store, named by its content, and a set becomes a pack, so
-every command finds the predictions that an earlier command made.
+A checkpoint becomes an artefact of the store, named after its content, and a dataset becomes a
+pack, so commands reuse earlier predictions.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from engine.store.artifacts import STORE, Store
 from engine.store.cells import Cell
 from loaders.pack import MANIFEST, Pack
 
-KEYS = (  # beside `model.KEY`, those of a recipe that an evaluation of checkpoints follows
+KEYS = (  # keys that affect the evaluation of checkpoints, in addition to `model.KEY`
     *("runs", "source", "device", "threads"),
     *("evaluate.batch_size", "evaluate.precision", "evaluate.compile"),
     *("dataset.pack_format", "dataset.undecodable", "dataset.background"),
@@ -40,8 +40,8 @@ CLIP = {"visual.proj", "logit_scale"}  # tensors that only open_clip's checkpoin
 def resolve(arch: str, given: Sequence[Override]) -> Recipe:
     """The recipe of an evaluation; the default image size is the architecture's.
 
-    `arch`: timm's name, or `open_clip:` and open_clip's. Raises RecipeError for an unknown
-    architecture (the nearest is shown), key or value, and for a key that has no effect here.
+    arch: timm's name, or `open_clip:` and open_clip's. Raises RecipeError for an unknown
+    architecture, key or value, and for a key without effect here.
     """
     size = model_names.side_of(
         arch, models.data_config(ModelRecipe(name=arch, arch=arch))["input_size"]
@@ -56,8 +56,8 @@ def resolve(arch: str, given: Sequence[Override]) -> Recipe:
     for each in given:
         if each.key not in KEYS and not each.key.startswith("model."):
             raise RecipeError(
-                f"{each.text!r} has no effect on checkpoints, which are evaluated on every image; "
-                f"model.KEY, {', '.join(KEYS)} have"
+                f"{each.text!r} has no effect on the evaluation of checkpoints: use model.KEY, "
+                f"{', '.join(KEYS)}"
             )
     return resolved
 
@@ -68,10 +68,10 @@ def described(
     given: Sequence[Override],
     classes: Sequence[str] | None = None,
 ) -> tuple[Recipe, list[Path], Sequence[str] | None]:
-    """The recipe of checkpoints, their files, and the head's classes if anything names them.
+    """The recipe of checkpoints, their files, and the head's classes if known.
 
-    places: files, or folders of a cell or of timm. arch, classes: the user's, for what nothing
-    beside the checkpoints says. Raises ValueError as `descriptions` does, and as `resolve`.
+    places: files, timm folders or cells. arch, classes: the user's, if no file next to the
+    checkpoints has these. Raises ValueError as `descriptions` and `resolve`.
     """
     files = [descriptions.file_of(place) for place in places]
     of_name: dict[str, Any] = {}
@@ -94,17 +94,17 @@ def evaluate(
     mask: str = "none",
     intervals: bool = False,
 ) -> list[OnSet]:
-    """Accuracy of every model on every set; with alphas, of (1 - alpha) first + alpha second.
+    """Accuracy of every model on every dataset; with alphas, of (1 - alpha) first + alpha second.
 
-    `sets`: by name, folders with <class>/<image>, or packs; their classes are found among the
-    head's by name. `classes`: the head's in order; None for ImageNet-1K's. mask: as of `Sets`.
+    sets: folders of <class>/<image>, or packs, by name; classes are matched with the head's by
+    name. classes: the head's in order; None for ImageNet-1K's. mask: as in `Sets`.
 
     Raises ValueError, naming the file or folder, for checkpoints of another architecture, without a
-    head or with other classes, sets that changed since they were packed or have classes that the
-    head lacks, and class lists that do not fit.
+    head or with other classes; for datasets that changed since they were packed or have classes
+    that the head lacks; and for class lists of the wrong length.
     """
     if alphas is not None and len(files) != 2:
-        raise ValueError(f"alphas interpolate between exactly 2 models, not {len(files)}")
+        raise ValueError(f"--alphas requires exactly 2 models, not {len(files)}")
     store = Store(Path(resolved.runs) / STORE)
     cells = cells_of(resolved.model, store, files)
     head = head_of(resolved.model, cells, classes)
@@ -114,7 +114,8 @@ def evaluate(
         for file, cell in cells.items():
             if cell.prompt() is not None:
                 raise ValueError(
-                    f"{file.parent} has an input prompt, which has no average: leave out --alphas"
+                    f"{file.parent} has an input prompt, which cannot be averaged: leave out "
+                    "--alphas"
                 )
         (first, second), both = names.values(), " + ".join(map(str, names))
         compared = [Model.named(both, {first: 1 - a, second: a}, a) for a in alphas]
@@ -136,14 +137,14 @@ def cells_of(model: ModelRecipe, store: Store, files: Sequence[Path]) -> dict[Pa
     """Checkpoints as artefacts, by file. Raises ValueError as `cell_of`, and for equal weights."""
     cells = {file: cell_of(model, store, file) for file in files}
     if len({cell.name for cell in cells.values()}) < len(files):
-        raise ValueError(f"two of {', '.join(map(str, files))} hold the same weights")
+        raise ValueError(f"two of {', '.join(map(str, files))} contain the same weights")
     return cells
 
 
 def head_of(
     model: ModelRecipe, cells: Mapping[Path, Cell], classes: Sequence[str] | None
 ) -> tuple[str, ...]:
-    """The classes of the models' heads, in order: as given, or ImageNet-1K's for as many outputs.
+    """The classes of the models' heads, in order: as given, or ImageNet-1K's for 1000 outputs.
 
     Raises ValueError as `evaluate`.
     """
@@ -153,21 +154,21 @@ def head_of(
     for file, count in counts.items():
         if count != outputs:
             raise ValueError(
-                f"{file} has {count} classes, {first} has {outputs}: take only models of one head"
+                f"{file} has {count} classes, {first} has {outputs}: give models with the same head"
             )
     if classes is None and outputs == len(imagenet.wnids()):
         return imagenet.wnids()
     if classes is None:
         raise ValueError(
-            f"no file says which class each of the {outputs} outputs of {first} is: write the "
-            "names in the head's order, a line each, and pass --classes FILE. torchvision and "
-            "timm number the folders of a training set in sorted order: "
-            "`ls FOLDER | LC_ALL=C sort > FILE`; "
-            f"for folders named by the outputs' numbers: `seq 0 {outputs - 1} > FILE`"
+            f"no file names the classes of {first}'s {outputs} outputs: write the names in the "
+            "head's order, one per line, and pass --classes FILE. torchvision and timm sort the "
+            "folders of a training set: `ls FOLDER | LC_ALL=C sort > FILE`. For folders named "
+            f"after the outputs' numbers: `seq 0 {outputs - 1} > FILE`"
         )
     if len(classes) != outputs or len(set(classes)) != outputs:
         raise ValueError(
-            f"{len(set(classes))} classes are named, but the head of {first} has {outputs} outputs"
+            f"--classes has {len(set(classes))} names, but the head of {first} has {outputs} "
+            "outputs"
         )
     return tuple(classes)
 
@@ -175,10 +176,10 @@ def head_of(
 def cell_of(model: ModelRecipe, store: Store, file: Path) -> Cell:
     """A checkpoint as an artefact, with the input prompt of a visual-prompt cell.
 
-    Raises ValueError for a checkpoint without a head and without a text tower that makes a head.
+    Raises ValueError for a checkpoint without a head and without a text tower to make one.
     """
     if not file.is_file():
-        raise ValueError(f"there is no checkpoint {file}")
+        raise ValueError(f"checkpoint {file} does not exist")
 
     def make() -> Cell:
         names, (weight, _) = formats.load(file).keys(), models.head_names(model)
@@ -187,13 +188,13 @@ def cell_of(model: ModelRecipe, store: Store, file: Path) -> Cell:
             if not model.arch.startswith(clip.PREFIX):
                 hint = "; is it open_clip's (--arch open_clip:NAME)?" if CLIP & names else ""
                 raise ValueError(
-                    f"{file} has no {weight}: it is of another architecture than {model.arch}, or "
-                    f"has no head{hint}"
+                    f"{file} has no {weight}: its architecture is not {model.arch}, or it has no "
+                    f"head{hint}"
                 )
             if file.with_name(export.HEAD).is_file():
                 raise ValueError(
-                    f"{file} was exported with a head of its own, {export.HEAD}, and a "
-                    "zero-shot head would be another model: evaluate the cell or campaign"
+                    f"{file} was exported with its own head, {export.HEAD}, so a zero-shot head "
+                    "would make another model: evaluate the cell or campaign instead"
                 )
             source = "open_clip"
         weights = dataclasses.replace(model.weights, source=source, path=str(file))
@@ -205,7 +206,7 @@ def cell_of(model: ModelRecipe, store: Store, file: Path) -> Cell:
 
 
 def pack_at(resolved: Recipe, place: Path) -> Pack:
-    """The pack at a place, or that of a folder with <class>/<image>, for a recipe's model."""
+    """The pack at a path, or the pack of a folder of <class>/<image>, for a recipe's model."""
     if (place / MANIFEST).is_file():
         return Pack.open(place, transform_spec=models.transform(resolved.model).spec)
     place = place.resolve()

@@ -1,4 +1,4 @@
-"""When each job of a campaign ran, on what, and how it ended: a file an attempt, beside the plan.
+"""When and where each job of a campaign ran, and how it ended: one file per attempt.
 
 A job runs several times where it failed or was interrupted. An attempt that failed says why in its
 own words; one that left no end was killed. Imports no torch.

@@ -32,7 +32,7 @@ from loaders import schema
 from loaders.files import file_hash
 from loaders.schema import DamagedFile
 
-PREPARE, COLUMN = "prepare", "column"  # jobs, and rules of the workflow, beside REPORT
+PREPARE, COLUMN = "prepare", "column"  # jobs, and rules of the workflow, like REPORT
 PAGE, TABLE = "index.html", "table.txt"  # of a report, in a folder that is called so
 RESULTS = "results.json"  # there too
 OF_ROW = ("method", "optimizer", "train", "trackers")  # what a row may set; rows share the rest
@@ -62,7 +62,7 @@ class Plan:
 
     @property
     def recipe(self) -> Recipe:
-        """What all rows share: the first row's recipe."""
+        """The first row's recipe, for settings that all rows share."""
         return next(iter(self.rows.values())).recipe
 
     @property
@@ -72,12 +72,13 @@ class Plan:
 
     @property
     def sets(self) -> tuple[str, ...]:
-        """The sets that RI is measured on."""
+        """The datasets of RI."""
         return tuple(self.recipe.dataset.sets)
 
     @property
     def shown_command(self) -> str:
-        """The command for people to run again; a plan's file may be a stranger's, and say more."""
+        """The command that repeats the campaign. Untrusted: the plan may come from somebody
+        else."""
         try:
             words = shlex.split(self.command)
         except ValueError:
@@ -96,7 +97,7 @@ class Plan:
 
     @property
     def downstreams(self) -> list[str]:
-        """The sets that are fine-tuned on."""
+        """The downstream datasets."""
         return list(dict.fromkeys(column.downstream for column in self.columns))
 
     @property
@@ -145,7 +146,7 @@ def plan(
     shared = cells[0]
     if len(shared.dataset.sets) < 2:
         sets = list(shared.dataset.sets)
-        raise RecipeError(f"dataset.sets={sets}: a campaign needs two sets or more")
+        raise RecipeError(f"dataset.sets={sets}: a campaign requires at least two datasets")
     _check_shared(grid.file, rows)
     names = [(cell.method.title, cell.method.variant) for cell in cells]
     if twice := sorted(title for title, variant in names if names.count((title, variant)) > 1):
@@ -153,8 +154,9 @@ def plan(
     columns = columns_of(grid, cells)
     if shared.dataset.holdout and shared.evaluate.split != "holdout":
         raise RecipeError(
-            f"dataset.holdout={shared.dataset.holdout:g}: a campaign judges cells on the same "
-            "images; set evaluate.split=holdout, or dataset.holdout=0 to hold none out"
+            f"dataset.holdout={shared.dataset.holdout:g}: a campaign evaluates all cells on the "
+            "same "
+            "images: set evaluate.split=holdout, or dataset.holdout=0 to hold none out"
         )
     is_sweep = len(methods) == 1 and VARY in grid.given  # the command line varies a single row
     swept = list(grid.vary) if is_sweep else []
@@ -186,39 +188,39 @@ def plan(
 
 
 def _check_overrides(overrides: Sequence[Override], methods: Sequence[str]) -> None:
-    """Refuse settings of a single method or set, which have no effect on a whole grid."""
+    """Raise RecipeError for settings of one method or dataset, which do not apply to a grid."""
     alone = any(each.key == SELECTION for each in overrides) and len(methods) == 1
     for each in overrides:
         of_grid = each.key in (*recipe.OF_GRID, "method.variant")
         of_row = alone and each.key.startswith("method.")
         if not (of_grid or of_row) and each.section in ("method", SELECTION):
             raise RecipeError(
-                f"{each.text!r}: a campaign trains several methods; choose them by methods=[A,B], "
+                f"{each.text!r}: a campaign trains several methods: select them with "
+                "methods=[A,B], "
                 "and set a method's options below `methods:` in your campaign file, or on the "
-                "command line beside methods=[A]"
+                "command line together with methods=[A]"
             )
         if each.key == "campaign":
             raise RecipeError(
-                f"{each.text!r}: the campaign is named before all words, as in `rib campaign "
-                f"{each.value}`"
+                f"{each.text!r}: put the campaign's name first, as in `rib campaign {each.value}`"
             )
         if each.key == "downstream":
             raise RecipeError(
-                f"{each.text!r}: a campaign trains on all its sets; choose them by "
-                "dataset.sets=[A,B] or downstreams=[A,B], or train a single cell by "
+                f"{each.text!r}: a campaign trains on all its datasets: select them with "
+                "dataset.sets=[A,B] or downstreams=[A,B], or train a single cell with "
                 "engine/launch.py"
             )
 
 
 def _check_shared(file: str, rows: Mapping[str, CellPlan]) -> None:
-    """Refuse a row with a value of its own of what the grid takes from its first row."""
+    """Raise RecipeError if a row changes a value that the grid takes from its first row."""
     shared = next(iter(rows.values())).recipe
     keys = [field.name for field in dataclasses.fields(Recipe) if field.name not in OF_ROW]
     for (name, row), key in itertools.product(rows.items(), keys):
         if any(getattr(cell.recipe, key) != getattr(shared, key) for cell in row.all()):
             raise RecipeError(
                 f"{file} (methods.{name}): it, or a method that it needs, sets `{key}`, which all "
-                f"rows share: set `{key}` beside `methods:`, or make another campaign"
+                f"rows share: set `{key}` at the level of `methods:`, or make another campaign"
             )
 
 
@@ -309,6 +311,6 @@ def check_modules(plan: Plan) -> None:
     for name, sha256 in plan.modules.items():
         if not Path(name).is_file() or file_hash(Path(name)) != sha256:
             raise CampaignError(
-                f"{name} is not as it was when the campaign was planned: put it back, or start the "
+                f"{name} changed since the campaign was planned: restore it, or start the "
                 "campaign again, which plans with the new file"
             )

@@ -49,7 +49,7 @@ class Column:
 
     @property
     def id(self) -> str:
-        """What Snakemake and Slurm call it, whatever the set is called."""
+        """Its name for Snakemake and Slurm, for any dataset name."""
         return identifier(self.name)
 
     @property
@@ -143,7 +143,8 @@ def _probes(
 
 
 def _check_keys(source: str, vary: Mapping[str, Sequence[Any]], cells: Sequence[Recipe]) -> None:
-    """Raise RecipeError for a key that cannot vary, and for what is no list of plain values."""
+    """Raise RecipeError for a key that cannot vary, or if its value is not a list of plain
+    values."""
     for key, values in vary.items():
         section = key.partition(".")[0]
         is_option = section == "method" and len(cells) == 1 and key not in FIXED

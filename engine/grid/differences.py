@@ -1,4 +1,4 @@
-"""What two planned campaigns were set to, and with which versions their cells were made."""
+"""Differences between two campaigns: settings, and versions that made their cells."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Difference:
 
 
 def settings(first: Plan, second: Plan) -> list[Difference]:
-    """What differs of the rows, the columns and the recipes of two campaigns, by dotted key.
+    """Differences between the rows, columns and recipes of two campaigns, by dotted key.
 
     Keys of a row begin with its name.
     """

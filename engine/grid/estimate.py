@@ -1,4 +1,4 @@
-"""What a campaign will cost: its workflow, played through with counts and `machine.rates`.
+"""Predict a campaign's cost by simulating its workflow with counts and `machine.rates`.
 
 Work is counted: images, operations and memory traffic of passes, steps. Jobs then start in the
 workflow's order on the GPUs that there are. Left out: encoding packs, reading images, CKA, choices
@@ -63,7 +63,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Device:
-    """What jobs run on. bf16, fp32: TFLOP/s that products reach. memory, link: GB/s. step_s,
+    """A device. bf16, fp32: TFLOP/s that matrix products reach. memory, link: GB/s. step_s,
     batch_s, graph_s: seconds that the host takes. cores: that a job's own work has. auto: the
     precision that is chosen by itself."""
 
@@ -79,7 +79,7 @@ class Device:
     auto: str = "bf16"
 
     def seconds(self, part: Part, gpus: int = 1) -> float:
-        """Of a part, in a job of so many GPUs: they share batches in evaluation, and the images of
+        """For a part, in a job on `gpus` GPUs: they share batches in evaluation, and the images of
         a batch in training, whose gradients they exchange in every step."""
         kind = self.auto if part.precision == "auto" else precision.of_products(part.precision)
         rate, width = (self.bf16, 1) if kind == "bf16" else (self.fp32, 2)
@@ -104,7 +104,7 @@ def gpu(name: str) -> Device:
 
 
 def users_gpu(tflops: float) -> Device:
-    """A GPU of so many TFLOP/s in bf16, of the data sheet; all else in proportion to an H100."""
+    """A GPU with this data sheet peak in bf16 TFLOP/s; all else in proportion to an H100."""
     like = rates.CHIPS["H100"]
     share = tflops / like.bf16
     chip = dataclasses.replace(
@@ -149,7 +149,7 @@ class Estimate:
     disk: dict[str, float]
 
     def column_hours(self, device: Device, gpus: int = 1) -> float:
-        """Hours of the longest column, whose job has so many GPUs."""
+        """Hours of the longest column, with this number of GPUs per job."""
         return max(device.hours(column, gpus) for column in self.columns)
 
     def gpus_of_a_job(self, gpus: int) -> int:
@@ -160,18 +160,20 @@ class Estimate:
         return max((n for n in range(1, most + 1) if batch % n == 0), default=1)
 
     def idle(self, gpus: int) -> int:
-        """How many of so many GPUs no column has."""
+        """The number of GPUs without a column."""
         each = self.gpus_of_a_job(gpus)
         return gpus - each * min(len(self.columns), gpus // each)
 
     def hours(self, device: Device, gpus: int) -> float:
-        """Hours of the campaign on so many GPUs. A column begins when one before it has ended."""
+        """Hours of the campaign on this number of GPUs. A column starts when an earlier one
+        ends."""
         each = self.gpus_of_a_job(gpus)
         columns = self._columns(device, each, gpus // each)
         return device.hours(self.shared) + columns + self.report_hours(device)
 
     def hours_on_cores(self, core: Device, cores: int) -> float:
-        """Hours of the campaign on so many cores, of which each job has the plan's threads and the
+        """Hours of the campaign on this number of cores, of which each job has the plan's threads
+        and the
         report all."""
         each = min(cores, self.plan.threads)
         job = cpu(each, core.fp32)
@@ -179,7 +181,7 @@ class Estimate:
         return job.hours(self.shared) + columns + self.report_hours(cpu(cores))
 
     def _columns(self, device: Device, gpus: int, places: int) -> float:
-        """Hours of all columns, of which so many run at a time."""
+        """Hours of all columns with this number in parallel."""
         free = [0.0] * places
         for column in self.columns:
             free[free.index(min(free))] += device.hours(column, gpus)
@@ -228,7 +230,7 @@ class _Model:
         return Part(name, images, images * self.forward, kind, traffic, batches)
 
     def trained(self, name: str, seen: int, passes: float, recipe: Recipe) -> Part:
-        """A training that sees so many images, an epoch after the other."""
+        """A training on this number of images in consecutive epochs."""
         share = passes / FULL_PASSES
         traffic = share * rates.traffic(seen * self.elements, compiled=True, training=True)
         steps = seen / recipe.train.batch_size
@@ -309,7 +311,7 @@ def _graphs(cells: Sequence[Recipe]) -> int:
 
 
 def _passes(cell: Recipe) -> float:
-    """What an image of training costs, in forward passes; 0 where nothing trains by steps."""
+    """The cost per training image, in forward passes; 0 if nothing trains by steps."""
     if modules.is_users(cell.method.module):
         return FULL_PASSES
     method = modules.method_of(cell)
@@ -375,7 +377,8 @@ def _seen(recipe: Recipe, name: str, images: int) -> int:
 
 
 def _trained_on(recipe: Recipe, images: int, classes: int) -> int:
-    """How many images a cell trains on, of a set of so many images and classes."""
+    """The number of training images of a cell, for a dataset with this number of images and
+    classes."""
     dataset = recipe.dataset
     part = images * (1 - dataset.holdout)
     part = round(min(part, dataset.train_images or part) * dataset.portion)

@@ -119,7 +119,7 @@ def _one_model(
 def choose(rows: Sequence[Evaluation], values: Mapping[str, object]) -> Evaluation:
     """The row that these values choose, by column; None where the user chose nothing.
 
-    Raises ValueError, naming the option, where there is no such row or more than one.
+    Raises ValueError, naming the option, if there is no such row or more than one.
     """
     for column, option in OPTIONS.items():
         value = values[column]
@@ -133,7 +133,7 @@ def choose(rows: Sequence[Evaluation], values: Mapping[str, object]) -> Evaluati
 
 
 def check_choice(option: str, value: object, valid: Sequence[object]) -> None:
-    """Raise ValueError unless `value` is valid, or None where there is no choice."""
+    """Raise ValueError unless `value` is valid, or None if there is no choice."""
     if value in valid or (value is None and len(valid) == 1):
         return
     if valid in ([None], [""]):
@@ -141,11 +141,11 @@ def check_choice(option: str, value: object, valid: Sequence[object]) -> None:
     shown = ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in valid)
     if value is None:
         raise ValueError(f"there is more than one such row: add {option}, one of {shown}")
-    raise ValueError(f"there is no row of {option} {value}, only of {shown}")
+    raise ValueError(f"no row has {option} {value}: choose {shown}")
 
 
 def description_of(parents: Iterable[Cell], resolved: Recipe) -> Description:
-    """What the cells say of their model and its classes; of bare weights, what the recipe says."""
+    """The cells' description of their model and classes; for bare weights, the recipe's."""
     for cell in parents:
         if (cell.artifact.folder / CELL).is_file():
             return descriptions.read(cell.artifact.checked(CELL))

@@ -1,4 +1,4 @@
-"""What a folder of runs holds: campaigns, artefacts, and which campaign needs which artefact.
+"""The content of a runs folder: campaigns, artefacts, and which campaign needs which artefact.
 
 Imports no torch, and reads no artefact.
 """
@@ -18,7 +18,7 @@ from engine.store.artifacts import MARKER, STORE, Artifact, Store
 from loaders.schema import DamagedFile
 
 PACKS = "packs"
-AGAIN = ("features", "fisher", "distances")  # kinds that are made again where something needs them
+AGAIN = ("features", "fisher", "distances")  # kinds that are made again if needed
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ class Held:
 
 
 def campaigns(runs: Path) -> list[Begun]:
-    """The campaigns in a folder of runs, the oldest plan first; links are left out. A record
-    without its plan is one, too."""
+    """The campaigns in a runs folder, the oldest plan first, without links. A record without its
+    plan counts too."""
     changed = [
         (file.stat().st_mtime_ns, place)
         for place in plan_folder.in_runs(runs)
@@ -77,8 +77,8 @@ def artifacts(runs: Path, begun: Sequence[Begun]) -> list[Held]:
 def unneeded(held: Sequence[Held], begun: Sequence[Begun]) -> list[Held]:
     """The artefacts that no record needs.
 
-    While a campaign is not finished, they are only those that are made again from others: nobody
-    knows yet what its record will name.
+    While a campaign is unfinished, these are only artefacts that can be made again, because its
+    record is not known yet.
     """
     is_finished = all(each.record for each in begun)
     return [

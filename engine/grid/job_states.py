@@ -1,6 +1,7 @@
 """How the jobs of a campaign are doing, and why one failed.
 
-All of it is read from files beside the plan. A job writes how far it is, and its marker as its last
+All of it is read from files next to the plan. A job writes how far it is, and its marker as its
+last
 act; the shell around it writes the exit code of one that failed; `attempts` has who tried it when.
 """
 
@@ -23,7 +24,7 @@ from engine.grid.schedulers import SCHEDULERS
 from loaders import schema
 from loaders.schema import DamagedFile
 
-DONE, LOGS, LOG, EXIT, PROGRESS = "done", "logs", ".log", ".exit", "progress"  # beside a plan
+DONE, LOGS, LOG, EXIT, PROGRESS = "done", "logs", ".log", ".exit", "progress"  # next to a plan
 RUNNING, WAITING, FINISHED, FAILED = "running", "waiting", "done", "failed"
 MOST = 100  # bytes of a job's exit code
 SIGNALLED = 128  # a shell's exit code for a program that a signal ended: this and its number
@@ -36,7 +37,7 @@ def is_done(place: PlanFolder, job: str) -> bool:
 
 
 def set_done(place: PlanFolder, job: str) -> None:
-    """Note that a job has its result; the job's own last act."""
+    """Mark a job as done; the last action of the job."""
     place.root.write(f"{DONE}/{job}", b"")
 
 
@@ -91,7 +92,7 @@ def begin(plan: Plan) -> None:
     """Forget how jobs ended in earlier runs. If all of them were done, something is gone or
     damaged, so they run again; they find the rest in the store.
 
-    Raises DamagedFile where anything beside the plan is a link: jobs write there by their shell,
+    Raises DamagedFile if anything next to the plan is a link: jobs write there from their shell,
     and Snakemake into its own folder, which follow links.
     """
     place = plan.place
@@ -143,7 +144,7 @@ def failure(place: PlanFolder, job: str) -> Failure | None:
     words = last.error if last else ""
     if code == os.EX_TEMPFAIL:
         return Failure(
-            "was ended by a signal in its training, and goes on from its last checkpoint"
+            "was ended by a signal during training, and resumes from its last checkpoint"
         )
     if last and last.ended is None and last.scheduler in SCHEDULERS:
         scheduler = SCHEDULERS[last.scheduler]

@@ -60,7 +60,8 @@ def finished(
 
 
 def prepare(plan: Plan, device: torch.device) -> None:
-    """What all columns share: packs, the pre-trained model, its features and predictions, and the
+    """Make what all columns share: packs, the pretrained model, its features and predictions, and
+    the
     graphs of models that are compiled."""
     builder, *_ = rows = builders(plan, device, plan.columns[0])
     names = builder.recipe.dataset.evaluated_sets

@@ -102,7 +102,7 @@ def of_finished_columns(plan: Plan, device: torch.device) -> Record:
     ]
     if not finished:
         why = "; ".join(dict.fromkeys(f"{row.column}: {row.reason}" for row in missing))
-        raise CampaignError(f"no column of {plan.name} is finished ({why}); run it again")
+        raise CampaignError(f"no column of {plan.name} is finished ({why}): run the campaign again")
     record = record_of(plan, device, finished)
     return dataclasses.replace(record, missing=missing)
 
@@ -133,7 +133,7 @@ def _artifacts(
 
 
 def _shared(plan: Plan, device: torch.device) -> Run:
-    """What all columns share, as the store holds it."""
+    """The stored artefacts that all columns share."""
     builder = jobs.builders(plan, device, plan.columns[0], finds_only=True)[0]
     encoded = verify.encoded(builder.recipe, builder.recipe.dataset.evaluated_sets)
     if missing := [name for name in builder.recipe.dataset.evaluated_sets if name not in encoded]:
@@ -235,7 +235,7 @@ def _distances(run: Run) -> dict[str, Any] | None:
 def _settings(
     run: Run, plan: Plan, seeds: Sequence[int], probe: Sequence[Evaluation]
 ) -> dict[str, Any]:
-    """What the page shows of the settings, by heading."""
+    """The settings for the report, by heading."""
     resolved = run.recipe
     model, first, last = resolved.model, seeds[0], seeds[-1]
     is_range = list(seeds) == list(range(first, last + 1))
@@ -261,7 +261,7 @@ def _settings(
 
 
 def _row(name: str, cell: Recipe) -> Row:
-    """What a row of the table trains with."""
+    """The training settings of a row."""
     settings = {
         f"{section}.{key}": value
         for section in ("method", "optimizer", "train")

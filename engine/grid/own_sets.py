@@ -1,7 +1,7 @@
 """All models of a finished campaign on a user's sets. Nothing is trained.
 
 The record names a file of predictions for every row, and its artefact names the cells of its model.
-The campaign's numbers stay as they are: a new set is no part of RI.
+The campaign's numbers do not change: a new dataset is not part of RI.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ def text(numbers: Counter[str], doing: str) -> str:
 def show(process: subprocess.Popen, plans: Sequence[Plan], watch: Callable[[], str] = str) -> None:
     """Show a bar of all jobs of the plans until the process that runs them ends.
 
-    watch: what it says beside the bar is shown, once each time that it changes.
+    watch: its text is shown next to the bar whenever it changes.
     """
     from tqdm import tqdm  # which reads TQDM_MININTERVAL now
 

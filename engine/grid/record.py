@@ -1,7 +1,7 @@
-"""What a finished campaign leaves, so that its tables and page can be made again without it.
+"""The record of a finished campaign, from which its tables and report can be made again.
 
-A file beside the plan names the predictions of every evaluation in the store, with their checksums,
-and holds what a report shows besides numbers. It holds no absolute path, so that a folder of runs
+A file next to the plan names the predictions of every evaluation in the store, with checksums, and
+contains everything else that a report shows. It contains no absolute path, so that a folder of runs
 can be moved. Imports no torch.
 """
 
@@ -134,7 +134,7 @@ class FinishedCampaign:
 
     @functools.cached_property
     def plan(self) -> campaign.Plan:
-        """What was planned. Raises as `campaign.read`."""
+        """The plan. Raises as `campaign.read`."""
         return campaign.read(self.place)
 
     def mix(self, evaluation: Evaluation) -> dict[str, float] | Ensemble:
@@ -151,10 +151,10 @@ class FinishedCampaign:
         place = self.place
         path, store = place.store / name, place.store_root
         if not store.has(name):
-            raise DamagedFile(f"{path} is missing; run `rib campaign` again, {AS_BEFORE}")
+            raise DamagedFile(f"{path} is missing: run `rib campaign` again, {AS_BEFORE}")
         if hash_once(path) != self.record.files.get(name):
             raise DamagedFile(
-                f"{path} was altered since the campaign ended; delete {path.parent} and run "
+                f"{path} was changed since the campaign ended: delete {path.parent} and run "
                 f"`rib campaign` again, {AS_BEFORE}"
             )
         return path

@@ -14,12 +14,12 @@ from loaders.files import file_hash
 from loaders.root import Root
 from loaders.schema import DamagedFile
 
-SHOWN = "report.sha256"  # beside a plan: the files of its report, as sha256sum writes them
+SHOWN = "report.sha256"  # next to a plan: its report's files, in the format of sha256sum
 
 
 @contextlib.contextmanager
 def sealed(place: PlanFolder) -> Iterator[None]:
-    """Note the files of a report that are written now beside its plan, which is in `place`.
+    """Record the report files that are written in this context next to the plan in `place`.
 
     Files that an earlier report left, of this plan or another, go, and a user's own files stay.
     Raises DamagedFile where the report is a link.
@@ -29,7 +29,7 @@ def sealed(place: PlanFolder) -> Iterator[None]:
     written = {name for name, inode in _inodes(shown).items() if inode != before.get(name)}
     for other in plan_folder.in_campaign(place.campaign):
         hashes = _sealed(other)
-        # Only files that were found in the report: a seal's names may be edited to point elsewhere.
+        # Only files that were found in the report: a seal's names may have been edited.
         for name in before.keys() & hashes.keys() - written:
             if _is(shown, name, hashes[name]):
                 shown.remove(name)
@@ -59,7 +59,7 @@ def _is(report: Root, name: str, sha256: str) -> bool:
 
 
 def is_shown(place: PlanFolder) -> bool:
-    """Whether the report beside the plans is that of the plan in the folder `place`, and whole."""
+    """Whether the campaign's report belongs to the plan in `place` and is unchanged."""
     shown = _sealed(place)
     return {PAGE, TABLE} <= shown.keys() and all(
         _is(place.report_root, name, sha256) for name, sha256 in shown.items()

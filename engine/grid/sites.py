@@ -12,7 +12,7 @@ from engine.errors import CampaignError
 from engine.grid.campaign import COLUMN, PREPARE, REPORT, Plan
 from engine.grid.schedulers import SCHEDULERS, RunOptions, Scheduler
 
-QUEUED_CORES = 4  # of a job in a queue: images are read beside the work
+QUEUED_CORES = 4  # per queued job: threads read images during training
 START_H = 5 / 60  # of a job: imports, compilation, a slow file system
 MARGIN = 3  # of the predicted time and the start: a job that asks for too little is ended
 REPORT_H = 35 / 60  # distances between the sets, bootstrap
@@ -38,7 +38,7 @@ class Site:
 def checked(options: RunOptions) -> RunOptions:
     """The options with their number of cores.
 
-    Raises ValueError and CampaignError for those that are impossible, or have no effect beside the
+    Raises ValueError and CampaignError for those that are impossible, or have no effect with the
     chosen ones.
     """
     is_queued, folder = options.executor in SCHEDULERS, options.profile
@@ -66,7 +66,8 @@ def checked(options: RunOptions) -> RunOptions:
 def of(options: RunOptions, plans: Sequence[Plan]) -> Site:
     """The site of campaigns that run together.
 
-    Raises ValueError where the recipe's device, or so many GPUs, are not there; CampaignError as
+    Raises ValueError if the recipe's device or the number of GPUs is not available; CampaignError
+    as
     the scheduler.
     """
     device, ranks = plans[0].recipe.device, options.gpus_per_job
@@ -95,7 +96,7 @@ def of(options: RunOptions, plans: Sequence[Plan]) -> Site:
 
 
 def resources(options: RunOptions, site: Site, plan: Plan, plans: int = 1) -> dict[str, Resources]:
-    """What the jobs of each stage use or ask for. plans: those that share this machine's cores."""
+    """The resources of each stage's jobs. plans: those that share this machine's cores."""
     gpus = 0 if site.device == "cpu" else site.ranks
     if options.executor == "local" and not options.profile:
         cores = max(1, options.cores // plans)

@@ -1,4 +1,4 @@
-"""How far a campaign is, from the files beside its plan alone: also of another process's."""
+"""A campaign's progress, from the files next to its plan, so also for other processes."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def left_s(
     tried: list[attempts.Attempt],
     now: float,
 ) -> float | None:
-    """Seconds that a campaign of so many steps still takes, at the speed of its jobs so far.
+    """Seconds until a campaign of this number of steps ends, at the speed of its jobs so far.
 
     Time in which no job was at work does not count. None before the first step.
     """

@@ -83,8 +83,8 @@ def verify(builder: Builder, tolerance: float = TOLERANCE) -> list[Check]:
     names = encoded(recipe, recipe.dataset.evaluated_sets)
     if not names:
         raise ValueError(
-            f"no set of {recipe.dataset.name} is encoded for {recipe.model.name} under "
-            f"{recipe.runs}; encode a set first (rib encode SET --source DIR --model MODEL)"
+            f"no dataset of {recipe.dataset.name} is encoded for {recipe.model.name} in "
+            f"{recipe.runs}: run rib encode SET --source DIR --model MODEL first"
         )
     of_timm = timms(recipe.model)
     run = builder.run  # whose base model is fetched now

@@ -36,8 +36,8 @@ CANCEL_S = 30  # for a scheduler to be told to cancel jobs
 GRACE_S = 5  # for jobs to end after an interruption; what they finished is on disk
 LEFT_OVER_S = 24 * 3600  # younger temporary folders may be in use
 PING_S = 30  # between two questions whether the scheduler is there
-FILE = "workflow.json"  # beside a plan: its jobs, and those of campaigns that run with it
-LOG = "campaign.log"  # beside a plan: what Snakemake says
+FILE = "workflow.json"  # next to a plan: its jobs, and those of campaigns that run with it
+LOG = "campaign.log"  # next to a plan: Snakemake's output
 JOBS = "RIB_WORKFLOW"  # the variable that names the jobs; a word of the command is read as YAML
 ENDING = (signal.SIGTERM, signal.SIGHUP)  # a scheduler's end, a closed terminal: as Ctrl-C
 
@@ -107,8 +107,8 @@ def locked(place: PlanFolder) -> Iterator[None]:
 
     def refuse() -> NoReturn:
         raise CampaignError(
-            f"another campaign ({locks.holder(place.lock)}) is at work in {place.campaign}; wait "
-            "for it, or use runs=ANOTHER_FOLDER"
+            f"another campaign ({locks.holder(place.lock)}) is using {place.campaign}: wait "
+            "until it ends, or use runs=ANOTHER_FOLDER"
         )
 
     with locks.held(place.lock, refuse, Root(place.runs)):
@@ -116,7 +116,7 @@ def locked(place: PlanFolder) -> Iterator[None]:
 
 
 def _show_jobs(plan: Plan, asked: Mapping[str, Resources]) -> None:
-    """What would run. Nothing of a user's runs, and nothing is written."""
+    """Show what would run. Runs no user code and writes nothing."""
     begun = not job_states.is_done(plan.place, REPORT)
     names = [job for job in plan.jobs if not (begun and job_states.is_done(plan.place, job))]
     width = max(map(len, names))

@@ -1,1 +1,1 @@
-"""What the engine runs on: ranks, GPUs, memory and precision."""
+"""The machine: ranks, GPUs, memory and precision."""

@@ -1,4 +1,4 @@
-"""What the device is called that a job works on."""
+"""The name of a job's device."""
 
 from __future__ import annotations
 

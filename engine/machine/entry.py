@@ -39,7 +39,7 @@ DEBUG = "RIB_DEBUG"  # an environment variable, which the jobs of a campaign inh
 
 
 def hiding(name: str) -> str:
-    """What `import NAME` brings in place of our package of this name; empty where it is ours."""
+    """The package that `import NAME` finds instead of ours; empty if it is ours."""
     spec = importlib.util.find_spec(name)
     place = next(iter(spec.submodule_search_locations or [spec.origin]), None) if spec else None
     return "" if place and Path(place).resolve() == ROOT / name else place or "nothing"
@@ -127,7 +127,7 @@ def _exit_raises() -> Iterator[None]:
 
 
 def words(error: BaseException) -> str:
-    """What an error says, in a line for people."""
+    """An error's message as one line for users."""
     if isinstance(error, SystemExit):
         place = _users_frame(error)
         where = f"{place.filename}, line {place.lineno}, " if place else "something "

@@ -64,7 +64,7 @@ def elements_of_image(net: nn.Module, size: int) -> float:
 
 def forward_tflops(net: nn.Module, size: int, layout: torch.memory_format) -> float:
     """TFLOP/s that a core of this machine reaches in a forward pass of a network on `meta`, in
-    processor time, so that other work beside it counts little: the best of some, in half a second.
+    processor time, so that other load matters little: the best of several, in half a second.
 
     The network is moved to the CPU, with weights of no meaning.
     """

@@ -23,7 +23,7 @@ def names() -> list[str]:
 
 
 def claim(names: Sequence[str], number: int = 1, folder: Path | None = None) -> list[int]:
-    """Places in `names` of so many GPUs, those with the fewest claims, claimed by this process.
+    """Claims `number` GPUs, those with the fewest claims. Returns their indices in `names`.
 
     A claim is a locked file in `folder` (default: the user's on this machine). The operating system
     unlocks it when this process, or a program that it becomes, ends, however that happens.

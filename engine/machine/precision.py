@@ -16,7 +16,7 @@ RESIDUAL = "bf16_residual"
 
 
 def resolve(precision: str, device: torch.device) -> str:
-    """`auto` means bf16 on a GPU and fp32 elsewhere."""
+    """`auto` means bf16 on a GPU and fp32 on a CPU."""
     if precision == "auto":
         return "bf16" if device.type == "cuda" else "fp32"
     return precision

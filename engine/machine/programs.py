@@ -1,4 +1,4 @@
-"""What other programs answer, within some seconds."""
+"""Run other programs with a time limit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class NoAnswer(OSError):
 
 
 def answer(*command: str, seconds: float = ANSWER_S, given: str = "") -> str:
-    """What a program writes to its standard output. given: its standard input.
+    """A program's standard output. given: its standard input.
 
     Raises NoAnswer where it fails or takes longer.
     """

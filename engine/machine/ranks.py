@@ -27,7 +27,7 @@ SEEN_S, LOOK_S = 180, 0.5  # NFS may hide a new file for 60 s (acdirmax); betwee
 
 @runtime_checkable
 class Stored(Protocol):
-    """What lies in files; `proof` is the last of them that was written."""
+    """Content of files; `proof` is written last."""
 
     @property
     def proof(self) -> Path: ...
@@ -115,7 +115,7 @@ def first(work: Callable[[], T]) -> T:
 
     Every rank returns the result of its `work`. Where that is `Stored`, the other ranks begin when
     they see its proof: a network file system shows a file late to another machine, and a rank that
-    missed it would make it again while rank 0 goes on. An error on rank 0 is raised on all ranks;
+    missed it would make it again while rank 0 continues. An error on rank 0 is raised on all ranks;
     FileNotFoundError where a rank does not see the proof within `SEEN_S`.
     """
     if rank() > 0:

@@ -1,4 +1,4 @@
-"""What machines reach: the few numbers that every predicted time is made of.
+"""Rates that machines reach, from which all times are predicted.
 
 A pass over images takes the time of its products, at a share of the data sheet's rate, and that of
 what flows between them through the device's memory. `Fit` was fitted to 72 throughputs that timm's
@@ -17,7 +17,7 @@ START_S = 10.0  # of a core: a job's imports and its first look at packs and wei
 GRAPH_S = 45.0  # of the host: torch.compile of a graph with Inductor, once for all jobs
 CORE_TFLOPS = 0.026  # that the demo reached on a core of an Intel Xeon at 2.1 GHz
 # Share of the rate of a forward pass alone that the demo's passes reached on a core: 5 min 58 s on
-# two cores of an Intel Xeon at 2.8 GHz, whose forward pass was timed beside other work.
+# two cores of an Intel Xeon at 2.8 GHz, whose forward pass was timed under other load.
 CORE_SHARE = 0.8
 CLASS_PAIR_S, SAMPLE_PAIR_S = 1.16e-4, 1.1e-7  # of a core: of a distance between two sets
 REPORT_CORES = 4

@@ -98,7 +98,7 @@ def _on_one_host() -> bool:
 
 
 def _launch() -> str:
-    """What the ranks of this launch have in common and no others on this host, now or later.
+    """An identifier shared by the ranks of this launch and by no others on this host, ever.
 
     It is empty under a launcher that the engine does not know.
     """
@@ -112,7 +112,7 @@ def _launch() -> str:
 
 
 def _step() -> str:
-    """What tells a Slurm step, and each restart of it, from all others."""
+    """An identifier of a Slurm step, different for each restart."""
     return ".".join(os.environ.get(name, "0") for name in STEP)
 
 

@@ -1,1 +1,1 @@
-"""Numbers from stored predictions alone: accuracy, RI and mRI, and how sure they are. No torch."""
+"""Compute accuracy, RI, mRI and their uncertainty from stored predictions. No torch."""

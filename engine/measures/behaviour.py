@@ -1,7 +1,7 @@
-"""The measures of a model on a set: what is computed of its predictions.
+"""Measures of a model's predictions on a dataset.
 
-A measure is a function here, with its kind, unit and caption. Its column in `Grid.cells`, its draws
-and intervals, its means over sets, and its place in the files and on the page follow from that.
+Each measure is a function with a kind, a unit and a caption. They determine its column in
+`Grid.cells`, its draws, intervals and means, and where files and reports show it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from engine.measures.predictions import ImagePredictions
 
 BINS = 15  # of confidences
 PER_IMAGE, BEFORE_AFTER, WHOLE_SET = "per_image", "before_after", "whole_set"
-SCALES = {"pct": 100, "pts": 100, "score": 1, "nats": 1}  # what a mean is multiplied by, by unit
+SCALES = {"pct": 100, "pts": 100, "score": 1, "nats": 1}  # factor of a mean, by unit
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -27,13 +27,13 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 class Measure:
     """A measure, by the name of its function.
 
-    kind: what the function takes and returns.
-    - `PER_IMAGE`: (predictions) -> a number of each image, [images];
+    kind: the function's arguments and result.
+    - `PER_IMAGE`: (predictions) -> one number per image, [images];
     - `BEFORE_AFTER`: (predictions before and after fine-tuning) -> the same;
     - `WHOLE_SET`: (predictions, sources as int [images]) -> one number, in its unit.
-    The weighted mean over images is the measure of the first two kinds, and has an interval; a
-    number of a whole set has none. unit: `pct` and `pts` (percent and points: the mean times 100),
-    `score` (as it is) or `nats`. is_share: whether an interval ends at 0 and 100.
+    Measures of the first two kinds are weighted means over images, with an interval; a number of a
+    whole dataset has none. unit: `pct` and `pts` (percent and points: the mean times 100), `score`
+    (unscaled) or `nats`. is_share: whether intervals are limited to 0 and 100.
     """
 
     of: Callable[..., Any]
@@ -57,7 +57,7 @@ def measure(
     *,
     is_share: bool = False,
 ) -> Callable[[Function], Function]:
-    """Make a function a measure: as in `Measure`."""
+    """Register a function as a `Measure`."""
 
     def add(function: Function) -> Function:
         MEASURES[function.__name__] = Measure(function, kind, unit, caption, is_share)
@@ -72,7 +72,7 @@ def names(*kinds: str) -> list[str]:
 
 
 def of_images(after: ImagePredictions, before: ImagePredictions | None) -> Mapping[str, np.ndarray]:
-    """Each measure of single images, [images]; NaN where it needs other answers `before`."""
+    """The measures per image, [images]; NaN for measures that need `before` if it is None."""
     numbers = {}
     for name in names(PER_IMAGE, BEFORE_AFTER):
         each = MEASURES[name]
@@ -86,7 +86,7 @@ def of_images(after: ImagePredictions, before: ImagePredictions | None) -> Mappi
 
 
 def legend() -> str:
-    """The captions of all measures but accuracy, in a sentence without its stop."""
+    """The captions of all measures except accuracy, without a full stop."""
     return "; ".join(
         f"{name.replace('_', ' ')}: {each.caption}"
         for name, each in MEASURES.items()
@@ -112,8 +112,7 @@ def brier(after: ImagePredictions) -> np.ndarray:
 
 @measure(PER_IMAGE, "nats", "mean of -log(probability of the true class), at least 0 (best)")
 def negative_log_likelihood(after: ImagePredictions) -> np.ndarray:
-    """Probabilities are stored as float32; one that is 0 there counts as the least normal number,
-    which is 87.3 nats."""
+    """Probabilities are stored as float32; 0 counts as the smallest normal number (87.3 nats)."""
     least = np.finfo(np.float32).tiny
     return -np.log(np.maximum(after.p_true.astype(np.float64), least))
 
@@ -145,11 +144,11 @@ def calibration_error(predictions: ImagePredictions, sources: np.ndarray) -> flo
     of the top-1 class, and accuracy, in 15 bins of equal width, open below and closed above (Guo et
     al. 2017, equation 3).
 
-    The distance in a bin is above 0 by chance alone, so it is debiased (as Kumar et al. 2019,
-    section 4.2): each bin's sum is taken to be normal, with its variance over `sources` (int
-    [images]: the images of a source are not independent), and what the absolute value of such a
-    number is too large by is subtracted. The result may be below 0. It has no interval: in
-    simulated campaigns of known truth none that was tried held it as often as it said.
+    Chance alone makes the distance in a bin positive, so it is debiased (as in Kumar et al. 2019,
+    section 4.2): each bin's sum is assumed normal, with its variance over `sources` (int [images];
+    images of a source are not independent), and the bias of its absolute value is subtracted. The
+    result may be negative. It has no interval: in simulated campaigns, no interval that was tried
+    had its nominal coverage.
     """
     gaps = predictions.weights * (predictions.p_top1.astype(np.float64) - predictions.hit)
     edges = np.ceil(predictions.p_top1.astype(np.float64) * BINS).astype(int)
@@ -164,7 +163,7 @@ def calibration_error(predictions: ImagePredictions, sources: np.ndarray) -> flo
 
 @measure(WHOLE_SET, "pct", "the same after temperature scaling, where it is stored")
 def scaled_calibration_error(predictions: ImagePredictions, sources: np.ndarray) -> float:
-    """As `calibration_error`, after temperature scaling; NaN where no temperature is known."""
+    """As `calibration_error`, after temperature scaling; NaN without a temperature."""
     if predictions.scaled is None:
         return math.nan
     return calibration_error(predictions._replace(p_top1=predictions.scaled), sources)
@@ -172,13 +171,13 @@ def scaled_calibration_error(predictions: ImagePredictions, sources: np.ndarray)
 
 @measure(WHOLE_SET, "pct", "mean accuracy over classes")
 def macro_accuracy(predictions: ImagePredictions, sources: np.ndarray) -> float:
-    """Mean accuracy in percent over the classes that the set has images of."""
+    """Mean accuracy in percent over the dataset's classes."""
     return float(100 * np.mean(_class_accuracies(predictions)))
 
 
 @measure(WHOLE_SET, "pct", "accuracy on the worst class")
 def worst_class_accuracy(predictions: ImagePredictions, sources: np.ndarray) -> float:
-    """The least of these. Of few images a class it is low by chance alone."""
+    """The lowest accuracy of a class in percent. With few images per class, chance makes it low."""
     return float(100 * np.min(_class_accuracies(predictions)))
 
 
@@ -189,6 +188,6 @@ def _class_accuracies(predictions: ImagePredictions) -> np.ndarray:
 
 
 def _folded_normal(mean: np.ndarray, spread: np.ndarray) -> np.ndarray:
-    """The expectation of a normal number's absolute value."""
+    """The expectation of the absolute value of a normal variable."""
     z = mean / np.maximum(spread, 1e-9)
     return spread * np.sqrt(2 / np.pi) * np.exp(-(z**2) / 2) + mean * (1 - 2 * special.ndtr(-z))

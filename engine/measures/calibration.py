@@ -1,10 +1,10 @@
 """Confidences at other temperatures, and the temperature that fits held-out images.
 
-Temperature scaling divides the logits z by one number T for all images and classes, which is chosen
-for the least negative log-likelihood (NLL) on held-out images (Guo et al. 2017, section 4.2). It
-leaves every answer as it is. Predictions hold the confidence max_c softmax(z / T)_c of each image
-at `TEMPERATURES`. With the margin that is all that an NLL needs: where the true class is not the
-answer, its logit is the answer's plus the margin. Imports no torch.
+Temperature scaling divides the logits z by one number T for all images and classes that minimizes
+the negative log-likelihood (NLL) on held-out images (Guo et al. 2017, section 4.2). It changes no
+prediction. Stored predictions contain the confidence max_c softmax(z / T)_c of each image at
+`TEMPERATURES`. Confidence and margin determine the NLL: if the true class is not the prediction,
+its logit is the prediction's plus the margin. Imports no torch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ TEMPERATURES = 2.0 ** (np.arange(-8, 17) / 4)  # 1/4 to 16
 
 @dataclass(frozen=True)
 class Temperature:
-    """A temperature at or beside `TEMPERATURES[place]`, `offset` steps away (-0.5 to 0.5)."""
+    """A temperature `offset` steps (-0.5 to 0.5) from `TEMPERATURES[place]`."""
 
     place: int
     offset: float = 0.0
@@ -29,12 +29,12 @@ class Temperature:
 
     @property
     def is_at_end(self) -> bool:
-        """Whether the best temperature may lie beyond those that are stored."""
+        """Whether the best temperature may be outside the stored range."""
         return self.place in (0, len(TEMPERATURES) - 1)
 
     def confidence(self, confidences_NT: np.ndarray) -> np.ndarray:
-        """Confidences [N] at this temperature, from those at `TEMPERATURES`: the logarithm is a
-        parabola of log T through three of them."""
+        """Confidences [N] at this temperature, interpolated between those at `TEMPERATURES`: their
+        logarithm is a parabola in log T through three points."""
         if self.is_at_end:
             return confidences_NT[:, self.place]
         u = self.offset
@@ -44,9 +44,10 @@ class Temperature:
 
 
 def fit(confidences_NT: np.ndarray, margin: np.ndarray, weights: np.ndarray) -> Temperature:
-    """The temperature of the least NLL: the vertex of the parabola of log T through the least of
-    the NLLs at `TEMPERATURES` and its neighbours. margin, weights: of each image [N]."""
-    # At the right answer the margin is positive: the true class's probability is the confidence.
+    """The temperature that minimizes the NLL: the vertex of the parabola in log T through the
+    lowest
+    NLL at `TEMPERATURES` and its neighbours. margin, weights: per image [N]."""
+    # If the prediction is right, the margin is positive and the confidence is the true class's.
     below_NT = np.minimum(margin, 0)[:, None] / TEMPERATURES
     nll_T = weights @ (-np.log(confidences_NT.astype(np.float64)) - below_NT)
     place = Temperature(int(np.argmin(nll_T)))

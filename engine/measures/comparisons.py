@@ -1,8 +1,8 @@
 """Paired tests between methods: which differences are significant.
 
-Two methods see the same images, so their difference is known far better than either mRI: intervals
-of mRI that overlap prove nothing. Ten methods make 45 pairs, of which two would be significant by
-chance alone, hence Holm's correction.
+Two methods see the same images, so their difference has less variance than either mRI, and
+overlapping intervals of mRI show nothing. Ten methods have 45 pairs, of which about two would be
+significant by chance; Holm's correction accounts for that.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ SIGNIFICANT = 0.05
 
 
 def compare(grid: Grid, arms: Sequence[int]) -> pandas.DataFrame:
-    """The difference of every two arms of a pre-trained model and setting (places in `Grid.arms`):
-    in mRI, then in mean accuracy on each set, over the models that were trained on others; the
-    population: `bootstrap`.
+    """Differences between all pairs of arms (indices in `Grid.arms`) of a pretrained model and
+    setting: in mRI, then in mean accuracy on each dataset over the models not trained on it.
+    Population: `bootstrap`.
 
-    Columns: arm and against, evaluated_on (empty: mRI), difference_pts and its ends, p, and
-    p_corrected by Holm: over all pairs for mRI, over all pairs and sets for sets.
+    Columns: arm and against, evaluated_on (empty: mRI), difference_pts and its bounds, p, and
+    p_corrected by Holm: over all pairs for mRI, over all pairs and datasets for datasets.
     """
     pairs, rows = _pairs(grid, arms), grid.ri_cells
     on_sets = grid.mean(rows, ["arm", "evaluated_on"])
@@ -34,7 +34,7 @@ def compare(grid: Grid, arms: Sequence[int]) -> pandas.DataFrame:
 
 
 def in_mri(grid: Grid, arms: Sequence[int]) -> Means:
-    """The difference in mRI of every two arms of a pre-trained model and setting."""
+    """Differences in mRI between all pairs of arms of a pretrained model and setting."""
     overall = Means(grid, grid.mri.keys.assign(evaluated_on=""), grid.mri.weights)
     return _differences(overall, _pairs(grid, arms), [""])
 
@@ -45,7 +45,7 @@ def _pairs(grid: Grid, arms: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def _differences(means: Means, pairs: Sequence[tuple[int, int]], names: Sequence[str]) -> Means:
-    """The difference of two means, of each pair and name."""
+    """The difference of two means for each pair and name."""
     place = {key: k for k, key in enumerate(means.keys.itertuples(index=False, name=None))}
     tests = [(arm, against, name) for arm, against in pairs for name in names]
     left = np.array([place[arm, name] for arm, _, name in tests], int)
@@ -55,14 +55,14 @@ def _differences(means: Means, pairs: Sequence[tuple[int, int]], names: Sequence
 
 
 def _tested(family: Means) -> pandas.DataFrame:
-    """A family of tests: a row a difference."""
+    """A family of tests, one row per difference."""
     tested = family.tested("difference_pts")
     return tested.assign(p_corrected=holm(tested["p"].to_numpy()))
 
 
 def holm(p: np.ndarray) -> np.ndarray:
-    """p-values [K], corrected for multiple testing (Holm 1979): at a threshold of 0.05 the chance
-    of any false finding is at most 5%, however the tests depend on each other."""
+    """p-values [K], corrected for multiple testing (Holm 1979): at a threshold of 0.05, the
+    probability of any false positive is at most 5% under any dependence."""
     order = np.argsort(p)
     corrected = np.empty(len(p))
     corrected[order] = np.maximum.accumulate(np.asarray(p)[order] * np.arange(len(p), 0, -1))

@@ -1,4 +1,4 @@
-"""Correlations of few units: an exact p, and an interval only where there are enough units."""
+"""Correlations over few units: exact p, and an interval only with enough units."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from engine.measures import bootstrap
 
 FEWEST = 3  # values for a coefficient
 FOR_AN_INTERVAL = 10  # a bootstrap over fewer repeats the same few units
-EXACT = 8  # units, whose 40,320 permutations are all taken
-RANDOM = 9_999  # permutations of more units
+EXACT = 8  # units of which all permutations are taken (40,320)
+RANDOM = 9_999  # random permutations for more units
 RESAMPLES = 4000
 
 
 @dataclass(frozen=True)
 class Correlation:
-    """A coefficient over `units`, its two-sided p, and the ends of its 95% interval. NaN: the
-    coefficient where a variable does not vary or there is a single unit, and the ends where there
+    """A coefficient over `units`, its two-sided p, and the bounds of its 95% interval. The
+    coefficient is NaN if a variable does not vary or there is one unit; the bounds are NaN if there
     are too few units."""
 
     units: int
@@ -39,10 +39,10 @@ class Correlation:
 def spearman(x: np.ndarray, y: np.ndarray) -> Correlation:
     """Spearman's coefficient of two variables [units], or [units, G] within each of G groups.
 
-    Within a group values are ranked among themselves and centred, and the coefficient is over the
-    ranks of all groups, so differences between groups count for nothing. NaN marks what a group
-    has no value of. A unit's values are permuted and drawn together: its groups share what it is.
-    p is by permutation of the units, exact for eight or fewer.
+    Values are ranked and centered within each group, and the coefficient is over the ranks of all
+    groups, so differences between groups do not count. NaN marks missing values. A unit's values
+    are permuted and drawn together, because they belong to the same unit. p is from permutations of
+    the units, exact for up to eight.
     """
     units, rng = len(x), np.random.default_rng(0)
     x, y = (np.asarray(v, dtype=float).reshape(units, max(1, v[:1].size)) for v in (x, y))
@@ -60,9 +60,9 @@ def spearman(x: np.ndarray, y: np.ndarray) -> Correlation:
         float(_of_orders(x, y, known, np.arange(units)[None])[0]),
         _of_orders(x, y, known, orders),
     )
-    close = 1e-12  # coefficients that are equal but for rounding
+    close = 1e-12  # coefficients equal up to rounding
     tails = (shuffled <= value + close).sum(), (shuffled >= value - close).sum()
-    itself = units > EXACT  # among random permutations, the order that was seen counts as one
+    itself = units > EXACT  # the observed order counts as one of the random permutations
     p = float(min(1.0, 2 * (min(tails) + itself) / (len(orders) + itself)))
     if units < FOR_AN_INTERVAL:
         return Correlation(units, value, p)
@@ -73,14 +73,15 @@ def spearman(x: np.ndarray, y: np.ndarray) -> Correlation:
 
 
 def _centred_ranks(values: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Each column's ranks less their mean [units, G]; 0 where a value is not known."""
+    """Each column's ranks minus their mean [units, G]; 0 for missing values."""
     ranks = pandas.DataFrame(np.where(known, values, np.nan)).rank()
     return (ranks - ranks.mean()).fillna(0).to_numpy()
 
 
 def _of_orders(x: np.ndarray, y: np.ndarray, known: np.ndarray, orders: np.ndarray) -> np.ndarray:
-    """The coefficient of x with y's units in each order [orders, units], over the values that both
-    then have. Groups that lack a unit make it a little more variable, so p a little larger."""
+    """The coefficient of x with y's units in each order [orders, units], over values that both
+    have.
+    Groups that lack a unit make it slightly more variable, so p is slightly larger."""
     here, rows = known.astype(float), np.arange(len(x))
     products, of_x, of_y = (a @ b.T for a, b in ((x, y), (x**2, here), (here, y**2)))
     covariance, xx, yy = (v[rows, orders].sum(axis=1) for v in (products, of_x, of_y))
@@ -89,8 +90,9 @@ def _of_orders(x: np.ndarray, y: np.ndarray, known: np.ndarray, orders: np.ndarr
 
 
 def _of_draws(x: np.ndarray, y: np.ndarray, known: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """The coefficient where each unit counts so many times [draws, units]; NaN where one variable
-    then does not vary."""
+    """The coefficient with each unit weighted by `times` [draws, units]; NaN if a variable then
+    does
+    not vary."""
     n = np.maximum(times @ known, 1)
 
     def product(a: np.ndarray, b: np.ndarray) -> np.ndarray:

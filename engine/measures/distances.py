@@ -1,4 +1,4 @@
-"""A matrix of distances between sets, as reports show it and files store it."""
+"""A matrix of distances between datasets, for reports and files."""
 
 from __future__ import annotations
 
@@ -19,14 +19,13 @@ _ARRAYS = ("values", "gaps", "marginal_errors")
 
 @dataclass(frozen=True)
 class Matrix:
-    """Distances between sets: values, gaps and marginal errors, float64 [k, k].
+    """Distances between datasets: values, gaps and marginal errors, float64 [k, k].
 
-    A distance is a (debiased) transport cost, in squared units of the features, NaN where a pair
-    did not converge. A gap is the sum of the absolute duality gaps of a pair's terms over OT(a, b),
-    or the relative width of its bracket; a marginal error is the mass (of 1) that the columns of a
-    plan with exact rows hold too much or too little, of the worst of a pair's terms. eps is
-    absolute, 0 if exact or bracketed. samples: the most of a set that were looked at, where not
-    all.
+    A distance is a (debiased) transport cost in squared units of the features; NaN if the pair did
+    not converge. A gap is the sum of the absolute duality gaps of a pair's terms divided by
+    OT(a, b), or the relative width of its bracket. A marginal error is the mass (of 1) by which the
+    columns of a plan with exact rows are wrong, for the worst of a pair's terms. eps is absolute,
+    0 if exact or bracketed. samples: maximum samples per dataset, if limited.
     """
 
     names: tuple[str, ...]
@@ -37,12 +36,12 @@ class Matrix:
     samples: int | None = None
 
     def row(self, name: str) -> dict[str, float]:
-        """The known distances from a set, by the second set."""
+        """The known distances from a dataset, by the other dataset."""
         values = dict(zip(self.names, self.values[self.names.index(name)].tolist(), strict=True))
         return {to: value for to, value in values.items() if to != name and math.isfinite(value)}
 
     def certainty(self) -> str:
-        """eps, the worst gap and the worst marginal error, in a line."""
+        """eps, the worst gap and the worst marginal error, as text."""
         kind = f"ε {self.eps:.3g}" if self.eps else "unregularised"
         gap, error = (v[np.isfinite(v)].max() for v in (self.gaps, self.marginal_errors))
         missing = int(np.isnan(self.values).sum()) // 2
@@ -50,7 +49,7 @@ class Matrix:
         return text + f"; {missing} pair{'s' * (missing > 1)} missing" * bool(missing)
 
     def plain(self) -> dict[str, Any]:
-        """Values for JSON: null for a pair that did not converge, and for an unknown gap."""
+        """Values for JSON; null for pairs that did not converge and unknown gaps."""
 
         def lists(array: np.ndarray) -> list[list[float | None]]:
             return [[x if math.isfinite(x) else None for x in row] for row in array.tolist()]
@@ -59,14 +58,14 @@ class Matrix:
 
     @classmethod
     def of(cls, plain: Mapping[str, Any]) -> Matrix:
-        """The matrix that `plain` was made of."""
+        """The matrix of `plain` values."""
         arrays = {name: np.array(plain[name], float) for name in _ARRAYS}
         return cls(tuple(plain["names"]), **arrays, eps=plain["eps"], samples=plain["samples"])
 
 
 def pairs(matrix: Matrix) -> pandas.DataFrame:
-    """A row a pair of sets, each once: distance, gap and marginal error, NaN where the pair did not
-    converge, and eps."""
+    """One row per pair of datasets: distance, gap and marginal error (NaN if the pair did not
+    converge), and eps."""
     names, (i, j) = np.array(matrix.names, object), np.triu_indices(len(matrix.names), 1)
     data = {"set": names[i], "other": names[j], "distance": matrix.values[i, j]}
     data |= {"gap": matrix.gaps[i, j], "marginal_error": matrix.marginal_errors[i, j]}
@@ -74,8 +73,9 @@ def pairs(matrix: Matrix) -> pandas.DataFrame:
 
 
 def write_csv(path: Path, matrix: Matrix) -> None:
-    """Write the matrix, a set a row and a column, and `pairs` in a second file, whose name ends in
-    `_pairs`."""
+    """Write the matrix with one row and column per dataset, and `pairs` to a second file, whose
+    name
+    ends in `_pairs`."""
     square = pandas.DataFrame(matrix.values, columns=list(matrix.names))
     square.insert(0, "", list(matrix.names))
     tables.write_csv(path, square, digits=None)

@@ -1,22 +1,22 @@
-"""Training dynamics: accuracy during fine-tuning, and whether robustness falls before it saturates.
+"""Training dynamics: whether robustness falls before downstream accuracy saturates.
 
-With n downstream sets i that are evaluated, and A_i^(j)(s) the accuracy in percent on set j of the
-model that is fine-tuned on set i for s steps (0: the pre-trained model):
+Let n be the number of evaluated downstream datasets i, and A_i^(j)(s) the accuracy in percent on
+dataset j of the model fine-tuned on dataset i for s steps (0: the pretrained model):
 
     downstream(s) = 1/n sum_i A_i^(i)(s)
-    ood(s)        = 1/n sum_i (the mean of A_i^(j)(s) over the sets j of RI but i)
+    ood(s)        = 1/n sum_i (mean of A_i^(j)(s) over the datasets j of RI except i)
     upstream(s)   = 1/n sum_i A_i^(up)(s)
 
 The claim of ImageNet-RIB's slides, made precise:
 
 - The peak is the first step of the highest ood(s).
 - Downstream accuracy saturates at the first step whose downstream(s) has reached 95% of its total
-  rise, which is from downstream(0) to its highest value. Without a rise there is no claim.
+  rise, from downstream(0) to its highest value. Without a rise there is no claim.
 - The fall is ood(best) - ood(saturation), where best is the first step of the highest ood(s) before
   saturation, step 0 included.
-- Robustness falls before downstream accuracy saturates where the fall's interval lies above 0.
-  Because best is chosen among m earlier steps, that interval has the level 1 - 0.05 / m
-  (Bonferroni): it holds for all m of them together. The two steps are taken as they were measured.
+- Robustness falls before downstream accuracy saturates if the fall's interval is above 0. Because
+  best is chosen among m earlier steps, the interval has the level 1 - 0.05 / m (Bonferroni), so it
+  is simultaneous for all m. The two steps themselves are treated as fixed.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from engine.measures.rows import Arm
 from engine.measures.tables import ordered
 
 SATURATED = 0.95  # of the total rise
-STEP = "step"  # in the setting of a model during training: the optimizer steps before it
+STEP = "step"  # key of a snapshot's setting: its number of optimizer steps
 
 
 def step_of(arm: Arm) -> int | None:
-    """The optimizer steps of a snapshot's arm, None for an arm that is no snapshot's."""
+    """The optimizer steps of a snapshot's arm, or None for other arms."""
     step = arm.setting.get(STEP)
     return None if step is None else int(step)
 
@@ -49,17 +49,17 @@ def of_cell(arm: Arm) -> Arm:
 
 
 def curves(grid: Grid) -> list[tuple[Arm, pandas.DataFrame, pandas.DataFrame]]:
-    """Of every arm that has snapshots: the arm without a step, its curves and its claim.
+    """For every arm with snapshots: the arm without its step, its curves and its claim.
 
-    Curves: a row a quantity (`downstream`, `ood`, `upstream`) and step, the first of step 0, with
-    the value in percent and the ends of its interval (`low`, `high`). Claim: a row (`claim`), or
-    none where downstream accuracy does not rise. There are none of either where no set that is
-    fine-tuned on is evaluated.
+    Curves: one row per quantity (`downstream`, `ood`, `upstream`) and step, starting at step 0,
+    with the value in percent and the bounds of its interval (`low`, `high`). Claim: one row
+    (`claim`), or none if downstream accuracy does not rise. Both are empty if no downstream dataset
+    is evaluated.
 
-    Raises ValueError where a model and the pre-trained model saw different images of the set that
-    the model is fine-tuned on, since a curve then has no common start.
+    Raises ValueError if a model and the pretrained model saw different images of the downstream
+    dataset, because the curve then has no common start.
     """
-    snapshots: dict[Arm, dict[int, int]] = {}  # of a cell's arm, the arm's place by step
+    snapshots: dict[Arm, dict[int, int]] = {}  # by a cell's arm: the snapshot's index by step
     for place, arm in enumerate(grid.arms):
         if (step := step_of(arm)) is not None:
             snapshots.setdefault(of_cell(arm), {})[step] = place
@@ -74,11 +74,11 @@ def claim(
     steps: Sequence[int], values: np.ndarray, draws: np.ndarray, by_seed: np.ndarray
 ) -> pandas.DataFrame:
     """The claim from curves [2, steps] of downstream and OOD accuracy, their draws [B, 2, steps]
-    and those of each seed [S, 2, steps], all in percent; without a row where downstream accuracy
-    does not rise.
+    and
+    those of each seed [S, 2, steps], all in percent; empty if downstream accuracy does not rise.
 
-    `peak`, `saturation` and `best` are steps, beside them their OOD accuracies in percent; `fall`
-    is in points, beside it the ends of its interval. holds: whether the lower end is above 0.
+    `peak`, `saturation` and `best` are steps, with their OOD accuracies in percent; `fall` is in
+    points, with the bounds of its interval. holds: whether the lower bound is above 0.
     """
     downstream, ood = values
     rise = downstream - downstream[0]
@@ -109,7 +109,7 @@ def claim(
 def _of_arm(
     grid: Grid, cells: pandas.DataFrame, places: Mapping[int, int]
 ) -> tuple[pandas.DataFrame, pandas.DataFrame]:
-    """Curves and claim, of these cells. places: of the arms of the snapshots, by step."""
+    """Curves and claim of these cells. places: indices of the snapshots' arms, by step."""
     cells = ordered(cells[cells["arm"].isin(places.values())], arm=places.values())
     on_downstream = cells["downstream"] == cells["evaluated_on"]
     parts = {
@@ -121,7 +121,7 @@ def _of_arm(
     for name, n, before in images.itertuples():
         if grid.cells["n"].iloc[before] != n:
             raise ValueError(
-                f"models fine-tuned on {name} and the pre-trained model saw different images of "
+                f"models fine-tuned on {name} and the pretrained model saw different images of "
                 "it: evaluate all of them on the same split"
             )
     steps, weights = [0, *places], []

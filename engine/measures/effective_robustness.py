@@ -1,10 +1,9 @@
-"""Effective robustness: accuracy on a shifted set above what upstream accuracy predicts.
+"""Effective robustness: accuracy on a shifted dataset above what upstream accuracy predicts.
 
-Over many models, accuracy on a shifted set is close to a line in accuracy upstream once both are on
-a probit scale, Φ⁻¹ of the share of right answers (Taori et al. 2020; Miller et al. 2021). A model's
-effective robustness is its height above that trend line, in points of accuracy (Taori et al. 2020,
-section 2; Fang et al. 2022). A gain on a set may be no more than what any model with the same
-upstream accuracy shows.
+Over many models, accuracy on a shifted dataset is close to linear in upstream accuracy if both are
+on a probit scale, Φ⁻¹ of accuracy (Taori et al. 2020; Miller et al. 2021). A model's effective
+robustness is its height above that trend line, in points of accuracy (Taori et al. 2020, section 2;
+Fang et al. 2022). Without it, a gain may only reflect a higher upstream accuracy.
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ from engine.measures.metrics import ROBUSTNESS, Grid
 from engine.measures.rows import PRE
 
 MODELS_FOR_A_TREND = 3
-CLIP = 1e-4  # a share this near 0 or 1 is moved here: its probit would be infinite
-# What a trend line is fitted over, in the order of preference.
+CLIP = 1e-4  # accuracies closer to 0 or 1 are moved here: their probit would be infinite
+# The models that a trend line is fitted over, in the order of preference.
 GIVEN = "models given by the user"
 PUBLISHED = "published models of ImageNet-1K alone"
 CAMPAIGN_MODELS = "pre-trained models"
@@ -31,10 +30,10 @@ CAMPAIGN_MODELS = "pre-trained models"
 
 @dataclass(frozen=True, eq=False)
 class Baseline:
-    """Models that are in no campaign, to fit lines over.
+    """Models outside the campaign, to fit lines over.
 
-    accuracies: in percent, a row a model and a column a set, NaN where unknown. basis: `GIVEN` or
-    `PUBLISHED`; the published ones are drawn by `model_rows.family` in intervals.
+    accuracies: in percent, one row per model and one column per dataset, NaN if unknown. basis:
+    `GIVEN` or `PUBLISHED`; published models are resampled by `model_rows.family`.
     """
 
     accuracies: pandas.DataFrame
@@ -43,8 +42,8 @@ class Baseline:
 
 @dataclass(frozen=True)
 class Fit:
-    """A line over so many models, its slope and R2 on the probit scale, and the range of upstream
-    accuracy (percent) that it is fitted over. Beyond, it is extrapolated."""
+    """A fitted line: number of models, slope and R2 on the probit scale, and the range of upstream
+    accuracy (percent) of the fit, outside of which it is extrapolated."""
 
     models: int
     slope: float
@@ -53,7 +52,7 @@ class Fit:
     high: float
 
     def extrapolates(self, upstream: np.ndarray) -> np.ndarray:
-        """Whether upstream accuracies in percent lie outside the range."""
+        """Whether upstream accuracies in percent are outside the range."""
         return (upstream < self.low) | (upstream > self.high)
 
 
@@ -76,8 +75,9 @@ class Trend:
     families: np.ndarray
 
     def models(self, accuracy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Upstream and shifted accuracy [B, F] in percent of the models that the line is fitted
-        over, from the accuracy of all cells [B, cells]. What is given is the same in all draws."""
+        """Upstream and shifted accuracy [B, F] in percent of the fitted models, from the accuracy
+        of
+        all cells [B, cells]. Given models are the same in all draws."""
         if self.basis != CAMPAIGN_MODELS:
             return self.given[:1], self.given[1:]
         upstream, shifted = (accuracy[:, of[self.fitted]] for of in (self.upstream, self.cells))
@@ -87,17 +87,17 @@ class Trend:
         self, accuracy: np.ndarray, upstream: np.ndarray, weights: np.ndarray | None = None
     ) -> np.ndarray:
         """Accuracy on the set [B, M] in percent that the line of each draw predicts from upstream
-        accuracy [B, M]; NaN where there is no line. weights: of the models, [B, F]."""
+        accuracy [B, M]; NaN without a line. weights: of the models, [B, F]."""
         return predicted(*self.models(accuracy), upstream, weights)
 
     def residuals(self, accuracy: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-        """Effective robustness [B, its cells] in points; NaN where there is no line."""
+        """Effective robustness [B, its cells] in points; NaN without a line."""
         return accuracy[:, self.cells] - self.predicted(
             accuracy, accuracy[:, self.upstream], weights
         )
 
     def drawn(self, draws: int) -> np.ndarray | None:
-        """How often each given model comes up in each draw [draws, F]: as often as its family."""
+        """The weight of each given model in each draw [draws, F], equal within its family."""
         if not len(self.families):
             return None
         names, place = np.unique(self.families, return_inverse=True)
@@ -112,15 +112,14 @@ class Trend:
 
 
 def trends(grid: Grid, baseline: Baseline | None = None) -> dict[str, Trend]:
-    """The trend line of each of the sets; left out are sets with too few models for one.
+    """The trend line of each dataset that has enough models.
 
-    A line describes models that nobody made robust to the set. It is therefore fitted over the
-    models of the baseline, or else over the grid's pre-trained models, each once, and never over
-    fine-tuned ones, which are measured against it.
+    A line describes models without robustness interventions. It is therefore fitted over the
+    baseline, or without one over the grid's pretrained models, and never over fine-tuned ones.
     """
     cells, by_set = grid.cells, {}
     elsewhere = (cells["downstream"] != cells["evaluated_on"]) & (cells["on_upstream"] >= 0)
-    # A model of several campaigns is one, though a common report may name it after each.
+    # Counts a model of several campaigns once, even if a common report renames it.
     pre = cells[cells["method"] == PRE]
     table = pre.pivot(index="model", columns="evaluated_on", values="accuracy").drop_duplicates()
     distinct = pre.index[pre["model"].isin(table.index)]
@@ -142,8 +141,8 @@ def trends(grid: Grid, baseline: Baseline | None = None) -> dict[str, Trend]:
 
 
 def above_trend(grid: Grid, by_set: Mapping[str, Trend]) -> Grid:
-    """The grid with every cell's effective robustness against the trend line of its set. Lines over
-    models of the grid, or over families of published ones, are fitted again in every draw."""
+    """The grid with every cell's effective robustness. Lines over models of the grid, or over
+    families of published ones, are refitted in every draw."""
     if not by_set:
         return grid
     accuracy, samples = grid.cells["accuracy"].to_numpy(float)[None], grid.draws["accuracy"]
@@ -171,7 +170,7 @@ def predicted(
     upstream: np.ndarray, shifted: np.ndarray, at: np.ndarray, weights: np.ndarray | None = None
 ) -> np.ndarray:
     """Accuracy on the set [B, M] at upstream accuracies `at` [B, M], by the least-squares line of
-    each row over the accuracies [B, F] of F models, all in percent; NaN where the models have the
+    each row over the accuracies [B, F] of F models, all in percent; NaN if the models have the
     same upstream accuracy. weights: of the models, [B, F]; None: 1."""
     slope, level, _ = least_squares(probit(upstream), probit(shifted), weights)
     return 100 * special.ndtr(slope * probit(at) + level)
@@ -180,17 +179,17 @@ def predicted(
 def least_squares(
     x: np.ndarray, y: np.ndarray, weights: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Slope, level and R2 [B, 1] of the line of each row over points [B, F]; NaN where x does not
+    """Slope, level and R2 [B, 1] of the line of each row over points [B, F]; NaN if x does not
     vary. weights: of the points, [B, F]; None: 1."""
     of = np.ones_like(x) if weights is None else weights
     total = of.sum(axis=1, keepdims=True)
-    total = np.where(total > 0, total, np.nan)  # a draw may hold no model
+    total = np.where(total > 0, total, np.nan)  # a draw may contain no model
 
     def mean(values: np.ndarray) -> np.ndarray:
         return np.einsum("...f,...f->...", of, values)[..., None] / total
 
     x0, y0 = x.mean(axis=1, keepdims=True), y.mean(axis=1, keepdims=True)
-    x, y = x - x0, y - y0  # so that no digits are lost below
+    x, y = x - x0, y - y0  # avoids cancellation below
     mean_x, mean_y = mean(x), mean(y)
     variance, covariance = mean(x * x) - mean_x**2, mean(x * y) - mean_x * mean_y
     slope = covariance / np.where(variance > 1e-12, variance, np.nan)

@@ -1,4 +1,4 @@
-"""Evaluations as they are read: each one's measures on its set, and their draws."""
+"""Read evaluations: measures on each dataset, and their draws."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ def of_set(
     temperatures: Mapping[tuple[Arm, str, int], Temperature | None],
     draws: int,
 ) -> tuple[list[dict[str, float]], np.ndarray, list[ImageChange]]:
-    """Of each evaluation of a set its numbers (n, sources, and measures), their draws, float32
+    """For each evaluation of a dataset: its numbers (n, sources, and measures), their draws,
+    float32
     [B, rows, measures], and the images that most models gained or lost.
 
-    rows: pre-trained models first. Models that were trained on the set come last, and are read
-    apart: they may have seen a hold-out only.
+    rows: pretrained models first. Models trained on the dataset come last and are read separately,
+    because they may be evaluated on held-out images only.
     """
     numbers, samples = [], []
     of_set, on_downstream = SetPredictions(), SetPredictions()
@@ -78,8 +79,8 @@ def of_set(
 def again(
     evaluations: Sequence[Evaluation], probe: Sequence[Evaluation]
 ) -> dict[ModelOnSet, float]:
-    """Accuracy in percent of second trainings. Raises ValueError for an evaluation that saw other
-    images than the first training's."""
+    """Accuracy in percent of second trainings. Raises ValueError if an evaluation used other images
+    than the first training's."""
     first, accuracy = {row.cell: row.path for row in evaluations}, {}
     for row in probe:
         images = SetPredictions()
@@ -92,15 +93,14 @@ def again(
 def check(
     evaluations: Sequence[Evaluation], sets: Sequence[str], downstreams: Sequence[str]
 ) -> None:
-    """Raise ValueError unless every model of the grid was evaluated once on every set that its
-    numbers need: all `sets` after fine-tuning on each of `downstreams`, with every seed, and before
-    it wherever it was after it."""
+    """Raise ValueError unless every model was evaluated once on every required dataset: all `sets`
+    after fine-tuning on each of `downstreams`, with every seed, and each of these before it."""
     if len(set(sets)) < 2:
-        raise ValueError(f"RI needs two or more distinct sets, got {list(sets)}")
+        raise ValueError(f"RI requires at least two distinct datasets, not {list(sets)}")
     seen = Counter((row.cell, row.seed) for row in evaluations)
     for (cell, seed), count in seen.items():
         if count > 1:
-            raise ValueError(f"{cell}, seed {seed}, is given {count} times")
+            raise ValueError(f"{cell}, seed {seed}, occurs {count} times")
     trained = dict.fromkeys(cell for cell, _ in seen if cell.method != PRE)
     for arm in dict.fromkeys(cell.arm for cell in trained):
         trained |= dict.fromkeys(ModelOnSet(*arm, i, j) for i in downstreams for j in sets)
@@ -111,5 +111,5 @@ def check(
         cell, seed = missing[0]
         raise ValueError(
             f"{cell}, seed {seed}, is missing from the grid, the first of {len(missing)}: finish "
-            "the campaign, and give all methods the same seeds"
+            "the campaign, and use the same seeds for all methods"
         )

@@ -1,6 +1,6 @@
-"""Which images of a set fine-tuning gains and loses: of each, in how many rows of the tables.
+"""Images of a dataset that fine-tuning gains and loses, and in how many rows of the tables.
 
-Averages of several models, such as WiSE-FT's, are not counted: they would count a training twice.
+Averages of models, such as WiSE-FT's, are not counted: they would count a training twice.
 """
 
 from __future__ import annotations
@@ -15,18 +15,17 @@ from engine.measures.predictions import SetPredictions
 from engine.measures.rows import Evaluation
 
 GAINED, LOST = "gained", "lost"
-MOST = 12  # images of a set, of each change
+MOST = 12  # images per dataset and change
 
 
 @dataclass(frozen=True)
 class ImageChange:
-    """An image that some rows answer otherwise than the pre-trained model: right in place of wrong
-    (`GAINED`), or wrong in place of right (`LOST`).
+    """An image whose prediction some rows changed: from wrong to right (`GAINED`), or from right to
+    wrong (`LOST`).
 
-    index: the image's place in the set's pack. label, before, after: classes, as positions in the
-    head's order; `after` is what most of the rows that lost it answer. rows: how many gained or
-    lost it, a model of a row, column and seed each; `of`: how many there are. by_method: `rows` by
-    key of the method.
+    index: in the dataset's pack. label, before, after: classes, as positions in the head's order;
+    `after` is the most frequent prediction of the rows that lost it. rows: the number of models
+    (one per row, column and seed) that gained or lost it, out of `of`. by_method: `rows` by method.
     """
 
     model: str
@@ -44,10 +43,11 @@ class ImageChange:
 def of_set(
     answers: Sequence[tuple[Evaluation, np.ndarray]], bank: SetPredictions
 ) -> list[ImageChange]:
-    """The images of a set that most of a model's rows gained, then those that most lost; of equal
-    counts the image that comes first in the set is first.
+    """The images that most of a model's rows gained, then those that most lost; ties in the order
+    of
+    the dataset.
 
-    answers: the top-1 classes [N] of the pre-trained model, then of the rows that count.
+    answers: the top-1 classes [N] of the pretrained model, then of the rows that count.
     """
     before, *after = (row for row, _ in answers)
     index_N, label_N = (bank.images[name].to_numpy() for name in ("index", "label"))

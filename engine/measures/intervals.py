@@ -1,4 +1,4 @@
-"""95% intervals of all that a grid reports: accuracies, RI, mRI, and what predictions are like."""
+"""95% intervals of all numbers of a grid: accuracies, RI, mRI, and measures of predictions."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ INTERVAL = ["value", "low", "high"]
 
 def intervals(grid: Grid) -> pandas.DataFrame:
     """Every number of `Grid.numbers` with its percentile interval over source images and training
-    seeds (the population: `bootstrap`, `seeds`), a row each: `KEY`, quantity, `INTERVAL`; of shares
-    near 0 and 100% Wilson's (`shares`)."""
+    seeds (`bootstrap`, `seeds`), one row each: `KEY`, quantity, `INTERVAL`. Shares near 0 and 100%
+    have Wilson's interval (`shares`)."""
     numbers, parts = grid.named(grid.numbers), []
     of_set, of_column = numbers["evaluated_on"] != "", numbers["downstream"] != ""
     change = np.select([of_set, of_column], ["change", "RI"], "mRI").astype(object)

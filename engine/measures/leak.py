@@ -1,10 +1,9 @@
-"""The leak: what it is worth to have seen a photo in another set.
+"""The leak: the gain from having seen a photo in another dataset.
 
-Sets may show the same photos, each in its own rendering. A model that is fine-tuned on one has then
-seen the photos, and the labels, that the others judge it by. Where a photo is held out of all sets
-or of none (`dataset.holdout_by=source`), the leak is the change in accuracy on photos that were
-seen less that on photos that were not. Each change is from the pre-trained model on the same
-images.
+Datasets may show renderings of the same photos. A model fine-tuned on one has then seen the photos
+and labels that the others test it on. If a photo is held out of all datasets or of none
+(`dataset.holdout_by=source`), the leak is the change in accuracy on seen photos minus the change on
+held-out photos. Each change is relative to the pretrained model on the same images.
 """
 
 from __future__ import annotations
@@ -30,17 +29,18 @@ SEEN, UNSEEN = "seen", "unseen"
 def of(
     grid: Grid, held_out: Sequence[Evaluation], seen: Sequence[Evaluation], draws: int = DRAWS
 ) -> pandas.DataFrame:
-    """The leak of each arm that tables show, a row an arm, set fine-tuned on and set of RI with the
-    same photos. An empty evaluated_on is the mean over these sets, an empty downstream that over
-    the sets fine-tuned on. There are no rows where no set of RI has photos of one fine-tuned on.
+    """The leak of each shown arm: one row per arm, downstream dataset and dataset of RI with the
+    same
+    photos. An empty evaluated_on is the mean over these datasets, an empty downstream the mean over
+    the downstream datasets. Empty if no dataset of RI shares photos with a downstream dataset.
 
-    Columns: arm (its place in `grid.arms`), downstream, evaluated_on; seen_pts and unseen_pts
-    (changes in accuracy) and leak_pts, with the ends of their 95% intervals. The class of a photo
-    that was not seen is one that was trained on, so that the leak is no effect of classes.
+    Columns: arm (index in `grid.arms`), downstream, evaluated_on; seen_pts and unseen_pts (changes
+    in accuracy) and leak_pts, with the bounds of their 95% intervals. Held-out photos have classes
+    that were trained on, so the leak is not an effect of classes.
 
-    held_out: evaluations on held-out images. seen: on the others, of models that may have seen
-    them, and of the pre-trained model on every set that shares photos. Raises ValueError as
-    `metrics.gather`.
+    held_out: evaluations on held-out images. seen: evaluations on the others, of models that may
+    have seen them, and of the pretrained model on every dataset that shares photos. Raises
+    ValueError as `metrics.gather`.
     """
     arms = {arm: k for k, arm in enumerate(grid.arms)}
     trained_on = {row.evaluated_on: row.path for row in seen if row.method == PRE}
@@ -77,8 +77,9 @@ def of(
 
 
 class _Measured(NamedTuple):
-    """Evaluations on a part of a set, of each its images (n) and accuracy, none where the part has
-    no images, and draws of it, float32 [B, rows]."""
+    """Evaluations on a subset: number of images (n), accuracy (None without images), and draws of
+    it,
+    float32 [B, rows]."""
 
     evaluations: list[Evaluation]
     numbers: list[dict[str, float]]
@@ -86,7 +87,8 @@ class _Measured(NamedTuple):
 
 
 def _keeps(trained_on: Path) -> Mapping[str, Keep]:
-    """Which images count after fine-tuning on a set, from predictions on what it trains on."""
+    """Which images count after fine-tuning on a dataset, from predictions on its training
+    images."""
     table = predictions.read(trained_on)
 
     def keep(name: str) -> Keep:
@@ -120,7 +122,7 @@ def _table(grid: Grid) -> pandas.DataFrame:
         for kind, of in kinds.items():
             weight = equal_column_weights(of) if by == ["arm"] else None
             means[kind] = grid.mean(of, by, weight, of="change")
-        seen, unseen = means[SEEN], means[UNSEEN]  # their rows have one order, as the cells have
+        seen, unseen = means[SEEN], means[UNSEEN]  # their rows have the order of the cells
         leak = replace(seen, weights=seen.weights - unseen.weights)
         table = seen.table("seen_pts").merge(unseen.table("unseen_pts"), on=by)
         tables.append(table.merge(leak.table("leak_pts"), on=by))

@@ -1,19 +1,18 @@
-"""From stored predictions to accuracy, RI and mRI: the arithmetic of the benchmark.
+"""Compute accuracy, RI and mRI from stored predictions.
 
-A grid is one table and one matrix: a row a model and set with its measures, and joint bootstrap
-draws of them (`bootstrap`), a column a row. Every further number is a weighted mean of rows
-(`Means`), taken of the values and of the draws alike; an interval is two quantiles of the draws,
-widened by the error that training seeds add (`seeds`).
+A grid is one table and one matrix: one row per model and dataset with its measures, and their joint
+bootstrap draws (`bootstrap`), one column per row. All other numbers are weighted means of rows
+(`Means`), of values and draws alike. An interval consists of two quantiles of the draws, widened by
+the error over training seeds (`seeds`).
 
-ImageNet-RIB's definitions, with n downstream sets and A_i^(j) the accuracy in percent on set j of
-the model fine-tuned on set i (of several seeds, their mean):
+ImageNet-RIB's definitions, with n downstream datasets and A_i^(j) the accuracy in percent on
+dataset j of the model fine-tuned on dataset i (averaged over seeds):
 RI_i = 1/(n-1) sum_{j != i} (A_i^(j) - A_pre^(j)), and mRI is the mean of RI_i over i.
 
-A campaign may fine-tune on sets (`downstreams`) other than those that it measures RI on (`sets`),
-such as the upstream set. RI_i is then the mean over all of `sets` where i is not among them, and
-mRI the mean over `downstreams`.
+A campaign may fine-tune on datasets (`downstreams`) other than those of RI (`sets`), such as the
+upstream dataset. RI_i is the mean over all of `sets` except i, and mRI the mean over `downstreams`.
 
-Disjoint RI and mRI leave out the sets that are related to the one fine-tuned on (`relations`).
+Disjoint RI and mRI exclude datasets related to the downstream dataset (`relations`).
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ ROBUSTNESS = "effective_robustness"
 
 
 def measures() -> list[str]:
-    """A cell's measures beside its accuracy, in the order of their columns."""
+    """A cell's measures except accuracy, in the order of their columns."""
     return [*(name for name in behaviour.MEASURES if name != "accuracy"), ROBUSTNESS]
 
 
@@ -62,18 +61,18 @@ def column_name(measure: str) -> str:
 class Grid:
     """A grid's predictions, read and checked once.
 
-    sets: those of RI. downstreams: those fine-tuned on. seeds: of the training.
+    sets: datasets of RI. downstreams: downstream datasets. seeds: training seeds.
 
-    cells: a row a model and set, over the mean of its seeds: `KEY`, headline (whether tables show
-    the arm), n (images), accuracy and the other measures in percent or points, NaN where a cell has
-    none. Beside them whole numbers: arm, the place in `arms`; before, the row of the pre-trained
-    model on the same set; on_upstream, that of the same model upstream, -1 where there is none.
+    cells: one row per model and dataset, averaged over seeds: `KEY`, headline (whether tables show
+    the arm), n (images), accuracy and the other measures in percent or points, NaN if a cell has
+    none. Integer columns: arm, the index in `arms`; before, the row of the pretrained model on the
+    same dataset; on_upstream, the row of the same model upstream, -1 if there is none.
 
-    draws: by measure, float32 [B, cells], over images, the seeds as they are. by_seed: by measure,
-    float64 [S, cells]; trained: the same as a table, a row a cell and seed. again: float64 [cells],
-    the accuracy of a second training of some columns (a seed probe), NaN in others; None without.
-    changes: the images that most rows gained or lost. related: the related sets (`relations.of`),
-    none where leaving them out changes no RI.
+    draws: by measure, float32 [B, cells], over images, with fixed seeds. by_seed: by measure,
+    float64 [S, cells]; trained: the same as a table, one row per cell and seed. again: float64
+    [cells], the accuracy of a second training of some columns (a seed probe), NaN for others; None
+    without a probe. changes: the images that most rows gained or lost. related: the related
+    datasets (`relations.of`), empty if excluding them changes no RI.
     """
 
     sets: tuple[str, ...]
@@ -93,27 +92,28 @@ class Grid:
 
     @functools.cached_property
     def ri_cells(self) -> pandas.DataFrame:
-        """The cells that count in RI: fine-tuned models on the sets of RI but their own."""
+        """The cells that count in RI: fine-tuned models on the other datasets of RI."""
         cells = self.cells
         counts = cells["downstream"].isin(self.downstreams) & cells["evaluated_on"].isin(self.sets)
         return cells[counts & (cells["downstream"] != cells["evaluated_on"])]
 
     def placed(self, values: Mapping[ModelOnSet, float]) -> np.ndarray:
-        """The values at their cells, float64 [cells]; NaN elsewhere."""
+        """The values at their cells, float64 [cells]; NaN for other cells."""
         arms, cells = dict(enumerate(self.arms)), rows(self.cells)
         keys = [ModelOnSet(*arms[c.arm], c.downstream, c.evaluated_on) for c in cells]
         return np.array([values.get(key, np.nan) for key in keys])
 
     def without_related(self, cells: pandas.DataFrame) -> pandas.DataFrame:
-        """The cells whose set is not related to the one fine-tuned on."""
+        """The cells whose dataset is not related to the downstream dataset."""
         pairs = zip(self.related["set"], self.related["related_to"], strict=True)
         keys = pandas.MultiIndex.from_frame(cells[["evaluated_on", "downstream"]])
         return cells[~keys.isin([*pairs])]
 
     @functools.cached_property
     def disjoint_mri(self) -> Means:
-        """Disjoint mRI by arm: of the arms, and over the sets fine-tuned on, that have such an RI;
-        `keys` says over how many (`columns`)."""
+        """Disjoint mRI by arm, over the downstream datasets that have a disjoint RI; `keys`
+        contains
+        their number (`columns`)."""
         cells = self.without_related(self.ri_cells)
         means = self.mean(cells, ["arm"], equal_column_weights(cells), of="change")
         columns = cells.groupby("arm", sort=False)["downstream"].nunique()
@@ -127,9 +127,10 @@ class Grid:
         *,
         of: str = "after",
     ) -> Means:
-        """The mean over each group of cells, of equal weight where none is given.
+        """The mean over each group of cells, with equal weights by default.
 
-        of: `after` of the cells, `before` of the pre-trained models beside them, or `change`.
+        of: `after` for the cells, `before` for the pretrained models on the same datasets, or
+        `change`.
         """
         groups = cells.groupby(list(by), sort=False)
         if weight is None:
@@ -144,8 +145,9 @@ class Grid:
 
     @functools.cached_property
     def seeds_by_arm(self) -> pandas.DataFrame:
-        """By arm: model, setting, whether a seed makes a difference to it (`varies`), and whether
-        variance over seeds is pooled over it (`pools`): it does, tables show it and it trains."""
+        """By arm: model, setting, whether it depends on the seed (`varies`), and whether the
+        variance
+        over seeds is pooled over it (`pools`): if it varies, trains, and tables show it."""
         accuracy = self.by_seed["accuracy"]
         changes = (accuracy != accuracy[0]).any(axis=0)
         if self.again is not None:
@@ -163,16 +165,16 @@ class Grid:
 
     @functools.cached_property
     def numbers(self) -> pandas.DataFrame:
-        """A row an arm, set fine-tuned on and set evaluated on. An empty evaluated_on is the mean
-        over the sets of RI that a model was not fine-tuned on, an empty downstream that over the
-        models that were not fine-tuned on a set. The change is RI where evaluated_on is empty, and
-        mRI where both are; all means of both count each set fine-tuned on alike.
+        """One row per arm, downstream dataset and dataset evaluated on. An empty evaluated_on is
+        the
+        mean over the other datasets of RI, an empty downstream the mean over the models not
+        fine-tuned on the dataset. The change is RI if evaluated_on is empty, and mRI if both are;
+        means over both weight downstream datasets equally.
 
-        Columns: arm, downstream, evaluated_on, before_pct, accuracy_pct, change_pts, where sets are
-        related also disjoint_change_pts (the same mean, without sets that are related to the one
-        fine-tuned on), and every measure (`column_name`), with the ends of its interval where it
-        has one (`Means.table`); NaN where there is no such number. A pre-trained model has no
-        downstream and no change.
+        Columns: arm, downstream, evaluated_on, before_pct, accuracy_pct, change_pts, if datasets
+        are related also disjoint_change_pts (without related datasets), and every measure
+        (`column_name`), with the bounds of its interval if it has one (`Means.table`); NaN if
+        undefined. A pretrained model has no downstream and no change.
         """
         cells = self.cells
         others = cells["downstream"] != cells["evaluated_on"]
@@ -189,7 +191,7 @@ class Grid:
 
     @property
     def by_arm(self) -> pandas.DataFrame:
-        """The `numbers` that are means over both sets."""
+        """The `numbers` that are means over both kinds of datasets."""
         return self.numbers.query("downstream == '' and evaluated_on == ''").drop(columns=CELL[1:])
 
     def _numbers(
@@ -212,28 +214,28 @@ class Grid:
         return functools.reduce(lambda a, b: a.merge(b, on=by, how="left"), tables)
 
     def named(self, table: pandas.DataFrame) -> pandas.DataFrame:
-        """The table with the columns of its arms in place of their numbers."""
+        """The table with the columns of its arms instead of their indices."""
         arms = _named(pandas.DataFrame([self.arms[k] for k in table["arm"]], columns=Arm._fields))
         return pandas.concat([arms, table.drop(columns="arm").reset_index(drop=True)], axis=1)
 
 
 @dataclass(frozen=True, eq=False)
 class Means:
-    """K weighted means of a grid's cells: the columns that name them [K rows], and what each cell
-    counts, [cells, K]."""
+    """K weighted means of a grid's cells: the columns that name them [K rows], and the weights
+    [cells, K]."""
 
     grid: Grid
     keys: pandas.DataFrame
     weights: sparse.csc_array
 
     def values(self, measure: str = "accuracy") -> np.ndarray:
-        """[K]; NaN where a cell lacks the measure."""
+        """[K]; NaN if a cell lacks the measure."""
         return self.grid.cells[measure].to_numpy(float) @ self.weights
 
     def draws(
         self, measure: str = "accuracy", places: np.ndarray | slice = slice(None)
     ) -> np.ndarray:
-        """float32 [B, K], or of the means at some places."""
+        """float32 [B, K], or only the means at some indices."""
         weights, of_cells = self.weights[:, places], self.grid.draws[measure]
         is_cell = np.diff(weights.indptr) == 1
         if is_cell.all() and (weights.data == 1).all():
@@ -243,8 +245,9 @@ class Means:
     def table(
         self, name: str, measure: str = "accuracy", *, clip: bool = False
     ) -> pandas.DataFrame:
-        """Keys, NAME and the ends of its 95% interval, NaN where a mean has a cell without the
-        measure. The ends are NAME_low and NAME_high, without NAME's unit. clip: to 0 and 100."""
+        """Keys, NAME and the bounds of its 95% interval, NaN if a cell lacks the measure. The
+        bounds
+        are NAME_low and NAME_high, without NAME's unit. clip: to 0 and 100."""
         values = self.values(measure)
         ends, known = np.full((2, len(values)), np.nan), np.flatnonzero(~np.isnan(values))
         if measure in self.grid.draws and len(known):
@@ -258,15 +261,15 @@ class Means:
         return self._with_ends(name, values, ends.clip(0, 100) if clip else ends)
 
     def tested(self, name: str) -> pandas.DataFrame:
-        """Keys, NAME and the ends of its 95% interval, and two-sided p of "it is 0", of paired
+        """Keys, NAME and the bounds of its 95% interval, and two-sided p of "it is 0", for paired
         differences in accuracy (`seeds.tested`)."""
         over_images = (self.grid.draws["accuracy"] @ self.weights).var(axis=0, dtype=np.float64)
         ends, p = seeds.tested(self.values(), over_images, self.seeds())
         return self._with_ends(name, self.values(), ends).assign(p=p)
 
     def seeds(self, measure: str = "accuracy") -> SeedError:
-        """What training seeds add to the error of each mean. With a single seed that is known where
-        a column was trained again, of accuracy, and of means over all columns."""
+        """The error over training seeds of each mean. With a single seed, it is known only for
+        accuracy, from columns that were trained twice, and for means over all columns."""
         grid, keys = self.grid, self.keys
         arms = [name for name in ("arm", "against") if name in keys]
         if len(grid.seeds) > 1:
@@ -293,24 +296,24 @@ class Means:
 
     @property
     def _sources(self) -> np.ndarray:
-        """Of each mean, the fewest source images of a cell."""
+        """For each mean, the smallest number of source images of a cell."""
         of_cells = self.grid.cells["sources"].to_numpy(float)[self.weights.indices]
         return np.minimum.reduceat(of_cells, self.weights.indptr[:-1])
 
     def _with_ends(self, name: str, values: np.ndarray, ends: np.ndarray) -> pandas.DataFrame:
-        """The keys with the numbers and their intervals; an end that is 0 but for rounding is 0."""
+        """The keys with the numbers and their intervals; bounds that are 0 up to rounding are 0."""
         ends = np.where(np.abs(ends) < seeds.ROUNDING, 0, ends)
         columns = zip(with_ends(name), (values, *ends), strict=True)
         return self.keys.assign(**dict(columns))
 
 
 def _named(rows: pandas.DataFrame) -> pandas.DataFrame:
-    """Rows that name arms, with the text of their settings, as tables have it."""
+    """Rows that name arms, with their settings as text, for tables."""
     return rows.assign(setting=rows["setting"].map(str)).astype({"alpha": float})
 
 
 def equal_column_weights(cells: pandas.DataFrame) -> pandas.Series:
-    """The weights of cells in means by arm in which each set fine-tuned on counts alike."""
+    """The weights of cells in means by arm that weight downstream datasets equally."""
     columns = cells.groupby("arm")["downstream"].transform("nunique")
     return 1 / (columns * cells.groupby(["arm", "downstream"])["n"].transform("size"))
 
@@ -327,16 +330,15 @@ def gather(
 ) -> Grid:
     """Read every evaluation once; cells come in the order of the evaluations.
 
-    sets: those that RI is measured on. downstreams: those fine-tuned on; empty: `sets`. Sets
-    evaluated on but not among `sets` are reported, never part of RI. families: by name, the sets
-    that one maker drew or made. probe: evaluations of some columns' second training, with another
-    seed than that of `evaluations`.
+    sets: datasets of RI. downstreams: downstream datasets; empty: `sets`. Other datasets are
+    reported but never part of RI. families: datasets by maker. probe: evaluations of some columns'
+    second training, with another seed.
 
-    Raises ValueError for fewer than two sets, an evaluation that is missing or given twice,
-    unreadable or NaN predictions, and evaluations of one set that saw different images.
+    Raises ValueError for fewer than two datasets, missing or repeated evaluations, unreadable or
+    NaN predictions, and evaluations of one dataset on different images.
     """
     evaluated.check(evaluations, sets, downstreams or sets)
-    temperatures = {  # by what was held out of its training; the pre-trained model was upstream
+    temperatures = {  # fitted on images held out of training; for the pretrained model upstream
         (row.arm, row.downstream, row.seed): predictions.temperature_of(row.path)
         for row in evaluations
         if row.evaluated_on == (row.downstream or upstream)
@@ -344,7 +346,7 @@ def gather(
     by_set: dict[str, list[int]] = {}
     for k, row in enumerate(evaluations):
         by_set.setdefault(row.evaluated_on, []).append(k)
-    whole = {  # what models were trained on may be evaluated on its hold-out
+    whole = {  # a dataset that models were trained on may be evaluated on held-out images
         name: min(places, key=lambda k: evaluations[k].on_downstream)
         for name, places in by_set.items()
     }
@@ -382,8 +384,8 @@ def grid_of(
     downstreams: Sequence[str],
     changes: Sequence[ImageChange] = (),
 ) -> Grid:
-    """The grid of evaluations, from the numbers of each (n, sources, and the measures by name) and
-    their draws, float32 [B, evaluations] by measure."""
+    """The grid of evaluations from their numbers (n, sources, and the measures by name) and draws,
+    float32 [B, evaluations] by measure."""
     arms = {arm: k for k, arm in enumerate(dict.fromkeys(row.arm for row in evaluations))}
     names = [*KEY, "seed", "headline", "trains", "arm"]
     of_rows = [(*row.key, row.seed, row.headline, row.trains, arms[row.arm]) for row in evaluations]
@@ -392,7 +394,7 @@ def grid_of(
     cell = trained.groupby(["arm", "downstream", "evaluated_on"], sort=False).ngroup().to_numpy()
     order, size = np.lexsort((trained["seed"], cell)), np.bincount(cell)
     seeds = sorted(set(trained.loc[trained["method"] != PRE, "seed"])) or [0]
-    # The pre-trained model has no seeds: its row stands for each of them.
+    # The pretrained model has no seed; its row is used for every seed.
     of_seed = np.arange(len(seeds)) % size[:, None] + (np.cumsum(size) - size)[:, None]
     by_seed = order[of_seed]
     cells = trained.iloc[by_seed[:, 0]].drop(columns="seed").reset_index(drop=True)
@@ -426,5 +428,5 @@ def grid_of(
 def robustness_improvement(
     downstream: str, after: Mapping[str, float], before: Mapping[str, float], sets: Sequence[str]
 ) -> float:
-    """RI of one fine-tuned model: its mean change in accuracy over the other sets (points)."""
+    """RI of one fine-tuned model: its mean change in accuracy on the other datasets, in points."""
     return fmean(after[name] - before[name] for name in sets if name != downstream)

@@ -1,4 +1,4 @@
-"""Two campaigns on the sets and images that both evaluated, paired image by image."""
+"""Compare two campaigns on the images that both evaluated."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from engine.measures.rows import PRE, Evaluation
 
 
 class Key(NamedTuple):
-    """A row of a table on a set: a method, its setting, what it was fine-tuned on."""
+    """A row of a table on a dataset: method, setting and downstream dataset."""
 
     method: str
     setting: str
@@ -29,12 +29,12 @@ def cells(
 ) -> pandas.DataFrame:
     """Accuracies of two campaigns on the images that they share, in percent.
 
-    A row a method and set fine-tuned on, of the headline rows that both have, and a set that both
-    evaluated: method, setting_a, setting_b, downstream, evaluated_on, images, accuracy_a,
-    accuracy_b, change (b - a, points). Of several seeds accuracies are means. Where one campaign
-    has a single setting and the other several, it stands beside each of these. Images of
-    the sets `same`, which are one pack in both, are paired by their place in it; others by their
-    source, its copies in their order. Raises ValueError as `predictions.read`.
+    One row per shared headline method, downstream dataset and dataset evaluated on: method,
+    setting_a, setting_b, downstream, evaluated_on, images, accuracy_a, accuracy_b, change (b - a,
+    points). Accuracies are means over seeds. If one campaign has a single setting and the other
+    several, it is paired with each of these. Images of the datasets `same`, which have the same
+    pack in both, are paired by index; others by source, with copies in order. Raises ValueError as
+    `predictions.read`.
     """
     of_first, of_second = _by_key(first), _by_key(second)
     settings = [
@@ -61,10 +61,10 @@ def cells(
 
 
 def mean_improvements(table: pandas.DataFrame, sets: Iterable[str]) -> pandas.DataFrame:
-    """mRI of both campaigns over the columns and sets that they share, a row a method and setting.
+    """mRI of both campaigns over shared columns and datasets, one row per method and setting.
 
-    table: of `cells`. sets: those that RI is measured on in both. Columns: method, setting_a,
-    setting_b, columns (sets fine-tuned on), mri_a, mri_b, change (points).
+    table: of `cells`. sets: datasets of RI in both. Columns: method, setting_a, setting_b, columns
+    (downstream datasets), mri_a, mri_b, change (points).
     """
     before = table[table["method"] == PRE].set_index("evaluated_on")
     tuned = table[
@@ -94,14 +94,15 @@ def _by_key(evaluations: Sequence[Evaluation]) -> Mapping[Key, list[Path]]:
 
 
 def _pairs(first: Sequence[str], second: Sequence[str]) -> list[tuple[str, str]]:
-    """The settings that stand beside each other."""
+    """The pairs of settings that are compared."""
     if len(first) == 1 or len(second) == 1:
         return [(a, b) for a in first for b in second]
     return [(setting, setting) for setting in first if setting in second]
 
 
 class _Reader:
-    """Tables of predictions, each read once, and which rows of two are of the same images."""
+    """Read tables of predictions once, and match the rows of two tables that show the same
+    images."""
 
     def __init__(self) -> None:
         self._tables: dict[Path, pa.Table] = {}
@@ -115,15 +116,15 @@ class _Reader:
         return self._tables[path]
 
     def shared(self, first: Path, second: Path, *, in_pack: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Rows of each (int64 [n]) that are of the same images. in_pack: which have the same place
-        in their pack."""
+        """Rows of each table (int64 [n]) with the same images. in_pack: match by index in the
+        pack."""
         images = (self._images(path, in_pack=in_pack) for path in (first, second))
         _, rows, others = np.intersect1d(*images, assume_unique=True, return_indices=True)
         order = np.argsort(rows)
         return rows[order], others[order]
 
     def accuracy(self, path: Path, rows: np.ndarray) -> float:
-        """Percent of right answers on these rows; NaN where there are none."""
+        """Accuracy in percent on these rows; NaN without rows."""
         table = self.table(path).take(rows)
         if not len(table):
             return float("nan")
@@ -132,8 +133,7 @@ class _Reader:
         return 100 * float(np.average(hit, weights=weights))
 
     def _images(self, path: Path, *, in_pack: bool) -> np.ndarray:
-        """[N]: an image's place in its pack (int64), or its source and which of the source's copies
-        it is (str)."""
+        """[N]: an image's index in its pack (int64), or its source and copy number (str)."""
         if (path, in_pack) not in self._names:
             table = self.table(path)
             if in_pack:

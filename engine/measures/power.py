@@ -1,4 +1,4 @@
-"""How many training seeds and images separate two rows of a table by so many points of mRI."""
+"""How many training seeds and images it takes to detect a difference in mRI."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from engine.measures import comparisons
 from engine.measures.bootstrap import LEVEL
 from engine.measures.metrics import Grid
 
-POWER = 0.8  # how often a difference of this size is found
+POWER = 0.8  # probability of detection
 MOST = 100  # seeds
 
 
 @dataclass(frozen=True)
 class Errors:
-    """Standard deviations in points of a difference in mRI between two rows: over images, of as
-    many as there are, and over seeds, of a single training. rows: that are compared."""
+    """Standard deviations in points of a difference in mRI between two rows: over the campaign's
+    images, and over seeds of a single training. rows: number of compared rows."""
 
     images: float
     seeds: float
@@ -28,15 +28,16 @@ class Errors:
 
     @functools.cached_property
     def comparisons(self) -> int:
-        """Pairs, for which p is corrected."""
+        """The number of pairs, for which p is corrected."""
         return self.rows * (self.rows - 1) // 2
 
     def difference(self, seeds: int, images: float = 1, power: float = POWER) -> float:
-        """The points by which two rows must differ, so that a test between all rows at 5% finds it
-        in this share of campaigns; a single seed is one with a seed probe.
+        """The smallest difference in points that a test of all rows at 5% detects with this power;
+        a
+        single seed has a seed probe.
 
-        images: how many times as many there are. Corrected for all pairs, as of the first that
-        Holm's procedure finds. The degrees of freedom are those of `engine.measures.seeds`.
+        images: factor of the number of images. Corrected for all pairs, as the first step of Holm's
+        procedure. The degrees of freedom are those of `engine.measures.seeds`.
         """
         over_seeds = self.seeds**2 / seeds
         total = max(self.images**2 / images + over_seeds, 1e-12)
@@ -46,16 +47,17 @@ class Errors:
         return float(np.sqrt(total) * (least + special.stdtrit(freedom, power)))
 
     def needed(self, points: float, images: float = 1, power: float = POWER) -> int | None:
-        """The fewest seeds that find a difference of so many points; None above `MOST`."""
+        """The smallest number of seeds that detects a difference of `points`; None above `MOST`."""
         found = (s for s in range(1, MOST + 1) if self.difference(s, images, power) <= points)
         return next(found, None)
 
 
 def errors(grid: Grid, arms: Sequence[int], over_seeds: float | None = None) -> Errors | None:
-    """What a grid shows of the errors of differences between these arms, medians over their pairs;
-    None where nothing shows that over seeds, or no two arms are compared.
+    """The errors of differences between these arms, medians over their pairs; None if the error
+    over
+    seeds is unknown, or no two arms are compared.
 
-    over_seeds: in place of what the grid shows.
+    over_seeds: replaces the grid's error over seeds.
     """
     means = comparisons.in_mri(grid, arms)
     is_shown = len(grid.seeds) > 1 or grid.again is not None

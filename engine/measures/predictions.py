@@ -1,7 +1,7 @@
-"""Stored predictions of every image: read, checked, and reduced to sums for each source image.
+"""Read stored predictions, check them, and reduce them to sums per source image.
 
-Metrics are differences between models on the same images. So two evaluations of a set must be of
-the same images, and damaged predictions are refused.
+Metrics are differences between models on the same images, so all evaluations of a dataset must use
+the same images, and damaged predictions raise an error.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SCHEMA = pa.schema(
     [("index", pa.int64()), ("source", pa.string()), ("label", pa.int64()), ("top1", pa.int64())]
     + [(name, pa.float32()) for name in PROBABILITIES]
 )
-GROUP = pa.field("group", pa.string())  # where parts of the set count alike
+GROUP = pa.field("group", pa.string())  # if parts of the dataset have equal weight
 # With `evaluate.calibration`: the confidence at each of `calibration.TEMPERATURES`.
 SCALED = pa.field("p_top1_scaled", pa.list_(pa.float32()))
 OPTIONAL = (GROUP, SCALED)
@@ -37,11 +37,11 @@ OPTIONAL = (GROUP, SCALED)
 
 @dataclass(frozen=True)
 class Ensemble:
-    """Cells, by name, whose outputs are averaged; no model has these averages as its weights.
+    """Cells, by name, whose outputs are averaged.
 
-    weights: equal, of logits; entropy, of probabilities, where a member counts more on images that
-    it is surer of; failures, of the probabilities of two, where the second counts more on images
-    near those that the cell `reference` holds.
+    weights: equal (mean of logits); entropy (mean of probabilities, where more confident members
+    have more weight); failures (mean of two models' probabilities, where the second has more weight
+    on images near those of the cell `reference`).
     """
 
     members: tuple[str, ...]
@@ -60,7 +60,7 @@ Average = Mix | Ensemble
 
 
 def average_of(plain: dict[str, Any]) -> dict[str, float] | Ensemble:
-    """The average that a JSON object is: an ensemble where it names members, or else a mix."""
+    """The average of a JSON object: an ensemble if it names members, otherwise a mix."""
     if "members" in plain:
         return Ensemble(**{**plain, "members": tuple(plain["members"])})
     return plain
@@ -75,13 +75,13 @@ def read(path: Path) -> pa.Table:
     """Predictions of one evaluation, in the order of their index.
 
     `path` is a Parquet file or a folder of Parquet parts with the columns of `SCHEMA` and, where
-    corruptions and severities are to count alike, `group` ("corruption/severity"); others of
-    `OPTIONAL` are read where they are there.
-    Raises ValueError naming the file for anything unreadable, absent, null, NaN or duplicated.
+    corruptions and severities have equal weight, `group` ("corruption/severity"); other columns of
+    `OPTIONAL` are read if present.
+    Raises ValueError, naming the file, if anything is unreadable, missing, null, NaN or repeated.
     """
     parts = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
     if not parts:
-        raise ValueError(f"{path} holds no Parquet part: evaluate again")
+        raise ValueError(f"{path} contains no Parquet file: evaluate again")
     try:
         tables = [
             pq.ParquetFile(part, page_checksum_verification=True).read(use_threads=False)
@@ -95,10 +95,10 @@ def read(path: Path) -> pa.Table:
         table = table.combine_chunks()
     except (pa.ArrowException, OSError, KeyError) as error:
         raise ValueError(
-            f"{path} is no prediction table ({' '.join(str(error).split())}): evaluate again"
+            f"{path} is not a table of predictions ({' '.join(str(error).split())}): evaluate again"
         ) from error
     if not len(table):
-        raise ValueError(f"{path} holds no predictions: evaluate again")
+        raise ValueError(f"{path} contains no predictions: evaluate again")
     for name in table.column_names:
         bad = table[name].null_count
         if name in PROBABILITIES:
@@ -121,13 +121,13 @@ def photos_of(path: Path) -> frozenset[str]:
 
 
 def mix_of(path: Path) -> dict[str, float] | Ensemble:
-    """The average of cells that a file's predictions are of."""
+    """The average of cells that made a file's predictions."""
     return average_of(json.loads(pq.read_schema(path).metadata[b"mix"]))
 
 
 class ImagePredictions(NamedTuple):
-    """A model's predictions on a set, arrays [N] in the order of the images' index. scaled:
-    confidences [N] after temperature scaling, None where none are stored."""
+    """A model's predictions on a dataset, arrays [N] in the order of the images' index. scaled:
+    confidences [N] after temperature scaling, or None if not stored."""
 
     top1: np.ndarray
     label: np.ndarray
@@ -138,13 +138,13 @@ class ImagePredictions(NamedTuple):
 
     @property
     def hit(self) -> np.ndarray:
-        """Whether each image's top-1 class is the right one."""
+        """Whether each image's top-1 class is right."""
         return self.top1 == self.label
 
 
 def temperature_of(path: Path) -> Temperature | None:
-    """The temperature that fits the predictions of an evaluation; None where they hold no
-    confidences at other temperatures. Raises ValueError as `read`."""
+    """The temperature that fits an evaluation's predictions, or None if they contain no confidences
+    at other temperatures. Raises ValueError as `read`."""
     table = read(path)
     confidences_NT = _scaled(table)
     if confidences_NT is None:
@@ -156,18 +156,18 @@ def temperature_of(path: Path) -> Temperature | None:
 
 
 def _scaled(table: pa.Table) -> np.ndarray | None:
-    """Confidences [N, T] at `calibration.TEMPERATURES`, where a table has them."""
+    """Confidences [N, T] at `calibration.TEMPERATURES`, if a table has them."""
     if SCALED.name not in table.column_names:
         return None
     return table[SCALED.name].combine_chunks().flatten().to_numpy().reshape(len(table), -1)
 
 
-Keep = Callable[[pa.Table], pa.Array]  # of predictions, bool [N]
+Keep = Callable[[pa.Table], pa.Array]  # from predictions to bool [N]
 
 
 class SetPredictions:
-    """The images that all evaluations of a set share (`images`, the columns `IMAGE`): `sources`
-    (sorted, unique), the weight of each source's images (`total`), and each image's place among the
+    """The images that all evaluations of a dataset share (`images`, the columns `IMAGE`): `sources`
+    (sorted, unique), the weight of each source's images (`total`), and each image's index in the
     sources (`codes`).
 
     keep: which images count; None: all.
@@ -183,8 +183,8 @@ class SetPredictions:
     ) -> ImagePredictions:
         """Read the predictions of an evaluation.
 
-        `model`: the pre-trained model behind it; each model may have a pack with other pixels.
-        `temperature`: that its confidences are scaled by, where it stores them.
+        `model`: the pretrained model; each may have a pack with other pixels. `temperature`: for
+        scaling its confidences, if it stores them.
         Raises ValueError, naming both files, if the images differ from those already added, or if
         the pack differs from that of the model's other files.
         """
@@ -195,7 +195,8 @@ class SetPredictions:
         known, first = self._packs.setdefault(model, (pack, path))
         if pack != known:
             raise ValueError(
-                f"{path} and {first} are of different packs of one set: evaluate both on the same"
+                f"{path} and {first} used different packs of one dataset: evaluate both on the "
+                "same pack"
             )
         images = table.select([name for name in table.column_names if name in IMAGE])
         if self.first is None:
@@ -204,7 +205,7 @@ class SetPredictions:
             self.total = self.by_source(np.ones(len(images)))
         elif not images.equals(self.images):
             raise ValueError(
-                f"{path} and {self.first} saw different images of one set "
+                f"{path} and {self.first} used different images of one dataset "
                 f"({_difference(images, self.images)}): evaluate both on the same pack"
             )
         top1, label = table["top1"].to_numpy(), table["label"].to_numpy()
@@ -215,13 +216,14 @@ class SetPredictions:
         return ImagePredictions(top1, label, p_top1, p_true, self.weights, scaled)
 
     def by_source(self, case: np.ndarray) -> np.ndarray:
-        """[sources] weight of the images (bool [images]) that are in a case."""
+        """[sources]: the weight of the images selected by `case` (bool [images])."""
         return np.bincount(self.codes, self.weights * case, minlength=len(self.sources))
 
 
 def weights(images: pa.Table) -> np.ndarray:
-    """Weight of each image (float64): 1, or what makes severities, then corruptions, count the
-    same."""
+    """Weight of each image (float64): 1, or the weight that makes severities, then corruptions,
+    count
+    equally."""
     if "group" not in images.column_names:
         return np.ones(len(images))
     names, group, size = np.unique(

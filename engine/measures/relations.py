@@ -1,7 +1,7 @@
-"""Which sets are related: they show the same photos, or one maker drew or made both.
+"""Find related datasets, which show the same photos or have the same maker.
 
-A model that is fine-tuned on a set has seen the photos, or the hand, of the sets that are related
-to it, so its change there says less about new data.
+A model fine-tuned on a dataset has seen the photos, or the style, of related datasets, so its
+change there says less about new data.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ COLUMNS = ["set", "related_to", "shared_pct", "family"]
 
 
 def photos(sources: np.ndarray, labels: np.ndarray) -> frozenset[str]:
-    """The source images of a set; none where a class is a single source (an emoji's concept), so
-    that sources do not distinguish one photo of a class from another.
+    """The source images of a dataset; empty if each class is a single source (an emoji's concept),
+    because sources then do not identify photos.
 
     sources: str [N]. labels: int [N].
     """
@@ -28,10 +28,11 @@ def photos(sources: np.ndarray, labels: np.ndarray) -> frozenset[str]:
 def of(
     photos_of: Mapping[str, Set[str]], families: Mapping[str, Sequence[str]]
 ) -> pandas.DataFrame:
-    """The related sets, a row an ordered pair: the set, what it is related to, the percentage of
-    its photos that are in the other, and the family of both (empty where they have none in common).
+    """The related datasets, one row per ordered pair: the dataset, the related one, the percentage
+    of
+    its photos that the other contains, and their common family (empty if none).
 
-    photos_of: by set, its `photos`. families: by name, the sets that one maker drew or made.
+    photos_of: `photos` by dataset. families: datasets by maker.
     """
     rows = []
     for name, other in itertools.permutations(photos_of, 2):

@@ -1,4 +1,4 @@
-"""What a grid evaluates: a model, the method that made it, and the set that it is evaluated on."""
+"""Keys of evaluations: a model, the method that made it, and the dataset."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import NamedTuple
 from engine.measures.setting import PLAIN, Setting
 
 PRE = "pre"
-DEFAULT_ALPHA = 0.5  # of an interpolation's row in tables, unless its recipe names another
+DEFAULT_ALPHA = 0.5  # of an interpolation's row in tables, unless its recipe sets another
 
 
 class Arm(NamedTuple):
-    """What is compared: a method in a variant, on a pre-trained model.
+    """A method configuration: a method in a variant, on a pretrained model.
 
-    setting: what distinguishes arms of a method beyond variant and alpha: the `step` of a model
-    during training, `dataset.shots` where a campaign varies that key; empty in a plain grid.
+    setting: further keys that distinguish arms of a method: the `step` of a snapshot, or varied
+    keys such as `dataset.shots`; empty in a plain grid.
     """
 
     model: str
@@ -27,7 +27,7 @@ class Arm(NamedTuple):
 
     @property
     def before(self) -> Arm:
-        """The pre-trained model."""
+        """The pretrained model."""
         return Arm(self.model, PRE, "", None)
 
     def __str__(self) -> str:
@@ -39,7 +39,7 @@ class Arm(NamedTuple):
 
 @dataclass(frozen=True)
 class ModelOnSet:
-    """A model evaluated on a set; `downstream` is empty for the pre-trained model (`PRE`)."""
+    """A model evaluated on a dataset; `downstream` is empty for the pretrained model (`PRE`)."""
 
     model: str
     method: str
@@ -55,17 +55,17 @@ class ModelOnSet:
 
     @property
     def on_downstream(self) -> bool:
-        """Whether the model was fine-tuned on the set that it is evaluated on."""
+        """Whether the model is evaluated on its downstream dataset."""
         return self.downstream == self.evaluated_on
 
     @property
     def cell(self) -> ModelOnSet:
-        """Model and set alone, as a key of dictionaries."""
+        """Model and dataset only, as a dictionary key."""
         return ModelOnSet(*self.key)
 
     @property
     def key(self) -> tuple[str, str, str, float | None, Setting, str, str]:
-        """The first values of every row of a model on a set."""
+        """The first values of every row of a model on a dataset."""
         model, method, variant, alpha, setting = self.arm
         return model, method, variant, alpha, setting, self.downstream, self.evaluated_on
 
@@ -79,6 +79,6 @@ class Evaluation(ModelOnSet):
     """A cell and the file or folder of its predictions (columns: `predictions.read`)."""
 
     path: Path
-    seed: int = 0  # of the training; the pre-trained model has none
+    seed: int = 0  # of the training; the pretrained model has none
     headline: bool = True  # whether tables show the arm; other alphas are points of a curve
-    trains: bool = True  # whether its row has a training of its own, and no mix of other rows'
+    trains: bool = True  # whether its row is trained, and not a mix of other rows

@@ -1,11 +1,11 @@
-"""The error that training seeds add to a number, and the intervals and p-values that follow.
+"""The error over training seeds, and the resulting intervals and p-values.
 
-A few seeds tell their own variance badly: of two, it is 0.1 times the truth in a quarter of cases,
-and a test that believes it finds differences between equal methods. Methods of one grid are trained
-alike, so their variance is pooled over the rows that train, and a number has the larger of its own
-and the pooled one, with the degrees of freedom of the pool. Variance over images and over seeds add
-up, with the degrees of freedom of Satterthwaite (1946). docs/numbers.md has how often that holds,
-by `tests/simulated_seeds.py`.
+A few seeds estimate their variance badly: with two, the estimate is below 0.1 times the truth in a
+quarter of cases, and a test that uses it finds differences between equal methods. Methods of one
+grid are trained alike, so variance is pooled over the rows that train, and a number uses the larger
+of its own and the pooled variance, with the degrees of freedom of the pool. Variances over images
+and over seeds add up, with the degrees of freedom of Satterthwaite (1946). docs/numbers.md reports
+the coverage, measured by `tests/simulated_seeds.py`.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from scipy import sparse, special
 
 from engine.measures.bootstrap import LEVEL
 
-ROUNDING = 1e-5  # points by which numbers of draws that are all the same can differ
-LEAST_P = 1e-15  # a normal approximation does not know smaller ones
+ROUNDING = 1e-5  # points by which equal draws can differ
+LEAST_P = 1e-15  # a normal approximation is not accurate below
 
 
 class SeedError(NamedTuple):
-    """Of K numbers the variance over seeds [K], 0 where there is none, and its degrees of
-    freedom [K]."""
+    """The variance over seeds of K numbers [K], 0 if there is none, and its degrees of freedom
+    [K]."""
 
     variance: np.ndarray
     freedom: np.ndarray
 
 
 def none(count: int) -> SeedError:
-    """Of so many numbers of a single seed."""
+    """For `count` numbers of a single seed."""
     return SeedError(np.zeros(count), np.ones(count))
 
 
 def of_mean(by_seed: np.ndarray) -> SeedError:
-    """Of the means [K] over seeds of numbers [S, K], each on its own."""
+    """For the means [K] over seeds of numbers [S, K], each separately."""
     seeds, count = by_seed.shape
     if seeds == 1:
         return none(count)
@@ -46,13 +46,14 @@ def of_mean(by_seed: np.ndarray) -> SeedError:
 def of_probe(
     change: np.ndarray, probed: np.ndarray, columns: np.ndarray, weights: sparse.csc_array
 ) -> SeedError:
-    """Of K weighted means of the cells of a grid of one seed, from columns that were trained twice.
+    """For K weighted means of the cells of a grid with one seed, from columns that were trained
+    twice.
 
     change [cells]: in accuracy, from the first training to the second. probed: bool [cells],
     whether there was a second. columns: int [cells], -1 of pre-trained models. weights [cells, K].
-    The trainings of columns count as independent, and as equally variable: half the square of a
-    mean's change in its probed columns is scaled by the squares of what all columns and these
-    count in it. NaN where no probed column counts.
+    Trainings of columns are assumed independent and equally variable: half the square of a mean's
+    change in its probed columns is scaled by the ratio of the squared weights of all columns and of
+    these. NaN if no probed column has weight.
     """
     squares, squares_twice, moved, twice = np.zeros((4, len(weights.indptr) - 1))
     by_cell = weights.tocsr()
@@ -72,11 +73,11 @@ def of_probe(
 def moderated(
     own: SeedError, groups: pandas.Series, varies: np.ndarray, trains: np.ndarray, *, of_pairs: bool
 ) -> SeedError:
-    """The larger of each variance and the mean of its group's.
+    """The larger of each variance and its group's mean variance.
 
-    groups [K]. varies, trains: bool [K], whether the number is the same with every seed, and
-    whether it is of rows that are trained and no mix of others, which share their members' seeds;
-    of these, where a group has any, is the mean. of_pairs: of all differences of two rows.
+    groups [K]. varies, trains: bool [K], whether the number depends on the seed, and whether it
+    belongs to rows that are trained and not mixes, which share their members' seeds; the mean is
+    over these if a group has any. of_pairs: whether numbers are differences of two rows.
     """
     pooled = pandas.Series(varies & trains)
     pooled |= varies & ~pooled.groupby(groups.to_numpy()).transform("any")
@@ -90,8 +91,9 @@ def moderated(
 def widened(
     values: np.ndarray, ends: np.ndarray, seeds: SeedError, level: float = LEVEL
 ) -> np.ndarray:
-    """Both ends [2, K] of intervals over images, widened by seeds: each side's distance stands for
-    the deviation over images (as in Zou and Donner 2008). NaN where the variance over seeds is."""
+    """Bounds [2, K] of intervals over images, widened by seeds: the distance of each side
+    represents
+    the deviation over images (as in Zou and Donner 2008). NaN if the variance over seeds is."""
     quantile = (1 + level) / 2
     over_images = ((ends - values) / special.ndtri(quantile)) ** 2
     total = over_images + seeds.variance
@@ -103,10 +105,10 @@ def tested(
     values: np.ndarray, over_images: np.ndarray, seeds: SeedError, level: float = LEVEL
 ) -> tuple[np.ndarray, np.ndarray]:
     """Intervals [2, K] of differences, and two-sided p [K] of "the difference is 0", by one rule:
-    p is below 1 - level exactly where 0 lies outside the interval.
+    p is below 1 - level exactly if 0 is outside the interval.
 
     values [K]: the differences. over_images [K]: their variances over images. The statistic is
-    Student's, and normal where there is no variance over seeds.
+    Student's t, or normal without variance over seeds.
     """
     total = np.maximum(over_images + seeds.variance, ROUNDING**2)
     error, freedom = np.sqrt(total), _freedom(total, seeds)
@@ -116,7 +118,7 @@ def tested(
 
 
 def _freedom(total: np.ndarray, seeds: SeedError) -> np.ndarray:
-    """Satterthwaite's degrees of freedom of the total variance, of which that over images counts as
-    known; so many that Student's is normal where seeds have no part in it."""
+    """Satterthwaite's degrees of freedom of the total variance, taking the variance over images as
+    known; practically infinite without variance over seeds."""
     share = seeds.variance / np.maximum(total, 1e-300)
     return np.minimum(seeds.freedom / np.maximum(share, 1e-9) ** 2, 1e12)

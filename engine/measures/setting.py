@@ -1,4 +1,4 @@
-"""What varies in a grid, by key of a recipe: a column's setting, and part of an arm."""
+"""The varied keys of a column or an arm, with their values."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ Scalar = bool | int | float | str
 
 
 class Setting(dict[str, Scalar]):
-    """Values by key, such as `{"optimizer.lr": 1e-4}`. It is hashed, so it is never changed."""
+    """Values by key, such as `{"optimizer.lr": 1e-4}`. It is hashable, so never change it."""
 
     def __hash__(self) -> int:  # type: ignore[override]
         return hash(frozenset(self.items()))
 
     def __str__(self) -> str:
-        """`optimizer.lr=0.0001,train.epochs=1`: what tables show, and a part of names of files."""
+        """`optimizer.lr=0.0001,train.epochs=1`, for tables and file names."""
         return ",".join(f"{key}={text(value)}" for key, value in self.items())
 
     @property
@@ -26,11 +26,11 @@ class Setting(dict[str, Scalar]):
         return Setting({name: value for name, value in self.items() if name != key})
 
 
-PLAIN = Setting()  # of a grid in which nothing varies
+PLAIN = Setting()  # of a grid without varied keys
 
 
 def text(value: Scalar) -> str:
-    """A value as a recipe writes it: the shortest text that is read as the same value."""
+    """A value as written in a recipe."""
     if isinstance(value, bool):
         return str(value).lower()
     return str(value).removesuffix(".0")

@@ -1,9 +1,9 @@
-"""Intervals of shares near 0 and 100%, where resampling finds too little.
+"""Intervals of shares near 0 and 100%, where resampling underestimates the variance.
 
-Of 112 images none of which is lost, every resample loses none, and yet 3% may be lost of all images
-like these. Of a share below 5%, percentiles of a bootstrap hold the truth in half of all cases to
-nine tenths. There, and above 95%, an interval is Wilson's (1927), with the number of independent
-images that has the bootstrap's variance (as Korn and Graubard 1998 for Clopper and Pearson's).
+If none of 112 images is lost, no resample loses any, although 3% of all such images may be lost.
+For shares below 5%, a bootstrap's percentile intervals have a coverage of 50 to 90%. Below 5% and
+above 95%, we therefore use Wilson's interval (1927), with the number of independent images that
+gives the bootstrap's variance (as Korn and Graubard 1998 do for Clopper and Pearson's).
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ def ends(
     sources: np.ndarray,
     level: float = LEVEL,
 ) -> np.ndarray:
-    """Both ends [2, K] of the intervals of shares in percent [K]: `percentiles` [2, K] of their
-    draws, samples [B, K], and Wilson's near 0 and 100. sources [K]: independent images of those
-    whose draws all agree."""
+    """Bounds [2, K] of the intervals of shares in percent [K]: `percentiles` [2, K] of their draws,
+    samples [B, K], or Wilson's near 0 and 100. sources [K]: the number of independent images, used
+    if all draws agree."""
     near = np.minimum(values, 100 - values) < NEAR
     if not near.any():
         return percentiles

@@ -1,4 +1,4 @@
-"""Tables of results: their rows, and CSV files of them."""
+"""Helpers for tables of results, and CSV files."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ def rows(table: pandas.DataFrame) -> list[Any]:
 
 
 def groups(table: pandas.DataFrame, name: str) -> list[tuple[str, pandas.DataFrame]]:
-    """The rows of each value of a column, in the order of the values' first rows."""
+    """The rows of each value of a column, in order of first appearance."""
     return [(str(value), rows) for value, rows in table.groupby(name, sort=False)]
 
 
 def extremes(table: pandas.DataFrame, name: str) -> tuple[Any, Any]:
-    """The rows with the least and with the greatest number in a column."""
+    """The rows with the minimum and the maximum of a column."""
     ordered = table.dropna(subset=[name]).sort_values(name, kind="stable")
     return ordered.iloc[0], ordered.iloc[-1]
 
 
 def ordered(table: pandas.DataFrame, **orders: Iterable[Any]) -> pandas.DataFrame:
-    """The rows in the order of these values: by the place of the first column's value in its list,
-    then of the next one's. Values that a list lacks come last; equal rows stay as they are."""
+    """The rows sorted by the position of each column's value in its list. Values that are not in a
+    list come last; the sort is stable."""
 
     def places(column: pandas.Series) -> pandas.Series:
         place = {value: k for k, value in enumerate(dict.fromkeys(orders[str(column.name)]))}
@@ -41,12 +41,12 @@ def ordered(table: pandas.DataFrame, **orders: Iterable[Any]) -> pandas.DataFram
 
 
 def without_unit(name: str) -> str:
-    """A column's name without the unit that it ends in."""
+    """A column's name without its unit."""
     return re.sub("_(pct|pts|score|nats|r)$", "", name)
 
 
 def with_ends(name: str) -> list[str]:
-    """The columns of a number and of the ends of its interval: mRI_pts, mRI_low, mRI_high."""
+    """The columns of a number and the bounds of its interval: mRI_pts, mRI_low, mRI_high."""
     return [name, *(f"{without_unit(name)}_{end}" for end in ("low", "high"))]
 
 
@@ -56,8 +56,8 @@ def number(value: float) -> str:
 
 
 def csv(table: pandas.DataFrame, digits: Callable[[Any], str] | str | None = number) -> str:
-    """The table as CSV; no text is one that a spreadsheet takes for a formula. digits: how a float
-    is written, None with every digit."""
+    """The table as CSV, without texts that a spreadsheet would run as formulas. digits: format of
+    floats, or None for all digits."""
     for name, values in table.select_dtypes(["object", "string"]).items():
         if formulas := {v: f"'{v}" for v in values.unique() if _is_formula(v)}:
             table = table.assign(**{str(name): values.replace(formulas)})
@@ -70,11 +70,11 @@ def write_csv(
     digits: Callable[[Any], str] | str | None = number,
     root: Root | None = None,
 ) -> Path:
-    """Write the table as `csv`, atomically. root: below which no link leads to the file."""
+    """Write the table as `csv`, atomically. root: raises an error for links below it."""
     files.write_atomic(path, csv(table, digits).encode(), root)
     return path
 
 
 def _is_formula(value: object) -> bool:
-    """Whether a text begins like one; it then gets an apostrophe, as the OWASP advises."""
+    """Whether a text starts like a formula. It then gets an apostrophe, as OWASP recommends."""
     return isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))

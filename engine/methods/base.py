@@ -1,4 +1,4 @@
-"""What a method is: three moments of a training run, or a rule that makes models of finished cells.
+"""The interface of methods: three hooks of a training run, or a rule that combines finished cells.
 
 The rest of the engine never asks which method it runs.
 """
@@ -49,7 +49,7 @@ class Trained(nn.Module):
 
     @property
     def passes(self) -> float:
-        """What an image of training costs, in forward passes through the model.
+        """The cost per training image, in forward passes through the model.
 
         A backward pass counts two. 0: only the head is fitted, from features that are stored.
         """
@@ -149,7 +149,7 @@ class Derived:
 
     @property
     def models(self) -> int:
-        """How many models an evaluation runs for it, beside the cells that it is made of; 0 where
+        """How many models an evaluation runs for it, in addition to its members; 0 if
         their outputs are averaged."""
         return 1
 

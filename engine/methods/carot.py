@@ -41,7 +41,7 @@ class Method(flyp.Method):
         self.projection_DE = clip.projection(net)
 
     def students(self) -> list[nn.Module]:
-        """What the teacher follows."""
+        """The parameters that the teacher averages."""
         return [self.net, self.text, nn.ParameterList([self.log_scale_1])]
 
     def loss(self, batch: Batch) -> torch.Tensor:

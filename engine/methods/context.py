@@ -1,4 +1,4 @@
-"""What a method may ask for; docs/extend.md describes it."""
+"""The interface that methods use to get artefacts (docs/extend.md)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Context(Protocol):
-    """What `prepare` and `make` are given. Artefacts are made once, and then read."""
+    """The argument of `prepare` and `make`. Artefacts are made once and then read."""
 
     recipe: Recipe
     device: torch.device

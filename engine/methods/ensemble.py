@@ -1,6 +1,6 @@
-"""Output ensembles: the mean of cells' logits, beside which soups stand (Wortsman et al. 2022b).
+"""Output ensembles: the mean of cells' logits, the reference of soups (Wortsman et al. 2022b).
 
-Each cell keeps its weights, so an input prompt is no hindrance. The mean is in fp32, of all outputs
+Each cell keeps its weights, so input prompts are allowed. The mean is in fp32, of all outputs
 of the head. It needs no forward pass where the members are evaluated in the same pass.
 """
 

@@ -22,7 +22,7 @@ from engine.methods.task_vectors import TaskVectors, Vector
 from engine.recipe.options import ModelStock as Recipe
 from engine.store.cells import Cell
 
-# Between two seeds of a member. The seeds of a campaign are at most so many (`schema.Thousand`) and
+# Between two seeds of a member. A campaign has at most this number of seeds (`schema.Thousand`) and
 # consecutive, so no model is a member of the stocks of two of them, and intervals over seeds see
 # independent stocks.
 APART = 1000

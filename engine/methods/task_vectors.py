@@ -29,7 +29,7 @@ class TaskVectors(Derived):
         return [context.cell(name) for name in self.recipe.needs]
 
     def update(self, vectors: Sequence[Vector], net: nn.Module) -> Vector:
-        """What to add to each parameter of the pre-trained model `net`, from the task vectors."""
+        """The change of each parameter of the pretrained model `net`, from the task vectors."""
         raise NotImplementedError
 
     def make(self, context: Context) -> Export:

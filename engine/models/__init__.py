@@ -1,4 +1,4 @@
-"""Networks: architectures, their transforms and heads, and where pre-trained weights come from."""
+"""Networks: architectures, transforms, heads and pretrained weights."""
 
 from engine.models.build import create as create
 from engine.models.build import features as features

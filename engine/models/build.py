@@ -1,7 +1,7 @@
 """Networks: timm's architectures and open_clip's towers, split at the head.
 
-Every model is a classifier in timm's form with the logits `head(features(x))`, so what needs only
-features (a probe, a teacher, the dataset distance) never runs the backbone twice.
+Every model is a classifier in timm's form with the logits `head(features(x))`, so probes, teachers
+and dataset distances, which need only features, never run the backbone twice.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from engine.recipe.schema import ModelRecipe
 
 
 class Fp32Linear(nn.Linear):
-    """A linear layer that autocast leaves in the dtype of its weights, which is fp32.
+    """A linear layer that computes in the dtype of its weights (fp32), also under autocast.
 
-    A bf16 number has 8 significant bits, so close logits would be equal, and the first class win.
+    bf16 has 8 significant bits, so close logits would become equal and the first class would win.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -41,8 +41,8 @@ def logits(features: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | No
 def create(recipe: ModelRecipe, classes: int) -> nn.Module:
     """The architecture with `classes` outputs, on the CPU; seed its random weights before.
 
-    The head computes in fp32, under autocast too. Raises RecipeError for an architecture that is
-    unknown or has no linear head, and where a projection or the image size does not fit it.
+    The head computes in fp32, also under autocast. Raises RecipeError for an architecture that is
+    unknown or has no linear head, and if a projection or the image size does not fit it.
     """
     head_names(recipe)  # raises for an architecture with several
     net = _create(recipe, classes)
@@ -59,12 +59,12 @@ def _create(recipe: ModelRecipe, classes: int) -> nn.Module:
     patch = getattr(getattr(net, "patch_embed", None), "patch_size", None)
     if isinstance(patch, tuple) and any(recipe.image_size % side for side in patch):
         raise RecipeError(
-            f"model.image_size={recipe.image_size}: {recipe.arch} takes multiples of {patch[0]}"
+            f"model.image_size={recipe.image_size}: {recipe.arch} requires a multiple of {patch[0]}"
         )
     if recipe.projection:
         if not isinstance(getattr(net, "fc_norm", None), nn.Identity):
             raise RecipeError(
-                f"model.projection: {recipe.arch} has no place for a projection; CLIP ViTs have it"
+                f"model.projection: {recipe.arch} cannot have a projection; CLIP ViTs can"
             )
         net.fc_norm = clip.Projection(int(net.num_features), recipe.projection)  # type: ignore[arg-type]
         net.head = nn.Linear(recipe.projection, classes)
@@ -72,20 +72,20 @@ def _create(recipe: ModelRecipe, classes: int) -> nn.Module:
 
 
 def size_options(recipe: ModelRecipe) -> dict[str, Any]:
-    """timm's options for the image size, which some architectures are built for."""
+    """timm's options for architectures that are built for an image size."""
     fixed = pretrained_cfg(recipe.arch).get("fixed_input_size")
     return {"img_size": recipe.image_size} if fixed else {}
 
 
 def features(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """Pre-logits [B, D] of normalised images [B, 3, H, W]."""
+    """Pre-logits [B, D] of normalized images [B, 3, H, W]."""
     return net.forward_head(net.forward_features(x), pre_logits=True)  # type: ignore[operator]
 
 
 def head(net: nn.Module) -> nn.Linear:
     """The linear classifier at the end of a timm model, which computes all its logits.
 
-    Raises RecipeError where the model ends in another way.
+    Raises RecipeError if the model ends in another way.
     """
     classifier = net.get_classifier()  # type: ignore[operator]
     if not isinstance(classifier, nn.Linear):
@@ -102,16 +102,17 @@ def head_names(recipe: ModelRecipe) -> tuple[str, str]:
     if not recipe.arch.startswith(clip.PREFIX):
         name = pretrained_cfg(recipe.arch).get("classifier")
     if not isinstance(name, str):
-        raise RecipeError(f"{recipe.arch} has the heads {name}; take an architecture with one")
+        raise RecipeError(
+            f"{recipe.arch} has several heads, {name}: choose an architecture with one"
+        )
     return f"{name}.weight", f"{name}.bias"
 
 
 def load_state(net: nn.Module, state: Mapping[str, torch.Tensor], source: str) -> nn.Module:
     """Copy a state dict into `net`; every key and shape must fit.
 
-    Raises ValueError naming the source and the first keys that are missing, unexpected or of
-    another shape, as in weights of another architecture or class list, or that hold integers, as
-    quantised weights do.
+    Raises ValueError, naming the source and the first keys that are missing, unexpected, of another
+    shape (weights of another architecture or class list) or integers (quantized weights).
     """
     expected = net.state_dict()
     wrong = [
@@ -131,7 +132,7 @@ def load_state(net: nn.Module, state: Mapping[str, torch.Tensor], source: str) -
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise ValueError(
-            f"{source} does not fit {type(net).__name__}: {'; '.join(wrong[:3])}{more}; "
+            f"{source} does not fit {type(net).__name__}: {'; '.join(wrong[:3])}{more}: "
             "give weights of the same architecture and class list"
         )
     net.load_state_dict(dict(state))

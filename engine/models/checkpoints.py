@@ -1,6 +1,6 @@
-"""Pre-trained backbones: from timm's hub, open_clip, a registry package or a file to an artefact.
+"""Load pretrained backbones from timm's hub, open_clip, a registry package or a file.
 
-The tensors are matched to timm's names.
+Tensors get timm's names.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ SAFETENSORS = "model.safetensors"
 def backbone(
     recipe: ModelRecipe, store: Store, cache: Path, seed: int, prompt: Path | None = None
 ) -> Artifact:
-    """The pre-trained backbone as an artefact, with its head if it has one.
+    """The pretrained backbone as an artefact, with its head if it has one.
 
     A recipe's `path` replaces the download. prompt: the file of the weights' input prompt, if any.
-    Raises ValueError where the tensors do not fit the architecture or the image size.
+    Raises ValueError if the tensors do not fit the architecture or the image size.
     """
     source = _source(recipe)
     key: dict[str, Any] = {"model": _settings(recipe)}
@@ -45,11 +45,11 @@ def backbone(
         key["seed"] = seed
     if source == "file" or recipe.weights.path:
         key["sha256"] = _checked_hash(recipe)
-        key["model"]["weights"]["path"] = ""  # the same file in another place is the same model
+        key["model"]["weights"]["path"] = ""  # the same file at another path is the same model
     elif recipe.weights.sha256 and not recipe.weights.package:
         raise ValueError(
-            "model.weights.sha256 is of a package, or of a file at model.weights.path, and weights "
-            f"from {source} are neither: leave it out"
+            "model.weights.sha256 applies to packages and to files at model.weights.path, not to "
+            f"weights from {source}: leave it out"
         )
     if prompt is not None:
         key["prompt"] = file_hash(prompt)
@@ -64,9 +64,9 @@ def backbone(
 
 
 def fetch(recipe: ModelRecipe, cache: Path) -> nn.Module:
-    """The pre-trained network; what it is downloaded from stays in `cache` or in its hub's cache.
+    """The pretrained network; downloads are cached in `cache` or in the hub's cache.
 
-    A line in the log says what is fetched. Raises ValueError as `backbone`.
+    Logs what is downloaded. Raises ValueError as `backbone`.
     """
     if _source(recipe) in DOWNLOADED:
         log.info("%s", models.choices(recipe))
@@ -79,35 +79,35 @@ def _source(recipe: ModelRecipe) -> str:
 
 
 def _checked_hash(recipe: ModelRecipe) -> str:
-    """SHA-256 of the file at a recipe's `path`. ValueError where the recipe names another one.
+    """SHA-256 of the file at a recipe's `path`. Raises ValueError if the recipe names another one.
 
-    Beside the name of a package it is the package's, in whose place the file stands.
+    With a package, the recipe's hash is the package's, which the file replaces.
     """
     actual, weights = file_hash(formats.file_of(recipe)), recipe.weights
     if weights.sha256 and not weights.package and weights.sha256 != actual:
         raise ValueError(
             f"{weights.path} has the SHA-256 {actual}, not model.weights.sha256={weights.sha256}: "
-            "take the file that was meant, or leave the key out"
+            "use the file with this hash, or leave the key out"
         )
     return actual
 
 
 def _prompt(path: Path, image_size: int) -> State:
-    """An input prompt [3, H, W], added to normalised images; ValueError for another shape."""
+    """An input prompt [3, H, W], added to normalized images. Raises ValueError for other shapes."""
     state = formats.load(path)
     shape = {name: list(tensor.shape) for name, tensor in state.items()}
     if shape != {"prompt": [3, image_size, image_size]}:
         raise ValueError(
-            f"{path} holds {shape}, not a prompt for images of {image_size} px; set "
+            f"{path} contains {shape}, not a prompt for images of {image_size} px: set "
             "model.image_size to the size it was trained at"
         )
     return state
 
 
 def _settings(recipe: ModelRecipe) -> dict[str, Any]:
-    """What of a recipe determines its weights, with mean, std and memory format.
+    """The settings that determine a recipe's weights, with mean, std and memory format.
 
-    The key of a cell holds those three only through the weights. It holds crop and interpolation
+    A cell's key contains these three only through the weights. It contains crop and interpolation
     through the packs, so these stay at their defaults.
     """
     settings: dict[str, Any] = dataclasses.asdict(recipe) | {"crop": None, "interpolation": None}
@@ -115,7 +115,9 @@ def _settings(recipe: ModelRecipe) -> dict[str, Any]:
         del settings[unrelated]
     if recipe.weights.source != "open_clip":
         del settings["weights"]["clip"], settings["weights"]["templates"]
-        if not recipe.arch.startswith(clip.PREFIX):  # the tag of a tower gives its mean and std
+        if not recipe.arch.startswith(
+            clip.PREFIX
+        ):  # the tag of a tower determines its mean and std
             del settings["weights"]["tag"]
     if not recipe.projection:
         del settings["projection"]
@@ -125,7 +127,7 @@ def _settings(recipe: ModelRecipe) -> dict[str, Any]:
 def _from_timm(recipe: ModelRecipe, cache: Path) -> nn.Module:
     models.data_config(recipe)  # raises RecipeError for an unknown architecture
     config = timm.get_pretrained_cfg(recipe.arch)
-    # Of a hub timm would take a pickle where it finds no safetensors.
+    # From a hub without safetensors, timm would load a pickle.
     of_hub = config is not None and config.hf_hub_id
     safe = {"pretrained_cfg_overlay": {"hf_hub_filename": SAFETENSORS}} if of_hub else {}
     try:
@@ -134,7 +136,7 @@ def _from_timm(recipe: ModelRecipe, cache: Path) -> nn.Module:
         )
     except hub.ERRORS as error:
         raise ValueError(
-            f"timm could not load weights for {recipe.arch} ({hub.reason(error)}); without access "
+            f"timm could not load weights for {recipe.arch} ({hub.reason(error)}). Without access "
             "to the hub, set model.weights.source=file model.weights.path=FILE"
         ) from error
 
@@ -144,7 +146,7 @@ def _from_file(recipe: ModelRecipe, cache: Path) -> nn.Module:
     if recipe.weights.match == "order" and path.suffix == ".safetensors":
         raise ValueError(
             f"{path}: safetensors files keep no order of tensors, so model.weights.match=order "
-            "cannot be used; give the torch file, or rename the tensors as timm does"
+            "does not work: give the torch file, or rename the tensors to timm's names"
         )
     return _matched(recipe, formats.load(path), str(path))
 
@@ -170,10 +172,10 @@ SOURCES: dict[str, Callable[[ModelRecipe, Path], nn.Module]] = {
 
 
 def _matched(recipe: ModelRecipe, state: State, source: str) -> nn.Module:
-    """A model with `state` loaded; its head has as many classes as the state's."""
+    """A model with `state` loaded, and a head for its number of classes."""
     broken = (k for k, v in state.items() if v.is_floating_point() and v.isnan().any())
     if name := next(broken, None):
-        raise ValueError(f"{source}: {name} holds NaN; the training may have diverged")
+        raise ValueError(f"{source}: {name} contains NaN; the training may have diverged")
     net = models.create(recipe, 1000)
     weight, bias = models.head_names(recipe)
     if recipe.weights.match == "order":

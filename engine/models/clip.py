@@ -1,6 +1,6 @@
-"""What CLIP needs beyond timm: unit embeddings, and open_clip's vision towers.
+"""CLIP models: unit embeddings, and open_clip's vision towers.
 
-An architecture named `open_clip:NAME` is the vision tower of open_clip's model NAME, run by
+The architecture `open_clip:NAME` is the vision tower of open_clip's model NAME, run by
 open_clip's code. With a linear head on top it is a classifier like any timm model.
 """
 
@@ -31,9 +31,9 @@ class Projection(nn.Module):
 
 
 class Tower(nn.Module):
-    """open_clip's vision tower with a head on its unit embeddings, called as timm's models are.
+    """open_clip's vision tower with a head on its unit embeddings, with timm's interface.
 
-    It takes images of the tower's size, and begins with random weights on the CPU.
+    Takes images of the tower's size. Initially has random weights on the CPU.
     """
 
     def __init__(self, arch: str, classes: int) -> None:
@@ -58,17 +58,17 @@ class Tower(nn.Module):
 
 
 def projection(net: Any) -> torch.Tensor:
-    """The matrix [D, E] of a vision tower, of timm or open_clip, that gives its embedding.
+    """The projection matrix [D, E] of a vision tower of timm or open_clip.
 
-    Raises ValueError for a tower that has none, such as a ResNet, which pools by attention.
+    Raises ValueError for towers without one, such as ResNets, which pool by attention.
     """
     if isinstance(norm := getattr(net, "fc_norm", None), Projection):
         return norm.linear.weight.T
     matrix = getattr(getattr(net, "visual", None), "proj", None)
     if not isinstance(matrix, torch.Tensor):
         raise ValueError(
-            "the vision tower has no projection matrix that could be kept orthogonal: take a CLIP "
-            "ViT, or another method, such as flyp"
+            "the vision tower has no projection matrix to keep orthogonal: choose a CLIP ViT, or "
+            "another method, such as flyp"
         )
     return matrix
 
@@ -86,9 +86,9 @@ def blank(name: str) -> Any:
 
 
 def data_config(arch: str, tag: str) -> dict[str, Any]:
-    """timm's data config for a tower, that of the weights `tag`.
+    """timm's data config for a tower with the weights `tag`.
 
-    Without a tag it is that of the first weights that open_clip lists, OpenAI's where it has them.
+    Without a tag, that of the first weights in open_clip's list, which are OpenAI's if available.
     """
     open_clip, name = package(), arch.removeprefix(PREFIX)
     size = config(name)["vision_cfg"]["image_size"]

@@ -1,7 +1,8 @@
-"""torch.compile for whole models: a graph serves batches of any size, and all cells of a shape.
+"""torch.compile for whole models: one graph for batches of any size and all cells of a shape.
 
-The default is on for a GPU and off for a CPU, where it gained 2 to 4% on small ViTs and takes half
-a minute in each process.
+By default it is on for GPUs and off for CPUs, where it gained 2 to 4% on small ViTs and takes half
+a
+minute per process.
 """
 
 from __future__ import annotations
@@ -19,17 +20,17 @@ GRAPHS = 16  # of a forward pass: training compiles each choice of what learns, 
 
 
 def resolve(option: str, device: torch.device) -> str:
-    """`auto` means `always` on a GPU and `never` elsewhere."""
+    """`auto` means `always` on a GPU and `never` on a CPU."""
     if option == "auto":
         return "always" if device.type == "cuda" else "never"
     return option
 
 
 def in_place(net: nn.Module, option: str, device: torch.device) -> nn.Module:
-    """Compile the forward pass of `net` as `option` says; its state dict stays as it is.
+    """Compile the forward pass of `net` according to `option`; its state dict does not change.
 
     Parameters are inputs of the graph, so modules of the same shape share it, and so do the states
-    that `functional_call` gives to a module. A batch of a single image runs uncompiled: it would
+    that `functional_call` gives to a module. A batch of one image runs uncompiled, because it would
     need another graph.
     """
     option = resolve(option, device)
@@ -56,9 +57,9 @@ def in_place(net: nn.Module, option: str, device: torch.device) -> nn.Module:
 
 
 def _keep_instruction_sets_apart() -> None:
-    """Give each instruction set of CPUs entries of its own in Inductor's cache on disk.
+    """Separate Inductor's disk cache by CPU instruction set.
 
-    Its keys do not hold the set (torch 2.13), though its code steps by the width of a vector: code
-    of an AVX-512 processor, built on one with AVX2, leaves every second vector unwritten.
+    Its keys do not contain the instruction set (torch 2.13), although its code uses the vector
+    width: code for AVX-512 that runs on a CPU with AVX2 skips every second vector.
     """
     torch.compiler.config.cache_key_tag = torch.backends.cpu.get_cpu_capability()

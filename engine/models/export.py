@@ -1,4 +1,4 @@
-"""A model as a folder that timm loads: `timm.create_model("local-dir:FOLDER", pretrained=True)`."""
+"""Write a model as a folder for `timm.create_model("local-dir:FOLDER", pretrained=True)`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from loaders.root import Root
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"  # as timm names them
 OPEN_CLIP_WEIGHTS, OPEN_CLIP_CONFIG = "open_clip_model.safetensors", "open_clip_config.json"
-HEAD = "head.safetensors"  # beside a CLIP model
+HEAD = "head.safetensors"  # of a CLIP model
 OF_MODELS = (WEIGHTS, CONFIG, OPEN_CLIP_WEIGHTS, OPEN_CLIP_CONFIG, HEAD, PROMPT)
 
 
@@ -34,10 +34,10 @@ def write(
     prompt: torch.Tensor | None,
     made_of: Mapping[str, Any],
 ) -> None:
-    """Write a net of timm's as its `local-dir:` layout; other files of an existing folder stay.
+    """Write a timm net in the `local-dir:` layout; other files of an existing folder stay.
 
-    classes: the head's, in order. prompt: [3, H, W], of a visual-prompt cell. made_of: what timm
-    leaves unread. Raises OSError naming the folder where the disk is full.
+    classes: the head's, in order. prompt: [3, H, W], of a visual-prompt cell. made_of: provenance,
+    which timm ignores. Raises OSError, naming the folder, if the disk is full.
     """
     config = {**timm_config(model, net, len(classes)), "label_names": list(classes)}
     with written(out, last=CONFIG, prompt=prompt) as folder:
@@ -47,12 +47,12 @@ def write(
 
 @contextlib.contextmanager
 def written(out: Path, *, last: str, prompt: torch.Tensor | None) -> Iterator[Path]:
-    """A folder whose files become those of `out`, once they are all there.
+    """A temporary folder whose files replace those of `out` when all are written.
 
-    last: the file without which the folder does not load; one of another model goes first. prompt:
-    is written beside it. Raises OSError naming `out` where the disk is full.
+    last: the file without which the folder does not load; it is removed first and written last.
+    prompt: is written too. Raises OSError, naming `out`, if the disk is full.
     """
-    out = out.resolve()  # of a link, beside what it leads to: another disk takes no renamed file
+    out = out.resolve()  # resolves links, because files cannot be renamed to another disk
     beside = Root(out.parent)
     temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
     with room_for(out):
@@ -62,8 +62,8 @@ def written(out: Path, *, last: str, prompt: torch.Tensor | None) -> Iterator[Pa
             if prompt is not None:
                 tensors.save({"prompt": prompt}, temporary / PROMPT)
             beside.make(out)
-            # Of another model, which would be loaded in place of this one. The file that is
-            # written last goes first.
+            # Files of a previous model would be loaded instead. The file that is written
+            # last is removed first.
             for name in (last, *OF_MODELS):
                 beside.remove(out / name)
             for name in sorted(beside.names(temporary), key=last.__eq__):
@@ -73,7 +73,7 @@ def written(out: Path, *, last: str, prompt: torch.Tensor | None) -> Iterator[Pa
 
 
 def timm_config(model: ModelRecipe, net: nn.Module, outputs: int) -> dict[str, Any]:
-    """What timm reads: how the net is built, and how images are made ready for it."""
+    """timm's config: how to build the net and preprocess images."""
     known: Mapping[str, Any] = net.pretrained_cfg  # type: ignore[assignment]  # of every timm model
     images = data_config(model)
     return {

@@ -1,8 +1,8 @@
-"""A CLIP model as its own library loads it: a tower, and a head on its unit embeddings beside it.
+"""Write a CLIP model for its own library: towers, and a head on the unit embeddings.
 
 Logits are `linear(normalize(embedding), head.weight, head.bias)`. open_clip's folder has both
-towers, of which fine-tuning moved the vision tower alone; timm's has the vision tower, whose
-outputs are the embedding.
+towers, of which fine-tuning changed only the vision tower; timm's has the vision tower, which
+returns the embedding.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def to_timm(
     prompt: torch.Tensor | None,
     made_of: Mapping[str, Any],
 ) -> None:
-    """Write a ViT of timm's under `model.projection`; its head lies in `head.safetensors`.
+    """Write a timm ViT with `model.projection`; its head goes to `head.safetensors`.
 
     As `engine.models.export.write`.
     """

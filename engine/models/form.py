@@ -1,8 +1,8 @@
-"""The form in which a backbone computes: precision and compilation.
+"""The execution mode of a backbone: precision and compilation.
 
-Models that are compared must have the same form, so that they do not differ by rounding: a compiled
-graph rounds differently from the same operators. So the form is decided once, and the artefacts
-that depend on it have it in their key. The head is no part of it: it computes in fp32.
+Compared models must have the same form, so that they do not differ by rounding: a compiled graph
+rounds differently from the same operators. So the form is determined once and is part of the keys
+of artefacts that depend on it. It excludes the head, which always computes in fp32.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Form:
 
     @classmethod
     def of(cls, recipe: TrainRecipe | EvaluateRecipe, device: torch.device) -> Form:
-        """The form of a model that trains or teaches, or of one that is evaluated."""
+        """The form for training and teaching, or for evaluation."""
         return cls(
             precision.resolve(recipe.precision, device), compiled.resolve(recipe.compile, device)
         )
@@ -44,7 +44,7 @@ class Form:
         return key
 
     def backbone(self, recipe: ModelRecipe, classes: int, device: torch.device) -> Backbone:
-        """A backbone without its head, for any state of it: images -> pre-logits [B, D]."""
+        """A backbone without its head, for any state dict: images -> pre-logits [B, D]."""
         net = models.create(recipe, classes).to(device)
         weight, _ = models.head_names(recipe)
         net.set_submodule(weight.removesuffix(".weight"), nn.Identity())
@@ -54,7 +54,7 @@ class Form:
 
 
 class Backbone:
-    """A network in eval mode that runs with weights that are given, such as those of a mix."""
+    """A network in eval mode that runs with given weights, such as those of a mix."""
 
     def __init__(self, net: nn.Module) -> None:
         self.net = net.eval()
@@ -62,7 +62,7 @@ class Backbone:
         self._caches = any(hasattr(module, "attention_bias_cache") for module in net.modules())
 
     def given(self, state: Mapping[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-        """Outputs for weights that `self.state` returned; RuntimeError where names do not fit."""
+        """Outputs for weights from `self.state`. Raises RuntimeError if names do not match."""
         if self._caches:
             self.net.train().eval()  # empties the cache
         return functional_call(self.net, dict(state), (x,), strict=True)

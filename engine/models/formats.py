@@ -1,6 +1,6 @@
-"""Foreign weight files as state dicts under timm's names; no other module reads them.
+"""Read users' weight files as state dicts with timm's names. No other module reads them.
 
-No code in a file is ever run.
+No code in a file ever runs.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from safetensors.torch import load_file
 from engine.recipe.schema import ModelRecipe
 
 State = dict[str, torch.Tensor]
-MOST_BYTES = 1 << 38  # 256 GiB; the largest vision transformers have a third of it
-LIGHTNING = "model."  # where a LightningModule has its network as `self.model`
+MOST_BYTES = 1 << 38  # 256 GiB, three times the largest vision transformers
+LIGHTNING = "model."  # prefix of a LightningModule's `self.model`
 TIMM_NAMES = {  # by those of an exported DINOv2
     "backbone.": "",
     "embeddings.cls_token": "cls_token",
@@ -35,28 +35,28 @@ TIMM_NAMES = {  # by those of an exported DINOv2
 
 
 def file_of(recipe: ModelRecipe) -> Path:
-    """The user's file of a model's weights. ValueError naming what is none, or too large."""
+    """The user's weights file. Raises ValueError if it is not a file, or too large."""
     path = Path(recipe.weights.path)
     if not path.is_file():
         raise ValueError(f"model.weights.path={recipe.weights.path!r} is not a file")
     if (size := path.stat().st_size) > MOST_BYTES:
-        raise ValueError(f"{path} holds {size:,} bytes, too many for the weights of a model")
+        raise ValueError(f"{path} has {size:,} bytes, too many for the weights of a model")
     return path
 
 
 def load(path: Path) -> State:
     """The state dict in a safetensors file, or in a checkpoint of plain tensors.
 
-    A checkpoint may hold it under `state_dict` or `model`, beside what training needs. Prefixes of
-    names that DataParallel, torch.compile and Lightning add are removed. Raises ValueError naming
-    the file where it holds anything else.
+    A checkpoint may contain it as `state_dict` or `model`. Prefixes of DataParallel, torch.compile
+    and
+    Lightning are removed from names. Raises ValueError, naming the file, for other content.
     """
     if path.suffix != ".safetensors":
         return plain_tensors(path, str(path))
     try:
         return _clean(load_file(path))
     except SafetensorError as error:
-        raise ValueError(f"{path} is cut or no safetensors file: {error}") from error
+        raise ValueError(f"{path} is truncated or not a safetensors file: {error}") from error
 
 
 def _clean(state: State) -> State:
@@ -69,41 +69,44 @@ def plain_tensors(file: Path | io.BytesIO, source: str) -> State:
     """The state dict in a torch checkpoint; `source` names it in errors. Raises as `load`."""
     try:
         _refuse_compressed(file)
-        # Training scripts save their arguments too; Namespace is a class without behaviour.
+        # Training scripts also save their arguments; Namespace has no behaviour.
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # the error below says what is wrong
             state = torch.load(file, map_location="cpu", weights_only=True)
     except (OSError, MemoryError):
         raise
-    except Exception as error:  # the unpickler raises any exception for damaged bytes
+    except Exception as error:  # the unpickler can raise any exception for damaged bytes
         raise ValueError(
-            f"{source} is cut, compressed, or holds more than plain tensors, which is never "
-            "loaded; save the state dict alone, best as safetensors"
+            f"{source} is truncated, compressed, or contains more than plain tensors, which is "
+            "never "
+            "loaded: save only the state dict, preferably as safetensors"
         ) from error
     for key in ("state_dict", "model"):
         state = state.get(key, state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(t, torch.Tensor) for t in state.values()):
-        raise ValueError(f"{source} holds no state dict of tensors")
+        raise ValueError(f"{source} contains no state dict of tensors")
     for name, tensor in state.items():
         if not isinstance(name, str):
-            raise ValueError(f"{source}: the name {name!r} of a tensor is no text")
+            raise ValueError(f"{source}: the name {name!r} of a tensor is not a string")
         if not _is_plain(tensor):
-            raise ValueError(f"{source}: {name} is no dense tensor of real numbers; save it as one")
+            raise ValueError(
+                f"{source}: {name} is not a dense tensor of real numbers: save it as one"
+            )
     return _clean(state)
 
 
 def _refuse_compressed(file: Path | io.BytesIO) -> None:
-    """Raise ValueError for a compressed file, which torch.save never makes and may be a bomb."""
+    """Raise ValueError for a compressed file, which torch.save never writes and may be a bomb."""
     if zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as archive:
             if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
                 raise ValueError("compressed")
     if isinstance(file, io.BytesIO):
-        file.seek(0)  # torch reads on from where zipfile stopped
+        file.seek(0)  # torch reads from where zipfile stopped
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:
-    """Whether a tensor is numbers in memory; a small file can hold a shape of petabytes."""
+    """Whether a tensor is numbers in memory; a small file can declare a shape of petabytes."""
     if tensor.is_meta or tensor.is_quantized or tensor.is_complex():
         return False
     if tensor.layout != torch.strided:
@@ -114,14 +117,16 @@ def _is_plain(tensor: torch.Tensor) -> bool:
 def dinov2_onnx(data: bytes) -> State:
     """The DINOv2 ViT in an exported ONNX graph, under timm's names.
 
-    The exporter keeps the names of vectors. Matrices have no names and are transposed; the
-    operation that multiplies by a matrix tells which it is.
+    The exporter keeps the names of vectors. Matrices are transposed and have no names; they are
+    identified by the operation that multiplies by them.
     """
     try:
         import onnx  # type: ignore[import-not-found]
         from onnx import numpy_helper  # type: ignore[import-not-found]
     except ImportError as error:
-        raise ValueError("this model needs the onnx package: pip install 'onnx>=1.17'") from error
+        raise ValueError(
+            "this model requires the onnx package: pip install 'onnx>=1.17'"
+        ) from error
     graph = onnx.load_from_string(data).graph
     tensors = {
         t.name: torch.from_numpy(np.array(numpy_helper.to_array(t))) for t in graph.initializer

@@ -12,5 +12,5 @@ ERRORS = (OSError, RuntimeError, HTTPError)
 
 
 def reason(error: BaseException) -> str:
-    """The first line of an error's message; its class where the message is empty."""
+    """The first line of an error's message, or its class if the message is empty."""
     return next(iter(str(error).splitlines()), "") or type(error).__name__

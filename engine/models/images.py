@@ -1,6 +1,6 @@
-"""How a model sees images: timm's evaluation transform, and the normalisation of its pixels.
+"""Preprocessing: timm's evaluation transform, and normalization.
 
-timm is imported where it is used: it takes seconds, which planning a campaign does without.
+Functions import timm when they need it, because it takes seconds that planning should not spend.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from engine.recipe.schema import ModelRecipe
 
 @dataclass(frozen=True)
 class Transform:
-    """timm's evaluation transform without its last step, normalisation: PIL image -> uint8 HWC.
+    """timm's evaluation transform without normalization, its last step: PIL image -> uint8 HWC.
 
-    It can be pickled, so that packs are encoded in parallel, and `spec` names them.
+    It can be pickled, for encoding in parallel, and `spec` is part of a pack's name.
     """
 
     image_size: int
@@ -34,7 +34,7 @@ class Transform:
 
     @property
     def spec(self) -> dict[str, Any]:
-        """What determines the pixels, as JSON values, without the default, as in older packs."""
+        """The settings that determine the pixels, as JSON values, without defaults."""
         return {k: v for k, v in vars(self).items() if (k, v) != ("crop_mode", "center")}
 
     def __call__(self, image: Image.Image) -> np.ndarray:
@@ -47,7 +47,7 @@ class Transform:
             interpolation=self.interpolation,
             crop_pct=self.crop,
             crop_mode=self.crop_mode,
-            normalize=False,  # leaves the pixels as uint8, CHW
+            normalize=False,  # keeps pixels as uint8, CHW
         )
         return np.ascontiguousarray(np.asarray(steps(image.convert("RGB"))).transpose(1, 2, 0))
 
@@ -73,15 +73,14 @@ class Normalize(nn.Module):
 
 
 def transform(recipe: ModelRecipe) -> Transform:
-    """The evaluation transform of a model, which the protocol also trains on."""
+    """A model's evaluation transform, which the protocol also uses for training."""
     config = data_config(recipe)
     crop = float(config["crop_pct"])
     return Transform(recipe.image_size, config["interpolation"], crop, config["crop_mode"])
 
 
 def published_transform(arch: str) -> Transform:
-    """The transform with which timm measures its published accuracies of pre-trained weights: at
-    the test size, where they have one."""
+    """The transform of timm's published accuracies: at the test size, if the weights have one."""
     config = pretrained_cfg(arch)
     size = (config.get("test_input_size") or config["input_size"])[-1]
     crop = config.get("test_crop_pct") or config["crop_pct"]
@@ -91,7 +90,7 @@ def published_transform(arch: str) -> Transform:
 def data_config(recipe: ModelRecipe) -> dict[str, Any]:
     """timm's data config of the architecture, overridden by the values that the recipe sets.
 
-    Raises RecipeError for a way to crop that packs do not have.
+    Raises RecipeError for a crop mode that packs do not support.
     """
     from timm.data.config import resolve_data_config
 
@@ -109,16 +108,16 @@ def data_config(recipe: ModelRecipe) -> dict[str, Any]:
     config |= {name: value for name, value in overrides.items() if value is not None}
     if config["crop_mode"] not in ("center", "squash"):
         raise RecipeError(
-            f"{recipe.arch} wants images with crop_mode={config['crop_mode']}, which packs do not "
-            "have; add model.crop_mode=center or model.crop_mode=squash"
+            f"{recipe.arch} uses crop_mode={config['crop_mode']}, which packs do not support: "
+            "add model.crop_mode=center or model.crop_mode=squash"
         )
     return config
 
 
 def description(recipe: ModelRecipe) -> dict[str, Any]:
-    """What is needed beside a model's weights to run it, as JSON values, all of them resolved.
+    """Everything except the weights that is needed to run a model, as resolved JSON values.
 
-    Sizes are in pixels, mean and std of pixels from 0 to 1, crop_pct as timm defines it.
+    Sizes are in pixels; mean and std refer to pixels from 0 to 1; crop_pct is timm's.
     """
     config = data_config(recipe)
     return {
@@ -135,7 +134,7 @@ def description(recipe: ModelRecipe) -> dict[str, Any]:
 
 
 def choices(recipe: ModelRecipe) -> str:
-    """Which weights, head and transform a model has, in a line."""
+    """A model's weights, head and transform, as one line."""
     weights, config = recipe.weights, data_config(recipe)
     source = {
         "timm": f"timm's weights of {recipe.arch}",
@@ -166,7 +165,7 @@ def choices(recipe: ModelRecipe) -> str:
 
 @functools.cache
 def pretrained_cfg(arch: str) -> dict[str, Any]:
-    """timm's record of an architecture. RecipeError, naming the nearest, for an unknown one."""
+    """timm's config of an architecture. Raises RecipeError for an unknown one."""
     import timm
 
     known = timm.list_models() + timm.list_pretrained()

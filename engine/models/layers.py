@@ -1,4 +1,4 @@
-"""The order of a network's layers, as timm has it for layer-wise learning rates."""
+"""The order of a network's layers, from timm's layer-wise learning rates."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from torch import nn
 
 
 def numbers(net: nn.Module) -> dict[str, int]:
-    """By parameter name, the layer from the input: 0 up to the first block, the head's is the last.
+    """The layer of each parameter, from the input: 0 before the first block; the head's is last.
 
     Raises ValueError for a network whose order timm does not know.
     """
     if not hasattr(net, "group_matcher"):
         raise ValueError(
-            f"timm does not know the order of the layers of {type(net).__name__}; take one of "
+            f"timm does not define the order of {type(net).__name__}'s layers: choose one of "
             "timm's models"
         )
     from timm.models import group_parameters  # seconds, which planning does without

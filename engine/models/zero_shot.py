@@ -1,7 +1,7 @@
-"""CLIP that was not fine-tuned on IN-1K: its text tower gives the head for the vision tower.
+"""Zero-shot CLIP: the text tower makes the head of the vision tower.
 
-The result is a timm ViT (a projection to unit vectors, then a linear head), or open_clip's vision
-tower with such a head, so every method, merge and evaluation works on it. The text tower runs only
+The result is a timm ViT (projection to unit vectors, then a linear head), or open_clip's vision
+tower with such a head, so every method, merge and evaluation works on it. The text tower runs
 once.
 """
 
@@ -24,16 +24,16 @@ from engine.recipe.schema import ModelRecipe, WeightsRecipe
 
 log = logging.getLogger(__name__)
 
-CLASSES_AT_ONCE = 4  # times 80 sentences: below 2 GB of activations in the text tower
+CLASSES_AT_ONCE = 4  # with 80 prompts each: below 2 GB of activations in the text tower
 TOLERANCE = 1e-3  # of unit embeddings; a wrong activation function changes them far more
 
 
 def classifier(recipe: ModelRecipe, cache: Path) -> nn.Module:
     """The recipe's model with open_clip's weights and a zero-shot head for IN-1K's classes.
 
-    The head is the mean over templates of the unit text features of each class name, normalised
-    again, times exp(logit_scale), without a bias: the logits equal open_clip's (Radford et al.
-    2021, 3.1.2).
+    The head is the mean over templates of the unit text features of each class name, normalized
+    again, times exp(logit_scale), without bias; the logits equal open_clip's (Radford et al. 2021,
+    3.1.2).
 
     Raises ValueError without the open_clip package, for weights that do not fit, and for a tower
     whose features differ from open_clip's; RecipeError for unknown names, and for the plain-GELU
@@ -47,7 +47,7 @@ def classifier(recipe: ModelRecipe, cache: Path) -> nn.Module:
         tower = checkpoint_filter_fn(model.state_dict(), net)  # type: ignore[arg-type]
         tower["fc_norm.linear.weight"] = tower.pop("head.weight")
     source = f"open_clip's {recipe.weights.clip} ({recipe.weights.path or recipe.weights.tag})"
-    model.to("cuda" if torch.cuda.is_available() else "cpu")  # for 80,000 sentences
+    model.to("cuda" if torch.cuda.is_available() else "cpu")  # for 80,000 prompts
     tower["head.weight"] = head(model, recipe.weights)
     model.to("cpu")
     tower["head.bias"] = torch.zeros(len(tower["head.weight"]))
@@ -74,14 +74,14 @@ def open_model(recipe: ModelRecipe, cache: Path) -> Any:
     except hub.ERRORS as error:
         raise ValueError(
             f"open_clip could not load weights for {weights.clip} {weights.tag} "
-            f"({hub.reason(error)}); without access to the hub, download "
-            "open_clip_model.safetensors elsewhere and set model.weights.path=FILE"
+            f"({hub.reason(error)}). Without access to the hub, download "
+            "open_clip_model.safetensors on another machine and set model.weights.path=FILE"
         ) from error
     return model.eval()
 
 
 def templates(open_clip: ModuleType, weights: WeightsRecipe) -> list[Callable[[str], str]]:
-    """The sentences about a class name that the weights' recipe chooses."""
+    """The prompt templates of the weights' recipe."""
     full = weights.templates == "full"
     return open_clip.OPENAI_IMAGENET_TEMPLATES if full else open_clip.SIMPLE_IMAGENET_TEMPLATES
 
@@ -89,7 +89,7 @@ def templates(open_clip: ModuleType, weights: WeightsRecipe) -> list[Callable[[s
 def head(model: Any, weights: WeightsRecipe) -> torch.Tensor:
     """Head [1000, E] (float32, CPU) in the order of IN-1K's sorted wnids.
 
-    model: its text tower alone is used, where it is; in eval mode.
+    model: in eval mode; only its text tower is used, on its device.
     """
     open_clip = clip.package()
     unit_EC = open_clip.build_zero_shot_classifier(
@@ -109,7 +109,7 @@ def _check_names(open_clip: ModuleType, weights: WeightsRecipe) -> None:
     if weights.path and not weights.tag:  # the user's weights
         if (quick := f"{weights.clip}-quickgelu") in open_clip.list_models():
             log.warning(
-                "%s runs with GELU; weights fine-tuned from OpenAI's need %s", weights.clip, quick
+                "%s uses GELU; weights fine-tuned from OpenAI's require %s", weights.clip, quick
             )
         return
     tags = open_clip.list_pretrained_tags_by_model(weights.clip)
@@ -123,12 +123,12 @@ def _check_names(open_clip: ModuleType, weights: WeightsRecipe) -> None:
         name = weights.clip.removesuffix("-quickgelu") + ("-quickgelu" if quick else "")
         raise RecipeError(
             f"model.weights.clip={weights.clip}: the weights {weights.tag} were trained "
-            f"{'with' if quick else 'without'} QuickGELU; use {name}"
+            f"{'with' if quick else 'without'} QuickGELU: use {name}"
         )
 
 
 def _check_tower(model: Any, net: nn.Module, recipe: ModelRecipe) -> None:
-    """Compare the features with open_clip's on a random image, where both take its size."""
+    """Compare the features with open_clip's on a random image, if both take its size."""
     size = model.visual.image_size
     if recipe.image_size not in (size if isinstance(size, tuple) else (size,)):
         return
@@ -139,6 +139,7 @@ def _check_tower(model: Any, net: nn.Module, recipe: ModelRecipe) -> None:
         gap = (models.features(net.eval(), x) - expected).abs().max().item()
     if not gap <= TOLERANCE:
         raise ValueError(
-            f"{recipe.arch} embeds an image {gap:.3f} away from open_clip's {recipe.weights.clip}; "
+            f"{recipe.arch}'s embedding differs by {gap:.3f} from open_clip's "
+            f"{recipe.weights.clip}: "
             "model.arch must be the same architecture, with the same activation function"
         )

@@ -50,15 +50,16 @@ class Labelled(NamedTuple):
 
 @dataclass(frozen=True)
 class DistanceOptions:
-    """What is computed, and by which conventions.
+    """The conventions of a distance.
 
-    eps: a share of the mean cost over all pairs, or with `relative=False` in units of the cost.
+    eps: a fraction of the mean cost over all pairs, or with `relative=False` in units of the cost.
     lam_x, lam_y: weights of the feature and the label term. label_distance: between classes as
     Gaussians (`gaussian`), their means alone (`means`), or nothing (`none`). half: all costs are
-    halved, as in the reference library. debias: subtract the self terms. samples: at most so many
-    of a set, drawn with `seed` and the set's name. With the same draw for all sets, two sets that
-    hold the same photographs in the same order would be compared on the same photographs, and their
-    distance would be too small beside the rest. tolerance: of the certified relative duality gap.
+    halved, as in the reference library. debias: subtract the self terms. samples: maximum
+    samples per dataset, drawn with `seed` and the dataset's name. With the same draw for all, two
+    datasets with the same photos in the same order would be compared on the same photos, and their
+    distance would be too small compared with others. tolerance: of the certified relative duality
+    gap.
     exact: unregularised transport by POT, never debiased, for small sets. bracket: relative width
     (such as 1e-3) to which unregularised transport is bracketed, never debiased, for any size.
     """
@@ -85,7 +86,7 @@ class DistanceOptions:
         for name in of_entropic:
             if getattr(self, name) != getattr(DistanceOptions, name):
                 raise ValueError(
-                    f"{name} is of regularised transport, and has no effect beside exact or "
+                    f"{name} is for regularized transport, and has no effect with exact or "
                     "bracket: leave it out"
                 )
         if self.seed and self.samples is None:

@@ -34,9 +34,9 @@ def workers(problems: int, bytes_each: int, allowed: int, device: torch.device) 
 def side_by_side(
     work: Callable[[T], R], items: Sequence[T], at_once: int, device: torch.device
 ) -> dict[T, R]:
-    """work(item) of each item, so many at a time; the threads divide torch's cores.
+    """work(item) for each item, in parallel threads that divide torch's cores.
 
-    A result does not depend on what runs beside it. After an error no item begins, and it is
+    Results do not depend on parallel work. After an error no item starts, and it is
     raised when those that run are finished.
     """
     on_gpu = device.type == "cuda"

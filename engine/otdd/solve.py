@@ -78,7 +78,7 @@ def distances(
 def check_names(names: Sequence[str]) -> None:
     """Raise ValueError for fewer than two sets, and for a set named twice."""
     if len(names) < 2 or len(set(names)) < len(names):
-        raise ValueError(f"distances need two or more distinct sets, got {list(names)}")
+        raise ValueError(f"distances require at least two distinct datasets, not {list(names)}")
 
 
 def matrix(sets: Mapping[str, Labelled], classes: int, options: DistanceOptions) -> Matrix:
@@ -128,7 +128,7 @@ def _solved(problems: Problems) -> tuple[dict[Pair, Certified], float]:
 def _each(
     problems: Problems, memory: int, solve: Callable[[str, str], R], pairs: Sequence[Pair]
 ) -> dict[Pair, R]:
-    """What `solve` gives for each pair, several at a time in so many bytes."""
+    """The results of `solve` for each pair, several in parallel within a memory limit."""
     at_once = workers(len(pairs), problems.bytes_each(), memory, problems.device)
     problems.memory = memory // at_once
 

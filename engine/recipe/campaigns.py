@@ -1,11 +1,11 @@
-"""What the file of a campaign says, over the campaigns that it extends.
+"""Read a campaign's file, on top of the campaigns that it extends.
 
     methods:
       ewc: {method: {lam: 1.0}}
       ewc_paper: {base: ewc, method: {variant: paper}}
 
-A row of `methods` is a method, or a method once more under another name: it has the settings of its
-base in this campaign, and over them its settings. A row that is a path is named as that file.
+A row of `methods` is a method, or the same method under another name: it takes the settings of its
+base in this campaign, then its own. A row that is a path gets the file's name.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ SELECTION = "methods"  # key that selects methods of a campaign on the command l
 DOWNSTREAMS, VARY, PROBE = "downstreams", "vary", "probe"  # keys of a grid
 OF_GRID = (SELECTION, DOWNSTREAMS, VARY, PROBE)
 ALL_MODELS = "all"
-MOST_ROWS = 100  # of a table; each row is resolved from all files of the campaign
+MOST_ROWS = 100  # per table; each row is resolved from all files of the campaign
 BASE, TITLE = "base", "title"
-PRE_TRAINED = "pre"  # the pre-trained model in tables, and among the members of a soup
+PRE_TRAINED = "pre"  # the pretrained model in tables and in soups
 
 
 @dataclass(frozen=True)
 class Campaign:
-    """name: or path. layers: what its files say, the extended one's first. rows: likewise of each
-    row of the table, in the table's order. others: of rows that a list left out, which those of the
-    table may need."""
+    """name: or path. layers: its files' values, the extended file's first. rows: the layers of each
+    row, in the table's order. others: the layers of rows that a list left out; rows of the table
+    may need them."""
 
     name: str
     file: Path
@@ -53,20 +53,20 @@ class Campaign:
 
     @property
     def values(self) -> dict[str, Any]:
-        """What its files say together, but for the rows."""
+        """The merged values of its files, without the rows."""
         return over(layer for _, layer in self.layers)
 
     def base(self, row: str) -> str:
-        """The method, of `recipes/methods` or a path, that a row trains.
+        """The method (a name of `recipes/methods` or a path) that a row trains.
 
-        Raises RecipeError for a base that is not a method itself.
+        Raises RecipeError if the base is not a method.
         """
         base = self._of_row(row).get(BASE)
         if base is None:
             return row
         if BASE in self._of_row(base):
             raise RecipeError(
-                f"{self.file} (methods.{row}): {base} has a base itself: set base to that"
+                f"{self.file} (methods.{row}): {base} has a base itself; use that base"
             )
         try:
             path_of("methods", str(base))
@@ -75,7 +75,7 @@ class Campaign:
         return str(base)
 
     def settings(self, row: str) -> list[Layer]:
-        """What the files set for a row: for its base, for itself, and its title."""
+        """The layers of a row: its base's, its own, and its title."""
         base = self.base(row)
         rows = [base, row] if base != row else [row]
         layers: list[Layer] = [
@@ -90,18 +90,19 @@ class Campaign:
         return layers
 
     def title(self, row: str) -> str:
-        """What a row is called in tables."""
+        """A row's name in tables."""
         title = over(layer for _, layer in self.settings(row)).get("method", {}).get(TITLE)
         return str(title or catalogue.read(path_of("methods", self.base(row)))[TITLE])
 
     def select(
         self, entries: Any, source: str, *, adds: bool = False
     ) -> tuple[Campaign, list[str]]:
-        """The campaign with what `methods: [A, {B: SETTINGS}, path.yaml]` sets and adds, and the
-        names of these rows, in table order. adds: methods that are no row become one."""
+        """The campaign changed by `methods: [A, {B: SETTINGS}, path.yaml]`, and the names of these
+        rows, in table order. adds: whether other methods become new rows."""
         if not isinstance(entries, list) or not entries:
             raise RecipeError(
-                f"{source}: {SELECTION} names no methods of {self.name}; write {SELECTION}="
+                f"{source}: {SELECTION} names no methods of {self.name}: give a list, as in "
+                f"{SELECTION}="
                 f"[{','.join(list(self.rows)[:2])}]"
             )
         rows, names = dict(self.rows), set()
@@ -110,7 +111,7 @@ class Campaign:
                 name, layer = _row(str(key), settings, source)
                 if not (adds or name in rows or BASE in layer):
                     raise RecipeError(
-                        f"{source}: {SELECTION}: {name!r} is no method of {self.name}"
+                        f"{source}: {SELECTION}: {self.name} has no method {name!r}"
                         f"{nearest(name, self.rows)}"
                     )
                 before = rows.get(name, self.others.get(name, ()))
@@ -120,7 +121,7 @@ class Campaign:
                 names.add(name)
         if len(rows) > MOST_ROWS:
             raise RecipeError(
-                f"{source}: {SELECTION} has {len(rows):,} rows, and a table at most {MOST_ROWS}"
+                f"{source}: {SELECTION} has {len(rows):,} rows; the maximum is {MOST_ROWS}"
             )
         return replace(self, rows=rows), [name for name in rows if name in names]
 
@@ -132,9 +133,9 @@ class Campaign:
 
 
 def read(name: str, extending: tuple[Path, ...] = ()) -> Campaign:
-    """A campaign by its name or path. extending: the campaigns that extend it.
+    """Read a campaign by its name or path. extending: the campaigns that extend it.
 
-    Raises RecipeError where it is among them, for rows of another form, and for a list that names
+    Raises RecipeError if it extends itself, for malformed rows, and for a list with a name that is
     no method of the extended campaign.
     """
     path = path_of("campaigns", name)
@@ -150,12 +151,12 @@ def read(name: str, extending: tuple[Path, ...] = ()) -> Campaign:
     elif isinstance(methods, dict):
         rows = campaign.select([methods], str(path), adds=True)[0].rows
     elif methods is not None:
-        raise RecipeError(f"{path}: {SELECTION} must hold `NAME: {{}}` lines")
+        raise RecipeError(f"{path}: {SELECTION} must contain `NAME: {{}}` lines")
     return Campaign(name, path, (*campaign.layers, (str(path), values)), rows, others)
 
 
 def selected(name: str, overrides: Sequence[Override]) -> tuple[Campaign, list[str]]:
-    """A campaign and its rows, in table order: all, or those that `methods=[A,B]` names.
+    """A campaign and its rows in table order: all, or those in `methods=[A,B]`.
 
     Raises RecipeError for an unknown campaign or method.
     """
@@ -167,19 +168,19 @@ def selected(name: str, overrides: Sequence[Override]) -> tuple[Campaign, list[s
 
 
 def methods_of(campaign: str, overrides: Sequence[Override] = ()) -> list[str]:
-    """The names of the rows of `selected`; RecipeError as there, and for a file without methods."""
+    """The names of the rows of `selected`. Raises RecipeError also for a file without methods."""
     grid, names = selected(campaign, overrides)
     if not grid.rows:
         raise RecipeError(
-            f"{grid.file} is no campaign; it needs `methods:` with `NAME: {{}}` lines below"
+            f"{grid.file} is not a campaign: add `methods:` with `NAME: {{}}` lines below"
         )
     return names
 
 
 def names(group: str = "") -> list[str]:
-    """Names of the files of a group (`models`, `methods`...); without a group, of all recipes.
+    """Names of the files of a group (`models`, `methods`...), or of all recipes.
 
-    A campaign makes the recipe CAMPAIGN/METHOD for each of its methods.
+    A campaign defines the recipe CAMPAIGN/METHOD for each of its methods.
     """
     made = [] if group else catalogue.names("campaigns")
     rows = {f"{campaign}/{row}" for campaign in made for row in read(campaign).rows}
@@ -187,29 +188,30 @@ def names(group: str = "") -> list[str]:
 
 
 def model_of(campaign: str) -> str | None:
-    """The model that a campaign names."""
+    """The name of a campaign's model, or None."""
     model = read(campaign).values.get("model")
     return model.get("name") if isinstance(model, dict) else model
 
 
 def each_model(campaign: str, overrides: Sequence[Override]) -> list[list[Override]]:
-    """The overrides of each grid: `model=[A,B]` stands for these models, `model=all` for every
-    model that the campaign lists.
+    """The overrides of each grid: one grid per model of `model=[A,B]`, or of the campaign's list
+    for `model=all`.
 
-    Raises RecipeError where the campaign lists none, for a list that is empty or names a model
-    twice, and for another `model=` beside it.
+    Raises RecipeError if the campaign lists no models, if a list is empty or repeats a model, and
+    if `model=` is given twice.
     """
     of_model = [each for each in overrides if each.key == "model"]
     several = next(filter(_is_of_several, of_model), None)
     if several is None:
         return [list(overrides)]
     if len(of_model) > 1:
-        raise RecipeError(f"{several.text}: model= is given twice; name all models in one list")
+        raise RecipeError(f"{several.text}: model= is given twice: name all models in one list")
     if several.value == ALL_MODELS:
         models = read(campaign).values.get("models")
         if not isinstance(models, list) or not models:
             raise RecipeError(
-                f"{several.text}: {campaign} has no list `models:`; name models, as in model=[A,B]"
+                f"{several.text}: {campaign} has no list `models:`: name the models, as in "
+                "model=[A,B]"
             )
     else:
         models = several.plain()
@@ -233,17 +235,17 @@ def _is_of_several(model: Override) -> bool:
 
 
 def _row(key: str, settings: Any, source: str) -> tuple[str, Mapping[str, Any]]:
-    """The name of a row, and what a file says of it."""
+    """The name of a row, and its layer."""
     name = Path(key).stem if is_path(key) else key
     check_name(f"{source}: {SELECTION}", name)
     if name == PRE_TRAINED:
         raise RecipeError(
-            f"{source}: {SELECTION}: {name!r} is the pre-trained model's name in every table; give "
-            "the row another"
+            f"{source}: {SELECTION}: {name!r} is the pretrained model's name in tables; rename "
+            "the row"
         )
     layer = lines(settings or {}, f"{source} (methods.{name})")
     layer = {BASE: key, **layer} if is_path(key) else layer
-    folder = Path(source).parent  # of the command line: where it is given
+    folder = Path(source).parent  # for the command line, the working directory
     if BASE in layer:
         layer = {**layer, BASE: beside(folder, layer[BASE])}
     return name, with_absolute_module(layer, folder)
@@ -254,7 +256,7 @@ def _settings(layer: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _title_with_settings(title: str, settings: Mapping[str, Any]) -> str:
-    """A base's title with what a row sets: `EWC (paper), lam 10`."""
+    """A base's title followed by a row's settings: `EWC (paper), lam 10`."""
     values = dict(settings.get("method") or {})
     if variant := values.pop("variant", None):
         title += f" ({variant})"

@@ -1,6 +1,6 @@
-"""The files of `recipes/`: which there are, and what they say.
+"""Find and read the files of `recipes/`.
 
-The only module that reads `recipes/`. It does not know what a recipe may say; see `typed`.
+Only this module reads `recipes/`. `typed` checks the values.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from engine.recipe import yaml_text
 
 ROOT = Path(__file__).resolve().parents[2] / "recipes"
 EXTENDS = "extends"
-TIMM_MODELS = ROOT / "timm_models.csv"  # published accuracies, a row a model
+TIMM_MODELS = ROOT / "timm_models.csv"  # published accuracies, one row per model
 GROUPS = {"model": "models", "dataset": "datasets", "method": "methods"}
 
 
@@ -70,9 +70,9 @@ def is_path(name: str) -> bool:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """What a file says; the YAML files that it names begin at its folder.
+    """Read a file. Paths of YAML files in it are relative to its folder.
 
-    RecipeError where it is no YAML of `key: value` lines.
+    Raises RecipeError if it is not YAML with `key: value` lines.
     """
     known = _read.get()
     if known is None:
@@ -90,7 +90,7 @@ def _values(path: Path) -> dict[str, Any]:
 
 
 def _with_root(values: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The values with the folder of a data set's images, `root`, beginning at this folder."""
+    """The values, with a dataset's `root` made relative to this folder."""
     if isinstance(dataset := values.get("dataset"), Mapping):
         values = {**values, "dataset": _with_root(dict(dataset), folder)}
     if isinstance(root := values.get("root"), str) and root:
@@ -99,7 +99,7 @@ def _with_root(values: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def beside(folder: Path, value: Any) -> Any:
-    """A value of a file in this folder, at which the YAML files that it names begin."""
+    """A value of a file in this folder, with paths of YAML files made relative to the folder."""
     if isinstance(value, list):
         return [beside(folder, each) for each in value]
     if isinstance(value, Mapping) and EXTENDS in value:
@@ -108,14 +108,14 @@ def beside(folder: Path, value: Any) -> Any:
 
 
 def lines(values: Any, source: str) -> dict[str, Any]:
-    """The values, if they are `key: value` lines; RecipeError, naming the source, if not."""
+    """Returns the values as a dict. Raises RecipeError, naming the source, for anything else."""
     if not isinstance(values, Mapping):
-        raise RecipeError(f"{source} must hold `key: value` lines, not {values!r:.100}")
+        raise RecipeError(f"{source} must contain `key: value` lines, not {values!r:.100}")
     return dict(values)
 
 
 def over(layers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """The layers over each other; a later layer wins."""
+    """Merge the layers; later ones win."""
     merged: dict[str, Any] = {}
     for layer in layers:
         for key, value in layer.items():
@@ -127,9 +127,9 @@ def over(layers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def with_absolute_module(values: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
-    """A layer with the absolute path of its method's module, where the module is a file.
+    """A layer with the absolute path of its method's module, if the module is a file.
 
-    folder: of the file that the layer comes from, or the working directory.
+    folder: of the layer's file, or the working directory.
     """
     section = values.get("method")
     if not isinstance(section, Mapping) or not str(section.get("module")).endswith(".py"):

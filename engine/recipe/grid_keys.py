@@ -1,6 +1,6 @@
-"""What a campaign says of its grid, beside the recipe of a cell: columns and what varies.
+"""A campaign's keys for its grid, as opposed to its cells: columns and varied keys.
 
-The words of `rib sweep` say the same of a single row:
+`rib sweep` sets the same keys for a single row. These two are equal:
 
     imagenet_rib/ewc method.lam=0.1,1 seed=0,1 downstream=imagenet_a,imagenet_r
     imagenet_rib methods=[ewc] vary={method.lam: [0.1, 1], seed: [0, 1]} downstreams=[...]
@@ -19,19 +19,19 @@ from engine.recipe.overrides import Override
 
 RECIPE = "recipe="
 _REMEDIES = {
-    "method": "a sweep varies one row; name it, as in emoji/ewc",
-    SELECTION: "a sweep varies one row; name it, as in emoji/ewc",
-    VARY: "a sweep varies every key with several values, as in optimizer.lr=1e-4,1e-3",
+    "method": "a sweep varies one row: name it, as in emoji/ewc",
+    SELECTION: "a sweep varies one row: name it, as in emoji/ewc",
+    VARY: "a sweep varies each key that has several values, as in optimizer.lr=1e-4,1e-3",
     "recipe": "name the recipe first, as in rib sweep recipe=emoji/ewc",
 }
 
 
 @dataclass(frozen=True)
 class GridKeys:
-    """`downstreams`: sets to fine-tune on, None for the data set's. `vary`: values by recipe key,
-    each combination of which is a setting of every column. `probe`: how many columns are trained a
-    second time, with the next seed. `file` says them, but for those that the user gave, whose
-    source `given` names."""
+    """downstreams: datasets to fine-tune on, or None for the benchmark's. vary: values by recipe
+    key; every column is trained in each combination. probe: number of columns that are trained
+    again with the next seed. file: where the keys are set, except those in `given`, which maps the
+    user's keys to their source."""
 
     file: str
     downstreams: list[str] | None = None
@@ -40,7 +40,7 @@ class GridKeys:
     given: Mapping[str, str] = field(default_factory=dict)
 
     def source(self, key: str) -> str:
-        """What says a key, for errors."""
+        """Where a key is set, for errors."""
         return self.given.get(key, self.file)
 
 
@@ -59,29 +59,32 @@ def grid_keys(campaign: str, given: Sequence[Override]) -> GridKeys:
     is_list = isinstance(sets, list) and all(isinstance(name, str) for name in sets)
     if sets is not None and not (sets and is_list):
         source = keys.source(DOWNSTREAMS)
-        raise RecipeError(f"{source}: {DOWNSTREAMS} must list sets, as in {DOWNSTREAMS}: [A, B]")
+        raise RecipeError(
+            f"{source}: {DOWNSTREAMS} must list datasets, as in {DOWNSTREAMS}: [A, B]"
+        )
     if not isinstance(vary, dict):
-        raise RecipeError(f"{keys.source(VARY)}: {VARY} must hold `KEY: [1, 2]` lines")
+        raise RecipeError(f"{keys.source(VARY)}: {VARY} must contain `KEY: [1, 2]` lines")
     if not isinstance(probe, int) or isinstance(probe, bool) or probe < 0:
         raise RecipeError(
-            f"{keys.source(PROBE)}: {PROBE}={probe} is no number of columns; {PROBE}=1 trains one "
-            f"of them a second time, {PROBE}=0 none"
+            f"{keys.source(PROBE)}: {PROBE}={probe} is not a number of columns: {PROBE}=1 trains "
+            "one "
+            f"column a second time, {PROBE}=0 none"
         )
     return keys
 
 
 def of_sweep(name: str, given: Sequence[Override]) -> tuple[str, list[Override]]:
-    """The campaign and its overrides; name: `CAMPAIGN/ROW`, which may follow `recipe=`.
+    """A sweep's campaign and overrides. name: `CAMPAIGN/ROW` or `recipe=CAMPAIGN/ROW`.
 
-    Raises RecipeError where no row is named or no key has several values, and for a key that is
-    given twice, an empty value and several models.
+    Raises RecipeError if no row is named, no key has several values, a key is given twice, a value
+    is empty, or several models are given.
     """
     keys = [each.key for each in given]
     for each in given:
         if each.key in _REMEDIES:
             raise RecipeError(f"{each.text}: {_REMEDIES[each.key]}")
         if keys.count(each.key) > 1:
-            raise RecipeError(f"{each.key} is given twice; write its values as {each.key}=A,B")
+            raise RecipeError(f"{each.key} is given twice: write its values as {each.key}=A,B")
     campaign, selection = _row(name.removeprefix(RECIPE))
     kept, vary = [selection], {}
     for each in given:
@@ -91,32 +94,32 @@ def of_sweep(name: str, given: Sequence[Override]) -> tuple[str, list[Override]]
             listed = value if value.startswith("[") else f"[{value}]"
             kept.append(overrides.of_word(f"{DOWNSTREAMS}={listed}"))
         elif key == "model" and (not is_one or value.startswith("[") or value == "all"):
-            raise RecipeError(f"{each.text}: a sweep is of one model; run a sweep for each")
+            raise RecipeError(f"{each.text}: a sweep has one model: run one sweep per model")
         elif is_one:
             kept.append(each)
         elif all(part.strip() for part in value.split(",")):
             vary[key] = yaml_text.parse(f"[{value}]", f"override {each.text!r:.200}")
         else:
-            raise RecipeError(f"{each.text}: there is an empty value between commas")
+            raise RecipeError(f"{each.text}: a value between commas is empty")
     if not vary:
         raise RecipeError(
             f"nothing varies: give a key several values, as in optimizer.lr=1e-4,1e-3, or train "
-            f"one cell by engine/launch.py recipe={name.removeprefix(RECIPE)}"
+            f"one cell with engine/launch.py recipe={name.removeprefix(RECIPE)}"
         )
     return campaign, [*kept, *overrides.of_mapping({VARY: vary})]
 
 
 def _row(name: str) -> tuple[str, Override]:
-    """The campaign that a sweep's first word names, and the selection of its row."""
+    """The campaign of a sweep, and the override that selects its row."""
     campaign, row = name, ""
     if "/" in name and not catalogue.is_path(name):
         campaign, _, row = name.rpartition("/")
     rows = campaigns.methods_of(campaign)
     if not row:
         raise RecipeError(
-            f"a sweep varies one row of {campaign}: name it, as in {campaign}/{rows[0]}; there are "
+            f"a sweep varies one row of {campaign}: name it, as in {campaign}/{rows[0]}. Rows: "
             f"{', '.join(rows)}"
         )
     selection = overrides.of_word(f"{SELECTION}=[{row}]")
-    campaigns.methods_of(campaign, [selection])  # raises for a row that it has not
+    campaigns.methods_of(campaign, [selection])  # raises for an unknown row
     return campaign, selection

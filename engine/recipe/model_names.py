@@ -1,13 +1,13 @@
-"""Models by the names that people have: timm's, a hub's, torchvision's, open_clip's, a folder's.
+"""Find models by their names in timm, the hub, torchvision, open_clip, or by folder.
 
 | name | model |
 |---|---|
 | `NAME`, `timm/NAME`, `timm:NAME`, `hf-hub:timm/NAME` | timm's, with weights |
 | `torchvision:NAME`, `torchvision:NAME/IMAGENET1K_V1` | torchvision's weights, as timm has them |
-| `open_clip:NAME/TAG` | open_clip's vision tower under its zero-shot head |
-| `local-dir:FOLDER` | what timm, or `rib export`, wrote |
+| `open_clip:NAME/TAG` | open_clip's vision tower with its zero-shot head |
+| `local-dir:FOLDER` | a folder that timm or `rib export` wrote |
 
-Names are looked up in the installed packages and in local files; nothing is downloaded.
+The lookup uses the installed packages and local files; it downloads nothing.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ REGNETS = {  # torchvision counts operations in megaflops and gigaflops, timm in
 
 
 def section(name: str) -> dict[str, Any] | None:
-    """The section `model` of a recipe that a name stands for; None for a name of no such form.
+    """Returns the recipe section `model` for a name, or None if the name has no such form.
 
-    Raises RecipeError for a name that has the form and is unknown, or of which the engine has no
-    model, and ValueError for a folder that timm did not write.
+    Raises RecipeError for an unknown name of a known form, and for a model that the engine does not
+    support; ValueError for a folder that timm did not write.
     """
     name = without_hub(name)
     for prefix, of in ((OPEN_CLIP, _open_clip), (LOCAL, _local), (TORCHVISION, _torchvision)):
@@ -48,9 +48,9 @@ def section(name: str) -> dict[str, Any] | None:
 
 
 def architecture(name: str) -> tuple[str, dict[str, Any]]:
-    """The architecture that a name stands for, and the settings of its transform by recipe key.
+    """The architecture of a name, and its transform's settings by recipe key, without weights.
 
-    Weights are elsewhere. `open_clip:NAME` without a tag is an architecture. Raises as `section`.
+    `open_clip:NAME` needs no tag here. Raises as `section`.
     """
     name = without_hub(name)
     if name.startswith((LOCAL, TORCHVISION)) or (name.startswith(OPEN_CLIP) and "/" in name):
@@ -63,15 +63,15 @@ def architecture(name: str) -> tuple[str, dict[str, Any]]:
 
 
 def without_hub(name: str) -> str:
-    """A name without `hf-hub:`. RecipeError for a hub's repository that is not timm's."""
+    """A name without `hf-hub:`. Raises RecipeError for a repository that is not timm's."""
     for prefix in HUBS:
         if name.startswith(prefix):
             rest = name.removeprefix(prefix)
             if not rest.startswith(TIMM[0]):
                 raise RecipeError(
-                    f"{name}: of a hub only timm's own repositories are taken ({prefix}timm/NAME). "
-                    f"Download its configuration and safetensors, `hf download {rest} config.json "
-                    "model.safetensors --local-dir FOLDER`, and name local-dir:FOLDER"
+                    f"{name}: only timm's own repositories are supported ({prefix}timm/NAME). "
+                    f"Download the files, `hf download {rest} config.json model.safetensors "
+                    "--local-dir FOLDER`, and use local-dir:FOLDER"
                 )
             return rest
     return name
@@ -79,7 +79,7 @@ def without_hub(name: str) -> str:
 
 def _timm(name: str, *, must_exist: bool) -> dict[str, Any] | None:
     """An architecture of timm with weights, at its input size."""
-    import timm  # late: it loads torch, which no recipe of a file needs
+    import timm  # imported here: it loads torch, which recipes in files do not need
 
     known = timm.list_pretrained()
     is_known = name in known if "." in name else timm.is_model(name)
@@ -99,7 +99,7 @@ def _torchvision(name: str) -> dict[str, Any]:
 
     of, _, version = name.partition("/")
     if version and version not in VERSIONS:
-        raise RecipeError(f"torchvision:{name}: weights are {' or '.join(VERSIONS)}")
+        raise RecipeError(f"torchvision:{name}: the weights must be {' or '.join(VERSIONS)}")
     bases = [of, *_regnet(of)]
     tags = [VERSIONS[version]] if version else list(VERSIONS.values())
     known = timm.list_pretrained()
@@ -107,8 +107,7 @@ def _torchvision(name: str) -> dict[str, Any]:
     if found is None:
         names = sorted({k.partition(".")[0] for k in known if k.endswith(tuple(VERSIONS.values()))})
         raise RecipeError(
-            f"torchvision:{name}: timm has no weights of torchvision's by this name"
-            f"{nearest(of, names)}"
+            f"torchvision:{name}: timm has no torchvision weights of this name{nearest(of, names)}"
         )
     config = timm.get_pretrained_cfg(found)
     assert config is not None  # it is listed
@@ -125,10 +124,10 @@ def _regnet(name: str) -> list[str]:
 
 
 def _open_clip(name: str) -> dict[str, Any]:
-    """A tower of open_clip's with the weights of a tag, under a zero-shot head.
+    """An open_clip tower with the weights of a tag and a zero-shot head.
 
-    The weights decide about the activation: a name without `-quickgelu` gets it where they were
-    trained so, as open_clip itself does it.
+    The weights determine the activation: as in open_clip, a name without `-quickgelu` gets it if
+    they were trained with QuickGELU.
     """
     of, _, tag = name.partition("/")
     open_clip = open_clip_package()
@@ -136,7 +135,7 @@ def _open_clip(name: str) -> dict[str, Any]:
     tags = open_clip.list_pretrained_tags_by_model(of)
     if tag not in tags:
         raise RecipeError(
-            f"open_clip:{of}/{tag}: open_clip has no such weights{nearest(tag, tags)}; it has "
+            f"open_clip:{of}/{tag}: open_clip has no such weights{nearest(tag, tags)}. Known tags: "
             f"{', '.join(tags) or 'none for this model'}"
         )
     is_quick = open_clip.get_pretrained_cfg(of, tag).get("quick_gelu")
@@ -155,18 +154,18 @@ def _open_clip(name: str) -> dict[str, Any]:
 
 
 def open_clip_package() -> Any:
-    """open_clip. ValueError naming the extra where it is not installed."""
+    """Returns the package open_clip. Raises ValueError, naming the extra, if it is missing."""
     try:
         import open_clip  # type: ignore[import-not-found]
     except ImportError as error:
         raise ValueError(
-            "this model needs open_clip: pip install -e '.[clip]' (the package open_clip_torch)"
+            "this model requires open_clip: pip install -e '.[clip]' (the package open_clip_torch)"
         ) from error
     return open_clip
 
 
 def open_clip_config(name: str) -> dict[str, Any]:
-    """open_clip's configuration of a model. RecipeError, naming the nearest, if it is unknown."""
+    """open_clip's configuration of a model. Raises RecipeError for an unknown name."""
     open_clip = open_clip_package()
     known = open_clip.list_models()
     if name not in known:
@@ -175,17 +174,19 @@ def open_clip_config(name: str) -> dict[str, Any]:
 
 
 def _local(place: str) -> dict[str, Any]:
-    """The model in a folder of timm's form: its weights, head and transform."""
+    """The model of a timm folder: weights, head and transform."""
     folder = Path(place)
     config = folder / timm_folder.CONFIG
     if not config.is_file():
         raise RecipeError(
-            f"{LOCAL}{place}: there is no {config}; a cell of the engine's becomes such a folder "
-            "by `rib export CELL --out FOLDER`"
+            f"{LOCAL}{place}: there is no {config}. To turn a cell into such a folder, run "
+            "`rib export CELL --out FOLDER`"
         )
     weights = [folder / each for each in timm_folder.WEIGHTS if (folder / each).is_file()]
     if not weights:
-        raise RecipeError(f"{LOCAL}{place} holds no weights ({' or '.join(timm_folder.WEIGHTS)})")
+        raise RecipeError(
+            f"{LOCAL}{place} contains no weights ({' or '.join(timm_folder.WEIGHTS)})"
+        )
     of = timm_folder.read(config)
     timm_folder.check_options(config, of.model["arch"], of.options)
     model = dict(of.model)
@@ -196,18 +197,18 @@ def _local(place: str) -> dict[str, Any]:
 
 
 def _is_imagenet(folder: timm_folder.TimmFolder) -> bool:
-    """Whether a head's outputs are ImageNet-1K's, in order; names that are no wnids are not."""
+    """Whether a head's outputs are ImageNet-1K's wnids in order."""
     names = list(folder.classes or ())
     is_ordered = names == sorted(names) and all(map(re.compile(r"n\d{8}").fullmatch, names))
     return folder.outputs == IMAGENET_CLASSES and is_ordered
 
 
 def side_of(arch: str, input_size: Sequence[int]) -> int:
-    """Pixels of a side of the images that an architecture takes; RecipeError unless square."""
+    """Side length, in pixels, of an architecture's input. Raises RecipeError unless square."""
     _, height, width = input_size
     if height != width:
         raise RecipeError(
-            f"{arch} takes images of {height} x {width} pixels, and packs hold square ones: "
-            "take another model"
+            f"{arch} takes images of {height} x {width} pixels, but packs contain square ones: "
+            "choose another model"
         )
     return width

@@ -1,8 +1,8 @@
-"""The module that a method's recipe names: a module of `engine.methods`, or a user's file.
+"""Find a method's module: a module of `engine.methods`, or a user's file.
 
-It is imported by name, so that recipes depend on no method. It defines `Recipe` (its options) and
-`Method` (built as `Method(recipe)`), which follows `engine.methods.base`. A user's file runs only
-where its method does: until then its options are what the recipe gives, unchecked.
+It is imported by name, so recipes depend on no method. The module defines `Recipe` (its options)
+and `Method` (built as `Method(recipe)`), as in `engine.methods.base`. A user's file runs only when
+its method does; until then its options are the recipe's, unchecked.
 """
 
 from __future__ import annotations
@@ -32,37 +32,39 @@ def is_users(module: str) -> bool:
 
 
 def options(layers: Sequence[Layer], *, planned: bool = False) -> type[MethodRecipe]:
-    """The class of the options of the method that the layers name. Imports neither torch nor a
-    user's file, whose options are those that the layers give.
+    """The options class of the layers' method. Imports neither torch nor a user's file, whose
+    options are taken from the layers.
 
-    planned: the layers are a planned recipe, which can be read when the file is gone. Raises
-    RecipeError, naming the layer, where no module is named, and where there is no such one.
+    planned: whether the layers are a planned recipe, readable even if the user's file is gone.
+    Raises RecipeError, naming the layer, if the module is missing or unknown.
     """
     sections = [(source, layer["method"]) for source, layer in layers if "method" in layer]
     sections = [(source, each) for source, each in sections if isinstance(each, Mapping)]
     named = [(source, str(each["module"])) for source, each in sections if each.get("module")]
     if not named:
         source = sections[0][0] if sections else layers[0][0]
-        raise RecipeError(f"{source}: method.module has no value; set it")
+        raise RecipeError(
+            f"{source}: method.module has no value: set it to a module of engine.methods, or to a "
+            ".py file"
+        )
     source, module = named[-1]
     if not is_users(module):
         if module not in OPTIONS:
             hint = nearest(module, OPTIONS)
-            raise RecipeError(f"{source}: there is no method module {module!r}{hint}")
+            raise RecipeError(f"{source}: unknown method module {module!r}{hint}")
         return OPTIONS[module]
     if not planned and not Path(module).is_file():
         raise RecipeError(
-            f"{source}: method.module={module!r} is not a Python file; a relative path begins at "
-            "the folder of its YAML file, or on the command line at the working directory"
+            f"{source}: method.module={module!r} is not a Python file. A relative path starts at "
+            "the folder of its YAML file or, on the command line, at the working directory"
         )
     return _as_given(tuple(sorted({str(name) for _, section in sections for name in section})))
 
 
 def complete(method: MethodRecipe, *, run_users: bool = False) -> MethodRecipe:
-    """A method's options as its module defines them. This runs a user's file.
+    """A method's options as its module defines them. Runs a user's file.
 
-    Raises RecipeError, as `typed.add`, for what the recipe gives and the module does not allow, and
-    ValueError as `find`.
+    Raises RecipeError for options that the module does not allow, and ValueError as `find`.
     """
     if not is_users(method.module):
         return method
@@ -72,9 +74,9 @@ def complete(method: MethodRecipe, *, run_users: bool = False) -> MethodRecipe:
 
 
 def checked(recipe: Recipe, *, run_users: bool = False) -> MethodRecipe:
-    """The options of a cell's method, complete. This runs a user's file.
+    """The complete options of a cell's method. Runs a user's file.
 
-    Raises RecipeError as `complete`, and where the options' `check` refuses the cell.
+    Raises RecipeError as `complete`, and if the options' `check` rejects the cell.
     """
     options = complete(recipe.method, run_users=run_users)
     options.check(dataclasses.replace(recipe, method=options))
@@ -88,16 +90,16 @@ def method_of(recipe: Recipe, *, run_users: bool = False) -> Any:
 
 
 def find(module: str, *, run_users: bool = False) -> ModuleType:
-    """The module of a method, which is imported; a user's file is run, once for each content.
+    """Import a method's module. A user's file runs once per content.
 
-    run_users: leave to run such a file. Commands that train give it, and `rib merge` for the method
-    that the user names; whatever shows, plans or reports has none, because a plan's file may be a
-    stranger's. Raises PermissionError for a user's file without it, ValueError for a file without
-    `Method`, or a `Recipe` that extends `MethodRecipe`, and RecipeError for one that is no Python.
+    run_users: permission to run a user's file. Only commands that train, and `rib merge` for the
+    method that the user names, have it: a plan may come from somebody else. Raises PermissionError
+    for a user's file without permission, ValueError if `Method` or a `Recipe` that extends
+    `MethodRecipe` is missing, and RecipeError if the file is not valid Python.
     """
     if is_users(module):
         if not run_users:
-            raise PermissionError(f"{module} is a program, which only commands that train run")
+            raise PermissionError(f"{module} is a program: only commands that train run it")
         method = _run(Path(module), file_hash(Path(module)))
     else:
         method = importlib.import_module(f"engine.methods.{module}")
@@ -109,7 +111,7 @@ def find(module: str, *, run_users: bool = False) -> ModuleType:
     return method
 
 
-@functools.cache  # classes of the same options are one, so that recipes compare equal
+@functools.cache  # equal options share a class, so recipes compare equal
 def _as_given(names: tuple[str, ...]) -> type[MethodRecipe]:
     shared = {field.name for field in dataclasses.fields(MethodRecipe)}
     possible = [name for name in names if name.isidentifier() and not keyword.iskeyword(name)]

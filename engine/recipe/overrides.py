@@ -1,6 +1,6 @@
-"""Settings that a user gives beside a recipe: words of the command line, or a mapping in Python.
+"""Overrides of a recipe, from the command line or a mapping in Python.
 
-They are parsed here, once. Everything below takes `Override`s, which remember the user's own text.
+They are parsed here, once, into `Override`s, which keep the user's text for errors.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ IN_PYTHON = "the settings"
 
 
 class Word(str):
-    """A value of the command line: YAML, but the text itself where its key holds a text."""
+    """A value from the command line: parsed as YAML unless its key is a string."""
 
 
 @dataclass(frozen=True)
 class Override:
-    """A setting of the user's: `train.epochs=1`, or `{"train.epochs": 1}`.
+    """One override: `train.epochs=1`, or `{"train.epochs": 1}` in Python.
 
     key: dotted, or the name of a section or of a key of the grid. value: a `Word`, or a plain value
-    that was given in Python. text: the word that the user gave, or would have.
+    from Python. text: the override as written on a command line.
     """
 
     key: str
@@ -45,35 +45,35 @@ class Override:
 
     @property
     def values(self) -> dict[str, Any]:
-        """The nested sections that it stands for: `{"train": {"epochs": 1}}`."""
+        """The override as nested sections: `{"train": {"epochs": 1}}`."""
         return nested(self.key, self.value)
 
     def plain(self) -> Any:
-        """The value as YAML has it. Raises RecipeError, with the user's text, for what is none."""
+        """The value, parsed as YAML. Raises RecipeError, with the user's text, if it is invalid."""
         if isinstance(self.value, Word):
             return yaml_text.parse(str(self.value), f"override {self.text!r:.200}")
         return self.value
 
 
 def nested(key: str, value: Any) -> dict[str, Any]:
-    """The sections that a dotted key and its value stand for."""
+    """A dotted key and its value as nested sections."""
     for name in reversed(key.split(".")):
         value = {name: value}
     return value
 
 
 def of_word(word: str) -> Override:
-    """The override that a word `key=value` is. RecipeError where it is none."""
+    """Parse `key=value`. Raises RecipeError for anything else."""
     key, equals, value = word.partition("=")
     if not equals or not key or key.count(".") >= yaml_text.DEEPEST:
         raise RecipeError(
-            f"{word!r:.200} is not an override; write key=value, such as train.epochs=1"
+            f"{word!r:.200} is not an override: write key=value, such as train.epochs=1"
         )
     return Override(key, Word(value), word)
 
 
 def of_mapping(values: Mapping[str, Any]) -> list[Override]:
-    """The overrides that a mapping of keys to plain values stands for."""
+    """The overrides of a mapping from keys to plain values."""
     made = []
     for key, value in values.items():
         value = _plain(value)
@@ -83,7 +83,7 @@ def of_mapping(values: Mapping[str, Any]) -> list[Override]:
 
 
 def parsed(given: Iterable[str | Mapping[str, Any]]) -> list[Override]:
-    """The overrides of words and mappings, in their order. Raises RecipeError as `of_word`."""
+    """The overrides of words and mappings, in order. Raises RecipeError as `of_word`."""
     made: list[Override] = []
     for each in given:
         made += [of_word(each)] if isinstance(each, str) else of_mapping(each)
@@ -91,12 +91,12 @@ def parsed(given: Iterable[str | Mapping[str, Any]]) -> list[Override]:
 
 
 def by_key(overrides: Sequence[Override]) -> dict[str, Override]:
-    """The overrides by key; of several with one key the last."""
+    """The overrides by key; the last one of a key wins."""
     return {override.key: override for override in overrides}
 
 
 def _plain(value: Any) -> Any:
-    """A value of Python as YAML would hold it: paths are texts, tuples lists."""
+    """A Python value as YAML types: paths become strings, and tuples lists."""
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, list | tuple):

@@ -1,8 +1,8 @@
-"""Recipes: YAML files and `key=value` words become one checked, frozen `Recipe`.
+"""Merge YAML files and overrides into one checked, frozen `Recipe`.
 
-A recipe names its campaign, model, data set and method by file, or holds such a section itself. The
-layers are merged in that order, then the campaign's settings for the method, the recipe file itself
-and the command line. What `dump` writes is a recipe again.
+A recipe names its campaign, model, dataset and method by file, or contains such a section. The
+layers are merged in this order, followed by the campaign's settings for the method, the recipe file
+and the command line. `dump` writes a recipe that can be loaded again.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from engine.recipe.typed import Layer
 VARIANT = "method.variant"
 DOWNSTREAM = "downstream"
 OF_TRAINING = ("optimizer", "train")
-OF_METHOD = ("method", *OF_TRAINING)  # the sections that one row has and another has not
-NEEDS = "needs"  # of a dump: these sections of what its method needs
-NAMED = "the model's name"  # where the section of a model comes from that has no file
+OF_METHOD = ("method", *OF_TRAINING)  # sections that rows can set separately
+NEEDS = "needs"  # in a dump: these sections of the methods that its method needs
+NAMED = "the model's name"  # source of a model's section without a file
 
 
 def load(
@@ -46,10 +46,10 @@ def load(
 ) -> Recipe:
     """Resolve a recipe (`emoji/ewc`, a campaign's name, or a path) with the overrides given.
 
-    `method` and `downstream` choose another cell of the same campaign. Overrides of `method.*`
-    belong to the recipe's method, or to the row that `methods=[ROW]` alone selects. They are left
-    out of another method's cell, but not `method.variant`, which every method has. A user's method
-    is not run: its options are as the recipe gives them (`modules.complete` adds the rest).
+    `method` and `downstream` select another cell of the same campaign. Overrides of `method.*`
+    apply to the recipe's method, or to the single row of `methods=[ROW]`; for other methods only
+    `method.variant` applies. A user's method does not run: its options are the recipe's
+    (`modules.complete` adds the rest).
 
     Raises RecipeError for an unknown recipe, key or name, a wrong type or a missing value.
     """
@@ -80,7 +80,7 @@ def load(
             if isinstance(row, str):
                 sections = [(COMMAND_LINE, campaign.base(row))]
         if not sections:
-            raise RecipeError(f"recipe {name!r} names no {key}; add `{key}=NAME`")
+            raise RecipeError(f"recipe {name!r} names no {key}: add `{key}=NAME`")
         layers += _section(key, group, sections)
     layers += [(source, _settings(layer)) for source, layer in campaign.layers]
     of_row = campaign.settings(row) if isinstance(row, str) else []
@@ -106,7 +106,7 @@ def load(
 def of_sections(
     model: str, dataset: str, given: Sequence[Override] = (), *, method: str = "fine_tune"
 ) -> Recipe:
-    """A recipe of a model and a data set alone, for work that belongs to no campaign.
+    """A recipe with only a model and a dataset, for work outside campaigns.
 
     Raises RecipeError as `load` does.
     """
@@ -131,16 +131,16 @@ def varied(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
 
 
 def of_values(values: Mapping[str, Any]) -> Recipe:
-    """The recipe of which `dataclasses.asdict` made these values, perhaps by way of JSON.
+    """The recipe of these values, as `dataclasses.asdict` made them (also through JSON).
 
-    Raises RecipeError for values of no recipe.
+    Raises RecipeError for invalid values.
     """
     merged, options = _merged([("a stored recipe", values)], planned=True)
     return typed.build(merged, Recipe, options, "a stored recipe")
 
 
 def dump(recipe: Recipe, needs: Mapping[str, Recipe] | None = None) -> str:
-    """The resolved recipe as YAML. needs: the recipes of what its method needs, by method."""
+    """The resolved recipe as YAML. needs: the recipes of the methods that its method needs."""
     values = dataclasses.asdict(recipe)
     if needs:
         values[NEEDS] = {
@@ -152,32 +152,32 @@ def dump(recipe: Recipe, needs: Mapping[str, Recipe] | None = None) -> str:
 
 def flat(recipe: Recipe) -> dict[str, Any]:
     """The resolved recipe's values by dotted key, such as `train.epochs`."""
-    import pandas  # late: it takes a second, and no recipe is read by it
+    import pandas  # imported here: it takes a second
 
     (values,) = pandas.json_normalize(dataclasses.asdict(recipe)).to_dict("records")
     return {str(key): value for key, value in values.items()}
 
 
 def without_options(given: Sequence[Override]) -> list[Override]:
-    """The overrides but those of a method's own options, which no other method has;
-    `method.variant` is every method's."""
+    """The overrides without a method's own options; `method.variant`, which every method has,
+    stays."""
     return [each for each in given if each.section != "method" or each.key == VARIANT]
 
 
 def _merged(layers: Sequence[Layer], *, planned: bool = False) -> tuple[dict[str, Any], type]:
-    """The values that the layers say together, and the class of the method's options."""
+    """The merged values of the layers, and the class of the method's options."""
     values: dict[str, Any] = {}
     options = modules.options(layers, planned=planned)
     for source, layer in layers:
         typed.add(values, Recipe, options, layer, source)
-    if layers[0][0] == NAMED:  # its head is for ImageNet's classes
+    if layers[0][0] == NAMED:  # its head has ImageNet's classes
         is_imagenet = values["dataset"].get("kind") == "imagenet"
         values["model"]["head"].setdefault("fit", not is_imagenet)
     return values, options
 
 
 def _top(name: str) -> tuple[Path | None, dict[str, Any]]:
-    """The recipe's file and what it says; no file for a campaign, or a recipe that it makes."""
+    """The recipe's file and content; no file for a campaign or CAMPAIGN/ROW."""
     if name in catalogue.names("campaigns"):
         return None, {"campaign": name}
     campaign, _, row = name.rpartition("/")
@@ -192,19 +192,21 @@ def _top(name: str) -> tuple[Path | None, dict[str, Any]]:
 
 
 def _of_method(top: dict[str, Any], method: str, file: str) -> dict[str, Any]:
-    """A recipe file with the sections of `method`, where it has those of another one: what it says
-    that the other one needs, or none."""
+    """A recipe file with the sections of `method` in place of another method's: those listed under
+    `needs`, if any."""
     section, needs = top.get("method"), top.get(NEEDS, {})
     if not isinstance(section, Mapping) or section.get("name") == method:
         return top
     if not isinstance(needs, Mapping) or not isinstance(needs.get(method, {}), Mapping):
-        raise RecipeError(f"{file}: {NEEDS} must hold sections by method, as `--print` writes them")
+        raise RecipeError(
+            f"{file}: {NEEDS} must contain sections by method, as `--print` writes them"
+        )
     return {k: v for k, v in top.items() if k not in OF_METHOD} | dict(needs.get(method, {}))
 
 
 def _section(key: str, group: str, given: Sequence[tuple[str, Any]]) -> list[Layer]:
-    """The layers of a model, data set or method: the file that is named last, or that `extends`
-    names, and what is said after it."""
+    """The layers of a model, dataset or method: the file that is named last, or by `extends`, and
+    the sections after it."""
     layers: list[Layer] = []
     base: str | None = None
     for source, section in given:
@@ -225,23 +227,23 @@ def _section(key: str, group: str, given: Sequence[tuple[str, Any]]) -> list[Lay
 
 
 def _named_model(name: str) -> dict[str, Any] | None:
-    """The section of a model that has no file, such as `timm/mobilenetv3_small_100`."""
+    """The section of a model without a file, such as `timm/mobilenetv3_small_100`."""
     is_file = catalogue.is_path(name) or name in catalogue.names("models")
     return None if is_file else model_names.section(name)
 
 
 def _check_trains(options: type[MethodRecipe], of_row: Sequence[Layer]) -> None:
-    """Refuse how to train, of a row that trains nothing: its models are those of other rows."""
+    """Raise RecipeError if a row sets how to train, but its method trains nothing."""
     for source, layer in of_row if not options.trains else ():
         for section in OF_TRAINING:
             if section in layer:
                 raise RecipeError(
                     f"{source}: its method trains nothing, so `{section}` has no effect: set it in "
-                    "the rows that it is made of, or beside `methods:` for all rows"
+                    "the rows that the method combines, or next to `methods:` for all rows"
                 )
 
 
 def _settings(layer: Mapping[str, Any]) -> dict[str, Any]:
-    """What a file says of a cell beside the campaign, model, data set and method that it names."""
+    """A file's settings of a cell, without its campaign, model, dataset and method."""
     elsewhere = ("campaign", "models", NEEDS, *GROUPS, *campaigns.OF_GRID)
     return {key: value for key, value in layer.items() if key not in elsewhere}

@@ -1,4 +1,4 @@
-"""The `config.json` that timm writes beside weights: what it says of a model, and no more."""
+"""Read a model's description from the `config.json` that timm writes next to weights."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import msgspec
 from loaders.files import read_json
 
 CONFIG = "config.json"
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first of these is read
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first that exists is read
 
 
 @dataclass(frozen=True)
 class TimmFolder:
     """A model as timm's file describes it.
 
-    model: `arch`, `image_size`, and the transform under timm's names. outputs: of the head, None
-    where the file is silent. classes: the head's, in order, where they are listed. options: what
-    timm's factory was given beside these.
+    model: `arch`, `image_size`, and the transform with timm's names. outputs: of the head, or None
+    if unknown. classes: the head's, in order, or None if not listed. options: further arguments
+    of timm's factory.
     """
 
     model: Mapping[str, Any]
@@ -42,12 +42,12 @@ class _File(msgspec.Struct, frozen=True):
 
 
 def read(file: Path) -> TimmFolder:
-    """What a `config.json` says. ValueError naming a file that timm did not write."""
+    """Read a `config.json`. Raises ValueError, naming the file, if timm did not write it."""
     try:
         return _read(msgspec.convert(read_json(file), _File))
     except (OSError, ValueError, LookupError, TypeError, msgspec.ValidationError) as error:
         raise ValueError(
-            f"{file} was not written by timm ({error!r}); name the model by --arch"
+            f"{file} was not written by timm ({error!r}): name the architecture with --arch"
         ) from error
 
 
@@ -58,7 +58,7 @@ def _read(config: _File) -> TimmFolder:
     model |= {"arch": config.architecture, "image_size": width}
     classes = tuple(config.label_names) if isinstance(config.label_names, list) else None
     pool = {"global_pool": config.global_pool} if config.global_pool else {}
-    usual = ("img_size", "num_classes", "in_chans")  # weights of other shapes are refused
+    usual = ("img_size", "num_classes", "in_chans")  # loading checks the shapes
     args = {k: v for k, v in (config.model_args or {}).items() if k not in usual}
     wide = {} if height == width else {"input_size": images["input_size"]}
     outputs = config.num_classes or images.get("num_classes")
@@ -66,21 +66,21 @@ def _read(config: _File) -> TimmFolder:
 
 
 def check_options(file: Path, arch: str, options: Mapping[str, Any]) -> None:
-    """Raise ValueError where the model was made with options that the engine does not give."""
+    """Raise ValueError if the model was made with options that the engine does not support."""
     options = dict(options)
     if "global_pool" in options and options["global_pool"] == _pool(arch):
         del options["global_pool"]
     if options:
         words = ", ".join(f"{key}={value}" for key, value in options.items())
         raise ValueError(
-            f"{file} says that the model was made with {words}, and the engine makes "
-            f"{arch} without: it would be another model; evaluate it with timm's validate.py"
+            f"{file} says that the model was made with {words}, which the engine does not "
+            f"support for {arch}: evaluate it with timm's validate.py"
         )
 
 
 def _pool(arch: str) -> str | None:
-    """How an architecture pools by default, where it says so."""
-    import timm  # late: it loads torch
+    """An architecture's default pooling, or None if unknown."""
+    import timm  # imported here: it loads torch
     import torch
 
     with torch.device("meta"):

@@ -1,7 +1,6 @@
-"""Layers of plain values become the typed sections of a recipe, or an error that names the layer.
+"""Convert layers of plain values to the typed sections of a recipe.
 
-What a key may hold is its type: `msgspec` converts and checks the value, and `words` says the type
-in an error.
+`msgspec` converts and checks each value by its key's type; `words` describes the type in errors.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from engine.recipe import yaml_text
 from engine.recipe.overrides import Word, nested
 from engine.recipe.schema import MISSING, MethodRecipe, Recipe
 
-Layer = tuple[str, Mapping[str, Any]]  # where it comes from, and what it says
+Layer = tuple[str, Mapping[str, Any]]  # source and values
 
 
 def add(
@@ -35,14 +34,14 @@ def add(
 ) -> None:
     """Set the keys of a layer in `values`, the nested values of a section of this kind.
 
-    options: of the method. Raises RecipeError, naming the layer's source, for an unknown key and
-    for a value that its key cannot hold.
+    options: the method's options class. Raises RecipeError, naming the layer's source, for an
+    unknown key or an invalid value.
     """
     types_of = hints(kind, options)
     if isinstance(layer, Word):
         layer = yaml_text.parse(str(layer), source)
     if not isinstance(layer, Mapping):
-        raise _error(source, f"{prefix[:-1]} must hold `key: value` lines, not {layer!r:.100}")
+        raise _error(source, f"{prefix[:-1]} must contain `key: value` lines, not {layer!r:.100}")
     for name, value in layer.items():
         key = f"{prefix}{name}"
         if name not in types_of:
@@ -56,9 +55,9 @@ def add(
 
 
 def build(values: Mapping[str, Any], kind: type, options: type[MethodRecipe], source: str) -> Any:
-    """A section of this kind with these values, and defaults for the rest.
+    """A section of this kind with these values and defaults.
 
-    Raises RecipeError, naming the source, for a key without a value.
+    Raises RecipeError, naming the source, for a key without a value or default.
     """
 
     def section(values: Mapping[str, Any], kind: type, prefix: str) -> Any:
@@ -71,14 +70,14 @@ def build(values: Mapping[str, Any], kind: type, options: type[MethodRecipe], so
         for name, value in vars(made).items():
             if value == MISSING:
                 key = f"{prefix}{name}"
-                raise RecipeError(f"{source}: {key} has no value; add `{key}=VALUE`")
+                raise RecipeError(f"{source}: {key} has no value: add `{key}=VALUE`")
         return made
 
     return section(values, kind, "")
 
 
 def value_of(recipe: Recipe, key: str, value: Any) -> Any:
-    """A value in the type of its dotted key. Raises RecipeError as `add`."""
+    """A value, converted to the type of its dotted key. Raises RecipeError as `add`."""
     values: Any = {}
     add(values, Recipe, type(recipe.method), nested(key, value), "")
     while isinstance(values, dict):
@@ -87,20 +86,20 @@ def value_of(recipe: Recipe, key: str, value: Any) -> Any:
 
 
 def text(value: Any) -> str:
-    """A value as a recipe writes it: the shortest text that is read as the same value."""
+    """A value as written in a recipe."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 @functools.cache
 def hints(kind: type, options: type[MethodRecipe]) -> dict[str, Any]:
-    """The types of a section's keys; of a method's section, those of its options."""
+    """The types of a section's keys; for the method, those of its options."""
     of_kind = typing.get_type_hints(kind, include_extras=True)
     fields = [field.name for field in dataclasses.fields(kind)]
     return {name: options if of_kind[name] is MethodRecipe else of_kind[name] for name in fields}
 
 
 def converted(kind: Any, value: Any, key: str, source: str = "") -> Any:
-    """A value in the type of its key; RecipeError where that is impossible."""
+    """A value, converted to the type of its key. Raises RecipeError if that is impossible."""
     given = value
     if isinstance(value, Word):
         if _plain(kind) is str:
@@ -110,7 +109,7 @@ def converted(kind: Any, value: Any, key: str, source: str = "") -> Any:
         is_list = any(typing.get_origin(_plain(each)) in (list, tuple) for each in _members(kind))
         if is_list and isinstance(value, str | int | float):
             value = yaml_text.parse(f"[{given}]", source)
-    if isinstance(value, Mapping):  # of words such as model.published.imagenet_a=80
+    if isinstance(value, Mapping):  # for overrides such as model.published.imagenet_a=80
         value = {
             name: yaml_text.parse(str(each), source) if isinstance(each, Word) else each
             for name, each in value.items()
@@ -123,10 +122,10 @@ def converted(kind: Any, value: Any, key: str, source: str = "") -> Any:
         if _is_of_64_bits(result):
             return result
     if value is None:
-        raise _error(source, f"{key} has no value; it must be {words(kind)}")
+        raise _error(source, f"{key} has no value: it must be {words(kind)}")
     choices = _choices(kind)
     if choices and isinstance(value, str | int | float):
-        raise _error(source, f"{key}={value!r} is not possible{nearest(str(value), choices)}")
+        raise _error(source, f"{key}={value!r} is not valid{nearest(str(value), choices)}")
     raise _error(source, f"{key}={value!r:.100} must be {words(kind)}")
 
 
@@ -135,7 +134,7 @@ def _error(source: str, what: str) -> RecipeError:
 
 
 def words(kind: Any) -> str:
-    """What a key of this type may hold: `a number of at least 0 and below 1`."""
+    """A description of a type: `a number of at least 0 and below 1`."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is Annotated:
         return words(arguments[0]) + _limits(arguments[1])
@@ -170,14 +169,14 @@ def _plain(kind: Any) -> Any:
 
 
 def _members(kind: Any) -> Sequence[Any]:
-    """The types that a union is of, without null; the type alone, where it is none."""
+    """The members of a union without null, or the type itself."""
     if typing.get_origin(kind) not in (types.UnionType, typing.Union):
         return [kind]
     return [each for each in typing.get_args(kind) if each is not type(None)]
 
 
 def _choices(kind: Any) -> list[str]:
-    """The texts of what a key chooses from; none for other keys."""
+    """The choices of a key as strings; empty for keys without choices."""
     return [
         text(choice)
         for each in _members(kind)
@@ -187,14 +186,14 @@ def _choices(kind: Any) -> list[str]:
 
 
 def _texts(value: Any) -> Any:
-    """Numbers as their texts, for keys that hold texts: YAML takes `version: 1.0` for a number."""
+    """Numbers as strings, for keys that are strings: YAML reads `version: 1.0` as a number."""
     if isinstance(value, list):
         return [_texts(each) for each in value]
     return str(value) if type(value) in (int, float) else value
 
 
 def _is_of_64_bits(value: Any) -> bool:
-    """Whether a value's numbers are finite, and none is an integer that no file could hold."""
+    """Whether all numbers of a value are finite and all integers fit into 64 bits."""
     if isinstance(value, list | tuple):
         return all(map(_is_of_64_bits, value))
     if isinstance(value, int):
@@ -203,9 +202,9 @@ def _is_of_64_bits(value: Any) -> bool:
 
 
 def _nearest_key(key: str, options: type[MethodRecipe]) -> str:
-    """`; did you mean 'train.epochs'?`: the keys whose last word is nearest to this key's.
+    """`; did you mean 'train.epochs'?`: the keys whose last part is closest to this key's.
 
-    Keys of the same section come first; where no word is near, the section's keys are listed.
+    Keys of the same section come first. If none is close, the section's keys are listed.
     """
     section, _, word = key.rpartition(".")
     known: dict[str, list[str]] = {}
@@ -224,7 +223,7 @@ def _nearest_key(key: str, options: type[MethodRecipe]) -> str:
 
 
 def _keys(kind: type, options: type[MethodRecipe], prefix: str = "") -> Iterator[str]:
-    """Every key of a section, those of its sections with the section's name before them."""
+    """All keys of a section, including dotted keys of its sections."""
     for name, each in hints(kind, options).items():
         yield f"{prefix}{name}"
         if dataclasses.is_dataclass(each):

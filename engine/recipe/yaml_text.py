@@ -1,7 +1,7 @@
-"""YAML that a stranger may have written, read in bounded time and memory.
+"""Read untrusted YAML in bounded time and memory.
 
-A few lines can stand for more values than a computer holds, by aliases of aliases or by brackets in
-brackets. So there are no anchors, no tags, and at most 1 MiB. A date is a text, `1e-5` a number.
+Nested aliases or brackets can expand a few lines to more values than fit into memory. So anchors
+and tags are not allowed, and files have at most 1 MiB. Dates are strings, and `1e-5` is a number.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import yaml
 from engine.errors import RecipeError
 from loaders.files import read_small
 
-DEEPEST = 16  # lists and mappings inside each other; recipes need 5
+DEEPEST = 16  # nested lists and mappings; recipes need 5
 LONGEST_KEY = 200  # characters
-PLAIN = {  # values that are no text, by YAML's tag
+PLAIN = {  # values that are not strings, by YAML tag
     "null": r"(~|null|Null|NULL|)",
     "bool": r"([Yy]es|YES|[Nn]o|NO|[Tt]rue|TRUE|[Ff]alse|FALSE|[Oo]n|ON|[Oo]ff|OFF)",
     "int": r"[-+]?(0|[1-9][0-9_]*)",
@@ -60,7 +60,7 @@ for _tag, _pattern in PLAIN.items():
 
 
 def read(path: Path) -> Any:
-    """The values of a file; RecipeError, naming it, as of `parse` and for what is no small file."""
+    """Read a file. Raises RecipeError, naming it, as `parse`, and if it is not a small file."""
     try:
         text = read_small(path).decode()
     except UnicodeDecodeError as error:
@@ -71,7 +71,7 @@ def read(path: Path) -> Any:
 
 
 def parse(text: str, source: str) -> Any:
-    """The values of a text, plain ones; RecipeError, naming `source`, where that is impossible."""
+    """Parse YAML to plain values. Raises RecipeError, naming `source`, if it is invalid."""
     try:
         _check(text)
         return yaml.load(text, _Loader)  # a SafeLoader
@@ -81,12 +81,12 @@ def parse(text: str, source: str) -> Any:
 
 
 def dump(values: Any) -> str:
-    """Plain values as YAML, of which `parse` makes the same values."""
+    """Plain values as YAML that `parse` reads back."""
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def line(value: Any) -> str:
-    """A plain value as YAML on one line, as a word of the command line holds it."""
+    """A plain value as one line of YAML, as on the command line."""
     text = yaml.dump(
         value,
         Dumper=_Dumper,
@@ -99,22 +99,22 @@ def line(value: Any) -> str:
 
 
 def _check(text: str) -> None:
-    """Raise YAMLError for what recipes do not need, before any value is made of it."""
+    """Raise YAMLError for features that recipes do not need, before building values."""
     depth = 0
     for event in yaml.parse(text, _Loader):
         depth += isinstance(event, yaml.CollectionStartEvent)
         depth -= isinstance(event, yaml.CollectionEndEvent)
         value = getattr(event, "value", "")
         if depth > DEEPEST:
-            raise _refused(f"more than {DEEPEST} lists and mappings inside each other", event)
+            raise _refused(f"more than {DEEPEST} nested lists and mappings", event)
         if getattr(event, "anchor", None):
-            raise _refused("anchors and aliases are not read; write the value itself", event)
+            raise _refused("anchors and aliases are not supported: write the value itself", event)
         if getattr(event, "tag", None):
-            raise _refused(f"the tag {event.tag} is not read", event)
+            raise _refused(f"the tag {event.tag} is not supported", event)
         if "${" in value:
-            raise _refused("`${...}` is not resolved; write the value itself", event)
+            raise _refused("`${...}` is not supported: write the value itself", event)
         if re.search("[\0\ud800-\udfff]", value):
-            raise _refused("a character that stands in no text", event)
+            raise _refused("a character that is not allowed in text", event)
 
 
 def _refused(why: str, where: Any) -> yaml.MarkedYAMLError:

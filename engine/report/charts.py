@@ -1,7 +1,7 @@
-"""The four charts of the report, as Vega-Lite: bars, a heat map, a scatter and curves.
+"""The four charts of the report in Vega-Lite: bars, heat map, scatter and curves.
 
-A chart is made of a table (`columns` tells units, so axes, signs and tooltips follow from the names
-of its columns) and has the look of `CONFIG`.
+Axes, signs and tooltips follow from the names of a table's columns (`columns`). `CONFIG` styles all
+charts.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ Spec = dict[str, Any]
 DIGITS = "%.8g"  # of a float in a file
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', sans-serif"
 INK, MUTED, RULE = "#1b1f24", "#5b646e", "#e4e7ea"
-# Okabe and Ito's palette, which colour-blind readers can tell apart; its yellow is too pale here.
+# Okabe and Ito's palette for colour-blind readers, with a darker yellow.
 CATEGORIES = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#7a6f00", "#56b4e9", "#e69f00"]
-# Loss is orange, gain is blue; ink on either end keeps a contrast above 4.5, and so it does in the
-# dark, where the page inverts figures and turns hues back. The middle is a pure grey, which has no
-# hue that the colours between would pass through.
+# Loss is orange, gain is blue. Text has a contrast above 4.5 on both ends, also in dark mode, where
+# the page inverts figures and rotates hues back. The middle is a pure grey, so colours in between
+# pass through no other hue.
 DIVERGING = ["#e5a56d", "#f0cfb1", "#f9f9f9", "#bcd5ec", "#80b2df"]
 RAMP = ["#f9f9f9", "#80b2df"]
 SHAPES = ["circle", "square", "diamond", "triangle-up", "cross"]  # 5 by 7 colours are 35 pairs
@@ -68,7 +68,7 @@ OWN = "datum.downstream === datum.evaluated_on"  # a model on the set that it wa
 
 
 def bars(data: pandas.DataFrame, value: str) -> Spec:
-    """A bar from zero for each method, with a whisker over its interval."""
+    """One bar per method, starting at zero, with a whisker for its interval."""
     low, high = (f"{without_unit(value)}_{end}" for end in ("low", "high"))
     ends = {"x": {"field": low, "type": "quantitative"}, "x2": {"field": high}}
     bar = {"type": "bar", "height": {"band": 0.62}, "opacity": 0.85}
@@ -91,10 +91,10 @@ def heat(
     on_downstream: str = "",
     end: float | None = None,
 ) -> Spec:
-    """Colours with the number in each cell: points from loss to gain, other numbers from 0 up.
+    """A heat map with the number in each cell: points from loss to gain, other numbers from 0.
 
-    on_downstream: a column whose numbers stand, outlined, in cells of a model on the set that it
-    was fine-tuned on. end: of a scale of points; by default from the numbers.
+    on_downstream: a column whose numbers are shown, outlined, in cells of a model on its downstream
+    dataset. end: of a scale of points; by default from the numbers.
     """
     signed = columns.unit(value) == "pts"
     end = end or scale_end(data[value])
@@ -115,7 +115,7 @@ def heat(
             {"transform": [{"filter": OWN}], "mark": italic, "encoding": {"text": number}},
         ]
     return {
-        "padding": {"left": 2, "top": 2, "bottom": 2, "right": 36},  # slanted names stick out
+        "padding": {"left": 2, "top": 2, "bottom": 2, "right": 36},  # room for slanted names
         "height": 26 * data[y].nunique(),
         "encoding": {
             "x": _names(x, data, orient="top", labelAngle=-45),
@@ -129,11 +129,11 @@ def heat(
 def scatter(
     data: pandas.DataFrame, x: str, y: str, color: str, *, curve: str = "", facet: str = ""
 ) -> Spec:
-    """A dot for each row that has a value in the column `color`, which colour and shape tell, and
-    its name where there is room and no two dots share one.
+    """One dot per row with a value in the column `color`, which determines colour and shape. Dots
+    are named if there is room and no two share a name.
 
-    curve: a column; its rows of one value are small dots on a line, in the order of `alpha`.
-    facet: a column with a panel for each value.
+    curve: a column whose values group rows into lines of small dots, in the order of `alpha`.
+    facet: a column with one panel per value.
     """
     group = {"field": color, "type": "nominal", "sort": None, "legend": LEGEND}
     tooltip = {"tooltip": _tooltip(data)}
@@ -173,10 +173,10 @@ def curve(
     facet: str = "",
     mark: str = "",
 ) -> Spec:
-    """A line for each value of `color`, with its interval as a band.
+    """One line per value of `color`, with its interval as a band.
 
-    ticks: texts of a logarithmic x axis, by place. facet: a column with a panel for each value
-    where it has several. mark: a column of texts; points where it is not empty have a ring.
+    ticks: labels of a logarithmic x axis, by position. facet: a column with one panel per value if
+    it has several. mark: a column of texts; points with a non-empty text have a ring.
     """
     axis: Spec = {"grid": False, "format": "~g", "labelOverlap": True}
     scale: Spec = {"zero": False, "nice": False, "padding": 12}
@@ -215,7 +215,7 @@ def scale_end(values: pandas.Series) -> float:
 
 
 def drawn(figure: Figure, width: int | str) -> Spec:
-    """The chart with its data in it, as CSV, and with this width unless it has panels."""
+    """The chart with its data as CSV, and with this width unless it has panels."""
     is_number = pandas.api.types.is_numeric_dtype
     types = {name: "number" if is_number(of) else "string" for name, of in figure.data.items()}
     data = {"values": csv(figure.data, DIGITS), "format": {"type": "csv", "parse": types}}
@@ -223,7 +223,7 @@ def drawn(figure: Figure, width: int | str) -> Spec:
 
 
 def _sides(dots: pandas.DataFrame, x: str, y: str, name: str) -> tuple[list[str], list[str]]:
-    """The names that stand left and right of their dots, each away from the nearest other dot."""
+    """The names placed left and right of their dots, away from the nearest other dot."""
     places = dots[[x, y]].to_numpy(float)
     scaled = places / np.maximum(np.ptp(places, axis=0), 1e-9)
     apart = ((scaled[:, None] - scaled) ** 2).sum(axis=2)
@@ -262,7 +262,7 @@ def _number(name: str, *, zero: bool = True) -> Spec:
 
 
 def _tooltip(data: pandas.DataFrame) -> list[Spec]:
-    """A line for each column of a table, with the ends of an interval below its number."""
+    """One line per column of a table, with the bounds of an interval below its number."""
     lines, ends = [], columns.ends(data)
     for name in map(str, data):
         number, title = ends.get(name, (name, columns.title(name)))

@@ -1,4 +1,4 @@
-"""How a table's columns are shown: a column's name ends in its unit.
+"""Format a table's columns by the unit that ends a column's name.
 
 | ends in | is | shown as |
 |---|---|---|
@@ -9,7 +9,7 @@
 | `_r` | a correlation | `+0.42` |
 | `_p`, or is `p` | a p-value | `0.013` |
 
-Beside each of these but a p-value, NAME_low and NAME_high are the ends of its 95% interval, which
+For all of these except p-values, NAME_low and NAME_high are the bounds of its 95% interval, which
 is shown with it: `+3.0 [+1.9, +4.1]`.
 """
 
@@ -29,7 +29,7 @@ CONSTANT = ("model", "variant", "against")
 
 
 class Unit(NamedTuple):
-    """How a number is written, its format in a chart's tooltip, and what an axis says of it."""
+    """A number's format in text and in a chart's tooltip, and the suffix of an axis title."""
 
     write: Callable[[float], str]
     chart: str
@@ -47,7 +47,7 @@ UNITS = {
 
 
 class TextColumn(NamedTuple):
-    """A column as the page shows it, with a text for each row."""
+    """A column of the page, with one text per row."""
 
     name: str
     head: str
@@ -56,7 +56,7 @@ class TextColumn(NamedTuple):
 
 
 def unit(name: str) -> str:
-    """The unit that a column's name ends in, or an empty text."""
+    """The unit that ends a column's name, or an empty string."""
     last = name.rpartition("_")[2]
     return last if last in UNITS and (last == "p" or last != name) else ""
 
@@ -68,8 +68,8 @@ def title(name: str) -> str:
 
 
 def between(data: pandas.DataFrame, name: str, *labels: str) -> str:
-    """`−9.0 (VP on flat) to +10.3 (Soup on mono)`: the least and the greatest number of a column,
-    and what stands in the columns `labels` beside them."""
+    """`−9.0 (VP on flat) to +10.3 (Soup on mono)`: the minimum and maximum of a column, with the
+    values of the columns `labels`."""
     write = UNITS[unit(name)].write if unit(name) else _plain
     texts = [
         f"{write(row[name])} ({' on '.join(filter(None, (row[label] for label in labels)))})"
@@ -79,15 +79,15 @@ def between(data: pandas.DataFrame, name: str, *labels: str) -> str:
 
 
 def ends(data: pandas.DataFrame) -> dict[str, tuple[str, str]]:
-    """By name of an interval's end, the column of its number and a title."""
+    """By name of an interval's bound, the column of its number and a title."""
     titles = {"low": "95% from", "high": "to"}
     names = [name for name in map(str, data) if unit(name)]
     return {f"{without_unit(name)}_{k}": (name, titles[k]) for name in names for k in titles}
 
 
 def shown(data: pandas.DataFrame) -> list[TextColumn]:
-    """The columns that are shown: all but ends of intervals, which are part of another column's
-    text, and a model or variant that is the same in every row."""
+    """The displayed columns: all except interval bounds, which are part of another column's text,
+    and a model or variant that is the same in every row."""
     hidden = {name for name in CONSTANT if name in data and data[name].nunique() <= 1}
     return [_column(data, name) for name in map(str, data) if name not in hidden | {*ends(data)}]
 

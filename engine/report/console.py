@@ -1,4 +1,4 @@
-"""Tables for the terminal: plain text, whatever it is printed to."""
+"""Plain-text tables for the terminal."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ WIDTH = 100
 
 
 def text(title: str, heads: Sequence[str], *groups: Sequence[Sequence[str]]) -> str:
-    """A title, wrapped line by line, and a table below it: a head a column, rows in groups.
+    """A wrapped title and a table with one head per column and rows in groups.
 
-    The first column names a row. Of the others, those with a cell that begins with a letter hold
-    words: they stand at the left and wrap. The rest hold numbers: they stand at the right, under a
-    head with a word a line. Names, numbers and heads are never cut, even where the table is then
-    wider than `WIDTH`.
+    The first column names a row. Other columns are text if a cell starts with a letter: they are
+    aligned left and wrap. The rest are numbers: they are aligned right, and their heads have one
+    word per line. Names, numbers and heads are never cut, even if the table gets wider than
+    `WIDTH`.
     """
     table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False, padding=0)
     for k, head in enumerate(heads):

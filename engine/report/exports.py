@@ -1,4 +1,4 @@
-"""Figures and tables as files for papers: CSV, Parquet, LaTeX, SVG and PDF."""
+"""Export figures and tables for papers: CSV, Parquet, LaTeX, SVG and PDF."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from loaders.root import Root
 WIDTH = 480  # of a figure's plot, in CSS pixels
 PADDING = {"top": 32, "right": 16, "bottom": 16, "left": 16}  # names slant above heat maps
 FIGURES = "figures"  # the folder
-LONGEST = 200  # rows of a table that a paper prints
-# All of LaTeX's special characters, and signs that pdfTeX's fonts lack.
+LONGEST = 200  # rows of a table that is exported to LaTeX
+# LaTeX's special characters, and characters that pdfTeX's fonts lack.
 LATEX = str.maketrans(
     {
         **{sign: f"\\{sign}" for sign in "&%$#_{}"},
@@ -38,9 +38,9 @@ LATEX = str.maketrans(
 
 
 def write(folder: Path, sections: Sequence[Section], *, drawn: bool = False) -> None:
-    """Every table as CSV and Parquet with all its columns, and in LaTeX as it is shown, unless
-    it is too long for a paper; every figure's numbers as CSV. drawn: every figure as SVG and PDF
-    too; 0.1 to 0.2 s each. Raises DamagedFile where a folder in it is a link."""
+    """Write every table as CSV and Parquet with all columns, and as LaTeX with the displayed ones
+    unless it is too long; and every figure's numbers as CSV. drawn: also write figures as SVG and
+    PDF; 0.1 to 0.2 s each. Raises DamagedFile if a folder in it is a link."""
     root = Root(folder)
     for table in (table for section in sections for table in section.tables):
         place = folder / "tables" / table.name
@@ -57,7 +57,7 @@ def write(folder: Path, sections: Sequence[Section], *, drawn: bool = False) -> 
 
 
 def svg(figure: Figure) -> bytes:
-    """The figure as a file, names in full."""
+    """The figure as SVG, with names in full."""
     return vl_convert.vegalite_to_svg(_spec(figure)).encode()
 
 
@@ -71,7 +71,7 @@ def _spec(figure: Figure) -> charts.Spec:
 
 
 def latex(table: Table) -> str:
-    """The table for LaTeX's booktabs, numbers as the page shows them, with caption and label."""
+    """The table for LaTeX's booktabs, with the page's formatting, caption and label."""
     shown = columns.shown(table.data)
     cells = {of.name: [text.translate(LATEX) for text in of.texts] for of in shown}
     for name in map(str, table.data[[*table.best]].dropna(axis=1, how="all")):

@@ -1,4 +1,4 @@
-"""A campaign's report on disk: the terminal's table, CSV files, the page, and its exports."""
+"""Write a campaign's report: terminal table, CSV files, page, and exports."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ INTERVALS, CITATIONS = "intervals.csv", "citations.bib"
 
 
 def write(run: FinishedCampaign, results: Results, *, figures: bool = False) -> Path:
-    """Write tables and page into the campaign's report; the page's path. figures: also every
-    figure as SVG and PDF; a report that has such files keeps having them."""
+    """Write a campaign's report. Returns the page's path. figures: also write figures as SVG and
+    PDF, as is always done if the report has such files already."""
     figures = figures or any((run.place.report / exports.FIGURES).glob("*.svg"))
     with seal.sealed(run.place):
         return write_into(run.place.report, results, figures=figures)
 
 
 def write_into(folder: Path, results: Results, *, figures: bool = False) -> Path:
-    """Write a report into a folder; the page's path."""
+    """Write a report into a folder. Returns the page's path."""
     made, record = tables(results), results.record
     for name, table in made.items():
         write_csv(folder / name, table)
@@ -48,7 +48,7 @@ def write_into(folder: Path, results: Results, *, figures: bool = False) -> Path
         names += ["distances.csv", "distances_pairs.csv"]
     parts = sections.of(results)
     exports.write(folder, parts, drawn=figures)
-    title = f"{Path(record.name).stem}: what fine-tuning does to robustness"
+    title = f"{Path(record.name).stem}: robustness after fine-tuning"
     missing = ", ".join(dict.fromkeys(column.column for column in record.missing))
     smoke = headline.smoke_run(results)
     notes = [f"models fine-tuned on {missing} are not in this report"] * bool(missing)
@@ -70,7 +70,7 @@ def write_into(folder: Path, results: Results, *, figures: bool = False) -> Path
 
 
 def tables(results: Results) -> dict[str, pandas.DataFrame]:
-    """The report's CSV files by name; docs/campaigns.md says what they hold."""
+    """The report's CSV files by name, as described in docs/campaigns.md."""
     grid, cells = results.grid, results.grid.cells
     headline = cells.drop_duplicates("arm").set_index("arm")["headline"]
     mri = grid.mri.table("mri")
@@ -92,7 +92,7 @@ def tables(results: Results) -> dict[str, pandas.DataFrame]:
 
 
 def _by_seed(results: Results) -> pandas.DataFrame:
-    """Accuracy of each seed: of all cells, or of the columns of a probe."""
+    """Accuracy of each seed: for all cells, or for the probed columns."""
     grid, columns = results.grid, [*KEY, "seed", "n", "accuracy"]
     if grid.again is None:
         return grid.trained[columns]
@@ -115,8 +115,8 @@ def _comparisons(results: Results) -> pandas.DataFrame:
 
 
 def finish(plan: Plan, device: torch.device) -> Path:
-    """A campaign's last job: record, tables and page; the page's path."""
-    from engine.grid import make_record  # the rest of this module needs no torch
+    """Write a campaign's record and report, its last job. Returns the page's path."""
+    from engine.grid import make_record  # imports torch, unlike the rest of this module
 
     run = record.write(plan.place, make_record.record_of(plan, device))
     path = write(run, of_campaign(run))

@@ -1,4 +1,4 @@
-"""Several campaigns as one: their evaluations and records, as far as they agree."""
+"""Combine the evaluations and records of several campaigns, as far as they agree."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ from engine.report.results import Results, of_record
 
 
 def merged(runs: Sequence[FinishedCampaign], models_csv: Path | None = None) -> Results:
-    """Results of several campaigns over the same sets, side by side; models_csv: as in
-    `results.of_campaign`.
+    """Results of several campaigns over the same datasets; models_csv: as in `results.of_campaign`.
 
-    A model of several campaigns is one model where they agree in every evaluation that they share,
-    and is otherwise named after each campaign too. Of the sets fine-tuned on, those that all
-    campaigns have are shown, and the others are named as missing. Raises ValueError where sets
-    differ, no set is fine-tuned on by all, or a campaign is a sweep.
+    A model of several campaigns counts as one model if they agree in every shared evaluation;
+    otherwise its name includes the campaign. The report shows the downstream datasets that all
+    campaigns have and lists the others as missing. Raises ValueError if the datasets differ, no
+    downstream dataset is common to all, or a campaign is a sweep.
     """
     records = [run.record for run in runs]
     first, names = records[0], [record.name for record in records]
@@ -30,31 +29,34 @@ def merged(runs: Sequence[FinishedCampaign], models_csv: Path | None = None) -> 
     for record in records:
         if record.sweep is not None:
             raise ValueError(
-                f"{record.name} is a sweep, and a common report would rank its variants by the "
-                "test sets: report it alone"
+                f"{record.name} is a sweep, and a common report would rank its variants on the "
+                "test "
+                "datasets: report it alone"
             )
         if record.limit != first.limit:
             raise ValueError(
-                f"{record.name} has {record.limit or 'all'} images of each set, and {first.name} "
+                f"{record.name} has {record.limit or 'all'} images per dataset, and {first.name} "
                 f"{first.limit or 'all'}: report a smoke run alone"
             )
         if (sorted(record.sets), record.upstream) != (sorted(first.sets), first.upstream):
             raise ValueError(
-                f"campaign {record.name} has the sets {', '.join(record.sets)} beside "
-                f"{record.upstream}, and {first.name} has {', '.join(first.sets)} beside "
-                f"{first.upstream}: RI is a mean over the sets, so report them apart"
+                f"campaign {record.name} has the datasets {', '.join(record.sets)} and upstream "
+                f"{record.upstream}; {first.name} has {', '.join(first.sets)} and upstream "
+                f"{first.upstream}. RI averages over the datasets, so report them separately, or "
+                "compare them with rib diff"
             )
     shared = set(first.downstreams).intersection(*(record.downstreams for record in records))
     if not shared:
         raise ValueError(
-            f"campaigns {', '.join(labels)} have no set in common that they fine-tune on: mRI is a "
-            "mean over these sets, so report them apart"
+            f"campaigns {', '.join(labels)} have no downstream dataset in common: mRI averages "
+            "over "
+            "these, so report them separately"
         )
     disagreeing = _disagreeing(records)
     rows: dict[tuple[Any, ...], Evaluation] = {}
     seen: dict[tuple[Any, ...], Evaluation] = {}
     cka, attempts, missing = [], [], []
-    # Without a probe of its own, a campaign's rows would count as the same with every seed.
+    # The rows of a campaign without a probe would appear not to vary over seeds.
     has_probe = all(any(of.downstream in shared for of in record.probe) for record in records)
     probe: dict[tuple[Any, ...], Evaluation] = {}
     thumbnails: dict[str, dict[str, str]] = {}
@@ -80,7 +82,7 @@ def merged(runs: Sequence[FinishedCampaign], models_csv: Path | None = None) -> 
         for name, images in record.thumbnails.items():
             thumbnails[name] = thumbnails.get(name, {}) | images
         settings_of_rows += [row for row in record.rows if row not in settings_of_rows]
-        for name, value in record.settings.items():  # those that all share by their names
+        for name, value in record.settings.items():  # shared settings keep their names
             is_shared = all(other.settings.get(name) == value for other in records)
             settings[name if is_shared else f"{name}, {label}"] = value
     record = dataclasses.replace(
@@ -104,7 +106,7 @@ def merged(runs: Sequence[FinishedCampaign], models_csv: Path | None = None) -> 
 
 
 def _disagreeing(records: Sequence[Record]) -> set[str]:
-    """Models whose same cell has different predictions in two of the campaigns."""
+    """Models with a cell whose predictions differ between two campaigns."""
     hashes: dict[tuple[Any, ...], str] = {}
     return {
         row.model

@@ -1,6 +1,6 @@
-"""The card of a model that `rib export` writes: README.md, and the Hub's `.eval_results`.
+"""The model card of `rib export`: README.md, and the Hub's `.eval_results`.
 
-Its numbers are those of the campaign's report, which is read and not made again.
+Its numbers come from the campaign's report.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ OF_ROW = ("method", "optimizer", "train")
 
 
 def write(folder: Path, campaign: FinishedCampaign, row: Evaluation) -> list[Path]:
-    """Write the card of a campaign's row into the folder of its model; the files written.
+    """Write a model's card into its folder. Returns the written files.
 
-    A README.md of the user's stays as it is.
+    Keeps a README.md that the user wrote.
     """
     results = _results(campaign)
     files = {}
@@ -49,7 +49,7 @@ def write(folder: Path, campaign: FinishedCampaign, row: Evaluation) -> list[Pat
 
 
 def remove(folder: Path) -> None:
-    """Remove the card of a model that was exported into the folder before."""
+    """Remove the card of a previously exported model."""
     card = folder / CARD
     for file in (folder / EVALUATIONS, *([card] if _is_ours(card) else [])):
         Root(folder).remove(file)
@@ -60,7 +60,7 @@ def _is_ours(card: Path) -> bool:
 
 
 def text(campaign: FinishedCampaign, row: Evaluation, results: CampaignResults | None) -> str:
-    """The card. results: of the campaign's report; None where it has none, and then no numbers."""
+    """The card. results: the numbers of the campaign's report, or None without a report."""
     recipe, title = campaign.plan.recipe, _title(campaign, row)
     if row.method != PRE:
         recipe = campaign.plan.rows[row.method].recipe
@@ -76,8 +76,8 @@ def text(campaign: FinishedCampaign, row: Evaluation, results: CampaignResults |
         _table(["", ""], _facts(campaign, row, recipe)),
         *_numbers(campaign, row, results),
         "## Data",
-        _table(["set", "terms"], _terms(campaign, recipe)),
-        "The pre-trained weights have the licence that their authors gave them.",
+        _table(["dataset", "terms"], _terms(campaign, recipe)),
+        "The licence of the pretrained weights also applies.",
         "## Cite",
         f"```bibtex\n{citations.bibtex([recipe.method.name] if row.method != PRE else [])}\n```",
     ]
@@ -87,9 +87,9 @@ def text(campaign: FinishedCampaign, row: Evaluation, results: CampaignResults |
 def evaluations(
     campaign: FinishedCampaign, row: Evaluation, results: CampaignResults | None
 ) -> list[dict[str, Any]]:
-    """The entries of `.eval_results`: accuracy on the sets of which the Hub has a copy.
+    """The entries of `.eval_results`: accuracy on the datasets of which the Hub has a copy.
 
-    Empty without a report's results, and for a smoke run.
+    Empty without a report, and for a smoke run.
     """
     record = campaign.record
     if results is None or record.limit:
@@ -128,10 +128,10 @@ def _smoke_run(campaign: FinishedCampaign) -> str:
 
 
 def _facts(campaign: FinishedCampaign, row: Evaluation, recipe: Recipe) -> Iterator[Sequence[str]]:
-    """What the model is, a line each."""
+    """Facts about the model, as names and values."""
     model, record = recipe.model, campaign.record
     source = (model.weights.path and Path(model.weights.path).name) or model.weights.source
-    yield "base", f"{model.name}: {model.arch}, {model.image_size} px, weights of {source}"
+    yield "base", f"{model.name}: {model.arch}, {model.image_size} px, weights from {source}"
     if model.head.fit:
         yield "head", f"fitted on {recipe.head_set}"
     if row.method != PRE:
@@ -154,7 +154,7 @@ def _settings(campaign: FinishedCampaign, row: Evaluation) -> list[str]:
 
 
 def _of_row(results: CampaignResults, row: Evaluation) -> list[Number]:
-    """The numbers of the exported model: over sets, and by set."""
+    """The numbers of the exported model: per dataset, and their means."""
     arm = row.model, row.method, row.variant, row.alpha, str(row.setting)
     return [
         number
@@ -166,16 +166,16 @@ def _of_row(results: CampaignResults, row: Evaluation) -> list[Number]:
 
 def _judged(campaign: FinishedCampaign) -> str:
     images = "images held out of training" if campaign.record.holdout else "all images"
-    return f"over the classes of each set, on {images}"
+    return f"over the classes of each dataset, on {images}"
 
 
 def _numbers(
     campaign: FinishedCampaign, row: Evaluation, results: CampaignResults | None
 ) -> Iterator[str]:
-    """Accuracy by set, RI and mRI with their conditions."""
+    """Accuracy per dataset, RI and mRI with their conditions."""
     yield "## Results"
     if results is None:
-        yield "The campaign has no report, so this card has no numbers: run `rib report` first."
+        yield "This card has no numbers, because the campaign had no report: run `rib report`."
         return
     of_row = _of_row(results, row)
     before = {
@@ -191,17 +191,17 @@ def _numbers(
         for name in [results.upstream, *results.sets]
         if name in before and name in after
     ]
-    yield _table(["set", "before fine-tuning", "after"][: len(rows[0])], rows)
+    yield _table(["dataset", "before fine-tuning", "after"][: len(rows[0])], rows)
     seeds = f", means over {len(results.seeds)} training seeds" * (len(results.seeds) > 1)
     for number in of_row:
         points = f"{signed(number.value)} points (95% interval {ends(number.low, number.high)})"
         if number.quantity == "RI" and number.downstream:
-            yield f"RI of this model{seeds}: {points}. The interval is about {results.intervals}."
+            yield f"RI of this model{seeds}: {points}. The interval covers {results.intervals}."
         if number.quantity == "mRI":
-            columns = counted("downstream set", len(results.downstreams))
+            columns = counted("downstream dataset", len(results.downstreams))
             yield (
-                f"mRI of the method, its mean RI over {columns}{seeds}: {points}. The interval is "
-                f"about {results.intervals_of_mri}."
+                f"mRI of the method, its mean RI over {columns}{seeds}: {points}. The interval "
+                f"covers {results.intervals_of_mri}."
             )
 
 
@@ -210,7 +210,7 @@ def _percent(number: Number) -> str:
 
 
 def _terms(campaign: FinishedCampaign, recipe: Recipe) -> Iterator[Sequence[str]]:
-    """Sets, and what is known of their terms."""
+    """Datasets and their terms, if known."""
     if credits := campaign.record.credits:
         for credit in credits:  # drawings and weights, by name
             licence = f"{credit.get('licence', '')} {credit.get('url', '')}"
@@ -219,18 +219,18 @@ def _terms(campaign: FinishedCampaign, recipe: Recipe) -> Iterator[Sequence[str]
     known = _published(recipe)
     for name in dict.fromkeys([*recipe.dataset.evaluated_sets, *campaign.record.downstreams]):
         source = known.get(name)
-        yield name, f"{source.terms} ({source.page})" if source else "not known"
+        yield name, f"{source.terms} ({source.page})" if source else "unknown"
 
 
 def _published(recipe: Recipe) -> dict[str, Source]:
-    """Of those sets that others published, where they are."""
+    """The sources of datasets that others published."""
     kind = kind_of(recipe.dataset)
     known = {name: each for name, each in sources.read().items() if name in recipe.dataset.known}
     return {name: each for name, each in known.items() if kind.published_images(name)}
 
 
 def _results(campaign: FinishedCampaign) -> CampaignResults | None:
-    """The numbers of the campaign's report; None where it is not there as it was written."""
+    """The numbers of the campaign's report; None if it is missing or was changed."""
     if not seal.is_shown(campaign.place):
         return None
     file = campaign.place.report / RESULTS

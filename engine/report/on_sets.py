@@ -1,4 +1,4 @@
-"""The terminal's tables of models on sets: of a user's files, and of a campaign's rows."""
+"""Terminal tables of accuracies on users' datasets: for checkpoints, and for a campaign."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SET = attrgetter("evaluated_on")
 
 
 def of_files(rows: Sequence[OnSet]) -> str:
-    """A line a set and model: accuracy in percent, with half the width of its interval."""
+    """One line per dataset and model: accuracy in percent, with half the width of its interval."""
     name = "model" if rows[0].alpha is None else "alpha"
     lines = [list(map(_line, of_set)) for _, of_set in groupby(rows, SET)]
     return console.text("", [name, "set", "images", "classes", "accuracy"], *lines)
@@ -33,8 +33,8 @@ def _line(row: OnSet) -> list[str]:
 def of_campaign(
     rows: Sequence[OnSet], downstreams: Sequence[str], titles: Mapping[str, str]
 ) -> str:
-    """A table a set: accuracy in percent and its change in points, a line a row of the campaign's
-    table and a column a set fine-tuned on. titles: of methods, by key."""
+    """One table per dataset: accuracy in percent and its change in points, with the campaign's
+    rows and one column per downstream dataset. titles: of methods, by key."""
     tables = []
     for _, (before, *trained) in groupby(rows, SET):
         cells = {(row.arm, row.downstream): row.accuracy for row in trained}
@@ -42,8 +42,8 @@ def of_campaign(
         after["mean"] = after.mean(axis=1)
         table = console.text(
             f"{before.model} on {before.evaluated_on}: {before.n:,} images\n"
-            f"percent top-1 among {before.classes:,} classes after fine-tuning on the set that "
-            "heads the column; below, the change from the pre-trained model in points.",
+            f"top-1 accuracy in percent among {before.classes:,} classes, after fine-tuning on the "
+            "dataset that heads the column; below, the change from the pretrained model in points.",
             ["", *map(set_head, downstreams), "mean"],
             [["pre-trained", *[""] * len(downstreams), rounded(before.accuracy)]],
             [[title(arm, titles), *map(rounded, of)] for arm, *of in after.itertuples()],

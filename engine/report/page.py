@@ -1,7 +1,6 @@
-"""The report's page: one HTML file that opens anywhere, offline and in years.
+"""Write the report as one HTML file that opens offline.
 
-Everything is in it: the numbers, one copy of Vega-Lite, which draws the figures, and a small script
-for the tables.
+It contains the numbers, Vega-Lite, which draws the figures, and a small script for the tables.
 """
 
 from __future__ import annotations
@@ -25,9 +24,9 @@ from engine.report import charts, columns
 from engine.report.section import Section, Table
 from loaders.root import Root
 
-BUNDLE = "window.vegaEmbed = vegaEmbed;"  # what the page's script needs of Vega-Lite's own
-ROWS = 15  # of a table that are shown at first
-FEW = 10  # rows of a table that need no filter
+BUNDLE = "window.vegaEmbed = vegaEmbed;"  # the part of Vega-Lite that the page's script uses
+ROWS = 15  # of a table that are shown initially
+FEW = 10  # rows of a table without a filter
 FILTERS = ("model", "method", "variant", "against", "downstream", "evaluated_on", "change")
 
 
@@ -41,8 +40,8 @@ def write(
     notes: Sequence[str] = (),
     files: Sequence[str],
 ) -> Path:
-    """Write the page, atomically, and return its path. files: names of the files beside it that it
-    links to. Raises ValueError for two sections, figures or tables of a name."""
+    """Write the page atomically and return its path. files: names of files in its folder to link
+    to. Raises ValueError if two sections, figures or tables have the same name."""
     figures = [figure for section in sections for figure in section.figures]
     tables = [table for section in sections for table in section.tables]
     names = [("section", section.key) for section in sections]
@@ -73,7 +72,7 @@ def write(
         files=files,
         tables=views,
         shown=ROWS,
-        embedded=Markup(text.replace("<", "\\u003c")),  # no text may end the script
+        embedded=Markup(text.replace("<", "\\u003c")),  # keeps text from ending the script
         bundle=Markup(_bundle()) if figures else "",
     )
     write_atomic(path, html.encode())
@@ -81,9 +80,9 @@ def write(
 
 
 def _bundle() -> str:
-    """Vega-Lite for the page, which takes a second to make and is kept in the user's cache.
+    """Vega-Lite for the page, cached because bundling takes a second.
 
-    Nothing says what it should be, so a file that another user could have written is not taken.
+    The cached file has no checksum, so it is used only if no other user can write it.
     """
     key = short_digest([BUNDLE, metadata.version("vl-convert-python")])
     root, name = Root(cache_folder()), f"vega/{key}.js"
@@ -92,14 +91,14 @@ def _bundle() -> str:
         if status.st_uid == os.getuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             return file.read().decode()
     text = vl_convert.javascript_bundle(BUNDLE)
-    with contextlib.suppress(OSError, ValueError):  # a cache that cannot be written to
+    with contextlib.suppress(OSError, ValueError):  # the cache may be read-only
         root.write(name, text.encode()).chmod(0o644)
     return text
 
 
 def _view(table: Table) -> dict[str, Any]:
-    """What the page holds of a table: its numbers as CSV, the texts that it shows, and filters
-    where there are many rows: by place of a column, its values."""
+    """A table for the page: numbers as CSV, displayed texts and, for long tables, filters: the
+    values of a column by its index."""
     shown, many = columns.shown(table.data), len(table.data) > FEW
     values = {k: list(dict.fromkeys(column.texts)) for k, column in enumerate(shown)}
     return {

@@ -1,4 +1,4 @@
-"""What finished campaigns' stored predictions show, as a report needs it. No torch."""
+"""The results of finished campaigns' stored predictions, as tables for reports. No torch."""
 
 from __future__ import annotations
 
@@ -34,17 +34,18 @@ FINE_TUNE = "fine_tune"
 
 @dataclass(frozen=True, eq=False)
 class Results:
-    """What a report shows. record: of one campaign, or several as one (`merged`). trends: by set,
-    what effective robustness is measured against.
+    """The content of a report. record: of one campaign, or several combined (`merged`). trends: by
+    dataset, the baseline of effective robustness.
 
-    arms: a row an arm, by model and in table order, with interpolations at every alpha. arm: its
-    place in the grid's arms. method: its title; key: of the method. shown: whether tables have it.
-    Numbers in percent and points with the ends of their intervals: mRI_pts; on_downstream_set_pct,
-    mean accuracy on the set fine-tuned on, left out where one of these is not evaluated;
-    on_other_sets_pct; change_upstream_pts, mean change on the upstream set after fine-tuning on
-    other sets, left out where that was not evaluated.
+    arms: one row per arm, by model in table order, including interpolations at every alpha. arm:
+    its
+    index in the grid's arms. method: its title; key: the method's name. shown: whether tables show
+    it. Numbers in percent and points with the bounds of their intervals: mRI_pts;
+    on_downstream_set_pct, mean accuracy on the downstream datasets, missing if one is not
+    evaluated; on_other_sets_pct; change_upstream_pts, mean change on the upstream dataset after
+    fine-tuning on others, missing if it was not evaluated.
 
-    comparisons: of every two arms that tables show (`comparisons.compare`). leak: of these arms
+    comparisons: of all pairs of arms that tables show (`comparisons.compare`). leak: of these arms
     (`leak.of`).
     """
 
@@ -57,7 +58,7 @@ class Results:
 
     @property
     def models(self) -> list[str]:
-        """The pre-trained models, in the order of their evaluations."""
+        """The pretrained models, in the order of their evaluations."""
         return [arm.model for arm in self.grid.arms if arm.method == PRE]
 
     @property
@@ -66,7 +67,7 @@ class Results:
         return self.arms[self.arms["shown"]]
 
     def ranked(self, model: str | None = None) -> pandas.DataFrame:
-        """The arms that tables show, best mRI first; of each model, or of one."""
+        """The arms that tables show, best mRI first within each model; of all models, or one."""
         rows = self.shown.sort_values("mRI_pts", ascending=False, kind="stable")
         rows = ordered(rows, model=self.models)
         return rows[(rows["model"] == model) | (model is None)]
@@ -76,7 +77,7 @@ class Results:
         return self.grid.arms[arm].setting
 
     def before(self, model: str) -> dict[str, float]:
-        """A pre-trained model's accuracy in percent by set: those of RI from the easiest to the
+        """A pretrained model's accuracy in percent by dataset: those of RI from the easiest to the
         hardest, then the others."""
         cells = self.grid.cells
         cells = cells[(cells["model"] == model) & (cells["method"] == PRE)]
@@ -85,17 +86,17 @@ class Results:
         return {name: known[name] for name in dict.fromkeys([*first, *known])}
 
     def sets(self, model: str) -> list[str]:
-        """The sets of RI, from the easiest to the hardest for a pre-trained model."""
+        """The datasets of RI, from the easiest to the hardest for a pretrained model."""
         return [name for name in self.before(model) if name in self.grid.sets]
 
     def downstreams(self, model: str) -> list[str]:
-        """The sets fine-tuned on, in the same order; those that are not evaluated come last."""
+        """The downstream datasets in the same order; those that are not evaluated come last."""
         before = self.before(model)
         return sorted(self.grid.downstreams, key=lambda name: -before.get(name, 0.0))
 
     @property
     def is_square(self) -> bool:
-        """Whether the sets that RI is measured on are those that are fine-tuned on."""
+        """Whether RI is measured on the downstream datasets."""
         return set(self.grid.sets) == set(self.grid.downstreams)
 
     @functools.cached_property
@@ -109,8 +110,7 @@ class Results:
 
     @functools.cached_property
     def ri(self) -> pandas.DataFrame:
-        """RI_pts and its ends, a row an arm that tables show and set fine-tuned on, both in the
-        order of tables."""
+        """RI_pts and its bounds, one row per shown arm and downstream dataset, in table order."""
         shown = self.shown[["arm", "model", "method", "variant"]]
         means = self.grid.numbers.query("evaluated_on == '' and downstream != ''")
         table = shown.merge(_part(means, "change_pts", "RI_pts", ["arm", "downstream"]), on="arm")
@@ -122,10 +122,10 @@ class Results:
 
     @functools.cached_property
     def disjoint(self) -> pandas.DataFrame:
-        """Disjoint mRI of the arms that tables show, beside their mRI: disjoint_mRI_pts,
-        difference_pts (what it is more than mRI, paired) and the ends of both; columns: over how
-        many sets fine-tuned on. Empty where no sets are related, or all are. A seed probe says
-        nothing of the difference, as its column may have no related set."""
+        """mRI and disjoint mRI of the shown arms: disjoint_mRI_pts, difference_pts (disjoint minus
+        plain mRI, paired) and the bounds of both; columns: number of downstream datasets. Empty if
+        no datasets are related, or all are. The difference ignores the seed probe, whose column
+        may have no related dataset."""
         disjoint, mri = self.grid.disjoint_mri, self.grid.mri
         place = {arm: k for k, arm in enumerate(mri.keys["arm"])}
         weights = mri.weights[:, [place[arm] for arm in disjoint.keys["arm"]]]
@@ -138,7 +138,7 @@ class Results:
         return self.shown.merge(table, on="arm")
 
     def against(self, arm: int, on: str = "") -> pandas.DataFrame:
-        """By arm, its comparison with this one: in mRI, or on a set."""
+        """Each arm's comparison with this one: in mRI, or on a dataset."""
         rows = self.comparisons[self.comparisons["evaluated_on"] == on]
         swapped = rows.rename(columns={"arm": "against", "against": "arm"})
         swapped = swapped.assign(
@@ -151,65 +151,68 @@ class Results:
 
     @property
     def family(self) -> int:
-        """Over how many comparisons of mRI p is corrected."""
+        """The number of comparisons for which p of mRI is corrected."""
         return int((self.comparisons["evaluated_on"] == "").sum())
 
     @property
     def covers_training(self) -> bool:
-        """Whether intervals and tests of mRI are about other trainings too, by several seeds or by
-        a seed probe."""
+        """Whether intervals and tests of mRI cover training seeds, by several seeds or a seed
+        probe."""
         return len(self.grid.seeds) > 1 or self.grid.again is not None
 
     @property
     def one_training(self) -> str:
-        """` (one training)` after what orders methods, where other seeds may order them anew."""
+        """` (one training)`, after a ranking that other seeds may change; otherwise empty."""
         return "" if self.covers_training else " (one training)"
 
     @property
     def in_one_training(self) -> str:
-        """` in this one training` after numbers that a seed probe says nothing of."""
+        """` in this one training`, after numbers that ignore a seed probe; otherwise empty."""
         return " in this one training" * (len(self.grid.seeds) == 1)
 
     @property
     def seeds(self) -> str:
-        """How many training seeds there are, and whether a probe shows their variance."""
+        """The number of training seeds, and whether there is a seed probe."""
         return counted("training seed", len(self.grid.seeds)) + " and a seed probe" * bool(
             self.probed
         )
 
     @property
     def probed(self) -> list[str]:
-        """The sets fine-tuned on whose columns were trained twice."""
+        """The downstream datasets whose columns were trained twice."""
         cells, again = self.grid.cells, self.grid.again
         return [] if again is None else [*cells.loc[~np.isnan(again), "downstream"].unique()]
 
     @property
     def population(self) -> str:
-        """What the intervals are about; those of mRI, where there is a seed probe, about other
-        trainings too."""
+        """The population of the intervals; `population_of_mri` for mRI."""
         seeds = len(self.grid.seeds)
         runs = f"training runs like these {seeds}" if seeds > 1 else "this one training"
         return (
-            f"source images like these (all copies of one are drawn together) and {runs}; the sets "
-            "and the pre-trained model are taken as they are"
+            f"source images like these (all copies of one are drawn together) and {runs}; datasets "
+            "and the pretrained model are fixed"
         )
 
     @property
     def population_of_mri(self) -> str:
-        """What intervals and tests of mRI are about."""
-        probed = f"other trainings, by a second one on {listed(self.probed)}" if self.probed else ""
+        """The population of intervals and tests of mRI."""
+        probed = (
+            f"other training seeds, estimated from a second one on {listed(self.probed)}"
+            if self.probed
+            else ""
+        )
         return self.population.replace("this one training", probed or "this one training")
 
     def of(self, model: str) -> str:
-        """` of MODEL` where a report has several, for captions."""
+        """` of MODEL` if a report has several models, for captions."""
         return f" of {model}" if len(self.models) > 1 else ""
 
     def published_mri(self, row: Any) -> float | None:
-        """The published mRI of a row of `arms`; None where ours is another number: over other sets
-        or columns, of held-out images, or of another variant, alpha or setting.
+        """The published mRI of a row of `arms`; None if ours is not comparable: other datasets or
+        columns, held-out images, or another variant, alpha or setting.
 
-        Accuracies by set are published of plain fine-tuning on the upstream set alone, so its mRI
-        is known over any of the sets; that of other columns over all of them.
+        For plain fine-tuning on the upstream dataset, accuracies per dataset are published, so its
+        mRI is known over any of the datasets; for other columns, only over all of them.
         """
         sets = {*slides()["sets"]} - {self.record.upstream}
         numbers, columns = published(row.model), {*self.grid.downstreams}
@@ -231,9 +234,9 @@ slides = functools.cache(recipe.published)
 
 @functools.cache
 def published(model: str) -> Mapping[str, Any]:
-    """The published numbers of a pre-trained model, or nothing; accuracies by our names of sets.
+    """The published numbers of a pretrained model, or {}; accuracies by our dataset names.
 
-    The model is known by its label on the slides, its timm name or its recipe's.
+    Accepts the model's label on the slides, its timm name or its recipe's name.
     """
     for label, entry in slides()["models"].items():
         if model in (label, entry.get("timm"), entry.get("recipe")):
@@ -248,7 +251,7 @@ def published(model: str) -> Mapping[str, Any]:
 
 
 def of_campaign(run: FinishedCampaign, models_csv: Path | None = None) -> Results:
-    """Results from the predictions that a record names; models_csv: as in `of_record`."""
+    """Results from the predictions of a finished campaign; models_csv: as in `of_record`."""
     return of_record(run.record, run.evaluations, models_csv, run.seen, run.probe)
 
 
@@ -259,9 +262,9 @@ def of_record(
     seen: Sequence[Evaluation] = (),
     probe: Sequence[Evaluation] = (),
 ) -> Results:
-    """Results of a record's evaluations, with absolute paths. models_csv: users' accuracies for the
-    trend lines of effective robustness (`model_rows.read`), in place of the published ones;
-    ValueError where no line can be. seen, probe: as in the record, with absolute paths."""
+    """Results of a record's evaluations, with absolute paths. models_csv: the user's models for the
+    baseline of effective robustness (`model_rows.read`), instead of published ones. seen, probe: as
+    in the record, with absolute paths. Raises ValueError if no line can be fitted."""
     asked = record.sets, record.upstream, record.downstreams
     grid = metrics.gather(evaluations, *asked, families=record.families, probe=probe)
     results = of_grid(record, grid, _baseline(record, models_csv))
@@ -269,7 +272,7 @@ def of_record(
 
 
 def _baseline(record: Record, models_csv: Path | None) -> Baseline | None:
-    """The models that trend lines are fitted over: a user's, or published ones of these sets."""
+    """The models of the baseline: the user's, or published ones on these datasets."""
     sets, upstream = record.sets, record.upstream
     if models_csv is None:
         table = model_rows.published(recipe.TIMM_MODELS, sets, upstream)
@@ -277,8 +280,9 @@ def _baseline(record: Record, models_csv: Path | None) -> Baseline | None:
     table = model_rows.read(models_csv, sets, upstream)
     if table[sets].count().max() < MODELS_FOR_A_TREND:
         raise ValueError(
-            f"{models_csv}: a trend line needs {MODELS_FOR_A_TREND} models on a set or more, and "
-            "no set has so many"
+            f"{models_csv}: a trend line requires at least {MODELS_FOR_A_TREND} models with "
+            "accuracy "
+            "on the same dataset"
         )
     return Baseline(table, GIVEN)
 
@@ -293,8 +297,8 @@ def of_grid(record: Record, grid: Grid, baseline: Baseline | None = None) -> Res
 
 
 def _arms(grid: Grid, methods: Mapping[str, str]) -> pandas.DataFrame:
-    """As `Results.arms`; `methods` maps a method's key to its title, in table order. Methods that
-    it does not name come last, under their key."""
+    """As `Results.arms`; `methods` maps a method's key to its title, in table order. Other
+    methods come last, titled by their key."""
     cells, numbers, by_arm = grid.cells, grid.numbers, grid.by_arm.dropna(subset="change_pts")
     upstream = numbers[numbers["evaluated_on"] == grid.upstream].query("downstream == ''")
     parts = [
@@ -332,13 +336,13 @@ def _arms(grid: Grid, methods: Mapping[str, str]) -> pandas.DataFrame:
 def _part(
     table: pandas.DataFrame, number: str, name: str, keys: Sequence[str] = ("arm",)
 ) -> pandas.DataFrame:
-    """A number with its ends, under another name."""
+    """A number with its bounds, renamed."""
     return table[[*keys, *with_ends(number)]].set_axis([*keys, *with_ends(name)], axis=1)
 
 
 def title(arm: Arm, methods: Mapping[str, str], *, is_shown: bool = True) -> str:
-    """The method's title, with the variant, setting and alpha of the arm as far as that does not
-    name them. Of an interpolation, tables show an alpha only where it is not the default."""
+    """The method's title, with the arm's variant, setting and alpha unless it contains them. For
+    shown interpolations, alpha is added only if it is not the default."""
     text = methods.get(arm.method, arm.method)
     if arm.variant not in ("canonical", "") and arm.variant not in text:
         text += f" ({arm.variant})"

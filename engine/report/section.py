@@ -1,8 +1,8 @@
-"""What a section of the report holds: figures and tables with their numbers. No HTML.
+"""The content of a section of the report: figures and tables with their numbers. No HTML.
 
-A section is a function `section(results) -> Section | None`, named in `sections.SECTIONS`; the page
-and the files beside it are made of what it returns, so a section decides what is shown and never
-how. A column's name says how it is shown (`columns`).
+A section is a function `section(results) -> Section | None`, listed in `sections.SECTIONS`. The
+page and the exported files are made from what it returns. A column's name determines its format
+(`columns`).
 """
 
 from __future__ import annotations
@@ -19,9 +19,8 @@ class Figure:
     """A Vega-Lite figure and its numbers.
 
     name: of its files, `report/figures/NAME.csv`, `.svg` and `.pdf`; letters, digits and dashes.
-    caption: a sentence on what it shows and how it is read. alt: the same in words for a screen
-    reader, with the main numbers. data: what is drawn, tidy. spec: Vega-Lite without data, config
-    and width (`charts`).
+    caption: a sentence on what it shows and how to read it. alt: the same for screen readers, with
+    the main numbers. data: tidy. spec: Vega-Lite without data, config and width (`charts`).
     """
 
     name: str
@@ -46,7 +45,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """An image that the page holds. alt: in words what it shows; url: a `data:` URL."""
+    """An image of the page. alt: a description; url: a `data:` URL."""
 
     alt: str
     url: str
@@ -56,9 +55,9 @@ class Picture:
 class Section:
     """A part of the page.
 
-    key: its anchor. heading: what was found, where there is a finding. text: plain, a paragraph a
-    line. code: shown as it is. pictures: by caption, side by side. is_open: whether the page shows
-    it unfolded.
+    key: its anchor. heading: the finding, if there is one. text: plain, one paragraph per line.
+    code:
+    shown verbatim. pictures: by caption, in a row. is_open: whether the page shows it unfolded.
     """
 
     key: str

@@ -1,5 +1,4 @@
-"""The report's tables in the terminal: what `make demo` ends with, readable without opening
-anything."""
+"""The report's tables for the terminal, as at the end of `make demo`."""
 
 from __future__ import annotations
 
@@ -17,8 +16,8 @@ from engine.report.text import ABSENT, ascii_signed, counted, p_value, rounded, 
 
 
 def table(results: Results, notes: Sequence[str] = ()) -> str:
-    """By model, RI per downstream set and mRI with its interval, a method a row; `notes` are
-    printed below."""
+    """One table per model with one row per method: RI per downstream dataset, and mRI with its
+    interval; then the notes."""
     below = [textwrap.fill(f"note: {note}", console.WIDTH) for note in notes]
     return "\n\n".join([*(_ri(results, model) for model in results.models), *below])
 
@@ -32,9 +31,9 @@ def _ri(results: Results, model: str) -> str:
     is_disjoint = len(disjoint) > 0
     return console.text(
         f"{model}\nRI: mean change in accuracy on {measured_on(results)}, in points, after "
-        "fine-tuning on the set that heads the column; mRI: its mean over "
+        "fine-tuning on the dataset that heads the column; mRI: its mean over "
         f"{averaged_over(results)}{results.one_training}"
-        f"{'; disjoint: mRI without related sets' * is_disjoint}.",
+        f"{'; disjoint: mRI without related datasets' * is_disjoint}.",
         ["", *map(set_head, names), "mRI", "95% interval", *["disjoint"] * is_disjoint],
         [["pre-trained %", *known, "", "", *[""] * is_disjoint]],
         [
@@ -51,14 +50,14 @@ def _ri(results: Results, model: str) -> str:
 
 
 def comparisons(results: Results, model: str, against: str | None = None) -> str:
-    """Every method against one of them, or the best: paired difference in mRI, its corrected p, and
-    the number of sets on which a corrected p proves its mean accuracy higher and lower. p is
-    corrected for every two methods, whichever is compared with.
+    """Every method against one of them, or the best: paired difference in mRI, corrected p, and the
+    number of datasets on which its mean accuracy is significantly higher and lower. p is corrected
+    for all pairs of methods, whatever the reference.
     """
     ranked, sets = results.ranked(model).set_index("arm"), results.grid.sets
     wanted = ranked[ranked["key"] == against] if against else ranked
     if wanted.empty:
-        return f"{model}\nThere is no finished method to compare with."
+        return f"{model}\nNo finished method to compare with."
     reference = wanted.iloc[0]
     overall = results.against(wanted.index[0])
     on_sets = pandas.concat([results.against(wanted.index[0], name) for name in sets])
@@ -80,9 +79,9 @@ def comparisons(results: Results, model: str, against: str | None = None) -> str
         f"paired over the same images{results.one_training}. Differences in mRI, in points; p of "
         f"{'a t test' if results.covers_training else 'a normal test'} with the deviation over "
         f"images{' and seeds' * results.covers_training}, corrected (Holm) for "
-        f"{counted('comparison', results.family)}. Better and worse: on how many of the "
-        f"{len(sets)} sets, by the same test, corrected for {results.family * len(sets)}. It is "
-        f"about {results.population_of_mri}.",
+        f"{counted('comparison', results.family)}. Better and worse: the number of the "
+        f"{len(sets)} datasets, by the same test, corrected for {results.family * len(sets)}. "
+        f"Population: {results.population_of_mri}.",
         ["", "mRI", "difference", "95% interval", "p", "corrected p", "better on", "worse on"],
         rows,
     )

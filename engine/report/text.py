@@ -1,4 +1,4 @@
-"""Numbers and counts as sentences and tables write them."""
+"""Format numbers and counts for sentences and tables."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ ABSENT = "-"  # in the terminal
 
 
 def rounded(value: float, digits: int = 1) -> str:
-    """With so many decimals, halves away from zero as charts round them: -6.25 is -6.3."""
+    """Rounded to `digits` decimals, halves away from zero as in charts: -6.25 is -6.3."""
     return str(Decimal(value).quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP) + 0)
 
 
@@ -46,10 +46,10 @@ def listed(names: Sequence[str]) -> str:
 
 
 def set_head(name: str) -> str:
-    """A set's name as words of a column's head, ImageNet as the field abbreviates it."""
+    """A dataset's name as a column head, with ImageNet abbreviated to IN."""
     return re.sub("[-_]", " ", name.replace("imagenet", "IN"))
 
 
 def slug(*parts: str) -> str:
-    """Words as a file's name: letters, digits and single dashes."""
+    """Words as a file name: letters, digits and single dashes."""
     return "-".join(re.findall("[a-z0-9]+", " ".join(parts).lower()))

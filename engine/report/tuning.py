@@ -1,8 +1,8 @@
-"""Settings of training that held-out images choose, where a campaign varies some.
+"""Choose training settings on held-out images, for campaigns that vary some.
 
-RI is measured on sets that a choice must not see. Images that are held out of the set fine-tuned on
-may choose, since RI does not count them. A campaign that varies keys of `optimizer` or `train` so
-tunes every method equally.
+The choice must not use the datasets that RI is measured on. It may use held-out images of the
+downstream dataset, which RI does not count. A campaign that varies keys of `optimizer` or `train`
+thus tunes every method equally.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ TRAINING = {"optimizer", "train"}  # sections that tuning varies
 HELD_OUT = "held_out_accuracy_pct"
 CELL = ["method", "downstream"]
 SELECTION = (
-    "mRI is measured on the test sets. To pick the setting with the highest mRI is selection on "
-    "the test sets, so this report calls none the best."
+    "mRI is measured on the test datasets. Picking the setting with the highest mRI would select "
+    "on the test datasets, so this report calls none the best."
 )
 
 
 class Tuned(NamedTuple):
-    """methods: a row a method, best first: means over the sets fine-tuned on, of the chosen
-    settings and of the recipe's where that is among them. choices: a row a method and set
-    fine-tuned on. settings: of which each was chosen."""
+    """methods: one row per method, best first: means over the downstream datasets, for the chosen
+    settings and for the recipe's setting if it is among them. choices: one row per method and
+    downstream dataset. settings: number of settings per method."""
 
     methods: pandas.DataFrame
     choices: pandas.DataFrame
@@ -44,7 +44,7 @@ class Tuned(NamedTuple):
         return (
             f"Tuned over {counted('setting', self.settings)} on held-out images, {first['method']} "
             f"{'has an mRI of' if is_alone else 'has the highest mRI:'} {points}"
-            + ("" if pandas.isna(plain) else f", {signed(plain)} as its recipe has it")
+            + ("" if pandas.isna(plain) else f" ({signed(plain)} with its recipe's setting)")
         )
 
     @property
@@ -63,14 +63,14 @@ class Tuned(NamedTuple):
 
 
 def is_varied(results: Results) -> bool:
-    """Whether a row of a table was trained in several settings, so that the best row of all is a
-    choice by the test sets."""
+    """Whether a method was trained in several settings, so that picking the best row would select
+    on the test datasets."""
     shown = results.shown
     return bool((shown.groupby(["model", "key"])["setting"].nunique() > 1).any())
 
 
 def tuned(results: Results) -> Tuned | None:
-    """None where nothing of training varies, or nothing is held out to choose on."""
+    """None if no training setting varies, or no images are held out."""
     arms = _arms(results)
     if arms.empty or not results.record.holdout:
         return None
@@ -79,8 +79,8 @@ def tuned(results: Results) -> Tuned | None:
 
 
 def _arms(results: Results) -> pandas.DataFrame:
-    """A row a method, setting and set fine-tuned on: `HELD_OUT` in percent, RI_pts, and is_plain,
-    whether the setting is what the method's recipe says. Empty where other things vary."""
+    """One row per method, setting and downstream dataset: `HELD_OUT` in percent, RI_pts, and
+    is_plain, whether the setting is the recipe's. Empty if other keys vary."""
     shown, cells = results.shown, results.cells
     recipes = {row.method: row.settings for row in results.record.rows}
     settings = list(map(results.setting, shown["arm"]))
@@ -102,7 +102,7 @@ def _arms(results: Results) -> pandas.DataFrame:
 
 
 def _is_plain(setting: Setting, recipe: Mapping[str, Any]) -> bool:
-    """Whether every value of a setting is the recipe's own."""
+    """Whether every value of a setting is the recipe's."""
     return all(key in recipe and recipe[key] == value for key, value in setting.items())
 
 

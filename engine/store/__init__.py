@@ -1,1 +1,1 @@
-"""What is stored on disk: artefacts by the hash of their key, cells, and unfinished slices."""
+"""Data on disk: artefacts by the hash of their key, cells, and unfinished slices."""

@@ -33,7 +33,7 @@ TEMPORARY = re.compile(r"\..+-[0-9a-f]{16}\.[0-9a-f]{8}")  # the name of an unfi
 
 
 class StoredFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a marker says of a file: its size, and its SHA-256 in hexadecimal."""
+    """A file's size and SHA-256 (hexadecimal) in a marker."""
 
     bytes: int
     sha256: str

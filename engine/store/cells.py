@@ -55,7 +55,7 @@ class Export:
 class Entry:
     """A model that a cell has evaluated: an average of cells' weights or outputs, by their names.
 
-    setting: of its arm (`engine.measures.rows`), beside the column's.
+    setting: of its arm (`engine.measures.rows`), in addition to the column's.
     """
 
     mix: dict[str, float] | Ensemble
@@ -213,7 +213,7 @@ def write_trained(
     if export.prompt is not None:
         tensors.save({"prompt": export.prompt}, folder / tensors.PROMPT)
         log.info(
-            "%s on %s has an input prompt beside its weights; timm loads the weights without it",
+            "%s on %s has an input prompt, which timm does not load with the weights",
             recipe.method.name,
             recipe.downstream,
         )

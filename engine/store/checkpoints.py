@@ -69,7 +69,7 @@ class CheckpointFiles:
             except ValueError:
                 log.warning(
                     f"the checkpoint {self._store.place(*self._key(step))} is damaged and removed: "
-                    "training goes on from the one before it, or from its beginning"
+                    "training resumes from the previous one, or starts again"
                 )
                 self._drop(step)
             else:

@@ -1,4 +1,4 @@
-"""Which images a rank sees, in which order, and with which weight."""
+"""The images of each rank, their order and their weights."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def epoch_shares(
 ) -> Iterator[Share]:
     """This rank's micro-batches of an epoch, `accumulation` of them for each optimizer step.
 
-    The order depends on seed and epoch alone. Weights make the mean over ranks and micro-batches
-    equal to the mean over the samples of the global batch, uneven last batch included. A rank
-    without samples gets a sample of weight zero, since every rank must take part in a step.
-    A micro-batch holds the same samples on any number of ranks, so batch norms see the same.
+    The order depends on seed and epoch only. Weights make the mean over ranks and micro-batches
+    equal to the mean over the samples of the global batch, including an uneven last batch. A rank
+    without samples gets a sample of weight zero, because every rank must take part in a step.
+    A micro-batch has the same samples on any number of ranks, so batch norms see the same.
     """
     recipe = run.recipe
     parts = world * recipe.train.accumulation

@@ -1,4 +1,4 @@
-"""The diagonal Fisher of a pre-trained model on the upstream set, for EWC."""
+"""The diagonal Fisher of a pretrained model on the upstream dataset, for EWC."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ from kernels.fisher import FisherAccumulator
 def diagonal(run: Run, images: int, labels: str) -> dict[str, torch.Tensor]:
     """E[(d log p(y|x) / d theta)^2] by parameter name (float32), from per-example gradients.
 
-    images: how many of the upstream training split, drawn with a seed; all where it has no more,
-    and for 0.
-    labels: `model` draws y from the model's prediction (the Fisher), `data` takes the true label.
-    Each rank takes a share of the batches; labels are drawn alike on any number of ranks, so that
-    only sums round otherwise. Raises ValueError for any other `labels`.
+    images: number of images of the upstream training split, drawn with a seed; 0: all.
+    labels: `model` draws y from the model's prediction (the Fisher), `data` uses the true label.
+    Ranks divide the batches; labels do not depend on the number of ranks, so results differ only by
+    rounding. Raises ValueError for any other `labels`.
     """
     if labels not in ("model", "data"):
-        raise ValueError(f"method.fisher_labels={labels!r}: `model` or `data`")
+        raise ValueError(f"method.fisher_labels={labels!r}: give `model` or `data`")
     upstream, size = run.upstream, run.recipe.train.batch_size
     positions = upstream.split("train")
     if 0 < images < len(positions):

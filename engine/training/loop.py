@@ -1,8 +1,8 @@
-"""Training one cell through DeepSpeed.
+"""Train one cell with DeepSpeed.
 
-The batch is global: each rank takes its slice of the same seeded order, and samples, not ranks, are
-averaged, so the number of ranks changes only the time. Losses stay on the device and are read a few
-times an epoch; a loss that is not finite stops the run, and the error names the step.
+The batch is global: each rank takes its slice of the same seeded order, and gradients are averaged
+over samples, not ranks, so the number of ranks changes only the time. Losses stay on the device and
+are read a few times per epoch; a loss that is not finite raises an error that names the step.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ WARMUP_STEPS = 196  # the benchmark's
 def fit(method: Trained, run: Run, context: Context, saving: Saving) -> tuple[Export, str]:
     """Train a method from the run's base model; returns its export and the history as JSON.
 
-    context: gives the method what its loss needs. saving: takes the model during training, and says
-    where one begins that was interrupted; a head that is fitted has no steps and leaves nothing.
-    Raises as `initialized`, DivergedError for a loss that is not finite, PreemptedError as
-    `Saving.take`.
+    context: artefacts for the method's loss. saving: saves the model during training and restores
+    an
+    interrupted one; a fitted head has no steps and saves nothing. Raises as `initialized`,
+    DivergedError for a loss that is not finite, PreemptedError as `Saving.take`.
     """
     prepare(method, run, context)
     if method.fits_head:
@@ -52,7 +52,7 @@ def fit(method: Trained, run: Run, context: Context, saving: Saving) -> tuple[Ex
 
 
 def compile_graphs(method: Trained, run: Run, context: Context) -> None:
-    """Pass the first batch of a training forward and back, which compiles its graphs.
+    """Compile the graphs of a training by running its first batch forward and backward.
 
     No weight changes. Raises as `initialized`.
     """
@@ -79,17 +79,17 @@ def prepare(method: Trained, run: Run, context: Context) -> None:
 
 @contextmanager
 def initialized(method: Trained, run: Run) -> Iterator[Any]:
-    """A DeepSpeed engine around a prepared method, which is freed in the end.
+    """A DeepSpeed engine around a prepared method, freed at the end.
 
     Raises ValueError for a batch that does not divide over the ranks, and as `norms.synchronise`.
     """
-    import deepspeed  # late: it reads DS_ACCELERATOR, which `ranks.start` sets
+    import deepspeed  # imported here: it reads DS_ACCELERATOR, which `ranks.start` sets
 
     recipe = run.recipe
     micro, rest = divmod(recipe.train.batch_size, ranks.world() * recipe.train.accumulation)
     if rest:
         raise ValueError(
-            f"train.batch_size={recipe.train.batch_size} does not divide into {ranks.world()} "
+            f"train.batch_size={recipe.train.batch_size} is not divisible by {ranks.world()} "
             f"ranks x train.accumulation={recipe.train.accumulation}"
         )
     norms.synchronise(method, run)
@@ -129,7 +129,7 @@ def initialized(method: Trained, run: Run) -> Iterator[Any]:
 def epochs(
     engine: Any, method: Trained, run: Run, saving: Saving | None = None
 ) -> list[dict[str, float]]:
-    """Train an initialised method by its recipe; returns the history, an entry an epoch."""
+    """Train an initialized method by its recipe. Returns the history, one entry per epoch."""
     recipe, train = run.recipe, run.recipe.train
     positions = run.target.training(recipe)
     of_epoch, total = train.steps_an_epoch(len(positions)), train.steps(len(positions))
@@ -181,7 +181,9 @@ def epochs(
                     since, images = now, 0  # of this rank
                 if step % of_epoch == 0:
                     history.append({"epoch": epoch + 1, "step": step, "loss": mean, "lr": lr})
-                    if isinstance(engine.optimizer, optim.Penalised):  # it is beside the loss
+                    if isinstance(
+                        engine.optimizer, optim.Penalised
+                    ):  # the penalty is not part of the loss
                         history[-1]["penalty"] = engine.optimizer.penalty()
                         tracked.log({"train/penalty": history[-1]["penalty"]}, step)
                     if not is_finite(method):  # the loss does not show what the last step did
@@ -191,7 +193,7 @@ def epochs(
 
 
 def mean_loss(losses: torch.Tensor, count: int) -> float:
-    """The mean over all ranks of a sum of `count` losses. It waits for the device."""
+    """The mean over all ranks of a sum of `count` losses. Waits for the device."""
     mean = losses / count
     if ranks.world() > 1:
         dist.all_reduce(mean)
@@ -200,9 +202,9 @@ def mean_loss(losses: torch.Tensor, count: int) -> float:
 
 
 def is_finite(method: Trained) -> bool:
-    """Whether all weights that are trained are finite. It waits for the device."""
+    """Whether all trained weights are finite. Waits for the device."""
     sums = [p.detach().sum() for p in method.parameters() if p.requires_grad]
-    return bool(torch.stack(sums).isfinite().all())  # a sum is finite only where all numbers are
+    return bool(torch.stack(sums).isfinite().all())  # a sum is finite only if all numbers are
 
 
 def _diverged(run: Run, what: str, step: int, lr: float) -> DivergedError:
@@ -213,15 +215,15 @@ def _diverged(run: Run, what: str, step: int, lr: float) -> DivergedError:
 
 
 def warmup_steps(train: TrainRecipe, total: int) -> int:
-    """Steps of the warm-up of a run of `total` steps: by default the benchmark's, at most a tenth.
+    """Warmup steps of a run of `total` steps: by default the benchmark's, but at most a tenth.
 
-    Raises ValueError for a recipe's warm-up that never ends.
+    Raises ValueError for a warmup longer than the run.
     """
     if train.warmup_steps is None:
         return min(WARMUP_STEPS, total // 10)
     if train.warmup_steps > total:
         raise ValueError(
-            f"train.warmup_steps={train.warmup_steps}, but training has {total} steps, so its rate "
+            f"train.warmup_steps={train.warmup_steps}, but training has {total} steps, so the rate "
             "would never reach optimizer.lr: set train.warmup_steps=null for a tenth of the steps, "
             "or raise train.epochs"
         )

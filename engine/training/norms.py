@@ -1,4 +1,4 @@
-"""Batch norms that learn, where a batch is cut over ranks and micro-batches."""
+"""Batch norms whose statistics change, with batches divided over ranks and micro-batches."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ def learning(method: Trained) -> list[nn.Module]:
 
 
 def synchronise(method: Trained, run: Run) -> None:
-    """On several ranks, let batch norms learn from the whole micro-batch (torch's SyncBatchNorm).
+    """On several ranks, let batch norms use the whole micro-batch (torch's SyncBatchNorm).
 
-    Raises ValueError on CPUs, and where a rank would have no sample of a micro-batch.
+    Raises ValueError on CPUs, and if a rank would have no sample of a micro-batch.
     """
     if ranks.world() == 1 or not learning(method):
         return
     if run.device.type != "cuda":
         raise ValueError(
-            f"batch norms learn on several ranks on GPUs only: {FREEZE}, or train on a single rank"
+            f"training batch norms on several ranks requires GPUs: {FREEZE}, or use one rank"
         )
     train = run.recipe.train
     last = len(run.target.training(run.recipe)) % train.batch_size or train.batch_size
     if (fewest := max(1, last // train.accumulation)) < ranks.world():
         raise ValueError(
-            f"the last micro-batch of an epoch has {fewest} of the {ranks.world()} images that the "
-            f"ranks need for batch norms to learn: {FREEZE}, or another train.batch_size"
+            f"the last micro-batch of an epoch has {fewest} images, but training batch norms needs "
+            f"one per rank ({ranks.world()}): {FREEZE}, or change train.batch_size"
         )
     method.net = convert_sync_batchnorm(method.net)

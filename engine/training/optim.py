@@ -1,8 +1,8 @@
 """Optimizers, and a quadratic penalty (EWC's) as part of their step.
 
 The penalty's gradient needs only the parameters, the anchor and the Fisher, so the optimizer
-applies it in its pass over the parameters (`kernels.ewc`), and the loss leaves it out. It is added
-after gradients are averaged and clipped: clipping tames the task's gradient, not the pull.
+applies it in its pass over the parameters (`kernels.ewc`), and the loss excludes it. It is added
+after gradients are averaged and clipped, so clipping affects only the task's gradient.
 """
 
 from __future__ import annotations
@@ -35,12 +35,13 @@ def build(
 ) -> Optimizer:
     """The optimizer over named parameters; a `Penalised` one for a penalty's weight above 0.
 
-    rates: by name, the share of the learning rate that a parameter has; 1 where none is given. The
-    parameters of a share are a group with this `lr_scale`, as timm calls it. A penalty of weight 0
-    is none, so that it equals fine-tuning bit for bit; with one, the step is ours and not apex's.
+    rates: factors of the learning rate by parameter name; default 1. Parameters with the same
+    factor
+    form a group with this `lr_scale`, as in timm. A penalty of weight 0 is skipped, so training
+    equals fine-tuning bit for bit; with a penalty, the step is ours and not apex's.
 
-    Raises ValueError for no parameters (torch's), where NVIDIA's apex is not installed, and for a
-    parameter that anchor or Fisher lack or have in another shape.
+    Raises ValueError for no parameters (torch's), if NVIDIA's apex is missing, and if anchor or
+    Fisher lack a parameter or have another shape.
     """
     of_share: dict[float, list[Tensor]] = {}
     for parameter_name, parameter in parameters.items():
@@ -65,8 +66,8 @@ def clip_(parameters: Iterable[Tensor], most: float) -> None:
     """Scale averaged gradients in place so that their global L2 norm is at most `most`.
 
     The result is DeepSpeed's, bit for bit on a CPU; DeepSpeed's own clipping waits for the GPU
-    twice a step, because it copies numbers to it. Every rank has the same gradients, so none asks
-    the others.
+    twice per step, because it copies numbers to it. Every rank has the same gradients, so no
+    communication is needed.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
     norms = torch._foreach_norm(gradients)  # pyright: ignore[reportPrivateImportUsage]
@@ -87,15 +88,16 @@ def _apex(name: str) -> Callable[..., Optimizer]:
 
 
 def count_above(tensors: Sequence[Tensor], bound: float) -> int:
-    """How many elements of tensors on one device lie above a bound; a GPU is waited for once."""
+    """The number of elements of tensors on one device above a bound. Waits for a GPU once."""
     return int(torch.stack([(tensor > bound).sum() for tensor in tensors]).sum())
 
 
 class Penalised(Optimizer):
     """AdamW, or SGD with momentum, whose step adds a penalty's gradient.
 
-    Its state has the names of torch's optimizers. Anchor and Fisher stand beside it: a checkpoint
-    needs no copy of them.
+    Its state has the names of torch's optimizers. Anchor and Fisher are not part of it, so
+    checkpoints
+    contain no copy of them.
     """
 
     def __init__(
@@ -106,7 +108,7 @@ class Penalised(Optimizer):
         parameters: Mapping[str, Tensor],
         penalty: Penalty,
     ) -> None:
-        """name: `adamw` or `sgd`. settings: as of torch's optimizer."""
+        """name: `adamw` or `sgd`. settings: as in torch's optimizer."""
         super().__init__(groups, settings)
         self._name, self._lam = name, penalty.lam
         self._groups: dict[int, tuple[list[Any], Parameters]] = {}
@@ -118,12 +120,13 @@ class Penalised(Optimizer):
             self._soften(settings["lr"], settings["momentum"])
 
     def _soften(self, lr: float, momentum: float) -> None:
-        """Hold no weight more firmly than SGD's steps can follow.
+        """Limit the penalty to what is stable under SGD.
 
-        Where lr * lam * F passes 2 (1 + momentum), steps overshoot the anchor further and further
-        (heavy ball on a quadratic). A Fisher divided by its mean passes that: its largest element
-        was 31,000 for a ViT-S. So F is at most (1 + momentum) / (lr * lam), half of what is stable,
-        and how many elements that lowers is logged. Raises ValueError where it would lower all:
+        If lr * lam * F exceeds 2 (1 + momentum), steps overshoot the anchor more and more (heavy
+        ball
+        on a quadratic). A Fisher divided by its mean exceeds that: its largest element was 31,000
+        for a ViT-S. So F is limited to (1 + momentum) / (lr * lam), half of what is stable, and the
+        number of limited elements is logged. Raises ValueError if that limits all elements, because
         any larger strength would train the same weights.
         """
         bound = (1 + momentum) / (self._lam * lr)
@@ -132,14 +135,16 @@ class Penalised(Optimizer):
         elements = sum(fisher.numel() for fisher in fishers)
         if firmer == elements:
             raise ValueError(
-                f"a pull of strength {self._lam:g} at optimizer.lr={lr:g} is firmer than SGD's "
-                f"steps can follow: give method.lam (or alpha) {self._lam * bound:.3g} or less, or "
-                "a lower optimizer.lr"
+                f"a penalty of strength {self._lam:g} is unstable under SGD at "
+                f"optimizer.lr={lr:g}: "
+                f"set method.lam (or alpha) to at most {self._lam * bound:.3g}, or lower "
+                "optimizer.lr"
             )
         if firmer:
             log.warning(
-                "the pull on %s of %s weights is weakened to the firmest that SGD can follow, %.3g "
-                "at optimizer.lr=%g",
+                "the penalty on %s of %s weights is limited to the largest that is stable under "
+                "SGD, "
+                "%.3g at optimizer.lr=%g",
                 f"{firmer:,}",
                 f"{elements:,}",
                 self._lam * bound,
@@ -150,7 +155,7 @@ class Penalised(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """One step. A tensor without a gradient still feels the penalty's."""
+        """One step. Tensors without a gradient still get the penalty's."""
         assert closure is None, "DeepSpeed gives none"
         for number, group in enumerate(self.param_groups):
             thetas: list[Tensor] = group["params"]
@@ -169,8 +174,7 @@ class Penalised(Optimizer):
     def _checked(
         self, number: int, thetas: Sequence[Tensor], states: Sequence[Mapping[str, Tensor]]
     ) -> Parameters:
-        """What the kernels take of a group, checked anew where one of its tensors was replaced or
-        lies elsewhere."""
+        """The kernels' arguments for a group, checked again if a tensor was replaced or moved."""
         names = MOMENTS[self._name]
         tensors = [*thetas, *(state[name] for state in states for name in names)]
         places = [(id(tensor), tensor.data_ptr(), tensor.stride()) for tensor in tensors]
@@ -196,7 +200,7 @@ class Penalised(Optimizer):
 
     @torch.no_grad()
     def penalty(self) -> float:
-        """lam / 2 sum F (theta - anchor)^2, as it is now; it waits for the device."""
+        """The current lam / 2 sum F (theta - anchor)^2. Waits for the device."""
         total = torch.zeros((), dtype=torch.float64)
         for theta, anchor in self._anchors.items():
             squares = (theta - anchor).square_()
@@ -209,7 +213,7 @@ class Penalised(Optimizer):
 def _of_parameters(
     tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor], label: str
 ) -> dict[Tensor, Tensor]:
-    """fp32 copies by parameter; ValueError for one that is missing or has another shape."""
+    """fp32 copies by parameter. Raises ValueError if one is missing or has another shape."""
     copies: dict[Tensor, Tensor] = {}
     for name, parameter in parameters.items():
         tensor = tensors.get(name)
@@ -227,10 +231,10 @@ def _zeros_like(theta: Tensor) -> Tensor:
 
 
 def _in_memory_order(tensors: Sequence[Tensor], thetas: Sequence[Tensor]) -> list[Tensor]:
-    """Contiguous views of the tensors, whose elements are in the order of theta's memory; copies
-    of tensors that lie in another order.
+    """Contiguous views of the tensors in the order of theta's memory; copies if their memory order
+    differs.
 
-    An elementwise step takes any order, but kernels read contiguous tensors.
+    The kernels read contiguous tensors; an elementwise step works in any order.
     """
     views = []
     for tensor, theta in zip(tensors, thetas, strict=True):
@@ -239,6 +243,6 @@ def _in_memory_order(tensors: Sequence[Tensor], thetas: Sequence[Tensor]) -> lis
             continue
         order = sorted(range(theta.dim()), key=theta.stride, reverse=True)
         view = tensor.permute(order)
-        # A parameter must not be copied: the step would be lost, so kernels refuse it.
+        # A copy of a parameter would lose the step, so the kernels raise an error.
         views.append(view if tensor is theta else view.contiguous())
     return views

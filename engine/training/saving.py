@@ -1,8 +1,9 @@
-"""What a training writes while it goes on: snapshots to evaluate, and checkpoints to go on from.
+"""Save snapshots to evaluate, and checkpoints to resume from, during training.
 
-Both are copied between two steps and written by a thread. A checkpoint is due by the clock. At
-SIGTERM, SIGUSR1 or Ctrl-C all ranks stop after the same step, write one more and leave. What is not
-finite is not written, so a training that diverged leaves the checkpoint of its last good weights.
+Both are copied between two steps and written by a thread. Checkpoints are written at intervals of
+time. At SIGTERM, SIGUSR1 or Ctrl-C, all ranks stop after the same step, write one more and exit.
+Weights that are not finite are not written, so a training that diverged keeps the checkpoint of its
+last good weights.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from engine.store.cells import Export
 from engine.store.checkpoints import CheckpointFiles
 
 log = logging.getLogger(__name__)
-# Steps between two agreements of several ranks: on a GPU each makes the host wait for it.
+# Steps between two synchronizations of several ranks, which make the host wait for the GPU.
 AGREE_EVERY = {"cpu": 1, "cuda": 8}
 _SAVE, _STOP = 1, 2
 MODULE, OPTIMIZER, RANDOM, SUMS = "module/", "optimizer/", "random/", "sums/"  # in names of tensors
@@ -38,8 +39,8 @@ MODULE, OPTIMIZER, RANDOM, SUMS = "module/", "optimizer/", "random/", "sums/"  #
 def snapshot_steps(count: int, total: int) -> list[int]:
     """About `count` optimizer steps from 1 to `total`, evenly spaced on a logarithmic scale.
 
-    They ascend to `total`. There are fewer than `count` where neighbours round to the same step,
-    and none where `total` is 0.
+    They ascend to `total`. There are fewer than `count` if neighbours round to the same step, and
+    none if `total` is 0.
     """
     if not total:
         return []
@@ -48,10 +49,10 @@ def snapshot_steps(count: int, total: int) -> list[int]:
 
 @dataclass(frozen=True)
 class TrainingProgress:
-    """How far a training is, beside its tensors.
+    """The progress of a training, without its tensors.
 
-    step: optimizer steps done. history: an entry a finished epoch. losses: how many are in the sum
-    of losses. ranks: on how many it was made.
+    step: finished optimizer steps. history: one entry per finished epoch. losses: number of summed
+    losses. ranks: number of ranks.
     """
 
     step: int = 0
@@ -64,12 +65,13 @@ class TrainingState:
     """All that an optimizer step changes, as tensors by name: the state of a method, its optimizer,
     torch's random generators and running sums.
 
-    A method's state is its parameters and buffers, trained or not; a plain attribute is no state.
-    Make it before the first step: a parameter that a method adds later is no part of it.
+    A method's state consists of its parameters and buffers, trained or not, but not of plain
+    attributes. Create it before the first step; parameters added later are not included.
     """
 
     def __init__(self, engine: Any, method: Trained, sums: Mapping[str, Tensor]) -> None:
-        """sums: scalars on the engine's device, of this rank; another number of ranks goes on from
+        """sums: scalars of this rank on the engine's device; resuming on another number of ranks
+        uses
         their mean."""
         self._module = dict(method.named_parameters()) | dict(method.named_buffers())
         self._optimizer = engine.optimizer
@@ -81,20 +83,20 @@ class TrainingState:
 
     @torch.no_grad()
     def copy(self) -> dict[str, Tensor]:
-        """The state on the CPU, by name, on the first rank; empty on the rest, which must call it
-        too."""
+        """The state on the CPU, by name, on the first rank; {} on others, which must also call
+        it."""
         return {name: to_host(t) for name, t in self._tensors() if ranks.rank() == 0}
 
     @torch.no_grad()
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from a state of `copy`: bit for bit on as many ranks as made it."""
+        """Resume from a state of `copy`: bit for bit on the same number of ranks."""
         for name, tensor in self._module.items():
             tensor.copy_(state[MODULE + name])
         self._restore_optimizer(state)
         for name, generator in self._generators.items():
             rows = state.get(RANDOM + name)
-            if rows is not None:  # else made on another kind of device
-                # A copy: a generator reads a view from the beginning of its memory.
+            if rows is not None:  # otherwise made on another kind of device
+                # A copy, because a generator reads a view from the start of its memory.
                 generator.set_state(rows[ranks.rank() % len(rows)].clone())
         for name, value in self._sums.items():
             rows = state[SUMS + name]
@@ -125,7 +127,7 @@ class TrainingState:
             if not label.startswith(OPTIMIZER):
                 continue
             key, _, name = label.removeprefix(OPTIMIZER).partition("/")
-            # A copy, else it would map the whole file; laid out as the optimizer would lay it out.
+            # A copy, or it would map the whole file; in the optimizer's memory layout.
             like = self._stepped[name].detach() if tensor.dim() else tensor
             value = torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
             of_parameters.setdefault(numbers[name], {})[key] = value
@@ -134,10 +136,11 @@ class TrainingState:
 
 
 class Saving:
-    """Saves a training; a context manager. Every rank calls every method, the first rank writes.
+    """A context manager that saves a training. Every rank calls every method; the first rank
+    writes.
 
-    Leaving the context waits for all files and raises what writing a snapshot raised, and
-    PreemptedError after a signal, unless an error is on its way already.
+    Leaving the context waits for all files. It raises errors of writing snapshots, and
+    PreemptedError after a signal, unless another error is being raised.
     """
 
     def __init__(
@@ -147,8 +150,9 @@ class Saving:
         files: CheckpointFiles | None = None,
         minutes: float = 0.0,
     ) -> None:
-        """write: is given the model after each step of `snapshots`. files: where checkpoints lie;
-        without them there are none, and signals are left alone. minutes: from one to the next."""
+        """write: called with the model after each step of `snapshots`. files: of checkpoints;
+        None: no
+        checkpoints and no signal handling. minutes: between two checkpoints."""
         self._snapshots, self._write = frozenset(snapshots), write
         self._files, self._wait_s = files, 60 * minutes
         self._thread = ThreadPoolExecutor(1, "saving")
@@ -158,8 +162,7 @@ class Saving:
         self._progress: TrainingProgress | None = None
 
     def begin(self, state: TrainingState) -> TrainingProgress:
-        """Restore the last whole checkpoint, if there is one; snapshots that are asked for come
-        after it. From now on `state` is what checkpoints hold."""
+        """Restore the last complete checkpoint, if any. Later checkpoints contain `state`."""
         if self._files is None:
             return TrainingProgress()
         self._state = state
@@ -176,16 +179,16 @@ class Saving:
         state.restore(tensors)
         self._progress = progress = TrainingProgress(**facts)
         if ranks.rank() == 0:
-            log.info("going on from the checkpoint of step %d in %s", step, self._files.folder)
+            log.info("resuming from the checkpoint of step %d in %s", step, self._files.folder)
             if progress.ranks != ranks.world():
                 log.warning(
-                    f"the checkpoint was made on {progress.ranks} ranks and goes on on "
-                    f"{ranks.world()}: sums round otherwise, so weights are close but not bit-equal"
+                    f"resuming a checkpoint of {progress.ranks} ranks on {ranks.world()}: rounding "
+                    "differs, so weights are close but not equal bit for bit"
                 )
         return progress
 
     def take(self, progress: TrainingProgress, method: Trained) -> None:
-        """After an optimizer step: save what is due. Raises PreemptedError after a signal."""
+        """Save what is due after an optimizer step. Raises PreemptedError after a signal."""
         if progress.step in self._snapshots and ranks.rank() == 0:
             export = method.export()
             state = {name: to_host(tensor) for name, tensor in export.state.items()}
@@ -205,16 +208,16 @@ class Saving:
             self._take_checkpoint(self._files, progress)
 
     def submit(self, work: Callable[[], object]) -> Future[object]:
-        """Do `work` in the thread, after what was submitted before."""
+        """Run `work` in the thread, after earlier work."""
         self._submitted.append(self._thread.submit(work))
         return self._submitted[-1]
 
     def _stop(self, files: CheckpointFiles, progress: TrainingProgress) -> NoReturn:
         self._take_checkpoint(files, progress)
         self._thread.shutdown()
-        ranks.all_agree(True)  # waits for the first rank, without which a launcher ends it
+        ranks.all_agree(True)  # waits for the first rank, so that the launcher does not end it
         raise PreemptedError(
-            f"a signal ended training after step {progress.step}; the same command goes on "
+            f"a signal ended training after step {progress.step}; the same command resumes "
             f"from the last checkpoint in {files.folder}"
         )
 
@@ -228,9 +231,9 @@ class Saving:
                 return  # the training is about to end
             try:
                 files.write(progress.step, tensors, facts)
-            except OSError as error:  # training itself needs no room
+            except OSError as error:  # training itself needs no disk space
                 log.warning(
-                    f"training goes on without the checkpoint of step {progress.step}: {error}"
+                    f"training continues without the checkpoint of step {progress.step}: {error}"
                 )
 
         if ranks.rank() == 0:
@@ -245,7 +248,7 @@ class Saving:
                 self._end()
         finally:
             self._signals.close()
-            self._thread.shutdown()  # after an error too: a training that goes on needs these files
+            self._thread.shutdown()  # also after an error, because resuming needs these files
         if isinstance(error, DivergedError) and self._files and (steps := self._files.steps()):
             log.warning(
                 "the last good weights are in the checkpoint of step %d in %s",
@@ -254,7 +257,7 @@ class Saving:
             )
 
     def _end(self) -> None:
-        """Wait for all files. A signal that came after the last step stops as in `take`."""
+        """Wait for all files. A signal after the last step stops as in `take`."""
         for future in self._submitted:
             future.result()
         if self._files is None or self._progress is None:

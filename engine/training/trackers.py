@@ -1,4 +1,4 @@
-"""Where numbers go besides the terminal: TensorBoard, Weights & Biases, or a user's class.
+"""Log numbers to TensorBoard, Weights & Biases, or a user's class.
 
 `trackers=[wandb]` asks for them; without it there are none. A cell has one run: its training and,
 later, its evaluation log to it. What a tracker does wrong must not cost a training: it is left out
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """What a tracker is made of, ours or a user's class: what a run is about.
+    """The description of a run that a tracker gets.
 
     group: the campaign. name: for people; no other run of the group has it. id: the same whenever
     the cell's recipe and folder of results are. config: the resolved recipe. folder: of results.
@@ -42,7 +42,7 @@ class Subject:
 
 
 class TensorBoard:
-    """Event files in `<folder>/tensorboard/<group>/<name>`; a run of the same id goes on."""
+    """Event files in `<folder>/tensorboard/<group>/<name>`; a run with the same id is resumed."""
 
     def __init__(self, subject: Subject) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -69,7 +69,7 @@ class WeightsAndBiases:
     def __init__(self, subject: Subject) -> None:
         import wandb  # pyright: ignore[reportMissingImports]
 
-        Root(subject.folder).make("wandb")  # where wandb writes; it is no link
+        Root(subject.folder).make("wandb")  # where wandb writes; raises if it is a link
         self._run = wandb.init(
             project="rib",
             group=subject.group,
@@ -122,10 +122,10 @@ class Trackers:
     def _softly(self, name: str) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # whatever a tracker raises, the training goes on
+        except Exception as error:  # training continues after any error of a tracker
             self._trackers.pop(name, None)
             cure = f"; pip install {error.name}" if isinstance(error, ModuleNotFoundError) else ""
-            log.warning("trackers=%s goes on without it: %s%s", name, error, cure)
+            log.warning("training continues without trackers=%s: %s%s", name, error, cure)
 
 
 def subject(recipe: Recipe) -> Subject:

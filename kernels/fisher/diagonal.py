@@ -110,7 +110,7 @@ class FisherAccumulator:
         self.images += len(images)
 
     def skip(self, images: int) -> None:
-        """Leaves out a batch of so many images, which another process takes.
+        """Skips a batch of images that another process takes.
 
         The numbers by which its labels would be drawn are drawn all the same, so that those of
         later batches do not depend on who takes which.
@@ -258,7 +258,7 @@ class _Recorder(TorchFunctionMode):
         return out
 
     def _squares(self, func: Any, args: tuple[Any, ...], kwargs: Any) -> dict[str, Squares]:
-        """What the rule for `func` covers of the tracked parameters in the call."""
+        """The tracked parameters in the call that the rule for `func` covers."""
         if func not in RULES:
             return {}
         covered: Iterator[tuple[Tensor | None, Squares]] = RULES[func](*args, **kwargs)

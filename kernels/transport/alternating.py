@@ -1,6 +1,6 @@
 """Sinkhorn's iterations on the stored cost: started between classes, accelerated, annealed.
 
-What makes Sinkhorn's iterations slow is mass that has to move between clusters, a little each time.
+Sinkhorn's iterations are slow if mass has to move between clusters, a little in each iteration.
 Most of it is found beforehand where clusters are classes: transport between the classes' means is a
 problem of as many rows as there are classes, and its potentials are a start. For 5000 samples of
 100 classes at eps of 0.05 of the mean cost 24 iterations follow, not 54.
@@ -147,7 +147,7 @@ class Potentials:
         return columns * (m / n)
 
     def _scaled(self, f: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-        """What sweeps take for f, g and the costs' steps, in units of eps: float32 [n], [m], [n].
+        """The sweeps' inputs for f, g and the costs' steps, in units of eps: float32 [n], [m], [n].
 
         On a GPU it is three launches. log b is added to all rows.
         """

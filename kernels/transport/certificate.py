@@ -69,7 +69,7 @@ class Certificate:
 
 @dataclass(frozen=True)
 class _Sums:
-    """What one pass leaves, all float64: rows f, hard_f, lost [n]; columns, hard_g [m].
+    """The result of one pass, all float64: rows f, hard_f, lost [n]; columns, hard_g [m].
 
     With P the plan with exact rows and s the shares retained: hard_f_i = min_j (C_ij - g_j),
     lost_i = sum_j P_ij (1 - s_j), columns_j = sum_i P_ij, moved = sum_ij P_ij s_j (C_ij - g_j -
@@ -139,7 +139,7 @@ def _bounds(
         prices = cost.times(columns_lack) / lack
         completed = float(lost @ prices) + more * float(prices.amax())
         entropy += _entropy(lost) + _entropy(columns_lack)
-        # What is spread over n samples, at most 1 / n each, is not far from uniform.
+        # Mass spread over n samples, at most 1 / n each, is nearly uniform.
         entropy += more * math.log(min(n, 1 / more)) if more > 0 else 0.0
         entropy -= (1 - lack) * math.log1p(-lack) if lack < 1 else 0.0
     dual = float(f.mean() + g.mean())

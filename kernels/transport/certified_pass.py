@@ -157,7 +157,7 @@ def certified_pass(
 
 
 def specializations() -> list[dict[str, Any]]:
-    """What the ahead-of-time gate compiles; see `kernels.aot`."""
+    """Specializations for the ahead-of-time gate; see `kernels.aot`."""
     tiles = {"ADDED_ROWS": _ADDED_ROWS, "ROWS": _ROWS, "COLUMNS": _COLUMNS, "ROW_BLOCK": _ROW_BLOCK}
     kinds = dict.fromkeys(("pitch", "n", "m"), "i32")
     return [

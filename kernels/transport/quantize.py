@@ -80,7 +80,7 @@ def _quantize(cost: Tensor, q: Tensor) -> list[Tensor]:
 
 
 def specializations() -> list[dict[str, Any]]:
-    """What the ahead-of-time gate compiles; see `kernels.aot`."""
+    """Specializations for the ahead-of-time gate; see `kernels.aot`."""
     return [
         {
             "name": "quantize",

@@ -26,7 +26,7 @@ from kernels.transport.cost import GroundCost
 from kernels.transport.store import StoredCost, store
 
 _WORTH_A_PASS = 0.7  # of the gap before it
-_CHEAP = 1 << 20  # costs: so many are passed over exactly in a few milliseconds
+_CHEAP = 1 << 20  # costs: an exact pass over this number takes a few milliseconds
 _PASSES = 20
 _SLACK = 0.8  # of the gap allowed: a copy whose rounding takes more is not certified on
 _TYPICAL = 0.05  # eps, of the mean cost, from which the value is about the mean
@@ -178,7 +178,7 @@ def debiased(ab: Transport, aa: Transport, bb: Transport, *, tolerance: float = 
 
 
 def left_for_across(aa: Transport, bb: Transport, tolerance: float) -> float:
-    """The relative gap that OT(a, b) may have beside the self terms, at least a third of all.
+    """The relative gap allowed for OT(a, b), given the self terms; at least a third of the total.
 
     OT(a, b) is taken to be as large as the self terms are: it is seldom less.
     """

@@ -77,7 +77,7 @@ def store(
 
     dtype: torch.int16, off by about 2e-5 of the mean cost at 768 dimensions, or torch.float32, off
     by 2e-7. memory: bytes that may be taken (default: as many as it takes). Raises ValueError when
-    not even what is needed beside the copy fits.
+    not even the other buffers fit.
     """
     n, m = cost.shape
     device = cost.x.x.device
@@ -105,7 +105,8 @@ def store(
 
 
 def beside_the_copy(n: int, m: int, device: torch.device) -> int:
-    """Bytes that solving takes beside the copy: four float64 strips, and partial column sums."""
+    """Bytes that solving takes in addition to the copy: four float64 strips, and partial column
+    sums."""
     return 4 * 8 * max(STRIP[device.type], m) + 4 * -(-n // PART) * m
 
 

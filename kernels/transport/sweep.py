@@ -118,7 +118,7 @@ def _rows_kernel(
     """ROWS rows a program, which share a read of g: the logarithms of their sums, and f less that,
     which makes a row's sum 1. The last program takes the last row several times.
 
-    Only the end of a row is masked: with a mask that is no multiple of 16 no access is wide.
+    Only the end of a row is masked: with a mask that is not a multiple of 16, no access is wide.
     """
     rows = tl.minimum(tl.program_id(0) * ROWS + tl.arange(0, ROWS), n - 1)
     lines = q + rows.to(tl.int64)[:, None] * pitch
@@ -208,7 +208,7 @@ def _sweep(q: Tensor, f: Tensor, g: Tensor, kappa: Tensor) -> list[Tensor]:
 
 
 def specializations() -> list[dict[str, Any]]:
-    """What the ahead-of-time gate compiles; see `kernels.aot`."""
+    """Specializations for the ahead-of-time gate; see `kernels.aot`."""
     tiles = {"PART": PART, "ROWS": _ROWS, "COLUMNS": _COLUMNS, "ROW_BLOCK": _ROW_BLOCK}
     kinds = dict.fromkeys(("f", "g", "kappa", "log_s", "shares", "columns"), "*fp32")
     kinds |= dict.fromkeys(("pitch", "n", "m"), "i32")

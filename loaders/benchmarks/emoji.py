@@ -58,7 +58,7 @@ class Concept(NamedTuple):
 
 
 class Payload(NamedTuple):
-    """What a worker process needs to draw one image of `px` x `px` pixels. effect: of a derived
+    """Input of a worker process that draws one image of `px` x `px` pixels. effect: of a derived
     set, or empty."""
 
     cache: str
@@ -230,7 +230,7 @@ def contact_sheet(rows: Mapping[str, Sequence[np.ndarray]]) -> Image.Image:
 
 
 def credits() -> list[dict[str, str]]:
-    """What the report must credit, with licences: a row for each style, then the metadata."""
+    """Credits and licences for the report: one row per style, then the metadata."""
     packages = STYLES | {"metadata": METADATA}
     keys = ("package", "version", "licence", "credit", "url")
     return [{"name": name} | {key: getattr(p, key) for key in keys} for name, p in packages.items()]

@@ -1,4 +1,4 @@
-"""What derived sets of emoji do to a drawing, as ImageNet's do to a photo.
+"""Effects of derived emoji datasets, like those of ImageNet's derived datasets.
 
 A set such as `blur` shows the very renderings of the two original styles, altered: what was a
 background, a place or a size stays one. So the sets have their drawings in common.

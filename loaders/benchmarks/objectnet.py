@@ -94,7 +94,7 @@ def imagenet_class(text: str, wnid_of: Mapping[str, str], mode: str) -> str:
     """The wnid of an object, or several wnids joined, from the text that names its IN classes."""
     classes = text.split("; ")
     if unknown := [names for names in classes if names not in wnid_of]:
-        raise ValueError(f"{MAPPINGS[1]}: {first_names(unknown)} is no class of ImageNet-1K")
+        raise ValueError(f"{MAPPINGS[1]}: ImageNet-1K has no class {first_names(unknown)}")
     wnids = [wnid_of[names] for names in classes]
     if mode == "corrected":
         return JOIN.join(wnids)

@@ -96,5 +96,8 @@ def test_a_folder_is_not_written_where_a_file_is(tmp_path, capsys):
     (out := tmp_path / "mine").touch()
     for words in ("export emoji", "merge soup a.pt b.pt", "report emoji"):
         assert cli.main([*words.split(), "--out", str(out), "--force"]) == 2
-        assert f"{out} is a file, not a folder: --out writes elsewhere" in capsys.readouterr().err
+        assert (
+            f"{out} is a file, not a folder: choose another place with --out"
+            in capsys.readouterr().err
+        )
     assert out.is_file()

@@ -66,7 +66,7 @@ def test_same_request_is_reused_and_another_refused(tmp_path):
     with pytest.raises(FileExistsError, match="another pack"):
         make(tmp_path / "p", seeds=[1, 2])
     (tmp_path / "mine").mkdir()
-    with pytest.raises(FileExistsError, match="exists and is no pack; move it away or choose"):
+    with pytest.raises(FileExistsError, match="exists and is not a pack: move it away or choose"):
         make(tmp_path / "mine")
     with pytest.raises(FileNotFoundError, match=r"manifest.json: missing, .*; encode it$"):
         Pack.open(tmp_path / "mine")

@@ -1,5 +1,5 @@
-"""The kinds of data sets that `dataset.kind` names, one class a file. The engine asks a set's kind
-about its images, and never which kind it is."""
+"""The kinds of datasets for `dataset.kind`, one class per file. The engine uses their methods and
+never checks which kind a dataset is."""
 
 from engine.data.kinds.base import Kind
 from engine.data.kinds.emoji import Emoji
@@ -12,5 +12,5 @@ KINDS: dict[str, type[Kind]] = {"emoji": Emoji, "folder": Folder, "imagenet": Im
 
 
 def kind_of(dataset: DatasetRecipe) -> Kind:
-    """The kind of a recipe's data set, which answers for the sets of this recipe."""
+    """The kind of a recipe's datasets."""
     return KINDS[dataset.kind](dataset)

@@ -1,4 +1,4 @@
-"""Emoji-RIB: sets that are drawn from fonts and icons of Python packages."""
+"""Emoji-RIB: datasets drawn from fonts and icons of packages."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from loaders.trees import Listing
 
 
 class Emoji(Kind):
-    """A set is a style of emoji, or an effect on the drawings of two styles."""
+    """Each dataset is an emoji style, or an effect on the drawings of two styles."""
 
     is_drawn = True
 

@@ -1,4 +1,4 @@
-"""Users' own sets: a folder of images for each class."""
+"""Users' datasets: one folder of images per class."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ log = logging.getLogger(__name__)
 
 
 class Folder(Kind):
-    """A set lies at `<dataset.root>/<set>`, in folders or in shards (`loaders.folders`)."""
+    """Each dataset is at `<dataset.root>/<set>`, in folders or shards (`loaders.folders`)."""
 
     def listing(self, name: str, cache: Path) -> Listing:
         listing = folders.read(self._root(name))
         if listing.left_out:
-            log.warning("%s: left out, no <class>/<image>: %s", name, first_names(listing.left_out))
+            log.warning(
+                "%s: left out, because not <class>/<image>: %s", name, first_names(listing.left_out)
+            )
         self._warn_of_shared_sources(name, {item.source for item in listing.items})
         return listing
 
@@ -45,16 +47,17 @@ class Folder(Kind):
         return Path(self.dataset.root) / name
 
     def _warn_of_shared_sources(self, name: str, sources: set[str]) -> None:
-        """Say which sets before this one have images of the same class and file name."""
+        """Log which earlier datasets have images with the same class and file name."""
         known, shared = self.dataset.known, dict[str, set[str]]()
         for other in known[: known.index(name)] if name in known else ():
-            with contextlib.suppress(ValueError):  # raised where that set is encoded
+            with contextlib.suppress(ValueError):  # encoding that dataset raises it
                 listing = folders.read(self._root(other))
                 shared[other] = sources & {item.source for item in listing.items}
         if named := {other: images for other, images in shared.items() if images}:
             log.warning(
-                "%s: images have the class and file name of images in %s, such as %s; they count "
-                "as copies of one source image, so rename them if they are not",
+                "%s: images have the same class and file name as images in %s, such as %s. They "
+                "count "
+                "as copies of one source image; if they are not, rename them",
                 name,
                 ", ".join(f"{other} ({len(images)})" for other, images in named.items()),
                 min(min(images) for images in named.values()),

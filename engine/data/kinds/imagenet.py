@@ -1,6 +1,6 @@
-"""The sets of ImageNet-RIB, as their authors publish them.
+"""The datasets of ImageNet-RIB in their published form.
 
-A set that differs from its published size is refused, unless the user says that it is only a part.
+A dataset that differs from its published size raises an error, unless the user passes `--partial`.
 """
 
 from __future__ import annotations
@@ -32,27 +32,27 @@ FULL = "full"
 
 
 class ImageNet(Kind):
-    """A set lies at `<dataset.root>/<set>`, or where `rib encode --source` says."""
+    """Each dataset is at `<dataset.root>/<set>`, or at the path of `rib encode --source`."""
 
     def listing(self, name: str, cache: Path) -> Listing:
         if not self.dataset.root or self.is_streamed(name):
             raise ValueError(
-                f"{name} is not encoded for this model's transform; run "
+                f"{name} is not encoded for this model's transform: run "
                 f"`rib encode {name} --source FOLDER --model MODEL` with the same runs= and "
                 "dataset.*"
             )
         return self.read(name, Path(self.dataset.root) / name)
 
     def read(self, name: str, source: Path, *, partial: bool = False) -> Listing:
-        """The set `name` as it lies at `source`, a folder or a .tar.
+        """The dataset `name` at `source`, a folder or a .tar.
 
-        Raises ValueError for an unknown set, for the layout of another set, and for differences
-        from the published set; with `partial` these differences are its `faults` instead.
+        Raises ValueError for an unknown dataset, another dataset's layout, and differences from the
+        published dataset; with `partial`, these differences become its `faults`.
         """
         _check_name(name)
         by_folder = imagenet.by_folder
         drawn = images_drawn(self.dataset) if name == IMAGENET_C else None
-        # Hubs name classes by their synonyms, too.
+        # Hubs also name classes by their synonyms.
         named = wnids_by_name() if shards.of(source) else {}
         if name == OBJECTNET:
             listing = objectnet.read(source, name, wnids_by_name(), self.dataset.objectnet)
@@ -75,8 +75,8 @@ class ImageNet(Kind):
         faults = [*listing.faults, *counts]
         if faults and not partial:
             raise ValueError(
-                f"{source} is not the published {name}: {'; '.join(faults)}. Complete it, or give "
-                "--partial to `rib encode` if a part is what you want"
+                f"{source} is not the published {name}: {'; '.join(faults)}. Complete it, or "
+                "pass --partial to `rib encode` to use it as it is"
             )
         return dataclasses.replace(listing, faults=tuple(faults))
 
@@ -91,7 +91,7 @@ class ImageNet(Kind):
         return objectnet.open_image if name == OBJECTNET else trees.open_image
 
     def identity(self, name: str) -> dict[str, Any]:
-        """Without the place of the images."""
+        """Excludes the path of the images."""
         _check_name(name)
         key: dict[str, Any] = {key: getattr(self.dataset, key) for key in ("kind", "pack_format")}
         if name == OBJECTNET:
@@ -120,7 +120,7 @@ class ImageNet(Kind):
         return self.is_streamed(name) or not (root and (Path(root) / name).exists())
 
     def is_streamed(self, name: str) -> bool:
-        """All of IN-C is 564 GB of pixels; only `rib encode` encodes it."""
+        """All of IN-C has 564 GB of pixels; only `rib encode` encodes it."""
         return name == IMAGENET_C and self.dataset.subsample == FULL
 
     def has_parts(self, name: str) -> bool:
@@ -131,14 +131,16 @@ class ImageNet(Kind):
 
 
 def images_drawn(dataset: DatasetRecipe) -> int | None:
-    """`dataset.subsample` as a number; None for `full`, ValueError for anything else."""
+    """`dataset.subsample` as a number, or None for `full`. Raises ValueError otherwise."""
     if dataset.subsample == FULL:
         return None
     if not dataset.subsample.isdecimal() or not int(dataset.subsample):
-        raise ValueError(f"dataset.subsample={dataset.subsample!r}: a number of images, or {FULL}")
+        raise ValueError(
+            f"dataset.subsample={dataset.subsample!r}: give a number of images, or {FULL}"
+        )
     return int(dataset.subsample)
 
 
 def _check_name(name: str) -> None:
     if name not in SIZES:
-        raise ValueError(f"{name!r} is no set of ImageNet-RIB{nearest(name, SIZES)}")
+        raise ValueError(f"ImageNet-RIB has no dataset {name!r}{nearest(name, SIZES)}")

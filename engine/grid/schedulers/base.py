@@ -1,4 +1,4 @@
-"""What a campaign asks of a cluster's scheduler."""
+"""The interface of a cluster's scheduler."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ RETRIES = 2  # of a job in a queue
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What a user says of where a campaign runs.
+    """The user's options for where a campaign runs.
 
     executor: `local`, or a scheduler's name. cores: 0: all of this machine, in a queue 4 of each
     job. time (hours), mem (GB): of each job; None: as predicted. partition, account: empty: the
@@ -68,7 +68,8 @@ class Scheduler(abc.ABC):
         --time)`; empty where it ended none or does not know."""
 
     def resources(self, cores: int) -> Mapping[str, int]:
-        """Resources of a job, by Snakemake's names, beside `threads`, `gpu`, `mem_mb` and `runtime`
+        """Resources of a job, by Snakemake's names, in addition to `threads`, `gpu`, `mem_mb` and
+        `runtime`
         (minutes)."""
         return {}
 

@@ -59,7 +59,7 @@ class Cluster:
 
 
 def cluster(partition: str) -> Cluster:
-    """What the cluster of this machine says of itself.
+    """The configuration of this machine's cluster.
 
     Raises CampaignError where Snakemake's plugin or Slurm's commands are missing, where Slurm does
     not answer, has no such partition, or forgets too early how a job ended.
@@ -69,9 +69,7 @@ def cluster(partition: str) -> Cluster:
             "--executor slurm needs Snakemake's plugin: pip install snakemake-executor-plugin-slurm"
         )
     if shutil.which("sbatch") is None:
-        raise CampaignError(
-            "--executor slurm: there is no sbatch on this machine; use a login node"
-        )
+        raise CampaignError("--executor slurm: this machine has no sbatch; use a login node")
     of_partition = ["--partition", partition] if partition else []
     offers = _answer("sinfo", "--noheader", "--format", "%G", *of_partition)
     if partition and not offers.strip():
@@ -111,7 +109,7 @@ class Slurm(Scheduler):
         return "cpu" if chosen == "cpu" or not self.cluster.has_gpus else "cuda"
 
     def submission(self, place: Path) -> tuple[tuple[str, ...], dict[str, str]]:
-        """Where there is no slurmdbd `squeue` is asked for the state of jobs."""
+        """Without slurmdbd, `squeue` provides the state of jobs."""
         for path in (str(place), os.getcwd()):  # the plugin puts them into a line for a shell
             if sign := _OF_SHELLS.search(path):
                 raise ValueError(
@@ -186,9 +184,9 @@ def ended(log: str) -> str:
 
 
 def _state(job: str) -> str:
-    """What Slurm says of a job that has ended, such as TIMEOUT; empty where it has forgotten it.
+    """Slurm's state of a finished job, such as TIMEOUT; empty if Slurm no longer knows it.
 
-    What is no job's number is not asked for: it would be another word of the command.
+    Only job numbers are passed on; anything else would be another argument of the command.
     """
     if not re.fullmatch("[0-9]+(_[0-9]+)?", job):
         return ""

@@ -1,4 +1,4 @@
-"""The sections of the report, in the order of the page: what a reader wants first comes first."""
+"""The sections of the report, in the order of the page."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ SECTIONS: list[Callable[[Results], Section | None]] = [
     images.section,
     *ABOUT,
 ]
-# A sweep has one method, and nothing to rank: its variants must not be chosen by these numbers.
+# A sweep has one method, and its variants must not be ranked on the test datasets.
 OF_SWEEP = [sweep.variants, sweep.tuned, rates.section, *ABOUT]
 
 
 def of(results: Results) -> list[Section]:
-    """The sections that these results have something to show in, in order."""
+    """The non-empty sections of these results, in order."""
     makers = SECTIONS if results.record.sweep is None else OF_SWEEP
     made = (section(results) for section in makers)
     return [section for section in made if section is not None]

@@ -1,4 +1,4 @@
-"""About the numbers: what they mean, what was run, and whose images and weights these are."""
+"""About the numbers: their meaning, what was run, and credits for images and weights."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from engine.report.text import counted, listed
 
 SHA256 = 64  # characters
 DRAWINGS = (
-    "Of emoji-RIB: each style has a single drawing of a concept, so a held-out image of a set that "
-    "a model was trained on is another rendering of a drawing that it has seen. RI counts other "
-    "drawings, some of them by the maker of the set fine-tuned on; disjoint RI leaves these out. "
-    "All drawings of a concept are one source image."
+    "Each emoji style has one drawing per concept, so a held-out image of the downstream dataset "
+    "is another rendering of a drawing in the training set. RI counts other drawings, some of them "
+    "by the same maker; disjoint RI leaves these out. All drawings of a concept are one source "
+    "image."
 )
 
 
 def how_to_read(results: Results) -> Section | None:
-    """What the numbers mean, and what they cannot say."""
+    """What the numbers mean, and their limits."""
     statements = [
-        f"RI of a method on one set is the mean, over {measured_on(results)}, of accuracy after "
-        f"fine-tuning minus accuracy before; mRI is the mean of RI over {averaged_over(results)}. "
-        f"The set fine-tuned on and the {results.record.upstream} set are no part of it.",
-        "Intervals hold the middle 95% of bootstrap resamples of the source images. Copies of one "
-        "source in several sets are drawn together, and every model is measured against the "
-        "pre-trained one on the same draw.",
+        f"RI of a method fine-tuned on one dataset is its mean change in accuracy on "
+        f"{measured_on(results)}; mRI is the mean of RI over {averaged_over(results)}. The "
+        f"downstream dataset and {results.record.upstream} are excluded.",
+        "Intervals contain the middle 95% of bootstrap resamples of the source images. Copies of "
+        "one source in several datasets are drawn together, and every model is compared with the "
+        "pretrained one on the same draw.",
         _about_seeds(results),
     ]
     heads = {k: str(v) for k, v in results.record.settings.items() if k.split(",")[0] == "Head"}
@@ -46,23 +46,24 @@ def how_to_read(results: Results) -> Section | None:
 
 
 def _about_seeds(results: Results) -> str:
-    """Which numbers are about other trainings too."""
+    """Which numbers cover other training seeds."""
     if (seeds := len(results.grid.seeds)) > 1:
-        return f"They cover training seeds too, {seeds} of them."
+        return f"They also cover {seeds} training seeds."
     if results.probed:
         return (
-            f"{listed(results.probed)} was trained a second time with another seed (a seed probe). "
-            "Intervals and tests of mRI, and of other means over all sets fine-tuned on, have the "
-            "variance that it shows; those of a single set fine-tuned on are of this one training."
+            f"Models on {listed(results.probed)} were trained a second time with another seed (a "
+            "seed probe). Intervals and tests of mRI, and of other means over all downstream "
+            "datasets, include the variance between the two; numbers of a single downstream "
+            "dataset are about this one training."
         )
     return (
-        "They are of this one training: with another seed, differences of a point or two may "
-        "turn. Several seeds (seeds=3) or a seed probe (probe=1) show by how much."
+        "They are about this one training: another seed may reverse differences of a point or two. "
+        "Several seeds (seeds=3) or a seed probe (probe=1) measure this."
     )
 
 
 def what_was_run(results: Results) -> Section | None:
-    """Settings, versions, hardware and hours, every row's hyper-parameters, and what is missing."""
+    """Settings, versions, hardware, hours, hyperparameters, and missing columns."""
     record, cells = results.record, results.grid.cells
     names = ["campaign", "stage", "device", "processes", "job", "ended", "hours", "failure"]
     rows = [[getattr(attempt, name) for name in names] for attempt in record.attempts]
@@ -78,32 +79,30 @@ def what_was_run(results: Results) -> Section | None:
     tables = [
         (
             "missing-columns",
-            "Columns of the grid (a set fine-tuned on, in a setting) that are missing, and why; "
-            "mRI is a mean over the others.",
+            "Missing columns (a downstream dataset in a setting), and why. mRI averages over the "
+            "others.",
             pandas.DataFrame(map(dataclasses.asdict, record.missing)),
         ),
         (
             "settings",
-            "What it takes to get these numbers again.",
+            "Settings and versions that reproduce these numbers.",
             pandas.DataFrame(settings, columns=["setting", "value"]),
         ),
         (
             "hours",
-            "Hours of the jobs, by stage and device; a job on several GPUs counts once. Neither "
-            "the report's own job nor an attempt that was killed is counted.",
+            "Hours by stage and device. A job on several GPUs counts once; the report's job and "
+            "killed attempts are not counted.",
             of_stage.agg(**sums).reset_index(),
         ),
         (
             "failed-attempts",
-            "Attempts at jobs that did not finish them, and why; a later one goes on from what the "
-            "store holds.",
+            "Failed attempts at jobs, and why. A later attempt resumes.",
             failed[["campaign", "job", "hours", "why"]].round({"hours": 3}),
         ),
         (
             "hyper-parameters",
-            "Every method's settings as its recipe resolves them. A method that takes no steps, "
-            "such as a mix of finished cells or a probe that is fitted to its optimum, does not "
-            "use those of optimizer and training.",
+            "Hyperparameters of each method. Methods without training steps, such as weight "
+            "averages and fitted probes, do not use those of the optimizer and training.",
             pandas.DataFrame(recipes),
         ),
     ]
@@ -127,14 +126,14 @@ def what_was_run(results: Results) -> Section | None:
 
 
 def _text(value: Any) -> str:
-    """A setting as the page shows it; of fingerprints the beginnings."""
+    """A setting as text, with fingerprints shortened."""
     if not isinstance(value, Mapping):
         return str(value)
     return ", ".join(f"{k} {v[:12] if len(v) == SHA256 else v}" for k, v in value.items())
 
 
 def _columns(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A row's settings as the table has them: a method's own options share a column."""
+    """A row's settings for the table; a method's own options share a column."""
     shared = {f"method.{field.name}" for field in dataclasses.fields(MethodRecipe)}
     own = {key: v for key, v in settings.items() if key.startswith("method.") and key not in shared}
     columns = {
@@ -150,13 +149,13 @@ def _columns(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _named(table: pandas.DataFrame) -> pandas.DataFrame:
-    """The table, with the campaign's name where there is one."""
+    """The table, without an empty column for the campaign."""
     is_alone = "campaign" in table and not table["campaign"].any()
     return table.drop(columns="campaign") if is_alone else table
 
 
 def artwork(results: Results) -> Section | None:
-    """Images of every set, and authors and licences of the sets and weights."""
+    """Images of every dataset, and authors and licences of datasets and weights."""
     record = results.record
     if not record.credits and not record.contact_sheet:
         return None
@@ -165,7 +164,7 @@ def artwork(results: Results) -> Section | None:
     credits = pandas.DataFrame(record.credits)
     return Section(
         "credits",
-        "What the sets look like, and whose artwork and weights these are",
+        "Samples of the datasets, and credits for artwork and weights",
         tables=[Table("credits", "Sources, authors and licences.", credits)] * bool(len(credits)),
         pictures={"": [sheet]} if record.contact_sheet else {},
     )
@@ -175,8 +174,8 @@ def to_cite(results: Results) -> Section:
     """BibTeX of the benchmark and of the methods' papers."""
     return Section(
         "cite",
-        "How to cite the benchmark and the methods",
-        "A method that is not there has no paper of its own.",
+        "References for the benchmark and the methods",
+        "Methods without an entry have no paper.",
         code=bibtex(results),
     )
 

@@ -1,4 +1,4 @@
-"""Where fine-tuning helps and where it hurts: a map a method, and the upstream set."""
+"""Changes in accuracy: one map per method, and the upstream dataset."""
 
 from __future__ import annotations
 
@@ -20,20 +20,24 @@ UPSTREAM = ["change_upstream_pts", "change_upstream_low", "change_upstream_high"
 
 
 def maps(results: Results) -> Section | None:
-    """Every set fine-tuned on by every set evaluated on, a map a model and method."""
+    """One map per model and method: downstream datasets by datasets evaluated on."""
     cells = results.cells[results.cells["downstream"].isin(results.grid.downstreams)]
     if cells.empty:
         return None
     elsewhere = cells[cells["downstream"] != cells["evaluated_on"]]
     end = charts.scale_end(elsewhere["change_pts"])
-    holdout = "its hold-out" if results.record.holdout else "its training images (no hold-out)"
+    holdout = (
+        "its held-out images"
+        if results.record.holdout
+        else "its training images (nothing held out)"
+    )
     return Section(
         "maps",
-        "On a single set, accuracy changes by "
+        "On single datasets, accuracy changes by "
         f"{between(elsewhere, 'change_pts', 'method', 'evaluated_on')}",
-        "Rows: the set fine-tuned on. Columns: the set evaluated on, the upstream set last. Change "
-        "in accuracy against the pre-trained model, in points; colours end at "
-        f"{end:.0f} points. An outlined number is accuracy in percent on {holdout}.",
+        "Change in accuracy from the pretrained model, in points (colours end at "
+        f"{end:.0f}). Rows: downstream dataset. Columns: dataset evaluated on, upstream last. "
+        f"Outlined: accuracy in percent of a downstream dataset on {holdout}.",
         figures=[
             _map(results, number, rows, end)
             for number, (_, rows) in enumerate(groups(cells, "arm"), start=1)
@@ -43,7 +47,7 @@ def maps(results: Results) -> Section | None:
 
 
 def _map(results: Results, number: int, rows: pandas.DataFrame, end: float) -> Figure:
-    """Of a method, from the easiest sets to the hardest."""
+    """A method's map, from the easiest datasets to the hardest."""
     model, method = rows[["model", "method"]].iloc[0]
     order = {"downstream": results.downstreams(model), "evaluated_on": results.before(model)}
     data = ordered(rows, **order)[["model", "method", "downstream", "evaluated_on", *NUMBERS]]
@@ -55,7 +59,7 @@ def _map(results: Results, number: int, rows: pandas.DataFrame, end: float) -> F
 
 
 def _before(results: Results) -> Table:
-    """The pre-trained models' accuracy, and the published one where it is known."""
+    """The pretrained models' accuracy, and the published accuracy if known."""
     names, numbers = ["model", "evaluated_on"], ["accuracy_pct", "accuracy_low", "accuracy_high"]
     order = [(model, name) for model in results.models for name in results.before(model)]
     pre = results.grid.named(results.grid.numbers).query(f"method == '{PRE}'")
@@ -64,25 +68,25 @@ def _before(results: Results) -> Table:
     table["published_pct"] = pandas.Series(known, dtype=float)
     return Table(
         "before",
-        "Accuracy of the pre-trained model in percent, with its 95% interval.",
+        "Accuracy of the pretrained model in percent, with 95% intervals.",
         table.rename(columns={"evaluated_on": "set"}).dropna(axis=1, how="all"),
     )
 
 
 def forgotten(results: Results) -> Section | None:
-    """What fine-tuning on other sets forgets on the upstream set."""
+    """The change in upstream accuracy after fine-tuning on other datasets."""
     shown, change = results.shown, UPSTREAM[0]
     if change not in shown:
         return None
     means = shown[["model", "method", *UPSTREAM]].dropna(subset=change)
     return Section(
         "upstream-change",
-        f"Upstream, accuracy changes by {between(means, change, 'method')}",
-        f"Change in accuracy on {results.record.upstream}, in points. No part of RI.",
+        f"Upstream accuracy changes by {between(means, change, 'method')}",
+        f"Change in accuracy on {results.record.upstream}, in points. RI excludes it.",
         figures=by_model(
             results,
             "upstream-change",
-            "The mean over the sets fine-tuned on, with its 95% interval",
+            "Mean over the downstream datasets, with 95% intervals",
             means,
             (change, "method"),
             lambda rows: charts.bars(rows, change),
@@ -91,7 +95,7 @@ def forgotten(results: Results) -> Section | None:
 
 
 def tuned_upstream(results: Results) -> Section | None:
-    """Fine-tuning on the upstream set itself, beside the published table of the same."""
+    """Fine-tuning on the upstream dataset, compared with published numbers."""
     upstream = results.record.upstream
     cells = results.cells[results.cells["downstream"] == upstream]
     if cells.empty:
@@ -99,13 +103,13 @@ def tuned_upstream(results: Results) -> Section | None:
     data = pandas.concat([_beside_published(results, *of) for of in groups(cells, "model")])
     return Section(
         "upstream",
-        f"Fine-tuned on {upstream}, accuracy changes by "
+        f"After fine-tuning on {upstream}, accuracy changes by "
         f"{between(data, 'change_pts', 'method', 'evaluated_on')}",
-        "Published numbers are the slides', where they hold the pre-trained model.",
+        "Published numbers are from the slides, for pretrained models that they include.",
         figures=by_model(
             results,
             "upstream",
-            "Change in accuracy on each set, in points: blue is gain, orange loss",
+            "Change in accuracy on each dataset, in points (blue: gain, orange: loss)",
             data[CELL].drop(columns="variant"),
             ("change_pts", "method", "evaluated_on"),
             lambda rows: charts.heat(rows, "evaluated_on", "method", "change_pts"),
@@ -113,7 +117,7 @@ def tuned_upstream(results: Results) -> Section | None:
         tables=[
             Table(
                 "upstream",
-                f"Fine-tuned on {upstream}: accuracy in percent with its 95% interval, and its "
+                f"Accuracy after fine-tuning on {upstream}, in percent with 95% intervals, and its "
                 "change in points.",
                 data[[*CELL, *PUBLISHED]].dropna(axis=1, how="all"),
             )
@@ -122,8 +126,8 @@ def tuned_upstream(results: Results) -> Section | None:
 
 
 def _beside_published(results: Results, model: str, cells: pandas.DataFrame) -> pandas.DataFrame:
-    """A row an arm, best mRI first, and set, the upstream set first; published numbers beside plain
-    fine-tuning."""
+    """One row per arm, best mRI first, and dataset, upstream first; with published numbers for
+    plain fine-tuning."""
     key, entry = results.ranked(model).set_index("arm")["key"], published(model)
     names = [results.record.upstream, *results.sets(model)]
     data = ordered(cells[cells["evaluated_on"].isin(names)], arm=key.index, evaluated_on=names)

@@ -1,4 +1,4 @@
-"""How far fine-tuning moved the features of each block, and whether that goes with accuracy."""
+"""How much fine-tuning changed each block's features, and whether that relates to accuracy."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ def section(results: Results) -> Section | None:
     return Section(
         "cka",
         "; ".join(f"{_heading(rows)}{results.of(model)}" for model, rows in groups(cells, "model")),
-        "Linear centred kernel alignment (CKA, Kornblith et al. 2019) of each block's output "
-        "before and after fine-tuning, over the same images: 1 where the features are the same "
-        "but for a rotation and a scale. It is estimated without bias from minibatches (Nguyen et "
-        "al. 2021), with an image's features at all positions as one vector. Only sets that a "
-        "model was not fine-tuned on count; methods without features of their own are left out. "
-        "The correlation ranks the models of each method within each evaluated set, because "
-        "methods and sets differ in both numbers; p is by permutation of the sets fine-tuned on.",
+        "Linear centered kernel alignment (CKA, Kornblith et al. 2019) of each block's output "
+        "before and after fine-tuning, over the same images; 1 means equal up to rotation and "
+        "scale. The estimate from minibatches is unbiased (Nguyen et al. 2021); an image's "
+        "features at all positions form one vector. Downstream datasets and methods without "
+        "features of their own are excluded. The correlation ranks the models of each method "
+        "within each dataset, because methods and datasets differ in both numbers; p is from "
+        "permutations of the downstream datasets.",
         figures=[
             *by_model(
                 results,
                 "cka-depth",
-                "CKA before against after fine-tuning, by depth (1: the last block)",
+                "CKA before and after fine-tuning, by depth (1: last block)",
                 _mean(elsewhere, ["model", "method", "block", "depth"]),
                 ("cka", "method", "block"),
                 lambda rows: charts.curve(rows, "depth", "cka", "method", x_title="depth"),
@@ -48,19 +48,18 @@ def section(results: Results) -> Section | None:
             *by_model(
                 results,
                 "cka-accuracy",
-                "Mean CKA over the blocks against the change in accuracy; a dot a fine-tuned model "
-                "and set",
+                "Mean CKA over blocks and change in accuracy; one dot per model and dataset",
                 cells.drop(columns="variant"),
                 ("change_pts", "method", "evaluated_on"),
                 lambda rows: charts.scatter(rows, "cka", "change_pts", "method"),
             ),
         ],
-        tables=[Table("cka", "CKA of each block, a mean over training seeds.", blocks)],
+        tables=[Table("cka", "CKA of each block, averaged over training seeds.", blocks)],
     )
 
 
 def _blocks(results: Results) -> pandas.DataFrame:
-    """A row a cell of a table and block: its CKA, and its depth (1: the last block)."""
+    """One row per cell and block: its CKA and depth (1: last block)."""
     arms = {arm: k for k, arm in enumerate(results.grid.arms)}
     rows = [
         {"arm": arms.get(_arm(row), -1)}
@@ -75,27 +74,27 @@ def _blocks(results: Results) -> pandas.DataFrame:
 
 
 def _arm(row: Mapping[str, Any]) -> Arm:
-    """The arm of a row of the record, as JSON has it."""
+    """The arm of a row of the record (JSON)."""
     return Arm(*(row[name] for name in Arm._fields))._replace(setting=Setting(row["setting"]))
 
 
 def _mean(data: pandas.DataFrame, keys: list[str]) -> pandas.DataFrame:
-    """The mean CKA of each group; unknown where one of its numbers is."""
+    """The mean CKA of each group; NaN if one of its numbers is NaN."""
     groups = data.groupby(keys, sort=False)["cka"]
     return groups.agg(lambda values: values.mean(skipna=False)).reset_index()
 
 
 def _heading(cells: pandas.DataFrame) -> str:
-    """Spearman's correlation within each method and evaluated set, by the set fine-tuned on."""
+    """Spearman's correlation within each method and dataset, over downstream datasets."""
     groups = ["method", "variant", "evaluated_on"]
     table = cells.pivot(index="downstream", columns=groups, values=["cka", "change_pts"])
     related = correlation.spearman(table["cka"].to_numpy(), table["change_pts"].to_numpy())
     if np.isnan(related.value):
-        return "Whether features that moved less go with more accuracy is not known"
-    words = "are not shown to go with more"
+        return "The relation between features and accuracy is unknown"
+    words = "are not significantly related to"
     if related.p < 0.05:
-        words = "go with more" if related.value > 0 else "go with less"
+        words = "go with higher" if related.value > 0 else "go with lower"
     return (
-        f"Within a method and a set, features that moved less {words} accuracy: Spearman "
-        f"{related}, over {related.units} sets fine-tuned on"
+        f"Within a method and dataset, features that changed less {words} accuracy: Spearman "
+        f"{related}, over {related.units} downstream datasets"
     )

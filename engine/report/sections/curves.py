@@ -1,4 +1,4 @@
-"""Accuracy against what varies: steps, images a class, portions of a set, mixed weights."""
+"""Accuracy by training step, images per class, fraction of the training set, and alpha."""
 
 from __future__ import annotations
 
@@ -21,39 +21,39 @@ ARM = ["model", "method", "variant"]
 NUMBERS = ["mRI_pts", "mRI_low", "mRI_high"]
 NUMBERS += ["on_downstream_set_pct", "on_downstream_set_low", "on_downstream_set_high"]
 BARRIERS = {
-    "barrier_on_downstream_set_pts": "the set fine-tuned on",
-    "barrier_on_other_sets_pts": "the other sets",
+    "barrier_on_downstream_set_pts": "the downstream dataset",
+    "barrier_on_other_sets_pts": "the other datasets",
 }
 
 
 def shots(results: Results) -> Section | None:
-    """Fine-tuning on K images a class."""
-    claim = " The slides say that robustness collapses even at one (of OpenAI and LAION-2B)."
-    return _varied(results, "dataset.shots", "shots", "images a class", "With K = {:g}", claim)
+    """Fine-tuning on K images per class."""
+    claim = " On the slides, OpenAI's and LAION-2B's CLIPs collapse even at K = 1."
+    return _varied(results, "dataset.shots", "shots", "images per class", "With K = {:g}", claim)
 
 
 def portions(results: Results) -> Section | None:
-    """Fine-tuning on a portion of a training set."""
-    axis, at = "portion of the training images", "On a portion of {:g}"
+    """Fine-tuning on a fraction of a training set."""
+    axis, at = "fraction of the training images", "On a fraction of {:g}"
     return _varied(results, "dataset.portion", "portions", axis, at, "")
 
 
 def _varied(
     results: Results, key: str, name: str, axis: str, at: str, claim: str
 ) -> Section | None:
-    """Every method against a key, or None where the campaign does not vary it."""
+    """Every method by the values of a key, or None if the campaign does not vary it."""
     rows = points(results, key)
     if rows.empty:
         return None
     texts = [f"{x:g}" if math.isfinite(x) else "all" for x in rows["value"]]
     numbers = [name for name in NUMBERS if name in rows]
     data = rows.assign(value=texts)[["model", "method", "value", *numbers]]
-    # A logarithmic axis has no place for "all": it stands a doubling after the largest number.
+    # "all" is placed one doubling after the largest number of the logarithmic axis.
     largest = max((x for x in rows["value"] if math.isfinite(x)), default=1.0)
     drawn = data.assign(x=rows["value"].clip(upper=2 * largest))
     ticks = dict(sorted(zip(drawn["x"], texts, strict=True)))
     options: dict[str, Any] = {"x_title": axis, "ticks": ticks}
-    heading = f"What the {axis} do to robustness"
+    heading = f"mRI by {axis}"
     tuned = rows[(rows["key"] == FINE_TUNE) & (rows["rest"] == "") & (rows["value"] < math.inf)]
     for point in tables.rows(tuned.sort_values("value", kind="stable")[:1]):
         heading = (
@@ -64,9 +64,9 @@ def _varied(
     return Section(
         name,
         heading,
-        f"Trained on a part of the set fine-tuned on ({axis}), for as many epochs as on all of it, "
-        "so in fewer steps. A smaller part is within a larger one of the same seed. Images that "
-        f"are evaluated on stay the same.{claim}",
+        f"Training on a subset ({axis}) has as many epochs as on all images, so it takes fewer "
+        "steps. With the same seed, smaller subsets are contained in larger ones. The evaluated "
+        f"images are the same.{claim}",
         figures=by_model(
             results,
             f"{name} mRI",
@@ -78,8 +78,7 @@ def _varied(
         tables=[
             Table(
                 name,
-                "mRI in points, and accuracy on the set fine-tuned on where that is evaluated, by "
-                f"{axis}.",
+                f"mRI in points, and accuracy on the downstream dataset if evaluated, by {axis}.",
                 data,
             )
         ],
@@ -87,9 +86,9 @@ def _varied(
 
 
 def points(results: Results, key: str) -> pandas.DataFrame:
-    """The arms that tables show whose setting holds the key, by method and then by its value: the
-    columns of `Results.arms`, `method` without the key, value, and rest, what else varies.
-    `dataset.shots=0`, which is all images, is infinite."""
+    """The shown arms whose setting contains the key, by method and value: the columns of
+    `Results.arms`, `method` without the key, value, and rest, the other varied keys.
+    `dataset.shots=0`, which means all images, becomes infinite."""
     shown = results.shown
     value = shown["arm"].map(lambda arm: results.setting(arm).get(key)).astype(float)
     if key == "dataset.shots":
@@ -129,15 +128,14 @@ def during_training(results: Results) -> Section | None:
         "dynamics",
         "Robustness falls before downstream accuracy saturates in "
         f"{int(claims['holds'].sum())} of {counted('row', len(made))}",
-        "Means over the sets fine-tuned on. Downstream accuracy saturates at the first step with "
-        "95% of its total rise, if it rises. Robustness falls before that where OOD accuracy at an "
-        "earlier step is higher, by an interval that holds for all earlier steps together and lies "
-        "above 0.",
+        "Means over the downstream datasets. Downstream accuracy saturates at the first step with "
+        "95% of its total rise, if it rises. Robustness falls before that if OOD accuracy at an "
+        "earlier step is significantly higher, by an interval that is simultaneous for all earlier "
+        "steps.",
         figures=by_model(
             results,
             "dynamics",
-            "Accuracy in percent against the optimizer step, on a logarithmic axis, with 95% "
-            "intervals; pre: the pre-trained model",
+            "Accuracy in percent by optimizer step, with 95% intervals; pre: pretrained model",
             points.drop(columns="variant"),
             ("accuracy_pct", "method", "quantity"),
             lambda rows: charts.curve(
@@ -147,8 +145,8 @@ def during_training(results: Results) -> Section | None:
         tables=[
             Table(
                 "dynamics-claims",
-                "When robustness peaks and when downstream accuracy saturates, in optimizer steps; "
-                "fall: OOD accuracy at the best earlier step less that at saturation, in points.",
+                "Steps at which robustness peaks and downstream accuracy saturates; fall: OOD "
+                "accuracy at the best earlier step minus that at saturation, in points.",
                 claims,
             )
         ]
@@ -157,27 +155,28 @@ def during_training(results: Results) -> Section | None:
 
 
 def barrier(results: Results) -> Section | None:
-    """None where no weights are interpolated from one end to the other."""
+    """None if no weights are interpolated between two endpoints."""
     data = _barriers(results)
     if data.empty:
         return None
     shown = {words: rounded(data[name].max()) for name, words in BARRIERS.items() if name in data}
     most = listed([f"{points} points on {words}" for words, points in shown.items()])
-    heading = f"Interpolated weights fall at most {most} below the line between both models"
+    heading = f"Interpolated models fall at most {most} below the line between both endpoints"
     if not any(map(float, shown.values())):
-        heading = "No interpolated weights fall below the line between both models"
+        heading = "No interpolated model falls below the line between both endpoints"
     return Section(
         "barrier",
         heading,
-        "The barrier is the largest distance, over the alphas that were evaluated, from accuracy "
-        "up to the straight line between both models, in points (Entezari et al. 2022). It is the "
-        "largest of several differences, so chance on few images raises it.",
-        tables=[Table("barrier", "By set fine-tuned on: the barrier in points.", data)],
+        "The barrier is the largest amount, over the evaluated alphas, by which accuracy falls "
+        "below "
+        "the straight line between both endpoints (Entezari et al. 2022). As the largest of "
+        "several differences, it is biased upwards on few images.",
+        tables=[Table("barrier", "Barrier in points, by downstream dataset.", data)],
     )
 
 
 def _barriers(results: Results) -> pandas.DataFrame:
-    """A row a curve and set fine-tuned on."""
+    """One row per curve and downstream dataset."""
     cells, rows = results.grid.cells, []
     on_downstream = cells[cells["downstream"] == cells["evaluated_on"]]
     accuracies = {

@@ -1,4 +1,4 @@
-"""How far sets are apart, and whether fine-tuning on a far one forgets more."""
+"""Distances between datasets, and whether fine-tuning on distant ones forgets more."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def section(results: Results) -> Section | None:
     related = correlation.spearman(*points[["distance", "drop_pts"]].to_numpy().T)
     if np.isnan(related.value):
         return made
-    known = f"Spearman {related}, over {related.units} sets"
+    known = f"Spearman {related}, over {related.units} datasets"
     if related.p < 0.05:
         loses = "more" if related.value > 0 else "less"
-        heading = f"Fine-tuning on a more distant set loses {loses} accuracy upstream: {known}"
+        heading = f"Fine-tuning on more distant datasets loses {loses} accuracy upstream: {known}"
     else:
         heading = f"Accuracy lost upstream is not significantly related to distance: {known}"
     figure = _scatter(points, results.record.upstream, f"{heading}.")
@@ -35,30 +35,31 @@ def section(results: Results) -> Section | None:
 
 
 def of_matrix(matrix: Matrix) -> Section:
-    """The section of distances alone."""
+    """The section with distances only."""
     table = pairs(matrix).drop(columns="eps")
-    known, heading = table.dropna(subset="distance"), "No two sets have a known distance"
+    known, heading = table.dropna(subset="distance"), "No distance between two datasets is known"
     if len(known):
         near, far = extremes(known, "distance")
         heading = (
-            f"{near['set']} and {near['other']} are nearest, {far['set']} and {far['other']} "
-            "farthest"
+            f"{near['set']} and {near['other']} are closest, {far['set']} and {far['other']} "
+            "farthest apart"
         )
-    drawn = f" of at most {matrix.samples:,} images of each set" if matrix.samples else ""
+    drawn = f" of at most {matrix.samples:,} images per dataset" if matrix.samples else ""
     turned = table.rename(columns={"set": "other", "other": "set"})
     same = pandas.DataFrame({"set": matrix.names, "other": matrix.names})
     same["distance"] = np.diag(matrix.values)
     data = pandas.concat([table, same, turned], ignore_index=True)
     data = ordered(data, set=matrix.names, other=matrix.names)
     caption = (
-        "The farther, the darker; a pair that did not converge is empty. The certified gap and the "
-        "marginal error of each pair are in distances_pairs.csv."
+        "Darker is farther; pairs that did not converge are empty. Certified gaps and marginal "
+        "errors "
+        "are in distances_pairs.csv."
     )
     spec = charts.heat(data, "other", "set", "distance")
     return Section(
         "distances",
         heading,
-        "Distances between all sets are optimal transport of the pre-trained model's features and "
+        "Optimal transport distances between all datasets, in the pretrained model's features and "
         f"classes{drawn} ({'entropic, debiased, ' * bool(matrix.eps)}{matrix.certainty()}), in "
         "squared units of the features.",
         figures=[Figure("distances", caption, f"{heading}.", data, spec)],
@@ -67,8 +68,8 @@ def of_matrix(matrix: Matrix) -> Section:
 
 
 def _points(results: Results, matrix: Matrix) -> pandas.DataFrame:
-    """A row a set that plain fine-tuning was run on and whose distance is known: its distance to
-    the upstream set, and the drop in accuracy there."""
+    """One row per downstream dataset of plain fine-tuning with a known distance to upstream: this
+    distance, and the drop in upstream accuracy."""
     cells, upstream = results.cells, results.record.upstream
     plain = results.shown.loc[results.shown["key"] == FINE_TUNE, "arm"]
     here = (cells["evaluated_on"] == upstream) & (cells["downstream"] != upstream)
@@ -87,7 +88,7 @@ def _scatter(points: pandas.DataFrame, upstream: str, words: str) -> Figure:
     fit = [{"regression": "drop_pts", "on": "distance"}]
     spec["layer"].insert(0, {"transform": fit, "mark": trend})
     caption = (
-        f"How far a set is from {upstream} against what plain fine-tuning on it loses there, with "
-        "the least-squares line; p is by permutation of the sets."
+        f"A dataset's distance to {upstream}, and the accuracy that plain fine-tuning on it loses "
+        "there, with the least-squares line; p is from permutations of the datasets."
     )
     return Figure("forgetting", caption, words, points, spec)

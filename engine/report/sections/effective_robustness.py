@@ -1,4 +1,4 @@
-"""Accuracy on each set above what accuracy upstream predicts."""
+"""Accuracy on each dataset above what upstream accuracy predicts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PERCENT = (1, 2, *range(5, 100, 5), 98, 99)  # ticks
 
 
 def section(results: Results) -> Section | None:
-    """None without a line: too few models, or all of the same accuracy upstream."""
+    """None without a line: too few models, or all with the same upstream accuracy."""
     if results.grid.cells[ROBUSTNESS].isna().all():
         return None
     titled = _titled(results)
@@ -30,20 +30,20 @@ def section(results: Results) -> Section | None:
     return Section(
         "effective-robustness",
         _heading(means),
-        f"A model that is better on {upstream} is usually better elsewhere too. A set's line shows "
-        "how much, over models that nothing made robust to the set, on a probit scale (Taori et "
-        "al. 2020; Miller et al. 2021). Effective robustness is the height of a model above the "
-        f"line, in points of accuracy. Lines are fitted over {fitted_over}.{_outside(titled)} "
-        "Intervals cover the lines too, which are fitted again in every draw: published models are "
-        "drawn by families, whose members are near copies of each other; those that a user gave "
-        f"are taken as they are. Intervals are about {results.population}.",
+        f"A model that is better on {upstream} is usually better on other datasets too. A line, "
+        "fitted on a probit scale to models without robustness interventions, shows by how much "
+        "(Taori et al. 2020; Miller et al. 2021). Effective robustness is a model's height above "
+        f"the line, in points of accuracy. Baseline: {fitted_over}.{_outside(titled)} Intervals "
+        "include the uncertainty of the lines, which are refitted in every draw. Published models "
+        "are resampled by family, because members of a family are near copies; your own models "
+        f"are fixed. Intervals cover {results.population}.",
         figures=[
             Figure(
                 "effective-robustness",
-                f"Accuracy on {upstream} (x) and on each set (y) in percent, both on a probit "
-                "scale; a dot a model (of published models one a family), dashed the trend line, "
-                "dotted where it is extrapolated.",
-                f"Height above the line of a set: from "
+                f"Accuracy on {upstream} (x) and on each dataset (y) in percent, on probit scales. "
+                "One dot per model (published: one per family); dashed: trend line; dotted: "
+                "extrapolation.",
+                f"Height above a dataset's line: from "
                 f"{between(data, NAME, 'method', 'evaluated_on')} points.",
                 data,
                 _panels(data, upstream, "model" if several else "method"),
@@ -52,15 +52,15 @@ def section(results: Results) -> Section | None:
         tables=[
             Table(
                 "effective-robustness",
-                "Effective robustness in points, a mean over the sets that have a line and that a "
-                "model was not fine-tuned on, each set fine-tuned on counting alike, with its 95% "
-                "interval; and the share of these accuracies whose line is extrapolated.",
+                "Mean effective robustness in points over the other datasets with a line, with 95% "
+                "intervals, and the fraction of accuracies for which the line is extrapolated. "
+                "Downstream datasets have equal weight.",
                 means,
             ),
             Table(
                 "effective-robustness-lines",
-                f"The lines: slope and R2 on the probit scale, and the range of accuracy on "
-                f"{upstream} that they are fitted over.",
+                f"Lines: slope and R2 on the probit scale, and the range of accuracy on {upstream} "
+                "that they are fitted over.",
                 lines,
             ),
         ],
@@ -68,30 +68,30 @@ def section(results: Results) -> Section | None:
 
 
 def _heading(means: pandas.DataFrame) -> str:
-    """How many fine-tuned models lie above and below the line by their intervals."""
+    """How many fine-tuned rows are significantly above and below the line."""
     tuned = means[means["method"] != BEFORE]
     above = int((tuned[f"{ROBUSTNESS}_low"] > 0).sum())
     below = int((tuned[f"{ROBUSTNESS}_high"] < 0).sum())
     return (
-        f"Of {counted('fine-tuned row', len(tuned))}, {above} lie above and {below} below what "
-        "accuracy upstream predicts, by their 95% intervals"
+        f"Of {counted('fine-tuned row', len(tuned))}, {above} are significantly above and {below} "
+        "below the accuracy that upstream predicts"
     )
 
 
 def _outside(titled: pandas.DataFrame) -> str:
-    """How many of the accuracies lie outside the range that their set's line is fitted over."""
+    """How many accuracies are outside the range that their dataset's line is fitted over."""
     shares = titled.dropna(subset=ROBUSTNESS)["extrapolated_pct"]
     outside = int((shares > 0).sum())
     if not outside:
         return ""
     return (
-        f" {outside} of {len(shares)} accuracies lie outside the range that their line is fitted "
-        "over: it is extrapolated there, and says little."
+        f" {outside} of {len(shares)} accuracies are outside the range that their line is fitted "
+        "over; the extrapolated line is weak evidence there."
     )
 
 
 def _lines(results: Results) -> pandas.DataFrame:
-    """A row a set: what its line is fitted over, and the fit."""
+    """One row per dataset: the models of its line, and the fit."""
     accuracy, rows = results.grid.cells["accuracy"].to_numpy(float), []
     for name, trend in results.trends.items():
         fit = trend.fit(accuracy)
@@ -102,8 +102,8 @@ def _lines(results: Results) -> pandas.DataFrame:
 
 
 def _titled(results: Results) -> pandas.DataFrame:
-    """The cells of pre-trained models and of the arms that tables show, not on their own sets,
-    with `method` as its title, and extrapolated_pct: 100 where the line of the set is, else 0."""
+    """The cells of pretrained models and shown arms on datasets other than the downstream one,
+    with titles as `method`, and extrapolated_pct: 100 if the line is extrapolated, else 0."""
     cells = results.grid.cells
     pre = cells[cells["method"] == PRE].assign(method=BEFORE)
     cells = pandas.concat([pre, results.cells])
@@ -117,7 +117,7 @@ def _titled(results: Results) -> pandas.DataFrame:
 
 
 def _means(results: Results, titled: pandas.DataFrame) -> pandas.DataFrame:
-    """A row a model and method, highest mean effective robustness first within a model."""
+    """One row per model and method, highest mean effective robustness first within a model."""
     titled = titled.dropna(subset=ROBUSTNESS)  # sets without a line
     means = results.grid.mean(titled, ["arm"], equal_column_weights(titled)).table(NAME, ROBUSTNESS)
     names = titled.drop_duplicates("arm")[["arm", "model", "method"]]
@@ -127,8 +127,8 @@ def _means(results: Results, titled: pandas.DataFrame) -> pandas.DataFrame:
 
 
 def _points(results: Results, titled: pandas.DataFrame) -> pandas.DataFrame:
-    """A row a model of a table and set, then models of the baseline, then two ends of each
-    set's line, and of its parts that are extrapolated; `kind` is model, given, line, below or
+    """One row per shown model and dataset, then models of the baseline, then the two endpoints of
+    each dataset's line and of its extrapolated parts; `kind` is model, given, line, below or
     above."""
     accuracy, parts = results.grid.cells["accuracy"].to_numpy(float), []
     for name, trend in results.trends.items():
@@ -160,8 +160,8 @@ def _points(results: Results, titled: pandas.DataFrame) -> pandas.DataFrame:
 
 
 def _shown_of(trend: Trend) -> pandas.DataFrame:
-    """The given models: all of a user's, and of published ones the middle of each family, in
-    accuracy upstream."""
+    """The models of the baseline: all of a user's; of published ones, the median of each family by
+    upstream accuracy."""
     data = pandas.DataFrame(trend.given.T, columns=["upstream_pct", "set_pct"])
     if not len(trend.families):
         return data
@@ -172,13 +172,13 @@ def _shown_of(trend: Trend) -> pandas.DataFrame:
 
 
 def _panels(data: pandas.DataFrame, upstream: str, color: str) -> charts.Spec:
-    """A panel a set: a dot a model, and the trend line."""
+    """One panel per dataset with one dot per model, and the trend line."""
     spec = charts.scatter(data, "upstream_probit", "set_probit", color, facet="evaluated_on")
     spec["resolve"] = {"scale": {"x": "independent", "y": "independent"}}
     text = "format(100 * cumulativeNormal(datum.value), '.0f')"
     ticks = {"values": probit(np.array(PERCENT)).tolist(), "labelExpr": text, "labelOverlap": True}
     scale = {"zero": False, "nice": False, "padding": 8}
-    for channel, title in (("x", f"on {upstream}, %"), ("y", "on the set, %")):
+    for channel, title in (("x", f"on {upstream}, %"), ("y", "on the dataset, %")):
         spec["spec"]["encoding"][channel] |= {"title": title, "axis": ticks, "scale": scale}
     for kind, dash in (("line", [4, 3]), ("below", [1, 3]), ("above", [1, 3])):
         line = {"type": "line", "strokeDash": dash, "strokeWidth": 1.2, "tooltip": None}

@@ -1,4 +1,4 @@
-"""Every number of the report in one table, to filter and to sort."""
+"""All numbers of the report in one table that can be filtered and sorted."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ COLUMNS = ["model", "method", "variant", "against", "downstream", "evaluated_on"
 
 
 def section(results: Results) -> Section | None:
-    """One table of cells, RI, mRI, means on a set, and the differences of every two methods."""
+    """One table of cells, RI, mRI, means per dataset, and differences between methods."""
     if results.cells.empty:
         return None
     names = dict(zip(with_ends("difference_pts"), with_ends("change_pts"), strict=True))
@@ -33,17 +33,16 @@ def section(results: Results) -> Section | None:
     return Section(
         "explorer",
         f"All numbers: {len(data):,} rows to filter",
-        f"Evaluated on {OTHERS}: the mean over the sets that a model was not fine-tuned on; its "
-        f"change is RI. Fine-tuned on {EACH}: the mean over the models that were not fine-tuned on "
-        f"the set; the change of {EACH} and {OTHERS} is mRI. against: what the change in "
-        "points is from, the pre-trained model or another method; p is corrected (Holm) over all "
-        "pairs for mRI, and over all pairs and sets for sets. Intervals of the other numbers are "
-        "in intervals.csv.",
+        f"Evaluated on {OTHERS}: mean over datasets that a model was not fine-tuned on; its change "
+        f"is RI. Fine-tuned on {EACH}: mean over models that were not fine-tuned on the dataset. "
+        f"The change for {EACH} and {OTHERS} is mRI. against: the reference of a change, the "
+        "pretrained model or another method. p is corrected (Holm) over all pairs for mRI, and "
+        "over all pairs and datasets for datasets. intervals.csv has the other intervals.",
         tables=[
             Table(
                 "explorer",
-                "Accuracy in percent before and after fine-tuning, its change in points, and what "
-                f"the predictions are like, with 95% intervals: {behaviour.legend()}.",
+                "Accuracy in percent before and after fine-tuning, its change in points, and "
+                f"properties of the predictions, with 95% intervals: {behaviour.legend()}.",
                 data[[*COLUMNS, *numbers]],
             )
         ],

@@ -1,4 +1,4 @@
-"""A figure for each pre-trained model of a report."""
+"""One figure per pretrained model of a report."""
 
 from __future__ import annotations
 
@@ -22,9 +22,8 @@ def by_model(
     column: tuple[str, ...],
     draw: Callable[[pandas.DataFrame], Spec],
 ) -> list[Figure]:
-    """Figures of the rows of each `model`, drawn without that column. In words a figure is its
-    caption and the least and the greatest number of a `column`, which comes before the columns that
-    name a row."""
+    """One figure per `model`, drawn without that column. Its alternative text is the caption with
+    the minimum and maximum of `column`: a number's column, followed by columns that name a row."""
     figures = []
     for model, rows in groups(data, "model"):
         shown, title = rows.drop(columns="model"), caption

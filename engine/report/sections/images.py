@@ -1,4 +1,4 @@
-"""Which images fine-tuning gained and lost, with thumbnails where the sets' licences allow them."""
+"""Images that fine-tuning gained and lost, with thumbnails if licences allow them."""
 
 from __future__ import annotations
 
@@ -43,18 +43,17 @@ def section(results: Results) -> Section | None:
     return Section(
         "images",
         f"{most.rows} of {most.of} models {most.change} the same image of {most.evaluated_on}",
-        "An image is gained by a model that is right about it where the pre-trained model was "
-        "wrong, and lost the other way round. Shown are those that most models agree on; averages "
-        "of several models are not counted, since they share their trainings. There are pictures "
-        "where the data set's recipe says that its licence lets them be shown "
-        "(dataset.thumbnails), as far as there is room.",
+        "A model gains an image if it is right and the pretrained model was wrong, and loses it in "
+        "the opposite case. The table has the images that most models agree on. Weight averages "
+        "are not counted, because they share their trainings. Pictures appear if the dataset's "
+        "licence allows it (dataset.thumbnails) and there is room.",
         tables=[
             Table(
                 "images",
-                f"The images of each set that most models gained and lost, {MOST} of each at "
-                "most. image: its place in the set's pack. before: the pre-trained model's answer; "
-                "after: what most of the models that lost it answer. models: how many did, of "
-                "those in a row of a table that were fine-tuned on other sets and are no averages.",
+                f"Per dataset, at most {MOST} images gained and {MOST} lost by most models. image: "
+                "index in the pack. before: the pretrained model's prediction; after: the most "
+                "frequent prediction of models that lost it. models: their number, among rows "
+                "fine-tuned on other datasets that are not averages.",
                 pandas.DataFrame(rows),
             )
         ],

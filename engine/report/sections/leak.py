@@ -1,4 +1,4 @@
-"""The leak: what it is worth to have seen a photo in another set."""
+"""The leak: the gain from having seen a photo in another dataset."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ NUMBERS = ["seen_pts", "unseen_pts", "leak_pts"]
 
 
 def section(results: Results) -> Section | None:
-    """The leak of each method, by set fine-tuned on and set evaluated on; None where no photos of
-    sets were held out alike."""
+    """The leak of each method, by downstream dataset and dataset evaluated on; None if photos were
+    not held out by source."""
     if not len(results.leak):
         return None
     titles = results.shown[["arm", "model", "method", "variant"]]
@@ -25,26 +25,30 @@ def section(results: Results) -> Section | None:
     return Section(
         "leak",
         headline.leak(results),
-        "Some sets show the same photos. A photo is held out of all of them or of none, so a set "
-        "can be judged on photos that a model saw in the set it was fine-tuned on, and on photos "
-        "that it did not see, of classes that it was trained on. The leak is the change in "
-        "accuracy on the former less that on the latter, in points. RI and mRI count photos that "
-        f"were not seen. Intervals are about {results.population}.",
+        "Some datasets show the same photos. A photo is held out of all of them or of none, so "
+        "each dataset has photos that a model saw in the downstream dataset, and held-out photos "
+        "of the same classes. The leak is the change in accuracy on seen photos minus the change "
+        "on held-out photos, in points. RI and mRI use held-out photos. Intervals cover "
+        f"{results.population}.",
         figures=by_model(
             results,
             "leak",
-            f"The leak{results.in_one_training}, in points, with its 95% interval: a mean over "
-            "sets with the same photos",
+            f"The leak{results.in_one_training}, in points, with 95% intervals: mean over "
+            "datasets with the same photos",
             of_methods[["model", "method", *with_ends("leak_pts")]],
             ("leak_pts", "method"),
             lambda rows: charts.bars(rows, "leak_pts"),
         ),
         tables=[
             Table(
-                "leak", "Change in accuracy on seen and unseen photos, and the leak.", of_methods
+                "leak", "Change in accuracy on seen and held-out photos, and the leak.", of_methods
             ),
-            Table("leak-by-column", "The same, by set fine-tuned on.", of_columns),
-            Table("leak-by-set", "The same, by set fine-tuned on and set of its photos.", of_sets),
+            Table("leak-by-column", "The same, by downstream dataset.", of_columns),
+            Table(
+                "leak-by-set",
+                "The same, by downstream dataset and dataset with its photos.",
+                of_sets,
+            ),
         ],
         is_open=True,
     )

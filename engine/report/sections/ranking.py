@@ -1,4 +1,4 @@
-"""The story in a minute: the table, the ranking, and what adapting costs elsewhere."""
+"""The table, the ranking, and the trade-off between adaptation and robustness."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ X, Y = "on_downstream_set_pct", "on_other_sets_pct"  # of the trade-off
 
 
 def models(results: Results) -> Section | None:
-    """Methods beside pre-trained models, where there are several."""
+    """Methods by pretrained models, if there are several."""
     data = results.ranked()[["model", "method", *MRI]]
     if len(results.models) < 2 or data.empty:
         return None
     wide = data.pivot_table("mRI_pts", "method", "model", sort=False).add_suffix("_pts")
     _, best = extremes(data, "mRI_pts")
     caption = (
-        f"mRI in points, a mean over {averaged_over(results)}{results.one_training}: a row a "
-        "method, a column a pre-trained model."
+        f"mRI in points, averaged over {averaged_over(results)}{results.one_training}: one row per "
+        "method, one column per pretrained model."
     )
     words = f"mRI from {between(data, 'mRI_pts', 'method', 'model')}."
     spec = charts.heat(data, "model", "method", "mRI_pts")
@@ -48,7 +48,7 @@ def models(results: Results) -> Section | None:
 
 
 def methods(results: Results) -> Section | None:
-    """RI by set and mRI of every method; the ranking by mRI."""
+    """RI by downstream dataset and mRI of every method; the ranking by mRI."""
     data = _ranking(results)
     if data.empty:
         return None
@@ -58,19 +58,17 @@ def methods(results: Results) -> Section | None:
         f"{', the published mRI' * ('published_mRI_pts' in data)}."
     )
     ranking = Table("ranking", caption + chosen_on_its_set(results) * (X in data), data)
-    _, best = extremes(data, "mRI_pts")
-    heading, note = f"{best['method']} ranks first by mRI{results.one_training}", ""
+    heading = f"mRI ranges from {between(data, 'mRI_pts', 'method')}{results.one_training}"
     if found := tuning.tuned(results):
         heading = f"{found.methods['method'].iloc[0]} ranks first by mRI, tuned on held-out images"
-    elif tuning.is_varied(results):
-        heading = f"mRI from {between(data, 'mRI_pts', 'method')}"
+    note = ""
     if tuning.is_varied(results):
-        note = f" Each setting is a row. {tuning.SELECTION}"
+        note = f" There is one row per setting. {tuning.SELECTION}"
     return Section(
         "ranking",
         heading,
-        "Mean change in accuracy, in points, on the sets a model was not fine-tuned on: a mean "
-        f"over {averaged_over(results)}.{note}",
+        "mRI: mean change in accuracy on datasets a model was not fine-tuned on, averaged over "
+        f"{averaged_over(results)}.{note}",
         figures=by_model(
             results,
             "ranking",
@@ -85,7 +83,7 @@ def methods(results: Results) -> Section | None:
 
 
 def _ranking(results: Results) -> pandas.DataFrame:
-    """A row a model and method, best mRI first."""
+    """One row per model and method, best mRI first."""
     data = results.ranked()
     values = [results.published_mri(row) for row in rows(data)]
     data = data.assign(published_mRI_pts=pandas.Series(values, data.index, float))
@@ -94,45 +92,45 @@ def _ranking(results: Results) -> pandas.DataFrame:
 
 
 def _by_set(results: Results, model: str, ri: pandas.DataFrame) -> Table:
-    """A row a method, a column a set, as papers print it."""
+    """One row per method and one column per downstream dataset, as in papers."""
     wide = ri.pivot_table("RI_pts", "method", "downstream", sort=False)
     wide = wide[results.downstreams(model)].add_suffix("_pts").rename_axis(columns=None)
     of_model = results.shown[results.shown["model"] == model].set_index("method")
     wide = wide.join(of_model[MRI])
     return Table(
         slug("paper", *[model] * (len(results.models) > 1)),
-        "RI in points: fine-tuned on the set that heads the column, evaluated on "
-        f"{measured_on(results)}; mRI with its 95% interval{results.of(model)}"
-        f"{results.one_training}. The easiest set "
-        "for the pre-trained model comes first.",
+        "RI in points, by downstream dataset (easiest for the pretrained model first), evaluated "
+        "on "
+        f"{measured_on(results)}; mRI with 95% intervals{results.of(model)}"
+        f"{results.one_training}.",
         wide.reset_index(),
         [name for name in map(str, wide) if name.endswith("_pts")],
     )
 
 
 def trade_off(results: Results) -> Section | None:
-    """Accuracy on the set fine-tuned on against that on the others; None where a set is trained on
-    and not evaluated."""
+    """Accuracy on the downstream dataset against that on the others; None if a downstream dataset
+    is not evaluated."""
     shown = results.shown
     if X not in shown or shown.empty:
         return None
     (_, adapted), (_, best) = extremes(shown, X), extremes(shown, Y)
     heading = (
-        f"{best['method']} is most accurate on the other sets, {adapted['method']} on the set "
-        f"fine-tuned on{results.one_training}"
+        f"{best['method']} is most accurate on other datasets, {adapted['method']} on the "
+        f"downstream dataset{results.one_training}"
     )
     if tuning.is_varied(results):
-        heading = "Accuracy on the set fine-tuned on, and on the other sets"
+        heading = "Accuracy on downstream and other datasets"
     return Section(
         "trade-off",
         heading,
-        "Up is more robust, right is better adapted. A line, where there is one, interpolates "
-        "weights from the pre-trained model (α = 0) to the fine-tuned one (α = 1)."
-        + chosen_on_its_set(results),
+        "Higher is more robust; further right is better adapted. Lines interpolate weights from "
+        "the "
+        "pretrained model (α = 0) to the fine-tuned one (α = 1)." + chosen_on_its_set(results),
         figures=by_model(
             results,
             "trade-off",
-            "Mean accuracy on the set fine-tuned on against that on the other sets, in percent",
+            "Mean accuracy on the downstream dataset (x) and on other datasets (y), in percent",
             pandas.concat([_points(results, model) for model in results.models]),
             (Y, "label"),
             lambda rows: charts.scatter(
@@ -144,8 +142,8 @@ def trade_off(results: Results) -> Section | None:
 
 
 def _points(results: Results, model: str) -> pandas.DataFrame:
-    """The pre-trained model, every row of the table, and every step of every curve; `name` is empty
-    where a dot is only a step."""
+    """The pretrained model, every row of the table, and every step of every curve; `name` is empty
+    for steps."""
     before, arms = results.before(model), results.arms
     sets, downstreams = results.grid.sets, results.grid.downstreams
     others = [fmean(before[j] for j in sets if j != i) for i in downstreams]
@@ -166,14 +164,14 @@ def _points(results: Results, model: str) -> pandas.DataFrame:
 
 
 def chosen_on_its_set(results: Results) -> str:
-    """A sentence that names the methods whose models were chosen by the very images that their
-    accuracy on the set fine-tuned on is of; empty where there are none."""
+    """A sentence on methods whose models were chosen on the images of their downstream accuracy;
+    empty if there are none."""
     names = dict.fromkeys(
         str(results.record.methods.get(row.method, row.method))
         for row in results.record.rows
         if row.settings.get("method.select") == "greedy"
     )
     return (
-        f" {', '.join(names)}: chosen by accuracy on the images held out of the set fine-tuned on, "
-        "so that its accuracy there is too good." * bool(names)
+        f" {', '.join(names)}: chosen by accuracy on held-out images of the downstream dataset, so "
+        "its accuracy there is optimistic." * bool(names)
     )

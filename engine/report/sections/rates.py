@@ -1,4 +1,4 @@
-"""Whether another learning rate would have told another story."""
+"""mRI by learning rate."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NUMBERS = [MRI, "mRI_low", "mRI_high", HELD_OUT]
 
 
 def section(results: Results) -> Section | None:
-    """Every method against the learning rate; None where the campaign does not vary it."""
+    """Every method by learning rate; None if the campaign does not vary it."""
     found = points(results, RATE)
     if found["value"].nunique() < 2:
         return None
@@ -27,18 +27,17 @@ def section(results: Results) -> Section | None:
     data = found.rename(columns={"value": "rate"})[["model", "method", "rate", *numbers, CHOSEN]]
     ticks = {rate: f"{rate:g}" for rate in sorted(set(data["rate"]))}
     is_marked = data[CHOSEN].any()
-    marked = "; a ring: the rate with the highest accuracy on held-out images" * bool(is_marked)
+    marked = " (ring: highest accuracy on held-out images)" * bool(is_marked)
     return Section(
         "rates",
         "; ".join(filter(None, (_of_fine_tuning(results, m, found) for m in results.models)))
         or "mRI by learning rate",
         "\n".join(
             [
-                "Would another learning rate have told another story? A method's marked rate has "
-                "the highest accuracy on images held out of the sets fine-tuned on, a mean over "
-                "these sets; the section on tuning chooses for each set by itself."
+                "A method's marked rate has the highest mean accuracy on held-out images of the "
+                "downstream datasets. The section on tuning chooses a rate per dataset."
                 if is_marked
-                else "No images are held out, so no rate is marked as chosen.",
+                else "No images are held out, so no rate is marked.",
                 *filter(None, (_leaders(results, model, found) for model in results.models)),
                 tuning.SELECTION,
             ]
@@ -56,8 +55,7 @@ def section(results: Results) -> Section | None:
         tables=[
             Table(
                 "rates",
-                "mRI in points and accuracy on the sets fine-tuned on in percent, by learning "
-                "rate.",
+                "mRI in points and accuracy on the downstream datasets in percent, by rate.",
                 data,
             )
         ],
@@ -65,7 +63,7 @@ def section(results: Results) -> Section | None:
 
 
 def _chosen(results: Results, found: pandas.DataFrame) -> pandas.Series:
-    """`held out` at each method's setting with the highest held-out accuracy, empty elsewhere."""
+    """`held out` at each method's setting with the highest held-out accuracy, otherwise empty."""
     text = pandas.Series("", found.index)
     if results.record.holdout and HELD_OUT in found:
         known = found.dropna(subset=HELD_OUT)
@@ -74,27 +72,27 @@ def _chosen(results: Results, found: pandas.DataFrame) -> pandas.Series:
 
 
 def _of_fine_tuning(results: Results, model: str, found: pandas.DataFrame) -> str:
-    """What the rate does to fine-tuning, in a sentence; empty where it is not there."""
+    """How the rate affects fine-tuning, in a sentence; empty without fine-tuning."""
     tuned = found[(found["model"] == model) & (found["key"] == FINE_TUNE)].dropna(subset=MRI)
     if tuned.empty:
         return ""
     least, most = extremes(tuned, MRI)
     text = (
-        f"Fine-tuning's mRI{results.of(model)} is from {signed(least[MRI])} to "
+        f"Fine-tuning's mRI{results.of(model)} ranges from {signed(least[MRI])} to "
         f"{signed(most[MRI])} points over {counted('setting', len(tuned))}"
     )
     for row in rows(tuned[tuned[CHOSEN] != ""]):
         setting = results.setting(row.arm).short
-        text += f", {signed(row.mRI_pts)} with that chosen on held-out images ({setting})"
+        text += f", {signed(row.mRI_pts)} with the setting chosen on held-out images ({setting})"
     return text
 
 
 def _leaders(results: Results, model: str, found: pandas.DataFrame) -> str:
-    """Which methods have the highest mRI in how many settings; empty for a single method."""
+    """In how many settings each method has the highest mRI; empty for a single method."""
     of_model = found[found["model"] == model].dropna(subset=MRI)
     if of_model["key"].nunique() < 2 or of_model.empty:
         return ""
     first = of_model.loc[of_model.groupby("setting")[MRI].idxmax(), "key"].value_counts()
     names = [f"{results.record.methods.get(str(k), k)} in {n}" for k, n in first.items()]
     settings = counted("setting", of_model["setting"].nunique())
-    return f"Of {settings}{results.of(model)}, the highest mRI has {listed(names)}."
+    return f"Highest mRI in {settings}{results.of(model)}: {listed(names)}."

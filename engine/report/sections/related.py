@@ -1,4 +1,4 @@
-"""RI without related sets: those that share photos with the set fine-tuned on, or its maker."""
+"""RI without related datasets, which share photos or a maker with the downstream dataset."""
 
 from __future__ import annotations
 
@@ -16,19 +16,21 @@ NUMBERS = ["mRI_pts", "disjoint_mRI_pts", "difference_pts"]
 
 
 def section(results: Results) -> Section | None:
-    """Disjoint mRI beside mRI, and which sets are related; None where none are."""
+    """mRI and disjoint mRI, and which datasets are related; None if none are."""
     related = results.grid.related
     of_ri = related["set"].isin(results.grid.sets)
     related = related[of_ri & related["related_to"].isin(results.grid.downstreams)]
     if related.empty:
         return None
-    caption = "Related sets, in order: the percentage of a set's photos that are also in the other"
-    pairs = Table("related-sets", f"{caption}; and who made both.", related.reset_index(drop=True))
+    caption = "Related datasets: percentage of a dataset's photos that the other one also has"
+    pairs = Table(
+        "related-sets", f"{caption}, and the maker of both.", related.reset_index(drop=True)
+    )
     rows = results.disjoint
     if rows.empty:
         return Section(
             "related-sets",
-            "Every set is related to every set fine-tuned on, so there is no disjoint RI",
+            "Every dataset is related to every downstream dataset, so there is no disjoint RI",
             RELATED,
             tables=[pairs],
         )
@@ -37,15 +39,16 @@ def section(results: Results) -> Section | None:
     over = listed([str(count) for count in sorted(set(rows["columns"]))])
     return Section(
         "related-sets",
-        without_related(results) or "Related sets move no mRI by more than its interval",
-        f"{RELATED} Disjoint RI is RI without the sets that are related to the one fine-tuned on; "
-        f"disjoint mRI is its mean over {over} of {counted('set', len(results.grid.downstreams))} "
-        f"fine-tuned on. Intervals of the difference are about {results.population}.",
+        without_related(results) or "Related datasets change no mRI significantly",
+        f"{RELATED} Disjoint RI is RI without datasets related to the downstream dataset; disjoint "
+        f"mRI is its mean over {over} of "
+        f"{counted('downstream dataset', len(results.grid.downstreams))}. Intervals of the "
+        f"difference cover {results.population}.",
         figures=by_model(
             results,
             "related-sets",
-            f"Disjoint mRI less mRI{results.in_one_training}, in points, with the paired 95% "
-            "interval",
+            f"Disjoint mRI minus mRI{results.in_one_training}, in points, with paired 95% "
+            "intervals",
             data[["model", "method", *with_ends("difference_pts")]],
             ("difference_pts", "method"),
             lambda rows: charts.bars(rows, "difference_pts"),
@@ -53,7 +56,7 @@ def section(results: Results) -> Section | None:
         tables=[
             Table(
                 "disjoint-mri",
-                "mRI, disjoint mRI, and what that is more"
+                "mRI, disjoint mRI and their difference"
                 f"{results.in_one_training}, in points, with 95% intervals.",
                 data,
                 best=NUMBERS[:2],
@@ -65,7 +68,7 @@ def section(results: Results) -> Section | None:
 
 
 def _by_set(results: Results) -> Table:
-    """Disjoint RI, a row a method, a column a set fine-tuned on."""
+    """Disjoint RI, with one row per method and one column per downstream dataset."""
     titles = results.shown.set_index("arm")
     numbers = results.grid.numbers.query("evaluated_on == '' and downstream != ''")
     numbers = numbers[numbers["arm"].isin(titles.index)].dropna(subset="disjoint_change_pts")
@@ -79,7 +82,7 @@ def _by_set(results: Results) -> Table:
     wide = pandas.concat(parts).add_suffix("_pts").rename_axis(columns=None).reset_index()
     return Table(
         "disjoint-ri",
-        "Disjoint RI in points: fine-tuned on the set that heads the column.",
+        "Disjoint RI in points, by downstream dataset.",
         wide,
         [name for name in map(str, wide) if name.endswith("_pts")],
     )

@@ -1,4 +1,4 @@
-"""How sure: each method against the best, and what became of single answers."""
+"""Each method compared with the best, and changes of single predictions."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from engine.report.sections.figures import by_model
 from engine.report.text import counted, rounded
 
 TEST = {
-    False: "a normal test of the difference with the deviation that a paired bootstrap gives it",
-    True: "Student's test of the difference, with its deviation over images, by a paired "
-    "bootstrap, and that over seeds, pooled over the rows that train",
+    False: "normal test of the difference, with its standard deviation from a paired bootstrap",
+    True: "t test of the difference, with its standard deviation over images from a paired "
+    "bootstrap, and over seeds pooled over the rows that train",
 }
 DIFFERENCE = ["difference_pts", "difference_low", "difference_high"]
 
@@ -30,19 +30,19 @@ def section(results: Results) -> Section | None:
     data = pandas.concat([_against_best(results, model) for model in models], ignore_index=True)
     heading = "; ".join(f"{told_apart(results, model)}{results.of(model)}" for model in models)
     if tuning.is_varied(results):
-        heading = "Methods are compared within a setting, with the row of the highest mRI"
+        heading = "Comparison with the row of the highest mRI, within a setting"
     return Section(
         "how-sure",
         heading,
-        f"{_separated(results, models)}Differences are paired: both methods see the same draw of "
-        "images. The population is "
+        f"{_separated(results, models)}Differences are paired: both methods use the same draws of "
+        "images. Population: "
         f"{results.population_of_mri}. p: {TEST[results.covers_training]}, corrected for "
         f"{counted('comparison', results.family)} (Holm); intervals are not corrected. Equal "
-        "accuracy can hide that many answers changed: the table has how many, on the other sets.",
+        "accuracy can hide changed predictions; the table shows how many changed.",
         figures=by_model(
             results,
             "how-sure",
-            f"mRI less that of the best method, with the paired 95% interval{results.one_training}",
+            f"mRI minus the best method's, with paired 95% intervals{results.one_training}",
             data[["model", "method", *DIFFERENCE]].dropna(subset=DIFFERENCE[0]),
             (DIFFERENCE[0], "method"),
             lambda rows: charts.bars(rows, DIFFERENCE[0]),
@@ -50,10 +50,9 @@ def section(results: Results) -> Section | None:
         tables=[
             Table(
                 "how-sure",
-                "Each method's mRI less that of the best, with its 95% interval"
-                f"{results.one_training}. Means over the other sets: {behaviour.legend()}. Of "
-                "these, numbers of a whole set have no interval. Effective robustness: accuracy "
-                "above the trend line of models that nothing made robust, where there is one.",
+                "Each method's mRI minus the best method's, with 95% intervals"
+                f"{results.one_training}. Means over the other datasets: {behaviour.legend()}. "
+                "Effective robustness: accuracy above the trend line, if there is one.",
                 data,
             )
         ],
@@ -61,8 +60,8 @@ def section(results: Results) -> Section | None:
 
 
 def _separated(results: Results, models: Sequence[str]) -> str:
-    """What it would take to separate two rows by a point, where something shows the error over
-    seeds."""
+    """The smallest detectable difference, and the seeds that detect one point; empty if the error
+    over seeds is unknown."""
     sentences = []
     for model in models:
         errors = power.errors(results.grid, results.ranked(model)["arm"].tolist())
@@ -71,8 +70,8 @@ def _separated(results: Results, models: Sequence[str]) -> str:
             needed = errors.needed(1)
             seeds = f"about {counted('seed', needed)}" if needed else "more than 100 seeds"
             sentences.append(
-                f"Two rows{results.of(model)} that differ by {rounded(least)} points are found "
-                f"different in 8 of 10 such campaigns; 1 point takes {seeds} of these images "
+                f"A campaign like this detects a difference{results.of(model)} of {rounded(least)} "
+                f"points with a power of 80%; detecting 1 point takes {seeds} with these images "
                 "(`rib power`). "
             )
     return "".join(sentences)

@@ -1,4 +1,4 @@
-"""Settings of training: the variants of a sweep, and the ones that held-out images choose."""
+"""The variants of a sweep, and the settings that held-out images choose."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from engine.report.text import counted, signed
 
 
 def variants(results: Results) -> Section | None:
-    """None where the campaign is no sweep."""
+    """None if the campaign is not a sweep."""
     if results.record.sweep is None:
         return None
     keys, data = _variants(results)
@@ -21,15 +21,16 @@ def variants(results: Results) -> Section | None:
     (title,) = results.record.methods.values()
     return Section(
         "sweep",
-        f"mRI is from {signed(data['mRI_pts'].min())} to {signed(data['mRI_pts'].max())} points",
+        f"mRI ranges from {signed(data['mRI_pts'].min())} to {signed(data['mRI_pts'].max())} "
+        "points",
         f"{counted('variant', len(data))} of {title} in {', '.join(keys) or 'its settings'}, each "
-        f"fine-tuned on {counted('set', len(results.record.downstreams))}; means over "
-        f"{counted('seed', len(results.grid.seeds))}. {tuning.SELECTION} Images that are held out "
-        "of the sets fine-tuned on (dataset.holdout) may choose, since RI does not count them.",
+        f"fine-tuned on {counted('dataset', len(results.record.downstreams))}; means over "
+        f"{counted('seed', len(results.grid.seeds))}. {tuning.SELECTION} Held-out images of the "
+        "downstream datasets (dataset.holdout) may choose, because RI does not count them.",
         figures=by_model(
             results,
             "sweep",
-            "mRI of each variant in points, with its 95% interval",
+            "mRI of each variant in points, with 95% intervals",
             data[["mRI_pts", "mRI_low", "mRI_high"]].assign(
                 model=results.models[0],
                 method=[
@@ -43,8 +44,9 @@ def variants(results: Results) -> Section | None:
         tables=[
             Table(
                 "sweep-variants",
-                "Every variant, in the order of the sweep: mRI with its 95% interval and RI by set "
-                "fine-tuned on, in points; mean accuracy on that set, in percent.",
+                "All variants in the order of the sweep: mRI with 95% intervals and RI by "
+                "downstream "
+                "dataset, in points; mean downstream accuracy in percent.",
                 data,
             )
         ],
@@ -53,9 +55,9 @@ def variants(results: Results) -> Section | None:
 
 
 def _variants(results: Results) -> tuple[list[str], pandas.DataFrame]:
-    """The keys of the sweep; and a row a variant, in its order, with the keys' values: mRI with its
-    interval, RI by set fine-tuned on, in points, and mean accuracy in percent on the set fine-tuned
-    on, where that is evaluated."""
+    """The keys of the sweep, and one row per variant in its order, with the keys' values: mRI with
+    its interval and RI by downstream dataset, in points, and mean accuracy in percent on the
+    downstream dataset, if evaluated."""
     sweep = results.record.sweep or []
     values = pandas.DataFrame(list(map(dict, sweep)))
     shown = results.shown
@@ -69,7 +71,7 @@ def _variants(results: Results) -> tuple[list[str], pandas.DataFrame]:
 
 
 def tuned(results: Results) -> Section | None:
-    """None where nothing of training varies, or nothing is held out to choose on."""
+    """None if no training setting varies, or no images are held out."""
     found = tuning.tuned(results)
     if found is None:
         return None
@@ -77,26 +79,26 @@ def tuned(results: Results) -> Section | None:
     return Section(
         "tuning",
         found.effect,
-        "Every method was trained in the same number of settings. For each set fine-tuned on, its "
-        "setting is the one with the highest accuracy on that set's held-out images; no set that "
-        "RI counts is seen by the choice. The numbers have no intervals: these would have to draw "
-        "the choice anew with the images. Elsewhere on this page each setting is a row: to pick "
-        "one there is selection on the test sets.",
+        "Every method was trained in the same number of settings. For each downstream dataset, its "
+        "setting is the one with the highest accuracy on held-out images; the choice uses no "
+        "dataset that RI counts. The numbers have no intervals, which would have to repeat the "
+        "choice in every draw. In other sections each setting is a row; picking one there would "
+        "select on the test datasets.",
         tables=[
             Table(
                 "tuning",
-                "mRI of the chosen settings and of the recipe's, in points, and the gain; mean "
-                "accuracy on held-out images of the sets fine-tuned on, in percent. That of the "
-                f"chosen settings is the highest of {found.settings} on the images that chose, and "
-                "so too high.",
+                "mRI of the chosen and the recipe's settings in points, the gain, and mean "
+                "accuracy on "
+                "held-out images in percent, which is optimistic for the chosen settings (the "
+                f"highest of {found.settings} on these images).",
                 found.methods,
                 ("mRI_tuned_pts", "mRI_plain_pts"),
             ),
             Table(
                 "tuning-choices",
-                "By method and set fine-tuned on: the chosen setting (of equal ones the first), "
-                "its accuracy on held-out images in percent, which is too high since these chose "
-                "it, and its RI in points.",
+                "The chosen setting (the first of equal ones) by method and downstream dataset, "
+                "its "
+                "accuracy on held-out images in percent (optimistic), and its RI in points.",
                 chosen[[*tuning.CELL, "setting", tuning.HELD_OUT, "RI_pts"]],
             ),
         ],

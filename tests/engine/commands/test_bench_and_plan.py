@@ -53,8 +53,8 @@ def test_milliseconds_are_those_of_a_batch(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["vit_tiny_random", "--batch", "64,none"], "numbers above 0, as 64,256 and 20"),
-        (["vit_tiny_random", "train.batch_size=8"], "the bench sets it; give --batch"),
+        (["vit_tiny_random", "--batch", "64,none"], "give numbers above 0, such as 64,256 and 20"),
+        (["vit_tiny_random", "train.batch_size=8"], "rib bench sets this key; use --batch"),
         (["vit_tiny_random", "--methods", "wise_ft", *SMALL[1:]], "wise_ft mixes finished cells"),
         (["vit_tiny_random", "--pack", "nowhere", *SMALL[1:]], "nowhere/manifest.json: missing"),
     ],
@@ -73,4 +73,4 @@ def test_a_plan_is_one_screen_for_gpus_and_this_machine(folder, capsys):
         assert text in shown, text
     assert [plan._time(hours) for hours in (1, 0.5, 1e-3)] == ["1 h", "30 min", "3.6 s"]
     assert cli.main([*words, "--tflops", "0"]) == 2
-    assert "--tflops must be above 0" in capsys.readouterr().err
+    assert "--tflops 0.0: give a number above 0" in capsys.readouterr().err

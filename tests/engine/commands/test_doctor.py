@@ -71,7 +71,7 @@ def test_no_compiler_and_one_that_cannot_compile(programs_are):
     [
         ("580.65.06", OLD, None, "none with driver 580.65.06; too old", TORCH),
         ("525.60.13", OLD, None, "none with driver 525.60.13; too old", CUDA_12),
-        ("470.256", OLD, None, "too old", "a driver from 525 on, which CUDA 12 needs"),
+        ("470.256", OLD, None, "too old", "install driver 525 or newer, which CUDA 12 requires"),
         ("570.86", {"cuda": None}, "0", "torch 2.9.0 is a build for CPUs", CUDA_12),
         ("570.86", {}, "", "CUDA_VISIBLE_DEVICES= hides them", "unset CUDA_VISIBLE_DEVICES"),
         ("570.86", {"error": "no torch"}, None, "torch cannot be imported", CUDA_12),
@@ -95,15 +95,15 @@ def test_a_driver_whose_gpus_torch_does_not_see(
 def test_gpus_that_torch_sees_and_what_they_lack():
     assert doctor.gpu(GPU) == Diagnosis(OK, "A100, 80 GiB; A100, 80 GiB")
     assert doctor.gpu(GPU | {"bf16": False, "nccl": False, "warnings": ["an old GPU"]}).detail == (
-        "A100, 80 GiB; A100, 80 GiB; no bf16, so trains in fp32; no NCCL, so no cell on several "
-        "GPUs; an old GPU"
+        "A100, 80 GiB; A100, 80 GiB; no bf16, so training uses fp32; no NCCL, so a cell cannot use "
+        "several GPUs; an old GPU"
     )
 
 
 def test_folders(monkeypatch, tmp_path):
     assert doctor.place(tmp_path / "not" / "yet", 0).state == OK
     seen = doctor.place(tmp_path / "runs", 1e9)
-    assert seen.state == WRONG and seen.cure == "make room, or runs=ANOTHER_FOLDER"
+    assert seen.state == WRONG and seen.cure == "free space, or runs=ANOTHER_FOLDER"
     (file := tmp_path / "file").touch()
     assert doctor.place(file / "runs", 0).detail == f"{file} cannot be written to"
     monkeypatch.setenv("RIB_CACHE", str(file / "cache"))
@@ -114,7 +114,7 @@ def test_folders(monkeypatch, tmp_path):
 
 @pytest.mark.slow
 def test_every_check_on_this_machine(tmp_path):
-    """Of which set-up made all that tests need; and with `kernels` hidden, which it names."""
+    """On the machine that runs the tests, and with `kernels` hidden, which it names."""
     (tmp_path / "kernels.py").write_text("raise SystemExit('the wrong package ran')\n")
     command = [sys.executable, "-m", "engine.cli", "doctor"]
     done = run(command, tmp_path, PYTHONPATH=f"{tmp_path}:{ROOT}")
@@ -132,8 +132,8 @@ def test_exit_code_says_whether_this_machine_can_work(monkeypatch, capsys):
     monkeypatch.setattr(entry, "check_shadowing", hidden)
     assert cli.main(["recipes"]) == 2, "another command"
     for checks, code, last in (
-        ([FINE], 0, "all that is needed here is ok"),
-        ([FINE, BROKEN, FAILING], 1, "needed here and not ok: compiler, Slurm"),
+        ([FINE], 0, "everything that is required here is ok"),
+        ([FINE, BROKEN, FAILING], 1, "required here and not ok: compiler, Slurm"),
     ):
         monkeypatch.setattr(doctor, "checks", lambda *_, checks=checks: checks)
         assert cli.main(["--debug", "doctor"]) == code, "it runs where the others refuse to"
@@ -168,7 +168,13 @@ NO_DATABASE = "echo 'AccountingStorageType = (null)'; echo 'MinJobAge = 209 sec'
         ("echo main; echo gpu; echo gpu", DATABASE, OK, True, "partitions main, gpu"),
         ("sleep 60 & wait", DATABASE, WRONG, True, "sinfo does not answer within 0.3 s"),
         ("echo main", NO_DATABASE, WRONG, True, "forgets a finished job after 209 s"),
-        ("echo 'not establish a configuration source' >&2; exit 1", "", MISSING, False, "alone"),
+        (
+            "echo 'not establish a configuration source' >&2; exit 1",
+            "",
+            MISSING,
+            False,
+            "in no cluster",
+        ),
     ],
 )
 def test_slurm(sinfo, scontrol, state, needed, detail, programs_are, monkeypatch):

@@ -102,7 +102,7 @@ def test_a_form_is_explained_and_files_are_taken_from_a_folder(
     words = ("imagenet_val", "imagenet_a", "--accept")
     with downloads.locked(tmp_path):
         assert rib(published, tmp_path, *words) == 2
-        assert "another `rib download` is at work" in capsys.readouterr().err
+        assert "another `rib download` is using" in capsys.readouterr().err
     assert rib(published, tmp_path, *words) == 2
     error = capsys.readouterr().err
     assert "imagenet_val: ILSVRC2012_img_val.tar is missing. ImageNet-1K's validation" in error
@@ -126,7 +126,7 @@ def test_a_form_is_explained_and_files_are_taken_from_a_folder(
 
 def test_a_password_is_typed_and_never_stored(web, published, tmp_path, capsys, monkeypatch):
     assert rib(published, tmp_path, "objectnet", "--accept") == 2
-    assert "objectnet-1.0.zip is there and opens with a password" in capsys.readouterr().err
+    assert "objectnet-1.0.zip is downloaded but requires a password" in capsys.readouterr().err
     monkeypatch.setattr("sys.stdin.isatty", lambda: True)
     monkeypatch.setattr("getpass.getpass", lambda text: "wrong")
     assert rib(published, tmp_path, "objectnet") == 2
@@ -160,7 +160,7 @@ def test_a_full_disk_is_reported_before_anything_is_downloaded(
     monkeypatch.setattr("engine.commands.download.shutil.disk_usage", usage)
     free[0] = 2 * (published.files / "ImageNet-Sketch.zip").stat().st_size - 1
     assert rib(published, tmp_path, *words) == 2
-    assert "make room, name fewer sets, or give another" in capsys.readouterr().err
+    assert "free space, name fewer datasets, or give another" in capsys.readouterr().err
     assert not web.requests
     free[0] += 1
     assert rib(published, tmp_path, *words) == 0
@@ -168,7 +168,7 @@ def test_a_full_disk_is_reported_before_anything_is_downloaded(
 
 def test_words_that_cannot_be(capsys):
     for words, message in (
-        (["--to", "x"], "nothing to download; name sets"),
+        (["--to", "x"], "nothing to download: name datasets"),
         (["imagenet_a"], "--to DIR is missing"),
     ):
         assert cli.main(["download", *words]) == 2
@@ -215,7 +215,7 @@ def test_addresses_are_asked_and_nothing_is_downloaded(web, published, tmp_path,
     shown = capsys.readouterr().out
     size = (published.files / "imagenet-a.tar").stat().st_size
     assert f"{web.address}/imagenet-a.tar: reachable, {size:,} bytes\n" in shown
-    assert "ILSVRC2012_img_val.tar: behind a form, at https://image-net.org" in shown
+    assert "ILSVRC2012_img_val.tar: requires a form, at https://image-net.org" in shown
     assert not (tmp_path / "new").exists() and "imagenet_train" not in shown
     web.files["imagenet-a.tar"].content += b"x"
     web.files["imagenet-r.tar"].statuses = [403]

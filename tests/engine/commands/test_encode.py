@@ -39,7 +39,7 @@ def test_the_command_says_what_it_does(rib, capsys):
     shown = capsys.readouterr().out
     for text in (
         "imagenet_r: 8 images of 200 classes at 32 px, jpeg: about",
-        "left out, not of this set: README.txt",
+        "left out, not part of this dataset: README.txt",
         f"CMYK converted to RGB: 1 image, such as {trees.WNIDS[0]}/ink.jpg",
         f"images, which cannot be decoded: {trees.WNIDS[0]}/torn.jpg (not an image)",
         "not as published: 8 images, not 30,000\n",
@@ -48,7 +48,7 @@ def test_the_command_says_what_it_does(rib, capsys):
     ):
         assert text in shown, text
     assert rib.encode("imagenet_r", source, jpeg) == 0
-    assert "imagenet_r is encoded already" in capsys.readouterr().out
+    assert "imagenet_r is already encoded" in capsys.readouterr().out
     rib.encode("objectnet", rib.folder / "o", "--partial", jpeg)
     assert "no model's parameters may be tuned on it" in capsys.readouterr().out
 
@@ -85,7 +85,7 @@ def test_an_interrupted_command_goes_on(rib, capsys, monkeypatch):
     assert rib.encode(*words) == 130
     capsys.readouterr()
     assert rib.encode(*words) == 0 and to_rgb.call_count == SUBSAMPLE + 1
-    assert "an interrupted run of this pack is there; it goes on" in capsys.readouterr().out
+    assert "resuming an interrupted run" in capsys.readouterr().out
 
 
 def test_a_part_of_imagenet_c_names_the_parts_it_lacks(rib, tmp_path, capsys, caplog):
@@ -102,10 +102,10 @@ def test_a_part_of_imagenet_c_names_the_parts_it_lacks(rib, tmp_path, capsys, ca
     resolved = rib.builder("model.crop=0.7").recipe
     pack = packs.pack_of(resolved, IN_C, tmp_path)
     assert len(pack) == SUBSAMPLE, "its size alone tells nothing"
-    assert f"imagenet_c is a part of the published set: {lacks}" in caplog.text
+    assert f"imagenet_c is incomplete: {lacks}" in caplog.text
     lacking = ImageNet(resolved.dataset).shortfall(IN_C, pack)
     check = verify.Check(IN_C, SUBSAMPLE, 50.0, 40.0, 99.0, lacks=lacking)
-    assert f"\n{IN_C} is only a part: {lacks}" in command.text("m", [check])
+    assert f"\n{IN_C} is incomplete: {lacks}" in command.text("m", [check])
     small = packs.pack_of(rib.builder().recipe, "imagenet_val", tmp_path)
     assert ImageNet(resolved.dataset).shortfall("imagenet_val", small).startswith("6 images, not")
 
@@ -126,29 +126,32 @@ def test_all_sets_of_a_folder_are_encoded(rib, tmp_path, capsys):
     assert f"rib download {missing} --to {tmp_path}\n" in streams.out
     shutil.rmtree(tmp_path / "imagenet_sketch")
     assert rib.encode("--all", tmp_path, *words) == 0
-    assert capsys.readouterr().out.count("is encoded already") == 3
+    assert capsys.readouterr().out.count("is already encoded") == 3
 
 
 def test_nothing_to_encode(rib, tmp_path, capsys):
     assert rib.encode("--all", tmp_path) == 2
-    assert "holds no set of imagenet_rib" in capsys.readouterr().err
+    assert "contains no dataset of imagenet_rib" in capsys.readouterr().err
     assert rib.encode("--all", tmp_path, "imagenet_a") == 2
-    assert "name a set to encode, or give --all, and not both" in capsys.readouterr().err
+    assert "give either the name of a dataset or --all" in capsys.readouterr().err
 
 
 def test_no_room_on_the_disk_is_refused_before_the_work(rib, capsys, monkeypatch):
     usage = lambda path: type("Usage", (), {"free": 10_000})  # noqa: E731
     monkeypatch.setattr("engine.commands.encode.shutil.disk_usage", usage)
     assert rib.encode("imagenet_a", rib.folder / "a", "--partial", "model.crop=0.5") == 2
-    assert "make room, name another runs=FOLDER" in capsys.readouterr().err
+    assert "free space, use another runs=FOLDER" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["imagenet_c", "dataset.subsample=many"], "dataset.subsample='many': a number of images"),
+        (
+            ["imagenet_c", "dataset.subsample=many"],
+            "dataset.subsample='many': give a number of images",
+        ),
         (["imagenet_c", "dataset.subsample=151"], "subsample=151: the set has 150 images"),
-        (["imagenet_v2", "--dataset", "emoji"], "emoji is encoded when a recipe needs it"),
+        (["imagenet_v2", "--dataset", "emoji"], "emoji needs no encoding"),
     ],
 )
 def test_options_that_cannot_be(rib, capsys, words, message):
@@ -179,12 +182,12 @@ def test_a_file_of_ffcvs_users_becomes_a_pack_without_images(tmp_path, capsys, m
     words = ["--model", "vit_tiny_random", "--dataset", "mine.yaml", *model]
     command = ["encode", "third", "--beton", "mine.beton", *words]
     assert cli.main(command) == 2
-    assert "needs --classes FILE: a name a line" in capsys.readouterr().err
+    assert "requires --classes FILE, with one name per line" in capsys.readouterr().err
     command += ["--classes", "classes.txt"]
     assert cli.main(["encode", "fourth", *command[2:]]) == 2
     assert "mine has no set 'fourth'; it has " in capsys.readouterr().err
     assert cli.main([*command, "--partial"]) == 2
-    assert "--partial and --yes are for --source" in capsys.readouterr().err
+    assert "--partial and --yes require --source" in capsys.readouterr().err
     of_c = ["encode", "imagenet_c", *command[2:4], "--classes", "classes.txt", *words[:2]]
     assert cli.main(of_c) == 2
     assert "does not say which photo and corruption" in capsys.readouterr().err

@@ -21,7 +21,7 @@ def test_alphas():
     assert evaluate.parse_alphas("0:1:0.3") == [0, 0.3, 0.6, 0.9]
     assert evaluate.parse_alphas("0,1,0.5,1") == [0, 1, 0.5]
     assert len(evaluate.parse_alphas("0.001:1:0.001")) == 1000
-    with pytest.raises(ValueError, match=r"'0:1:1e-4' are 10001 models; at most 1000"):
+    with pytest.raises(ValueError, match=r"'0:1:1e-4' are 10001 models: give at most 1000"):
         evaluate.parse_alphas("0:1:1e-4")
     for text in ("", "0:1", "1:0:0.1", "0:1:0", "0,nan"):
         with pytest.raises(ValueError, match=r"START:STOP:STEP or a,b,c"):
@@ -66,7 +66,7 @@ def test_a_table_that_is_there_is_replaced_on_request_alone(words, capsys):
     table, other = Path("accuracy.csv"), Path("other.csv")
     table.write_text("mine", encoding="utf-8")
     assert cli.main(words) == 2
-    assert "accuracy.csv is there already: --force replaces it, --out w" in capsys.readouterr().err
+    assert "accuracy.csv exists already: replace it with --force, or ch" in capsys.readouterr().err
     assert not Path("runs").exists(), "work was done before the refusal"
     assert (
         cli.main([*words, "--out", "other.csv"]) == 0
@@ -92,11 +92,11 @@ def test_sets_are_named_by_their_folders_or_by_the_user(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("", "/A.safetensors does not tell its architecture"),
+        ("", "/A.safetensors does not name its architecture"),
         ("--arch test_vitt", "no architecture 'test_vitt'; did you mean 'test_vit"),
         (
             f"--arch {VIT} evaluate.split=holdout",
-            "'evaluate.split=holdout' has no effect on checkp",
+            "'evaluate.split=holdout' has no effect on the e",
         ),
         (f"--arch {VIT} evaluate.splits=x", "unknown key 'evaluate.splits'"),
         (f"--arch {VIT} --alphas 1:0:1", "alphas '1:0:1': write"),

@@ -6,11 +6,11 @@ from pathlib import Path
 from helpers.processes import ROOT, run
 
 LATE = {
-    "encode imagenet_a --source /nowhere --model resnet18": "--source /nowhere: there is no such",
+    "encode imagenet_a --source /nowhere --model resnet18": "--source /nowhere: no such folder",
     "download imagenet_a --to x": "add --accept to accept these terms",
     "export emoji --method soup --out new": "holds no finished run of emoji",
-    "evaluate --models / --sets /nowhere": "--sets: there is no /nowhere",
-    "distance twemojis": "'twemojis' is no set of emoji; did you mean 'twemoji'?",
+    "evaluate --models / --sets /nowhere": "--sets: /nowhere does not exist",
+    "distance twemojis": "emoji has no dataset 'twemojis'; did you mean 'twemoji'?",
     "report a=b": "there is no campaign 'a=b'",
     "campaign a=b/c.yaml --dry-run": "there is no recipe file a=b/c.yaml",
 }

@@ -29,7 +29,7 @@ def test_a_mistake_is_one_line_and_debug_shows_its_traceback(capsys, monkeypatch
     for words, message in (
         (["recipe=emoji", "methods=[ewc]"], "methods= is a word of `rib campaign`"),
         (["emoji/ewc", "downstreams=[noto]"], "a single cell takes downstream=SET"),
-        (["recip=emoji/ewc", "seed=1"], "'recip=emoji/ewc' names no recipe; write recipe=NAME"),
+        (["recip=emoji/ewc", "seed=1"], "'recip=emoji/ewc' names no recipe: put recipe=NAME first"),
     ):
         assert cli.main(["train", *words]) == 2
         (line,) = capsys.readouterr().err.splitlines()

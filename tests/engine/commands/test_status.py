@@ -135,7 +135,7 @@ def test_only_what_no_record_needs_goes(tmp_path, capsys):
         return {str(path.parent.relative_to(tmp_path / "store")) for path in paths}
 
     assert "--yes deletes it" in gc() and left() == {needed, alone, features}
-    assert f"stay while {other.place.campaign.name} is not finished" in gc("--yes")
+    assert f"are kept while {other.place.campaign.name} is unfinished" in gc("--yes")
     assert left() == {needed, alone}
     finished(other, [needed])
     assert alone.partition("/")[2] in gc() and left() == {needed, alone}
@@ -156,7 +156,7 @@ def test_what_a_record_without_its_plan_needs_stays(tmp_path, capsys):
 def test_nothing_goes_while_a_training_is_at_work(at_work, tmp_path, capsys):
     features = artifact(tmp_path, "features", "c", 500)
     assert cli.main(["gc", str(tmp_path), "--yes"]) == 2
-    assert "is at work in" in capsys.readouterr().err
+    assert "is using" in capsys.readouterr().err
     assert (tmp_path / "store" / features).is_dir()
 
 

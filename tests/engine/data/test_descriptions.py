@@ -64,7 +64,7 @@ def test_a_mixed_cell_says_that_it_has_no_weights(grid):
     _, cell = grid.build("method=wise_ft")
     with pytest.raises(ValueError, match=r"wise_ft-outline-.* is a mix .*`rib evaluate --campaign"):
         descriptions.file_of(cell.artifact.folder)
-    with pytest.raises(ValueError, match=r"holds no checkpoint \(weights\.safetensors, mod"):
+    with pytest.raises(ValueError, match=r"contains no checkpoint \(weights\.safetensors, mod"):
         descriptions.file_of(grid.folder)
 
 
@@ -76,7 +76,7 @@ def test_timms_file_beside_the_weights_is_used(user_grid):
         known, settings = descriptions.model_of(described, arch)
         return user_models.resolve(known, parsed([settings])).model
 
-    with pytest.raises(ValueError, match=r"A\.safetensors does not tell .*name it by --arch"):
+    with pytest.raises(ValueError, match=r"A\.safetensors does not name .*name it with --arch"):
         resolved()
     config.write_text(json.dumps({"architecture": VIT, "pretrained_cfg": TIMMS}))
     for model in (resolved(), resolved(VIT), resolved(f"{VIT}.r160_in1k")):
@@ -100,7 +100,9 @@ def test_timms_file_beside_the_weights_is_used(user_grid):
 )
 def test_a_foreign_file_is_refused_or_passed_over_with_a_word(tmp_path, name, values, caplog):
     (tmp_path / name).write_text(json.dumps(values))
-    with pytest.raises(ValueError, match=rf"{name} was not written by .*name the model by --arch"):
+    with pytest.raises(
+        ValueError, match=rf"{name} was not written by .*name the architecture with --arch"
+    ):
         descriptions.read(tmp_path / name)
     if name == "config.json":
         file = tmp_path / "A.safetensors"
@@ -118,14 +120,14 @@ def test_a_model_that_timm_makes_otherwise_is_refused(user_grid):
 
     assert descriptions.model_of(described(img_size=SIZE), None)[0] == VIT
     for arch, options, message in (
-        (None, {"global_pool": "max"}, r"was made with global_pool=max, and the engine"),
+        (None, {"global_pool": "max"}, r"was made with global_pool=max, which the engine"),
         (VIT, {"qk_norm": True}, r"was made with .*qk_norm=True"),
     ):
         with pytest.raises(ValueError, match=message):
             described(arch, **options)
     wide = {"architecture": VIT, "pretrained_cfg": TIMMS | {"input_size": [3, SIZE, 2 * SIZE]}}
     (folder / "config.json").write_text(json.dumps(wide))
-    with pytest.raises(ValueError, match=r"made with input_size=\[3, 32, 64\], and the engine"):
+    with pytest.raises(ValueError, match=r"made with input_size=\[3, 32, 64\], which the engine"):
         descriptions.beside([folder / "model.safetensors"], VIT)
 
 
@@ -161,8 +163,8 @@ def test_what_models_say_must_agree(user_grid):
     assert descriptions.model_of(both, None) == (VIT, settings)
     assert descriptions.classes_of(descriptions.beside([bare], VIT)) is None
     for files, message in (
-        ([cell, bare], r"of .*A.safetensors is; .* add --classes .*cell/cell.json"),
-        ([cell, turned], r"cell/cell.json and .*turned/cell.json name other classes"),
+        ([cell, bare], r"classes of .*A.safetensors.* add --classes .*cell/cell.json"),
+        ([cell, turned], r"cell/cell.json and .*turned/cell.json have different classes"),
         ([cell, small], r"cell.json says crop_pct 1.0, .*small/cell.json says 0.9: take"),
     ):
         described = descriptions.beside(files, None)
@@ -176,8 +178,8 @@ def test_a_list_of_classes_is_a_text_or_a_models_description(tmp_path):
         ("cell.json", b'{"model": {"arch": "x"}, "classes": ["a", "b"]}', None),
         ("names.txt", b"a\n\n b \n", None),
         ("windows.txt", b"\xef\xbb\xbfa\r\nb\r\n", None),
-        ("none.txt", b"\n \n", r"none\.txt names no classes; write them in the head's"),
-        ("A.safetensors", b"\xff", r"A\.safetensors is no list of class names"),
+        ("none.txt", b"\n \n", r"none\.txt names no classes: write them in the head's"),
+        ("A.safetensors", b"\xff", r"A\.safetensors is not a list of class names"),
     ):
         (tmp_path / name).write_bytes(content)
         if message is None:

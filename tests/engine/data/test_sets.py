@@ -64,8 +64,8 @@ def test_images_of_the_same_name_in_two_sets_are_named(tmp_path, caplog):
         Folder(dataset).listing(name, tmp_path)
     (record,) = caplog.records
     assert record.getMessage() == (
-        "b: images have the class and file name of images in a (1), such as dog/000; they count as "
-        "copies of one source image, so rename them if they are not"
+        "b: images have the same class and file name as images in a (1), such as dog/000. They "
+        "count as copies of one source image; if they are not, rename them"
     )
 
 
@@ -79,11 +79,11 @@ def test_a_set_names_its_kinds_of_images_and_the_background_is_part_of_its_name(
         pack = opened(recipe, "outline", background=color).pack
         assert (pack.pixels([pack.keys.tolist().index("disc/0.png")]) == level).all()
     assert len(list((tmp_path / "packs").glob("outline-*"))) == 2, "white is #ffffff"
-    assert [m for m in caplog.messages if "file name of images in" not in m] == [
+    assert [m for m in caplog.messages if "file name as images in" not in m] == [
         message
         for color in ("white", "black")
         for message in (
-            "outline: left out, no <class>/<image>: disc/notes.txt",
+            "outline: left out, because not <class>/<image>: disc/notes.txt",
             f"outline: RGBA converted to RGB, composited on {color}: 1 image, such as disc/0.png",
         )
     ]

@@ -26,15 +26,15 @@ def test_every_set_of_the_benchmark_has_a_source_with_a_checksum():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("imagenet_b: {}", "'imagenet_b' is no set of ImageNet-RIB; did you mean 'imagenet_"),
+        ("imagenet_b: {}", "ImageNet-RIB has no dataset 'imagenet_b'; did you mean 'imagenet_"),
         ("imagenet_a: {page: p}", "imagenet_a: Object missing required field `terms`"),
-        (SET.replace("a.tar", "../a.tar"), r"\.\./a\.tar is no plain file name"),
+        (SET.replace("a.tar", "../a.tar"), r"\.\./a\.tar is not a plain file name"),
         (SET.replace("name", "nam"), "imagenet_a: .*unknown field `nam` - at `.*files"),
         (SET.replace("[http://a]", "[]"), "neither addresses nor"),
         (SET.replace("sha256: 0a, ", ""), "neither sha256 nor md5"),
         (
             SET.replace("}]", "}, {name: b.zip, md5: 0b, unpack: zip, addresses: [http://b]}]"),
-            "imagenet_a: a set in a zip file has no other files",
+            "imagenet_a: a dataset in a zip file cannot have other files",
         ),
     ],
 )

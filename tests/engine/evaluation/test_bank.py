@@ -41,7 +41,7 @@ def test_a_set_is_read_once_for_as_many_models_as_fit(
     caplog.set_level(logging.INFO)
     assert same(tables(builder, mixes), expected)
     assert (counted.images, counted.models) == (reads * IMAGES, 6)  # the other two are heads
-    message = f"6 models do not fit together: the set is read once for each of {reads} groups"
+    message = f"6 models do not fit together: reading the dataset once for each of {reads} groups"
     assert (message in caplog.text) == (reads > 1)
 
 

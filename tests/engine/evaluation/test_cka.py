@@ -124,7 +124,7 @@ def test_blocks_of_architectures(monkeypatch):
     depth = sum(map(len, timm.create_model("tf_efficientnet_lite0").blocks))
     assert len(names("tf_efficientnet_lite0")) == depth == 16
     monkeypatch.setattr(cka, "_blocks", lambda *_: ())
-    with pytest.raises(RecipeError, match=r"test_vit is no chain of blocks.*evaluate\.cka=0"):
+    with pytest.raises(RecipeError, match=r"test_vit is not a chain of blocks.*evaluate\.cka=0"):
         names("test_vit")
 
 

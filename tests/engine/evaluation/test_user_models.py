@@ -84,9 +84,9 @@ def test_the_heads_classes_are_named_in_its_order_or_refused(user_grid):
     answers = [CLASSES.index(head[place]) for place in logits.argmax(1)]
     assert row.accuracy == pytest.approx(100 * np.mean(np.array(answers) == truth.numpy()))
     for classes, message in (
-        (None, r"which class each of the 5 outputs of .*A.safe.* --classes"),
-        (("bar", "cross"), r"2 classes are named, but the head of .* 5 outputs"),
-        ((*CLASSES[:4], "bar"), r"4 classes are named, but the head of .* 5 outputs"),
+        (None, r"names the classes of .*A.safetensors.s 5 outputs.* --classes"),
+        (("bar", "cross"), r"--classes has 2 names, but the head of .* 5 outputs"),
+        ((*CLASSES[:4], "bar"), r"--classes has 4 names, but the head of .* 5 outputs"),
         ((*CLASSES[:4], "squares"), r"few has 1 classes .* lacks: 'square' \(is it squares"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -128,7 +128,7 @@ def test_in_a_and_in_r_are_masked_by_the_benchmarks_rule_alone(user_grid, caplog
         caplog.clear()
         evaluated = rows(user_grid, "I", "hard part", classes=None, mask=mask)
         assert [(row.mask, row.classes) for row in evaluated] == expected
-        assert ("published accuracies are among" in caplog.text) == (mask == "none")
+        assert ("published accuracies use" in caplog.text) == (mask == "none")
 
 
 def test_what_does_not_belong_together_is_refused_by_name(user_grid):
@@ -143,13 +143,13 @@ def test_what_does_not_belong_together_is_refused_by_name(user_grid):
     state[name][0, 0] = math.nan
     save_file(state, user_grid.folder / "N.safetensors")
     refused = {
-        "AC": r"C.safetensors has no head.weight: .* another architecture than test_vit",
-        "AD": r"D.safetensors has 3 classes, .*A.safetensors has 5: take only models of one head",
+        "AC": r"C.safetensors has no head.weight: its architecture is not test_vit",
+        "AD": r"D.safetensors has 3 classes, .*A.safetensors has 5: give models with the same head",
         "AE": r"E.safetensors does not fit VisionTransformer: .*blocks.* missing",
-        "AF": r"two of .*A.safetensors, .*F.safetensors hold the same weights",
-        "AN": rf"N\.safetensors: {name} holds NaN",
-        "AX": r"there is no checkpoint .*X.safetensors",
-        "A": r"alphas interpolate between exactly 2 models, not 1",
+        "AF": r"two of .*A.safetensors, .*F.safetensors contain the same weights",
+        "AN": rf"N\.safetensors: {name} contains NaN",
+        "AX": r"checkpoint .*X.safetensors does not exist",
+        "A": r"--alphas requires exactly 2 models, not 1",
     }
     for pair, message in refused.items():
         with pytest.raises(ValueError, match=message):
@@ -186,6 +186,6 @@ def test_a_set_that_changed_since_is_refused(user_grid):
     shutil.copy(sorted((user_grid.folder / "tinted" / "disc").iterdir())[0], picture)
     with pytest.raises(ValueError, match=r"the images in .*outline changed since") as caught:
         rows(user_grid, "A", "outline")
-    remedy = re.search(r"since (\S+) was made of them; .* or delete that folder", str(caught.value))
+    remedy = re.search(r"since (\S+) was encoded: .* or delete that folder", str(caught.value))
     shutil.rmtree(remedy[1])
     assert rows(user_grid, "A", "outline")

@@ -94,19 +94,19 @@ def test_a_users_method_is_a_part_of_its_campaign(folder, tmp_path):
     campaign.check_modules(plans[1])
     (tmp_path / "b" / "mine.py").write_text("# changed\n")
     assert planned(tmp_path / "b", f"runs={tmp_path}").place != plans[1].place
-    with pytest.raises(CampaignError, match=r"mine\.py is not as it was when the campaign was pl"):
+    with pytest.raises(CampaignError, match=r"mine\.py changed since the campaign was pl"):
         campaign.check_modules(plans[1])
 
 
 @pytest.mark.parametrize(
     ("row_or_words", "message"),
     [
-        (["downstream=outline"], r"trains on all its sets; choose them by dataset\.sets="),
-        (["campaign=emoji"], "the campaign is named before all words, as in `rib campaign emoji`"),
-        (["method=fine_tune"], r"several methods; choose them by methods=\[A,B\]"),
+        (["downstream=outline"], r"trains on all its datasets: select them with dataset\.sets="),
+        (["campaign=emoji"], "put the campaign's name first, as in `rib campaign emoji`"),
+        (["method=fine_tune"], r"several methods: select them with methods=\[A,B\]"),
         (["methods.wise_ft.alpha=0.3"], "a campaign trains several methods"),
         (["methods=[]"], "names no methods"),
-        (["dataset.sets=[outline]"], "needs two sets or more"),
+        (["dataset.sets=[outline]"], "requires at least two datasets"),
         (["evaluate.calibration=true", "dataset.holdout=0"], r"set dataset\.holdout above"),
         (["evaluate.split=all"], r"set evaluate\.split=holdout, or dataset\.holdout=0"),
         ("  again: {base: fine_tune, title: FT}", "two rows have the title 'FT'"),
@@ -122,10 +122,10 @@ def test_a_users_method_is_a_part_of_its_campaign(folder, tmp_path):
         ("vary: {train.epochs: [[1]]}", r"vary: train.epochs cannot be \[1\]; values are"),
         ("vary: {optimizer.name: [a/b]}", r"cannot be 'a/b'; values are"),
         ("vary: {method.lam: [1, 2]}", r"vary: method.lam cannot vary; .*\(`methods=\[ROW\]`\)"),
-        ("vary: [train.epochs]", r"of_text\.yaml.*vary must hold `KEY: \[1, 2\]` lines"),
+        ("vary: [train.epochs]", r"of_text\.yaml.*vary must contain `KEY: \[1, 2\]` lines"),
         ("downstreams: [fewer]", r"of_text\.yaml: downstreams: 'fewer' is not a set of .*'few'"),
         ("downstreams: [few, few]", r"of_text\.yaml: downstreams names few twice"),
-        ("downstreams: []", r"of_text\.yaml.*downstreams must list sets"),
+        ("downstreams: []", r"of_text\.yaml.*downstreams must list datasets"),
     ],
 )
 def test_a_mistake_is_found_before_any_work(folder, tmp_path, row_or_words, message):

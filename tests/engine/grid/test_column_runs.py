@@ -106,7 +106,7 @@ def test_variants_and_alphas_stand_side_by_side(folder, finished):
     table, page = ((report / name).read_text() for name in ("table.txt", "index.html"))
     titles = ("LwF ", "LwF (paper) ", "WiSE-FT ", "WiSE-FT, alpha 0.3 ", "Soup ", "Soup (paper) ")
     assert all(f"\n{title}" in table for title in titles)
-    assert "<title>variants: what fine-tuning does" in page, "not the path of its file"
+    assert "<title>variants: robustness after fine-tuning" in page, "not the path of its file"
     (file,) = (folder / "runs").glob("variants*/plans/*/evaluations.json")
     variants = record.read(PlanFolder(file.parent))
     evaluations = variants.record.evaluations
@@ -188,7 +188,7 @@ def test_a_sweep_of_a_rows_option(folder, grid, tmp_path, monkeypatch, capsys):
 
     assert list(pandas.read_csv(table)["method.lam"]) == [0.1, 10.0]
     printed = " ".join((place / "table.txt").read_text().split())
-    assert "note: mRI is measured on the test sets." in printed
+    assert "note: mRI is measured on the test datasets." in printed
 
     made = {path: path.stat().st_mtime_ns for path in (runs / "store").glob("*/*/done.json")}
     kinds = [path.parts[-3] for path in made]

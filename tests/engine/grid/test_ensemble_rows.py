@@ -35,7 +35,7 @@ def test_cka_leaves_it_out_and_says_so(words):
     }  # fmt: skip
     assert {row["method"] for row in campaign.record.cka or ()} == {"fine_tune", "linear_probe"}
     page = (campaign.place.report / "index.html").read_text()
-    assert "methods without features of their own are left out" in page
+    assert "without features of their own are excluded" in page
 
 
 def test_its_row_costs_a_plan_predictions_and_no_pass(words, folder):

@@ -57,7 +57,7 @@ def test_timm_answers_as_the_campaign_did(finished, folder, tmp_path, capsys, me
     words = ["--method", method, *(["--set", "few"] if method != "pre" else [])]
     words += ["--alpha", "0.25"] if method == "wise_ft" else []
     out = exported(finished, tmp_path / "m", *words)
-    lacks = "the model lacks the input prompt" in capsys.readouterr().out
+    lacks = "the model lacks its input prompt" in capsys.readouterr().out
     assert lacks == (method == "visual_prompt")
     net = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
     assert net.pretrained_cfg["label_names"] == list(CLASSES)
@@ -105,7 +105,7 @@ def test_a_folder_that_is_there_is_written_over_by_force_alone(
     before = (out / "model.safetensors").read_bytes()
     words = ["export", *finished, "--method", "fine_tune", "--set", "few", "--out", str(out)]
     assert cli.main(words) == 2
-    assert f"{out} is there already: --force replaces it" in capsys.readouterr().err
+    assert f"{out} exists already: replace it with --force" in capsys.readouterr().err
     assert (out / "model.safetensors").read_bytes() == before
     assert cli.main([*words, "--force"]) == 0
     assert (out / "model.safetensors").read_bytes() != before

@@ -75,7 +75,7 @@ def test_a_merge_of_open_clips_checkpoints_is_open_clips_model(
         assert torch.equal(logits(embedding, out), net(IMAGES))
         text = open_clip.get_tokenizer(tiny_clip.NAME)(["a circle"])
         assert torch.equal(loaded.encode_text(text), clips[1].encode_text(text))
-    with pytest.raises(ValueError, match=r"exported with a head of its own, head\.safetensors"):
+    with pytest.raises(ValueError, match=r"exported with its own head, head\.safetensors"):
         user_models.cell_of(resolved, Store(tmp_path / "s"), out / "open_clip_model.safetensors")
 
 

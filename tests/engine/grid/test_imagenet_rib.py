@@ -57,7 +57,7 @@ def test_masks_are_the_users_choice(rib):
         labelled = sets.Sets(recipe, device, cache_folder(), mask=mask)["objectnet"]
         assert labelled.mask[labelled.labels].all()
         assert (labelled.mask_rule, int(labelled.mask.sum())) == (rule, outputs)
-    with pytest.raises(ValueError, match=r"mask 'nine' is not possible; did you mean 'none'"):
+    with pytest.raises(ValueError, match=r"mask 'nine' is not valid; did you mean 'none'"):
         sets.Sets(recipe, device, cache_folder(), mask="nine")
 
 

@@ -114,7 +114,7 @@ def test_users_errors_end_their_next_attempts_at_once(folder, tmp_path):
     shown = dict(job_states.failures(plan))
     assert job_states.is_done(plan.place, "prepare") and "prepare" not in shown
     assert shown["column-user-error"].startswith("column-user-error failed (exit code 2)")
-    assert "goes on from its last checkpoint" in shown["column-preempted"]
+    assert "resumes from its last checkpoint" in shown["column-preempted"]
     assert "was killed (SIGKILL), as the kernel does where" in shown["column-killed"]
     assert shown["column-left"].startswith(
         "column-left ended without its result (exit code 0)\n  last words: goodbye\n"

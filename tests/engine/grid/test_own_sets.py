@@ -48,7 +48,7 @@ def test_all_rows_are_judged_and_nothing_else_changes(place, grid, capsys):
     before = {path: path.read_bytes() for path in report.rglob("*") if path.is_file()}
     assert evaluate(place, "--sets", f"other={place}/mine/few", f"{place}/mine/new") == 0
     printed = capsys.readouterr().out
-    assert "RI and mRI of shapes stay as they are" in printed
+    assert "RI, mRI and the report of shapes do not change" in printed
     assert {path: path.read_bytes() for path in before} == before
     assert sorted(store.iterdir()) == cells
 
@@ -94,8 +94,8 @@ def test_what_is_not_possible_is_refused_before_any_work(place, capsys, tmp_path
     new_set = f"{place}/mine/new"
     for words, message in (
         (("--sets", f"{place}/mine/few"), "few is a set of the campaign"),
-        (("--sets", new_set, "--out", str(tmp_path), "--force"), "is a folder, not a file: --out"),
-        (("--sets", new_set, "--arch", "test_vit"), "--arch is for --models"),
+        (("--sets", new_set, "--out", str(tmp_path), "--force"), "is a folder, not a file: choose"),
+        (("--sets", new_set, "--arch", "test_vit"), "--arch requires --models"),
         (("--sets", new_set, "optimizer.lr=0.5"), "no finished run"),
     ):
         assert evaluate(place, *words) == 2

@@ -68,7 +68,7 @@ def test_a_file_that_changes_while_jobs_wait_changes_no_campaign(
 def test_jobs_that_end_without_the_result_are_an_error(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(workflow, "run", lambda plans, options: None)
     assert cli.main(["campaign", str(mine(folder, 0.02)), f"runs={tmp_path}"]) == 2
-    assert "mine.yaml: all jobs ended, but something of the result is" in capsys.readouterr().err
+    assert "mine.yaml: all jobs ended, but results are missing" in capsys.readouterr().err
 
 
 MIX = """\

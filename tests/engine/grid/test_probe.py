@@ -36,8 +36,8 @@ def test_where_nothing_is_compared_or_seeds_are_several_there_is_no_probe():
     for words, message in (
         (["probe=1", "seeds=2"], "not with vary or several seeds"),
         (["probe=8"], "not with 10 of a campaign's rows and 8 of its columns"),
-        (["probe=true"], "probe=True is no number of columns"),
-        (["probe=-1"], "probe=-1 is no number of columns"),
+        (["probe=true"], "probe=True is not a number of columns"),
+        (["probe=-1"], "probe=-1 is not a number of columns"),
     ):
         with pytest.raises(RecipeError, match=message):
             columns("emoji", *words)
@@ -69,7 +69,7 @@ def test_a_probe_trains_one_column_again_and_leaves_all_cells_as_they_are(
         varies = a["method"] != "linear_probe" and a["alpha"] != "0.0"
         assert (width > width_before) == varies
     page = (report / "index.html").read_text()
-    assert "tinted was trained a second time" in page and "(one training)" not in page
+    assert "Models on tinted were trained a second time" in page and "(one training)" not in page
     assert "(one training)" in (plain / "index.html").read_text()
     assert "1 and a probe" in power(["power", *words], capsys)
     assert cli.main(["power", *words[:2]]) == 2
@@ -104,9 +104,9 @@ def test_seeds_and_images_that_separate_rows_follow_from_the_numbers_given(tmp_p
     assert picture.read_text().startswith("<svg")
     assert "1 points" not in shown and "seeds" in shown
     for wrong, message in (
-        (["power"], "name a finished campaign, or give"),
-        ([*errors, "--points", "0"], "--points must be above 0"),
-        ([*errors, "--rows", "1"], "--rows must be 2 or more"),
+        (["power"], "give a finished campaign, or"),
+        ([*errors, "--points", "0"], "points must be above 0"),
+        ([*errors, "--rows", "1"], "give --rows of at least 2"),
         ([*errors, "--out", str(tmp_path / "power.png")], "ends in .svg"),
     ):
         assert cli.main(wrong) == 2 and message in capsys.readouterr().err

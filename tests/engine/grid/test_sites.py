@@ -178,7 +178,7 @@ def test_a_cluster_is_read_from_slurms_own_words(tmp_path, monkeypatch):
     programs(tmp_path, sinfo="echo 'Unable to contact' >&2; exit 1")
     refused(r"Slurm does not answer: sinfo .*: Unable to contact")
     monkeypatch.setenv("PATH", "")
-    refused("there is no sbatch")
+    refused("this machine has no sbatch")
     monkeypatch.setattr(slurm.importlib.util, "find_spec", lambda name: None)
     refused("pip install snakemake-executor-plugin-slurm")
 
@@ -244,7 +244,7 @@ def test_a_controller_that_is_away_for_a_while_is_told(monkeypatch):
 
 def test_options_without_effect_are_refused(capsys):
     for option, message in (
-        ("--cores 0", "--cores 0: at least one is needed"),
+        ("--cores 0", "--cores 0: give at least 1"),
         ("--partition x", "--partition is an option of --executor slurm"),
         ("--retries 0", "--retries is an option of --executor slurm"),
         ("--executor slurm --retries -1", "--retries -1: 0 or more"),

@@ -30,9 +30,9 @@ def test_three_commands_lead_to_a_report(grid, tmp_path, monkeypatch, capsys):
     words = ["campaign", "imagenet_rib", "model=vit_tiny_random", *model, *small, "--cores", "2"]
     campaigns.in_this_process(monkeypatch)
     assert cli.main(words) == 0
-    assert "mRI: its mean over 2 downstream sets" in " ".join(capsys.readouterr().out.split())
+    assert "mRI: its mean over 2 downstream datasets" in " ".join(capsys.readouterr().out.split())
     (report,) = runs.glob("imagenet_rib-vit_tiny_random*/report")
     accuracy = pd.read_csv(report / "accuracy.csv", keep_default_na=False)
     assert set(accuracy.evaluated_on) == {"imagenet_val", "imagenet_a", "objectnet", "imagenet_c"}
     assert set(accuracy.downstream) - {""} == {"imagenet_a", "imagenet_c"}
-    assert "over 2 downstream sets" in (report / "index.html").read_text()
+    assert "over 2 downstream datasets" in (report / "index.html").read_text()

@@ -32,7 +32,7 @@ def test_measured_and_published_are_compared(folder, grid, tmp_path):
         return Builder(cell, grid.device)
 
     first = builder()
-    with pytest.raises(ValueError, match="no set of shapes is encoded for mine"):
+    with pytest.raises(ValueError, match="no dataset of shapes is encoded for mine"):
         verify.verify(first)
     for name in ("upstream", "few"):
         assert first.sets[name]
@@ -72,7 +72,7 @@ def test_images_that_fitted_the_head_are_not_evaluated(folder, grid, tmp_path):
     upstream = first.sets["upstream"]
     check, *_ = verify.verify(first)
     assert 0 < check.images == len(upstream.holdout) < len(upstream.labels)
-    assert "upstream (hold-out)" in command.text("tiny", [check])
+    assert "upstream (held-out)" in command.text("tiny", [check])
     whole = cell_plan.resolve(name, parsed((*words, "dataset.holdout=0", "evaluate.split=all")))
     check, *_ = verify.verify(Builder(whole, grid.device))
     assert check.images == len(upstream.labels)

@@ -177,7 +177,7 @@ def test_photos_that_a_column_did_not_train_on_and_their_classes_count_nowhere(m
 def test_the_first_screen_and_a_section_say_what_was_found(made):
     results = made[1]
     text = headline.leak(results)
-    assert text.startswith("Having seen a photo in another set is worth +")
+    assert text.startswith("Having seen a photo in another dataset is worth +")
     assert text.endswith("to FT in this one training") and text in headline.lead(results)
     (section,) = [of for of in sections.of(results) if of.key == "leak"]
     assert section.heading == text
@@ -192,12 +192,12 @@ def test_without_plain_fine_tuning_the_first_method_is_named_and_not_the_largest
     keys = results.arms["key"].replace("fine_tune", "other")
     arms = results.arms.assign(key=keys).sort_values("key")  # LwF first
     assert headline.leak(replace(results, record=record, arms=arms)).startswith(
-        "Having seen a photo in another set shows no effect on LwF"
+        "Having seen a photo in another dataset shows no effect on LwF"
     )
 
 
 def test_no_leak_is_said_to_be_none(tmp_path):
     results = Made(tmp_path, shared=False).results()
     assert headline.leak(results).startswith(
-        "Having seen a photo in another set shows no effect on"
+        "Having seen a photo in another dataset shows no effect on"
     )

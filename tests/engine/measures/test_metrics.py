@@ -80,9 +80,9 @@ def test_what_is_missing_is_refused_by_name(tmp_path, drop, missing):
 
 def test_duplicates_and_a_single_set_are_refused(tmp_path):
     evaluations = grid(tmp_path, random_hits())
-    with pytest.raises(ValueError, match="fine-tuned on c, evaluated on up, seed 0, is given 2"):
+    with pytest.raises(ValueError, match="fine-tuned on c, evaluated on up, seed 0, occurs 2"):
         gather([*evaluations, evaluations[-1]])
-    with pytest.raises(ValueError, match="two or more distinct"):
+    with pytest.raises(ValueError, match="at least two distinct"):
         gather(evaluations, ["a", "a"])
 
 
@@ -123,7 +123,7 @@ def test_other_pixels_of_one_model_are_refused(tmp_path):
     pq.write_table(pq.read_table(evaluations[0].path).replace_schema_metadata({}), tmp_path / "b")
     gather([*evaluations, *another_model])
     name_pack("two", -1)
-    with pytest.raises(ValueError, match="are of different packs of one set") as caught:
+    with pytest.raises(ValueError, match="used different packs of one dataset") as caught:
         gather(evaluations)
     assert str(evaluations[-1].path) in str(caught.value)
     assert str(evaluations[3].path) in str(caught.value)
@@ -139,11 +139,11 @@ def bad(**columns) -> pa.Table:
         (bad(label=[1, None, 2, 3]), "1 of 4 values of 'label' are NaN or null"),
         (bad(margin=[None, np.nan, 0.2, 0.3]), "2 of 4 values of 'margin'"),
         (bad(index=[0, 1, 1, 2]), "index 1 occurs more than once"),
-        (bad(top1=[0.5, 1, 2, 3]), "no prediction table"),
-        (bad().drop_columns(["margin"]), "no prediction table .*margin"),
-        (bad().slice(0, 0), "holds no predictions"),
-        (b"PAR1", "is no prediction table"),
-        (None, "holds no Parquet part"),
+        (bad(top1=[0.5, 1, 2, 3]), "not a table of predictions"),
+        (bad().drop_columns(["margin"]), "not a table of predictions .*margin"),
+        (bad().slice(0, 0), "contains no predictions"),
+        (b"PAR1", "is not a table of predictions"),
+        (None, "contains no Parquet file"),
     ],
 )
 def test_damaged_predictions_are_refused(tmp_path, data, message):

@@ -30,16 +30,16 @@ def test_rows_in_any_order_with_further_columns_and_a_byte_order_mark(tmp_path):
     "text, message",
     [
         ("model,set\nm,up\n", "with the columns model, set, accuracy"),
-        ("model,set,accuracy\n", "no accuracy is above 1; give models"),
-        ("model,set,accuracy\nm,up,0.8\nm,a,0.4\n", "no accuracy is above 1; .* in percent"),
+        ("model,set,accuracy\n", "no accuracy is above 1: give"),
+        ("model,set,accuracy\nm,up,0.8\nm,a,0.4\n", "no accuracy is above 1: .* in percent"),
         (GOOD + "\nm,A,3\n", "line 5: m on A: the campaign has no such set, only up, a, b"),
-        (GOOD + "m,b,101\n", "line 4: m on b: the accuracy is no number"),
-        (GOOD + "m,b\n", "line 4: m on b: the accuracy is no number"),
+        (GOOD + "m,b,101\n", "line 4: m on b: the accuracy is not a number"),
+        (GOOD + "m,b\n", "line 4: m on b: the accuracy is not a number"),
         (GOOD + "m,a,40\n", "line 4: m on a: the set is given twice"),
         (GOOD + " ,b,3\n", "line 4: .*the line names no model"),
-        (GOOD + "n,a,3\n", "n needs a line for the upstream set, up, and one"),
-        (GOOD + "n,up,3\n", "n needs a line for the upstream set, up, and one"),
-        (b"model,set,accuracy\n\xff,up,3\n", "cannot be read as a CSV file in UTF-8"),
+        (GOOD + "n,a,3\n", "n: add a line for the upstream dataset, up, and one"),
+        (GOOD + "n,up,3\n", "n: add a line for the upstream dataset, up, and one"),
+        (b"model,set,accuracy\n\xff,up,3\n", "is not a CSV file in UTF-8"),
     ],
 )
 def test_a_mistake_is_named_with_file_and_line(tmp_path, text, message):
@@ -48,7 +48,7 @@ def test_a_mistake_is_named_with_file_and_line(tmp_path, text, message):
 
 
 def test_a_file_that_is_not_there(tmp_path):
-    with pytest.raises(ValueError, match=r"none.csv cannot be read"):
+    with pytest.raises(ValueError, match=r"none.csv is not a CSV"):
         model_rows.read(tmp_path / "none.csv", ["a"], "up")
 
 

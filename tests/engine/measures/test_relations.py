@@ -155,7 +155,9 @@ def _changed(probe):
     return probe
 
 
-@pytest.mark.parametrize(("gain", "says"), [(0, ""), (40, "Without related sets the mRI of FT")])
+@pytest.mark.parametrize(
+    ("gain", "says"), [(0, ""), (40, "Without related datasets, the mRI of FT")]
+)
 def test_the_first_screen_names_only_what_differs_by_more_than_its_interval(
     evaluations, gain, says
 ):

@@ -95,9 +95,9 @@ def test_order_fits_tensors_of_other_names(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("x.safetensors", b"\x08" * 50, "is cut or no"),
-        ("x.pth", [1, 2], "holds no state dict of tensors"),
-        ("x.pth", {0: torch.ones(2)}, "the name 0 of a tensor is no text"),
+        ("x.safetensors", b"\x08" * 50, "is truncated or not"),
+        ("x.pth", [1, 2], "contains no state dict of tensors"),
+        ("x.pth", {0: torch.ones(2)}, "the name 0 of a tensor is not a string"),
     ],
 )
 def test_what_is_no_state_dict_is_named(name, content, message, tmp_path):
@@ -114,7 +114,7 @@ def test_a_compressed_file_which_may_be_a_bomb_is_refused(tmp_path):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
         for name, data in members.items():
             packed.writestr(name, data)
-    with pytest.raises(ValueError, match=r"odd\.pth is cut, compressed, or holds more"):
+    with pytest.raises(ValueError, match=r"odd\.pth is truncated, compressed, or contains more"):
         formats.load(path)
 
 
@@ -148,7 +148,7 @@ def test_damaged_bytes_of_a_checkpoint_name_the_file(tmp_path):
 def test_tensors_that_are_no_plain_numbers_are_named(unusual, tmp_path):
     path = tmp_path / "odd.pth"
     torch.save({"state_dict": state() | {"norm.bias": unusual(torch.eye(5))}}, path)
-    with pytest.raises(ValueError, match=r"odd\.pth: norm\.bias is no dense tensor"):
+    with pytest.raises(ValueError, match=r"odd\.pth: norm\.bias is not a dense tensor"):
         formats.load(path)
 
 
@@ -196,7 +196,7 @@ def test_the_checksum_of_a_recipe_is_checked(tmp_path):
     backbone(model(path, sha256="0", package="a"), tmp_path)  # the package's, which is not read
     with pytest.raises(ValueError, match=r"own\.safetensors has the SHA-256 .* not model\.weights"):
         backbone(model(path, sha256="0"), tmp_path)
-    with pytest.raises(ValueError, match="weights from random are neither"):
+    with pytest.raises(ValueError, match="not to weights from random"):
         unread = WeightsRecipe(source="random", sha256="0")
         backbone(dataclasses.replace(model(path), weights=unread), tmp_path)
 

@@ -179,7 +179,7 @@ def test_a_hub_out_of_reach_is_named_with_the_remedy(error, message, tmp_path, m
         raise error
 
     monkeypatch.setattr(timm, "create_model", unreachable)
-    with pytest.raises(ValueError, match=rf"\({message}\); .*model\.weights\.path=FILE"):
+    with pytest.raises(ValueError, match=rf"\({message}\)\. .*model\.weights\.path=FILE"):
         checkpoints.backbone(model("resnet18"), Store(tmp_path), tmp_path, 0)
 
 

@@ -113,10 +113,14 @@ def test_head_of_features_is_the_model_to_the_bit_and_in_fp32(arch, projection, 
     [
         ("resnet5", {}, "timm has no architecture 'resnet5'; did you mean 'resnet50'"),
         ("deepseek_vit_412m", {}, r"crop_mode=border.*add model\.crop_mode=center or "),
-        ("volo_d1_224", {}, r"volo_d1_224 has the heads \('head', 'aux_head'\)"),
+        ("volo_d1_224", {}, r"volo_d1_224 has several heads, \('head', 'aux_head'\)"),
         ("caformer_s18", {}, r"(?s)head of MetaFormer is .*not a linear"),
-        ("test_resnet", {"projection": 24}, r"model\.projection: test_resnet has no place"),
-        ("vit_tiny_patch16_224", {"image_size": 40}, "image_size=40: vit_tiny_patch16_224 takes"),
+        ("test_resnet", {"projection": 24}, r"model\.projection: test_resnet cannot have"),
+        (
+            "vit_tiny_patch16_224",
+            {"image_size": 40},
+            "image_size=40: vit_tiny_patch16_224 requires",
+        ),
     ],
 )
 def test_what_cannot_be_a_model_is_refused(arch, options, message):
@@ -128,7 +132,7 @@ def test_what_cannot_be_a_model_is_refused(arch, options, message):
 @pytest.mark.parametrize(
     ("arch", "classes", "message"),
     [
-        ("test_resnet", 4, "cls_token is missing; .* and [0-9]+ more; give weights of the same"),
+        ("test_resnet", 4, "cls_token is missing; .* and [0-9]+ more: give weights of the same"),
         ("test_vit", 5, r"extra is unexpected; head\.weight is \[5, 64\], not \[4, 64\]"),
     ],
 )

@@ -26,13 +26,13 @@ def model(**weights: str) -> ModelRecipe:
 
 def test_without_open_clip_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "open_clip", None)
-    with pytest.raises(ValueError, match=r"needs open_clip: pip install -e '\.\[clip\]'"):
+    with pytest.raises(ValueError, match=r"requires open_clip: pip install -e '\.\[clip\]'"):
         clip.package()
 
 
 def test_weights_of_another_activation_are_refused(tmp_path):
     pytest.importorskip("open_clip", reason="the extra [clip]")
-    with pytest.raises(ValueError, match=r"trained with QuickGELU; use ViT-B-16-quickgelu"):
+    with pytest.raises(ValueError, match=r"trained with QuickGELU: use ViT-B-16-quickgelu"):
         zero_shot.open_model(model(clip="ViT-B-16"), tmp_path)
 
 
@@ -60,5 +60,5 @@ def test_features_and_logits_are_open_clips_or_the_architecture_is_refused(tmp_p
         assert_near(net(x), expected, atol=1e-4)
     assert not models.head(net).bias.any()
     plain = dataclasses.replace(options, arch="vit_base_patch16_clip_224.openai")
-    with pytest.raises(ValueError, match=r"away from open_clip's ViT-B-16-quickgelu"):
+    with pytest.raises(ValueError, match=r"from open_clip's ViT-B-16-quickgelu"):
         checkpoints.backbone(plain, store, tmp_path / "cache", 0)

@@ -216,10 +216,10 @@ def test_too_many_samples_for_exact_transport_are_refused(monkeypatch):
         ("--lam-x 0 --label-distance none", "make all costs zero"),
         ("--label-distance mean", "did you mean 'means'?"),
         ("--exact --bracket 0.1", "give exact or bracket"),
-        ("--bracket 0.1 --eps 0.2", "eps is of regularised transport"),
+        ("--bracket 0.1 --eps 0.2", "eps is for regularized transport"),
         ("--sample-seed 3", "the seed draws samples: give their number (samples) too"),
-        ("outline", "two or more distinct sets, got ['outline']"),
-        ("outlyne few", "'outlyne' is no set of"),
+        ("outline", "at least two distinct datasets, not ['outline']"),
+        ("outlyne few", "has no dataset 'outlyne'"),
     ],
 )
 def test_the_command_refuses_by_name_before_a_model_is_made(
@@ -264,13 +264,13 @@ def test_the_command_prints_the_matrix_and_writes_it(folder, grid, capsys, tmp_p
     [
         (
             [1.0, 4.0, 9.0, 16.0, 25.0],
-            "loses more accuracy upstream: Spearman +1.00 (p 0.017), over 5 sets",
+            "loses more accuracy upstream: Spearman +1.00 (p 0.017), over 5 datasets",
         ),
         (
             [4.0, 1.0, 16.0, 9.0, 25.0],
             "is not significantly related to distance: Spearman +0.80 (p 0.13",
         ),
-        ([1.0, 2.0], "are nearest, "),
+        ([1.0, 2.0], "are closest, "),
     ],
 )
 def test_a_relation_of_few_sets_says_how_little_it_proves(drops, heading, tmp_path, monkeypatch):

@@ -54,11 +54,14 @@ def test_torchvisions_weights_are_those_that_timm_has_of_them(name, arch, size, 
         ("hf-hub:someone/net", "only timm's own.*hf download someone/net config.json model.safe"),
         (
             "torchvision:resnet5",
-            "of torchvision's by this name; did you mean 'resnet50'",
+            "torchvision weights of this name; did you mean 'resnet50'",
         ),
-        ("torchvision:vgg11/IMAGENET1K_V2", "no weights of torchvision's"),
-        ("torchvision:vgg11/DEFAULT", "weights are IMAGENET1K_V2 or IMAGENET1K_V1"),
-        ("local-dir:nowhere", "there is no nowhere/config.json; a cell .* `rib export CELL"),
+        ("torchvision:vgg11/IMAGENET1K_V2", "no torchvision weights"),
+        ("torchvision:vgg11/DEFAULT", "weights must be IMAGENET1K_V2 or IMAGENET1K_V1"),
+        (
+            "local-dir:nowhere",
+            "there is no nowhere/config.json. To turn a cell .* `rib export CELL",
+        ),
     ],
 )
 def test_a_name_that_stands_for_nothing_ends_in_a_line_that_helps(name, message):

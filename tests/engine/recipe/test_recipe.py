@@ -112,7 +112,9 @@ def test_what_a_cell_needs_is_dumped_with_it(name, tmp_path):
     assert cell_plan.resolve(saved) == cell
     write(tmp_path / "resolved.yaml", f"{recipe.dump(cell.recipe)}needs: 3\n")
     if cell.needs:
-        with pytest.raises(RecipeError, match=r"resolved.yaml: needs must hold sections by method"):
+        with pytest.raises(
+            RecipeError, match=r"resolved.yaml: needs must contain sections by method"
+        ):
             cell_plan.resolve(saved)
 
 
@@ -201,7 +203,7 @@ def test_an_architecture_of_timm_is_a_model_by_its_name():
     for unknown in ("mobilenetv3_smal_100", "test_vit_none", "vit_tiny_patch16_512"):
         with pytest.raises(RecipeError, match=f"there is no model '{unknown}'"):
             recipe.load("emoji/ewc", parsed([f"model={unknown}"]))
-    with pytest.raises(RecipeError, match="images of 1024 x 768 pixels, and packs hold square"):
+    with pytest.raises(RecipeError, match="images of 1024 x 768 pixels, but packs contain square"):
         recipe.load("emoji/ewc", parsed(["model=vit_base_patch16_sapiens2"]))
 
 

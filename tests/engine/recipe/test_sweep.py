@@ -45,14 +45,14 @@ def test_the_row_and_its_sets():
     [
         ("emoji/ewc model.crop=0.8,0.9", "model.crop cannot vary; keys of optimizer, train can"),
         ("emoji/ewc method.lam=1,1.0", "method.lam names 1.0 twice, as 1 and 1.0"),
-        ("emoji/ewc method.lam=1,2 method.lam=3", r"method.lam is given twice; .* method.lam=A,B"),
-        ("emoji/ewc method.lam=1,", "there is an empty value between commas"),
+        ("emoji/ewc method.lam=1,2 method.lam=3", r"method.lam is given twice: .* method.lam=A,B"),
+        ("emoji/ewc method.lam=1,", "a value between commas is empty"),
         ("emoji/ewc method.lam=1", "nothing varies: .* engine/launch.py recipe=emoji/ewc"),
         ("emoji/ewc seed=0,1 seeds=2", "seed and seeds=2 both say the seeds"),
-        ("emoji/ewc model=[a,b] method.lam=1,2", "a sweep is of one model"),
+        ("emoji/ewc model=[a,b] method.lam=1,2", "a sweep has one model"),
         ("emojis method.lam=1,2", "no campaign 'emojis'; did you mean 'emoji'"),
-        ("emoji method.lam=1,2", "name it, as in emoji/fine_tune; there are fine_tune"),
-        ("emoji/ewc method=lwf method.lam=1,2", "method=lwf: a sweep varies one row; name it, as"),
+        ("emoji method.lam=1,2", "name it, as in emoji/fine_tune. Rows: fine_tune"),
+        ("emoji/ewc method=lwf method.lam=1,2", "method=lwf: a sweep varies one row: name it, as"),
     ],
 )
 def test_what_cannot_be_is_refused(words, message):

@@ -70,13 +70,13 @@ def test_rows_are_selected_by_their_names_and_need_others_in_their_variant(campa
         ("{base: ewc_paper}", r"rows.yaml \(methods.x\): ewc_paper has a base itself"),
         ("{base: ensemble, method: {members: [ewc]}}", "name two methods or more"),
         ("{base: ensemble, method: {members: [ewc, lwf, ewc]}}", "or `pre`, none twice"),
-        ("ewc", r"rows.yaml \(methods.x\) must hold `key: value` lines, not 'ewc'"),
+        ("ewc", r"rows.yaml \(methods.x\) must contain `key: value` lines, not 'ewc'"),
         (
             "{base: wise_ft, train: {epochs: 9}}",
             r"\(methods.x\): .* trains nothing, so `train` has",
         ),
-        ("{}\n  pre: {base: ewc}", r"rows.yaml: methods: 'pre' is the pre-trained model's name"),
-        ("{}" + "".join(f"\n  r{i}: {{base: ewc}}" for i in range(3000)), r"most 100$"),
+        ("{}\n  pre: {base: ewc}", r"rows.yaml: methods: 'pre' is the pretrained model's name"),
+        ("{}" + "".join(f"\n  r{i}: {{base: ewc}}" for i in range(3000)), r"maximum is 100$"),
         ("{}\n  a/b: {base: ewc}", r"rows.yaml: methods: 'a/b' cannot be part of a path"),
     ],
 )

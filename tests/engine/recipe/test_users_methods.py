@@ -53,7 +53,7 @@ def test_a_file_lies_beside_the_one_that_names_it(tmp_path, monkeypatch):
     assert recipe.load(str(inline)).method == of_file
     assert recipe.load(str(inline), method="lwf") == recipe.load("emoji", method="lwf")
     words = ["method.module=mine.py", "method.steps=3"]
-    with pytest.raises(RecipeError, match=r"mine\.py' is not a Python file; a relative path"):
+    with pytest.raises(RecipeError, match=r"mine\.py' is not a Python file\. A relative path"):
         recipe.load("emoji/fine_tune", parsed(words))
     monkeypatch.chdir(place)
     resolved = recipe.load("emoji/fine_tune", parsed(words))

@@ -66,11 +66,11 @@ def test_the_barrier_of_each_column_is_its_definition():
     assert data["barrier_on_downstream_set_pts"].tolist() == pytest.approx([8.0] * 3)
     assert data["barrier_on_other_sets_pts"].tolist() == pytest.approx([15.0] * 3)
     assert section.heading == (
-        "Interpolated weights fall at most 8.0 points on the set fine-tuned on and 15.0 points on "
-        "the other sets below the line between both models"
+        "Interpolated models fall at most 8.0 points on the downstream dataset and 15.0 points on "
+        "the other datasets below the line between both endpoints"
     )
     straight = {("wise_ft", alpha, ""): (50 + 40 * alpha, 50) for alpha in accuracies}
     above = curves.barrier(of_arms(straight, methods={"wise_ft": "WiSE-FT"}))
-    assert above.heading == "No interpolated weights fall below the line between both models"
+    assert above.heading == "No interpolated model falls below the line between both endpoints"
     del arms["wise_ft", 0.0, ""]
     assert curves.barrier(of_arms(arms)) is None, "without both ends"

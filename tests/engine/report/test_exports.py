@@ -69,7 +69,7 @@ def test_the_papers_table_has_a_caption_a_label_and_the_best_in_bold(written):
     folder, sections_written = written
     (table,) = [t for section in sections_written for t in section.tables if t.name == "paper"]
     text = (folder / "tables/paper.tex").read_text()
-    assert r"\caption{RI in points: fine-tuned on the set that heads the column" in text
+    assert r"\caption{RI in points, by downstream dataset" in text
     assert r"\label{tab:paper}" in text
     best = table.data.loc[table.data["mRI_pts"].idxmax()]
     (row,) = [line for line in text.splitlines() if line.startswith(str(best["method"]))]

@@ -85,10 +85,10 @@ def test_table_shows_every_number_in_place():
     [
         (
             {"fine_tune": 3.0, "lwf": 9.0},
-            ["LwF has the highest of 2 mRIs", "not corrected for the choice", "FT has +"],
+            ["LwF ranks first of 2 rows", "not adjusted for selecting", "FT: +"],
         ),
-        ({"fine_tune": 9.0, "lwf": 3.0}, ["FT has the highest", "LwF has +"]),
-        ({"fine_tune": -9.0, "lwf": -1.0, "mine": -4.0}, ["LwF has the highest", "FT has −"]),
+        ({"fine_tune": 9.0, "lwf": 3.0}, ["FT ranks first", "LwF: +"]),
+        ({"fine_tune": -9.0, "lwf": -1.0, "mine": -4.0}, ["LwF ranks first", "FT: −"]),
         ({"lwf": 5.0}, ["LwF has an mRI of", "95% interval"]),
     ],
 )

@@ -51,8 +51,8 @@ def test_a_seed_probe_counts_where_each_campaign_has_one_of_a_shared_column(
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"sets": ("flat", "mono")}, "campaign b has the sets flat, mono beside up"),
-        ({"downstreams": ["mono"]}, "no set in common that they fine-tune on"),
+        ({"sets": ("flat", "mono")}, "campaign b has the datasets flat, mono and upstream up"),
+        ({"downstreams": ["mono"]}, "no downstream dataset in common"),
         ({"sweep": [{"optimizer.lr": 0.1}]}, "b is a sweep"),
     ],
 )
@@ -71,7 +71,7 @@ def test_the_command_takes_folders(tmp_path, capsys):
     assert cli.main(["report", folders[0]]) == 0
     assert str(runs[0].place.report / "index.html") in capsys.readouterr().out
     assert cli.main(["report", folders[0], "seeds=5"]) == 2
-    assert "seeds=5 can follow a campaign's name only" in capsys.readouterr().err
+    assert "seeds=5: a folder is reported as it ran" in capsys.readouterr().err
     assert cli.main(["report", *folders]) == 2
     assert "--out DIR" in capsys.readouterr().err
     out = tmp_path / "both"
@@ -81,8 +81,8 @@ def test_the_command_takes_folders(tmp_path, capsys):
         " has the highest mRI (one training)</h2>" in page and (out / "tables/models.tex").is_file()
     )
     assert cli.main(["report", *folders, "--out", str(out)]) == 2
-    assert f"{out} is there already: --force" in capsys.readouterr().err
+    assert f"{out} exists already: replace it" in capsys.readouterr().err
     assert cli.main(["report", *folders, "--out", str(out), "--force"]) == 0
     (tmp_path / "empty").mkdir()
     assert cli.main(["report", str(tmp_path / "empty")]) == 2
-    assert "holds no campaign" in capsys.readouterr().err
+    assert "contains no campaign" in capsys.readouterr().err

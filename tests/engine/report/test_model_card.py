@@ -51,8 +51,11 @@ def test_a_card_has_what_the_hub_reads_and_the_reports_numbers(run, tmp_path):
     assert "| flat | MIT https://example.org/a?b=1&c=2 |" in text
     stored = results_file.read((run.place.report / "results.json").read_bytes())
     (mri,) = [n for n in stored.numbers if (n.quantity, n.method) == ("mRI", "ewc")]
-    assert f"mRI of the method, its mean RI over 3 downstream sets: +{mri.value:.1f} points" in text
-    assert f"The interval is about {stored.intervals_of_mri}." in text
+    assert (
+        f"mRI of the method, its mean RI over 3 downstream datasets: +{mri.value:.1f} points"
+        in text
+    )
+    assert f"The interval covers {stored.intervals_of_mri}." in text
     assert "on images held out of training" in text
     after = next(
         n for n in stored.numbers
@@ -66,7 +69,7 @@ def test_a_pre_trained_models_card_claims_no_ri(run):
     results = results_file.read((run.place.report / "results.json").read_bytes())
     text = model_card.text(run, row(run, "pre"), results)
     assert "lite0, not fine-tuned" in text and "mRI of" not in text and "RI of this" not in text
-    assert "| set | before fine-tuning |" in text
+    assert "| dataset | before fine-tuning |" in text
 
 
 def test_without_a_whole_report_there_are_no_numbers(run, tmp_path):
@@ -75,7 +78,7 @@ def test_without_a_whole_report_there_are_no_numbers(run, tmp_path):
     page.write_bytes(before + b" ")
     (card,) = model_card.write(tmp_path, run, row(run, "ewc", "mono"))
     page.write_bytes(before)
-    assert "no numbers: run `rib report` first" in card.read_text("utf-8")
+    assert "no numbers, because the campaign had no report" in card.read_text("utf-8")
 
 
 def test_a_users_own_readme_stays(run, tmp_path):

@@ -82,8 +82,9 @@ def test_the_story_comes_first_and_headings_say_what_was_found(report):
     is_folded = ["<details>" in part for part in html.split("<section id=")[1:]]
     assert is_folded == [False, False] + [True] * 12
     headings, best = re.findall("<h2[^>]*>(.*?)</h2>", html), results.ranked().iloc[0]["method"]
-    assert headings[0] == f"{best} ranks first by mRI (one training)" and best in headings[3]
-    assert headings[6].startswith("Upstream, accuracy changes by ")
+    assert headings[0].startswith("mRI ranges from ") and headings[0].endswith(" (one training)")
+    assert f" ({best})" in headings[0] and best in headings[3]
+    assert headings[6].startswith("Upstream accuracy changes by ")
 
 
 def test_words_of_users_are_escaped_wherever_they_stand(tmp_path):

@@ -84,7 +84,7 @@ def on_upstream(
 def test_fine_tuning_upstream_shows_each_set_and_the_mean_change():
     arms = {(method, None, ""): (95, 50) for method in METHODS}
     section = changes.tuned_upstream(of_arms(arms, more=on_upstream(30), methods=METHODS))
-    assert section.heading.startswith("Fine-tuned on up, accuracy changes by −")
+    assert section.heading.startswith("After fine-tuning on up, accuracy changes by −")
     data = section.tables[0].data
     ft = data[data["method"] == "FT"].set_index("evaluated_on")
     assert ft.index[0] == "up" and set(ft.index) == {"up", *SETS}

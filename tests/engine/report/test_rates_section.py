@@ -29,7 +29,7 @@ def varied(**values: Any) -> Results:
 def test_the_curve_has_every_rate_and_marks_the_held_out_choice():
     section = rates.section(varied())
     assert section.heading == (
-        "Fine-tuning's mRI is from −5.0 to +15.0 points over 4 settings, −5.0 with that "
+        "Fine-tuning's mRI ranges from −5.0 to +15.0 points over 4 settings, −5.0 with the setting "
         "chosen on held-out images (lr 0.001, adamw)"
     )
     table = section.tables[0].data
@@ -37,8 +37,8 @@ def test_the_curve_has_every_rate_and_marks_the_held_out_choice():
     assert list(marked["method"]) == ["FT, adamw", "LwF, adamw"]  # of equal ones the first
     assert marked["rate"].iloc[0] == 0.001 and marked["mRI_pts"].iloc[0] == pytest.approx(-5)
     assert marked["on_downstream_set_pct"].iloc[0] == table["on_downstream_set_pct"].max()
-    assert "Of 4 settings, the highest mRI has FT in 2 and LwF in 2." in section.text
-    assert "selection on the test sets" in section.text
+    assert "Highest mRI in 4 settings: FT in 2 and LwF in 2." in section.text
+    assert "select on the test datasets" in section.text
     (svg,) = drawn(section).values()
     assert ">0.0001<" in svg and ">0.001<" in svg
     rings = len(marked)
@@ -49,8 +49,8 @@ def test_the_curve_has_every_rate_and_marks_the_held_out_choice():
 def test_without_held_out_images_no_rate_is_marked():
     section = rates.section(varied(holdout=False))
     assert not section.tables[0].data["chosen"].any()
-    assert section.heading == "Fine-tuning's mRI is from −5.0 to +15.0 points over 4 settings"
-    assert section.text.startswith("No images are held out, so no rate is marked as chosen.")
+    assert section.heading == "Fine-tuning's mRI ranges from −5.0 to +15.0 points over 4 settings"
+    assert section.text.startswith("No images are held out, so no rate is marked.")
 
 
 def test_it_is_there_where_a_rate_varies_and_only_there():

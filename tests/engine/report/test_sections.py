@@ -148,12 +148,12 @@ def test_a_set_without_distances_and_a_pair_that_did_not_converge_are_named(resu
 
 def test_what_was_not_measured_is_not_claimed(results):
     unheld = changed(results, holdout=False)
-    for key, words in (("maps", "no hold-out"), ("settings", "Nothing is held out")):
+    for key, words in (("maps", "nothing held out"), ("settings", "Nothing is held out")):
         assert words in section(unheld, key).text and words not in section(results, key).text
     text = section(results, "how-to-read").text
     assert "They are of this one training" in text
     photos = section(changed(results, contact_sheet=""), "how-to-read").text
-    drawings = "another rendering of a drawing that it has seen"
+    drawings = "another rendering of a drawing in the training set"
     assert drawings in text and drawings not in photos
 
 
@@ -202,7 +202,7 @@ def test_what_was_chosen_on_the_set_it_is_measured_on_is_marked(results):
     settings = results.record.rows[0].settings
     greedy = Row("ewc", settings | {"method.select": "greedy"})
     marked = changed(results, rows=[greedy, Row("fine_tune", settings)])
-    note = "EWC & co: chosen by accuracy on the images held out of the set fine-tuned on"
+    note = "EWC & co: chosen by accuracy on held-out images of the downstream dataset"
     assert note in section(marked, "ranking").tables[-1].caption
     assert note in section(marked, "trade-off").text
     assert "chosen by" not in section(results, "trade-off").text

@@ -40,12 +40,13 @@ def test_comparison_is_with_the_best_or_with_the_named_method():
 
 def test_those_that_are_not_significantly_different_from_the_best_are_named():
     assert headline.lead(of_methods(fine_tune=40, lwf=79.9, ewc=80)) == (
-        "In this one training, L<w>F is not significantly different from EWC & co (a paired test "
+        "In this one training, L<w>F does not differ significantly from EWC & co (paired tests "
         "at 5%, corrected for 3 comparisons; 1 training seed). Every method fine-tunes the "
-        "pre-trained lite0 on each of 3 sets in turn and is evaluated on the 2 other sets."
+        "pretrained lite0 on each of 3 datasets in turn and is evaluated on the 2 other datasets; "
+        "mRI is the mean change in accuracy."
     )
     results = of_methods(fine_tune=40, lwf=40, ewc=40)
-    assert "L<w>F and EWC & co are not significantly" in headline.told_apart(results, MODEL)
+    assert "L<w>F and EWC & co do not differ significantly" in headline.told_apart(results, MODEL)
     apart = dataclasses.replace(results, comparisons=results.comparisons[:0])  # by their settings
     assert headline.told_apart(apart, MODEL).startswith("No other row has the setting of ")
     for setting, suffix in (("", ""), ("dataset.shots=1", " of its setting")):
@@ -57,7 +58,7 @@ def test_those_that_are_not_significantly_different_from_the_best_are_named():
     alone = of_methods(ewc=40)
     for made in (apart, alone):
         assert headline.lead(made).startswith("Every method")
-    assert "no finished method" in terminal.comparisons(alone, MODEL, "lwf")
+    assert "No finished method" in terminal.comparisons(alone, MODEL, "lwf")
 
 
 def shown(results: Results) -> list[str]:
@@ -84,8 +85,8 @@ def test_what_orders_methods_says_that_it_is_of_one_training():
     text = headline.told_apart(probed, MODEL)
     assert text == "EWC & co is significantly better than every other method"
     assert "1 training seed and a seed probe" in headline.lead(probed)
-    assert "other trainings, by a second one on a;" in probed.population_of_mri
-    assert "a was trained a second time" in about.how_to_read(probed).text
+    assert "other training seeds, estimated from a second one on a;" in probed.population_of_mri
+    assert "Models on a were trained a second time" in about.how_to_read(probed).text
 
 
 def test_csv_files_hold_every_row(tmp_path):
@@ -118,7 +119,7 @@ def test_csv_files_hold_every_row(tmp_path):
 def test_several_seeds_have_a_file(tmp_path):
     cells = several_seeds(tmp_path, lambda seed: random_hits(seed=seed), (0, 7))
     results = of_evaluations(cells)
-    assert "They cover training seeds too, 2 of them." in about.how_to_read(results).text
+    assert "They also cover 2 training seeds." in about.how_to_read(results).text
     table = tables(results)["seeds.csv"]
     assert ",".join(table.columns) == (
         "model,method,variant,alpha,setting,downstream,evaluated_on,seed,n,accuracy"

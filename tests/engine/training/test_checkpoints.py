@@ -162,7 +162,7 @@ def test_a_full_disk_costs_the_checkpoint_and_not_the_training(grid, empty, monk
 
     monkeypatch.setattr(CheckpointFiles, "write", full)
     _, cell = empty.build(EVERY_STEP)
-    assert "training goes on without the checkpoint of step 1: no room" in caplog.text
+    assert "training continues without the checkpoint of step 1: no room" in caplog.text
     check_same(cell, plain)
 
 
@@ -262,7 +262,7 @@ def two_ranks(
 def test_two_ranks_go_on_bit_by_bit_and_another_number_closely(two_ranks):
     """Interrupted on two ranks, and on one for two to go on."""
     process, results, places = two_ranks
-    assert process.stderr.count("made on 1 ranks and goes on on 2") == len(TWO_RANKS)
+    assert process.stderr.count("of 1 ranks on 2") == len(TWO_RANKS)
     for number, words in enumerate(TWO_RANKS):
         whole, _, two, _, from_one = results[5 * number : 5 * number + 5]
         assert whole[1] == [1, 2, 3, 4, 5, 6]

@@ -43,9 +43,9 @@ def test_what_ranks_cannot_share_is_refused_by_the_key_to_set(grid: Grid, monkey
     frozen = prepared(grid, f"model.arch={CONV}")
     monkeypatch.setattr(ranks, "world", lambda: 2)
     norms.synchronise(frozen.method, frozen.builder.run)
-    with pytest.raises(ValueError, match=r"on GPUs only: set train\.freeze_batchnorm=true"):
+    with pytest.raises(ValueError, match=r"requires GPUs: set train\.freeze_batchnorm=true"):
         norms.synchronise(made.method, made.builder.run)
     with pytest.raises(
-        ValueError, match=r"has 1 of the 2 images that the ranks need.*another train\.batch_size"
+        ValueError, match=r"has 1 images, but training batch norms needs.*change train\.batch_size"
     ):
         norms.synchronise(few.method, on(GPU, few.builder.run))

@@ -87,9 +87,11 @@ def test_a_pull_that_sgd_cannot_follow_is_logged_and_refused_where_it_is_all_of_
     build(theta, options, Penalty(190.0, zeros, {"t": torch.ones(4)}))
     assert not caplog.records
     build(theta, options, Penalty(1.0, zeros, {"t": torch.tensor([0.0, 1, 189, 191])}))
-    assert "the pull on 1 of 4 weights is weakened to the firmest" in caplog.text
+    assert "the penalty on 1 of 4 weights is limited to the largest" in caplog.text
     for fisher in (None, {"t": torch.ones(4)}):
-        with pytest.raises(ValueError, match=r"strength 300 at optimizer.lr=0.01 .* 190 or less"):
+        with pytest.raises(
+            ValueError, match=r"strength 300 .* at optimizer.lr=0.01: .* at most 190"
+        ):
             build(theta, options, Penalty(300.0, zeros, fisher))
     build(theta, dataclasses.replace(options, name="adamw"), Penalty(300.0, zeros))
 

@@ -142,8 +142,8 @@ def test_a_filler_touches_no_statistics(grid):
 @pytest.mark.slow
 def test_two_ranks_refuse_a_batch_that_does_not_divide_and_batch_norms_that_learn(two_ranks):
     *_, uneven, free, _ = two_ranks
-    assert "train.batch_size=13 does not divide into 2 ranks" in uneven
-    assert "on GPUs only: set train.freeze_batchnorm=true" in free
+    assert "train.batch_size=13 is not divisible by 2 ranks" in uneven
+    assert "requires GPUs: set train.freeze_batchnorm=true" in free
 
 
 @pytest.mark.slow
@@ -264,5 +264,5 @@ def test_a_cell_is_made_on_its_recipes_threads_whatever_a_launcher_allows(grid, 
 
 
 def test_a_batch_that_does_not_divide_is_refused(grid):
-    with pytest.raises(ValueError, match=r"batch_size=12 does not .* train.accumulation=5"):
+    with pytest.raises(ValueError, match=r"batch_size=12 is not .* train.accumulation=5"):
         grid.build("train.accumulation=5")

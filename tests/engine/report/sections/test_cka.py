@@ -65,7 +65,7 @@ def test_the_heading_correlates_ranks_within_a_method_and_a_set(of_grid):
     ranks -= ranks.groupby([data["method"], data["evaluated_on"]]).transform("mean")
     expected, heading = ranks.corr().loc["cka", "change_pts"], cka.section(of_grid).heading
     assert f"accuracy: Spearman {expected:+.2f}".replace("-", "\N{MINUS SIGN}") in heading
-    assert heading.endswith("over 3 sets fine-tuned on")
+    assert heading.endswith("over 3 downstream datasets")
     missing = cka.section(replace(of_grid, record=replace(of_grid.record, cka=rows(missing=True))))
     assert missing.tables[0].data["cka"].isna().sum() == 1
     assert missing.heading != heading
@@ -91,7 +91,7 @@ def test_sets_that_differ_do_not_turn_the_headings_direction():
     assert spearmanr(points["cka"], points["change_pts"]).statistic > 0.5
     within = points.groupby(["method", "evaluated_on"])[["cka", "change_pts"]]
     assert (within.corr(method="spearman")["cka"].xs("change_pts", level=-1) < -0.9).all()
-    assert "features that moved less go with less accuracy" in cka.section(made).heading
+    assert "features that changed less go with lower accuracy" in cka.section(made).heading
 
 
 def test_depth_is_a_share_and_a_mean_over_the_other_sets(of_grid):

@@ -79,11 +79,11 @@ def test_the_mean_counts_each_set_fine_tuned_on_alike_as_everywhere():
 
 def test_the_figure_has_all_points_and_says_what_lines_are_fitted_over(of_grid):
     section = effective_robustness.section(of_grid)
-    assert "Lines are fitted over models given by the user" in section.text
+    assert "Baseline: models given by the user" in section.text
     assert (section.figures[0].data["kind"] == "given").sum() == 4 + 3
     (svg,) = drawn(section).values()
     assert svg.count('aria-roledescription="point"') == 10 + 7
-    assert "on the set, %" in svg
+    assert "on the dataset, %" in svg
 
 
 def test_published_models_make_the_lines_where_there_is_no_file(tmp_path, monkeypatch):
@@ -104,7 +104,7 @@ def test_published_models_make_the_lines_where_there_is_no_file(tmp_path, monkey
     upstream = made.grid.cells["accuracy"].to_numpy()
     tuned = made.grid.cells.query("evaluated_on in ['a', 'c'] and downstream != evaluated_on")
     outside = [not 39 <= upstream[at] <= 43 for at in tuned["on_upstream"]]
-    assert f"{sum(outside)} of {len(outside)} accuracies lie outside" in section.text
+    assert f"{sum(outside)} of {len(outside)} accuracies are outside" in section.text
     assert sum(outside) > 0
     (svg,) = drawn(section).values()
     assert svg.count('stroke-dasharray="1,3"') >= 2, "what is extrapolated is dotted"
@@ -121,12 +121,14 @@ def test_the_heading_counts_what_intervals_show_and_ranks_nothing(of_grid):
     tuned = section.tables[0].data.query("method != 'pre-trained'")
     above = (tuned["effective_robustness_low"] > 0).sum()
     below = (tuned["effective_robustness_high"] < 0).sum()
-    assert section.heading.startswith(f"Of 2 fine-tuned rows, {above} lie above and {below} below")
+    assert section.heading.startswith(
+        f"Of 2 fine-tuned rows, {above} are significantly above and {below} below"
+    )
     assert "most" not in section.heading
 
 
 def test_too_few_models_for_any_line_are_refused(tmp_path):
     file = tmp_path / "models.csv"
     file.write_text("model,set,accuracy\nm,up,20\nm,a,10")
-    with pytest.raises(ValueError, match=r"models\.csv: a trend line needs 3 models on a set"):
+    with pytest.raises(ValueError, match=r"models\.csv: a trend line requires at least 3 models"):
         results(tmp_path / "grid", file)
