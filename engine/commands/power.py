@@ -103,7 +103,7 @@ def text(title: str, errors: Errors, points: float, power: float) -> str:
         for k, seeds in needed
         if seeds is not None
     ]
-    found = ", or ".join(dict.fromkeys(ways)) or "more than 100 seeds and ten times as many images"
+    found = ", or ".join(dict.fromkeys(ways)) or "more than 100 seeds with ten times as many images"
     return console.text(
         f"{title}\nSmallest difference in mRI, in points, that is significant in {power:.0%} of "
         f"campaigns between two of {errors.rows} rows (5% level, corrected for "

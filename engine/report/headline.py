@@ -126,7 +126,7 @@ def without_related(results: Results) -> str:
     )
     if len(rows) == 1:
         return text
-    count = f"{len(moved)} of {len(rows)} mRIs differ by more than their intervals"
+    count = f"{len(moved)} of {len(rows)} mRIs differ significantly"
     return f"{text}; {count}"
 
 

@@ -33,11 +33,11 @@ def _line(row: OnSet) -> list[str]:
 def of_campaign(
     rows: Sequence[OnSet], downstreams: Sequence[str], titles: Mapping[str, str]
 ) -> str:
-    """One table per dataset: accuracy in percent and its change in points, with the campaign's
-    rows and one column per downstream dataset. titles: of methods, by key."""
+    """One table per dataset: accuracy in percent and its change in points, with the headline rows
+    of the campaign and one column per downstream dataset. titles: of methods, by key."""
     tables = []
     for _, (before, *trained) in groupby(rows, SET):
-        cells = {(row.arm, row.downstream): row.accuracy for row in trained}
+        cells = {(row.arm, row.downstream): row.accuracy for row in trained if row.headline}
         after = pandas.Series(cells).unstack(sort=False)[[*downstreams]]
         after["mean"] = after.mean(axis=1)
         table = console.text(

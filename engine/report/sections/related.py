@@ -42,8 +42,8 @@ def section(results: Results) -> Section | None:
         without_related(results) or "Related datasets change no mRI significantly",
         f"{RELATED} Disjoint RI is RI without datasets related to the downstream dataset; disjoint "
         f"mRI is its mean over {over} of "
-        f"{counted('downstream dataset', len(results.grid.downstreams))}. Intervals of the "
-        f"difference cover {results.population}.",
+        f"{counted('downstream dataset', len(results.grid.downstreams))}. Population of "
+        f"the intervals: {results.population}.",
         figures=by_model(
             results,
             "related-sets",

@@ -16,9 +16,9 @@ from engine.report.sections.figures import by_model
 from engine.report.text import counted, rounded
 
 TEST = {
-    False: "normal test of the difference, with its standard deviation from a paired bootstrap",
-    True: "t test of the difference, with its standard deviation over images from a paired "
-    "bootstrap, and over seeds pooled over the rows that train",
+    False: "normal test, with the standard deviation of a paired bootstrap",
+    True: "t test, with the standard deviations over images (paired bootstrap) and over seeds "
+    "(pooled over the rows that train)",
 }
 DIFFERENCE = ["difference_pts", "difference_low", "difference_high"]
 
@@ -35,10 +35,10 @@ def section(results: Results) -> Section | None:
         "how-sure",
         heading,
         f"{_separated(results, models)}Differences are paired: both methods use the same draws of "
-        "images. Population: "
-        f"{results.population_of_mri}. p: {TEST[results.covers_training]}, corrected for "
-        f"{counted('comparison', results.family)} (Holm); intervals are not corrected. Equal "
-        "accuracy can hide changed predictions; the table shows how many changed.",
+        f"images. Population: {results.population_of_mri}. p is from a "
+        f"{TEST[results.covers_training]}. It is corrected for "
+        f"{counted('comparison', results.family)} (Holm); intervals are not. Equal accuracy can "
+        "hide changed predictions; the table shows how many changed.",
         figures=by_model(
             results,
             "how-sure",

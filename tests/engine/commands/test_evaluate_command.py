@@ -1,6 +1,7 @@
 """What `rib evaluate` takes and prints: alphas, tables, CSV files and one-line errors."""
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,17 @@ def test_the_table_has_a_line_a_set_and_model_with_whole_names():
     assert [line for line in lines if line] == [
         [of.model, of.evaluated_on, "50,000", "0", f"{of.accuracy:.2f}"] for of in many
     ]
+
+
+def test_a_campaigns_table_has_its_headline_rows_only():
+    """Other alphas, of which 0 and 1 are other rows of the table, are in the file."""
+    before = row("lite0", "mine", 100, 40.0)
+    soups = [
+        replace(before, method="wise_ft", downstream="a", alpha=alpha, headline=alpha == 0.5)
+        for alpha in (0.0, 0.5, 1.0)
+    ]
+    text = on_sets.of_campaign([before, *soups], ["a"], {"wise_ft": "WiSE-FT"})
+    assert text.count("WiSE-FT") == 2 and "alpha" not in text, "accuracy, and its change"
 
 
 @pytest.fixture
