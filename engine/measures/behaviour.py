@@ -117,7 +117,7 @@ def negative_log_likelihood(after: ImagePredictions) -> np.ndarray:
     return -np.log(np.maximum(after.p_true.astype(np.float64), least))
 
 
-@measure(BEFORE_AFTER, "pct", "the same answer before and after", is_share=True)
+@measure(BEFORE_AFTER, "pct", "the same prediction before and after", is_share=True)
 def same_top1(before: ImagePredictions, after: ImagePredictions) -> np.ndarray:
     return before.top1 == after.top1
 
@@ -138,7 +138,7 @@ def gained(before: ImagePredictions, after: ImagePredictions) -> np.ndarray:
     return ~before.hit & after.hit
 
 
-@measure(WHOLE_SET, "pct", "expected calibration error, debiased (too large on few images)")
+@measure(WHOLE_SET, "pct", "expected calibration error, debiased; still too large on few images")
 def calibration_error(predictions: ImagePredictions, sources: np.ndarray) -> float:
     """Expected calibration error in points: the mean distance between confidence, the probability
     of the top-1 class, and accuracy, in 15 bins of equal width, open below and closed above (Guo et
@@ -161,7 +161,7 @@ def calibration_error(predictions: ImagePredictions, sources: np.ndarray) -> flo
     return float(100 * (np.abs(sums) - too_large).sum() / predictions.weights.sum())
 
 
-@measure(WHOLE_SET, "pct", "the same after temperature scaling, where it is stored")
+@measure(WHOLE_SET, "pct", "the same after temperature scaling, if stored")
 def scaled_calibration_error(predictions: ImagePredictions, sources: np.ndarray) -> float:
     """As `calibration_error`, after temperature scaling; NaN without a temperature."""
     if predictions.scaled is None:
