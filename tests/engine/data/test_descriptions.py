@@ -165,7 +165,7 @@ def test_what_models_say_must_agree(user_grid):
     for files, message in (
         ([cell, bare], r"classes of .*A.safetensors.* add --classes .*cell/cell.json"),
         ([cell, turned], r"cell/cell.json and .*turned/cell.json have different classes"),
-        ([cell, small], r"cell.json says crop_pct 1.0, .*small/cell.json says 0.9: take"),
+        ([cell, small], r"cell.json says crop_pct 1.0, .*small/cell.json says 0.9: give"),
     ):
         described = descriptions.beside(files, None)
         with pytest.raises(ValueError, match=message):

@@ -66,7 +66,11 @@ def other_images(file: Path) -> None:
 
 @pytest.mark.parametrize(
     ("damage", "message"),
-    [(other_bits, "run"), (other_images, "holds predictions of other images"), (cut, "is no pred")],
+    [
+        (other_bits, "run"),
+        (other_images, "holds predictions of other images"),
+        (cut, "is not a table of pred"),
+    ],
 )
 def test_a_damaged_slice_of_predictions_is_named_and_the_remedy_works(
     fresh, mixes, expected, small_slices, damage, message

@@ -31,7 +31,7 @@ def test_a_photo_is_held_out_of_all_sets_or_of_none_at_a_rate():
     ("words", "message"),
     [
         (["dataset.holdout=0"], "holds nothing out with dataset.holdout=0"),
-        (["dataset.shots=2"], "dataset.shots trains on a part of the photos"),
+        (["dataset.shots=2"], "dataset.shots trains on only some of the photos"),
         (["dataset.portion=0.5"], "set evaluate.seen=false"),
     ],
 )
