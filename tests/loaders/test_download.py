@@ -126,7 +126,7 @@ def test_the_next_mirror_stands_in_for_what_is_no_address(bad, web, tmp_path):
 def test_nobody_listens_and_other_schemes(web, tmp_path):
     (tmp_path / "secret").write_bytes(CONTENT)
     closed, file = "http://127.0.0.1:9/a", (tmp_path / "secret").as_uri()
-    with pytest.raises(ValueError, match=r"refused.*file:.*: it is no http or https address"):
+    with pytest.raises(ValueError, match=r"refused.*file:.*: it is not an http or https address"):
         fetch(remote(closed, file), tmp_path)
     for other in (file, "ftp://127.0.0.1:9/a"):
         with pytest.raises(ValueError, match=r"(not allowed|no http or https address)\)"):
