@@ -129,7 +129,7 @@ def test_nobody_listens_and_other_schemes(web, tmp_path):
     with pytest.raises(ValueError, match=r"refused.*file:.*: it is not an http or https address"):
         fetch(remote(closed, file), tmp_path)
     for other in (file, "ftp://127.0.0.1:9/a"):
-        with pytest.raises(ValueError, match=r"(not allowed|no http or https address)\)"):
+        with pytest.raises(ValueError, match=r"(not allowed|not an http or https address)\)"):
             fetch(remote(web("a", redirect=other)), tmp_path)
 
 

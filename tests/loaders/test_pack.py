@@ -68,7 +68,9 @@ def test_same_request_is_reused_and_another_refused(tmp_path):
     (tmp_path / "mine").mkdir()
     with pytest.raises(FileExistsError, match="exists and is not a pack: move it away or choose"):
         make(tmp_path / "mine")
-    with pytest.raises(FileNotFoundError, match=r"manifest.json: missing or not a file.*; encode it$"):
+    with pytest.raises(
+        FileNotFoundError, match=r"manifest.json: missing or not a file.*; encode it$"
+    ):
         Pack.open(tmp_path / "mine")
 
 

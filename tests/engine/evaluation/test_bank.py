@@ -72,7 +72,7 @@ def test_a_column_holds_one_set_at_a_time(grid, monkeypatch):
     monkeypatch.setattr(jobs.job_states, "advance", lambda *_: None)
     for name, result in (("build", None), ("entries", ()), ("remove_snapshots", None)):
         monkeypatch.setattr(builder, name, lambda result=result: result)
-    jobs.column(SimpleNamespace(path=None, columns=[column]), column, grid.device)
+    jobs.column(SimpleNamespace(place=None, columns=[column]), column, grid.device)
     assert held == [{"upstream"}, {"outline"}, {"tinted"}, {"few"}]
     assert not builder.sets._sources
 
