@@ -151,7 +151,7 @@ def test_what_was_not_measured_is_not_claimed(results):
     for key, words in (("maps", "nothing held out"), ("settings", "Nothing is held out")):
         assert words in section(unheld, key).text and words not in section(results, key).text
     text = section(results, "how-to-read").text
-    assert "They are of this one training" in text
+    assert "They are about this one training" in text
     photos = section(changed(results, contact_sheet=""), "how-to-read").text
     drawings = "another rendering of a drawing in the training set"
     assert drawings in text and drawings not in photos
