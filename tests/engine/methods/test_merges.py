@@ -71,7 +71,7 @@ def test_depths_follow_each_family_of_models():
         assert sorted(set(depths.values())) == pytest.approx(np.linspace(0, 1, blocks))
         assert depths.keys() == dict(net.named_parameters()).keys()
     assert depths["norm_pre.weight"] == 0
-    with pytest.raises(ValueError, match=r"layers of Linear; take one of timm's models"):
+    with pytest.raises(ValueError, match=r"order of Linear's layers: choose one of timm's models"):
         lines.relative_depths(torch.nn.Linear(2, 2))
 
 

@@ -137,7 +137,7 @@ def test_the_fisher_of_fewer_images_or_drawn_labels_is_another_and_bad_words_are
     assert not same(every, drawn) and not same(every, fewer)
     assert same(builder.fisher(99, "data"), every)
     assert same(drawn, fisher.diagonal(builder.run, 0, "model"))  # seeded
-    with pytest.raises(ValueError, match=r"method.fisher_labels='guess': `model` or `data`"):
+    with pytest.raises(ValueError, match=r"method.fisher_labels='guess': give `model` or `data`"):
         builder.fisher(0, "guess")
 
 
