@@ -162,7 +162,7 @@ PNG = samples()[0][2]
         ([("a.png", PNG), ("a.cls", b"7")], r"row 0 has the label 7, of 3 classes"),
         ([("a.png", PNG), ("a.cls", b"-1")], r"row 0 has the label -1, of 3 classes"),
         ([("a.png", PNG), ("a.cls", b"../up")], r"row 0 is of the class '../up', which names no"),
-        ([("a.png", PNG), ("a.cls", b"\xff")], r"row 0 \(a\) has a label that is no text"),
+        ([("a.png", PNG), ("a.cls", b"\xff")], r"row 0 \(a\) has a label that is not a string"),
         ([("a.png", PNG), ("a.cls", b"1" * 2000)], r"row 0 \(a\) has a label of 2,000 bytes"),
     ],
 )

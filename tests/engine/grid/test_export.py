@@ -137,7 +137,7 @@ def test_which_row_is_never_guessed_and_a_parent_that_is_gone_is_named(
     row = ["--set", "few", "--method"]
     for words, message in (
         ([], "such row: add --method, one of pre, fine_tune, wise_ft"),
-        (["--method", "ewc"], "no row of --method ewc, only of pre, fine_tune"),
+        (["--method", "ewc"], "no row has --method ewc: choose pre, fine_tune"),
         ([*row, "wise_ft"], "add --alpha, one of 0, 0.25"),
         ([*row, "fine_tune", "--alpha", "1"], "this row has none"),
         ([*row, "fine_tune", "--seed", "7"], "of --seed 7, only of 0"),
