@@ -140,7 +140,7 @@ def test_which_row_is_never_guessed_and_a_parent_that_is_gone_is_named(
         (["--method", "ewc"], "no row has --method ewc: choose pre, fine_tune"),
         ([*row, "wise_ft"], "add --alpha, one of 0, 0.25"),
         ([*row, "fine_tune", "--alpha", "1"], "this row has none"),
-        ([*row, "fine_tune", "--seed", "7"], "of --seed 7, only of 0"),
+        ([*row, "fine_tune", "--seed", "7"], "no row has --seed 7: choose 0"),
         ([*row, "soup"], f"no finished cell {cell.name}"),
     ):
         assert cli.main(["export", *finished, "--out", str(tmp_path / "m"), *words]) == 2
