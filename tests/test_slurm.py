@@ -139,7 +139,7 @@ def test_batch_script_on_two_tasks_is_one_campaign(cluster, folder, finished, pr
     wrapped = [f"--chdir={ROOT}", f"--output={log}", "--ntasks=2", "--wait"]
     script = ["--nodes=1", "--wrap", f"{command} --cores 2"]
     with contextlib.suppress(AssertionError):  # the log says more
-        cluster.ask("sbatch", *wrapped, *script, timeout_s=400)
+        cluster.ask("sbatch", *wrapped, *script, timeout_s=900)
     assert (runs / "shapes" / "report").is_dir(), log.read_text()
     same_results(runs, finished)
 
@@ -179,7 +179,7 @@ def test_each_job_has_a_gpu_of_its_own(cluster, folder, tmp_path):
         details = ("scontrol", "show", "job", "--details")
         given = lambda: re.search(r"GRES=gpu:1\(IDX:\d\)", cluster.ask(*details))  # noqa: E731
         until(given, "a job has a GPU", 60)
-        shown = process.communicate(timeout=200)[0]
+        shown = process.communicate(timeout=900)[0]
     assert "device=cuda" in shown and process.returncode == 2
     (job,) = of_campaign(cluster, name)
     assert "TimeLimit=01:00:00" in job
@@ -189,7 +189,7 @@ def test_each_job_has_a_gpu_of_its_own(cluster, folder, tmp_path):
 
 def test_jobs_that_reach_their_time_or_memory_are_named(ended_by_slurm):
     process, runs = ended_by_slurm
-    shown = process.communicate(timeout=400)[0]
+    shown = process.communicate(timeout=900)[0]
     assert process.returncode == 2
     for name, state, remedy in (("few", "TIMEOUT", "--time"), ("tinted", "OUT_OF_MEMORY", "--mem")):
         reason = rf"^column-{name} was ended by Slurm: {state} .*{remedy}"
@@ -200,6 +200,6 @@ def test_jobs_that_reach_their_time_or_memory_are_named(ended_by_slurm):
 
 def test_a_preempted_campaign_ends_with_the_results_of_a_local_one(finished, preempted):
     process, runs = preempted
-    shown = process.communicate(timeout=400)[0]
+    shown = process.communicate(timeout=900)[0]
     assert process.returncode == 0, shown[-3000:]
     same_results(runs, finished)

@@ -52,7 +52,7 @@ def _stand_in(folder: Path) -> Path:
     command = ["g++", "-std=c++20", "-shared", "-fPIC", f"-I{torch_folder / 'include'}"]
     command += [str(source), f"-L{torch_folder / 'lib'}", "-lc10"]
     command += [f"-Wl,-rpath,{torch_folder / 'lib'}", "-o", str(library)]
-    subprocess.run(command, check=True, timeout=300)
+    subprocess.run(command, check=True, timeout=900)
     return library
 
 

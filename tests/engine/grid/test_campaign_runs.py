@@ -40,7 +40,7 @@ def test_the_program_runs_all_ready_made_methods_to_one_complete_table(folder, t
     cwd.mkdir()
     words = ("runs=runs", "train.epochs=1", "dataset.sets=[outline,few]", "downstreams=[few]")
     with started(tmp_path, *words, "--cores", "2", cwd=cwd) as process:
-        shown = process.communicate(timeout=300)[0]
+        shown = process.communicate(timeout=900)[0]
     assert process.returncode == 0, shown[-3000:]
     (report,) = (cwd / "runs").glob("shapes-*/report")
     assert "mRI" in shown and str(report / "index.html") in shown
@@ -97,7 +97,7 @@ def test_a_campaign_that_ended_in_every_way_is_resumed_to_the_same_tables(
         until(begun, "a job is at work", at_work=process)
         (program,) = (n for n, words in jobs_of(runs).items() if words[3:4] == [job.__name__])
         os.kill(program, signal.SIGKILL)
-        shown = process.communicate(timeout=300)[0]
+        shown = process.communicate(timeout=900)[0]
     assert process.returncode == 2 and "prepare was killed (SIGKILL)" in shown, shown[-3000:]
     assert "logs/prepare.log" in shown
 
