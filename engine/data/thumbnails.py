@@ -47,15 +47,17 @@ def webp(pixels: np.ndarray) -> bytes:
 
 
 def contact_sheet(sets: Sets, dataset: DatasetRecipe) -> str:
-    """A PNG of some concepts in every emoji style, each in its first rendering."""
-    picked = np.linspace(0, dataset.classes - 1, 8).astype(int)
-    rows: dict[str, list[np.ndarray]] = {}
-    for name in dataset.evaluated_sets:
-        pack = sets[name].pack
+    """A PNG of up to 8 of the packs' concepts in every emoji style, each in its first rendering."""
+    packs = [sets[name].pack for name in dataset.evaluated_sets]
+    labels = np.unique(np.concatenate([pack.labels for pack in packs]))
+    picked = labels[np.linspace(0, len(labels) - 1, 8).astype(int)]
+    rows: dict[str, dict[str, np.ndarray]] = {}
+    for pack in packs:
         for index in np.flatnonzero(np.isin(pack.labels, picked)).tolist():
-            style, _, rendering = str(pack.keys[index]).split("/")
-            if rendering == "0":
-                rows.setdefault(style, []).extend(pack.pixels([index]))
+            style, concept, _ = str(pack.keys[index]).split("/")
+            if concept not in rows.setdefault(style, {}):
+                (rows[style][concept],) = pack.pixels([index])
     png = io.BytesIO()
-    emoji.contact_sheet(rows).save(png, format="PNG")
+    images = {style: list(of_style.values()) for style, of_style in rows.items()}
+    emoji.contact_sheet(images).save(png, format="PNG")
     return base64.b64encode(png.getvalue()).decode()

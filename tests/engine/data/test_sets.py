@@ -1,9 +1,12 @@
 """Sets: labels in the head's order, masks, splits, and packs that are what the recipe asks for."""
 
+import base64
 import dataclasses
 import hashlib
+import io
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from engine.data import imagenet
+from engine.data import imagenet, thumbnails
 from engine.data.kinds import Folder
 from engine.data.packs import pack_folder
 from engine.data.sets import LabelledSet, Sets, names_in_head, to_head
@@ -183,3 +186,17 @@ def test_folders_of_an_imagenet_head_may_be_numbers():
     for folders in (("10", "1000"), ("1", "01"), ("10", "dog"), head[:3]):
         assert names_in_head(folders, head) == folders
     assert names_in_head(("0", "1"), head[:2]) == ("0", "1"), "another head: no guess"
+
+
+def test_a_contact_sheet_shows_the_concepts_of_a_smoke_run():
+    """A few images, of which none may be of a concept that a whole set would show."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (3, 18, 18, 3), np.uint8)
+    keys = ["flat/2764/1", "flat/2764/2", "mono/1f600/3"]
+    pack = SimpleNamespace(labels=np.array([5, 5, 9]), keys=keys, pixels=images.__getitem__)
+    sets: Any = {"flat": SimpleNamespace(pack=pack)}
+    dataset = DatasetRecipe("emoji", sets=["flat"], classes=112, upstream="flat")
+    sheet = base64.b64decode(thumbnails.contact_sheet(sets, dataset))
+    shown = np.asarray(Image.open(io.BytesIO(sheet)))
+    corners = [(y, x) for y in range(3) for x in range(shown.shape[1] - 17)]
+    assert any((shown[y : y + 18, x : x + 18] == images[0]).all() for y, x in corners)
