@@ -24,8 +24,7 @@ def read(path: Path, kind: type[T], remedy: str, root: Root | None = None) -> T:
     """The content of a JSON file as `kind`; below `root`, where no link leads to it.
 
     Raises DamagedFile for text that is not JSON or has other types, and for what is not a file or
-    has
-    more than `READABLE` bytes; FileNotFoundError.
+    has more than `READABLE` bytes; FileNotFoundError.
     """
     try:
         values = msgspec.json.decode(root.read(path) if root else read_small(path, READABLE))

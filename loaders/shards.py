@@ -2,9 +2,8 @@
 
 A set is one file, a folder of files, or a pattern such as `data/test-*.parquet`. Labels are numbers
 there, so the names of the classes come from the file's own metadata, or from a file next to it;
-they
-are never guessed. Keys and order of images are those of folders `<class>/<image>`, so a set gives
-the same pack from both.
+they are never guessed. Keys and order of images are those of folders `<class>/<image>`, so a set
+gives the same pack from both.
 """
 
 from __future__ import annotations

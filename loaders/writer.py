@@ -1,8 +1,7 @@
 """The two data files of a pack, written image by image, from the start or where a run stopped.
 
 A journal accompanies unfinished images: one line per image, with the checksum of its bytes and one
-of
-itself. The next run takes the images up to the first whose line or bytes are damaged or missing.
+of itself. The next run takes the images up to the first whose line or bytes are damaged or missing.
 """
 
 from __future__ import annotations

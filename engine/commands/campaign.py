@@ -42,8 +42,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--executor", choices=("local", *SCHEDULERS), default="local",
         help="where jobs run (default: local). slurm: each is a Slurm job; keep the command "
-        "running "
-        "on a login node, in tmux or with nohup",
+        "running on a login node, in tmux or with nohup",
     )  # fmt: skip
     parser.add_argument(
         "--limit", type=int, metavar="N",

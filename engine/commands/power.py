@@ -165,8 +165,7 @@ def _of_models(arguments: argparse.Namespace) -> Sequence[tuple[str, Errors]]:
             if errors is None:
                 raise ValueError(
                     f"{run.record.name} trained each cell once, or has a single row, so its error "
-                    "over "
-                    f"seeds is unknown: {REMEDY}"
+                    f"over seeds is unknown: {REMEDY}"
                 )
             errors = Errors(
                 errors.images if image is None else image, errors.seeds, count or errors.rows

@@ -208,8 +208,7 @@ def classes_of(descriptions: Mapping[Path, Description | None]) -> tuple[str, ..
         if names != classes:
             raise ValueError(
                 f"{source} and {file} have different classes, or another order: give models with "
-                "the "
-                "same head"
+                "the same head"
             )
     nameless = [file for file, d in descriptions.items() if d is None or not d.classes]
     if nameless and classes != imagenet.wnids():

@@ -52,8 +52,7 @@ def summed(logits_BC: torch.Tensor, members_GM: torch.Tensor | None) -> torch.Te
     """Logits [B, C] that give each class the sum of its outputs' probabilities.
 
     This is the smooth form of `grouped`: the maximum is not differentiable if two outputs are
-    equal,
-    where a solver that waits for vanishing gradients would never stop.
+    equal, where a solver that waits for vanishing gradients would never stop.
     """
     if members_GM is None:
         return logits_BC

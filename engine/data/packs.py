@@ -93,9 +93,8 @@ def make_pack(
     """Encode a dataset as the pack that `pack_of` opens.
 
     workers: processes; 0: a single process, or all cores for a large dataset. skip: leave out
-    images
-    that cannot be decoded, and list them in the manifest. With `dataset.limit`, the pack has that
-    number of the listing's images.
+    images that cannot be decoded, and list them in the manifest. With `dataset.limit`, the pack has
+    that number of the listing's images.
     """
     transform = models.transform(recipe.model)
     dataset, items = recipe.dataset, listing.items

@@ -34,8 +34,7 @@ class LabelledSet:
     """A pack with its labels as outputs of the head (int64 [N]), class mask (bool [C]) and split.
 
     members: outputs of each class, if classes have several (`grouping`). group: str [N], the part
-    of
-    the dataset that an image belongs to, if all parts have equal weight (IN-C). split_by: how
+    of the dataset that an image belongs to, if all parts have equal weight (IN-C). split_by: how
     copies of a source image stay together: `by source` within the dataset, `by hash of source` in
     all datasets, or empty if images are split one by one. mask_rule: `none` if other classes of the
     head are possible (wrong) predictions, otherwise `present`.
@@ -66,8 +65,7 @@ class LabelledSet:
         """Positions (int64, sorted) that a cell of the recipe trains on.
 
         They are the training split or, if it is larger than `dataset.train_images`, a balanced
-        sample
-        of it by the dataset's seed; then `dataset.shots` or `dataset.portion` selects by the
+        sample of it by the dataset's seed; then `dataset.shots` or `dataset.portion` selects by the
         recipe's seed. Raises ValueError if no image is left, or if `dataset.holdout` holds out no
         image, because evaluation would then use training images.
         """
@@ -259,9 +257,8 @@ def to_head(
     """Labels as outputs of the head, and the mask of possible predictions (None: all).
 
     mask_rule: `present` allows the dataset's classes, `none` all classes of the head. Of a class
-    with
-    several outputs, the mask allows the first. Raises ValueError, naming the classes that the head
-    lacks.
+    with several outputs, the mask allows the first. Raises ValueError, naming the classes that the
+    head lacks.
     """
     position = {name: i for i, name in enumerate(head)}
     outputs = [grouping.names(name, position) for name in names_in_head(pack.classes, head)]

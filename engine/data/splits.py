@@ -21,9 +21,8 @@ _STREAM = 1  # separates draws of a subset from others with the same seed
 def units_of(labels: np.ndarray, sources: np.ndarray) -> np.ndarray | None:
     """Position of the first image of each image's source, int64 [N]; a split keeps these together.
 
-    None if that changes no split, because no class has two images of one source; also if a class
-    is a
-    single source (emoji), of which nothing could be held out.
+    None if that changes no split, because no class has two images of one source; also if a class is
+    a single source (emoji), of which nothing could be held out.
     """
     first: dict[str, int] = {}
     units = np.array([first.setdefault(source, i) for i, source in enumerate(sources.tolist())])
@@ -52,8 +51,7 @@ def split(
     """Seeded split, stratified by class: positions to train on, positions held out (sorted).
 
     units: int64 [N]; images with the same number stay together; None: no constraint. Of a class
-    with
-    n units, round(share * n) are held out, but never all.
+    with n units, round(share * n) are held out, but never all.
     """
     units = np.arange(len(labels)) if units is None else units
     holdouts = [np.zeros(0, dtype=np.int64)]

@@ -91,8 +91,7 @@ def evaluate(
         if sets[name].mask_rule == "none" and published_among_its_classes(pack, of_set):
             log.info(
                 "%s: all of the head's %d classes are possible predictions; published accuracies "
-                "use "
-                "only the dataset's %d classes (--mask benchmark)",
+                "use only the dataset's %d classes (--mask benchmark)",
                 name,
                 len(sets.classes),
                 len(of_set),

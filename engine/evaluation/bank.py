@@ -105,8 +105,7 @@ def groups(averages: Sequence[Average], size: int) -> list[list[Average]]:
         if len(needs) > size:
             raise ValueError(
                 f"the ensemble of {', '.join(average)} needs {len(needs)} models at a time, but "
-                "only "
-                f"{size} fit: name fewer in method.members, or give the job more memory"
+                f"only {size} fit: name fewer in method.members, or give the job more memory"
             )
         if len(there | needs) > size:
             groups.append([])

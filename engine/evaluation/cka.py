@@ -153,8 +153,7 @@ def blocks_of(recipe: ModelRecipe) -> tuple[str, ...]:
     if not names:
         raise RecipeError(
             f"evaluate.cka: {recipe.arch} is not a chain of blocks, so its layers cannot be "
-            "compared: "
-            "set evaluate.cka=0"
+            "compared: set evaluate.cka=0"
         )
     return names
 

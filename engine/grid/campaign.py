@@ -155,8 +155,7 @@ def plan(
     if shared.dataset.holdout and shared.evaluate.split != "holdout":
         raise RecipeError(
             f"dataset.holdout={shared.dataset.holdout:g}: a campaign evaluates all cells on the "
-            "same "
-            "images: set evaluate.split=holdout, or dataset.holdout=0 to hold none out"
+            "same images: set evaluate.split=holdout, or dataset.holdout=0 to hold none out"
         )
     is_sweep = len(methods) == 1 and VARY in grid.given  # the command line varies a single row
     swept = list(grid.vary) if is_sweep else []
@@ -196,9 +195,8 @@ def _check_overrides(overrides: Sequence[Override], methods: Sequence[str]) -> N
         if not (of_grid or of_row) and each.section in ("method", SELECTION):
             raise RecipeError(
                 f"{each.text!r}: a campaign trains several methods: select them with "
-                "methods=[A,B], "
-                "and set a method's options below `methods:` in your campaign file, or on the "
-                "command line together with methods=[A]"
+                "methods=[A,B], and set a method's options below `methods:` in your campaign file, "
+                "or on the command line together with methods=[A]"
             )
         if each.key == "campaign":
             raise RecipeError(

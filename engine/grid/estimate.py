@@ -173,8 +173,7 @@ class Estimate:
 
     def hours_on_cores(self, core: Device, cores: int) -> float:
         """Hours of the campaign on this number of cores, of which each job has the plan's threads
-        and the
-        report all."""
+        and the report all."""
         each = min(cores, self.plan.threads)
         job = cpu(each, core.fp32)
         columns = self._columns(job, 1, cores // each)

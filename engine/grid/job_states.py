@@ -1,8 +1,8 @@
 """How the jobs of a campaign are doing, and why one failed.
 
 All of it is read from files next to the plan. A job writes how far it is, and its marker as its
-last
-act; the shell around it writes the exit code of one that failed; `attempts` has who tried it when.
+last act; the shell around it writes the exit code of one that failed; `attempts` has who tried it
+when.
 """
 
 from __future__ import annotations

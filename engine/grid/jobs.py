@@ -61,8 +61,7 @@ def finished(
 
 def prepare(plan: Plan, device: torch.device) -> None:
     """Make what all columns share: packs, the pretrained model, its features and predictions, and
-    the
-    graphs of models that are compiled."""
+    the graphs of models that are compiled."""
     builder, *_ = rows = builders(plan, device, plan.columns[0])
     names = builder.recipe.dataset.evaluated_sets
 

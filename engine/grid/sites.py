@@ -67,8 +67,7 @@ def of(options: RunOptions, plans: Sequence[Plan]) -> Site:
     """The site of campaigns that run together.
 
     Raises ValueError if the recipe's device or the number of GPUs is not available; CampaignError
-    as
-    the scheduler.
+    as the scheduler.
     """
     device, ranks = plans[0].recipe.device, options.gpus_per_job
     scheduler: Scheduler | None = None

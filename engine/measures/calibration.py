@@ -45,8 +45,7 @@ class Temperature:
 
 def fit(confidences_NT: np.ndarray, margin: np.ndarray, weights: np.ndarray) -> Temperature:
     """The temperature that minimizes the NLL: the vertex of the parabola in log T through the
-    lowest
-    NLL at `TEMPERATURES` and its neighbours. margin, weights: per image [N]."""
+    lowest NLL at `TEMPERATURES` and its neighbours. margin, weights: per image [N]."""
     # If the prediction is right, the margin is positive and the confidence is the true class's.
     below_NT = np.minimum(margin, 0)[:, None] / TEMPERATURES
     nll_T = weights @ (-np.log(confidences_NT.astype(np.float64)) - below_NT)

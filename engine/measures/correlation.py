@@ -91,8 +91,7 @@ def _of_orders(x: np.ndarray, y: np.ndarray, known: np.ndarray, orders: np.ndarr
 
 def _of_draws(x: np.ndarray, y: np.ndarray, known: np.ndarray, times: np.ndarray) -> np.ndarray:
     """The coefficient with each unit weighted by `times` [draws, units]; NaN if a variable then
-    does
-    not vary."""
+    does not vary."""
     n = np.maximum(times @ known, 1)
 
     def product(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -74,8 +74,7 @@ def pairs(matrix: Matrix) -> pandas.DataFrame:
 
 def write_csv(path: Path, matrix: Matrix) -> None:
     """Write the matrix with one row and column per dataset, and `pairs` to a second file, whose
-    name
-    ends in `_pairs`."""
+    name ends in `_pairs`."""
     square = pandas.DataFrame(matrix.values, columns=list(matrix.names))
     square.insert(0, "", list(matrix.names))
     tables.write_csv(path, square, digits=None)

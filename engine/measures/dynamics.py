@@ -74,8 +74,8 @@ def claim(
     steps: Sequence[int], values: np.ndarray, draws: np.ndarray, by_seed: np.ndarray
 ) -> pandas.DataFrame:
     """The claim from curves [2, steps] of downstream and OOD accuracy, their draws [B, 2, steps]
-    and
-    those of each seed [S, 2, steps], all in percent; empty if downstream accuracy does not rise.
+    and those of each seed [S, 2, steps], all in percent; empty if downstream accuracy does not
+    rise.
 
     `peak`, `saturation` and `best` are steps, with their OOD accuracies in percent; `fall` is in
     points, with the bounds of its interval. holds: whether the lower bound is above 0.

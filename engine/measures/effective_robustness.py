@@ -76,8 +76,7 @@ class Trend:
 
     def models(self, accuracy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Upstream and shifted accuracy [B, F] in percent of the fitted models, from the accuracy
-        of
-        all cells [B, cells]. Given models are the same in all draws."""
+        of all cells [B, cells]. Given models are the same in all draws."""
         if self.basis != CAMPAIGN_MODELS:
             return self.given[:1], self.given[1:]
         upstream, shifted = (accuracy[:, of[self.fitted]] for of in (self.upstream, self.cells))

@@ -22,8 +22,7 @@ def of_set(
     draws: int,
 ) -> tuple[list[dict[str, float]], np.ndarray, list[ImageChange]]:
     """For each evaluation of a dataset: its numbers (n, sources, and measures), their draws,
-    float32
-    [B, rows, measures], and the images that most models gained or lost.
+    float32 [B, rows, measures], and the images that most models gained or lost.
 
     rows: pretrained models first. Models trained on the dataset come last and are read separately,
     because they may be evaluated on held-out images only.

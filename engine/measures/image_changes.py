@@ -44,8 +44,7 @@ def of_set(
     answers: Sequence[tuple[Evaluation, np.ndarray]], bank: SetPredictions
 ) -> list[ImageChange]:
     """The images that most of a model's rows gained, then those that most lost; ties in the order
-    of
-    the dataset.
+    of the dataset.
 
     answers: the top-1 classes [N] of the pretrained model, then of the rows that count.
     """

@@ -30,9 +30,8 @@ def of(
     grid: Grid, held_out: Sequence[Evaluation], seen: Sequence[Evaluation], draws: int = DRAWS
 ) -> pandas.DataFrame:
     """The leak of each shown arm: one row per arm, downstream dataset and dataset of RI with the
-    same
-    photos. An empty evaluated_on is the mean over these datasets, an empty downstream the mean over
-    the downstream datasets. Empty if no dataset of RI shares photos with a downstream dataset.
+    same photos. An empty evaluated_on is the mean over these datasets, an empty downstream the mean
+    over the downstream datasets. Empty if no dataset of RI shares photos with a downstream dataset.
 
     Columns: arm (index in `grid.arms`), downstream, evaluated_on; seen_pts and unseen_pts (changes
     in accuracy) and leak_pts, with the bounds of their 95% intervals. Held-out photos have classes
@@ -78,8 +77,7 @@ def of(
 
 class _Measured(NamedTuple):
     """Evaluations on a subset: number of images (n), accuracy (None without images), and draws of
-    it,
-    float32 [B, rows]."""
+    it, float32 [B, rows]."""
 
     evaluations: list[Evaluation]
     numbers: list[dict[str, float]]

@@ -112,8 +112,7 @@ class Grid:
     @functools.cached_property
     def disjoint_mri(self) -> Means:
         """Disjoint mRI by arm, over the downstream datasets that have a disjoint RI; `keys`
-        contains
-        their number (`columns`)."""
+        contains their number (`columns`)."""
         cells = self.without_related(self.ri_cells)
         means = self.mean(cells, ["arm"], equal_column_weights(cells), of="change")
         columns = cells.groupby("arm", sort=False)["downstream"].nunique()
@@ -146,8 +145,8 @@ class Grid:
     @functools.cached_property
     def seeds_by_arm(self) -> pandas.DataFrame:
         """By arm: model, setting, whether it depends on the seed (`varies`), and whether the
-        variance
-        over seeds is pooled over it (`pools`): if it varies, trains, and tables show it."""
+        variance over seeds is pooled over it (`pools`): if it varies, trains, and tables show
+        it."""
         accuracy = self.by_seed["accuracy"]
         changes = (accuracy != accuracy[0]).any(axis=0)
         if self.again is not None:
@@ -166,8 +165,7 @@ class Grid:
     @functools.cached_property
     def numbers(self) -> pandas.DataFrame:
         """One row per arm, downstream dataset and dataset evaluated on. An empty evaluated_on is
-        the
-        mean over the other datasets of RI, an empty downstream the mean over the models not
+        the mean over the other datasets of RI, an empty downstream the mean over the models not
         fine-tuned on the dataset. The change is RI if evaluated_on is empty, and mRI if both are;
         means over both weight downstream datasets equally.
 
@@ -246,8 +244,7 @@ class Means:
         self, name: str, measure: str = "accuracy", *, clip: bool = False
     ) -> pandas.DataFrame:
         """Keys, NAME and the bounds of its 95% interval, NaN if a cell lacks the measure. The
-        bounds
-        are NAME_low and NAME_high, without NAME's unit. clip: to 0 and 100."""
+        bounds are NAME_low and NAME_high, without NAME's unit. clip: to 0 and 100."""
         values = self.values(measure)
         ends, known = np.full((2, len(values)), np.nan), np.flatnonzero(~np.isnan(values))
         if measure in self.grid.draws and len(known):

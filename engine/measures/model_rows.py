@@ -59,16 +59,14 @@ def read(path: Path, sets: Sequence[str], upstream: str) -> pandas.DataFrame:
     if len(lacking):
         raise ValueError(
             f"{path}: {', '.join(lacking)}: add a line for the upstream dataset, {upstream}, and "
-            "one "
-            "for another dataset"
+            "one for another dataset"
         )
     return table
 
 
 def published(path: Path, sets: Sequence[str], upstream: str) -> pandas.DataFrame | None:
     """Accuracy in percent of timm's models that saw only ImageNet-1K (`saw_in1k_alone`), one row
-    per
-    model and one column per dataset; NaN if not published. None if timm publishes no upstream
+    per model and one column per dataset; NaN if not published. None if timm publishes no upstream
     accuracy, or none on the other datasets.
 
     path: `recipes/timm_models.csv`.

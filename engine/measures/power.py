@@ -33,8 +33,7 @@ class Errors:
 
     def difference(self, seeds: int, images: float = 1, power: float = POWER) -> float:
         """The smallest difference in points that a test of all rows at 5% detects with this power;
-        a
-        single seed has a seed probe.
+        a single seed has a seed probe.
 
         images: factor of the number of images. Corrected for all pairs, as the first step of Holm's
         procedure. The degrees of freedom are those of `engine.measures.seeds`.
@@ -54,8 +53,7 @@ class Errors:
 
 def errors(grid: Grid, arms: Sequence[int], over_seeds: float | None = None) -> Errors | None:
     """The errors of differences between these arms, medians over their pairs; None if the error
-    over
-    seeds is unknown, or no two arms are compared.
+    over seeds is unknown, or no two arms are compared.
 
     over_seeds: replaces the grid's error over seeds.
     """

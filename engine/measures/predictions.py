@@ -222,8 +222,7 @@ class SetPredictions:
 
 def weights(images: pa.Table) -> np.ndarray:
     """Weight of each image (float64): 1, or the weight that makes severities, then corruptions,
-    count
-    equally."""
+    count equally."""
     if "group" not in images.column_names:
         return np.ones(len(images))
     names, group, size = np.unique(

@@ -29,8 +29,7 @@ def of(
     photos_of: Mapping[str, Set[str]], families: Mapping[str, Sequence[str]]
 ) -> pandas.DataFrame:
     """The related datasets, one row per ordered pair: the dataset, the related one, the percentage
-    of
-    its photos that the other contains, and their common family (empty if none).
+    of its photos that the other contains, and their common family (empty if none).
 
     photos_of: `photos` by dataset. families: datasets by maker.
     """

@@ -92,8 +92,8 @@ def widened(
     values: np.ndarray, ends: np.ndarray, seeds: SeedError, level: float = LEVEL
 ) -> np.ndarray:
     """Bounds [2, K] of intervals over images, widened by seeds: the distance of each side
-    represents
-    the deviation over images (as in Zou and Donner 2008). NaN if the variance over seeds is."""
+    represents the deviation over images (as in Zou and Donner 2008). NaN if the variance over seeds
+    is."""
     quantile = (1 + level) / 2
     over_images = ((ends - values) / special.ndtri(quantile)) ** 2
     total = over_images + seeds.variance

@@ -1,8 +1,7 @@
 """torch.compile for whole models: one graph for batches of any size and all cells of a shape.
 
 By default it is on for GPUs and off for CPUs, where it gained 2 to 4% on small ViTs and takes half
-a
-minute per process.
+a minute per process.
 """
 
 from __future__ import annotations

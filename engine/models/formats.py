@@ -48,8 +48,7 @@ def load(path: Path) -> State:
     """The state dict in a safetensors file, or in a checkpoint of plain tensors.
 
     A checkpoint may contain it as `state_dict` or `model`. Prefixes of DataParallel, torch.compile
-    and
-    Lightning are removed from names. Raises ValueError, naming the file, for other content.
+    and Lightning are removed from names. Raises ValueError, naming the file, for other content.
     """
     if path.suffix != ".safetensors":
         return plain_tensors(path, str(path))
@@ -78,8 +77,7 @@ def plain_tensors(file: Path | io.BytesIO, source: str) -> State:
     except Exception as error:  # the unpickler can raise any exception for damaged bytes
         raise ValueError(
             f"{source} is truncated, compressed, or contains more than plain tensors, which is "
-            "never "
-            "loaded: save only the state dict, preferably as safetensors"
+            "never loaded: save only the state dict, preferably as safetensors"
         ) from error
     for key in ("state_dict", "model"):
         state = state.get(key, state) if isinstance(state, dict) else state

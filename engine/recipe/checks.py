@@ -54,16 +54,14 @@ def checked(recipe: Recipe) -> Recipe:
     if recipe.judges_seen and taken:
         raise RecipeError(
             f"dataset.{taken[0]} trains on only some of the photos, so the leak would count unseen "
-            "ones: "
-            "leave the key out, or set evaluate.seen=false to skip the leak"
+            "ones: leave the key out, or set evaluate.seen=false to skip the leak"
         )
     for key in ("classes", "renderings", "source_px"):
         value = getattr(recipe.dataset, key)
         if recipe.dataset.kind != "emoji" and value != getattr(DatasetRecipe, key):
             raise RecipeError(
                 f"dataset.{key}={value} applies to emoji-RIB only; {recipe.dataset.name} always "
-                "uses "
-                "all images of all classes: leave the key out"
+                "uses all images of all classes: leave the key out"
             )
     if _LINE_END.search(recipe.method.title):
         raise RecipeError(

@@ -67,8 +67,7 @@ def grid_keys(campaign: str, given: Sequence[Override]) -> GridKeys:
     if not isinstance(probe, int) or isinstance(probe, bool) or probe < 0:
         raise RecipeError(
             f"{keys.source(PROBE)}: {PROBE}={probe} is not a number of columns: {PROBE}=1 trains "
-            "one "
-            f"column a second time, {PROBE}=0 none"
+            f"one column a second time, {PROBE}=0 none"
         )
     return keys
 

@@ -30,8 +30,7 @@ def merged(runs: Sequence[FinishedCampaign], models_csv: Path | None = None) -> 
         if record.sweep is not None:
             raise ValueError(
                 f"{record.name} is a sweep, and a common report would rank its variants on the "
-                "test "
-                "datasets: report it alone"
+                "test datasets: report it alone"
             )
         if record.limit != first.limit:
             raise ValueError(
@@ -49,8 +48,7 @@ def merged(runs: Sequence[FinishedCampaign], models_csv: Path | None = None) -> 
     if not shared:
         raise ValueError(
             f"campaigns {', '.join(labels)} have no downstream dataset in common: mRI averages "
-            "over "
-            "these, so report them separately"
+            "over these, so report them separately"
         )
     disagreeing = _disagreeing(records)
     rows: dict[tuple[Any, ...], Evaluation] = {}

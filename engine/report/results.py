@@ -38,9 +38,8 @@ class Results:
     dataset, the baseline of effective robustness.
 
     arms: one row per arm, by model in table order, including interpolations at every alpha. arm:
-    its
-    index in the grid's arms. method: its title; key: the method's name. shown: whether tables show
-    it. Numbers in percent and points with the bounds of their intervals: mRI_pts;
+    its index in the grid's arms. method: its title; key: the method's name. shown: whether tables
+    show it. Numbers in percent and points with the bounds of their intervals: mRI_pts;
     on_downstream_set_pct, mean accuracy on the downstream datasets, missing if one is not
     evaluated; on_other_sets_pct; change_upstream_pts, mean change on the upstream dataset after
     fine-tuning on others, missing if it was not evaluated.
@@ -281,8 +280,7 @@ def _baseline(record: Record, models_csv: Path | None) -> Baseline | None:
     if table[sets].count().max() < MODELS_FOR_A_TREND:
         raise ValueError(
             f"{models_csv}: a trend line requires at least {MODELS_FOR_A_TREND} models with "
-            "accuracy "
-            "on the same dataset"
+            "accuracy on the same dataset"
         )
     return Baseline(table, GIVEN)
 

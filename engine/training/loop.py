@@ -38,8 +38,7 @@ def fit(method: Trained, run: Run, context: Context, saving: Saving) -> tuple[Ex
     """Train a method from the run's base model; returns its export and the history as JSON.
 
     context: artefacts for the method's loss. saving: saves the model during training and restores
-    an
-    interrupted one; a fitted head has no steps and saves nothing. Raises as `initialized`,
+    an interrupted one; a fitted head has no steps and saves nothing. Raises as `initialized`,
     DivergedError for a loss that is not finite, PreemptedError as `Saving.take`.
     """
     prepare(method, run, context)

@@ -36,9 +36,8 @@ def build(
     """The optimizer over named parameters; a `Penalised` one for a penalty's weight above 0.
 
     rates: factors of the learning rate by parameter name; default 1. Parameters with the same
-    factor
-    form a group with this `lr_scale`, as in timm. A penalty of weight 0 is skipped, so training
-    equals fine-tuning bit for bit; with a penalty, the step is ours and not apex's.
+    factor form a group with this `lr_scale`, as in timm. A penalty of weight 0 is skipped, so
+    training equals fine-tuning bit for bit; with a penalty, the step is ours and not apex's.
 
     Raises ValueError for no parameters (torch's), if NVIDIA's apex is missing, and if anchor or
     Fisher lack a parameter or have another shape.
@@ -96,8 +95,7 @@ class Penalised(Optimizer):
     """AdamW, or SGD with momentum, whose step adds a penalty's gradient.
 
     Its state has the names of torch's optimizers. Anchor and Fisher are not part of it, so
-    checkpoints
-    contain no copy of them.
+    checkpoints contain no copy of them.
     """
 
     def __init__(
@@ -123,11 +121,10 @@ class Penalised(Optimizer):
         """Limit the penalty to what is stable under SGD.
 
         If lr * lam * F exceeds 2 (1 + momentum), steps overshoot the anchor more and more (heavy
-        ball
-        on a quadratic). A Fisher divided by its mean exceeds that: its largest element was 31,000
-        for a ViT-S. So F is limited to (1 + momentum) / (lr * lam), half of what is stable, and the
-        number of limited elements is logged. Raises ValueError if that limits all elements, because
-        any larger strength would train the same weights.
+        ball on a quadratic). A Fisher divided by its mean exceeds that: its largest element was
+        31,000 for a ViT-S. So F is limited to (1 + momentum) / (lr * lam), half of what is stable,
+        and the number of limited elements is logged. Raises ValueError if that limits all elements,
+        because any larger strength would train the same weights.
         """
         bound = (1 + momentum) / (self._lam * lr)
         fishers = [torch.ones(1)] if self._fishers is None else list(self._fishers.values())
@@ -136,15 +133,13 @@ class Penalised(Optimizer):
         if firmer == elements:
             raise ValueError(
                 f"a penalty of strength {self._lam:g} is unstable under SGD at "
-                f"optimizer.lr={lr:g}: "
-                f"set method.lam (or alpha) to at most {self._lam * bound:.3g}, or lower "
-                "optimizer.lr"
+                f"optimizer.lr={lr:g}: set method.lam (or alpha) to at most "
+                f"{self._lam * bound:.3g}, or lower optimizer.lr"
             )
         if firmer:
             log.warning(
                 "the penalty on %s of %s weights is limited to the largest that is stable under "
-                "SGD, "
-                "%.3g at optimizer.lr=%g",
+                "SGD, %.3g at optimizer.lr=%g",
                 f"{firmer:,}",
                 f"{elements:,}",
                 self._lam * bound,

@@ -71,8 +71,7 @@ class TrainingState:
 
     def __init__(self, engine: Any, method: Trained, sums: Mapping[str, Tensor]) -> None:
         """sums: scalars of this rank on the engine's device; resuming on another number of ranks
-        uses
-        their mean."""
+        uses their mean."""
         self._module = dict(method.named_parameters()) | dict(method.named_buffers())
         self._optimizer = engine.optimizer
         names = {tensor: name for name, tensor in self._module.items()}
@@ -150,9 +149,8 @@ class Saving:
         files: CheckpointFiles | None = None,
         minutes: float = 0.0,
     ) -> None:
-        """write: called with the model after each step of `snapshots`. files: of checkpoints;
-        None: no
-        checkpoints and no signal handling. minutes: between two checkpoints."""
+        """write: called with the model after each step of `snapshots`. files: of checkpoints; None:
+        no checkpoints and no signal handling. minutes: between two checkpoints."""
         self._snapshots, self._write = frozenset(snapshots), write
         self._files, self._wait_s = files, 60 * minutes
         self._thread = ThreadPoolExecutor(1, "saving")

@@ -56,8 +56,7 @@ class Folder(Kind):
         if named := {other: images for other, images in shared.items() if images}:
             log.warning(
                 "%s: images have the same class and file name as images in %s, such as %s. They "
-                "count "
-                "as copies of one source image; if they are not, rename them",
+                "count as copies of one source image; if they are not, rename them",
                 name,
                 ", ".join(f"{other} ({len(images)})" for other, images in named.items()),
                 min(min(images) for images in named.values()),

@@ -69,8 +69,7 @@ class Scheduler(abc.ABC):
 
     def resources(self, cores: int) -> Mapping[str, int]:
         """Resources of a job, by Snakemake's names, in addition to `threads`, `gpu`, `mem_mb` and
-        `runtime`
-        (minutes)."""
+        `runtime` (minutes)."""
         return {}
 
     def why_none_ran(self, log: str) -> str:

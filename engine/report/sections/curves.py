@@ -168,8 +168,7 @@ def barrier(results: Results) -> Section | None:
         "barrier",
         heading,
         "The barrier is the largest amount, over the evaluated alphas, by which accuracy falls "
-        "below "
-        "the straight line between both endpoints (Entezari et al. 2022). As the largest of "
+        "below the straight line between both endpoints (Entezari et al. 2022). As the largest of "
         "several differences, it is biased upwards on few images.",
         tables=[Table("barrier", "Barrier in points, by downstream dataset.", data)],
     )

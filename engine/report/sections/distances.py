@@ -52,8 +52,7 @@ def of_matrix(matrix: Matrix) -> Section:
     data = ordered(data, set=matrix.names, other=matrix.names)
     caption = (
         "Darker is farther; pairs that did not converge are empty. Certified gaps and marginal "
-        "errors "
-        "are in distances_pairs.csv."
+        "errors are in distances_pairs.csv."
     )
     spec = charts.heat(data, "other", "set", "distance")
     return Section(

@@ -100,8 +100,7 @@ def _by_set(results: Results, model: str, ri: pandas.DataFrame) -> Table:
     return Table(
         slug("paper", *[model] * (len(results.models) > 1)),
         "RI in points, by downstream dataset (easiest for the pretrained model first), evaluated "
-        "on "
-        f"{measured_on(results)}; mRI with 95% intervals{results.of(model)}"
+        f"on {measured_on(results)}; mRI with 95% intervals{results.of(model)}"
         f"{results.one_training}.",
         wide.reset_index(),
         [name for name in map(str, wide) if name.endswith("_pts")],
@@ -125,8 +124,7 @@ def trade_off(results: Results) -> Section | None:
         "trade-off",
         heading,
         "Higher is more robust; further right is better adapted. Lines interpolate weights from "
-        "the "
-        "pretrained model (α = 0) to the fine-tuned one (α = 1)." + chosen_on_its_set(results),
+        "the pretrained model (α = 0) to the fine-tuned one (α = 1)." + chosen_on_its_set(results),
         figures=by_model(
             results,
             "trade-off",

@@ -45,8 +45,7 @@ def variants(results: Results) -> Section | None:
             Table(
                 "sweep-variants",
                 "All variants in the order of the sweep: mRI with 95% intervals and RI by "
-                "downstream "
-                "dataset, in points; mean downstream accuracy in percent.",
+                "downstream dataset, in points; mean downstream accuracy in percent.",
                 data,
             )
         ],
@@ -88,9 +87,8 @@ def tuned(results: Results) -> Section | None:
             Table(
                 "tuning",
                 "mRI of the chosen and the recipe's settings in points, the gain, and mean "
-                "accuracy on "
-                "held-out images in percent, which is optimistic for the chosen settings (the "
-                f"highest of {found.settings} on these images).",
+                "accuracy on held-out images in percent, which is optimistic for the chosen "
+                f"settings (the highest of {found.settings} on these images).",
                 found.methods,
                 ("mRI_tuned_pts", "mRI_plain_pts"),
             ),
