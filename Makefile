@@ -12,9 +12,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CORES ?= $(shell nproc 2>/dev/null || echo 2)
-# One more than cores: tests that start programs wait for them much of the time.
-WORKERS ?= $(shell echo $$(($(CORES) + 1)))
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(CORES) --dist loadscope --no-loadscope-reorder
 SUDO_LINE := apt-get install -y --no-install-recommends
 
 LOG := $(VENV)/setup.log

@@ -70,10 +70,8 @@ def start(arguments: argparse.Namespace) -> Path | None:
         raise ValueError(f"--cores {arguments.cores}: give at least 1")
     given = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(RunOptions)}
     options = RunOptions(**{**given, "cores": arguments.cores or 0})
-    overrides = [
-        *_smoke_run(arguments.limit),
-        *arguments.overrides,
-    ]  # the last value of a key counts
+    # The last value of a key counts.
+    overrides = [*_smoke_run(arguments.limit), *arguments.overrides]
     return complete(arguments.name, overrides, options, dry_run=arguments.dry_run)
 
 

@@ -32,7 +32,7 @@ from helpers.processes import ROOT
 
 def result(folder: Path, device: torch.device, job: dict[str, Any]) -> list[Any]:
     if job.get("how") == "clip":
-        return [-ranks.least(-max(clipping.differences()))]
+        return [ranks.most(max(clipping.differences()))]
     grid, words, how = Grid(folder, Path(job["runs"]), device), job["words"], job.get("how")
     if how == "stop":
         interrupted(grid.builder(EVERY_STEP, *words), job["step"])

@@ -95,8 +95,7 @@ def tuned(results: Results) -> Section | None:
             Table(
                 "tuning-choices",
                 "The chosen setting (the first of equal ones) by method and downstream dataset, "
-                "its "
-                "accuracy on held-out images in percent (optimistic), and its RI in points.",
+                "its accuracy on held-out images in percent (optimistic), and its RI in points.",
                 chosen[[*tuning.CELL, "setting", tuning.HELD_OUT, "RI_pts"]],
             ),
         ],
