@@ -126,8 +126,8 @@ def without_related(results: Results) -> str:
     )
     if len(rows) == 1:
         return text
-    count = f"{len(moved)} of {len(rows)} mRIs differ significantly"
-    return f"{text}; {count}"
+    # Each by itself: these intervals are not corrected for the number of rows.
+    return f"{text}; {len(moved)} of {len(rows)} mRIs change by more than their 95% interval"
 
 
 def leak(results: Results) -> str:

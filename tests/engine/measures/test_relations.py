@@ -1,5 +1,6 @@
 """RI without related sets: against means that are worked out from the files themselves."""
 
+import re
 from dataclasses import replace
 from statistics import fmean
 
@@ -177,3 +178,4 @@ def test_the_first_screen_names_only_what_differs_by_more_than_its_interval(
     assert text.startswith(says) and bool(text) == bool(says)
     assert not says or f"{says} is +" in headline.lead(results)
     assert not says or "in this one training" in text
+    assert not says or re.search(r"; \d of \d mRIs change by more than their 95% interval$", text)
