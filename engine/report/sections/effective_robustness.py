@@ -68,13 +68,13 @@ def section(results: Results) -> Section | None:
 
 
 def _heading(means: pandas.DataFrame) -> str:
-    """How many fine-tuned rows are significantly above and below the line."""
+    """How many fine-tuned rows are above and below the line by their intervals, each by itself."""
     tuned = means[means["method"] != BEFORE]
     above = int((tuned[f"{ROBUSTNESS}_low"] > 0).sum())
     below = int((tuned[f"{ROBUSTNESS}_high"] < 0).sum())
     return (
-        f"Of {counted('fine-tuned row', len(tuned))}, {above} are significantly above and {below} "
-        "below the accuracy that upstream predicts"
+        f"Of {counted('fine-tuned row', len(tuned))}, {above} are above and {below} below the "
+        "accuracy that upstream predicts, by more than their 95% interval"
     )
 
 

@@ -39,7 +39,7 @@ def section(results: Results) -> Section | None:
     over = listed([str(count) for count in sorted(set(rows["columns"]))])
     return Section(
         "related-sets",
-        without_related(results) or "Related datasets change no mRI significantly",
+        without_related(results) or "Related datasets change no mRI by more than its 95% interval",
         f"{RELATED} Disjoint RI is RI without datasets related to the downstream dataset; disjoint "
         f"mRI is its mean over {over} of "
         f"{counted('downstream dataset', len(results.grid.downstreams))}. Population of "
