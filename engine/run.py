@@ -14,7 +14,7 @@ from engine import models
 from engine.data.sets import LabelledSet, Sets
 from engine.machine import precision, ranks, threads
 from engine.recipe.schema import Recipe
-from engine.store.alone import alone
+from engine.store.alone import find_or_make
 from engine.store.artifacts import Artifact, Store
 from engine.store.cells import Cell
 
@@ -75,15 +75,14 @@ class Run:
         compute: runs on every rank and returns a function that the first rank calls to write the
         folder. Raises FileNotFoundError if the artefact is missing and the store is read-only.
         """
-        if artifact := self.find(kind, label, key):
-            return artifact
-        self.store.check_makes(kind, label, key)
-        with alone(self.store, self.store.place(kind, label, key).name):
-            if artifact := self.find(kind, label, key):
-                return artifact  # another launch has made it
+        asked = kind, label, key
+
+        def make() -> Artifact:
             with self.threads():
                 write = compute()
-            return ranks.first(lambda: self.store.make(kind, label, key, write))
+            return ranks.first(lambda: self.store.make(*asked, write))
+
+        return find_or_make(self.store, asked, lambda: self.find(*asked), make)
 
     def threads(self) -> AbstractContextManager[None]:
         """Use the recipe's number of CPU threads, whatever the launcher set."""

@@ -33,7 +33,7 @@ from engine.models.form import Form
 from engine.recipe import modules
 from engine.run import Run
 from engine.store import cells, tensors
-from engine.store.alone import alone
+from engine.store.alone import find_or_make
 from engine.store.artifacts import STORE, Store
 from engine.store.cells import Average, Cell, Entry, Export, Gated
 from engine.store.checkpoints import CheckpointFiles
@@ -82,24 +82,11 @@ class Builder(Context):
         Raises FileNotFoundError where it is missing, or a cell of its mixes, from a store that only
         finds.
         """
-        if self.store.finds_only:
-            if (cell := self._stored()[0]) is None:
-                self.store.check_makes(*self._asked)
-            assert cell is not None
-            return cell
-        # Before any work: its `check` may refuse.
-        method = modules.method_of(self.recipe, run_users=self.run_users)
-        if (cell := self._stored()[0]) is not None:
-            return cell
-        with alone(self.store, self._name):
-            cell, missing = self._stored()  # another launch may have made it meanwhile
-            if cell is not None:
-                return cell
-            write = self._made(method, missing)
-            cell = Cell(ranks.first(lambda: self.store.make(*self._asked, write)))
-            if ranks.rank() == 0:
-                CheckpointFiles(self.store, self._name).remove()
-        return cell
+        method = None
+        if not self.store.finds_only:  # before any work, since a method's `check` may refuse
+            method = modules.method_of(self.recipe, run_users=self.run_users)
+        make = functools.partial(self._make, method)
+        return find_or_make(self.store, self._asked, lambda: self._stored()[0], make)
 
     def compile(self) -> None:
         """Compile the graphs that the cell's training takes, so that other processes find them.
@@ -297,6 +284,14 @@ class Builder(Context):
     def _name(self) -> str:
         """The name of the recipe's cell, finished or not."""
         return self.store.place(*self._asked).name
+
+    def _make(self, method: Any) -> Cell:
+        """Make and store the recipe's cell, and the snapshots that are missing."""
+        write = self._made(method, self._stored()[1])
+        cell = Cell(ranks.first(lambda: self.store.make(*self._asked, write)))
+        if ranks.rank() == 0:
+            CheckpointFiles(self.store, self._name).remove()
+        return cell
 
     def _made(self, method: Any, missing: Sequence[Snapshot]) -> Callable[[Path], None]:
         """Make the recipe's cell and the snapshots that are missing; returns what writes it."""
