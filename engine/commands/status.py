@@ -50,11 +50,13 @@ def lines(status: Status, now: float) -> list[str]:
 
     done, cells = status.cells
     ago = f"{span(now - status.since)} ago"
+    of_probe = f" ({status.probe} of the seed probe)" if status.probe else ""
     if status.state == DAMAGED:
         return [f"{status.name}  damaged: {status.error}"]
     if status.state == FINISHED:
-        return [f"{status.name}  finished {ago}, {cells} cells"]
-    shown = [f"{status.name}  {status.state}, last job started {ago}, {done} of {cells} cells"]
+        return [f"{status.name}  finished {ago}, {cells} cells{of_probe}"]
+    cells_done = f"{done} of {cells} cells{of_probe}"
+    shown = [f"{status.name}  {status.state}, last job started {ago}, {cells_done}"]
     doing = status.doing if status.state == AT_WORK else ""
     shown.append(f"  jobs: {progress.text(status.jobs, doing)}")
     if status.seconds is not None:

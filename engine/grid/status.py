@@ -17,9 +17,9 @@ FINISHED, AT_WORK, STOPPED, DAMAGED = "finished", "running", "stopped", "damaged
 @dataclass(frozen=True)
 class Status:
     """state: FINISHED, AT_WORK, STOPPED or DAMAGED. since: seconds since 1970 of its end or, of
-    others, of the latest start. jobs: number by state (`progress`). cells: done, and all. seconds:
-    that are left, None where nothing tells. doing: what the latest job to say so does. error: of
-    the latest attempt that failed, whose job is not done.
+    others, of the latest start. jobs: number by state (`progress`). cells: done, and all. probe:
+    the cells of a seed probe among all. seconds: time left, None before the first step. doing: what
+    the latest job to say so does. error: of the latest attempt that failed, if its job is not done.
     """
 
     name: str
@@ -28,6 +28,7 @@ class Status:
     since: float
     jobs: Counter[str]
     cells: tuple[int, int]
+    probe: int = 0
     seconds: float | None = None
     doing: str = ""
     error: str = ""
@@ -49,6 +50,7 @@ def of(begun: Begun, now: float, *, is_latest: bool = True) -> Status:
     jobs = job_states.counts(place, plan.jobs)
     of_column = len(plan.rows) * plan.seeds
     columns = [column.job for column in plan.columns]
+    probe = of_column * sum(column.is_probe for column in plan.columns)
     done = sum(
         of_column if job_states.is_done(place, job) else min(of_column, states[job].done)
         for job in columns
@@ -59,11 +61,11 @@ def of(begun: Begun, now: float, *, is_latest: bool = True) -> Status:
     cells = (done, of_column * len(columns))
     if begun.record:
         since = place.record.stat().st_mtime
-        return Status(begun.name, place.name, FINISHED, since, jobs, cells)
+        return Status(begun.name, place.name, FINISHED, since, jobs, cells, probe)
     started = tried[-1].started if tried else place.path.stat().st_mtime
     if not is_latest or not locks.is_held(place.lock):
         jobs[FAILED] += jobs.pop(RUNNING, 0)
-        return Status(begun.name, place.name, STOPPED, started, jobs, cells, error=error)
+        return Status(begun.name, place.name, STOPPED, started, jobs, cells, probe, error=error)
     return Status(
         begun.name,
         place.name,
@@ -71,6 +73,7 @@ def of(begun: Begun, now: float, *, is_latest: bool = True) -> Status:
         started,
         jobs,
         cells,
+        probe,
         left_s(plan.steps, states, tried, now),
         max(states.values(), key=lambda state: state.at).doing if states else "",
         error,

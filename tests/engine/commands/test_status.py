@@ -5,14 +5,17 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from engine import cli
+from engine.commands.status import lines
 from engine.grid import attempts, campaign, holdings, job_states, record
 from engine.grid.campaign import Plan
+from engine.grid.status import Status
 from engine.machine.files import write_atomic
 from engine.recipe import overrides
 from engine.store.artifacts import Store
@@ -93,6 +96,12 @@ def test_a_campaign_at_work_shows_jobs_cells_time_left_and_the_last_error(at_wor
     # Six steps took 30 minutes, and the campaign has 2 + 2 + 3 * 2 + 1.
     assert at_work.steps == 11 and "about 25 min left, at the speed so far" in shown
     assert "last error: column-openmoji: no room\n" in shown
+
+
+def test_cells_of_a_seed_probe_are_named():
+    for state, shown in (("finished", "90 cells"), ("stopped", "31 of 90 cells")):
+        status = Status("emoji", "plan", state, 0.0, Counter(), (31, 90), probe=10)
+        assert lines(status, 60.0)[0].endswith(f", {shown} (10 of the seed probe)")
 
 
 def test_a_campaign_whose_process_died_is_stopped(at_work, tmp_path, capsys):
