@@ -1,11 +1,11 @@
-"""Kernels for robust fine-tuning: each on GPUs by Triton, and on CPUs by torch or numba.
+"""Kernels for robust fine-tuning, written in Triton for GPUs and in torch or numba for CPUs.
 
-Steps and losses that read their tensors once:
+Losses and optimizer steps that read their tensors once:
 
 >>> import torch
 >>> from kernels import distill_loss, fisher_diagonal, interpolate, sgd_ewc_
 >>> logits, labels = torch.zeros(2, 4), torch.tensor([0, 1])
->>> distill_loss(logits, logits, labels)  # cross-entropy, and no distance to the teacher
+>>> distill_loss(logits, logits, labels)  # the teacher is the student: only cross-entropy is left
 tensor([1.3863, 1.3863])
 >>> theta, gradient, momentum, anchor = torch.tensor([[1.0], [0.0], [0.0], [0.0]])
 >>> sgd_ewc_(theta, gradient, momentum, anchor, lr=0.5, lam=1.0)  # pulled towards the anchor
@@ -19,7 +19,7 @@ tensor([[0.5000, 1.0000],
 >>> fisher["weight"].shape
 torch.Size([3, 2])
 
-The same batch by batch, steps of many tensors, and flat models for `interpolate`:
+Fisher information batch by batch, and steps of many tensors:
 
 >>> from kernels import FisherAccumulator, foreach_adamw_ewc_, foreach_sgd_ewc_
 >>> accumulator = FisherAccumulator(torch.nn.Linear(2, 3))
@@ -35,6 +35,8 @@ tensor(0)
 >>> thetas
 [tensor([0.4000, 0.4000]), tensor([0.4000])]
 
+Flat models for `interpolate`, and a step of one tensor:
+
 >>> from kernels import adamw_ewc_, flatten, views
 >>> parents, layout = flatten([{"w": torch.ones(2)}, {"w": torch.zeros(2)}])
 >>> views(parents[0], layout)
@@ -44,8 +46,8 @@ tensor(0)
 >>> theta
 tensor([-0.1000, -0.1000, -0.1000])
 
-Distances between labelled sets are in `kernels.transport`. A name is imported when it is first
-asked for, so that TRITON_INTERPRET can still be set after `import kernels`.
+`kernels.transport` has distances between labelled datasets. Names are imported on first use, so
+you can set TRITON_INTERPRET after `import kernels`.
 """
 
 import importlib

@@ -1,16 +1,18 @@
-"""Compiles every kernel for A100 and H100 on a machine without a GPU, and reads what came out.
+"""Compiles each kernel for A100 and H100 on a machine without a GPU, and inspects the machine code.
 
-Whether a kernel spills, how it reads memory and whether its shared memory fits are facts of the
-compiled code, so a change that breaks them need not wait for a GPU to be noticed. Modules of this
-package that define `specializations()` take part. Each item is a dict: name, fn, signature (types
-of the runtime arguments by name), constexprs, num_warps, bytes_per_element (moved for each element
-of the kernel's problem; None where arithmetic, not memory, is the bound), and optionally
-num_stages; divisible, the i32 arguments that are multiples of 16 (by default all that the kernel is
-specialised on: the JIT builds a narrower variant for sizes that are not; pointers always are, as
-fresh tensors are); aligned, False where rows of an odd length rule out 16-byte accesses; and
-streams, how many tensors are read and written that way (by default one and one).
+Register spills, access widths and shared memory are properties of the compiled code, so regressions
+show without a GPU. Each module of this package with a function `specializations()` takes part. It
+returns dicts of
 
-    python -m kernels.aot    prints what was compiled, a row a kernel and device
+- name, fn, constexprs, num_warps, and optionally num_stages
+- signature: types of the runtime arguments, by name
+- bytes_per_element: bytes moved per element of the problem, or None if arithmetic is the bound
+- divisible: i32 arguments that are multiples of 16; by default all that are specialised on. The JIT
+  builds a narrower variant for other sizes. Pointers always count, since fresh tensors are aligned.
+- aligned: False if rows of an odd length rule out 16-byte accesses
+- streams: number of tensors read and written with 16-byte accesses (default: one and one)
+
+    python -m kernels.aot    prints one row per kernel and device
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ DEVICE = {80: "A100", 90: "H100"}
 
 @dataclass(frozen=True)
 class Compiled:
-    """One kernel for one architecture: what the assembler and the disassembler say."""
+    """One kernel for one architecture, as the assembler and the disassembler report it."""
 
     name: str
     arch: int
@@ -52,9 +54,9 @@ class Compiled:
 
 
 def discover() -> Iterator[dict[str, Any]]:
-    """Every specialisation of every module in this package and its folders."""
+    """Yields each specialisation of each module in this package and its subpackages."""
     for module_info in pkgutil.walk_packages(kernels.__path__, "kernels."):
-        if module_info.name.endswith(".loops"):  # numba's, which need not be installed
+        if module_info.name.endswith(".loops"):  # needs numba, which is optional
             continue
         module = importlib.import_module(module_info.name)
         if hasattr(module, "specializations"):
@@ -64,7 +66,7 @@ def discover() -> Iterator[dict[str, Any]]:
 def compile_for(spec: dict[str, Any], arch: int) -> Compiled:
     """Compiles one specialisation for compute capability `arch` (80 or 90).
 
-    Raises RuntimeError where Triton or its cuobjdump is missing.
+    Raises RuntimeError if Triton or its cuobjdump is missing.
     """
     if triton is None:
         raise RuntimeError("ahead-of-time compilation needs triton: pip install triton")
@@ -106,9 +108,9 @@ def compile_for(spec: dict[str, Any], arch: int) -> Compiled:
 
 
 def table() -> str:
-    """Registers, memory and access widths of every kernel, as a Markdown table."""
+    """Returns registers, memory and access widths of each kernel as a Markdown table."""
     heads = ("kernel", "device", "registers", "shared, bytes", "widest load / store, bytes")
-    heads += ("bytes an element",)
+    heads += ("bytes per element",)
     rows = [heads, ("---",) * len(heads)]
     for spec in discover():
         for arch, device in DEVICE.items():
@@ -132,7 +134,7 @@ def _disassemble(cubin: bytes) -> tuple[str, str]:
     assert triton is not None
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     if not tool.exists():
-        raise RuntimeError(f"{tool} is missing: this build of triton cannot be inspected")
+        raise RuntimeError(f"{tool} is missing: install a Triton wheel that includes cuobjdump")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "kernel.cubin")
         path.write_bytes(cubin)
@@ -152,7 +154,7 @@ def _field(pattern: str, text: str) -> str:
 
 
 def _widths(pattern: str, code: str) -> list[int]:
-    """Bytes of each global access; an instruction without a width moves four."""
+    """Bytes of each global access; an instruction without a width moves 4."""
     bytes_moved = {"128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}
     widths = []
     for modifiers in re.findall(pattern, code):

@@ -1,8 +1,8 @@
-"""Masked cross-entropy plus distillation from stored teacher logits, for one read of the logits.
+"""Masked cross-entropy plus distillation from stored teacher logits, with one read of the logits.
 
-Learning without forgetting adds KL(teacher || student) to the task's loss. Written with eager
-operators the logits cross memory a dozen times; here one program takes one row, keeps it in
-registers, and writes the loss and its gradient, so that the backward pass is one scaling.
+Learning without forgetting adds KL(teacher || student) to the task's loss. As eager operators, the
+logits cross memory a dozen times. Here one program keeps one row in registers and writes the loss
+and its gradient, so that the backward pass only scales the gradient.
 
 For student logits s, teacher logits t, label y, unmasked classes V, temperature T:
 
@@ -13,10 +13,12 @@ For student logits s, teacher logits t, label y, unmasked classes V, temperature
     d loss_b / d s_c = softmax_V(s)_c - (1 - e) [c = y] - e / |V|
                        + weight * (T or 1 / T) * (p_c - q_c)
 
+Bytes moved per logit of s bytes: 2s read, s written. With more than `ONE_READ_CLASSES` classes the
+row is read a second time (from L2) to write the gradient. The backward pass reads and writes the
+gradient once more.
+
 Sources: Li & Hoiem 2016 (learning without forgetting); Hinton et al. 2015 (T and T^2); Szegedy et
-al. 2016 (label smoothing). Bytes moved for a logit of s bytes: 2s read, s written; beyond
-`ONE_READ_CLASSES` the row is read a second time (from L2) to write the gradient. The backward pass
-reads and writes the gradient once more.
+al. 2016 (label smoothing).
 """
 
 # pyright: reportGeneralTypeIssues=false
@@ -48,20 +50,21 @@ def distill_loss(
     scale_by_t2: bool = True,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """Per-sample losses, float32 [B], differentiable in `student` (once) and in nothing else.
+    """Returns per-sample losses, float32 [B], differentiable once, and only with respect to
+    `student`.
 
-    student: logits [B, C], bf16, fp16 or fp32 (CPU: also fp64, whose losses are fp64).
-    teacher: logits [B, C] of any of these dtypes, or None for the cross-entropy alone.
-    labels: int64 [B]. mask: bool [C], True where a class takes part; masked logits may hold
-    anything. A teacher's logit of -inf is a probability of 0, which adds nothing. temperature > 0;
-    weight multiplies the KL term, and T^2 too if `scale_by_t2`.
+    student: logits [B, C], bf16, fp16 or fp32 (on the CPU also fp64, which gives fp64 losses).
+    teacher: logits [B, C] of any of these dtypes, or None for cross-entropy only. labels: int64
+    [B]. mask: bool [C], True for the classes in use; masked logits may have any value. temperature:
+    positive and finite. weight: multiplies the KL term, which `scale_by_t2` also multiplies by T^2.
+    A teacher logit of -inf is a probability of 0 and adds nothing.
 
-    CUDA tensors go to the Triton kernel. Others go to the eager reference, which is
-    not worth compiling: at 224 px, the loss takes at most 1% of a training step on a CPU.
+    CUDA tensors use the Triton kernel. Others use the eager reference, which is not worth
+    compiling: at 224 px, the loss takes at most 1% of a training step on a CPU.
 
-    Raises ValueError for shapes, dtypes or options that do not fit, and on the CPU for a label out
-    of range or outside the mask. On CUDA, and inside torch.compile, that check would stop the
-    device: there such a sample's loss is +inf (CUDA) or the operator's own error.
+    Raises ValueError for invalid shapes, dtypes or options, and on the CPU for a label that is out
+    of range or masked. On CUDA and inside torch.compile, checking the labels would synchronise the
+    device; there such a sample's loss is +inf (CUDA), or the operator raises its own error.
     """
     if weight == 0.0:
         teacher = None
@@ -114,7 +117,7 @@ def _check(
 
 
 def check_targets(labels: Tensor | None, mask: Tensor | None, batch: int, classes: int) -> None:
-    """ValueError where labels or mask are not what logits [batch, classes] need."""
+    """Raises ValueError unless labels and mask fit logits [batch, classes]."""
     if labels is not None and (labels.shape != (batch,) or labels.dtype != torch.int64):
         raise ValueError(f"labels must be int64 [{batch}], not {labels.dtype} {list(labels.shape)}")
     if mask is not None and (mask.shape != (classes,) or mask.dtype != torch.bool):
@@ -122,7 +125,9 @@ def check_targets(labels: Tensor | None, mask: Tensor | None, batch: int, classe
 
 
 def check_labels(labels: Tensor, classes: int, mask: Tensor | None) -> None:
-    """ValueError for the first label out of range or outside the mask; it reads the tensors."""
+    """Raises ValueError for the first label that is out of range or masked. Reads the tensors'
+    values.
+    """
     outside = (labels < 0) | (labels >= classes)
     if mask is not None:
         outside = outside | ~mask[labels.clamp(0, classes - 1)]
@@ -144,7 +149,7 @@ def _load_row(
     HAS_TEACHER: tl.constexpr,
     HAS_MASK: tl.constexpr,
 ):
-    """Columns of a row; -inf where a class takes no part."""
+    """Columns of a row; -inf for masked classes."""
     valid = columns < CLASSES
     s = tl.load(student + columns, mask=valid, other=0.0).to(tl.float32)
     t = s
@@ -157,7 +162,7 @@ def _load_row(
 
 @jit
 def _add_block(state, s, t, valid, inv_t, HAS_TEACHER: tl.constexpr):
-    """One online step; sums are relative to the running maxima, so nothing overflows."""
+    """One online step; sums are relative to the running maxima, so they cannot overflow."""
     s_max, s_sum, s_sum_t, t_max, t_sum, cross, total, count = state
     new_s = tl.maximum(s_max, tl.max(s, 0))
     s_sum = s_sum * tl.exp(s_max - new_s) + tl.sum(tl.exp(s - new_s), 0)
@@ -168,7 +173,7 @@ def _add_block(state, s, t, valid, inv_t, HAS_TEACHER: tl.constexpr):
         shrink = tl.exp((t_max - new_t) * inv_t)
         q = tl.exp((t - new_t) * inv_t)
         gap = tl.where(t > float("-inf"), q * ((t - new_t) - (s - new_s)), 0.0)
-        # Before the first class that takes part both maxima may differ by more than float32 holds.
+        # Before the first unmasked class, the maxima may differ by more than float32 can hold.
         moved = tl.where(t_sum > 0, t_sum * ((t_max - new_t) - (s_max - new_s)), 0.0)
         cross = shrink * (cross + moved) + tl.sum(gap, 0)
         t_sum = t_sum * shrink + tl.sum(q, 0)
@@ -218,7 +223,7 @@ def _distill_kernel(
     if HAS_MASK:
         known = known & (tl.load(mask + label, mask=known, other=0) != 0)
     columns = tl.arange(0, BLOCK)
-    # The maxima start finite: a wholly masked block must not give exp(-inf + inf).
+    # The maxima start finite, so that a fully masked block does not give exp(-inf + inf).
     state = (LOWEST, 0.0, 0.0, LOWEST, 0.0, 0.0, 0.0, 0.0)
     if CLASSES <= BLOCK:
         s, t, valid = _load_row(student, teacher, mask, columns, CLASSES, HAS_TEACHER, HAS_MASK)
@@ -245,7 +250,7 @@ def _distill_kernel(
                 tl.store(gradient + at, g, mask=at < CLASSES)
     s_max, s_sum, s_sum_t, _, t_sum, cross, total, count = state
     value = tl.log(s_sum) + (s_max - (1.0 - smoothing) * label_logit)
-    if smoothing > 0.0:  # else a logit of -inf, whose class cannot be, would give 0 * inf
+    if smoothing > 0.0:  # without smoothing, a logit of -inf would give 0 * inf
         value -= smoothing * total / count
     if HAS_TEACHER:
         value += kl_weight * (cross / t_sum * inv_t - tl.log(t_sum) + tl.log(s_sum_t))
@@ -253,7 +258,7 @@ def _distill_kernel(
 
 
 def _launch_options(classes: int) -> dict[str, int]:
-    """The whole row at once, or four logits a thread where it is read twice: more would spill."""
+    """The whole row at once, or four logits per thread if it is read twice: more would spill."""
     block = 1 << max(classes - 1, 1).bit_length()
     block = block if block <= ONE_READ_CLASSES else 1024
     return {"BLOCK": block, "num_warps": 8 if classes > 1024 else 4}
@@ -277,7 +282,9 @@ def _distill(
     label_smoothing: float,
     with_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The losses fp32 [B] and d loss_b / d student_b [B, C] in the student's dtype (or [0])."""
+    """Losses fp32 [B], and d loss_b / d student_b [B, C] in the student's dtype (or an empty
+    tensor).
+    """
     student = student.contiguous()
     given = student if teacher is None else teacher.contiguous()
     batch, classes = student.shape
@@ -310,7 +317,7 @@ def _save_gradient(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 
 def _scale_gradient(ctx: Any, grad_loss: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    """One pass, in float32 whatever the gradient's dtype; nothing of it reaches the host."""
+    """Scales in one pass, in float32 for any dtype of the gradient, without host waits."""
     (gradient,) = ctx.saved_tensors
     return torch.mul(gradient, grad_loss[:, None], out=torch.empty_like(gradient)), *[None] * 7
 
@@ -319,10 +326,10 @@ _distill.register_autograd(_scale_gradient, setup_context=_save_gradient)
 
 
 def specializations() -> list[dict[str, Any]]:
-    """Specializations for the ahead-of-time gate: name, fn, signature, constexprs, warps, bytes."""
+    """Specializations for the ahead-of-time gate; see `kernels.aot`."""
     sizes = {"fp32": 4, "bf16": 2, "fp16": 2}
     kinds = [(c, d, d) for d in sizes for c in (1000, ONE_READ_CLASSES, 21843)]
-    # Under autocast the student's logits are bf16 and the stored teacher's fp32.
+    # Under autocast the student's logits are bf16, and the stored teacher's are fp32.
     kinds += [(c, "bf16", "fp32") for c in (10, 200, 1000, ONE_READ_CLASSES)]
     kinds += [(1000, "bf16", None)]
     specs = []
@@ -356,7 +363,7 @@ def specializations() -> list[dict[str, Any]]:
                 },
                 "num_warps": options["num_warps"],
                 "bytes_per_element": sum(read) + sizes[dtype],
-                # Rows that are not a multiple of 16 bytes start at any offset.
+                # Rows whose length is not a multiple of 16 bytes are not aligned.
                 "aligned": all(classes * n % 16 == 0 and a_thread * n >= 16 for n in read),
                 "streams": (len(read), 1),
             }

@@ -1,8 +1,8 @@
-"""Optimizer steps with the EWC penalty folded in: the regulariser rides in a pass that runs anyway.
+"""Optimizer steps that include the EWC penalty, at the cost of two more reads.
 
 Added to the loss, the penalty lam / 2 * sum_i F_i (theta_i - theta*_i)^2 costs several passes over
 the parameters, forward and backward. Its gradient is elementwise, so the optimizer's own pass can
-form it from two more reads:
+compute it:
 
     g       = grad + lam * F * (theta - theta*)
     AdamW     m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2
@@ -10,7 +10,7 @@ form it from two more reads:
     SGD       m = momentum m + g + wd theta;  theta = theta - lr m
 
 Bytes moved per fp32 parameter: AdamW 36 (28 without the penalty), SGD with momentum 28 (20). On the
-CPU the pull is added to the gradient, a tensor at a time, and the step is torch's fused one.
+CPU, the penalty's gradient is added to each gradient, and torch's fused optimizer makes the step.
 
 Sources: Kirkpatrick et al. 2017, equation 3; Loshchilov & Hutter 2019, algorithm 2.
 """
@@ -63,14 +63,15 @@ def foreach_adamw_ewc_(
 ) -> None:
     """One AdamW step (decoupled weight decay) on the loss plus the EWC penalty, in place.
 
-    thetas, grads, exp_avgs, exp_avg_sqs, anchors, fishers: for each parameter, contiguous fp32
-    tensors of one shape, which do not overlap, all on one device; theta, exp_avg and exp_avg_sq are
-    updated, and grad may be overwritten. anchors None: no penalty; fishers None: the identity.
-    steps count from 1, one for each parameter.
+    thetas, grads, exp_avgs, exp_avg_sqs, anchors, fishers: one tensor per parameter, contiguous
+    fp32, shaped like theta, without overlaps, all on one device. The step updates thetas, exp_avgs
+    and exp_avg_sqs, and may overwrite grads. anchors: None for no penalty. fishers: None for the
+    identity. steps: one per parameter, counted from 1.
 
-    CUDA tensors go to a Triton kernel, one launch for all; the host waits for nothing.
+    CUDA tensors use a Triton kernel, with one launch for all and without synchronising the host.
 
-    Raises ValueError, naming the tensor, for a shape, dtype, device or layout that does not fit.
+    Raises ValueError, naming the tensor, for an invalid shape, dtype, device or layout, for a step
+    below 1, and for fishers without anchors.
     """
     moments = {"exp_avg": exp_avgs, "exp_avg_sq": exp_avg_sqs}
     options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "lam": lam}
@@ -89,7 +90,7 @@ def sgd_ewc_(
 ) -> None:
     """`foreach_sgd_ewc_` for one tensor.
 
-    first: momentum_buffer's content is ignored and becomes the gradient (its first step).
+    first: ignore the content of momentum_buffer, as on a parameter's first step.
     """
     if first:
         momentum_buffer.zero_()
@@ -112,8 +113,8 @@ def foreach_sgd_ewc_(
 ) -> None:
     """One step of SGD with momentum on the loss plus the EWC penalty, in place.
 
-    As `foreach_adamw_ewc_`, except that weight decay is part of the gradient, as in
-    torch.optim.SGD. A momentum_buffer starts at zero.
+    Arguments and errors are those of `foreach_adamw_ewc_`, but weight decay is part of the
+    gradient, as in torch.optim.SGD. Start momentum_buffers at zero.
     """
     moments = {"momentum_buffer": momentum_buffers}
     options = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "lam": lam}
@@ -125,10 +126,11 @@ def _listed(tensor: Tensor | None) -> list[Tensor] | None:
 
 
 class Parameters:
-    """The tensors of a step but the gradients, checked once for all steps that follow.
+    """All tensors of a step except the gradients, checked once for all later steps.
 
-    Checks and flat views of six tensors for each of 150 parameters take the host longer than the
-    step takes the GPU. Arguments and errors: as of `foreach_adamw_ewc_`, and `moments` by name.
+    Checking and flattening six tensors for each of 150 parameters takes the host longer than the
+    step takes the GPU. Arguments and errors are those of `foreach_adamw_ewc_`; `moments` maps names
+    to tensors.
     """
 
     @torch.no_grad()
@@ -140,7 +142,7 @@ class Parameters:
         fishers: Sequence[Tensor] | None,
     ) -> None:
         if fishers is not None and anchors is None:
-            raise ValueError("fisher is given without an anchor to measure the distance from")
+            raise ValueError("fisher is given without anchor: the penalty needs both")
         columns = {"theta": thetas, **moments, "anchor": anchors, "fisher": fishers}
         self._thetas = list(thetas)
         self._rows = tables.rows(columns)
@@ -156,7 +158,7 @@ class Parameters:
         weight_decay: float,
         lam: float,
     ) -> None:
-        """A step of AdamW."""
+        """One step of AdamW."""
         if any(step < 1 for step in steps):
             raise ValueError(f"step counts from 1, not {min(steps)}")
         rows = self._with(grads, lam)
@@ -184,7 +186,7 @@ class Parameters:
             _launch(rows, numbers)
             return
         theta, grad, exp_avg, exp_avg_sq, *_ = (list(column) for column in zip(*rows, strict=True))
-        before = [torch.tensor(float(step - 1)) for step in steps]  # torch counts the step itself
+        before = [torch.tensor(float(step - 1)) for step in steps]  # torch adds 1
         options: dict[str, Any] = {"lr": lr, "eps": eps, "weight_decay": weight_decay}
         flags: dict[str, Any] = {"fused": True, "amsgrad": False, "maximize": False}
         adamw(
@@ -204,7 +206,7 @@ class Parameters:
         weight_decay: float,
         lam: float,
     ) -> None:
-        """A step of SGD with momentum."""
+        """One step of SGD with momentum."""
         rows = self._with(grads, lam)
         if not rows:
             return
@@ -218,7 +220,7 @@ class Parameters:
 
     @torch.no_grad()
     def _with(self, grads: Sequence[Tensor], lam: float) -> list[Row]:
-        """The parameters' flat tensors; on the CPU their gradients have the penalty's in them."""
+        """Each parameter's flat tensors; on the CPU, gradients include the penalty's."""
         tables.check("grad", grads, self._thetas)
         rows = [
             [theta, grad.view(-1), *others]
@@ -246,7 +248,7 @@ def _update(
     HAS_FISHER: tl.constexpr,
     ALIGNED: tl.constexpr,
 ):
-    """Steps the elements `at` of a parameter."""
+    """Updates the elements `at` of a parameter."""
     theta = tensor_at(pointers, count, 0, number, ALIGNED) + at
     moment = tensor_at(pointers, count, 2, number, ALIGNED) + at
     x = tl.load(theta, mask=valid, other=0.0)
@@ -292,7 +294,7 @@ def _step_kernel(
 ):
     number, start, left = place(owners, firsts, sizes, BLOCK)
     at, numbers = start + tl.arange(0, BLOCK), numbers + number * pitch
-    if left >= BLOCK:  # without a mask that depends on a size, loads are wide
+    if left >= BLOCK:  # loads are wide only if the mask does not depend on a size
         valid = tl.full((BLOCK,), True, tl.int1)
         _update(
             pointers, count, number, numbers, at, valid,
@@ -307,8 +309,11 @@ def _step_kernel(
 
 @torch.no_grad()
 def _launch(rows: list[Row], numbers: Sequence[Sequence[float]]) -> None:
-    """One launch for all rows, each the flat tensors of a parameter in the order of the columns;
-    numbers: those that `_update` reads, a row for each parameter or one for all."""
+    """Launches one kernel for all rows.
+
+    rows: each parameter's flat tensors, in the order of the columns. numbers: the scalars that
+    `_update` reads, one row per parameter or one for all.
+    """
     table = Table.of(rows)
     *states, anchor, fisher = rows[0]
     on_device = to_device(torch.tensor(numbers, dtype=torch.float32), rows[0][0].device)

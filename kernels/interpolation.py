@@ -1,15 +1,15 @@
-"""K weighted sums of M models for one read of the models.
+"""K weighted sums of M models with one read of the models.
 
-WiSE-FT wants a model per alpha between two parents, a soup wants a mean of many; made one at a time
-each output reads its parents again. Here
+WiSE-FT needs one model per alpha between two parents; a soup needs the mean of many. Computed one
+at a time, each output reads its parents again. This kernel computes
 
     out[k] = sum_m weights[k, m] * parents[m]
 
-reads every parent once and writes every output once: 4 M + s K bytes a parameter for outputs of s
-bytes (more than `MAX_OUTPUTS` outputs are made in groups, and each group reads the parents).
+reading each parent once and writing each output once: 4 M + s K bytes per parameter, for outputs of
+s bytes. More than `MAX_OUTPUTS` outputs are computed in groups, and each group reads the parents.
 
-A weight of exactly 0 leaves its parent out: an inf or NaN in it does not spread, and a row with one
-weight of exactly 1 and zeros for others is that parent bit for bit (fp32 outputs).
+A weight of exactly 0 excludes its parent: an inf or NaN in it does not spread. A row with one
+weight of exactly 1 and zeros elsewhere gives that parent bit for bit (fp32 outputs).
 
 Sources: Wortsman et al. 2022 (WiSE-FT, equation 1); Wortsman et al. 2022 (model soups).
 """
@@ -28,12 +28,12 @@ from torch.library import triton_op
 from kernels import reference
 from kernels.launch import jit, launcher, tl
 
-MAX_OUTPUTS = 16  # a pass: 32 take 200 registers a thread, so that too few threads wait for memory
+MAX_OUTPUTS = 16  # per pass: 32 take 200 registers per thread, and occupancy gets too low
 _WARPS = 8
-# Elements (4 MiB of fp32): the parents' chunks stay in the last cache while every output takes them
-# up, and threads seldom wait for each other (a fourth of this is far slower on a busy machine).
+# Elements (4 MiB of fp32): the parents' chunks stay in the last-level cache for all outputs, and
+# threads seldom wait for each other (a quarter of this is far slower on a busy machine).
 _CHUNK = 1 << 20
-# Elements: every tensor of a flat state dict starts 16 bytes aligned, in fp32 and in bf16.
+# Elements: aligns each tensor of a flat state dict to at least 16 bytes, in fp32 and in bf16.
 _ALIGNMENT = 16
 
 
@@ -45,15 +45,16 @@ def interpolate(
     dtype: torch.dtype = torch.float32,
     out: Tensor | None = None,
 ) -> Tensor:
-    """The models out[k] = sum_m weights[k, m] * parents[m], [K, P], summed in fp32.
+    """Returns the models out[k] = sum_m weights[k, m] * parents[m], [K, P], summed in fp32.
 
-    parents: fp32 [M, P], contiguous. weights: [K, M], any floating dtype and device. dtype of the
-    result: fp32 or bf16. out: a contiguous [K, P] tensor of that dtype to fill and return instead
-    of a new one (on a CPU new pages cost several times the arithmetic), apart from the parents.
+    parents: fp32 [M, P], contiguous. weights: [K, M], any floating dtype and device. dtype: of the
+    result, fp32 or bf16. out: a contiguous [K, P] tensor of that dtype to fill and return instead
+    of a new one (on a CPU, new pages cost several times the arithmetic). It must not overlap the
+    parents.
 
-    CUDA tensors go to the Triton kernel; others to the reference in cache-sized chunks.
+    CUDA tensors use the Triton kernel; others use the reference in cache-sized chunks.
 
-    Raises ValueError, naming the argument, for a shape, dtype, device or layout that does not fit.
+    Raises ValueError, naming the argument, for an invalid shape, dtype, device or layout.
     """
     if parents.ndim != 2 or parents.dtype != torch.float32 or not parents.is_contiguous():
         raise ValueError(
@@ -89,13 +90,13 @@ def interpolate(
 
 
 def _overlap(a: Tensor, b: Tensor) -> bool:
-    """Of contiguous tensors."""
+    """Whether two contiguous tensors share memory."""
     return a.data_ptr() < b.data_ptr() + b.nbytes and b.data_ptr() < a.data_ptr() + a.nbytes
 
 
 @torch.library.custom_op("rib::interpolate_on_cpu_", mutates_args=("out",))
 def _on_cpu(parents: Tensor, weights: Tensor, out: Tensor) -> None:
-    """The weights are read, which a compiled graph cannot: this is one operator there."""
+    """One operator, because it reads the weights' values, which a compiled graph cannot."""
     for start in range(0, parents.shape[1], _CHUNK):
         columns = slice(start, start + _CHUNK)
         reference.interpolate_(parents[:, columns], weights, out[:, columns])
@@ -115,7 +116,7 @@ def _interpolate_kernel(
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     row = tl.program_id(1).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     valid = at < n
-    # Minus zero, the only neutral element of addition: 0 + -0 would lose the sign.
+    # Start from -0.0, the identity of addition: 0.0 + -0.0 would lose the sign.
     total = tl.zeros((ROWS, BLOCK), tl.float32) * -1.0
     parent = parents + at
     for m in tl.range(0, PARENTS, num_stages=3):
@@ -131,7 +132,7 @@ def _interpolate_kernel(
 
 
 def _tile(outputs: int) -> dict[str, int]:
-    """Outputs a program and parameters a program: at most 64 sums a thread."""
+    """Outputs and parameters per program: at most 64 sums per thread."""
     rows = min(1 << (outputs - 1).bit_length(), MAX_OUTPUTS)
     return {"ROWS": rows, "BLOCK": max(min(16384 // rows, 4096), 1024)}
 
@@ -155,7 +156,7 @@ def _interpolate(parents: Tensor, weights: Tensor, out: Tensor) -> None:
 
 
 def specializations() -> list[dict[str, Any]]:
-    """Specializations for the ahead-of-time gate: name, fn, signature, constexprs, warps, bytes."""
+    """Specializations for the ahead-of-time gate; see `kernels.aot`."""
     return [
         {
             "name": f"interpolate[{outputs} of {count}] {dtype}",
@@ -178,10 +179,10 @@ def specializations() -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a flat model keeps its tensors.
+    """Where each tensor is in a flat model.
 
-    names: the state dict's keys in order. places: offset in elements and shape of each floating
-    tensor. copies: the other tensors (counters, indices), as the first parent has them. numel: P.
+    names: the state dict's keys, in order. places: offset (in elements) and shape of each floating
+    tensor. copies: the other tensors (counters, indices), copied from the first parent. numel: P.
     """
 
     names: tuple[str, ...]
@@ -192,11 +193,13 @@ class Layout:
 
 @torch.no_grad()
 def flatten(state_dicts: Sequence[Mapping[str, Tensor]]) -> tuple[Tensor, Layout]:
-    """State dicts of one architecture as parents, fp32 [M, P] on their device, and their layout.
+    """Returns state dicts of one architecture as parents, fp32 [M, P], and their layout.
 
-    Floating tensors (fp32, fp16, bf16) are converted to fp32, which is exact; gaps between tensors
-    are zero. Raises ValueError, naming the key, where dicts differ in keys, shapes or dtypes, and
-    for dtypes that fp32 cannot hold.
+    Floating tensors (fp32, fp16, bf16) are converted to fp32, which is exact. Gaps between tensors
+    are zero. The result is on the device of the first floating tensor.
+
+    Raises ValueError, naming the key, if dicts differ in keys, shapes or dtypes, or for a dtype
+    that fp32 cannot hold; also if there are no dicts.
     """
     if not state_dicts:
         raise ValueError("no state dict to flatten")
@@ -238,9 +241,9 @@ def _check_same(first: Mapping[str, Tensor], other: Mapping[str, Tensor], index:
 
 
 def views(row: Tensor, layout: Layout) -> dict[str, Tensor]:
-    """The state dict that a flat model [P] holds: floating tensors are views of it, in its dtype.
+    """Returns the state dict of a flat model [P]; floating tensors are views of it, in its dtype.
 
-    Other tensors are copies of the first parent's. Raises ValueError where the length differs.
+    Other tensors are copies of the first parent's. Raises ValueError if the length differs.
     """
     if row.shape != (layout.numel,):
         raise ValueError(f"a model of this layout is flat [{layout.numel}], not {list(row.shape)}")

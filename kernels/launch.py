@@ -1,10 +1,10 @@
-"""The one door to Triton, so that every module here imports on machines without it.
+"""The only module that imports Triton, so that all others can be imported without it.
 
-Kernels are decorated with `jit` and started through `launcher`. Where Triton is missing `jit`
-leaves the function as it is: nothing calls it, since only CUDA tensors are sent to kernels.
+Decorate kernels with `jit` and start them through `launcher`. Without Triton, `jit` returns the
+function unchanged; nothing calls it, since only CUDA tensors are sent to kernels.
 
-Loops of kernels are `tl.range`, which runs their loads ahead. Its type says that it cannot be
-iterated, so files with kernels turn pyright's rule on that off.
+Kernels loop over `tl.range`, which prefetches their loads. Its type says that it is not iterable,
+so files with kernels turn off pyright's rule on that.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ __all__ = [
     "triton",
 ]
 
-# Multiplications and additions become one instruction, which Triton 3.10 leaves off by default.
+# Fuses multiplications and additions into FMAs, which Triton 3.10 does not do by default.
 FUSED = {"enable_fp_fusion": True}
-_ROW = 64  # elements: rows of a multiple begin 64 bytes apart or more, whatever their dtype
+_ROW = 64  # elements: rows of a multiple start at least 64-byte aligned in any dtype
 
 
 def jit(
     fn: Callable[..., Any] | None = None, *, do_not_specialize: Sequence[str] = ()
 ) -> Callable[..., Any] | Any:
-    """`triton.jit`, or the bare function where Triton is not installed.
+    """Returns `triton.jit(fn)`, or `fn` itself if Triton is not installed.
 
-    do_not_specialize: integers that change from call to call. Triton compiles a kernel anew for an
-    integer that is 1 and for a multiple of 16, unless it is listed. Row lengths that pad rows to
-    multiples of 64 (`padded`) are not: wide accesses need to know that they are.
+    do_not_specialize: names of integer arguments that change from call to call. Otherwise Triton
+    compiles a new variant when such an integer is 1 or a multiple of 16. Do not list the row
+    lengths of `padded` tensors: wide accesses depend on knowing that they are multiples of 64.
     """
     if fn is None:
         return lambda fn: jit(fn, do_not_specialize=do_not_specialize)
@@ -59,7 +59,7 @@ def jit(
 class Launcher:
     """`Launcher(kernel)[grid](*arguments)`, on the device of the first argument, a tensor.
 
-    Triton launches on the current device, whose memory a tensor on cuda:1 need not be in.
+    Triton launches on the current device, and a tensor may be on another one.
     """
 
     kernel: Any
@@ -74,32 +74,38 @@ class Launcher:
 
 
 def launcher(kernel: Any) -> Launcher:
-    """The object to index with a grid: the kernel, or what torch.compile traces in its place.
+    """Returns the object to index with a grid: the kernel, or its wrapper inside torch.compile.
 
-    Raises RuntimeError where Triton is missing.
+    Raises RuntimeError if Triton is not installed.
     """
     if triton is None:
         raise RuntimeError("CUDA tensors need Triton's kernels: pip install triton")
-    if torch.compiler.is_compiling():  # then Inductor compiles it, with an option of its own
+    if torch.compiler.is_compiling():  # Inductor compiles the kernel with its own options
         return Launcher(wrap_triton(kernel))
     return Launcher(kernel, FUSED)
 
 
 def padded(shape: Sequence[int], like: Tensor, dtype: torch.dtype) -> Tensor:
-    """An empty tensor of this shape on the device of `like`, whose rows on a GPU lie a multiple of
-    64 elements apart: a row that begins anywhere is read two or four bytes at a time."""
+    """Returns an empty tensor of this shape and dtype on the device of `like`.
+
+    On a GPU, rows are padded to a multiple of 64 elements: an unaligned row would be read two or
+    four bytes at a time.
+    """
     *rows, columns = shape
     pitch = row_pitch(columns, like.device)
     return like.new_empty((*rows, pitch), dtype=dtype)[..., :columns]
 
 
 def row_pitch(columns: int, device: torch.device) -> int:
-    """How many elements the rows of a `padded` tensor lie apart."""
+    """Distance between the rows of a `padded` tensor, in elements."""
     return -(-columns // _ROW) * _ROW if device.type == "cuda" else columns
 
 
 def rows_apart(matrix: Tensor) -> Tensor:
-    """The matrix, whose rows may lie apart, or a copy where numbers of a row do."""
+    """Returns the matrix, or a contiguous copy if the numbers of a row are not adjacent.
+
+    Rows themselves may be padded.
+    """
     near = matrix.stride(1) == 1 and matrix.stride(0) >= matrix.shape[1]
     return matrix if near else matrix.contiguous()
 

@@ -1,9 +1,8 @@
-"""The truth: the kernels of this package in plain PyTorch, as close to their formulas as it gets.
+"""Reference implementations in plain PyTorch, as close to the formulas as possible.
 
-That of EWC's step is torch's own optimizer (`tests/kernels/test_ewc.py`).
-
-Tests and benchmark gates compare the kernels with these; they are written to be read, not to be
-fast or small, except where a kernel's docstring says that the CPU runs them.
+Tests and benchmarks compare the kernels with them. They are written for readability, not for speed
+or memory, unless a kernel's docstring says that the CPU runs them. The reference for the EWC steps
+is torch's own optimizer (`tests/kernels/test_ewc.py`).
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ def distill_loss(
     scale_by_t2: bool = True,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """Truth of `kernels.distill.distill_loss`; see there. fp64 logits give fp64 losses."""
+    """Reference for `kernels.distill.distill_loss`. fp64 logits give fp64 losses."""
     student = student.to(torch.promote_types(student.dtype, torch.float32))
     classes = student.shape[1] if mask is None else mask.sum()
 
@@ -42,14 +41,16 @@ def distill_loss(
     log_p = (student / temperature).log_softmax(1)
     factor = weight * (temperature**2 if scale_by_t2 else 1.0)
     q = log_q.exp()
-    # Where q is 0 (a masked class, or a teacher's logit of -inf), q log q is its limit, 0.
+    # q log q -> 0 as q -> 0: masked classes and teacher logits of -inf add nothing.
     return loss + factor * (q * (log_q - log_p).masked_fill_(q == 0, 0.0)).sum(1)
 
 
 def fisher_diagonal(
     model: nn.Module, images: Tensor, labels: Tensor, *, mask: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """Truth of `kernels.fisher.fisher_diagonal` for given labels: one backward pass an image."""
+    """Reference for `kernels.fisher.fisher_diagonal` with given labels: one backward pass per
+    image.
+    """
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     total = {name: torch.zeros_like(p) for name, p in parameters.items()}
     for image, label in zip(images.split(1), labels.split(1), strict=True):
@@ -65,8 +66,8 @@ def fisher_diagonal(
 
 
 def interpolate_(parents: Tensor, weights: Tensor, out: Tensor) -> None:
-    """Truth of `kernels.interpolation.interpolate`, which the CPU runs chunk by chunk."""
-    # One buffer for every row to be rounded: fresh memory would cost more than the arithmetic.
+    """Reference for `kernels.interpolation.interpolate`. The CPU runs it on chunks of columns."""
+    # Rows that are rounded share a buffer: allocating memory costs more than the arithmetic.
     buffer = None if out.dtype == parents.dtype else parents.new_empty(parents.shape[1])
     for row, row_weights in zip(out, weights.tolist(), strict=True):
         terms = [(p, w) for p, w in zip(parents, row_weights, strict=True) if w != 0.0]
@@ -84,7 +85,9 @@ def interpolate_(parents: Tensor, weights: Tensor, out: Tensor) -> None:
 def bures_squared(
     means_a: Tensor, covariances_a: Tensor, means_b: Tensor, covariances_b: Tensor
 ) -> Tensor:
-    """Truth of `kernels.transport.bures_squared` from moments, by d x d roots in float64."""
+    """Reference for `kernels.transport.bures_squared`, from moments and d x d square roots in
+    float64.
+    """
     out = torch.empty(len(means_a), len(means_b), dtype=torch.float64)
     for i, (mean_a, a) in enumerate(zip(means_a.double(), covariances_a.double(), strict=True)):
         values, vectors = torch.linalg.eigh(a)
@@ -96,9 +99,11 @@ def bures_squared(
 
 
 def sinkhorn_sweep(q: Tensor, f: Tensor, g: Tensor, kappa: Tensor) -> list[Tensor]:
-    """Truth of `kernels.transport.sweep`, in float64 if f is; the CPU runs it on small sets.
+    """Reference for `kernels.transport.sweep`, in float64 if f is. The CPU runs it on small
+    problems.
 
-    Strips of 32 rows stay in cache; numbers below the smallest normal one would be slow.
+    Strips of 32 rows stay in cache. Exponents are clamped at -87 because subnormal numbers are
+    slow.
     """
     log_s, columns = torch.empty_like(f), torch.zeros_like(g, dtype=torch.float64)
     for start in range(0, len(q), 32):
@@ -111,7 +116,7 @@ def sinkhorn_sweep(q: Tensor, f: Tensor, g: Tensor, kappa: Tensor) -> list[Tenso
 
 
 def row_sums(q: Tensor, f: Tensor, g: Tensor, kappa: Tensor) -> Tensor:
-    """Truth of `kernels.transport.sweep.row_sums`, as `sinkhorn_sweep`."""
+    """Reference for `kernels.transport.sweep.row_sums`; see `sinkhorn_sweep`."""
     log_s = torch.empty_like(f)
     for start in range(0, len(q), 32):
         rows = slice(start, start + 32)
@@ -121,7 +126,7 @@ def row_sums(q: Tensor, f: Tensor, g: Tensor, kappa: Tensor) -> Tensor:
 
 
 def quantize(cost: Tensor) -> list[Tensor]:
-    """Truth of `kernels.transport.quantize`, which the CPU runs; the cost is overwritten."""
+    """Reference for `kernels.transport.quantize`, which the CPU runs. It overwrites the cost."""
     low, high = cost.amin(1), cost.amax(1)  # aminmax takes nine times as long on a CPU
     step = ((high - low) / 65535).clamp_(min=torch.finfo(torch.float32).tiny)
     scaled = cost.sub_(low[:, None]).mul_(step.reciprocal()[:, None])
@@ -131,7 +136,7 @@ def quantize(cost: Tensor) -> list[Tensor]:
 def certified_pass(
     q: Tensor, offset: Tensor, step: Tensor, g: Tensor, retained: Tensor, eps: float
 ) -> list[Tensor]:
-    """Truth of `kernels.transport.certified_pass`: the same sums from whole float64 matrices."""
+    """Reference for `kernels.transport.certified_pass`: the sums from whole float64 matrices."""
     cost = offset[:, None] + step[:, None] * q
     low = (cost - g).amin(1)
     over = cost - g - low[:, None]
@@ -144,9 +149,10 @@ def certified_pass(
 
 
 def entropic_transport(cost: Tensor, eps: float, iterations: int) -> tuple[Tensor, Tensor, float]:
-    """Truth of `kernels.transport.transport`: potentials f, g and value, in float64's log domain.
+    """Reference for `kernels.transport.transport`: potentials f, g and the value, in float64.
 
-    min_P <P, C> + eps KL(P || a b^T) with uniform marginals, by plain alternating updates.
+    Solves min_P <P, C> + eps KL(P || a b^T) with uniform marginals by alternating log-domain
+    updates.
     """
     cost = cost.double()
     log_a, log_b = (-torch.tensor(float(size)).double().log() for size in cost.shape)

@@ -1,7 +1,7 @@
-"""Tables of tensors: one launch of a kernel for all tensors of a model, however many and small.
+"""Tables of tensors: one kernel launch for all tensors of a model, however many and small.
 
-A row of a table is a parameter, a column a role (theta, gradient, ...). The kernel gets the
-addresses, and each of its programs works on one block of one parameter.
+A table has one row per parameter and one column per role (theta, gradient, ...). The kernel
+receives the addresses, and each of its programs works on one block of one parameter.
 """
 
 from __future__ import annotations
@@ -18,20 +18,21 @@ from torch import Tensor
 from kernels.launch import jit, tl
 
 BLOCK, WARPS = 1024, 4
-# Types of the arguments that a kernel takes first, for the ahead-of-time gate.
+# Types of a kernel's first arguments, for the ahead-of-time gate.
 SIGNATURE = {"pointers": "*i64", "owners": "*i32", "firsts": "*i32", "sizes": "*i64"}
 SIGNATURE |= {"count": "i32"}
 CONSTANTS = {"ALIGNED": True, "BLOCK": BLOCK}
 
-Row = list[Any]  # tensors, None for a role that is absent
+Row = list[Any]  # tensors, or None for an absent role
 Columns = Mapping[str, Sequence[Tensor] | None]
 
 
 def rows(columns: Columns) -> list[Row]:
-    """For each parameter its tensors, flat, in the order of the columns; None: without that role.
+    """Returns the flat tensors of each parameter, in the order of the columns.
 
-    columns: "theta" and other roles, a tensor a parameter: fp32, contiguous, shaped like theta, all
-    on one device. Raises ValueError, naming the role, for what does not fit.
+    columns: "theta" and other roles, with one tensor per parameter: fp32, contiguous, shaped like
+    theta, all on one device. A column of None gives None in each row. Raises ValueError, naming the
+    role, for tensors that do not fit.
     """
     thetas = columns["theta"]
     assert thetas is not None
@@ -46,7 +47,7 @@ def rows(columns: Columns) -> list[Row]:
 
 
 def check(name: str, column: Sequence[Tensor], thetas: Sequence[Tensor]) -> None:
-    """Raise ValueError, naming the role, for tensors that do not fit their parameters."""
+    """Raises ValueError, naming the role, for tensors that do not fit their parameters."""
     if len(column) != len(thetas):
         raise ValueError(f"{name}: {len(column)} are given for {len(thetas)} parameters")
     for tensor, theta in zip(column, thetas, strict=True):
@@ -64,16 +65,19 @@ def _check(name: str, tensor: Tensor, theta: Tensor, device: torch.device) -> No
     if tensor.device != device:
         raise ValueError(
             f"{name} is on {tensor.device}, but the first theta is on {device}: "
-            "step the parameters of each device in a call of their own"
+            "step the parameters of each device in a separate call"
         )
     if not tensor.is_contiguous():
-        raise ValueError(f"{name} is not contiguous: an in-place step cannot copy it")
+        raise ValueError(f"{name} is not contiguous, and an in-place step cannot use a copy")
 
 
 @dataclass(frozen=True)
 class Table:
-    """A kernel's arguments for its tensors: its first arguments (`SIGNATURE`), its last options,
-    and how many programs it has."""
+    """The arguments of a kernel for a table of tensors.
+
+    arguments: the kernel's first arguments (`SIGNATURE`). options: its constants and launch
+    options. blocks: number of programs.
+    """
 
     arguments: tuple[Any, ...]
     options: dict[str, Any]
@@ -81,7 +85,7 @@ class Table:
 
     @staticmethod
     def of(rows: Sequence[Row]) -> Table:
-        """rows: as `rows` gives them, at least one; each begins with theta."""
+        """rows: at least one row of `rows`; each begins with theta."""
         device = rows[0][0].device
         layout = _layout(tuple(row[0].numel() for row in rows), device)
         roles = zip(*rows, strict=True)
@@ -94,8 +98,11 @@ class Table:
 
 @functools.lru_cache(maxsize=16)
 def _layout(sizes: tuple[int, ...], device: torch.device) -> tuple[Tensor, ...]:
-    """Which program works on what: owners int32 [programs], a program's parameter; firsts int32
-    [T], a parameter's first program; sizes int64 [T]."""
+    """Which program works on which block.
+
+    Returns owners int32 [programs], each program's parameter; firsts int32 [T], each parameter's
+    first program; and sizes int64 [T].
+    """
     blocks = -(-np.array(sizes) // BLOCK)
     owners = np.repeat(np.arange(len(sizes)), blocks).astype(np.int32)
     firsts = (np.cumsum(blocks) - blocks).astype(np.int32)
@@ -105,15 +112,15 @@ def _layout(sizes: tuple[int, ...], device: torch.device) -> tuple[Tensor, ...]:
 
 @functools.lru_cache(maxsize=16)
 def _pointers(addresses: tuple[int, ...], device: torch.device) -> Tensor:
-    """Gradients are mostly where those of the step before were, so that nothing is copied."""
+    """Cached: gradients mostly keep their addresses between steps, so nothing is copied."""
     return to_device(torch.tensor(addresses, dtype=torch.int64), device)
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """A CPU tensor's copy on the device, for which the host does not wait.
+    """Copies a CPU tensor to the device without blocking the host.
 
-    torch gives pinned memory to nobody else before the copies from it are done, so a next call
-    cannot overwrite what is still to be copied.
+    torch does not reuse the pinned memory until the copy is done, so a later call cannot overwrite
+    it.
     """
     if device.type != "cuda":
         return values.to(device)
@@ -122,7 +129,7 @@ def to_device(values: Tensor, device: torch.device) -> Tensor:
 
 @jit
 def tensor_at(pointers, count, role: tl.constexpr, number, ALIGNED: tl.constexpr):
-    """The fp32 tensor that a table has for a role, of parameter `number`."""
+    """The fp32 tensor of parameter `number` in the column `role`."""
     start = tl.load(pointers + role * count + number).to(tl.pointer_type(tl.float32))
     if ALIGNED:
         start = tl.multiple_of(start, 16)
@@ -131,7 +138,7 @@ def tensor_at(pointers, count, role: tl.constexpr, number, ALIGNED: tl.constexpr
 
 @jit
 def place(owners, firsts, sizes, BLOCK: tl.constexpr):
-    """The number of the program's parameter, its first element there, and how many follow."""
+    """The number of the program's parameter, its first element there, and how many are left."""
     number = tl.load(owners + tl.program_id(0))
     start = (tl.program_id(0) - tl.load(firsts + number)).to(tl.int64) * BLOCK
     return number, start, tl.load(sizes + number) - start

@@ -1,4 +1,4 @@
-"""numba's loops, which leave Python's lock alone: stored on disk, spread over threads that stay."""
+"""Loops compiled by numba: they release the GIL, are cached on disk and run in a thread pool."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ HAS_NUMBA = importlib.util.find_spec("numba") is not None
 
 
 def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """numba.njit with these options; the machine code is stored for the next process.
+    """Returns numba.njit with these options, caching the machine code on disk for later processes.
 
-    It is stale when the loop's file is newer, so a loop stands in one file with all that it calls.
-    Where no folder can be written to, each process compiles anew.
+    numba recompiles only if the loop's own file changes, so define a loop in one file with
+    everything that it calls. If no cache folder is writable, each process compiles again.
     """
     import numba
 
     def compile(loop: Callable[..., Any]) -> Any:
         try:
             return numba.njit(nogil=True, cache=True, **options)(loop)
-        except RuntimeError:  # neither the loop's folder nor the user's cache can be written to
+        except RuntimeError:  # neither the loop's folder nor the user's cache is writable
             return numba.njit(nogil=True, **options)(loop)
 
     return compile
 
 
 def spread(loop: Callable[..., Any], pieces: Sequence[Sequence[Any]], threads: int) -> list[Any]:
-    """The results of `loop(*piece)` for each piece, in order.
+    """Returns the results of `loop(*piece)` for each piece, in order.
 
-    The caller's thread works too; each takes the next piece that is left, so that none waits for
-    one that started late.
+    The calling thread works too. Each thread takes the next piece, so none waits for a late
+    starter.
     """
     results: list[Any] = [None] * len(pieces)
     left = iter(range(len(pieces)))
@@ -54,5 +54,5 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(thread_name_prefix="kernels")
 
 
-# Threads do not survive a fork: a child would wait for its parent's.
+# Threads do not survive a fork: a child would wait forever for its parent's threads.
 os.register_at_fork(after_in_child=_pool.cache_clear)

@@ -1,15 +1,17 @@
-"""The exact diagonal Fisher for the price of about one backward pass.
+"""The exact diagonal Fisher information for about the cost of one backward pass.
 
-F_i = E_x E_y (d log p(y | x) / d theta_i)^2 needs every example's own gradient. In eval mode an
-example's loss depends on its own input alone, so one backward pass of the summed loss carries, at
-every operator, the output gradients of all examples side by side; each operator's rule turns them
-and its input into sums of squares, and no gradient of one example is ever stored whole. Operators
-are met where torch calls them (`TorchFunctionMode`), not as modules: fused activations, functional
-calls and bare parameters (cls_token, LayerScale) are then all alike.
+F_i = E_x E_y (d log p(y | x) / d theta_i)^2 needs the gradient of each example. In eval mode an
+example's loss depends on its own input only, so one backward pass of the summed loss computes the
+output gradients of all examples at each operator. A rule per operator turns these and the
+operator's input into sums of squares, without storing the whole gradient of any example.
+`TorchFunctionMode` intercepts operators, not modules, so fused activations, functional calls and
+bare parameters (cls_token, LayerScale) need no special treatment.
 
-A parameter that is used in any other way, or twice, takes torch.func.vmap(grad) on small chunks
-and is named in a log line. Sources: Kirkpatrick et al. 2017 (EWC); Kunstner et al. 2019 (model
-against data labels); Rochette et al. 2019 (the grouped convolution).
+A parameter that is used in any other way, or more than once, falls back to torch.func.vmap(grad) on
+small chunks, and a log line names it.
+
+Sources: Kirkpatrick et al. 2017 (EWC); Kunstner et al. 2019 (model against data labels); Rochette
+et al. 2019 (the grouped convolution).
 """
 
 from __future__ import annotations
@@ -30,8 +32,8 @@ from kernels.fisher.per_example import ELEMENTWISE, RULES, expand_over_batch, su
 
 _log = logging.getLogger(__name__)
 Squares = Callable[[Tensor], Tensor]
-_CHUNK = 8  # images whose gradients of a parameter are in memory together
-_AT_ONCE = 64  # images whose activations are: a batch may be that of many GPUs together
+_CHUNK = 8  # images per vmap: their gradients of a parameter are in memory together
+_AT_ONCE = 64  # images per pass: a batch may be the joint batch of many GPUs
 
 
 def fisher_diagonal(
@@ -42,16 +44,18 @@ def fisher_diagonal(
     mask: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> dict[str, Tensor]:
-    """Mean over images of (d log p(y|x) / d theta)^2 for every trainable parameter, by name.
+    """Returns the mean over images of (d log p(y|x) / d theta)^2 for each trainable parameter, by
+    name.
 
-    batches: images [B, ...], or (images, int64 labels [B]) where `labels="data"`; on the model's
-    device. `labels="model"` draws y from the model's own softmax (the Fisher), "data" takes the
-    given ones (the empirical Fisher). mask: bool [C], classes that take part. generator: for the
-    draws; one on the CPU gives the same labels on every device, up to rounding.
+    batches: images [B, ...], or (images, int64 labels [B]) if `labels="data"`, on the model's
+    device. labels: "model" draws y from the model's own softmax (the Fisher), "data" takes the
+    given labels (the empirical Fisher). mask: bool [C], True for the classes in use. generator: for
+    the draws; a CPU generator gives the same labels on any device, up to rounding.
 
-    Raises ValueError for no images, labels missing, a mask that does not fit, batch statistics that
-    couple examples, or a model with gradient checkpointing; on the CPU also for labels out of range
-    or outside the mask (as `kernels.distill.distill_loss`), and logits to draw none from.
+    Raises ValueError if there are no images, if labels are missing, if the mask does not fit, if
+    batch statistics couple the examples, and for a model with gradient checkpointing. On the CPU it
+    also raises for labels that are out of range or masked (as `kernels.distill.distill_loss` does),
+    and for logits from which no label can be drawn.
     """
     if labels not in ("model", "data"):
         raise ValueError(f'labels must be "model" or "data", not {labels!r}')
@@ -65,10 +69,10 @@ def fisher_diagonal(
 
 
 class FisherAccumulator:
-    """Sums squared per-example gradients batch by batch; `mean()` divides by the images seen.
+    """Sums squared per-example gradients batch by batch; `mean()` divides by the number of images.
 
-    `fallback` names, after an update, the parameters that went through vmap(grad). The model's
-    mode, its `.grad` fields and `requires_grad` flags are left as they were.
+    After an update, `fallback` names the parameters that went through vmap(grad). The model's mode,
+    its `.grad` fields and `requires_grad` flags are unchanged.
     """
 
     def __init__(
@@ -90,14 +94,18 @@ class FisherAccumulator:
         }
 
     def update(self, images: Tensor, labels: Tensor | None = None) -> None:
-        """Adds a batch [B, ...] of any size; labels int64 [B], drawn from the model where None."""
+        """Adds a batch [B, ...] of any size.
+
+        labels: int64 [B], or None to draw them from the model. Raises ValueError as
+        `fisher_diagonal` does.
+        """
         if len(images) == 0:
             return
         training = {module: module.training for module in self.model.modules()}
         self.model.eval()
         try:
             if self.images == 0 and len(images) > 1:
-                # A dimension that equals B by chance no longer does with one image.
+                # With one image, no other dimension equals B by chance.
                 self._name_fallback(self._forward(images[:1])[1].unhandled())
             uniform = None if labels is not None else self._uniform(len(images), images.device)
             for start in range(0, len(images), _AT_ONCE):
@@ -112,24 +120,27 @@ class FisherAccumulator:
     def skip(self, images: int) -> None:
         """Skips a batch of images that another process takes.
 
-        The numbers by which its labels would be drawn are drawn all the same, so that those of
-        later batches do not depend on who takes which.
+        It still draws the random numbers of the batch's labels, so the labels of later batches do
+        not depend on which process takes which batch.
         """
         self._uniform(images, next(self.model.parameters()).device)
 
     @property
     def sums(self) -> dict[str, Tensor]:
-        """Sums over the images seen, by parameter name, in the parameters' shapes."""
+        """Sums over all images so far, by parameter name, in the parameters' shapes."""
         return self._sums
 
     def mean(self) -> dict[str, Tensor]:
-        """The diagonal by parameter name, in the parameters' shapes, fp32 or wider."""
+        """Returns the diagonal by parameter name, in the parameters' shapes, fp32 or wider.
+
+        Raises ValueError if there were no images.
+        """
         if self.images == 0:
-            raise ValueError("no images: the Fisher is a mean over at least one")
+            raise ValueError("no images: the Fisher information needs at least one")
         return {name: total / self.images for name, total in self._sums.items()}
 
     def _update(self, images: Tensor, labels: Tensor | None, uniform: Tensor | None) -> None:
-        """Adds images at once, of given labels, or of those that numbers of `_uniform` draw."""
+        """Adds images in one pass, with given labels or labels drawn by numbers of `_uniform`."""
         logits, mode = self._forward(images)
         check_targets(labels, self.mask, *logits.shape)
         if labels is None:
@@ -158,7 +169,7 @@ class FisherAccumulator:
         return logits if self.mask is None else logits.masked_fill(~self.mask, float("-inf"))
 
     def _draw(self, logits: Tensor, uniform: Tensor) -> Tensor:
-        """Inverse-CDF sampling in float64, so that a CPU generator serves every device."""
+        """Inverse-CDF sampling in float64, so that a CPU generator works for any device."""
         cdf = self._masked(logits.detach()).double().softmax(1).cumsum(1)
         if not cdf.is_cuda and (none := cdf[:, -1].isnan()).any():
             raise ValueError(
@@ -168,21 +179,21 @@ class FisherAccumulator:
         return torch.searchsorted(cdf, uniform.to(cdf) * cdf[:, -1:], right=True).squeeze(1)
 
     def _uniform(self, images: int, device: torch.device) -> Tensor:
-        """float64 [images, 1] in [0, 1), by which labels are drawn."""
+        """float64 [images, 1] in [0, 1), which draw the labels."""
         device = device if self.generator is None else self.generator.device
         return torch.rand(images, 1, dtype=torch.float64, device=device, generator=self.generator)
 
     def _name_fallback(self, names: frozenset[str]) -> None:
         if new := sorted(names - self.fallback):
-            _log.info("Fisher by vmap(grad), which is slower, for: %s", ", ".join(new))
+            _log.info("computing the Fisher by vmap(grad), which is slower: %s", ", ".join(new))
         self.fallback |= names
 
     def _add_by_vmap(self, images: Tensor, labels: Tensor) -> None:
         names = {parameter: name for name, parameter in self.model.named_parameters()}
         rest = {n: p.detach() for p, n in names.items() if n not in self.fallback}
         parameters = {name: self._parameters[name].detach() for name in self.fallback}
-        # functional_call's own tying swaps a module that is used under two names twice, and leaves
-        # the stand-ins in the model; each place that holds a parameter is named once here.
+        # functional_call's own tying replaces a module with two names twice and does not restore
+        # it, so each place that holds a parameter is listed once here.
         places = {
             f"{path}.{place}".lstrip("."): names[parameter]
             for path, module in self.model.named_modules()
@@ -204,10 +215,11 @@ class FisherAccumulator:
 
 
 class _Recorder(TorchFunctionMode):
-    """Runs the forward pass with detached parameters, and hooks a rule on every use of one.
+    """Runs the forward pass with detached parameters, and hooks a rule to each use of a parameter.
 
-    Parameters being detached, autograd computes no weight gradient; what depends on the images
-    requires grad and nothing else does, which tells activations from tensors made of parameters.
+    Since parameters are detached, autograd computes no weight gradients. Only tensors that depend
+    on the images require grad, which distinguishes activations from tensors computed from
+    parameters.
     """
 
     def __init__(
@@ -223,7 +235,7 @@ class _Recorder(TorchFunctionMode):
         self.leaves = [images] if images.requires_grad else []
 
     def unhandled(self) -> frozenset[str]:
-        """Used by no rule, by two, or never seen (a scripted or compiled part may use it)."""
+        """Parameters used by no rule, used twice, or never seen (for example in scripted code)."""
         return frozenset(self._refused | {name for name, uses in self._uses.items() if uses != 1})
 
     def discard(self, names: frozenset[str]) -> None:
@@ -258,14 +270,16 @@ class _Recorder(TorchFunctionMode):
         return out
 
     def _squares(self, func: Any, args: tuple[Any, ...], kwargs: Any) -> dict[str, Squares]:
-        """The tracked parameters in the call that the rule for `func` covers."""
+        """Rules by name, for the tracked parameters that the rule for `func` covers."""
         if func not in RULES:
             return {}
         covered: Iterator[tuple[Tensor | None, Squares]] = RULES[func](*args, **kwargs)
         return {self._names[id(p)]: rule for p, rule in covered if id(p) in self._names}
 
     def _elementwise(self, func: Any, args: tuple[Any, ...], kwargs: Any, names: set[str]) -> Any:
-        """theta (+ or *) activations: a copy of theta for each example has its own gradient."""
+        """theta (+ or *) activations: each example gets a copy of theta, which has its own
+        gradient.
+        """
         (name,) = names
         position = next(i for i, a in enumerate(args) if id(a) in self._names)
         other = args[1 - position] if len(args) == 2 else None
@@ -291,7 +305,7 @@ class _Recorder(TorchFunctionMode):
     def _add(self, name: str, squares: Squares, gradient: Tensor) -> None:
         if name in self._discarded:
             return
-        # In the thread of a GPU's backward pass autocast of any kind is one to fp16.
+        # In the thread of a GPU's backward pass, any autocast becomes fp16 autocast.
         with torch.autocast("cuda" if gradient.is_cuda else "cpu", enabled=False):
             self._sums[name] += squares(gradient).to(self._sums[name].dtype)
 
@@ -299,7 +313,7 @@ class _Recorder(TorchFunctionMode):
         return value.detach() if id(value) in self._names else value
 
     def _leaf(self, tensor: Tensor) -> Tensor:
-        """A copy that gradients reach and that later in-place operators may change."""
+        """Returns a copy that gradients reach and that later in-place operators may change."""
         leaf = tensor.detach().requires_grad_()
         self.leaves.append(leaf)
         return leaf.clone()
@@ -307,10 +321,12 @@ class _Recorder(TorchFunctionMode):
 
 @contextlib.contextmanager
 def _refused_checkpointing() -> Iterator[None]:
-    """Where parts of the model run again in the backward pass, no recorder sees them."""
+    """Raises ValueError for gradient checkpointing: the recorder does not see the second forward
+    pass.
+    """
     why = (
-        "the exact Fisher cannot follow gradient checkpointing, which runs parts of a model again "
-        "in the backward pass: turn it off meanwhile (timm: model.set_grad_checkpointing(False))"
+        "the exact Fisher does not support gradient checkpointing, which runs parts of a model "
+        "again in the backward pass: turn it off (timm: model.set_grad_checkpointing(False))"
     )
     try:
         with torch.autograd.graph.disable_saved_tensors_hooks(why):
@@ -331,7 +347,7 @@ def _refuse_batch_statistics(
     *_: Any,
     **__: Any,
 ) -> None:
-    if training and input.requires_grad:  # else it standardises weights, as in BiT and NFNets
+    if training and input.requires_grad:  # BiT and NFNets standardise weights by batch_norm
         raise ValueError(
             f"batch_norm over {list(input.shape)} uses the batch's own statistics, which couple "
             "the examples: give the layer running statistics (track_running_stats=True)"

@@ -1,9 +1,8 @@
-"""From an operator's input and output gradients to the squares of its per-example gradients.
+"""Rules that turn an operator's input and output gradients into squared per-example gradients.
 
-A rule has the signature of the torch function it stands for and yields (parameter, squares) for
-each argument it covers; `squares` takes the gradient of the function's output, examples along
-dimension 0, and returns sum_b (d loss_b / d parameter)^2 in the parameter's shape. What a rule
-does not yield, it does not cover.
+A rule has the signature of its torch function and yields (parameter, squares) for each argument
+that it covers. `squares` takes the gradient of the function's output, with examples along dimension
+0, and returns sum_b (d loss_b / d parameter)^2 in the parameter's shape.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from kernels.fisher.outer_squares import accumulable, outer_squares
 
 Covered = Iterator[tuple[Tensor | None, Callable[[Tensor], Tensor]]]
 
-# An unfolded convolution input is taken in chunks of examples of at most this many numbers.
+# Maximum elements per chunk of an unfolded convolution input.
 _UNFOLDED = 1 << 24
 
 _BINARY = ("add", "sub", "mul", "div")
@@ -31,9 +30,9 @@ ELEMENTWISE = frozenset(
 
 
 def expand_over_batch(parameter: Tensor, activations: Tensor) -> Tensor | None:
-    """A view [B, ...] that broadcasts against `activations` [B, ...] as `parameter` does.
+    """Returns a view [B, ...] that broadcasts with `activations` [B, ...] as `parameter` does.
 
-    None where the parameter has a dimension of its own along the batch.
+    Returns None if the parameter has its own batch dimension.
     """
     missing = activations.ndim - parameter.ndim
     if missing < 0 or (missing == 0 and parameter.shape[0] != 1):
@@ -48,7 +47,7 @@ def sum_of_squares(per_example: Tensor) -> Tensor:
 
 
 def _over_tokens(tensor: Tensor, dims: int) -> Tensor:
-    """[B, *tokens, *last] to [B, *last], `last` being the `dims` last dimensions."""
+    """[B, *tokens, *last] to [B, *last], where `last` are the last `dims` dimensions."""
     middle = tuple(range(1, tensor.ndim - dims))
     return tensor.sum(middle) if middle else tensor
 
@@ -100,7 +99,7 @@ def _conv2d(
         return total.reshape(weight.shape)
 
     def grouped(g: Tensor) -> Tensor:
-        """Examples become groups of one convolution, whose weight gradient is per example."""
+        """One convolution with examples as groups, so its weight gradient is per example."""
         x = input.detach().to(g.dtype)
         chunk = max(1, _UNFOLDED // weight.numel())
         total: Any = 0
@@ -211,7 +210,7 @@ def _expand(parameter: Tensor, *sizes: Any, size: Any = None) -> Covered:
 
     sizes = sizes if size is None else (size,)
     dims = len(sizes[0] if isinstance(sizes[0], tuple | list) else sizes)
-    # Along the batch the parameter must be repeated, not laid out.
+    # The parameter must be repeated along the batch dimension, not have its own.
     if dims > parameter.ndim or parameter.shape[0] == 1:
         yield parameter, squares
 

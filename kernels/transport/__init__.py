@@ -1,4 +1,4 @@
-"""Optimal transport between labelled sets, from class distances to certified values.
+"""Optimal transport between labelled datasets, from class distances to certified values.
 
 >>> import torch
 >>> from kernels.transport import (
@@ -6,7 +6,7 @@
 ... )
 >>> x, labels = torch.tensor([[0.0], [1.0], [4.0], [5.0]]), torch.tensor([0, 0, 1, 1])
 >>> a, b = class_gaussians(x, labels, 2), class_gaussians(x + 3, labels, 2)
->>> bures_squared(a, b)  # of equal spreads the distance of the means
+>>> bures_squared(a, b)  # for equal covariances, the squared distance of the means
 tensor([[ 9.0000, 49.0000],
         [ 1.0000,  9.0000]], dtype=torch.float64)
 >>> round(unregularised(GroundCost(x, x + 3)).value, 2)

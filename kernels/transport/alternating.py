@@ -1,17 +1,17 @@
 """Sinkhorn's iterations on the stored cost: started between classes, accelerated, annealed.
 
-Sinkhorn's iterations are slow if mass has to move between clusters, a little in each iteration.
-Most of it is found beforehand where clusters are classes: transport between the classes' means is a
-problem of as many rows as there are classes, and its potentials are a start. For 5000 samples of
-100 classes at eps of 0.05 of the mean cost 24 iterations follow, not 54.
+Sinkhorn's iterations are slow if mass has to move between clusters, a little per iteration. If the
+clusters are classes, a small problem finds most of it beforehand: transport between the classes'
+means has one row per class, and its potentials are the start. For 5000 samples of 100 classes and
+eps = 0.05 of the mean cost, 24 iterations follow instead of 54.
 
 An iteration is a map g -> T(g) of the column potential, whose fixed point is the solution.
 Anderson's method combines the last steps T(g) - g so that their linear part cancels, which removes
-the slow modes that are left. The dual value, which a sweep yields for nothing, guards it: a
-combination that lowers it is dropped for the plain iteration, which cannot.
+the remaining slow modes. The dual value, a by-product of a sweep, guards it: if a combination
+lowers the dual value, the plain iteration, which cannot, replaces it.
 
-All that the host decides on is computed first and read at once: on a GPU an iteration is a fixed
-number of launches and one wait (`tests/kernels/transport/test_launches.py`).
+All numbers that the host needs are computed first and read at once: on a GPU, an iteration is a
+fixed number of launches and one wait (`tests/kernels/transport/test_launches.py`).
 
 Source: Feydy et al. 2019 (one averaged potential).
 """
@@ -31,20 +31,20 @@ from kernels.transport.cost import GroundCost
 from kernels.transport.store import STRIP, StoredCost
 from kernels.transport.sweep import row_sums, sinkhorn_sweep
 
-_FIRST_EPS = 0.05  # of the mean cost: reached from a cold start in few iterations
+_FIRST_EPS = 0.05  # of the mean cost: a cold start converges in few iterations
 _EPS_RATIO = 2.5  # between stages; each starts from the last one's potentials
 _STAGE_TARGET = 0.02
-_LOG_LIMIT = 60.0  # a row sum beyond e^60 either way: the potential that stabilises it is stale
-_STALLED = 20  # iterations without progress, once the error may be float32's
-_ROUNDING = 1e-7  # of the exponents' largest term, which float32 sums up
-_BETWEEN_CLASSES = 60  # iterations, or as many as take the time of two sweeps
+_LOG_LIMIT = 60.0  # the stabilising potential is stale if a row sum leaves [e^-60, e^60]
+_STALLED = 20  # iterations without progress, once float32 may limit the error
+_ROUNDING = 1e-7  # relative to the largest term of the exponents, a float32 sum
+_BETWEEN_CLASSES = 60  # maximum iterations; fewer if they would take longer than two sweeps
 
 
 class Potentials:
     """The potentials of one problem, float64 in sorted order, and the iterations that improve them.
 
-    symmetric: the cost is between a set and itself, and f = g is one potential. Small eps is
-    approached from large ones.
+    symmetric: the cost is between a dataset and itself, and f = g is one potential. A small eps is
+    approached from larger ones.
     """
 
     def __init__(self, stored: StoredCost, *, symmetric: bool, max_iterations: int) -> None:
@@ -52,11 +52,11 @@ class Potentials:
         self.symmetric = symmetric
         self.max_iterations = max_iterations
         self.iterations = 0
-        self._ratio: Tensor | None = None  # of column sums to b, for g as it is
+        self._ratio: Tensor | None = None  # column sums / b for the current g
         self._scaled_for = math.nan  # eps
         self._eps = math.inf
         self.g = torch.zeros_like(stored.cost.y.squares)
-        # Only stabilises the sums over rows, whose exact potential every sweep finds.
+        # f only stabilises the row sums: each sweep computes the exact one.
         self.f = stored.row_minimum
 
     @property
@@ -64,7 +64,7 @@ class Potentials:
         return self.iterations >= self.max_iterations
 
     def solve(self, eps: float, target: float) -> None:
-        """Iterate at eps until the marginals are off by at most `target` (L1), or exhausted."""
+        """Iterates at eps until the marginals' L1 error is at most `target`, or until exhausted."""
         self._ratio = None
         if self.symmetric:
             self._average(eps, target)
@@ -79,14 +79,14 @@ class Potentials:
         self._eps = eps
 
     def shares(self, eps: float) -> Tensor:
-        """min(1, b / c) for the column sums c of the plan with exact rows; in (0, 1]."""
+        """Returns min(1, b / c), float64 [m], for the column sums c of the plan with exact rows."""
         ratio = self._ratio
         if ratio is None:
             ratio = self._over_b(self._sweep(self.g if self.symmetric else self.f, eps)[1])
         return ratio.reciprocal().nan_to_num_(nan=1.0).clamp_(1e-30, 1.0)
 
     def update(self, certificate: Certificate, anderson: Anderson) -> None:
-        """Go on from the exact iteration that a certificate made."""
+        """Continues from the exact iteration of a certificate."""
         step = (certificate.f if self.symmetric else certificate.next_g) - self.g
         products = anderson.add(self.g, step / 2 if self.symmetric else step)
         self.g = anderson.combined(products.tolist())
@@ -97,7 +97,7 @@ class Potentials:
         n, m = self.stored.shape
         self._ratio = None
         history, anderson = _History(), Anderson()
-        share = self.g.new_tensor(n / m).expand(m)  # of the rows' mass, n, in a column
+        share = self.g.new_tensor(n / m).expand(m)  # a column's share of the rows' mass, n
         vector = {"dim": 0, "keepdim": True}
         norm = partial(torch.linalg.vector_norm, **vector, dtype=torch.float64)
         while not self.exhausted:
@@ -122,9 +122,9 @@ class Potentials:
             self.g = following
 
     def _average(self, eps: float, target: float) -> None:
-        """One potential, f <- (f + T(f)) / 2, from 0: no exponent is positive then.
+        """One potential, f <- (f + T(f)) / 2, starting at 0 so that no exponent is positive.
 
-        Row sums tell the marginals' error too, since the plan is nearly symmetric.
+        Row sums give the marginals' error too, since the plan is nearly symmetric.
         """
         history = _History()
         norm = partial(torch.linalg.vector_norm, dtype=torch.float64)
@@ -142,14 +142,14 @@ class Potentials:
         return _ROUNDING * float(potential.abs().amax()) / eps
 
     def _over_b(self, columns: Tensor) -> Tensor:
-        """Ratios of column sums to b, float64 [m]."""
+        """Column sums / b, float64 [m]."""
         n, m = self.stored.shape
         return columns * (m / n)
 
     def _scaled(self, f: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-        """The sweeps' inputs for f, g and the costs' steps, in units of eps: float32 [n], [m], [n].
+        """The sweeps' f, g and kappa in units of eps: float32 [n], [m], [n].
 
-        On a GPU it is three launches. log b is added to all rows.
+        On a GPU this takes three launches. log b is included in f.
         """
         if eps != self._scaled_for:
             self._scaled_for = eps
@@ -181,7 +181,7 @@ class Potentials:
         return torch.cat([row_sums(q, rows_f[rows], columns_g, kappa[rows]) for rows, q in parts])
 
     def _row_transform(self) -> Tensor:
-        """f = min_j (C - g): with it no exponent is positive, and a row's largest is 0."""
+        """f = min_j (C - g), which makes the largest exponent of each row 0."""
         self.iterations += 1
         f = torch.empty_like(self.stored.offset)
         height = max(1, STRIP[f.device.type] // len(self.g))
@@ -195,8 +195,11 @@ class Potentials:
 
 
 def class_potentials(cost: GroundCost, eps: float) -> tuple[Tensor, Tensor]:
-    """Potentials f [n] and g [m] of transport between whole classes, each at its mean; all classes
-    lie as much further apart as brings the mean to that of the costs."""
+    """Returns potentials f [n] and g [m] of transport between classes, each concentrated at its
+    mean.
+
+    A constant is added to the classes' costs so that their mean equals that of the samples' costs.
+    """
     n, m = cost.shape
     if cost.table is None:
         return cost.x.squares.new_full((n,), cost.mean), torch.zeros_like(cost.y.squares)
@@ -221,14 +224,16 @@ def class_potentials(cost: GroundCost, eps: float) -> tuple[Tensor, Tensor]:
 
 
 class _History:
-    """Tells when a marginal error is small enough, or only rounding is left of it."""
+    """Decides when a marginal error is small enough, or only rounding is left."""
 
     def __init__(self) -> None:
         self.best = math.inf
         self.stalled = 0
 
     def done(self, error: float, target: float, rounding: Callable[[], float]) -> bool:
-        """rounding: is asked for only once there is no progress, since a GPU is waited for."""
+        """Whether to stop. Calls `rounding` only if there is no progress, since it waits for the
+        GPU.
+        """
         self.stalled = 0 if error < 0.98 * self.best else self.stalled + 1
         self.best = min(self.best, error)
         return error <= target or (self.stalled >= _STALLED and self.best < rounding())

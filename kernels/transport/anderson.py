@@ -1,10 +1,10 @@
-"""Anderson acceleration of a fixed-point iteration g <- T(g), whose host reads products alone.
+"""Anderson acceleration of a fixed-point iteration g <- T(g) that sends only products to the host.
 
-Of the last points g_k and steps s_k = T(g_k) - g_k the next point is sum_k w_k T(g_k), where the
-weights sum to 1 and make |sum_k w_k s_k| least. With the differences d_k = s_{k+1} - s_k that is a
-least squares problem of at most eight unknowns, whose normal equations follow from the products
-<s_j, s_k>: they are computed where the steps are, and only they reach the host, together with
-whatever else it has to know. Equations whose unknowns are as good as dependent are left out.
+From the last points g_k and steps s_k = T(g_k) - g_k, the next point is sum_k w_k T(g_k), where the
+weights sum to 1 and minimise |sum_k w_k s_k|. In the differences d_k = s_{k+1} - s_k this is a
+least squares problem with at most eight unknowns, and the products <s_j, s_k> give its normal
+equations. The products are computed on the device of the steps and reach the host with the other
+numbers it needs. Nearly dependent equations are dropped.
 
 Source: Walker & Ni 2011.
 """
@@ -19,14 +19,14 @@ import torch
 from torch import Tensor
 
 _MEMORY = 8  # differences
-_SLACK = 1e-6  # of the dual value: rounding of float32 sums
-_DEPENDENT = 1e-12  # singular values of the scaled equations, of the largest
+_SLACK = 1e-6  # relative to the dual value: rounding of float32 sums
+_DEPENDENT = 1e-12  # cutoff for singular values of the scaled equations, relative to the largest
 
 
 class Anderson:
-    """The last steps, and the images T(g) of the points they started from, in two rings.
+    """The last steps and the images T(g) of their starting points, in two ring buffers.
 
-    Where T ascends a dual value, `guarded` takes no combination that lowers it.
+    If T increases a dual value, `guarded` rejects combinations that lower it.
     """
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class Anderson:
         self._products = np.zeros((_MEMORY + 1, _MEMORY + 1))
 
     def add(self, point: Tensor, step: Tensor) -> Tensor:
-        """The products of the last steps with this one, float64 [9]."""
+        """Adds a step and returns its products with the last steps, float64 [9]."""
         if not self._count:
             self._steps, self._images = step.new_zeros(2, _MEMORY + 1, len(step))
         self._last = self._count % (_MEMORY + 1)
@@ -45,8 +45,11 @@ class Anderson:
         return self._steps @ step
 
     def guarded(self, dual: float, products: Sequence[float]) -> tuple[Tensor, bool]:
-        """The next point, and whether the last one was good: if not, the plain image of the one
-        before it is next, and what was added is forgotten. dual: that of the last point."""
+        """Returns the next point, and whether the last point was accepted.
+
+        dual: the dual value of the last point. If it fell, the next point is the plain image of the
+        point before, and the history is cleared.
+        """
         if self._count > 1 and not dual >= self._best - _SLACK * abs(self._best):
             self._count = 0
             return self._images[self._last - 1], False
@@ -54,7 +57,7 @@ class Anderson:
         return self.combined(products), True
 
     def combined(self, products: Sequence[float]) -> Tensor:
-        """The next point; products: what `add` returned."""
+        """Returns the next point; products: the result of `add`."""
         self._products[self._last] = self._products[:, self._last] = products
         if self._count == 1:
             return self._images[self._last]
@@ -66,15 +69,14 @@ class Anderson:
 
 
 def _weights(products: np.ndarray) -> np.ndarray:
-    """The weights [k] of sum 1 that make the length of the combined steps least."""
-    if not np.isfinite(products).all():  # steps that overflowed: the last image, as it is
+    """Weights [k] with sum 1 that minimise the length of the combined steps."""
+    if not np.isfinite(products).all():  # steps overflowed: use the last image unchanged
         return np.eye(len(products))[-1]
     toward = np.diff(products, axis=0)
     normal, right = np.diff(toward, axis=1), toward[:, -1]
     squares, limits = products.diagonal(), np.finfo(float)
-    rounding = limits.eps * np.maximum(
-        squares[1:], squares[:-1]
-    )  # a repeated step leaves only that
+    # A repeated step leaves only rounding.
+    rounding = limits.eps * np.maximum(squares[1:], squares[:-1])
     scale = 1 / np.sqrt(np.maximum(normal.diagonal(), np.maximum(rounding, limits.tiny)))
     scaled = normal * scale * scale[:, None]
     shares = scale * np.linalg.lstsq(scaled, scale * right, rcond=_DEPENDENT)[0]

@@ -1,16 +1,16 @@
 """Squared Bures-Wasserstein distances between all pairs of classes, without d x d square roots.
 
-OTDD's ground cost holds W2^2 between the Gaussians of every pair of classes. The usual way takes
-two matrix square roots of size d a pair. With factors F (rows: centred samples over sqrt(n - 1),
-so that the covariance is F^T F) the cross term is a nuclear norm,
+OTDD's ground cost includes W2^2 between the Gaussians of each pair of classes. The usual way takes
+two matrix square roots of size d per pair. With factors F (rows: centred samples over sqrt(n - 1),
+so that F^T F is the covariance) the cross term is a nuclear norm,
 
     W2^2 = ||m1 - m2||^2 + tr S1 + tr S2 - 2 ||F1 F2^T||_*,
 
-which needs the singular values of an n1 x n2 matrix only: for classes of 50 images and d = 768
-several hundred times less work. Classes with more than d images keep the d x d triangle of a QR
-decomposition, whose Gram matrix is the same covariance. Padding a factor by rows of zeros adds
-singular values of zero, so ragged classes are batched exactly. On a GPU the norms come from
-products alone (`nuclear`), and the host does not wait for them.
+which needs only the singular values of an n1 x n2 matrix: several hundred times less work for
+classes of 50 images and d = 768. Classes with more than d images keep the d x d triangle of a QR
+decomposition, which has the same Gram matrix. Padding a factor with rows of zeros only adds
+singular values of zero, so batches of different heights are exact. On a GPU the norms come from
+matrix products only (`nuclear`), without synchronising the host.
 
 Sources: Bhatia, Jain & Lim 2019 (the distance); Alvarez-Melis & Fusi 2020, section 4 (its use).
 """
@@ -28,8 +28,7 @@ from kernels.transport.nuclear import nuclear_norms
 
 # Numbers in one batch of float64 products F1 F2^T. CPU: 8 MiB, of which most stays in cache.
 _BATCH = {"cpu": 1 << 20, "cuda": 1 << 23}
-# Of squared distances and variances: products of larger numbers, or of smaller ones, are not
-# float32's.
+# Squared distances and variances: float32 cannot represent products outside this range.
 RANGE = 1e-20, 1e20
 
 
@@ -37,9 +36,9 @@ RANGE = 1e-20, 1e20
 class ClassGaussians:
     """Means and covariances of the classes that have samples, in ascending order of label.
 
-    labels: int64 [K]; means: float64 [K, d]; traces of the covariances: float64 [K]; factors: K
-    float32 matrices [min(n - 1, d), d] whose Gram matrix F^T F is the (unbiased) covariance. By
-    rule a class of one sample, listed in `single`, has covariance zero.
+    labels: int64 [K]. means: float64 [K, d]. traces: of the covariances, float64 [K]. factors: K
+    float32 matrices F [min(n - 1, d), d] such that F^T F is the (unbiased) covariance. single:
+    labels of classes with one sample, whose covariance is defined as zero.
     """
 
     labels: Tensor
@@ -54,14 +53,14 @@ class ClassGaussians:
 
 
 def class_gaussians(features: Tensor, labels: Tensor, classes: int) -> ClassGaussians:
-    """The Gaussian of every class of a labelled set.
+    """Returns the Gaussian of each class of a labelled dataset, with moments computed in float64.
 
-    features: [n, d], finite, any floating dtype; gradients do not reach them. labels: int64 [n] in
-    [0, classes). Moments are computed in float64.
+    features: [n, d], finite, any floating dtype; they receive no gradients. labels: int64 [n] in
+    [0, classes).
 
-    Raises ValueError for an empty set, shapes that do not fit, features that are not finite and
-    labels out of range, naming the first sample that is wrong; and when the largest variance of a
-    class (the trace) is neither 0 nor within `RANGE`.
+    Raises ValueError for an empty dataset, shapes that do not fit, features that are not finite and
+    labels out of range, naming the first wrong sample; and if the largest variance of a class (the
+    trace) is neither 0 nor within `RANGE`.
     """
     check_features("features", features, labels, classes)
     counts = torch.bincount(labels, minlength=classes)
@@ -70,7 +69,7 @@ def class_gaussians(features: Tensor, labels: Tensor, classes: int) -> ClassGaus
     groups = features.detach().double()[order].split(counts[present].tolist())
     means, factors, traces = [], [], []
     for group in groups:
-        # From the first of them: copies of one image then differ by nothing, not by rounding.
+        # Offsets from the first sample: copies of one image differ by exactly 0, not by rounding.
         offsets = group - group[0]
         centre = offsets.mean(0)
         means.append(group[0] + centre)
@@ -82,7 +81,7 @@ def class_gaussians(features: Tensor, labels: Tensor, classes: int) -> ClassGaus
     if largest != 0 and not RANGE[0] <= largest <= RANGE[1]:
         raise ValueError(
             f"features: the largest variance of a class is {largest:.3g}, outside "
-            f"[{RANGE[0]:g}, {RANGE[1]:g}]; scale the features of all sets alike"
+            f"[{RANGE[0]:g}, {RANGE[1]:g}]; scale the features of all datasets alike"
         )
     return ClassGaussians(
         labels=present,
@@ -96,20 +95,22 @@ def class_gaussians(features: Tensor, labels: Tensor, classes: int) -> ClassGaus
 def bures_squared(
     a: ClassGaussians, b: ClassGaussians | None = None, *, means_only: bool = False
 ) -> Tensor:
-    """W2^2 between every class of `a` and every class of `b`, float64 [Ka, Kb], never negative.
+    """Returns W2^2 between each class of `a` and each class of `b`, float64 [Ka, Kb], never
+    negative.
 
-    b None: within `a`; the table is then symmetric with a diagonal of exact zeros, at half the
-    work. means_only: squared distance of the means, as if all covariances were equal.
+    b: None for distances within `a`, at half the work; the table is then symmetric with a diagonal
+    of exact zeros. means_only: return the squared distances of the means, as if all covariances
+    were equal.
 
-    Rounding is relative to the two traces, not to W2^2, which goes to zero: up to 3.3e-7 of
-    their sum with float32 factors (the worst that was seen). Raises ValueError when the dimensions
+    Rounding is relative to the two traces, not to W2^2, which may approach zero: up to 3.3e-7 of
+    their sum with float32 factors (the maximum observed). Raises ValueError if the dimensions
     differ.
     """
     second = a if b is None else b
     if a.dimension != second.dimension:
         raise ValueError(
             f"classes of dimension {a.dimension} and {second.dimension} cannot be compared; "
-            "take the features of both sets from the same model"
+            "take the features of both datasets from the same model"
         )
     squared = torch.cdist(
         a.means, second.means, compute_mode="donot_use_mm_for_euclid_dist"
@@ -125,12 +126,12 @@ def bures_squared(
 
 
 def _factor(centred: Tensor) -> Tensor:
-    """F [min(n - 1, d), d] with F^T F = the covariance of n centred samples."""
+    """F [min(n - 1, d), d] such that F^T F is the covariance of n centred samples."""
     n, d = centred.shape
     if n == 1:
         return centred[:0]
-    # A reflection takes the vector of ones, which centred samples are orthogonal to, to the first
-    # axis: the first row becomes zero and is left out.
+    # Centred samples are orthogonal to the vector of ones. A reflection that maps it to the first
+    # axis makes the first row zero, so we drop that row.
     rows = centred[1:] + centred[0] / (math.sqrt(n) - 1)
     if n - 1 > d:
         rows = torch.linalg.qr(rows, mode="r").R
@@ -164,8 +165,8 @@ def check_features(name: str, features: Tensor, labels: Tensor | None, classes: 
 
 
 def _nuclear_norms(left: Sequence[Tensor], right: Sequence[Tensor], *, symmetric: bool) -> Tensor:
-    # Written in the order of height, in which a block is a slice: a list of indices would have to
-    # reach a GPU for every block, and the host to wait until it has.
+    # Write in order of height, so that a block is a slice. Copying a list of indices to the GPU for
+    # each block would synchronise the host.
     out = torch.zeros(len(left), len(right), dtype=torch.float64, device=left[0].device)
     (order, rows), (across, columns) = _blocks(left), _blocks(right)
     padded = [_padded(right, across, block) for block in columns]
@@ -182,8 +183,10 @@ def _nuclear_norms(left: Sequence[Tensor], right: Sequence[Tensor], *, symmetric
 
 
 def _blocks(factors: Sequence[Tensor]) -> tuple[list[int], list[slice]]:
-    """The factors' order by height, tallest first, and slices of it: of similar height, each small
-    enough a batch. Factors without rows are in none: their nuclear norms are zero.
+    """The factors' order by height, tallest first, and slices of it.
+
+    A slice has factors of similar height, and few enough for a batch. Factors without rows are in
+    no slice: their nuclear norms are zero.
     """
     heights = [len(factor) for factor in factors]
     order = sorted(range(len(heights)), key=lambda i: -heights[i])
@@ -202,11 +205,13 @@ def _padded(factors: Sequence[Tensor], order: Sequence[int], block: slice) -> Te
 
 
 def _block_norms(a_IRD: Tensor, b_JSD: Tensor) -> Tensor:
-    """Nuclear norms [I, J] of all products, in float64: on a CPU by an eigen-solve on their shorter
-    side, which takes less time there."""
+    """Nuclear norms [I, J] of all products, in float64.
+
+    A CPU solves an eigenproblem on their shorter side, which is faster there.
+    """
     products = a_IRD.flatten(0, 1) @ b_JSD.flatten(0, 1).T
     products = products.unflatten(0, a_IRD.shape[:2]).unflatten(2, b_JSD.shape[:2])
-    # Contiguous, or the products below take three times as long.
+    # Without contiguous(), the products below take three times as long.
     products_IJRS = products.transpose(1, 2).contiguous().double()
     if products_IJRS.is_cuda:
         return nuclear_norms(products_IJRS)

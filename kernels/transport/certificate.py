@@ -1,24 +1,24 @@
-"""Bounds on optimal transport that hold whatever the solver did, from one float64 pass.
+"""Bounds on optimal transport from one float64 pass, valid whatever the solver did.
 
-Given any column potential g and any shares `retained` of the
-columns, with uniform marginals a and b:
+For any column potential g and any shares `retained` of the columns, with uniform marginals a and b,
+the pass gives
 
-- the row potential f that is exact for g (a soft-min of C - g) makes mean(f) + mean(g) the dual
-  value, a lower bound of the entropic problem  min <P, C> + eps KL(P || a b^T);
-- an upper bound of it: the plan P = a b exp((f + g - C) / eps) has exact rows and nearly exact
-  columns. Of column j the share retained_j stays (less, if some column would still exceed b), and
-  the mass that is missing then is put back as the product of what rows and columns lack, whose cost
-  is known in closed form, and whose entropy is bounded by convexity;
-- a lower bound of the unregularised problem: f^c = min_j (C - g), then g^c = min_i (C - f^c);
-- an upper bound of it: the cost of the same feasible plan;
-- the column update of g, so that the pass is itself an iteration.
+- a lower bound of the entropic problem min <P, C> + eps KL(P || a b^T): the dual value mean(f) +
+  mean(g), where the row potential f is exact for g (a soft-min of C - g)
+- an upper bound of it, from the plan P = a b exp((f + g - C) / eps), which has exact rows and
+  nearly exact columns. The share retained_j of column j stays (less if the column would still
+  exceed b). The missing mass is added back as the product of what rows and columns lack; its cost
+  has a closed form, and convexity bounds its entropy.
+- a lower bound of the unregularised problem: f^c = min_j (C - g), then g^c = min_i (C - f^c)
+- an upper bound of it: the cost of the same feasible plan
+- the column update of g, so the pass is itself an iteration.
 
-Sums are known to 2^-41 of themselves for an exponential and 2^-53 an addition. Bounds are widened
-by what that makes of the potentials and costs, which shows where eps is many times the costs.
+Sums have a relative error of 2^-41 per exponential and 2^-53 per addition. The bounds are widened
+by the resulting error of potentials and costs, which matters if eps is many times the costs.
 
-The pass reads either exact costs or the stored copy. Entries of the copy are off by at most
-alpha_i + beta_j, and a plan has marginals a and b: the copy's values are off by at most
-`slack` = mean(alpha) + mean(beta), which every bound allows for. So the pass need not repeat the
+The pass reads either exact costs or the stored copy. Entries of the copy have an error of at most
+alpha_i + beta_j, and a plan has marginals a and b, so values on the copy have an error of at most
+`slack` = mean(alpha) + mean(beta), which each bound includes. The pass can therefore skip the
 product of the features, which takes most of the time.
 
 Sources: Altschuler, Weed & Rigollet 2017, algorithm 2 (rounding); Peyré & Cuturi 2019, section 3.1
@@ -39,17 +39,17 @@ from kernels.transport.cost import GroundCost
 from kernels.transport.store import STRIP, StoredCost
 
 _COMPILE_FROM = 1 << 19  # costs, as in `kernels.transport.sweep`
-_EXPONENTIAL = 2.0**-41  # how far a float64 one is off, of itself
+_EXPONENTIAL = 2.0**-41  # relative error of a float64 exponential
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """Bounds of the entropic and of the unregularised problem; potentials in sorted order.
+    """Bounds of the entropic and of the unregularised problem; potentials are in sorted order.
 
-    dual: mean(f) + mean(g) on the costs that were read, `lower` but for their slack. slack: how far
-    rounding, of the costs and of sums, moves a bound.
-    marginal_error: sum |c - b| of the plan with exact rows. f float64 [n]: the row potential that
-    is exact for g; next_g float64 [m]: g after a column update.
+    dual: mean(f) + mean(g) on the costs that were read; `lower` is this minus their error. slack:
+    how far rounding, of the costs and of sums, can move a bound. marginal_error: sum |c - b| of the
+    plan with exact rows. f: the row potential that is exact for g, float64 [n]. next_g: g after a
+    column update, float64 [m].
     """
 
     dual: float
@@ -71,9 +71,9 @@ class Certificate:
 class _Sums:
     """The result of one pass, all float64: rows f, hard_f, lost [n]; columns, hard_g [m].
 
-    With P the plan with exact rows and s the shares retained: hard_f_i = min_j (C_ij - g_j),
-    lost_i = sum_j P_ij (1 - s_j), columns_j = sum_i P_ij, moved = sum_ij P_ij s_j (C_ij - g_j -
-    hard_f_i).
+    P is the plan with exact rows, and s are the retained shares: hard_f_i = min_j (C_ij - g_j),
+    lost_i = sum_j P_ij (1 - s_j), columns_j = sum_i P_ij, hard_g_j = min_i (C_ij - hard_f_i), moved
+    = sum_ij P_ij s_j (C_ij - g_j - hard_f_i).
     """
 
     f: Tensor
@@ -85,10 +85,10 @@ class _Sums:
 
 
 def relative_gap(lower: float, upper: float, least: float = 0.0) -> float:
-    """(upper - lower) / upper, or over `least` if that is more, for bounds of a value that is not
-    negative; 0 when both are 0.
+    """Returns (upper - lower) / max(upper, least) for bounds of a value that is not negative.
 
-    Infinite for bounds that are none: NaN, or an upper one below 0.
+    Returns 0 if `upper` and `least` are 0, and infinity for invalid bounds: NaN, or `upper` below
+    0.
     """
     scale = max(upper, least)
     if upper == scale == 0:
@@ -97,10 +97,10 @@ def relative_gap(lower: float, upper: float, least: float = 0.0) -> float:
 
 
 def certify(costs: GroundCost | StoredCost, g: Tensor, eps: float, retained: Tensor) -> Certificate:
-    """Bounds from a column potential g and shares of columns to keep, by one pass in float64.
+    """Returns bounds from a column potential g and shares of columns to keep, by one float64 pass.
 
-    g: float64 [m], sorted order. retained: float64 [m] in (0, 1]; the bounds hold for any and are
-    tight for min(1, b / c), c the column sums of the plan with exact rows.
+    g: float64 [m], sorted order. retained: float64 [m] in (0, 1]. The bounds hold for any shares
+    and are tight for min(1, b / c), where c are the column sums of the plan with exact rows.
     """
     stored = isinstance(costs, StoredCost)
     n, m = costs.shape
@@ -129,12 +129,12 @@ def _bounds(
     known = _EXPONENTIAL + max(n, m) * torch.finfo(f.dtype).eps / 2
     off = sums.moved + float(lost @ (f.abs() + low.abs() + abs(level)))
     rounding = known * (off + float(remaining @ (g - level).abs()) + eps)
-    # p log p is at least -1 / e, so that taking off p (1 - ratio) adds at most (1 - ratio) / e.
+    # p log p is at least -1 / e, so removing p (1 - ratio) adds at most (1 - ratio) / e.
     entropy, completed = float((1 - ratio).sum()) / (math.e * m), 0.0
     columns_lack = 1 / m - held
     lack = float(columns_lack.sum())
     if lack > 0:
-        # Mass that columns lack beyond what leaves rows by `retained`: of which rows is not known.
+        # Mass that columns lack beyond what `retained` takes off rows; its rows are not known.
         more = max(0.0, lack - float(lost.sum()))
         prices = cost.times(columns_lack) / lack
         completed = float(lost @ prices) + more * float(prices.amax())
@@ -145,8 +145,8 @@ def _bounds(
     dual = float(f.mean() + g.mean())
     hard_lower = float(low.mean() + sums.hard_g.mean()) - slack
     added = paid + completed + slack + rounding
-    used = sums.columns > 0  # a column out of reach of every row holds no mass
-    # Rounding must not turn the bounds round: they meet to 1e-16 once an iteration has converged.
+    used = sums.columns > 0  # a column too far from all rows has no mass
+    # Rounding must not swap the bounds: at convergence they agree to 1e-16.
     return Certificate(
         dual=dual,
         lower=dual - slack - known * eps,
@@ -160,7 +160,7 @@ def _bounds(
 
 
 def _entropy(lack: Tensor) -> float:
-    """sum p log(p k / |p|) of a part of a marginal over k samples: |p| KL(p / |p| || uniform)."""
+    """sum p log(p k / |p|) for part of a marginal over k samples: |p| KL(p / |p| || uniform)."""
     shares = lack[lack > 0]
     return float((shares * (len(lack) * shares / shares.sum()).log()).sum())
 

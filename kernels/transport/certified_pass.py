@@ -1,17 +1,17 @@
-"""The pass of a certificate over the stored cost, on a GPU.
+"""The GPU pass of a certificate over the stored cost.
 
-With C_ij = offset_i + step_i q_ij, u_ij = C_ij - g_j, its row's minimum low_i, and shares s_j of
-the columns:
+With C_ij = offset_i + step_i q_ij, u_ij = C_ij - g_j, its row minimum low_i, and the retained
+shares s_j of the columns, the pass computes
 
     S_i = sum_j p_ij,  p_ij = exp((low_i - u_ij) / eps)      f_i = low_i - eps log(S_i / m)
     sums over a row of p_ij (1 - s_j) and of p_ij s_j (u_ij - low_i), times m / S_i
     sums over a column of p_ij m / S_i                       hard_g_j = min_i (C_ij - low_i)
 
-As operators of PyTorch that is a dozen passes over a float64 strip, about 160 bytes a cost. Here it
-is two launches, as a sweep's (`sweep`): a program takes a row twice, for its minimum and for its
-sums, then others add the columns of some rows up, whose partial sums two more operators reduce.
-There are no atomics, and so the same sums every time. Bytes moved: at least 4 n m (8 n m for a
-float32 copy); float64's arithmetic is the bound.
+As PyTorch operators this takes a dozen passes over a float64 strip, about 160 bytes per cost. Here
+it takes two launches, like a sweep (`sweep`): first each program reads one row twice, for its
+minimum and for its sums; then each program adds up the columns of some rows, and two more operators
+reduce these partial sums. Without atomics, the sums are deterministic. Bytes moved: at least 4 n m
+(8 n m for a float32 copy). Float64 arithmetic is the bound.
 """
 
 # pyright: reportGeneralTypeIssues=false
@@ -25,7 +25,7 @@ from torch.library import triton_op
 
 from kernels.launch import jit, launcher, rows_apart, tl
 
-_ADDED_ROWS = 1024  # rows that a program adds up
+_ADDED_ROWS = 1024  # rows that one program adds up
 _ROWS = 2
 _COLUMNS = 256
 _ROW_BLOCK = 1024
@@ -34,7 +34,7 @@ _WARPS = 4
 
 @jit
 def _reduced(line, g, at, m, base, scale, MASKED: tl.constexpr):
-    """Costs less g; infinite beyond the row."""
+    """Costs minus g; infinite beyond the row."""
     if MASKED:
         price = tl.load(g + at, mask=at < m, other=float("-inf"))
         cost = tl.load(line + at, mask=at < m, other=0)
@@ -46,9 +46,9 @@ def _reduced(line, g, at, m, base, scale, MASKED: tl.constexpr):
 
 @jit
 def _terms(line, g, retained, at, m, base, scale, smallest, eps, MASKED: tl.constexpr):
-    """p, p (1 - s) and p s (u - low) of a row's costs."""
+    """p, p (1 - s) and p s (u - low) of part of a row."""
     over = _reduced(line, g, at, m, base, scale, MASKED) - smallest
-    # Also where it is infinite, beyond the row.
+    # Makes it finite beyond the row.
     over = tl.minimum(over, 1e3 * eps)
     p = tl.exp(-over / eps)
     if MASKED:
@@ -63,7 +63,7 @@ def _rows_kernel(
     q, offset, step, g, retained, eps, f, low, weights, lost, moved, pitch, m,
     ROW_BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """A row a program. eps: a pointer, since arguments are rounded to float32."""
+    """One row per program. eps is a pointer, since scalar arguments are rounded to float32."""
     row = tl.program_id(0)
     line = q + row.to(tl.int64) * pitch
     base = tl.load(offset + row)
@@ -96,7 +96,7 @@ def _columns_kernel(
     q, offset, step, g, eps, low, weights, columns, hard_g, pitch, n, m,
     ADDED_ROWS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Some columns of ADDED_ROWS rows a program, into a row of `columns` and of `hard_g`."""
+    """Some columns of ADDED_ROWS rows per program, into one row of `columns` and of `hard_g`."""
     at = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     reached = at < m
     unit = tl.load(eps)
@@ -130,10 +130,10 @@ def _columns_kernel(
 def certified_pass(
     q: Tensor, offset: Tensor, step: Tensor, g: Tensor, retained: Tensor, eps: float
 ) -> list[Tensor]:
-    """[f, low, lost, moved] of rows, [n] each, and [columns, hard_g], [m]; all float64.
+    """Returns [f, low, lost, moved], each [n], and [columns, hard_g], each [m]; all float64.
 
-    q: int16 or float32 [n, m], whose rows may lie apart; offset, step: float64 [n]; g, retained:
-    float64 [m]. lost, moved and columns are n m times what they are of a plan whose mass is 1.
+    q: int16 or float32 [n, m], whose rows may be padded; offset, step: float64 [n]; g, retained:
+    float64 [m]. lost, moved and columns are n m times those of a plan of mass 1.
     """
     (n, m), q = q.shape, rows_apart(q)
     offset, step, g, retained = (t.contiguous() for t in (offset, step, g, retained))

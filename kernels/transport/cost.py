@@ -1,9 +1,9 @@
-"""The ground cost of OTDD, never held in full precision.
+"""The ground cost of OTDD, never stored in full precision.
 
     C_ij = lam_x ||x_i - y_j||^2 + lam_y T[label x_i, label y_j]
 
-Samples are sorted by class. Products are float64's, so that costs are exact up to its rounding; an
-A100 and an H100 multiply in float64 as fast as in float32, a CPU half as fast.
+Samples are sorted by class. Products are in float64, so costs are exact up to its rounding. An A100
+and an H100 multiply in float64 as fast as in float32; a CPU is half as fast.
 """
 
 from __future__ import annotations
@@ -20,30 +20,36 @@ from kernels.transport.bures import RANGE, check_features
 
 @dataclass(frozen=True)
 class SortedSamples:
-    """Samples sorted by class: x float64 [n, d] (centred, times sqrt(lam_x)), squares of their
-    lengths, labels."""
+    """Samples sorted by class.
+
+    x: float64 [n, d], centred and scaled by sqrt(lam_x). squares: squared lengths of the rows of x,
+    float64 [n]. labels: int64 [n].
+    """
 
     x: Tensor
     squares: Tensor
     labels: Tensor
 
     def class_means(self, classes: int) -> tuple[Tensor, Tensor]:
-        """Means and shares of the samples, float64 [classes, d] and [classes]; 0 without any."""
+        """Returns each class's mean and share of the samples, float64 [classes, d] and [classes].
+
+        Both are 0 for a class without samples.
+        """
         counts = torch.bincount(self.labels, minlength=classes).to(self.x)
         sums = self.x.new_zeros(classes, self.x.shape[1]).index_add_(0, self.labels, self.x)
         return sums / counts.clamp(min=1)[:, None], counts / len(self.x)
 
 
 class GroundCost:
-    """The cost between every sample of two labelled sets, in strips of rows.
+    """The cost between all pairs of samples of two labelled datasets, in strips of rows.
 
-    x [n, d] and y [m, d]: finite features of any floating dtype, n and m at least 2; gradients do
-    not reach them. labels_x, labels_y: int64 [n], [m], numbering the rows and columns of `table`
-    [Kx, Ky] (finite, not negative), whose entries are squared label distances; without labels the
-    cost is between features alone. lam_x, lam_y: not negative, not both zero.
+    x [n, d] and y [m, d]: finite features of any floating dtype, n and m at least 2; they receive
+    no gradients. labels_x, labels_y: int64 [n], [m], indices of rows and columns of `table` [Kx,
+    Ky], the squared label distances (finite, not negative). Without labels, only the features
+    count. lam_x, lam_y: not negative, not both zero.
 
-    Raises ValueError, naming the argument and the first wrong sample, for everything else, when all
-    costs are zero, since no scale for eps exists then, and when their mean is not within `RANGE`.
+    Raises ValueError, naming the argument and the first wrong sample, for any other input; if all
+    costs are zero, since then eps has no scale; and if their mean is outside `RANGE`.
     """
 
     def __init__(
@@ -72,14 +78,14 @@ class GroundCost:
         if x.shape[1] != y.shape[1]:
             raise ValueError(
                 f"x has {x.shape[1]} dimensions, but y has {y.shape[1]}; take the features of both "
-                "sets from the same model"
+                "datasets from the same model"
             )
         if table is not None and not (table.isfinite().all() and (table >= 0).all()):
             raise ValueError("table of label distances holds NaN, infinity or negative numbers")
         if not (0 <= lam_x < float("inf") and 0 <= lam_y < float("inf")):
             raise ValueError(f"lam_x and lam_y must be finite, not negative: {lam_x}, {lam_y}")
         x, y = x.detach(), y.detach()
-        # Distances do not change, and rounding shrinks.
+        # Centring keeps distances and reduces rounding.
         centre = x.mean(0, dtype=torch.float64)
         self.x = _sorted_samples(x, labels_x, centre, math.sqrt(lam_x))
         self.y = _sorted_samples(y, labels_y, centre, math.sqrt(lam_x))
@@ -87,7 +93,7 @@ class GroundCost:
         self.mean = float(self.times(torch.full_like(self.y.squares, 1 / len(y))).mean())
         if self.mean == 0:
             raise ValueError("all costs are zero: the features are one point, or lam_x = lam_y = 0")
-        # n m mean costs may add up to one entry; what underflows is below float64's rounding.
+        # One entry may hold all n m mean costs; what underflows is below float64's rounding.
         if not RANGE[0] <= self.mean <= RANGE[1]:
             raise ValueError(
                 f"the mean cost is {self.mean:.3g}, outside [{RANGE[0]:g}, {RANGE[1]:g}], where "
@@ -100,14 +106,14 @@ class GroundCost:
 
     @property
     def symmetric(self) -> bool:
-        """Whether it is between a set and itself."""
+        """Whether the cost is between a dataset and itself."""
         if not (torch.equal(self.x.x, self.y.x) and torch.equal(self.x.labels, self.y.labels)):
             return False
         table = self.table
         return table is None or (table.shape == table.T.shape and table.allclose(table.T))
 
     def rows(self, start: int, stop: int) -> Tensor:
-        """Costs float64 [stop - start, m] of some rows; not negative."""
+        """Returns the costs of some rows, float64 [stop - start, m], not negative."""
         x, y, part = self.x, self.y, slice(start, stop)
         if self.table is None:
             cost = y.squares.repeat(len(x.x[part]), 1)
@@ -118,13 +124,13 @@ class GroundCost:
         return cost.clamp_(min=0.0)
 
     def strips(self, rows: int) -> Iterator[tuple[slice, Tensor]]:
-        """(slice, costs) of consecutive rows."""
+        """Yields (slice, costs) of consecutive rows."""
         for start in range(0, self.shape[0], rows):
             stop = min(start + rows, self.shape[0])
             yield slice(start, stop), self.rows(start, stop)
 
     def times(self, columns: Tensor) -> Tensor:
-        """sum_j C_ij columns_j, float64 [n], in O((n + m) d)."""
+        """Returns sum_j C_ij columns_j, float64 [n], in O((n + m) d)."""
         product = columns.sum() * self.x.squares + columns @ self.y.squares
         product -= 2 * (self.x.x @ (columns @ self.y.x))
         if self.table is not None:

@@ -1,6 +1,6 @@
-"""The loops of transport on the CPU, compiled by numba in a few seconds and stored on disk.
+"""CPU loops of optimal transport, compiled by numba in a few seconds and cached on disk.
 
-exp is a polynomial: numba's own does not vectorise.
+exp is a polynomial, because numba's own does not vectorise.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from numba.extending import intrinsic
 
 from kernels.threads import compiled
 
-INFINITE = 1e300  # compiled code may assume that there are no infinities
+INFINITE = 1e300  # fastmath assumes that there are no infinities
 
 _F32, _F64, _I32, _I64 = numba.float32, numba.float64, numba.int32, numba.int64
 
 
 def _bits_as(kind: Any, bits: Any) -> Any:
-    """The float of type `kind` with the bits of an integer of type `bits`."""
+    """Returns a function that reinterprets an integer of type `bits` as a float of type `kind`."""
 
     @intrinsic
     def as_float(typing, x):
@@ -33,7 +33,7 @@ def _bits_as(kind: Any, bits: Any) -> Any:
 
 @intrinsic
 def _floor(typing, x):
-    """LLVM's, of a float32; Python's gives an integer."""
+    """LLVM's floor of a float32, since Python's returns an integer."""
 
     def generate(context, builder, signature, arguments):
         function = builder.module.declare_intrinsic("llvm.floor", [arguments[0].type])
@@ -47,9 +47,11 @@ _single, _double = _bits_as(_F32, _I32), _bits_as(_F64, _I64)
 
 @numba.njit(fastmath=True, inline="always")
 def _exp32(x):
-    """2^x on [0, 1) with a relative error of 3e-7, of arguments clamped so that the result neither
-    leaves the normal numbers nor wraps around. Its whole part stays a float until the bits are made
-    of it: numba widens integers to 64 bits, which AVX2 cannot turn into floats.
+    """exp(x) by a polynomial for 2^x on [0, 1), with a relative error of 3e-7.
+
+    Arguments are clamped so that the result is a normal number. The whole part stays a float until
+    it becomes the exponent bits: numba widens integers to 64 bits, which AVX2 cannot convert to
+    floats.
     """
     power = min(max(x * _F32(1.4426950408889634), _F32(-126.0)), _F32(127.0))
     whole = _floor(power)  # pyright: ignore[reportCallIssue]
@@ -65,9 +67,9 @@ def _exp32(x):
 
 @numba.njit(fastmath=True, inline="always")
 def _exp64(x):
-    """For x <= 0, to 3e-13, or 0 below e^-708: Taylor's polynomial around half powers of 2."""
+    """exp(x) for x <= 0 to 3e-13, or 0 if x < -708: Taylor's polynomial around half powers of 2."""
     power = max(x * 1.4426950408889634, -1022.0)
-    # Not negative, so that cutting off rounds down.
+    # Not negative, so that truncation rounds down.
     biased = _I32(power + 1023.0)  # pyright: ignore[reportCallIssue, reportArgumentType]
     rest = (power - (biased - 1023.0) - 0.5) * 0.6931471805599453
     value = 1 / 3628800
@@ -86,7 +88,9 @@ def _exp64(x):
 
 @compiled(fastmath=True)
 def sweep(q, f, g, kappa, log_s, columns, row):
-    """`sinkhorn_sweep` into log_s and columns, float32 from 0; row: float32 [m] to work in."""
+    """`sinkhorn_sweep` into log_s and columns, float32, which starts at 0; row: float32 [m]
+    scratch.
+    """
     m = q.shape[1]
     for i in range(len(f)):
         potential, scale, total = f[i], kappa[i], _F32(0.0)
@@ -128,9 +132,9 @@ def certify(
     part,
     eps,
 ):
-    """The certificate's pass over rows of the stored copy; sums are to be divided by n m.
+    """The certificate's pass over rows of the stored copy; the caller divides sums by n m.
 
-    plan, part: float64 [m] to work in.
+    plan, part: float64 [m] scratch.
     """
     n, m = q.shape
     inverse = 1 / eps

@@ -1,8 +1,8 @@
-"""From a strip of costs to 16 bits in two readings.
+"""Quantizes a strip of costs to 16 bits with two reads.
 
-16-bit costs need a row's minimum, maximum and step: half a dozen passes as PyTorch's operators,
-which a strip in a CPU's cache can bear (33 ms of the 0.9 s that 5000 x 5000 costs of 768
-dimensions take to compute). A GPU reads a row twice and writes it once: 18 bytes a cost.
+This needs each row's minimum, maximum and step: half a dozen passes as PyTorch operators. A CPU can
+afford them for a strip in its cache: 33 ms of the 0.9 s that 5000 x 5000 costs of 768 dimensions
+take to compute. The GPU kernel reads a row twice and writes it once: 18 bytes per cost.
 """
 
 # pyright: reportGeneralTypeIssues=false
@@ -19,14 +19,14 @@ from kernels.launch import jit, launcher, tl
 
 _COLUMNS = 2048
 _WARPS = 4
-_LEAST = torch.finfo(torch.float32).tiny  # of steps: rows of one cost have none
+_LEAST = torch.finfo(torch.float32).tiny  # smallest step, for rows of equal costs
 
 
 def quantize(cost: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
-    """Fills q, int16 [n, m], and gives low and step, float64 [n]: low_i + step_i (q_ij + 32768) is
-    up to half a step cost_ij.
+    """Fills q, int16 [n, m], and returns low and step, float64 [n].
 
-    cost: float64 [n, m], which may be overwritten. On a GPU rows of q may lie apart.
+    low_i + step_i (q_ij + 32768) differs from cost_ij by at most half a step. cost: float64 [n, m],
+    which may be overwritten. On a GPU, rows of q may be padded.
     """
     if cost.is_cuda:
         low, step = _quantize(cost, q)
@@ -40,7 +40,7 @@ def quantize(cost: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
 def _quantize_kernel(
     costs, q, low, step, pitch, q_pitch, m, LEAST: tl.constexpr, COLUMNS: tl.constexpr
 ):
-    """A row a program, whose end alone is masked: see `kernels.transport.sweep`."""
+    """One row per program. Only the row's end is masked: see `kernels.transport.sweep`."""
     row = tl.program_id(0).to(tl.int64)
     line, into = costs + row * pitch, q + row * q_pitch
     whole = m // COLUMNS * COLUMNS

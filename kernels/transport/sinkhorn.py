@@ -1,13 +1,13 @@
-"""Entropic optimal transport between labelled sets, each value with the bounds it is known to.
+"""Entropic optimal transport between labelled datasets, each value with certified bounds.
 
-Sinkhorn's iterations run on a 16-bit copy of the cost (`store`), one read an iteration
-(`sweep`), accelerated under a safeguard (`alternating`); an exact float64 pass (`certificate`) then
-bounds the value, or hands back an exact update to go on from. A result is accepted when the
-certified relative duality gap is below the tolerance, and is NaN otherwise: an unconverged run
-never passes for a distance.
+Sinkhorn's iterations run on a 16-bit copy of the cost (`store`), with one read per iteration
+(`sweep`) and safeguarded acceleration (`alternating`). A float64 pass (`certificate`) then bounds
+the value, or returns an exact update to continue from. A result is accepted if the certified
+relative duality gap is below the tolerance, and is NaN otherwise, so an unconverged run is never
+mistaken for a distance.
 
-The debiased value  OT(a, b) - (OT(a, a) + OT(b, b)) / 2  needs two self terms, each of one
-potential; they are solved once a set and handed in.
+The debiased value OT(a, b) - (OT(a, a) + OT(b, b)) / 2 needs two self terms with one potential
+each. Callers solve them once per dataset.
 
 Sources: Cuturi 2013; Feydy et al. 2019 (debiasing and one-potential self terms).
 """
@@ -25,27 +25,26 @@ from kernels.transport.certificate import Certificate, certify, relative_gap
 from kernels.transport.cost import GroundCost
 from kernels.transport.store import StoredCost, store
 
-_WORTH_A_PASS = 0.7  # of the gap before it
-_CHEAP = 1 << 20  # costs: an exact pass over this number takes a few milliseconds
+_WORTH_A_PASS = 0.7  # continue exact passes while each shrinks the gap to less than this share
+_CHEAP = 1 << 20  # costs: an exact pass over fewer takes a few milliseconds
 _PASSES = 20
-_SLACK = 0.8  # of the gap allowed: a copy whose rounding takes more is not certified on
-_TYPICAL = 0.05  # eps, of the mean cost, from which the value is about the mean
+_SLACK = 0.8  # share of the allowed gap that a copy's rounding may take
+_TYPICAL = 0.05  # eps / mean cost from which the value is about the mean
 _ROUNDS = 4
-_FINE_BELOW = 0.005  # eps, of the mean cost: 16 bits are off by up to 0.3% of it
-_FIRST_BRACKET = 0.0125  # eps, of the mean cost
-_MOST = 1e6  # of the mean cost: larger eps and potentials leave too few digits to the costs
-_NEAR = 1e-3  # of the mean cost: brackets of what is less are measured against it
+_FINE_BELOW = 0.005  # eps / mean cost: below, a 16-bit copy's error may exceed 0.3% of eps
+_FIRST_BRACKET = 0.0125  # eps / mean cost
+_MOST = 1e6  # eps / mean cost: above, potentials leave too few digits to the costs
+_NEAR = 1e-3  # of the mean cost: the least denominator of a bracket's relative width
 
 
 @dataclass(frozen=True)
 class Transport:
-    """Entropic transport: its value, and what is known about it.
+    """The value of entropic transport and its certificate.
 
-    estimate: the dual value of  min <P, C> + eps KL(P || a b^T). lower, upper: bounds of the
-    problem that hold in any case. unregularised: bounds of min <P, C>. gap: (upper - lower) /
-    upper. converged: whether the gap is within the tolerance. marginal_error: sum |P^T 1 - b| with
-    exact rows. iterations: reads of the stored cost by sweeps; each certificate, of which there are
-    one to a few, is one more.
+    estimate: the dual value of min <P, C> + eps KL(P || a b^T). lower, upper: bounds that hold in
+    any case. unregularised: bounds of min <P, C>. gap: (upper - lower) / upper. converged: whether
+    the gap is within the tolerance. marginal_error: sum |P^T 1 - b| with exact rows. iterations:
+    reads of the stored cost by sweeps, without the one read of each certificate.
     """
 
     estimate: float
@@ -60,13 +59,15 @@ class Transport:
 
     @property
     def value(self) -> float:
-        """The estimate, or NaN where it has not converged."""
+        """The estimate, or NaN if it has not converged."""
         return self.estimate if self.converged else math.nan
 
 
 @dataclass(frozen=True)
 class Divergence:
-    """Debiased transport. gap: the three absolute gaps over OT(a, b); value NaN if unconverged."""
+    """Debiased transport. value: NaN if not converged. gap: the sum of the three gaps over OT(a,
+    b).
+    """
 
     value: float
     gap: float
@@ -82,25 +83,26 @@ def transport(
     max_iterations: int = 2000,
     memory: int | None = None,
 ) -> Transport:
-    """Entropic transport between uniform measures, certified.
+    """Returns certified entropic transport between uniform measures.
 
-    eps: in the units of the cost. tolerance: of the relative duality gap. symmetric: the cost is
-    between a set and itself. max_iterations: reads after which no sweeps are begun; small problems
-    still take a few exact passes. memory: bytes that may be taken (default: as many as it takes).
+    eps: in units of the cost. tolerance: maximum relative duality gap. symmetric: the cost is
+    between a dataset and itself. max_iterations: number of reads after which no sweep starts; small
+    problems still take a few exact passes. memory: maximum bytes (default: unlimited).
 
-    Raises ValueError for eps or tolerance that is not positive, eps above a million mean costs, a
-    symmetric cost that is not, and memory that cannot hold strips of the cost.
+    Raises ValueError if eps or tolerance is not positive and finite, if eps is above a million mean
+    costs, if `symmetric` is set and the cost is not, and if strips of the cost do not fit the
+    memory.
     """
     _positive(eps=eps, tolerance=tolerance)
     if eps > _MOST * cost.mean:
         raise ValueError(
-            f"eps={eps:.3g} is more than a million times the mean cost, {cost.mean:.3g}: the value "
-            "is the mean cost then; give eps in the units of the cost"
+            f"eps={eps:.3g} is more than a million times the mean cost, {cost.mean:.3g}, so the "
+            "value would be the mean cost; give eps in units of the cost"
         )
     if symmetric and not cost.symmetric:
         raise ValueError(
-            "symmetric is for a set against itself: the same samples and labels on both sides, and "
-            "a table that is its own transpose"
+            "symmetric=True needs the same samples and labels on both sides, and a table that is "
+            "its own transpose"
         )
     stored = store(cost, _dtype(cost, eps, tolerance), memory=memory)
     potentials = Potentials(stored, symmetric=symmetric, max_iterations=max_iterations)
@@ -122,12 +124,12 @@ def unregularised(
     max_iterations: int = 20000,
     memory: int | None = None,
 ) -> Transport:
-    """Unregularised transport min <P, C>, bracketed by annealing eps until the bounds are tight.
+    """Returns unregularised transport min <P, C>, annealing eps until the bounds are tight.
 
-    As `transport`, but `lower` and `upper` are the bracket's ends, `estimate` is its middle, and
-    `eps` tells where it was reached. `gap`, which `tolerance` limits, is the bracket's width over
-    `upper` or, where that is less, over a thousandth of the mean cost: between sets that are nearly
-    the same a value is known to that, and no relative width can be small.
+    Like `transport`, but `lower` and `upper` are the bounds of min <P, C>, `estimate` is their
+    midpoint, and `eps` is the last one. `gap`, which `tolerance` limits, is (upper - lower) /
+    upper, or over a thousandth of the mean cost if that is more: between nearly equal datasets, no
+    relative width can be small.
     """
     _positive(tolerance=tolerance)
     near = _NEAR * cost.mean
@@ -137,7 +139,7 @@ def unregularised(
     before, bounds, exact = math.inf, (0.0, math.inf), False  # costs are not negative
     while True:
         certificate = _certified(potentials, eps, tolerance / 2, exact=exact)
-        # Those of every eps hold; rounding must not turn them round.
+        # The bounds of each eps hold; rounding must not swap them.
         low = max(certificate.unregularised[0], bounds[0])
         bounds = low, max(low, min(certificate.unregularised[1], bounds[1]))
         gap = relative_gap(*certificate.unregularised, near)
@@ -145,7 +147,7 @@ def unregularised(
         if done or potentials.exhausted:
             break
         before = gap
-        # The entropic value, and so the slack that its gap allows, may be far above the bracket.
+        # The entropic value may be far above the bracket, and so may the slack that its gap allows.
         exact = exact or 2 * stored.slack > _SLACK * tolerance * max(bounds[1], near)
         # The bracket's width is nearly proportional to eps.
         eps *= min(0.5, max(0.8 * tolerance / gap, 1 / 16))
@@ -162,11 +164,10 @@ def unregularised(
 
 
 def debiased(ab: Transport, aa: Transport, bb: Transport, *, tolerance: float = 1e-4) -> Divergence:
-    """OT(a, b) - (OT(a, a) + OT(b, b)) / 2, of three solutions at the same eps.
+    """Returns OT(a, b) - (OT(a, a) + OT(b, b)) / 2 from three solutions at the same eps.
 
-    Converged when the absolute gaps of all three add up to at most `tolerance` of OT(a, b),
-    whatever each of them was solved to: a term that is better known than needed leaves more to the
-    others. Raises ValueError for different eps, whose biases would not cancel.
+    Converged if the sum of the three absolute gaps is at most `tolerance` of OT(a, b), whatever the
+    tolerance of each solution. Raises ValueError for different eps, whose biases would not cancel.
     """
     terms = (ab, aa, bb)
     if not all(math.isclose(ab.eps, term.eps) for term in terms):
@@ -178,9 +179,11 @@ def debiased(ab: Transport, aa: Transport, bb: Transport, *, tolerance: float = 
 
 
 def left_for_across(aa: Transport, bb: Transport, tolerance: float) -> float:
-    """The relative gap allowed for OT(a, b), given the self terms; at least a third of the total.
+    """Returns the relative gap left for OT(a, b) by the self terms, at least a third of the
+    tolerance.
 
-    OT(a, b) is taken to be as large as the self terms are: it is seldom less.
+    Assumes that OT(a, b) is at least as large as the mean of the self terms, which it nearly always
+    is.
     """
     gaps = sum(term.upper - term.lower for term in (aa, bb))
     least = (aa.lower + bb.lower) / 2
@@ -188,11 +191,11 @@ def left_for_across(aa: Transport, bb: Transport, tolerance: float) -> float:
 
 
 def _dtype(cost: GroundCost, eps: float, tolerance: float) -> torch.dtype:
-    """Of the fastest copy that can be iterated and, most likely, certified on."""
+    """The fastest copy on which the problem can be solved and, most likely, certified."""
     if math.prod(cost.shape) <= _CHEAP or eps < _FINE_BELOW * cost.mean:
         return torch.float32
-    # The value is at most the mean, and goes down with eps; a gap holds twice the slack: half of a
-    # 16-bit step, where the costs of a row spread over twice their mean.
+    # The value is at most the mean and falls with eps. A gap includes twice the slack, which is
+    # half a 16-bit step if the costs of a row spread over twice their mean.
     allowed = tolerance * min(1.0, eps / (_TYPICAL * cost.mean)) ** 0.5 / 4
     return torch.int16 if allowed >= 2.0**-16 else torch.float32
 
@@ -200,12 +203,11 @@ def _dtype(cost: GroundCost, eps: float, tolerance: float) -> torch.dtype:
 def _certified(
     potentials: Potentials, eps: float, tolerance: float, *, exact: bool = False
 ) -> Certificate:
-    """Iterate on the stored cost until the certified gap is small enough, or nothing helps.
+    """Iterates on the stored cost until the certified gap is small enough or stops shrinking.
 
-    Where the copy's slack is too much of the gap that is allowed, and where `exact` says that it is
-    too much of another, exact costs are passed over. What iterations leave in the end is then their
-    own rounding, which differs from sample to sample at random: exact iterations, which the
-    certificates are, all but remove it.
+    Passes read exact costs if the copy's slack takes too much of the allowed gap, or if `exact`
+    says so. The rest of the gap is then the iterations' own rounding, random from sample to sample,
+    which the exact iterations of the certificates nearly remove.
     """
     stored = potentials.stored
     usable = not exact and stored.q is not None and math.isfinite(stored.slack)
@@ -215,13 +217,13 @@ def _certified(
     def certified() -> Certificate:
         g = potentials.g
         result = certify(source, g, eps, potentials.shares(eps))
-        # By shares without the error of float32, or of a copy that is not what is passed over.
+        # Repeat with shares that have no float32 error, and no error of a copy that was not read.
         if (small or source is stored.cost) and result.gap > tolerance:
             result = certify(source, g, eps, ((result.next_g - g) / eps).exp().clamp(1e-30, 1.0))
         return result
 
-    # Half of the marginals' error is mass to be moved, at about the mean cost more than it had;
-    # the optimal value is about half of that.
+    # Half of the marginals' error is mass to move, at about the mean cost more than before; the
+    # optimal value is about half of the mean cost.
     target = max(tolerance / 5, (tolerance - 4 * stored.slack / stored.cost.mean) * 0.8)
     for _ in range(_ROUNDS):
         potentials.solve(eps, target)

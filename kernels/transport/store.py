@@ -1,10 +1,10 @@
-"""A copy of the ground cost for iterating, in 16 bits.
+"""A 16-bit copy of the ground cost for Sinkhorn's iterations.
 
-Sinkhorn's iterations read the whole matrix again and again, so what they read is stored: 16-bit
-fixed point with an offset and a step a row. Unlike a stored kernel exp(-C / eps) it serves every
-eps, cannot underflow, and is off by at most half a step everywhere (about 1e-5 of the mean cost).
-Where eps or the gap is so small that even this shows, the copy is float32, at twice the time an
-iteration. How far a copy may be from the exact costs is known, so that it can be certified on.
+The iterations read the whole matrix again and again. The copy is 16-bit fixed point, with one
+offset and one step per row. Unlike a stored kernel exp(-C / eps), it works for any eps, cannot
+underflow, and has an error of at most half a step (about 1e-5 of the mean cost). If eps or the gap
+is too small for this error, the copy is float32, which takes twice the time per iteration. The
+error of the copy is known, so values can be certified on it.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from kernels.transport.sweep import PART
 
 log = logging.getLogger(__name__)
 
-# Numbers in a float64 strip of costs. CPU: 8 MiB, so that passes over it hit the cache, and that a
-# product has 100 rows of 10,000 columns: with half as many its columns are packed twice as often.
+# Numbers in a float64 strip of costs. CPU: 8 MiB, so that passes over it hit the cache and a
+# product has 100 rows of 10,000 columns; with half the rows, BLAS packs the columns twice as often.
 STRIP = {"cpu": 1 << 20, "cuda": 1 << 25}
 _STEPS = 65535  # of `quantize`
-_HALF_STEP = 0.5 + 1e-9  # with float64's roundings
+_HALF_STEP = 0.5 + 1e-9  # allows for float64 rounding
 
 
 @dataclass(frozen=True)
 class StoredCost:
-    """Costs as offset[i] + step[i] * q[i, j]; q [n, m], or None to compute it at every reading.
+    """Costs as offset[i] + step[i] * q[i, j].
 
-    q: int16 from -32768, or float32 (steps of 1); on a GPU its rows lie a multiple of 64 numbers
-    apart. offset, step, row_minimum: float64 [n]. slack: how far the cost of any plan with uniform
-    marginals may be from the exact one.
+    q: [n, m], int16 from -32768 or float32 (with steps of 1); None to recompute it at each read. On
+    a GPU its rows are padded to a multiple of 64 numbers. offset, step, row_minimum: float64 [n].
+    slack: maximum error of the cost of any plan with uniform marginals.
     """
 
     cost: GroundCost
@@ -54,7 +54,7 @@ class StoredCost:
         return self.cost.shape
 
     def parts(self) -> Iterator[tuple[slice, Tensor]]:
-        """(rows, q of these rows): all at once where q is held."""
+        """Yields (rows, q of these rows), all at once if q is in memory."""
         if self.q is not None:
             yield slice(0, len(self.q)), self.q
             return
@@ -62,8 +62,8 @@ class StoredCost:
             yield part.rows, part.q
 
     def strips(self, rows: int) -> Iterator[tuple[slice, Tensor]]:
-        """(slice, costs in float64) of consecutive rows of a q that is held."""
-        assert self.q is not None, "the copy is not held"
+        """Yields (slice, costs in float64) of consecutive rows; q must be in memory."""
+        assert self.q is not None, "the copy is not in memory"
         for start in range(0, len(self.q), rows):
             strip = slice(start, start + rows)
             costs = torch.addcmul(self.offset[strip, None], self.step[strip, None], self.q[strip])
@@ -73,11 +73,12 @@ class StoredCost:
 def store(
     cost: GroundCost, dtype: torch.dtype = torch.int16, *, memory: int | None = None
 ) -> StoredCost:
-    """The copy of a cost matrix to iterate on; not held if it is too large for the memory.
+    """Returns the copy of a cost matrix to iterate on, without q if that is too large for the
+    memory.
 
-    dtype: torch.int16, off by about 2e-5 of the mean cost at 768 dimensions, or torch.float32, off
-    by 2e-7. memory: bytes that may be taken (default: as many as it takes). Raises ValueError when
-    not even the other buffers fit.
+    dtype: torch.int16, with an error of about 2e-5 of the mean cost at 768 dimensions, or
+    torch.float32, with 2e-7. memory: maximum bytes (default: unlimited). Raises ValueError if even
+    the other buffers do not fit.
     """
     n, m = cost.shape
     device = cost.x.x.device
@@ -85,16 +86,16 @@ def store(
     beside = beside_the_copy(n, m, device)
     if beside > allowed:
         raise ValueError(
-            f"strips and partial sums of the {n} x {m} cost matrix take {beside / 1e9:.3g} GB, but "
-            f"{allowed / 1e9:.3g} GB may be used; free memory, or sample fewer images"
+            f"strips and partial sums of the {n} x {m} cost matrix need {beside / 1e9:.3g} GB, but "
+            f"only {allowed / 1e9:.3g} GB may be used; free memory or sample fewer images"
         )
     q, held = None, dtype.itemsize * n * row_pitch(m, device)
     if beside + held <= allowed:
         q = padded((n, m), cost.x.x, dtype)
     else:
         log.info(
-            "the %d x %d cost matrix is computed again at every reading: its copy takes %.3g GB, "
-            "but %.3g GB may be used",
+            "recomputing the %d x %d cost matrix at each read: a copy needs %.3g GB, but only "
+            "%.3g GB may be used",
             *(n, m, held / 1e9, max(0, allowed - beside) / 1e9),
         )
     low, step, error = torch.empty(3, n, dtype=torch.float64, device=device)
@@ -105,22 +106,21 @@ def store(
 
 
 def beside_the_copy(n: int, m: int, device: torch.device) -> int:
-    """Bytes that solving takes in addition to the copy: four float64 strips, and partial column
-    sums."""
+    """Bytes needed in addition to the copy: four float64 strips and partial column sums."""
     return 4 * 8 * max(STRIP[device.type], m) + 4 * -(-n // PART) * m
 
 
 def most_bytes(n: int, m: int, d: int, device: torch.device) -> int:
-    """Bytes that making and solving an n x m cost of d dimensions takes at most, its copy held.
+    """Maximum bytes for building and solving an n x m cost of d dimensions with its copy in memory.
 
-    The copy is counted as float32; the sorted features of both sets as float64, with a temporary of
-    each. The table of label distances is not counted.
+    Counts the copy as float32, and the sorted features of both datasets as float64 with a temporary
+    of each. Does not count the table of label distances.
     """
     return 16 * (n + m) * d + 4 * n * row_pitch(m, device) + beside_the_copy(n, m, device)
 
 
 class _Part(NamedTuple):
-    """Rows of the copy: q, costs' minima, steps, and how far storing puts an entry off at most."""
+    """Rows of the copy: q, the costs' minima, steps, and the maximum error of an entry."""
 
     rows: slice
     q: Tensor
@@ -130,7 +130,7 @@ class _Part(NamedTuple):
 
 
 def _packed(cost: GroundCost, dtype: torch.dtype, held: Tensor | None = None) -> Iterator[_Part]:
-    """Consecutive strips of the copy, whose q are rows of `held` or, without it, fresh."""
+    """Consecutive strips of the copy; each q is a slice of `held`, or new if `held` is None."""
     for rows, costs in cost.strips(max(1, STRIP[cost.x.x.device.type] // cost.shape[1])):
         q = padded(costs.shape, costs, dtype) if held is None else held[rows]
         if dtype == torch.int16:

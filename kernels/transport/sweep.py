@@ -1,23 +1,24 @@
-"""One alternating Sinkhorn iteration for one read of the stored cost matrix.
+"""One alternating Sinkhorn iteration with one read of the stored cost matrix.
 
-The textbook reads the matrix twice an iteration: once for the row potentials, once for the column
-potentials. But as soon as a row is summed, its new potential is known, and its contribution to the
-column sums can be added while the row is in cache. With p_ij = b_j exp((f_i + g_j - C_ij) / eps):
+The textbook iteration reads the matrix twice: for the row potentials, then for the column
+potentials. But a row's new potential is known as soon as the row is summed, so its contribution to
+the column sums can be added while the row is in cache. With p_ij = b_j exp((f_i + g_j - C_ij) /
+eps):
 
     s_i = sum_j p_ij            f_i <- f_i - eps log s_i
     c_j = sum_i a_i p_ij / s_i  (the column sums with the new f)
 
-and g_j <- g_j - eps log(c_j / b_j) completes the iteration. The old f stabilises the
-exponential, so no maximum is searched. Column sums are float32's for `PART` rows and float64's for
-all. On the CPU the loop is compiled by numba where it is installed, and reads 2 n m bytes (4 n m of
-a float32 copy).
+and g_j <- g_j - eps log(c_j / b_j) completes the iteration. The old f stabilises the exponential,
+so no maximum is needed. Column sums are float32 within `PART` rows and float64 across them. On the
+CPU, numba compiles the loop if it is installed, which reads 2 n m bytes (4 n m for a float32 copy).
 
-On a GPU it is three launches, whatever n and m are: a program for four rows, which share a read of
-g (3 bytes a cost from the L2 cache, 2 of them the cost's own; a row a program would read 6), then a
-program for some columns of `PART` rows, and the sum of their sums. They read the matrix twice.
-Strips whose columns are added while they are in the L2 cache would read it once, but in hundreds of
-launches, at 20 to 34 us of the host each. There are no atomics: sums are the same every time. Where
-row sums are all that is needed (`row_sums`) it is one launch and one read.
+On a GPU the sweep takes three launches for any n and m. In the first, each program handles four
+rows, which share a read of g: 3 bytes per cost from the L2 cache, 2 of them for the cost itself;
+one row per program would read 6. In the second, each program adds up some columns of `PART` rows.
+The third adds these sums. This reads the matrix twice. Adding the columns of a strip while it is in
+the L2 cache would read it once, but needs hundreds of launches, at 20 to 34 us of host time each.
+Without atomics, the sums are deterministic. `row_sums` computes row sums only, with one launch and
+one read.
 
 Source: Cuturi 2013.
 """
@@ -35,8 +36,8 @@ from kernels import reference
 from kernels.launch import jit, launcher, rows_apart, tl
 from kernels.threads import HAS_NUMBA, spread
 
-_COMPILE_FROM = 1 << 19  # costs: what importing numba (half a second) would have to repay
-PART = 512  # rows that float32 adds up
+_COMPILE_FROM = 1 << 19  # costs: with fewer, importing numba (half a second) does not pay off
+PART = 512  # rows that are added up in float32
 _ROWS = 4
 _COLUMNS = 512
 _ROW_BLOCK = 1024
@@ -44,13 +45,13 @@ _WARPS = 4
 
 
 def sinkhorn_sweep(q: Tensor, f: Tensor, g: Tensor, kappa: Tensor) -> list[Tensor]:
-    """Row sums' logarithms, float32 [n], and column sums of the plan with the new f, float64 [m].
+    """Returns logarithms of row sums, float32 [n], and column sums with the new f, float64 [m].
 
-    q: int16 or float32 [n, m]; kappa: float32 [n], step over eps; f: float32 [n], the row
-    potentials less the cost's offset, over eps; g: float32 [m], the column potentials over eps
-    plus log b; so that p_ij = exp(f_i + g_j - kappa_i q_ij). Column sums are sum_i p_ij / s_i: the
-    caller multiplies them by a. Sums that overflow come back as infinity or NaN. On a GPU rows of q
-    may lie apart (`kernels.launch.padded`).
+    q: int16 or float32 [n, m], whose rows may be padded on a GPU (`kernels.launch.padded`). kappa:
+    float32 [n], step / eps. f: float32 [n], row potentials minus the cost's offset, over eps. g:
+    float32 [m], column potentials over eps, plus log b. So p_ij = exp(f_i + g_j - kappa_i q_ij).
+    Column sums are sum_i p_ij / s_i; the caller multiplies them by a. Sums that overflow are
+    infinite or NaN.
     """
     if q.is_cuda:
         return _sweep(q, f, g, kappa)
@@ -60,7 +61,7 @@ def sinkhorn_sweep(q: Tensor, f: Tensor, g: Tensor, kappa: Tensor) -> list[Tenso
 
 
 def row_sums(q: Tensor, f: Tensor, g: Tensor, kappa: Tensor) -> Tensor:
-    """Row sums' logarithms, as `sinkhorn_sweep` without sums of columns."""
+    """Returns logarithms of row sums, float32 [n]; arguments as in `sinkhorn_sweep`."""
     if q.is_cuda:
         return _row_sums(q, f, g, kappa)[0]
     if _compiled(q):
@@ -115,10 +116,11 @@ def _part_of_rows(lines, g, at, m, potential, scale, MASKED: tl.constexpr):
 def _rows_kernel(
     q, f, g, kappa, log_s, shares, pitch, n, m, ROWS: tl.constexpr, ROW_BLOCK: tl.constexpr
 ):
-    """ROWS rows a program, which share a read of g: the logarithms of their sums, and f less that,
-    which makes a row's sum 1. The last program takes the last row several times.
+    """Row sums of ROWS rows per program, which share a read of g.
 
-    Only the end of a row is masked: with a mask that is not a multiple of 16, no access is wide.
+    Stores the sums' logarithms, and f minus them, with which rows sum to 1. The last program may
+    repeat the last row. Only the end of a row is masked: with a mask that depends on a length that
+    is not a multiple of 16, no access is wide.
     """
     rows = tl.minimum(tl.program_id(0) * ROWS + tl.arange(0, ROWS), n - 1)
     lines = q + rows.to(tl.int64)[:, None] * pitch
@@ -161,7 +163,7 @@ def _columns_kernel(
     q, f, g, kappa, columns, pitch, n, m,
     PART: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Some columns of PART rows a program; f is what makes rows' sums 1."""
+    """Some columns of PART rows per program; with this f, rows sum to 1."""
     part = tl.program_id(1)
     at = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     price = tl.load(g + at, mask=at < m, other=float("-inf"))
@@ -179,7 +181,7 @@ def _columns_kernel(
 
 @triton_op("rib::row_sums", mutates_args=())
 def _row_sums(q: Tensor, f: Tensor, g: Tensor, kappa: Tensor) -> list[Tensor]:
-    """The rows' log sums, and f less them."""
+    """The logarithms of row sums, and f minus them."""
     q, f, g, kappa = rows_apart(q), f.contiguous(), g.contiguous(), kappa.contiguous()
     log_s, shares = torch.empty_like(f), torch.empty_like(f)
     launcher(_rows_kernel)[(-(-len(q) // _ROWS),)](

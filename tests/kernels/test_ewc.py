@@ -130,7 +130,7 @@ def test_a_step_hides_no_nan_and_a_weight_of_zero_is_the_plain_step(name):
         ({"theta": torch.zeros(2, 4, dtype=torch.bfloat16)}, "theta must be float32, not"),
         ({"exp_avg": torch.zeros(8)}, r"exp_avg is \[8\] on cpu, but theta is \[2, 4\]"),
         ({"exp_avg_sq": torch.zeros(2, 4, device="meta")}, r"exp_avg_sq is \[2, 4\] on meta"),
-        ({"anchor": None}, "without an anchor"),
+        ({"anchor": None}, "fisher is given without anchor"),
         ({"step": 0}, "step counts from 1, not 0"),
     ],
 )

@@ -178,7 +178,7 @@ def test_bad_options_are_refused_by_name(run, options, message):
 def test_a_cost_that_is_no_sets_with_itself_is_refused(change):
     terms = {"y": X, "labels_x": HALVES, "labels_y": HALVES, "table": torch.zeros(2, 2)}
     for pair in (GroundCost(X, **(terms | change)), COST):
-        with pytest.raises(ValueError, match="symmetric is for a set against itself"):
+        with pytest.raises(ValueError, match="symmetric=True needs the same samples"):
             transport(pair, eps=1.0, symmetric=True)
 
 

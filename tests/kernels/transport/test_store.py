@@ -33,7 +33,7 @@ def test_the_stored_cost_is_off_by_half_a_step(dtype, caplog, monkeypatch):
     assert store(cost, dtype, memory=held_at).q is not None and not caplog.messages
     streamed = store(cost, dtype, memory=held_at - 1)
     assert streamed.q is None
-    assert [m for m in caplog.messages if "300 x 41 cost matrix is computed again" in m]
+    assert [m for m in caplog.messages if "recomputing the 300 x 41 cost matrix" in m]
     assert torch.equal(torch.cat([q for _, q in streamed.parts()]), stored.q)
     with pytest.raises(ValueError, match="partial sums of the 300 x 41"):
         store(cost, dtype, memory=beside - 1)
