@@ -1,7 +1,4 @@
-"""Packs of images that are stored already: those of FFCV's own writer, or a part of another pack's.
-
-No image is decoded again.
-"""
+"""Makes packs from stored images without decoding: FFCV's own files, or part of another pack."""
 
 from __future__ import annotations
 
@@ -33,16 +30,16 @@ def adopt(
     transform_spec: Mapping[str, Any],
     extra: Mapping[str, Any],
 ) -> Pack:
-    """Copy the samples of `file` (an RGB image and an integer label each) to the pack `out`.
+    """Copies the samples of `file` (an RGB image and an integer label each) to the pack `out`.
 
-    classes: the name of each label. size: pixels of each side that all images must have;
-    `transform_spec` is taken to be how they got it. Raises ValueError naming the first sample that
-    does not fit, and as `loaders.encode.encode`.
+    classes: the name of each label. size: side in pixels that all images must have. transform_spec:
+    the transform that is assumed to have made the images. Raises ValueError naming the first sample
+    that does not fit, and errors of `loaders.encode.encode`.
     """
     beton = Beton.open(file)
     if wrong := [label for label, n in Counter(classes).items() if n > 1 or not label.strip()]:
         raise ValueError(
-            f"--classes names no class, or one twice: {first_names([repr(w) for w in wrong])}"
+            f"--classes has empty or repeated names: {first_names([repr(w) for w in wrong])}"
         )
     _check(beton, size, len(classes))
     return encode(
@@ -61,9 +58,10 @@ def adopt(
 
 
 def part(pack: Pack, positions: Sequence[int], out: Path, *, extra: Mapping[str, Any]) -> Pack:
-    """Copy the samples at these positions to the pack `out`, which has all of the pack's classes.
+    """Copies the samples at these positions to the pack `out`, which keeps all of the pack's
+    classes.
 
-    Raises ValueError for a damaged sample, and as `loaders.encode.encode`.
+    Raises ValueError for a damaged sample, and errors of `loaders.encode.encode`.
     """
     return encode(
         out,
@@ -84,8 +82,8 @@ def _check(beton: Beton, size: int, classes: int) -> None:
     rows = beton.rows
     if len(np.unique(rows["mode"])) > 1:
         raise ValueError(
-            f"{beton.path} holds raw pixels and JPEGs; a pack has one of them. FFCV's "
-            "RGBImageField writes one with write_mode='jpg' or 'raw'"
+            f"{beton.path} has both raw pixels and JPEGs; a pack needs one kind. FFCV's "
+            "RGBImageField writes one kind with write_mode='jpg' or 'raw'"
         )
     shapes = np.unique(rows[["height", "width"]]).tolist()
     if shapes != [(size, size)]:
@@ -93,20 +91,20 @@ def _check(beton: Beton, size: int, classes: int) -> None:
         (height, width), *others = shapes
         alone = f"set model.image_size={height}, or " * (height == width and not others)
         raise ValueError(
-            f"{beton.path} holds images of {sizes} pixels, not {size} x {size}; {alone}encode the "
-            "image files, which are resized: --source FOLDER"
+            f"{beton.path} has images of {sizes} pixels, not {size} x {size}; {alone}encode and "
+            "resize the image files: --source FOLDER"
         )
     unknown = (rows["label"] < 0) | (rows["label"] >= classes)
     if unknown.any():
         raise ValueError(
             f"{beton.path}: sample {unknown.argmax()} has label {rows['label'][unknown.argmax()]}, "
-            f"and --classes names {classes}"
+            f"but --classes names {classes}"
         )
 
 
 @dataclass(frozen=True)
 class _Copy:
-    """The bytes of a sample. A JPEG's header must say what its row says: decoders rely on it."""
+    """Copies a sample's bytes. A JPEG's header must match its row, since decoders rely on it."""
 
     beton: Beton
     format: str
@@ -122,7 +120,7 @@ class _Copy:
 
 @dataclass(frozen=True)
 class _CopyOfPack:
-    """The bytes of a pack's sample, whose checksum must be that of the pack."""
+    """Copies a sample's bytes from a pack, verifying the pack's checksum."""
 
     pack: Pack
 

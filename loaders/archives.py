@@ -1,7 +1,7 @@
-"""Downloaded archives in the form that `loaders.trees` reads: a .tar, or a folder.
+"""Converts downloaded archives to the forms that `loaders.trees` reads: a plain .tar, or a folder.
 
-Compressed tars lose their compression, which costs no space for images and leaves one file. What is
-written has its name only once it is whole.
+Compressed tars are decompressed, which costs no space for images and leaves one file. An output
+gets its name only when it is complete.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from loaders.root import Root, move
 
 _GZIP = b"\x1f\x8b"
 _CHUNK = 1 << 22  # bytes
-_LARGEST = 1 << 28  # bytes of a member, which is an image
-_DEEPEST = 64  # folders below each other
-# Errors of zipfile and its decompressors for unreadable bytes. An OSError is bz2's.
+_LARGEST = 1 << 28  # maximum bytes of a member, which is an image
+_DEEPEST = 64  # maximum nesting of folders
+# Errors of zipfile and its decompressors for unreadable bytes (OSError: bz2).
 _DAMAGE = (zipfile.BadZipFile, EOFError, OSError, ValueError, NotImplementedError)
 _DAMAGE += (lzma.LZMAError, struct.error, zlib.error)
 
 
 def to_tar(archive: Path, path: Path) -> None:
-    """Move an archive to `path` as a plain .tar, decompressing gzip.
+    """Moves an archive to `path` as a plain .tar, decompressing gzip.
 
     Raises ValueError for a damaged archive.
     """
@@ -57,22 +57,23 @@ def needs_password(archive: Path) -> bool:
 
 
 def unzip(archive: Path, folder: Path, password: str = "") -> Iterator[tuple[int, int]]:
-    """Unpack a zip file to `folder` and remove it; members that an earlier call left are taken.
+    """Unpacks a zip file to `folder` and removes it, reusing the members that an earlier call
+    unpacked.
 
-    Yields how many members are done, and of how many. Raises ValueError for a damaged archive,
-    PasswordError for another password.
+    Yields (members done, members in total). Raises ValueError for a damaged archive and
+    PasswordError for a wrong password.
     """
     fresh = archive.with_name(f"{archive.name}.unpacked")
     with _opened(archive) as opened:
-        # zipfile's `is_dir` fails on an empty name
+        # ZipInfo.is_dir fails for an empty name.
         members = [member for member in opened.infolist() if not member.filename.endswith("/")]
         if not members:
-            raise ValueError(f"{archive} holds no files; remove it, and get it again")
+            raise ValueError(f"{archive} has no files; remove it and download it again")
         for done, member in enumerate(members, start=1):
             _unzip_member(archive, opened, member, fresh, password)
             yield done, len(members)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    os.sync()  # the members, of which there may be 50,000
+    os.sync()  # once for all members, up to 50,000
     move(fresh, folder)
     Root(archive.parent).remove(archive)
 
@@ -83,9 +84,9 @@ def _unzip_member(
     name, root = PurePosixPath(member.filename), Root(fresh.parent, fresh.name)
     path = fresh / member.filename
     if name.is_absolute() or ".." in name.parts or not name.parts:
-        raise ValueError(f"{archive}: the name {member.filename!r:.99} leaves the archive; refused")
+        raise ValueError(f"{archive}: the name {member.filename!r:.99} leads out of the archive")
     if len(name.parts) > _DEEPEST:
-        raise ValueError(f"{archive}: {str(name)!r:.100} lies more than {_DEEPEST} folders deep")
+        raise ValueError(f"{archive}: {str(name)!r:.100} is more than {_DEEPEST} folders deep")
     if max(member.file_size, member.compress_size) > _LARGEST:
         raise ValueError(f"{archive}: {name} has {member.file_size:,} bytes, too many for an image")
     if root.size(path) == member.file_size:
@@ -95,10 +96,10 @@ def _unzip_member(
     except zip_cipher.PasswordError:
         raise
     except _DAMAGE as error:
-        other = ", or the password is another" * (member.flag_bits & 1)  # 1 of 256 passes its check
+        other = ", or the password is wrong" * (member.flag_bits & 1)  # 1 in 256 passes its check
         raise ValueError(
-            f"{archive}: {name} cannot be read ({error}{other}); remove the archive and get it "
-            "again, or unpack it with 7z and encode that folder"
+            f"{archive}: {name} cannot be read ({error}{other}); remove the archive and download "
+            "it again, or unpack it with 7z and encode that folder"
         ) from error
     with whole(path):
         root.write(path, content, durable=False)
@@ -112,4 +113,4 @@ def _opened(archive: Path) -> zipfile.ZipFile:
 
 
 def _damaged(archive: Path, error: Exception) -> ValueError:
-    return ValueError(f"{archive} is damaged ({error}); remove it, and get it again")
+    return ValueError(f"{archive} is damaged ({error}); remove it and download it again")

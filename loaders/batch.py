@@ -1,4 +1,4 @@
-"""The common interface of all sources of images."""
+"""A batch of images: the common interface of `Resident` and `Stream`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import torch
 
 @dataclass(frozen=True)
 class Batch:
-    """b samples of a pack, by `index` (int64 [b], their positions).
+    """b samples of a pack, given by `index` (int64 [b], their positions).
 
-    It has no labels: a pack numbers its classes apart from any model's outputs (`Trained.targets`
-    gives those). Images are on the device, and are gathered when `images` is first read, so that
-    work on cached features never touches a pixel.
+    A batch has no labels, because a pack numbers its classes independently of a model's outputs;
+    use `Trained.targets`. Images are gathered on the device when `images` is first read, so work on
+    cached features never touches a pixel.
     """
 
     index: np.ndarray
@@ -38,7 +38,7 @@ class Batch:
 
 
 def on_device(array: np.ndarray | torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A small array copied to the device. The host does not wait for the copy to a GPU."""
+    """Copies a small array to the device, without blocking the host for a GPU."""
     tensor = torch.as_tensor(array)
     if device.type == "cuda":
         tensor = tensor.pin_memory()

@@ -1,14 +1,14 @@
-"""The .beton files of FFCV, written and read without FFCV.
+"""Reads and writes FFCV's .beton files without FFCV.
 
-A pack holds an image and an integer label per sample, which takes a small part of FFCV's format.
+A pack stores an image and an integer label per sample, which needs a small part of FFCV's format.
 Reading and writing that part without FFCV has three advantages: packs work where FFCV cannot be
-built; a source image that raises an error cannot hang the writer; and a damaged file is refused,
-where FFCV would abort the process or silently return black images.
+built; a source image that raises an error cannot hang the writer; and a damaged file raises an
+error, where FFCV would abort the process or silently return black images.
 
 Layout (format version 2, little-endian): a 24-byte header; 1041 bytes for each of the two fields;
 one 24-byte row per sample; zeros up to a page; pages of blobs, none of which crosses a page; the
-allocation table up to the end of the file. FFCV ignores the arguments of an image field. In these
-files they hold the `tag`, which ties a file to its pack.
+allocation table up to the end of the file. FFCV ignores the arguments of an image field; here they
+hold the `tag`, which ties a file to its pack.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import numpy as np
 VERSION = 2
 JPEG, RAW = 0, 1
 PAGE_SIZE = 8 << 20
-_PAGES = [1 << power for power in range(21, 32)]  # sizes that FFCV takes
+_PAGES = [1 << power for power in range(21, 32)]  # sizes that FFCV supports
 _IMAGE_FIELD, _LABEL_FIELD = 2, 1
 _REMEDY = "delete its folder and run again"
 
@@ -54,21 +54,21 @@ _ROWS_START = HEADER.itemsize + 2 * FIELD.itemsize
 
 
 def page_size_of(height: int, width: int) -> int:
-    """The page size (a power of two, at least 8 MiB) for images of this shape, raw or JPEG."""
-    most = 2 * 3 * height * width  # a JPEG may outgrow its pixels
+    """Returns the page size (a power of two, at least 8 MiB) for images of this shape."""
+    most = 2 * 3 * height * width  # a JPEG may be larger than its pixels
     return max(PAGE_SIZE, 1 << (most - 1).bit_length())
 
 
 class BetonWriter:
     """Writes up to `capacity` samples of one shape, in order; `finish` makes the file readable.
 
-    A sample is H * W * 3 bytes of pixels (`RAW`) or a JPEG file (`JPEG`). Fewer than `capacity` may
-    be added: the place reserved for their rows stays zero. What an earlier writer left in the file
-    can be taken again; the rest is cut by the first `add`.
+    A sample is H * W * 3 bytes of pixels (`RAW`) or a JPEG file (`JPEG`). With fewer than
+    `capacity` samples, the remaining rows stay zero. `take` reuses samples that an earlier writer
+    left in the file; the first `add` cuts off the rest.
     """
 
     def __init__(self, file: IO[bytes], capacity: int, mode: int, height: int, width: int) -> None:
-        """file: open to be read and written; it is closed with the writer."""
+        """file: open for reading and writing; the writer closes it."""
         self._file = file
         self._is_cut = False
         self._image = mode, width, height
@@ -82,14 +82,14 @@ class BetonWriter:
         assert 0 < len(blob) <= self._page_size, len(blob)
         pointer = self._place(len(blob))
         self._file.seek(pointer)
-        if not self._is_cut:  # once: over a network it takes long
+        if not self._is_cut:  # only once: it is slow over a network
             self._file.truncate()
             self._is_cut = True
         self._file.write(blob)
         self._note(pointer, len(blob), label)
 
     def take(self, size: int, crc32: int, label: int) -> bool:
-        """As `add`, of a sample that an earlier writer left; False where it is damaged."""
+        """Like `add`, for a sample that an earlier writer left. Returns False if it is damaged."""
         pointer = self._place(size)
         self._file.seek(pointer)
         if zlib.crc32(self._file.read(size)) != crc32:
@@ -111,7 +111,7 @@ class BetonWriter:
         self._file.close()
 
     def finish(self, tag: bytes = b"") -> None:
-        """Write the table, the rows and, last, the header; then fsync."""
+        """Writes the table, the rows and, last, the header; then fsyncs."""
         fields = np.array([(_IMAGE_FIELD, b"image", tag), (_LABEL_FIELD, b"label", b"")], FIELD)
         table_start = _up(self._end, self._page_size)
         header = np.array((VERSION, 2, self._page_size, self._count, table_start), HEADER)
@@ -131,8 +131,8 @@ class Beton:
     """A validated .beton file with one image and one integer label per sample.
 
     `rows`: structured array [N] (mode, width, height, pointer, label). `sizes`: uint64 [N], the
-    bytes of each blob. Blobs are read with pread, never mapped: a file cut while it is in use gives
-    an error where a mapping gives SIGBUS.
+    bytes of each blob. Blobs are read with pread instead of mmap: a file truncated during use
+    raises an error instead of SIGBUS.
     """
 
     path: Path
@@ -143,9 +143,9 @@ class Beton:
 
     @classmethod
     def open(cls, path: Path) -> Beton:
-        """Read everything but the blobs, and check it.
+        """Reads and checks everything except the blobs.
 
-        Raises FileNotFoundError, or ValueError with the first thing that is wrong with the file.
+        Raises FileNotFoundError, or ValueError with the first fault of the file.
         """
         with path.open("rb") as file:
             status = os.fstat(file.fileno())
@@ -157,7 +157,7 @@ class Beton:
             file.seek(table_start)
             table = _array(path, file.read(), ALLOCATION, count)
         if fields["type"].tolist() != [_IMAGE_FIELD, _LABEL_FIELD]:
-            raise ValueError(f"{path}: holds other fields than one RGB image and one integer label")
+            raise ValueError(f"{path}: its fields are not one RGB image and one integer label")
         table = table[np.argsort(table["sample"], kind="stable")]
         _check_table(path, header, rows, table)
         return cls(path, bytes(fields["arguments"][0]), rows, table["size"], _stamp(status))
@@ -167,14 +167,17 @@ class Beton:
 
     @contextmanager
     def _unchanged(self) -> Iterator[FileIO]:
-        """The open file. Raises ValueError if it was replaced after validation."""
+        """Yields the open file. Raises ValueError if it was replaced after validation."""
         with self.path.open("rb", buffering=0) as file:
             if _stamp(os.fstat(file.fileno())) != self.stamp:
                 raise ValueError(f"{self.path}: changed after it was opened; open the pack again")
             yield file
 
     def blobs(self, index: Iterable[int]) -> Iterator[bytes]:
-        """The stored bytes of the given samples, in the order given."""
+        """Yields the stored bytes of the given samples, in the given order.
+
+        Raises ValueError for a truncated file, and for a file that changed after it was opened.
+        """
         with self._unchanged() as file:
             for sample in index:
                 size, pointer = int(self.sizes[sample]), int(self.rows["pointer"][sample])
@@ -184,9 +187,9 @@ class Beton:
                 yield blob
 
     def fill(self, index: Iterable[int], out: Iterable[np.ndarray]) -> Iterator[memoryview]:
-        """Read raw samples straight into their places in `out` (uint8 [H, W, 3], contiguous).
+        """Reads raw samples directly into `out` (uint8 [H, W, 3] each, contiguous).
 
-        Gives the bytes of each when they are there. Raises as `blobs`.
+        Yields the bytes of each sample once they are read. Raises as `blobs` does.
         """
         with self._unchanged() as file:
             for sample, pixels in zip(index, out, strict=True):
@@ -215,7 +218,7 @@ def _check_header(path: Path, header: np.void, file_size: int) -> None:
     expected = table_start + count * ALLOCATION.itemsize
     sizes = f"{file_size} bytes where its header says {expected}"
     for sound, fault in (
-        (version == VERSION, f".beton format {version} is not {VERSION}, which is read here"),
+        (version == VERSION, f".beton format {version} is not supported, only {VERSION}"),
         (fields == 2, f"holds {fields} fields, not an image and a label"),
         (page_size in _PAGES, f"impossible page size {page_size}; {_REMEDY}"),
         (table_start and count, f"no samples, or its writer did not finish; {_REMEDY}"),

@@ -1,10 +1,10 @@
-"""A file from the first of its addresses that gives it, checked, and resumed after a stop.
+"""Downloads a file from the first address that provides it, verifies it, and resumes after a stop.
 
-Archives refuse clients that open many connections or ask again at once, so a host gets
-`CONNECTIONS` at a time, and one that refuses is asked again after long waits.
+Archives reject clients that open many connections or retry at once. Each host therefore gets at
+most `CONNECTIONS` at a time, and a host that refuses is asked again after long waits.
 
-The bytes are collected in `NAME.part`. The file has its name only once it is whole and has the size
-and checksum that it should have.
+Bytes are collected in `NAME.part`. The file gets its name once it is complete and its size and
+checksum are verified.
 """
 
 from __future__ import annotations
@@ -29,47 +29,47 @@ from loaders.files import file_hash, sync
 from loaders.root import Root
 
 _CHUNK = 1 << 20  # bytes
-TRIES = 5  # in a row that bring no byte, after which an address is given up
-WAIT_S = 1.0  # before the second try, then doubled
-REFUSED_WAIT_S = 15.0  # the same where a server refuses, which may ask for more
+TRIES = 5  # consecutive attempts without a new byte before giving up an address
+WAIT_S = 1.0  # before the second attempt, then doubled
+REFUSED_WAIT_S = 15.0  # the same if a server refuses; it may ask for a longer wait
 LONGEST_WAIT_S = 900.0
-CONNECTIONS = 2  # at a time, of a host
-TIMEOUT_S = 30.0  # without a byte
-SLOWEST = 1000  # bytes a second, on average of `SLOW_S`; an address that is slower is given up
+CONNECTIONS = 2  # maximum per host at a time
+TIMEOUT_S = 30.0  # without any data
+SLOWEST = 1000  # bytes/s averaged over `SLOW_S`; slower addresses are given up
 SLOW_S = 60.0
 _RANGE = re.compile(r"bytes (\d{1,18})-\d+/(\d{1,18}|\*)", re.ASCII)
 _NUMBER = re.compile(r"\d{1,18}", re.ASCII)
-_PASSING = (408, 425)  # statuses below 500 that may not come again
-_REFUSING = (403, 429, 503)  # also those of a server with many requests; archives answer 403
+_PASSING = (408, 425)  # temporary statuses below 500
+_REFUSING = (403, 429, 503)  # a server with too many requests; archives answer 403
 _hosts: dict[str, threading.BoundedSemaphore] = {}
 
 
 class Unavailable(Exception):
-    """The address does not give the file, and another attempt is of no use."""
+    """The address does not provide the file, and retrying does not help."""
 
 
 class Refused(OSError):
-    """The server refuses now. wait_s: how long it asks to wait, 0 where it does not say."""
+    """The server refuses for now. wait_s: seconds that it asks to wait, or 0."""
 
     def __init__(self, text: str, wait_s: float) -> None:
         super().__init__(text)
         self.wait_s = wait_s
 
 
-MAY_PASS = (OSError, HTTPException)  # another attempt may succeed
+MAY_PASS = (OSError, HTTPException)  # retrying may succeed
 
 
 class Mismatch(ValueError):
-    """A file has another size or checksum than it should have."""
+    """A file does not have the expected size or checksum."""
 
 
 class Stopped(Exception):
-    """The user stops the downloads."""
+    """The user stopped the downloads."""
 
 
 @dataclass(frozen=True)
 class Remote:
-    """A file and where it is. size: bytes, 0 where not known. algorithm: sha256 or md5."""
+    """A file and its addresses. size: bytes, 0 if unknown. algorithm: sha256 or md5."""
 
     name: str
     addresses: tuple[str, ...]
@@ -87,10 +87,10 @@ class DownloadProgress:
 
 
 def fetch(remote: Remote, folder: Path, progress: DownloadProgress | None = None) -> None:
-    """Download the file to `folder/NAME` if it is not there.
+    """Downloads the file to `folder/NAME` unless it exists.
 
     After an error, the received bytes stay in `NAME.part`, and the next call resumes from there.
-    Raises ValueError where no address gives the file or the disk is full, Stopped after
+    Raises ValueError if no address provides the file or the disk is full, and Stopped after
     `progress.stop`.
     """
     path, part = folder / remote.name, folder / f"{remote.name}.part"
@@ -106,20 +106,22 @@ def fetch(remote: Remote, folder: Path, progress: DownloadProgress | None = None
             failures.append(f"{address}: {error}")
     else:
         raise ValueError(
-            f"{remote.name} could not be downloaded ({'; '.join(failures)}); run the same command "
-            "again to go on, or download it by other means and give its folder by --from"
+            f"{remote.name} could not be downloaded ({'; '.join(failures)}); rerun the same "
+            "command to resume, or download it by other means and give its folder by --from"
         )
     sync(part)
     Root(folder).rename(part, path)
 
 
 def ask(address: str) -> tuple[int | None, str]:
-    """Whether an address gives a file now: its bytes (0 where the server does not say, None where
-    it gives none), and that in words."""
+    """Asks whether an address provides a file now.
+
+    Returns its size in bytes (0 if unknown, None if there is no file) and a description.
+    """
     try:
         with _connection(address, threading.Event()):
             response = open_at(address)
-            assert response is not None  # from the start there is a file
+            assert response is not None  # None is only for start > 0
             response.stream.close()
     except (Unavailable, *MAY_PASS) as error:
         return None, str(error)
@@ -129,7 +131,7 @@ def ask(address: str) -> tuple[int | None, str]:
 
 
 def check(path: Path, remote: Remote) -> None:
-    """Raise Mismatch where a file has another size or checksum than it should have."""
+    """Raises Mismatch if a file does not have the expected size or checksum."""
     size = path.stat().st_size
     if remote.size and size != remote.size:
         raise Mismatch(f"{size:,} bytes, not {remote.size:,}")
@@ -138,7 +140,7 @@ def check(path: Path, remote: Remote) -> None:
 
 
 class Response(NamedTuple):
-    """The bytes of a file from `start` on. total: of the whole file, None where it is not said."""
+    """The bytes of a file from `start`. total: size of the whole file, or None if unknown."""
 
     stream: HTTPResponse
     start: int
@@ -146,10 +148,10 @@ class Response(NamedTuple):
 
 
 def open_at(address: str, start: int = 0) -> Response | None:
-    """The file at an http(s) address from byte `start` on, or whole where the server refuses that;
-    None where it has no more bytes.
+    """Opens the file at an http(s) address from byte `start`.
 
-    Raises Unavailable, OSError or HTTPException.
+    Returns the whole file if the server ignores `start`, or None if there are no more bytes. Raises
+    Unavailable, OSError or HTTPException.
     """
     headers = {"User-Agent": "rib-engine"} | ({"Range": f"bytes={start}-"} if start else {})
     try:
@@ -169,19 +171,19 @@ def open_at(address: str, start: int = 0) -> Response | None:
         raise kind(text) from error
     if stream.headers.get_content_type() == "text/html":
         stream.close()
-        raise Unavailable("a web page comes in place of the file")
+        raise Unavailable("the server sends a web page instead of the file")
     if stream.status != 206:
         length = stream.headers.get("Content-Length", "")
         return Response(stream, 0, int(length) if _NUMBER.fullmatch(length) else None)
     sent = _RANGE.fullmatch(stream.headers.get("Content-Range", ""))
     if sent is None or int(sent[1]) != start:
         stream.close()
-        raise Unavailable("the server sends bytes of another place in the file")
+        raise Unavailable("the server sends another part of the file than requested")
     return Response(stream, start, None if sent[2] == "*" else int(sent[2]))
 
 
 def _retry_after(header: str) -> float:
-    """The seconds that a server asks to wait, by a number or a date; 0 where it says neither."""
+    """Returns the seconds that a server asks to wait, from a number or a date; 0 for neither."""
     if _NUMBER.fullmatch(header):
         return float(header)
     try:
@@ -194,7 +196,7 @@ def _retry_after(header: str) -> float:
 
 @contextlib.contextmanager
 def _connection(address: str, stop: threading.Event) -> Iterator[None]:
-    """One of the host's `CONNECTIONS`, once it is free. Raises Stopped and Unavailable."""
+    """Holds one of the host's `CONNECTIONS` once it is free. Raises Stopped or Unavailable."""
     try:
         host = urllib.parse.urlsplit(address).netloc
     except ValueError as error:
@@ -219,7 +221,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         self, req: Any, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str
     ) -> urllib.request.Request | None:
         fp.close()
-        _check_scheme(newurl)  # urllib follows to ftp, too
+        _check_scheme(newurl)  # urllib would also follow to ftp
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
@@ -227,10 +229,10 @@ _OPENER = urllib.request.build_opener(_Redirects)
 
 
 def _collect(address: str, remote: Remote, part: Path, progress: DownloadProgress) -> None:
-    """Collect the whole file in `part` and check it.
+    """Collects the whole file in `part` and checks it.
 
-    A part that does not fit is removed, and one that was there before is read again from its start:
-    it may be of another version. Raises Unavailable, Mismatch, ValueError or Stopped.
+    A part that fails the check is removed. If it was there before, it may be of another version, so
+    the download starts again. Raises Unavailable, Mismatch, ValueError or Stopped.
     """
     failed, most = 0, _size(part)
     resumed = most > 0
@@ -248,20 +250,23 @@ def _collect(address: str, remote: Remote, part: Path, progress: DownloadProgres
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise ValueError(
                     f"{part.parent} has no room for {remote.name} ({error}); make room, or give "
-                    "another folder by --to. The received bytes are kept: the same command resumes "
-                    "from there"
+                    "another folder by --to. The received bytes are kept, and the same command "
+                    "resumes from there"
                 ) from error
-            # A server that always sends the file from its start and stops at the same byte fails.
+            # Count only new bytes: a server may restart each time and stop at the same byte.
             failed = 0 if _size(part) > most else failed + 1
             most = max(most, _size(part))
             if failed >= TRIES:
-                raise Unavailable(f"{failed} attempts failed, the last by: {error}") from error
+                raise Unavailable(f"{failed} attempts failed, the last with: {error}") from error
             if progress.stop.wait(_wait(error, max(failed - 1, 0))):
                 raise Stopped from error
 
 
 def _wait(error: Exception, waits: int) -> float:
-    """Seconds before the next try, after `waits` in a row. Raises Unavailable after too many."""
+    """Returns the seconds to wait after `waits` waits in a row.
+
+    Raises Unavailable if the server asks for more than `LONGEST_WAIT_S`.
+    """
     if not isinstance(error, Refused):
         return WAIT_S * 2**waits
     if error.wait_s > LONGEST_WAIT_S:
@@ -274,12 +279,12 @@ def _attempt(address: str, remote: Remote, part: Path, progress: DownloadProgres
     if start and start == remote.size:
         return
     response = open_at(address, start)
-    if response is None:  # nothing is left of the file
+    if response is None:  # no more bytes
         return
     stream, done, total = response
     with stream:
         if remote.size and total not in (None, remote.size):
-            raise Unavailable(f"its file has {total:,} bytes, not {remote.size:,}")
+            raise Unavailable(f"the file has {total:,} bytes, not {remote.size:,}")
         with Root(part.parent).open(part, "ab" if done else "wb") as file:
             began, before = time.monotonic(), done
             while chunk := stream.read1(_CHUNK):
@@ -292,7 +297,7 @@ def _attempt(address: str, remote: Remote, part: Path, progress: DownloadProgres
                     raise Stopped
                 if (seconds := time.monotonic() - began) >= SLOW_S:
                     if (rate := (done - before) / seconds) < SLOWEST:
-                        raise Unavailable(f"it sends {rate:.0f} bytes a second")
+                        raise Unavailable(f"it sends only {rate:.0f} bytes/s")
                     began, before = time.monotonic(), done
     if total is not None and done < total:
         raise ConnectionError(f"the connection ended at byte {done:,} of {total:,}")

@@ -1,9 +1,9 @@
-"""Images of any kind -> a pack, in parallel and all or nothing.
+"""Encodes images of any kind as a pack, in parallel and all or nothing.
 
-A pack is written to a temporary folder next to its place, checked, fsynced and renamed: whatever
-stops an encoder, there is either the whole pack or none. Encoders of the same pack wait for each
-other, and the second opens what the first made. An interrupted encoder leaves its folder, and the
-next one continues in it.
+A pack is written to a temporary folder next to its destination, checked, fsynced and renamed, so
+after any interruption there is either the whole pack or none. Encoders of the same pack wait for
+each other, and the second opens the first one's pack. An interrupted encoder leaves its folder, and
+the next one resumes there.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ from loaders.writer import JOURNAL, PackWriter, Stored
 
 log = logging.getLogger(__name__)
 _QUALITY = 90  # of JPEGs
-# Keys of a manifest that determine pixels, labels, classes and transform of a pack.
+# Manifest keys that determine a pack's pixels, labels, classes and transform.
 _FINGERPRINT = ("format_version", "classes", "transform", "height", "width", "format", "sha256")
 
 
 class Encoder(Protocol):
-    """item -> the bytes to be stored, or the reason why there are none."""
+    """Maps an item to the bytes to store, or to the reason why it has none."""
 
     @property
     def format(self) -> str: ...
@@ -57,12 +57,12 @@ class Encoder(Protocol):
 
 @dataclass(frozen=True)
 class Images:
-    """The encoder of image files: opened, made RGB, transformed.
+    """Encodes image files: opens them, converts them to RGB and transforms them.
 
-    `open_image(payload)` gives a PIL image, which `rgb.to_rgb` converts, laying what is transparent
-    on `background`; `transform(image)` gives uint8 [H, W, 3], the same shape for each image.
-    `format`: raw pixels, or JPEG of quality 90. Raises OSError naming the image that the disk or
-    the network did not deliver.
+    `open_image(payload)` returns a PIL image. `rgb.to_rgb` converts it, compositing transparent
+    pixels on `background`. `transform(image)` returns uint8 [H, W, 3], the same shape for each
+    image. `format`: raw pixels, or JPEG of quality 90. Raises OSError naming an image that the disk
+    or the network failed to deliver.
     """
 
     open_image: Callable[[Any], Image.Image]
@@ -74,12 +74,12 @@ class Images:
         try:
             image, remark = rgb.to_rgb(self.open_image(item.payload), self.background)
             pixels = self.transform(image)
-        except (MemoryError, ImportError):  # of the machine, not of the image
+        except (MemoryError, ImportError):  # faults of the machine, not of the image
             raise
-        except UnidentifiedImageError:  # Pillow's message holds only an address in memory
+        except UnidentifiedImageError:  # Pillow's message is only a memory address
             return f"not an image{getattr(item.payload, 'where', '')}"
         except Exception as error:  # decoders raise anything for a damaged image
-            if isinstance(error, OSError) and error.errno is not None:  # of the disk
+            if isinstance(error, OSError) and error.errno is not None:  # a disk error
                 raise OSError(error.errno, f"{item.key}: {error.strerror}") from error
             return f"{type(error).__name__}: {error}{getattr(item.payload, 'where', '')}"
         is_rgb = pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3
@@ -106,17 +106,16 @@ def encode(
     on_error: Literal["refuse", "skip"] = "refuse",
     progress: bool = True,
 ) -> Pack:
-    """Encode `items`, in their order, as the pack `out`, and open it.
+    """Encodes `items`, in order, as the pack `out`, and opens it.
 
     With `workers` > 1 the encoder runs in spawned processes and must be picklable. `transform_spec`
-    (JSON-able) is the identity of what made the pixels, `source_fingerprint` that of the files
-    behind the payloads; `extra` is stored in the manifest.
+    (JSON-able) identifies the transform that made the pixels, and `source_fingerprint` the files
+    behind the payloads. `extra` is stored in the manifest.
 
-    An image that cannot be opened is refused with the others (ValueError names the first few) or,
-    by `on_error`, skipped and listed in the manifest. A pack of the same request that is already at
-    `out` is returned as it is; anything else at `out` raises FileExistsError. What was written
-    before an error or a stop is there for the next call with the same images. OSError names the
-    full disk.
+    on_error: "refuse" raises ValueError if images cannot be opened, naming the first few; "skip"
+    lists them in the manifest. Returns an existing pack of the same request unchanged; anything
+    else at `out` raises FileExistsError. After an error or an interruption, the next call with the
+    same images resumes. Raises OSError naming the disk if it is full.
     """
     out = Path(out).absolute()
     assert items and all(0 <= item.label < len(classes) for item in items), name
@@ -132,7 +131,7 @@ def encode(
         "extra": dict(extra or {}),
     }
     images, manifest["request"] = request_digests(manifest, items, on_error)
-    root = Root(out.parents[1])  # raises if `packs`, or a folder in it, is a link
+    root = Root(out.parents[1])  # raises an error if `packs` or a folder in it is a link
     root.make(out.parent)
     lock = out.with_name(f".{out.name}.lock")
     waiting = "%s: waiting for another process that encodes this pack"
@@ -151,8 +150,8 @@ def encode(
                 if writer.skipped and (on_error == "refuse" or not writer.written):
                     raise ValueError(
                         f"{name} lacks {left_out(writer.skipped, len(items))}. "
-                        "Repair or fetch them again, or leave them out: dataset.undecodable=skip, "
-                        "or --partial for rib encode"
+                        "Repair them, fetch them again, or skip them: dataset.undecodable=skip, or "
+                        "--partial for rib encode"
                     )
                 writer.finish()
             _write_manifest(temporary, manifest | writer.counts(len(classes)))
@@ -162,8 +161,8 @@ def encode(
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise OSError(
-                    f"{out.parent}: the disk is full, so {name} is not encoded; make room; "
-                    f"{temporary} keeps what was done for the same command"
+                    f"{out.parent}: the disk is full, so {name} is not encoded; make room and "
+                    f"rerun the same command, which resumes from {temporary}"
                 ) from error
             raise
     return Pack.open(out)
@@ -172,12 +171,12 @@ def encode(
 def _finished(out: Path, request: str) -> Pack:
     if not (out / MANIFEST).exists():
         raise FileExistsError(
-            f"{out}: exists and is not a pack: move it away or choose another folder"
+            f"{out} exists and is not a pack; move it away or choose another folder"
         )
     pack = Pack.open(out)
     if pack.manifest["request"] != request:
         raise FileExistsError(
-            f"{out}: holds another pack (other images, classes, transform or options); "
+            f"{out} has another pack (different images, classes, transform or options); "
             "move it away or choose another folder"
         )
     return pack
@@ -192,6 +191,6 @@ def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def left_out(skipped: Sequence[Mapping[str, str]], count: int) -> str:
-    """How many of `count` images a pack lacks, the first of them by name; see its `skipped`."""
+    """Describes the images that a pack lacks: how many of `count`, and the first by name."""
     named = first_names([f"{image['key']} ({image['reason']})" for image in skipped], 5)
     return f"{len(skipped)} of {count} images, which cannot be decoded: {named}"

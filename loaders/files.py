@@ -1,4 +1,4 @@
-"""Files that are hashed and on disk before anything names them, and the hash of a JSON value."""
+"""Durable files, bounded reads, and hashes of files and JSON values."""
 
 from __future__ import annotations
 
@@ -12,20 +12,23 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-MOST = 1 << 20  # bytes of a file that people write by hand
-HOLLOW = 1 << 30  # bytes; a file from this size on has at least 1% of them on the disk
+MOST = 1 << 20  # maximum bytes of a file written by hand
+HOLLOW = 1 << 30  # bytes; a larger file must have at least 1% of them on disk
 
 
 class DamagedFile(ValueError):
-    """A stored file that is not as it was written; the message names it, and a remedy."""
+    """A stored file was altered or damaged; the message names it and a remedy."""
 
 
 def check_regular(descriptor: int, path: Path) -> None:
-    """Raise DamagedFile for a folder, and for what may never end: a pipe, a socket, a device, and a
-    file of which almost nothing is on the disk."""
+    """Raises DamagedFile for a folder, a pipe, a socket, a device, or a file that is almost all a
+    hole.
+
+    Reading the last four might never end.
+    """
     status = os.fstat(descriptor)
     if stat.S_ISDIR(status.st_mode):
-        raise DamagedFile(f"{path} is a folder in place of a file; move it away")
+        raise DamagedFile(f"{path} is a folder, not a file; move it away")
     if not stat.S_ISREG(status.st_mode):
         raise DamagedFile(f"{path} is a pipe, a socket or a device, not a file; remove it")
     if status.st_size > HOLLOW and status.st_blocks * 512 < status.st_size / 100:
@@ -34,9 +37,9 @@ def check_regular(descriptor: int, path: Path) -> None:
 
 @contextmanager
 def whole(path: Path) -> Iterator[None]:
-    """Around what writes a new file: where that fails, the half of it is removed.
+    """Removes a new, incomplete file if the block that writes it fails.
 
-    An OSError, as of a full disk, then names the file and a remedy.
+    An OSError, such as a full disk, then names the file and a remedy.
     """
     try:
         yield
@@ -45,13 +48,13 @@ def whole(path: Path) -> Iterator[None]:
         if isinstance(error, OSError):
             raise OSError(
                 f"{path.name} could not be written ({error.strerror or error}); make room in "
-                f"{path.parent}, or make it writable, and run the same command again"
+                f"{path.parent}, or make it writable, and rerun the same command"
             ) from error
         raise
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or a folder's list of names, is on disk."""
+    """Waits until a file, or a folder's list of names, is on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -60,13 +63,13 @@ def sync(path: Path) -> None:
 
 
 def file_hash(path: Path, algorithm: str = "sha256") -> str:
-    """The hash of a file's bytes, in hexadecimal."""
+    """Returns the hexadecimal hash of a file's bytes."""
     with open_regular(path) as file:
         return hashlib.file_digest(file, algorithm).hexdigest()
 
 
 def open_regular(path: Path) -> BufferedReader:
-    """A file to read, which a link may lead to. Raises as `check_regular`; OSError."""
+    """Opens a file for reading, following links. Raises as `check_regular` does; OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
         check_regular(descriptor, path)
@@ -77,10 +80,10 @@ def open_regular(path: Path) -> BufferedReader:
 
 
 def read_small(path: Path, most: int = MOST) -> bytes:
-    """The bytes of a file that people, or programs for people, wrote.
+    """Returns the bytes of a file written by hand or for people.
 
-    Raises DamagedFile for more than `most` bytes, and for a pipe, a socket or a device, which might
-    never end; OSError where there is no such file.
+    Raises DamagedFile for more than `most` bytes, and for something that is not a regular file;
+    OSError if there is no such file.
     """
     with open_regular(path) as file:
         data = file.read(most + 1)
@@ -90,7 +93,9 @@ def read_small(path: Path, most: int = MOST) -> bytes:
 
 
 def read_json(path: Path) -> Any:
-    """The value in a small JSON file; ValueError naming it for anything else, as `read_small`."""
+    """Returns the value of a small JSON file. Raises ValueError naming it, also as `read_small`
+    does.
+    """
     try:
         return json.loads(read_small(path))
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
@@ -98,10 +103,10 @@ def read_json(path: Path) -> Any:
 
 
 def canonical(value: Any) -> str:
-    """The JSON text of a value, whatever the order of its keys; ValueError for NaN."""
+    """Returns the JSON text of a value with sorted keys. Raises ValueError for NaN."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def digest(value: Any) -> str:
-    """SHA-256 (hexadecimal) of the canonical JSON text of a value."""
+    """Returns the hexadecimal SHA-256 of a value's canonical JSON text."""
     return hashlib.sha256(canonical(value).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""The layouts everybody has: one folder a class, image files inside; or a hub's shards."""
+"""The common layouts of image datasets: one folder of image files per class, or a hub's shards."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from loaders.trees import Listing, first_names
 
 
 def read(root: Path) -> Listing:
-    """The images `root/<class>/<image>`, ordered by class and name; hidden folders are no classes.
+    """Lists the images `root/<class>/<image>`, ordered by class and name; skips hidden folders.
 
-    A root may be shards, too (`loaders.shards`).
-    Images of the same class and file name in other sets are taken for copies of one source image.
-    Raises ValueError naming a root that is missing, empty or has files where classes should be,
-    classes without images, and what `trees.files` refuses.
+    `root` may also be shards (`loaders.shards`). Images with the same class and file name in other
+    datasets count as copies of one source image.
+
+    Raises ValueError naming a root that is missing, empty or has files instead of classes, classes
+    without images, and invalid files (see `trees.files`).
     """
     if found := shards.of(root):
         return shards.listing(root, found)
     if not root.is_dir():
-        raise ValueError(f"{root.absolute()} is not a folder; it should hold one folder a class")
+        raise ValueError(f"{root.absolute()} is not a folder; it needs one folder per class")
     names = [path.name for path in root.iterdir() if path.is_dir()]
     classes = sorted(name for name in names if not name.startswith("."))
     images: list[trees.File] = []
@@ -31,7 +32,7 @@ def read(root: Path) -> Listing:
         images.append(file) if is_of_a_class else left_out.append(file.path)
     if not images:
         raise ValueError(
-            f"{root} holds no images as <class>/<image> ({', '.join(trees.IMAGE_SUFFIXES)}); "
+            f"{root} has no images <class>/<image> ({', '.join(trees.IMAGE_SUFFIXES)}); "
             "is it the right folder?"
         )
     if empty := set(classes) - {file.parts[0] for file in images}:

@@ -1,9 +1,9 @@
-"""Pixels of a JPEG: by FFCV's decoder where FFCV is built, else by Pillow.
+"""Decodes JPEGs by FFCV's decoder if FFCV is built, otherwise by Pillow.
 
-FFCV's takes about half of Pillow's time (docs/performance.md). It uses libjpeg-turbo's fast DCT, so
-its pixels are about one grey level of 255 off Pillow's: what depends on pixels is stored under the
-`decoder` that made them. Its function is called here directly, since FFCV's Loader compiles for
-seconds in each process, ignores the errors of the decoder, and sets torch's threads.
+FFCV's decoder takes about half of Pillow's time (docs/performance.md). It uses libjpeg-turbo's fast
+DCT, so its pixels differ from Pillow's by about one grey level of 255. Results that depend on
+pixels are therefore stored by `decoder`. We call its C function directly, since FFCV's Loader
+compiles for seconds in each process, ignores decoder errors and sets torch's threads.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ _POINTER, _U32 = ctypes.c_void_p, ctypes.c_uint32
 
 
 def decoder() -> str:
-    """`ffcv` or `pillow`: what decodes in this Python."""
+    """Returns `ffcv` or `pillow`, the decoder in this Python."""
     return "pillow" if _imdecode() is None else "ffcv"
 
 
 def decode(blob: bytes, out: np.ndarray) -> None:
-    """Write the pixels of a JPEG file to `out` (uint8 [H, W, 3], contiguous).
+    """Writes the pixels of a JPEG file to `out` (uint8 [H, W, 3], contiguous).
 
-    Threads decode at once. Raises ValueError where the file is damaged or no RGB image of H x W;
-    FFCV's decoder does not see a JPEG smaller than that.
+    Safe to call from several threads. Raises ValueError if the file is damaged or not an RGB image
+    of H x W. FFCV's decoder does not detect a smaller JPEG.
     """
     height, width, _ = out.shape
     imdecode = _imdecode()
@@ -41,11 +41,11 @@ def decode(blob: bytes, out: np.ndarray) -> None:
         _by_pillow(blob, out)
     # The whole image: no crop, a scale of 1 / 1, no flip.
     elif imdecode(blob, len(blob), height, width, out.ctypes.data, height, width, 0, 0, 1, 1, 0, 0):
-        raise ValueError(f"no JPEG of {height} x {width} that FFCV can decode")
+        raise ValueError(f"FFCV cannot decode it as a JPEG of {height} x {width}")
 
 
 def shape(blob: bytes) -> tuple[int, int]:
-    """(H, W) from the file's header. Raises ValueError unless it is an RGB or grey JPEG."""
+    """Returns (H, W) from the file's header. Raises ValueError unless it is an RGB or grey JPEG."""
     try:
         with Image.open(io.BytesIO(blob), formats=["JPEG"]) as image:
             if image.mode not in ("RGB", "L"):
@@ -68,7 +68,7 @@ def _by_pillow(blob: bytes, out: np.ndarray) -> None:
 
 @cache
 def _imdecode() -> Callable[..., int] | None:
-    """The function of FFCV's library, which is opened without importing FFCV; None without one."""
+    """The function of FFCV's library, opened without importing FFCV; None if not installed."""
     spec = importlib.util.find_spec("ffcv")
     for folder in (spec and spec.submodule_search_locations) or ():
         for path in Path(folder).glob("_libffcv*.so"):

@@ -1,8 +1,8 @@
-"""A lock among processes: flock, or a lease where a file system has no flock (some NFS and Lustre).
+"""Locks between processes: flock, or a lease if the file system has no flock (some NFS and Lustre).
 
-A lease is a file that its holder touches again and again. It is free once somebody who waits has
-seen no change of it for a while by a clock of its own, so clocks of machines need not agree. In a
-rare race two processes may hold a lease that a dead one left; what they make must bear that.
+A lease is a file that its holder touches regularly. A waiting process takes the lease when it has
+seen no change for a while by its own clock, so clocks of machines need not agree. In a rare race,
+two processes may hold a lease that a dead process left; their work must tolerate that.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 NO_FLOCK = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
-BEAT_S = 10  # between two touches of a lease
+BEAT_S = 10  # between touches of a lease
 _LEASE = ".lease"
-LOOK_S = 0.5  # between two looks at somebody's lock
-MOST = 1000  # bytes of a lock file
-LAPSE_S = 60  # without a change: a holder that is stopped for longer loses the lease
+LOOK_S = 0.5  # between checks of a lock that another process holds
+MOST = 1000  # maximum bytes of a lock file
+LAPSE_S = 60  # a holder that does not touch its lease for this long loses it
 
 
 @contextmanager
 def held(path: Path, on_wait: Callable[[], object], root: Root | None = None) -> Iterator[None]:
-    """Hold the lock file `path`, which names its holder, until the block ends or the process dies.
+    """Holds the lock file `path`, which names its holder, until the block or the process ends.
 
-    on_wait: called where another process holds it, before this one waits; it may raise. A lease
-    shows only after `LAPSE_S` that somebody holds it. root: below which no link leads to the file.
+    on_wait: called before waiting for another process; it may raise. With a lease it is called only
+    after about `LAPSE_S`. root: a folder below which links to the file are not followed.
     """
-    from filelock import FileLock, SoftFileLease  # late: most commands hold no lock
+    from filelock import FileLock, SoftFileLease  # imported here: most commands need no lock
 
     root = root or Root(path.parent)
     root.make(path.parent)
@@ -59,7 +59,7 @@ def held(path: Path, on_wait: Callable[[], object], root: Root | None = None) ->
             heartbeat_interval=BEAT_S,
             poll_interval=LOOK_S,
             on_compromise=lambda _: log.warning(
-                "%s was lost: this process stood still for too long", path
+                "lost the lease %s: this process was suspended for too long", path
             ),
         )
         _take(lock, 1.1 * LAPSE_S, on_wait)
@@ -68,12 +68,12 @@ def held(path: Path, on_wait: Callable[[], object], root: Root | None = None) ->
             file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
         yield
     finally:
-        root.remove(path)  # those who have it open see that, and open another
+        root.remove(path)  # processes that have it open notice and open a new one
         lock.release()
 
 
 def holder(path: Path) -> str:
-    """`process N on HOST`, which holds the lock file."""
+    """Returns the lock's holder as `process N on HOST`, or `unknown`."""
     with suppress(OSError, ValueError):
         text = Root(path.parent).read(path, MOST).decode()
         return text if re.fullmatch(r"process [0-9]+ on [\w.-]+", text) else "unknown"
@@ -91,7 +91,7 @@ def is_held(path: Path) -> bool:
             fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    except (OSError, DamagedFile):  # there is no such file, or no flock
+    except (OSError, DamagedFile):  # no such file, or no flock
         return False
     return False
 

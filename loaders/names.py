@@ -1,7 +1,7 @@
-"""Names from files and commands that become parts of paths: one type, checked where they are read.
+"""Types for names that become parts of paths, checked when a file or command is read.
 
-The types are for msgspec, which refuses other texts wherever JSON or YAML is decoded. A name never
-reaches a shell: what runs jobs knows them by `identifier`.
+msgspec rejects other texts when it decodes JSON or YAML. Names never reach a shell: schedulers of
+jobs know them by `identifier`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-# A leading dot marks unfinished files; braces are Snakemake's. Surrogates are no UTF-8.
+# A leading dot marks unfinished files, Snakemake uses braces, and UTF-8 has no surrogates.
 _NAME = r"(?!\.)[^/\\{}\x00-\x1f\x7f-\x9f\ud800-\udfff]+"
 
 Name = Annotated[str, Meta(pattern=rf"\A{_NAME}\Z")]
@@ -21,7 +21,7 @@ InnerPath = Annotated[str, Meta(pattern=rf"\A{_NAME}(/{_NAME})*\Z")]  # relative
 # Names and versions that pip and npm cannot mistake for an address or an option.
 _PACKAGE = re.compile(r"(@[a-z0-9][a-z0-9._-]*/)?[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 _VERSION = re.compile(r"[0-9][A-Za-z0-9.+!_-]*")
-_PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.,=+-]*")  # means nothing to a shell
+_PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.,=+-]*")  # has no special meaning in a shell
 
 
 def is_name(text: str) -> bool:
@@ -30,7 +30,7 @@ def is_name(text: str) -> bool:
 
 
 def check_package(name: str, version: str) -> None:
-    """Raise ValueError unless these are a package's name and its exact version."""
+    """Raises ValueError unless these are a package's name and its exact version."""
     if not _PACKAGE.fullmatch(name) or not _VERSION.fullmatch(version):
         raise ValueError(
             f"package {name!r:.100}, version {version!r:.100}: give a plain name and an exact "
@@ -39,10 +39,10 @@ def check_package(name: str, version: str) -> None:
 
 
 def identifier(name: str) -> str:
-    """A name for files and jobs that a shell, Snakemake and Slurm take for nothing else.
+    """Returns a name for files and jobs that is safe for a shell, Snakemake and Slurm.
 
-    It is the name where that is plain; else its plain characters and a hash, so that different
-    names stay different.
+    A plain name stays as it is. Other names keep their plain characters and get a hash, so
+    different names stay different.
     """
     if _PLAIN.fullmatch(name):
         return name

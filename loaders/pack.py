@@ -1,12 +1,12 @@
-"""A pack: an image set, resized once and stored as a folder that can be checked.
+"""A pack: an image dataset, resized once and stored as a folder with checksums.
 
 The protocol trains on the evaluation transform, so the pixels of an image never change: they are
-resized once and stored. FFCV silently returns black images for damaged samples; therefore a pack
-holds a checksum of each sample, its three files are tied to each other, and every sample is checked
-the first time a process reads it.
+resized once and stored. FFCV silently returns black images for damaged samples. Therefore a pack
+stores a checksum per sample, its three files are tied by hashes, and each sample is checked the
+first time a process reads it.
 
     images.beton    the pixels, in FFCV's format; its tag is the hash of samples.npy
-    samples.npy     label, source, key and CRC-32 of every sample
+    samples.npy     label, source, key and CRC-32 of each sample
     manifest.json   written last: shape, classes, transform, hashes of the other two files
 """
 
@@ -34,7 +34,7 @@ from loaders.schema import DamagedFile
 FORMAT_VERSION = 1
 IMAGES, SAMPLES, MANIFEST = "images.beton", "samples.npy", "manifest.json"
 MODES = {"raw": RAW, "jpeg": JPEG}
-COLUMNS = ("label", "source", "key", "crc32")  # of the samples
+COLUMNS = ("label", "source", "key", "crc32")  # of samples.npy
 _REMEDY = "delete the folder and run again"
 
 
@@ -42,8 +42,8 @@ _REMEDY = "delete the folder and run again"
 class Item:
     """One image to be packed.
 
-    `source`: the image or concept whose copies form one cluster. `key`: the unique name that errors
-    show. `payload`: what the open function takes (a path, a recipe of a drawing), picklable.
+    `source`: the image or concept whose copies form one cluster. `key`: a unique name for errors.
+    `payload`: the picklable argument of the open function (a path, or the recipe of a drawing).
     """
 
     label: int
@@ -83,9 +83,9 @@ class _Manifest(msgspec.Struct):
 class Pack:
     """An opened pack of N images of one shape.
 
-    `shape`: (H, W). `classes`: the class names that labels count. `labels`: int64 [N]. `sources`:
-    str [N], the source image that copies share. `keys`: str [N], unique. `fingerprint`: hash of all
-    that determines pixels, labels, classes and transform, the decoder of JPEGs included.
+    `shape`: (H, W). `classes`: class names, indexed by label. `labels`: int64 [N]. `sources`: str
+    [N], the source image that copies share. `keys`: str [N], unique. `fingerprint`: hash of
+    everything that determines pixels, labels, classes and transform, including the JPEG decoder.
     """
 
     folder: Path
@@ -104,22 +104,22 @@ class Pack:
 
     @property
     def proof(self) -> Path:
-        """The manifest, with which a pack is finished."""
+        """The manifest, whose presence marks a finished pack."""
         return self.folder / MANIFEST
 
     @classmethod
     def open(cls, folder: Path, *, transform_spec: Mapping[str, Any] | None = None) -> Pack:
-        """Open a pack and check its structure, which takes milliseconds.
+        """Opens a pack and checks its structure, which takes milliseconds.
 
         Raises FileNotFoundError for a missing folder or file, and ValueError for a truncated,
-        swapped or altered file, for a pack made with another transform than the one given, and for
-        the format of a newer version; the message names the file and a remedy.
+        swapped or altered file, for a transform other than `transform_spec`, and for a format newer
+        than this version. The message names the file and a remedy.
         """
         folder = Path(folder)
         root = Root(folder)
         for name in (MANIFEST, SAMPLES, IMAGES):
-            if not root.has(name):  # nor a pipe
-                # A folder without a manifest may be no pack at all, and hold other work.
+            if not root.has(name):
+                # A folder without a manifest may hold other work: do not advise deleting it.
                 remedy = "encode it" if name == MANIFEST else _REMEDY
                 raise FileNotFoundError(
                     f"{folder / name}: missing or not a file, so the pack is incomplete; {remedy}"
@@ -154,10 +154,10 @@ class Pack:
         return len(self.labels)
 
     def read(self, index: np.ndarray, out: np.ndarray) -> None:
-        """Write the pixels of the samples `index` (int [b]) to `out` (uint8 [b, H, W, 3]).
+        """Writes the pixels of the samples `index` (int [b]) to `out` (uint8 [b, H, W, 3],
+        contiguous).
 
-        `out` must be contiguous; threads may read at once. Raises ValueError naming the first
-        damaged sample.
+        Safe to call from several threads. Raises ValueError naming the first damaged sample.
         """
         if self.format == "raw":
             for sample, blob in zip(index, self.shard.fill(index, out), strict=True):
@@ -171,14 +171,14 @@ class Pack:
                 raise ValueError(f"{self.beton}: sample {sample}: {error}; {_REMEDY}") from error
 
     def pixels(self, index: Sequence[int] | np.ndarray) -> np.ndarray:
-        """uint8 [b, H, W, 3], the images of the samples `index`; see `read`."""
+        """Returns the images of the samples `index` as uint8 [b, H, W, 3]; see `read`."""
         positions = np.asarray(index, np.int64)
         out = np.empty((len(positions), *self.shape, 3), np.uint8)
         self.read(positions, out)
         return out
 
     def blob(self, sample: int) -> bytes:
-        """The stored bytes of a sample. Raises ValueError where they are damaged."""
+        """Returns the stored bytes of a sample. Raises ValueError if they are damaged."""
         (blob,) = self.shard.blobs([sample])
         self._check(sample, blob)
         return blob
@@ -194,7 +194,7 @@ class Pack:
 
 
 def _pixels_of(manifest: Mapping[str, Any]) -> str:
-    """The manifest's fingerprint; where another decoder than Pillow gives the pixels, with it."""
+    """The manifest's fingerprint, hashed with the decoder if that is not Pillow."""
     fingerprint, decoder = manifest["fingerprint"], jpeg.decoder()
     if manifest["format"] == "raw" or decoder == "pillow":
         return fingerprint
@@ -204,9 +204,10 @@ def _pixels_of(manifest: Mapping[str, Any]) -> str:
 def request_digests(
     manifest: Mapping[str, Any], items: Sequence[Item], on_error: str
 ) -> tuple[str, str]:
-    """`digest` of the manifest with label, source and key of every item, and with `on_error` too.
+    """Returns the `digest` of the manifest with each item's label, source and key, without and with
+    `on_error`.
 
-    Each item is hashed by itself: the text of millions would take gigabytes.
+    Items are hashed one by one, since the text of millions of items would take gigabytes.
     """
     hashed = hashlib.sha256(f"[{canonical(manifest)},[".encode())
     for number, item in enumerate(items):
@@ -223,8 +224,8 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     version = manifest.get("format_version")
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise ValueError(
-            f"{path}: format version {version} is newer than {FORMAT_VERSION}, the newest that "
-            "this version reads; update this project, or encode the pack again"
+            f"{path}: this version reads format versions up to {FORMAT_VERSION}, not {version}; "
+            "update this project, or encode the pack again"
         )
     if manifest.pop("digest", None) != digest(manifest):
         raise DamagedFile(f"{path} was altered; {_REMEDY}")
@@ -235,15 +236,15 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 def _read_samples(path: Path, manifest: Mapping[str, Any]) -> np.ndarray:
     if file_hash(path) != manifest["sha256"].get(SAMPLES):
         raise ValueError(f"{path}: truncated, altered, or of another pack; {_REMEDY}")
-    # Mapped first: a header that claims more than the file holds is refused before it takes memory.
+    # Memory-map first, so that a header that claims too much fails before it allocates memory.
     samples = np.array(np.load(path, mmap_mode="r", allow_pickle=False))
     if samples.dtype.names != COLUMNS or samples.ndim != 1:
-        raise ValueError(f"{path}: holds no samples of a pack; {_REMEDY}")
+        raise ValueError(f"{path}: has no samples of a pack; {_REMEDY}")
     return samples
 
 
 def _require_tied(shard: Beton, samples: np.ndarray, manifest: Mapping[str, Any]) -> None:
-    """Raise ValueError for images of another pack, and rows that contradict samples or manifest."""
+    """Raises ValueError for images of another pack, or rows that contradict samples or manifest."""
     rows = shard.rows
     if shard.tag != manifest["sha256"][SAMPLES].encode():
         raise ValueError(f"{shard.path}: belongs to another pack than {MANIFEST}; {_REMEDY}")
@@ -254,7 +255,7 @@ def _require_tied(shard: Beton, samples: np.ndarray, manifest: Mapping[str, Any]
         and (rows["mode"] == MODES[manifest["format"]]).all()
     )
     if not sound:
-        raise ValueError(f"{shard.path}: altered: its rows do not fit {SAMPLES}; {_REMEDY}")
+        raise ValueError(f"{shard.path}: altered: its rows do not match {SAMPLES}; {_REMEDY}")
 
 
 def _require_transform(folder: Path, stored: Mapping[str, Any], spec: Mapping[str, Any]) -> None:

@@ -1,7 +1,7 @@
-"""Images in Hugging Face's parquet files: a column of `struct<bytes, path>`, a column of labels.
+"""Images in Hugging Face's parquet files: a column of `struct<bytes, path>` and a column of labels.
 
-Only metadata, labels and paths are read to list a file. Images lie compressed together, a row group
-at a time, so a process keeps the groups that it read last.
+Listing a file reads only metadata, labels and paths. Images are compressed together per row group,
+so a process caches the groups that it read last.
 """
 
 from __future__ import annotations
@@ -15,34 +15,33 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-LABELS = ("label", "labels", "cls", "wnid")  # columns, where no feature says which it is
-MOST_BYTES = 1 << 32  # of a row group, unpacked; writers make groups of 100 or 1000 images
+LABELS = ("label", "labels", "cls", "wnid")  # label columns to try if no feature names one
+MOST_BYTES = 1 << 32  # per row group, uncompressed; usual groups have 100 or 1000 images
 ERRORS = (pa.ArrowException, OSError, ValueError, KeyError, TypeError)
 
 
 class Row(NamedTuple):
-    """Where an image is: the row of a row group of a file, in a column."""
+    """Where an image is: a row in a row group of a file, and the column."""
 
     path: str
     group: int
     row: int
     column: str
-    number: int  # of the row in the whole file
+    number: int  # index of the row in the whole file
 
     @property
     def size(self) -> int:
-        """As of `trees.Place`: not the whole of a file."""
+        """Not -1, as for a `trees.Place` within an archive."""
         return 1
 
     @property
     def where(self) -> str:
-        """As of `trees.Place`."""
+        """The row, for errors; as `trees.Place.where`."""
         return f" in row {self.number} of {Path(self.path).name}"
 
 
 class Labelled(NamedTuple):
-    """An image's row, its label (a number, or a class's name), and the name that it was stored
-    under, if any."""
+    """An image's row, its label (a number, or a class name), and its stored file name, or ""."""
 
     place: Row
     label: int | str
@@ -50,27 +49,32 @@ class Labelled(NamedTuple):
 
 
 def features(path: Path) -> Mapping[str, Any]:
-    """The columns as Hugging Face's `datasets` describes them; empty where it did not write."""
+    """Returns the columns' features as Hugging Face's `datasets` stores them; empty if it did not.
+
+    Raises ValueError if they are damaged.
+    """
     metadata = _open(path).schema_arrow.metadata or {}
     try:
         described = json.loads(metadata.get(b"huggingface", b"{}"))
         found = described.get("info", {}).get("features", {})
     except (ValueError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{path}: its metadata of `huggingface` is damaged ({error})") from error
+        raise ValueError(f"{path}: its `huggingface` metadata is damaged ({error})") from error
     return found if isinstance(found, dict) else {}
 
 
 def class_names(features: Mapping[str, Any]) -> Sequence[str] | None:
-    """The names of the labels that a `ClassLabel` lists, in their order; None if there is none."""
+    """Returns the label names of the only `ClassLabel`, in order, or None if there is not exactly
+    one.
+    """
     named = [f for f in features.values() if isinstance(f, dict) and f.get("_type") == "ClassLabel"]
     return named[0].get("names") if len(named) == 1 else None
 
 
 def rows(path: Path) -> Iterator[Labelled]:
-    """The images of a file, in order.
+    """Yields the images of a file, in order.
 
-    Raises ValueError naming file and row for a damaged file, columns that do not tell which is the
-    image and which the label, an empty label, and a row group that is too large.
+    Raises ValueError naming file and row for a damaged file, ambiguous or missing image or label
+    columns, an empty label, and a row group that is too large.
     """
     file = _open(path)
     schema, described = file.schema_arrow, features(path)
@@ -97,14 +101,17 @@ def rows(path: Path) -> Iterator[Labelled]:
 
 
 def read(place: Row, most: int) -> bytes:
-    """The bytes of an image. ValueError naming file and row where there are none, or too many."""
+    """Returns the bytes of an image.
+
+    Raises ValueError naming file and row if there are none, or more than `most`.
+    """
     where = f"{place.path}: row {place.number}"
     value = _group(place.path, place.group, place.column)[place.row].as_py()
     data = value.get("bytes") if isinstance(value, dict) else value
     if not isinstance(data, bytes):
-        raise ValueError(f"{where} holds no image; a path alone is not followed")
+        raise ValueError(f"{where} has no image bytes, and a path alone is not followed")
     if len(data) > most:
-        raise ValueError(f"{where} holds {len(data):,} bytes, too many for an image")
+        raise ValueError(f"{where} has {len(data):,} bytes, too many for an image")
     return data
 
 
@@ -121,18 +128,18 @@ def _open(path: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path} is cut or no parquet file ({error})") from error
+        raise ValueError(f"{path} is truncated or not a parquet file ({error})") from error
 
 
 def _image(path: Path, schema: pa.Schema, described: Mapping[str, Any]) -> str:
-    """The column of images: the feature `Image`, or the only one that holds bytes."""
+    """The image column: the feature `Image`, or the only column of bytes."""
     of_type = [n for n, f in described.items() if isinstance(f, dict) and f.get("_type") == "Image"]
     held = [name for name in schema.names if _holds_bytes(schema.field(name).type)]
     found = [name for name in of_type if name in held] or held
     if len(found) != 1:
         raise ValueError(
-            f"{path} has {len(found)} columns of image bytes among {', '.join(schema.names)}; one "
-            "is needed"
+            f"{path} has {len(found)} columns of image bytes among {', '.join(schema.names)}; it "
+            "needs exactly one"
         )
     return found[0]
 
@@ -145,14 +152,14 @@ def _holds_bytes(of: pa.DataType) -> bool:
 
 
 def _label(path: Path, schema: pa.Schema, described: Mapping[str, Any]) -> str:
-    """The column of labels: the feature `ClassLabel`, or one with a usual name."""
+    """The label column: the feature `ClassLabel`, or the first of `LABELS`."""
     of_type = [
         n for n, f in described.items() if isinstance(f, dict) and f.get("_type") == "ClassLabel"
     ]
     found = [name for name in of_type or LABELS if name in schema.names]
     if not found or (of_type and len(found) > 1):
         raise ValueError(
-            f"{path} has {len(found)} columns of labels among {', '.join(schema.names)}; one is "
-            f"needed, a ClassLabel or called {', '.join(LABELS)}"
+            f"{path} has {len(found)} label columns among {', '.join(schema.names)}; it needs one, "
+            f"a ClassLabel or one named {', '.join(LABELS)}"
         )
     return found[0]

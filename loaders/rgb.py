@@ -1,4 +1,4 @@
-"""An image file of any kind as the RGB pixels, 8 bits a channel, that models see."""
+"""Decodes image files of any kind to the 8-bit RGB pixels that models see."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from PIL import Image, ImageColor
 from PIL.TiffImagePlugin import TiffImageFile
 
 WHITE = "white"
-# Pillow decodes these itself. For others, such as EPS, it starts a program on the file's content.
+# Pillow decodes these itself. For others, such as EPS, it runs a program on the file's content.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "PPM", "TIFF", "AVIF", "JPEG2000")
 _ORIENTATION = 0x0112  # EXIF
-_BITS, _BLACK = 258, 262  # TIFF: bits of a level, and 1 where level 0 is black
-_STEPS = {"L;2": 85, "L;4": 17}  # of a level of 2 and 4 bits on 8
+_BITS, _BLACK = 258, 262  # TIFF: bits per sample; photometric interpretation, 1 if 0 is black
+_STEPS = {"L;2": 85, "L;4": 17}  # factors from 2 and 4 bits to 8
 
 
 def open_image(file: IO[bytes]) -> Image.Image:
-    """The image as it is stored: its mode is unchanged, its orientation tag is not applied.
+    """Returns the image as stored: the mode is unchanged and the orientation tag is not applied.
 
-    Raises UnidentifiedImageError where the content, whatever the file's name, has another format,
-    and ValueError for more pixels than Pillow takes for an image.
+    Raises UnidentifiedImageError if the content is in another format, whatever the file's name, and
+    ValueError for more pixels than Pillow's limit.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -30,7 +30,7 @@ def open_image(file: IO[bytes]) -> Image.Image:
         except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
             raise ValueError(f"more than {Image.MAX_IMAGE_PIXELS:,} pixels; shrink it") from error
     if image.format == "PNG" and (clear := image.info.get("transparency")) is not None:
-        # Pillow gives the pixels 8 bits, but leaves the transparent level as it is in the file.
+        # Pillow scales the pixels to 8 bits, but not the transparent level.
         layout = image.tile[0].args
         if layout in _STEPS:
             image.info["transparency"] = clear * _STEPS[layout]
@@ -41,13 +41,14 @@ def open_image(file: IO[bytes]) -> Image.Image:
 
 
 def to_rgb(image: Image.Image, background: str = WHITE) -> tuple[Image.Image, str]:
-    """The image as RGB, and in words what was unusual about it; empty for a plain RGB image.
+    """Returns the image as RGB, and a description of what was unusual (empty for plain RGB).
 
-    Transparent pixels are composited on `background`, a colour as Pillow names it. Grey of 16 bits
-    keeps its high byte, as Pillow keeps that of 16-bit colour. Palettes, grey and CMYK become RGB
-    as Pillow converts them. Of an animation the first frame is taken. Raises ValueError for floats
-    and 32-bit integers: nothing says which range they have; and for TIFFs of 12 bits, or of 16
-    whose level 0 is white: Pillow takes them for others.
+    Transparent pixels are composited on `background`, a Pillow colour name. 16-bit grey keeps its
+    high byte, as Pillow does for 16-bit colour. Pillow converts palettes, grey and CMYK. An
+    animation gives its first frame.
+
+    Raises ValueError for floats and 32-bit integers, whose range is unknown, and for TIFFs that
+    Pillow misreads: 12 bits, or 16 bits with white as 0.
     """
     pixels, unusual = image, []
     if image.mode == "F" or (image.mode == "I" and image.format != "PPM"):
@@ -55,7 +56,7 @@ def to_rgb(image: Image.Image, background: str = WHITE) -> tuple[Image.Image, st
     if image.mode.startswith("I"):
         tags = image.tag_v2 if isinstance(image, TiffImageFile) else {_BITS: (16,), _BLACK: 1}
         if (tags[_BITS], tags[_BLACK]) != ((16,), 1):
-            raise ValueError("a TIFF of 12 bits, or of 16 whose 0 is white; use 16 with 0 as black")
+            raise ValueError("a TIFF of 12 bits, or of 16 with 0 as white; use 16 with 0 as black")
         unusual.append("16 bits scaled to 8")
         levels = np.asarray(image)
         pixels = Image.fromarray((levels >> 8).astype(np.uint8))
@@ -77,7 +78,10 @@ def to_rgb(image: Image.Image, background: str = WHITE) -> tuple[Image.Image, st
 
 
 def colour(name: str) -> tuple[int, ...]:
-    """Red, green and blue (0 to 255) of a colour as Pillow names it. Raises ValueError."""
+    """Returns red, green and blue (0 to 255) of a Pillow colour name.
+
+    Raises ValueError for a name that is unknown or not opaque.
+    """
     levels = ImageColor.getrgb(name)
     if len(levels) != 3 or not 0 <= min(levels) <= max(levels) <= 255:
         raise ValueError(f"{name!r} is not an opaque colour")

@@ -1,9 +1,9 @@
-"""An untrusted folder: nothing outside it is opened, written or deleted.
+"""Access to an untrusted folder that never opens, writes or deletes anything outside it.
 
-A name below it is reached from the folder's descriptor, component by component (openat with
-O_NOFOLLOW), so neither a link nor `..` leads out, whenever it appears. Whether the folder itself is
-a link is its user's choice. Paths that are handed to libraries (`at`, `file`) were checked in the
-same way, but are not held: another process could put a link in their place.
+Names are resolved from the folder's descriptor, component by component (openat with O_NOFOLLOW), so
+neither a link nor `..` leads out, even if a link appears meanwhile. The folder itself may be a
+link. Paths handed to libraries (`at`, `file`) are checked in the same way but not held open:
+another process could replace them by a link.
 """
 
 from __future__ import annotations
@@ -26,33 +26,33 @@ _FLAGS = {
     "ab": os.O_WRONLY | os.O_CREAT | os.O_APPEND,
     "r+b": os.O_RDWR | os.O_CREAT,
 }
-READABLE = 256 << 20  # bytes of a file that is read as a whole
+READABLE = 256 << 20  # maximum bytes of a file that is read as a whole
 
 
 class Root:
-    """The folder `path`. What is below it is named by a text, relative to it, or by its whole Path.
+    """The folder `path`. Name its contents by a relative text or by a whole Path.
 
-    Every method raises DamagedFile for a name that leads outside, for a link on the way, and where
-    something other than a regular file is in the place of one.
+    Methods raise DamagedFile for a name that leads outside the folder or through a link, and if
+    they open something that is not a regular file.
     """
 
     def __init__(self, folder: Path, *inner: str) -> None:
-        """inner: names of folders below `folder` that lead to this one, none of them a link."""
+        """inner: names of the folders that lead from `folder` to this one; none may be a link."""
         self._folder, self._inner = folder, inner
         self.path = folder.joinpath(*inner)
 
     def below(self, name: str | Path) -> Root:
-        """A folder below this one, which need not exist yet."""
+        """Returns a folder below this one, which need not exist."""
         return Root(self._folder, *self._parts(name))
 
     def at(self, name: str | Path) -> Path:
-        """The path of a file or folder, or of what does not exist yet."""
+        """Returns the path of a file or folder, which need not exist."""
         with suppress(FileNotFoundError):
             self._status(name)
         return self._path(name)
 
     def file(self, name: str | Path) -> Path:
-        """The path of a regular file. Raises FileNotFoundError where there is no file."""
+        """Returns the path of a regular file. Raises FileNotFoundError if there is none."""
         with self.open(name):
             return self._path(name)
 
@@ -62,12 +62,12 @@ class Root:
 
     @contextmanager
     def open(self, name: str | Path, mode: str = "rb") -> Iterator[IO[bytes]]:
-        """A regular file: `rb`, `wb`, `ab`, or `r+b`, which makes it if it is missing."""
+        """Opens a regular file. mode: `rb`, `wb`, `ab` or `r+b`, which creates a missing file."""
         with self.opened(name, mode) as file:
             yield file
 
     def opened(self, name: str | Path, mode: str = "rb") -> IO[bytes]:
-        """As `open`; the caller closes the file."""
+        """Like `open`, but the caller closes the file."""
         path = self._path(name)
         with self._above(name, make=mode != "rb") as (folder, last):
             flags = _FLAGS[mode] | os.O_NOFOLLOW | os.O_NONBLOCK
@@ -80,7 +80,7 @@ class Root:
             raise
 
     def read(self, name: str | Path, most: int = READABLE) -> bytes:
-        """The bytes of a file. Raises DamagedFile for more than `most`."""
+        """Returns the bytes of a file. Raises DamagedFile if there are more than `most`."""
         with self.open(name) as file:
             data = file.read(most + 1)
         if len(data) > most:
@@ -88,10 +88,10 @@ class Root:
         return data
 
     def write(self, name: str | Path, data: bytes, *, durable: bool = True) -> Path:
-        """Replace a file by `data` in one step: temporary name, fsync, rename. Its path.
+        """Replaces a file atomically (temporary name, fsync, rename) and returns its path.
 
-        durable: False where many files are brought to the disk at once later. Raises
-        IsADirectoryError, with a remedy, where a folder is in the way.
+        durable: set to False to skip fsync when many files are synced together later. Raises
+        IsADirectoryError, with a remedy, if a folder has this name.
         """
         path = self._path(name)
         with self._above(name, make=True) as (folder, last):
@@ -106,8 +106,7 @@ class Root:
                 os.replace(temporary, last, src_dir_fd=folder, dst_dir_fd=folder)
             except IsADirectoryError as error:
                 raise IsADirectoryError(
-                    f"{path} is a folder in place of a file; move it away and run the same command "
-                    "again"
+                    f"{path} is a folder, not a file; move it away and rerun the same command"
                 ) from error
             finally:
                 with suppress(FileNotFoundError):
@@ -117,32 +116,33 @@ class Root:
         return path
 
     def make(self, name: str | Path) -> Path:
-        """Make a folder, with those above it; its path."""
+        """Makes a folder and its parents, and returns its path."""
         with self._above(name, make=True, inside=True):
             return self._path(name)
 
     def make_new(self, name: str | Path) -> Path:
-        """Make a folder. Raises FileExistsError where something has its name."""
+        """Makes a folder and returns its path. Raises FileExistsError if the name is taken."""
         with self._above(name, make=True) as (folder, last):
             os.mkdir(last, dir_fd=folder)
         return self._path(name)
 
     def size(self, name: str | Path) -> int | None:
-        """Bytes of a regular file; None where there is none."""
+        """Returns the size of a regular file in bytes, or None if there is none."""
         with suppress(FileNotFoundError, NotADirectoryError):
             status = self._status(name)
             return status.st_size if stat.S_ISREG(status.st_mode) else None
         return None
 
     def names(self, name: str | Path = "") -> list[str]:
-        """The names in a folder, sorted; none where it does not exist."""
+        """Returns the sorted names in a folder, or none if it does not exist."""
         with suppress(FileNotFoundError), self._above(name, inside=True) as (folder, _):
             return sorted(os.listdir(folder))
         return []
 
     def folders(self, name: str | Path = "") -> list[str]:
-        """The names of the folders in a folder, sorted, without links; none where it does not
-        exist."""
+        """Returns the sorted names of a folder's subfolders, or none if it does not exist. Skips
+        links.
+        """
         with (
             suppress(FileNotFoundError),
             self._above(name, inside=True) as (folder, _),
@@ -152,21 +152,26 @@ class Root:
         return []
 
     def files(self, name: str | Path = "") -> list[str]:
-        """The regular files below a folder by their relative paths, sorted; none where it does not
-        exist. Links and what lies behind them are left out."""
+        """Returns the sorted relative paths of all regular files below a folder, without following
+        links.
+
+        Returns none if the folder does not exist.
+        """
         return sorted(path for path, mode in self._walk(name) if stat.S_ISREG(mode))
 
     def check(self, name: str | Path = "") -> None:
-        """Raise DamagedFile where anything below a folder is a link, a pipe or a device."""
+        """Raises DamagedFile if anything below a folder is a link, a pipe, a socket or a device."""
         for path, mode in self._walk(name):
             if not stat.S_ISREG(mode):
                 kind = "a link" if stat.S_ISLNK(mode) else "a pipe, a socket or a device"
                 where = self._path(name) / path
-                raise DamagedFile(f"{where} is {kind}, which is refused; remove it")
+                raise DamagedFile(f"{where} is {kind}, which is not allowed; remove it")
 
     def remove(self, name: str | Path) -> None:
-        """Delete a file or a folder with all that is in it, if there is one. Of a link the link
-        goes. The name is one that the engine made, never one from a file or a pattern."""
+        """Deletes a file, or a folder with its contents, if it exists. Deletes a link itself.
+
+        The name must come from the engine, never from a file or a pattern.
+        """
         with suppress(FileNotFoundError), self._above(name) as (folder, last):
             mode = os.stat(last, dir_fd=folder, follow_symlinks=False).st_mode
             if stat.S_ISDIR(mode):
@@ -175,9 +180,9 @@ class Root:
                 os.unlink(last, dir_fd=folder)
 
     def rename(self, old: str | Path, new: str | Path) -> Path:
-        """Give a file or folder another name below this folder, on disk once this returns.
+        """Renames a file or folder within this folder, durably, and returns the new path.
 
-        Raises OSError as os.rename.
+        Raises OSError as os.rename does.
         """
         with self._above(old) as (before, last), self._above(new, make=True) as (folder, to):
             os.rename(last, to, src_dir_fd=before, dst_dir_fd=folder)
@@ -188,24 +193,23 @@ class Root:
         return self._folder.joinpath(*self._parts(name))
 
     def _parts(self, name: str | Path) -> Sequence[str]:
-        """The names that lead from the folder that may be a link to what is meant."""
+        """The names that lead from `self._folder`, which may be a link, to `name`."""
         path = Path(name)
         if isinstance(name, Path) and name.is_relative_to(self.path):
             path = name.relative_to(self.path)
         elif isinstance(name, Path) or path.is_absolute() or "\0" in name:
-            raise DamagedFile(f"{str(name)!r} is not in {self.path}, and so it is refused")
+            raise DamagedFile(f"{str(name)!r} is not in {self.path}, so it is not allowed")
         if ".." in path.parts:
-            raise DamagedFile(f"{str(name)!r} leads out of {self.path}, and so it is refused")
+            raise DamagedFile(f"{str(name)!r} leads out of {self.path}, so it is not allowed")
         return [*self._inner, *path.parts]
 
     @contextmanager
     def _above(
         self, name: str | Path, *, make: bool = False, inside: bool = False
     ) -> Iterator[tuple[int, str]]:
-        """The descriptor of the folder that something is in, and its name there.
+        """Yields the descriptor of the folder that contains `name`, and the last component.
 
-        make: the folders on the way, if they are missing. inside: of what is a folder, its own
-        descriptor.
+        make: create missing folders on the way. inside: yield the folder's own descriptor instead.
         """
         parts = self._parts(name)
         *above, last = [*parts, "."] if inside or not parts else parts
@@ -243,7 +247,9 @@ class Root:
         return status
 
     def _walk(self, name: str | Path) -> Iterator[tuple[str, int]]:
-        """Everything below a folder but folders: relative paths, and modes as stat gives them."""
+        """Yields everything below a folder except folders: relative paths, and modes as stat gives
+        them.
+        """
         with suppress(FileNotFoundError), self._above(name, inside=True) as (folder, _):
             for above, folders, files, here in os.fwalk(".", dir_fd=folder):
                 for each in (*folders, *files):
@@ -255,12 +261,12 @@ class Root:
     def _link(self, name: str | Path) -> Exception:
         return DamagedFile(
             f"{self._path(name)} leads through a link, which is not followed; remove the link and "
-            "run the same command again"
+            "rerun the same command"
         )
 
 
 def move(old: Path, new: Path) -> None:
-    """Rename between two folders that the user named; links at these names are not followed."""
+    """Renames between two folders that the user named, without following links at these names."""
     os.replace(old, new)
     sync(new.parent)
 

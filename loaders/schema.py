@@ -1,7 +1,7 @@
-"""JSON files that are read back: each has a type, and damage ends in a line that names the file.
+"""Typed JSON files: damage raises an error that names the file.
 
-A type is a dataclass, a NamedTuple, or a `msgspec.Struct` where keys without a field are refused
-too. Types are strict: a string is not a number.
+A type is a dataclass, a NamedTuple, or a `msgspec.Struct` to reject unknown keys too. Types are
+strict: a string is not a number.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from loaders.files import DamagedFile, digest, read_small
 from loaders.root import READABLE, Root
 
 T = TypeVar("T")
-DIGEST = "sha256"  # of all other values of a file that `with_digest` made
+DIGEST = "sha256"  # key of the digest in files by `with_digest`
 
 
 def read(path: Path, kind: type[T], remedy: str, root: Root | None = None) -> T:
-    """The content of a JSON file as `kind`; below `root`, where no link leads to it.
+    """Returns the content of a JSON file as `kind`. root: a folder below which links are not
+    followed.
 
-    Raises DamagedFile for text that is not JSON or has other types, and for what is not a file or
-    has more than `READABLE` bytes; FileNotFoundError.
+    Raises DamagedFile for invalid JSON, other types, something that is not a file, or more than
+    `READABLE` bytes; FileNotFoundError if there is no file.
     """
     try:
         values = msgspec.json.decode(root.read(path) if root else read_small(path, READABLE))
@@ -34,7 +35,7 @@ def read(path: Path, kind: type[T], remedy: str, root: Root | None = None) -> T:
 
 
 def convert(values: Any, kind: type[T], path: Path, remedy: str) -> T:
-    """Parsed JSON as `kind`; `path`: of the file that it was read from. Raises as `read`."""
+    """Returns parsed JSON as `kind`; `path`: the file that it came from. Raises DamagedFile."""
     try:
         return msgspec.convert(values, kind, dec_hook=lambda custom, value: custom(value))  # a Path
     except msgspec.ValidationError as error:
@@ -42,15 +43,17 @@ def convert(values: Any, kind: type[T], path: Path, remedy: str) -> T:
 
 
 def with_digest(values: Mapping[str, Any]) -> bytes:
-    """The JSON of a file that `read_unaltered` reads; what JSON does not know becomes text."""
+    """Returns the JSON of a file for `read_unaltered`. Values that JSON does not support become
+    text.
+    """
     plain = json.loads(json.dumps(values, default=str))
     return json.dumps(plain | {DIGEST: digest(plain)}, indent=1).encode()
 
 
 def read_unaltered(path: Path, remedy: str, root: Root | None = None) -> dict[str, Any]:
-    """The values of a file by `with_digest`; root: as of `read`.
+    """Returns the values of a file by `with_digest`; for `root` see `read`.
 
-    Raises as `read`, and DamagedFile for values that were altered.
+    Raises as `read` does, and DamagedFile if the values were altered.
     """
     values = read(path, dict[str, Any], remedy, root)
     if values.pop(DIGEST, None) != digest(values):

@@ -1,9 +1,9 @@
-"""Sets as hubs publish them: webdataset's tars, and Hugging Face's parquet files.
+"""Datasets in the formats of hubs: webdataset tars, and Hugging Face's parquet files.
 
-A set is one file, a folder of files, or a pattern such as `data/test-*.parquet`. Labels are numbers
-there, so the names of the classes come from the file's own metadata, or from a file next to it;
-they are never guessed. Keys and order of images are those of folders `<class>/<image>`, so a set
-gives the same pack from both.
+A dataset is one file, a folder of files, or a pattern such as `data/test-*.parquet`. Its labels are
+numbers; the class names come from the file's own metadata or from a file next to it, and are never
+guessed. Keys and order of images equal those of folders `<class>/<image>`, so both layouts give the
+same pack.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ _SPLIT = re.compile(r"(train|test|val|validation)(?![a-z])")
 
 
 class Sample(NamedTuple):
-    """An image of a shard: its label (a number, or a class's name), its file name if it has one,
-    its place and the row that errors name."""
+    """An image of a shard: its label (a number, or a class name), its file name or "", its place,
+    and the shard and row for errors.
+    """
 
     label: int | str
     name: str
@@ -43,7 +44,7 @@ class Sample(NamedTuple):
 
 
 class Image(File):
-    """A file of a tree that is an image whatever its name says."""
+    """A file of a tree that is an image whatever its name."""
 
     @property
     def is_image(self) -> bool:
@@ -51,20 +52,20 @@ class Image(File):
 
 
 def exists(place: Path) -> bool:
-    """Whether there is a file or folder at a place, or files of the pattern that it is."""
+    """Whether a file or folder exists at `place`, or shards match it as a pattern."""
     return place.exists() or bool(_matching(place))
 
 
 def of(place: Path) -> list[Path]:
-    """The shards that a place names, in order; empty where it is another kind of set.
+    """Returns the shards that a place names, in order; empty for another kind of dataset.
 
-    Raises ValueError for a pattern that nothing fits, for several kinds of shards at once, and for
-    a folder that holds several splits.
+    Raises ValueError for a pattern without matches, for both kinds of shards at once, and for a
+    folder with several splits.
     """
     if _PATTERN.search(place.name) and not place.exists():
         found = _matching(place)
         if not found:
-            raise ValueError(f"no file fits {place}")
+            raise ValueError(f"no .tar or .parquet file matches {place}")
     elif place.is_dir():
         entries = sorted(entry for entry in place.iterdir() if not entry.name.startswith("."))
         found = [entry for entry in entries if entry.suffix in (TAR, PARQUET) and entry.is_file()]
@@ -73,22 +74,23 @@ def of(place: Path) -> list[Path]:
         splits = {m[1] for entry in found if (m := _SPLIT.match(entry.name))}
         if len(splits) > 1:
             raise ValueError(
-                f"{place} holds the splits {', '.join(sorted(splits))}: name one, as in "
+                f"{place} has the splits {', '.join(sorted(splits))}: give one, for example "
                 f"'{place}/{min(splits)}*{found[0].suffix}'"
             )
     else:
         found = [place] if place.is_file() and place.suffix in (TAR, PARQUET) else []
     if len({shard.suffix for shard in found}) > 1:
-        raise ValueError(f"{place} holds .tar and .parquet files: name one kind by a pattern")
+        raise ValueError(f"{place} has .tar and .parquet files: give one kind by a pattern")
     if found and found[0].suffix == TAR and not _is_webdataset(found[0]):
         return []
     return found
 
 
 def files(root: Path) -> Iterator[File]:
-    """Every file of a tree, as `trees.files`; of shards their images, as `<class>/<image>`.
+    """Yields each file of a tree, as `trees.files` does; for shards, their images as
+    `<class>/<image>`.
 
-    Raises ValueError as `trees.files`, and as `listing`.
+    Raises ValueError as `trees.files` and `listing` do.
     """
     shards = of(root)
     if not shards:
@@ -100,10 +102,10 @@ def files(root: Path) -> Iterator[File]:
 
 
 def listing(root: Path, shards: Sequence[Path]) -> Listing:
-    """The images of shards, ordered by class and name, with the classes that have any.
+    """Lists the images of shards, ordered by class and name, and the classes that have images.
 
-    An image's key is its class and the name that it is stored under; where a name is missing or
-    comes twice in a class, those of all are the shard's and the row's.
+    An image's key is its class and its stored name. If a name is missing or repeated in a class,
+    all keys are made of the shard and the row instead.
 
     Raises ValueError, naming the shard and row, for damaged shards, samples without an image or a
     label, and labels without a name.
@@ -120,14 +122,14 @@ def listing(root: Path, shards: Sequence[Path]) -> Listing:
 
 
 def fingerprint(root: Path, shards: Sequence[Path]) -> str:
-    """SHA-256 over name, size and time of change of the shards and of the file of class names."""
+    """Returns the SHA-256 over name, size and modification time of shards and class file."""
     files = [*shards, *filter(None, [_class_file(root, shards[0])])]
     stamps = "\n".join(f"{file.name} {fingerprint_of(file)}" for file in files)
     return hashlib.sha256(stamps.encode()).hexdigest()
 
 
 def fingerprint_of(file: Path) -> str:
-    """Size and time of change of a file."""
+    """Returns the size and modification time of a file."""
     status = file.stat()
     return f"{status.st_size} {status.st_mtime_ns}"
 
@@ -143,11 +145,11 @@ def _matching(place: Path) -> list[Path]:
 
 
 def _named(root: Path, shards: Sequence[Path]) -> tuple[list[str], list[Sample]]:
-    """The class's name of each sample, and the samples. Raises ValueError as `listing`."""
+    """Returns each sample's class name, and the samples. Raises ValueError as `listing` does."""
     read = _of_parquet if shards[0].suffix == PARQUET else _of_tar
     samples = [sample for shard in shards for sample in read(shard)]
     if not samples:
-        raise ValueError(f"{root} holds no images")
+        raise ValueError(f"{root} has no images")
     known = _class_names(root, shards[0])
     return [_name(sample, known) for sample in samples], samples
 
@@ -157,20 +159,20 @@ def _name(sample: Sample, known: Sequence[str] | None) -> str:
         name = sample.label
     elif known is None:
         raise ValueError(
-            f"{sample.shard}: row {sample.row} has the label {sample.label}, and nothing names the "
+            f"{sample.shard}: row {sample.row} has the label {sample.label}, but no file names the "
             f"classes: write {CLASS_FILES[0]} next to it, one name per line in the order of the "
             "labels"
         )
     elif not 0 <= sample.label < len(known):
         raise ValueError(
-            f"{sample.shard}: row {sample.row} has the label {sample.label}, of {len(known)} "
-            "classes"
+            f"{sample.shard}: row {sample.row} has the label {sample.label}, but there are "
+            f"{len(known)} classes"
         )
     else:
         name = known[sample.label]
     if not name or name.startswith(".") or not name.isprintable() or "/" in name:
         raise ValueError(
-            f"{sample.shard}: row {sample.row} is of the class {name!r}, which names no folder"
+            f"{sample.shard}: row {sample.row} has the class {name!r}, not a valid folder name"
         )
     return name
 
@@ -186,14 +188,14 @@ def _keys(names: Sequence[str], samples: Sequence[Sample]) -> list[str]:
 
 
 def _class_file(root: Path, shard: Path) -> Path | None:
-    """The file that names the classes: next to the shards, or in the folder above."""
+    """Returns the file that names the classes, next to the shards or one folder above."""
     folders = dict.fromkeys((root, shard.parent, shard.parent.parent))
     places = itertools.product(folders, CLASS_FILES)
     return next((f / n for f, n in places if (f / n).is_file()), None)
 
 
 def _class_names(root: Path, shard: Path) -> Sequence[str] | None:
-    """Names of classes in the order of their labels. ValueError naming a file without them."""
+    """Returns class names in the order of labels. Raises ValueError naming an invalid file."""
     if shard.suffix == PARQUET and (names := parquet.class_names(parquet.features(shard))):
         return _checked(shard, names)
     file = _class_file(root, shard)
@@ -211,7 +213,9 @@ def _class_names(root: Path, shard: Path) -> Sequence[str] | None:
 
 
 def _of_mapping(values: Mapping[str, Any]) -> list[Any] | None:
-    """The names of {number: name} or {name: number}, in order; None where a number is missing."""
+    """Returns the names of {number: name} or {name: number}, in order, or None if numbers are
+    missing.
+    """
     is_by_number = all(key.isdecimal() for key in values)
     number = {int(k): v for k, v in values.items()} if is_by_number else {}
     if not is_by_number and all(isinstance(v, int) for v in values.values()):
@@ -236,7 +240,7 @@ def _of_parquet(shard: Path) -> Iterator[Sample]:
 
 
 def _is_webdataset(shard: Path) -> bool:
-    """Whether the files of the first sample in a tar have a label among them."""
+    """Whether the first sample of a tar has a label."""
     key = None
     try:
         for file in trees.archive(shard):
@@ -247,7 +251,7 @@ def _is_webdataset(shard: Path) -> bool:
                 return True
             key = of_file
     except ValueError:
-        return True  # what is wrong with it is named where it is read
+        return True  # reading it raises the error
     return False
 
 
@@ -276,7 +280,7 @@ def _of_tar(shard: Path) -> Iterator[Sample]:
 
 
 class _Faulty(Exception):
-    """A message that already names shard and row."""
+    """An error whose message already names shard and row."""
 
 
 def _base(path: str) -> str:
@@ -284,7 +288,7 @@ def _base(path: str) -> str:
 
 
 def _split(path: str) -> tuple[str, str]:
-    """A sample's key and a file's extension, which begins at the first dot of its name."""
+    """Returns a sample's key and a file's extension, which starts at the first dot of its name."""
     folder, slash, name = path.rpartition("/")
     stem, _, extension = name.partition(".")
     return f"{folder}{slash}{stem}", extension.lower()
@@ -298,5 +302,5 @@ def _label(opened: Any, file: File, where: str) -> int | str:
     try:
         text = opened.read(place.size).decode().strip()
     except UnicodeDecodeError as error:
-        raise _Faulty(f"{where} has a label that is not a string") from error
+        raise _Faulty(f"{where} has a label that is not UTF-8 text") from error
     return int(text) if _NUMBER.fullmatch(text) else text

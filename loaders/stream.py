@@ -1,4 +1,4 @@
-"""Packs that do not fit in memory, read batch by batch ahead of their use."""
+"""Packs that do not fit in memory, read ahead batch by batch."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from loaders.resident import Resident, fits
 
 log = logging.getLogger(__name__)
 TIMEOUT_S = 300
-_AHEAD = 3  # batches
+_AHEAD = 3  # batches read ahead
 
 
 class Stream:
-    """Reads a pack batch by batch, `workers` threads decoding ahead of the consumer."""
+    """Reads a pack batch by batch; `workers` threads decode ahead of the consumer."""
 
     def __init__(self, pack: Pack, device: torch.device | str = "cpu", *, workers: int = 2) -> None:
         self.pack = pack
@@ -30,13 +30,13 @@ class Stream:
         self.workers = workers
 
     def batches(self, batches: Iterable[np.ndarray]) -> Iterator[Batch]:
-        """One Batch for each index array (int64 [b], any order, any size, repeats allowed).
+        """Yields one Batch per index array (int64 [b], any order, any size, repeats allowed).
 
-        `batches` is consumed by another thread, a few batches ahead. Raises ValueError naming a
-        damaged sample, TimeoutError where no batch comes.
+        Another thread consumes `batches`, a few batches ahead. Raises ValueError naming a damaged
+        sample, and TimeoutError if a batch takes more than `TIMEOUT_S` seconds.
         """
         produced = self._produce(batches)
-        # Its thread is a daemon, unlike an executor's: a stuck read does not hold up the exit.
+        # The pool's thread is a daemon, unlike an executor's, so a stuck read does not block exit.
         with ThreadPool(1) as pool:
             ahead: deque[Any] = deque(
                 pool.apply_async(next, (produced, None)) for _ in range(_AHEAD)
@@ -60,12 +60,12 @@ class Stream:
     ) -> Generator[tuple[np.ndarray, torch.Tensor, torch.cuda.Event | None], None, None]:
         on_gpu = self.device.type == "cuda"
         if on_gpu:
-            # A thread begins on GPU 0, where leaving a stream would make a context of 0.5 GB.
+            # A new thread is on GPU 0, where leaving a stream would create a context of 0.5 GB.
             torch.cuda.set_device(self.device)
         copies = torch.cuda.Stream(self.device) if on_gpu else None
         with ThreadPool(self.workers) as pool:
             for index in batches:
-                assert (index >= 0).all(), index  # NumPy would count from the end
+                assert (index >= 0).all(), index  # NumPy would index from the end
                 host_NHWC = torch.empty(
                     (len(index), *self.pack.shape, 3), dtype=torch.uint8, pin_memory=on_gpu
                 )
@@ -90,7 +90,7 @@ def open_source(
     *,
     workers: int = 2,
 ) -> Source:
-    """The pack on `device`: resident where it fits or `mode` says so, else streamed."""
+    """Returns the pack on `device`: resident if it fits or `mode` says so, otherwise streamed."""
     resident = fits(pack, device) if mode == "auto" else mode == "resident"
     log.info("%s: %s on %s", pack.name, "resident" if resident else "streamed", device)
     if resident:

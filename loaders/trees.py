@@ -1,8 +1,8 @@
-"""The files of a data set, wherever they lie: in folders, or in the .tar they came in.
+"""Lists the files of a dataset in folders or in uncompressed .tar archives.
 
-A benchmark's sets come as archives of a million small files. A file in an uncompressed archive has
-a place in it, so such an archive is read as it is; a compressed one has to be unpacked. Whatever is
-wrong with a tree, such as a dead link or a damaged archive, is named before an image is read.
+Benchmark datasets are archives of up to a million small files. An uncompressed archive is read in
+place; a compressed one must be unpacked first. Faults of a tree, such as a dead link or a damaged
+archive, raise an error before any image is read.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from loaders.pack import Item
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".tif", ".tiff")
 _BLOCK = 512  # bytes; an archive ends with at least one block of zeros
-_DEEPEST = 64  # folders below each other
-_LARGEST = 1 << 30  # bytes of an image
+_DEEPEST = 64  # maximum nesting of folders
+_LARGEST = 1 << 30  # maximum bytes of an image
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")
 
 
 class Place(NamedTuple):
-    """Where the bytes of a file are: a file, and a part of it unless `size` is -1."""
+    """Where the bytes of a file are: a whole file if `size` is -1, else a part of it."""
 
     path: str
     offset: int = 0
@@ -39,12 +39,12 @@ class Place(NamedTuple):
 
     @property
     def where(self) -> str:
-        """The archive, for an error about a file in it; empty for a file of its own."""
+        """ " in ARCHIVE" for errors about a file in an archive; empty for a file on disk."""
         return f" in {os.path.basename(self.path)}" if self.size >= 0 else ""
 
 
 class File(NamedTuple):
-    """A file of a tree: its path below the root (posix), its place, its size and time of change."""
+    """A file of a tree: its path below the root (posix), place, size and modification time."""
 
     path: str
     place: Place | parquet.Row
@@ -56,18 +56,18 @@ class File(NamedTuple):
 
     @property
     def is_image(self) -> bool:
-        """Whether its name is an image's; names that begin with a dot belong to file managers."""
+        """Whether the name is an image's. Names with a leading dot belong to file managers."""
         name = self.path.rpartition("/")[2]
         return not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
 @dataclass(frozen=True)
 class Listing:
-    """A set as it lies on a disk.
+    """A dataset as found on disk.
 
-    `left_out`: files that are no images of the set. `faults`: how it differs from what was
-    published, as far as is known. `group_depth`: how many folders of an item's key name the
-    part of the set in which the item counts (IN-C: corruption and severity).
+    `left_out`: files that are not images of the dataset. `faults`: known differences from what was
+    published. `group_depth`: number of leading folders of an item's key that name the item's part
+    of the dataset (IN-C: 2, corruption and severity).
     """
 
     items: list[Item]
@@ -79,12 +79,14 @@ class Listing:
 
 
 def files(root: Path) -> Iterator[File]:
-    """Every file below a folder, or in a .tar.
+    """Yields each file below a folder or in a .tar.
 
-    A folder that holds .tar files and no folders stands for what is in them: its other files are
-    passed over, and a member outside any folder gets its archive's name as its folder.
-    Raises ValueError naming what is missing, compressed, damaged, named in other than UTF-8, too
-    deep, a pipe, a socket or a device, a link that leads nowhere, or a folder that is met twice.
+    A folder with .tar files and no subfolders is read as the contents of the archives: its other
+    files are skipped, and a member outside any folder gets its archive's name as its folder.
+
+    Raises ValueError naming a root that is missing or compressed; an archive that is damaged; a
+    name that is not UTF-8; a folder that is too deep or met twice; a pipe, socket or device; and a
+    link that leads nowhere.
     """
     if root.name.endswith(_COMPRESSED):
         raise ValueError(f"{root} is compressed and cannot be read in place; unpack it first")
@@ -105,7 +107,7 @@ def files(root: Path) -> Iterator[File]:
 
 
 def fingerprint(listed: Iterable[File]) -> str:
-    """SHA-256 over path, size and time of change of the given files."""
+    """Returns the SHA-256 over path, size and modification time of the given files."""
     hashed = hashlib.sha256()
     for file in listed:
         hashed.update(stamped(file))
@@ -118,16 +120,16 @@ def stamped(file: File) -> bytes:
 
 
 def read(place: Place | parquet.Row) -> bytes:
-    """The bytes of a file, or of an image in a row.
+    """Returns the bytes of a file, or of an image in a parquet row.
 
-    Raises ValueError where an archive was cut inside it, and for more bytes than an image has.
+    Raises ValueError if the archive ends inside the file, or if it is too large for an image.
     """
     if isinstance(place, parquet.Row):
         return parquet.read(place, _LARGEST)
     with open(place.path, "rb") as file:
         size = os.fstat(file.fileno()).st_size if place.size < 0 else place.size
         if size > _LARGEST:
-            raise ValueError(f"{place.path} holds {size:,} bytes, too many for an image")
+            raise ValueError(f"{place.path} has {size:,} bytes, too many for an image")
         file.seek(place.offset)
         data = file.read(place.size)
     if 0 <= place.size != len(data):
@@ -136,12 +138,12 @@ def read(place: Place | parquet.Row) -> bytes:
 
 
 def open_image(place: Place | parquet.Row) -> Image.Image:
-    """The image as it is stored; raises as `read` and `rgb.open_image`."""
+    """Returns the image as stored; raises as `read` and `rgb.open_image` do."""
     return rgb.open_image(io.BytesIO(read(place)))
 
 
 def first_names(names: Sequence[str], most: int = 3) -> str:
-    """The first few names, and how many more there are."""
+    """Returns the first few names, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 
@@ -149,18 +151,18 @@ def first_names(names: Sequence[str], most: int = 3) -> str:
 def files_below(
     folder: str, prefix: str = "", seen: dict[tuple[int, int], str] | None = None
 ) -> Iterator[File]:
-    """Every file below a folder in the order of their names; raises as `files`.
+    """Yields each file below a folder in the order of names; raises as `files` does.
 
     prefix: the folder's path below the root. seen: folders by device and inode.
     """
     seen = {} if seen is None else seen
     if prefix.count("/") > _DEEPEST:
-        raise ValueError(f"{folder} lies more than {_DEEPEST} folders deep; is it the right place?")
+        raise ValueError(f"{folder} is more than {_DEEPEST} folders deep; is it the right place?")
     status = os.stat(folder)
     # Links can make a tree endless, or exponentially large.
     first = seen.setdefault((status.st_dev, status.st_ino), folder)
     if first != folder:
-        raise ValueError(f"{folder} is a link to {first}, which is read already; remove the link")
+        raise ValueError(f"{folder} is a link to {first}, which was already read; remove the link")
     with os.scandir(folder) as scan:
         entries = sorted(scan, key=lambda entry: entry.name)
     for entry in entries:
@@ -178,7 +180,7 @@ def files_below(
 
 
 def _utf8(name: str, place: str) -> str:
-    """The name of a file at `place`; ValueError where no manifest could hold it."""
+    """Returns the name of a file at `place`. Raises ValueError if no manifest can store it."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -188,7 +190,7 @@ def _utf8(name: str, place: str) -> str:
 
 @contextlib.contextmanager
 def _parsing() -> Iterator[None]:
-    """tarfile raises a bare ValueError for some headers that are damaged: make it a TarError."""
+    """Turns the bare ValueError that tarfile raises for some damaged headers into a TarError."""
     try:
         yield
     except ValueError as error:
@@ -201,7 +203,9 @@ def _headers(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
 
 
 def archive(path: Path) -> Iterator[File]:
-    """Every file in a .tar. Raises ValueError as `files`, where the archive is cut at its end."""
+    """Yields each file in a .tar. Raises ValueError as `files` does, and if the archive is
+    truncated.
+    """
     status = path.stat()
     try:
         yield from _members(Place(str(path), 0, status.st_size), "", status.st_mtime_ns)
@@ -210,7 +214,7 @@ def archive(path: Path) -> Iterator[File]:
 
 
 def _members(place: Place, prefix: str, changed: int) -> Iterator[File]:
-    """Files of the archive at `place`; an archive inside counts as a folder."""
+    """Files of the archive at `place`; an inner archive counts as a folder."""
     path = place.path
     with open(path, "rb") as whole, contextlib.ExitStack() as stack:
         whole.seek(place.offset)
@@ -219,7 +223,7 @@ def _members(place: Place, prefix: str, changed: int) -> Iterator[File]:
         for member in _headers(archive):
             if member.islnk() or member.issym():
                 raise ValueError(f"{path}: {member.name} is a link; unpack the archive")
-            if member.issparse():  # a BMP's bytes would decode, to other pixels
+            if member.issparse():  # a BMP would decode to wrong pixels
                 raise ValueError(f"{path}: {member.name} has holes; unpack the archive")
             name = PurePosixPath(prefix, member.name)
             content = Place(path, member.offset_data, member.size)
@@ -227,9 +231,9 @@ def _members(place: Place, prefix: str, changed: int) -> Iterator[File]:
                 yield from _members(content, str(name.with_suffix("")), changed)
             elif member.isfile():
                 yield File(_utf8(str(name), path), content, f"{member.size} {changed}")
-        # tarfile takes a header that it cannot read for the end.
+        # tarfile treats an unreadable header as the end.
         whole.seek(archive.offset)
         is_end = whole.read(_BLOCK) == bytes(_BLOCK)
         if not is_end or archive.offset + _BLOCK > place.offset + place.size:
             name = f"{prefix}.tar" if prefix else "it"
-            raise tarfile.ReadError(f"{name} does not end as one should")
+            raise tarfile.ReadError(f"{name} is truncated, or its end is damaged")

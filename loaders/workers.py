@@ -1,7 +1,7 @@
-"""Work done by a pool of processes, a little ahead of its consumer.
+"""An ordered map over a pool of processes that stays a little ahead of its consumer.
 
-`ProcessPoolExecutor.map` submits everything at once, so a set of millions of images would sit in
-memory, and its workers wait for ever where their parent is killed. Here neither happens.
+`ProcessPoolExecutor.map` submits everything at once, so a dataset of millions of images would fill
+the memory, and its workers hang if the parent is killed. This map avoids both.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from typing import TypeVar
 In = TypeVar("In")
 Out = TypeVar("Out")
 
-_AHEAD = 8  # items for each process
+_AHEAD = 8  # items per process
 
 
 def ordered_map(
     function: Callable[[In], Out], items: Iterable[In], workers: int = 1
 ) -> Generator[Out, None, None]:
-    """`map(function, items)` on `workers` processes (in this one where `workers` is 1).
+    """Yields `map(function, items)`, computed by `workers` processes (by this process if 1).
 
-    The processes are spawned, so `function`, items and results must be picklable. An exception of
-    `function` is raised here. Raises RuntimeError where a process dies.
+    The processes are spawned, so `function`, items and results must be picklable. Exceptions of
+    `function` are raised here. Raises RuntimeError if a worker process dies.
     """
     if workers == 1:
         yield from map(function, items)
@@ -53,7 +53,9 @@ def ordered_map(
 
 
 def follow_parent() -> None:
-    """Leave Ctrl-C to the parent of this spawned process, and end when it ends."""
+    """Ignores Ctrl-C in a spawned process, which the parent handles, and exits when the parent
+    exits.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -1,7 +1,7 @@
-"""The two data files of a pack, written image by image, from the start or where a run stopped.
+"""Writes the two data files of a pack image by image, and resumes an interrupted run.
 
-A journal accompanies unfinished images: one line per image, with the checksum of its bytes and one
-of itself. The next run takes the images up to the first whose line or bytes are damaged or missing.
+A journal has one line per written image, with the checksum of its bytes and one of the line. The
+next run reuses all images up to the first one whose line or bytes are damaged or missing.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from loaders.root import Root
 log = logging.getLogger(__name__)
 JOURNAL = "journal.jsonl"
 _NAMED = 5
-_LONGEST = 1000  # bytes of the journal's first line
+_LONGEST = 1000  # maximum bytes of the journal's first line
 _LINE_END = 10  # bytes: a space, the line's CRC-32, a newline
 
 
 @dataclass(frozen=True)
 class Stored:
-    """The bytes of an image, their CRC-32, its shape (H, W), and what was unusual about it."""
+    """The bytes of an image, their CRC-32, its shape (H, W), and a remark if it was unusual."""
 
     blob: bytes
     crc32: int
@@ -43,7 +43,7 @@ class Stored:
 
 
 class Written(NamedTuple):
-    """The journal's line of an image; of one that could not be read it is the reason, a text."""
+    """A journal line for a written image; the line of an unreadable image is the reason."""
 
     size: int
     crc32: int
@@ -53,10 +53,10 @@ class Written(NamedTuple):
 
 
 class PackWriter:
-    """Writes `items` in their order into `folder`, stored as `mode`.
+    """Writes `items` in order into `folder`, stored as `mode`.
 
-    Goes on where an earlier run of the same `request` stopped. `written`: the items in the file.
-    `skipped`: those that could not be read.
+    Resumes an earlier run of the same `request`. `written`: the items in the file. `skipped`: the
+    items that could not be read.
     """
 
     def __init__(self, folder: Path, items: Sequence[Item], mode: int, request: str) -> None:
@@ -73,11 +73,11 @@ class PackWriter:
 
     @property
     def done(self) -> int:
-        """How many items were written or skipped, by this run or an earlier one."""
+        """Number of items written or skipped, by this run or an earlier one."""
         return len(self.written) + len(self.skipped)
 
     def write(self, results: Iterable[Stored | str]) -> None:
-        """Write the remaining items: their bytes, or the reason why there are none."""
+        """Writes the remaining items: their bytes, or the reasons why they have none."""
         for item, result in zip(self._items[self.done :], results, strict=True):
             entry: Written | str
             if isinstance(result, str):
@@ -91,14 +91,14 @@ class PackWriter:
             self._journal.flush()
 
     def finish(self) -> None:
-        """Write the samples and what makes the file of images readable."""
+        """Writes the samples, and the table and header that make the images readable."""
         assert self._writer is not None
         with self._files.open(SAMPLES, "wb") as file:
             _write_samples(file, self.written, self._crc32)
         self._writer.finish(tag=file_hash(self._folder / SAMPLES).encode())
 
     def counts(self, classes: int) -> dict[str, Any]:
-        """The manifest's part on images: their numbers, and unusual ones."""
+        """Returns the manifest's entries about images: counts, shape, skipped and unusual ones."""
         height, width = self.shape
         remarks = {
             kind: f"{len(keys)} image{'s' * (len(keys) > 1)}, such as {', '.join(keys[:_NAMED])}"
@@ -113,13 +113,13 @@ class PackWriter:
         } | ({"remarks": remarks} if remarks else {})
 
     def close(self) -> None:
-        with suppress(OSError):  # a full disk: an image without its line will be written again
+        with suppress(OSError):  # full disk: an image without its line is written again
             self._journal.close()
         if self._writer is not None:
             self._writer.close()
 
     def _begin(self, request: bytes) -> IO[bytes]:
-        """Take what an earlier run left; the journal, without its lines from the first fault on."""
+        """Reuses what an earlier run left, and returns the journal, cut at its first fault."""
         first = b""
         if self._files.has(JOURNAL):
             with self._files.open(JOURNAL) as file:
@@ -127,11 +127,11 @@ class PackWriter:
         if first != request:
             if first:
                 log.warning(
-                    "%s holds a part of this set, but of other images or options, or its files "
-                    "changed since; it is begun anew",
+                    "%s has a partial encoding with other images or options, or its files changed "
+                    "since; starting again",
                     self._folder,
                 )
-            self._runs.remove(self._folder)  # no other run uses it
+            self._runs.remove(self._folder)  # no other run uses it: we hold the lock
             with self._files.open(JOURNAL, "wb") as file:
                 file.write(request)
         journal = self._files.opened(JOURNAL, "r+b")
@@ -145,7 +145,7 @@ class PackWriter:
         return journal
 
     def _take(self, item: Item, line: bytes) -> bool:
-        """Take an item with which an earlier run dealt; False for a damaged line or image."""
+        """Reuses an item that an earlier run handled. Returns False for a damaged line or image."""
         text, line_end = line[:-_LINE_END], line[-_LINE_END:]
         if line_end != _checksum(text):
             return False

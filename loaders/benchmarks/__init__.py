@@ -1,1 +1,1 @@
-"""Benchmarks whose sets are read from their official files, or drawn."""
+"""Benchmarks whose datasets are read from their official files, or drawn."""

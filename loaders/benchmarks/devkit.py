@@ -1,7 +1,7 @@
-"""The labels of IN-1K's validation set, from the development kit that comes with it.
+"""Labels of IN-1K's validation set, from its development kit.
 
-The kit numbers classes in an order of its own. `meta.mat` has the wnid of each number, and a text
-file the number of each image.
+The kit numbers classes in its own order. `meta.mat` gives the wnid of each number, and a text file
+the number of each image.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ _DAMAGE = (tarfile.TarError, EOFError, OSError, scipy.io.matlab.MatReadError)
 
 
 def wnids(archive: Path) -> list[str]:
-    """The wnid of each validation image in the order of their numbers, from the kit's .tar.gz.
+    """Returns the wnid of each validation image, in order, from the kit's .tar.gz.
 
-    Raises ValueError for an archive that is damaged or is not the kit.
+    Raises ValueError for an archive that is damaged or not the kit.
     """
     members: dict[str, bytes] = {}
     try:
@@ -35,6 +35,6 @@ def wnids(archive: Path) -> list[str]:
         return [wnid_of[int(number)] for number in members[NUMBERS].split()]
     except (*_DAMAGE, KeyError, ValueError) as error:
         raise ValueError(
-            f"{archive} is not ImageNet's development kit of 2012 ({error!r}); get "
+            f"{archive} is not ImageNet's development kit of 2012 ({error!r}); download "
             "ILSVRC2012_devkit_t12.tar.gz again"
         ) from error

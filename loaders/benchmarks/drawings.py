@@ -1,8 +1,8 @@
-"""Vendors' emoji drawings, read straight from their packages.
+"""Vendors' emoji drawings, read directly from their packages.
 
-Three kinds of package hold drawings: Iconify JSON (SVG), a folder of WebP files, a font. Each has a
-class with `identity(code)`, which is equal for equal drawings and None where there is no drawing of
-a code point, and `draw(code, px)`.
+Drawings come in three kinds of package: Iconify JSON (SVG), a folder of WebP files, and a font.
+Each kind has a class with two methods: `identity(code)` is equal for equal drawings, and None if a
+code point has no drawing; `draw(code, px)` returns an RGBA image of px x px.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _BASIC = ImageFont.Layout.BASIC
 
 
 def plain(sequence: str) -> str:
-    """A code point sequence in lower case, without emoji presentation selectors."""
+    """Returns a code point sequence in lower case, without emoji presentation selectors."""
     return sequence.lower().replace("-fe0f", "")
 
 
 class SvgDrawings:
-    """Iconify JSON. The oldest sets carry no code points, so `naming` gives each code's names."""
+    """Iconify JSON. The oldest packages have no code points, so `naming` gives the codes' names."""
 
     def __init__(self, path: Path, naming: Mapping[str, tuple[str, ...]]) -> None:
         files = registry.members(path, {_ICONS, _CHARS}.__contains__)
@@ -43,7 +43,7 @@ class SvgDrawings:
                     self._name_of[code] = known_names[0]
 
     def names(self) -> dict[str, tuple[str, ...]]:
-        """Code -> the set's name for it, then that name's aliases."""
+        """Returns code -> the package's name for it, then that name's aliases."""
         aliases: dict[str, list[str]] = defaultdict(list)
         for alias, entry in self._aliases.items():
             aliases[entry["parent"]].append(alias)
@@ -56,7 +56,7 @@ class SvgDrawings:
         return icon["body"], flip
 
     def draw(self, code: str, px: int) -> Image.Image:
-        import resvg_py  # late: all else here works without it
+        import resvg_py  # imported here: everything else works without it
 
         icon, flip = self._resolve(code)
         left, top, width, height = (
@@ -95,11 +95,11 @@ class WebpDrawings:
 
 
 class FontDrawings:
-    """A font of black glyphs, one per code point; it has no sequences of them."""
+    """A font of black glyphs for single code points; it has no sequences."""
 
     def __init__(self, path: Path) -> None:
         data = registry.member(path, FONT_MEMBER)
-        # The basic layout is in every build of Pillow; single code points need no other.
+        # All builds of Pillow have the basic layout, which is enough for single code points.
         self._font = cache(
             lambda size: ImageFont.truetype(io.BytesIO(data), size, layout_engine=_BASIC)
         )

@@ -1,10 +1,10 @@
-"""emoji-RIB: the newcomer's benchmark, a real distribution shift that a registry can carry.
+"""emoji-RIB: a benchmark with a real distribution shift that needs no registration.
 
-ImageNet and its eight shifted sets need forms and hundreds of gigabytes. Emoji of five makers show
-the same kind of shift in 30 MB: the same concepts in different drawing styles. Two styles make the
-upstream set, eight are the downstream sets, from flat colour to black-and-white glyphs. A style has
-a single drawing per concept, so several seeded renderings (background, scale, shift, rotation) make
-several images per class. The artwork is downloaded, never shipped, and credited by `credits`.
+ImageNet and its eight shifted datasets need forms and hundreds of gigabytes. Emoji of five vendors
+have the same kind of shift in 30 MB: the same concepts in different drawing styles. Two styles are
+the upstream dataset; the other eight are downstream datasets, from flat colour to black-and-white
+glyphs. A style has one drawing per concept, so seeded renderings (background, scale, shift,
+rotation) make several images per class. The artwork is downloaded, never shipped; see `credits`.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ ROTATION_DEG = 12.0
 SATURATION = (0.0, 0.45)
 VALUE = (0.35, 1.0)
 GRADIENT = 0.18
-# A mono style's ink on dark and on light backgrounds, and the relative luminance between the two
-# at which black and white contrast equally (WCAG 2).
+# A mono style's ink on dark and on light backgrounds, and the relative luminance at which black and
+# white contrast equally (WCAG 2).
 INK = ((243, 243, 243), (12, 12, 12))
 EQUAL_CONTRAST = 0.179
 NAMING_STYLE = "noto"
@@ -58,8 +58,9 @@ class Concept(NamedTuple):
 
 
 class Payload(NamedTuple):
-    """Input of a worker process that draws one image of `px` x `px` pixels. effect: of a derived
-    set, or empty."""
+    """Input of a worker that draws one image of `px` x `px` pixels. effect: of a derived dataset,
+    or "".
+    """
 
     cache: str
     style: str
@@ -71,21 +72,21 @@ class Payload(NamedTuple):
 
 
 class Artwork:
-    """The ten styles' drawings, read lazily from their archives; `metadata`: a wheel."""
+    """The drawings of the ten styles, read lazily from their archives. metadata: a wheel."""
 
     def __init__(self, archives: Mapping[str, Path], metadata: Path) -> None:
         self._archives, self._metadata = archives, metadata
         self._pack = lru_cache(self._open)
-        # Renderings of one drawing come one after another: rasterise it once for all of them.
+        # Renderings of a drawing are consecutive, so each drawing is rasterised once.
         self._drawing = lru_cache(maxsize=64)(
             lambda style, code, px: self._pack(style).draw(code, px)
         )
 
     def choose(self, n: int, seed: int) -> tuple[Concept, ...]:
-        """`n` concepts spread evenly over Unicode's subgroups, in Unicode's order.
+        """Returns `n` concepts spread evenly over Unicode's subgroups, in Unicode's order.
 
-        Subgroups take turns in a seeded order, so a smaller choice is part of a larger one.
-        Raises ValueError if there are fewer than `n` concepts.
+        Subgroups take turns in a seeded order, so a smaller choice is a subset of a larger one.
+        Raises ValueError if there are fewer than `n` concepts, or if n is not positive.
         """
         if not 0 < n <= len(self.concepts):
             raise ValueError(f"cannot choose {n} concepts: 1 to {len(self.concepts)} are possible")
@@ -98,11 +99,11 @@ class Artwork:
         return tuple(concept for concept in self.concepts if concept in chosen)
 
     def render(self, style: str, code: str, variant: int, seed: int, px: int) -> Image.Image:
-        """One seeded rendering of a concept: RGB, `px` x `px`, wholly inside the frame.
+        """Returns one seeded rendering of a concept: RGB, `px` x `px`, entirely inside the frame.
 
-        Background, scale, shift and rotation depend on a hash of (seed, style, code, variant) and
-        on nothing else, so they tell nothing of the class. A mono style is inked black or white,
-        whichever stands out more from its background.
+        Background, scale, shift and rotation depend only on a hash of (seed, style, code, variant),
+        so they carry no information about the class. A mono style is drawn in black or white,
+        whichever has more contrast with the background.
         """
         rng = random.Random(_seed(seed, style, code, variant))
         background, luminance = _background(rng, px)
@@ -115,11 +116,12 @@ class Artwork:
 
     @cached_property
     def concepts(self) -> tuple[Concept, ...]:
-        """The concepts drawn in every style, in Unicode's order.
+        """The concepts drawn in all styles, in Unicode's order.
 
-        They are single code points: the oldest styles and the font draw no joined sequences, such
-        as skin tones. Left out are the groups Symbols, Flags and Component, the 24 clock faces, and
-        concepts that share a drawing with another in any style, since their label is ambiguous.
+        Concepts are single code points: the oldest styles and the font have no joined sequences,
+        such as skin tones. Excluded are the groups Symbols, Flags and Component, the 24 clock
+        faces, and concepts that share a drawing with another in any style, since their label is
+        ambiguous.
         """
         packs = [self._pack(name) for name in STYLES]
         names = self._names
@@ -153,7 +155,7 @@ class Artwork:
 
 
 def styles_of(name: str, upstream: str) -> tuple[tuple[str, ...], str]:
-    """The styles that a set shows, and the effect of a derived set, or an empty text."""
+    """Returns the styles of a dataset, and the effect of a derived dataset, or ""."""
     if name == upstream:
         return UPSTREAM, ""
     return (ORIGINALS, name) if name in DERIVED else ((name,), "")
@@ -161,10 +163,11 @@ def styles_of(name: str, upstream: str) -> tuple[tuple[str, ...], str]:
 
 @cache
 def fetch(cache: Path) -> Artwork:
-    """The artwork of the ten styles; what is not in the folder `cache` is downloaded, 30 MB in all.
+    """Returns the artwork of the ten styles, downloading what is missing in `cache` (30 MB in
+    total).
 
-    No file is used before its checksum is verified. Raises ValueError naming the first package
-    that could not be fetched.
+    Each file's checksum is verified before use. Raises ValueError naming the first package that
+    could not be fetched.
     """
 
     def get(style: Style) -> Path:
@@ -187,11 +190,11 @@ def items(
     px: int,
     effect: str = "",
 ) -> list[Item]:
-    """Every rendering of every concept in every style; a label is an index into `concepts`.
+    """Returns one item per rendering, concept and style; a label is an index into `concepts`.
 
-    All styles and renderings of a concept share its source cluster; in a derived set (effect) only
-    those of a drawing do, which is what such sets have in common. Ordered by style, concept,
-    rendering, so that neighbours share a rasterised drawing.
+    All styles and renderings of a concept share one source cluster. In a derived dataset
+    (`effect`), only the renderings of a drawing do, since derived datasets share drawings. Items
+    are ordered by style, concept and rendering, so that neighbours share a rasterised drawing.
     """
     folder = str(Path(cache).resolve())
     return [
@@ -208,13 +211,13 @@ def items(
 
 
 def open_image(payload: Payload) -> Image.Image:
-    """Draw one image, RGB `px` x `px`, in any process; the artwork is opened once in each."""
+    """Draws one image, RGB `px` x `px`; each process opens the artwork once."""
     image = fetch(Path(payload.cache)).render(*payload[1:-1])
     return EFFECTS[payload.effect](image) if payload.effect else image
 
 
 def contact_sheet(rows: Mapping[str, Sequence[np.ndarray]]) -> Image.Image:
-    """A row of images (uint8 [H, W, 3] of one size) for each style, named at its left."""
+    """Returns a sheet with one labelled row of images (uint8 [H, W, 3] of one size) per style."""
     px = len(next(iter(rows.values()))[0])
     font, gap = ImageFont.load_default(px / 5), px // 18
     margin = math.ceil(max(map(font.getlength, rows))) + 4 * gap
@@ -230,7 +233,7 @@ def contact_sheet(rows: Mapping[str, Sequence[np.ndarray]]) -> Image.Image:
 
 
 def credits() -> list[dict[str, str]]:
-    """Credits and licences for the report: one row per style, then the metadata."""
+    """Returns credits and licences for the report: one row per style, then the metadata."""
     packages = STYLES | {"metadata": METADATA}
     keys = ("package", "version", "licence", "credit", "url")
     return [{"name": name} | {key: getattr(p, key) for key in keys} for name, p in packages.items()]
@@ -244,7 +247,7 @@ def fingerprint(
     px: int,
     effect: str = "",
 ) -> str:
-    """A hash (64 hexadecimal digits) of all that determines the images of `items`."""
+    """Returns a hash (64 hexadecimal digits) of everything that determines the items' images."""
     pinned = [STYLES[name].sha512 for name in (*styles, NAMING_STYLE)] + [METADATA.sha256]
     drawn = [RENDERING_VERSION, list(styles), [c._asdict() for c in concepts], renderings, seed, px]
     drawn += [effect] if effect else []
@@ -252,13 +255,13 @@ def fingerprint(
 
 
 def _seed(*parts: object) -> int:
-    """The same integer in every process and on every platform, unlike `hash`."""
+    """The same integer in all processes and on all platforms, unlike `hash`."""
     digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big")
 
 
 def _background(rng: random.Random, px: int) -> tuple[Image.Image, float]:
-    """A muted colour fading softly to a neighbour, and its relative luminance (WCAG 2)."""
+    """A muted colour with a soft gradient, and its relative luminance (WCAG 2)."""
     hue, saturation, value = rng.random(), rng.uniform(*SATURATION), rng.uniform(*VALUE)
     angle, fade = rng.uniform(0, 2 * math.pi), rng.uniform(0, GRADIENT)
     first = np.array(colorsys.hsv_to_rgb(hue, saturation, value))
@@ -272,14 +275,14 @@ def _background(rng: random.Random, px: int) -> tuple[Image.Image, float]:
 
 
 def _place(rng: random.Random, drawing: Image.Image) -> Image.Image:
-    """Scale, rotate and shift a square drawing so that it stays inside its frame."""
+    """Scales, rotates and shifts a square drawing inside its frame."""
     side, scale = drawing.width, rng.uniform(*SCALE)
     angle = math.radians(rng.uniform(-ROTATION_DEG, ROTATION_DEG))
     cos, sin = math.cos(angle), math.sin(angle)
     slack = max(0.0, 1 - scale * (abs(cos) + abs(sin))) / 2
     x = side * (0.5 + rng.uniform(-slack, slack))
     y = side * (0.5 + rng.uniform(-slack, slack))
-    # Pillow asks for the inverse: where in the drawing a pixel of the frame comes from.
+    # Pillow needs the inverse: the place in the drawing for each pixel of the frame.
     a, b = cos / scale, sin / scale
     inverse = (a, b, side / 2 - a * x - b * y, -b, a, side / 2 + b * x - a * y)
     return drawing.transform(

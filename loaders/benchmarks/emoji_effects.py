@@ -1,7 +1,7 @@
-"""Effects of derived emoji datasets, like those of ImageNet's derived datasets.
+"""Effects of the derived emoji datasets, modelled on ImageNet's derived datasets.
 
-A set such as `blur` shows the very renderings of the two original styles, altered: what was a
-background, a place or a size stays one. So the sets have their drawings in common.
+A dataset such as `blur` alters the exact renderings of the two original styles: background,
+position and size stay the same. So these datasets share their drawings.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from PIL import Image, ImageFilter, ImageOps
 
 from loaders.benchmarks.emoji_styles import DERIVED
 
-BLUR = 1 / 32  # standard deviation, of the image's side
-CONTRAST = 0.3  # that is left
+BLUR = 1 / 32  # standard deviation / side of the image
+CONTRAST = 0.3  # remaining share of the contrast
 
 
 def _outline(image: Image.Image) -> Image.Image:

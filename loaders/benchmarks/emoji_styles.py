@@ -1,4 +1,4 @@
-"""The drawing styles of emoji-RIB: `emoji.yaml`, which pins and credits packages. Draws nothing."""
+"""The drawing styles of emoji-RIB, with packages pinned and credited in `emoji.yaml`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import msgspec
 
 
 class Package(msgspec.Struct, frozen=True, kw_only=True):
-    """A pinned package, and whom to credit for it."""
+    """A pinned package and its credits."""
 
     package: str
     version: str
@@ -38,7 +38,7 @@ class _File(msgspec.Struct):
 
 _FILE = msgspec.yaml.decode(Path(__file__).with_name("emoji.yaml").read_bytes(), type=_File)
 STYLES, METADATA = _FILE.styles, _FILE.metadata
-ORIGINALS = ("twemoji", "openmoji")  # of which derived sets are made
+ORIGINALS = ("twemoji", "openmoji")  # styles that derived datasets alter
 DERIVED = ("outline", "blur", "colour", "low-contrast")  # `emoji_effects`
 UPSTREAM = tuple(name for name, style in STYLES.items() if style.upstream)
 DOWNSTREAM = tuple(name for name, style in STYLES.items() if not style.upstream)

@@ -1,8 +1,8 @@
-"""ImageNet-1K and the sets made after it, from the layout that each one's own archive unpacks to.
+"""ImageNet-1K and its derived datasets, in the layouts of their official archives.
 
-Whatever the layout, an item is named `<wnid>/<file>` and items are ordered by name, so a set gives
-the same pack from folders, from a flat folder and from its archive. Class lists come from the
-caller: `classes` are always those of the whole set, also where a tree holds a part of it.
+In any layout, items are named `<wnid>/<file>` and ordered by name, so a dataset gives the same pack
+from class folders, from a flat folder and from its archive. The caller passes the class list:
+`classes` are always those of the whole dataset, even if a tree holds only part of it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from loaders.trees import File, Listing, first_names
 LABEL_FILES = ("LOC_val_solution.csv", "imagenet_2012_validation_synset_labels.txt")
 _VAL = re.compile(r"ILSVRC2012_val_\d{8}")
 _WNID = re.compile(r"n\d{8}")
-_LABEL_BYTES = 1 << 26  # 64 MiB: of 50,000 images with their boxes, several times over
+_LABEL_BYTES = 1 << 26  # 64 MiB: several times the labels and boxes of 50,000 images
 _LEVELS_UP = 4  # from Kaggle's val/ to its labels file
 
 
@@ -35,12 +35,13 @@ def by_folder(
     folders: Iterable[str] = (),
     names: Mapping[str, str] = MappingProxyType({}),
 ) -> Listing:
-    """A set laid out as `<wnid>/<image>`, with any folders above.
+    """Lists a dataset laid out as `<wnid>/<image>`, with any folders above.
 
-    `folders`: of the classes, where they are not the wnids (ImageNetV2 has numbers). `names`: wnids
-    by another name, which shards of a hub may give a class. Raises
-    ValueError naming folders that are no class of the set, two sets in one root, and files of the
-    same name in a class.
+    folders: the classes' folder names, if not the wnids (ImageNetV2 has numbers). names: other
+    class names to wnids, as in shards of a hub.
+
+    Raises ValueError naming folders that are not classes of the dataset, two datasets in one root,
+    and files with the same name in a class.
     """
     labels = {folder: label for label, folder in enumerate(folders or classes)}
     if names:
@@ -53,10 +54,10 @@ def by_folder(
 def validation(
     root: Path, name: str, classes: Sequence[str], names: Mapping[str, str] = MappingProxyType({})
 ) -> Listing:
-    """IN-1K's validation set: `<wnid>/<image>`, or flat with one of `LABEL_FILES` near it.
+    """Lists IN-1K's validation set: `<wnid>/<image>`, or flat with one of `LABEL_FILES` near it.
 
-    The flat layout is that of the official archive and of Kaggle. Raises ValueError as `by_folder`,
-    and where labels are absent or do not name every image.
+    The official archive and Kaggle's have the flat layout. Raises ValueError as `by_folder` does,
+    and if labels are missing or do not cover all images.
     """
     root = below(root, "val")
     first = next((file for file in shards.files(root) if file.is_image), None)
@@ -68,7 +69,7 @@ def validation(
 
 
 def below(root: Path, place: str) -> Path:
-    """The folder `place` in `root`, or where Kaggle's archive has it; `root` if there is none."""
+    """Returns the folder `place` in `root`, or in Kaggle's layout; `root` if neither exists."""
     for path in (root / place, root / "ILSVRC" / "Data" / "CLS-LOC" / place):
         if path.is_dir():
             return path
@@ -76,7 +77,7 @@ def below(root: Path, place: str) -> Path:
 
 
 def source_of(name: str, key: str) -> str:
-    """The source image's name; all copies of a validation image (IN-C, drawings) share it."""
+    """Returns the source image's name; copies of a validation image (IN-C, drawings) share it."""
     validation_image = _VAL.search(key.rpartition("/")[2])
     return validation_image[0] if validation_image else f"{name}/{key.rpartition('.')[0]}"
 
@@ -84,9 +85,10 @@ def source_of(name: str, key: str) -> str:
 def faults(
     items: Sequence[Item], classes: Sequence[str], images: int, per_class: int = 0
 ) -> list[str]:
-    """How a set differs from what was published, a sentence each; empty where it does not.
+    """Describes how a dataset differs from what was published, one sentence each; empty if it does
+    not.
 
-    `images`: published number. `per_class`: the number in each class, 0 where classes differ.
+    images: published number. per_class: published number per class, or 0 if classes differ.
     """
     counts = np.bincount([item.label for item in items], minlength=len(classes))
     differences = [f"{len(items):,} images, not {images:,}"] if len(items) != images else []
@@ -108,13 +110,13 @@ def _read(
     *,
     flat: bool = False,
 ) -> Listing:
-    """Items of all images below `root`; `label_of`: by an image's folder, by its name if `flat`."""
+    """Lists all images below `root`. label_of: by an image's folder, or by its name if `flat`."""
     images: list[File] = []
     left_out: list[str] = []
     for file in shards.files(root):
         images.append(file) if file.is_image else left_out.append(file.path)
     if not images:
-        raise ValueError(f"{root} holds no images; give the folder or .tar of {name}")
+        raise ValueError(f"{root} has no images; give the folder or .tar of {name}")
     items: list[Item] = []
     strange: dict[str, str] = {}
     above: dict[str, str] = {}
@@ -130,37 +132,35 @@ def _read(
         key = f"{classes[label]}/{file.parts[-1]}"
         items.append(Item(label, source_of(name, key), key, file.place))
     if strange and flat:
-        raise ValueError(f"{root}: {first_names([*strange.values()])}: no label in the labels file")
+        raise ValueError(f"{root}: the labels file lacks {first_names([*strange.values()])}")
     if strange:
         shown = first_names([f"{folder or '.'} ({path})" for folder, path in strange.items()])
         raise ValueError(
-            f"{root}: {len(strange)} folders are no class of {name}: {shown}. The names of its "
-            f"classes are {first_names([*label_of])}; is it another set?"
+            f"{root}: {len(strange)} folders are not classes of {name}: {shown}. Its classes are "
+            f"{first_names([*label_of])}; is it another dataset?"
         )
     if len(above) > 1:
         raise ValueError(
-            f"{root} holds more than one set: {first_names([*above.values()])}; give the folder "
-            f"of {name} alone"
+            f"{root} has more than one dataset: {first_names([*above.values()])}; give the folder "
+            f"of {name} only"
         )
     return Listing(in_order(items), classes, trees.fingerprint(images), tuple(left_out))
 
 
 def in_order(items: Iterable[Item]) -> list[Item]:
-    """Items ordered by key.
+    """Returns the items ordered by key.
 
-    Raises ValueError naming two files of the same name, and two of the same validation image.
+    Raises ValueError naming two files with the same name, or two files of one validation image.
     """
     ordered = sorted(items, key=lambda item: item.key)
     seen: dict[str, Item] = {}
     for item in ordered:
         place, _, file = item.key.rpartition("/")
         stem, part = file.rpartition(".")[0], place.rpartition("/")[0]
-        # A validation image belongs to one class; names of other images are unique in a class.
+        # Names of validation images are unique in the dataset, other names only in their class.
         name = f"{part}/{stem}" if _VAL.fullmatch(stem) else item.key
         if (earlier := seen.setdefault(name, item)) is not item:
-            raise ValueError(
-                f"{_shown(earlier)} and {_shown(item)} are the same image twice; remove one"
-            )
+            raise ValueError(f"{_shown(earlier)} and {_shown(item)} are the same image; remove one")
     return ordered
 
 
@@ -174,7 +174,7 @@ def _flat(file: File) -> bool:
 
 
 def _labels(root: Path) -> dict[str, str]:
-    """Image name -> wnid, from the nearest labels file at or above `root`."""
+    """Image name -> wnid, from the nearest labels file in `root` or above."""
     for folder in (root, *root.absolute().parents)[: _LEVELS_UP + 1]:
         for path in (folder / name for name in LABEL_FILES):
             if path.is_file():
@@ -183,20 +183,20 @@ def _labels(root: Path) -> dict[str, str]:
                     read = _solution if path.suffix == ".csv" else _synsets
                     return read(text.decode("utf-8-sig"))
                 except (UnicodeDecodeError, csv.Error, KeyError) as error:
-                    raise ValueError(f"{path} is damaged ({error!r}); fetch it again") from error
+                    raise ValueError(f"{path} is damaged ({error!r}); download it again") from error
     raise ValueError(
-        f"{root} is flat and no labels file is near it: put {' or '.join(LABEL_FILES)} into it or "
-        "above it (the numbers of ILSVRC2012_validation_ground_truth.txt are not in the order of "
-        "wnids and do not do), or sort the images into <wnid>/ folders"
+        f"{root} is flat and has no labels file: put {' or '.join(LABEL_FILES)} into it or above "
+        "it, or sort the images into <wnid>/ folders (ILSVRC2012_validation_ground_truth.txt does "
+        "not work: its numbers are not in the order of wnids)"
     )
 
 
 def _solution(text: str) -> dict[str, str]:
-    """Kaggle's table: an image's boxes, each beginning with the wnid."""
+    """Kaggle's table: each image's boxes start with the wnid."""
     rows = csv.DictReader(io.StringIO(text, newline=""))
     return {row["ImageId"]: (row["PredictionString"] or "").split(" ")[0] for row in rows}
 
 
 def _synsets(text: str) -> dict[str, str]:
-    """One wnid a line, for the images in the order of their numbers."""
+    """One wnid per line, for the images in the order of their numbers."""
     return {f"ILSVRC2012_val_{i:08d}": wnid for i, wnid in enumerate(text.split(), start=1)}

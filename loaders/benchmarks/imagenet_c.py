@@ -1,8 +1,8 @@
-"""ImageNet-C: fifteen corruptions of the validation set in five strengths, whole or thinned.
+"""ImageNet-C: fifteen corruptions of the validation set at five severities, complete or subsampled.
 
-The whole set has 3.75 million images, 75 times as many as any other set of the benchmark. To
-fine-tune on it, and to evaluate cheaply, a sample is drawn in which corruptions, severities and
-classes are balanced.
+The complete dataset has 3.75 million images, 75 times as many as any other dataset of the
+benchmark. For fine-tuning and cheap evaluation, subsamples balance corruptions, severities and
+classes.
 """
 
 from __future__ import annotations
@@ -36,11 +36,12 @@ DEPTH = 2  # an item's key begins with the two folders corruption/severity
 def read(
     root: Path, name: str, classes: Sequence[str], subsample: int | None = None, seed: int = 0
 ) -> Listing:
-    """`<corruption>/<severity>/<wnid>/<image>`, with or without a group folder above, or as .tar.
+    """Lists `<corruption>/<severity>/<wnid>/<image>`, with or without a group folder above, or in
+    .tar.
 
-    `subsample`: the number of images, as `balanced` picks them; None takes all. Corruptions beyond
-    the fifteen (the release has four more) are left out. Raises ValueError naming folders of an
-    unknown severity or class, and for more images than there are.
+    subsample: number of images, chosen by `balanced`; None for all. Skips other corruptions (the
+    release has four more). Raises ValueError naming folders of an unknown severity or class, and
+    for a subsample that is not positive or larger than the dataset.
     """
     number = {wnid: label for label, wnid in enumerate(classes)}
     hashed = hashlib.sha256()  # file by file: a list of millions would take gigabytes
@@ -61,15 +62,15 @@ def read(
         items.append(Item(number[wnid], source_of(name, key), key, file.place))
     if not items:
         raise ValueError(
-            f"{root} holds no images as <corruption>/<severity>/<wnid>/<image>; give the folder "
-            f"with {', '.join(f'{group}/' for group in GROUPS)}, or with their .tar files"
+            f"{root} has no images <corruption>/<severity>/<wnid>/<image>; give the folder with "
+            f"{', '.join(f'{group}/' for group in GROUPS)}, or with their .tar files"
         )
     counts = Counter(part_of(item.key) for item in items)
     items = in_order(items)
     if subsample is not None:
         if not 0 < subsample <= len(items):
             raise ValueError(
-                f"subsample={subsample}: the set has {len(items)} images; full takes all"
+                f"subsample={subsample}: the dataset has {len(items)} images; full uses all"
             )
         parts, labels = [part_of(item.key) for item in items], [item.label for item in items]
         items = [items[position] for position in balanced(parts, labels, subsample, seed)]
@@ -87,17 +88,18 @@ def _faults(counts: Mapping[str, int]) -> Iterator[str]:
 
 
 def part_of(key: str, depth: int = DEPTH) -> str:
-    """The first folders of an item's key: `corruption/severity`."""
+    """Returns the first folders of an item's key: `corruption/severity`."""
     return "/".join(key.split("/", depth)[:depth])
 
 
 def balanced(
     part_of_each: Sequence[str], labels_N: Sequence[int], count: int, seed: int
 ) -> list[int]:
-    """Positions, ascending, of `count` of N images, balanced over their parts and classes.
+    """Returns the positions, ascending, of `count` of N images, balanced over parts and classes.
 
-    Numbers of images differ by at most one between parts, between the classes of a part, and
-    between classes over all parts. What a class of a part lacks is drawn from all the rest.
+    Counts differ by at most one between parts, between the classes of a part, and between classes
+    over all parts. If a class of a part has too few images, the rest are drawn from all remaining
+    images.
     """
     places: dict[tuple[str, int], list[int]] = {}
     for position, of in enumerate(zip(part_of_each, labels_N, strict=True)):
@@ -112,7 +114,7 @@ def balanced(
     start = 0
     chosen: list[int] = []
     for number, (part, more) in enumerate(zip(parts, extra.tolist(), strict=True)):
-        # All parts go round the same shuffled list of classes, so that classes stay balanced.
+        # All parts cycle through the same shuffled list of classes, so classes stay balanced.
         favoured = {order[(start + i) % len(order)] for i in range(more)}
         start += more
         for label in labels if each else sorted(favoured):

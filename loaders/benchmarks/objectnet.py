@@ -1,10 +1,11 @@
-"""ObjectNet 1.0: 313 objects, of which 113 are classes of ImageNet-1K under different names.
+"""ObjectNet 1.0: 313 objects, 113 of which are ImageNet-1K classes under different names.
 
-The download maps folders to objects, and objects to one or several IN classes. `corrected` takes
-that map as it is: an object's logit is the largest of its IN classes' logits. `paper` repeats what
-the benchmark's release does. It gives each object one IN class. It cuts the text of an object's
+The download maps folders to objects, and objects to one or more IN classes. `corrected` uses that
+map as it is: an object's logit is the maximum of its IN classes' logits. `paper` reproduces the
+benchmark's release, which gives each object a single IN class. It splits the text of an object's
 classes at commas, so that the first name of a class in "car wheel; paddlewheel, paddle wheel" is
-"paddle wheel". Eight objects match no name there, and silently get the class of the object before.
+"paddle wheel". Eight objects match no name there, and silently get the class of the previous
+object.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from loaders.benchmarks.imagenet import in_order, source_of
 from loaders.pack import Item
 from loaders.trees import Listing, Place, first_names
 
-JOIN = "+"  # between the wnids of an object that stands for several IN classes
-BORDER = 2  # pixels; the images come with a red frame
+JOIN = "+"  # between the wnids of an object with several IN classes
+BORDER = 2  # pixels of red frame around the images
 MAPPINGS = ("folder_to_objectnet_label.json", "objectnet_to_imagenet_1k.json")
 _TAKEN_FOR = {
     "Binder (closed)": "Bucket",
@@ -35,17 +36,19 @@ _TAKEN_FOR = {
 
 
 def read(root: Path, name: str, wnid_of: Mapping[str, str], mode: str = "corrected") -> Listing:
-    """The images of the objects that the download maps to IN classes.
+    """Lists the images of the objects that the download maps to IN classes.
 
-    `root`: the unpacked download, with `images/` and `mappings/`. `wnid_of`: IN class names (all
+    root: the unpacked download, with `images/` and `mappings/`. wnid_of: IN class names (all
     synonyms, as WordNet lists them) to wnids. A class of the result is a wnid, or several wnids
-    joined by `JOIN`. Raises ValueError naming mappings that are missing or wrong, and folders that
-    no mapping names.
+    joined by `JOIN`.
+
+    Raises ValueError naming mappings that are missing or invalid, and folders that no mapping
+    names.
     """
     top = next((p for p in (root, *sorted(root.glob("*/"))) if (p / "mappings").is_dir()), None)
     if top is None:
         raise ValueError(
-            f"{root} holds no mappings/ folder; give the folder that objectnet-1.0.zip unpacks to"
+            f"{root} has no mappings/ folder; give the folder that objectnet-1.0.zip unpacks to"
         )
     try:
         label_of, names_of = (
@@ -54,7 +57,7 @@ def read(root: Path, name: str, wnid_of: Mapping[str, str], mode: str = "correct
         )
     except FileNotFoundError as error:
         raise ValueError(f"{error.filename} is missing; unpack the download again") from error
-    class_of: dict[str, str] = {}  # of folders with IN classes
+    class_of: dict[str, str] = {}  # by folder
     for folder, label in label_of.items():
         if label in names_of:
             thing = _TAKEN_FOR.get(label, label) if mode == "paper" else label
@@ -78,20 +81,23 @@ def read(root: Path, name: str, wnid_of: Mapping[str, str], mode: str = "correct
             unknown.add(folder)
     if unknown:
         shown = first_names(sorted(unknown))
-        raise ValueError(f"{images}: folders that {MAPPINGS[0]} does not name: {shown}")
+        raise ValueError(f"{images}: {MAPPINGS[0]} does not name these folders: {shown}")
     if not items:
-        raise ValueError(f"{images} holds no images of IN classes as <object>/<image>")
+        raise ValueError(f"{images} has no images <object>/<image> of IN classes")
     return Listing(in_order(items), classes, trees.fingerprint(listed), tuple(left_out))
 
 
 def open_image(place: Place) -> Image.Image:
-    """The image without its red frame."""
+    """Returns the image without its red frame."""
     image = trees.open_image(place)
     return image.crop((BORDER, BORDER, image.width - BORDER, image.height - BORDER))
 
 
 def imagenet_class(text: str, wnid_of: Mapping[str, str], mode: str) -> str:
-    """The wnid of an object, or several wnids joined, from the text that names its IN classes."""
+    """Returns the wnid of an object, or several joined wnids, from the text of its IN classes.
+
+    Raises ValueError for a class that ImageNet-1K does not have.
+    """
     classes = text.split("; ")
     if unknown := [names for names in classes if names not in wnid_of]:
         raise ValueError(f"{MAPPINGS[1]}: ImageNet-1K has no class {first_names(unknown)}")

@@ -46,10 +46,10 @@ def ended(command: Callable[[list[str]], int], words: Sequence[str]) -> tuple[in
 
 def follow(line: str, damaged: Path) -> None:
     """Do what an error line says: delete a file or a folder, or move a folder away."""
-    if line.endswith("exists and is not a pack: move it away or choose another folder"):
+    if line.endswith("exists and is not a pack; move it away or choose another folder"):
         damaged.parent.rename(damaged.parent.with_name("away"))
         return
-    if in_the_way := re.search("error: (/.+) is a folder in place of a file; move it away", line):
+    if in_the_way := re.search("error: (/.+) is a folder, not a file; move it away", line):
         Path(in_the_way[1]).rmdir()
         return
     named = re.search(r"delete (.+?)(?: and run|, and run|$)", line)

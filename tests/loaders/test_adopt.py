@@ -55,10 +55,10 @@ def test_the_samples_are_copied_as_they_are(tmp_path, mode):
 
 def test_what_does_not_fit_is_named_before_anything_is_written(tmp_path):
     file = written(tmp_path / "a.beton", JPEG)
-    with pytest.raises(ValueError, match=r"sample 2 has label 2, and --classes names 2"):
+    with pytest.raises(ValueError, match=r"sample 2 has label 2, but --classes names 2"):
         adopted(file, classes="ab")
     for classes, name in (("aba", "'a'"), (["a", "", "b"], "''")):
-        with pytest.raises(ValueError, match=f"--classes names no class, or one twice: {name}"):
+        with pytest.raises(ValueError, match=f"--classes has empty or repeated names: {name}"):
             adopted(file, classes)
     with pytest.raises(
         ValueError, match=r"of 8 x 8 pixels, not 9 x 9; .*model.image_size.*--source FOLDER"

@@ -53,10 +53,10 @@ def test_a_zip_file_becomes_a_folder_and_a_stopped_unpacking_goes_on(tmp_path):
 def test_another_password_is_no_damage(tmp_path):
     archive = tmp_path / "o.zip"
     archive.write_bytes(encrypted(BIG, "a test set"))
-    with pytest.raises(ValueError, match=r"^this is not the password of .*o\.zip$"):
+    with pytest.raises(ValueError, match=r"^wrong password for .*o\.zip$"):
         list(archives.unzip(archive, tmp_path / "objectnet", "another"))
     # One of 256 passes the check of a byte, and its content is noise.
-    with pytest.raises(ValueError, match=r"cannot be read .*or the password is another"):
+    with pytest.raises(ValueError, match=r"cannot be read .*or the password is wrong"):
         for number in range(2000):
             with contextlib.suppress(zip_cipher.PasswordError):
                 list(archives.unzip(archive, tmp_path / "objectnet", str(number)))
@@ -72,12 +72,12 @@ def test_damaged_zip_files_and_names_that_leave_them(tmp_path):
         (whole[:60] + bytes([whole[60] ^ 1]) + whole[61:], r"a\.zip: a/b\.png cannot be read"),
         (deflate64, r"a/b\.png cannot be .*not supported.*unpack it with 7z"),
         ({}, "holds no files"),
-        ({"../b.png": b"b"}, "leaves the archive; refused"),
-        ({"/tmp/rib-absolute.png": b"b"}, "leaves the archive; refused"),
-        ({"a/../../b.png": b"b"}, "leaves the archive; refused"),
-        (_with_an_empty_name(), "leaves the archive; refused"),
-        ({".": b"b"}, "leaves the archive; refused"),
-        ({"a/" * 1500 + "b.png": b"b"}, "lies more than 64 folders deep"),
+        ({"../b.png": b"b"}, "leads out of the archive"),
+        ({"/tmp/rib-absolute.png": b"b"}, "leads out of the archive"),
+        ({"a/../../b.png": b"b"}, "leads out of the archive"),
+        (_with_an_empty_name(), "leads out of the archive"),
+        ({".": b"b"}, "leads out of the archive"),
+        ({"a/" * 1500 + "b.png": b"b"}, "is more than 64 folders deep"),
         (_of_size(1 << 30), r"a\.zip: a\.png has 1,073,741,824 bytes, too many for an image"),
     ):
         zipped(archive, content) if isinstance(content, dict) else archive.write_bytes(content)
@@ -111,7 +111,7 @@ def test_an_encrypted_bomb_is_named(tmp_path):
     place = data.index(b"PK\x01\x02") + 24
     archive.write_bytes(data[:place] + struct.pack("<I", 9) + data[place + 4 :])
     tracemalloc.start()
-    with pytest.raises(ValueError, match=r"a\.png cannot be read .*another checksum"):
+    with pytest.raises(ValueError, match=r"a\.png cannot be read .*not match its checksum"):
         list(archives.unzip(archive, tmp_path / "objectnet", "a test set"))
     most = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()

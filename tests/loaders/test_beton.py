@@ -81,7 +81,7 @@ U2, U4, U8 = struct.Struct("<H").pack, struct.Struct("<I").pack, struct.Struct("
         ({0: U2(3)}, "format 3 is not 2"),
         ({2: U2(3)}, "holds 3 fields"),
         ({4: U4(3 << 20)}, "page size"),
-        ({24: b"\3"}, "other fields"),
+        ({24: b"\3"}, "its fields are not one RGB image"),
         ({ROW_1: b"\7"}, "sample 1 has an impossible mode, size or shape"),
         ({ROW_1 + 1: U2(5)}, "sample 1 has an impossible mode, size or shape"),
         ({ROW_1: b"\0" + U2(0)}, "sample 1 has an impossible mode, size or shape"),

@@ -92,15 +92,15 @@ def test_a_larger_part_of_another_version_is_forgotten_where_connections_drop(we
 @pytest.mark.parametrize(
     ("file", "message"),
     [
-        ({"kind": "text/html; charset=utf-8"}, "a web page comes in place of the file"),
+        ({"kind": "text/html; charset=utf-8"}, "the server sends a web page instead of the file"),
         ({"statuses": [404]}, "the server answers 404 Not Found"),
-        ({"statuses": [503] * 3}, "3 attempts failed, the last by: the server answers 503"),
-        ({"content": CONTENT[:-1]}, "its file has 299,999 bytes, not 300,000"),
+        ({"statuses": [503] * 3}, "3 attempts failed, the last with: the server answers 503"),
+        ({"content": CONTENT[:-1]}, "the file has 299,999 bytes, not 300,000"),
         ({"content": CONTENT[:-1], "length": False}, "299,999 bytes, not 300,000"),
         ({"content": CONTENT * 9, "length": False}, "more than 300,000 bytes"),
         ({"content": CONTENT[:-1], "length": "abc"}, "299,999 bytes, not 300,000"),
         ({"statuses": [416]}, "the server answers 416"),
-        ({"content": CONTENT, "drip": 0.01}, "it sends [0-9]* bytes a second"),
+        ({"content": CONTENT, "drip": 0.01}, "it sends only [0-9]* bytes/s"),
         ({"content": b"x" + CONTENT[1:]}, f"its sha256 is [0-9a-f]*, not {SHA256}"),
     ],
 )

@@ -56,7 +56,7 @@ def test_deep_folders_and_links_end(tmp_path):
         for _ in range(100):
             os.mkdir("d")
             os.chdir("d")
-    with pytest.raises(ValueError, match=r"lies more than 64 folders deep; is it the right place"):
+    with pytest.raises(ValueError, match=r"is more than 64 folders deep; is it the right place"):
         folders.read(root)
     linked = tmp_path / "linked"
     for level in range(40):  # 2^40 paths
@@ -65,7 +65,7 @@ def test_deep_folders_and_links_end(tmp_path):
         for name in ("x", "y"):
             (folder / name).symlink_to(linked / f"{level + 1:02d}")
     draw(linked / "40" / "1.png", [0])
-    with pytest.raises(ValueError, match=r"is a link to .*, which is read already; remove the"):
+    with pytest.raises(ValueError, match=r"is a link to .*, which was already read; remove the"):
         folders.read(linked)
 
 
@@ -77,9 +77,9 @@ def test_a_file_too_large_for_an_image_is_not_read(tmp_path):
 
 
 def test_folders_that_hold_no_classes_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="gone is not a folder; it should hold one folder a class"):
+    with pytest.raises(ValueError, match="gone is not a folder; it needs one folder per class"):
         folders.read(tmp_path / "gone")
     (tmp_path / "set").mkdir()
     draw(tmp_path / "set" / "1.png", [0])
-    with pytest.raises(ValueError, match=r"holds no images as <class>/<image> \(.jpg, .jpeg"):
+    with pytest.raises(ValueError, match=r"has no images <class>/<image> \(.jpg, .jpeg"):
         folders.read(tmp_path / "set")

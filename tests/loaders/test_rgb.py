@@ -111,7 +111,7 @@ def test_grey_whose_levels_pillow_takes_for_others_is_refused():
     assert rows(to_rgb(plain)[0]) == [(128,) * 3, (255,) * 3]
     for content, message in (
         (grey_tiff(12, 1, b"\x80\x0f\xff"), "a TIFF of 12 bits"),
-        (grey_tiff(16, 0, levels), "or of 16 whose 0 is white"),
+        (grey_tiff(16, 0, levels), "or of 16 with 0 as white"),
         (b"Pf\n1 1\n-1.0\n" + struct.pack("<f", 0.5), "mode F is unknown"),
     ):
         with pytest.raises(ValueError, match=message):

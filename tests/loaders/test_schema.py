@@ -55,7 +55,7 @@ def test_a_folder_is_a_damaged_file_and_a_missing_one_is_not(path):
     with pytest.raises(FileNotFoundError):
         schema.read(path, Strict, "delete it")
     path.mkdir()
-    with pytest.raises(DamagedFile, match=f"{path} is a folder in place of a file; move it away"):
+    with pytest.raises(DamagedFile, match=f"{path} is a folder, not a file; move it away"):
         schema.read(path, Strict, "delete it")
 
 

@@ -121,7 +121,7 @@ def test_the_pack_is_that_of_the_folders(tmp_path):
 def test_names_of_classes_come_from_a_file_beside_the_shards(tmp_path, file, content):
     root = webdataset(tmp_path / "w", samples())
     (root / "classes.txt").unlink()
-    with pytest.raises(ValueError, match=r"00000.tar: row 0 has the label 0, and nothing names"):
+    with pytest.raises(ValueError, match=r"00000.tar: row 0 has the label 0, but no file names"):
         folders.read(root)
     text = content if isinstance(content, str) else json.dumps(content)
     (root / file).write_text(text)
@@ -161,8 +161,8 @@ PNG = samples()[0][2]
         ([("a.png", PNG), ("a.jpg", PNG), ("a.cls", b"1")], r"row 0 \(a\) has 2 images"),
         ([("a.png", PNG), ("a.cls", b"7")], r"row 0 has the label 7, of 3 classes"),
         ([("a.png", PNG), ("a.cls", b"-1")], r"row 0 has the label -1, of 3 classes"),
-        ([("a.png", PNG), ("a.cls", b"../up")], r"row 0 is of the class '../up', which names no"),
-        ([("a.png", PNG), ("a.cls", b"\xff")], r"row 0 \(a\) has a label that is not a string"),
+        ([("a.png", PNG), ("a.cls", b"../up")], r"row 0 has the class '../up', not a valid"),
+        ([("a.png", PNG), ("a.cls", b"\xff")], r"row 0 \(a\) has a label that is not UTF-8 text"),
         ([("a.png", PNG), ("a.cls", b"1" * 2000)], r"row 0 \(a\) has a label of 2,000 bytes"),
     ],
 )
@@ -186,7 +186,7 @@ def test_a_cut_shard_is_named_with_the_row(tmp_path):
     assert "test-00001.tar is damaged or no .tar" in message and "at row 1" in message
     root = parquet(tmp_path / "p", samples())
     message = damaged(lambda root: cut(root / "test-00001-of-00002.parquet", 0.6), root)
-    assert "test-00001-of-00002.parquet is cut or no parquet file" in message
+    assert "test-00001-of-00002.parquet is truncated or not a parquet file" in message
 
 
 def test_a_damaged_image_is_named_with_the_row(tmp_path):
@@ -204,9 +204,9 @@ def test_a_damaged_image_is_named_with_the_row(tmp_path):
     [
         ({"label": [0]}, {}, "has 0 columns of image bytes among label"),
         ({"image": [PNG], "thumb": [PNG], "label": [0]}, {}, "has 2 columns of image bytes"),
-        ({"image": [PNG], "kind": [0]}, {}, "has 0 columns of labels among image, kind"),
+        ({"image": [PNG], "kind": [0]}, {}, "has 0 label columns among image, kind"),
         ({"image": [PNG], "label": [None]}, HUGGING_FACE, "row 0 has the label None"),
-        ({"image": [PNG], "label": [0]}, {}, "row 0 has the label 0, and nothing names"),
+        ({"image": [PNG], "label": [0]}, {}, "row 0 has the label 0, but no file names"),
         ({"image": [PNG], "label": [-1]}, HUGGING_FACE, "row 0 has the label -1, of 3 classes"),
         (
             {"image": [PNG], "label": [0]},
@@ -225,8 +225,10 @@ def test_columns_that_do_not_tell_are_refused(tmp_path, columns, features, messa
 def test_what_could_be_two_sets_is_refused(tmp_path):
     root = parquet(tmp_path / "p", samples())
     (root / "test-00001-of-00002.parquet").rename(root / "train-00001.parquet")
-    with pytest.raises(ValueError, match=r"splits test, train: name one, as in '.*/test\*\.p"):
+    with pytest.raises(
+        ValueError, match=r"splits test, train: give one, for example '.*/test\*\.p"
+    ):
         folders.read(root)
-    with pytest.raises(ValueError, match=r"no file fits .*none-\*\.tar"):
+    with pytest.raises(ValueError, match=r"no .tar or .parquet file matches .*none-\*\.tar"):
         folders.read(root / "none-*.tar")
     assert not shards.exists(root / "none-*.tar")

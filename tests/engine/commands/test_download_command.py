@@ -130,7 +130,7 @@ def test_a_password_is_typed_and_never_stored(web, published, tmp_path, capsys, 
     monkeypatch.setattr("sys.stdin.isatty", lambda: True)
     monkeypatch.setattr("getpass.getpass", lambda text: "wrong")
     assert rib(published, tmp_path, "objectnet") == 2
-    assert "this is not the password of" in capsys.readouterr().err
+    assert "wrong password for" in capsys.readouterr().err
     monkeypatch.setattr("getpass.getpass", lambda text: PASSWORD)
     web.requests.clear()
     assert rib(published, tmp_path, "objectnet") == 0
@@ -225,7 +225,7 @@ def test_addresses_are_asked_and_nothing_is_downloaded(web, published, tmp_path,
     shown = capsys.readouterr().out
     assert f"reachable, {size + 1:,} bytes, but {size:,} are published" in shown
     assert "imagenet-r.tar: the server answers 403 Forbidden\n" in shown
-    assert "noise.tar: a web page comes in place of the file\n" in shown
+    assert "noise.tar: the server sends a web page instead of the file\n" in shown
     assert "blur.tar: reachable, of unknown size\n" in shown
     assert "not reachable now: imagenet_r/imagenet-r.tar; a copy: hf download" in shown
     assert "imagenet_c/noise.tar" in shown.rpartition("not reachable")[2]

@@ -119,7 +119,7 @@ def test_all_sets_of_a_folder_are_encoded(rib, tmp_path, capsys):
     words = ("--partial", "model.crop=0.8")
     assert rib.encode("--all", tmp_path, *words) == 2
     streams = capsys.readouterr()
-    assert "error: imagenet_sketch: " in streams.err and "holds no images" in streams.err
+    assert "error: imagenet_sketch: " in streams.err and "has no images" in streams.err
     for name in ("imagenet_a: 6 images", "imagenet_r: 6 images", "objectnet: 8 images"):
         assert f"{name} of" in streams.out, name
     missing = "imagenet_val imagenet_v2 imagenet_cartoon imagenet_drawing imagenet_c"
@@ -150,7 +150,7 @@ def test_no_room_on_the_disk_is_refused_before_the_work(rib, capsys, monkeypatch
             ["imagenet_c", "dataset.subsample=many"],
             "dataset.subsample='many': give a number of images",
         ),
-        (["imagenet_c", "dataset.subsample=151"], "subsample=151: the set has 150 images"),
+        (["imagenet_c", "dataset.subsample=151"], "subsample=151: the dataset has 150 images"),
         (["imagenet_v2", "--dataset", "emoji"], "emoji needs no encoding"),
     ],
 )

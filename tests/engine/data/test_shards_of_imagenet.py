@@ -35,5 +35,5 @@ def test_a_parquet_copy_is_the_set_by_its_class_names(tmp_path, name):
         ("n01443537/2.JPEG", 1, b"\2"),
     ]
     assert listing.classes == imagenet.wnids()
-    with pytest.raises(ValueError, match=r"1 folders are no class of .*: a fish"):
+    with pytest.raises(ValueError, match=r"1 folders are not classes of .*: a fish"):
         ImageNet(DATASET).read(name, parquet(tmp_path / "1.parquet", ["a fish", NAMES[1]]))
