@@ -106,8 +106,8 @@ def fetch(remote: Remote, folder: Path, progress: DownloadProgress | None = None
             failures.append(f"{address}: {error}")
     else:
         raise ValueError(
-            f"{remote.name} could not be downloaded ({'; '.join(failures)}); rerun the same "
-            "command to resume, or download it by other means and give its folder by --from"
+            f"{remote.name} could not be downloaded ({'; '.join(failures)}); run the same command "
+            "again to resume, or download it by other means and give its folder by --from"
         )
     sync(part)
     Root(folder).rename(part, path)

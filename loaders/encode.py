@@ -161,8 +161,8 @@ def encode(
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise OSError(
-                    f"{out.parent}: the disk is full, so {name} is not encoded; make room and "
-                    f"rerun the same command, which resumes from {temporary}"
+                    f"{out.parent}: the disk is full, so {name} is not encoded; make room and run "
+                    f"the same command again, which resumes from {temporary}"
                 ) from error
             raise
     return Pack.open(out)

@@ -48,7 +48,7 @@ def whole(path: Path) -> Iterator[None]:
         if isinstance(error, OSError):
             raise OSError(
                 f"{path.name} could not be written ({error.strerror or error}); make room in "
-                f"{path.parent}, or make it writable, and rerun the same command"
+                f"{path.parent}, or make it writable, and run the same command again"
             ) from error
         raise
 

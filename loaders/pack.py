@@ -224,8 +224,8 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     version = manifest.get("format_version")
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise ValueError(
-            f"{path}: this version reads format versions up to {FORMAT_VERSION}, not {version}; "
-            "update this project, or encode the pack again"
+            f"{path}: format version {version} is newer than {FORMAT_VERSION}, the latest that "
+            "this version reads; update this project, or encode the pack again"
         )
     if manifest.pop("digest", None) != digest(manifest):
         raise DamagedFile(f"{path} was altered; {_REMEDY}")

@@ -106,7 +106,7 @@ class Root:
                 os.replace(temporary, last, src_dir_fd=folder, dst_dir_fd=folder)
             except IsADirectoryError as error:
                 raise IsADirectoryError(
-                    f"{path} is a folder, not a file; move it away and rerun the same command"
+                    f"{path} is a folder, not a file; move it away and run the same command again"
                 ) from error
             finally:
                 with suppress(FileNotFoundError):
@@ -261,7 +261,7 @@ class Root:
     def _link(self, name: str | Path) -> Exception:
         return DamagedFile(
             f"{self._path(name)} leads through a link, which is not followed; remove the link and "
-            "rerun the same command"
+            "run the same command again"
         )
 
 

@@ -71,7 +71,7 @@ def test_damaged_zip_files_and_names_that_leave_them(tmp_path):
         (whole[:-30], r"a\.zip is damaged"),
         (whole[:60] + bytes([whole[60] ^ 1]) + whole[61:], r"a\.zip: a/b\.png cannot be read"),
         (deflate64, r"a/b\.png cannot be .*not supported.*unpack it with 7z"),
-        ({}, "holds no files"),
+        ({}, "has no files"),
         ({"../b.png": b"b"}, "leads out of the archive"),
         ({"/tmp/rib-absolute.png": b"b"}, "leads out of the archive"),
         ({"a/../../b.png": b"b"}, "leads out of the archive"),

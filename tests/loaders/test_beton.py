@@ -78,7 +78,7 @@ U2, U4, U8 = struct.Struct("<H").pack, struct.Struct("<I").pack, struct.Struct("
     [
         ({16: U8(0)}, "no samples, or its writer did not finish"),
         ({8: U8(1 << 60)}, "truncated or altered"),
-        ({0: U2(3)}, "format 3 is not 2"),
+        ({0: U2(3)}, "format 3 is not supported, only 2"),
         ({2: U2(3)}, "holds 3 fields"),
         ({4: U4(3 << 20)}, "page size"),
         ({24: b"\3"}, "its fields are not one RGB image"),

@@ -72,7 +72,7 @@ def test_deep_folders_and_links_end(tmp_path):
 def test_a_file_too_large_for_an_image_is_not_read(tmp_path):
     with (tmp_path / "1.png").open("wb") as file:
         file.truncate(1 << 40)  # sparse
-    with pytest.raises(ValueError, match=r"1.png holds 1,099,511,627,776 bytes, too many"):
+    with pytest.raises(ValueError, match=r"1.png has 1,099,511,627,776 bytes, too many"):
         trees.open_image(trees.Place(str(tmp_path / "1.png")))
 
 

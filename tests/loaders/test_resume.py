@@ -128,9 +128,7 @@ def test_a_full_disk_is_named_and_leaves_no_pack(tmp_path, monkeypatch, place):
             raise OSError(errno.ENOSPC, "No space left on device")
         return real(self, *words, **options)
 
-    message = (
-        r"the disk is full, so tiny is not encoded; make room and rerun .* resumes from .*p.tmp"
-    )
+    message = r"the disk is full, so tiny is not encoded; make room and run .* resumes from .*p.tmp"
     with monkeypatch.context() as patch:
         patch.setattr(BetonWriter, place, full)
         with pytest.raises(OSError, match=message):

@@ -159,8 +159,8 @@ PNG = samples()[0][2]
         ([("a.png", PNG), ("b.cls", b"1")], r"row 0 \(a\) has 1 images and 0 labels"),
         ([("a.png", PNG), ("a.cls", b"1"), ("b.cls", b"1")], r"row 1 \(b\) has 0 images and 1 lab"),
         ([("a.png", PNG), ("a.jpg", PNG), ("a.cls", b"1")], r"row 0 \(a\) has 2 images"),
-        ([("a.png", PNG), ("a.cls", b"7")], r"row 0 has the label 7, of 3 classes"),
-        ([("a.png", PNG), ("a.cls", b"-1")], r"row 0 has the label -1, of 3 classes"),
+        ([("a.png", PNG), ("a.cls", b"7")], r"row 0 has the label 7, but there are 3 classes"),
+        ([("a.png", PNG), ("a.cls", b"-1")], r"row 0 has the label -1, but there are 3 classes"),
         ([("a.png", PNG), ("a.cls", b"../up")], r"row 0 has the class '../up', not a valid"),
         ([("a.png", PNG), ("a.cls", b"\xff")], r"row 0 \(a\) has a label that is not UTF-8 text"),
         ([("a.png", PNG), ("a.cls", b"1" * 2000)], r"row 0 \(a\) has a label of 2,000 bytes"),
@@ -207,7 +207,11 @@ def test_a_damaged_image_is_named_with_the_row(tmp_path):
         ({"image": [PNG], "kind": [0]}, {}, "has 0 label columns among image, kind"),
         ({"image": [PNG], "label": [None]}, HUGGING_FACE, "row 0 has the label None"),
         ({"image": [PNG], "label": [0]}, {}, "row 0 has the label 0, but no file names"),
-        ({"image": [PNG], "label": [-1]}, HUGGING_FACE, "row 0 has the label -1, of 3 classes"),
+        (
+            {"image": [PNG], "label": [-1]},
+            HUGGING_FACE,
+            "row 0 has the label -1, but there are 3 classes",
+        ),
         (
             {"image": [PNG], "label": [0]},
             {"label": {"_type": "ClassLabel", "names": ["a", "a"]}},
