@@ -11,6 +11,6 @@ from engine.machine import ranks
 
 
 def bar(*words: Any, **options: Any) -> tqdm:
-    """A bar that leaves nothing behind. RIB_PROGRESS=off hides it, and all ranks but the first."""
+    """Returns a bar that disappears when done. Hidden by RIB_PROGRESS=off, and on ranks above 0."""
     hidden = ranks.rank() > 0 or os.environ.get("RIB_PROGRESS") == "off"
     return tqdm(*words, leave=False, disable=hidden, **options)

@@ -1,4 +1,4 @@
-"""A network's blocks by name, and the precision of what they pass on."""
+"""A network's blocks by name, and the precision of the tensors between them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ CHAINS = (nn.Sequential, nn.ModuleList)
 
 
 def blocks(net: nn.Module, prefix: str = "") -> list[str]:
-    """Names of a network's blocks in their order: what its chains of modules consist of.
+    """Returns the names of a network's blocks in order: the members of its module chains.
 
-    A chain within a chain is followed: a ViT has its transformer blocks, an EfficientNet and a
+    Chains within chains are expanded: a ViT gives its transformer blocks, an EfficientNet and a
     ResNet their residual blocks, a ConvNeXt its stem's layers and its stages.
     """
     names = []
@@ -27,10 +27,11 @@ def blocks(net: nn.Module, prefix: str = "") -> list[str]:
 
 
 def pass_on_bf16(net: nn.Module) -> None:
-    """Let every block of a network take its input in bf16, whatever the block before it gave.
+    """Makes each block of a network cast its input to bf16. A network without blocks stays
+    unchanged.
 
-    Under autocast that is what the residual stream is in, but where a norm or a scale within a
-    block makes fp32 of it. A network without blocks stays as it is.
+    Under autocast the residual stream is already in bf16, unless a norm or a scale within a block
+    makes it fp32.
     """
     for name in blocks(net):
         block = net.get_submodule(name)
@@ -39,8 +40,9 @@ def pass_on_bf16(net: nn.Module) -> None:
 
 @functools.cache
 def _taking_bf16(kind: type[nn.Module]) -> type[nn.Module]:
-    """A class rather than a hook: graphs are compiled anew for another class, but a graph that was
-    compiled without a hook would be taken for a network that has it."""
+    """A subclass instead of a hook: torch.compile recompiles for another class, but would reuse a
+    graph compiled without a hook.
+    """
 
     class TakesBf16(kind):
         def forward(self, x: torch.Tensor, *others: Any, **options: Any) -> Any:

@@ -12,7 +12,7 @@ CPUS = Path("/proc/cpuinfo")
 
 
 def device_name(device: torch.device) -> str:
-    """The GPU's or the CPU's name as its maker gives it, or else the machine's architecture."""
+    """Returns the vendor's name of the GPU or CPU, or else the machine's architecture."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     text = CPUS.read_text("utf-8") if CPUS.is_file() else ""

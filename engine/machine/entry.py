@@ -1,4 +1,4 @@
-"""How a command begins and ends: no other package hides ours, and an error is a single line."""
+"""Wraps commands: no other package shadows ours, and an error is a single line."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("engine", "kernels", "loaders")
 OUR_ERRORS = (RecipeError, ShadowedError, DivergedError, CampaignError, FirstRankError)
 USER_ERRORS = (ValueError, OSError, *OUR_ERRORS)
-TRANSIENT = (OSError, FirstRankError)  # another attempt may not meet it; a rank cannot tell
-DEBUG = "RIB_DEBUG"  # an environment variable, which the jobs of a campaign inherit
+TRANSIENT = (OSError, FirstRankError)  # may pass if retried; a rank cannot see rank 0's error
+DEBUG = "RIB_DEBUG"  # environment variable that the jobs of a campaign inherit
 
 
 def hiding(name: str) -> str:
-    """The package that `import NAME` finds instead of ours; empty if it is ours."""
+    """Returns where `import NAME` finds another package than ours; empty if it finds ours."""
     spec = importlib.util.find_spec(name)
     place = next(iter(spec.submodule_search_locations or [spec.origin]), None) if spec else None
     return "" if place and Path(place).resolve() == ROOT / name else place or "nothing"
 
 
 def check_shadowing() -> None:
-    """Raise ShadowedError where another installed package has the name of one of ours."""
+    """Raises ShadowedError if another installed package has the name of one of ours."""
     for name in PACKAGES:
         if place := hiding(name):
             raise ShadowedError(
@@ -58,21 +58,24 @@ def check_shadowing() -> None:
 def guarded(
     work: Callable[[], int | None], *, may_be_hidden: bool = False, transient_code: int = 2
 ) -> int:
-    """Exit code of `work`: a user's error prints a line and gives 2, Ctrl-C gives 130.
+    """Runs `work` and returns the exit code of the command.
 
-    may_be_hidden: whether it runs where another package hides one of ours. transient_code: the exit
-    code of errors worth another attempt, such as those of the disk or the network.
-    A training that a signal ended, after a last checkpoint, gives 75 (EX_TEMPFAIL).
-    An error inside a user's method prints its traceback above that line, and an exit inside one is
-    such an error, whatever its code; with `--debug` every error prints its traceback. Where the
-    reader of our output has closed it, as `head` does, the command ends silently with exit code
-    141.
+    may_be_hidden: skip `check_shadowing`. transient_code: exit code of errors worth a retry, such
+    as those of the disk or the network.
+
+    - A user's error (`USER_ERRORS`) prints a line and gives 2.
+    - Ctrl-C gives 130.
+    - A training stopped by a signal, after a last checkpoint, gives 75 (EX_TEMPFAIL).
+    - An error inside a user's method also prints its traceback, and gives 1 if it is of another
+      type. An exit inside one is an error that gives 2. With `--debug` all errors print their
+      traceback.
+    - If the reader of our output closes it, as `head` does, the command ends silently with 141.
     """
     _open_streams()
     quiet.libraries()
     if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_MININTERVAL", "30")  # bars fill a log file with lines
-    # On a busy machine, idle threads that spin cost up to ten times the work that they wait for.
+        os.environ.setdefault("TQDM_MININTERVAL", "30")  # bars would fill a log file
+    # On a busy machine, spinning idle threads cost up to ten times the work that they wait for.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         if not may_be_hidden:
@@ -84,15 +87,15 @@ def guarded(
     except BrokenPipeError as error:
         if not _reader_left():
             return _explain(error, transient_code)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it on exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes at exit
         return 128 + signal.SIGPIPE
     except PreemptedError as error:
         print(error, file=sys.stderr)
-        return os.EX_TEMPFAIL  # which a scheduler can be told to queue again
+        return os.EX_TEMPFAIL  # schedulers can be configured to requeue it
     except USER_ERRORS as error:
         return _explain(error, transient_code)
     except KeyboardInterrupt:
-        print("interrupted; finished work is safe, the same command continues it", file=sys.stderr)
+        print("interrupted; finished work is safe, the same command resumes it", file=sys.stderr)
         return 130
     except SystemExit as error:
         if not _in_users_method(error):
@@ -102,14 +105,16 @@ def guarded(
         if not _in_users_method(error):
             raise
         _explain(error, transient_code)
-        return 1  # another attempt may not meet it
+        return 1  # a retry may succeed
 
 
 @contextlib.contextmanager
 def _exit_raises() -> Iterator[None]:
-    """Let `os._exit` raise SystemExit, so that a user's method cannot end a command as if it had
-    its result. A child that this process forked ends by it as ever, and a thread ends the command,
-    but never with 0."""
+    """Makes `os._exit` raise SystemExit, so that a user's method cannot end a command as if it
+    succeeded.
+
+    A forked child exits as usual. A call in another thread ends the command, but never with 0.
+    """
     exit_now, owner = os._exit, os.getpid()
 
     def leave(status: int) -> NoReturn:
@@ -127,7 +132,7 @@ def _exit_raises() -> Iterator[None]:
 
 
 def words(error: BaseException) -> str:
-    """An error's message as one line for users."""
+    """Returns an error's message as one line for users."""
     if isinstance(error, SystemExit):
         place = _users_frame(error)
         where = f"{place.filename}, line {place.lineno}, " if place else "something "
@@ -136,10 +141,10 @@ def words(error: BaseException) -> str:
 
 
 def _open_streams() -> None:
-    """Open standard input, output and error on nothing where they are closed.
+    """Opens closed standard streams on /dev/null, and writes UTF-8 in ASCII-only locales.
 
-    Else the next files that are opened would have their numbers, and prints of libraries in them.
-    In a locale of ASCII alone, as LC_ALL=C without Python's UTF-8 mode, text is written as UTF-8.
+    Otherwise the next opened files would get the streams' numbers, and prints of libraries would go
+    into them. ASCII-only is LC_ALL=C without Python's UTF-8 mode.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
@@ -154,12 +159,12 @@ def _open_streams() -> None:
 
 
 def _explain(error: BaseException, transient_code: int) -> int:
-    """Print an error and return its exit code."""
+    """Prints an error and returns its exit code."""
     if DEBUG in os.environ or _in_users_method(error):
         traceback.print_exception(error)
     line = printable(f"error: {_of_folder(error) or words(error)}")
     print(line, file=sys.stderr)
-    # torchrun prints at its end what its ranks wrote to these files.
+    # torchrun prints these files of its ranks at its end.
     file = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if file and not isinstance(error, FirstRankError):
         message = {"message": line, "extraInfo": {"timestamp": int(time.time())}}
@@ -168,7 +173,7 @@ def _explain(error: BaseException, transient_code: int) -> int:
 
 
 def _of_folder(error: BaseException) -> str:
-    """Words for a folder that cannot be made, since something else has its name; else ""."""
+    """Describes why a folder cannot be made if something else has its name; otherwise ""."""
     if not isinstance(error, FileExistsError | NotADirectoryError) or not error.filename:
         return ""
     place = Path(error.filename)
@@ -177,20 +182,20 @@ def _of_folder(error: BaseException) -> str:
     if place.is_symlink() and not place.exists():
         to = place.readlink()
         return (
-            f"{place} is a link to {to}, which is not there; make that folder, or remove the link"
+            f"{place} is a link to {to}, which does not exist; make that folder or remove the link"
         )
     if place.is_file():
-        return f"{place} is a file, and a folder of that name is needed; move it away"
+        return f"{place} is a file, but a folder of that name is needed; move it away"
     return ""
 
 
 def _in_users_method(error: BaseException) -> bool:
-    """Whether a user's method, or code that it called, raised an error that is not ours."""
+    """Whether an error came from a user's method or code that it called, and is not one of ours."""
     return _users_frame(error) is not None
 
 
 def _users_frame(error: BaseException | None) -> traceback.FrameSummary | None:
-    """The last place in a user's method that an error, which is not ours, passed through."""
+    """The last frame in a user's method that the error passed through; None for our own errors."""
     while error is not None:
         frames = traceback.walk_tb(error.__traceback__)
         of_user = [
@@ -204,7 +209,7 @@ def _users_frame(error: BaseException | None) -> traceback.FrameSummary | None:
 
 
 def _reader_left() -> bool:
-    """Whether nobody reads our standard output any more."""
+    """Whether the reader of our standard output has closed it."""
     poll = select.poll()
-    poll.register(sys.stdout, 0)  # errors are reported in any case
+    poll.register(sys.stdout, 0)  # POLLERR is always reported
     return any(state & select.POLLERR for _, state in poll.poll(0))

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and the folder of a user's downloads."""
+"""Atomic writes, and the folders of a user's downloads, runtime files and compiled code."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from loaders.root import Root
 
 
 def cache_folder() -> Path:
-    """Downloads that all runs of a user share: $RIB_CACHE, or ~/.cache/rib.
+    """Returns the folder of downloads that all runs of a user share: $RIB_CACHE, or ~/.cache/rib.
 
-    Raises ValueError for a user without a home folder.
+    Raises ValueError if the user has no home folder.
     """
     if chosen := os.environ.get("RIB_CACHE"):
         return Path(chosen)
@@ -28,9 +28,9 @@ def cache_folder() -> Path:
 
 
 def runtime_folder() -> Path:
-    """The user's folder on this machine for what running processes share; it is made if missing.
+    """Returns the user's folder on this machine for files that running processes share; makes it.
 
-    Raises PermissionError where somebody else owns it.
+    Raises PermissionError if another user owns it or can write to it.
     """
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
     if os.access(runtime, os.W_OK):
@@ -41,11 +41,11 @@ def runtime_folder() -> Path:
 
 
 def compiled_folder() -> Path:
-    """The user's folder for what torch compiles, which all jobs and nodes share; it is made if
-    missing.
+    """Returns the user's folder for code that torch compiles, shared by all jobs and nodes; makes
+    it.
 
-    Inductor unpickles what it finds there, so it is the user's alone, also where a group shares
-    $RIB_CACHE. Raises as `cache_folder` and `runtime_folder`.
+    Inductor unpickles the files there, so the folder belongs to the user alone, even if a group
+    shares $RIB_CACHE. Raises as `cache_folder` and `runtime_folder` do.
     """
     cache = cache_folder()
     cache.mkdir(parents=True, exist_ok=True)
@@ -63,26 +63,26 @@ def _private(folder: Path, variable: str) -> Path:
 
 
 def short_digest(key: Any) -> str:
-    """The first 16 hex digits of the SHA-256 of a key as canonical JSON."""
+    """Returns the first 16 hex digits of the SHA-256 of a key as canonical JSON."""
     return files.digest(key)[:16]
 
 
 def write_atomic(path: Path, data: bytes, root: Root | None = None) -> None:
-    """Replace `path` by `data` in one step: temporary name, fsync, rename.
+    """Replaces `path` by `data` atomically: temporary name, fsync, rename.
 
-    root: below which no link leads to it. Raises IsADirectoryError, with a remedy, where a folder
-    is in the way.
+    root: a folder below which links are not followed. Raises IsADirectoryError, with a remedy, if a
+    folder has this name.
     """
     (root or Root(path.parent)).write(path, data)
 
 
 @contextmanager
 def room_for(file: Path) -> Iterator[None]:
-    """Turn an OSError into one that names the file and says that nothing is lost."""
+    """Turns an OSError into one that names the file and says that nothing is lost."""
     try:
         yield
     except OSError as error:
         raise OSError(
-            f"{file} cannot be written ({error}); finished work is safe: make room, or its "
+            f"{file} cannot be written ({error}); finished work is safe: make room, or make its "
             "folder writable, and run the same command again"
         ) from error

@@ -1,4 +1,4 @@
-"""Say what a command does before imports that take seconds."""
+"""Shows what a command does before imports that take seconds."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import sys
 
 
 def show(text: str) -> None:
-    """Print to standard error what a command does now. Prints nothing once torch is imported, since
-    no wait is ahead, and on ranks other than the first.
+    """Prints to standard error what a command is doing.
+
+    Prints nothing if torch is already imported, since there is no wait, and on ranks above 0.
     """
     if "torch" not in sys.modules and os.environ.get("RANK", "0") == "0":
         print(f"{text} ...", file=sys.stderr, flush=True)

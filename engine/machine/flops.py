@@ -1,4 +1,4 @@
-"""Operations and memory traffic of a pass, counted where torch dispatches them."""
+"""Counts the operations and memory traffic of a pass when torch dispatches them."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from engine.machine import threads
 from engine.machine.rates import CHIPS
 
-MEASURED, MEASURED_S = 4e9, 0.5  # operations of a pass that is timed, and seconds of all
-SLOWER = {"PCIE", "PCI", "NVL", "MIG"}  # other forms and parts of a chip
+MEASURED, MEASURED_S = 4e9, 0.5  # operations per timed pass, and seconds of all passes
+SLOWER = {"PCIE", "PCI", "NVL", "MIG"}  # other variants or parts of a chip
 
 
 def flops(run: Callable[[], object]) -> float:
-    """Operations of matrix products and convolutions in `run`, backward passes included.
+    """Returns the operations of matrix products and convolutions in `run`, including backward
+    passes.
 
-    A multiplication and an addition count two. Tensors may be on the meta device.
+    A multiplication and an addition count as two. Tensors may be on the meta device.
     """
     formulas = {torch.ops.aten.convolution_backward: _convolution_backward}
     with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
@@ -34,14 +35,19 @@ def flops(run: Callable[[], object]) -> float:
 
 
 def of_image(net: nn.Module, size: int, *, backward: bool = False) -> float:
-    """Operations of an image's pass forward, and back where asked, of a network on `meta`."""
+    """Returns the operations of one image's forward (and backward) pass.
+
+    net: on the meta device.
+    """
     images = torch.empty(2, 3, size, size, device="meta")  # batch norms need two in training
     return flops(lambda: net(images).sum().backward() if backward else net(images)) / 2
 
 
 class _Products(TorchDispatchMode):
-    """Adds up the elements that products and convolutions read and write, weights aside. Those
-    within attention are left out: a fused kernel keeps them on the chip."""
+    """Sums the elements that products and convolutions read and write, except weights.
+
+    Excludes products within attention: a fused kernel keeps them on the chip.
+    """
 
     elements = 0
 
@@ -55,23 +61,25 @@ class _Products(TorchDispatchMode):
 
 
 def elements_of_image(net: nn.Module, size: int) -> float:
-    """Elements that the products of an image's pass forward read and write, of a network on
-    `meta`."""
+    """Returns the elements that products read and write in one image's forward pass.
+
+    net: on the meta device.
+    """
     with torch.no_grad(), _Products() as counted:
         net(torch.empty(2, 3, size, size, device="meta"))
     return counted.elements / 2
 
 
 def forward_tflops(net: nn.Module, size: int, layout: torch.memory_format) -> float:
-    """TFLOP/s that a core of this machine reaches in a forward pass of a network on `meta`, in
-    processor time, so that other load matters little: the best of several, in half a second.
+    """Returns the TFLOP/s of a forward pass on one core of this machine.
 
-    The network is moved to the CPU, with weights of no meaning.
+    Takes the best of several passes in half a second of processor time, so other load matters
+    little. net: on the meta device; it is moved to the CPU with arbitrary weights.
     """
     operations = of_image(net, size)
     net.to_empty(device="cpu").to(memory_format=layout)  # type: ignore[call-overload]
     for tensor in itertools.chain(net.parameters(), net.buffers()):
-        tensor.data.fill_(0.01 if tensor.is_floating_point() else 0)  # no denormal, which is slow
+        tensor.data.fill_(0.01 if tensor.is_floating_point() else 0)  # denormals would be slow
     images, times = max(2, min(64, int(MEASURED / operations))), []
     x = torch.full((images, 3, size, size), 0.5).to(memory_format=layout)
     with threads.threads(1), torch.inference_mode():
@@ -85,9 +93,9 @@ def forward_tflops(net: nn.Module, size: int, layout: torch.memory_format) -> fl
 def _convolution_backward(
     gradient: Sequence[int], x: Sequence[int], weight: Sequence[int], *rest: Any, **_: Any
 ) -> int:
-    """The forward pass's operations for each gradient that is computed: input's and weight's.
+    """Counts the forward pass's operations for each computed gradient: of input and weight.
 
-    torch's formula takes a grouped convolution's weight gradient for a dense one.
+    torch's formula treats a grouped convolution's weight gradient as dense.
     """
     needs_x, needs_weight = rest[7][:2]
     forward = 2 * gradient[0] * math.prod(gradient[2:]) * math.prod(weight)
@@ -95,7 +103,7 @@ def _convolution_backward(
 
 
 def peak_tflops(name: str, precision: str) -> float:
-    """The data sheet's dense peak of a GPU by the name that torch tells; 0 where it is not known.
+    """Returns the data sheet's dense peak for torch's name of a GPU, or 0 if unknown.
 
     precision: bf16 | fp32.
     """
@@ -106,7 +114,9 @@ def peak_tflops(name: str, precision: str) -> float:
 
 @cache
 def peak(device: torch.device, precision: str) -> float:
-    """Operations a second: the data sheet's of a known GPU, else of the best product seen here."""
+    """Returns operations per second: from the data sheet of a known GPU, otherwise measured by
+    products.
+    """
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     if known := peak_tflops(name, precision):
         return 1e12 * known

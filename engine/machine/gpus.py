@@ -1,4 +1,4 @@
-"""Which GPUs a job takes, where jobs of a user share a machine."""
+"""Assigns GPUs to the jobs of a user that share a machine."""
 
 from __future__ import annotations
 
@@ -15,18 +15,20 @@ _held: list[BinaryIO] = []
 
 
 def names() -> list[str]:
-    """Names of the GPUs that this process sees, in its order; every process has the same ones."""
-    import torch  # late: a claim needs none
+    """Returns the names of the GPUs that this process sees, in its order; the same in all
+    processes.
+    """
+    import torch  # imported here: a claim does not need it
 
     count = range(torch.cuda.device_count())
     return [f"GPU-{torch.cuda.get_device_properties(number).uuid}" for number in count]
 
 
 def claim(names: Sequence[str], number: int = 1, folder: Path | None = None) -> list[int]:
-    """Claims `number` GPUs, those with the fewest claims. Returns their indices in `names`.
+    """Claims `number` GPUs, those with the fewest claims, and returns their indices in `names`.
 
     A claim is a locked file in `folder` (default: the user's on this machine). The operating system
-    unlocks it when this process, or a program that it becomes, ends, however that happens.
+    unlocks it when this process, or a program that replaces it by exec, ends for any reason.
     """
     assert 0 < number <= len(names)
     folder = folder or runtime_folder() / "gpus"
@@ -48,6 +50,6 @@ def _lock(path: Path) -> bool:
     except BlockingIOError:
         file.close()
         return False
-    os.set_inheritable(file.fileno(), True)  # by a launcher that this process becomes
+    os.set_inheritable(file.fileno(), True)  # a launcher that replaces this process keeps it
     _held.append(file)
     return True

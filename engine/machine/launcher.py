@@ -2,9 +2,9 @@
 
 python -P -m engine.machine.launcher NUMBER MODULE [WORDS ...]
 
-It needs no torch, and its exit code tells how a rank ended, as a shell's does: 137 for one that was
-killed by SIGKILL. (torchrun ends with 1, and its store listens on all interfaces.) When it ends,
-ranks that still work end too: they follow it (`parent.follow_launcher`).
+It does not need torch. Its exit code is that of the first rank that fails, as a shell reports it:
+137 for a rank that SIGKILL ended. (torchrun exits with 1, and its store listens on all interfaces.)
+Ranks still running when it ends also end, because they follow it (`parent.follow_launcher`).
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ POLL_S = 0.1
 
 
 def main(words: Sequence[str]) -> int:
-    """Exit code of the first rank that fails, or 0."""
+    """Returns the exit code of the first rank that fails, or 0."""
     parent.follow_campaign()
     number, module, *rest = words
     ranks: list[subprocess.Popen] = []
 
     def pass_on(*_: object) -> None:
         for rank in ranks:
-            rank.terminate()  # nothing where it has ended
+            rank.terminate()  # does nothing if it has ended
 
     for heard in preemption.SCHEDULERS:
         signal.signal(heard, pass_on)
-    signal.signal(signal.SIGINT, lambda *_: None)  # a terminal sends it to the ranks as well
+    signal.signal(signal.SIGINT, lambda *_: None)  # a terminal also sends it to the ranks
     shared = {"WORLD_SIZE": number, "LOCAL_WORLD_SIZE": number, "RIB_LAUNCH": "1"}
     for rank in range(int(number)):
         environment = {**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}

@@ -1,9 +1,9 @@
-"""Runs a program, and keeps what it prints in a file of limited size: the beginning and the end.
+"""Runs a program and writes the beginning and end of its output to a file of limited size.
 
 python -P -m engine.machine.limited_log FILE PROGRAM [WORDS ...]
 
-The exit code is the program's, as a shell tells it: 137 for one that SIGKILL ended. A limit of the
-kernel (RLIMIT_FSIZE) would hold for the program's weights too, so a pipe is read in its place.
+The exit code is the program's, as a shell reports it: 137 if SIGKILL ended it. The kernel's limit
+(RLIMIT_FSIZE) would also apply to the program's weights, so the output goes through a pipe.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from typing import BinaryIO
 
 from engine.machine import parent, preemption
 
-MOST = 8 << 20  # bytes of the file
-KEPT = 1 << 20  # bytes at each end of a longer output
+MOST = 8 << 20  # maximum bytes of the file
+KEPT = 1 << 20  # bytes kept at each end of a longer output
 CHUNK = 1 << 16  # bytes
-POLL_S = 0.2  # between two looks whether the program has ended
+POLL_S = 0.2  # between checks whether the program has ended
 
 
 def main(words: Sequence[str]) -> int:
@@ -40,20 +40,20 @@ def main(words: Sequence[str]) -> int:
         os.close(writing)
         for heard in preemption.SCHEDULERS:
             signal.signal(heard, lambda number, _: program.send_signal(number))
-        signal.signal(signal.SIGINT, lambda *_: None)  # it is sent to the program as well
+        signal.signal(signal.SIGINT, lambda *_: None)  # the terminal also sends it to the program
         code = _copy(reading, log, program)
     return 128 - code if code < 0 else code
 
 
 def _copy(reading: int, log: BinaryIO, program: subprocess.Popen) -> int:
-    """Write what comes until the program ends; one that it left behind is not waited for."""
+    """Copies output until the program ends, without waiting for children that it leaves behind."""
     count = 0
     while True:
         has_ended = program.poll() is not None
         if has_ended or select.select([reading], [], [], POLL_S)[0]:
             chunk = os.read(reading, _waiting(reading) if has_ended else CHUNK)
             count += len(chunk)
-            with contextlib.suppress(OSError):  # a full disk: the program may not need it
+            with contextlib.suppress(OSError):  # full disk: the program may not need it
                 log.write(chunk)
                 if log.tell() > MOST:
                     _shorten(log, count)
@@ -62,12 +62,12 @@ def _copy(reading: int, log: BinaryIO, program: subprocess.Popen) -> int:
 
 
 def _waiting(reading: int) -> int:
-    """How many bytes are in a pipe."""
+    """Number of bytes in a pipe."""
     return struct.unpack("i", fcntl.ioctl(reading, termios.FIONREAD, bytes(4)))[0]
 
 
 def _shorten(log: BinaryIO, count: int) -> None:
-    """Leave the ends of an output of `count` bytes."""
+    """Keeps both ends of an output of `count` bytes."""
     log.seek(-KEPT, os.SEEK_END)
     end = log.read(KEPT)
     log.truncate(KEPT)

@@ -1,8 +1,8 @@
-"""Processes that do not outlive those that started them, whatever ends these; Linux only.
+"""Ends processes when those that started them end, for any reason; Linux only.
 
-A job's campaign and a rank's `deepspeed` are not their parents, of whose death alone the kernel
-tells (PR_SET_PDEATHSIG), so a thread waits for them. Nothing here needs torch, so that following
-begins at once.
+The kernel signals only the death of a parent (PR_SET_PDEATHSIG). A job's campaign and a rank's
+`deepspeed` are not their parents, so a thread waits for them. This module does not need torch, so
+following starts at once.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from collections.abc import Callable
 
 import psutil
 
-_LIBC = ctypes.CDLL(None)  # opened before a fork
+_LIBC = ctypes.CDLL(None)  # loaded before any fork
 PR_SET_PDEATHSIG = 1  # sys/prctl.h
-GRACE_S = 2  # for a last checkpoint
-CAMPAIGN = "RIB_CAMPAIGN"  # the variable that names a job's campaign: host and process
-LAUNCHED = {"CROSS_RANK", "TORCHELASTIC_RUN_ID", "RIB_LAUNCH"}  # of deepspeed, torchrun and us
-# Of torchrun, deepspeed and our own launcher. Those of Slurm and of torchrun's agent have prefixes.
+GRACE_S = 2  # time for a last checkpoint
+CAMPAIGN = "RIB_CAMPAIGN"  # environment variable: host and process of a job's campaign
+LAUNCHED = {"CROSS_RANK", "TORCHELASTIC_RUN_ID", "RIB_LAUNCH"}  # set by deepspeed, torchrun, us
+# Set by torchrun, deepspeed and our launcher; those of Slurm and torchrun's agent have prefixes.
 OF_RANKS = {
     *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
     *("GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_NAME", "ROLE_RANK", "ROLE_WORLD_SIZE"),
     *("CROSS_RANK", "CROSS_SIZE", "LOCAL_SIZE", "RIB_LAUNCH"),
 }
 PREFIXES = ("TORCHELASTIC_", "SLURM_")
-DEEPSPEED = "deepspeed.launcher.launch"  # starts the ranks of a machine, below `deepspeed`
+DEEPSPEED = "deepspeed.launcher.launch"  # child of `deepspeed` that starts a machine's ranks
 
 
 def follow() -> None:
-    """Let the kernel interrupt this process (SIGINT) when its parent ends.
+    """Makes the kernel interrupt this process (SIGINT) when its parent ends.
 
-    Called between fork and exec. A signal that the child ignores, as a background job of a shell
-    does with SIGINT, would be no end, so it is heeded again.
+    Call it between fork and exec. It restores SIGINT, which a child may ignore, as a shell's
+    background jobs do.
     """
     if sys.platform == "linux":
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -47,17 +47,17 @@ def follow() -> None:
 
 
 def environment_of_jobs() -> dict[str, str]:
-    """This process's, as the campaign that jobs follow, without what makes it one of several.
+    """Returns this process's environment for jobs that follow it as their campaign.
 
-    A job would take itself for a rank of the launch, or a task of the Slurm job, that `rib
-    campaign` was started in, and wait for the others.
+    Excludes the variables of ranks: a job would take itself for a rank of the launch, or a task of
+    the Slurm job, that started `rib campaign`, and wait for the others.
     """
     others = {name: value for name, value in os.environ.items() if not _of_ranks(name)}
     return {**others, CAMPAIGN: f"{here()} {os.getpid()}"}
 
 
 def here() -> str:
-    """This machine, and what its process numbers count: containers may share a host's name."""
+    """Returns this machine's host name and PID namespace: containers may share a host's name."""
     with contextlib.suppress(OSError):
         return f"{socket.gethostname()}/{os.stat('/proc/self/ns/pid').st_ino}"
     return socket.gethostname()
@@ -68,9 +68,9 @@ def _of_ranks(name: str) -> bool:
 
 
 def follow_campaign() -> None:
-    """Kill this job's process group as soon as its campaign's process ends, for whatever reason.
+    """Kills this job's process group as soon as its campaign's process ends, for any reason.
 
-    A job that was started by hand has no campaign to follow, and one on another machine cannot.
+    Does nothing for a job started by hand, or if the campaign runs on another machine.
     """
     host, _, number = os.environ.get(CAMPAIGN, "").partition(" ")
     if sys.platform == "linux" and host == here():
@@ -78,10 +78,10 @@ def follow_campaign() -> None:
 
 
 def follow_launcher() -> None:
-    """End this rank, with notice of `GRACE_S` by SIGTERM, when a process that launched it ends.
+    """Ends this rank when a process that launched it ends, `GRACE_S` after a SIGTERM.
 
-    srun ends its tasks itself, and a process without a launcher follows nobody. Exits where the
-    launcher has ended before.
+    Does nothing without a launcher, and under srun, which ends its tasks itself. Exits if the
+    launcher has already ended.
     """
     if sys.platform != "linux" or not os.environ.keys() & LAUNCHED:
         return
@@ -92,11 +92,11 @@ def follow_launcher() -> None:
     def leave(ended: int) -> None:
         for place, launcher in enumerate(launchers):
             with contextlib.suppress(psutil.NoSuchProcess):
-                if place < ended:  # it would wait for each rank in turn, and nobody asks it
+                if place < ended:  # it would wait for each rank in turn
                     launcher.kill()
-                else:  # `deepspeed` would take a killed launcher for success
+                else:  # `deepspeed` reports success for a killed launcher
                     launcher.terminate()
-        # No thread runs while Python ends, so the kernel must see to it.
+        # No thread runs during Python's shutdown, so use a kernel timer.
         signal.setitimer(signal.ITIMER_REAL, GRACE_S)
         os.kill(os.getpid(), signal.SIGTERM)
 
@@ -105,8 +105,9 @@ def follow_launcher() -> None:
 
 
 def _launchers() -> list[psutil.Process]:
-    """The processes above this rank up to its launcher, the nearest first; none where deepspeed's
-    has ended."""
+    """The processes above this rank up to its launcher, nearest first; none if deepspeed's has
+    ended.
+    """
     above = psutil.Process().parents()
     if "CROSS_RANK" not in os.environ:
         return above[:1]
@@ -116,13 +117,13 @@ def _launchers() -> list[psutil.Process]:
         return []
     if any("deepspeed" in word for word in words[place + 1]):
         return above[: place + 2]
-    # ssh starts a launcher that has no command above it. Otherwise that has ended.
+    # Under ssh there is no `deepspeed` above the launcher. Otherwise it has ended.
     is_remote = any(word.startswith("--node_rank") for word in words[place])
     return above[: place + 1] if is_remote else []
 
 
 def _words(process: psutil.Process) -> list[str]:
-    """The command line of a process; nothing where it may not be read."""
+    """The command line of a process, or nothing if it cannot be read."""
     try:
         return process.cmdline()
     except psutil.Error:
@@ -130,7 +131,7 @@ def _words(process: psutil.Process) -> list[str]:
 
 
 def _when_ended(number: int, act: Callable[[], object]) -> None:
-    """Call `act` once a process has ended, in a thread; at once where it has ended before."""
+    """Calls `act` once a process has ended, in a thread, or at once if it has already ended."""
     try:
         process = psutil.Process(number)
     except psutil.NoSuchProcess:
@@ -139,7 +140,7 @@ def _when_ended(number: int, act: Callable[[], object]) -> None:
 
     def wait() -> None:
         try:
-            select.select([os.pidfd_open(number)], [], [])  # readable from its end on
+            select.select([os.pidfd_open(number)], [], [])  # readable once it has ended
         except OSError:  # it has just ended, or the kernel is older than 5.3
             process.wait()
         act()

@@ -1,4 +1,4 @@
-"""Notice that this process is about to end: a scheduler's SIGTERM or SIGUSR1, or Ctrl-C."""
+"""Detects that this process is about to end: a scheduler's SIGTERM or SIGUSR1, or Ctrl-C."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ SIGNALS = (*SCHEDULERS, signal.SIGINT)
 
 @contextmanager
 def handled(signals: Iterable[signal.Signals], act: Callable[[int, Any], object]) -> Iterator[None]:
-    """Let these signals call `act` in place of their effect; one that is ignored (nohup) stays so.
+    """Handles these signals by `act` during the block. Ignored signals (nohup) stay ignored.
 
-    Python handles signals in its main thread only, so in another thread they have their effect.
+    Does nothing outside the main thread, the only one in which Python handles signals.
     """
     before = {}
     if threading.current_thread() is threading.main_thread():
@@ -34,7 +34,9 @@ def handled(signals: Iterable[signal.Signals], act: Callable[[int, Any], object]
 
 @contextmanager
 def noticed() -> Iterator[Callable[[], bool]]:
-    """Take these signals as notice; yields whether one has come. A second Ctrl-C interrupts."""
+    """Yields a function that returns whether one of these signals has come. A second Ctrl-C
+    interrupts.
+    """
     came = threading.Event()
 
     def hear(number: int, _: object) -> None:

@@ -1,4 +1,4 @@
-"""Run other programs with a time limit."""
+"""Runs other programs with a time limit."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ ANSWER_S = 30
 
 
 class NoAnswer(OSError):
-    """A program failed, or did not answer in time; the message says which and how."""
+    """A program failed or did not answer in time; the message names it and the reason."""
 
 
 def answer(*command: str, seconds: float = ANSWER_S, given: str = "") -> str:
-    """A program's standard output. given: its standard input.
+    """Returns a program's standard output. given: its standard input.
 
-    Raises NoAnswer where it fails or takes longer.
+    Raises NoAnswer if the program fails or takes more than `seconds`.
     """
     name = Path(command[0]).name
     try:
@@ -28,10 +28,10 @@ def answer(*command: str, seconds: float = ANSWER_S, given: str = "") -> str:
             timeout=seconds,
         )
     except OSError as error:
-        raise NoAnswer(f"{name} does not start: {error.strerror}") from error
+        raise NoAnswer(f"{name} did not start: {error.strerror}") from error
     except subprocess.TimeoutExpired:
-        raise NoAnswer(f"{name} does not answer within {seconds:g} s") from None
+        raise NoAnswer(f"{name} did not answer within {seconds:g} s") from None
     if done.returncode:
-        last = (done.stderr.strip() or done.stdout.strip() or "it says nothing").splitlines()[-1]
-        raise NoAnswer(f"{name} ends with exit code {done.returncode}: {last}")
+        last = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
+        raise NoAnswer(f"{name} failed with exit code {done.returncode}: {last}")
     return done.stdout

@@ -1,4 +1,4 @@
-"""Libraries that log too much are set to log errors only."""
+"""Limits the logging of libraries to errors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import warnings
 
 
 def libraries() -> None:
-    """Before deepspeed is imported: no banners, no op reports, no per-step lines."""
+    """Turns off banners, op reports and per-step lines. Call before importing deepspeed."""
     os.environ.setdefault("DS_LOG_LEVEL", "error")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     for name in ("DeepSpeed", "deepspeed", "numba", "PIL", "matplotlib", "torch.distributed"):

@@ -1,7 +1,7 @@
-"""Ranks: one process or many, started by deepspeed, torchrun, srun or plain python.
+"""Ranks: one or more processes, started by deepspeed, torchrun, srun or plain python.
 
-`start` makes the process group on which the rest of the engine relies, and sets the environment
-variables that a launcher leaves out.
+`start` creates the process group that the rest of the engine uses, and sets environment variables
+that a launcher did not set.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from engine.errors import FirstRankError
 from engine.machine import memory, precision, rendezvous
 
 T = TypeVar("T")
-SEEN_S, LOOK_S = 180, 0.5  # NFS may hide a new file for 60 s (acdirmax); between two looks
+SEEN_S, LOOK_S = 180, 0.5  # limit (NFS may hide a new file for 60 s, acdirmax); between checks
 
 
 @runtime_checkable
 class Stored(Protocol):
-    """Content of files; `proof` is written last."""
+    """Files of which `proof` is written last."""
 
     @property
     def proof(self) -> Path: ...
 
 
 def pick_device(device: str) -> torch.device:
-    """The device of a single process, with TF32 switched off; `auto` takes a GPU if there is one.
+    """Returns the device of a single process, with TF32 disabled; `auto` prefers a GPU.
 
-    Raises ValueError for `cuda` where torch sees no GPU.
+    Raises ValueError for `cuda` if torch sees no GPU.
     """
     precision.no_tf32()
     if device == "cuda" and not torch.cuda.is_available():
@@ -46,24 +46,27 @@ def pick_device(device: str) -> torch.device:
 
 
 def of_plan(device: str) -> torch.device:
-    """The device of a plan's jobs, with TF32 switched off; what reads their results may lack it."""
+    """Returns the device of a plan's jobs, with TF32 disabled. A reader of their results may lack
+    it.
+    """
     precision.no_tf32()
     return pick_device(device) if device == "auto" else torch.device(device)
 
 
 def present(device: torch.device) -> torch.device:
-    """The device, or the CPU in place of a GPU that torch does not see.
+    """Returns the device, or the CPU instead of a GPU that torch does not see.
 
-    A report finds what GPUs made, and computes the rest where it runs.
+    A report uses results made on GPUs, and computes the rest on its own machine.
     """
     lacks = device.type == "cuda" and not torch.cuda.is_available()
     return torch.device("cpu") if lacks else device
 
 
 def start(device: str = "auto") -> torch.device:
-    """Join the process group and return this rank's device; a lone process takes the first GPU.
+    """Joins the process group and returns this rank's device; a single process uses the first GPU.
 
-    Raises ValueError as `pick_device` does, and where Slurm's tasks do not find each other.
+    Raises ValueError as `pick_device` does, and if the ranks' environment lacks an address (see
+    `rendezvous`).
     """
     use_gpu = pick_device(device).type == "cuda"
     if not use_gpu:
@@ -72,51 +75,53 @@ def start(device: str = "auto") -> torch.device:
     rendezvous.complete_environment()
     local = int(os.environ["LOCAL_RANK"])
     if use_gpu:
-        # Slurm may show each task a single GPU, as number 0. DeepSpeed reads the variable.
+        # Slurm may show each task only one GPU, with number 0. DeepSpeed reads the variable.
         local %= torch.cuda.device_count()
         os.environ["LOCAL_RANK"] = str(local)
         torch.cuda.set_device(local)
     chosen = torch.device("cuda", local) if use_gpu else torch.device("cpu")
     if not dist.is_initialized():
-        import deepspeed  # imported late: DS_ACCELERATOR is read at import
+        import deepspeed  # imported here: it reads DS_ACCELERATOR at import
 
         _skip_operators(deepspeed.ops)
         rendezvous.join(chosen)
-        with contextlib.redirect_stdout(io.StringIO()):  # deepspeed prints where tables go
-            deepspeed.init_distributed(verbose=False)  # takes the group that is there
+        with contextlib.redirect_stdout(io.StringIO()):  # deepspeed prints to stdout
+            deepspeed.init_distributed(verbose=False)  # uses the existing group
         if not use_gpu:
-            # After an error, too: a thread of gloo that lets go of a tensor while Python ends
-            # aborts the process. NCCL frees its own, and leaving it waits for the other ranks.
+            # Also after an error: a gloo thread that frees a tensor while Python shuts down aborts
+            # the process. NCCL frees its own, and destroying it waits for the other ranks.
             atexit.register(stop)
     return chosen
 
 
 def rank() -> int:
-    """This process's number; 0 without a process group."""
+    """Returns this process's rank; 0 without a process group."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world() -> int:
-    """Number of processes; 1 without a process group."""
+    """Returns the number of ranks; 1 without a process group."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def _skip_operators(ops: object) -> None:
-    """Say that none of DeepSpeed's own operators (`deepspeed.ops`) can be compiled here.
+    """Marks DeepSpeed's operator (`deepspeed.ops`) as not compilable, since the engine calls none.
 
-    The engine calls none. DeepSpeed would look for a compiler for each of them in every process
-    (about a second), and then compile for 40 s one that only inference on several CPU ranks calls.
+    Otherwise DeepSpeed looks for a compiler for each operator in each process (about a second),
+    then compiles one for 40 s that only inference on several CPU ranks calls.
     """
     vars(ops).setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] = False
 
 
 def first(work: Callable[[], T]) -> T:
-    """Do `work` on rank 0, and then on the other ranks, which find the files that rank 0 wrote.
+    """Runs `work` on rank 0, and then on the other ranks, which find the files that rank 0 wrote.
 
-    Every rank returns the result of its `work`. Where that is `Stored`, the other ranks begin when
-    they see its proof: a network file system shows a file late to another machine, and a rank that
-    missed it would make it again while rank 0 continues. An error on rank 0 is raised on all ranks;
-    FileNotFoundError where a rank does not see the proof within `SEEN_S`.
+    Each rank returns the result of its `work`. If that is `Stored`, the other ranks start when they
+    see its proof: a network file system may show a file late to another machine, and a rank that
+    misses it would make it again while rank 0 continues.
+
+    An error on rank 0 raises on all ranks: FirstRankError on the others. Raises FileNotFoundError
+    if a rank does not see the proof within `SEEN_S`.
     """
     if rank() > 0:
         if not all_agree(True):
@@ -135,7 +140,7 @@ def first(work: Callable[[], T]) -> T:
 
 
 def _from_first(text: str) -> str:
-    """Rank 0's text, on every rank."""
+    """Returns rank 0's text on all ranks."""
     if world() == 1:
         return text
     letters = list(text.encode())
@@ -157,17 +162,17 @@ def _wait_for(path: Path) -> None:
                 "node must have the same folder `runs` at the same path"
             )
         with contextlib.suppress(OSError):
-            os.listdir(path.parent)  # by which NFS asks the server again
+            os.listdir(path.parent)  # makes NFS ask the server again
         time.sleep(LOOK_S)
 
 
 def all_agree(vote: bool) -> bool:
-    """Whether every rank votes yes."""
+    """Whether all ranks vote yes."""
     return least(vote) > 0
 
 
 def least(value: float) -> float:
-    """The smallest of the ranks' values (float32)."""
+    """Returns the minimum of the ranks' values (float32)."""
     if world() == 1:
         return value
     values = torch.tensor([float(value)], device=_meeting_place())
@@ -176,17 +181,17 @@ def least(value: float) -> float:
 
 
 def most(value: float) -> float:
-    """The largest of the ranks' values (float32)."""
+    """Returns the maximum of the ranks' values (float32)."""
     return -least(-value)
 
 
 def _meeting_place() -> str:
-    """The kind of device on which the ranks exchange tensors."""
+    """The type of device on which the ranks exchange tensors."""
     return "cuda" if dist.get_backend() == "nccl" else "cpu"
 
 
 def stop() -> None:
-    """Leave the process group, if there is one. DeepSpeed forgets the groups that it holds."""
+    """Leaves the process group, if any, through DeepSpeed, so that it forgets its groups."""
     if dist.is_initialized():
         from deepspeed import comm
 

@@ -1,9 +1,9 @@
-"""Rates that machines reach, from which all times are predicted.
+"""Rates of machines, from which all times are predicted.
 
-A pass over images takes the time of its products, at a share of the data sheet's rate, and that of
-what flows between them through the device's memory. `Fit` was fitted to 72 throughputs that timm's
-maintainers published for nine architectures on four other GPUs; `python -m bench throughput` shows
-each beside the prediction, and what is predicted of those that a fit leaves out. Nothing here was
+A pass over images takes the time of its products, at a share of the data sheet's rate, plus the
+time to move tensors between products through device memory. `Fit` was fitted to 72 throughputs of
+nine architectures on four other GPUs, published by timm's maintainers. `python -m bench throughput`
+compares each with its prediction and with predictions of fits that leave it out. Nothing here was
 measured on an A100 or an H100.
 """
 
@@ -11,24 +11,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-STEP_S = 9e-3  # of the host: an optimizer step through DeepSpeed, uncompiled parts and launches
-BATCH_S = 3e-3  # of the host: a batch through one of the models that are evaluated
-START_S = 10.0  # of a core: a job's imports and its first look at packs and weights
-GRAPH_S = 45.0  # of the host: torch.compile of a graph with Inductor, once for all jobs
-CORE_TFLOPS = 0.026  # that the demo reached on a core of an Intel Xeon at 2.1 GHz
-# Share of the rate of a forward pass alone that the demo's passes reached on a core: 5 min 58 s on
-# two cores of an Intel Xeon at 2.8 GHz, whose forward pass was timed under other load.
+STEP_S = 9e-3  # host time of an optimizer step: DeepSpeed, uncompiled parts and launches
+BATCH_S = 3e-3  # host time of a batch through one evaluated model
+START_S = 10.0  # core time of a job's imports and of opening packs and weights
+GRAPH_S = 45.0  # host time of torch.compile for a graph with Inductor, once for all jobs
+CORE_TFLOPS = 0.026  # measured in the demo on a core of an Intel Xeon at 2.1 GHz
+# Rate of the demo's passes / rate of a forward pass alone, on a core: 5 min 58 s on two cores of an
+# Intel Xeon at 2.8 GHz, whose forward pass was timed under other load.
 CORE_SHARE = 0.8
-CLASS_PAIR_S, SAMPLE_PAIR_S = 1.16e-4, 1.1e-7  # of a core: of a distance between two sets
+CLASS_PAIR_S, SAMPLE_PAIR_S = 1.16e-4, 1.1e-7  # core time of a distance between two datasets
 REPORT_CORES = 4
 
 
 @dataclass(frozen=True)
 class Fit:
-    """full_rate, half_rate: share of the rate of bf16 products with sums in fp32 that a model's
-    products reach; GeForce chips have half of the rate that their tensor cores could do, so neither
-    memory nor power holds it up. eager, compiled: bytes through memory for each element that a
-    product reads or writes, by 2 bytes an element, in each pass. training: times as many there."""
+    """Fitted constants of the prediction.
+
+    full_rate, half_rate: share of the rate of bf16 products with fp32 sums that a model's products
+    reach. GeForce chips run at half of what their tensor cores could do (`half_rate`), so neither
+    memory nor power limits them. eager, compiled: memory traffic of a pass, in units of 2 bytes per
+    element that a product reads or writes. training: factor for the passes of a training step.
+    """
 
     full_rate: float = 0.53
     half_rate: float = 1.0
@@ -42,8 +45,11 @@ FIT = Fit()
 
 @dataclass(frozen=True)
 class Chip:
-    """Of the data sheet: dense TFLOP/s (bf16 with sums in fp32, fp32 without TF32), GB/s of memory,
-    GB/s to another GPU in one direction. is_half: whether it has half of its tensor cores' rate."""
+    """Data sheet values of a GPU.
+
+    bf16 (with fp32 sums), fp32 (without TF32): dense TFLOP/s. memory: GB/s. link: GB/s to another
+    GPU in one direction. is_half: whether the chip runs at half of its tensor cores' rate.
+    """
 
     bf16: float
     fp32: float
@@ -52,7 +58,7 @@ class Chip:
     is_half: bool = False
 
     def reached(self, fit: Fit = FIT) -> float:
-        """The share of the products' rate that a model reaches."""
+        """Returns the share of the products' rate that a model reaches."""
         return fit.half_rate if self.is_half else fit.full_rate
 
 
@@ -71,12 +77,15 @@ CONSUMER = {
 
 
 def traffic(elements: float, *, compiled: bool, training: bool, fit: Fit = FIT) -> float:
-    """Bytes through memory of a pass forward, or of a training step, in bf16; elements: that the
-    products of a forward pass read and write (`flops.elements_of_image`)."""
+    """Returns the bytes through memory of a forward pass, or of a training step, in bf16.
+
+    elements: elements that the products of a forward pass read and write
+    (`flops.elements_of_image`).
+    """
     forward = 2 * elements * (fit.compiled if compiled else fit.eager)
     return 3 * fit.training * forward if training else forward
 
 
 def seconds(chip: Chip, operations: float, traffic: float, fit: Fit = FIT) -> float:
-    """Of work in bf16 on a GPU."""
+    """Returns the time of bf16 work on a GPU. operations: FLOPs; traffic: bytes."""
     return operations / (1e12 * chip.bf16 * chip.reached(fit)) + traffic / (1e9 * chip.memory)

@@ -1,9 +1,9 @@
-"""How the processes of a run meet: the process group of torch.distributed.
+"""Creates the torch.distributed process group of a run.
 
 torchrun and deepspeed set RANK, WORLD_SIZE and an address; srun sets SLURM_*. Ranks on one host
-meet in a file that no other user can reach, where a port could be taken, or joined; then they talk
-on the loopback, which no other host reaches. Slurm gives ranks on several hosts no port, so theirs
-follows from the step. A process on its own needs neither.
+meet in a file that other users cannot access, since others could take or join a port; they then
+communicate on the loopback interface, which other hosts cannot reach. Slurm gives ranks on several
+hosts no port, so theirs is derived from the job step. A single process needs neither.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from engine.machine.files import runtime_folder
 from engine.machine.programs import NoAnswer, answer
 from loaders.root import Root
 
-MEET = datetime.timedelta(minutes=10)  # until every rank has arrived
-WAIT = datetime.timedelta(hours=6)  # afterwards: ranks wait while rank 0 encodes a set
-FIRST_PORT, PORTS = 20000, 12000  # below the range from which the kernel gives ports
+MEET = datetime.timedelta(minutes=10)  # until all ranks have arrived
+WAIT = datetime.timedelta(hours=6)  # afterwards: ranks wait while rank 0 encodes a dataset
+FIRST_PORT, PORTS = 20000, 12000  # below the kernel's ephemeral ports
 LOOPBACK = "127.0.0.1"
-# Public since torch 2.15; DeepSpeed's groups, which only average gradients, keep torch's own time.
+# Public since torch 2.15. DeepSpeed's groups, which only average gradients, keep the default.
 _set_timeout = getattr(dist, "set_timeout", None) or distributed_c10d._set_pg_timeout
-STEP = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")  # tell a step from all others
+STEP = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT")  # identify a step
 
 
 def complete_environment() -> None:
-    """Set the variables that a launcher leaves out; a process on its own takes the first GPU.
+    """Sets the variables that a launcher did not set; a single process gets rank 0 of 1.
 
-    A Slurm batch script has the number of its allocation's tasks, but is a process on its own.
-    Raises ValueError where Slurm's commands do not say the address of the first of several nodes.
+    A Slurm batch script sees its allocation's number of tasks, but is a single process. Raises
+    ValueError if Slurm's commands do not give the address of the first of several nodes.
     """
     variables = os.environ
     if "RANK" in variables:
@@ -55,10 +55,10 @@ def complete_environment() -> None:
 
 
 def join(device: torch.device) -> None:
-    """Make the process group of all ranks.
+    """Creates the process group of all ranks.
 
-    Raises torch's DistError where they have not met within `MEET`, ValueError for several ranks
-    without an address.
+    Raises torch's DistError if the ranks do not meet within `MEET`, and ValueError for several
+    ranks without an address.
     """
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     launch = _launch() if world > 1 and _on_one_host() else ""
@@ -67,17 +67,17 @@ def join(device: torch.device) -> None:
         raise ValueError(f"WORLD_SIZE={world}, but {' and '.join(missing)} not set; use torchrun")
     backend = "nccl" if device.type == "cuda" else "gloo"
     if world == 1 or _on_one_host():
-        for library in ("GLOO", "NCCL"):  # which would guess by the host's name
+        for library in ("GLOO", "NCCL"):  # they would guess by the host's name
             os.environ.setdefault(f"{library}_SOCKET_IFNAME", "lo")
     if world == 1:
         dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
         return
-    store = None  # torch's own makes one of the variables
+    store = None  # torch creates one from the environment variables
     if launch:
         folder, file = runtime_folder(), f"ranks-{launch}"
         store = FileStore(str(folder / file), world)
         store.set_timeout(MEET)
-        if rank == 0:  # until then groups of ranks are made by it
+        if rank == 0:  # at exit, since later groups of ranks use it too
             atexit.register(Root(folder).remove, file)
     dist.init_process_group(
         backend,
@@ -87,43 +87,43 @@ def join(device: torch.device) -> None:
         timeout=MEET,
         device_id=device if device.type == "cuda" else None,
     )
-    dist.all_reduce(torch.zeros(1, device=device))  # all connections are made within `MEET`
+    dist.all_reduce(torch.zeros(1, device=device))  # makes all connections within `MEET`
     _set_timeout(WAIT, dist.group.WORLD)
 
 
 def _on_one_host() -> bool:
-    """Whether all ranks run here, as torchrun, deepspeed or Slurm tells."""
+    """Whether all ranks run on this host, according to torchrun, deepspeed or Slurm."""
     here = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE")
     return here == os.environ["WORLD_SIZE"]
 
 
 def _launch() -> str:
-    """An identifier shared by the ranks of this launch and by no others on this host, ever.
+    """Returns an identifier that only the ranks of this launch share on this host.
 
-    It is empty under a launcher that the engine does not know.
+    Returns "" for a launcher that the engine does not know, and for torchrun.
     """
     variables = os.environ
-    if "TORCHELASTIC_RUN_ID" in variables:  # torchrun has a store already
+    if "TORCHELASTIC_RUN_ID" in variables:  # torchrun has its own store
         return ""
-    if variables.keys() & {"CROSS_RANK", "RIB_LAUNCH"}:  # of deepspeed, and of ours
+    if variables.keys() & {"CROSS_RANK", "RIB_LAUNCH"}:  # deepspeed, or our launcher
         launcher = psutil.Process(os.getppid())
         return f"{launcher.pid}-{launcher.create_time():.2f}"
     return _step() if int(variables.get("SLURM_STEP_NUM_TASKS", 1)) > 1 else ""
 
 
 def _step() -> str:
-    """An identifier of a Slurm step, different for each restart."""
+    """Returns an identifier of a Slurm step, different for each restart."""
     return ".".join(os.environ.get(name, "0") for name in STEP)
 
 
 def _first_host() -> str:
-    """Address of the step's first node, on which task 0 runs."""
+    """Returns the address of the step's first node, which runs task 0."""
     nodes = os.environ.get("SLURM_STEP_NODELIST", "")
     command = ("sinfo", "--noheader", "--Node", "--nodes", nodes, "--format", "%o")
     try:
         return answer(*command).split()[0]
     except (NoAnswer, IndexError) as error:
         raise ValueError(
-            f"several Slurm tasks, but Slurm does not say the address of the first of {nodes!r} "
+            f"several Slurm tasks, but Slurm does not give the address of the first of {nodes!r} "
             f"({error}); set MASTER_ADDR to that host's address"
         ) from error

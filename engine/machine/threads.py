@@ -1,4 +1,4 @@
-"""How many CPU threads torch may use."""
+"""Limits the number of torch's CPU threads."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Let torch use `count` CPU threads; Python threads that begin meanwhile inherit the number."""
+    """Makes torch use `count` CPU threads; Python threads started meanwhile inherit the number."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -1,1 +1,1 @@
-"""How far sets are apart: transport problems between them, and who solves them."""
+"""Distances between datasets: optimal transport problems and their solution."""

@@ -1,7 +1,7 @@
-"""Transport problems between pairs of sets: their costs and their solvers, for a pair at a time.
+"""Optimal transport problems between pairs of datasets: costs and solvers for one pair at a time.
 
-Every solver takes two names and returns (value, gap, marginal error); threads may call the same
-solver for several pairs at once.
+Each solver takes two names and returns (value, gap, marginal error). Threads may call a solver for
+several pairs at once.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ from kernels.transport.store import most_bytes
 log = logging.getLogger(__name__)
 
 EXACT_COSTS = 100_000_000  # 10,000 x 10,000: 4.8 GB and half a minute
-EXACT_STEPS = 10**7  # of network simplex
-_EXACT_BYTES = 48  # a cost: dense in float64, with a temporary, and as POT's arcs; 40 were measured
+EXACT_STEPS = 10**7  # maximum iterations of network simplex
+_EXACT_BYTES = 48  # per cost: dense float64, a temporary, and POT's arcs; 40 were measured
 
 Pair = tuple[str, str]
 Certified = tuple[float, float, float]  # value, gap, marginal error
 
 
 class Labelled(NamedTuple):
-    """Features [n, d] of a set and its labels, int64 [n]."""
+    """Features [n, d] of a dataset and its labels, int64 [n]."""
 
     features: Tensor
     labels: Tensor
@@ -54,14 +54,17 @@ class DistanceOptions:
 
     eps: a fraction of the mean cost over all pairs, or with `relative=False` in units of the cost.
     lam_x, lam_y: weights of the feature and the label term. label_distance: between classes as
-    Gaussians (`gaussian`), their means alone (`means`), or nothing (`none`). half: all costs are
-    halved, as in the reference library. debias: subtract the self terms. samples: maximum
-    samples per dataset, drawn with `seed` and the dataset's name. With the same draw for all, two
-    datasets with the same photos in the same order would be compared on the same photos, and their
-    distance would be too small compared with others. tolerance: of the certified relative duality
-    gap.
-    exact: unregularised transport by POT, never debiased, for small sets. bracket: relative width
-    (such as 1e-3) to which unregularised transport is bracketed, never debiased, for any size.
+    Gaussians (`gaussian`), between their means only (`means`), or not used (`none`). half: halve
+    all costs, as the reference library does. debias: subtract the self terms. tolerance: maximum
+    certified relative duality gap. exact: unregularised transport by POT, never debiased, for small
+    datasets. bracket: relative width (such as 1e-3) to which unregularised transport is bracketed,
+    never debiased, for any size.
+
+    samples: maximum samples per dataset, drawn with `seed` and the dataset's name. With the same
+    draw for all, two datasets with the same photos in the same order would be compared on the same
+    photos, and their distance would be too small compared with others.
+
+    Raises ValueError for values out of range and for options that contradict each other.
     """
 
     eps: Positive = 0.05
@@ -81,22 +84,22 @@ class DistanceOptions:
         for name, kind in get_type_hints(DistanceOptions, include_extras=True).items():
             typed.converted(kind, getattr(self, name), name)
         if self.exact and self.bracket is not None:
-            raise ValueError("exact needs no bracket: give exact or bracket")
+            raise ValueError("exact and bracket exclude each other: give only one")
         of_entropic = ("eps", "relative", "tolerance") if self.exact or self.bracket else ()
         for name in of_entropic:
             if getattr(self, name) != getattr(DistanceOptions, name):
                 raise ValueError(
-                    f"{name} is for regularized transport, and has no effect with exact or "
-                    "bracket: leave it out"
+                    f"{name} is for regularized transport and has no effect with exact or "
+                    "bracket: remove it"
                 )
         if self.seed and self.samples is None:
-            raise ValueError("the seed draws samples: give their number (samples) too")
+            raise ValueError("seed has no effect without samples: give samples too")
         if self.lam_x == 0 and (self.lam_y == 0 or self.label_distance == "none"):
             raise ValueError("lam_x and lam_y make all costs zero: set one of them above 0")
 
 
 class Cloud(NamedTuple):
-    """A set to compare: features [n, d], each sample's row of the label table, class Gaussians."""
+    """A dataset to compare: features [n, d], each sample's row in the label table, Gaussians."""
 
     features: Tensor
     labels: Tensor
@@ -104,10 +107,13 @@ class Cloud(NamedTuple):
 
     @classmethod
     def of(cls, name: str, labelled: Labelled, classes: int, options: DistanceOptions) -> Cloud:
-        """Raises ValueError, naming the set, for features or labels that cannot be used."""
+        """Draws samples and computes class Gaussians.
+
+        Raises ValueError, naming the dataset, for features or labels that cannot be used.
+        """
         features, labels = labelled.features, labelled.labels.to(labelled.features.device)
         try:
-            # Before samples are drawn: errors count the whole set and name positions in it.
+            # Before drawing samples, so that errors name positions in the whole dataset.
             check_features("features", features, labels, classes)
             if len(features) < 2:
                 raise ValueError("one sample; a distance needs at least two")
@@ -123,14 +129,14 @@ class Cloud(NamedTuple):
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
         if gaussians.single and options.label_distance == "gaussian":
-            log.info("%s: %d classes of one image have no spread", name, len(gaussians.single))
+            log.info("%s: %d classes of one image have no variance", name, len(gaussians.single))
         return cls(features, torch.searchsorted(gaussians.labels, labels), gaussians)
 
 
 class Problems:
-    """The problems of all pairs. Tables of class distances are cached, costs made when needed.
+    """The problems of all pairs. Tables of class distances are cached; costs are made when needed.
 
-    memory: bytes that a solver may take; None: no limit.
+    memory: maximum bytes per solver, or None for no limit.
     """
 
     def __init__(self, clouds: Mapping[str, Cloud], options: DistanceOptions) -> None:
@@ -141,7 +147,7 @@ class Problems:
         self._tables: dict[Pair, Tensor] = {}
 
     def bytes_each(self) -> int:
-        """The most memory that the problem of any two sets takes."""
+        """Returns the maximum memory in bytes of any pair's problem."""
         n, m = sorted(len(cloud.features) for cloud in self.clouds.values())[-2:]
         if self.options.debias and not (self.options.exact or self.options.bracket):
             n = m  # the largest self term
@@ -172,19 +178,22 @@ class Problems:
         )
 
     def exact(self, a: str, b: str) -> Certified:
-        """Unregularised transport by network simplex, exact for its costs; NaN if cut short."""
+        """Unregularised transport by network simplex, exact for its costs; NaN if it was cut short.
+
+        Raises ValueError for too many samples, or if POT is missing.
+        """
         n, m = (len(self.clouds[name].features) for name in (a, b))
         if n * m > EXACT_COSTS:
             raise ValueError(
                 f"{n} x {m} samples are too many for exact transport; sample fewer "
-                f"(samples={math.isqrt(EXACT_COSTS)}), or bracket=1e-3 in place of exact"
+                f"(samples={math.isqrt(EXACT_COSTS)}), or use bracket=1e-3 instead of exact"
             )
         try:
             import ot
         except ImportError as error:
             raise ValueError("exact transport needs POT: pip install POT") from error
         cost = self.cost(a, b)
-        # In units of the mean cost: the tolerance of POT is absolute.
+        # In units of the mean cost, because POT's tolerance is absolute.
         dense = (cost.rows(0, n) / cost.mean).cpu().numpy()
         weights = np.full(n, 1 / n), np.full(m, 1 / m)
         options = {"numItermax": EXACT_STEPS, "log": True}
@@ -194,7 +203,7 @@ class Problems:
         return cost.mean * float(value), 0.0, 0.0
 
     def bracketed(self, a: str, b: str) -> Certified:
-        """Unregularised transport, the middle of its bounds, and their relative width."""
+        """Unregularised transport: the midpoint of its bounds and their relative width."""
         assert self.options.bracket is not None
         cost, tolerance = self.cost(a, b), self.options.bracket
         return _certified(unregularised(cost, tolerance=tolerance, memory=self.memory))
@@ -205,13 +214,13 @@ class Problems:
         return _certified(transport(cost, eps=eps, tolerance=tolerance, memory=self.memory))
 
     def self_term(self, a: str, eps: float) -> Transport:
-        """Entropic transport between a set and itself."""
+        """Entropic transport between a dataset and itself."""
         third = self.options.tolerance / 3
         cost = self.cost(a, a)
         return transport(cost, eps=eps, tolerance=third, symmetric=True, memory=self.memory)
 
     def debiased(self, a: str, b: str, self_terms: Mapping[str, Transport]) -> Certified:
-        """Entropic transport less the self terms."""
+        """Entropic transport minus the self terms."""
         tolerance, terms = self.options.tolerance, (self_terms[a], self_terms[b])
         left = left_for_across(*terms, tolerance)
         across = transport(self.cost(a, b), eps=terms[0].eps, tolerance=left, memory=self.memory)

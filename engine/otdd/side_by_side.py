@@ -1,8 +1,8 @@
 """Independent problems solved in parallel threads, as many as cores and memory allow.
 
-Threads are enough: the work (BLAS, LAPACK, compiled loops, network simplex) releases Python's lock.
-They copy no data and share compiled loops. On a GPU each thread has its stream, so the launches of
-a problem fill the waits of another.
+Threads are enough: the work (BLAS, LAPACK, compiled loops, network simplex) releases the GIL. They
+copy no data and share compiled loops. On a GPU each thread has its own stream, so one problem's
+launches fill the waits of another.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from engine.machine.threads import threads
 T = TypeVar("T", bound=Hashable)
 R = TypeVar("R")
 
-_STREAMS = 4  # at once on a GPU
+_STREAMS = 4  # problems at once on a GPU
 
 
 def workers(problems: int, bytes_each: int, allowed: int, device: torch.device) -> int:
-    """How many problems may run at once, at least 1.
+    """Returns how many problems may run at once, at least 1.
 
     bytes_each: memory of the largest problem. allowed: bytes for all of them together.
     """
@@ -34,10 +34,10 @@ def workers(problems: int, bytes_each: int, allowed: int, device: torch.device) 
 def side_by_side(
     work: Callable[[T], R], items: Sequence[T], at_once: int, device: torch.device
 ) -> dict[T, R]:
-    """work(item) for each item, in parallel threads that divide torch's cores.
+    """Returns work(item) for each item, computed in parallel threads that share torch's cores.
 
-    Results do not depend on parallel work. After an error no item starts, and it is
-    raised when those that run are finished.
+    Results do not depend on the parallelism. After an error no further item starts, and the error
+    is raised when the running ones have finished.
     """
     on_gpu = device.type == "cuda"
 
@@ -52,7 +52,7 @@ def side_by_side(
         return result
 
     if on_gpu:
-        torch.cuda.synchronize(device)  # the streams do not wait for what made their inputs
+        torch.cuda.synchronize(device)  # new streams do not wait for the stream of their inputs
     share = threads(max(1, torch.get_num_threads() // at_once))
     with share, ThreadPoolExecutor(at_once, "problems", set_stream) as pool:
         futures = {item: pool.submit(finished, item) for item in items}

@@ -1,9 +1,9 @@
-"""How far the sets are apart, before anything is trained: OTDD from stored features.
+"""Distances between datasets before any training: OTDD from stored features.
 
-Optimal transport between two labelled sets, where moving a sample costs the squared distance of the
-features plus the squared distance of the classes (Alvarez-Melis & Fusi 2020). All features are of
-the pre-trained model and are computed once per set, self terms are solved once per set, and every
-number is certified: a problem that did not converge is missing from the matrix.
+OTDD is optimal transport between two labelled datasets. Moving a sample costs the squared distance
+of the features plus the squared distance of the classes (Alvarez-Melis & Fusi 2020). The pretrained
+model computes the features once per dataset, self terms are solved once per dataset, and all values
+are certified: a problem that did not converge is missing from the matrix.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ R = TypeVar("R")
 log = logging.getLogger(__name__)
 
 MATRIX = "matrix.json"
-# Part of the key: change it when the drawing of samples or the content of a matrix changes.
+# Part of the key: change it if the drawing of samples or the content of a matrix changes.
 DRAWS = "by name, gaps summed"
 
 
@@ -45,10 +45,10 @@ def distances(
     options: DistanceOptions | None = None,
     store: Store | None = None,
 ) -> Matrix:
-    """Distances between sets of a recipe, by features of its pre-trained model.
+    """Returns distances between datasets of a recipe, by features of its pretrained model.
 
-    store: where they are found or made; by default the run's. Raises ValueError as `check_names`
-    and `matrix`, DamagedFile for a stored file that was altered.
+    store: where results are found or made; by default the run's. Raises ValueError as `check_names`
+    and `matrix` do, and DamagedFile if a stored file was altered.
     """
     options, store = options or DistanceOptions(), store or run.store
     check_names(names)
@@ -76,17 +76,18 @@ def distances(
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Raise ValueError for fewer than two sets, and for a set named twice."""
+    """Raises ValueError for fewer than two datasets, and for a dataset named twice."""
     if len(names) < 2 or len(set(names)) < len(names):
         raise ValueError(f"distances require at least two distinct datasets, not {list(names)}")
 
 
 def matrix(sets: Mapping[str, Labelled], classes: int, options: DistanceOptions) -> Matrix:
-    """Distances between all pairs of labelled sets, whose labels lie in [0, classes).
+    """Returns distances between all pairs of labelled datasets with labels in [0, classes).
 
-    k sets take k (k - 1) / 2 problems and, if debiased, k more, several of them at a time. Raises
-    ValueError for fewer than two sets, naming the set for features or labels that cannot be used,
-    and naming the pair for a problem that cannot be solved.
+    k datasets take k (k - 1) / 2 problems and, if debiased, k more, several at a time.
+
+    Raises ValueError for fewer than two datasets, naming the dataset for features or labels that
+    cannot be used, and naming the pair for a problem that cannot be solved.
     """
     check_names(list(sets))
     clouds = {name: Cloud.of(name, labelled, classes, options) for name, labelled in sets.items()}
@@ -96,8 +97,8 @@ def matrix(sets: Mapping[str, Labelled], classes: int, options: DistanceOptions)
         certified[:, i, j] = certified[:, j, i] = value, gap, _ = solved[a, b]
         if math.isnan(value):
             log.warning(
-                "%s to %s did not converge (gap %.1e): no distance; take a larger eps, tolerance "
-                "or bracket, or fewer samples",
+                "%s to %s did not converge (gap %.1e), so it has no distance; use a larger eps, "
+                "tolerance or bracket, or fewer samples",
                 *(a, b, gap),
             )
     values, gaps, errors = certified
@@ -105,12 +106,12 @@ def matrix(sets: Mapping[str, Labelled], classes: int, options: DistanceOptions)
 
 
 def _solved(problems: Problems) -> tuple[dict[Pair, Certified], float]:
-    """(value, gap, marginal error) of every pair, and their eps, 0 if unregularised.
+    """Returns (value, gap, marginal error) of each pair, and eps (0 if unregularised).
 
-    It is the same eps for all pairs, so that self terms are shared.
+    All pairs have the same eps, so that they share self terms.
     """
     options, pairs = problems.options, list(combinations(problems.clouds, 2))
-    # At first: what is free at a moment depends on the pairs that are being solved.
+    # Measured before solving, since running problems change the free memory.
     each = partial(_each, problems, int(0.8 * free_memory(problems.device)))
     if options.exact or options.bracket:
         return each(problems.exact if options.exact else problems.bracketed, pairs), 0.0
@@ -128,7 +129,7 @@ def _solved(problems: Problems) -> tuple[dict[Pair, Certified], float]:
 def _each(
     problems: Problems, memory: int, solve: Callable[[str, str], R], pairs: Sequence[Pair]
 ) -> dict[Pair, R]:
-    """The results of `solve` for each pair, several in parallel within a memory limit."""
+    """Returns the results of `solve` for each pair, several in parallel within a memory limit."""
     at_once = workers(len(pairs), problems.bytes_each(), memory, problems.device)
     problems.memory = memory // at_once
 

@@ -1,1 +1,1 @@
-"""Data on disk: artefacts by the hash of their key, cells, and unfinished slices."""
+"""Data on disk: artefacts named by the hash of their key, cells, and unfinished slices."""

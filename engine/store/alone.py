@@ -1,4 +1,4 @@
-"""Work that a single launch does, however many machines share a store."""
+"""Work that only one launch does, even if several machines share a store."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def find_or_make(
 
 @contextlib.contextmanager
 def alone(store: Store, name: str) -> Iterator[None]:
-    """Keep other launches out of the work `name`, which they find done when they come to it.
+    """Excludes other launches from the work `name`; they find it done when they get there.
 
-    Every rank enters; the first rank holds the lock.
+    All ranks enter; rank 0 holds the lock.
     """
     path = store.root / "locks" / name
     with contextlib.ExitStack() as stack:

@@ -1,8 +1,8 @@
-"""The artefact store: a result that is stored under its name is never computed again.
+"""The artefact store: a result stored under its name is never computed again.
 
-An artefact is a folder `<root>/<kind>/<label>-<hash>`; the hash covers everything that determines
-its content, upstream artefacts' names included. It is written under a temporary name, fsynced and
-renamed; `done.json` holds the checksums and is the only proof that it is finished.
+An artefact is a folder `<root>/<kind>/<label>-<hash>`. The hash covers everything that determines
+its content, including the names of upstream artefacts. It is written under a temporary name,
+fsynced and renamed. `done.json` has the checksums and is the only proof that it is finished.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from loaders.names import InnerPath, is_name
 from loaders.root import Root
 from loaders.schema import DamagedFile
 
-FORMAT = 2  # raised when the meaning of stored artefacts changes
-STORE = "store"  # below a folder of runs
-MARKER, UNFINISHED = "done.json", ".unfinished"  # in the folder of an artefact
-TEMPORARY = re.compile(r"\..+-[0-9a-f]{16}\.[0-9a-f]{8}")  # the name of an unfinished one
+FORMAT = 2  # increment it when the meaning of stored artefacts changes
+STORE = "store"  # folder name below a folder of runs
+MARKER, UNFINISHED = "done.json", ".unfinished"  # in an artefact's folder
+TEMPORARY = re.compile(r"\..+-[0-9a-f]{16}\.[0-9a-f]{8}")  # name of an unfinished artefact
 
 
 class StoredFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -40,7 +40,7 @@ class StoredFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Marker(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The content of `done.json`: format and key give the folder's name; `files` by their paths."""
+    """The content of `done.json`: format and key give the folder's name; `files` are by path."""
 
     format: int
     key: dict[str, Any]
@@ -49,7 +49,7 @@ class Marker(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True)
 class Artifact:
-    """A finished folder, which lies in that of its kind."""
+    """A finished artefact's folder, in the folder of its kind."""
 
     folder: Path
 
@@ -68,23 +68,24 @@ class Artifact:
 
     @property
     def root(self) -> Root:
-        """Its folder; neither that nor those of its kind and its store may be links."""
+        """The artefact's folder; it and the folders of its kind and store must not be links."""
         folder = self.folder.absolute()
         return Root(folder.parents[2]).below(folder)
 
     def has(self, name: str) -> bool:
-        """Whether it has such a file."""
+        """Whether the artefact has this file."""
         return self.root.has(name)
 
     def file(self, name: str) -> Path:
-        """Path of one of its files; FileNotFoundError when the artefact has no such file."""
+        """Returns the path of a file. Raises FileNotFoundError if the artefact does not have it."""
         if not self.has(name):
             raise FileNotFoundError(f"{self.folder / name} is missing; {_again(self.folder)}")
         return self.root.file(name)
 
     def checked(self, name: str) -> Path:
-        """As `file`, and DamagedFile where its bytes were changed (a process hashes
-        a file once)."""
+        """Like `file`, but raises DamagedFile if the file was altered. A process hashes a file
+        once.
+        """
         path = self.file(name)
         stored = _marker(self.root).files.get(name)
         if stored is None or hash_once(path) != stored.sha256:
@@ -93,7 +94,7 @@ class Artifact:
 
 
 def hash_once(path: Path) -> str:
-    """SHA-256 of a file; a process reads the file again only if it was modified."""
+    """Returns the SHA-256 of a file; a process reads the file again only if it was modified."""
     return _hash_once(path, path.stat().st_mtime_ns)
 
 
@@ -103,25 +104,28 @@ def _hash_once(path: Path, modified_ns: int) -> str:
 
 
 class Store:
-    """Artefacts of all kinds, below the folder `root`; with `finds_only` none is made."""
+    """Artefacts of all kinds below the folder `root`; with `finds_only` none is made."""
 
     def __init__(self, root: Path | Root, *, finds_only: bool = False) -> None:
-        """root: itself no link, but what it is in may be one."""
+        """root: must not be a link itself, but its parent may be one."""
         self.files = root if isinstance(root, Root) else Root(root.parent, root.name)
         self.root = self.files.path
         self.finds_only = finds_only
 
     def place(self, kind: str, label: str, key: Mapping[str, Any]) -> Path:
-        """The folder of the artefact of this key, finished or not."""
+        """Returns the folder of the artefact of this key, finished or not.
+
+        Raises DamagedFile if the kind or label cannot be a file name.
+        """
         if not (is_name(kind) and is_name(label)):
             raise DamagedFile(f"{kind}/{label!r:.200} cannot be the name of an artefact")
         return self.root / kind / f"{label}-{short_digest({'format': FORMAT, **key})}"
 
     def find(self, kind: str, label: str, key: Mapping[str, Any]) -> Artifact | None:
-        """The finished artefact of this key, or None.
+        """Returns the finished artefact of this key, or None.
 
-        Raises DamagedFile where it has no files, where one is missing, has another size or lies
-        behind a link, and where the folder is of another key.
+        Raises DamagedFile if the folder has another key or no files, or if a file is missing, has
+        another size or is behind a link.
         """
         folder = self.place(kind, label, key)
         files = self.files.below(folder)
@@ -129,9 +133,9 @@ class Store:
             return None
         marker = _marker(files)
         if not folder.name.endswith(short_digest({"format": marker.format, **marker.key})):
-            raise DamagedFile(f"{folder} is of another key; {_again(folder)}")
+            raise DamagedFile(f"{folder} has another key; {_again(folder)}")
         if not marker.files:
-            raise DamagedFile(f"{folder} holds nothing but its marker; {_again(folder)}")
+            raise DamagedFile(f"{folder} has no files except its marker; {_again(folder)}")
         for name, stored in marker.files.items():
             if files.size(name) != stored.bytes:
                 raise DamagedFile(f"{folder / name} is damaged; {_again(folder)}")
@@ -140,9 +144,11 @@ class Store:
     def make(
         self, kind: str, label: str, key: Mapping[str, Any], build: Callable[[Path], object]
     ) -> Artifact:
-        """The artefact of this key; where there is none, `build(folder)` fills a temporary folder.
+        """Returns the artefact of this key; if there is none, `build(folder)` fills a temporary
+        folder.
 
-        Raises OSError naming the marker where the disk is full, and as `check_makes`.
+        Raises OSError naming the marker if the disk is full, FileNotFoundError if the temporary
+        files were deleted meanwhile, and as `find` and `check_makes` do.
         """
         if artifact := self.find(kind, label, key):
             return artifact
@@ -153,7 +159,7 @@ class Store:
         try:
             try:
                 build(new.path)
-                # A folder that was deleted meanwhile, and made anew by what writes, lacks files.
+                # If the folder was deleted meanwhile and created again by a writer, it lacks files.
                 is_whole = new.has(UNFINISHED) and len(new.files()) > 1
             except FileNotFoundError:
                 if new.has(UNFINISHED):
@@ -161,8 +167,7 @@ class Store:
                 is_whole = False
             if not is_whole:
                 raise FileNotFoundError(
-                    f"the files that were written into {new.path} are gone; run the same command "
-                    "again"
+                    f"the files written to {new.path} are gone; run the same command again"
                 )
             new.remove(UNFINISHED)
             with room_for(folder / MARKER):
@@ -180,9 +185,9 @@ class Store:
         return Artifact(folder)
 
     def remove_left_overs(self, older_than_s: float) -> None:
-        """Delete unfinished artefacts of processes that were killed, and nothing else.
+        """Deletes unfinished artefacts of killed processes that are older than `older_than_s`.
 
-        A younger one may be in use. A link is not followed, and no other name is touched.
+        Younger ones may be in use. Follows no links and touches no other names.
         """
         for kind in self.files.folders():
             for name in self.files.folders(kind):
@@ -193,14 +198,14 @@ class Store:
                     self.files.remove(folder.path)
 
     def check_makes(self, kind: str, label: str, key: Mapping[str, Any]) -> None:
-        """Raise FileNotFoundError, naming the missing artefact, if none is made here."""
+        """Raises FileNotFoundError, naming the missing artefact, if the store is `finds_only`."""
         if self.finds_only:
             raise FileNotFoundError(
                 f"{self.place(kind, label, key)} is missing: run the campaign again to make it"
             )
 
     def remove(self, artifact: Artifact) -> None:
-        """Delete an artefact; its marker goes first, so that an interruption leaves none half."""
+        """Deletes an artefact, its marker first, so that none is ever half finished."""
         self.files.remove(artifact.folder / MARKER)
         self.files.remove(artifact.folder)
 

@@ -1,8 +1,8 @@
 """Cells on disk: the trained or mixed models of the grid, by artefact name.
 
-A cell is a folder with `cell.json` (the models to evaluate, the head's classes in order and how the
-model sees images), the resolved recipe, versions and, where it was trained, `weights.safetensors`,
-which timm can load.
+A cell is a folder with `cell.json` (the models to evaluate, the head's classes in order and the
+model's image transform), the resolved recipe, versions and, if it was trained,
+`weights.safetensors`, which timm can load.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from loaders.schema import DamagedFile
 
 log = logging.getLogger(__name__)
 CELL, HISTORY = "cell.json", "history.json"
-SELF = "self"  # stands for a trained cell's name, which is unknown while it is written
-KINDS = ("cells", "weights", "snapshots")  # of artefacts that are models
+SELF = "self"  # placeholder for a trained cell's name, unknown while it is written
+KINDS = ("cells", "weights", "snapshots")  # kinds of artefacts that are models
 PACKAGES = ("timm", "deepspeed", "numpy", "ffcv", "triton", "pillow")
 
 
@@ -53,25 +53,25 @@ class Export:
 
 @dataclass(frozen=True)
 class Entry:
-    """A model that a cell has evaluated: an average of cells' weights or outputs, by their names.
+    """A model that a cell evaluates: an average of cells' weights or outputs, by their names.
 
     setting: of its arm (`engine.measures.rows`), in addition to the column's.
     """
 
     mix: dict[str, float] | Ensemble
     alpha: float | None = None
-    headline: bool = True  # the table shows it; other entries are points of a curve
+    headline: bool = True  # shown in the table; other entries are points of a curve
     setting: Setting = PLAIN
 
 
 @dataclass(frozen=True)
 class Gated:
-    """An ensemble of two models with the weights `failures`, and what they depend on.
+    """An ensemble of two models weighted by `failures`, and the numbers of its weight function.
 
-    failures: unit features [M, D] of the second model for images that it gets right and the first
-    wrong. temperatures: [2], by which the members' logits are divided. neighbour: which nearest
-    failure an image's squared distance d is taken to; the second model then has the weight
-    sigmoid((middle - d) / width).
+    failures: unit features [M, D] of the second model for images that it classifies correctly and
+    the first does not. temperatures: [2], which divide the members' logits. neighbour: k, counted
+    from 1, such that d is an image's squared distance to its k-th nearest failure. The second model
+    gets the weight sigmoid((middle - d) / width).
     """
 
     members: tuple[str, str]
@@ -87,7 +87,7 @@ class Gated:
 
     @property
     def reference(self) -> dict[str, torch.Tensor]:
-        """As a file holds it."""
+        """The tensors of the reference file."""
         numbers = torch.tensor([self.neighbour, self.middle, self.width], dtype=torch.float64)
         return {
             "failures": self.failures,
@@ -101,10 +101,12 @@ def canonical_mix(average: Ensemble) -> Ensemble: ...
 @overload
 def canonical_mix(average: Mix) -> dict[str, float]: ...
 def canonical_mix(average: Average) -> dict[str, float] | Ensemble:
-    """The average in the order of names, and without cells of weight zero: alpha = 0 is the
-    pre-trained model itself."""
+    """Returns the average in the order of names, without cells of weight zero.
+
+    An average with alpha = 0 is thus the pretrained model itself.
+    """
     if isinstance(average, Ensemble):
-        if average.weights == "failures":  # of a first and a second
+        if average.weights == "failures":  # its members have an order
             return average
         return dataclasses.replace(average, members=tuple(sorted(average)))
     return {name: float(weight) for name, weight in sorted(average.items()) if weight != 0}
@@ -112,7 +114,7 @@ def canonical_mix(average: Average) -> dict[str, float] | Ensemble:
 
 @dataclass(frozen=True)
 class Cell:
-    """A finished cell, or a pre-trained backbone in the role of a cell."""
+    """A finished cell, or a pretrained backbone in the role of a cell."""
 
     artifact: Artifact
 
@@ -122,7 +124,7 @@ class Cell:
 
     @property
     def proof(self) -> Path:
-        """The file that was written last."""
+        """The file that is written last."""
         return self.artifact.proof
 
     @cached_property
@@ -133,7 +135,7 @@ class Cell:
 
     @property
     def entries(self) -> list[Entry]:
-        """The models that are evaluated, with the cell's name in place of `SELF`."""
+        """The models to evaluate, with the cell's name in place of `SELF`."""
         plain = self.meta.get("entries", [{"mix": {SELF: 1.0}}])
         mixes = [self._named(entry["mix"]) for entry in plain]
         return [
@@ -152,7 +154,7 @@ class Cell:
 
     @property
     def steps(self) -> int:
-        """Optimizer steps that made it; 0 for a mix, a fitted head and a backbone."""
+        """Number of optimizer steps; 0 for a mix, a fitted head or a backbone."""
         if not self.artifact.has(HISTORY):
             return 0
         history = json.loads(self.artifact.checked(HISTORY).read_bytes())
@@ -160,38 +162,38 @@ class Cell:
 
     @property
     def backbone(self) -> str:
-        """Name of the cell that it shares its backbone with; its name where it shares none."""
+        """Name of the cell whose backbone it shares, or its own name."""
         return self.meta.get("backbone") or self.name
 
     def state(self) -> dict[str, torch.Tensor]:
-        """The state dict, on the CPU. Raises ValueError if its file was altered."""
+        """Returns the state dict, on the CPU. Raises ValueError if its file was altered."""
         return load_file(self.artifact.checked(tensors.WEIGHTS))
 
     def tensors(self, *names: str) -> list[torch.Tensor]:
-        """The named tensors of the state dict, on the CPU; no other is read."""
+        """Returns the named tensors of the state dict, on the CPU, without reading others."""
         with safe_open(self.artifact.checked(tensors.WEIGHTS), framework="pt") as file:
             return [file.get_tensor(name) for name in names]
 
     def shape(self, name: str) -> list[int]:
-        """The shape of a tensor of the state dict; the tensor is not read."""
+        """Returns the shape of a tensor of the state dict, without reading the tensor."""
         with safe_open(self.artifact.checked(tensors.WEIGHTS), framework="pt") as file:
             return file.get_slice(name).get_shape()
 
     def reference(self) -> dict[str, torch.Tensor]:
-        """The tensors of a cell that an ensemble names as its reference; see `Gated`."""
+        """Returns the tensors of a cell that an ensemble names as its reference; see `Gated`."""
         return load_file(self.artifact.checked(tensors.REFERENCE))
 
     def prompt(self) -> torch.Tensor | None:
-        """The input prompt [3, H, W] of a visual-prompt cell."""
+        """Returns the input prompt [3, H, W] of a visual-prompt cell, or None."""
         if not self.artifact.has(tensors.PROMPT):
             return None
         return load_file(self.artifact.checked(tensors.PROMPT))["prompt"]
 
 
 def find(store: Store, name: str) -> Cell | None:
-    """The finished cell, pre-trained backbone or snapshot of this name, or None.
+    """Returns the finished cell, pretrained backbone or snapshot of this name, or None.
 
-    Raises DamagedFile for a name that is none, such as one with a slash.
+    Raises DamagedFile for an invalid name, such as one with a slash.
     """
     if not is_name(name):
         raise DamagedFile(f"{name!r:.100} cannot be the name of a cell in {store.root}")
@@ -204,16 +206,16 @@ def find(store: Store, name: str) -> Cell | None:
 def write_trained(
     folder: Path, recipe: Recipe, export: Export, backbone: str, description: Mapping[str, Any]
 ) -> None:
-    """Write a trained cell into a folder.
+    """Writes a trained cell into a folder.
 
-    backbone: name of the base model's. description: the head's classes, and how the model sees
-    images.
+    backbone: name of the base model's backbone. description: the head's classes and the model's
+    image transform.
     """
     tensors.save(export.state, folder / tensors.WEIGHTS)
     if export.prompt is not None:
         tensors.save({"prompt": export.prompt}, folder / tensors.PROMPT)
         log.info(
-            "%s on %s has an input prompt, which timm does not load with the weights",
+            "%s on %s has an input prompt; timm loads only the weights",
             recipe.method.name,
             recipe.downstream,
         )
@@ -224,9 +226,9 @@ def write_trained(
 def write_mixed(
     folder: Path, recipe: Recipe, entries: Sequence[Entry], description: Mapping[str, Any]
 ) -> None:
-    """Write a mixed cell, which holds no weights, into a folder; see `write_trained`.
+    """Writes a mixed cell, which has no weights, into a folder; see `write_trained`.
 
-    Raises ValueError unless exactly one entry is the headline, which is the method's row in tables.
+    Raises ValueError unless exactly one entry is the headline, the method's row in tables.
     """
     if (count := sum(entry.headline for entry in entries)) != 1:
         raise ValueError(
@@ -237,12 +239,12 @@ def write_mixed(
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages that a result depends on, and the kind of machine."""
+    """Returns the versions of packages that affect results, and the type of machine."""
     versions = {
         "python": platform.python_version(),
         "machine": platform.machine(),
-        "cpu": torch.backends.cpu.get_cpu_capability(),  # its vectors' width decides rounding
-        # Names the build, which the package's metadata may leave out; a class of torch's own.
+        "cpu": torch.backends.cpu.get_cpu_capability(),  # the vector width affects rounding
+        # Includes the build, which package metadata may omit; str() because it is a torch class.
         "torch": str(torch.__version__),
     }
     for name in PACKAGES:

@@ -1,7 +1,7 @@
-"""Checkpoints of a training on disk: the two latest, until the cell is finished.
+"""Checkpoints of a training on disk: the latest two, until the cell is finished.
 
-Each is an artefact in `pending/<name of the cell>`, so it is there whole or not at all, and its
-checksums show damage. The cell's name stands for all that determines its training.
+Each is an artefact in `pending/<name of the cell>`, so it is complete or absent, and its checksums
+reveal damage. The cell's name covers everything that determines its training.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from engine.store.artifacts import MARKER, Artifact, Store
 
 log = logging.getLogger(__name__)
 STATE, FACTS = "state.safetensors", "progress.json"
-STEP = re.compile("step([0-9]{9})-")  # begins the name of a checkpoint
+STEP = re.compile("step([0-9]{9})-")  # prefix of a checkpoint's name
 KEPT = 2
 
 
 class CheckpointFiles:
-    """The checkpoints of a cell, by the optimizer step after which they were taken."""
+    """The checkpoints of a cell, by number of completed optimizer steps."""
 
     def __init__(self, store: Store, cell: str) -> None:
         self._store, self._cell = Store(store.files.below("pending")), cell
         self.folder = self._store.root / cell
 
     def write(self, step: int, state: Mapping[str, torch.Tensor], facts: str) -> None:
-        """Store a checkpoint, with facts as JSON, and remove all but the latest two up to it.
+        """Stores a checkpoint with facts as JSON, and keeps only it and the one before.
 
-        Later ones are of a training that went further before it had to begin again.
-        Raises OSError naming the file where the disk is full.
+        Later checkpoints come from an earlier run that went further before training had to restart.
+        Raises OSError naming the file if the disk is full.
         """
 
         def build(folder: Path) -> None:
@@ -51,15 +51,15 @@ class CheckpointFiles:
             self._drop(other)
 
     def steps(self) -> list[int]:
-        """Steps of the finished checkpoints, the latest first."""
+        """Returns the steps of the finished checkpoints, latest first."""
         files = self._store.files.below(self._cell)
         names = [name for name in files.folders() if files.has(f"{name}/{MARKER}")]
         return sorted((int(m[1]) for m in map(STEP.match, names) if m), reverse=True)
 
     def newest(self, before: float = math.inf) -> int:
-        """The last step before `before` with a whole checkpoint; 0 without one.
+        """Returns the last step before `before` with an undamaged checkpoint, or 0.
 
-        A damaged checkpoint is removed, with a warning.
+        Removes damaged checkpoints, with a warning.
         """
         for step in self.steps():
             if step >= before:
@@ -68,7 +68,7 @@ class CheckpointFiles:
                 self.read(step)
             except ValueError:
                 log.warning(
-                    f"the checkpoint {self._store.place(*self._key(step))} is damaged and removed: "
+                    f"removing the damaged checkpoint {self._store.place(*self._key(step))}: "
                     "training resumes from the previous one, or starts again"
                 )
                 self._drop(step)
@@ -77,9 +77,9 @@ class CheckpointFiles:
         return 0
 
     def read(self, step: int) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        """Tensors, on the CPU, and facts of a checkpoint.
+        """Returns a checkpoint's tensors, on the CPU, and facts.
 
-        Raises FileNotFoundError where there is none of this step, ValueError where it is damaged.
+        Raises FileNotFoundError if there is none for this step, and ValueError if it is damaged.
         """
         artifact = self._store.find(*self._key(step))
         if artifact is None:
@@ -88,7 +88,7 @@ class CheckpointFiles:
         return load_file(artifact.checked(STATE)), facts
 
     def remove(self) -> None:
-        """Remove all of them."""
+        """Removes all checkpoints of the cell."""
         self._store.files.remove(self._cell)
 
     def _drop(self, step: int) -> None:

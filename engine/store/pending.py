@@ -1,8 +1,8 @@
-"""Results for the images of a set, stored slice by slice: an interruption costs one slice at most.
+"""Results for the images of a dataset, stored in slices: an interruption costs at most one slice.
 
-The name of a slice's file holds its first and its last row. Its folder is named as the artefact
-that will hold all slices: that name's hash covers the model, the data and all else that counts, so
-slices of different evaluations never meet. Parquet cannot append, so each slice is a file.
+A slice's file name has its first and last row. Its folder has the name of the artefact that will
+contain all slices. That name's hash covers the model, the data and everything else that matters, so
+slices of different evaluations never mix. Parquet cannot append, so each slice is a file.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from engine.store.artifacts import Store
 from loaders.schema import DamagedFile
 
 PART = "part-00000.parquet"
-SLICE = 8192  # images; large enough that files and gathers between ranks cost nothing
+SLICE = 8192  # images; large enough to make files and gathers between ranks cheap
 
 
 def slices(positions: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """Positions [n] in slices of whole batches, about `SLICE` images each."""
+    """Splits positions [n] into slices of whole batches, about `SLICE` images each."""
     size = batch_size * max(1, SLICE // batch_size)
     return [positions[i : i + size] for i in range(0, len(positions), size)]
 
 
 class PartialPredictions:
-    """A model's predictions on a set while they come in slice by slice.
+    """A model's predictions on a dataset while they arrive in slices.
 
-    todo: numbers of the slices that are missing. Every rank calls every method; rank 0 writes.
-    `put` asks no other rank, so that a thread may call it.
+    todo: numbers of the missing slices. All ranks call all methods; rank 0 writes. `put` does not
+    communicate with other ranks, so a thread may call it.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class PartialPredictions:
         name: tuple[str, Mapping[str, Any]],
         cuts: Sequence[np.ndarray],
     ) -> None:
-        """`name`: label and key of the predictions' artefact. `cuts`: the slices' positions."""
+        """name: label and key of the predictions' artefact. cuts: the positions of each slice."""
         self.store, self.average, self.cuts = store, average, cuts
         self.label, self.key = name
         self._only_slice: pa.Table | None = None
@@ -55,9 +55,9 @@ class PartialPredictions:
         self.todo = {k for k in range(len(cuts)) if not ranks.all_agree(self._has(k))}
 
     def put(self, number: int, table: pa.Table) -> None:
-        """Store the predictions of slice `number`: in a file, unless it is the only slice.
+        """Stores the predictions of slice `number`, in a file unless it is the only slice.
 
-        Raises OSError naming the file where the disk is full.
+        Raises OSError naming the file if the disk is full.
         """
         if len(self.cuts) == 1:
             self._only_slice = table
@@ -66,9 +66,9 @@ class PartialPredictions:
         self.todo.discard(number)
 
     def finish(self) -> None:
-        """Make the artefact of all slices, and remove their files.
+        """Makes the artefact of all slices, and removes their files.
 
-        Raises DamagedFile, naming the folder, where the slices are damaged or hold other images.
+        Raises DamagedFile, naming the folder, if the slices are damaged or have other images.
         """
         ranks.first(lambda: self.store.make("predictions", self.label, self.key, self._write))
         if ranks.rank() == 0:
@@ -80,8 +80,8 @@ class PartialPredictions:
         images = np.sort(table["index"].to_numpy())
         if not np.array_equal(images, np.sort(np.concatenate(self.cuts))):
             raise DamagedFile(
-                f"{self._files.path} holds predictions of other images than "
-                f"{self.label} needs; delete it and run the same command again"
+                f"{self._files.path} does not have predictions of exactly the images of "
+                f"{self.label}; delete it and run the same command again"
             )
         write(folder, table, self.key)
 
@@ -108,9 +108,9 @@ class PartialPredictions:
 
 
 def write(folder: Path, table: pa.Table, key: Mapping[str, Any]) -> None:
-    """Write predictions as the artefact of `key`; the file's metadata names its model and pack.
+    """Writes predictions as the artefact of `key`; the file's metadata names its model and pack.
 
-    Raises OSError naming the file where the disk is full.
+    Raises OSError naming the file if the disk is full.
     """
     metadata = {"mix": json.dumps(key["mix"]), "pack": str(key["pack"])}
     with room_for(folder / PART):

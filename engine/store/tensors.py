@@ -16,17 +16,16 @@ REFERENCE = "reference.safetensors"
 
 
 def save(state: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Write a state dict as safetensors; tensors are made contiguous and moved to the CPU.
+    """Writes a state dict as safetensors; tensors are made contiguous and moved to the CPU.
 
-    The umask decides who may read the file, as for all others; safetensors leaves it to its owner.
-
-    Raises OSError naming the file where the disk is full.
+    The umask decides who may read the file, as for all other files; safetensors alone would make it
+    readable only for its owner. Raises OSError naming the file if the disk is full.
     """
     with room_for(path):
         path.touch()
         mode = path.stat().st_mode
         try:
             save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, path)
-        except SafetensorError as error:  # a full disk raises it too
+        except SafetensorError as error:  # also raised for a full disk
             raise OSError(str(error)) from error
         path.chmod(mode)

@@ -143,7 +143,7 @@ def test_exit_code_says_whether_this_machine_can_work(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("name", "code", "installed", "detail", "cure"),
     [
-        ("ffcv", "import ffcv", "import os; os.abort()", "ends with exit code -6", FFCV),
+        ("ffcv", "import ffcv", "import os; os.abort()", "failed with exit code -6", FFCV),
         ("apex", "import amp_C", "", "No module named 'amp_C'", APEX),
     ],
 )
@@ -166,7 +166,7 @@ NO_DATABASE = "echo 'AccountingStorageType = (null)'; echo 'MinJobAge = 209 sec'
     ("sinfo", "scontrol", "state", "needed", "detail"),
     [
         ("echo main; echo gpu; echo gpu", DATABASE, OK, True, "partitions main, gpu"),
-        ("sleep 60 & wait", DATABASE, WRONG, True, "sinfo does not answer within 0.3 s"),
+        ("sleep 60 & wait", DATABASE, WRONG, True, "sinfo did not answer within 0.3 s"),
         ("echo main", NO_DATABASE, WRONG, True, "forgets a finished job after 209 s"),
         (
             "echo 'not establish a configuration source' >&2; exit 1",

@@ -48,9 +48,9 @@ def test_a_folder_that_is_a_link_to_nowhere_or_a_file(tmp_path, capsys):
     for place in (link, file):
         assert entry.guarded(lambda place=place: (place / "x").mkdir(parents=True)) == 2
     assert capsys.readouterr().err.splitlines() == [
-        f"error: {link} is a link to {tmp_path / 'away'}, which is not there; make that folder, or "
-        "remove the link",
-        f"error: {file} is a file, and a folder of that name is needed; move it away",
+        f"error: {link} is a link to {tmp_path / 'away'}, which does not exist; make that folder "
+        "or remove the link",
+        f"error: {file} is a file, but a folder of that name is needed; move it away",
     ]
 
 

@@ -124,8 +124,8 @@ def test_an_artefact_without_its_files_or_its_marker_is_none(tmp_path):
     folder = store.make("cells", "ft", KEY, fill).folder
     marker = json.loads((folder / MARKER).read_text())
     for text, message in (
-        (json.dumps(marker | {"files": {}}), "holds nothing but its marker"),
-        (json.dumps(marker | {"key": {"seed": 1}}), "is of another key"),
+        (json.dumps(marker | {"files": {}}), "has no files except its marker"),
+        (json.dumps(marker | {"key": {"seed": 1}}), "has another key"),
         (json.dumps(marker | {"files": {"x": {"bytes": "17", "sha256": ""}}}), "is damaged"),
         ("", "is damaged"),
     ):
@@ -193,7 +193,7 @@ def test_a_marker_without_room_is_named_and_leaves_nothing(tmp_path):
     store, key = Store(tmp_path), {"long": "x" * 2000}
     failure = pytest.raises(
         OSError,
-        match=r"done\.json cannot be written .*make room, or its folder writable, and run the",
+        match=r"done\.json cannot be written .*make room, or make its folder writable",
     )
     with full_disk(), failure:
         store.make("cells", "a", key, lambda folder: (folder / "f").write_bytes(b"1"))
