@@ -1,1 +1,1 @@
-"""Methods, one small file each, found by name; `base` says what a method is and may ask for."""
+"""Fine-tuning methods, one file each, found by name. `base` defines the interface."""

@@ -1,6 +1,6 @@
-"""The interface of methods: three hooks of a training run, or a rule that combines finished cells.
+"""The interface of methods: hooks of a training run (`Trained`), or a merge of cells (`Derived`).
 
-The rest of the engine never asks which method it runs.
+The rest of the engine never depends on which method it runs.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from loaders.batch import Batch
 
 @dataclass(frozen=True)
 class Penalty:
-    """lam / 2 * sum_i fisher_i (theta_i - anchor_i)^2, by parameter name; fisher None: identity.
+    """The penalty lam / 2 * sum_i fisher_i (theta_i - anchor_i)^2.
 
-    anchor and fisher: shaped like the parameters, on any device; names that belong to no trained
-    parameter are ignored.
+    anchor and fisher map parameter names to tensors shaped like the parameters, on any device.
+    Names that match no trained parameter are ignored. If fisher is None, fisher_i is 1.
     """
 
     lam: float
@@ -36,11 +36,11 @@ class Penalty:
 class Trained(nn.Module):
     """A method that trains: `prepare`, then `loss` for every batch, then `export`.
 
-    Where `prepare` sets `fits_head`, `fit_head` takes the place of training on batches.
+    If `prepare` sets `fits_head`, `fit_head` replaces training on batches.
     """
 
-    penalty: Penalty | None = None  # a quadratic pull that the optimizer applies
-    rates: Mapping[str, float] = MappingProxyType({})  # shares of the rate, by parameter; 1 if none
+    penalty: Penalty | None = None  # applied by the optimizer
+    rates: Mapping[str, float] = MappingProxyType({})  # learning-rate factor by parameter, or 1
     fits_head: bool = False
 
     def __init__(self, recipe: MethodRecipe) -> None:
@@ -51,12 +51,15 @@ class Trained(nn.Module):
     def passes(self) -> float:
         """The cost per training image, in forward passes through the model.
 
-        A backward pass counts two. 0: only the head is fitted, from features that are stored.
+        A backward pass counts as two. 0 if only the head is fitted, on stored features.
         """
         return 3.0
 
     def prepare(self, net: nn.Module, context: Context) -> None:
-        """Take the base model: freeze or wrap it, and get what the loss needs."""
+        """Set up training of the base model `net`: freeze or wrap it, and load the loss's inputs.
+
+        Called once, before the first batch.
+        """
         self.net = net
         self.freeze_batchnorm = context.recipe.train.freeze_batchnorm
         self.autocast = context.autocast
@@ -67,39 +70,42 @@ class Trained(nn.Module):
         self.members_GM = None if target.members is None else target.members.to(context.device)
 
     def logits(self, batch: Batch) -> torch.Tensor:
-        """Logits [b, C] of a batch, as `grouped` gives them."""
+        """Logits [b, C] of a batch, grouped by class."""
         return self.grouped(self.net(self.normalize(batch.images)))
 
     def grouped(self, logits_BC: torch.Tensor) -> torch.Tensor:
-        """A head's outputs as logits of the set's classes; unchanged where each is an output."""
+        """The head's outputs [b, C] with each class's outputs merged into one logit.
+
+        Unchanged if every class of the dataset is a single output of the head.
+        """
         return grouping.grouped(logits_BC, self.members_GM)
 
     def targets(self, batch: Batch) -> torch.Tensor:
-        """Class numbers [b] in the head's order."""
+        """Class indices [b] (int64) in the head's order."""
         return self.targets_N[batch.rows]
 
     def loss(self, batch: Batch) -> torch.Tensor:
-        """Loss of each sample [b]: the cross-entropy over the set's classes."""
-        from kernels.distill import distill_loss  # torch.compile's seconds, not for a plan
+        """Per-sample losses [b]: by default, the cross-entropy over the dataset's classes."""
+        from kernels.distill import distill_loss  # late: importing it takes seconds; plans skip it
 
         return distill_loss(self.logits(batch), None, self.targets(batch), mask=self.mask_C)
 
     def before_step(self) -> None:
-        """Called before each optimizer step; gradients are averaged over ranks, and not clipped."""
+        """Called before each optimizer step. Gradients are averaged over ranks, not yet clipped."""
 
     def after_step(self) -> None:
-        """Called after each optimizer step. It may change weights, on every rank alike."""
+        """Called after each optimizer step. It may change weights, identically on every rank."""
 
     def fit_head(self, label: str) -> dict[str, float]:
-        """Make the head, the same on every rank; returns the history's entry.
+        """Fit the head, identically on every rank. Returns the entry for the history.
 
-        label: names the cell in warnings and errors.
+        label: name of the cell, for warnings and errors.
         """
         raise NotImplementedError
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        """`loss` [b] under autocast; ValueError where it is not a number a sample."""
-        with self.autocast:  # inside: DeepSpeed switches off an autocast around its engine
+        """Compute `loss` [b] under autocast. Raises ValueError if its shape is not [b]."""
+        with self.autocast:  # here, since DeepSpeed disables an autocast around its engine
             losses_B = self.loss(batch)
         if losses_B.shape != (len(batch),):
             raise ValueError(
@@ -117,19 +123,19 @@ class Trained(nn.Module):
         return self
 
     def export(self) -> Export:
-        """The trained model as a plain state dict of its architecture.
+        """Return the trained model as a plain state dict of its architecture.
 
-        It is called during training too, where snapshots are taken, and leaves the method as it is.
+        Snapshots call it during training too, so it must not change the method.
         """
         return Export(self.net.state_dict())
 
 
 class FrozenBackbone(Trained):
-    """A trained method whose backbone stays in eval mode and takes no gradient."""
+    """A trained method whose backbone is frozen and stays in eval mode."""
 
     @property
     def passes(self) -> float:
-        return 2.0  # the backward pass computes no gradient of the backbone's weights
+        return 2.0  # the backward pass skips gradients of the backbone's weights
 
     def prepare(self, net: nn.Module, context: Context) -> None:
         super().prepare(net, context)
@@ -142,21 +148,22 @@ class FrozenBackbone(Trained):
 
 
 class Derived:
-    """A method that trains nothing: it makes models of finished cells."""
+    """A method without training: it merges finished cells into models."""
 
     def __init__(self, recipe: MethodRecipe) -> None:
         self.recipe = recipe
 
     @property
     def models(self) -> int:
-        """How many models an evaluation runs for it, in addition to its members; 0 if
-        their outputs are averaged."""
+        """Number of models that an evaluation runs besides the members.
+
+        0 if the method averages the members' outputs.
+        """
         return 1
 
     def make(self, context: Context) -> Export | Gated | Sequence[Entry]:
-        """A model as a plain state dict of its architecture, or averages of the cells' weights or
-        outputs.
+        """Return a model as a plain state dict, or averages of the cells' weights or outputs.
 
-        Averages are taken where they are evaluated; exactly one of them is the headline.
+        Averages are computed at evaluation. Exactly one of them is the headline.
         """
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""The interface that methods use to get artefacts (docs/extend.md)."""
+"""The interface through which methods get artefacts (docs/extend.md)."""
 
 from __future__ import annotations
 
@@ -17,46 +17,46 @@ if TYPE_CHECKING:
 
 
 class Context(Protocol):
-    """The argument of `prepare` and `make`. Artefacts are made once and then read."""
+    """The argument of `prepare` and `make`. Artefacts are computed once, then read from disk."""
 
     recipe: Recipe
     device: torch.device
 
     @property
     def autocast(self) -> torch.autocast:
-        """bf16 for training, where the recipe or the device asks for it."""
+        """The autocast for training: bf16 if the recipe or the device selects it."""
         ...
 
     @property
     def target(self) -> LabelledSet:
-        """The set that is trained on."""
+        """The downstream dataset."""
         ...
 
     @property
     def upstream(self) -> LabelledSet:
-        """The set that gave the pre-trained model its head."""
+        """The dataset that the pretrained model's head was trained on."""
         ...
 
     @property
     def base(self) -> Cell:
-        """The pre-trained model."""
+        """The pretrained model."""
         ...
 
     def network(self, cell: Cell) -> nn.Module:
-        """A cell's model, loaded on the device, in eval mode."""
+        """Load a cell's model on the device, in eval mode."""
         ...
 
     def features(
         self, cell: Cell, labelled: LabelledSet, *, training: bool = False
     ) -> torch.Tensor:
-        """Pre-logits [N, D] (float32, on the CPU) of a cell's backbone for a whole set.
+        """Pre-logits [N, D] (float32, on the CPU) of a cell's backbone for a whole dataset.
 
-        training: in the precision of training, where weights depend on the features.
+        training: use the precision of training. Set it if weights depend on the features.
         """
         ...
 
     def logits(self, cell: Cell, labelled: LabelledSet) -> Callable[[np.ndarray], torch.Tensor]:
-        """A teacher: gives float32 logits [b, C] for the images at `index` (int64 [b]) of a set."""
+        """A teacher: a function from image indices (int64 [b]) to logits [b, C] (float32)."""
         ...
 
     def fisher(self, images: int, labels: str) -> Mapping[str, torch.Tensor]:
@@ -64,21 +64,21 @@ class Context(Protocol):
         ...
 
     def cell(self, method: str, *, seed: int | None = None) -> Cell:
-        """The cell of another method in the same column; of the recipe's seed, or of this one."""
+        """The cell of another method in the same column, with the recipe's seed or `seed`."""
         ...
 
     def clip(self) -> Any:
-        """open_clip's model, on the device, whose towers gave the base model weights and head.
+        """The open_clip model, on the device, from which the base model's weights and head come.
 
-        It is the method's to change. ValueError or RecipeError where open_clip or the weights are
-        not there.
+        Returns a new copy that the method may change. Raises ValueError or RecipeError if
+        open_clip or the weights are missing.
         """
         ...
 
     def zero_shot_head(self, clip: Any) -> torch.Tensor:
-        """The head [C, E] (float32, on the CPU) that a text tower makes of the class names."""
+        """The zero-shot head [C, E] (float32, on the CPU): a text tower's class embeddings."""
         ...
 
     def holdout_accuracy(self, average: Average) -> float:
-        """Top-1 in percent of an average of cells on the downstream hold-out."""
+        """Top-1 accuracy, in percent, of an average of cells on the downstream held-out split."""
         ...

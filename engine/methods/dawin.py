@@ -1,14 +1,14 @@
-"""DaWin's output ensemble: a member counts more on images that it is surer of.
-
-With the entropy H_m of member m's probabilities p_m for an image,
+"""DaWin's output ensemble: weighs each member by its confidence on the image.
 
     p = sum_m w_m p_m,  w_m = exp(-H_m) / sum_k exp(-H_k)
 
-(Oh et al. 2025, the dynamic output ensemble of their release). Their main method averages weights
-in place of outputs by the same shares, which is a model, and a forward pass, for each image. The
-release divides logits by temperatures, constants near 1 of its CLIP models, and shifts the shares
-by statistics of the whole test set. Here an image's answer depends on no other image, and the
-temperature is 1.
+p_m are member m's probabilities for an image, and H_m is their entropy (Oh et al. 2025, the dynamic
+output ensemble of their release). Their main method averages weights instead of outputs, with the
+same w_m, and so builds a model for each image.
+
+The release also divides logits by temperatures, constants near 1 for its CLIP models, and shifts
+the w_m by statistics of the whole test set. Here the temperature is 1, and the prediction for an
+image does not depend on other images.
 """
 
 from __future__ import annotations

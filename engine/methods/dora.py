@@ -1,9 +1,9 @@
-"""DoRA: LoRA changes the direction of a weight's rows, and each row's length is trained apart.
+"""DoRA: LoRA changes the direction of a weight's rows; their norms are trained separately.
 
 With V = W + scale * B A, row i of the adapted weight is m_i V_i / ||V_i|| (Liu et al. 2024,
-equation 5). m starts at the lengths of W, so training starts from the pre-trained model. No
-gradient passes through ||V_i|| (their section 4.3). Places, rank and scale are LoRA's; a row is
-the weights of one output, as in the authors' release and in PEFT.
+equation 5). m starts at the row norms of W, so training starts from the pretrained model. No
+gradient passes through ||V_i|| (their section 4.3). The adapted layers, rank and scale are LoRA's.
+A row holds the weights of one output, as in the authors' release and in PEFT.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from engine.recipe.options import LoRA as Recipe
 
 
 class Directions(lora.LowRank):
-    """W [out, in, ...] -> rows of W + scale * B A, each with the length `magnitude`."""
+    """Maps W [out, in, ...] to W + scale * B A with row norms `magnitude`."""
 
     def __init__(self, weight: torch.Tensor, rank: int, scale: float, thirds: bool) -> None:
         super().__init__(weight, rank, scale, thirds)
         self.magnitude = nn.Parameter(self.spread(lengths(weight.detach()).split(self.rows)))
 
     def spread(self, blocks: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        """The adapted blocks' numbers [blocks, rows]: all, or the first and last thirds."""
+        """Stack the adapted blocks as [blocks, rows]: all of them, or the first and last third."""
         return torch.stack([blocks[0], blocks[-1]][: self.blocks])
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
@@ -35,7 +35,7 @@ class Directions(lora.LowRank):
 
 
 def lengths(weight: torch.Tensor) -> torch.Tensor:
-    """The Euclidean length of each row of a weight [out, in, ...], as [out]; positive."""
+    """Euclidean norms [out] of the rows of a weight [out, in, ...], clamped above 0."""
     return weight.flatten(1).norm(dim=1).clamp(min=torch.finfo(weight.dtype).tiny)
 
 

@@ -1,7 +1,7 @@
-"""Output ensembles: the mean of cells' logits, the reference of soups (Wortsman et al. 2022b).
+"""Output ensembles: the mean of cells' logits, the baseline of soups (Wortsman et al. 2022b).
 
-Each cell keeps its weights, so input prompts are allowed. The mean is in fp32, of all outputs
-of the head. It needs no forward pass where the members are evaluated in the same pass.
+Each cell keeps its weights, so input prompts are allowed. The mean is taken in fp32 over all
+outputs of the head. If the members are evaluated in the same pass, it costs no forward pass.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
-"""EWC: parameters that matter upstream are pulled back (Kirkpatrick et al. 2017, eq. 3).
+"""EWC: pulls the parameters that matter upstream to their pretrained values.
 
-`canonical`: loss + lambda/2 * sum F_i (theta_i - theta_pre_i)^2 with the diagonal Fisher F of the
-pre-trained model on the upstream set. `paper`: loss + lambda * sum (theta_i - theta_pre_i)^2, the
-identity in place of F and no 1/2. The optimizer folds the pull into its step.
+Kirkpatrick et al. 2017, equation 3. `canonical` minimises
+loss + lambda/2 * sum F_i (theta_i - theta_pre_i)^2, where F is the diagonal Fisher of the
+pretrained model on the upstream dataset. `paper` minimises
+loss + lambda * sum (theta_i - theta_pre_i)^2, without F and the 1/2, as the released benchmark
+does. The optimizer applies the penalty in its step.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Fine-tuning: every parameter follows the task's loss. The baseline of the benchmark."""
+"""Fine-tuning: trains every parameter on the task's loss. The baseline of the benchmark."""
 
 from __future__ import annotations
 

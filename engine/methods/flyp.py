@@ -1,13 +1,13 @@
-"""FLYP: CLIP is fine-tuned as it was pre-trained, on images and sentences about them.
+"""FLYP: fine-tunes CLIP with its pretraining loss, on images and captions.
 
-In place of a cross-entropy over classes, both towers descend CLIP's contrastive loss over the pairs
-of a batch: an image, and its class's name in a template drawn for it (Goyal et al. 2023,
-section 3). With unit embeddings i_b and t_b and the scale s, which is trained too,
+Both towers minimise CLIP's contrastive loss over the batch (Goyal et al. 2023, section 3). An
+image's caption is its class name in a randomly drawn template. With unit embeddings i_b of images
+and t_b of captions, and the scale s, which is trained too,
 
     loss_b = (-log softmax_c(s i_b t_c)[b] - log softmax_c(s i_c t_b)[b]) / 2
 
-Two images of a class in a batch count as different pairs, as in the paper. The trained model is
-the vision tower under the zero-shot head of the tuned text tower.
+Two images of the same class in a batch count as different pairs, as in the paper. The trained model
+is the vision tower with the zero-shot head of the tuned text tower.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ class Method(Trained):
     recipe: Recipe
 
     def prepare(self, net: nn.Module, context: Context) -> None:
-        """ValueError for several ranks, which would contrast each a part of the batch."""
+        """Raises ValueError on several ranks, since each would contrast only its own images."""
         if ranks.world() > 1:
             raise ValueError(
                 f"{self.recipe.title} contrasts all images of a batch with one another, so it "
                 "trains on one rank: start it without torchrun, or with --num_gpus 1"
             )
         super().prepare(net, context)
-        models.head(net).requires_grad_(False)  # made anew from the tuned text tower
+        models.head(net).requires_grad_(False)  # `export` computes it from the tuned text tower
         self.head_names = models.head_names(context.recipe.model)
         self.text = context.clip()
-        del self.text.visual  # the network is that tower
-        # DeepSpeed sends parameters between ranks as bytes, which a tensor of no dimension refuses.
+        del self.text.visual  # `net` is the vision tower
+        # DeepSpeed broadcasts parameters as bytes, and a 0-d tensor cannot be viewed as bytes.
         self.log_scale_1 = nn.Parameter(self.text.logit_scale.detach()[None])
         del self.text.logit_scale
         self.zero_shot_head = context.zero_shot_head
@@ -55,20 +55,20 @@ class Method(Trained):
         self.labels_N = context.target.labels
         members = context.target.members
         rows = [] if members is None else members.tolist()
-        self.outputs = {row[0]: list(dict.fromkeys(row)) for row in rows}  # of grouped classes
+        self.outputs = {row[0]: list(dict.fromkeys(row)) for row in rows}  # by grouped class
 
     def captions(self, index: np.ndarray) -> list[str]:
-        """A sentence about each image: one of its class's names in one of the templates."""
+        """Captions of images at `index` [b]: a name of the class in a template, both random."""
         sentences = []
         for label in self.labels_N[index].tolist():
             outputs = self.outputs.get(label, [label])
-            name, template = torch.rand(2).tolist()  # torch's generator is seeded for the cell
+            name, template = torch.rand(2).tolist()  # torch's generator has the cell's seed
             template = self.templates[int(template * len(self.templates))]
             sentences.append(template(self.names[outputs[int(name * len(outputs))]]))
         return sentences
 
     def pairs(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Normalised images [b, 3, H, W] and the tokens [b, L] of a sentence about each."""
+        """Normalised images [b, 3, H, W] and the tokens [b, L] of their captions."""
         x = self.normalize(batch.images)
         return x, on_device(self.tokenize(self.captions(batch.index)), x.device)
 
@@ -79,7 +79,7 @@ class Method(Trained):
         weight, bias = self.head_names
         state = self.net.state_dict()
         was_training = self.text.training
-        self.text.eval().logit_scale = self.log_scale_1[0].detach()  # where open_clip has it
+        self.text.eval().logit_scale = self.log_scale_1[0].detach()  # open_clip reads it here
         head = self.zero_shot_head(self.text)
         del self.text.logit_scale
         self.text.train(was_training)
@@ -93,14 +93,14 @@ def similarities(
     x_BCHW: torch.Tensor,
     tokens_BL: torch.Tensor,
 ) -> torch.Tensor:
-    """Scaled similarities [b, b] (float32) of each image, a row, to each sentence."""
+    """Scaled similarities [b, b] (float32) of each image (row) to each caption (column)."""
     images_BE = log_scale_1.exp() * models.features(net, x_BCHW).float()
     texts_BE = text.encode_text(tokens_BL, normalize=True)
     return models.logits(images_BE, texts_BE.float(), None)
 
 
 def contrastive(logits_BB: torch.Tensor) -> torch.Tensor:
-    """CLIP's loss of each pair [b]."""
+    """CLIP's loss [b] of each pair."""
     pairs_B = torch.arange(len(logits_BB), device=logits_BB.device)
     to_text_B = F.cross_entropy(logits_BB, pairs_B, reduction="none")
     to_image_B = F.cross_entropy(logits_BB.T, pairs_B, reduction="none")

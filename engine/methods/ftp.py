@@ -1,14 +1,15 @@
-"""FTP: each tensor stays within a radius of its pre-trained value, and the radius is learned.
+"""FTP: keeps each tensor within a learned radius of its pretrained value.
 
 Fast trainable projection (Tian et al. 2023, algorithm 1, and the authors' release). After the
-optimizer's step to theta', row r of the offset c = theta' - theta_pre is shortened to the radius:
+optimizer's step to theta', each row r of the offset c = theta' - theta_pre is projected:
 
     theta_r = theta_pre_r + clamp(radius / |c_r|_1, 0, 1) c_r
 
-A row is the weights of one output; a vector is a single row. Before the next step Adam updates the
-radius by its gradient, sum_r g_r . c_r / |c_r|_1, at the rate 0.01 of the release. A radius starts
-at 1e-8, so the first step moves nothing, and is at most the longest row's length. The head is
-constrained too, since it knows the classes before fine-tuning; the release leaves a new head free.
+A row holds the weights of one output; a vector is a single row. Before the next step, Adam updates
+the radius by its gradient, sum_r g_r . c_r / |c_r|_1, with the release's learning rate of 0.01. The
+radius starts at 1e-8, so the first step changes almost nothing. It is at most the largest |c_r|_1.
+The head is constrained too, since the pretrained head already covers the classes. The release does
+not constrain a new head.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ RATE, BETAS, EPS = 1e-2, (0.9, 0.999), 1e-8
 
 class Method(Trained):
     recipe: Recipe
-    radius_T: torch.Tensor  # by parameter tensor
+    radius_T: torch.Tensor  # one per parameter tensor
     first_T: torch.Tensor  # Adam's moments of the radius
     second_T: torch.Tensor
     step_1: torch.Tensor
@@ -38,7 +39,7 @@ class Method(Trained):
         self.thetas = [net.get_parameter(name) for name in learning]
         self.anchors = [theta.detach().clone() for theta in self.thetas]
         moved = copy.deepcopy(net).requires_grad_(False)
-        self.moved = moved  # holds the offsets before projection; a module: checkpoints hold it
+        self.moved = moved  # the offsets before projection, as a module so checkpoints include it
         self.offsets = [moved.get_parameter(name).zero_() for name in learning]
         like = {"dtype": torch.float32, "device": context.device}
         self.register_buffer("radius_T", torch.full((len(learning),), EPS, **like))
@@ -77,10 +78,10 @@ class Method(Trained):
 
 
 def rows(tensor: torch.Tensor) -> torch.Tensor:
-    """A parameter [out, ...] as [out, in]; a vector as one row."""
+    """Reshape a parameter [out, ...] to [out, in], and a vector to one row."""
     return tensor.flatten(1) if tensor.dim() > 1 else tensor.reshape(1, -1)
 
 
 def lengths(tensor: torch.Tensor) -> torch.Tensor:
-    """The L1 length of each row, positive."""
+    """The L1 norm [out] of each row, plus EPS."""
     return rows(tensor).abs().sum(1) + EPS

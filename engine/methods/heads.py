@@ -1,17 +1,17 @@
-"""Heads fitted to the optimum: a linear classifier on features that do not change.
+"""Fits a linear head to its optimum on fixed features.
 
-For features x_n, labels y_n and the head's first values W0 [C, D] and b0 [C], `fit` minimises
+For features x_n, labels y_n and the head's initial values W0 [C, D] and b0 [C], `fit` minimises
 
     1/N sum_n CE(W x_n + b, y_n) + l2/2 (||W - W0||^2 + ||b - b0||^2)
 
 in nats, by full-batch L-BFGS with a strong Wolfe line search (Nocedal & Wright 2006, chapters 3 and
-7). The objective is strongly convex, so it has one optimum, and where its gradient has norm g it
-exceeds its least value by at most g^2 / (2 l2). The bias is penalised too, and the fit runs in
-float64: on emoji-RIB's upstream features an unpenalised bias, or float32, left g at 1e-5 or more.
+7). The objective is strongly convex, so it has one optimum. At a gradient norm of g it exceeds its
+minimum by at most g^2 / (2 l2). The bias is penalised too, and the fit runs in float64: with an
+unpenalised bias or float32, g stayed at 1e-5 or more on emoji-RIB's upstream features.
 
-Outputs outside the mask stay at their first values. A class that stands for several outputs has
-their summed probability (`engine.data.grouping.summed`). That is not convex: `fit` then ends at a
-stationary point.
+Outputs outside the mask keep their initial values. The probability of a class with several outputs
+is the sum over its outputs (`engine.data.grouping.summed`). The objective is then not convex, and
+`fit` ends at a stationary point.
 """
 
 from __future__ import annotations
@@ -31,20 +31,23 @@ from loaders.batch import on_device
 from loaders.resident import has_room
 
 log = logging.getLogger(__name__)
-EXCESS = 1e-10  # nats by which a fitted objective may exceed its least value
+EXCESS = 1e-10  # nats by which a fitted objective may exceed its minimum
 MOST_ITERATIONS = 1000
 _STRIDE = 20  # iterations between two checks of the gradient
-_CHUNK = 8192  # images whose logits are in memory together
-_HISTORY = 20  # pairs of vectors, each as large as the head
+_CHUNK = 8192  # images per forward pass of the head
+_HISTORY = 20  # L-BFGS's history: pairs of vectors, each as large as the head
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Problem:
-    """The fit of a head.
+    """The data and the penalty of a fit.
 
-    features_ND: float32, on the CPU, mapped from a file; labels_N: int64, in the head's order, on
-    the head's device; rows_n: int64, on the CPU, the training images. l2 > 0. mask_C: bool, True
-    for the outputs to fit, or None. members_GM: int64, the outputs of each class, or None.
+    features_ND: float32, on the CPU, memory-mapped.
+    labels_N: int64, in the head's order, on the head's device.
+    rows_n: int64, on the CPU, the training images.
+    l2: weight of the penalty, > 0.
+    mask_C: bool, True for the outputs to fit, or None for all.
+    members_GM: int64, the outputs of each class, or None.
     """
 
     features_ND: Tensor
@@ -56,9 +59,9 @@ class Problem:
 
 
 def _parts(problem: Problem, device: torch.device) -> Callable[[], Iterable[tuple[Tensor, Tensor]]]:
-    """The features and labels of at most `_CHUNK` training images at a time, on the device.
+    """A function that iterates over features and labels on the device, `_CHUNK` images at a time.
 
-    They stay there where they fit: a fit takes some hundred looks at them.
+    If they fit in the device's memory, they stay there: a fit reads them some hundred times.
     """
     rows = problem.rows_n.split(_CHUNK)
     labels = [problem.labels_N[part.to(device)] for part in rows]
@@ -74,11 +77,11 @@ def _parts(problem: Problem, device: torch.device) -> Callable[[], Iterable[tupl
 
 
 def fit(head: nn.Linear, problem: Problem, label: str) -> dict[str, float]:
-    """Minimise the objective over a head, in place; the same result on every rank.
+    """Fit a head in place, with the same result on every rank.
 
-    Returns iterations, the objective (`loss`, nats), `gradient_norm` and the norm at which a fit
-    ends (`tolerance`). A fit that does not reach it warns, naming `label`. Raises DivergedError
-    where the objective is not finite.
+    Returns `iterations`, the objective (`loss`, in nats), `gradient_norm` and `tolerance`, the norm
+    at which the fit stops. Logs a warning with `label` if the fit does not reach it. Raises
+    DivergedError if the objective is not finite.
     """
     first = [head.weight.detach().double(), head.bias.detach().double()]
     weight, bias = (tensor.clone().requires_grad_() for tensor in first)
@@ -118,18 +121,18 @@ def fit(head: nn.Linear, problem: Problem, label: str) -> dict[str, float]:
     iterations = 0
     loss, gradient_norm = check()
     while gradient_norm > tolerance and iterations < MOST_ITERATIONS:
-        optimizer.step(objective)  # type: ignore[arg-type]  # typed for floats; tensors work
+        optimizer.step(objective)  # type: ignore[arg-type]  # its stub wants floats; tensors work
         iterations += _STRIDE
         loss, gradient_norm = check()
     if not math.isfinite(loss + gradient_norm):
         raise DivergedError(
-            f"{label}: the head's loss is {loss}, its gradient's norm {gradient_norm}; check that "
+            f"{label}: the head's loss is {loss} and its gradient norm {gradient_norm}; check that "
             "the backbone's weights are finite and not too large"
         )
     if gradient_norm > tolerance:
         log.warning(
-            f"{label}: the head has not converged. After {iterations} iterations its gradient has "
-            f"norm {gradient_norm:.1e}, above {tolerance:.1e}; a larger l2 converges sooner"
+            f"{label}: the head has not converged. After {iterations} iterations its gradient norm "
+            f"is {gradient_norm:.1e}, above {tolerance:.1e}; a larger l2 converges sooner"
         )
     with torch.no_grad():
         head.weight.copy_(weight)

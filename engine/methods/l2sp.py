@@ -1,12 +1,12 @@
-"""L2-SP: weights are pulled to their pre-trained values, all alike (Li et al. 2018, equation 3).
+"""L2-SP: pulls all weights equally to their pretrained values (Li et al. 2018, equation 3).
 
-loss + alpha/2 * sum over shared parameters (theta_i - theta_pre_i)^2, and with `head=new` also
-beta/2 * sum over the head theta_i^2. The benchmark's heads know the classes before fine-tuning, so
-by default (`head=shared`) the head is pulled to its pre-trained values like the rest.
+The penalty is alpha/2 * sum (theta_i - theta_pre_i)^2. By default (`head=shared`) it includes the
+head, since the benchmark's pretrained heads already cover the classes. With `head=new` the head has
+the penalty beta/2 * sum theta_i^2 instead.
 
-EWC `variant=paper` is the same pull without the 1/2 and at the released code's strength: its lambda
-of 1 is an alpha of 2, on the head too. EWC `canonical` pulls each parameter by its Fisher. The
-optimizer folds the pull into its step.
+EWC `variant=paper` has the same penalty without the 1/2: its lambda of 1, the released code's
+value, is an alpha of 2. EWC `canonical` weighs each parameter by its Fisher. The optimizer applies
+the penalty in its step.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Linear probing: the head alone learns.
+"""Linear probing: trains only the head.
 
-`canonical` never touches the backbone, so the head is fitted to its optimum on features that were
-computed once (`engine.methods.heads`). `l2` pulls it towards the base model's head, so that
-outputs which the set lacks still compete with the set's; or towards zero, for the first head of a
-backbone.
-`paper` follows the released benchmark: patch embedding and blocks are frozen, while class token,
-position embedding and final norms train with the head (on a ResNet: the head alone).
+`canonical` freezes the backbone, computes features once and fits the head to its optimum
+(`engine.methods.heads`). `l2` pulls the head to the base model's head, so that outputs without
+training images stay comparable with the others. For a backbone's first head, `l2` pulls to zero.
+
+`paper` follows the released benchmark: it freezes the patch embedding and the blocks, and trains
+the class token, position embedding and final norms with the head (on a ResNet, the head alone).
 """
 
 from __future__ import annotations
@@ -62,10 +62,10 @@ class Method(FrozenBackbone):
 
 
 def first_head(cell: schema.Recipe) -> schema.Recipe:
-    """The recipe of a backbone's first head, on the set that fits it, by that of any cell.
+    """The recipe of a backbone's first head, from the recipe of any cell that starts from it.
 
-    It sees the whole training split, and so do all cells that start from it, whatever part of a
-    set (`dataset.train_images`, `shots`, `portion`) they train on.
+    The head is fitted on the whole training split of its dataset, even if the cell's recipe limits
+    the training images (`dataset.train_images`, `shots`, `portion`).
     """
     method = Recipe("linear_probe", "LP", "linear_probe", l2=cell.model.head.l2, anchor="zero")
     return replace(

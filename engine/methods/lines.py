@@ -1,13 +1,13 @@
-"""LiNeS: fine-tuning's changes, scaled the less the nearer a layer is to the input.
+"""LiNeS: scales fine-tuning's change by depth, least near the input.
 
 Each block l = 1, ..., L of the fine-tuned model becomes
 
     w = w_pre + (alpha + beta (l - 1) / (L - 1)) (w_ft - w_pre)
 
-(Wang et al. 2025, equation 3). What stands before the blocks is scaled by alpha, and what stands
-after them by alpha + beta: the head is fine-tuned here, which the paper's is not. Blocks are those
-of timm's layer-wise learning rates: the transformer blocks of a ViT, the inverted residual or
-residual blocks of a convolutional model.
+(Wang et al. 2025, equation 3). Layers before the blocks are scaled by alpha and layers after them
+by alpha + beta. The latter include the head, which the paper does not fine-tune. Blocks are those
+of timm's layer-wise learning rates: the transformer blocks of a ViT, or the (inverted) residual
+blocks of a convolutional model.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class Method(TaskVectors):
 
 
 def relative_depths(net: nn.Module) -> dict[str, float]:
-    """By parameter name: 0 up to the first block, (l - 1) / (L - 1) in block l, 1 from the last.
+    """Depth by parameter name: (l - 1) / (L - 1) in block l, 0 before the blocks, 1 after them.
 
-    Raises ValueError for a model whose layers timm does not know, or that has fewer than 2 blocks.
+    Raises ValueError if timm does not number the model's layers, or it has fewer than 2 blocks.
     """
     layers = numbers(net)
     last = max(layers.values()) - 1  # after the last block comes the head

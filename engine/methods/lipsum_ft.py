@@ -1,13 +1,16 @@
-"""Lipsum-FT: images keep their similarities to random texts while CLIP's vision tower is tuned.
+"""Lipsum-FT: fine-tunes CLIP's vision tower while preserving similarities to random texts.
 
-To the cross-entropy it adds, with the unit embeddings i_b of an image, j_b of it before training,
-and t_k of K texts of random tokens, which the frozen text tower reads, and CLIP's scale s,
+It adds this penalty to the cross-entropy (Nam et al. 2024):
 
     weight * sum_k (s i_b t_k - s j_b t_k)^2 / (2 K)
 
-(Nam et al. 2024; their release draws 80 texts of 8 tokens anew for each step, and has the weight
-1). The pixels never change, so j_b is computed once. The head is trained as FT's: the release
-trains the class embeddings without their scale, so under Adam its head moves s times as far.
+i_b is the unit embedding of an image and j_b its value before training. The t_k are the frozen text
+tower's embeddings of K texts of random tokens, and s is CLIP's scale. Like the authors' release,
+each step draws K = 80 new texts of 8 tokens, and the weight is 1. Images are not augmented, so j_b
+is computed once.
+
+The head is trained as in FT. The release trains the class embeddings without their scale, so under
+Adam its head moves s times as far.
 """
 
 from __future__ import annotations
@@ -28,8 +31,8 @@ class Method(Trained):
     recipe: Recipe
 
     def prepare(self, net: nn.Module, context: Context) -> None:
-        """ValueError for several ranks, which would draw texts of their own, and for a text tower
-        with another vocabulary than CLIP's."""
+        """Raises ValueError on several ranks, since each would draw its own texts, and for a text
+        tower whose vocabulary is not CLIP's."""
         if ranks.world() > 1:
             raise ValueError(
                 f"{self.recipe.title} draws the texts of a step for a whole batch, so it trains on "
@@ -44,8 +47,8 @@ class Method(Trained):
         tokenizer = clip.package().get_tokenizer(name)
         if not hasattr(tokenizer, "sot_token_id"):
             raise ValueError(
-                f"{self.recipe.title} draws tokens of CLIP's own vocabulary, and {name} has "
-                "another: take a CLIP, or another method"
+                f"{self.recipe.title} draws tokens from CLIP's vocabulary, and {name} uses "
+                "another one: choose a CLIP model, or another method"
             )
         self.ends = tokenizer.sot_token_id, tokenizer.eot_token_id
         self.length = tokenizer.context_length
@@ -56,7 +59,7 @@ class Method(Trained):
         return self
 
     def texts(self) -> torch.Tensor:
-        """Tokens [K, L] of random texts."""
+        """Tokens [K, L] (int64) of random texts, on the CPU."""
         first, last = self.ends
         words = torch.randint(first, (self.recipe.texts, self.recipe.tokens))
         tokens = torch.zeros(self.recipe.texts, self.length, dtype=torch.int64)

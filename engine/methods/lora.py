@@ -1,8 +1,8 @@
-"""LoRA: the weights move only along low-rank factors (Hu et al. 2021).
+"""LoRA: trains low-rank updates of frozen weights (Hu et al. 2021).
 
-On a ViT the factors sit on the query and value rows of the fused qkv; on a convolutional model,
-`canonical` puts them on the 1x1 convolutions. Forward and gradient go through the merged weight
-W + scale * B A, which is the same function and lets every timm model run unchanged.
+On a ViT, LoRA adapts the query and value rows of the fused qkv. On a convolutional model,
+`canonical` adapts the 1x1 convolutions. The forward pass uses the merged weight W + scale * B A,
+which computes the same function and runs every timm model unchanged.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ PAPER_TRAINS = ("cls_token", "pos_embed", "norm")
 
 
 class LowRank(nn.Module):
-    """W [out, in, ...] -> W + scale * B A, on the first and last thirds of the rows for qkv."""
+    """Maps W [out, in, ...] to W + scale * B A.
+
+    thirds: adapt only the first and last third of the rows, the q and v of a fused qkv.
+    """
 
     def __init__(self, weight: torch.Tensor, rank: int, scale: float, thirds: bool) -> None:
         super().__init__()
@@ -47,17 +50,17 @@ class LowRank(nn.Module):
 
 @functools.cache
 def adapted(kind: type[nn.Module]) -> type[nn.Module]:
-    """`kind` with a weight computed from its `frozen` weight by its `low_rank`.
+    """A subclass of `kind` whose weight is `low_rank(frozen)`.
 
-    torch's parametrizations make a class for each module, so the compiler, which guards on
-    classes, would compile again for every cell.
+    torch's parametrizations create a class per module. The compiler guards on classes, so it would
+    recompile for every cell.
     """
     merged = property(lambda module: module.low_rank(module.frozen))
     return type(f"LowRank{kind.__name__}", (kind,), {"weight": merged})
 
 
 def adapt(module: Any, low_rank: LowRank) -> None:
-    """Give a layer's weight low-rank factors."""
+    """Replace a layer's weight by one with low-rank factors, in place."""
     frozen = module.weight
     del module.weight
     module.__class__ = adapted(type(module))
@@ -65,9 +68,9 @@ def adapt(module: Any, low_rank: LowRank) -> None:
 
 
 def in_thirds(attention: nn.Module) -> bool:
-    """Whether the rows of its fused qkv are all of q, then k, then v, as in a ViT.
+    """Whether the rows of its fused qkv hold all of q, then all of k, then all of v, as in a ViT.
 
-    In CoAtNet, LeViT and TinyViT each head has its three together, and in GC ViT q may be shared.
+    CoAtNet, LeViT and TinyViT interleave q, k and v by head, and GC ViT may share q.
     """
     of_heads = getattr(attention, "head_first", False) or hasattr(attention, "val_dim")
     return not (of_heads or getattr(attention, "use_global", False))
@@ -85,7 +88,7 @@ class Method(FrozenBackbone):
                 if not in_thirds(net.get_submodule(name.removesuffix(".qkv"))):
                     raise ValueError(
                         f"{name} of {context.recipe.model.arch} mixes the rows of q, k and v, and "
-                        "LoRA adapts q and v alone; take another architecture or method"
+                        "LoRA adapts only q and v; choose another architecture or method"
                     )
                 places[module] = True
         if not places and self.recipe.variant == "paper":

@@ -1,4 +1,4 @@
-"""LP-FT: fine-tuning that starts from the finished linear probe (Kumar et al. 2022)."""
+"""LP-FT: fine-tunes starting from the linear probe's weights (Kumar et al. 2022)."""
 
 from __future__ import annotations
 

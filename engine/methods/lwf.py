@@ -1,8 +1,8 @@
-"""LwF: the model keeps the pre-trained model's predictions on new images (Li & Hoiem 2016).
+"""LwF: distils the pretrained model's predictions on the downstream images (Li & Hoiem 2016).
 
-Adds weight * KL(softmax(teacher/T) || softmax(student/T)) over the set's classes, times T^2 in
-`canonical` (Hinton et al. 2015), without it in `paper`. The pixels never change, so the teacher's
-backbone runs once a set, and its head on each batch's features.
+Adds weight * KL(softmax(teacher/T) || softmax(student/T)) over the dataset's classes. `canonical`
+multiplies it by T^2 (Hinton et al. 2015), `paper` does not. Images are not augmented, so the
+teacher's backbone runs once per dataset, and only its head runs on each batch.
 """
 
 from __future__ import annotations

@@ -1,12 +1,14 @@
-"""Model Stock: a few fine-tuned models, moved towards the pre-trained model as far as they differ.
+"""Model Stock: interpolates between the pretrained model and the mean of a few fine-tuned models.
 
-For each tensor, with the members' offsets d_i = w_i - w_pre and the mean cosine c of their pairs,
+For each tensor,
 
     w = t mean_i(w_i) + (1 - t) w_pre,  t = N c / (1 + (N - 1) c)
 
-for N members (Jang et al. 2024, equation 4): the point between centre and pre-trained model that is
-nearest to the centre of all fine-tuned models. Members are the methods of `members`, each trained
-with `seeds` seeds. A cosine below 0 counts as 0, which leaves the tensor as it was pre-trained.
+where N is the number of members and c the mean cosine of all pairs of offsets w_i - w_pre (Jang et
+al. 2024, equation 4). The more the members differ, the closer w is to the pretrained model. Of all
+points between the members' mean and w_pre, w is nearest to the centre of the distribution of
+fine-tuned models. Members are the methods in `members`, each trained with `seeds` seeds. A negative
+c counts as 0, which leaves the tensor at its pretrained value.
 """
 
 from __future__ import annotations
@@ -22,9 +24,8 @@ from engine.methods.task_vectors import TaskVectors, Vector
 from engine.recipe.options import ModelStock as Recipe
 from engine.store.cells import Cell
 
-# Between two seeds of a member. A campaign has at most this number of seeds (`schema.Thousand`) and
-# consecutive, so no model is a member of the stocks of two of them, and intervals over seeds see
-# independent stocks.
+# The step between a member's seeds. A campaign has at most 1000 seeds (`schema.Thousand`), all
+# consecutive, so two of its seeds share no member, and intervals over seeds see independent stocks.
 APART = 1000
 
 
@@ -41,9 +42,9 @@ class Method(TaskVectors):
 
 
 def stocked(offsets: Sequence[Tensor]) -> Tensor:
-    """t mean_i(d_i) of N >= 2 offsets d_i of a tensor; 0 where all of them are 0."""
+    """t mean_i(d_i) of N >= 2 offsets d_i of a tensor; 0 if all offsets are 0."""
     flat_NP = torch.stack([offset.flatten() for offset in offsets])
-    unit_NP = nn.functional.normalize(flat_NP, dim=1)  # a zero stays zero: its cosines are 0
+    unit_NP = nn.functional.normalize(flat_NP, dim=1)  # a zero offset stays 0, so its cosines are 0
     cosines = [a @ b for a, b in itertools.combinations(unit_NP, 2)]
     cosine = torch.stack(cosines).mean().clamp(min=0)
     count = len(offsets)

@@ -1,15 +1,15 @@
-"""MonoSoup: one fine-tuned model, its small directions weighed against its large ones.
+"""MonoSoup: reweighs the large and small singular directions of one fine-tuned model's change.
 
-For each weight matrix with the change D = w_ft - w_pre and D's singular values s_1 >= s_2 >= ...
+For each weight matrix, let D = w_ft - w_pre have the singular values s_1 >= s_2 >= ... Then
 
     k = ceil(exp(-sum_i p_i log p_i)),  p_i = s_i / sum_j s_j    (the effective rank)
     rho = (s_{k+1} / s_1)^2,  cos^2 = sum_{i>k} s_i^2 / sum_i s_i^2
     low = rho + (1 - rho) cos,  high = 1 - low
     w = w_pre + high D_k + low (D - D_k)
 
-where D_k holds the k largest directions (Abdollahpoorrostam et al. 2026, arXiv 2602.09689, the
-variant without a threshold). A kernel of a convolution is a matrix with a row for each output. A
-vector, such as a bias, stays as fine-tuned.
+where D_k is the rank-k approximation of D (Abdollahpoorrostam et al. 2026, arXiv 2602.09689, the
+variant without a threshold). A convolution's kernel is reshaped to one row per output. Vectors,
+such as biases, keep their fine-tuned values.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Method(TaskVectors):
 
 
 def reweighed(change_MN: Tensor) -> Tensor:
-    """high D_k + low (D - D_k) of a change D [M, N]; D itself where nothing follows D_k."""
+    """high D_k + low (D - D_k) of a change D [M, N], or D if k >= min(M, N)."""
     u_MR, s_R, v_RN = torch.linalg.svd(change_MN, full_matrices=False)
     p_R = s_R / s_R.sum()
     k = int(torch.special.entr(p_R).sum().exp().ceil()) if s_R.any() else len(s_R)

@@ -1,10 +1,10 @@
-"""Self-distillation: fine-tuning towards a teacher that is an average of its own weights so far.
+"""Self-distillation: fine-tunes towards a teacher that is a moving average of the weights.
 
     loss_b = cross-entropy + weight * KL(softmax(teacher) || softmax(student))
 
-over the set's classes, at temperature 1. It is the part of CaRot (Oh et al. 2024) and of TRACER
-(Asadollahzadeh et al. 2026) that needs no text: in place of similarities to the sentences of a
-batch, a head gives logits. `engine.methods.teacher` has their averages; `carot` is the whole, for
+over the dataset's classes, at temperature 1. This is the part of CaRot (Oh et al. 2024) and TRACER
+(Asadollahzadeh et al. 2026) that needs no text: the logits come from a head instead of the captions
+of a batch. `engine.methods.teacher` has both papers' averages. `carot` is the full method, for
 CLIP.
 """
 
@@ -25,7 +25,7 @@ class Method(Trained):
 
     @property
     def passes(self) -> float:
-        return super().passes + 1.0  # the teacher's
+        return super().passes + 1.0  # the teacher's forward pass
 
     def prepare(self, net: nn.Module, context: Context) -> None:
         super().prepare(net, context)

@@ -1,8 +1,8 @@
-"""Model soups: weights averaged over several cells (Wortsman et al. 2022b).
+"""Model soups: average the weights of several cells (Wortsman et al. 2022b).
 
-`uniform` averages all members. `greedy` starts from the member that is best on the downstream
-hold-out and adds each further member that does not lower the soup's hold-out accuracy; it is
-refused without a hold-out.
+`uniform` averages all members. `greedy` starts from the member with the highest accuracy on the
+downstream held-out split. It then tries the other members from best to worst, and keeps each one
+that does not lower the soup's held-out accuracy. `greedy` raises an error without a held-out split.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from engine.store.cells import Entry
 
 
 def uniform(members: Sequence[str]) -> dict[str, float]:
-    """Equal weights; a member that is named twice counts twice."""
+    """Equal weights by member. A member that is named twice counts twice."""
     return {name: members.count(name) / len(members) for name in members}
 
 
@@ -27,7 +27,7 @@ class Method(Derived):
     def make(self, context: Context) -> Sequence[Entry]:
         greedy = self.recipe.select == "greedy"
         if greedy and not len(context.target.holdout):
-            raise ValueError(f"{NO_HOLDOUT}; {context.target.name} holds none out")
+            raise ValueError(f"{NO_HOLDOUT}; {context.target.name} has no held-out images")
         cells = [
             context.base.name if name == "pre" else context.cell(name).name
             for name in self.recipe.members

@@ -1,15 +1,15 @@
-"""SPD: a step that leads away from the pre-trained weights is drawn back where the loss disagrees.
+"""SPD: shrinks a step away from the pretrained weights if the gradient points back to them.
 
-Selective projection decay (Tian et al. 2024, algorithm 1) decides for each parameter tensor theta
-with gradient g and pre-trained value a, after the optimizer's step to theta'. Where
-sum(g * (theta - a)) > 0, so that descent along the gradient would lead back to a,
+Selective projection decay (Tian et al. 2024, algorithm 1) acts on each parameter tensor theta with
+gradient g and pretrained value a, after the optimizer's step to theta'. If
+sum(g * (theta - a)) > 0, so that gradient descent leads back towards a, it sets
 
     theta'' = theta' - lam r (theta' - a),
     r = clamp((|theta' - a| - |theta - a|) / |theta' - a|, 0, 1)
 
-so lam = 1 brings a tensor that moved away back to its former distance. The head is drawn to its
-pre-trained weights too, since it knows the classes before fine-tuning. The optimizer's weight decay
-is independent of it.
+With lam = 1, a tensor that moved away returns to its distance before the step. SPD also applies to
+the head, since the pretrained head already covers the classes. The optimizer's weight decay is
+independent of SPD.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from engine.methods.base import Trained
 from engine.methods.context import Context
 from engine.recipe.options import SPD as Recipe
 
-LISTS: Any = torch  # whose operations on lists of tensors have no types
+LISTS: Any = torch  # its operations on lists of tensors have no type stubs
 
 
 class Method(Trained):
@@ -46,12 +46,12 @@ class Method(Trained):
         offsets = LISTS._foreach_sub(self.thetas, self.anchors)
         distances_T = _norms(offsets)
         excess_T = (distances_T - self.distances_T) / distances_T
-        # A tensor at its anchor has no distance, and nothing to be drawn back.
+        # The excess of a tensor at its anchor is 0 / 0.
         shares_T = torch.where(self.descents_T > 0, excess_T.nan_to_num().clamp(0, 1), 0.0)
         shares = list((self.recipe.lam * shares_T).float().unbind())
         LISTS._foreach_sub_(self.thetas, LISTS._foreach_mul(offsets, shares))
 
 
 def _norms(tensors: list[torch.Tensor]) -> torch.Tensor:
-    """float64, since two of them are subtracted that a step hardly changes."""
+    """Norms [T] in float64: the norms before and after a step are close, and are subtracted."""
     return torch.stack(LISTS._foreach_norm(tensors, 2, torch.float64))

@@ -1,11 +1,13 @@
-"""Fine-tuning with what practice adds to it; with all of it off, it is fine-tuning.
+"""Fine-tuning with common regularisers. With all of them off, it equals plain fine-tuning.
 
-`layer_decay`: a layer's learning rate is this times that of the next, and the head has the whole
-rate (Clark et al. 2020; layers are timm's). `ema`: the model is a moving average of the weights,
-mean += max(1 - ema, t^(-2/3)) (weights - mean) after step t = 1, 2, ..., as timm's ModelEmaV3 has
-it with its warm-up. `label_smoothing`: over the set's classes (Szegedy et al. 2016). `mixup`: each
-image is mixed with the one at the opposite place of its batch, by a share that is drawn for the
-batch (Zhang et al. 2018; timm pairs them so). `hflip`: images are mirrored.
+- `layer_decay`: the ratio of a layer's learning rate to that of the next layer. The head has the
+  full rate (Clark et al. 2020; layers are timm's).
+- `ema`: export a moving average of the weights, mean += max(1 - ema, t^(-2/3)) (weights - mean)
+  after step t = 1, 2, ..., as timm's ModelEmaV3 does with warm-up.
+- `label_smoothing`: over the dataset's classes (Szegedy et al. 2016).
+- `mixup`: mix image i of a batch of B with image B - 1 - i, as timm does, with one mixing
+  coefficient per batch (Zhang et al. 2018).
+- `hflip`: probability of flipping an image horizontally.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ class Method(Trained):
     step_1: torch.Tensor  # optimizer steps so far
 
     def prepare(self, net: nn.Module, context: Context) -> None:
-        """ValueError for draws that differ between ranks, and as `layers.numbers`."""
+        """Raises ValueError for `mixup` or `hflip` on several ranks, and as `layers.numbers`."""
         recipe = self.recipe
         if ranks.world() > 1 and (recipe.mixup or recipe.hflip):
             raise ValueError(
@@ -45,8 +47,8 @@ class Method(Trained):
             last = max(layers.values())
             self.rates = {f"net.{n}": recipe.layer_decay ** (last - k) for n, k in layers.items()}
         if recipe.ema:
-            self.mean = copy.deepcopy(net).requires_grad_(False)  # a module: checkpoints hold it
-            # DeepSpeed sends buffers between ranks as bytes, which one of no dimension refuses.
+            self.mean = copy.deepcopy(net).requires_grad_(False)  # a module, so it is checkpointed
+            # DeepSpeed broadcasts buffers as bytes, and a 0-d tensor cannot be viewed as bytes.
             self.register_buffer("step_1", torch.zeros(1, device=context.device))
         if recipe.label_smoothing:
             mask_C = torch.ones(models.head(net).out_features, dtype=torch.bool)
@@ -69,7 +71,7 @@ class Method(Trained):
         return share * losses_B + (1 - share) * self._cross_entropy(logits_BC, targets_B.flip(0))
 
     def _cross_entropy(self, logits_BC: torch.Tensor, targets_B: torch.Tensor) -> torch.Tensor:
-        """Over the set's classes [b]."""
+        """Losses [b] over the dataset's classes."""
         smoothing = self.recipe.label_smoothing
         if not smoothing:
             from kernels.distill import distill_loss  # late, as in `base`
@@ -84,7 +86,7 @@ class Method(Trained):
         if not self.recipe.ema:
             return
         self.step_1 += 1
-        # On the device: the host would wait for a number of it.
+        # Stays on the device: .item() would synchronise.
         weight = self.step_1.pow(-2 / 3).clamp(min=1 - self.recipe.ema)[0]
         move(self.mean, self.net, weight)
 

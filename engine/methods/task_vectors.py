@@ -1,6 +1,6 @@
-"""Task vectors: what training changed, for the methods that merge models.
+"""Task vectors, for the methods that merge models.
 
-The task vector of a cell is its weights minus those of the pre-trained model (Ilharco et al. 2023).
+A cell's task vector is its weights minus the pretrained model's weights (Ilharco et al. 2023).
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ Vector = Mapping[str, Tensor]  # fp32, by parameter name
 class TaskVectors(Derived):
     """A merge that adds a function of its members' task vectors to the pre-trained model.
 
-    It covers parameters. Floating buffers become the mean over the members; integer buffers keep
-    the pre-trained model's values.
+    Only parameters are merged this way. Floating-point buffers become the mean over the members;
+    integer buffers keep the pretrained model's values.
     """
 
     def members(self, context: Context) -> Sequence[Cell]:
-        """The cells to merge: those that the recipe needs."""
+        """The cells to merge: by default, those that the recipe needs."""
         return [context.cell(name) for name in self.recipe.needs]
 
     def update(self, vectors: Sequence[Vector], net: nn.Module) -> Vector:
-        """The change of each parameter of the pretrained model `net`, from the task vectors."""
+        """Return the change to add to each parameter of the pretrained model `net`."""
         raise NotImplementedError
 
     def make(self, context: Context) -> Export:
-        """The merged model, on the device. ValueError for a member with an input prompt."""
+        """Merge, on the device. Raises ValueError if a member has an input prompt."""
         net = context.network(context.base)
         before = net.state_dict()
         parameters = [name for name, _ in net.named_parameters()]

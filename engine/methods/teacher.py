@@ -1,12 +1,12 @@
-"""A teacher that is a moving average of the weights that are being trained.
+"""A teacher whose weights are a moving average of the student's.
 
-After optimizer step t = 0, 1, ... of T the teacher moves, teacher += share_t (student - teacher).
+After optimizer step t = 0, 1, ..., T - 1, teacher += share_t (student - teacher).
 
-ema: every T/50 steps by the share 1 - m_t, where m_t rises from 0.05 to 0.9 over the first fifth of
-the training (CaRot's release, which moves every 500 steps of some 25,000). beta: at each step, so
-that the teacher is the mean of all weights so far, the pre-trained ones among them, weighted by the
-density of Beta(1/2, 1/2) at (t + 1/2) / (T + 1): early and late weights count most (TRACER's
-release).
+- `ema`: every T/50 steps, share_t = 1 - m_t, where m_t rises from 0.05 to 0.9 over the first fifth
+  of training. CaRot's release updates every 500 of some 25,000 steps.
+- `beta`: the teacher is a weighted mean of all weights so far, including the pretrained ones. The
+  weights after n steps count in proportion to the density of Beta(1/2, 1/2) at
+  (n + 1/2) / (T + 1), so early and late weights count most (TRACER's release).
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from torch import nn
 from engine.methods.averages import move
 from engine.methods.context import Context
 
-MOVES = 50  # of an `ema` teacher in a training
-RISE = 0.2  # share of the training in which its momentum rises
+MOVES = 50  # updates of an `ema` teacher in one training
+RISE = 0.2  # fraction of the training in which its momentum rises
 MOMENTUM = (0.05, 0.9)
 
 
 class Teacher(nn.Module):
-    """Copies of modules, in eval mode, that follow them; checkpoints hold them.
+    """Moving averages of modules, in eval mode. Checkpoints include them.
 
-    average: ema | beta. context: of the method's cell, whose training's steps the shares follow.
+    average: "ema" or "beta". context: gives the number of training steps and the device.
     """
 
     step_1: torch.Tensor  # optimizer steps so far
@@ -40,7 +40,7 @@ class Teacher(nn.Module):
         device = context.device
         self.copies = nn.ModuleList(copy.deepcopy(each) for each in students)
         self.copies.requires_grad_(False).eval()
-        # DeepSpeed sends buffers between ranks as bytes, which one of no dimension refuses.
+        # DeepSpeed broadcasts buffers as bytes, and a 0-d tensor cannot be viewed as bytes.
         self.register_buffer("step_1", torch.zeros(1, dtype=torch.int64, device=device))
         shares_T = shares(average, steps).to(device)
         self.register_buffer("shares_T", shares_T, persistent=False)
@@ -51,15 +51,15 @@ class Teacher(nn.Module):
         return self
 
     def follow(self, students: Sequence[nn.Module]) -> None:
-        """Move after an optimizer step. students: as at first."""
-        share = self.shares_T[self.step_1][0]  # on the device: the host would wait for a number
+        """Update after an optimizer step. students: the modules passed to `__init__`, in order."""
+        share = self.shares_T[self.step_1][0]  # stays on the device: .item() would synchronise
         self.step_1 += 1
         for mean, student in zip(self.copies, students, strict=True):
             move(mean, student, share)
 
 
 def shares(average: str, steps: int) -> torch.Tensor:
-    """The share [T] of its way to the student that a teacher goes after each step."""
+    """share_t [T] (float32) of a training of `steps` steps."""
     if average == "beta":
         x_T1 = (torch.arange(steps + 1, dtype=torch.float64) + 0.5) / (steps + 1)
         density_T1 = (x_T1 * (1 - x_T1)).rsqrt()

@@ -1,9 +1,13 @@
-"""Task vectors added to the pre-trained model, as they are or by TIES.
+"""TIES merging and task arithmetic: add task vectors to the pretrained model.
 
 Task arithmetic adds scale * sum_i v_i (Ilharco et al. 2023). TIES (Yadav et al. 2023, algorithm 1)
-first trims each task vector to the share `density` of its numbers, those largest in magnitude, then
-elects for each number the sign of the sum of the trimmed vectors, and adds scale times the mean
-of those trimmed numbers that have this sign. `density=1.0 elect=false` is task arithmetic.
+has three steps:
+
+1. Trim: keep the fraction `density` of each task vector, its entries of largest magnitude.
+2. Elect: for each parameter, take the sign of the sum of the trimmed vectors.
+3. Merge: add scale times the mean of the trimmed entries with that sign.
+
+`density=1.0 elect=false` is task arithmetic.
 """
 
 from __future__ import annotations
@@ -33,9 +37,9 @@ class Method(TaskVectors):
 
 
 def trimmed(vector_P: Tensor, density: float) -> Tensor:
-    """The vector [P] with 0 in place of all but its round(density P) numbers of largest magnitude.
+    """Keep the round(density P) entries of largest magnitude of a vector [P], and set others to 0.
 
-    Numbers that are as large as the smallest of these stay too.
+    Keeps at least one entry, and all entries that tie with the smallest kept one.
     """
     magnitude_P = vector_P.abs()
     count = max(1, round(density * len(vector_P)))
@@ -44,9 +48,9 @@ def trimmed(vector_P: Tensor, density: float) -> Tensor:
 
 
 def elected_mean(vectors_NP: Tensor) -> Tensor:
-    """For each number the mean [P] over those vectors where it has the sign of the vectors' sum.
+    """For each entry, the mean [P] over the vectors that have the sign of the vectors' sum.
 
-    A zero has no sign and is not counted; where the sum is 0, so is the mean.
+    Zeros do not count. If the sum is 0, the mean is 0.
     """
     sign_P = vectors_NP.sum(0).sign()
     agreeing_NP = torch.where(vectors_NP.sign() == sign_P, vectors_NP, 0.0)

@@ -1,4 +1,4 @@
-"""Visual prompting: a learned frame of pixels around a frozen model's input (Bahng et al. 2022)."""
+"""Visual prompting: learns a frame of pixels on a frozen model's input (Bahng et al. 2022)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Method(FrozenBackbone):
     def image_prompt(self) -> torch.Tensor:
         """The prompt [3, H, W]: learned in the frame, zero inside."""
         canvas = self.prompt.new_zeros(3, self.size**2)
-        # By places: a mask's backward pass would wait for the GPU to count it.
+        # By indices: the backward pass of a boolean mask synchronises with the GPU.
         return canvas.index_copy(1, self.places_F, self.prompt).unflatten(1, (self.size, self.size))
 
     def logits(self, batch: Batch) -> torch.Tensor:

@@ -1,14 +1,17 @@
-"""VRF: FT counts more on images near those that the pre-trained model got wrong and FT right.
+"""VRF: weighs the fine-tuned model by an image's distance to the pretrained model's failures.
 
-The failures V are the training images that FT alone gets right. With the squared distance d from an
-image's features to the K-th nearest of V, all of unit length and of FT's backbone,
+The failures V are the training images that FT classifies correctly and the pretrained model does
+not. The ensemble is (Zhu et al. 2024)
 
     p = (1 - w) p_pre + w p_FT,  w = sigmoid((middle - d) / width)
 
-where p are probabilities at the temperature at which a model's mean confidence on the held-out
-images is its accuracy there (Zhu et al. 2024; their release has middle 1.5, width 0.6, and K =
-1000 |V| / 1,281,167, the number of ImageNet's training images). Where nothing is held out, the
-temperature is 1. Nothing trains; features of the training images take a pass over them.
+d is the squared distance from an image's features to the K-th nearest of V. Features come from FT's
+backbone and have unit length. The release sets middle to 1.5, width to 0.6, and K to
+1000 |V| / 1,281,167, where 1,281,167 is the number of ImageNet's training images.
+
+Each model's probabilities p are calibrated: at its temperature, the mean confidence on the held-out
+images equals the accuracy. Without held-out images the temperature is 1. VRF trains nothing, but
+needs one pass over the training images for their features.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ from engine.store.cells import Cell, Gated
 log = logging.getLogger(__name__)
 IMAGENET = 1_281_167  # training images
 TEMPERATURES = (0.1, 10.0)  # the range of the search
-ROWS = 4096  # of logits at a time
+ROWS = 4096  # rows of logits computed at a time
 
 
 class Method(Derived):
@@ -47,8 +50,8 @@ class Method(Derived):
         failures = train[(after_N & ~before_N).numpy()]
         if not len(failures):
             log.warning(
-                "%s: fine-tuning on %s puts none of its training images right that the pre-trained "
-                "model gets wrong, so the pre-trained model answers alone",
+                "%s: fine-tuning on %s corrects none of the pre-trained model's errors on the "
+                "training images, so predictions are the pre-trained model's",
                 self.recipe.title,
                 context.target.name,
             )
@@ -64,7 +67,7 @@ class Method(Derived):
 
 
 def _logits(context: Context, cell: Cell, index: np.ndarray) -> torch.Tensor:
-    """Logits [n, C] of images of the set that is trained on; -inf for classes that it lacks."""
+    """Logits [n, C] of downstream images; -inf for classes that the dataset lacks."""
     target = context.target
     weight, bias = cell.tensors(*models.head_names(context.recipe.model))
     features_ND = context.features(cell, target)
@@ -77,12 +80,12 @@ def _logits(context: Context, cell: Cell, index: np.ndarray) -> torch.Tensor:
 
 
 def _right(context: Context, cell: Cell, index: np.ndarray) -> torch.Tensor:
-    """Whether a cell gets each image right [n]."""
+    """Whether a cell classifies each image correctly, [n] (bool)."""
     return _logits(context, cell, index).argmax(dim=1) == context.target.labels[index]
 
 
 def _temperature(context: Context, cell: Cell, holdout: np.ndarray) -> float:
-    """At which the mean confidence on these images is the accuracy; 1 where there are none."""
+    """The temperature at which the mean confidence equals the accuracy; 1 without images."""
     if not len(holdout):
         return 1.0
     logits_NC = _logits(context, cell, holdout).double()
@@ -92,6 +95,6 @@ def _temperature(context: Context, cell: Cell, holdout: np.ndarray) -> float:
         return (logits_NC / temperature).softmax(dim=1).amax(dim=1).mean().item() - accuracy
 
     low, high = TEMPERATURES
-    if excess(low) <= 0 or excess(high) >= 0:  # it never is
+    if excess(low) <= 0 or excess(high) >= 0:  # no root within the range
         return low if excess(low) <= 0 else high
     return optimize.root_scalar(excess, bracket=(low, high), xtol=1e-4).root

@@ -1,7 +1,8 @@
-"""WiSE-FT: weights between the pre-trained and the fine-tuned model (Wortsman et al. 2022).
+"""WiSE-FT: interpolates the weights of the pretrained and fine-tuned models.
 
-theta(alpha) = (1 - alpha) * theta_pre + alpha * theta_ft. `canonical` evaluates a grid of alphas,
-`paper` a single alpha; the table's row is the recipe's `alpha`, chosen before any result.
+theta(alpha) = (1 - alpha) * theta_pre + alpha * theta_ft (Wortsman et al. 2022). `canonical`
+evaluates a grid of alphas, `paper` a single alpha. The result tables show the recipe's `alpha`,
+which is fixed before any result.
 """
 
 from __future__ import annotations
