@@ -1,1 +1,1 @@
-"""Cells: found in the store or made, with the snapshots that training leaves."""
+"""Cells: planned, found in the store or built, with their snapshots during training."""

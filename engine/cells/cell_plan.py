@@ -1,6 +1,6 @@
-"""A cell as it was planned: its recipe, and the recipes of the cells that it needs.
+"""The plan of a cell: its resolved recipe, and those of the cells that it needs.
 
-Nothing is resolved once a cell is planned, so a file that changes later changes no cell.
+Planning resolves everything, so later changes to recipe files do not affect a planned cell.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from engine.recipe.overrides import Override
 from engine.recipe.resolve import VARIANT, without_options
 from engine.recipe.schema import Recipe
 
-INSTEAD = {  # of keys that name several cells, what names a single one
+INSTEAD = {  # by key of a campaign, the override that selects a single cell
     "methods": "method=NAME",
     "downstreams": "downstream=SET",
     "vary": "KEY=VALUE",
@@ -29,15 +29,15 @@ INSTEAD = {  # of keys that name several cells, what names a single one
 
 @dataclass(frozen=True)
 class CellPlan:
-    """A resolved recipe. needs: by method, the cells of its column that its method asks for."""
+    """A resolved recipe. needs: the cells of its column that its method needs, by method."""
 
     recipe: Recipe
     needs: Mapping[str, CellPlan] = field(default_factory=dict)
 
     def on(self, downstream: str, settings: Mapping[str, Scalar]) -> CellPlan:
-        """The cell on a set, with other values of some keys (`optimizer.lr`, `seed`).
+        """The cell on another dataset, with other values of some keys (`optimizer.lr`, `seed`).
 
-        A method's own options are not those of the methods that it needs.
+        The values apply to the needed cells too, except the method's own options.
         """
         shared = {
             key: value
@@ -55,7 +55,7 @@ class CellPlan:
         return CellPlan(cell, needs)
 
     def below(self, runs: Path) -> CellPlan:
-        """The cell, with this folder of all outputs."""
+        """The cell, and those that it needs, with another runs folder."""
         needs = {name: need.below(runs) for name, need in self.needs.items()}
         return CellPlan(dataclasses.replace(self.recipe, runs=str(runs)), needs)
 
@@ -64,27 +64,28 @@ class CellPlan:
         return self.on(self.recipe.downstream, {"seed": seed})
 
     def all(self) -> Iterator[CellPlan]:
-        """The cell and all that it needs, directly or not."""
+        """The cell and all cells that it needs, directly or indirectly."""
         yield self
         for need in self.needs.values():
             yield from need.all()
 
     def dump(self) -> str:
-        """The recipe as YAML, with what its method needs: a recipe again."""
+        """The recipe and those of the needed cells, as YAML that loads as a recipe."""
         needed = {cell.recipe.method.name: cell.recipe for cell in self.all()}
         del needed[self.recipe.method.name]
         return recipe.dump(self.recipe, needed)
 
     def plain(self) -> dict[str, Any]:
-        """The cell as JSON; `of_plain` reads it."""
+        """The cell as values for JSON. `of_plain` is the inverse."""
         needs = {name: need.plain() for name, need in self.needs.items()}
         return {"recipe": dataclasses.asdict(self.recipe), "needs": needs}
 
 
 def of_plain(values: Mapping[str, Any]) -> CellPlan:
-    """The cell of a file. No method's module is imported: a user's options are those of the file.
+    """The cell that `CellPlan.plain` describes.
 
-    Raises RecipeError, KeyError and TypeError for anything but a cell.
+    Imports no method's module: the options of a user's method stay as stored. Raises RecipeError,
+    KeyError or TypeError for invalid values.
     """
     needs = {name: of_plain(need) for name, need in values["needs"].items()}
     return CellPlan(recipe.of_values(values["recipe"]), needs)
@@ -99,17 +100,20 @@ def resolve(
     downstream: str | None = None,
     run_users: bool = False,
 ) -> CellPlan:
-    """The cell of a recipe, as `recipe.load`.
+    """Resolve the cell of a recipe, and the cells that it needs.
 
-    method: of a campaign, whose overrides may name several cells. run_users: whether users' files
-    may run, without which nobody knows what their methods need. Raises RecipeError as
-    `recipe.load`, for such overrides without a method, where a needed method mixes cells, and,
-    where users' files may run, what a user's `check` refuses.
+    Args:
+        name, given, downstream: as in `recipe.load`.
+        method: the row of a campaign. Only then may `given` hold a campaign's keys (`INSTEAD`).
+        run_users: run users' method files. Without it, the needs of their methods are unknown.
+
+    Raises RecipeError as `recipe.load` does, for a campaign's keys without `method`, if a needed
+    method has no weights, and, with `run_users`, if a user's `check` raises it.
     """
     for each in given if method is None else ():
         if each.key in INSTEAD:
             raise RecipeError(
-                f"{each.key}= is a word of `rib campaign`; a single cell takes {INSTEAD[each.key]}"
+                f"{each.key}= applies to `rib campaign`; for a single cell, use {INSTEAD[each.key]}"
             )
     cell = recipe.load(name, given, method=method, downstream=downstream)
     return _with_needs(name, given, cell, run_users)
@@ -118,7 +122,7 @@ def resolve(
 def _with_needs(name: str, given: Sequence[Override], cell: Recipe, run_users: bool) -> CellPlan:
     runs = run_users and modules.is_users(cell.method.module)
     options = modules.checked(cell, run_users=True) if runs else cell.method
-    # A need is of the cell's variant and has none of the cell's options.
+    # Needed cells share the cell's variant, but not its method's other options.
     kept = [each for each in without_options(given) if each.key != VARIANT]
     given = [*kept, *overrides.of_mapping({VARIANT: cell.method.variant})]
     needs = {}
@@ -127,8 +131,8 @@ def _with_needs(name: str, given: Sequence[Override], cell: Recipe, run_users: b
         complete = modules.complete(need.method, run_users=True) if run_users else need.method
         if not complete.has_weights:
             raise RecipeError(
-                f"{options.name} needs {method}, which mixes cells and has no weights: "
-                "name methods that train or merge"
+                f"{options.name} needs {method}, which averages cells and has no weights of its "
+                "own: name methods that train or merge"
             )
         needs[method] = _with_needs(name, given, need, run_users)
     return CellPlan(cell, needs)

@@ -1,7 +1,7 @@
-"""Snapshots in the store: models during training, whose weights wait there for their evaluation.
+"""Snapshots: models during training, stored until they are evaluated.
 
-Their weights are removed once they are evaluated, so a snapshot is finished when all its
-predictions are there.
+Their weights are removed after evaluation, so a snapshot is finished once all its predictions are
+in the store.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ KIND = "snapshots"
 
 @dataclass(frozen=True)
 class Followed:
-    """The cells whose training leaves snapshots, if their recipes ask for any.
+    """The cells whose training saves snapshots, if their recipes request them.
 
-    cells: those of a column's rows, without the cells that they need. downstreams: the sets that
-    the plan fine-tunes on.
+    cells: those of a column's rows, without the cells that they need. downstreams: all downstream
+    datasets of the plan.
     """
 
     cells: Collection[Recipe] = ()
@@ -33,26 +33,26 @@ class Followed:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A cell's model after `step` optimizer steps; label and key name its artefact."""
+    """A cell's model after `step` optimizer steps. label and key identify its artefact."""
 
     step: int
     label: str
     key: Mapping[str, Any]
 
     def name(self, store: Store) -> str:
-        """Its name in a mix."""
+        """Its name in an average of cells."""
         return store.place(KIND, self.label, self.key).name
 
     def weights(self, run: Run) -> Artifact | None:
-        """The artefact of its weights, or None unless every rank finds it."""
+        """The artefact with its weights, or None if any rank does not find it."""
         return run.find(KIND, self.label, self.key)
 
 
 def points(run: Run, downstreams: Collection[str]) -> list[int]:
-    """The steps of a grid's curves, the same in every column (`downstreams`): the last is the
-    longest training's.
+    """Steps at which a grid's training curves have points, the same for all columns.
 
-    A column whose training ends earlier stays at its end, so each point is a mean over all columns.
+    They extend to the end of the longest training. A shorter training keeps its final value, so
+    each point is a mean over all columns.
     """
     recipe = run.recipe
     totals = [recipe.train.steps(len(run.sets[name].training(recipe))) for name in downstreams]
@@ -60,9 +60,9 @@ def points(run: Run, downstreams: Collection[str]) -> list[int]:
 
 
 def of_cell(run: Run, downstreams: Collection[str], cell: str, total: int) -> list[Snapshot]:
-    """The snapshots that a run's recipe takes of a cell (its name), which takes `total` steps.
+    """Snapshots before the last of a cell's `total` training steps; then the model is the cell.
 
-    downstreams: as in `points`. From the last step on, the model is the cell itself.
+    cell: its name. downstreams: as in `points`.
     """
     recipe = run.recipe
     label = f"{recipe.method.name}-{recipe.downstream}"
@@ -74,7 +74,7 @@ def of_cell(run: Run, downstreams: Collection[str], cell: str, total: int) -> li
 
 
 def missing(run: Run, taken: Sequence[Snapshot]) -> list[Snapshot]:
-    """Those that only training can give: some prediction is missing, and so are the weights."""
+    """The snapshots that need training again: a prediction is missing, and so are the weights."""
     without = [snapshot for snapshot in taken if snapshot.weights(run) is None]
     if not without:
         return []

@@ -1,1 +1,1 @@
-"""The grid as a whole: its plan and costs, the jobs that run it, the record of its results."""
+"""Campaigns: plans and their costs, the jobs that run them, and the records of their results."""

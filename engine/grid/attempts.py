@@ -1,7 +1,7 @@
-"""When and where each job of a campaign ran, and how it ended: one file per attempt.
+"""Attempts at a campaign's jobs: when and where each ran and how it ended, one file per attempt.
 
-A job runs several times where it failed or was interrupted. An attempt that failed says why in its
-own words; one that left no end was killed. Imports no torch.
+A job that failed or was interrupted has several attempts. A failed attempt stores its error. An
+attempt without an end was killed. Imports no torch.
 """
 
 from __future__ import annotations
@@ -20,15 +20,17 @@ from loaders import schema
 
 FOLDER = "attempts"
 LONGEST = 300  # characters of an error
-KILLED = "it left no end: it was killed, or is at work"
+KILLED = "it has no end: it was killed, or is still running"
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """An attempt at a job. started, ended: seconds since 1970; a process that was killed leaves no
-    end. device: its name; processes: how many worked, one a GPU. error: why it failed, or empty.
-    scheduler, queued_as: whose queue it was in (a key of `SCHEDULERS`), and its number there.
-    campaign: only in a report of several.
+    """An attempt at a job.
+
+    started, ended: seconds since 1970; ended is None if the process was killed or is running.
+    device: name of the device. processes: their number, one per GPU. error: why it failed, or
+    empty. scheduler, queued_as: the scheduler that queued it (a key of `SCHEDULERS`) and its job
+    ID there, or empty. campaign: its name, in reports of several campaigns.
     """
 
     job: str
@@ -44,12 +46,12 @@ class Attempt:
 
     @property
     def hours(self) -> float:
-        """How long it took; 0 where it left no end."""
+        """Its duration, or 0 without an end."""
         return 0.0 if self.ended is None else (self.ended - self.started) / 3600
 
     @property
     def failure(self) -> str:
-        """Why it did not finish its job; empty where it did."""
+        """Why it did not finish its job, or empty if it did."""
         return KILLED if self.ended is None else self.error
 
 
@@ -57,10 +59,10 @@ class Attempt:
 def recorded(
     place: PlanFolder, job: str, stage: str, started: float
 ) -> Iterator[Callable[[str, int], None]]:
-    """Keep a file of an attempt in the folder of the plan; what it gives notes the device and the
-    number of processes.
+    """Record an attempt in a file of the plan's folder.
 
-    Of several ranks the first one is kept, and any other that fails with an error of its own.
+    Yields a function that records the device's name and the number of processes. Only the first
+    rank writes a file, and other ranks that fail with an error of their own.
     """
     rank = int(os.environ.get("RANK", "0"))
     name = f"{job}-{started * 1000:.0f}{f'-{rank}' if rank else ''}.json"
@@ -88,7 +90,7 @@ def recorded(
 
 
 def read(place: PlanFolder) -> list[Attempt]:
-    """The attempts at the jobs of a plan, by their start. Raises DamagedFile."""
+    """The attempts at a plan's jobs, sorted by start. Raises DamagedFile for an altered file."""
     root, attempts = place.root, []
     for name in root.files(FOLDER):
         if name.endswith(".json"):
@@ -99,7 +101,7 @@ def read(place: PlanFolder) -> list[Attempt]:
 
 
 def _queue() -> tuple[str, str]:
-    """In whose queue this process is a job, and its number there; empty where in none."""
+    """The scheduler that started this process, and its job ID there; both empty if none did."""
     for name, scheduler in SCHEDULERS.items():
         if number := os.environ.get(scheduler.job_variable):
             return name, number

@@ -1,7 +1,7 @@
-"""A campaign's plan: the whole grid of one model, resolved before anything runs.
+"""A campaign's plan: the grid of one model, resolved before anything runs.
 
 The plan's file holds each row's recipe and each column's settings. Jobs, reports, exports and
-evaluations read that file and no other, so that a recipe that changes later changes no campaign.
+evaluations read only that file, so later changes to recipes do not affect the campaign.
 """
 
 from __future__ import annotations
@@ -33,21 +33,26 @@ from loaders.files import file_hash
 from loaders.schema import DamagedFile
 
 PREPARE, COLUMN = "prepare", "column"  # jobs, and rules of the workflow, like REPORT
-PAGE, TABLE = "index.html", "table.txt"  # of a report, in a folder that is called so
-RESULTS = "results.json"  # there too
-OF_ROW = ("method", "optimizer", "train", "trackers")  # what a row may set; rows share the rest
-# These keys change where and how a campaign runs, and not what it says.
+PAGE, TABLE = "index.html", "table.txt"  # in the report's folder
+RESULTS = "results.json"  # in the report's folder
+OF_ROW = ("method", "optimizer", "train", "trackers")  # sections a row may set; rows share the rest
+# These keys change where and how a campaign runs, but not its results.
 OUTSIDE = ("runs", "trackers", "device", "train.checkpoint_minutes", "model")
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What a campaign will do.
+    """A resolved campaign.
 
-    command: the line that makes this plan. rows: of its table, by name, each on the first column.
-    columns: those fine-tuned on, in every setting. device: of all jobs, cpu | cuda | auto (what a
-    job sees). is_sweep: whether the command varies a single row. modules: SHA-256 of users' method
-    files, by path. place: a folder that is named after everything that determines the results.
+    Attributes:
+        command: the command line that makes this plan.
+        rows: the table's rows by name, resolved on the first column.
+        columns: the downstream datasets, each in every hyperparameter setting.
+        place: the plan's folder, named after a hash of all that determines the results.
+        threads: CPU threads of a column's job.
+        device: device of all jobs: cpu, cuda or auto (each job chooses).
+        is_sweep: whether the command varies a single row.
+        modules: SHA-256 of users' method files, by path.
     """
 
     name: str
@@ -62,7 +67,7 @@ class Plan:
 
     @property
     def recipe(self) -> Recipe:
-        """The first row's recipe, for settings that all rows share."""
+        """The first row's recipe. Use it for settings that all rows share."""
         return next(iter(self.rows.values())).recipe
 
     @property
@@ -72,13 +77,15 @@ class Plan:
 
     @property
     def sets(self) -> tuple[str, ...]:
-        """The datasets of RI."""
+        """The datasets on which RI is measured."""
         return tuple(self.recipe.dataset.sets)
 
     @property
     def shown_command(self) -> str:
-        """The command that repeats the campaign. Untrusted: the plan may come from somebody
-        else."""
+        """The command that repeats the campaign, or `rib campaign` if the stored one is not safe.
+
+        The stored command is untrusted, since a plan can come from somebody else.
+        """
         try:
             words = shlex.split(self.command)
         except ValueError:
@@ -102,24 +109,27 @@ class Plan:
 
     @property
     def jobs(self) -> list[str]:
-        """The names of all jobs, in their order."""
+        """The names of all jobs, in the order in which they run."""
         return [PREPARE, *(column.job for column in self.columns), REPORT]
 
     @property
     def steps(self) -> int:
-        """Steps of the progress bar: a set each, upstream, the model; the cells of each column and
-        their evaluation; the report."""
+        """Steps of the progress bar.
+
+        One per dataset, for the upstream dataset and the model; one per cell and one evaluation
+        per column; one for the report.
+        """
         of_column = len(self.rows) * self.seeds + 1
         return len(self.sets) + 2 + of_column * len(self.columns) + 1
 
     @property
     def needed(self) -> list[str]:
-        """The sets that a campaign reads: those that it evaluates on, then those that it only
-        fine-tunes on or fits the head on."""
+        """The datasets that a campaign reads: those that it evaluates on come first, then those
+        that it only fine-tunes on or fits the head on."""
         return list(dict.fromkeys([*self.recipe.base_sets, *self.downstreams]))
 
     def cells(self, column: Column) -> Iterator[CellPlan]:
-        """The cells of a column: all rows with the first seed, then with the next."""
+        """The cells of a column: all rows with the first seed, then all rows with the next."""
         on = [row.on(column.downstream, column.settings) for row in self.rows.values()]
         first = on[0].recipe.seed
         for seed in range(first, first + self.seeds):
@@ -132,8 +142,8 @@ def plan(
 ) -> Plan:
     """Resolve every cell of a campaign. Imports no torch.
 
-    run_users: whether users' method files may run, which is needed to run the campaign. Raises
-    RecipeError for anything that cannot be resolved, or too few sets or methods.
+    run_users: run users' method files. Running the campaign requires it. Raises RecipeError if
+    anything cannot be resolved, or if there are fewer than two datasets.
     """
     grid = recipe.grid_keys(name, overrides)
     methods = recipe.methods_of(name, overrides)
@@ -187,7 +197,7 @@ def plan(
 
 
 def _check_overrides(overrides: Sequence[Override], methods: Sequence[str]) -> None:
-    """Raise RecipeError for settings of one method or dataset, which do not apply to a grid."""
+    """Raise RecipeError for settings of a single cell, which do not apply to a grid."""
     alone = any(each.key == SELECTION for each in overrides) and len(methods) == 1
     for each in overrides:
         of_grid = each.key in (*recipe.OF_GRID, "method.variant")
@@ -217,23 +227,27 @@ def _check_shared(file: str, rows: Mapping[str, CellPlan]) -> None:
     for (name, row), key in itertools.product(rows.items(), keys):
         if any(getattr(cell.recipe, key) != getattr(shared, key) for cell in row.all()):
             raise RecipeError(
-                f"{file} (methods.{name}): it, or a method that it needs, sets `{key}`, which all "
-                f"rows share: set `{key}` at the level of `methods:`, or make another campaign"
+                f"{file} (methods.{name}): this row, or a method that it needs, sets `{key}`, "
+                f"which all rows share: set `{key}` at the level of `methods:`, or make another "
+                "campaign"
             )
 
 
 def needs(plan: Plan) -> list[dict[str, Any]]:
-    """What the rows need. Of users' methods a plan for which their files ran knows it, and its
-    identity does not."""
+    """Settings of all cells that the rows need.
+
+    They include those of users' methods, which the plan's identity leaves out, if the plan was made
+    with `run_users`.
+    """
     of_rows = [need for row in plan.rows.values() for need in row.needs.values()]
     return [_settings(cell, plan.modules) for need in of_rows for cell in need.all()]
 
 
 def _settings(cell: CellPlan, sha256: Mapping[str, str]) -> dict[str, Any]:
-    """The part of a cell that can change results; paths, trackers and checkpoints cannot.
+    """The settings of a cell that can change results: all but paths, trackers and checkpoints.
 
-    A user's method is named by its file's name and content (`sha256`, by path): what it needs is
-    known only where the file runs.
+    A user's method is identified by its file's name and SHA-256, without its needs, which are known
+    only after running the file.
     """
     values = dataclasses.asdict(cell.recipe)
     for key in ("runs", "campaign", "trackers", "downstream"):
@@ -256,8 +270,8 @@ def _title(
 ) -> str:
     """The name of the campaign's folder.
 
-    Overrides that change the results have a folder of their own, so that they leave the report of
-    the campaign's file alone.
+    Overrides that change results get a separate folder, so they do not overwrite the report of the
+    campaign's file.
     """
     models = [each.value for each in overrides if each.key == "model"]
     is_default = not models or models[-1] == recipe.model_of(name)
@@ -271,9 +285,9 @@ def _title(
 
 
 def to_json(plan: Plan) -> bytes:
-    """The plan as its file, which `read` reads."""
+    """The content of the plan's file. `read` is the inverse."""
     values = {field.name: getattr(plan, field.name) for field in dataclasses.fields(plan)}
-    del values["place"]  # of its file, wherever the folder of runs moves
+    del values["place"]  # `read` takes it from the file's location, so the runs folder can move
     return schema.with_digest(
         values
         | {
@@ -284,9 +298,9 @@ def to_json(plan: Plan) -> bytes:
 
 
 def read(place: PlanFolder) -> Plan:
-    """The plan in a folder; no recipe and no method's module is read.
+    """Read the plan in a folder, without reading recipes or users' method files.
 
-    Raises DamagedFile and FileNotFoundError, which name the file.
+    Raises DamagedFile if the file is damaged, FileNotFoundError if it is missing.
     """
     remedy = "run `rib campaign` again, which writes it anew"
     path = place.plan
@@ -295,7 +309,7 @@ def read(place: PlanFolder) -> Plan:
     values = schema.read_unaltered(path, remedy, place.root)
     try:
         plain = values.pop("rows").items()
-        # A folder of runs that moved is where its plan is.
+        # The runs folder may have moved since.
         rows = {name: cell_plan.of_plain(row).below(place.runs) for name, row in plain}
         values |= {"rows": {}, "place": {"path": str(place.path)}}
         plan = msgspec.convert(values, Plan, dec_hook=lambda kind, text: kind(text))
@@ -305,7 +319,7 @@ def read(place: PlanFolder) -> Plan:
 
 
 def check_modules(plan: Plan) -> None:
-    """Raise CampaignError where a user's method file is not as it was planned."""
+    """Raise CampaignError if a user's method file changed since the campaign was planned."""
     for name, sha256 in plan.modules.items():
         if not Path(name).is_file() or file_hash(Path(name)) != sha256:
             raise CampaignError(

@@ -1,4 +1,4 @@
-"""The columns of a campaign: the sets that are fine-tuned on, in every setting of what varies."""
+"""The columns of a campaign: its downstream datasets, each in every hyperparameter setting."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from engine.recipe.checks import check_terms
 from engine.recipe.schema import Recipe
 from loaders.names import Name, identifier
 
-SECTIONS = ("optimizer", "train")  # what may vary: it changes training and nothing else
+SECTIONS = ("optimizer", "train")  # their keys may vary, since they change only training
 SEED = "seed"
 KEYS = ("dataset.shots", "dataset.portion", "method.variant", SEED)
-FIXED = {f"method.{name}" for name in ("name", "title", "module")}  # which make another method
-MOST = 10_000  # columns; more are a mistake in `vary`
-LONGEST = 200  # bytes of a column's name, of which files of up to 255 are named
+FIXED = {f"method.{name}" for name in ("name", "title", "module")}  # they identify the method
+MOST = 10_000  # columns; more indicate a mistake in `vary`
+LONGEST = 200  # bytes of a column's name; file names contain it and have at most 255
 
 
 @dataclass(frozen=True)
 class Column:
-    """All methods, fine-tuned on a set in a setting: a job.
+    """All methods fine-tuned on one dataset in one setting: one job.
 
-    settings: the values of the keys that vary, a seed among them. is_probe: whether it trains
-    another column once more, with another seed; its numbers are no part of any mean.
+    settings: values of the keys that vary, including the seed if it varies. is_probe: whether it
+    repeats another column with another seed. Means exclude probes.
     """
 
     downstream: Name
@@ -39,31 +39,32 @@ class Column:
 
     @property
     def name(self) -> str:
-        """Set and settings, as a part of a file's name."""
+        """Dataset and settings, as a part of file names."""
         return ",".join(filter(None, (self.downstream, str(self.settings))))
 
     @property
     def job(self) -> str:
-        """The name of its job and of its files, which a shell takes for nothing else."""
+        """The name of its job and of its files, without characters special to a shell."""
         return f"column-{self.id}"
 
     @property
     def id(self) -> str:
-        """Its name for Snakemake and Slurm, for any dataset name."""
+        """Its name for Snakemake and Slurm, valid for any dataset name."""
         return identifier(self.name)
 
     @property
     def setting(self) -> Setting:
-        """The settings of its arms: all but the seed, over which numbers are means."""
+        """The settings that tables show: all but the seed, over which results are averaged."""
         return self.settings.without(SEED)
 
 
 def columns_of(grid: recipe.GridKeys, cells: Sequence[Recipe]) -> tuple[Column, ...]:
-    """The columns of a campaign, set by set; `cells`: a resolved recipe of each of its methods.
+    """The columns of a campaign, dataset by dataset, then its probes.
 
-    Every setting is resolved for every method. Raises RecipeError, naming the campaign's file or
-    the command line, for a set that the data set lacks or that is named twice, for a key or value
-    that cannot vary, and for more than `MOST` columns.
+    cells: one resolved recipe per method, with which every setting is checked. Raises RecipeError,
+    naming the campaign's file or the command line, for a dataset that is unknown, named twice or
+    not licensed for fine-tuning, for a key or value that cannot vary, and for more than `MOST`
+    columns.
     """
     dataset = cells[0].dataset
     downstreams = [name for name in dataset.sets if name in dataset.trainable]
@@ -73,7 +74,7 @@ def columns_of(grid: recipe.GridKeys, cells: Sequence[Recipe]) -> tuple[Column, 
     for name in downstreams:
         if name not in dataset.known:
             raise RecipeError(
-                f"{source}: downstreams: {name!r} is not a set of {dataset.name}"
+                f"{source}: downstreams: {name!r} is not a dataset of {dataset.name}"
                 f"{nearest(name, dataset.known)}"
             )
         try:
@@ -104,8 +105,8 @@ def columns_of(grid: recipe.GridKeys, cells: Sequence[Recipe]) -> tuple[Column, 
         column = Column(downstream, Setting(values))
         if len(column.name.encode()) > LONGEST:
             raise RecipeError(
-                f"{source}: vary: {column.name} is the name of a file, and longer than {LONGEST} "
-                "bytes; vary fewer keys"
+                f"{source}: vary: the column's name {column.name} is longer than {LONGEST} bytes, "
+                "too long for a file's name; vary fewer keys"
             )
         columns.append(column)
     return (*columns, *_probes(grid, downstreams, cells))
@@ -114,11 +115,11 @@ def columns_of(grid: recipe.GridKeys, cells: Sequence[Recipe]) -> tuple[Column, 
 def _probes(
     grid: recipe.GridKeys, downstreams: Sequence[str], cells: Sequence[Recipe]
 ) -> list[Column]:
-    """Columns once more, with the next seed: the middle one, or several that lie evenly in their
-    list, since sets are listed from near to far.
+    """Columns to train again with the next seed: the middle one, or several spread evenly.
 
-    None where seeds or settings vary, and of a single row or column: there is nothing to compare,
-    or several seeds cost as much. Raises RecipeError where the command line asks for one there.
+    Campaigns list datasets from near to far. There are no probes if seeds or settings vary, or with
+    a single row or no more columns than probes. Raises RecipeError if the command line requests
+    probes then.
     """
     first, obstacle = cells[0], ""
     if grid.vary or first.seeds > 1:
@@ -127,8 +128,9 @@ def _probes(
         obstacle = f"{len(cells)} of a campaign's rows and {len(downstreams)} of its columns"
     if obstacle and grid.probe and PROBE in grid.given:
         raise RecipeError(
-            f"{grid.source(PROBE)}: {PROBE}={grid.probe} goes with two rows or more, one seed and "
-            f"setting, and more columns than it trains again, not with {obstacle}; leave it out"
+            f"{grid.source(PROBE)}: {PROBE}={grid.probe} needs at least two rows, a single seed "
+            f"and setting, and more columns than probes, and does not work with {obstacle}; leave "
+            "it out"
         )
     if obstacle:
         return []
@@ -143,17 +145,16 @@ def _probes(
 
 
 def _check_keys(source: str, vary: Mapping[str, Sequence[Any]], cells: Sequence[Recipe]) -> None:
-    """Raise RecipeError for a key that cannot vary, or if its value is not a list of plain
-    values."""
+    """Raise RecipeError for a key that cannot vary, or without a list of plain values."""
     for key, values in vary.items():
         section = key.partition(".")[0]
         is_option = section == "method" and len(cells) == 1 and key not in FIXED
         if section not in SECTIONS and key not in KEYS and not is_option:
             raise RecipeError(
                 f"{source}: vary: {key} cannot vary; keys of {', '.join(SECTIONS)} can, and "
-                f"{', '.join(KEYS)}. For several values of a method's option leave its row alone "
-                "(`methods=[ROW]`) or give it several rows (`base`), and make a campaign for each "
-                "value of what all columns share"
+                f"{', '.join(KEYS)}. To vary a method's option, select its row alone "
+                "(`methods=[ROW]`) or add a row per value (`base`). To vary a key that all columns "
+                "share, make one campaign per value"
             )
         if not isinstance(values, list) or not values:
             raise RecipeError(
@@ -164,17 +165,16 @@ def _check_keys(source: str, vary: Mapping[str, Sequence[Any]], cells: Sequence[
             if not isinstance(value, Scalar) or not is_safe:
                 raise RecipeError(
                     f"{source}: vary: {key} cannot be {value!r}; values are numbers, true, false "
-                    "or words of letters, digits and _, because they become names of files"
+                    "or words of letters, digits and _, because file names contain them"
                 )
         if key == SEED and cells[0].seeds > 1:
             raise RecipeError(
-                f"{source}: vary: seed and seeds={cells[0].seeds} both say the seeds; give one of "
-                "them"
+                f"{source}: vary: seed and seeds={cells[0].seeds} both set the seeds; use only one"
             )
 
 
 def _check_twice(key: str, values: Sequence[Any], cell: Recipe) -> None:
-    """Raise RecipeError where two of these values are the same in the key's type."""
+    """Raise RecipeError if two values are equal once converted to the key's type."""
     before: dict[Any, Any] = {}
     for value in values:
         typed = recipe.value_of(cell, key, value)

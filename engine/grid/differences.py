@@ -1,4 +1,4 @@
-"""Differences between two campaigns: settings, and versions that made their cells."""
+"""Differences between two campaigns: in settings, and in the software that made their cells."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from engine.store.artifacts import Artifact
 from loaders import schema
 
 VERSIONS = "versions.json"  # of a cell
-NOT_RESULTS = ("campaign", "runs", "trackers", "downstream", "published")  # words and places
+NOT_RESULTS = ("campaign", "runs", "trackers", "downstream", "published")  # do not change results
 
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """A setting or version that differs; None where a campaign has none."""
+    """A setting or version that differs. A value is None if its campaign has none."""
 
     name: str
     first: Any
@@ -25,9 +25,9 @@ class Difference:
 
 
 def settings(first: Plan, second: Plan) -> list[Difference]:
-    """Differences between the rows, columns and recipes of two campaigns, by dotted key.
+    """Differences between the rows, columns and recipes of two campaigns, named by dotted key.
 
-    Keys of a row begin with its name.
+    Keys of a row start with the row's name.
     """
     found = list(_differing("", _shared(first), _shared(second)))
     found += _differing("", _names(first), _names(second))
@@ -39,12 +39,12 @@ def settings(first: Plan, second: Plan) -> list[Difference]:
 
 
 def versions(first: FinishedCampaign, second: FinishedCampaign) -> list[Difference]:
-    """The versions and processors that differ, of a cell of each."""
+    """The versions and processors that differ, compared on one cell of each campaign."""
     return list(_differing("", _versions(first), _versions(second)))
 
 
 def same_packs(first: Record, second: Record) -> set[str]:
-    """The sets of which two campaigns had the same pack."""
+    """The datasets for which two campaigns used identical packs."""
     packs = [record.settings.get("Data fingerprints") for record in (first, second)]
     known = [of if isinstance(of, Mapping) else {} for of in packs]
     return {name for name, value in known[0].items() if known[1].get(name) == value}

@@ -1,8 +1,8 @@
-"""Predict a campaign's cost by simulating its workflow with counts and `machine.rates`.
+"""Predict a campaign's cost from counts of its work and the rates in `machine.rates`.
 
-Work is counted: images, operations and memory traffic of passes, steps. Jobs then start in the
-workflow's order on the GPUs that there are. Left out: encoding packs, reading images, CKA, choices
-of greedy soups, models of other seeds in a Model Stock.
+The counts are images, operations, memory traffic and steps. Jobs are then scheduled on the
+available GPUs in the workflow's order. The estimate leaves out encoding packs, reading images, CKA,
+selection for greedy soups, and a Model Stock's models with other seeds.
 """
 
 from __future__ import annotations
@@ -28,24 +28,30 @@ from engine.recipe import modules
 from engine.recipe.schema import Recipe
 from loaders.pack import MANIFEST, Pack
 
-ROW_BYTES = 42  # of a stored prediction: measured on files of 200 rows; larger files need less
-CALIBRATION_BYTES = 156  # more with `evaluate.calibration`: measured on 8192 rows, 1000 classes
+ROW_BYTES = 42  # per stored prediction: measured on files of 200 rows; larger files need less
+CALIBRATION_BYTES = 156  # extra with `evaluate.calibration`: measured on 8192 rows, 1000 classes
 PROCESS_GB = 3.0  # Python, torch, numba and compiled code
-COPIES = 4  # of a model: weights, gradient and two moments of the optimizer
-FULL_PASSES = 3.0  # of a user's method, whose file is not run: a forward and a backward pass
-STEP_BYTES = 28  # of an fp32 parameter in an optimizer's step, and 4 that ranks exchange
-NODE_GPUS = 8  # a job has those of one node
-DISTANCE_SAMPLES = 10_000  # of a set, in the report
+COPIES = 4  # of a model in training: weights, gradient and two moments of the optimizer
+FULL_PASSES = 3.0  # a forward and a backward pass; assumed for users' methods, which do not run
+STEP_BYTES = 28  # memory traffic of an optimizer's step per fp32 parameter
+NODE_GPUS = 8  # a job runs on one node
+DISTANCE_SAMPLES = 10_000  # images per dataset, for the report's distances
 
 
 @dataclass(frozen=True)
 class Part:
     """Work of one kind in one job.
 
-    images: each counts once for each time that it passes a model. operations, traffic (bytes in
-    bf16): of all passes. batches: steps, or batches through a model. moved, exchanged: bytes of
-    weights that a step moves through memory, and that ranks exchange. starts: of a job. graphs:
-    that are compiled. core_s: seconds of a core.
+    Attributes:
+        images: forward passes of one image.
+        operations, traffic: floating-point operations, and memory traffic in bytes (bf16).
+        precision: that of the passes.
+        batches: training steps, or batches of evaluation.
+        moved, exchanged: bytes per step that the optimizer moves through memory, and that ranks
+            exchange.
+        starts: number of job starts.
+        graphs: number of compiled graphs.
+        core_s: core-seconds of other work.
     """
 
     name: str
@@ -63,9 +69,12 @@ class Part:
 
 @dataclass(frozen=True)
 class Device:
-    """A device. bf16, fp32: TFLOP/s that matrix products reach. memory, link: GB/s. step_s,
-    batch_s, graph_s: seconds that the host takes. cores: that a job's own work has. auto: the
-    precision that is chosen by itself."""
+    """The speed of a device.
+
+    bf16, fp32: achieved TFLOP/s of matrix products. memory, link: bandwidths in GB/s. step_s,
+    batch_s, graph_s: the host's seconds per training step, evaluated batch and compiled graph.
+    cores: CPU cores of a job. auto: the precision that `auto` selects.
+    """
 
     name: str
     bf16: float
@@ -79,8 +88,11 @@ class Device:
     auto: str = "bf16"
 
     def seconds(self, part: Part, gpus: int = 1) -> float:
-        """For a part, in a job on `gpus` GPUs: they share batches in evaluation, and the images of
-        a batch in training, whose gradients they exchange in every step."""
+        """Seconds of a part, in a job on `gpus` GPUs.
+
+        In evaluation, GPUs divide the batches. In training, they divide the images of each batch
+        and exchange gradients in every step.
+        """
         kind = self.auto if part.precision == "auto" else precision.of_products(part.precision)
         rate, width = (self.bf16, 1) if kind == "bf16" else (self.fp32, 2)
         work = part.operations / (1e12 * rate) + width * part.traffic / (1e9 * self.memory)
@@ -94,17 +106,17 @@ class Device:
         return busy + cores / self.cores + part.graphs * self.graph_s
 
     def hours(self, parts: Iterable[Part], gpus: int = 1) -> float:
-        """Hours of parts that are done one after the other."""
+        """Hours of parts that run one after the other."""
         return sum(self.seconds(part, gpus) for part in parts) / 3600
 
 
 def gpu(name: str) -> Device:
-    """A GPU of NVIDIA's."""
+    """An NVIDIA GPU, by its name in `rates.CHIPS`."""
     return _of_chip(name, rates.CHIPS[name])
 
 
 def users_gpu(tflops: float) -> Device:
-    """A GPU with this data sheet peak in bf16 TFLOP/s; all else in proportion to an H100."""
+    """A GPU with this data-sheet peak in bf16 TFLOP/s, otherwise a proportionally scaled H100."""
     like = rates.CHIPS["H100"]
     share = tflops / like.bf16
     chip = dataclasses.replace(
@@ -120,13 +132,13 @@ def _of_chip(name: str, chip: rates.Chip) -> Device:
 
 
 def cpu(cores: int, core_tflops: float = rates.CORE_TFLOPS) -> Device:
-    """So many cores of a CPU. core_tflops: that a campaign's work reaches on one of them."""
+    """CPU cores. core_tflops: the TFLOP/s that a campaign achieves per core."""
     rate, name = cores * core_tflops, "1 CPU core" if cores == 1 else f"{cores} CPU cores"
     return Device(name, rate, rate, cores=cores, auto="fp32")
 
 
 def this_core(recipe: Recipe) -> Device:
-    """A core of this machine, by how fast it runs the recipe's model: seconds of measuring."""
+    """A core of this machine, from its measured speed on the recipe's model. Takes seconds."""
     model = recipe.model
     layout = torch.channels_last if model.channels_last else torch.contiguous_format
     with torch.device("meta"):
@@ -136,8 +148,12 @@ def this_core(recipe: Recipe) -> Device:
 
 @dataclass(frozen=True)
 class Estimate:
-    """All work of a campaign by job: what all columns share, each column, the report. images: by
-    set. disk: bytes by kind."""
+    """All work of a campaign, by job.
+
+    parameters, forward: the model's parameters, and the operations of one image's forward pass.
+    shared: work for all columns. columns: work of each column. report: work of the report.
+    images: by dataset. disk: bytes by kind of artefact.
+    """
 
     plan: Plan
     parameters: int
@@ -153,51 +169,60 @@ class Estimate:
         return max(device.hours(column, gpus) for column in self.columns)
 
     def gpus_of_a_job(self, gpus: int) -> int:
-        """How many GPUs a column's job has, of so many: several where columns are few, but no more
-        than a node has, and so many that they divide the batch."""
+        """GPUs per column if the campaign has `gpus` GPUs.
+
+        It is above 1 only if there are at least twice as many GPUs as columns. It is limited to one
+        node and divides `batch_size / accumulation`.
+        """
         train, most = self.plan.recipe.train, min(NODE_GPUS, gpus // len(self.columns))
         batch = train.batch_size // train.accumulation
         return max((n for n in range(1, most + 1) if batch % n == 0), default=1)
 
     def idle(self, gpus: int) -> int:
-        """The number of GPUs without a column."""
+        """The number of GPUs that get no column."""
         each = self.gpus_of_a_job(gpus)
         return gpus - each * min(len(self.columns), gpus // each)
 
     def hours(self, device: Device, gpus: int) -> float:
-        """Hours of the campaign on this number of GPUs. A column starts when an earlier one
-        ends."""
+        """Hours of the campaign on this number of GPUs.
+
+        If all GPUs are busy, a column starts when an earlier one ends.
+        """
         each = self.gpus_of_a_job(gpus)
         columns = self._columns(device, each, gpus // each)
         return device.hours(self.shared) + columns + self.report_hours(device)
 
     def hours_on_cores(self, core: Device, cores: int) -> float:
-        """Hours of the campaign on this number of cores, of which each job has the plan's threads
-        and the report all."""
+        """Hours of the campaign on this number of cores.
+
+        Each job uses the plan's number of threads, and the report all cores.
+        """
         each = min(cores, self.plan.threads)
         job = cpu(each, core.fp32)
         columns = self._columns(job, 1, cores // each)
         return job.hours(self.shared) + columns + self.report_hours(cpu(cores))
 
     def _columns(self, device: Device, gpus: int, places: int) -> float:
-        """Hours of all columns with this number in parallel."""
+        """Hours of all columns, of which `places` run in parallel."""
         free = [0.0] * places
         for column in self.columns:
             free[free.index(min(free))] += device.hours(column, gpus)
         return max(free)
 
     def report_hours(self, device: Device) -> float:
-        """Hours of the report, on cores."""
+        """Hours of the report, which runs on CPU cores."""
         cores = device.cores if device.auto == "fp32" else rates.REPORT_CORES
         return cpu(cores).hours(self.report)
 
     @property
     def memory_gb(self) -> float:
-        """Of a job, of the host and on a GPU of the GPU too: the process, a model in training,
-        those of the bank, a batch's activations at a hundred times its images, and the largest set
-        that is trained on or evaluated (uint8)."""
+        """Memory of a job in GB, on the host and, for a job on a GPU, on the GPU.
+
+        The sum of the process, a model in training, the model batch, a batch's activations (a
+        hundred times its images), and the largest dataset that is trained on or evaluated (uint8).
+        """
         recipe = self.plan.recipe
-        # Another one is read as a stream.
+        # Other datasets are streamed.
         sets = {*recipe.dataset.evaluated_sets, *self.plan.downstreams}
         image = 3 * recipe.model.image_size**2
         batch = max(recipe.train.batch_size, recipe.evaluate.batch_size) * image * 4 * 100
@@ -205,7 +230,7 @@ class Estimate:
         return PROCESS_GB + (copies + batch + max(self.images[name] for name in sets) * image) / 1e9
 
     def by_name(self) -> dict[str, list[Part]]:
-        """The parts of the same name together, in their order."""
+        """The parts grouped by name, in order."""
         groups: dict[str, list[Part]] = {}
         for part in itertools.chain(self.shared, *self.columns, self.report):
             groups.setdefault(part.name, []).append(part)
@@ -214,7 +239,11 @@ class Estimate:
 
 @dataclass(frozen=True)
 class _Model:
-    """A recipe's network: parameters, and operations and elements of an image's forward pass."""
+    """A recipe's network.
+
+    parameters: their number. width: of the pre-logits. forward, elements: operations and elements
+    of activations of one image's forward pass.
+    """
 
     parameters: int
     width: int
@@ -222,14 +251,14 @@ class _Model:
     elements: float
 
     def evaluated(self, name: str, images: int, recipe: Recipe) -> Part:
-        """Images through models that are evaluated."""
+        """An evaluation of `images` forward passes in total."""
         traffic = rates.traffic(images * self.elements, compiled=True, training=False)
         batches = images / recipe.evaluate.batch_size
         kind = recipe.evaluate.precision
         return Part(name, images, images * self.forward, kind, traffic, batches)
 
     def trained(self, name: str, seen: int, passes: float, recipe: Recipe) -> Part:
-        """A training on this number of images in consecutive epochs."""
+        """A training that sees `seen` images in total, at `passes` forward passes per image."""
         share = passes / FULL_PASSES
         traffic = share * rates.traffic(seen * self.elements, compiled=True, training=True)
         steps = seen / recipe.train.batch_size
@@ -239,17 +268,18 @@ class _Model:
 
 
 def of(plan: Plan) -> Estimate:
-    """The estimate of a plan; no user's file runs, and his method counts as plain fine-tuning.
+    """Estimate the cost of a plan.
 
-    Encoded sets count as they are, others as published. Raises ValueError where a set is neither
-    encoded nor known, or its folder cannot be read.
+    Users' method files do not run; their methods count as plain fine-tuning. Encoded datasets count
+    with their actual size, others with their published size. Raises ValueError if a dataset is
+    neither encoded nor known, or its folder cannot be read.
     """
     recipe = plan.recipe
     dataset = recipe.dataset
     counts = {name: counts_of(recipe, name) for name in plan.needed}
     images = {name: of_images for name, (of_images, _) in counts.items()}
     model = _model(recipe, counts[dataset.upstream][1])
-    everywhere = sum(images[name] for name in recipe.base_sets)  # whose features are stored
+    everywhere = sum(images[name] for name in recipe.base_sets)  # images with stored features
     columns, weights = [], 1
     predictions = sum(images[name] for name in dataset.evaluated_sets)
     cells: list[Recipe] = []
@@ -295,22 +325,22 @@ def _model(recipe: Recipe, classes: int) -> _Model:
 
 
 def _fisher(images: int, model: _Model) -> Part:
-    """A forward and a backward pass in fp32, image by image."""
+    """A forward and a backward pass in fp32, one image at a time."""
     traffic = rates.traffic(images * model.elements, compiled=False, training=True)
     operations = FULL_PASSES * images * model.forward
     return Part("EWC's Fisher", images, operations, "fp32", traffic)
 
 
 def _graphs(cells: Sequence[Recipe]) -> int:
-    """How many graphs are compiled: of evaluation, of what trains whole networks, and of each
-    method that trains less."""
+    """The number of compiled graphs: one for evaluation, one for all methods that train whole
+    networks, and one per method that trains less."""
     passes = {cell.method.module: _passes(cell) for cell in cells}
     whole = FULL_PASSES in passes.values()
     return 1 + whole + sum(0 < count < FULL_PASSES for count in passes.values())
 
 
 def _passes(cell: Recipe) -> float:
-    """The cost per training image, in forward passes; 0 if nothing trains by steps."""
+    """The cost per training image, in forward passes; 0 without optimizer steps."""
     if modules.is_users(cell.method.module):
         return FULL_PASSES
     method = modules.method_of(cell)
@@ -318,7 +348,7 @@ def _passes(cell: Recipe) -> float:
 
 
 def _distances(recipe: Recipe, counts: dict[str, tuple[int, int]]) -> Iterator[float]:
-    """Core-seconds of the distance of each pair of sets, each with itself too."""
+    """Core-seconds of the distance of each pair of datasets, including each with itself."""
     for pair in itertools.combinations_with_replacement(recipe.dataset.evaluated_sets, 2):
         images, classes = zip(*(counts[name] for name in pair), strict=True)
         samples = math.prod(min(count, DISTANCE_SAMPLES) for count in images)
@@ -328,17 +358,18 @@ def _distances(recipe: Recipe, counts: dict[str, tuple[int, int]]) -> Iterator[f
 def _of_column(
     cells: Sequence[Recipe], trained_on: Sequence[int], judged: int, model: _Model
 ) -> tuple[tuple[Part, ...], int, int]:
-    """The parts of a column, and how many files of weights and rows of predictions it leaves.
+    """The parts of a column, its number of weight files, and its number of stored predictions.
 
-    trained_on: images of each cell. judged: images that each model is evaluated on.
+    trained_on: training images of each cell. judged: images on which each model is evaluated.
     """
     distinct = {}
     for cell, images in zip(cells, trained_on, strict=True):
-        # Two rows may call one cell by two titles.
+        # Two rows may have the same cell under different titles.
         untitled = dataclasses.replace(cell.method, title="")
         key = dataclasses.asdict(dataclasses.replace(cell, method=untitled))
         distinct[short_digest(key)] = cell, images
-    parts, networks, extra, weights = [], 0, 0, 0  # fitted heads and ensembles need no pass
+    # extra: models evaluated without a pass of their own (fitted heads and ensembles)
+    parts, networks, extra, weights = [], 0, 0, 0
     for cell, images in distinct.values():
         is_users = modules.is_users(cell.method.module)
         method = None if is_users else modules.method_of(cell)
@@ -348,7 +379,7 @@ def _of_column(
             weights += cell.method.has_weights
             continue
         passes = _passes(cell)
-        # A head alone is fitted on stored features, and evaluated from them.
+        # A fitted head is trained and evaluated on stored features.
         seen = cell.train.epochs * images if passes else 0
         parts.append(model.trained(f"training: {cell.method.title}", seen, passes, cell))
         networks += 1 + cell.train.snapshots if passes else 0
@@ -359,14 +390,17 @@ def _of_column(
 
 
 def _judged(recipe: Recipe, name: str, images: int) -> int:
-    """How many images of a set a cell is evaluated on."""
+    """The number of images of a dataset on which a cell is evaluated."""
     share = recipe.dataset.holdout if recipe.split_of(name) == "holdout" else 0
     return round(images * share) if share else images
 
 
 def _seen(recipe: Recipe, name: str, images: int) -> int:
-    """How many more images of a set a cell is evaluated on, since it saw their photos in another
-    (`evaluate.seen`); mixes that tables do not show are counted too, and are not evaluated."""
+    """The number of further images on which a cell is evaluated since it trained on their photos in
+    another dataset (`evaluate.seen`).
+
+    It also counts averages that are not the headline, although they skip this evaluation.
+    """
     trained_on = recipe.downstream
     if not recipe.judges_seen or name == trained_on:
         return 0
@@ -376,8 +410,7 @@ def _seen(recipe: Recipe, name: str, images: int) -> int:
 
 
 def _trained_on(recipe: Recipe, images: int, classes: int) -> int:
-    """The number of training images of a cell, for a dataset with this number of images and
-    classes."""
+    """The number of training images of a cell, from its dataset's images and classes."""
     dataset = recipe.dataset
     part = images * (1 - dataset.holdout)
     part = round(min(part, dataset.train_images or part) * dataset.portion)
@@ -385,7 +418,7 @@ def _trained_on(recipe: Recipe, images: int, classes: int) -> int:
 
 
 def counts_of(recipe: Recipe, name: str) -> tuple[int, int]:
-    """Images and classes of a set: of its pack, its folder, or as many as were published."""
+    """Numbers of images and classes of a dataset, from its pack, its folder or its publication."""
     images, classes = _whole(recipe, name)
     return min(images, recipe.dataset.limit or images), classes
 

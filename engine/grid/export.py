@@ -1,7 +1,7 @@
-"""A model of a grid as a folder that timm loads: any row of a table, mixes of cells included.
+"""Export the model of any row of a table, including weight averages, as a folder for timm.
 
-A row's stored predictions name the cells that it is made of, and the weight of each. So the model
-is exported as it was evaluated, and nothing is trained.
+A row's stored predictions name its cells and their weights in the average, so the exported model is
+the one that was evaluated. Nothing is trained.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ RECIPE = "recipe.yaml"  # of a cell
 
 @dataclass(frozen=True)
 class Written:
-    """A model in a folder: how many classes its head has, and how it is loaded."""
+    """An exported model. classes: outputs of its head. how: instructions for loading it."""
 
     classes: int
     how: str
@@ -46,13 +46,13 @@ OPTIONS = {
     "setting": "--setting",
     "alpha": "--alpha",
     "seed": "--seed",
-}  # of `rib export`, by the column that each chooses in
+}  # options of `rib export`, by the column that each filters
 
 
 def row_of_campaign(campaign: FinishedCampaign, row: Evaluation) -> DescribedModel:
-    """A row of a finished campaign's table.
+    """The model of a row of a finished campaign's table.
 
-    Raises ValueError where a cell is gone, and for an ensemble, which is several models.
+    Raises ValueError if a cell is missing, and for an ensemble, which is several models.
     """
     name = campaign.record.name
     trained = "the pre-trained model" if row.method == PRE else f"{row.arm} on {row.downstream}"
@@ -60,8 +60,9 @@ def row_of_campaign(campaign: FinishedCampaign, row: Evaluation) -> DescribedMod
     remedy = f"run `{campaign.plan.shown_command}` again"
     if dynamics.step_of(row.arm) is not None:
         remedy = (
-            "weights during training are removed once they are evaluated; a run in another folder, "
-            f"`{campaign.plan.shown_command} train.keep_snapshots=true runs=FOLDER`, keeps them"
+            "snapshots' weights are removed after evaluation; to keep them, run "
+            f"`{campaign.plan.shown_command} train.keep_snapshots=true runs=FOLDER` in another "
+            "folder"
         )
     average = campaign.mix(row)
     parents = _parents(Store(campaign.place.store), average, title, remedy)
@@ -71,10 +72,10 @@ def row_of_campaign(campaign: FinishedCampaign, row: Evaluation) -> DescribedMod
 
 
 def row_of_cell(folder: Path, alpha: float | None) -> DescribedModel:
-    """The model that a cell's folder offers; of several, that of `alpha`.
+    """The model in a cell's folder, or the one at `alpha` if the folder has several.
 
-    Raises ValueError for an alpha that it does not offer, or if it offers several and `alpha` is
-    None, and for an ensemble, which is several models.
+    Raises ValueError for an unknown alpha, for several models without an alpha, and for an
+    ensemble, which is several models.
     """
     cell = Cell(Artifact(folder))
     entries = {entry.alpha: entry for entry in cell.entries}
@@ -99,13 +100,13 @@ def _one_model(
     description: Description,
     pretrained: ModelRecipe | None,
 ) -> DescribedModel:
-    """The row of an average of weights. Raises ValueError for an ensemble, naming its members."""
+    """The model of an average of weights. Raises ValueError for an ensemble, naming its members."""
     if isinstance(average, Ensemble):
         folders = (parents[name].artifact.folder for name in average)
         members = [str(f) if (f / CELL).is_file() else "CAMPAIGN --method pre" for f in folders]
         raise ValueError(
-            f"{title} is an average of the outputs of {len(members)} models, which no single model "
-            "has. Export its members, and average theirs: "
+            f"{title} averages the outputs of {len(members)} models and is not a single model. "
+            "Export its members, and average their outputs: "
             + "; ".join(f"`rib export {member} --out DIR`" for member in members)
         )
     if len(parents) == 1:
@@ -117,9 +118,9 @@ def _one_model(
 
 
 def choose(rows: Sequence[Evaluation], values: Mapping[str, object]) -> Evaluation:
-    """The row that these values choose, by column; None where the user chose nothing.
+    """The row with these values by column. None matches any value.
 
-    Raises ValueError, naming the option, if there is no such row or more than one.
+    Raises ValueError, naming the option, if no row or more than one row matches.
     """
     for column, option in OPTIONS.items():
         value = values[column]
@@ -133,7 +134,7 @@ def choose(rows: Sequence[Evaluation], values: Mapping[str, object]) -> Evaluati
 
 
 def check_choice(option: str, value: object, valid: Sequence[object]) -> None:
-    """Raise ValueError unless `value` is valid, or None if there is no choice."""
+    """Raise ValueError unless `value` is in `valid`, or None and `valid` has a single entry."""
     if value in valid or (value is None and len(valid) == 1):
         return
     if valid in ([None], [""]):
@@ -145,7 +146,7 @@ def check_choice(option: str, value: object, valid: Sequence[object]) -> None:
 
 
 def description_of(parents: Iterable[Cell], resolved: Recipe) -> Description:
-    """The cells' description of their model and classes; for bare weights, the recipe's."""
+    """The cells' description of their model and classes, or the recipe's for pretrained weights."""
     for cell in parents:
         if (cell.artifact.folder / CELL).is_file():
             return descriptions.read(cell.artifact.checked(CELL))
@@ -154,25 +155,25 @@ def description_of(parents: Iterable[Cell], resolved: Recipe) -> Description:
 
 
 def write(row: DescribedModel, out: Path, classes: Sequence[str] = ()) -> Written:
-    """Write a row as a folder that timm loads, or open_clip where the model is one of open_clip's.
+    """Write a row's model as a folder for timm, or for open_clip if it is an open_clip model.
 
-    classes: the head's, in place of those that the cells name. Other files of an existing folder
-    stay. Raises ValueError for names that do not fit the head, and for a model of open_clip's whose
-    text tower is not at hand.
+    classes: the head's class names, if they differ from those of the cells. Other files in an
+    existing folder stay. Raises ValueError for names that do not match the head, and for an
+    open_clip model without its text tower.
     """
     values = dict(row.description.model)
     model = ModelRecipe(name=values["arch"], crop=values.pop("crop_pct"), **values)
     names = list(classes or row.description.classes or ())
     if not names:
         raise ValueError(
-            f"neither the cells of {row.title} nor the upstream pack name the head's classes; give "
-            "them by --classes FILE, a line each in the head's order"
+            f"neither the cells of {row.title} nor the upstream pack name the head's classes; name "
+            "them with --classes FILE, one line per class in the head's order"
         )
     outputs = len(row.state[models.head_names(model)[0]])
     if len(set(names)) != outputs:
         raise ValueError(
-            f"{len(set(names))} class names for the {outputs} outputs of {row.title}; give as many "
-            "by --classes FILE, a line each in the head's order"
+            f"{len(set(names))} class names for the {outputs} outputs of {row.title}; name each "
+            "output with --classes FILE, one line per class in the head's order"
         )
     net = models.load_state(models.create(model, outputs), dict(row.state), row.title)
     made_of = {"row": row.title, "cells": dict(row.mix)}
@@ -193,11 +194,11 @@ def write(row: DescribedModel, out: Path, classes: Sequence[str] = ()) -> Writte
 
 
 def _both_towers(row: DescribedModel, model: ModelRecipe) -> Mapping[str, torch.Tensor]:
-    """open_clip's state dict that the pre-trained weights are."""
+    """open_clip's state dict of the pretrained weights, both towers."""
     if row.pretrained is None:
         raise ValueError(
-            f"{row.title}: none of the files holds open_clip's text tower, which belongs to its "
-            "state dict; name a checkpoint that open_clip saved, as by --base"
+            f"{row.title}: no file contains the text tower, which open_clip's state dict needs; "
+            "name a checkpoint saved by open_clip, for example with --base"
         )
     weights = row.pretrained.weights
     weights = dataclasses.replace(weights, clip=model.arch.removeprefix(clip.PREFIX))
@@ -206,13 +207,13 @@ def _both_towers(row: DescribedModel, model: ModelRecipe) -> Mapping[str, torch.
 
 
 def _parents(store: Store, average: Average, title: str, remedy: str) -> dict[str, Cell]:
-    """The cells of an average, by name. Raises ValueError where a cell is missing."""
+    """The cells of an average, by name. Raises ValueError if a cell is missing."""
     parents = {}
     for name in average:
         cell = cells.find(store, name)
         if cell is None:
             raise ValueError(
-                f"{store.root} has no finished cell {name}, which is a part of {title}; {remedy}"
+                f"{store.root} has no finished cell {name}, which {title} needs; {remedy}"
             )
         parents[name] = cell
     return parents

@@ -1,6 +1,6 @@
-"""The content of a runs folder: campaigns, artefacts, and which campaign needs which artefact.
+"""The contents of a runs folder: campaigns, artefacts, and which campaigns need which artefacts.
 
-Imports no torch, and reads no artefact.
+Imports no torch and reads no artefact.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from engine.store.artifacts import MARKER, STORE, Artifact, Store
 from loaders.schema import DamagedFile
 
 PACKS = "packs"
-AGAIN = ("features", "fisher", "distances")  # kinds that are made again if needed
+AGAIN = ("features", "fisher", "distances")  # kinds that can be recomputed when needed
 
 
 @dataclass(frozen=True)
 class Begun:
-    """A campaign that was begun: its plan's folder, and its record once it is finished.
+    """A campaign that was started. record: None until it is finished, or if it is damaged.
 
-    fault: why neither can be read.
+    fault: why the record cannot be read, or empty.
     """
 
     place: PlanFolder
@@ -34,13 +34,13 @@ class Begun:
 
     @property
     def name(self) -> str:
-        """The campaign's folder below that of the runs."""
+        """The name of the campaign's folder."""
         return self.place.campaign.name
 
 
 @dataclass(frozen=True)
 class Held:
-    """An artefact, its bytes on disk, and the names of the finished campaigns that need it."""
+    """An artefact. size: bytes on disk. needed_by: names of finished campaigns that need it."""
 
     artifact: Artifact
     size: int
@@ -48,8 +48,10 @@ class Held:
 
 
 def campaigns(runs: Path) -> list[Begun]:
-    """The campaigns in a runs folder, the oldest plan first, without links. A record without its
-    plan counts too."""
+    """The campaigns in a runs folder, oldest plan first. Ignores links.
+
+    A record without its plan counts as a campaign.
+    """
     changed = [
         (file.stat().st_mtime_ns, place)
         for place in plan_folder.in_runs(runs)
@@ -61,7 +63,7 @@ def campaigns(runs: Path) -> list[Begun]:
 
 
 def artifacts(runs: Path, begun: Sequence[Begun]) -> list[Held]:
-    """The finished artefacts of a store, by kind and name."""
+    """The finished artefacts in a runs folder's store."""
     needed: dict[str, list[str]] = {}
     for each in begun:
         of_record = each.record.record.artifacts if each.record else []
@@ -75,10 +77,10 @@ def artifacts(runs: Path, begun: Sequence[Begun]) -> list[Held]:
 
 
 def unneeded(held: Sequence[Held], begun: Sequence[Begun]) -> list[Held]:
-    """The artefacts that no record needs.
+    """The artefacts that no campaign's record needs.
 
-    While a campaign is unfinished, these are only artefacts that can be made again, because its
-    record is not known yet.
+    An unfinished campaign has no record yet. If there is one, only artefacts that can be recomputed
+    count.
     """
     is_finished = all(each.record for each in begun)
     return [
@@ -87,7 +89,7 @@ def unneeded(held: Sequence[Held], begun: Sequence[Begun]) -> list[Held]:
 
 
 def size_of(folder: Path) -> int:
-    """Bytes of the files below a folder; links are not followed."""
+    """Total bytes of the files below a folder, without following links."""
     total = 0
     for place, _, names in os.walk(folder):
         for name in names:

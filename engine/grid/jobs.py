@@ -1,4 +1,4 @@
-"""The computing jobs of a campaign: what all columns share, and then a column each."""
+"""The computing jobs of a campaign: `prepare` for all columns, then one job per column."""
 
 from __future__ import annotations
 
@@ -36,10 +36,11 @@ def builders(
 ) -> list[Builder]:
     """The builder of each cell of a column.
 
-    sets: those of another column, which are the same. finds_only: they make nothing.
+    sets: open datasets of another column, to share. finds_only: the builders only look up artefacts
+    and make none.
     """
     first, *rest = cells = list(plan.cells(column))
-    # A probe is evaluated when it ends, and is not followed.
+    # A probe is evaluated only after training and needs no snapshots.
     followed_cells = [] if column.is_probe else [cell.recipe for cell in cells]
     followed = Followed(followed_cells, plan.downstreams)
     store = Store(plan.place.store, finds_only=finds_only)
@@ -51,7 +52,7 @@ def builders(
 def finished(
     plan: Plan, device: torch.device, columns: Sequence[Column]
 ) -> Iterator[tuple[Column, list[Builder]]]:
-    """Each of these columns with its builders, which make nothing; the sets are opened once."""
+    """Each of these columns with its builders, which make nothing. Datasets are opened once."""
     sets = None
     for column in columns:
         rows = builders(plan, device, column, sets, finds_only=True)
@@ -60,8 +61,8 @@ def finished(
 
 
 def prepare(plan: Plan, device: torch.device) -> None:
-    """Make what all columns share: packs, the pretrained model, its features and predictions, and
-    the graphs of models that are compiled."""
+    """Make the artefacts that all columns share: packs, the pretrained model, its features and
+    predictions, and compiled graphs."""
     builder, *_ = rows = builders(plan, device, plan.columns[0])
     names = builder.recipe.dataset.evaluated_sets
 
@@ -74,7 +75,7 @@ def prepare(plan: Plan, device: torch.device) -> None:
     for step, name in enumerate(names, start=1):
         begin(step, name)
         if name in plan.downstreams:
-            run.sets[name].training(run.recipe)  # raises before columns begin
+            run.sets[name].training(run.recipe)  # raises its errors before columns start
         if run.recipe.evaluate.cka:
             cka.check(run, name)
         features.stored(run, run.base, run.sets[name])
@@ -84,7 +85,7 @@ def prepare(plan: Plan, device: torch.device) -> None:
         run.sets.release(name)
     for name in plan.needed[len(names) :]:
         begin(len(names), name)
-        # Opened, and encoded if need be, before columns share it.
+        # Accessing it encodes it if necessary, before columns share it.
         log.info("%s: %d images, never evaluated", name, len(run.sets[name].pack))
     begin(len(names), "graphs")
     for row in rows:
@@ -93,22 +94,24 @@ def prepare(plan: Plan, device: torch.device) -> None:
 
 
 def is_judged_seen(run: Run, name: str, others: Sequence[str]) -> bool:
-    """Whether models are also evaluated on the images of a set that are not held out: where it
-    shares photos with one of the others, `Recipe.judges_seen`."""
+    """Whether models are also evaluated on a dataset's images that are not held out.
+
+    True if `Recipe.judges_seen` and the dataset shares photos with one of the others.
+    """
     return run.recipe.judges_seen and any(run.sets.share_photos(name, each) for each in others)
 
 
 def column(plan: Plan, column: Column, device: torch.device) -> None:
-    """Train every method on one set, in a setting, and evaluate the bank of models on all sets."""
+    """Train every method on a column's dataset, and evaluate the models on all datasets."""
     started, name = time.monotonic(), column.job
     rows = builders(plan, device, column)
-    # Each column begins at another row, so that few wait for what one makes for all (a Fisher).
+    # Columns start at different rows, so that few wait for an artefact that one makes for all.
     in_turn = deque(rows)
     in_turn.rotate(-plan.columns.index(column))
     for done, row in enumerate(in_turn, start=1):
         row.build()
         job_states.advance(plan.place, name, done, len(rows) + 1)
-    of_rows = [row.entries() for row in rows]  # for which all ranks look together
+    of_rows = [row.entries() for row in rows]  # a collective call: all ranks look entries up
     entries = list(itertools.chain(*of_rows))
     run = rows[0].run
     for place in run.recipe.dataset.evaluated_sets:
@@ -118,7 +121,7 @@ def column(plan: Plan, column: Column, device: torch.device) -> None:
         if is_judged_seen(run, place, [column.downstream]) and not column.is_probe:
             passes.evaluate(run, headlines, [place], "train")
         if run.recipe.evaluate.cka and not column.is_probe:
-            mixes = [mix for mix in headlines if not isinstance(mix, Ensemble)]  # has no features
+            mixes = [mix for mix in headlines if not isinstance(mix, Ensemble)]  # no features
             cka.evaluate(run, mixes, place)
         run.sets.release(place)
     for row, of_row in zip(rows, of_rows, strict=True):

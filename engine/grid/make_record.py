@@ -1,4 +1,4 @@
-"""The record of a finished campaign, made from the store, which must hold all of it."""
+"""Make the record of a finished campaign from its artefacts in the store."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ DISTANCE = problems.DistanceOptions(samples=10_000)
 
 
 def record_of(plan: Plan, device: torch.device, columns: Sequence[Column] = ()) -> Record:
-    """The record of a campaign whose jobs are done, or those of these columns.
+    """The record of a campaign, or of the given columns, whose jobs are done.
 
-    Nothing but the distances between sets is made. Raises FileNotFoundError where something is
-    missing, DamagedFile where it was altered.
+    Computes only the distances between datasets. Raises FileNotFoundError if an artefact is
+    missing, DamagedFile if one was altered.
     """
     all_columns = columns or plan.columns
     twice = [column for column in all_columns if column.is_probe]
@@ -87,10 +87,10 @@ def record_of(plan: Plan, device: torch.device, columns: Sequence[Column] = ()) 
 
 
 def of_finished_columns(plan: Plan, device: torch.device) -> Record:
-    """The record of a campaign that has not finished: of the sets fine-tuned on whose columns, in
-    every setting, are all done. `missing` names the others.
+    """The record of the finished part of a campaign.
 
-    Raises CampaignError where there are none, and as `record_of`.
+    It covers the downstream datasets whose columns are done in every setting. `Record.missing`
+    names the other columns. Raises CampaignError if there are no such datasets, and as `record_of`.
     """
     to_do = [column for column in plan.columns if not job_states.is_done(plan.place, column.job)]
     unfinished = {column.downstream for column in to_do if not column.is_probe}
@@ -108,7 +108,7 @@ def of_finished_columns(plan: Plan, device: torch.device) -> Record:
 
 
 def _reason(plan: Plan, column: Column) -> str:
-    """Why a column is missing: the failure of a job that it needs, or that none failed."""
+    """Why a column is missing: a job that it needs failed, or has not run."""
     for job in (PREPARE, column.job):
         if failed := job_states.failure(plan.place, job):
             return f"{job} {failed.text(': ')}"
@@ -118,11 +118,11 @@ def _reason(plan: Plan, column: Column) -> str:
 def _artifacts(
     run: Run, models: Sequence[GridModel], evaluations: Sequence[Evaluation]
 ) -> list[str]:
-    """The cells, predictions and CKA that the campaign's numbers and exports are made of.
+    """Folders of the cells, predictions and CKA from which the campaign's results are made.
 
-    Weights of snapshots are removed on purpose and are left out.
+    Snapshots are left out, since their weights are removed after evaluation.
     """
-    # A mix has no weights, and is a cell all the same.
+    # An average is a cell too, although it has no weights.
     folders = {row.path.parent for row in evaluations} | {model.cell for model in models}
     names = {name for row in evaluations for name in predictions.mix_of(row.path)}
     parents = [cells.find(run.store, name) for name in names]
@@ -133,7 +133,7 @@ def _artifacts(
 
 
 def _shared(plan: Plan, device: torch.device) -> Run:
-    """The stored artefacts that all columns share."""
+    """The run with the artefacts that all columns share. Raises FileNotFoundError without packs."""
     builder = jobs.builders(plan, device, plan.columns[0], finds_only=True)[0]
     encoded = verify.encoded(builder.recipe, builder.recipe.dataset.evaluated_sets)
     if missing := [name for name in builder.recipe.dataset.evaluated_sets if name not in encoded]:
@@ -144,14 +144,14 @@ def _shared(plan: Plan, device: torch.device) -> Run:
 
 
 def _before(run: Run) -> Iterator[Evaluation]:
-    """The pre-trained model of a run on every set."""
+    """The pretrained model of a run on every dataset."""
     for name in run.recipe.dataset.evaluated_sets:
         path = _predicted(run, {run.base.name: 1.0}, name)
         yield Evaluation(run.recipe.model.name, PRE, "", None, PLAIN, "", name, path)
 
 
 def _evaluations(models: Sequence[GridModel]) -> Iterator[Evaluation]:
-    """Every model on every set."""
+    """Every model on every dataset."""
     for model in models:
         recipe, entry = model.run.recipe, model.entry
         for name in recipe.dataset.evaluated_sets:
@@ -161,7 +161,7 @@ def _evaluations(models: Sequence[GridModel]) -> Iterator[Evaluation]:
 
 
 def _seen(run: Run, models: Sequence[GridModel], needed: Sequence[str]) -> Iterator[Evaluation]:
-    """The evaluations on images that are not held out, of sets that share photos: `Record.seen`."""
+    """The evaluations for `Record.seen`: images not held out, of datasets that share photos."""
     for name in run.recipe.dataset.evaluated_sets:
         if jobs.is_judged_seen(run, name, needed):
             path = passes.predicted(run, {run.base.name: 1.0}, name, "train")
@@ -180,8 +180,12 @@ def _below(root: Path, rows: Sequence[Evaluation]) -> list[Evaluation]:
 
 
 class GridModel(NamedTuple):
-    """An entry of a cell: what made it, and its arm in tables. cell: its folder. trains: whether
-    its method trains, and does not mix or merge other cells."""
+    """A model of the grid.
+
+    run: the run that made it. arm: its method configuration in tables. entry: its entry in its
+    cell. cell: the cell's folder. trains: True if its method trains, False if it averages or merges
+    cells.
+    """
 
     run: Run
     arm: Arm
@@ -191,13 +195,13 @@ class GridModel(NamedTuple):
 
 
 def _models(plan: Plan, device: torch.device, columns: Sequence[Column]) -> Iterator[GridModel]:
-    """Every model of these columns, which must be there."""
+    """Every model of these columns. All must be in the store."""
     for column, rows in jobs.finished(plan, device, columns):
         for number, row in enumerate(rows):
             place, recipe = number % len(plan.rows), row.recipe
-            run, method = rows[number - place].run, plan.methods[place]  # a run for each seed
+            run, method = rows[number - place].run, plan.methods[place]  # one run per seed
             built = row.build().artifact
-            trains = built.has(cells.HISTORY)  # asking a user's method would run it
+            trains = built.has(cells.HISTORY)  # without running a user's method file
             for entry in row.entries():
                 setting = Setting({**column.setting, **entry.setting})
                 arm = Arm(recipe.model.name, method, recipe.method.variant, entry.alpha, setting)
@@ -205,7 +209,8 @@ def _models(plan: Plan, device: torch.device, columns: Sequence[Column]) -> Iter
 
 
 def _cka(models: Sequence[GridModel]) -> Iterator[dict[str, Any]]:
-    """CKA by block of every headline model on every set; an ensemble has no features."""
+    """CKA by block of every headline model on every dataset, except ensembles, which have no
+    features."""
     for run, arm, entry, *_ in models:
         mix = entry.mix
         if not entry.headline or isinstance(mix, Ensemble):
@@ -221,21 +226,21 @@ def _predicted(run: Run, average: Average, name: str) -> Path:
 
 
 def _distances(run: Run) -> dict[str, Any] | None:
-    """Distances between all sets. A report does without them where they cannot be computed."""
+    """Distances between all datasets, or None if they cannot be computed."""
     try:
         store = Store(run.store.root)
         return solve.distances(run, run.recipe.dataset.evaluated_sets, DISTANCE, store).plain()
     except DamagedFile:
         raise
     except ValueError as error:
-        log.warning("no distances between the sets: %s", error)
+        log.warning("no distances between the datasets: %s", error)
         return None
 
 
 def _settings(
     run: Run, plan: Plan, seeds: Sequence[int], probe: Sequence[Evaluation]
 ) -> dict[str, Any]:
-    """The settings for the report, by heading."""
+    """The settings that the report shows, by heading."""
     resolved = run.recipe
     model, first, last = resolved.model, seeds[0], seeds[-1]
     is_range = list(seeds) == list(range(first, last + 1))
@@ -272,7 +277,7 @@ def _row(name: str, cell: Recipe) -> Row:
 
 
 def _head(run: Run) -> str:
-    """Which set fitted the head, and in which sets models are judged on the same photos."""
+    """The dataset that fitted the head, and the datasets evaluated on the same photos."""
     seen = {}
     for name in run.recipe.dataset.evaluated_sets:
         split = run.recipe.split_of(name)

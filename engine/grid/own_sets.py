@@ -1,7 +1,7 @@
-"""All models of a finished campaign on a user's sets. Nothing is trained.
+"""Evaluate all models of a finished campaign on a user's datasets, without training.
 
-The record names a file of predictions for every row, and its artefact names the cells of its model.
-The campaign's numbers do not change: a new dataset is not part of RI.
+The record names each row's predictions, and these name the cells of the row's model. New datasets
+are not part of RI, so the campaign's numbers do not change.
 """
 
 from __future__ import annotations
@@ -29,20 +29,21 @@ def evaluate(
     mask: str = "none",
     intervals: bool = False,
 ) -> list[OnSet]:
-    """Every row of a finished campaign on every set; the pre-trained model comes first.
+    """Evaluate every row of a finished campaign on every dataset, pretrained model first.
 
-    Snapshots are left out: their weights may be gone.
+    Leaves out snapshots, whose weights may have been removed.
 
-    `places`: by name, folders with <class>/<image>, or packs. Raises ValueError for a name of the
-    campaign's sets, classes that the head lacks, and missing predictions; FileNotFoundError for
-    missing cells.
+    places: by name, folders with <class>/<image>, or packs. Raises ValueError for the name of a
+    dataset of the campaign, classes that the head lacks, and missing predictions; FileNotFoundError
+    for missing cells.
     """
     record = campaign.record
     for name in places:
         if name in (record.upstream, *record.sets):
             raise ValueError(
-                f"{name} is a set of the campaign, whose numbers are in {campaign.place.report}; "
-                f"give this set another name, as in --sets NAME={places[name]}"
+                f"{name} is a dataset of the campaign, whose numbers are in "
+                f"{campaign.place.report}; give your dataset another name, as in "
+                f"--sets NAME={places[name]}"
             )
     resolved, store = campaign.plan.recipe, Store(campaign.place.store)
     models = _models(campaign)
@@ -61,10 +62,10 @@ def evaluate(
 
 
 def _models(campaign: FinishedCampaign) -> list[Model]:
-    """The rows' models, each once, though each was evaluated on many sets."""
+    """The model of each row, in the order of tables."""
     finished = [row for row in campaign.evaluations if dynamics.step_of(row.arm) is None]
     rows = {(row.arm, row.downstream, row.seed): row for row in finished}.values()
-    methods = [PRE, *campaign.record.methods]  # in the order of tables
+    methods = [PRE, *campaign.record.methods]
     return [
         Model(replace(row.cell, evaluated_on=""), predictions.mix_of(row.path), row.headline)
         for row in sorted(rows, key=lambda row: methods.index(row.method))

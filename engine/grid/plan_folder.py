@@ -1,4 +1,4 @@
-"""Where a campaign's files are: RUNS/CAMPAIGN/plans/ID is the folder of a plan."""
+"""The layout of a campaign's files. RUNS/CAMPAIGN/plans/ID is the folder of a plan."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from loaders.names import is_name
 from loaders.root import Root
 
 PLANS = "plans"
-REPORT = "report"  # a job, and the folder of what it writes
+REPORT = "report"  # the job, and its output folder
 
 
 @dataclass(frozen=True)
 class PlanFolder:
-    """The folder of a plan, and those around it. As a `Root`, none follows a link below RUNS."""
+    """A plan's folder and the folders around it. Access by `Root` follows no links below RUNS."""
 
     path: Path
 
@@ -31,7 +31,7 @@ class PlanFolder:
 
     @property
     def runs(self) -> Path:
-        """The folder of campaigns, store and packs."""
+        """The runs folder: it contains the campaigns, the store and the packs."""
         return self.path.parents[2]
 
     @property
@@ -41,7 +41,7 @@ class PlanFolder:
 
     @property
     def plans(self) -> Path:
-        """The folder of the campaign's plans, in which Snakemake works."""
+        """The folder of the campaign's plans, and Snakemake's working folder."""
         return self.path.parent
 
     @property
@@ -51,12 +51,12 @@ class PlanFolder:
 
     @property
     def record(self) -> Path:
-        """The file of what the report is made of, once the campaign is finished."""
+        """The file from which the report is made. It exists once the campaign is finished."""
         return self.path / "evaluations.json"
 
     @property
     def lock(self) -> Path:
-        """The file that a campaign at work holds."""
+        """The file that a running campaign locks."""
         return self.campaign / ".lock"
 
     @property
@@ -88,9 +88,9 @@ class PlanFolder:
 
 
 def in_campaign(folder: Path) -> list[PlanFolder]:
-    """The folders of a campaign's plans; links are left out.
+    """The folders of a campaign's plans, without links.
 
-    Raises DamagedFile where the campaign's own folder is a link: it may lie in a stranger's runs.
+    Raises DamagedFile if the campaign's own folder is a link, since a runs folder may be untrusted.
     """
     folder = folder.absolute()
     plans = Root(folder.parent.resolve()).below(folder.name).below(PLANS)
@@ -98,7 +98,7 @@ def in_campaign(folder: Path) -> list[PlanFolder]:
 
 
 def in_runs(runs: Path) -> list[PlanFolder]:
-    """The folders of all plans in a folder of runs; links are left out."""
+    """The folders of all plans in a runs folder, without links."""
     root = Root(runs)
     plans = [f"{name}/{PLANS}" for name in root.folders() if PLANS in root.folders(name)]
     found = [runs / each / name for each in plans for name in root.folders(each) if is_name(name)]

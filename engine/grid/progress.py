@@ -1,4 +1,4 @@
-"""The bar that shows people how far the jobs of campaigns are."""
+"""The progress bar of a campaign's jobs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from engine.grid.campaign import Plan
 from engine.grid.job_states import FAILED, FINISHED, RUNNING, WAITING, JobProgress
 
 POLL_S = 0.5
-LOG_EVERY_S = 30  # between two states of the bar where nobody watches it move
+LOG_EVERY_S = 30  # between two states of the bar if stderr is not a terminal
 
 
 def text(numbers: Counter[str], doing: str) -> str:
@@ -25,11 +25,11 @@ def text(numbers: Counter[str], doing: str) -> str:
 
 
 def show(process: subprocess.Popen, plans: Sequence[Plan], watch: Callable[[], str] = str) -> None:
-    """Show a bar of all jobs of the plans until the process that runs them ends.
+    """Show a progress bar of all jobs of the plans until the process that runs them ends.
 
-    watch: its text is shown next to the bar whenever it changes.
+    watch: returns a message, which is printed above the bar whenever it changes.
     """
-    from tqdm import tqdm  # which reads TQDM_MININTERVAL now
+    from tqdm import tqdm  # late: it reads TQDM_MININTERVAL on import
 
     total = sum(plan.steps for plan in plans)
     interval = POLL_S if sys.stderr.isatty() else LOG_EVERY_S

@@ -1,8 +1,8 @@
-"""The record of a finished campaign, from which its tables and report can be made again.
+"""The record of a finished campaign: all that its tables and report are made from.
 
-A file next to the plan names the predictions of every evaluation in the store, with checksums, and
-contains everything else that a report shows. It contains no absolute path, so that a folder of runs
-can be moved. Imports no torch.
+The record is a file next to the plan. It names the stored predictions of every evaluation with
+their checksums, and contains everything else that a report shows. It contains no absolute paths, so
+a runs folder can be moved. Imports no torch.
 """
 
 from __future__ import annotations
@@ -31,12 +31,15 @@ if TYPE_CHECKING:
     from engine.measures.distances import Matrix
     from engine.measures.predictions import Ensemble
 
-AS_BEFORE = "with the words of before"
+AS_BEFORE = "with the same arguments"
 
 
 @dataclass(frozen=True)
 class MissingColumn:
-    """A column that a report lacks, and why. campaign: only in a report of several."""
+    """A column that a report lacks, and why.
+
+    campaign: its name, in reports of several campaigns.
+    """
 
     column: str
     reason: str
@@ -45,8 +48,8 @@ class MissingColumn:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the table, by its method's key, and what it trains with, by key of its recipe:
-    `method.*`, `optimizer.*`, `train.*`, `seeds`, and the part of a training set."""
+    """A row of the table. method: its key. settings: its training settings, by recipe key:
+    `method.*`, `optimizer.*`, `train.*`, `dataset.shots`, `dataset.portion` and `seeds`."""
 
     method: str
     settings: dict[str, Any]
@@ -54,21 +57,35 @@ class Row:
 
 @dataclass(frozen=True)
 class Record:
-    """A grid's evaluations and settings; paths are relative to the store.
+    """A campaign's evaluations and settings. Paths are relative to the store.
 
-    sets: those that RI is measured on. downstreams: those fine-tuned on. methods: key to title, in
-    table order. settings: what the page shows of all rows, by heading. probe: evaluations of
-    columns that were trained a second time, with another seed. files: SHA-256 of each path.
-    contact_sheet: a PNG in base64, or empty. cka: a row a headline arm, set trained on, seed and
-    set evaluated on, with CKA by block; None without `evaluate.cka`. sweep: the settings of a
-    sweep, in order; None of other campaigns. classes: of the head, in order, by names for people.
-    thumbnails: WebP files in base64 by set, where its images may be shown (`dataset.thumbnails`),
-    and place of the image in its pack. attempts: at the campaign's jobs but the report's. missing:
-    columns that are not in it, of a campaign that has not finished. artifacts: folders of the store
-    that the numbers and the rows' models are made of. families: by maker, sets
-    (`dataset.families`). seen: evaluations of models on photos that they were trained on in another
-    set, and of the pre-trained model on all photos that are trained on (`leak`). limit: images of
-    each set that a smoke run has; 0 of other campaigns.
+    Attributes:
+        name: the campaign.
+        sets: datasets on which RI is measured.
+        downstreams: datasets that models were fine-tuned on.
+        upstream: dataset of the pretrained model's head.
+        methods: the rows' titles by key, in table order.
+        settings: settings of the whole campaign, by the report's heading.
+        rows: training settings of each row.
+        credits: sources and licences of the images.
+        contact_sheet: example images as a PNG in base64, or empty.
+        holdout: whether downstream datasets have a held-out split.
+        distances: distances between datasets, which `matrix` reads, or None.
+        evaluations: every model on every dataset.
+        files: SHA-256 of each file of predictions, by path.
+        probe: evaluations of columns that were trained again with another seed.
+        cka: CKA by block, one row per headline model and dataset; None without `evaluate.cka`.
+        sweep: settings of a sweep, in order; None for other campaigns.
+        classes: readable names of the head's classes, in order.
+        thumbnails: WebP images in base64, by dataset and index in its pack, if
+            `dataset.thumbnails` allows showing them.
+        attempts: attempts at all jobs except the report's.
+        missing: columns that an unfinished campaign lacks.
+        artifacts: store folders from which the numbers and the rows' models are made.
+        families: datasets by maker (`dataset.families`).
+        seen: evaluations of models on photos that they were trained on in another dataset, and of
+            the pretrained model on all such photos (`leak`).
+        limit: images per dataset in a smoke run; 0 for other campaigns.
     """
 
     name: str
@@ -107,7 +124,7 @@ class Record:
 
 @dataclass(frozen=True, eq=False)
 class FinishedCampaign:
-    """A record, and the folder (`place`) of the plan that it lies in."""
+    """A record and the folder of its plan (`place`)."""
 
     record: Record
     place: PlanFolder
@@ -138,7 +155,7 @@ class FinishedCampaign:
         return campaign.read(self.place)
 
     def mix(self, evaluation: Evaluation) -> dict[str, float] | Ensemble:
-        """The average of cells that the model of an evaluation is.
+        """The average of cells that is the model of an evaluation.
 
         Raises DamagedFile as `evaluations`.
         """
@@ -161,15 +178,15 @@ class FinishedCampaign:
 
 
 def write(place: PlanFolder, record: Record) -> FinishedCampaign:
-    """Write a record into a plan's folder, with a digest of all that it says."""
+    """Write a record into a plan's folder, with a digest of its content."""
     place.root.write(place.record, schema.with_digest(dataclasses.asdict(record)))
     return read(place)
 
 
 def read(place: PlanFolder) -> FinishedCampaign:
-    """The record in a plan's folder.
+    """Read the record in a plan's folder.
 
-    Raises DamagedFile where it is not as it was written; FileNotFoundError.
+    Raises DamagedFile if it was altered, FileNotFoundError if it is missing.
     """
     remedy = f"delete it and run `rib campaign` again, {AS_BEFORE}"
     values = schema.read_unaltered(place.record, remedy, place.root)
@@ -179,12 +196,12 @@ def read(place: PlanFolder) -> FinishedCampaign:
 def find(name: str, overrides: Sequence[Override]) -> FinishedCampaign:
     """The finished run of a campaign with these settings.
 
-    Raises CampaignError where there is none, DamagedFile where its record is damaged.
+    Raises CampaignError if there is none, DamagedFile if its record is damaged.
     """
     plan = campaign.plan(name, overrides)
     stem = Path(name).stem
     plans = [p for p in plan_folder.in_runs(plan.place.runs) if p.campaign.name.startswith(stem)]
-    # Words that say what is so anyway name another folder, and the same plan.
+    # Overrides that repeat defaults give another folder with the same plan.
     same = [p for p in plans if p.name == plan.place.name and p.root.has(p.record)]
     if same:
         return read(plan.place if plan.place in same else same[0])
@@ -192,6 +209,6 @@ def find(name: str, overrides: Sequence[Override]) -> FinishedCampaign:
     command = shlex.join(["rib", "campaign", name, *(each.text for each in overrides)])
     differs = ", but one with other settings" if records else ""
     raise CampaignError(
-        f"{plan.recipe.runs} holds no finished run of {name} with these settings{differs}; "
-        f"`{command}` runs what is missing of it"
+        f"{plan.recipe.runs} contains no finished run of {name} with these settings{differs}; "
+        f"run `{command}` to finish it"
     )

@@ -1,4 +1,4 @@
-"""Which report a campaign's folder shows, and whether it is whole."""
+"""Seals of reports: which plan's report a campaign's folder shows, and whether it is complete."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from loaders.files import file_hash
 from loaders.root import Root
 from loaders.schema import DamagedFile
 
-SHOWN = "report.sha256"  # next to a plan: its report's files, in the format of sha256sum
+SHOWN = "report.sha256"  # next to a plan: hashes of its report's files, in sha256sum's format
 
 
 @contextlib.contextmanager
 def sealed(place: PlanFolder) -> Iterator[None]:
-    """Record the report files that are written in this context next to the plan in `place`.
+    """Record the report files that are written in this context, next to the plan in `place`.
 
-    Files that an earlier report left, of this plan or another, go, and a user's own files stay.
-    Raises DamagedFile where the report is a link.
+    Removes files left by earlier reports of any plan of the campaign. Keeps a user's own files.
+    Raises DamagedFile if the report is a link.
     """
     shown, before = place.report_root, _inodes(place.report_root)
     yield
     written = {name for name, inode in _inodes(shown).items() if inode != before.get(name)}
     for other in plan_folder.in_campaign(place.campaign):
         hashes = _sealed(other)
-        # Only files that were found in the report: a seal's names may have been edited.
+        # Remove only files found in the report: somebody may have edited a seal's names.
         for name in before.keys() & hashes.keys() - written:
             if _is(shown, name, hashes[name]):
                 shown.remove(name)
@@ -38,12 +38,12 @@ def sealed(place: PlanFolder) -> Iterator[None]:
 
 
 def _inodes(report: Root) -> dict[str, int]:
-    """The files of a report, with numbers that change when they are written anew."""
+    """The files of a report, with inode numbers, which change when files are written again."""
     return {name: report.file(name).stat().st_ino for name in report.files()}
 
 
 def _sealed(place: PlanFolder) -> dict[str, str]:
-    """SHA-256 of the files of a plan's report; empty where no seal can be read."""
+    """SHA-256 of the files of a plan's report; empty if there is no readable seal."""
     try:
         lines = place.root.read(SHOWN).decode().splitlines()
     except (OSError, ValueError):
@@ -67,7 +67,7 @@ def is_shown(place: PlanFolder) -> bool:
 
 
 def finished(plan: Plan) -> bool:
-    """Whether all jobs are done, nothing that they left is gone, and the campaign's folder shows
+    """Whether all jobs are done, their artefacts are in the store, and the campaign's folder shows
     this plan's report."""
     try:
         found = record.read(plan.place).record

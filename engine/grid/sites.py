@@ -1,4 +1,4 @@
-"""Where a campaign's jobs run: on this machine, by a user's profile, or in a scheduler's queue."""
+"""Where a campaign's jobs run: on this machine, with a Snakemake profile, or by a scheduler."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from engine.grid.schedulers import SCHEDULERS, RunOptions, Scheduler
 
 QUEUED_CORES = 4  # per queued job: threads read images during training
 START_H = 5 / 60  # of a job: imports, compilation, a slow file system
-MARGIN = 3  # of the predicted time and the start: a job that asks for too little is ended
-REPORT_H = 35 / 60  # distances between the sets, bootstrap
+MARGIN = 3  # factor on the predicted time: schedulers end jobs that exceed their request
+REPORT_H = 35 / 60  # distances between the datasets, bootstrap
 Resources = Mapping[str, int]  # of a job: threads, gpu, mem_mb, runtime (minutes)
 
 
@@ -23,9 +23,9 @@ Resources = Mapping[str, int]  # of a job: threads, gpu, mem_mb, runtime (minute
 class Site:
     """How Snakemake runs the jobs of some campaigns.
 
-    device: cpu | cuda, of all jobs; auto: a job takes what it sees. words: of Snakemake's command
-    line, and environment: more variables for it. ranks: processes of a job, each with a GPU.
-    scheduler: whose queue the jobs wait in; None where they run on this machine or by a profile.
+    device: of all jobs: cpu, cuda or auto (each job chooses). words: options of Snakemake.
+    ranks: processes per job, each with one GPU. scheduler: the one that queues the jobs; None on
+    this machine or with a profile. environment: additional variables for Snakemake.
     """
 
     device: str
@@ -36,20 +36,20 @@ class Site:
 
 
 def checked(options: RunOptions) -> RunOptions:
-    """The options with their number of cores.
+    """Check the options, and fill in the number of cores.
 
-    Raises ValueError and CampaignError for those that are impossible, or have no effect with the
-    chosen ones.
+    Raises ValueError or CampaignError for options that are invalid, or have no effect in this
+    combination.
     """
     is_queued, folder = options.executor in SCHEDULERS, options.profile
     if is_queued and folder:
-        raise ValueError("--profile brings an executor of its own; leave --executor out")
+        raise ValueError("--profile sets the executor; leave --executor out")
     if folder and not (folder / "config.yaml").is_file():
-        raise CampaignError(f"--profile {folder}: there is no {folder / 'config.yaml'}")
+        raise CampaignError(f"--profile {folder}: {folder / 'config.yaml'} does not exist")
     if options.gpus_per_job < 1:
-        raise ValueError(f"--gpus-per-job {options.gpus_per_job}: at least one is needed")
+        raise ValueError(f"--gpus-per-job {options.gpus_per_job}: it must be 1 or more")
     if options.retries is not None and options.retries < 0:
-        raise ValueError(f"--retries {options.retries}: 0 or more are possible")
+        raise ValueError(f"--retries {options.retries}: it must be 0 or more")
     of_queues = ("partition", "account", "time", "mem", "retries", "requeue")
     for name in of_queues if not is_queued else ():
         if getattr(options, name) != getattr(RunOptions, name):
@@ -58,7 +58,7 @@ def checked(options: RunOptions) -> RunOptions:
         value = getattr(options, name)
         if value is not None and value <= 0:
             raise ValueError(f"--{name} {value:g}: it must be above 0")
-    # Inside an allocation a process has fewer cores than the machine.
+    # In a scheduler's allocation, a process may use fewer cores than the machine has.
     cores = options.cores or (QUEUED_CORES if is_queued else len(os.sched_getaffinity(0)))
     return dataclasses.replace(options, cores=cores)
 
@@ -66,8 +66,8 @@ def checked(options: RunOptions) -> RunOptions:
 def of(options: RunOptions, plans: Sequence[Plan]) -> Site:
     """The site of campaigns that run together.
 
-    Raises ValueError if the recipe's device or the number of GPUs is not available; CampaignError
-    as the scheduler.
+    Raises ValueError if the recipe's device or the number of GPUs is not available, and
+    CampaignError as the scheduler does.
     """
     device, ranks = plans[0].recipe.device, options.gpus_per_job
     scheduler: Scheduler | None = None
@@ -87,7 +87,7 @@ def of(options: RunOptions, plans: Sequence[Plan]) -> Site:
         device = pick_device(device).type
         there = torch.cuda.device_count() if device == "cuda" else 0
         if device == "cuda" and ranks > there:
-            raise ValueError(f"--gpus-per-job {ranks}: there are {there} GPUs")
+            raise ValueError(f"--gpus-per-job {ranks}: this machine has {there} GPUs")
         words += ("--resources", f"gpu={there}")
     if ranks > 1 and device == "cpu":
         raise ValueError(f"--gpus-per-job {ranks}: the jobs run on CPUs")
@@ -95,7 +95,7 @@ def of(options: RunOptions, plans: Sequence[Plan]) -> Site:
 
 
 def resources(options: RunOptions, site: Site, plan: Plan, plans: int = 1) -> dict[str, Resources]:
-    """The resources of each stage's jobs. plans: those that share this machine's cores."""
+    """The resources of each stage's jobs. plans: number of campaigns that share the cores."""
     gpus = 0 if site.device == "cpu" else site.ranks
     if options.executor == "local" and not options.profile:
         cores = max(1, options.cores // plans)
@@ -126,7 +126,7 @@ def resources(options: RunOptions, site: Site, plan: Plan, plans: int = 1) -> di
 
 
 def text(asked: Resources) -> str:
-    """For people: `1 GPU, 4 cores, 12.0 GB, 95 min`."""
+    """Resources as readable text, such as `1 GPU, 4 cores, 12.0 GB, 95 min`."""
     gpu, cores = asked.get("gpu", 0), asked["threads"]
     parts = [
         f"{gpu} GPU" + "s" * (gpu > 1) if gpu else "",

@@ -1,4 +1,4 @@
-"""A campaign's progress, from the files next to its plan, so also for other processes."""
+"""A campaign's status, read from the files next to its plan, so any process can show it."""
 
 from __future__ import annotations
 
@@ -16,10 +16,19 @@ FINISHED, AT_WORK, STOPPED, DAMAGED = "finished", "running", "stopped", "damaged
 
 @dataclass(frozen=True)
 class Status:
-    """state: FINISHED, AT_WORK, STOPPED or DAMAGED. since: seconds since 1970 of its end or, of
-    others, of the latest start. jobs: number by state (`progress`). cells: done, and all. probe:
-    the cells of a seed probe among all. seconds: time left, None before the first step. doing: what
-    the latest job to say so does. error: of the latest attempt that failed, if its job is not done.
+    """The status of a campaign.
+
+    Attributes:
+        name, plan: the campaign's folder and the plan's ID.
+        state: FINISHED, AT_WORK, STOPPED or DAMAGED.
+        since: time of its end, or of the latest job's start if it has not finished, in seconds
+            since 1970.
+        jobs: number of jobs by state (`job_states`).
+        cells: numbers of cells done, and of all cells.
+        probe: number of the seed probe's cells among all cells.
+        seconds: predicted time left, or None before the first step.
+        doing: current work of the job that reported last.
+        error: error of the latest failed attempt at a job that is not done.
     """
 
     name: str
@@ -35,9 +44,9 @@ class Status:
 
 
 def of(begun: Begun, now: float, *, is_latest: bool = True) -> Status:
-    """The status of a campaign at a time, in seconds since 1970.
+    """The status of a campaign. now: seconds since 1970.
 
-    is_latest: whether its plan is the latest of its folder, which alone can be at work.
+    is_latest: whether its plan is the latest of its folder. Only the latest plan can be running.
     """
     place = begun.place
     try:
@@ -86,9 +95,9 @@ def left_s(
     tried: list[attempts.Attempt],
     now: float,
 ) -> float | None:
-    """Seconds until a campaign of this number of steps ends, at the speed of its jobs so far.
+    """Predicted seconds until a campaign of `steps` steps ends, or None before the first step.
 
-    Time in which no job was at work does not count. None before the first step.
+    Assumes the speed of its jobs so far, not counting time in which no job ran.
     """
     done = sum(state.done for state in states.values())
     spans = sorted((a.started, a.ended or now) for a in tried)

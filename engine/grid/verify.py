@@ -1,7 +1,7 @@
-"""A pre-trained model's accuracy against the published one, before days of fine-tuning.
+"""Check a pretrained model's accuracy against published values, before days of fine-tuning.
 
-A wrong transform, class order or variant of an architecture loads without an error and costs a few
-points. Published accuracies show it.
+A wrong transform, class order or architecture variant raises no error, but lowers the accuracy by a
+few points.
 """
 
 from __future__ import annotations
@@ -21,19 +21,27 @@ from engine.recipe import catalogue
 from engine.recipe.schema import ModelRecipe, Recipe
 
 TOLERANCE = 0.3  # points: published numbers are rounded, and precisions differ
-PUBLISHED, TIMM = "published", "timm's"  # as tables head them
-STANDARD_ERRORS = 2.0  # where only a part of the published images is at hand
+PUBLISHED, TIMM = "published", "timm's"  # headings of tables
+STANDARD_ERRORS = 2.0  # allowed if only a part of the published images is available
 
 
 @dataclass(frozen=True)
 class Check:
-    """Accuracy (%) on a set, measured and published: by the benchmark (`published`) and by timm.
+    """Accuracy (%) on a dataset: measured, and published by the benchmark and by timm.
 
-    allowed: the difference (points) that rounding and sampling explain. half_width: half the width
-    (points) of the measured accuracy's 95% interval over source images. why_not: why the
-    benchmark's is not compared, empty where it is. lacks: what the images lack of the published
-    set, empty where it is whole. split: `all`, or `holdout` where other images of the set fitted
-    the head. fits_timm: whether images are seen as timm's accuracies were measured.
+    Attributes:
+        name: the dataset.
+        images: number of evaluated images.
+        measured: accuracy, or None if the dataset is not encoded.
+        published: the benchmark's accuracy, or None.
+        allowed: difference in percentage points that rounding and sampling explain.
+        why_not: why `published` is not compared, or empty.
+        half_width: half width, in percentage points, of the measured accuracy's 95% interval over
+            source images.
+        lacks: images missing from the published dataset, in words, or empty.
+        split: `all`, or `holdout` if other images of the dataset fitted the head.
+        timm: timm's accuracy, or None.
+        fits_timm: whether the transform is the one with which timm measured.
     """
 
     name: str
@@ -50,7 +58,7 @@ class Check:
 
     @property
     def agrees(self) -> dict[str, bool]:
-        """By who published it, whether an accuracy that is compared is the measured one."""
+        """Whether the measured accuracy agrees with each one that is compared, by publisher."""
         compared = {
             PUBLISHED: None if self.why_not else self.published,
             TIMM: self.timm if self.fits_timm else None,
@@ -65,19 +73,21 @@ class Check:
 
     @property
     def differs(self) -> bool:
-        """Whether it is none of the published accuracies. The two differ by up to 0.4 points."""
+        """Whether it agrees with no published accuracy. The published ones differ from each other
+        by up to 0.4 points."""
         return bool(self.agrees) and not any(self.agrees.values())
 
 
 def encoded(recipe: Recipe, names: Sequence[str]) -> list[str]:
-    """Those of the sets that have a pack for the recipe's model, in their order."""
+    """The datasets in `names` with a pack for the recipe's model, in order."""
     return [name for name in names if packs.is_encoded(recipe, name)]
 
 
 def verify(builder: Builder, tolerance: float = TOLERANCE) -> list[Check]:
-    """Evaluate the pre-trained model on every encoded set. Returns a check for each set.
+    """Evaluate the pretrained model on every encoded dataset. Returns one check per dataset.
 
-    A campaign of the same settings finds these predictions. Raises ValueError if no set is encoded.
+    A campaign with the same settings reuses these predictions. Raises ValueError if no dataset is
+    encoded.
     """
     recipe = builder.recipe
     names = encoded(recipe, recipe.dataset.evaluated_sets)
@@ -87,7 +97,7 @@ def verify(builder: Builder, tolerance: float = TOLERANCE) -> list[Check]:
             f"{recipe.runs}: run rib encode SET --source DIR --model MODEL first"
         )
     of_timm = timms(recipe.model)
-    run = builder.run  # whose base model is fetched now
+    run = builder.run  # fetches the base model
     checks = []
     for name in recipe.dataset.evaluated_sets:
         published, timm = recipe.model.published.get(name), of_timm.get(name)
@@ -120,7 +130,7 @@ def verify(builder: Builder, tolerance: float = TOLERANCE) -> list[Check]:
 
 
 def timms(model: ModelRecipe) -> dict[str, float]:
-    """Accuracy (%) by set that timm publishes of the model's weights."""
+    """Accuracies (%) by dataset that timm publishes for the model's weights."""
     weights = model.weights
     if weights.source != "timm" or weights.path or model.head.fit:
         return {}
@@ -128,15 +138,18 @@ def timms(model: ModelRecipe) -> dict[str, float]:
 
 
 def differences(model: ModelRecipe) -> str:
-    """How the model sees images otherwise than timm's published accuracies were measured, in
-    words; empty where it does not."""
+    """Differences, in words, between the model's transform and the one with which timm measured its
+    published accuracies; empty if there are none."""
     own, timms = vars(images.transform(model)), vars(images.published_transform(model.arch))
     other = [key for key in own if own[key] != timms[key]]
     return ", ".join(f"{key} {own[key]} (timm: {timms[key]})" for key in other)
 
 
 def _sampling(recipe: Recipe, name: str, images: int, published: float | None) -> float:
-    """Points that the choice of images explains, if they are a part of the published set."""
+    """Percentage points explained by sampling, if the images are a part of the published dataset.
+
+    `STANDARD_ERRORS` standard errors of the accuracy.
+    """
     of_set = kind_of(recipe.dataset).published_images(name)
     if published is None or of_set is None or images >= of_set:
         return 0.0

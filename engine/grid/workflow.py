@@ -1,8 +1,8 @@
-"""Planned campaigns at work: a Snakemake workflow, its locks, its progress bar and its end.
+"""Run planned campaigns as a Snakemake workflow, with locks, a progress bar and a clean end.
 
-Snakemake resumes, retries and reaches clusters. The grids of several models are one workflow, so
-that a GPU which one of them leaves idle works for another. A lock keeps two campaigns out of the
-same folder, and no process of a campaign outlives it.
+Snakemake resumes and retries jobs, and submits them to clusters. The grids of several models are
+one workflow, so a GPU that one leaves idle works for another. A lock keeps two campaigns out of
+the same folder. No process of a campaign outlives it.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from loaders import locks
 from loaders.root import Root
 
 WORKFLOW = Path(__file__).with_suffix(".smk")
-CANCEL_S = 30  # for a scheduler to be told to cancel jobs
-GRACE_S = 5  # for jobs to end after an interruption; what they finished is on disk
+CANCEL_S = 30  # for Snakemake to cancel a scheduler's jobs
+GRACE_S = 5  # for jobs to end after an interruption; their finished artefacts are on disk
 LEFT_OVER_S = 24 * 3600  # younger temporary folders may be in use
-PING_S = 30  # between two questions whether the scheduler is there
+PING_S = 30  # between two checks whether the scheduler answers
 FILE = "workflow.json"  # next to a plan: its jobs, and those of campaigns that run with it
 LOG = "campaign.log"  # next to a plan: Snakemake's output
-JOBS = "RIB_WORKFLOW"  # the variable that names the jobs; a word of the command is read as YAML
-ENDING = (signal.SIGTERM, signal.SIGHUP)  # a scheduler's end, a closed terminal: as Ctrl-C
+JOBS = "RIB_WORKFLOW"  # variable with the path of FILE; --config would parse the path as YAML
+ENDING = (signal.SIGTERM, signal.SIGHUP)  # a scheduler's end, a closed terminal: handled as Ctrl-C
 
 
 def run(plans: Sequence[Plan], options: RunOptions, *, dry_run: bool = False) -> None:
-    """Run what is missing of campaigns, all at once.
+    """Run the missing jobs of campaigns, all in one workflow.
 
-    Raises CampaignError when a job fails; campaigns that do not wait for it are finished first.
+    Raises CampaignError if a job fails, after finishing the other campaigns.
     """
     where = sites.of(options, plans)
     plans = [dataclasses.replace(plan, device=where.device) for plan in plans]
@@ -55,7 +55,7 @@ def run(plans: Sequence[Plan], options: RunOptions, *, dry_run: bool = False) ->
             _show_jobs(plan, resources)
         return
     root = plans[0].place.plans
-    # From Snakemake's folder, whose path may hold the braces of its wildcards.
+    # Relative to Snakemake's folder: braces in its path would be wildcards.
     grids = {os.path.relpath(plan.place.path, root): plan for plan in plans}
     with contextlib.ExitStack() as stack:
         for plan in plans:
@@ -76,31 +76,31 @@ def run(plans: Sequence[Plan], options: RunOptions, *, dry_run: bool = False) ->
         words = [
             *(sys.executable, "-P", "-m", "snakemake", "--snakefile", str(WORKFLOW)),
             *("--nolock", "--rerun-incomplete", "--rerun-triggers", "mtime"),
-            # Snakemake would take one from the working folder, and evaluate what it says.
+            # Without this, Snakemake loads and evaluates a profile of the working folder.
             *("--workflow-profile", "none", "--directory", str(root)),
             *(["--jobs", str(sum(len(plan.jobs) for plan in plans))] if where.scheduler else []),
             *(["--keep-going"] if len(plans) > 1 else []),
             *where.words,
         ]
-        # Snakemake's environment is that of the jobs.
+        # Jobs inherit Snakemake's environment.
         ours = {**parent.environment_of_jobs(), JOBS: str(file), **where.environment}
         _watch(words, plans, where, ours)
 
 
 def command(plan: Plan, where: Site) -> str:
-    """A line for a shell that runs a job of the plan, but for the job's name, its last word."""
+    """The shell command that runs a job of the plan. Append the job's name."""
     return f"{shlex.join(['cd', os.getcwd()])} && {shlex.join(_program(plan, where))}"
 
 
 def _program(plan: Plan, where: Site) -> list[str]:
-    # -P: the working folder is the user's and may hold packages of our names.
+    # -P: the user's working folder may contain packages with our names.
     program = [sys.executable, "-P", "-m", "engine.commands.job", "--plan", str(plan.place.plan)]
     return [*program, *(["--ranks", str(where.ranks)] if where.ranks > 1 else [])]
 
 
 @contextlib.contextmanager
 def locked(place: PlanFolder) -> Iterator[None]:
-    """Hold the lock of a plan's campaign, which is free when the process ends.
+    """Hold the lock of a plan's campaign. It is released when the process ends.
 
     Raises CampaignError if another campaign holds it.
     """
@@ -116,7 +116,7 @@ def locked(place: PlanFolder) -> Iterator[None]:
 
 
 def _show_jobs(plan: Plan, asked: Mapping[str, Resources]) -> None:
-    """Show what would run. Runs no user code and writes nothing."""
+    """Print the jobs that would run, without running user code or writing files."""
     begun = not job_states.is_done(plan.place, REPORT)
     names = [job for job in plan.jobs if not (begun and job_states.is_done(plan.place, job))]
     width = max(map(len, names))
@@ -134,7 +134,7 @@ def _watch(
         plans[0].place.root.open(LOG, "ab") as log,
         preemption.handled(ENDING, signal.default_int_handler),
     ):
-        begin = log.tell()  # behind the words of earlier runs
+        begin = log.tell()  # after the output of earlier runs
         process = subprocess.Popen(
             words,
             stdin=subprocess.DEVNULL,
@@ -162,12 +162,12 @@ def _watch(
             text = log_path.read_bytes()[begin:].decode(errors="replace")
             last = next(filter(None, map(str.strip, reversed(text.split("\n")))), "nothing")
             of_queue = where.scheduler.why_none_ran(text) if where.scheduler else ""
-            reasons = [of_queue or f"the workflow {how}; last words: {last}"]
+            reasons = [of_queue or f"the workflow {how}; last message: {last}"]
         raise CampaignError("\n".join(["the campaign stopped", *reasons, f"log: {log_path}"]))
 
 
 def _away(scheduler: Scheduler) -> Callable[[], str]:
-    """A watch that says when a scheduler does not answer for some time, and when it is back."""
+    """A function that returns a message while a scheduler does not answer, and "" otherwise."""
     asked, failed = time.monotonic(), 0
 
     def watch() -> str:
@@ -175,14 +175,14 @@ def _away(scheduler: Scheduler) -> Callable[[], str]:
         if time.monotonic() - asked > PING_S:
             failed = 0 if scheduler.is_there() else failed + 1
             asked = time.monotonic()
-        away = "does not answer: its jobs go on, and so will this command once it is back"
+        away = "does not answer: its jobs continue, and so will this command once it answers again"
         return f"{scheduler.title} {away}" if failed > 1 else ""
 
     return watch
 
 
 def _end(process: subprocess.Popen, grace_s: float) -> None:
-    """End the workflow and its jobs, which are one process group on this machine."""
+    """End the workflow and its jobs, which share a process group on this machine."""
     for number in (signal.SIGINT, signal.SIGTERM) if process.poll() is None else ():
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, number)

@@ -1,6 +1,6 @@
-# A campaign's jobs: what all columns share, a column each, the report. Cells and predictions are
-# artefacts with markers of their own and are not declared here, so that an interruption deletes
-# nothing: a job that runs again finds what it had finished.
+# A campaign's jobs: `prepare` for all columns, one job per column, the report. Cells and
+# predictions are artefacts with their own markers and are not outputs here, so Snakemake deletes
+# none after an interruption: a job that runs again reuses them.
 import json
 import os
 import shlex
@@ -9,21 +9,21 @@ from pathlib import Path
 
 envvars: "RIB_WORKFLOW"
 
-# By the folder of its plan, each campaign's columns, and what its jobs run and ask for. Folders are
-# relative to Snakemake's: the path to that may hold its wildcards' braces.
+# Each campaign's columns, program and resources, by the folder of its plan. Folders are relative to
+# Snakemake's: braces in its path would be wildcards.
 GRIDS = json.loads(Path(os.environ["RIB_WORKFLOW"]).read_text("utf-8"))
-# glibc reads its tunables as a program starts: malloc asks for huge pages, a tenth of a CPU's time.
-# The exit code says whether another attempt would end in the same error (2), a signal came, or the
-# job ended without its result (0).
+# Huge pages for malloc save a tenth of the time on a CPU. glibc reads the variable at start.
+# Exit code 2 means that another attempt would fail in the same way; 0, that the job ended without
+# its result.
 JOB = (
     "if test \"$(cat {params.exit:q} 2>/dev/null)\" = 2; then exit 2; fi; rm -f {params.exit:q}; "
     "export OMP_NUM_THREADS={threads} RIB_PROGRESS=off GLIBC_TUNABLES=glibc.malloc.hugetlb=1; "
     "code=0; {params.command} || code=$?; if test $code = 0 -a -e {output:q}; then exit 0; fi; "
     "echo $code > {params.exit:q}; exit $(( code ? code : 1 ))"
 )
-# Runs a program, whose words follow those of its log.
+# Runs a program with a log. The log's path and the program follow as arguments.
 LOGGED = (sys.executable, "-P", "-m", "engine.machine.limited_log")
-FINAL_MIN = 5  # for an attempt that ends at once, so that Slurm fits it in beside longer jobs
+FINAL_MIN = 5  # minutes for an attempt that ends at once; Slurm starts short jobs sooner
 
 
 def exit_file(stage):
@@ -35,7 +35,7 @@ def job(stage, wildcards):
 
 
 def command(stage):
-    """The job's program in its folder, with the job as its last word."""
+    """The job's program in its folder, with the job's name as last argument."""
 
     def line(wildcards):
         grid, name = GRIDS[wildcards.grid], job(stage, wildcards)
@@ -47,7 +47,7 @@ def command(stage):
 
 
 def resources_of(stage):
-    """What a job asks for; an attempt after a failure may take longer."""
+    """The resources of a job. Attempts after a failure request more time."""
 
     def amount(name):
         def of(wildcards, attempt):

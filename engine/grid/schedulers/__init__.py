@@ -1,4 +1,4 @@
-"""The schedulers that `rib campaign --executor` can hand jobs to, one file each."""
+"""Cluster schedulers for `rib campaign --executor`, one file each."""
 
 from engine.grid.schedulers.base import RunOptions, Scheduler
 from engine.grid.schedulers.slurm import Slurm

@@ -8,16 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-RETRIES = 2  # of a job in a queue
+RETRIES = 2  # of a queued job
 
 
 @dataclass(frozen=True)
 class RunOptions:
     """The user's options for where a campaign runs.
 
-    executor: `local`, or a scheduler's name. cores: 0: all of this machine, in a queue 4 of each
-    job. time (hours), mem (GB): of each job; None: as predicted. partition, account: empty: the
-    scheduler's own. retries: None: `RETRIES`.
+    executor: `local`, or a scheduler's name. cores: 0 means all of this machine, or 4 per queued
+    job. gpus_per_job: GPUs of a column's job. profile: folder of a Snakemake profile. time (hours),
+    mem (GB): per job; None means as predicted. partition, account: empty means the scheduler's
+    default. retries: None means `RETRIES`. requeue: whether the scheduler requeues preempted jobs.
     """
 
     executor: str = "local"
@@ -33,11 +34,13 @@ class RunOptions:
 
 
 class Scheduler(abc.ABC):
-    """A cluster's scheduler. Snakemake submits jobs and watches them, by its executor plugin; this
-    says how, and answers what only the cluster knows.
+    """A cluster's scheduler.
 
-    title: its name in messages. job_variable: the environment variable that holds a job's number in
-    the queue, inside the job.
+    Snakemake's executor plugin submits and watches the jobs. This class provides the plugin's
+    options and queries the cluster.
+
+    title: its name in messages. job_variable: the environment variable that contains the job's ID
+    inside a job.
     """
 
     title: ClassVar[str]
@@ -45,35 +48,40 @@ class Scheduler(abc.ABC):
 
     @abc.abstractmethod
     def __init__(self, options: RunOptions) -> None:
-        """Raises CampaignError where the cluster or Snakemake's plugin is not there."""
+        """Raises CampaignError if the cluster or Snakemake's plugin is not available."""
 
     @abc.abstractmethod
     def device(self, chosen: str) -> str:
-        """`cpu` or `cuda`, for the jobs of a recipe with `device` as chosen (`auto`, too). Raises
-        ValueError where the cluster has no GPUs for `cuda`."""
+        """The device of the jobs, `cpu` or `cuda`, for a recipe's `device` (cpu, cuda or auto).
+
+        Raises ValueError for `cuda` if the cluster has no GPUs.
+        """
 
     @abc.abstractmethod
     def submission(self, place: Path) -> tuple[tuple[str, ...], Mapping[str, str]]:
-        """Snakemake's options that submit the jobs of the plan in the folder `place`, and variables
-        to add to its environment. Raises ValueError for a folder that cannot be handed over."""
+        """Options of Snakemake that submit the jobs of the plan in the folder `place`, and
+        variables to add to its environment.
+
+        Raises ValueError for a folder whose path the plugin cannot handle.
+        """
 
     @abc.abstractmethod
     def cancel(self, place: Path) -> None:
-        """Remove the plan's jobs from the queue, as far as the scheduler answers."""
+        """Remove the plan's jobs from the queue, if the scheduler answers."""
 
     @classmethod
     @abc.abstractmethod
     def end_of(cls, job: str) -> str:
-        """How the scheduler ended the job of this number, such as `TIMEOUT (give more hours by
-        --time)`; empty where it ended none or does not know."""
+        """How the scheduler ended the job with this ID, such as `TIMEOUT (give more hours by
+        --time)`, or empty if it did not end it or does not know."""
 
     def resources(self, cores: int) -> Mapping[str, int]:
-        """Resources of a job, by Snakemake's names, in addition to `threads`, `gpu`, `mem_mb` and
-        `runtime` (minutes)."""
+        """Resources of a job in addition to `threads`, `gpu`, `mem_mb` and `runtime` (minutes), by
+        Snakemake's names."""
         return {}
 
     def why_none_ran(self, log: str) -> str:
-        """Why jobs never began, by what Snakemake logged; empty where it does not say."""
+        """Why jobs never started, from Snakemake's log, or empty if the log does not say."""
         return ""
 
     def is_there(self) -> bool:

@@ -1,4 +1,4 @@
-"""Slurm: what a cluster offers, how jobs get into its queue and out of it."""
+"""Slurm: the cluster's configuration, and submitting, watching and cancelling jobs."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from engine.machine import programs
 from loaders.root import Root
 
 PLUGIN = "snakemake_executor_plugin_slurm"
-LONGEST_CHECK_S = 180  # between two looks at the queue: a constant of the plugin
-LEAST_ARRAY = 3  # MaxArraySize with which the plugin starts, though no job here is an array
-# Without slurmdbd only `squeue` tells how a job ended, so it must be asked before Slurm forgets it.
+LONGEST_CHECK_S = 180  # maximum interval between status checks: a constant of the plugin
+LEAST_ARRAY = 3  # MaxArraySize that the plugin requires, although no job here is an array
+# Without slurmdbd, only `squeue` knows how a job ended, and only until Slurm forgets the job.
 MIN_JOB_AGE_S = LONGEST_CHECK_S + programs.ANSWER_S
-FIRST_CHECK_S, CHECK_S = 10, 5  # after a submission; between two looks at the queue, at first
-ATTEMPTS = 1_000_000  # at a look; the plugin forgets all jobs after a look that failed
-WITHOUT_MEMORY = ("job memory limit", "oom_kill")  # what Slurm writes into such a job's output
+FIRST_CHECK_S, CHECK_S = 10, 5  # after a submission; first interval between status checks
+ATTEMPTS = 1_000_000  # per status check; after a failed check the plugin forgets all jobs
+WITHOUT_MEMORY = ("job memory limit", "oom_kill")  # in the output of a job that ran out of memory
 INSIDE = "run the campaign inside an allocation (sbatch -N1 -c8 --wrap 'rib campaign NAME')"
 ASKED = "--cores, --mem, --time, --partition and --account set what jobs ask for"
 LATER = "run the same command again once jobs have ended"
-LIMITS = {  # by words of sbatch, what a user can do about a limit of the cluster
+LIMITS = {  # by sbatch's error, what a user can do about a limit of the cluster
     "Resource temporarily unavailable": f"its queue is full, see MaxJobCount: {LATER}",
     "submit limit": f"your account may have no more jobs in the queue: {LATER}",
     "Requested node configuration": "no node has so much: ask for less by --gpus-per-job, --cores "
@@ -40,9 +40,9 @@ REMEDIES = {  # by Slurm's states of a job
     "CANCELLED": " (somebody, or the cluster, cancelled it)",
 }
 _OF_SHELLS = re.compile(r"[$`\"'\\;&|<>()*?!#\x00-\x1f]")
-LATENCY_S = 60  # until a file that a node wrote is seen by the others
-# Where Slurm does not answer, the plugin asks sacct, which knows nothing without a slurmdbd. The
-# last word of its question is the name of the jobs.
+LATENCY_S = 60  # until other nodes see a file that one wrote
+# If squeue fails, the plugin calls sacct, which does not work without slurmdbd. This replacement
+# reads the last argument, the name of the jobs.
 SACCT = """#!/bin/sh
 for name; do :; done
 exec squeue --format='%i|%T' --states=all --noheader --name "$name"
@@ -51,8 +51,11 @@ exec squeue --format='%i|%T' --states=all --noheader --name "$name"
 
 @dataclass(frozen=True)
 class Cluster:
-    """has_gpus: on some node of the partition. accounting: there is a slurmdbd, which `sacct`
-    asks."""
+    """A cluster's configuration.
+
+    has_gpus: whether any node of the partition has GPUs. accounting: whether slurmdbd runs, which
+    `sacct` needs.
+    """
 
     has_gpus: bool
     accounting: bool
@@ -61,8 +64,8 @@ class Cluster:
 def cluster(partition: str) -> Cluster:
     """The configuration of this machine's cluster.
 
-    Raises CampaignError where Snakemake's plugin or Slurm's commands are missing, where Slurm does
-    not answer, has no such partition, or forgets too early how a job ended.
+    Raises CampaignError if Snakemake's plugin or Slurm's commands are missing, or if Slurm does not
+    answer, lacks the partition, forgets finished jobs too early, or has job arrays switched off.
     """
     if importlib.util.find_spec(PLUGIN) is None:
         raise CampaignError(
@@ -73,25 +76,25 @@ def cluster(partition: str) -> Cluster:
     of_partition = ["--partition", partition] if partition else []
     offers = _answer("sinfo", "--noheader", "--format", "%G", *of_partition)
     if partition and not offers.strip():
-        raise CampaignError(f"--partition {partition}: Slurm has none of that name (see sinfo)")
+        raise CampaignError(f"--partition {partition}: Slurm has no such partition (see sinfo)")
     settings = dict(re.findall(r"^(\w+) *= *(.*)$", _answer("scontrol", "show", "config"), re.M))
     accounting = "slurmdbd" in settings.get("AccountingStorageType", "")
     remembers_s = int(re.match(r"\d*", settings.get("MinJobAge", ""))[0] or 0)  # type: ignore[index]
     if not accounting and remembers_s < MIN_JOB_AGE_S:
         raise CampaignError(
             f"Slurm forgets a finished job after {remembers_s} s (MinJobAge) and has no slurmdbd, "
-            f"so nobody can tell how a job ended; {INSIDE}, or have MinJobAge set to 300"
+            f"so the way a job ended may get lost; {INSIDE}, or have MinJobAge set to 300"
         )
     if (arrays := int(settings.get("MaxArraySize", LEAST_ARRAY))) < LEAST_ARRAY:
         raise CampaignError(
-            f"Slurm has job arrays switched off (MaxArraySize={arrays}), and Snakemake's plugin "
-            f"does not start there; {INSIDE}"
+            f"Slurm has job arrays switched off (MaxArraySize={arrays}), which Snakemake's plugin "
+            f"requires; {INSIDE}"
         )
     return Cluster("gpu" in offers, accounting)
 
 
 class Slurm(Scheduler):
-    """Slurm by Snakemake's plugin; `srun` starts the ranks of a job."""
+    """Slurm through Snakemake's plugin. `srun` starts the ranks of a job."""
 
     title = "Slurm"
     job_variable = "SLURM_JOB_ID"
@@ -101,7 +104,7 @@ class Slurm(Scheduler):
         self.cluster = cluster(options.partition)
 
     def device(self, chosen: str) -> str:
-        """`auto` takes GPUs where the partition has some."""
+        """The device of the jobs. `auto` selects GPUs if the partition has some."""
         if chosen == "cuda" and not self.cluster.has_gpus:
             raise ValueError(
                 "device=cuda, but no node of the partition has GPUs; see sinfo --Format=gres"
@@ -109,11 +112,11 @@ class Slurm(Scheduler):
         return "cpu" if chosen == "cpu" or not self.cluster.has_gpus else "cuda"
 
     def submission(self, place: Path) -> tuple[tuple[str, ...], dict[str, str]]:
-        """Without slurmdbd, `squeue` provides the state of jobs."""
-        for path in (str(place), os.getcwd()):  # the plugin puts them into a line for a shell
+        """As in `Scheduler`. Without slurmdbd, `squeue` provides the state of jobs."""
+        for path in (str(place), os.getcwd()):  # the plugin puts them into a shell command
             if sign := _OF_SHELLS.search(path):
                 raise ValueError(
-                    f"{path!r} holds {sign[0]!r}, which Slurm's plugin would have a shell read; "
+                    f"{path!r} contains {sign[0]!r}, which Slurm's plugin would pass to a shell; "
                     "use another folder (runs=FOLDER, or another working directory)"
                 )
         options, retries = self.options, self.options.retries
@@ -122,9 +125,9 @@ class Slurm(Scheduler):
             given["slurm_account"] = options.account
         else:
             environment["PATH"] = os.pathsep.join([_stand_in(), os.environ.get("PATH", "")])
-            if options.account:  # the plugin would ask the accounting whether there is such a one
+            if options.account:  # the plugin would look it up in the accounting
                 environment["SBATCH_ACCOUNT"] = options.account
-        # Snakemake takes a resource for an expression of Python, so that `max` would be a function.
+        # Snakemake evaluates resources as Python: unquoted, `max` would be a function.
         defaults = [f"{name}={value!r}" for name, value in given.items() if value]
         words = (
             *("--executor", "slurm", "--retries", str(RETRIES if retries is None else retries)),
@@ -139,14 +142,14 @@ class Slurm(Scheduler):
         return words, environment
 
     def resources(self, cores: int) -> dict[str, int]:
-        # Of several nodes a job would see the GPUs of one. Versions of the plugin differ in whether
-        # its cores are those of a GPU or of the job.
+        # On several nodes a job would see the GPUs of only one. Versions of the plugin differ on
+        # whether `threads` counts per GPU or per job.
         return {"nodes": 1, "cpus_per_task": cores}
 
     def cancel(self, place: Path) -> None:
-        with contextlib.suppress(CampaignError):  # Snakemake has tried as well
+        with contextlib.suppress(CampaignError):  # Snakemake has tried, too
             lines = _answer("squeue", "--me", "--noheader", "--format", "%i %j").splitlines()
-            prefix = f"{_prefix(place)}_"  # the plugin adds a number of its own
+            prefix = f"{_prefix(place)}_"  # the plugin appends an ID of its own
             jobs = [line.split()[0] for line in lines if line.split()[1].startswith(prefix)]
             if jobs:
                 _answer("scancel", *jobs)
@@ -169,24 +172,23 @@ class Slurm(Scheduler):
 
 
 def refusal(log: str) -> str:
-    """Why Slurm took no job, by what Snakemake logged of sbatch; empty where it took them all."""
+    """Why Slurm refused a job, from Snakemake's log of sbatch, or empty if it refused none."""
     causes = "; ".join(dict.fromkeys(re.findall(r"sbatch: error: ([^'\n]+)", log)))
     hint = next((hint for words, hint in LIMITS.items() if words in causes), ASKED)
     return f"Slurm refused a job: {causes} ({hint})" if causes else ""
 
 
 def ended(log: str) -> str:
-    """How Slurm ended jobs that had left no word of their own yet, by what Snakemake logged; empty
-    where it ended none."""
+    """How Slurm ended jobs before they wrote an error, from Snakemake's log, or empty."""
     states = dict(re.findall(r"SLURM-job '(\S+)' failed.*?status is: '(\w+)", log))
     hints = {job: REMEDIES.get(state, "") for job, state in states.items()}
     return "\n".join(f"Slurm ended its job {job}: {states[job]}{hints[job]}" for job in states)
 
 
 def _state(job: str) -> str:
-    """Slurm's state of a finished job, such as TIMEOUT; empty if Slurm no longer knows it.
+    """Slurm's state of a finished job, such as TIMEOUT, or empty if Slurm no longer knows it.
 
-    Only job numbers are passed on; anything else would be another argument of the command.
+    Returns empty for anything but a job ID, which could be an option of the command.
     """
     if not re.fullmatch("[0-9]+(_[0-9]+)?", job):
         return ""
@@ -199,8 +201,10 @@ def _state(job: str) -> str:
 
 
 def _with_memory(job: str) -> str:
-    """The state in Slurm's description of a job; a job without memory may only be FAILED there, and
-    its output, to which Slurm writes, says more."""
+    """The state in Slurm's description of a job.
+
+    Slurm may describe a job that ran out of memory as FAILED; then its output has Slurm's message.
+    """
     facts = dict(re.findall(r"^ *(JobState|StdOut)=(.+)", job, re.MULTILINE))
     state = facts.get("JobState", "").partition(" ")[0]
     output = Path(facts.get("StdOut", ""))
@@ -212,12 +216,12 @@ def _with_memory(job: str) -> str:
 
 
 def _prefix(place: Path) -> str:
-    """Begins the name in the queue of the jobs that this process started."""
+    """The prefix of the names, in the queue, of the jobs that this process started."""
     return f"rib-{place.name}-{os.getpid()}"
 
 
 def _stand_in() -> str:
-    """A fresh folder, which no other user can write to, with a program in the place of sacct."""
+    """A new private folder with a program that replaces sacct."""
     folder = Path(tempfile.mkdtemp(prefix="rib-"))
     root = Root(folder)
     root.write("sacct", SACCT.encode()).chmod(0o700)

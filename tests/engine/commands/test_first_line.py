@@ -8,7 +8,7 @@ from helpers.processes import ROOT, run
 LATE = {
     "encode imagenet_a --source /nowhere --model resnet18": "--source /nowhere: no such folder",
     "download imagenet_a --to x": "add --accept to accept these terms",
-    "export emoji --method soup --out new": "holds no finished run of emoji",
+    "export emoji --method soup --out new": "contains no finished run of emoji",
     "evaluate --models / --sets /nowhere": "--sets: /nowhere does not exist",
     "distance twemojis": "emoji has no dataset 'twemojis'; did you mean 'twemoji'?",
     "report a=b": "there is no campaign 'a=b'",

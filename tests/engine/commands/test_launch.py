@@ -27,8 +27,8 @@ def test_a_mistake_is_one_line_and_debug_shows_its_traceback(capsys, monkeypatch
     monkeypatch.setenv(entry.DEBUG, "")
     monkeypatch.delenv(entry.DEBUG)  # --debug is kept in the environment for jobs
     for words, message in (
-        (["recipe=emoji", "methods=[ewc]"], "methods= is a word of `rib campaign`"),
-        (["emoji/ewc", "downstreams=[noto]"], "a single cell takes downstream=SET"),
+        (["recipe=emoji", "methods=[ewc]"], "methods= applies to `rib campaign`"),
+        (["emoji/ewc", "downstreams=[noto]"], "for a single cell, use downstream=SET"),
         (["recip=emoji/ewc", "seed=1"], "'recip=emoji/ewc' names no recipe: put recipe=NAME first"),
     ):
         assert cli.main(["train", *words]) == 2

@@ -54,7 +54,7 @@ def test_export_names_its_members(words, folder, tmp_path, capsys):
         chosen = ["--method", "ensemble", "--set", "outline"] if source is words else []
         assert cli.main(["export", *source, *chosen, "--out", str(tmp_path / "m")]) == 2
         error = capsys.readouterr().err
-        assert "is an average of the outputs of 2 models, which no single model has" in error
+        assert "averages the outputs of 2 models and is not a single model" in error
         commands = [each.split("`")[0] for each in error.split("`rib export ")[1:]]
         assert len(commands) == 2
     for number, command in enumerate(commands):

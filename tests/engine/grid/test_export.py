@@ -149,7 +149,7 @@ def test_which_row_is_never_guessed_and_a_parent_that_is_gone_is_named(
     assert "; run `rib campaign " in error
     campaign = record.find(finished[0], parsed(finished[1:]))
     row = next(row for row in campaign.record.evaluations if row.method == "soup")
-    with pytest.raises(ValueError, match=r"a run in another folder, .* keeps them"):
+    with pytest.raises(ValueError, match=r"to keep them, run .* in another folder"):
         export.row_of_campaign(campaign, dataclasses.replace(row, setting=Setting(step=2)))
     (tmp_path / "away").rename(cell)
     assert not list(tmp_path.iterdir())

@@ -115,9 +115,9 @@ def test_users_errors_end_their_next_attempts_at_once(folder, tmp_path):
     assert job_states.is_done(plan.place, "prepare") and "prepare" not in shown
     assert shown["column-user-error"].startswith("column-user-error failed (exit code 2)")
     assert "resumes from its last checkpoint" in shown["column-preempted"]
-    assert "was killed (SIGKILL), as the kernel does where" in shown["column-killed"]
+    assert "was killed (SIGKILL), as the kernel does when" in shown["column-killed"]
     assert shown["column-left"].startswith(
-        "column-left ended without its result (exit code 0)\n  last words: goodbye\n"
+        "column-left ended without a result (exit code 0)\n  last message: goodbye\n"
     )
     assert all(f"{place}/logs/{job}.log" in text for job, text in shown.items())
     (tmp_path / "store").mkdir()
@@ -166,7 +166,7 @@ def test_slurms_state_of_a_killed_job_is_told(tmp_path, monkeypatch):
     for state, text, reason in (
         ("TIMEOUT", "", "was ended by Slurm: TIMEOUT (give more hours by --time)"),
         ("FAILED", "Exceeded job memory limit", "OUT_OF_MEMORY (give more by --mem)"),
-        ("FAILED", "error: x", "was killed (SIGKILL), as the kernel does where memory runs out"),
+        ("FAILED", "error: x", "was killed (SIGKILL), as the kernel does when memory runs out"),
     ):
         output.write_text(f"slurmstepd: error: {text}\n")
         job = f"JobId=17 JobName=x\n   JobState={state} Reason=x\n   StdOut={output}\n"

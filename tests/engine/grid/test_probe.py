@@ -34,8 +34,8 @@ def test_where_nothing_is_compared_or_seeds_are_several_there_is_no_probe():
         assert not any(is_probe for _, is_probe in columns("emoji", *words)), words
     assert not any(is_probe for _, is_probe in columns("emoji_upstream"))
     for words, message in (
-        (["probe=1", "seeds=2"], "not with vary or several seeds"),
-        (["probe=8"], "not with 10 of a campaign's rows and 8 of its columns"),
+        (["probe=1", "seeds=2"], "does not work with vary or several seeds"),
+        (["probe=8"], "does not work with 10 of a campaign's rows and 8 of its columns"),
         (["probe=true"], "probe=True is not a number of columns"),
         (["probe=-1"], "probe=-1 is not a number of columns"),
     ):

@@ -71,10 +71,10 @@ def test_what_was_not_finished_or_is_not_what_it_was_is_refused_with_the_remedy(
     capsys.readouterr()  # of the fixtures, where this is the first test
     assert metrics(runs) == metrics("seeds=1", runs) == (0, ""), "seeds=1 says what is so anyway"
     code, error = metrics(runs, "train.epochs=3")
-    assert code == 2 and "but one with other settings; `rib campaign" in error
-    assert "train.epochs=3` runs what is missing of it" in error
+    assert code == 2 and "but one with other settings; run `rib campaign" in error
+    assert "train.epochs=3` to finish it" in error
     code, error = metrics(f"runs={folder / 'none'}")
-    assert code == 2 and "holds no finished run" in error and "other settings" not in error
+    assert code == 2 and "contains no finished run" in error and "other settings" not in error
     record.find(str(folder / "shapes.yaml"), parsed([runs])).place.record.unlink()
     code, error = metrics(runs)
     assert code == 2 and "`rib campaign" in error

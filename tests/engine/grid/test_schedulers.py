@@ -62,7 +62,7 @@ def test_it_says_how_jobs_are_submitted_and_what_they_ask_for(plan, folder, tmp_
 def test_it_says_how_a_job_ended_that_left_no_word(plan, monkeypatch):
     for number, how in (
         ("7", "was ended by Toy: EVICTED (ask for less)"),
-        ("8", "was killed, and Toy does not say by what"),
+        ("8", "was killed; Toy gives no reason"),
     ):
         monkeypatch.setenv("TOY_JOB", number)
         killed = attempts.recorded(plan.place, "column-few", "column", float(number))

@@ -63,7 +63,7 @@ def test_the_device_of_a_recipe_is_obeyed_or_named(folder, tmp_path, monkeypatch
         ("cpu", 2, 1, None),
         ("auto", 0, 1, None),
         ("cuda", 0, 1, "torch sees no GPU"),
-        ("auto", 2, 3, "--gpus-per-job 3: there are 2 GPUs"),
+        ("auto", 2, 3, "--gpus-per-job 3: this machine has 2 GPUs"),
         ("cpu", 2, 2, "--gpus-per-job 2: the jobs run on CPUs"),
         ("auto", 2, 0, "--gpus-per-job 0: at least one"),
     ):
@@ -174,7 +174,7 @@ def test_a_cluster_is_read_from_slurms_own_words(tmp_path, monkeypatch):
     programs(tmp_path, scontrol=f"{config(without, 300)}; echo 'MaxArraySize = 2'")
     refused(r"arrays switched off \(MaxArraySize=2\), .*run the campaign inside an allocation")
     programs(tmp_path, sinfo="true")
-    refused("--partition fast: Slurm has none of that name", "fast")
+    refused("--partition fast: Slurm has no such partition", "fast")
     programs(tmp_path, sinfo="echo 'Unable to contact' >&2; exit 1")
     refused(r"Slurm does not answer: sinfo .*: Unable to contact")
     monkeypatch.setenv("PATH", "")
@@ -225,7 +225,7 @@ def test_the_queue_is_emptied_of_this_run(tmp_path, monkeypatch):
 
 def test_nothing_of_a_stranger_becomes_a_word_of_slurms_or_of_a_shell(tmp_path, monkeypatch):
     for folder in ("$(touch X)", "a`b`", "it's", 'a"b'):
-        with pytest.raises(ValueError, match="would have a shell read; use another folder"):
+        with pytest.raises(ValueError, match="would pass to a shell; use another folder"):
             words(CLUSTER, tmp_path / folder)
     programs(tmp_path, scontrol=f"touch {tmp_path}/asked; echo JobState=FAILED")
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
@@ -238,7 +238,7 @@ def test_a_controller_that_is_away_for_a_while_is_told(monkeypatch):
     clock, answers = itertools.count(0, 40), iter([True, False, False, False, True])
     monkeypatch.setattr(workflow.time, "monotonic", lambda: next(clock))
     monkeypatch.setattr(slurm.Slurm, "is_there", lambda self: next(answers))
-    watch, away = workflow._away(of_cluster(CLUSTER)), "Slurm does not answer: its jobs go on"
+    watch, away = workflow._away(of_cluster(CLUSTER)), "Slurm does not answer: its jobs continue"
     assert [watch().startswith(away) for _ in range(5)] == [False, False, True, True, False]
 
 
@@ -247,7 +247,7 @@ def test_options_without_effect_are_refused(capsys):
         ("--cores 0", "--cores 0: give at least 1"),
         ("--partition x", "--partition is an option of --executor slurm"),
         ("--retries 0", "--retries is an option of --executor slurm"),
-        ("--executor slurm --retries -1", "--retries -1: 0 or more"),
+        ("--executor slurm --retries -1", "--retries -1: it must be 0 or more"),
         ("--requeue", "--requeue is an option of --executor slurm"),
         ("--executor slurm --time 0", "--time 0: it must be above 0"),
         ("--executor slurm --profile x", "leave --executor out"),

@@ -48,7 +48,7 @@ def test_the_row_and_its_sets():
         ("emoji/ewc method.lam=1,2 method.lam=3", r"method.lam is given twice: .* method.lam=A,B"),
         ("emoji/ewc method.lam=1,", "a value between commas is empty"),
         ("emoji/ewc method.lam=1", "nothing varies: .* engine/launch.py recipe=emoji/ewc"),
-        ("emoji/ewc seed=0,1 seeds=2", "seed and seeds=2 both say the seeds"),
+        ("emoji/ewc seed=0,1 seeds=2", "seed and seeds=2 both set the seeds"),
         ("emoji/ewc model=[a,b] method.lam=1,2", "a sweep has one model"),
         ("emojis method.lam=1,2", "no campaign 'emojis'; did you mean 'emoji'"),
         ("emoji method.lam=1,2", "name it, as in emoji/fine_tune. Rows: fine_tune"),

@@ -122,7 +122,7 @@ def test_its_recipe_names_the_cells_that_it_starts_from(tmp_path):
     planned = cell_plan.resolve("emoji/fine_tune", parsed(words), run_users=True)
     assert planned.needs["ewc"].recipe.method.name == "ewc"
     cell(tmp_path, text.replace("ewc", "wise_ft"))
-    with pytest.raises(RecipeError, match="mine needs wise_ft, which mixes cells"):
+    with pytest.raises(RecipeError, match="mine needs wise_ft, which averages cells"):
         cell_plan.resolve("emoji/fine_tune", parsed(words), run_users=True)
 
 
