@@ -1,4 +1,4 @@
-"""Recipes: YAML files and `key=value` words become one checked, frozen `Recipe`."""
+"""Recipes: merge YAML files and `key=value` overrides into one checked, frozen `Recipe`."""
 
 from engine.recipe.campaigns import OF_GRID as OF_GRID
 from engine.recipe.campaigns import SELECTION as SELECTION

@@ -1,11 +1,11 @@
-"""Read a campaign's file, on top of the campaigns that it extends.
+"""Read a campaign's file, merged with the campaigns that it extends.
 
     methods:
       ewc: {method: {lam: 1.0}}
       ewc_paper: {base: ewc, method: {variant: paper}}
 
-A row of `methods` is a method, or the same method under another name: it takes the settings of its
-base in this campaign, then its own. A row that is a path gets the file's name.
+A row of `methods` is named after its method, or has another name and a `base`. It then inherits its
+base's settings in this campaign. A row given as a path is named after the file.
 """
 
 from __future__ import annotations
@@ -41,9 +41,12 @@ PRE_TRAINED = "pre"  # the pretrained model in tables and in soups
 
 @dataclass(frozen=True)
 class Campaign:
-    """name: or path. layers: its files' values, the extended file's first. rows: the layers of each
-    row, in the table's order. others: the layers of rows that a list left out; rows of the table
-    may need them."""
+    """A campaign's files.
+
+    name: name or path. file: its own file. layers: its files' values, the extended file's first.
+    rows: layers of each row, in table order. others: layers of rows that a list leaves out, which
+    other rows may need.
+    """
 
     name: str
     file: Path
@@ -97,8 +100,11 @@ class Campaign:
     def select(
         self, entries: Any, source: str, *, adds: bool = False
     ) -> tuple[Campaign, list[str]]:
-        """The campaign changed by `methods: [A, {B: SETTINGS}, path.yaml]`, and the names of these
-        rows, in table order. adds: whether other methods become new rows."""
+        """Apply a list `methods: [A, {B: SETTINGS}, path.yaml]`.
+
+        Returns the changed campaign, and the names of the listed rows in table order. adds: whether
+        methods without a row become new rows. Raises RecipeError for an invalid list.
+        """
         if not isinstance(entries, list) or not entries:
             raise RecipeError(
                 f"{source}: {SELECTION} names no methods of {self.name}: give a list, as in "
@@ -135,8 +141,8 @@ class Campaign:
 def read(name: str, extending: tuple[Path, ...] = ()) -> Campaign:
     """Read a campaign by its name or path. extending: the campaigns that extend it.
 
-    Raises RecipeError if it extends itself, for malformed rows, and for a list with a name that is
-    no method of the extended campaign.
+    Raises RecipeError if it extends itself, for malformed rows, and if a list names a method that
+    the extended campaign does not have.
     """
     path = path_of("campaigns", name)
     if path.resolve() in extending:

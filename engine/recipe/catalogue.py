@@ -26,8 +26,10 @@ _read: ContextVar[dict[Path, dict[str, Any]] | None] = ContextVar("read", defaul
 
 @contextlib.contextmanager
 def each_file_once() -> Iterator[Mapping[Path, Mapping[str, Any]]]:
-    """Read no file twice within it: all cells of a plan are made of the same values. The mapping
-    gets what each file says."""
+    """Read each file once in this context, so that all cells of a plan use the same values.
+
+    Yields a mapping of each file's values, filled as files are read.
+    """
     known = _read.get()
     files = {} if known is None else known
     token = _read.set(files)
@@ -38,8 +40,8 @@ def each_file_once() -> Iterator[Mapping[Path, Mapping[str, Any]]]:
 
 
 def names(group: str = "") -> list[str]:
-    """Names of the files of a group (`models`, `methods`...); without a group, of all recipes that
-    are files of their own."""
+    """Names of the files of a group (`models`, `methods`...), or of all recipe files that belong to
+    no group."""
     base = ROOT / group
     files = {path.relative_to(base).with_suffix("").as_posix() for path in base.rglob("*.yaml")}
     groups = (*GROUPS.values(), "campaigns", "published", "sources")
@@ -47,12 +49,12 @@ def names(group: str = "") -> list[str]:
 
 
 def published() -> dict[str, Any]:
-    """The numbers published on the ImageNet-RIB slides, as `recipes/published.yaml` holds them."""
+    """The numbers published on the ImageNet-RIB slides, from `recipes/published.yaml`."""
     return read(ROOT / "published.yaml")
 
 
 def path_of(group: str, name: str) -> Path:
-    """The file of a name, or the path that is its name. RecipeError where there is none."""
+    """The file of a recipe, by name or path. Raises RecipeError if there is none."""
     if is_path(name):
         path = Path(name)
         if not path.is_file():

@@ -9,10 +9,10 @@ from engine.recipe.schema import DatasetRecipe, Recipe
 from loaders.benchmarks import emoji_styles
 from loaders.names import is_name
 
-TRACKERS = ("tensorboard", "wandb")  # or a user's `module:Class`
+TRACKERS = ("tensorboard", "wandb")  # besides a user's `module:Class`
 FEWEST_FOR_CKA = 4  # its estimator divides by n (n - 3), for n images
 _LINE_END = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # or another control character
-_NAME_BYTES = 100  # a cell's folder is named after a method and a set
+_NAME_BYTES = 100  # names of cells' folders contain a method and a dataset
 
 
 def checked(recipe: Recipe) -> Recipe:

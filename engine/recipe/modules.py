@@ -121,7 +121,7 @@ def _as_given(names: tuple[str, ...]) -> type[MethodRecipe]:
 
 @functools.cache
 def _run(path: Path, content: str) -> ModuleType:
-    """The module in a file. content: its hash, so that a file that changed runs again."""
+    """Run a file as a module. content: its hash, so that a changed file runs again."""
     spec = importlib.util.spec_from_file_location(USERS_METHOD + path.stem, path)
     assert spec is not None and spec.loader is not None, path
     module = importlib.util.module_from_spec(spec)

@@ -1,6 +1,6 @@
-"""The options of the engine's methods, by module, beside what every method has.
+"""The options of the engine's methods, in addition to those of every method.
 
-They stand here and not beside the methods so that a recipe is read without torch.
+They are not in the methods' modules, so that reading a recipe does not import torch.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from engine.recipe.schema import (
     Unit,
 )
 
-NO_HOLDOUT = "a greedy soup is chosen on a downstream hold-out; set dataset.holdout above 0"
+NO_HOLDOUT = "a greedy soup is selected on held-out downstream images; set dataset.holdout above 0"
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ class Ensemble(MethodRecipe):
     def check(self, cell: Recipe) -> None:
         if len(self.members) < 2 or len(set(self.members)) < len(self.members):
             raise RecipeError(
-                f"method.members={self.members}: name two methods or more, or `pre`, none twice"
+                f"method.members={self.members}: name at least two different members, methods or "
+                "`pre`"
             )
 
 
@@ -52,10 +53,10 @@ class DaWin(Ensemble):
 @dataclass(frozen=True)
 class EWC(MethodRecipe):
     lam: NotNegative = 1.0
-    fisher_images: Count = 0  # of the upstream set's training split, or all: 0, or more than it has
-    # model: sampled from its prediction; data: the empirical Fisher
+    fisher_images: Count = 0  # images of the upstream training split; 0, or more than it has: all
+    # model: labels sampled from the model's predictions; data: true labels (empirical Fisher)
     fisher_labels: Literal["model", "data"] = "model"
-    # mean: divide by its mean, so that lambda has one unit
+    # mean: divide by its mean, so that lambda has the same scale for every model
     fisher_scale: Literal["none", "mean"] = "none"
 
 
@@ -67,7 +68,7 @@ class OfCLIP(MethodRecipe):
         if cell.model.weights.source != "open_clip":
             raise RecipeError(
                 f"{self.title} needs CLIP's text tower, and the model {cell.model.name} has none: "
-                "take a model with a zero-shot head, such as vit_b16_clip_openai_zero_shot"
+                "choose a model with a zero-shot head, such as vit_b16_clip_openai_zero_shot"
             )
 
 
@@ -78,55 +79,56 @@ class FLYP(OfCLIP):
         if cell.train.accumulation > 1:
             raise RecipeError(
                 f"train.accumulation={cell.train.accumulation}: {self.title} contrasts all images "
-                "of a batch with one another, so it must not be cut; set train.accumulation=1"
+                "of a batch with one another, so batches cannot be split; set train.accumulation=1"
             )
 
 
 @dataclass(frozen=True)
 class CaRot(FLYP):
     weight: NotNegative = 1.5  # of the cross-entropy to the teacher
-    average: Literal["ema", "beta"] = "ema"  # CaRot's, or TRACER's
-    orthogonality: NotNegative = 0.2
+    average: Literal["ema", "beta"] = "ema"  # ema: CaRot's; beta: TRACER's
+    orthogonality: NotNegative = 0.2  # weight of the orthogonality penalty
 
 
 @dataclass(frozen=True)
 class FTP(MethodRecipe):
-    annealing: Unit = 1.0  # of gradients that shrink a radius; 0: a radius only grows
+    annealing: Unit = 1.0  # factor on gradients that shrink a radius; 0: radii never shrink
 
 
 @dataclass(frozen=True)
 class L2SP(MethodRecipe):
     alpha: NotNegative = 0.1
-    head: Literal["shared", "new"] = "shared"  # shared: as all; new: pulled to zero, by beta
+    # shared: pull the head to its pretrained values, by alpha; new: pull it to zero, by beta
+    head: Literal["shared", "new"] = "shared"
     beta: NotNegative = 0.01
 
 
 @dataclass(frozen=True)
 class LinearProbe(MethodRecipe):
-    l2: Positive = 1e-3  # canonical: weight of the pull, as `engine.methods.heads` defines it
-    anchor: Literal["base", "zero"] = "base"  # canonical: what l2 pulls towards
+    l2: Positive = 1e-3  # canonical: weight of the penalty (`engine.methods.heads`)
+    anchor: Literal["base", "zero"] = "base"  # canonical: l2 pulls to the base model's head, or 0
 
 
 @dataclass(frozen=True)
 class LiNeS(MethodRecipe):
     needs = ("fine_tune",)
     trains = False
-    alpha: Unit = 0.5  # the scale of the first block
-    beta: Unit = 0.5  # what the scale of the last block has in addition
+    alpha: Unit = 0.5  # scale of the first block
+    beta: Unit = 0.5  # scale of the last block minus alpha
 
 
 @dataclass(frozen=True)
 class LipsumFT(OfCLIP):
     weight: NotNegative = 1.0
-    texts: Number = 80  # of a step
-    tokens: Annotated[int, Meta(ge=1, le=70)] = 8  # of a text, beside its beginning and end
+    texts: Number = 80  # per step
+    tokens: Annotated[int, Meta(ge=1, le=70)] = 8  # per text, without start and end tokens
 
 
 @dataclass(frozen=True)
 class LoRA(MethodRecipe):
     rank: Number = 8
-    scale: float = 1 / 8  # of the update, whatever the rank: alpha / rank where alpha is meant
-    train_head: bool = True  # canonical: the head learns beside the factors
+    scale: float = 1 / 8  # factor on B A; the LoRA paper's alpha / rank
+    train_head: bool = True  # canonical: train the head too
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,7 @@ class ModelStock(MethodRecipe):
         if len(set(self.members)) * self.seeds < 2:
             raise RecipeError(
                 f"method.members={self.members} with method.seeds={self.seeds}: Model Stock needs "
-                "two models or more; raise method.seeds or name more members"
+                "at least two models; raise method.seeds or name more members"
             )
         if len(set(self.members)) < len(self.members):
             raise RecipeError(f"method.members={self.members} names a member twice")
@@ -169,7 +171,7 @@ class MonoSoup(MethodRecipe):
 @dataclass(frozen=True)
 class SelfDistillation(MethodRecipe):
     weight: NotNegative = 1.5  # of the divergence from the teacher
-    average: Literal["ema", "beta"] = "ema"  # CaRot's, or TRACER's
+    average: Literal["ema", "beta"] = "ema"  # ema: CaRot's; beta: TRACER's
 
 
 @dataclass(frozen=True)
@@ -192,24 +194,24 @@ class Soup(MethodRecipe):
 
 @dataclass(frozen=True)
 class SPD(MethodRecipe):
-    lam: NotNegative = 1.0  # 1: exactly back to the distance before the step
+    lam: NotNegative = 1.0  # 1: return exactly to the distance before the step
 
 
 @dataclass(frozen=True)
 class StrongFineTune(MethodRecipe):
-    layer_decay: Part = 1.0  # what the rate of a layer is of that of the next; 1: all alike
-    ema: BelowOne = 0.0  # decay of a moving average of the weights; 0: the last weights
+    layer_decay: Part = 1.0  # ratio of a layer's learning rate to the next layer's; 1: all equal
+    ema: BelowOne = 0.0  # decay of a moving average of the weights; 0: no average
     label_smoothing: BelowOne = 0.0
-    mixup: NotNegative = 0.0  # alpha of the Beta distribution of shares; 0: no mixing
-    hflip: Unit = 0.0  # how probably an image is mirrored
+    mixup: NotNegative = 0.0  # alpha of the Beta distribution of mixing coefficients; 0: no mixup
+    hflip: Unit = 0.0  # probability of a horizontal flip
 
 
 @dataclass(frozen=True)
 class TIES(MethodRecipe):
     trains = False
     members: list[str] = field(default_factory=lambda: ["fine_tune", "ewc", "lwf"])
-    density: Part = 0.2  # share of each task vector's numbers, over all parameters together
-    elect: bool = True  # False: the trimmed vectors are added
+    density: Part = 0.2  # fraction of each task vector's entries to keep, over all parameters
+    elect: bool = True  # False: add the trimmed vectors
     scale: NotNegative = 1.0
 
     @property
@@ -218,14 +220,12 @@ class TIES(MethodRecipe):
 
     def check(self, cell: Recipe) -> None:
         if not self.members or len(set(self.members)) < len(self.members):
-            raise RecipeError(
-                f"method.members={self.members}: name at least one method, and none twice"
-            )
+            raise RecipeError(f"method.members={self.members}: name one or more methods, each once")
 
 
 @dataclass(frozen=True)
 class VisualPrompt(MethodRecipe):
-    # Pixels; scaled with the image size.
+    # width of the frame in pixels for images of 224 pixels; scales with the image size
     frame_at_224: Annotated[int, Meta(ge=1, le=111)] = 30
 
     def check(self, cell: Recipe) -> None:
@@ -237,7 +237,7 @@ class VisualPrompt(MethodRecipe):
             )
 
     def width(self, image_size: int) -> int:
-        """Of the frame, in pixels."""
+        """Width of the frame in pixels."""
         return round(self.frame_at_224 * image_size / 224)
 
 
@@ -246,8 +246,8 @@ class VRF(MethodRecipe):
     needs = ("fine_tune",)
     trains = False
     has_weights = False
-    middle: float = 1.5  # the squared distance at which both models count alike
-    width: Positive = 0.6
+    middle: float = 1.5  # squared distance at which both models have equal weight
+    width: Positive = 0.6  # of the sigmoid, in units of squared distance
 
 
 @dataclass(frozen=True)
@@ -255,7 +255,7 @@ class WiSEFT(MethodRecipe):
     needs = ("fine_tune",)
     trains = False
     has_weights = False
-    alpha: Unit = 0.5  # the table's row, evaluated whether or not `alphas` holds it
+    alpha: Unit = 0.5  # shown in tables; evaluated even if it is not in `alphas`
     alphas: list[Unit] = field(default_factory=lambda: [i / 10 for i in range(11)])
 
 

@@ -1,8 +1,8 @@
 """Merge YAML files and overrides into one checked, frozen `Recipe`.
 
-A recipe names its campaign, model, dataset and method by file, or contains such a section. The
-layers are merged in this order, followed by the campaign's settings for the method, the recipe file
-and the command line. `dump` writes a recipe that can be loaded again.
+A recipe names the files of its campaign, model, dataset and method, or contains their sections. The
+layers are merged in this order: model, dataset, method, campaign, the campaign's row for the
+method, the recipe's file, and overrides. `dump` writes a recipe that can be loaded again.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ VARIANT = "method.variant"
 DOWNSTREAM = "downstream"
 OF_TRAINING = ("optimizer", "train")
 OF_METHOD = ("method", *OF_TRAINING)  # sections that rows can set separately
-NEEDS = "needs"  # in a dump: these sections of the methods that its method needs
+NEEDS = "needs"  # key in a dump with these sections of the needed methods
 NAMED = "the model's name"  # source of a model's section without a file
 
 
@@ -48,8 +48,8 @@ def load(
 
     `method` and `downstream` select another cell of the same campaign. Overrides of `method.*`
     apply to the recipe's method, or to the single row of `methods=[ROW]`; for other methods only
-    `method.variant` applies. A user's method does not run: its options are the recipe's
-    (`modules.complete` adds the rest).
+    `method.variant` applies. A user's method file does not run, so the options have only the
+    recipe's keys (`modules.complete` adds the rest).
 
     Raises RecipeError for an unknown recipe, key or name, a wrong type or a missing value.
     """
@@ -159,8 +159,8 @@ def flat(recipe: Recipe) -> dict[str, Any]:
 
 
 def without_options(given: Sequence[Override]) -> list[Override]:
-    """The overrides without a method's own options; `method.variant`, which every method has,
-    stays."""
+    """The overrides without a method's own options. Keeps `method.variant`, which every method
+    has."""
     return [each for each in given if each.section != "method" or each.key == VARIANT]
 
 
@@ -192,7 +192,7 @@ def _top(name: str) -> tuple[Path | None, dict[str, Any]]:
 
 
 def _of_method(top: dict[str, Any], method: str, file: str) -> dict[str, Any]:
-    """A recipe file with the sections of `method` in place of another method's: those listed under
+    """A recipe file's values for another method than its own, with the sections listed for it under
     `needs`, if any."""
     section, needs = top.get("method"), top.get(NEEDS, {})
     if not isinstance(section, Mapping) or section.get("name") == method:
@@ -205,8 +205,8 @@ def _of_method(top: dict[str, Any], method: str, file: str) -> dict[str, Any]:
 
 
 def _section(key: str, group: str, given: Sequence[tuple[str, Any]]) -> list[Layer]:
-    """The layers of a model, dataset or method: the file that is named last, or by `extends`, and
-    the sections after it."""
+    """The layers of a model, dataset or method: the file named last, or named by `extends`, then
+    the sections given after it."""
     layers: list[Layer] = []
     base: str | None = None
     for source, section in given:
@@ -233,12 +233,12 @@ def _named_model(name: str) -> dict[str, Any] | None:
 
 
 def _check_trains(options: type[MethodRecipe], of_row: Sequence[Layer]) -> None:
-    """Raise RecipeError if a row sets how to train, but its method trains nothing."""
+    """Raise RecipeError if a row has training settings, but its method does not train."""
     for source, layer in of_row if not options.trains else ():
         for section in OF_TRAINING:
             if section in layer:
                 raise RecipeError(
-                    f"{source}: its method trains nothing, so `{section}` has no effect: set it in "
+                    f"{source}: its method does not train, so `{section}` has no effect: set it in "
                     "the rows that the method combines, or next to `methods:` for all rows"
                 )
 

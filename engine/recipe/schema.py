@@ -27,7 +27,7 @@ BelowOne = Annotated[float, Meta(ge=0, lt=1)]
 Part = Annotated[float, Meta(gt=0, le=1)]
 Path = Annotated[str, Meta(min_length=1)]
 Precision = Literal["auto", "fp32", "bf16"]
-# Larger values are typing errors that would fill the memory before any other check.
+# Larger values are typos, which would fill the memory before any other check.
 Batch = Annotated[int, Meta(ge=1, le=65_536)]
 Pixels = Annotated[int, Meta(ge=1, le=4096)]
 Width = Annotated[int, Meta(ge=0, le=100_000)]
@@ -52,7 +52,7 @@ class WeightsRecipe:
 
 @dataclass(frozen=True)
 class HeadRecipe:
-    """The head of a backbone that has none for these classes.
+    """A new head for a backbone without a head for these classes.
 
     It is a linear probe on a dataset's features, fitted to its optimum (`engine.methods.heads`), so
     it needs no learning rate.
@@ -87,7 +87,7 @@ class ModelRecipe:
     crop_mode: Literal["center", "squash"] | None = None  # how images become square (timm)
     channels_last: bool = False
     projection: Width = 0  # for CLIP, the width of the normalized embedding; 0: none
-    published: dict[str, float] = field(default_factory=dict)  # top-1 in percent, by set
+    published: dict[str, float] = field(default_factory=dict)  # top-1 in percent, by dataset
 
 
 @dataclass(frozen=True)

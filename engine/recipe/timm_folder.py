@@ -31,7 +31,7 @@ class TimmFolder:
 
 
 class _File(msgspec.Struct, frozen=True):
-    """label_names: in the head's order, if a list."""
+    """The keys of a `config.json` that are read. label_names: in the head's order, if a list."""
 
     architecture: str
     pretrained_cfg: dict[str, Any]

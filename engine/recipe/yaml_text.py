@@ -1,7 +1,7 @@
 """Read untrusted YAML in bounded time and memory.
 
 Nested aliases or brackets can expand a few lines to more values than fit into memory. So anchors
-and tags are not allowed, and files have at most 1 MiB. Dates are strings, and `1e-5` is a number.
+and tags raise an error, and files have at most 1 MiB. Dates are strings, and `1e-5` is a number.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ class _Loader(_SafeLoader):
         before: set[str] = set()
         for key, _ in node.value:
             if key.tag != "tag:yaml.org,2002:str":
-                raise _refused(f"the key {key.value!r:.100} is no text; put it in quotes", key)
+                raise _refused(f"the key {key.value!r:.100} is not a text; put it in quotes", key)
             if len(key.value) > LONGEST_KEY:
                 raise _refused(f"a key of {len(key.value):,} characters", key)
             if key.value in before:
-                raise _refused(f"the key {key.value!r:.100} stands twice", key)
+                raise _refused(f"the key {key.value!r:.100} is repeated", key)
             before.add(key.value)
         return values
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes a text in quotes where the loader would take it for another value."""
+    """Quotes strings that the loader would read as another type."""
 
     yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {}
 

@@ -103,7 +103,7 @@ def test_a_greedy_soup_is_chosen_on_the_folder(grid, user_grid):
         ("ewc A", r"ewc trains. Methods that merge finished models"),
         ("wise_ft A", r"WiSE-FT starts from the pretrained model: give its checkpoint with --base"),
         ("lines A B", r"LiNeS takes 1 fine-tuned model and --base, not 2"),
-        ("model_stock A --base B", r"Model Stock needs two models or more"),
+        ("model_stock A --base B", r"Model Stock needs at least two models"),
         ("greedy_soup A B", r"Greedy soup is chosen on images: give a folder .* with --holdout"),
         ("soup A B --holdout outline", r"Soup makes no choice: leave --holdout out"),
         ("soup A E", r"E.safetensors does not fit .*: blocks.0.norm1.weight is missing: give"),

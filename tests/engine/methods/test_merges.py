@@ -190,9 +190,9 @@ def test_changes_of_nothing_of_one_direction_and_of_equal_sizes():
 @pytest.mark.parametrize(
     ("method", "word", "message"),
     [
-        ("model_stock", "seeds=1", r"needs two models or more; raise method\.seeds"),
+        ("model_stock", "seeds=1", r"needs at least two models; raise method\.seeds"),
         ("model_stock", "members=[ewc,ewc]", "names a member twice"),
-        ("ties", "members=[]", "name at least one method, and none twice"),
+        ("ties", "members=[]", "name one or more methods, each once"),
         ("ties", "members=[visual_prompt]", "has an input prompt"),
     ],
 )

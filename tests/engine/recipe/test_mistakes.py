@@ -54,7 +54,7 @@ from engine.recipe import parsed
         ("emoji/ewc", "dataset.shots=1 dataset.portion=0.5", "both select training images"),
         ("emoji/ewc", "trackers=[wandp]", "unknown tracker 'wandp'; did you mean 'wandb'?"),
         ("emoji/soup", "method.members=[]", "method.members is empty"),
-        ("emoji/greedy_soup", "dataset.holdout=0", "hold-out; set dataset.holdout above 0"),
+        ("emoji/greedy_soup", "dataset.holdout=0", "images; set dataset.holdout above 0"),
         ("emoji/visual_prompt", "model.image_size=2", "0 px does not fit an image of 2 px"),
         ("emoji", "methods=[ewc,ewcc]", "methods: emoji has no method 'ewcc'; did you mean"),
         ("emoji", "methods=[ewc,lwf,ewc]", "methods names ewc twice"),
