@@ -1,4 +1,4 @@
-"""The RIB engine from Python: what the commands do, a function each.
+"""The Python API of the RIB engine: one function per command.
 
     import engine
     recipe = engine.load_recipe("emoji/ewc", "downstream=twemoji")
@@ -6,13 +6,13 @@
     net = engine.load_cell(cell.artifact.folder)                # a timm model in eval mode
     engine.campaign("emoji", {"seeds": 3})                      # `rib campaign emoji seeds=3`
     table = engine.results("emoji")                             # a pandas DataFrame
-    images = engine.predictions("emoji", ["twemoji"])           # of each image, on these sets
+    images = engine.predictions("emoji", ["twemoji"])           # for each image of a dataset
     engine.evaluate(["my.safetensors"], {"new": "my/style"}, arch="resnet50")
     engine.distances("emoji", ["twemoji", "noto-v1"])
 
-Settings are words such as `downstream=twemoji`, as on the command line, or mappings such as
-`{"seeds": 3, "dataset.sets": ["twemoji", "openmoji"]}`. A function imports what it needs when it is
-called: `import engine` is quick and brings no torch.
+Settings are strings such as `downstream=twemoji`, as on the command line, or mappings such as
+`{"seeds": 3, "dataset.sets": ["twemoji", "openmoji"]}`. Functions import torch and pandas when
+called, so `import engine` is fast.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ __all__ = [
 
 
 def load_recipe(name: str, *settings: Settings) -> Recipe:
-    """A recipe (`emoji/ewc`, or a path) with these settings, resolved and checked.
+    """Resolve and check a recipe (`emoji/ewc`, or a path) with these settings.
 
-    Raises RecipeError, a ValueError, naming the key.
+    Raises RecipeError, a ValueError that names the key, if the recipe or a setting is invalid.
     """
     from engine import recipe
 
@@ -53,7 +53,10 @@ def load_recipe(name: str, *settings: Settings) -> Recipe:
 
 
 def train(name: str, *settings: Settings) -> Cell:
-    """The cell of a recipe: found in its store, or trained now. Raises as `load_recipe`."""
+    """Return the cell of a recipe, and train it if it is not in the store.
+
+    Raises RecipeError as `load_recipe` does.
+    """
     from engine.cells import cell_plan
     from engine.cells.build import Builder
     from engine.machine import ranks
@@ -64,10 +67,11 @@ def train(name: str, *settings: Settings) -> Cell:
 
 
 def load_cell(folder: str | Path) -> nn.Module:
-    """The trained cell in a folder as a timm model in eval mode, on the CPU.
+    """Load the trained cell in a folder as a timm model in eval mode, on the CPU.
 
-    Raises FileNotFoundError where the folder holds no weights (a mix holds none; `rib export`
-    writes it), ValueError where they do not fit or have an input prompt, which timm's model lacks.
+    Raises FileNotFoundError if the folder contains no weights (weight averages have none; write
+    their model with `rib export`), and ValueError if the weights do not match the architecture, or
+    the cell has an input prompt, which timm models do not support.
     """
     from safetensors.torch import load_file
 
@@ -78,12 +82,12 @@ def load_cell(folder: str | Path) -> nn.Module:
 
     place = Path(folder)
     if (place / tensors.PROMPT).is_file():
-        raise ValueError(f"{place} has an input prompt, which a timm model lacks")
+        raise ValueError(f"{place} has an input prompt, which timm models do not support")
     weights = place / tensors.WEIGHTS
     if not weights.is_file():
         raise FileNotFoundError(
-            f"{weights} is missing: name the folder of a trained cell; a mix (WiSE-FT, soups) "
-            "holds no weights, and `rib export` writes its model"
+            f"{weights} is missing: name the folder of a trained cell. Averages (WiSE-FT, soups) "
+            "have no weights of their own: write their model with `rib export`"
         )
     description = descriptions.read(place / cells.CELL)
     model = description.model
@@ -98,8 +102,11 @@ def load_cell(folder: str | Path) -> nn.Module:
 
 
 def campaign(name: str, *settings: Settings, cores: int = 0) -> Path:
-    """Run what is missing of a campaign, to its report page, as `rib campaign` does; of several
-    models to their common page. cores: 0: all. Raises CampaignError as `rib` says."""
+    """Run the missing parts of a campaign, as `rib campaign` does, and return its report's path.
+
+    With several models, returns the path of their common report. cores: CPU cores; 0 means all.
+    Raises CampaignError if the campaign cannot finish, RecipeError for an invalid setting.
+    """
     from engine.commands import campaign as command
     from engine.grid.schedulers import RunOptions
     from engine.recipe import parsed
@@ -110,10 +117,10 @@ def campaign(name: str, *settings: Settings, cores: int = 0) -> Path:
 
 
 def results(name: str, *settings: Settings) -> pandas.DataFrame:
-    """Accuracies of a finished campaign, a row a model and set; needs pandas.
+    """Accuracies of a finished campaign: one row per model and dataset.
 
     Columns as in `accuracy.csv`: model, method, variant, alpha, setting, downstream (empty
-    before fine-tuning), evaluated_on, n, accuracy (percent), headline. Raises CampaignError where
+    before fine-tuning), evaluated_on, n, accuracy (percent), headline. Raises CampaignError if
     there is no finished campaign with these settings.
     """
     from engine.grid import record
@@ -129,12 +136,13 @@ def results(name: str, *settings: Settings) -> pandas.DataFrame:
 def predictions(
     name: str, sets: Sequence[str] | None = None, *settings: Settings
 ) -> pandas.DataFrame:
-    """What each model of a finished campaign predicted of each image; needs pandas.
+    """Predictions of a finished campaign: one row per model and image.
 
-    sets: those evaluated on; None: all. A row a model and image: the model's columns as in
-    `results`, its training's seed, and index, source, label, top1, p_top1, p_true and margin (the
-    true class's logit minus the largest other), with group where parts of a set count alike. Raises
-    CampaignError as `results`, ValueError for a set that the campaign has not.
+    sets: evaluated datasets; None means all. Columns: the model's as in `results`, its training
+    seed, and index, source, label, top1, p_top1, p_true and margin (the true class's logit minus
+    the largest other logit). If a dataset's accuracy is a mean over parts, `group` is the part.
+    Raises CampaignError as `results` does, and ValueError for a dataset that the campaign does not
+    evaluate.
     """
     import dataclasses
 
@@ -163,11 +171,12 @@ def evaluate(
     classes: Sequence[str] | None = None,
     mask: str = "none",
 ) -> pandas.DataFrame:
-    """Accuracy (percent) of checkpoints of one architecture on sets, a row each; needs pandas.
+    """Evaluate checkpoints of one architecture: one row per checkpoint and dataset.
 
-    checkpoints: files, or folders of a cell or of timm. sets: by name, folders with
-    <class>/<image>. arch and classes: where nothing beside the checkpoints says them. Columns as in
-    the file of `rib evaluate`. Raises ValueError as that command does.
+    checkpoints: files, or folders of cells or of timm. sets: by name, folders with <class>/<image>.
+    arch, classes: the architecture and the head's class names, if no file next to the checkpoints
+    contains them. Columns as in the file that `rib evaluate` writes; accuracy is in percent. Raises
+    ValueError as that command does.
     """
     import dataclasses
 
@@ -193,10 +202,10 @@ def evaluate(
 def distances(
     name: str, sets: Sequence[str] | None = None, *settings: Settings, **options: Any
 ) -> pandas.DataFrame:
-    """Optimal Transport Dataset Distances between sets of a campaign, as a square table.
+    """Optimal Transport Dataset Distances between a campaign's datasets, as a square table.
 
-    options: those of `engine.otdd.problems.DistanceOptions`. NaN where a pair did not converge;
-    needs pandas. Raises ValueError as `rib distance` does.
+    options: those of `engine.otdd.problems.DistanceOptions`. NaN for pairs that did not converge.
+    Raises ValueError as `rib distance` does.
     """
     import pandas
 
@@ -214,8 +223,8 @@ def distances(
 
 
 def _names(sets: Sequence[str] | None, known: Sequence[str]) -> list[str]:
-    """These sets, of None all that are known. Raises ValueError naming those that are not."""
+    """The given datasets, or all known ones for None. Raises ValueError for unknown datasets."""
     names = [sets] if isinstance(sets, str) else list(known if sets is None else sets)
     if unknown := [name for name in names if name not in known]:
-        raise ValueError(f"{', '.join(unknown)}: not evaluated on; sets: {', '.join(known)}")
+        raise ValueError(f"unknown datasets {', '.join(unknown)}: choose from {', '.join(known)}")
     return names

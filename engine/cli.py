@@ -1,4 +1,4 @@
-"""`rib`: the engine from the command line.
+"""`rib`: the command line of the engine.
 
 Each command is a module of `engine.commands`. Overrides (`key=value`) are removed before argparse
 parses the rest, so they can be anywhere and do not become values of an option.
@@ -37,7 +37,7 @@ COMMANDS = (
     "recipes",
     "doctor",
 )
-MODULES = {"gc": "unneeded"}  # of commands whose name is a module of Python's
+MODULES = {"gc": "unneeded"}  # modules of commands with the name of one of Python's modules
 ALIASES = {"metrics": "report"}
 COMPLETION = "completion"  # defined here, because it needs all other commands
 NO_SPACE = """

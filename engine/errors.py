@@ -9,7 +9,7 @@ USERS_METHOD = "users_method_"  # prefix of the module names of users' methods
 
 
 def printable(text: str) -> str:
-    """Untrusted text with control characters escaped, for a terminal."""
+    """Escape control characters of untrusted text, so that a terminal can show it."""
     shown = (sign if sign.isprintable() or sign in "\n\t" else ascii(sign)[1:-1] for sign in text)
     return "".join(shown)
 
@@ -28,7 +28,7 @@ def nearest(word: str, valid: Iterable[str]) -> str:
 
 
 class DivergedError(RuntimeError):
-    """The loss is NaN or infinite; the message names step, learning rate and last weights."""
+    """The loss is NaN or infinite; the message says where, and what to change."""
 
 
 class CampaignError(RuntimeError):

@@ -21,7 +21,7 @@ from engine.store.cells import Cell
 
 @dataclass(frozen=True)
 class Run:
-    """A resolved recipe, and the device, datasets and store for it.
+    """A resolved recipe with its device, datasets and store.
 
     base: the pretrained model that the cell starts from, with a head for the upstream classes.
     shares_features: whether models with its backbone are evaluated on its stored features.
@@ -50,7 +50,7 @@ class Run:
 
     @property
     def machine(self) -> dict[str, Any]:
-        """Properties of the machine that change results bit by bit; part of every artefact's key.
+        """Properties of the machine that change the bits of results; part of artefacts' keys.
 
         A cell's versions file records the CPU and the number of ranks.
         """
@@ -91,7 +91,8 @@ class Run:
     def network(self, cell: Cell) -> torch.nn.Module:
         """A cell's model on the device, in eval mode.
 
-        The head of a bare backbone, which has other classes, is replaced by a new seeded head.
+        If `model.head.fit`, the head of pretrained weights is replaced by a new one with seeded
+        random weights.
         """
         torch.manual_seed(0)
         model = self.recipe.model

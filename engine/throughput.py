@@ -1,8 +1,8 @@
-"""How fast a model trains and is evaluated here: the engine's loop and pass, on random weights.
+"""Time training and evaluation of a model on this machine, with the engine's own loops.
 
-Times depend on neither weights nor labels, so nothing is downloaded. A plain loop, timm's model
-with PyTorch's fused SGD on images that wait on the device, is timed beside them, under the same
-autocast.
+Times do not depend on weights or labels, so the model has random weights and nothing is downloaded.
+The baseline is a plain loop under the same autocast: timm's model with PyTorch's fused SGD, on
+images that are already on the device.
 """
 
 from __future__ import annotations
@@ -46,8 +46,12 @@ CLASSES, RUNS, LR = 100, 3, 1e-4
 
 @dataclass(frozen=True)
 class Speed:
-    """Of one step of `batch` images; ms: milliseconds. mfu: operations of the model's passes over
-    those that the device can do in that time. peak_mb: the most that tensors held, on a GPU."""
+    """The speed of one step.
+
+    what: the method, or the evaluation. batch: images per step. ms: milliseconds per step.
+    images_s: images/s. mfu: model FLOPs utilisation, the model's operations divided by the
+    device's peak. peak_mb: peak memory of tensors in MB, or None on a CPU.
+    """
 
     what: str
     batch: int
@@ -58,7 +62,7 @@ class Speed:
 
 
 def cell_of(method: str, given: Sequence[Override]) -> CellPlan:
-    """The cell that is timed of a method: a row of ImageNet-RIB's, or a user's YAML file."""
+    """The cell to time for a method: a row of ImageNet-RIB, or a user's YAML file."""
     if not catalogue.is_path(method):
         return cell_plan.resolve(f"imagenet_rib/{method}", given)
     alone = [*given, *overrides.of_mapping({"methods": [method]})]
@@ -67,7 +71,7 @@ def cell_of(method: str, given: Sequence[Override]) -> CellPlan:
 
 @dataclass(frozen=True)
 class Training:
-    """A method on the engine; run: an epoch over `images`."""
+    """A method that is ready to train. run: trains an epoch of `images` images."""
 
     builder: Builder
     method: Trained
@@ -77,7 +81,7 @@ class Training:
 
 @dataclass(frozen=True)
 class _Noise:
-    """Random pixels as a sample's bytes."""
+    """Encodes a sample as random pixels."""
 
     size: int
     format: Literal["raw"] = "raw"
@@ -89,7 +93,7 @@ class _Noise:
 
 
 def noise(folder: Path, size: int, images: int) -> Pack:
-    """A raw pack of random pixels, `size` x `size`, in `CLASSES` classes by turns."""
+    """A raw pack of random `size` x `size` pixels, with classes 0, ..., CLASSES - 1 in turn."""
     return encode(
         folder, name="noise", items=[Item(i % CLASSES, str(i), str(i), i) for i in range(images)],
         encoder=_Noise(size), transform_spec={}, classes=[f"class {i}" for i in range(CLASSES)],
@@ -99,7 +103,11 @@ def noise(folder: Path, size: int, images: int) -> Pack:
 
 @dataclass(frozen=True)
 class Bench:
-    """What is timed, in a folder of its own. given: of the recipe. pack: in place of noise."""
+    """A benchmark of one model.
+
+    folder: for its files. given: the recipe's overrides. steps: steps per epoch. pack: images to
+    use instead of noise.
+    """
 
     folder: Path
     model: str
@@ -109,8 +117,10 @@ class Bench:
     pack: Pack | None = None
 
     def measure(self, methods: Sequence[str], batches: Sequence[int]) -> Iterator[Speed]:
-        """A row as soon as it is known. Raises RecipeError for settings that do not fit, ValueError
-        for a method that does not train by steps and a pack of another size or of too few images.
+        """Yield each result as soon as it is measured.
+
+        Raises RecipeError for invalid settings, and ValueError for a method without training steps,
+        or a pack with another image size or fewer images than a batch.
         """
         for batch in batches:
             for method in methods:
@@ -144,7 +154,7 @@ class Bench:
         given = [*overrides.of_mapping({"model": self.model}), *self.given]
         given += overrides.of_mapping(ours)
         cell = cell_of(method, given)
-        if hasattr(cell.recipe.method, "fisher_images"):  # the Fisher itself is not timed
+        if hasattr(cell.recipe.method, "fisher_images"):  # computing the Fisher is not timed
             cell = cell.on(cell.recipe.downstream, {"method.fisher_images": batch})
         recipe = cell.recipe
         size, images = recipe.model.image_size, self.steps * batch
@@ -163,11 +173,11 @@ class Bench:
 
     @contextmanager
     def training(self, method: str, batch: int) -> Iterator[Training]:
-        """A method prepared, and its epoch; closes its engine in the end. Raises as `measure`."""
+        """Prepare a method's training, and close its engine at the end. Raises as `measure`."""
         builder = self._builder(method, batch)
         trained = modules.find(builder.recipe.method.module).Method(builder.recipe.method)
         if not isinstance(trained, Trained):
-            raise ValueError(f"{method} mixes finished cells: it has no training of its own")
+            raise ValueError(f"{method} combines finished cells and does not train: omit it")
         loop.prepare(trained, builder.run, builder)
         images = batch * (len(builder.target.training(builder.recipe)) // batch)
         with loop.initialized(trained, builder.run) as engine:
@@ -210,7 +220,7 @@ class Bench:
         *,
         backward: bool = False,
     ) -> Speed:
-        """The median of some runs after one, which compiles and makes what a method needs."""
+        """The median of `RUNS` runs after a first one, which compiles and makes artefacts."""
         on_gpu, times = self.device.type == "cuda", []
         for number in range(1 + RUNS):
             if on_gpu and number == 1:
@@ -221,7 +231,7 @@ class Bench:
                 torch.cuda.synchronize(self.device)
             times.append(time.perf_counter() - begin)
         rate, batch = images / statistics.median(times[1:]), recipe.train.batch_size
-        # A batch norm needs two images in training.
+        # Eval mode: in training mode, batch norm needs more than one image.
         net = models.create(recipe.model, CLASSES).to("meta").eval()
         operations = of_image(net, recipe.model.image_size, backward=backward)
         of_passes = recipe.train if backward else recipe.evaluate

@@ -1,4 +1,4 @@
-"""`results.json` of a report: configuration, versions, fingerprints and numbers for programs.
+"""A report's `results.json`: configuration, versions, fingerprints and results for programs.
 
 docs/results.schema.json is the JSON schema of these types.
 """
@@ -18,7 +18,7 @@ QUANTITIES = ("accuracy", "RI", "mRI", "disjoint_mRI")
 
 
 class Method(msgspec.Struct, frozen=True, kw_only=True):
-    """A row of the table: its title and what it trains with, by key of its recipe."""
+    """A row of the table: its title, and its training settings by recipe key."""
 
     name: str
     title: str
@@ -26,10 +26,10 @@ class Method(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Number(msgspec.Struct, frozen=True, kw_only=True):
-    """A number with its 95% interval: accuracy in percent, RI and mRI in points.
+    """A result with its 95% interval: accuracy in percent, RI and mRI in percentage points.
 
-    method: `pre` is the pre-trained model. downstream: the set fine-tuned on, empty in a mean over
-    these and before fine-tuning. evaluated_on: empty in a mean over sets.
+    method: `pre` is the pretrained model. downstream: the downstream dataset, or empty for a mean
+    over them and before fine-tuning. evaluated_on: the evaluated dataset, or empty for a mean.
     """
 
     quantity: str
@@ -48,10 +48,11 @@ class Number(msgspec.Struct, frozen=True, kw_only=True):
 class CampaignResults(msgspec.Struct, frozen=True, kw_only=True):
     """A campaign's results.
 
-    limit: images of each set in a smoke run, 0 otherwise. holdout: whether images are held out of
-    training, on which all models are judged. missing: columns that are not in it. settings: of the
-    whole campaign, by heading, with versions and fingerprints of the packs. intervals,
-    intervals_of_mri: what the intervals are about.
+    sets: datasets on which RI is measured. downstreams: datasets fine-tuned on. limit: images per
+    dataset in a smoke run, 0 otherwise. holdout: whether models are evaluated on images held out of
+    training. missing: columns that an unfinished campaign lacks. settings: of the whole campaign,
+    by heading, including versions and the packs' fingerprints. intervals, intervals_of_mri: the
+    sources of variation that the intervals cover.
     """
 
     format: int
@@ -72,7 +73,7 @@ class CampaignResults(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def of(results: Results, numbers: pandas.DataFrame) -> CampaignResults:
-    """The file's content; numbers: `engine.measures.intervals.intervals` of the grid."""
+    """The file's content. numbers: from `engine.measures.intervals.intervals`."""
     record, grid = results.record, results.grid
     rows = numbers[numbers["quantity"].isin(QUANTITIES)]
     rows = rows.astype(object).where(rows.notna(), None)
@@ -103,19 +104,19 @@ def of(results: Results, numbers: pandas.DataFrame) -> CampaignResults:
 
 
 def encode(content: CampaignResults) -> bytes:
-    """The file's bytes."""
+    """The content as indented JSON."""
     return msgspec.json.format(msgspec.json.encode(content), indent=1)
 
 
 def read(content: bytes) -> CampaignResults:
-    """The results in such a file. Raises msgspec.ValidationError for other content."""
+    """Read a file's content. Raises msgspec.ValidationError or DecodeError if it is invalid."""
     return msgspec.json.decode(content, type=CampaignResults)
 
 
 def schema() -> dict[str, Any]:
     """The file's JSON schema."""
     made = msgspec.json.schema(CampaignResults)
-    for of_type in made["$defs"].values():  # docstrings, which Python 3.13 indents by nothing
+    for of_type in made["$defs"].values():  # Python 3.13 strips the indentation of docstrings
         if "description" in of_type:
             of_type["description"] = inspect.cleandoc(of_type["description"])
     return made

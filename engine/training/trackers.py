@@ -1,8 +1,7 @@
-"""Log numbers to TensorBoard, Weights & Biases, or a user's class.
+"""Log metrics to TensorBoard, Weights & Biases, or a user's class.
 
-`trackers=[wandb]` asks for them; without it there are none. A cell has one run: its training and,
-later, its evaluation log to it. What a tracker does wrong must not cost a training: it is left out
-from then on, with a warning.
+`trackers=[wandb]` enables them. A cell has one run per tracker, which its training and its
+evaluation log to. A tracker that raises an error is dropped with a warning, and training continues.
 """
 
 from __future__ import annotations
@@ -28,10 +27,10 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """The description of a run that a tracker gets.
+    """A run, as described to a tracker.
 
-    group: the campaign. name: for people; no other run of the group has it. id: the same whenever
-    the cell's recipe and folder of results are. config: the resolved recipe. folder: of results.
+    group: the campaign. name: readable, and unique in the group. id: determined by the cell's
+    recipe and the runs folder. config: the resolved recipe, by dotted key. folder: the runs folder.
     """
 
     group: str
@@ -42,20 +41,20 @@ class Subject:
 
 
 class TensorBoard:
-    """Event files in `<folder>/tensorboard/<group>/<name>`; a run with the same id is resumed."""
+    """Writes event files to `<folder>/tensorboard/<group>/<name>`; a run of this name continues."""
 
     def __init__(self, subject: Subject) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        # No part begins with a dot: `..` would lead out.
+        # No part may begin with a dot: `..` would leave the folder.
         parts = [re.sub(r"^\.+|[^\w.-]+", "-", part) for part in (subject.group, subject.name)]
-        folder = Root(subject.folder).make("/".join(["tensorboard", *parts]))  # through no link
+        folder = Root(subject.folder).make("/".join(["tensorboard", *parts]))  # follows no links
         self._writer = SummaryWriter(str(folder), flush_secs=10)
         text = "\n".join(f"    {key}: {value}" for key, value in subject.config.items())
         self._writer.add_text("recipe", text)
 
     def log(self, values: Mapping[str, float], step: int | None) -> None:
-        """step: of the training; None after it."""
+        """values: by name. step: the optimizer step, or None after training."""
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
@@ -64,12 +63,12 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A run of the project `rib`. WANDB_MODE=offline is for nodes without a network."""
+    """Logs to the project `rib`. Set WANDB_MODE=offline on nodes without a network."""
 
     def __init__(self, subject: Subject) -> None:
         import wandb  # pyright: ignore[reportMissingImports]
 
-        Root(subject.folder).make("wandb")  # where wandb writes; raises if it is a link
+        Root(subject.folder).make("wandb")  # wandb writes there; raises if it is a link
         self._run = wandb.init(
             project="rib",
             group=subject.group,
@@ -92,9 +91,9 @@ KINDS = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases}
 
 
 class Trackers:
-    """The run of a cell in each of its recipe's trackers; a context manager that closes them.
+    """A cell's run in each of its recipe's trackers, as a context manager that closes them.
 
-    Only rank 0 has any.
+    Only rank 0 has trackers.
     """
 
     def __init__(self, recipe: Recipe) -> None:
@@ -113,7 +112,7 @@ class Trackers:
                 tracker.close()
 
     def log(self, values: Mapping[str, float], step: int | None = None) -> None:
-        """values: by name, such as `train/loss`."""
+        """Log values by name, such as `train/loss`. step: the optimizer step, or None."""
         for name, tracker in list(self._trackers.items()):
             with self._softly(name):
                 tracker.log(values, step)
@@ -122,14 +121,14 @@ class Trackers:
     def _softly(self, name: str) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # training continues after any error of a tracker
+        except Exception as error:  # whatever a tracker raises, training continues
             self._trackers.pop(name, None)
             cure = f"; pip install {error.name}" if isinstance(error, ModuleNotFoundError) else ""
             log.warning("training continues without trackers=%s: %s%s", name, error, cure)
 
 
 def subject(recipe: Recipe) -> Subject:
-    """The run of a recipe's cell. Its name has the method's options, learning rate and seed."""
+    """The run of a recipe's cell, named after the method's options, learning rate and seed."""
     config = flat(recipe)
     shared = {field.name for field in dataclasses.fields(MethodRecipe)}
     options = {k: v for k, v in vars(recipe.method).items() if k not in shared}
@@ -142,8 +141,10 @@ def subject(recipe: Recipe) -> Subject:
 
 
 def log_accuracies(recipe: Recipe, rows: Mapping[str, Sequence[Any]]) -> None:
-    """Log a cell's accuracies (percent), and its RI (points). rows: by set, what has the accuracy
-    before training and after it."""
+    """Log a cell's accuracies (percent), and its RI (percentage points).
+
+    rows: by dataset, the objects with the `accuracy` before and after training.
+    """
     before, after = ({name: row[k].accuracy for name, row in rows.items()} for k in (0, 1))
     values = {f"accuracy/{name}": value for name, value in after.items()}
     values |= {f"accuracy before/{name}": value for name, value in before.items()}
