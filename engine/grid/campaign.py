@@ -116,8 +116,8 @@ class Plan:
     def steps(self) -> int:
         """Steps of the progress bar.
 
-        One per dataset, for the upstream dataset and the model; one per cell and one evaluation
-        per column; one for the report.
+        One each for every dataset, the upstream dataset, the model and the report. Per column, one
+        for every cell and one for the evaluation.
         """
         of_column = len(self.rows) * self.seeds + 1
         return len(self.sets) + 2 + of_column * len(self.columns) + 1

@@ -63,7 +63,7 @@ class Record:
         name: the campaign.
         sets: datasets on which RI is measured.
         downstreams: datasets that models were fine-tuned on.
-        upstream: dataset of the pretrained model's head.
+        upstream: the upstream dataset.
         methods: the rows' titles by key, in table order.
         settings: settings of the whole campaign, by the report's heading.
         rows: training settings of each row.

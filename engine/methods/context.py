@@ -34,7 +34,7 @@ class Context(Protocol):
 
     @property
     def upstream(self) -> LabelledSet:
-        """The dataset that the pretrained model's head was trained on."""
+        """The upstream dataset, whose classes the head has."""
         ...
 
     @property

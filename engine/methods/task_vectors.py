@@ -18,7 +18,7 @@ Vector = Mapping[str, Tensor]  # fp32, by parameter name
 
 
 class TaskVectors(Derived):
-    """A merge that adds a function of its members' task vectors to the pre-trained model.
+    """A merge that adds a function of its members' task vectors to the pretrained model.
 
     Only parameters are merged this way. Floating-point buffers become the mean over the members;
     integer buffers keep the pretrained model's values.
