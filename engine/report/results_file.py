@@ -109,14 +109,14 @@ def encode(content: CampaignResults) -> bytes:
 
 
 def read(content: bytes) -> CampaignResults:
-    """Read a file's content. Raises msgspec.ValidationError or DecodeError if it is invalid."""
+    """Read a file's content. Raises msgspec.DecodeError (or its ValidationError) if invalid."""
     return msgspec.json.decode(content, type=CampaignResults)
 
 
 def schema() -> dict[str, Any]:
     """The file's JSON schema."""
     made = msgspec.json.schema(CampaignResults)
-    for of_type in made["$defs"].values():  # Python 3.13 strips the indentation of docstrings
+    for of_type in made["$defs"].values():  # before Python 3.13, docstrings keep their indentation
         if "description" in of_type:
             of_type["description"] = inspect.cleandoc(of_type["description"])
     return made
