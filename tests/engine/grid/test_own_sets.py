@@ -93,7 +93,7 @@ def test_a_mask_is_named_and_intervals_are_those_of_changes(place, tmp_path):
 def test_what_is_not_possible_is_refused_before_any_work(place, capsys, tmp_path):
     new_set = f"{place}/mine/new"
     for words, message in (
-        (("--sets", f"{place}/mine/few"), "few is a set of the campaign"),
+        (("--sets", f"{place}/mine/few"), "few is a dataset of the campaign"),
         (("--sets", new_set, "--out", str(tmp_path), "--force"), "is a folder, not a file: choose"),
         (("--sets", new_set, "--arch", "test_vit"), "--arch requires --models"),
         (("--sets", new_set, "optimizer.lr=0.5"), "no finished run"),
