@@ -26,7 +26,7 @@ class Status:
         jobs: number of jobs by state (`job_states`).
         cells: numbers of cells done, and of all cells.
         probe: number of the seed probe's cells among all cells.
-        seconds: predicted time left, or None before the first step.
+        seconds: predicted time left; None if it is not running, or before the first step.
         doing: current work of the job that reported last.
         error: error of the latest failed attempt at a job that is not done.
     """
