@@ -160,10 +160,10 @@ class Parameters:
     ) -> None:
         """One step of AdamW."""
         if any(step < 1 for step in steps):
-            raise ValueError(f"step counts from 1, not {min(steps)}")
+            raise ValueError(f"step must be at least 1, not {min(steps)}")
         rows = self._with(grads, lam)
         if len(steps) != len(rows):
-            raise ValueError(f"step: {len(steps)} are given for {len(rows)} parameters")
+            raise ValueError(f"step: got {len(steps)} values for {len(rows)} parameters")
         if not rows:
             return
         beta1, beta2 = betas

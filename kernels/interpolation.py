@@ -82,7 +82,7 @@ def interpolate(
             f"{out.dtype} {list(out.shape)} on {out.device}"
         )
     elif not torch.compiler.is_compiling() and _overlap(parents, out):
-        raise ValueError("out shares memory with parents, which later outputs read: use another")
+        raise ValueError("out shares memory with parents; give a tensor that does not")
     weights = weights.to(parents.device, torch.float32, non_blocking=True).contiguous()
     fill = _interpolate if parents.is_cuda else _on_cpu
     fill(parents, weights, out)

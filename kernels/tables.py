@@ -49,7 +49,7 @@ def rows(columns: Columns) -> list[Row]:
 def check(name: str, column: Sequence[Tensor], thetas: Sequence[Tensor]) -> None:
     """Raises ValueError, naming the role, for tensors that do not fit their parameters."""
     if len(column) != len(thetas):
-        raise ValueError(f"{name}: {len(column)} are given for {len(thetas)} parameters")
+        raise ValueError(f"{name}: got {len(column)} tensors for {len(thetas)} parameters")
     for tensor, theta in zip(column, thetas, strict=True):
         _check(name, tensor, theta, thetas[0].device)
 

@@ -159,7 +159,7 @@ def open_at(address: str, start: int = 0) -> Response | None:
         request = urllib.request.Request(address, headers=headers)
         stream = _OPENER.open(request, timeout=TIMEOUT_S)
     except (ValueError, InvalidURL) as error:
-        raise Unavailable(f"it is not an address ({error})") from error
+        raise Unavailable(f"invalid address ({error})") from error
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == 416 and start:  # the file ends at the range's start
@@ -200,7 +200,7 @@ def _connection(address: str, stop: threading.Event) -> Iterator[None]:
     try:
         host = urllib.parse.urlsplit(address).netloc
     except ValueError as error:
-        raise Unavailable(f"it is not an address ({error})") from error
+        raise Unavailable(f"invalid address ({error})") from error
     free = _hosts.setdefault(host, threading.BoundedSemaphore(CONNECTIONS))
     while not free.acquire(timeout=0.1):
         if stop.is_set():

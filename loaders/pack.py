@@ -194,7 +194,7 @@ class Pack:
 
 
 def _pixels_of(manifest: Mapping[str, Any]) -> str:
-    """The manifest's fingerprint, hashed with the decoder if that is not Pillow."""
+    """The manifest's fingerprint; for JPEGs not decoded by Pillow, hashed with the decoder."""
     fingerprint, decoder = manifest["fingerprint"], jpeg.decoder()
     if manifest["format"] == "raw" or decoder == "pillow":
         return fingerprint

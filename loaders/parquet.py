@@ -83,7 +83,9 @@ def rows(path: Path) -> Iterator[Labelled]:
     for group in range(file.metadata.num_row_groups):
         size = file.metadata.row_group(group).total_byte_size
         if not 0 <= size <= MOST_BYTES:
-            raise ValueError(f"{path}: row group {group}, from row {number} on, has {size:,} bytes")
+            raise ValueError(
+                f"{path}: row group {group} (row {number}) has {size:,} bytes, too many"
+            )
         is_struct = pa.types.is_struct(schema.field(image).type)
         wanted = [label, *([f"{image}.path"] if is_struct else [])]
         try:
@@ -95,7 +97,7 @@ def rows(path: Path) -> Iterator[Labelled]:
         names = [(value or {}).get("path") or "" for value in stored] or [""] * len(labels)
         for row, (value, name) in enumerate(zip(labels, names, strict=True)):
             if value is None or isinstance(value, bool) or not isinstance(value, int | str):
-                raise ValueError(f"{path}: row {number} has the label {value!r}")
+                raise ValueError(f"{path}: row {number} has the invalid label {value!r}")
             yield Labelled(Row(str(path), group, row, image, number), value, str(name))
             number += 1
 

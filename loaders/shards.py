@@ -297,7 +297,7 @@ def _split(path: str) -> tuple[str, str]:
 def _label(opened: Any, file: File, where: str) -> int | str:
     place: Any = file.place  # in a tar
     if place.size > _LABEL_BYTES:
-        raise _Faulty(f"{where} has a label of {place.size:,} bytes")
+        raise _Faulty(f"{where} has a label of {place.size:,} bytes, which is too long")
     opened.seek(place.offset)
     try:
         text = opened.read(place.size).decode().strip()

@@ -105,9 +105,10 @@ def world() -> int:
 
 
 def _skip_operators(ops: object) -> None:
-    """Marks DeepSpeed's operator (`deepspeed.ops`) as not compilable, since the engine calls none.
+    """Marks all of DeepSpeed's own operators (`deepspeed.ops`) as unavailable; the engine calls
+    none.
 
-    Otherwise DeepSpeed looks for a compiler for each operator in each process (about a second),
+    Otherwise DeepSpeed looks for a compiler for each operator in each process (about a second), and
     then compiles one for 40 s that only inference on several CPU ranks calls.
     """
     vars(ops).setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] = False

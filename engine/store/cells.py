@@ -232,8 +232,8 @@ def write_mixed(
     """
     if (count := sum(entry.headline for entry in entries)) != 1:
         raise ValueError(
-            f"method {recipe.method.name} names {count} of its {len(entries)} entries as "
-            "headline: a table shows exactly one, so set `headline` of `Entry` for that one only"
+            f"method {recipe.method.name} marks {count} of its {len(entries)} entries as headline; "
+            "set `headline` of exactly one `Entry`, which the table shows"
         )
     _describe(folder, recipe, entries, None, description)
 

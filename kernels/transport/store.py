@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 # Numbers in a float64 strip of costs. CPU: 8 MiB, so that passes over it hit the cache and a
 # product has 100 rows of 10,000 columns; with half the rows, BLAS packs the columns twice as often.
 STRIP = {"cpu": 1 << 20, "cuda": 1 << 25}
-_STEPS = 65535  # of `quantize`
+_STEPS = 65535  # number of steps in `quantize`
 _HALF_STEP = 0.5 + 1e-9  # allows for float64 rounding
 
 

@@ -131,7 +131,7 @@ def test_a_step_hides_no_nan_and_a_weight_of_zero_is_the_plain_step(name):
         ({"exp_avg": torch.zeros(8)}, r"exp_avg is \[8\] on cpu, but theta is \[2, 4\]"),
         ({"exp_avg_sq": torch.zeros(2, 4, device="meta")}, r"exp_avg_sq is \[2, 4\] on meta"),
         ({"anchor": None}, "fisher is given without anchor"),
-        ({"step": 0}, "step counts from 1, not 0"),
+        ({"step": 0}, "step must be at least 1, not 0"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(change, message):
@@ -142,7 +142,7 @@ def test_what_does_not_fit_is_refused_by_name(change, message):
 
 def test_lists_of_another_length_or_of_two_devices_are_refused_by_name():
     lists = {n: [torch.zeros(3) for _ in range(2)] for n in NAMES} | {"step": [1, 1], "fisher": []}
-    with pytest.raises(ValueError, match="fisher: 0 are given for 2 parameters"):
+    with pytest.raises(ValueError, match="fisher: got 0 tensors for 2 parameters"):
         foreach_adamw_ewc_(**{f"{n}s": given for n, given in lists.items()}, lr=0.1)
     thetas = [torch.zeros(3), torch.zeros(3, device="meta")]
     with pytest.raises(ValueError, match="theta is on meta, but the first theta is on cpu"):

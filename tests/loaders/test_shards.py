@@ -205,7 +205,7 @@ def test_a_damaged_image_is_named_with_the_row(tmp_path):
         ({"label": [0]}, {}, "has 0 columns of image bytes among label"),
         ({"image": [PNG], "thumb": [PNG], "label": [0]}, {}, "has 2 columns of image bytes"),
         ({"image": [PNG], "kind": [0]}, {}, "has 0 label columns among image, kind"),
-        ({"image": [PNG], "label": [None]}, HUGGING_FACE, "row 0 has the label None"),
+        ({"image": [PNG], "label": [None]}, HUGGING_FACE, "row 0 has the invalid label None"),
         ({"image": [PNG], "label": [0]}, {}, "row 0 has the label 0, but no file names"),
         (
             {"image": [PNG], "label": [-1]},

@@ -73,7 +73,7 @@ def test_wise_ft_between_the_ends_is_the_weighted_mean_of_the_two(grid, arch):
 def test_a_mix_without_exactly_one_row_for_the_table_is_refused(grid, tmp_path, headlines):
     builder, _ = grid.build("method=wise_ft")
     entries = [Entry({"cell": 1.0}, 0.1 * k, headline) for k, headline in enumerate(headlines)]
-    with pytest.raises(ValueError, match=r"wise_ft names \d of its \d entries as headline"):
+    with pytest.raises(ValueError, match=r"wise_ft marks \d of its \d entries as headline"):
         cells.write_mixed(tmp_path, builder.recipe, entries, builder.sets.classes)
     assert not list(tmp_path.iterdir())
 
