@@ -145,7 +145,7 @@ def words(kind: Any) -> str:
     if origin in (list, tuple):
         count = f", {len(arguments)} of them" if origin is tuple else ""
         return f"a list, each {words(arguments[0])}{count}"
-    names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+    names = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
     is_lines = origin is dict or dataclasses.is_dataclass(kind)
     return "`key: value` lines" if is_lines else names.get(kind, str(kind))
 

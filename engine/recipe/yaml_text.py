@@ -37,7 +37,7 @@ class _Loader(_SafeLoader):
         before: set[str] = set()
         for key, _ in node.value:
             if key.tag != "tag:yaml.org,2002:str":
-                raise _refused(f"the key {key.value!r:.100} is not a text; put it in quotes", key)
+                raise _refused(f"the key {key.value!r:.100} is not a string; put it in quotes", key)
             if len(key.value) > LONGEST_KEY:
                 raise _refused(f"a key of {len(key.value):,} characters", key)
             if key.value in before:
