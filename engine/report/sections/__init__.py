@@ -40,6 +40,7 @@ SECTIONS: list[Callable[[Results], Section | None]] = [
     rates.section,
     ranking.methods,
     ranking.trade_off,
+    changes.map_of_fine_tuning,
     leak.section,
     related.section,
     sure.section,

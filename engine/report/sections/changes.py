@@ -5,45 +5,89 @@ from __future__ import annotations
 import pandas
 
 from engine.measures.rows import PRE
-from engine.measures.tables import groups, ordered
+from engine.measures.tables import extremes, groups, ordered
 from engine.report import charts
 from engine.report.columns import between
 from engine.report.results import FINE_TUNE, Results, published
 from engine.report.section import Figure, Section, Table
 from engine.report.sections.figures import by_model
-from engine.report.text import slug
+from engine.report.text import signed, slug
 
-NUMBERS = ["before_pct", "accuracy_pct", "accuracy_low", "accuracy_high", "change_pts"]
+CHANGE = "change_pts"
+NUMBERS = ["before_pct", "accuracy_pct", "accuracy_low", "accuracy_high", CHANGE]
 CELL = ["model", "method", "variant", "evaluated_on", *NUMBERS]
 PUBLISHED = ["published_accuracy_pct", "published_change_pts"]
 UPSTREAM = ["change_upstream_pts", "change_upstream_low", "change_upstream_high"]
 
 
+def map_of_fine_tuning(results: Results) -> Section | None:
+    """The map of plain fine-tuning, unfolded. None without such a row, or with several."""
+    if (arm := _fine_tuning(results)) is None or arm not in (figures := _maps(results)):
+        return None
+    data = figures[arm].data
+    of_ri = data["evaluated_on"].isin(results.grid.sets)
+    ends = [
+        f"{signed(row[CHANGE])} ({row['downstream']} → {row['evaluated_on']})"
+        for row in extremes(data[of_ri & (data["downstream"] != data["evaluated_on"])], CHANGE)
+    ]
+    return Section(
+        "map",
+        f"Fine-tuning on one dataset changes accuracy on another by {' to '.join(ends)}",
+        _legend(results),
+        figures=[figures[arm]],
+        is_open=True,
+    )
+
+
 def maps(results: Results) -> Section | None:
     """One map per model and method: downstream datasets by datasets evaluated on."""
-    cells = results.cells[results.cells["downstream"].isin(results.grid.downstreams)]
-    if cells.empty:
+    if not (figures := _maps(results)):
         return None
-    elsewhere = cells[cells["downstream"] != cells["evaluated_on"]]
-    end = charts.scale_end(elsewhere["change_pts"])
+    return Section(
+        "maps",
+        "On single datasets, accuracy changes by "
+        f"{between(_elsewhere(results), CHANGE, 'method', 'evaluated_on')}",
+        _legend(results),
+        figures=[figure for arm, figure in figures.items() if arm != _fine_tuning(results)],
+        tables=[_before(results)],
+    )
+
+
+def _fine_tuning(results: Results) -> int | None:
+    """The arm of plain fine-tuning, if tables show exactly one."""
+    arms = results.shown.loc[results.shown["key"] == FINE_TUNE, "arm"]
+    return int(arms.iloc[0]) if len(arms) == 1 else None
+
+
+def _elsewhere(results: Results) -> pandas.DataFrame:
+    """The cells of datasets that a model was not fine-tuned on."""
+    cells = results.cells[results.cells["downstream"].isin(results.grid.downstreams)]
+    return cells[cells["downstream"] != cells["evaluated_on"]]
+
+
+def _legend(results: Results) -> str:
+    """How to read a map."""
     holdout = (
         "its held-out images"
         if results.record.holdout
         else "its training images (nothing held out)"
     )
-    return Section(
-        "maps",
-        "On single datasets, accuracy changes by "
-        f"{between(elsewhere, 'change_pts', 'method', 'evaluated_on')}",
+    return (
         "Change in accuracy from the pretrained model, in points (colours end at "
-        f"{end:.0f}). Rows: downstream dataset. Columns: dataset evaluated on, upstream last. "
-        f"Outlined: accuracy in percent of a downstream dataset on {holdout}.",
-        figures=[
-            _map(results, number, rows, end)
-            for number, (_, rows) in enumerate(groups(cells, "arm"), start=1)
-        ],
-        tables=[_before(results)],
+        f"{charts.scale_end(_elsewhere(results)[CHANGE]):.0f}). Rows: downstream dataset. "
+        "Columns: dataset evaluated on, upstream last. Outlined: accuracy in percent of a "
+        f"downstream dataset on {holdout}."
     )
+
+
+def _maps(results: Results) -> dict[int, Figure]:
+    """The map of every arm that tables show, with one scale of colours."""
+    cells = results.cells[results.cells["downstream"].isin(results.grid.downstreams)]
+    end = charts.scale_end(_elsewhere(results)[CHANGE])
+    return {
+        int(rows["arm"].iloc[0]): _map(results, number, rows, end)
+        for number, (_, rows) in enumerate(groups(cells, "arm"), start=1)
+    }
 
 
 def _map(results: Results, number: int, rows: pandas.DataFrame, end: float) -> Figure:
@@ -53,8 +97,8 @@ def _map(results: Results, number: int, rows: pandas.DataFrame, end: float) -> F
     data = ordered(rows, **order)[["model", "method", "downstream", "evaluated_on", *NUMBERS]]
     title, sets = f"{method}{results.of(model)}", ("evaluated_on", "downstream")
     others = data[data["downstream"] != data["evaluated_on"]]
-    words = f"{title}: change in accuracy from {between(others, 'change_pts', *sets)}."
-    spec = charts.heat(data, *sets, "change_pts", on_downstream="accuracy_pct", end=end)
+    words = f"{title}: change in accuracy from {between(others, CHANGE, *sets)}."
+    spec = charts.heat(data, *sets, CHANGE, on_downstream="accuracy_pct", end=end)
     return Figure(slug(f"map {number:02}", method), title, words, data, spec)
 
 
@@ -104,15 +148,15 @@ def tuned_upstream(results: Results) -> Section | None:
     return Section(
         "upstream",
         f"After fine-tuning on {upstream}, accuracy changes by "
-        f"{between(data, 'change_pts', 'method', 'evaluated_on')}",
+        f"{between(data, CHANGE, 'method', 'evaluated_on')}",
         "Published numbers are from the slides, for pretrained models that they include.",
         figures=by_model(
             results,
             "upstream",
             "Change in accuracy on each dataset, in points (blue: gain, orange: loss)",
             data[CELL].drop(columns="variant"),
-            ("change_pts", "method", "evaluated_on"),
-            lambda rows: charts.heat(rows, "evaluated_on", "method", "change_pts"),
+            (CHANGE, "method", "evaluated_on"),
+            lambda rows: charts.heat(rows, "evaluated_on", "method", CHANGE),
         ),
         tables=[
             Table(

@@ -75,16 +75,24 @@ def test_the_story_comes_first_and_headings_say_what_was_found(report):
     html = path.read_text("utf-8")
     keys = re.findall(r'<section id="([^"]*)"', html)
     assert keys == [
-        *("ranking", "trade-off", "related-sets", "how-sure", "maps", "barrier", "upstream-change"),
-        *("images", "distances", "explorer", "how-to-read", "settings", "credits"),
+        *("ranking", "trade-off", "map", "related-sets", "how-sure", "maps", "barrier"),
+        *(
+            "upstream-change",
+            "images",
+            "distances",
+            "explorer",
+            "how-to-read",
+            "settings",
+            "credits",
+        ),
         "cite",
     ]
     is_folded = ["<details>" in part for part in html.split("<section id=")[1:]]
-    assert is_folded == [False, False] + [True] * 12
+    assert is_folded == [False] * 3 + [True] * 12
     headings, best = re.findall("<h2[^>]*>(.*?)</h2>", html), results.ranked().iloc[0]["method"]
     assert headings[0].startswith("mRI ranges from ") and headings[0].endswith(" (one training)")
-    assert f" ({best})" in headings[0] and best in headings[3]
-    assert headings[6].startswith("Upstream accuracy changes by ")
+    assert f" ({best})" in headings[0] and best in headings[4]
+    assert headings[7].startswith("Upstream accuracy changes by ")
 
 
 def test_words_of_users_are_escaped_wherever_they_stand(tmp_path):

@@ -9,10 +9,12 @@ import pytest
 from engine import recipe
 from engine.grid.record import Row
 from engine.measures.rows import PRE
+from engine.measures.tables import extremes
 from engine.report import charts, sections
 from engine.report import results as report_results
 from engine.report.results import Results
 from engine.report.section import Section
+from engine.report.text import signed
 from helpers import made_results, reports
 from helpers.stores import SETS
 
@@ -35,16 +37,26 @@ def test_the_ranking_is_sorted_and_has_every_method(results):
 
 
 def test_the_maps_hold_every_cell_and_their_axes_have_one_order(results):
-    maps = section(results, "maps")
-    assert [figure.caption for figure in maps.figures] == ["FT", "EWC & co", "WiSE-FT"]
-    for figure in maps.figures:
+    figures = [*section(results, "map").figures, *section(results, "maps").figures]
+    assert [figure.caption for figure in figures] == ["FT", "EWC & co", "WiSE-FT"]
+    for figure in figures:
         columns = [list(dict.fromkeys(figure.data[k])) for k in ("evaluated_on", "downstream")]
         assert columns[0] == [*columns[1], "up"] == [*results.before("lite0")]
     keys, numbers = ["method", "downstream", "evaluated_on"], ["accuracy_pct", "change_pts"]
-    drawn = pandas.concat([figure.data for figure in maps.figures]).set_index(keys)[numbers]
+    drawn = pandas.concat([figure.data for figure in figures]).set_index(keys)[numbers]
     expected = results.cells.set_index(keys)[numbers]
     pandas.testing.assert_frame_equal(drawn.sort_index(), expected.sort_index())
     np.testing.assert_allclose(expected["accuracy_pct"], results.cells["accuracy"])
+
+
+def test_the_heading_of_fine_tunings_map_names_the_largest_changes_on_datasets_of_ri(results):
+    heading = section(results, "map").heading
+    cells = results.cells.query("method == 'FT'")
+    cells = cells[cells["evaluated_on"].isin(reports.SETS)].query("downstream != evaluated_on")
+    low, high = extremes(cells, "change_pts")
+    for cell in (low, high):
+        number = signed(cell["change_pts"])
+        assert f"{number} ({cell['downstream']} → {cell['evaluated_on']})" in heading
 
 
 def test_comparisons_are_with_the_best_and_answers_add_up(results):
