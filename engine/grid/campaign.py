@@ -243,6 +243,11 @@ def needs(plan: Plan) -> list[dict[str, Any]]:
     return [_settings(cell, plan.modules) for need in of_rows for cell in need.all()]
 
 
+def settings_of_rows(plan: Plan) -> dict[str, dict[str, Any]]:
+    """Settings of each row, by name. Rows with equal settings have the same cells."""
+    return {name: _settings(row, plan.modules) for name, row in plan.rows.items()}
+
+
 def _settings(cell: CellPlan, sha256: Mapping[str, str]) -> dict[str, Any]:
     """The settings of a cell that can change results: all but paths, trackers and checkpoints.
 

@@ -9,6 +9,7 @@ from engine.grid import plan_folder, record
 from engine.grid.campaign import PAGE, REPORT, TABLE, Plan
 from engine.grid.job_states import is_done
 from engine.grid.plan_folder import PlanFolder
+from engine.grid.record import FinishedCampaign
 from engine.store.artifacts import MARKER
 from loaders.files import file_hash
 from loaders.root import Root
@@ -70,13 +71,15 @@ def finished(plan: Plan) -> bool:
     """Whether all jobs are done, their artefacts are in the store, and the campaign's folder shows
     this plan's report."""
     try:
-        found = record.read(plan.place).record
+        found = record.read(plan.place)
     except (OSError, DamagedFile):
         return False
-    store = plan.place.store_root
-    return (
-        is_done(plan.place, REPORT)
-        and is_shown(plan.place)
-        and all(store.has(f"{name}/{MARKER}") for name in found.artifacts)
-        and all(store.has(name) for name in found.files)
+    return is_done(plan.place, REPORT) and is_shown(plan.place) and has_artifacts(found)
+
+
+def has_artifacts(found: FinishedCampaign) -> bool:
+    """Whether the store has all artefacts and files that a record lists."""
+    store = found.place.store_root
+    return all(store.has(f"{name}/{MARKER}") for name in found.record.artifacts) and all(
+        store.has(name) for name in found.record.files
     )

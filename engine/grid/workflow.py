@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from engine.errors import CampaignError
-from engine.grid import campaign, job_states, progress, sites
+from engine.grid import campaign, job_states, progress, reuse, sites
 from engine.grid.campaign import COLUMN, PREPARE, REPORT, Plan
 from engine.grid.plan_folder import PlanFolder
 from engine.grid.schedulers import RunOptions, Scheduler
@@ -60,9 +60,12 @@ def run(plans: Sequence[Plan], options: RunOptions, *, dry_run: bool = False) ->
     with contextlib.ExitStack() as stack:
         for plan in plans:
             stack.enter_context(locked(plan.place))
+            found = _found(plan)
             job_states.begin(plan)
             Store(plan.place.store).remove_left_overs(LEFT_OVER_S)
             plan.place.root.write(plan.place.plan, campaign.to_json(plan))
+            for job in found:
+                job_states.set_done(plan.place, job)
         settings = {
             grid: {
                 "columns": [column.id for column in plan.columns],
@@ -85,6 +88,14 @@ def run(plans: Sequence[Plan], options: RunOptions, *, dry_run: bool = False) ->
         # Jobs inherit Snakemake's environment.
         ours = {**parent.environment_of_jobs(), JOBS: str(file), **where.environment}
         _watch(words, plans, where, ours)
+
+
+def _found(plan: Plan) -> list[str]:
+    """The jobs whose results another campaign has, if the plan is new.
+
+    A plan that has run before may lack an artefact, so its jobs look for each.
+    """
+    return [] if plan.place.root.has(plan.place.plan) else reuse.jobs(plan)
 
 
 def command(plan: Plan, where: Site) -> str:
@@ -117,13 +128,19 @@ def locked(place: PlanFolder) -> Iterator[None]:
 
 def _show_jobs(plan: Plan, asked: Mapping[str, Resources]) -> None:
     """Print the jobs that would run, without running user code or writing files."""
-    begun = not job_states.is_done(plan.place, REPORT)
-    names = [job for job in plan.jobs if not (begun and job_states.is_done(plan.place, job))]
+    begun, found = not job_states.is_done(plan.place, REPORT), _found(plan)
+    names = [
+        job
+        for job in plan.jobs
+        if job not in found and not (begun and job_states.is_done(plan.place, job))
+    ]
     width = max(map(len, names))
     stages = {job: job if job in (PREPARE, REPORT) else COLUMN for job in names}
     lines = [f"{job:<{width}}  {sites.text(asked[stage])}" for job, stage in stages.items()]
-    print(f"{plan.place.campaign.name}: {len(names)} jobs would run", *lines, sep="\n  ")
-    print(f"a column trains {', '.join(plan.methods)}")
+    plural = "s" * (len(names) != 1)
+    print(f"{plan.place.campaign.name}: {len(names)} job{plural} would run", *lines, sep="\n  ")
+    if COLUMN in stages.values():
+        print(f"a column trains {', '.join(plan.methods)}")
 
 
 def _watch(

@@ -115,10 +115,12 @@ def what_was_run(results: Results) -> Section | None:
         else "all of its images. Nothing is held out, so the downstream dataset includes the "
         "training images"
     )
+    ran = f"The campaign ran {counted('cell', count)} in {ended['hours'].sum():.2f} job-hours"
+    if ended.empty:
+        ran = f"The campaign's {counted('cell', count)} were found in the store"
     return Section(
         "settings",
-        f"The campaign ran {counted('cell', count)} in {ended['hours'].sum():.2f} job-hours"
-        + f"; {counted('column', len(record.missing))} missing" * bool(record.missing),
+        ran + f"; {counted('column', len(record.missing))} missing" * bool(record.missing),
         "A cell is one model fine-tuned on one dataset with one method and one seed. Each dataset "
         f"was evaluated on {images}.",
         tables=[Table(name, text, _named(data)) for name, text, data in tables if len(data)],

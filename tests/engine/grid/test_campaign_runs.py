@@ -20,6 +20,7 @@ from helpers.campaigns import SETS, rows, started
 from helpers.processes import until
 
 OF_CLIP = ("flyp", "carot", "lipsum_ft")
+SELECTED = ("fine_tune", "soup")
 ALPHAS = ("0.0", "0.5", "1.0")  # of WiSE-FT, as tables write them
 pytestmark = pytest.mark.slow
 
@@ -61,6 +62,14 @@ def test_the_program_runs_all_ready_made_methods_to_one_complete_table(folder, t
     mri = rows(report / "mri.csv")
     assert sorted((row["method"], row["alpha"]) for row in mri) == sorted(arms)
     assert all(abs(float(row["mri"])) <= 100 for row in mri)
+
+    with started(tmp_path, *words, f"methods=[{','.join(SELECTED)}]", cwd=cwd) as process:
+        shown = process.communicate(timeout=900)[0]
+    assert process.returncode == 0, shown[-3000:]
+    (selected,) = {*(cwd / "runs").glob("shapes-*")} - {report.parent}
+    assert [log.name for log in selected.glob("plans/*/logs/*")] == ["report.log"]
+    kept = [row for row in rows(report / "accuracy.csv") if row["method"] in ("pre", *SELECTED)]
+    assert rows(selected / "report/accuracy.csv") == kept
 
 
 def test_dry_run_shows_the_jobs_and_a_profile_steers_the_workflow(folder, tmp_path, capsys):

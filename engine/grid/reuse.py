@@ -1,0 +1,42 @@
+"""Jobs of a new plan whose results a finished campaign of the same runs folder already has.
+
+Selecting some rows or columns of a finished campaign then only writes a report.
+"""
+
+from __future__ import annotations
+
+from engine.grid import campaign, holdings, seal
+from engine.grid.campaign import PREPARE, Plan
+from engine.grid.holdings import Begun
+from loaders.schema import DamagedFile
+
+
+def jobs(plan: Plan) -> list[str]:
+    """The jobs that need not run. Reads plans and records of other campaigns, and no artefact.
+
+    Empty if a row has a tracker, which logs each cell as it is made. If nothing is left but the
+    report, that includes the preparation.
+    """
+    if any(row.recipe.trackers for row in plan.rows.values()):
+        return []
+    rows = campaign.settings_of_rows(plan).values()
+    found = {
+        column.job
+        for begun in holdings.campaigns(plan.place.runs)
+        if (other := _finished(begun)) and other.device == plan.device
+        if all(row in campaign.settings_of_rows(other).values() for row in rows)
+        for column in plan.columns
+        if column in other.columns
+    }
+    names = [column.job for column in plan.columns if column.job in found]
+    return [PREPARE, *names] if len(names) == len(plan.columns) else names
+
+
+def _finished(begun: Begun) -> Plan | None:
+    """The plan of a finished campaign whose artefacts are all in the store."""
+    if begun.record is None or not seal.has_artifacts(begun.record):
+        return None
+    try:
+        return begun.record.plan
+    except (OSError, DamagedFile):
+        return None
