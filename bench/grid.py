@@ -3,7 +3,7 @@
 The script (`bench/plain_grid.py`) runs a process for each cell and reads image files with torch's
 DataLoader, so every image is decoded again for each model that sees it. The engine decodes it once,
 and evaluates all models of a column on it together. Both get the same JPEG files, the same
-pre-trained model with its head, the same order of batches and the same settings, and two columns
+pretrained model with its head, the same order of batches and the same settings, and two columns
 run at a time, on a thread each. Their tables of accuracy must agree.
 
 Times are processor time of all processes, from the first command to the last: the engine's encoding
@@ -102,7 +102,7 @@ class Grid:
             )
 
     def plain(self, start: Callable[[Sequence[str]], object] | None = None) -> None:
-        """The pre-trained model, then column by column, two columns at a time.
+        """The pretrained model, then column by column, two columns at a time.
 
         start: runs a command to its end, by default as a process.
         """
@@ -159,7 +159,7 @@ class Grid:
 
 def agree(engine: Table, plain: Table, sizes: Mapping[str, int]) -> None:
     """Raise AssertionError unless two tables have the same accuracies up to rounding: the
-    pre-trained model's to an image, others to `MOST_POINTS`, and to `MEAN_POINTS` on average."""
+    pretrained model's to an image, others to `MOST_POINTS`, and to `MEAN_POINTS` on average."""
     assert engine.keys() == plain.keys(), f"in one table alone: {engine.keys() ^ plain.keys()}"
     differences = {key: abs(engine[key] - plain[key]) for key in engine}
     worst = max(differences, key=lambda key: differences[key])

@@ -5,7 +5,7 @@
 It trains a model on one set with one method, evaluates it on every set, and writes weights and
 accuracies. It does what the benchmark's released code does: a process a cell; every image decoded
 from its file whenever a model sees it, by a worker process of a DataLoader; LwF's teacher in every
-step; a pass over a set for each model. As there, the pre-trained model is a cell too (`pre`),
+step; a pass over a set for each model. As there, the pretrained model is a cell too (`pre`),
 LP-FT, WiSE-FT (alpha 0.5) and soups load the cells that they are made of, which must be finished,
 EWC has lambda 1 and no Fisher and LwF no T^2.
 
@@ -41,7 +41,7 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 
 SEED, MOMENTUM, TEMPERATURE, ALPHA, LAM = 0, 0.9, 2.0, 0.5, 1.0
-SOUP = ("fine_tune", "ewc", "lwf")  # and the pre-trained model
+SOUP = ("fine_tune", "ewc", "lwf")  # and the pretrained model
 State = dict[str, Tensor]
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # of images, logits and labels
 

@@ -57,7 +57,7 @@ def true_accuracy(cell: ModelOnSet) -> float:
 
 @functools.cache
 def true_shares(cell: ModelOnSet) -> dict[str, float]:
-    """Agreement with the pre-trained model, in percent: of two wrong answers, half are the same."""
+    """Agreement with the pretrained model, in percent: of two wrong answers, half are the same."""
     before = true_accuracy(ModelOnSet(*cell.arm.before, "", cell.evaluated_on))
     after = true_accuracy(cell)
     shared = SPREAD["source"] ** 2 + SPREAD["copy"] ** 2

@@ -116,7 +116,7 @@ def _names() -> list[str]:
 
 
 def _methods() -> Iterator[str]:
-    yield "The text beside each method's code: its formula, its source and its variants.\n"
+    yield "Each method's formula, source and variants, from its module.\n"
     for path in sorted((ROOT / "engine/methods").glob("*.py")):
         tree = ast.parse(path.read_text())
         names = {getattr(node, "name", "") for node in tree.body}

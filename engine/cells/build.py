@@ -59,7 +59,7 @@ class Builder(Context):
         run_users: bool = False,
     ) -> None:
         """followed: the cells that leave snapshots. start: the model to start from, where that is
-        not the recipe's pre-trained model. store: where artefacts are found or made, by default
+        not the recipe's pretrained model. store: where artefacts are found or made, by default
         below the recipe's `runs`. run_users: as of `modules.find`."""
         self.plan = cell
         self.recipe = recipe = cell.recipe
@@ -235,7 +235,7 @@ class Builder(Context):
         return passes.holdout_accuracy(self.run, average)
 
     def _pre_trained(self) -> Cell:
-        """The pre-trained model. A head that it lacks is fitted now."""
+        """The pretrained model. A head that it lacks is fitted now."""
         model, dataset = self.recipe.model, self.recipe.dataset
         cache, seed, path = cache_folder(), dataset.seed, model.weights.path
         if path and descriptions.prompt_of(Path(path)) is not None:

@@ -307,7 +307,7 @@ def of(plan: Plan) -> Estimate:
     shared = (
         Part("jobs start", starts=1),
         Part("graphs are compiled", graphs=_graphs(cells)),
-        model.evaluated("pre-trained model", everywhere, recipe),
+        model.evaluated("pretrained model", everywhere, recipe),
         *fishers.values(),
     )
     report = (Part("report: distances", starts=1, core_s=sum(_distances(recipe, counts))),)

@@ -55,7 +55,7 @@ def row_of_campaign(campaign: FinishedCampaign, row: Evaluation) -> DescribedMod
     Raises ValueError if a cell is missing, and for an ensemble, which is several models.
     """
     name = campaign.record.name
-    trained = "the pre-trained model" if row.method == PRE else f"{row.arm} on {row.downstream}"
+    trained = "the pretrained model" if row.method == PRE else f"{row.arm} on {row.downstream}"
     title = f"{trained}, of {name}"
     remedy = f"run `{campaign.plan.shown_command}` again"
     if dynamics.step_of(row.arm) is not None:
@@ -183,7 +183,7 @@ def write(row: DescribedModel, out: Path, classes: Sequence[str] = ()) -> Writte
         export_clip.to_open_clip(out, model, net, both, names, row.prompt, made_of)
         load = f"open_clip.create_model({f'local-dir:{out}'!r})"
         return Written(
-            outputs, f"{load}, both towers; the text tower is the pre-trained one; {head}"
+            outputs, f"{load}, both towers; the text tower is the pretrained one; {head}"
         )
     load = f"timm.create_model({f'local-dir:{out}'!r}, pretrained=True)"
     if model.projection:

@@ -25,7 +25,7 @@ CLIP = 1e-4  # accuracies closer to 0 or 1 are moved here: their probit would be
 # The models that a trend line is fitted over, in the order of preference.
 GIVEN = "models given by the user"
 PUBLISHED = "published models of ImageNet-1K alone"
-CAMPAIGN_MODELS = "pre-trained models"
+CAMPAIGN_MODELS = "pretrained models"
 
 
 @dataclass(frozen=True, eq=False)

@@ -50,7 +50,7 @@ def of_probe(
     twice.
 
     change [cells]: in accuracy, from the first training to the second. probed: bool [cells],
-    whether there was a second. columns: int [cells], -1 of pre-trained models. weights [cells, K].
+    whether there was a second. columns: int [cells], -1 of pretrained models. weights [cells, K].
     Trainings of columns are assumed independent and equally variable: half the square of a mean's
     change in its probed columns is scaled by the ratio of the squared weights of all columns and of
     these. NaN if no probed column has weight.

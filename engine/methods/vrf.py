@@ -50,8 +50,8 @@ class Method(Derived):
         failures = train[(after_N & ~before_N).numpy()]
         if not len(failures):
             log.warning(
-                "%s: fine-tuning on %s corrects none of the pre-trained model's errors on the "
-                "training images, so predictions are the pre-trained model's",
+                "%s: fine-tuning on %s corrects none of the pretrained model's errors on the "
+                "training images, so predictions are the pretrained model's",
                 self.recipe.title,
                 context.target.name,
             )

@@ -45,7 +45,7 @@ def of_campaign(
             f"top-1 accuracy in percent among {before.classes:,} classes, after fine-tuning on the "
             "dataset that heads the column; below, the change from the pretrained model in points.",
             ["", *map(set_head, downstreams), "mean"],
-            [["pre-trained", *[""] * len(downstreams), rounded(before.accuracy)]],
+            [["pretrained", *[""] * len(downstreams), rounded(before.accuracy)]],
             [[title(arm, titles), *map(rounded, of)] for arm, *of in after.itertuples()],
             [
                 [title(arm, titles), *map(ascii_signed, of)]

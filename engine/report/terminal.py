@@ -35,7 +35,7 @@ def _ri(results: Results, model: str) -> str:
         f"{averaged_over(results)}{results.one_training}"
         f"{'; disjoint: mRI without related datasets' * is_disjoint}.",
         ["", *map(set_head, names), "mRI", "95% interval", *["disjoint"] * is_disjoint],
-        [["pre-trained %", *known, "", "", *[""] * is_disjoint]],
+        [["pretrained %", *known, "", "", *[""] * is_disjoint]],
         [
             [
                 line.method,

@@ -64,7 +64,7 @@ def of_arms(
     **values: Any,
 ) -> Results:
     """The same where an arm (method, alpha, setting) has one accuracy on the set fine-tuned on and
-    one elsewhere, and the pre-trained models have `before`. more: further cells."""
+    one elsewhere, and the pretrained models have `before`. more: further cells."""
     cells = [(model, PRE, "", None, "", "", on, before) for model in models for on in (*SETS, "up")]
     for model in models:
         for (method, alpha, setting), of in arms.items():

@@ -69,7 +69,7 @@ def grid(
 def several_seeds(
     folder: Path, hits: Callable[[int], Hits], seeds: Sequence[int], **options
 ) -> list[Evaluation]:
-    """The same with several training seeds; the first gives the pre-trained model."""
+    """The same with several training seeds; the first gives the pretrained model."""
     out: list[Evaluation] = []
     folder.mkdir(exist_ok=True)
     for seed in seeds:

@@ -15,7 +15,7 @@ from engine.report.section import Figure, Section, Table
 from engine.report.text import counted, listed
 
 NAME = f"{ROBUSTNESS}_pts"
-BEFORE = "pre-trained"
+BEFORE = "pretrained"
 PERCENT = (1, 2, *range(5, 100, 5), 98, 99)  # ticks
 
 

@@ -24,7 +24,7 @@ def section(results: Results) -> Section | None:
     pairs["against"] = pairs["against"].map(titles)
     data = pandas.concat([results.grid.numbers, pairs], ignore_index=True)
     data = data.replace({"downstream": {"": EACH}, "evaluated_on": {"": OTHERS}})
-    data = data.fillna({"against": "pre-trained"})
+    data = data.fillna({"against": "pretrained"})
     data = data.merge(results.shown[["arm", "model", "method", "variant"]], on="arm")
     known = data.dropna(axis=1, how="all")
     numbers = known.filter(

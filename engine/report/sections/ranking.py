@@ -145,7 +145,7 @@ def _points(results: Results, model: str) -> pandas.DataFrame:
     before, arms = results.before(model), results.arms
     sets, downstreams = results.grid.sets, results.grid.downstreams
     others = [fmean(before[j] for j in sets if j != i) for i in downstreams]
-    first: dict[str, Any] = {"label": "pre-trained", "name": "pre-trained"}
+    first: dict[str, Any] = {"label": "pretrained", "name": "pretrained"}
     first[X], first[Y] = fmean(before[i] for i in downstreams), fmean(others)
     arms = arms[arms["model"] == model]
     series = arms.groupby(["key", "variant", "setting"], sort=False)

@@ -79,7 +79,7 @@ def test_a_column_holds_one_set_at_a_time(grid, monkeypatch):
 
 @pytest.fixture
 def members(mixes) -> list[str]:
-    """A fine-tuned model, one with a prompt, the pre-trained one and a probe."""
+    """A fine-tuned model, one with a prompt, the pretrained one and a probe."""
     return [name for mix in mixes[4:] for name in mix]
 
 

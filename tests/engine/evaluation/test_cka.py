@@ -73,7 +73,7 @@ def test_cka_of_a_cell_is_its_definition_on_timms_model(grid, arch, blocks):
 
 
 def test_models_are_as_far_as_they_moved(grid):
-    """Not at all: the pre-trained model and a probe. A mix: less than what it is mixed of."""
+    """Not at all: the pretrained model and a probe. A mix: less than what it is mixed of."""
     builder = grid.builder(*WORDS)
     methods = ("linear_probe", "fine_tune", "visual_prompt")
     base, *names = builder.base.name, *(builder.cell(method).name for method in methods)

@@ -39,7 +39,7 @@ def test_training_and_evaluation_are_images_times_passes(counted):
         assert probe.name == "training: LP" and probe.operations == 0 == probe.images
         assert evaluation.images == (1 + 3) * held_out, "the recipe evaluates the hold-out"
         assert evaluation.operations == evaluation.images * counted.forward
-    (base,) = (part for part in counted.shared if part.name == "pre-trained model")
+    (base,) = (part for part in counted.shared if part.name == "pretrained model")
     assert base.images == everywhere
     (graphs,) = (part.graphs for part in counted.shared if part.graphs)
     assert graphs == 2, "of evaluation and of FT"

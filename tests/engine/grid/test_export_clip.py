@@ -57,7 +57,7 @@ def test_a_merge_of_open_clips_checkpoints_is_open_clips_model(
     words = ["merge", "wise_ft", str(files[0]), "--base", str(files[1]), "--arch", tiny_clip.ARCH]
     words += ["--classes", str(tmp_path / "classes.txt"), "--out", str(out), "method.alpha=0.25"]
     assert cli.main([*words, f"runs={tmp_path}", "device=cpu"]) == 0
-    assert "both towers; the text tower is the pre-trained one" in capsys.readouterr().out
+    assert "both towers; the text tower is the pretrained one" in capsys.readouterr().out
     loaded = open_clip.create_model(f"local-dir:{out}").eval()
     # The engine's own model, of the average that the command made.
     resolved = user_models.resolve(tiny_clip.ARCH, []).model

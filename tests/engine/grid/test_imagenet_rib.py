@@ -179,7 +179,7 @@ def test_accuracy_on_corruptions_is_their_mean(rib):
 
 
 def test_the_in1k_stage_of_a_backbone_without_a_head(rib):
-    """The recipe on a tiny training set; its cell is then the pre-trained model of a campaign."""
+    """The recipe on a tiny training set; its cell is then the pretrained model of a campaign."""
     alone = ("model=vit_tiny_random", "model.head.fit=true", "train.batch_size=4", "train.epochs=1")
     alone += ("train.warmup_steps=null",)  # of two steps
     stage = cell_plan.resolve("imagenet_rib/pre_fine_tune", parsed((*alone, *rib.words)))

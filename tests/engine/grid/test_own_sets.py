@@ -87,7 +87,7 @@ def test_a_mask_is_named_and_intervals_are_those_of_changes(place, tmp_path):
         low, change, high = (float(row[k]) for k in ("change_low", "change", "change_high"))
         assert low <= change <= high
         if row["method"] == "wise_ft" and float(row["alpha"]) == 0:
-            assert low == high == 0, "the pre-trained model itself"
+            assert low == high == 0, "the pretrained model itself"
 
 
 def test_what_is_not_possible_is_refused_before_any_work(place, capsys, tmp_path):

@@ -165,7 +165,7 @@ def test_a_name_that_a_spreadsheet_takes_for_a_formula_is_text(tmp_path):
 
 
 def in_settings(cells, *settings):
-    """The grid's cells in each of the settings, and the pre-trained model once."""
+    """The grid's cells in each of the settings, and the pretrained model once."""
     before = [cell for cell in cells if cell.method == "pre"]
     trained = [cell for cell in cells if cell.method != "pre"]
     return before + [replace(cell, setting=setting(name)) for name in settings for cell in trained]

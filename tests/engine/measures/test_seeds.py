@@ -18,7 +18,7 @@ METHODS = ("fine_tune", "lwf", "ewc")
 
 
 def of_seed(seed: int):
-    """Hits that differ from seed to seed, but for the pre-trained model's."""
+    """Hits that differ from seed to seed, but for the pretrained model's."""
     rng, same = np.random.default_rng(seed), random_hits(seed=9)
     return lambda method, *at: same(method, *at) if method == "pre" else rng.random(60) < 0.5
 

@@ -21,7 +21,7 @@ TASKS = ("fine_tune", "ewc", "lwf")
 
 
 def built(grid: Grid, *words: str) -> tuple[Builder, State, State, set[str]]:
-    """A merge's builder, the pre-trained and the merged state in float64, and the parameters."""
+    """A merge's builder, the pretrained and the merged state in float64, and the parameters."""
     builder, cell = grid.build(*FEW, *words)
     net = builder.network(builder.base)
     before = {k: t.double().numpy() for k, t in builder.base.state().items()}

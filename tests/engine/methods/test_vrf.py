@@ -75,7 +75,7 @@ def test_where_fine_tuning_corrects_nothing_the_pre_trained_model_answers(
 ):
     monkeypatch.setattr(vrf, "_right", lambda context, cell, index: torch.ones(len(index)) > 0)
     builder, cell = grid.build(*WORDS)
-    assert "so predictions are the pre-trained model's" in caplog.text
+    assert "so predictions are the pretrained model's" in caplog.text
     (entry,) = cell.entries
     of_vrf, alone = tables(builder, [entry.mix, {builder.base.name: 1.0}], ["tinted"])
     assert of_vrf["top1"].equals(alone["top1"])

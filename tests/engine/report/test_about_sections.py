@@ -27,8 +27,11 @@ def test_cells_are_those_of_the_glossary():
     evaluated on it has."""
     arms = {("fine_tune", None, ""): (60, 55)}
     arms |= {("wise_ft", alpha, ""): (60, 55) for alpha in (0.0, 0.5, 1.0)}
-    section = about.what_was_run(made_results.of_arms(arms))
-    assert section.heading.startswith(f"The campaign ran {2 * len(made_results.SETS)} cells in ")
+    cells = f"{2 * len(made_results.SETS)} cells"
+    section = about.what_was_run(made_results.of_arms(arms, attempts=ATTEMPTS))
+    assert section.heading.startswith(f"The campaign ran {cells} in ")
+    section = about.what_was_run(made_results.of_arms(arms))  # an earlier campaign's cells
+    assert section.heading == f"The campaign's {cells} were found in the store"
 
 
 def test_hours_are_summed_and_failed_attempts_are_listed_with_their_reason():

@@ -44,7 +44,7 @@ def test_a_measure_is_a_function_and_a_section_is_one_too(tmp_path, extended):
         key = row.method, row.downstream, row.evaluated_on
         assert row.overconfidence == pytest.approx(expected[key], abs=1e-4)
     rows = read["intervals.csv"].query("quantity == 'overconfidence'")
-    assert len(rows) == 2 * 20 + 5, "cells and means of two methods, and of the pre-trained model"
+    assert len(rows) == 2 * 20 + 5, "cells and means of two methods, and of the pretrained model"
     assert ((rows["low"] < rows["value"]) & (rows["value"] < rows["high"])).all()
     html = path.read_text("utf-8")
     assert " has the lowest overconfidence</h2>" in html

@@ -69,8 +69,8 @@ def test_table_shows_every_number_in_place():
     text = terminal.table(made, ["a sample"])
     assert text.endswith("\n\nnote: a sample")
     lines = text.splitlines()
-    (before,) = [line.split() for line in lines if line.startswith("pre-trained")]
-    assert before == ["pre-trained", "%", "64.0", "46.0", "10.0", "8.0"]
+    (before,) = [line.split() for line in lines if line.startswith("pretrained")]
+    assert before == ["pretrained", "%", "64.0", "46.0", "10.0", "8.0"]
     for row in made.shown.itertuples():
         (printed,) = [line for line in lines if line.startswith(row.method + " ")]
         numbers = [float(x) for x in re.findall(r"[-+]?\d+\.\d", printed.replace("−", "-"))]
@@ -100,7 +100,7 @@ def test_finding(shift, words):
 @pytest.mark.parametrize("name", ["imagenet_rib", "emoji"])
 def test_a_campaigns_sets_head_columns_in_full_and_its_table_fits_the_terminal(name):
     sets = recipe.load(name).dataset.sets
-    row = ["pre-trained %", *["-12.4"] * (len(sets) + 1), "[-12.5, -10.2]"]
+    row = ["pretrained %", *["-12.4"] * (len(sets) + 1), "[-12.5, -10.2]"]
     text = console.text("", ["", *map(set_head, sets), "mRI", "95% interval"], [row])
     lines = text.splitlines()
     assert max(map(len, lines)) <= 100

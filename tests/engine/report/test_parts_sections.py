@@ -110,5 +110,5 @@ def test_the_pre_trained_model_stands_at_its_accuracies_on_the_same_sets():
     cells = [("lite0", PRE, "", None, "", "", on, accuracy) for on, accuracy in before.items()]
     section = ranking.trade_off(of_cells([*cells, *on_upstream(30)], downstreams=["up"]))
     points = section.figures[0].data.set_index("label")
-    assert points.loc["pre-trained", "on_downstream_set_pct"] == before["up"] == 70
-    assert points.loc["pre-trained", "on_other_sets_pct"] == pytest.approx(50)
+    assert points.loc["pretrained", "on_downstream_set_pct"] == before["up"] == 70
+    assert points.loc["pretrained", "on_other_sets_pct"] == pytest.approx(50)

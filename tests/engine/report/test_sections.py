@@ -86,7 +86,7 @@ def test_the_explorer_holds_every_number_once(results):
         results.shown.rename(columns={"mRI_pts": "change_pts"}).assign(downstream="all", **others),
     ]
     for part in parts:
-        expected = part.assign(against="pre-trained").set_index(keys)
+        expected = part.assign(against="pretrained").set_index(keys)
         for name in {"accuracy_pct", *CHANGE} & {*expected}:
             np.testing.assert_allclose(table.loc[expected.index, name], expected[name])
     pair, titles = results.comparisons.iloc[0], results.shown.set_index("arm")["method"]
@@ -99,7 +99,7 @@ def test_the_trade_off_has_the_curve_and_names_what_tables_show(results):
     data = section(results, "trade-off").figures[0].data
     assert list(data["alpha"].dropna()) == [0.0, 0.5, 1.0]
     names = [name for name in data["name"] if name]
-    assert names == ["pre-trained", "FT", "EWC & co", "WiSE-FT, α = 0.5"]
+    assert names == ["pretrained", "FT", "EWC & co", "WiSE-FT, α = 0.5"]
 
 
 def test_published_numbers_stand_beside_those_of_their_model_and_variant_only(monkeypatch):

@@ -82,7 +82,7 @@ def test_each_method_has_the_setting_that_is_best_on_held_out_images() -> None:
     assert len(chosen) == 2 * len(SETS)
     rows = methods.set_index("method")
     assert list(rows.index) == ["LwF", "FT"] and list(rows["settings"]) == [3, 3]
-    # RI: 100 times the share on the other sets, less the pre-trained model's 50.
+    # RI: 100 times the share on the other sets, less the pretrained model's 50.
     numbers = rows.drop(columns="settings").to_numpy().tolist()
     assert numbers[0] == pytest.approx([20, 0, 20, 80, 70])
     assert numbers[1] == pytest.approx([-10, 10, -20, 90, 70])

@@ -19,7 +19,7 @@ MODEL = "lite0"
 
 
 def of_methods(setting: str = "", **accuracies: float) -> Results:
-    """Methods of the same accuracy on every set, where the pre-trained model has 30%."""
+    """Methods of the same accuracy on every set, where the pretrained model has 30%."""
     arms = {(method, None, setting): (of, of) for method, of in accuracies.items()}
     return of_arms(arms, before=30, methods=TITLES)
 
@@ -92,7 +92,7 @@ def test_what_orders_methods_says_that_it_is_of_one_training():
 def test_csv_files_hold_every_row(tmp_path):
     files = tables(of_evaluations(grid(tmp_path, random_hits(), tuple(TITLES)), methods=TITLES))
     # Of 3 methods: 4 sets x 3 cells, 4 means on a set, 3 over the others (RI) and 1 of both (mRI);
-    # of the pre-trained model 4 cells and their mean. 3 pairs, overall and on 3 sets.
+    # of the pretrained model 4 cells and their mean. 3 pairs, overall and on 3 sets.
     counts = Counter(files["intervals.csv"]["quantity"])
     assert [counts[name] for name in ("accuracy", "RI", "mRI")] == [65, 9, 3]
     assert [counts[name] for name in behaviour.names(behaviour.BEFORE_AFTER)] == [60] * 4

@@ -95,7 +95,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(grid, empty, caplog, 
     cell, steps = resumed(empty)
     assert steps == list(range(1 if damaged == 2 else 4, 7))
     warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
-    assert f"{newest} is damaged" in warnings[0] and len(warnings) == damaged
+    assert f"damaged checkpoint {newest}:" in warnings[0] and len(warnings) == damaged
     check_same(cell, plain)
 
 

@@ -87,7 +87,7 @@ def test_the_figure_has_all_points_and_says_what_lines_are_fitted_over(of_grid):
 
 
 def test_published_models_make_the_lines_where_there_is_no_file(tmp_path, monkeypatch):
-    """Until now the page of one pre-trained model had no such section."""
+    """Until now the page of one pretrained model had no such section."""
     models = [("resnet18.tv_in1k", 39, 20, 5), ("resnet50.tv_in1k", 40, 22, 8),
               ("vgg11.tv_in1k", 43, 30, 9), ("vit_tiny.in21k_ft_in1k", 44, 99, 99)]  # fmt: skip
     lines = ["# a comment", "model,up,a,c", *(",".join(map(str, each)) for each in models)]
@@ -118,7 +118,7 @@ def test_published_models_make_the_lines_where_there_is_no_file(tmp_path, monkey
 
 def test_the_heading_counts_what_intervals_show_and_ranks_nothing(of_grid):
     section = effective_robustness.section(of_grid)
-    tuned = section.tables[0].data.query("method != 'pre-trained'")
+    tuned = section.tables[0].data.query("method != 'pretrained'")
     above = (tuned["effective_robustness_low"] > 0).sum()
     below = (tuned["effective_robustness_high"] < 0).sum()
     assert section.heading.startswith(f"Of 2 fine-tuned rows, {above} are above and {below} below")
