@@ -73,10 +73,16 @@ def add(commands: argparse._SubParsersAction) -> None:
 def run(arguments: argparse.Namespace) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     sets = named_sets(arguments.sets)
-    for option, places in (("sets", sets.values()), ("models", map(Path, arguments.models or ()))):
+    expected = {
+        "sets": (sets.values(), "a folder with one folder of images per class, or shards"),
+        "models": (map(Path, arguments.models or ()), "a checkpoint, or a folder of one"),
+    }
+    for option, (places, kind) in expected.items():
         for place in places:  # before the slow imports
             if not shards.exists(place):
-                raise ValueError(f"--{option}: {place} does not exist")
+                raise ValueError(
+                    f"--{option}: {place} does not exist: name {kind} (docs/own-set.md)"
+                )
     first_line.show(f"reading {arguments.campaign or ', '.join(arguments.models)}")
     rows, text, files = (_campaign if arguments.campaign else _models)(arguments, sets)
     from engine.machine import ranks
