@@ -175,20 +175,14 @@ def plan(
         for cell in row.all()
         if modules.is_users(cell.recipe.method.module)
     }
-    identity = short_digest(
-        {
-            "format": artifacts.FORMAT,
-            "rows": {name: _settings(row, files) for name, row in rows.items()},
-            "columns": [[column.downstream, dict(column.settings)] for column in columns],
-        }
-    )
-    folder = _title(name, overrides, methods, shared, swept, identity)
+    digest = _identity(rows, columns, files)
+    folder = _title(name, overrides, methods, shared, swept, digest)
     return Plan(
         name,
         shlex.join(["rib", "campaign", name, *(each.text for each in overrides)]),
         rows,
         columns,
-        PlanFolder(Path(shared.runs).resolve() / folder / PLANS / identity),
+        PlanFolder(Path(shared.runs).resolve() / folder / PLANS / digest),
         max(shared.threads, cores // len(columns)),
         shared.device,
         is_sweep,
@@ -241,6 +235,24 @@ def needs(plan: Plan) -> list[dict[str, Any]]:
     """
     of_rows = [need for row in plan.rows.values() for need in row.needs.values()]
     return [_settings(cell, plan.modules) for need in of_rows for cell in need.all()]
+
+
+def is_current(plan: Plan) -> bool:
+    """Whether a plan that was read is one that this version makes, so that it finds its results."""
+    return plan.place.name == _identity(plan.rows, plan.columns, plan.modules)
+
+
+def _identity(
+    rows: Mapping[str, CellPlan], columns: Sequence[Column], sha256: Mapping[str, str]
+) -> str:
+    """A digest of all that determines a campaign's results; the name of the plan's folder."""
+    return short_digest(
+        {
+            "format": artifacts.FORMAT,
+            "rows": {name: _settings(row, sha256) for name, row in rows.items()},
+            "columns": [[column.downstream, dict(column.settings)] for column in columns],
+        }
+    )
 
 
 def settings_of_rows(plan: Plan) -> dict[str, dict[str, Any]]:

@@ -33,10 +33,11 @@ def jobs(plan: Plan) -> list[str]:
 
 
 def _finished(begun: Begun) -> Plan | None:
-    """The plan of a finished campaign whose artefacts are all in the store."""
+    """The plan of a finished campaign of this version, if all its artefacts are in the store."""
     if begun.record is None or not seal.has_artifacts(begun.record):
         return None
     try:
-        return begun.record.plan
+        plan = begun.record.plan
     except (OSError, DamagedFile):
         return None
+    return plan if campaign.is_current(plan) else None

@@ -8,6 +8,7 @@ from engine.grid import campaign, record, reuse
 from engine.grid.campaign import Plan
 from engine.machine.files import write_atomic
 from engine.recipe import overrides
+from engine.store import artifacts
 from engine.store.artifacts import Store
 from loaders.names import identifier
 
@@ -47,6 +48,11 @@ def artifact(tmp_path) -> Path:
 )
 def test_jobs_of_rows_and_columns_that_a_finished_campaign_has(artifact, tmp_path, words, expected):
     assert reuse.jobs(planned(tmp_path, *words)) == expected
+
+
+def test_a_campaign_of_another_format_gives_none(artifact, tmp_path, monkeypatch):
+    monkeypatch.setattr(artifacts, "FORMAT", artifacts.FORMAT + 1)
+    assert reuse.jobs(planned(tmp_path, "methods=[ewc,soup]")) == []
 
 
 def test_a_campaign_that_lacks_an_artefact_or_has_not_finished_gives_none(artifact, tmp_path):
