@@ -19,15 +19,13 @@ def jobs(plan: Plan) -> list[str]:
     """
     if any(row.recipe.trackers for row in plan.rows.values()):
         return []
-    rows = campaign.settings_of_rows(plan).values()
-    found = {
-        column.job
-        for begun in holdings.campaigns(plan.place.runs)
-        if (other := _finished(begun)) and other.device == plan.device
-        if all(row in campaign.settings_of_rows(other).values() for row in rows)
-        for column in plan.columns
-        if column in other.columns
-    }
+    rows, found = campaign.settings_of_rows(plan).values(), set[str]()
+    for begun in holdings.campaigns(plan.place.runs):
+        if (other := _finished(begun)) is None or other.device != plan.device:
+            continue
+        theirs = campaign.settings_of_rows(other).values()
+        if all(row in theirs for row in rows):
+            found |= {column.job for column in plan.columns if column in other.columns}
     names = [column.job for column in plan.columns if column.job in found]
     return [PREPARE, *names] if len(names) == len(plan.columns) else names
 
