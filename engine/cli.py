@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from engine.errors import nearest
+from engine.did_you_mean import nearest
 from engine.machine import entry
 
 COMMANDS = (

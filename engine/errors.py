@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
-
 USERS_METHOD = "users_method_"  # prefix of the module names of users' methods
 
 
@@ -16,15 +13,6 @@ def printable(text: str) -> str:
 
 class RecipeError(ValueError):
     """An invalid recipe or override; the message names the key, the file and the fix."""
-
-
-def nearest(word: str, valid: Iterable[str]) -> str:
-    """Returns `; did you mean 'x'?`, or the list of valid words if none is close."""
-    valid = sorted(valid)
-    close = difflib.get_close_matches(word, valid, n=1, cutoff=0.5)
-    if close:
-        return f"; did you mean {close[0]!r}?"
-    return f"; valid: {', '.join(valid)}"
 
 
 class DivergedError(RuntimeError):

@@ -19,7 +19,7 @@ import numpy as np
 import pandas
 from scipy import stats
 
-from engine.measures import behaviour, bootstrap, comparisons, metrics
+from engine.measures import bootstrap, comparisons, metrics, scores
 from engine.measures.effective_robustness import GIVEN, Baseline, above_trend, trends
 from engine.measures.metrics import ROBUSTNESS, Grid, Means
 from engine.measures.predictions import ImagePredictions
@@ -80,7 +80,7 @@ def campaign(number: int, draws: int) -> Grid:
     source = SPREAD["source"] * rng.normal(size=SOURCES)
     arms = [Arm("m", PRE, "", None), *(Arm("m", method, "canonical", None) for method in GAIN)]
     counts = bootstrap.counts([f"{number} {k}" for k in range(SOURCES)], draws)
-    names = behaviour.names(behaviour.PER_IMAGE, behaviour.BEFORE_AFTER)
+    names = scores.names(scores.PER_IMAGE, scores.BEFORE_AFTER)
     evaluations, numbers, samples = [], [], []
     for name in (*SETS, UPSTREAM):
         copy = SPREAD["copy"] * rng.normal(size=SOURCES)
@@ -91,7 +91,7 @@ def campaign(number: int, draws: int) -> Grid:
                 right = strength(arm.method, downstream, name) + source + copy + noise > 0
                 top1 = np.where(right, 0, rng.integers(1, 3, SOURCES))
                 images = ImagePredictions(top1, 0 * top1, top1, top1, np.ones(SOURCES))
-                measured = behaviour.of_images(images, before)
+                measured = scores.of_images(images, before)
                 before = before or images
                 sums.append(np.column_stack([*measured.values()]))
                 means = 100 * sums[-1].mean(axis=0)
@@ -137,7 +137,7 @@ def covered(number: int, draws: int) -> dict[str, list[bool]]:
     for kind, means in numbers.items():
         table = means.table("x", clip=kind == "accuracy")
         held[kind] = _holds(table, true(means))
-    for measure in behaviour.names(behaviour.BEFORE_AFTER):
+    for measure in scores.names(scores.BEFORE_AFTER):
         held[measure] = _holds(each.table("x", measure, clip=True), true(each, measure))
     accuracy = true(each)[None]
     truth = np.full(len(cells), np.nan)
@@ -183,9 +183,9 @@ def calibration(repeats: int, images: int = SOURCES) -> list[tuple[float, float,
             top1 = (rng.random(count) > np.clip(confidence - over, 0, 1)).astype(int)
             p, label = confidence.astype(np.float32), np.zeros_like(top1)
             images = ImagePredictions(top1, label, p, p, np.ones(count))
-            bins = np.clip(np.ceil(confidence * behaviour.BINS).astype(int) - 1, 0, None)
+            bins = np.clip(np.ceil(confidence * scores.BINS).astype(int) - 1, 0, None)
             plain = np.abs(np.bincount(bins, confidence - (top1 == 0))).sum() / count
-            return 100 * float(plain), behaviour.calibration_error(images, np.arange(count))
+            return 100 * float(plain), scores.calibration_error(images, np.arange(count))
 
         truth, _ = measured(1_000_000)
         rows.append((truth, *np.mean([measured(images) for _ in range(repeats)], axis=0)))

@@ -7,7 +7,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.errors import nearest
+from engine.did_you_mean import nearest
 from engine.machine import first_line
 from engine.machine.files import short_digest
 from loaders.root import Root

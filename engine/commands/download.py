@@ -58,7 +58,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace) -> int | None:
     from engine.data import downloads, imagenet, sources
-    from engine.errors import nearest
+    from engine.did_you_mean import nearest
 
     known = sources.read(arguments.sources or sources.FILE)
     # The training set (148 GB) is downloaded only by name.

@@ -18,7 +18,7 @@ import torch
 from engine.data import grouping, imagenet, splits
 from engine.data.kinds import kind_of
 from engine.data.packs import pack_of
-from engine.errors import nearest
+from engine.did_you_mean import nearest
 from engine.machine import ranks
 from engine.measures import relations
 from engine.recipe.schema import DatasetRecipe, Recipe

@@ -8,7 +8,8 @@ from typing import Any, Literal
 import msgspec
 
 from engine.data import imagenet
-from engine.errors import RecipeError, nearest
+from engine.did_you_mean import nearest
+from engine.errors import RecipeError
 from engine.recipe import catalogue
 from loaders.download import Remote
 

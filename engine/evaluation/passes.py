@@ -26,8 +26,8 @@ from engine.evaluation.model import Function, Model
 from engine.evaluation.reduction import Reduction, predictions_table
 from engine.machine import ranks
 from engine.machine.files import short_digest
-from engine.measures.calibration import TEMPERATURES
 from engine.measures.predictions import plain_of
+from engine.measures.temperature_scaling import TEMPERATURES
 from engine.models.form import Form
 from engine.run import Run
 from engine.store.artifacts import Artifact

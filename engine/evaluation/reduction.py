@@ -12,7 +12,7 @@ from engine.data import grouping
 from engine.data.sets import LabelledSet
 from engine.evaluation import gate
 from engine.measures import predictions
-from engine.measures.calibration import TEMPERATURES
+from engine.measures.temperature_scaling import TEMPERATURES
 from loaders.batch import on_device
 
 
@@ -22,7 +22,7 @@ class Reduction:
 
     Columns: top-1, its probability, the true class's probability, and the margin: the true class's
     logit minus the largest other logit, positive if top-1 is right. calibration: also top-1's
-    probability at each of `calibration.TEMPERATURES`. weights: as in `predictions.Ensemble`.
+    probability at each of `TEMPERATURES`. weights: as in `predictions.Ensemble`.
     """
 
     def __init__(

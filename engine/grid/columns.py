@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine import recipe
-from engine.errors import RecipeError, nearest
+from engine.did_you_mean import nearest
+from engine.errors import RecipeError
 from engine.measures.setting import PLAIN, Scalar, Setting
 from engine.recipe import text
 from engine.recipe.campaigns import DOWNSTREAMS, PROBE, VARY

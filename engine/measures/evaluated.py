@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from engine.measures import behaviour, bootstrap, image_changes
-from engine.measures.calibration import Temperature
+from engine.measures import bootstrap, image_changes, scores
 from engine.measures.image_changes import ImageChange
 from engine.measures.predictions import ImagePredictions, SetPredictions
 from engine.measures.rows import PRE, Arm, Evaluation, ModelOnSet
+from engine.measures.temperature_scaling import Temperature
 
 TOGETHER = 64  # evaluations whose draws are made at a time
 
@@ -40,15 +40,13 @@ def of_set(
                 scaled = temperatures.get((row.arm, row.downstream, row.seed))
                 after = bank.add(row.path, row.model, scaled)
                 same_images = not is_on or bank.images.equals(of_set.images)
-                measured = behaviour.of_images(
-                    after, before.get(row.model) if same_images else None
-                )
+                measured = scores.of_images(after, before.get(row.model) if same_images else None)
                 of_sources = np.stack([bank.by_source(of) for of in measured.values()], axis=1)
-                scales = np.array([behaviour.MEASURES[name].scale for name in measured])
+                scales = np.array([scores.MEASURES[name].scale for name in measured])
                 means = (scales * of_sources.sum(axis=0) / bank.total.sum()).tolist()
                 of_all = {
-                    name: behaviour.MEASURES[name].of(after, bank.codes)
-                    for name in behaviour.names(behaviour.WHOLE_SET)
+                    name: scores.MEASURES[name].of(after, bank.codes)
+                    for name in scores.names(scores.WHOLE_SET)
                 }
                 n = len(after.label)
                 sources = float(bank.total.sum() ** 2 / (bank.total**2).sum())

@@ -28,11 +28,11 @@ import pandas
 from scipy import sparse
 
 from engine.measures import (
-    behaviour,
     bootstrap,
     evaluated,
     predictions,
     relations,
+    scores,
     seeds,
     shares,
 )
@@ -49,12 +49,12 @@ ROBUSTNESS = "effective_robustness"
 
 def measures() -> list[str]:
     """A cell's measures except accuracy, in the order of their columns."""
-    return [*(name for name in behaviour.MEASURES if name != "accuracy"), ROBUSTNESS]
+    return [*(name for name in scores.MEASURES if name != "accuracy"), ROBUSTNESS]
 
 
 def column_name(measure: str) -> str:
     """The name of a measure's column with its unit."""
-    return f"{measure}_{'pts' if measure == ROBUSTNESS else behaviour.MEASURES[measure].unit}"
+    return f"{measure}_{'pts' if measure == ROBUSTNESS else scores.MEASURES[measure].unit}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,7 +207,7 @@ class Grid:
             left = self.without_related(cells[is_trained])
             of_left = equal_column_weights(left) if weight is not None else None
             tables.append(self.mean(left, by, of_left, of="change").table("disjoint_change_pts"))
-        shares = [name for name, each in behaviour.MEASURES.items() if each.is_share]
+        shares = [name for name, each in scores.MEASURES.items() if each.is_share]
         tables += [after.table(column_name(k), k, clip=k in shares) for k in measures()]
         return functools.reduce(lambda a, b: a.merge(b, on=by, how="left"), tables)
 
@@ -351,7 +351,7 @@ def gather(
     related = relations.of(photos, families)
     counts = related["set"].isin(sets) & related["related_to"].isin(downstreams or sets)
     related = related if counts.any() else related[:0]
-    names = behaviour.names(behaviour.PER_IMAGE, behaviour.BEFORE_AFTER)
+    names = scores.names(scores.PER_IMAGE, scores.BEFORE_AFTER)
     shape = draws, len(evaluations)
     samples = {name: np.empty(shape, np.float32, order="F") for name in names}
     numbers: list[dict[str, float]] = [{} for _ in evaluations]

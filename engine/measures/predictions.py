@@ -18,8 +18,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from engine.measures import calibration, relations
-from engine.measures.calibration import Temperature
+from engine.measures import relations, temperature_scaling
+from engine.measures.temperature_scaling import Temperature
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ SCHEMA = pa.schema(
     + [(name, pa.float32()) for name in PROBABILITIES]
 )
 GROUP = pa.field("group", pa.string())  # if parts of the dataset have equal weight
-# With `evaluate.calibration`: the confidence at each of `calibration.TEMPERATURES`.
+# With `evaluate.calibration`: the confidence at each of `temperature_scaling.TEMPERATURES`.
 SCALED = pa.field("p_top1_scaled", pa.list_(pa.float32()))
 OPTIONAL = (GROUP, SCALED)
 
@@ -149,14 +149,14 @@ def temperature_of(path: Path) -> Temperature | None:
     confidences_NT = _scaled(table)
     if confidences_NT is None:
         return None
-    fitted = calibration.fit(confidences_NT, table["margin"].to_numpy(), weights(table))
+    fitted = temperature_scaling.fit(confidences_NT, table["margin"].to_numpy(), weights(table))
     if fitted.is_at_end:
         log.warning("%s: the temperature is at the end of its range, %g", path, fitted.value)
     return fitted
 
 
 def _scaled(table: pa.Table) -> np.ndarray | None:
-    """Confidences [N, T] at `calibration.TEMPERATURES`, if a table has them."""
+    """Confidences [N, T] at `temperature_scaling.TEMPERATURES`, if a table has them."""
     if SCALED.name not in table.column_names:
         return None
     return table[SCALED.name].combine_chunks().flatten().to_numpy().reshape(len(table), -1)

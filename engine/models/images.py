@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from engine.errors import RecipeError, nearest
+from engine.did_you_mean import nearest
+from engine.errors import RecipeError
 from engine.models import clip
 from engine.recipe.schema import ModelRecipe
 

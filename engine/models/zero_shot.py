@@ -18,7 +18,8 @@ from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import nn
 
 from engine import models
-from engine.errors import RecipeError, nearest
+from engine.did_you_mean import nearest
+from engine.errors import RecipeError
 from engine.models import clip, formats, hub
 from engine.recipe.schema import ModelRecipe, WeightsRecipe
 

@@ -12,7 +12,8 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from engine.errors import RecipeError, nearest
+from engine.did_you_mean import nearest
+from engine.errors import RecipeError
 from engine.recipe import yaml_text
 
 ROOT = Path(__file__).resolve().parents[2] / "recipes"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-from engine.errors import RecipeError, nearest
+from engine.did_you_mean import nearest
+from engine.errors import RecipeError
 from engine.recipe.schema import DatasetRecipe, Recipe
 from loaders.benchmarks import emoji_styles
 from loaders.names import is_name

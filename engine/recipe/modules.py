@@ -18,7 +18,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from engine.errors import USERS_METHOD, RecipeError, nearest
+from engine.did_you_mean import nearest
+from engine.errors import USERS_METHOD, RecipeError
 from engine.recipe import typed
 from engine.recipe.options import OPTIONS
 from engine.recipe.schema import MethodRecipe, Recipe

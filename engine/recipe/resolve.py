@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.errors import RecipeError, nearest
+from engine.did_you_mean import nearest
+from engine.errors import RecipeError
 from engine.recipe import (
     campaigns,
     catalogue,

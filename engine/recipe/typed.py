@@ -16,7 +16,8 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from engine.errors import RecipeError, nearest
+from engine.did_you_mean import nearest
+from engine.errors import RecipeError
 from engine.recipe import yaml_text
 from engine.recipe.overrides import Word, nested
 from engine.recipe.schema import MISSING, MethodRecipe, Recipe

@@ -10,12 +10,12 @@ import pandas
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from engine.measures import behaviour, metrics, predictions
+from engine.measures import metrics, predictions, scores
 from engine.measures.rows import PRE, Evaluation
 from engine.measures.setting import PLAIN, Setting
 from engine.recipe import yaml_text
 
-OTHERS = [name for name in behaviour.MEASURES if name != "accuracy"]
+OTHERS = [name for name in scores.MEASURES if name != "accuracy"]
 SETS = ("a", "b", "c")
 Hits = Callable[[str, str, str], np.ndarray]  # method, downstream, evaluated on -> bool [N]
 
@@ -119,6 +119,6 @@ def synthetic(
         )
     accuracy = np.array([row["accuracy"] for row in numbers])
     noise = np.random.default_rng(0).standard_normal((200, len(cells)))
-    names = behaviour.names(behaviour.PER_IMAGE, behaviour.BEFORE_AFTER)
+    names = scores.names(scores.PER_IMAGE, scores.BEFORE_AFTER)
     draws = dict.fromkeys(names, (accuracy + spread * noise).astype(np.float32))
     return metrics.grid_of(evaluations, numbers, draws, sets, upstream, downstreams or sets)

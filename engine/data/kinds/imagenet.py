@@ -21,7 +21,7 @@ from engine.data.imagenet import (
     wnids_by_name,
 )
 from engine.data.kinds.base import Kind
-from engine.errors import nearest
+from engine.did_you_mean import nearest
 from engine.recipe.schema import DatasetRecipe
 from loaders import shards, trees
 from loaders.benchmarks import imagenet, imagenet_c, objectnet

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas
 
-from engine.measures import behaviour
+from engine.measures import scores
 from engine.measures.tables import with_ends
 from engine.report.results import Results
 from engine.report.section import Section, Table
@@ -42,7 +42,7 @@ def section(results: Results) -> Section | None:
             Table(
                 "explorer",
                 "Accuracy in percent before and after fine-tuning, its change in points, and "
-                f"properties of the predictions, with 95% intervals: {behaviour.legend()}.",
+                f"properties of the predictions, with 95% intervals: {scores.legend()}.",
                 data[[*COLUMNS, *numbers]],
             )
         ],

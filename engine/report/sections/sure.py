@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pandas
 
-from engine.measures import behaviour, power
+from engine.measures import power, scores
 from engine.measures.tables import with_ends
 from engine.report import charts, tuning
 from engine.report.headline import told_apart
@@ -51,7 +51,7 @@ def section(results: Results) -> Section | None:
             Table(
                 "how-sure",
                 "Each method's mRI minus the best method's, with 95% intervals"
-                f"{results.one_training}. Means over the other datasets: {behaviour.legend()}. "
+                f"{results.one_training}. Means over the other datasets: {scores.legend()}. "
                 "Effective robustness: accuracy above the trend line, if there is one.",
                 data,
             )

@@ -12,7 +12,7 @@ from engine.evaluation import bank, passes
 from engine.grid import jobs
 from engine.grid.columns import Column
 from engine.measures import predictions
-from engine.measures.calibration import TEMPERATURES
+from engine.measures.temperature_scaling import TEMPERATURES
 from engine.store import cells
 from engine.store.cells import Ensemble, Entry
 from helpers.evaluations import (

@@ -13,7 +13,7 @@ from engine.cells import cell_plan
 from engine.cells.build import Builder
 from engine.grid import record
 from engine.grid.plan_folder import PlanFolder
-from engine.measures import behaviour, predictions
+from engine.measures import predictions, scores
 from engine.measures.predictions import SetPredictions
 from engine.recipe import parsed
 from helpers import campaigns
@@ -150,7 +150,7 @@ CALIBRATED = ["evaluate.calibration=true", "downstreams=[outline]"]
 
 
 def test_a_campaign_stores_what_temperature_scaling_needs(folder, finished):
-    """Temperatures and errors themselves: `measures/test_calibration.py`."""
+    """Temperatures and errors themselves: `measures/test_temperature_scaling.py`."""
     report = campaigns.run(folder, *CALIBRATED)
     behaviours = rows(report / "behaviour.csv")
     after = record.find(str(folder / "shapes.yaml"), parsed([f"runs={finished}", *CALIBRATED]))
@@ -162,7 +162,7 @@ def test_a_campaign_stores_what_temperature_scaling_needs(folder, finished):
     stored = on_few.add(of_model["few"], temperature=temperature)
     place = ("fine_tune", "few")
     (row,) = [row for row in behaviours if (row["method"], row["evaluated_on"]) == place]
-    expected = behaviour.scaled_calibration_error(stored, on_few.codes)
+    expected = scores.scaled_calibration_error(stored, on_few.codes)
     assert float(row["scaled_calibration_error"]) == pytest.approx(expected, abs=1e-5)
 
 

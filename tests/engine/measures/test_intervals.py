@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import simulated_campaigns
-from engine.measures import behaviour, bootstrap, effective_robustness, intervals, shares
+from engine.measures import bootstrap, effective_robustness, intervals, scores, shares
 from engine.measures.effective_robustness import GIVEN, Baseline, predicted
 from engine.measures.rows import PRE, Arm, Evaluation, ModelOnSet
 from helpers.stores import SETS, gather, grid, setting, several_seeds, table
@@ -54,7 +54,7 @@ def brute_force(cells):
             if c.method != PRE:
                 same = x == before[c.evaluated_on]
                 cases = (same, hit & was, was & ~hit, hit & ~was)
-                shares |= dict(zip(behaviour.names(behaviour.BEFORE_AFTER), cases, strict=True))
+                shares |= dict(zip(scores.names(scores.BEFORE_AFTER), cases, strict=True))
             for name, share in shares.items():
                 values_of.setdefault((name, c.cell), []).append(100 * share.mean())
         for key, values in values_of.items():
@@ -84,7 +84,7 @@ def test_every_number_is_what_brute_force_gives_on_the_same_draws(tmp_path):
 
     def check(quantity, cell, drawn):
         expected = bootstrap.interval(drawn)
-        if quantity in behaviour.MEASURES and behaviour.MEASURES[quantity].is_share:
+        if quantity in scores.MEASURES and scores.MEASURES[quantity].is_share:
             expected = expected.clip(0, 100)
         assert ends[quantity, cell] == pytest.approx(tuple(expected), abs=1e-3), (quantity, cell)
 
@@ -93,7 +93,7 @@ def test_every_number_is_what_brute_force_gives_on_the_same_draws(tmp_path):
     arm = Arm("lite0", "fine_tune", "canonical", None)
     for quantity in (
         "accuracy",
-        *behaviour.names(behaviour.BEFORE_AFTER),
+        *scores.names(scores.BEFORE_AFTER),
         "effective_robustness",
         "change",
     ):

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from engine.measures import behaviour, metrics, predictions
+from engine.measures import metrics, predictions, scores
 from engine.measures.metrics import KEY
 from engine.measures.tables import write_csv
 from helpers.made_results import of_evaluations
@@ -196,7 +196,7 @@ def test_what_was_seen_of_fewer_images_is_not_compared_with_the_pre_trained_mode
     on_downstream = next(cell for cell in cells if cell.on_downstream)
     pq.write_table(pq.read_table(on_downstream.path).slice(0, 20), on_downstream.path)
     read = gather(cells[::-1]).cells
-    unknown = read[behaviour.names(behaviour.BEFORE_AFTER)].isna()
+    unknown = read[scores.names(scores.BEFORE_AFTER)].isna()
     assert (unknown.all(axis=1) == unknown.any(axis=1)).all()
     is_held_out = (read[KEY[-2:]] == on_downstream.downstream).all(axis=1)
     assert (unknown.all(axis=1) == (is_held_out | (read["method"] == "pre"))).all()

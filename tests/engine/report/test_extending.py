@@ -8,7 +8,7 @@ import pandas
 import pyarrow.parquet as pq
 import pytest
 
-from engine.measures import behaviour
+from engine.measures import scores
 from engine.report import finish, sections
 from helpers import made_results, stores
 
@@ -18,7 +18,7 @@ DOCUMENT = Path(__file__).parents[3] / "docs" / "numbers.md"
 @pytest.fixture
 def extended(monkeypatch):
     """The document's two programs have run."""
-    monkeypatch.setattr(behaviour, "MEASURES", dict(behaviour.MEASURES))
+    monkeypatch.setattr(scores, "MEASURES", dict(scores.MEASURES))
     monkeypatch.setattr(sections, "SECTIONS", list(sections.SECTIONS))
     programs = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
     assert len(programs) == 2

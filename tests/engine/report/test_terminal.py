@@ -6,7 +6,7 @@ from collections import Counter
 
 import numpy as np
 
-from engine.measures import behaviour
+from engine.measures import scores
 from engine.report import headline, terminal
 from engine.report.finish import tables
 from engine.report.results import Results, of_grid
@@ -95,7 +95,7 @@ def test_csv_files_hold_every_row(tmp_path):
     # of the pretrained model 4 cells and their mean. 3 pairs, overall and on 3 sets.
     counts = Counter(files["intervals.csv"]["quantity"])
     assert [counts[name] for name in ("accuracy", "RI", "mRI")] == [65, 9, 3]
-    assert [counts[name] for name in behaviour.names(behaviour.BEFORE_AFTER)] == [60] * 4
+    assert [counts[name] for name in scores.names(scores.BEFORE_AFTER)] == [60] * 4
     assert counts["calibration_error"] == counts["effective_robustness"] == 0
     assert counts["change"] == 48
     assert [len(files[f"{name}.csv"]) for name in ("comparisons", "behaviour")] == [3 + 9, 40]

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.measures import behaviour
+from engine.measures import scores
 from engine.measures.predictions import ImagePredictions
 
 
@@ -20,7 +20,7 @@ def predictions_of(top1, label, p_top1=None, weights=None) -> ImagePredictions:
 @given(st.integers(0, 2**31), st.integers(1, 40))
 def test_agreement_of_a_model_with_itself_and_turned_around(seed, n):
     def shares(before, after) -> list[float]:
-        measures = behaviour.same_top1, behaviour.lost, behaviour.gained
+        measures = scores.same_top1, scores.lost, scores.gained
         return [100 * of(before, after).mean() for of in measures]
 
     rng = np.random.default_rng(seed)
@@ -39,14 +39,14 @@ def test_calibration_error_of_many_images_is_its_definition():
     bins = np.ceil(p.astype(float) * 15).astype(int)
     gaps = [predictions.weights[bins == m] @ (p - predictions.hit)[bins == m] for m in range(16)]
     expected = 100 * np.abs(gaps).sum() / predictions.weights.sum()
-    error = behaviour.calibration_error(predictions, np.arange(n))
+    error = scores.calibration_error(predictions, np.arange(n))
     assert error == pytest.approx(expected, abs=0.05)
 
 
 def test_calibration_error_of_the_sure_and_the_sincere():
     wrong = predictions_of([1] * 9, [0] * 9, [1.0] * 9)
-    assert behaviour.calibration_error(wrong, np.arange(9)) == pytest.approx(100)
-    assert behaviour.calibration_error(predictions_of([0], [0], [0.0]), np.arange(1)) == 100
+    assert scores.calibration_error(wrong, np.arange(9)) == pytest.approx(100)
+    assert scores.calibration_error(predictions_of([0], [0], [0.0]), np.arange(1)) == 100
 
 
 @pytest.mark.parametrize("copies", [1, 5])
@@ -59,7 +59,7 @@ def test_few_images_do_not_make_a_model_look_badly_calibrated(copies):
         p = np.repeat(rng.beta(2.2, 1.2, 160), copies)
         wrong = np.repeat(rng.random(160), copies) > np.clip(p - 0.1, 0, 1)
         predictions = predictions_of(wrong.astype(int), np.zeros(len(p)), p)
-        errors.append(behaviour.calibration_error(predictions, np.arange(len(p)) // copies))
+        errors.append(scores.calibration_error(predictions, np.arange(len(p)) // copies))
     assert np.mean(errors) == pytest.approx(9.95, abs=1.2)
 
 
@@ -68,7 +68,7 @@ def test_scores_of_probabilities_are_their_definitions():
     p_top1, p_true = np.array([[0.75, 0.75, 1], [0.75, 0.2, 0]], np.float32)
     right, label = np.array([0, 1, 1]), np.zeros(3, int)
     after = ImagePredictions(right, label, p_top1, p_true, np.ones(3))
-    assert behaviour.brier(after).tolist() == pytest.approx([0.0625, 0.5625, 1])
-    nll = behaviour.negative_log_likelihood(after)
+    assert scores.brier(after).tolist() == pytest.approx([0.0625, 0.5625, 1])
+    nll = scores.negative_log_likelihood(after)
     assert nll[:2].tolist() == pytest.approx([-np.log(0.75), -np.log(0.2)])
     assert nll[2] == pytest.approx(87.34, abs=0.01)

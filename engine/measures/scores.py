@@ -1,4 +1,4 @@
-"""Measures of a model's predictions on a dataset.
+"""Measures of predictions on a dataset: accuracy, Brier score, calibration error, and others.
 
 Each measure is a function with a kind, a unit and a caption. They determine its column in
 `Grid.cells`, its draws, intervals and means, and where files and reports show it.

@@ -11,7 +11,7 @@ import torch
 from scipy import optimize, special
 
 from engine.evaluation.reduction import Reduction, predictions_table
-from engine.measures import behaviour, calibration, predictions
+from engine.measures import predictions, scores, temperature_scaling
 from engine.measures.predictions import ImagePredictions, SetPredictions
 
 CPU = torch.device("cpu")
@@ -74,10 +74,10 @@ def test_the_temperature_and_its_confidences_are_those_of_all_logits(tmp_path, o
     # The same sum of distances with the twin's confidences, but for images at a bin's edge.
     twin = after._replace(p_top1=softmax(other / expected).max(axis=1))
     sources = np.arange(len(truth))
-    error = behaviour.scaled_calibration_error(after, sources)
-    assert error == pytest.approx(behaviour.calibration_error(twin, sources), abs=0.5)
+    error = scores.scaled_calibration_error(after, sources)
+    assert error == pytest.approx(scores.calibration_error(twin, sources), abs=0.5)
     if over in (0.4, 6.0):
-        assert abs(error) < abs(behaviour.calibration_error(after, sources)) / 2
+        assert abs(error) < abs(scores.calibration_error(after, sources)) / 2
 
 
 @pytest.mark.parametrize(("labels_are", "end"), [("answers", 0.25), ("others", 16.0)])
@@ -98,8 +98,8 @@ def test_what_is_not_stored_has_no_error(tmp_path):
     path = stored(tmp_path, "a", *drawn(20, 1.0))
     pq.write_table(pq.read_table(path).drop_columns(["p_top1_scaled"]), path)
     assert predictions.temperature_of(path) is None
-    after = SetPredictions().add(path, temperature=calibration.Temperature(3))
-    assert np.isnan(behaviour.scaled_calibration_error(after, np.arange(20)))
+    after = SetPredictions().add(path, temperature=temperature_scaling.Temperature(3))
+    assert np.isnan(scores.scaled_calibration_error(after, np.arange(20)))
 
 
 def test_macro_and_worst_class_accuracy_are_of_the_classes_that_are_there():
@@ -112,6 +112,6 @@ def test_macro_and_worst_class_accuracy_are_of_the_classes_that_are_there():
         np.average((top1 == label)[label == c], weights=weights[label == c]) for c in set(label)
     ]
     sources = np.arange(90)
-    assert behaviour.macro_accuracy(after, sources) == pytest.approx(100 * np.mean(accuracies))
-    assert behaviour.worst_class_accuracy(after, sources) == pytest.approx(100 * min(accuracies))
-    assert behaviour.macro_accuracy(after, sources) != pytest.approx(100 * np.mean(top1 == label))
+    assert scores.macro_accuracy(after, sources) == pytest.approx(100 * np.mean(accuracies))
+    assert scores.worst_class_accuracy(after, sources) == pytest.approx(100 * min(accuracies))
+    assert scores.macro_accuracy(after, sources) != pytest.approx(100 * np.mean(top1 == label))
