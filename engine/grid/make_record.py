@@ -18,7 +18,7 @@ from engine.grid.campaign import PREPARE, REPORT, Plan
 from engine.grid.columns import Column
 from engine.grid.record import MissingColumn, Record, Row
 from engine.machine.programs import NoAnswer, answer
-from engine.measures import metrics, predictions
+from engine.measures import image_changes, predictions
 from engine.measures.rows import PRE, Arm, Evaluation, ModelOnSet
 from engine.measures.setting import PLAIN, Setting
 from engine.otdd import problems, solve
@@ -56,9 +56,7 @@ def record_of(plan: Plan, device: torch.device, columns: Sequence[Column] = ()) 
     seeds = sorted({row.seed for row in evaluations if row.method != PRE})
     credits, pictures = kind_of(dataset).credits(), {}
     if dataset.thumbnails:
-        asked = plan.sets, dataset.upstream, downstreams
-        changes = metrics.gather(evaluations, *asked, draws=1).changes
-        pictures = thumbnails.of_changes(run.sets, dataset, changes)
+        pictures = thumbnails.of_changes(run.sets, dataset, image_changes.of(evaluations))
     return Record(
         name=plan.name,
         sets=list(plan.sets),

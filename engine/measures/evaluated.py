@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from engine.measures import bootstrap, image_changes, scores
-from engine.measures.image_changes import ImageChange
+from engine.measures import bootstrap, scores
 from engine.measures.predictions import ImagePredictions, SetPredictions
 from engine.measures.rows import PRE, Arm, Evaluation, ModelOnSet
 from engine.measures.temperature_scaling import Temperature
@@ -20,9 +19,9 @@ def of_set(
     rows: Sequence[Evaluation],
     temperatures: Mapping[tuple[Arm, str, int], Temperature | None],
     draws: int,
-) -> tuple[list[dict[str, float]], np.ndarray, list[ImageChange]]:
-    """For each evaluation of a dataset: its numbers (n, sources, and measures), their draws,
-    float32 [B, rows, measures], and the images that most models gained or lost.
+) -> tuple[list[dict[str, float]], np.ndarray]:
+    """For each evaluation of a dataset: its numbers (n, sources, and measures), and their draws,
+    float32 [B, rows, measures].
 
     rows: pretrained models first. Models trained on the dataset come last and are read separately,
     because they may be evaluated on held-out images only.
@@ -30,7 +29,6 @@ def of_set(
     numbers, samples = [], []
     of_set, on_downstream = SetPredictions(), SetPredictions()
     before: dict[str, ImagePredictions] = {}  # by model
-    answers: dict[str, list[tuple[Evaluation, np.ndarray]]] = {}
     for bank, is_on in ((of_set, False), (on_downstream, True)):
         of_bank = [row for row in rows if row.on_downstream == is_on]
         counts = np.empty(0)
@@ -61,16 +59,10 @@ def of_set(
                 sums.append(of_sources.astype(np.float32))
                 if row.method == PRE:
                     before[row.model] = after
-                if row.headline and row.trains and not is_on:
-                    top1 = after.top1.astype(np.int32)
-                    answers.setdefault(row.model, []).append((row, top1))
             counts = counts if start else bootstrap.counts(bank.sources, draws)
             drawn = bootstrap.means(counts, bank.total, np.concatenate(sums, axis=1))
             samples.append(scales.astype(np.float32) * drawn.reshape(draws, len(sums), -1))
-    changes = [
-        change for of_model in answers.values() for change in image_changes.of_set(of_model, of_set)
-    ]
-    return numbers, np.concatenate(samples, axis=1), changes
+    return numbers, np.concatenate(samples, axis=1)
 
 
 def again(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from engine.measures.predictions import SetPredictions
-from engine.measures.rows import Evaluation
+from engine.measures.rows import PRE, Evaluation
 
 GAINED, LOST = "gained", "lost"
 MOST = 12  # images per dataset and change
@@ -40,17 +40,28 @@ class ImageChange:
     by_method: Mapping[str, int]
 
 
-def of_set(
-    answers: Sequence[tuple[Evaluation, np.ndarray]], bank: SetPredictions
-) -> list[ImageChange]:
-    """The images that most of a model's rows gained, then those that most lost; ties in the order
-    of the dataset.
+def of(evaluations: Sequence[Evaluation]) -> list[ImageChange]:
+    """The images that the rows of each model changed, by dataset: those that most rows gained, then
+    those that most lost, ties in the order of the dataset.
 
-    answers: the top-1 classes [N] of the pretrained model, then of the rows that count.
+    Reads the predictions of the shown, trained rows fine-tuned on other datasets. Raises ValueError
+    as `SetPredictions.add`.
     """
-    before, *after = (row for row, _ in answers)
+    groups: dict[tuple[str, str], list[Evaluation]] = {}
+    for row in evaluations:
+        if row.headline and row.trains and not row.on_downstream:
+            groups.setdefault((row.model, row.evaluated_on), []).append(row)
+    models = list(dict.fromkeys(row.model for row in evaluations))
+    by_model = sorted(groups.values(), key=lambda rows: models.index(rows[0].model))
+    return [change for rows in by_model for change in _of_set(rows)]
+
+
+def _of_set(rows: Sequence[Evaluation]) -> list[ImageChange]:
+    """The changes of one model's rows on one dataset."""
+    before, *after = sorted(rows, key=lambda row: row.method != PRE)
+    bank = SetPredictions()
+    top1_RN = np.stack([bank.add(row.path).top1.astype(np.int32) for row in (before, *after)])
     index_N, label_N = (bank.images[name].to_numpy() for name in ("index", "label"))
-    top1_RN = np.stack([top1 for _, top1 in answers])
     was_right_N, is_right_RN = top1_RN[0] == label_N, top1_RN[1:] == label_N
     cases = {GAINED: is_right_RN & ~was_right_N, LOST: ~is_right_RN & was_right_N}
     changes = []

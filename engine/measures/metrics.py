@@ -37,7 +37,6 @@ from engine.measures import (
     shares,
 )
 from engine.measures.bootstrap import DRAWS
-from engine.measures.image_changes import ImageChange
 from engine.measures.rows import PRE, Arm, Evaluation, ModelOnSet
 from engine.measures.seeds import SeedError
 from engine.measures.tables import rows, with_ends
@@ -71,7 +70,7 @@ class Grid:
     draws: by measure, float32 [B, cells], over images, with fixed seeds. by_seed: by measure,
     float64 [S, cells]; trained: the same as a table, one row per cell and seed. again: float64
     [cells], the accuracy of a second training of some columns (a seed probe), NaN for others; None
-    without a probe. changes: the images that most rows gained or lost. related: the related
+    without a probe. related: the related
     datasets (`relations.of`), empty if excluding them changes no RI.
     """
 
@@ -85,7 +84,6 @@ class Grid:
     by_seed: Mapping[str, np.ndarray]
     trained: pandas.DataFrame
     again: np.ndarray | None = None
-    changes: Sequence[ImageChange] = ()
     related: pandas.DataFrame = field(
         default_factory=lambda: pandas.DataFrame(columns=relations.COLUMNS)
     )
@@ -355,19 +353,15 @@ def gather(
     shape = draws, len(evaluations)
     samples = {name: np.empty(shape, np.float32, order="F") for name in names}
     numbers: list[dict[str, float]] = [{} for _ in evaluations]
-    changes: list[ImageChange] = []
     for places in by_set.values():
         places.sort(key=lambda k: (evaluations[k].on_downstream, evaluations[k].method != PRE))
         rows = [evaluations[k] for k in places]
-        of_rows, of_measures, of_images = evaluated.of_set(rows, temperatures, draws)
+        of_rows, of_measures = evaluated.of_set(rows, temperatures, draws)
         for k, row in zip(places, of_rows, strict=True):
             numbers[k] = row
         for number, name in enumerate(names):
             samples[name][:, places] = of_measures[:, :, number]
-        changes += of_images
-    models = list(dict.fromkeys(row.model for row in evaluations))
-    changes.sort(key=lambda change: models.index(change.model))
-    grid = grid_of(evaluations, numbers, samples, sets, upstream, downstreams or sets, changes)
+    grid = grid_of(evaluations, numbers, samples, sets, upstream, downstreams or sets)
     grid = replace(grid, related=related)
     return replace(grid, again=grid.placed(evaluated.again(evaluations, probe))) if probe else grid
 
@@ -379,7 +373,6 @@ def grid_of(
     sets: Sequence[str],
     upstream: str,
     downstreams: Sequence[str],
-    changes: Sequence[ImageChange] = (),
 ) -> Grid:
     """The grid of evaluations from their numbers (n, sources, and the measures by name) and draws,
     float32 [B, evaluations] by measure."""
@@ -418,7 +411,6 @@ def grid_of(
         draws,
         {name: trained[name].to_numpy(float)[by_seed.T] for name in draws},
         trained.iloc[order].reset_index(drop=True),
-        changes=changes,
     )
 
 

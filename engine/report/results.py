@@ -14,7 +14,7 @@ import pandas
 
 from engine import recipe
 from engine.grid.record import FinishedCampaign, Record
-from engine.measures import comparisons, effective_robustness, metrics, model_rows
+from engine.measures import comparisons, effective_robustness, image_changes, metrics, model_rows
 from engine.measures import leak as leaks
 from engine.measures.effective_robustness import (
     GIVEN,
@@ -23,6 +23,7 @@ from engine.measures.effective_robustness import (
     Baseline,
     Trend,
 )
+from engine.measures.image_changes import ImageChange
 from engine.measures.metrics import CELL, Grid
 from engine.measures.rows import DEFAULT_ALPHA, PRE, Arm, Evaluation
 from engine.measures.setting import Setting
@@ -45,7 +46,7 @@ class Results:
     fine-tuning on others, missing if it was not evaluated.
 
     comparisons: of all pairs of arms that tables show (`comparisons.compare`). leak: of these arms
-    (`leak.of`).
+    (`leak.of`). image_changes: `image_changes.of`, if the record names the classes.
     """
 
     record: Record
@@ -54,6 +55,7 @@ class Results:
     comparisons: pandas.DataFrame
     trends: Mapping[str, Trend]
     leak: pandas.DataFrame = field(default_factory=pandas.DataFrame)
+    image_changes: Sequence[ImageChange] = ()
 
     @property
     def models(self) -> list[str]:
@@ -267,7 +269,8 @@ def of_record(
     asked = record.sets, record.upstream, record.downstreams
     grid = metrics.gather(evaluations, *asked, families=record.families, probe=probe)
     results = of_grid(record, grid, _baseline(record, models_csv))
-    return replace(results, leak=leaks.of(grid, evaluations, seen))
+    changes = image_changes.of(evaluations) if record.classes else []
+    return replace(results, leak=leaks.of(grid, evaluations, seen), image_changes=changes)
 
 
 def _baseline(record: Record, models_csv: Path | None) -> Baseline | None:

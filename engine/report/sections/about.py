@@ -146,7 +146,7 @@ def _columns(settings: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in settings.items():
         section, _, name = key.rpartition(".")
         if section in ("optimizer", "train", "") and key != "optimizer.name":
-            columns[name] = ", ".join(map(str, value)) if isinstance(value, list) else value
+            columns[name] = ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
     return columns
 
 

@@ -10,7 +10,7 @@ from engine.report.section import Picture, Section, Table
 
 
 def section(results: Results) -> Section | None:
-    changes = results.grid.changes if results.record.classes else ()
+    changes = results.image_changes
     if not changes:
         return None
     classes, methods = results.record.classes, results.record.methods

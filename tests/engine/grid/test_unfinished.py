@@ -40,7 +40,9 @@ def test_finished_columns_are_reported_and_the_others_named(folder, grid, capsys
     assert rows[1:] == ["few,column-few failed: no room"]
     accuracy = (shown / "accuracy.csv").read_text()
     assert ",outline,few," in accuracy and ",few,outline," not in accuracy
-    assert "models fine-tuned on few are not in this report" in (shown / "index.html").read_text()
+    page = (shown / "index.html").read_text()
+    assert "models fine-tuned on few are not in this report" in page
+    assert "0.9, 0.999" in page and "(0.9, 0.999)" not in page  # as in a record that was read
     assert not list(moved.glob("plans/*/evaluations.json"))  # it still counts as unfinished
 
 

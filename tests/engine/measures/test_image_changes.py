@@ -23,7 +23,7 @@ def read(row):
 def test_counts_are_those_of_the_rows_fine_tuned_elsewhere(tmp_path, monkeypatch):
     monkeypatch.setattr(image_changes, "MOST", 60)
     rows = stores.grid(tmp_path, stores.random_hits(), ("fine_tune", "lwf"))
-    changes = stores.gather(rows, draws=1).changes
+    changes = image_changes.of(rows)
     before = {row.evaluated_on: read(row) for row in rows if row.method == PRE}
     expected: dict[tuple[str, str, int], Counter] = {}
     for row in rows:
@@ -40,7 +40,7 @@ def test_counts_are_those_of_the_rows_fine_tuned_elsewhere(tmp_path, monkeypatch
     assert {c.of for c in changes if c.evaluated_on == "a"} == {4}  # 2 methods, 2 other sets
     assert {c.of for c in changes if c.evaluated_on == "up"} == {6}
     monkeypatch.setattr(image_changes, "MOST", 3)
-    few = stores.gather(rows, draws=1).changes
+    few = image_changes.of(rows)
     for name in ("a", "b", "c", "up"):
         for change in (GAINED, LOST):
             of_all = [c for c in changes if (c.evaluated_on, c.change) == (name, change)]
@@ -53,7 +53,7 @@ def test_a_lost_image_has_the_answer_of_most_of_the_rows(tmp_path):
     for row, wrong in zip([r for r in rows if r.method != PRE], [4, 3, 3] * 12, strict=True):
         table = stores.table(np.zeros(3, bool), top1=np.full(3, wrong))
         pq.write_table(table, row.path)
-    changes = stores.gather(rows, draws=1).changes
+    changes = image_changes.of(rows)
     assert {(c.change, c.before == c.label, c.after) for c in changes} == {(LOST, True, 3)}
 
 
@@ -61,7 +61,7 @@ def test_averages_of_models_are_not_counted(tmp_path):
     rows = stores.grid(tmp_path, stores.random_hits(), ("fine_tune", "wise_ft", "ensemble"))
     averages = ("wise_ft", "ensemble")
     rows = [dataclasses.replace(row, trains=row.method not in averages) for row in rows]
-    changes = stores.gather(rows, draws=1).changes
+    changes = image_changes.of(rows)
     assert {c.of for c in changes if c.evaluated_on == "up"} == {3}
     assert {method for c in changes for method in c.by_method} == {"fine_tune"}
 
@@ -69,5 +69,5 @@ def test_averages_of_models_are_not_counted(tmp_path):
 def test_points_of_a_curve_are_not_counted(tmp_path):
     rows = stores.grid(tmp_path, stores.random_hits(), ("fine_tune", "lwf"))
     hidden = [dataclasses.replace(row, headline=row.method != "lwf") for row in rows]
-    changes = stores.gather(hidden, draws=1).changes
+    changes = image_changes.of(hidden)
     assert {c.of for c in changes if c.evaluated_on == "up"} == {3}
