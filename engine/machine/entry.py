@@ -65,7 +65,8 @@ def guarded(
 
     - A user's error (`USER_ERRORS`) prints a line and gives 2.
     - Ctrl-C gives 130.
-    - A training stopped by a signal, after a last checkpoint, gives 75 (EX_TEMPFAIL).
+    - A training stopped by a signal, after a last checkpoint, prints a line on the first rank and
+      gives 75 (EX_TEMPFAIL).
     - An error inside a user's method also prints its traceback, and gives 1 if it is of another
       type. An exit inside one is an error that gives 2. With `--debug` all errors print their
       traceback.
@@ -90,7 +91,8 @@ def guarded(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes at exit
         return 128 + signal.SIGPIPE
     except PreemptedError as error:
-        print(error, file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # all ranks stop together
+            print(error, file=sys.stderr)
         return os.EX_TEMPFAIL  # schedulers can be configured to requeue it
     except USER_ERRORS as error:
         return _explain(error, transient_code)

@@ -286,5 +286,5 @@ def test_sigterm_to_the_last_rank_ends_all_after_the_same_step(two_ranks):
     process, (*_, (message,)), places = two_ranks
     assert message.startswith("a signal ended training after step 3; the same command")
     assert process.returncode == os.EX_TEMPFAIL == 75, process.stderr[-3000:]
-    assert process.stderr.splitlines()[-1] == message, process.stderr[-3000:]
+    assert process.stderr.count(message) == 1 and process.stderr.endswith(f"{message}\n")
     assert resumed(places["signal"], *TWO_RANKS[0])[1] == [4, 5, 6]
