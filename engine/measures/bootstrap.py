@@ -42,15 +42,16 @@ def means(counts: np.ndarray, total: np.ndarray, sums: np.ndarray) -> np.ndarray
 
     counts [sources, draws]: `counts` of the set's sources. total [sources] is the weight of each
     source's images, and `sums` [sources, K] is a column's sum over them. A draw without any of the
-    set's images is replaced by all of them.
+    set's images is replaced by all of them. The draws are the same on any number of threads.
     """
-    columns = np.column_stack([sums, total]).astype(np.float32)
-    totals = np.zeros((counts.shape[1], columns.shape[1]), np.float32)
+    # Whole numbers, which float64 adds exactly up to 2**53, in whatever order a BLAS adds them.
+    columns = np.rint(np.column_stack([sums, total]) * 2.0**26)
+    totals = np.zeros((counts.shape[1], columns.shape[1]))
     for start in range(0, len(columns), TOGETHER):
         part = slice(start, start + TOGETHER)
-        totals += counts[part].T.astype(np.float32) @ columns[part]
+        totals += counts[part].T.astype(np.float64) @ columns[part]
     totals[totals[:, -1] == 0] = columns.sum(axis=0)
-    return totals[:, :-1] / totals[:, -1:]
+    return (totals[:, :-1] / totals[:, -1:]).astype(np.float32)
 
 
 def interval(samples: np.ndarray, level: float = LEVEL) -> np.ndarray:

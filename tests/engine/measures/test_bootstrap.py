@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_limits
 
 from engine.measures import bootstrap
 
@@ -35,3 +36,20 @@ def test_a_set_that_a_draw_misses_has_a_mean_all_the_same():
     counts = bootstrap.counts(["one"], 200)
     assert (counts == 0).any()
     assert (bootstrap.means(counts, np.array([2.0]), np.array([[1.0]])) == 0.5).all()
+
+
+def test_means_depend_on_neither_threads_nor_the_order_of_sources():
+    """To the bit: a report made on fewer cores is the same report."""
+    random = np.random.default_rng(0)
+    counts, total = bootstrap.counts(range(3000), 501), random.integers(1, 9, 3000) / 8
+    sums, order = random.random((3000, 81)).astype(np.float32), random.permutation(3000)
+    means = []
+    for threads in (1, 2):
+        with threadpool_limits(threads):
+            means += [
+                bootstrap.means(counts, total, sums),
+                bootstrap.means(counts[order], total[order], sums[order]),
+            ]
+    assert len({of.tobytes() for of in means}) == 1
+    weighed = counts.T @ np.column_stack([sums, total])
+    assert means[0] == pytest.approx(weighed[:, :-1] / weighed[:, -1:], rel=1e-6)
