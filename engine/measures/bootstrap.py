@@ -44,13 +44,17 @@ def means(counts: np.ndarray, total: np.ndarray, sums: np.ndarray) -> np.ndarray
     source's images, and `sums` [sources, K] is a column's sum over them. A draw without any of the
     set's images is replaced by all of them. The draws are the same on any number of threads.
     """
-    # Whole numbers, which float64 adds exactly up to 2**53, in whatever order a BLAS adds them.
-    columns = np.rint(np.column_stack([sums, total]) * 2.0**26)
+    columns = np.column_stack([sums, total])
+    # Scaled to whole numbers, which float64 adds exactly, in whatever order a BLAS adds them: the
+    # sum of a column is below 2**48 and a count below 2**5, so that no sum exceeds 2**53.
+    exponents = 48 - np.frexp(np.abs(columns).sum(axis=0))[1]
+    columns = np.rint(np.ldexp(columns, exponents))
     totals = np.zeros((counts.shape[1], columns.shape[1]))
     for start in range(0, len(columns), TOGETHER):
         part = slice(start, start + TOGETHER)
         totals += counts[part].T.astype(np.float64) @ columns[part]
     totals[totals[:, -1] == 0] = columns.sum(axis=0)
+    totals = np.ldexp(totals, -exponents)
     return (totals[:, :-1] / totals[:, -1:]).astype(np.float32)
 
 

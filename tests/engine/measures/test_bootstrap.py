@@ -51,5 +51,13 @@ def test_means_depend_on_neither_threads_nor_the_order_of_sources():
                 bootstrap.means(counts[order], total[order], sums[order]),
             ]
     assert len({of.tobytes() for of in means}) == 1
+
+
+@pytest.mark.parametrize("weight", [1e-9, 1.0, 1e9])  # parts of equal weight share a weight of 1
+def test_means_are_exact_at_any_weight_of_an_image(weight):
+    random = np.random.default_rng(1)
+    counts, total = bootstrap.counts(range(3000), 501), weight * random.random(3000)
+    sums = total[:, None] * (random.random((3000, 9)) < 0.75)
     weighed = counts.T @ np.column_stack([sums, total])
-    assert means[0] == pytest.approx(weighed[:, :-1] / weighed[:, -1:], rel=1e-6)
+    means = bootstrap.means(counts, total, sums)
+    assert means == pytest.approx(weighed[:, :-1] / weighed[:, -1:], rel=1e-7)
