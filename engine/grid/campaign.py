@@ -112,15 +112,14 @@ class Plan:
         """The names of all jobs, in the order in which they run."""
         return [PREPARE, *(column.job for column in self.columns), REPORT]
 
-    @property
-    def steps(self) -> int:
-        """Steps of the progress bar.
+    def steps(self, job: str) -> int:
+        """A job's steps in the progress bar.
 
-        One each for every dataset, the upstream dataset, the model and the report. Per column, one
-        for every cell and one for the evaluation.
+        The preparation has one for every dataset, the upstream dataset and the model; a column has
+        one for every cell and one for the evaluation; the report has one.
         """
-        of_column = len(self.rows) * self.seeds + 1
-        return len(self.sets) + 2 + of_column * len(self.columns) + 1
+        ends = {PREPARE: len(self.sets) + 2, REPORT: 1}
+        return ends.get(job, len(self.rows) * self.seeds + 1)
 
     @property
     def needed(self) -> list[str]:
@@ -256,7 +255,8 @@ def _identity(
 
 
 def settings_of_rows(plan: Plan) -> dict[str, dict[str, Any]]:
-    """Settings of each row, by name. Rows with equal settings have the same cells."""
+    """Settings of each row, by name. Rows with equal settings have the same cells, if packs, weight
+    files and the cells that users' methods need are the same too."""
     return {name: _settings(row, plan.modules) for name, row in plan.rows.items()}
 
 

@@ -90,6 +90,14 @@ def progress(plan: Plan) -> dict[str, JobProgress]:
     return begun
 
 
+def steps(plan: Plan) -> int:
+    """Steps of the plan's jobs. Jobs whose results another campaign had have no progress and do not
+    count."""
+    begun = progress(plan)
+    jobs = (job for job in plan.jobs if job in begun or not is_done(plan.place, job))
+    return sum(map(plan.steps, jobs))
+
+
 def begin(plan: Plan) -> None:
     """Remove the exit codes of earlier runs, and the logs of jobs that are not done.
 

@@ -116,7 +116,7 @@ def _reason(plan: Plan, column: Column) -> str:
 def _artifacts(
     run: Run, models: Sequence[GridModel], evaluations: Sequence[Evaluation]
 ) -> list[str]:
-    """Folders of the cells, predictions and CKA from which the campaign's results are made.
+    """Folders of the cells and predictions from which the campaign's results are made.
 
     Snapshots are left out, since their weights are removed after evaluation.
     """

@@ -31,7 +31,7 @@ def show(process: subprocess.Popen, plans: Sequence[Plan], watch: Callable[[], s
     """
     from tqdm import tqdm  # late: it reads TQDM_MININTERVAL on import
 
-    total = sum(plan.steps for plan in plans)
+    total = sum(job_states.steps(plan) for plan in plans)
     interval = POLL_S if sys.stderr.isatty() else LOG_EVERY_S
     shown, last = time.monotonic(), ""
     title = f"{plans[0].name} grid" + (f" of {len(plans)} models" if len(plans) > 1 else "")

@@ -1,6 +1,7 @@
 """Jobs of a new plan whose results a finished campaign of the same runs folder already has.
 
-Selecting some rows or columns of a finished campaign then only writes a report.
+Selecting some rows or columns of a finished campaign then only writes a report. If it lacks
+something, such as features that `rib gc` deleted, all jobs run after all (`workflow.run`).
 """
 
 from __future__ import annotations

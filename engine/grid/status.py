@@ -83,7 +83,7 @@ def of(begun: Begun, now: float, *, is_latest: bool = True) -> Status:
         jobs,
         cells,
         probe,
-        left_s(plan.steps, states, tried, now),
+        left_s(job_states.steps(plan), states, tried, now),
         max(states.values(), key=lambda state: state.at).doing if states else "",
         error,
     )

@@ -58,13 +58,14 @@ def run(plans: Sequence[Plan], options: RunOptions, *, dry_run: bool = False) ->
     # Relative to Snakemake's folder: braces in its path would be wildcards.
     grids = {os.path.relpath(plan.place.path, root): plan for plan in plans}
     with contextlib.ExitStack() as stack:
+        found = {}
         for plan in plans:
             stack.enter_context(locked(plan.place))
-            found = _found(plan)
+            found[plan.place] = _found(plan)
             job_states.begin(plan)
             Store(plan.place.store).remove_left_overs(LEFT_OVER_S)
             plan.place.root.write(plan.place.plan, campaign.to_json(plan))
-            for job in found:
+            for job in found[plan.place]:
                 job_states.set_done(plan.place, job)
         settings = {
             grid: {
@@ -87,7 +88,22 @@ def run(plans: Sequence[Plan], options: RunOptions, *, dry_run: bool = False) ->
         ]
         # Jobs inherit Snakemake's environment.
         ours = {**parent.environment_of_jobs(), JOBS: str(file), **where.environment}
-        _watch(words, plans, where, ours)
+        try:
+            _watch(words, plans, where, ours)
+        except CampaignError:
+            # A report that lacks an artefact marks all jobs as not done: now they make it.
+            lacking = [
+                plan
+                for plan in plans
+                if not all(job_states.is_done(plan.place, job) for job in found[plan.place])
+            ]
+            if not lacking:
+                raise
+            for plan in lacking:
+                name = plan.place.campaign.name
+                print(f"note: artefacts of {name} are missing; its jobs make them", file=sys.stderr)
+                job_states.begin(plan)
+            _watch(words, plans, where, ours)
 
 
 def _found(plan: Plan) -> list[str]:

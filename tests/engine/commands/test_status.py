@@ -94,8 +94,16 @@ def test_a_campaign_at_work_shows_jobs_cells_time_left_and_the_last_error(at_wor
     assert f"{name}  running, last job started 10 min ago, 2 of 4 cells" in shown
     assert "jobs: 1 running, 1 waiting, 1 done, 1 failed; training on column-" in shown
     # Six steps took 30 minutes, and the campaign has 2 + 2 + 3 * 2 + 1.
-    assert at_work.steps == 11 and "about 25 min left, at the speed so far" in shown
+    assert job_states.steps(at_work) == 11 and "about 25 min left, at the speed so far" in shown
     assert "last error: column-openmoji: no room\n" in shown
+
+
+def test_time_left_counts_no_job_whose_results_another_campaign_had(tmp_path):
+    plan = begun(tmp_path)
+    job_states.set_done(plan.place, plan.columns[0].job)
+    assert job_states.steps(plan) == 11 - 3
+    job(plan, plan.columns[0].job, 3, 1)  # it ran after all
+    assert job_states.steps(plan) == 11
 
 
 def test_cells_of_a_seed_probe_are_named():
