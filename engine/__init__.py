@@ -111,6 +111,8 @@ def campaign(name: str, *settings: Settings, cores: int = 0) -> Path:
     from engine.grid.schedulers import RunOptions
     from engine.recipe import parsed
 
+    if cores < 0:
+        raise ValueError(f"cores={cores}: give at least 1, or 0 for all")
     page = command.complete(name, parsed(settings), RunOptions(cores=cores))
     assert page is not None  # no dry run
     return page
@@ -164,7 +166,7 @@ def predictions(
 
 
 def evaluate(
-    checkpoints: Sequence[str | Path],
+    checkpoints: str | Path | Sequence[str | Path],
     sets: Mapping[str, str | Path],
     *settings: Settings,
     arch: str | None = None,
@@ -186,7 +188,10 @@ def evaluate(
     from engine.machine import ranks
     from engine.recipe import parsed
 
-    places = list(map(Path, checkpoints))
+    is_one = isinstance(checkpoints, str | Path)
+    places = list(map(Path, [checkpoints] if is_one else checkpoints))
+    if not places or not sets:
+        raise ValueError("nothing to evaluate: give at least one checkpoint and one dataset")
     recipe, files, named = user_models.described(places, arch, parsed(settings), classes)
     rows = user_models.evaluate(
         recipe,
@@ -225,6 +230,8 @@ def distances(
 def _names(sets: Sequence[str] | None, known: Sequence[str]) -> list[str]:
     """The given datasets, or all known ones for None. Raises ValueError for unknown datasets."""
     names = [sets] if isinstance(sets, str) else list(known if sets is None else sets)
+    if not names:
+        raise ValueError("no datasets: name at least one, or give None for all")
     if unknown := [name for name in names if name not in known]:
         raise ValueError(f"unknown datasets {', '.join(unknown)}: choose from {', '.join(known)}")
     return names

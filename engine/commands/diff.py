@@ -28,6 +28,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "overrides",
         nargs="*",
+        default=[],
         metavar="key=value",
         help="overrides of both campaigns, if given by name",
     )

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 MOST_ALPHAS = 1000  # in a range; each is a model in memory
 DECIMALS = 6  # of an alpha in tables
+UNDECODABLE = "dataset.undecodable"
 AMONG = {
     "none": "among all of the head's classes",
     "present": "among the dataset's classes (--mask present)",
@@ -134,12 +135,21 @@ def _campaign(
     arguments: argparse.Namespace, sets: Mapping[str, Path]
 ) -> tuple[list[OnSet], str, dict[str, Path]]:
     """As `_models`."""
-    from engine.grid import record
+    from engine.errors import CampaignError
+    from engine.grid import campaign, record
 
     for option in ("arch", "alphas", "classes"):
         if getattr(arguments, option):
             raise ValueError(f"--{option} requires --models: leave it out with --campaign")
-    run = record.find(arguments.campaign, arguments.overrides)
+    # It is about reading the user's images, unless the campaign ran with it.
+    theirs = [each for each in arguments.overrides if each.key != UNDECODABLE]
+    try:
+        run = record.find(arguments.campaign, arguments.overrides)
+    except CampaignError:
+        if len(theirs) == len(arguments.overrides):
+            raise
+        run = record.find(arguments.campaign, theirs)
+    undecodable = campaign.plan(arguments.campaign, arguments.overrides).recipe.dataset.undecodable
     shown = run.place.report_root
     files = {name: arguments.out or shown.at(f"accuracy-on-{name}.csv") for name in sets}
     for file in files.values():
@@ -148,8 +158,14 @@ def _campaign(
     from engine.machine import ranks
     from engine.report import on_sets
 
-    options = {"mask": arguments.mask, "intervals": arguments.intervals}
-    rows = own_sets.evaluate(run, sets, ranks.start(run.plan.device), **options)
+    rows = own_sets.evaluate(
+        run,
+        sets,
+        ranks.start(run.plan.device),
+        mask=arguments.mask,
+        intervals=arguments.intervals,
+        undecodable=undecodable,
+    )
     text = on_sets.of_campaign(rows, run.record.downstreams, run.record.methods)
     if arguments.intervals:
         text += "\nThe file has a 95% interval over source images for every change."
@@ -182,6 +198,8 @@ def named_sets(words: Sequence[str]) -> dict[str, Path]:
         name, equals, folder = word.partition("=")
         if not equals or Path(word).exists():
             name, folder = Path(word).resolve().name, word
+            if set("*?[") & set(name):
+                raise ValueError(f"--sets {word}: name the dataset, as in --sets NAME={word}")
         check_name("--sets", name)
         if name in places:
             raise ValueError(

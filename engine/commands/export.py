@@ -32,7 +32,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--setting", help="setting, if the campaign varies one, such as train.epochs=2"
     )
-    parser.add_argument("--alpha", type=float, help="alpha of WiSE-FT (default: the table's)")
+    parser.add_argument("--alpha", type=float, help="alpha of WiSE-FT, if the campaign has several")
     parser.add_argument("--seed", type=int, help="training seed, if the campaign has several")
     parser.add_argument(
         "--classes", type=Path, help="class names in the order of the head's outputs, one per line"

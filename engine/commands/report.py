@@ -110,8 +110,7 @@ def finished(name: str, overrides: Sequence[Override]) -> list[FinishedCampaign]
     from engine import recipe
     from engine.grid import record
 
-    folder = Path(name)
-    if name in recipe.names("campaigns") or not folder.is_dir():
+    if (folder := record.folder_of(name)) is None:
         return [record.find(name, grid) for grid in recipe.each_model(name, overrides)]
     if overrides:
         words = " ".join(each.text for each in overrides)

@@ -266,8 +266,9 @@ def to_head(
     if unknown:
         more = ", ..." if len(unknown) > 3 else ""
         close = ", ".join(f"{name!r}{_nearest_class(name, head)}" for name in unknown[:3])
+        count = f"{len(unknown)} class{'es' * (len(unknown) > 1)}"
         raise ValueError(
-            f"{pack.name} has {len(unknown)} classes that the model's head lacks: {close}{more}; "
+            f"{pack.name} has {count} that the model's head lacks: {close}{more}; "
             f"its folders must have the names of the head's {len(head)} classes"
         )
     first = torch.tensor([position[names[0]] for names in outputs], dtype=torch.int64)

@@ -164,7 +164,8 @@ def _evaluate(
     ]
     kind = Form.of(run.recipe.evaluate, run.device).precision
     numbers = sorted(set[int]().union(*(evaluation.todo for evaluation in pending)))
-    cuts, label = pending[0].cuts, f"{len(pending)} models on {labelled.name}"
+    cuts = pending[0].cuts
+    label = f"{len(pending)} model{'s' * (len(pending) > 1)} on {labelled.name}"
     pieces = read(run, reader, [cuts[number] for number in numbers], label)
 
     def put(

@@ -28,12 +28,14 @@ def evaluate(
     *,
     mask: str = "none",
     intervals: bool = False,
+    undecodable: str = "refuse",
 ) -> list[OnSet]:
     """Evaluate every row of a finished campaign on every dataset, pretrained model first.
 
     Leaves out snapshots, whose weights may have been removed.
 
-    places: by name, folders with <class>/<image>, or packs. Raises ValueError for the name of a
+    places: by name, folders with <class>/<image>, or packs. undecodable: `refuse` or `skip` images
+    in them that cannot be decoded. Raises ValueError for the name of a
     dataset of the campaign, classes that the head lacks, and missing predictions; FileNotFoundError
     for missing cells.
     """
@@ -46,13 +48,14 @@ def evaluate(
                 f"--sets NAME={places[name]}"
             )
     resolved, store = campaign.plan.recipe, Store(campaign.place.store)
+    reading = replace(resolved, dataset=replace(resolved.dataset, undecodable=undecodable))
     models = _models(campaign)
     cells = {name: bank.stored_cell(store, name) for model in models for name in model.mix}
     return accuracies.evaluate(
         resolved,
         store,
         models,
-        {name: user_models.pack_at(resolved, place) for name, place in places.items()},
+        {name: user_models.pack_at(reading, place) for name, place in places.items()},
         device,
         base=cells[next(iter(models[0].mix))],
         classes=export.description_of(cells.values(), resolved).classes or (),

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engine import recipe
 from engine.errors import CampaignError
 from engine.grid import campaign, plan_folder
 from engine.grid.attempts import Attempt
@@ -22,6 +23,7 @@ from engine.grid.plan_folder import PlanFolder
 from engine.measures.rows import Evaluation
 from engine.measures.setting import Setting
 from engine.recipe.overrides import Override
+from engine.recipe.schema import Recipe
 from engine.store.artifacts import hash_once
 from loaders import schema
 from loaders.names import InnerPath, Name
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from engine.measures.predictions import Ensemble
 
 AS_BEFORE = "with the same arguments"
+RUNS = Path(Recipe.runs)
 
 
 @dataclass(frozen=True)
@@ -193,11 +196,24 @@ def read(place: PlanFolder) -> FinishedCampaign:
     return FinishedCampaign(schema.convert(values, Record, place.record, remedy), place)
 
 
+def folder_of(name: str) -> Path | None:
+    """The folder that a name means: a path, or a name in `runs` as `rib status` prints it. None for
+    the name of a recipe."""
+    if name in recipe.names("campaigns"):
+        return None
+    return next((place for place in (Path(name), RUNS / name) if place.is_dir()), None)
+
+
 def find(name: str, overrides: Sequence[Override]) -> FinishedCampaign:
     """The finished run of a campaign with these settings.
 
-    Raises CampaignError if there is none, DamagedFile if its record is damaged.
+    Raises CampaignError if there is none or `name` is a folder, DamagedFile if its record is
+    damaged.
     """
+    if folder := folder_of(name):
+        ran = [campaign.read(place).shown_command for place in plan_folder.in_campaign(folder)]
+        by = f", which `{ran[0]}` ran" if len(ran) == 1 else ""
+        raise CampaignError(f"{folder} is a folder{by}: give the campaign's name and overrides")
     plan = campaign.plan(name, overrides)
     stem = Path(name).stem
     plans = [p for p in plan_folder.in_runs(plan.place.runs) if p.campaign.name.startswith(stem)]

@@ -104,13 +104,19 @@ class Trained(nn.Module):
         raise NotImplementedError
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        """Compute `loss` [b] under autocast. Raises ValueError if its shape is not [b]."""
+        """Compute `loss` [b] under autocast. Raises ValueError if it is not of shape [b] or has no
+        gradient."""
         with self.autocast:  # here, since DeepSpeed disables an autocast around its engine
             losses_B = self.loss(batch)
         if losses_B.shape != (len(batch),):
             raise ValueError(
                 f"method {self.recipe.name}: loss(batch) has the shape {list(losses_B.shape)}, not "
                 f"[{len(batch)}], a loss a sample: return it without .mean() or .sum()"
+            )
+        if torch.is_grad_enabled() and not losses_B.requires_grad:
+            raise ValueError(
+                f"method {self.recipe.name}: loss(batch) has no gradient: compute it from the "
+                "model's outputs, without .detach(), .item() or torch.no_grad()"
             )
         return losses_B
 

@@ -26,7 +26,7 @@ def merged(runs: Sequence[FinishedCampaign], models_csv: Path | None = None) -> 
     labels = [
         name if names.count(name) == 1 else f"{name} {k}" for k, name in enumerate(names, start=1)
     ]
-    for record in records:
+    for run, record in zip(runs, records, strict=True):
         if record.sweep is not None:
             raise ValueError(
                 f"{record.name} is a sweep, and a common report would rank its variants on the "
@@ -34,8 +34,8 @@ def merged(runs: Sequence[FinishedCampaign], models_csv: Path | None = None) -> 
             )
         if record.limit != first.limit:
             raise ValueError(
-                f"{record.name} has {record.limit or 'all'} images per dataset, and {first.name} "
-                f"{first.limit or 'all'}: report a smoke run alone"
+                f"{run.place.campaign.name} has {record.limit or 'all'} images per dataset, and "
+                f"{runs[0].place.campaign.name} {first.limit or 'all'}: report a smoke run alone"
             )
         if (sorted(record.sets), record.upstream) != (sorted(first.sets), first.upstream):
             raise ValueError(

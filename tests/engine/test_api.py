@@ -94,3 +94,14 @@ def test_results_and_distances_of_a_finished_campaign(folder, finished):
     for ask in (engine.predictions, engine.distances):
         with pytest.raises(ValueError, match="unknown datasets nowhere: choose from "):
             ask(str(folder / "shapes.yaml"), "nowhere", words)
+        with pytest.raises(ValueError, match="name at least one"):
+            ask(str(folder / "shapes.yaml"), [], words)
+
+
+def test_nothing_to_evaluate_and_negative_cores_are_refused(tmp_path):
+    for checkpoints, sets in (([], {"new": tmp_path}), (tmp_path, {})):
+        with pytest.raises(ValueError, match="at least one checkpoint and one dataset"):
+            engine.evaluate(checkpoints, sets)
+    with pytest.raises(ValueError, match="cores=-1: give at least 1"):
+        engine.campaign("emoji", f"runs={tmp_path / 'runs'}", cores=-1)
+    assert not (tmp_path / "runs").exists()

@@ -96,6 +96,8 @@ def test_sets_are_named_by_their_folders_or_by_the_user(tmp_path, monkeypatch):
     assert evaluate.named_sets(["x/pictures", "b=y", "odd=name"]) == named
     with pytest.raises(ValueError, match=r"the same name, x/p and y/p: .* NAME=y/p"):
         evaluate.named_sets(["x/p", "y/p"])
+    with pytest.raises(ValueError, match=r"name the dataset, as in --sets NAME=x/test-\*.parquet"):
+        evaluate.named_sets(["x/test-*.parquet"])
     for word in ("a/b=x", "..=x", "=x"):
         with pytest.raises(ValueError, match=r"--sets: .* cannot be part of a path"):
             evaluate.named_sets([word])

@@ -90,6 +90,16 @@ def test_a_mask_is_named_and_intervals_are_those_of_changes(place, tmp_path):
             assert low == high == 0, "the pretrained model itself"
 
 
+def test_a_damaged_image_is_skipped_as_the_error_suggests(place, tmp_path, capsys):
+    damaged = shutil.copytree(place / "mine" / "new", tmp_path / "damaged")
+    next(damaged.glob("*/*.png")).write_bytes(b"")
+    words = ("--sets", str(damaged), "--out", str(tmp_path / "skipped.csv"))
+    assert evaluate(place, *words) == 2
+    assert "skip them: dataset.undecodable=skip" in capsys.readouterr().err
+    assert evaluate(place, *words, "dataset.undecodable=skip") == 0
+    assert {row["n"] for row in campaigns.rows(tmp_path / "skipped.csv")} == {"34"}
+
+
 def test_what_is_not_possible_is_refused_before_any_work(place, capsys, tmp_path):
     new_set = f"{place}/mine/new"
     for words, message in (

@@ -60,6 +60,18 @@ def test_all_files_of_a_report_byte_for_byte_without_torch_packs_and_drawings(
 
 
 @pytest.mark.slow
+def test_a_campaign_goes_by_its_folders_name(finished, tmp_path, monkeypatch, capsys):
+    shutil.copytree(finished, tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["metrics", "shapes", "--out", "there"]) == 0
+    assert Path("there/index.html").is_file()
+    assert cli.main(["export", "shapes", "--method", "pre", "--out", "model"]) == 2
+    error = capsys.readouterr().err
+    assert "runs/shapes is a folder, which `rib campaign " in error
+    assert "shapes.yaml" in error and "give the campaign's name and overrides" in error
+
+
+@pytest.mark.slow
 def test_what_was_not_finished_or_is_not_what_it_was_is_refused_with_the_remedy(
     folder, finished, capsys
 ):

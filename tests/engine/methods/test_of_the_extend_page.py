@@ -41,14 +41,28 @@ def test_the_method_of_the_page_holds_weights_back(grid, tmp_path):
 
 
 def test_the_loss_of_the_page_trains(grid, tmp_path):
-    base = METHOD[: METHOD.index("class Method")]
-    text = (
-        base + "from torch.nn.functional import cross_entropy\n\n\nclass Method(Trained):\n" + LOSS
-    )
-    (tmp_path / "l1sp.py").write_text(text)
-    (tmp_path / "l1sp.yaml").write_text(RECIPE)
-    case = prepared(grid, f"method={tmp_path / 'l1sp.yaml'}")
+    case = prepared(grid, *_with_loss(LOSS, tmp_path))
     assert all(torch.isfinite(t).all() for state in trained(case) for t in state.values())
+
+
+def test_a_loss_that_cannot_train_is_refused_with_the_reason(grid, tmp_path):
+    for ending, message in (
+        (".mean()", "a loss a sample: return it without"),
+        (".detach()", r"loss\(batch\) has no gradient: .* without \.detach"),
+    ):
+        folder = tmp_path / ending
+        folder.mkdir()
+        with pytest.raises(ValueError, match=message):
+            trained(prepared(grid, *_with_loss(LOSS.rstrip() + ending, folder)))
+
+
+def _with_loss(loss: str, folder: Path) -> tuple[str]:
+    """The words for a method with this loss."""
+    base = METHOD[: METHOD.index("class Method")]
+    text = f"{base}from torch.nn.functional import cross_entropy\n\n\n"
+    (folder / "l1sp.py").write_text(f"{text}class Method(Trained):\n{loss}")
+    (folder / "l1sp.yaml").write_text(RECIPE)
+    return (f"method={folder / 'l1sp.yaml'}",)
 
 
 def _moved(case) -> float:
