@@ -6,6 +6,7 @@ For a finished campaign, this imports no torch and opens no pack, weights file o
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -88,6 +89,10 @@ def run(arguments: argparse.Namespace) -> None:
             so_far = run.place.campaign_root.at(SO_FAR)
             _show(finish.write_into(so_far, results, figures=arguments.figures), results, arguments)
             continue
+        if not os.access(run.place.campaign, os.W_OK):
+            raise CampaignError(
+                f"{run.place.campaign} is read-only: give a folder for the report with --out DIR"
+            )
         with workflow.locked(run.place):
             results = of_campaign(run, csv)
             path = finish.write(run, results, figures=arguments.figures)

@@ -211,8 +211,8 @@ def find(name: str, overrides: Sequence[Override]) -> FinishedCampaign:
     damaged.
     """
     if folder := folder_of(name):
-        ran = [campaign.read(place).shown_command for place in plan_folder.in_campaign(folder)]
-        by = f", which `{ran[0]}` ran" if len(ran) == 1 else ""
+        plans = [place for place in plan_folder.in_campaign(folder) if place.root.has(place.plan)]
+        by = f", which `{campaign.read(plans[0]).shown_command}` ran" if len(plans) == 1 else ""
         raise CampaignError(f"{folder} is a folder{by}: give the campaign's name and overrides")
     plan = campaign.plan(name, overrides)
     stem = Path(name).stem

@@ -1,6 +1,7 @@
 """Tables from a finished campaign's record and store alone: without torch, packs or drawings."""
 
 import json
+import os
 import shlex
 import shutil
 import sys
@@ -60,9 +61,14 @@ def test_all_files_of_a_report_byte_for_byte_without_torch_packs_and_drawings(
 
 
 @pytest.mark.slow
-def test_a_campaign_goes_by_its_folders_name(finished, tmp_path, monkeypatch, capsys):
+def test_a_campaign_goes_by_its_folders_name_and_may_be_read_only(
+    finished, tmp_path, monkeypatch, capsys
+):
     shutil.copytree(finished, tmp_path / "runs")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "access", lambda path, _: path != tmp_path / "runs" / "shapes")
+    assert cli.main(["metrics", "shapes"]) == 2
+    assert "is read-only: give a folder for the report with --out DIR" in capsys.readouterr().err
     assert cli.main(["metrics", "shapes", "--out", "there"]) == 0
     assert Path("there/index.html").is_file()
     assert cli.main(["export", "shapes", "--method", "pre", "--out", "model"]) == 2
