@@ -62,7 +62,7 @@ def stored(run: Run, mix: Mix, name: str) -> dict[str, float | None]:
     label, key = _key(run, canonical_mix(mix), name)
     artifact = run.store.find("cka", label, key)
     if artifact is None:
-        raise FileNotFoundError(f"the store has no CKA of {label}: run the campaign again")
+        raise run.store.missing("cka", label, key)
     return json.loads(artifact.checked(FILE).read_text("utf-8"))
 
 

@@ -65,10 +65,10 @@ def predicted(run: Run, average: Average, name: str, split: str) -> Path:
 
     Raises FileNotFoundError if it was not evaluated, ValueError if the file was changed.
     """
-    artifact = find(run, average, name, split)
+    key = key_of(run, canonical_mix(average), run.sets[name], split)
+    artifact = run.store.find("predictions", *key)
     if artifact is None:
-        label, _ = key_of(run, canonical_mix(average), run.sets[name], split)
-        raise FileNotFoundError(f"the store has no predictions of {label}: run the campaign again")
+        raise run.store.missing("predictions", *key)
     return artifact.checked(PART)
 
 

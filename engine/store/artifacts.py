@@ -200,9 +200,12 @@ class Store:
     def check_makes(self, kind: str, label: str, key: Mapping[str, Any]) -> None:
         """Raises FileNotFoundError, naming the missing artefact, if the store is `finds_only`."""
         if self.finds_only:
-            raise FileNotFoundError(
-                f"{self.place(kind, label, key)} is missing: run the campaign again to make it"
-            )
+            raise self.missing(kind, label, key)
+
+    def missing(self, kind: str, label: str, key: Mapping[str, Any]) -> FileNotFoundError:
+        """The error for an artefact that a campaign should have made."""
+        place = self.place(kind, label, key)
+        return FileNotFoundError(f"{place} is missing: run the campaign again to make it")
 
     def remove(self, artifact: Artifact) -> None:
         """Deletes an artefact, its marker first, so that none is ever half finished."""
