@@ -35,9 +35,8 @@ def evaluate(
     Leaves out snapshots, whose weights may have been removed.
 
     places: by name, folders with <class>/<image>, or packs. undecodable: `refuse` or `skip` images
-    in them that cannot be decoded. Raises ValueError for the name of a
-    dataset of the campaign, classes that the head lacks, and missing predictions; FileNotFoundError
-    for missing cells.
+    in them that cannot be decoded. Raises ValueError for the name of a dataset of the campaign,
+    classes that the head lacks, and missing predictions; FileNotFoundError for missing cells.
     """
     record = campaign.record
     for name in places:
