@@ -176,9 +176,9 @@ def evaluate(
     """Evaluate checkpoints of one architecture: one row per checkpoint and dataset.
 
     checkpoints: one or several files, or folders of cells or of timm. sets: by name, folders with
-    <class>/<image>. arch, classes: the architecture and the head's class names, if no file next to the checkpoints
-    contains them. Columns as in the file that `rib evaluate` writes; accuracy is in percent. Raises
-    ValueError as that command does.
+    <class>/<image>. arch, classes: the architecture and the head's class names, if no file next to
+    the checkpoints contains them. Columns as in the file that `rib evaluate` writes; accuracy is in
+    percent. Raises ValueError as that command does.
     """
     import dataclasses
 
@@ -228,7 +228,7 @@ def distances(
 
 
 def _names(sets: Sequence[str] | None, known: Sequence[str]) -> list[str]:
-    """The given datasets, or all known ones for None. Raises ValueError for unknown ones, or none."""
+    """The given datasets; all for None. Raises ValueError for unknown datasets, and for none."""
     names = [sets] if isinstance(sets, str) else list(known if sets is None else sets)
     if not names:
         raise ValueError("no datasets: name at least one, or give None for all")
