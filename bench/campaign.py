@@ -22,8 +22,8 @@ import torch
 
 from bench import photos
 from bench.report import Results
-from engine.grid import campaign, jobs
-from engine.grid.campaign import Plan
+from engine.campaigns import jobs
+from engine.campaigns.plan import Plan, make_plan
 from engine.machine import quiet, ranks
 
 SETS = ("upstream", "first", "second")
@@ -85,7 +85,7 @@ def planned(folder: Path, device: torch.device, small: bool) -> Plan:
         "methods": {method: {} for method in METHODS},
     }
     (folder / "campaign.yaml").write_text(json.dumps(recipe), "utf-8")  # JSON is YAML
-    return campaign.plan(str(folder / "campaign.yaml"), [], os.cpu_count() or 1)
+    return make_plan(str(folder / "campaign.yaml"), [], os.cpu_count() or 1)
 
 
 if __name__ == "__main__":

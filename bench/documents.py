@@ -19,7 +19,8 @@ from pathlib import Path
 import pandas
 
 import engine
-from engine.grid import campaign, record
+from engine.campaigns import record
+from engine.campaigns.plan import make_plan
 from engine.machine.files import short_digest, write_atomic
 from engine.measures.comparisons import SIGNIFICANT
 from engine.measures.tables import rows
@@ -204,7 +205,7 @@ def replaced(page: str, block: Block, text: str) -> str:
 def fingerprint(name: str) -> str:
     """A digest of what the recipe files say that a campaign is planned from."""
     with catalogue.each_file_once() as files:
-        campaign.plan(name, ())
+        make_plan(name, ())
         return short_digest({str(path.relative_to(ROOT)): said for path, said in files.items()})
 
 

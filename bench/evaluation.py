@@ -32,7 +32,7 @@ from engine.recipe.schema import Recipe
 from engine.run import Run
 from engine.store.artifacts import Store
 from engine.store.cells import Mix
-from loaders.root import Root
+from loaders.files.root import Root
 
 ALPHAS = [k / 10 for k in range(11)]
 TIES = 1e-3  # of the answers

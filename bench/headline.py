@@ -21,8 +21,8 @@ from torch import Tensor
 
 from bench import vit
 from bench.contest import Contest, Entrant, Scale
-from engine.machine import blocks
 from engine.machine.flops import peak
+from engine.models import blocks
 from kernels.distill import distill_loss
 from kernels.ewc import adamw_ewc_
 

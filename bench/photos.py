@@ -12,9 +12,10 @@ from PIL import Image
 from engine import models
 from engine.machine.files import cache_folder
 from engine.recipe.schema import ModelRecipe
-from loaders import folders, registry, trees
+from loaders import folders, trees
 from loaders.encode import Images
 from loaders.encode import encode as encode_pack
+from loaders.fetch import registry
 from loaders.pack import Pack
 
 # A package with 20 ImageNet photos; the number before a file's suffix is the label.

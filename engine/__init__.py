@@ -107,8 +107,8 @@ def campaign(name: str, *settings: Settings, cores: int = 0) -> Path:
     With several models, returns the path of their common report. cores: CPU cores; 0 means all.
     Raises CampaignError if the campaign cannot finish, RecipeError for an invalid setting.
     """
+    from engine.campaigns.schedulers import RunOptions
     from engine.commands import campaign as command
-    from engine.grid.schedulers import RunOptions
     from engine.recipe import parsed
 
     if cores < 0:
@@ -125,7 +125,7 @@ def results(name: str, *settings: Settings) -> pandas.DataFrame:
     before fine-tuning), evaluated_on, n, accuracy (percent), headline. Raises CampaignError if
     there is no finished campaign with these settings.
     """
-    from engine.grid import record
+    from engine.campaigns import record
     from engine.measures import metrics
     from engine.recipe import parsed
 
@@ -150,7 +150,7 @@ def predictions(
 
     import pandas
 
-    from engine.grid import record
+    from engine.campaigns import record
     from engine.measures import predictions as stored
     from engine.recipe import parsed
 

@@ -14,7 +14,7 @@ import numpy as np
 from loaders import jpeg
 from loaders.beton import JPEG, Beton
 from loaders.encode import encode
-from loaders.files import file_hash
+from loaders.files.durable import file_hash
 from loaders.pack import Item, Pack
 from loaders.trees import first_names
 from loaders.writer import Stored

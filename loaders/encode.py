@@ -23,8 +23,10 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from loaders import locks, rgb
-from loaders.files import digest, file_hash
+from loaders import rgb
+from loaders.files import locks
+from loaders.files.durable import digest, file_hash
+from loaders.files.root import Root
 from loaders.pack import (
     FORMAT_VERSION,
     IMAGES,
@@ -35,7 +37,6 @@ from loaders.pack import (
     Pack,
     request_digests,
 )
-from loaders.root import Root
 from loaders.trees import first_names
 from loaders.workers import ordered_map
 from loaders.writer import JOURNAL, PackWriter, Stored

@@ -24,12 +24,13 @@ import msgspec
 import numpy as np
 from msgspec import Meta
 
-from loaders import jpeg, schema
+from loaders import jpeg
 from loaders.beton import JPEG, RAW, Beton
-from loaders.files import canonical, digest, file_hash
-from loaders.names import Name
-from loaders.root import Root
-from loaders.schema import DamagedFile
+from loaders.files import typed_json
+from loaders.files.durable import canonical, digest, file_hash
+from loaders.files.names import Name
+from loaders.files.root import Root
+from loaders.files.typed_json import DamagedFile
 
 FORMAT_VERSION = 1
 IMAGES, SAMPLES, MANIFEST = "images.beton", "samples.npy", "manifest.json"
@@ -220,7 +221,7 @@ def request_digests(
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
-    manifest = schema.read(path, dict[str, Any], _REMEDY)
+    manifest = typed_json.read(path, dict[str, Any], _REMEDY)
     version = manifest.get("format_version")
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise ValueError(
@@ -229,7 +230,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         )
     if manifest.pop("digest", None) != digest(manifest):
         raise DamagedFile(f"{path} was altered; {_REMEDY}")
-    schema.convert(manifest, _Manifest, path, _REMEDY)
+    typed_json.convert(manifest, _Manifest, path, _REMEDY)
     return manifest
 
 

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from loaders import parquet, trees
-from loaders.files import read_json, read_small
+from loaders.files.durable import read_json, read_small
 from loaders.pack import Item
 from loaders.trees import File, Listing, first_names
 

@@ -21,9 +21,9 @@ import msgspec
 import numpy as np
 
 from loaders.beton import BetonWriter
-from loaders.files import file_hash
+from loaders.files.durable import file_hash
+from loaders.files.root import Root
 from loaders.pack import COLUMNS, IMAGES, SAMPLES, Item
-from loaders.root import Root
 
 log = logging.getLogger(__name__)
 JOURNAL = "journal.jsonl"

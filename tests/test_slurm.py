@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from engine.grid import campaign, jobs
+from engine.campaigns import jobs
+from engine.campaigns.plan import make_plan
 from engine.recipe import parsed
 from helpers import campaigns, grids, slurm_cluster
 from helpers.processes import ROOT, run, until
@@ -82,7 +83,7 @@ def ended_by_slurm(
     """
     runs = tmp_path_factory.mktemp("ended by Slurm")
     words = [f"runs={runs}", *FAULTY_WORDS]
-    plan = campaign.plan(str(faulty / "shapes.yaml"), parsed(words), 1, run_users=True)
+    plan = make_plan(str(faulty / "shapes.yaml"), parsed(words), 1, run_users=True)
     jobs.prepare(plan, grid.device)
     with rib(cluster, faulty, runs, *words[1:], "--time", "0.03", "--retries", "0") as process:
         yield process, runs

@@ -39,7 +39,7 @@ from engine.store.cells import Average, Cell, Entry, Export, Gated
 from engine.store.checkpoints import CheckpointFiles
 from engine.training import fisher, loop
 from engine.training.saving import Saving
-from loaders.files import file_hash
+from loaders.files.durable import file_hash
 
 log = logging.getLogger(__name__)
 FISHER = "fisher.safetensors"

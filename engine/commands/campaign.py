@@ -8,15 +8,16 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from engine.campaigns import seal, sites, workflow
+from engine.campaigns.plan import PAGE, REPORT, TABLE, Plan, make_plan, read_plan, settings_of_needs
+from engine.campaigns.schedulers import SCHEDULERS, RunOptions
 from engine.errors import CampaignError, printable
-from engine.grid import campaign, seal, sites, workflow
-from engine.grid.schedulers import SCHEDULERS, RunOptions
 from engine.machine import first_line
 from engine.recipe import model_names
 from engine.recipe.overrides import Override, of_mapping
 from engine.recipe.schema import DatasetRecipe, ModelRecipe, Recipe
-from loaders.root import Root
-from loaders.schema import DamagedFile
+from loaders.files.root import Root
+from loaders.files.typed_json import DamagedFile
 
 FEWEST = 12  # images per dataset of a smoke run
 
@@ -98,7 +99,7 @@ def complete(
     options = sites.checked(options)
     # Run users' method files now: only they know which cells they need, and they may raise.
     plans = {
-        campaign.plan(name, grid, options.cores, run_users=not dry_run): grid
+        make_plan(name, grid, options.cores, run_users=not dry_run): grid
         for grid in recipe.each_model(name, overrides)
     }
     first_line.show(f"reading the campaign {name}")
@@ -138,17 +139,17 @@ def complete(
     return finished[0].page if len(plans) == 1 else _merged(name, list(plans), bool(missing))
 
 
-def _has_same_needs(plan: campaign.Plan) -> bool:
+def _has_same_needs(plan: Plan) -> bool:
     """Whether users' methods still need the same cells as when the campaign ran."""
     if not plan.modules:
         return True
     try:
-        return campaign.needs(plan) == campaign.needs(campaign.read(plan.place))
+        return settings_of_needs(plan) == settings_of_needs(read_plan(plan.place))
     except (OSError, DamagedFile):
         return False
 
 
-def _faults_of_sets(name: str, plans: Mapping[campaign.Plan, Sequence[Override]]) -> list[str]:
+def _faults_of_sets(name: str, plans: Mapping[Plan, Sequence[Override]]) -> list[str]:
     """Returns why datasets are not encoded, or cannot be; each reason once.
 
     A grid can take days and opens a dataset only when it needs it, so all are checked first.
@@ -165,8 +166,8 @@ def _faults_of_sets(name: str, plans: Mapping[campaign.Plan, Sequence[Override]]
         kind = kind_of(dataset)
         if kind.is_drawn or plan.place.record.exists():
             continue
+        from engine.campaigns import verify
         from engine.data import packs
-        from engine.grid import verify
 
         encoded, missing = verify.encoded(resolved, plan.needed), list[str]()
         for each in plan.needed:
@@ -219,16 +220,16 @@ def _encode_command(resolved: Recipe, model: str | None, overrides: Sequence[Ove
     return shlex.join(command)
 
 
-def _merged(name: str, plans: Sequence[campaign.Plan], is_new: bool) -> Path:
+def _merged(name: str, plans: Sequence[Plan], is_new: bool) -> Path:
     """Returns the path of the common report of all models; writes it unless it exists."""
-    from engine.grid import record
+    from engine.campaigns import record
     from engine.machine.files import short_digest
     from engine.report import finish, merged
 
     of_plans = short_digest([plan.place.name for plan in plans])[:8]
-    folder = f"{Path(name).stem}-models-{of_plans}/{campaign.REPORT}"
+    folder = f"{Path(name).stem}-models-{of_plans}/{REPORT}"
     report = Root(plans[0].place.runs).below(folder)
-    page = report.at(campaign.PAGE)
+    page = report.at(PAGE)
     if is_new or not page.is_file():
         runs = [record.read(plan.place) for plan in plans]
         page = finish.write_into(report.path, merged.merged(runs))
@@ -238,5 +239,5 @@ def _merged(name: str, plans: Sequence[campaign.Plan], is_new: bool) -> Path:
 
 def show(page: Path) -> None:
     """Print the table of a campaign's report, and the report's path."""
-    table = Root(page.parent).read(campaign.TABLE).decode()
+    table = Root(page.parent).read(TABLE).decode()
     print(f"\n{printable(table)}\nreport  {page.resolve()}")

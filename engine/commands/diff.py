@@ -14,7 +14,7 @@ from engine.machine import first_line
 if TYPE_CHECKING:
     import pandas
 
-    from engine.grid.differences import Difference
+    from engine.campaigns.differences import Difference
 
 LONGEST = 40  # characters shown of a value
 
@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> None:
             raise CampaignError(f"{name} has {len(found)} models: give the folder of one")
         sides += found
     first, second = sides
-    from engine.grid import differences
+    from engine.campaigns import differences
     from engine.measures import paired
     from engine.measures.tables import write_csv
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 from engine.did_you_mean import nearest
 from engine.machine import first_line
 from engine.machine.files import short_digest
-from loaders.root import Root
+from loaders.files.root import Root
 
 if TYPE_CHECKING:
-    from engine.measures.distances import Matrix
+    from engine.otdd.distances import Matrix
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -64,8 +64,7 @@ def run(arguments: argparse.Namespace) -> None:
     first_line.show(f"reading the sets of {arguments.campaign}")
     from engine.cells.build import Builder
     from engine.machine import ranks
-    from engine.measures import distances
-    from engine.otdd import problems, solve
+    from engine.otdd import distances, problems, solve
     from engine.report import page
     from engine.report.sections import distances as section
 

@@ -237,8 +237,8 @@ def slurm() -> Diagnosis:
     """Check Slurm: configuration, partitions, and accounting if campaigns need it."""
     if shutil.which("sinfo") is None:
         return Diagnosis(MISSING, "not a node of a cluster", "use a login node", needed=False)
+    from engine.campaigns.schedulers.slurm import cluster
     from engine.errors import CampaignError  # here, because another package may hide `loaders`
-    from engine.grid.schedulers.slurm import cluster
 
     try:
         names = dict.fromkeys(answer("sinfo", "--noheader", "--format", "%R").split())

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 ALL = "all"
 BENCHMARK = "imagenet_rib"
-AT_ONCE = 8  # files in parallel; per host at most `loaders.download.CONNECTIONS`
+AT_ONCE = 8  # files in parallel; per host at most `loaders.fetch.download.CONNECTIONS`
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -110,7 +110,7 @@ def _sets(sources: Mapping[str, Source], arguments: argparse.Namespace) -> list[
 
 def _check(sources: Mapping[str, Source]) -> int:
     """Ask every address and print its answer. Returns 1 if no address has a file, else 0."""
-    from loaders import download
+    from loaders.fetch import download
 
     total, unreachable = 0, []
     for name, source in sources.items():
@@ -158,7 +158,7 @@ def _passwords(missing: Sequence[Target], file: Path | None) -> dict[str, str]:
 
     Raises ValueError for a file without a password.
     """
-    from loaders.files import read_small
+    from loaders.files.durable import read_small
 
     given = ""
     if file is not None:
@@ -202,7 +202,7 @@ def _check_room(missing: Sequence[Target], sizes: Mapping[str, int], folder: Pat
 
 def _size(target: Target) -> int:
     """Bytes of a file: published, or from a server; 0 if unknown."""
-    from loaders import download
+    from loaders.fetch import download
 
     if target.archive.is_file():
         return target.arrived
@@ -227,7 +227,7 @@ def _transfer(
     """
     from tqdm import tqdm
 
-    from loaders import download
+    from loaders.fetch import download
 
     stop = threading.Event()
 
@@ -268,7 +268,7 @@ def _unpack(target: Target, password: str) -> str:
     from tqdm import tqdm
 
     from engine.data import downloads
-    from loaders import archives
+    from loaders.fetch import archives
 
     name = target.file.name
     is_zip = target.file.unpack == "zip"

@@ -135,8 +135,9 @@ def _campaign(
     arguments: argparse.Namespace, sets: Mapping[str, Path]
 ) -> tuple[list[OnSet], str, dict[str, Path]]:
     """As `_models`."""
+    from engine.campaigns import record
+    from engine.campaigns.plan import make_plan
     from engine.errors import CampaignError
-    from engine.grid import campaign, record
 
     for option in ("arch", "alphas", "classes"):
         if getattr(arguments, option):
@@ -149,12 +150,12 @@ def _campaign(
         if len(theirs) == len(arguments.overrides):
             raise
         run = record.find(arguments.campaign, theirs)
-    undecodable = campaign.plan(arguments.campaign, arguments.overrides).recipe.dataset.undecodable
+    undecodable = make_plan(arguments.campaign, arguments.overrides).recipe.dataset.undecodable
     shown = run.place.report_root
     files = {name: arguments.out or shown.at(f"accuracy-on-{name}.csv") for name in sets}
     for file in files.values():
         refuse_overwriting(file, arguments.force, is_folder=False)
-    from engine.grid import own_sets
+    from engine.campaigns import own_sets
     from engine.machine import ranks
     from engine.report import on_sets
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engine.campaigns import record
 from engine.commands import refuse_overwriting
-from engine.grid import record
 from engine.machine import first_line
 
 if TYPE_CHECKING:
@@ -53,8 +53,8 @@ def run(arguments: argparse.Namespace) -> None:
     if is_cell and (chosen or arguments.overrides):
         raise ValueError(f"{folder} is a single cell: only --alpha applies to it")
     campaign = None if is_cell else record.find(arguments.source, arguments.overrides)
+    from engine.campaigns import export
     from engine.data import descriptions
-    from engine.grid import export
 
     evaluation = None
     if campaign is None:
@@ -72,7 +72,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def write(row: DescribedModel, out: Path, classes: Sequence[str] = ()) -> None:
     """Write a model as a folder for timm or open_clip, and print how to load it."""
-    from engine.grid import export
+    from engine.campaigns import export
     from engine.report import model_card
     from engine.store.tensors import PROMPT
 

@@ -16,9 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.grid import attempts, campaign, job_states
-from engine.grid.campaign import COLUMN, PREPARE, REPORT, Plan
-from engine.grid.plan_folder import PlanFolder
+from engine.campaigns import attempts, job_states
+from engine.campaigns.plan import COLUMN, PREPARE, REPORT, Plan, check_modules, read_plan
+from engine.campaigns.plan_folder import PlanFolder
 from engine.machine import entry
 
 if TYPE_CHECKING:
@@ -43,19 +43,19 @@ def run(arguments: argparse.Namespace) -> None:
     stage = COLUMN if is_column else job
     place = PlanFolder(arguments.plan.parent)
     if job != REPORT and "RANK" not in os.environ:
-        _take_gpus(arguments.ranks if is_column else 1, campaign.read(place).device)
+        _take_gpus(arguments.ranks if is_column else 1, read_plan(place).device)
     with attempts.recorded(place, job, stage, time.time()) as note:
-        _compute(job, campaign.read(place), note)
+        _compute(job, read_plan(place), note)
     if os.environ.get("RANK", "0") == "0":
         job_states.set_done(place, job)
 
 
 def _compute(job: str, plan: Plan, note: Callable[[str, int], None]) -> None:
-    campaign.check_modules(plan)
+    check_modules(plan)
     logging.info("importing torch")  # takes seconds
     import torch
 
-    from engine.grid import jobs
+    from engine.campaigns import jobs
     from engine.machine import ranks
     from engine.machine.device_name import device_name
 

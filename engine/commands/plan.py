@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from engine import recipe
+from engine.campaigns.plan import make_plan
 from engine.commands.status import size
-from engine.grid import campaign
 from engine.machine import first_line
 
 if TYPE_CHECKING:
-    from engine.grid.estimate import Device, Estimate
+    from engine.campaigns.estimate import Device, Estimate
 
 GPUS = (1, 8, 64)
 
@@ -34,9 +34,9 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     grids = recipe.each_model(arguments.name, arguments.overrides)
-    plans = [campaign.plan(arguments.name, grid) for grid in grids]
+    plans = [make_plan(arguments.name, grid) for grid in grids]
     first_line.show(f"counting the operations of {arguments.name}")
-    from engine.grid import estimate
+    from engine.campaigns import estimate
 
     if arguments.tflops is not None and arguments.tflops <= 0:
         raise ValueError(f"--tflops {arguments.tflops}: give a number above 0")
@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def text(estimate: Estimate, devices: Sequence[Device]) -> str:
     """The estimate for one model's grid: work by part, and totals."""
-    from engine.grid.estimate import this_core
+    from engine.campaigns.estimate import this_core
     from engine.report import console
 
     plan, model, columns = estimate.plan, estimate.plan.recipe.model, estimate.plan.columns

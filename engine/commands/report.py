@@ -11,15 +11,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engine.campaigns import plan_folder, seal, workflow
+from engine.campaigns.plan import read_plan
 from engine.commands import refuse_overwriting
 from engine.commands.campaign import show
 from engine.errors import CampaignError
-from engine.grid import campaign, plan_folder, seal, workflow
 from engine.machine import first_line
-from loaders import locks
+from loaders.files import locks
 
 if TYPE_CHECKING:
-    from engine.grid.record import FinishedCampaign
+    from engine.campaigns.record import FinishedCampaign
     from engine.recipe.overrides import Override
     from engine.report.results import Results
 
@@ -113,7 +114,7 @@ def finished(name: str, overrides: Sequence[Override]) -> list[FinishedCampaign]
     """The campaign in a folder, with its finished columns, or the finished campaigns of a name and
     overrides."""
     from engine import recipe
-    from engine.grid import record
+    from engine.campaigns import record
 
     if (folder := record.folder_of(name)) is None:
         return [record.find(name, grid) for grid in recipe.each_model(name, overrides)]
@@ -134,13 +135,13 @@ def finished(name: str, overrides: Sequence[Override]) -> list[FinishedCampaign]
 
 def _unfinished(folder: Path) -> FinishedCampaign:
     """The finished columns of the campaign in a folder that was started last."""
-    from engine.grid import make_record
-    from engine.grid.record import FinishedCampaign
+    from engine.campaigns import make_record
+    from engine.campaigns.record import FinishedCampaign
     from engine.machine import ranks
 
     places = [p for p in plan_folder.in_campaign(folder) if p.root.has(p.plan)]
     if not places:
         raise CampaignError(f"{folder} contains no campaign; {REMEDY}")
-    plan = campaign.read(max(places, key=lambda place: place.plan.stat().st_mtime_ns))
+    plan = read_plan(max(places, key=lambda place: place.plan.stat().st_mtime_ns))
     device = ranks.of_plan(plan.device)
     return FinishedCampaign(make_record.of_finished_columns(plan, device), plan.place)

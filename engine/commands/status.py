@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from engine.grid.holdings import Held
-    from engine.grid.status import Status
+    from engine.campaigns.holdings import Held
+    from engine.campaigns.status import Status
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -25,7 +25,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from engine.grid import holdings, status
+    from engine.campaigns import holdings, status
 
     runs: Path = arguments.runs
     if not runs.is_dir():
@@ -45,8 +45,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 def lines(status: Status, now: float) -> list[str]:
     """A campaign's lines; the first has its name, state and age."""
-    from engine.grid import progress
-    from engine.grid.status import AT_WORK, DAMAGED, FINISHED
+    from engine.campaigns import progress
+    from engine.campaigns.status import AT_WORK, DAMAGED, FINISHED
 
     done, cells = status.cells
     ago = f"{span(now - status.since)} ago"

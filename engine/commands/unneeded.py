@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from engine.commands.status import size
 
 if TYPE_CHECKING:
-    from engine.grid.holdings import Begun, Held
+    from engine.campaigns.holdings import Begun, Held
 
 SHOWN = 20  # artefacts listed per kind
 
@@ -26,9 +26,9 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from engine.grid import holdings
+    from engine.campaigns import holdings
     from engine.store.artifacts import STORE, Store
-    from loaders import locks
+    from loaders.files import locks
 
     runs: Path = arguments.runs
     if not runs.is_dir():

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from engine.machine import first_line
 
 if TYPE_CHECKING:
-    from engine.grid.verify import Check
+    from engine.campaigns.verify import Check
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -36,10 +36,10 @@ def run(arguments: argparse.Namespace) -> int:
     cell = cell_plan.resolve(arguments.campaign, given, run_users=False)
     first_line.show(f"reading the model {arguments.model}")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    from engine.campaigns import verify
     from engine.cells.build import Builder
     from engine.data.kinds import kind_of
     from engine.data.sets import Sets
-    from engine.grid import verify
     from engine.machine import ranks
     from engine.machine.files import cache_folder
 

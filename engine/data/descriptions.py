@@ -22,7 +22,7 @@ from engine.recipe import timm_folder
 from engine.recipe.schema import ModelRecipe, Recipe
 from engine.store.cells import CELL, Mix
 from engine.store.tensors import PROMPT, WEIGHTS
-from loaders.files import read_json, read_small
+from loaders.files.durable import read_json, read_small
 from loaders.pack import MANIFEST, Pack
 
 CHECKPOINTS = (WEIGHTS, *timm_folder.WEIGHTS)  # in folders of a cell or timm

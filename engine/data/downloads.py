@@ -21,10 +21,11 @@ from typing import NoReturn
 
 from engine.data.sources import SetFile, Source
 from engine.machine.files import write_atomic
-from loaders import archives, download, locks, schema
 from loaders.benchmarks import devkit
-from loaders.files import sync, whole
-from loaders.root import Root
+from loaders.fetch import archives, download
+from loaders.files import locks, typed_json
+from loaders.files.durable import sync, whole
+from loaders.files.root import Root
 
 ARRIVING = ".downloads"
 RECORD = "downloads.json"
@@ -67,7 +68,7 @@ class _Record:
 def accepted(folder: Path) -> dict[str, str]:
     """The terms that the user accepted for a folder, by dataset. Raises DamagedFile."""
     try:
-        record = schema.read(folder / RECORD, _Record, "remove it, and accept the terms again")
+        record = typed_json.read(folder / RECORD, _Record, "remove it, and accept the terms again")
     except FileNotFoundError:
         return {}
     return record.accepted

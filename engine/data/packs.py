@@ -19,8 +19,8 @@ from loaders import rgb
 from loaders.adopt import part
 from loaders.beton import page_size_of
 from loaders.encode import Images, encode, left_out
+from loaders.files.root import Root
 from loaders.pack import MANIFEST, Pack
-from loaders.root import Root
 from loaders.trees import Listing
 
 log = logging.getLogger(__name__)

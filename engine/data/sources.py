@@ -11,7 +11,7 @@ from engine.data import imagenet
 from engine.did_you_mean import nearest
 from engine.errors import RecipeError
 from engine.recipe import catalogue
-from loaders.download import Remote
+from loaders.fetch.download import Remote
 
 FILE = catalogue.ROOT / "sources.yaml"
 
@@ -28,7 +28,7 @@ class SetFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def remote(self) -> Remote:
-        """The file for `loaders.download`."""
+        """The file for `loaders.fetch.download`."""
         algorithm, checksum = ("sha256", self.sha256) if self.sha256 else ("md5", self.md5)
         return Remote(self.name, tuple(self.addresses), self.bytes, algorithm, checksum)
 

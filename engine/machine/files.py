@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from loaders import files
-from loaders.root import Root
+from loaders.files import durable
+from loaders.files.root import Root
 
 
 def cache_folder() -> Path:
@@ -64,7 +64,7 @@ def _private(folder: Path, variable: str) -> Path:
 
 def short_digest(key: Any) -> str:
     """Returns the first 16 hex digits of the SHA-256 of a key as canonical JSON."""
-    return files.digest(key)[:16]
+    return durable.digest(key)[:16]
 
 
 def write_atomic(path: Path, data: bytes, root: Root | None = None) -> None:

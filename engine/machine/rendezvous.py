@@ -20,7 +20,7 @@ from torch.distributed import FileStore, HashStore, distributed_c10d  # type: ig
 
 from engine.machine.files import runtime_folder
 from engine.machine.programs import NoAnswer, answer
-from loaders.root import Root
+from loaders.files.root import Root
 
 MEET = datetime.timedelta(minutes=10)  # until all ranks have arrived
 WAIT = datetime.timedelta(hours=6)  # afterwards: ranks wait while rank 0 encodes a dataset

@@ -10,7 +10,7 @@ from typing import Any
 import pandas
 
 from engine.machine import files
-from loaders.root import Root
+from loaders.files.root import Root
 
 
 def rows(table: pandas.DataFrame) -> list[Any]:

@@ -22,8 +22,8 @@ from engine.models.formats import State
 from engine.recipe.schema import ModelRecipe
 from engine.store.artifacts import Artifact, Store
 from engine.store.tensors import PROMPT, WEIGHTS, save
-from loaders import registry
-from loaders.files import file_hash
+from loaders.fetch import registry
+from loaders.files.durable import file_hash
 
 log = logging.getLogger(__name__)
 DOWNLOADED = ("timm", "open_clip", "pypi")

@@ -18,7 +18,7 @@ from engine.models.images import data_config
 from engine.recipe.schema import ModelRecipe
 from engine.store import tensors
 from engine.store.tensors import PROMPT
-from loaders.root import Root
+from loaders.files.root import Root
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"  # as timm names them
 OPEN_CLIP_WEIGHTS, OPEN_CLIP_CONFIG = "open_clip_model.safetensors", "open_clip_config.json"

@@ -23,7 +23,7 @@ import numpy as np
 
 from engine.evaluation import features
 from engine.machine import ranks
-from engine.measures.distances import Matrix
+from engine.otdd.distances import Matrix
 from engine.otdd.problems import Certified, Cloud, DistanceOptions, Labelled, Pair, Problems
 from engine.otdd.side_by_side import side_by_side, workers
 from engine.run import Run

@@ -8,7 +8,7 @@ from engine.did_you_mean import nearest
 from engine.errors import RecipeError
 from engine.recipe.schema import DatasetRecipe, Recipe
 from loaders.benchmarks import emoji_styles
-from loaders.names import is_name
+from loaders.files.names import is_name
 
 TRACKERS = ("tensorboard", "wandb")  # besides a user's `module:Class`
 FEWEST_FOR_CKA = 4  # its estimator divides by n (n - 3), for n images

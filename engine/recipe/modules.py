@@ -24,7 +24,7 @@ from engine.recipe import typed
 from engine.recipe.options import OPTIONS
 from engine.recipe.schema import MethodRecipe, Recipe
 from engine.recipe.typed import Layer
-from loaders.files import file_hash
+from loaders.files.durable import file_hash
 
 
 def is_users(module: str) -> bool:

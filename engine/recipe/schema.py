@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta
 
-from loaders.names import Name
+from loaders.files.names import Name
 
 MISSING: Any = "???"  # marks a key without a default
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from loaders.files import read_json
+from loaders.files.durable import read_json
 
 CONFIG = "config.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first that exists is read

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import yaml
 
 from engine.errors import RecipeError
-from loaders.files import read_small
+from loaders.files.durable import read_small
 
 DEEPEST = 16  # nested lists and mappings; recipes need 5
 LONGEST_KEY = 200  # characters

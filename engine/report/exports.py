@@ -12,7 +12,7 @@ import vl_convert
 from engine.measures.tables import write_csv
 from engine.report import charts, columns
 from engine.report.section import Figure, Section, Table
-from loaders.root import Root
+from loaders.files.root import Root
 
 WIDTH = 480  # of a figure's plot, in CSS pixels
 PADDING = {"top": 32, "right": 16, "bottom": 16, "left": 16}  # names slant above heat maps

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas
 
-from engine.grid import campaign, job_states, record, seal
-from engine.grid.campaign import RESULTS, Plan
-from engine.grid.record import FinishedCampaign
+from engine.campaigns import job_states, record, seal
+from engine.campaigns.plan import PAGE, RESULTS, TABLE, Plan
+from engine.campaigns.record import FinishedCampaign
 from engine.machine.files import write_atomic
-from engine.measures import distances
 from engine.measures.intervals import intervals
 from engine.measures.metrics import KEY, measures
 from engine.measures.tables import with_ends, write_csv
+from engine.otdd import distances
 from engine.report import exports, headline, page, results_file, sections, terminal, tuning
 from engine.report.results import Results, of_campaign
 from engine.report.sections import about
@@ -53,7 +53,7 @@ def write_into(folder: Path, results: Results, *, figures: bool = False) -> Path
     smoke = headline.smoke_run(results)
     notes = [f"models fine-tuned on {missing} are not in this report"] * bool(missing)
     path = page.write(
-        folder / campaign.PAGE,
+        folder / PAGE,
         parts,
         title=title,
         heading=headline.heading(title, results),
@@ -65,7 +65,7 @@ def write_into(folder: Path, results: Results, *, figures: bool = False) -> Path
     is_varied = record.sweep is not None or tuning.is_varied(results)
     warnings = [tuning.SELECTION] if is_varied else []
     text = terminal.table(results, [*filter(None, [smoke]), *notes, *warnings]) + "\n"
-    write_atomic(folder / campaign.TABLE, text.encode())
+    write_atomic(folder / TABLE, text.encode())
     return path
 
 
@@ -116,7 +116,7 @@ def _comparisons(results: Results) -> pandas.DataFrame:
 
 def finish(plan: Plan, device: torch.device) -> Path:
     """Write a campaign's record and report, its last job. Returns the page's path."""
-    from engine.grid import make_record  # imports torch, unlike the rest of this module
+    from engine.campaigns import make_record
 
     run = record.write(plan.place, make_record.record_of(plan, device))
     path = write(run, of_campaign(run))

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.grid.record import FinishedCampaign, MissingColumn, Record, Row
+from engine.campaigns.record import FinishedCampaign, MissingColumn, Record, Row
 from engine.machine.files import short_digest
 from engine.measures.rows import Evaluation
 from engine.report.results import Results, of_record

@@ -9,12 +9,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from engine.campaigns import seal
+from engine.campaigns.plan import RESULTS
+from engine.campaigns.record import FinishedCampaign
 from engine.data import sources
 from engine.data.kinds import kind_of
 from engine.data.sources import Source
-from engine.grid import seal
-from engine.grid.campaign import RESULTS
-from engine.grid.record import FinishedCampaign
 from engine.machine.files import write_atomic
 from engine.measures.rows import PRE, Evaluation
 from engine.models import clip
@@ -24,7 +24,7 @@ from engine.report import results_file
 from engine.report.headline import SMOKE_RUN
 from engine.report.results_file import CampaignResults, Number
 from engine.report.text import counted, ends, rounded, signed
-from loaders.root import Root
+from loaders.files.root import Root
 
 CARD, EVALUATIONS = "README.md", Path(".eval_results") / "rib.yaml"
 MARK = "<!-- Written by `rib export`, which replaces a file with this line. -->"

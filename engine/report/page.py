@@ -22,7 +22,7 @@ from engine.machine.files import cache_folder, short_digest, write_atomic
 from engine.measures.tables import csv
 from engine.report import charts, columns
 from engine.report.section import Section, Table
-from loaders.root import Root
+from loaders.files.root import Root
 
 BUNDLE = "window.vegaEmbed = vegaEmbed;"  # the part of Vega-Lite that the page's script uses
 ROWS = 15  # of a table that are shown initially

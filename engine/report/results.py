@@ -13,7 +13,7 @@ import numpy as np
 import pandas
 
 from engine import recipe
-from engine.grid.record import FinishedCampaign, Record
+from engine.campaigns.record import FinishedCampaign, Record
 from engine.measures import comparisons, effective_robustness, image_changes, metrics, model_rows
 from engine.measures import leak as leaks
 from engine.measures.effective_robustness import (

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from engine.machine import ranks
 from engine.store.artifacts import Store
-from loaders import locks
+from loaders.files import locks
 
 log = logging.getLogger(__name__)
 Found = TypeVar("Found")

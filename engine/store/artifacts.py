@@ -20,11 +20,11 @@ from typing import Any
 import msgspec
 
 from engine.machine.files import room_for, short_digest
-from loaders import schema
-from loaders.files import file_hash, sync
-from loaders.names import InnerPath, is_name
-from loaders.root import Root
-from loaders.schema import DamagedFile
+from loaders.files import typed_json
+from loaders.files.durable import file_hash, sync
+from loaders.files.names import InnerPath, is_name
+from loaders.files.root import Root
+from loaders.files.typed_json import DamagedFile
 
 FORMAT = 2  # increment it when the meaning of stored artefacts changes
 STORE = "store"  # folder name below a folder of runs
@@ -214,7 +214,7 @@ class Store:
 
 
 def _marker(folder: Root) -> Marker:
-    return schema.read(folder.path / MARKER, Marker, _again(folder.path), folder)
+    return typed_json.read(folder.path / MARKER, Marker, _again(folder.path), folder)
 
 
 def _again(folder: Path) -> str:

@@ -28,8 +28,8 @@ from engine.measures.setting import PLAIN, Setting
 from engine.recipe.schema import Recipe
 from engine.store import tensors
 from engine.store.artifacts import MARKER, Artifact, Store
-from loaders.names import is_name
-from loaders.schema import DamagedFile
+from loaders.files.names import is_name
+from loaders.files.typed_json import DamagedFile
 
 log = logging.getLogger(__name__)
 CELL, HISTORY = "cell.json", "history.json"

@@ -21,7 +21,7 @@ from engine.machine import ranks
 from engine.machine.files import room_for
 from engine.measures import predictions
 from engine.store.artifacts import Store
-from loaders.schema import DamagedFile
+from loaders.files.typed_json import DamagedFile
 
 PART = "part-00000.parquet"
 SLICE = 8192  # images; large enough to make files and gathers between ranks cheap

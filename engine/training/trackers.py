@@ -20,7 +20,7 @@ from engine.machine.files import short_digest
 from engine.measures import metrics
 from engine.recipe.resolve import flat
 from engine.recipe.schema import MethodRecipe, Recipe
-from loaders.root import Root
+from loaders.files.root import Root
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from loaders import registry
+from loaders.fetch import registry
 
 FONT_MEMBER = "package/400Regular/NotoEmoji_400Regular.ttf"
 _ICONS, _CHARS = "package/icons.json", "package/chars.json"

@@ -25,12 +25,12 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
-from loaders import registry
 from loaders.benchmarks.drawings import FontDrawings, SvgDrawings, WebpDrawings, plain
 from loaders.benchmarks.emoji_effects import EFFECTS
 from loaders.benchmarks.emoji_styles import DERIVED, METADATA, ORIGINALS, STYLES, Style
 from loaders.benchmarks.emoji_styles import DOWNSTREAM as DOWNSTREAM
 from loaders.benchmarks.emoji_styles import UPSTREAM as UPSTREAM
+from loaders.fetch import registry
 from loaders.pack import Item
 
 RENDERING_VERSION = 1

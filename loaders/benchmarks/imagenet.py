@@ -17,7 +17,7 @@ from types import MappingProxyType
 import numpy as np
 
 from loaders import shards, trees
-from loaders.files import read_small
+from loaders.files.durable import read_small
 from loaders.pack import Item
 from loaders.trees import File, Listing, first_names
 

@@ -15,8 +15,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from loaders import schema, trees
+from loaders import trees
 from loaders.benchmarks.imagenet import in_order, source_of
+from loaders.files import typed_json
 from loaders.pack import Item
 from loaders.trees import Listing, Place, first_names
 
@@ -52,7 +53,7 @@ def read(root: Path, name: str, wnid_of: Mapping[str, str], mode: str = "correct
         )
     try:
         label_of, names_of = (
-            schema.read(top / "mappings" / file, dict[str, str], "unpack the download again")
+            typed_json.read(top / "mappings" / file, dict[str, str], "unpack the download again")
             for file in MAPPINGS
         )
     except FileNotFoundError as error:

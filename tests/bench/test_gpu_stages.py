@@ -175,7 +175,7 @@ def test_failures_are_shown_at_once(tmp_path):
 @pytest.mark.slow
 def test_the_engine_without_resvg_and_snakemake_runs_jobs_and_skips_the_grid():
     program = (
-        "import engine.grid.jobs, loaders.benchmarks.emoji\n"
+        "import engine.campaigns.jobs, loaders.benchmarks.emoji\n"
         "from bench import contest\n"
         "try: contest.cases('grid')\n"
         "except ImportError as error: print(error)"

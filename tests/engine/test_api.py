@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import engine
+from engine.campaigns.plan import make_plan
 from engine.errors import RecipeError
-from engine.grid import campaign
 from engine.recipe import parsed, yaml_text
 from helpers import grids
 from helpers.processes import run
@@ -43,12 +43,12 @@ def test_settings_are_words_or_mappings(tmp_path):
     with pytest.raises(RecipeError, match=r"train\.epochs='3' must be a whole number"):
         engine.load_recipe("emoji/ewc", {"train.epochs": "3"})
     vary = {"vary": {"optimizer.lr": [1e-4, 1e-3]}, "methods": ["ewc"]}
-    plan = campaign.plan("emoji", parsed([vary, {"runs": tmp_path}]))
+    plan = make_plan("emoji", parsed([vary, {"runs": tmp_path}]))
     assert plan.command == (
         "rib campaign emoji 'vary={optimizer.lr: [0.0001, 0.001]}' 'methods=[ewc]' "
         f"runs={tmp_path}"
     )
-    again = campaign.plan("emoji", parsed(shlex.split(plan.command)[3:]))
+    again = make_plan("emoji", parsed(shlex.split(plan.command)[3:]))
     assert again.place == plan.place, "its command makes the same plan"
 
 
@@ -56,7 +56,7 @@ def test_a_plan_reads_each_file_once(monkeypatch):
     paths = []
     of_file = yaml_text.read
     monkeypatch.setattr(yaml_text, "read", lambda path: paths.append(path) or of_file(path))
-    campaign.plan("emoji", ())
+    make_plan("emoji", ())
     assert paths and len(paths) == len(set(paths))
 
 

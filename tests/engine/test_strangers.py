@@ -12,10 +12,10 @@ from unittest import mock
 import pytest
 
 from engine import cli
+from engine.campaigns import job_states, workflow
+from engine.campaigns.columns import Column
+from engine.campaigns.schedulers import RunOptions
 from engine.errors import RecipeError, printable
-from engine.grid import job_states, workflow
-from engine.grid.columns import Column
-from engine.grid.schedulers import RunOptions
 from engine.machine import files
 from engine.models import export
 from engine.recipe.schema import ModelRecipe
@@ -26,10 +26,10 @@ from engine.training.trackers import Subject, TensorBoard
 from helpers import campaigns
 from helpers.endings import ended
 from helpers.tiny_packs import make
-from loaders import schema
-from loaders.files import file_hash
+from loaders.files import typed_json
+from loaders.files.durable import file_hash
+from loaders.files.typed_json import DamagedFile
 from loaders.pack import Pack
-from loaders.schema import DamagedFile
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +43,9 @@ def unfinished(finished, tmp_path_factory) -> Path:
 def edit(path: Path, change: Callable[[dict], None]) -> None:
     """Change a file with a digest as whoever edits it by hand can: the digest has no key."""
     values = json.loads(path.read_bytes())
-    values.pop(schema.DIGEST, None)
+    values.pop(typed_json.DIGEST, None)
     change(values)
-    path.write_bytes(schema.with_digest(values))
+    path.write_bytes(typed_json.with_digest(values))
 
 
 def plan_of(runs: Path) -> Path:
@@ -184,7 +184,7 @@ def test_a_pack_whose_manifest_lacks_something_is_named(tmp_path):
     whole = json.loads(path.read_bytes())
     for key in sorted(whole.keys() - {"digest"}):
         values = {k: v for k, v in whole.items() if k not in (key, "digest")}
-        path.write_text(json.dumps(values | {"digest": schema.digest(values)}))
+        path.write_text(json.dumps(values | {"digest": typed_json.digest(values)}))
         if key not in ("per_class", "quality", "format_version", "remarks"):
             with pytest.raises(ValueError, match=str(pack.folder)):
                 Pack.open(pack.folder)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from engine import cli
-from engine.grid import workflow
+from engine.campaigns import workflow
 from engine.machine import quiet, ranks
 from engine.report import page
 from engine.store import pending

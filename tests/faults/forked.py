@@ -106,7 +106,7 @@ def before_change(folder: Path, number: int, act: Callable[[], object]) -> list[
 
     def notice(event: str, arguments: tuple) -> None:
         is_change = event in CHANGES or (event == "open" and (arguments[2] or 0) & WRITING)
-        # A name without a folder is relative to one that `loaders.root` has opened.
+        # A name without a folder is relative to one that `loaders.files.root` has opened.
         name = str(arguments[0]) if is_change else ""
         if is_change and (name.startswith(root) or not os.path.isabs(name)):
             count[0] += 1

@@ -20,8 +20,8 @@ import yaml
 from faults.campaign import FINISHED, Campaign
 from faults.disk import _places, files_by_kind, only_error
 from faults.forked import Ended, FellShort, require
-from loaders import schema
-from loaders.files import digest, file_hash
+from loaders.files import typed_json
+from loaders.files.durable import digest, file_hash
 
 HANGS_S = 60  # a command that waits for a pipe
 LOOK = ("report", "metrics", "dry-run", "plan", "export", "evaluate")
@@ -257,9 +257,9 @@ def _sealed(path: Path, values: Any) -> bytes:
     """The JSON of a stored file with digests that fit, as whoever edits it can make them."""
     if not isinstance(values, dict):
         return json.dumps(values).encode()
-    if schema.DIGEST in values:
-        del values[schema.DIGEST]
-        return schema.with_digest(values)
+    if typed_json.DIGEST in values:
+        del values[typed_json.DIGEST]
+        return typed_json.with_digest(values)
     if path.name == "manifest.json" and "digest" in values:
         del values["digest"]
         values["digest"] = digest(values)

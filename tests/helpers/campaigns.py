@@ -17,12 +17,13 @@ import pytest
 import torch
 
 from engine import cli
+from engine.campaigns import job_states, jobs, workflow
+from engine.campaigns.plan import PREPARE, REPORT, Plan, make_plan, plan_to_json, read_plan
 from engine.commands import job
-from engine.grid import campaign, job_states, jobs, workflow
 from engine.recipe import parsed
 from helpers import grids
 from helpers.processes import heed_signals
-from loaders import locks
+from loaders.files import locks
 
 SETS, METHODS = ("outline", "tinted", "few"), ("fine_tune", "linear_probe", "wise_ft")
 GRID = """\
@@ -115,13 +116,13 @@ def in_this_process(patch: pytest.MonkeyPatch) -> list[str]:
     """
     ran: list[str] = []
 
-    def watch(words: object, plans: Sequence[campaign.Plan], *_: object) -> None:
+    def watch(words: object, plans: Sequence[Plan], *_: object) -> None:
         for planned in plans:
-            plan, before = campaign.read(planned.place), len(ran)
+            plan, before = read_plan(planned.place), len(ran)
             done = plan.place.path / job_states.DONE
             for name in plan.jobs:
                 new = ran[before:]
-                follows = campaign.PREPARE in new or (name == campaign.REPORT and new)
+                follows = PREPARE in new or (name == REPORT and new)
                 if follows or not job_states.is_done(plan.place, name):
                     (done / name).unlink(missing_ok=True)
                     do(plan, name)
@@ -139,23 +140,23 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def do(plan: campaign.Plan, name: str) -> None:
+def do(plan: Plan, name: str) -> None:
     """A job of a plan, in this process."""
     device = torch.device("cpu")
-    if name == campaign.PREPARE:
+    if name == PREPARE:
         jobs.prepare(plan, device)
-    elif name == campaign.REPORT:
+    elif name == REPORT:
         job.report(plan, device)
     else:
         (column,) = [column for column in plan.columns if column.job == name]
         jobs.column(plan, column, device)
 
 
-def planned(folder: Path, *words: str, name: str = "shapes") -> campaign.Plan:
+def planned(folder: Path, *words: str, name: str = "shapes") -> Plan:
     """The plan of a campaign, on disk."""
-    plan = campaign.plan(str(folder / f"{name}.yaml"), parsed(words), 2, run_users=True)
+    plan = make_plan(str(folder / f"{name}.yaml"), parsed(words), 2, run_users=True)
     plan.place.path.mkdir(parents=True, exist_ok=True)
-    plan.place.plan.write_bytes(campaign.to_json(plan))
+    plan.place.plan.write_bytes(plan_to_json(plan))
     return plan
 
 
@@ -174,9 +175,9 @@ def unfinished(finished: Path, runs: Path) -> Path:
     """A copy of a finished campaign as it was before its column `few`."""
     shutil.copytree(finished, runs)
     (place,) = runs.glob("shapes/plans/*")
-    for job_name in ("column-few", campaign.REPORT):
+    for job_name in ("column-few", REPORT):
         (place / job_states.DONE / job_name).unlink()
-    shutil.rmtree(runs / "shapes" / campaign.REPORT)
+    shutil.rmtree(runs / "shapes" / REPORT)
     lost = [*runs.glob("store/cells/*-few-*"), *runs.glob("store/predictions/*-few-on-*")]
     assert len(lost) > 3
     for folder in lost:

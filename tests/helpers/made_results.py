@@ -7,7 +7,7 @@ from typing import Any
 import pandas
 import vl_convert
 
-from engine.grid.record import Record
+from engine.campaigns.record import Record
 from engine.measures.rows import PRE, Evaluation
 from engine.report import charts
 from engine.report.results import Results, of_grid, of_record

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from engine.campaigns import record
+from engine.campaigns.plan_folder import PlanFolder
+from engine.campaigns.record import FinishedCampaign, Row
 from engine.data import thumbnails
-from engine.grid import record
-from engine.grid.plan_folder import PlanFolder
-from engine.grid.record import FinishedCampaign, Row
-from engine.measures.distances import Matrix
 from engine.measures.rows import PRE
+from engine.otdd.distances import Matrix
 from helpers import made_results, stores
-from loaders.files import file_hash
+from loaders.files.durable import file_hash
 
 SETS = ("flat", "mono", "sketch")
 UPSTREAM = "up"

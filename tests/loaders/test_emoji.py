@@ -16,8 +16,8 @@ import pytest
 from PIL import Image, ImageFont
 
 from helpers.tarballs import tarball, zipped
-from loaders import registry
 from loaders.benchmarks import drawings, emoji
+from loaders.fetch import registry
 
 # The stand-in font draws letters, so the stand-in emoji are letters: a to h, less i (not in one).
 LETTERS = {f"{ord(letter):x}": f"letter-{letter}" for letter in "abcdefghi"}

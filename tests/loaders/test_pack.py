@@ -13,9 +13,9 @@ from PIL import Image
 
 from helpers.damage import cut, flip
 from helpers.tiny_packs import SHAPE, draw, items, make
-from loaders.files import digest
+from loaders.files.durable import digest
+from loaders.files.typed_json import DamagedFile
 from loaders.pack import Pack, request_digests
-from loaders.schema import DamagedFile
 from loaders.workers import ordered_map
 
 SPEC = {"size": [9, 14], "crop": 0.875}

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import pytest
 
 from helpers.web import Web, serve
-from loaders import download
-from loaders.download import DownloadProgress, Remote
+from loaders.fetch import download
+from loaders.fetch.download import DownloadProgress, Remote
 
 CONTENT = b"0123456789" * 20
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

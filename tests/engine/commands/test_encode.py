@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 
 from engine import cli, recipe
+from engine.campaigns import verify
 from engine.commands import verify as command
 from engine.data import packs
 from engine.data.kinds import ImageNet
 from engine.data.packs import size_bytes
-from engine.grid import verify
 from engine.machine.files import cache_folder
 from engine.recipe import parsed
 from helpers import imagenet_trees as trees

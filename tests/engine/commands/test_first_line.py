@@ -25,8 +25,9 @@ def test_a_campaign_is_planned_without_torch():
     """And without numbers: what a row needs stands beside its options. Nor does its kind of data
     set need them, which says whether images have to be encoded."""
     code = (
-        "import sys\nfrom engine.data.kinds import kind_of\nfrom engine.grid import campaign\n"
-        "plan = campaign.plan('emoji', (), 1)\nassert kind_of(plan.recipe.dataset).is_drawn\n"
+        "import sys\nfrom engine.campaigns.plan import make_plan\n"
+        "from engine.data.kinds import kind_of\nplan = make_plan('emoji', (), 1)\n"
+        "assert kind_of(plan.recipe.dataset).is_drawn\n"
         "print(*plan.rows['soup'].needs, {'torch', 'timm', 'pandas'} & {*sys.modules})"
     )
     done = run([sys.executable, "-c", code])

@@ -12,22 +12,22 @@ from pathlib import Path
 import pytest
 
 from engine import cli
+from engine.campaigns import attempts, holdings, job_states, record
+from engine.campaigns.plan import Plan, make_plan, plan_to_json
+from engine.campaigns.status import Status
 from engine.commands.status import lines
-from engine.grid import attempts, campaign, holdings, job_states, record
-from engine.grid.campaign import Plan
-from engine.grid.status import Status
 from engine.machine.files import write_atomic
 from engine.recipe import overrides
 from engine.store.artifacts import Store
-from loaders import locks
+from loaders.files import locks
 
 SETS = "dataset.sets=[twemoji,openmoji]"
 
 
 def begun(runs: Path, *words: str) -> Plan:
     words = (f"runs={runs}", SETS, "methods=[fine_tune,soup]", "probe=0", *words)
-    plan = campaign.plan("emoji", overrides.parsed(words))
-    write_atomic(plan.place.plan, campaign.to_json(plan))
+    plan = make_plan("emoji", overrides.parsed(words))
+    write_atomic(plan.place.plan, plan_to_json(plan))
     return plan
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from engine.campaigns import jobs
+from engine.campaigns.columns import Column
 from engine.evaluation import bank, passes
-from engine.grid import jobs
-from engine.grid.columns import Column
 from engine.measures import predictions
 from engine.measures.temperature_scaling import TEMPERATURES
 from engine.store import cells

@@ -80,7 +80,7 @@ def test_a_job_whose_campaign_is_gone_ends_before_it_imports_what_takes_time():
         env=os.environ | {parent.CAMPAIGN: f"{HOST} {campaign.pid}"},
     )  # fmt: skip
     assert job.returncode == -signal.SIGKILL
-    assert "engine.machine.parent" in job.stderr and "engine.grid" not in job.stderr
+    assert "engine.machine.parent" in job.stderr and "engine.campaigns" not in job.stderr
 
 
 def test_a_child_that_follows_its_parent_ends_with_it():

@@ -21,7 +21,7 @@ from engine.recipe.schema import ModelRecipe, WeightsRecipe
 from engine.store import tensors
 from engine.store.artifacts import Store
 from helpers.grids import same
-from loaders.files import file_hash
+from loaders.files.durable import file_hash
 
 
 def model(path: Path, arch: str = "test_vit", source: str = "file", **options: str) -> ModelRecipe:

@@ -16,10 +16,9 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.utils import counters
 
 from engine import models
+from engine.campaigns import jobs
 from engine.evaluation import passes
-from engine.grid import jobs
-from engine.machine import blocks
-from engine.models import compiled
+from engine.models import blocks, compiled
 from engine.recipe.schema import ModelRecipe
 from engine.training import loop
 from helpers import campaigns, processes

@@ -20,7 +20,7 @@ from engine.recipe import parsed
 from engine.store import tensors
 from engine.store.artifacts import Store
 from helpers.twins import assert_near
-from loaders import registry
+from loaders.fetch import registry
 from loaders.resident import Resident
 
 ARCH = "tf_efficientnet_lite0"

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from engine.campaigns import estimate
 from engine.evaluation import features
-from engine.grid import estimate
 from engine.machine import precision
 from engine.training import loop
 from helpers.grids import CONV, VIT, Grid, prepared

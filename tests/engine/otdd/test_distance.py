@@ -13,8 +13,8 @@ import torch
 
 from engine import cli
 from engine.evaluation import features
-from engine.measures.distances import Matrix, write_csv
 from engine.otdd import problems, solve
+from engine.otdd.distances import Matrix, write_csv
 from engine.otdd.problems import DistanceOptions, Labelled
 from engine.otdd.solve import matrix
 from engine.report.sections import distances as section
@@ -23,7 +23,7 @@ from engine.store import artifacts
 from engine.store.artifacts import Store
 from helpers import clouds, grids, made_results
 from helpers.clouds import CLASSES
-from loaders.schema import DamagedFile
+from loaders.files.typed_json import DamagedFile
 
 
 def labelled(n: int, seed: int, shift: float) -> Labelled:

@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 
 from engine import recipe
+from engine.campaigns.plan import Plan, make_plan
 from engine.errors import RecipeError
-from engine.grid import campaign
 from engine.recipe import parsed
 
 
-def planned(*words: str, name: str = "emoji/ewc") -> campaign.Plan:
-    return campaign.plan(*recipe.of_sweep(name, parsed(words)), 2)
+def planned(*words: str, name: str = "emoji/ewc") -> Plan:
+    return make_plan(*recipe.of_sweep(name, parsed(words)), 2)
 
 
 def test_a_variant_is_the_cell_of_these_words_alone():

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from engine import cli, recipe
+from engine.campaigns.plan import make_plan
 from engine.cells import cell_plan
 from engine.errors import RecipeError
-from engine.grid import campaign
 from engine.recipe import modules, parsed
 from engine.recipe.options import OPTIONS, Soup
 from engine.recipe.schema import Recipe
@@ -134,8 +134,8 @@ def test_to_show_a_strangers_recipe_runs_nothing_of_it(folder, tmp_path, capsys)
     grid.write_text(text.replace("fine_tune: {}", f"{method}: {{}}"))
     assert cli.main(["train", "recipe=emoji/fine_tune", f"method={method}", "--print"]) == 0
     assert "steps: 3" in capsys.readouterr().out
-    campaign.plan(str(grid), parsed([runs]), 1)
+    make_plan(str(grid), parsed([runs]), 1)
     assert cli.main(["plan", str(grid), runs]) == 0  # from counts, without the method
     assert cli.main(["metrics", str(grid), runs]) == 2 and not victim.exists()
-    campaign.plan(str(grid), parsed([runs]), 1, run_users=True)  # as a campaign does when it begins
+    make_plan(str(grid), parsed([runs]), 1, run_users=True)  # as a campaign does when it begins
     assert victim.exists()

@@ -7,8 +7,8 @@ import msgspec
 import pytest
 from huggingface_hub import ModelCard, parse_eval_result_entries
 
+from engine.campaigns.record import Row
 from engine.data import sources
-from engine.grid.record import Row
 from engine.recipe import load, parsed, yaml_text
 from engine.report import finish, model_card, results_file
 from engine.report.results import of_campaign

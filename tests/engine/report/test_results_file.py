@@ -6,7 +6,7 @@ import re
 import jsonschema
 import pytest
 
-from engine.grid.record import Row
+from engine.campaigns.record import Row
 from engine.recipe import ROOT, citations, names
 from engine.report import finish, results_file
 from engine.report.results import of_campaign

@@ -7,7 +7,7 @@ import pandas
 import pytest
 
 from engine import recipe
-from engine.grid.record import Row
+from engine.campaigns.record import Row
 from engine.measures.rows import PRE
 from engine.measures.tables import extremes
 from engine.report import charts, sections

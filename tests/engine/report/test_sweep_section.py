@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.grid.record import Row
+from engine.campaigns.record import Row
 from engine.measures.setting import Setting
 from engine.report import headline, sections, tuning
 from engine.report.results import Results

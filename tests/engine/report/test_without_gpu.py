@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.grid import campaign, jobs
+from engine.campaigns import jobs
+from engine.campaigns.plan import make_plan
 from engine.machine import precision, ranks
 from engine.models import compiled
 from engine.recipe import parsed
@@ -24,7 +25,7 @@ def test_report_finds_what_gpus_made_and_measures_distances_on_the_cpu(
     monkeypatch.setattr(precision, "resolve", lambda *_: "fp32")
     monkeypatch.setattr(compiled, "resolve", lambda *_: "never")
     words = [f"runs={tmp_path}", "methods=[fine_tune]", "dataset.sets=[few,tinted]"]
-    plan = campaign.plan(str(folder / "shapes.yaml"), parsed(words), 2)
+    plan = make_plan(str(folder / "shapes.yaml"), parsed(words), 2)
     ranks.start("cpu")
     jobs.prepare(plan, torch.device("cpu"))
     for column in plan.columns:

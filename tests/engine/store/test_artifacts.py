@@ -20,8 +20,8 @@ from engine.machine.files import short_digest
 from engine.store import artifacts, pending, tensors
 from engine.store.artifacts import MARKER, UNFINISHED, Artifact, Store
 from helpers.damage import cut, full_disk
-from loaders.root import Root
-from loaders.schema import DamagedFile
+from loaders.files.root import Root
+from loaders.files.typed_json import DamagedFile
 
 KEY = {"lr": 1e-3, "sets": ["a", "b"], "seed": 0, "none": None}
 

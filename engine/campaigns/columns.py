@@ -1,0 +1,186 @@
+"""The columns of a campaign: its downstream datasets, each in every hyperparameter setting."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from engine import recipe
+from engine.did_you_mean import nearest
+from engine.errors import RecipeError
+from engine.measures.setting import PLAIN, Scalar, Setting
+from engine.recipe import text
+from engine.recipe.campaigns import DOWNSTREAMS, PROBE, VARY
+from engine.recipe.checks import check_terms
+from engine.recipe.schema import Recipe
+from loaders.files.names import Name, identifier
+
+SECTIONS = ("optimizer", "train")  # their keys may vary, since they change only training
+SEED = "seed"
+KEYS = ("dataset.shots", "dataset.portion", "method.variant", SEED)
+FIXED = {f"method.{name}" for name in ("name", "title", "module")}  # they identify the method
+MOST = 10_000  # columns; more indicate a mistake in `vary`
+LONGEST = 200  # bytes of a column's name; file names contain it and have at most 255
+
+
+@dataclass(frozen=True)
+class Column:
+    """All methods fine-tuned on one dataset in one setting: one job.
+
+    settings: values of the keys that vary, including the seed if it varies. is_probe: whether it
+    repeats another column with another seed. Means exclude probes.
+    """
+
+    downstream: Name
+    settings: Setting = PLAIN
+    is_probe: bool = False
+
+    @property
+    def name(self) -> str:
+        """Dataset and settings, as a part of file names."""
+        return ",".join(filter(None, (self.downstream, str(self.settings))))
+
+    @property
+    def job(self) -> str:
+        """The name of its job and of its files, without characters special to a shell."""
+        return f"column-{self.id}"
+
+    @property
+    def id(self) -> str:
+        """Its name for Snakemake and Slurm, valid for any dataset name."""
+        return identifier(self.name)
+
+    @property
+    def setting(self) -> Setting:
+        """The settings that tables show: all but the seed, over which results are averaged."""
+        return self.settings.without(SEED)
+
+
+def columns_of(grid: recipe.GridKeys, cells: Sequence[Recipe]) -> tuple[Column, ...]:
+    """The columns of a campaign, dataset by dataset, then its probes.
+
+    cells: one resolved recipe per method, with which every setting is checked. Raises RecipeError,
+    naming the campaign's file or the command line, for a dataset that is unknown, named twice or
+    not licensed for fine-tuning, for a key or value that cannot vary, and for more than `MOST`
+    columns.
+    """
+    dataset = cells[0].dataset
+    downstreams = [name for name in dataset.sets if name in dataset.trainable]
+    if grid.downstreams is not None:
+        downstreams = grid.downstreams
+    source = grid.source(DOWNSTREAMS)
+    for name in downstreams:
+        if name not in dataset.known:
+            raise RecipeError(
+                f"{source}: downstreams: {name!r} is not a dataset of {dataset.name}"
+                f"{nearest(name, dataset.known)}"
+            )
+        try:
+            check_terms(dataset, name)
+        except RecipeError as error:
+            raise RecipeError(f"{source}: downstreams: {error}") from error
+        if downstreams.count(name) > 1:
+            raise RecipeError(f"{source}: downstreams names {name} twice")
+    source = grid.source(VARY)
+    _check_keys(source, grid.vary, cells)
+    count = len(downstreams) * math.prod(map(len, grid.vary.values()))
+    if count > MOST:
+        raise RecipeError(f"{source}: vary makes {count:,} columns; {MOST:,} at most")
+    settings = [
+        dict(zip(grid.vary, values, strict=True))
+        for values in itertools.product(*grid.vary.values())
+    ]
+    try:
+        for (key, values), cell in itertools.product(grid.vary.items(), cells):
+            _check_twice(key, values, cell)
+        for setting, cell in itertools.product(settings, cells):
+            recipe.varied(cell, setting)
+    except RecipeError as error:
+        raise RecipeError(f"{source} (vary): {error}") from error
+    columns = []
+    for downstream, given in itertools.product(downstreams, settings):
+        values = {key: recipe.value_of(cells[0], key, value) for key, value in given.items()}
+        column = Column(downstream, Setting(values))
+        if len(column.name.encode()) > LONGEST:
+            raise RecipeError(
+                f"{source}: vary: the column's name {column.name} is longer than {LONGEST} bytes, "
+                "too long for a file's name; vary fewer keys"
+            )
+        columns.append(column)
+    return (*columns, *_probes(grid, downstreams, cells))
+
+
+def _probes(
+    grid: recipe.GridKeys, downstreams: Sequence[str], cells: Sequence[Recipe]
+) -> list[Column]:
+    """Columns to train again with the next seed: the middle one, or several spread evenly.
+
+    Campaigns list datasets from near to far. There are no probes if seeds or settings vary, or with
+    a single row or no more columns than probes. Raises RecipeError if the command line requests
+    probes then.
+    """
+    first, obstacle = cells[0], ""
+    if grid.vary or first.seeds > 1:
+        obstacle = f"{VARY} or several seeds"
+    elif len(cells) == 1 or len(downstreams) <= grid.probe:
+        obstacle = f"{len(cells)} of a campaign's rows and {len(downstreams)} of its columns"
+    if obstacle and grid.probe and PROBE in grid.given:
+        raise RecipeError(
+            f"{grid.source(PROBE)}: {PROBE}={grid.probe} needs at least two rows, a single seed "
+            f"and setting, and more columns than probes, and does not work with {obstacle}; leave "
+            "it out"
+        )
+    if obstacle:
+        return []
+    seed = first.seed + 1
+    return [
+        Column(name, Setting({SEED: seed}), is_probe=True)
+        for name in (
+            downstreams[(2 * k + 1) * len(downstreams) // (2 * grid.probe)]
+            for k in range(grid.probe)
+        )
+    ]
+
+
+def _check_keys(source: str, vary: Mapping[str, Sequence[Any]], cells: Sequence[Recipe]) -> None:
+    """Raise RecipeError for a key that cannot vary, or without a list of plain values."""
+    for key, values in vary.items():
+        section = key.partition(".")[0]
+        is_option = section == "method" and len(cells) == 1 and key not in FIXED
+        if section not in SECTIONS and key not in KEYS and not is_option:
+            raise RecipeError(
+                f"{source}: vary: {key} cannot vary; keys of {', '.join(SECTIONS)} can, and "
+                f"{', '.join(KEYS)}. To vary a method's option, select its row alone "
+                "(`methods=[ROW]`) or add a row per value (`base`). To vary a key that all columns "
+                "share, make one campaign per value"
+            )
+        if not isinstance(values, list) or not values:
+            raise RecipeError(
+                f"{source}: vary: {key} needs a list of values, as in `{key}: [1, 2]`"
+            )
+        for value in values:
+            is_safe = not isinstance(value, str) or value.replace("_", "").isalnum()
+            if not isinstance(value, Scalar) or not is_safe:
+                raise RecipeError(
+                    f"{source}: vary: {key} cannot be {value!r}; values are numbers, true, false "
+                    "or words of letters, digits and _, because file names contain them"
+                )
+        if key == SEED and cells[0].seeds > 1:
+            raise RecipeError(
+                f"{source}: vary: seed and seeds={cells[0].seeds} both set the seeds; use only one"
+            )
+
+
+def _check_twice(key: str, values: Sequence[Any], cell: Recipe) -> None:
+    """Raise RecipeError if two values are equal once converted to the key's type."""
+    before: dict[Any, Any] = {}
+    for value in values:
+        typed = recipe.value_of(cell, key, value)
+        if typed in before:
+            texts = list(map(text, (before[typed], value)))
+            same = "" if texts[0] == texts[1] else f", as {' and '.join(texts)}"
+            raise RecipeError(f"{key} names {text(typed)} twice{same}")
+        before[typed] = value

@@ -1,0 +1,96 @@
+"""Differences between two campaigns: in settings, and in the software that made their cells."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from engine.campaigns.plan import OF_ROW, Plan
+from engine.campaigns.record import FinishedCampaign, Record
+from engine.store.artifacts import Artifact
+from loaders.files import typed_json
+
+VERSIONS = "versions.json"  # of a cell
+NOT_RESULTS = ("campaign", "runs", "trackers", "downstream", "published")  # do not change results
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """A setting or version that differs. A value is None if its campaign has none."""
+
+    name: str
+    first: Any
+    second: Any
+
+
+def settings(first: Plan, second: Plan) -> list[Difference]:
+    """Differences between the rows, columns and recipes of two campaigns, named by dotted key.
+
+    Keys of a row start with the row's name.
+    """
+    found = list(_differing("", _shared(first), _shared(second)))
+    found += _differing("", _names(first), _names(second))
+    for row in first.rows:
+        if row in second.rows:
+            of_row = (_of_row(plan, row) for plan in (first, second))
+            found += _differing(f"{row}: ", *of_row)
+    return found
+
+
+def versions(first: FinishedCampaign, second: FinishedCampaign) -> list[Difference]:
+    """The versions and processors that differ, compared on one cell of each campaign."""
+    return list(_differing("", _versions(first), _versions(second)))
+
+
+def same_packs(first: Record, second: Record) -> set[str]:
+    """The datasets for which two campaigns used identical packs."""
+    packs = [record.settings.get("Data fingerprints") for record in (first, second)]
+    known = [of if isinstance(of, Mapping) else {} for of in packs]
+    return {name for name, value in known[0].items() if known[1].get(name) == value}
+
+
+def _versions(campaign: FinishedCampaign) -> dict[str, Any]:
+    for name in campaign.record.artifacts:
+        artifact = Artifact(campaign.place.store / name)
+        if artifact.has(VERSIONS):
+            file = artifact.folder / VERSIONS
+            return typed_json.read(file, dict[str, Any], "delete the cell's folder", artifact.root)
+    return {}
+
+
+def _names(plan: Plan) -> dict[str, Any]:
+    return {
+        "rows": ", ".join(plan.rows),
+        "columns": ", ".join(column.name for column in plan.columns),
+        "seeds": plan.seeds,
+    }
+
+
+def _shared(plan: Plan) -> dict[str, Any]:
+    values = dataclasses.asdict(plan.recipe)
+    return _flat({k: v for k, v in values.items() if k not in (*OF_ROW, "seeds")})
+
+
+def _of_row(plan: Plan, row: str) -> dict[str, Any]:
+    values = dataclasses.asdict(plan.rows[row].recipe)
+    return _flat({key: values[key] for key in OF_ROW})
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if key in NOT_RESULTS:
+            continue
+        flat |= (
+            _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+        )
+    return flat
+
+
+def _differing(
+    prefix: str, first: Mapping[str, Any], second: Mapping[str, Any]
+) -> Iterator[Difference]:
+    for key in dict.fromkeys([*first, *second]):
+        if first.get(key) != second.get(key):
+            yield Difference(prefix + key, first.get(key), second.get(key))

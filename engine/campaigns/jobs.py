@@ -1,0 +1,133 @@
+"""The computing jobs of a campaign: `prepare` for all columns, then one job per column."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from engine.campaigns import job_states
+from engine.campaigns.columns import Column
+from engine.campaigns.plan import PREPARE, Plan
+from engine.cells.build import Builder
+from engine.cells.snapshots import Followed
+from engine.data.sets import Sets
+from engine.evaluation import accuracies, cka, features, passes
+from engine.machine import ranks
+from engine.run import Run
+from engine.store.artifacts import Store
+from engine.store.cells import Ensemble
+from engine.training import trackers
+
+log = logging.getLogger(__name__)
+
+
+def builders(
+    plan: Plan,
+    device: torch.device,
+    column: Column,
+    sets: Sets | None = None,
+    *,
+    finds_only: bool = False,
+) -> list[Builder]:
+    """The builder of each cell of a column.
+
+    sets: open datasets of another column, to share. finds_only: the builders only look up artefacts
+    and make none.
+    """
+    first, *rest = cells = list(plan.cells(column))
+    # A probe is evaluated only after training and needs no snapshots.
+    followed_cells = [] if column.is_probe else [cell.recipe for cell in cells]
+    followed = Followed(followed_cells, plan.downstreams)
+    store = Store(plan.place.store, finds_only=finds_only)
+    run_users = not finds_only
+    builder = Builder(first, device, sets, followed, store=store, run_users=run_users)
+    return [builder, *map(builder.of, rest)]
+
+
+def finished(
+    plan: Plan, device: torch.device, columns: Sequence[Column]
+) -> Iterator[tuple[Column, list[Builder]]]:
+    """Each of these columns with its builders, which make nothing. Datasets are opened once."""
+    sets = None
+    for column in columns:
+        rows = builders(plan, device, column, sets, finds_only=True)
+        sets = rows[0].sets
+        yield column, rows
+
+
+def prepare(plan: Plan, device: torch.device) -> None:
+    """Make the artefacts that all columns share: packs, the pretrained model, its features and
+    predictions, and compiled graphs."""
+    builder, *_ = rows = builders(plan, device, plan.columns[0])
+    names = builder.recipe.dataset.evaluated_sets
+
+    def begin(step: int, what: str = "") -> None:
+        job_states.advance(plan.place, PREPARE, step, len(names) + 1, what and f"preparing {what}")
+
+    begin(0, builder.recipe.model.name)
+    run = builder.run  # makes the base model
+    base = {run.base.name: 1.0}
+    for step, name in enumerate(names, start=1):
+        begin(step, name)
+        if name in plan.downstreams:
+            run.sets[name].training(run.recipe)  # raises its errors before columns start
+        if run.recipe.evaluate.cka:
+            cka.check(run, name)
+        features.stored(run, run.base, run.sets[name])
+        seen = ["train"] if is_judged_seen(run, name, plan.needed) else []
+        for split in (run.recipe.split_of(name), "holdout", *seen):
+            passes.evaluate(run, [base], [name], split)
+        run.sets.release(name)
+    for name in plan.needed[len(names) :]:
+        begin(len(names), name)
+        # Accessing it encodes it if necessary, before columns share it.
+        log.info("%s: %d images, never evaluated", name, len(run.sets[name].pack))
+    begin(len(names), "graphs")
+    for row in rows:
+        row.compile()
+    begin(len(names) + 1)
+
+
+def is_judged_seen(run: Run, name: str, others: Sequence[str]) -> bool:
+    """Whether models are also evaluated on a dataset's images that are not held out.
+
+    True if `Recipe.judges_seen` and the dataset shares photos with one of the others.
+    """
+    return run.recipe.judges_seen and any(run.sets.share_photos(name, each) for each in others)
+
+
+def column(plan: Plan, column: Column, device: torch.device) -> None:
+    """Train every method on a column's dataset, and evaluate the models on all datasets."""
+    started, name = time.monotonic(), column.job
+    rows = builders(plan, device, column)
+    # Columns start at different rows, so that few wait for an artefact that one makes for all.
+    in_turn = deque(rows)
+    in_turn.rotate(-plan.columns.index(column))
+    for done, row in enumerate(in_turn, start=1):
+        row.build()
+        job_states.advance(plan.place, name, done, len(rows) + 1)
+    of_rows = [row.entries() for row in rows]  # a collective call: all ranks look entries up
+    entries = list(itertools.chain(*of_rows))
+    run = rows[0].run
+    for place in run.recipe.dataset.evaluated_sets:
+        split = run.recipe.split_of(place)
+        passes.evaluate(run, [entry.mix for entry in entries], [place], split)
+        headlines = [entry.mix for entry in entries if entry.headline]
+        if is_judged_seen(run, place, [column.downstream]) and not column.is_probe:
+            passes.evaluate(run, headlines, [place], "train")
+        if run.recipe.evaluate.cka and not column.is_probe:
+            mixes = [mix for mix in headlines if not isinstance(mix, Ensemble)]  # no features
+            cka.evaluate(run, mixes, place)
+        run.sets.release(place)
+    for row, of_row in zip(rows, of_rows, strict=True):
+        if row.recipe.trackers and ranks.rank() == 0:
+            headline = next(entry for entry in of_row if entry.headline)
+            trackers.log_accuracies(row.recipe, accuracies.compared(row.run, headline.mix))
+        row.remove_snapshots()
+    job_states.advance(plan.place, name, len(rows) + 1, len(rows) + 1)
+    log.info("column %s took %.0f s", column.name, time.monotonic() - started)

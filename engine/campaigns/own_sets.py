@@ -1,0 +1,74 @@
+"""Evaluate all models of a finished campaign on a user's datasets, without training.
+
+The record names each row's predictions, and these name the cells of the row's model. New datasets
+are not part of RI, so the campaign's numbers do not change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from engine.campaigns import export
+from engine.campaigns.record import FinishedCampaign
+from engine.evaluation import accuracies, bank, user_models
+from engine.evaluation.accuracies import Model, OnSet
+from engine.measures import dynamics, predictions
+from engine.measures.rows import PRE
+from engine.store.artifacts import Store
+
+
+def evaluate(
+    campaign: FinishedCampaign,
+    places: Mapping[str, Path],
+    device: torch.device,
+    *,
+    mask: str = "none",
+    intervals: bool = False,
+    undecodable: str = "refuse",
+) -> list[OnSet]:
+    """Evaluate every row of a finished campaign on every dataset, pretrained model first.
+
+    Leaves out snapshots, whose weights may have been removed.
+
+    places: by name, folders with <class>/<image>, or packs. undecodable: `refuse` or `skip` images
+    in them that cannot be decoded. Raises ValueError for the name of a dataset of the campaign,
+    classes that the head lacks, and missing predictions; FileNotFoundError for missing cells.
+    """
+    record = campaign.record
+    for name in places:
+        if name in (record.upstream, *record.sets):
+            raise ValueError(
+                f"{name} is a dataset of the campaign, whose numbers are in "
+                f"{campaign.place.report}; give your dataset another name, as in "
+                f"--sets NAME={places[name]}"
+            )
+    resolved, store = campaign.plan.recipe, Store(campaign.place.store)
+    reading = replace(resolved, dataset=replace(resolved.dataset, undecodable=undecodable))
+    models = _models(campaign)
+    cells = {name: bank.stored_cell(store, name) for model in models for name in model.mix}
+    return accuracies.evaluate(
+        resolved,
+        store,
+        models,
+        {name: user_models.pack_at(reading, place) for name, place in places.items()},
+        device,
+        base=cells[next(iter(models[0].mix))],
+        classes=export.description_of(cells.values(), resolved).classes or (),
+        mask=mask,
+        intervals=intervals,
+    )
+
+
+def _models(campaign: FinishedCampaign) -> list[Model]:
+    """The model of each row, in the order of tables."""
+    finished = [row for row in campaign.evaluations if dynamics.step_of(row.arm) is None]
+    rows = {(row.arm, row.downstream, row.seed): row for row in finished}.values()
+    methods = [PRE, *campaign.record.methods]
+    return [
+        Model(replace(row.cell, evaluated_on=""), predictions.mix_of(row.path), row.headline)
+        for row in sorted(rows, key=lambda row: methods.index(row.method))
+    ]

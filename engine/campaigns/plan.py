@@ -1,0 +1,347 @@
+"""A campaign's plan: the grid of one model, resolved before anything runs.
+
+The plan's file holds each row's recipe and each column's settings. Jobs, reports, exports and
+evaluations read only that file, so later changes to recipes do not affect the campaign.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from engine import recipe
+from engine.campaigns.columns import Column, columns_of
+from engine.campaigns.plan_folder import PLANS, REPORT, PlanFolder
+from engine.cells import cell_plan
+from engine.cells.cell_plan import CellPlan
+from engine.errors import CampaignError, RecipeError
+from engine.machine.files import short_digest
+from engine.recipe import catalogue, modules
+from engine.recipe.campaigns import SELECTION, VARY
+from engine.recipe.overrides import Override
+from engine.recipe.schema import Recipe, TrainRecipe
+from engine.store import artifacts
+from loaders.files import typed_json
+from loaders.files.durable import file_hash
+from loaders.files.typed_json import DamagedFile
+
+PREPARE, COLUMN = "prepare", "column"  # jobs, and rules of the workflow, like REPORT
+PAGE, TABLE = "index.html", "table.txt"  # in the report's folder
+RESULTS = "results.json"  # in the report's folder
+OF_ROW = ("method", "optimizer", "train", "trackers")  # sections a row may set; rows share the rest
+# These keys change where and how a campaign runs, but not its results.
+OUTSIDE = ("runs", "trackers", "device", "train.checkpoint_minutes", "model")
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A resolved campaign.
+
+    Attributes:
+        command: the command line that makes this plan.
+        rows: the table's rows by name, resolved on the first column.
+        columns: the downstream datasets, each in every hyperparameter setting.
+        place: the plan's folder, named after a hash of all that determines the results.
+        threads: CPU threads of a column's job.
+        device: device of all jobs: cpu, cuda or auto (each job chooses).
+        is_sweep: whether the command varies a single row.
+        modules: SHA-256 of users' method files, by path.
+    """
+
+    name: str
+    command: str
+    rows: Mapping[str, CellPlan]
+    columns: tuple[Column, ...]
+    place: PlanFolder
+    threads: int
+    device: str
+    is_sweep: bool = False
+    modules: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def recipe(self) -> Recipe:
+        """The first row's recipe. Use it for settings that all rows share."""
+        return next(iter(self.rows.values())).recipe
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The rows' names, in table order."""
+        return tuple(self.rows)
+
+    @property
+    def sets(self) -> tuple[str, ...]:
+        """The datasets on which RI is measured."""
+        return tuple(self.recipe.dataset.sets)
+
+    @property
+    def shown_command(self) -> str:
+        """The command that repeats the campaign, or `rib campaign` if the stored one is not safe.
+
+        The stored command is untrusted, since a plan can come from somebody else.
+        """
+        try:
+            words = shlex.split(self.command)
+        except ValueError:
+            words = []
+        is_ours = words[:2] == ["rib", "campaign"] and shlex.join(words) == self.command
+        return self.command if is_ours and self.command.isprintable() else "rib campaign"
+
+    @property
+    def seeds(self) -> int:
+        return self.recipe.seeds
+
+    @property
+    def page(self) -> Path:
+        """The campaign's report."""
+        return self.place.report / PAGE
+
+    @property
+    def downstreams(self) -> list[str]:
+        """The downstream datasets."""
+        return list(dict.fromkeys(column.downstream for column in self.columns))
+
+    @property
+    def jobs(self) -> list[str]:
+        """The names of all jobs, in the order in which they run."""
+        return [PREPARE, *(column.job for column in self.columns), REPORT]
+
+    def steps(self, job: str) -> int:
+        """A job's steps in the progress bar.
+
+        The preparation has one for every dataset, the upstream dataset and the model; a column has
+        one for every cell and one for the evaluation; the report has one.
+        """
+        ends = {PREPARE: len(self.sets) + 2, REPORT: 1}
+        return ends.get(job, len(self.rows) * self.seeds + 1)
+
+    @property
+    def needed(self) -> list[str]:
+        """The datasets that a campaign reads: those that it evaluates on come first, then those
+        that it only fine-tunes on or fits the head on."""
+        return list(dict.fromkeys([*self.recipe.base_sets, *self.downstreams]))
+
+    def cells(self, column: Column) -> Iterator[CellPlan]:
+        """The cells of a column: all rows with the first seed, then all rows with the next."""
+        on = [row.on(column.downstream, column.settings) for row in self.rows.values()]
+        first = on[0].recipe.seed
+        for seed in range(first, first + self.seeds):
+            yield from (cell.seeded(seed) for cell in on)
+
+
+@catalogue.each_file_once()
+def make_plan(
+    name: str, overrides: Sequence[Override], cores: int = 1, *, run_users: bool = False
+) -> Plan:
+    """Resolve every cell of a campaign. Imports no torch.
+
+    run_users: run users' method files. Running the campaign requires it. Raises RecipeError if
+    anything cannot be resolved, or if there are fewer than two datasets.
+    """
+    grid = recipe.grid_keys(name, overrides)
+    methods = recipe.methods_of(name, overrides)
+    _check_overrides(overrides, methods)
+    rows = {
+        method: cell_plan.resolve(name, overrides, method=method, run_users=run_users)
+        for method in methods
+    }
+    cells = [row.recipe for row in rows.values()]
+    shared = cells[0]
+    if len(shared.dataset.sets) < 2:
+        sets = list(shared.dataset.sets)
+        raise RecipeError(f"dataset.sets={sets}: a campaign requires at least two datasets")
+    _check_shared(grid.file, rows)
+    names = [(cell.method.title, cell.method.variant) for cell in cells]
+    if twice := sorted(title for title, variant in names if names.count((title, variant)) > 1):
+        raise RecipeError(f"two rows have the title {twice[0]!r}: give one of them another `title`")
+    columns = columns_of(grid, cells)
+    if shared.dataset.holdout and shared.evaluate.split != "holdout":
+        raise RecipeError(
+            f"dataset.holdout={shared.dataset.holdout:g}: a campaign evaluates all cells on the "
+            "same images: set evaluate.split=holdout, or dataset.holdout=0 to hold none out"
+        )
+    is_sweep = len(methods) == 1 and VARY in grid.given  # the command line varies a single row
+    swept = list(grid.vary) if is_sweep else []
+    files = {
+        cell.recipe.method.module: file_hash(Path(cell.recipe.method.module))
+        for row in rows.values()
+        for cell in row.all()
+        if modules.is_users(cell.recipe.method.module)
+    }
+    digest = _identity(rows, columns, files)
+    folder = _title(name, overrides, methods, shared, swept, digest)
+    return Plan(
+        name,
+        shlex.join(["rib", "campaign", name, *(each.text for each in overrides)]),
+        rows,
+        columns,
+        PlanFolder(Path(shared.runs).resolve() / folder / PLANS / digest),
+        max(shared.threads, cores // len(columns)),
+        shared.device,
+        is_sweep,
+        files,
+    )
+
+
+def _check_overrides(overrides: Sequence[Override], methods: Sequence[str]) -> None:
+    """Raise RecipeError for settings of a single cell, which do not apply to a grid."""
+    alone = any(each.key == SELECTION for each in overrides) and len(methods) == 1
+    for each in overrides:
+        of_grid = each.key in (*recipe.OF_GRID, "method.variant")
+        of_row = alone and each.key.startswith("method.")
+        if not (of_grid or of_row) and each.section in ("method", SELECTION):
+            raise RecipeError(
+                f"{each.text!r}: a campaign trains several methods: select them with "
+                "methods=[A,B], and set a method's options below `methods:` in your campaign file, "
+                "or on the command line together with methods=[A]"
+            )
+        if each.key == "campaign":
+            raise RecipeError(
+                f"{each.text!r}: put the campaign's name first, as in `rib campaign {each.value}`"
+            )
+        if each.key == "downstream":
+            raise RecipeError(
+                f"{each.text!r}: a campaign trains on all its datasets: select them with "
+                "dataset.sets=[A,B] or downstreams=[A,B], or train a single cell with "
+                "engine/launch.py"
+            )
+
+
+def _check_shared(file: str, rows: Mapping[str, CellPlan]) -> None:
+    """Raise RecipeError if a row changes a value that the grid takes from its first row."""
+    shared = next(iter(rows.values())).recipe
+    keys = [field.name for field in dataclasses.fields(Recipe) if field.name not in OF_ROW]
+    for (name, row), key in itertools.product(rows.items(), keys):
+        if any(getattr(cell.recipe, key) != getattr(shared, key) for cell in row.all()):
+            raise RecipeError(
+                f"{file} (methods.{name}): this row, or a method that it needs, sets `{key}`, "
+                f"which all rows share: set `{key}` at the level of `methods:`, or make another "
+                "campaign"
+            )
+
+
+def settings_of_needs(plan: Plan) -> list[dict[str, Any]]:
+    """Settings of all cells that the rows need.
+
+    They include those of users' methods, which the plan's identity leaves out, if the plan was made
+    with `run_users`.
+    """
+    of_rows = [need for row in plan.rows.values() for need in row.needs.values()]
+    return [_settings(cell, plan.modules) for need in of_rows for cell in need.all()]
+
+
+def is_current(plan: Plan) -> bool:
+    """Whether a plan that was read is one that this version makes, so that it finds its results."""
+    return plan.place.name == _identity(plan.rows, plan.columns, plan.modules)
+
+
+def _identity(
+    rows: Mapping[str, CellPlan], columns: Sequence[Column], sha256: Mapping[str, str]
+) -> str:
+    """A digest of all that determines a campaign's results; the name of the plan's folder."""
+    return short_digest(
+        {
+            "format": artifacts.FORMAT,
+            "rows": {name: _settings(row, sha256) for name, row in rows.items()},
+            "columns": [[column.downstream, dict(column.settings)] for column in columns],
+        }
+    )
+
+
+def settings_of_rows(plan: Plan) -> dict[str, dict[str, Any]]:
+    """Settings of each row, by name. Rows with equal settings have the same cells, if packs, weight
+    files and the cells that users' methods need are the same too."""
+    return {name: _settings(row, plan.modules) for name, row in plan.rows.items()}
+
+
+def _settings(cell: CellPlan, sha256: Mapping[str, str]) -> dict[str, Any]:
+    """The settings of a cell that can change results: all but paths, trackers and checkpoints.
+
+    A user's method is identified by its file's name and SHA-256, without its needs, which are known
+    only after running the file.
+    """
+    values = dataclasses.asdict(cell.recipe)
+    for key in ("runs", "campaign", "trackers", "downstream"):
+        del values[key]
+    values["train"]["checkpoint_minutes"] = TrainRecipe.checkpoint_minutes
+    module = cell.recipe.method.module
+    if modules.is_users(module):
+        file = {"module": Path(module).name, "sha256": sha256[module]}
+        return {**values, "method": {**values["method"], **file}}
+    return values | {"needs": {name: _settings(need, sha256) for name, need in cell.needs.items()}}
+
+
+def _title(
+    name: str,
+    overrides: Sequence[Override],
+    methods: Sequence[str],
+    cell: Recipe,
+    swept: Sequence[str],
+    identity: str,
+) -> str:
+    """The name of the campaign's folder.
+
+    Overrides that change results get a separate folder, so they do not overwrite the report of the
+    campaign's file.
+    """
+    models = [each.value for each in overrides if each.key == "model"]
+    is_default = not models or models[-1] == recipe.model_of(name)
+    title = [Path(name).stem, *([] if is_default else [cell.model.name])]
+    if swept:
+        title += [methods[0], "sweep", *(key.rpartition(".")[2] for key in swept)]
+    title += [f"limit-{cell.dataset.limit}"] if cell.dataset.limit else []
+    if any(each.key not in OUTSIDE for each in overrides):
+        title.append(identity[:8])
+    return "-".join(title)
+
+
+def plan_to_json(plan: Plan) -> bytes:
+    """The content of the plan's file. `read_plan` is the inverse."""
+    values = {field.name: getattr(plan, field.name) for field in dataclasses.fields(plan)}
+    del values[
+        "place"
+    ]  # `read_plan` takes it from the file's location, so the runs folder can move
+    return typed_json.with_digest(
+        values
+        | {
+            "rows": {name: row.plain() for name, row in plan.rows.items()},
+            "columns": [dataclasses.asdict(column) for column in plan.columns],
+        }
+    )
+
+
+def read_plan(place: PlanFolder) -> Plan:
+    """Read the plan in a folder, without reading recipes or users' method files.
+
+    Raises DamagedFile if the file is damaged, FileNotFoundError if it is missing.
+    """
+    remedy = "run `rib campaign` again, which writes it anew"
+    path = place.plan
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing; {remedy}")
+    values = typed_json.read_unaltered(path, remedy, place.root)
+    try:
+        plain = values.pop("rows").items()
+        # The runs folder may have moved since.
+        rows = {name: cell_plan.of_plain(row).below(place.runs) for name, row in plain}
+        values |= {"rows": {}, "place": {"path": str(place.path)}}
+        plan = msgspec.convert(values, Plan, dec_hook=lambda kind, text: kind(text))
+    except (msgspec.ValidationError, RecipeError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedFile(f"{path} is damaged ({error}); {remedy}") from error
+    return dataclasses.replace(plan, rows=rows)
+
+
+def check_modules(plan: Plan) -> None:
+    """Raise CampaignError if a user's method file changed since the campaign was planned."""
+    for name, sha256 in plan.modules.items():
+        if not Path(name).is_file() or file_hash(Path(name)) != sha256:
+            raise CampaignError(
+                f"{name} changed since the campaign was planned: restore it, or start the "
+                "campaign again, which plans with the new file"
+            )

@@ -1,0 +1,105 @@
+"""The layout of a campaign's files. RUNS/CAMPAIGN/plans/ID is the folder of a plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.store.artifacts import STORE
+from loaders.files.names import is_name
+from loaders.files.root import Root
+
+PLANS = "plans"
+REPORT = "report"  # the job, and its output folder
+
+
+@dataclass(frozen=True)
+class PlanFolder:
+    """A plan's folder and the folders around it. Access by `Root` follows no links below RUNS."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """The plan's ID."""
+        return self.path.name
+
+    @property
+    def campaign(self) -> Path:
+        """The folder of the campaign: its plans, its report and its lock."""
+        return self.path.parents[1]
+
+    @property
+    def runs(self) -> Path:
+        """The runs folder: it contains the campaigns, the store and the packs."""
+        return self.path.parents[2]
+
+    @property
+    def store(self) -> Path:
+        """The folder of all artefacts."""
+        return self.runs / STORE
+
+    @property
+    def plans(self) -> Path:
+        """The folder of the campaign's plans, and Snakemake's working folder."""
+        return self.path.parent
+
+    @property
+    def plan(self) -> Path:
+        """The plan's file."""
+        return self.path / "plan.json"
+
+    @property
+    def record(self) -> Path:
+        """The file from which the report is made. It exists once the campaign is finished."""
+        return self.path / "evaluations.json"
+
+    @property
+    def lock(self) -> Path:
+        """The file that a running campaign locks."""
+        return self.campaign / ".lock"
+
+    @property
+    def report(self) -> Path:
+        """The folder of the campaign's report."""
+        return self.campaign / REPORT
+
+    @property
+    def store_root(self) -> Root:
+        return Root(self.runs).below(self.store)
+
+    @property
+    def campaign_root(self) -> Root:
+        return Root(self.runs).below(self.campaign)
+
+    @property
+    def report_root(self) -> Root:
+        return self.campaign_root.below(self.report)
+
+    @property
+    def root(self) -> Root:
+        """Where a plan's jobs write."""
+        return self.campaign_root.below(self.path)
+
+    @property
+    def snakemake_root(self) -> Root:
+        """Where Snakemake keeps its own files."""
+        return self.campaign_root.below(self.plans / ".snakemake")
+
+
+def in_campaign(folder: Path) -> list[PlanFolder]:
+    """The folders of a campaign's plans, without links.
+
+    Raises DamagedFile if the campaign's own folder is a link, since a runs folder may be untrusted.
+    """
+    folder = folder.absolute()
+    plans = Root(folder.parent.resolve()).below(folder.name).below(PLANS)
+    return [PlanFolder(plans.path / name) for name in plans.folders() if is_name(name)]
+
+
+def in_runs(runs: Path) -> list[PlanFolder]:
+    """The folders of all plans in a runs folder, without links."""
+    root = Root(runs)
+    plans = [f"{name}/{PLANS}" for name in root.folders() if PLANS in root.folders(name)]
+    found = [runs / each / name for each in plans for name in root.folders(each) if is_name(name)]
+    return [PlanFolder(path) for path in found]

@@ -1,0 +1,231 @@
+"""The record of a finished campaign: all that its tables and report are made from.
+
+The record is a file next to the plan. It names the stored predictions of every evaluation with
+their checksums, and contains everything else that a report shows. It contains no absolute paths, so
+a runs folder can be moved. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine import recipe
+from engine.campaigns import plan_folder
+from engine.campaigns.attempts import Attempt
+from engine.campaigns.plan import Plan, make_plan, read_plan
+from engine.campaigns.plan_folder import PlanFolder
+from engine.errors import CampaignError
+from engine.measures.rows import Evaluation
+from engine.measures.setting import Setting
+from engine.recipe.overrides import Override
+from engine.recipe.schema import Recipe
+from engine.store.artifacts import hash_once
+from loaders.files import typed_json
+from loaders.files.names import InnerPath, Name
+from loaders.files.typed_json import DamagedFile
+
+if TYPE_CHECKING:
+    from engine.measures.predictions import Ensemble
+    from engine.otdd.distances import Matrix
+
+AS_BEFORE = "with the same arguments"
+RUNS = Path(Recipe.runs)
+
+
+@dataclass(frozen=True)
+class MissingColumn:
+    """A column that a report lacks, and why.
+
+    campaign: its name, in reports of several campaigns.
+    """
+
+    column: str
+    reason: str
+    campaign: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the table. method: its key. settings: its training settings, by recipe key:
+    `method.*`, `optimizer.*`, `train.*`, `dataset.shots`, `dataset.portion` and `seeds`."""
+
+    method: str
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Record:
+    """A campaign's evaluations and settings. Paths are relative to the store.
+
+    Attributes:
+        name: the campaign.
+        sets: datasets on which RI is measured.
+        downstreams: datasets that models were fine-tuned on.
+        upstream: the upstream dataset.
+        methods: the rows' titles by key, in table order.
+        settings: settings of the whole campaign, by the report's heading.
+        rows: training settings of each row.
+        credits: sources and licences of the images.
+        contact_sheet: example images as a PNG in base64, or empty.
+        holdout: whether downstream datasets have a held-out split.
+        distances: distances between datasets, which `matrix` reads, or None.
+        evaluations: every model on every dataset.
+        files: SHA-256 of each file of predictions, by path.
+        probe: evaluations of columns that were trained again with another seed.
+        cka: CKA by block, one row per headline model and dataset; None without `evaluate.cka`.
+        sweep: settings of a sweep, in order; None for other campaigns.
+        classes: readable names of the head's classes, in order.
+        thumbnails: WebP images in base64, by dataset and index in its pack, if
+            `dataset.thumbnails` allows showing them.
+        attempts: attempts at all jobs except the report's.
+        missing: columns that an unfinished campaign lacks.
+        artifacts: store folders from which the numbers and the rows' models are made.
+        families: datasets by maker (`dataset.families`).
+        seen: evaluations of models on photos that they were trained on in another dataset, and of
+            the pretrained model on all such photos (`leak`).
+        limit: images per dataset in a smoke run; 0 for other campaigns.
+    """
+
+    name: str
+    sets: list[Name]
+    downstreams: list[Name]
+    upstream: Name
+    methods: dict[Name, str]
+    settings: dict[str, Any]
+    rows: list[Row]
+    credits: list[dict[str, str]]
+    contact_sheet: str
+    holdout: bool
+    distances: dict[str, Any] | None
+    evaluations: list[Evaluation]
+    files: dict[InnerPath, str]
+    probe: list[Evaluation] = field(default_factory=list)
+    cka: list[dict[str, Any]] | None = None
+    sweep: list[Setting] | None = None
+    classes: list[str] = field(default_factory=list)
+    thumbnails: dict[str, dict[str, str]] = field(default_factory=dict)
+    attempts: list[Attempt] = field(default_factory=list)
+    missing: list[MissingColumn] = field(default_factory=list)
+    artifacts: list[InnerPath] = field(default_factory=list)
+    families: dict[str, list[str]] = field(default_factory=dict)
+    seen: list[Evaluation] = field(default_factory=list)
+    limit: int = 0
+
+    def matrix(self) -> Matrix | None:
+        """The distances between all sets, if they are known."""
+        if self.distances is None:
+            return None
+        from engine.otdd.distances import Matrix  # late: it loads pandas
+
+        return Matrix.of(self.distances)
+
+
+@dataclass(frozen=True, eq=False)
+class FinishedCampaign:
+    """A record and the folder of its plan (`place`)."""
+
+    record: Record
+    place: PlanFolder
+
+    @functools.cached_property
+    def evaluations(self) -> list[Evaluation]:
+        """The evaluations with absolute paths. Raises DamagedFile for a missing or altered file."""
+        return self._found(self.record.evaluations)
+
+    @functools.cached_property
+    def seen(self) -> list[Evaluation]:
+        """`Record.seen` with absolute paths. Raises DamagedFile as `evaluations`."""
+        return self._found(self.record.seen)
+
+    @functools.cached_property
+    def probe(self) -> list[Evaluation]:
+        """`Record.probe` with absolute paths. Raises DamagedFile as `evaluations`."""
+        return self._found(self.record.probe)
+
+    def _found(self, rows: Sequence[Evaluation]) -> list[Evaluation]:
+        names = dict.fromkeys(str(row.path) for row in rows)
+        paths = {name: self._checked(name) for name in names}
+        return [dataclasses.replace(row, path=paths[str(row.path)]) for row in rows]
+
+    @functools.cached_property
+    def plan(self) -> Plan:
+        """The plan. Raises as `campaign.read`."""
+        return read_plan(self.place)
+
+    def mix(self, evaluation: Evaluation) -> dict[str, float] | Ensemble:
+        """The average of cells that is the model of an evaluation.
+
+        Raises DamagedFile as `evaluations`.
+        """
+        from engine.measures import predictions  # late: planning reads no numbers
+
+        return predictions.mix_of(self._checked(str(evaluation.path)))
+
+    @functools.cache  # noqa: B019  # a campaign lives as long as its process
+    def _checked(self, name: str) -> Path:
+        place = self.place
+        path, store = place.store / name, place.store_root
+        if not store.has(name):
+            raise DamagedFile(f"{path} is missing: run `rib campaign` again, {AS_BEFORE}")
+        if hash_once(path) != self.record.files.get(name):
+            raise DamagedFile(
+                f"{path} was changed since the campaign ended: delete {path.parent} and run "
+                f"`rib campaign` again, {AS_BEFORE}"
+            )
+        return path
+
+
+def write(place: PlanFolder, record: Record) -> FinishedCampaign:
+    """Write a record into a plan's folder, with a digest of its content."""
+    place.root.write(place.record, typed_json.with_digest(dataclasses.asdict(record)))
+    return read(place)
+
+
+def read(place: PlanFolder) -> FinishedCampaign:
+    """Read the record in a plan's folder.
+
+    Raises DamagedFile if it was altered, FileNotFoundError if it is missing.
+    """
+    remedy = f"delete it and run `rib campaign` again, {AS_BEFORE}"
+    values = typed_json.read_unaltered(place.record, remedy, place.root)
+    return FinishedCampaign(typed_json.convert(values, Record, place.record, remedy), place)
+
+
+def folder_of(name: str) -> Path | None:
+    """The folder that a name means: a path, or a name in `runs` as `rib status` prints it. None for
+    the name of a recipe."""
+    if name in recipe.names("campaigns"):
+        return None
+    return next((place for place in (Path(name), RUNS / name) if place.is_dir()), None)
+
+
+def find(name: str, overrides: Sequence[Override]) -> FinishedCampaign:
+    """The finished run of a campaign with these settings.
+
+    Raises CampaignError if there is none or `name` is a folder, DamagedFile if its record is
+    damaged.
+    """
+    if folder := folder_of(name):
+        plans = [place for place in plan_folder.in_campaign(folder) if place.root.has(place.plan)]
+        by = f", which `{read_plan(plans[0]).shown_command}` ran" if len(plans) == 1 else ""
+        raise CampaignError(f"{folder} is a folder{by}: give the campaign's name and overrides")
+    plan = make_plan(name, overrides)
+    stem = Path(name).stem
+    plans = [p for p in plan_folder.in_runs(plan.place.runs) if p.campaign.name.startswith(stem)]
+    # Overrides that repeat defaults give another folder with the same plan.
+    same = [p for p in plans if p.name == plan.place.name and p.root.has(p.record)]
+    if same:
+        return read(plan.place if plan.place in same else same[0])
+    records = any(place.root.has(place.record) for place in plans)
+    command = shlex.join(["rib", "campaign", name, *(each.text for each in overrides)])
+    differs = ", but one with other settings" if records else ""
+    raise CampaignError(
+        f"{plan.recipe.runs} contains no finished run of {name} with these settings{differs}; "
+        f"run `{command}` to finish it"
+    )

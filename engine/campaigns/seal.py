@@ -1,0 +1,85 @@
+"""Seals of reports: which plan's report a campaign's folder shows, and whether it is complete."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from engine.campaigns import plan_folder, record
+from engine.campaigns.job_states import is_done
+from engine.campaigns.plan import PAGE, REPORT, TABLE, Plan
+from engine.campaigns.plan_folder import PlanFolder
+from engine.campaigns.record import FinishedCampaign
+from engine.store.artifacts import MARKER
+from loaders.files.durable import file_hash
+from loaders.files.root import Root
+from loaders.files.typed_json import DamagedFile
+
+SHOWN = "report.sha256"  # next to a plan: hashes of its report's files, in sha256sum's format
+
+
+@contextlib.contextmanager
+def sealed(place: PlanFolder) -> Iterator[None]:
+    """Record the report files that are written in this context, next to the plan in `place`.
+
+    Removes files left by earlier reports of any plan of the campaign. Keeps a user's own files.
+    Raises DamagedFile if the report is a link.
+    """
+    shown, before = place.report_root, _inodes(place.report_root)
+    yield
+    written = {name for name, inode in _inodes(shown).items() if inode != before.get(name)}
+    for other in plan_folder.in_campaign(place.campaign):
+        hashes = _sealed(other)
+        # Remove only files found in the report: somebody may have edited a seal's names.
+        for name in before.keys() & hashes.keys() - written:
+            if _is(shown, name, hashes[name]):
+                shown.remove(name)
+    lines = [f"{file_hash(shown.file(name))}  {name}" for name in sorted(written)]
+    place.root.write(SHOWN, "\n".join(lines).encode())
+
+
+def _inodes(report: Root) -> dict[str, int]:
+    """The files of a report, with inode numbers, which change when files are written again."""
+    return {name: report.file(name).stat().st_ino for name in report.files()}
+
+
+def _sealed(place: PlanFolder) -> dict[str, str]:
+    """SHA-256 of the files of a plan's report; empty if there is no readable seal."""
+    try:
+        lines = place.root.read(SHOWN).decode().splitlines()
+    except (OSError, ValueError):
+        return {}
+    return {name: sha256 for sha256, _, name in (line.partition("  ") for line in lines)}
+
+
+def _is(report: Root, name: str, sha256: str) -> bool:
+    try:
+        return report.has(name) and file_hash(report.file(name)) == sha256
+    except DamagedFile:
+        return False
+
+
+def is_shown(place: PlanFolder) -> bool:
+    """Whether the campaign's report belongs to the plan in `place` and is unchanged."""
+    shown = _sealed(place)
+    return {PAGE, TABLE} <= shown.keys() and all(
+        _is(place.report_root, name, sha256) for name, sha256 in shown.items()
+    )
+
+
+def finished(plan: Plan) -> bool:
+    """Whether all jobs are done, their artefacts are in the store, and the campaign's folder shows
+    this plan's report."""
+    try:
+        found = record.read(plan.place)
+    except (OSError, DamagedFile):
+        return False
+    return is_done(plan.place, REPORT) and is_shown(plan.place) and has_artifacts(found)
+
+
+def has_artifacts(found: FinishedCampaign) -> bool:
+    """Whether the store has all artefacts and files that a record lists."""
+    store = found.place.store_root
+    return all(store.has(f"{name}/{MARKER}") for name in found.record.artifacts) and all(
+        store.has(name) for name in found.record.files
+    )

@@ -1,0 +1,137 @@
+"""Where a campaign's jobs run: on this machine, with a Snakemake profile, or by a scheduler."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from engine.campaigns.plan import COLUMN, PREPARE, REPORT, Plan
+from engine.campaigns.schedulers import SCHEDULERS, RunOptions, Scheduler
+from engine.errors import CampaignError
+
+QUEUED_CORES = 4  # per queued job: threads read images during training
+START_H = 5 / 60  # of a job: imports, compilation, a slow file system
+MARGIN = 3  # factor on the predicted time: schedulers end jobs that exceed their request
+REPORT_H = 35 / 60  # distances between the datasets, bootstrap
+Resources = Mapping[str, int]  # of a job: threads, gpu, mem_mb, runtime (minutes)
+
+
+@dataclass(frozen=True)
+class Site:
+    """How Snakemake runs the jobs of some campaigns.
+
+    device: of all jobs: cpu, cuda or auto (each job chooses). words: options of Snakemake.
+    ranks: processes per job, each with one GPU. scheduler: the one that queues the jobs; None on
+    this machine or with a profile. environment: additional variables for Snakemake.
+    """
+
+    device: str
+    words: tuple[str, ...]
+    ranks: int = 1
+    scheduler: Scheduler | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+def checked(options: RunOptions) -> RunOptions:
+    """Check the options, and fill in the number of cores.
+
+    Raises ValueError or CampaignError for options that are invalid, or have no effect in this
+    combination.
+    """
+    is_queued, folder = options.executor in SCHEDULERS, options.profile
+    if is_queued and folder:
+        raise ValueError("--profile sets the executor; leave --executor out")
+    if folder and not (folder / "config.yaml").is_file():
+        raise CampaignError(f"--profile {folder}: {folder / 'config.yaml'} does not exist")
+    if options.gpus_per_job < 1:
+        raise ValueError(f"--gpus-per-job {options.gpus_per_job}: it must be 1 or more")
+    if options.retries is not None and options.retries < 0:
+        raise ValueError(f"--retries {options.retries}: it must be 0 or more")
+    of_queues = ("partition", "account", "time", "mem", "retries", "requeue")
+    for name in of_queues if not is_queued else ():
+        if getattr(options, name) != getattr(RunOptions, name):
+            raise ValueError(f"--{name} is an option of --executor {'|'.join(SCHEDULERS)}")
+    for name in ("time", "mem"):
+        value = getattr(options, name)
+        if value is not None and value <= 0:
+            raise ValueError(f"--{name} {value:g}: it must be above 0")
+    # In a scheduler's allocation, a process may use fewer cores than the machine has.
+    cores = options.cores or (QUEUED_CORES if is_queued else len(os.sched_getaffinity(0)))
+    return dataclasses.replace(options, cores=cores)
+
+
+def of(options: RunOptions, plans: Sequence[Plan]) -> Site:
+    """The site of campaigns that run together.
+
+    Raises ValueError if the recipe's device or the number of GPUs is not available, and
+    CampaignError as the scheduler does.
+    """
+    device, ranks = plans[0].recipe.device, options.gpus_per_job
+    scheduler: Scheduler | None = None
+    environment: Mapping[str, str] = {}
+    words: tuple[str, ...] = ("--cores", str(options.cores))
+    if options.profile:
+        words += ("--profile", str(options.profile.resolve()))
+    elif options.executor in SCHEDULERS:
+        scheduler = SCHEDULERS[options.executor](options)
+        device = scheduler.device(device)
+        words, environment = scheduler.submission(plans[0].place.path)
+    else:
+        import torch
+
+        from engine.machine.ranks import pick_device
+
+        device = pick_device(device).type
+        there = torch.cuda.device_count() if device == "cuda" else 0
+        if device == "cuda" and ranks > there:
+            raise ValueError(f"--gpus-per-job {ranks}: this machine has {there} GPUs")
+        words += ("--resources", f"gpu={there}")
+    if ranks > 1 and device == "cpu":
+        raise ValueError(f"--gpus-per-job {ranks}: the jobs run on CPUs")
+    return Site(device, words, ranks, scheduler, environment)
+
+
+def resources(options: RunOptions, site: Site, plan: Plan, plans: int = 1) -> dict[str, Resources]:
+    """The resources of each stage's jobs. plans: number of campaigns that share the cores."""
+    gpus = 0 if site.device == "cpu" else site.ranks
+    if options.executor == "local" and not options.profile:
+        cores = max(1, options.cores // plans)
+        return {
+            PREPARE: {"threads": cores, "gpu": min(gpus, 1)},
+            COLUMN: {"threads": min(plan.threads, options.cores), "gpu": gpus},
+            REPORT: {"threads": cores},
+        }
+    from engine.campaigns import estimate
+
+    costs = estimate.of(plan)
+    cores = options.cores if site.scheduler else plan.threads
+    device = estimate.gpu("A100") if gpus else estimate.cpu(cores)
+    memory = {"mem_mb": math.ceil(1000 * (options.mem or costs.memory_gb))}
+
+    def minutes(hours: float) -> dict[str, int]:
+        asked = MARGIN * (START_H + hours) if options.time is None else options.time
+        return {"runtime": math.ceil(60 * asked)}
+
+    if site.scheduler:
+        memory |= site.scheduler.resources(cores)
+    prepare_h, column_h = device.hours(costs.shared), costs.column_hours(device, max(1, gpus))
+    return {
+        PREPARE: {"threads": cores, "gpu": min(gpus, 1), **memory, **minutes(prepare_h)},
+        COLUMN: {"threads": cores, "gpu": gpus, **memory, **minutes(column_h)},
+        REPORT: {"threads": cores, **memory, **minutes(REPORT_H)},
+    }
+
+
+def text(asked: Resources) -> str:
+    """Resources as readable text, such as `1 GPU, 4 cores, 12.0 GB, 95 min`."""
+    gpu, cores = asked.get("gpu", 0), asked["threads"]
+    parts = [
+        f"{gpu} GPU" + "s" * (gpu > 1) if gpu else "",
+        f"{cores} core" + "s" * (cores > 1),
+        f"{asked['mem_mb'] / 1000:.1f} GB" if "mem_mb" in asked else "",
+        f"{asked['runtime']} min" if "runtime" in asked else "",
+    ]
+    return ", ".join(filter(None, parts))

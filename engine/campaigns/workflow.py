@@ -1,0 +1,227 @@
+"""Run planned campaigns as a Snakemake workflow, with locks, a progress bar and a clean end.
+
+Snakemake resumes and retries jobs, and submits them to clusters. The grids of several models are
+one workflow, so a GPU that one leaves idle works for another. A lock keeps two campaigns out of
+the same folder. No process of a campaign outlives it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from engine.campaigns import job_states, progress, reuse, sites
+from engine.campaigns.plan import COLUMN, PREPARE, REPORT, Plan, plan_to_json
+from engine.campaigns.plan_folder import PlanFolder
+from engine.campaigns.schedulers import RunOptions, Scheduler
+from engine.campaigns.sites import Resources, Site
+from engine.errors import CampaignError
+from engine.machine import parent, preemption
+from engine.store.artifacts import Store
+from loaders.files import locks
+from loaders.files.root import Root
+
+WORKFLOW = Path(__file__).with_suffix(".smk")
+CANCEL_S = 30  # for Snakemake to cancel a scheduler's jobs
+GRACE_S = 5  # for jobs to end after an interruption; their finished artefacts are on disk
+LEFT_OVER_S = 24 * 3600  # younger temporary folders may be in use
+PING_S = 30  # between two checks whether the scheduler answers
+FILE = "workflow.json"  # next to a plan: its jobs, and those of campaigns that run with it
+LOG = "campaign.log"  # next to a plan: Snakemake's output
+JOBS = "RIB_WORKFLOW"  # variable with the path of FILE; --config would parse the path as YAML
+ENDING = (signal.SIGTERM, signal.SIGHUP)  # a scheduler's end, a closed terminal: handled as Ctrl-C
+
+
+def run(plans: Sequence[Plan], options: RunOptions, *, dry_run: bool = False) -> None:
+    """Run the missing jobs of campaigns, all in one workflow.
+
+    Raises CampaignError if a job fails, after finishing the other campaigns.
+    """
+    where = sites.of(options, plans)
+    plans = [dataclasses.replace(plan, device=where.device) for plan in plans]
+    asked = [sites.resources(options, where, plan, len(plans)) for plan in plans]
+    if dry_run:
+        for plan, resources in zip(plans, asked, strict=True):
+            _show_jobs(plan, resources)
+        return
+    root = plans[0].place.plans
+    # Relative to Snakemake's folder: braces in its path would be wildcards.
+    grids = {os.path.relpath(plan.place.path, root): plan for plan in plans}
+    with contextlib.ExitStack() as stack:
+        found = {}
+        for plan in plans:
+            stack.enter_context(locked(plan.place))
+            found[plan.place] = _found(plan)
+            job_states.begin(plan)
+            Store(plan.place.store).remove_left_overs(LEFT_OVER_S)
+            plan.place.root.write(plan.place.plan, plan_to_json(plan))
+            for job in found[plan.place]:
+                job_states.set_done(plan.place, job)
+        settings = {
+            grid: {
+                "columns": [column.id for column in plan.columns],
+                "folder": os.getcwd(),
+                "program": _program(plan, where),
+                "resources": resources,
+            }
+            for (grid, plan), resources in zip(grids.items(), asked, strict=True)
+        }
+        file = plans[0].place.root.write(FILE, json.dumps(settings, indent=1).encode())
+        words = [
+            *(sys.executable, "-P", "-m", "snakemake", "--snakefile", str(WORKFLOW)),
+            *("--nolock", "--rerun-incomplete", "--rerun-triggers", "mtime"),
+            # Without this, Snakemake loads and evaluates a profile of the working folder.
+            *("--workflow-profile", "none", "--directory", str(root)),
+            *(["--jobs", str(sum(len(plan.jobs) for plan in plans))] if where.scheduler else []),
+            *(["--keep-going"] if len(plans) > 1 else []),
+            *where.words,
+        ]
+        # Jobs inherit Snakemake's environment.
+        ours = {**parent.environment_of_jobs(), JOBS: str(file), **where.environment}
+        try:
+            _watch(words, plans, where, ours)
+        except CampaignError:
+            # A report that lacks an artefact marks all jobs as not done: now they make it.
+            lacking = [
+                plan
+                for plan in plans
+                if not all(job_states.is_done(plan.place, job) for job in found[plan.place])
+            ]
+            if not lacking:
+                raise
+            for plan in lacking:
+                name = plan.place.campaign.name
+                print(f"note: artefacts of {name} are missing; its jobs make them", file=sys.stderr)
+                job_states.begin(plan)
+            _watch(words, plans, where, ours)
+
+
+def _found(plan: Plan) -> list[str]:
+    """The jobs whose results another campaign has, if the plan is new.
+
+    A plan that has run before may lack an artefact, so its jobs look for each.
+    """
+    return [] if plan.place.root.has(plan.place.plan) else reuse.jobs(plan)
+
+
+def command(plan: Plan, where: Site) -> str:
+    """The shell command that runs a job of the plan. Append the job's name."""
+    return f"{shlex.join(['cd', os.getcwd()])} && {shlex.join(_program(plan, where))}"
+
+
+def _program(plan: Plan, where: Site) -> list[str]:
+    # -P: the user's working folder may contain packages with our names.
+    program = [sys.executable, "-P", "-m", "engine.commands.job", "--plan", str(plan.place.plan)]
+    return [*program, *(["--ranks", str(where.ranks)] if where.ranks > 1 else [])]
+
+
+@contextlib.contextmanager
+def locked(place: PlanFolder) -> Iterator[None]:
+    """Hold the lock of a plan's campaign. It is released when the process ends.
+
+    Raises CampaignError if another campaign holds it.
+    """
+
+    def refuse() -> NoReturn:
+        raise CampaignError(
+            f"another campaign ({locks.holder(place.lock)}) is using {place.campaign}: wait "
+            "until it ends, or use runs=ANOTHER_FOLDER"
+        )
+
+    with locks.held(place.lock, refuse, Root(place.runs)):
+        yield
+
+
+def _show_jobs(plan: Plan, asked: Mapping[str, Resources]) -> None:
+    """Print the jobs that would run, without running user code or writing files."""
+    begun, found = not job_states.is_done(plan.place, REPORT), _found(plan)
+    names = [
+        job
+        for job in plan.jobs
+        if job not in found and not (begun and job_states.is_done(plan.place, job))
+    ]
+    width = max(map(len, names))
+    stages = {job: job if job in (PREPARE, REPORT) else COLUMN for job in names}
+    lines = [f"{job:<{width}}  {sites.text(asked[stage])}" for job, stage in stages.items()]
+    plural = "s" * (len(names) != 1)
+    print(f"{plan.place.campaign.name}: {len(names)} job{plural} would run", *lines, sep="\n  ")
+    if COLUMN in stages.values():
+        print(f"a column trains {', '.join(plan.methods)}")
+
+
+def _watch(
+    words: Sequence[str], plans: Sequence[Plan], where: Site, environment: Mapping[str, str]
+) -> None:
+    log_path = plans[0].place.path / LOG
+    with (
+        plans[0].place.root.open(LOG, "ab") as log,
+        preemption.handled(ENDING, signal.default_int_handler),
+    ):
+        begin = log.tell()  # after the output of earlier runs
+        process = subprocess.Popen(
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            env=environment,
+            preexec_fn=parent.follow,
+        )
+        try:
+            progress.show(process, plans, _away(where.scheduler) if where.scheduler else str)
+        finally:
+            _end(process, CANCEL_S if where.scheduler else GRACE_S)
+            if where.scheduler and process.returncode:
+                where.scheduler.cancel(plans[0].place.path)
+    if process.returncode or not all(job_states.is_done(plan.place, REPORT) for plan in plans):
+        reasons = []
+        for plan in plans:
+            jobs = {job: f"\n  alone: {command(plan, where)} {job}" for job in plan.jobs}
+            for job, text in job_states.failures(plan):
+                reasons.append(text + jobs[job])
+        if not reasons:
+            code = process.returncode
+            how = f"was killed ({signal.Signals(-code).name})" if code < 0 else f"ended with {code}"
+            text = log_path.read_bytes()[begin:].decode(errors="replace")
+            last = next(filter(None, map(str.strip, reversed(text.split("\n")))), "nothing")
+            of_queue = where.scheduler.why_none_ran(text) if where.scheduler else ""
+            reasons = [of_queue or f"the workflow {how}; last message: {last}"]
+        raise CampaignError("\n".join(["the campaign stopped", *reasons, f"log: {log_path}"]))
+
+
+def _away(scheduler: Scheduler) -> Callable[[], str]:
+    """A function that returns a message while a scheduler does not answer, and "" otherwise."""
+    asked, failed = time.monotonic(), 0
+
+    def watch() -> str:
+        nonlocal asked, failed
+        if time.monotonic() - asked > PING_S:
+            failed = 0 if scheduler.is_there() else failed + 1
+            asked = time.monotonic()
+        away = "does not answer: its jobs continue, and so will this command once it answers again"
+        return f"{scheduler.title} {away}" if failed > 1 else ""
+
+    return watch
+
+
+def _end(process: subprocess.Popen, grace_s: float) -> None:
+    """End the workflow and its jobs, which share a process group on this machine."""
+    for number in (signal.SIGINT, signal.SIGTERM) if process.poll() is None else ():
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(grace_s)
+            break
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()

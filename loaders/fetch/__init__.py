@@ -1,0 +1,1 @@
+"""Downloads: pinned packages, published files, and the archives that they come in."""

@@ -1,0 +1,1 @@
+"""Files on disk: durable writes, untrusted folders, locks, typed JSON, and names in paths."""

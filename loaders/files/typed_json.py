@@ -1,0 +1,61 @@
+"""Typed JSON files: damage raises an error that names the file.
+
+A type is a dataclass, a NamedTuple, or a `msgspec.Struct` to reject unknown keys too. Types are
+strict: a string is not a number.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from loaders.files.durable import DamagedFile, digest, read_small
+from loaders.files.root import READABLE, Root
+
+T = TypeVar("T")
+DIGEST = "sha256"  # key of the digest in files by `with_digest`
+
+
+def read(path: Path, kind: type[T], remedy: str, root: Root | None = None) -> T:
+    """Returns the content of a JSON file as `kind`. root: a folder below which links are not
+    followed.
+
+    Raises DamagedFile for invalid JSON, other types, something that is not a file, or more than
+    `READABLE` bytes; FileNotFoundError if there is no file.
+    """
+    try:
+        values = msgspec.json.decode(root.read(path) if root else read_small(path, READABLE))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise DamagedFile(f"{path} is damaged ({error}); {remedy}") from error
+    return convert(values, kind, path, remedy)
+
+
+def convert(values: Any, kind: type[T], path: Path, remedy: str) -> T:
+    """Returns parsed JSON as `kind`; `path`: the file that it came from. Raises DamagedFile."""
+    try:
+        return msgspec.convert(values, kind, dec_hook=lambda custom, value: custom(value))  # a Path
+    except msgspec.ValidationError as error:
+        raise DamagedFile(f"{path} is damaged ({error}); {remedy}") from error
+
+
+def with_digest(values: Mapping[str, Any]) -> bytes:
+    """Returns the JSON of a file for `read_unaltered`. Values that JSON does not support become
+    text.
+    """
+    plain = json.loads(json.dumps(values, default=str))
+    return json.dumps(plain | {DIGEST: digest(plain)}, indent=1).encode()
+
+
+def read_unaltered(path: Path, remedy: str, root: Root | None = None) -> dict[str, Any]:
+    """Returns the values of a file by `with_digest`; for `root` see `read`.
+
+    Raises as `read` does, and DamagedFile if the values were altered.
+    """
+    values = read(path, dict[str, Any], remedy, root)
+    if values.pop(DIGEST, None) != digest(values):
+        raise DamagedFile(f"{path} was altered; {remedy}")
+    return values

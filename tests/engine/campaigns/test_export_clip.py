@@ -1,0 +1,100 @@
+"""CLIP leaves as it came: open_clip and timm load the folder and give the same logits."""
+
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from torch.nn import functional
+
+from engine import cli, models
+from engine.campaigns import export
+from engine.data.descriptions import DescribedModel, Description
+from engine.evaluation import user_models
+from engine.recipe.schema import ModelRecipe
+from engine.store.artifacts import Store
+from helpers import tiny_clip
+from helpers.grids import CLASSES, SIZE
+
+IMAGES = torch.randn(3, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(3))
+
+
+def logits(embedding: torch.Tensor, folder: Path) -> torch.Tensor:
+    """As the command says: linear(normalize(embedding), *head.safetensors)."""
+    head = load_file(folder / "head.safetensors")
+    return functional.linear(functional.normalize(embedding, dim=-1), head["weight"], head["bias"])
+
+
+def row(model: ModelRecipe, net: torch.nn.Module) -> DescribedModel:
+    description = Description(Path("cell.json"), models.description(model), CLASSES)
+    return DescribedModel("soup on few", {"a": 1.0}, description, net.state_dict())
+
+
+def test_timms_tower_has_the_embedding_and_the_head_lies_beside_it(tmp_path):
+    model = ModelRecipe(name="m", arch="test_vit", image_size=SIZE, projection=24, crop=0.8)
+    torch.manual_seed(0)
+    net = models.create(model, len(CLASSES)).eval()
+    torch.nn.init.normal_(models.head(net).bias)
+    written = export.write(row(model, net), tmp_path / "m")
+    assert "the vision tower, gives the embedding" in written.how
+    loaded = timm.create_model(f"local-dir:{tmp_path / 'm'}", pretrained=True).eval()
+    assert loaded.pretrained_cfg["crop_pct"] == 0.8
+    with torch.inference_mode():
+        assert torch.equal(logits(loaded(IMAGES), tmp_path / "m"), net(IMAGES))
+
+
+def test_a_merge_of_open_clips_checkpoints_is_open_clips_model(
+    open_clip: ModuleType, tmp_path: Path, capsys
+):
+    files = [tmp_path / "tuned.safetensors", tmp_path / "base.safetensors"]
+    clips = [tiny_clip.drawn(open_clip, seed) for seed in (0, 1)]
+    for file, each in zip(files, clips, strict=True):
+        save_file(each.state_dict(), file)
+    (tmp_path / "classes.txt").write_text("\n".join(CLASSES))
+    out = tmp_path / "out"
+    words = ["merge", "wise_ft", str(files[0]), "--base", str(files[1]), "--arch", tiny_clip.ARCH]
+    words += ["--classes", str(tmp_path / "classes.txt"), "--out", str(out), "method.alpha=0.25"]
+    assert cli.main([*words, f"runs={tmp_path}", "device=cpu"]) == 0
+    assert "both towers; the text tower is the pretrained one" in capsys.readouterr().out
+    loaded = open_clip.create_model(f"local-dir:{out}").eval()
+    # The engine's own model, of the average that the command made.
+    resolved = user_models.resolve(tiny_clip.ARCH, []).model
+    cells = [user_models.cell_of(resolved, Store(tmp_path / "store"), file) for file in files]
+    mean = {k: torch.lerp(v, cells[0].state()[k], 0.25) for k, v in cells[1].state().items()}
+    net = models.load_state(models.create(resolved, len(CLASSES)), mean, "mean").eval()
+    with torch.inference_mode():
+        embedding = loaded.encode_image(IMAGES)
+        torch.testing.assert_close(logits(embedding, out), net(IMAGES), rtol=1e-5, atol=1e-5)
+        tower = load_file(out / "open_clip_model.safetensors")
+        head = load_file(out / "head.safetensors")
+        exact = {k: tower[k] for k in tower if k.startswith("visual.")}
+        exact |= {f"head.{k}": v for k, v in head.items()}
+        net = models.load_state(net, exact, "exported").eval()
+        assert torch.equal(logits(embedding, out), net(IMAGES))
+        text = open_clip.get_tokenizer(tiny_clip.NAME)(["a circle"])
+        assert torch.equal(loaded.encode_text(text), clips[1].encode_text(text))
+    with pytest.raises(ValueError, match=r"exported with its own head, head\.safetensors"):
+        user_models.cell_of(resolved, Store(tmp_path / "s"), out / "open_clip_model.safetensors")
+
+
+def test_no_file_of_another_model_stays(tmp_path):
+    """`rib evaluate FOLDER` would take timm's old weights for the new model's."""
+    model = ModelRecipe(name="m", arch="test_vit", image_size=SIZE)
+    net, out = models.create(model, len(CLASSES)), tmp_path / "m"
+    others = {"open_clip_model.safetensors", "open_clip_config.json", "head.safetensors"}
+    out.mkdir()
+    for name in (*others, "notes.txt"):
+        (out / name).touch()
+    export.write(row(model, net), out)
+    names = {path.name for path in out.iterdir()}
+    assert names == {"model.safetensors", "config.json", "notes.txt"}
+
+
+def test_without_a_text_tower_the_remedy_is_named(open_clip: ModuleType, tmp_path: Path):
+    model = user_models.resolve(tiny_clip.ARCH, []).model
+    net = models.create(model, len(CLASSES))
+    with pytest.raises(ValueError, match="no file contains the text tower"):
+        export.write(row(model, net), tmp_path / "m")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,315 @@
+"""Campaigns are planned before they run: their columns, and mistakes, which are named."""
+
+import itertools
+import shlex
+import shutil
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+
+from engine import cli, recipe
+from engine.campaigns import jobs, seal, workflow
+from engine.campaigns.columns import Column
+from engine.campaigns.plan import Plan, check_modules, make_plan, plan_to_json, read_plan
+from engine.campaigns.plan_folder import PlanFolder
+from engine.cells.build import Builder
+from engine.data import packs
+from engine.errors import CampaignError, RecipeError
+from engine.recipe import parsed
+from helpers import campaigns
+from loaders.files.typed_json import DamagedFile
+from loaders.pack import MANIFEST
+
+VARY = "{optimizer.lr: [0.02, 1e-5], train.epochs: [1, 2]}"
+
+
+def planned(folder: Path, *words: str, cores: int = 2) -> Plan:
+    return make_plan(str(folder / "shapes.yaml"), parsed(words), cores)
+
+
+def of_text(folder: Path, tmp_path: Path, text: str, *words: str) -> Plan:
+    """The plan of the campaign with more lines in its file."""
+    file = tmp_path / "of_text.yaml"
+    file.write_text((folder / "shapes.yaml").read_text() + text)
+    return make_plan(str(file), parsed([f"runs={tmp_path / 'runs'}", *words]), 2)
+
+
+def test_a_grid_of_one_cell_is_prepared(folder, tmp_path, monkeypatch):
+    """By its first row on its first column."""
+
+    class MadeBase(Exception):
+        pass
+
+    monkeypatch.setattr(Builder, "run", property(mock.Mock(side_effect=MadeBase)))
+    plan = planned(folder, f"runs={tmp_path}", "methods=[fine_tune]", "downstreams=[few]")
+    with pytest.raises(MadeBase):
+        jobs.prepare(plan, torch.device("cpu"))
+
+
+def test_a_campaign_is_named_after_what_determines_its_results(folder, tmp_path, monkeypatch):
+    """In a folder that leaves the plain campaign's report alone where its words are others."""
+    model, renamed = folder / "model.yaml", tmp_path / "other.yaml"
+    renamed.write_text(model.read_text().replace("name: tiny", "name: other"))
+    monkeypatch.chdir(tmp_path)
+    plain = planned(folder, f"runs={tmp_path / 'r'}")
+    assert plain.place.campaign == tmp_path / "r" / "shapes"
+    for words in (
+        ["runs=r"], ["runs=./r/"], [f"model={model}"], ["device=cpu", "trackers=[wandb]"],
+        ["train.checkpoint_minutes=0"],
+    ):  # fmt: skip
+        same = planned(folder, f"runs={tmp_path / 'r'}", *words, cores=8)
+        assert same.place == plain.place, words
+    others = [
+        planned(folder, f"runs={tmp_path / 'r'}", *words)
+        for words in (
+            [f"model={renamed}"], ["seed=1"], ["seeds=5"], ["model.head.l2=0.02"],
+            ["dataset.sets=[outline,tinted]"], ["methods=[wise_ft]"],
+        )
+    ]  # fmt: skip
+    assert others[0].place.campaign.name == "shapes-other"
+    assert all(plan.place.campaign.name.startswith("shapes-") for plan in others)
+    assert len({plan.place.campaign for plan in others}) == len(others)
+    assert len({plan.place.name for plan in others}) == len(others)
+    monkeypatch.chdir(folder)
+    assert make_plan("shapes.yaml", parsed([f"runs={tmp_path / 'r'}"]), 1).place == plain.place
+
+
+def test_threads_of_a_column_share_the_cores(folder):
+    for cores, threads in ((1, 1), (2, 1), (3, 1), (8, 2)):
+        assert planned(folder, cores=cores).threads == threads
+        assert planned(folder, "threads=4", cores=cores).threads == 4
+
+
+def test_a_users_method_is_a_part_of_its_campaign(folder, tmp_path):
+    """By its content, wherever it lies."""
+    text, plans = (folder / "shapes.yaml").read_text(), []
+    section = "{method: {name: mine, title: Mine, module: mine.py}}"
+    for place in (tmp_path / "a", tmp_path / "b"):
+        place.mkdir()
+        (place / "mine.py").write_text("")
+        (place / "shapes.yaml").write_text(text.replace("fine_tune: {}", f"fine_tune: {section}"))
+        plans.append(planned(place, f"runs={tmp_path}"))
+    assert plans[0].place == plans[1].place
+    check_modules(plans[1])
+    (tmp_path / "b" / "mine.py").write_text("# changed\n")
+    assert planned(tmp_path / "b", f"runs={tmp_path}").place != plans[1].place
+    with pytest.raises(CampaignError, match=r"mine\.py changed since the campaign was pl"):
+        check_modules(plans[1])
+
+
+@pytest.mark.parametrize(
+    ("row_or_words", "message"),
+    [
+        (["downstream=outline"], r"trains on all its datasets: select them with dataset\.sets="),
+        (["campaign=emoji"], "put the campaign's name first, as in `rib campaign emoji`"),
+        (["method=fine_tune"], r"several methods: select them with methods=\[A,B\]"),
+        (["methods.wise_ft.alpha=0.3"], "a campaign trains several methods"),
+        (["methods=[]"], "names no methods"),
+        (["dataset.sets=[outline]"], "requires at least two datasets"),
+        (["evaluate.calibration=true", "dataset.holdout=0"], r"set dataset\.holdout above"),
+        (["evaluate.split=all"], r"set evaluate\.split=holdout, or dataset\.holdout=0"),
+        ("  again: {base: fine_tune, title: FT}", "two rows have the title 'FT'"),
+        (
+            "  lwf: {dataset: {holdout: 0.5}}",
+            r"of_text.yaml \(methods.lwf\): .*`dataset`, .* share",
+        ),
+        (
+            "  ewc: {seeds: 2}\n  soup: {}",
+            r"\(methods.ewc\): this row, or a method .* sets `seeds`",
+        ),
+        ("  soup: {method: {members: [pre, fine_tunes]}}", "did you mean 'fine_tune'"),
+        ("  soup: {method: {members: [pre, wise_ft]}}", "soup needs wise_ft, which averages cells"),
+        ("vary: {train.epoch: [1]}", r"of_text\.yaml \(vary\): unknown key 'train.epoch'.* 'train"),
+        ("vary: {train.epochs: []}", r"of_text\.yaml: vary: train.epochs needs a list of values"),
+        ("vary: {train.epochs: [[1]]}", r"vary: train.epochs cannot be \[1\]; values are"),
+        ("vary: {optimizer.name: [a/b]}", r"cannot be 'a/b'; values are"),
+        ("vary: {method.lam: [1, 2]}", r"vary: method.lam cannot vary; .*\(`methods=\[ROW\]`\)"),
+        ("vary: [train.epochs]", r"of_text\.yaml.*vary must contain `KEY: \[1, 2\]` lines"),
+        (
+            "downstreams: [fewer]",
+            r"of_text\.yaml: downstreams: 'fewer' is not a dataset of .*'few'",
+        ),
+        ("downstreams: [few, few]", r"of_text\.yaml: downstreams names few twice"),
+        ("downstreams: []", r"of_text\.yaml.*downstreams must list datasets"),
+    ],
+)
+def test_a_mistake_is_found_before_any_work(folder, tmp_path, row_or_words, message):
+    row, words = (row_or_words, []) if isinstance(row_or_words, str) else ("", row_or_words)
+    with pytest.raises(RecipeError, match=message):
+        of_text(folder, tmp_path, f"{row}\n", *words)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.fixture
+def ran(monkeypatch) -> list[str]:
+    """Names of the grids that would have run; from then on they count as finished."""
+    names: list[str] = []
+
+    def run(plans: list[Plan], *_: object, **__: object) -> None:
+        names.extend(plan.place.campaign.name for plan in plans)
+
+    monkeypatch.setattr(workflow, "run", run)
+    monkeypatch.setattr(seal, "finished", lambda plan: plan.place.campaign.name in names)
+    monkeypatch.setattr("engine.commands.campaign.show", lambda plan: None)
+    monkeypatch.setattr("engine.commands.campaign._merged", lambda *_: None)
+    return names
+
+
+def test_folders_that_are_missing_are_named_before_anything_runs(folder, tmp_path, capsys, ran):
+    shutil.copytree(folder / "images", tmp_path / "images")
+    shutil.rmtree(tmp_path / "images" / "upstream")
+    (tmp_path / "images" / "few" / "new").mkdir()
+    words = ["campaign", str(folder / "shapes.yaml"), f"runs={tmp_path / 'runs'}"]
+    words.append(f"dataset.root={tmp_path / 'images'}")
+    for options, grids in (([], 0), (["--dry-run"], 1)):
+        assert cli.main([*words, *options]) == 2 and len(ran) == grids
+        message = capsys.readouterr().err
+        assert f"{tmp_path / 'images' / 'upstream'} is not a folder" in message
+        assert "few has classes without images: new" in message
+
+
+@pytest.mark.slow
+def test_sets_that_are_not_encoded_are_named_before_anything_runs(tmp_path, capsys, ran):
+    words = ["campaign", "imagenet_rib_paper", "model=all", "dataset.subsample=100"]
+    words += [f"runs={tmp_path / 'my runs'}", "model.weights.tag=x"]
+    assert cli.main(words) == 2 and not ran
+    lines = [line for line in capsys.readouterr().err.splitlines() if "rib encode" in line]
+    assert len(lines) == 3, "of seven models three transforms"
+    assert cli.main([*words, "--dry-run"]) == 2 and len(ran) == 7
+    assert "\n".join(lines) in capsys.readouterr().err
+    ran.clear()
+    for line in lines:  # a pack where each of these commands puts it
+        command, _, names = line.rstrip(")").partition("   (SET: ")
+        *words_before, model = shlex.split(command)[:7]
+        assert words_before == ["rib", "encode", "SET", "--source", "FOLDER", "--model"]
+        encoded = recipe.of_sections(model, "imagenet_rib", parsed(shlex.split(command)[7:]))
+        assert len(names.split(", ")) == 9, "with the upstream set"
+        for name in names.split(", "):
+            place = packs.pack_folder(Path(encoded.runs), encoded.dataset, encoded.model, name)
+            place.mkdir(parents=True)
+            (place / MANIFEST).touch()
+    assert cli.main(words) == 0 and len(ran) == 7
+
+
+@pytest.mark.slow
+def test_a_set_below_the_root_need_not_be_encoded(tmp_path, capsys, ran):
+    words = ["campaign", "imagenet_rib", f"runs={tmp_path}", f"dataset.root={tmp_path / 'in'}"]
+    for name in ("imagenet_val", *recipe.load("imagenet_rib").dataset.sets[1:]):
+        (tmp_path / "in" / name).mkdir(parents=True)
+    assert cli.main(words) == 2 and not ran
+    errors = capsys.readouterr().err
+    assert errors.count("rib encode") == errors.count("(SET: imagenet_v2)") == 1
+    (tmp_path / "in" / "imagenet_v2").mkdir()
+    assert cli.main(words) == 0 and ran
+    assert cli.main([*words, "dataset.subsample=full"]) == 2, "all of IN-C is made on request only"
+    errors = capsys.readouterr().err
+    assert errors.count("rib encode") == 1 and "imagenet_c" in errors and "subsample=full" in errors
+
+
+@pytest.mark.parametrize(
+    ("model", "printed"),
+    [
+        ("mine.yaml", "mine.yaml"),
+        ("{name: own, arch: resnet18, weights: {source: random}}", "MODEL"),
+    ],
+)
+def test_the_model_of_a_campaign_file_stands_in_the_command_to_encode(
+    tmp_path, monkeypatch, capsys, model, printed
+):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(recipe.ROOT / "models" / "resnet18.yaml", "mine.yaml")
+    text = "dataset: imagenet_rib\ndownstream: imagenet_a\nmethods: {fine_tune: {}}\n"
+    Path("own.yaml").write_text(f"model: {model}\n{text}", encoding="utf-8")
+    assert cli.main(["campaign", "own.yaml", "dataset.sets=[imagenet_a,imagenet_r]"]) == 2
+    (command,) = [each for each in capsys.readouterr().err.splitlines() if "rib encode" in each]
+    assert f"--model {printed} " in command
+    assert "SET: imagenet_val, imagenet_a, imagenet_r" in command
+
+
+def test_plan_on_disk_is_read_back(folder, tmp_path):
+    """With typed settings and all recipes, whatever becomes of the files that it was made of."""
+    for name in ("shapes.yaml", "model.yaml", "data.yaml"):
+        (tmp_path / name).write_text((folder / name).read_text())
+    words = ("vary={optimizer.lr: [1e-5, 1], seed: [3]}", "trackers=[wandb]")
+    plan = campaigns.planned(tmp_path, f"runs={tmp_path / 'runs'}", *words)
+    for file in tmp_path.glob("*.yaml"):
+        file.unlink()
+    again = read_plan(plan.place)
+    assert plan_to_json(again) == plan.place.plan.read_bytes() and again.place == plan.place
+    first, second, *_ = again.columns
+    assert first.settings == {"optimizer.lr": 1e-5, "seed": 3}
+    assert first.setting == {"optimizer.lr": 1e-5}
+    assert isinstance(second.settings["optimizer.lr"], float)
+    cells = [cell.recipe for cell in again.cells(second)]
+    assert all(cell.optimizer.lr == 1 and cell.seed == 3 for cell in cells)
+    assert cells == [cell.recipe for cell in plan.cells(second)]
+    plan.place.plan.write_bytes(plan.place.plan.read_bytes().replace(b"outline", b"tinted"))
+    with pytest.raises(DamagedFile, match=r"plan\.json was altered; run `rib campaign` again"):
+        read_plan(plan.place)
+    with pytest.raises(FileNotFoundError, match=r"plan\.json is missing; run `rib campaign` again"):
+        read_plan(PlanFolder(tmp_path))
+
+
+def test_a_needed_method_is_part_of_the_plan(folder, tmp_path):
+    """In the row's variant and setting, without the row's options."""
+    words = [f"runs={tmp_path}", "methods=[wise_ft]", "method.alphas=[0.5]", "method.variant=paper"]
+    file, paths = tmp_path / "mine.yaml", set()
+    for rate in (0.02, 0.03):
+        changed = f"fine_tune: {{optimizer: {{lr: {rate}}}}}"
+        file.write_text((folder / "shapes.yaml").read_text().replace("fine_tune: {}", changed))
+        plan = make_plan(str(file), parsed(words))
+        paths.add(plan.place)
+        (cell,) = plan.cells(plan.columns[1])
+        needed = cell.needs["fine_tune"].recipe
+        assert needed.optimizer.lr == rate and needed.downstream == "tinted"
+        assert needed.method.variant == "paper" and not hasattr(needed.method, "alphas")
+    assert len(paths) == 2
+    other = cell.on("few", {"method.variant": "canonical", "method.alphas": [0.1], "seed": 7})
+    needed = other.needs["fine_tune"].recipe
+    assert (needed.method.variant, needed.seed, needed.downstream) == ("canonical", 7, "few")
+    assert other.recipe.method.alphas == [0.1]
+
+
+def test_objectnet_is_fine_tuned_on_only_with_leave():
+    """It is evaluated in any case; the campaigns of the benchmark have seven columns without it."""
+    words, opened = ("methods=[fine_tune]",), "dataset.objectnet_terms=accepted"
+    sets = recipe.load("imagenet_rib").dataset.sets
+    for name in ("imagenet_rib", "imagenet_rib_paper"):
+        plan = make_plan(name, parsed(words), 1)
+        assert plan.sets == tuple(sets) and "objectnet" in sets
+        assert plan.downstreams == [name for name in sets if name != "objectnet"]
+        eight = make_plan(name, parsed((*words, opened)), 1)
+        assert eight.downstreams == sets and eight.place != plan.place
+    few = (*words, "downstreams=[objectnet,imagenet_a]")
+    with pytest.raises(RecipeError, match=r"line: downstreams: objectnet is a test set.*accepted"):
+        make_plan("imagenet_rib", parsed(few), 1)
+    assert make_plan("imagenet_rib", parsed((*few, opened)), 1).downstreams[0] == "objectnet"
+    cell = ("imagenet_rib/fine_tune", ["downstream=objectnet"])
+    with pytest.raises(RecipeError, match=r"licence forbids .*dataset\.objectnet_terms=accepted"):
+        recipe.load(cell[0], parsed(cell[1]))
+    assert recipe.load(cell[0], parsed([*cell[1], opened])).downstream == "objectnet"
+    settings = ("dataset.kind=folder", "dataset.sets=[objectnet,b]", "downstream=objectnet")
+    assert recipe.load("imagenet_rib", parsed(settings)).downstream == "objectnet", (
+        "a folder of that name"
+    )
+
+
+def test_columns_are_the_downstreams_in_every_setting(folder, tmp_path):
+    plan = of_text(folder, tmp_path, f"vary: {VARY}\ndownstreams: [few, upstream]\n")
+    places = itertools.product(("few", "upstream"), (0.02, 1e-5), (1, 2))
+    expected = [(name, {"optimizer.lr": lr, "train.epochs": e}) for name, lr, e in places]
+    assert [(column.downstream, column.settings) for column in plan.columns] == expected
+    assert str(plan.columns[2].setting) == "optimizer.lr=1e-05,train.epochs=1"
+    assert plan.columns[0].name == "few,optimizer.lr=0.02,train.epochs=1"
+    assert plan.sets == campaigns.SETS and plan.downstreams == ["few", "upstream"]
+    for column in plan.columns:
+        cell = next(plan.cells(column)).recipe
+        assert cell.downstream == column.downstream
+        assert [*column.settings.values()] == [cell.optimizer.lr, cell.train.epochs]
+    by_words = of_text(folder, tmp_path, "", f"vary={VARY}", "downstreams=[few]")
+    assert by_words.columns == plan.columns[:4], "the command line says the same"
+    plain = of_text(folder, tmp_path, "")
+    assert plain.columns == tuple(Column(name) for name in campaigns.SETS)
+    assert len({plan.place, by_words.place, plain.place}) == 3

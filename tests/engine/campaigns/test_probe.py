@@ -1,0 +1,113 @@
+"""A column that is trained twice, and what a campaign makes of it."""
+
+import shutil
+
+import pytest
+
+from engine import cli
+from engine.campaigns import job_states, record
+from engine.campaigns.plan import make_plan
+from engine.campaigns.plan_folder import PlanFolder
+from engine.errors import RecipeError
+from engine.recipe import parsed
+from helpers import campaigns
+
+
+def columns(name: str, *words: str) -> list[tuple[str, bool]]:
+    plan = make_plan(name, parsed(words))
+    return [(column.name, column.is_probe) for column in plan.columns]
+
+
+def test_the_middle_columns_are_trained_again_with_the_next_seed():
+    names = [name for name, is_probe in columns("emoji") if not is_probe]
+    assert columns("emoji")[8:] == [("openmoji,seed=1", True)] and len(names) == 8
+    two = columns("emoji", "probe=2", "seed=4")[8:]
+    assert two == [("noto-v1,seed=5", True), ("emojione-monotone,seed=5", True)]
+    assert columns("imagenet_rib")[7:] == [("imagenet_sketch,seed=1", True)]
+    plan = make_plan("emoji", [])
+    assert {cell.recipe.seed for cell in plan.cells(plan.columns[-1])} == {1}
+    assert plan.downstreams == names and len(plan.jobs) == 11
+
+
+def test_where_nothing_is_compared_or_seeds_are_several_there_is_no_probe():
+    for words in (["probe=0"], ["seeds=2"], ["methods=[ewc]"], ["downstreams=[openmoji]"],
+                  ["vary={optimizer.lr: [1e-4, 1e-3]}"]):  # fmt: skip
+        assert not any(is_probe for _, is_probe in columns("emoji", *words)), words
+    assert not any(is_probe for _, is_probe in columns("emoji_upstream"))
+    for words, message in (
+        (["probe=1", "seeds=2"], "does not work with vary or several seeds"),
+        (["probe=8"], "does not work with 10 of a campaign's rows and 8 of its columns"),
+        (["probe=true"], "probe=True is not a number of columns"),
+        (["probe=-1"], "probe=-1 is not a number of columns"),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            columns("emoji", *words)
+
+
+@pytest.mark.slow
+def test_a_probe_trains_one_column_again_and_leaves_all_cells_as_they_are(
+    folder, finished, grid, tmp_path, monkeypatch, capsys
+):
+    runs = shutil.copytree(finished, tmp_path / "runs")
+    ran = campaigns.in_this_process(monkeypatch)
+    words = [str(folder / "shapes.yaml"), f"runs={runs}", "probe=1"]
+    before = {path.name for path in (runs / "store/cells").iterdir()}
+    assert cli.main(["campaign", *words]) == 0
+    assert "column-tinted,seed=1" in ran
+    made = {path.name for path in (runs / "store/cells").iterdir()} - before
+    assert made and all("-tinted-" in name for name in made)
+    (report,) = runs.glob("shapes-*/report")
+    plain = runs / "shapes/report"
+    for name in ("accuracy.csv", "behaviour.csv"):
+        assert (report / name).read_bytes() == (plain / name).read_bytes()
+    seeds = campaigns.rows(report / "seeds.csv")
+    assert {(row["downstream"], row["seed"]) for row in seeds} == {("tinted", "0"), ("tinted", "1")}
+    wide, narrow = (campaigns.rows(of / "mri.csv") for of in (report, plain))
+    for a, b in zip(wide, narrow, strict=True):
+        assert a["mri"] == b["mri"] and a["method"] == b["method"]
+        width, width_before = (float(r["mri_high"]) - float(r["mri_low"]) for r in (a, b))
+        # The probe is fitted to its optimum, and alpha 0 is the model before.
+        varies = a["method"] != "linear_probe" and a["alpha"] != "0.0"
+        assert (width > width_before) == varies
+    page = (report / "index.html").read_text()
+    assert "Models on tinted were trained a second time" in page and "(one training)" not in page
+    assert "(one training)" in (plain / "index.html").read_text()
+    assert "1 and a probe" in power(["power", *words], capsys)
+    assert cli.main(["power", *words[:2]]) == 2
+    assert "run it with probe=1" in capsys.readouterr().err
+    (place,) = (path.parent for path in runs.glob("shapes-*/plans/*/evaluations.json"))
+    probe = record.read(PlanFolder(place)).record.probe
+    assert {row.seed for row in probe} == {1} and {row.downstream for row in probe} == {"tinted"}
+    assert {row.method: row.trains for row in probe} == {
+        "fine_tune": True, "linear_probe": True, "wise_ft": False}  # fmt: skip
+
+    # Where the probe alone is unfinished, the report is that of one training.
+    (place / job_states.DONE / "column-tinted,seed=1").unlink()
+    PlanFolder(place).record.unlink()
+    assert cli.main(["report", str(report.parent)]) == 0
+    page = (report / "index.html").read_text()
+    assert "(one training)" in page and "tinted,seed=1 are not in this report" in page
+
+
+def power(words: list[str], capsys) -> str:
+    capsys.readouterr()
+    assert cli.main(words) == 0
+    return capsys.readouterr().out
+
+
+def test_seeds_and_images_that_separate_rows_follow_from_the_numbers_given(tmp_path, capsys):
+    errors = ["power", "--image-error", "0.5", "--seed-error", "0.8"]
+    picture = tmp_path / "power.svg"
+    shown = power([*errors, "--rows", "2", "--out", str(picture)], capsys)
+    # By hand, of two seeds: a variance of .25 + .32, of which seeds' has 1 degree of freedom, so
+    # the sum 3.17: (3.08 + 0.97) * 0.755.
+    assert "3.06" in shown
+    assert picture.read_text().startswith("<svg")
+    assert "1 points" not in shown and "seeds" in shown
+    for wrong, message in (
+        (["power"], "give a finished campaign, or"),
+        ([*errors, "--points", "0"], "points must be above 0"),
+        ([*errors, "--rows", "1"], "give --rows of at least 2"),
+        ([*errors, "--out", str(tmp_path / "power.png")], "ends in .svg"),
+    ):
+        assert cli.main(wrong) == 2 and message in capsys.readouterr().err

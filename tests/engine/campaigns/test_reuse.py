@@ -1,0 +1,63 @@
+"""Jobs that a new plan need not run, by plans and records of made campaigns."""
+
+from pathlib import Path
+
+import pytest
+
+from engine.campaigns import record, reuse
+from engine.campaigns.plan import Plan, make_plan, plan_to_json
+from engine.machine.files import write_atomic
+from engine.recipe import overrides
+from engine.store import artifacts
+from engine.store.artifacts import Store
+from loaders.files.names import identifier
+
+WORDS = ("dataset.sets=[twemoji,openmoji,noto-mono]", "methods=[fine_tune,ewc,soup]")
+COLUMNS = ["column-twemoji", "column-openmoji", f"column-{identifier('noto-mono')}"]
+
+
+def planned(runs: Path, *words: str) -> Plan:
+    return make_plan("emoji", overrides.parsed((f"runs={runs}", *WORDS, "probe=0", *words)))
+
+
+@pytest.fixture
+def artifact(tmp_path) -> Path:
+    """The only artefact of a finished campaign of `WORDS`."""
+    plan = planned(tmp_path)
+    write_atomic(plan.place.plan, plan_to_json(plan))
+    made = Store(plan.place.store).make("cells", "a", {}, lambda to: (to / "x").write_bytes(b"x"))
+    values = {"sets": [], "downstreams": [], "upstream": "upstream", "methods": {}, "settings": {}}
+    values |= {"rows": [], "credits": [], "contact_sheet": "", "holdout": True, "distances": None}
+    values |= {"evaluations": [], "files": {}, "artifacts": [f"cells/{made.name}"]}
+    record.write(plan.place, record.Record(plan.name, **values))
+    return made.folder
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("methods=[ewc,soup]",), ["prepare", *COLUMNS]),
+        (("methods=[soup]", "downstreams=[openmoji]"), ["prepare", COLUMNS[1]]),
+        (("methods=[ewc,lora]",), []),
+        (("methods=[ewc,soup]", "train.epochs=3"), []),
+        (("methods=[ewc,soup]", "seeds=2"), []),
+        (("methods=[ewc,soup]", "device=cuda"), []),
+        (("methods=[ewc,soup]", "probe=1"), COLUMNS),  # its column is new
+        (("methods=[ewc,soup]", "trackers=[tensorboard]"), []),  # which logs what is made
+    ],
+)
+def test_jobs_of_rows_and_columns_that_a_finished_campaign_has(artifact, tmp_path, words, expected):
+    assert reuse.jobs(planned(tmp_path, *words)) == expected
+
+
+def test_a_campaign_of_another_format_gives_none(artifact, tmp_path, monkeypatch):
+    monkeypatch.setattr(artifacts, "FORMAT", artifacts.FORMAT + 1)
+    assert reuse.jobs(planned(tmp_path, "methods=[ewc,soup]")) == []
+
+
+def test_a_campaign_that_lacks_an_artefact_or_has_not_finished_gives_none(artifact, tmp_path):
+    plan = planned(tmp_path, "methods=[ewc,soup]")
+    (artifact / "done.json").unlink()
+    assert reuse.jobs(plan) == []
+    planned(tmp_path).place.record.unlink()
+    assert reuse.jobs(plan) == []

@@ -1,0 +1,80 @@
+"""A second scheduler is one class: whatever asks Slurm asks it instead."""
+
+from typing import ClassVar
+
+import pytest
+
+from engine import cli
+from engine.campaigns import attempts, job_states, sites, workflow
+from engine.campaigns.plan import make_plan
+from engine.campaigns.schedulers import SCHEDULERS, RunOptions, Scheduler
+from engine.errors import CampaignError
+from engine.recipe import parsed
+
+
+class Toy(Scheduler):
+    title, job_variable = "Toy", "TOY_JOB"
+    cancelled: ClassVar[list[str]] = []
+
+    def __init__(self, options):
+        self.queue = options.partition or "all"
+
+    def device(self, chosen):
+        return "cpu" if chosen == "auto" else chosen
+
+    def submission(self, place):
+        return ("--executor", "toy", "--queue", self.queue), {"TOY_QUEUE": self.queue}
+
+    def cancel(self, place):
+        self.cancelled.append(place.name)
+
+    @classmethod
+    def end_of(cls, job):
+        return {"7": "EVICTED (ask for less)"}.get(job, "")
+
+    def resources(self, cores):
+        return {"slots": cores}
+
+    def why_none_ran(self, log):
+        return "Toy took no job: closed" if "toy: closed" in log else ""
+
+
+@pytest.fixture
+def plan(folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(SCHEDULERS, "toy", Toy)
+    return make_plan(str(folder / "shapes.yaml"), parsed([f"runs={tmp_path}"]), 2)
+
+
+def test_it_says_how_jobs_are_submitted_and_what_they_ask_for(plan, folder, tmp_path, capsys):
+    options = sites.checked(RunOptions("toy", partition="fast", time=1))
+    where = sites.of(options, [plan])
+    assert where.words == ("--executor", "toy", "--queue", "fast")
+    assert (where.device, where.environment) == ("cpu", {"TOY_QUEUE": "fast"})
+    assert (
+        sites.resources(options, where, plan)["column"].items()
+        >= {"slots": 4, "runtime": 60}.items()
+    )
+    words = ["campaign", str(folder / "shapes.yaml"), f"runs={tmp_path}", "--executor", "toy"]
+    assert cli.main([*words, "--dry-run"]) == 0 and "4 cores" in capsys.readouterr().out
+    assert cli.main(["campaign", "emoji", "--mem", "1"]) == 2
+    assert "--mem is an option of --executor slurm|toy" in capsys.readouterr().err
+
+
+def test_it_says_how_a_job_ended_that_left_no_word(plan, monkeypatch):
+    for number, how in (
+        ("7", "was ended by Toy: EVICTED (ask for less)"),
+        ("8", "was killed; Toy gives no reason"),
+    ):
+        monkeypatch.setenv("TOY_JOB", number)
+        killed = attempts.recorded(plan.place, "column-few", "column", float(number))
+        killed.__enter__()
+        assert job_states.failure(plan.place, "column-few") == (how, "")
+
+
+def test_its_queue_is_emptied_where_a_campaign_fails_and_it_says_why(plan):
+    where = sites.of(RunOptions("toy"), [plan])
+    words = ["/bin/sh", "-c", "echo toy: closed; exit 1"]
+    plan.place.path.mkdir(parents=True)
+    with pytest.raises(CampaignError, match="Toy took no job: closed"):
+        workflow._watch(words, [plan], where, {})
+    assert Toy.cancelled == [plan.place.name]

@@ -1,0 +1,78 @@
+"""A campaign over sets of the same photos, which are held out of all sets or of none."""
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from engine import recipe
+from engine.campaigns import record
+from engine.campaigns.plan_folder import PlanFolder
+from engine.data import splits
+from engine.errors import RecipeError
+from engine.recipe import parsed
+from helpers import campaigns
+
+BY_SOURCE = "dataset.holdout_by=source"
+
+
+def test_a_photo_is_held_out_of_all_sets_or_of_none_at_a_rate():
+    names = np.array([f"photo {k}" for k in range(20_000)])
+    held_out = splits.held_out(names, 0.2, 0)
+    assert abs(held_out.mean() - 0.2) < 0.01
+    some = np.random.default_rng(0).choice(20_000, 30_000)  # in another set, in another order
+    assert np.array_equal(splits.held_out(names[some], 0.2, 0), held_out[some])
+    assert (splits.held_out(names, 0.3, 0) >= held_out).all()
+    other = splits.held_out(names, 0.2, 1)
+    assert abs((other & held_out).mean() - 0.04) < 0.01
+    assert splits.held_out(names[:0], 0.2, 0).size == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["dataset.holdout=0"], "holds nothing out with dataset.holdout=0"),
+        (["dataset.shots=2"], "dataset.shots trains on only some of the photos"),
+        (["dataset.portion=0.5"], "set evaluate.seen=false"),
+    ],
+)
+def test_what_leaves_nothing_to_compare_is_refused(words, message):
+    with pytest.raises(RecipeError, match=message):
+        recipe.load("emoji/fine_tune", parsed([BY_SOURCE, *words]))
+    recipe.load("emoji/fine_tune", parsed([BY_SOURCE, "evaluate.seen=false", "dataset.shots=2"]))
+
+
+@pytest.mark.slow
+def test_models_are_judged_on_photos_that_they_did_not_see_and_the_leak_on_those_that_they_did(
+    folder, grid
+):
+    report = campaigns.run(
+        folder,
+        BY_SOURCE,
+        "methods=[fine_tune]",
+        "downstreams=[outline,tinted]",
+        "dataset.holdout=0.4",
+    )
+    (place,) = (report.parent / "plans").iterdir()
+    run = record.read(PlanFolder(place))
+
+    def photos(row) -> set[str]:
+        return set(pq.read_table(row.path)["source"].to_pylist())
+
+    every = {row.evaluated_on: photos(row) for row in run.evaluations if not row.downstream}
+    assert every["outline"] == every["tinted"] == every["upstream"] > every["few"]
+    for row in run.evaluations:
+        assert photos(row) == every[row.evaluated_on]  # the same images before and after
+    pairs = {(row.downstream, row.evaluated_on) for row in run.seen if row.downstream}
+    assert pairs == {
+        (i, j) for i in ("outline", "tinted") for j in (*campaigns.SETS, "upstream") if i != j
+    }
+    assert {row.evaluated_on for row in run.seen if not row.downstream} >= {"outline", "tinted"}
+    for row in run.seen:
+        assert photos(row) and photos(row).isdisjoint(every["outline"])
+    rows = campaigns.rows(report / "leak.csv")
+    of_sets = {(r["downstream"], r["evaluated_on"]) for r in rows if r["evaluated_on"]}
+    assert of_sets == {(i, j) for i, j in pairs if j != "upstream"}
+    for row in rows:
+        leak = float(row["seen_pts"]) - float(row["unseen_pts"])
+        assert float(row["leak_pts"]) == pytest.approx(leak, abs=1e-4)
+    assert '<section id="leak"' in (report / "index.html").read_text("utf-8")

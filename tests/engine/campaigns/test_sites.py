@@ -1,0 +1,254 @@
+"""Where jobs run: this machine's GPUs, a profile, a Slurm that says what it has."""
+
+import contextlib
+import dataclasses
+import itertools
+import os
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from snakemake_executor_plugin_slurm.submit_string import get_submit_command
+from snakemake_executor_plugin_slurm.utils import set_gres_string
+
+from engine import cli
+from engine.campaigns import estimate, sites, workflow
+from engine.campaigns.plan import Plan, make_plan
+from engine.campaigns.schedulers import RunOptions, slurm
+from engine.campaigns.sites import Site
+from engine.errors import CampaignError
+from engine.recipe import parsed
+from helpers.processes import programs
+
+CLUSTER = slurm.Cluster(has_gpus=True, accounting=True)
+
+
+def plan_of(folder: Path, runs: Path, device: str = "cpu") -> Plan:
+    return make_plan(str(folder / "shapes.yaml"), parsed([f"runs={runs}", f"device={device}"]), 8)
+
+
+def see_gpus(patch: pytest.MonkeyPatch, count: int) -> None:
+    patch.setattr(torch.cuda, "is_available", lambda: count > 0)
+    patch.setattr(torch.cuda, "device_count", lambda: count)
+
+
+def test_a_gpu_runs_a_column_and_the_report_none(folder, tmp_path, monkeypatch):
+    see_gpus(monkeypatch, 8)
+    plan, options = plan_of(folder, tmp_path, "auto"), RunOptions(cores=8)
+    where = sites.of(options, [plan])
+    assert where.device == "cuda" and where.words == ("--cores", "8", "--resources", "gpu=8")
+    assert sites.resources(options, where, plan) == {
+        "prepare": {"threads": 8, "gpu": 1},
+        "column": {"threads": plan.threads, "gpu": 1},
+        "report": {"threads": 8},
+    }
+    beside = sites.resources(options, where, plan, plans=2)
+    assert beside["prepare"]["threads"] == 4, "two plans prepare side by side"
+    options = dataclasses.replace(options, gpus_per_job=4)
+    where = sites.of(options, [plan])
+    asked = sites.resources(options, where, plan)
+    assert where.ranks == 4 and asked["column"]["gpu"] == 4 and asked["prepare"]["gpu"] == 1
+    command = workflow.command(plan, where)
+    assert command.endswith("--ranks 4") and " -P " in command
+
+
+def test_the_device_of_a_recipe_is_obeyed_or_named(folder, tmp_path, monkeypatch):
+    for device, gpus, gpus_per_job, message in (
+        ("cpu", 2, 1, None),
+        ("auto", 0, 1, None),
+        ("cuda", 0, 1, "torch sees no GPU"),
+        ("auto", 2, 3, "--gpus-per-job 3: this machine has 2 GPUs"),
+        ("cpu", 2, 2, "--gpus-per-job 2: the jobs run on CPUs"),
+        ("auto", 2, 0, "--gpus-per-job 0: it must be 1 or more"),
+    ):
+        see_gpus(monkeypatch, gpus)
+        plan, works = plan_of(folder, tmp_path, device), contextlib.nullcontext()
+        with pytest.raises(ValueError, match=message) if message else works:
+            options = sites.checked(RunOptions(gpus_per_job=gpus_per_job))
+            where = sites.of(options, [plan])
+            asked = sites.resources(options, where, plan)
+            assert where.device == "cpu" and not any(stage.get("gpu") for stage in asked.values())
+
+
+def submitted(asked: sites.Resources) -> str:
+    """How Snakemake's plugin calls sbatch for a job."""
+    resources = AttributeDict(k for k in asked.items() if k[0] != "threads")
+    job = SimpleNamespace(resources=resources, threads=asked["threads"])
+    names = ("run_uuid", "slurm_logfile", "comment_str", "account", "partition", "workdir")
+    gpus = set_gres_string(job)
+    return get_submit_command(job, dict.fromkeys(names, "")) + gpus + " "
+
+
+class AttributeDict(dict):
+    __getattr__ = dict.__getitem__
+
+
+def test_slurms_jobs_ask_for_a_factor_of_what_is_predicted(folder, tmp_path, monkeypatch):
+    """Start-up counts, and the user's hours and GB come first; a job may have many GPUs."""
+    monkeypatch.setattr(slurm, "cluster", lambda partition: CLUSTER)
+    options = sites.checked(RunOptions(executor="slurm", gpus_per_job=9))
+    plan = plan_of(folder, tmp_path, "auto")
+    where = sites.of(options, [plan])
+    assert where.words[where.words.index("--retries") + 1] == "2"
+    asked = sites.resources(options, where, plan)
+    assert where.ranks == asked["column"]["gpu"] == 9 and isinstance(where.scheduler, slurm.Slurm)
+    sbatch = submitted(asked["column"])
+    assert "--gpus=9 " in sbatch and "--nodes=1 " in sbatch and "--cpus-per-task=4" in sbatch
+    assert "per-gpu" not in sbatch
+    options = sites.checked(RunOptions(executor="slurm"))
+    plan, where = plan_of(folder, tmp_path), Site("cpu", (), 1, slurm.Slurm(options))
+    asked, costs = sites.resources(options, where, plan), estimate.of(plan)
+    hours = costs.column_hours(estimate.cpu(4))
+    assert asked["column"]["runtime"] == -(-60 * 3 * (sites.START_H + hours) // 1) == 16
+    assert asked["report"]["runtime"] == 120
+    assert asked["column"]["mem_mb"] == -(-1000 * costs.memory_gb // 1)
+    given = dataclasses.replace(options, time=1.5, mem=2)
+    for stage in sites.resources(given, where, plan).values():
+        assert stage.items() >= {"threads": 4, "mem_mb": 2000, "runtime": 90}.items()
+        assert not stage.get("gpu") and sites.text(stage) == "4 cores, 2.0 GB, 90 min"
+
+
+def of_cluster(cluster: slurm.Cluster, **options: Any) -> slurm.Slurm:
+    with mock.patch.object(slurm, "cluster", lambda partition: cluster):
+        return slurm.Slurm(RunOptions("slurm", **options))
+
+
+def words(cluster: slurm.Cluster, place: Path, **options: Any) -> tuple[str, dict[str, str]]:
+    given, environment = of_cluster(cluster, **options).submission(place)
+    return " ".join(given), environment
+
+
+def test_states_come_from_sacct_where_there_is_accounting(tmp_path, monkeypatch):
+    given = {"partition": "long", "account": "lab", "retries": 5, "requeue": True}
+    text, environment = words(CLUSTER, tmp_path, **given)
+    assert "--slurm-status-command sacct" in text and not environment
+    assert "--default-resources slurm_partition='long' slurm_account='lab' --slurm-requeue" in text
+    assert "--retries 5" in text
+    without = slurm.Cluster(has_gpus=True, accounting=False)
+    text, environment = words(without, tmp_path, **given)
+    assert "--slurm-status-command squeue" in text
+    assert environment["SBATCH_ACCOUNT"] == "lab" and "lab" not in text
+    programs(tmp_path, squeue='echo "$@"')
+    fresh = Path(environment["PATH"].partition(":")[0])
+    assert [path.name for path in fresh.iterdir()] == ["sacct"], "no program of a plan's folder"
+    assert fresh.stat().st_mode & 0o777 == 0o700
+    monkeypatch.setenv("PATH", f"{fresh}:{tmp_path}:/bin")
+    words_of_squeue = subprocess.check_output(["sacct", "-X", "--name", "a-b"], text=True)
+    assert words_of_squeue == "--format=%i|%T --states=all --noheader --name a-b\n"
+
+
+def test_device_follows_the_partition():
+    for setting, has_gpus, device in (
+        ("auto", True, "cuda"), ("auto", False, "cpu"), ("cpu", True, "cpu"),
+        ("cuda", True, "cuda"),
+    ):  # fmt: skip
+        assert of_cluster(slurm.Cluster(has_gpus, True)).device(setting) == device
+    with pytest.raises(ValueError, match="device=cuda, but no node of the partition has GPUs"):
+        of_cluster(slurm.Cluster(False, True)).device("cuda")
+
+
+def test_a_cluster_is_read_from_slurms_own_words(tmp_path, monkeypatch):
+    def config(accounting: str, age_s: int) -> str:
+        return f"echo 'AccountingStorageType = {accounting}'; echo 'MinJobAge = {age_s} sec'"
+
+    def refused(message: str, partition: str = "") -> None:
+        with pytest.raises(CampaignError, match=message):
+            slurm.cluster(partition)
+
+    with_database, without = "accounting_storage/slurmdbd", "(null)"
+    programs(tmp_path, sbatch="", sinfo="echo 'gpu:a100:4'", scontrol=config(with_database, 10))
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    monkeypatch.setattr(slurm.importlib.util, "find_spec", lambda name: object())
+    assert slurm.cluster("") == CLUSTER
+    programs(tmp_path, sinfo="echo '(null)'", scontrol=config(without, 210))
+    assert slurm.cluster("") == slurm.Cluster(False, False)
+    # The plugin asks every 180 s in the end, and waits for ever for a job that is not listed.
+    programs(tmp_path, scontrol=config(without, 209))
+    refused(r"forgets a finished job after 209 s \(MinJobAge\)")
+    programs(tmp_path, scontrol=f"{config(without, 300)}; echo 'MaxArraySize = 2'")
+    refused(r"arrays switched off \(MaxArraySize=2\), .*run the campaign inside an allocation")
+    programs(tmp_path, sinfo="true")
+    refused("--partition fast: Slurm has no such partition", "fast")
+    programs(tmp_path, sinfo="echo 'Unable to contact' >&2; exit 1")
+    refused(r"Slurm does not answer: sinfo .*: Unable to contact")
+    monkeypatch.setenv("PATH", "")
+    refused("this machine has no sbatch")
+    monkeypatch.setattr(slurm.importlib.util, "find_spec", lambda name: None)
+    refused("pip install snakemake-executor-plugin-slurm")
+
+
+def test_a_job_that_slurm_refuses_is_told_in_its_words():
+    """Snakemake's own last words are only that a job did not complete."""
+    many = "CPU count per node can not be satisfied"
+    log = (
+        f"SLURM sbatch failed. The error message was 'sbatch: error: {many}\nsbatch: error: no'.\n"
+    )
+    assert f"refused a job: {many}; no (--cores, " in slurm.refusal(log + log)
+    assert slurm.refusal("At least one job did not complete successfully.") == ""
+    for words, hint in (
+        ("Batch job submission failed: Resource temporarily unavailable", "see MaxJobCount: run"),
+        (
+            "AssocMaxSubmitJobLimit\nsbatch: error: x (job submit limit, user's size)",
+            "your account",
+        ),
+        ("Requested node configuration is not available", "no node has so much: ask for less by"),
+    ):
+        assert hint in slurm.refusal(f"The error message was 'sbatch: error: {words}'.")
+
+
+def test_a_job_that_slurm_ends_before_it_writes_a_word_is_told():
+    log = (
+        "Error in rule column:\n    message: SLURM-job '17' failed, SLURM status is: 'CANCELLED'. "
+        "Detailed failure reason unavailable (status command is not 'sacct').\n    jobid: 2\n"
+    )
+    text = "Slurm ended its job 17: CANCELLED (somebody, or the cluster, cancelled it)"
+    assert slurm.ended(log + log) == text and slurm.ended("no error") == ""
+
+
+def test_the_queue_is_emptied_of_this_run(tmp_path, monkeypatch):
+    """Of no other campaign's jobs, those of a copy with the same plan included."""
+    place = tmp_path / "4faa"
+    mine, other = f"rib-4faa-{os.getpid()}_1-2", f"rib-4faa-{os.getpid() + 1}_1-2"
+    queue = f"echo '7 {mine}'; echo '8 {other}'; echo '9 x'; echo '10 {mine.replace('_', '4_')}'"
+    programs(tmp_path, scancel=f'echo "$@" >> {tmp_path}/cancelled', squeue=queue)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
+    assert f"--slurm-jobname-prefix rib-4faa-{os.getpid()} " in words(CLUSTER, place)[0]
+    of_cluster(CLUSTER).cancel(place)
+    assert (tmp_path / "cancelled").read_text() == "7\n"
+
+
+def test_nothing_of_a_stranger_becomes_a_word_of_slurms_or_of_a_shell(tmp_path, monkeypatch):
+    for folder in ("$(touch X)", "a`b`", "it's", 'a"b'):
+        with pytest.raises(ValueError, match="would pass to a shell; use another folder"):
+            words(CLUSTER, tmp_path / folder)
+    programs(tmp_path, scontrol=f"touch {tmp_path}/asked; echo JobState=FAILED")
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    for job in ("--help", "1 2", "", "$(touch X)", "1;2"):
+        assert slurm._state(job) == ""
+    assert not (tmp_path / "asked").exists() and slurm._state("12_3") == "FAILED"
+
+
+def test_a_controller_that_is_away_for_a_while_is_told(monkeypatch):
+    clock, answers = itertools.count(0, 40), iter([True, False, False, False, True])
+    monkeypatch.setattr(workflow.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(slurm.Slurm, "is_there", lambda self: next(answers))
+    watch, away = workflow._away(of_cluster(CLUSTER)), "Slurm does not answer: its jobs continue"
+    assert [watch().startswith(away) for _ in range(5)] == [False, False, True, True, False]
+
+
+def test_options_without_effect_are_refused(capsys):
+    for option, message in (
+        ("--cores 0", "--cores 0: give at least 1"),
+        ("--partition x", "--partition is an option of --executor slurm"),
+        ("--retries 0", "--retries is an option of --executor slurm"),
+        ("--executor slurm --retries -1", "--retries -1: it must be 0 or more"),
+        ("--requeue", "--requeue is an option of --executor slurm"),
+        ("--executor slurm --time 0", "--time 0: it must be above 0"),
+        ("--executor slurm --profile x", "leave --executor out"),
+    ):
+        assert cli.main(["campaign", "emoji", *option.split()]) == 2
+        assert message in capsys.readouterr().err

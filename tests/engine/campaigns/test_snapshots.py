@@ -1,0 +1,137 @@
+"""Snapshots in a campaign: they are evaluated, their weights removed, and nothing trains twice."""
+
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.campaigns import job_states, jobs, make_record
+from engine.campaigns.plan import Plan, make_plan
+from engine.measures.setting import PLAIN, Setting
+from engine.recipe import parsed
+from engine.training import loop
+from helpers import campaigns
+
+CPU = torch.device("cpu")
+STEPS = [1, 2, 6]  # of 25 images in batches of 12, two epochs; `few` has 15, and ends with step 4
+
+
+@dataclass
+class Campaign:
+    """A campaign on a store of its own. trained: the sets that the last run fine-tuned on."""
+
+    file: Path
+    runs: Path
+    trained: list[str] = field(default_factory=list)
+
+    def run(self, *words: str, methods: str = "fine_tune") -> Plan:
+        words = (f"runs={self.runs}", f"methods=[{methods}]", "downstreams=[outline,few]", *words)
+        plan = make_plan(str(self.file), parsed(words), 1)
+        self.trained.clear()
+        for column in plan.columns:
+            jobs.column(plan, column, CPU)
+        return plan
+
+    def folders(self, kind: str, pattern: str = "*") -> list[Path]:
+        return sorted((self.runs / "store" / kind).glob(pattern))
+
+
+@pytest.fixture(scope="module")
+def base(folder, grid) -> Campaign:
+    """With what all columns share."""
+    text = (folder / "shapes.yaml").read_text()
+    case = Campaign(folder / "followed.yaml", folder / "base")
+    case.file.write_text(text.replace("fine_tune: {}", "fine_tune: {train: {snapshots: 3}}"))
+    jobs.prepare(make_plan(str(case.file), parsed([f"runs={case.runs}"]), 1), CPU)
+    return case
+
+
+@pytest.fixture
+def followed(base, tmp_path, monkeypatch) -> Campaign:
+    case, fit = Campaign(base.file, shutil.copytree(base.runs, tmp_path / "runs")), loop.fit
+
+    def counted(method, run, *rest):
+        if not method.fits_head and run.recipe.method.name == "fine_tune":
+            case.trained.append(run.recipe.downstream)
+        return fit(method, run, *rest)
+
+    monkeypatch.setattr(loop, "fit", counted)
+    return case
+
+
+ALL = ["outline", "few"]
+
+
+def test_snapshots_are_evaluated_and_their_weights_removed(followed):
+    """Of methods in the table alone; to train takes a prediction that is gone, not weights."""
+    hidden = followed.run(methods="wise_ft")
+    assert not any(row.setting for row in make_record.record_of(hidden, CPU).evaluations)
+    for trained in (ALL, []):
+        plan = followed.run(methods="fine_tune,wise_ft")
+        assert followed.trained == trained and not followed.folders("snapshots")
+    rows = make_record.record_of(plan, CPU).evaluations
+    steps = [Setting(step=step) for step in STEPS]
+    during = [row for row in rows if row.setting]
+    assert len(during) == len(STEPS) * len(ALL) * (len(campaigns.SETS) + 1)
+    assert {(row.method, row.headline) for row in during} == {("fine_tune", False)}
+    paths = {
+        (row.setting, row.downstream): row.path for row in rows
+        if (row.method, row.evaluated_on) == ("fine_tune", "tinted")
+    }  # fmt: skip
+    for downstream in ALL:
+        of_steps = [paths[step, downstream] for step in steps]
+        assert len(set(of_steps)) == len(STEPS)
+        assert of_steps[-1] == paths[PLAIN, downstream], "the last point is the cell itself"
+    done = plan.place.path / job_states.DONE / "column-few"  # whose training is the shorter one
+    done.parent.mkdir(parents=True)
+    done.touch()
+    partial = make_record.of_finished_columns(plan, CPU)
+    assert {row.setting for row in partial.evaluations} == {PLAIN, *steps}
+    assert partial.downstreams == ["few"] and [m.column for m in partial.missing] == ["outline"]
+    (gone,) = followed.folders("predictions", "fine_tune-outline-step2-on-few-*")
+    before = (gone / "part-00000.parquet").read_bytes()
+    shutil.rmtree(gone)
+    followed.run()
+    assert followed.trained == ["outline"] and not followed.folders("snapshots")
+    assert (gone / "part-00000.parquet").read_bytes() == before
+
+
+def test_the_rows_under_any_name_are_followed_and_what_they_need_is_not(followed):
+    """A stock's models of other seeds have no points on a curve, and nobody would remove theirs."""
+    text = followed.file.read_text().partition("methods:")[0]
+    rows = "  model_stock: {}\n  fine_tune: {train: {snapshots: 3}}\n  again: {base: fine_tune}\n"
+    file = followed.file.with_name("based.yaml")
+    file.write_text(f"{text}methods:\n{rows}")
+    words = [f"runs={followed.runs}", "methods=[model_stock,again]"]
+    plan = make_plan(str(file), parsed(words), 1)
+    stock, again = jobs.builders(plan, CPU, plan.columns[0])
+    assert again._follows_training
+    assert not stock.sibling("fine_tune", 1000)._follows_training
+
+
+def test_what_was_made_without_snapshots_trains_again(followed):
+    followed.run("train.snapshots=0")
+    cells = followed.folders("cells")
+    followed.run()
+    assert followed.trained == ALL and followed.folders("cells") == cells
+
+
+def test_weights_are_kept_on_request_and_while_they_are_not_evaluated(followed, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs.Builder, "entries", lambda *_: [].index("interrupted"))
+        with pytest.raises(ValueError):
+            followed.run()
+    assert followed.trained == ["outline"] and len(followed.folders("snapshots")) == 2
+    followed.run("train.keep_snapshots=true")
+    assert followed.trained == ["few"]
+    weights = followed.folders("snapshots", "*/weights.safetensors")
+    assert len(weights) == 2 * 2
+    for table in followed.folders("predictions", "fine_tune-few-step*"):
+        shutil.rmtree(table)
+    followed.run("train.keep_snapshots=true")
+    assert not followed.trained
+    assert followed.folders("snapshots", "*/weights.safetensors") == weights
+    followed.run()
+    assert not followed.trained and not followed.folders("snapshots")

@@ -1,0 +1,121 @@
+"""A lock holds among processes, on file systems with flock and without."""
+
+import errno
+import fcntl
+import os
+import subprocess
+import sys
+import time
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+
+import pytest
+
+from loaders.files import locks
+
+
+@pytest.fixture(params=["flock", "lease"])
+def path(request, monkeypatch, tmp_path) -> Path:
+    """A lock file; `lease`: its file system has no flock."""
+    if request.param == "lease":
+        without_flock(monkeypatch)
+    return tmp_path / "lock"
+
+
+def without_flock(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", absent)
+    for name, seconds in (("BEAT_S", 0.1), ("LOOK_S", 0.05), ("LAPSE_S", 0.6)):
+        monkeypatch.setattr(locks, name, seconds)
+
+
+def unexpected() -> None:
+    raise AssertionError("nobody holds it")
+
+
+class Refused(Exception):
+    """Somebody holds it."""
+
+
+def refuse() -> None:
+    raise Refused
+
+
+def test_a_lock_is_held_by_one_at_a_time_and_names_it(path):
+    began = time.monotonic()
+    with locks.held(path, unexpected):
+        assert time.monotonic() - began < locks.LAPSE_S, "nobody had it"
+        assert locks.holder(path) == f"process {os.getpid()} on {os.uname().nodename}"
+        with pytest.raises(Refused), locks.held(path, refuse):
+            pass
+    with locks.held(path, unexpected):
+        pass
+    assert not list(path.parent.iterdir()) and locks.holder(path) == "unknown"
+
+
+@pytest.mark.slow
+def test_who_waits_gets_it_once_it_is_free(path):
+    """The holder holds it for longer than a lease lapses without a change."""
+    inside, turns = [], []
+
+    def work(name: str) -> None:
+        with locks.held(path, lambda: turns.append(f"{name} waits")):
+            inside.append(name)
+            assert len(inside) == 1
+            time.sleep(0.9)
+            turns.append(name)
+            inside.remove(name)
+
+    with ThreadPool(2) as pool:
+        first = pool.apply_async(work, "a")
+        time.sleep(0.1)
+        work("b")
+        first.get()
+    assert turns == ["b waits", "a", "b"]
+
+
+HOLDER = """
+import errno, fcntl, sys, time
+from pathlib import Path
+from loaders import locks
+def absent(*_): raise OSError(errno.EOPNOTSUPP, "")
+if sys.argv[2] == "lease": fcntl.flock, locks.BEAT_S, locks.LAPSE_S = absent, 0.1, 0.6
+with locks.held(Path(sys.argv[1]), lambda: None):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_lock_of_a_killed_process_is_free(path, request):
+    """A lease of another machine after a while, whatever the clocks: its time stamp is an hour
+    ahead of ours."""
+    kind = request.node.callspec.params["path"]
+    command = [sys.executable, "-c", HOLDER, str(path), kind]
+    root = Path(locks.__file__).parents[1]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        with pytest.raises(Refused), locks.held(path, refuse):
+            pass
+        holder.kill()
+    ahead = time.time() + 3600
+    for file in path.parent.iterdir():
+        file.write_text(file.read_text().replace(os.uname().nodename, "elsewhere"))
+        os.utime(file, (ahead, ahead))
+    began = time.monotonic()
+    with locks.held(path, unexpected):
+        assert (time.monotonic() - began > locks.LAPSE_S) == (kind == "lease")
+
+
+def test_a_lease_that_was_lost_is_not_touched(monkeypatch, tmp_path, caplog):
+    """As after a pause of the machine, during which another process has taken it."""
+    without_flock(monkeypatch)
+    path = tmp_path / "lock.lease"
+    with locks.held(tmp_path / "lock", unexpected):
+        path.unlink()
+        path.write_text("of another process")
+        before = path.stat().st_mtime_ns
+        time.sleep(0.4)
+        assert "lost the lease" in caplog.text
+    assert path.read_text() == "of another process" and path.stat().st_mtime_ns == before
