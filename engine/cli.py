@@ -7,6 +7,7 @@ parses the rest, so they can be anywhere and do not become values of an option.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib
 import importlib.metadata
 import os
@@ -158,7 +159,7 @@ def completion(shell: str) -> str:
     import shtab
 
     from engine import recipe
-    from engine.recipe.resolve import flat
+    from engine.recipe.overrides import flat
 
     cell = recipe.load("emoji/ewc")
     benchmark = recipe.load("imagenet_rib", recipe.parsed([{"model": cell.model.name}]))
@@ -167,7 +168,7 @@ def completion(shell: str) -> str:
     words = {name: campaigns for name in ("name", "names", "campaign", "source")}
     words |= {"model": models, "models": models, "set": sets, "sets": sets}
     words |= {"dataset": recipe.names("datasets"), "method": recipe.names("methods")}
-    words["overrides"] = [f"{key}=" for key in flat(cell)]
+    words["overrides"] = [f"{key}=" for key in flat(dataclasses.asdict(cell))]
     whole, commands = parser()
     for name, command in commands.items():
         for action in command._actions:

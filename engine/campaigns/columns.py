@@ -15,12 +15,12 @@ from engine.measures.setting import PLAIN, Scalar, Setting
 from engine.recipe import text
 from engine.recipe.campaigns import DOWNSTREAMS, PROBE, VARY
 from engine.recipe.checks import check_terms
-from engine.recipe.schema import Recipe
+from engine.recipe.effects import effect_of
+from engine.recipe.resolve import VARIANT
+from engine.recipe.schema import Affects, Recipe
 from loaders.files.names import Name, identifier
 
-SECTIONS = ("optimizer", "train")  # their keys may vary, since they change only training
 SEED = "seed"
-KEYS = ("dataset.shots", "dataset.portion", "method.variant", SEED)
 FIXED = {f"method.{name}" for name in ("name", "title", "module")}  # they identify the method
 MOST = 10_000  # columns; more indicate a mistake in `vary`
 LONGEST = 200  # bytes of a column's name; file names contain it and have at most 255
@@ -148,14 +148,14 @@ def _probes(
 def _check_keys(source: str, vary: Mapping[str, Sequence[Any]], cells: Sequence[Recipe]) -> None:
     """Raise RecipeError for a key that cannot vary, or without a list of plain values."""
     for key, values in vary.items():
-        section = key.partition(".")[0]
-        is_option = section == "method" and len(cells) == 1 and key not in FIXED
-        if section not in SECTIONS and key not in KEYS and not is_option:
+        is_option = key.startswith("method.") and key != VARIANT
+        is_fixed = key in FIXED or (is_option and len(cells) > 1)
+        if is_fixed or effect_of(key) is not Affects.CELL:
             raise RecipeError(
-                f"{source}: vary: {key} cannot vary; keys of {', '.join(SECTIONS)} can, and "
-                f"{', '.join(KEYS)}. To vary a method's option, select its row alone "
-                "(`methods=[ROW]`) or add a row per value (`base`). To vary a key that all columns "
-                "share, make one campaign per value"
+                f"{source}: vary: {key} cannot vary; keys of optimizer and train can, and "
+                f"dataset.shots, dataset.portion, {VARIANT}, {SEED}. To vary a method's option, "
+                "select its row alone (`methods=[ROW]`) or add a row per value (`base`). To vary a "
+                "key that all columns share, make one campaign per value"
             )
         if not isinstance(values, list) or not values:
             raise RecipeError(

@@ -6,13 +6,15 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from engine.campaigns.plan import OF_ROW, Plan
+from engine.campaigns.plan import Plan
 from engine.campaigns.record import FinishedCampaign, Record
+from engine.recipe.effects import values_of
+from engine.recipe.overrides import flat
+from engine.recipe.schema import Affects
 from engine.store.artifacts import Artifact
 from loaders.files import typed_json
 
 VERSIONS = "versions.json"  # of a cell
-NOT_RESULTS = ("campaign", "runs", "trackers", "downstream", "published")  # do not change results
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,24 +70,12 @@ def _names(plan: Plan) -> dict[str, Any]:
 
 
 def _shared(plan: Plan) -> dict[str, Any]:
-    values = dataclasses.asdict(plan.recipe)
-    return _flat({k: v for k, v in values.items() if k not in (*OF_ROW, "seeds")})
+    values = flat(values_of(plan.recipe, {Affects.CAMPAIGN, Affects.PACK}))
+    return {key: value for key, value in values.items() if key not in ("seeds", "downstream")}
 
 
 def _of_row(plan: Plan, row: str) -> dict[str, Any]:
-    values = dataclasses.asdict(plan.rows[row].recipe)
-    return _flat({key: values[key] for key in OF_ROW})
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if key in NOT_RESULTS:
-            continue
-        flat |= (
-            _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-        )
-    return flat
+    return flat(values_of(plan.rows[row].recipe, {Affects.CELL}))
 
 
 def _differing(

@@ -7,7 +7,6 @@ evaluations read only that file, so later changes to recipes do not affect the c
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,8 +24,9 @@ from engine.errors import CampaignError, RecipeError
 from engine.machine.files import short_digest
 from engine.recipe import catalogue, modules
 from engine.recipe.campaigns import SELECTION, VARY
-from engine.recipe.overrides import Override
-from engine.recipe.schema import Recipe, TrainRecipe
+from engine.recipe.effects import effect_of, values_of
+from engine.recipe.overrides import Override, flat
+from engine.recipe.schema import Affects, Recipe
 from engine.store import artifacts
 from loaders.files import typed_json
 from loaders.files.durable import file_hash
@@ -35,9 +35,6 @@ from loaders.files.typed_json import DamagedFile
 PREPARE, COLUMN = "prepare", "column"  # jobs, and rules of the workflow, like REPORT
 PAGE, TABLE = "index.html", "table.txt"  # in the report's folder
 RESULTS = "results.json"  # in the report's folder
-OF_ROW = ("method", "optimizer", "train", "trackers")  # sections a row may set; rows share the rest
-# These keys change where and how a campaign runs, but not its results.
-OUTSIDE = ("runs", "trackers", "device", "train.checkpoint_minutes", "model")
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,15 +212,20 @@ def _check_overrides(overrides: Sequence[Override], methods: Sequence[str]) -> N
 
 def _check_shared(file: str, rows: Mapping[str, CellPlan]) -> None:
     """Raise RecipeError if a row changes a value that the grid takes from its first row."""
-    shared = next(iter(rows.values())).recipe
-    keys = [field.name for field in dataclasses.fields(Recipe) if field.name not in OF_ROW]
-    for (name, row), key in itertools.product(rows.items(), keys):
-        if any(getattr(cell.recipe, key) != getattr(shared, key) for cell in row.all()):
-            raise RecipeError(
-                f"{file} (methods.{name}): this row, or a method that it needs, sets `{key}`, "
-                f"which all rows share: set `{key}` at the level of `methods:`, or make another "
-                "campaign"
-            )
+    shared = _shared(next(iter(rows.values())))
+    for name, row in rows.items():
+        for cell in row.all():
+            for key, value in _shared(cell).items():
+                if value != shared[key]:
+                    raise RecipeError(
+                        f"{file} (methods.{name}): this row, or a method that it needs, sets "
+                        f"`{key}`, which all rows share: set `{key}` at the level of `methods:`, "
+                        "or make another campaign"
+                    )
+
+
+def _shared(cell: CellPlan) -> dict[str, Any]:
+    return flat(values_of(cell.recipe, {Affects.CAMPAIGN, Affects.PACK}))
 
 
 def settings_of_needs(plan: Plan) -> list[dict[str, Any]]:
@@ -261,15 +263,13 @@ def settings_of_rows(plan: Plan) -> dict[str, dict[str, Any]]:
 
 
 def _settings(cell: CellPlan, sha256: Mapping[str, str]) -> dict[str, Any]:
-    """The settings of a cell that can change results: all but paths, trackers and checkpoints.
+    """The settings of a cell that can change results, but for its column.
 
     A user's method is identified by its file's name and SHA-256, without its needs, which are known
     only after running the file.
     """
-    values = dataclasses.asdict(cell.recipe)
-    for key in ("runs", "campaign", "trackers", "downstream"):
-        del values[key]
-    values["train"]["checkpoint_minutes"] = TrainRecipe.checkpoint_minutes
+    values = values_of(cell.recipe, set(Affects) - {Affects.NOTHING})
+    del values["downstream"]
     module = cell.recipe.method.module
     if modules.is_users(module):
         file = {"module": Path(module).name, "sha256": sha256[module]}
@@ -296,7 +296,8 @@ def _title(
     if swept:
         title += [methods[0], "sweep", *(key.rpartition(".")[2] for key in swept)]
     title += [f"limit-{cell.dataset.limit}"] if cell.dataset.limit else []
-    if any(each.key not in OUTSIDE for each in overrides):
+    apart = [each.key for each in overrides if each.key not in ("device", "model")]
+    if any(effect_of(key) is not Affects.NOTHING for key in apart):
         title.append(identity[:8])
     return "-".join(title)
 

@@ -31,6 +31,8 @@ from engine.methods.linear_probe import first_head
 from engine.models import checkpoints, compiled, zero_shot
 from engine.models.form import Form
 from engine.recipe import modules
+from engine.recipe.effects import values_of
+from engine.recipe.schema import Affects
 from engine.run import Run
 from engine.store import cells, tensors
 from engine.store.alone import find_or_make
@@ -133,10 +135,6 @@ class Builder(Context):
             method["sha256"] = file_hash(module)
             method["module"] = module.name  # a file that moved is the same method
         form = Form.of(recipe.train, self.device)
-        train = dataclasses.asdict(recipe.train)
-        # These leave the weights as they are.
-        for name in ("snapshots", "keep_snapshots", "checkpoint_minutes"):
-            del train[name]
         return {
             "base": self.base.name,
             "target": self.target.pack.fingerprint,
@@ -148,7 +146,7 @@ class Builder(Context):
             "method": {k: v for k, v in method.items() if k != "title"},
             "needs": [self.sibling(name).key() for name in self.plan.needs],
             "optimizer": dataclasses.asdict(recipe.optimizer),
-            "train": train | {"compile": False} | form.key,
+            "train": values_of(recipe.train, {Affects.CELL}) | {"compile": False} | form.key,
             "seed": recipe.seed,
             "machine": self.run.machine,
             **self.target.part_key(recipe),

@@ -62,6 +62,15 @@ def nested(key: str, value: Any) -> dict[str, Any]:
     return value
 
 
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values by dotted key, such as `train.epochs`; the inverse of `nested`."""
+    made: dict[str, Any] = {}
+    for name, value in values.items():
+        is_section = isinstance(value, Mapping) and value
+        made |= flat(value, f"{prefix}{name}.") if is_section else {prefix + name: value}
+    return made
+
+
 def of_word(word: str) -> Override:
     """Parse `key=value`. Raises RecipeError for anything else."""
     key, equals, value = word.partition("=")

@@ -151,14 +151,6 @@ def dump(recipe: Recipe, needs: Mapping[str, Recipe] | None = None) -> str:
     return yaml_text.dump(values)
 
 
-def flat(recipe: Recipe) -> dict[str, Any]:
-    """The resolved recipe's values by dotted key, such as `train.epochs`."""
-    import pandas  # imported here: it takes a second
-
-    (values,) = pandas.json_normalize(dataclasses.asdict(recipe)).to_dict("records")
-    return {str(key): value for key, value in values.items()}
-
-
 def without_options(given: Sequence[Override]) -> list[Override]:
     """The overrides without a method's own options. Keeps `method.variant`, which every method
     has."""

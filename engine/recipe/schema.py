@@ -7,6 +7,7 @@ the command line, and raises an error for any other key or value. A method's `Re
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
@@ -32,6 +33,30 @@ Batch = Annotated[int, Meta(ge=1, le=65_536)]
 Pixels = Annotated[int, Meta(ge=1, le=4096)]
 Width = Annotated[int, Meta(ge=0, le=100_000)]
 Thousand = Annotated[int, Meta(ge=1, le=1000)]
+
+
+class Affects(enum.Enum):
+    """What changes with a key's value. A section's keys have its mark, unless `marked` says more.
+
+    NOTHING: no result. CELL: a cell's training alone, so rows and columns of a campaign may differ.
+    CAMPAIGN: what all cells share, such as models, splits and evaluation. PACK: encoded images too.
+    """
+
+    NOTHING = enum.auto()
+    CELL = enum.auto()
+    CAMPAIGN = enum.auto()
+    PACK = enum.auto()
+
+
+NOTHING, CELL, CAMPAIGN, PACK = Affects
+
+
+def marked(affects: Affects, default: Any) -> Any:
+    """A dataclass field with a mark. default: a value, or a class whose call makes it."""
+    metadata = {"affects": affects}
+    if isinstance(default, type):
+        return field(default_factory=default, metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -87,7 +112,7 @@ class ModelRecipe:
     crop_mode: Literal["center", "squash"] | None = None  # how images become square (timm)
     channels_last: bool = False
     projection: Width = 0  # for CLIP, the width of the normalized embedding; 0: none
-    published: dict[str, float] = field(default_factory=dict)  # top-1 in percent, by dataset
+    published: dict[str, float] = marked(NOTHING, dict)  # top-1 in percent, by dataset
 
 
 @dataclass(frozen=True)
@@ -99,27 +124,28 @@ class DatasetRecipe:
     """
 
     name: str = MISSING
-    kind: Literal["folder", "emoji", "imagenet"] = "folder"
-    root: str = ""  # <root>/<set>/<class>/<image>; imagenet: <root>/<set>, or empty
-    upstream: Name = "upstream"
+    kind: Literal["folder", "emoji", "imagenet"] = marked(PACK, "folder")
+    root: str = marked(PACK, "")  # <root>/<set>/<class>/<image>; imagenet: <root>/<set>, or empty
+    upstream: Name = marked(PACK, "upstream")
     sets: list[Name] = MISSING
     train_sets: list[Name] = field(default_factory=list)  # may be trained on, never evaluated
     # datasets by maker; a run may lack some of them
     families: dict[str, list[str]] = field(default_factory=dict)
     # for emoji-RIB only: number of classes, images per class and style, and their size
-    classes: Width = 0
-    renderings: Thousand = 1
-    source_px: Pixels = 128
-    seed: Seed = 0
+    classes: Width = marked(PACK, 0)
+    renderings: Thousand = marked(PACK, 1)
+    source_px: Pixels = marked(PACK, 128)
+    seed: Seed = marked(PACK, 0)
     holdout: BelowOne = 0.25  # fraction of each class held out of training; 0: no split
     # set: each dataset holds out images separately. source: a photo held out of one dataset is held
     # out of all datasets that show it.
     holdout_by: Literal["set", "source"] = "set"
     train_images: Count = 0  # maximum training images per dataset, as a balanced sample; 0: all
-    shots: Count = 0  # training images per class, drawn with the cell's seed; 0: all
-    portion: Part = 1.0  # fraction of each class to train on, drawn with the cell's seed
+    shots: Count = marked(CELL, 0)  # training images per class, drawn with the cell's seed; 0: all
+    # fraction of each class to train on, drawn with the cell's seed
+    portion: Part = marked(CELL, 1.0)
     limit: Count = 0  # smoke run: images per dataset, for training and evaluation; 0: all
-    pack_format: Literal["raw", "jpeg"] = "raw"
+    pack_format: Literal["raw", "jpeg"] = marked(PACK, "raw")
     objectnet: Literal["corrected", "paper"] = "corrected"
     # accepted: fine-tune on it, if you have permission
     objectnet_terms: Literal["test_only", "accepted"] = "test_only"
@@ -192,9 +218,10 @@ class TrainRecipe:
     precision: Literal["auto", "fp32", "bf16", "bf16_residual"] = "auto"
     compile: Literal["auto", "always", "never"] = "auto"  # auto: on a GPU
     # in campaigns: number of models evaluated during training; 0: none
-    snapshots: Annotated[int, Meta(ge=0, le=1000)] = 0
-    keep_snapshots: bool = False  # False: delete their weights after evaluation
-    checkpoint_minutes: NotNegative = 10.0  # minutes between two checkpoints; 0: no checkpoints
+    snapshots: Annotated[int, Meta(ge=0, le=1000)] = marked(CAMPAIGN, 0)
+    keep_snapshots: bool = marked(CAMPAIGN, False)  # False: delete their weights after evaluation
+    # minutes between two checkpoints; 0: no checkpoints
+    checkpoint_minutes: NotNegative = marked(NOTHING, 10.0)
 
     def steps_an_epoch(self, images: int) -> int:
         """Optimizer steps per epoch on `images` images; the last batch may be smaller."""
@@ -225,22 +252,23 @@ class EvaluateRecipe:
 class Recipe:
     """One cell of the grid, resolved: model, method, downstream dataset and seed."""
 
-    campaign: str = ""  # name or path of the campaign
-    model: ModelRecipe = field(default_factory=ModelRecipe)
-    dataset: DatasetRecipe = field(default_factory=DatasetRecipe)
+    campaign: str = marked(NOTHING, "")  # name or path of the campaign
+    model: ModelRecipe = marked(CAMPAIGN, ModelRecipe)
+    dataset: DatasetRecipe = marked(CAMPAIGN, DatasetRecipe)
     method: MethodRecipe = field(default_factory=MethodRecipe)
     optimizer: OptimizerRecipe = field(default_factory=OptimizerRecipe)
     train: TrainRecipe = field(default_factory=TrainRecipe)
-    evaluate: EvaluateRecipe = field(default_factory=EvaluateRecipe)
-    downstream: Name = MISSING
+    evaluate: EvaluateRecipe = marked(CAMPAIGN, EvaluateRecipe)
+    downstream: Name = marked(CAMPAIGN, MISSING)  # its column says which
     seed: Seed = 0
-    seeds: Thousand = 1  # number of training seeds, from `seed` upwards; reports show means
-    runs: Path = "runs"  # folder for all outputs
-    source: Literal["auto", "resident", "stream"] = "auto"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    trackers: list[str] = field(default_factory=list)  # tensorboard, wandb, MODULE:CLASS
+    # number of training seeds, from `seed` upwards; reports show means
+    seeds: Thousand = marked(CAMPAIGN, 1)
+    runs: Path = marked(NOTHING, "runs")  # folder for all outputs
+    source: Literal["auto", "resident", "stream"] = marked(CAMPAIGN, "auto")
+    device: Literal["auto", "cpu", "cuda"] = marked(CAMPAIGN, "auto")
+    trackers: list[str] = marked(NOTHING, list)  # tensorboard, wandb, MODULE:CLASS
     # CPU threads per rank; results differ by rounding with another number
-    threads: Annotated[int, Meta(ge=1, le=1024)] = 1
+    threads: Annotated[int, Meta(ge=1, le=1024)] = marked(CAMPAIGN, 1)
 
     @property
     def head_set(self) -> str:

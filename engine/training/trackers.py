@@ -18,8 +18,9 @@ from typing import Any
 from engine.machine import ranks
 from engine.machine.files import short_digest
 from engine.measures import metrics
-from engine.recipe.resolve import flat
-from engine.recipe.schema import MethodRecipe, Recipe
+from engine.recipe.effects import values_of
+from engine.recipe.overrides import flat
+from engine.recipe.schema import Affects, MethodRecipe, Recipe
 from loaders.files.root import Root
 
 log = logging.getLogger(__name__)
@@ -129,13 +130,13 @@ class Trackers:
 
 def subject(recipe: Recipe) -> Subject:
     """The run of a recipe's cell, named after the method's options, learning rate and seed."""
-    config = flat(recipe)
+    config = flat(dataclasses.asdict(recipe))
     shared = {field.name for field in dataclasses.fields(MethodRecipe)}
     options = {k: v for k, v in vars(recipe.method).items() if k not in shared}
     options |= {"lr": recipe.optimizer.lr, "seed": recipe.seed}
     words = " ".join(f"{key}={value}" for key, value in options.items())
-    of_cell = {key: value for key, value in config.items() if key not in ("runs", "trackers")}
-    number = short_digest([of_cell, str(Path(recipe.runs).resolve())])
+    of_cell = values_of(recipe, set(Affects) - {Affects.NOTHING})
+    number = short_digest([recipe.campaign, of_cell, str(Path(recipe.runs).resolve())])
     name = f"{recipe.method.title} on {recipe.downstream} {words} {number[:6]}"
     return Subject(recipe.campaign or "cells", name, number, config, Path(recipe.runs))
 

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import abc
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
-from engine.recipe.schema import DatasetRecipe
+from engine.recipe.effects import values_of
+from engine.recipe.schema import Affects, DatasetRecipe
 from loaders import trees
 from loaders.pack import Pack
 from loaders.trees import Listing
-
-# Keys of a dataset's recipe that change no pack, or only packs of other kinds.
-UNRELATED = {"name", "sets", "train_sets", "families", "holdout", "holdout_by", "shots", "portion"}
-UNRELATED |= {"train_images", "thumbnails", "objectnet", "objectnet_terms", "subsample"}
-# `packs.identity` adds these unless they are the default.
-UNRELATED |= {"undecodable", "background", "limit"}
 
 
 class Kind(abc.ABC):
@@ -47,8 +41,7 @@ class Kind(abc.ABC):
 
     def identity(self, name: str) -> dict[str, Any]:
         """The settings that determine a dataset's pack. Raises ValueError for other kinds."""
-        options = dataclasses.asdict(self.dataset)
-        return {key: value for key, value in options.items() if key not in UNRELATED}
+        return values_of(self.dataset, {Affects.PACK}, Affects.CAMPAIGN)
 
     def fingerprint(self, name: str) -> str | None:
         """The fingerprint of the current source images, or None if they are not read."""

@@ -113,7 +113,7 @@ def test_a_users_method_is_a_part_of_its_campaign(folder, tmp_path):
         ("  again: {base: fine_tune, title: FT}", "two rows have the title 'FT'"),
         (
             "  lwf: {dataset: {holdout: 0.5}}",
-            r"of_text.yaml \(methods.lwf\): .*`dataset`, .* share",
+            r"of_text.yaml \(methods.lwf\): .*`dataset.holdout`, .* share",
         ),
         (
             "  ewc: {seeds: 2}\n  soup: {}",

@@ -43,7 +43,7 @@ def test_the_row_and_its_sets():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("emoji/ewc model.crop=0.8,0.9", "model.crop cannot vary; keys of optimizer, train can"),
+        ("emoji/ewc model.crop=0.8,0.9", "model.crop cannot vary; keys of optimizer and train can"),
         ("emoji/ewc method.lam=1,1.0", "method.lam names 1.0 twice, as 1 and 1.0"),
         ("emoji/ewc method.lam=1,2 method.lam=3", r"method.lam is given twice: .* method.lam=A,B"),
         ("emoji/ewc method.lam=1,", "a value between commas is empty"),
