@@ -73,7 +73,7 @@ class Run:
         """Returns the artefact of this key; if missing, one launch makes it on all its ranks.
 
         compute: runs on every rank and returns a function that the first rank calls to write the
-        folder. Raises FileNotFoundError if the artefact is missing and the store is read-only.
+        folder.
         """
         asked = kind, label, key
 

@@ -1,63 +1,43 @@
-"""The computing jobs of a campaign: `prepare` for all columns, then one job per column."""
+"""The computing jobs of a campaign: `prepare` for all columns, then one job per column, and one for
+the distances between the datasets. The last act of each is to write its part of the record."""
 
 from __future__ import annotations
 
-import itertools
 import logging
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
 
 import torch
 
-from engine.campaigns import job_states
+from engine.campaigns import job_states, make_parts
 from engine.campaigns.columns import Column
-from engine.campaigns.plan import PREPARE, Plan
+from engine.campaigns.make_parts import is_judged_seen
+from engine.campaigns.parts import Distances, write_part
+from engine.campaigns.plan import DISTANCES, PREPARE, Plan
 from engine.cells.build import Builder
 from engine.cells.snapshots import Followed
-from engine.data.sets import Sets
 from engine.evaluation import accuracies, cka, features, passes
 from engine.machine import ranks
-from engine.run import Run
+from engine.otdd import solve
+from engine.otdd.problems import DistanceOptions
 from engine.store.artifacts import Store
 from engine.store.cells import Ensemble
 from engine.training import trackers
+from loaders.files.typed_json import DamagedFile
 
 log = logging.getLogger(__name__)
+DISTANCE = DistanceOptions(samples=10_000)
 
 
-def builders(
-    plan: Plan,
-    device: torch.device,
-    column: Column,
-    sets: Sets | None = None,
-    *,
-    finds_only: bool = False,
-) -> list[Builder]:
-    """The builder of each cell of a column.
-
-    sets: open datasets of another column, to share. finds_only: the builders only look up artefacts
-    and make none.
-    """
+def builders(plan: Plan, device: torch.device, column: Column) -> list[Builder]:
+    """The builder of each cell of a column."""
     first, *rest = cells = list(plan.cells(column))
     # A probe is evaluated only after training and needs no snapshots.
     followed_cells = [] if column.is_probe else [cell.recipe for cell in cells]
     followed = Followed(followed_cells, plan.downstreams)
-    store = Store(plan.place.store, finds_only=finds_only)
-    run_users = not finds_only
-    builder = Builder(first, device, sets, followed, store=store, run_users=run_users)
+    store = Store(plan.place.store)
+    builder = Builder(first, device, followed=followed, store=store, run_users=True)
     return [builder, *map(builder.of, rest)]
-
-
-def finished(
-    plan: Plan, device: torch.device, columns: Sequence[Column]
-) -> Iterator[tuple[Column, list[Builder]]]:
-    """Each of these columns with its builders, which make nothing. Datasets are opened once."""
-    sets = None
-    for column in columns:
-        rows = builders(plan, device, column, sets, finds_only=True)
-        sets = rows[0].sets
-        yield column, rows
 
 
 def prepare(plan: Plan, device: torch.device) -> None:
@@ -90,15 +70,21 @@ def prepare(plan: Plan, device: torch.device) -> None:
     begin(len(names), "graphs")
     for row in rows:
         row.compile()
+    write_part(plan.place, PREPARE, make_parts.of_preparation(plan, run))
     begin(len(names) + 1)
 
 
-def is_judged_seen(run: Run, name: str, others: Sequence[str]) -> bool:
-    """Whether models are also evaluated on a dataset's images that are not held out.
-
-    True if `Recipe.judges_seen` and the dataset shares photos with one of the others.
-    """
-    return run.recipe.judges_seen and any(run.sets.share_photos(name, each) for each in others)
+def distances(plan: Plan, device: torch.device) -> None:
+    """Compute the distances between all datasets, from the features of the pretrained model."""
+    run, matrix = builders(plan, device, plan.columns[0])[0].run, None
+    try:
+        matrix = solve.distances(run, run.recipe.dataset.evaluated_sets, DISTANCE).plain()
+    except DamagedFile:
+        raise
+    except ValueError as error:
+        log.warning("no distances between the datasets: %s", error)
+    write_part(plan.place, DISTANCES, Distances(matrix))
+    job_states.advance(plan.place, DISTANCES, 1, 1)
 
 
 def column(plan: Plan, column: Column, device: torch.device) -> None:
@@ -111,8 +97,9 @@ def column(plan: Plan, column: Column, device: torch.device) -> None:
     for done, row in enumerate(in_turn, start=1):
         row.build()
         job_states.advance(plan.place, name, done, len(rows) + 1)
-    of_rows = [row.entries() for row in rows]  # a collective call: all ranks look entries up
-    entries = list(itertools.chain(*of_rows))
+    # Collective calls: all ranks look cells and entries up.
+    models = [(row.build(), row.entries()) for row in rows]
+    entries = [entry for _, of_row in models for entry in of_row]
     run = rows[0].run
     for place in run.recipe.dataset.evaluated_sets:
         split = run.recipe.split_of(place)
@@ -124,10 +111,12 @@ def column(plan: Plan, column: Column, device: torch.device) -> None:
             mixes = [mix for mix in headlines if not isinstance(mix, Ensemble)]  # no features
             cka.evaluate(run, mixes, place)
         run.sets.release(place)
-    for row, of_row in zip(rows, of_rows, strict=True):
+    for row, (_, of_row) in zip(rows, models, strict=True):
         if row.recipe.trackers and ranks.rank() == 0:
             headline = next(entry for entry in of_row if entry.headline)
             trackers.log_accuracies(row.recipe, accuracies.compared(row.run, headline.mix))
         row.remove_snapshots()
+    if ranks.rank() == 0:
+        write_part(plan.place, name, make_parts.of_column(plan, column, rows, models))
     job_states.advance(plan.place, name, len(rows) + 1, len(rows) + 1)
     log.info("column %s took %.0f s", column.name, time.monotonic() - started)

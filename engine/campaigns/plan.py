@@ -32,7 +32,8 @@ from loaders.files import typed_json
 from loaders.files.durable import file_hash
 from loaders.files.typed_json import DamagedFile
 
-PREPARE, COLUMN = "prepare", "column"  # jobs, and rules of the workflow, like REPORT
+# Jobs, and rules of the workflow, like REPORT.
+PREPARE, DISTANCES, COLUMN = "prepare", "distances", "column"
 PAGE, TABLE = "index.html", "table.txt"  # in the report's folder
 RESULTS = "results.json"  # in the report's folder
 
@@ -107,15 +108,15 @@ class Plan:
     @property
     def jobs(self) -> list[str]:
         """The names of all jobs, in the order in which they run."""
-        return [PREPARE, *(column.job for column in self.columns), REPORT]
+        return [PREPARE, *(column.job for column in self.columns), DISTANCES, REPORT]
 
     def steps(self, job: str) -> int:
         """A job's steps in the progress bar.
 
         The preparation has one for every dataset, the upstream dataset and the model; a column has
-        one for every cell and one for the evaluation; the report has one.
+        one for every cell and one for the evaluation; the distances and the report have one.
         """
-        ends = {PREPARE: len(self.sets) + 2, REPORT: 1}
+        ends = {PREPARE: len(self.sets) + 2, DISTANCES: 1, REPORT: 1}
         return ends.get(job, len(self.rows) * self.seeds + 1)
 
     @property
@@ -130,6 +131,11 @@ class Plan:
         first = on[0].recipe.seed
         for seed in range(first, first + self.seeds):
             yield from (cell.seeded(seed) for cell in on)
+
+
+def stage_of(job: str) -> str:
+    """The rule of the workflow that runs a job."""
+    return job if job in (PREPARE, DISTANCES, REPORT) else COLUMN
 
 
 @catalogue.each_file_once()

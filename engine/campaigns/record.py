@@ -169,16 +169,20 @@ class FinishedCampaign:
 
     @functools.cache  # noqa: B019  # a campaign lives as long as its process
     def _checked(self, name: str) -> Path:
-        place = self.place
-        path, store = place.store / name, place.store_root
-        if not store.has(name):
-            raise DamagedFile(f"{path} is missing: run `rib campaign` again, {AS_BEFORE}")
-        if hash_once(path) != self.record.files.get(name):
-            raise DamagedFile(
-                f"{path} was changed since the campaign ended: delete {path.parent} and run "
-                f"`rib campaign` again, {AS_BEFORE}"
-            )
-        return path
+        return checked_file(self.place, name, self.record.files.get(name))
+
+
+def checked_file(place: PlanFolder, name: str, sha256: str | None) -> Path:
+    """The path of a file of the store. Raises DamagedFile if it is missing or has another hash."""
+    path = place.store / name
+    if not place.store_root.has(name):
+        raise DamagedFile(f"{path} is missing: run `rib campaign` again, {AS_BEFORE}")
+    if hash_once(path) != sha256:
+        raise DamagedFile(
+            f"{path} was changed since the campaign evaluated it: delete {path.parent} and run "
+            f"`rib campaign` again, {AS_BEFORE}"
+        )
+    return path
 
 
 def write(place: PlanFolder, record: Record) -> FinishedCampaign:

@@ -1,34 +1,96 @@
-"""Jobs of a new plan whose results a finished campaign of the same runs folder already has.
+"""Parts of a new plan's record that a finished campaign of the same runs folder already has.
 
 Selecting some rows or columns of a finished campaign then only writes a report. If it lacks
-something, such as features that `rib gc` deleted, all jobs run after all (`workflow.run`).
+something, such as predictions that `rib gc` deleted, all jobs run after all (`workflow.run`).
 """
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping, Sequence
+
 from engine.campaigns import holdings, seal
 from engine.campaigns.holdings import Begun
-from engine.campaigns.plan import PREPARE, Plan, is_current, settings_of_rows
+from engine.campaigns.parts import Distances, Models, Part, Preparation, read_part
+from engine.campaigns.plan import DISTANCES, PREPARE, Plan, is_current, settings_of_rows
+from engine.measures.rows import Evaluation
 from loaders.files.typed_json import DamagedFile
 
 
-def jobs(plan: Plan) -> list[str]:
-    """The jobs that need not run. Reads plans and records of other campaigns, and no artefact.
+def parts_of(plan: Plan) -> dict[str, Part]:
+    """The parts, by job, of the jobs that need not run. Reads plans, records and parts of other
+    campaigns, and no artefact.
 
     Empty if a row has a tracker, which logs each cell as it is made. If nothing is left but the
-    report, that includes the preparation.
+    report, that includes the preparation and the distances.
     """
     if any(row.recipe.trackers for row in plan.rows.values()):
-        return []
-    rows, found = settings_of_rows(plan).values(), set[str]()
+        return {}
+    columns: dict[str, Part] = {}
+    shared: dict[str, Part] = {}
     for begun in holdings.campaigns(plan.place.runs):
-        if (other := _finished(begun)) is None or other.device != plan.device:
+        if (other := _finished(begun)) is None or not _shares_cells(plan, other):
             continue
-        theirs = settings_of_rows(other).values()
-        if all(row in theirs for row in rows):
-            found |= {column.job for column in plan.columns if column in other.columns}
-    names = [column.job for column in plan.columns if column.job in found]
-    return [PREPARE, *names] if len(names) == len(plan.columns) else names
+        names = _names(plan, other)
+        if len(names) < len(plan.rows):
+            continue
+        try:
+            shared = {
+                PREPARE: read_part(other.place, PREPARE, Preparation),
+                DISTANCES: read_part(other.place, DISTANCES, Distances),
+            }
+            for column in plan.columns:
+                if column in other.columns:
+                    part = read_part(other.place, column.job, Models)
+                    columns[column.job] = _of_rows(part, names)
+        except (OSError, DamagedFile):
+            continue
+    return {**shared, **columns} if len(columns) == len(plan.columns) else columns
+
+
+def _shares_cells(plan: Plan, other: Plan) -> bool:
+    """Whether equal rows of both plans have equal evaluations in equal columns.
+
+    The preparation depends on all datasets that are read, and snapshots on all downstream ones.
+    """
+    follows = any(row.recipe.train.snapshots for row in plan.rows.values())
+    return (
+        other.device == plan.device
+        and other.needed == plan.needed
+        and (not follows or other.downstreams == plan.downstreams)
+    )
+
+
+def _names(plan: Plan, other: Plan) -> dict[str, str]:
+    """The names of the plan's rows by their names in the other plan, as far as that has them."""
+    theirs = settings_of_rows(other).items()
+    return {
+        their_name: name
+        for name, settings in settings_of_rows(plan).items()
+        for their_name, their_settings in theirs
+        if their_settings == settings
+    }
+
+
+def _of_rows(part: Models, names: Mapping[str, str]) -> Models:
+    """A column's part with these of its rows, under other names."""
+
+    def selected(rows: Sequence[Evaluation]) -> list[Evaluation]:
+        return [
+            dataclasses.replace(row, method=names[row.method])
+            for row in rows
+            if row.method in names
+        ]
+
+    evaluations, seen = selected(part.evaluations), selected(part.seen)
+    paths = {row.path.as_posix() for row in (*evaluations, *seen)}
+    return Models(
+        evaluations=evaluations,
+        seen=seen,
+        files={name: sha256 for name, sha256 in part.files.items() if name in paths},
+        cells={name: part.cells[theirs] for theirs, name in names.items()},
+        cka=[row | {"method": names[row["method"]]} for row in part.cka if row["method"] in names],
+    )
 
 
 def _finished(begun: Begun) -> Plan | None:

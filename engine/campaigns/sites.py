@@ -8,14 +8,15 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from engine.campaigns.plan import COLUMN, PREPARE, REPORT, Plan
+from engine.campaigns.plan import COLUMN, DISTANCES, PREPARE, REPORT, Plan
 from engine.campaigns.schedulers import SCHEDULERS, RunOptions, Scheduler
 from engine.errors import CampaignError
 
 QUEUED_CORES = 4  # per queued job: threads read images during training
 START_H = 5 / 60  # of a job: imports, compilation, a slow file system
 MARGIN = 3  # factor on the predicted time: schedulers end jobs that exceed their request
-REPORT_H = 35 / 60  # distances between the datasets, bootstrap
+DISTANCES_H = 30 / 60  # between the datasets, on four cores
+REPORT_H = 10 / 60  # bootstrap
 Resources = Mapping[str, int]  # of a job: threads, gpu, mem_mb, runtime (minutes)
 
 
@@ -102,6 +103,7 @@ def resources(options: RunOptions, site: Site, plan: Plan, plans: int = 1) -> di
         return {
             PREPARE: {"threads": cores, "gpu": min(gpus, 1)},
             COLUMN: {"threads": min(plan.threads, options.cores), "gpu": gpus},
+            DISTANCES: {"threads": min(plan.threads, options.cores), "gpu": min(gpus, 1)},
             REPORT: {"threads": cores},
         }
     from engine.campaigns import estimate
@@ -121,6 +123,7 @@ def resources(options: RunOptions, site: Site, plan: Plan, plans: int = 1) -> di
     return {
         PREPARE: {"threads": cores, "gpu": min(gpus, 1), **memory, **minutes(prepare_h)},
         COLUMN: {"threads": cores, "gpu": gpus, **memory, **minutes(column_h)},
+        DISTANCES: {"threads": cores, "gpu": min(gpus, 1), **memory, **minutes(DISTANCES_H)},
         REPORT: {"threads": cores, **memory, **minutes(REPORT_H)},
     }
 

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from engine.campaigns import job_states, progress, reuse, sites
-from engine.campaigns.plan import COLUMN, PREPARE, REPORT, Plan, plan_to_json
+from engine.campaigns.parts import Part, write_part
+from engine.campaigns.plan import COLUMN, REPORT, Plan, plan_to_json, stage_of
 from engine.campaigns.plan_folder import PlanFolder
 from engine.campaigns.schedulers import RunOptions, Scheduler
 from engine.campaigns.sites import Resources, Site
@@ -65,7 +66,8 @@ def run(plans: Sequence[Plan], options: RunOptions, *, dry_run: bool = False) ->
             job_states.begin(plan)
             Store(plan.place.store).remove_left_overs(LEFT_OVER_S)
             plan.place.root.write(plan.place.plan, plan_to_json(plan))
-            for job in found[plan.place]:
+            for job, part in found[plan.place].items():
+                write_part(plan.place, job, part)
                 job_states.set_done(plan.place, job)
         settings = {
             grid: {
@@ -106,12 +108,13 @@ def run(plans: Sequence[Plan], options: RunOptions, *, dry_run: bool = False) ->
             _watch(words, plans, where, ours)
 
 
-def _found(plan: Plan) -> list[str]:
-    """The jobs whose results another campaign has, if the plan is new.
+def _found(plan: Plan) -> dict[str, Part]:
+    """The parts of the record, by job, of jobs whose results another campaign has, if the plan is
+    new.
 
     A plan that has run before may lack an artefact, so its jobs look for each.
     """
-    return [] if plan.place.root.has(plan.place.plan) else reuse.jobs(plan)
+    return {} if plan.place.root.has(plan.place.plan) else reuse.parts_of(plan)
 
 
 def command(plan: Plan, where: Site) -> str:
@@ -151,7 +154,7 @@ def _show_jobs(plan: Plan, asked: Mapping[str, Resources]) -> None:
         if job not in found and not (begun and job_states.is_done(plan.place, job))
     ]
     width = max(map(len, names))
-    stages = {job: job if job in (PREPARE, REPORT) else COLUMN for job in names}
+    stages = {job: stage_of(job) for job in names}
     lines = [f"{job:<{width}}  {sites.text(asked[stage])}" for job, stage in stages.items()]
     plural = "s" * (len(names) != 1)
     print(f"{plan.place.campaign.name}: {len(names)} job{plural} would run", *lines, sep="\n  ")

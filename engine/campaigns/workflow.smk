@@ -1,4 +1,4 @@
-# A campaign's jobs: `prepare` for all columns, one job per column, the report. Cells and
+# A campaign's jobs: `prepare` for all columns, one job per column, the distances, the report. Cells and
 # predictions are artefacts with their own markers and are not outputs here, so Snakemake deletes
 # none after an interruption: a job that runs again reuses them.
 import json
@@ -109,8 +109,26 @@ rule column:
         JOB
 
 
+rule distances:
+    input:
+        "{grid}/done/prepare",
+    output:
+        "{grid}/done/distances",
+    log:
+        "{grid}/logs/distances.log",
+    threads: threads_of("distances")
+    resources:
+        **resources_of("distances"),
+    params:
+        command=command("distances"),
+        exit=exit_file("distances"),
+    shell:
+        JOB
+
+
 rule report:
     input:
+        "{grid}/done/distances",
         lambda wildcards: expand(
             "{grid}/done/column-{column}",
             grid=wildcards.grid,

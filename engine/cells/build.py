@@ -67,7 +67,7 @@ class Builder(Context):
         self.recipe = recipe = cell.recipe
         self.device = device
         self.store = store or Store(Path(recipe.runs) / STORE)
-        self.sets = sets or Sets(recipe, device, cache_folder(), finds_only=self.store.finds_only)
+        self.sets = sets or Sets(recipe, device, cache_folder())
         self.run_users = run_users
         self.followed = followed or Followed()
         self.start = start
@@ -79,14 +79,9 @@ class Builder(Context):
         return Run(self.recipe, self.device, self.sets, self.store, base)
 
     def build(self) -> Cell:
-        """The recipe's cell: found by its key, or made and stored.
-
-        Raises FileNotFoundError where it is missing, or a cell of its mixes, from a store that only
-        finds.
-        """
-        method = None
-        if not self.store.finds_only:  # before any work, since a method's `check` may refuse
-            method = modules.method_of(self.recipe, run_users=self.run_users)
+        """The recipe's cell: found by its key, or made and stored."""
+        # Before any work, since a method's `check` may refuse.
+        method = modules.method_of(self.recipe, run_users=self.run_users)
         make = functools.partial(self._make, method)
         return find_or_make(self.store, self._asked, lambda: self._stored()[0], make)
 

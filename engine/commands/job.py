@@ -14,22 +14,27 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from engine.campaigns import attempts, job_states
-from engine.campaigns.plan import COLUMN, PREPARE, REPORT, Plan, check_modules, read_plan
+from engine.campaigns.plan import (
+    COLUMN,
+    DISTANCES,
+    PREPARE,
+    REPORT,
+    Plan,
+    check_modules,
+    read_plan,
+    stage_of,
+)
 from engine.campaigns.plan_folder import PlanFolder
 from engine.machine import entry
-
-if TYPE_CHECKING:
-    import torch
 
 
 def main() -> int:
     """Run the job on the command line. Returns its exit code."""
     parent.follow_launcher()
     parser = argparse.ArgumentParser()
-    parser.add_argument("job", help="prepare, column-NAME or report")
+    parser.add_argument("job", help="prepare, column-NAME, distances or report")
     parser.add_argument("--plan", type=Path, required=True)
     parser.add_argument("--ranks", type=int, default=1, help="processes of a column")
     arguments = parser.parse_args()
@@ -39,11 +44,10 @@ def main() -> int:
 
 def run(arguments: argparse.Namespace) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    job, is_column = arguments.job, arguments.job not in (PREPARE, REPORT)
-    stage = COLUMN if is_column else job
+    job, stage = arguments.job, stage_of(arguments.job)
     place = PlanFolder(arguments.plan.parent)
     if job != REPORT and "RANK" not in os.environ:
-        _take_gpus(arguments.ranks if is_column else 1, read_plan(place).device)
+        _take_gpus(arguments.ranks if stage == COLUMN else 1, read_plan(place).device)
     with attempts.recorded(place, job, stage, time.time()) as note:
         _compute(job, read_plan(place), note)
     if os.environ.get("RANK", "0") == "0":
@@ -52,6 +56,9 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _compute(job: str, plan: Plan, note: Callable[[str, int], None]) -> None:
     check_modules(plan)
+    if job == REPORT:
+        report(plan)
+        return
     logging.info("importing torch")  # takes seconds
     import torch
 
@@ -60,25 +67,24 @@ def _compute(job: str, plan: Plan, note: Callable[[str, int], None]) -> None:
     from engine.machine.device_name import device_name
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", len(os.sched_getaffinity(0)))))
-    if job == REPORT:
-        report(plan, ranks.of_plan(plan.device))
-        return
     device = ranks.start(plan.device)
     note(device_name(device), ranks.world())
     if job == PREPARE:
         jobs.prepare(plan, device)
+    elif job == DISTANCES:
+        jobs.distances(plan, device)
     else:
         (column,) = [column for column in plan.columns if column.job == job]
         jobs.column(plan, column, device)
     ranks.stop()
 
 
-def report(plan: Plan, device: torch.device) -> None:
+def report(plan: Plan) -> None:
     """Write the report, the last job. If artefacts are missing, the next run makes them again."""
     from engine.report import finish
 
     try:
-        finish.finish(plan, device)
+        finish.finish(plan)
     except (ValueError, OSError):
         job_states.forget(plan.place)
         raise

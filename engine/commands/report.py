@@ -1,6 +1,6 @@
 """`rib report` (alias `rib metrics`): write tables and report from stored predictions.
 
-For a finished campaign, this imports no torch and opens no pack, weights file or image.
+This imports no torch and opens no weights file.
 """
 
 from __future__ import annotations
@@ -137,11 +137,9 @@ def _unfinished(folder: Path) -> FinishedCampaign:
     """The finished columns of the campaign in a folder that was started last."""
     from engine.campaigns import make_record
     from engine.campaigns.record import FinishedCampaign
-    from engine.machine import ranks
 
     places = [p for p in plan_folder.in_campaign(folder) if p.root.has(p.plan)]
     if not places:
         raise CampaignError(f"{folder} contains no campaign; {REMEDY}")
     plan = read_plan(max(places, key=lambda place: place.plan.stat().st_mtime_ns))
-    device = ranks.of_plan(plan.device)
-    return FinishedCampaign(make_record.of_finished_columns(plan, device), plan.place)
+    return FinishedCampaign(make_record.of_finished_columns(plan), plan.place)

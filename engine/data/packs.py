@@ -30,26 +30,23 @@ JPEG_SHARE = 0.3  # of the raw size; photos at quality 90 take less
 SAMPLE = 500  # maximum bytes of an image's label, names and checksum
 
 
-def pack_of(recipe: Recipe, name: str, cache: Path, *, finds_only: bool = False) -> Pack:
+def pack_of(recipe: Recipe, name: str, cache: Path) -> Pack:
     """The pack of a dataset for a recipe's model; encodes it if there is none.
 
-    finds_only: encode nothing and read no source image. Raises FileNotFoundError if the pack is
-    then missing, and ValueError if it was made with other options or the images have changed.
+    Raises ValueError if it was made with other options or the images have changed.
     """
     dataset, model, kind = recipe.dataset, recipe.model, kind_of(recipe.dataset)
     folder = _folder_of(recipe, name)
-    is_there = _has_pack(recipe, folder)
-    if is_there or (is_encoded(recipe, name) and not finds_only):
+    if is_encoded(recipe, name):
+        is_there = _has_pack(recipe, folder)
         pack = Pack.open(folder) if is_there else _part(recipe, name, folder)
         _check_identity(pack, identity(dataset, model, name))
         _warn_of_skipped(pack)
-        if "adopted" not in pack.manifest["extra"] and not finds_only:
+        if "adopted" not in pack.manifest["extra"]:
             _check_source(pack, kind.fingerprint(name), Path(dataset.root) / name)
         if lacks := kind.shortfall(name, pack):
             log.warning("%s is incomplete: %s", name, lacks)
         return pack
-    if finds_only:
-        raise FileNotFoundError(f"{folder} is missing: run the campaign again to encode {name}")
     listing = kind.listing(name, cache)
     pack = make_pack(recipe, name, listing, skip=dataset.undecodable == "skip")
     for remark, names in pack.manifest.get("remarks", {}).items():

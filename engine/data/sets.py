@@ -139,17 +139,13 @@ class Sets:
         packs: Mapping[str, Pack] | None = None,
         given_classes: Sequence[str] = (),
         mask: str = "present",
-        *,
-        finds_only: bool = False,
     ) -> None:
-        """finds_only: raise an error for datasets without a pack instead of encoding them."""
         if mask not in MASKS:
             raise ValueError(f"mask {mask!r} is not valid{nearest(mask, MASKS)}")
         self.recipe = recipe
         self.mask = mask
         self.packs = packs or {}
         self.given_classes = tuple(given_classes)
-        self.finds_only = finds_only
         self.device = device
         self.cache = cache
         self._open: dict[str, LabelledSet] = {}
@@ -164,7 +160,7 @@ class Sets:
     def __getitem__(self, name: str) -> LabelledSet:
         if name not in self._open:
             pack = self.packs.get(name) or ranks.first(
-                lambda: pack_of(self.recipe, name, self.cache, finds_only=self.finds_only)
+                lambda: pack_of(self.recipe, name, self.cache)
             )
             dataset = self.recipe.dataset
             is_upstream = name == dataset.upstream and not self.given_classes

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from PIL import Image
 
-from engine.data.sets import Sets
 from engine.measures.image_changes import ImageChange
-from engine.recipe.schema import DatasetRecipe
 from loaders.benchmarks import emoji
+from loaders.pack import Pack
 
 PX = 64  # maximum of the longer side
 QUALITY = 50  # of WebP, out of 100
@@ -20,16 +19,16 @@ ROOM = 300_000  # bytes of a report's thumbnails, which base64 makes 400,000
 
 
 def of_changes(
-    sets: Sets, dataset: DatasetRecipe, changes: Sequence[ImageChange]
+    packs: Mapping[str, Pack], changes: Sequence[ImageChange]
 ) -> dict[str, dict[str, str]]:
     """WebP files of gained and lost images, by dataset and index in its pack, as far as there is
-    room."""
-    shown: dict[str, dict[str, str]] = {name: {} for name in dataset.evaluated_sets}
+    room. packs: of the evaluated datasets."""
+    shown: dict[str, dict[str, str]] = {name: {} for name in packs}
     left = ROOM
     for change in changes:
         of_set, image = shown[change.evaluated_on], str(change.index)
         if image not in of_set:
-            (pixels,) = sets[change.evaluated_on].pack.pixels([change.index])
+            (pixels,) = packs[change.evaluated_on].pixels([change.index])
             file = webp(pixels)
             left -= len(file)
             if left < 0:
@@ -46,9 +45,8 @@ def webp(pixels: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def contact_sheet(sets: Sets, dataset: DatasetRecipe) -> str:
+def contact_sheet(packs: Sequence[Pack]) -> str:
     """A PNG of up to 8 of the packs' concepts in every emoji style, each in its first rendering."""
-    packs = [sets[name].pack for name in dataset.evaluated_sets]
     labels = np.unique(np.concatenate([pack.labels for pack in packs]))
     picked = labels[np.linspace(0, len(labels) - 1, 8).astype(int)]
     rows: dict[str, dict[str, np.ndarray]] = {}

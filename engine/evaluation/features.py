@@ -29,8 +29,7 @@ def stored(run: Run, cell: Cell, labelled: LabelledSet, *, training: bool = Fals
     """Pre-logits [N, D] (float32, on the CPU) of a cell's backbone for a whole dataset.
 
     The tensor is memory-mapped; `on_device` moves the rows of a batch. training: compute as in
-    training, for features that weights depend on. Raises FileNotFoundError if they are missing and
-    the store is read-only.
+    training, for features that weights depend on.
     """
     key = key_of(run, cell, labelled, training=training)
     label = f"{cell.backbone.rsplit('-', 1)[0]}-{labelled.name}"

@@ -37,17 +37,13 @@ from loaders.batch import Batch, on_device
 
 
 def evaluate(run: Run, averages: Sequence[Average], names: Iterable[str], split: str) -> None:
-    """Make the missing predictions of every average of cells on every named dataset.
-
-    Raises FileNotFoundError if some are missing and the store is read-only.
-    """
+    """Make the missing predictions of every average of cells on every named dataset."""
     for name in names:
         labelled = run.sets[name]
         missing: list[Average] = []
         for average in (canonical_mix(each) for each in averages):
             finished = find(run, average, name, split) is not None
             if not ranks.all_agree(finished) and average not in missing:
-                run.store.check_makes("predictions", *key_of(run, average, labelled, split))
                 missing.append(average)
         if missing:
             with run.threads():

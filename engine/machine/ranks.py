@@ -45,23 +45,6 @@ def pick_device(device: str) -> torch.device:
     return torch.device("cuda" if use_gpu else "cpu")
 
 
-def of_plan(device: str) -> torch.device:
-    """Returns the device of a plan's jobs, with TF32 disabled. A reader of their results may lack
-    it.
-    """
-    precision.no_tf32()
-    return pick_device(device) if device == "auto" else torch.device(device)
-
-
-def present(device: torch.device) -> torch.device:
-    """Returns the device, or the CPU instead of a GPU that torch does not see.
-
-    A report uses results made on GPUs, and computes the rest on its own machine.
-    """
-    lacks = device.type == "cuda" and not torch.cuda.is_available()
-    return torch.device("cpu") if lacks else device
-
-
 def start(device: str = "auto") -> torch.device:
     """Joins the process group and returns this rank's device; a single process uses the first GPU.
 

@@ -22,12 +22,10 @@ from typing import TypeVar
 import numpy as np
 
 from engine.evaluation import features
-from engine.machine import ranks
 from engine.otdd.distances import Matrix
 from engine.otdd.problems import Certified, Cloud, DistanceOptions, Labelled, Pair, Problems
 from engine.otdd.side_by_side import side_by_side, workers
 from engine.run import Run
-from engine.store.artifacts import Store
 from loaders.resident import free_memory
 
 R = TypeVar("R")
@@ -43,14 +41,12 @@ def distances(
     run: Run,
     names: Sequence[str],
     options: DistanceOptions | None = None,
-    store: Store | None = None,
 ) -> Matrix:
     """Returns distances between datasets of a recipe, by features of its pretrained model.
 
-    store: where results are found or made; by default the run's. Raises ValueError as `check_names`
-    and `matrix` do, and DamagedFile if a stored file was altered.
+    Raises ValueError as `check_names` and `matrix` do, DamagedFile if a stored file was altered.
     """
-    options, store = options or DistanceOptions(), store or run.store
+    options = options or DistanceOptions()
     check_names(names)
     key = {
         "features": [features.key_of(run, run.base, run.sets[name]) for name in names],
@@ -64,13 +60,13 @@ def distances(
         sets = {}
         for name in names:
             labelled = run.sets[name]
-            features_ND = features.stored(run, run.base, labelled).to(ranks.present(run.device))
+            features_ND = features.stored(run, run.base, labelled).to(run.device)
             sets[name] = Labelled(features_ND, labelled.labels)
             run.sets.release(name)
         solved = matrix(sets, len(run.sets.classes), options)
         (folder / MATRIX).write_text(json.dumps(solved.plain()), "utf-8")
 
-    artifact = store.make("distances", label, key, write)
+    artifact = run.store.make("distances", label, key, write)
     plain = json.loads(artifact.checked(MATRIX).read_text("utf-8"))
     return Matrix.of(plain | {"samples": options.samples})
 

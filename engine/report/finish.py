@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas
 
-from engine.campaigns import job_states, record, seal
+from engine.campaigns import job_states, make_record, record, seal
 from engine.campaigns.plan import PAGE, RESULTS, TABLE, Plan
 from engine.campaigns.record import FinishedCampaign
 from engine.machine.files import write_atomic
@@ -19,9 +18,6 @@ from engine.otdd import distances
 from engine.report import exports, headline, page, results_file, sections, terminal, tuning
 from engine.report.results import Results, of_campaign
 from engine.report.sections import about
-
-if TYPE_CHECKING:
-    import torch
 
 INTERVALS, CITATIONS = "intervals.csv", "citations.bib"
 
@@ -114,11 +110,9 @@ def _comparisons(results: Results) -> pandas.DataFrame:
     return table
 
 
-def finish(plan: Plan, device: torch.device) -> Path:
+def finish(plan: Plan) -> Path:
     """Write a campaign's record and report, its last job. Returns the page's path."""
-    from engine.campaigns import make_record
-
-    run = record.write(plan.place, make_record.record_of(plan, device))
+    run = record.write(plan.place, make_record.record_of(plan))
     path = write(run, of_campaign(run))
     job_states.advance(plan.place, "report", 1, 1)
     return path

@@ -24,12 +24,10 @@ def find_or_make(
     """Returns what `find` returns or, if that is None, what one launch makes with `make`.
 
     asked: kind, label and key of the artefact; its folder's name is the lock's. Every rank calls
-    this, `find` and `make`. Raises FileNotFoundError if `find` returns None and the store is
-    read-only.
+    this, `find` and `make`.
     """
     if (found := find()) is not None:
         return found
-    store.check_makes(*asked)
     with alone(store, store.place(*asked).name):
         found = find()  # another launch may have made it meanwhile
         return make() if found is None else found

@@ -104,13 +104,12 @@ def _hash_once(path: Path, modified_ns: int) -> str:
 
 
 class Store:
-    """Artefacts of all kinds below the folder `root`; with `finds_only` none is made."""
+    """Artefacts of all kinds below the folder `root`."""
 
-    def __init__(self, root: Path | Root, *, finds_only: bool = False) -> None:
+    def __init__(self, root: Path | Root) -> None:
         """root: must not be a link itself, but its parent may be one."""
         self.files = root if isinstance(root, Root) else Root(root.parent, root.name)
         self.root = self.files.path
-        self.finds_only = finds_only
 
     def place(self, kind: str, label: str, key: Mapping[str, Any]) -> Path:
         """Returns the folder of the artefact of this key, finished or not.
@@ -148,11 +147,10 @@ class Store:
         folder.
 
         Raises OSError naming the marker if the disk is full, FileNotFoundError if the temporary
-        files were deleted meanwhile, and as `find` and `check_makes` do.
+        files were deleted meanwhile, and as `find` does.
         """
         if artifact := self.find(kind, label, key):
             return artifact
-        self.check_makes(kind, label, key)
         folder = self.place(kind, label, key)
         new = self.files.below(folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}"))
         new.write(UNFINISHED, b"")
@@ -196,11 +194,6 @@ class Store:
                     continue
                 if time.time() - folder.path.stat().st_mtime > older_than_s:
                     self.files.remove(folder.path)
-
-    def check_makes(self, kind: str, label: str, key: Mapping[str, Any]) -> None:
-        """Raises FileNotFoundError, naming the missing artefact, if the store is `finds_only`."""
-        if self.finds_only:
-            raise self.missing(kind, label, key)
 
     def missing(self, kind: str, label: str, key: Mapping[str, Any]) -> FileNotFoundError:
         """The error for an artefact that a campaign should have made."""

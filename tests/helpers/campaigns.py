@@ -18,7 +18,15 @@ import torch
 
 from engine import cli
 from engine.campaigns import job_states, jobs, workflow
-from engine.campaigns.plan import PREPARE, REPORT, Plan, make_plan, plan_to_json, read_plan
+from engine.campaigns.plan import (
+    DISTANCES,
+    PREPARE,
+    REPORT,
+    Plan,
+    make_plan,
+    plan_to_json,
+    read_plan,
+)
 from engine.commands import job
 from engine.recipe import parsed
 from helpers import grids
@@ -145,8 +153,10 @@ def do(plan: Plan, name: str) -> None:
     device = torch.device("cpu")
     if name == PREPARE:
         jobs.prepare(plan, device)
+    elif name == DISTANCES:
+        jobs.distances(plan, device)
     elif name == REPORT:
-        job.report(plan, device)
+        job.report(plan)
     else:
         (column,) = [column for column in plan.columns if column.job == name]
         jobs.column(plan, column, device)

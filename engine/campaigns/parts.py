@@ -1,0 +1,105 @@
+"""The parts of a campaign's record: each job that computes something writes one as its last act.
+
+A part is a file next to the plan, named after its job. A job that was killed leaves none. Imports
+no torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from engine.campaigns.plan_folder import PlanFolder
+from engine.measures.rows import Evaluation
+from loaders.files import typed_json
+from loaders.files.names import InnerPath, Name
+
+FOLDER = "record"  # next to a plan
+REMEDY = "run `rib campaign` again with the same arguments, which makes it anew"
+
+
+@dataclass(frozen=True)
+class Models:
+    """Models and their evaluations. Paths are relative to the store.
+
+    Attributes:
+        evaluations: every model on every dataset.
+        seen: evaluations for `Record.seen`.
+        files: SHA-256 of each file of predictions, by path.
+        cells: by method, the folders of its cells and of the cells that they average, without
+            snapshots, whose weights are removed after evaluation.
+        cka: as `Record.cka`.
+    """
+
+    evaluations: list[Evaluation]
+    seen: list[Evaluation]
+    files: dict[InnerPath, str]
+    cells: dict[str, list[InnerPath]]
+    cka: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What the preparation knows: the pretrained model, the datasets and the machine.
+
+    Attributes:
+        before: the pretrained model on every dataset.
+        head: what fitted the head, or empty if the weights include it.
+        classes: readable names of the head's classes, in order.
+        device: device of all jobs.
+        versions: of packages that affect results.
+        commit: of the engine.
+        packs: the packs' folders, relative to the runs folder, by evaluated dataset.
+        fingerprints: of the packs of all datasets that the campaign reads.
+        credits, contact_sheet: as in the record.
+    """
+
+    before: Models
+    head: str
+    classes: list[str]
+    device: str
+    versions: dict[str, str]
+    commit: str
+    packs: dict[Name, InnerPath]
+    fingerprints: dict[Name, str]
+    credits: list[dict[str, str]]
+    contact_sheet: str
+
+
+@dataclass(frozen=True)
+class Distances:
+    """Distances between all datasets (`Record.distances`), or None if they cannot be computed."""
+
+    matrix: dict[str, Any] | None
+
+
+Part = Models | Preparation | Distances
+P = TypeVar("P", Models, Preparation, Distances)
+
+
+def write_part(place: PlanFolder, job: str, part: Part) -> None:
+    """Write the part of a job into a plan's folder, with a digest of its content."""
+    place.root.write(_name(job), typed_json.with_digest(dataclasses.asdict(part)))
+
+
+def has_part(place: PlanFolder, job: str) -> bool:
+    """Whether a job of the plan in the folder `place` has written its part."""
+    return place.root.has(_name(job))
+
+
+def read_part(place: PlanFolder, job: str, kind: type[P]) -> P:
+    """Read the part of a job.
+
+    Raises FileNotFoundError if it is missing, DamagedFile if it was altered.
+    """
+    if not has_part(place, job):
+        raise FileNotFoundError(f"{place.path / _name(job)} is missing: {REMEDY}")
+    path = place.path / _name(job)
+    return typed_json.convert(
+        typed_json.read_unaltered(path, REMEDY, place.root), kind, path, REMEDY
+    )
+
+
+def _name(job: str) -> str:
+    return f"{FOLDER}/{job}.json"
