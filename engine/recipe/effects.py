@@ -1,0 +1,42 @@
+"""What changes with a key of a recipe, as the schema marks it (`schema.marked`)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection
+from typing import Any
+
+from engine.recipe.schema import Affects, Recipe
+
+
+def effect_of(key: str) -> Affects:
+    """What changes with a dotted key: the mark of the key, else of its section."""
+    section: Any = Recipe()
+    effect = Affects.CELL
+    for name in key.split("."):
+        fields = {field.name: field for field in dataclasses.fields(section)}
+        if name not in fields:  # an option of a method
+            break
+        effect = fields[name].metadata.get("affects", effect)
+        section = getattr(section, name)
+        if not dataclasses.is_dataclass(section):
+            break
+    return effect
+
+
+def values_of(
+    section: Any, effects: Collection[Affects], inherited: Affects = Affects.CELL
+) -> dict[str, Any]:
+    """The values of a section's keys that change one of `effects`, as plain nested values.
+
+    inherited: the mark of the section.
+    """
+    values: dict[str, Any] = {}
+    plain = dataclasses.asdict(section)
+    for field in dataclasses.fields(section):
+        effect, value = field.metadata.get("affects", inherited), getattr(section, field.name)
+        if dataclasses.is_dataclass(value):
+            values[field.name] = values_of(value, effects, effect)
+        elif effect in effects:
+            values[field.name] = plain[field.name]
+    return values
