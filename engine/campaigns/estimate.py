@@ -35,7 +35,7 @@ COPIES = 4  # of a model in training: weights, gradient and two moments of the o
 FULL_PASSES = 3.0  # a forward and a backward pass; assumed for users' methods, which do not run
 STEP_BYTES = 28  # memory traffic of an optimizer's step per fp32 parameter
 NODE_GPUS = 8  # a job runs on one node
-DISTANCE_SAMPLES = 10_000  # images per dataset, for the report's distances
+DISTANCE_SAMPLES = 10_000  # images per dataset, for distances
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,8 @@ class Estimate:
     """All work of a campaign, by job.
 
     parameters, forward: the model's parameters, and the operations of one image's forward pass.
-    shared: work for all columns. columns: work of each column. report: work of the report.
+    shared: work for all columns. columns: work of each column. distances: work of the
+    distances between datasets.
     images: by dataset. disk: bytes by kind of artefact.
     """
 
@@ -160,7 +161,7 @@ class Estimate:
     forward: float
     shared: tuple[Part, ...]
     columns: tuple[tuple[Part, ...], ...]
-    report: tuple[Part, ...]
+    distances: tuple[Part, ...]
     images: dict[str, int]
     disk: dict[str, float]
 
@@ -186,33 +187,27 @@ class Estimate:
     def hours(self, device: Device, gpus: int) -> float:
         """Hours of the campaign on this number of GPUs.
 
-        If all GPUs are busy, a column starts when an earlier one ends.
+        If all GPUs are busy, a job starts when an earlier one ends.
         """
         each = self.gpus_of_a_job(gpus)
-        columns = self._columns(device, each, gpus // each)
-        return device.hours(self.shared) + columns + self.report_hours(device)
+        columns = [device.hours(column, each) for column in self.columns]
+        jobs = [*columns, self.distances_hours(device)]
+        return device.hours(self.shared) + _side_by_side(jobs, gpus // each)
 
     def hours_on_cores(self, core: Device, cores: int) -> float:
         """Hours of the campaign on this number of cores.
 
-        Each job uses the plan's number of threads, and the report all cores.
+        Each job uses the plan's number of threads.
         """
         each = min(cores, self.plan.threads)
         job = cpu(each, core.fp32)
-        columns = self._columns(job, 1, cores // each)
-        return job.hours(self.shared) + columns + self.report_hours(cpu(cores))
+        jobs = [*map(job.hours, self.columns), self.distances_hours(job)]
+        return job.hours(self.shared) + _side_by_side(jobs, cores // each)
 
-    def _columns(self, device: Device, gpus: int, places: int) -> float:
-        """Hours of all columns, of which `places` run in parallel."""
-        free = [0.0] * places
-        for column in self.columns:
-            free[free.index(min(free))] += device.hours(column, gpus)
-        return max(free)
-
-    def report_hours(self, device: Device) -> float:
-        """Hours of the report, which runs on CPU cores."""
-        cores = device.cores if device.auto == "fp32" else rates.REPORT_CORES
-        return cpu(cores).hours(self.report)
+    def distances_hours(self, device: Device) -> float:
+        """Hours of the distances between datasets, on CPU cores. A GPU takes less."""
+        cores = device.cores if device.auto == "fp32" else rates.DISTANCE_CORES
+        return cpu(cores).hours(self.distances)
 
     @property
     def memory_gb(self) -> float:
@@ -232,9 +227,17 @@ class Estimate:
     def by_name(self) -> dict[str, list[Part]]:
         """The parts grouped by name, in order."""
         groups: dict[str, list[Part]] = {}
-        for part in itertools.chain(self.shared, *self.columns, self.report):
+        for part in itertools.chain(self.shared, *self.columns, self.distances):
             groups.setdefault(part.name, []).append(part)
         return groups
+
+
+def _side_by_side(hours: Sequence[float], places: int) -> float:
+    """Hours of all jobs, of which `places` run in parallel."""
+    free = [0.0] * places
+    for job in hours:
+        free[free.index(min(free))] += job
+    return max(free)
 
 
 @dataclass(frozen=True)
@@ -310,8 +313,8 @@ def of(plan: Plan) -> Estimate:
         model.evaluated("pretrained model", everywhere, recipe),
         *fishers.values(),
     )
-    report = (Part("report: distances", starts=1, core_s=sum(_distances(recipe, counts))),)
-    work = shared, tuple(columns), report
+    distances = (Part("distances", starts=1, core_s=sum(_distances(recipe, counts))),)
+    work = shared, tuple(columns), distances
     return Estimate(plan, model.parameters, model.forward, *work, images, disk)
 
 

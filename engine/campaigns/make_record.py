@@ -87,6 +87,8 @@ def _joined(plan: Plan, columns: Sequence[Column], distances: Distances) -> Reco
     of_columns = [column for column in columns if not column.is_probe]
     record = Record(
         name=plan.name,
+        benchmark=dataset.name,
+        version=dataset.version,
         sets=list(plan.sets),
         downstreams=list(dict.fromkeys(column.downstream for column in of_columns)),
         upstream=dataset.upstream,
@@ -143,6 +145,7 @@ def _settings(
     about = (model.arch, f"{model.image_size} px", model.head.title)
     return {
         "Command": plan.command,
+        "Benchmark": f"{recipe.dataset.name}, version {recipe.dataset.version}",
         "Model": f"{model.name} ({', '.join(filter(None, about))})",
         **({"Head": shared.head} if shared.head else {}),
         "Classes": len(shared.classes),

@@ -65,6 +65,7 @@ class Record:
 
     Attributes:
         name: the campaign.
+        benchmark, version: the benchmark's name and version (`DatasetRecipe`).
         sets: datasets on which RI is measured.
         downstreams: datasets that models were fine-tuned on.
         upstream: the upstream dataset.
@@ -93,6 +94,8 @@ class Record:
     """
 
     name: str
+    benchmark: str
+    version: int
     sets: list[Name]
     downstreams: list[Name]
     upstream: Name

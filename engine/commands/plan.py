@@ -65,9 +65,9 @@ def text(estimate: Estimate, devices: Sequence[Device]) -> str:
     for name, parts in estimate.by_name().items():
         images = sum(part.images for part in parts)
         operations = sum(part.operations for part in parts)
-        on_cores = parts[0] in estimate.report
+        on_cores = parts[0] in estimate.distances
         times = [
-            _time(estimate.report_hours(device) if on_cores else device.hours(parts))
+            _time(estimate.distances_hours(device) if on_cores else device.hours(parts))
             for device in shown
         ]
         rows.append([name, f"{images:,}", f"{operations / 1e15:,.3g}", *times])
@@ -86,7 +86,7 @@ def text(estimate: Estimate, devices: Sequence[Device]) -> str:
             f"{f'CPU, {cores}':<12}{_time(estimate.hours_on_cores(core, cores))} on this machine",
             "            predicted: GPUs from data sheets, the CPU from timing the model;",
             "            excludes encoding, reading, CKA, greedy soups, Model Stock's other seeds",
-            f"jobs        {len(plan.jobs)}: preparation, {grid}, report",
+            f"jobs        {len(plan.jobs)}: preparation, {grid}, distances, report",
             *_jobs(estimate, devices),
             f"memory      about {estimate.memory_gb:.0f} GB per job, on the host and on a GPU",
             f"disk        {size(sum(estimate.disk.values()))}: {disk}",

@@ -20,7 +20,7 @@ CORE_TFLOPS = 0.026  # measured in the demo on a core of an Intel Xeon at 2.1 GH
 # Intel Xeon at 2.8 GHz, whose forward pass was timed under other load.
 CORE_SHARE = 0.8
 CLASS_PAIR_S, SAMPLE_PAIR_S = 1.16e-4, 1.1e-7  # core time of a distance between two datasets
-REPORT_CORES = 4
+DISTANCE_CORES = 4
 
 
 @dataclass(frozen=True)

@@ -124,6 +124,8 @@ class DatasetRecipe:
     """
 
     name: str = MISSING
+    # raise it with any change after which results cannot be compared with earlier ones
+    version: Number = marked(NOTHING, 1)
     kind: Literal["folder", "emoji", "imagenet"] = marked(PACK, "folder")
     root: str = marked(PACK, "")  # <root>/<set>/<class>/<image>; imagenet: <root>/<set>, or empty
     upstream: Name = marked(PACK, "upstream")

@@ -32,6 +32,12 @@ def merged(runs: Sequence[FinishedCampaign], models_csv: Path | None = None) -> 
                 f"{record.name} is a sweep, and a common report would rank its variants on the "
                 "test datasets: report it alone"
             )
+        if record.benchmark == first.benchmark and record.version != first.version:
+            raise ValueError(
+                f"campaign {record.name} has version {record.version} of {record.benchmark}, and "
+                f"{first.name} version {first.version}: their numbers cannot be compared, so "
+                "report them separately"
+            )
         if record.limit != first.limit:
             raise ValueError(
                 f"{run.place.campaign.name} has {record.limit or 'all'} images per dataset, and "

@@ -48,15 +48,18 @@ class Number(msgspec.Struct, frozen=True, kw_only=True):
 class CampaignResults(msgspec.Struct, frozen=True, kw_only=True):
     """A campaign's results.
 
-    sets: datasets on which RI is measured. downstreams: datasets fine-tuned on. limit: images per
-    dataset in a smoke run, 0 otherwise. holdout: whether models are evaluated on images held out of
-    training. missing: columns that an unfinished campaign lacks. settings: of the whole campaign,
-    by heading, including versions and the packs' fingerprints. intervals, intervals_of_mri: the
-    sources of variation that the intervals cover.
+    benchmark, version: the benchmark's name and version; numbers of different versions cannot be
+    compared. sets: datasets on which RI is measured. downstreams: datasets fine-tuned on.
+    limit: images per dataset in a smoke run, 0 otherwise. holdout: whether models are evaluated on
+    images held out of training. missing: columns that an unfinished campaign lacks. settings: of
+    the whole campaign, by heading, including versions and the packs' fingerprints. intervals,
+    intervals_of_mri: the sources of variation that the intervals cover.
     """
 
     format: int
     campaign: str
+    benchmark: str
+    version: int
     models: list[str]
     upstream: str
     sets: list[str]
@@ -80,6 +83,8 @@ def of(results: Results, numbers: pandas.DataFrame) -> CampaignResults:
     return CampaignResults(
         format=FORMAT,
         campaign=record.name,
+        benchmark=record.benchmark,
+        version=record.version,
         models=results.models,
         upstream=record.upstream,
         sets=list(grid.sets),

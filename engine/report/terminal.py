@@ -23,14 +23,15 @@ def table(results: Results, notes: Sequence[str] = ()) -> str:
 
 
 def _ri(results: Results, model: str) -> str:
-    names, before = results.downstreams(model), results.before(model)
+    names, before, record = results.downstreams(model), results.before(model), results.record
     known = [rounded(before[name]) if name in before else ABSENT for name in names]
     ri = results.ri.set_index(["arm", "downstream"])["RI_pts"]
     shown = results.shown[results.shown["model"] == model]
     disjoint = results.disjoint.set_index("arm")["disjoint_mRI_pts"]
     is_disjoint = len(disjoint) > 0
     return console.text(
-        f"{model}\nRI: mean change in accuracy on {measured_on(results)}, in points, after "
+        f"{model} on {record.benchmark}, version {record.version}\n"
+        f"RI: mean change in accuracy on {measured_on(results)}, in points, after "
         "fine-tuning on the dataset that heads the column; mRI: its mean over "
         f"{averaged_over(results)}{results.one_training}"
         f"{'; disjoint: mRI without related datasets' * is_disjoint}.",

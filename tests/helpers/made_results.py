@@ -21,6 +21,8 @@ def record(evaluations: Sequence[Evaluation], **values: Any) -> Record:
     """A record of evaluations on the sets `SETS` and the upstream set `up`."""
     defaults: dict[str, Any] = {
         "name": "made-up",
+        "benchmark": "drawings",
+        "version": 1,
         "sets": list(SETS),
         "downstreams": list(SETS),
         "upstream": "up",

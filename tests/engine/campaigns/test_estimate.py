@@ -68,9 +68,9 @@ def test_operations_are_those_of_one_forward_pass(counted):
 
 def test_rows_add_up_to_the_time_on_one_gpu(counted):
     for device in (estimate.gpu("A100"), estimate.users_gpu(500.0)):
-        (report,) = counted.report
+        (distances,) = counted.distances
         rows = [
-            counted.report_hours(device) if report in parts else device.hours(parts)
+            counted.distances_hours(device) if distances in parts else device.hours(parts)
             for parts in counted.by_name().values()
         ]
         assert counted.hours(device, 1) == pytest.approx(sum(rows))
@@ -78,20 +78,19 @@ def test_rows_add_up_to_the_time_on_one_gpu(counted):
 
 def test_gpus_take_columns_and_then_share_them(counted):
     device = Device("any", 1e-9, 1e-9)
-    ends = device.hours(counted.shared) + counted.report_hours(device)
+    ends, apart = device.hours(counted.shared), counted.distances_hours(device)
     first, second, third = (device.hours(column) for column in counted.columns)
-    assert counted.hours(device, 1) == pytest.approx(ends + first + second + third)
+    assert counted.hours(device, 1) == pytest.approx(ends + first + second + third + apart)
     assert counted.hours(device, 2) == pytest.approx(
         ends + min(max(first + third, second), max(first, second + third))
-    )
+    ), "the distances are short, and end before the columns"
     assert counted.hours(device, 3) == pytest.approx(ends + max(first, second, third))
     assert [counted.idle(gpus) for gpus in (1, 2, 3, 4, 8)] == [0, 0, 0, 1, 2]
     on_cores = counted.hours_on_cores(estimate.cpu(1, 1e-9), 2)
     core = estimate.cpu(1, 1e-9)
     shared, first, second, third = map(core.hours, (counted.shared, *counted.columns))
-    report = counted.report_hours(estimate.cpu(2))
     assert on_cores == pytest.approx(
-        shared + min(max(first + third, second), max(first, second + third)) + report
+        shared + min(max(first + third, second), max(first, second + third))
     )
     two = counted.hours(device, 6) - ends
     assert two == pytest.approx(max(device.hours(c, 2) for c in counted.columns)) and two < first
@@ -161,4 +160,7 @@ def test_the_demos_time_on_two_cores():
     """What it took on two cores of an AMD EPYC, without the probe (docs/demo.md)."""
     demo = estimate.of(make_plan("emoji", parsed(["probe=0"])))
     seconds = 3600 * demo.hours_on_cores(estimate.cpu(1), 2)
+    # Then, distances ran after the columns, on both cores.
+    one, two = (demo.distances_hours(estimate.cpu(cores)) for cores in (1, 2))
+    seconds -= 3600 * (one - two)
     assert 0.75 * 200 < seconds < 1.25 * 233

@@ -5,13 +5,15 @@ from pathlib import Path
 import pytest
 
 from engine.campaigns import record, reuse
-from engine.campaigns.plan import Plan, make_plan, plan_to_json
+from engine.campaigns.parts import Distances, Models, Preparation, write_part
+from engine.campaigns.plan import DISTANCES, PREPARE, Plan, make_plan, plan_to_json
 from engine.machine.files import write_atomic
 from engine.recipe import overrides
 from engine.store import artifacts
 from engine.store.artifacts import Store
 from loaders.files.names import identifier
 
+SHARED = [PREPARE, DISTANCES]
 WORDS = ("dataset.sets=[twemoji,openmoji,noto-mono]", "methods=[fine_tune,ewc,soup]")
 COLUMNS = ["column-twemoji", "column-openmoji", f"column-{identifier('noto-mono')}"]
 
@@ -29,15 +31,22 @@ def artifact(tmp_path) -> Path:
     values = {"sets": [], "downstreams": [], "upstream": "upstream", "methods": {}, "settings": {}}
     values |= {"rows": [], "credits": [], "contact_sheet": "", "holdout": True, "distances": None}
     values |= {"evaluations": [], "files": {}, "artifacts": [f"cells/{made.name}"]}
+    values |= {"benchmark": "emoji", "version": 1}
     record.write(plan.place, record.Record(plan.name, **values))
+    models = Models([], [], {}, {method: [] for method in plan.methods})
+    prepared = Preparation(models, "", [], "cpu", {}, "", {}, {}, [], "")
+    for name, part in {PREPARE: prepared, DISTANCES: Distances(None)}.items():
+        write_part(plan.place, name, part)
+    for column in plan.columns:
+        write_part(plan.place, column.job, models)
     return made.folder
 
 
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (("methods=[ewc,soup]",), ["prepare", *COLUMNS]),
-        (("methods=[soup]", "downstreams=[openmoji]"), ["prepare", COLUMNS[1]]),
+        (("methods=[ewc,soup]",), [*SHARED, *COLUMNS]),
+        (("methods=[soup]", "downstreams=[openmoji]"), [*SHARED, COLUMNS[1]]),
         (("methods=[ewc,lora]",), []),
         (("methods=[ewc,soup]", "train.epochs=3"), []),
         (("methods=[ewc,soup]", "seeds=2"), []),
@@ -47,17 +56,17 @@ def artifact(tmp_path) -> Path:
     ],
 )
 def test_jobs_of_rows_and_columns_that_a_finished_campaign_has(artifact, tmp_path, words, expected):
-    assert reuse.jobs(planned(tmp_path, *words)) == expected
+    assert list(reuse.parts_of(planned(tmp_path, *words))) == expected
 
 
 def test_a_campaign_of_another_format_gives_none(artifact, tmp_path, monkeypatch):
     monkeypatch.setattr(artifacts, "FORMAT", artifacts.FORMAT + 1)
-    assert reuse.jobs(planned(tmp_path, "methods=[ewc,soup]")) == []
+    assert reuse.parts_of(planned(tmp_path, "methods=[ewc,soup]")) == {}
 
 
 def test_a_campaign_that_lacks_an_artefact_or_has_not_finished_gives_none(artifact, tmp_path):
     plan = planned(tmp_path, "methods=[ewc,soup]")
     (artifact / "done.json").unlink()
-    assert reuse.jobs(plan) == []
+    assert reuse.parts_of(plan) == {}
     planned(tmp_path).place.record.unlink()
-    assert reuse.jobs(plan) == []
+    assert reuse.parts_of(plan) == {}

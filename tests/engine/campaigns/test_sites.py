@@ -44,6 +44,7 @@ def test_a_gpu_runs_a_column_and_the_report_none(folder, tmp_path, monkeypatch):
     assert sites.resources(options, where, plan) == {
         "prepare": {"threads": 8, "gpu": 1},
         "column": {"threads": plan.threads, "gpu": 1},
+        "distances": {"threads": plan.threads, "gpu": 1},
         "report": {"threads": 8},
     }
     beside = sites.resources(options, where, plan, plans=2)
@@ -104,7 +105,7 @@ def test_slurms_jobs_ask_for_a_factor_of_what_is_predicted(folder, tmp_path, mon
     asked, costs = sites.resources(options, where, plan), estimate.of(plan)
     hours = costs.column_hours(estimate.cpu(4))
     assert asked["column"]["runtime"] == -(-60 * 3 * (sites.START_H + hours) // 1) == 16
-    assert asked["report"]["runtime"] == 120
+    assert (asked["distances"]["runtime"], asked["report"]["runtime"]) == (105, 45)
     assert asked["column"]["mem_mb"] == -(-1000 * costs.memory_gb // 1)
     given = dataclasses.replace(options, time=1.5, mem=2)
     for stage in sites.resources(given, where, plan).values():

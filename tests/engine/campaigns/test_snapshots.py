@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.campaigns import job_states, jobs, make_record
+from engine.campaigns import jobs, make_record, parts
 from engine.campaigns.plan import Plan, make_plan
+from engine.campaigns.record import Record
 from engine.measures.setting import PLAIN, Setting
 from engine.recipe import parsed
 from engine.training import loop
@@ -64,14 +65,20 @@ def followed(base, tmp_path, monkeypatch) -> Campaign:
 ALL = ["outline", "few"]
 
 
+def record_of(plan: Plan) -> Record:
+    jobs.prepare(plan, CPU)
+    jobs.distances(plan, CPU)
+    return make_record.record_of(plan)
+
+
 def test_snapshots_are_evaluated_and_their_weights_removed(followed):
     """Of methods in the table alone; to train takes a prediction that is gone, not weights."""
     hidden = followed.run(methods="wise_ft")
-    assert not any(row.setting for row in make_record.record_of(hidden, CPU).evaluations)
+    assert not any(row.setting for row in record_of(hidden).evaluations)
     for trained in (ALL, []):
         plan = followed.run(methods="fine_tune,wise_ft")
         assert followed.trained == trained and not followed.folders("snapshots")
-    rows = make_record.record_of(plan, CPU).evaluations
+    rows = record_of(plan).evaluations
     steps = [Setting(step=step) for step in STEPS]
     during = [row for row in rows if row.setting]
     assert len(during) == len(STEPS) * len(ALL) * (len(campaigns.SETS) + 1)
@@ -84,10 +91,8 @@ def test_snapshots_are_evaluated_and_their_weights_removed(followed):
         of_steps = [paths[step, downstream] for step in steps]
         assert len(set(of_steps)) == len(STEPS)
         assert of_steps[-1] == paths[PLAIN, downstream], "the last point is the cell itself"
-    done = plan.place.path / job_states.DONE / "column-few"  # whose training is the shorter one
-    done.parent.mkdir(parents=True)
-    done.touch()
-    partial = make_record.of_finished_columns(plan, CPU)
+    (plan.place.path / parts.FOLDER / "column-outline.json").unlink()  # the longer training
+    partial = make_record.of_finished_columns(plan)
     assert {row.setting for row in partial.evaluations} == {PLAIN, *steps}
     assert partial.downstreams == ["few"] and [m.column for m in partial.missing] == ["outline"]
     (gone,) = followed.folders("predictions", "fine_tune-outline-step2-on-few-*")

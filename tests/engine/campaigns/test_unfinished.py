@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from engine import cli
-from engine.campaigns import attempts, job_states, jobs, make_record, workflow
-from engine.campaigns.plan import PAGE, REPORT, Plan
+from engine.campaigns import attempts, jobs, workflow
+from engine.campaigns.plan import PAGE, REPORT
 from engine.campaigns.plan_folder import PlanFolder
 from helpers import campaigns
 
@@ -27,8 +27,6 @@ def test_finished_columns_are_reported_and_the_others_named(folder, grid, capsys
 
     for column in plan.columns[:2]:
         jobs.column(plan, column, CPU)
-        (plan.place.path / job_states.DONE).mkdir(exist_ok=True)
-        (plan.place.path / job_states.DONE / column.job).touch()
     moved = plan.place.campaign.rename(plan.place.campaign.with_name("moved"))
     # As while it runs, when its own report is not touched.
     with workflow.locked(PlanFolder(moved / "plans" / plan.place.name)):
@@ -45,16 +43,3 @@ def test_finished_columns_are_reported_and_the_others_named(folder, grid, capsys
     assert "models fine-tuned on few are not in this report" in page
     assert "0.9, 0.999" in page and "(0.9, 0.999)" not in page  # as in a record that was read
     assert not list(moved.glob("plans/*/evaluations.json"))  # it still counts as unfinished
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="is about a machine without a GPU")
-def test_the_plan_tells_the_device_on_a_machine_without_gpus(folder, tmp_path, monkeypatch):
-    plan = campaigns.planned(folder, f"runs={tmp_path}", "device=cuda")
-    used = []
-
-    def of_finished_columns(plan: Plan, device: torch.device) -> None:
-        used.append(device.type)
-        raise FileNotFoundError("nothing is finished")
-
-    monkeypatch.setattr(make_record, "of_finished_columns", of_finished_columns)
-    assert cli.main(["report", str(plan.place.campaign)]) == 2 and used == ["cuda"]

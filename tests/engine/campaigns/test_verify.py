@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from engine import models, recipe
-from engine.campaigns import estimate, make_record, verify
+from engine.campaigns import estimate, make_parts, verify
 from engine.campaigns.plan import make_plan
 from engine.cells import cell_plan
 from engine.cells.build import Builder
@@ -105,8 +105,8 @@ def test_a_head_is_fitted_on_photos_that_judge_nothing(folder, grid, tmp_path):
             f"{count} show photos that fitted" if count else "nothing published" for count in seen
         ]
         assert all(map(str.startswith, [check.why_not for check in checks], told))
-        assert (" same photos " in make_record._head(builder.run)) == any(seen)
-        assert f"fitted on {'tinted' if more else 'upstream'}" in make_record._head(builder.run)
+        assert (" same photos " in make_parts._head(builder.run)) == any(seen)
+        assert f"fitted on {'tinted' if more else 'upstream'}" in make_parts._head(builder.run)
     assert bases[0] != bases[1]
 
 

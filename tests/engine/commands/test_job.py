@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from engine.commands import job
-from engine.machine import gpus, ranks
+from engine.machine import gpus
 from helpers import campaigns, grids
 from helpers.processes import run
 
@@ -45,14 +45,6 @@ def test_a_job_stays_as_it_is_where_there_is_nothing_to_choose(started, monkeypa
         monkeypatch.setattr(gpus, "names", lambda names=names: names)
         job._take_gpus(1, "cuda")
     assert not started and not gpus._held
-
-
-def test_a_device_that_is_not_there_is_replaced_only_to_find(monkeypatch):
-    gpu, cpu = torch.device("cuda", 0), torch.device("cpu")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert ranks.present(gpu) == ranks.present(cpu) == cpu
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert ranks.present(gpu) == gpu and ranks.present(cpu) == cpu
 
 
 @pytest.mark.slow

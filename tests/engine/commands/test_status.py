@@ -36,6 +36,8 @@ def finished(plan: Plan, artifacts: list[str]) -> None:
     values |= {"settings": {}, "credits": [], "contact_sheet": "", "holdout": True}
     values |= {
         "rows": [],
+        "benchmark": plan.recipe.dataset.name,
+        "version": 1,
         "distances": None,
         "evaluations": [],
         "files": {},

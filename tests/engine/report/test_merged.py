@@ -54,6 +54,7 @@ def test_a_seed_probe_counts_where_each_campaign_has_one_of_a_shared_column(
         ({"sets": ("flat", "mono")}, "campaign b has the datasets flat, mono and upstream up"),
         ({"downstreams": ["mono"]}, "no downstream dataset in common"),
         ({"sweep": [{"optimizer.lr": 0.1}]}, "b is a sweep"),
+        ({"version": 2}, "b has version 2 of drawings, and a version 1"),
     ],
 )
 def test_campaigns_that_are_not_of_one_grid_are_refused(tmp_path, values, words):
