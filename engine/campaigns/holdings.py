@@ -6,19 +6,19 @@ Imports no torch and reads no artefact.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
 
 from engine.campaigns import plan_folder, record
-from engine.campaigns.plan_folder import PlanFolder
+from engine.campaigns.plan_folder import PLAN, RECORD, PlanFolder
 from engine.campaigns.record import FinishedCampaign
-from engine.store.artifacts import MARKER, STORE, Artifact, Store
+from engine.store.artifacts import STORE, Artifact, Store
 from loaders.files.typed_json import DamagedFile
 
 PACKS = "packs"
-AGAIN = ("features", "fisher", "distances")  # kinds that can be recomputed when needed
 
 
 @dataclass(frozen=True)
@@ -48,44 +48,103 @@ class Held:
 
 
 def campaigns(runs: Path) -> list[Begun]:
-    """The campaigns in a runs folder, oldest plan first. Ignores links.
+    """The campaigns in a runs folder, oldest plan first; see `strays` for those that it overlooks.
 
     A record without its plan counts as a campaign.
     """
-    changed = [
-        (file.stat().st_mtime_ns, place)
-        for place in plan_folder.in_runs(runs)
-        for file in (place.plan, place.record)
-        if place.root.has(file)
-    ]
-    in_order = [place for _, place in sorted(changed, key=itemgetter(0))]
-    return [_begun(place) for place in dict.fromkeys(in_order)]
+    return [_begun(place) for place in dict.fromkeys(place for _, place in changed(runs))]
+
+
+def changed(runs: Path) -> list[tuple[int, PlanFolder]]:
+    """When plans and records in a runs folder were written (`st_mtime_ns`), oldest first."""
+    found = []
+    for place in plan_folder.in_runs(runs):
+        for file in (place.plan, place.record):
+            with suppress(OSError, DamagedFile):
+                found.append((place.root.at(file).stat().st_mtime_ns, place))
+    return sorted(found, key=itemgetter(0))
+
+
+def strays(runs: Path) -> list[str]:
+    """What may hide a campaign from `campaigns`, each with a remedy.
+
+    These are links that lead out of the runs folder or into its store, folders that cannot be read,
+    and plans elsewhere than in RUNS/CAMPAIGN/plans.
+    """
+    found, todo = list[str](), [runs]
+    expected = {place.path for place in plan_folder.in_runs(runs)}
+    while todo:
+        here = todo.pop()
+        try:
+            with os.scandir(here) as entries:
+                inner = sorted(entries, key=lambda entry: entry.name)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            found.append(f"{here} cannot be read ({error.strerror}): make it readable")
+            continue
+        if here not in expected and any(entry.name in (PLAN, RECORD) for entry in inner):
+            found.append(
+                f"{here} is not in {runs}/CAMPAIGN/{plan_folder.PLANS}: move its campaign there, "
+                f"or out of {runs} if it has a store of its own"
+            )
+        for entry in inner:
+            if entry.is_symlink():
+                if entry.name in (PLAN, RECORD) or not _is_walked(entry.path, runs):
+                    found.append(
+                        f"{entry.path} is a link, which is not followed: move what it leads to here"
+                    )
+            # An artefact contains no campaign, and there may be many.
+            elif entry.is_dir(follow_symlinks=False) and here.parent != runs / STORE:
+                todo.append(here / entry.name)
+    return sorted(found)
+
+
+def _is_walked(link: str, runs: Path) -> bool:
+    """Whether `strays` finds what a link leads to without following it, as for wandb's links."""
+    target, real = Path(os.path.realpath(link)), runs.resolve()
+    return target.exists() and target.is_relative_to(real) and (real / STORE) not in target.parents
+
+
+def doubts(runs: Path, begun: Sequence[Begun]) -> list[str]:
+    """Why more artefacts may be needed than the records of finished campaigns list; with remedies.
+
+    begun: all campaigns in the folder. Empty if every campaign is known, readable and finished.
+    """
+    found = strays(runs)
+    if not begun:
+        found.append(
+            f"{runs} contains no campaign, so nothing says which artefacts are needed: delete "
+            f"folders in {runs / STORE} yourself"
+        )
+    for each in begun:
+        if fault := each.fault or _fault_of_plan(each):
+            found.append(fault)
+        elif each.record is None:
+            found.append(
+                f"{each.name} is unfinished: finish it, or delete its plan ({each.place.path})"
+            )
+    return found
 
 
 def artifacts(runs: Path, begun: Sequence[Begun]) -> list[Held]:
-    """The finished artefacts in a runs folder's store."""
+    """The finished artefacts in a runs folder's store, by kind and name.
+
+    Who needs a cell needs its snapshots, which are only there on request (`train.keep_snapshots`).
+    """
     needed: dict[str, list[str]] = {}
     for each in begun:
         of_record = each.record.record.artifacts if each.record else []
         files = each.record.record.files if each.record else {}
         for name in {*of_record, *(str(Path(file).parent) for file in files)}:
             needed.setdefault(name, []).append(each.name)
-    return [
-        Held(found, size_of(found.folder), tuple(needed.get(f"{found.kind}/{found.name}", ())))
-        for found in _finished(runs / STORE)
-    ]
-
-
-def unneeded(held: Sequence[Held], begun: Sequence[Begun]) -> list[Held]:
-    """The artefacts that no campaign's record needs.
-
-    An unfinished campaign has no record yet. If there is one, only artefacts that can be recomputed
-    count.
-    """
-    is_finished = all(each.record for each in begun)
-    return [
-        each for each in held if not each.needed_by and (is_finished or each.artifact.kind in AGAIN)
-    ]
+    held = []
+    for found, marker in Store(runs / STORE).artifacts():
+        name = f"{found.kind}/{found.name}"
+        if found.kind == "snapshots":
+            name = f"cells/{marker.key.get('cell')}"
+        held.append(Held(found, size_of(found.folder), tuple(needed.get(name, ()))))
+    return sorted(held, key=lambda each: each.artifact.folder)
 
 
 def size_of(folder: Path) -> int:
@@ -93,16 +152,9 @@ def size_of(folder: Path) -> int:
     total = 0
     for place, _, names in os.walk(folder):
         for name in names:
-            total += os.lstat(os.path.join(place, name)).st_size
+            with suppress(FileNotFoundError):  # another process may delete it meanwhile
+                total += os.lstat(os.path.join(place, name)).st_size
     return total
-
-
-def _finished(store: Path) -> Iterator[Artifact]:
-    files = Store(store).files
-    for kind in files.folders():
-        for name in files.folders(kind):
-            if files.has(f"{kind}/{name}/{MARKER}"):
-                yield Artifact(store / kind / name)
 
 
 def _begun(place: PlanFolder) -> Begun:
@@ -110,5 +162,16 @@ def _begun(place: PlanFolder) -> Begun:
         return Begun(place, record.read(place))
     except FileNotFoundError:
         return Begun(place, None)
-    except DamagedFile as error:
+    except (OSError, DamagedFile) as error:
         return Begun(place, None, str(error))
+
+
+def _fault_of_plan(begun: Begun) -> str:
+    """Why a finished campaign's plan cannot be read, or empty. It may be missing."""
+    try:
+        _ = begun.record and begun.record.plan
+    except FileNotFoundError:
+        return ""
+    except (OSError, DamagedFile) as error:
+        return str(error)
+    return ""

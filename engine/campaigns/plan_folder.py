@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from engine.store.artifacts import STORE
+from loaders.files.durable import DamagedFile
 from loaders.files.names import is_name
 from loaders.files.root import Root
 
 PLANS = "plans"
+PLAN, RECORD = "plan.json", "evaluations.json"  # in a plan's folder
 REPORT = "report"  # the job, and its output folder
 
 
@@ -47,12 +50,12 @@ class PlanFolder:
     @property
     def plan(self) -> Path:
         """The plan's file."""
-        return self.path / "plan.json"
+        return self.path / PLAN
 
     @property
     def record(self) -> Path:
         """The file from which the report is made. It exists once the campaign is finished."""
-        return self.path / "evaluations.json"
+        return self.path / RECORD
 
     @property
     def lock(self) -> Path:
@@ -98,8 +101,10 @@ def in_campaign(folder: Path) -> list[PlanFolder]:
 
 
 def in_runs(runs: Path) -> list[PlanFolder]:
-    """The folders of all plans in a runs folder, without links."""
-    root = Root(runs)
-    plans = [f"{name}/{PLANS}" for name in root.folders() if PLANS in root.folders(name)]
-    found = [runs / each / name for each in plans for name in root.folders(each) if is_name(name)]
-    return [PlanFolder(path) for path in found]
+    """The folders of all plans in a runs folder. Skips links and folders that cannot be read."""
+    root, found = Root(runs), list[PlanFolder]()
+    for name in root.folders():
+        with suppress(PermissionError, NotADirectoryError, DamagedFile):  # a file or a link
+            plans = root.folders(f"{name}/{PLANS}")
+            found += [PlanFolder(runs / name / PLANS / each) for each in plans if is_name(each)]
+    return found

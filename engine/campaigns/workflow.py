@@ -61,10 +61,13 @@ def run(plans: Sequence[Plan], options: RunOptions, *, dry_run: bool = False) ->
     with contextlib.ExitStack() as stack:
         found = {}
         for plan in plans:
+            store = Store(plan.place.store)
+            stack.enter_context(store.in_use())
             stack.enter_context(locked(plan.place))
             found[plan.place] = _found(plan)
             job_states.begin(plan)
-            Store(plan.place.store).remove_left_overs(LEFT_OVER_S)
+            for folder in store.left_overs(LEFT_OVER_S):
+                store.files.remove(folder)
             plan.place.root.write(plan.place.plan, plan_to_json(plan))
             for job, part in found[plan.place].items():
                 write_part(plan.place, job, part)

@@ -76,7 +76,8 @@ def run(arguments: argparse.Namespace) -> None:
     options = problems.DistanceOptions(**{k: v for k, v in given.items() if v is not None})
     solve.check_names(names)  # before a model is made
     builder = Builder(cell, ranks.start(resolved.device))
-    matrix = solve.distances(builder.run, names, options)
+    with builder.store.in_use():
+        matrix = solve.distances(builder.run, names, options)
     # Campaigns can have different datasets of one name.
     packs = {name: builder.sets[name].pack.fingerprint for name in names}
     made_of = {"model": builder.base.backbone, "sets": names, "packs": packs}

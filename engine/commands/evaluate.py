@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from engine.commands import refuse_overwriting
 from engine.machine import first_line
+from engine.store.artifacts import STORE, Store
 from loaders import shards
 
 if TYPE_CHECKING:
@@ -115,16 +116,18 @@ def _models(
         arguments.overrides,
         descriptions.listed(arguments.classes) if arguments.classes else None,
     )
-    rows = user_models.evaluate(
-        resolved,
-        models,
-        sets,
-        ranks.start(resolved.device),
-        classes=classes,
-        alphas=alphas,
-        mask=arguments.mask,
-        intervals=arguments.intervals,
-    )
+    device = ranks.start(resolved.device)
+    with Store(Path(resolved.runs) / STORE).in_use():
+        rows = user_models.evaluate(
+            resolved,
+            models,
+            sets,
+            device,
+            classes=classes,
+            alphas=alphas,
+            mask=arguments.mask,
+            intervals=arguments.intervals,
+        )
     mixed = f"(1 - alpha) {models[0]} + alpha {models[-1]}, {resolved.model.arch}\n"
     unsure = ", ± half its 95% interval over source images" if arguments.intervals else ""
     title = f"{mixed if alphas else ''}percent top-1 {AMONG[arguments.mask]}{unsure}"
@@ -159,14 +162,16 @@ def _campaign(
     from engine.machine import ranks
     from engine.report import on_sets
 
-    rows = own_sets.evaluate(
-        run,
-        sets,
-        ranks.start(run.plan.device),
-        mask=arguments.mask,
-        intervals=arguments.intervals,
-        undecodable=undecodable,
-    )
+    device = ranks.start(run.plan.device)
+    with Store(run.place.store).in_use():
+        rows = own_sets.evaluate(
+            run,
+            sets,
+            device,
+            mask=arguments.mask,
+            intervals=arguments.intervals,
+            undecodable=undecodable,
+        )
     text = on_sets.of_campaign(rows, run.record.downstreams, run.record.methods)
     if arguments.intervals:
         text += "\nThe file has a 95% interval over source images for every change."

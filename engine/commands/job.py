@@ -28,6 +28,7 @@ from engine.campaigns.plan import (
 )
 from engine.campaigns.plan_folder import PlanFolder
 from engine.machine import entry
+from engine.store.artifacts import Store
 
 
 def main() -> int:
@@ -48,7 +49,10 @@ def run(arguments: argparse.Namespace) -> None:
     place = PlanFolder(arguments.plan.parent)
     if job != REPORT and "RANK" not in os.environ:
         _take_gpus(arguments.ranks if stage == COLUMN else 1, read_plan(place).device)
-    with attempts.recorded(place, job, stage, time.time()) as note:
+    with (
+        Store(place.store).in_use(),
+        attempts.recorded(place, job, stage, time.time()) as note,
+    ):
         _compute(job, read_plan(place), note)
     if os.environ.get("RANK", "0") == "0":
         job_states.set_done(place, job)

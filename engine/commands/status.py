@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engine.errors import one_line
+
 if TYPE_CHECKING:
     from engine.campaigns.holdings import Held
     from engine.campaigns.status import Status
@@ -34,10 +36,12 @@ def run(arguments: argparse.Namespace) -> None:
     latest = {each.place.campaign: each.place for each in begun}  # the newest plan is last
     for each in begun:
         is_latest = latest[each.place.campaign] == each.place
-        print("\n".join(lines(status.of(each, now, is_latest=is_latest), now)))
+        print("\n".join(map(one_line, lines(status.of(each, now, is_latest=is_latest), now))))
     if not begun:
         print(f"{runs} contains no campaign")
-    print("\n".join(store_lines(holdings.artifacts(runs, begun))))
+    for stray in holdings.strays(runs):
+        print(f"note: {one_line(stray)}")
+    print("\n".join(map(one_line, store_lines(holdings.artifacts(runs, begun)))))
     packs = runs / holdings.PACKS
     if packs.is_dir():
         print(f"packs  {size(holdings.size_of(packs))}")

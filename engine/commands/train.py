@@ -76,7 +76,8 @@ def _train(name: str, overrides: Sequence[Override], *, show: bool) -> None:
     from engine.store.alone import alone
 
     for builder in Builder(cell, device, run_users=True).seeded():
-        trained = builder.build()
-        with alone(builder.store, f"{trained.name}-evaluated"):
-            outcome.show(builder.run, trained)
+        with builder.store.in_use():
+            trained = builder.build()
+            with alone(builder.store, f"{trained.name}-evaluated"):
+                outcome.show(builder.run, trained)
     ranks.stop()

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.commands.status import size
+from engine.errors import one_line
 
 if TYPE_CHECKING:
-    from engine.campaigns.holdings import Begun, Held
+    from engine.campaigns.holdings import Held
 
 SHOWN = 20  # artefacts listed per kind
 
@@ -27,44 +29,53 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     from engine.campaigns import holdings
-    from engine.store.artifacts import STORE, Store
-    from loaders.files import locks
+    from engine.campaigns.holdings import Held
+    from engine.store.artifacts import STORE, Artifact, Store
 
     runs: Path = arguments.runs
     if not runs.is_dir():
         raise ValueError(f"there is no folder {runs}: give the folder of your runs")
-    begun = holdings.campaigns(runs)
-    unfinished = [each for each in begun if each.record is None]
-    held = holdings.artifacts(runs, begun)
-    found = holdings.unneeded(held, begun)
-    print("\n".join(lines(found, unfinished)))
-    if not found or not arguments.yes:
-        print("nothing was deleted" + ("; --yes deletes it" if found else ""))
-        return
-    places = {each.place.lock for each in begun}
-    trainings = (runs / STORE / "locks").glob("*")
-    if at_work := [path for path in (*places, *trainings) if locks.is_held(path)]:
-        raise ValueError(f"{locks.holder(at_work[0])} is using {runs}: wait until it ends")
     store = Store(runs / STORE)
-    for each in found:
-        store.remove(each.artifact)
-    print(f"deleted {size(sum(each.size for each in found))}")
+    deletes = arguments.yes and store.root.is_dir()
+    with store.alone() if deletes else contextlib.nullcontext():
+        before = holdings.strays(runs), holdings.changed(runs)
+        begun = holdings.campaigns(runs)
+        found = [each for each in holdings.artifacts(runs, begun) if not each.needed_by]
+        left = [Held(Artifact(path), holdings.size_of(path), ()) for path in store.left_overs()]
+        total = sum(each.size for each in [*found, *left])
+        print("\n".join(lines([*found, *left])))
+        if total and (doubts := holdings.doubts(runs, begun)):
+            more = [f"and {len(doubts) - SHOWN} more"] if len(doubts) > SHOWN else []
+            kept = "\n  ".join(["it is kept:", *map(one_line, doubts[:SHOWN]), *more])
+            if arguments.yes:
+                raise ValueError(f"nothing was deleted; {kept}")
+            print(kept)
+            return
+        if not deletes or not total:
+            print("nothing was deleted" + ("; --yes deletes it" if total else ""))
+            return
+        for each in found:
+            if (holdings.strays(runs), holdings.changed(runs)) != before:
+                raise ValueError(f"{runs} was changed meanwhile: run `rib gc` again")
+            store.remove(each.artifact)
+        for each in left:
+            store.files.remove(each.artifact.folder)
+        stayed = sum(map(holdings.size_of, store.left_overs()))
+    print(f"deleted {size(total - stayed)}")
+    if stayed:
+        raise PermissionError(f"{size(stayed)} in {store.root} could not be deleted")
 
 
-def lines(found: Sequence[Held], unfinished: Sequence[Begun]) -> list[str]:
-    """What can be deleted, by kind, and what is kept for unfinished campaigns."""
+def lines(found: Sequence[Held]) -> list[str]:
+    """What no finished campaign needs, by kind."""
     kinds: dict[str, list[Held]] = defaultdict(list)
     for each in found:
         kinds[each.artifact.kind].append(each)
     shown = [f"{size(sum(each.size for each in found))} is needed by no finished campaign"]
     for kind, of_kind in kinds.items():
         shown.append(f"{kind}: {len(of_kind)}, {size(sum(each.size for each in of_kind))}")
-        shown += [f"  {each.artifact.name}  {size(each.size)}" for each in of_kind[:SHOWN]]
+        shown += [
+            f"  {one_line(each.artifact.name)}  {size(each.size)}" for each in of_kind[:SHOWN]
+        ]
         shown += [f"  and {len(of_kind) - SHOWN} more"] if len(of_kind) > SHOWN else []
-    if unfinished:
-        names = ", ".join(dict.fromkeys(each.name for each in unfinished))
-        shown.append(
-            f"cells, weights and predictions are kept while {names} is unfinished: finish it, or "
-            f"delete its plan ({unfinished[0].place.path})"
-        )
     return shown

@@ -119,18 +119,19 @@ def merged(
     names = list(map(str, files[: len(places)]))
     options = _options(method, names, base is not None, resolved.model.arch, of_method)
     store = Store(Path(resolved.runs) / STORE)
-    of_files = user_models.cells_of(resolved.model, store, files)
-    head = user_models.head_of(resolved.model, of_files, classes)
-    by_name = {str(file): cell for file, cell in of_files.items()}
-    pre_trained = of_files[files[-1]]  # of the base, if there is one
-    packs = {} if holdout is None else {holdout.resolve().name: pack_at(resolved, holdout)}
-    resolved = dataclasses.replace(resolved, method=options, downstream="".join(packs))
-    sets = Sets(resolved, device, cache_folder(), packs, head)
-    run = Run(resolved, device, sets, store, pre_trained, shares_features=False)
-    asked = {name: by_name[file] for name, file in _asked(options, names).items()}
-    context: Any = Checkpoints(run, asked, None if base is None else pre_trained)
-    with run.threads():
-        state, mix = _made(options, context, by_name)
+    with store.in_use():
+        of_files = user_models.cells_of(resolved.model, store, files)
+        head = user_models.head_of(resolved.model, of_files, classes)
+        by_name = {str(file): cell for file, cell in of_files.items()}
+        pre_trained = of_files[files[-1]]  # of the base, if there is one
+        packs = {} if holdout is None else {holdout.resolve().name: pack_at(resolved, holdout)}
+        resolved = dataclasses.replace(resolved, method=options, downstream="".join(packs))
+        sets = Sets(resolved, device, cache_folder(), packs, head)
+        run = Run(resolved, device, sets, store, pre_trained, shares_features=False)
+        asked = {name: by_name[file] for name, file in _asked(options, names).items()}
+        context: Any = Checkpoints(run, asked, None if base is None else pre_trained)
+        with run.threads():
+            state, mix = _made(options, context, by_name)
     if packs and not context.has_chosen:
         raise ValueError(f"{options.title} makes no choice: leave --holdout out")
     described = Description(files[0], models.description(resolved.model), tuple(head))

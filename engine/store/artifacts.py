@@ -7,29 +7,39 @@ fsynced and renamed. `done.json` has the checksums and is the only proof that it
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
+import logging
+import math
 import re
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 
 from engine.machine.files import room_for, short_digest
-from loaders.files import typed_json
+from loaders.files import locks, typed_json
 from loaders.files.durable import file_hash, sync
 from loaders.files.names import InnerPath, is_name
 from loaders.files.root import Root
 from loaders.files.typed_json import DamagedFile
 
+log = logging.getLogger(__name__)
 FORMAT = 2  # increment it when the meaning of stored artefacts changes
 STORE = "store"  # folder name below a folder of runs
+KINDS = {
+    *("cells", "weights", "snapshots", "predictions"),
+    *("features", "fisher", "distances", "cka"),
+}
 MARKER, UNFINISHED = "done.json", ".unfinished"  # in an artefact's folder
-TEMPORARY = re.compile(r"\..+-[0-9a-f]{16}\.[0-9a-f]{8}")  # name of an unfinished artefact
+# The name of an artefact that is being written or deleted.
+TEMPORARY = re.compile(r"\..+-[0-9a-f]{16}\.[0-9a-f]{8}")
+IN_USE = ".in-use"  # lock file in a store
 
 
 class StoredFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -131,7 +141,7 @@ class Store:
         if not files.has(MARKER):
             return None
         marker = _marker(files)
-        if not folder.name.endswith(short_digest({"format": marker.format, **marker.key})):
+        if not _has_key(folder, marker):
             raise DamagedFile(f"{folder} has another key; {_again(folder)}")
         if not marker.files:
             raise DamagedFile(f"{folder} has no files except its marker; {_again(folder)}")
@@ -152,7 +162,7 @@ class Store:
         if artifact := self.find(kind, label, key):
             return artifact
         folder = self.place(kind, label, key)
-        new = self.files.below(folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}"))
+        new = self.files.below(_temporary(folder))
         new.write(UNFINISHED, b"")
         try:
             try:
@@ -182,18 +192,55 @@ class Store:
             self.files.remove(new.path)
         return Artifact(folder)
 
-    def remove_left_overs(self, older_than_s: float) -> None:
-        """Deletes unfinished artefacts of killed processes that are older than `older_than_s`.
+    def artifacts(self) -> Iterator[tuple[Artifact, Marker]]:
+        """The finished artefacts, with their markers.
 
-        Younger ones may be in use. Follows no links and touches no other names.
+        Skips what the engine did not make in its place: links, other kinds and names, and folders
+        whose marker is damaged or has another key.
         """
-        for kind in self.files.folders():
+        for kind in KINDS.intersection(self.files.folders()):
             for name in self.files.folders(kind):
-                folder = self.files.below(f"{kind}/{name}")
-                if not TEMPORARY.fullmatch(name) or not folder.has(UNFINISHED):
-                    continue
-                if time.time() - folder.path.stat().st_mtime > older_than_s:
-                    self.files.remove(folder.path)
+                folder = self.root / kind / name
+                with contextlib.suppress(OSError, DamagedFile):
+                    marker = _marker(self.files.below(folder))
+                    if _has_key(folder, marker):
+                        yield Artifact(folder), marker
+
+    def left_overs(self, older_than_s: float = -math.inf) -> list[Path]:
+        """The folders that killed processes were writing or deleting `older_than_s` ago.
+
+        Younger ones may be in use, except in `alone`. Follows no links.
+        """
+        return [
+            folder
+            for kind in KINDS.intersection(self.files.folders())
+            for folder in map((self.root / kind).joinpath, self.files.folders(kind))
+            if TEMPORARY.fullmatch(folder.name)
+            and time.time() - folder.lstat().st_mtime > older_than_s
+        ]
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Keeps `rib gc` from deleting artefacts; waits for one that is deleting them.
+
+        Every process that makes artefacts, or finds them for others to use, enters.
+        """
+
+        def wait() -> None:
+            log.warning("waiting for `rib gc`, which deletes artefacts in %s", self.root)
+
+        with locks.shared(self.root / IN_USE, wait, self.files):
+            yield
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keeps other processes out of the store. Raises ValueError if one is `in_use`."""
+
+        def refuse() -> NoReturn:
+            raise ValueError(f"another command is using {self.root}: wait until it ends")
+
+        with locks.shared(self.root / IN_USE, refuse, self.files, alone=True):
+            yield
 
     def missing(self, kind: str, label: str, key: Mapping[str, Any]) -> FileNotFoundError:
         """The error for an artefact that a campaign should have made."""
@@ -201,9 +248,18 @@ class Store:
         return FileNotFoundError(f"{place} is missing: run the campaign again to make it")
 
     def remove(self, artifact: Artifact) -> None:
-        """Deletes an artefact, its marker first, so that none is ever half finished."""
-        self.files.remove(artifact.folder / MARKER)
-        self.files.remove(artifact.folder)
+        """Deletes an artefact, under a temporary name, so that none is ever half finished."""
+        with contextlib.suppress(FileNotFoundError):
+            self.files.remove(self.files.rename(artifact.folder, _temporary(artifact.folder)))
+
+
+def _temporary(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+
+
+def _has_key(folder: Path, marker: Marker) -> bool:
+    digest = short_digest({"format": marker.format, **marker.key})
+    return folder.name.endswith(f"-{digest}")
 
 
 def _marker(folder: Root) -> Marker:

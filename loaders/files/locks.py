@@ -72,6 +72,29 @@ def held(path: Path, on_wait: Callable[[], object], root: Root | None = None) ->
         lock.release()
 
 
+@contextmanager
+def shared(
+    path: Path, on_wait: Callable[[], object], root: Root, *, alone: bool = False
+) -> Iterator[None]:
+    """Holds the lock file `path` with other processes, or alone, until the block or process ends.
+
+    on_wait, root: as of `held`. The file stays. On a file system without flock, `alone` raises
+    OSError, and nothing is held otherwise.
+    """
+    kind = fcntl.LOCK_EX if alone else fcntl.LOCK_SH
+    with root.open(path, "ab") as file:
+        try:
+            try:
+                fcntl.flock(file, kind | fcntl.LOCK_NB)
+            except BlockingIOError:
+                on_wait()
+                fcntl.flock(file, kind)
+        except OSError as error:
+            if alone or error.errno not in NO_FLOCK:
+                raise OSError(error.errno, error.strerror, str(path)) from error
+        yield
+
+
 def holder(path: Path) -> str:
     """Returns the lock's holder as `process N on HOST`, or `unknown`."""
     with suppress(OSError, ValueError):

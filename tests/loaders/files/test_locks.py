@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from loaders.files import locks
+from loaders.files.root import Root
 
 
 @pytest.fixture(params=["flock", "lease"])
@@ -79,7 +80,7 @@ def test_who_waits_gets_it_once_it_is_free(path):
 HOLDER = """
 import errno, fcntl, sys, time
 from pathlib import Path
-from loaders import locks
+from loaders.files import locks
 def absent(*_): raise OSError(errno.EOPNOTSUPP, "")
 if sys.argv[2] == "lease": fcntl.flock, locks.BEAT_S, locks.LAPSE_S = absent, 0.1, 0.6
 with locks.held(Path(sys.argv[1]), lambda: None):
@@ -93,7 +94,7 @@ def test_a_lock_of_a_killed_process_is_free(path, request):
     ahead of ours."""
     kind = request.node.callspec.params["path"]
     command = [sys.executable, "-c", HOLDER, str(path), kind]
-    root = Path(locks.__file__).parents[1]
+    root = Path(locks.__file__).parents[2]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) as holder:
         assert holder.stdout is not None and holder.stdout.readline() == "held\n"
         with pytest.raises(Refused), locks.held(path, refuse):
@@ -119,3 +120,31 @@ def test_a_lease_that_was_lost_is_not_touched(monkeypatch, tmp_path, caplog):
         time.sleep(0.4)
         assert "lost the lease" in caplog.text
     assert path.read_text() == "of another process" and path.stat().st_mtime_ns == before
+
+
+def test_many_hold_a_shared_lock_and_who_wants_it_alone_waits(tmp_path):
+    path, root, turns = tmp_path / "lock", Root(tmp_path), list[str]()
+
+    def alone() -> None:
+        with locks.shared(path, lambda: turns.append("waits"), root, alone=True):
+            turns.append("alone")
+            with pytest.raises(Refused), locks.shared(path, refuse, root):
+                pass
+
+    with ThreadPool(1) as pool:
+        with locks.shared(path, unexpected, root), locks.shared(path, unexpected, root):
+            waiting = pool.apply_async(alone)
+            while not turns:
+                time.sleep(0.01)
+            turns.append("shared")
+        waiting.get()
+    assert turns == ["waits", "shared", "alone"]
+
+
+def test_without_flock_nobody_is_known_to_be_alone(monkeypatch, tmp_path):
+    without_flock(monkeypatch)
+    with locks.shared(tmp_path / "lock", unexpected, Root(tmp_path)):
+        pass
+    alone = locks.shared(tmp_path / "lock", unexpected, Root(tmp_path), alone=True)
+    with pytest.raises(OSError, match="No locks available"), alone:
+        pass
