@@ -190,6 +190,21 @@ def test_names_are_shown_in_one_line_without_control_characters(runs, gc):
     assert r"x\x1b[2J\nerror: forged is a link" in shown and r"a\u202eb" in shown
 
 
+@pytest.mark.slow
+def test_a_report_is_the_same_once_what_nobody_needs_is_gone(finished, runs, gc):
+    shutil.copytree(finished, runs, dirs_exist_ok=True)
+    kinds = {path.name for path in (runs / "store").iterdir() if path.is_dir()}
+    assert kinds <= {*artifacts.KINDS, "pending", "locks"} and "features" in kinds
+    report = runs / "shapes" / "report"
+    tables = {path: path.read_bytes() for path in report.glob("*.csv")}
+    gc("--yes")
+    assert not [*(runs / "store" / "features").iterdir()]
+    for path in tables:
+        path.unlink()
+    assert cli.main(["report", str(runs / "shapes")]) == 0
+    assert len(tables) > 3 and tables == {path: path.read_bytes() for path in report.glob("*.csv")}
+
+
 class World:
     """A random runs folder: artefacts, one to three campaigns, things of the user's.
 
