@@ -140,10 +140,10 @@ def artifacts(runs: Path, begun: Sequence[Begun]) -> list[Held]:
             needed.setdefault(name, []).append(each.name)
     held = []
     for found, marker in Store(runs / STORE).artifacts():
-        name = f"{found.kind}/{found.name}"
+        users = needed.get(f"{found.kind}/{found.name}", [])
         if found.kind == "snapshots":
-            name = f"cells/{marker.key.get('cell')}"
-        held.append(Held(found, size_of(found.folder), tuple(needed.get(name, ()))))
+            users = users + needed.get(f"cells/{marker.key.get('cell')}", [])
+        held.append(Held(found, size_of(found.folder), tuple(users)))
     return sorted(held, key=lambda each: each.artifact.folder)
 
 
