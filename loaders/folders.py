@@ -13,8 +13,7 @@ from loaders.trees import Listing, first_names
 def read(root: Path) -> Listing:
     """Lists the images `root/<class>/<image>`, ordered by class and name; skips hidden folders.
 
-    `root` may also be shards (`loaders.shards`). Images with the same class and file name in other
-    datasets count as copies of one source image.
+    `root` may also be shards (`loaders.shards`). An image's source is its class and file name.
 
     Raises ValueError naming a root that is missing, empty or has files instead of classes, classes
     without images, and invalid files (see `trees.files`).

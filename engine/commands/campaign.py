@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -112,6 +113,8 @@ def complete(
     for plan in plans:
         if plan not in missing:
             print(f"{plan.name} is finished; nothing to do.")
+    for remark in _remarks(missing):
+        print(f"note: {remark}", file=sys.stderr)
     if dry_run:
         if missing:
             workflow.run(missing, options, dry_run=True)
@@ -186,6 +189,15 @@ def _faults_of_sets(name: str, plans: Mapping[Plan, Sequence[Override]]) -> list
         text = "some datasets are not encoded yet; run, for each SET"
         faults["\n  ".join([text, *commands.values()])] = None
     return list(faults)
+
+
+def _remarks(plans: Sequence[Plan]) -> list[str]:
+    """Returns what a user must know of the datasets, which all models of a campaign share."""
+    if not plans:
+        return []
+    from engine.data.kinds import kind_of
+
+    return kind_of(plans[0].recipe.dataset).remarks()
 
 
 def _show_model(model: ModelRecipe) -> None:

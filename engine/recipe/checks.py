@@ -50,6 +50,18 @@ def checked(recipe: Recipe) -> Recipe:
             "dataset.holdout_by=source holds nothing out with dataset.holdout=0: set "
             "dataset.holdout to the fraction of photos to hold out, such as 0.25"
         )
+    is_folder = recipe.dataset.kind == "folder"
+    if recipe.dataset.sources == "names" and not is_folder:
+        raise RecipeError(
+            f"dataset.sources=names applies to folders and shards only; {recipe.dataset.name} "
+            "itself knows its photos: leave the key out"
+        )
+    if recipe.dataset.holdout_by == "source" and is_folder and recipe.dataset.sources == "own":
+        raise RecipeError(
+            "dataset.holdout_by=source holds out photos that several datasets show, and with "
+            "dataset.sources=own none do: set dataset.sources=names if equal class and file names "
+            "mean the same photo, or leave holdout_by out"
+        )
     parts = ("shots", "portion", "train_images")
     taken = [k for k in parts if getattr(recipe.dataset, k) != getattr(DatasetRecipe, k)]
     if recipe.judges_seen and taken:

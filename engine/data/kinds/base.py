@@ -68,6 +68,10 @@ class Kind(abc.ABC):
         """Whether images' keys name parts of the dataset that have equal weight in its accuracy."""
         return False
 
+    def remarks(self) -> list[str]:
+        """What a user must know of the datasets before a campaign, in sentences."""
+        return []
+
     def head_classes(self) -> tuple[str, ...]:
         """The classes of pretrained models' heads, in order; empty if they have none."""
         return ()

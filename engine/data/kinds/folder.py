@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import logging
+from collections.abc import Mapping, Set
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,15 +28,20 @@ class Folder(Kind):
             log.warning(
                 "%s: left out, because not <class>/<image>: %s", name, first_names(listing.left_out)
             )
-        self._warn_of_shared_sources(name, {item.source for item in listing.items})
-        return listing
+        if self._names_are_sources:
+            return listing
+        items = [dataclasses.replace(item, source=f"{name}/{item.key}") for item in listing.items]
+        return dataclasses.replace(listing, items=items)
 
     def counts(self, name: str) -> tuple[int, int]:
         listing = folders.read(self._root(name))
         return len(listing.items), len(listing.classes)
 
     def photos(self, name: str) -> frozenset[str]:
-        return _photos(self._root(name))
+        return _photos(self._root(name)) if self._names_are_sources else frozenset([name])
+
+    def identity(self, name: str) -> dict[str, Any]:
+        return super().identity(name) | {"sources": self.dataset.sources}
 
     def fingerprint(self, name: str) -> str | None:
         root = self._root(name)
@@ -43,24 +51,39 @@ class Folder(Kind):
         folders.read(self._root(name))
         return False
 
+    def remarks(self) -> list[str]:
+        """Which datasets have images with the same class and file name as earlier ones."""
+        remarks: list[str] = []
+        sources: dict[str, set[str]] = {}
+        for name in self.dataset.known:
+            with contextlib.suppress(ValueError):  # encoding that dataset raises it
+                sources[name] = {item.source for item in folders.read(self._root(name)).items}
+                shared = {other: sources[name] & sources[other] for other in sources}
+                del shared[name]
+                if named := {other: images for other, images in shared.items() if images}:
+                    remarks.append(self._remark(name, named))
+        return remarks
+
+    def _remark(self, name: str, shared: Mapping[str, Set[str]]) -> str:
+        others = ", ".join(f"{other} ({len(images)})" for other, images in shared.items())
+        remark = (
+            f"{name}: images have the same class and file name as images in {others}, such as "
+            f"{min(map(min, shared.values()))}. "
+        )
+        if self._names_are_sources:
+            return remark + (
+                "They count as copies of one photo; if they are not, set dataset.sources=own"
+            )
+        return remark + (
+            "They count as different photos; if they show the same ones, set dataset.sources=names"
+        )
+
+    @property
+    def _names_are_sources(self) -> bool:
+        return self.dataset.sources == "names"
+
     def _root(self, name: str) -> Path:
         return Path(self.dataset.root) / name
-
-    def _warn_of_shared_sources(self, name: str, sources: set[str]) -> None:
-        """Log which earlier datasets have images with the same class and file name."""
-        known, shared = self.dataset.known, dict[str, set[str]]()
-        for other in known[: known.index(name)] if name in known else ():
-            with contextlib.suppress(ValueError):  # encoding that dataset raises it
-                listing = folders.read(self._root(other))
-                shared[other] = sources & {item.source for item in listing.items}
-        if named := {other: images for other, images in shared.items() if images}:
-            log.warning(
-                "%s: images have the same class and file name as images in %s, such as %s. They "
-                "count as copies of one source image; if they are not, rename them",
-                name,
-                ", ".join(f"{other} ({len(images)})" for other, images in named.items()),
-                min(min(images) for images in named.values()),
-            )
 
 
 @functools.cache

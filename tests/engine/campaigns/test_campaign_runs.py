@@ -77,7 +77,8 @@ def test_dry_run_shows_the_jobs_and_a_profile_steers_the_workflow(folder, tmp_pa
     profile, runs = tmp_path / "cluster", tmp_path / "runs"
     words = ["campaign", str(folder / "shapes.yaml"), f"runs={runs}"]
     assert cli.main([*words, "--dry-run"]) == 0
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert "note: tinted: images have the same class and file name as images in upstream (" in err
     for word in ("prepare", "column", "report", *(f"column-{name}" for name in SETS)):
         assert word in out, word
     assert not list(tmp_path.iterdir()), "nothing was written"

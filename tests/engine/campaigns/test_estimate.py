@@ -126,7 +126,8 @@ def test_precision_follows_the_device():
 
 def test_sets_of_the_same_photos_are_also_judged_on_those_that_were_seen(folder):
     """The drawings of the three sets have the same names, so they count as the same photos."""
-    words = [f"runs={folder / 'none'}", "dataset.holdout=0.4", "dataset.holdout_by=source"]
+    words = [f"runs={folder / 'none'}", "dataset.holdout=0.4"]
+    words += ["dataset.holdout_by=source", "dataset.sources=names"]
     for seen in (True, False):
         more = f"evaluate.seen={str(seen).lower()}"
         made = estimate.of(make_plan(str(folder / "shapes.yaml"), parsed([*words, more])))

@@ -38,6 +38,11 @@ def test_a_photo_is_held_out_of_all_sets_or_of_none_at_a_rate():
 def test_what_leaves_nothing_to_compare_is_refused(words, message):
     with pytest.raises(RecipeError, match=message):
         recipe.load("emoji/fine_tune", parsed([BY_SOURCE, *words]))
+    with pytest.raises(RecipeError, match="itself knows its photos"):
+        recipe.load("emoji/fine_tune", parsed(["dataset.sources=names"]))
+    of_folders = [BY_SOURCE, "dataset=folder", "dataset.sets=[a,b]", "downstream=a"]
+    with pytest.raises(RecipeError, match=r"set dataset\.sources=names if equal"):
+        recipe.load("emoji/fine_tune", parsed(of_folders))
     recipe.load("emoji/fine_tune", parsed([BY_SOURCE, "evaluate.seen=false", "dataset.shots=2"]))
 
 
@@ -48,6 +53,7 @@ def test_models_are_judged_on_photos_that_they_did_not_see_and_the_leak_on_those
     report = campaigns.run(
         folder,
         BY_SOURCE,
+        "dataset.sources=names",
         "methods=[fine_tune]",
         "downstreams=[outline,tinted]",
         "dataset.holdout=0.4",

@@ -57,19 +57,32 @@ def test_image_that_does_not_decode_is_named(recipe, tmp_path, caplog):
     assert [image["key"] for image in pack.manifest["skipped"]] == ["disc/0.png"]
 
 
-def test_images_of_the_same_name_in_two_sets_are_named(tmp_path, caplog):
-    for place in ("a/dog/000.png", "a/cat/1.png", "b/dog/000.png", "b/cat/2.png", "c/dog/9.png"):
+@pytest.mark.parametrize(
+    ("sources", "meaning"),
+    [
+        ("own", "different photos; if they show the same ones, set dataset.sources=names"),
+        ("names", "copies of one photo; if they are not, set dataset.sources=own"),
+    ],
+)
+def test_images_of_the_same_name_are_one_photo_only_where_the_benchmark_says_so(
+    tmp_path, sources, meaning
+):
+    of_sets = ("a/dog/000", "a/cat/1", "a/cat/2", "b/dog/000", "b/cat/3", "b/cat/4", "c/dog/9")
+    for place in (f"{image}.png" for image in of_sets):
         (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (4, 4)).save(tmp_path / place)
-    sets = ["b", "c", "missing"]
-    dataset = DatasetRecipe(name="mine", root=str(tmp_path), upstream="a", sets=sets)
-    for name in ("a", "b", "c"):
-        Folder(dataset).listing(name, tmp_path)
-    (record,) = caplog.records
-    assert record.getMessage() == (
+    names = ["b", "c", "missing"]
+    dataset = DatasetRecipe("mine", root=str(tmp_path), upstream="a", sets=names, sources=sources)
+    kind = Folder(dataset)
+    assert kind.remarks() == [
         "b: images have the same class and file name as images in a (1), such as dog/000. They "
-        "count as copies of one source image; if they are not, rename them"
-    )
+        f"count as {meaning}"
+    ]
+    of = {name: {item.source for item in kind.listing(name, tmp_path).items} for name in "abc"}
+    shared = {"dog/000"} if sources == "names" else set()
+    assert of["a"] & of["b"] == shared and not of["a"] & of["c"]
+    assert {name: len(each) for name, each in of.items()} == {"a": 3, "b": 3, "c": 1}
+    assert kind.photos("a").isdisjoint(kind.photos("b")) == (sources == "own")
 
 
 def test_a_set_names_its_kinds_of_images_and_the_background_is_part_of_its_name(
@@ -100,12 +113,12 @@ def test_the_place_of_a_pack_is_what_it_always_was(recipe):
         model = dataclasses.replace(recipe.model, crop=crop)
         return pack_folder(Path(), dataclasses.replace(folder, **changes), model, name).name
 
-    usual = "a-71b6d72b9031cb15"
+    usual = "a-01c8df5ba65ffc90"
     assert place() == place(sets=["few"], holdout=0.0, thumbnails=True) == usual
     assert place("imagenet_v2", kind="imagenet") == "imagenet_v2-3813c5e1e905f9ce"
     assert place("objectnet", kind="imagenet") == "objectnet-3b80f9e2562857aa"
     others = [place(crop=0.9), place(pack_format="jpeg"), place(undecodable="skip")]
-    assert len({usual, *others}) == 4
+    assert len({usual, *others, place(sources="names")}) == 5
 
 
 @pytest.mark.parametrize(
@@ -162,12 +175,13 @@ def test_split_laws(drawn, share, seed):
 def test_a_set_of_copies_says_so_in_its_key(recipe, tmp_path):
     for file in (tmp_path / "images" / "outline").glob("*/0.png"):
         Image.open(file).save(file.with_suffix(".bmp"))  # of one stem
-    outline, tinted = opened(recipe, "outline"), opened(recipe, "tinted")
+    outline, tinted = (opened(recipe, name, sources="names") for name in ("outline", "tinted"))
     assert outline.split_key(recipe.dataset) == [0.25, 0, "by source"]
     assert tinted.split_key(recipe.dataset) == [0.25, 0]
     sources = outline.pack.sources
     assert len(sources) == 5 * (grids.COPIES + 1)
     assert not set(sources[outline.train]) & set(sources[outline.holdout])
+    assert opened(recipe, "outline").split_key(recipe.dataset) == [0.25, 0], "each is its own"
 
 
 HEAD = ("square", "ring", "other", "cross")
