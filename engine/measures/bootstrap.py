@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import special  # `scipy.stats` takes a second to import
 
-DRAWS = 4000  # the bounds of an interval are then known to about a hundredth of its width
+DRAWS = 4000  # the standard error of a bound is then about a hundredth of the interval's width
 LEVEL = 0.95
 TOGETHER = 2048  # sources converted to floats at a time
 # Maps 16 random bits to a count, by the distribution function of a Poisson number of mean 1.

@@ -44,6 +44,7 @@ from engine.measures.tables import rows, with_ends
 KEY = [*Arm._fields, "downstream", "evaluated_on"]
 CELL = ["arm", *KEY[-2:]]
 ROBUSTNESS = "effective_robustness"
+EXACT = 1e-9  # points by which sums of equal accuracies can differ
 
 
 def measures() -> list[str]:
@@ -296,7 +297,8 @@ class Means:
         return np.minimum.reduceat(of_cells, self.weights.indptr[:-1])
 
     def _with_ends(self, name: str, values: np.ndarray, ends: np.ndarray) -> pandas.DataFrame:
-        """The keys with the numbers and their intervals; bounds that are 0 up to rounding are 0."""
+        """The keys with the numbers and their intervals; what is 0 up to rounding is 0."""
+        values = np.where(np.abs(values) < EXACT, 0, values)
         ends = np.where(np.abs(ends) < seeds.ROUNDING, 0, ends)
         columns = zip(with_ends(name), (values, *ends), strict=True)
         return self.keys.assign(**dict(columns))

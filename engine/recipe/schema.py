@@ -133,7 +133,7 @@ class DatasetRecipe:
     train_sets: list[Name] = field(default_factory=list)  # may be trained on, never evaluated
     # datasets by maker; a run may lack some of them
     families: dict[str, list[str]] = field(default_factory=dict)
-    # for folders and shards: which images count as copies of one photo. own: none. names: those with
+    # for folders and shards: images that count as copies of one photo. own: none; names: those with
     # the same class and file name, in all datasets
     sources: Literal["own", "names"] = "own"
     # for emoji-RIB only: number of classes, images per class and style, and their size

@@ -46,6 +46,14 @@ def test_interval_is_deterministic_and_blind_to_the_order_of_rows(tmp_path):
     assert mri(evaluations).equals(first)
 
 
+def test_the_mri_of_equal_models_is_exactly_0(tmp_path):
+    sets = [*"abcdefg"]
+    random = np.random.default_rng(0)
+    hits = {name: random.random(60) < 0.4 for name in (*sets, "up")}
+    evaluations = grid(tmp_path, lambda method, downstream, on: hits[on], sets=sets)
+    assert (mri(evaluations, sets=sets)[["mri", "mri_low", "mri_high"]] == 0).all(axis=None)
+
+
 def test_groups_are_averaged_over_severities_then_corruptions():
     group = ["noise/1"] * 4 + ["noise/2"] * 1 + ["fog/1"] * 5
     hits = np.array([1, 1, 1, 0, 0, 1, 1, 1, 1, 0], bool)
