@@ -38,6 +38,11 @@ class Place(NamedTuple):
     size: int = -1
 
     @property
+    def bytes(self) -> int:
+        """Number of bytes of the file."""
+        return os.stat(self.path).st_size if self.size < 0 else self.size
+
+    @property
     def where(self) -> str:
         """ " in ARCHIVE" for errors about a file in an archive; empty for a file on disk."""
         return f" in {os.path.basename(self.path)}" if self.size >= 0 else ""

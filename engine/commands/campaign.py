@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from engine.campaigns import seal, sites, workflow
 from engine.campaigns.plan import PAGE, REPORT, TABLE, Plan, make_plan, read_plan, settings_of_needs
@@ -19,6 +21,9 @@ from engine.recipe.overrides import Override, of_mapping
 from engine.recipe.schema import DatasetRecipe, ModelRecipe, Recipe
 from loaders.files.root import Root
 from loaders.files.typed_json import DamagedFile
+
+if TYPE_CHECKING:
+    from engine.data.kinds import Kind
 
 FEWEST = 12  # images per dataset of a smoke run
 
@@ -172,6 +177,7 @@ def _faults_of_sets(name: str, plans: Mapping[Plan, Sequence[Override]]) -> list
         from engine.campaigns import verify
         from engine.data import packs
 
+        faults |= dict.fromkeys(_unions(plan, kind))
         encoded, missing = verify.encoded(resolved, plan.needed), list[str]()
         for each in plan.needed:
             try:
@@ -189,6 +195,20 @@ def _faults_of_sets(name: str, plans: Mapping[Plan, Sequence[Override]]) -> list
         text = "some datasets are not encoded yet; run, for each SET"
         faults["\n  ".join([text, *commands.values()])] = None
     return list(faults)
+
+
+def _unions(plan: Plan, kind: Kind) -> Iterator[str]:
+    """Yields why a column cannot train on a dataset that contains images of RI's datasets."""
+    for name in plan.downstreams:
+        with contextlib.suppress(ValueError):  # a folder that cannot be read is another fault
+            others = [other for other in plan.sets if other != name]
+            if inside := [other for other in others if kind.shares_files(name, other)]:
+                listed = ", ".join(inside)
+                yield (
+                    f"{name} contains images of {listed}, so RI would average over images that its "
+                    f"models trained on: leave {listed} out of dataset.sets, or train on {name} "
+                    "with `rib train` and judge the model on other datasets with `rib evaluate`"
+                )
 
 
 def _remarks(plans: Sequence[Plan]) -> list[str]:

@@ -68,6 +68,10 @@ class Kind(abc.ABC):
         """Whether images' keys name parts of the dataset that have equal weight in its accuracy."""
         return False
 
+    def shares_files(self, name: str, other: str) -> bool:
+        """Whether a dataset contains image files of another."""
+        return False
+
     def remarks(self) -> list[str]:
         """What a user must know of the datasets before a campaign, in sentences."""
         return []

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from engine.data.kinds.base import Kind
-from loaders import folders
-from loaders.trees import Listing, first_names
+from loaders import folders, trees
+from loaders.trees import Listing, Place, first_names
 
 log = logging.getLogger(__name__)
+LOOKED_FOR = 32  # files of a dataset, at even steps
 
 
 class Folder(Kind):
@@ -50,6 +51,21 @@ class Folder(Kind):
     def needs_command(self, name: str) -> bool:
         folders.read(self._root(name))
         return False
+
+    def shares_files(self, name: str, other: str) -> bool:
+        """Looks for some of the other dataset's files by their bytes; rows of parquet files are not
+        compared."""
+        files = [item.payload for item in folders.read(self._root(other)).items]
+        places: dict[int, list[Place]] = {}
+        for item in folders.read(self._root(name)).items:
+            if isinstance(item.payload, Place):
+                places.setdefault(item.payload.bytes, []).append(item.payload)
+        return any(
+            trees.read(file) == trees.read(place)
+            for file in files[:: -(-len(files) // LOOKED_FOR)]
+            if isinstance(file, Place)
+            for place in places.get(file.bytes, ())
+        )
 
     def remarks(self) -> list[str]:
         """Which datasets have images with the same class and file name as earlier ones."""

@@ -1,6 +1,7 @@
 """Campaigns are planned before they run: their columns, and mistakes, which are named."""
 
 import itertools
+import os
 import shlex
 import shutil
 from pathlib import Path
@@ -168,6 +169,30 @@ def test_folders_that_are_missing_are_named_before_anything_runs(folder, tmp_pat
         message = capsys.readouterr().err
         assert f"{tmp_path / 'images' / 'upstream'} is not a folder" in message
         assert "few has classes without images: new" in message
+
+
+@pytest.mark.parametrize("make", [os.symlink, shutil.copyfile])
+def test_a_column_that_trains_on_images_of_ris_datasets_is_refused(
+    folder, tmp_path, capsys, ran, make
+):
+    """RI would average over datasets that the column's models trained on."""
+    images = shutil.copytree(folder / "images", tmp_path / "images")
+    for name in ("outline", "tinted"):
+        for file in (images / name).glob("*/*.png"):
+            place = images / "union" / file.parent.name / f"{name}_{file.name}"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            make(file, place)
+    words = ["campaign", str(folder / "shapes.yaml"), f"runs={tmp_path}", f"dataset.root={images}"]
+    words += ["dataset.train_sets=[union]", "--dry-run", "downstreams=[few,union]"]
+    assert cli.main(words) == 2
+    message = capsys.readouterr().err
+    assert "union contains images of outline, tinted, so RI would average over" in message
+    assert (
+        "leave outline, tinted out of dataset.sets, or train on union with `rib train`" in message
+    )
+    shutil.rmtree(images / "union")
+    shutil.copytree(images / "upstream", images / "union")
+    assert cli.main(words) == 0, "the upstream set is not in RI"
 
 
 @pytest.mark.slow
