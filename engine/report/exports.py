@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,6 +57,7 @@ def write(folder: Path, sections: Sequence[Section], *, drawn: bool = False) -> 
             root.write(place.with_suffix(".pdf"), vl_convert.vegalite_to_pdf(_spec(figure)))
 
 
+@functools.cache  # the page shows it too
 def svg(figure: Figure) -> bytes:
     """The figure as SVG, with names in full."""
     return vl_convert.vegalite_to_svg(_spec(figure)).encode()

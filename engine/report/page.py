@@ -1,6 +1,7 @@
 """Write the report as one HTML file that opens offline.
 
-It contains the numbers, Vega-Lite, which draws the figures, and a small script for the tables.
+It contains the numbers, the figures, Vega-Lite, which draws them anew where scripts run, so that
+they show values and fit the window, and a small script for the tables.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import contextlib
 import json
 import os
 import stat
+from base64 import b64encode
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -20,7 +22,7 @@ from markupsafe import Markup
 
 from engine.machine.files import cache_folder, short_digest, write_atomic
 from engine.measures.tables import csv
-from engine.report import charts, columns
+from engine.report import charts, columns, exports
 from engine.report.section import Section, Table
 from loaders.files.root import Root
 
@@ -71,6 +73,7 @@ def write(
         sections=sections,
         files=files,
         tables=views,
+        drawings={figure.name: b64encode(exports.svg(figure)).decode() for figure in figures},
         shown=ROWS,
         embedded=Markup(text.replace("<", "\\u003c")),  # keeps text from ending the script
         bundle=Markup(_bundle()) if figures else "",

@@ -14,11 +14,10 @@ async function draw(figure) {
   const options = { actions: false, renderer: "svg", config: report.config };
   const spec = report.figures[figure.dataset.figure];
   const { view } = await vegaEmbed(figure.querySelector(".view"), spec, options);
-  figure.dataset.drawn = "";
   return view;
 }
 
-// All are drawn, from the top, while nothing else happens: printing cannot wait for it.
+// The page has a drawing of each, which this replaces, from the top, while nothing else happens.
 async function drawAll() {
   const idle = window.requestIdleCallback ?? setTimeout;
   for (const figure of figures) {

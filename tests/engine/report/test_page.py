@@ -2,13 +2,14 @@
 
 import json
 import re
+from base64 import b64decode
 from dataclasses import replace
 from html.parser import HTMLParser
 
 import pandas
 import pytest
 
-from engine.report import page
+from engine.report import exports, page
 from engine.report.section import Figure, Picture, Section, Table
 from engine.report.text import signed
 
@@ -114,6 +115,14 @@ def test_a_long_table_has_few_rows_in_the_document_and_all_in_the_data(tmp_path)
     assert table["rows"][999] == ["m5", "+999.0"] and table["numeric"] == [False, True]
     assert table["csv"].splitlines()[1000] == "m5,999"
     assert html.count("<option>") == 7 and "window.vegaEmbed=" not in html
+
+
+def test_charts_are_in_the_page_without_scripts(tmp_path):
+    html = written_page(tmp_path, Section("a", "A", figures=[FIGURE]))
+    (drawing,) = re.findall(
+        r'<div class="view"><img alt="" src="data:image/svg\+xml;base64,(\S+)">', html
+    )
+    assert b64decode(drawing) == exports.svg(FIGURE)
 
 
 def test_a_name_that_comes_twice_is_refused(tmp_path):
