@@ -156,8 +156,8 @@ class Store:
         """Returns the artefact of this key; if there is none, `build(folder)` fills a temporary
         folder.
 
-        Raises OSError naming the marker if the disk is full, FileNotFoundError if the temporary
-        files were deleted meanwhile, and as `find` does.
+        Raises OSError naming the marker or the folder if the disk is full, FileNotFoundError if the
+        temporary files were deleted meanwhile, and as `find` does.
         """
         if artifact := self.find(kind, label, key):
             return artifact
@@ -183,7 +183,8 @@ class Store:
             if not self.files.has(folder / MARKER):
                 self.files.remove(folder)
             try:
-                self.files.rename(new.path, folder)
+                with room_for(folder):
+                    self.files.rename(new.path, folder)
             except OSError:
                 # Another process may have finished the same artefact; its content is the same.
                 if not self.files.has(folder / MARKER):

@@ -1,6 +1,7 @@
 """The store: an artefact with a marker is whole, and one without a marker does not count."""
 
 import contextlib
+import errno
 import json
 import multiprocessing
 import os
@@ -199,6 +200,18 @@ def test_a_marker_without_room_is_named_and_leaves_nothing(tmp_path):
         store.make("cells", "a", key, lambda folder: (folder / "f").write_bytes(b"1"))
     assert not list((tmp_path / "cells").iterdir())
     store.make("cells", "a", key, lambda folder: (folder / "f").write_bytes(b"1"))
+
+
+def test_a_rename_without_room_says_so_and_leaves_nothing(tmp_path, monkeypatch):
+    store = Store(tmp_path)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Root, "rename", full)
+    with pytest.raises(OSError, match=r"/cells/a-.* cannot be written .*No space left.*make room"):
+        store.make("cells", "a", {}, lambda folder: (folder / "f").write_bytes(b"1"))
+    assert not list((tmp_path / "cells").iterdir())
 
 
 def test_the_umask_decides_who_may_read_tensors(tmp_path):
