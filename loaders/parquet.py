@@ -17,6 +17,8 @@ import pyarrow.parquet as pq
 
 LABELS = ("label", "labels", "cls", "wnid")  # label columns to try if no feature names one
 MOST_BYTES = 1 << 32  # per row group, uncompressed; usual groups have 100 or 1000 images
+# Images are compressed already; a column of more bytes that shrank further is no column of images.
+MOST_SHRUNK, SMALL = 200, 1 << 26
 ERRORS = (pa.ArrowException, OSError, ValueError, KeyError, TypeError)
 
 
@@ -74,15 +76,20 @@ def rows(path: Path) -> Iterator[Labelled]:
     """Yields the images of a file, in order.
 
     Raises ValueError naming file and row for a damaged file, ambiguous or missing image or label
-    columns, an empty label, and a row group that is too large.
+    columns, an empty label, more rows than bytes, and a row group that is or becomes too large.
     """
     file = _open(path)
     schema, described = file.schema_arrow, features(path)
+    if twice := sorted({name for name in schema.names if schema.names.count(name) > 1}):
+        raise ValueError(f"{path} has two columns named {', '.join(twice)}; rename one")
+    if file.metadata.num_rows > (size := path.stat().st_size):
+        raise ValueError(f"{path} has {file.metadata.num_rows:,} rows in {size:,} bytes: no images")
     image, label = _image(path, schema, described), _label(path, schema, described)
     number = 0
     for group in range(file.metadata.num_row_groups):
-        size = file.metadata.row_group(group).total_byte_size
-        if not 0 <= size <= MOST_BYTES:
+        found = file.metadata.row_group(group)
+        size = found.total_byte_size
+        if not 0 <= size <= MOST_BYTES or _is_bomb(found):
             raise ValueError(
                 f"{path}: row group {group} (row {number}) has {size:,} bytes, too many"
             )
@@ -124,6 +131,15 @@ def _group(path: str, group: int, column: str) -> pa.ChunkedArray:
         return table.column(column)
     except ERRORS as error:
         raise ValueError(f"{path}: row group {group} is damaged ({error})") from error
+
+
+def _is_bomb(group: pq.RowGroupMetaData) -> bool:
+    """Whether a column of a row group would become far larger than it is in the file."""
+    columns = [group.column(number) for number in range(group.num_columns)]
+    return any(
+        column.total_uncompressed_size > max(SMALL, MOST_SHRUNK * column.total_compressed_size)
+        for column in columns
+    )
 
 
 def _open(path: Path) -> pq.ParquetFile:

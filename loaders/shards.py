@@ -26,6 +26,7 @@ TAR, PARQUET = ".tar", ".parquet"
 CLASS_FILES = ("classes.txt", "classnames.txt", "classes.json", "dataset_info.json")
 LABEL = "cls"  # the extension of webdataset's labels
 _LABEL_BYTES = 1000
+_CLASS_BYTES = 255  # file systems allow no longer names
 _NUMBER = re.compile(r"-?[0-9]+")
 _PATTERN = re.compile(r"[*?\[]")
 _SPLIT = re.compile(r"(train|test|val|validation)(?![a-z])")
@@ -170,9 +171,10 @@ def _name(sample: Sample, known: Sequence[str] | None) -> str:
         )
     else:
         name = known[sample.label]
-    if not name or name.startswith(".") or not name.isprintable() or "/" in name:
+    is_folder = name.isprintable() and "/" not in name and not name.startswith(".")
+    if not is_folder or not 0 < len(name.encode()) <= _CLASS_BYTES:
         raise ValueError(
-            f"{sample.shard}: row {sample.row} has the class {name!r}, not a valid folder name"
+            f"{sample.shard}: row {sample.row} has the class {name!r:.150}, not a valid folder name"
         )
     return name
 

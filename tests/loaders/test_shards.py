@@ -226,6 +226,30 @@ def test_columns_that_do_not_tell_are_refused(tmp_path, columns, features, messa
         folders.read(tmp_path / "0.parquet")
 
 
+@pytest.mark.parametrize(
+    ("names", "columns", "message"),
+    [
+        (["image", "label", "label"], [[PNG], ["a"], ["b"]], "has two columns named label"),
+        (["image", "label"], [[b""] * 10**6, [0] * 10**6], r"has 1,000,000 rows in .* no images"),
+        (["image", "label"], [[bytes(1 << 27)], ["a"]], r"row group 0 .*134,217,\d+ bytes, too"),
+        (
+            ["image", "label"],
+            [[PNG], ["a" * 300]],
+            r"row 0 has the class 'a{100,200}.{,9}, not a v",
+        ),
+    ],
+)
+def test_a_hostile_parquet_file_is_refused_before_it_is_decoded(
+    tmp_path, monkeypatch, names, columns, message
+):
+    table = pa.Table.from_arrays([pa.array(column) for column in columns], names)
+    pq.write_table(table, tmp_path / "0.parquet", compression="zstd")
+    if "class" not in message:  # which is known only once it is read
+        monkeypatch.setattr(pq.ParquetFile, "read_row_group", lambda *_, **__: pytest.fail("read"))
+    with pytest.raises(ValueError, match=rf"0\.parquet:? {message}"):
+        folders.read(tmp_path / "0.parquet")
+
+
 def test_what_could_be_two_sets_is_refused(tmp_path):
     root = parquet(tmp_path / "p", samples())
     (root / "test-00001-of-00002.parquet").rename(root / "train-00001.parquet")
