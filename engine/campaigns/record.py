@@ -27,7 +27,7 @@ from engine.recipe.overrides import Override
 from engine.recipe.schema import Recipe
 from engine.store.artifacts import hash_once
 from loaders.files import typed_json
-from loaders.files.names import InnerPath, Name
+from loaders.files.names import InnerPath, Name, one_line
 from loaders.files.typed_json import DamagedFile
 
 if TYPE_CHECKING:
@@ -195,12 +195,12 @@ def write(place: PlanFolder, record: Record) -> FinishedCampaign:
 
 
 def read(place: PlanFolder) -> FinishedCampaign:
-    """Read the record in a plan's folder.
+    """Read the record in a plan's folder. Control characters in its texts are escaped.
 
     Raises DamagedFile if it was altered, FileNotFoundError if it is missing.
     """
     remedy = f"delete it and run `rib campaign` again, {AS_BEFORE}"
-    values = typed_json.read_unaltered(place.record, remedy, place.root)
+    values = one_line(typed_json.read_unaltered(place.record, remedy, place.root))
     return FinishedCampaign(typed_json.convert(values, Record, place.record, remedy), place)
 
 

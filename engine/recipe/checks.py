@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import re
-
 from engine.did_you_mean import nearest
 from engine.errors import RecipeError
 from engine.recipe.schema import DatasetRecipe, Recipe
 from loaders.benchmarks import emoji_styles
-from loaders.files.names import is_name
+from loaders.files.names import is_name, one_line
 
 TRACKERS = ("tensorboard", "wandb")  # besides a user's `module:Class`
 FEWEST_FOR_CKA = 4  # its estimator divides by n (n - 3), for n images
-_LINE_END = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # or another control character
 _NAME_BYTES = 100  # names of cells' folders contain a method and a dataset
 
 
@@ -76,7 +73,7 @@ def checked(recipe: Recipe) -> Recipe:
                 f"dataset.{key}={value} applies to emoji-RIB only; {recipe.dataset.name} always "
                 "uses all images of all classes: leave the key out"
             )
-    if _LINE_END.search(recipe.method.title):
+    if one_line(recipe.method.title) != recipe.method.title:
         raise RecipeError(
             f"method.title={recipe.method.title!r:.150} contains a control character: write it in "
             "one line"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from typing import Annotated
+from typing import Annotated, Any
 
 from msgspec import Meta
 
@@ -17,6 +17,8 @@ _NAME = r"(?!\.)[^/\\{}\x00-\x1f\x7f-\x9f\ud800-\udfff]+"
 
 Name = Annotated[str, Meta(pattern=rf"\A{_NAME}\Z")]
 InnerPath = Annotated[str, Meta(pattern=rf"\A{_NAME}(/{_NAME})*\Z")]  # relative, without `..`
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # with the ends of lines
 
 # Names and versions that pip and npm cannot mistake for an address or an option.
 _PACKAGE = re.compile(r"(@[a-z0-9][a-z0-9._-]*/)?[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
@@ -27,6 +29,18 @@ _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.,=+-]*")  # has no special meaning
 def is_name(text: str) -> bool:
     """Whether a text can be part of a path."""
     return re.fullmatch(_NAME, text) is not None
+
+
+def one_line(value: Any) -> Any:
+    """Returns a text, or a JSON value with all its texts, with control characters and line ends
+    escaped, so that it can neither forge a line of a file nor steer a terminal."""
+    if isinstance(value, str):
+        return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], value)
+    if isinstance(value, list):
+        return [one_line(each) for each in value]
+    if isinstance(value, dict):
+        return {one_line(key): one_line(each) for key, each in value.items()}
+    return value
 
 
 def check_package(name: str, version: str) -> None:

@@ -6,8 +6,11 @@ import re
 import pandas
 import pytest
 
-from engine.report import charts, columns, exports, sections
+from engine.campaigns.record import MissingColumn, Row
+from engine.report import charts, columns, exports, finish, sections
+from engine.report.results import of_campaign
 from engine.report.section import Figure, Section, Table
+from helpers import reports
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +34,26 @@ def test_every_table_is_there_as_csv_parquet_and_latex(written):
         rows = [line for line in text.splitlines() if line.endswith(r"\\")]
         ends = {len(re.findall(r"(?<!\\)&", row)) for row in rows}
         assert ends == {len(columns.shown(table.data)) - 1} and len(rows) == 1 + len(table.data)
+
+
+@pytest.mark.slow
+def test_no_text_of_a_record_forges_a_line_or_steers_a_terminal(tmp_path):
+    forged = "FT\nerror: forged\r\x1b[31m\u2028"
+    row = Row("fine_tune", {"method.variant": "canonical", "optimizer.name": forged})
+    run = reports.finished(
+        tmp_path,
+        methods={"fine_tune": forged, "ewc": "EWC", "wise_ft": "WiSE-FT"},
+        settings={"Command": forged, forged: [forged]},
+        rows=[row],
+        missing=[MissingColumn("flat", forged)],
+    )
+    folder = finish.write(run, of_campaign(run)).parent
+    for file in folder.rglob("*.*"):
+        if file.suffix in (".csv", ".tex", ".txt", ".json", ".bib"):
+            text = file.read_bytes().decode()
+            assert not re.search("[\x00-\x09\x0b-\x0c\x0e-\x1f\x7f-\x9f\u2028]", text), file
+            assert "error: forged" not in [line[:13] for line in text.splitlines()], file
+    assert r"FT\nerror: forged\r\x1b[31m\u2028" in (folder / "table.txt").read_text("utf-8")
 
 
 def test_every_figure_is_there_as_csv_svg_and_pdf_and_in_words(written):
