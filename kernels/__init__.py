@@ -3,7 +3,7 @@
 Losses and optimizer steps that read their tensors once:
 
 >>> import torch
->>> from kernels import distill_loss, fisher_diagonal, interpolate, sgd_ewc_
+>>> from kernels import distill_loss, interpolate, sgd_ewc_
 >>> logits, labels = torch.zeros(2, 4), torch.tensor([0, 1])
 >>> distill_loss(logits, logits, labels)  # the teacher is the student: only cross-entropy is left
 tensor([1.3863, 1.3863])
@@ -15,9 +15,6 @@ tensor([0.5000])
 >>> interpolate(parents, torch.tensor([[0.5, 0.5], [0.0, 1.0]]))
 tensor([[0.5000, 1.0000],
         [1.0000, 2.0000]])
->>> fisher = fisher_diagonal(torch.nn.Linear(2, 3), [torch.randn(8, 2)])
->>> fisher["weight"].shape
-torch.Size([3, 2])
 
 Fisher information batch by batch, and steps of many tensors:
 
@@ -57,7 +54,6 @@ _MODULES = {
     "FisherAccumulator": "fisher",
     "adamw_ewc_": "ewc",
     "distill_loss": "distill",
-    "fisher_diagonal": "fisher",
     "flatten": "interpolation",
     "foreach_adamw_ewc_": "ewc",
     "foreach_sgd_ewc_": "ewc",

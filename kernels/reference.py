@@ -8,7 +8,7 @@ is torch's own optimizer (`tests/kernels/test_ewc.py`).
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 def distill_loss(
@@ -43,26 +43,6 @@ def distill_loss(
     q = log_q.exp()
     # q log q -> 0 as q -> 0: masked classes and teacher logits of -inf add nothing.
     return loss + factor * (q * (log_q - log_p).masked_fill_(q == 0, 0.0)).sum(1)
-
-
-def fisher_diagonal(
-    model: nn.Module, images: Tensor, labels: Tensor, *, mask: Tensor | None = None
-) -> dict[str, Tensor]:
-    """Reference for `kernels.fisher.fisher_diagonal` with given labels: one backward pass per
-    image.
-    """
-    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    total = {name: torch.zeros_like(p) for name, p in parameters.items()}
-    for image, label in zip(images.split(1), labels.split(1), strict=True):
-        logits = model(image)
-        if mask is not None:
-            logits = logits.masked_fill(~mask, float("-inf"))
-        loss = nn.functional.cross_entropy(logits, label)
-        gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-        for name, gradient in zip(parameters, gradients, strict=True):
-            if gradient is not None:
-                total[name] += gradient.square()
-    return {name: value / len(images) for name, value in total.items()}
 
 
 def interpolate_(parents: Tensor, weights: Tensor, out: Tensor) -> None:

@@ -10,7 +10,6 @@ from bench import contest
 from helpers.children import NEEDS_GPU
 from kernels.distill import distill_loss
 from kernels.ewc import adamw_ewc_, foreach_adamw_ewc_, sgd_ewc_
-from kernels.fisher.outer_squares import outer_squares
 from kernels.interpolation import interpolate
 
 pytestmark = NEEDS_GPU
@@ -45,7 +44,6 @@ def test_nothing_waits_for_the_gpu():
         foreach_adamw_ewc_(*halves, steps=[1, 1], lr=0.1, lam=1.0)
         distill_loss(logits, logits.detach(), labels).sum().backward()
         interpolate(numbers, weights, out=out)
-        outer_squares(logits.detach()[None], logits.detach()[None])
 
     run()  # kernels are compiled and loaded, which does wait
     torch.cuda.set_sync_debug_mode("error")

@@ -60,7 +60,7 @@ for module in pkgutil.walk_packages(kernels.__path__, "kernels."):
 from kernels import distill, fisher
 s, y = torch.randn(2, 5), torch.tensor([0, 1])
 assert distill.distill_loss(s, s, y).shape == (2,)
-assert fisher.fisher_diagonal(torch.nn.Linear(3, 4), [torch.randn(2, 3)])["weight"].shape == (4, 3)
+fisher.FisherAccumulator(torch.nn.Linear(3, 4)).update(torch.randn(2, 3))
 try:
     distill._distill(s, s, y, None, 2.0, 1.0, 0.0, True)
 except RuntimeError as error:
