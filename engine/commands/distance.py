@@ -27,25 +27,8 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--eps", type=float, help="regularization, as a fraction of the mean cost (default: 0.05)"
     )
-    parser.add_argument("--absolute", action="store_true", help="take --eps in units of the cost")
-    parser.add_argument("--label-distance", help="gaussian (default), means or none")
-    parser.add_argument("--lam-x", type=float, help="weight of the feature term (default: 1)")
-    parser.add_argument("--lam-y", type=float, help="weight of the label term (default: 1)")
-    parser.add_argument(
-        "--half", action="store_true", help="halve costs, as the reference implementation does"
-    )
     parser.add_argument("--biased", action="store_true", help="keep the self terms (no debiasing)")
     parser.add_argument("--samples", type=int, help="maximum samples per dataset (default: all)")
-    parser.add_argument(
-        "--sample-seed", type=int, dest="seed", help="seed of the sampling (default: 0)"
-    )
-    parser.add_argument(
-        "--tolerance", type=float, help="maximum certified duality gap (default: 1e-4)"
-    )
-    parser.add_argument("--bracket", type=float, help="unregularized, to this relative width")
-    parser.add_argument(
-        "--exact", action="store_true", help="unregularized and exact, for small datasets"
-    )
     parser.set_defaults(run=run)
 
 
@@ -68,11 +51,7 @@ def run(arguments: argparse.Namespace) -> None:
     from engine.report import page
     from engine.report.sections import distances as section
 
-    given = {
-        field.name: getattr(arguments, field.name, None)
-        for field in dataclasses.fields(problems.DistanceOptions)
-    }
-    given |= {"relative": not arguments.absolute, "debias": not arguments.biased}
+    given = {"eps": arguments.eps, "samples": arguments.samples, "debias": not arguments.biased}
     options = problems.DistanceOptions(**{k: v for k, v in given.items() if v is not None})
     solve.check_names(names)  # before a model is made
     builder = Builder(cell, ranks.start(resolved.device))

@@ -23,9 +23,9 @@ class Matrix:
 
     A distance is a (debiased) transport cost in squared units of the features; NaN if the pair did
     not converge. A gap is the sum of the absolute duality gaps of a pair's terms divided by
-    OT(a, b), or the relative width of its bracket. A marginal error is the mass (of 1) by which the
-    columns of a plan with exact rows are wrong, for the worst of a pair's terms. eps is absolute,
-    0 if exact or bracketed. samples: maximum samples per dataset, if limited.
+    OT(a, b). A marginal error is the mass (of 1) by which the columns of a plan with exact rows are
+    wrong, for the worst of a pair's terms. eps is in units of the cost. samples: maximum samples
+    per dataset, if limited.
     """
 
     names: tuple[str, ...]
@@ -42,10 +42,9 @@ class Matrix:
 
     def certainty(self) -> str:
         """eps, the worst gap and the worst marginal error, as text."""
-        kind = f"ε {self.eps:.3g}" if self.eps else "unregularised"
         gap, error = (v[np.isfinite(v)].max() for v in (self.gaps, self.marginal_errors))
         missing = int(np.isnan(self.values).sum()) // 2
-        text = f"{kind}, worst gap {gap:.1e}, worst marginal error {error:.1e}"
+        text = f"ε {self.eps:.3g}, worst gap {gap:.1e}, worst marginal error {error:.1e}"
         return text + f"; {missing} pair{'s' * (missing > 1)} missing" * bool(missing)
 
     def plain(self) -> dict[str, Any]:

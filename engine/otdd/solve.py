@@ -93,8 +93,8 @@ def matrix(sets: Mapping[str, Labelled], classes: int, options: DistanceOptions)
         certified[:, i, j] = certified[:, j, i] = value, gap, _ = solved[a, b]
         if math.isnan(value):
             log.warning(
-                "%s to %s did not converge (gap %.1e), so it has no distance; use a larger eps, "
-                "tolerance or bracket, or fewer samples",
+                "%s to %s did not converge (gap %.1e), so it has no distance; use a larger eps or "
+                "fewer samples",
                 *(a, b, gap),
             )
     values, gaps, errors = certified
@@ -102,18 +102,14 @@ def matrix(sets: Mapping[str, Labelled], classes: int, options: DistanceOptions)
 
 
 def _solved(problems: Problems) -> tuple[dict[Pair, Certified], float]:
-    """Returns (value, gap, marginal error) of each pair, and eps (0 if unregularised).
+    """Returns (value, gap, marginal error) of each pair, and eps in units of the cost.
 
     All pairs have the same eps, so that they share self terms.
     """
     options, pairs = problems.options, list(combinations(problems.clouds, 2))
     # Measured before solving, since running problems change the free memory.
     each = partial(_each, problems, int(0.8 * free_memory(problems.device)))
-    if options.exact or options.bracket:
-        return each(problems.exact if options.exact else problems.bracketed, pairs), 0.0
-    eps = options.eps
-    if options.relative:
-        eps *= fmean(each(lambda a, b: problems.cost(a, b).mean, pairs).values())
+    eps = options.eps * fmean(each(lambda a, b: problems.cost(a, b).mean, pairs).values())
     if not options.debias:
         return each(lambda a, b: problems.biased(a, b, eps), pairs), eps
     selves = [(name, name) for name in problems.clouds]

@@ -92,15 +92,12 @@ def class_gaussians(features: Tensor, labels: Tensor, classes: int) -> ClassGaus
     )
 
 
-def bures_squared(
-    a: ClassGaussians, b: ClassGaussians | None = None, *, means_only: bool = False
-) -> Tensor:
+def bures_squared(a: ClassGaussians, b: ClassGaussians | None = None) -> Tensor:
     """Returns W2^2 between each class of `a` and each class of `b`, float64 [Ka, Kb], never
     negative.
 
     b: None for distances within `a`, at half the work; the table is then symmetric with a diagonal
-    of exact zeros. means_only: return the squared distances of the means, as if all covariances
-    were equal.
+    of exact zeros.
 
     Rounding is relative to the two traces, not to W2^2, which may approach zero: up to 3.3e-7 of
     their sum with float32 factors (the maximum observed). Raises ValueError if the dimensions
@@ -115,10 +112,8 @@ def bures_squared(
     squared = torch.cdist(
         a.means, second.means, compute_mode="donot_use_mm_for_euclid_dist"
     ).square()
-    if not means_only:
-        cross = _nuclear_norms(a.factors, second.factors, symmetric=b is None)
-        squared = squared + a.traces[:, None] + second.traces - 2 * cross
-    squared = squared.clamp_(min=0.0)
+    cross = _nuclear_norms(a.factors, second.factors, symmetric=b is None)
+    squared = (squared + a.traces[:, None] + second.traces - 2 * cross).clamp_(min=0.0)
     if b is None:
         upper = squared.triu(1)
         return upper + upper.T

@@ -1,6 +1,6 @@
 """The ground cost of OTDD, never stored in full precision.
 
-    C_ij = lam_x ||x_i - y_j||^2 + lam_y T[label x_i, label y_j]
+    C_ij = ||x_i - y_j||^2 + T[label x_i, label y_j]
 
 Samples are sorted by class. Products are in float64, so costs are exact up to its rounding. An A100
 and an H100 multiply in float64 as fast as in float32; a CPU is half as fast.
@@ -8,7 +8,6 @@ and an H100 multiply in float64 as fast as in float32; a CPU is half as fast.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -22,8 +21,8 @@ from kernels.transport.bures import RANGE, check_features
 class SortedSamples:
     """Samples sorted by class.
 
-    x: float64 [n, d], centred and scaled by sqrt(lam_x). squares: squared lengths of the rows of x,
-    float64 [n]. labels: int64 [n].
+    x: float64 [n, d], centred. squares: squared lengths of the rows of x, float64 [n]. labels:
+    int64 [n].
     """
 
     x: Tensor
@@ -46,7 +45,7 @@ class GroundCost:
     x [n, d] and y [m, d]: finite features of any floating dtype, n and m at least 2; they receive
     no gradients. labels_x, labels_y: int64 [n], [m], indices of rows and columns of `table` [Kx,
     Ky], the squared label distances (finite, not negative). Without labels, only the features
-    count. lam_x, lam_y: not negative, not both zero.
+    count.
 
     Raises ValueError, naming the argument and the first wrong sample, for any other input; if all
     costs are zero, since then eps has no scale; and if their mean is outside `RANGE`.
@@ -60,8 +59,6 @@ class GroundCost:
         labels_x: Tensor | None = None,
         labels_y: Tensor | None = None,
         table: Tensor | None = None,
-        lam_x: float = 1.0,
-        lam_y: float = 1.0,
     ) -> None:
         if (table is None) != (labels_x is None) or (table is None) != (labels_y is None):
             raise ValueError("labels_x, labels_y and table go together: give all three, or none")
@@ -82,22 +79,20 @@ class GroundCost:
             )
         if table is not None and not (table.isfinite().all() and (table >= 0).all()):
             raise ValueError("table of label distances holds NaN, infinity or negative numbers")
-        if not (0 <= lam_x < float("inf") and 0 <= lam_y < float("inf")):
-            raise ValueError(f"lam_x and lam_y must be finite, not negative: {lam_x}, {lam_y}")
         x, y = x.detach(), y.detach()
         # Centring keeps distances and reduces rounding.
         centre = x.mean(0, dtype=torch.float64)
-        self.x = _sorted_samples(x, labels_x, centre, math.sqrt(lam_x))
-        self.y = _sorted_samples(y, labels_y, centre, math.sqrt(lam_x))
-        self.table = None if table is None else (lam_y * table.detach().double()).contiguous()
+        self.x = _sorted_samples(x, labels_x, centre)
+        self.y = _sorted_samples(y, labels_y, centre)
+        self.table = None if table is None else table.detach().double().contiguous()
         self.mean = float(self.times(torch.full_like(self.y.squares, 1 / len(y))).mean())
         if self.mean == 0:
-            raise ValueError("all costs are zero: the features are one point, or lam_x = lam_y = 0")
+            raise ValueError("all costs are zero: the features are one point")
         # One entry may hold all n m mean costs; what underflows is below float64's rounding.
         if not RANGE[0] <= self.mean <= RANGE[1]:
             raise ValueError(
                 f"the mean cost is {self.mean:.3g}, outside [{RANGE[0]:g}, {RANGE[1]:g}], where "
-                "float32 can hold all costs; scale the features, the table or their weights"
+                "float32 can hold all costs; scale the features and the table"
             )
 
     @property
@@ -139,11 +134,9 @@ class GroundCost:
         return product
 
 
-def _sorted_samples(
-    x: Tensor, labels: Tensor | None, centre: Tensor, scale: float
-) -> SortedSamples:
+def _sorted_samples(x: Tensor, labels: Tensor | None, centre: Tensor) -> SortedSamples:
     if labels is None:
         labels = torch.zeros(len(x), dtype=torch.int64, device=x.device)
     order = labels.argsort(stable=True)
-    scaled = x[order].double().sub_(centre).mul_(scale)
-    return SortedSamples(scaled, torch.einsum("nd,nd->n", scaled, scaled), labels[order])
+    x = x[order].double().sub_(centre)
+    return SortedSamples(x, torch.einsum("nd,nd->n", x, x), labels[order])

@@ -16,7 +16,7 @@ pytestmark = NEEDS_GPU
 CUDA = torch.device("cuda")
 
 
-@pytest.mark.parametrize("options", [{}, {"bracket": 1e-2}])
+@pytest.mark.parametrize("options", [{}, {"debias": False}])
 def test_a_matrix_is_that_of_one_after_another(options, monkeypatch):
     clouds = {name: labelled(700, seed, 0.2 * seed) for seed, name in enumerate("abcde")}
     sets = {name: Labelled(*(t.to(CUDA) for t in cloud)) for name, cloud in clouds.items()}

@@ -90,7 +90,7 @@ def test_slack_covers_what_a_copy_is_off_for_any_plan(d):
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(2, 60, d, generator=generator) + 3
     labels, table = torch.arange(60) % 3, 10 * torch.rand(3, 3, generator=generator)
-    cost = GroundCost(x, y * 2, labels_x=labels, labels_y=labels, table=table, lam_x=0.7)
+    cost = GroundCost(x, y * 2, labels_x=labels, labels_y=labels, table=table)
     for dtype, most in ((torch.int16, 3e-5), (torch.float32, 4e-7)):
         stored = store(cost, dtype)
         assert stored.q is not None
