@@ -105,29 +105,6 @@ def row_sums(q: Tensor, f: Tensor, g: Tensor, kappa: Tensor) -> Tensor:
     return log_s
 
 
-def quantize(cost: Tensor) -> list[Tensor]:
-    """Reference for `kernels.transport.quantize`, which the CPU runs. It overwrites the cost."""
-    low, high = cost.amin(1), cost.amax(1)  # aminmax takes nine times as long on a CPU
-    step = ((high - low) / 65535).clamp_(min=torch.finfo(torch.float32).tiny)
-    scaled = cost.sub_(low[:, None]).mul_(step.reciprocal()[:, None])
-    return [scaled.round_().sub_(32768).to(torch.int16), low, step]
-
-
-def certified_pass(
-    q: Tensor, offset: Tensor, step: Tensor, g: Tensor, retained: Tensor, eps: float
-) -> list[Tensor]:
-    """Reference for `kernels.transport.certified_pass`: the sums from whole float64 matrices."""
-    cost = offset[:, None] + step[:, None] * q
-    low = (cost - g).amin(1)
-    over = cost - g - low[:, None]
-    plan = (-over / eps).exp()
-    weight = q.shape[1] / plan.sum(1)
-    plan = weight[:, None] * plan
-    lost, moved = plan @ (1 - retained), (plan * over) @ retained
-    hard_g = (cost - low[:, None]).amin(0)
-    return [low + eps * weight.log(), low, lost, moved, plan.sum(0), hard_g]
-
-
 def entropic_transport(cost: Tensor, eps: float, iterations: int) -> tuple[Tensor, Tensor, float]:
     """Reference for `kernels.transport.transport`: potentials f, g and the value, in float64.
 

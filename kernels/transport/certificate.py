@@ -34,7 +34,6 @@ import torch
 from torch import Tensor
 
 from kernels.threads import HAS_NUMBA, spread
-from kernels.transport.certified_pass import certified_pass
 from kernels.transport.cost import GroundCost
 from kernels.transport.store import STRIP, StoredCost
 
@@ -104,9 +103,7 @@ def certify(costs: GroundCost | StoredCost, g: Tensor, eps: float, retained: Ten
     """
     stored = isinstance(costs, StoredCost)
     n, m = costs.shape
-    if stored and costs.q is not None and g.is_cuda:
-        sums = _kernel_pass(costs, g, eps, retained)
-    elif stored and HAS_NUMBA and g.device.type == "cpu" and n * m >= _COMPILE_FROM:
+    if stored and HAS_NUMBA and g.device.type == "cpu" and n * m >= _COMPILE_FROM:
         sums = _compiled_pass(costs, g, eps, retained)
     else:
         sums = _strips_pass(costs, g, eps, retained)
@@ -184,16 +181,6 @@ def _strips_pass(costs: GroundCost | StoredCost, g: Tensor, eps: float, retained
         lost[rows] = weights * (plan @ leaving)
         moved += weights @ (over.mul_(plan) @ retained)
     return _Sums(f, hard_f, lost, columns, hard_g, float(moved))
-
-
-def _kernel_pass(stored: StoredCost, g: Tensor, eps: float, retained: Tensor) -> _Sums:
-    q, (n, m) = stored.q, stored.shape
-    assert q is not None, "the copy is not held"
-    f, hard_f, lost, moved, columns, hard_g = certified_pass(
-        q, stored.offset, stored.step, g, retained, eps
-    )
-    share = 1 / (n * m)
-    return _Sums(f, hard_f, lost * share, columns * share, hard_g, float(moved.sum()) * share)
 
 
 def _compiled_pass(stored: StoredCost, g: Tensor, eps: float, retained: Tensor) -> _Sums:

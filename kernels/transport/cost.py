@@ -29,13 +29,21 @@ class SortedSamples:
     squares: Tensor
     labels: Tensor
 
+    def sums_by_class(self, values: Tensor, classes: int) -> Tensor:
+        """Sums of float64 values [n] or [n, d] over each class's samples: [classes] or
+        [classes, d].
+        """
+        # index_add_ adds on a GPU in another order each time.
+        counts = torch.bincount(self.labels, minlength=classes)
+        return torch.segment_reduce(values, "sum", lengths=counts)
+
     def class_means(self, classes: int) -> tuple[Tensor, Tensor]:
         """Returns each class's mean and share of the samples, float64 [classes, d] and [classes].
 
         Both are 0 for a class without samples.
         """
         counts = torch.bincount(self.labels, minlength=classes).to(self.x)
-        sums = self.x.new_zeros(classes, self.x.shape[1]).index_add_(0, self.labels, self.x)
+        sums = self.sums_by_class(self.x, classes)
         return sums / counts.clamp(min=1)[:, None], counts / len(self.x)
 
 
@@ -129,7 +137,7 @@ class GroundCost:
         product = columns.sum() * self.x.squares + columns @ self.y.squares
         product -= 2 * (self.x.x @ (columns @ self.y.x))
         if self.table is not None:
-            by_class = columns.new_zeros(self.table.shape[1]).index_add_(0, self.y.labels, columns)
+            by_class = self.y.sums_by_class(columns, self.table.shape[1])
             product += (self.table @ by_class)[self.x.labels]
         return product
 

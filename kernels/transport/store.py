@@ -20,7 +20,6 @@ from torch import Tensor
 
 from kernels.launch import padded, row_pitch
 from kernels.transport.cost import GroundCost
-from kernels.transport.quantize import quantize
 from kernels.transport.sweep import PART
 
 log = logging.getLogger(__name__)
@@ -28,7 +27,8 @@ log = logging.getLogger(__name__)
 # Numbers in a float64 strip of costs. CPU: 8 MiB, so that passes over it hit the cache and a
 # product has 100 rows of 10,000 columns; with half the rows, BLAS packs the columns twice as often.
 STRIP = {"cpu": 1 << 20, "cuda": 1 << 25}
-_STEPS = 65535  # number of steps in `quantize`
+_STEPS = 65535  # in 16 bits
+_LEAST = torch.finfo(torch.float32).tiny  # smallest step, for rows of equal costs
 _HALF_STEP = 0.5 + 1e-9  # allows for float64 rounding
 
 
@@ -133,11 +133,13 @@ def _packed(cost: GroundCost, dtype: torch.dtype, held: Tensor | None = None) ->
     """Consecutive strips of the copy; each q is a slice of `held`, or new if `held` is None."""
     for rows, costs in cost.strips(max(1, STRIP[cost.x.x.device.type] // cost.shape[1])):
         q = padded(costs.shape, costs, dtype) if held is None else held[rows]
+        low, high = costs.amin(1), costs.amax(1)  # aminmax takes nine times as long on a CPU
         if dtype == torch.int16:
-            low, step = quantize(costs, q)
+            step = ((high - low) / _STEPS).clamp_(min=_LEAST)
+            steps = costs.sub_(low[:, None]).mul_(step.reciprocal()[:, None]).round_()
+            q.copy_(steps.sub_((_STEPS + 1) // 2))
             yield _Part(rows, q, low, step, _HALF_STEP * step)
         else:
-            low, high = costs.amin(1), costs.amax(1)
             q.copy_(costs.sub_(low[:, None]))
             error = (high - low) * torch.finfo(torch.float32).eps
             yield _Part(rows, q, low, torch.ones_like(low), error)

@@ -15,7 +15,7 @@ from triton.compiler.compiler import make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
 from kernels import aot, ewc, interpolation, launch, tables
-from kernels.transport import certified_pass, quantize, sweep
+from kernels.transport import sweep
 
 
 def test_a_kernel_starts_on_the_device_of_its_first_tensor(monkeypatch):
@@ -68,9 +68,6 @@ def apart(rows: int, columns: int, dtype: torch.dtype = torch.float32) -> Tensor
 def of_transport(n: int, m: int) -> None:
     f, g = torch.zeros(n), torch.zeros(m)
     sweep._sweep(apart(n, m, torch.int16), f, g, f.clone())
-    doubles = [torch.zeros(n).double() for _ in range(2)] + [torch.zeros(m).double() for _ in "ab"]
-    certified_pass.certified_pass(apart(n, m, torch.int16), *doubles, 1.0)
-    quantize._quantize(apart(n, m, torch.float64), apart(n, m, torch.int16))
 
 
 def of_interpolation(outputs: int, _: int) -> None:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from helpers.children import DEVICE
 from helpers.clouds import CLASSES, dense, labelled, problem
 from kernels.transport import store as module
 from kernels.transport.cost import GroundCost
@@ -17,6 +18,26 @@ def test_the_ground_cost_is_its_formula():
     by_class = expected[labels_x.argsort(stable=True)][:, labels_y.argsort(stable=True)]
     torch.testing.assert_close(dense(cost), by_class)
     assert cost.mean == pytest.approx(expected.mean().item())
+
+
+@pytest.mark.gpu
+def test_sums_over_classes_repeat_bit_for_bit():
+    cost = problem(5000, 40, device=DEVICE)
+    means, shares = cost.x.class_means(CLASSES + 1)
+    for label in range(CLASSES):
+        of_class = cost.x.x[cost.x.labels == label]
+        torch.testing.assert_close(means[label], of_class.mean(0))
+        assert shares[label] == len(of_class) / 5000
+    assert not means[CLASSES].any() and shares[CLASSES] == 0
+    assert all(torch.equal(cost.x.class_means(CLASSES + 1)[0], means) for _ in range(9))
+
+
+@pytest.mark.parametrize("dtype", [torch.int16, torch.float32])
+def test_rows_of_equal_costs_are_stored_exactly(dtype):
+    x, _ = labelled(40, 0)
+    cost = GroundCost(x, x[:1].expand(9, -1))
+    stored = store(cost, dtype)
+    assert torch.equal((stored.offset[:, None] + stored.step[:, None] * stored.q), dense(cost))
 
 
 @pytest.mark.parametrize("dtype", [torch.int16, torch.float32])
