@@ -24,7 +24,7 @@ from bench.contest import Contest, Entrant, Scale
 from engine.machine.flops import peak
 from engine.models import blocks
 from kernels.distill import distill_loss
-from kernels.ewc import adamw_ewc_
+from kernels.ewc import foreach_adamw_ewc_
 
 LAM, LR = 0.5, 1e-5
 # How a model runs: whether its graph takes batches of any size; None: it is not compiled. The last
@@ -85,8 +85,8 @@ def _entrants(model: vit.FlatViT) -> list[Entrant]:
 
     def ewc() -> None:
         backward()
-        tensors = [theta, model.grad, *moments, anchor, fisher]
-        adamw_ewc_(*tensors, step=3, lr=LR, weight_decay=1e-2, lam=LAM)
+        columns = [[tensor] for tensor in (theta, model.grad, *moments, anchor, fisher)]
+        foreach_adamw_ewc_(*columns, steps=[3], lr=LR, weight_decay=1e-2, lam=LAM)
 
     @torch.inference_mode()
     def evaluation() -> None:

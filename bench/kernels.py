@@ -25,7 +25,7 @@ from bench import vit
 from bench.contest import Contest, Entrant, Scale
 from bench.timing import Run
 from kernels.distill import distill_loss
-from kernels.ewc import adamw_ewc_, sgd_ewc_
+from kernels.ewc import foreach_adamw_ewc_, foreach_sgd_ewc_
 from kernels.fisher import FisherAccumulator
 from kernels.interpolation import interpolate
 
@@ -33,8 +33,8 @@ LR, DECAY, LAM, T = 1e-3, 0.05, 0.5, 2.0
 ALPHAS = 11
 # Our step, torch's, its options, its states and the bytes that it moves for a parameter.
 STEPS: dict[str, tuple[Callable[..., None], Any, dict[str, float], int, int]] = {
-    "AdamW": (partial(adamw_ewc_, step=1), torch.optim.AdamW, {}, 2, 28),
-    "SGD": (sgd_ewc_, torch.optim.SGD, {"momentum": 0.9}, 1, 20),
+    "AdamW": (partial(foreach_adamw_ewc_, steps=[1]), torch.optim.AdamW, {}, 2, 28),
+    "SGD": (foreach_sgd_ewc_, torch.optim.SGD, {"momentum": 0.9}, 1, 20),
 }
 
 
@@ -62,7 +62,8 @@ def _step(name: str, parameters: int, device: torch.device) -> Contest:
 
     def with_ewc(theta: Tensor, grad: Tensor, anchor: Tensor, fisher: Tensor) -> Run:
         state = [torch.zeros_like(theta) for _ in range(states)]
-        return lambda: ours(theta, grad, *state, anchor, fisher, lam=LAM, **options)
+        columns = [[tensor] for tensor in (theta, grad, *state, anchor, fisher)]
+        return lambda: ours(*columns, lam=LAM, **options)
 
     def torchs(theta: Tensor, grad: Tensor, *penalty: Tensor) -> Run:
         parameter = nn.Parameter(theta)  # the same memory
@@ -205,15 +206,15 @@ def _fisher_in(model: vit.FlatViT, device: torch.device, *, bf16: bool) -> Conte
 
 
 def _launches(device: torch.device) -> Contest:
-    tensors = list(torch.zeros(3, 1, device=device))
+    columns = [[tensor] for tensor in torch.zeros(3, 1, device=device)]
 
     def ours() -> None:
         for _ in range(1000):
-            sgd_ewc_(*tensors, lr=0.1)
+            foreach_sgd_ewc_(*columns, lr=0.1)
 
     def additions() -> None:
         for _ in range(1000):
-            tensors[0].add_(1)
+            columns[0][0].add_(1)
 
     peers = (Entrant("of an operator", additions),)
     return Contest("1000 launches", Entrant("of a kernel", ours), peers)

@@ -30,22 +30,6 @@ from kernels.launch import jit, launcher, tl
 from kernels.tables import Row, Table, place, tensor_at, to_device
 
 
-def adamw_ewc_(
-    theta: Tensor,
-    grad: Tensor,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    anchor: Tensor | None = None,
-    fisher: Tensor | None = None,
-    *,
-    step: int,
-    **options: Any,
-) -> None:
-    """`foreach_adamw_ewc_` for one tensor."""
-    tensors = [theta], [grad], [exp_avg], [exp_avg_sq], _listed(anchor), _listed(fisher)
-    foreach_adamw_ewc_(*tensors, steps=[step], **options)
-
-
 def foreach_adamw_ewc_(
     thetas: Sequence[Tensor],
     grads: Sequence[Tensor],
@@ -78,27 +62,6 @@ def foreach_adamw_ewc_(
     Parameters(thetas, moments, anchors, fishers).adamw_(grads, steps=steps, **options)
 
 
-def sgd_ewc_(
-    theta: Tensor,
-    grad: Tensor,
-    momentum_buffer: Tensor,
-    anchor: Tensor | None = None,
-    fisher: Tensor | None = None,
-    *,
-    first: bool = False,
-    **options: Any,
-) -> None:
-    """`foreach_sgd_ewc_` for one tensor.
-
-    first: ignore the content of momentum_buffer, as on a parameter's first step.
-    """
-    if first:
-        momentum_buffer.zero_()
-    foreach_sgd_ewc_(
-        [theta], [grad], [momentum_buffer], _listed(anchor), _listed(fisher), **options
-    )
-
-
 def foreach_sgd_ewc_(
     thetas: Sequence[Tensor],
     grads: Sequence[Tensor],
@@ -119,10 +82,6 @@ def foreach_sgd_ewc_(
     moments = {"momentum_buffer": momentum_buffers}
     options = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "lam": lam}
     Parameters(thetas, moments, anchors, fishers).sgd_(grads, **options)
-
-
-def _listed(tensor: Tensor | None) -> list[Tensor] | None:
-    return None if tensor is None else [tensor]
 
 
 class Parameters:
@@ -326,24 +285,3 @@ def _launch(rows: list[Row], numbers: Sequence[Sequence[float]]) -> None:
         HAS_FISHER=fisher is not None,
         **table.options,
     )
-
-
-def specializations() -> list[dict[str, Any]]:
-    """Specializations for the ahead-of-time gate; see `kernels.aot`."""
-    flags = ("HAS_ANCHOR", "HAS_FISHER")
-    variants = {"plain": 0, "identity": 1, "ewc": 2}
-    return [
-        {
-            "name": f"{name} {variant}",
-            "fn": _step_kernel,
-            "signature": tables.SIGNATURE | {"numbers": "*fp32", "pitch": "i32"},
-            "constexprs": tables.CONSTANTS
-            | {"STATES": states}
-            | {flag: number < given for number, flag in enumerate(flags)},
-            "num_warps": tables.WARPS,
-            "bytes_per_element": 4 * (2 + states + given + 1 + states),
-            "streams": (2 + states + given, 1 + states),
-        }
-        for name, states in (("adamw_ewc_", 2), ("sgd_ewc_", 1))
-        for variant, given in variants.items()
-    ]

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -153,28 +152,6 @@ def _interpolate(parents: Tensor, weights: Tensor, out: Tensor) -> None:
         **tile,
         num_warps=_WARPS,
     )
-
-
-def specializations() -> list[dict[str, Any]]:
-    """Specializations for the ahead-of-time gate; see `kernels.aot`."""
-    return [
-        {
-            "name": f"interpolate[{outputs} of {count}] {dtype}",
-            "fn": _interpolate_kernel,
-            "signature": {
-                "parents": "*fp32",
-                "weights": "*fp32",
-                "out": f"*{dtype}",
-                "n": "i32",
-                "outputs": "i32",
-            },
-            "constexprs": {"PARENTS": count, **_tile(outputs)},
-            "num_warps": _WARPS,
-            "bytes_per_element": 4 * count + size * outputs,
-        }
-        for outputs, count in ((1, 4), (11, 2), (21, 2), (4, 8), (16, 4))
-        for dtype, size in (("fp32", 4), ("bf16", 2))
-    ]
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,7 @@
-"""Reference implementations in plain PyTorch, as close to the formulas as possible.
+"""The kernels' computations in plain PyTorch, which the CPU runs and tests compare with.
 
-Tests and benchmarks compare the kernels with them. They are written for readability, not for speed
-or memory, unless a kernel's docstring says that the CPU runs them. The reference for the EWC steps
-is torch's own optimizer (`tests/kernels/test_ewc.py`).
+They are as close to the formulas as possible. The reference for the EWC steps is torch's own
+optimizer (`tests/kernels/test_ewc.py`).
 """
 
 from __future__ import annotations
@@ -62,22 +61,6 @@ def interpolate_(parents: Tensor, weights: Tensor, out: Tensor) -> None:
             row.copy_(total)
 
 
-def bures_squared(
-    means_a: Tensor, covariances_a: Tensor, means_b: Tensor, covariances_b: Tensor
-) -> Tensor:
-    """Reference for `kernels.transport.bures_squared`, from moments and d x d square roots in
-    float64.
-    """
-    out = torch.empty(len(means_a), len(means_b), dtype=torch.float64)
-    for i, (mean_a, a) in enumerate(zip(means_a.double(), covariances_a.double(), strict=True)):
-        values, vectors = torch.linalg.eigh(a)
-        root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
-        for j, (mean_b, b) in enumerate(zip(means_b.double(), covariances_b.double(), strict=True)):
-            cross = torch.linalg.eigvalsh(root @ b @ root).clamp(min=0).sqrt().sum()
-            out[i, j] = (mean_a - mean_b).square().sum() + a.trace() + b.trace() - 2 * cross
-    return out
-
-
 def sinkhorn_sweep(q: Tensor, f: Tensor, g: Tensor, kappa: Tensor) -> list[Tensor]:
     """Reference for `kernels.transport.sweep`, in float64 if f is. The CPU runs it on small
     problems.
@@ -103,18 +86,3 @@ def row_sums(q: Tensor, f: Tensor, g: Tensor, kappa: Tensor) -> Tensor:
         p = torch.exp((f[rows, None] + g - kappa[rows, None] * q[rows]).clamp_(min=-87.0))
         log_s[rows] = p.sum(1).log()
     return log_s
-
-
-def entropic_transport(cost: Tensor, eps: float, iterations: int) -> tuple[Tensor, Tensor, float]:
-    """Reference for `kernels.transport.transport`: potentials f, g and the value, in float64.
-
-    Solves min_P <P, C> + eps KL(P || a b^T) with uniform marginals by alternating log-domain
-    updates.
-    """
-    cost = cost.double()
-    log_a, log_b = (-torch.tensor(float(size)).double().log() for size in cost.shape)
-    f, g = cost.new_zeros(cost.shape[0]), cost.new_zeros(cost.shape[1])
-    for _ in range(iterations):
-        g = -eps * torch.logsumexp((f[:, None] - cost) / eps + log_a, 0)
-        f = -eps * torch.logsumexp((g - cost) / eps + log_b, 1)
-    return f, g, float(f.mean() + g.mean())

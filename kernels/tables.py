@@ -18,10 +18,6 @@ from torch import Tensor
 from kernels.launch import jit, tl
 
 BLOCK, WARPS = 1024, 4
-# Types of a kernel's first arguments, for the ahead-of-time gate.
-SIGNATURE = {"pointers": "*i64", "owners": "*i32", "firsts": "*i32", "sizes": "*i64"}
-SIGNATURE |= {"count": "i32"}
-CONSTANTS = {"ALIGNED": True, "BLOCK": BLOCK}
 
 Row = list[Any]  # tensors, or None for an absent role
 Columns = Mapping[str, Sequence[Tensor] | None]
@@ -75,7 +71,7 @@ def _check(name: str, tensor: Tensor, theta: Tensor, device: torch.device) -> No
 class Table:
     """The arguments of a kernel for a table of tensors.
 
-    arguments: the kernel's first arguments (`SIGNATURE`). options: its constants and launch
+    arguments: the kernel's first arguments. options: its constants and launch
     options. blocks: number of programs.
     """
 

@@ -26,8 +26,6 @@ Source: Cuturi 2013.
 # pyright: reportGeneralTypeIssues=false
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.library import triton_op
@@ -207,29 +205,3 @@ def _sweep(q: Tensor, f: Tensor, g: Tensor, kappa: Tensor) -> list[Tensor]:
         num_warps=_WARPS,
     )
     return [log_s, columns[:, :m].sum(0, dtype=torch.float64)]
-
-
-def specializations() -> list[dict[str, Any]]:
-    """Specializations for the ahead-of-time gate; see `kernels.aot`."""
-    tiles = {"PART": PART, "ROWS": _ROWS, "COLUMNS": _COLUMNS, "ROW_BLOCK": _ROW_BLOCK}
-    kinds = dict.fromkeys(("f", "g", "kappa", "log_s", "shares", "columns"), "*fp32")
-    kinds |= dict.fromkeys(("pitch", "n", "m"), "i32")
-    return [
-        {
-            "name": f"{name} {kind}",
-            "fn": fn,
-            "signature": {
-                a: {"q": f"*{short}", **kinds}[a] for a in fn.arg_names if a not in tiles
-            },
-            "constexprs": {a: tiles[a] for a in fn.arg_names if a in tiles},
-            "divisible": ["pitch"],
-            "num_warps": _WARPS,
-            "bytes_per_element": moved,
-            "streams": (1, stores),
-        }
-        for kind, short, moved in (("int16", "i16", 2), ("float32", "fp32", 4))
-        for name, fn, stores in (
-            ("row_sums", _rows_kernel, 0),
-            ("sinkhorn_sweep", _columns_kernel, 1),
-        )
-    ]

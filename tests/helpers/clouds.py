@@ -37,3 +37,18 @@ def self_problem(n: int) -> GroundCost:
     x, labels = labelled(n, 0)
     table = bures_squared(class_gaussians(x, labels, CLASSES))
     return GroundCost(x, x, labels_x=labels, labels_y=labels, table=table)
+
+
+def entropic_transport(cost: Tensor, eps: float, iterations: int) -> tuple[Tensor, Tensor, float]:
+    """The twin of `kernels.transport.transport`: potentials f, g and the value, in float64.
+
+    Solves min_P <P, C> + eps KL(P || a b^T) with uniform marginals by alternating log-domain
+    updates.
+    """
+    cost = cost.double()
+    log_a, log_b = (-torch.tensor(float(size)).double().log() for size in cost.shape)
+    f, g = cost.new_zeros(cost.shape[0]), cost.new_zeros(cost.shape[1])
+    for _ in range(iterations):
+        g = -eps * torch.logsumexp((f[:, None] - cost) / eps + log_a, 0)
+        f = -eps * torch.logsumexp((g - cost) / eps + log_b, 1)
+    return f, g, float(f.mean() + g.mean())

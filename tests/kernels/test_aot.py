@@ -1,4 +1,4 @@
-"""Every kernel compiled for A100 and H100 without a GPU: no spills, wide accesses, it fits."""
+"""Every kernel compiled for A100, H100 and B200: no spills, wide accesses, it fits."""
 
 import os
 import subprocess
@@ -8,25 +8,28 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("triton")
-from kernels import aot
+import kernels
+from helpers import aot, specializations
 from kernels.launch import jit, tl
 
-SPECIALISATIONS = list(aot.discover())
+SPECIALISATIONS = specializations.every()
 # One of each kernel; with RIB_GATE=all (`make gate`) all that is launched.
 COMPILED = list({spec["fn"]: spec for spec in reversed(SPECIALISATIONS)}.values())
 if os.environ.get("RIB_GATE") == "all":
     COMPILED = SPECIALISATIONS
-*OLDER, NEWEST = sorted(aot.DEVICE)
-ARCHS = [*(pytest.param(arch, marks=pytest.mark.exhaustive) for arch in OLDER), NEWEST]
+ARCHS = [
+    pytest.param(arch, marks=() if arch == 90 else pytest.mark.exhaustive) for arch in aot.DEVICE
+]
+SPILLS = {("distill[21843] fp32", 100): 24}  # bytes of stack of a thread; docs/performance.md
 
 
 def test_every_kernel_module_takes_part():
-    kernels = Path(aot.__file__).parent
-    files = [path for path in kernels.rglob("*.py") if "launcher(" in path.read_text()]
-    names = (path.relative_to(kernels).with_suffix("").as_posix() for path in files)
+    package = Path(kernels.__file__).parent
+    files = [path for path in package.rglob("*.py") if "launcher(" in path.read_text()]
+    names = (path.relative_to(package).with_suffix("").as_posix() for path in files)
     launching = {name.replace("/", ".") for name in names} - {"launch"}
     modules = {spec["fn"].fn.__module__.removeprefix("kernels.") for spec in SPECIALISATIONS}
-    assert modules == launching and len(modules) >= 5
+    assert modules == launching and len(modules) >= 4
     names = [spec["name"] for spec in SPECIALISATIONS]
     assert len(set(names)) == len(names)
 
@@ -36,7 +39,8 @@ def test_every_kernel_module_takes_part():
 @pytest.mark.parametrize("spec", COMPILED, ids=lambda spec: spec["name"])
 def test_compiled_code(spec, arch):
     compiled = aot.compile_for(spec, arch)
-    assert compiled.stack == 0 and compiled.local_accesses == 0, compiled
+    known = SPILLS.get((compiled.name, arch), 0)
+    assert compiled.stack <= known and (known or compiled.local_accesses == 0), compiled
     assert 0 < compiled.registers <= 255
     assert compiled.shared <= aot.SHARED_LIMIT[arch], compiled
     if compiled.aligned:
@@ -68,7 +72,7 @@ except RuntimeError as error:
 else:
     raise SystemExit("the kernel ran without triton")
 """
-    root = Path(aot.__file__).parents[1]
+    root = Path(kernels.__file__).parents[1]
     child = subprocess.run(
         [sys.executable, "-c", program], cwd=root, capture_output=True, text=True, timeout=120
     )

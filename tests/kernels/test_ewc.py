@@ -6,7 +6,7 @@ from torch import Tensor
 
 from helpers.children import DEVICE, INTERPRETING, KERNELS, ON_GPU, everywhere
 from helpers.twins import assert_twins, misaligned
-from kernels.ewc import adamw_ewc_, foreach_adamw_ewc_, foreach_sgd_ewc_, sgd_ewc_
+from kernels.ewc import foreach_adamw_ewc_, foreach_sgd_ewc_
 
 VARIANTS = ["plain", "identity", "fisher"]
 LAM, LR, DECAY, STEPS = 0.7, 0.03, 0.1, 3
@@ -60,25 +60,21 @@ def run(name: str, given: dict, **options) -> list[Tensor]:
         None if given[key] is None else misaligned(given[key].to(DEVICE))
         for key in ("theta", "anchor", "fisher")
     )
-    moments = [misaligned(torch.zeros_like(theta)) for _ in range(2)]
-    momentum_buffer = torch.full_like(theta, float("nan"))
+    moments = [misaligned(torch.zeros_like(theta)) for _ in range(1 + (name == "adamw"))]
     theta = theta.as_subclass(AsOnAGpu if INTERPRETING else Tensor)
     for step, grad in enumerate(given["grads"].clone().to(DEVICE), start=1):
-        if name == "adamw":
-            words = {"step": step, "betas": (0.8, 0.95), **SHARED, **options}
-            adamw_ewc_(theta, grad, *moments, anchor, fisher, **words)
-        else:
-            words = {"momentum": 0.8, "first": step == 1, **SHARED, **options}
-            sgd_ewc_(theta, grad, momentum_buffer, anchor, fisher, **words)
-    return [theta.as_subclass(Tensor), *(moments if name == "adamw" else [momentum_buffer])]
+        tensors = (theta, grad, *moments, anchor, fisher)
+        columns = [None if tensor is None else [tensor] for tensor in tensors]
+        foreach(name, columns, [step], betas=(0.8, 0.95), momentum=0.8, **options)
+    return [theta.as_subclass(Tensor), *moments]
 
 
-def foreach(name: str, columns, steps: list[int]) -> None:
-    """A step of many tensors, of which `columns` has the roles of AdamW's or SGD's."""
+def foreach(name: str, columns, steps: list[int], *, betas=(0.9, 0.999), momentum=0.9, **options):
+    """A step of tensors, of which `columns` has the roles of AdamW's or SGD's."""
     if name == "adamw":
-        foreach_adamw_ewc_(*columns, steps=steps, **SHARED)
+        foreach_adamw_ewc_(*columns, steps=steps, betas=betas, **SHARED | options)
     else:
-        foreach_sgd_ewc_(*columns, **SHARED)
+        foreach_sgd_ewc_(*columns, momentum=momentum, **SHARED | options)
 
 
 @everywhere
@@ -136,8 +132,9 @@ def test_a_step_hides_no_nan_and_a_weight_of_zero_is_the_plain_step(name):
 )
 def test_what_does_not_fit_is_refused_by_name(change, message):
     arguments = {name: torch.zeros(2, 4) for name in NAMES} | {"step": 1} | change
+    columns = {f"{name}s": None if given is None else [given] for name, given in arguments.items()}
     with pytest.raises(ValueError, match=message):
-        adamw_ewc_(**arguments, lr=0.1)
+        foreach_adamw_ewc_(**columns, lr=0.1)
 
 
 def test_lists_of_another_length_or_of_two_devices_are_refused_by_name():

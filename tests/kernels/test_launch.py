@@ -14,7 +14,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler.compiler import make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
-from kernels import aot, ewc, interpolation, launch, tables
+from helpers import aot, specializations
+from kernels import ewc, interpolation, launch, tables
 from kernels.transport import sweep
 
 
@@ -41,7 +42,9 @@ def test_a_kernel_starts_on_the_device_of_its_first_tensor(monkeypatch):
 def test_kernels_ask_for_fused_multiply_adds(monkeypatch):
     """Triton 3.10 fuses only where it is asked to."""
     monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "0")
-    spec = next(spec for spec in aot.discover() if spec["name"].startswith("sinkhorn_sweep"))
+    spec = next(
+        spec for spec in specializations.every() if spec["name"].startswith("sinkhorn_sweep")
+    )
     assert aot.compile_for(spec, 90).fused > 0
     options = {}
     monkeypatch.setattr(JITFunction, "run", lambda *_, **given: options.update(given))

@@ -1,37 +1,25 @@
-"""Compiles each kernel for A100 and H100 on a machine without a GPU, and inspects the machine code.
+"""Compiles each kernel for A100, H100 and B200 without a GPU, and inspects the machine code.
 
 Register spills, access widths and shared memory are properties of the compiled code, so regressions
-show without a GPU. Each module of this package with a function `specializations()` takes part. It
-returns dicts of
+show without a GPU.
 
-- name, fn, constexprs, num_warps, and optionally num_stages
-- signature: types of the runtime arguments, by name
-- bytes_per_element: bytes moved per element of the problem, or None if arithmetic is the bound
-- divisible: i32 arguments that are multiples of 16; by default all that are specialised on. The JIT
-  builds a narrower variant for other sizes. Pointers always count, since fresh tensors are aligned.
-- aligned: False if rows of an odd length rule out 16-byte accesses
-- streams: number of tensors read and written with 16-byte accesses (default: one and one)
-
-    python -m kernels.aot    prints one row per kernel and device
+    PYTHONPATH=tests python -m helpers.aot    prints one row per kernel and device
 """
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import kernels
+from helpers.specializations import every
 from kernels.launch import FUSED, triton
 
-SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}
-DEVICE = {80: "A100", 90: "H100"}
+SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+DEVICE = {80: "A100", 90: "H100", 100: "B200"}
 
 
 @dataclass(frozen=True)
@@ -53,18 +41,8 @@ class Compiled:
     streams: tuple[int, int]
 
 
-def discover() -> Iterator[dict[str, Any]]:
-    """Yields each specialisation of each module in this package and its subpackages."""
-    for module_info in pkgutil.walk_packages(kernels.__path__, "kernels."):
-        if module_info.name.endswith(".loops"):  # needs numba, which is optional
-            continue
-        module = importlib.import_module(module_info.name)
-        if hasattr(module, "specializations"):
-            yield from module.specializations()
-
-
 def compile_for(spec: dict[str, Any], arch: int) -> Compiled:
-    """Compiles one specialisation for compute capability `arch` (80 or 90).
+    """Compiles one specialisation for compute capability `arch`, a key of DEVICE.
 
     Raises RuntimeError if Triton or its cuobjdump is missing.
     """
@@ -112,7 +90,7 @@ def table() -> str:
     heads = ("kernel", "device", "registers", "shared, bytes", "widest load / store, bytes")
     heads += ("bytes per element",)
     rows = [heads, ("---",) * len(heads)]
-    for spec in discover():
+    for spec in every():
         for arch, device in DEVICE.items():
             c = compile_for(spec, arch)
             moved = spec["bytes_per_element"]
@@ -124,7 +102,7 @@ def table() -> str:
                     str(c.registers),
                     str(c.shared),
                     accesses,
-                    f"{moved:g}" if moved else "-",
+                    f"{moved:g}",
                 )
             )
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
