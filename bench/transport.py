@@ -56,8 +56,8 @@ class Problem:
             self.features.append((moved[labels] + 0.7 * noise * scale).to(device))
             self.labels.append(labels.to(device))
         samples = zip(self.features, self.labels, strict=True)
-        means = (class_gaussians(x, labels, classes).means for x, labels in samples)
-        self.table = torch.cdist(*means).square()
+        x, y = (class_gaussians(x, labels, classes).means for x, labels in samples)
+        self.table = torch.cdist(x, y).square()
         self.eps = EPS * self.cost().mean
 
     def cost(self) -> GroundCost:

@@ -124,10 +124,10 @@ class FisherAccumulator:
                     f"sample {start + int(none.nonzero()[0])} of the batch: no label can be drawn "
                     "from the model's logits, which are NaN, infinite or all masked"
                 )
-            totals = list(self._sums.values())
             for each in gradients:
-                wide = [g.to(total.dtype) for g, total in zip(each, totals, strict=True)]
-                torch._foreach_addcmul_(totals, wide, wide)
+                for total, gradient in zip(self._sums.values(), each, strict=True):
+                    gradient = gradient.to(total.dtype)
+                    total.addcmul_(gradient, gradient)
 
     def _gradients(self, images: Tensor, targets: Tensor) -> tuple[list[Gradients], Tensor]:
         """Each image's gradients, and the sums of probabilities [B] that drew the labels."""
