@@ -23,7 +23,8 @@ from bench import photos
 from bench.contest import Contest, Entrant, Scale
 from engine import models
 from engine.data.sets import Sets
-from engine.evaluation import passes, user_models
+from engine.evaluation import passes
+from engine.exchange import user_models
 from engine.machine import memory
 from engine.machine.files import cache_folder
 from engine.machine.precision import autocast, no_tf32

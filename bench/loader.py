@@ -27,7 +27,7 @@ from torchvision import datasets, transforms
 from bench import photos
 from bench.contest import Contest, Entrant, Scale, tried
 from engine import models
-from engine.evaluation import user_models
+from engine.exchange import user_models
 from engine.machine import memory
 from engine.recipe import parsed
 from engine.recipe.schema import ModelRecipe

@@ -184,7 +184,7 @@ def evaluate(
 
     import pandas
 
-    from engine.evaluation import user_models
+    from engine.exchange import user_models
     from engine.machine import ranks
     from engine.recipe import parsed
 

@@ -16,7 +16,7 @@ from engine.campaigns.plan import PAGE, REPORT, TABLE, Plan, make_plan, read_pla
 from engine.campaigns.schedulers import SCHEDULERS, RunOptions
 from engine.errors import CampaignError, printable
 from engine.machine import first_line
-from engine.recipe import model_names
+from engine.model_files import model_names
 from engine.recipe.overrides import Override, of_mapping
 from engine.recipe.schema import DatasetRecipe, ModelRecipe, Recipe
 from loaders.files.root import Root

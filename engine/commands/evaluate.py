@@ -106,7 +106,7 @@ def _models(
         refuse_overwriting(file, arguments.force, is_folder=False)
     alphas = parse_alphas(arguments.alphas) if arguments.alphas else None
     from engine.data import descriptions
-    from engine.evaluation import user_models
+    from engine.exchange import user_models
     from engine.machine import ranks
     from engine.report import on_sets
 
@@ -158,7 +158,7 @@ def _campaign(
     files = {name: arguments.out or shown.at(f"accuracy-on-{name}.csv") for name in sets}
     for file in files.values():
         refuse_overwriting(file, arguments.force, is_folder=False)
-    from engine.campaigns import own_sets
+    from engine.exchange import own_sets
     from engine.machine import ranks
     from engine.report import on_sets
 

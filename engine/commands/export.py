@@ -53,8 +53,8 @@ def run(arguments: argparse.Namespace) -> None:
     if is_cell and (chosen or arguments.overrides):
         raise ValueError(f"{folder} is a single cell: only --alpha applies to it")
     campaign = None if is_cell else record.find(arguments.source, arguments.overrides)
-    from engine.campaigns import export
     from engine.data import descriptions
+    from engine.exchange import export
 
     evaluation = None
     if campaign is None:
@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> None:
         row = export.row_of_campaign(campaign, evaluation)
     write(row, arguments.out, descriptions.listed(arguments.classes) if arguments.classes else ())
     if evaluation is not None and campaign is not None:
-        from engine.report import model_card
+        from engine.exchange import model_card
 
         for file in model_card.write(arguments.out, campaign, evaluation):
             print(f"model card: {file}")
@@ -72,8 +72,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def write(row: DescribedModel, out: Path, classes: Sequence[str] = ()) -> None:
     """Write a model as a folder for timm or open_clip, and print how to load it."""
-    from engine.campaigns import export
-    from engine.report import model_card
+    from engine.exchange import export, model_card
     from engine.store.tensors import PROMPT
 
     model_card.remove(out)  # of a previous model

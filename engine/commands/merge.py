@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> None:
             raise ValueError(f"{place} does not exist")
     first_line.show(f"reading {', '.join(map(str, models))}")
     from engine.data import descriptions
-    from engine.evaluation import user_merges
+    from engine.exchange import user_merges
     from engine.machine import ranks
 
     merged = user_merges.merged(

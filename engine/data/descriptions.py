@@ -18,7 +18,7 @@ import torch
 from engine import models
 from engine.data import imagenet
 from engine.data.packs import pack_folder
-from engine.recipe import timm_folder
+from engine.model_files import timm_folder
 from engine.recipe.schema import ModelRecipe, Recipe
 from engine.store.cells import CELL, Mix
 from engine.store.tensors import PROMPT, WEIGHTS

@@ -17,8 +17,9 @@ import torch
 from torch import nn
 
 from engine import models
-from engine.models import clip, formats, hub, zero_shot
-from engine.models.formats import State
+from engine.model_files import formats
+from engine.model_files.formats import State
+from engine.models import clip, hub, zero_shot
 from engine.recipe.schema import ModelRecipe
 from engine.store.artifacts import Artifact, Store
 from engine.store.tensors import PROMPT, WEIGHTS, save
@@ -83,7 +84,7 @@ def _checked_hash(recipe: ModelRecipe) -> str:
 
     With a package, the recipe's hash is the package's, which the file replaces.
     """
-    actual, weights = file_hash(formats.file_of(recipe)), recipe.weights
+    actual, weights = file_hash(formats.weights_file(recipe.weights.path)), recipe.weights
     if weights.sha256 and not weights.package and weights.sha256 != actual:
         raise ValueError(
             f"{weights.path} has the SHA-256 {actual}, not model.weights.sha256={weights.sha256}: "
@@ -142,7 +143,7 @@ def _from_timm(recipe: ModelRecipe, cache: Path) -> nn.Module:
 
 
 def _from_file(recipe: ModelRecipe, cache: Path) -> nn.Module:
-    path = formats.file_of(recipe)
+    path = formats.weights_file(recipe.weights.path)
     if recipe.weights.match == "order" and path.suffix == ".safetensors":
         raise ValueError(
             f"{path}: safetensors files keep no order of tensors, so model.weights.match=order "

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from engine.recipe.model_names import OPEN_CLIP as PREFIX
-from engine.recipe.model_names import open_clip_config as config
-from engine.recipe.model_names import open_clip_package as package
+from engine.model_files.model_names import OPEN_CLIP as PREFIX
+from engine.model_files.model_names import open_clip_config as config
+from engine.model_files.model_names import open_clip_package as package
 
 CROP_MODES = {"shortest": "center", "squash": "squash"}  # open_clip's resize_mode: timm's crop_mode
 

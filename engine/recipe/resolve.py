@@ -14,11 +14,11 @@ from typing import Any
 
 from engine.did_you_mean import nearest
 from engine.errors import RecipeError
+from engine.model_files import model_names
 from engine.recipe import (
     campaigns,
     catalogue,
     checks,
-    model_names,
     modules,
     overrides,
     typed,

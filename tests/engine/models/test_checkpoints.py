@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import load_file
 
 from engine import models
-from engine.models import checkpoints, formats
+from engine.model_files import formats
+from engine.models import checkpoints
 from engine.recipe.schema import ModelRecipe, WeightsRecipe
 from engine.store import tensors
 from engine.store.artifacts import Store

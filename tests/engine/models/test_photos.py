@@ -15,7 +15,8 @@ from bench.photos import PHOTOS
 from engine import models, recipe
 from engine.data import packs
 from engine.machine.files import cache_folder
-from engine.models import checkpoints, formats
+from engine.model_files import formats
+from engine.models import checkpoints
 from engine.recipe import parsed
 from engine.store import tensors
 from engine.store.artifacts import Store

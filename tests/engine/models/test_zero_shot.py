@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from engine import models, recipe
-from engine.models import checkpoints, clip, formats, zero_shot
+from engine.model_files import formats
+from engine.models import checkpoints, clip, zero_shot
 from engine.recipe import parsed
 from engine.recipe.schema import ModelRecipe
 from engine.store import tensors

@@ -10,8 +10,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from engine import models
-from engine.evaluation import user_models
 from engine.evaluation.accuracies import OnSet
+from engine.exchange import user_models
 from engine.models import clip
 from engine.recipe import parsed
 from engine.recipe.schema import ModelRecipe, WeightsRecipe

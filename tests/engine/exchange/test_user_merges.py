@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from engine import cli
-from engine.evaluation import bank, user_merges, user_models
+from engine.evaluation import bank
+from engine.exchange import user_merges, user_models
 from engine.recipe import parsed
 from helpers.evaluations import State, average, by_timm
 from helpers.grids import CLASSES, CONV, SIZE, VIT, Grid, same, weights

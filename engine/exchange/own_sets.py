@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 
-from engine.campaigns import export
 from engine.campaigns.record import FinishedCampaign
-from engine.evaluation import accuracies, bank, user_models
+from engine.evaluation import accuracies, bank
 from engine.evaluation.accuracies import Model, OnSet
+from engine.exchange import export, user_models
 from engine.measures import dynamics, predictions
 from engine.measures.rows import PRE
 from engine.store.artifacts import Store

@@ -10,9 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
 from engine import cli, models
-from engine.campaigns import export
 from engine.data.descriptions import DescribedModel, Description
-from engine.evaluation import user_models
+from engine.exchange import export, user_models
 from engine.recipe.schema import ModelRecipe
 from engine.store.artifacts import Store
 from helpers import tiny_clip

@@ -19,12 +19,14 @@ from engine import models, recipe
 from engine.data import descriptions
 from engine.data.descriptions import DescribedModel, Description
 from engine.data.sets import LabelledSet, Sets
-from engine.evaluation import bank, passes, user_models
-from engine.evaluation.user_models import pack_at
+from engine.evaluation import bank, passes
+from engine.exchange import user_models
+from engine.exchange.user_models import pack_at
 from engine.machine import ranks
 from engine.machine.files import cache_folder
 from engine.methods.base import Derived
-from engine.models import clip, formats
+from engine.model_files import formats
+from engine.models import clip
 from engine.recipe import modules, overrides
 from engine.recipe.campaigns import PRE_TRAINED
 from engine.recipe.overrides import Override

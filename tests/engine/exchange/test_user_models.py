@@ -13,7 +13,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from engine.data import imagenet
-from engine.evaluation import passes, user_models
+from engine.evaluation import passes
+from engine.exchange import user_models
 from engine.recipe import parsed
 from helpers.evaluations import average, by_timm
 from helpers.grids import CLASSES, CONV, SETS, SIZE, VIT, images

@@ -18,10 +18,11 @@ from engine.campaigns.record import FinishedCampaign
 from engine.data import descriptions
 from engine.data.descriptions import DescribedModel, Description
 from engine.evaluation import bank
+from engine.exchange import write_clip, write_timm
 from engine.machine.files import cache_folder
 from engine.measures import dynamics
 from engine.measures.rows import PRE, Evaluation
-from engine.models import clip, export, export_clip, zero_shot
+from engine.models import clip, zero_shot
 from engine.recipe import yaml_text
 from engine.recipe.resolve import NEEDS
 from engine.recipe.schema import ModelRecipe, Recipe
@@ -177,19 +178,19 @@ def write(row: DescribedModel, out: Path, classes: Sequence[str] = ()) -> Writte
         )
     net = models.load_state(models.create(model, outputs), dict(row.state), row.title)
     made_of = {"row": row.title, "cells": dict(row.mix)}
-    head = f"logits: linear(normalize(embedding), *{export.HEAD})"
+    head = f"logits: linear(normalize(embedding), *{write_timm.HEAD})"
     if model.arch.startswith(clip.PREFIX):
         both = _both_towers(row, model)
-        export_clip.to_open_clip(out, model, net, both, names, row.prompt, made_of)
+        write_clip.to_open_clip(out, model, net, both, names, row.prompt, made_of)
         load = f"open_clip.create_model({f'local-dir:{out}'!r})"
         return Written(
             outputs, f"{load}, both towers; the text tower is the pretrained one; {head}"
         )
     load = f"timm.create_model({f'local-dir:{out}'!r}, pretrained=True)"
     if model.projection:
-        export_clip.to_timm(out, model, net, names, row.prompt, made_of)
+        write_clip.to_timm(out, model, net, names, row.prompt, made_of)
         return Written(outputs, f"{load}, the vision tower, gives the embedding; {head}")
-    export.write(out, model, net, names, row.prompt, made_of)
+    write_timm.write(out, model, net, names, row.prompt, made_of)
     return Written(outputs, load)
 
 

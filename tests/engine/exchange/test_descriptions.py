@@ -14,8 +14,9 @@ from safetensors.torch import save_file
 
 from engine import cli, models
 from engine.data import descriptions
-from engine.evaluation import passes, user_models
+from engine.evaluation import passes
 from engine.evaluation.accuracies import Model, on_set
+from engine.exchange import user_models
 from engine.recipe import parsed
 from engine.recipe.schema import ModelRecipe
 from helpers.grids import CLASSES, SIZE, VIT, Grid

@@ -19,10 +19,12 @@ from engine.data.packs import pack_of
 from engine.errors import RecipeError
 from engine.evaluation import accuracies
 from engine.evaluation.accuracies import Model, OnSet
+from engine.exchange import write_timm
 from engine.machine import ranks
 from engine.machine.files import cache_folder
-from engine.models import checkpoints, clip, export, formats
-from engine.recipe import model_names, overrides
+from engine.model_files import formats, model_names
+from engine.models import checkpoints, clip
+from engine.recipe import overrides
 from engine.recipe.overrides import Override
 from engine.recipe.schema import DatasetRecipe, ModelRecipe, Recipe
 from engine.store.artifacts import STORE, Store
@@ -191,10 +193,10 @@ def cell_of(model: ModelRecipe, store: Store, file: Path) -> Cell:
                     f"{file} has no {weight}: its architecture is not {model.arch}, or it has no "
                     f"head{hint}"
                 )
-            if file.with_name(export.HEAD).is_file():
+            if file.with_name(write_timm.HEAD).is_file():
                 raise ValueError(
-                    f"{file} was exported with its own head, {export.HEAD}, so a zero-shot head "
-                    "would make another model: evaluate the cell or campaign instead"
+                    f"{file} was exported with its own head, {write_timm.HEAD}, so a zero-shot "
+                    "head would make another model: evaluate the cell or campaign instead"
                 )
             source = "open_clip"
         weights = dataclasses.replace(model.weights, source=source, path=str(file))

@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from engine import models, recipe
 from engine.errors import RecipeError
+from engine.model_files import model_names
 from engine.models import checkpoints
-from engine.recipe import model_names, parsed
+from engine.recipe import parsed
 from engine.recipe.schema import ModelRecipe
 from engine.store.artifacts import Store
 from engine.store.tensors import WEIGHTS

@@ -17,8 +17,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from engine.recipe.schema import ModelRecipe
-
 State = dict[str, torch.Tensor]
 MOST_BYTES = 1 << 38  # 256 GiB, three times the largest vision transformers
 LIGHTNING = "model."  # prefix of a LightningModule's `self.model`
@@ -34,11 +32,11 @@ TIMM_NAMES = {  # by those of an exported DINOv2
 }
 
 
-def file_of(recipe: ModelRecipe) -> Path:
-    """The user's weights file. Raises ValueError if it is not a file, or too large."""
-    path = Path(recipe.weights.path)
+def weights_file(place: str) -> Path:
+    """`model.weights.path` as a path. Raises ValueError if it is not a file, or too large."""
+    path = Path(place)
     if not path.is_file():
-        raise ValueError(f"model.weights.path={recipe.weights.path!r} is not a file")
+        raise ValueError(f"model.weights.path={place!r} is not a file")
     if (size := path.stat().st_size) > MOST_BYTES:
         raise ValueError(f"{path} has {size:,} bytes, too many for the weights of a model")
     return path

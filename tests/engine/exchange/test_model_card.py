@@ -9,8 +9,9 @@ from huggingface_hub import ModelCard, parse_eval_result_entries
 
 from engine.campaigns.record import Row
 from engine.data import sources
+from engine.exchange import model_card
 from engine.recipe import load, parsed, yaml_text
-from engine.report import finish, model_card, results_file
+from engine.report import finish, results_file
 from engine.report.results import of_campaign
 from helpers import reports
 

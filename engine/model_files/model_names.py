@@ -19,7 +19,7 @@ from typing import Any
 
 from engine.did_you_mean import nearest
 from engine.errors import RecipeError
-from engine.recipe import timm_folder
+from engine.model_files import timm_folder
 
 IMAGENET_CLASSES = 1000
 OPEN_CLIP, TORCHVISION, LOCAL = "open_clip:", "torchvision:", "local-dir:"

@@ -15,9 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from engine.models import clip
-from engine.models.build import head as head_of
-from engine.models.export import (
+from engine.exchange.write_timm import (
     CONFIG,
     HEAD,
     OPEN_CLIP_CONFIG,
@@ -26,6 +24,8 @@ from engine.models.export import (
     timm_config,
     written,
 )
+from engine.models import clip
+from engine.models.build import head as head_of
 from engine.models.images import data_config
 from engine.recipe.schema import ModelRecipe
 from engine.store import tensors
@@ -43,7 +43,7 @@ def to_timm(
 ) -> None:
     """Write a timm ViT with `model.projection`; its head goes to `head.safetensors`.
 
-    As `engine.models.export.write`.
+    As `engine.exchange.write_timm.write`.
     """
     state = {k: v for k, v in net.state_dict().items() if not k.startswith("head.")}
     state["head.weight"] = state.pop("fc_norm.linear.weight")
@@ -66,7 +66,7 @@ def to_open_clip(
 ) -> None:
     """Write open_clip's model with the vision tower of `net` and the text tower of `both`.
 
-    both: the state dict of open_clip's model. As `engine.models.export.write`.
+    both: the state dict of open_clip's model. As `engine.exchange.write_timm.write`.
     """
     tower = {k: v for k, v in net.state_dict().items() if k.startswith(_VISUAL)}
     images = data_config(model)

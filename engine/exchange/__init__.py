@@ -1,0 +1,1 @@
+"""Models in and out: evaluate, merge and export them, and write their cards."""

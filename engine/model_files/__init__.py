@@ -1,0 +1,1 @@
+"""What a model's name, folder or file says about the model."""
