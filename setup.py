@@ -24,7 +24,7 @@ setup(
     python_requires=">=3.11",
     packages=find_namespace_packages(include=PACKAGES),
     package_data={
-        "engine": ["campaigns/*.smk", "report/templates/*"],
+        "engine": ["campaigns/*.smk", "exchange/*.j2", "report/templates/*"],
         "loaders": ["benchmarks/*.yaml"],
         "recipes": ["**/*.yaml", "*.csv", "*.bib"],
     },

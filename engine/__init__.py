@@ -76,9 +76,8 @@ def load_cell(folder: str | Path) -> nn.Module:
     from safetensors.torch import load_file
 
     from engine import models
-    from engine.data import descriptions
-    from engine.recipe.schema import ModelRecipe
-    from engine.store import cells, tensors
+    from engine.model_files.descriptions import CELL, read_description
+    from engine.store import tensors
 
     place = Path(folder)
     if (place / tensors.PROMPT).is_file():
@@ -89,15 +88,8 @@ def load_cell(folder: str | Path) -> nn.Module:
             f"{weights} is missing: name the folder of a trained cell. Averages (WiSE-FT, soups) "
             "have no weights of their own: write their model with `rib export`"
         )
-    description = descriptions.read(place / cells.CELL)
-    model = description.model
-    recipe = ModelRecipe(
-        name=model["arch"],
-        arch=model["arch"],
-        image_size=model["image_size"],
-        projection=model["projection"],
-    )
-    net = models.create(recipe, len(description.classes or ()))
+    description = read_description(place / CELL)
+    net = models.create(models.described_model(description.model), len(description.classes or ()))
     return models.load_state(net, load_file(weights), str(weights)).eval()
 
 

@@ -18,7 +18,6 @@ from engine import models
 from engine.cells import snapshots
 from engine.cells.cell_plan import CellPlan
 from engine.cells.snapshots import Followed, Snapshot
-from engine.data import descriptions
 from engine.data.sets import LabelledSet, Sets
 from engine.evaluation import features, passes
 from engine.machine import ranks
@@ -28,6 +27,7 @@ from engine.measures.setting import Setting
 from engine.methods.base import Derived, Trained
 from engine.methods.context import Context
 from engine.methods.linear_probe import first_head
+from engine.model_files.descriptions import prompt_beside
 from engine.models import checkpoints, compiled, zero_shot
 from engine.models.form import Form
 from engine.recipe import modules
@@ -231,7 +231,7 @@ class Builder(Context):
         """The pretrained model. A head that it lacks is fitted now."""
         model, dataset = self.recipe.model, self.recipe.dataset
         cache, seed, path = cache_folder(), dataset.seed, model.weights.path
-        if path and descriptions.prompt_of(Path(path)) is not None:
+        if path and prompt_beside(Path(path)) is not None:
             raise ValueError(
                 f"model.weights.path={path} has an input prompt, which would be lost: take the "
                 "weights of a cell without one"

@@ -16,7 +16,7 @@ from engine.campaigns.plan import PAGE, REPORT, TABLE, Plan, make_plan, read_pla
 from engine.campaigns.schedulers import SCHEDULERS, RunOptions
 from engine.errors import CampaignError, printable
 from engine.machine import first_line
-from engine.model_files import model_names
+from engine.model_files.model_names import model_section
 from engine.recipe.overrides import Override, of_mapping
 from engine.recipe.schema import DatasetRecipe, ModelRecipe, Recipe
 from loaders.files.root import Root
@@ -241,7 +241,7 @@ def _encode_command(resolved: Recipe, model: str | None, overrides: Sequence[Ove
 
     model = [model or "", *(str(each.value) for each in overrides if each.key == "model")][-1]
     is_file = model.endswith(".yaml") or model in recipe.names("models")
-    is_known = is_file or (model and model_names.section(model) is not None)
+    is_known = is_file or (model and model_section(model) is not None)
     command = ["rib", "encode", "SET", "--source", "FOLDER"]
     command += ["--model", model if is_known else "MODEL"]
     command += [f"runs={resolved.runs}"] if resolved.runs != Recipe.runs else []

@@ -105,16 +105,16 @@ def _models(
     for file in files.values():
         refuse_overwriting(file, arguments.force, is_folder=False)
     alphas = parse_alphas(arguments.alphas) if arguments.alphas else None
-    from engine.data import descriptions
     from engine.exchange import user_models
     from engine.machine import ranks
+    from engine.model_files.descriptions import read_classes
     from engine.report import on_sets
 
     resolved, models, classes = user_models.described(
         list(map(Path, arguments.models)),
         arguments.arch,
         arguments.overrides,
-        descriptions.listed(arguments.classes) if arguments.classes else None,
+        read_classes(arguments.classes) if arguments.classes else None,
     )
     device = ranks.start(resolved.device)
     with Store(Path(resolved.runs) / STORE).in_use():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from engine.commands import refuse_overwriting
 from engine.machine import first_line
 
 if TYPE_CHECKING:
-    from engine.data.descriptions import DescribedModel
+    from engine.exchange.write import DescribedModel
 
 OF_CAMPAIGN = ("method", "downstream", "setting", "seed")  # options that choose a model
 
@@ -53,34 +53,39 @@ def run(arguments: argparse.Namespace) -> None:
     if is_cell and (chosen or arguments.overrides):
         raise ValueError(f"{folder} is a single cell: only --alpha applies to it")
     campaign = None if is_cell else record.find(arguments.source, arguments.overrides)
-    from engine.data import descriptions
     from engine.exchange import export
+    from engine.exchange.model_card import card_of_campaign, results_of
+    from engine.model_files.descriptions import read_classes
 
-    evaluation = None
+    card = ""
     if campaign is None:
         row = export.row_of_cell(folder.resolve(), arguments.alpha)
     else:
         evaluation = export.choose(campaign.record.evaluations, vars(arguments))
         row = export.row_of_campaign(campaign, evaluation)
-    write(row, arguments.out, descriptions.listed(arguments.classes) if arguments.classes else ())
-    if evaluation is not None and campaign is not None:
-        from engine.exchange import model_card
-
-        for file in model_card.write(arguments.out, campaign, evaluation):
-            print(f"model card: {file}")
+        card = card_of_campaign(campaign, evaluation, results_of(campaign))
+    if arguments.classes:
+        row = replace(row, classes=read_classes(arguments.classes))
+    write(row, arguments.out, card)
 
 
-def write(row: DescribedModel, out: Path, classes: Sequence[str] = ()) -> None:
-    """Write a model as a folder for timm or open_clip, and print how to load it."""
-    from engine.exchange import export, model_card
+def write(row: DescribedModel, out: Path, card: str) -> None:
+    """Write a model as a folder for timm or open_clip, and print how to load it.
+
+    card: its text, or empty. A README.md that the user wrote stays.
+    """
+    from engine.exchange.model_card import remove_card, write_card
+    from engine.exchange.write import write_model
     from engine.store.tensors import PROMPT
 
-    model_card.remove(out)  # of a previous model
-    written = export.write(row, out, classes)
-    print(f"{row.title}, {written.classes} classes: {out}")
+    remove_card(out)  # of a previous model
+    how = write_model(row, out)
+    print(f"{row.title}, {len(row.classes)} classes: {out}")
     if (out / PROMPT).is_file():
         print(
             "warning: the model lacks its input prompt, without which its predictions differ. Add "
             f"the tensor in {out / PROMPT} to every normalized image"
         )
-    print(written.how)
+    print(how)
+    if card and (file := write_card(out, card)):
+        print(f"model card: {file}")

@@ -54,9 +54,10 @@ def run(arguments: argparse.Namespace) -> None:
         if not place.exists():
             raise ValueError(f"{place} does not exist")
     first_line.show(f"reading {', '.join(map(str, models))}")
-    from engine.data import descriptions
     from engine.exchange import user_merges
+    from engine.exchange.model_card import card_of_merge
     from engine.machine import ranks
+    from engine.model_files.descriptions import read_classes
 
     merged = user_merges.merged(
         arguments.method,
@@ -65,8 +66,8 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.overrides,
         holdout=holdout,
         arch=arguments.arch,
-        classes=descriptions.listed(arguments.classes) if arguments.classes else None,
+        classes=read_classes(arguments.classes) if arguments.classes else None,
     )
     if ranks.rank() == 0:
-        export.write(merged, arguments.out)
+        export.write(merged, arguments.out, card_of_merge(merged))
     ranks.stop()

@@ -1,4 +1,4 @@
-"""Export the model of any row of a table, including weight averages, as a folder for timm.
+"""Find the model of any row of a table, including weight averages, to export it.
 
 A row's stored predictions name its cells and their weights in the average, so the exported model is
 the one that was evaluated. Nothing is trained.
@@ -6,39 +6,30 @@ the one that was evaluated. Nothing is trained.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from engine import models, recipe
 from engine.campaigns.record import FinishedCampaign
-from engine.data import descriptions
-from engine.data.descriptions import DescribedModel, Description
+from engine.data.packs import pack_folder
 from engine.evaluation import bank
-from engine.exchange import write_clip, write_timm
-from engine.machine.files import cache_folder
+from engine.exchange.write import DescribedModel
 from engine.measures import dynamics
 from engine.measures.rows import PRE, Evaluation
-from engine.models import clip, zero_shot
+from engine.model_files.architectures import open_clip_name
+from engine.model_files.descriptions import CELL, read_description
 from engine.recipe import yaml_text
 from engine.recipe.resolve import NEEDS
 from engine.recipe.schema import ModelRecipe, Recipe
 from engine.store import cells
 from engine.store.artifacts import Artifact, Store
-from engine.store.cells import CELL, Average, Cell, Ensemble, canonical_mix
+from engine.store.cells import Average, Cell, Ensemble, canonical_mix
+from loaders.pack import MANIFEST, Pack
 
 RECIPE = "recipe.yaml"  # of a cell
-
-
-@dataclass(frozen=True)
-class Written:
-    """An exported model. classes: outputs of its head. how: instructions for loading it."""
-
-    classes: int
-    how: str
 
 
 OPTIONS = {
@@ -68,8 +59,9 @@ def row_of_campaign(campaign: FinishedCampaign, row: Evaluation) -> DescribedMod
     average = campaign.mix(row)
     parents = _parents(Store(campaign.place.store), average, title, remedy)
     planned = campaign.plan.recipe
-    described = description_of(parents.values(), planned)
-    return _one_model(title, average, parents, described, planned.model)
+    model, classes = model_of(parents.values(), planned)
+    model = replace(model, weights=planned.model.weights)
+    return _one_model(title, average, parents, model, classes)
 
 
 def row_of_cell(folder: Path, alpha: float | None) -> DescribedModel:
@@ -86,20 +78,21 @@ def row_of_cell(folder: Path, alpha: float | None) -> DescribedModel:
     remedy = f"`python engine/launch.py recipe={folder / 'recipe.yaml'}` trains it"
     average = canonical_mix(entry.mix)
     parents = _parents(Store(folder.parents[1]), average, title, remedy)
-    described = descriptions.read(folder / CELL)
-    pretrained = None
-    if described.model["arch"].startswith(clip.PREFIX):
+    described = read_description(folder / CELL)
+    model = models.described_model(described.model)
+    if open_clip_name(model.arch):
         values = yaml_text.read(folder / RECIPE)
-        pretrained = recipe.of_values({k: v for k, v in values.items() if k != NEEDS}).model
-    return _one_model(title, average, parents, described, pretrained)
+        trained = recipe.of_values({k: v for k, v in values.items() if k != NEEDS})
+        model = replace(model, weights=trained.model.weights)
+    return _one_model(title, average, parents, model, described.classes or ())
 
 
 def _one_model(
     title: str,
     average: Average,
     parents: Mapping[str, Cell],
-    description: Description,
-    pretrained: ModelRecipe | None,
+    model: ModelRecipe,
+    classes: Sequence[str],
 ) -> DescribedModel:
     """The model of an average of weights. Raises ValueError for an ensemble, naming its members."""
     if isinstance(average, Ensemble):
@@ -113,9 +106,9 @@ def _one_model(
     if len(parents) == 1:
         (cell,) = parents.values()
         state, prompt = cell.state(), cell.prompt()
-        return DescribedModel(title, average, description, state, prompt, pretrained)
+        return DescribedModel(title, average, model, classes, state, prompt)
     state = bank.mixed([average], parents, torch.device("cpu"))[0]
-    return DescribedModel(title, average, description, state, pretrained=pretrained)
+    return DescribedModel(title, average, model, classes, state)
 
 
 def choose(rows: Sequence[Evaluation], values: Mapping[str, object]) -> Evaluation:
@@ -146,65 +139,19 @@ def check_choice(option: str, value: object, valid: Sequence[object]) -> None:
     raise ValueError(f"no row has {option} {value}: choose {shown}")
 
 
-def description_of(parents: Iterable[Cell], resolved: Recipe) -> Description:
-    """The cells' description of their model and classes, or the recipe's for pretrained weights."""
+def model_of(parents: Iterable[Cell], resolved: Recipe) -> tuple[ModelRecipe, tuple[str, ...]]:
+    """The cells' model without weights, and its head's classes, as a cell describes them.
+
+    For pretrained weights, the recipe's model, and the classes of the upstream pack if it exists.
+    """
     for cell in parents:
         if (cell.artifact.folder / CELL).is_file():
-            return descriptions.read(cell.artifact.checked(CELL))
-    runs = Path(resolved.runs)
-    return descriptions.of_recipe(runs, resolved, runs)
-
-
-def write(row: DescribedModel, out: Path, classes: Sequence[str] = ()) -> Written:
-    """Write a row's model as a folder for timm, or for open_clip if it is an open_clip model.
-
-    classes: the head's class names, if they differ from those of the cells. Other files in an
-    existing folder stay. Raises ValueError for names that do not match the head, and for an
-    open_clip model without its text tower.
-    """
-    values = dict(row.description.model)
-    model = ModelRecipe(name=values["arch"], crop=values.pop("crop_pct"), **values)
-    names = list(classes or row.description.classes or ())
-    if not names:
-        raise ValueError(
-            f"neither the cells of {row.title} nor the upstream pack name the head's classes; name "
-            "them with --classes FILE, one line per class in the head's order"
-        )
-    outputs = len(row.state[models.head_names(model)[0]])
-    if len(set(names)) != outputs:
-        raise ValueError(
-            f"{len(set(names))} class names for the {outputs} outputs of {row.title}; name each "
-            "output with --classes FILE, one line per class in the head's order"
-        )
-    net = models.load_state(models.create(model, outputs), dict(row.state), row.title)
-    made_of = {"row": row.title, "cells": dict(row.mix)}
-    head = f"logits: linear(normalize(embedding), *{write_timm.HEAD})"
-    if model.arch.startswith(clip.PREFIX):
-        both = _both_towers(row, model)
-        write_clip.to_open_clip(out, model, net, both, names, row.prompt, made_of)
-        load = f"open_clip.create_model({f'local-dir:{out}'!r})"
-        return Written(
-            outputs, f"{load}, both towers; the text tower is the pretrained one; {head}"
-        )
-    load = f"timm.create_model({f'local-dir:{out}'!r}, pretrained=True)"
-    if model.projection:
-        write_clip.to_timm(out, model, net, names, row.prompt, made_of)
-        return Written(outputs, f"{load}, the vision tower, gives the embedding; {head}")
-    write_timm.write(out, model, net, names, row.prompt, made_of)
-    return Written(outputs, load)
-
-
-def _both_towers(row: DescribedModel, model: ModelRecipe) -> Mapping[str, torch.Tensor]:
-    """open_clip's state dict of the pretrained weights, both towers."""
-    if row.pretrained is None:
-        raise ValueError(
-            f"{row.title}: no file contains the text tower, which open_clip's state dict needs; "
-            "name a checkpoint saved by open_clip, for example with --base"
-        )
-    weights = row.pretrained.weights
-    weights = dataclasses.replace(weights, clip=model.arch.removeprefix(clip.PREFIX))
-    pretrained = dataclasses.replace(row.pretrained, weights=weights)
-    return zero_shot.open_model(pretrained, cache_folder()).state_dict()
+            described = read_description(cell.artifact.checked(CELL))
+            return models.described_model(described.model), described.classes or ()
+    dataset = resolved.dataset
+    pack = pack_folder(Path(resolved.runs), dataset, resolved.model, dataset.upstream)
+    classes = Pack.open(pack).classes if (pack / MANIFEST).is_file() else ()
+    return models.described_model(models.description(resolved.model)), classes
 
 
 def _parents(store: Store, average: Average, title: str, remedy: str) -> dict[str, Cell]:

@@ -1,13 +1,16 @@
-"""The model card of `rib export`: README.md, and the Hub's `.eval_results`.
+"""The card of an exported or merged model: README.md, whose metadata the Hugging Face Hub reads.
 
-Its numbers come from the campaign's report.
+The numbers of a campaign's model come from the campaign's report.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import jinja2
+from huggingface_hub import EvalResult, ModelCardData
 
 from engine.campaigns import seal
 from engine.campaigns.plan import RESULTS
@@ -15,10 +18,12 @@ from engine.campaigns.record import FinishedCampaign
 from engine.data import sources
 from engine.data.kinds import kind_of
 from engine.data.sources import Source
+from engine.errors import printable
+from engine.exchange.write import DescribedModel
 from engine.machine.files import write_atomic
 from engine.measures.rows import PRE, Evaluation
-from engine.models import clip
-from engine.recipe import citations, yaml_text
+from engine.model_files.architectures import open_clip_name, open_clip_package, timm_config
+from engine.recipe import citations
 from engine.recipe.schema import ModelRecipe, Recipe
 from engine.report import results_file
 from engine.report.headline import SMOKE_RUN
@@ -26,86 +31,163 @@ from engine.report.results_file import CampaignResults, Number
 from engine.report.text import counted, ends, rounded, signed
 from loaders.files.root import Root
 
-CARD, EVALUATIONS = "README.md", Path(".eval_results") / "rib.yaml"
-MARK = "<!-- Written by `rib export`, which replaces a file with this line. -->"
-OF_ROW = ("method", "optimizer", "train")
+CARD = "README.md"
+MARK = "<!-- Written by `rib`, which replaces a file with this line. -->"
+TASK = "image-classification"
 
 
-def write(folder: Path, campaign: FinishedCampaign, row: Evaluation) -> list[Path]:
-    """Write a model's card into its folder. Returns the written files.
-
-    Keeps a README.md that the user wrote.
-    """
-    results = _results(campaign)
-    files = {}
+def write_card(folder: Path, text: str) -> Path | None:
+    """Write a card into a model's folder, unless it has a README.md that the user wrote."""
     card = folder / CARD
-    if not card.is_file() or _is_ours(card):
-        files[card] = text(campaign, row, results)
-    if entries := evaluations(campaign, row, results):
-        files[folder / EVALUATIONS] = yaml_text.dump(entries)
-    for file, content in files.items():
-        write_atomic(file, content.encode())
-    return list(files)
+    if card.exists() and not _is_ours(card):
+        return None
+    write_atomic(card, text.encode())
+    return card
 
 
-def remove(folder: Path) -> None:
+def remove_card(folder: Path) -> None:
     """Remove the card of a previously exported model."""
-    card = folder / CARD
-    for file in (folder / EVALUATIONS, *([card] if _is_ours(card) else [])):
-        Root(folder).remove(file)
+    if _is_ours(folder / CARD):
+        Root(folder).remove(folder / CARD)
 
 
 def _is_ours(card: Path) -> bool:
     return card.is_file() and MARK in card.read_text("utf-8", errors="replace")
 
 
-def text(campaign: FinishedCampaign, row: Evaluation, results: CampaignResults | None) -> str:
-    """The card. results: the numbers of the campaign's report, or None without a report."""
-    recipe, title = campaign.plan.recipe, _title(campaign, row)
+def card_of_merge(merged: DescribedModel) -> str:
+    """The card of a merged model, which nobody has evaluated yet."""
+    model = merged.model
+    facts = [
+        ("made of", merged.title),
+        ("architecture", f"{model.arch}, {model.image_size} px, {len(merged.classes)} classes"),
+    ]
+    metadata = _metadata(model, base_model=None, license=None)
+    return _rendered(
+        metadata, merged.title, facts, [], without="nobody has evaluated it: run `rib evaluate`"
+    )
+
+
+def card_of_campaign(
+    campaign: FinishedCampaign, row: Evaluation, results: CampaignResults | None
+) -> str:
+    """The card of a row's model. results: the report's numbers, or None without a report."""
+    recipe, title, record = campaign.plan.recipe, _title(campaign, row), campaign.record
     if row.method != PRE:
         recipe = campaign.plan.rows[row.method].recipe
-    front = {
-        "library_name": "open_clip" if recipe.model.arch.startswith(clip.PREFIX) else "timm",
-        "pipeline_tag": "image-classification",
-        **_base_model(recipe.model),
-        "tags": ["image-classification", "robust-fine-tuning", "imagenet-rib"],
-    }
-    parts = [
-        f"---\n{yaml_text.dump(front)}---\n{MARK}\n\n# {title}",
-        *([f"**{_smoke_run(campaign)}**"] if campaign.record.limit else []),
-        _table(["", ""], _facts(campaign, row, recipe)),
-        *_numbers(campaign, row, results),
-        "## Data",
-        _table(["dataset", "terms"], _terms(campaign, recipe)),
-        "The licence of the pretrained weights also applies.",
-        "## Cite",
-        f"```bibtex\n{citations.bibtex([recipe.method.name] if row.method != PRE else [])}\n```",
-    ]
-    return "\n\n".join(parts) + "\n"
+    of_row = [] if results is None else _of_row(results, row)
+    trained_on = [] if row.method == PRE else [row.downstream]
+    hub = _hub_names(recipe)
+    metadata = _metadata(
+        recipe.model,
+        datasets=[hub.get(name, name) for name in trained_on] or None,
+        eval_results=None if record.limit else _evaluations(recipe, of_row, row, hub) or None,
+        model_name=title,
+        **_of_weights(recipe.model),
+    )
+    return _rendered(
+        metadata,
+        title,
+        _facts(campaign, row, recipe),
+        [] if row.method == PRE else [recipe.method.name],
+        without="the campaign had no report: run `rib report`",
+        smoke_run=f"T{SMOKE_RUN.format(record.limit)[1:]}." if record.limit else "",
+        images="images held out of training" if record.holdout else "all images",
+        accuracies=[] if results is None else list(_accuracies(results, of_row, row)),
+        sentences=[] if results is None else list(_sentences(results, of_row)),
+        terms=list(_terms(campaign, recipe)),
+    )
 
 
-def evaluations(
-    campaign: FinishedCampaign, row: Evaluation, results: CampaignResults | None
-) -> list[dict[str, Any]]:
-    """The entries of `.eval_results`: accuracy on the datasets of which the Hub has a copy.
+def results_of(campaign: FinishedCampaign) -> CampaignResults | None:
+    """The numbers of the campaign's report; None if it is missing or was changed.
 
-    Empty without a report, and for a smoke run.
+    Raises DamagedFile if the file is a link or too large.
     """
-    record = campaign.record
-    if results is None or record.limit:
-        return []
-    ids = {name: source.hub for name, source in _published(campaign.plan.recipe).items()}
-    of_row = _of_row(results, row)
-    return [
-        {
-            "dataset": {"id": ids[number.evaluated_on], "task_id": "default"},
-            "value": round(number.value, 3),
-            "notes": f"top-1 in percent, {_judged(campaign)}; 95% interval "
-            f"{number.low:.3f} to {number.high:.3f}",
-        }
-        for number in of_row
-        if number.quantity == "accuracy" and ids.get(number.evaluated_on)
-    ]
+    root = campaign.place.report_root
+    if not seal.is_shown(campaign.place) or not root.has(RESULTS):
+        return None
+    return results_file.read(root.read(RESULTS))
+
+
+def _rendered(
+    metadata: ModelCardData,
+    title: str,
+    facts: Iterable[Sequence[str]],
+    methods: Sequence[str],
+    **values: object,
+) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["table"] = _table
+    return environment.get_template("model_card.md.j2").render(
+        metadata=metadata.to_yaml(),
+        mark=MARK,
+        title=_line(title),
+        facts=list(facts),
+        bibtex=citations.bibtex(methods),
+        **values,
+    )
+
+
+def _table(rows: Sequence[Sequence[str]], heads: Sequence[str]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join(
+        f"| {' | '.join(_line(cell).replace('|', '/') for cell in row)} |" for row in lines
+    )
+
+
+def _line(text: str) -> str:
+    """Text without control characters, on one line."""
+    return printable(text).replace("\n", " ")
+
+
+def _metadata(model: ModelRecipe, **values: Any) -> ModelCardData:
+    return ModelCardData(
+        library_name="open_clip" if open_clip_name(model.arch) else "timm",
+        pipeline_tag=TASK,
+        tags=[TASK, "robust-fine-tuning", "imagenet-rib"],
+        **values,
+    )
+
+
+def _of_weights(model: ModelRecipe) -> dict[str, str]:
+    """The Hub's name of the pretrained weights, and their licence, as timm and open_clip know."""
+    weights = model.weights
+    if weights.path or weights.source not in ("timm", "open_clip"):
+        return {}
+    if weights.source == "timm":
+        config = timm_config(model.arch)
+        values = {"base_model": config.get("hf_hub_id"), "license": config.get("license")}
+    else:
+        config = open_clip_package().get_pretrained_cfg(weights.clip, weights.tag)
+        values = {"base_model": config.get("hf_hub", "").strip("/")}
+    return {key: value for key, value in values.items() if value}
+
+
+def _evaluations(
+    recipe: Recipe, of_row: Sequence[Number], row: Evaluation, hub: Mapping[str, str]
+) -> list[EvalResult]:
+    """The row's accuracies in percent, and RI and mRI in points, as the Hub reads them."""
+    entries = []
+    for number in of_row:
+        name = number.evaluated_on
+        if number.quantity == "accuracy" and (not name or number.downstream != row.downstream):
+            continue
+        name = name or recipe.dataset.name
+        entry = EvalResult(
+            task_type=TASK,
+            dataset_type=hub.get(name, name),
+            dataset_name=name,
+            metric_type=number.quantity,
+            metric_value=round(number.value, 3),
+            metric_args={"low_95": round(number.low, 3), "high_95": round(number.high, 3)},
+        )
+        entries.append(entry)
+    return entries
 
 
 def _title(campaign: FinishedCampaign, row: Evaluation) -> str:
@@ -115,16 +197,6 @@ def _title(campaign: FinishedCampaign, row: Evaluation) -> str:
     more = [f"alpha {row.alpha:g}"] if row.alpha is not None else []
     more += [str(row.setting)] if row.setting else []
     return f"{row.model}, fine-tuned on {row.downstream} by {', '.join([method, *more])}"
-
-
-def _base_model(model: ModelRecipe) -> dict[str, str]:
-    is_timms = model.weights.source == "timm" and not model.weights.path
-    return {"base_model": f"timm/{model.arch}"} if is_timms else {}
-
-
-def _smoke_run(campaign: FinishedCampaign) -> str:
-    sentence = SMOKE_RUN.format(campaign.record.limit)
-    return f"{sentence[:1].upper()}{sentence[1:]}."
 
 
 def _facts(campaign: FinishedCampaign, row: Evaluation, recipe: Recipe) -> Iterator[Sequence[str]]:
@@ -164,34 +236,24 @@ def _of_row(results: CampaignResults, row: Evaluation) -> list[Number]:
     ]
 
 
-def _judged(campaign: FinishedCampaign) -> str:
-    images = "images held out of training" if campaign.record.holdout else "all images"
-    return f"over the classes of each dataset, on {images}"
-
-
-def _numbers(
-    campaign: FinishedCampaign, row: Evaluation, results: CampaignResults | None
-) -> Iterator[str]:
-    """Accuracy per dataset, RI and mRI with their conditions."""
-    yield "## Results"
-    if results is None:
-        yield "This card has no numbers, because the campaign had no report: run `rib report`."
-        return
-    of_row = _of_row(results, row)
+def _accuracies(
+    results: CampaignResults, of_row: Sequence[Number], row: Evaluation
+) -> Iterator[Sequence[str]]:
+    """Accuracy per dataset, before fine-tuning and after."""
     before = {
         number.evaluated_on: number
         for number in results.numbers
         if number.quantity == "accuracy" and number.method == PRE and number.model == row.model
     }
     after = {n.evaluated_on: n for n in of_row if n.quantity == "accuracy" and n.downstream}
-    after = before if row.method == PRE else after
-    yield f"Top-1 accuracy in percent {_judged(campaign)}, with 95% intervals."
-    rows = [
-        [name, *(_percent(of[name]) for of in ([before] if after is before else [before, after]))]
-        for name in [results.upstream, *results.sets]
-        if name in before and name in after
-    ]
-    yield _table(["dataset", "before fine-tuning", "after"][: len(rows[0])], rows)
+    columns = [before] if row.method == PRE else [before, after]
+    for name in [results.upstream, *results.sets]:
+        if all(name in column for column in columns):
+            yield [name, *(_percent(column[name]) for column in columns)]
+
+
+def _sentences(results: CampaignResults, of_row: Sequence[Number]) -> Iterator[str]:
+    """RI and mRI with their conditions."""
     seeds = f", means over {len(results.seeds)} training seeds" * (len(results.seeds) > 1)
     for number in of_row:
         points = f"{signed(number.value)} points (95% interval {ends(number.low, number.high)})"
@@ -229,14 +291,6 @@ def _published(recipe: Recipe) -> dict[str, Source]:
     return {name: each for name, each in known.items() if kind.published_images(name)}
 
 
-def _results(campaign: FinishedCampaign) -> CampaignResults | None:
-    """The numbers of the campaign's report; None if it is missing or was changed."""
-    if not seal.is_shown(campaign.place):
-        return None
-    file = campaign.place.report / RESULTS
-    return results_file.read(file.read_bytes()) if file.is_file() else None
-
-
-def _table(heads: Sequence[str], rows: Iterator[Sequence[str]] | Sequence[Sequence[str]]) -> str:
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in lines)
+def _hub_names(recipe: Recipe) -> dict[str, str]:
+    """The names on the Hub of datasets of which it has a copy."""
+    return {name: source.hub for name, source in _published(recipe).items() if source.hub}

@@ -57,7 +57,7 @@ def evaluate(
         {name: user_models.pack_at(reading, place) for name, place in places.items()},
         device,
         base=cells[next(iter(models[0].mix))],
-        classes=export.description_of(cells.values(), resolved).classes or (),
+        classes=export.model_of(cells.values(), resolved)[1],
         mask=mask,
         intervals=intervals,
     )

@@ -16,21 +16,21 @@ import numpy as np
 import torch
 
 from engine import models, recipe
-from engine.data import descriptions
-from engine.data.descriptions import DescribedModel, Description
 from engine.data.sets import LabelledSet, Sets
 from engine.evaluation import bank, passes
 from engine.exchange import user_models
 from engine.exchange.user_models import pack_at
+from engine.exchange.write import DescribedModel
 from engine.machine import ranks
 from engine.machine.files import cache_folder
 from engine.methods.base import Derived
-from engine.model_files import formats
-from engine.models import clip
+from engine.model_files.architectures import open_clip_name
+from engine.model_files.descriptions import prompt_beside
+from engine.model_files.weights import TEXT, load_weights
 from engine.recipe import modules, overrides
 from engine.recipe.campaigns import PRE_TRAINED
 from engine.recipe.overrides import Override
-from engine.recipe.schema import MethodRecipe, ModelRecipe
+from engine.recipe.schema import MethodRecipe
 from engine.run import Run
 from engine.store.artifacts import STORE, Store
 from engine.store.cells import Average, Cell, Ensemble, Export, canonical_mix
@@ -113,7 +113,7 @@ def merged(
     rest = [each for each in given if each not in of_method]
     resolved, files, classes = user_models.described(everything, arch, rest, classes)
     for file in files:
-        if descriptions.prompt_of(file) is not None:
+        if prompt_beside(file) is not None:
             raise ValueError(
                 f"{file.parent} has an input prompt, which cannot be averaged: leave it out"
             )
@@ -136,23 +136,18 @@ def merged(
             state, mix = _made(options, context, by_name)
     if packs and not context.has_chosen:
         raise ValueError(f"{options.title} makes no choice: leave --holdout out")
-    described = Description(files[0], models.description(resolved.model), tuple(head))
     parts = " + ".join(f"{weight:.4g} {file}" for file, weight in mix.items())
     made_of = parts or ", ".join(names) + ("" if base is None else f" from {files[-1]}")
-    pretrained = _with_text(resolved.model, list(reversed(files)))
-    title = f"{options.title} of {made_of}"
-    return DescribedModel(title, mix, described, state, pretrained=pretrained)
+    model = models.described_model(models.description(resolved.model))
+    if open_clip_name(model.arch):
+        weights = dataclasses.replace(resolved.model.weights, path=_with_text(files[::-1]))
+        model = dataclasses.replace(model, weights=weights)
+    return DescribedModel(f"{options.title} of {made_of}", mix, model, head, state)
 
 
-def _with_text(model: ModelRecipe, files: Sequence[Path]) -> ModelRecipe | None:
-    """The model of the first file with open_clip's text tower, or None."""
-    if not model.arch.startswith(clip.PREFIX):
-        return None
-    for file in files:
-        if user_models.CLIP & formats.load(file).keys():
-            weights = dataclasses.replace(model.weights, source="open_clip", path=str(file))
-            return dataclasses.replace(model, weights=weights)
-    return None
+def _with_text(files: Sequence[Path]) -> str:
+    """The first file with open_clip's text tower, or empty."""
+    return next((str(file) for file in files if TEXT in load_weights(file)), "")
 
 
 def _options(

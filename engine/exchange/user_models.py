@@ -14,16 +14,26 @@ from typing import Any
 import torch
 
 from engine import models, recipe
-from engine.data import descriptions, imagenet
+from engine.data import imagenet
 from engine.data.packs import pack_of
 from engine.errors import RecipeError
 from engine.evaluation import accuracies
 from engine.evaluation.accuracies import Model, OnSet
-from engine.exchange import write_timm
 from engine.machine import ranks
 from engine.machine.files import cache_folder
-from engine.model_files import formats, model_names
-from engine.models import checkpoints, clip
+from engine.model_files.architectures import open_clip_name, side_of
+from engine.model_files.descriptions import (
+    CELL,
+    TIMM_CONFIG,
+    Description,
+    checkpoint_in,
+    describe_checkpoint,
+    prompt_beside,
+    recipe_keys,
+)
+from engine.model_files.model_names import architecture
+from engine.model_files.weights import VISUAL, load_model
+from engine.models import checkpoints
 from engine.recipe import overrides
 from engine.recipe.overrides import Override
 from engine.recipe.schema import DatasetRecipe, ModelRecipe, Recipe
@@ -36,7 +46,6 @@ KEYS = (  # keys that affect the evaluation of checkpoints, in addition to `mode
     *("evaluate.batch_size", "evaluate.precision", "evaluate.compile"),
     *("dataset.pack_format", "dataset.undecodable", "dataset.background"),
 )
-CLIP = {"visual.proj", "logit_scale"}  # tensors that only open_clip's checkpoints have
 
 
 def resolve(arch: str, given: Sequence[Override]) -> Recipe:
@@ -45,13 +54,11 @@ def resolve(arch: str, given: Sequence[Override]) -> Recipe:
     arch: timm's name, or `open_clip:` and open_clip's. Raises RecipeError for an unknown
     architecture, key or value, and for a key without effect here.
     """
-    size = model_names.side_of(
-        arch, models.data_config(ModelRecipe(name=arch, arch=arch))["input_size"]
-    )
+    config = models.data_config(ModelRecipe(name=arch, arch=arch))
+    size = side_of(arch, config["input_size"])
     defaults: dict[str, Any] = {"model.arch": arch, "model.image_size": size, "dataset.sets": []}
     defaults["threads"] = torch.get_num_threads()
-    if arch.startswith(clip.PREFIX):
-        defaults["model.weights.clip"] = arch.removeprefix(clip.PREFIX)
+    defaults["model.weights.clip"] = open_clip_name(arch)
     whole = overrides.of_mapping({"dataset.holdout": 0})
     before = overrides.of_mapping(defaults)
     resolved = recipe.of_sections("file", "folder", [*before, *given, *whole])
@@ -73,16 +80,71 @@ def described(
     """The recipe of checkpoints, their files, and the head's classes if known.
 
     places: files, timm folders or cells. arch, classes: the user's, if no file next to the
-    checkpoints has these. Raises ValueError as `descriptions` and `resolve`.
+    checkpoints has these. Raises ValueError as `describe_checkpoint`, `resolve`, `model_of` and
+    `classes_of`.
     """
-    files = [descriptions.file_of(place) for place in places]
+    files = [checkpoint_in(place) for place in places]
     of_name: dict[str, Any] = {}
     if arch is not None:
-        arch, of_name = model_names.architecture(arch)
-    beside = descriptions.beside(files, arch)
-    name, settings = descriptions.model_of(beside, arch)
+        arch, of_name = architecture(arch)
+    beside = {file: describe_checkpoint(file, arch) for file in files}
+    name, settings = model_of(beside, arch)
     resolved = resolve(name, [*overrides.of_mapping(of_name | settings), *given])
-    return resolved, files, classes or descriptions.classes_of(beside)
+    return resolved, files, classes or classes_of(beside)
+
+
+def model_of(
+    descriptions: Mapping[Path, Description | None], arch: str | None
+) -> tuple[str, dict[str, Any]]:
+    """The common architecture of checkpoints, and the model's settings by recipe key.
+
+    A checkpoint without a description is assumed to be the same model. Raises ValueError if
+    descriptions or `arch` disagree, or the architecture is unknown.
+    """
+    model: dict[str, Any] = {}
+    sources: dict[str, Path] = {}
+    for description in filter(None, descriptions.values()):
+        for key, value in description.model.items():
+            if model.setdefault(key, value) != value:
+                raise ValueError(
+                    f"{sources[key]} says {key} {model[key]}, {description.source} says {value}: "
+                    "give models that agree in this"
+                )
+            sources.setdefault(key, description.source)
+    if arch is None and not model:
+        raise ValueError(
+            f"{next(iter(descriptions))} does not name its architecture, and there is neither a "
+            f"{CELL} nor a {TIMM_CONFIG} next to it: name it with --arch"
+        )
+    known = model.get("arch", arch)
+    if arch is not None and arch.partition(".")[0] != known.partition(".")[0]:
+        raise ValueError(f"{sources['arch']} says that the model is {known}, not {arch}")
+    return known, {f"model.{key}": value for key, value in recipe_keys(model).items()}
+
+
+def classes_of(descriptions: Mapping[Path, Description | None]) -> tuple[str, ...] | None:
+    """The common classes of the checkpoints' heads, or None if no description names them.
+
+    A checkpoint may lack class names only if the others have ImageNet-1K's, whose order is
+    standard. Raises ValueError if it lacks them otherwise, or if two checkpoints disagree.
+    """
+    named = {d.source: d.classes for d in descriptions.values() if d is not None and d.classes}
+    if not named:
+        return None
+    source, classes = next(iter(named.items()))
+    for file, names in named.items():
+        if names != classes:
+            raise ValueError(
+                f"{source} and {file} have different classes, or another order: give models with "
+                "the same head"
+            )
+    nameless = [file for file, d in descriptions.items() if d is None or not d.classes]
+    if nameless and classes != imagenet.wnids():
+        raise ValueError(
+            f"no file names the classes of {nameless[0]}'s outputs: if they are those of the other "
+            f"models, add --classes {source}"
+        )
+    return classes
 
 
 def evaluate(
@@ -184,23 +246,19 @@ def cell_of(model: ModelRecipe, store: Store, file: Path) -> Cell:
         raise ValueError(f"checkpoint {file} does not exist")
 
     def make() -> Cell:
-        names, (weight, _) = formats.load(file).keys(), models.head_names(model)
+        names, (weight, _) = load_model(file).keys(), models.head_names(model)
         source = "file"
         if weight not in names and model.weights.match == "names":
-            if not model.arch.startswith(clip.PREFIX):
-                hint = "; is it open_clip's (--arch open_clip:NAME)?" if CLIP & names else ""
+            if not open_clip_name(model.arch):
+                is_clip = any(name.startswith(VISUAL) for name in names)
+                hint = "; is it open_clip's (--arch open_clip:NAME)?" if is_clip else ""
                 raise ValueError(
                     f"{file} has no {weight}: its architecture is not {model.arch}, or it has no "
                     f"head{hint}"
                 )
-            if file.with_name(write_timm.HEAD).is_file():
-                raise ValueError(
-                    f"{file} was exported with its own head, {write_timm.HEAD}, so a zero-shot "
-                    "head would make another model: evaluate the cell or campaign instead"
-                )
             source = "open_clip"
         weights = dataclasses.replace(model.weights, source=source, path=str(file))
-        prompt = descriptions.prompt_of(file)
+        prompt = prompt_beside(file)
         of_file = dataclasses.replace(model, weights=weights)
         return Cell(checkpoints.backbone(of_file, store, cache_folder(), 0, prompt))
 

@@ -5,7 +5,7 @@
 | `NAME`, `timm/NAME`, `timm:NAME`, `hf-hub:timm/NAME` | timm's, with weights |
 | `torchvision:NAME`, `torchvision:NAME/IMAGENET1K_V1` | torchvision's weights, as timm has them |
 | `open_clip:NAME/TAG` | open_clip's vision tower with its zero-shot head |
-| `local-dir:FOLDER` | a folder that timm or `rib export` wrote |
+| `local-dir:FOLDER` | a folder that timm, open_clip or `rib export` wrote |
 
 The lookup uses the installed packages and local files; it downloads nothing.
 """
@@ -13,18 +13,24 @@ The lookup uses the installed packages and local files; it downloads nothing.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from engine.did_you_mean import nearest
 from engine.errors import RecipeError
-from engine.model_files import timm_folder
+from engine.model_files import descriptions
+from engine.model_files.architectures import (
+    OPEN_CLIP,
+    open_clip_config,
+    open_clip_name,
+    open_clip_package,
+    side_of,
+)
+from engine.model_files.descriptions import Description
 
 IMAGENET_CLASSES = 1000
-OPEN_CLIP, TORCHVISION, LOCAL = "open_clip:", "torchvision:", "local-dir:"
+TIMM, TORCHVISION, LOCAL = "timm:", "torchvision:", "local-dir:"
 HUBS = ("hf-hub:", "hf_hub:")
-TIMM = ("timm/", "timm:")
 VERSIONS = {"IMAGENET1K_V2": "tv2_in1k", "IMAGENET1K_V1": "tv_in1k"}  # torchvision's, timm's
 REGNETS = {  # torchvision counts operations in megaflops and gigaflops, timm in hundreds
     "400mf": "004", "800mf": "008", "1_6gf": "016", "3_2gf": "032",
@@ -32,50 +38,53 @@ REGNETS = {  # torchvision counts operations in megaflops and gigaflops, timm in
 }  # fmt: skip
 
 
-def section(name: str) -> dict[str, Any] | None:
-    """Returns the recipe section `model` for a name, or None if the name has no such form.
+def parse_model_name(name: str) -> tuple[str, str]:
+    """The scheme of a name (`timm:`, `torchvision:`, `open_clip:`, `local-dir:`, or empty for a
+    plain name), and the rest.
+
+    Raises RecipeError for a hub's repository that is not timm's.
+    """
+    hub = next((prefix for prefix in HUBS if name.startswith(prefix)), "")
+    rest = name.removeprefix(hub)
+    if rest.startswith("timm/"):
+        return TIMM, rest.removeprefix("timm/")
+    if hub:
+        raise RecipeError(
+            f"{name}: only timm's own repositories are supported ({hub}timm/NAME). "
+            f"Download the files, `hf download {rest} config.json model.safetensors "
+            "--local-dir FOLDER`, and use local-dir:FOLDER"
+        )
+    scheme = next((s for s in (TIMM, TORCHVISION, OPEN_CLIP, LOCAL) if name.startswith(s)), "")
+    return scheme, name.removeprefix(scheme)
+
+
+def model_section(name: str) -> dict[str, Any] | None:
+    """Returns the recipe section `model` for a name, or None if it is no model's.
 
     Raises RecipeError for an unknown name of a known form, and for a model that the engine does not
-    support; ValueError for a folder that timm did not write.
+    support; ValueError for a folder that neither timm nor open_clip wrote.
     """
-    name = without_hub(name)
-    for prefix, of in ((OPEN_CLIP, _open_clip), (LOCAL, _local), (TORCHVISION, _torchvision)):
-        if name.startswith(prefix):
-            return of(name.removeprefix(prefix))
-    for prefix in TIMM:
-        if name.startswith(prefix):
-            return _timm(name.removeprefix(prefix), must_exist=True)
-    return _timm(name, must_exist=False)
+    scheme, rest = parse_model_name(name)
+    if scheme in ("", TIMM):
+        return _timm(rest, must_exist=bool(scheme))
+    return {TORCHVISION: _torchvision, OPEN_CLIP: _open_clip, LOCAL: _local}[scheme](rest)
 
 
 def architecture(name: str) -> tuple[str, dict[str, Any]]:
     """The architecture of a name, and its transform's settings by recipe key, without weights.
 
-    `open_clip:NAME` needs no tag here. Raises as `section`.
+    `open_clip:NAME` needs no tag here. Raises as `model_section`.
     """
-    name = without_hub(name)
-    if name.startswith((LOCAL, TORCHVISION)) or (name.startswith(OPEN_CLIP) and "/" in name):
-        values = section(name) or {}
-        keys = ("image_size", "mean", "std", "interpolation", "crop", "crop_mode")
-        settings = {f"model.{key}": values[key] for key in keys if key in values}
-        tag = values.get("weights", {}).get("tag")
-        return values["arch"], settings | ({"model.weights.tag": tag} if tag else {})
-    return next((name.removeprefix(p) for p in TIMM if name.startswith(p)), name), {}
-
-
-def without_hub(name: str) -> str:
-    """A name without `hf-hub:`. Raises RecipeError for a repository that is not timm's."""
-    for prefix in HUBS:
-        if name.startswith(prefix):
-            rest = name.removeprefix(prefix)
-            if not rest.startswith(TIMM[0]):
-                raise RecipeError(
-                    f"{name}: only timm's own repositories are supported ({prefix}timm/NAME). "
-                    f"Download the files, `hf download {rest} config.json model.safetensors "
-                    "--local-dir FOLDER`, and use local-dir:FOLDER"
-                )
-            return rest
-    return name
+    scheme, rest = parse_model_name(name)
+    if scheme in ("", TIMM):
+        return rest, {}
+    if scheme == OPEN_CLIP and "/" not in rest:
+        return name, {}
+    values = model_section(name) or {}
+    keys = ("image_size", "mean", "std", "interpolation", "crop", "crop_mode", "projection")
+    settings = {f"model.{key}": values[key] for key in keys if key in values}
+    tag = values.get("weights", {}).get("tag")
+    return values["arch"], settings | ({"model.weights.tag": tag} if tag else {})
 
 
 def _timm(name: str, *, must_exist: bool) -> dict[str, Any] | None:
@@ -154,62 +163,28 @@ def _open_clip(name: str) -> dict[str, Any]:
     }
 
 
-def open_clip_package() -> Any:
-    """Returns the package open_clip. Raises ValueError, naming the extra, if it is missing."""
-    try:
-        import open_clip  # type: ignore[import-not-found]
-    except ImportError as error:
-        raise ValueError(
-            "this model requires open_clip: pip install -e '.[clip]' (the package open_clip_torch)"
-        ) from error
-    return open_clip
-
-
-def open_clip_config(name: str) -> dict[str, Any]:
-    """open_clip's configuration of a model. Raises RecipeError for an unknown name."""
-    open_clip = open_clip_package()
-    known = open_clip.list_models()
-    if name not in known:
-        raise RecipeError(f"open_clip has no model {name!r}{nearest(name, known)}")
-    return open_clip.get_model_config(name)
-
-
 def _local(place: str) -> dict[str, Any]:
-    """The model of a timm folder: weights, head and transform."""
+    """The model of a folder in timm's or open_clip's form: weights, head and transform."""
     folder = Path(place)
-    config = folder / timm_folder.CONFIG
-    if not config.is_file():
+    if not any((folder / name).is_file() for name in descriptions.FOLDERS):
         raise RecipeError(
-            f"{LOCAL}{place}: there is no {config}. To turn a cell into such a folder, run "
-            "`rib export CELL --out FOLDER`"
+            f"{LOCAL}{place}: there is no {folder / descriptions.TIMM_CONFIG}. To turn a cell into "
+            "such a folder, run `rib export CELL --out FOLDER`"
         )
-    weights = [folder / each for each in timm_folder.WEIGHTS if (folder / each).is_file()]
-    if not weights:
-        raise RecipeError(
-            f"{LOCAL}{place} contains no weights ({' or '.join(timm_folder.WEIGHTS)})"
-        )
-    of = timm_folder.read(config)
-    timm_folder.check_options(config, of.model["arch"], of.options)
-    model = dict(of.model)
-    crop = model.pop("crop_pct")
-    head = {} if _is_imagenet(of) else {"fit": True}
-    path = {"source": "file", "path": str(weights[0])}
-    return {"name": folder.resolve().name, **model, "crop": crop, "weights": path, "head": head}
+    file = descriptions.checkpoint_in(folder)
+    described = descriptions.describe_checkpoint(file)
+    if described is None:
+        raise RecipeError(f"{LOCAL}{place}: no file describes the model of {file}")
+    clip = open_clip_name(described.model["arch"])
+    has_head = not clip or descriptions.head_beside(file) is not None
+    weights = {"source": "file" if has_head else "open_clip", "path": str(file), "clip": clip}
+    model = {"name": folder.resolve().name, **descriptions.recipe_keys(described.model)}
+    is_fitted = has_head and not _has_imagenets_head(described)
+    return model | {"weights": weights, "head": {"fit": True} if is_fitted else {}}
 
 
-def _is_imagenet(folder: timm_folder.TimmFolder) -> bool:
+def _has_imagenets_head(described: Description) -> bool:
     """Whether a head's outputs are ImageNet-1K's wnids in order."""
-    names = list(folder.classes or ())
+    names = list(described.classes or ())
     is_ordered = names == sorted(names) and all(map(re.compile(r"n\d{8}").fullmatch, names))
-    return folder.outputs == IMAGENET_CLASSES and is_ordered
-
-
-def side_of(arch: str, input_size: Sequence[int]) -> int:
-    """Side length, in pixels, of an architecture's input. Raises RecipeError unless square."""
-    _, height, width = input_size
-    if height != width:
-        raise RecipeError(
-            f"{arch} takes images of {height} x {width} pixels, but packs contain square ones: "
-            "choose another model"
-        )
-    return width
+    return described.outputs == IMAGENET_CLASSES and is_ordered

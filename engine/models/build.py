@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from engine.errors import RecipeError
+from engine.model_files.architectures import open_clip_name, timm_config
 from engine.models import clip
-from engine.models.images import pretrained_cfg
 from engine.recipe.schema import ModelRecipe
 
 
@@ -51,7 +51,7 @@ def create(recipe: ModelRecipe, classes: int) -> nn.Module:
 
 
 def _create(recipe: ModelRecipe, classes: int) -> nn.Module:
-    if recipe.arch.startswith(clip.PREFIX):
+    if open_clip_name(recipe.arch):
         return clip.Tower(recipe.arch, classes)
     import timm  # late, as in `images`
 
@@ -73,7 +73,7 @@ def _create(recipe: ModelRecipe, classes: int) -> nn.Module:
 
 def size_options(recipe: ModelRecipe) -> dict[str, Any]:
     """timm's options for architectures that are built for an image size."""
-    fixed = pretrained_cfg(recipe.arch).get("fixed_input_size")
+    fixed = timm_config(recipe.arch).get("fixed_input_size")
     return {"img_size": recipe.image_size} if fixed else {}
 
 
@@ -99,8 +99,8 @@ def head_names(recipe: ModelRecipe) -> tuple[str, str]:
     Raises RecipeError for an architecture that is unknown or has several heads, such as VOLO.
     """
     name = "head"
-    if not recipe.arch.startswith(clip.PREFIX):
-        name = pretrained_cfg(recipe.arch).get("classifier")
+    if not open_clip_name(recipe.arch):
+        name = timm_config(recipe.arch).get("classifier")
     if not isinstance(name, str):
         raise RecipeError(
             f"{recipe.arch} has several heads, {name}: choose an architecture with one"

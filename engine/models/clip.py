@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from engine.model_files.model_names import OPEN_CLIP as PREFIX
-from engine.model_files.model_names import open_clip_config as config
-from engine.model_files.model_names import open_clip_package as package
-
-CROP_MODES = {"shortest": "center", "squash": "squash"}  # open_clip's resize_mode: timm's crop_mode
+from engine.model_files.architectures import open_clip_config as config
+from engine.model_files.architectures import open_clip_name
+from engine.model_files.architectures import open_clip_package as package
+from engine.model_files.descriptions import CROP_MODES
+from engine.models import hub
 
 
 class Projection(nn.Module):
@@ -38,7 +38,7 @@ class Tower(nn.Module):
 
     def __init__(self, arch: str, classes: int) -> None:
         super().__init__()
-        name = arch.removeprefix(PREFIX)
+        name = open_clip_name(arch)
         self.visual = blank(name).visual
         self.head = nn.Linear(config(name)["embed_dim"], classes)
 
@@ -74,13 +74,20 @@ def projection(net: Any) -> torch.Tensor:
 
 
 def blank(name: str) -> Any:
-    """open_clip's model with random weights, in eval mode, in fp32, on the CPU."""
+    """open_clip's model with random weights, in eval mode, in fp32, on torch's default device.
+
+    Raises RecipeError for an unknown name, and ValueError for a model that open_clip cannot build,
+    such as one of a package that is not installed.
+    """
     config(name)
     random = {"load_weights": False, "pretrained_image": False, "pretrained_text": False}
+    device = torch.get_default_device()  # open_clip moves its model, which `meta` does not allow
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)  # open_clip warns of random weights
     try:
-        return package().create_model(name, **random).eval()
+        return package().create_model(name, device=device, **random).eval()
+    except hub.ERRORS as error:
+        raise ValueError(f"open_clip could not build {name}: {hub.reason(error)}") from error
     finally:
         logging.disable(before)
 
@@ -90,7 +97,7 @@ def data_config(arch: str, tag: str) -> dict[str, Any]:
 
     Without a tag, that of the first weights in open_clip's list, which are OpenAI's if available.
     """
-    open_clip, name = package(), arch.removeprefix(PREFIX)
+    open_clip, name = package(), open_clip_name(arch)
     size = config(name)["vision_cfg"]["image_size"]
     openai = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}
     openai |= {"interpolation": "bicubic", "resize_mode": "shortest"}

@@ -5,8 +5,8 @@ Functions import timm when they need it, because it takes seconds that planning 
 
 from __future__ import annotations
 
-import functools
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +15,9 @@ import torch
 from PIL import Image
 from torch import nn
 
-from engine.did_you_mean import nearest
 from engine.errors import RecipeError
+from engine.model_files.architectures import open_clip_name, timm_config
+from engine.model_files.descriptions import recipe_keys
 from engine.models import clip
 from engine.recipe.schema import ModelRecipe
 
@@ -82,7 +83,7 @@ def transform(recipe: ModelRecipe) -> Transform:
 
 def published_transform(arch: str) -> Transform:
     """The transform of timm's published accuracies: at the test size, if the weights have one."""
-    config = pretrained_cfg(arch)
+    config = timm_config(arch)
     size = (config.get("test_input_size") or config["input_size"])[-1]
     crop = config.get("test_crop_pct") or config["crop_pct"]
     return Transform(size, config["interpolation"], float(crop), config.get("crop_mode", "center"))
@@ -95,10 +96,10 @@ def data_config(recipe: ModelRecipe) -> dict[str, Any]:
     """
     from timm.data.config import resolve_data_config
 
-    if recipe.arch.startswith(clip.PREFIX):
+    if open_clip_name(recipe.arch):
         config = clip.data_config(recipe.arch, recipe.weights.tag)
     else:
-        config = resolve_data_config(pretrained_cfg=pretrained_cfg(recipe.arch))
+        config = resolve_data_config(pretrained_cfg=timm_config(recipe.arch))
     overrides = {
         "mean": recipe.mean,
         "std": recipe.std,
@@ -134,6 +135,11 @@ def description(recipe: ModelRecipe) -> dict[str, Any]:
     }
 
 
+def described_model(description: Mapping[str, Any]) -> ModelRecipe:
+    """The recipe of a model without its weights: the inverse of `description`."""
+    return ModelRecipe(name=description["arch"], **recipe_keys(description))
+
+
 def choices(recipe: ModelRecipe) -> str:
     """A model's weights, head and transform, as one line."""
     weights, config = recipe.weights, data_config(recipe)
@@ -162,15 +168,3 @@ def choices(recipe: ModelRecipe) -> str:
         f"{recipe.name}: {source}; {head}; {recipe.image_size} px, {config['interpolation']}, crop "
         f"{config['crop_pct']:g} ({config['crop_mode']}), mean {mean}, std {std}"
     )
-
-
-@functools.cache
-def pretrained_cfg(arch: str) -> dict[str, Any]:
-    """timm's config of an architecture. Raises RecipeError for an unknown one."""
-    import timm
-
-    known = timm.list_models() + timm.list_pretrained()
-    if arch not in known:
-        raise RecipeError(f"timm has no architecture {arch!r}{nearest(arch, known)}")
-    cfg = timm.get_pretrained_cfg(arch)
-    return cfg.to_dict() if cfg else {}

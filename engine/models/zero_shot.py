@@ -20,7 +20,7 @@ from torch import nn
 from engine import models
 from engine.did_you_mean import nearest
 from engine.errors import RecipeError
-from engine.model_files import formats
+from engine.model_files.weights import load_weights, weights_file
 from engine.models import clip, hub
 from engine.recipe.schema import ModelRecipe, WeightsRecipe
 
@@ -67,7 +67,7 @@ def open_model(recipe: ModelRecipe, cache: Path) -> Any:
     open_clip, weights = clip.package(), recipe.weights
     _check_names(open_clip, weights)
     if weights.path:
-        state = formats.load(formats.weights_file(weights.path))
+        state = load_weights(weights_file(weights.path))
         return models.load_state(clip.blank(weights.clip), state, weights.path)
     try:
         model = open_clip.create_model(

@@ -14,7 +14,7 @@ from typing import Any
 
 from engine.did_you_mean import nearest
 from engine.errors import RecipeError
-from engine.model_files import model_names
+from engine.model_files.model_names import model_section
 from engine.recipe import (
     campaigns,
     catalogue,
@@ -222,7 +222,7 @@ def _section(key: str, group: str, given: Sequence[tuple[str, Any]]) -> list[Lay
 def _named_model(name: str) -> dict[str, Any] | None:
     """The section of a model without a file, such as `timm/mobilenetv3_small_100`."""
     is_file = catalogue.is_path(name) or name in catalogue.names("models")
-    return None if is_file else model_names.section(name)
+    return None if is_file else model_section(name)
 
 
 def _check_trains(options: type[MethodRecipe], of_row: Sequence[Layer]) -> None:

@@ -25,6 +25,7 @@ from safetensors.torch import load_file
 from engine.machine import ranks
 from engine.measures.predictions import Average, Ensemble, Mix, average_of
 from engine.measures.setting import PLAIN, Setting
+from engine.model_files.descriptions import CELL
 from engine.recipe.schema import Recipe
 from engine.store import tensors
 from engine.store.artifacts import MARKER, Artifact, Store
@@ -32,7 +33,7 @@ from loaders.files.names import is_name
 from loaders.files.typed_json import DamagedFile
 
 log = logging.getLogger(__name__)
-CELL, HISTORY = "cell.json", "history.json"
+HISTORY = "history.json"
 SELF = "self"  # placeholder for a trained cell's name, unknown while it is written
 KINDS = ("cells", "weights", "snapshots")  # kinds of artefacts that are models
 PACKAGES = ("timm", "deepspeed", "numpy", "ffcv", "triton", "pillow")

@@ -10,8 +10,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from engine.machine.files import room_for
+from engine.model_files.descriptions import PROMPT as PROMPT
+from engine.model_files.descriptions import WEIGHTS as WEIGHTS
 
-WEIGHTS, PROMPT = "weights.safetensors", "prompt.safetensors"
 REFERENCE = "reference.safetensors"
 
 

@@ -16,7 +16,7 @@ from engine.campaigns import job_states, workflow
 from engine.campaigns.columns import Column
 from engine.campaigns.schedulers import RunOptions
 from engine.errors import RecipeError, printable
-from engine.exchange import write_timm
+from engine.exchange.write import DescribedModel, write_model
 from engine.machine import files
 from engine.recipe.schema import ModelRecipe
 from engine.report import page
@@ -258,7 +258,7 @@ def test_a_model_is_exported_to_a_link_on_another_disk(tmp_path):
         (tmp_path / "out").symlink_to(there)
         net = timm.create_model("test_vit", num_classes=2)
         model = ModelRecipe(name="m", arch="test_vit", image_size=160)
-        write_timm.write(tmp_path / "out", model, net, ["a", "b"], None, {})
+        write_model(DescribedModel("m", {}, model, "ab", net.state_dict()), tmp_path / "out")
         assert (there / "config.json").is_file() and (tmp_path / "out").is_symlink()
     finally:
         shutil.rmtree(there)

@@ -13,10 +13,16 @@ import torch
 from safetensors.torch import save_file
 
 from engine import cli, models
-from engine.data import descriptions
 from engine.evaluation import passes
 from engine.evaluation.accuracies import Model, on_set
 from engine.exchange import user_models
+from engine.model_files.descriptions import (
+    Description,
+    checkpoint_in,
+    describe_checkpoint,
+    read_classes,
+    read_description,
+)
 from engine.recipe import parsed
 from engine.recipe.schema import ModelRecipe
 from helpers.grids import CLASSES, SIZE, VIT, Grid
@@ -29,6 +35,10 @@ TIMMS = {
     "input_size": [3, SIZE, SIZE],
     "crop_pct": 1.0,
 }
+
+
+def beside(files: Sequence[Path], arch: str | None) -> dict[Path, Description | None]:
+    return {file: describe_checkpoint(file, arch) for file in files}
 
 
 def rib(user_grid: Grid, monkeypatch: pytest.MonkeyPatch, *words: str) -> list[dict[str, str]]:
@@ -64,17 +74,17 @@ def test_a_cell_is_what_it_was_in_its_grid(grid, user_grid, monkeypatch, capsys)
 def test_a_mixed_cell_says_that_it_has_no_weights(grid):
     _, cell = grid.build("method=wise_ft")
     with pytest.raises(ValueError, match=r"wise_ft-outline-.* is a mix .*`rib evaluate --campaign"):
-        descriptions.file_of(cell.artifact.folder)
+        checkpoint_in(cell.artifact.folder)
     with pytest.raises(ValueError, match=r"contains no checkpoint \(weights\.safetensors, mod"):
-        descriptions.file_of(grid.folder)
+        checkpoint_in(grid.folder)
 
 
 def test_timms_file_beside_the_weights_is_used(user_grid):
     file, config = user_grid.folder / "A.safetensors", user_grid.folder / "config.json"
 
     def resolved(arch: str | None = None) -> ModelRecipe:
-        described = descriptions.beside([file], arch)
-        known, settings = descriptions.model_of(described, arch)
+        described = beside([file], arch)
+        known, settings = user_models.model_of(described, arch)
         return user_models.resolve(known, parsed([settings])).model
 
     with pytest.raises(ValueError, match=r"A\.safetensors does not name .*name it with --arch"):
@@ -104,10 +114,10 @@ def test_a_foreign_file_is_refused_or_passed_over_with_a_word(tmp_path, name, va
     with pytest.raises(
         ValueError, match=rf"{name} was not written by .*name the architecture with --arch"
     ):
-        descriptions.read(tmp_path / name)
+        read_description(tmp_path / name)
     if name == "config.json":
         file = tmp_path / "A.safetensors"
-        assert descriptions.beside([file], VIT) == {file: None}
+        assert beside([file], VIT) == {file: None}
         assert "config.json was not written by timm" in caplog.text
 
 
@@ -117,9 +127,9 @@ def test_a_model_that_timm_makes_otherwise_is_refused(user_grid):
     def described(arch: str | None = None, **options: Any) -> Any:
         net = timm.create_model(VIT, num_classes=len(CLASSES), **options)
         timm.models.save_for_hf(net, folder, model_config={"label_names": list(CLASSES)})
-        return descriptions.beside([folder / "model.safetensors"], arch)
+        return beside([folder / "model.safetensors"], arch)
 
-    assert descriptions.model_of(described(img_size=SIZE), None)[0] == VIT
+    assert user_models.model_of(described(img_size=SIZE), None)[0] == VIT
     for arch, options, message in (
         (None, {"global_pool": "max"}, r"was made with global_pool=max, which the engine"),
         (VIT, {"qk_norm": True}, r"was made with .*qk_norm=True"),
@@ -129,7 +139,7 @@ def test_a_model_that_timm_makes_otherwise_is_refused(user_grid):
     wide = {"architecture": VIT, "pretrained_cfg": TIMMS | {"input_size": [3, SIZE, 2 * SIZE]}}
     (folder / "config.json").write_text(json.dumps(wide))
     with pytest.raises(ValueError, match=r"made with input_size=\[3, 32, 64\], which the engine"):
-        descriptions.beside([folder / "model.safetensors"], VIT)
+        beside([folder / "model.safetensors"], VIT)
 
 
 def test_classes_of_timms_file_are_used(user_grid, monkeypatch):
@@ -159,19 +169,19 @@ def test_what_models_say_must_agree(user_grid):
 
     bare, cell = user_grid.folder / "A.safetensors", stored_cell("cell")
     turned, small = stored_cell("turned", CLASSES[::-1]), stored_cell("small", crop=0.9)
-    both = descriptions.beside([cell, bare], None)
+    both = beside([cell, bare], None)
     settings = {"model.arch": VIT, "model.image_size": SIZE, "model.crop": 1.0}
-    assert descriptions.model_of(both, None) == (VIT, settings)
-    assert descriptions.classes_of(descriptions.beside([bare], VIT)) is None
+    assert user_models.model_of(both, None) == (VIT, settings)
+    assert user_models.classes_of(beside([bare], VIT)) is None
     for files, message in (
         ([cell, bare], r"classes of .*A.safetensors.* add --classes .*cell/cell.json"),
         ([cell, turned], r"cell/cell.json and .*turned/cell.json have different classes"),
         ([cell, small], r"cell.json says crop_pct 1.0, .*small/cell.json says 0.9: give"),
     ):
-        described = descriptions.beside(files, None)
+        described = beside(files, None)
         with pytest.raises(ValueError, match=message):
-            descriptions.model_of(described, None)
-            descriptions.classes_of(described)
+            user_models.model_of(described, None)
+            user_models.classes_of(described)
 
 
 def test_a_list_of_classes_is_a_text_or_a_models_description(tmp_path):
@@ -184,7 +194,7 @@ def test_a_list_of_classes_is_a_text_or_a_models_description(tmp_path):
     ):
         (tmp_path / name).write_bytes(content)
         if message is None:
-            assert descriptions.listed(tmp_path / name) == ("a", "b")
+            assert read_classes(tmp_path / name) == ("a", "b")
             continue
         with pytest.raises(ValueError, match=message):
-            descriptions.listed(tmp_path / name)
+            read_classes(tmp_path / name)

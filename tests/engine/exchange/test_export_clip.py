@@ -1,21 +1,26 @@
 """CLIP leaves as it came: open_clip and timm load the folder and give the same logits."""
 
+import csv
+import dataclasses
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
-from engine import cli, models
-from engine.data.descriptions import DescribedModel, Description
-from engine.exchange import export, user_models
-from engine.recipe.schema import ModelRecipe
+from engine import cli, models, recipe
+from engine.exchange import user_models
+from engine.exchange.write import DescribedModel, write_model
+from engine.model_files.weights import load_model
+from engine.recipe import parsed
+from engine.recipe.schema import ModelRecipe, WeightsRecipe
 from engine.store.artifacts import Store
 from helpers import tiny_clip
-from helpers.grids import CLASSES, SIZE
+from helpers.grids import CLASSES, SIZE, Grid, labels, same
 
 IMAGES = torch.randn(3, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(3))
 
@@ -27,8 +32,7 @@ def logits(embedding: torch.Tensor, folder: Path) -> torch.Tensor:
 
 
 def row(model: ModelRecipe, net: torch.nn.Module) -> DescribedModel:
-    description = Description(Path("cell.json"), models.description(model), CLASSES)
-    return DescribedModel("soup on few", {"a": 1.0}, description, net.state_dict())
+    return DescribedModel("soup on few", {"a": 1.0}, model, CLASSES, net.state_dict())
 
 
 def test_timms_tower_has_the_embedding_and_the_head_lies_beside_it(tmp_path):
@@ -36,8 +40,8 @@ def test_timms_tower_has_the_embedding_and_the_head_lies_beside_it(tmp_path):
     torch.manual_seed(0)
     net = models.create(model, len(CLASSES)).eval()
     torch.nn.init.normal_(models.head(net).bias)
-    written = export.write(row(model, net), tmp_path / "m")
-    assert "the vision tower, gives the embedding" in written.how
+    how = write_model(row(model, net), tmp_path / "m")
+    assert "the vision tower, gives the embedding" in how
     loaded = timm.create_model(f"local-dir:{tmp_path / 'm'}", pretrained=True).eval()
     assert loaded.pretrained_cfg["crop_pct"] == 0.8
     with torch.inference_mode():
@@ -74,8 +78,52 @@ def test_a_merge_of_open_clips_checkpoints_is_open_clips_model(
         assert torch.equal(logits(embedding, out), net(IMAGES))
         text = open_clip.get_tokenizer(tiny_clip.NAME)(["a circle"])
         assert torch.equal(loaded.encode_text(text), clips[1].encode_text(text))
-    with pytest.raises(ValueError, match=r"exported with its own head, head\.safetensors"):
-        user_models.cell_of(resolved, Store(tmp_path / "s"), out / "open_clip_model.safetensors")
+
+
+def test_what_is_written_is_read(open_clip: ModuleType, user_grid: Grid):
+    """By `rib evaluate`, `rib merge` and as a recipe's model, in open_clip's form and in timm's."""
+    tiny = ModelRecipe(name="m", arch=tiny_clip.ARCH, image_size=SIZE)
+    file, runs = user_grid.folder / "clip.safetensors", f"runs={user_grid.runs}"
+    clip = tiny_clip.drawn(open_clip)
+    save_file(clip.state_dict(), file)
+    tiny = dataclasses.replace(tiny, weights=WeightsRecipe(path=str(file), clip=tiny_clip.NAME))
+    timms = ModelRecipe(name="m", arch="test_vit", image_size=SIZE, projection=24, crop=0.8)
+    for model in (tiny, timms):
+        torch.manual_seed(1)
+        net, out = models.create(model, len(CLASSES)).eval(), user_grid.folder / "out"
+        torch.nn.init.normal_(models.head(net).bias)
+        write_model(row(model, net), out)
+        resolved, files, classes = user_models.described([out], None, parsed([runs]))
+        assert classes == CLASSES and resolved.model.crop == (model.crop or 1.0)
+        cell = user_models.cell_of(resolved.model, Store(user_grid.runs / "store"), files[0])
+        assert same(cell.state(), dict(net.state_dict()))
+        named = recipe.load("emoji", parsed([f"model=local-dir:{out}"])).model
+        assert named.arch == model.arch and named.projection == model.projection
+        assert named.head.fit and "their own head" not in models.choices(named)
+        table, again = user_grid.folder / "table.csv", user_grid.folder / "again"
+        words = ["evaluate", "--models", str(out), "--sets", str(user_grid.folder / "outline")]
+        assert cli.main([*words, "--out", str(table), "--force", runs, "device=cpu"]) == 0
+        (read,) = csv.DictReader(table.read_text().splitlines())
+        if model is tiny:
+            loaded = open_clip.create_model(f"local-dir:{out}").eval()
+            with torch.inference_mode():
+                x = tiny_clip.pixels(open_clip, user_grid, range(35)).float()
+                top1 = logits(loaded.encode_image(x), out).argmax(1)
+            right = (top1 == labels(user_grid, "outline", np.arange(35))).double().mean().item()
+            assert float(read["accuracy"]) == pytest.approx(100 * right)
+        words = ["merge", "soup", str(out), str(user_grid.folder / "other"), "--out", str(again)]
+        write_model(row(model, models.create(model, len(CLASSES))), user_grid.folder / "other")
+        assert cli.main([*words, "--force", runs, "device=cpu"]) == 0
+        assert (again / "head.safetensors").is_file()
+
+
+def test_a_projection_that_was_given_a_bias_is_refused(tmp_path: Path):
+    model = ModelRecipe(name="m", arch="test_vit", image_size=SIZE, projection=24)
+    write_model(row(model, models.create(model, len(CLASSES))), tmp_path / "m")
+    file = tmp_path / "m" / "model.safetensors"
+    save_file(load_file(file) | {"head.bias": torch.ones(24)}, file)
+    with pytest.raises(ValueError, match=r"model\.safetensors: .* projection without bias"):
+        load_model(file)
 
 
 def test_no_file_of_another_model_stays(tmp_path):
@@ -86,7 +134,7 @@ def test_no_file_of_another_model_stays(tmp_path):
     out.mkdir()
     for name in (*others, "notes.txt"):
         (out / name).touch()
-    export.write(row(model, net), out)
+    write_model(row(model, net), out)
     names = {path.name for path in out.iterdir()}
     assert names == {"model.safetensors", "config.json", "notes.txt"}
 
@@ -95,5 +143,5 @@ def test_without_a_text_tower_the_remedy_is_named(open_clip: ModuleType, tmp_pat
     model = user_models.resolve(tiny_clip.ARCH, []).model
     net = models.create(model, len(CLASSES))
     with pytest.raises(ValueError, match="no file contains the text tower"):
-        export.write(row(model, net), tmp_path / "m")
+        write_model(row(model, net), tmp_path / "m")
     assert not list(tmp_path.iterdir())

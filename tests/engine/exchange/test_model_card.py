@@ -5,15 +5,24 @@ from types import SimpleNamespace
 
 import msgspec
 import pytest
-from huggingface_hub import ModelCard, parse_eval_result_entries
+from huggingface_hub import ModelCard
 
 from engine.campaigns.record import Row
 from engine.data import sources
-from engine.exchange import model_card
-from engine.recipe import load, parsed, yaml_text
+from engine.exchange.model_card import (
+    card_of_campaign,
+    card_of_merge,
+    remove_card,
+    results_of,
+    write_card,
+)
+from engine.exchange.write import DescribedModel
+from engine.recipe import load, parsed
+from engine.recipe.schema import ModelRecipe
 from engine.report import finish, results_file
 from engine.report.results import of_campaign
 from helpers import reports
+from loaders.files.typed_json import DamagedFile
 
 SETTINGS = {"method.name": "ewc", "method.variant": "canonical", "method.lam": 1.0}
 SETTINGS |= {"optimizer.name": "sgd", "optimizer.lr": 1e-3}
@@ -38,8 +47,13 @@ def row(run, method, downstream=""):
     return next(r for r in rows if (r.method, r.downstream) == (method, downstream))
 
 
+def written(run, folder):
+    """The card of EWC on mono."""
+    return write_card(folder, card_of_campaign(run, row(run, "ewc", "mono"), results_of(run)))
+
+
 def test_a_card_has_what_the_hub_reads_and_the_reports_numbers(run, tmp_path):
-    (card,) = model_card.write(tmp_path, run, row(run, "ewc", "mono"))
+    card = written(run, tmp_path)
     read = ModelCard.load(card)
     assert read.data.library_name == "timm" and read.data.base_model is None, "weights of PyPI"
     text = card.read_text("utf-8")
@@ -68,7 +82,7 @@ def test_a_card_has_what_the_hub_reads_and_the_reports_numbers(run, tmp_path):
 
 def test_a_pre_trained_models_card_claims_no_ri(run):
     results = results_file.read((run.place.report / "results.json").read_bytes())
-    text = model_card.text(run, row(run, "pre"), results)
+    text = card_of_campaign(run, row(run, "pre"), results)
     assert "lite0, not fine-tuned" in text and "mRI of" not in text and "RI of this" not in text
     assert "| dataset | before fine-tuning |" in text
 
@@ -77,25 +91,23 @@ def test_without_a_whole_report_there_are_no_numbers(run, tmp_path):
     page = run.place.report / "index.html"
     before = page.read_bytes()
     page.write_bytes(before + b" ")
-    (card,) = model_card.write(tmp_path, run, row(run, "ewc", "mono"))
+    card = written(run, tmp_path)
     page.write_bytes(before)
     assert "no numbers, because the campaign had no report" in card.read_text("utf-8")
 
 
 def test_a_users_own_readme_stays(run, tmp_path):
     (tmp_path / "README.md").write_text("mine")
-    assert model_card.write(tmp_path, run, row(run, "ewc", "mono")) == []
+    assert written(run, tmp_path) is None
     assert (tmp_path / "README.md").read_text() == "mine"
 
 
 def test_the_card_of_a_model_that_was_there_goes_and_a_users_own_stays(run, tmp_path):
-    (card,) = model_card.write(tmp_path, run, row(run, "ewc", "mono"))
-    (tmp_path / ".eval_results").mkdir()
-    (tmp_path / model_card.EVALUATIONS).touch()
-    model_card.remove(tmp_path)
-    assert not card.exists() and not (tmp_path / model_card.EVALUATIONS).exists()
+    card = written(run, tmp_path)
+    remove_card(tmp_path)
+    assert not card.exists()
     card.write_text("mine")
-    model_card.remove(tmp_path)
+    remove_card(tmp_path)
     assert card.read_text() == "mine"
 
 
@@ -104,24 +116,77 @@ def test_a_smoke_runs_card_says_so(run):
     few.__dict__["plan"] = run.plan
     results = results_file.read((run.place.report / "results.json").read_bytes())
     evaluation = row(run, "ewc", "mono")
-    assert "**This is a smoke run on at most 20" in model_card.text(few, evaluation, results)
+    text = card_of_campaign(few, evaluation, results)
+    assert "**This is a smoke run on at most 20" in text and "model-index" not in text
 
 
-def test_the_hub_reads_the_evaluations_of_sets_that_it_has(run):
-    results = results_file.read((run.place.report / "results.json").read_bytes())
-    evaluation = row(run, "ewc", "mono")
-    assert model_card.evaluations(run, evaluation, results) == [], "the Hub has no emoji-RIB"
-    rename = {"flat": "imagenet_r", "mono": "imagenet_v2", "sketch": "imagenet_c", "up": "x"}
+def test_the_hub_reads_results_licence_base_model_and_data_sets(run, tmp_path):
+    results, evaluation = results_of(run), row(run, "ewc", "mono")
+    rename = {
+        "flat": "imagenet_r",
+        "mono": "imagenet_v2",
+        "sketch": "imagenet_c",
+        "up": "imagenet_val",
+    }
     renamed = [
-        msgspec.structs.replace(number, evaluated_on=rename.get(number.evaluated_on, ""))
+        msgspec.structs.replace(
+            number,
+            evaluated_on=rename.get(number.evaluated_on, ""),
+            downstream=rename.get(number.downstream, ""),
+        )
         for number in results.numbers
     ]
+    cell = SimpleNamespace(recipe=load("imagenet_rib/ewc", parsed(["model=vit_b16_clip_openai"])))
     of_imagenet = SimpleNamespace(
-        record=run.record, plan=SimpleNamespace(recipe=load("imagenet_rib"))
+        record=run.record,
+        plan=SimpleNamespace(recipe=cell.recipe, rows={"ewc": cell}, command="rib campaign x"),
     )
     changed = msgspec.structs.replace(results, numbers=renamed)
-    entries = model_card.evaluations(of_imagenet, evaluation, changed)
-    parsed_entries = parse_eval_result_entries(yaml_text.parse(yaml_text.dump(entries), "x"))
-    hubs = {name: source.hub for name, source in sources.read().items()}
-    assert {e.dataset_id for e in parsed_entries} == {hubs["imagenet_r"], hubs["imagenet_v2"]}
-    assert all(0 <= e.value <= 100 and "95% interval" in e.notes for e in parsed_entries)
+    on_v2 = dataclasses.replace(evaluation, downstream="imagenet_v2")
+    write_card(tmp_path, card_of_campaign(of_imagenet, on_v2, changed))
+    data, hubs = ModelCard.load(tmp_path / "README.md").data, sources.read()
+    assert data.base_model == "timm/vit_base_patch16_clip_224.openai_ft_in1k"
+    assert data.license == "apache-2.0" and data.datasets == [hubs["imagenet_v2"].hub]
+    read = {(e.dataset_name, e.metric_type): e for e in data.eval_results}
+    assert read.keys() == {
+        ("imagenet_r", "accuracy"), ("imagenet_v2", "accuracy"), ("imagenet_c", "accuracy"),
+        ("imagenet_val", "accuracy"), ("imagenet_rib", "RI"), ("imagenet_rib", "mRI"),
+    }  # fmt: skip
+    assert read["imagenet_r", "accuracy"].dataset_type == hubs["imagenet_r"].hub
+    (mri,) = [n for n in results.numbers if (n.quantity, n.method) == ("mRI", "ewc")]
+    entry = read["imagenet_rib", "mRI"]
+    assert entry.metric_value == round(mri.value, 3)
+    assert entry.metric_args == {"low_95": round(mri.low, 3), "high_95": round(mri.high, 3)}
+
+
+def test_no_number_comes_through_a_link_or_from_a_file_without_end(run, tmp_path, monkeypatch):
+    """A report's seal that leaves a file out says nothing about it."""
+    file = run.place.report / "results.json"
+    before, sealed = file.read_bytes(), run.place.root.read("report.sha256")
+    rest = [line for line in sealed.splitlines() if not line.endswith(b"results.json")]
+    run.place.root.write("report.sha256", b"\n".join(rest))
+    outside = tmp_path / "results.json"
+    outside.write_bytes(before)
+    file.unlink()
+    file.symlink_to(outside)
+    try:
+        with pytest.raises(DamagedFile, match=r"results\.json"):
+            results_of(run)
+        file.unlink()
+        with file.open("wb") as hole:
+            hole.truncate(40 << 30)
+        with pytest.raises(DamagedFile, match=r"results\.json"):
+            results_of(run)
+    finally:
+        file.unlink()
+        file.write_bytes(before)
+        run.place.root.write("report.sha256", sealed)
+
+
+def test_a_merged_models_card_says_what_it_is_made_of(tmp_path):
+    model = ModelRecipe(name="m", arch="test_vit", image_size=32)
+    merged = DescribedModel("Soup of 0.5 a|b\n + 0.5 \x1b[31mc", {}, model, ["x", "y"], {})
+    card = ModelCard.load(write_card(tmp_path, card_of_merge(merged)))
+    assert card.data.library_name == "timm" and card.data.eval_results is None
+    assert "| made of | Soup of 0.5 a/b  + 0.5 \\x1b[31mc |" in card.text
+    assert "nobody has evaluated it" in card.text and "## Data" not in card.text

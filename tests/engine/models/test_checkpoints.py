@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from engine import models
-from engine.model_files import formats
+from engine.model_files.weights import dinov2_onnx, load_weights, plain_tensors
 from engine.models import checkpoints
 from engine.recipe.schema import ModelRecipe, WeightsRecipe
 from engine.store import tensors
@@ -116,7 +116,7 @@ def test_a_compressed_file_which_may_be_a_bomb_is_refused(tmp_path):
         for name, data in members.items():
             packed.writestr(name, data)
     with pytest.raises(ValueError, match=r"odd\.pth is truncated, compressed, or contains more"):
-        formats.load(path)
+        load_weights(path)
 
 
 def test_damaged_bytes_of_a_checkpoint_name_the_file(tmp_path):
@@ -129,7 +129,7 @@ def test_damaged_bytes_of_a_checkpoint_name_the_file(tmp_path):
         damaged[random.integers(0, min(2000, len(whole)), 20)] = random.integers(0, 256, 20)
         path.write_bytes(damaged.tobytes())
         try:
-            formats.load(path)
+            load_weights(path)
         except ValueError as error:
             refused.append(str(error))
     assert len(refused) > 10 and all(str(path) in text for text in refused)
@@ -150,7 +150,7 @@ def test_tensors_that_are_no_plain_numbers_are_named(unusual, tmp_path):
     path = tmp_path / "odd.pth"
     torch.save({"state_dict": state() | {"norm.bias": unusual(torch.eye(5))}}, path)
     with pytest.raises(ValueError, match=r"odd\.pth: norm\.bias is not a dense tensor"):
-        formats.load(path)
+        load_weights(path)
 
 
 class Malicious:
@@ -237,12 +237,12 @@ def test_dinov2_graph_is_mapped_to_timms_names():
         tensors.append(onnx.numpy_helper.from_array(value.contiguous().numpy(), name))
     graph = onnx.helper.make_graph(nodes, "dino", [], [], initializer=tensors)
     data = onnx.helper.make_model(graph).SerializeToString()
-    assert same(formats.dinov2_onnx(data), expected)
+    assert same(dinov2_onnx(data), expected)
 
 
 @pytest.mark.parametrize("as_zip", [True, False])
 def test_a_checkpoint_inside_a_package_is_read_from_its_start(as_zip):
     state, file = {"weight": torch.arange(6.0).reshape(2, 3)}, io.BytesIO()
     torch.save(state, file, _use_new_zipfile_serialization=as_zip)
-    read = formats.plain_tensors(io.BytesIO(file.getvalue()), "a package")
+    read = plain_tensors(io.BytesIO(file.getvalue()), "a package")
     assert torch.equal(read["weight"], state["weight"])

@@ -15,7 +15,7 @@ from bench.photos import PHOTOS
 from engine import models, recipe
 from engine.data import packs
 from engine.machine.files import cache_folder
-from engine.model_files import formats
+from engine.model_files.weights import load_weights
 from engine.models import checkpoints
 from engine.recipe import parsed
 from engine.store import tensors
@@ -45,7 +45,7 @@ def test_packed_photos_are_classified_as_timm_does_from_pil(tmp_path):
     words += ["model.image_size=224", "model.crop=null"]  # the recipe's own are for drawings
     resolved = recipe.of_sections("efficientnet_lite0", "folder", parsed(words))
     backbone = checkpoints.backbone(resolved.model, Store(tmp_path / "store"), cache_folder(), 0)
-    state = formats.load(backbone.file(tensors.WEIGHTS))
+    state = load_weights(backbone.file(tensors.WEIGHTS))
 
     by_timm = timm.create_model(ARCH)
     by_timm.load_state_dict(state)

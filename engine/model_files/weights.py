@@ -1,4 +1,4 @@
-"""Read users' weight files as state dicts with timm's names. No other module reads them.
+"""Read users' weight files as state dicts. No other module reads them.
 
 No code in a file ever runs.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import logging
 import warnings
 import zipfile
 from pathlib import Path
@@ -17,9 +18,15 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from engine.model_files.descriptions import head_beside
+
 State = dict[str, torch.Tensor]
 MOST_BYTES = 1 << 38  # 256 GiB, three times the largest vision transformers
+STATES = ("state_dict", "model")  # where checkpoints of training scripts keep weights
+AVERAGES = ("state_dict_ema", "model_ema")  # and averages of the weights, which are not read
+VISUAL, TEXT = "visual.", "logit_scale"  # tensors of open_clip's vision and text towers
 LIGHTNING = "model."  # prefix of a LightningModule's `self.model`
+log = logging.getLogger(__name__)
 TIMM_NAMES = {  # by those of an exported DINOv2
     "backbone.": "",
     "embeddings.cls_token": "cls_token",
@@ -42,11 +49,32 @@ def weights_file(place: str) -> Path:
     return path
 
 
-def load(path: Path) -> State:
+def load_model(path: Path) -> State:
+    """The state dict of a model, under the engine's names.
+
+    That of an exported CLIP model has the vision tower and the head in the file beside it. Others
+    are as of `load_weights`, which see.
+    """
+    state, beside = load_weights(path), head_beside(path)
+    if beside is None:
+        return state
+    head = {f"head.{name}": tensor for name, tensor in load_weights(beside).items()}
+    if any(name.startswith(VISUAL) for name in state):
+        return {name: t for name, t in state.items() if name.startswith(VISUAL)} | head
+    projection, bias = state.pop("head.weight", None), state.pop("head.bias", None)
+    if projection is None or bias is None or bias.any():
+        raise ValueError(
+            f"{path}: the last layer is not a projection without bias, as {beside} requires"
+        )
+    return state | {"fc_norm.linear.weight": projection} | head
+
+
+def load_weights(path: Path) -> State:
     """The state dict in a safetensors file, or in a checkpoint of plain tensors.
 
-    A checkpoint may contain it as `state_dict` or `model`. Prefixes of DataParallel, torch.compile
-    and Lightning are removed from names. Raises ValueError, naming the file, for other content.
+    A checkpoint may contain it as `state_dict` or `model`; averages beside it are not read, and the
+    log says so. Prefixes of DataParallel, torch.compile and Lightning are removed from names.
+    Raises ValueError, naming the file, for other content.
     """
     if path.suffix != ".safetensors":
         return plain_tensors(path, str(path))
@@ -63,7 +91,7 @@ def _clean(state: State) -> State:
 
 
 def plain_tensors(file: Path | io.BytesIO, source: str) -> State:
-    """The state dict in a torch checkpoint; `source` names it in errors. Raises as `load`."""
+    """The state dict in a torch checkpoint; `source` names it in errors. As `load_weights`."""
     try:
         _refuse_compressed(file)
         # Training scripts also save their arguments; Namespace has no behaviour.
@@ -77,7 +105,15 @@ def plain_tensors(file: Path | io.BytesIO, source: str) -> State:
             f"{source} is truncated, compressed, or contains more than plain tensors, which is "
             "never loaded: save only the state dict, preferably as safetensors"
         ) from error
-    for key in ("state_dict", "model"):
+    for name in AVERAGES if isinstance(state, dict) else ():
+        if name in state:
+            log.warning(
+                "%s also has %s, averages of the weights, which are not read: to use them, save "
+                "them as a file of their own",
+                source,
+                name,
+            )
+    for key in STATES:
         state = state.get(key, state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(t, torch.Tensor) for t in state.values()):
         raise ValueError(f"{source} contains no state dict of tensors")
