@@ -100,6 +100,18 @@ def _check_head(fit_on: str, dataset: DatasetRecipe) -> None:
         )
 
 
+def check_zero_shot(recipe: Recipe) -> None:
+    """Raise RecipeError for CLIP's zero-shot head where the classes are not ImageNet's."""
+    model, dataset = recipe.model, recipe.dataset
+    if model.weights.source != "open_clip" or model.head.fit or dataset.has_imagenet_classes:
+        return
+    raise RecipeError(
+        f"{model.name} has a zero-shot head, which the engine makes for ImageNet's 1000 classes "
+        f"only, and {dataset.name} has others: add model.head.fit=true, which fits a head on "
+        f"{model.head.fit_on or dataset.upstream}"
+    )
+
+
 def check_terms(dataset: DatasetRecipe, downstream: str) -> None:
     """Raise RecipeError if a licence forbids fine-tuning on the downstream dataset."""
     if downstream not in dataset.trainable:

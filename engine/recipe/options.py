@@ -76,6 +76,11 @@ class OfCLIP(MethodRecipe):
 class FLYP(OfCLIP):
     def check(self, cell: Recipe) -> None:
         super().check(cell)
+        if not cell.dataset.has_imagenet_classes:
+            raise RecipeError(
+                f"{self.title} trains with ImageNet's class names, and {cell.dataset.name} has "
+                "other classes: choose another method"
+            )
         if cell.train.accumulation > 1:
             raise RecipeError(
                 f"train.accumulation={cell.train.accumulation}: {self.title} contrasts all images "

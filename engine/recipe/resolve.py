@@ -101,7 +101,9 @@ def load(
         downstream = sets[0]
     if downstream is not None:
         values[DOWNSTREAM] = downstream
-    return checks.checked(typed.build(values, Recipe, options, f"recipe {name!r}"))
+    resolved = typed.build(values, Recipe, options, f"recipe {name!r}")
+    checks.check_zero_shot(resolved)
+    return checks.checked(resolved)
 
 
 def of_sections(
@@ -163,7 +165,8 @@ def _merged(layers: Sequence[Layer], *, planned: bool = False) -> tuple[dict[str
     options = modules.options(layers, planned=planned)
     for source, layer in layers:
         typed.add(values, Recipe, options, layer, source)
-    if layers[0][0] == NAMED:  # its head has ImageNet's classes
+    is_zero_shot = values["model"].get("weights", {}).get("source") == "open_clip"
+    if layers[0][0] == NAMED and not is_zero_shot:  # its head has ImageNet's classes
         is_imagenet = values["dataset"].get("kind") == "imagenet"
         values["model"]["head"].setdefault("fit", not is_imagenet)
     return values, options

@@ -170,6 +170,11 @@ class DatasetRecipe:
         return list(dict.fromkeys([*self.evaluated_sets, *self.train_sets]))
 
     @property
+    def has_imagenet_classes(self) -> bool:
+        """Whether the head's classes are ImageNet-1K's, as those of CLIP's zero-shot heads are."""
+        return self.kind == "imagenet"
+
+    @property
     def trainable(self) -> list[str]:
         """Datasets that may be fine-tuned on; ObjectNet's licence requires permission."""
         test_only = self.kind == "imagenet" and self.objectnet_terms == "test_only"

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from engine.errors import RecipeError
 from engine.machine import ranks
 from engine.methods import carot, flyp, lipsum_ft
+from engine.recipe.schema import DatasetRecipe
 from helpers import tiny_clip
 from helpers.grids import CLASSES, Grid, labels, prepared, weights
 from helpers.tiny_clip import TEMPLATES
@@ -24,8 +25,12 @@ BETA_SHARE = DENSITIES[2] / sum(DENSITIES)
 
 
 @pytest.fixture
-def words(grid: Grid, open_clip: ModuleType, tmp_path: Path) -> list[str]:
-    """Words that choose FLYP on the tiny CLIP, whose weights are in a file."""
+def words(
+    grid: Grid, open_clip: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> list[str]:
+    """Words that choose FLYP on the tiny CLIP, whose weights are in a file and whose classes stand
+    for ImageNet's."""
+    monkeypatch.setattr(DatasetRecipe, "has_imagenet_classes", True)
     save_file(tiny_clip.drawn(open_clip).state_dict(), tmp_path / "clip.safetensors")
     return [
         "method=flyp",

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from engine import models, recipe
-from engine.model_files import formats
+from engine.model_files.weights import load_weights
 from engine.models import checkpoints, clip, zero_shot
 from engine.recipe import parsed
 from engine.recipe.schema import ModelRecipe
@@ -21,7 +21,7 @@ TEMPLATES = [lambda name: f"a photo of a {name}.", lambda name: f"a drawing of t
 
 def model(**weights: str) -> ModelRecipe:
     """The published model, with other weights."""
-    model = recipe.load("emoji", parsed(["model=vit_b16_clip_openai_zero_shot"])).model
+    model = recipe.load("imagenet_rib", parsed(["model=vit_b16_clip_openai_zero_shot"])).model
     return dataclasses.replace(model, weights=dataclasses.replace(model.weights, **weights))
 
 
@@ -49,7 +49,7 @@ def test_features_and_logits_are_open_clips_or_the_architecture_is_refused(tmp_p
     options, store = model(path=str(path)), Store(tmp_path)
     backbone = checkpoints.backbone(options, store, tmp_path / "cache", 0)
     net = models.create(options, len(NAMES)).eval()
-    models.load_state(net, formats.load(backbone.file(tensors.WEIGHTS)), "cell")
+    models.load_state(net, load_weights(backbone.file(tensors.WEIGHTS)), "cell")
     x = torch.randn(2, 3, 224, 224)
     with torch.inference_mode():
         expected_features = clip.encode_image(x, normalize=True)

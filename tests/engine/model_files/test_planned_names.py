@@ -1,0 +1,77 @@
+"""Every form of a name in docs/models.md can be planned, and CLIP's heads are ImageNet's."""
+
+import re
+
+import pytest
+import timm
+
+from engine import cli, recipe
+from engine.errors import RecipeError
+from engine.recipe import parsed
+
+DOCUMENT = (recipe.ROOT.parent / "docs" / "models.md").read_text("utf-8")
+OPEN_CLIP = "open_clip:ViT-B-32/openai"
+NAMES = {
+    "NAME": "test_vit.r160_in1k",
+    "timm/NAME": "timm/test_vit.r160_in1k",
+    "timm:NAME": "timm:test_vit.r160_in1k",
+    "hf-hub:timm/NAME": "hf-hub:timm/test_vit.r160_in1k",
+    "hf_hub:timm/NAME": "hf_hub:timm/test_vit.r160_in1k",
+    "torchvision:NAME": "torchvision:resnet18",
+    "torchvision:NAME/IMAGENET1K_V1": "torchvision:resnet18/IMAGENET1K_V1",
+    "open_clip:NAME/TAG": OPEN_CLIP,
+    "open_clip:ViT-B-16/openai": "open_clip:ViT-B-16/openai",
+    "local-dir:FOLDER": "local-dir:{}",
+    "resnet50": "resnet50",
+}
+
+
+def test_the_table_of_names_is_whole():
+    column = [row.split("|")[1] for row in DOCUMENT.splitlines() if row.startswith("| ")]
+    forms = {name for cell in column for name in re.findall(r"`([^`]+)`", cell)}
+    assert forms - {".yaml"} == NAMES.keys()
+
+
+@pytest.mark.parametrize("form", NAMES)
+def test_every_name_is_planned(form, tmp_path, capsys):
+    if "open_clip" in form:
+        pytest.importorskip("open_clip", reason="the extra [clip]")
+    timm.models.save_for_hf(timm.create_model("test_vit"), tmp_path / "mine")
+    name = NAMES[form].format(tmp_path / "mine")
+    words = ["plan", "imagenet_rib", f"model={name}", "methods=[fine_tune]", f"runs={tmp_path}"]
+    assert cli.main(words) == 0, capsys.readouterr().err
+
+
+def test_what_open_clip_cannot_build_is_named(tmp_path, capsys):
+    """Its text tower is of a package that is not installed."""
+    pytest.importorskip("open_clip", reason="the extra [clip]")
+    name = "open_clip:roberta-ViT-B-32/laion2b_s12b_b32k"
+    words = ["plan", "imagenet_rib", f"model={name}", "methods=[fine_tune]", f"runs={tmp_path}"]
+    assert cli.main(words) == 2
+    assert "roberta-ViT-B-32" in (error := capsys.readouterr().err) and "transformers" in error
+
+
+MODEL_FILE = """
+name: mine
+arch: vit_base_patch32_clip_quickgelu_224.openai
+projection: 512
+weights: {source: open_clip, clip: ViT-B-32-quickgelu, tag: openai}
+"""
+
+
+@pytest.mark.parametrize("is_file", [False, True])
+def test_a_zero_shot_head_is_imagenets_alone(is_file, tmp_path, capsys):
+    pytest.importorskip("open_clip", reason="the extra [clip]")
+    (tmp_path / "mine.yaml").write_text(MODEL_FILE)
+    name = str(tmp_path / "mine.yaml") if is_file else OPEN_CLIP
+    for command in (["plan", "emoji"], ["campaign", "emoji", "--dry-run"]):
+        assert cli.main([*command, f"model={name}", f"runs={tmp_path / 'runs'}"]) == 2
+        error = capsys.readouterr().err
+        assert "ImageNet" in error and "model.head.fit=true" in error, error
+    assert not (tmp_path / "runs").exists()
+    fitted = recipe.load("emoji", parsed([f"model={name}", "model.head.fit=true"]))
+    assert fitted.model.head.fit and fitted.model.weights.source == "open_clip"
+    assert not recipe.load("imagenet_rib", parsed([f"model={name}"])).model.head.fit
+    with pytest.raises(RecipeError, match="ImageNet's class names"):
+        words = [f"model={name}", "model.head.fit=true"]
+        recipe.load("emoji", parsed([*words, "method=flyp"]))
