@@ -225,8 +225,9 @@ class _OpenClipFile(msgspec.Struct, frozen=True):
             "crop_pct": 1.0,
             "crop_mode": CROP_MODES[images.resize_mode],
         }
-        classes = self.head and self.head.label_names
-        return Description(file, model, classes, classes and len(classes))
+        if self.head is None:
+            return Description(file, model, None, None)
+        return Description(file, model, self.head.label_names, len(self.head.label_names))
 
 
 def _check_options(described: Description) -> None:
