@@ -15,7 +15,8 @@ from timm.data.transforms_factory import create_transform
 
 import engine
 from engine import cli
-from engine.campaigns import export, record
+from engine.campaigns import record
+from engine.exchange import export
 from engine.measures.setting import Setting
 from engine.recipe import parsed
 from helpers import campaigns, grids
