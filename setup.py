@@ -24,7 +24,12 @@ setup(
     python_requires=">=3.11",
     packages=find_namespace_packages(include=PACKAGES),
     package_data={
-        "engine": ["campaigns/*.smk", "exchange/*.j2", "report/templates/*"],
+        "engine": [
+            "campaigns/*.smk",
+            "campaigns/schedulers/stand_ins/*",
+            "exchange/*.j2",
+            "report/templates/*",
+        ],
         "loaders": ["benchmarks/*.yaml"],
         "recipes": ["**/*.yaml", "*.csv", "*.bib"],
     },

@@ -1,7 +1,7 @@
-"""States of a campaign's jobs, and why a job failed.
+"""How each job of a campaign stands, from its events and its marker.
 
-They come from files next to the plan. A job writes its progress, and its marker when it is done. If
-it fails, the shell around it writes its exit code. `attempts` holds the attempts at each job.
+A job writes its marker, `done/JOB`, when it is done; Snakemake needs it as the job's output.
+Everything else is an event (`events`).
 """
 
 from __future__ import annotations
@@ -9,121 +9,63 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-import msgspec
-
-from engine.campaigns import attempts
-from engine.campaigns.plan import REPORT, Plan
+from engine.campaigns.events import (
+    LONGEST,
+    Begun,
+    Ended,
+    Placed,
+    Progress,
+    Queued,
+    append_event,
+    read_events,
+)
+from engine.campaigns.plan import REPORT, Plan, stage_of
 from engine.campaigns.plan_folder import PlanFolder
-from engine.campaigns.schedulers import SCHEDULERS
-from loaders.files import typed_json
 from loaders.files.typed_json import DamagedFile
 
-DONE, LOGS, LOG, EXIT, PROGRESS = "done", "logs", ".log", ".exit", "progress"  # next to a plan
+DONE, LOGS, LOG = "done", "logs", ".log"  # next to a plan
 RUNNING, WAITING, FINISHED, FAILED = "running", "waiting", "done", "failed"
-MOST = 100  # bytes to read of a file with an exit code
+FINAL = 2  # exit code: another attempt would fail in the same way
 SIGNALLED = 128  # a shell's exit code for a program ended by a signal is this plus its number
 END = 4096  # bytes at the end of a log in which to find its last line
+KILLED = "it has no end: it was killed, or is still running"
 
 
-def is_done(place: PlanFolder, job: str) -> bool:
-    """Whether a job of the plan in the folder `place` is done."""
-    return place.root.has(f"{DONE}/{job}")
+@dataclass(frozen=True)
+class Attempt:
+    """An attempt at a job.
 
-
-def set_done(place: PlanFolder, job: str) -> None:
-    """Mark a job as done; the last action of the job."""
-    place.root.write(f"{DONE}/{job}", b"")
-
-
-def exit_code(place: PlanFolder, job: str) -> int | None:
-    """The exit code of a failed job, or None. 0 if it ended without a result."""
-    with contextlib.suppress(OSError, ValueError):
-        return int(place.root.read(f"{LOGS}/{job}{EXIT}", MOST))
-    return None
-
-
-def state(place: PlanFolder, job: str) -> str:
-    """The state of a job: RUNNING, WAITING, FINISHED or FAILED. A started job has a log."""
-    if is_done(place, job):
-        return FINISHED
-    if not place.root.has(f"{LOGS}/{job}{LOG}"):
-        return WAITING
-    return RUNNING if exit_code(place, job) is None else FAILED
-
-
-def counts(place: PlanFolder, jobs: Sequence[str]) -> Counter[str]:
-    """The number of jobs of the plan in the folder `place`, by state."""
-    return Counter(state(place, job) for job in jobs)
-
-
-class JobProgress(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A job's progress. done, total: steps. at: time of writing, in seconds since 1970.
-
-    doing: a short description of its current work.
+    started, ended: seconds since 1970; ended is None if the process was killed or is running.
+    device: name of the device. processes: their number, one per GPU. error: why it failed, or
+    empty. scheduler, queued_as: the scheduler that queued it (a key of `SCHEDULERS`) and its job
+    ID there, or empty. campaign: its name, in reports of several campaigns.
     """
 
-    done: int
-    total: int
-    at: float
-    doing: str
+    job: str
+    stage: str
+    started: float
+    ended: float | None
+    device: str
+    processes: int = 1
+    error: str = ""
+    scheduler: str = ""
+    queued_as: str = ""
+    campaign: str = ""
 
+    @property
+    def hours(self) -> float:
+        """Its duration, or 0 without an end."""
+        return 0.0 if self.ended is None else (self.ended - self.started) / 3600
 
-def advance(place: PlanFolder, name: str, done: int, total: int, doing: str = "") -> None:
-    """Write a job's progress into the plan's folder `place`, for the progress bar."""
-    progress = JobProgress(done, total, time.time(), doing)
-    place.root.write(f"{PROGRESS}/{name}.json", msgspec.json.encode(progress))
-
-
-def progress(plan: Plan) -> dict[str, JobProgress]:
-    """The progress of each job of a plan that has started."""
-    begun: dict[str, JobProgress] = {}
-    for job in plan.jobs:
-        # A damaged file affects only the bar, and the job soon overwrites it.
-        with contextlib.suppress(DamagedFile, FileNotFoundError):
-            file = plan.place.path / PROGRESS / f"{job}.json"
-            begun[job] = typed_json.read(file, JobProgress, "delete it", plan.place.root)
-    return begun
-
-
-def steps(plan: Plan) -> int:
-    """Steps of the plan's jobs. Jobs whose results another campaign had have no progress and do not
-    count."""
-    begun = progress(plan)
-    jobs = (job for job in plan.jobs if job in begun or not is_done(plan.place, job))
-    return sum(map(plan.steps, jobs))
-
-
-def begin(plan: Plan) -> None:
-    """Remove the exit codes of earlier runs, and the logs of jobs that are not done.
-
-    If all jobs were done, an artefact must be missing or damaged, so all jobs run again. They reuse
-    the artefacts that remain in the store.
-
-    Raises DamagedFile if anything next to the plan is a link, because Snakemake and the jobs'
-    shells write there and follow links.
-    """
-    place = plan.place
-    beside = place.root
-    beside.check()
-    place.snakemake_root.check()
-    if is_done(place, REPORT) or not place.store.is_dir():
-        forget(place)
-    for job in plan.jobs:
-        of_job = [EXIT] if is_done(place, job) else [EXIT, LOG]
-        for suffix in of_job:
-            # If it is a folder, the job itself raises an error that names it.
-            if beside.has(name := f"{LOGS}/{job}{suffix}"):
-                beside.remove(name)
-
-
-def forget(place: PlanFolder) -> None:
-    """Mark all jobs of a plan as not done, so that the next run repeats them."""
-    place.root.remove(DONE)
+    @property
+    def failure(self) -> str:
+        """Why it did not finish its job, or empty if it did."""
+        return KILLED if self.ended is None else self.error
 
 
 class Failure(NamedTuple):
@@ -137,52 +79,204 @@ class Failure(NamedTuple):
         return joint.join(filter(None, self))
 
 
+class JobState(NamedTuple):
+    """How a job stands.
+
+    state: RUNNING, WAITING, FINISHED or FAILED. attempts: all, in order. new: the number of them
+    since the job was queued last. progress: since then. end: what is known of its end; a
+    job may end before it begins.
+    """
+
+    state: str = WAITING
+    attempts: tuple[Attempt, ...] = ()
+    new: int = 0
+    progress: Progress | None = None
+    end: Ended = Ended(at=0)
+
+    @property
+    def current(self) -> tuple[Attempt, ...]:
+        """The attempts since the job was queued last."""
+        return self.attempts[len(self.attempts) - self.new :]
+
+    @property
+    def failure(self) -> Failure | None:
+        """How it failed, or None if it did not."""
+        if self.state != FAILED:
+            return None
+        code = self.end.code
+        how = self.end.how or ("failed" if code is None else _how(code))
+        return Failure(how, "" if code == os.EX_TEMPFAIL else self.end.error)
+
+
+def is_final(state: JobState) -> bool:
+    """Whether another attempt at a job would fail as the last one did."""
+    return state.end.code == FINAL
+
+
+def is_done(place: PlanFolder, job: str) -> bool:
+    """Whether a job of the plan in the folder `place` is done."""
+    return place.root.has(f"{DONE}/{job}")
+
+
+def set_done(place: PlanFolder, job: str) -> None:
+    """Mark a job as done; the last action of the job."""
+    place.root.write(f"{DONE}/{job}", b"")
+
+
+def read_jobs(plan: Plan) -> dict[str, JobState]:
+    """How each job of a plan stands."""
+    return {job: read_job(plan.place, job) for job in plan.jobs}
+
+
+def read_job(place: PlanFolder, job: str) -> JobState:
+    """How a job stands. Raises DamagedFile if its file of events is a link or not a file."""
+    at, now = 0.0, JobState()
+    for event in read_events(place, job):
+        now = _after(now, event, job, at)
+        at = event.at
+    return now._replace(state=FINISHED) if is_done(place, job) else now
+
+
+def _after(before: JobState, event: object, job: str, at: float) -> JobState:
+    """How a job stands after an event; `at` is the time of the event before."""
+    *earlier, last = before.attempts or (None,)
+    if isinstance(event, Queued | Begun) and last and last.ended is None:
+        last = replace(last, ended=at, error="was killed")
+    match event:
+        case Queued():
+            return JobState(attempts=(*earlier, last) if last else ())
+        case Begun():
+            new = Attempt(
+                job, stage_of(job), event.at, None, "",
+                scheduler=event.scheduler, queued_as=event.queued_as,
+            )  # fmt: skip
+            tried = (*earlier, last, new) if last else (new,)
+            return JobState(RUNNING, tried, before.new + 1, before.progress)
+        case Progress():
+            return before._replace(progress=event)
+        case Placed() if last:
+            last = replace(last, device=event.device, processes=event.processes)
+            return before._replace(attempts=(*earlier, last))
+        case Ended():
+            end = Ended(
+                at=event.at,
+                error=before.end.error or event.error,
+                code=before.end.code if event.code is None else event.code,
+                how=event.how or before.end.how,
+            )
+            state = before.state if end == Ended(at=end.at) else FAILED
+            now = before._replace(state=state, end=end)
+            if last and before.new:
+                error = end.error or (now.failure.how if now.failure else "")
+                last = replace(last, ended=last.ended or event.at, error=error)
+                return now._replace(attempts=(*earlier, last))
+            return now
+    return before
+
+
+def _how(code: int) -> str:
+    if code == os.EX_TEMPFAIL:
+        return "was ended by a signal during training; a new run resumes from its last checkpoint"
+    if code == 0:
+        return "ended without a result (exit code 0)"
+    with contextlib.suppress(ValueError):
+        name = signal.Signals(code - SIGNALLED).name
+        hint = ", as the kernel does when memory runs out" if name == "SIGKILL" else ""
+        return f"was killed ({name}){hint}"
+    return f"failed (exit code {code})"
+
+
+def attempts(states: Mapping[str, JobState]) -> list[Attempt]:
+    """All attempts at jobs, sorted by start."""
+    tried = (attempt for state in states.values() for attempt in state.attempts)
+    return sorted(tried, key=lambda attempt: (attempt.started, attempt.job))
+
+
+def counts(states: Iterable[JobState]) -> Counter[str]:
+    """The number of jobs by state."""
+    return Counter(state.state for state in states)
+
+
+def advance(place: PlanFolder, job: str, done: int, total: int, doing: str = "") -> None:
+    """Record a job's progress in the plan's folder `place`, for the progress bar."""
+    append_event(place, job, Progress(done=done, total=total, doing=doing))
+
+
+def steps(plan: Plan, states: Mapping[str, JobState]) -> int:
+    """Steps of the plan's jobs. Jobs whose results another campaign had have no progress and do not
+    count."""
+    return sum(
+        plan.steps(job)
+        for job, state in states.items()
+        if state.progress or state.state != FINISHED
+    )
+
+
+def steps_done(states: Iterable[JobState]) -> int:
+    """Steps that jobs have done."""
+    return sum(state.progress.done for state in states if state.progress)
+
+
+def doing(states: Iterable[JobState]) -> str:
+    """The current work of the job that reported last, or empty."""
+    told = [state.progress for state in states if state.progress]
+    return max(told, key=lambda progress: progress.at).doing if told else ""
+
+
+def begin(plan: Plan) -> None:
+    """Queue the jobs that are not done.
+
+    If all jobs were done, an artefact must be missing or damaged, so all jobs run again. They reuse
+    the artefacts that remain in the store.
+
+    Raises DamagedFile if anything next to the plan is a link, because Snakemake and the jobs'
+    shells write there and follow links.
+    """
+    place = plan.place
+    place.root.check()
+    place.snakemake_root.check()
+    if is_done(place, REPORT) or not place.store.is_dir():
+        forget(place)
+    for job in plan.jobs:
+        if not is_done(place, job):
+            append_event(place, job, Queued())
+
+
+def record_ends(plan: Plan, how: Callable[[str, JobState], str]) -> None:
+    """Record how jobs ended that could not say it, once no job of the plan is at work.
+
+    how: returns it for a job, or empty if it is not known.
+    """
+    for job, state in read_jobs(plan).items():
+        # A job that is stopped for its time may still say that it was.
+        has_said = state.end.error and state.end.code != os.EX_TEMPFAIL
+        if state.state == FINISHED or has_said:
+            continue
+        if text := how(job, state):
+            append_event(plan.place, job, Ended(how=text))
+
+
+def forget(place: PlanFolder) -> None:
+    """Mark all jobs of a plan as not done, so that the next run repeats them."""
+    place.root.remove(DONE)
+
+
 def failures(plan: Plan) -> Iterator[tuple[str, str]]:
     """Each failed job with a message: how it failed, its error, and its log's path."""
-    for job in plan.jobs:
-        log = plan.place.path / LOGS / f"{job}{LOG}"
-        if not is_done(plan.place, job) and (failed := failure(plan.place, job)):
+    for job, state in read_jobs(plan).items():
+        if failed := state.failure:
+            log = plan.place.path / LOGS / f"{job}{LOG}"
             its_log = f"\n  log: {log}" if plan.place.root.has(log) else ""
-            text = failed.text("\n  last message: ")
+            words = failed.words or _last_line(plan.place, job)
+            text = failed._replace(words=words).text("\n  last message: ")
             yield job, f"{job} {text}{its_log}"
 
 
-def failure(place: PlanFolder, job: str) -> Failure | None:
-    """How a job's last attempt failed, or None if it did not.
-
-    If several ranks failed, the message is that of a rank that recorded an error.
-    """
-    of_job = [attempt for attempt in attempts.read(place) if attempt.job == job]
-    last = max(of_job, key=lambda a: (a.started, bool(a.error)), default=None)
-    code = exit_code(place, job)
-    words = last.error if last else ""
-    if code == os.EX_TEMPFAIL:
-        return Failure(
-            "was ended by a signal during training; a new run resumes from its last checkpoint"
-        )
-    if last and last.ended is None and last.scheduler in SCHEDULERS:
-        scheduler = SCHEDULERS[last.scheduler]
-        if end := scheduler.end_of(last.queued_as):
-            return Failure(f"was ended by {scheduler.title}: {end}")
-        if code is None:
-            return Failure(f"was killed; {scheduler.title} gives no reason")
-    if code is None:
-        return Failure("failed", words) if words else None
-    if code > SIGNALLED:
-        name = signal.Signals(code - SIGNALLED).name
-        hint = ", as the kernel does when memory runs out" if name == "SIGKILL" else ""
-        return Failure(f"was killed ({name}){hint}")
-    words = words or _last_line(place, job)
-    if code == 0:
-        return Failure("ended without a result (exit code 0)", words)
-    return Failure(f"failed (exit code {code})", words)
-
-
 def _last_line(place: PlanFolder, job: str) -> str:
-    """The last non-empty line of a job's log, cut to `attempts.LONGEST`; empty without one."""
+    """The last non-empty line of a job's log, cut to `LONGEST`; empty without one."""
     name = f"{LOGS}/{job}{LOG}"
     with contextlib.suppress(OSError, DamagedFile), place.root.open(name) as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - END))
         lines = file.read().decode(errors="replace").split("\n")
-        return next(filter(None, map(str.strip, reversed(lines))), "")[-attempts.LONGEST :]
+        return next(filter(None, map(str.strip, reversed(lines))), "")[-LONGEST:]
     return ""

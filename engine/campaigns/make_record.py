@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from engine.campaigns import attempts, job_states
+from engine.campaigns import job_states
 from engine.campaigns.columns import Column
 from engine.campaigns.parts import Distances, Models, Preparation, has_part, read_part
 from engine.campaigns.plan import DISTANCES, PREPARE, REPORT, Plan
@@ -56,7 +56,7 @@ def of_finished_columns(plan: Plan) -> Record:
 def _reason(plan: Plan, column: Column) -> str:
     """Why a column is missing: a job that it needs failed, or has not run."""
     for job in (PREPARE, column.job):
-        if failed := job_states.failure(plan.place, job):
+        if failed := job_states.read_job(plan.place, job).failure:
             return f"{job} {failed.text(': ')}"
     return "its jobs have not all run"
 
@@ -105,7 +105,7 @@ def _joined(plan: Plan, columns: Sequence[Column], distances: Distances) -> Reco
         cka=[row for part in trained for row in part.cka] if plan.recipe.evaluate.cka else None,
         sweep=list(dict.fromkeys(c.setting for c in of_columns)) if plan.is_sweep else None,
         classes=shared.classes,
-        attempts=[a for a in attempts.read(place) if a.stage != REPORT],
+        attempts=[a for a in job_states.attempts(job_states.read_jobs(plan)) if a.stage != REPORT],
         artifacts=artifacts,
         families=dataset.families,
         seen=seen,

@@ -7,10 +7,9 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from engine.campaigns import job_states
-from engine.campaigns.job_states import FAILED, FINISHED, RUNNING, WAITING, JobProgress
+from engine.campaigns.job_states import FAILED, FINISHED, RUNNING, WAITING, JobState
 from engine.campaigns.plan import Plan
 
 POLL_S = 0.5
@@ -31,31 +30,27 @@ def show(process: subprocess.Popen, plans: Sequence[Plan], watch: Callable[[], s
     """
     from tqdm import tqdm  # late: it reads TQDM_MININTERVAL on import
 
-    total = sum(job_states.steps(plan) for plan in plans)
+    total = sum(job_states.steps(plan, job_states.read_jobs(plan)) for plan in plans)
     interval = POLL_S if sys.stderr.isatty() else LOG_EVERY_S
     shown, last = time.monotonic(), ""
     title = f"{plans[0].name} grid" + (f" of {len(plans)} models" if len(plans) > 1 else "")
-    state = text(_counts(plans), "")
-    with tqdm(total=total, desc=title, unit="step", smoothing=0.1, postfix=state) as bar:
+    first = text(job_states.counts(_states(plans)), "")
+    with tqdm(total=total, desc=title, unit="step", smoothing=0.1, postfix=first) as bar:
         while process.poll() is None:
-            begun = [state for plan in plans for state in job_states.progress(plan).values()]
-            bar.n = min(total, sum(state.done for state in begun))
+            states = _states(plans)
+            bar.n = min(total, job_states.steps_done(states))
             if time.monotonic() - shown >= interval:
-                _describe(bar, plans, begun)
+                numbers = job_states.counts(states)
+                bar.set_postfix_str(text(numbers, job_states.doing(states)), refresh=False)
                 bar.refresh()
                 shown = time.monotonic()
             if last != (message := watch()):
                 bar.write(message, file=sys.stderr)
                 last = message
             time.sleep(POLL_S)
-        _describe(bar, plans, [])
+        bar.set_postfix_str(text(job_states.counts(_states(plans)), ""), refresh=False)
         bar.n = total if process.returncode == 0 else bar.n
 
 
-def _describe(bar: Any, plans: Sequence[Plan], begun: Sequence[JobProgress]) -> None:
-    latest = max(begun, key=lambda state: state.at, default=None)
-    bar.set_postfix_str(text(_counts(plans), latest.doing if latest else ""), refresh=False)
-
-
-def _counts(plans: Sequence[Plan]) -> Counter[str]:
-    return sum((job_states.counts(plan.place, plan.jobs) for plan in plans), Counter())
+def _states(plans: Sequence[Plan]) -> list[JobState]:
+    return [state for plan in plans for state in job_states.read_jobs(plan).values()]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine import recipe
 from engine.campaigns import plan_folder
-from engine.campaigns.attempts import Attempt
+from engine.campaigns.job_states import Attempt
 from engine.campaigns.plan import Plan, make_plan, read_plan
 from engine.campaigns.plan_folder import PlanFolder
 from engine.errors import CampaignError

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 
 from engine.campaigns import plan_folder, record
+from engine.campaigns.events import Sealed, append_event, read_events
 from engine.campaigns.job_states import is_done
 from engine.campaigns.plan import PAGE, REPORT, TABLE, Plan
 from engine.campaigns.plan_folder import PlanFolder
@@ -15,12 +16,10 @@ from loaders.files.durable import file_hash
 from loaders.files.root import Root
 from loaders.files.typed_json import DamagedFile
 
-SHOWN = "report.sha256"  # next to a plan: hashes of its report's files, in sha256sum's format
-
 
 @contextlib.contextmanager
 def sealed(place: PlanFolder) -> Iterator[None]:
-    """Record the report files that are written in this context, next to the plan in `place`.
+    """Record the report files that are written in this context, as an event of the report's job.
 
     Removes files left by earlier reports of any plan of the campaign. Keeps a user's own files.
     Raises DamagedFile if the report is a link.
@@ -34,8 +33,8 @@ def sealed(place: PlanFolder) -> Iterator[None]:
         for name in before.keys() & hashes.keys() - written:
             if _is(shown, name, hashes[name]):
                 shown.remove(name)
-    lines = [f"{file_hash(shown.file(name))}  {name}" for name in sorted(written)]
-    place.root.write(SHOWN, "\n".join(lines).encode())
+    files = {name: file_hash(shown.file(name)) for name in sorted(written)}
+    append_event(place, REPORT, Sealed(files=files))
 
 
 def _inodes(report: Root) -> dict[str, int]:
@@ -45,11 +44,11 @@ def _inodes(report: Root) -> dict[str, int]:
 
 def _sealed(place: PlanFolder) -> dict[str, str]:
     """SHA-256 of the files of a plan's report; empty if there is no readable seal."""
-    try:
-        lines = place.root.read(SHOWN).decode().splitlines()
-    except (OSError, ValueError):
-        return {}
-    return {name: sha256 for sha256, _, name in (line.partition("  ") for line in lines)}
+    files: dict[str, str] = {}
+    with contextlib.suppress(OSError, DamagedFile):
+        for event in read_events(place, REPORT):
+            files = event.files if isinstance(event, Sealed) else files
+    return files
 
 
 def _is(report: Root, name: str, sha256: str) -> bool:

@@ -1,14 +1,16 @@
-"""A campaign's status, read from the files next to its plan, so any process can show it."""
+"""A campaign's status, read from the events of its jobs, so any process can show it."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from engine.campaigns import attempts, job_states
+from engine.campaigns import job_states
 from engine.campaigns.holdings import Begun
+from engine.campaigns.job_states import FAILED, RUNNING, JobState
+from engine.campaigns.job_states import FINISHED as FINISHED_JOB
 from engine.campaigns.plan import read_plan
-from engine.campaigns.progress import FAILED, RUNNING
 from loaders.files import locks
 from loaders.files.typed_json import DamagedFile
 
@@ -29,7 +31,7 @@ class Status:
         probe: number of the seed probe's cells among all cells.
         seconds: predicted time left; None if it is not running, or before the first step.
         doing: current work of the job that reported last.
-        error: error of the latest failed attempt at a job that is not done.
+        error: how the job that failed last failed.
     """
 
     name: str
@@ -52,58 +54,51 @@ def of(begun: Begun, now: float, *, is_latest: bool = True) -> Status:
     place = begun.place
     try:
         plan = read_plan(place)
-        tried = attempts.read(place)
+        states = job_states.read_jobs(plan)
     except (OSError, DamagedFile) as error:
         since = place.path.stat().st_mtime
         return Status(begun.name, place.name, DAMAGED, since, Counter(), (0, 0), error=str(error))
-    states = job_states.progress(plan)
-    jobs = job_states.counts(place, plan.jobs)
     of_column = len(plan.rows) * plan.seeds
     columns = [column.job for column in plan.columns]
     probe = of_column * sum(column.is_probe for column in plan.columns)
     done = sum(
-        of_column if job_states.is_done(place, job) else min(of_column, states[job].done)
+        of_column
+        if states[job].state == FINISHED_JOB
+        else min(of_column, job_states.steps_done([states[job]]))
         for job in columns
-        if job in states or job_states.is_done(place, job)
     )
-    failed = [a for a in tried if a.error and not job_states.is_done(place, a.job)]
-    error = f"{failed[-1].job}: {failed[-1].error}" if failed else begun.fault
-    cells = (done, of_column * len(columns))
-    if begun.record:
+    jobs, cells = job_states.counts(states.values()), (done, of_column * len(columns))
+    # A finished campaign that lacks an artefact is at work again.
+    is_at_work = is_latest and jobs[FINISHED_JOB] < len(states) and locks.is_held(place.lock)
+    if begun.record and not is_at_work:
         since = place.record.stat().st_mtime
         return Status(begun.name, place.name, FINISHED, since, jobs, cells, probe)
+    tried = job_states.attempts(states)
     started = tried[-1].started if tried else place.path.stat().st_mtime
-    if not is_latest or not locks.is_held(place.lock):
+    errors = {
+        state.end.at: f"{job}: {failed.text(': ')}"
+        for job, state in states.items()
+        if (failed := state.failure)
+    }
+    error = errors[max(errors)] if errors else begun.fault
+    if not is_at_work:
         jobs[FAILED] += jobs.pop(RUNNING, 0)
         return Status(begun.name, place.name, STOPPED, started, jobs, cells, probe, error=error)
-    return Status(
-        begun.name,
-        place.name,
-        AT_WORK,
-        started,
-        jobs,
-        cells,
-        probe,
-        left_s(job_states.steps(plan), states, tried, now),
-        max(states.values(), key=lambda state: state.at).doing if states else "",
-        error,
-    )
+    left, doing = left_s(job_states.steps(plan, states), states.values(), now), job_states.doing
+    of_work = left, doing(states.values()), error
+    return Status(begun.name, place.name, AT_WORK, started, jobs, cells, probe, *of_work)
 
 
-def left_s(
-    steps: int,
-    states: dict[str, job_states.JobProgress],
-    tried: list[attempts.Attempt],
-    now: float,
-) -> float | None:
+def left_s(steps: int, states: Iterable[JobState], now: float) -> float | None:
     """Predicted seconds until a campaign of `steps` steps ends, or None before the first step.
 
     Assumes the speed of its jobs so far, not counting time in which no job ran.
     """
-    done = sum(state.done for state in states.values())
-    spans = sorted((a.started, a.ended or now) for a in tried)
+    states = list(states)
+    done = job_states.steps_done(states)
+    tried = [attempt for state in states for attempt in state.current]
     worked, until = 0.0, 0.0
-    for start, end in spans:
+    for start, end in sorted((a.started, a.ended or now) for a in tried):
         worked += max(0.0, end - max(start, until))
         until = max(until, end)
     return worked / done * (steps - done) if done and worked else None

@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from engine.campaigns import job_states, progress, reuse, sites
+from engine.campaigns.events import Ended, Queued, append_event
+from engine.campaigns.job_states import DONE, RUNNING, JobState
 from engine.campaigns.parts import Part, write_part
 from engine.campaigns.plan import COLUMN, REPORT, Plan, plan_to_json, stage_of
 from engine.campaigns.plan_folder import PlanFolder
@@ -36,7 +38,7 @@ WORKFLOW = Path(__file__).with_suffix(".smk")
 CANCEL_S = 30  # for Snakemake to cancel a scheduler's jobs
 GRACE_S = 5  # for jobs to end after an interruption; their finished artefacts are on disk
 LEFT_OVER_S = 24 * 3600  # younger temporary folders may be in use
-PING_S = 30  # between two checks whether the scheduler answers
+PING_S = 15  # between two questions to the scheduler
 FILE = "workflow.json"  # next to a plan: its jobs, and those of campaigns that run with it
 LOG = "campaign.log"  # next to a plan: Snakemake's output
 JOBS = "RIB_WORKFLOW"  # variable with the path of FILE; --config would parse the path as YAML
@@ -69,6 +71,8 @@ def run(plans: Sequence[Plan], options: RunOptions, *, dry_run: bool = False) ->
             for folder in store.left_overs(LEFT_OVER_S):
                 store.files.remove(folder)
             plan.place.root.write(plan.place.plan, plan_to_json(plan))
+            if where.scheduler:  # of a command that was killed together with Snakemake
+                where.scheduler.cancel(plan.place.path)
             for job, part in found[plan.place].items():
                 write_part(plan.place, job, part)
                 job_states.set_done(plan.place, job)
@@ -184,40 +188,87 @@ def _watch(
             preexec_fn=parent.follow,
         )
         try:
-            progress.show(process, plans, _away(where.scheduler) if where.scheduler else str)
+            ask = _asked(where.scheduler, process.pid, plans) if where.scheduler else str
+            progress.show(process, plans, ask)
         finally:
             _end(process, CANCEL_S if where.scheduler else GRACE_S)
             if where.scheduler and process.returncode:
                 where.scheduler.cancel(plans[0].place.path)
     if process.returncode or not all(job_states.is_done(plan.place, REPORT) for plan in plans):
+        text = log_path.read_bytes()[begin:].decode(errors="replace")
         reasons = []
         for plan in plans:
+            _record_ends(plan, plans[0].place.plans, where.scheduler, text)
             jobs = {job: f"\n  alone: {command(plan, where)} {job}" for job in plan.jobs}
             for job, text in job_states.failures(plan):
                 reasons.append(text + jobs[job])
         if not reasons:
             code = process.returncode
             how = f"was killed ({signal.Signals(-code).name})" if code < 0 else f"ended with {code}"
-            text = log_path.read_bytes()[begin:].decode(errors="replace")
             last = next(filter(None, map(str.strip, reversed(text.split("\n")))), "nothing")
-            of_queue = where.scheduler.why_none_ran(text) if where.scheduler else ""
+            of_queue = where.scheduler.refusal(text) if where.scheduler else ""
             reasons = [of_queue or f"the workflow {how}; last message: {last}"]
         raise CampaignError("\n".join(["the campaign stopped", *reasons, f"log: {log_path}"]))
 
 
-def _away(scheduler: Scheduler) -> Callable[[], str]:
-    """A function that returns a message while a scheduler does not answer, and "" otherwise."""
-    asked, failed = time.monotonic(), 0
+def _record_ends(plan: Plan, root: Path, scheduler: Scheduler | None, log: str) -> None:
+    """Record how jobs ended that could not say it, from the scheduler and Snakemake's log."""
+    ends = scheduler.ends(log) if scheduler else {}
+    grid = os.path.relpath(plan.place.path, root)
 
-    def watch() -> str:
-        nonlocal asked, failed
-        if time.monotonic() - asked > PING_S:
-            failed = 0 if scheduler.is_there() else failed + 1
-            asked = time.monotonic()
-        away = "does not answer: its jobs continue, and so will this command once it answers again"
-        return f"{scheduler.title} {away}" if failed > 1 else ""
+    def how(job: str, state: JobState) -> str:
+        if scheduler:
+            number = state.current[-1].queued_as if state.current else ""
+            cause = scheduler.end_of(number) or ends.get(f"{grid}/{DONE}/{job}")
+            if cause or state.state == RUNNING:
+                return f"was ended by {scheduler.title}: {cause or 'it gives no reason'}"
+        return "was killed" if state.state == RUNNING else ""
 
-    return watch
+    job_states.record_ends(plan, how)
+
+
+def _asked(scheduler: Scheduler, workflow: int, plans: Sequence[Plan]) -> Callable[[], str]:
+    """A function that returns a message while a scheduler does not answer or takes no jobs.
+
+    It records what happened to jobs that the scheduler put back into its queue, or forgot.
+    """
+    asked, failed, message = time.monotonic(), 0, ""
+
+    def ask() -> str:
+        nonlocal asked, failed, message
+        if time.monotonic() - asked <= PING_S:
+            return message
+        begun = [(plan, job_states.read_jobs(plan)) for plan in plans]  # before the scheduler's say
+        states = scheduler.states()
+        asked, failed = time.monotonic(), failed + 1 if states is None else 0
+        if states is not None:
+            lost = [text for plan, jobs in begun for text in _lost(plan, jobs, scheduler, states)]
+            message = "\n".join(filter(None, [scheduler.obstacle(workflow), *lost]))
+        elif failed > 1:
+            message = (
+                f"{scheduler.title} does not answer: its jobs continue, and so will this command "
+                "once it answers again"
+            )
+        return message
+
+    return ask
+
+
+def _lost(
+    plan: Plan, jobs: Mapping[str, JobState], scheduler: Scheduler, states: Mapping[str, str]
+) -> Iterator[str]:
+    """Record jobs that began and are not at work. Yields a message for each that has ended."""
+    for job, state in jobs.items():
+        last = state.current[-1] if state.current else None
+        if state.state != RUNNING or not last or not last.queued_as or last.ended:
+            continue
+        number = last.queued_as
+        if states.get(number) == "PENDING":
+            append_event(plan.place, job, Queued())
+        elif number not in states:
+            cause = scheduler.end_of(number) or f"it no longer knows its job {number}"
+            append_event(plan.place, job, Ended(how=f"was ended by {scheduler.title}: {cause}"))
+            yield f"{job} was ended by {scheduler.title}: {cause}; it runs again"
 
 
 def _end(process: subprocess.Popen, grace_s: float) -> None:

@@ -7,27 +7,22 @@ import shlex
 import sys
 from pathlib import Path
 
+from engine.campaigns.job_states import is_final, read_job
+from engine.campaigns.plan_folder import PlanFolder
+
 envvars: "RIB_WORKFLOW"
 
 # Each campaign's columns, program and resources, by the folder of its plan. Folders are relative to
 # Snakemake's: braces in its path would be wildcards.
 GRIDS = json.loads(Path(os.environ["RIB_WORKFLOW"]).read_text("utf-8"))
 # Huge pages for malloc save a tenth of the time on a CPU. glibc reads the variable at start.
-# Exit code 2 means that another attempt would fail in the same way; 0, that the job ended without
-# its result.
 JOB = (
-    "if test \"$(cat {params.exit:q} 2>/dev/null)\" = 2; then exit 2; fi; rm -f {params.exit:q}; "
     "export OMP_NUM_THREADS={threads} RIB_PROGRESS=off GLIBC_TUNABLES=glibc.malloc.hugetlb=1; "
-    "code=0; {params.command} || code=$?; if test $code = 0 -a -e {output:q}; then exit 0; fi; "
-    "echo $code > {params.exit:q}; exit $(( code ? code : 1 ))"
+    "{params.command}"
 )
-# Runs a program with a log. The log's path and the program follow as arguments.
-LOGGED = (sys.executable, "-P", "-m", "engine.machine.limited_log")
+# Runs a job's program. The plan's folder, the job and the program follow as arguments.
+ATTEMPT = (sys.executable, "-P", "-m", "engine.commands.attempt")
 FINAL_MIN = 5  # minutes for an attempt that ends at once; Slurm starts short jobs sooner
-
-
-def exit_file(stage):
-    return lambda wildcards: str(Path(wildcards.grid, "logs", f"{job(stage, wildcards)}.exit"))
 
 
 def job(stage, wildcards):
@@ -39,9 +34,9 @@ def command(stage):
 
     def line(wildcards):
         grid, name = GRIDS[wildcards.grid], job(stage, wildcards)
-        log = Path(wildcards.grid, "logs", f"{name}.log").absolute()
-        program = shlex.join([*LOGGED, str(log), *grid["program"], name])
-        return f"( {shlex.join(['cd', grid['folder']])} && {program} )"
+        of_job = (str(Path(wildcards.grid).absolute()), name)
+        program = shlex.join([*ATTEMPT, *of_job, *grid["program"], name])
+        return f"{shlex.join(['cd', grid['folder']])} && {program}"
 
     return line
 
@@ -54,9 +49,9 @@ def resources_of(stage):
             once = GRIDS[wildcards.grid]["resources"][stage].get(name, 0)
             if name != "runtime":
                 return once
-            file = Path(exit_file(stage)(wildcards))
-            is_final = file.is_file() and file.read_text("utf-8").strip() == "2"
-            return min(once, FINAL_MIN) if is_final else once * attempt
+            place = PlanFolder(Path(wildcards.grid).absolute())
+            ends_at_once = is_final(read_job(place, job(stage, wildcards)))
+            return min(once, FINAL_MIN) if ends_at_once else once * attempt
 
         return of
 
@@ -87,7 +82,6 @@ rule prepare:
         **resources_of("prepare"),
     params:
         command=command("prepare"),
-        exit=exit_file("prepare"),
     shell:
         JOB
 
@@ -104,7 +98,6 @@ rule column:
         **resources_of("column"),
     params:
         command=command("column"),
-        exit=exit_file("column"),
     shell:
         JOB
 
@@ -143,6 +136,5 @@ rule report:
         **resources_of("report"),
     params:
         command=command("report"),
-        exit=exit_file("report"),
     shell:
         JOB

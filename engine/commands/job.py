@@ -11,11 +11,10 @@ import argparse
 import logging
 import os
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
-from engine.campaigns import attempts, job_states
+from engine.campaigns import job_states
+from engine.campaigns.events import Placed, append_event, recorded
 from engine.campaigns.plan import (
     COLUMN,
     DISTANCES,
@@ -45,20 +44,17 @@ def main() -> int:
 
 def run(arguments: argparse.Namespace) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    job, stage = arguments.job, stage_of(arguments.job)
-    place = PlanFolder(arguments.plan.parent)
+    job, place = arguments.job, PlanFolder(arguments.plan.parent)
     if job != REPORT and "RANK" not in os.environ:
-        _take_gpus(arguments.ranks if stage == COLUMN else 1, read_plan(place).device)
-    with (
-        Store(place.store).in_use(),
-        attempts.recorded(place, job, stage, time.time()) as note,
-    ):
-        _compute(job, read_plan(place), note)
+        ranks = arguments.ranks if stage_of(job) == COLUMN else 1
+        _take_gpus(ranks, read_plan(place).device)
+    with Store(place.store).in_use(), recorded(place, job):
+        _compute(job, read_plan(place))
     if os.environ.get("RANK", "0") == "0":
         job_states.set_done(place, job)
 
 
-def _compute(job: str, plan: Plan, note: Callable[[str, int], None]) -> None:
+def _compute(job: str, plan: Plan) -> None:
     check_modules(plan)
     if job == REPORT:
         report(plan)
@@ -72,7 +68,9 @@ def _compute(job: str, plan: Plan, note: Callable[[str, int], None]) -> None:
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", len(os.sched_getaffinity(0)))))
     device = ranks.start(plan.device)
-    note(device_name(device), ranks.world())
+    if ranks.rank() == 0:
+        placed = Placed(device=device_name(device), processes=ranks.world())
+        append_event(plan.place, job, placed)
     if job == PREPARE:
         jobs.prepare(plan, device)
     elif job == DISTANCES:

@@ -24,6 +24,7 @@ _FLAGS = {
     "rb": os.O_RDONLY,
     "wb": os.O_WRONLY | os.O_CREAT | os.O_TRUNC,
     "ab": os.O_WRONLY | os.O_CREAT | os.O_APPEND,
+    "a+b": os.O_RDWR | os.O_CREAT | os.O_APPEND,
     "r+b": os.O_RDWR | os.O_CREAT,
 }
 READABLE = 256 << 20  # maximum bytes of a file that is read as a whole
@@ -62,7 +63,7 @@ class Root:
 
     @contextmanager
     def open(self, name: str | Path, mode: str = "rb") -> Iterator[IO[bytes]]:
-        """Opens a regular file. mode: `rb`, `wb`, `ab` or `r+b`, which creates a missing file."""
+        """Opens a regular file. mode: `rb`, `wb`, `ab`, `a+b` or `r+b`; all but `rb` create it."""
         with self.opened(name, mode) as file:
             yield file
 

@@ -7,7 +7,7 @@ import torch
 
 from bench import documents
 from bench.documents import BLOCK, BLOCKS, PROJECT, Block
-from engine.campaigns.attempts import Attempt
+from engine.campaigns.job_states import Attempt
 from engine.machine.files import short_digest
 from engine.recipe import catalogue
 from engine.report.results import of_campaign

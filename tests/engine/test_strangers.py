@@ -107,7 +107,7 @@ def test_a_record_that_is_no_file_is_named_soon(special, finished, tmp_path):
         assert code == 2 and "evaluations.json" in line
 
 
-@pytest.mark.parametrize("place", ["logs", "done", "attempts", "../.snakemake", "campaign.log"])
+@pytest.mark.parametrize("place", ["logs", "done", "events", "../.snakemake", "campaign.log"])
 def test_a_campaign_is_not_started_where_its_jobs_would_write_through_a_link(
     place, folder, tmp_path
 ):
@@ -131,19 +131,13 @@ def test_a_campaign_that_is_a_link_is_not_reported(folder, tmp_path):
     assert code == 2 and "leads through a link" in line
 
 
-def test_only_what_the_engine_wrote_is_cleared(folder, tmp_path):
+def test_a_link_is_removed_and_not_emptied(folder, tmp_path):
     plan = campaigns.planned(folder, f"runs={tmp_path}")
-    logs = plan.place.path / "logs"
-    logs.mkdir()
-    for name in ("prepare.log", "prepare.exit", "notes.log", "mine.exit"):
-        (logs / name).touch()
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "x").touch()
     (plan.place.path / "done").symlink_to(tmp_path / "elsewhere")
     job_states.forget(plan.place)
     assert not (plan.place.path / "done").is_symlink() and (tmp_path / "elsewhere" / "x").exists()
-    job_states.begin(plan)
-    assert sorted(path.name for path in logs.iterdir()) == ["mine.exit", "notes.log"]
 
 
 def test_snakemake_and_shells_get_no_name_of_a_set(folder, tmp_path, monkeypatch):

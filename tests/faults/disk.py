@@ -21,7 +21,7 @@ from helpers.endings import heal
 CPU_S = 10.0  # that a command may take before it ends in an error
 CLONE_NEWNS = 0x00020000  # linux/sched.h
 IGNORED = (".snakemake", ".lock", "locks", "logs")
-OF_ANY_NAME = ("done", "progress", "attempts", "pending", "report", "tables", "figures")
+OF_ANY_NAME = ("done", "events", "pending", "report", "tables", "figures")
 VALUES: list[Any] = [
     *(None, True, -1, 0, 10**400, 1e308, "", "../../x", "é\0", [], {}, [[]], "x" * 9000),
 ]

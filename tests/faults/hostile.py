@@ -17,6 +17,8 @@ from typing import Any
 
 import yaml
 
+from engine.campaigns.events import Sealed, append_event
+from engine.campaigns.plan_folder import REPORT, PlanFolder
 from faults.campaign import FINISHED, Campaign
 from faults.disk import _places, files_by_kind, only_error
 from faults.forked import Ended, FellShort, require
@@ -157,9 +159,9 @@ def planted(campaign: Campaign, canary: Canary, rng: random.Random) -> str:
     (pack, *_) = (path.name for path in packs.iterdir())
     names = [
         *(place / "campaign.log", place / "workflow.json", place / "logs" / "prepare.log"),
-        *(place / "logs" / "column-few.exit", place / "done" / "report", place / "bin" / "sacct"),
-        *(place.parents[1] / ".lock", place.parent / ".snakemake", place / "attempts"),
-        *(place / "progress", place / "logs", place / "done", campaign.runs / "store" / "locks"),
+        *(place / "events" / "column-few.jsonl", place / "done" / "report", place / "events"),
+        *(place.parents[1] / ".lock", place.parent / ".snakemake"),
+        *(place / "logs", place / "done", campaign.runs / "store" / "locks"),
         *(campaign.runs / "store" / "pending", packs / f".{pack}.tmp", packs / f".{pack}.lock"),
         *(place.parents[1] / "report" / "tables", place.parents[1] / "report"),
     ]
@@ -203,13 +205,13 @@ def edited_module(campaign: Campaign, canary: Canary, rng: random.Random) -> str
 
 def edited_seal(campaign: Campaign, canary: Canary, rng: random.Random) -> str:
     """A report's seal that names files outside, with their right hashes."""
-    (path,) = campaign.runs.glob("shapes*/plans/*/report.sha256")
-    names = [os.path.relpath(canary.file, path.parents[2] / "report"), str(canary.file), "linked"]
-    (path.parents[2] / "report" / "linked").symlink_to(canary.file)
-    other = path.parents[1] / rng.choice(["other", path.parent.name])
-    other.mkdir(exist_ok=True)
+    (plan,) = campaign.runs.glob("shapes*/plans/*")
+    report = plan.parents[1] / "report"
+    names = [os.path.relpath(canary.file, report), str(canary.file), "linked"]
+    (report / "linked").symlink_to(canary.file)
+    other = PlanFolder(plan.with_name(rng.choice(["other", plan.name])))
     name = rng.choice(names)
-    (other / path.name).write_text(f"{file_hash(canary.file)}  {name}\n")
+    append_event(other, REPORT, Sealed(files={name: file_hash(canary.file)}))
     return name
 
 

@@ -80,10 +80,20 @@ class Scheduler(abc.ABC):
         Snakemake's names."""
         return {}
 
-    def why_none_ran(self, log: str) -> str:
-        """Why jobs never started, from Snakemake's log, or empty if the log does not say."""
+    def ends(self, log: str) -> Mapping[str, str]:
+        """How jobs ended that the scheduler ended, from Snakemake's log, by the job's marker as
+        Snakemake names it."""
+        return {}
+
+    def refusal(self, log: str) -> str:
+        """Why the scheduler refused a job, from Snakemake's log, or empty if it refused none."""
         return ""
 
-    def is_there(self) -> bool:
-        """Whether the scheduler answers now."""
-        return True
+    def states(self) -> Mapping[str, str] | None:
+        """The states of the user's jobs by ID, PENDING if a job waits; None if the scheduler does
+        not answer."""
+        return {}
+
+    def obstacle(self, workflow: int) -> str:
+        """Why Snakemake (a process ID) cannot submit its next job now, or empty if it can."""
+        return ""

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import importlib.util
 import os
 import re
 import shutil
-import tempfile
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 from engine.campaigns.schedulers.base import RETRIES, RunOptions, Scheduler
 from engine.errors import CampaignError
 from engine.machine import programs
-from loaders.files.root import Root
+from engine.machine.files import short_digest
 
 PLUGIN = "snakemake_executor_plugin_slurm"
 LONGEST_CHECK_S = 180  # maximum interval between status checks: a constant of the plugin
@@ -40,13 +42,13 @@ REMEDIES = {  # by Slurm's states of a job
     "CANCELLED": " (somebody, or the cluster, cancelled it)",
 }
 _OF_SHELLS = re.compile(r"[$`\"'\\;&|<>()*?!#\x00-\x1f]")
+QUEUE = ("squeue", "--me", "--noheader")
+NO_CAUSE = ("", "FAILED", "RUNNING", "COMPLETED", "COMPLETING", "PENDING")  # of an early end
+_ENDED = re.compile(r"SLURM-job '\S+' failed.*?status is: '(\w+)'.*?output: (\S+)", re.DOTALL)
 LATENCY_S = 60  # until other nodes see a file that one wrote
-# If squeue fails, the plugin calls sacct, which does not work without slurmdbd. This replacement
-# reads the last argument, the name of the jobs.
-SACCT = """#!/bin/sh
-for name; do :; done
-exec squeue --format='%i|%T' --states=all --noheader --name "$name"
-"""
+# Without slurmdbd: programs that also list jobs which Slurm has forgotten.
+STAND_INS = Path(__file__).with_name("stand_ins")
+REFUSED_S = 10  # sbatch tries again, for minutes and in silence, if the queue is full
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ class Slurm(Scheduler):
         if self.cluster.accounting:
             given["slurm_account"] = options.account
         else:
-            environment["PATH"] = os.pathsep.join([_stand_in(), os.environ.get("PATH", "")])
+            environment["PATH"] = os.pathsep.join([str(STAND_INS), os.environ.get("PATH", "")])
             if options.account:  # the plugin would look it up in the accounting
                 environment["SBATCH_ACCOUNT"] = options.account
         # Snakemake evaluates resources as Python: unquoted, `max` would be a function.
@@ -148,7 +150,7 @@ class Slurm(Scheduler):
 
     def cancel(self, place: Path) -> None:
         with contextlib.suppress(CampaignError):  # Snakemake has tried, too
-            lines = _answer("squeue", "--me", "--noheader", "--format", "%i %j").splitlines()
+            lines = _answer(*QUEUE, "--format", "%i %j").splitlines()
             prefix = f"{_prefix(place)}_"  # the plugin appends an ID of its own
             jobs = [line.split()[0] for line in lines if line.split()[1].startswith(prefix)]
             if jobs:
@@ -157,32 +159,32 @@ class Slurm(Scheduler):
     @classmethod
     def end_of(cls, job: str) -> str:
         state = _state(job)
-        if state in ("", "FAILED", "RUNNING", "COMPLETED", "PENDING"):
-            return ""
-        return f"{state}{REMEDIES.get(state, '')}"
+        return "" if state in NO_CAUSE else f"{state}{REMEDIES.get(state, '')}"
 
-    def why_none_ran(self, log: str) -> str:
-        return refusal(log) or ended(log)
+    def ends(self, log: str) -> Mapping[str, str]:
+        return {job: f"{state}{REMEDIES.get(state, '')}" for state, job in _ENDED.findall(log)}
 
-    def is_there(self) -> bool:
+    def refusal(self, log: str) -> str:
+        causes = "; ".join(dict.fromkeys(re.findall(r"sbatch: error: ([^'\n]+)", log)))
+        hint = next((hint for words, hint in LIMITS.items() if words in causes), ASKED)
+        return f"Slurm refused a job: {causes} ({hint})" if causes else ""
+
+    def states(self) -> Mapping[str, str] | None:
         try:
-            return " UP" in _answer("scontrol", "ping")
+            lines = _answer(*QUEUE, "--states", "all", "--format", "%i %T").splitlines()
         except CampaignError:
-            return False
+            return None
+        return dict(map(str.split, lines))
 
-
-def refusal(log: str) -> str:
-    """Why Slurm refused a job, from Snakemake's log of sbatch, or empty if it refused none."""
-    causes = "; ".join(dict.fromkeys(re.findall(r"sbatch: error: ([^'\n]+)", log)))
-    hint = next((hint for words, hint in LIMITS.items() if words in causes), ASKED)
-    return f"Slurm refused a job: {causes} ({hint})" if causes else ""
-
-
-def ended(log: str) -> str:
-    """How Slurm ended jobs before they wrote an error, from Snakemake's log, or empty."""
-    states = dict(re.findall(r"SLURM-job '(\S+)' failed.*?status is: '(\w+)", log))
-    hints = {job: REMEDIES.get(state, "") for job, state in states.items()}
-    return "\n".join(f"Slurm ended its job {job}: {states[job]}{hints[job]}" for job in states)
+    def obstacle(self, workflow: int) -> str:
+        with contextlib.suppress(psutil.Error):
+            for process in psutil.Process(workflow).children(recursive=True):
+                if process.name() == "sbatch" and time.time() - process.create_time() > REFUSED_S:
+                    return (
+                        "Slurm does not take the next job (is its queue full? see MaxJobCount); "
+                        "sbatch tries again"
+                    )
+        return ""
 
 
 def _state(job: str) -> str:
@@ -216,17 +218,8 @@ def _with_memory(job: str) -> str:
 
 
 def _prefix(place: Path) -> str:
-    """The prefix of the names, in the queue, of the jobs that this process started."""
-    return f"rib-{place.name}-{os.getpid()}"
-
-
-def _stand_in() -> str:
-    """A new private folder with a program that replaces sacct."""
-    folder = Path(tempfile.mkdtemp(prefix="rib-"))
-    root = Root(folder)
-    root.write("sacct", SACCT.encode()).chmod(0o700)
-    atexit.register(Root(folder.parent).remove, folder)
-    return str(folder)
+    """The prefix of the names, in the queue, of the jobs of a plan in this folder."""
+    return f"rib-{place.name}-{short_digest(str(place))[:8]}"
 
 
 def _answer(*command: str) -> str:

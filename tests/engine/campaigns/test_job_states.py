@@ -2,17 +2,32 @@
 
 import argparse
 import dataclasses
+import itertools
 import json
+import multiprocessing
 import re
 import sys
-from contextlib import AbstractContextManager
+import time
 
 import pandas
 import pytest
 
-from engine.campaigns import attempts, job_states, progress, seal, workflow
+from engine.campaigns import job_states, progress, seal, workflow
 from engine.campaigns.columns import Column
-from engine.campaigns.plan import make_plan
+from engine.campaigns.events import (
+    LONGEST,
+    Begun,
+    Ended,
+    Placed,
+    Progress,
+    Queued,
+    Sealed,
+    append_event,
+    read_events,
+    recorded,
+)
+from engine.campaigns.job_states import FAILED, FINISHED, RUNNING, WAITING, JobState, read_job
+from engine.campaigns.plan import REPORT, make_plan
 from engine.campaigns.plan_folder import PlanFolder
 from engine.campaigns.schedulers import slurm
 from engine.commands import job
@@ -26,44 +41,107 @@ from helpers.processes import run
 from loaders.files.durable import file_hash
 from loaders.files.typed_json import DamagedFile
 
+FORK = multiprocessing.get_context("fork")
 ENDS = {"user-error": "exit 2", "bug": "exit 1", "preempted": "exit 75", "killed": "kill -KILL $$"}
 ENDS |= {"left": "echo goodbye; exit 0"}
 HOUR = 60
 
 
-def recorded(place: PlanFolder, started: float = 100.0) -> AbstractContextManager:
-    return attempts.recorded(place, "column-few", "column", started)
+JOB = "column-few"
+BEGUN = Begun(node="here", process=1, at=100)
+
+
+def state(place: PlanFolder, *events: object) -> JobState:
+    """How a job stands after these events."""
+    for event in events:
+        append_event(place, JOB, event)
+    return read_job(place, JOB)
 
 
 def test_an_attempt_ends_with_its_error_or_without(tmp_path):
-    with recorded(PlanFolder(tmp_path)) as note:
-        note("A100", 2)
-        (begun,) = attempts.read(PlanFolder(tmp_path))
-        assert begun.ended is None and begun.failure == attempts.KILLED and begun.hours == 0
+    place = PlanFolder(tmp_path)
+    with recorded(place, JOB):
+        append_event(place, JOB, Placed(device="A100", processes=2))
+        (begun,) = read_job(place, JOB).attempts
+        assert begun.ended is None and begun.failure == job_states.KILLED and begun.hours == 0
         assert (begun.device, begun.processes) == ("A100", 2)
-    with pytest.raises(ValueError, match="no room"), recorded(PlanFolder(tmp_path), 200.0):
+    with pytest.raises(ValueError, match="no room"), recorded(place, JOB):
         raise ValueError("no room" + "x" * 1000)
-    first, second = attempts.read(PlanFolder(tmp_path))
+    first, second = read_job(place, JOB).attempts
     assert first.failure == "" and first.ended is not None
-    assert first.hours == pytest.approx((first.ended - 100) / 3600)
-    assert second.error == ("no room" + "x" * 1000)[: attempts.LONGEST]
+    assert first.hours == pytest.approx((first.ended - first.started) / 3600)
+    assert second.error == ("no room" + "x" * 1000)[:LONGEST]
 
 
 def test_of_several_ranks_the_one_with_an_error_is_kept_too(tmp_path, monkeypatch):
+    place = PlanFolder(tmp_path)
     monkeypatch.setenv("RANK", "1")
-    with recorded(PlanFolder(tmp_path)):
+    with recorded(place, JOB):
         pass
-    with pytest.raises(FirstRankError), recorded(PlanFolder(tmp_path)):
+    with pytest.raises(FirstRankError), recorded(place, JOB):
         raise FirstRankError("the first rank failed")
-    assert not attempts.read(PlanFolder(tmp_path))
-    with pytest.raises(ValueError, match="no GPU"), recorded(PlanFolder(tmp_path)):
+    assert not [*read_events(place, JOB)]
+    append_event(place, JOB, BEGUN)
+    with pytest.raises(ValueError, match="no GPU"), recorded(place, JOB):
         raise ValueError("no GPU")
-    (file,) = (tmp_path / attempts.FOLDER).iterdir()
-    values = json.loads(file.read_text())
-    assert values["error"] == "no GPU"
-    file.write_text(json.dumps(values | {"processes": 7}))
-    with pytest.raises(DamagedFile, match=f"{file.name} .*; delete it"):
-        attempts.read(PlanFolder(tmp_path))
+    (attempt,) = state(place, Ended()).attempts
+    assert attempt.error == "no GPU"
+
+
+def test_states_follow_the_events(tmp_path):
+    place = PlanFolder(tmp_path)
+    assert read_job(place, JOB).state == WAITING
+    assert state(place, Queued()).state == WAITING
+    assert state(place, BEGUN, Progress(done=2, total=5)).state == RUNNING
+    assert state(place, Ended(code=9)).state == FAILED
+    # Snakemake tries again; the job goes on from what is in the store.
+    assert state(place, BEGUN).progress.done == 2
+    queued = state(place, Queued())
+    assert queued.state == WAITING and queued.progress is None and not queued.current
+    assert [attempt.failure for attempt in queued.attempts] == [
+        "failed (exit code 9)",
+        "was killed",
+    ]
+    assert state(place, BEGUN, Ended()).state == RUNNING, "until its marker is there"
+    job_states.set_done(place, JOB)
+    assert read_job(place, JOB).state == FINISHED
+
+
+def test_a_line_that_a_kill_cut_off_is_passed_over_and_ended(tmp_path):
+    place, file = PlanFolder(tmp_path), tmp_path / "events" / f"{JOB}.jsonl"
+    state(place, BEGUN, Progress(done=1, total=5), Progress(done=2, total=5))
+    whole = file.read_bytes()
+    cut = whole.rstrip(b"\n").rindex(b"\n") + 1
+    for length in range(cut, len(whole) + 1):
+        file.write_bytes(whole[:length])
+        is_whole = length >= len(whole) - 1
+        assert read_job(place, JOB).progress.done == 1 + is_whole
+        assert state(place, Ended(code=2)).end.code == 2
+        assert file.read_bytes().count(b"\n") == 3 + (length > cut)
+    for damaged in (b'{"type":"begun"}', b"\xff\xfe", b'{"type":"x"}', b"[" * 9999, b"1"):
+        file.write_bytes(damaged + b"\n" + whole)
+        assert read_job(place, JOB).progress.done == 2
+
+
+def test_events_of_writers_at_once_and_killed_at_any_moment_stay_whole(tmp_path):
+    """Kills of two writers, twenty times; every line that was not the last one is an event."""
+    place = PlanFolder(tmp_path)
+
+    def write(name: str) -> None:
+        for step in itertools.count():
+            append_event(place, JOB, Progress(done=step, total=9, doing=name * 500))
+
+    for number in range(20):
+        writers = [FORK.Process(target=write, args=(name,)) for name in "ab"]
+        for writer in writers:
+            writer.start()
+        time.sleep(0.02 + 0.001 * number)
+        for writer in writers:
+            writer.kill()
+            writer.join()
+    now, lines = state(place, Ended(code=0)), (tmp_path / "events" / f"{JOB}.jsonl").read_bytes()
+    events = [*read_events(place, JOB)]
+    assert now.end.code == 0 and len(events) > 100 and lines.count(b"\n") - len(events) <= 40
 
 
 @pytest.mark.parametrize(
@@ -123,8 +201,8 @@ def test_users_errors_end_their_next_attempts_at_once(folder, tmp_path):
     assert all(f"{place}/logs/{job}.log" in text for job, text in shown.items())
     (tmp_path / "store").mkdir()
     job_states.begin(plan)  # the next command tries all of them again
-    left = {path.name for path in (place / "logs").iterdir()}
-    assert left == {"prepare.log", "distances.log"}
+    states = job_states.read_jobs(plan)
+    assert job_states.counts(states.values()) == {WAITING: len(ENDS) + 1, FINISHED: 1}
     (tmp_path / "store").rmdir()
     job_states.begin(plan)
     assert not job_states.is_done(plan.place, "prepare"), (
@@ -132,50 +210,79 @@ def test_users_errors_end_their_next_attempts_at_once(folder, tmp_path):
     )
 
 
-def test_what_is_no_log_of_a_job_stays_among_the_logs(folder, tmp_path):
-    plan = campaigns.planned(folder, f"runs={tmp_path}")
-    for name in ("mine", "prepare.log"):
-        (plan.place.path / "logs" / name).mkdir(parents=True)
-    for name in ("mine.exit", "column-few.exit", "column-few.log"):
-        (plan.place.path / "logs" / name).touch()
-    job_states.begin(plan)
-    left = sorted(path.name for path in (plan.place.path / "logs").iterdir())
-    assert left == ["mine", "mine.exit", "prepare.log"]
-
-
 def test_a_jobs_own_words_are_told(tmp_path):
     """Of its last attempt."""
-    for started, words in ((1, "no room"), (2, "no GPU")):
-        with pytest.raises(ValueError), recorded(PlanFolder(tmp_path), started):
+    place = PlanFolder(tmp_path)
+    for words in ("no room", "no GPU"):
+        with pytest.raises(ValueError), recorded(place, JOB):
             raise ValueError(words)
-    assert job_states.failure(PlanFolder(tmp_path), "column-few") == ("failed", "no GPU")
-    (tmp_path / "logs").mkdir()
-    (tmp_path / "logs" / "column-few.exit").write_text("2\n")
-    assert job_states.failure(PlanFolder(tmp_path), "column-few") == (
-        "failed (exit code 2)",
-        "no GPU",
-    )
+    assert read_job(place, JOB).failure == ("failed", "no GPU")
+    assert state(place, Ended(code=2)).failure == ("failed (exit code 2)", "no GPU")
 
 
-def test_slurms_state_of_a_killed_job_is_told(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("code", "how"),
+    [
+        (0, "ended without a result (exit code 0)"),
+        (75, "was ended by a signal during training"),
+        (137, "was killed (SIGKILL), as the kernel does when memory runs out"),
+        (143, "was killed (SIGTERM)"),
+        (255, "failed (exit code 255)"),
+        (128, "failed (exit code 128)"),
+    ],
+)
+def test_an_exit_code_is_told(code, how, folder, tmp_path):
+    """Codes above 128 need not be those of signals: `127 is not a valid Signals` was all."""
+    plan = campaigns.planned(folder, f"runs={tmp_path}")
+    (plan.place.path / "logs").mkdir()
+    (plan.place.path / "logs" / f"{JOB}.log").write_text("goodbye\n\n")
+    state(plan.place, BEGUN, Ended(code=code))
+    ((job, text),) = job_states.failures(plan)
+    assert job == JOB and text.startswith(f"{JOB} {how}") and f"logs/{JOB}.log" in text
+    assert read_job(plan.place, JOB).attempts[0].failure.startswith(how)
+
+
+def test_slurms_state_of_a_killed_job_is_told(folder, tmp_path, monkeypatch):
     """Its own words, and where it has no accounting what the job's output says of memory."""
-    output, exit_code = tmp_path / "4.log", tmp_path / "logs" / "column-few.exit"
-    exit_code.parent.mkdir()
-    exit_code.write_text("137\n")
-    monkeypatch.setenv("SLURM_JOB_ID", "17")
-    killed = recorded(PlanFolder(tmp_path))
-    killed.__enter__()
-    for state, text, reason in (
-        ("TIMEOUT", "", "was ended by Slurm: TIMEOUT (give more hours by --time)"),
-        ("FAILED", "Exceeded job memory limit", "OUT_OF_MEMORY (give more by --mem)"),
-        ("FAILED", "error: x", "was killed (SIGKILL), as the kernel does when memory runs out"),
+    plan, output = campaigns.planned(folder, f"runs={tmp_path}"), tmp_path / "4.log"
+    toy = object.__new__(slurm.Slurm)
+    begun = Begun(node="here", process=1, scheduler="slurm", queued_as="17")
+    for status, text, end, reason in (
+        ("TIMEOUT", "", Ended(code=137), "was ended by Slurm: TIMEOUT (give more hours by --time)"),
+        ("TIMEOUT", "", Ended(code=75, error="stopped"), "was ended by Slurm: TIMEOUT (give more"),
+        ("FAILED", "Exceeded job memory limit", Ended(), "was ended by Slurm: OUT_OF_MEMORY (give"),
+        ("FAILED", "error: x", Ended(code=137), "was killed (SIGKILL), as the kernel does when"),
+        ("FAILED", "error: x", Ended(), "was ended by Slurm: it gives no reason"),
+        ("FAILED", "error: x", Ended(error="no GPU"), "failed"),
     ):
         output.write_text(f"slurmstepd: error: {text}\n")
-        job = f"JobId=17 JobName=x\n   JobState={state} Reason=x\n   StdOut={output}\n"
+        job = f"JobId=17 JobName=x\n   JobState={status} Reason=x\n   StdOut={output}\n"
         monkeypatch.setattr(slurm, "_answer", lambda *_, job=job: job)
-        assert job_states.failure(PlanFolder(tmp_path), "column-few").how.endswith(reason)
-    exit_code.unlink()
-    assert job_states.failure(PlanFolder(tmp_path), "column-few").how.startswith("was ")
+        state(plan.place, Queued(), begun, end)
+        workflow._record_ends(plan, plan.place.plans, toy, "")
+        assert read_job(plan.place, JOB).failure.how.startswith(reason)
+
+
+def test_a_job_that_slurm_cancelled_before_it_began_is_told(folder, tmp_path, monkeypatch):
+    plan = campaigns.planned(folder, f"runs={tmp_path}")
+    monkeypatch.setattr(slurm, "_answer", lambda *_: "")
+    log = (
+        "Error in rule column:\n    message: SLURM-job '17' failed, SLURM status is: 'CANCELLED'. "
+        "Detailed failure reason unavailable (status command is not 'sacct').\n    jobid: 2\n"
+        f"    input: x/done/prepare\n    output: {plan.place.name}/done/{JOB}\n    log: x\n"
+    )
+    job_states.begin(plan)
+    workflow._record_ends(plan, plan.place.plans, object.__new__(slurm.Slurm), log)
+    ((_, text),) = job_states.failures(plan)
+    assert text.startswith(f"{JOB} was ended by Slurm: CANCELLED (somebody, or the cluster, ")
+
+
+def test_jobs_that_were_killed_are_failed_once_nothing_is_at_work(folder, tmp_path):
+    plan = campaigns.planned(folder, f"runs={tmp_path}")
+    state(plan.place, BEGUN)
+    workflow._record_ends(plan, plan.place.plans, None, "")
+    assert [*job_states.failures(plan)] == [(JOB, f"{JOB} was killed")]
+    assert read_job(plan.place, "prepare").state == WAITING
 
 
 def test_a_report_that_lacks_something_lets_the_next_run_look_for_it(folder, tmp_path, monkeypatch):
@@ -193,18 +300,14 @@ def test_a_report_that_lacks_something_lets_the_next_run_look_for_it(folder, tmp
     assert not (plan.place.path / "done").exists()
 
 
-def test_progress_counts_jobs_by_their_markers_and_logs(tmp_path):
-    for name, content in (
-        ("done/prepare", ""),
-        ("logs/prepare.log", "all is there\n"),
-        ("logs/column-s.log", "error: x\n"),
-        ("logs/column-s.exit", "2\n"),
-        ("logs/column-t.log", ""),
-    ):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(content)
-    states = job_states.counts(PlanFolder(tmp_path), ["prepare", "column-s", "column-t", "report"])
-    assert progress.text(states, "x") == "1 running, 1 waiting, 1 done, 1 failed; x"
+def test_progress_counts_jobs_by_their_events_and_markers(tmp_path):
+    place = PlanFolder(tmp_path)
+    job_states.set_done(place, "prepare")
+    for name, events in (("s", [BEGUN, Ended(code=2)]), ("t", [BEGUN]), ("u", [Queued()])):
+        for event in events:
+            append_event(place, name, event)
+    numbers = job_states.counts(read_job(place, name) for name in ("prepare", *"stu", REPORT))
+    assert progress.text(numbers, "x") == "1 running, 2 waiting, 1 done, 1 failed; x"
 
 
 def test_files_of_an_earlier_report_go_and_a_users_own_stay(tmp_path):
@@ -228,7 +331,7 @@ def test_a_seal_names_no_file_outside_the_report(name, tmp_path):
     place.mkdir(parents=True)
     outside.write_text("mine")
     name = name.format(absolute=outside)
-    (place / seal.SHOWN).write_text(f"{file_hash(outside)}  {name}\n")
+    append_event(PlanFolder(place), REPORT, Sealed(files={name: file_hash(outside)}))
     with seal.sealed(PlanFolder(place)):
         if name.startswith("linked"):
             (report / "linked").symlink_to(tmp_path)

@@ -1,15 +1,21 @@
 """A second scheduler is one class: whatever asks Slurm asks it instead."""
 
+import itertools
+import os
 from typing import ClassVar
 
 import pytest
 
 from engine import cli
-from engine.campaigns import attempts, job_states, sites, workflow
+from engine.campaigns import job_states, sites, workflow
+from engine.campaigns.events import Begun, append_event, recorded
+from engine.campaigns.job_states import FAILED, RUNNING, WAITING
 from engine.campaigns.plan import make_plan
 from engine.campaigns.schedulers import SCHEDULERS, RunOptions, Scheduler
 from engine.errors import CampaignError
 from engine.recipe import parsed
+
+JOB = "column-few"
 
 
 class Toy(Scheduler):
@@ -17,7 +23,7 @@ class Toy(Scheduler):
     cancelled: ClassVar[list[str]] = []
 
     def __init__(self, options):
-        self.queue = options.partition or "all"
+        self.queue, self.queue_states = options.partition or "all", {}
 
     def device(self, chosen):
         return "cpu" if chosen == "auto" else chosen
@@ -35,8 +41,11 @@ class Toy(Scheduler):
     def resources(self, cores):
         return {"slots": cores}
 
-    def why_none_ran(self, log):
+    def refusal(self, log):
         return "Toy took no job: closed" if "toy: closed" in log else ""
+
+    def states(self):
+        return self.queue_states
 
 
 @pytest.fixture
@@ -60,15 +69,50 @@ def test_it_says_how_jobs_are_submitted_and_what_they_ask_for(plan, folder, tmp_
     assert "--mem is an option of --executor slurm|toy" in capsys.readouterr().err
 
 
-def test_it_says_how_a_job_ended_that_left_no_word(plan, monkeypatch):
+def begun(number: str) -> Begun:
+    return Begun(node="node1", process=1, scheduler="toy", queued_as=number)
+
+
+def test_a_job_knows_its_number_in_the_queue(plan, monkeypatch):
+    monkeypatch.setenv("TOY_JOB", "7")
+    with recorded(plan.place, JOB):
+        (attempt,) = job_states.read_job(plan.place, JOB).attempts
+    assert (attempt.scheduler, attempt.queued_as) == ("toy", "7")
+
+
+def test_it_says_how_a_job_ended_that_left_no_word(plan):
     for number, how in (
         ("7", "was ended by Toy: EVICTED (ask for less)"),
-        ("8", "was killed; Toy gives no reason"),
+        ("8", "was ended by Toy: it gives no reason"),
     ):
-        monkeypatch.setenv("TOY_JOB", number)
-        killed = attempts.recorded(plan.place, "column-few", "column", float(number))
-        killed.__enter__()
-        assert job_states.failure(plan.place, "column-few") == (how, "")
+        append_event(plan.place, JOB, begun(number))
+        workflow._record_ends(plan, plan.place.plans, Toy(RunOptions()), "")
+        assert job_states.read_job(plan.place, JOB).failure == (how, "")
+
+
+def test_a_job_that_it_forgot_or_put_back_is_not_at_work(plan, monkeypatch):
+    """A forgotten job was waited for in silence, and counted as running."""
+    toy, clock = Toy(RunOptions()), itertools.count(0, 20)
+    monkeypatch.setattr(workflow.time, "monotonic", lambda: next(clock))
+    append_event(plan.place, JOB, begun("8"))
+    ask = workflow._asked(toy, os.getpid(), [plan])
+    state = lambda: job_states.read_job(plan.place, JOB).state  # noqa: E731
+    toy.queue_states = {"8": "RUNNING"}
+    assert ask() == "" and state() == RUNNING
+    toy.queue_states = {"8": "PENDING"}
+    assert ask() == "" and state() == WAITING
+    append_event(plan.place, JOB, begun("8"))
+    toy.queue_states = {}
+    lost = "column-few was ended by Toy: it no longer knows its job 8"
+    assert ask().startswith(lost) and state() == FAILED
+    assert ask() == "", "once"
+
+
+def test_a_queue_that_takes_no_job_is_told(plan, monkeypatch):
+    clock, toy = itertools.count(0, 20), Toy(RunOptions())
+    monkeypatch.setattr(workflow.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(toy, "obstacle", lambda workflow: f"full {workflow}", raising=False)
+    assert workflow._asked(toy, 7, [plan])() == "full 7"
 
 
 def test_its_queue_is_emptied_where_a_campaign_fails_and_it_says_why(plan):

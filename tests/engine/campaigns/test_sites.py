@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import itertools
 import os
+import shutil
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -134,12 +135,40 @@ def test_states_come_from_sacct_where_there_is_accounting(tmp_path, monkeypatch)
     assert "--slurm-status-command squeue" in text
     assert environment["SBATCH_ACCOUNT"] == "lab" and "lab" not in text
     programs(tmp_path, squeue='echo "$@"')
-    fresh = Path(environment["PATH"].partition(":")[0])
-    assert [path.name for path in fresh.iterdir()] == ["sacct"], "no program of a plan's folder"
-    assert fresh.stat().st_mode & 0o777 == 0o700
-    monkeypatch.setenv("PATH", f"{fresh}:{tmp_path}:/bin")
-    words_of_squeue = subprocess.check_output(["sacct", "-X", "--name", "a-b"], text=True)
-    assert words_of_squeue == "--format=%i|%T --states=all --noheader --name a-b\n"
+    stand_ins = Path(environment["PATH"].partition(":")[0])
+    assert stand_ins == Path(slurm.__file__).with_name("stand_ins"), "none of a plan's folder"
+    monkeypatch.setenv("PATH", f"{stand_ins}:{tmp_path}:/bin:/usr/bin")
+    (tmp_path / "campaign.log").write_text("")
+    monkeypatch.setenv("RIB_WORKFLOW", str(tmp_path / "workflow.json"))
+    for program in ("sacct", "squeue"):
+        words_of_squeue = subprocess.check_output([program, "-X", "--name", "a-b"], text=True)
+        assert words_of_squeue == "--format=%i|%T --states=all --noheader --name a-b\n"
+
+
+def test_a_job_that_slurm_forgot_counts_as_completed(tmp_path, monkeypatch):
+    """Snakemake then looks for its marker; before, it waited for ever."""
+    submitted = "Job 3 has been submitted with SLURM jobid {} (log: x/{}.log).\n"
+    log = "".join(submitted.format(number, number) for number in (5, 15, 16, 7))
+    (tmp_path / "campaign.log").write_text(log)
+    programs(tmp_path, squeue="echo '15|RUNNING'; echo '7|FAILED'")
+    monkeypatch.setenv("PATH", f"{slurm.STAND_INS}:{tmp_path}:/bin:/usr/bin")
+    monkeypatch.setenv("RIB_WORKFLOW", str(tmp_path / "workflow.json"))
+    states = subprocess.check_output(["squeue", "--name", "a-b"], text=True).split()
+    assert sorted(states) == ["15|RUNNING", "16|COMPLETED", "5|COMPLETED", "7|FAILED"]
+    programs(tmp_path, squeue="echo 'Unable to contact' >&2; exit 1")
+    away = subprocess.run(["squeue", "--name", "a-b"], capture_output=True, text=True)
+    assert away.returncode == 1 and not away.stdout, "a controller that is away forgets no job"
+
+
+def test_a_full_queue_is_told(tmp_path):
+    """sbatch tries again for minutes, and Snakemake keeps what it says."""
+    sbatch = tmp_path / "sbatch"
+    shutil.copy("/bin/sleep", sbatch)
+    with subprocess.Popen([sbatch, "60"]) as process:
+        assert of_cluster(CLUSTER).obstacle(os.getpid()) == ""
+        with mock.patch.object(slurm, "REFUSED_S", 0):
+            assert "see MaxJobCount" in of_cluster(CLUSTER).obstacle(os.getpid())
+        process.kill()
 
 
 def test_device_follows_the_partition():
@@ -188,8 +217,8 @@ def test_a_job_that_slurm_refuses_is_told_in_its_words():
     log = (
         f"SLURM sbatch failed. The error message was 'sbatch: error: {many}\nsbatch: error: no'.\n"
     )
-    assert f"refused a job: {many}; no (--cores, " in slurm.refusal(log + log)
-    assert slurm.refusal("At least one job did not complete successfully.") == ""
+    assert f"refused a job: {many}; no (--cores, " in of_cluster(CLUSTER).refusal(log + log)
+    assert of_cluster(CLUSTER).refusal("At least one job did not complete successfully.") == ""
     for words, hint in (
         ("Batch job submission failed: Resource temporarily unavailable", "see MaxJobCount: run"),
         (
@@ -198,26 +227,19 @@ def test_a_job_that_slurm_refuses_is_told_in_its_words():
         ),
         ("Requested node configuration is not available", "no node has so much: ask for less by"),
     ):
-        assert hint in slurm.refusal(f"The error message was 'sbatch: error: {words}'.")
+        assert hint in of_cluster(CLUSTER).refusal(
+            f"The error message was 'sbatch: error: {words}'."
+        )
 
 
-def test_a_job_that_slurm_ends_before_it_writes_a_word_is_told():
-    log = (
-        "Error in rule column:\n    message: SLURM-job '17' failed, SLURM status is: 'CANCELLED'. "
-        "Detailed failure reason unavailable (status command is not 'sacct').\n    jobid: 2\n"
-    )
-    text = "Slurm ended its job 17: CANCELLED (somebody, or the cluster, cancelled it)"
-    assert slurm.ended(log + log) == text and slurm.ended("no error") == ""
-
-
-def test_the_queue_is_emptied_of_this_run(tmp_path, monkeypatch):
+def test_the_queue_is_emptied_of_this_plan(tmp_path, monkeypatch):
     """Of no other campaign's jobs, those of a copy with the same plan included."""
     place = tmp_path / "4faa"
-    mine, other = f"rib-4faa-{os.getpid()}_1-2", f"rib-4faa-{os.getpid() + 1}_1-2"
+    mine, other = (f"{slurm._prefix(each)}_1-2" for each in (place, tmp_path / "copy" / "4faa"))
     queue = f"echo '7 {mine}'; echo '8 {other}'; echo '9 x'; echo '10 {mine.replace('_', '4_')}'"
     programs(tmp_path, scancel=f'echo "$@" >> {tmp_path}/cancelled', squeue=queue)
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
-    assert f"--slurm-jobname-prefix rib-4faa-{os.getpid()} " in words(CLUSTER, place)[0]
+    assert f"--slurm-jobname-prefix {slurm._prefix(place)} " in words(CLUSTER, place)[0]
     of_cluster(CLUSTER).cancel(place)
     assert (tmp_path / "cancelled").read_text() == "7\n"
 
@@ -234,10 +256,11 @@ def test_nothing_of_a_stranger_becomes_a_word_of_slurms_or_of_a_shell(tmp_path, 
 
 
 def test_a_controller_that_is_away_for_a_while_is_told(monkeypatch):
-    clock, answers = itertools.count(0, 40), iter([True, False, False, False, True])
+    clock, answers = itertools.count(0, 20), iter([{}, None, None, None, {}])
     monkeypatch.setattr(workflow.time, "monotonic", lambda: next(clock))
-    monkeypatch.setattr(slurm.Slurm, "is_there", lambda self: next(answers))
-    watch, away = workflow._away(of_cluster(CLUSTER)), "Slurm does not answer: its jobs continue"
+    monkeypatch.setattr(slurm.Slurm, "states", lambda self: next(answers))
+    watch = workflow._asked(of_cluster(CLUSTER), os.getpid(), [])
+    away = "Slurm does not answer: its jobs continue"
     assert [watch().startswith(away) for _ in range(5)] == [False, False, True, True, False]
 
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from engine import cli
-from engine.campaigns import attempts, jobs, workflow
+from engine.campaigns import jobs, workflow
+from engine.campaigns.events import recorded
 from engine.campaigns.plan import PAGE, REPORT
 from engine.campaigns.plan_folder import PlanFolder
 from helpers import campaigns
@@ -18,7 +19,7 @@ def test_finished_columns_are_reported_and_the_others_named(folder, grid, capsys
     jobs.prepare(plan, CPU)
     with (
         pytest.raises(ValueError, match="no room"),
-        attempts.recorded(plan.place, "column-few", "column", 1),
+        recorded(plan.place, "column-few"),
     ):
         raise ValueError("no room")
     assert cli.main(["report", str(plan.place.campaign)]) == 2

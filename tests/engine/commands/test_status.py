@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from engine import cli
-from engine.campaigns import attempts, holdings, job_states
+from engine.campaigns import holdings, job_states
+from engine.campaigns.events import Begun, Ended, Progress, append_event
 from engine.campaigns.plan import Plan
 from engine.campaigns.status import Status
 from engine.commands.status import lines
@@ -28,23 +29,19 @@ def status(runs: Path, capsys) -> str:
 def job(plan: Plan, name: str, done: int, minutes: float, error: str = "") -> None:
     """A job that began some minutes ago; with an error one that failed half a minute later."""
     began, total = time.time() - 60 * minutes, 5
-    log = plan.place.path / job_states.LOGS / f"{name}{job_states.LOG}"
-    log.parent.mkdir(exist_ok=True)
-    log.touch()
-    job_states.advance(plan.place, name, done, total, f"training on {name}")
-    ended = began + 30 if error else None
-    attempt = attempts.Attempt(name, name.partition("-")[0], began, ended, "cpu", error=error)
-    attempts._write(plan.place, f"{name}-{began:.0f}.json", attempt)
+    append_event(plan.place, name, Begun(node="here", process=1, at=began))
+    doing = f"training on {name}"
+    append_event(plan.place, name, Progress(done=done, total=total, doing=doing, at=began + 1))
     if error:
-        log.with_suffix(job_states.EXIT).write_text("1")
+        append_event(plan.place, name, Ended(error=error, code=1, at=began + 30))
 
 
 @pytest.fixture
 def at_work(tmp_path) -> Iterator[Plan]:
     plan = begun(tmp_path)
     job(plan, "prepare", 4, 30)
-    (plan.place.path / job_states.DONE).mkdir()
-    (plan.place.path / job_states.DONE / "prepare").touch()
+    append_event(plan.place, "prepare", Ended(at=time.time()))
+    job_states.set_done(plan.place, "prepare")
     job(plan, "column-twemoji", 2, 20)
     job(plan, "column-openmoji", 0, 10, error="no room\nbelow")
     code = "import sys, time; from pathlib import Path; from loaders.files import locks\n"
@@ -62,16 +59,28 @@ def test_a_campaign_at_work_shows_jobs_cells_time_left_and_the_last_error(at_wor
     assert f"{name}  running, last job started 10 min ago, 2 of 4 cells" in shown
     assert "jobs: 1 running, 1 waiting, 1 done, 1 failed; training on column-" in shown
     # Six steps took 30 minutes, and the campaign has 2 + 2 + 3 * 2 + 1.
-    assert job_states.steps(at_work) == 11 and "about 25 min left, at the speed so far" in shown
-    assert "last error: column-openmoji: no room\n" in shown
+    assert steps(at_work) == 11 and "about 25 min left, at the speed so far" in shown
+    assert "last error: column-openmoji: failed (exit code 1): no room\n" in shown
+    # It was finished once, and lacks something.
+    finish(at_work, [])
+    assert f"{name}  running, last job started 10 min ago" in status(at_work.place.runs, capsys)
+    # What is queued again starts at 0.
+    job_states.begin(at_work)
+    shown = status(at_work.place.runs, capsys)
+    assert "jobs: 3 waiting, 1 done\n" in shown or "jobs: 3 waiting, 1 done; " in shown
+    assert job_states.steps_done(job_states.read_jobs(at_work).values()) == 4
+
+
+def steps(plan: Plan) -> int:
+    return job_states.steps(plan, job_states.read_jobs(plan))
 
 
 def test_time_left_counts_no_job_whose_results_another_campaign_had(tmp_path):
     plan = begun(tmp_path)
     job_states.set_done(plan.place, plan.columns[0].job)
-    assert job_states.steps(plan) == 11 - 3
+    assert steps(plan) == 11 - 3
     job(plan, plan.columns[0].job, 3, 1)  # it ran after all
-    assert job_states.steps(plan) == 11
+    assert steps(plan) == 11
 
 
 def test_cells_of_a_seed_probe_are_named():

@@ -1,6 +1,6 @@
 """What the page says of columns that a campaign lacks, failed attempts and hours."""
 
-from engine.campaigns.attempts import Attempt
+from engine.campaigns.job_states import Attempt
 from engine.report.merged import merged
 from engine.report.results import Results
 from engine.report.sections import about
