@@ -11,11 +11,6 @@ def printable(text: str) -> str:
     return "".join(shown)
 
 
-def one_line(text: str) -> str:
-    """Like `printable`, but escapes line ends too, as a folder's name may contain them."""
-    return printable(text).replace("\n", r"\n")
-
-
 class RecipeError(ValueError):
     """An invalid recipe or override; the message names the key, the file and the fix."""
 

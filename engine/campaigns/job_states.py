@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -30,7 +29,7 @@ from loaders.files.typed_json import DamagedFile
 
 DONE, LOGS, LOG = "done", "logs", ".log"  # next to a plan
 RUNNING, WAITING, FINISHED, FAILED = "running", "waiting", "done", "failed"
-FINAL = 2  # exit code: another attempt would fail in the same way
+FINAL = 2  # exit code of an error that another attempt would meet again
 SIGNALLED = 128  # a shell's exit code for a program ended by a signal is this plus its number
 END = 4096  # bytes at the end of a log in which to find its last line
 KILLED = "it has no end: it was killed, or is still running"
@@ -106,11 +105,6 @@ class JobState(NamedTuple):
         code = self.end.code
         how = self.end.how or ("failed" if code is None else _how(code))
         return Failure(how, "" if code == os.EX_TEMPFAIL else self.end.error)
-
-
-def is_final(state: JobState) -> bool:
-    """Whether another attempt at a job would fail as the last one did."""
-    return state.end.code == FINAL
 
 
 def is_done(place: PlanFolder, job: str) -> bool:
@@ -190,11 +184,6 @@ def attempts(states: Mapping[str, JobState]) -> list[Attempt]:
     """All attempts at jobs, sorted by start."""
     tried = (attempt for state in states.values() for attempt in state.attempts)
     return sorted(tried, key=lambda attempt: (attempt.started, attempt.job))
-
-
-def counts(states: Iterable[JobState]) -> Counter[str]:
-    """The number of jobs by state."""
-    return Counter(state.state for state in states)
 
 
 def advance(place: PlanFolder, job: str, done: int, total: int, doing: str = "") -> None:

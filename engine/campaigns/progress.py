@@ -34,22 +34,25 @@ def show(process: subprocess.Popen, plans: Sequence[Plan], watch: Callable[[], s
     interval = POLL_S if sys.stderr.isatty() else LOG_EVERY_S
     shown, last = time.monotonic(), ""
     title = f"{plans[0].name} grid" + (f" of {len(plans)} models" if len(plans) > 1 else "")
-    first = text(job_states.counts(_states(plans)), "")
+    first = _text(_states(plans))
     with tqdm(total=total, desc=title, unit="step", smoothing=0.1, postfix=first) as bar:
         while process.poll() is None:
             states = _states(plans)
             bar.n = min(total, job_states.steps_done(states))
             if time.monotonic() - shown >= interval:
-                numbers = job_states.counts(states)
-                bar.set_postfix_str(text(numbers, job_states.doing(states)), refresh=False)
+                bar.set_postfix_str(_text(states), refresh=False)
                 bar.refresh()
                 shown = time.monotonic()
             if last != (message := watch()):
                 bar.write(message, file=sys.stderr)
                 last = message
             time.sleep(POLL_S)
-        bar.set_postfix_str(text(job_states.counts(_states(plans)), ""), refresh=False)
+        bar.set_postfix_str(_text(_states(plans)), refresh=False)
         bar.n = total if process.returncode == 0 else bar.n
+
+
+def _text(states: Sequence[JobState]) -> str:
+    return text(Counter(state.state for state in states), job_states.doing(states))
 
 
 def _states(plans: Sequence[Plan]) -> list[JobState]:

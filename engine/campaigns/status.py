@@ -67,7 +67,8 @@ def of(begun: Begun, now: float, *, is_latest: bool = True) -> Status:
         else min(of_column, job_states.steps_done([states[job]]))
         for job in columns
     )
-    jobs, cells = job_states.counts(states.values()), (done, of_column * len(columns))
+    jobs = Counter(state.state for state in states.values())
+    cells = (done, of_column * len(columns))
     # A finished campaign that lacks an artefact is at work again.
     is_at_work = is_latest and jobs[FINISHED_JOB] < len(states) and locks.is_held(place.lock)
     if begun.record and not is_at_work:

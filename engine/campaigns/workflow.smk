@@ -7,7 +7,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from engine.campaigns.job_states import is_final, read_job
+from engine.campaigns.job_states import FINAL, read_job
 from engine.campaigns.plan_folder import PlanFolder
 
 envvars: "RIB_WORKFLOW"
@@ -50,7 +50,7 @@ def resources_of(stage):
             if name != "runtime":
                 return once
             place = PlanFolder(Path(wildcards.grid).absolute())
-            ends_at_once = is_final(read_job(place, job(stage, wildcards)))
+            ends_at_once = read_job(place, job(stage, wildcards)).end.code == FINAL
             return min(once, FINAL_MIN) if ends_at_once else once * attempt
 
         return of

@@ -14,14 +14,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from engine.campaigns.events import Ended, append_event
-from engine.campaigns.job_states import FINAL, LOG, LOGS, is_done, is_final, read_job
+from engine.campaigns.job_states import FINAL, LOG, LOGS, is_done, read_job
 from engine.campaigns.plan_folder import PlanFolder
 from engine.machine import limited_log
 
 
 def main(words: Sequence[str]) -> int:
     place, job = PlanFolder(Path(words[0])), words[1]
-    if is_final(read_job(place, job)):
+    if read_job(place, job).end.code == FINAL:
         return FINAL
     code = limited_log.main([str(place.path / LOGS / f"{job}{LOG}"), *words[2:]])
     if code == 0 and is_done(place, job):

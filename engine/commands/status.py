@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.errors import one_line
+from loaders.files.names import one_line
 
 if TYPE_CHECKING:
     from engine.campaigns.holdings import Held

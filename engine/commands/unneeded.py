@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.commands.status import size
-from engine.errors import one_line
+from loaders.files.names import one_line
 
 if TYPE_CHECKING:
     from engine.campaigns.holdings import Held

@@ -90,8 +90,8 @@ def what_was_run(results: Results) -> Section | None:
         ),
         (
             "hours",
-            "Hours by stage and device. A job on several GPUs counts once; the report's job and "
-            "killed attempts are not counted.",
+            "Hours by stage and device. A job on several GPUs counts once, a killed attempt until "
+            "its last event; the report's job is not counted.",
             of_stage.agg(**sums).reset_index(),
         ),
         (
