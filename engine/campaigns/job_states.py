@@ -255,8 +255,9 @@ def failures(plan: Plan) -> Iterator[tuple[str, str]]:
     for job, state in read_jobs(plan).items():
         if failed := state.failure:
             log = plan.place.path / LOGS / f"{job}{LOG}"
-            its_log = f"\n  log: {log}" if plan.place.root.has(log) else ""
-            words = failed.words or _last_line(plan.place, job)
+            has_log = state.current or state.end.code is not None  # and not only of an earlier run
+            its_log = f"\n  log: {log}" if has_log and plan.place.root.has(log) else ""
+            words = failed.words or (_last_line(plan.place, job) if has_log else "")
             text = failed._replace(words=words).text("\n  last message: ")
             yield job, f"{job} {text}{its_log}"
 

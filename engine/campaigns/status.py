@@ -10,7 +10,7 @@ from engine.campaigns import job_states
 from engine.campaigns.holdings import Begun
 from engine.campaigns.job_states import FAILED, RUNNING, JobState
 from engine.campaigns.job_states import FINISHED as FINISHED_JOB
-from engine.campaigns.plan import read_plan
+from engine.campaigns.plan import REPORT, read_plan
 from loaders.files import locks
 from loaders.files.typed_json import DamagedFile
 
@@ -69,9 +69,8 @@ def of(begun: Begun, now: float, *, is_latest: bool = True) -> Status:
     )
     jobs = Counter(state.state for state in states.values())
     cells = (done, of_column * len(columns))
-    # A finished campaign that lacks an artefact is at work again.
-    is_at_work = is_latest and jobs[FINISHED_JOB] < len(states) and locks.is_held(place.lock)
-    if begun.record and not is_at_work:
+    # A campaign that was finished and lacks an artefact makes its report again.
+    if begun.record and states[REPORT].state == FINISHED_JOB:
         since = place.record.stat().st_mtime
         return Status(begun.name, place.name, FINISHED, since, jobs, cells, probe)
     tried = job_states.attempts(states)
@@ -82,7 +81,7 @@ def of(begun: Begun, now: float, *, is_latest: bool = True) -> Status:
         if (failed := state.failure)
     }
     error = errors[max(errors)] if errors else begun.fault
-    if not is_at_work:
+    if not is_latest or not locks.is_held(place.lock):
         jobs[FAILED] += jobs.pop(RUNNING, 0)
         return Status(begun.name, place.name, STOPPED, started, jobs, cells, probe, error=error)
     left, doing = left_s(job_states.steps(plan, states), states.values(), now), job_states.doing

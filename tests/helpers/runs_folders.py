@@ -36,6 +36,7 @@ def finish(plan: Plan, artifacts: Sequence[str]) -> None:
     values |= {"distances": None, "evaluations": [], "artifacts": list(artifacts)}
     values["files"] = {path.relative_to(store).as_posix(): file_hash(path) for path in files}
     record.write(plan.place, record.Record(plan.name, **values))
+    job_states.set_done(plan.place, REPORT)
 
 
 def artifact(runs: Path, kind: str, label: str, size: int, **key: Any) -> str:

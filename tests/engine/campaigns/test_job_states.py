@@ -275,10 +275,12 @@ def test_a_job_that_slurm_cancelled_before_it_began_is_told(folder, tmp_path, mo
         "Detailed failure reason unavailable (status command is not 'sacct').\n    jobid: 2\n"
         f"    input: x/done/prepare\n    output: {plan.place.name}/done/{JOB}\n    log: x\n"
     )
+    (plan.place.path / "logs").mkdir()
+    (plan.place.path / "logs" / f"{JOB}.log").write_text("of an earlier run")
     job_states.begin(plan)
     workflow._record_ends(plan, plan.place.plans, object.__new__(slurm.Slurm), log)
     ((_, text),) = job_states.failures(plan)
-    assert text.startswith(f"{JOB} was ended by Slurm: CANCELLED (somebody, or the cluster, ")
+    assert text == f"{JOB} was ended by Slurm: CANCELLED (somebody, or the cluster, cancelled it)"
 
 
 def test_jobs_that_were_killed_are_failed_once_nothing_is_at_work(folder, tmp_path):

@@ -155,6 +155,8 @@ def test_a_job_that_slurm_forgot_counts_as_completed(tmp_path, monkeypatch):
     monkeypatch.setenv("RIB_WORKFLOW", str(tmp_path / "workflow.json"))
     states = subprocess.check_output(["squeue", "--name", "a-b"], text=True).split()
     assert sorted(states) == ["15|RUNNING", "16|COMPLETED", "5|COMPLETED", "7|FAILED"]
+    accounts = subprocess.check_output(["sacct", "-nu", "me", "-o", "Account%256"], text=True)
+    assert accounts == "", "no job is an account"
     programs(tmp_path, squeue="echo 'Unable to contact' >&2; exit 1")
     away = subprocess.run(["squeue", "--name", "a-b"], capture_output=True, text=True)
     assert away.returncode == 1 and not away.stdout, "a controller that is away forgets no job"

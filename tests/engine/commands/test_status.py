@@ -63,6 +63,7 @@ def test_a_campaign_at_work_shows_jobs_cells_time_left_and_the_last_error(at_wor
     assert "last error: column-openmoji: failed (exit code 1): no room\n" in shown
     # It was finished once, and lacks something.
     finish(at_work, [])
+    job_states.forget(at_work.place)
     assert f"{name}  running, last job started 10 min ago" in status(at_work.place.runs, capsys)
     # What is queued again starts at 0.
     job_states.begin(at_work)
