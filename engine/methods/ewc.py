@@ -9,11 +9,26 @@ does. The optimizer applies the penalty in its step.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
+from engine.recipe.schema import Count, MethodRecipe, NotNegative
+
+
+@dataclass(frozen=True)
+class Recipe(MethodRecipe):
+    lam: NotNegative = 1.0
+    fisher_images: Count = 0  # images of the upstream training split; 0, or more than it has: all
+    # model: labels sampled from the model's predictions; data: true labels (empirical Fisher)
+    fisher_labels: Literal["model", "data"] = "model"
+    # mean: divide by its mean, so that lambda has the same scale for every model
+    fisher_scale: Literal["none", "mean"] = "none"
+
+
 from torch import nn
 
 from engine.methods.base import Penalty, Trained
 from engine.methods.context import Context
-from engine.recipe.options import EWC as Recipe
 
 
 class Method(Trained):

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from engine.methods.base import Trained
 from engine.recipe.schema import MethodRecipe
 
-Recipe = MethodRecipe
+
+class Recipe(MethodRecipe):
+    """The options of every method."""
+
+
+from engine.methods.base import Trained
+
 Method = Trained

@@ -10,6 +10,18 @@ the class token, position embedding and final norms with the head (on a ResNet, 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
+from engine.recipe.schema import MethodRecipe, Positive
+
+
+@dataclass(frozen=True)
+class Recipe(MethodRecipe):
+    l2: Positive = 1e-3  # canonical: weight of the penalty (`engine.methods.heads`)
+    anchor: Literal["base", "zero"] = "base"  # canonical: l2 pulls to the base model's head, or 0
+
+
 from dataclasses import replace
 
 import torch
@@ -20,7 +32,6 @@ from engine.methods import heads
 from engine.methods.base import FrozenBackbone
 from engine.methods.context import Context
 from engine.recipe import schema
-from engine.recipe.options import LinearProbe as Recipe
 from engine.store.cells import Export
 
 PAPER_TRAINS = ("cls_token", "pos_embed", "norm_pre", "norm", "fc_norm")

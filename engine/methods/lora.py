@@ -7,6 +7,18 @@ which computes the same function and runs every timm model unchanged.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from engine.recipe.schema import MethodRecipe, Number
+
+
+@dataclass(frozen=True)
+class Recipe(MethodRecipe):
+    rank: Number = 8
+    scale: float = 1 / 8  # factor on B A; the LoRA paper's alpha / rank
+    train_head: bool = True  # canonical: train the head too
+
+
 import functools
 import math
 from typing import Any
@@ -17,7 +29,6 @@ from torch import nn
 from engine import models
 from engine.methods.base import FrozenBackbone
 from engine.methods.context import Context
-from engine.recipe.options import LoRA as Recipe
 from engine.store.cells import Export
 
 PAPER_TRAINS = ("cls_token", "pos_embed", "norm")

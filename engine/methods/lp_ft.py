@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from engine.recipe.schema import MethodRecipe
+
+
+@dataclass(frozen=True)
+class Recipe(MethodRecipe):
+    needs = ("linear_probe",)
+
+
 from torch import nn
 
 from engine import models
 from engine.methods.base import Trained
 from engine.methods.context import Context
-from engine.recipe.options import LPFT as Recipe
 
 
 class Method(Trained):

@@ -7,12 +7,22 @@ teacher's backbone runs once per dataset, and only its head runs on each batch.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from engine.recipe.schema import MethodRecipe, NotNegative, Positive
+
+
+@dataclass(frozen=True)
+class Recipe(MethodRecipe):
+    weight: NotNegative = 1.0
+    temperature: Positive = 2.0
+
+
 import torch
 from torch import nn
 
 from engine.methods.base import Trained
 from engine.methods.context import Context
-from engine.recipe.options import LwF as Recipe
 from loaders.batch import Batch
 
 

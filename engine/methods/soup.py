@@ -8,11 +8,36 @@ that does not lower the soup's held-out accuracy. `greedy` raises an error witho
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from engine.errors import RecipeError
+from engine.recipe import schema
+from engine.recipe.schema import MethodRecipe
+
+NO_HOLDOUT = "a greedy soup is selected on held-out downstream images; set dataset.holdout above 0"
+
+
+@dataclass(frozen=True)
+class Recipe(MethodRecipe):
+    trains = False
+    has_weights = False
+    select: Literal["uniform", "greedy"] = "uniform"
+    members: list[str] = field(default_factory=lambda: ["pre", "fine_tune", "ewc", "lwf"])
+
+    @property
+    def needs(self) -> Sequence[str]:
+        return [name for name in self.members if name != "pre"]
+
+    def check(self, cell: schema.Recipe) -> None:
+        if not self.members:
+            raise RecipeError("method.members is empty; name at least one method or `pre`")
+        if self.select == "greedy" and not cell.dataset.holdout:
+            raise RecipeError(NO_HOLDOUT)
+
 
 from engine.methods.base import Derived
 from engine.methods.context import Context
-from engine.recipe.options import NO_HOLDOUT
-from engine.recipe.options import Soup as Recipe
 from engine.store.cells import Entry
 
 

@@ -7,11 +7,24 @@ which is fixed before any result.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
+from engine.recipe.schema import MethodRecipe, Unit
+
+
+@dataclass(frozen=True)
+class Recipe(MethodRecipe):
+    needs = ("fine_tune",)
+    trains = False
+    has_weights = False
+    alpha: Unit = 0.5  # shown in tables; evaluated even if it is not in `alphas`
+    alphas: list[Unit] = field(default_factory=lambda: [i / 10 for i in range(11)])
+
+
 from collections.abc import Sequence
 
 from engine.methods.base import Derived
 from engine.methods.context import Context
-from engine.recipe.options import WiSEFT as Recipe
 from engine.store.cells import Entry
 
 

@@ -1,4 +1,4 @@
-"""Find a method's module: a module of `engine.methods`, or a user's file.
+"""Find a method's module: one of `engine.methods` or `engine.methods.beyond`, or a user's file.
 
 It is imported by name, so recipes depend on no method. The module defines `Recipe` (its options)
 and `Method` (built as `Method(recipe)`), as in `engine.methods.base`. A user's file runs only when
@@ -21,10 +21,11 @@ from typing import Any
 from engine.did_you_mean import nearest
 from engine.errors import USERS_METHOD, RecipeError
 from engine.recipe import typed
-from engine.recipe.options import OPTIONS
 from engine.recipe.schema import MethodRecipe, Recipe
 from engine.recipe.typed import Layer
 from loaders.files.durable import file_hash
+
+METHODS = Path(__file__).resolve().parents[1] / "methods"
 
 
 def is_users(module: str) -> bool:
@@ -50,10 +51,10 @@ def options(layers: Sequence[Layer], *, planned: bool = False) -> type[MethodRec
         )
     source, module = named[-1]
     if not is_users(module):
-        if module not in OPTIONS:
-            hint = nearest(module, OPTIONS)
+        if module not in names():
+            hint = nearest(module, names())
             raise RecipeError(f"{source}: unknown method module {module!r}{hint}")
-        return OPTIONS[module]
+        return importlib.import_module(names()[module]).Recipe
     if not planned and not Path(module).is_file():
         raise RecipeError(
             f"{source}: method.module={module!r} is not a Python file. A relative path starts at "
@@ -103,13 +104,21 @@ def find(module: str, *, run_users: bool = False) -> ModuleType:
             raise PermissionError(f"{module} is a program: only commands that train run it")
         method = _run(Path(module), file_hash(Path(module)))
     else:
-        method = importlib.import_module(f"engine.methods.{module}")
+        method = importlib.import_module(names()[module])
     for name in ("Recipe", "Method"):
         if not hasattr(method, name):
             raise ValueError(f"{module} does not define {name}; see docs/extend.md")
     if not issubclass(method.Recipe, MethodRecipe):
         raise ValueError(f"{module}: Recipe does not extend engine.recipe.schema.MethodRecipe")
     return method
+
+
+@functools.cache
+def names() -> Mapping[str, str]:
+    """The full name of each module of the engine that defines a method, by its name in recipes."""
+    files = [file for file in METHODS.rglob("*.py") if "\nclass Recipe(" in file.read_text("utf-8")]
+    folders = {file.stem: file.relative_to(METHODS.parents[1]).with_suffix("") for file in files}
+    return {name: ".".join(folders[name].parts) for name in sorted(folders)}
 
 
 @functools.cache  # equal options share a class, so recipes compare equal

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.campaigns import record
-from engine.campaigns.plan import Plan, make_plan, plan_to_json
+from engine.campaigns import job_states, record
+from engine.campaigns.plan import REPORT, Plan, make_plan, plan_to_json
 from engine.campaigns.plan_folder import PLANS, PlanFolder
 from engine.machine.files import write_atomic
 from engine.recipe import overrides

@@ -34,6 +34,21 @@ def test_a_campaign_is_planned_without_torch():
     assert done.stdout.strip() == "fine_tune ewc lwf set()", done.stderr
 
 
+def test_the_options_of_every_method_are_read_without_torch():
+    """And are those of the method: the rest of its file runs when the method is built."""
+    code = (
+        "import sys\nfrom engine import recipe\nfrom engine.recipe import catalogue, modules\n"
+        "names = catalogue.names('methods')\n"
+        "given = recipe.parsed(['dataset.holdout=0.25'])  # which greedy soups take\n"
+        "cells = [recipe.load('imagenet_rib_clip', given, method=name) for name in names]\n"
+        "read = {cell.method.module: type(cell.method) for cell in cells}\n"
+        "print('torch' in sys.modules, read.keys() == modules.names().keys())\n"
+        "print(all(modules.find(name).Recipe is each for name, each in read.items()))"
+    )
+    done = run([sys.executable, "-c", code])
+    assert done.stdout.split() == ["False", "True", "True"], done.stderr
+
+
 def shown(folder: Path, code: str, *commands: str) -> list[str]:
     """Error output of Python where torch cannot be imported; each command's ends with its code."""
     (folder / "torch.py").write_text("raise SystemExit(7)\n")

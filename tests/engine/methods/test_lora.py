@@ -10,7 +10,8 @@ from timm.layers.attention import Attention
 from timm.models import maxxvit
 from torch import nn
 
-from engine.methods import dora, lora
+from engine.methods import lora
+from engine.methods.beyond import dora
 from helpers.grids import CONV, Prepared, prepared, reference
 from helpers.plain_losses import LORA_PAPER, ON_FEW, check, cross_entropy, parameters
 from helpers.twins import assert_near

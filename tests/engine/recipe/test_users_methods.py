@@ -9,8 +9,8 @@ from engine import cli, recipe
 from engine.campaigns.plan import make_plan
 from engine.cells import cell_plan
 from engine.errors import RecipeError
+from engine.methods import soup
 from engine.recipe import modules, parsed
-from engine.recipe.options import OPTIONS, Soup
 from engine.recipe.schema import Recipe
 
 METHOD = """
@@ -99,18 +99,12 @@ def test_its_file_runs_once_for_each_content(tmp_path):
     assert (tmp_path / "runs").read_text() == ".."
 
 
-def test_every_method_of_the_engine_has_its_options():
-    for name, options in OPTIONS.items():
-        assert modules.find(name).Recipe is options
-    methods = Path(modules.find("ewc").__file__ or "").parent.glob("*.py")
-    defined = ("\nclass Method(", "\nMethod = ")
-    assert set(OPTIONS) == {p.stem for p in methods if any(d in p.read_text() for d in defined)}
-
-
 def test_options_may_extend_those_of_a_method_of_the_engine(tmp_path):
     shown = cell(tmp_path, METHOD.replace("(MethodRecipe)", "(Soup)"), "method.members=[ewc]")
     method = modules.method_of(shown, run_users=True).recipe
-    assert isinstance(method, Soup) and method.members == ["ewc"] and method.select == "uniform"
+    assert (
+        isinstance(method, soup.Recipe) and method.members == ["ewc"] and method.select == "uniform"
+    )
 
 
 def test_its_recipe_names_the_cells_that_it_starts_from(tmp_path):

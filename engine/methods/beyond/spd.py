@@ -14,6 +14,16 @@ independent of SPD.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from engine.recipe.schema import MethodRecipe, NotNegative
+
+
+@dataclass(frozen=True)
+class Recipe(MethodRecipe):
+    lam: NotNegative = 1.0  # 1: return exactly to the distance before the step
+
+
 from typing import Any
 
 import torch
@@ -21,7 +31,6 @@ from torch import nn
 
 from engine.methods.base import Trained
 from engine.methods.context import Context
-from engine.recipe.options import SPD as Recipe
 
 LISTS: Any = torch  # its operations on lists of tensors have no type stubs
 

@@ -16,6 +16,20 @@ needs one pass over the training images for their features.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from engine.recipe.schema import MethodRecipe, Positive
+
+
+@dataclass(frozen=True)
+class Recipe(MethodRecipe):
+    needs = ("fine_tune",)
+    trains = False
+    has_weights = False
+    middle: float = 1.5  # squared distance at which both models have equal weight
+    width: Positive = 0.6  # of the sigmoid, in units of squared distance
+
+
 import logging
 
 import numpy as np
@@ -27,7 +41,6 @@ from engine import models
 from engine.data import grouping
 from engine.methods.base import Derived
 from engine.methods.context import Context
-from engine.recipe.options import VRF as Recipe
 from engine.store.cells import Cell, Gated
 
 log = logging.getLogger(__name__)

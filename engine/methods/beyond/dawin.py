@@ -13,8 +13,14 @@ image does not depend on other images.
 
 from __future__ import annotations
 
-from engine.methods import ensemble
-from engine.recipe.options import DaWin as Recipe
+from dataclasses import dataclass, field
+
+from engine.methods.beyond import ensemble
+
+
+@dataclass(frozen=True)
+class Recipe(ensemble.Recipe):
+    members: list[str] = field(default_factory=lambda: ["pre", "fine_tune"])
 
 
 class Method(ensemble.Method):

@@ -12,6 +12,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from engine.recipe.schema import BelowOne, MethodRecipe, NotNegative, Part, Unit
+
+
+@dataclass(frozen=True)
+class Recipe(MethodRecipe):
+    layer_decay: Part = 1.0  # ratio of a layer's learning rate to the next layer's; 1: all equal
+    ema: BelowOne = 0.0  # decay of a moving average of the weights; 0: no average
+    label_smoothing: BelowOne = 0.0
+    mixup: NotNegative = 0.0  # alpha of the Beta distribution of mixing coefficients; 0: no mixup
+    hflip: Unit = 0.0  # probability of a horizontal flip
+
+
 import copy
 
 import torch
@@ -20,11 +34,10 @@ from torch import nn
 
 from engine import models
 from engine.machine import ranks
-from engine.methods.averages import move
 from engine.methods.base import Trained
+from engine.methods.beyond.averages import move
 from engine.methods.context import Context
 from engine.models.layers import numbers
-from engine.recipe.options import StrongFineTune as Recipe
 from engine.store.cells import Export
 from loaders.batch import Batch, on_device
 

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from engine.errors import RecipeError
 from engine.machine import ranks
-from engine.methods import carot, flyp, lipsum_ft
+from engine.methods.beyond import carot, flyp, lipsum_ft
 from engine.recipe.schema import DatasetRecipe
 from helpers import tiny_clip
 from helpers.grids import CLASSES, Grid, labels, prepared, weights

@@ -12,6 +12,41 @@ is the vision tower with the zero-shot head of the tuned text tower.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from engine.errors import RecipeError
+from engine.recipe import schema
+from engine.recipe.schema import MethodRecipe
+
+
+@dataclass(frozen=True)
+class OfCLIP(MethodRecipe):
+    """A method that needs CLIP's text tower."""
+
+    def check(self, cell: schema.Recipe) -> None:
+        if cell.model.weights.source != "open_clip":
+            raise RecipeError(
+                f"{self.title} needs CLIP's text tower, and the model {cell.model.name} has none: "
+                "choose a model with a zero-shot head, such as vit_b16_clip_openai_zero_shot"
+            )
+
+
+@dataclass(frozen=True)
+class Recipe(OfCLIP):
+    def check(self, cell: schema.Recipe) -> None:
+        super().check(cell)
+        if not cell.dataset.has_imagenet_classes:
+            raise RecipeError(
+                f"{self.title} trains with ImageNet's class names, and {cell.dataset.name} has "
+                "other classes: choose another method"
+            )
+        if cell.train.accumulation > 1:
+            raise RecipeError(
+                f"train.accumulation={cell.train.accumulation}: {self.title} contrasts all images "
+                "of a batch with one another, so batches cannot be split; set train.accumulation=1"
+            )
+
+
 from typing import Any
 
 import numpy as np
@@ -24,7 +59,6 @@ from engine.machine import ranks
 from engine.methods.base import Trained
 from engine.methods.context import Context
 from engine.models import clip, zero_shot
-from engine.recipe.options import FLYP as Recipe
 from engine.store.cells import Export
 from loaders.batch import Batch, on_device
 

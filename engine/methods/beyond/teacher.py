@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from engine.methods.averages import move
+from engine.methods.beyond.averages import move
 from engine.methods.context import Context
 
 MOVES = 50  # updates of an `ema` teacher in one training

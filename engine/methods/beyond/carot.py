@@ -14,16 +14,28 @@ omitted here.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
+from engine.methods.beyond import flyp
+from engine.recipe.schema import NotNegative
+
+
+@dataclass(frozen=True)
+class Recipe(flyp.Recipe):
+    weight: NotNegative = 1.5  # of the cross-entropy to the teacher
+    average: Literal["ema", "beta"] = "ema"  # ema: CaRot's; beta: TRACER's
+    orthogonality: NotNegative = 0.2  # weight of the orthogonality penalty
+
+
 from typing import Any
 
 import torch
 from torch import nn
 
-from engine.methods import flyp
+from engine.methods.beyond.teacher import Teacher
 from engine.methods.context import Context
-from engine.methods.teacher import Teacher
 from engine.models import clip
-from engine.recipe.options import CaRot as Recipe
 from loaders.batch import Batch
 
 

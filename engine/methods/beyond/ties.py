@@ -13,12 +13,34 @@ has three steps:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from engine.errors import RecipeError
+from engine.recipe import schema
+from engine.recipe.schema import MethodRecipe, NotNegative, Part
+
+
+@dataclass(frozen=True)
+class Recipe(MethodRecipe):
+    trains = False
+    members: list[str] = field(default_factory=lambda: ["fine_tune", "ewc", "lwf"])
+    density: Part = 0.2  # fraction of each task vector's entries to keep, over all parameters
+    elect: bool = True  # False: add the trimmed vectors
+    scale: NotNegative = 1.0
+
+    @property
+    def needs(self) -> Sequence[str]:
+        return self.members
+
+    def check(self, cell: schema.Recipe) -> None:
+        if not self.members or len(set(self.members)) < len(self.members):
+            raise RecipeError(f"method.members={self.members}: name one or more methods, each once")
+
 
 import torch
 from torch import Tensor, nn
 
-from engine.methods.task_vectors import TaskVectors, Vector
-from engine.recipe.options import TIES as Recipe
+from engine.methods.beyond.task_vectors import TaskVectors, Vector
 
 
 class Method(TaskVectors):

@@ -4,19 +4,29 @@
 
 over the dataset's classes, at temperature 1. This is the part of CaRot (Oh et al. 2024) and TRACER
 (Asadollahzadeh et al. 2026) that needs no text: the logits come from a head instead of the captions
-of a batch. `engine.methods.teacher` has both papers' averages. `carot` is the full method, for
-CLIP.
+of a batch. `teacher` has both papers' averages. `carot` is the full method, for CLIP.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from engine.recipe.schema import MethodRecipe, NotNegative
+
+
+@dataclass(frozen=True)
+class Recipe(MethodRecipe):
+    weight: NotNegative = 1.5  # of the divergence from the teacher
+    average: Literal["ema", "beta"] = "ema"  # ema: CaRot's; beta: TRACER's
+
 
 import torch
 from torch import nn
 
 from engine.methods.base import Trained
+from engine.methods.beyond.teacher import Teacher
 from engine.methods.context import Context
-from engine.methods.teacher import Teacher
-from engine.recipe.options import SelfDistillation as Recipe
 from loaders.batch import Batch
 
 

@@ -11,13 +11,26 @@ the penalty in its step.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
+from engine.recipe.schema import MethodRecipe, NotNegative
+
+
+@dataclass(frozen=True)
+class Recipe(MethodRecipe):
+    alpha: NotNegative = 0.1
+    # shared: pull the head to its pretrained values, by alpha; new: pull it to zero, by beta
+    head: Literal["shared", "new"] = "shared"
+    beta: NotNegative = 0.01
+
+
 import torch
 from torch import nn
 
 from engine import models
 from engine.methods.base import Penalty, Trained
 from engine.methods.context import Context
-from engine.recipe.options import L2SP as Recipe
 
 
 class Method(Trained):

@@ -15,6 +15,22 @@ Adam its head moves s times as far.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Annotated
+
+from msgspec import Meta
+
+from engine.methods.beyond import flyp
+from engine.recipe.schema import NotNegative, Number
+
+
+@dataclass(frozen=True)
+class Recipe(flyp.OfCLIP):
+    weight: NotNegative = 1.0
+    texts: Number = 80  # per step
+    tokens: Annotated[int, Meta(ge=1, le=70)] = 8  # per text, without start and end tokens
+
+
 import torch
 from torch import nn
 
@@ -23,7 +39,6 @@ from engine.machine import ranks
 from engine.methods.base import Trained
 from engine.methods.context import Context
 from engine.models import clip
-from engine.recipe.options import LipsumFT as Recipe
 from loaders.batch import Batch, on_device
 
 

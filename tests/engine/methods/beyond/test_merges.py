@@ -8,7 +8,7 @@ import timm
 import torch
 
 from engine.cells.build import Builder
-from engine.methods import lines, model_stock, mono_soup, ties
+from engine.methods.beyond import lines, model_stock, mono_soup, ties
 from helpers.grids import CONV, VIT, Grid, weights
 from helpers.twins import assert_near
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from engine.evaluation import gate
-from engine.methods import vrf
+from engine.methods.beyond import vrf
 from engine.store.cells import Ensemble
 from helpers.evaluations import by_timm, check_predictions, tables
 from helpers.grids import images, reference
