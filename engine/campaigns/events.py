@@ -103,13 +103,14 @@ def read_events(place: PlanFolder, job: str) -> Iterator[Event]:
 
 
 @contextlib.contextmanager
-def recorded(place: PlanFolder, job: str) -> Iterator[None]:
+def recorded(place: PlanFolder, job: str, *, is_part: bool = False) -> Iterator[None]:
     """Record begin and end of an attempt, with its error.
 
-    Only the first rank does, and other ranks that fail with an error of their own.
+    Only the first rank does, and other ranks that fail with an error of their own. is_part: whether
+    this process does a part of an attempt that another process records: only its error is recorded.
     """
     is_first, error = os.environ.get("RANK", "0") == "0", ""
-    if is_first:
+    if is_first and not is_part:
         scheduler, number = _queue()
         begun = Begun(
             node=socket.gethostname(), process=os.getpid(), scheduler=scheduler, queued_as=number
@@ -122,7 +123,7 @@ def recorded(place: PlanFolder, job: str) -> Iterator[None]:
         error = entry.words(problem)[:LONGEST] if is_own else ""
         raise
     finally:
-        if is_first or error:
+        if error or (is_first and not is_part):
             with contextlib.suppress(OSError):  # a full disk: the job's own error counts
                 append_event(place, job, Ended(error=error))
 

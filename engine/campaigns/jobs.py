@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
+from collections.abc import Collection
 
 import torch
 
@@ -20,6 +21,7 @@ from engine.evaluation import accuracies, cka, features, passes
 from engine.machine import ranks
 from engine.otdd import solve
 from engine.otdd.problems import DistanceOptions
+from engine.recipe import modules
 from engine.store.artifacts import Store
 from engine.store.cells import Ensemble
 from engine.training import trackers
@@ -29,14 +31,19 @@ log = logging.getLogger(__name__)
 DISTANCE = DistanceOptions(samples=10_000)
 
 
-def builders(plan: Plan, device: torch.device, column: Column) -> list[Builder]:
-    """The builder of each cell of a column."""
+def builders(
+    plan: Plan, device: torch.device, column: Column, *, run_users: bool = True
+) -> list[Builder]:
+    """The builder of each cell of a column.
+
+    run_users: run users' method files; otherwise their cells must be in the store.
+    """
     first, *rest = cells = list(plan.cells(column))
     # A probe is evaluated only after training and needs no snapshots.
     followed_cells = [] if column.is_probe else [cell.recipe for cell in cells]
     followed = Followed(followed_cells, plan.downstreams)
     store = Store(plan.place.store)
-    builder = Builder(first, device, followed=followed, store=store, run_users=True)
+    builder = Builder(first, device, followed=followed, store=store, run_users=run_users)
     return [builder, *map(builder.of, rest)]
 
 
@@ -68,7 +75,7 @@ def prepare(plan: Plan, device: torch.device) -> None:
         # Accessing it encodes it if necessary, before columns share it.
         log.info("%s: %d images, never evaluated", name, len(run.sets[name].pack))
     begin(len(names), "graphs")
-    for row in rows:
+    for row in sorted(rows, key=_is_users):  # what a user's file changes, it changes afterwards
         row.compile()
     write_part(plan.place, PREPARE, make_parts.of_preparation(plan, run))
     begin(len(names) + 1)
@@ -87,10 +94,28 @@ def distances(plan: Plan, device: torch.device) -> None:
     job_states.advance(plan.place, DISTANCES, 1, 1)
 
 
-def column(plan: Plan, column: Column, device: torch.device) -> None:
-    """Train every method on a column's dataset, and evaluate the models on all datasets."""
-    started, name = time.monotonic(), column.job
+def make(plan: Plan, column: Column, device: torch.device, numbers: Collection[int]) -> None:
+    """Make cells of a column, given by their numbers in `plan.cells`.
+
+    Without a user's method among them, also what users' methods need of the engine's, so that no
+    process that runs a user's file makes another's cell.
+    """
     rows = builders(plan, device, column)
+    asked = [rows[number] for number in numbers]
+    if not any(map(_is_users, asked)):
+        needs = [row.sibling(name) for row in rows if _is_users(row) for name in row.plan.needs]
+        asked += [need for need in needs if not _is_users(need)]
+    for row in asked:
+        row.build()
+
+
+def column(plan: Plan, column: Column, device: torch.device, *, run_users: bool = True) -> None:
+    """Train every method on a column's dataset, and evaluate the models on all datasets.
+
+    run_users: as of `builders`.
+    """
+    started, name = time.monotonic(), column.job
+    rows = builders(plan, device, column, run_users=run_users)
     # Columns start at different rows, so that few wait for an artefact that one makes for all.
     in_turn = deque(rows)
     in_turn.rotate(-plan.columns.index(column))
@@ -120,3 +145,7 @@ def column(plan: Plan, column: Column, device: torch.device) -> None:
         write_part(plan.place, name, make_parts.of_column(plan, column, rows, models))
     job_states.advance(plan.place, name, len(rows) + 1, len(rows) + 1)
     log.info("column %s took %.0f s", column.name, time.monotonic() - started)
+
+
+def _is_users(row: Builder) -> bool:
+    return modules.is_users(row.recipe.method.module)

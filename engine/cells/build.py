@@ -79,9 +79,13 @@ class Builder(Context):
         return Run(self.recipe, self.device, self.sets, self.store, base)
 
     def build(self) -> Cell:
-        """The recipe's cell: found by its key, or made and stored."""
+        """The recipe's cell: found by its key, or made and stored.
+
+        Raises PermissionError for a missing cell of a user's method without `run_users`.
+        """
+        may_run = self.run_users or not modules.is_users(self.recipe.method.module)
         # Before any work, since a method's `check` may refuse.
-        method = modules.method_of(self.recipe, run_users=self.run_users)
+        method = modules.method_of(self.recipe, run_users=self.run_users) if may_run else None
         make = functools.partial(self._make, method)
         return find_or_make(self.store, self._asked, lambda: self._stored()[0], make)
 

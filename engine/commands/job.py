@@ -10,6 +10,7 @@ if __name__ == "__main__":  # the campaign may end during the imports below, whi
 import argparse
 import logging
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from engine.campaigns.plan import (
 )
 from engine.campaigns.plan_folder import PlanFolder
 from engine.machine import entry
+from engine.recipe import modules
 from engine.store.artifacts import Store
 
 
@@ -37,6 +39,8 @@ def main() -> int:
     parser.add_argument("job", help="prepare, column-NAME, distances or report")
     parser.add_argument("--plan", type=Path, required=True)
     parser.add_argument("--ranks", type=int, default=1, help="processes of a column")
+    parser.add_argument("--cells", type=int, nargs="*", help="numbers of the cells to make, alone")
+    parser.add_argument("--found", action="store_true", help="cells of users' methods are made")
     arguments = parser.parse_args()
     # A job that exits with code 2 is not retried.
     return entry.guarded(lambda: run(arguments), transient_code=os.EX_IOERR)
@@ -45,16 +49,43 @@ def main() -> int:
 def run(arguments: argparse.Namespace) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     job, place = arguments.job, PlanFolder(arguments.plan.parent)
-    if job != REPORT and "RANK" not in os.environ:
-        ranks = arguments.ranks if stage_of(job) == COLUMN else 1
-        _take_gpus(ranks, read_plan(place).device)
-    with Store(place.store).in_use(), recorded(place, job):
-        _compute(job, read_plan(place))
-    if os.environ.get("RANK", "0") == "0":
+    is_part, code = arguments.cells is not None or arguments.found, 0
+    plan = read_plan(place)
+    of_users = any(modules.is_users(row.recipe.method.module) for row in plan.rows.values())
+    in_processes = stage_of(job) == COLUMN and of_users and not is_part
+    if job != REPORT and not in_processes and "RANK" not in os.environ:
+        _take_gpus(arguments.ranks if stage_of(job) == COLUMN else 1, plan.device)
+    with Store(place.store).in_use(), recorded(place, job, is_part=is_part):
+        if in_processes:
+            code = _in_processes(plan, job)
+        else:
+            _compute(arguments, plan)
+    if code:
+        sys.exit(code)
+    if os.environ.get("RANK", "0") == "0" and not is_part:
         job_states.set_done(place, job)
 
 
-def _compute(job: str, plan: Plan) -> None:
+def _in_processes(plan: Plan, job: str) -> int:
+    """Make the cell of each user's method in a process of its own, after the engine's cells, and
+    evaluate them all in a last one. What a user's file changes in torch then changes no other row.
+
+    Returns the exit code of the first process that fails, or 0.
+    """
+    (column,) = [column for column in plan.columns if column.job == job]
+    is_users = [modules.is_users(cell.recipe.method.module) for cell in plan.cells(column)]
+    engines = [str(number) for number, users in enumerate(is_users) if not users]
+    alone = [["--cells", str(number)] for number, users in enumerate(is_users) if users]
+    for words in (["--cells", *engines], *alone, ["--found"]):
+        command = [sys.executable, "-P", "-m", "engine.commands.job", *sys.argv[1:], *words]
+        code = subprocess.Popen(command, preexec_fn=parent.follow).wait()
+        if code:  # the process has said why
+            return code if code > 0 else 128 - code
+    return 0
+
+
+def _compute(arguments: argparse.Namespace, plan: Plan) -> None:
+    job = arguments.job
     check_modules(plan)
     if job == REPORT:
         report(plan)
@@ -77,7 +108,10 @@ def _compute(job: str, plan: Plan) -> None:
         jobs.distances(plan, device)
     else:
         (column,) = [column for column in plan.columns if column.job == job]
-        jobs.column(plan, column, device)
+        if arguments.cells is None:
+            jobs.column(plan, column, device, run_users=not arguments.found)
+        else:
+            jobs.make(plan, column, device, arguments.cells)
     ranks.stop()
 
 
