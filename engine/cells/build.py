@@ -323,6 +323,12 @@ class Builder(Context):
         if isinstance(made, Gated):
             tensors.save(made.reference, folder / tensors.REFERENCE)
             made = [made.entry]
+        if not (isinstance(made, Sequence) and all(isinstance(each, Entry) for each in made)):
+            raise ValueError(
+                f"{self.recipe.method.module}: the method returned {type(made).__name__}: return "
+                "engine.store.cells.Export(state_dict) from `export`, that or a list of Entry from "
+                "`make`"
+            )
         cells.write_mixed(folder, self.recipe, made, self._description())
 
     def _description(self) -> dict[str, Any]:

@@ -35,6 +35,7 @@ PACKAGES = ("engine", "kernels", "loaders")
 OUR_ERRORS = (RecipeError, ShadowedError, DivergedError, CampaignError, FirstRankError)
 USER_ERRORS = (ValueError, OSError, *OUR_ERRORS)
 TRANSIENT = (OSError, FirstRankError)  # may pass if retried; a rank cannot see rank 0's error
+LONGEST = 10_000  # characters of a message, which a user's method may write
 DEBUG = "RIB_DEBUG"  # environment variable that the jobs of a campaign inherit
 
 
@@ -99,15 +100,11 @@ def guarded(
     except KeyboardInterrupt:
         print("interrupted; finished work is safe, the same command resumes it", file=sys.stderr)
         return 130
-    except SystemExit as error:
+    except BaseException as error:
         if not _in_users_method(error):
             raise
-        return _explain(error, transient_code)
-    except Exception as error:
-        if not _in_users_method(error):
-            raise
-        _explain(error, transient_code)
-        return 1  # a retry may succeed
+        code = _explain(error, transient_code)
+        return code if isinstance(error, SystemExit) else 1  # a retry may succeed
 
 
 @contextlib.contextmanager
@@ -134,12 +131,16 @@ def _exit_raises() -> Iterator[None]:
 
 
 def words(error: BaseException) -> str:
-    """Returns an error's message as one line for users."""
-    if isinstance(error, SystemExit):
+    """Returns an error's message as one line for users, of at most `LONGEST` characters."""
+    try:
+        text = str(error) or type(error).__name__
+    except Exception:  # a class of a user's method may define it
+        text = f"{type(error).__name__}, whose text raises an error"
+    if not isinstance(error, Exception | KeyboardInterrupt):
         place = _users_frame(error)
         where = f"{place.filename}, line {place.lineno}, " if place else "something "
-        return f"{where}ended the command before its result ({error!r})"
-    return str(error) or type(error).__name__
+        text = f"{where}ended the command before its result ({type(error).__name__}: {text})"
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
 
 
 def _open_streams() -> None:
@@ -163,7 +164,9 @@ def _open_streams() -> None:
 def _explain(error: BaseException, transient_code: int) -> int:
     """Prints an error and returns its exit code."""
     if DEBUG in os.environ or _in_users_method(error):
-        traceback.print_exception(error)
+        frames = traceback.TracebackException.from_exception(error)
+        for frame in frames.format():
+            print(printable(frame[:LONGEST].rstrip("\n")), file=sys.stderr)
     line = printable(f"error: {_of_folder(error) or words(error)}")
     print(line, file=sys.stderr)
     # torchrun prints these files of its ranks at its end.

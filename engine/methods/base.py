@@ -108,6 +108,11 @@ class Trained(nn.Module):
         gradient."""
         with self.autocast:  # here, since DeepSpeed disables an autocast around its engine
             losses_B = self.loss(batch)
+        if not isinstance(losses_B, Tensor):
+            raise ValueError(
+                f"{self.recipe.module}: loss(batch) returned {type(losses_B).__name__}, not a "
+                "tensor: return a loss a sample"
+            )
         if losses_B.shape != (len(batch),):
             raise ValueError(
                 f"method {self.recipe.name}: loss(batch) has the shape {list(losses_B.shape)}, not "

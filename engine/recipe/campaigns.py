@@ -117,9 +117,14 @@ class Campaign:
             for key, settings in (entry if isinstance(entry, dict) else {entry: None}).items():
                 name, layer = _row(str(key), settings, source)
                 if not (adds or name in rows or BASE in layer):
+                    hint = nearest(name, self.rows)
+                    if name in catalogue.names("methods"):
+                        hint = (
+                            f"; a file adds it: `extends: {self.name}` and, below `methods:`, "
+                            f"`{name}: {{}}`"
+                        )
                     raise RecipeError(
-                        f"{source}: {SELECTION}: {self.name} has no method {name!r}"
-                        f"{nearest(name, self.rows)}"
+                        f"{source}: {SELECTION}: {self.name} has no method {name!r}{hint}"
                     )
                 before = rows.get(name, self.others.get(name, ()))
                 if name in names:

@@ -181,7 +181,10 @@ def _top(name: str) -> tuple[Path | None, dict[str, Any]]:
     if is_made and row in campaigns.read(campaign).rows:
         return None, {"campaign": campaign, "method": row}
     if not catalogue.is_path(name) and name not in catalogue.names():
-        raise RecipeError(f"there is no recipe {name!r}{nearest(name, campaigns.names())}")
+        hint = nearest(name, campaigns.names())
+        if is_made and row in catalogue.names("methods"):
+            hint = f"; {campaign} has no row {row}: give recipe={campaign} method={row}"
+        raise RecipeError(f"there is no recipe {name!r}{hint}")
     file = path_of("", name)
     top = catalogue.read(file)
     return (None, {"campaign": name}) if top.keys() & {SELECTION, EXTENDS} else (file, top)

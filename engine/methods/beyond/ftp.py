@@ -7,7 +7,9 @@ optimizer's step to theta', each row r of the offset c = theta' - theta_pre is p
 
 A row holds the weights of one output; a vector is a single row. Before the next step, Adam updates
 the radius by its gradient, sum_r g_r . c_r / |c_r|_1, with the release's learning rate of 0.01. The
-radius starts at 1e-8, so the first step changes almost nothing. It is at most the largest |c_r|_1.
+radius starts at 1e-8, so the first step changes almost nothing. It grows by about 0.01 per step,
+whatever the optimizer's rate, so short trainings stay near theta_pre. It is at most the largest
+|c_r|_1.
 The head is constrained too, since the pretrained head already covers the classes. The release does
 not constrain a new head.
 """

@@ -9,8 +9,7 @@ tower's embeddings of K texts of random tokens, and s is CLIP's scale. Like the 
 each step draws K = 80 new texts of 8 tokens, and the weight is 1. Images are not augmented, so j_b
 is computed once.
 
-The head is trained as in FT. The release trains the class embeddings without their scale, so under
-Adam its head moves s times as far.
+As in the release, the head's class embeddings are trained without the scale s, and without a bias.
 """
 
 from __future__ import annotations
@@ -39,6 +38,7 @@ from engine.machine import ranks
 from engine.methods.base import Trained
 from engine.methods.context import Context
 from engine.models import clip
+from engine.store.cells import Export
 from loaders.batch import Batch, on_device
 
 
@@ -58,6 +58,10 @@ class Method(Trained):
         text = context.clip()
         del text.visual
         self.text = text.requires_grad_(False).eval()
+        self.head_weight, _ = models.head_names(context.recipe.model)
+        head = models.head(net)
+        head.weight.data /= self.text.logit_scale.exp()
+        head.bias.requires_grad_(False)
         name = context.recipe.model.weights.clip
         tokenizer = clip.package().get_tokenizer(name)
         if not hasattr(tokenizer, "sot_token_id"):
@@ -87,12 +91,18 @@ class Method(Trained):
 
         x = self.normalize(batch.images)
         images_BE = models.features(self.net, x).float()
-        logits_BC = self.grouped(models.head(self.net)(images_BE))
+        scale = self.text.logit_scale.exp()
+        logits_BC = self.grouped(scale * models.head(self.net)(images_BE))
         before_BE = on_device(self.before_NE[batch.index], x.device)
         with torch.no_grad():
             tokens = on_device(self.texts(), x.device)
             texts_KE = self.text.encode_text(tokens, normalize=True).float()
-            texts_KE = self.text.logit_scale.exp() * texts_KE
+            texts_KE = scale * texts_KE
         change_BK = models.logits(images_BE - before_BE, texts_KE, None)
         losses_B = distill_loss(logits_BC, None, self.targets(batch), mask=self.mask_C)
         return losses_B + self.recipe.weight * change_BK.square().mean(dim=1) / 2
+
+    def export(self) -> Export:
+        state = self.net.state_dict()
+        scaled = self.text.logit_scale.exp() * state[self.head_weight]
+        return Export(state | {self.head_weight: scaled})

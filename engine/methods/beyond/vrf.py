@@ -6,8 +6,10 @@ not. The ensemble is (Zhu et al. 2024)
     p = (1 - w) p_pre + w p_FT,  w = sigmoid((middle - d) / width)
 
 d is the squared distance from an image's features to the K-th nearest of V. Features come from FT's
-backbone and have unit length. The release sets middle to 1.5, width to 0.6, and K to
-1000 |V| / 1,281,167, where 1,281,167 is the number of ImageNet's training images.
+backbone and have unit length. The release sets middle to 1.5 and width to 0.6.
+
+K is our choice, 1000 |V| / 1,281,167, at least 1: the release's share of V on ImageNet. The release
+computes K as 1000 |V| / N for N training images, which would exceed |V| for N below 1,000.
 
 Each model's probabilities p are calibrated: at its temperature, the mean confidence on the held-out
 images equals the accuracy. Without held-out images the temperature is 1. VRF trains nothing, but
@@ -44,7 +46,7 @@ from engine.methods.context import Context
 from engine.store.cells import Cell, Gated
 
 log = logging.getLogger(__name__)
-IMAGENET = 1_281_167  # training images
+IMAGENET = 1_281_167  # training images; K is 1000 / IMAGENET of the failures
 TEMPERATURES = (0.1, 10.0)  # the range of the search
 ROWS = 4096  # rows of logits computed at a time
 

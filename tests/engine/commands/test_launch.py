@@ -76,6 +76,9 @@ class Recipe(Base):
         ("[][3]", True, 1),
         ("import sys; sys.exit(0)", True, 2),
         ("import os; os._exit(0)", True, 2),
+        ("raise type('Odd', (BaseException,), {})('exit(0)')", True, 1),
+        ("raise type('Odd', (Exception,), {'__str__': lambda self: 1 / 0})", True, 1),
+        (r"raise ValueError('\x1b[31m' + 50_000_000 * 'x')", True, 2),
         ("raise RecipeError('method.x=1 is not possible')", False, 2),
     ],
 )
@@ -86,7 +89,9 @@ def test_an_error_or_exit_inside_a_users_method_keeps_its_traceback(
     (tmp_path / "mine.yaml").write_text("name: mine\ntitle: Mine\nmodule: mine.py\n")
     words = ["recipe=emoji/fine_tune", f"method={tmp_path / 'mine.yaml'}", f"runs={tmp_path}"]
     assert cli.main(["train", *words]) == code
-    shown = capsys.readouterr().err.splitlines()
+    text = capsys.readouterr().err
+    shown = text.splitlines()
+    assert len(text) < 50_000 and "\x1b" not in text
     assert shown[-1].startswith("error: ") and (len(shown) > 1) == traced
     assert ("mine.py, line 8, ended the command before" in shown[-1]) == ("exit(0)" in statement)
     assert traced == any(f'"{tmp_path / "mine.py"}", line 8, in check' in text for text in shown)

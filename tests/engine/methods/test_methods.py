@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from engine import models
+from engine.methods.base import Trained
 from engine.run import Run
 from engine.training import fisher
 from helpers.grids import CONV, SIZE, prepared, reference, same, weights
@@ -68,6 +69,15 @@ def test_a_loss_that_is_not_one_a_sample_is_refused_by_its_methods_name(grid, mo
     monkeypatch.setattr(case.method, "loss", lambda batch: torch.zeros(()))
     with pytest.raises(ValueError, match=r"method fine_tune: .* \[\], not \[5\].*\.mean\(\)"):
         case.method(case.batch)
+    monkeypatch.setattr(case.method, "loss", lambda batch: None)
+    with pytest.raises(ValueError, match=r"fine_tune: loss.batch. returned NoneType, not a tensor"):
+        case.method(case.batch)
+
+
+def test_an_export_that_is_no_state_dict_is_refused(grid, monkeypatch):
+    monkeypatch.setattr(Trained, "export", lambda self: 5)
+    with pytest.raises(ValueError, match=r"fine_tune: .* returned int: return .*Export\(state"):
+        grid.build("train.epochs=1", "seed=77")
 
 
 @pytest.mark.parametrize("variant", ["canonical", "paper"])

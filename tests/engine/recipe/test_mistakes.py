@@ -13,6 +13,7 @@ from engine.recipe import parsed
     ("name", "words", "message"),
     [
         ("emoji/ewx", "", "no recipe 'emoji/ewx'; did you mean 'emoji/ewc'?"),
+        ("emoji/flyp", "", "'emoji/flyp'; emoji has no row flyp: give recipe=emoji method=flyp"),
         ("nowhere.yaml", "", "no recipe file nowhere.yaml"),
         ("emoji/ewc", "train.epoch=1", "unknown key 'train.epoch'; did you mean 'train.epochs'?"),
         ("emoji/ewc", "train.lr=1", "did you mean 'optimizer.lr'?"),
@@ -56,6 +57,11 @@ from engine.recipe import parsed
         ("emoji/soup", "method.members=[]", "method.members is empty"),
         ("emoji/greedy_soup", "dataset.holdout=0", "images; set dataset.holdout above 0"),
         ("emoji/visual_prompt", "model.image_size=2", "0 px does not fit an image of 2 px"),
+        (
+            "emoji",
+            "methods=[ewc,flyp]",
+            "has no method 'flyp'; a file adds it: `extends: emoji` an",
+        ),
         ("emoji", "methods=[ewc,ewcc]", "methods: emoji has no method 'ewcc'; did you mean"),
         ("emoji", "methods=[ewc,lwf,ewc]", "methods names ewc twice"),
         ("emoji/ewc", f"{'a' * 200_000}=1", f"unknown key '{'a' * 149}; "),

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from engine import models
 from engine.errors import RecipeError
 from engine.machine import ranks
 from engine.methods.beyond import carot, flyp, lipsum_ft
@@ -207,4 +208,9 @@ def test_lipsum_ft_keeps_similarities_to_random_texts(grid, open_clip, words):
     expected.backward()
     for name, parameter in model.visual.named_parameters():
         assert_near(tuned[name].grad, parameter.grad, rtol=2e-3, atol=1e-5, name=name)
+    embeddings_CE = (tiny_clip.head(open_clip, before) / scale).T
+    assert_near(models.head(method.net).weight, embeddings_CE, rtol=1e-4, atol=1e-6)
+    assert not models.head(method.net).bias.requires_grad
+    exported = method.export().state[method.head_weight]
+    assert_near(exported, scale * embeddings_CE, rtol=1e-4, atol=1e-5)
     assert not any(p.requires_grad for p in method.text.parameters()) and not method.text.training
