@@ -207,7 +207,7 @@ def test_a_contact_sheet_shows_the_concepts_of_a_smoke_run():
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (3, 18, 18, 3), np.uint8)
     keys = ["flat/2764/1", "flat/2764/2", "mono/1f600/3"]
-    pack = SimpleNamespace(labels=np.array([5, 5, 9]), keys=keys, pixels=images.__getitem__)
+    pack: Any = SimpleNamespace(labels=np.array([5, 5, 9]), keys=keys, pixels=images.__getitem__)
     sheet = base64.b64decode(thumbnails.contact_sheet([pack, pack]))
     shown = np.asarray(Image.open(io.BytesIO(sheet)))
     corners = [(y, x) for y in range(3) for x in range(shown.shape[1] - 17)]
