@@ -174,7 +174,7 @@ def test_a_sweep_of_a_rows_option(folder, grid, tmp_path, monkeypatch, capsys):
     words += ["method.lam=0.1,10", "seed=0,1", "downstream=outline,few", "train.epochs=1"]
     ran = campaigns.in_this_process(monkeypatch)
     assert cli.main(words) == 0
-    assert len(ran) == 2 + 8 and ran[0] == "prepare" and ran[-1] == "report"
+    assert len(ran) == 3 + 8 and ran[0] == "prepare" and ran[-1] == "report"
     (place,) = runs.glob("swept-ewc-sweep-lam-seed*/report")
     table = place / "tables/sweep-variants.csv"
     assert f"table   {table}" in capsys.readouterr().out

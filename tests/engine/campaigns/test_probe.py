@@ -26,7 +26,7 @@ def test_the_middle_columns_are_trained_again_with_the_next_seed():
     assert columns("imagenet_rib")[7:] == [("imagenet_sketch,seed=1", True)]
     plan = make_plan("emoji", [])
     assert {cell.recipe.seed for cell in plan.cells(plan.columns[-1])} == {1}
-    assert plan.downstreams == names and len(plan.jobs) == 11
+    assert plan.downstreams == names and len(plan.jobs) == 12
 
 
 def test_where_nothing_is_compared_or_seeds_are_several_there_is_no_probe():
