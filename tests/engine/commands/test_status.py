@@ -57,7 +57,7 @@ def test_a_campaign_at_work_shows_jobs_cells_time_left_and_the_last_error(at_wor
     shown = status(at_work.place.runs, capsys)
     name = at_work.place.campaign.name
     assert f"{name}  running, last job started 10 min ago, 2 of 4 cells" in shown
-    assert "jobs: 1 running, 1 waiting, 1 done, 1 failed; training on column-" in shown
+    assert "jobs: 1 running, 2 waiting, 1 done, 1 failed; training on column-" in shown
     # Six steps took 30 minutes, and the campaign has 2 + 2 + 3 * 2 + 1.
     assert steps(at_work) == 11 and "about 25 min left, at the speed so far" in shown
     assert "last error: column-openmoji: failed (exit code 1): no room\n" in shown
@@ -95,7 +95,7 @@ def test_a_campaign_whose_process_died_is_stopped(at_work, tmp_path, capsys):
     at_work.place.lock.write_text("process 1 on nowhere")  # left by a kill
     shown = status(tmp_path, capsys)
     assert "stopped, last job started" in shown and "left, at" not in shown
-    assert "jobs: 1 waiting, 1 done, 2 failed\n" in shown
+    assert "jobs: 2 waiting, 1 done, 2 failed\n" in shown
 
 
 def test_what_a_link_leads_to_is_left_out_and_no_pipe_is_waited_for(tmp_path, capsys):
