@@ -63,7 +63,8 @@ OF_CLIP = ("flyp", "carot", "lipsum_ft")
 def test_every_part_is_named_as_its_file():
     for group, key in (("models", "model"), ("methods", "method")):
         for name in recipe.names(group):
-            campaign = "imagenet_rib_clip" if name in OF_CLIP else "emoji"
+            is_clip = name in OF_CLIP or name.endswith("_zero_shot")
+            campaign = "imagenet_rib_clip" if is_clip else "emoji"
             resolved = recipe.load(f"{campaign}/fine_tune", parsed([f"{key}={name}"]))
             assert getattr(resolved, key).name == name
 
