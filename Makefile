@@ -143,10 +143,12 @@ audit: setup
 	@.venv-audit/bin/pip-audit --format json --path "$$($(BIN)/python -c 'import sysconfig; \
 	  print(sysconfig.get_path("purelib"))')" | $(BIN)/python .ci/audit.py
 
-# The compiler and Python's headers are required; OpenCV's headers are needed for FFCV only.
+# The compiler, Python's headers and the programs of `rib download` are required; OpenCV's headers are needed for FFCV only.
 define system_packages
 needed=""; wished=""; \
 command -v g++ >/dev/null || needed="$$needed g++"; \
+command -v curl >/dev/null || needed="$$needed curl ca-certificates"; \
+command -v unzip >/dev/null || needed="$$needed unzip"; \
 $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || needed="$$needed python3-venv"; \
 $(PYTHON) -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' || needed="$$needed python3-dev"; \
 command -v pkg-config >/dev/null && pkg-config --exists opencv4 libturbojpeg || wished="pkg-config libopencv-dev libturbojpeg0-dev"; \

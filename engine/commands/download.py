@@ -207,13 +207,9 @@ def _size(target: Target) -> int:
     if target.archive.is_file():
         return target.arrived
     for address in () if target.file.bytes else target.file.addresses:
-        try:
-            response = download.open_at(address)
-        except (*download.MAY_PASS, download.Unavailable):
-            continue
-        if response is not None:  # the server has the whole file
-            with response.stream:
-                return response.total or 0
+        size, _ = download.ask(address)
+        if size is not None:
+            return size
     return target.file.bytes
 
 

@@ -1,7 +1,8 @@
-"""Downloads a file from the first address that provides it, verifies it, and resumes after a stop.
+"""Downloads a file with curl from the first address that provides it, and verifies it.
 
 Archives reject clients that open many connections or retry at once. Each host therefore gets at
-most `CONNECTIONS` at a time, and a host that refuses is asked again after long waits.
+most `CONNECTIONS` at a time, and a host that refuses is asked again after long waits. curl's own
+`--retry` would discard the received bytes, so each attempt is a new curl that resumes.
 
 Bytes are collected in `NAME.part`. The file gets its name once it is complete and its size and
 checksum are verified.
@@ -10,37 +11,39 @@ checksum are verified.
 from __future__ import annotations
 
 import contextlib
-import email.utils
+import email
 import errno
 import re
+import subprocess
+import tempfile
 import threading
-import time
-import urllib.error
-import urllib.parse
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from http.client import HTTPException, HTTPResponse, InvalidURL
+from email.message import Message
 from pathlib import Path
-from typing import IO, Any, NamedTuple
 
 from loaders.files.durable import file_hash, sync
 from loaders.files.root import Root
 
 _CHUNK = 1 << 20  # bytes
-TRIES = 5  # consecutive attempts without a new byte before giving up an address
+TRIES = 5  # consecutive attempts of less than `SLOWEST * SLOW_S` bytes before giving up an address
 WAIT_S = 1.0  # before the second attempt, then doubled
 REFUSED_WAIT_S = 15.0  # the same if a server refuses; it may ask for a longer wait
 LONGEST_WAIT_S = 900.0
 CONNECTIONS = 2  # maximum per host at a time
-TIMEOUT_S = 30.0  # without any data
-SLOWEST = 1000  # bytes/s averaged over `SLOW_S`; slower addresses are given up
-SLOW_S = 60.0
-_RANGE = re.compile(r"bytes (\d{1,18})-\d+/(\d{1,18}|\*)", re.ASCII)
-_NUMBER = re.compile(r"\d{1,18}", re.ASCII)
+SLOWEST = 1000  # bytes/s averaged over `SLOW_S`; curl ends slower transfers
+SLOW_S = 60
 _PASSING = (408, 425)  # temporary statuses below 500
 _REFUSING = (403, 429, 503)  # a server with too many requests; archives answer 403
+# curl's exit codes: https://curl.se/docs/manpage.html
+_HTTP_ERROR, _NO_RANGES, _TOO_LARGE = 22, 33, 63
+_LASTING = (1, 3, 47)  # another protocol, no URL, too many redirects
+_CURL = [
+    "curl", "--disable", "--globoff", "--silent", "--show-error", "--fail", "--user-agent",
+    "rib-engine", "--location", "--max-redirs", "10", "--proto", "=http,https", "--proto-redir",
+    "=http,https", "--connect-timeout", "30", "--speed-limit", str(SLOWEST),
+]  # fmt: skip
+_NUMBER = re.compile(r"\d{1,18}", re.ASCII)
 _hosts: dict[str, threading.BoundedSemaphore] = {}
 
 
@@ -54,9 +57,6 @@ class Refused(OSError):
     def __init__(self, text: str, wait_s: float) -> None:
         super().__init__(text)
         self.wait_s = wait_s
-
-
-MAY_PASS = (OSError, HTTPException)  # retrying may succeed
 
 
 class Mismatch(ValueError):
@@ -90,8 +90,8 @@ def fetch(remote: Remote, folder: Path, progress: DownloadProgress | None = None
     """Downloads the file to `folder/NAME` unless it exists.
 
     After an error, the received bytes stay in `NAME.part`, and the next call resumes from there.
-    Raises ValueError if no address provides the file or the disk is full, and Stopped after
-    `progress.stop`.
+    Raises ValueError if no address provides the file, the disk is full or curl is missing, and
+    Stopped after `progress.stop`.
     """
     path, part = folder / remote.name, folder / f"{remote.name}.part"
     if path.is_file():
@@ -120,14 +120,12 @@ def ask(address: str) -> tuple[int | None, str]:
     """
     try:
         with _connection(address, threading.Event()):
-            response = open_at(address)
-            assert response is not None  # None is only for start > 0
-            response.stream.close()
-    except (Unavailable, *MAY_PASS) as error:
+            length = _curl(address, lambda chunk: False).get("Content-Length", "")
+    except (Unavailable, OSError) as error:
         return None, str(error)
-    if response.total is None:
+    if not _NUMBER.fullmatch(length):
         return 0, "reachable, of unknown size"
-    return response.total, f"reachable, {response.total:,} bytes"
+    return int(length), f"reachable, {int(length):,} bytes"
 
 
 def check(path: Path, remote: Remote) -> None:
@@ -139,93 +137,8 @@ def check(path: Path, remote: Remote) -> None:
         raise Mismatch(f"its {remote.algorithm} is {actual}, not {remote.checksum}")
 
 
-class Response(NamedTuple):
-    """The bytes of a file from `start`. total: size of the whole file, or None if unknown."""
-
-    stream: HTTPResponse
-    start: int
-    total: int | None
-
-
-def open_at(address: str, start: int = 0) -> Response | None:
-    """Opens the file at an http(s) address from byte `start`.
-
-    Returns the whole file if the server ignores `start`, or None if there are no more bytes. Raises
-    Unavailable, OSError or HTTPException.
-    """
-    headers = {"User-Agent": "rib-engine"} | ({"Range": f"bytes={start}-"} if start else {})
-    try:
-        _check_scheme(address)
-        request = urllib.request.Request(address, headers=headers)
-        stream = _OPENER.open(request, timeout=TIMEOUT_S)
-    except (ValueError, InvalidURL) as error:
-        raise Unavailable(f"invalid address ({error})") from error
-    except urllib.error.HTTPError as error:
-        error.close()
-        if error.code == 416 and start:  # the file ends at the range's start
-            return None
-        text = f"the server answers {error.code} {error.reason}"
-        if error.code in _REFUSING:
-            raise Refused(text, _retry_after(error.headers.get("Retry-After", ""))) from error
-        kind = OSError if error.code >= 500 or error.code in _PASSING else Unavailable
-        raise kind(text) from error
-    if stream.headers.get_content_type() == "text/html":
-        stream.close()
-        raise Unavailable("the server sends a web page instead of the file")
-    if stream.status != 206:
-        length = stream.headers.get("Content-Length", "")
-        return Response(stream, 0, int(length) if _NUMBER.fullmatch(length) else None)
-    sent = _RANGE.fullmatch(stream.headers.get("Content-Range", ""))
-    if sent is None or int(sent[1]) != start:
-        stream.close()
-        raise Unavailable("the server sends another part of the file than requested")
-    return Response(stream, start, None if sent[2] == "*" else int(sent[2]))
-
-
-def _retry_after(header: str) -> float:
-    """Returns the seconds that a server asks to wait, from a number or a date; 0 for neither."""
-    if _NUMBER.fullmatch(header):
-        return float(header)
-    try:
-        at = email.utils.parsedate_to_datetime(header)
-    except ValueError:
-        return 0.0
-    at = at if at.tzinfo else at.replace(tzinfo=UTC)
-    return max(0.0, (at - datetime.now(UTC)).total_seconds())
-
-
-@contextlib.contextmanager
-def _connection(address: str, stop: threading.Event) -> Iterator[None]:
-    """Holds one of the host's `CONNECTIONS` once it is free. Raises Stopped or Unavailable."""
-    try:
-        host = urllib.parse.urlsplit(address).netloc
-    except ValueError as error:
-        raise Unavailable(f"invalid address ({error})") from error
-    free = _hosts.setdefault(host, threading.BoundedSemaphore(CONNECTIONS))
-    while not free.acquire(timeout=0.1):
-        if stop.is_set():
-            raise Stopped
-    try:
-        yield
-    finally:
-        free.release()
-
-
-def _check_scheme(address: str) -> None:
-    if urllib.parse.urlsplit(address).scheme not in ("http", "https"):
-        raise Unavailable("it is not an http or https address")
-
-
-class _Redirects(urllib.request.HTTPRedirectHandler):
-    def redirect_request(
-        self, req: Any, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str
-    ) -> urllib.request.Request | None:
-        fp.close()
-        _check_scheme(newurl)  # urllib would also follow to ftp
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
-_OPENER = urllib.request.build_opener(_Redirects)
+class _NoRanges(Exception):
+    """The server sends only whole files."""
 
 
 def _collect(address: str, remote: Remote, part: Path, progress: DownloadProgress) -> None:
@@ -246,15 +159,15 @@ def _collect(address: str, remote: Remote, part: Path, progress: DownloadProgres
             if not resumed:
                 raise
             resumed, failed, most = False, 0, 0
-        except MAY_PASS as error:
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise ValueError(
                     f"{part.parent} has no room for {remote.name} ({error}); make room, or give "
                     "another folder by --to. The received bytes are kept, and the same command "
                     "resumes from there"
                 ) from error
             # Count only new bytes: a server may restart each time and stop at the same byte.
-            failed = 0 if _size(part) > most else failed + 1
+            failed = 0 if _size(part) > most + SLOWEST * SLOW_S else failed + 1
             most = max(most, _size(part))
             if failed >= TRIES:
                 raise Unavailable(f"{failed} attempts failed, the last with: {error}") from error
@@ -262,7 +175,7 @@ def _collect(address: str, remote: Remote, part: Path, progress: DownloadProgres
                 raise Stopped from error
 
 
-def _wait(error: Exception, waits: int) -> float:
+def _wait(error: OSError, waits: int) -> float:
     """Returns the seconds to wait after `waits` waits in a row.
 
     Raises Unavailable if the server asks for more than `LONGEST_WAIT_S`.
@@ -275,32 +188,93 @@ def _wait(error: Exception, waits: int) -> float:
 
 
 def _attempt(address: str, remote: Remote, part: Path, progress: DownloadProgress) -> None:
-    start = _size(part)
+    start = done = _size(part)
     if start and start == remote.size:
         return
-    response = open_at(address, start)
-    if response is None:  # no more bytes
-        return
-    stream, done, total = response
-    with stream:
-        if remote.size and total not in (None, remote.size):
-            raise Unavailable(f"the file has {total:,} bytes, not {remote.size:,}")
-        with Root(part.parent).open(part, "ab" if done else "wb") as file:
-            began, before = time.monotonic(), done
-            while chunk := stream.read1(_CHUNK):
-                done += len(chunk)
-                if remote.size and done > remote.size:
-                    raise Mismatch(f"more than {remote.size:,} bytes")
-                file.write(chunk)
-                progress.seen(done)
-                if progress.stop.is_set():
-                    raise Stopped
-                if (seconds := time.monotonic() - began) >= SLOW_S:
-                    if (rate := (done - before) / seconds) < SLOWEST:
-                        raise Unavailable(f"it sends only {rate:.0f} bytes/s")
-                    began, before = time.monotonic(), done
-    if total is not None and done < total:
-        raise ConnectionError(f"the connection ended at byte {done:,} of {total:,}")
+
+    def take(chunk: bytes) -> bool:
+        nonlocal done
+        done += len(chunk)
+        if remote.size and done > remote.size:
+            raise Mismatch(f"more than {remote.size:,} bytes")
+        file.write(chunk)
+        progress.seen(done)
+        if progress.stop.is_set():
+            raise Stopped
+        return True
+
+    try:
+        with Root(part.parent).open(part, "ab") as file:
+            _curl(address, take, start, remote.size)
+    except _NoRanges:
+        Root(part.parent).remove(part)
+        _attempt(address, remote, part, progress)
+
+
+def _curl(address: str, take: Callable[[bytes], bool], start: int = 0, largest: int = 0) -> Message:
+    """Passes the file's bytes from `start` to `take` until `take` returns False.
+
+    largest: refuse a file that announces more bytes, unless it is 0. Returns the headers of the
+    last response. Raises Unavailable, OSError or _NoRanges, and ValueError without curl.
+    """
+    with tempfile.NamedTemporaryFile() as headers:
+        words = ["--continue-at", str(start), "--speed-time", str(SLOW_S)]
+        words += ["--max-filesize", str(largest)] * bool(largest)
+        command = [*_CURL, *words, "--dump-header", headers.name, "--", address]
+        try:
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        except FileNotFoundError as error:
+            raise ValueError("curl was not found; install it: apt-get install curl") from error
+        text, code = "", 0
+        with process:
+            assert process.stdout is not None and process.stderr is not None
+            try:
+                chunk = process.stdout.read1(_CHUNK)  # curl writes the headers before
+                status, response = _last_response(headers.read())
+                if status < 300 and response.get_content_type() == "text/html":
+                    raise Unavailable("the server sends a web page instead of the file")
+                while chunk and take(chunk):
+                    chunk = process.stdout.read1(_CHUNK)
+                if not chunk:
+                    text, code = process.stderr.read().decode(errors="replace"), process.wait()
+            finally:
+                process.kill()
+    if code == _NO_RANGES and start:
+        raise _NoRanges
+    if code == _HTTP_ERROR:
+        text, wait = f"the server answers {status}", response.get("Retry-After", "")
+        if status in _REFUSING:
+            raise Refused(text, float(wait) if _NUMBER.fullmatch(wait) else 0.0)
+        raise (OSError if status >= 500 or status in _PASSING else Unavailable)(text)
+    if code == _TOO_LARGE:
+        raise Unavailable(f"more than {largest:,} bytes")
+    if code:
+        raise (Unavailable if code in _LASTING else OSError)(text.strip() or f"curl: ({code})")
+    return response
+
+
+def _last_response(headers: bytes) -> tuple[int, Message]:
+    """Returns the status and headers of the last of several responses; status 0 for none."""
+    text = re.split(r"^HTTP/", headers.decode("latin-1").replace("\r", ""), flags=re.MULTILINE)[-1]
+    line, _, rest = text.partition("\n")
+    status = re.match(r"[\d.]+ (\d{3})", line)
+    return int(status[1]) if status else 0, email.message_from_string(rest)
+
+
+@contextlib.contextmanager
+def _connection(address: str, stop: threading.Event) -> Iterator[None]:
+    """Holds one of the host's `CONNECTIONS` once it is free. Raises Stopped or Unavailable."""
+    if not address.startswith(("http://", "https://")):
+        raise Unavailable("it is not an http or https address")
+    host = address.split("/")[2]
+    free = _hosts.setdefault(host, threading.BoundedSemaphore(CONNECTIONS))
+    while not free.acquire(timeout=0.1):
+        if stop.is_set():
+            raise Stopped
+    try:
+        yield
+    finally:
+        free.release()
 
 
 def _size(part: Path) -> int:

@@ -3,28 +3,36 @@
 The traditional cipher of PKWARE's APPNOTE, section 6.1, for members that are stored or deflated.
 """
 
+import hashlib
 import io
+import struct
 import zipfile
 import zlib
 from collections.abc import Mapping
 
-_HEADER = bytes(range(11))  # random, where secrecy matters
 _ENCRYPTED = 1  # bit of a member's flags
 
 
 def encrypted(members: Mapping[str, bytes], password: str, deflated: bool = False) -> bytes:
-    """A zip file of these members, each encrypted; its directory says so, its local headers not."""
+    """A zip file of these members, each encrypted."""
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
         for name, content in members.items():
             crc, packer = zlib.crc32(content), zlib.compressobj(wbits=-zlib.MAX_WBITS)
+            header = hashlib.sha256(name.encode()).digest()[:11]  # random, where secrecy matters
             plain = packer.compress(content) + packer.flush() if deflated else content
-            archive.writestr(name, _cipher(_HEADER + bytes([crc >> 24]) + plain, password))
+            archive.writestr(name, _cipher(header + bytes([crc >> 24]) + plain, password))
             entry = archive.getinfo(name)
             entry.flag_bits |= _ENCRYPTED
             entry.compress_type = zipfile.ZIP_DEFLATED if deflated else zipfile.ZIP_STORED
             entry.CRC, entry.file_size = crc, len(content)
-    return packed.getvalue()
+        entries = archive.infolist()
+    data = bytearray(packed.getvalue())
+    for entry in entries:  # zipfile wrote the local headers of members without a password
+        at, sizes = entry.header_offset, (entry.compress_size, entry.file_size)
+        struct.pack_into("<HH", data, at + 6, _ENCRYPTED, entry.compress_type)
+        struct.pack_into("<III", data, at + 14, entry.CRC, *sizes)
+    return bytes(data)
 
 
 def _cipher(plain: bytes, password: str) -> bytes:

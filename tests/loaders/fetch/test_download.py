@@ -20,6 +20,7 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 @pytest.fixture
 def web(monkeypatch) -> Iterator[Web]:
     monkeypatch.setattr(download, "TRIES", 3)
+    monkeypatch.setattr(download, "SLOW_S", 1)
     monkeypatch.setattr(download, "WAIT_S", 0.001)
     monkeypatch.setattr(download, "REFUSED_WAIT_S", 0.001)
     with serve() as web:
@@ -58,7 +59,7 @@ NO_SIZE: dict = {"size": 0}
     [
         ({"cuts": [100_000, 50_000]}, b"", {}, ["", "bytes=100000-", "bytes=150000-"]),
         ({"cuts": [100_000]}, b"", NO_SIZE, ["", "bytes=100000-"]),
-        ({"cuts": [100_000], "ranges": False}, b"", {}, ["", "bytes=100000-"]),
+        ({"cuts": [100_000], "ranges": False}, b"", {}, ["", "bytes=100000-", ""]),
         ({"statuses": [503, 429]}, b"", {}, ["", "", ""]),
         ({}, CONTENT[:1000], {}, ["bytes=1000-"]),
         ({}, CONTENT, NO_SIZE, ["bytes=300000-"]),  # the server answers that nothing is left
@@ -77,9 +78,9 @@ def test_a_download_goes_on_from_what_is_there_and_fits(web, tmp_path, file, par
 
 def test_an_address_is_given_up_after_attempts_without_progress(web, tmp_path):
     stuck = web("stuck", content=CONTENT, cuts=[500] * 9, ranges=False)
-    with pytest.raises(ValueError, match=r"3 attempts failed.*ended at byte 500 of 300,000"):
+    with pytest.raises(ValueError, match=r"3 attempts failed.*\(18\)"):
         fetch(remote(stuck), tmp_path)
-    assert len(web.requests) == 4, "bytes that come again are no progress"
+    assert len(web.requests) == 5, "bytes that come again are no progress"
     assert (tmp_path / "a.tar.part").read_bytes() == CONTENT[:500]
 
 
@@ -93,19 +94,19 @@ def test_a_larger_part_of_another_version_is_forgotten_where_connections_drop(we
     ("file", "message"),
     [
         ({"kind": "text/html; charset=utf-8"}, "the server sends a web page instead of the file"),
-        ({"statuses": [404]}, "the server answers 404 Not Found"),
+        ({"statuses": [404]}, "the server answers 404"),
         ({"statuses": [503] * 3}, "3 attempts failed, the last with: the server answers 503"),
-        ({"content": CONTENT[:-1]}, "the file has 299,999 bytes, not 300,000"),
+        ({"content": CONTENT[:-1]}, "299,999 bytes, not 300,000"),
         ({"content": CONTENT[:-1], "length": False}, "299,999 bytes, not 300,000"),
         ({"content": CONTENT * 9, "length": False}, "more than 300,000 bytes"),
-        ({"content": CONTENT[:-1], "length": "abc"}, "299,999 bytes, not 300,000"),
+        ({"content": CONTENT[:-1], "length": "abc"}, "3 attempts failed.*Content-Length"),
+        ({"content": CONTENT * 9}, "more than 300,000 bytes"),
         ({"statuses": [416]}, "the server answers 416"),
-        ({"content": CONTENT, "drip": 0.01}, "it sends only [0-9]* bytes/s"),
+        ({"content": CONTENT, "drip": 0.01}, r"3 attempts failed.*\(28\)"),
         ({"content": b"x" + CONTENT[1:]}, f"its sha256 is [0-9a-f]*, not {SHA256}"),
     ],
 )
-def test_the_next_mirror_gives_what_one_does_not(web, tmp_path, monkeypatch, file, message):
-    monkeypatch.setattr(download, "SLOW_S", 0.1)
+def test_the_next_mirror_gives_what_one_does_not(web, tmp_path, file, message):
     bad, good = web("bad", **file), web("good", content=CONTENT)
     with pytest.raises(ValueError, match=f"(?s)a.tar could not .*{bad}: {message}.*--from"):
         fetch(remote(bad), tmp_path / "alone")
@@ -119,18 +120,40 @@ def test_the_next_mirror_gives_what_one_does_not(web, tmp_path, monkeypatch, fil
 def test_the_next_mirror_stands_in_for_what_is_no_address(bad, web, tmp_path):
     fetch(remote(bad, web("good", content=CONTENT)), tmp_path)
     assert arrived(tmp_path) == CONTENT
-    with pytest.raises(ValueError, match=r"invalid address|no host given"):
+    with pytest.raises(ValueError, match=r"\(3\)|attempts failed|not an http or https address"):
         fetch(remote(bad), tmp_path / "alone")
 
 
 def test_nobody_listens_and_other_schemes(web, tmp_path):
     (tmp_path / "secret").write_bytes(CONTENT)
     closed, file = "http://127.0.0.1:9/a", (tmp_path / "secret").as_uri()
-    with pytest.raises(ValueError, match=r"refused.*file:.*: it is not an http or https address"):
+    with pytest.raises(ValueError, match=r"connect.*file:.*: it is not an http or https address"):
         fetch(remote(closed, file), tmp_path)
     for other in (file, "ftp://127.0.0.1:9/a"):
-        with pytest.raises(ValueError, match=r"(not allowed|not an http or https address)\)"):
+        with pytest.raises(ValueError, match=r"curl: \(1\) Protocol"):
             fetch(remote(web("a", redirect=other)), tmp_path)
+
+
+@pytest.mark.parametrize("trick", ["--output=x", "@/etc/passwd", "-K/etc/passwd", "http://-o@x y"])
+def test_an_address_is_never_an_option(trick, web, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"not an http or https address|curl: \(3\)"):
+        fetch(remote(trick), tmp_path / "alone")
+    assert [path.name for path in tmp_path.iterdir()] in ([], ["alone"])
+
+
+def test_a_link_in_place_of_a_part_is_not_followed(web, tmp_path):
+    (tmp_path / "mine").write_bytes(b"")
+    (tmp_path / "a.tar.part").symlink_to(tmp_path / "mine")
+    with pytest.raises(ValueError, match="leads through a link"):
+        fetch(remote(web("a", content=CONTENT)), tmp_path)
+    assert (tmp_path / "mine").read_bytes() == b""
+
+
+def test_a_user_without_curl_is_told_how_to_install_it(web, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ValueError, match=r"curl was not found; install it: apt-get install curl"):
+        fetch(remote(web("a", content=CONTENT)), tmp_path)
 
 
 def test_a_full_disk_is_named_and_the_next_call_goes_on(web, tmp_path):
