@@ -1,7 +1,7 @@
 """The arithmetic of `rib plan` beside what others measured: 72 throughputs of nine architectures.
 
 No GPU is needed, and nothing is timed: a row has the predicted and the published images a second,
-and the ratio of the two. The constants of `engine.machine.rates` were fitted to these rows, so they
+and the ratio of the two. The constants of `engine.cost.rates` were fitted to these rows, so they
 are fitted again without each architecture, and without each GPU, whose rows are then predicted:
 these are the errors to expect of a model or a GPU that is not among them. A median error is at most
 a quarter; rows beyond that are named.
@@ -23,9 +23,9 @@ import timm
 import torch
 from scipy.optimize import least_squares
 
-from engine.machine import rates
-from engine.machine.flops import elements_of_image, of_image
-from engine.machine.rates import Fit
+from engine.cost import rates
+from engine.cost.flops import elements_of_image, of_image
+from engine.cost.rates import Fit
 
 FILE = Path(__file__).with_suffix(".csv")
 MOST = 0.25  # of the median error

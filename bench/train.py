@@ -28,7 +28,8 @@ from bench import loader, photos
 from bench.contest import Contest, Entrant, Scale
 from bench.timing import Run
 from bench.vit import autocast
-from engine import models, throughput
+from engine import models
+from engine.cost import throughput
 from engine.machine import quiet, ranks
 from engine.recipe import parsed
 from engine.recipe.schema import ModelRecipe

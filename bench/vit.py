@@ -8,7 +8,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from engine.machine.flops import flops
+from engine.cost.flops import flops
 
 CLASSES = 1000
 ARCHITECTURES = {"ViT-S": "vit_small_patch16_224", "ViT-B": "vit_base_patch16_224"}

@@ -132,6 +132,14 @@ class Plan:
         for seed in range(first, first + self.seeds):
             yield from (cell.seeded(seed) for cell in on)
 
+    @property
+    def recipes(self) -> list[list[Recipe]]:
+        """Of each column: the recipes of its cells and of all cells that these need."""
+        return [
+            [cell.recipe for row in self.cells(column) for cell in row.all()]
+            for column in self.columns
+        ]
+
 
 def stage_of(job: str) -> str:
     """The rule of the workflow that runs a job."""

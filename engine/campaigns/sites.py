@@ -106,12 +106,16 @@ def resources(options: RunOptions, site: Site, plan: Plan, plans: int = 1) -> di
             DISTANCES: {"threads": min(plan.threads, options.cores), "gpu": min(gpus, 1)},
             REPORT: {"threads": cores},
         }
-    from engine.campaigns import estimate
+    from engine.cost import estimate
 
-    costs = estimate.of(plan)
+    costs = estimate.of(plan.recipes, len(plan.rows))
     cores = options.cores if site.scheduler else plan.threads
     device = estimate.gpu("A100") if gpus else estimate.cpu(cores)
-    memory = {"mem_mb": math.ceil(1000 * (options.mem or costs.memory_gb))}
+
+    def megabytes(ranks: int) -> int:
+        return math.ceil(1000 * (options.mem or costs.memory_gb(ranks)))
+
+    memory = {"mem_mb": megabytes(1)}
 
     def minutes(hours: float) -> dict[str, int]:
         asked = MARGIN * (START_H + hours) if options.time is None else options.time
@@ -122,7 +126,8 @@ def resources(options: RunOptions, site: Site, plan: Plan, plans: int = 1) -> di
     prepare_h, column_h = device.hours(costs.shared), costs.column_hours(device, max(1, gpus))
     return {
         PREPARE: {"threads": cores, "gpu": min(gpus, 1), **memory, **minutes(prepare_h)},
-        COLUMN: {"threads": cores, "gpu": gpus, **memory, **minutes(column_h)},
+        COLUMN: {"threads": cores, "gpu": gpus, **memory, **minutes(column_h)}
+        | {"mem_mb": megabytes(site.ranks)},
         DISTANCES: {"threads": cores, "gpu": min(gpus, 1), **memory, **minutes(DISTANCES_H)},
         REPORT: {"threads": cores, **memory, **minutes(REPORT_H)},
     }

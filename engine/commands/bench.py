@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from engine.machine import first_line
 
 if TYPE_CHECKING:
-    from engine.throughput import Speed
+    from engine.cost.throughput import Speed
 
 INSTEAD = {  # keys without effect here, and what to use instead
     "model": "the model as the first argument",
@@ -56,9 +56,9 @@ def run(arguments: argparse.Namespace) -> None:
     import torch
 
     from engine import recipe
+    from engine.cost.throughput import Bench, cell_of
     from engine.machine import ranks
     from engine.machine.device_name import device_name
-    from engine.throughput import Bench, cell_of
     from loaders.pack import Pack
 
     methods = arguments.methods.split(",")

@@ -13,7 +13,8 @@ from engine.commands.status import size
 from engine.machine import first_line
 
 if TYPE_CHECKING:
-    from engine.campaigns.estimate import Device, Estimate
+    from engine.campaigns.plan import Plan
+    from engine.cost.estimate import Device, Estimate
 
 GPUS = (1, 8, 64)
 
@@ -36,45 +37,41 @@ def run(arguments: argparse.Namespace) -> None:
     grids = recipe.each_model(arguments.name, arguments.overrides)
     plans = [make_plan(arguments.name, grid) for grid in grids]
     first_line.show(f"counting the operations of {arguments.name}")
-    from engine.campaigns import estimate
+    from engine.cost import estimate
 
     if arguments.tflops is not None and arguments.tflops <= 0:
         raise ValueError(f"--tflops {arguments.tflops}: give a number above 0")
     devices = [estimate.gpu(name) for name in ("A100", "H100")]
     if arguments.tflops is not None:
         devices.append(estimate.users_gpu(arguments.tflops))
-    estimates = [estimate.of(plan) for plan in plans]
-    for each in estimates:
-        print(text(each, devices))
+    estimates = [estimate.of(plan.recipes, len(plan.rows)) for plan in plans]
+    for plan, each in zip(plans, estimates, strict=True):
+        print(text(plan, each, devices))
     if len(estimates) > 1:
         print(f"\nall {len(estimates)} models, one after the other")
         print("\n".join(_times(estimates, devices)))
 
 
-def text(estimate: Estimate, devices: Sequence[Device]) -> str:
+def text(plan: Plan, estimate: Estimate, devices: Sequence[Device]) -> str:
     """The estimate for one model's grid: work by part, and totals."""
-    from engine.campaigns.estimate import this_core
+    from engine.cost.estimate import this_core
     from engine.report import console
 
-    plan, model, columns = estimate.plan, estimate.plan.recipe.model, estimate.plan.columns
+    model, net, columns = plan.recipe.model, estimate.network, plan.columns
     probes = sum(column.is_probe for column in columns)
     grid = f"{len(columns) - probes} columns" + f" and a seed probe of {probes}" * bool(probes)
     core, cores = this_core(plan.recipe), len(os.sched_getaffinity(0))
-    shown = [*devices, core]
+    shown, here = [*devices, core], _time(estimate.hours_on_cores(core, cores, plan.threads))
     rows = []
     for name, parts in estimate.by_name().items():
         images = sum(part.images for part in parts)
         operations = sum(part.operations for part in parts)
-        on_cores = parts[0] in estimate.distances
-        times = [
-            _time(estimate.distances_hours(device) if on_cores else device.hours(parts))
-            for device in shown
-        ]
-        rows.append([name, f"{images:,}", f"{operations / 1e15:,.3g}", *times])
+        times = [_time(device.hours(parts)) for device in shown]
+        rows.append([name, f"{images:,}", f"{operations / 1e15:,.2g}", *times])
     title = (
         f"{plan.name}: {model.name}, {len(plan.rows)} methods x {grid}, variant "
-        f"{plan.recipe.method.variant}\n{estimate.parameters / 1e6:.1f}M parameters, "
-        f"{estimate.forward / 1e9:.1f} GFLOP per forward pass of an image of {model.image_size} px"
+        f"{plan.recipe.method.variant}\n{net.parameters / 1e6:.1f}M parameters, "
+        f"{net.forward / 1e9:.1f} GFLOP per forward pass of an image of {model.image_size} px"
     )
     heads = ["", "images", "PFLOP", *(device.name for device in shown)]
     disk = ", ".join(f"{name} {size(count)}" for name, count in estimate.disk.items())
@@ -83,12 +80,13 @@ def text(estimate: Estimate, devices: Sequence[Device]) -> str:
             console.text(title, heads, rows),
             "",
             *_times([estimate], devices),
-            f"{f'CPU, {cores}':<12}{_time(estimate.hours_on_cores(core, cores))} on this machine",
-            "            predicted: GPUs from data sheets, the CPU from timing the model;",
+            f"{f'CPU, {cores}':<12}{here} on this machine",
+            "            predicted: GPUs from data sheets and others' measurements, within a",
+            "            factor of 1.25 as far as known; the CPU from timing the model;",
             "            excludes encoding, reading, CKA, greedy soups, Model Stock's other seeds",
             f"jobs        {len(plan.jobs)}: preparation, {grid}, distances, report",
             *_jobs(estimate, devices),
-            f"memory      about {estimate.memory_gb:.0f} GB per job, on the host and on a GPU",
+            f"memory      about {estimate.memory_gb():.0f} GB per job, on the host and on a GPU",
             f"disk        {size(sum(estimate.disk.values()))}: {disk}",
         ]
     )
@@ -100,7 +98,7 @@ def _times(estimates: Sequence[Estimate], devices: Sequence[Device]) -> list[str
     lines = []
     for device in devices:
         each = [sum(estimate.hours(device, number) for estimate in estimates) for number in GPUS]
-        lines.append(f"{device.name:<12}{', '.join(map(_time, each))} on {gpus} GPUs")
+        lines.append(f"{device.name:<12}{', '.join(map(_range, each))} on {gpus} GPUs")
     return lines
 
 
@@ -120,6 +118,22 @@ def _jobs(estimate: Estimate, devices: Sequence[Device]) -> list[str]:
 
 
 def _time(hours: float) -> str:
-    if hours >= 1:
-        return f"{hours:,.3g} h"
-    return f"{60 * hours:.3g} min" if 60 * hours >= 1 else f"{3600 * hours:.2g} s"
+    number, unit = _in_unit(hours)
+    return f"{number} {unit}"
+
+
+def _range(hours: float) -> str:
+    """The hours within which a prediction for a GPU holds, as far as known."""
+    from engine.cost.rates import SPREAD
+
+    (low, unit), (high, last) = _in_unit(hours / SPREAD), _in_unit(hours * SPREAD)
+    return f"{low} {unit} to {high} {last}" if unit != last else f"{low} to {high} {unit}"
+
+
+def _in_unit(hours: float) -> tuple[str, str]:
+    """A time with two digits, and its unit."""
+    for unit, seconds in (("h", 3600), ("min", 60), ("s", 1)):
+        if 3600 * hours >= seconds or unit == "s":
+            number = float(f"{3600 * hours / seconds:.2g}")
+            return f"{number:,.0f}" if number >= 10 else f"{number:g}", unit
+    raise AssertionError

@@ -15,8 +15,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from engine.cost.rates import CHIPS
 from engine.machine import threads
-from engine.machine.rates import CHIPS
 
 MEASURED, MEASURED_S = 4e9, 0.5  # operations per timed pass, and seconds of all passes
 SLOWER = {"PCIE", "PCI", "NVL", "MIG"}  # other variants or parts of a chip

@@ -26,11 +26,11 @@ from engine import models
 from engine.cells import cell_plan
 from engine.cells.build import Builder
 from engine.cells.cell_plan import CellPlan
+from engine.cost.flops import of_image, peak
 from engine.data.sets import Sets
 from engine.evaluation import passes
 from engine.machine import precision
 from engine.machine.files import cache_folder
-from engine.machine.flops import of_image, peak
 from engine.methods.base import Trained
 from engine.recipe import catalogue, modules, overrides
 from engine.recipe.overrides import Override

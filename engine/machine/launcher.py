@@ -35,8 +35,11 @@ def main(words: Sequence[str]) -> int:
         signal.signal(heard, pass_on)
     signal.signal(signal.SIGINT, lambda *_: None)  # a terminal also sends it to the ranks
     shared = {"WORLD_SIZE": number, "LOCAL_WORLD_SIZE": number, "RIB_LAUNCH": "1"}
+    # torch.compile would start as many processes per rank as the job has cores.
+    compilers = max(1, len(os.sched_getaffinity(0)) // int(number))
+    settings = {"TORCHINDUCTOR_COMPILE_THREADS": str(compilers), **os.environ, **shared}
     for rank in range(int(number)):
-        environment = {**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        environment = {**settings, "RANK": str(rank), "LOCAL_RANK": str(rank)}
         command = [sys.executable, "-P", "-m", module, *rest]
         ranks.append(subprocess.Popen(command, env=environment))
     while True:

@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 
 from bench import throughput
-from engine.machine import rates
-from engine.machine.rates import Fit
+from engine.cost import rates
+from engine.cost.rates import Fit
 
 TRUE = Fit(full_rate=0.5, half_rate=0.9, eager=4.0, compiled=2.5, training=1.6)
 

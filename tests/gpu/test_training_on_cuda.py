@@ -12,9 +12,9 @@ pytest.importorskip("msgspec")  # the engine's, which a bare machine has not
 from bench.vit import autocast
 from engine import models
 from engine.cells.build import Builder
+from engine.cost.throughput import Bench
 from engine.machine import ranks
 from engine.recipe import parsed
-from engine.throughput import Bench
 from engine.training import batches, schedule
 
 LR, STEPS, BATCH = 1e-2, 5, 4

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from engine import cli
-from engine.campaigns import estimate, record
+from engine.campaigns import record
+from engine.cost import estimate
 from engine.recipe import parsed
 from helpers import campaigns
 from helpers.evaluations import by_timm
@@ -42,8 +43,9 @@ def test_its_row_costs_a_plan_predictions_and_no_pass(words, folder):
     plan = record.find(words[0], parsed(words[1:])).plan
     *rest, ensemble = plan.rows
     assert ensemble == "ensemble"
-    without = estimate.of(replace(plan, rows={name: plan.rows[name] for name in rest}))
-    actual = estimate.of(plan)
+    fewer = replace(plan, rows={name: plan.rows[name] for name in rest})
+    without = estimate.of(fewer.recipes, len(fewer.rows))
+    actual = estimate.of(plan.recipes, len(plan.rows))
     assert actual.columns == without.columns
     assert actual.disk["weights"] == without.disk["weights"]
     assert actual.disk["predictions"] > without.disk["predictions"]

@@ -17,10 +17,11 @@ from snakemake_executor_plugin_slurm.submit_string import get_submit_command
 from snakemake_executor_plugin_slurm.utils import set_gres_string
 
 from engine import cli
-from engine.campaigns import estimate, sites, workflow
+from engine.campaigns import sites, workflow
 from engine.campaigns.plan import Plan, make_plan
 from engine.campaigns.schedulers import RunOptions, slurm
 from engine.campaigns.sites import Site
+from engine.cost import estimate
 from engine.errors import CampaignError
 from engine.recipe import parsed
 from helpers.processes import programs
@@ -101,13 +102,15 @@ def test_slurms_jobs_ask_for_a_factor_of_what_is_predicted(folder, tmp_path, mon
     sbatch = submitted(asked["column"])
     assert "--gpus=9 " in sbatch and "--nodes=1 " in sbatch and "--cpus-per-task=4" in sbatch
     assert "per-gpu" not in sbatch
+    more = asked["column"]["mem_mb"] - asked["prepare"]["mem_mb"]
+    assert more == 8 * 3000 and f"--mem {asked['column']['mem_mb']} " in sbatch
     options = sites.checked(RunOptions(executor="slurm"))
     plan, where = plan_of(folder, tmp_path), Site("cpu", (), 1, slurm.Slurm(options))
-    asked, costs = sites.resources(options, where, plan), estimate.of(plan)
+    asked, costs = sites.resources(options, where, plan), estimate.of(plan.recipes, len(plan.rows))
     hours = costs.column_hours(estimate.cpu(4))
     assert asked["column"]["runtime"] == -(-60 * 3 * (sites.START_H + hours) // 1) == 16
     assert (asked["distances"]["runtime"], asked["report"]["runtime"]) == (105, 45)
-    assert asked["column"]["mem_mb"] == -(-1000 * costs.memory_gb // 1)
+    assert asked["column"]["mem_mb"] == -(-1000 * costs.memory_gb() // 1)
     given = dataclasses.replace(options, time=1.5, mem=2)
     for stage in sites.resources(given, where, plan).values():
         assert stage.items() >= {"threads": 4, "mem_mb": 2000, "runtime": 90}.items()

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from engine import models, recipe
-from engine.campaigns import estimate, make_parts, verify
+from engine.campaigns import make_parts, verify
 from engine.campaigns.plan import make_plan
 from engine.cells import cell_plan
 from engine.cells.build import Builder
 from engine.commands import verify as command
+from engine.cost import estimate
 from engine.recipe import parsed
 from engine.recipe.schema import ModelRecipe
 from engine.store import tensors
@@ -95,7 +96,7 @@ def test_a_head_is_fitted_on_photos_that_judge_nothing(folder, grid, tmp_path):
     for more, seen in (((), (35, 35, 21)), (("model.head.fit_on=tinted",), (0, 0, 0))):
         plan = make_plan(name, parsed((*words, *more)))
         assert plan.needed == ["upstream", "outline", "few", *(["tinted"] if more else [])]
-        assert list(estimate.of(plan).images) == plan.needed
+        assert list(estimate.of(plan.recipes, len(plan.rows)).images) == plan.needed
         builder = Builder(cell_plan.resolve(name, parsed((*words, *more))), grid.device)
         bases.append(builder.base.name)
         for each in plan.needed[:3]:

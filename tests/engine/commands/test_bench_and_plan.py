@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from engine import cli, recipe, throughput
+from engine import cli, recipe
 from engine.commands import plan
+from engine.cost import throughput
 
 SMALL = ["vit_tiny_random", "device=cpu", "--steps", "2", "--batch", "2"]
 
@@ -74,6 +75,9 @@ def test_a_plan_is_one_screen_for_gpus_and_this_machine(folder, capsys):
     assert len(shown.splitlines()) <= 30
     for text in ("A100", "H100", "yours", "CPU", "training: FT", "on 1, 8, 64 GPUs", "disk"):
         assert text in shown, text
+    assert [plan._range(hours) for hours in (100, 0.5, 1)] == [
+        "80 to 120 h", "24 to 38 min", "48 min to 1.2 h"
+    ]  # fmt: skip
     assert [plan._time(hours) for hours in (1, 0.5, 1e-3)] == ["1 h", "30 min", "3.6 s"]
     assert cli.main([*words, "--tflops", "0"]) == 2
     assert "--tflops 0.0: give a number above 0" in capsys.readouterr().err

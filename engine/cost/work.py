@@ -1,0 +1,209 @@
+"""Counts a campaign's work by job: images, operations, memory traffic and steps.
+
+Left out: encoding packs, reading images, CKA, selection for greedy soups, and a Model Stock's
+models with other seeds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from engine import models
+from engine.cost import rates
+from engine.cost.flops import elements_of_image, of_image
+from engine.data import packs
+from engine.data.kinds import kind_of
+from engine.machine import precision
+from engine.machine.files import short_digest
+from engine.methods.base import Derived
+from engine.recipe import modules
+from engine.recipe.schema import Recipe
+from loaders.pack import MANIFEST, Pack
+
+FULL_PASSES = 3.0  # a forward and a backward pass; assumed for users' methods, which do not run
+DISTANCE_SAMPLES = 10_000  # images per dataset, for distances
+
+
+@dataclass(frozen=True)
+class Work:
+    """Work of one kind in one job.
+
+    Attributes:
+        images: training or evaluated images, each once per pass.
+        operations, traffic: floating-point operations, and memory traffic in bytes (bf16).
+        fp32: whether the passes are in fp32 on a GPU too.
+        batches: training steps, or batches of evaluation.
+        trained: parameters that each step updates and ranks exchange; 0 in evaluation.
+        core_s, gpu_s: other work, in core-seconds of a job on a CPU, or seconds of a job on a GPU.
+    """
+
+    name: str
+    images: int = 0
+    operations: float = 0.0
+    traffic: float = 0.0
+    fp32: bool = False
+    batches: float = 0.0
+    trained: int = 0
+    core_s: float = 0.0
+    gpu_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Network:
+    """A recipe's network.
+
+    parameters: their number. width: of the pre-logits. forward, elements: operations and elements
+    of activations of one image's forward pass.
+    """
+
+    parameters: int
+    width: int
+    forward: float
+    elements: float
+
+    def evaluated(self, name: str, images: int, recipe: Recipe) -> Work:
+        """An evaluation of `images` forward passes in total."""
+        traffic = rates.traffic(images * self.elements, compiled=True, training=False)
+        batches, fp32 = images / recipe.evaluate.batch_size, _is_fp32(recipe.evaluate.precision)
+        return Work(name, images, images * self.forward, traffic, fp32, batches)
+
+    def trained(self, name: str, images: int, passes: float, recipe: Recipe) -> Work:
+        """A training on `images` images in total, at `passes` forward passes per image."""
+        traffic = rates.traffic(images * self.elements, compiled=True, training=True)
+        traffic *= passes / FULL_PASSES
+        batches, fp32 = images / recipe.train.batch_size, _is_fp32(recipe.train.precision)
+        operations = passes * images * self.forward
+        return Work(name, images, operations, traffic, fp32, batches, self.parameters)
+
+    def fisher(self, images: int) -> Work:
+        """A forward and a backward pass in fp32, one image at a time."""
+        traffic = rates.traffic(images * self.elements, compiled=False, training=True)
+        return Work("EWC's Fisher", images, FULL_PASSES * images * self.forward, traffic, fp32=True)
+
+
+def start() -> Work:
+    """The start of a job."""
+    return Work("jobs start", core_s=rates.START_S, gpu_s=rates.START_S)
+
+
+def network(recipe: Recipe, classes: int) -> Network:
+    """Counts a forward pass of the recipe's model with a head of `classes` outputs."""
+    size = recipe.model.image_size
+    with torch.device("meta"):
+        net = models.create(recipe.model, classes).eval()
+    width = models.head(net).in_features
+    counted = of_image(net, size), elements_of_image(net, size)
+    return Network(sum(p.numel() for p in net.parameters()), width, *counted)
+
+
+def graphs(cells: Sequence[Recipe]) -> Work:
+    """The compilation of graphs: one for evaluation, one for all methods that train whole
+    networks, and one per method that trains less."""
+    passes = {cell.method.module: _passes(cell) for cell in cells}
+    whole = FULL_PASSES in passes.values()
+    number = 1 + whole + sum(0 < count < FULL_PASSES for count in passes.values())
+    return Work("graphs are compiled", gpu_s=number * rates.GRAPH_S)
+
+
+def fishers(cells: Iterable[Recipe], images: int, net: Network) -> list[Work]:
+    """EWC's Fisher of each number of images that cells ask for; `images`: of the upstream set."""
+    asked = {cell.method.fisher_images for cell in cells if hasattr(cell.method, "fisher_images")}
+    return [net.fisher(number) for number in {min(each or images, images) for each in asked}]
+
+
+def distances(recipe: Recipe, counts: dict[str, tuple[int, int]]) -> Work:
+    """The distance of each pair of datasets, including each with itself. counts: images and classes
+    of each dataset."""
+    core_s = gpu_s = 0.0
+    for pair in itertools.combinations_with_replacement(recipe.dataset.evaluated_sets, 2):
+        images, classes = zip(*(counts[name] for name in pair), strict=True)
+        of_images = math.prod(min(count, DISTANCE_SAMPLES) for count in images)
+        of_classes = math.prod(classes)
+        core_s += rates.CLASS_PAIR_S * of_classes + rates.SAMPLE_PAIR_S * of_images
+        gpu_s += rates.GPU_CLASS_PAIR_S * of_classes + rates.GPU_SAMPLE_PAIR_S * of_images
+    return Work("distances", core_s=core_s, gpu_s=gpu_s)
+
+
+def column(
+    cells: Sequence[Recipe], counts: dict[str, tuple[int, int]], net: Network
+) -> tuple[list[Work], int, int]:
+    """Returns the work of a column, its number of weight files, and of stored predictions.
+
+    cells: those of all rows, with the cells that they need.
+    """
+    distinct = {}
+    for cell in cells:  # two rows may have the same cell under different titles
+        untitled = dataclasses.replace(cell, method=dataclasses.replace(cell.method, title=""))
+        distinct[short_digest(dataclasses.asdict(untitled))] = cell
+    # extra: models evaluated without a pass of their own (fitted heads and ensembles)
+    work, networks, extra, weights = [start()], 0, 0, 0
+    for cell in distinct.values():
+        method = None if modules.is_users(cell.method.module) else modules.method_of(cell)
+        if isinstance(method, Derived):
+            networks += method.models
+            extra += not method.models
+            weights += cell.method.has_weights
+            continue
+        passes = _passes(cell)
+        # A fitted head is trained and evaluated on stored features.
+        images = cell.train.epochs * _trained_on(cell, *counts[cell.downstream]) if passes else 0
+        work.append(net.trained(f"training: {cell.method.title}", images, passes, cell))
+        networks += 1 + cell.train.snapshots if passes else 0
+        extra += not passes
+        weights += 1
+    each = sum(_judged(cells[0], name, counts[name][0]) for name in cells[0].dataset.evaluated_sets)
+    work.append(net.evaluated("evaluation", networks * each, cells[0]))
+    return work, weights, (networks + extra) * each
+
+
+def counts_of(recipe: Recipe, name: str) -> tuple[int, int]:
+    """Numbers of images and classes of a dataset, from its pack, its folder or its publication."""
+    dataset = recipe.dataset
+    folder = packs.pack_folder(Path(recipe.runs), dataset, recipe.model, name)
+    if (folder / MANIFEST).is_file():
+        pack = Pack.open(folder)
+        images, classes = len(pack), len(pack.classes)
+    else:
+        images, classes = kind_of(dataset).counts(name)
+    return min(images, dataset.limit or images), classes
+
+
+def _is_fp32(given: str) -> bool:
+    return precision.of_products(given) == "fp32"
+
+
+def _passes(cell: Recipe) -> float:
+    """The cost per training image, in forward passes; 0 without optimizer steps."""
+    if modules.is_users(cell.method.module):
+        return FULL_PASSES
+    method = modules.method_of(cell)
+    return 0.0 if isinstance(method, Derived) else method.passes
+
+
+def _judged(recipe: Recipe, name: str, images: int) -> int:
+    """The number of images of a dataset on which a cell is evaluated.
+
+    It includes images of which the cell saw the photo in another dataset (`evaluate.seen`), also
+    for averages that are not the headline, although they skip this evaluation.
+    """
+    share = recipe.dataset.holdout if recipe.split_of(name) == "holdout" else 0
+    held_out = round(images * share) if share else images
+    kind, trained_on = kind_of(recipe.dataset), recipe.downstream
+    if not recipe.judges_seen or name == trained_on:
+        return held_out
+    return held_out if kind.photos(name).isdisjoint(kind.photos(trained_on)) else images
+
+
+def _trained_on(recipe: Recipe, images: int, classes: int) -> int:
+    """The number of training images of a cell, from its dataset's images and classes."""
+    dataset = recipe.dataset
+    part = images * (1 - dataset.holdout)
+    part = round(min(part, dataset.train_images or part) * dataset.portion)
+    return min(part, dataset.shots * classes or part)
