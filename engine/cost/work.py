@@ -114,8 +114,8 @@ def graphs(cells: Sequence[Recipe]) -> Work:
 
 def fishers(cells: Iterable[Recipe], images: int, net: Network) -> list[Work]:
     """EWC's Fisher of each number of images that cells ask for; `images`: of the upstream set."""
-    asked = {cell.method.fisher_images for cell in cells if hasattr(cell.method, "fisher_images")}
-    return [net.fisher(number) for number in {min(each or images, images) for each in asked}]
+    given = {getattr(cell.method, "fisher_images", None) for cell in cells} - {None}
+    return [net.fisher(number) for number in {min(each or images, images) for each in given}]
 
 
 def distances(recipe: Recipe, counts: dict[str, tuple[int, int]]) -> Work:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import email
 import errno
+import os
 import re
 import subprocess
 import tempfile
@@ -228,13 +229,14 @@ def _curl(address: str, take: Callable[[bytes], bool], start: int = 0, largest: 
         text, code = "", 0
         with process:
             assert process.stdout is not None and process.stderr is not None
+            body = process.stdout.fileno()
             try:
-                chunk = process.stdout.read1(_CHUNK)  # curl writes the headers before
+                chunk = os.read(body, _CHUNK)  # curl writes the headers before
                 status, response = _last_response(headers.read())
                 if status < 300 and response.get_content_type() == "text/html":
                     raise Unavailable("the server sends a web page instead of the file")
                 while chunk and take(chunk):
-                    chunk = process.stdout.read1(_CHUNK)
+                    chunk = os.read(body, _CHUNK)
                 if not chunk:
                     text, code = process.stderr.read().decode(errors="replace"), process.wait()
             finally:
