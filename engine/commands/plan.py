@@ -81,8 +81,8 @@ def text(plan: Plan, estimate: Estimate, devices: Sequence[Device]) -> str:
             "",
             *_times([estimate], devices),
             f"{f'CPU, {cores}':<12}{here} on this machine",
-            "            predicted: GPUs from data sheets and others' measurements, within a",
-            "            factor of 1.25 as far as known; the CPU from timing the model;",
+            "            predicted: GPUs from data sheets and others' measurements, shown",
+            "            as a factor of 1.25 either way; the CPU from timing the model;",
             "            excludes encoding, reading, CKA, greedy soups, Model Stock's other seeds",
             f"jobs        {len(plan.jobs)}: preparation, {grid}, distances, report",
             *_jobs(estimate, devices),
@@ -123,7 +123,7 @@ def _time(hours: float) -> str:
 
 
 def _range(hours: float) -> str:
-    """The hours within which a prediction for a GPU holds, as far as known."""
+    """A predicted time on a GPU, as a range of `rates.SPREAD` either way."""
     from engine.cost.rates import SPREAD
 
     (low, unit), (high, last) = _in_unit(hours / SPREAD), _in_unit(hours * SPREAD)

@@ -22,7 +22,7 @@ CORE_TFLOPS = 0.026  # measured in the demo on a core of an Intel Xeon at 2.1 GH
 CORE_SHARE = 0.8
 CLASS_PAIR_S, SAMPLE_PAIR_S = 1.16e-4, 1.1e-7  # core time of a distance between two datasets
 GPU_CLASS_PAIR_S, GPU_SAMPLE_PAIR_S = 1.7e-6, 1.2e-10  # the same on an A100 (predicted)
-SPREAD = 1.25  # predictions of published throughputs are at most about this factor off
+SPREAD = 1.25  # shown range, by choice: single published throughputs may be further off
 
 
 @dataclass(frozen=True)
