@@ -35,15 +35,20 @@ from engine.store.artifacts import Store
 def main() -> int:
     """Run the job on the command line. Returns its exit code."""
     parent.follow_launcher()
-    parser = argparse.ArgumentParser()
-    parser.add_argument("job", help="prepare, column-NAME, distances or report")
-    parser.add_argument("--plan", type=Path, required=True)
-    parser.add_argument("--ranks", type=int, default=1, help="processes of a column")
-    parser.add_argument("--cells", type=int, nargs="*", help="numbers of the cells to make, alone")
-    parser.add_argument("--found", action="store_true", help="cells of users' methods are made")
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
     # A job that exits with code 2 is not retried.
     return entry.guarded(lambda: run(arguments), transient_code=os.EX_IOERR)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of a job's command line."""
+    words = argparse.ArgumentParser()
+    words.add_argument("job", help="prepare, column-NAME, distances or report")
+    words.add_argument("--plan", type=Path, required=True)
+    words.add_argument("--ranks", type=int, default=1, help="processes of a column")
+    words.add_argument("--cells", type=int, nargs="*", help="numbers of the cells to make, alone")
+    words.add_argument("--found", action="store_true", help="cells of users' methods are made")
+    return words
 
 
 def run(arguments: argparse.Namespace) -> None:

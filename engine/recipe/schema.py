@@ -38,17 +38,19 @@ Thousand = Annotated[int, Meta(ge=1, le=1000)]
 class Affects(enum.Enum):
     """What changes with a key's value. A section's keys have its mark, unless `marked` says more.
 
-    NOTHING: no result. CELL: a cell's training alone, so rows and columns of a campaign may differ.
-    CAMPAIGN: what all cells share, such as models, splits and evaluation. PACK: encoded images too.
+    NOTHING: no result. RUN: which models of a cell are kept and evaluated. CELL: a cell's training
+    alone, so rows and columns of a campaign may differ. CAMPAIGN: what all cells share, such as
+    models, splits and evaluation. PACK: encoded images too.
     """
 
     NOTHING = enum.auto()
+    RUN = enum.auto()
     CELL = enum.auto()
     CAMPAIGN = enum.auto()
     PACK = enum.auto()
 
 
-NOTHING, CELL, CAMPAIGN, PACK = Affects
+NOTHING, RUN, CELL, CAMPAIGN, PACK = Affects
 
 
 def marked(affects: Affects, default: Any) -> Any:
@@ -228,8 +230,8 @@ class TrainRecipe:
     precision: Literal["auto", "fp32", "bf16", "bf16_residual"] = "auto"
     compile: Literal["auto", "always", "never"] = "auto"  # auto: on a GPU
     # in campaigns: number of models evaluated during training; 0: none
-    snapshots: Annotated[int, Meta(ge=0, le=1000)] = marked(CAMPAIGN, 0)
-    keep_snapshots: bool = marked(CAMPAIGN, False)  # False: delete their weights after evaluation
+    snapshots: Annotated[int, Meta(ge=0, le=1000)] = marked(RUN, 0)
+    keep_snapshots: bool = marked(RUN, False)  # False: delete their weights after evaluation
     # minutes between two checkpoints; 0: no checkpoints
     checkpoint_minutes: NotNegative = marked(NOTHING, 10.0)
 

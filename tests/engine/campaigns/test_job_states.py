@@ -142,7 +142,8 @@ def test_events_of_writers_at_once_and_killed_at_any_moment_stay_whole(tmp_path)
             writer.join()
     now, lines = state(place, Ended(code=0)), (tmp_path / "events" / f"{JOB}.jsonl").read_bytes()
     events = [*read_events(place, JOB)]
-    assert now.end.code == 0 and len(events) > 100 and lines.count(b"\n") - len(events) <= 40
+    cut = len([line for line in lines.split(b"\n") if line]) - len(events)
+    assert now.end.code == 0 and len(events) > 100 and cut <= 40
 
 
 @pytest.mark.parametrize(
@@ -302,7 +303,8 @@ def test_a_report_that_lacks_something_lets_the_next_run_look_for_it(folder, tmp
 
     monkeypatch.setattr(finish, "finish", lacking)
     with pytest.raises(FileNotFoundError, match="run the campaign again"):
-        job.run(argparse.Namespace(job="report", plan=plan.place.plan, ranks=1))
+        words = ["report", "--plan", str(plan.place.plan)]
+        job.run(job.parser().parse_args(words))
     assert not (plan.place.path / "done").exists()
 
 

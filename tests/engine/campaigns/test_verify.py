@@ -91,6 +91,7 @@ def test_a_head_is_fitted_on_photos_that_judge_nothing(folder, grid, tmp_path):
     words = (
         f"runs={tmp_path / 'runs'}", f"dataset.root={images}", "dataset.sets=[outline,few]",
         "dataset.train_sets=[tinted]", "dataset.holdout=0", "evaluate.split=all",
+        "dataset.sources=names",
     )  # fmt: skip
     name, bases = str(folder / "shapes.yaml"), []
     for more, seen in (((), (35, 35, 21)), (("model.head.fit_on=tinted",), (0, 0, 0))):

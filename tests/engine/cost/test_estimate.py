@@ -160,6 +160,7 @@ def test_precision_follows_the_device():
 def test_sets_of_the_same_photos_are_also_judged_on_those_that_were_seen(folder):
     """The drawings of the three sets have the same names, so they count as the same photos."""
     words = [f"runs={folder / 'none'}", "dataset.holdout=0.4", "dataset.holdout_by=source"]
+    words += ["dataset.sources=names"]
     for seen in (True, False):
         more = f"evaluate.seen={str(seen).lower()}"
         plan = plan_of(folder / "shapes.yaml", *words, more)

@@ -67,9 +67,11 @@ def test_a_column_holds_one_set_at_a_time(grid, monkeypatch):
         held.append(set(run.sets._sources))
 
     column = Column("outline")
-    monkeypatch.setattr(jobs, "builders", lambda *_: [builder])
+    monkeypatch.setattr(jobs, "builders", lambda *_, **__: [builder])
     monkeypatch.setattr(jobs.passes, "evaluate", evaluate)
     monkeypatch.setattr(jobs.job_states, "advance", lambda *_: None)
+    monkeypatch.setattr(jobs.make_parts, "of_column", lambda *_: None)
+    monkeypatch.setattr(jobs, "write_part", lambda *_: None)
     for name, result in (("build", None), ("entries", ()), ("remove_snapshots", None)):
         monkeypatch.setattr(builder, name, lambda result=result: result)
     jobs.column(SimpleNamespace(place=None, columns=[column]), column, grid.device)

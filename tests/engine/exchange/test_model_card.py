@@ -7,6 +7,8 @@ import msgspec
 import pytest
 from huggingface_hub import ModelCard
 
+from engine.campaigns.events import Sealed, append_event, read_events
+from engine.campaigns.plan import REPORT
 from engine.campaigns.record import Row
 from engine.data import sources
 from engine.exchange.model_card import (
@@ -162,9 +164,10 @@ def test_the_hub_reads_results_licence_base_model_and_data_sets(run, tmp_path):
 def test_no_number_comes_through_a_link_or_from_a_file_without_end(run, tmp_path, monkeypatch):
     """A report's seal that leaves a file out says nothing about it."""
     file = run.place.report / "results.json"
-    before, sealed = file.read_bytes(), run.place.root.read("report.sha256")
-    rest = [line for line in sealed.splitlines() if not line.endswith(b"results.json")]
-    run.place.root.write("report.sha256", b"\n".join(rest))
+    before, events = file.read_bytes(), read_events(run.place, REPORT)
+    (*_, sealed) = (event for event in events if isinstance(event, Sealed))
+    rest = {name: sha256 for name, sha256 in sealed.files.items() if name != "results.json"}
+    append_event(run.place, REPORT, Sealed(files=rest))
     outside = tmp_path / "results.json"
     outside.write_bytes(before)
     file.unlink()
@@ -180,7 +183,7 @@ def test_no_number_comes_through_a_link_or_from_a_file_without_end(run, tmp_path
     finally:
         file.unlink()
         file.write_bytes(before)
-        run.place.root.write("report.sha256", sealed)
+        append_event(run.place, REPORT, sealed)
 
 
 def test_a_merged_models_card_says_what_it_is_made_of(tmp_path):

@@ -7,7 +7,7 @@ from engine.data import packs
 from engine.errors import RecipeError
 from engine.recipe import overrides
 from engine.recipe.effects import effect_of
-from engine.recipe.schema import CAMPAIGN, CELL, NOTHING, PACK
+from engine.recipe.schema import CAMPAIGN, CELL, NOTHING, PACK, RUN
 
 CHANGED = {
     "runs": ("elsewhere", NOTHING),
@@ -19,7 +19,7 @@ CHANGED = {
     "method.lam": (3, CELL),
     "seed": (9, CELL),
     "dataset.shots": (2, CELL),
-    "train.snapshots": (4, CAMPAIGN),
+    "train.snapshots": (4, RUN),
     "evaluate.batch_size": (8, CAMPAIGN),
     "dataset.holdout": (0.5, CAMPAIGN),
     "threads": (2, CAMPAIGN),
