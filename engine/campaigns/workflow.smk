@@ -114,7 +114,6 @@ rule distances:
         **resources_of("distances"),
     params:
         command=command("distances"),
-        exit=exit_file("distances"),
     shell:
         JOB
 
