@@ -83,16 +83,14 @@ class _Sums:
     moved: float
 
 
-def relative_gap(lower: float, upper: float, least: float = 0.0) -> float:
-    """Returns (upper - lower) / max(upper, least) for bounds of a value that is not negative.
+def relative_gap(lower: float, upper: float) -> float:
+    """Returns (upper - lower) / upper for bounds of a value that is not negative.
 
-    Returns 0 if `upper` and `least` are 0, and infinity for invalid bounds: NaN, or `upper` below
-    0.
+    Returns 0 if `upper` is 0, and infinity for invalid bounds: NaN, or `upper` below 0.
     """
-    scale = max(upper, least)
-    if upper == scale == 0:
+    if upper == 0:
         return 0.0
-    return (upper - max(lower, 0.0)) / scale if upper >= 0 else math.inf
+    return (upper - max(lower, 0.0)) / upper if upper > 0 else math.inf
 
 
 def certify(costs: GroundCost | StoredCost, g: Tensor, eps: float, retained: Tensor) -> Certificate:

@@ -15,13 +15,13 @@ Sources: Cuturi 2013; Feydy et al. 2019 (debiasing and one-potential self terms)
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
 from kernels.transport.alternating import Potentials
 from kernels.transport.anderson import Anderson
-from kernels.transport.certificate import Certificate, certify, relative_gap
+from kernels.transport.certificate import Certificate, certify
 from kernels.transport.cost import GroundCost
 from kernels.transport.store import StoredCost, store
 
@@ -32,9 +32,7 @@ _SLACK = 0.8  # share of the allowed gap that a copy's rounding may take
 _TYPICAL = 0.05  # eps / mean cost from which the value is about the mean
 _ROUNDS = 4
 _FINE_BELOW = 0.005  # eps / mean cost: below, a 16-bit copy's error may exceed 0.3% of eps
-_FIRST_BRACKET = 0.0125  # eps / mean cost
 _MOST = 1e6  # eps / mean cost: above, potentials leave too few digits to the costs
-_NEAR = 1e-3  # of the mean cost: the least denominator of a bracket's relative width
 
 
 @dataclass(frozen=True)
@@ -107,59 +105,16 @@ def transport(
     stored = store(cost, _dtype(cost, eps, tolerance), memory=memory)
     potentials = Potentials(stored, symmetric=symmetric, max_iterations=max_iterations)
     certificate = _certified(potentials, eps, tolerance)
-    return _result(
-        certificate,
-        potentials,
-        eps=eps,
-        bounds=(certificate.lower, certificate.upper),
+    return Transport(
         estimate=certificate.dual,
-        tolerance=tolerance,
-    )
-
-
-def unregularised(
-    cost: GroundCost,
-    *,
-    tolerance: float = 1e-3,
-    max_iterations: int = 20000,
-    memory: int | None = None,
-) -> Transport:
-    """Returns unregularised transport min <P, C>, annealing eps until the bounds are tight.
-
-    Like `transport`, but `lower` and `upper` are the bounds of min <P, C>, `estimate` is their
-    midpoint, and `eps` is the last one. `gap`, which `tolerance` limits, is (upper - lower) /
-    upper, or over a thousandth of the mean cost if that is more: between nearly equal datasets, no
-    relative width can be small.
-    """
-    _positive(tolerance=tolerance)
-    near = _NEAR * cost.mean
-    stored = store(cost, torch.float32, memory=memory)
-    potentials = Potentials(stored, symmetric=False, max_iterations=max_iterations)
-    eps = _FIRST_BRACKET * cost.mean
-    before, bounds, exact = math.inf, (0.0, math.inf), False  # costs are not negative
-    while True:
-        certificate = _certified(potentials, eps, tolerance / 2, exact=exact)
-        # The bounds of each eps hold; rounding must not swap them.
-        low = max(certificate.unregularised[0], bounds[0])
-        bounds = low, max(low, min(certificate.unregularised[1], bounds[1]))
-        gap = relative_gap(*certificate.unregularised, near)
-        done = relative_gap(*bounds, near) <= tolerance or gap >= before
-        if done or potentials.exhausted:
-            break
-        before = gap
-        # The entropic value may be far above the bracket, and so may the slack that its gap allows.
-        exact = exact or 2 * stored.slack > _SLACK * tolerance * max(bounds[1], near)
-        # The bracket's width is nearly proportional to eps.
-        eps *= min(0.5, max(0.8 * tolerance / gap, 1 / 16))
-    certificate = replace(certificate, unregularised=bounds)
-    return _result(
-        certificate,
-        potentials,
+        lower=certificate.lower,
+        upper=certificate.upper,
+        unregularised=certificate.unregularised,
         eps=eps,
-        bounds=bounds,
-        estimate=sum(bounds) / 2,
-        tolerance=tolerance,
-        least=near,
+        gap=certificate.gap,
+        marginal_error=certificate.marginal_error,
+        iterations=potentials.iterations,
+        converged=certificate.gap <= tolerance and math.isfinite(certificate.dual),
     )
 
 
@@ -200,17 +155,15 @@ def _dtype(cost: GroundCost, eps: float, tolerance: float) -> torch.dtype:
     return torch.int16 if allowed >= 2.0**-16 else torch.float32
 
 
-def _certified(
-    potentials: Potentials, eps: float, tolerance: float, *, exact: bool = False
-) -> Certificate:
+def _certified(potentials: Potentials, eps: float, tolerance: float) -> Certificate:
     """Iterates on the stored cost until the certified gap is small enough or stops shrinking.
 
-    Passes read exact costs if the copy's slack takes too much of the allowed gap, or if `exact`
-    says so. The rest of the gap is then the iterations' own rounding, random from sample to sample,
-    which the exact iterations of the certificates nearly remove.
+    Passes read exact costs if the copy's slack takes too much of the allowed gap. The rest of the
+    gap is then the iterations' own rounding, random from sample to sample, which the exact
+    iterations of the certificates nearly remove.
     """
     stored = potentials.stored
-    usable = not exact and stored.q is not None and math.isfinite(stored.slack)
+    usable = stored.q is not None and math.isfinite(stored.slack)
     source: GroundCost | StoredCost = stored if usable else stored.cost
     small = math.prod(stored.shape) <= _CHEAP
 
@@ -253,27 +206,3 @@ def _positive(**values: float) -> None:
     for name, value in values.items():
         if not 0 < value < math.inf:
             raise ValueError(f"{name} must be positive and finite, not {value}")
-
-
-def _result(
-    certificate: Certificate,
-    potentials: Potentials,
-    *,
-    eps: float,
-    bounds: tuple[float, float],
-    estimate: float,
-    tolerance: float,
-    least: float = 0.0,
-) -> Transport:
-    gap = relative_gap(*bounds, least)
-    return Transport(
-        estimate=estimate,
-        lower=bounds[0],
-        upper=bounds[1],
-        unregularised=certificate.unregularised,
-        eps=eps,
-        gap=gap,
-        marginal_error=certificate.marginal_error,
-        iterations=potentials.iterations,
-        converged=gap <= tolerance and math.isfinite(estimate),
-    )

@@ -12,7 +12,7 @@ from helpers.clouds import CLASSES, dense, entropic_transport, labelled, problem
 from kernels.transport import certificate, sinkhorn, sweep
 from kernels.transport.certificate import relative_gap
 from kernels.transport.cost import GroundCost
-from kernels.transport.sinkhorn import debiased, transport, unregularised
+from kernels.transport.sinkhorn import debiased, transport
 from kernels.transport.store import beside_the_copy
 
 
@@ -110,7 +110,6 @@ def test_an_unconverged_run_is_no_number():
     fine = transport(cost, eps=0.01 * cost.mean)
     value = debiased(stopped, fine, fine)
     assert not value.converged and math.isnan(value.value)
-    assert math.isnan(unregularised(cost, max_iterations=5).value)
     assert math.isnan(transport(problem(30, 20), eps=1e-300).value)
 
 
@@ -157,17 +156,17 @@ HALVES, COST = torch.tensor([0, 1, 0, 1]), GroundCost(X, Y)
 
 
 @pytest.mark.parametrize(
-    ("run", "options", "message"),
+    ("options", "message"),
     [
-        (transport, {"eps": 0.0}, "eps must be positive and finite"),
-        (transport, {"eps": math.inf}, "eps must be positive and finite"),
-        (unregularised, {"tolerance": 0.0}, "tolerance must be positive"),
-        (transport, {"eps": 1.0, "memory": 10}, "may be used"),
+        ({"eps": 0.0}, "eps must be positive and finite"),
+        ({"eps": math.inf}, "eps must be positive and finite"),
+        ({"eps": 1.0, "tolerance": 0.0}, "tolerance must be positive"),
+        ({"eps": 1.0, "memory": 10}, "may be used"),
     ],
 )
-def test_bad_options_are_refused_by_name(run, options, message):
+def test_bad_options_are_refused_by_name(options, message):
     with pytest.raises(ValueError, match=message):
-        run(COST, **options)
+        transport(COST, **options)
 
 
 @pytest.mark.parametrize(
