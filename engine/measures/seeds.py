@@ -5,7 +5,7 @@ quarter of cases, and a test that uses it finds differences between equal method
 grid are trained alike, so variance is pooled over the rows that train, and a number uses the larger
 of its own and the pooled variance, with the degrees of freedom of the pool. Variances over images
 and over seeds add up, with the degrees of freedom of Satterthwaite (1946). docs/numbers.md reports
-the coverage, measured by `tests/simulated_seeds.py`.
+the coverage, measured by `bench/simulated_seeds.py`.
 """
 
 from __future__ import annotations

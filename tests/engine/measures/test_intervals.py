@@ -7,7 +7,7 @@ import pandas
 import pyarrow.parquet as pq
 import pytest
 
-import simulated_campaigns
+from bench import simulated_campaigns
 from engine.measures import bootstrap, effective_robustness, intervals, scores, shares
 from engine.measures.effective_robustness import GIVEN, Baseline, predicted
 from engine.measures.rows import PRE, Arm, Evaluation, ModelOnSet

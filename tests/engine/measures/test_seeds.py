@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from scipy import sparse, stats
 
-import simulated_seeds
+from bench import simulated_seeds
 from engine.measures import comparisons, seeds
 from engine.measures.seeds import SeedError
 from engine.measures.tables import rows

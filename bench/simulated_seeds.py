@@ -1,6 +1,6 @@
 """How often tests between equal methods claim a difference, by the number of training seeds.
 
-    python -P tests/simulated_seeds.py [--campaigns 2000]
+    python -m bench.simulated_seeds [--campaigns 2000]
 
 A campaign has 10 rows of the same true mRI, so 45 pairs, and 8 columns. Numbers are normal: an
 error over images, which all seeds share, and one over seeds, of each column and seed anew. r is the

@@ -1,6 +1,6 @@
 """How often intervals and tests hold, in made-up campaigns whose truth is known.
 
-    python -P tests/simulated_campaigns.py [--campaigns 500] [--draws 1000]
+    python -m bench.simulated_campaigns [--campaigns 500] [--draws 1000]
 
 A campaign is as large as the demo's. Each answer is right where a normal number is positive: a sum
 of the model's strength on the set and of effects of the source image, of its copy in the set, and
