@@ -1,0 +1,34 @@
+"""What users type is listed: a key, an option or a flag is added, renamed or removed on purpose."""
+
+import dataclasses
+from pathlib import Path
+
+from engine import cli
+from engine.recipe import modules
+from engine.recipe.campaigns import OF_GRID
+from engine.recipe.overrides import flat
+from engine.recipe.schema import MethodRecipe, Recipe
+
+LIST = Path(__file__).with_name("frozen_names.txt")
+
+
+def names() -> list[str]:
+    """Keys of recipes and of campaigns, options of each method, and arguments of each command."""
+    method = {field.name for field in dataclasses.fields(MethodRecipe)}
+    listed = {f"key {key}" for key in (*flat(dataclasses.asdict(Recipe())), *OF_GRID)}
+    for name in modules.names():
+        fields = dataclasses.fields(modules.find(name).Recipe)
+        listed |= {f"{name} method.{field.name}" for field in fields if field.name not in method}
+    _, commands = cli.parser()
+    for name, command in commands.items():
+        for action in command._actions[1:]:  # argparse has no public way; the first is --help
+            listed |= {f"rib {name} {word}" for word in action.option_strings or [action.dest]}
+    return sorted(listed)
+
+
+def test_every_key_option_and_flag_is_listed():
+    listed, found = LIST.read_text(encoding="utf-8").splitlines(), names()
+    changes = [f"+ {line}" for line in found if line not in listed]
+    changes += [f"- {line}" for line in listed if line not in found]
+    assert not changes, "\n".join([f"if meant, add (+) or remove (-) in {LIST}:", *changes])
+    assert listed == found, f"{LIST} is not sorted"
