@@ -51,21 +51,6 @@ def test_values_and_paths_are_no_settings(tmp_path, monkeypatch):
     assert cli.parse(["evaluate", "--models", "m", "--sets", *sets]).sets == sets
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ("campagin emoji", "there is no command 'campagin'; did you mean 'campaign'?"),
-        ("recipes emoji train.epochs=1", "unrecognized arguments: train.epochs=1"),
-        ("campaign emoji --dry", "unrecognized arguments: --dry"),
-    ],
-)
-def test_a_wrong_word_is_named(words, message, capsys):
-    with pytest.raises(SystemExit) as end:
-        cli.main(words.split())
-    assert end.value.code == 2
-    assert capsys.readouterr().err.splitlines()[-1].endswith(f"error: {message}")
-
-
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
 def test_bash_completes_commands_options_names_and_keys(tmp_path):
     for shell in ("fish", "zsh", "bash"):

@@ -17,7 +17,7 @@ from engine.campaigns.plan import Plan, check_modules, make_plan, plan_to_json, 
 from engine.campaigns.plan_folder import PlanFolder
 from engine.cells.build import Builder
 from engine.data import packs
-from engine.errors import CampaignError, RecipeError
+from engine.errors import CampaignError
 from engine.recipe import parsed
 from helpers import campaigns
 from loaders.files.typed_json import DamagedFile
@@ -98,49 +98,6 @@ def test_a_users_method_is_a_part_of_its_campaign(folder, tmp_path):
     assert planned(tmp_path / "b", f"runs={tmp_path}").place != plans[1].place
     with pytest.raises(CampaignError, match=r"mine\.py changed since the campaign was pl"):
         check_modules(plans[1])
-
-
-@pytest.mark.parametrize(
-    ("row_or_words", "message"),
-    [
-        (["downstream=outline"], r"trains on all its datasets: select them with dataset\.sets="),
-        (["campaign=emoji"], "put the campaign's name first, as in `rib campaign emoji`"),
-        (["method=fine_tune"], r"several methods: select them with methods=\[A,B\]"),
-        (["methods.wise_ft.alpha=0.3"], "a campaign trains several methods"),
-        (["methods=[]"], "names no methods"),
-        (["dataset.sets=[outline]"], "requires at least two datasets"),
-        (["evaluate.calibration=true", "dataset.holdout=0"], r"set dataset\.holdout above"),
-        (["evaluate.split=all"], r"set evaluate\.split=holdout, or dataset\.holdout=0"),
-        ("  again: {base: fine_tune, title: FT}", "two rows have the title 'FT'"),
-        (
-            "  lwf: {dataset: {holdout: 0.5}}",
-            r"of_text.yaml \(methods.lwf\): .*`dataset.holdout`, .* share",
-        ),
-        (
-            "  ewc: {seeds: 2}\n  soup: {}",
-            r"\(methods.ewc\): this row, or a method .* sets `seeds`",
-        ),
-        ("  soup: {method: {members: [pre, fine_tunes]}}", "did you mean 'fine_tune'"),
-        ("  soup: {method: {members: [pre, wise_ft]}}", "soup needs wise_ft, which averages cells"),
-        ("vary: {train.epoch: [1]}", r"of_text\.yaml \(vary\): unknown key 'train.epoch'.* 'train"),
-        ("vary: {train.epochs: []}", r"of_text\.yaml: vary: train.epochs needs a list of values"),
-        ("vary: {train.epochs: [[1]]}", r"vary: train.epochs cannot be \[1\]; values are"),
-        ("vary: {optimizer.name: [a/b]}", r"cannot be 'a/b'; values are"),
-        ("vary: {method.lam: [1, 2]}", r"vary: method.lam cannot vary; .*\(`methods=\[ROW\]`\)"),
-        ("vary: [train.epochs]", r"of_text\.yaml.*vary must contain `KEY: \[1, 2\]` lines"),
-        (
-            "downstreams: [fewer]",
-            r"of_text\.yaml: downstreams: 'fewer' is not a dataset of .*'few'",
-        ),
-        ("downstreams: [few, few]", r"of_text\.yaml: downstreams names few twice"),
-        ("downstreams: []", r"of_text\.yaml.*downstreams must list datasets"),
-    ],
-)
-def test_a_mistake_is_found_before_any_work(folder, tmp_path, row_or_words, message):
-    row, words = (row_or_words, []) if isinstance(row_or_words, str) else ("", row_or_words)
-    with pytest.raises(RecipeError, match=message):
-        of_text(folder, tmp_path, f"{row}\n", *words)
-    assert not (tmp_path / "runs").exists()
 
 
 @pytest.fixture
@@ -308,12 +265,8 @@ def test_objectnet_is_fine_tuned_on_only_with_leave():
         eight = make_plan(name, parsed((*words, opened)), 1)
         assert eight.downstreams == sets and eight.place != plan.place
     few = (*words, "downstreams=[objectnet,imagenet_a]")
-    with pytest.raises(RecipeError, match=r"line: downstreams: objectnet is a test set.*accepted"):
-        make_plan("imagenet_rib", parsed(few), 1)
     assert make_plan("imagenet_rib", parsed((*few, opened)), 1).downstreams[0] == "objectnet"
     cell = ("imagenet_rib/fine_tune", ["downstream=objectnet"])
-    with pytest.raises(RecipeError, match=r"licence forbids .*dataset\.objectnet_terms=accepted"):
-        recipe.load(cell[0], parsed(cell[1]))
     assert recipe.load(cell[0], parsed([*cell[1], opened])).downstream == "objectnet"
     settings = ("dataset.kind=folder", "dataset.sets=[objectnet,b]", "downstream=objectnet")
     assert recipe.load("imagenet_rib", parsed(settings)).downstream == "objectnet", (

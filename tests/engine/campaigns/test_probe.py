@@ -8,7 +8,6 @@ from engine import cli
 from engine.campaigns import job_states, record
 from engine.campaigns.plan import make_plan
 from engine.campaigns.plan_folder import PlanFolder
-from engine.errors import RecipeError
 from engine.recipe import parsed
 from helpers import campaigns
 
@@ -34,14 +33,6 @@ def test_where_nothing_is_compared_or_seeds_are_several_there_is_no_probe():
                   ["vary={optimizer.lr: [1e-4, 1e-3]}"]):  # fmt: skip
         assert not any(is_probe for _, is_probe in columns("emoji", *words)), words
     assert not any(is_probe for _, is_probe in columns("emoji_upstream"))
-    for words, message in (
-        (["probe=1", "seeds=2"], "does not work with vary or several seeds"),
-        (["probe=8"], "does not work with 10 of a campaign's rows and 8 of its columns"),
-        (["probe=true"], "probe=True is not a number of columns"),
-        (["probe=-1"], "probe=-1 is not a number of columns"),
-    ):
-        with pytest.raises(RecipeError, match=message):
-            columns("emoji", *words)
 
 
 @pytest.mark.slow

@@ -16,7 +16,6 @@ import torch
 from snakemake_executor_plugin_slurm.submit_string import get_submit_command
 from snakemake_executor_plugin_slurm.utils import set_gres_string
 
-from engine import cli
 from engine.campaigns import sites, workflow
 from engine.campaigns.plan import Plan, make_plan
 from engine.campaigns.schedulers import RunOptions, slurm
@@ -267,17 +266,3 @@ def test_a_controller_that_is_away_for_a_while_is_told(monkeypatch):
     watch = workflow._asked(of_cluster(CLUSTER), os.getpid(), [])
     away = "Slurm does not answer: its jobs continue"
     assert [watch().startswith(away) for _ in range(5)] == [False, False, True, True, False]
-
-
-def test_options_without_effect_are_refused(capsys):
-    for option, message in (
-        ("--cores 0", "--cores 0: give at least 1"),
-        ("--partition x", "--partition is an option of --executor slurm"),
-        ("--retries 0", "--retries is an option of --executor slurm"),
-        ("--executor slurm --retries -1", "--retries -1: it must be 0 or more"),
-        ("--requeue", "--requeue is an option of --executor slurm"),
-        ("--executor slurm --time 0", "--time 0: it must be above 0"),
-        ("--executor slurm --profile x", "leave --executor out"),
-    ):
-        assert cli.main(["campaign", "emoji", *option.split()]) == 2
-        assert message in capsys.readouterr().err

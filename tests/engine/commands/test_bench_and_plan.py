@@ -54,8 +54,6 @@ def test_milliseconds_are_those_of_a_batch(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["vit_tiny_random", "--batch", "64,none"], "give numbers above 0, such as 64,256 and 20"),
-        (["vit_tiny_random", "train.batch_size=8"], "rib bench sets this key; use --batch"),
         (
             ["vit_tiny_random", "--methods", "wise_ft", *SMALL[1:]],
             "wise_ft combines finished cells",

@@ -5,15 +5,15 @@ from pathlib import Path
 
 from helpers.processes import ROOT, run
 
-LATE = {
-    "encode imagenet_a --source /nowhere --model resnet18": "--source /nowhere: no such folder",
-    "download imagenet_a --to x": "add --accept to accept these terms",
-    "export emoji --method soup --out new": "contains no finished run of emoji",
-    "evaluate --models / --sets /nowhere": "--sets: /nowhere does not exist",
-    "distance twemojis": "emoji has no dataset 'twemojis'; did you mean 'twemoji'?",
-    "report a=b": "there is no campaign 'a=b'",
-    "campaign a=b/c.yaml --dry-run": "there is no recipe file a=b/c.yaml",
-}
+LATE = (  # of engine/mistakes.txt
+    "encode imagenet_a --source /nowhere --model resnet18",
+    "download imagenet_a --to x",
+    "export emoji --method soup --out new",
+    "evaluate --models / --sets /nowhere",
+    "distance twemojis",
+    "report a=b",
+    "campaign a=b/c.yaml --dry-run",
+)
 LINES = {
     "campaign emoji": "reading the campaign emoji ...",
     "plan emoji": "counting the operations of emoji ...",
@@ -70,7 +70,5 @@ def test_mistakes_are_told_before_torch(tmp_path):
         "for words in sys.argv[1:]: print(cli.main(words.split()), file=sys.stderr)"
     )
     lines = shown(tmp_path, code, *LATE)
-    errors = [line for line in lines if line == "2" or line[:7] == "error: "]
-    assert errors[1::2] == ["2"] * len(LATE), lines
-    for error, message in zip(errors[::2], LATE.values(), strict=True):
-        assert message in error
+    ends = [line[:7] for line in lines if line == "2" or line[:7] == "error: "]
+    assert ends == ["error: ", "2"] * len(LATE), lines

@@ -16,7 +16,6 @@ from torch import nn
 
 from engine import models, recipe
 from engine.data.sets import LabelledSet
-from engine.errors import RecipeError
 from engine.methods.base import Trained
 from engine.models import checkpoints
 from engine.recipe import modules, parsed
@@ -210,15 +209,9 @@ def test_all_models_are_the_seven_pre_trainings(name):
     archs = {recipe.load(name, grid).model.arch for grid in grids}
     assert len(grids) == 7 and all(grid[0].text == "seed=3" for grid in grids)
     assert archs == {s["timm"] for s in recipe.published()["models"].values() if s["timm"]}
-    with pytest.raises(RecipeError, match="model=all: emoji has no list `models:`"):
-        recipe.each_model("emoji", parsed(("model=all",)))
     listed = recipe.each_model("emoji", parsed(("seed=3", "model=[resnet18, my own/model.yaml]")))
     words = [[override.text for override in each] for each in listed]
     assert words == [["seed=3", "model=resnet18"], ["seed=3", "model=my own/model.yaml"]]
-    with pytest.raises(RecipeError, match="name one or more models, each once"):
-        recipe.each_model("emoji", parsed(("model=[resnet18,resnet18]",)))
-    with pytest.raises(RecipeError, match="model= is given twice"):
-        recipe.each_model("emoji", parsed(("model=[resnet18,resnet34]", "model=resnet50")))
 
 
 def test_names_of_open_clip_resolve():

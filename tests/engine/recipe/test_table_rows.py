@@ -1,7 +1,5 @@
 """Rows of a campaign that are a method once more, under another name."""
 
-from pathlib import Path
-
 import pytest
 
 from engine import recipe
@@ -61,30 +59,6 @@ def test_rows_are_selected_by_their_names_and_need_others_in_their_variant(campa
     settings = {"method.variant": "canonical", "method.members": ()}  # options of its own stay
     cell = cell_plan.resolve(campaign, method="named").on("twemoji", settings)
     assert cell.needs["ewc"].recipe.method.variant == "canonical"
-
-
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        ("{base: ewcc}", r"rows.yaml \(methods.x\): base: there is no method 'ewcc'; did you mean"),
-        ("{base: ewc_paper}", r"rows.yaml \(methods.x\): ewc_paper has a base itself"),
-        ("{base: ensemble, method: {members: [ewc]}}", "name at least two"),
-        ("{base: ensemble, method: {members: [ewc, lwf, ewc]}}", "at least two different members"),
-        ("ewc", r"rows.yaml \(methods.x\) must contain `key: value` lines, not 'ewc'"),
-        (
-            "{base: wise_ft, train: {epochs: 9}}",
-            r"\(methods.x\): .* does not train, so `train` has",
-        ),
-        ("{}\n  pre: {base: ewc}", r"rows.yaml: methods: 'pre' is the pretrained model's name"),
-        ("{}" + "".join(f"\n  r{i}: {{base: ewc}}" for i in range(3000)), r"maximum is 100$"),
-        ("{}\n  a/b: {base: ewc}", r"rows.yaml: methods: 'a/b' cannot be part of a path"),
-    ],
-)
-def test_a_row_that_cannot_be_is_refused(campaign, row, message):
-    file = Path(campaign)
-    file.write_text(f"{ROWS}  x: {row}\n", encoding="utf-8")
-    with pytest.raises(RecipeError, match=message):
-        recipe.load(campaign, method="x")
 
 
 def test_what_a_row_needs_has_its_settings_though_a_list_leaves_it_out(tmp_path):

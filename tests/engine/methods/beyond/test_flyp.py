@@ -11,7 +11,6 @@ import torch
 from safetensors.torch import save_file
 
 from engine import models
-from engine.errors import RecipeError
 from engine.machine import ranks
 from engine.methods.beyond import carot, flyp, lipsum_ft
 from engine.recipe.schema import DatasetRecipe
@@ -111,11 +110,7 @@ def test_an_export_during_training_leaves_the_method_as_it_is(grid, words, monke
     assert torch.equal(method(batch), before)
 
 
-def test_other_models_ranks_and_accumulation_are_refused(grid, words, monkeypatch):
-    with pytest.raises(RecipeError, match=r"text tower, and the model vit_tiny_random has none"):
-        grid.builder("method=flyp")
-    with pytest.raises(RecipeError, match=r"train\.accumulation=2: FLYP contrasts all images"):
-        grid.builder(*words, "train.accumulation=2")
+def test_several_ranks_are_refused(grid, words, monkeypatch):
     monkeypatch.setattr(ranks, "world", lambda: 2)
     with pytest.raises(ValueError, match="it trains on one rank"):
         prepared(grid, *words)
