@@ -86,27 +86,6 @@ def test_a_report_runs_no_method_and_makes_no_pack(unfinished, tmp_path):
     assert not list(runs.glob("packs/*tinted*"))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("special", ["pipe", "device", "link", "hole"])
-def test_a_record_that_is_no_file_is_named_soon(special, finished, tmp_path):
-    """S2: a pipe hung `rib report`, and /dev/zero filled the memory."""
-    runs = shutil.copytree(finished, tmp_path / "runs")
-    record = plan_of(runs).with_name("evaluations.json")
-    moved = record.rename(tmp_path / record.name)
-    if special == "pipe":
-        os.mkfifo(record)
-    elif special == "hole":
-        with record.open("wb") as file:
-            file.truncate(1 << 40)
-    else:
-        record.symlink_to("/dev/zero" if special == "device" else moved)
-    code, line = ended(cli.main, ["report", str(runs / "shapes")])
-    if special == "pipe":  # no file, so there is no record: the report reads the plan
-        assert code == 0
-    else:
-        assert code == 2 and "evaluations.json" in line
-
-
 @pytest.mark.parametrize("place", ["logs", "done", "events", "../.snakemake", "campaign.log"])
 def test_a_campaign_is_not_started_where_its_jobs_would_write_through_a_link(
     place, folder, tmp_path

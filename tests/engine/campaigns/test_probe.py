@@ -96,7 +96,6 @@ def test_seeds_and_images_that_separate_rows_follow_from_the_numbers_given(tmp_p
     assert picture.read_text().startswith("<svg")
     assert "1 points" not in shown and "seeds" in shown
     for wrong, message in (
-        (["power"], "give a finished campaign, or"),
         ([*errors, "--points", "0"], "points must be above 0"),
         ([*errors, "--rows", "1"], "give --rows of at least 2"),
         ([*errors, "--out", str(tmp_path / "power.png")], "ends in .svg"),

@@ -74,11 +74,6 @@ def test_classes_are_the_same_in_all_sets_and_a_larger_limit_adds_images():
     assert smoke.chosen(classes[:5], list("abcde"), 100) == list(range(5))
 
 
-def test_too_few_images_are_refused(capsys):
-    assert cli.main(["campaign", "emoji", "--limit", "2"]) == 2
-    assert "--limit 2: give at least 12 images" in capsys.readouterr().err
-
-
 def test_a_limit_does_not_change_names_of_other_packs():
     recipe = load("emoji", parsed(["runs=x"]))
     assert "limit" not in packs.identity(recipe.dataset, recipe.model, "twemoji")

@@ -182,24 +182,6 @@ def test_a_matrix_of_a_bad_set_is_refused_by_name(far, message):
             values({"near": NEAR, "far": far}, samples=samples)
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ("--eps inf", "eps=inf must be a number above 0"),
-        ("--samples 1", "samples=1 must be a whole number of at least 2"),
-        ("outline", "at least two distinct datasets, not ['outline']"),
-        ("outlyne few", "has no dataset 'outlyne'"),
-    ],
-)
-def test_the_command_refuses_by_name_before_a_model_is_made(
-    folder, words, message, capsys, tmp_path
-):
-    options = ["--campaign", str(folder / "shapes.yaml"), f"runs={tmp_path}"]
-    assert cli.main(["distance", *words.split(), *options]) == 2
-    assert message in (printed := capsys.readouterr().err) and printed.startswith("error: ")
-    assert not list(tmp_path.iterdir())
-
-
 @pytest.mark.slow
 def test_the_command_prints_the_matrix_and_writes_it(folder, grid, capsys, tmp_path):
     options = ["--campaign", str(folder / "shapes.yaml"), "--eps", "0.2", "--samples", "20"]
