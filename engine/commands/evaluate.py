@@ -108,7 +108,7 @@ def _models(
     from engine.exchange import user_models
     from engine.machine import ranks
     from engine.model_files.descriptions import read_classes
-    from engine.report import on_sets
+    from engine.report import terminal
 
     resolved, models, classes = user_models.described(
         list(map(Path, arguments.models)),
@@ -131,7 +131,7 @@ def _models(
     mixed = f"(1 - alpha) {models[0]} + alpha {models[-1]}, {resolved.model.arch}\n"
     unsure = ", ± half its 95% interval over source images" if arguments.intervals else ""
     title = f"{mixed if alphas else ''}percent top-1 {AMONG[arguments.mask]}{unsure}"
-    return rows, f"{title}\n\n{on_sets.of_files(rows)}", files
+    return rows, f"{title}\n\n{terminal.accuracies(rows)}", files
 
 
 def _campaign(
@@ -160,7 +160,7 @@ def _campaign(
         refuse_overwriting(file, arguments.force, is_folder=False)
     from engine.exchange import own_sets
     from engine.machine import ranks
-    from engine.report import on_sets
+    from engine.report import terminal
 
     device = ranks.start(run.plan.device)
     with Store(run.place.store).in_use():
@@ -172,7 +172,7 @@ def _campaign(
             intervals=arguments.intervals,
             undecodable=undecodable,
         )
-    text = on_sets.of_campaign(rows, run.record.downstreams, run.record.methods)
+    text = terminal.changes(rows, run.record.downstreams, run.record.methods)
     if arguments.intervals:
         text += "\nThe file has a 95% interval over source images for every change."
     name = run.place.campaign.name

@@ -28,7 +28,7 @@ from engine.recipe.schema import ModelRecipe, Recipe
 from engine.report import results_file
 from engine.report.headline import SMOKE_RUN
 from engine.report.results_file import CampaignResults, Number
-from engine.report.text import counted, ends, rounded, signed
+from engine.report.text import bounds, counted, rounded, signed
 from loaders.files.root import Root
 
 CARD = "README.md"
@@ -256,7 +256,7 @@ def _sentences(results: CampaignResults, of_row: Sequence[Number]) -> Iterator[s
     """RI and mRI with their conditions."""
     seeds = f", means over {len(results.seeds)} training seeds" * (len(results.seeds) > 1)
     for number in of_row:
-        points = f"{signed(number.value)} points (95% interval {ends(number.low, number.high)})"
+        points = f"{signed(number.value)} points (95% CI {bounds(number.low, number.high)})"
         if number.quantity == "RI" and number.downstream:
             yield f"RI of this model{seeds}: {points}. The interval covers {results.intervals}."
         if number.quantity == "mRI":

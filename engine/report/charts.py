@@ -171,12 +171,11 @@ def curve(
     x_title: str = "",
     ticks: Mapping[float, str] | None = None,
     facet: str = "",
-    mark: str = "",
 ) -> Spec:
     """One line per value of `color`, with its interval as a band.
 
     ticks: labels of a logarithmic x axis, by position. facet: a column with one panel per value if
-    it has several. mark: a column of texts; points with a non-empty text have a ring.
+    it has several.
     """
     axis: Spec = {"grid": False, "format": "~g", "labelOverlap": True}
     scale: Spec = {"zero": False, "nice": False, "padding": 12}
@@ -198,10 +197,6 @@ def curve(
         layers.append({"mark": band, "encoding": ends})
     line = {"type": "line", "point": {"size": 30}}
     layers.append({"mark": line, "encoding": {"y": number, "tooltip": _tooltip(data)}})
-    if mark and data[mark].any():
-        ring = {"type": "point", "size": 160, "strokeWidth": 2, "filled": False, "tooltip": False}
-        is_marked = {"filter": f"datum[{mark!r}]"}
-        layers.append({"transform": [is_marked], "mark": ring, "encoding": {"y": number}})
     view = {"encoding": encoding, "layer": layers}
     if facet and data[facet].nunique() > 1:
         return _facets(data, facet, view, 230)

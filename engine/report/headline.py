@@ -6,7 +6,7 @@ from engine.measures.comparisons import SIGNIFICANT
 from engine.measures.tables import rows
 from engine.report import tuning
 from engine.report.results import FINE_TUNE, Results
-from engine.report.text import counted, ends, listed, signed
+from engine.report.text import bounds, counted, listed, signed
 
 RELATED = (
     "Two datasets are related if they show the same photos, or if one maker drew or made both. A "
@@ -43,21 +43,20 @@ def smoke_run(results: Results) -> str:
 
 
 def finding(results: Results, model: str) -> str:
-    """The result in one sentence: the highest mRI, its interval, and the mRI of plain fine-tuning,
-    or of the runner-up."""
+    """The result in one sentence: the highest mRI, its 95% CI, and the mRI of plain fine-tuning, or
+    of the runner-up."""
     ranked = results.ranked(model)
     if ranked.empty:
         return "No method has been fine-tuned on every dataset yet."
     best, others = ranked.iloc[0], ranked[1:]
-    points = (
-        f"{signed(best['mRI_pts'])} points (95% interval {ends(best['mRI_low'], best['mRI_high'])}"
-    )
+    points = f"{signed(best['mRI_pts'])} points {bounds(best['mRI_low'], best['mRI_high'])}"
     if others.empty:
-        return f"{best['method']} has an mRI of {points}){results.one_training}."
+        return f"{best['method']} has an mRI of {points}{results.one_training}."
     other = others.sort_values("key", key=lambda key: key != FINE_TUNE, kind="stable").iloc[0]
+    name = "plain fine-tuning" if other["key"] == FINE_TUNE else other["method"]
     return (
-        f"{best['method']} ranks first of {len(ranked)} rows{results.one_training}: mRI {points}, "
-        f"not adjusted for selecting the top row); {other['method']}: {signed(other['mRI_pts'])}."
+        f"{best['method']} has the highest mRI{results.one_training}: {points}; {name}: "
+        f"{signed(other['mRI_pts'])}."
     )
 
 
@@ -82,7 +81,8 @@ def lead(results: Results) -> str:
     return (
         f"{told_apart(results, models[0])} (paired tests at {SIGNIFICANT:.0%}, corrected for "
         f"{counted('comparison', results.family)}; "
-        f"{results.seeds}). {text}"
+        f"{results.seeds}). The interval of the highest mRI is not adjusted for the selection of "
+        f"the method. {text}"
     )
 
 
@@ -119,15 +119,11 @@ def without_related(results: Results) -> str:
     if moved.empty or results.record.sweep is not None or tuning.is_varied(results):
         return ""
     most = moved.iloc[moved["difference_pts"].abs().to_numpy().argmax()]
-    text = (
-        f"Without related datasets, the mRI of {most['method']}{results.of(most['model'])} is "
-        f"{signed(most['disjoint_mRI_pts'])} instead of {signed(most['mRI_pts'])}"
-        f"{results.in_one_training}"
+    return (
+        "Without datasets that share photos or a maker with the downstream dataset, the mRI of "
+        f"{most['method']}{results.of(most['model'])} is {signed(most['disjoint_mRI_pts'])} "
+        f"instead of {signed(most['mRI_pts'])}{results.in_one_training}"
     )
-    if len(rows) == 1:
-        return text
-    # Each by itself: these intervals are not corrected for the number of rows.
-    return f"{text}; {len(moved)} of {len(rows)} mRIs change by more than their 95% interval"
 
 
 def leak(results: Results) -> str:
@@ -138,9 +134,7 @@ def leak(results: Results) -> str:
     table = results.leak.query("downstream == '' and evaluated_on == ''")
     table = results.shown[["arm", "model", "method", "key"]].merge(table, on="arm")
     of = table.sort_values("key", key=lambda key: key != FINE_TUNE, kind="stable").iloc[0]
-    points = (
-        f"{signed(of['leak_pts'])} points (95% interval {ends(of['leak_low'], of['leak_high'])})"
-    )
+    points = f"{signed(of['leak_pts'])} points {bounds(of['leak_low'], of['leak_high'])}"
     name = f"{of['method']}{results.of(of['model'])}{results.in_one_training}"
     if of["leak_low"] > 0:
         return f"Having seen a photo in another dataset is worth {points} to {name}"

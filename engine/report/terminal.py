@@ -1,9 +1,12 @@
-"""The report's tables for the terminal, as at the end of `make demo`."""
+"""Tables for the terminal: of a report, as at the end of `make demo`, and of users' datasets."""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from operator import attrgetter
+from typing import TYPE_CHECKING
 
 import pandas
 
@@ -11,8 +14,11 @@ from engine.measures import tables
 from engine.measures.comparisons import SIGNIFICANT
 from engine.report import console
 from engine.report.headline import averaged_over, measured_on
-from engine.report.results import Results
+from engine.report.results import Results, title
 from engine.report.text import ABSENT, ascii_signed, counted, p_value, rounded, set_head
+
+if TYPE_CHECKING:
+    from engine.evaluation.accuracies import OnSet
 
 
 def table(results: Results, notes: Sequence[str] = ()) -> str:
@@ -35,7 +41,7 @@ def _ri(results: Results, model: str) -> str:
         "fine-tuning on the dataset that heads the column; mRI: its mean over "
         f"{averaged_over(results)}{results.one_training}"
         f"{'; disjoint: mRI without related datasets' * is_disjoint}.",
-        ["", *map(set_head, names), "mRI", "95% interval", *["disjoint"] * is_disjoint],
+        ["", *map(set_head, names), "mRI", "95% CI", *["disjoint"] * is_disjoint],
         [["pretrained %", *known, "", "", *[""] * is_disjoint]],
         [
             [
@@ -82,10 +88,50 @@ def comparisons(results: Results, model: str, against: str | None = None) -> str
         f"images{' and seeds' * results.covers_training}, corrected (Holm) for "
         f"{counted('comparison', results.family)}. Better and worse: the number of the "
         f"{len(sets)} datasets, by the same test, corrected for {results.family * len(sets)}. "
-        f"Population: {results.population_of_mri}.",
-        ["", "mRI", "difference", "95% interval", "p", "corrected p", "better on", "worse on"],
+        f"CIs generalise to {results.population_of_mri}.",
+        ["", "mRI", "difference", "95% CI", "p", "corrected p", "better on", "worse on"],
         rows,
     )
+
+
+def accuracies(rows: Sequence[OnSet]) -> str:
+    """One line per dataset and model: accuracy in percent, with half the width of its interval."""
+    name = "model" if rows[0].alpha is None else "alpha"
+    lines = [
+        list(map(_accuracy, of_set)) for _, of_set in groupby(rows, attrgetter("evaluated_on"))
+    ]
+    return console.text("", [name, "set", "images", "classes", "accuracy"], *lines)
+
+
+def _accuracy(row: OnSet) -> list[str]:
+    accuracy, name = rounded(row.accuracy, 2), row.model if row.alpha is None else f"{row.alpha:g}"
+    if row.low is not None and row.high is not None:
+        accuracy += f" ±{rounded((row.high - row.low) / 2, 2)}"
+    return [name, row.evaluated_on, f"{row.n:,}", f"{row.classes:,}", accuracy]
+
+
+def changes(rows: Sequence[OnSet], downstreams: Sequence[str], titles: Mapping[str, str]) -> str:
+    """One table per dataset: accuracy in percent and its change in points, with the headline rows
+    of the campaign and one column per downstream dataset. titles: of methods, by key."""
+    tables = []
+    for _, (before, *trained) in groupby(rows, attrgetter("evaluated_on")):
+        cells = {(row.arm, row.downstream): row.accuracy for row in trained if row.headline}
+        after = pandas.Series(cells).unstack(sort=False)[[*downstreams]]
+        after["mean"] = after.mean(axis=1)
+        table = console.text(
+            f"{before.model} on {before.evaluated_on}: {before.n:,} images\n"
+            f"top-1 accuracy in percent among {before.classes:,} classes, after fine-tuning on the "
+            "dataset that heads the column; below, the change from the pretrained model in points.",
+            ["", *map(set_head, downstreams), "mean"],
+            [["pretrained", *[""] * len(downstreams), rounded(before.accuracy)]],
+            [[title(arm, titles), *map(rounded, of)] for arm, *of in after.itertuples()],
+            [
+                [title(arm, titles), *map(ascii_signed, of)]
+                for arm, *of in (after - before.accuracy).itertuples()
+            ],
+        )
+        tables.append(table)
+    return "\n\n".join(tables)
 
 
 def _span(low: float, high: float) -> str:

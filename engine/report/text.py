@@ -29,9 +29,9 @@ def p_value(value: float) -> str:
     return f"{value:.3f}" if value >= 0.001 else "<0.001"
 
 
-def ends(low: float, high: float) -> str:
-    """`+1.9 to +4.1`: an interval in a sentence."""
-    return f"{signed(low)} to {signed(high)}"
+def bounds(low: float, high: float) -> str:
+    """`[+1.9, +4.1]`: an interval in a sentence."""
+    return f"[{signed(low)}, {signed(high)}]"
 
 
 def counted(noun: str, number: int) -> str:

@@ -39,8 +39,8 @@ class Tuned(NamedTuple):
     def finding(self) -> str:
         """The result in a sentence."""
         first, is_alone = self.methods.iloc[0], len(self.methods) == 1
-        plain = first["mRI_plain_pts"]
-        points = f"{signed(first['mRI_tuned_pts'])} points"
+        plain = first["default_mRI_pts"]
+        points = f"{signed(first['tuned_mRI_pts'])} points"
         return (
             f"Tuned over {counted('setting', self.settings)} on held-out images, {first['method']} "
             f"{'has an mRI of' if is_alone else 'has the highest mRI:'} {points}"
@@ -116,11 +116,11 @@ def _summary(arms: pandas.DataFrame, chosen: pandas.DataFrame) -> pandas.DataFra
     table = pandas.DataFrame(
         {
             "settings": arms.groupby("method", sort=False)["setting"].nunique(),
-            "mRI_tuned_pts": tuned["RI_pts"],
-            "mRI_plain_pts": plain["RI_pts"],
+            "tuned_mRI_pts": tuned["RI_pts"],
+            "default_mRI_pts": plain["RI_pts"],
             "gain_pts": tuned["RI_pts"] - plain["RI_pts"],
-            "held_out_tuned_pct": tuned[HELD_OUT],
-            "held_out_plain_pct": plain[HELD_OUT],
+            "tuned_held_out_accuracy_pct": tuned[HELD_OUT],
+            "default_held_out_accuracy_pct": plain[HELD_OUT],
         }
     )
-    return table.sort_values("mRI_tuned_pts", ascending=False, kind="stable").reset_index()
+    return table.sort_values("tuned_mRI_pts", ascending=False, kind="stable").reset_index()

@@ -14,12 +14,10 @@ from engine.report.sections import (
     effective_robustness,
     explorer,
     images,
-    leak,
+    paired,
     ranking,
-    rates,
-    related,
-    sure,
     sweep,
+    varied,
 )
 
 if TYPE_CHECKING:
@@ -36,28 +34,25 @@ ABOUT: list[Callable[[Results], Section | None]] = [
 ]
 SECTIONS: list[Callable[[Results], Section | None]] = [
     ranking.models,
-    sweep.tuned,
-    rates.section,
+    varied.section,
     ranking.methods,
     ranking.trade_off,
     changes.map_of_fine_tuning,
-    leak.section,
-    related.section,
-    sure.section,
+    paired.leak,
+    paired.related,
+    paired.best,
     changes.maps,
     curves.barrier,
     changes.forgotten,
     changes.tuned_upstream,
     curves.during_training,
-    curves.shots,
-    curves.portions,
     effective_robustness.section,
     cka.section,
     images.section,
     *ABOUT,
 ]
 # A sweep has one method, and its variants must not be ranked on the test datasets.
-OF_SWEEP = [sweep.variants, sweep.tuned, rates.section, *ABOUT]
+OF_SWEEP = [sweep.section, varied.section, *ABOUT]
 
 
 def of(results: Results) -> list[Section]:

@@ -115,9 +115,11 @@ def what_was_run(results: Results) -> Section | None:
         else "all of its images. Nothing is held out, so the downstream dataset includes the "
         "training images"
     )
-    ran = f"The campaign ran {counted('cell', count)} in {ended['hours'].sum():.2f} job-hours"
+    hours = ended["hours"].sum()
+    took = f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.0f} min"
+    ran = f"{counted('model', count)}, {took} of jobs"
     if ended.empty:
-        ran = f"The campaign's {counted('cell', count)} were found in the store"
+        ran = f"{counted('model', count)}, found in the store"
     return Section(
         "settings",
         ran + f"; {counted('column', len(record.missing))} missing" * bool(record.missing),

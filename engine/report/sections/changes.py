@@ -32,7 +32,7 @@ def map_of_fine_tuning(results: Results) -> Section | None:
     ]
     return Section(
         "map",
-        f"Fine-tuning on one dataset changes accuracy on another by {' to '.join(ends)}",
+        f"Fine-tuning on one dataset changes accuracy on another by {' to '.join(ends)} points",
         _legend(results),
         figures=[figures[arm]],
         is_open=True,
@@ -73,10 +73,10 @@ def _legend(results: Results) -> str:
         else "its training images (nothing held out)"
     )
     return (
-        "Change in accuracy from the pretrained model, in points (colours end at "
-        f"{charts.scale_end(_elsewhere(results)[CHANGE]):.0f}). Rows: downstream dataset. "
-        "Columns: dataset evaluated on, upstream last. Outlined: accuracy in percent of a "
-        f"downstream dataset on {holdout}."
+        "Change in accuracy from the pretrained model, in points (colours saturate at "
+        f"±{charts.scale_end(_elsewhere(results)[CHANGE]):.0f}). Rows: downstream dataset. "
+        "Columns: dataset evaluated on, upstream last. Outlined: accuracy (%) on the model's own "
+        f"downstream dataset, on {holdout}."
     )
 
 
@@ -112,7 +112,7 @@ def _before(results: Results) -> Table:
     table["published_pct"] = pandas.Series(known, dtype=float)
     return Table(
         "before",
-        "Accuracy of the pretrained model in percent, with 95% intervals.",
+        "Accuracy of the pretrained model in percent, with 95% CIs.",
         table.rename(columns={"evaluated_on": "set"}).dropna(axis=1, how="all"),
     )
 
@@ -130,7 +130,7 @@ def forgotten(results: Results) -> Section | None:
         figures=by_model(
             results,
             "upstream-change",
-            "Mean over the downstream datasets, with 95% intervals",
+            "Mean over the downstream datasets, with 95% CIs",
             means,
             (change, "method"),
             lambda rows: charts.bars(rows, change),
@@ -161,7 +161,7 @@ def tuned_upstream(results: Results) -> Section | None:
         tables=[
             Table(
                 "upstream",
-                f"Accuracy after fine-tuning on {upstream}, in percent with 95% intervals, and its "
+                f"Accuracy after fine-tuning on {upstream}, in percent with 95% CIs, and its "
                 "change in points.",
                 data[[*CELL, *PUBLISHED]].dropna(axis=1, how="all"),
             )

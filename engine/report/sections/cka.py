@@ -91,6 +91,11 @@ def _heading(cells: pandas.DataFrame) -> str:
     related = correlation.spearman(table["cka"].to_numpy(), table["change_pts"].to_numpy())
     if np.isnan(related.value):
         return "The relation between features and accuracy is unknown"
+    if related.units < correlation.FOR_A_TEST:
+        return (
+            f"{related.units} downstream datasets are too few to test whether features that "
+            "changed less go with higher accuracy"
+        )
     words = "are not significantly related to"
     if related.p < 0.05:
         words = "go with higher" if related.value > 0 else "go with lower"

@@ -1,105 +1,26 @@
-"""Accuracy by training step, images per class, fraction of the training set, and alpha."""
+"""Accuracy by training step and by alpha."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 import pandas
 
-from engine.measures import dynamics, tables
+from engine.measures import dynamics
 from engine.report import charts
-from engine.report.results import FINE_TUNE, Results, title
+from engine.report.results import Results, title
 from engine.report.section import Section, Table
 from engine.report.sections.figures import by_model
-from engine.report.text import counted, ends, listed, rounded, signed
+from engine.report.text import counted, listed, rounded
 
-LABELS = {"downstream": "set fine-tuned on", "ood": "other sets", "upstream": "upstream set"}
+LABELS = {"downstream": "downstream dataset", "ood": "other datasets", "upstream": "ID dataset"}
 X_OF_STEP_0 = 0.5  # where step 0 stands on an axis of logarithms
 ARM = ["model", "method", "variant"]
-NUMBERS = ["mRI_pts", "mRI_low", "mRI_high"]
-NUMBERS += ["on_downstream_set_pct", "on_downstream_set_low", "on_downstream_set_high"]
 BARRIERS = {
     "barrier_on_downstream_set_pts": "the downstream dataset",
     "barrier_on_other_sets_pts": "the other datasets",
 }
-
-
-def shots(results: Results) -> Section | None:
-    """Fine-tuning on K images per class."""
-    claim = " On the slides, OpenAI's and LAION-2B's CLIPs collapse even at K = 1."
-    return _varied(results, "dataset.shots", "shots", "images per class", "With K = {:g}", claim)
-
-
-def portions(results: Results) -> Section | None:
-    """Fine-tuning on a fraction of a training set."""
-    axis, at = "fraction of the training images", "On a fraction of {:g}"
-    return _varied(results, "dataset.portion", "portions", axis, at, "")
-
-
-def _varied(
-    results: Results, key: str, name: str, axis: str, at: str, claim: str
-) -> Section | None:
-    """Every method by the values of a key, or None if the campaign does not vary it."""
-    rows = points(results, key)
-    if rows.empty:
-        return None
-    texts = [f"{x:g}" if math.isfinite(x) else "all" for x in rows["value"]]
-    numbers = [name for name in NUMBERS if name in rows]
-    data = rows.assign(value=texts)[["model", "method", "value", *numbers]]
-    # "all" is placed one doubling after the largest number of the logarithmic axis.
-    largest = max((x for x in rows["value"] if math.isfinite(x)), default=1.0)
-    drawn = data.assign(x=rows["value"].clip(upper=2 * largest))
-    ticks = dict(sorted(zip(drawn["x"], texts, strict=True)))
-    options: dict[str, Any] = {"x_title": axis, "ticks": ticks}
-    heading = f"mRI by {axis}"
-    tuned = rows[(rows["key"] == FINE_TUNE) & (rows["rest"] == "") & (rows["value"] < math.inf)]
-    for point in tables.rows(tuned.sort_values("value", kind="stable")[:1]):
-        heading = (
-            f"{at.format(point.value)}, fine-tuning{results.of(point.model)} has an mRI of "
-            f"{signed(point.mRI_pts)} points "
-            f"(95% interval {ends(point.mRI_low, point.mRI_high)})"
-        )
-    return Section(
-        name,
-        heading,
-        f"Training on a subset ({axis}) has as many epochs as on all images, so it takes fewer "
-        "steps. With the same seed, smaller subsets are contained in larger ones. The evaluated "
-        f"images are the same.{claim}",
-        figures=by_model(
-            results,
-            f"{name} mRI",
-            f"mRI by {axis}, with 95% intervals",
-            drawn,
-            ("mRI_pts", "method", "value"),
-            lambda rows: charts.curve(rows, "x", "mRI_pts", "method", **options),
-        ),
-        tables=[
-            Table(
-                name,
-                f"mRI in points, and accuracy on the downstream dataset if evaluated, by {axis}.",
-                data,
-            )
-        ],
-    )
-
-
-def points(results: Results, key: str) -> pandas.DataFrame:
-    """The shown arms whose setting contains the key, by method and value: the columns of
-    `Results.arms`, `method` without the key, value, and rest, the other varied keys.
-    `dataset.shots=0`, which means all images, becomes infinite."""
-    shown = results.shown
-    value = shown["arm"].map(lambda arm: results.setting(arm).get(key)).astype(float)
-    if key == "dataset.shots":
-        value = value.replace(0, math.inf)
-    rows = shown.assign(value=value).dropna(subset="value")
-    arms = [results.grid.arms[arm] for arm in rows["arm"]]
-    others = [arm._replace(setting=arm.setting.without(key)) for arm in arms]
-    rows["rest"] = [str(arm.setting) for arm in others]
-    rows["method"] = [title(arm, results.record.methods) for arm in others]
-    order = {name: list(rows[name]) for name in ("model", "method")}
-    return tables.ordered(rows, **order, value=sorted(rows["value"]))
 
 
 def during_training(results: Results) -> Section | None:
@@ -126,16 +47,16 @@ def during_training(results: Results) -> Section | None:
         claims = claims.rename(columns=units | {"fall": "fall_pts"})
     return Section(
         "dynamics",
-        "Robustness falls before downstream accuracy saturates in "
-        f"{int(claims['holds'].sum())} of {counted('row', len(made))}",
+        f"In {int(claims['holds'].sum())} of {counted('method', len(made))}, OOD accuracy falls "
+        "before downstream accuracy saturates",
         "Means over the downstream datasets. Downstream accuracy saturates at the first step with "
-        "95% of its total rise, if it rises. Robustness falls before that if OOD accuracy at an "
+        "95% of its total rise, if it rises. OOD accuracy falls before that if OOD accuracy at an "
         "earlier step is significantly higher, by an interval that is simultaneous for all earlier "
         "steps.",
         figures=by_model(
             results,
             "dynamics",
-            "Accuracy in percent by optimizer step, with 95% intervals; pre: pretrained model",
+            "Accuracy in percent by optimizer step, with 95% CIs; pre: pretrained model",
             points.drop(columns="variant"),
             ("accuracy_pct", "method", "quantity"),
             lambda rows: charts.curve(
@@ -145,7 +66,7 @@ def during_training(results: Results) -> Section | None:
         tables=[
             Table(
                 "dynamics-claims",
-                "Steps at which robustness peaks and downstream accuracy saturates; fall: OOD "
+                "Steps at which OOD accuracy peaks and downstream accuracy saturates; fall: OOD "
                 "accuracy at the best earlier step minus that at saturation, in points.",
                 claims,
             )

@@ -25,7 +25,12 @@ def section(results: Results) -> Section | None:
     if np.isnan(related.value):
         return made
     known = f"Spearman {related}, over {related.units} datasets"
-    if related.p < 0.05:
+    if related.units < correlation.FOR_A_TEST:
+        heading = (
+            f"{related.units} datasets are too few to test whether fine-tuning on more distant "
+            "datasets loses more accuracy upstream"
+        )
+    elif related.p < 0.05:
         loses = "more" if related.value > 0 else "less"
         heading = f"Fine-tuning on more distant datasets loses {loses} accuracy upstream: {known}"
     else:

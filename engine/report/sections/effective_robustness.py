@@ -36,7 +36,7 @@ def section(results: Results) -> Section | None:
         f"the line, in points of accuracy. Baseline: {fitted_over}.{_outside(titled)} Intervals "
         "include the uncertainty of the lines, which are refitted in every draw. Published models "
         "are resampled by family, because members of a family are near copies; your own models "
-        f"are fixed. Intervals cover {results.population}.",
+        f"are fixed. CIs generalise to {results.population}.",
         figures=[
             Figure(
                 "effective-robustness",
@@ -68,13 +68,14 @@ def section(results: Results) -> Section | None:
 
 
 def _heading(means: pandas.DataFrame) -> str:
-    """How many fine-tuned rows are above and below the line by their intervals, each by itself."""
+    """How many methods are above and below the line by their own 95% CI, which is not corrected for
+    their number."""
     tuned = means[means["method"] != BEFORE]
     above = int((tuned[f"{ROBUSTNESS}_low"] > 0).sum())
     below = int((tuned[f"{ROBUSTNESS}_high"] < 0).sum())
     return (
-        f"Of {counted('fine-tuned row', len(tuned))}, {above} are above and {below} below the "
-        "accuracy that upstream predicts, by more than their 95% interval"
+        f"{above} of {counted('method', len(tuned))} are significantly above the trend line, "
+        f"{below} below"
     )
 
 

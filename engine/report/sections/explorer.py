@@ -33,16 +33,18 @@ def section(results: Results) -> Section | None:
     return Section(
         "explorer",
         f"All numbers: {len(data):,} rows to filter",
-        f"Evaluated on {OTHERS}: mean over datasets that a model was not fine-tuned on; its change "
-        f"is RI. Fine-tuned on {EACH}: mean over models that were not fine-tuned on the dataset. "
-        f"The change for {EACH} and {OTHERS} is mRI. against: the reference of a change, the "
+        f"Evaluated on {OTHERS}: mean over the datasets that a model was not fine-tuned on.\n"
+        f"Downstream dataset {EACH}: mean over the models that were not fine-tuned on the dataset "
+        "evaluated on.\n"
+        f"The change on {OTHERS} is RI for one downstream dataset, and mRI for {EACH}.\n"
+        "against: the reference of a change, the "
         "pretrained model or another method. p is corrected (Holm) over all pairs for mRI, and "
         "over all pairs and datasets for datasets. intervals.csv has the other intervals.",
         tables=[
             Table(
                 "explorer",
                 "Accuracy in percent before and after fine-tuning, its change in points, and "
-                f"properties of the predictions, with 95% intervals: {scores.legend()}.",
+                f"properties of the predictions, with 95% CIs: {scores.legend()}.",
                 data[[*COLUMNS, *numbers]],
             )
         ],

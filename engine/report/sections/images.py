@@ -52,8 +52,8 @@ def section(results: Results) -> Section | None:
                 "images",
                 f"Per dataset, at most {MOST} images gained and {MOST} lost by most models. image: "
                 "index in the pack. before: the pretrained model's prediction; after: the most "
-                "frequent prediction of models that lost it. models: their number, among rows "
-                "fine-tuned on other datasets that are not averages.",
+                "frequent prediction of models that lost it. models: how many trained models "
+                "(averages excluded) made this change.",
                 pandas.DataFrame(rows),
             )
         ],

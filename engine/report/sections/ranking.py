@@ -53,9 +53,10 @@ def methods(results: Results) -> Section | None:
     if data.empty:
         return None
     caption = (
-        f"mRI with its 95% interval{results.one_training}; mean accuracy in percent; mean change "
-        f"in points on {results.record.upstream}"
-        f"{', the published mRI' * ('published_mRI_pts' in data)}."
+        f"mRI with its 95% CI{results.one_training}, in points; mean accuracy on the downstream "
+        "dataset and on the other datasets, in percent; mean change on "
+        f"{results.record.upstream}, in points"
+        f"{'; the published mRI' * ('published_mRI_pts' in data)}."
     )
     ranking = Table("ranking", caption + chosen_on_its_set(results) * (X in data), data)
     heading = f"mRI ranges from {between(data, 'mRI_pts', 'method')}{results.one_training}"
@@ -72,7 +73,7 @@ def methods(results: Results) -> Section | None:
         figures=by_model(
             results,
             "ranking",
-            f"mRI in points, with its 95% interval{results.one_training}",
+            f"mRI in points, with its 95% CI{results.one_training}",
             data[["model", "method", *MRI]],
             ("mRI_pts", "method"),
             lambda rows: charts.bars(rows, "mRI_pts"),
@@ -100,7 +101,7 @@ def _by_set(results: Results, model: str, ri: pandas.DataFrame) -> Table:
     return Table(
         slug("paper", *[model] * (len(results.models) > 1)),
         "RI in points, by downstream dataset (easiest for the pretrained model first), evaluated "
-        f"on {measured_on(results)}; mRI with 95% intervals{results.of(model)}"
+        f"on {measured_on(results)}; mRI with 95% CIs{results.of(model)}"
         f"{results.one_training}.",
         wide.reset_index(),
         [name for name in map(str, wide) if name.endswith("_pts")],

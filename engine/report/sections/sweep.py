@@ -1,4 +1,4 @@
-"""The variants of a sweep, and the settings that held-out images choose."""
+"""The variants of a sweep."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from engine.report.sections.figures import by_model
 from engine.report.text import counted, signed
 
 
-def variants(results: Results) -> Section | None:
+def section(results: Results) -> Section | None:
     """None if the campaign is not a sweep."""
     if results.record.sweep is None:
         return None
@@ -30,7 +30,7 @@ def variants(results: Results) -> Section | None:
         figures=by_model(
             results,
             "sweep",
-            "mRI of each variant in points, with 95% intervals",
+            "mRI of each variant in points, with 95% CIs",
             data[["mRI_pts", "mRI_low", "mRI_high"]].assign(
                 model=results.models[0],
                 method=[
@@ -44,7 +44,7 @@ def variants(results: Results) -> Section | None:
         tables=[
             Table(
                 "sweep-variants",
-                "All variants in the order of the sweep: mRI with 95% intervals and RI by "
+                "All variants in the order of the sweep: mRI with 95% CIs and RI by "
                 "downstream dataset, in points; mean downstream accuracy in percent.",
                 data,
             )
@@ -67,36 +67,3 @@ def _variants(results: Results) -> tuple[list[str], pandas.DataFrame]:
     table = arms.join(wide, on="arm")
     table = values.join(table[[name for name in numbers if name in table]])
     return list(map(str, values)), table
-
-
-def tuned(results: Results) -> Section | None:
-    """None if no training setting varies, or no images are held out."""
-    found = tuning.tuned(results)
-    if found is None:
-        return None
-    chosen = found.choices
-    return Section(
-        "tuning",
-        found.effect,
-        "Every method was trained in the same number of settings. For each downstream dataset, its "
-        "setting is the one with the highest accuracy on held-out images; the choice uses no "
-        "dataset that RI counts. The numbers have no intervals, which would have to repeat the "
-        "choice in every draw. In other sections each setting is a row; picking one there would "
-        "select on the test datasets.",
-        tables=[
-            Table(
-                "tuning",
-                "mRI of the chosen and the recipe's settings in points, the gain, and mean "
-                "accuracy on held-out images in percent, which is optimistic for the chosen "
-                f"settings (the highest of {found.settings} on these images).",
-                found.methods,
-                ("mRI_tuned_pts", "mRI_plain_pts"),
-            ),
-            Table(
-                "tuning-choices",
-                "The chosen setting (the first of equal ones) by method and downstream dataset, "
-                "its accuracy on held-out images in percent (optimistic), and its RI in points.",
-                chosen[[*tuning.CELL, "setting", tuning.HELD_OUT, "RI_pts"]],
-            ),
-        ],
-    )

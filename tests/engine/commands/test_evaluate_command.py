@@ -9,7 +9,7 @@ import pytest
 from engine import cli
 from engine.commands import evaluate
 from engine.evaluation.accuracies import OnSet
-from engine.report import on_sets
+from engine.report import terminal
 from helpers.grids import CLASSES, SIZE, VIT
 
 
@@ -33,7 +33,7 @@ def test_the_table_has_a_line_a_set_and_model_with_whole_names():
     sets = [f"a-set-with-a-rather-long-name-{i}" for i in range(9)]
     files = ["/data/" + "x" * 60 + name for name in ("a/best", "b/best")]
     many = [row(file, name, 50000, 10.0 + i) for i, name in enumerate(sets) for file in files]
-    lines = [line.split() for line in on_sets.of_files(many).splitlines()[2:]]
+    lines = [line.split() for line in terminal.accuracies(many).splitlines()[2:]]
     assert [line for line in lines if line] == [
         [of.model, of.evaluated_on, "50,000", "0", f"{of.accuracy:.2f}"] for of in many
     ]
@@ -46,7 +46,7 @@ def test_a_campaigns_table_has_its_headline_rows_only():
         replace(before, method="wise_ft", downstream="a", alpha=alpha, headline=alpha == 0.5)
         for alpha in (0.0, 0.5, 1.0)
     ]
-    text = on_sets.of_campaign([before, *soups], ["a"], {"wise_ft": "WiSE-FT"})
+    text = terminal.changes([before, *soups], ["a"], {"wise_ft": "WiSE-FT"})
     assert text.count("WiSE-FT") == 2 and "alpha" not in text, "accuracy, and its change"
 
 

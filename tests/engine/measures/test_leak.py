@@ -181,7 +181,7 @@ def test_the_first_screen_and_a_section_say_what_was_found(made):
     assert text.endswith("to FT in this one training") and text in headline.lead(results)
     (section,) = [of for of in sections.of(results) if of.key == "leak"]
     assert section.heading == text
-    assert list(map(len, (table.data for table in section.tables))) == [2, 4, 4]
+    assert list(map(len, (table.data for table in section.tables))) == [2, 8]
     assert "and this one training" in section.text  # a seed probe says nothing of the leak
     assert made_results.drawn(section)
 

@@ -221,6 +221,7 @@ def test_the_command_prints_the_matrix_and_writes_it(folder, grid, capsys, tmp_p
             [4.0, 1.0, 16.0, 9.0, 25.0],
             "is not significantly related to distance: Spearman +0.80 (p 0.13",
         ),
+        ([1.0, 4.0, 9.0, 16.0], "4 datasets are too few to test whether fine-tuning on more dist"),
         ([1.0, 2.0], "are closest, "),
     ],
 )

@@ -22,16 +22,16 @@ def table(results: Results, name: str) -> list[dict]:
     return data.to_dict("records")
 
 
-def test_cells_are_those_of_the_glossary():
+def test_models_are_counted_once():
     """One per model, method, dataset fine-tuned on and seed, however many alphas and datasets
     evaluated on it has."""
     arms = {("fine_tune", None, ""): (60, 55)}
     arms |= {("wise_ft", alpha, ""): (60, 55) for alpha in (0.0, 0.5, 1.0)}
-    cells = f"{2 * len(made_results.SETS)} cells"
+    models = f"{2 * len(made_results.SETS)} models"
     section = about.what_was_run(made_results.of_arms(arms, attempts=ATTEMPTS))
-    assert section.heading.startswith(f"The campaign ran {cells} in ")
+    assert section.heading == f"{models}, 6.5 h of jobs"
     section = about.what_was_run(made_results.of_arms(arms))  # an earlier campaign's cells
-    assert section.heading == f"The campaign's {cells} were found in the store"
+    assert section.heading == f"{models}, found in the store"
 
 
 def test_hours_are_summed_and_failed_attempts_are_listed_with_their_reason():
@@ -42,7 +42,7 @@ def test_hours_are_summed_and_failed_attempts_are_listed_with_their_reason():
         ("column", 2, 3, 6.0),
     ]
     section = about.what_was_run(results)
-    assert section.heading.endswith(" cells in 6.50 job-hours")
+    assert section.heading.endswith(" models, 6.5 h of jobs")
     rows = table(results, "failed-attempts")
     assert [(row["job"], row["hours"]) for row in rows] == [("column-a", 1.0), ("column-c", 0.0)]
     assert rows[0]["why"] == "no room" and "killed" in rows[1]["why"]

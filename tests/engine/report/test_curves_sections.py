@@ -27,7 +27,9 @@ def section_of(*shapes: dict[int, tuple[int, int]], **options: Any) -> Section:
 
 def test_claims_of_either_outcome_and_a_figure_of_every_point():
     section = section_of(FALLS, RISES)
-    assert section.heading == "Robustness falls before downstream accuracy saturates in 1 of 2 rows"
+    assert section.heading == (
+        "In 1 of 2 methods, OOD accuracy falls before downstream accuracy saturates"
+    )
     falls, rises = section.tables[0].data.to_dict("records")
     assert (falls["method"], falls["holds"]) == ("FT", True)
     assert (falls["peak"], falls["saturation"], falls["best"]) == (1, 9, 1)
@@ -41,12 +43,12 @@ def test_claims_of_either_outcome_and_a_figure_of_every_point():
     assert set(before["at"]) == {0.5} and np.allclose(before["accuracy_pct"], 40)
     assert (figure.data["accuracy_low"] <= figure.data["accuracy_pct"]).all()
     (svg,) = drawn(section).values()
-    assert ">pre<" in svg and ">80<" in svg and "other sets" in svg
+    assert ">pre<" in svg and ">80<" in svg and "other datasets" in svg
 
 
 def test_a_model_that_learns_nothing_has_no_claim_and_no_table():
     section = section_of({1: (40, 40)}, {1: (40, 40)})
-    assert section.tables == [] and section.heading.endswith("in 0 of 2 rows")
+    assert section.tables == [] and section.heading.startswith("In 0 of 2 methods")
 
 
 def test_each_pre_training_has_a_figure():

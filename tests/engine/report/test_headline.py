@@ -85,11 +85,14 @@ def test_table_shows_every_number_in_place():
     [
         (
             {"fine_tune": 3.0, "lwf": 9.0},
-            ["LwF ranks first of 2 rows", "not adjusted for selecting", "FT: +"],
+            ["LwF has the highest mRI", "plain fine-tuning: +"],
         ),
-        ({"fine_tune": 9.0, "lwf": 3.0}, ["FT ranks first", "LwF: +"]),
-        ({"fine_tune": -9.0, "lwf": -1.0, "mine": -4.0}, ["LwF ranks first", "FT: −"]),
-        ({"lwf": 5.0}, ["LwF has an mRI of", "95% interval"]),
+        ({"fine_tune": 9.0, "lwf": 3.0}, ["FT has the highest mRI", "LwF: +"]),
+        (
+            {"fine_tune": -9.0, "lwf": -1.0, "mine": -4.0},
+            ["LwF has the highest mRI", "plain fine-tuning: −"],
+        ),
+        ({"lwf": 5.0}, ["LwF has an mRI of", "points ["]),
     ],
 )
 def test_finding(shift, words):
@@ -101,9 +104,9 @@ def test_finding(shift, words):
 def test_a_campaigns_sets_head_columns_in_full_and_its_table_fits_the_terminal(name):
     sets = recipe.load(name).dataset.sets
     row = ["pretrained %", *["-12.4"] * (len(sets) + 1), "[-12.5, -10.2]"]
-    text = console.text("", ["", *map(set_head, sets), "mRI", "95% interval"], [row])
+    text = console.text("", ["", *map(set_head, sets), "mRI", "95% CI"], [row])
     lines = text.splitlines()
     assert max(map(len, lines)) <= 100
     heads = "\n".join(lines[:2]).split()
     words = " ".join(map(set_head, sets)).split()
-    assert sorted(heads) == sorted([*words, "mRI", "95%", "interval"])
+    assert sorted(heads) == sorted([*words, "mRI", "95%", "CI"])

@@ -1,16 +1,18 @@
-"""The sections on a sweep and on equal tuning: no variant is chosen by test sets."""
+"""The sections on a sweep and on varied keys: nothing is chosen by test sets."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pandas
 import pytest
 
 from engine.campaigns.record import Row
 from engine.measures.setting import Setting
 from engine.report import headline, sections, tuning
 from engine.report.results import Results
-from engine.report.sections import sweep
+from engine.report.section import Section
+from engine.report.sections import sweep, varied
 from helpers.made_results import drawn, of_arms
 from helpers.stores import SETS, setting
 
@@ -37,10 +39,15 @@ def swept(settings: dict[str, float], rows: Sequence[Row] = ()) -> Results:
     )
 
 
+def table(section: Section, name: str) -> pandas.DataFrame:
+    (made,) = [table.data for table in section.tables if table.name == name]
+    return made
+
+
 def test_a_variant_is_chosen_on_held_out_images_only() -> None:
     given = swept(LR)
-    section, tuned = sweep.variants(given), sweep.tuned(given)
-    variants, choices = section.tables[0].data, tuned.tables[1].data
+    section, tuned = sweep.section(given), varied.section(given)
+    variants, choices = section.tables[0].data, table(tuned, "tuning-choices")
     assert list(variants["optimizer.lr"]) == [0.001, 0.01, 0.1], "the order of the sweep"
     assert variants["mRI_pts"].tolist() == pytest.approx([-10, 0, 20])
     assert (variants["mRI_low"] < variants["mRI_pts"]).all()
@@ -52,14 +59,14 @@ def test_a_variant_is_chosen_on_held_out_images_only() -> None:
     )
     assert "Every variant fine-tunes the pretrained lite0 on each" in headline.lead(given)
     keys = [each.key for each in sections.of(given)]
-    assert keys[:2] == ["sweep", "tuning"] and "ranking" not in keys
+    assert keys[:2] == ["sweep", "varied"] and "ranking" not in keys
     (svg,) = drawn(section).values()
     assert svg.count('aria-roledescription="bar"') == 3
 
 
 def test_variants_are_named_by_what_varies() -> None:
     settings = {f"method.lam={a},train.epochs={b}": 40 for a in ("1.0", "2.0") for b in (1, 3)}
-    section = sweep.variants(swept(settings))
+    section = sweep.section(swept(settings))
     assert list(section.figures[0].data["method"])[1] == "lam 1, epochs 3"
     assert "of EWC in method.lam, train.epochs" in section.text
 
@@ -70,12 +77,12 @@ def two_methods(key: str = "optimizer.lr", **values: Any) -> Results:
 
 
 def test_each_method_has_the_setting_that_is_best_on_held_out_images() -> None:
-    section = sweep.tuned(two_methods())
+    section = varied.section(two_methods())
     assert section.heading == (
         "Tuning on held-out images changes mRI by −20.0 (FT) to +20.0 (LwF) points"
     )
-    assert "is optimistic for the chosen settings (the highest of 3" in section.tables[0].caption
-    methods, chosen = (table.data for table in section.tables)
+    assert "is optimistic for the chosen settings (the highest of 3" in section.tables[1].caption
+    methods, chosen = (table(section, name) for name in ("tuning", "tuning-choices"))
     assert dict(zip(chosen["method"], chosen["setting"], strict=True)) == {
         "FT": "optimizer.lr=0.001", "LwF": "optimizer.lr=0.0001"
     }  # fmt: skip
@@ -89,8 +96,8 @@ def test_each_method_has_the_setting_that_is_best_on_held_out_images() -> None:
 
 
 def test_a_method_whose_plain_setting_was_not_tried_has_no_gain() -> None:
-    section = sweep.tuned(two_methods(rows=ROWS[1:]))
-    gains = section.tables[0].data.set_index("method")["gain_pts"]
+    section = varied.section(two_methods(rows=ROWS[1:]))
+    gains = table(section, "tuning").set_index("method")["gain_pts"]
     assert np.isnan(gains["FT"]) and gains["LwF"] == pytest.approx(20)
     assert section.heading == "Held-out images choose 2 of 3 settings for 2 methods"
 
@@ -106,9 +113,9 @@ def test_the_recipes_own_setting_is_found_whatever_kind_its_value_is(key: str, v
     other = "sgd" if isinstance(value, str) else not value if value in (True, 0) else value + 1
     shown = [str(Setting({key: each})) for each in (value, other)]
     made = swept({shown[0]: 50, shown[1]: 60}, [Row("ewc", {key: value})])
-    assert tuning.tuned(made).methods["mRI_plain_pts"].tolist() == pytest.approx([0])
+    assert tuning.tuned(made).methods["default_mRI_pts"].tolist() == pytest.approx([0])
     unlike = swept({shown[0]: 50, shown[1]: 60}, [Row("ewc", {"optimizer.eps": 1e-3})])
-    assert tuning.tuned(unlike).methods["mRI_plain_pts"].isna().all()
+    assert tuning.tuned(unlike).methods["default_mRI_pts"].isna().all()
 
 
 def test_no_sentence_names_the_setting_with_the_highest_mri() -> None:
@@ -132,4 +139,25 @@ def test_no_sentence_names_the_setting_with_the_highest_mri() -> None:
 
 @pytest.mark.parametrize("values", [{"holdout": False}, {"key": "dataset.shots"}])
 def test_other_campaigns_are_not_tuned(values: dict[str, Any]) -> None:
-    assert sweep.tuned(two_methods(**values)) is None
+    section = varied.section(two_methods(**values))
+    assert not [
+        table for table in section.tables if "tuning" in table.name or "chosen" in table.data
+    ]
+
+
+def test_a_key_with_one_value_has_no_section() -> None:
+    for key in ("optimizer.lr", "train.epochs"):
+        assert varied.section(of_arms({("fine_tune", None, f"{key}=1"): (60, 60)})) is None
+
+
+def test_a_methods_rate_is_marked_where_held_out_images_choose_it() -> None:
+    section = varied.section(two_methods())
+    rates = table(section, "rates")
+    marked = rates[rates["chosen"] == "held out"]
+    assert list(zip(marked["method"], marked["value"], strict=True)) == [
+        ("FT", "0.001"), ("LwF", "0.0001")
+    ]  # fmt: skip
+    assert "Highest mRI in 3 settings: LwF in 2 and FT in 1." in section.text
+    words = "By learning rate, fine-tuning's mRI ranges from −10.0 (0.001) to +30.0 (0.0001)"
+    assert words in section.text, "the heading is the tuned methods'"
+    assert varied.section(two_methods(holdout=False)).heading == words

@@ -121,7 +121,9 @@ def test_the_heading_counts_what_intervals_show_and_ranks_nothing(of_grid):
     tuned = section.tables[0].data.query("method != 'pretrained'")
     above = (tuned["effective_robustness_low"] > 0).sum()
     below = (tuned["effective_robustness_high"] < 0).sum()
-    assert section.heading.startswith(f"Of 2 fine-tuned rows, {above} are above and {below} below")
+    assert section.heading == (
+        f"{above} of 2 methods are significantly above the trend line, {below} below"
+    )
     assert "most" not in section.heading
 
 

@@ -1,0 +1,148 @@
+"""mRI by a varied key, and by the settings that held-out images choose."""
+
+from __future__ import annotations
+
+import math
+
+import pandas
+
+from engine.measures import tables
+from engine.report import charts, tuning
+from engine.report.columns import between
+from engine.report.results import FINE_TUNE, Results, title
+from engine.report.section import Section, Table
+from engine.report.sections.figures import by_model
+from engine.report.text import counted, listed
+
+MRI, HELD_OUT, CHOSEN = "mRI_pts", "on_downstream_set_pct", "chosen"
+NUMBERS = [*tables.with_ends(MRI), *tables.with_ends(HELD_OUT)]
+AXES = {  # by key: the name of its table and of its figures, and what its values are
+    "optimizer.lr": ("rates", "learning rate"),
+    "dataset.shots": ("shots", "images per class"),
+    "dataset.portion": ("portions", "fraction of the training images"),
+}
+SUBSETS = (
+    "Training on a subset has as many epochs as on all images, so it takes fewer steps. With the "
+    "same seed, smaller subsets are contained in larger ones. The evaluated images are the same."
+)
+TUNED = (
+    "Every method was trained in the same number of settings. For each downstream dataset, its "
+    "setting is the one with the highest accuracy on held-out images; the choice uses no dataset "
+    "that RI counts. These numbers have no intervals, which would have to repeat the choice in "
+    "every draw."
+)
+
+
+def section(results: Results) -> Section | None:
+    """Every method by each key of `AXES` that has several values, and the tuned methods; None if
+    there is neither."""
+    found = {key: points(results, key) for key in AXES}
+    found = {key: rows for key, rows in found.items() if rows["value"].nunique() > 1}
+    tuned = tuning.tuned(results)
+    if not found and tuned is None:
+        return None
+    ranges = [_range(results, key, rows) for key, rows in found.items()]
+    text = [SUBSETS] * any(key.startswith("dataset.") for key in found)
+    text += [TUNED] * (tuned is not None)
+    text += [_leaders(results, model, rows) for rows in found.values() for model in results.models]
+    text += [f"{words}." for words in ranges] * (tuned is not None) + [tuning.SELECTION]
+    return Section(
+        "varied",
+        tuned.effect if tuned else "; ".join(ranges),
+        "\n".join(filter(None, text)),
+        figures=[
+            figure
+            for key, rows in found.items()
+            for figure in by_model(
+                results,
+                AXES[key][0],
+                f"mRI by {AXES[key][1]}, with 95% CIs",
+                rows[["model", "method", "value", "x", *tables.with_ends(MRI)]],
+                (MRI, "method", "value"),
+                lambda shown, axis=AXES[key][1]: charts.curve(
+                    shown,
+                    "x",
+                    MRI,
+                    "method",
+                    x_title=axis,
+                    ticks=dict(sorted(zip(shown["x"], shown["value"], strict=True))),
+                ),
+            )
+        ],
+        tables=[*(_by_value(results, key, rows) for key, rows in found.items()), *_tuned(tuned)],
+    )
+
+
+def points(results: Results, key: str) -> pandas.DataFrame:
+    """The shown arms whose setting contains the key, by method and value: the columns of
+    `Results.arms`, `method` without the key, rest (the other varied keys), value as text, and x.
+    `dataset.shots=0` means all images: its x is twice the largest number of images."""
+    shown = results.shown
+    number = shown["arm"].map(lambda arm: results.setting(arm).get(key)).astype(float)
+    if key == "dataset.shots":
+        number = number.replace(0, math.inf)
+    rows = shown.assign(x=number).dropna(subset="x")
+    arms = [results.grid.arms[arm] for arm in rows["arm"]]
+    others = [arm._replace(setting=arm.setting.without(key)) for arm in arms]
+    rows["rest"] = [str(arm.setting) for arm in others]
+    rows["method"] = [title(arm, results.record.methods) for arm in others]
+    rows["value"] = [f"{x:g}" if math.isfinite(x) else "all" for x in rows["x"]]
+    rows["x"] = rows["x"].clip(upper=2 * rows["x"].where(rows["x"] < math.inf).max())
+    order = {name: list(rows[name]) for name in ("model", "method")}
+    return tables.ordered(rows, **order, x=sorted(rows["x"]))
+
+
+def _range(results: Results, key: str, found: pandas.DataFrame) -> str:
+    """The range of fine-tuning's mRI over the values of a key; without fine-tuning, a title."""
+    axis = AXES[key][1]
+    ranges = [
+        f"{results.of(model)} from {between(rows, MRI, 'value')}"
+        for model, rows in tables.groups(found[found["key"] == FINE_TUNE], "model")
+    ]
+    return f"By {axis}, fine-tuning's mRI ranges{','.join(ranges)}" if ranges else f"mRI by {axis}"
+
+
+def _leaders(results: Results, model: str, found: pandas.DataFrame) -> str:
+    """In how many settings each method has the highest mRI; empty for a single method."""
+    of_model = found[found["model"] == model].dropna(subset=MRI)
+    if of_model["key"].nunique() < 2:
+        return ""
+    first = of_model.loc[of_model.groupby("setting")[MRI].idxmax(), "key"].value_counts()
+    names = [f"{results.record.methods.get(str(k), k)} in {n}" for k, n in first.items()]
+    settings = counted("setting", of_model["setting"].nunique())
+    return f"Highest mRI in {settings}{results.of(model)}: {listed(names)}."
+
+
+def _by_value(results: Results, key: str, rows: pandas.DataFrame) -> Table:
+    """One row per method and value. chosen: `held out` at each method's value of an option of
+    training with the highest accuracy on held-out images."""
+    name, axis = AXES[key]
+    shown = rows[["model", "method", "value", *(number for number in NUMBERS if number in rows)]]
+    caption = f"mRI in points and accuracy on the downstream datasets in percent, by {axis}."
+    if key.partition(".")[0] in tuning.TRAINING and results.record.holdout and HELD_OUT in rows:
+        best = rows.dropna(subset=HELD_OUT).groupby(["model", "key", "variant"])[HELD_OUT].idxmax()
+        shown = shown.assign(**{CHOSEN: ["held out" * (k in set(best)) for k in rows.index]})
+        caption += " chosen: highest mean accuracy on held-out images of the downstream datasets."
+    return Table(name, caption, shown)
+
+
+def _tuned(found: tuning.Tuned | None) -> list[Table]:
+    """The methods at the settings that held-out images choose, and these settings."""
+    if found is None:
+        return []
+    return [
+        Table(
+            "tuning",
+            "mRI of the chosen and the recipe's settings in points, the gain, and mean accuracy on "
+            "held-out images in percent, which is optimistic for the chosen settings (the highest "
+            f"of {found.settings} on these images).",
+            found.methods,
+            ["tuned_mRI_pts", "default_mRI_pts"],
+        ),
+        Table(
+            "tuning-choices",
+            "The chosen setting (the first of equal ones) by method and downstream dataset, its "
+            "accuracy on held-out images in percent (optimistic), and its RI in points.",
+            found.choices[[*tuning.CELL, "setting", tuning.HELD_OUT, "RI_pts"]],
+        ),
+    ]
