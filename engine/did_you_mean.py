@@ -9,7 +9,10 @@ from collections.abc import Iterable
 def nearest(word: str, valid: Iterable[str]) -> str:
     """Returns `; did you mean 'x'?`, or the list of valid words if none is close."""
     valid = sorted(valid)
-    close = difflib.get_close_matches(word, valid, n=1, cutoff=0.5)
-    if close:
-        return f"; did you mean {close[0]!r}?"
-    return f"; valid: {', '.join(valid)}"
+    close = closest(word, valid)
+    return f"; did you mean {close!r}?" if close else f"; valid: {', '.join(valid)}"
+
+
+def closest(word: str, valid: Iterable[str], cutoff: float = 0.5) -> str:
+    """The most similar valid word, or an empty string below a similarity (0 to 1) of `cutoff`."""
+    return next(iter(difflib.get_close_matches(word, [*valid], n=1, cutoff=cutoff)), "")

@@ -90,8 +90,6 @@ def of(place: Path) -> list[Path]:
 def files(root: Path) -> Iterator[File]:
     """Yields each file of a tree, as `trees.files` does; for shards, their images as
     `<class>/<image>`.
-
-    Raises ValueError as `trees.files` and `listing` do.
     """
     shards = of(root)
     if not shards:
@@ -146,7 +144,7 @@ def _matching(place: Path) -> list[Path]:
 
 
 def _named(root: Path, shards: Sequence[Path]) -> tuple[list[str], list[Sample]]:
-    """Returns each sample's class name, and the samples. Raises ValueError as `listing` does."""
+    """Returns each sample's class name, and the samples."""
     read = _of_parquet if shards[0].suffix == PARQUET else _of_tar
     samples = [sample for shard in shards for sample in read(shard)]
     if not samples:
@@ -197,7 +195,7 @@ def _class_file(root: Path, shard: Path) -> Path | None:
 
 
 def _class_names(root: Path, shard: Path) -> Sequence[str] | None:
-    """Returns class names in the order of labels. Raises ValueError naming an invalid file."""
+    """Returns class names in the order of labels."""
     if shard.suffix == PARQUET and (names := parquet.class_names(parquet.features(shard))):
         return _checked(shard, names)
     file = _class_file(root, shard)

@@ -185,7 +185,7 @@ def files_below(
 
 
 def _utf8(name: str, place: str) -> str:
-    """Returns the name of a file at `place`. Raises ValueError if no manifest can store it."""
+    """Returns the name of a file at `place`."""
     try:
         name.encode()
     except UnicodeEncodeError:

@@ -119,8 +119,7 @@ def _probes(
     """Columns to train again with the next seed: the middle one, or several spread evenly.
 
     Campaigns list datasets from near to far. There are no probes if seeds or settings vary, or with
-    a single row or no more columns than probes. Raises RecipeError if the command line requests
-    probes then.
+    a single row or no more columns than probes.
     """
     first, obstacle = cells[0], ""
     if grid.vary or first.seeds > 1:

@@ -62,7 +62,7 @@ def _reason(plan: Plan, column: Column) -> str:
 
 
 def _joined(plan: Plan, columns: Sequence[Column], distances: Distances) -> Record:
-    """The record of these columns. Raises as `record_of`."""
+    """The record of these columns."""
     place, dataset = plan.place, plan.recipe.dataset
     shared = read_part(place, PREPARE, Preparation)
     parts = {column: read_part(place, column.job, Models) for column in columns}
@@ -119,7 +119,7 @@ def _joined(plan: Plan, columns: Sequence[Column], distances: Distances) -> Reco
 
 
 def _packs(plan: Plan, shared: Preparation) -> dict[str, Pack]:
-    """The packs of the evaluated datasets. Raises DamagedFile if one was encoded again."""
+    """The packs of the evaluated datasets."""
     packs = {}
     for name, folder in shared.packs.items():
         packs[name] = pack = Pack.open(Root(plan.place.runs).at(folder))

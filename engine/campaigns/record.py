@@ -143,12 +143,12 @@ class FinishedCampaign:
 
     @functools.cached_property
     def seen(self) -> list[Evaluation]:
-        """`Record.seen` with absolute paths. Raises DamagedFile as `evaluations`."""
+        """`Record.seen` with absolute paths."""
         return self._found(self.record.seen)
 
     @functools.cached_property
     def probe(self) -> list[Evaluation]:
-        """`Record.probe` with absolute paths. Raises DamagedFile as `evaluations`."""
+        """`Record.probe` with absolute paths."""
         return self._found(self.record.probe)
 
     def _found(self, rows: Sequence[Evaluation]) -> list[Evaluation]:
@@ -158,14 +158,11 @@ class FinishedCampaign:
 
     @functools.cached_property
     def plan(self) -> Plan:
-        """The plan. Raises as `campaign.read`."""
+        """The plan."""
         return read_plan(self.place)
 
     def mix(self, evaluation: Evaluation) -> dict[str, float] | Ensemble:
-        """The average of cells that is the model of an evaluation.
-
-        Raises DamagedFile as `evaluations`.
-        """
+        """The average of cells that is the model of an evaluation."""
         from engine.measures import predictions  # late: planning reads no numbers
 
         return predictions.mix_of(self._checked(str(evaluation.path)))

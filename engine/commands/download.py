@@ -135,7 +135,7 @@ def _check(sources: Mapping[str, Source]) -> int:
 
 
 def _accept(sources: Mapping[str, Source], folder: Path, yes: bool) -> None:
-    """Show terms that the user has not accepted yet. Raises ValueError if the user declines."""
+    """Show terms that the user has not accepted yet."""
     from engine.data import downloads
 
     accepted = downloads.accepted(folder)
@@ -154,10 +154,7 @@ def _accept(sources: Mapping[str, Source], folder: Path, yes: bool) -> None:
 
 
 def _passwords(missing: Sequence[Target], file: Path | None) -> dict[str, str]:
-    """The passwords of zip files, from a file or typed before the download starts.
-
-    Raises ValueError for a file without a password.
-    """
+    """The passwords of zip files, from a file or typed before the download starts."""
     from loaders.files.durable import read_small
 
     given = ""
@@ -176,7 +173,7 @@ def _passwords(missing: Sequence[Target], file: Path | None) -> dict[str, str]:
 
 
 def _check_room(missing: Sequence[Target], sizes: Mapping[str, int], folder: Path) -> None:
-    """Print what will be downloaded. Raises ValueError if the disk is too full."""
+    """Print what will be downloaded."""
     from tqdm import tqdm
 
     needed = 0
@@ -260,7 +257,7 @@ def _transfer(
 
 
 def _unpack(target: Target, password: str) -> str:
-    """Unpack a file. Returns a message for the user. Raises ValueError without a password."""
+    """Unpack a file. Returns a message for the user."""
     from tqdm import tqdm
 
     from engine.data import downloads

@@ -84,7 +84,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _encode_all(resolved: Recipe, kind: ImageNet, arguments: argparse.Namespace) -> None:
-    """Encode all datasets in a folder. Raises ValueError at the end if some failed."""
+    """Encode all datasets in a folder."""
     from engine.data import sources
 
     known, missing, faults = sources.read(), [], []
@@ -181,7 +181,7 @@ def _encode(
 
 
 def _plan(resolved: Recipe, name: str, listing: Listing, folder: Path) -> None:
-    """Show what will be written. Raises ValueError if the disk is too full."""
+    """Show what will be written."""
     from tqdm import tqdm
 
     from engine.data.packs import size_bytes

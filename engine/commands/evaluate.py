@@ -180,7 +180,7 @@ def _campaign(
 
 
 def _write(rows: Sequence[OnSet], files: Mapping[str, Path]) -> None:
-    """Write the rows of each dataset to its CSV file. Raises OSError, naming the file."""
+    """Write the rows of each dataset to its CSV file."""
     import pandas
 
     from engine.machine.files import room_for

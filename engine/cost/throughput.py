@@ -173,7 +173,7 @@ class Bench:
 
     @contextmanager
     def training(self, method: str, batch: int) -> Iterator[Training]:
-        """Prepare a method's training, and close its engine at the end. Raises as `measure`."""
+        """Prepare a method's training, and close its engine at the end."""
         builder = self._builder(method, batch)
         trained = modules.find(builder.recipe.method.module).Method(builder.recipe.method)
         if not isinstance(trained, Trained):

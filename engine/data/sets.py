@@ -6,7 +6,6 @@ labels, the outputs that are possible predictions, and the held-out images.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,7 @@ import torch
 from engine.data import grouping, imagenet, splits
 from engine.data.kinds import kind_of
 from engine.data.packs import pack_of
-from engine.did_you_mean import nearest
+from engine.did_you_mean import closest, nearest
 from engine.machine import ranks
 from engine.measures import relations
 from engine.recipe.schema import DatasetRecipe, Recipe
@@ -303,8 +302,8 @@ def _nearest_class(name: str, head: Sequence[str]) -> str:
     if tuple(head) == imagenet.wnids():
         for wnid, words in imagenet.synonyms().items():
             known |= {word: f"{wnid} ({word})" for word in words.split(", ")}
-    close = difflib.get_close_matches(name.replace("_", " "), known, n=1, cutoff=0.6)
-    return f" (is it {known[close[0]]}?)" if close else ""
+    close = closest(name.replace("_", " "), known)
+    return f" (is it {known[close]}?)" if close else ""
 
 
 def _group(pack: Pack) -> np.ndarray | None:

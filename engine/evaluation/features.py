@@ -82,7 +82,7 @@ def teacher(run: Run, cell: Cell, labelled: LabelledSet) -> Callable[[np.ndarray
 def _compute(run: Run, cell: Cell, labelled: LabelledSet, form: Form, file: str) -> None:
     """Write the pre-logits of a cell's backbone for a whole dataset to a file, slice by slice.
 
-    file: its name in the store. Raises OSError, naming it, if the disk is full.
+    file: its name in the store.
     """
     recipe, everything = run.recipe, labelled.split("all")
     state = run.network(cell).state_dict()

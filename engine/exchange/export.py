@@ -94,7 +94,7 @@ def _one_model(
     model: ModelRecipe,
     classes: Sequence[str],
 ) -> DescribedModel:
-    """The model of an average of weights. Raises ValueError for an ensemble, naming its members."""
+    """The model of an average of weights."""
     if isinstance(average, Ensemble):
         folders = (parents[name].artifact.folder for name in average)
         members = [str(f) if (f / CELL).is_file() else "CAMPAIGN --method pre" for f in folders]
@@ -155,7 +155,7 @@ def model_of(parents: Iterable[Cell], resolved: Recipe) -> tuple[ModelRecipe, tu
 
 
 def _parents(store: Store, average: Average, title: str, remedy: str) -> dict[str, Cell]:
-    """The cells of an average, by name. Raises ValueError if a cell is missing."""
+    """The cells of an average, by name."""
     parents = {}
     for name in average:
         cell = cells.find(store, name)

@@ -208,10 +208,7 @@ def cells_of(model: ModelRecipe, store: Store, files: Sequence[Path]) -> dict[Pa
 def head_of(
     model: ModelRecipe, cells: Mapping[Path, Cell], classes: Sequence[str] | None
 ) -> tuple[str, ...]:
-    """The classes of the models' heads, in order: as given, or ImageNet-1K's for 1000 outputs.
-
-    Raises ValueError as `evaluate`.
-    """
+    """The classes of the models' heads, in order: as given, or ImageNet-1K's for 1000 outputs."""
     weight, _ = models.head_names(model)
     counts = {file: cell.shape(weight)[0] for file, cell in cells.items()}
     first, outputs = next(iter(counts.items()))

@@ -45,7 +45,7 @@ def compiled_folder() -> Path:
     it.
 
     Inductor unpickles the files there, so the folder belongs to the user alone, even if a group
-    shares $RIB_CACHE. Raises as `cache_folder` and `runtime_folder` do.
+    shares $RIB_CACHE.
     """
     cache = cache_folder()
     cache.mkdir(parents=True, exist_ok=True)

@@ -44,8 +44,7 @@ def of(evaluations: Sequence[Evaluation]) -> list[ImageChange]:
     """The images that the rows of each model changed, by dataset: those that most rows gained, then
     those that most lost, ties in the order of the dataset.
 
-    Reads the predictions of the shown, trained rows fine-tuned on other datasets. Raises ValueError
-    as `SetPredictions.add`.
+    Reads the predictions of the shown, trained rows fine-tuned on other datasets.
     """
     groups: dict[tuple[str, str], list[Evaluation]] = {}
     for row in evaluations:

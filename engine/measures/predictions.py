@@ -115,7 +115,7 @@ def read(path: Path) -> pa.Table:
 
 
 def photos_of(path: Path) -> frozenset[str]:
-    """The photos (`relations.photos`) of an evaluation. Raises ValueError as `read`."""
+    """The photos (`relations.photos`) of an evaluation."""
     table = read(path)
     return relations.photos(table["source"].to_numpy(), table["label"].to_numpy())
 
@@ -144,7 +144,7 @@ class ImagePredictions(NamedTuple):
 
 def temperature_of(path: Path) -> Temperature | None:
     """The temperature that fits an evaluation's predictions, or None if they contain no confidences
-    at other temperatures. Raises ValueError as `read`."""
+    at other temperatures."""
     table = read(path)
     confidences_NT = _scaled(table)
     if confidences_NT is None:

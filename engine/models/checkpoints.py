@@ -77,7 +77,7 @@ def backbone(
 def fetch(recipe: ModelRecipe, cache: Path) -> nn.Module:
     """The pretrained network; downloads are cached in `cache` or in the hub's cache.
 
-    Logs what is downloaded. Raises ValueError as `backbone`.
+    Logs what is downloaded.
     """
     if _source(recipe) in DOWNLOADED:
         log.info("%s", models.choices(recipe))
@@ -90,7 +90,7 @@ def _source(recipe: ModelRecipe) -> str:
 
 
 def _checked_hash(recipe: ModelRecipe) -> str:
-    """SHA-256 of the file at a recipe's `path`. Raises ValueError if the recipe names another one.
+    """SHA-256 of the file at a recipe's `path`.
 
     With a package, the recipe's hash is the package's, which the file replaces.
     """
@@ -104,7 +104,7 @@ def _checked_hash(recipe: ModelRecipe) -> str:
 
 
 def _prompt(path: Path, image_size: int) -> State:
-    """An input prompt [3, H, W], added to normalized images. Raises ValueError for other shapes."""
+    """An input prompt [3, H, W], added to normalized images."""
     state = load_weights(path)
     shape = {name: list(tensor.shape) for name, tensor in state.items()}
     if shape != {"prompt": [3, image_size, image_size]}:

@@ -62,7 +62,6 @@ def open_model(recipe: ModelRecipe, cache: Path) -> Any:
     """open_clip's model with both towers, in fp32 and eval mode, on the CPU.
 
     Its weights are those of the recipe's file, under open_clip's names, or come from its hub.
-    Raises ValueError and RecipeError as `classifier`.
     """
     open_clip, weights = clip.package(), recipe.weights
     _check_names(open_clip, weights)

@@ -86,7 +86,7 @@ def checked(recipe: Recipe, *, run_users: bool = False) -> MethodRecipe:
 
 
 def method_of(recipe: Recipe, *, run_users: bool = False) -> Any:
-    """The method of a cell, built with its options. Raises as `checked`."""
+    """The method of a cell, built with its options."""
     options = checked(recipe, run_users=run_users)
     return find(options.module, run_users=run_users).Method(options)
 

@@ -92,7 +92,7 @@ def of_mapping(values: Mapping[str, Any]) -> list[Override]:
 
 
 def parsed(given: Iterable[str | Mapping[str, Any]]) -> list[Override]:
-    """The overrides of words and mappings, in order. Raises RecipeError as `of_word`."""
+    """The overrides of words and mappings, in order."""
     made: list[Override] = []
     for each in given:
         made += [of_word(each)] if isinstance(each, str) else of_mapping(each)

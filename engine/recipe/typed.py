@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import math
 import types
@@ -16,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from engine.did_you_mean import nearest
+from engine.did_you_mean import closest, nearest
 from engine.errors import RecipeError
 from engine.recipe import yaml_text
 from engine.recipe.overrides import Word, nested
@@ -78,7 +77,7 @@ def build(values: Mapping[str, Any], kind: type, options: type[MethodRecipe], so
 
 
 def value_of(recipe: Recipe, key: str, value: Any) -> Any:
-    """A value, converted to the type of its dotted key. Raises RecipeError as `add`."""
+    """A value, converted to the type of its dotted key."""
     values: Any = {}
     add(values, Recipe, type(recipe.method), nested(key, value), "")
     while isinstance(values, dict):
@@ -209,18 +208,15 @@ def _nearest_key(key: str, options: type[MethodRecipe]) -> str:
     """
     section, _, word = key.rpartition(".")
     known: dict[str, list[str]] = {}
+    own: dict[str, list[str]] = {}
     for name in sorted(_keys(Recipe, options), key=lambda name: name.count(".")):
-        known.setdefault(name.rpartition(".")[2], []).append(name)
-
-    def siblings(last: str) -> list[str]:
-        return [name for name in known[last] if name.rpartition(".")[0] == section]
-
-    of_section = list(filter(siblings, known))
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.8)
-    close = close or difflib.get_close_matches(word, of_section, n=1)
-    if not close:
-        return f"; valid: {', '.join(sorted(of_section))}"
-    return f"; did you mean {' or '.join(map(repr, siblings(close[0]) or known[close[0]]))}?"
+        above, _, last = name.rpartition(".")
+        known.setdefault(last, []).append(name)
+        if above == section:
+            own[last] = [name]
+    if close := closest(word, known, 0.8) or closest(word, own):
+        return f"; did you mean {' or '.join(map(repr, {**known, **own}[close]))}?"
+    return f"; valid: {', '.join(sorted(own))}"
 
 
 def _keys(kind: type, options: type[MethodRecipe], prefix: str = "") -> Iterator[str]:

@@ -53,7 +53,7 @@ def fit(method: Trained, run: Run, context: Context, saving: Saving) -> tuple[Ex
 def compile_graphs(method: Trained, run: Run, context: Context) -> None:
     """Compile the graphs of a training by running its first batch forward and backward.
 
-    No weight changes. Raises as `initialized`.
+    No weight changes.
     """
     prepare(method, run, context)
     if method.fits_head:

@@ -92,7 +92,7 @@ def unzip(archive: Path, folder: Path, password: str = "") -> Iterator[tuple[int
 
 
 def _members(archive: Path, password: str) -> Sequence[zipfile.ZipInfo]:
-    """The files of a zip file. Raises ValueError for those that must not be unpacked."""
+    """The files of a zip file."""
     with _opened(archive) as opened:
         # ZipInfo.is_dir fails for an empty name.
         members = [member for member in opened.infolist() if not member.filename.endswith("/")]

@@ -52,7 +52,6 @@ def pypi(name: str, version: str, sha256: str, cache: Path, pattern: str) -> Pat
     """Returns the verified wheel of a PyPI package, from `cache` or by `pip download`.
 
     `pattern` is the wheel's file name, or a glob that matches only it; `sha256` is hexadecimal.
-    Raises ValueError as `npm` does.
     """
     check_package(name, version)
     command = [sys.executable, "-m", "pip", "download", f"{name}=={version}", "--no-deps"]

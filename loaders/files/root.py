@@ -181,10 +181,7 @@ class Root:
                 os.unlink(last, dir_fd=folder)
 
     def rename(self, old: str | Path, new: str | Path) -> Path:
-        """Renames a file or folder within this folder, durably, and returns the new path.
-
-        Raises OSError as os.rename does.
-        """
+        """Renames a file or folder within this folder, durably, and returns the new path."""
         with self._above(old) as (before, last), self._above(new, make=True) as (folder, to):
             os.rename(last, to, src_dir_fd=before, dst_dir_fd=folder)
             os.fsync(folder)

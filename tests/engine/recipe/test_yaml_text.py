@@ -23,8 +23,6 @@ BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("a: " + "1" * 5000, "is not valid YAML: Exceeds the limit"),
         ("a: !!python/object/apply:os.system [id]", "the tag .*os.system is not supported"),
         ("a: {b: {null: 3}}", "the key 'null' is not a string.* line 1, column 9"),
-        ("a: [x, '${oc.env:HOME}']", r"`\$\{...\}` is not supported"),
-        (f"? {'k' * 100_000}\n: 1", "a key of 100,000 characters"),
         ('a: "b\\0"', "a character that is not allowed in text"),
         ('a: "\\ud800"', "invalid Unicode|a character that is not allowed in text"),
     ],
@@ -69,8 +67,6 @@ VALUES = st.recursive(
 @given(VALUES)
 def test_what_is_written_is_read_as_it_was(values):
     text = yaml_text.dump(values)
-    if "${" in text:
-        return
     try:
         assert repr(yaml_text.parse(text, "x")) == repr(values)
     except RecipeError as error:
