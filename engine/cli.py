@@ -1,52 +1,22 @@
 """`rib`: the command line of the engine.
 
-Each command is a module of `engine.commands`. Overrides (`key=value`) are removed before argparse
-parses the rest, so they can be anywhere and do not become values of an option.
+`engine.commands.arguments` declares every command's arguments, and a module of `engine.commands`
+runs it. Overrides (`key=value`) are removed before argparse parses the rest, so they can be
+anywhere and do not become values of an option.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import importlib
-import importlib.metadata
 import os
 import sys
 from collections.abc import Sequence
 
+from engine.commands.arguments import COMMANDS, build_parser
 from engine.did_you_mean import nearest
-from engine.machine import entry
+from engine.machine import entry, first_line
 
-COMMANDS = (
-    "campaign",
-    "sweep",
-    "train",
-    "plan",
-    "power",
-    "status",
-    "gc",
-    "verify",
-    "bench",
-    "download",
-    "encode",
-    "report",
-    "diff",
-    "distance",
-    "evaluate",
-    "export",
-    "merge",
-    "recipes",
-    "doctor",
-)
-MODULES = {"gc": "unneeded"}  # modules of commands with the name of one of Python's modules
-ALIASES = {"metrics": "report"}
-COMPLETION = "completion"  # defined here, because it needs all other commands
-NO_SPACE = """
-_rib() {
-  _shtab_rib "$@"
-  [[ "${COMPREPLY[0]-}" == *= ]] && compopt -o nospace  # the value follows
-}
-complete -o bashdefault -F _rib rib"""
 DOCTOR = "doctor"  # runs even if another package hides ours, to report that
 
 
@@ -61,23 +31,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(words: Sequence[str]) -> int | None:
     arguments = parse(words)
-    return arguments.run(arguments)
+    command = COMMANDS[arguments.command]
+    if command.imports_torch:
+        first_line.show(f"rib {arguments.command}: importing torch")
+    return importlib.import_module(f"engine.commands.{command.module}").run(arguments)
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
     """Parse the arguments; `overrides` become `Override` objects.
 
-    Raises SystemExit, as argparse does, after `--help` and for invalid arguments.
+    Raises ValueError for invalid arguments, and SystemExit, as argparse does, after `--help`.
     """
     name = next(iter(words), "")
-    known = (*COMMANDS, *ALIASES, COMPLETION)
-    whole, commands = parser([ALIASES.get(name, name)]) if name in known else parser()
-    if name not in commands:
+    if name not in COMMANDS:
         if name and not name.startswith("-"):
-            whole.error(f"there is no command {name!r}{nearest(name, known)}")
-        return whole.parse_args(words)
-    command = commands[name]
-    command.allow_abbrev = False  # so that `_split` knows every option with a value
+            raise ValueError(f"there is no command {name!r}{nearest(name, COMMANDS)}")
+        return build_parser()[0].parse_args(words)
+    command = build_parser([name])[1][name]
     rest, overrides = _split(command, words[1:])
     arguments = command.parse_intermixed_args(rest)
     if overrides and not hasattr(arguments, "overrides"):
@@ -87,24 +57,6 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 
         arguments.overrides = list(map(of_word, given))
     return arguments
-
-
-def parser(
-    names: Sequence[str] = (*COMMANDS, COMPLETION),
-) -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
-    """The parser of `rib`, and the parsers of the named commands, by name."""
-    whole = argparse.ArgumentParser(
-        prog="rib", description="Run the ImageNet-RIB benchmark of robust fine-tuning."
-    )
-    whole.add_argument("--version", action="version", version=f"rib {_version()}")
-    whole.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    group = whole.add_subparsers(required=True, metavar="COMMAND")
-    for name in names:
-        if name == COMPLETION:
-            _add_completion(group)
-        else:
-            importlib.import_module(f"engine.commands.{MODULES.get(name, name)}").add(group)
-    return whole, group.choices
 
 
 def _split(command: argparse.ArgumentParser, words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -136,48 +88,6 @@ def _is_override(word: str) -> bool:
         return False
     is_key = section in Recipe.__annotations__ or section in OF_GRID
     return is_key or (section != key and not os.path.exists(value))
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("rib-engine")
-    except importlib.metadata.PackageNotFoundError:
-        return "(not installed)"
-
-
-def _add_completion(group: argparse._SubParsersAction) -> None:
-    command = group.add_parser(COMPLETION, help="write a completion script for a shell")
-    command.add_argument("shell", choices=("bash", "zsh", "fish"))
-    command.set_defaults(run=lambda arguments: print(completion(arguments.shell)))
-
-
-def completion(shell: str) -> str:
-    """A shell script that completes commands, options, and the names and keys of recipes.
-
-    The script contains the current names, so completion starts no program.
-    """
-    import shtab
-
-    from engine import recipe
-    from engine.recipe.overrides import flat
-
-    cell = recipe.load("emoji/ewc")
-    benchmark = recipe.load("imagenet_rib", recipe.parsed([{"model": cell.model.name}]))
-    campaigns, models = recipe.names("campaigns"), recipe.names("models")
-    sets = list(dict.fromkeys([*cell.dataset.known, *benchmark.dataset.known]))
-    words = {name: campaigns for name in ("name", "names", "campaign", "source")}
-    words |= {"model": models, "models": models, "set": sets, "sets": sets}
-    words |= {"dataset": recipe.names("datasets"), "method": recipe.names("methods")}
-    words["overrides"] = [f"{key}=" for key in flat(dataclasses.asdict(cell))]
-    whole, commands = parser()
-    for name, command in commands.items():
-        for action in command._actions:
-            action.choices = action.choices or words.get(action.dest)
-            if name == "sweep" and action.dest in ("name", "overrides"):
-                action.choices = [*recipe.names(), *words[action.dest]]
-            if name == "train" and action.dest == "words":
-                action.choices = [*recipe.names(), *words["overrides"]]
-    return shtab.complete(whole, shell=shell) + (NO_SPACE if shell == "bash" else "")
 
 
 if __name__ == "__main__":

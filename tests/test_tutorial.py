@@ -66,7 +66,7 @@ def bring_what_the_reader_has(campaign: str, scope: dict[str, Any]) -> None:
         Path("classes.txt").write_text("\n".join(names), "utf-8")
         shutil.copy("ft/model.safetensors", "best.safetensors")
         for name, on in zip(("runA", "runB", "runC"), campaigns.SETS, strict=True):
-            words = ["export", campaign, "--method", "fine_tune", "--set", on, "--out", name]
+            words = ["export", campaign, "--method", "fine_tune", "--downstream", on, "--out", name]
             assert cli.main(words) == 0
     if Path("my/style").is_dir() and not Path("my/holdout").is_dir():
         shutil.copytree("my/style", "my/holdout")

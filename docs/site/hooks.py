@@ -112,7 +112,7 @@ def _commands() -> Iterator[str]:
 def _names() -> list[str]:
     program = [sys.executable, "-m", "engine.cli", "--help"]
     shown = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    return re.findall(r"^    ([a-z]+)", shown, re.M)
+    return re.findall(r"^  ([a-z]+) ", shown, re.M)
 
 
 def _methods() -> Iterator[str]:

@@ -47,18 +47,10 @@ def checked(options: RunOptions) -> RunOptions:
         raise ValueError("--profile sets the executor; leave --executor out")
     if folder and not (folder / "config.yaml").is_file():
         raise CampaignError(f"--profile {folder}: {folder / 'config.yaml'} does not exist")
-    if options.gpus_per_job < 1:
-        raise ValueError(f"--gpus-per-job {options.gpus_per_job}: it must be 1 or more")
-    if options.retries is not None and options.retries < 0:
-        raise ValueError(f"--retries {options.retries}: it must be 0 or more")
     of_queues = ("partition", "account", "time", "mem", "retries", "requeue")
     for name in of_queues if not is_queued else ():
         if getattr(options, name) != getattr(RunOptions, name):
             raise ValueError(f"--{name} is an option of --executor {'|'.join(SCHEDULERS)}")
-    for name in ("time", "mem"):
-        value = getattr(options, name)
-        if value is not None and value <= 0:
-            raise ValueError(f"--{name} {value:g}: it must be above 0")
     # In a scheduler's allocation, a process may use fewer cores than the machine has.
     cores = options.cores or (QUEUED_CORES if is_queued else len(os.sched_getaffinity(0)))
     return dataclasses.replace(options, cores=cores)

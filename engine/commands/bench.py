@@ -8,12 +8,15 @@ import os
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from engine.machine import first_line
+import torch
 
-if TYPE_CHECKING:
-    from engine.cost.throughput import Speed
+from engine import recipe
+from engine.cost.throughput import Bench, Speed, cell_of
+from engine.machine import first_line, ranks
+from engine.machine.device_name import device_name
+from engine.report import console
+from loaders.pack import Pack
 
 INSTEAD = {  # keys without effect here, and what to use instead
     "model": "the model as the first argument",
@@ -23,44 +26,11 @@ INSTEAD = {  # keys without effect here, and what to use instead
 }
 
 
-def add(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser("bench", help="measure how fast a model trains and evaluates here")
-    parser.add_argument("model", help="model name (docs/models.md), or YAML file")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="recipe override")
-    parser.add_argument("--batch", default="64,256", help="batch sizes (default: %(default)s)")
-    parser.add_argument(
-        "--methods",
-        default="fine_tune,ewc,lwf",
-        help="methods that train, by name or YAML file (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--steps", type=int, default=20, help="steps per timed epoch (default: %(default)s)"
-    )
-    parser.add_argument("--pack", type=Path, help="folder of a pack (default: random pixels)")
-    parser.add_argument(
-        "--json", type=Path, help="file for the rows and the machine (default: none)"
-    )
-    parser.set_defaults(run=run)
-
-
 def run(arguments: argparse.Namespace) -> None:
-    sizes = arguments.batch.split(",")
-    if not all(size.isdecimal() and int(size) for size in sizes) or arguments.steps < 1:
-        given = f"--batch {arguments.batch} --steps {arguments.steps}"
-        raise ValueError(f"{given}: give numbers above 0, such as 64,256 and 20")
     for each in arguments.overrides:
         if (option := INSTEAD.get(each.key)) is not None:
             raise ValueError(f"{each.text}: rib bench sets this key; use {option}")
     os.environ["RIB_PROGRESS"] = "off"  # a progress bar takes time
-    first_line.show(f"reading the model {arguments.model}")
-    import torch
-
-    from engine import recipe
-    from engine.cost.throughput import Bench, cell_of
-    from engine.machine import ranks
-    from engine.machine.device_name import device_name
-    from loaders.pack import Pack
-
     methods = arguments.methods.split(",")
     given = [*recipe.parsed([{"model": arguments.model}]), *arguments.overrides]
     device = ranks.start(cell_of(methods[0], given).recipe.device)
@@ -71,7 +41,7 @@ def run(arguments: argparse.Namespace) -> None:
         bench = Bench(
             Path(folder), arguments.model, arguments.overrides, device, arguments.steps, pack
         )
-        for row in bench.measure(methods, [int(size) for size in sizes]):
+        for row in bench.measure(methods, arguments.batch):
             rows.append(row)
             first_line.show(f"{row.what}, batch {row.batch}: {row.images_s:.0f} images/s")
             if arguments.json:  # as soon as it is known
@@ -83,8 +53,6 @@ def run(arguments: argparse.Namespace) -> None:
 
 def text(model: str, machine: str, rows: list[Speed]) -> str:
     """The rows as a table."""
-    from engine.report import console
-
     title = (
         f"{model} on {machine}. Plain loops are PyTorch loops over images already on the device.\n"
         "MFU is relative to the GPU's data sheet, or to the fastest matrix product measured here."

@@ -9,62 +9,20 @@ import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from engine.campaigns import seal, sites, workflow
+from engine import recipe
+from engine.campaigns import record, seal, sites, workflow
 from engine.campaigns.plan import PAGE, REPORT, TABLE, Plan, make_plan, read_plan, settings_of_needs
-from engine.campaigns.schedulers import SCHEDULERS, RunOptions
+from engine.campaigns.schedulers import RunOptions
+from engine.data.kinds import Kind, kind_of
 from engine.errors import CampaignError, printable
 from engine.machine import first_line
+from engine.machine.files import short_digest
 from engine.model_files.model_names import model_section
 from engine.recipe.overrides import Override, of_mapping
 from engine.recipe.schema import DatasetRecipe, ModelRecipe, Recipe
 from loaders.files.root import Root
 from loaders.files.typed_json import DamagedFile
-
-if TYPE_CHECKING:
-    from engine.data.kinds import Kind
-
-FEWEST = 12  # images per dataset of a smoke run
-
-
-def add(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser(
-        "campaign", help="train and evaluate a grid of methods and datasets"
-    )
-    parser.add_argument("name", help="campaign of recipes/campaigns, or YAML file")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="recipe override")
-    add_options(parser)
-    parser.set_defaults(run=run)
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options for where and how a grid runs."""
-    parser.add_argument("--cores", type=int, help="CPU cores (default: all; with Slurm, 4 per job)")
-    parser.add_argument("--dry-run", action="store_true", help="show the jobs without running them")
-    parser.add_argument(
-        "--profile", type=Path,
-        help="Snakemake profile: folder whose config.yaml names a cluster's executor and resources",
-    )  # fmt: skip
-    parser.add_argument(
-        "--executor", choices=("local", *SCHEDULERS), default="local",
-        help="where jobs run (default: local). slurm: each is a Slurm job; keep the command "
-        "running on a login node, in tmux or with nohup",
-    )  # fmt: skip
-    parser.add_argument(
-        "--limit", type=int, metavar="N",
-        help="smoke run: N images per dataset, one epoch, in a separate folder (default: no limit)",
-    )  # fmt: skip
-    parser.add_argument("--gpus-per-job", type=int, default=1, help="GPUs per job (default: 1)")
-    slurm = parser.add_argument_group("with --executor slurm")
-    slurm.add_argument("--partition", default="", help="partition (default: Slurm's)")
-    slurm.add_argument("--account", default="", help="account (default: Slurm's)")
-    slurm.add_argument("--time", type=float, help="hours per job (default: predicted)")
-    slurm.add_argument("--mem", type=float, help="GB of memory per job (default: predicted)")
-    slurm.add_argument("--retries", type=int, help="retries per failed job (default: 2)")
-    slurm.add_argument(
-        "--requeue", action="store_true", help="let Slurm preempt and requeue jobs (default: no)"
-    )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -73,8 +31,6 @@ def run(arguments: argparse.Namespace) -> None:
 
 def start(arguments: argparse.Namespace) -> Path | None:
     """Run a command line's campaign. Returns the path of its report, or None for a dry run."""
-    if arguments.cores is not None and arguments.cores < 1:
-        raise ValueError(f"--cores {arguments.cores}: give at least 1")
     given = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(RunOptions)}
     options = RunOptions(**{**given, "cores": arguments.cores or 0})
     # The last value of a key counts.
@@ -86,8 +42,6 @@ def _smoke_run(limit: int | None) -> list[Override]:
     """Returns the overrides for a run on at most `limit` images per dataset; none for None."""
     if limit is None:
         return []
-    if limit < FEWEST:
-        raise ValueError(f"--limit {limit}: give at least {FEWEST} images, enough for two classes")
     return of_mapping({"dataset.limit": limit, "train.epochs": 1, "train.warmup_steps": None})
 
 
@@ -100,8 +54,6 @@ def complete(
     the jobs and returns None. Raises CampaignError if datasets are missing, or if a grid fails;
     the other grids then run to their end first.
     """
-    from engine import recipe
-
     options = sites.checked(options)
     # Run users' method files now: only they know which cells they need, and they may raise.
     plans = {
@@ -162,26 +114,21 @@ def _faults_of_sets(name: str, plans: Mapping[Plan, Sequence[Override]]) -> list
 
     A grid can take days and opens a dataset only when it needs it, so all are checked first.
     """
-    from engine import recipe
-
     faults: dict[str, None] = {}
     commands: dict[frozenset[Path], str] = {}  # models with the same transform share packs
     for plan, overrides in plans.items():
         resolved = plan.recipe
         dataset = resolved.dataset
-        from engine.data.kinds import kind_of
-
         kind = kind_of(dataset)
         if kind.is_drawn or plan.place.record.exists():
             continue
-        from engine.campaigns import verify
-        from engine.data import packs
+        from engine.data import packs  # here, because it imports torch
 
         faults |= dict.fromkeys(_unions(plan, kind))
-        encoded, missing = verify.encoded(resolved, plan.needed), list[str]()
+        missing = []
         for each in plan.needed:
             try:
-                if each not in encoded and kind.needs_command(each):
+                if not packs.is_encoded(resolved, each) and kind.needs_command(each):
                     missing.append(each)
             except ValueError as error:
                 faults[str(error)] = None
@@ -215,18 +162,14 @@ def _remarks(plans: Sequence[Plan]) -> list[str]:
     """Returns what a user must know of the datasets, which all models of a campaign share."""
     if not plans:
         return []
-    from engine.data.kinds import kind_of
-
     return kind_of(plans[0].recipe.dataset).remarks()
 
 
 def _show_model(model: ModelRecipe) -> None:
     """Print the weights, head and transform behind a model's name, unless a recipe lists them."""
-    from engine import recipe
-
     if model.name in recipe.names("models") or model.weights.source in ("random", "file"):
         return
-    from engine.models.images import choices
+    from engine.models.images import choices  # here, because it imports torch
 
     print(f"model       {choices(model)}", flush=True)
 
@@ -237,8 +180,6 @@ def _encode_command(resolved: Recipe, model: str | None, overrides: Sequence[Ove
     model: the campaign's, by name. A model that the campaign itself describes has no name that
     `rib encode` knows; MODEL then stands for it.
     """
-    from engine import recipe
-
     model = [model or "", *(str(each.value) for each in overrides if each.key == "model")][-1]
     is_file = model.endswith(".yaml") or model in recipe.names("models")
     is_known = is_file or (model and model_section(model) is not None)
@@ -254,9 +195,7 @@ def _encode_command(resolved: Recipe, model: str | None, overrides: Sequence[Ove
 
 def _merged(name: str, plans: Sequence[Plan], is_new: bool) -> Path:
     """Returns the path of the common report of all models; writes it unless it exists."""
-    from engine.campaigns import record
-    from engine.machine.files import short_digest
-    from engine.report import finish, merged
+    from engine.report import finish, merged  # here, because they import pandas
 
     of_plans = short_digest([plan.place.name for plan in plans])[:8]
     folder = f"{Path(name).stem}-models-{of_plans}/{REPORT}"

@@ -7,45 +7,26 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engine.cells import cell_plan
 from engine.did_you_mean import nearest
 from engine.machine import first_line
 from engine.machine.files import short_digest
+from engine.report import console
 from loaders.files.root import Root
 
 if TYPE_CHECKING:
     from engine.otdd.distances import Matrix
 
 
-def add(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser(
-        "distance", help="compute optimal transport distances between datasets"
-    )
-    parser.add_argument("sets", nargs="*", metavar="SET", help="datasets (default: all)")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="recipe override")
-    parser.add_argument("--campaign", default="emoji", help="campaign (default: emoji)")
-    parser.add_argument("--model", help="model (default: the campaign's)")
-    parser.add_argument(
-        "--eps", type=float, help="regularization, as a fraction of the mean cost (default: 0.05)"
-    )
-    parser.add_argument("--biased", action="store_true", help="keep the self terms (no debiasing)")
-    parser.add_argument("--samples", type=int, help="maximum samples per dataset (default: all)")
-    parser.set_defaults(run=run)
-
-
 def run(arguments: argparse.Namespace) -> None:
-    from engine.cells import cell_plan
-    from engine.recipe import overrides
-
-    of_model = overrides.of_mapping({"model": arguments.model} if arguments.model else {})
-    given = [*arguments.overrides, *of_model]
-    cell = cell_plan.resolve(arguments.campaign, given, run_users=False)
+    cell = cell_plan.resolve(arguments.campaign, arguments.overrides, run_users=False)
     resolved, every = cell.recipe, cell.recipe.dataset.evaluated_sets
     names = arguments.sets or every
     for name in names:  # before the slow imports
         if name not in every:
             raise ValueError(f"{arguments.campaign} has no dataset {name!r}{nearest(name, every)}")
     first_line.show(f"reading the sets of {arguments.campaign}")
-    from engine.cells.build import Builder
+    from engine.cells.build import Builder  # here, because these import torch
     from engine.machine import ranks
     from engine.otdd import distances, problems, solve
     from engine.report import page
@@ -80,8 +61,6 @@ def run(arguments: argparse.Namespace) -> None:
 
 def table(matrix: Matrix) -> str:
     """The matrix as text. Columns have the numbers of the rows."""
-    from engine.report import console
-
     rows = [
         [f"{number:>3} {name}", *("–" if value != value else f"{value:.4g}" for value in row)]
         for number, (name, row) in enumerate(zip(matrix.names, matrix.values, strict=True), start=1)

@@ -66,14 +66,6 @@ class Check(NamedTuple):
     look: Callable[[], Diagnosis]
 
 
-def add(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser("doctor", help="check this machine")
-    parser.add_argument(
-        "--runs", type=Path, default=Path("runs"), help="folder for results (default: runs)"
-    )
-    parser.set_defaults(run=run)
-
-
 def run(arguments: argparse.Namespace) -> int:
     print(f"Python {sys.version.split()[0]}, {sys.prefix}\n", flush=True)
     harmful = []
@@ -218,9 +210,7 @@ def place(folder: Path, least_gb: float, cure: str = "runs=ANOTHER_FOLDER") -> D
 
 
 def cache() -> Diagnosis:
-    from engine.machine.files import (
-        cache_folder,
-    )  # here, because another package may hide `loaders`
+    from engine.machine.files import cache_folder  # here: another package may hide `loaders`
 
     return place(cache_folder(), 1, "export RIB_CACHE=ANOTHER_FOLDER")
 

@@ -11,55 +11,24 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from engine.data.downloads import Target
-    from engine.data.sources import Source
+from tqdm import tqdm
+
+from engine import recipe
+from engine.data import downloads, imagenet, sources
+from engine.data.downloads import Target
+from engine.data.sources import Source
+from engine.did_you_mean import nearest
+from engine.machine.files import cache_folder
+from loaders.fetch import archives, download
+from loaders.files.durable import read_small
 
 ALL = "all"
 BENCHMARK = "imagenet_rib"
 AT_ONCE = 8  # files in parallel; per host at most `loaders.fetch.download.CONNECTIONS`
 
 
-def add(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser("download", help="download ImageNet-RIB's datasets, and weights")
-    parser.add_argument(
-        "sets", nargs="*", metavar="SET", help="dataset, such as imagenet_v2, or all"
-    )
-    parser.add_argument("--to", type=Path, metavar="DIR", help="folder for all datasets")
-    parser.add_argument(
-        "--from",
-        type=Path,
-        metavar="DIR",
-        dest="local",
-        help="folder with files that you have already (default: none)",
-    )
-    parser.add_argument(
-        "--accept", action="store_true", help="accept the datasets' terms (default: ask)"
-    )
-    parser.add_argument(
-        "--models", nargs="+", metavar="MODEL", default=[],
-        help="models whose weights go to the hub's cache, or all (default: none)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--check", action="store_true",
-        help="ask every address for its file and size, without downloading",
-    )  # fmt: skip
-    parser.add_argument(
-        "--password", type=Path, metavar="FILE",
-        help="file whose first line is the password of protected zip files (default: ask)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--sources", type=Path, help="YAML file of addresses (default: recipes/sources.yaml)"
-    )
-    parser.set_defaults(run=run)
-
-
 def run(arguments: argparse.Namespace) -> int | None:
-    from engine.data import downloads, imagenet, sources
-    from engine.did_you_mean import nearest
-
     known = sources.read(arguments.sources or sources.FILE)
     # The training set (148 GB) is downloaded only by name.
     every = [name for name in known if name != imagenet.IMAGENET_TRAIN]
@@ -86,8 +55,6 @@ def run(arguments: argparse.Namespace) -> int | None:
 
 def _sets(sources: Mapping[str, Source], arguments: argparse.Namespace) -> list[str]:
     """Download every dataset to the folder. Returns what is still missing, and why."""
-    from engine.data import downloads
-
     folder = arguments.to
     _accept(sources, folder, arguments.accept)
     faults, missing = [], []
@@ -110,8 +77,6 @@ def _sets(sources: Mapping[str, Source], arguments: argparse.Namespace) -> list[
 
 def _check(sources: Mapping[str, Source]) -> int:
     """Ask every address and print its answer. Returns 1 if no address has a file, else 0."""
-    from loaders.fetch import download
-
     total, unreachable = 0, []
     for name, source in sources.items():
         for file in source.files:
@@ -136,8 +101,6 @@ def _check(sources: Mapping[str, Source]) -> int:
 
 def _accept(sources: Mapping[str, Source], folder: Path, yes: bool) -> None:
     """Show terms that the user has not accepted yet."""
-    from engine.data import downloads
-
     accepted = downloads.accepted(folder)
     pending = {n: source for n, source in sources.items() if accepted.get(n) != source.terms}
     if not pending:
@@ -154,9 +117,10 @@ def _accept(sources: Mapping[str, Source], folder: Path, yes: bool) -> None:
 
 
 def _passwords(missing: Sequence[Target], file: Path | None) -> dict[str, str]:
-    """The passwords of zip files, from a file or typed before the download starts."""
-    from loaders.files.durable import read_small
+    """The passwords of zip files, from a file or typed before the download starts.
 
+    Raises ValueError for a file without a password.
+    """
     given = ""
     if file is not None:
         given = next(iter(read_small(file).decode("utf-8-sig").splitlines()), "").strip()
@@ -174,8 +138,6 @@ def _passwords(missing: Sequence[Target], file: Path | None) -> dict[str, str]:
 
 def _check_room(missing: Sequence[Target], sizes: Mapping[str, int], folder: Path) -> None:
     """Print what will be downloaded."""
-    from tqdm import tqdm
-
     needed = 0
     for target in missing:
         size = sizes[target.key]
@@ -199,8 +161,6 @@ def _check_room(missing: Sequence[Target], sizes: Mapping[str, int], folder: Pat
 
 def _size(target: Target) -> int:
     """Bytes of a file: published, or from a server; 0 if unknown."""
-    from loaders.fetch import download
-
     if target.archive.is_file():
         return target.arrived
     for address in () if target.file.bytes else target.file.addresses:
@@ -218,10 +178,6 @@ def _transfer(
 
     sizes: bytes by file key, 0 if unknown. passwords: of zip files, by file key.
     """
-    from tqdm import tqdm
-
-    from loaders.fetch import download
-
     stop = threading.Event()
 
     def fetch(target: Target) -> None:
@@ -258,11 +214,6 @@ def _transfer(
 
 def _unpack(target: Target, password: str) -> str:
     """Unpack a file. Returns a message for the user."""
-    from tqdm import tqdm
-
-    from engine.data import downloads
-    from loaders.fetch import archives
-
     name = target.file.name
     is_zip = target.file.unpack == "zip"
     if is_zip and not password and archives.needs_password(target.archive):
@@ -281,9 +232,7 @@ def _models(names: Sequence[str]) -> list[str]:
     """Download the weights of models. Returns why some are missing."""
     if not names:
         return []
-    from engine import recipe
-    from engine.machine.files import cache_folder
-    from engine.models import checkpoints
+    from engine.models import checkpoints  # here, because it imports timm
 
     if ALL in names:
         grids = recipe.each_model(BENCHMARK, recipe.parsed([{"model": ALL}]))

@@ -6,49 +6,20 @@ import argparse
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from engine.machine import first_line
+from tqdm import tqdm
 
-if TYPE_CHECKING:
-    from engine.data.kinds import ImageNet
-    from engine.recipe.schema import Recipe
-    from loaders.trees import Listing
-
-
-def add(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser("encode", help="encode a dataset's images as a pack")
-    parser.add_argument("set", nargs="?", help="dataset, such as imagenet_v2 (or use --all)")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="recipe override")
-    parser.add_argument(
-        "--all", action="store_true", help="every dataset in --source that models are evaluated on"
-    )
-    images = parser.add_mutually_exclusive_group(required=True)
-    images.add_argument(
-        "--source", type=Path,
-        help="folder, .tar, or webdataset or parquet files (also a pattern); with --all, folder of "
-        "all datasets",
-    )  # fmt: skip
-    images.add_argument(
-        "--beton", type=Path, help="file that FFCV wrote, at the model's image size"
-    )
-    parser.add_argument("--classes", type=Path, help="class names for --beton, one line per label")
-    parser.add_argument("--model", required=True, help="model whose transform to use")
-    parser.add_argument(
-        "--dataset", default="imagenet_rib", help="benchmark (default: %(default)s)"
-    )
-    parser.add_argument("--workers", type=int, default=0, help="processes (default: all cores)")
-    parser.add_argument(
-        "--partial", action="store_true", help="accept missing images and skip unreadable ones"
-    )
-    parser.add_argument("--yes", action="store_true", help="encode all of IN-C without asking")
-    parser.set_defaults(run=run)
+from engine import models, recipe
+from engine.data import imagenet, packs, sources
+from engine.data.kinds import ImageNet, kind_of
+from engine.recipe.schema import Recipe
+from loaders.adopt import adopt
+from loaders.encode import left_out
+from loaders.pack import IMAGES, MANIFEST, Pack
+from loaders.trees import Listing, first_names
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from engine import recipe
-    from loaders import shards
-
     if bool(arguments.set) == arguments.all:
         raise ValueError("give either the name of a dataset or --all")
     if bool(arguments.beton) != bool(arguments.classes) or (arguments.beton and arguments.all):
@@ -59,18 +30,9 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError(
             "--workers, --partial and --yes require --source; --beton only copies a file"
         )
-    if arguments.workers < 0:
-        raise ValueError(
-            f"--workers {arguments.workers}: give 0 for all cores, or a number of processes"
-        )
-    if arguments.source and not shards.exists(arguments.source):
-        raise ValueError(f"--source {arguments.source}: no such folder or file")
-    first_line.show(f"reading the model {arguments.model}")
     resolved = recipe.of_sections(arguments.model, arguments.dataset, arguments.overrides)
     if arguments.beton:
         return _adopt(resolved, str(arguments.set), arguments.beton, arguments.classes)
-    from engine.data.kinds import ImageNet, kind_of  # imports torch
-
     if not isinstance(kind := kind_of(resolved.dataset), ImageNet):
         raise ValueError(
             f"{arguments.dataset} needs no encoding: the engine encodes it when a recipe needs it"
@@ -85,8 +47,6 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _encode_all(resolved: Recipe, kind: ImageNet, arguments: argparse.Namespace) -> None:
     """Encode all datasets in a folder."""
-    from engine.data import sources
-
     known, missing, faults = sources.read(), [], []
     if not arguments.source.is_dir():
         raise ValueError(f"--source {arguments.source} is not a folder")
@@ -112,14 +72,9 @@ def _encode_all(resolved: Recipe, kind: ImageNet, arguments: argparse.Namespace)
 
 def _adopt(resolved: Recipe, name: str, beton: Path, classes: Path) -> None:
     """Make a pack of a .beton file, where this model's campaigns look for the dataset."""
-    from engine import models
-    from engine.data import packs
-    from engine.data.kinds import kind_of
-    from loaders.adopt import adopt
-
     if name not in resolved.dataset.known:
         known = ", ".join(resolved.dataset.known)
-        raise ValueError(f"{resolved.dataset.name} has no set {name!r}; it has {known}")
+        raise ValueError(f"{resolved.dataset.name} has no dataset {name!r}; it has {known}")
     if kind_of(resolved.dataset).has_parts(name):
         raise ValueError(
             f"{beton} does not say which photo and corruption each image shows, which {name} "
@@ -147,10 +102,6 @@ def _encode(
     resolved: Recipe, kind: ImageNet, name: str, source: Path, arguments: argparse.Namespace
 ) -> None:
     """Encode a dataset unless its pack exists."""
-    from engine.data import imagenet, packs
-    from loaders.encode import left_out
-    from loaders.pack import MANIFEST, Pack
-
     folder = packs.pack_folder(Path(resolved.runs), resolved.dataset, resolved.model, name)
     if (folder / MANIFEST).is_file():
         there = len(Pack.open(folder))
@@ -182,13 +133,7 @@ def _encode(
 
 def _plan(resolved: Recipe, name: str, listing: Listing, folder: Path) -> None:
     """Show what will be written."""
-    from tqdm import tqdm
-
-    from engine.data.packs import size_bytes
-    from loaders.pack import IMAGES
-    from loaders.trees import first_names
-
-    needed = size_bytes(resolved, len(listing.items))
+    needed = packs.size_bytes(resolved, len(listing.items))
     place = next(path for path in folder.parents if path.is_dir())
     # An interrupted run has already written part of this pack.
     part = folder.with_name(f".{folder.name}.tmp") / IMAGES
@@ -215,10 +160,7 @@ def _plan(resolved: Recipe, name: str, listing: Listing, folder: Path) -> None:
 
 def _confirm(resolved: Recipe, yes: bool) -> None:
     """Raise ValueError unless the user confirms that all of IN-C is to be encoded."""
-    from engine.data import imagenet
-    from engine.data.packs import size_bytes
-
-    size = size_bytes(resolved, imagenet.SIZES[imagenet.IMAGENET_C].images)
+    size = packs.size_bytes(resolved, imagenet.SIZES[imagenet.IMAGENET_C].images)
     print(
         f"dataset.subsample=full is all of imagenet_c, about {size / 1e9:.0f} GB for each of the "
         "models' three transforms; dataset.subsample=50000 takes a balanced sample"

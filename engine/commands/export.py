@@ -17,33 +17,6 @@ if TYPE_CHECKING:
 OF_CAMPAIGN = ("method", "downstream", "setting", "seed")  # options that choose a model
 
 
-def add(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser("export", help="write a model as a folder for timm or open_clip")
-    parser.add_argument(
-        "source",
-        metavar="CAMPAIGN | CELL",
-        help="finished campaign, or folder of runs/store/cells",
-    )
-    parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="the campaign's overrides"
-    )
-    parser.add_argument("--method", help="method of the table, or pre for the pretrained model")
-    parser.add_argument("--set", dest="downstream", help="downstream dataset of the model")
-    parser.add_argument(
-        "--setting", help="setting, if the campaign varies one, such as train.epochs=2"
-    )
-    parser.add_argument("--alpha", type=float, help="alpha of WiSE-FT, if the campaign has several")
-    parser.add_argument("--seed", type=int, help="training seed, if the campaign has several")
-    parser.add_argument(
-        "--classes", type=Path, help="class names in the order of the head's outputs, one per line"
-    )
-    parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="folder for the model"
-    )
-    parser.add_argument("--force", action="store_true", help="overwrite the model in DIR")
-    parser.set_defaults(run=run)
-
-
 def run(arguments: argparse.Namespace) -> None:
     refuse_overwriting(arguments.out, arguments.force, is_folder=True)
     first_line.show(f"reading {arguments.source}")
@@ -53,7 +26,7 @@ def run(arguments: argparse.Namespace) -> None:
     if is_cell and (chosen or arguments.overrides):
         raise ValueError(f"{folder} is a single cell: only --alpha applies to it")
     campaign = None if is_cell else record.find(arguments.source, arguments.overrides)
-    from engine.exchange import export
+    from engine.exchange import export  # here, because these import torch
     from engine.exchange.model_card import card_of_campaign, results_of
     from engine.model_files.descriptions import read_classes
 

@@ -8,59 +8,41 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from engine import recipe
-from engine.campaigns.plan import make_plan
+from engine.campaigns.plan import Plan, make_plan
 from engine.commands.status import size
+from engine.cost.rates import SPREAD
 from engine.machine import first_line
+from engine.report import console
 
 if TYPE_CHECKING:
-    from engine.campaigns.plan import Plan
     from engine.cost.estimate import Device, Estimate
 
 GPUS = (1, 8, 64)
-
-
-def add(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser(
-        "plan", help="predict a campaign's images, GPU-hours and disk space"
-    )
-    parser.add_argument("name", help="campaign of recipes/campaigns, or YAML file")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="recipe override")
-    parser.add_argument(
-        "--tflops",
-        type=float,
-        help="bf16 peak of your GPU, in TFLOP/s (default: A100 and H100 only)",
-    )
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
     grids = recipe.each_model(arguments.name, arguments.overrides)
     plans = [make_plan(arguments.name, grid) for grid in grids]
     first_line.show(f"counting the operations of {arguments.name}")
-    from engine.cost import estimate
+    from engine.cost import estimate  # here, because it imports torch
 
-    if arguments.tflops is not None and arguments.tflops <= 0:
-        raise ValueError(f"--tflops {arguments.tflops}: give a number above 0")
     devices = [estimate.gpu(name) for name in ("A100", "H100")]
-    if arguments.tflops is not None:
+    if arguments.tflops:
         devices.append(estimate.users_gpu(arguments.tflops))
     estimates = [estimate.of(plan.recipes, len(plan.rows)) for plan in plans]
     for plan, each in zip(plans, estimates, strict=True):
-        print(text(plan, each, devices))
+        print(text(plan, each, devices, estimate.this_core(plan.recipe)))
     if len(estimates) > 1:
         print(f"\nall {len(estimates)} models, one after the other")
         print("\n".join(_times(estimates, devices)))
 
 
-def text(plan: Plan, estimate: Estimate, devices: Sequence[Device]) -> str:
-    """The estimate for one model's grid: work by part, and totals."""
-    from engine.cost.estimate import this_core
-    from engine.report import console
-
+def text(plan: Plan, estimate: Estimate, devices: Sequence[Device], core: Device) -> str:
+    """The estimate for one model's grid: work by part, and totals. core: of this machine."""
     model, net, columns = plan.recipe.model, estimate.network, plan.columns
     probes = sum(column.is_probe for column in columns)
     grid = f"{len(columns) - probes} columns" + f" and a seed probe of {probes}" * bool(probes)
-    core, cores = this_core(plan.recipe), len(os.sched_getaffinity(0))
+    cores = len(os.sched_getaffinity(0))
     shown, here = [*devices, core], _time(estimate.hours_on_cores(core, cores, plan.threads))
     rows = []
     for name, parts in estimate.by_name().items():
@@ -124,8 +106,6 @@ def _time(hours: float) -> str:
 
 def _range(hours: float) -> str:
     """A predicted time on a GPU, as a range of `rates.SPREAD` either way."""
-    from engine.cost.rates import SPREAD
-
     (low, unit), (high, last) = _in_unit(hours / SPREAD), _in_unit(hours * SPREAD)
     return f"{low} {unit} to {high} {last}" if unit != last else f"{low} to {high} {unit}"
 

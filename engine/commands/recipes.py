@@ -13,17 +13,6 @@ from engine.recipe import campaigns, catalogue
 WIDTH = 100
 
 
-def add(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser("recipes", help="list campaigns, models, methods and datasets")
-    parser.add_argument(
-        "name",
-        nargs="?",
-        metavar="CAMPAIGN",
-        help="campaign whose rows to list (default: all recipes)",
-    )
-    parser.set_defaults(run=run)
-
-
 def run(arguments: argparse.Namespace) -> None:
     print(_rows(arguments.name) if arguments.name else everything())
 

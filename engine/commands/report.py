@@ -1,4 +1,4 @@
-"""`rib report` (alias `rib metrics`): write tables and report from stored predictions.
+"""`rib report` : write tables and report from stored predictions.
 
 This imports no torch and opens no weights file.
 """
@@ -11,51 +11,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.campaigns import plan_folder, seal, workflow
+from engine import recipe
+from engine.campaigns import make_record, plan_folder, record, seal, workflow
 from engine.campaigns.plan import read_plan
+from engine.campaigns.record import FinishedCampaign
 from engine.commands import refuse_overwriting
 from engine.commands.campaign import show
 from engine.errors import CampaignError
 from engine.machine import first_line
+from engine.recipe.overrides import Override
 from loaders.files import locks
 
 if TYPE_CHECKING:
-    from engine.campaigns.record import FinishedCampaign
-    from engine.recipe.overrides import Override
     from engine.report.results import Results
 
 SO_FAR = "report-so-far"  # while the campaign runs
 REMEDY = "give the name of a campaign, or the folder of one that `rib campaign` ran"
-
-
-def add(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser(
-        "report",
-        aliases=["metrics"],
-        help="write the tables and report of campaigns",
-        description="Write the tables and report of campaigns from their stored predictions. "
-        "`rib metrics` is an alias.",
-    )
-    parser.add_argument("names", nargs="+", metavar="RUN", help="name or folder of a campaign")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="the campaign's overrides"
-    )
-    parser.add_argument(
-        "--compare",
-        nargs="?",
-        const="",
-        metavar="METHOD",
-        help="paired tests of every method against METHOD (default: the best)",
-    )
-    parser.add_argument(
-        "--models-csv", type=Path, metavar="FILE",
-        help="models for the baseline of effective robustness: columns model, set, accuracy "
-        "(percent), with rows for the upstream dataset (default: timm's)",
-    )  # fmt: skip
-    parser.add_argument("--figures", action="store_true", help="also write figures as SVG and PDF")
-    parser.add_argument("--out", type=Path, help="folder for the report (default: the campaign's)")
-    parser.add_argument("--force", action="store_true", help="overwrite --out")
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -68,13 +39,13 @@ def run(arguments: argparse.Namespace) -> None:
         refuse_overwriting(out, arguments.force, is_folder=True)
     first_line.show(f"reading the predictions of {', '.join(names)}")
     runs = [run for name in names for run in finished(name, arguments.overrides)]
-    for record in [run.record for run in runs] if arguments.compare else ():
-        if arguments.compare not in record.methods:
+    for run in runs if arguments.compare else ():
+        if arguments.compare not in (methods := run.record.methods):
             raise CampaignError(
-                f"{record.name} has no method {arguments.compare!r}; it has "
-                f"{', '.join(record.methods)}"
+                f"{run.record.name} has no method {arguments.compare!r}; it has "
+                f"{', '.join(methods)}"
             )
-    from engine.report import finish
+    from engine.report import finish  # here, because these import pandas
     from engine.report.merged import merged
     from engine.report.results import of_campaign
 
@@ -113,9 +84,6 @@ def _show(page: Path, results: Results, arguments: argparse.Namespace) -> None:
 def finished(name: str, overrides: Sequence[Override]) -> list[FinishedCampaign]:
     """The campaign in a folder, with its finished columns, or the finished campaigns of a name and
     overrides."""
-    from engine import recipe
-    from engine.campaigns import record
-
     if (folder := record.folder_of(name)) is None:
         return [record.find(name, grid) for grid in recipe.each_model(name, overrides)]
     if overrides:
@@ -135,9 +103,6 @@ def finished(name: str, overrides: Sequence[Override]) -> list[FinishedCampaign]
 
 def _unfinished(folder: Path) -> FinishedCampaign:
     """The finished columns of the campaign in a folder that was started last."""
-    from engine.campaigns import make_record
-    from engine.campaigns.record import FinishedCampaign
-
     places = [p for p in plan_folder.in_campaign(folder) if p.root.has(p.plan)]
     if not places:
         raise CampaignError(f"{folder} contains no campaign; {REMEDY}")

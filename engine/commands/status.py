@@ -7,31 +7,15 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from engine.campaigns import holdings, progress, status
+from engine.campaigns.holdings import Held
+from engine.campaigns.status import AT_WORK, DAMAGED, FINISHED, Status
 from loaders.files.names import one_line
-
-if TYPE_CHECKING:
-    from engine.campaigns.holdings import Held
-    from engine.campaigns.status import Status
-
-
-def add(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser(
-        "status", help="list campaigns, their progress and the store's content"
-    )
-    parser.add_argument(
-        "runs", nargs="?", type=Path, default=Path("runs"), help="folder (default: runs)"
-    )
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from engine.campaigns import holdings, status
-
     runs: Path = arguments.runs
-    if not runs.is_dir():
-        raise ValueError(f"there is no folder {runs}: give the folder of your runs")
     begun, now = holdings.campaigns(runs), time.time()
     latest = {each.place.campaign: each.place for each in begun}  # the newest plan is last
     for each in begun:
@@ -49,9 +33,6 @@ def run(arguments: argparse.Namespace) -> None:
 
 def lines(status: Status, now: float) -> list[str]:
     """A campaign's lines; the first has its name, state and age."""
-    from engine.campaigns import progress
-    from engine.campaigns.status import AT_WORK, DAMAGED, FINISHED
-
     done, cells = status.cells
     ago = f"{span(now - status.since)} ago"
     of_probe = f" ({status.probe} of the seed probe)" if status.probe else ""

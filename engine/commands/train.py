@@ -5,38 +5,20 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+from engine.cells import cell_plan
 from engine.commands import recipes
 from engine.machine import first_line
-
-if TYPE_CHECKING:
-    from engine.recipe.overrides import Override
+from engine.recipe.overrides import Override, of_word
 
 HEAD = """\
-rib train recipe=NAME [key=value ...], or deepspeed engine/launch.py with the same arguments.
-NAME is CAMPAIGN/ROW, such as emoji/ewc, or a YAML file."""
+rib train CAMPAIGN/METHOD [key=value ...], such as emoji/ewc, or a YAML file in place of
+CAMPAIGN/METHOD. deepspeed engine/launch.py recipe=CAMPAIGN/METHOD trains on several GPUs."""
 TAIL = "You can override any key of the resolved recipe; --print shows it."
-
-
-def add(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser("train", help="train one cell and evaluate it on every dataset")
-    parser.add_argument(
-        "words", nargs="*", metavar="key=value",
-        help="NAME or recipe=NAME, then overrides; recipe= lists the recipes",
-    )  # fmt: skip
-    parser.add_argument(
-        "--print", action="store_true", help="show the resolved recipe without training"
-    )
-    # The `deepspeed` launcher adds it; the environment has the same value.
-    parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)
-    parser.set_defaults(run=run, overrides=[])
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Train the cell of `recipe=NAME`, or of a first word NAME; without a name, list recipes."""
-    from engine.recipe.overrides import of_word
-
     words = arguments.words
     if words and "=" not in words[0]:
         words = [f"recipe={words[0]}", *words[1:]]
@@ -58,8 +40,6 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _train(name: str, overrides: Sequence[Override], *, show: bool) -> None:
-    from engine.cells import cell_plan
-
     if show:
         print(cell_plan.resolve(name, overrides, run_users=False).dump(), end="")
         return
@@ -68,13 +48,12 @@ def _train(name: str, overrides: Sequence[Override], *, show: bool) -> None:
     first_line.show(f"reading the recipe {name}")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     from engine.cells.build import Builder
+    from engine.commands import outcome
     from engine.machine import ranks
+    from engine.store.alone import alone
 
     cell = cell_plan.resolve(name, overrides, run_users=True)
     device = ranks.start(cell.recipe.device)
-    from engine.commands import outcome
-    from engine.store.alone import alone
-
     for builder in Builder(cell, device, run_users=True).seeded():
         with builder.store.in_use():
             trained = builder.build()

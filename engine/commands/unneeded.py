@@ -7,34 +7,18 @@ import contextlib
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from engine.campaigns import holdings
+from engine.campaigns.holdings import Held
 from engine.commands.status import size
+from engine.store.artifacts import STORE, Artifact, Store
 from loaders.files.names import one_line
-
-if TYPE_CHECKING:
-    from engine.campaigns.holdings import Held
 
 SHOWN = 20  # artefacts listed per kind
 
 
-def add(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser("gc", help="list or delete what no finished campaign needs")
-    parser.add_argument(
-        "runs", nargs="?", type=Path, default=Path("runs"), help="folder (default: runs)"
-    )
-    parser.add_argument("--yes", action="store_true", help="delete it (default: only list it)")
-    parser.set_defaults(run=run)
-
-
 def run(arguments: argparse.Namespace) -> None:
-    from engine.campaigns import holdings
-    from engine.campaigns.holdings import Held
-    from engine.store.artifacts import STORE, Artifact, Store
-
     runs: Path = arguments.runs
-    if not runs.is_dir():
-        raise ValueError(f"there is no folder {runs}: give the folder of your runs")
     store = Store(runs / STORE)
     deletes = arguments.yes and store.root.is_dir()
     with store.alone() if deletes else contextlib.nullcontext():

@@ -5,44 +5,23 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from engine.machine import first_line
-
-if TYPE_CHECKING:
-    from engine.campaigns.verify import Check
-
-
-def add(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser(
-        "verify", help="compare a pretrained model with its published accuracies"
-    )
-    parser.add_argument("model", help="model name (docs/models.md), or YAML file")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="recipe override")
-    parser.add_argument(
-        "--campaign",
-        default="imagenet_rib",
-        help="campaign whose datasets to use (default: %(default)s)",
-    )
-    parser.add_argument("--tolerance", type=float, default=0.3, help="in points (default: 0.3)")
-    parser.set_defaults(run=run)
+from engine.campaigns import verify
+from engine.campaigns.verify import Check
+from engine.cells import cell_plan
+from engine.cells.build import Builder
+from engine.data.kinds import kind_of
+from engine.data.sets import Sets
+from engine.machine import ranks
+from engine.machine.files import cache_folder
+from engine.recipe import overrides
+from engine.report import console
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from engine.cells import cell_plan
-    from engine.recipe import overrides
-
     given = [*overrides.of_mapping({"model": arguments.model}), *arguments.overrides]
     cell = cell_plan.resolve(arguments.campaign, given, run_users=False)
-    first_line.show(f"reading the model {arguments.model}")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    from engine.campaigns import verify
-    from engine.cells.build import Builder
-    from engine.data.kinds import kind_of
-    from engine.data.sets import Sets
-    from engine.machine import ranks
-    from engine.machine.files import cache_folder
-
     recipe = cell.recipe
     device = ranks.start(recipe.device)
     # The upstream set need not be encoded. If it is, campaigns find these predictions.
@@ -65,8 +44,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 def text(model: str, checks: Sequence[Check]) -> str:
     """The checks as a table, followed by the datasets that are incomplete."""
-    from engine.report import console
-
     rows, lacks = [], []
     has_timm = any(check.timm is not None for check in checks)
     for check in checks:

@@ -34,7 +34,7 @@ RECIPE = "recipe.yaml"  # of a cell
 
 OPTIONS = {
     "method": "--method",
-    "downstream": "--set",
+    "downstream": "--downstream",
     "setting": "--setting",
     "alpha": "--alpha",
     "seed": "--seed",

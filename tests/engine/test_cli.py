@@ -1,11 +1,15 @@
 """How `rib` reads its words, and what a shell makes of the script that completes them."""
 
+import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
 from engine import cli
+from engine.commands import completion
+from engine.commands.arguments import COMMANDS
 
 WORDS = {
     "rib cam": "campaign",
@@ -23,22 +27,31 @@ ASK = 'COMP_WORDS=({}); COMP_CWORD={}; _rib rib; echo "${{COMPREPLY[@]}}"'
     [
         ("evaluate --models a --sets x runs=y --intervals", ["runs=y"]),
         ("evaluate --campaign seed=1 --sets x seeds=2", ["seeds=2"]),
-        ("metrics emoji --compare runs=x", ["runs=x"]),
+        ("report emoji --compare runs=x", ["runs=x"]),
         ("campaign seeds=2 --dry-run emoji methods=[ewc]", ["seeds=2", "methods=[ewc]"]),
         ("campaign --cores 2 emoji --dry-run trian.epochs=1", ["trian.epochs=1"]),
         ("export emoji --setting train.epochs=2 seed=1 --out x", ["seed=1"]),
         ("report a --out b c d runs=x", ["runs=x"]),
     ],
 )
-def test_key_value_words_may_stand_anywhere(words, overrides):
+def test_key_value_words_may_stand_anywhere(words, overrides, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in "ax":
+        (tmp_path / name).touch()
     assert [each.text for each in cli.parse(words.split()).overrides] == overrides
 
 
 def test_every_command_shows_its_help(capsys):
-    for name in cli.COMMANDS:
+    for words in ([], *([name] for name in COMMANDS)):
         with pytest.raises(SystemExit) as ended:
-            cli.parse([name, "--help"])
-        assert ended.value.code == 0 and name in capsys.readouterr().out
+            cli.parse([*words, "--help"])
+        shown = capsys.readouterr().out
+        assert ended.value.code == 0 and shown.startswith(" ".join(["usage: rib", *words]))
+    with pytest.raises(SystemExit):
+        cli.parse(["--help"])
+    shown = capsys.readouterr().out
+    assert all(f"\n  {name} " in shown and each.help in shown for name, each in COMMANDS.items())
+    assert len(set(re.findall(r"^(\w[\w ]*):$", shown, re.M)) - {"options"}) == 6  # and examples
 
 
 def test_values_and_paths_are_no_settings(tmp_path, monkeypatch):
@@ -47,16 +60,16 @@ def test_values_and_paths_are_no_settings(tmp_path, monkeypatch):
         (tmp_path / folder).mkdir()
     assert cli.parse(["report", "runs=old", "b=c", "--out", "d=e"]).names == ["runs=old", "b=c"]
     assert cli.parse(["export", "a", "--out", "o", "--setting", "seed=1"]).setting == "seed=1"
-    sets = ["new=a", "my.set=a", "new=missing"]
-    assert cli.parse(["evaluate", "--models", "m", "--sets", *sets]).sets == sets
+    read = cli.parse(["evaluate", "--models", "a", "--sets", "new=a", "my.set=a"]).sets
+    assert read == [("new", Path("a")), ("my.set", Path("a"))]
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
 def test_bash_completes_commands_options_names_and_keys(tmp_path):
     for shell in ("fish", "zsh", "bash"):
         script = tmp_path / shell
-        script.write_text(cli.completion(shell))
-        assert all(name in script.read_text() for name in (*cli.COMMANDS, cli.COMPLETION))
+        script.write_text(completion.script(shell))
+        assert all(name in script.read_text() for name in COMMANDS)
     asked = [ASK.format(words, len(words.split()) - 1) for words in WORDS]
     text = "\n".join([f"source {script}", "compopt() { :; }", *asked])
     bash = [str(shutil.which("bash")), "-c", text]
@@ -77,7 +90,7 @@ def test_recipes_are_a_short_table_and_a_campaigns_rows(capsys):
 
 def test_a_folder_is_not_written_where_a_file_is(tmp_path, capsys):
     (out := tmp_path / "mine").touch()
-    for words in ("export emoji", "merge soup a.pt b.pt", "report emoji"):
+    for words in ("export emoji", f"merge soup {out}", "report emoji"):
         assert cli.main([*words.split(), "--out", str(out), "--force"]) == 2
         assert (
             f"{out} is a file, not a folder: choose another place with --out"

@@ -73,7 +73,7 @@ class Campaign:
     def run(
         self, command: str = "campaign", *, at: int = NEVER, act: Callable[[], object] = die
     ) -> Ended:
-        """The end of `rib campaign`, whose jobs run in its process, or `rib metrics`.
+        """The end of `rib campaign`, whose jobs run in its process, or `rib report`.
 
         `act` is done before change number `at` of `runs`.
         """

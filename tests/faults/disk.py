@@ -49,7 +49,7 @@ def mutate(campaign: Campaign, rng: random.Random) -> str:
             shutil.rmtree(folder)
             done += f", {folder.name} deleted"
     if stage == FINISHED and not lost and rng.random() < 0.5:
-        check_healed(campaign, "metrics", path, done)
+        check_healed(campaign, "report", path, done)
     check_healed(campaign, "campaign", path, done)
     return done
 
@@ -182,7 +182,7 @@ def full(campaign: Campaign, rng: random.Random) -> str:
 
 def readonly(campaign: Campaign, rng: random.Random) -> str:
     """A folder of the campaign cannot be written; once it can, the same command finishes."""
-    stage, command = rng.choice([FINISHED, *STAGES]), rng.choice(["campaign", "metrics"])
+    stage, command = rng.choice([FINISHED, *STAGES]), rng.choice(["campaign", "report"])
     command = command if stage == FINISHED else "campaign"
     campaign.restore(stage)
     folders = [campaign.runs, *(path for path in campaign.runs.rglob("*") if path.is_dir())]

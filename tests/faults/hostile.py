@@ -26,7 +26,7 @@ from loaders.files import typed_json
 from loaders.files.durable import digest, file_hash
 
 HANGS_S = 60  # a command that waits for a pipe
-LOOK = ("report", "metrics", "dry-run", "plan", "export", "evaluate")
+LOOK = ("report", "report-of-name", "dry-run", "plan", "export", "evaluate")
 
 
 class Canary:
@@ -96,11 +96,11 @@ def give(campaign: Campaign, command: str) -> Ended:
     named, out = [str(campaign.file), *campaign.words], campaign.folder / "out"
     for path in (out, out.with_suffix(".csv")):
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    row = ["--method", "fine_tune", "--set", "few", "--setting", ""]
+    row = ["--method", "fine_tune", "--downstream", "few", "--setting", ""]
     sets = ["--sets", f"new={campaign.folder / 'drawings' / 'tinted'}"]
     words = {
         "report": ["report", str(place)],
-        "metrics": ["metrics", *named],
+        "report-of-name": ["report", *named],
         "dry-run": ["campaign", *named, "--dry-run"],
         "plan": ["plan", *named],
         "campaign": ["campaign", *named],

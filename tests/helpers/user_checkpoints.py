@@ -8,7 +8,6 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from engine.commands import evaluate
 from engine.exchange import user_models
 from engine.recipe import parsed
 from helpers.grids import CLASSES, SIZE, VIT, Grid
@@ -46,7 +45,7 @@ def rows(
     overrides = [f"runs={user_grid.runs}", f"model.image_size={SIZE}", "model.crop=1.0"]
     overrides += ["evaluate.batch_size=8", *words]
     files = [user_grid.folder / f"{name}.{suffix}" for name in models]
-    places = evaluate.named_sets([str(user_grid.folder / name) for name in sets.split()])
+    places = {name: user_grid.folder / name for name in sets.split()}
     settings = user_models.resolve(arch, parsed(overrides))
     return user_models.evaluate(
         settings, files, places, user_grid.device, **{"classes": CLASSES} | options

@@ -89,7 +89,13 @@ def test_a_setting_of_the_plain_grid_is_found_and_not_made_again(folder, finishe
     of_few = {key(row) for row in plain if row["downstream"] == "few"}
     assert {key(row) for row in varied if row["setting"] == "optimizer.lr=0.02"} == of_few
     assert {key(row) for row in varied if row["setting"] == "optimizer.lr=0.001"} != of_few
-    command = ["export", str(folder / "varied.yaml"), f"runs={folder / 'runs'}", "--set", "few"]
+    command = [
+        "export",
+        str(folder / "varied.yaml"),
+        f"runs={folder / 'runs'}",
+        "--downstream",
+        "few",
+    ]
     assert cli.main([*command, "--method", "fine_tune", "--out", str(folder / "exported")]) == 2
     assert "add --setting, one of optimizer.lr=0.02, optimizer.lr=0.001" in capsys.readouterr().err
 
@@ -139,7 +145,7 @@ def test_seeds_of_a_campaign(folder, finished, capsys):
     pandas.testing.assert_series_equal(accuracies(report / "seeds.csv"), of_both)
     assert "Seed,0 to 1" in (report / "tables/settings.csv").read_text()
 
-    words = ["metrics", str(folder / "shapes.yaml"), f"runs={finished}", "seeds=2", "--compare"]
+    words = ["report", str(folder / "shapes.yaml"), f"runs={finished}", "seeds=2", "--compare"]
     assert cli.main(words) == 0
     assert "training runs like these 2" in capsys.readouterr().out
     assert cli.main([*words, "ewc"]) == 2

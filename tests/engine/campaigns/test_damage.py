@@ -53,9 +53,9 @@ def commands(folder, finished, tmp_path, monkeypatch) -> dict[str, list[str]]:
     """Commands on a copy of a finished campaign, by name."""
     campaigns.in_this_process(monkeypatch)
     words = [str(folder / "shapes.yaml"), f"runs={shutil.copytree(finished, tmp_path / 'runs')}"]
-    row = ["--method", "wise_ft", "--set", "outline", "--alpha", "0.5"]
+    row = ["--method", "wise_ft", "--downstream", "outline", "--alpha", "0.5"]
     export = ["export", *words, *row, "--out", str(tmp_path / "export")]
-    return {"campaign": ["campaign", *words], "metrics": ["metrics", *words], "export": export}
+    return {"campaign": ["campaign", *words], "report": ["report", *words], "export": export}
 
 
 @pytest.mark.parametrize("pattern", [*DAMAGED, *UNFINISHED])
@@ -76,7 +76,7 @@ def test_what_is_damaged_is_healed_or_named(commands, tmp_path, capsys, pattern)
     heal(give, "campaign", path)
     assert numbers() == before
     if "predictions" in pattern:
-        heal(give, "metrics", path)
+        heal(give, "report", path)
     elif "cells" in pattern:
         heal(give, "export", path)
     assert numbers() == before and path.is_file()

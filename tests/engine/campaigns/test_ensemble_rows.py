@@ -53,7 +53,7 @@ def test_its_row_costs_a_plan_predictions_and_no_pass(words, folder):
 
 def test_export_names_its_members(words, folder, tmp_path, capsys):
     for source in (words, [str(next((folder / "runs/store/cells").glob("ensemble-*")))]):
-        chosen = ["--method", "ensemble", "--set", "outline"] if source is words else []
+        chosen = ["--method", "ensemble", "--downstream", "outline"] if source is words else []
         assert cli.main(["export", *source, *chosen, "--out", str(tmp_path / "m")]) == 2
         error = capsys.readouterr().err
         assert "averages the outputs of 2 models and is not a single model" in error

@@ -113,7 +113,7 @@ def test_other_commands_leave_a_campaign_finished(folder, runs, ran, capsys):
         ["evaluate", "--campaign", *words, "--sets", few],
         ["evaluate", "--campaign", *words, "--sets", few, "--force"],
         ["report", *words, "--figures"],
-        ["metrics", *words],
+        ["report", *words],
     ):
         assert cli.main(command) == 0, command
     (report / "notes.txt").unlink()

@@ -50,7 +50,7 @@ def test_all_files_of_a_report_byte_for_byte_without_torch_packs_and_drawings(
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(file, place)
     hidden = f"{(folder / 'images').resolve()}:{finished}"
-    command = ["metrics", str(folder / "shapes.yaml"), f"runs={moved}", "--compare"]
+    command = ["report", str(folder / "shapes.yaml"), f"runs={moved}", "--compare"]
     paths = f"{ROOT / 'tests' / 'without_packages'}:{ROOT}"
     program = [sys.executable, "-c", METRICS, hidden, *command]
     process = run(program, WITHOUT_PACKAGES=ABSENT, PYTHONPATH=paths)
@@ -68,9 +68,9 @@ def test_a_campaign_goes_by_its_folders_name_and_may_be_read_only(
     shutil.copytree(finished, tmp_path / "runs")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(os, "access", lambda path, _: path != tmp_path / "runs" / "shapes")
-    assert cli.main(["metrics", "shapes"]) == 2
+    assert cli.main(["report", "shapes"]) == 2
     assert "is read-only: give a folder for the report with --out DIR" in capsys.readouterr().err
-    assert cli.main(["metrics", "shapes", "--out", "there"]) == 0
+    assert cli.main(["report", "shapes", "--out", "there"]) == 0
     assert Path("there/index.html").is_file()
     assert cli.main(["export", "shapes", "--method", "pre", "--out", "model"]) == 2
     error = capsys.readouterr().err
@@ -83,7 +83,7 @@ def test_what_was_not_finished_or_is_not_what_it_was_is_refused_with_the_remedy(
     folder, finished, capsys
 ):
     def metrics(*words: str) -> tuple[int, str]:
-        code = cli.main(["metrics", str(folder / "shapes.yaml"), *words])
+        code = cli.main(["report", str(folder / "shapes.yaml"), *words])
         return code, capsys.readouterr().err
 
     runs = f"runs={finished}"
@@ -123,6 +123,6 @@ def test_all_models_of_a_campaign_are_looked_for(folder, tmp_path, capsys):
     several = folder / "several.yaml"
     text = (folder / "shapes.yaml").read_text()
     several.write_text(f"{text}models: [{folder / 'model.yaml'}]\n")
-    assert cli.main(["metrics", str(several), "model=all", f"runs={tmp_path}"]) == 2
+    assert cli.main(["report", str(several), "model=all", f"runs={tmp_path}"]) == 2
     command = shlex.join(["rib", "campaign", str(several), f"model={folder / 'model.yaml'}"])
     assert f"`{command} runs=" in capsys.readouterr().err

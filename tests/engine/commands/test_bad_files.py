@@ -40,7 +40,7 @@ def test_a_file_that_is_none_is_named_and_not_read(special, folder, tmp_path):
         ("train", "recipe=emoji/ewc", f"model={x}.yaml", "--print"),
         ("campaign", f"{x}.yaml", "--dry-run"),
         ("campaign", f"{folder}/shapes.yaml", f"dataset={x}.yaml", "--dry-run"),
-        ("metrics", f"{x}.yaml"),
+        ("report", f"{x}.yaml"),
         ("plan", f"{x}.yaml"),
         (*evaluate, f"{x}.pth"),
         (*evaluate, f"{x}.safetensors"),

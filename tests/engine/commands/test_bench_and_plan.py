@@ -78,4 +78,4 @@ def test_a_plan_is_one_screen_for_gpus_and_this_machine(folder, capsys):
     ]  # fmt: skip
     assert [plan._time(hours) for hours in (1, 0.5, 1e-3)] == ["1 h", "30 min", "3.6 s"]
     assert cli.main([*words, "--tflops", "0"]) == 2
-    assert "--tflops 0.0: give a number above 0" in capsys.readouterr().err
+    assert "argument --tflops: 0: give a number above 0" in capsys.readouterr().err

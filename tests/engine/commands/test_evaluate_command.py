@@ -1,13 +1,14 @@
 """What `rib evaluate` takes and prints: alphas, tables, CSV files and one-line errors."""
 
 import csv
+from argparse import ArgumentTypeError
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from engine import cli
-from engine.commands import evaluate
+from engine.commands.arguments import alphas, named_images
 from engine.evaluation.accuracies import OnSet
 from engine.report import terminal
 from helpers.grids import CLASSES, SIZE, VIT
@@ -18,15 +19,15 @@ def row(model: str, name: str, n: int, accuracy: float) -> OnSet:
 
 
 def test_alphas():
-    assert evaluate.parse_alphas("0:1:0.1") == [k / 10 for k in range(11)]
-    assert evaluate.parse_alphas("0:1:0.3") == [0, 0.3, 0.6, 0.9]
-    assert evaluate.parse_alphas("0,1,0.5,1") == [0, 1, 0.5]
-    assert len(evaluate.parse_alphas("0.001:1:0.001")) == 1000
-    with pytest.raises(ValueError, match=r"'0:1:1e-4' are 10001 models: give at most 1000"):
-        evaluate.parse_alphas("0:1:1e-4")
+    assert alphas("0:1:0.1") == [k / 10 for k in range(11)]
+    assert alphas("0:1:0.3") == [0, 0.3, 0.6, 0.9]
+    assert alphas("0,1,0.5,1") == [0, 1, 0.5]
+    assert len(alphas("0.001:1:0.001")) == 1000
+    with pytest.raises(ArgumentTypeError, match=r"0:1:1e-4 are 10001 models: give at most 1000"):
+        alphas("0:1:1e-4")
     for text in ("", "0:1", "1:0:0.1", "0:1:0", "0,nan"):
-        with pytest.raises(ValueError, match=r"START:STOP:STEP or a,b,c"):
-            evaluate.parse_alphas(text)
+        with pytest.raises(ArgumentTypeError, match=r"START:STOP:STEP or a,b,c"):
+            alphas(text)
 
 
 def test_the_table_has_a_line_a_set_and_model_with_whole_names():
@@ -89,18 +90,28 @@ def test_a_table_that_is_there_is_replaced_on_request_alone(words, capsys):
     ) == other.read_text(encoding="utf-8")
 
 
-def test_sets_are_named_by_their_folders_or_by_the_user(tmp_path, monkeypatch):
+def test_sets_are_named_by_their_folders_or_by_the_user(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    Path("odd=name").mkdir()
-    named = {"pictures": Path("x/pictures"), "b": Path("y"), "odd=name": Path("odd=name")}
-    assert evaluate.named_sets(["x/pictures", "b=y", "odd=name"]) == named
-    with pytest.raises(ValueError, match=r"the same name, x/p and y/p: .* NAME=y/p"):
-        evaluate.named_sets(["x/p", "y/p"])
-    with pytest.raises(ValueError, match=r"name the dataset, as in --sets NAME=x/test-\*.parquet"):
-        evaluate.named_sets(["x/test-*.parquet"])
-    for word in ("a/b=x", "..=x", "=x"):
-        with pytest.raises(ValueError, match=r"--sets: .* cannot be part of a path"):
-            evaluate.named_sets([word])
+    for folder in ("odd=name", "x/pictures", "x/p", "y/p"):
+        Path(folder).mkdir(parents=True)
+    Path("x/test-1.parquet").touch()
+    for word, named in (
+        ("x/pictures", ("pictures", Path("x/pictures"))),
+        ("b=y", ("b", Path("y"))),
+        ("odd=name", ("odd=name", Path("odd=name"))),
+        ("of=x/test-*.parquet", ("of", Path("x/test-*.parquet"))),
+    ):
+        assert named_images(word) == named
+    for word, message in (
+        ("x/test-*.parquet", r"name the dataset, as in --sets NAME=x/test-\*.parquet"),
+        *((word, "cannot be part of a path") for word in ("a/b=x", "..=x", "=x")),
+    ):
+        with pytest.raises(ArgumentTypeError, match=message):
+            named_images(word)
+    assert cli.main(["evaluate", "--models", "x", "--sets", "x/p", "y/p"]) == 2
+    assert (
+        "the same name, x/p and y/p: rename one, as in --sets NAME=y/p" in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(
@@ -113,7 +124,7 @@ def test_sets_are_named_by_their_folders_or_by_the_user(tmp_path, monkeypatch):
             "'evaluate.split=holdout' has no effect on the e",
         ),
         (f"--arch {VIT} evaluate.splits=x", "unknown key 'evaluate.splits'"),
-        (f"--arch {VIT} --alphas 1:0:1", "alphas '1:0:1': write"),
+        (f"--arch {VIT} --alphas 1:0:1", "argument --alphas: 1:0:1: write"),
     ],
 )
 def test_the_command_says_what_is_wrong_in_one_line(user_grid, capsys, words, message):

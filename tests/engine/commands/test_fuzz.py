@@ -66,7 +66,7 @@ def resolves_or_says_why(text: bytes) -> None:
         file = Path(place) / "recipe.yaml"
         file.write_bytes(text)
         ended(cli.main, ["train", f"recipe={file}", "--print"])
-        ended(cli.main, ["metrics", str(file), f"runs={place}"])
+        ended(cli.main, ["report", str(file), f"runs={place}"])
 
 
 @MANY
@@ -92,4 +92,4 @@ def test_a_recipe_with_letters_changed(data):
 def test_a_word_of_the_command_line(place, value, dot):
     word = f"{dot.join(map(str, place))}={value}".replace("\0", "\1")
     ended(cli.main, ["train", "recipe=emoji/ewc", word, "--print"])
-    ended(cli.main, ["metrics", "emoji", word, "runs=/nowhere"])
+    ended(cli.main, ["report", "emoji", word, "runs=/nowhere"])

@@ -55,7 +55,7 @@ def images(net: torch.nn.Module, folder: Path) -> torch.Tensor:
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["pre", "fine_tune", "wise_ft", "soup", "visual_prompt"])
 def test_timm_answers_as_the_campaign_did(finished, folder, tmp_path, capsys, method):
-    words = ["--method", method, *(["--set", "few"] if method != "pre" else [])]
+    words = ["--method", method, *(["--downstream", "few"] if method != "pre" else [])]
     words += ["--alpha", "0.25"] if method == "wise_ft" else []
     out = exported(finished, tmp_path / "m", *words)
     lacks = "the model lacks its input prompt" in capsys.readouterr().out
@@ -81,7 +81,9 @@ def test_a_cells_folder_is_exported_as_its_row_is(finished, folder, tmp_path):
     (cell,) = (folder / "exported" / "store" / "cells").glob("wise_ft-few-*")
     alpha = ("--alpha", "0.25")
     of_cell = exported([str(cell)], tmp_path / "cell", *alpha)
-    of_row = exported(finished, tmp_path / "row", "--method", "wise_ft", "--set", "few", *alpha)
+    of_row = exported(
+        finished, tmp_path / "row", "--method", "wise_ft", "--downstream", "few", *alpha
+    )
     assert grids.same(*(load_file(p / "model.safetensors") for p in (of_cell, of_row)))
 
 
@@ -89,7 +91,7 @@ def test_a_cells_folder_is_exported_as_its_row_is(finished, folder, tmp_path):
 def test_classes_are_named_by_a_file_of_as_many_lines(finished, tmp_path, capsys):
     names, out = tmp_path / "names.txt", tmp_path / "soup"
     names.write_text("\n".join(CLASSES[:-1]))
-    words = ("--method", "soup", "--set", "few", "--classes", str(names))
+    words = ("--method", "soup", "--downstream", "few", "--classes", str(names))
     assert cli.main(["export", *finished, "--out", str(out), *words]) == 2
     assert "4 class names for the 5 outputs" in capsys.readouterr().err
     names.write_text("\n".join("vwxyz"))
@@ -101,10 +103,10 @@ def test_classes_are_named_by_a_file_of_as_many_lines(finished, tmp_path, capsys
 def test_a_folder_that_is_there_is_written_over_by_force_alone(
     finished, tmp_path, capsys, monkeypatch
 ):
-    out = exported(finished, tmp_path / "m", "--method", "visual_prompt", "--set", "few")
+    out = exported(finished, tmp_path / "m", "--method", "visual_prompt", "--downstream", "few")
     (out / "notes.txt").write_text("mine")
     before = (out / "model.safetensors").read_bytes()
-    words = ["export", *finished, "--method", "fine_tune", "--set", "few", "--out", str(out)]
+    words = ["export", *finished, "--method", "fine_tune", "--downstream", "few", "--out", str(out)]
     assert cli.main(words) == 2
     assert f"{out} exists already: replace it with --force" in capsys.readouterr().err
     assert (out / "model.safetensors").read_bytes() == before
@@ -135,7 +137,7 @@ def test_which_row_is_never_guessed_and_a_parent_that_is_gone_is_named(
 ):
     (cell,) = (folder / "exported" / "store" / "cells").glob("fine_tune-few-*")
     cell.rename(tmp_path / "away")
-    row = ["--set", "few", "--method"]
+    row = ["--downstream", "few", "--method"]
     for words, message in (
         ([], "such row: add --method, one of pre, fine_tune, wise_ft"),
         (["--method", "ewc"], "no row has --method ewc: choose pre, fine_tune"),

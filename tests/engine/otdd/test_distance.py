@@ -203,7 +203,7 @@ def test_the_command_prints_the_matrix_and_writes_it(folder, grid, capsys, tmp_p
 
     text = (folder / "model.yaml").read_text().replace("test_vit", "test_efficientnet")
     (tmp_path / "other.yaml").write_text(text.replace("name: tiny", "name: other"))
-    assert cli.main([*words, "--model", str(tmp_path / "other.yaml")]) == 0
+    assert cli.main([*words, f"model={tmp_path / 'other.yaml'}"]) == 0
     (matrix_folder,) = (tmp_path / "distance").glob("other-*")
     assert list(csv.reader((matrix_folder / "distances.csv").open()))[1] != rows[1]
     assert cli.main([*words, "model.crop=0.6"]) == 0

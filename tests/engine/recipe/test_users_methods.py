@@ -130,6 +130,6 @@ def test_to_show_a_strangers_recipe_runs_nothing_of_it(folder, tmp_path, capsys)
     assert "steps: 3" in capsys.readouterr().out
     make_plan(str(grid), parsed([runs]), 1)
     assert cli.main(["plan", str(grid), runs]) == 0  # from counts, without the method
-    assert cli.main(["metrics", str(grid), runs]) == 2 and not victim.exists()
+    assert cli.main(["report", str(grid), runs]) == 2 and not victim.exists()
     make_plan(str(grid), parsed([runs]), 1, run_users=True)  # as a campaign does when it begins
     assert victim.exists()

@@ -83,7 +83,7 @@ def test_a_report_cites_its_methods_by_what_they_are_based_on(folder):
 
 
 def test_a_report_with_drawn_figures_keeps_having_them(tmp_path, monkeypatch):
-    """`rib metrics` to look must not take the figures that `--figures` made."""
+    """`rib report` to look must not take the figures that `--figures` made."""
     run, asked = reports.finished(tmp_path), []
     results = of_campaign(run)
     monkeypatch.setattr(finish.exports, "write", lambda *_, drawn: asked.append(drawn))
