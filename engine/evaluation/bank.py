@@ -22,7 +22,6 @@ from engine.store import cells
 from engine.store.artifacts import Store
 from engine.store.cells import Average, Cell, Ensemble, Mix
 from engine.store.tensors import WEIGHTS
-from kernels import interpolation
 from loaders.resident import free_memory
 
 log = logging.getLogger(__name__)
@@ -126,6 +125,8 @@ def mixed(mixes: Sequence[Mix], parents: Mapping[str, Cell], device: torch.devic
     if prompted:
         raise ValueError(f"{prompted[0]} has an input prompt and cannot be averaged")
     loaded = [{k: v.to(device) for k, v in parents[n].state().items()} for n in names]
+    from kernels import interpolation  # late: it imports torch._dynamo, which takes seconds
+
     parents_MP, layout = interpolation.flatten(loaded)
     weights_KM = torch.tensor([[mix.get(n, 0.0) for n in names] for mix in mixes])
     rows_KP = interpolation.interpolate(parents_MP, weights_KM.to(device))

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence, Set
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas
+
+if TYPE_CHECKING:
+    import pandas
 
 COLUMNS = ["set", "related_to", "shared_pct", "family"]
 
@@ -33,6 +36,8 @@ def of(
 
     photos_of: `photos` by dataset. families: datasets by maker.
     """
+    import pandas  # late: stored predictions are read and written without it
+
     rows = []
     for name, other in itertools.permutations(photos_of, 2):
         shared = len(photos_of[name] & photos_of[other]) / max(1, len(photos_of[name]))

@@ -1,0 +1,37 @@
+"""Each command imports the slow packages that it uses, and no other."""
+
+import sys
+
+import pytest
+
+from helpers.processes import run
+
+SLOW = ("torch", "timm", "torch._dynamo", "deepspeed", "pandas", "scipy", "snakemake", "numba")
+TIMM = "torch timm torch._dynamo"  # which timm imports
+CODE = (
+    "import sys\nfrom engine import cli\ntry: cli.main(sys.argv[2:])\nexcept SystemExit: pass\n"
+    "print('imported:', *(name for name in sys.argv[1].split() if name in sys.modules))"
+)
+
+
+@pytest.mark.parametrize(
+    ("words", "imported"),
+    [
+        ("--help", ""),
+        ("campaign --help", ""),
+        ("recipes", ""),
+        ("status {}", ""),
+        ("gc {}", ""),
+        ("campaign emoji --limit 1", ""),
+        ("train emoji/ewc --print", ""),
+        ("report emoji runs={}", ""),
+        ("campaign emoji --dry-run runs={}", "torch"),
+        ("campaign imagenet_rib --dry-run runs={}", TIMM),
+        ("plan emoji runs={}", TIMM),
+        ("export emoji --out {}/new runs={}", ""),
+    ],
+)
+def test_a_command_imports_what_it_uses(words, imported, tmp_path):
+    given = words.format(tmp_path, tmp_path).split()
+    done = run([sys.executable, "-c", CODE, " ".join(SLOW), *given])
+    assert done.stdout.splitlines()[-1] == f"imported: {imported}".rstrip(), done.stderr
