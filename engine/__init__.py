@@ -8,6 +8,7 @@
     table = engine.results("emoji")                             # a pandas DataFrame
     images = engine.predictions("emoji", ["twemoji"])           # for each image of a dataset
     engine.evaluate(["my.safetensors"], {"new": "my/style"}, arch="resnet50")
+    engine.compare("emoji/ewc", "emoji/lora")                   # paired tests; also of tables
     engine.distances("emoji", ["twemoji", "noto-v1"])
 
 Settings are strings such as `downstream=twemoji`, as on the command line, or mappings such as
@@ -32,6 +33,7 @@ Settings = str | Mapping[str, Any]  # `key=value`, or values by key
 
 __all__ = [
     "campaign",
+    "compare",
     "distances",
     "evaluate",
     "load_cell",
@@ -155,6 +157,24 @@ def predictions(
             frame = stored.read(columns.pop("path")).to_pandas()
             frames.append(frame.assign(**columns)[[*columns, *frame.columns]])
     return pandas.concat(frames, ignore_index=True)
+
+
+def compare(*names: str | Path, settings: Sequence[Settings] = ()) -> pandas.DataFrame:
+    """Paired tests of each further model against the first, on the same images. Imports no torch.
+
+    names: tables of predictions or folders of tables (`engine.measures.score_tables.read_scores`
+    lists their columns), or campaigns, `CAMPAIGN/METHOD` or `CAMPAIGN/METHOD/DATASET`. settings:
+    of campaigns that are given by name. Columns: a, b, set (empty: the mean over sets, or mRI),
+    quantity with its unit, a_mean, b_mean, difference (b - a) with its 95% interval (low, high), p,
+    p_corrected (Holm, over pairs or over pairs and sets), least (the smallest difference that is
+    found with a power of 80%), images, only_a and only_b (images left out), sources (their
+    effective number), seeds and test. Raises ValueError for tables that cannot be compared and
+    CampaignError as `results`.
+    """
+    from engine.commands.compare import compared
+    from engine.recipe import parsed
+
+    return compared(list(map(str, names)), parsed(settings))
 
 
 def evaluate(

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from engine.campaigns.plan import Plan
-from engine.campaigns.record import FinishedCampaign, Record
+from engine.campaigns.record import FinishedCampaign
 from engine.recipe.effects import values_of
 from engine.recipe.overrides import flat
 from engine.recipe.schema import Affects
@@ -43,13 +43,6 @@ def settings(first: Plan, second: Plan) -> list[Difference]:
 def versions(first: FinishedCampaign, second: FinishedCampaign) -> list[Difference]:
     """The versions and processors that differ, compared on one cell of each campaign."""
     return list(_differing("", _versions(first), _versions(second)))
-
-
-def same_packs(first: Record, second: Record) -> set[str]:
-    """The datasets for which two campaigns used identical packs."""
-    packs = [record.settings.get("Data fingerprints") for record in (first, second)]
-    known = [of if isinstance(of, Mapping) else {} for of in packs]
-    return {name for name, value in known[0].items() if known[1].get(name) == value}
 
 
 def _versions(campaign: FinishedCampaign) -> dict[str, Any]:

@@ -41,10 +41,11 @@ of other campaigns. To resume an interrupted sweep, run the same command. The re
 tables/sweep-variants.csv (one row per configuration), accuracy.csv (one row per configuration,
 downstream dataset and dataset evaluated on) and, with several seeds, seeds.csv.\
 """
-POWER = """\
-Compute the smallest difference in mRI that a campaign detects between two rows, by the number of
-seeds and images. Standard deviations come from a finished campaign with a seed probe or several
-seeds, or from your options.\
+COMPARE = """\
+Compare each further model with the first, in pairs on the same images: difference, 95% interval,
+p, and the smallest difference that this much data finds with a probability of 80%. Tables are CSV,
+Parquet or JSON lines (.jsonl) with the columns image, and correct (0 or 1) or score; optionally
+set, source (the photo) and seed. In a folder of tables, each file is a dataset.\
 """
 
 
@@ -222,9 +223,9 @@ def _settings(parser: Parser, help: str = SETTING, metavar: str = "key=value") -
     parser.add_argument("overrides", nargs="*", default=[], metavar=metavar, help=help)
 
 
-def _runs(parser: Parser) -> None:
+def _runs(parser: Parser, kind: Callable[[str], Path] = existing_folder) -> None:
     parser.add_argument(
-        "runs", nargs="?", type=Path, default=Path("runs"), help="folder of results (default: runs)"
+        "runs", nargs="?", type=kind, default="runs", help="folder of results (default: runs)"
     )
 
 
@@ -331,31 +332,19 @@ def report(parser: Parser) -> None:
     _out(parser, "folder for the report (default: the campaign's)")
 
 
-@command("results", "compare settings, versions and numbers of two campaigns")
-def diff(parser: Parser) -> None:
+@command("results", "test whether models differ, from campaigns or tables of predictions")
+def compare(parser: Parser) -> None:
+    parser.description = COMPARE
     add = parser.add_argument
-    add("first", metavar="A", help="name or folder of a finished campaign")
-    add("second", metavar="B", help="name or folder of another")
-    _settings(parser, "settings of both campaigns, if given by name")
-    add("--csv", type=Path, metavar="FILE",
-        help="file for the numbers of every dataset (default: none)")  # fmt: skip
+    add("sides", nargs="+", metavar="A",
+        help="a table or folder of tables; CAMPAIGN, CAMPAIGN/METHOD or CAMPAIGN/METHOD/DATASET, "
+        "where CAMPAIGN is the name or folder of a finished campaign")  # fmt: skip
+    _settings(parser, "settings of campaigns given by name")
+    add("--at-least", type=float, metavar="X",
+        help="exit with 0 if the interval of every B - A is at or above X, otherwise with 1: "
+        "--at-least -1 accepts a loss of less than 1 point")  # fmt: skip
+    add("--csv", type=Path, metavar="FILE", help="file for all numbers (default: none)")
     add("--force", action="store_true", help="overwrite --csv")
-
-
-@command("results", "compute the seeds and images that separate two rows")
-def power(parser: Parser) -> None:
-    parser.description = POWER
-    add = parser.add_argument
-    add("name", nargs="?", metavar="RUN", help="name or folder of a campaign")
-    _settings(parser, THE_CAMPAIGNS)
-    add("--points", type=float, default=1.0, help="difference in mRI, in points (default: 1)")
-    add("--power", type=float, default=0.8, help="probability of detection (default: 0.8)")
-    add("--image-error", type=float, metavar="POINTS",
-        help="standard deviation over images of a difference in mRI (default: RUN's)")  # fmt: skip
-    add("--seed-error", type=float, metavar="POINTS",
-        help="standard deviation over seeds, of one training (default: RUN's)")  # fmt: skip
-    add("--rows", type=int, help="compared rows (default: RUN's, or 10)")
-    _out(parser, "file for a plot of the differences (default: none)", "FILE.svg")
 
 
 @command("results", "compute optimal transport distances between datasets")
@@ -502,7 +491,7 @@ def export(parser: Parser) -> None:
 
 @command("machine", "check this machine")
 def doctor(parser: Parser) -> None:
-    _runs(parser)
+    _runs(parser, Path)  # which may not exist yet
 
 
 @command("machine", "measure how fast a model trains and evaluates here", imports_torch=True)

@@ -9,13 +9,19 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas
 
-from engine.measures.metrics import Grid, Means
+from engine.measures import seeds
+from engine.measures.metrics import Grid, Means, equal_column_weights
 
 SIGNIFICANT = 0.05
+COMPARED = [  # columns of `compare_pairs`
+    *("a", "b", "set", "quantity", "a_mean", "b_mean", "difference", "low", "high"),
+    *("p", "p_corrected", "least", "images", "only_a", "only_b", "sources", "seeds", "test"),
+]
 
 
 def compare(grid: Grid, arms: Sequence[int]) -> pandas.DataFrame:
@@ -31,6 +37,61 @@ def compare(grid: Grid, arms: Sequence[int]) -> pandas.DataFrame:
     names = [name for name in grid.sets if (rows["evaluated_on"] == name).any()]
     families = in_mri(grid, arms), _differences(on_sets, pairs, names)
     return pandas.concat(map(_tested, families), ignore_index=True)
+
+
+def compare_pairs(
+    grid: Grid, pairs: Sequence[tuple[int, int]], shown: Sequence[int], downstream: str = ""
+) -> pandas.DataFrame:
+    """The differences b - a of pairs of arms (a, b): in mRI, then in mean accuracy on each dataset
+    as in `compare`; with `downstream`, in RI and accuracy after fine-tuning on that dataset.
+
+    shown: arms over which the variance over seeds is pooled, as far as they are alike. Columns:
+    `COMPARED`, where a and b are arms. p_corrected is over the pairs, on datasets over pairs and
+    datasets.
+    """
+    cells = grid.ri_cells
+    if downstream:  # a probe is about the mean over columns
+        grid, cells = replace(grid, again=None), cells[cells["downstream"] == downstream]
+    alike = [(arm.model, arm.setting) for arm in grid.arms]
+    wanted = {(alike[a], alike[b]) for a, b in pairs}
+    family = {frozenset(pair): pair for pair in pairs}
+    for a, b in itertools.product(shown, shown):
+        if a != b and (alike[a], alike[b]) in wanted:
+            family.setdefault(frozenset((a, b)), (a, b))
+    overall = grid.mean(cells, ["arm"], equal_column_weights(cells), of="change")
+    overall = replace(overall, keys=overall.keys.assign(evaluated_on=""))
+    on_sets = grid.mean(cells, ["arm", "evaluated_on"])
+    names = [name for name in grid.sets if (cells["evaluated_on"] == name).any()]
+    of_set = cells.drop_duplicates("evaluated_on").set_index("evaluated_on")[["n", "sources"]]
+    of_set.loc[""] = of_set["n"].sum(), of_set["sources"].min()
+    is_t = "t test" if len(grid.seeds) > 1 else "t test with a seed probe"
+    test = is_t if len(grid.seeds) > 1 or grid.again is not None else "normal test"
+    tables = []
+    for means, of_family in ((overall, [""]), (on_sets, names)):
+        count = len(pairs) * len(of_family)
+        differences = _differences(means, [(b, a) for a, b in family.values()], of_family)
+        over_images = (grid.draws["accuracy"] @ differences.weights).var(axis=0, dtype=np.float64)
+        least = seeds.least_difference(over_images, differences.seeds(), count)
+        table = differences.tested("difference_pts").assign(least=least)[:count]
+        table.columns = ["b", "a", "set", "difference", "low", "high", "p", "least"]
+        values = dict(
+            zip(means.keys.itertuples(index=False, name=None), means.values(), strict=True)
+        )
+        for side in "ab":
+            keys = zip(table[side], table["set"], strict=True)
+            table[f"{side}_mean"] = [values[key] for key in keys]
+        tables.append(table.assign(p_corrected=holm(table["p"].to_numpy())))
+    table = pandas.concat(tables, ignore_index=True)
+    quantity = "RI, points" if downstream else "mRI, points"
+    return table.assign(
+        quantity=np.where(table["set"] == "", quantity, "accuracy, percent"),
+        images=table["set"].map(of_set["n"]).astype(int),
+        only_a=0,
+        only_b=0,
+        sources=table["set"].map(of_set["sources"]),
+        seeds=len(grid.seeds),
+        test=test,
+    )[COMPARED]
 
 
 def in_mri(grid: Grid, arms: Sequence[int]) -> Means:

@@ -1,146 +1,171 @@
-"""Compare two campaigns on the images that both evaluated."""
+"""Paired differences between two tables of scores that the engine did not make.
+
+The estimate is the mean over datasets of the mean difference on the images that both tables have.
+Its variance over images is the sum of the squared contributions of the sources, as of a bootstrap
+with infinitely many draws. Trainings with other seeds are independent, within and between tables.
+
+Half the width of an interval is the root of the sum of squares of its parts' half widths: over
+sources, and over the seeds of each table, each with its own Student's t (Zou and Donner 2008).
+Satterthwaite's degrees of freedom, which suffice where the variance is pooled over the rows of a
+campaign, cover too little with a pair of rows and few seeds (docs/numbers.md).
+"""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas
-import pyarrow as pa
+from scipy import optimize, special
 
-from engine.measures import predictions
-from engine.measures.rows import PRE, Evaluation
+from engine.measures.bootstrap import LEVEL
+from engine.measures.comparisons import COMPARED, holm
+from engine.measures.score_tables import ScoreTable
+from engine.measures.seeds import LEAST_P, POWER
 
-
-class Key(NamedTuple):
-    """A row of a table on a dataset: method, setting and downstream dataset."""
-
-    method: str
-    setting: str
-    downstream: str
-    evaluated_on: str
+MCNEMAR = "McNemar's exact test"
+T_TEST = "t test"
 
 
-def cells(
-    first: Sequence[Evaluation], second: Sequence[Evaluation], same: Collection[str] = ()
-) -> pandas.DataFrame:
-    """Accuracies of two campaigns on the images that they share, in percent.
+class Part(NamedTuple):
+    """A part of a difference's variance, and its degrees of freedom."""
 
-    One row per shared headline method, downstream dataset and dataset evaluated on: method,
-    setting_a, setting_b, downstream, evaluated_on, images, accuracy_a, accuracy_b, change (b - a,
-    points). Accuracies are means over seeds. If one campaign has a single setting and the other
-    several, it is paired with each of these. Images of the datasets `same`, which have the same
-    pack in both, are paired by index; others by source, with copies in order. Raises ValueError as
-    `predictions.read`.
+    variance: float
+    freedom: float
+
+
+class Difference(NamedTuple):
+    """A difference and the parts of its variance. sources: their effective number."""
+
+    value: float
+    parts: tuple[Part, ...]
+    sources: float
+
+    def half_width(self, level: float = LEVEL) -> float:
+        """Half the width of an interval of this level."""
+        quantiles = [special.stdtrit(part.freedom, (1 + level) / 2) for part in self.parts]
+        squares = (q**2 * part.variance for q, part in zip(quantiles, self.parts, strict=True))
+        return float(np.sqrt(sum(squares)))
+
+    @property
+    def p(self) -> float:
+        """Two-sided p of "the difference is 0": below 1 - level exactly if 0 is outside the
+        interval of this level."""
+        distance = abs(self.value)
+        if distance <= 1e-9:
+            return 1.0
+        if self.half_width(1 - LEAST_P) <= distance:
+            return LEAST_P
+        excess = lambda log_p: self.half_width(1 - np.exp(log_p)) - distance  # noqa: E731
+        return float(np.exp(optimize.brentq(excess, np.log(LEAST_P), 0)))
+
+
+def difference(
+    first: np.ndarray, second: np.ndarray, sets: np.ndarray, sources: np.ndarray
+) -> Difference:
+    """The mean over datasets of the difference second - first.
+
+    first, second: scores, float [seeds, N] on the same N images. sets, sources: int [N]. Raises
+    ValueError for a dataset with a single source.
     """
-    of_first, of_second = _by_key(first), _by_key(second)
-    settings = [
-        sorted({key.setting for key in of if key.method != PRE}) for of in (of_first, of_second)
-    ]
-    pairs = _pairs(*settings)
-    read = _Reader()
+    sizes = np.bincount(sets)
+    weights = (1 / (np.count_nonzero(sizes) * sizes))[sets]
+    change = second.mean(axis=0) - first.mean(axis=0)
+    of_sets = np.bincount(sets, change) / sizes
+    count = sources.max() + 1
+    pairs, per_pair = np.unique(sets * count + sources, return_counts=True)
+    in_set = sizes**2 / np.bincount(pairs // count, per_pair**2)  # effective numbers of sources
+    if in_set.min() < 1 + 1e-9:
+        raise ValueError("a dataset has a single source, so its variance is unknown")
+    deviations = weights * (change - of_sets[sets]) * np.sqrt(in_set / (in_set - 1))[sets]
+    effective = float(1 / np.square(np.bincount(sources, weights)).sum())
+    parts = [Part(np.square(np.bincount(sources, deviations)).sum(), effective - 1)]
+    for scores in (first, second):
+        if len(scores) > 1:
+            variance = (scores @ weights).var(ddof=1) / len(scores)
+            parts.append(Part(variance, len(scores) - 1))
+    return Difference(float(weights @ change), tuple(parts), effective)
+
+
+def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
+    """McNemar's exact two-sided p for paired answers, bool [N]."""
+    gained, lost = int((second & ~first).sum()), int((first & ~second).sum())
+    return float(min(1, 2 * special.bdtr(min(gained, lost), gained + lost, 0.5)))
+
+
+def compare_scores(tables: Sequence[ScoreTable]) -> pandas.DataFrame:
+    """Compare each further table with the first, on the images that both have.
+
+    Columns: `comparisons.COMPARED`. Raises ValueError if two tables share no image of a dataset,
+    differ in the source of an image, or one has `correct` and the other `score`.
+    """
+    pairs = [_pair(tables[0], other, len(tables) - 1) for other in tables[1:]]
+    table = pandas.concat(pairs, ignore_index=True)
+    family = table["set"] == ""
+    for rows in (family, ~family):
+        table.loc[rows, "p_corrected"] = holm(table.loc[rows, "p"].to_numpy())
+    return table[COMPARED]
+
+
+def _pair(a: ScoreTable, b: ScoreTable, comparisons: int) -> pandas.DataFrame:
+    if a.is_correct != b.is_correct:
+        raise ValueError(f"{a.name} and {b.name}: one has the column correct, the other score")
+    wide = [of.rows.pivot(index=["set", "image"], columns="seed", values="score") for of in (a, b)]
+    shared = wide[0].dropna().index.intersection(wide[1].dropna().index)
+    if shared.empty:
+        raise ValueError(f"{a.name} and {b.name} share no image of a dataset with all their seeds")
+    names = shared.get_level_values("set")
+    codes = pandas.factorize(_sources(a, b, shared))[0]
+    first, second = (scores.loc[shared].to_numpy().T for scores in wide)
+    exact = a.is_correct and len(first) == len(second) == 1
     rows = []
-    for key, paths in of_first.items():
-        for a, b in pairs if key.method != PRE else [("", "")]:
-            others = of_second.get(key._replace(setting=b)) if key.setting == a else None
-            if others is None:
-                continue
-            shared = read.shared(paths[0], others[0], in_pack=key.evaluated_on in same)
-            of_a, of_b = (
-                float(np.mean([read.accuracy(path, which) for path in of]))
-                for of, which in zip((paths, others), shared, strict=True)
-            )
-            images = len(shared[0])
-            row = (key.method, a, b, key.downstream, key.evaluated_on, images, of_a, of_b)
-            rows.append((*row, of_b - of_a))
-    names = ["method", "setting_a", "setting_b", "downstream", "evaluated_on", "images"]
-    return pandas.DataFrame(rows, columns=[*names, "accuracy_a", "accuracy_b", "change"])
+    every = [str(name) for name in names.unique()]
+    for name in ["", *every[: len(every) * (len(every) > 1)]]:
+        chosen = np.flatnonzero((names == name) | (name == ""))
+        of_sets = pandas.factorize(names[chosen])[0]
+        of_a, of_b = first[:, chosen], second[:, chosen]
+        found = difference(of_a, of_b, of_sets, codes[chosen])
+        is_mcnemar = exact and of_sets.max() == 0 and len(np.unique(codes[chosen])) == len(chosen)
+        family = comparisons * (len(every) if name else 1)
+        half = found.half_width()
+        means = [
+            pandas.Series(of.mean(axis=0)).groupby(of_sets).mean().mean() for of in (of_a, of_b)
+        ]
+        only = [int(((of.index.get_level_values(0) == name) | (name == "")).sum()) for of in wide]
+        rows.append(
+            {
+                "a": a.name,
+                "b": b.name,
+                "set": name,
+                "quantity": "accuracy, percent" if a.is_correct else "score",
+                "a_mean": means[0],
+                "b_mean": means[1],
+                "difference": found.value,
+                "low": found.value - half,
+                "high": found.value + half,
+                "p": mcnemar(of_a[0] > 0, of_b[0] > 0) if is_mcnemar else found.p,
+                "least": found.half_width(1 - (1 - LEVEL) / family)
+                + found.half_width(2 * POWER - 1),
+                "images": len(chosen),
+                "only_a": only[0] - len(chosen),
+                "only_b": only[1] - len(chosen),
+                "sources": found.sources,
+                "seeds": min(len(first), len(second)),
+                "test": MCNEMAR if is_mcnemar else T_TEST,
+            }
+        )
+    return pandas.DataFrame(rows)
 
 
-def mean_improvements(table: pandas.DataFrame, sets: Iterable[str]) -> pandas.DataFrame:
-    """mRI of both campaigns over shared columns and datasets, one row per method and setting.
-
-    table: of `cells`. sets: datasets of RI in both. Columns: method, setting_a, setting_b, columns
-    (downstream datasets), mri_a, mri_b, change (points).
-    """
-    before = table[table["method"] == PRE].set_index("evaluated_on")
-    tuned = table[
-        (table["method"] != PRE)
-        & table["evaluated_on"].isin(list(sets))
-        & table["evaluated_on"].isin(before.index)
-        & (table["evaluated_on"] != table["downstream"])
-    ].copy()
-    for side in "ab":
-        pre = tuned["evaluated_on"].map(before[f"accuracy_{side}"])
-        tuned[f"mri_{side}"] = tuned[f"accuracy_{side}"] - pre
-    by = ["method", "setting_a", "setting_b"]
-    of_column = tuned.groupby([*by, "downstream"], sort=False)[["mri_a", "mri_b"]].mean()
-    groups = of_column.groupby(by, sort=False)
-    means = groups.mean().assign(columns=groups.size()).reset_index()
-    means["change"] = means["mri_b"] - means["mri_a"]
-    return means[[*by, "columns", "mri_a", "mri_b", "change"]]
-
-
-def _by_key(evaluations: Sequence[Evaluation]) -> Mapping[Key, list[Path]]:
-    found: dict[Key, list[Path]] = defaultdict(list)
-    for row in evaluations:
-        if row.headline:
-            setting = "" if row.method == PRE else str(row.setting)
-            found[Key(row.method, setting, row.downstream, row.evaluated_on)].append(row.path)
-    return found
-
-
-def _pairs(first: Sequence[str], second: Sequence[str]) -> list[tuple[str, str]]:
-    """The pairs of settings that are compared."""
-    if len(first) == 1 or len(second) == 1:
-        return [(a, b) for a in first for b in second]
-    return [(setting, setting) for setting in first if setting in second]
-
-
-class _Reader:
-    """Read tables of predictions once, and match the rows of two tables that show the same
-    images."""
-
-    def __init__(self) -> None:
-        self._tables: dict[Path, pa.Table] = {}
-        self._names: dict[tuple[Path, bool], np.ndarray] = {}
-
-    def table(self, path: Path) -> pa.Table:
-        if path not in self._tables:
-            wanted = ("index", "source", "label", "top1", "group")
-            read = predictions.read(path)
-            self._tables[path] = read.select([n for n in read.column_names if n in wanted])
-        return self._tables[path]
-
-    def shared(self, first: Path, second: Path, *, in_pack: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Rows of each table (int64 [n]) with the same images. in_pack: match by index in the
-        pack."""
-        images = (self._images(path, in_pack=in_pack) for path in (first, second))
-        _, rows, others = np.intersect1d(*images, assume_unique=True, return_indices=True)
-        order = np.argsort(rows)
-        return rows[order], others[order]
-
-    def accuracy(self, path: Path, rows: np.ndarray) -> float:
-        """Accuracy in percent on these rows; NaN without rows."""
-        table = self.table(path).take(rows)
-        if not len(table):
-            return float("nan")
-        weights = predictions.weights(table)
-        hit = table["top1"].to_numpy() == table["label"].to_numpy()
-        return 100 * float(np.average(hit, weights=weights))
-
-    def _images(self, path: Path, *, in_pack: bool) -> np.ndarray:
-        """[N]: an image's index in its pack (int64), or its source and copy number (str)."""
-        if (path, in_pack) not in self._names:
-            table = self.table(path)
-            if in_pack:
-                names = table["index"].to_numpy()
-            else:
-                sources = pandas.Series(table["source"].to_numpy())
-                copies = sources.groupby(sources).cumcount()
-                names = (sources + "#" + copies.astype(str)).to_numpy(str)
-            self._names[path, in_pack] = names
-        return self._names[path, in_pack]
+def _sources(a: ScoreTable, b: ScoreTable, shared: pandas.MultiIndex) -> np.ndarray:
+    """The source of each shared image, from a table that names sources."""
+    named = [of for of in (a, b) if of.has_sources] or [a]
+    found = []
+    for table in named:
+        images = table.rows.groupby(["set", "image"])["source"]
+        sources = images.first().loc[shared].to_numpy()
+        if (images.nunique().loc[shared] > 1).any() or (found and (sources != found[0]).any()):
+            raise ValueError(f"{a.name} and {b.name}: an image has two sources")
+        found.append(sources)
+    return found[0]

@@ -1,19 +1,16 @@
-"""How many training seeds and images it takes to detect a difference in mRI."""
+"""How many training seeds it takes to detect a difference in mRI."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import special
 
-from engine.measures import comparisons
-from engine.measures.bootstrap import LEVEL
+from engine.measures import comparisons, seeds
 from engine.measures.metrics import Grid
+from engine.measures.seeds import SeedError
 
-POWER = 0.8  # probability of detection
 MOST = 100  # seeds
 
 
@@ -26,42 +23,31 @@ class Errors:
     seeds: float
     rows: int
 
-    @functools.cached_property
+    @property
     def comparisons(self) -> int:
         """The number of pairs, for which p is corrected."""
         return self.rows * (self.rows - 1) // 2
 
-    def difference(self, seeds: int, images: float = 1, power: float = POWER) -> float:
-        """The smallest difference in points that a test of all rows at 5% detects with this power;
-        a single seed has a seed probe.
+    def difference(self, count: int) -> float:
+        """The smallest difference in points that a test of all rows with this number of seeds
+        detects (`seeds.least_difference`); a single seed has a seed probe."""
+        freedom = max(count - 1, 1) * max(self.rows - 1, 1)
+        error = SeedError(np.array([self.seeds**2 / count]), np.array([freedom]))
+        least = seeds.least_difference(np.array([self.images**2]), error, self.comparisons)
+        return float(least[0])
 
-        images: factor of the number of images. Corrected for all pairs, as the first step of Holm's
-        procedure. The degrees of freedom are those of `engine.measures.seeds`.
-        """
-        over_seeds = self.seeds**2 / seeds
-        total = max(self.images**2 / images + over_seeds, 1e-12)
-        share = max(over_seeds / total, 1e-6)
-        freedom = max(seeds - 1, 1) * max(self.rows - 1, 1) / share**2
-        least = special.stdtrit(freedom, 1 - (1 - LEVEL) / 2 / self.comparisons)
-        return float(np.sqrt(total) * (least + special.stdtrit(freedom, power)))
-
-    def needed(self, points: float, images: float = 1, power: float = POWER) -> int | None:
+    def needed(self, points: float) -> int | None:
         """The smallest number of seeds that detects a difference of `points`; None above `MOST`."""
-        found = (s for s in range(1, MOST + 1) if self.difference(s, images, power) <= points)
+        found = (count for count in range(1, MOST + 1) if self.difference(count) <= points)
         return next(found, None)
 
 
-def errors(grid: Grid, arms: Sequence[int], over_seeds: float | None = None) -> Errors | None:
+def errors(grid: Grid, arms: Sequence[int]) -> Errors | None:
     """The errors of differences between these arms, medians over their pairs; None if the error
-    over seeds is unknown, or no two arms are compared.
-
-    over_seeds: replaces the grid's error over seeds.
-    """
+    over seeds is unknown, or no two arms are compared."""
     means = comparisons.in_mri(grid, arms)
-    is_shown = len(grid.seeds) > 1 or grid.again is not None
-    if means.keys.empty or not (is_shown or over_seeds is not None):
+    if means.keys.empty or (len(grid.seeds) == 1 and grid.again is None):
         return None
     images = (grid.draws["accuracy"] @ means.weights).var(axis=0, dtype=np.float64)
-    if over_seeds is None:
-        over_seeds = float(np.sqrt(np.median(means.seeds().variance) * len(grid.seeds)))
-    return Errors(float(np.sqrt(np.median(images))), over_seeds, len(arms))
+    over_seeds = np.median(means.seeds().variance) * len(grid.seeds)
+    return Errors(float(np.sqrt(np.median(images))), float(np.sqrt(over_seeds)), len(arms))

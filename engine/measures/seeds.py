@@ -20,6 +20,7 @@ from engine.measures.bootstrap import LEVEL
 
 ROUNDING = 1e-5  # points by which equal draws can differ
 LEAST_P = 1e-15  # a normal approximation is not accurate below
+POWER = 0.8  # probability of detecting `least_difference`
 
 
 class SeedError(NamedTuple):
@@ -115,6 +116,15 @@ def tested(
     half = error * special.stdtrit(freedom, (1 + level) / 2)
     p = 2 * special.stdtr(freedom, -np.abs(values) / error)
     return np.stack([values - half, values + half]), np.maximum(p, LEAST_P)
+
+
+def least_difference(over_images: np.ndarray, seeds: SeedError, comparisons: int = 1) -> np.ndarray:
+    """The smallest differences [K] that `tested` detects with a probability of 80%, at a level of
+    5% corrected for the number of comparisons, as the first step of Holm's procedure."""
+    total = np.maximum(over_images + seeds.variance, ROUNDING**2)
+    freedom = _freedom(total, seeds)
+    significant = special.stdtrit(freedom, 1 - (1 - LEVEL) / 2 / comparisons)
+    return np.sqrt(total) * (significant + special.stdtrit(freedom, POWER))
 
 
 def _freedom(total: np.ndarray, seeds: SeedError) -> np.ndarray:

@@ -48,7 +48,7 @@ def merged(runs: Sequence[FinishedCampaign], models_csv: Path | None = None) -> 
                 f"campaign {record.name} has the datasets {', '.join(record.sets)} and upstream "
                 f"{record.upstream}; {first.name} has {', '.join(first.sets)} and upstream "
                 f"{first.upstream}. RI averages over the datasets, so report them separately, or "
-                "compare them with rib diff"
+                "compare them with rib compare"
             )
     shared = set(first.downstreams).intersection(*(record.downstreams for record in records))
     if not shared:

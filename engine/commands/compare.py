@@ -1,0 +1,188 @@
+"""`rib compare`: paired tests of campaigns, rows, cells, or tables of anybody's predictions."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from engine.commands import refuse_overwriting, report
+from engine.errors import CampaignError
+from engine.machine import first_line
+
+if TYPE_CHECKING:
+    import pandas
+
+    from engine.campaigns.compared import Side
+    from engine.campaigns.differences import Difference
+    from engine.recipe.overrides import Override
+
+LONGEST = 40  # characters shown of a value
+FEW = 30  # sources
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if arguments.csv:
+        refuse_overwriting(arguments.csv, arguments.force, is_folder=False)
+    first_line.show(f"reading {', '.join(arguments.sides)}")
+    sides = [_side(name, arguments.overrides) for name in arguments.sides]
+    for line in _settings([side for side in sides if side is not None]):
+        print(line)
+    table = compare(arguments.sides, sides)
+    print(text(table))
+    all_pass = True
+    for row in table[table["set"] == ""].to_dict("records"):
+        print(f"\n{verdict(row)}")
+        if arguments.at_least is not None:
+            passes = row["low"] >= arguments.at_least
+            all_pass &= passes
+            print(
+                f"{'Accepted' if passes else 'Not accepted'}: the interval begins at "
+                f"{row['low']:+.2f}, {'not ' * passes}below {arguments.at_least:g}."
+            )
+    if arguments.csv:
+        from engine.measures.tables import write_csv
+
+        write_csv(arguments.csv, table)
+        print(f"\ntable  {arguments.csv.resolve()}")
+    return int(not all_pass)
+
+
+def compared(names: Sequence[str], overrides: Sequence[Override]) -> pandas.DataFrame:
+    """The table of `engine.compare`."""
+    return compare(names, [_side(name, overrides) for name in names])
+
+
+def compare(names: Sequence[str], sides: Sequence[Side | None]) -> pandas.DataFrame:
+    """The table of `engine.compare` from what its names mean (`_side`)."""
+    from engine.campaigns.compared import compare_sides
+    from engine.measures import paired, score_tables
+
+    if len(names) < 2:
+        raise ValueError("give at least two models to compare")
+    found = [side for side in sides if side is not None]
+    if not found:
+        return paired.compare_scores([score_tables.read_scores(Path(name)) for name in names])
+    if len(found) < len(names):
+        raise ValueError(
+            f"{names[sides.index(None)]} is a table and {found[0].name} of a campaign, whose mRI "
+            "has no table: compare campaigns with campaigns, and tables with tables"
+        )
+    return compare_sides(found)
+
+
+def text(table: pandas.DataFrame) -> str:
+    """The comparisons as a table, and notes on the test."""
+    from engine.report import console
+    from engine.report.text import p_value
+
+    rows = [
+        [
+            f"{row['b']} - {row['a']}{', ' * bool(row['set'])}{row['set']}",
+            *(f"{row[name]:.2f}" for name in ("a_mean", "b_mean")),
+            f"{row['difference']:+.2f}",
+            f"[{row['low']:+.2f}, {row['high']:+.2f}]",
+            p_value(row["p"]),
+            p_value(row["p_corrected"]),
+            f"{row['least']:.2f}",
+            f"{row['images']:,}",
+        ]
+        for row in table.to_dict("records")
+    ]
+    title = " ".join(_notes(table))
+    heads = ["B - A", "A", "B", "difference", "95% interval", "p", "corrected p", "finds", "images"]
+    return console.text(title, heads, rows)
+
+
+def _notes(table: pandas.DataFrame) -> Iterator[str]:
+    overall = table[table["set"] == ""]
+    first = overall.iloc[0]
+    yield f"{first['quantity'].capitalize()}; paired on {first['images']:,} images."
+    sets = len(table) // len(overall) - 1
+    if sets > 0:
+        yield f"A row without a dataset is about the mean over {sets} datasets."
+    yield f"Test: {', '.join(table['test'].unique())}; corrected p: Holm."
+    yield "Finds: the smallest difference that this much data finds with a power of 80%."
+    if first["seeds"] == 1 and first["test"] != "t test with a seed probe":
+        yield "One training seed: another training may differ by more."
+    if table["sources"].min() < FEW:
+        yield f"Fewer than {FEW} source images: intervals are approximate."
+    for row in overall.to_dict("records"):
+        if left := row["only_a"] + row["only_b"]:
+            yield (
+                f"{left:,} images that only {row['a']} ({row['only_a']:,}) or {row['b']} "
+                f"({row['only_b']:,}) has are left out."
+            )
+
+
+def verdict(row: Mapping[str, Any]) -> str:
+    """One sentence on a comparison."""
+    from engine.measures.comparisons import SIGNIFICANT
+
+    a, b, span = row["a"], row["b"], f"95% interval {row['low']:+.2f} to {row['high']:+.2f}"
+    if row["p_corrected"] < SIGNIFICANT:
+        better = "better" if row["difference"] > 0 else "worse"
+        return f"{b} is {better} than {a} by {abs(row['difference']):.2f} ({span})."
+    return (
+        f"No difference between {a} and {b} is shown ({span}); with this much data, one of "
+        f"{row['least']:.2f} would be found in 80% of cases."
+    )
+
+
+def _side(name: str, overrides: Sequence[Override]) -> Side | None:
+    """What a name means; None for a table."""
+    from engine import recipe
+    from engine.campaigns import plan_folder, record
+    from engine.campaigns.compared import Side
+
+    if Path(name).is_file() and Path(name).suffix not in (".yaml", ".yml"):
+        return None
+    words = name.rstrip("/").split("/")
+    for count in range(min(3, len(words))):
+        campaign, inner = "/".join(words[: len(words) - count]), words[len(words) - count :]
+        folder = record.folder_of(campaign)
+        if folder is not None and not plan_folder.in_campaign(folder):
+            if not inner:
+                return None
+            continue
+        if folder is None and not (
+            campaign in recipe.names("campaigns") or Path(campaign).is_file()
+        ):
+            continue
+        found = report.finished(campaign, [] if folder else overrides)
+        if len(found) > 1:
+            raise CampaignError(f"{campaign} has {len(found)} models: give the folder of one")
+        method, downstream = [*inner, "", ""][:2]
+        known = found[0].record
+        for word, of in ((method, known.methods), (downstream, known.downstreams)):
+            if word and word not in of:
+                raise CampaignError(f"{name}: {campaign} has no {word!r}, but {', '.join(of)}")
+        return Side(name, found[0], method, downstream)
+    raise ValueError(
+        f"{name} is neither a table, nor a finished campaign, nor CAMPAIGN/METHOD or "
+        "CAMPAIGN/METHOD/DATASET of one"
+    )
+
+
+def _settings(sides: Sequence[Side]) -> Iterator[str]:
+    """How the campaigns differ from the first."""
+    from engine.campaigns import differences
+
+    runs = list({side.run.place.path: side.run for side in sides}.values())
+    for other in runs[1:]:
+        yield f"A  {runs[0].place.campaign}\nB  {other.place.campaign}\n"
+        yield _listed("settings", differences.settings(runs[0].plan, other.plan))
+        yield _listed("versions", differences.versions(runs[0], other))
+
+
+def _listed(title: str, found: Sequence[Difference]) -> str:
+    if not found:
+        return f"{title}: the same\n"
+    lines = [f"  {each.name}: {_short(each.first)} | {_short(each.second)}" for each in found]
+    return "\n".join([f"{title} (A | B)", *lines, ""])
+
+
+def _short(value: object) -> str:
+    shown = "-" if value is None else f"{value}"
+    return shown if len(shown) <= LONGEST else f"{shown[: LONGEST - 3]}..."

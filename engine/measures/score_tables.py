@@ -1,0 +1,140 @@
+"""Tables of scores per image that other programs wrote: CSV, Parquet or JSON lines.
+
+Files are untrusted: sizes are limited, and nothing in a file is executed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.json
+import pyarrow.parquet as pq
+
+from loaders.files.root import READABLE
+
+TEXTS = ("image", "set", "source")
+SCORES = ("correct", "score")
+COLUMNS = (*TEXTS, "seed", *SCORES)
+MOST = 2 << 30  # maximum uncompressed bytes of a Parquet file
+
+
+@dataclass(frozen=True, eq=False)
+class ScoreTable:
+    """A model's scores. name: the path. is_correct: whether scores are 0 and 100, for wrong and
+    correct answers. has_sources: whether the file names sources.
+
+    rows: set, image and source (str; the source is the image if the file names none), seed (int)
+    and score (float), one row per set, image and seed.
+    """
+
+    name: str
+    rows: pandas.DataFrame
+    is_correct: bool
+    has_sources: bool
+
+
+def read_scores(path: Path) -> ScoreTable:
+    """Read a file, or a folder in which each file is a dataset.
+
+    Columns: image, and either correct (0 or 1, read as percent) or score (any number); optionally
+    set (default: the file's name in a folder), source (the photo) and seed. Other columns are
+    ignored. Raises ValueError that names the file and the row, counted from 1, for a missing
+    column, an unreadable or too large file, a value that is missing or not a number, and an image
+    that occurs twice in a set and seed.
+    """
+    if not path.is_dir():
+        return _read(path, "")
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() in _READERS)
+    if not files:
+        raise ValueError(f"{path} contains no file that ends in {', '.join(_READERS)}")
+    tables = [_read(file, file.stem) for file in files]
+    kinds = {(table.is_correct, table.has_sources) for table in tables}
+    if len(kinds) > 1:
+        raise ValueError(f"{path}: all files need the same columns of correct, score and source")
+    rows = pandas.concat([table.rows for table in tables], ignore_index=True)
+    _refuse(rows.duplicated(["set", "image", "seed"]), rows, "image", str(path), "repeats")
+    return ScoreTable(str(path), rows, tables[0].is_correct, tables[0].has_sources)
+
+
+def _read(path: Path, default_set: str) -> ScoreTable:
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise ValueError(f"{path}: name a file that ends in {', '.join(_READERS)}")
+    if not path.is_file():
+        raise ValueError(f"{path} is not a file")
+    if path.stat().st_size > READABLE:
+        raise ValueError(f"{path} has more than {READABLE:,} bytes")
+    try:
+        table = reader(path)
+        table = table.select([name for name in COLUMNS if name in table.column_names])
+        for k, name in enumerate(table.column_names):
+            if name in TEXTS:
+                table = table.set_column(k, name, table[name].cast(pa.string()))
+        rows = table.to_pandas()
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path} is not readable ({' '.join(str(error).split())})") from error
+    kinds = [name for name in SCORES if name in rows]
+    if "image" not in rows or len(kinds) != 1:
+        raise ValueError(f"{path}: give a column image, and one of correct and score")
+    if rows.empty:
+        raise ValueError(f"{path} contains no rows")
+    for name in rows:
+        if name in TEXTS:
+            _refuse(rows[name].isna(), rows, name, str(path), "is missing")
+            continue
+        values = pandas.to_numeric(rows[name], errors="coerce").astype(float)
+        _refuse(~np.isfinite(values), rows, name, str(path), "is not a number")
+        if name == "correct":
+            _refuse(~values.isin([0, 1]), rows, name, str(path), "is not 0 or 1")
+        if name == "seed":
+            _refuse(values != values.round(), rows, name, str(path), "is not a whole number")
+        rows[name] = values
+    has_sources, is_correct = "source" in rows, kinds == ["correct"]
+    rows["score"] = rows[kinds[0]] * (100 if is_correct else 1)
+    defaults = {"set": default_set, "source": rows["image"], "seed": 0}
+    rows = rows.assign(**{name: of for name, of in defaults.items() if name not in rows})
+    _refuse(rows.duplicated(["set", "image", "seed"]), rows, "image", str(path), "repeats")
+    rows = rows[[*TEXTS, "seed", "score"]].astype({"seed": int})
+    return ScoreTable(str(path), rows, is_correct, has_sources)
+
+
+def _refuse(bad: pandas.Series, rows: pandas.DataFrame, name: str, file: str, fault: str) -> None:
+    if bad.any():
+        row = int(np.flatnonzero(bad)[0])
+        raise ValueError(f"{file}, row {row + 1}: {name} {rows[name].iloc[row]!s:.80} {fault}")
+
+
+def _of_csv(path: Path) -> pa.Table:
+    texts = dict.fromkeys(TEXTS, pa.string())
+    options = pyarrow.csv.ConvertOptions(column_types=texts, strings_can_be_null=True)
+    return pyarrow.csv.read_csv(path, convert_options=options)
+
+
+def _of_json(path: Path) -> pa.Table:
+    schema = pa.schema(dict.fromkeys(TEXTS, pa.string()))  # otherwise a name could become a date
+    found = pyarrow.json.read_json(
+        path, parse_options=pyarrow.json.ParseOptions(explicit_schema=schema)
+    )
+    absent = [name for name in TEXTS if found[name].null_count == len(found)]
+    return found.drop_columns(absent)
+
+
+def _of_parquet(path: Path) -> pa.Table:
+    file = pq.ParquetFile(path)
+    groups = range(file.metadata.num_row_groups)
+    if sum(file.metadata.row_group(k).total_byte_size for k in groups) > MOST:
+        raise ValueError(f"{path} has more than {MOST:,} uncompressed bytes")
+    return file.read([name for name in COLUMNS if name in file.schema_arrow.names])
+
+
+_READERS: dict[str, Callable[[Path], pa.Table]] = {
+    ".csv": _of_csv,
+    ".parquet": _of_parquet,
+    ".jsonl": _of_json,
+}
