@@ -1,12 +1,13 @@
-"""How often `rib compare` claims a difference of equal models, and how often its intervals hold.
+"""How often `rib compare` calls equal models different, and how often its intervals hold.
 
     python -m bench.comparisons [--draws 2000]
 
-Drawn models answer rightly where a normal variable is above 0: the sum of the photo's difficulty,
-which both models share, of the model's with the photo and with each image, and of an error of each
-training (half a point of accuracy or so per tenth of `TRAINING`). The true difference is known.
-Prints for each number of seeds: false claims of a mean difference of equal models, of any dataset
-after Holm's correction, and the 95% intervals that hold a true difference.
+Drawn models answer rightly where a normal variable is above 0. The variable is the sum of a photo's
+difficulty, which both models share; of terms of a model with a photo and with an image; and of a
+term of each training, if there are several. The true difference is therefore known. The program
+prints, by number of seeds, how often equal models differ in the mean over datasets, how often on
+any dataset after Holm's correction, and how often the 95% interval of different models holds the
+truth.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ def simulate(
     shared = PHOTO * rng.standard_normal(photos)[source]
     own = MODEL * rng.standard_normal((2, photos))[:, source]
     own += IMAGE * rng.standard_normal((2, len(source)))
-    # One training in a hundred images' noise is its own; a training also moves all images.
-    moved = np.where(seeds > 1, TRAINING, 0) * rng.standard_normal((2, seeds, 1))
+    of_training = TRAINING if seeds > 1 else 0  # with one seed, intervals are of this training
+    moved = of_training * rng.standard_normal((2, seeds, 1))
     latent = LEVEL + shared + own[:, None] + moved
     first, second = 100.0 * (latent[0] > 0), 100.0 * (latent[1] > 0)
     better = 100.0 * (latent[1] + BETTER - LEVEL > 0)
@@ -63,7 +64,7 @@ def simulate(
             for here in (place == k for k in range(sets))
         )
         on_any = any(abs(of.value) > of.half_width(1 - 0.05 / sets) for of in of_sets)
-    deviation = np.sqrt(PHOTO**2 + MODEL**2 + IMAGE**2 + (TRAINING**2 if seeds > 1 else 0))
+    deviation = np.sqrt(PHOTO**2 + MODEL**2 + IMAGE**2 + of_training**2)
     true = 100 * np.diff(special.ndtr(np.array([LEVEL, BETTER]) / deviation))[0]
     found = paired.difference(first, better, place, source)
     return bool(claims), bool(on_any), bool(abs(found.value - true) <= found.half_width())
@@ -73,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.comparisons", description=__doc__)
     parser.add_argument("--draws", type=int, default=2000)
     draws = parser.parse_args(arguments).draws
-    print("| models | " + " | ".join(f"{count} seeds" for count in SEEDS) + " |")
+    print("| models | " + " | ".join(f"seeds: {count}" for count in SEEDS) + " |")
     for name, case in CASES.items():
         cells = []
         for seeds in SEEDS:

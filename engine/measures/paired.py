@@ -13,7 +13,7 @@ campaign, cover too little with a pair of rows and few seeds (docs/numbers.md).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas
@@ -57,8 +57,12 @@ class Difference(NamedTuple):
             return 1.0
         if self.half_width(1 - LEAST_P) <= distance:
             return LEAST_P
-        excess = lambda log_p: self.half_width(1 - np.exp(log_p)) - distance  # noqa: E731
-        return float(np.exp(optimize.brentq(excess, np.log(LEAST_P), 0)))
+
+        def excess(log_p: float) -> float:
+            return self.half_width(1 - np.exp(log_p)) - distance
+
+        found: Any = optimize.brentq(excess, np.log(LEAST_P), 0)
+        return float(np.exp(found))
 
 
 def difference(
@@ -158,7 +162,7 @@ def _pair(a: ScoreTable, b: ScoreTable, comparisons: int) -> pandas.DataFrame:
     return pandas.DataFrame(rows)
 
 
-def _sources(a: ScoreTable, b: ScoreTable, shared: pandas.MultiIndex) -> np.ndarray:
+def _sources(a: ScoreTable, b: ScoreTable, shared: pandas.Index) -> np.ndarray:
     """The source of each shared image, from a table that names sources."""
     named = [of for of in (a, b) if of.has_sources] or [a]
     found = []

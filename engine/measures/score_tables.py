@@ -21,7 +21,7 @@ from loaders.files.root import READABLE
 TEXTS = ("image", "set", "source")
 SCORES = ("correct", "score")
 COLUMNS = (*TEXTS, "seed", *SCORES)
-MOST = 2 << 30  # maximum uncompressed bytes of a Parquet file
+MOST, MOST_ROWS = 2 << 30, 50_000_000  # uncompressed bytes and rows of a Parquet file
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,9 +127,9 @@ def _of_json(path: Path) -> pa.Table:
 
 def _of_parquet(path: Path) -> pa.Table:
     file = pq.ParquetFile(path)
-    groups = range(file.metadata.num_row_groups)
-    if sum(file.metadata.row_group(k).total_byte_size for k in groups) > MOST:
-        raise ValueError(f"{path} has more than {MOST:,} uncompressed bytes")
+    parts = [file.metadata.row_group(k) for k in range(file.metadata.num_row_groups)]
+    if sum(part.total_byte_size for part in parts) > MOST or file.metadata.num_rows > MOST_ROWS:
+        raise ValueError(f"{path} has more than {MOST:,} bytes or {MOST_ROWS:,} rows")
     return file.read([name for name in COLUMNS if name in file.schema_arrow.names])
 
 

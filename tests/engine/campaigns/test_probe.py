@@ -63,9 +63,6 @@ def test_a_probe_trains_one_column_again_and_leaves_all_cells_as_they_are(
     page = (report / "index.html").read_text()
     assert "Models on tinted were trained a second time" in page and "(one training)" not in page
     assert "(one training)" in (plain / "index.html").read_text()
-    assert "1 and a probe" in power(["power", *words], capsys)
-    assert cli.main(["power", *words[:2]]) == 2
-    assert "run it with probe=1" in capsys.readouterr().err
     (place,) = (path.parent for path in runs.glob("shapes-*/plans/*/evaluations.json"))
     probe = record.read(PlanFolder(place)).record.probe
     assert {row.seed for row in probe} == {1} and {row.downstream for row in probe} == {"tinted"}
@@ -78,26 +75,3 @@ def test_a_probe_trains_one_column_again_and_leaves_all_cells_as_they_are(
     assert cli.main(["report", str(report.parent)]) == 0
     page = (report / "index.html").read_text()
     assert "(one training)" in page and "tinted,seed=1 are not in this report" in page
-
-
-def power(words: list[str], capsys) -> str:
-    capsys.readouterr()
-    assert cli.main(words) == 0
-    return capsys.readouterr().out
-
-
-def test_seeds_and_images_that_separate_rows_follow_from_the_numbers_given(tmp_path, capsys):
-    errors = ["power", "--image-error", "0.5", "--seed-error", "0.8"]
-    picture = tmp_path / "power.svg"
-    shown = power([*errors, "--rows", "2", "--out", str(picture)], capsys)
-    # By hand, of two seeds: a variance of .25 + .32, of which seeds' has 1 degree of freedom, so
-    # the sum 3.17: (3.08 + 0.97) * 0.755.
-    assert "3.06" in shown
-    assert picture.read_text().startswith("<svg")
-    assert "1 points" not in shown and "seeds" in shown
-    for wrong, message in (
-        ([*errors, "--points", "0"], "points must be above 0"),
-        ([*errors, "--rows", "1"], "give --rows of at least 2"),
-        ([*errors, "--out", str(tmp_path / "power.png")], "ends in .svg"),
-    ):
-        assert cli.main(wrong) == 2 and message in capsys.readouterr().err

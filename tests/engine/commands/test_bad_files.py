@@ -30,7 +30,7 @@ def endless(path: Path) -> Path:
 
 @pytest.mark.parametrize("special", [pipe, device, endless])
 def test_a_file_that_is_none_is_named_and_not_read(special, folder, tmp_path):
-    for suffix in ("yaml", "json", "py", "txt", "safetensors", "pth", "tar"):
+    for suffix in ("yaml", "json", "py", "txt", "safetensors", "pth", "tar", "jsonl", "parquet"):
         special(tmp_path / f"x.{suffix}")
     x, sets = str(tmp_path / "x"), str(folder / "images" / "few")
     evaluate = ["evaluate", "--arch", "test_vit", "--sets", sets, "--out", f"{x}.csv", "--models"]
@@ -42,6 +42,8 @@ def test_a_file_that_is_none_is_named_and_not_read(special, folder, tmp_path):
         ("campaign", f"{folder}/shapes.yaml", f"dataset={x}.yaml", "--dry-run"),
         ("report", f"{x}.yaml"),
         ("plan", f"{x}.yaml"),
+        ("compare", f"{x}.jsonl", f"{x}.parquet"),
+        ("compare", f"{x}.parquet", f"{x}.jsonl"),
         (*evaluate, f"{x}.pth"),
         (*evaluate, f"{x}.safetensors"),
         (*evaluate, f"{x}.safetensors", "--classes", f"{x}.txt"),

@@ -1,0 +1,101 @@
+"""`rib compare` on a campaign, its copy, and tables."""
+
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pandas
+import pytest
+
+import engine
+from engine import cli
+from helpers import campaigns
+
+TABLES = "import sys, engine; engine.compare(*sys.argv[1:]); assert 'torch' not in sys.modules"
+
+
+@pytest.mark.slow
+def test_rows_have_the_numbers_of_the_report_and_a_copy_is_equal(
+    folder, finished, grid, tmp_path, monkeypatch, capsys
+):
+    campaign = finished / "shapes"
+    report = campaigns.rows(campaign / "report" / "comparisons.csv")
+    found = engine.compare(f"{campaign}/fine_tune", f"{campaign}/linear_probe")
+    expected = {
+        row["evaluated_on"]: row
+        for row in report
+        if (row["method"], row["against_method"]) == ("fine_tune", "linear_probe")
+    }
+    assert found["set"].tolist() == [*expected]
+    for row in found.to_dict("records"):
+        of_report = expected[row["set"]]
+        turned = [-row["difference"], -row["high"], -row["low"], row["p"]]
+        names = ("difference", "low", "high", "p")
+        assert turned == pytest.approx([float(of_report[name]) for name in names], rel=1e-6)
+    copied = shutil.copytree(finished, tmp_path / "runs") / "shapes"
+    between = engine.compare(campaign, copied)
+    assert not between["difference"].any() and between["p"].min() == pytest.approx(1)
+    assert between["a"].nunique() == 3, "each method with itself"
+    across = engine.compare(f"{campaign}/fine_tune", f"{copied}/linear_probe")
+    assert across["difference"].tolist() == pytest.approx(found["difference"].tolist())
+    cell = engine.compare(*(f"{campaign}/{of}/few" for of in ("fine_tune", "linear_probe")))
+    ri = {
+        row["method"]: float(row["value"])
+        for row in campaigns.rows(campaign / "report" / "intervals.csv")
+        if (row["quantity"], row["downstream"], row["alpha"]) == ("RI", "few", "")
+    }
+    assert cell["difference"].iloc[0] == pytest.approx(ri["linear_probe"] - ri["fine_tune"])
+    assert cell["quantity"].iloc[0] == "RI, points" and len(cell) == 3
+    capsys.readouterr()
+    assert cli.main(["compare", str(campaign), str(copied)]) == 0
+    shown = capsys.readouterr().out
+    assert "settings: the same" in shown and "versions: the same" in shown
+    for words, message in (
+        ([f"{campaign}/lora", str(copied)], "has no 'lora'"),
+        ([f"{campaign}/fine_tune/few", f"{copied}/fine_tune"], "cells of one downstream dataset"),
+        ([f"{campaign}/fine_tune", str(tmp_path / "x.csv")], "nor a finished campaign"),
+    ):
+        assert cli.main(["compare", *words]) == 2 and message in capsys.readouterr().err
+
+
+def test_two_folders_of_another_librarys_predictions_are_compared(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for model, skill in (("old", 0.5), ("new", 0.8)):
+        for name in ("sketch", "renditions"):
+            rows = pandas.DataFrame({"image": [f"{k // 4}-{k % 4}.jpg" for k in range(400)]})
+            rows["source"] = rows["image"].str.partition("-")[0]
+            rows["correct"] = rng.random(400) < skill
+            (tmp_path / model).mkdir(exist_ok=True)
+            rows.assign(confidence=0.5).to_csv(tmp_path / model / f"{name}.csv", index=False)
+    words = [str(tmp_path / "old"), str(tmp_path / "new"), "--csv", str(tmp_path / "out.csv")]
+    assert cli.main(["compare", *words, "--at-least", "20"]) == 0
+    assert "Accepted: the interval begins at" in capsys.readouterr().out
+    found = pandas.read_csv(tmp_path / "out.csv", keep_default_na=False)
+    assert found["set"].tolist() == ["", "renditions", "sketch"]
+    assert found["sources"].tolist() == [100] * 3 and found["images"].tolist() == [800, 400, 400]
+    assert (found["low"] < 30).all() and (found["high"] > 30).all()
+
+
+def test_a_verdict_and_an_exit_code_come_from_the_interval(tmp_path, capsys):
+    good, bad = tmp_path / "good.csv", tmp_path / "bad.csv"
+    for path, right in ((good, 90), (bad, 60)):
+        rows = "".join(f"{k},{int(k < right)}\n" for k in range(100))
+        path.write_text(f"image,correct\n{rows}")
+    for first, second, least, code in (
+        (bad, good, "0", 0),
+        (bad, good, "29", 1),
+        (good, bad, "-1", 1),
+        (good, bad, "-50", 0),
+        (good, good, "0", 0),
+    ):
+        words = ["compare", str(first), str(second), "--at-least", least]
+        assert cli.main([*words, "--csv", str(tmp_path / "out.csv"), "--force"]) == code
+    assert "No difference between" in capsys.readouterr().out
+    assert cli.main(["compare", str(bad), str(good)]) == 0
+    shown = capsys.readouterr().out
+    assert f"{good} is better than {bad} by 30.00" in " ".join(shown.split())
+    assert "McNemar's exact test" in shown
+    assert cli.main(["compare", str(bad)]) == 2
+    assert "give at least two" in capsys.readouterr().err
+    subprocess.run([sys.executable, "-c", TABLES, bad, good], check=True)

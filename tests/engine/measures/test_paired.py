@@ -1,0 +1,169 @@
+"""Paired differences between tables that other programs wrote."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from engine.measures import bootstrap, paired
+from engine.measures.score_tables import read_scores
+
+RNG = np.random.default_rng
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1))
+def test_mcnemars_p_is_the_exact_binomial_one(answers):
+    first, second = np.array(answers).T
+    gained, lost = int((second & ~first).sum()), int((first & ~second).sum())
+    expected = stats.binomtest(gained, gained + lost).pvalue if gained + lost else 1
+    assert paired.mcnemar(first, second) == pytest.approx(expected)
+
+
+def test_the_variance_is_that_of_the_bootstrap_over_sources_of_all_datasets():
+    rng = RNG(0)
+    sets, sources = np.repeat([0, 1], [900, 600]), rng.integers(0, 150, 1500)
+    effect = rng.normal(0, 20, 150)[sources]  # the same in both datasets
+    first, second = rng.normal(50, 10, (2, 1, 1500))
+    second = second + effect
+    found = paired.difference(first, second, sets, sources)
+    counts, change = bootstrap.counts(range(150)), (second - first)[0]
+    draws = [
+        bootstrap.means(
+            counts,
+            np.bincount(sources[sets == k], minlength=150).astype(float),
+            np.bincount(sources[sets == k], change[sets == k], minlength=150)[:, None],
+        )
+        for k in (0, 1)
+    ]
+    mean = np.mean(draws, axis=0)
+    assert found.value == pytest.approx(np.mean([change[sets == k].mean() for k in (0, 1)]))
+    assert found.parts[0].variance == pytest.approx(mean.var(), rel=0.06)
+
+
+def test_each_tables_seeds_add_their_variance_and_p_agrees_with_the_interval():
+    rng = RNG(1)
+    scores = rng.normal(50, 10, (5, 40)) + np.array([0, 3, 0, 1, 2])[:, None]
+    found = paired.difference(scores[:2], scores[2:], np.zeros(40, int), np.arange(40))
+    of_seeds = scores.mean(axis=1)
+    expected = [of_seeds[:2].var(ddof=1) / 2, of_seeds[2:].var(ddof=1) / 3]
+    change = scores[2:].mean(axis=0) - scores[:2].mean(axis=0)
+    assert [part.variance for part in found.parts] == pytest.approx(
+        [change.var(ddof=1) / 40, *expected]
+    )
+    assert [part.freedom for part in found.parts] == pytest.approx([39, 1, 2])
+    for distance in (0.5, 0.99, 1.01, 2):
+        moved = found._replace(value=distance * found.half_width())
+        assert (moved.p < 0.05) == (distance > 1)
+    alone = paired.difference(scores[:1], scores[1:2], np.zeros(40, int), np.arange(40))
+    assert alone.p == pytest.approx(stats.ttest_rel(scores[1], scores[0]).pvalue)
+
+
+def table(seed: int, *, seeds: int = 1) -> pandas.DataFrame:
+    rng, names = RNG(seed), [f"{k:02}" for k in range(60)]
+    parts = [
+        pandas.DataFrame({"image": names, "correct": rng.integers(0, 2, 60), "set": on, "seed": of})
+        for on in "xy"
+        for of in range(seeds)
+    ]
+    return pandas.concat(parts, ignore_index=True)
+
+
+def to_json(rows: pandas.DataFrame, path: Path) -> None:
+    path.write_text("\n".join(json.dumps(row) for row in rows.to_dict("records")), "utf-8")
+
+
+WRITERS: dict[str, Callable[[pandas.DataFrame, Path], object]] = {
+    "csv": lambda rows, path: rows.to_csv(path, index=False),
+    "parquet": lambda rows, path: pq.write_table(pa.Table.from_pandas(rows), path),
+    "jsonl": to_json,
+}
+
+
+def written(folder: Path, name: str, rows: pandas.DataFrame, kind: str = "csv") -> Path:
+    path = folder / f"{name}.{kind}"
+    path.parent.mkdir(exist_ok=True)
+    WRITERS[kind](rows, path)
+    return path
+
+
+def test_all_formats_and_a_folder_of_datasets_give_the_same_rows(tmp_path):
+    rows = table(0)
+    found = [read_scores(written(tmp_path, "a", rows, kind)).rows for kind in WRITERS]
+    for name, of_set in rows.groupby("set"):
+        written(tmp_path / "sets", str(name), of_set.drop(columns="set"))
+    found.append(read_scores(tmp_path / "sets").rows)
+    for other in found[1:]:
+        pandas.testing.assert_frame_equal(found[0], other, check_dtype=False)
+    assert found[0]["image"].iloc[3] == "03", "a name, not a number"
+
+
+def test_images_of_one_table_are_left_out_and_p_is_corrected_over_pairs_and_datasets(tmp_path):
+    more = pandas.DataFrame({"image": ["p", "q"], "correct": 1, "set": "x", "seed": 0})
+    files = [
+        written(tmp_path, "a", pandas.concat([table(0), more])),
+        written(tmp_path, "b", table(1)),
+        written(tmp_path, "c", table(2, seeds=3)),
+    ]
+    found = paired.compare_scores([read_scores(path) for path in files])
+    assert found["set"].tolist() == ["", "x", "y"] * 2
+    assert found["images"].tolist() == [120, 60, 60] * 2
+    assert found["only_a"].tolist() == [2, 2, 0] * 2 and not found["only_b"].any()
+    right = [of.loc[of["seed"] == 0, "correct"].iloc[:60] for of in (table(0), table(1))]
+    row = found.iloc[1]
+    assert (row["a_mean"], row["b_mean"]) == tuple(pytest.approx(100 * of.mean()) for of in right)
+    assert row["test"] == paired.MCNEMAR and found["test"].iloc[0] == paired.T_TEST
+    assert row["p"] == paired.mcnemar(*(of.to_numpy() == 1 for of in right))
+    for rows in (found["set"] == "", found["set"] != ""):
+        p = found.loc[rows, "p"].to_numpy()
+        assert found.loc[rows, "p_corrected"].min() == pytest.approx(min(1, p.min() * len(p)))
+    assert (found["least"] > (found["high"] - found["low"]) / 2).all()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("image,right\np,1\n", "give a column image, and one of correct and score"),
+        ("image,correct,score\np,1,1\n", "one of correct and score"),
+        ("image,correct\n", "contains no rows"),
+        ("", "is not readable"),
+        ("image,correct\np,1\nq,2\n", "row 2: correct 2 is not 0 or 1"),
+        ("image,correct\np,1\nq,yes\n", "row 2: correct yes is not a number"),
+        ("image,score\np,inf\n", "row 1: score inf is not a number"),
+        ("image,score\np,1\n,2\n", "row 2: image"),
+        ("image,score,seed\np,1,0.5\n", "seed 0.5 is not a whole number"),
+        ("image,score\np,1\nq,1\np,2\n", "row 3: image p repeats"),
+    ],
+)
+def test_a_fault_is_named_with_its_file_and_row(tmp_path, text, message):
+    path = tmp_path / "x.csv"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message) as error:
+        read_scores(path)
+    assert str(path) in str(error.value)
+
+
+def test_tables_that_cannot_be_paired_are_refused(tmp_path):
+    rows = table(0)
+    other = rows.assign(image=rows["image"] + ".png")
+    scores = rows.rename(columns={"correct": "score"})
+    one, two = (rows.assign(source=rows["image"].str[k]) for k in (0, 1))
+    for first, second, message in (
+        (rows, other, "share no image"),
+        (rows, scores, "the other score"),
+        (one, two, "an image has two sources"),
+        (one.assign(source="s"), rows, "a single source"),
+    ):
+        tables = [
+            read_scores(written(tmp_path, name, of))
+            for name, of in (("first", first), ("second", second))
+        ]
+        with pytest.raises(ValueError, match=message):
+            paired.compare_scores(tables)
