@@ -318,17 +318,10 @@ def _title(
 
 def plan_to_json(plan: Plan) -> bytes:
     """The content of the plan's file. `read_plan` is the inverse."""
-    values = {field.name: getattr(plan, field.name) for field in dataclasses.fields(plan)}
-    del values[
-        "place"
-    ]  # `read_plan` takes it from the file's location, so the runs folder can move
-    return typed_json.with_digest(
-        values
-        | {
-            "rows": {name: row.plain() for name, row in plan.rows.items()},
-            "columns": [dataclasses.asdict(column) for column in plan.columns],
-        }
-    )
+    values = dataclasses.asdict(plan)
+    # `read_plan` takes it from the file's location, so the runs folder can move.
+    del values["place"]
+    return typed_json.with_digest(values)
 
 
 def read_plan(place: PlanFolder) -> Plan:
@@ -347,7 +340,7 @@ def read_plan(place: PlanFolder) -> Plan:
         rows = {name: cell_plan.of_plain(row).below(place.runs) for name, row in plain}
         values |= {"rows": {}, "place": {"path": str(place.path)}}
         plan = msgspec.convert(values, Plan, dec_hook=lambda kind, text: kind(text))
-    except (msgspec.ValidationError, RecipeError, KeyError, TypeError, AttributeError) as error:
+    except (msgspec.ValidationError, KeyError, AttributeError) as error:
         raise DamagedFile(f"{path} is damaged ({error}); {remedy}") from error
     return dataclasses.replace(plan, rows=rows)
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from engine import recipe
 from engine.errors import RecipeError
 from engine.measures.setting import Scalar
@@ -75,20 +77,17 @@ class CellPlan:
         del needed[self.recipe.method.name]
         return recipe.dump(self.recipe, needed)
 
-    def plain(self) -> dict[str, Any]:
-        """The cell as values for JSON. `of_plain` is the inverse."""
-        needs = {name: need.plain() for name, need in self.needs.items()}
-        return {"recipe": dataclasses.asdict(self.recipe), "needs": needs}
-
 
 def of_plain(values: Mapping[str, Any]) -> CellPlan:
-    """The cell that `CellPlan.plain` describes.
+    """The cell of these values, as `dataclasses.asdict` made them (also through JSON).
 
-    Imports no method's module: the options of a user's method stay as stored. Raises RecipeError,
-    KeyError or TypeError for invalid values.
+    Runs no user's method file: its options stay as stored. Raises msgspec.ValidationError for
+    values of other types, and KeyError for an unknown method module.
     """
+    cell, method = msgspec.convert(values, CellPlan), values["recipe"]["method"]
+    options = msgspec.convert(method, modules.planned_options(method))
     needs = {name: of_plain(need) for name, need in values["needs"].items()}
-    return CellPlan(recipe.of_values(values["recipe"]), needs)
+    return CellPlan(dataclasses.replace(cell.recipe, method=options), needs)
 
 
 @catalogue.each_file_once()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from engine import models, recipe
+from engine import models
 from engine.campaigns.record import FinishedCampaign
 from engine.data.packs import pack_folder
 from engine.evaluation import bank
@@ -22,11 +22,11 @@ from engine.measures.rows import PRE, Evaluation
 from engine.model_files.architectures import open_clip_name
 from engine.model_files.descriptions import CELL, read_description
 from engine.recipe import yaml_text
-from engine.recipe.resolve import NEEDS
 from engine.recipe.schema import ModelRecipe, Recipe
 from engine.store import cells
 from engine.store.artifacts import Artifact, Store
 from engine.store.cells import Average, Cell, Ensemble, canonical_mix
+from loaders.files import typed_json
 from loaders.pack import MANIFEST, Pack
 
 RECIPE = "recipe.yaml"  # of a cell
@@ -81,8 +81,8 @@ def row_of_cell(folder: Path, alpha: float | None) -> DescribedModel:
     described = read_description(folder / CELL)
     model = models.described_model(described.model)
     if open_clip_name(model.arch):
-        values = yaml_text.read(folder / RECIPE)
-        trained = recipe.of_values({k: v for k, v in values.items() if k != NEEDS})
+        file = folder / RECIPE
+        trained = typed_json.convert(yaml_text.read(file), Recipe, file, "train the cell again")
         model = replace(model, weights=trained.model.weights)
     return _one_model(title, average, parents, model, described.classes or ())
 

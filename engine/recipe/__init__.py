@@ -17,7 +17,6 @@ from engine.recipe.overrides import parsed as parsed
 from engine.recipe.resolve import dump as dump
 from engine.recipe.resolve import load as load
 from engine.recipe.resolve import of_sections as of_sections
-from engine.recipe.resolve import of_values as of_values
 from engine.recipe.resolve import varied as varied
 from engine.recipe.typed import text as text
 from engine.recipe.typed import value_of as value_of

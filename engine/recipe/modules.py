@@ -33,11 +33,10 @@ def is_users(module: str) -> bool:
     return module.endswith(".py")
 
 
-def options(layers: Sequence[Layer], *, planned: bool = False) -> type[MethodRecipe]:
+def options(layers: Sequence[Layer]) -> type[MethodRecipe]:
     """The options class of the layers' method. Imports neither torch nor a user's file, whose
     options are taken from the layers.
 
-    planned: whether the layers are a planned recipe, readable even if the user's file is gone.
     Raises RecipeError, naming the layer, if the module is missing or unknown.
     """
     sections = [(source, layer["method"]) for source, layer in layers if "method" in layer]
@@ -55,12 +54,23 @@ def options(layers: Sequence[Layer], *, planned: bool = False) -> type[MethodRec
             hint = nearest(module, names())
             raise RecipeError(f"{source}: unknown method module {module!r}{hint}")
         return importlib.import_module(names()[module]).Recipe
-    if not planned and not Path(module).is_file():
+    if not Path(module).is_file():
         raise RecipeError(
             f"{source}: method.module={module!r} is not a Python file. A relative path starts at "
             "the folder of its YAML file or, on the command line, at the working directory"
         )
     return _as_given(tuple(sorted({str(name) for _, section in sections for name in section})))
+
+
+def planned_options(method: Mapping[str, Any]) -> type[MethodRecipe]:
+    """The options class of a method in a plan, readable even if a user's file is gone.
+
+    Raises KeyError for an unknown module.
+    """
+    module = method["module"]
+    if is_users(module):
+        return _as_given(tuple(sorted(method)))
+    return importlib.import_module(names()[module]).Recipe
 
 
 def complete(method: MethodRecipe, *, run_users: bool = False) -> MethodRecipe:

@@ -133,15 +133,6 @@ def varied(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
     return checks.checked(typed.build(values, Recipe, options, "recipe"))
 
 
-def of_values(values: Mapping[str, Any]) -> Recipe:
-    """The recipe of these values, as `dataclasses.asdict` made them (also through JSON).
-
-    Raises RecipeError for invalid values.
-    """
-    merged, options = _merged([("a stored recipe", values)], planned=True)
-    return typed.build(merged, Recipe, options, "a stored recipe")
-
-
 def dump(recipe: Recipe, needs: Mapping[str, Recipe] | None = None) -> str:
     """The resolved recipe as YAML. needs: the recipes of the methods that its method needs."""
     values = dataclasses.asdict(recipe)
@@ -159,10 +150,10 @@ def without_options(given: Sequence[Override]) -> list[Override]:
     return [each for each in given if each.section != "method" or each.key == VARIANT]
 
 
-def _merged(layers: Sequence[Layer], *, planned: bool = False) -> tuple[dict[str, Any], type]:
+def _merged(layers: Sequence[Layer]) -> tuple[dict[str, Any], type]:
     """The merged values of the layers, and the class of the method's options."""
     values: dict[str, Any] = {}
-    options = modules.options(layers, planned=planned)
+    options = modules.options(layers)
     for source, layer in layers:
         typed.add(values, Recipe, options, layer, source)
     is_zero_shot = values["model"].get("weights", {}).get("source") == "open_clip"

@@ -67,7 +67,7 @@ def test_a_report_runs_no_method_and_makes_no_pack(unfinished, tmp_path):
 
     edit(plan_of(runs), name_it)
     code, line = ended(cli.main, ["report", str(runs / "shapes")])
-    assert code == 2 and "missing: run the campaign again" in line and not victim.exists()
+    assert code == 2 and "missing: run `rib campaign` again" in line and not victim.exists()
 
     def escape(values: dict) -> None:
         for row in values["rows"].values():
@@ -77,7 +77,7 @@ def test_a_report_runs_no_method_and_makes_no_pack(unfinished, tmp_path):
     before = {path.name for path in tmp_path.iterdir()}
     edit(plan_of(runs), escape)
     code, line = ended(cli.main, ["report", str(runs / "shapes")])
-    assert code == 2 and "can be part of a path" in line
+    assert code == 2 and "dataset.sets[0]" in line
     assert {path.name for path in tmp_path.iterdir()} == before
     shutil.copy(plan_of(unfinished), plan_of(runs))
     for pack in runs.glob("packs/tinted-*"):
