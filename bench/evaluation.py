@@ -78,7 +78,7 @@ def _contest(
         Root(folder).remove("pack")
         pack = photos.encode(folder / "pack", folder / "files", recipe.model, "raw")
         sets = Sets(recipe, device, cache_folder(), {"set": pack}, pack.classes)
-        run = Run(recipe, device, sets, store, cells[0], False)
+        run = Run(recipe, device, sets, store, cells[0], shares_features=False)
         passes.evaluate(run, mixes, ["set"], "all")
         return run
 

@@ -234,7 +234,7 @@ def distances(
 
     cell = cell_plan.resolve(name, parsed(settings))
     names = _names(sets, cell.recipe.dataset.evaluated_sets)
-    run = Builder(cell, ranks.pick_device(cell.recipe.device)).run
+    run = Builder(cell, ranks.pick_device(cell.recipe.device))
     matrix = solve.distances(run, names, problems.DistanceOptions(**options))
     return pandas.DataFrame(matrix.values, index=names, columns=names)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +14,36 @@ from engine import models
 from engine.data.sets import LabelledSet, Sets
 from engine.machine import precision, ranks, threads
 from engine.recipe.schema import Recipe
-from engine.store.alone import find_or_make
+from engine.store.alone import alone
 from engine.store.artifacts import Artifact, Store
 from engine.store.cells import Cell
 
 
-@dataclass(frozen=True)
 class Run:
-    """A resolved recipe with its device, datasets and store.
+    """A resolved recipe with its device, datasets and store."""
 
-    base: the pretrained model that the cell starts from, with a head for the upstream classes.
-    shares_features: whether models with its backbone are evaluated on its stored features.
-    """
+    def __init__(
+        self,
+        recipe: Recipe,
+        device: torch.device,
+        sets: Sets,
+        store: Store,
+        start: Cell | None = None,
+        *,
+        shares_features: bool = True,
+    ) -> None:
+        """start: the model that the cell starts from, with a head for the upstream classes.
 
-    recipe: Recipe
-    device: torch.device
-    sets: Sets
-    store: Store
-    base: Cell
-    shares_features: bool = True
+        shares_features: whether models with its backbone are evaluated on its stored features.
+        """
+        self.recipe, self.device, self.sets, self.store = recipe, device, sets, store
+        self.start, self.shares_features = start, shares_features
+
+    @cached_property
+    def base(self) -> Cell:
+        """The pretrained model."""
+        assert self.start is not None, "a builder makes it"
+        return self.start
 
     @property
     def target(self) -> LabelledSet:
@@ -41,6 +52,7 @@ class Run:
 
     @property
     def upstream(self) -> LabelledSet:
+        """The upstream dataset, whose classes the head has."""
         return self.sets[self.recipe.dataset.upstream]
 
     @property
@@ -69,20 +81,22 @@ class Run:
         label: str,
         key: Mapping[str, Any],
         compute: Callable[[], Callable[[Path], object]],
+        find: Callable[[], Artifact | None] | None = None,
     ) -> Artifact:
         """Returns the artefact of this key; if missing, one launch makes it on all its ranks.
 
         compute: runs on every rank and returns a function that the first rank calls to write the
-        folder.
+        folder. find: looks on every rank, in place of `find`, for all that belongs to it.
         """
-        asked = kind, label, key
-
-        def make() -> Artifact:
+        find = find or (lambda: self.find(kind, label, key))
+        if artifact := find():
+            return artifact
+        with alone(self.store, self.store.place(kind, label, key).name):
+            if artifact := find():  # another launch may have made it meanwhile
+                return artifact
             with self.threads():
                 write = compute()
-            return ranks.first(lambda: self.store.make(*asked, write))
-
-        return find_or_make(self.store, asked, lambda: self.find(*asked), make)
+            return ranks.first(lambda: self.store.make(kind, label, key, write))
 
     def threads(self) -> AbstractContextManager[None]:
         """Use the recipe's number of CPU threads, whatever the launcher set."""

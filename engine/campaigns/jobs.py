@@ -50,14 +50,13 @@ def builders(
 def prepare(plan: Plan, device: torch.device) -> None:
     """Make the artefacts that all columns share: packs, the pretrained model, its features and
     predictions, and compiled graphs."""
-    builder, *_ = rows = builders(plan, device, plan.columns[0])
-    names = builder.recipe.dataset.evaluated_sets
+    run, *_ = rows = builders(plan, device, plan.columns[0])
+    names = run.recipe.dataset.evaluated_sets
 
     def begin(step: int, what: str = "") -> None:
         job_states.advance(plan.place, PREPARE, step, len(names) + 1, what and f"preparing {what}")
 
-    begin(0, builder.recipe.model.name)
-    run = builder.run  # makes the base model
+    begin(0, run.recipe.model.name)
     base = {run.base.name: 1.0}
     for step, name in enumerate(names, start=1):
         begin(step, name)
@@ -83,7 +82,7 @@ def prepare(plan: Plan, device: torch.device) -> None:
 
 def distances(plan: Plan, device: torch.device) -> None:
     """Compute the distances between all datasets, from the features of the pretrained model."""
-    run, matrix = builders(plan, device, plan.columns[0])[0].run, None
+    run, matrix = builders(plan, device, plan.columns[0])[0], None
     try:
         matrix = solve.distances(run, run.recipe.dataset.evaluated_sets, DISTANCE).plain()
     except DamagedFile:
@@ -125,7 +124,7 @@ def column(plan: Plan, column: Column, device: torch.device, *, run_users: bool 
     # Collective calls: all ranks look cells and entries up.
     models = [(row.build(), row.entries()) for row in rows]
     entries = [entry for _, of_row in models for entry in of_row]
-    run = rows[0].run
+    run = rows[0]
     for place in run.recipe.dataset.evaluated_sets:
         split = run.recipe.split_of(place)
         passes.evaluate(run, [entry.mix for entry in entries], [place], split)
@@ -139,7 +138,7 @@ def column(plan: Plan, column: Column, device: torch.device, *, run_users: bool 
     for row, (_, of_row) in zip(rows, models, strict=True):
         if row.recipe.trackers and ranks.rank() == 0:
             headline = next(entry for entry in of_row if entry.headline)
-            trackers.log_accuracies(row.recipe, accuracies.compared(row.run, headline.mix))
+            trackers.log_accuracies(row.recipe, accuracies.compared(row, headline.mix))
         row.remove_snapshots()
     if ranks.rank() == 0:
         write_part(plan.place, name, make_parts.of_column(plan, column, rows, models))

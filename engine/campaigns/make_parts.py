@@ -65,7 +65,7 @@ def of_column(
     models: Sequence[tuple[Cell, Sequence[Entry]]],
 ) -> Models:
     """The part of a column. models: each row's cell, and its models, which are evaluated."""
-    run = rows[0].run
+    run = rows[0]
     names, evaluations, seen, blocks = run.recipe.dataset.evaluated_sets, [], [], []
     folders: dict[str, set[Path]] = {method: set() for method in plan.methods}
     for number, (row, (cell, entries)) in enumerate(zip(rows, models, strict=True)):

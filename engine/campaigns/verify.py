@@ -83,13 +83,13 @@ def encoded(recipe: Recipe, names: Sequence[str]) -> list[str]:
     return [name for name in names if packs.is_encoded(recipe, name)]
 
 
-def verify(builder: Builder, tolerance: float = TOLERANCE) -> list[Check]:
+def verify(run: Builder, tolerance: float = TOLERANCE) -> list[Check]:
     """Evaluate the pretrained model on every encoded dataset. Returns one check per dataset.
 
     A campaign with the same settings reuses these predictions. Raises ValueError if no dataset is
     encoded.
     """
-    recipe = builder.recipe
+    recipe = run.recipe
     names = encoded(recipe, recipe.dataset.evaluated_sets)
     if not names:
         raise ValueError(
@@ -97,7 +97,6 @@ def verify(builder: Builder, tolerance: float = TOLERANCE) -> list[Check]:
             f"{recipe.runs}: run rib encode SET --source DIR --model MODEL first"
         )
     of_timm = timms(recipe.model)
-    run = builder.run  # fetches the base model
     checks = []
     for name in recipe.dataset.evaluated_sets:
         published, timm = recipe.model.published.get(name), of_timm.get(name)

@@ -33,10 +33,8 @@ from engine.models.form import Form
 from engine.recipe import modules
 from engine.recipe.effects import values_of
 from engine.recipe.schema import Affects
-from engine.run import Run
 from engine.store import cells, tensors
-from engine.store.alone import find_or_make
-from engine.store.artifacts import STORE, Store
+from engine.store.artifacts import STORE, Artifact, Store
 from engine.store.cells import Average, Cell, Entry, Export, Gated
 from engine.store.checkpoints import CheckpointFiles
 from engine.training import fisher, loop
@@ -48,7 +46,7 @@ FISHER = "fisher.safetensors"
 
 
 class Builder(Context):
-    """Makes the cell of a recipe (`build`). To its method it is the `Context`."""
+    """Makes the cell of a recipe (`build`). It is the cell's run, and its method's `Context`."""
 
     def __init__(
         self,
@@ -63,20 +61,17 @@ class Builder(Context):
         """followed: the cells that leave snapshots. start: the model to start from, where that is
         not the recipe's pretrained model. store: where artefacts are found or made, by default
         below the recipe's `runs`. run_users: as of `modules.find`."""
-        self.plan = cell
-        self.recipe = recipe = cell.recipe
-        self.device = device
-        self.store = store or Store(Path(recipe.runs) / STORE)
-        self.sets = sets or Sets(recipe, device, cache_folder())
-        self.run_users = run_users
+        recipe = cell.recipe
+        sets = sets or Sets(recipe, device, cache_folder())
+        store = store or Store(Path(recipe.runs) / STORE)
+        super().__init__(recipe, device, sets, store, start)
+        self.plan, self.run_users = cell, run_users
         self.followed = followed or Followed()
-        self.start = start
 
     @cached_property
-    def run(self) -> Run:
-        """The cell's run. Makes the base model if there is none."""
-        base = self.start or self._pre_trained()
-        return Run(self.recipe, self.device, self.sets, self.store, base)
+    def base(self) -> Cell:
+        """The pretrained model, made now if there is none."""
+        return self.start or self._pre_trained()
 
     def build(self) -> Cell:
         """The recipe's cell: found by its key, or made and stored.
@@ -86,8 +81,12 @@ class Builder(Context):
         may_run = self.run_users or not modules.is_users(self.recipe.method.module)
         # Before any work, since a method's `check` may refuse.
         method = modules.method_of(self.recipe, run_users=self.run_users) if may_run else None
-        make = functools.partial(self._make, method)
-        return find_or_make(self.store, self._asked, lambda: self._stored()[0], make)
+        if (artifact := self._whole()) is None:
+            made = functools.partial(self._made, method)
+            artifact = self.make(*self._asked, made, self._whole)
+            if ranks.rank() == 0:
+                CheckpointFiles(self.store, self._name).remove()
+        return Cell(artifact)
 
     def compile(self) -> None:
         """Compile the graphs that the cell's training takes, so that other processes find them.
@@ -99,9 +98,9 @@ class Builder(Context):
         if compiled.resolve(option, self.device) == "never" or self.plan.needs:
             return
         method = modules.method_of(self.recipe, run_users=self.run_users)
-        if isinstance(method, Trained) and self._stored()[0] is None:
-            with self.run.threads():
-                loop.compile_graphs(method, self.run, self)
+        if isinstance(method, Trained) and self._whole() is None:
+            with self.threads():
+                loop.compile_graphs(method, self)
 
     def entries(self) -> list[Entry]:
         """The models of the recipe's cell that are evaluated, with those during its training.
@@ -114,14 +113,14 @@ class Builder(Context):
         during = {taken.step: taken.name(self.store) for taken in self._snapshots(cell)}
         return cell.entries + [
             Entry({during.get(step, cell.name): 1.0}, None, False, Setting({dynamics.STEP: step}))
-            for step in snapshots.points(self.run, self.followed.downstreams)
+            for step in snapshots.points(self, self.followed.downstreams)
         ]
 
     def remove_snapshots(self) -> None:
         """Remove the weights of the cell's snapshots, which must be evaluated, unless the recipe
         keeps them."""
         for snapshot in self._snapshots(self.build()):
-            artifact = snapshot.weights(self.run)
+            artifact = snapshot.weights(self)
             if artifact is not None and not self.recipe.train.keep_snapshots:
                 self.store.remove(artifact)
 
@@ -147,7 +146,7 @@ class Builder(Context):
             "optimizer": dataclasses.asdict(recipe.optimizer),
             "train": values_of(recipe.train, {Affects.CELL}) | {"compile": False} | form.key,
             "seed": recipe.seed,
-            "machine": self.run.machine,
+            "machine": self.machine,
             **self.target.part_key(recipe),
         }
 
@@ -176,32 +175,13 @@ class Builder(Context):
         """The cell of a method that the cell needs, made now if there is none."""
         return self.sibling(method, seed).build()
 
-    @property
-    def base(self) -> Cell:
-        return self.run.base
-
-    @property
-    def target(self) -> LabelledSet:
-        return self.run.target
-
-    @property
-    def upstream(self) -> LabelledSet:
-        return self.run.upstream
-
-    @property
-    def autocast(self) -> torch.autocast:
-        return self.run.autocast
-
-    def network(self, cell: Cell) -> torch.nn.Module:
-        return self.run.network(cell)
-
     def features(
         self, cell: Cell, labelled: LabelledSet, *, training: bool = False
     ) -> torch.Tensor:
-        return features.stored(self.run, cell, labelled, training=training)
+        return features.stored(self, cell, labelled, training=training)
 
     def logits(self, cell: Cell, labelled: LabelledSet) -> Callable[[np.ndarray], torch.Tensor]:
-        return features.teacher(self.run, cell, labelled)
+        return features.teacher(self, cell, labelled)
 
     def fisher(self, images: int, labels: str) -> Mapping[str, torch.Tensor]:
         key = {
@@ -211,14 +191,14 @@ class Builder(Context):
             "images": images,
             "labels": labels,
             "batch_size": self.recipe.train.batch_size,  # labels are drawn batch by batch
-            "machine": self.run.machine,
+            "machine": self.machine,
         }
 
         def compute() -> Callable[[Path], object]:
-            values = fisher.diagonal(self.run, images, labels)
+            values = fisher.diagonal(self, images, labels)
             return lambda folder: tensors.save(values, folder / FISHER)
 
-        artifact = self.run.make("fisher", self.recipe.model.name, key, compute)
+        artifact = self.make("fisher", self.recipe.model.name, key, compute)
         return load_file(artifact.checked(FISHER))
 
     def clip(self) -> Any:
@@ -229,7 +209,7 @@ class Builder(Context):
         return zero_shot.head(clip, self.recipe.model.weights)
 
     def holdout_accuracy(self, average: Average) -> float:
-        return passes.holdout_accuracy(self.run, average)
+        return passes.holdout_accuracy(self, average)
 
     def _pre_trained(self) -> Cell:
         """The pretrained model. A head that it lacks is fitted now."""
@@ -259,18 +239,20 @@ class Builder(Context):
             return []
         recipe, images = self.recipe, len(self.target.training(self.recipe))
         total = recipe.train.steps(images) if cell is None else cell.steps
-        return snapshots.of_cell(self.run, self.followed.downstreams, self._name, total)
+        return snapshots.of_cell(self, self.followed.downstreams, self._name, total)
 
-    def _stored(self) -> tuple[Cell | None, list[Snapshot]]:
-        """The recipe's cell, if all that belongs to it is there, and its missing snapshots."""
-        artifact = self.run.find(*self._asked)
-        cell = None if artifact is None else Cell(artifact)
-        missing = snapshots.missing(self.run, self._snapshots(cell))
-        if cell is None or missing:
-            return None, missing
-        parents = {name for entry in cell.entries for name in entry.mix}
+    def _missing(self, artifact: Artifact | None) -> list[Snapshot]:
+        """The snapshots of the recipe's cell that need training again."""
+        return snapshots.missing(self, self._snapshots(artifact and Cell(artifact)))
+
+    def _whole(self) -> Artifact | None:
+        """The recipe's cell, if all that belongs to it is there."""
+        artifact = self.find(*self._asked)
+        if artifact is None or self._missing(artifact):
+            return None
+        parents = {name for entry in Cell(artifact).entries for name in entry.mix}
         whole = ranks.all_agree(all(cells.find(self.store, name) for name in parents))
-        return cell if whole else None, missing
+        return artifact if whole else None
 
     @cached_property
     def _asked(self) -> tuple[str, str, dict[str, Any]]:
@@ -282,31 +264,21 @@ class Builder(Context):
         """The name of the recipe's cell, finished or not."""
         return self.store.place(*self._asked).name
 
-    def _make(self, method: Any) -> Cell:
-        """Make and store the recipe's cell, and the snapshots that are missing."""
-        write = self._made(method, self._stored()[1])
-        cell = Cell(ranks.first(lambda: self.store.make(*self._asked, write)))
-        if ranks.rank() == 0:
-            CheckpointFiles(self.store, self._name).remove()
-        return cell
-
-    def _made(self, method: Any, missing: Sequence[Snapshot]) -> Callable[[Path], None]:
+    def _made(self, method: Any) -> Callable[[Path], None]:
         """Make the recipe's cell and the snapshots that are missing; returns what writes it."""
-        recipe = self.recipe
         if isinstance(method, Derived):
-            with self.run.threads():
-                return functools.partial(self._write, made=method.make(self))
+            return functools.partial(self._write, made=method.make(self))
         assert isinstance(method, Trained), method
-        by_step = {snapshot.step: snapshot for snapshot in missing}
+        by_step = {snapshot.step: snapshot for snapshot in self._missing(self.find(*self._asked))}
 
         def write_snapshot(step: int, export: Export) -> None:
             snapshot, write = by_step[step], functools.partial(self._write, made=export)
             self.store.make(snapshots.KIND, snapshot.label, snapshot.key, write)
 
-        minutes = recipe.train.checkpoint_minutes
+        minutes = self.recipe.train.checkpoint_minutes
         files = CheckpointFiles(self.store, self._name) if minutes else None
-        with self.run.threads(), Saving(by_step, write_snapshot, files, minutes) as saving:
-            export, history = loop.fit(method, self.run, self, saving)
+        with Saving(by_step, write_snapshot, files, minutes) as saving:
+            export, history = loop.fit(method, self, saving)
 
         def write(folder: Path) -> None:
             self._write(folder, export)

@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> None:
     solve.check_names(names)  # before a model is made
     builder = Builder(cell, ranks.start(resolved.device))
     with builder.store.in_use():
-        matrix = solve.distances(builder.run, names, options)
+        matrix = solve.distances(builder, names, options)
     # Campaigns can have different datasets of one name.
     packs = {name: builder.sets[name].pack.fingerprint for name in names}
     made_of = {"model": builder.base.backbone, "sets": names, "packs": packs}

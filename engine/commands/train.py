@@ -58,5 +58,5 @@ def _train(name: str, overrides: Sequence[Override], *, show: bool) -> None:
         with builder.store.in_use():
             trained = builder.build()
             with alone(builder.store, f"{trained.name}-evaluated"):
-                outcome.show(builder.run, trained)
+                outcome.show(builder, trained)
     ranks.stop()

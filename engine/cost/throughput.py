@@ -12,7 +12,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -127,8 +127,8 @@ class Bench:
                 with self.training(method, batch) as epoch:
                     recipe = epoch.builder.recipe
                     yield self._timed(method, recipe, epoch.images, epoch.run, backward=True)
-            builder = self._builder("fine_tune", batch)
-            run = replace(builder.run, shares_features=False)
+            run = self._builder("fine_tune", batch)
+            run.shares_features = False
 
             def evaluate(run: Run = run) -> None:
                 run.store.files.remove("predictions")
@@ -178,10 +178,10 @@ class Bench:
         trained = modules.find(builder.recipe.method.module).Method(builder.recipe.method)
         if not isinstance(trained, Trained):
             raise ValueError(f"{method} combines finished cells and does not train: omit it")
-        loop.prepare(trained, builder.run, builder)
+        loop.prepare(trained, builder)
         images = batch * (len(builder.target.training(builder.recipe)) // batch)
-        with loop.initialized(trained, builder.run) as engine:
-            run = partial(loop.epochs, engine, trained, builder.run)
+        with loop.initialized(trained, builder) as engine:
+            run = partial(loop.epochs, engine, trained, builder)
             yield Training(builder, trained, images, run)
 
     def _plain(self, recipe: Recipe) -> Iterator[Speed]:

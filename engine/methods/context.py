@@ -3,48 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
-from engine.recipe.schema import Recipe
+from engine.data.sets import LabelledSet
+from engine.run import Run
 from engine.store.cells import Average, Cell
 
-if TYPE_CHECKING:
-    from engine.data.sets import LabelledSet
 
-
-class Context(Protocol):
-    """The argument of `prepare` and `make`. Artefacts are computed once, then read from disk."""
-
-    recipe: Recipe
-    device: torch.device
-
-    @property
-    def autocast(self) -> torch.autocast:
-        """The autocast for training: bf16 if the recipe or the device selects it."""
-        ...
-
-    @property
-    def target(self) -> LabelledSet:
-        """The downstream dataset."""
-        ...
-
-    @property
-    def upstream(self) -> LabelledSet:
-        """The upstream dataset, whose classes the head has."""
-        ...
-
-    @property
-    def base(self) -> Cell:
-        """The pretrained model."""
-        ...
-
-    def network(self, cell: Cell) -> nn.Module:
-        """Load a cell's model on the device, in eval mode."""
-        ...
+class Context(Run):
+    """The argument of `prepare` and `make`: the cell's run, and artefacts, which are computed once,
+    then read from disk."""
 
     def features(
         self, cell: Cell, labelled: LabelledSet, *, training: bool = False
@@ -53,19 +24,19 @@ class Context(Protocol):
 
         training: use the precision of training. Set it if weights depend on the features.
         """
-        ...
+        raise NotImplementedError
 
     def logits(self, cell: Cell, labelled: LabelledSet) -> Callable[[np.ndarray], torch.Tensor]:
         """A teacher: a function from image indices (int64 [b]) to logits [b, C] (float32)."""
-        ...
+        raise NotImplementedError
 
     def fisher(self, images: int, labels: str) -> Mapping[str, torch.Tensor]:
         """Diagonal Fisher of the base model on the upstream training split, by parameter name."""
-        ...
+        raise NotImplementedError
 
     def cell(self, method: str, *, seed: int | None = None) -> Cell:
         """The cell of another method in the same column, with the recipe's seed or `seed`."""
-        ...
+        raise NotImplementedError
 
     def clip(self) -> Any:
         """The open_clip model, on the device, from which the base model's weights and head come.
@@ -73,12 +44,12 @@ class Context(Protocol):
         Returns a new copy that the method may change. Raises ValueError or RecipeError if
         open_clip or the weights are missing.
         """
-        ...
+        raise NotImplementedError
 
     def zero_shot_head(self, clip: Any) -> torch.Tensor:
         """The zero-shot head [C, E] (float32, on the CPU): a text tower's class embeddings."""
-        ...
+        raise NotImplementedError
 
     def holdout_accuracy(self, average: Average) -> float:
         """Top-1 accuracy, in percent, of an average of cells on the downstream held-out split."""
-        ...
+        raise NotImplementedError

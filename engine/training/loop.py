@@ -34,46 +34,46 @@ LOOK_EVERY = 50  # optimizer steps between two reads of the loss
 WARMUP_STEPS = 196  # the benchmark's
 
 
-def fit(method: Trained, run: Run, context: Context, saving: Saving) -> tuple[Export, str]:
-    """Train a method from the run's base model; returns its export and the history as JSON.
+def fit(method: Trained, context: Context, saving: Saving) -> tuple[Export, str]:
+    """Train a method from the base model; returns its export and the history as JSON.
 
-    context: artefacts for the method's loss. saving: saves the model during training and restores
-    an interrupted one; a fitted head has no steps and saves nothing. Raises as `initialized`,
-    DivergedError for a loss that is not finite, PreemptedError as `Saving.take`.
+    saving: saves the model during training and restores an interrupted one; a fitted head has no
+    steps and saves nothing. Raises as `initialized`, DivergedError for a loss that is not finite,
+    PreemptedError as `Saving.take`.
     """
-    prepare(method, run, context)
+    prepare(method, context)
     if method.fits_head:
-        history = [method.fit_head(_label(run))]
+        history = [method.fit_head(_label(context))]
     else:
-        with initialized(method, run) as engine:
-            history = epochs(engine, method, run, saving)
+        with initialized(method, context) as engine:
+            history = epochs(engine, method, context, saving)
     return method.export(), json.dumps(history, indent=1)
 
 
-def compile_graphs(method: Trained, run: Run, context: Context) -> None:
+def compile_graphs(method: Trained, context: Context) -> None:
     """Compile the graphs of a training by running its first batch forward and backward.
 
     No weight changes.
     """
-    prepare(method, run, context)
+    prepare(method, context)
     if method.fits_head:
         return
-    with initialized(method, run) as engine:
+    with initialized(method, context) as engine:
         engine.train()
-        positions = run.target.training(run.recipe)
-        share = next(epoch_shares(positions, run, 0, ranks.rank(), ranks.world()))
-        (batch,) = run.sets.source(run.recipe.downstream).batches([share.index])
+        positions = context.target.training(context.recipe)
+        share = next(epoch_shares(positions, context, 0, ranks.rank(), ranks.world()))
+        (batch,) = context.sets.source(context.recipe.downstream).batches([share.index])
         engine.backward(engine(batch).sum() * share.weight)
 
 
-def prepare(method: Trained, run: Run, context: Context) -> None:
-    """Prepare a method from the run's base model, with the recipe's seed."""
-    net = run.network(run.base)
-    if run.recipe.train.precision == precision.RESIDUAL:
+def prepare(method: Trained, context: Context) -> None:
+    """Prepare a method from the base model, with the recipe's seed."""
+    net = context.network(context.base)
+    if context.recipe.train.precision == precision.RESIDUAL:
         blocks.pass_on_bf16(net)
-    torch.manual_seed(run.recipe.seed)
+    torch.manual_seed(context.recipe.seed)
     method.prepare(net, context)
-    method.to(run.device)
+    method.to(context.device)
 
 
 @contextmanager

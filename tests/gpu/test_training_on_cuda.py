@@ -69,9 +69,7 @@ def test_the_engine_ends_in_the_weights_of_a_plain_loop(added, options, device, 
         x = models.Normalize(builder.recipe.model, device)(batch.images)
         y = target.labels.to(device)
         optimizer = torch.optim.SGD(net.parameters(), LR, builder.recipe.optimizer.momentum)
-        shares = [
-            *batches.epoch_shares(target.split("train"), builder.run, epoch=0, rank=0, world=1)
-        ]
+        shares = [*batches.epoch_shares(target.split("train"), builder, epoch=0, rank=0, world=1)]
         net.train()
         for step, share in enumerate(shares):
             optimizer.param_groups[0]["lr"] = schedule.learning_rate(step, len(shares), 0, LR)

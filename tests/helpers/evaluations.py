@@ -60,9 +60,9 @@ def tables(
     split: str = "all",
 ) -> list:
     """Prediction tables of sets for each average, computed now where they were not before."""
-    passes.evaluate(builder.run, averages, names, split)
+    passes.evaluate(builder, averages, names, split)
     places = [(average, name) for average in averages for name in names]
-    return [pq.read_table(passes.predicted(builder.run, *each, split)) for each in places]
+    return [pq.read_table(passes.predicted(builder, *each, split)) for each in places]
 
 
 def same(actual: list, expected: list) -> bool:

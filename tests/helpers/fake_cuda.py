@@ -8,7 +8,6 @@ counted too, or raises an error, since such a tensor has no numbers to read.
 import contextlib
 import copy
 import ctypes
-import dataclasses
 import subprocess
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -98,7 +97,8 @@ def on_fake_gpu(builder: Builder) -> Iterator[Run]:
     """
     from deepspeed import DeepSpeedEngine
 
-    on_cpu = builder.run
+    on_cpu, on_gpu = builder, copy.copy(builder)
+    on_gpu.device = CUDA
     network, create, state = Run.network, models.create, Cell.state
 
     def fake_network(_: Run, cell: Cell) -> nn.Module:
@@ -124,7 +124,7 @@ def on_fake_gpu(builder: Builder) -> Iterator[Run]:
         patch.setattr(type(on_cpu.sets), "source", lambda *_: images)
         patch.setattr(bank, "free_memory", lambda _: 80e9)
         with fake_gpu():
-            yield dataclasses.replace(on_cpu, device=CUDA)
+            yield on_gpu
 
 
 def _with_content(function: Callable[..., Any], *arguments: Any) -> Any:

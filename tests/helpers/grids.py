@@ -208,15 +208,15 @@ def prepared(grid: Grid, *extra: str, index: tuple[int, ...] = (0, 9, 4, 16, 20)
 
 def trained(case: Prepared) -> list[dict[str, torch.Tensor]]:
     """Train it by its recipe; the network's weights after each step."""
-    states, hook, run = [], case.method.after_step, case.builder.run
+    states, hook = [], case.method.after_step
 
     def after_step() -> None:
         hook()
         states.append({name: t.clone() for name, t in case.method.net.state_dict().items()})
 
     case.method.after_step = after_step
-    with loop.initialized(case.method, run) as engine:
-        loop.epochs(engine, case.method, run)
+    with loop.initialized(case.method, case.builder) as engine:
+        loop.epochs(engine, case.method, case.builder)
     return states
 
 

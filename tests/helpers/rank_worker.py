@@ -47,7 +47,7 @@ def result(folder: Path, device: torch.device, job: dict[str, Any]) -> list[Any]
     if how == "evaluate" and cell.prompt() is None:
         builder = grid.builder(*words)
         mix = {builder.base.name: 0.5, cell.name: 0.5}
-        passes.evaluate(builder.run, [{cell.name: 1.0}, mix], SETS, "all")
+        passes.evaluate(builder, [{cell.name: 1.0}, mix], SETS, "all")
     return [str(cell.artifact.folder), steps]
 
 

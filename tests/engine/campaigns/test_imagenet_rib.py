@@ -75,7 +75,7 @@ def test_objects_lose_their_red_frame_before_timms_transform(rib):
 def test_a_cell_on_grouped_classes_to_its_ri(rib, capsys):
     builder = rib.builder()
     cell = builder.build()
-    outcome.show(builder.run, cell)
+    outcome.show(builder, cell)
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     accuracy = {words[0]: words[1:4] for words in lines[4:-3]}
     assert set(accuracy) == {*SETS, "imagenet_val"}
@@ -97,8 +97,8 @@ def of_objects(labelled: LabelledSet, logits: torch.Tensor) -> torch.Tensor:
 def test_predictions_on_objects_are_those_of_the_largest_member(rib):
     builder = rib.builder()
     mix = {builder.base.name: 1.0}
-    passes.evaluate(builder.run, [mix], ["objectnet"], "all")
-    table = pq.read_table(passes.predicted(builder.run, mix, "objectnet", "all"))
+    passes.evaluate(builder, [mix], ["objectnet"], "all")
+    table = pq.read_table(passes.predicted(builder, mix, "objectnet", "all"))
     labelled = builder.sets["objectnet"]
     net = builder.network(builder.base)
     normalize = models.Normalize(builder.recipe.model, builder.device)
@@ -165,8 +165,8 @@ def test_paper_variant_of_objectnet_is_a_plain_mask(rib):
 def test_accuracy_on_corruptions_is_their_mean(rib):
     builder = rib.builder()
     mix = {builder.base.name: 1.0}
-    passes.evaluate(builder.run, [mix], ["imagenet_c"], "all")
-    path = passes.predicted(builder.run, mix, "imagenet_c", "all")
+    passes.evaluate(builder, [mix], ["imagenet_c"], "all")
+    path = passes.predicted(builder, mix, "imagenet_c", "all")
     table = pq.read_table(path).to_pandas()
     hit = table.index % 3 == 0  # as a model that is right on every third image
     parts = table.assign(hit=hit).groupby("group")["hit"].mean()
@@ -191,7 +191,7 @@ def test_the_in1k_stage_of_a_backbone_without_a_head(rib):
     net = after.network(after.base)
     assert grids.same(dict(net.state_dict()), grids.weights(cell))
     assert models.head(net).out_features == 1000
-    passes.evaluate(after.run, [{after.base.name: 1.0}], ["imagenet_a"], "all")
+    passes.evaluate(after, [{after.base.name: 1.0}], ["imagenet_a"], "all")
 
 
 @pytest.mark.slow
@@ -208,7 +208,7 @@ def test_verify_shares_its_predictions_with_campaigns(rib, capsys, tmp_path):
     assert "DIFFERS by more than 33.0" in capsys.readouterr().out  # 0.3, and 2 errors at 80% of 6
     builder = rib.builder(*from_file)
     for name in ("imagenet_val", *SETS):
-        assert passes.find(builder.run, {builder.base.name: 1.0}, name, "all"), name
+        assert passes.find(builder, {builder.base.name: 1.0}, name, "all"), name
     runs = f"runs={tmp_path / 'runs'}"
     assert rib.encode("imagenet_a", rib.folder / "a", "--partial", runs) == 0
     assert cli.main([*words, runs]) == 0, "the classes are known without the upstream set"

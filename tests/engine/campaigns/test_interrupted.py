@@ -134,7 +134,7 @@ def test_a_full_disk_is_named_and_nothing_half_written_stays(
     """The disk is full in the middle of a file."""
     monkeypatch.setattr(pending, "SLICE", slice_of)
     builder = fresh.builder()
-    passes.evaluate(builder.run, mixes[:1], ["few"], "all")
+    passes.evaluate(builder, mixes[:1], ["few"], "all")
     shutil.rmtree(fresh.runs / "store" / "features")
     assert builder.base and builder.sets[SET]
     for work in (lambda: tables(builder, mixes[:3]), lambda: features(fresh)):

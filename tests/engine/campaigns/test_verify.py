@@ -107,8 +107,8 @@ def test_a_head_is_fitted_on_photos_that_judge_nothing(folder, grid, tmp_path):
             f"{count} show photos that fitted" if count else "nothing published" for count in seen
         ]
         assert all(map(str.startswith, [check.why_not for check in checks], told))
-        assert (" same photos " in make_parts._head(builder.run)) == any(seen)
-        assert f"fitted on {'tinted' if more else 'upstream'}" in make_parts._head(builder.run)
+        assert (" same photos " in make_parts._head(builder)) == any(seen)
+        assert f"fitted on {'tinted' if more else 'upstream'}" in make_parts._head(builder)
     assert bases[0] != bases[1]
 
 

@@ -93,7 +93,7 @@ def test_an_ensemble_is_the_mean_of_its_members_logits(grid, name):
     members = [builder.base, builder.cell("fine_tune"), builder.cell("visual_prompt")]
     assert entry == Entry(Ensemble(tuple(member.name for member in members)))
     (table,) = tables(builder, [entry.mix], [name])
-    path = passes.predicted(builder.run, entry.mix, name, "all")
+    path = passes.predicted(builder, entry.mix, name, "all")
     assert predictions.mix_of(path) == cells.canonical_mix(entry.mix)
     of_members = [by_timm(grid, name, each.state(), each.prompt()) for each in members]
     logits, truth = zip(*of_members, strict=True)
@@ -159,5 +159,5 @@ def test_a_mix_and_an_ensemble_of_the_same_cells_have_predictions_of_their_own(g
     mix, turned = dict.fromkeys(entry.mix, 0.5), Ensemble(tuple(reversed(entry.mix.members)))
     of_ensemble, of_mix = tables(builder, [entry.mix, mix])
     assert not of_ensemble["p_true"].equals(of_mix["p_true"])
-    places = [passes.predicted(builder.run, each, SET, "all") for each in (entry.mix, turned)]
+    places = [passes.predicted(builder, each, SET, "all") for each in (entry.mix, turned)]
     assert places[0] == places[1]

@@ -66,8 +66,8 @@ def plain(grid: Grid, builder: Builder, cell: Cell, arch: str) -> dict[str, floa
 def test_cka_of_a_cell_is_its_definition_on_timms_model(grid, arch, blocks):
     builder = grid.builder(f"model.arch={arch}", *WORDS)
     cell = builder.cell("fine_tune")
-    cka.evaluate(builder.run, [{cell.name: 1.0}], SET)
-    values = cka.stored(builder.run, {cell.name: 1.0}, SET)
+    cka.evaluate(builder, [{cell.name: 1.0}], SET)
+    values = cka.stored(builder, {cell.name: 1.0}, SET)
     expected = plain(grid, builder, cell, arch)
     assert list(values) == list(expected) and len(values) >= blocks
     assert values == pytest.approx(expected, abs=1e-4)
@@ -80,8 +80,8 @@ def test_models_are_as_far_as_they_moved(grid):
     methods = ("linear_probe", "fine_tune", "visual_prompt")
     base, *names = builder.base.name, *(builder.cell(method).name for method in methods)
     mixes = [{base: 0.5, names[1]: 0.5}, *({name: 1.0} for name in (base, *names))]
-    cka.evaluate(builder.run, mixes, SET)
-    half, *still, whole, prompt = (cka.stored(builder.run, mix, SET) for mix in mixes)
+    cka.evaluate(builder, mixes, SET)
+    half, *still, whole, prompt = (cka.stored(builder, mix, SET) for mix in mixes)
     for unmoved in still:
         assert unmoved == pytest.approx(dict.fromkeys(half, 1.0), abs=1e-9)
     assert fmean(half.values()) > fmean(whole.values())
@@ -91,15 +91,15 @@ def test_models_are_as_far_as_they_moved(grid):
 def test_what_is_stored_is_not_made_again_and_other_samples_are(grid, monkeypatch):
     builder = grid.builder(*WORDS)
     mix = {builder.cell("fine_tune").name: 1.0}
-    cka.evaluate(builder.run, [mix], SET)
+    cka.evaluate(builder, [mix], SET)
     made, load = [], bank.load
     monkeypatch.setattr(bank, "load", lambda *a: made.append(a[-1]) or load(*a))
-    cka.evaluate(builder.run, [mix, mix, {**mix, builder.base.name: 0.0}], SET)
+    cka.evaluate(builder, [mix, mix, {**mix, builder.base.name: 0.0}], SET)
     assert not made
     smaller = grid.builder("evaluate.cka=29", "evaluate.batch_size=8")
-    cka.evaluate(smaller.run, [mix], SET)
+    cka.evaluate(smaller, [mix], SET)
     assert made == [[{builder.base.name: 1.0}, mix]]
-    assert cka.stored(smaller.run, mix, SET) != cka.stored(builder.run, mix, SET)
+    assert cka.stored(smaller, mix, SET) != cka.stored(builder, mix, SET)
 
 
 def test_minibatches_are_a_seeded_sample_in_even_parts(grid):

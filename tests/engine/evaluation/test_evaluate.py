@@ -62,7 +62,7 @@ def test_a_split_is_evaluated_alone_and_without_one_all_is(grid):
     index = held["index"].to_numpy()
     np.testing.assert_array_equal(index, builder.target.holdout)
     apart = dataclasses.replace(builder.target, split_by="by source")
-    keys = [passes.key_of(builder.run, mix, of, "holdout")[1] for of in (builder.target, apart)]
+    keys = [passes.key_of(builder, mix, of, "holdout")[1] for of in (builder.target, apart)]
     assert [key["split"] for key in keys] == [["holdout", 0.25, 0, *b] for b in ([], ["by source"])]
     assert 0 < len(index) < len(every)
     assert held["top1"].equals(every.take(index)["top1"])
@@ -70,9 +70,9 @@ def test_a_split_is_evaluated_alone_and_without_one_all_is(grid):
     assert builder.holdout_accuracy(mix) == pytest.approx(100 * right.mean())
     whole = grid.builder("dataset.holdout=0")
     mix = {whole.base.name: 1.0}
-    passes.evaluate(whole.run, [mix], ["outline"], "all")
-    assert passes.predicted(whole.run, mix, "outline", "holdout") == passes.predicted(
-        whole.run, mix, "outline", "all"
+    passes.evaluate(whole, [mix], ["outline"], "all")
+    assert passes.predicted(whole, mix, "outline", "holdout") == passes.predicted(
+        whole, mix, "outline", "all"
     )
 
 
@@ -90,7 +90,7 @@ def test_other_images_or_a_head_of_other_classes_have_predictions_of_their_own(g
     renamed = grid.builder(of_root, *of_other)
 
     def key(builder: Builder, name: str) -> dict:
-        return passes.key_of(builder.run, {"model": 1.0}, builder.sets[name], "all")[1]
+        return passes.key_of(builder, {"model": 1.0}, builder.sets[name], "all")[1]
 
     assert after.base.name == before.base.name, "the same images upstream, the same model"
     assert key(after, "outline") == key(before, "outline")
@@ -104,9 +104,9 @@ def test_what_is_not_there_is_named(grid):
     with pytest.raises(
         FileNotFoundError, match=r"predictions/linear_probe-upstream-on-few-.* is missing"
     ):
-        passes.predicted(builder.run, mix, "few", "all")
+        passes.predicted(builder, mix, "few", "all")
     with pytest.raises(FileNotFoundError, match=r"no cell absent-outline-00 .*`rib campaign` or"):
-        passes.evaluate(builder.run, [{"absent-outline-00": 1.0}], ["few"], "all")
+        passes.evaluate(builder, [{"absent-outline-00": 1.0}], ["few"], "all")
 
 
 WORDS = {

@@ -28,8 +28,8 @@ close = functools.partial(torch.testing.assert_close, rtol=1e-6, atol=1e-7, chec
 
 
 def predictions(builder: Builder, mix: cells.Mix) -> Path:
-    passes.evaluate(builder.run, [mix], ["tinted"], "all")
-    return passes.predicted(builder.run, mix, "tinted", "all")
+    passes.evaluate(builder, [mix], ["tinted"], "all")
+    return passes.predicted(builder, mix, "tinted", "all")
 
 
 def test_wise_ft_is_the_pre_trained_model_at_0_and_fine_tuning_at_1_bit_for_bit(grid):

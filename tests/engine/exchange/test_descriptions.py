@@ -56,8 +56,8 @@ def test_a_cell_is_what_it_was_in_its_grid(grid, user_grid, monkeypatch, capsys)
     for method in ("fine_tune", "visual_prompt"):
         builder, cell = grid.build(f"method={method}", *words)
         model = Model.named("alone", {cell.name: 1.0})
-        passes.evaluate(builder.run, [model.mix], names, "all")
-        in_grid = [on_set(builder.run, [model], name, "all")[0] for name in names]
+        passes.evaluate(builder, [model.mix], names, "all")
+        in_grid = [on_set(builder, [model], name, "all")[0] for name in names]
         expected = {row.evaluated_on: row.accuracy for row in in_grid}
         for place in (cell.artifact.folder, cell.artifact.folder / "weights.safetensors"):
             call = ("--models", str(place), "--sets", *names, "--mask", "present")

@@ -110,7 +110,7 @@ def test_the_fisher_is_the_mean_of_squared_per_image_gradients(grid, arch, caplo
     caplog.set_level("INFO", "kernels.fisher.diagonal")
     case = prepared(grid, f"model.arch={arch}", "method=ewc", "method.fisher_labels=data")
     expected = loop_fisher(grid, case, arch)
-    actual = fisher.diagonal(case.builder.run, 0, "data")
+    actual = fisher.diagonal(case.builder, 0, "data")
     assert actual.keys() == expected.keys() and "vmap" not in caplog.text
     for name, values in expected.items():
         off = {"rtol": 1e-3, "atol": 1e-4 * values.abs().max().item() + 1e-14}
@@ -119,7 +119,7 @@ def test_the_fisher_is_the_mean_of_squared_per_image_gradients(grid, arch, caplo
 
 def test_the_shares_of_the_ranks_sum_to_the_fisher_with_the_same_drawn_labels(grid, monkeypatch):
     """25 images in three batches: of five ranks two have none. The model is unsure of labels."""
-    run, network = grid.builder("method=ewc", "train.batch_size=12").run, Run.network
+    run, network = grid.builder("method=ewc", "train.batch_size=12"), Run.network
 
     def unsure(run, cell) -> torch.nn.Module:
         net = network(run, cell)
@@ -146,7 +146,7 @@ def test_the_fisher_of_fewer_images_or_drawn_labels_is_another_and_bad_words_are
     fewer = builder.fisher(4, "data")
     assert not same(every, drawn) and not same(every, fewer)
     assert same(builder.fisher(99, "data"), every)
-    assert same(drawn, fisher.diagonal(builder.run, 0, "model"))  # seeded
+    assert same(drawn, fisher.diagonal(builder, 0, "model"))  # seeded
     with pytest.raises(ValueError, match=r"method.fisher_labels='guess': give `model` or `data`"):
         builder.fisher(0, "guess")
 

@@ -102,7 +102,7 @@ def test_a_convolutional_net_stays_channels_last(arch, grid, tmp_path, monkeypat
     counters.clear()
     words = (f"model.arch={arch}", "model.channels_last=true", "train.compile=always")
     case = prepared(Grid(grid.folder, tmp_path, grid.device), *words)
-    with loop.initialized(case.method, case.builder.run) as engine:
+    with loop.initialized(case.method, case.builder) as engine:
         engine.backward(engine(case.batch).sum())
     torch._dynamo.reset()
     assert not counters["graph_break"]
@@ -187,10 +187,10 @@ def test_a_bank_and_its_features_take_one_graph(grid, graphs):
     )  # fmt: skip
     mixes = [{base: 0.4, tuned: 0.6}, *({name: 1.0} for name in (base, tuned, prompt, probe))]
     for each in (builder, plain):
-        passes.evaluate(each.run, mixes, SETS, "all")
+        passes.evaluate(each, mixes, SETS, "all")
         assert len(graphs) == 1
     for mix in mixes:
-        stored = [passes.find(each.run, mix, "few", "all") for each in (builder, plain)]
+        stored = [passes.find(each, mix, "few", "all") for each in (builder, plain)]
         assert None not in stored and len({artifact.name for artifact in stored}) == 2
 
 
@@ -232,9 +232,9 @@ def test_a_cell_that_inductor_compiled_is_the_cell(grid, tmp_path, training):
     assert distance(weights(cell), weights(plain)) < 1e-5
     mix = {cell.name: 1.0}
     for each in (builder, runs.builder(word)):
-        passes.evaluate(each.run, [mix], ["few"], "all")
+        passes.evaluate(each, [mix], ["few"], "all")
     with_graph, without_graph = (
-        pq.read_table(passes.predicted(each.run, mix, "few", "all"))["margin"].to_numpy()
+        pq.read_table(passes.predicted(each, mix, "few", "all"))["margin"].to_numpy()
         for each in (builder, runs.builder(word))
     )
     largest = max(1.0, np.abs(without_graph).max())

@@ -21,8 +21,8 @@ SET = "outline"
 
 def table(builder: Builder, mix: cells.Mix) -> dict[str, np.ndarray]:
     """The stored predictions of a mix on a set."""
-    passes.evaluate(builder.run, [mix], [SET], "all")
-    stored = pq.read_table(passes.predicted(builder.run, mix, SET, "all"))
+    passes.evaluate(builder, [mix], [SET], "all")
+    stored = pq.read_table(passes.predicted(builder, mix, SET, "all"))
     return {name: stored[name].to_numpy() for name in ("top1", "p_top1", "p_true", "margin")}
 
 
@@ -63,8 +63,8 @@ def test_bf16_is_another_model_with_another_name(grid, arch):
     ]
     exact, rounded = (table(builder, {builder.base.name: 1.0})["margin"] for builder in builders)
     assert 1e-4 < np.abs(exact - rounded).max() < 0.3
-    keys = [features.key_of(c.run, c.base, c.target) for c in builders]
-    keys += [passes.key_of(c.run, {c.base.name: 1.0}, c.target, "all")[1] for c in builders]
+    keys = [features.key_of(c, c.base, c.target) for c in builders]
+    keys += [passes.key_of(c, {c.base.name: 1.0}, c.target, "all")[1] for c in builders]
     assert [key["precision"] for key in keys] == ["fp32", "bf16, head in fp32"] * 2
     train = grid.builder("train.precision=bf16").key()["train"]
     assert train["precision"] == "bf16, head in fp32", "its head learns in another precision too"

@@ -19,7 +19,7 @@ def gradient(grid: Grid, precision: str) -> torch.Tensor:
     if precision == "double":
         loss = nn.functional.cross_entropy(net(case.x), case.y)
     else:
-        loop.prepare(method, case.builder.run, case.builder)
+        loop.prepare(method, case.builder)
         net = method.train().net
         loss = method(case.batch).mean()
     loss.backward()
@@ -39,12 +39,12 @@ def test_blocks_pass_on_bf16_and_gradients_are_as_close_as_under_autocast(grid):
 
 def test_only_what_blocks_pass_on_is_in_bf16(grid):
     case = prepared(grid, "train.precision=bf16_residual", "method=ewc", "optimizer.name=adamw")
-    loop.prepare(case.method, case.builder.run, case.builder)
+    loop.prepare(case.method, case.builder)
     taken = []
     for block in case.method.net.blocks:
         block.norm1.register_forward_pre_hook(lambda _, inputs: taken.append(inputs[0].dtype))
-    with loop.initialized(case.method, case.builder.run) as engine:
-        loop.epochs(engine, case.method, case.builder.run)
+    with loop.initialized(case.method, case.builder) as engine:
+        loop.epochs(engine, case.method, case.builder)
         state = engine.optimizer.state
         moments = {t.dtype for of in state.values() for t in of.values()}
     assert set(taken) == {torch.bfloat16}
@@ -56,7 +56,7 @@ def test_only_what_blocks_pass_on_is_in_bf16(grid):
 def test_a_teacher_takes_the_form_of_training(grid, arch):
     words = (f"model.arch={arch}", "method=lwf")
     case = prepared(grid, *words, "train.precision=bf16_residual")
-    loop.prepare(case.method, case.builder.run, case.builder)
+    loop.prepare(case.method, case.builder)
     with torch.no_grad(), case.method.autocast:
         student = case.method.logits(case.batch)
     torch.testing.assert_close(student, case.method.teacher(case.batch.index), atol=1e-5, rtol=0)
@@ -67,7 +67,7 @@ def test_cells_trained_so_have_a_name_of_their_own_and_others_keep_theirs(grid):
     for kind in ("fp32", "bf16", "bf16_residual"):
         builder = grid.builder(f"train.precision={kind}")
         names[kind] = builder.key()["train"]["precision"]
-        key = features.key_of(builder.run, builder.base, builder.target, training=True)
+        key = features.key_of(builder, builder.base, builder.target, training=True)
         assert key["precision"] == names[kind]
     assert names == {
         "fp32": "fp32", "bf16": "bf16, head in fp32", "bf16_residual": "bf16_residual"

@@ -1,7 +1,6 @@
 """Distances between sets against POT, the formula and laws; and what they say about forgetting."""
 
 import csv
-import dataclasses
 import itertools
 import math
 from pathlib import Path
@@ -43,7 +42,10 @@ def values(sets=SETS, classes: int = CLASSES, **options) -> np.ndarray:
 @pytest.fixture
 def run(grid: grids.Grid, tmp_path: Path) -> Run:
     """The drawn sets' run, without features and distances."""
-    return dataclasses.replace(grid.builder().run, store=Store(tmp_path))
+    run = grid.builder()
+    assert run.base  # made in the grid's store
+    run.store = Store(tmp_path)
+    return run
 
 
 def table_cost(a: Labelled, b: Labelled) -> np.ndarray:

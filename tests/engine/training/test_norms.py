@@ -1,6 +1,6 @@
 """Batch norms that learn: on several ranks they are torch's, or refused by the key to set."""
 
-import dataclasses
+import copy
 
 import pytest
 import torch
@@ -19,7 +19,9 @@ GPU = torch.device("cuda")  # nothing computes on it
 
 
 def on(device: torch.device, run: Run) -> Run:
-    return dataclasses.replace(run, device=device)
+    moved = copy.copy(run)
+    moved.device = device
+    return moved
 
 
 def test_several_gpus_train_torchs_synchronised_batch_norms(grid: Grid, monkeypatch):
@@ -28,7 +30,7 @@ def test_several_gpus_train_torchs_synchronised_batch_norms(grid: Grid, monkeypa
     kinds = [type(norm) for norm in norms.learning(made.method)]
     assert BatchNormAct2d in kinds
     monkeypatch.setattr(ranks, "world", lambda: 2)
-    norms.synchronise(made.method, on(GPU, made.builder.run))
+    norms.synchronise(made.method, on(GPU, made.builder))
     after = norms.learning(made.method)
     assert len(after) == len(kinds) and all(isinstance(norm, nn.SyncBatchNorm) for norm in after)
     assert sum(isinstance(norm, SyncBatchNormAct) for norm in after) == kinds.count(BatchNormAct2d)
@@ -42,10 +44,10 @@ def test_what_ranks_cannot_share_is_refused_by_the_key_to_set(grid: Grid, monkey
     few = prepared(grid, *LEARN, "train.batch_size=24")  # and then one image
     frozen = prepared(grid, f"model.arch={CONV}")
     monkeypatch.setattr(ranks, "world", lambda: 2)
-    norms.synchronise(frozen.method, frozen.builder.run)
+    norms.synchronise(frozen.method, frozen.builder)
     with pytest.raises(ValueError, match=r"requires GPUs: set train\.freeze_batchnorm=true"):
-        norms.synchronise(made.method, made.builder.run)
+        norms.synchronise(made.method, made.builder)
     with pytest.raises(
         ValueError, match=r"has 1 images, but training batch norms needs.*change train\.batch_size"
     ):
-        norms.synchronise(few.method, on(GPU, few.builder.run))
+        norms.synchronise(few.method, on(GPU, few.builder))

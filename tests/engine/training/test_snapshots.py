@@ -89,9 +89,9 @@ def test_a_snapshot_equals_a_run_that_stops_there(grid, monkeypatch, method):
     builder.build()
     at_step(monkeypatch, 2, stop)
     stopped = modules.find(builder.recipe.method.module).Method(builder.recipe.method)
-    loop.prepare(stopped, builder.run, builder)
-    with loop.initialized(stopped, builder.run) as engine, pytest.raises(Stopped):
-        loop.epochs(engine, stopped, builder.run)
+    loop.prepare(stopped, builder)
+    with loop.initialized(stopped, builder) as engine, pytest.raises(Stopped):
+        loop.epochs(engine, stopped, builder)
     assert same(by_step(builder)[2], stopped.export().state)
 
 

@@ -97,7 +97,7 @@ def test_a_cell_has_one_run_and_is_the_same(grid: Grid, wandb, capsys):
     names = {name for values, _ in wandb.logged for name in values}
     assert names == {"train/loss", "train/lr", "train/images/s", "train/penalty"}
     assert wandb.closed == 1
-    outcome.show(builder.run, cell)
+    outcome.show(builder, cell)
     values, step = wandb.logged[-1]
     kinds, sets = ("accuracy", "accuracy before"), ("upstream", "outline", "tinted", "few")
     assert values.keys() == {f"{kind}/{name}" for kind in kinds for name in sets} | {"RI"}

@@ -159,11 +159,11 @@ def test_two_ranks_evaluate_as_one_does_bit_for_bit(grid, two_ranks):
     builder, cell = grid_of_two_ranks.build(*CELLS[0])
     assert cell.artifact.folder == folder
     mixes = [{cell.name: 1.0}, {builder.base.name: 0.5, cell.name: 0.5}]
-    paths = [passes.predicted(builder.run, m, name, "all") for m in mixes for name in SETS]
+    paths = [passes.predicted(builder, m, name, "all") for m in mixes for name in SETS]
     two = [pq.read_table(path) for path in paths]
     for path in paths:
         shutil.rmtree(path.parent)
-    passes.evaluate(builder.run, mixes, SETS, "all")
+    passes.evaluate(builder, mixes, SETS, "all")
     assert all(pq.read_table(p).equals(t) for p, t in zip(paths, two, strict=True))
 
 
@@ -222,8 +222,8 @@ def test_a_step_computes_in_the_precision_of_the_recipe(grid, monkeypatch):
     dtypes = set()
     layer = made.method.net.patch_embed.proj  # norms and the head are in fp32 all the same
     layer.register_forward_hook(lambda layer, images, patches: dtypes.add(patches.dtype))
-    with loop.initialized(made.method, made.builder.run) as engine:
-        loop.epochs(engine, made.method, made.builder.run)
+    with loop.initialized(made.method, made.builder) as engine:
+        loop.epochs(engine, made.method, made.builder)
     assert dtypes == {torch.bfloat16}
 
 
@@ -254,7 +254,7 @@ def test_a_cell_is_made_on_its_recipes_threads_whatever_a_launcher_allows(grid, 
     torch.set_num_threads(3)
     for count in (1, 2):
         builder, cell = grid.build("method=ewc", "seed=7", "train.epochs=1", f"threads={count}")
-        passes.evaluate(builder.run, [{cell.name: 1.0}], ["tinted"], "all")
+        passes.evaluate(builder, [{cell.name: 1.0}], ["tinted"], "all")
         assert len(threads) >= 2 and set(threads) == {count}  # the Fisher may be there
         versions = json.loads((cell.artifact.folder / "versions.json").read_text())
         assert (versions["threads"], versions["ranks"]) == (str(count), "1") and versions["cpu"]
