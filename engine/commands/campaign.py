@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import functools
+import itertools
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from engine import recipe
@@ -19,6 +21,7 @@ from engine.errors import CampaignError, printable
 from engine.machine import first_line
 from engine.machine.files import short_digest
 from engine.model_files.model_names import model_section
+from engine.recipe.modules import is_users
 from engine.recipe.overrides import Override, of_mapping
 from engine.recipe.schema import DatasetRecipe, ModelRecipe, Recipe
 from loaders.files.root import Root
@@ -61,7 +64,7 @@ def complete(
         for grid in recipe.each_model(name, overrides)
     }
     first_line.show(f"reading the campaign {name}")
-    faults = _faults_of_sets(name, plans)
+    faults = [*_faults_of_sets(name, plans), *dict.fromkeys(_faults_of_warmup(plans))]
     if faults and not dry_run:
         raise CampaignError("; ".join(faults))
     missing = [
@@ -156,6 +159,32 @@ def _unions(plan: Plan, kind: Kind) -> Iterator[str]:
                     f"models trained on: leave {listed} out of dataset.sets, or train on {name} "
                     "with `rib train` and judge the model on other datasets with `rib evaluate`"
                 )
+
+
+def _faults_of_warmup(plans: Collection[Plan]) -> Iterator[str]:
+    """Yields which trainings are shorter than their warm-up, even on an image more a class."""
+    for plan in plans:
+        trained = [
+            cell
+            for cell in itertools.chain(*plan.recipes)
+            if cell.train.warmup_steps and cell.method.takes_steps
+            if not is_users(cell.method.module)  # whose options only its file knows
+        ]
+        if not trained or plan.place.record.exists():
+            continue
+        from engine.cost import work  # late: it loads torch
+
+        counts = functools.cache(functools.partial(work.counts_of, plan.recipe))
+        for cell in trained:
+            try:
+                images, classes = counts(cell.downstream)
+            except ValueError:  # a folder that cannot be read is another fault
+                continue
+            try:
+                most = min(images, work.trained_on(cell, images, classes) + classes)
+                cell.train.warmup(cell.train.steps(most))
+            except ValueError as error:
+                yield f"{cell.method.title} on {cell.downstream} (at most {most} images): {error}"
 
 
 def _remarks(plans: Sequence[Plan]) -> list[str]:

@@ -153,7 +153,7 @@ def column(
             continue
         passes = _passes(cell)
         # A fitted head is trained and evaluated on stored features.
-        images = cell.train.epochs * _trained_on(cell, *counts[cell.downstream]) if passes else 0
+        images = cell.train.epochs * trained_on(cell, *counts[cell.downstream]) if passes else 0
         work.append(net.trained(f"training: {cell.method.title}", images, passes, cell))
         networks += 1 + cell.train.snapshots if passes else 0
         extra += not passes
@@ -201,8 +201,11 @@ def _judged(recipe: Recipe, name: str, images: int) -> int:
     return held_out if kind.photos(name).isdisjoint(kind.photos(trained_on)) else images
 
 
-def _trained_on(recipe: Recipe, images: int, classes: int) -> int:
-    """The number of training images of a cell, from its dataset's images and classes."""
+def trained_on(recipe: Recipe, images: int, classes: int) -> int:
+    """The number of training images of a cell, from its dataset's images and classes.
+
+    The true number differs by less than one image a class, which splits round.
+    """
     dataset = recipe.dataset
     part = images * (1 - dataset.holdout)
     part = round(min(part, dataset.train_images or part) * dataset.portion)

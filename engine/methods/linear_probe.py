@@ -21,6 +21,10 @@ class Recipe(MethodRecipe):
     l2: Positive = 1e-3  # canonical: weight of the penalty (`engine.methods.heads`)
     anchor: Literal["base", "zero"] = "base"  # canonical: l2 pulls to the base model's head, or 0
 
+    @property
+    def takes_steps(self) -> bool:
+        return self.variant != "canonical"
+
 
 from dataclasses import replace
 
@@ -42,7 +46,7 @@ class Method(FrozenBackbone):
 
     @property
     def passes(self) -> float:
-        return 0.0 if self.recipe.variant == "canonical" else super().passes
+        return super().passes if self.recipe.takes_steps else 0.0
 
     def prepare(self, net: nn.Module, context: Context) -> None:
         super().prepare(net, context)

@@ -131,6 +131,12 @@ def names() -> Mapping[str, str]:
     return {name: ".".join(folders[name].parts) for name in sorted(folders)}
 
 
+def with_option(option: str) -> list[str]:
+    """The modules of `names` that have an option of their own of this name."""
+    kinds = {name: importlib.import_module(module).Recipe for name, module in names().items()}
+    return [name for name, kind in kinds.items() if option in vars(kind).get("__annotations__", ())]
+
+
 @functools.cache  # equal options share a class, so recipes compare equal
 def _as_given(names: tuple[str, ...]) -> type[MethodRecipe]:
     shared = {field.name for field in dataclasses.fields(MethodRecipe)}

@@ -154,8 +154,14 @@ def _merged(layers: Sequence[Layer]) -> tuple[dict[str, Any], type]:
     """The merged values of the layers, and the class of the method's options."""
     values: dict[str, Any] = {}
     options = modules.options(layers)
-    for source, layer in layers:
-        typed.add(values, Recipe, options, layer, source)
+    try:
+        for source, layer in layers:
+            typed.add(values, Recipe, options, layer, source)
+    except typed.UnknownKeyError as error:
+        if not (methods := modules.with_option(error.name)):
+            raise
+        hint = f"method.{error.name} is an option of {', '.join(methods)}"
+        raise RecipeError(f"{error}; {hint}") from error
     is_zero_shot = values["model"].get("weights", {}).get("source") == "open_clip"
     if layers[0][0] == NAMED and not is_zero_shot:  # its head has ImageNet's classes
         is_imagenet = values["dataset"].get("kind") == "imagenet"

@@ -17,6 +17,7 @@ from msgspec import Meta
 from loaders.files.names import Name
 
 MISSING: Any = "???"  # marks a key without a default
+WARMUP_STEPS = 196  # the benchmark's
 
 Count = Annotated[int, Meta(ge=0)]
 Number = Annotated[int, Meta(ge=1)]
@@ -195,6 +196,11 @@ class MethodRecipe:
     trains: ClassVar[bool] = True
     has_weights: ClassVar[bool] = True
 
+    @property
+    def takes_steps(self) -> bool:
+        """Whether training takes optimizer steps; False if it only fits the head."""
+        return self.trains
+
     name: Name = MISSING
     title: str = MISSING
     module: str = MISSING  # a module of engine.methods, or a path to a user's .py file
@@ -242,6 +248,21 @@ class TrainRecipe:
     def steps(self, images: int) -> int:
         """Optimizer steps of the whole training on `images` images."""
         return self.steps_an_epoch(images) * self.epochs
+
+    def warmup(self, total: int) -> int:
+        """Warm-up steps of a training of `total` steps.
+
+        Raises ValueError for a warm-up longer than the training.
+        """
+        if self.warmup_steps is None:
+            return min(WARMUP_STEPS, total // 10)
+        if self.warmup_steps > total:
+            raise ValueError(
+                f"train.warmup_steps={self.warmup_steps}, but training has {total} steps, so the "
+                "rate would never reach optimizer.lr: set train.warmup_steps=null for a tenth of "
+                "the steps, or raise train.epochs"
+            )
+        return self.warmup_steps
 
 
 @dataclass(frozen=True)

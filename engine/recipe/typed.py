@@ -24,6 +24,14 @@ from engine.recipe.schema import MISSING, MethodRecipe, Recipe
 Layer = tuple[str, Mapping[str, Any]]  # source and values
 
 
+class UnknownKeyError(RecipeError):
+    """A key that no section has. name: the last part of the key."""
+
+    def __init__(self, message: str, name: str) -> None:
+        super().__init__(message)
+        self.name = name
+
+
 def add(
     values: dict[str, Any],
     kind: type,
@@ -45,7 +53,8 @@ def add(
     for name, value in layer.items():
         key = f"{prefix}{name}"
         if name not in types_of:
-            raise _error(source, f"unknown key {key!r:.150}{_nearest_key(key, options)}")
+            error = _error(source, f"unknown key {key!r:.150}{_nearest_key(key, options)}")
+            raise UnknownKeyError(str(error), name)
         if dataclasses.is_dataclass(types_of[name]):
             add(values.setdefault(name, {}), types_of[name], options, value, source, f"{key}.")
             continue

@@ -22,7 +22,6 @@ from engine.machine import bars, precision, ranks
 from engine.methods.base import Trained
 from engine.methods.context import Context
 from engine.models import blocks, compiled
-from engine.recipe.schema import TrainRecipe
 from engine.run import Run
 from engine.store.cells import Export
 from engine.training import norms, optim, schedule
@@ -31,7 +30,6 @@ from engine.training.saving import Saving, TrainingProgress, TrainingState
 from engine.training.trackers import Trackers
 
 LOOK_EVERY = 50  # optimizer steps between two reads of the loss
-WARMUP_STEPS = 196  # the benchmark's
 
 
 def fit(method: Trained, context: Context, saving: Saving) -> tuple[Export, str]:
@@ -132,7 +130,7 @@ def epochs(
     recipe, train = run.recipe, run.recipe.train
     positions = run.target.training(recipe)
     of_epoch, total = train.steps_an_epoch(len(positions)), train.steps(len(positions))
-    warmup = warmup_steps(train, total)
+    warmup = train.warmup(total)
     source = run.sets.source(recipe.downstream)
     learning = norms.learning(method)
     losses = torch.zeros((), device=run.device)  # since they were read last
@@ -211,22 +209,6 @@ def _diverged(run: Run, what: str, step: int, lr: float) -> DivergedError:
         f"{_label(run)}: {what} is not finite by step {step} (lr {lr:.2e}); lower optimizer.lr or "
         "set train.clip=1"
     )
-
-
-def warmup_steps(train: TrainRecipe, total: int) -> int:
-    """Warmup steps of a run of `total` steps: by default the benchmark's, but at most a tenth.
-
-    Raises ValueError for a warmup longer than the run.
-    """
-    if train.warmup_steps is None:
-        return min(WARMUP_STEPS, total // 10)
-    if train.warmup_steps > total:
-        raise ValueError(
-            f"train.warmup_steps={train.warmup_steps}, but training has {total} steps, so the rate "
-            "would never reach optimizer.lr: set train.warmup_steps=null for a tenth of the steps, "
-            "or raise train.epochs"
-        )
-    return train.warmup_steps
 
 
 def _label(run: Run) -> str:

@@ -188,8 +188,7 @@ def _detectable(results: Results, models: Sequence[str]) -> str:
             seeds = f"about {counted('seed', needed)}" if needed else "more than 100 seeds"
             sentences.append(
                 f"A campaign like this detects a difference{results.of(model)} of {rounded(least)} "
-                f"points with a power of 80%; detecting 1 point takes {seeds} with these images "
-                "(`rib power`). "
+                f"points with a power of 80%; detecting 1 point takes {seeds} with these images. "
             )
     return "".join(sentences)
 

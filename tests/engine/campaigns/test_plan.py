@@ -291,3 +291,15 @@ def test_columns_are_the_downstreams_in_every_setting(folder, tmp_path):
     plain = of_text(folder, tmp_path, "")
     assert plain.columns == tuple(Column(name) for name in campaigns.SETS)
     assert len({plan.place, by_words.place, plain.place}) == 3
+
+
+@pytest.mark.parametrize("method", ["fine_tune", "linear_probe"])
+def test_a_warm_up_longer_than_the_training_is_refused_before_any_work(
+    folder, tmp_path, capsys, method
+):
+    """A fitted head takes no steps."""
+    words = [str(folder / "shapes.yaml"), f"runs={tmp_path}", "train.warmup_steps=99"]
+    code = cli.main(["campaign", *words, f"methods=[{method}]", "--dry-run"])
+    errors = capsys.readouterr().err
+    assert code == (2 if method == "fine_tune" else 0), errors
+    assert ("FT on few" in errors and "warmup_steps=99, but training has" in errors) == bool(code)

@@ -229,11 +229,11 @@ def test_a_step_computes_in_the_precision_of_the_recipe(grid, monkeypatch):
 
 def test_a_warm_up_is_a_tenth_of_the_steps_and_196_at_most():
     for total, steps in ((300, 30), (9, 0), (1960, 196), (9999, 196)):
-        assert loop.warmup_steps(TrainRecipe(warmup_steps=None), total) == steps
-    assert loop.warmup_steps(TrainRecipe(warmup_steps=3), 20) == 3
+        assert TrainRecipe(warmup_steps=None).warmup(total) == steps
+    assert TrainRecipe(warmup_steps=3).warmup(20) == 3
     never_ends = r"warmup_steps=10, .* 6 steps.*set train\.warmup_steps=null"
     with pytest.raises(ValueError, match=never_ends):
-        loop.warmup_steps(TrainRecipe(warmup_steps=10), 6)
+        TrainRecipe(warmup_steps=10).warmup(6)
 
 
 def test_a_cell_is_made_on_its_recipes_threads_whatever_a_launcher_allows(grid, monkeypatch):
