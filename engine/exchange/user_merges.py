@@ -23,12 +23,12 @@ from engine.exchange.user_models import pack_at
 from engine.exchange.write import DescribedModel
 from engine.machine import ranks
 from engine.machine.files import cache_folder
+from engine.measures.rows import PRE
 from engine.methods.base import Derived
 from engine.model_files.architectures import open_clip_name
 from engine.model_files.descriptions import prompt_beside
 from engine.model_files.weights import TEXT, load_weights
 from engine.recipe import modules, overrides
-from engine.recipe.campaigns import PRE_TRAINED
 from engine.recipe.overrides import Override
 from engine.recipe.schema import MethodRecipe
 from engine.run import Run
@@ -84,7 +84,7 @@ class Checkpoints:
     def holdout_accuracy(self, average: Average) -> float:
         accuracy = passes.holdout_accuracy(self._run, average)
         files = {cell.name: file for file, cell in self._cells.items()}
-        names = " + ".join(files.get(name, PRE_TRAINED) for name in average)
+        names = " + ".join(files.get(name, PRE) for name in average)
         log.info("%.2f%% on %s: %s", accuracy, self.recipe.downstream, names)
         return accuracy
 
@@ -161,8 +161,8 @@ def _options(
     cell = recipe.of_sections("file", "folder", [*of_arch, *given], method=method)
     options = vars(cell.method)
     if MEMBERS in options:
-        with_base = has_base and PRE_TRAINED in options[MEMBERS]
-        members = [*([PRE_TRAINED] if with_base else []), *files]
+        with_base = has_base and PRE in options[MEMBERS]
+        members = [*([PRE] if with_base else []), *files]
         one_seed = {f"method.{SEEDS}": 1} if SEEDS in options else {}
         cell = recipe.varied(cell, {f"method.{MEMBERS}": members, **one_seed})
     return modules.checked(cell, run_users=True)

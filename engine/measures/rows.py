@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from engine.measures.setting import PLAIN, Setting
 
-PRE = "pre"
+PRE = "pre"  # the pretrained model in tables, and among the members of soups
 DEFAULT_ALPHA = 0.5  # of an interpolation's row in tables, unless its recipe sets another
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from engine.errors import RecipeError
+from engine.measures.rows import PRE
 from engine.recipe import schema
 from engine.recipe.schema import MethodRecipe
 
@@ -23,11 +24,11 @@ class Recipe(MethodRecipe):
     trains = False
     has_weights = False
     select: Literal["uniform", "greedy"] = "uniform"
-    members: list[str] = field(default_factory=lambda: ["pre", "fine_tune", "ewc", "lwf"])
+    members: list[str] = field(default_factory=lambda: [PRE, "fine_tune", "ewc", "lwf"])
 
     @property
     def needs(self) -> Sequence[str]:
-        return [name for name in self.members if name != "pre"]
+        return [name for name in self.members if name != PRE]
 
     def check(self, cell: schema.Recipe) -> None:
         if not self.members:
@@ -54,7 +55,7 @@ class Method(Derived):
         if greedy and not len(context.target.holdout):
             raise ValueError(f"{NO_HOLDOUT}; {context.target.name} has no held-out images")
         cells = [
-            context.base.name if name == "pre" else context.cell(name).name
+            context.base.name if name == PRE else context.cell(name).name
             for name in self.recipe.members
         ]
         for cell in map(context.cell, self.recipe.needs) if len(set(cells)) > 1 else ():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from engine.measures.rows import DEFAULT_ALPHA
 from engine.recipe.schema import MethodRecipe, Unit
 
 
@@ -17,7 +18,7 @@ class Recipe(MethodRecipe):
     needs = ("fine_tune",)
     trains = False
     has_weights = False
-    alpha: Unit = 0.5  # shown in tables; evaluated even if it is not in `alphas`
+    alpha: Unit = DEFAULT_ALPHA  # shown in tables; evaluated even if it is not in `alphas`
     alphas: list[Unit] = field(default_factory=lambda: [i / 10 for i in range(11)])
 
 

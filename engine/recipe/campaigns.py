@@ -17,6 +17,7 @@ from typing import Any
 
 from engine.did_you_mean import nearest
 from engine.errors import RecipeError
+from engine.measures.rows import PRE
 from engine.recipe import catalogue
 from engine.recipe.catalogue import (
     EXTENDS,
@@ -37,7 +38,6 @@ OF_GRID = (SELECTION, DOWNSTREAMS, VARY, PROBE)
 ALL_MODELS = "all"
 MOST_ROWS = 100  # per table; each row is resolved from all files of the campaign
 BASE, TITLE = "base", "title"
-PRE_TRAINED = "pre"  # the pretrained model in tables and in soups
 
 
 @dataclass(frozen=True)
@@ -250,7 +250,7 @@ def _row(key: str, settings: Any, source: str) -> tuple[str, Mapping[str, Any]]:
     """The name of a row, and its layer."""
     name = Path(key).stem if is_path(key) else key
     check_name(f"{source}: {SELECTION}", name)
-    if name == PRE_TRAINED:
+    if name == PRE:
         raise RecipeError(
             f"{source}: {SELECTION}: {name!r} is the pretrained model's name in tables; rename "
             "the row"

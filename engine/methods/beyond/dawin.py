@@ -15,12 +15,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from engine.measures.rows import PRE
 from engine.methods.beyond import ensemble
 
 
 @dataclass(frozen=True)
 class Recipe(ensemble.Recipe):
-    members: list[str] = field(default_factory=lambda: ["pre", "fine_tune"])
+    members: list[str] = field(default_factory=lambda: [PRE, "fine_tune"])
 
 
 class Method(ensemble.Method):

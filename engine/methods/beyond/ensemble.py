@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from engine.errors import RecipeError
+from engine.measures.rows import PRE
 from engine.recipe import schema
 from engine.recipe.schema import MethodRecipe
 
@@ -22,7 +23,7 @@ class Recipe(MethodRecipe):
 
     @property
     def needs(self) -> Sequence[str]:
-        return [name for name in self.members if name != "pre"]
+        return [name for name in self.members if name != PRE]
 
     def check(self, cell: schema.Recipe) -> None:
         if len(self.members) < 2 or len(set(self.members)) < len(self.members):
@@ -49,6 +50,6 @@ class Method(Derived):
 
     def make(self, context: Context) -> Sequence[Entry]:
         cells = [
-            context.base if name == "pre" else context.cell(name) for name in self.recipe.members
+            context.base if name == PRE else context.cell(name) for name in self.recipe.members
         ]
         return [Entry(Ensemble(tuple(cell.name for cell in cells), self.weights))]
