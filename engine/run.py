@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ from engine import models
 from engine.data.sets import LabelledSet, Sets
 from engine.machine import precision, ranks, threads
 from engine.recipe.schema import Recipe
-from engine.store.alone import alone
 from engine.store.artifacts import Artifact, Store
 from engine.store.cells import Cell
+from loaders.files import locks
+
+log = logging.getLogger(__name__)
 
 
 class Run:
@@ -91,12 +94,32 @@ class Run:
         find = find or (lambda: self.find(kind, label, key))
         if artifact := find():
             return artifact
-        with alone(self.store, self.store.place(kind, label, key).name):
+        with self.alone(self.store.place(kind, label, key).name):
             if artifact := find():  # another launch may have made it meanwhile
                 return artifact
             with self.threads():
                 write = compute()
             return ranks.first(lambda: self.store.make(kind, label, key, write))
+
+    @contextmanager
+    def alone(self, name: str) -> Iterator[None]:
+        """Excludes other launches, also on other machines, from the work `name`; they find it done
+        when they get there.
+
+        All ranks enter; rank 0 holds the lock.
+        """
+        path = self.store.root / "locks" / name
+        with ExitStack() as stack:
+
+            def lock() -> None:
+                if ranks.rank() == 0:
+                    stack.enter_context(locks.held(path, wait, self.store.files))
+
+            def wait() -> None:
+                log.info("%s: waiting for another launch (%s)", name, locks.holder(path))
+
+            ranks.first(lock)
+            yield
 
     def threads(self) -> AbstractContextManager[None]:
         """Use the recipe's number of CPU threads, whatever the launcher set."""

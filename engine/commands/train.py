@@ -50,13 +50,12 @@ def _train(name: str, overrides: Sequence[Override], *, show: bool) -> None:
     from engine.cells.build import Builder
     from engine.commands import outcome
     from engine.machine import ranks
-    from engine.store.alone import alone
 
     cell = cell_plan.resolve(name, overrides, run_users=True)
     device = ranks.start(cell.recipe.device)
     for builder in Builder(cell, device, run_users=True).seeded():
         with builder.store.in_use():
             trained = builder.build()
-            with alone(builder.store, f"{trained.name}-evaluated"):
+            with builder.alone(f"{trained.name}-evaluated"):
                 outcome.show(builder, trained)
     ranks.stop()
