@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from engine import cli
+from engine.commands.arguments import COMMANDS, build_parser
 from engine.recipe import modules
 from engine.recipe.campaigns import OF_GRID
 from engine.recipe.overrides import flat
@@ -19,7 +19,7 @@ def names() -> list[str]:
     for name in modules.names():
         fields = dataclasses.fields(modules.find(name).Recipe)
         listed |= {f"{name} method.{field.name}" for field in fields if field.name not in method}
-    _, commands = cli.parser()
+    _, commands = build_parser([*COMMANDS])
     for name, command in commands.items():
         for action in command._actions[1:]:  # argparse has no public way; the first is --help
             listed |= {f"rib {name} {word}" for word in action.option_strings or [action.dest]}
