@@ -126,7 +126,8 @@ $(VENV)/ready: setup.py Makefile
 
 docs: setup
 	@$(BIN)/python -m pip install -e '.[docs]'
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@rm -rf build/docs && $(BIN)/python -m bench.reference
+	@$(BIN)/zensical build --strict
 
 constraints: setup
 	@$(BIN)/python -m pip freeze --exclude-editable --exclude torch --exclude torchvision \

@@ -13,6 +13,11 @@ setup(
     long_description=Path(__file__).with_name("README.md").read_text("utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
+    project_urls={
+        "Paper": "https://arxiv.org/abs/2410.21582",
+        "Project page": "https://jd730.github.io/projects/ImageNet-RIB/",
+        "Released code of the benchmark": "https://github.com/FieteLab/ImageNet-RIB",
+    },
     keywords=["robustness", "fine-tuning", "ImageNet-RIB", "out-of-distribution", "FFCV", "Triton"],
     classifiers=[
         "Development Status :: 4 - Beta",
@@ -67,7 +72,7 @@ setup(
             "POT>=0.9.5",
             "threadpoolctl>=3.2",
         ],
-        "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.30"],
+        "docs": ["zensical>=0.0.70"],
         "slurm": ["snakemake-executor-plugin-slurm>=2.8,<3"],
         "test": [
             "pytest>=8",

@@ -59,20 +59,20 @@ def table(results: Results) -> str:
     return f"```\n{terminal.table(results)}\n```\n\n{_wrapped(_run(results))}"
 
 
+def mri(results: Results) -> str:
+    """mRI of each method with its interval, highest first."""
+    data = results.ranked()[["method", "mRI_pts", "mRI_low", "mRI_high"]]
+    return f"{_markdown(data)}\n\n{_wrapped(_run(results))}"
+
+
 def compared(results: Results) -> str:
-    """The row with the highest mRI against the others, in pairs."""
+    """How far each row is below the one with the highest mRI, with Holm's p."""
     best, ahead, alike = _pairs(results)
-
-    def each(pairs: list[Pair]) -> str:
-        text = "{} ({} [{}, {}], corrected p {})"
-        return listed(
-            [text.format(of.name, *map(rounded, of.less), p_value(of.p_corrected)) for of in pairs]
-        )
-
-    text = f"{best} has the highest mRI{results.one_training}."
-    text += f" It is ahead of {each(ahead)}, in points." if ahead else ""
-    text += f" It is not significantly different from {each(alike)}." if alike else ""
-    return _wrapped(text)
+    lines = [f"| method | mRI below {best}'s | corrected p |", "| --- | --- | --- |"]
+    for of in sorted([*ahead, *alike], key=lambda of: of.less[0]):
+        less, low, high = map(rounded, of.less)
+        lines.append(f"| {of.name} | {less} [{low}, {high}] | {p_value(of.p_corrected)} |")
+    return f"{best} has the highest mRI{results.one_training}.\n\n" + "\n".join(lines)
 
 
 def separated(results: Results) -> str:
@@ -130,10 +130,10 @@ def finding(key: str = "", name: str = "") -> Callable[[Results], str]:
 
 EXPERIMENTS = "docs/experiments.md"
 BLOCKS = (
-    Block("README.md", "emoji", "table", table),
+    Block("README.md", "emoji", "mri", mri),
+    Block("docs/demo.md", "emoji", "table", table),
     Block("docs/demo.md", "emoji", "compared", compared),
     Block("docs/demo.md", "emoji", "slides", slides),
-    Block("docs/campaigns.md", "emoji_vit", "vit", table),
     Block(EXPERIMENTS, "emoji_disjoint", "leak", finding("leak", "leak"), "leak"),
     Block(EXPERIMENTS, "emoji_upstream", "upstream", finding("upstream"), "upstream"),
     Block(EXPERIMENTS, "emoji_portions", "portions", finding("varied"), "portions"),
@@ -146,6 +146,7 @@ BLOCKS = (
     Block(EXPERIMENTS, "emoji_dynamics", "dynamics", finding("dynamics"), "dynamics"),
     Block(EXPERIMENTS, "emoji_shots", "shots", finding("varied"), "shots"),
     Block(EXPERIMENTS, "emoji_variants", "variants", finding(), "ranking"),
+    Block(EXPERIMENTS, "emoji_vit", "vit", table),
 )
 
 

@@ -1,4 +1,4 @@
-"""The Python API of the RIB engine: one function per command.
+"""The Python API of the RIB engine.
 
     import engine
     recipe = engine.load_recipe("emoji/ewc", "downstream=twemoji")
@@ -55,9 +55,11 @@ def load_recipe(name: str, *settings: Settings) -> Recipe:
 
 
 def train(name: str, *settings: Settings) -> Cell:
-    """Return the cell of a recipe, and train it if it is not in the store.
+    """Return the cell (fine-tuned model) of a recipe, from the store or trained now.
 
-    Raises RecipeError as `load_recipe` does.
+    Trains the recipe's first seed, and may download weights. The cell's `artifact.folder` holds
+    its files, and `name` its name. Raises RecipeError as `load_recipe` does, and DivergedError if
+    the loss or a weight is not finite.
     """
     from engine.cells import cell_plan
     from engine.cells.build import Builder
@@ -71,9 +73,11 @@ def train(name: str, *settings: Settings) -> Cell:
 def load_cell(folder: str | Path) -> nn.Module:
     """Load the trained cell in a folder as a timm model in eval mode, on the CPU.
 
-    Raises FileNotFoundError if the folder contains no weights (weight averages have none; write
-    their model with `rib export`), and ValueError if the weights do not match the architecture, or
-    the cell has an input prompt, which timm models do not support.
+    The transform (image size, mean, standard deviation, interpolation, crop) is in the folder's
+    cell.json; the model's `pretrained_cfg` is timm's default for the architecture. Raises
+    FileNotFoundError if the folder contains no weights (weight averages have none; write their
+    model with `rib export`), and ValueError if the weights do not match the architecture, or the
+    cell has an input prompt, which timm models do not support.
     """
     from safetensors.torch import load_file
 
@@ -98,7 +102,8 @@ def load_cell(folder: str | Path) -> nn.Module:
 def campaign(name: str, *settings: Settings, cores: int = 0) -> Path:
     """Run the missing parts of a campaign, as `rib campaign` does, and return its report's path.
 
-    With several models, returns the path of their common report. cores: CPU cores; 0 means all.
+    May run for hours, and prints progress. With several models, returns the path of their common
+    report. cores: CPU cores; 0 means all.
     Raises CampaignError if the campaign cannot finish, RecipeError for an invalid setting.
     """
     from engine.campaigns.schedulers import RunOptions
@@ -115,8 +120,10 @@ def campaign(name: str, *settings: Settings, cores: int = 0) -> Path:
 def results(name: str, *settings: Settings) -> pandas.DataFrame:
     """Accuracies of a finished campaign: one row per model and dataset.
 
-    Columns as in `accuracy.csv`: model, method, variant, alpha, setting, downstream (empty
-    before fine-tuning), evaluated_on, n, accuracy (percent), headline. Raises CampaignError if
+    Columns as in `accuracy.csv`: model (the pretrained model), method, variant (`canonical` or
+    `paper`), alpha (of weight averages), setting (varied keys), downstream (empty before
+    fine-tuning), evaluated_on, n (images), accuracy (percent), headline (whether tables show this
+    alpha). Raises CampaignError if
     there is no finished campaign with these settings.
     """
     from engine.campaigns import record
@@ -188,8 +195,10 @@ def evaluate(
     """Evaluate checkpoints of one architecture: one row per checkpoint and dataset.
 
     checkpoints: one or several files, or folders of cells or of timm. sets: by name, folders with
-    <class>/<image>. arch, classes: the architecture and the head's class names, if no file next to
-    the checkpoints contains them. Columns as in the file that `rib evaluate` writes; accuracy is in
+    <class>/<image>, webdataset or parquet files, or packs. arch, classes: the architecture and the
+    head's class names, if no file next to the checkpoints contains them. mask: the classes that a
+    prediction can be: all of the head's ("none"), the dataset's ("present"), or as in published
+    accuracies ("benchmark"). Columns as in the file that `rib evaluate` writes; accuracy is in
     percent. Raises ValueError as that command does.
     """
     import dataclasses
@@ -221,7 +230,9 @@ def distances(
 ) -> pandas.DataFrame:
     """Optimal Transport Dataset Distances between a campaign's datasets, as a square table.
 
-    options: those of `engine.otdd.problems.DistanceOptions`. NaN for pairs that did not converge.
+    Values are debiased, in squared units of the features (Alvarez-Melis & Fusi 2020); NaN for pairs
+    that did not converge. options: those of `engine.otdd.problems.DistanceOptions`, such as eps, a
+    fraction of the mean cost (0.05), and samples, the maximum per dataset (None: all).
     Raises ValueError as `rib distance` does.
     """
     import pandas

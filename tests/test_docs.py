@@ -10,7 +10,9 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from bench import reference
 from engine import cli, recipe
+from engine.commands import arguments
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
@@ -44,21 +46,22 @@ LAUNCHED = [f"train {words}" for words in commands(r"engine/launch\.py")]
 
 
 @pytest.mark.parametrize("line", [*commands("^rib"), *LAUNCHED])
-def test_commands_in_the_documents_parse_and_their_recipes_resolve(line):
-    arguments = cli.parse(shlex.split(line))
-    name = getattr(arguments, "name", "")
+def test_commands_in_the_documents_parse_and_their_recipes_resolve(line, monkeypatch):
+    for check in ("existing_folder", "existing_path", "existing_images"):
+        monkeypatch.setattr(arguments, check, Path)  # the files are the reader's
+    parsed = cli.parse(shlex.split(line))
+    name = getattr(parsed, "name", "")
     if line.startswith("train "):
-        name = next(iter(arguments.words), "").removeprefix("recipe=")
+        name = next(iter(parsed.words), "").removeprefix("recipe=")
     is_ready_made = name not in ("", "NAME") and not USERS_FILE.search(line)
     if line.startswith(("train ", "campaign ")) and is_ready_made:
-        recipe.load(name, arguments.overrides)
+        recipe.load(name, parsed.overrides)
 
 
 @pytest.mark.parametrize("line", mentions())
 def test_commands_in_the_text_have_such_options(line):
     name, *words = line.split()
-    _, parsers = cli.parser((cli.ALIASES.get(name, name),))
-    known = parsers[name].format_help()
+    known = arguments.build_parser([name])[1][name].format_help()
     assert all(word in known for word in words if word.startswith("--"))
 
 
@@ -69,6 +72,12 @@ def test_links_lead_to_files_and_documents_are_in_the_site(document):
     assert not [str(place) for place in places if not place.exists()]
     navigation = (ROOT / "mkdocs.yml").read_text().partition("\nnav:\n")[2]
     assert document.parent == ROOT or document.name in navigation
+
+
+@pytest.mark.slow
+def test_the_reference_is_of_todays_code():
+    committed = {path.name: path.read_text("utf-8") for path in reference.PAGES.iterdir()}
+    assert committed == reference.pages(), "run `make docs` and commit docs/reference"
 
 
 def test_every_requirement_is_pinned_but_those_that_fit_the_machine():

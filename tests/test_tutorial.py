@@ -1,4 +1,4 @@
-"""The tutorial docs/own-set.md, block by block, on the drawn campaign in place of the demo."""
+"""docs/your-checkpoints.md, block by block, on the drawn campaign in place of the demo."""
 
 import json
 import re
@@ -13,7 +13,7 @@ import timm
 from engine import cli
 from helpers import campaigns, grids
 
-PAGE = Path(__file__).parents[1] / "docs" / "own-set.md"
+PAGE = Path(__file__).parents[1] / "docs" / "your-checkpoints.md"
 PROGRAM = "python -c "
 # The demo's names, and those of the drawn campaign that take their place.
 DRAWN = {

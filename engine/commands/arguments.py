@@ -20,7 +20,7 @@ examples:
   rib train emoji/ewc seed=1       train one model"""
 SETTING = "setting, such as train.epochs=1; `rib train NAME --print` lists all keys"
 THE_CAMPAIGNS = "the campaign's settings"
-MODEL = "model name (docs/models.md), or YAML file"
+MODEL = "model name (docs/your-checkpoints.md), or YAML file"
 CLASS_NAMES = "class names in the order of the head's outputs, one per line"
 FEWEST = 12  # images per dataset of a smoke run: enough for two classes
 MOST_ALPHAS = 1000  # in a range; each is a model in memory

@@ -7,7 +7,7 @@ with infinitely many draws. Trainings with other seeds are independent, within a
 Half the width of an interval is the root of the sum of squares of its parts' half widths: over
 sources, and over the seeds of each table, each with its own Student's t (Zou and Donner 2008).
 Satterthwaite's degrees of freedom, which suffice where the variance is pooled over the rows of a
-campaign, cover too little with a pair of rows and few seeds (docs/numbers.md).
+campaign, cover too little with a pair of rows and few seeds (bench/README.md).
 """
 
 from __future__ import annotations

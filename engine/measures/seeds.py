@@ -4,7 +4,7 @@ A few seeds estimate their variance badly: with two, the estimate is below 0.1 t
 quarter of cases, and a test that uses it finds differences between equal methods. Methods of one
 grid are trained alike, so variance is pooled over the rows that train, and a number uses the larger
 of its own and the pooled variance, with the degrees of freedom of the pool. Variances over images
-and over seeds add up, with the degrees of freedom of Satterthwaite (1946). docs/numbers.md reports
+and over seeds add up, with the degrees of freedom of Satterthwaite (1946). bench/README.md reports
 the coverage, measured by `bench/simulated_seeds.py`.
 """
 

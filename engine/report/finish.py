@@ -66,7 +66,7 @@ def write_into(folder: Path, results: Results, *, figures: bool = False) -> Path
 
 
 def tables(results: Results) -> dict[str, pandas.DataFrame]:
-    """The report's CSV files by name, as described in docs/campaigns.md."""
+    """The report's CSV files by name, as described in docs/results.md."""
     grid, cells = results.grid, results.grid.cells
     headline = cells.drop_duplicates("arm").set_index("arm")["headline"]
     mri = grid.mri.table("mri")

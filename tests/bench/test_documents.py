@@ -80,7 +80,7 @@ def test_rows_are_compared_with_the_highest_and_slides_stand_beside():
     )
     text = documents.compared(made)
     assert text.startswith("LwF has the highest mRI (one training).")
-    assert re.search(r"It is ahead of FT \(6\.0 \[\d\.\d, \d\.\d\], corrected p <0\.001\)", text)
+    assert re.search(r"^\| FT \| 6\.0 \[\d\.\d, \d\.\d\] \| <0\.001 \|$", text, re.M)
     assert documents.slides(made).splitlines()[2].startswith("| LwF | +8.0 |")
     text = "LwF has the highest mRI and is significantly ahead of 1 of the 1 others: FT."
     assert documents.separated(made).replace("\n", " ").endswith(text)
@@ -90,6 +90,10 @@ def test_a_quote_says_where_its_campaign_ran(tmp_path):
     settings = {"Classes": 4, "Versions": cells.versions()}
     attempts = [Attempt("prepare", "prepare", 86_400.0, 86_500.0, "A100")]
     record = reports.finished(tmp_path, settings=settings, attempts=attempts)
-    text = documents.finding()(of_campaign(record)).replace("\n", " ")
+    results = of_campaign(record)
+    text = documents.finding()(results).replace("\n", " ")
     run = f"A100, torch {torch.__version__}, 1970-01-02.)"
     assert text.startswith("*This run:*") and text.endswith(run)
+    lines = documents.mri(results).splitlines()
+    assert lines[0] == "| method | mRI |" and len(lines) > 4
+    assert lines[-1].endswith("1970-01-02.)")

@@ -165,7 +165,7 @@ def test_copies_of_an_image_count_once_in_the_interval_of_a_small_share():
 
 
 def test_intervals_and_tests_hold_about_as_often_as_they_say():
-    """A few simulated campaigns; docs/numbers.md has 500."""
+    """A few simulated campaigns; bench/README.md has 500."""
     shares = {kind: share for kind, (share, _) in simulated_campaigns.table(8, 200).items()}
     for kind in ("accuracy", "RI", "lost", "gained", "effective_robustness", "change"):
         assert 0.86 <= shares[kind] <= 0.98, (kind, shares[kind])

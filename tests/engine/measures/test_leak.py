@@ -95,7 +95,7 @@ def interval(gains: np.ndarray) -> np.ndarray:
 
 
 def test_intervals_of_the_leak_hold_as_often_as_they_say(made):
-    """Of 2,000 benchmarks (docs/numbers.md), by the arithmetic that the made one's are made by."""
+    """Of 2,000 benchmarks (bench/README.md), by the arithmetic that the made one's are made by."""
     of, results = made
     table = of_methods(results)
     for method in TITLES:

@@ -174,7 +174,7 @@ def test_numbers_that_no_seed_changes_have_no_variance_and_lend_none():
 
 @pytest.mark.parametrize("r", [1, 10])
 def test_tests_of_equal_methods_hold_at_their_level(r):
-    """A few simulated campaigns; docs/numbers.md has 2,000 in a cell."""
+    """A few simulated campaigns; bench/README.md has 2,000 in a cell."""
     assert simulated_seeds.of_seeds(400, 2, r, "independent", before=True)[0] > 0.12
     for rows_are in ("independent", "like the demo's"):
         for claimed, held, _ in (

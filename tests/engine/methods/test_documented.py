@@ -31,7 +31,7 @@ def test_a_row_says_what_the_method_asks_for(name):
     campaign = "imagenet_rib_clip" if name in OF_CLIP else "emoji"
     options = recipe.load(f"{campaign}/fine_tune", recipe.parsed([f"method={name}"])).method
     method = modules.find(options.module).Method(options)
-    needs, _, passes, _, choices = table()[name]
+    _, needs, passes, _, choices = table()[name]
     assert needs.removesuffix(", twice") == ", ".join(TITLES[each] for each in options.needs)
     assert passes == ("-" if isinstance(method, Derived) else f"{method.passes:g}")
     assert all(hasattr(options, key.strip("` ")) for key in choices.split(",") if key)

@@ -1,4 +1,4 @@
-"""Every form of a name in docs/models.md can be planned, and CLIP's heads are ImageNet's."""
+"""Every form of a name in docs/your-checkpoints.md can be planned; CLIP's heads are ImageNet's."""
 
 import re
 
@@ -9,7 +9,8 @@ from engine import cli, recipe
 from engine.errors import RecipeError
 from engine.recipe import parsed
 
-DOCUMENT = (recipe.ROOT.parent / "docs" / "models.md").read_text("utf-8")
+PAGE = (recipe.ROOT.parent / "docs" / "your-checkpoints.md").read_text("utf-8")
+NAMED = PAGE.split("## Names of models\n")[1]
 OPEN_CLIP = "open_clip:ViT-B-32/openai"
 NAMES = {
     "NAME": "test_vit.r160_in1k",
@@ -27,7 +28,7 @@ NAMES = {
 
 
 def test_the_table_of_names_is_whole():
-    column = [row.split("|")[1] for row in DOCUMENT.splitlines() if row.startswith("| ")]
+    column = [row.split("|")[1] for row in NAMED.splitlines() if row.startswith("| ")]
     forms = {name for cell in column for name in re.findall(r"`([^`]+)`", cell)}
     assert forms - {".yaml"} == NAMES.keys()
 

@@ -29,7 +29,7 @@ def folder(tmp_path_factory):
 
 def test_the_documented_schema_is_that_of_the_types_and_the_file_fits_it(folder):
     schema = json.loads(SCHEMA.read_text("utf-8"))
-    assert schema == results_file.schema(), "write it anew: see docs/campaigns.md"
+    assert schema == results_file.schema(), "write it anew: see docs/results.md"
     written = json.loads((folder / "results.json").read_bytes())
     jsonschema.validate(written, schema)
     with pytest.raises(jsonschema.ValidationError):

@@ -1,0 +1,171 @@
+"""The pages of docs/reference/, written from the code, and the site: `python -m bench.reference`.
+
+Recipe keys come from the schema, commands from their parsers, methods and Python functions from
+docstrings. A test compares the committed pages with the code. The site's sources are copied to
+build/docs, with links as the site needs them; `make docs` builds the site.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import importlib
+import inspect
+import re
+import shutil
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from engine.commands import arguments, recipes
+from engine.recipe import schema
+from engine.recipe.typed import words as type_in_words
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = ROOT / "docs" / "reference"
+SITE = ROOT / "build" / "docs"
+OUTSIDE = {
+    "README.md": "index.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changes.md",
+}
+SECTIONS = {  # of a recipe, by the class of `engine.recipe.schema` that holds its keys
+    "Recipe": "",
+    "ModelRecipe": "model.",
+    "WeightsRecipe": "model.weights.",
+    "HeadRecipe": "model.head.",
+    "DatasetRecipe": "dataset.",
+    "OptimizerRecipe": "optimizer.",
+    "TrainRecipe": "train.",
+    "EvaluateRecipe": "evaluate.",
+}
+MODULES = ("engine", "kernels", "kernels.transport")  # of the Python reference
+
+
+def main() -> int:
+    PAGES.mkdir(exist_ok=True)
+    for name, text in pages().items():
+        (PAGES / name).write_text(text, "utf-8")
+    _copy_site()
+    return 0
+
+
+def pages() -> dict[str, str]:
+    """The text of each page of docs/reference, by file name."""
+    made = {
+        "recipe.md": ("Recipe keys", _recipe()),
+        "commands.md": ("Commands", _commands()),
+        "methods.md": ("Methods", _methods()),
+        "campaigns.md": ("Recipes", iter([f"```text\n{recipes.everything()}\n```\n"])),
+        "python.md": ("Python", _python()),
+    }
+    return {name: f"# {title}\n\n" + "\n".join(lines) for name, (title, lines) in made.items()}
+
+
+def _copy_site() -> None:
+    shutil.copytree(ROOT / "docs", SITE, dirs_exist_ok=True)
+    for source, name in OUTSIDE.items():
+        shutil.copy(ROOT / source, SITE / name)
+    for page in SITE.rglob("*.md"):
+        text = re.sub(r"\]\((?:\.\./)?docs/", "](", page.read_text("utf-8"))
+        text = re.sub(r"\]\((?:\.\./)?CONTRIBUTING\.md", "](contributing.md", text)
+        outside = r"\[([^\]]+)\]\((?:\.\./|tests/|SECURITY|CITATION|LICENSE)[^)]*\)"
+        text = re.sub(outside, r"`\1`", text)  # files that the site does not have
+        page.write_text(text, "utf-8")
+
+
+def _recipe() -> Iterator[str]:
+    source = inspect.getsource(schema)
+    lines = source.splitlines()
+    classes = {node.name: node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)}
+    for name, prefix in SECTIONS.items():
+        node, types = classes[name], get_type_hints(getattr(schema, name), include_extras=True)
+        yield f"## `{prefix.rstrip('.') or 'top level'}`\n\n{ast.get_docstring(node) or ''}\n"
+        yield "| key | type | default | meaning |\n|---|---|---|---|"
+        for field in node.body:
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+                cells = [f"`{field.target.id}`", type_in_words(types[field.target.id])]
+                yield _row(*cells, _default(field.value), _comment(lines, field))
+        yield ""
+
+
+def _default(value: ast.expr | None) -> str:
+    text = ast.unparse(value) if value else "MISSING"
+    if text == "MISSING":
+        return "must be given"
+    made = re.fullmatch(r"field\(default_factory=(?:lambda: )?(.*)\)", text)
+    made_of = {"list": "[]", "dict": "{}"}
+    if made:
+        text = made_of.get(made[1], made[1])
+    return "see its section" if text.endswith("Recipe") else f"`{text}`"
+
+
+def _comment(lines: list[str], field: ast.AnnAssign) -> str:
+    """The comment behind a field, or the lines of comments above it."""
+    behind = lines[(field.end_lineno or field.lineno) - 1].partition("  # ")[2]
+    above: list[str] = []
+    at = field.lineno - 2
+    while not behind and lines[at].strip().startswith("# "):
+        above.insert(0, lines[at].strip()[2:])
+        at -= 1
+    return behind or " ".join(above)
+
+
+def _commands() -> Iterator[str]:
+    """Tables in place of argparse's help, whose layout depends on Python's version."""
+    for name, parser in arguments.build_parser([*arguments.COMMANDS])[1].items():
+        yield f"## `rib {name}`\n"
+        if parser.description:
+            yield f"```text\n{parser.description.strip()}\n```\n"
+        yield "| argument | meaning |\n|---|---|"
+        for action in parser._actions:
+            if action.dest != "help" and action.help != argparse.SUPPRESS:
+                yield _row(f"`{_spelling(action)}`", action.help or "")
+        yield ""
+
+
+def _spelling(action: argparse.Action) -> str:
+    if action.nargs == 0:
+        return action.option_strings[-1]
+    choices = f"{{{','.join(action.choices)}}}" if action.choices else ""
+    value = (
+        action.metavar or choices or (action.dest.upper() if action.option_strings else action.dest)
+    )
+    return " ".join([*action.option_strings[-1:], value if isinstance(value, str) else value[0]])
+
+
+def _methods() -> Iterator[str]:
+    for path in sorted((ROOT / "engine/methods").rglob("*.py"), key=lambda path: path.stem):
+        tree = ast.parse(path.read_text("utf-8"))
+        names = {getattr(node, "name", "") for node in tree.body}
+        assigned = [n.targets[0] for n in tree.body if isinstance(n, ast.Assign)]
+        names |= {target.id for target in assigned if isinstance(target, ast.Name)}
+        if "Method" in names:
+            yield f"## `{path.stem}`\n\n{ast.get_docstring(tree)}\n"
+
+
+def _python() -> Iterator[str]:
+    for name in MODULES:
+        module = importlib.import_module(name)
+        yield f"## `{name}`\n\n```text\n{inspect.getdoc(module)}\n```\n"
+        for public in module.__all__:
+            definition = getattr(module, public)
+            yield f"### `{name}.{public}`\n\n```python\n{_declaration(definition)}\n```\n"
+            yield f"{inspect.getdoc(definition)}\n"
+
+
+def _declaration(definition: Any) -> str:
+    """The line that declares a function, or a class's constructor."""
+    lines = ast.unparse(ast.parse(textwrap.dedent(inspect.getsource(definition)))).splitlines()
+    heads = [line for line in lines if line.startswith(("def ", "class ", "    def __init__"))]
+    return heads[-1].strip().removesuffix(":")
+
+
+def _row(*cells: str) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
