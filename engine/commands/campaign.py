@@ -174,13 +174,15 @@ def _faults_of_warmup(plans: Collection[Plan]) -> Iterator[str]:
             continue
         from engine.cost import work  # late: it loads torch
 
-        counts = functools.cache(functools.partial(work.counts_of, plan.recipe))
+        dataset = plan.recipe.dataset
+        counts = functools.cache(kind_of(dataset).counts)
         for cell in trained:
             try:
                 images, classes = counts(cell.downstream)
             except ValueError:  # a folder that cannot be read is another fault
                 continue
             try:
+                images = min(images, dataset.limit or images)
                 most = min(images, work.trained_on(cell, images, classes) + classes)
                 cell.train.warmup(cell.train.steps(most))
             except ValueError as error:

@@ -51,6 +51,9 @@ def leak(results: Results) -> Section | None:
         return None
     data = results.shown[["arm", *ARM]].merge(results.leak, on="arm").drop(columns="arm")
     of_methods = data["downstream"] == ""
+    by_dataset = data[~of_methods]
+    whole = by_dataset["evaluated_on"] == ""
+    by_dataset = by_dataset.assign(evaluated_on=by_dataset["evaluated_on"].mask(whole, "all"))
     return _section(
         results,
         "leak",
@@ -71,7 +74,7 @@ def leak(results: Results) -> Section | None:
             Table(
                 "leak-by-dataset",
                 "The same, by downstream dataset, and by dataset with its photos.",
-                data[~of_methods].replace({"evaluated_on": {"": "all"}}),
+                by_dataset,
             ),
         ],
         is_open=True,

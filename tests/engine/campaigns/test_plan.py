@@ -43,7 +43,7 @@ def test_a_grid_of_one_cell_is_prepared(folder, tmp_path, monkeypatch):
     class MadeBase(Exception):
         pass
 
-    monkeypatch.setattr(Builder, "run", property(mock.Mock(side_effect=MadeBase)))
+    monkeypatch.setattr(Builder, "base", property(mock.Mock(side_effect=MadeBase)))
     plan = planned(folder, f"runs={tmp_path}", "methods=[fine_tune]", "downstreams=[few]")
     with pytest.raises(MadeBase):
         jobs.prepare(plan, torch.device("cpu"))

@@ -185,7 +185,7 @@ def test_a_file_of_ffcvs_users_becomes_a_pack_without_images(tmp_path, capsys, m
     assert "requires --classes FILE, with one name per line" in capsys.readouterr().err
     command += ["--classes", "classes.txt"]
     assert cli.main(["encode", "fourth", *command[2:]]) == 2
-    assert "mine has no set 'fourth'; it has " in capsys.readouterr().err
+    assert "mine has no dataset 'fourth'; it has " in capsys.readouterr().err
     assert cli.main([*command, "--partial"]) == 2
     assert "--partial and --yes require --source" in capsys.readouterr().err
     of_c = ["encode", "imagenet_c", *command[2:4], "--classes", "classes.txt", *words[:2]]

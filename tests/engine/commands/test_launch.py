@@ -48,7 +48,7 @@ def test_rib_train_is_launch(capsys, monkeypatch):
     for words in ([], ["recipe=", "--local_rank", "3"]):  # which the launcher `deepspeed` adds
         assert cli.main(["train", *words]) == 0
         shown = capsys.readouterr().out
-        assert shown.startswith("rib train recipe=NAME")
+        assert shown.startswith("rib train CAMPAIGN/METHOD")
         assert all(name in shown for name in ("emoji_shots", "greedy_soup", "--print"))
 
 
