@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from loaders import rgb
+from loaders import decoding
 from loaders.files import locks
 from loaders.files.durable import digest, file_hash
 from loaders.files.root import Root
@@ -60,8 +60,8 @@ class Encoder(Protocol):
 class Images:
     """Encodes image files: opens them, converts them to RGB and transforms them.
 
-    `open_image(payload)` returns a PIL image. `rgb.to_rgb` converts it, compositing transparent
-    pixels on `background`. `transform(image)` returns uint8 [H, W, 3], the same shape for each
+    `open_image(payload)` returns a PIL image. `decoding.to_rgb` converts it, with transparent
+    pixels composited on `background`. `transform(image)` returns uint8 [H, W, 3], the same shape for each
     image. `format`: raw pixels, or JPEG of quality 90. Raises OSError naming an image that the disk
     or the network failed to deliver.
     """
@@ -69,11 +69,11 @@ class Images:
     open_image: Callable[[Any], Image.Image]
     transform: Callable[[Image.Image], np.ndarray]
     format: Literal["raw", "jpeg"] = "raw"
-    background: str = rgb.WHITE
+    background: str = decoding.WHITE
 
     def __call__(self, item: Item) -> Stored | str:
         try:
-            image, remark = rgb.to_rgb(self.open_image(item.payload), self.background)
+            image, remark = decoding.to_rgb(self.open_image(item.payload), self.background)
             pixels = self.transform(image)
         except (MemoryError, ImportError):  # faults of the machine, not of the image
             raise

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from loaders import parquet, rgb
+from loaders import decoding, parquet
 from loaders.pack import Item
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".ppm", ".tif", ".tiff")
@@ -143,8 +143,8 @@ def read(place: Place | parquet.Row) -> bytes:
 
 
 def open_image(place: Place | parquet.Row) -> Image.Image:
-    """Returns the image as stored; raises as `read` and `rgb.open_image` do."""
-    return rgb.open_image(io.BytesIO(read(place)))
+    """Returns the image as stored; raises as `read` and `decoding.open_image` do."""
+    return decoding.open_image(io.BytesIO(read(place)))
 
 
 def first_names(names: Sequence[str], most: int = 3) -> str:

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine import recipe
+from engine.campaigns import seed_probe
 from engine.did_you_mean import nearest
 from engine.errors import RecipeError
 from engine.measures.setting import PLAIN, Scalar, Setting
 from engine.recipe import text
-from engine.recipe.campaigns import DOWNSTREAMS, PROBE, VARY
+from engine.recipe.campaigns import DOWNSTREAMS, VARY
 from engine.recipe.checks import check_terms
 from engine.recipe.effects import effect_of
 from engine.recipe.resolve import VARIANT
@@ -110,38 +111,11 @@ def columns_of(grid: recipe.GridKeys, cells: Sequence[Recipe]) -> tuple[Column, 
                 "too long for a file's name; vary fewer keys"
             )
         columns.append(column)
-    return (*columns, *_probes(grid, downstreams, cells))
-
-
-def _probes(
-    grid: recipe.GridKeys, downstreams: Sequence[str], cells: Sequence[Recipe]
-) -> list[Column]:
-    """Columns to train again with the next seed: the middle one, or several spread evenly.
-
-    Campaigns list datasets from near to far. There are no probes if seeds or settings vary, or with
-    a single row or no more columns than probes.
-    """
-    first, obstacle = cells[0], ""
-    if grid.vary or first.seeds > 1:
-        obstacle = f"{VARY} or several seeds"
-    elif len(cells) == 1 or len(downstreams) <= grid.probe:
-        obstacle = f"{len(cells)} of a campaign's rows and {len(downstreams)} of its columns"
-    if obstacle and grid.probe and PROBE in grid.given:
-        raise RecipeError(
-            f"{grid.source(PROBE)}: {PROBE}={grid.probe} needs at least two rows, a single seed "
-            f"and setting, and more columns than probes, and does not work with {obstacle}; leave "
-            "it out"
-        )
-    if obstacle:
-        return []
-    seed = first.seed + 1
-    return [
+    probes = (
         Column(name, Setting({SEED: seed}), is_probe=True)
-        for name in (
-            downstreams[(2 * k + 1) * len(downstreams) // (2 * grid.probe)]
-            for k in range(grid.probe)
-        )
-    ]
+        for name, seed in seed_probe.probed_columns(grid, downstreams, cells)
+    )
+    return (*columns, *probes)
 
 
 def _check_keys(source: str, vary: Mapping[str, Sequence[Any]], cells: Sequence[Recipe]) -> None:

@@ -32,7 +32,7 @@ from loaders.files.typed_json import DamagedFile
 
 if TYPE_CHECKING:
     from engine.measures.predictions import Ensemble
-    from engine.otdd.distances import Matrix
+    from engine.otdd.distance_matrix import Matrix
 
 AS_BEFORE = "with the same arguments"
 RUNS = Path(Recipe.runs)
@@ -124,7 +124,7 @@ class Record:
         """The distances between all sets, if they are known."""
         if self.distances is None:
             return None
-        from engine.otdd.distances import Matrix  # late: it loads pandas
+        from engine.otdd.distance_matrix import Matrix  # late: it loads pandas
 
         return Matrix.of(self.distances)
 

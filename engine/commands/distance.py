@@ -15,7 +15,7 @@ from engine.report import console
 from loaders.files.root import Root
 
 if TYPE_CHECKING:
-    from engine.otdd.distances import Matrix
+    from engine.otdd.distance_matrix import Matrix
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -28,7 +28,7 @@ def run(arguments: argparse.Namespace) -> None:
     first_line.show(f"reading the sets of {arguments.campaign}")
     from engine.cells.build import Builder  # here, because these import torch
     from engine.machine import ranks
-    from engine.otdd import distances, problems, solve
+    from engine.otdd import distance_matrix, problems, solve
     from engine.report import page
     from engine.report.sections import distances as section
 
@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> None:
     key = short_digest(made_of | {"options": dataclasses.asdict(options)})
     runs = Root(Path(resolved.runs))
     folder = runs.make(f"distance/{resolved.model.name}-{key}")  # raises if part of it is a link
-    distances.write_csv(folder / "distances.csv", matrix)
+    distance_matrix.write_csv(folder / "distances.csv", matrix)
     heading = f"Distances between datasets for {resolved.model.name}"
     files = ("distances.csv", "distances_pairs.csv")
     sections = [section.of_matrix(matrix)]

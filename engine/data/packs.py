@@ -15,7 +15,7 @@ from engine.data import smoke
 from engine.data.kinds import kind_of
 from engine.machine.files import short_digest
 from engine.recipe.schema import DatasetRecipe, ModelRecipe, Recipe
-from loaders import rgb
+from loaders import decoding
 from loaders.adopt import part
 from loaders.beton import page_size_of
 from loaders.encode import Images, encode, left_out
@@ -105,7 +105,7 @@ def make_pack(
     known = {"group_depth": listing.group_depth, "faults": list(listing.faults)}
     extra: dict[str, Any] = {key: value for key, value in known.items() if value}
     extra["identity"] = identity(dataset, recipe.model, name)
-    if rgb.colour(dataset.background) != rgb.colour(rgb.WHITE):
+    if decoding.colour(dataset.background) != decoding.colour(decoding.WHITE):
         extra["background"] = dataset.background
     pack_format: Any = dataset.pack_format  # checked with the recipe
     return encode(
@@ -134,8 +134,8 @@ def identity(dataset: DatasetRecipe, model: ModelRecipe, name: str) -> dict[str,
         key["limit"] = dataset.limit
     if dataset.undecodable == "skip":
         key["undecodable"] = "skip"
-    if rgb.colour(dataset.background) != rgb.colour(rgb.WHITE):
-        key["background"] = list(rgb.colour(dataset.background))
+    if decoding.colour(dataset.background) != decoding.colour(decoding.WHITE):
+        key["background"] = list(decoding.colour(dataset.background))
     return key | {"set": name, "transform": models.transform(model).spec, "format": PACK_FORMAT}
 
 

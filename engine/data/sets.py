@@ -19,7 +19,7 @@ from engine.data.kinds import kind_of
 from engine.data.packs import pack_of
 from engine.did_you_mean import closest, nearest
 from engine.machine import ranks
-from engine.measures import relations
+from engine.measures import disjoint
 from engine.recipe.schema import DatasetRecipe, Recipe
 from loaders.benchmarks import imagenet_c
 from loaders.pack import Pack
@@ -183,7 +183,7 @@ class Sets:
         return self._open[name]
 
     def photos(self, name: str) -> frozenset[str]:
-        """The photos of a dataset (`relations.photos`)."""
+        """The photos of a dataset (`disjoint.photos`)."""
         if name not in self._photos:
             self._photos[name] = photos_of(self[name].pack)
         return self._photos[name]
@@ -196,7 +196,7 @@ class Sets:
         """The number of images of a split that show photos which fitted the head.
 
         0 if the weights include the head, or if sources do not identify the photos
-        (`relations.photos`).
+        (`disjoint.photos`).
         """
         head_set = self.recipe.head_set
         if not head_set or not self.photos(head_set):
@@ -232,8 +232,8 @@ class Sets:
 
 
 def photos_of(pack: Pack) -> frozenset[str]:
-    """The photos of a pack (`relations.photos`)."""
-    return relations.photos(pack.sources, pack.labels)
+    """The photos of a pack (`disjoint.photos`)."""
+    return disjoint.photos(pack.sources, pack.labels)
 
 
 def _split(pack: Pack, dataset: DatasetRecipe) -> tuple[str, np.ndarray, np.ndarray]:

@@ -12,7 +12,7 @@ RI_i = 1/(n-1) sum_{j != i} (A_i^(j) - A_pre^(j)), and mRI is the mean of RI_i o
 A campaign may fine-tune on datasets (`downstreams`) other than those of RI (`sets`), such as the
 upstream dataset. RI_i is the mean over all of `sets` except i, and mRI the mean over `downstreams`.
 
-Disjoint RI and mRI exclude datasets related to the downstream dataset (`relations`).
+Disjoint RI and mRI exclude datasets related to the downstream dataset (`disjoint`).
 """
 
 from __future__ import annotations
@@ -27,15 +27,7 @@ import numpy as np
 import pandas
 from scipy import sparse
 
-from engine.measures import (
-    bootstrap,
-    evaluated,
-    predictions,
-    relations,
-    scores,
-    seeds,
-    shares,
-)
+from engine.measures import bootstrap, disjoint, evaluated, predictions, scores, seeds, shares
 from engine.measures.bootstrap import DRAWS
 from engine.measures.rows import PRE, Arm, Evaluation, ModelOnSet
 from engine.measures.seeds import SeedError
@@ -72,7 +64,7 @@ class Grid:
     float64 [S, cells]; trained: the same as a table, one row per cell and seed. again: float64
     [cells], the accuracy of a second training of some columns (a seed probe), NaN for others; None
     without a probe. related: the related
-    datasets (`relations.of`), empty if excluding them changes no RI.
+    datasets (`disjoint.of`), empty if excluding them changes no RI.
     """
 
     sets: tuple[str, ...]
@@ -86,7 +78,7 @@ class Grid:
     trained: pandas.DataFrame
     again: np.ndarray | None = None
     related: pandas.DataFrame = field(
-        default_factory=lambda: pandas.DataFrame(columns=relations.COLUMNS)
+        default_factory=lambda: pandas.DataFrame(columns=disjoint.COLUMNS)
     )
 
     @functools.cached_property
@@ -348,7 +340,7 @@ def gather(
         for name, places in by_set.items()
     }
     photos = {name: predictions.photos_of(evaluations[k].path) for name, k in whole.items()}
-    related = relations.of(photos, families)
+    related = disjoint.related_datasets(photos, families)
     counts = related["set"].isin(sets) & related["related_to"].isin(downstreams or sets)
     related = related if counts.any() else related[:0]
     names = scores.names(scores.PER_IMAGE, scores.BEFORE_AFTER)

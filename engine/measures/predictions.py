@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from engine.measures import relations, temperature_scaling
+from engine.measures import disjoint, temperature_scaling
 from engine.measures.temperature_scaling import Temperature
 
 log = logging.getLogger(__name__)
@@ -115,9 +115,9 @@ def read(path: Path) -> pa.Table:
 
 
 def photos_of(path: Path) -> frozenset[str]:
-    """The photos (`relations.photos`) of an evaluation."""
+    """The photos (`disjoint.photos`) of an evaluation."""
     table = read(path)
-    return relations.photos(table["source"].to_numpy(), table["label"].to_numpy())
+    return disjoint.photos(table["source"].to_numpy(), table["label"].to_numpy())
 
 
 def mix_of(path: Path) -> dict[str, float] | Ensemble:

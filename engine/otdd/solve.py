@@ -22,7 +22,7 @@ from typing import TypeVar
 import numpy as np
 
 from engine.evaluation import features
-from engine.otdd.distances import Matrix
+from engine.otdd.distance_matrix import Matrix
 from engine.otdd.problems import Certified, Cloud, DistanceOptions, Labelled, Pair, Problems
 from engine.otdd.side_by_side import side_by_side, workers
 from engine.run import Run

@@ -15,7 +15,7 @@ _NAME_BYTES = 100  # names of cells' folders contain a method and a dataset
 
 def checked(recipe: Recipe) -> Recipe:
     """Returns the recipe. Raises RecipeError, naming a key that conflicts with the others."""
-    from loaders.rgb import colour  # imported here because it loads Pillow
+    from loaders.decoding import colour  # imported here because it loads Pillow
 
     try:
         colour(recipe.dataset.background)

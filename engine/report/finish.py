@@ -14,7 +14,7 @@ from engine.machine.files import write_atomic
 from engine.measures.intervals import intervals
 from engine.measures.metrics import KEY, measures
 from engine.measures.tables import with_ends, write_csv
-from engine.otdd import distances
+from engine.otdd import distance_matrix
 from engine.report import exports, headline, page, results_file, sections, terminal, tuning
 from engine.report.results import Results, of_campaign
 from engine.report.sections import about
@@ -40,7 +40,7 @@ def write_into(folder: Path, results: Results, *, figures: bool = False) -> Path
     write_atomic(folder / CITATIONS, f"{about.bibtex(results)}\n".encode())
     names = [*made, RESULTS, CITATIONS]
     if (matrix := record.matrix()) is not None:
-        distances.write_csv(folder / "distances.csv", matrix)
+        distance_matrix.write_csv(folder / "distances.csv", matrix)
         names += ["distances.csv", "distances_pairs.csv"]
     parts = sections.of(results)
     exports.write(folder, parts, drawn=figures)

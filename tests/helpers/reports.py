@@ -14,7 +14,7 @@ from engine.campaigns.plan_folder import PlanFolder
 from engine.campaigns.record import FinishedCampaign, Row
 from engine.data import thumbnails
 from engine.measures.rows import PRE
-from engine.otdd.distances import Matrix
+from engine.otdd.distance_matrix import Matrix
 from helpers import made_results, stores
 from loaders.files.durable import file_hash
 

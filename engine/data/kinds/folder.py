@@ -106,6 +106,6 @@ class Folder(Kind):
 def _photos(root: Path) -> frozenset[str]:
     items = folders.read(root).items
     sources, labels = [item.source for item in items], [item.label for item in items]
-    from engine.measures import relations  # late: planning imports no pandas
+    from engine.measures import disjoint
 
-    return relations.photos(np.array(sources), np.array(labels))
+    return disjoint.photos(np.array(sources), np.array(labels))

@@ -9,7 +9,7 @@ import pandas
 
 from engine.measures import correlation
 from engine.measures.tables import extremes, ordered
-from engine.otdd.distances import Matrix, pairs
+from engine.otdd.distance_matrix import Matrix, pairs
 from engine.report import charts
 from engine.report.results import FINE_TUNE, Results
 from engine.report.section import Figure, Section

@@ -18,7 +18,7 @@ from engine.machine.files import cache_folder
 from engine.recipe import parsed
 from helpers import imagenet_trees as trees
 from helpers.encoded_rib import SUBSAMPLE
-from loaders import rgb
+from loaders import decoding
 from loaders.beton import RAW, BetonWriter
 from loaders.resident import Resident
 from loaders.stream import Stream
@@ -80,8 +80,8 @@ def test_the_whole_of_imagenet_c_is_confirmed_first(rib, capsys, monkeypatch):
 def test_an_interrupted_command_goes_on(rib, capsys, monkeypatch):
     words = (IN_C, rib.folder / "c", "--partial", "model.crop=0.6")
     turns = [*[mock.DEFAULT] * 40, KeyboardInterrupt, *[mock.DEFAULT] * (SUBSAMPLE - 40)]
-    to_rgb = mock.Mock(wraps=rgb.to_rgb, side_effect=turns)
-    monkeypatch.setattr(rgb, "to_rgb", to_rgb)
+    to_rgb = mock.Mock(wraps=decoding.to_rgb, side_effect=turns)
+    monkeypatch.setattr(decoding, "to_rgb", to_rgb)
     assert rib.encode(*words) == 130
     capsys.readouterr()
     assert rib.encode(*words) == 0 and to_rgb.call_count == SUBSAMPLE + 1

@@ -13,7 +13,7 @@ import torch
 from engine import cli
 from engine.evaluation import features
 from engine.otdd import problems, solve
-from engine.otdd.distances import Matrix, write_csv
+from engine.otdd.distance_matrix import Matrix, write_csv
 from engine.otdd.problems import DistanceOptions, Labelled
 from engine.otdd.solve import matrix
 from engine.report.sections import distances as section

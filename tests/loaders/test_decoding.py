@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import EpsImagePlugin, Image, UnidentifiedImageError
 
-from loaders.rgb import colour, open_image, to_rgb
+from loaders.decoding import colour, open_image, to_rgb
 
 LEVELS = np.array([[0, 255, 256, 32768, 65535]], np.uint16)
 RED = (200, 40, 40)

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from bench import throughput
+from bench import published_throughput
 from engine.cost import rates
 from engine.cost.rates import Fit
 
@@ -14,7 +14,7 @@ TRUE = Fit(full_rate=0.5, half_rate=0.9, eager=4.0, compiled=2.5, training=1.6)
 @pytest.mark.slow
 def test_published_throughputs_are_predicted_within_a_quarter(capsys):
     """By constants that the row's architecture, or its GPU, had no part in as well."""
-    rows = list(throughput.rows())
+    rows = list(published_throughput.rows())
     assert len(rows) == 72 and all(0.6 < row["ratio"] < 1.6 for row in rows)
     printed = capsys.readouterr().out
     assert "median error, fitted without the row's architecture" in printed
@@ -23,25 +23,25 @@ def test_published_throughputs_are_predicted_within_a_quarter(capsys):
 
 
 @pytest.fixture
-def made() -> list[throughput.Throughput]:
+def made() -> list[published_throughput.Throughput]:
     """Throughputs of two models, exactly as the constants of `TRUE` say."""
     rows = []
     for model, operations, elements in (("a", 1e9, 3e6), ("b", 3e10, 2e7)):
         for gpu in rates.CONSUMER:
             for kind in ("inference", "inference compiled", "training"):
-                row = throughput.Throughput(model, gpu, kind, 1.0, operations, elements)
+                row = published_throughput.Throughput(model, gpu, kind, 1.0, operations, elements)
                 rows.append(dataclasses.replace(row, published=row.predicted(TRUE)))
     return rows
 
 
 def test_the_constants_are_found_again(made):
-    found = throughput.fitted(made)
+    found = published_throughput.fitted(made)
     assert dataclasses.astuple(found) == pytest.approx(dataclasses.astuple(TRUE), rel=0.02)
 
 
 def test_a_constant_that_rows_do_not_tell_stays_as_it_is(made):
     eager = [row for row in made if row.kind == "inference"]
-    found = throughput.fitted(eager)
+    found = published_throughput.fitted(eager)
     assert (found.compiled, found.training) == (rates.FIT.compiled, rates.FIT.training)
     assert found.eager == pytest.approx(TRUE.eager, rel=0.02)
 
@@ -49,7 +49,7 @@ def test_a_constant_that_rows_do_not_tell_stays_as_it_is(made):
 def test_what_is_left_out_has_no_part_in_its_prediction(made):
     """The rows of one model are 10 times too fast, which the others' constants do not know."""
     fast = [dataclasses.replace(row, published=10 * row.published) for row in made[12:]]
-    ratios = throughput.left_out([*made[:12], *fast], lambda row: row.model)
+    ratios = published_throughput.left_out([*made[:12], *fast], lambda row: row.model)
     assert ratios["b"] == pytest.approx([0.1] * 12, rel=0.05)
-    by_gpu = throughput.left_out(made, lambda row: row.gpu)
+    by_gpu = published_throughput.left_out(made, lambda row: row.gpu)
     assert list(by_gpu) == ["RTX 3090", "RTX 4090", "RTX 5090"], "one GPU has the full rate"

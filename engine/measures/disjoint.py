@@ -28,7 +28,7 @@ def photos(sources: np.ndarray, labels: np.ndarray) -> frozenset[str]:
     return frozenset(names.tolist() if len(names) > len(np.unique(labels)) else ())
 
 
-def of(
+def related_datasets(
     photos_of: Mapping[str, Set[str]], families: Mapping[str, Sequence[str]]
 ) -> pandas.DataFrame:
     """The related datasets, one row per ordered pair: the dataset, the related one, the percentage

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from engine.measures import intervals, relations
+from engine.measures import disjoint, intervals
 from engine.measures.rows import PRE
 from engine.report import headline, sections, terminal
 from helpers import made_results
@@ -71,7 +71,7 @@ def test_related_sets_by_share_of_photos_and_maker():
         "c": frozenset("9"),
         "d": frozenset(),
     }
-    table = relations.of(photos, {"x": ["c", "d"], "y": ["a"]})
+    table = disjoint.related_datasets(photos, {"x": ["c", "d"], "y": ["a"]})
     rows = [tuple(row) for row in table.itertuples(index=False)]
     assert rows == [("a", "b", 40, ""), ("b", "a", 40, ""), ("c", "d", 0, "x"), ("d", "c", 0, "x")]
 
