@@ -61,8 +61,8 @@ class Images:
     """Encodes image files: opens them, converts them to RGB and transforms them.
 
     `open_image(payload)` returns a PIL image. `decoding.to_rgb` converts it, with transparent
-    pixels composited on `background`. `transform(image)` returns uint8 [H, W, 3], the same shape for each
-    image. `format`: raw pixels, or JPEG of quality 90. Raises OSError naming an image that the disk
+    pixels composited on `background`. `transform(image)` returns uint8 [H, W, 3], the same shape
+    for each image. `format`: raw pixels, or JPEG of quality 90. Raises OSError naming an image that the disk
     or the network failed to deliver.
     """
 
