@@ -62,8 +62,8 @@ class Images:
 
     `open_image(payload)` returns a PIL image. `decoding.to_rgb` converts it, with transparent
     pixels composited on `background`. `transform(image)` returns uint8 [H, W, 3], the same shape
-    for each image. `format`: raw pixels, or JPEG of quality 90. Raises OSError naming an image that the disk
-    or the network failed to deliver.
+    for each image. `format`: raw pixels, or JPEG of quality 90. Raises OSError naming an image that
+    the disk or the network failed to deliver.
     """
 
     open_image: Callable[[Any], Image.Image]

@@ -4,8 +4,8 @@ A pass over images takes the time of its products, at a share of the data sheet'
 time to move tensors between products through device memory. `Fit` was fitted to 72 throughputs of
 nine architectures on four other GPUs, published by timm's maintainers. `python -m bench
 published_throughput` compares each with its prediction and with predictions of fits that leave it
-out. NVIDIA's published trainings on an H100 are slower than the fit, so Hopper has a share of its own. Nothing here was
-measured on an A100 or an H100.
+out. NVIDIA's published trainings on an H100 are slower than the fit, so Hopper has a share of its
+own. Nothing here was measured on an A100 or an H100.
 """
 
 from __future__ import annotations
