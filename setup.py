@@ -45,6 +45,7 @@ setup(
         "timm>=1.0.20",  # architectures, weights, transforms
         "deepspeed>=0.18",  # training on several ranks
         "filelock>=4.3",  # locks among processes
+        "huggingface_hub>=0.30",  # the Hub's classes of model cards
         "jinja2>=3.1",  # the report's page
         "msgspec>=0.19",  # recipes and stored JSON files are checked against their types
         "numba>=0.60",  # optimal transport on CPUs

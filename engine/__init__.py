@@ -67,7 +67,9 @@ def train(name: str, *settings: Settings) -> Cell:
     from engine.recipe import parsed
 
     cell = cell_plan.resolve(name, parsed(settings), run_users=True)
-    return Builder(cell, ranks.start(cell.recipe.device), run_users=True).build()
+    builder = Builder(cell, ranks.start(cell.recipe.device), run_users=True)
+    with builder.store.in_use():
+        return builder.build()
 
 
 def load_cell(folder: str | Path) -> nn.Module:
@@ -246,7 +248,8 @@ def distances(
     cell = cell_plan.resolve(name, parsed(settings))
     names = _names(sets, cell.recipe.dataset.evaluated_sets)
     run = Builder(cell, ranks.pick_device(cell.recipe.device))
-    matrix = solve.distances(run, names, problems.DistanceOptions(**options))
+    with run.store.in_use():
+        matrix = solve.distances(run, names, problems.DistanceOptions(**options))
     return pandas.DataFrame(matrix.values, index=names, columns=names)
 
 

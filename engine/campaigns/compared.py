@@ -82,6 +82,13 @@ def _joined(runs: Sequence[FinishedCampaign]) -> Grid:
     its campaign's number. Of other numbers of seeds, the least; seeds are numbered."""
     from engine.measures import metrics
 
+    first = runs[0].record
+    for run in runs[1:]:
+        if run.record.benchmark == first.benchmark and run.record.version != first.version:
+            raise CampaignError(
+                f"{run.record.name} has version {run.record.version} of {first.benchmark}, and "
+                f"{first.name} version {first.version}: their numbers cannot be compared"
+            )
     sets, columns = (
         [name for name in lists[0] if all(name in of for of in lists)]
         for lists in zip(*((run.record.sets, run.record.downstreams) for run in runs), strict=True)

@@ -23,6 +23,7 @@ from engine.campaigns.events import (
     append_event,
     read_events,
 )
+from engine.campaigns.parts import remove_part
 from engine.campaigns.plan import REPORT, Plan, stage_of
 from engine.campaigns.plan_folder import PlanFolder
 from loaders.files.typed_json import DamagedFile
@@ -188,7 +189,8 @@ def attempts(states: Mapping[str, JobState]) -> list[Attempt]:
 
 def advance(place: PlanFolder, job: str, done: int, total: int, doing: str = "") -> None:
     """Record a job's progress in the plan's folder `place`, for the progress bar."""
-    append_event(place, job, Progress(done=done, total=total, doing=doing))
+    if os.environ.get("RANK", "0") == "0":  # a file of events has one writer
+        append_event(place, job, Progress(done=done, total=total, doing=doing))
 
 
 def steps(plan: Plan, states: Mapping[str, JobState]) -> int:
@@ -228,6 +230,7 @@ def begin(plan: Plan) -> None:
         forget(place)
     for job in plan.jobs:
         if not is_done(place, job):
+            remove_part(place, job)
             append_event(place, job, Queued())
 
 

@@ -21,7 +21,6 @@ from engine.evaluation import accuracies, cka, features, passes
 from engine.machine import ranks
 from engine.otdd import solve
 from engine.otdd.problems import DistanceOptions
-from engine.recipe import modules
 from engine.store.artifacts import Store
 from engine.store.cells import Ensemble
 from engine.training import trackers
@@ -106,6 +105,8 @@ def make(plan: Plan, column: Column, device: torch.device, numbers: Collection[i
         asked += [need for need in needs if not _is_users(need)]
     for row in asked:
         row.build()
+        done = sum(row.is_stored() for row in rows)
+        job_states.advance(plan.place, column.job, done, len(rows) + 1)
 
 
 def column(plan: Plan, column: Column, device: torch.device, *, run_users: bool = True) -> None:
@@ -147,4 +148,4 @@ def column(plan: Plan, column: Column, device: torch.device, *, run_users: bool 
 
 
 def _is_users(row: Builder) -> bool:
-    return modules.is_users(row.recipe.method.module)
+    return row.plan.runs_users

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from engine.campaigns.plan_folder import PlanFolder
-from engine.measures.rows import Evaluation
+from engine.measures.rows import PRE, Evaluation
 from loaders.files import typed_json
-from loaders.files.names import InnerPath, Name
+from loaders.files.names import InnerPath, Name, one_line
 
 FOLDER = "record"  # next to a plan
 REMEDY = "run `rib campaign` again with the same arguments, which makes it anew"
@@ -37,6 +37,13 @@ class Models:
     files: dict[InnerPath, str]
     cells: dict[str, list[InnerPath]]
     cka: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        rows = [*self.evaluations, *self.seen]
+        lacking = {row.path.as_posix() for row in rows} - self.files.keys()
+        lacking |= {row.method for row in rows if row.method != PRE} - self.cells.keys()
+        if lacking:
+            raise ValueError(f"nothing is said of {min(lacking)}")
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,10 @@ class Preparation:
     fingerprints: dict[Name, str]
     credits: list[dict[str, str]]
     contact_sheet: str
+
+    def __post_init__(self) -> None:
+        if lacking := self.packs.keys() - self.fingerprints.keys():
+            raise ValueError(f"nothing is said of {min(lacking)}")
 
 
 @dataclass(frozen=True)
@@ -96,9 +107,13 @@ def read_part(place: PlanFolder, job: str, kind: type[P]) -> P:
     if not has_part(place, job):
         raise FileNotFoundError(f"{place.path / _name(job)} is missing: {REMEDY}")
     path = place.path / _name(job)
-    return typed_json.convert(
-        typed_json.read_unaltered(path, REMEDY, place.root), kind, path, REMEDY
-    )
+    values = one_line(typed_json.read_unaltered(path, REMEDY, place.root))
+    return typed_json.convert(values, kind, path, REMEDY)
+
+
+def remove_part(place: PlanFolder, job: str) -> None:
+    """Remove the part of a job that runs again."""
+    place.root.remove(_name(job))
 
 
 def _name(job: str) -> str:

@@ -21,8 +21,8 @@ def parts_of(plan: Plan) -> dict[str, Part]:
     """The parts, by job, of the jobs that need not run. Reads plans, records and parts of other
     campaigns, and no artefact.
 
-    Empty if a row has a tracker, which logs each cell as it is made. If nothing is left but the
-    report, that includes the preparation and the distances.
+    Empty if a row has a tracker, which logs each cell as it is made. With columns come the
+    preparation and the distances: Snakemake repeats what depends on a job that runs.
     """
     if any(row.recipe.trackers for row in plan.rows.values()):
         return {}
@@ -45,7 +45,7 @@ def parts_of(plan: Plan) -> dict[str, Part]:
                     columns[column.job] = _of_rows(part, names)
         except (OSError, DamagedFile):
             continue
-    return {**shared, **columns} if len(columns) == len(plan.columns) else columns
+    return {**shared, **columns} if columns else {}
 
 
 def _shares_cells(plan: Plan, other: Plan) -> bool:

@@ -82,11 +82,17 @@ class Builder(Context):
         # Before any work, since a method's `check` may refuse.
         method = modules.method_of(self.recipe, run_users=self.run_users) if may_run else None
         if (artifact := self._whole()) is None:
+            if not may_run:
+                raise PermissionError(f"{self._name}, a cell of a user's method, is missing")
             made = functools.partial(self._made, method)
             artifact = self.make(*self._asked, made, self._whole)
             if ranks.rank() == 0:
                 CheckpointFiles(self.store, self._name).remove()
         return Cell(artifact)
+
+    def is_stored(self) -> bool:
+        """Whether the recipe's cell is in the store."""
+        return self._whole() is not None
 
     def compile(self) -> None:
         """Compile the graphs that the cell's training takes, so that other processes find them.

@@ -71,6 +71,11 @@ class CellPlan:
         for need in self.needs.values():
             yield from need.all()
 
+    @property
+    def runs_users(self) -> bool:
+        """Whether making the cell, or one that it needs, runs a user's method file."""
+        return any(modules.is_users(cell.recipe.method.module) for cell in self.all())
+
     def dump(self) -> str:
         """The recipe and those of the needed cells, as YAML that loads as a recipe."""
         needed = {cell.recipe.method.name: cell.recipe for cell in self.all()}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from engine.commands import refuse_overwriting, report
 from engine.errors import CampaignError
 from engine.machine import first_line
+from loaders.files.names import one_line
 
 if TYPE_CHECKING:
     import pandas
@@ -155,6 +156,8 @@ def _side(name: str, overrides: Sequence[Override]) -> Side | None:
             raise CampaignError(f"{campaign} has {len(found)} models: give the folder of one")
         method, downstream = [*inner, "", ""][:2]
         known = found[0].record
+        if known.missing:
+            raise CampaignError(f"{campaign} is unfinished: run it again, then compare")
         for word, of in ((method, known.methods), (downstream, known.downstreams)):
             if word and word not in of:
                 raise CampaignError(f"{name}: {campaign} has no {word!r}, but {', '.join(of)}")
@@ -179,10 +182,12 @@ def _settings(sides: Sequence[Side]) -> Iterator[str]:
 def _listed(title: str, found: Sequence[Difference]) -> str:
     if not found:
         return f"{title}: the same\n"
-    lines = [f"  {each.name}: {_short(each.first)} | {_short(each.second)}" for each in found]
+    lines = [
+        f"  {one_line(each.name)}: {_short(each.first)} | {_short(each.second)}" for each in found
+    ]
     return "\n".join([f"{title} (A | B)", *lines, ""])
 
 
 def _short(value: object) -> str:
-    shown = "-" if value is None else f"{value}"
+    shown = "-" if value is None else one_line(f"{value}")
     return shown if len(shown) <= LONGEST else f"{shown[: LONGEST - 3]}..."

@@ -10,6 +10,7 @@ if __name__ == "__main__":  # the campaign may end during the imports below, whi
 import argparse
 import logging
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -27,8 +28,7 @@ from engine.campaigns.plan import (
     stage_of,
 )
 from engine.campaigns.plan_folder import PlanFolder
-from engine.machine import entry
-from engine.recipe import modules
+from engine.machine import entry, preemption
 from engine.store.artifacts import Store
 
 
@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> None:
     job, place = arguments.job, PlanFolder(arguments.plan.parent)
     is_part, code = arguments.cells is not None or arguments.found, 0
     plan = read_plan(place)
-    of_users = any(modules.is_users(row.recipe.method.module) for row in plan.rows.values())
+    of_users = any(row.runs_users for row in plan.rows.values())
     in_processes = stage_of(job) == COLUMN and of_users and not is_part
     if job != REPORT and not in_processes and "RANK" not in os.environ:
         _take_gpus(arguments.ranks if stage_of(job) == COLUMN else 1, plan.device)
@@ -78,12 +78,19 @@ def _in_processes(plan: Plan, job: str) -> int:
     Returns the exit code of the first process that fails, or 0.
     """
     (column,) = [column for column in plan.columns if column.job == job]
-    is_users = [modules.is_users(cell.recipe.method.module) for cell in plan.cells(column)]
+    is_users = [cell.runs_users for cell in plan.cells(column)]
     engines = [str(number) for number, users in enumerate(is_users) if not users]
     alone = [["--cells", str(number)] for number, users in enumerate(is_users) if users]
     for words in (["--cells", *engines], *alone, ["--found"]):
         command = [sys.executable, "-P", "-m", "engine.commands.job", *sys.argv[1:], *words]
-        code = subprocess.Popen(command, preexec_fn=parent.follow).wait()
+        process = subprocess.Popen(command, preexec_fn=parent.follow)
+
+        def pass_on(number: int, _: object, process: subprocess.Popen = process) -> None:
+            if number != signal.SIGINT:  # a terminal also sends it to the process
+                process.send_signal(number)
+
+        with preemption.handled(preemption.SIGNALS, pass_on):
+            code = process.wait()
         if code:  # the process has said why
             return code if code > 0 else 128 - code
     return 0

@@ -29,7 +29,9 @@ def run(arguments: argparse.Namespace) -> int:
     brings_head = lacks_upstream and not recipe.model.head.fit
     classes = kind_of(recipe.dataset).head_classes() if brings_head else ()
     sets = Sets(recipe, device, cache_folder(), given_classes=classes)
-    checks = verify.verify(Builder(cell, device, sets), arguments.tolerance)
+    builder = Builder(cell, device, sets)
+    with builder.store.in_use():
+        checks = verify.verify(builder, arguments.tolerance)
     print(text(recipe.model.name, checks))
     if any(check.timm is not None for check in checks):
         other = verify.differences(recipe.model)

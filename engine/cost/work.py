@@ -83,7 +83,7 @@ class Network:
         return Work(name, images, operations, traffic, fp32, batches, self.parameters)
 
     def fisher(self, images: int) -> Work:
-        """A forward and a backward pass in fp32, one image at a time."""
+        """A forward and a backward pass in fp32, a few images at a time."""
         traffic = rates.traffic(images * self.elements, compiled=False, training=True)
         return Work("EWC's Fisher", images, FULL_PASSES * images * self.forward, traffic, fp32=True)
 

@@ -211,7 +211,7 @@ def _facts(campaign: FinishedCampaign, row: Evaluation, recipe: Recipe) -> Itera
         yield "method", f"{record.methods[row.method]}, {variant}"
         yield "fine-tuned on", row.downstream
         yield "settings", ", ".join(_settings(campaign, row))
-    yield "campaign", f"`{campaign.plan.command}`"
+    yield "campaign", f"`{campaign.plan.shown_command}`"
     for name in ("Versions", "Data fingerprints"):
         values = record.settings.get(name)
         if isinstance(values, Mapping):

@@ -28,8 +28,8 @@ class OptionsFirst(SourceFileLoader):
 
         def rest(name: str) -> Any:
             if not name.startswith("__"):  # which tools look up in every module
+                del vars(module)["__getattr__"]  # first: the rest may ask for its own names
                 run(body[end:])
-                del vars(module)["__getattr__"]
             return object.__getattribute__(module, name)
 
         run(body[:end])

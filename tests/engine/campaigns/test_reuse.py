@@ -51,7 +51,7 @@ def artifact(tmp_path) -> Path:
         (("methods=[ewc,soup]", "train.epochs=3"), []),
         (("methods=[ewc,soup]", "seeds=2"), []),
         (("methods=[ewc,soup]", "device=cuda"), []),
-        (("methods=[ewc,soup]", "probe=1"), COLUMNS),  # its column is new
+        (("methods=[ewc,soup]", "probe=1"), [*SHARED, *COLUMNS]),  # its column is new
         (("methods=[ewc,soup]", "trackers=[tensorboard]"), []),  # which logs what is made
     ],
 )

@@ -39,7 +39,9 @@ def run(tmp_path_factory):
     finish.write(run, of_campaign(run))
     cell = SimpleNamespace(recipe=load("emoji", parsed([]), method="ewc"))
     run.__dict__["plan"] = SimpleNamespace(
-        recipe=cell.recipe, rows=dict.fromkeys(reports.TITLES, cell), command="rib campaign drawn"
+        recipe=cell.recipe,
+        rows=dict.fromkeys(reports.TITLES, cell),
+        shown_command="rib campaign drawn",
     )
     return run
 
@@ -141,7 +143,9 @@ def test_the_hub_reads_results_licence_base_model_and_data_sets(run, tmp_path):
     cell = SimpleNamespace(recipe=load("imagenet_rib/ewc", parsed(["model=vit_b16_clip_openai"])))
     of_imagenet = SimpleNamespace(
         record=run.record,
-        plan=SimpleNamespace(recipe=cell.recipe, rows={"ewc": cell}, command="rib campaign x"),
+        plan=SimpleNamespace(
+            recipe=cell.recipe, rows={"ewc": cell}, shown_command="rib campaign x"
+        ),
     )
     changed = msgspec.structs.replace(results, numbers=renamed)
     on_v2 = dataclasses.replace(evaluation, downstream="imagenet_v2")
