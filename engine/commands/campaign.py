@@ -64,7 +64,8 @@ def complete(
         for grid in recipe.each_model(name, overrides)
     }
     first_line.show(f"reading the campaign {name}")
-    faults = [*_faults_of_sets(name, plans), *dict.fromkeys(_faults_of_warmup(plans))]
+    # Commands to encode come last: they have lines of their own.
+    faults = [*dict.fromkeys(_faults_of_warmup(plans)), *_faults_of_sets(name, plans)]
     if faults and not dry_run:
         raise CampaignError("; ".join(faults))
     missing = [

@@ -162,7 +162,7 @@ def _merged(layers: Sequence[Layer]) -> tuple[dict[str, Any], type]:
             raise
         hint = f"method.{error.name} is an option of {', '.join(methods)}"
         raise RecipeError(f"{error}; {hint}") from error
-    is_zero_shot = values["model"].get("weights", {}).get("source") == "open_clip"
+    is_zero_shot = values.get("model", {}).get("weights", {}).get("source") == "open_clip"
     if layers[0][0] == NAMED and not is_zero_shot:  # its head has ImageNet's classes
         is_imagenet = values["dataset"].get("kind") == "imagenet"
         values["model"]["head"].setdefault("fit", not is_imagenet)

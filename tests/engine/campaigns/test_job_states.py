@@ -206,7 +206,7 @@ def test_users_errors_end_their_next_attempts_at_once(folder, tmp_path):
     states = job_states.read_jobs(plan)
     assert Counter(state.state for state in states.values()) == {
         WAITING: len(ENDS) + 1,
-        FINISHED: 1,
+        FINISHED: 2,
     }
     (tmp_path / "store").rmdir()
     job_states.begin(plan)

@@ -99,7 +99,7 @@ def test_what_a_users_method_needs_is_a_part_of_a_finished_campaign(folder, runs
         file.write_text(text.replace("fine_tune: {}", f"fine_tune: {{optimizer: {{lr: {rate}}}}}"))
         assert cli.main(words) == 0
         jobs.append(len(ran))
-    assert jobs == [3, 3, 6, 6]
+    assert jobs == [4, 4, 8, 8]
 
 
 def test_other_commands_leave_a_campaign_finished(folder, runs, ran, capsys):
