@@ -22,7 +22,7 @@ from torch import Tensor
 from bench import vit
 from bench.contest import Contest, Entrant, Scale
 from engine.cost.flops import peak
-from engine.models import blocks
+from engine.machine import blocks
 from kernels.distill import distill_loss
 from kernels.ewc import foreach_adamw_ewc_
 

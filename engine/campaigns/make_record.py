@@ -37,7 +37,8 @@ def of_finished_columns(plan: Plan) -> Record:
     names the other columns. Raises CampaignError if there are no such datasets, and as `record_of`.
     """
     place = plan.place
-    to_do = [column for column in plan.columns if not has_part(place, column.job)]
+    done = [c for c in plan.columns if job_states.is_done(place, c.job) and has_part(place, c.job)]
+    to_do = [column for column in plan.columns if column not in done]
     unfinished = {column.downstream for column in to_do if not column.is_probe}
     finished = [c for c in plan.columns if c not in to_do and c.downstream not in unfinished]
     missing = [

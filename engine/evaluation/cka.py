@@ -28,8 +28,8 @@ from engine.data.sets import LabelledSet
 from engine.errors import RecipeError
 from engine.evaluation import bank
 from engine.machine import precision, ranks
+from engine.machine.blocks import blocks
 from engine.machine.files import short_digest
-from engine.models.blocks import blocks
 from engine.models.form import Form
 from engine.recipe.checks import FEWEST_FOR_CKA
 from engine.recipe.schema import ModelRecipe, Recipe

@@ -16,8 +16,8 @@ from torch import nn
 from torch.func import functional_call
 
 from engine import models
-from engine.machine import precision
-from engine.models import blocks, compiled
+from engine.machine import blocks, precision
+from engine.models import compiled
 from engine.recipe.schema import EvaluateRecipe, ModelRecipe, TrainRecipe
 
 

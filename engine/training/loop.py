@@ -18,10 +18,10 @@ import torch
 import torch.distributed as dist
 
 from engine.errors import DivergedError
-from engine.machine import bars, precision, ranks
+from engine.machine import bars, blocks, precision, ranks
 from engine.methods.base import Trained
 from engine.methods.context import Context
-from engine.models import blocks, compiled
+from engine.models import compiled
 from engine.run import Run
 from engine.store.cells import Export
 from engine.training import norms, optim, schedule

@@ -18,7 +18,8 @@ from torch._dynamo.utils import counters
 from engine import models
 from engine.campaigns import jobs
 from engine.evaluation import passes
-from engine.models import blocks, compiled
+from engine.machine import blocks
+from engine.models import compiled
 from engine.recipe.schema import ModelRecipe
 from engine.training import loop
 from helpers import campaigns, processes
