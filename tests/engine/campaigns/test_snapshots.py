@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.campaigns import jobs, make_record, parts
+from engine.campaigns import job_states, jobs, make_record, parts
 from engine.campaigns.plan import Plan, make_plan
 from engine.campaigns.record import Record
 from engine.measures.setting import PLAIN, Setting
@@ -33,6 +33,7 @@ class Campaign:
         self.trained.clear()
         for column in plan.columns:
             jobs.column(plan, column, CPU)
+            job_states.set_done(plan.place, column.job)
         return plan
 
     def folders(self, kind: str, pattern: str = "*") -> list[Path]:

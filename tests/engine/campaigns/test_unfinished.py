@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from engine import cli
-from engine.campaigns import jobs, workflow
+from engine.campaigns import job_states, jobs, workflow
 from engine.campaigns.events import recorded
 from engine.campaigns.plan import PAGE, REPORT
 from engine.campaigns.plan_folder import PlanFolder
@@ -28,6 +28,7 @@ def test_finished_columns_are_reported_and_the_others_named(folder, grid, capsys
 
     for column in plan.columns[:2]:
         jobs.column(plan, column, CPU)
+        job_states.set_done(plan.place, column.job)
     moved = plan.place.campaign.rename(plan.place.campaign.with_name("moved"))
     # As while it runs, when its own report is not touched.
     with workflow.locked(PlanFolder(moved / "plans" / plan.place.name)):
