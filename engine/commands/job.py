@@ -78,10 +78,11 @@ def _in_processes(plan: Plan, job: str) -> int:
     Returns the exit code of the first process that fails, or 0.
     """
     (column,) = [column for column in plan.columns if column.job == job]
-    is_users = [cell.runs_users for cell in plan.cells(column)]
-    engines = [str(number) for number, users in enumerate(is_users) if not users]
-    alone = [["--cells", str(number)] for number, users in enumerate(is_users) if users]
-    for words in (["--cells", *engines], *alone, ["--found"]):
+    cells = list(plan.cells(column))
+    engines = [str(number) for number, cell in enumerate(cells) if not cell.runs_users]
+    first = [["--cells", *engines]] if engines or any(cell.needs for cell in cells) else []
+    alone = [["--cells", str(k)] for k, cell in enumerate(cells) if cell.runs_users]
+    for words in (*first, *alone, ["--found"]):
         command = [sys.executable, "-P", "-m", "engine.commands.job", *sys.argv[1:], *words]
         process = subprocess.Popen(command, preexec_fn=parent.follow)
 
