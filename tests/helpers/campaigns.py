@@ -187,6 +187,7 @@ def unfinished(finished: Path, runs: Path) -> Path:
     (place,) = runs.glob("shapes/plans/*")
     for job_name in ("column-few", REPORT):
         (place / job_states.DONE / job_name).unlink()
+    (place / "record" / "column-few.json").unlink()
     shutil.rmtree(runs / "shapes" / REPORT)
     lost = [*runs.glob("store/cells/*-few-*"), *runs.glob("store/predictions/*-few-on-*")]
     assert len(lost) > 3
