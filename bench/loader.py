@@ -31,6 +31,7 @@ from engine.exchange import user_models
 from engine.machine import memory
 from engine.recipe import parsed
 from engine.recipe.schema import ModelRecipe
+from loaders.augment import Augment
 from loaders.pack import Pack
 from loaders.resident import Resident
 from loaders.stream import Source, Stream
@@ -70,6 +71,39 @@ def contests(device: torch.device, scale: Scale) -> Iterator[Contest]:
             check = partial(_check, ours, files, loose)
             subject = _entrant(name, ours, count)
             yield Contest(f"{name} x {count}", subject, tuple(peers), check, rounds=3)
+        larger = models.crop_from(model)
+        whole = photos.encode(folder / "to crop", folder / "files", larger, "raw")
+        yield _augmented(folder / "files", model, Resident(whole, device), workers)
+
+
+def _augmented(folder: Path, model: ModelRecipe, source: Resident, workers: int) -> Contest:
+    """Random crops and flips: ours on the device, from images of 8/7 the size; the peers' from JPEG
+    files, on their workers. Draws differ, so the check compares means over an epoch."""
+    device, count = source.device, len(source.pack)
+    normalize = models.Normalize(model, device)
+    augment = Augment(model.image_size, ["crop", "hflip"])
+    batch = min(BATCH, count)  # timm's training loader leaves out a part of a batch
+
+    def ours() -> Iterator[Tensor]:
+        order = np.random.default_rng(0).permutation(count)
+        read = source.batches(order[i : i + batch] for i in range(0, count, batch))
+        return (normalize(augment(each.images, each.index, 0)) for each in read)
+
+    peers: dict[str, Epoch] = {
+        "torchvision": _on(device, torchvision(folder, model, batch, workers, augmented=True)),
+        "timm": _on(device, timm(folder, model, batch, workers, device, augmented=True)),
+    }
+
+    def check() -> None:
+        for name, epoch in peers.items():
+            means = [
+                torch.cat([b.mean((1, 2, 3)) for b in each()]).mean() for each in (ours, epoch)
+            ]
+            assert abs(means[0] - means[1]) < 0.1, f"other images than {name}'s"
+
+    entrants = (_entrant(name, epoch, count) for name, epoch in peers.items())
+    subject = _entrant("raw resident, crops", ours, count)
+    return Contest(f"raw resident, crops x {count}", subject, tuple(entrants), check, rounds=3)
 
 
 def _entrant(name: str, epoch: Epoch, images: int) -> Entrant:
@@ -103,16 +137,20 @@ def _on(device: torch.device, batches: Iterable[tuple[Tensor, Tensor]]) -> Epoch
     return lambda: (images.to(device, non_blocking=True) for images, _ in batches)
 
 
-def torchvision(folder: Path, model: ModelRecipe, batch: int, workers: int) -> DataLoader:
+def torchvision(
+    folder: Path, model: ModelRecipe, batch: int, workers: int, augmented: bool = False
+) -> DataLoader:
     """Normalised images and their labels, on the host, as torchvision's users write it."""
     config = models.data_config(model)
+    mode = transforms.InterpolationMode(config["interpolation"])
+    plain = [
+        transforms.Resize(int(model.image_size / config["crop_pct"]), mode),
+        transforms.CenterCrop(model.image_size),
+    ]
+    crop = transforms.RandomResizedCrop(model.image_size, interpolation=mode)
     transform = transforms.Compose(
         [
-            transforms.Resize(
-                int(model.image_size / config["crop_pct"]),
-                transforms.InterpolationMode(config["interpolation"]),
-            ),
-            transforms.CenterCrop(model.image_size),
+            *([crop, transforms.RandomHorizontalFlip()] if augmented else plain),
             transforms.ToTensor(),
             transforms.Normalize(config["mean"], config["std"]),
         ]
@@ -122,7 +160,12 @@ def torchvision(folder: Path, model: ModelRecipe, batch: int, workers: int) -> D
 
 
 def timm(
-    folder: Path, model: ModelRecipe, batch: int, workers: int, device: torch.device
+    folder: Path,
+    model: ModelRecipe,
+    batch: int,
+    workers: int,
+    device: torch.device,
+    augmented: bool = False,
 ) -> Iterable[tuple[Tensor, Tensor]]:
     """Normalised images and their labels, on the device."""
     config = models.data_config(model)
@@ -134,6 +177,8 @@ def timm(
         num_workers=workers,
         device=device,
         pin_memory=device.type == "cuda",
+        is_training=augmented,
+        color_jitter=0.0,
         **{name: config[name] for name in names},
     )
 

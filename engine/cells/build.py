@@ -10,7 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file
 
@@ -32,13 +31,14 @@ from engine.models import checkpoints, compiled, zero_shot
 from engine.models.form import Form
 from engine.recipe import modules
 from engine.recipe.effects import values_of
-from engine.recipe.schema import Affects
+from engine.recipe.schema import Affects, TrainRecipe
 from engine.store import cells, tensors
 from engine.store.artifacts import STORE, Artifact, Store
 from engine.store.cells import Average, Cell, Entry, Export, Gated
 from engine.store.checkpoints import CheckpointFiles
 from engine.training import fisher, loop
 from engine.training.saving import Saving
+from loaders.batch import Batch
 from loaders.files.durable import file_hash
 
 log = logging.getLogger(__name__)
@@ -150,7 +150,7 @@ class Builder(Context):
             "method": {k: v for k, v in method.items() if k != "title"},
             "needs": [self.sibling(name).key() for name in self.plan.needs],
             "optimizer": dataclasses.asdict(recipe.optimizer),
-            "train": values_of(recipe.train, {Affects.CELL}) | {"compile": False} | form.key,
+            "train": _trained(recipe.train) | {"compile": False} | form.key,
             "seed": recipe.seed,
             "machine": self.machine,
             **self.target.part_key(recipe),
@@ -186,7 +186,10 @@ class Builder(Context):
     ) -> torch.Tensor:
         return features.stored(self, cell, labelled, training=training)
 
-    def logits(self, cell: Cell, labelled: LabelledSet) -> Callable[[np.ndarray], torch.Tensor]:
+    def embedder(self, cell: Cell, labelled: LabelledSet) -> Callable[[Batch], torch.Tensor]:
+        return features.embedder(self, cell, labelled)
+
+    def logits(self, cell: Cell, labelled: LabelledSet) -> Callable[[Batch], torch.Tensor]:
         return features.teacher(self, cell, labelled)
 
     def fisher(self, images: int, labels: str) -> Mapping[str, torch.Tensor]:
@@ -315,3 +318,10 @@ class Builder(Context):
             "classes": list(self.sets.classes),
             "model": models.description(self.recipe.model),
         }
+
+
+def _trained(train: TrainRecipe) -> dict[str, Any]:
+    """The keys of a training that determine weights; of augmentation, those in use."""
+    values = values_of(train, {Affects.CELL})
+    unused = [*["augment"] * (not train.augment), *["crop_scale"] * (not train.crops)]
+    return {key: value for key, value in values.items() if key not in unused}

@@ -129,19 +129,28 @@ def _faults_of_sets(name: str, plans: Mapping[Plan, Sequence[Override]]) -> list
         from engine.data import packs  # here, because it imports torch
 
         faults |= dict.fromkeys(_unions(plan, kind))
-        missing = []
-        for each in plan.needed:
-            try:
-                if not packs.is_encoded(resolved, each) and kind.needs_command(each):
-                    missing.append(each)
-            except ValueError as error:
-                faults[str(error)] = None
-        runs = Path(resolved.runs)
-        places = (packs.pack_folder(runs, dataset, resolved.model, each) for each in missing)
-        if missing:
-            command = _encode_command(resolved, recipe.model_of(name), overrides)
-            command += f"   (SET: {', '.join(missing)})"
-            commands.setdefault(frozenset(places), command)
+        stored = {resolved.model: (resolved, plan.needed)}
+        for row in plan.rows.values():
+            if row.recipe.train.crops:
+                larger = packs.to_train_on(row.recipe)
+                stored[larger.model] = larger, plan.downstreams
+        for of_size, names in stored.values():
+            missing = []
+            for each in names:
+                try:
+                    if not packs.is_encoded(of_size, each) and kind.needs_command(each):
+                        missing.append(each)
+                except ValueError as error:
+                    faults[str(error)] = None
+            runs = Path(resolved.runs)
+            places = (packs.pack_folder(runs, dataset, of_size.model, each) for each in missing)
+            if missing:
+                command = _encode_command(resolved, recipe.model_of(name), overrides)
+                if of_size is not resolved:
+                    size = of_size.model.image_size
+                    command += f" model.image_size={size} model.crop={of_size.model.crop:g}"
+                command += f"   (SET: {', '.join(missing)})"
+                commands.setdefault(frozenset(places), command)
     if commands:
         text = "some datasets are not encoded yet; run, for each SET"
         faults["\n  ".join([text, *commands.values()])] = None

@@ -203,6 +203,9 @@ def of(columns: Sequence[Sequence[Recipe]], rows: int) -> Estimate:
     everywhere = sum(images[name] for name in recipe.base_sets)  # images with stored features
     predictions = sum(images[name] for name in dataset.evaluated_sets)
     predictions += sum(stored for _, _, stored in counted)
+    cropped = {cell.downstream: cell for cell in itertools.chain(*columns) if cell.train.crops}
+    stored = [(recipe, count) for count in images.values()]
+    stored += [(packs.to_train_on(cell), images[name]) for name, cell in cropped.items()]
     row_bytes = ROW_BYTES + CALIBRATION_BYTES * recipe.evaluate.calibration
     graphs = work.graphs(columns[-1])
     return Estimate(
@@ -221,7 +224,7 @@ def of(columns: Sequence[Sequence[Recipe]], rows: int) -> Estimate:
         images=images,
         largest=max(images[name] for name in (*dataset.evaluated_sets, *downstreams)),
         disk={
-            "packs": float(sum(packs.size_bytes(recipe, count) for count in images.values())),
+            "packs": float(sum(packs.size_bytes(*pack) for pack in stored)),
             "weights": 4.0 * net.parameters * (1 + sum(files for _, files, _ in counted)),
             "features": 4.0 * net.width * everywhere,
             "predictions": float(row_bytes * predictions),

@@ -184,7 +184,9 @@ def _passes(cell: Recipe) -> float:
     if modules.is_users(cell.method.module):
         return FULL_PASSES
     method = modules.method_of(cell)
-    return 0.0 if isinstance(method, Derived) else method.passes
+    if isinstance(method, Derived):
+        return 0.0
+    return method.passes + method.stored_passes * bool(cell.train.augment)
 
 
 def _judged(recipe: Recipe, name: str, images: int) -> int:

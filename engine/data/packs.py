@@ -55,6 +55,13 @@ def pack_of(recipe: Recipe, name: str, cache: Path) -> Pack:
     return pack
 
 
+def to_train_on(recipe: Recipe) -> Recipe:
+    """The recipe whose packs training reads: larger images if it crops them."""
+    if not recipe.train.crops:
+        return recipe
+    return dataclasses.replace(recipe, model=models.crop_from(recipe.model))
+
+
 def is_encoded(recipe: Recipe, name: str) -> bool:
     """Whether there is a pack of a dataset; a smoke run can also use the whole dataset's pack."""
     folders = (_folder_of(each, name) for each in (recipe, _of_whole_sets(recipe)))

@@ -6,6 +6,7 @@ labels, the outputs that are possible predictions, and the held-out images.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 
 from engine.data import grouping, imagenet, splits
 from engine.data.kinds import kind_of
-from engine.data.packs import pack_of
+from engine.data.packs import pack_of, to_train_on
 from engine.did_you_mean import closest, nearest
 from engine.machine import ranks
 from engine.measures import disjoint
@@ -214,21 +215,43 @@ class Sets:
     def source(self, name: str) -> Source:
         """The source of a dataset's images: device memory, or a stream."""
         if name not in self._sources:
-            mode = self.recipe.source
-            if kind_of(self.recipe.dataset).is_streamed(name):
-                mode = "stream"
-            self._sources[name] = open_source(
-                self[name].pack,
-                self.device,
-                mode,  # type: ignore[arg-type]  # checked
-                # Columns of a campaign share the cores; torch knows this column's share.
-                workers=min(8, max(2, torch.get_num_threads())),
-            )
+            self._sources[name] = self._opened(name, self[name].pack)
         return self._sources[name]
+
+    def _opened(self, name: str, pack: Pack) -> Source:
+        is_streamed = kind_of(self.recipe.dataset).is_streamed(name)
+        return open_source(
+            pack,
+            self.device,
+            "stream" if is_streamed else self.recipe.source,
+            # Columns of a campaign share the cores; torch knows this column's share.
+            workers=min(8, max(2, torch.get_num_threads())),
+        )
+
+    def training_source(self, recipe: Recipe) -> Source:
+        """The images of the downstream dataset, larger than the model's if training crops them.
+
+        Raises ValueError if the larger images are not those of the dataset's pack.
+        """
+        name = recipe.downstream
+        if not recipe.train.crops:
+            return self.source(name)
+        place = f"{name} to crop"
+        if place not in self._sources:
+            larger = to_train_on(dataclasses.replace(self.recipe, train=recipe.train))
+            pack = ranks.first(lambda: pack_of(larger, name, self.cache))
+            if not np.array_equal(pack.keys, self[name].pack.keys):
+                raise ValueError(
+                    f"{pack.folder} and {self[name].pack.folder} have different images, so "
+                    f"training cannot crop {name}: delete the older folder and encode it again"
+                )
+            self._sources[place] = self._opened(name, pack)
+        return self._sources[place]
 
     def release(self, name: str) -> None:
         """Free the device memory of a dataset."""
         self._sources.pop(name, None)
+        self._sources.pop(f"{name} to crop", None)
 
 
 def photos_of(pack: Pack) -> frozenset[str]:

@@ -20,7 +20,7 @@ from engine.models.form import Form
 from engine.run import Run
 from engine.store.cells import Cell
 from engine.store.pending import slices
-from loaders.batch import on_device
+from loaders.batch import Batch, on_device
 
 FILE = "features.npy"
 
@@ -63,18 +63,40 @@ def _form(run: Run, training: bool) -> Form:
     return Form.of(run.recipe.train if training else run.recipe.evaluate, run.device)
 
 
-def teacher(run: Run, cell: Cell, labelled: LabelledSet) -> Callable[[np.ndarray], torch.Tensor]:
-    """A teacher: returns logits [b, C] for the images at `index` (int64 [b]) of a dataset.
+def embedder(run: Run, cell: Cell, labelled: LabelledSet) -> Callable[[Batch], torch.Tensor]:
+    """A function from a training batch of a dataset to pre-logits [b, D] of a cell's backbone.
 
-    They are float32, on the device, without gradient. The head reads stored features, of which only
-    one batch is on the device.
+    They are float32, on the device, without gradient. They are read from stored features, or
+    computed in the step if training augments images.
     """
-    features_ND = stored(run, cell, labelled, training=True)
-    head = models.head(run.network(cell))
+    if not run.recipe.train.augment:
+        features_ND = stored(run, cell, labelled, training=True)
+        return lambda batch: on_device(features_ND[batch.index], run.device)
+    form = _form(run, training=True)
+    state = run.network(cell).state_dict()
+    for name in models.head_names(run.recipe.model):
+        del state[name]
+    backbone = form.backbone(run.recipe.model, len(run.sets.classes), run.device)
+    given, normalize = backbone.state(state), models.Normalize(run.recipe.model, run.device)
 
     @torch.no_grad()
-    def logits(index: np.ndarray) -> torch.Tensor:
-        return head(on_device(features_ND[index], run.device))
+    def embed(batch: Batch) -> torch.Tensor:
+        with run.autocast:
+            return backbone.given(given, normalize(batch.images)).float()
+
+    return embed
+
+
+def teacher(run: Run, cell: Cell, labelled: LabelledSet) -> Callable[[Batch], torch.Tensor]:
+    """A teacher: a function from a training batch of a dataset to logits [b, C].
+
+    They are float32, on the device, without gradient.
+    """
+    embed, head = embedder(run, cell, labelled), models.head(run.network(cell))
+
+    @torch.no_grad()
+    def logits(batch: Batch) -> torch.Tensor:
+        return head(embed(batch))
 
     return logits
 

@@ -42,6 +42,7 @@ class Trained(nn.Module):
     penalty: Penalty | None = None  # applied by the optimizer
     rates: Mapping[str, float] = MappingProxyType({})  # learning-rate factor by parameter, or 1
     fits_head: bool = False
+    stored_passes: float = 0.0  # forward passes per image that augmentation adds, as none is stored
 
     def __init__(self, recipe: MethodRecipe) -> None:
         super().__init__()

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 
 from engine.data.sets import LabelledSet
 from engine.run import Run
 from engine.store.cells import Average, Cell
+from loaders.batch import Batch
 
 
 class Context(Run):
@@ -26,8 +26,12 @@ class Context(Run):
         """
         raise NotImplementedError
 
-    def logits(self, cell: Cell, labelled: LabelledSet) -> Callable[[np.ndarray], torch.Tensor]:
-        """A teacher: a function from image indices (int64 [b]) to logits [b, C] (float32)."""
+    def embedder(self, cell: Cell, labelled: LabelledSet) -> Callable[[Batch], torch.Tensor]:
+        """A function from a training batch to pre-logits [b, D] (float32) of a cell's backbone."""
+        raise NotImplementedError
+
+    def logits(self, cell: Cell, labelled: LabelledSet) -> Callable[[Batch], torch.Tensor]:
+        """A teacher: a function from a training batch to logits [b, C] (float32)."""
         raise NotImplementedError
 
     def fisher(self, images: int, labels: str) -> Mapping[str, torch.Tensor]:

@@ -1,7 +1,7 @@
 """LwF: distils the pretrained model's predictions on the downstream images (Li & Hoiem 2016).
 
 Adds weight * KL(softmax(teacher/T) || softmax(student/T)) over the dataset's classes. `canonical`
-multiplies it by T^2 (Hinton et al. 2015), `paper` does not. Images are not augmented, so the
+multiplies it by T^2 (Hinton et al. 2015), `paper` does not. Unless training augments images, the
 teacher's backbone runs once per dataset, and only its head runs on each batch.
 """
 
@@ -28,6 +28,7 @@ from loaders.batch import Batch
 
 class Method(Trained):
     recipe: Recipe
+    stored_passes = 1.0
 
     def prepare(self, net: nn.Module, context: Context) -> None:
         super().prepare(net, context)
@@ -38,7 +39,7 @@ class Method(Trained):
 
         return distill_loss(
             self.logits(batch),
-            self.grouped(self.teacher(batch.index)),
+            self.grouped(self.teacher(batch)),
             self.targets(batch),
             mask=self.mask_C,
             temperature=self.recipe.temperature,

@@ -5,6 +5,7 @@ Functions import timm when they need it, because it takes seconds that planning 
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -79,6 +80,12 @@ def transform(recipe: ModelRecipe) -> Transform:
     config = data_config(recipe)
     crop = float(config["crop_pct"])
     return Transform(recipe.image_size, config["interpolation"], crop, config["crop_mode"])
+
+
+def crop_from(recipe: ModelRecipe) -> ModelRecipe:
+    """The model whose evaluation transform stores images that training crops: the whole square at
+    8/7 of the size, such as 256 pixels for 224."""
+    return dataclasses.replace(recipe, image_size=round(recipe.image_size * 8 / 7), crop=1.0)
 
 
 def published_transform(arch: str) -> Transform:

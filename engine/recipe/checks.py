@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from engine.did_you_mean import nearest
 from engine.errors import RecipeError
-from engine.recipe.schema import DatasetRecipe, Recipe
+from engine.recipe.schema import DatasetRecipe, Recipe, TrainRecipe
 from loaders.benchmarks import emoji_styles
 from loaders.files.names import is_name, one_line
 
@@ -58,6 +58,17 @@ def checked(recipe: Recipe) -> Recipe:
             "dataset.holdout_by=source holds out photos that several datasets show, and with "
             "dataset.sources=own none do: set dataset.sources=names if equal class and file names "
             "mean the same photo, or leave holdout_by out"
+        )
+    train = recipe.train
+    if len(set(train.augment)) < len(train.augment):
+        raise RecipeError(f"train.augment={train.augment} names an operation twice: name it once")
+    if not train.crops and train.crop_scale != TrainRecipe.crop_scale:
+        raise RecipeError(
+            "train.crop_scale applies to random crops: add crop to train.augment, or leave it out"
+        )
+    if train.crop_scale[0] > train.crop_scale[1]:
+        raise RecipeError(
+            f"train.crop_scale={list(train.crop_scale)}: the first number is the smaller one"
         )
     parts = ("shots", "portion", "train_images")
     taken = [k for k in parts if getattr(recipe.dataset, k) != getattr(DatasetRecipe, k)]

@@ -229,6 +229,10 @@ class TrainRecipe:
     epochs: Annotated[int, Meta(ge=1, le=100_000)] = 10
     batch_size: Batch = 64
     accumulation: Batch = 1
+    # random changes of training images: a crop, then a flip, then RandAugment; empty: none, as in
+    # the benchmark
+    augment: list[Literal["crop", "hflip", "randaugment"]] = field(default_factory=list)
+    crop_scale: tuple[Part, Part] = (0.08, 1.0)  # range of a crop's share of the image's area
     warmup_steps: Count | None = None  # None: 196, but at most a tenth of all steps
     clip: NotNegative = 0.0  # maximum global gradient norm; 0: no clipping
     freeze_batchnorm: bool = False
@@ -240,6 +244,11 @@ class TrainRecipe:
     keep_snapshots: bool = marked(RUN, False)  # False: delete their weights after evaluation
     # minutes between two checkpoints; 0: no checkpoints
     checkpoint_minutes: NotNegative = marked(NOTHING, 10.0)
+
+    @property
+    def crops(self) -> bool:
+        """Whether training crops images, which it then reads at a larger size."""
+        return "crop" in self.augment
 
     def steps_an_epoch(self, images: int) -> int:
         """Optimizer steps per epoch on `images` images; the last batch may be smaller."""

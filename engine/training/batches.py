@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
+from engine import models
 from engine.run import Run
+from loaders.augment import Augment
+from loaders.batch import Batch
 
 
 @dataclass(frozen=True)
@@ -43,3 +48,28 @@ def epoch_shares(
                 yield Share(piece, parts / len(batch), len(micro_batch))
             else:
                 yield Share(batch[:1], 0.0, len(micro_batch))
+
+
+def batches(run: Run, shares: Sequence[Share], epoch: int) -> Iterator[Batch]:
+    """The images of a rank's micro-batches, augmented by the recipe."""
+    read = run.sets.training_source(run.recipe).batches(share.index for share in shares)
+    if not run.recipe.train.augment:
+        yield from read
+        return
+    augment = augmentation(run)
+    for batch in read:
+        gather = functools.partial(_augmented, augment, batch, epoch)
+        yield Batch(batch.index, batch.device, gather)
+
+
+def augmentation(run: Run) -> Augment:
+    """The augmentation of a recipe's training images."""
+    train, transform = run.recipe.train, models.transform(run.recipe.model)
+    is_bicubic = transform.interpolation == "bicubic"
+    return Augment(
+        transform.image_size, train.augment, train.crop_scale, is_bicubic, run.recipe.seed
+    )
+
+
+def _augmented(augment: Augment, batch: Batch, epoch: int) -> torch.Tensor:
+    return augment(batch.images, batch.index, epoch)

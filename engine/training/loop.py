@@ -25,7 +25,7 @@ from engine.models import compiled
 from engine.run import Run
 from engine.store.cells import Export
 from engine.training import norms, optim, schedule
-from engine.training.batches import epoch_shares
+from engine.training.batches import batches, epoch_shares
 from engine.training.saving import Saving, TrainingProgress, TrainingState
 from engine.training.trackers import Trackers
 
@@ -60,7 +60,7 @@ def compile_graphs(method: Trained, context: Context) -> None:
         engine.train()
         positions = context.target.training(context.recipe)
         share = next(epoch_shares(positions, context, 0, ranks.rank(), ranks.world()))
-        (batch,) = context.sets.source(context.recipe.downstream).batches([share.index])
+        (batch,) = batches(context, [share], 0)
         engine.backward(engine(batch).sum() * share.weight)
 
 
@@ -131,7 +131,6 @@ def epochs(
     positions = run.target.training(recipe)
     of_epoch, total = train.steps_an_epoch(len(positions)), train.steps(len(positions))
     warmup = train.warmup(total)
-    source = run.sets.source(recipe.downstream)
     learning = norms.learning(method)
     losses = torch.zeros((), device=run.device)  # since they were read last
     saving = saving or Saving()
@@ -144,8 +143,7 @@ def epochs(
             engine.train()
             shares = list(epoch_shares(positions, run, epoch, ranks.rank(), ranks.world()))
             shares = shares[(step - epoch * of_epoch) * train.accumulation :]
-            batches = source.batches(share.index for share in shares)
-            for share, batch in zip(shares, batches, strict=True):
+            for share, batch in zip(shares, batches(run, shares, epoch), strict=True):
                 for norm in learning:
                     norm.training = share.samples > 0  # a filler must not change statistics
                 loss = engine(batch).sum() * share.weight

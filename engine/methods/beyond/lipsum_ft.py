@@ -6,8 +6,8 @@ It adds this penalty to the cross-entropy (Nam et al. 2024):
 
 i_b is the unit embedding of an image and j_b its value before training. The t_k are the frozen text
 tower's embeddings of K texts of random tokens, and s is CLIP's scale. Like the authors' release,
-each step draws K = 80 new texts of 8 tokens, and the weight is 1. Images are not augmented, so j_b
-is computed once.
+each step draws K = 80 new texts of 8 tokens, and the weight is 1. Unless training augments images,
+j_b is computed once.
 
 As in the release, the head's class embeddings are trained without the scale s, and without a bias.
 """
@@ -44,6 +44,7 @@ from loaders.batch import Batch, on_device
 
 class Method(Trained):
     recipe: Recipe
+    stored_passes = 1.0
 
     def prepare(self, net: nn.Module, context: Context) -> None:
         """Raises ValueError on several ranks, since each would draw its own texts, and for a text
@@ -54,7 +55,7 @@ class Method(Trained):
                 "one rank: start it without torchrun, or with --num_gpus 1"
             )
         super().prepare(net, context)
-        self.before_NE = context.features(context.base, context.target, training=True)
+        self.before = context.embedder(context.base, context.target)
         text = context.clip()
         del text.visual
         self.text = text.requires_grad_(False).eval()
@@ -93,12 +94,11 @@ class Method(Trained):
         images_BE = models.features(self.net, x).float()
         scale = self.text.logit_scale.exp()
         logits_BC = self.grouped(scale * models.head(self.net)(images_BE))
-        before_BE = on_device(self.before_NE[batch.index], x.device)
         with torch.no_grad():
             tokens = on_device(self.texts(), x.device)
             texts_KE = self.text.encode_text(tokens, normalize=True).float()
             texts_KE = scale * texts_KE
-        change_BK = models.logits(images_BE - before_BE, texts_KE, None)
+        change_BK = models.logits(images_BE - self.before(batch), texts_KE, None)
         losses_B = distill_loss(logits_BC, None, self.targets(batch), mask=self.mask_C)
         return losses_B + self.recipe.weight * change_BK.square().mean(dim=1) / 2
 
