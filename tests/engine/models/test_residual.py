@@ -59,7 +59,7 @@ def test_a_teacher_takes_the_form_of_training(grid, arch):
     loop.prepare(case.method, case.builder)
     with torch.no_grad(), case.method.autocast:
         student = case.method.logits(case.batch)
-    torch.testing.assert_close(student, case.method.teacher(case.batch.index), atol=1e-5, rtol=0)
+    torch.testing.assert_close(student, case.method.teacher(case.batch), atol=1e-5, rtol=0)
 
 
 def test_cells_trained_so_have_a_name_of_their_own_and_others_keep_theirs(grid):
