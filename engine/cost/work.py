@@ -22,7 +22,6 @@ from engine.data import packs
 from engine.data.kinds import kind_of
 from engine.machine import precision
 from engine.machine.files import short_digest
-from engine.methods.base import Derived
 from engine.recipe import modules
 from engine.recipe.schema import Recipe
 from loaders.pack import MANIFEST, Pack
@@ -145,16 +144,15 @@ def column(
     # extra: models evaluated without a pass of their own (fitted heads and ensembles)
     work, networks, extra, weights = [start()], 0, 0, 0
     for cell in distinct.values():
-        method = None if modules.is_users(cell.method.module) else modules.method_of(cell)
-        if isinstance(method, Derived):
-            networks += method.models
-            extra += not method.models
-            weights += cell.method.has_weights
+        method, passes = cell.method, _passes(cell)
+        if not method.trains:
+            networks += method.merged_models
+            extra += not method.merged_models
+            weights += method.has_weights
             continue
-        passes = _passes(cell)
         # A fitted head is trained and evaluated on stored features.
         images = cell.train.epochs * trained_on(cell, *counts[cell.downstream]) if passes else 0
-        work.append(net.trained(f"training: {cell.method.title}", images, passes, cell))
+        work.append(net.trained(f"training: {method.title}", images, passes, cell))
         networks += 1 + cell.train.snapshots if passes else 0
         extra += not passes
         weights += 1
@@ -183,10 +181,7 @@ def _passes(cell: Recipe) -> float:
     """The cost per training image, in forward passes; 0 without optimizer steps."""
     if modules.is_users(cell.method.module):
         return FULL_PASSES
-    method = modules.method_of(cell)
-    if isinstance(method, Derived):
-        return 0.0
-    return method.passes + method.stored_passes * bool(cell.train.augment)
+    return cell.method.passes + cell.method.stored_passes * bool(cell.train.augment)
 
 
 def _judged(recipe: Recipe, name: str, images: int) -> int:

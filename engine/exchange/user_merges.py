@@ -198,7 +198,7 @@ def _made(
         f"{options.title} averages outputs, which no single model has: merge by soup, or have "
         "`rib evaluate` judge each checkpoint"
     )
-    if not method.models:
+    if not options.merged_models:
         raise no_model
     made = method.make(context)
     if isinstance(made, Export):

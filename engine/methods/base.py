@@ -42,19 +42,10 @@ class Trained(nn.Module):
     penalty: Penalty | None = None  # applied by the optimizer
     rates: Mapping[str, float] = MappingProxyType({})  # learning-rate factor by parameter, or 1
     fits_head: bool = False
-    stored_passes: float = 0.0  # forward passes per image that augmentation adds, as none is stored
 
     def __init__(self, recipe: MethodRecipe) -> None:
         super().__init__()
         self.recipe = recipe
-
-    @property
-    def passes(self) -> float:
-        """The cost per training image, in forward passes through the model.
-
-        A backward pass counts as two. 0 if only the head is fitted, on stored features.
-        """
-        return 3.0
 
     def prepare(self, net: nn.Module, context: Context) -> None:
         """Set up training of the base model `net`: freeze or wrap it, and load the loss's inputs.
@@ -145,10 +136,6 @@ class Trained(nn.Module):
 class FrozenBackbone(Trained):
     """A trained method whose backbone is frozen and stays in eval mode."""
 
-    @property
-    def passes(self) -> float:
-        return 2.0  # the backward pass skips gradients of the backbone's weights
-
     def prepare(self, net: nn.Module, context: Context) -> None:
         super().prepare(net, context)
         self.net.requires_grad_(False)
@@ -164,14 +151,6 @@ class Derived:
 
     def __init__(self, recipe: MethodRecipe) -> None:
         self.recipe = recipe
-
-    @property
-    def models(self) -> int:
-        """Number of models that an evaluation runs besides the members.
-
-        0 if the method averages the members' outputs.
-        """
-        return 1
 
     def make(self, context: Context) -> Export | Gated | Sequence[Entry]:
         """Return a model as a plain state dict, or averages of the cells' weights or outputs.

@@ -25,6 +25,10 @@ class Recipe(MethodRecipe):
     def takes_steps(self) -> bool:
         return self.variant != "canonical"
 
+    @property
+    def passes(self) -> float:
+        return 2.0 if self.takes_steps else 0.0  # as LoRA's
+
 
 from dataclasses import replace
 
@@ -43,10 +47,6 @@ PAPER_TRAINS = ("cls_token", "pos_embed", "norm_pre", "norm", "fc_norm")
 
 class Method(FrozenBackbone):
     recipe: Recipe
-
-    @property
-    def passes(self) -> float:
-        return super().passes if self.recipe.takes_steps else 0.0
 
     def prepare(self, net: nn.Module, context: Context) -> None:
         super().prepare(net, context)

@@ -8,12 +8,15 @@ teacher's backbone runs once per dataset, and only its head runs on each batch.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from engine.recipe.schema import MethodRecipe, NotNegative, Positive
 
 
 @dataclass(frozen=True)
 class Recipe(MethodRecipe):
+    stored_passes: ClassVar[float] = 1.0
+
     weight: NotNegative = 1.0
     temperature: Positive = 2.0
 
@@ -28,7 +31,6 @@ from loaders.batch import Batch
 
 class Method(Trained):
     recipe: Recipe
-    stored_passes = 1.0
 
     def prepare(self, net: nn.Module, context: Context) -> None:
         super().prepare(net, context)

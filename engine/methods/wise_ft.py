@@ -21,6 +21,15 @@ class Recipe(MethodRecipe):
     alpha: Unit = DEFAULT_ALPHA  # shown in tables; evaluated even if it is not in `alphas`
     alphas: list[Unit] = field(default_factory=lambda: [i / 10 for i in range(11)])
 
+    @property
+    def evaluated_alphas(self) -> list[float]:
+        curve = self.alphas if self.variant == "canonical" else ()
+        return sorted({self.alpha, *curve})
+
+    @property
+    def merged_models(self) -> int:
+        return len(self.evaluated_alphas)
+
 
 from collections.abc import Sequence
 
@@ -32,17 +41,9 @@ from engine.store.cells import Entry
 class Method(Derived):
     recipe: Recipe
 
-    @property
-    def models(self) -> int:
-        return len(self._alphas())
-
     def make(self, context: Context) -> Sequence[Entry]:
         before, after = context.base.name, context.cell("fine_tune").name
         return [
             Entry({before: 1 - alpha, after: alpha}, alpha, alpha == self.recipe.alpha)
-            for alpha in sorted(self._alphas())
+            for alpha in self.recipe.evaluated_alphas
         ]
-
-    def _alphas(self) -> set[float]:
-        curve = self.recipe.alphas if self.recipe.variant == "canonical" else ()
-        return {self.recipe.alpha, *curve}

@@ -190,16 +190,33 @@ class MethodRecipe:
 
     needs: methods whose cells of the same column it uses. trains: False if it only combines their
     models. has_weights: False if its cells are averages of others, from which no method can start.
+    stored_passes: forward passes per training image whose outputs are stored, unless training
+    augments images.
     """
 
     needs: ClassVar[Sequence[str]] = ()
     trains: ClassVar[bool] = True
     has_weights: ClassVar[bool] = True
+    stored_passes: ClassVar[float] = 0.0
 
     @property
     def takes_steps(self) -> bool:
         """Whether training takes optimizer steps; False if it only fits the head."""
         return self.trains
+
+    @property
+    def passes(self) -> float:
+        """The cost per training image, in forward passes through the model.
+
+        A backward pass counts as two. 0 without optimizer steps.
+        """
+        return 3.0 if self.takes_steps else 0.0
+
+    @property
+    def merged_models(self) -> int:
+        """Number of models that an evaluation of a method that does not train runs besides the
+        members; 0 if the method averages the members' outputs."""
+        return 1
 
     name: Name = MISSING
     title: str = MISSING

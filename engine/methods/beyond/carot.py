@@ -23,6 +23,7 @@ from engine.recipe.schema import NotNegative
 
 @dataclass(frozen=True)
 class Recipe(flyp.Recipe):
+    passes = 4.0  # the teacher's forward pass too
     weight: NotNegative = 1.5  # of the cross-entropy to the teacher
     average: Literal["ema", "beta"] = "ema"  # ema: CaRot's; beta: TRACER's
     orthogonality: NotNegative = 0.2  # weight of the orthogonality penalty
@@ -41,10 +42,6 @@ from loaders.batch import Batch
 
 class Method(flyp.Method):
     recipe: Recipe
-
-    @property
-    def passes(self) -> float:
-        return super().passes + 1.0  # the teacher's forward pass
 
     def prepare(self, net: nn.Module, context: Context) -> None:
         """Raises ValueError as FLYP does, and for an image tower without a projection."""

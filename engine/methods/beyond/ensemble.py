@@ -19,6 +19,7 @@ from engine.recipe.schema import MethodRecipe
 class Recipe(MethodRecipe):
     trains = False
     has_weights = False
+    merged_models = 0
     members: list[str] = field(default_factory=lambda: ["fine_tune", "ewc", "lwf"])
 
     @property
@@ -43,10 +44,6 @@ from engine.store.cells import Ensemble, Entry
 class Method(Derived):
     recipe: Recipe
     weights: Literal["equal", "entropy"] = "equal"  # as in `Ensemble`
-
-    @property
-    def models(self) -> int:
-        return 0
 
     def make(self, context: Context) -> Sequence[Entry]:
         cells = [

@@ -15,7 +15,7 @@ As in the release, the head's class embeddings are trained without the scale s, 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from msgspec import Meta
 
@@ -25,6 +25,8 @@ from engine.recipe.schema import NotNegative, Number
 
 @dataclass(frozen=True)
 class Recipe(flyp.OfCLIP):
+    stored_passes: ClassVar[float] = 1.0
+
     weight: NotNegative = 1.0
     texts: Number = 80  # per step
     tokens: Annotated[int, Meta(ge=1, le=70)] = 8  # per text, without start and end tokens
@@ -44,7 +46,6 @@ from loaders.batch import Batch, on_device
 
 class Method(Trained):
     recipe: Recipe
-    stored_passes = 1.0
 
     def prepare(self, net: nn.Module, context: Context) -> None:
         """Raises ValueError on several ranks, since each would draw its own texts, and for a text

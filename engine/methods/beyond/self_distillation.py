@@ -17,6 +17,7 @@ from engine.recipe.schema import MethodRecipe, NotNegative
 
 @dataclass(frozen=True)
 class Recipe(MethodRecipe):
+    passes = 4.0  # the teacher's forward pass too
     weight: NotNegative = 1.5  # of the divergence from the teacher
     average: Literal["ema", "beta"] = "ema"  # ema: CaRot's; beta: TRACER's
 
@@ -32,10 +33,6 @@ from loaders.batch import Batch
 
 class Method(Trained):
     recipe: Recipe
-
-    @property
-    def passes(self) -> float:
-        return super().passes + 1.0  # the teacher's forward pass
 
     def prepare(self, net: nn.Module, context: Context) -> None:
         super().prepare(net, context)

@@ -28,6 +28,7 @@ class Recipe(MethodRecipe):
     needs = ("fine_tune",)
     trains = False
     has_weights = False
+    merged_models = 0
     middle: float = 1.5  # squared distance at which both models have equal weight
     width: Positive = 0.6  # of the sigmoid, in units of squared distance
 
@@ -53,10 +54,6 @@ ROWS = 4096  # rows of logits computed at a time
 
 class Method(Derived):
     recipe: Recipe
-
-    @property
-    def models(self) -> int:
-        return 0
 
     def make(self, context: Context) -> Gated:
         members = context.base, context.cell("fine_tune")
