@@ -28,7 +28,7 @@ from engine.exchange import user_models
 from engine.machine import memory
 from engine.machine.files import cache_folder
 from engine.machine.precision import autocast, no_tf32
-from engine.recipe import parsed
+from engine.recipe import parsed, preprocessing
 from engine.recipe.schema import Recipe
 from engine.run import Run
 from engine.store.artifacts import Store
@@ -70,7 +70,10 @@ def _contest(
     cells = [user_models.cell_of(recipe.model, store, file) for file in checkpoints]
     mixes: list[Mix] = [{cells[0].name: 1 - a, cells[1].name: a} for a in ALPHAS]
     net.to(device).eval()
-    transform, normalize = models.transform(recipe.model), models.Normalize(recipe.model, device)
+    transform, normalize = (
+        preprocessing.transform(recipe.model),
+        models.Normalize(recipe.model, device),
+    )
 
     def one_pass(recipe: Recipe = recipe) -> Run:
         """All alphas by the engine, which has seen nothing yet."""

@@ -29,7 +29,7 @@ from bench.contest import Contest, Entrant, Scale, tried
 from engine import models
 from engine.exchange import user_models
 from engine.machine import memory
-from engine.recipe import parsed
+from engine.recipe import parsed, preprocessing
 from engine.recipe.schema import ModelRecipe
 from loaders.augment import Augment
 from loaders.pack import Pack
@@ -71,7 +71,7 @@ def contests(device: torch.device, scale: Scale) -> Iterator[Contest]:
             check = partial(_check, ours, files, loose)
             subject = _entrant(name, ours, count)
             yield Contest(f"{name} x {count}", subject, tuple(peers), check, rounds=3)
-        larger = models.crop_from(model)
+        larger = preprocessing.crop_from(model)
         whole = photos.encode(folder / "to crop", folder / "files", larger, "raw")
         yield _augmented(folder / "files", model, Resident(whole, device), workers)
 
@@ -141,7 +141,7 @@ def torchvision(
     folder: Path, model: ModelRecipe, batch: int, workers: int, augmented: bool = False
 ) -> DataLoader:
     """Normalised images and their labels, on the host, as torchvision's users write it."""
-    config = models.data_config(model)
+    config = preprocessing.data_config(model)
     mode = transforms.InterpolationMode(config["interpolation"])
     plain = [
         transforms.Resize(int(model.image_size / config["crop_pct"]), mode),
@@ -168,7 +168,7 @@ def timm(
     augmented: bool = False,
 ) -> Iterable[tuple[Tensor, Tensor]]:
     """Normalised images and their labels, on the device."""
-    config = models.data_config(model)
+    config = preprocessing.data_config(model)
     names = ("interpolation", "mean", "std", "crop_pct")
     return create_loader(
         ImageDataset(str(folder)),

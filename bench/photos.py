@@ -9,8 +9,8 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from engine import models
 from engine.machine.files import cache_folder
+from engine.recipe import preprocessing
 from engine.recipe.schema import ModelRecipe
 from loaders import folders, trees
 from loaders.encode import Images
@@ -63,7 +63,7 @@ def draw(folder: Path, seed: int, classes: int, images: int, side: int) -> None:
 
 def encode(out: Path, folder: Path, model: ModelRecipe, kind: Literal["raw", "jpeg"]) -> Pack:
     """The files as a pack, in one process, as the engine encodes a set of this size."""
-    transform = models.transform(model)
+    transform = preprocessing.transform(model)
     return encode_pack(
         out,
         name="photos",

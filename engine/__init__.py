@@ -85,6 +85,7 @@ def load_cell(folder: str | Path) -> nn.Module:
 
     from engine import models
     from engine.model_files.descriptions import CELL, read_description
+    from engine.recipe import preprocessing
     from engine.store import tensors
 
     place = Path(folder)
@@ -97,7 +98,9 @@ def load_cell(folder: str | Path) -> nn.Module:
             "have no weights of their own: write their model with `rib export`"
         )
     description = read_description(place / CELL)
-    net = models.create(models.described_model(description.model), len(description.classes or ()))
+    net = models.create(
+        preprocessing.described_model(description.model), len(description.classes or ())
+    )
     return models.load_state(net, load_file(weights), str(weights)).eval()
 
 

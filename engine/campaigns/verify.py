@@ -16,8 +16,7 @@ from engine.data.kinds import kind_of
 from engine.evaluation import accuracies, passes
 from engine.evaluation.accuracies import Model
 from engine.measures import model_rows
-from engine.models import images
-from engine.recipe import catalogue
+from engine.recipe import catalogue, preprocessing
 from engine.recipe.schema import ModelRecipe, Recipe
 
 TOLERANCE = 0.3  # points: published numbers are rounded, and precisions differ
@@ -139,7 +138,10 @@ def timms(model: ModelRecipe) -> dict[str, float]:
 def differences(model: ModelRecipe) -> str:
     """Differences, in words, between the model's transform and the one with which timm measured its
     published accuracies; empty if there are none."""
-    own, timms = vars(images.transform(model)), vars(images.published_transform(model.arch))
+    own, timms = (
+        vars(preprocessing.transform(model)),
+        vars(preprocessing.published_transform(model.arch)),
+    )
     other = [key for key in own if own[key] != timms[key]]
     return ", ".join(f"{key} {own[key]} (timm: {timms[key]})" for key in other)
 

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from engine import models
 from engine.cells import snapshots
 from engine.cells.cell_plan import CellPlan
 from engine.cells.snapshots import Followed, Snapshot
@@ -29,7 +28,7 @@ from engine.methods.linear_probe import first_head
 from engine.model_files.descriptions import prompt_beside
 from engine.models import checkpoints, compiled, zero_shot
 from engine.models.form import Form
-from engine.recipe import modules
+from engine.recipe import modules, preprocessing
 from engine.recipe.effects import values_of
 from engine.recipe.schema import Affects, TrainRecipe
 from engine.store import cells, tensors
@@ -316,7 +315,7 @@ class Builder(Context):
         """The model's description for `cell.json`: the head's classes and the transform."""
         return {
             "classes": list(self.sets.classes),
-            "model": models.description(self.recipe.model),
+            "model": preprocessing.description(self.recipe.model),
         }
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from engine import models, recipe
+from engine import recipe
 from engine.data import imagenet, packs, sources
 from engine.data.kinds import ImageNet, kind_of
+from engine.recipe import preprocessing
 from engine.recipe.schema import Recipe
 from loaders.adopt import adopt
 from loaders.encode import left_out
@@ -86,7 +87,7 @@ def _adopt(resolved: Recipe, name: str, beton: Path, classes: Path) -> None:
         name=name,
         classes=classes.read_text("utf-8-sig").splitlines(),
         size=resolved.model.image_size,
-        transform_spec=models.transform(resolved.model).spec,
+        transform_spec=preprocessing.transform(resolved.model).spec,
         extra={
             "identity": packs.identity(resolved.dataset, resolved.model, name),
             "adopted": f"{beton.name}; resized by the program that wrote it",

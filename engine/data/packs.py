@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from engine import models
 from engine.data import smoke
 from engine.data.kinds import kind_of
 from engine.machine.files import short_digest
+from engine.recipe import preprocessing
 from engine.recipe.schema import DatasetRecipe, ModelRecipe, Recipe
 from loaders import decoding
 from loaders.adopt import part
@@ -59,7 +59,7 @@ def to_train_on(recipe: Recipe) -> Recipe:
     """The recipe whose packs training reads: larger images if it crops them."""
     if not recipe.train.crops:
         return recipe
-    return dataclasses.replace(recipe, model=models.crop_from(recipe.model))
+    return dataclasses.replace(recipe, model=preprocessing.crop_from(recipe.model))
 
 
 def is_encoded(recipe: Recipe, name: str) -> bool:
@@ -100,7 +100,7 @@ def make_pack(
     images that cannot be decoded, and list them in the manifest. With `dataset.limit`, the pack has
     that number of the listing's images.
     """
-    transform = models.transform(recipe.model)
+    transform = preprocessing.transform(recipe.model)
     dataset, items = recipe.dataset, listing.items
     if dataset.limit:
         classes = [listing.classes[item.label] for item in items]
@@ -143,7 +143,11 @@ def identity(dataset: DatasetRecipe, model: ModelRecipe, name: str) -> dict[str,
         key["undecodable"] = "skip"
     if decoding.colour(dataset.background) != decoding.colour(decoding.WHITE):
         key["background"] = list(decoding.colour(dataset.background))
-    return key | {"set": name, "transform": models.transform(model).spec, "format": PACK_FORMAT}
+    return key | {
+        "set": name,
+        "transform": preprocessing.transform(model).spec,
+        "format": PACK_FORMAT,
+    }
 
 
 def _warn_of_skipped(pack: Pack) -> None:

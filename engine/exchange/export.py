@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 
-from engine import models
 from engine.campaigns.record import FinishedCampaign
 from engine.data.packs import pack_folder
 from engine.evaluation import bank
@@ -21,7 +20,7 @@ from engine.measures import dynamics
 from engine.measures.rows import PRE, Evaluation
 from engine.model_files.architectures import open_clip_name
 from engine.model_files.descriptions import CELL, read_description
-from engine.recipe import yaml_text
+from engine.recipe import preprocessing, yaml_text
 from engine.recipe.schema import ModelRecipe, Recipe
 from engine.store import cells
 from engine.store.artifacts import Artifact, Store
@@ -79,7 +78,7 @@ def row_of_cell(folder: Path, alpha: float | None) -> DescribedModel:
     average = canonical_mix(entry.mix)
     parents = _parents(Store(folder.parents[1]), average, title, remedy)
     described = read_description(folder / CELL)
-    model = models.described_model(described.model)
+    model = preprocessing.described_model(described.model)
     if open_clip_name(model.arch):
         file = folder / RECIPE
         trained = typed_json.convert(yaml_text.read(file), Recipe, file, "train the cell again")
@@ -147,11 +146,11 @@ def model_of(parents: Iterable[Cell], resolved: Recipe) -> tuple[ModelRecipe, tu
     for cell in parents:
         if (cell.artifact.folder / CELL).is_file():
             described = read_description(cell.artifact.checked(CELL))
-            return models.described_model(described.model), described.classes or ()
+            return preprocessing.described_model(described.model), described.classes or ()
     dataset = resolved.dataset
     pack = pack_folder(Path(resolved.runs), dataset, resolved.model, dataset.upstream)
     classes = Pack.open(pack).classes if (pack / MANIFEST).is_file() else ()
-    return models.described_model(models.description(resolved.model)), classes
+    return preprocessing.described_model(preprocessing.description(resolved.model)), classes
 
 
 def _parents(store: Store, average: Average, title: str, remedy: str) -> dict[str, Cell]:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from engine import models, recipe
+from engine import recipe
 from engine.data.sets import LabelledSet, Sets
 from engine.evaluation import bank, passes
 from engine.exchange import user_models
@@ -28,7 +28,7 @@ from engine.methods.base import Derived
 from engine.model_files.architectures import open_clip_name
 from engine.model_files.descriptions import prompt_beside
 from engine.model_files.weights import TEXT, load_weights
-from engine.recipe import modules, overrides
+from engine.recipe import modules, overrides, preprocessing
 from engine.recipe.overrides import Override
 from engine.recipe.schema import MethodRecipe
 from engine.run import Run
@@ -138,7 +138,7 @@ def merged(
         raise ValueError(f"{options.title} makes no choice: leave --holdout out")
     parts = " + ".join(f"{weight:.4g} {file}" for file, weight in mix.items())
     made_of = parts or ", ".join(names) + ("" if base is None else f" from {files[-1]}")
-    model = models.described_model(models.description(resolved.model))
+    model = preprocessing.described_model(preprocessing.description(resolved.model))
     if open_clip_name(model.arch):
         weights = dataclasses.replace(resolved.model.weights, path=_with_text(files[::-1]))
         model = dataclasses.replace(model, weights=weights)

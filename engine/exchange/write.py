@@ -34,6 +34,7 @@ from engine.model_files.descriptions import (
 )
 from engine.model_files.weights import VISUAL
 from engine.models import clip, zero_shot
+from engine.recipe import preprocessing
 from engine.recipe.schema import ModelRecipe
 from engine.store import tensors
 from engine.store.cells import Mix
@@ -132,7 +133,7 @@ def _of_open_clip(row: DescribedModel, net: nn.Module) -> _Files:
     model = dataclasses.replace(row.model, weights=dataclasses.replace(weights, clip=name))
     both = zero_shot.open_model(model, cache_folder()).state_dict()
     tower = {k: v for k, v in net.state_dict().items() if k.startswith(VISUAL)}
-    images = models.data_config(row.model)
+    images = preprocessing.data_config(row.model)
     resize = {timms: ours for ours, timms in CROP_MODES.items()}[images["crop_mode"]]
     config = {
         "model_cfg": clip.config(name),
@@ -157,7 +158,7 @@ def _head(classes: Sequence[str]) -> dict[str, Any]:
 def _timm_config(model: ModelRecipe, net: nn.Module, outputs: int) -> dict[str, Any]:
     """timm's config: how to build the net and preprocess images."""
     known: Mapping[str, Any] = net.pretrained_cfg  # type: ignore[assignment]  # of every timm model
-    images = models.data_config(model)
+    images = preprocessing.data_config(model)
     return {
         "architecture": model.arch,
         "num_classes": outputs,

@@ -28,6 +28,7 @@ from engine.model_files.weights import (
     weights_file,
 )
 from engine.models import hub, zero_shot
+from engine.recipe import preprocessing
 from engine.recipe.schema import ModelRecipe
 from engine.store.artifacts import Artifact, Store
 from engine.store.tensors import PROMPT, WEIGHTS, save
@@ -80,7 +81,7 @@ def fetch(recipe: ModelRecipe, cache: Path) -> nn.Module:
     Logs what is downloaded.
     """
     if _source(recipe) in DOWNLOADED:
-        log.info("%s", models.choices(recipe))
+        log.info("%s", preprocessing.choices(recipe))
     return SOURCES[_source(recipe)](recipe, cache)
 
 
@@ -134,7 +135,7 @@ def _settings(recipe: ModelRecipe) -> dict[str, Any]:
 
 
 def _from_timm(recipe: ModelRecipe, cache: Path) -> nn.Module:
-    models.data_config(recipe)  # raises RecipeError for an unknown architecture
+    preprocessing.data_config(recipe)  # raises RecipeError for an unknown architecture
     config = timm.get_pretrained_cfg(recipe.arch)
     # From a hub without safetensors, timm would load a pickle.
     of_hub = config is not None and config.hf_hub_id

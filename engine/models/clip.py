@@ -15,7 +15,6 @@ from torch import nn
 from engine.model_files.architectures import open_clip_config as config
 from engine.model_files.architectures import open_clip_name
 from engine.model_files.architectures import open_clip_package as package
-from engine.model_files.descriptions import CROP_MODES
 from engine.models import hub
 
 
@@ -90,25 +89,3 @@ def blank(name: str) -> Any:
         raise ValueError(f"open_clip could not build {name}: {hub.reason(error)}") from error
     finally:
         logging.disable(before)
-
-
-def data_config(arch: str, tag: str) -> dict[str, Any]:
-    """timm's data config for a tower with the weights `tag`.
-
-    Without a tag, that of the first weights in open_clip's list, which are OpenAI's if available.
-    """
-    open_clip, name = package(), open_clip_name(arch)
-    size = config(name)["vision_cfg"]["image_size"]
-    openai = {"mean": open_clip.OPENAI_DATASET_MEAN, "std": open_clip.OPENAI_DATASET_STD}
-    openai |= {"interpolation": "bicubic", "resize_mode": "shortest"}
-    tags = [tag] if tag else open_clip.list_pretrained_tags_by_model(name)
-    stored = open_clip.get_pretrained_cfg(name, tags[0]) if tags else {}
-    chosen = {key: stored.get(key) or openai[key] for key in openai}
-    return {
-        "input_size": (3, *(size if isinstance(size, list | tuple) else (size, size))),
-        "mean": tuple(chosen["mean"]),
-        "std": tuple(chosen["std"]),
-        "interpolation": chosen["interpolation"],
-        "crop_pct": 1.0,
-        "crop_mode": CROP_MODES[chosen["resize_mode"]],
-    }

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from engine import models
+from engine.recipe import preprocessing
 from engine.run import Run
 from loaders.augment import Augment
 from loaders.batch import Batch
@@ -64,7 +64,7 @@ def batches(run: Run, shares: Sequence[Share], epoch: int) -> Iterator[Batch]:
 
 def augmentation(run: Run) -> Augment:
     """The augmentation of a recipe's training images."""
-    train, transform = run.recipe.train, models.transform(run.recipe.model)
+    train, transform = run.recipe.train, preprocessing.transform(run.recipe.model)
     is_bicubic = transform.interpolation == "bicubic"
     return Augment(
         transform.image_size, train.augment, train.crop_scale, is_bicubic, run.recipe.seed

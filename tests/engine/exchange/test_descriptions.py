@@ -12,7 +12,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from engine import cli, models
+from engine import cli
 from engine.evaluation import passes
 from engine.evaluation.accuracies import Model, on_set
 from engine.exchange import user_models
@@ -23,7 +23,7 @@ from engine.model_files.descriptions import (
     read_classes,
     read_description,
 )
-from engine.recipe import parsed
+from engine.recipe import parsed, preprocessing
 from engine.recipe.schema import ModelRecipe
 from helpers.grids import CLASSES, SIZE, VIT, Grid
 from helpers.user_checkpoints import checkpoint
@@ -98,7 +98,7 @@ def test_timms_file_beside_the_weights_is_used(user_grid):
         resolved("test_resnet")
     squashed = {"architecture": VIT, "pretrained_cfg": TIMMS | {"crop_mode": "squash"}}
     config.write_text(json.dumps(squashed))
-    assert models.transform(resolved()).crop_mode == "squash"
+    assert preprocessing.transform(resolved()).crop_mode == "squash"
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from engine import cli, models, recipe
 from engine.exchange import user_models
 from engine.exchange.write import DescribedModel, write_model
 from engine.model_files.weights import load_model
-from engine.recipe import parsed
+from engine.recipe import parsed, preprocessing
 from engine.recipe.schema import ModelRecipe, WeightsRecipe
 from engine.store.artifacts import Store
 from helpers import tiny_clip
@@ -99,7 +99,7 @@ def test_what_is_written_is_read(open_clip: ModuleType, user_grid: Grid):
         assert same(cell.state(), dict(net.state_dict()))
         named = recipe.load("emoji", parsed([f"model=local-dir:{out}"])).model
         assert named.arch == model.arch and named.projection == model.projection
-        assert named.head.fit and "their own head" not in models.choices(named)
+        assert named.head.fit and "their own head" not in preprocessing.choices(named)
         table, again = user_grid.folder / "table.csv", user_grid.folder / "again"
         words = ["evaluate", "--models", str(out), "--sets", str(user_grid.folder / "outline")]
         assert cli.main([*words, "--out", str(table), "--force", runs, "device=cpu"]) == 0

@@ -12,8 +12,7 @@ from safetensors.torch import save_file
 from engine import models
 from engine.evaluation.accuracies import OnSet
 from engine.exchange import user_models
-from engine.models import clip
-from engine.recipe import parsed
+from engine.recipe import parsed, preprocessing
 from engine.recipe.schema import ModelRecipe, WeightsRecipe
 from engine.store.artifacts import Store
 from helpers import tiny_clip
@@ -110,7 +109,7 @@ def test_images_are_made_as_the_named_weights_of_open_clip_want(open_clip):
     compared = {}
     for name, tag in open_clip.list_pretrained():
         expected = open_clip.get_pretrained_cfg(name, tag)
-        actual = clip.data_config(f"open_clip:{name}", tag)
+        actual = preprocessing.clip_data_config(f"open_clip:{name}", tag)
         assert [actual[key] for key in keys] == [expected[key] for key in keys], (name, tag)
         how = (expected["interpolation"], expected["resize_mode"])
         if how in compared:
@@ -122,7 +121,7 @@ def test_images_are_made_as_the_named_weights_of_open_clip_want(open_clip):
             size=32, **{k: expected[k] for k in (*keys, "resize_mode")}
         )
         by_open_clip = open_clip.transform.image_transform_v2(cfg, is_train=False)(image)
-        pixels = torch.from_numpy(models.transform(recipe)(image)).permute(2, 0, 1)
+        pixels = torch.from_numpy(preprocessing.transform(recipe)(image)).permute(2, 0, 1)
         by_engine = models.Normalize(recipe, torch.device("cpu"))(pixels[None])[0]
         assert_near(by_engine, by_open_clip, atol=1e-5)
         compared[how] = by_engine
@@ -131,7 +130,7 @@ def test_images_are_made_as_the_named_weights_of_open_clip_want(open_clip):
 
 def test_without_a_tag_images_are_as_all_weights_of_open_clip_want_them(open_clip):
     def preparation(name: str, tag: str = "") -> tuple:
-        config = clip.data_config(f"open_clip:{name}", tag)
+        config = preprocessing.clip_data_config(f"open_clip:{name}", tag)
         return config["mean"], config["interpolation"], config["crop_mode"]
 
     usual = preparation("ViT-B-16")

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from engine import models, recipe
 from engine.model_files.model_names import architecture
 from engine.models import checkpoints
-from engine.recipe import parsed
+from engine.recipe import parsed, preprocessing
 from engine.recipe.schema import ModelRecipe
 from engine.store.artifacts import Store
 from engine.store.tensors import WEIGHTS
@@ -57,12 +57,12 @@ def test_open_clips_weights_decide_about_the_activation():
     settings = {"model.image_size": 224, "model.weights.tag": "openai"}
     assert architecture("open_clip:ViT-B-16/openai") == (chosen.arch, settings)
     assert architecture("open_clip:ViT-B-16") == ("open_clip:ViT-B-16", {})
-    assert "zero-shot head, 80 sentences a class; 224 px, bicubic" in models.choices(chosen)
+    assert "zero-shot head, 80 sentences a class; 224 px, bicubic" in preprocessing.choices(chosen)
 
 
 def test_a_vision_tower_of_timms_says_why_its_head_is_fitted():
     words = ["model=vit_base_patch16_siglip_224.v2_webli", "model.head.fit_on=imagenet_train"]
-    chosen = models.choices(recipe.load("imagenet_rib", parsed(words)).model)
+    chosen = preprocessing.choices(recipe.load("imagenet_rib", parsed(words)).model)
     assert "head fitted on imagenet_train, as timm's weights have no text tower" in chosen
     assert "open_clip:NAME/TAG has it, and a zero-shot head" in chosen
     assert model("open_clip:ViT-B-16/laion2b_s34b_b88k").arch == "open_clip:ViT-B-16"

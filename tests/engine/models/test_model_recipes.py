@@ -18,7 +18,7 @@ from engine import models, recipe
 from engine.data.sets import LabelledSet
 from engine.methods.base import Trained
 from engine.models import checkpoints
-from engine.recipe import modules, parsed
+from engine.recipe import modules, parsed, preprocessing
 from engine.recipe.schema import MethodRecipe, ModelRecipe
 from engine.store.artifacts import Store
 from loaders.batch import Batch
@@ -74,7 +74,7 @@ def test_name_resolves_and_gives_the_published_transform(name):
     assert options.name == name
     assert options.arch in timm.list_pretrained()
     resize, interpolation, (mean, std) = TRANSFORMS[name]
-    transform, config = models.transform(options), models.data_config(options)
+    transform, config = preprocessing.transform(options), preprocessing.data_config(options)
     assert transform.image_size == 224
     assert math.floor(224 / transform.crop) == resize
     assert (transform.interpolation, transform.crop_mode) == (interpolation, "center")
