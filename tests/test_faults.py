@@ -12,7 +12,7 @@ from faults.disk import only_error
 from faults.forked import Ended, FellShort, Skipped
 from helpers.processes import ROOT, run
 
-KINDS = ("kill", "mutate", "full", "readonly", "hostile")
+KINDS = ("kill", "mutate", "full", "readonly")
 
 
 @pytest.mark.slow

@@ -110,6 +110,36 @@ def test_a_campaign_that_is_a_link_is_not_reported(folder, tmp_path):
     assert code == 2 and "leads through a link" in line
 
 
+LINKED = (
+    *("packs/few-*", "packs/few-*/images.beton", "store/predictions/fine_tune-few-on-outline-*"),
+    *("store/cells/fine_tune-few-*/weights.safetensors", "store/cells/fine_tune-few-*"),
+    *("shapes/plans/*/evaluations.json", "shapes/plans/*/plan.json", "shapes/plans/*/events"),
+    *("shapes/report/accuracy.csv", "shapes/report/tables", "shapes/report"),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pattern", LINKED)
+def test_what_a_link_leads_to_stays_as_it_is(pattern, finished, folder, tmp_path):
+    """Whatever of a folder of runs is a link; each command ends soon, in a result or a line."""
+    runs, outside = (shutil.copytree(finished, tmp_path / name) for name in ("runs", "outside"))
+    path, *_ = sorted(runs.glob(pattern))
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    path.symlink_to(outside / path.relative_to(runs))
+    before = {p: p.read_bytes() for p in outside.rglob("*") if p.is_file()}
+    named = [str(folder / "shapes.yaml"), f"runs={runs}"]
+    row = ["--method", "fine_tune", "--downstream", "few", "--out", str(tmp_path / "model")]
+    sets = ["--sets", f"new={folder / 'images' / 'tinted'}", "--out", str(tmp_path / "new.csv")]
+    for words in (
+        ["export", *named, *row],
+        ["evaluate", "--campaign", *named, *sets],
+        ["campaign", *named, "--dry-run"],
+        ["report", str(runs / "shapes")],
+    ):
+        ended(cli.main, words)
+    assert before == {p: p.read_bytes() for p in outside.rglob("*") if p.is_file()}
+
+
 def test_a_link_is_removed_and_not_emptied(folder, tmp_path):
     plan = campaigns.planned(folder, f"runs={tmp_path}")
     (tmp_path / "elsewhere").mkdir()

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from faults import disk, ending, hostile
+from faults import disk, ending
 from faults.campaign import Campaign, warm_up
 from faults.forked import FellShort, Skipped, end_all
 
@@ -29,9 +29,8 @@ KINDS: dict[str, Callable[[Campaign, random.Random], str]] = {
     "mutate": disk.mutate,
     "full": disk.full,
     "readonly": disk.readonly,
-    "hostile": hostile.hostile,
 }
-QUICK = {"mutate": 10, "hostile": 10}  # trials for one of each other kind
+QUICK = {"mutate": 10}  # trials for one of each other kind
 
 
 @dataclass

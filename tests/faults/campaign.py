@@ -87,15 +87,6 @@ class Campaign:
 
         return forked.run(work, self.folder / "log")
 
-    def give(self, words: list[str], hangs_s: float) -> Ended:
-        """The end of a command, which may take `hangs_s` on an idle machine."""
-
-        def work() -> int:
-            jobs_in_this_process(pytest.MonkeyPatch())
-            return cli.main(words)
-
-        return forked.run(work, self.folder / "log", hangs_s)
-
     def numbers(self) -> dict[str, bytes]:
         """The content of all tables of the report."""
         (report,) = self.runs.glob("shapes*/report")

@@ -46,17 +46,17 @@ class Ended:
     cpu_s: float
 
 
-def run(work: Callable[[], int], log: Path, hangs_s: float = HANGS_S) -> Ended:
+def run(work: Callable[[], int], log: Path) -> Ended:
     """Do `work`, whose result is the exit code, in a process and session of its own.
 
     Raises FellShort, and kills the process, where it hangs.
     """
     process, before_s = ForkProcess(target=_become, args=(work, log)), _children_s()
     process.start()
-    process.join(patience(hangs_s))
+    process.join(patience(HANGS_S))
     if process.exitcode is None:
         end_all()
-        raise FellShort(f"it did not end within {patience(hangs_s):.0f} s")
+        raise FellShort(f"it did not end within {patience(HANGS_S):.0f} s")
     return Ended(
         process.exitcode,
         log.read_text(encoding="utf-8", errors="replace"),
