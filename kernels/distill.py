@@ -6,19 +6,17 @@ and its gradient, so that the backward pass only scales the gradient.
 
 For student logits s, teacher logits t, label y, unmasked classes V, temperature T:
 
-    CE_b = (1 - e) * (lse_V(s) - s_y) + e / |V| * sum_{c in V} (lse_V(s) - s_c)
+    CE_b = lse_V(s) - s_y
     KL_b = sum_{c in V} q_c * (log q_c - log p_c),  q = softmax_V(t / T),  p = softmax_V(s / T)
     loss_b = CE_b + weight * (T^2 or 1) * KL_b
 
-    d loss_b / d s_c = softmax_V(s)_c - (1 - e) [c = y] - e / |V|
-                       + weight * (T or 1 / T) * (p_c - q_c)
+    d loss_b / d s_c = softmax_V(s)_c - [c = y] + weight * (T or 1 / T) * (p_c - q_c)
 
 Bytes moved per logit of s bytes: 2s read, s written. With more than `ONE_READ_CLASSES` classes the
 row is read a second time (from L2) to write the gradient. The backward pass reads and writes the
 gradient once more.
 
-Sources: Li & Hoiem 2016 (learning without forgetting); Hinton et al. 2015 (T and T^2); Szegedy et
-al. 2016 (label smoothing).
+Sources: Li & Hoiem 2016 (learning without forgetting); Hinton et al. 2015 (T and T^2).
 """
 
 # pyright: reportGeneralTypeIssues=false
@@ -48,7 +46,6 @@ def distill_loss(
     temperature: float = 2.0,
     weight: float = 1.0,
     scale_by_t2: bool = True,
-    label_smoothing: float = 0.0,
 ) -> Tensor:
     """Returns per-sample losses, float32 [B], differentiable once, and only with respect to
     `student`.
@@ -68,7 +65,7 @@ def distill_loss(
     """
     if weight == 0.0:
         teacher = None
-    _check(student, teacher, labels, mask, temperature, label_smoothing)
+    _check(student, teacher, labels, mask, temperature)
     if not student.is_cuda:
         if not torch.compiler.is_compiling():
             check_labels(labels, student.shape[1], mask)
@@ -80,13 +77,10 @@ def distill_loss(
             temperature=temperature,
             weight=weight,
             scale_by_t2=scale_by_t2,
-            label_smoothing=label_smoothing,
         )
     kl_weight = weight * (temperature**2 if scale_by_t2 else 1.0)
     with_gradient = student.requires_grad and torch.is_grad_enabled()
-    return _distill(
-        student, teacher, labels, mask, temperature, kl_weight, label_smoothing, with_gradient
-    )[0]
+    return _distill(student, teacher, labels, mask, temperature, kl_weight, with_gradient)[0]
 
 
 def _check(
@@ -95,7 +89,6 @@ def _check(
     labels: Tensor,
     mask: Tensor | None,
     temperature: float,
-    label_smoothing: float,
 ) -> None:
     if student.ndim != 2:
         raise ValueError(f"student logits must be [B, C], not {list(student.shape)}")
@@ -112,8 +105,6 @@ def _check(
             )
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature must be positive and finite, not {temperature}")
-    if not 0 <= label_smoothing < 1:
-        raise ValueError(f"label_smoothing must be in [0, 1), not {label_smoothing}")
 
 
 def check_targets(labels: Tensor | None, mask: Tensor | None, batch: int, classes: int) -> None:
@@ -161,9 +152,9 @@ def _load_row(
 
 
 @jit
-def _add_block(state, s, t, valid, inv_t, HAS_TEACHER: tl.constexpr):
+def _add_block(state, s, t, inv_t, HAS_TEACHER: tl.constexpr):
     """One online step; sums are relative to the running maxima, so they cannot overflow."""
-    s_max, s_sum, s_sum_t, t_max, t_sum, cross, total, count = state
+    s_max, s_sum, s_sum_t, t_max, t_sum, cross = state
     new_s = tl.maximum(s_max, tl.max(s, 0))
     s_sum = s_sum * tl.exp(s_max - new_s) + tl.sum(tl.exp(s - new_s), 0)
     if HAS_TEACHER:
@@ -178,16 +169,13 @@ def _add_block(state, s, t, valid, inv_t, HAS_TEACHER: tl.constexpr):
         cross = shrink * (cross + moved) + tl.sum(gap, 0)
         t_sum = t_sum * shrink + tl.sum(q, 0)
         t_max = new_t
-    total += tl.sum(tl.where(valid, s, 0.0), 0)
-    count += tl.sum(valid.to(tl.float32), 0)
-    return new_s, s_sum, s_sum_t, t_max, t_sum, cross, total, count
+    return new_s, s_sum, s_sum_t, t_max, t_sum, cross
 
 
 @jit
-def _gradient(state, s, t, valid, is_label, inv_t, kl_weight, smoothing, HAS_TEACHER: tl.constexpr):
-    s_max, s_sum, s_sum_t, t_max, t_sum, _, _, count = state
-    gradient = tl.exp(s - s_max) / s_sum - smoothing / count
-    gradient -= tl.where(is_label, 1.0 - smoothing, 0.0)
+def _gradient(state, s, t, valid, is_label, inv_t, kl_weight, HAS_TEACHER: tl.constexpr):
+    s_max, s_sum, s_sum_t, t_max, t_sum, _ = state
+    gradient = tl.exp(s - s_max) / s_sum - tl.where(is_label, 1.0, 0.0)
     if HAS_TEACHER:
         p = tl.exp((s - s_max) * inv_t) / s_sum_t
         q = tl.exp((t - t_max) * inv_t) / t_sum
@@ -205,7 +193,6 @@ def _distill_kernel(
     gradient,
     inv_t,
     kl_weight,
-    smoothing,
     CLASSES: tl.constexpr,
     BLOCK: tl.constexpr,
     HAS_TEACHER: tl.constexpr,
@@ -224,34 +211,32 @@ def _distill_kernel(
         known = known & (tl.load(mask + label, mask=known, other=0) != 0)
     columns = tl.arange(0, BLOCK)
     # The maxima start finite, so that a fully masked block does not give exp(-inf + inf).
-    state = (LOWEST, 0.0, 0.0, LOWEST, 0.0, 0.0, 0.0, 0.0)
+    state = (LOWEST, 0.0, 0.0, LOWEST, 0.0, 0.0)
     if CLASSES <= BLOCK:
         s, t, valid = _load_row(student, teacher, mask, columns, CLASSES, HAS_TEACHER, HAS_MASK)
-        state = _add_block(state, s, t, valid, inv_t, HAS_TEACHER)
+        state = _add_block(state, s, t, inv_t, HAS_TEACHER)
         if WITH_GRADIENT:
             is_label = columns == label
-            g = _gradient(
-                state, s, t, valid, is_label, inv_t, kl_weight, smoothing, HAS_TEACHER
-            ).to(gradient.dtype.element_ty)
+            g = _gradient(state, s, t, valid, is_label, inv_t, kl_weight, HAS_TEACHER).to(
+                gradient.dtype.element_ty
+            )
             tl.store(gradient + columns, g, mask=columns < CLASSES)
     else:
         for start in tl.range(0, CLASSES, BLOCK, num_stages=3):
             s, t, valid = _load_row(
                 student, teacher, mask, start + columns, CLASSES, HAS_TEACHER, HAS_MASK
             )
-            state = _add_block(state, s, t, valid, inv_t, HAS_TEACHER)
+            state = _add_block(state, s, t, inv_t, HAS_TEACHER)
         if WITH_GRADIENT:
             for start in tl.range(0, CLASSES, BLOCK, num_stages=3):
                 at = start + columns
                 s, t, valid = _load_row(student, teacher, mask, at, CLASSES, HAS_TEACHER, HAS_MASK)
-                g = _gradient(
-                    state, s, t, valid, at == label, inv_t, kl_weight, smoothing, HAS_TEACHER
-                ).to(gradient.dtype.element_ty)
+                g = _gradient(state, s, t, valid, at == label, inv_t, kl_weight, HAS_TEACHER).to(
+                    gradient.dtype.element_ty
+                )
                 tl.store(gradient + at, g, mask=at < CLASSES)
-    s_max, s_sum, s_sum_t, _, t_sum, cross, total, count = state
-    value = tl.log(s_sum) + (s_max - (1.0 - smoothing) * label_logit)
-    if smoothing > 0.0:  # without smoothing, a logit of -inf would give 0 * inf
-        value -= smoothing * total / count
+    s_max, s_sum, s_sum_t, _, t_sum, cross = state
+    value = tl.log(s_sum) + (s_max - label_logit)
     if HAS_TEACHER:
         value += kl_weight * (cross / t_sum * inv_t - tl.log(t_sum) + tl.log(s_sum_t))
     tl.store(loss + row, tl.where(known, value, float("inf")))
@@ -269,7 +254,7 @@ def _launch_options(classes: int) -> dict[str, int]:
     mutates_args=(),
     schema=(
         "(Tensor student, Tensor? teacher, Tensor labels, Tensor? mask, float temperature, "
-        "float kl_weight, float label_smoothing, bool with_gradient) -> (Tensor, Tensor)"
+        "float kl_weight, bool with_gradient) -> (Tensor, Tensor)"
     ),
 )
 def _distill(
@@ -279,7 +264,6 @@ def _distill(
     mask: Tensor | None,
     temperature: float,
     kl_weight: float,
-    label_smoothing: float,
     with_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
     """Losses fp32 [B], and d loss_b / d student_b [B, C] in the student's dtype (or an empty
@@ -300,7 +284,6 @@ def _distill(
             gradient,
             1.0 / temperature,
             kl_weight,
-            label_smoothing,
             CLASSES=classes,
             HAS_TEACHER=teacher is not None,
             HAS_MASK=mask is not None,
@@ -319,7 +302,7 @@ def _save_gradient(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 def _scale_gradient(ctx: Any, grad_loss: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
     """Scales in one pass, in float32 for any dtype of the gradient, without host waits."""
     (gradient,) = ctx.saved_tensors
-    return torch.mul(gradient, grad_loss[:, None], out=torch.empty_like(gradient)), *[None] * 7
+    return torch.mul(gradient, grad_loss[:, None], out=torch.empty_like(gradient)), *[None] * 6
 
 
 _distill.register_autograd(_scale_gradient, setup_context=_save_gradient)

@@ -5,11 +5,11 @@ at a time, each output reads its parents again. This kernel computes
 
     out[k] = sum_m weights[k, m] * parents[m]
 
-reading each parent once and writing each output once: 4 M + s K bytes per parameter, for outputs of
-s bytes. More than `MAX_OUTPUTS` outputs are computed in groups, and each group reads the parents.
+reading each parent once and writing each output once: 4 (M + K) bytes per parameter. More than
+`MAX_OUTPUTS` outputs are computed in groups, and each group reads the parents.
 
 A weight of exactly 0 excludes its parent: an inf or NaN in it does not spread. A row with one
-weight of exactly 1 and zeros elsewhere gives that parent bit for bit (fp32 outputs).
+weight of exactly 1 and zeros elsewhere gives that parent bit for bit.
 
 Sources: Wortsman et al. 2022 (WiSE-FT, equation 1); Wortsman et al. 2022 (model soups).
 """
@@ -32,28 +32,18 @@ _WARPS = 8
 # Elements (4 MiB of fp32): the parents' chunks stay in the last-level cache for all outputs, and
 # threads seldom wait for each other (a quarter of this is far slower on a busy machine).
 _CHUNK = 1 << 20
-# Elements: aligns each tensor of a flat state dict to at least 16 bytes, in fp32 and in bf16.
-_ALIGNMENT = 16
+_ALIGNMENT = 16  # elements: aligns each tensor of a flat state dict to at least 16 bytes
 
 
 @torch.no_grad()
-def interpolate(
-    parents: Tensor,
-    weights: Tensor,
-    *,
-    dtype: torch.dtype = torch.float32,
-    out: Tensor | None = None,
-) -> Tensor:
-    """Returns the models out[k] = sum_m weights[k, m] * parents[m], [K, P], summed in fp32.
+def interpolate(parents: Tensor, weights: Tensor) -> Tensor:
+    """Returns the models out[k] = sum_m weights[k, m] * parents[m], fp32 [K, P].
 
-    parents: fp32 [M, P], contiguous. weights: [K, M], any floating dtype and device. dtype: of the
-    result, fp32 or bf16. out: a contiguous [K, P] tensor of that dtype to fill and return instead
-    of a new one (on a CPU, new pages cost several times the arithmetic). It must not overlap the
-    parents.
+    parents: fp32 [M, P], contiguous. weights: [K, M], any floating dtype and device.
 
     CUDA tensors use the Triton kernel; others use the reference in cache-sized chunks.
 
-    Raises ValueError, naming the argument, for an invalid shape, dtype, device or layout.
+    Raises ValueError, naming the argument, for an invalid shape, dtype or layout.
     """
     if parents.ndim != 2 or parents.dtype != torch.float32 or not parents.is_contiguous():
         raise ValueError(
@@ -65,32 +55,11 @@ def interpolate(
         raise ValueError(
             f"weights must be floating [K, {count}], not {weights.dtype} {list(weights.shape)}"
         )
-    if dtype not in (torch.float32, torch.bfloat16):
-        raise ValueError(f"dtype must be torch.float32 or torch.bfloat16, not {dtype}")
-    shape = (weights.shape[0], numel)
-    if out is None:
-        out = parents.new_empty(shape, dtype=dtype)
-    elif (
-        out.shape != shape
-        or out.dtype != dtype
-        or out.device != parents.device
-        or not out.is_contiguous()
-    ):
-        raise ValueError(
-            f"out must be contiguous {dtype} {list(shape)} on {parents.device}, not "
-            f"{out.dtype} {list(out.shape)} on {out.device}"
-        )
-    elif not torch.compiler.is_compiling() and _overlap(parents, out):
-        raise ValueError("out shares memory with parents; give a tensor that does not")
+    out = parents.new_empty(weights.shape[0], numel)
     weights = weights.to(parents.device, torch.float32, non_blocking=True).contiguous()
     fill = _interpolate if parents.is_cuda else _on_cpu
     fill(parents, weights, out)
     return out
-
-
-def _overlap(a: Tensor, b: Tensor) -> bool:
-    """Whether two contiguous tensors share memory."""
-    return a.data_ptr() < b.data_ptr() + b.nbytes and b.data_ptr() < a.data_ptr() + a.nbytes
 
 
 @torch.library.custom_op("rib::interpolate_on_cpu_", mutates_args=("out",))
@@ -125,7 +94,7 @@ def _interpolate_kernel(
         parent += n
     tl.store(
         out + row[:, None] * n + at[None, :],
-        total.to(out.dtype.element_ty),
+        total,
         mask=(row < outputs)[:, None] & valid[None, :],
     )
 

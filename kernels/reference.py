@@ -19,20 +19,16 @@ def distill_loss(
     temperature: float = 2.0,
     weight: float = 1.0,
     scale_by_t2: bool = True,
-    label_smoothing: float = 0.0,
 ) -> Tensor:
     """Reference for `kernels.distill.distill_loss`. fp64 logits give fp64 losses."""
     student = student.to(torch.promote_types(student.dtype, torch.float32))
-    classes = student.shape[1] if mask is None else mask.sum()
 
     def without(logits: Tensor, value: float) -> Tensor:
         return logits if mask is None else logits.masked_fill(~mask, value)
 
     student = without(student, float("-inf"))
     log_p = student.log_softmax(1)
-    loss = -(1 - label_smoothing) * log_p.gather(1, labels[:, None]).squeeze(1)
-    if label_smoothing:
-        loss = loss - label_smoothing * without(log_p, 0.0).sum(1) / classes
+    loss = -log_p.gather(1, labels[:, None]).squeeze(1)
     if teacher is None or weight == 0.0:
         return loss
     teacher = without(teacher.detach().to(student.dtype), float("-inf"))
@@ -46,19 +42,15 @@ def distill_loss(
 
 def interpolate_(parents: Tensor, weights: Tensor, out: Tensor) -> None:
     """Reference for `kernels.interpolation.interpolate`. The CPU runs it on chunks of columns."""
-    # Rows that are rounded share a buffer: allocating memory costs more than the arithmetic.
-    buffer = None if out.dtype == parents.dtype else parents.new_empty(parents.shape[1])
     for row, row_weights in zip(out, weights.tolist(), strict=True):
         terms = [(p, w) for p, w in zip(parents, row_weights, strict=True) if w != 0.0]
         if not terms:
             row.zero_()
             continue
         (parent, weight), *rest = terms
-        total = torch.mul(parent, weight, out=row if buffer is None else buffer)
+        torch.mul(parent, weight, out=row)
         for parent, weight in rest:
-            total.add_(parent, alpha=weight)
-        if total is not row:
-            row.copy_(total)
+            row.add_(parent, alpha=weight)
 
 
 def sinkhorn_sweep(q: Tensor, f: Tensor, g: Tensor, kappa: Tensor) -> list[Tensor]:

@@ -35,14 +35,13 @@ def test_nothing_waits_for_the_gpu():
     numbers = randn(6, 5000).square_()
     logits = randn(4, 1000).requires_grad_()
     labels, weights = torch.zeros(4, dtype=torch.int64, device=CUDA), randn(3, 6)
-    out = randn(3, 5000)
 
     def run() -> None:
         halves = [list(row.split(2500)) for row in numbers]
         foreach_adamw_ewc_(*halves, steps=[1, 1], lr=0.1, lam=1.0)
         foreach_sgd_ewc_(*halves[:5], lr=0.1, lam=1.0)
         distill_loss(logits, logits.detach(), labels).sum().backward()
-        interpolate(numbers, weights, out=out)
+        interpolate(numbers, weights)
 
     run()  # kernels are compiled and loaded, which does wait
     torch.cuda.set_sync_debug_mode("error")
@@ -54,11 +53,11 @@ def test_nothing_waits_for_the_gpu():
 
 def test_offsets_beyond_two_to_the_31():
     numel = (1 << 31) + 1000
-    if torch.cuda.mem_get_info()[0] < 7 * numel:
-        pytest.skip("needs 16 GB of free GPU memory")
+    if torch.cuda.mem_get_info()[0] < 9 * numel:
+        pytest.skip("needs 20 GB of free GPU memory")
     parents = torch.zeros(1, numel, device=CUDA)
     parents[0, -3:] = torch.tensor([1.0, 2.0, 3.0], device=CUDA)
-    out = interpolate(parents, torch.tensor([[2.0]], device=CUDA), dtype=torch.bfloat16)
+    out = interpolate(parents, torch.tensor([[2.0]], device=CUDA))
     assert out[0, -4:].tolist() == [0.0, 2.0, 4.0, 6.0]
 
 

@@ -48,7 +48,6 @@ def _distill() -> list[dict[str, Any]]:
                     "gradient": f"*{dtype}",
                     "inv_t": "fp32",
                     "kl_weight": "fp32",
-                    "smoothing": "fp32",
                 },
                 "constexprs": {
                     "CLASSES": classes,
@@ -91,21 +90,20 @@ def _ewc() -> list[dict[str, Any]]:
 def _interpolation() -> list[dict[str, Any]]:
     return [
         {
-            "name": f"interpolate[{outputs} of {count}] {dtype}",
+            "name": f"interpolate[{outputs} of {count}]",
             "fn": interpolation._interpolate_kernel,
             "signature": {
                 "parents": "*fp32",
                 "weights": "*fp32",
-                "out": f"*{dtype}",
+                "out": "*fp32",
                 "n": "i32",
                 "outputs": "i32",
             },
             "constexprs": {"PARENTS": count, **interpolation._tile(outputs)},
             "num_warps": interpolation._WARPS,
-            "bytes_per_element": 4 * count + size * outputs,
+            "bytes_per_element": 4 * (count + outputs),
         }
         for outputs, count in ((1, 4), (11, 2), (21, 2), (4, 8), (16, 4))
-        for dtype, size in (("fp32", 4), ("bf16", 2))
     ]
 
 

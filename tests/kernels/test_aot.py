@@ -66,7 +66,7 @@ s, y = torch.randn(2, 5), torch.tensor([0, 1])
 assert distill.distill_loss(s, s, y).shape == (2,)
 fisher.FisherAccumulator(torch.nn.Linear(3, 4)).update(torch.randn(2, 3))
 try:
-    distill._distill(s, s, y, None, 2.0, 1.0, 0.0, True)
+    distill._distill(s, s, y, None, 2.0, 1.0, True)
 except RuntimeError as error:
     assert "pip install triton" in str(error)
 else:

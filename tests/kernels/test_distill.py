@@ -13,8 +13,8 @@ from kernels.distill import distill_loss
 FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
 SHAPES = [(1, 10, None), (7, 105, 33), (4, 1000, 105), (5, 4096, 200), (2, 4097, None)]
 SHAPES += [(3, 21843, 1000)]  # samples, classes, unmasked ones
-# temperature, weight, scale_by_t2, label_smoothing
-OPTIONS = [(1.0, 1.0, True, 0.0), (2.0, 0.7, False, 0.1), (4.0, 1.0, True, 0.1)]
+# temperature, weight, scale_by_t2
+OPTIONS = [(1.0, 1.0, True), (2.0, 0.7, False), (4.0, 1.0, True)]
 
 
 def case(batch: int, classes: int, unmasked: int | None = None) -> tuple[Tensor, ...]:
@@ -27,32 +27,30 @@ def case(batch: int, classes: int, unmasked: int | None = None) -> tuple[Tensor,
     return student, teacher, labels, mask
 
 
-def loss_of(
-    s, teacher, labels, mask=None, temperature=2.0, weight=1.0, scale_by_t2=True, smoothing=0.0
-) -> Tensor:
+def loss_of(s, teacher, labels, mask=None, temperature=2.0, weight=1.0, scale_by_t2=True) -> Tensor:
     """Of the kernel where it is interpreted, which must write nothing beyond its gradient."""
     s, teacher, labels, mask = (
         t if t is None else t.to(DEVICE) for t in (s, teacher, labels, mask)
     )
     if not INTERPRETING:
-        words = {"temperature": temperature, "weight": weight, "label_smoothing": smoothing}
+        words = {"temperature": temperature, "weight": weight}
         return distill_loss(s, teacher, labels, mask=mask, scale_by_t2=scale_by_t2, **words).cpu()
     kl_weight = weight * (temperature**2 if scale_by_t2 else 1.0)
     beyond = torch.empty(s.numel() + 1, dtype=s.dtype)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "empty_like", lambda like: beyond[:-1].view(like.shape))
-        rest = labels, mask, temperature, kl_weight, smoothing, True
+        rest = labels, mask, temperature, kl_weight, True
         losses, _ = distill._distill(misaligned(s), teacher, *rest)
     assert beyond[-1].isnan()
     return losses
 
 
-def by_hand(s, t, labels, mask, temperature, weight, scale_by_t2, smoothing) -> Tensor:
+def by_hand(s, t, labels, mask, temperature, weight, scale_by_t2) -> Tensor:
     """The loss on the unmasked columns alone, through torch's own losses, in float64."""
     columns = mask.nonzero().squeeze(1)
     position = torch.cumsum(mask, 0)[labels] - 1
     s, t = s.double()[:, columns], t.double()[:, columns]
-    task = F.cross_entropy(s, position, label_smoothing=smoothing, reduction="none")
+    task = F.cross_entropy(s, position, reduction="none")
     log_q, log_p = (t / temperature).log_softmax(1), (s / temperature).log_softmax(1)
     kl = F.kl_div(log_p, log_q, log_target=True, reduction="none").sum(1)
     return task + weight * (temperature**2 if scale_by_t2 else 1.0) * kl
@@ -103,7 +101,6 @@ def test_without_a_teacher_or_samples_and_of_equal_logits():
         ({"mask": torch.ones(9, dtype=torch.bool)}, "mask must be bool"),
         ({"student": torch.zeros(10)}, "student logits"),
         ({"temperature": float("inf")}, "temperature must be positive and finite"),
-        ({"label_smoothing": 1.0}, "label_smoothing"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(change, message):
@@ -171,9 +168,9 @@ def test_odd_rows(name):
 @interpreted
 def test_interpreted_kernel_without_gradient_and_with_labels_outside():
     student, teacher, labels, _ = case(3, 21)
-    loss, gradient = distill._distill(student, None, labels, None, 2.0, 0.0, 0.0, False)
+    loss, gradient = distill._distill(student, None, labels, None, 2.0, 0.0, False)
     torch.testing.assert_close(loss, F.cross_entropy(student, labels, reduction="none"))
     assert gradient.shape == (0,)
     mask, outside = torch.arange(21) != 4, torch.tensor([4, 21, 0])
-    loss, _ = distill._distill(student, teacher, outside, mask, 2.0, 4.0, 0.0, True)
+    loss, _ = distill._distill(student, teacher, outside, mask, 2.0, 4.0, True)
     assert loss.isinf().tolist() == [True, True, False]

@@ -20,10 +20,10 @@ def case(outputs: int, count: int, numel: int) -> tuple[Tensor, Tensor]:
     return torch.randn(count, numel, generator=generator), weights.masked_fill(weights < -1, 0.0)
 
 
-def run(parents: Tensor, weights: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+def run(parents: Tensor, weights: Tensor) -> Tensor:
     if not INTERPRETING:
-        return interpolate(parents.to(DEVICE), weights.to(DEVICE), dtype=dtype).cpu()
-    out = torch.empty(len(weights), parents.shape[1], dtype=dtype)
+        return interpolate(parents.to(DEVICE), weights.to(DEVICE)).cpu()
+    out = torch.empty(len(weights), parents.shape[1])
     module._interpolate(misaligned(parents), weights, out)
     return out
 
@@ -31,11 +31,9 @@ def run(parents: Tensor, weights: Tensor, dtype: torch.dtype = torch.float32) ->
 def assert_float64(actual: Tensor, parents: Tensor, weights: Tensor) -> None:
     truth = weights.double() @ parents.double()
     scale = weights.double().abs() @ parents.double().abs()
-    half = 2.0**-7 if INTERPRETING else 2.0**-8  # the interpreter cuts off where hardware rounds
-    rounding = half if actual.dtype == torch.bfloat16 else 0.0
     assert actual.shape == truth.shape
     error = (actual.double() - truth).abs()
-    assert (error <= 2.0**-22 * weights.shape[1] * scale + rounding * truth.abs()).all()
+    assert (error <= 2.0**-22 * weights.shape[1] * scale).all()
 
 
 def awkward() -> Tensor:
@@ -47,12 +45,11 @@ def awkward() -> Tensor:
 
 
 @everywhere
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [*SHAPES, (3, 2, module._CHUNK + 3)])
-def test_weighted_sums_equal_float64(shape, dtype):
+def test_weighted_sums_equal_float64(shape):
     parents, weights = case(*shape)
     before = parents.clone()
-    assert_float64(run(parents, weights, dtype), parents, weights)
+    assert_float64(run(parents, weights), parents, weights)
     assert torch.equal(parents, before)
 
 
@@ -73,25 +70,11 @@ def test_weights_of_zero_and_one_reproduce_a_parent_bit_for_bit():
         ({"parents": torch.zeros(4, 2).t()}, "parents must be contiguous float32"),
         ({"parents": torch.zeros(4)}, r"parents must be .* \[M, P\]"),
         ({"weights": torch.ones(1, 3)}, r"weights must be floating \[K, 2\]"),
-        ({"dtype": torch.float16}, "dtype must be"),
-        ({"out": torch.zeros(4, 1).t()[:, ::2]}, "out must"),
-        ({"out": torch.zeros(1, 4).half()}, "out must be"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(change, message):
     with pytest.raises(ValueError, match=message):
         interpolate(**({"parents": torch.zeros(2, 4), "weights": torch.ones(1, 2)} | change))
-
-
-def test_an_output_is_filled_and_must_not_lie_over_the_parents():
-    memory, weights = torch.randn(5, 40), torch.rand(3, 3)
-    for out in (memory[:3], memory[2:], memory.view(-1)[119:159].view(1, 40)):
-        with pytest.raises(ValueError, match="out shares memory with parents"):
-            interpolate(memory[:3], weights[: len(out)], out=out)
-    for parents, out in ((memory[:3], memory[3:]), (memory[2:], memory[:2])):  # right beside them
-        before = parents.clone()
-        assert interpolate(parents, weights[:2].double(), out=out) is out
-        assert_float64(out, before, weights[:2])
 
 
 def model(seed: int) -> dict[str, Tensor]:
