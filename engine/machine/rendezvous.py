@@ -8,7 +8,6 @@ hosts no port, so theirs is derived from the job step. A single process needs ne
 
 from __future__ import annotations
 
-import atexit
 import datetime
 import os
 import zlib
@@ -20,7 +19,6 @@ from torch.distributed import FileStore, HashStore, distributed_c10d  # type: ig
 
 from engine.machine.files import runtime_folder
 from engine.machine.programs import NoAnswer, answer
-from loaders.files.root import Root
 
 MEET = datetime.timedelta(minutes=10)  # until all ranks have arrived
 WAIT = datetime.timedelta(hours=6)  # afterwards: ranks wait while rank 0 encodes a dataset
@@ -74,11 +72,10 @@ def join(device: torch.device) -> None:
         return
     store = None  # torch creates one from the environment variables
     if launch:
-        folder, file = runtime_folder(), f"ranks-{launch}"
-        store = FileStore(str(folder / file), world)
+        # The last rank that leaves removes the file. Earlier, it would block a rank that polls the
+        # store, as NCCL's heartbeat does, for the store's timeout.
+        store = FileStore(str(runtime_folder() / f"ranks-{launch}"), world)
         store.set_timeout(MEET)
-        if rank == 0:  # at exit, since later groups of ranks use it too
-            atexit.register(Root(folder).remove, file)
     dist.init_process_group(
         backend,
         store=store,

@@ -94,9 +94,15 @@ rendezvous.join(torch.device("cpu"))
 time.sleep(8 * dist.get_rank())  # longer than the time to meet, as one that encodes a set
 total = torch.tensor([1.0 + dist.get_rank()])
 dist.all_reduce(total)
+if dist.get_rank():  # NCCL's heartbeat looks into the store while other ranks end
+    time.sleep(2)
+    begin = time.monotonic()
+    dist.distributed_c10d._get_default_store().check(["any"])
+    assert time.monotonic() - begin < 1, "it waits for the file"
 import psutil
 listening = {c.laddr.ip for c in psutil.Process().net_connections() if c.status == "LISTEN"}
 print(total.item(), *listening - {"127.0.0.1"}, flush=True)
+dist.destroy_process_group()
 """
 
 
