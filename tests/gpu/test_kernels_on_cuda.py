@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bench import contest
-from helpers.children import NEEDS_GPU
+from helpers.children import NEEDS_GPU, in_new_process
 from kernels.distill import distill_loss
 from kernels.ewc import foreach_adamw_ewc_, foreach_sgd_ewc_
 from kernels.interpolation import interpolate
@@ -23,10 +23,14 @@ def randn(*shape: int) -> torch.Tensor:
 @pytest.mark.parametrize("name", ["headline", "kernels", "transport", "train"])
 def test_entrants_of_the_bench_give_the_same(name):
     try:
-        contests = contest.cases(name)
+        contest.cases(name)
     except ImportError as error:
         pytest.skip(str(error))
-    for current in contests(CUDA, contest.Scale(quick=True)):
+    in_new_process(check_and_run, name)
+
+
+def check_and_run(name: str) -> None:
+    for current in contest.cases(name)(CUDA, contest.Scale(quick=True)):
         current.check()
         current.ours.run()
 

@@ -1,12 +1,15 @@
 """A method trained by the engine ends in the weights of a tutorial's loop; on a GPU and a CPU."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from helpers.children import NEEDS_GPU
+from helpers.children import NEEDS_GPU, in_new_process
 
 pytest.importorskip("msgspec")  # the engine's, which a bare machine has not
 from bench.vit import autocast
@@ -58,8 +61,15 @@ METHODS = [(of_fine_tune, ()), (of_ewc, ("method.lam=1",)), (of_lwf, ("method.we
 @pytest.mark.parametrize(("added", "options"), METHODS)
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NEEDS_GPU)])
 def test_the_engine_ends_in_the_weights_of_a_plain_loop(added, options, device, tmp_path):
+    in_new_process(train_by_both, added, options, device, tmp_path)
+
+
+def train_by_both(added: Callable, options: tuple[str, ...], device: str, folder: Path) -> None:
     device, method = ranks.start(device), added.__name__.removeprefix("of_")
-    bench = Bench(tmp_path, "file", parsed((*TOY, f"optimizer.lr={LR}", *options)), device, STEPS)
+    from deepspeed.accelerator import get_accelerator  # late: it reads what `ranks.start` sets
+
+    assert get_accelerator().device_name() == device.type
+    bench = Bench(folder, "file", parsed((*TOY, f"optimizer.lr={LR}", *options)), device, STEPS)
     with bench.training(method, BATCH) as training:
         builder = training.builder
         net = builder.network(builder.base)

@@ -10,7 +10,10 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -50,6 +53,17 @@ def run_marked(marks: str, place: Path, folder: Path, **environment: str) -> Non
     summary = child.stdout[-6000:] + child.stderr[-2000:]
     assert child.returncode == 0, summary
     assert " passed" in summary and " skipped" not in summary, summary
+
+
+def in_new_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function of a module returns in a process of its own: DeepSpeed keeps the device of a
+    process's first group."""
+    with ProcessPoolExecutor(1, get_context("spawn"), _choose_device_anew) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def _choose_device_anew() -> None:
+    os.environ.pop("DS_ACCELERATOR", None)
 
 
 def _only(inside: bool) -> pytest.MarkDecorator:
