@@ -5,7 +5,8 @@ F_i = E_x E_y (d log p(y | x) / d theta_i)^2 needs the gradient of each image. `
 parameters. A model that vmap cannot run (its path depends on values, or it has gradient
 checkpointing) takes one backward pass per image, and a log line says so.
 
-Sources: Kirkpatrick et al. 2017 (EWC); Kunstner et al. 2019 (model against data labels).
+Sources: Kirkpatrick et al. 2017 (EWC); Kunstner et al. 2019 (model against data labels); EWC-DR,
+arXiv 2603.18596 (reversed logits).
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ class FisherAccumulator:
     """Sums squared per-image gradients batch by batch; `mean()` divides by the number of images.
 
     mask: bool [C], True for the classes in use. generator: draws labels; a CPU generator gives the
-    same labels on any device, up to rounding. bf16: run the model under bf16 autocast; squares and
-    sums stay fp32. The model's mode, its `.grad` fields and `requires_grad` flags are unchanged.
+    same labels on any device, up to rounding. reverse: negate the logits, as EWC-DR does. bf16: run
+    the model under bf16 autocast; squares and sums stay fp32. The model's mode, its `.grad` fields
+    and `requires_grad` flags are unchanged.
 
     Raises ValueError for a model whose batch norms use the batch's statistics, which couple images.
     """
@@ -40,6 +42,7 @@ class FisherAccumulator:
         *,
         mask: Tensor | None = None,
         generator: torch.Generator | None = None,
+        reverse: bool = False,
         bf16: bool = False,
     ) -> None:
         for name, module in model.named_modules():
@@ -50,6 +53,7 @@ class FisherAccumulator:
                 )
         self.model = model
         self.generator = generator
+        self._reverse = reverse
         self.images = 0
         self._device = next(model.parameters()).device
         self._mask = None if mask is None else mask.to(self._device)
@@ -182,6 +186,8 @@ class FisherAccumulator:
         of all probabilities.
         """
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        if self._reverse:
+            logits = -logits
         if self._mask is not None:
             logits = logits.masked_fill(~self._mask, float("-inf"))
         if not target.is_floating_point():

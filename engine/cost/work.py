@@ -112,9 +112,10 @@ def graphs(cells: Sequence[Recipe]) -> Work:
 
 
 def fishers(cells: Iterable[Recipe], images: int, net: Network) -> list[Work]:
-    """EWC's Fisher of each number of images that cells ask for; `images`: of the upstream set."""
-    given = {getattr(cell.method, "fisher_images", None) for cell in cells} - {None}
-    return [net.fisher(number) for number in {min(each or images, images) for each in given}]
+    """Each Fisher that cells of EWC ask for; `images`: of the upstream set."""
+    options = [vars(cell.method) for cell in cells if "fisher_images" in vars(cell.method)]
+    distinct = {(min(o["fisher_images"] or images, images), o["fisher_labels"]) for o in options}
+    return [net.fisher(number) for number, _ in distinct]
 
 
 def distances(recipe: Recipe, counts: dict[str, tuple[int, int]]) -> Work:

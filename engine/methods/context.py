@@ -35,7 +35,10 @@ class Context(Run):
         raise NotImplementedError
 
     def fisher(self, images: int, labels: str) -> Mapping[str, torch.Tensor]:
-        """Diagonal Fisher of the base model on the upstream training split, by parameter name."""
+        """Diagonal Fisher of the base model on the upstream training split, by parameter name.
+
+        images, labels: EWC's options `fisher_images` and `fisher_labels`.
+        """
         raise NotImplementedError
 
     def cell(self, method: str, *, seed: int | None = None) -> Cell:

@@ -5,6 +5,12 @@ loss + lambda/2 * sum F_i (theta_i - theta_pre_i)^2, where F is the diagonal Fis
 pretrained model on the upstream dataset. `paper` minimises
 loss + lambda * sum (theta_i - theta_pre_i)^2, without F and the 1/2, as the released benchmark
 does. The optimizer applies the penalty in its step.
+
+`fisher_labels=reversed` is EWC-DR (Liu & Chang 2026, arXiv 2603.18596). If the model is confident,
+its gradients vanish, and with them the Fisher of weights that matter. EWC-DR therefore measures
+F_i = E (d log softmax(-z)_y / d theta_i)^2 with the negated logits -z and the true label y.
+Training uses the logits as such. As for all EWC here, F comes from each image alone, in eval mode;
+the authors' release squares a batch's mean gradient in training mode and limits F to 0.0001.
 """
 
 from __future__ import annotations
@@ -19,8 +25,9 @@ from engine.recipe.schema import Count, MethodRecipe, NotNegative
 class Recipe(MethodRecipe):
     lam: NotNegative = 1.0
     fisher_images: Count = 0  # images of the upstream training split; 0, or more than it has: all
-    # model: labels sampled from the model's predictions; data: true labels (empirical Fisher)
-    fisher_labels: Literal["model", "data"] = "model"
+    # model: labels sampled from the model's predictions; data: true labels (empirical Fisher);
+    # reversed: true labels and negated logits (EWC-DR)
+    fisher_labels: Literal["model", "data", "reversed"] = "model"
     # mean: divide by its mean, so that lambda has the same scale for every model
     fisher_scale: Literal["none", "mean"] = "none"
 

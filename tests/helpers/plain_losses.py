@@ -55,16 +55,19 @@ def parameters(net: nn.Module, names: Collection[str] | None = None) -> dict[str
     return {n: p for n, p in net.named_parameters() if names is None or n in names}
 
 
-def loop_fisher(grid: Grid, case: Prepared, arch: str) -> dict[str, torch.Tensor]:
-    """Squared gradients of one upstream image at a time, averaged; labels are the data's."""
+def loop_fisher(
+    grid: Grid, case: Prepared, arch: str, sign: float = 1.0
+) -> dict[str, torch.Tensor]:
+    """Squared gradients of one upstream image at a time, averaged; labels are the data's.
+
+    sign: of the logits."""
     net = reference(case.before, arch)
     index = case.builder.upstream.split("train")
     sums = {name: torch.zeros_like(p) for name, p in net.named_parameters()}
     for i in index:
         single = np.array([i])
-        loss = F.cross_entropy(
-            net(images(grid, "upstream", single, arch)), labels(grid, "upstream", single)
-        )
+        logits = net(images(grid, "upstream", single, arch))
+        loss = F.cross_entropy(sign * logits, labels(grid, "upstream", single))
         for name, g in zip(sums, torch.autograd.grad(loss, list(net.parameters())), strict=True):
             sums[name] += g**2
     return {name: total / len(index) for name, total in sums.items()}

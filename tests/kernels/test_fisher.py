@@ -51,6 +51,11 @@ def checkpointed(net: nn.Module, x: Tensor, reentrant: bool = False) -> Tensor:
     return checkpoint(net.second, net.first(x).tanh(), use_reentrant=reentrant)
 
 
+class Negated(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return -x
+
+
 def with_two_layers(forward: Callable[[nn.Module, Tensor], Tensor]) -> nn.Module:
     return made(forward, first=nn.Linear(4, 4), second=nn.Linear(4, 6))
 
@@ -139,6 +144,24 @@ def test_what_vmap_cannot_run_goes_image_by_image(name, caplog):
     assert_equals_loop(with_two_layers(IMAGE_BY_IMAGE[name]), torch.randn(9, 4))
     (message,) = caplog.messages
     assert "image by image, which is slower: " in message
+
+
+def test_reversed_logits_keep_the_importance_of_a_confident_model():
+    """EWC-DR: the model's gradients vanish, those of the negated logits do not."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 6))
+    images = torch.randn(9, 4)
+    with torch.no_grad():
+        model[2].weight *= 1000
+    labels = model(images).argmax(1)
+    plain, turned = (FisherAccumulator(model, reverse=reverse) for reverse in (False, True))
+    for accumulator in (plain, turned):
+        accumulator.update(images, labels)
+    negated = loop(nn.Sequential(model, Negated()), images, labels, torch.ones(6, dtype=torch.bool))
+    for name, expected in turned.mean().items():
+        assert_close_to_max(negated[f"0.{name}"], expected, name, 1e-5)
+    largest = [max(s.max().item() for s in a.sums.values()) for a in (plain, turned)]
+    assert largest[0] < 1e-3 * largest[1]
 
 
 def test_bf16_rounds_the_gradients_and_not_their_squares():

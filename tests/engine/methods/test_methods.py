@@ -144,10 +144,11 @@ def test_the_fisher_of_fewer_images_or_drawn_labels_is_another_and_bad_words_are
     builder = grid.builder("method=ewc")
     every, drawn = builder.fisher(0, "data"), builder.fisher(0, "model")
     fewer = builder.fisher(4, "data")
-    assert not same(every, drawn) and not same(every, fewer)
+    reverse = builder.fisher(0, "reversed")
+    assert not same(every, drawn) and not same(every, fewer) and not same(every, reverse)
     assert same(builder.fisher(99, "data"), every)
     assert same(drawn, fisher.diagonal(builder, 0, "model"))  # seeded
-    with pytest.raises(ValueError, match=r"method.fisher_labels='guess': give `model` or `data`"):
+    with pytest.raises(ValueError, match=r"fisher_labels='guess': give `model`, `data` or"):
         builder.fisher(0, "guess")
 
 

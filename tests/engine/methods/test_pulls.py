@@ -15,6 +15,7 @@ from helpers.plain_losses import loop_fisher
 
 STEPS = 4
 LR = {"adamw": 2e-3, "sgd": 0.05}
+EWC = ("ewc canonical", "ewc paper", "ewc reversed")
 State = dict[str, Tensor]
 Pull = Callable[[nn.Module, State], Tensor]
 
@@ -84,9 +85,11 @@ def of_l2sp(head: str, alpha: float = 12.0, beta: float = 3.0) -> tuple[list[str
 
 
 def of_ewc(grid: Grid, variant: str, optimizer: str, lam: float = 10.0) -> tuple[list[str], Pull]:
+    """variant: `canonical`, `paper`, or `reversed` of EWC-DR."""
     scale: dict[str, Tensor | float] = defaultdict(lambda: 1.0)
-    if variant == "canonical":
-        fisher = loop_fisher(grid, prepared(grid), VIT)
+    if variant != "paper":
+        sign = -1.0 if variant == "reversed" else 1.0
+        fisher = loop_fisher(grid, prepared(grid), VIT, sign)
         mean = torch.cat([f.flatten() for f in fisher.values()]).mean()
         scale = {name: f / (2 * mean) for name, f in fisher.items()}
         if optimizer == "sgd":  # whose steps can follow no firmer pull
@@ -97,12 +100,13 @@ def of_ewc(grid: Grid, variant: str, optimizer: str, lam: float = 10.0) -> tuple
         pulls = [(scale[n] * (p - start[n]) ** 2).sum() for n, p in net.named_parameters()]
         return lam * torch.stack(pulls).sum()
 
-    options = [f"method.variant={variant}", f"method.lam={lam}"]
-    return [*options, "method.fisher_labels=data", "method.fisher_scale=mean"], pull
+    options = [f"method.lam={lam}", "method.fisher_scale=mean", "method.fisher_labels=data"]
+    key = "fisher_labels" if variant == "reversed" else "variant"
+    return [*options, f"method.{key}={variant}"], pull
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-@pytest.mark.parametrize("pulled", ["l2sp shared", "l2sp new", "ewc canonical", "ewc paper"])
+@pytest.mark.parametrize("pulled", ["l2sp shared", "l2sp new", *EWC])
 def test_a_pulled_training_steps_down_its_loss_with_the_penalty_in_it(grid, pulled, optimizer):
     method, kind = pulled.split()
     options, pull = of_l2sp(kind) if method == "l2sp" else of_ewc(grid, kind, optimizer)
