@@ -29,6 +29,7 @@ FEW = ("train.epochs=1", "train.batch_size=5", "train.freeze_batchnorm=false")
         ("task_arithmetic", ("fine_tune", "ewc", "lwf"), ()),
         ("lines", ("fine_tune",), ("method.alpha=0.2",)),
         ("mono_soup", ("fine_tune",), ()),
+        ("iso_c", ("fine_tune", "ewc", "lwf"), ()),
         ("model_stock", ("fine_tune", "ewc"), ()),
     ],
 )

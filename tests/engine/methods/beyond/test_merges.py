@@ -1,4 +1,5 @@
-"""Merges against float64 restatements: LiNeS, Model Stock, MonoSoup, TIES and task arithmetic."""
+"""Merges against float64 restatements: LiNeS, Model Stock, MonoSoup, Iso-C, TIES, and task
+arithmetic."""
 
 import re
 
@@ -8,7 +9,7 @@ import timm
 import torch
 
 from engine.cells.build import Builder
-from engine.methods.beyond import lines, model_stock, mono_soup, ties
+from engine.methods.beyond import iso_c, lines, model_stock, mono_soup, ties
 from helpers.grids import CONV, VIT, Grid, weights
 from helpers.twins import assert_near
 
@@ -18,6 +19,7 @@ FEW = ("train.epochs=1", "train.batch_size=5", "train.freeze_batchnorm=false")
 State = dict[str, np.ndarray]
 STOCK = [("fine_tune", 1000 * number) for number in range(3)]  # methods and their seeds
 TASKS = ("fine_tune", "ewc", "lwf")
+OF_TASKS = [(method, 0) for method in TASKS]
 
 
 def built(grid: Grid, *words: str) -> tuple[Builder, State, State, set[str]]:
@@ -118,7 +120,7 @@ def summed(before: np.ndarray, members: list[np.ndarray]) -> np.ndarray:
         ((f"model.arch={CONV}", "method=model_stock", "method.seeds=3"), STOCK, stock),
         (("method=mono_soup", "optimizer.lr=0.5"), STOCK[:1], mono),
         (("method=mono_soup", "optimizer.lr=0.05", f"model.arch={CONV}"), STOCK[:1], mono),
-        (("method=task_arithmetic",), [(method, 0) for method in TASKS], summed),
+        (("method=task_arithmetic",), OF_TASKS, summed),
     ],
 )
 def test_a_merge_is_its_formula_tensor_by_tensor(grid, words, members, formula):
@@ -135,6 +137,28 @@ def test_a_merge_is_its_formula_tensor_by_tensor(grid, words, members, formula):
     for name in before.keys() - parameters:  # running statistics, and counts of batches
         mean = np.mean([each[name] for each in states], axis=0)
         close(merged[name], before[name] if name.endswith("tracked") else mean, name)
+
+
+@pytest.mark.parametrize("arch", [VIT, CONV])
+def test_iso_c_keeps_singular_vectors_and_equals_the_values(grid, arch):
+    """A matrix C whose singular values are all c, and whose inner product with D is c |D|_*, has
+    D's singular vectors. Small ones of D are rounding, so comparing numbers would not do."""
+    words = ("method=iso_c", "method.scale=0.4", f"model.arch={arch}")
+    builder, before, merged, parameters = built(grid, *words)
+    states = [state(builder, method) for method in TASKS]
+    matrices = 0
+    for name in parameters:
+        changes = [each[name] - before[name] for each in states]
+        total, change = np.squeeze(sum(changes)), np.squeeze(merged[name] - before[name])
+        if total.ndim != 2:
+            close(change, np.squeeze(0.4 * np.mean(changes, axis=0)), name)
+            continue
+        values = np.linalg.svd(total, compute_uv=False)
+        c = 0.4 * values.mean()
+        np.testing.assert_allclose(np.linalg.svd(change, compute_uv=False), c, rtol=2e-3)
+        np.testing.assert_allclose((change * total).sum(), c * values.sum(), rtol=1e-3)
+        matrices += values[0] > 2 * values.mean()
+    assert matrices > 3, "equal values already: this test sees no change"
 
 
 def merged_by_ties(vectors: list[np.ndarray], density: float, places: np.ndarray) -> np.ndarray:
@@ -183,6 +207,10 @@ def test_changes_of_nothing_of_one_direction_and_of_equal_sizes():
     for change in (0.3 * torch.eye(4), torch.zeros(3, 2), offset[:1], line):
         torch.testing.assert_close(mono_soup.reweighed(change), change)
     assert ties.trimmed(torch.tensor([1.0, -1.0, 0.5]), 0.34).tolist() == [1.0, -1.0, 0]
+    turn, _ = torch.linalg.qr(offset.T @ offset + torch.eye(4))
+    halves = torch.stack([0.25 * turn, 0.75 * turn])[:, :, None]  # their sum is isotropic
+    torch.testing.assert_close(iso_c.isotropic(halves), turn[:, None])
+    assert not iso_c.isotropic(0 * halves).any()
     vectors = torch.tensor([[3.0, 1.0, 0.0, 1.0], [-1.0, -1.0, 2.0, 3.0], [0.0, 0.0, 0.0, -1.0]])
     assert ties.elected_mean(vectors).tolist() == [3.0, 0.0, 2.0, 2.0]
 
@@ -192,6 +220,7 @@ def test_changes_of_nothing_of_one_direction_and_of_equal_sizes():
     [
         ("model_stock", "seeds=1", r"needs at least two models; raise method\.seeds"),
         ("model_stock", "members=[ewc,ewc]", "names a member twice"),
+        ("iso_c", "members=[ewc,ewc]", "name one or more methods, each once"),
         ("ties", "members=[]", "name one or more methods, each once"),
         ("ties", "members=[visual_prompt]", "has an input prompt"),
     ],

@@ -1,0 +1,55 @@
+"""FLOW: weighs each image's loss by how well the pretrained model already predicts it.
+
+    loss_b = exp(-l_b / tau) CE_b
+
+l_b is the pretrained model's cross-entropy on image b, and tau is the median of l over the training
+images (Sanyal et al. 2025). The easier an image is for the pretrained model, the more it counts, so
+fine-tuning moves less. Weights are not normalised, as in the authors' release: the median weight is
+1/e, and steps are smaller than FT's at the same learning rate.
+
+The release trains a new head first and takes l from that model; afterwards it trains the head once
+more, alone and without weights. Here l comes from the pretrained model, whose head knows the
+classes, and no second training follows.
+"""
+
+from __future__ import annotations
+
+from engine.recipe.schema import MethodRecipe
+
+
+class Recipe(MethodRecipe):
+    """FLOW has no options."""
+
+
+import numpy as np
+import torch
+from torch import nn
+
+from engine.methods.base import Trained
+from engine.methods.context import Context
+from loaders.batch import Batch, on_device
+
+ROWS = 4096  # rows of logits computed at a time
+
+
+class Method(Trained):
+    recipe: Recipe
+
+    def prepare(self, net: nn.Module, context: Context) -> None:
+        from kernels.distill import distill_loss  # late, as in `base`
+
+        super().prepare(net, context)
+        index = context.target.training(context.recipe)
+        logits = context.logits(context.base, context.target)
+        losses_N = torch.zeros(len(self.targets_N), device=context.device)
+        for start in range(0, len(index), ROWS):
+            part = index[start : start + ROWS]
+            rows = on_device(part, context.device)
+            logits_RC, targets_R = self.grouped(logits(part)), self.targets_N[rows]
+            losses_N[rows] = distill_loss(logits_RC, None, targets_R, mask=self.mask_C)
+        # NumPy's median, since torch's is the lower of the two middle losses.
+        tau = max(np.median(losses_N.cpu()[index]), torch.finfo(torch.float32).tiny)
+        self.weights_N = (-losses_N / tau).exp()
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        return self.weights_N[batch.rows] * super().loss(batch)
