@@ -93,6 +93,7 @@ CELLS = [
     ["method=visual_prompt", *words_of("sgd", 3, 0.0)],
     ["method=linear_probe", *words_of("adamw", 1, 0.0)],
     ["method=lwf", "downstream=few", *words_of("adamw", 1, 0.0)],
+    ["method=replay", *words_of("sgd", 3, 0.0)],
     ["method=strong_fine_tune", *words_of("adamw", 1, 0.3)],
     [f"model.arch={CONV}", *words_of("sgd", 3, 0.3)],  # frozen batch norms
 ]
