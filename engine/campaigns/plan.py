@@ -50,7 +50,7 @@ class Plan:
         threads: CPU threads of a column's job.
         device: device of all jobs: cpu, cuda or auto (each job chooses).
         is_sweep: whether the command varies a single row.
-        modules: SHA-256 of users' method files, by path.
+        modules: SHA-256 of users' method files and of `dataset.words`, by path.
     """
 
     name: str
@@ -185,6 +185,8 @@ def make_plan(
         for cell in row.all()
         if modules.is_users(cell.recipe.method.module)
     }
+    if (words := shared.dataset.words) and any(cell.reads_words for cell in cells):
+        files[words] = file_hash(Path(words))
     digest = _identity(rows, columns, files)
     folder = _title(name, overrides, methods, shared, swept, digest)
     return Plan(
@@ -280,10 +282,15 @@ def _settings(cell: CellPlan, sha256: Mapping[str, str]) -> dict[str, Any]:
     """The settings of a cell that can change results, but for its column.
 
     A user's method is identified by its file's name and SHA-256, without its needs, which are known
-    only after running the file.
+    only after running the file; the words of classes by the SHA-256 of their file.
     """
     values = values_of(cell.recipe, set(Affects) - {Affects.NOTHING})
     del values["downstream"]
+    dataset = values["dataset"]
+    words, templates = dataset.pop("words"), dataset.pop("templates")
+    if cell.recipe.reads_words:
+        dataset |= {"words": sha256[words]} if words else {}
+        dataset |= {"templates": templates} if templates else {}
     module = cell.recipe.method.module
     if modules.is_users(module):
         file = {"module": Path(module).name, "sha256": sha256[module]}
@@ -346,7 +353,8 @@ def read_plan(place: PlanFolder) -> Plan:
 
 
 def check_modules(plan: Plan) -> None:
-    """Raise CampaignError if a user's method file changed since the campaign was planned."""
+    """Raise CampaignError if a user's method file, or that of `dataset.words`, changed since the
+    campaign was planned."""
     for name, sha256 in plan.modules.items():
         if not Path(name).is_file() or file_hash(Path(name)) != sha256:
             raise CampaignError(

@@ -138,6 +138,7 @@ class Builder(Context):
             method["sha256"] = file_hash(module)
             method["module"] = module.name  # a file that moved is the same method
         form = Form.of(recipe.train, self.device)
+        texts = self.sets.class_texts if recipe.method.reads_words else None
         return {
             "base": self.base.name,
             "target": self.target.pack.fingerprint,
@@ -153,6 +154,7 @@ class Builder(Context):
             "seed": recipe.seed,
             "machine": self.machine,
             **self.target.part_key(recipe),
+            **(texts.key(recipe.model.weights) if texts else {}),
         }
 
     def seeded(self) -> list[Builder]:
@@ -214,7 +216,8 @@ class Builder(Context):
         return ranks.first(lambda: zero_shot.open_model(model, cache_folder())).to(self.device)
 
     def zero_shot_head(self, clip: Any) -> torch.Tensor:
-        return zero_shot.head(clip, self.recipe.model.weights)
+        name = self.recipe.model.weights.clip
+        return zero_shot.head(clip, name, self.sets.class_texts)
 
     def holdout_accuracy(self, average: Average) -> float:
         return passes.holdout_accuracy(self, average)
@@ -228,7 +231,11 @@ class Builder(Context):
                 f"model.weights.path={path} has an input prompt, which would be lost: take the "
                 "weights of a cell without one"
             )
-        backbone = ranks.first(lambda: checkpoints.backbone(model, self.store, cache, seed))
+        # The head is replaced if another is fitted, so its classes may be any.
+        texts = self.sets.class_texts if model.has_text_tower and not model.head.fit else None
+        backbone = ranks.first(
+            lambda: checkpoints.backbone(model, self.store, cache, seed, texts=texts)
+        )
         if not model.head.fit:
             return Cell(backbone)
         head, start = CellPlan(first_head(self.recipe)), Cell(backbone)

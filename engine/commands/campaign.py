@@ -17,13 +17,14 @@ from engine.campaigns import record, seal, sites, workflow
 from engine.campaigns.plan import PAGE, REPORT, TABLE, Plan, make_plan, read_plan, settings_of_needs
 from engine.campaigns.schedulers import RunOptions
 from engine.data.kinds import Kind, kind_of
-from engine.errors import CampaignError, printable
+from engine.errors import CampaignError, RecipeError, printable
 from engine.machine import first_line
-from engine.machine.files import short_digest
+from engine.machine.files import cache_folder, short_digest
 from engine.model_files.model_names import model_section
 from engine.recipe.modules import is_users
 from engine.recipe.overrides import Override, of_mapping
 from engine.recipe.schema import DatasetRecipe, ModelRecipe, Recipe
+from engine.recipe.words import read_words
 from loaders.files.root import Root
 from loaders.files.typed_json import DamagedFile
 
@@ -65,7 +66,8 @@ def complete(
     }
     first_line.show(f"reading the campaign {name}")
     # Commands to encode come last: they have lines of their own.
-    faults = [*dict.fromkeys(_faults_of_warmup(plans)), *_faults_of_sets(name, plans)]
+    faults = [*dict.fromkeys(_faults_of_warmup(plans)), *_faults_of_words(plans)]
+    faults += _faults_of_sets(name, plans)
     if faults and not dry_run:
         raise CampaignError("; ".join(faults))
     missing = [
@@ -199,11 +201,36 @@ def _faults_of_warmup(plans: Collection[Plan]) -> Iterator[str]:
                 yield f"{cell.method.title} on {cell.downstream} (at most {most} images): {error}"
 
 
+def _faults_of_words(plans: Collection[Plan]) -> list[str]:
+    """Returns what is wrong with the classes in the file of `dataset.words`."""
+    dataset = next(iter(plans)).recipe.dataset
+    kind = kind_of(dataset)
+    if not dataset.words or kind.is_drawn:  # drawings are downloaded by a job
+        return []
+    try:
+        classes = kind.head_classes() or kind.listing(dataset.upstream, cache_folder()).classes
+        read_words(Path(dataset.words), classes)
+    except RecipeError as error:
+        return [str(error)]
+    except ValueError:  # a folder that cannot be read is another fault
+        pass
+    return []
+
+
 def _remarks(plans: Sequence[Plan]) -> list[str]:
     """Returns what a user must know of the datasets, which all models of a campaign share."""
     if not plans:
         return []
-    return kind_of(plans[0].recipe.dataset).remarks()
+    dataset = plans[0].recipe.dataset
+    kind = kind_of(dataset)
+    remarks = kind.remarks()
+    reads_words = any(row.recipe.reads_words for plan in plans for row in plan.rows.values())
+    if reads_words and not (dataset.words or kind.head_classes()):
+        remarks.append(
+            "CLIP's text tower reads classes by their names, with _ as a space: if it should read "
+            "others, set dataset.words=FILE, with the lines class,words"
+        )
+    return remarks
 
 
 def _show_model(model: ModelRecipe) -> None:

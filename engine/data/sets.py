@@ -7,6 +7,7 @@ labels, the outputs that are possible predictions, and the held-out images.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,11 +17,13 @@ import numpy as np
 import torch
 
 from engine.data import grouping, imagenet, splits
+from engine.data.class_texts import class_texts
 from engine.data.kinds import kind_of
 from engine.data.packs import pack_of, to_train_on
 from engine.did_you_mean import closest, nearest
 from engine.machine import ranks
 from engine.measures import disjoint
+from engine.models.zero_shot import ClassTexts
 from engine.recipe.schema import DatasetRecipe, Recipe
 from loaders.benchmarks import imagenet_c
 from loaders.pack import Pack
@@ -156,6 +159,11 @@ class Sets:
     def classes(self) -> tuple[str, ...]:
         """The head's classes: the given ones, or the upstream dataset's."""
         return self.given_classes or self[self.recipe.dataset.upstream].pack.classes
+
+    @functools.cached_property
+    def class_texts(self) -> ClassTexts:
+        """What CLIP's text tower reads of the head's classes."""
+        return class_texts(self.recipe, self.classes)
 
     def __getitem__(self, name: str) -> LabelledSet:
         if name not in self._open:

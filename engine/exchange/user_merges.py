@@ -122,8 +122,7 @@ def merged(
     options = _options(method, names, base is not None, resolved.model.arch, of_method)
     store = Store(Path(resolved.runs) / STORE)
     with store.in_use():
-        of_files = user_models.cells_of(resolved.model, store, files)
-        head = user_models.head_of(resolved.model, of_files, classes)
+        of_files, head = user_models.cells_of(resolved, store, files, classes)
         by_name = {str(file): cell for file, cell in of_files.items()}
         pre_trained = of_files[files[-1]]  # of the base, if there is one
         packs = {} if holdout is None else {holdout.resolve().name: pack_at(resolved, holdout)}

@@ -7,7 +7,7 @@ pack, so commands reuse earlier predictions.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ import torch
 
 from engine import models, recipe
 from engine.data import imagenet
+from engine.data.class_texts import class_texts
 from engine.data.packs import pack_of
+from engine.data.sets import to_head
 from engine.errors import RecipeError
 from engine.evaluation import accuracies
 from engine.evaluation.accuracies import Model, OnSet
@@ -45,6 +47,7 @@ KEYS = (  # keys that affect the evaluation of checkpoints, in addition to `mode
     *("runs", "source", "device", "threads"),
     *("evaluate.batch_size", "evaluate.precision", "evaluate.compile"),
     *("dataset.pack_format", "dataset.undecodable", "dataset.background"),
+    *("dataset.words", "dataset.templates"),
 )
 
 
@@ -161,7 +164,8 @@ def evaluate(
     """Accuracy of every model on every dataset; with alphas, of (1 - alpha) first + alpha second.
 
     sets: folders of <class>/<image>, or packs, by name; classes are matched with the head's by
-    name. classes: the head's in order; None for ImageNet-1K's. mask: as in `Sets`.
+    name. classes: the head's in order; None for ImageNet-1K's. A model of open_clip without a head
+    gets its zero-shot head for them. mask: as in `Sets`.
 
     Raises ValueError, naming the file or folder, for checkpoints of another architecture, without a
     head or with other classes; for datasets that changed since they were packed or have classes
@@ -170,8 +174,8 @@ def evaluate(
     if alphas is not None and len(files) != 2:
         raise ValueError(f"--alphas requires exactly 2 models, not {len(files)}")
     store = Store(Path(resolved.runs) / STORE)
-    cells = cells_of(resolved.model, store, files)
-    head = head_of(resolved.model, cells, classes)
+    packs = {name: pack_at(resolved, place) for name, place in sets.items()}
+    cells, head = cells_of(resolved, store, files, classes, packs.values())
     names = {file: cell.name for file, cell in cells.items()}
     compared = [Model.named(str(file), {name: 1.0}) for file, name in names.items()]
     if alphas is not None:
@@ -187,7 +191,7 @@ def evaluate(
         resolved,
         store,
         compared,
-        {name: pack_at(resolved, place) for name, place in sets.items()},
+        packs,
         device,
         base=next(iter(cells.values())),
         classes=head,
@@ -197,18 +201,42 @@ def evaluate(
     )
 
 
-def cells_of(model: ModelRecipe, store: Store, files: Sequence[Path]) -> dict[Path, Cell]:
-    """Checkpoints as artefacts, by file. Raises ValueError as `cell_of`, and for equal weights."""
-    cells = {file: cell_of(model, store, file) for file in files}
-    if len({cell.name for cell in cells.values()}) < len(files):
+def cells_of(
+    resolved: Recipe,
+    store: Store,
+    files: Sequence[Path],
+    classes: Sequence[str] | None,
+    packs: Iterable[Pack] = (),
+) -> tuple[dict[Path, Cell], tuple[str, ...]]:
+    """Checkpoints as artefacts, by file, and the classes of their heads, in order.
+
+    classes: as given by the user. packs: datasets whose classes the heads must have. Raises
+    ValueError as `cell_of` and `head_of`, and for equal weights. All but the equality is checked
+    before a text tower makes a head, which takes long.
+    """
+    has_head = {file: not _lacks_head(resolved.model, file) for file in files}
+    made = {file: cell_of(resolved, store, file) for file in files if has_head[file]}
+    head = head_of(resolved.model, made, classes)
+    for pack in packs:
+        to_head(pack, head)
+    made |= {file: cell_of(resolved, store, file, head) for file in files if not has_head[file]}
+    if len({cell.name for cell in made.values()}) < len(files):
         raise ValueError(f"two of {', '.join(map(str, files))} contain the same weights")
-    return cells
+    return {file: made[file] for file in files}, head
 
 
 def head_of(
     model: ModelRecipe, cells: Mapping[Path, Cell], classes: Sequence[str] | None
 ) -> tuple[str, ...]:
-    """The classes of the models' heads, in order: as given, or ImageNet-1K's for 1000 outputs."""
+    """The classes of the models' heads, in order: as given, or ImageNet-1K's for 1000 outputs.
+
+    cells: those with a head in their file.
+    """
+    if classes is not None and len(set(classes)) < len(classes):
+        twice = sorted({name for name in classes if list(classes).count(name) > 1})
+        raise ValueError(f"--classes names {', '.join(twice[:3])} twice")
+    if not cells:
+        return tuple(classes or imagenet.wnids())
     weight, _ = models.head_names(model)
     counts = {file: cell.shape(weight)[0] for file, cell in cells.items()}
     first, outputs = next(iter(counts.items()))
@@ -226,40 +254,49 @@ def head_of(
             "folders of a training set: `ls FOLDER | LC_ALL=C sort > FILE`. For folders named "
             f"after the outputs' numbers: `seq 0 {outputs - 1} > FILE`"
         )
-    if len(classes) != outputs or len(set(classes)) != outputs:
+    if len(classes) != outputs:
         raise ValueError(
-            f"--classes has {len(set(classes))} names, but the head of {first} has {outputs} "
-            "outputs"
+            f"--classes has {len(classes)} names, but the head of {first} has {outputs} outputs"
         )
     return tuple(classes)
 
 
-def cell_of(model: ModelRecipe, store: Store, file: Path) -> Cell:
+def cell_of(
+    resolved: Recipe, store: Store, file: Path, classes: Sequence[str] | None = None
+) -> Cell:
     """A checkpoint as an artefact, with the input prompt of a visual-prompt cell.
+
+    classes: those of the head that the text tower makes, or None if the file has a head.
+    """
+    model, source = resolved.model, "file" if classes is None else "open_clip"
+    weights = dataclasses.replace(model.weights, source=source, path=str(file))
+    of_file = dataclasses.replace(model, weights=weights)
+
+    def make() -> Cell:
+        texts = None if classes is None else class_texts(resolved, classes)
+        prompt = prompt_beside(file)
+        return Cell(checkpoints.backbone(of_file, store, cache_folder(), 0, prompt, texts))
+
+    return ranks.first(make)
+
+
+def _lacks_head(model: ModelRecipe, file: Path) -> bool:
+    """Whether a checkpoint's head must come from its text tower.
 
     Raises ValueError for a checkpoint without a head and without a text tower to make one.
     """
     if not file.is_file():
         raise ValueError(f"checkpoint {file} does not exist")
-
-    def make() -> Cell:
-        names, (weight, _) = load_model(file).keys(), models.head_names(model)
-        source = "file"
-        if weight not in names and model.weights.match == "names":
-            if not open_clip_name(model.arch):
-                is_clip = any(name.startswith(VISUAL) for name in names)
-                hint = "; is it open_clip's (--arch open_clip:NAME)?" if is_clip else ""
-                raise ValueError(
-                    f"{file} has no {weight}: its architecture is not {model.arch}, or it has no "
-                    f"head{hint}"
-                )
-            source = "open_clip"
-        weights = dataclasses.replace(model.weights, source=source, path=str(file))
-        prompt = prompt_beside(file)
-        of_file = dataclasses.replace(model, weights=weights)
-        return Cell(checkpoints.backbone(of_file, store, cache_folder(), 0, prompt))
-
-    return ranks.first(make)
+    names, (weight, _) = load_model(file).keys(), models.head_names(model)
+    if weight in names or model.weights.match == "order":
+        return False
+    if open_clip_name(model.arch):
+        return True
+    is_clip = any(name.startswith(VISUAL) for name in names)
+    hint = "; is it open_clip's (--arch open_clip:NAME)?" if is_clip else ""
+    raise ValueError(
+        f"{file} has no {weight}: its architecture is not {model.arch}, or it has no head{hint}"
+    )
 
 
 def pack_at(resolved: Recipe, place: Path) -> Pack:

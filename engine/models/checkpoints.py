@@ -28,6 +28,7 @@ from engine.model_files.weights import (
     weights_file,
 )
 from engine.models import hub, zero_shot
+from engine.models.zero_shot import ClassTexts
 from engine.recipe import preprocessing
 from engine.recipe.schema import ModelRecipe
 from engine.store.artifacts import Artifact, Store
@@ -41,11 +42,17 @@ SAFETENSORS = "model.safetensors"
 
 
 def backbone(
-    recipe: ModelRecipe, store: Store, cache: Path, seed: int, prompt: Path | None = None
+    recipe: ModelRecipe,
+    store: Store,
+    cache: Path,
+    seed: int,
+    prompt: Path | None = None,
+    texts: ClassTexts | None = None,
 ) -> Artifact:
     """The pretrained backbone as an artefact, with its head if it has one.
 
     A recipe's `path` replaces the download. prompt: the file of the weights' input prompt, if any.
+    texts: of the classes of a zero-shot head; None for ImageNet-1K's.
     Raises ValueError if the tensors do not fit the architecture or the image size.
     """
     source = _source(recipe)
@@ -65,23 +72,27 @@ def backbone(
         )
     if prompt is not None:
         key["prompt"] = file_hash(prompt)
+    if texts is not None:
+        key |= texts.key(recipe.weights)
 
     def build(folder: Path) -> None:
         if prompt is not None:
             save(_prompt(prompt, recipe.image_size), folder / PROMPT)
         torch.manual_seed(seed)
-        save(fetch(recipe, cache).state_dict(), folder / WEIGHTS)
+        save(fetch(recipe, cache, texts).state_dict(), folder / WEIGHTS)
 
     return store.make("weights", recipe.arch, key, build)
 
 
-def fetch(recipe: ModelRecipe, cache: Path) -> nn.Module:
+def fetch(recipe: ModelRecipe, cache: Path, texts: ClassTexts | None = None) -> nn.Module:
     """The pretrained network; downloads are cached in `cache` or in the hub's cache.
 
     Logs what is downloaded.
     """
     if _source(recipe) in DOWNLOADED:
         log.info("%s", preprocessing.choices(recipe))
+    if recipe.has_text_tower:
+        return zero_shot.classifier(recipe, cache, texts)
     return SOURCES[_source(recipe)](recipe, cache)
 
 
@@ -174,7 +185,6 @@ def _from_package(recipe: ModelRecipe, cache: Path) -> nn.Module:
 
 SOURCES: dict[str, Callable[[ModelRecipe, Path], nn.Module]] = {
     "timm": _from_timm,
-    "open_clip": zero_shot.classifier,
     "random": lambda recipe, _: models.create(recipe, 2),
     "file": _from_file,
     "pypi": _from_package,

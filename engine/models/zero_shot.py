@@ -7,8 +7,9 @@ once.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,19 +31,45 @@ CLASSES_AT_ONCE = 4  # with 80 prompts each: below 2 GB of activations in the te
 TOLERANCE = 1e-3  # of unit embeddings; a wrong activation function changes them far more
 
 
-def classifier(recipe: ModelRecipe, cache: Path) -> nn.Module:
-    """The recipe's model with open_clip's weights and a zero-shot head for IN-1K's classes.
+@dataclass(frozen=True)
+class ClassTexts:
+    """What a text tower reads: the words of each of the head's classes, in order, in each template.
 
-    The head is the mean over templates of the unit text features of each class name, normalized
+    A template has `{}` in place of the words.
+    """
+
+    words: tuple[str, ...]
+    templates: tuple[str, ...]
+
+    def key(self, weights: WeightsRecipe) -> dict[str, Any]:
+        """Its part in the key of an artefact; {} for ImageNet-1K's, which `weights` says."""
+        return {} if self == imagenets_texts(weights) else {"texts": dataclasses.asdict(self)}
+
+
+def imagenets_texts(weights: WeightsRecipe) -> ClassTexts:
+    """OpenAI's words of IN-1K's classes, in the order of sorted wnids, in 80 or 7 templates."""
+    open_clip = clip.package()
+    templates = open_clip.SIMPLE_IMAGENET_TEMPLATES
+    if weights.templates == "full":
+        templates = open_clip.OPENAI_IMAGENET_TEMPLATES
+    words = tuple(open_clip.IMAGENET_CLASSNAMES)
+    return ClassTexts(words, tuple(template("{}") for template in templates))
+
+
+def classifier(recipe: ModelRecipe, cache: Path, texts: ClassTexts | None = None) -> nn.Module:
+    """The recipe's model with open_clip's weights and a zero-shot head.
+
+    The head is the mean over templates of the unit text features of each class's words, normalized
     again, times exp(logit_scale), without bias; the logits equal open_clip's (Radford et al. 2021,
-    3.1.2).
+    3.1.2). texts: None for ImageNet-1K's.
 
     Raises ValueError without the open_clip package, for weights that do not fit, and for a tower
     whose features differ from open_clip's; RecipeError for unknown names, and for the plain-GELU
     name of weights that were trained with QuickGELU.
     """
+    texts = texts or imagenets_texts(recipe.weights)
     model = open_model(recipe, cache)
-    net = models.create(recipe, len(clip.package().IMAGENET_CLASSNAMES))
+    net = models.create(recipe, len(texts.words))
     if isinstance(net, clip.Tower):
         tower = {k: v for k, v in model.state_dict().items() if k.startswith("visual.")}
     else:
@@ -50,7 +77,7 @@ def classifier(recipe: ModelRecipe, cache: Path) -> nn.Module:
         tower["fc_norm.linear.weight"] = tower.pop("head.weight")
     source = f"open_clip's {recipe.weights.clip} ({recipe.weights.path or recipe.weights.tag})"
     model.to("cuda" if torch.cuda.is_available() else "cpu")  # for 80,000 prompts
-    tower["head.weight"] = head(model, recipe.weights)
+    tower["head.weight"] = head(model, recipe.weights.clip, texts)
     model.to("cpu")
     tower["head.bias"] = torch.zeros(len(tower["head.weight"]))
     models.load_state(net, tower, source)
@@ -81,23 +108,23 @@ def open_model(recipe: ModelRecipe, cache: Path) -> Any:
     return model.eval()
 
 
-def templates(open_clip: ModuleType, weights: WeightsRecipe) -> list[Callable[[str], str]]:
-    """The prompt templates of the weights' recipe."""
-    full = weights.templates == "full"
-    return open_clip.OPENAI_IMAGENET_TEMPLATES if full else open_clip.SIMPLE_IMAGENET_TEMPLATES
+def head(model: Any, name: str, texts: ClassTexts) -> torch.Tensor:
+    """Head [C, E] (float32, CPU), one row per class.
 
-
-def head(model: Any, weights: WeightsRecipe) -> torch.Tensor:
-    """Head [1000, E] (float32, CPU) in the order of IN-1K's sorted wnids.
-
-    model: in eval mode; only its text tower is used, on its device.
+    model: open_clip's model `name`, in eval mode; only its text tower is used, on its device.
     """
+    log.info(
+        "zero-shot head: %d classes in %d sentences each, such as %r",
+        len(texts.words),
+        len(texts.templates),
+        texts.templates[0].format(texts.words[0]),
+    )
     open_clip = clip.package()
     unit_EC = open_clip.build_zero_shot_classifier(
         model,
-        open_clip.get_tokenizer(weights.clip),
-        open_clip.IMAGENET_CLASSNAMES,
-        templates(open_clip, weights),
+        open_clip.get_tokenizer(name),
+        texts.words,
+        texts.templates,
         num_classes_per_batch=CLASSES_AT_ONCE,
         device=model.logit_scale.device,
         use_tqdm=True,

@@ -89,15 +89,16 @@ def _values(path: Path) -> dict[str, Any]:
     values = lines(yaml_text.read(path), str(path))
     named = {key: values[key] for key in (*GROUPS, EXTENDS, "models") if key in values}
     values |= {key: beside(path.parent, value) for key, value in named.items()}
-    return _with_root(values, path.parent)
+    return _with_places(values, path.parent)
 
 
-def _with_root(values: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The values, with a dataset's `root` made relative to this folder."""
+def _with_places(values: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The values, with a dataset's `root` and `words` made relative to this folder."""
     if isinstance(dataset := values.get("dataset"), Mapping):
-        values = {**values, "dataset": _with_root(dict(dataset), folder)}
-    if isinstance(root := values.get("root"), str) and root:
-        values = {**values, "root": str(folder / root)}
+        values = {**values, "dataset": _with_places(dict(dataset), folder)}
+    for key in ("root", "words"):
+        if isinstance(place := values.get(key), str) and place:
+            values = {**values, key: str(folder / place)}
     return values
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from engine.did_you_mean import nearest
 from engine.errors import RecipeError
 from engine.recipe.schema import DatasetRecipe, Recipe, TrainRecipe
+from engine.recipe.words import read_words
 from loaders.benchmarks import emoji_styles
 from loaders.files.names import is_name, one_line
 
@@ -111,16 +114,16 @@ def _check_head(fit_on: str, dataset: DatasetRecipe) -> None:
         )
 
 
-def check_zero_shot(recipe: Recipe) -> None:
-    """Raise RecipeError for CLIP's zero-shot head where the classes are not ImageNet's."""
-    model, dataset = recipe.model, recipe.dataset
-    if model.weights.source != "open_clip" or model.head.fit or dataset.has_imagenet_classes:
-        return
-    raise RecipeError(
-        f"{model.name} has a zero-shot head, which the engine makes for ImageNet's 1000 classes "
-        f"only, and {dataset.name} has others: add model.head.fit=true, which fits a head on "
-        f"{model.head.fit_on or dataset.upstream}"
-    )
+def check_words(dataset: DatasetRecipe) -> None:
+    """Raise RecipeError for class words or templates that CLIP's text tower cannot read."""
+    for number, template in enumerate(dataset.templates, start=1):
+        if template.count("{}") != 1 or set("{}") & set(template.replace("{}", "")):
+            raise RecipeError(
+                f"dataset.templates, number {number}: {template!r:.150} must contain {{}} once, in "
+                "place of a class's words, and no other braces"
+            )
+    if dataset.words:
+        read_words(Path(dataset.words))
 
 
 def check_terms(dataset: DatasetRecipe, downstream: str) -> None:

@@ -168,11 +168,10 @@ def choices(recipe: ModelRecipe) -> str:
         if weights.source == "timm" and re.search("(sig|c)lip", recipe.arch):
             head += (
                 ", as timm's weights have no text tower (open_clip:NAME/TAG has it, and a "
-                "zero-shot head on ImageNet's classes)"
+                "zero-shot head)"
             )
-    elif weights.source == "open_clip":
-        sentences = "80 sentences" if weights.templates == "full" else "7 sentences"
-        head = f"zero-shot head, {sentences} a class"
+    elif recipe.has_text_tower:
+        head = "zero-shot head"
     else:
         head = "their own head"
     mean, std = (", ".join(f"{v:.4g}" for v in config[key]) for key in ("mean", "std"))

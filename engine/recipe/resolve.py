@@ -102,7 +102,7 @@ def load(
     if downstream is not None:
         values[DOWNSTREAM] = downstream
     resolved = typed.build(values, Recipe, options, f"recipe {name!r}")
-    checks.check_zero_shot(resolved)
+    checks.check_words(resolved.dataset)
     return checks.checked(resolved)
 
 
@@ -119,7 +119,9 @@ def of_sections(
     ]
     values, options = _merged([*layers, *((each.source, each.values) for each in given)])
     values[DOWNSTREAM] = values["dataset"].get("upstream", "upstream")
-    return checks.checked(typed.build(values, Recipe, options, f"recipe {dataset!r}"))
+    resolved = typed.build(values, Recipe, options, f"recipe {dataset!r}")
+    checks.check_words(resolved.dataset)
+    return checks.checked(resolved)
 
 
 def varied(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:

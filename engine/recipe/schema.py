@@ -74,7 +74,7 @@ class WeightsRecipe:
     path: str = ""  # safetensors or checkpoint file for source=file, or instead of a download
     clip: str = ""  # open_clip's name of the model, whose text tower makes the head
     tag: str = ""  # open_clip's name of the weights
-    templates: Literal["full", "simple"] = "full"  # prompts per class name: 80 (full) or 7 (simple)
+    templates: Literal["full", "simple"] = "full"  # of ImageNet's classes: 80 (full) or 7 (simple)
     match: Literal["names", "order"] = "names"  # how tensors are matched with parameters
 
 
@@ -117,6 +117,11 @@ class ModelRecipe:
     projection: Width = 0  # for CLIP, the width of the normalized embedding; 0: none
     published: dict[str, float] = marked(NOTHING, dict)  # top-1 in percent, by dataset
 
+    @property
+    def has_text_tower(self) -> bool:
+        """Whether its weights include CLIP's text tower, which reads a dataset's class words."""
+        return self.weights.source == "open_clip"
+
 
 @dataclass(frozen=True)
 class DatasetRecipe:
@@ -139,6 +144,11 @@ class DatasetRecipe:
     # for folders and shards: images that count as copies of one photo. own: none; names: those with
     # the same class and file name, in all datasets
     sources: Literal["own", "names"] = "own"
+    # for CLIP's text tower: CSV file of `class,words`; a class without words is read by its name
+    words: str = ""
+    # sentences with {} for a class's words; empty: CLIP's for ImageNet's classes, otherwise
+    # "a photo of a {}."
+    templates: list[str] = field(default_factory=list)
     # for emoji-RIB only: number of classes, images per class and style, and their size
     classes: Width = marked(PACK, 0)
     renderings: Thousand = marked(PACK, 1)
@@ -173,11 +183,6 @@ class DatasetRecipe:
         return list(dict.fromkeys([*self.evaluated_sets, *self.train_sets]))
 
     @property
-    def has_imagenet_classes(self) -> bool:
-        """Whether the head's classes are ImageNet-1K's, as those of CLIP's zero-shot heads are."""
-        return self.kind == "imagenet"
-
-    @property
     def trainable(self) -> list[str]:
         """Datasets that may be fine-tuned on; ObjectNet's licence requires permission."""
         test_only = self.kind == "imagenet" and self.objectnet_terms == "test_only"
@@ -192,12 +197,14 @@ class MethodRecipe:
     models. has_weights: False if its cells are averages of others, from which no method can start.
     stored_passes: forward passes per training image whose outputs are stored, unless training
     augments images.
+    reads_words: whether it reads `dataset.words` and `dataset.templates`.
     """
 
     needs: ClassVar[Sequence[str]] = ()
     trains: ClassVar[bool] = True
     has_weights: ClassVar[bool] = True
     stored_passes: ClassVar[float] = 0.0
+    reads_words: ClassVar[bool] = False
 
     @property
     def takes_steps(self) -> bool:
@@ -334,6 +341,11 @@ class Recipe:
         """The dataset that fits the head; empty if the weights include the head."""
         head = self.model.head
         return (head.fit_on or self.dataset.upstream) if head.fit else ""
+
+    @property
+    def reads_words(self) -> bool:
+        """Whether CLIP's text tower reads the classes' words, for the head or the method."""
+        return self.model.has_text_tower and (not self.model.head.fit or self.method.reads_words)
 
     @property
     def base_sets(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""A CLIP that is small enough to draw, as a model of open_clip's with the drawn shapes' classes."""
+"""A CLIP that is small enough to draw, as a model of open_clip's."""
 
 from collections.abc import Sequence
 from types import ModuleType
@@ -12,7 +12,7 @@ from helpers.grids import CLASSES, SIZE, Grid, listing
 
 NAME = "tiny-clip"
 ARCH = f"open_clip:{NAME}"
-TEMPLATES = [lambda name: f"a photo of a {name}.", lambda name: f"a {name}."]
+TEMPLATES = ["a photo of a {}.", "a {}."]
 CONFIG = {
     "embed_dim": 24,
     "vision_cfg": {"image_size": SIZE, "layers": 2, "width": 64, "patch_size": 8},
@@ -24,11 +24,9 @@ CONFIG = {
 
 @pytest.fixture
 def open_clip(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """open_clip, which knows the model, its classes and a template."""
+    """open_clip, which knows the model."""
     package = pytest.importorskip("open_clip", reason="the extra [clip]")
     monkeypatch.setitem(package.factory._MODEL_CONFIGS, NAME, CONFIG)
-    monkeypatch.setattr(package, "IMAGENET_CLASSNAMES", list(CLASSES))
-    monkeypatch.setattr(package, "OPENAI_IMAGENET_TEMPLATES", TEMPLATES[:1])
     return package
 
 
@@ -45,10 +43,13 @@ def pixels(package: ModuleType, grid: Grid, index: Sequence[int]) -> torch.Tenso
     return torch.from_numpy(x).permute(0, 3, 1, 2)
 
 
-def head(package: ModuleType, model: torch.nn.Module) -> torch.Tensor:
-    """The zero-shot head [E, 5], which is open_clip's, times the scale of its logits."""
+def head(
+    package: ModuleType,
+    model: torch.nn.Module,
+    words: Sequence[str] = CLASSES,
+    templates: Sequence[str] = TEMPLATES[:1],
+) -> torch.Tensor:
+    """The zero-shot head [E, C], which is open_clip's, times the scale of its logits."""
     tokenizer = package.get_tokenizer(NAME)
-    head_EC = package.build_zero_shot_classifier(
-        model, tokenizer, CLASSES, package.OPENAI_IMAGENET_TEMPLATES
-    )
+    head_EC = package.build_zero_shot_classifier(model, tokenizer, words, templates)
     return model.logit_scale.detach().exp() * head_EC

@@ -1,8 +1,8 @@
 """FLYP: fine-tunes CLIP with its pretraining loss, on images and captions.
 
 Both towers minimise CLIP's contrastive loss over the batch (Goyal et al. 2023, section 3). An
-image's caption is its class name in a randomly drawn template. With unit embeddings i_b of images
-and t_b of captions, and the scale s, which is trained too,
+image's caption is the words of its class in a randomly drawn template. With unit embeddings i_b of
+images and t_b of captions, and the scale s, which is trained too,
 
     loss_b = (-log softmax_c(s i_b t_c)[b] - log softmax_c(s i_c t_b)[b]) / 2
 
@@ -24,7 +24,7 @@ class OfCLIP(MethodRecipe):
     """A method that needs CLIP's text tower."""
 
     def check(self, cell: schema.Recipe) -> None:
-        if cell.model.weights.source != "open_clip":
+        if not cell.model.has_text_tower:
             raise RecipeError(
                 f"{self.title} needs CLIP's text tower, and the model {cell.model.name} has none: "
                 "choose a model with a zero-shot head, such as vit_b16_clip_openai_zero_shot"
@@ -33,13 +33,10 @@ class OfCLIP(MethodRecipe):
 
 @dataclass(frozen=True)
 class Recipe(OfCLIP):
+    reads_words = True
+
     def check(self, cell: schema.Recipe) -> None:
         super().check(cell)
-        if not cell.dataset.has_imagenet_classes:
-            raise RecipeError(
-                f"{self.title} trains with ImageNet's class names, and {cell.dataset.name} has "
-                "other classes: choose another method"
-            )
         if cell.train.accumulation > 1:
             raise RecipeError(
                 f"train.accumulation={cell.train.accumulation}: {self.title} contrasts all images "
@@ -58,7 +55,7 @@ from engine import models
 from engine.machine import ranks
 from engine.methods.base import Trained
 from engine.methods.context import Context
-from engine.models import clip, zero_shot
+from engine.models import clip
 from engine.store.cells import Export
 from loaders.batch import Batch, on_device
 
@@ -82,23 +79,22 @@ class Method(Trained):
         self.log_scale_1 = nn.Parameter(self.text.logit_scale.detach()[None])
         del self.text.logit_scale
         self.zero_shot_head = context.zero_shot_head
-        open_clip, weights = clip.package(), context.recipe.model.weights
-        self.tokenize = open_clip.get_tokenizer(weights.clip)
-        self.names = open_clip.IMAGENET_CLASSNAMES
-        self.templates = zero_shot.templates(open_clip, weights)
+        self.tokenize = clip.package().get_tokenizer(context.recipe.model.weights.clip)
+        self.texts = context.sets.class_texts
         self.labels_N = context.target.labels
         members = context.target.members
         rows = [] if members is None else members.tolist()
         self.outputs = {row[0]: list(dict.fromkeys(row)) for row in rows}  # by grouped class
 
     def captions(self, index: np.ndarray) -> list[str]:
-        """Captions of images at `index` [b]: a name of the class in a template, both random."""
+        """Captions of images at `index` [b]: words of the class in a template, both random."""
         sentences = []
         for label in self.labels_N[index].tolist():
             outputs = self.outputs.get(label, [label])
-            name, template = torch.rand(2).tolist()  # torch's generator has the cell's seed
-            template = self.templates[int(template * len(self.templates))]
-            sentences.append(template(self.names[outputs[int(name * len(outputs))]]))
+            output, template = torch.rand(2).tolist()  # torch's generator has the cell's seed
+            template = self.texts.templates[int(template * len(self.texts.templates))]
+            words = self.texts.words[outputs[int(output * len(outputs))]]
+            sentences.append(template.format(words))
         return sentences
 
     def pairs(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:

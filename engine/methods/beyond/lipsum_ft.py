@@ -58,11 +58,13 @@ class Method(Trained):
         super().prepare(net, context)
         self.before = context.embedder(context.base, context.target)
         text = context.clip()
-        del text.visual
+        self.scale = text.logit_scale.detach().exp()
+        # DeepSpeed broadcasts parameters as bytes, and a 0-d tensor cannot be viewed as bytes.
+        del text.visual, text.logit_scale
         self.text = text.requires_grad_(False).eval()
         self.head_weight, _ = models.head_names(context.recipe.model)
         head = models.head(net)
-        head.weight.data /= self.text.logit_scale.exp()
+        head.weight.data /= self.scale
         head.bias.requires_grad_(False)
         name = context.recipe.model.weights.clip
         tokenizer = clip.package().get_tokenizer(name)
@@ -93,17 +95,16 @@ class Method(Trained):
 
         x = self.normalize(batch.images)
         images_BE = models.features(self.net, x).float()
-        scale = self.text.logit_scale.exp()
-        logits_BC = self.grouped(scale * models.head(self.net)(images_BE))
+        logits_BC = self.grouped(self.scale * models.head(self.net)(images_BE))
         with torch.no_grad():
             tokens = on_device(self.texts(), x.device)
             texts_KE = self.text.encode_text(tokens, normalize=True).float()
-            texts_KE = scale * texts_KE
+            texts_KE = self.scale * texts_KE
         change_BK = models.logits(images_BE - self.before(batch), texts_KE, None)
         losses_B = distill_loss(logits_BC, None, self.targets(batch), mask=self.mask_C)
         return losses_B + self.recipe.weight * change_BK.square().mean(dim=1) / 2
 
     def export(self) -> Export:
         state = self.net.state_dict()
-        scaled = self.text.logit_scale.exp() * state[self.head_weight]
+        scaled = self.scale * state[self.head_weight]
         return Export(state | {self.head_weight: scaled})

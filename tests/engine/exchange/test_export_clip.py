@@ -63,10 +63,11 @@ def test_a_merge_of_open_clips_checkpoints_is_open_clips_model(
     assert "both towers; the text tower is the pretrained one" in capsys.readouterr().out
     loaded = open_clip.create_model(f"local-dir:{out}").eval()
     # The engine's own model, of the average that the command made.
-    resolved = user_models.resolve(tiny_clip.ARCH, []).model
-    cells = [user_models.cell_of(resolved, Store(tmp_path / "store"), file) for file in files]
-    mean = {k: torch.lerp(v, cells[0].state()[k], 0.25) for k, v in cells[1].state().items()}
-    net = models.load_state(models.create(resolved, len(CLASSES)), mean, "mean").eval()
+    resolved = user_models.resolve(tiny_clip.ARCH, [])
+    store = Store(tmp_path / "store")
+    tuned, base = (user_models.cell_of(resolved, store, file, CLASSES).state() for file in files)
+    mean = {k: torch.lerp(v, tuned[k], 0.25) for k, v in base.items()}
+    net = models.load_state(models.create(resolved.model, len(CLASSES)), mean, "mean").eval()
     with torch.inference_mode():
         embedding = loaded.encode_image(IMAGES)
         torch.testing.assert_close(logits(embedding, out), net(IMAGES), rtol=1e-5, atol=1e-5)
@@ -95,7 +96,7 @@ def test_what_is_written_is_read(open_clip: ModuleType, user_grid: Grid):
         write_model(row(model, net), out)
         resolved, files, classes = user_models.described([out], None, parsed([runs]))
         assert classes == CLASSES and resolved.model.crop == (model.crop or 1.0)
-        cell = user_models.cell_of(resolved.model, Store(user_grid.runs / "store"), files[0])
+        cell = user_models.cell_of(resolved, Store(user_grid.runs / "store"), files[0])
         assert same(cell.state(), dict(net.state_dict()))
         named = recipe.load("emoji", parsed([f"model=local-dir:{out}"])).model
         assert named.arch == model.arch and named.projection == model.projection

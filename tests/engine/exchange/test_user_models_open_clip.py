@@ -17,18 +17,15 @@ from engine.recipe.schema import ModelRecipe, WeightsRecipe
 from engine.store.artifacts import Store
 from helpers import tiny_clip
 from helpers.evaluations import check_predictions
-from helpers.grids import SIZE, VIT, Grid, labels
+from helpers.grids import CLASSES, SIZE, VIT, Grid, labels
 from helpers.tiny_clip import ARCH
 from helpers.twins import assert_near
 from helpers.user_checkpoints import checkpoint, rows
 
 
 @pytest.fixture
-def clips(
-    user_grid: Grid, open_clip: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> list[torch.nn.Module]:
+def clips(user_grid: Grid, open_clip: ModuleType) -> list[torch.nn.Module]:
     """The models of which checkpoints A and B are."""
-    monkeypatch.setattr(open_clip, "OPENAI_IMAGENET_TEMPLATES", tiny_clip.TEMPLATES)
     models = [tiny_clip.drawn(open_clip, seed) for seed in (0, 1)]
     for name, model in zip("AB", models, strict=True):
         save_file(model.state_dict(), user_grid.folder / f"{name}.safetensors")
@@ -76,9 +73,9 @@ def test_between_checkpoints_of_open_clip_towers_and_heads_are_averaged(
 
 def test_an_open_clip_tower_that_was_fine_tuned_brings_its_head(user_grid, open_clip, clips):
     """A checkpoint as the engine writes it can be interpolated with its zero-shot model."""
-    model = user_models.resolve(ARCH, parsed([f"model.image_size={SIZE}"])).model
+    resolved = user_models.resolve(ARCH, parsed([f"model.image_size={SIZE}"]))
     store, file = Store(user_grid.runs / "store"), user_grid.folder / "A.safetensors"
-    zero_shot = user_models.cell_of(model, store, file).state()
+    zero_shot = user_models.cell_of(resolved, store, file, CLASSES).state()
     tuned = zero_shot | {"head.bias": torch.arange(5.0)}
     save_file(tuned, user_grid.folder / "T.safetensors")
     (row,) = rows(user_grid, "AT", "outline", arch=ARCH, alphas=[0.5])

@@ -12,11 +12,13 @@ from safetensors.torch import load_file, save_file
 from engine import models, recipe
 from engine.model_files.model_names import architecture
 from engine.models import checkpoints
+from engine.models.zero_shot import ClassTexts
 from engine.recipe import parsed, preprocessing
 from engine.recipe.schema import ModelRecipe
 from engine.store.artifacts import Store
 from engine.store.tensors import WEIGHTS
 from helpers import tiny_clip
+from helpers.grids import CLASSES
 
 PLAIN = "mobilenetv3_small_100.lamb_in1k"
 
@@ -57,7 +59,7 @@ def test_open_clips_weights_decide_about_the_activation():
     settings = {"model.image_size": 224, "model.weights.tag": "openai"}
     assert architecture("open_clip:ViT-B-16/openai") == (chosen.arch, settings)
     assert architecture("open_clip:ViT-B-16") == ("open_clip:ViT-B-16", {})
-    assert "zero-shot head, 80 sentences a class; 224 px, bicubic" in preprocessing.choices(chosen)
+    assert "zero-shot head; 224 px, bicubic" in preprocessing.choices(chosen)
 
 
 def test_a_vision_tower_of_timms_says_why_its_head_is_fitted():
@@ -76,9 +78,11 @@ def test_a_tag_of_open_clips_is_loaded_with_its_zero_shot_head(
     tags = {"drawn": {"file": str(tmp_path / "tiny.safetensors"), "quick_gelu": False}}
     monkeypatch.setitem(open_clip.pretrained._PRETRAINED, tiny_clip.NAME, tags)
     chosen = model(f"{tiny_clip.ARCH}/drawn")
+    texts = ClassTexts(tuple(CLASSES), tuple(tiny_clip.TEMPLATES[:1]))
     with caplog.at_level("INFO"):
-        artifact = checkpoints.backbone(chosen, Store(tmp_path / "store"), tmp_path, 0)
-    assert "open_clip's weights drawn of tiny-clip; zero-shot head, 80 sentences" in caplog.text
+        artifact = checkpoints.backbone(chosen, Store(tmp_path / "store"), tmp_path, 0, texts=texts)
+    assert "open_clip's weights drawn of tiny-clip; zero-shot head; 32 px" in caplog.text
+    assert "5 classes in 1 sentences each, such as 'a photo of a bar.'" in caplog.text
     tower = models.create(chosen, 5)
     tower.load_state_dict(load_file(artifact.file(WEIGHTS)))
     images = torch.randn(2, 3, chosen.image_size, chosen.image_size)

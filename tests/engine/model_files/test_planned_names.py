@@ -1,4 +1,4 @@
-"""Every form of a name in docs/your-checkpoints.md can be planned; CLIP's heads are ImageNet's."""
+"""Every form of a name in docs/your-checkpoints.md can be planned."""
 
 import re
 
@@ -6,8 +6,6 @@ import pytest
 import timm
 
 from engine import cli, recipe
-from engine.errors import RecipeError
-from engine.recipe import parsed
 
 PAGE = (recipe.ROOT.parent / "docs" / "your-checkpoints.md").read_text("utf-8")
 NAMED = PAGE.split("## Names of models\n")[1]
@@ -50,29 +48,3 @@ def test_what_open_clip_cannot_build_is_named(tmp_path, capsys):
     words = ["plan", "imagenet_rib", f"model={name}", "methods=[fine_tune]", f"runs={tmp_path}"]
     assert cli.main(words) == 2
     assert "roberta-ViT-B-32" in (error := capsys.readouterr().err) and "transformers" in error
-
-
-MODEL_FILE = """
-name: mine
-arch: vit_base_patch32_clip_quickgelu_224.openai
-projection: 512
-weights: {source: open_clip, clip: ViT-B-32-quickgelu, tag: openai}
-"""
-
-
-@pytest.mark.parametrize("is_file", [False, True])
-def test_a_zero_shot_head_is_imagenets_alone(is_file, tmp_path, capsys):
-    pytest.importorskip("open_clip", reason="the extra [clip]")
-    (tmp_path / "mine.yaml").write_text(MODEL_FILE)
-    name = str(tmp_path / "mine.yaml") if is_file else OPEN_CLIP
-    for command in (["plan", "emoji"], ["campaign", "emoji", "--dry-run"]):
-        assert cli.main([*command, f"model={name}", f"runs={tmp_path / 'runs'}"]) == 2
-        error = capsys.readouterr().err
-        assert "ImageNet" in error and "model.head.fit=true" in error, error
-    assert not (tmp_path / "runs").exists()
-    fitted = recipe.load("emoji", parsed([f"model={name}", "model.head.fit=true"]))
-    assert fitted.model.head.fit and fitted.model.weights.source == "open_clip"
-    assert not recipe.load("imagenet_rib", parsed([f"model={name}"])).model.head.fit
-    with pytest.raises(RecipeError, match="ImageNet's class names"):
-        words = [f"model={name}", "model.head.fit=true"]
-        recipe.load("emoji", parsed([*words, "method=flyp"]))

@@ -1,5 +1,6 @@
 """FLYP against open_clip's own model, loss and zero-shot head, on a CLIP that the test draws."""
 
+import json
 import math
 from pathlib import Path
 from types import ModuleType
@@ -13,7 +14,6 @@ from safetensors.torch import save_file
 from engine import models
 from engine.machine import ranks
 from engine.methods.beyond import carot, flyp, lipsum_ft
-from engine.recipe.schema import DatasetRecipe
 from helpers import tiny_clip
 from helpers.grids import CLASSES, Grid, labels, prepared, weights
 from helpers.tiny_clip import TEMPLATES
@@ -25,12 +25,8 @@ BETA_SHARE = DENSITIES[2] / sum(DENSITIES)
 
 
 @pytest.fixture
-def words(
-    grid: Grid, open_clip: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> list[str]:
-    """Words that choose FLYP on the tiny CLIP, whose weights are in a file and whose classes stand
-    for ImageNet's."""
-    monkeypatch.setattr(DatasetRecipe, "has_imagenet_classes", True)
+def words(grid: Grid, open_clip: ModuleType, tmp_path: Path) -> list[str]:
+    """Words that choose FLYP on the tiny CLIP, whose weights are in a file."""
     save_file(tiny_clip.drawn(open_clip).state_dict(), tmp_path / "clip.safetensors")
     return [
         "method=flyp",
@@ -44,7 +40,7 @@ def words(
 
 def plain_loss(package: Any, model: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """open_clip's contrastive loss, the mean over the batch."""
-    sentences = [TEMPLATES[0](CLASSES[label]) for label in y.tolist()]
+    sentences = [TEMPLATES[0].format(CLASSES[label]) for label in y.tolist()]
     tokens = package.get_tokenizer(tiny_clip.NAME)(sentences)
     features = model.encode_image(x, normalize=True), model.encode_text(tokens, normalize=True)
     return package.ClipLoss()(*features, model.logit_scale.exp())
@@ -87,8 +83,8 @@ def test_a_cell_is_the_tuned_tower_under_the_head_of_the_tuned_text_tower(grid, 
     assert (trained["head.weight"] - before).norm() > 0.01 * before.norm()
 
 
-def test_templates_and_names_are_drawn_from_all_of_a_class(grid, open_clip, words, monkeypatch):
-    monkeypatch.setattr(open_clip, "OPENAI_IMAGENET_TEMPLATES", TEMPLATES)
+def test_templates_and_words_are_drawn_from_all_of_a_class(grid, words):
+    words = [*words, f"dataset.templates={json.dumps(TEMPLATES)}"]
     method, batch = batch_of(grid, words, [0] * 5)
     torch.manual_seed(1)
     drawn = [sentence for _ in range(20) for sentence in method.captions(batch.index)]
@@ -97,7 +93,7 @@ def test_templates_and_names_are_drawn_from_all_of_a_class(grid, open_clip, word
     assert method.captions(batch.index) == drawn[:5]
     method.outputs = {0: [0, 2]}  # a class that stands for two of the head's
     drawn = [sentence for _ in range(40) for sentence in method.captions(batch.index)]
-    assert set(drawn) == {t(name) for t in TEMPLATES for name in ("bar", "disc")}
+    assert set(drawn) == {t.format(name) for t in TEMPLATES for name in ("bar", "disc")}
 
 
 def test_an_export_during_training_leaves_the_method_as_it_is(grid, words, monkeypatch):
@@ -143,7 +139,7 @@ def test_carot_adds_a_teacher_and_an_orthogonal_projection(grid, open_clip, word
         for name, parameter in teacher.named_parameters():
             parameter += share * (student.get_parameter(name) - parameter)
 
-    sentences = [TEMPLATES[0](CLASSES[label]) for label in y.tolist()]
+    sentences = [TEMPLATES[0].format(CLASSES[label]) for label in y.tolist()]
     tokens = open_clip.get_tokenizer(tiny_clip.NAME)(sentences)
 
     def similarities(model: Any) -> torch.Tensor:

@@ -1,0 +1,54 @@
+"""The file of `dataset.words`: what CLIP's text tower reads for a class, instead of its name.
+
+class,words
+wren,Eurasian wren
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from engine.did_you_mean import closest
+from engine.errors import RecipeError
+from loaders.files.durable import read_small
+
+COLUMNS = ["class", "words"]
+
+
+def read_words(path: Path, classes: Collection[str] = ()) -> dict[str, str]:
+    """The words of each class that the file names.
+
+    classes: those that it may name; empty if they are unknown. Raises RecipeError, naming file and
+    line, for another class, a class given twice or without words, and a file of another form.
+    """
+    words: dict[str, str] = {}
+    try:
+        rows = csv.reader(io.StringIO(read_small(path).decode("utf-8-sig"), newline=""))
+        if next(rows, None) != COLUMNS:
+            raise RecipeError(f"{path}, line 1: write the columns there, {','.join(COLUMNS)}")
+        for row in rows:
+            if fault := _fault(row, words, classes):
+                raise RecipeError(f"{path}, line {rows.line_num}: {fault}")
+            name, of_class = row
+            words[name] = of_class.strip()
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise RecipeError(f"dataset.words={path} is not a CSV file in UTF-8 ({error})") from error
+    return words
+
+
+def _fault(row: Sequence[str], before: Collection[str], classes: Collection[str]) -> str:
+    """What is wrong with a row after the classes `before`; empty if nothing is."""
+    if len(row) != len(COLUMNS):
+        return "write a class and its words, as in `wren,Eurasian wren`"
+    name, words = row
+    if not words.strip():
+        return f"{name!r} has no words: write some, or leave the line out"
+    if name in before:
+        return f"{name!r} is given twice: leave one of the lines out"
+    if classes and name not in classes:
+        close = closest(name, classes)
+        return f"the model's head has no class {name!r}{f' (is it {close!r}?)' if close else ''}"
+    return ""
