@@ -14,7 +14,7 @@ from engine.recipe.schema import Affects
 from engine.store.artifacts import Artifact
 from loaders.files import typed_json
 
-VERSIONS = "versions.json"  # of a cell
+VERSIONS = "versions.json"  # of a cell, and in a published folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,15 +42,16 @@ def settings(first: Plan, second: Plan) -> list[Difference]:
 
 def versions(first: FinishedCampaign, second: FinishedCampaign) -> list[Difference]:
     """The versions and processors that differ, compared on one cell of each campaign."""
-    return list(_differing("", _versions(first), _versions(second)))
+    return list(_differing("", versions_of(first), versions_of(second)))
 
 
-def _versions(campaign: FinishedCampaign) -> dict[str, Any]:
-    for name in campaign.record.artifacts:
-        artifact = Artifact(campaign.place.store / name)
-        if artifact.has(VERSIONS):
-            file = artifact.folder / VERSIONS
-            return typed_json.read(file, dict[str, Any], "delete the cell's folder", artifact.root)
+def versions_of(campaign: FinishedCampaign) -> dict[str, Any]:
+    """What made a cell of a campaign: versions and the processor; {} if nothing says so."""
+    cells = [Artifact(campaign.place.store / name) for name in campaign.record.artifacts]
+    for root in (campaign.place.root, *(cell.root for cell in cells)):
+        if root.has(VERSIONS):
+            file = root.path / VERSIONS
+            return typed_json.read(file, dict[str, Any], f"delete {root.path}", root)
     return {}
 
 

@@ -14,6 +14,7 @@ from loaders.files.root import Root
 PLANS = "plans"
 PLAN, RECORD = "plan.json", "evaluations.json"  # in a plan's folder
 REPORT = "report"  # the job, and its output folder
+CHECKSUMS = "SHA256SUMS"  # in a published folder; the format of the program sha256sum
 
 
 @dataclass(frozen=True)
@@ -90,13 +91,33 @@ class PlanFolder:
         return self.campaign_root.below(self.plans / ".snakemake")
 
 
+@dataclass(frozen=True)
+class PublishedFolder(PlanFolder):
+    """A folder that `rib publish` wrote: plan, record, report and predictions of one campaign."""
+
+    @property
+    def campaign(self) -> Path:
+        return self.path
+
+    @property
+    def runs(self) -> Path:
+        return self.path
+
+    @property
+    def store(self) -> Path:
+        return self.path
+
+
 def in_campaign(folder: Path) -> list[PlanFolder]:
-    """The folders of a campaign's plans, without links.
+    """The folders of a campaign's plans, without links; a published folder is its plan's own.
 
     Raises DamagedFile if the campaign's own folder is a link, since a runs folder may be untrusted.
     """
     folder = folder.absolute()
-    plans = Root(folder.parent.resolve()).below(folder.name).below(PLANS)
+    root = Root(folder.parent.resolve()).below(folder.name)
+    if root.has(CHECKSUMS):
+        return [PublishedFolder(root.path)]
+    plans = root.below(PLANS)
     return [PlanFolder(plans.path / name) for name in plans.folders() if is_name(name)]
 
 

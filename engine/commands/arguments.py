@@ -320,7 +320,8 @@ def status(parser: Parser) -> None:
 @command("results", "write the tables and report of campaigns")
 def report(parser: Parser) -> None:
     add = parser.add_argument
-    add("names", nargs="+", metavar="RUN", help="name or folder of a campaign")
+    add("names", nargs="+", metavar="RUN",
+        help="name or folder of a campaign, or published folders, which are audited")  # fmt: skip
     _settings(parser, THE_CAMPAIGNS)
     add("--compare", nargs="?", const="", metavar="METHOD",
         help="also print paired tests against METHOD (without a name: the best; default: no "
@@ -345,6 +346,23 @@ def compare(parser: Parser) -> None:
         "--at-least -1 accepts a loss of less than 1 point")  # fmt: skip
     add("--csv", type=Path, metavar="FILE", help="file for all numbers (default: none)")
     add("--force", action="store_true", help="overwrite --csv")
+
+
+@command("results", "write a finished campaign's predictions and numbers for others to check")
+def publish(parser: Parser) -> None:
+    parser.add_argument("name", metavar="RUN", help="name or folder of a finished campaign")
+    _settings(parser, THE_CAMPAIGNS)
+    parser.add_argument("--out", type=Path, metavar="DIR", required=True, help="new folder")
+    parser.add_argument("--weights", action="store_true", help="with the weights of all cells")
+
+
+@command("results", "compute every number of a published folder again from its predictions")
+def audit(parser: Parser) -> None:
+    parser.add_argument("folder", type=existing_folder, metavar="DIR", help="published folder")
+    parser.add_argument(
+        "--runs", type=Path, default="runs", metavar="DIR",
+        help="folder of runs whose packs are compared with the images (default: runs)",
+    )  # fmt: skip
 
 
 @command("results", "compute optimal transport distances between datasets")

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 from engine import recipe
 from engine.campaigns import make_record, plan_folder, record, seal, workflow
 from engine.campaigns.plan import read_plan
-from engine.campaigns.record import FinishedCampaign
+from engine.campaigns.plan_folder import PublishedFolder
+from engine.campaigns.record import RUNS, FinishedCampaign
 from engine.commands import refuse_overwriting
 from engine.commands.campaign import show
 from engine.errors import CampaignError
@@ -37,6 +38,12 @@ def run(arguments: argparse.Namespace) -> None:
         )
     if out:
         refuse_overwriting(out, arguments.force, is_folder=True)
+    published = [name for name in names if _is_published(Path(name))]
+    if published and out is None:
+        raise CampaignError(f"{names[0]} is published: give a folder for its report with --out DIR")
+    if out and len(names) > 1 and published:
+        _board(arguments)
+        return
     first_line.show(f"reading the predictions of {', '.join(names)}")
     runs = [run for name in names for run in finished(name, arguments.overrides)]
     for run in runs if arguments.compare else ():
@@ -69,6 +76,26 @@ def run(arguments: argparse.Namespace) -> None:
             results = of_campaign(run, csv)
             path = finish.write(run, results, figures=arguments.figures)
         _show(path, results, arguments)
+
+
+def _is_published(folder: Path) -> bool:
+    return any(isinstance(place, PublishedFolder) for place in plan_folder.in_campaign(folder))
+
+
+def _board(arguments: argparse.Namespace) -> None:
+    """Write one page of published folders, each with its audit."""
+    given = arguments.overrides or arguments.models_csv or arguments.figures
+    if given or arguments.compare is not None:
+        raise CampaignError("a page of published folders has no other option than --out")
+    from engine.exchange import board  # here, because it imports pandas
+    from engine.exchange.audit import audit
+
+    audits = []
+    for name in arguments.names:
+        first_line.show(f"auditing {name}")
+        audits.append(audit(Path(name), RUNS))
+        print(f"{name}: {'refused' if audits[-1].problems else 'passes'}")
+    print(f"report  {board.write(arguments.out, audits).resolve()}")
 
 
 def _show(page: Path, results: Results, arguments: argparse.Namespace) -> None:

@@ -22,7 +22,6 @@ from engine.data.kinds import kind_of
 from engine.data.packs import pack_of, to_train_on
 from engine.did_you_mean import closest, nearest
 from engine.machine import ranks
-from engine.measures import disjoint
 from engine.models.zero_shot import ClassTexts
 from engine.recipe.schema import DatasetRecipe, Recipe
 from loaders.benchmarks import imagenet_c
@@ -176,7 +175,7 @@ class Sets:
             classes = names_in_head(pack.classes, head)
             rule = self._mask_rule(pack, classes, head)
             labels, mask = to_head(pack, head, rule)
-            split_by, train, holdout = _split(pack, dataset)
+            split_by, train, holdout = splits.of_pack(pack, dataset)
             self._open[name] = LabelledSet(
                 name,
                 pack,
@@ -194,7 +193,7 @@ class Sets:
     def photos(self, name: str) -> frozenset[str]:
         """The photos of a dataset (`disjoint.photos`)."""
         if name not in self._photos:
-            self._photos[name] = photos_of(self[name].pack)
+            self._photos[name] = splits.photos_of(self[name].pack)
         return self._photos[name]
 
     def share_photos(self, name: str, other: str) -> bool:
@@ -260,21 +259,6 @@ class Sets:
         """Free the device memory of a dataset."""
         self._sources.pop(name, None)
         self._sources.pop(f"{name} to crop", None)
-
-
-def photos_of(pack: Pack) -> frozenset[str]:
-    """The photos of a pack (`disjoint.photos`)."""
-    return disjoint.photos(pack.sources, pack.labels)
-
-
-def _split(pack: Pack, dataset: DatasetRecipe) -> tuple[str, np.ndarray, np.ndarray]:
-    """How images are split (`LabelledSet.split_by`), and the positions trained on and held out."""
-    share, seed = dataset.holdout, dataset.seed
-    if share and dataset.holdout_by == "source" and photos_of(pack):
-        is_held_out = splits.held_out(pack.sources, share, seed)
-        return "by hash of source", np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
-    units = splits.units_of(pack.labels, pack.sources) if share else None
-    return ("" if units is None else "by source"), *splits.split(pack.labels, share, seed, units)
 
 
 def to_head(

@@ -15,7 +15,27 @@ import hashlib
 
 import numpy as np
 
+from engine.measures import disjoint
+from engine.recipe.schema import DatasetRecipe
+from loaders.pack import Pack
+
 _STREAM = 1  # separates draws of a subset from others with the same seed
+
+
+def photos_of(pack: Pack) -> frozenset[str]:
+    """The photos of a pack (`disjoint.photos`)."""
+    return disjoint.photos(pack.sources, pack.labels)
+
+
+def of_pack(pack: Pack, dataset: DatasetRecipe) -> tuple[str, np.ndarray, np.ndarray]:
+    """How a pack's images are split (`LabelledSet.split_by`), and the positions (int64) trained on
+    and held out."""
+    share, seed = dataset.holdout, dataset.seed
+    if share and dataset.holdout_by == "source" and photos_of(pack):
+        is_held_out = held_out(pack.sources, share, seed)
+        return "by hash of source", np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
+    units = units_of(pack.labels, pack.sources) if share else None
+    return ("" if units is None else "by source"), *split(pack.labels, share, seed, units)
 
 
 def units_of(labels: np.ndarray, sources: np.ndarray) -> np.ndarray | None:

@@ -113,6 +113,7 @@ class ImageNet(Kind):
         return "; ".join(faults)
 
     def published_images(self, name: str) -> int | None:
+        _check_name(name)
         return SIZES[name].images
 
     def needs_command(self, name: str) -> bool:

@@ -1,0 +1,23 @@
+"""`rib audit`: check a published folder. Imports no torch."""
+
+from __future__ import annotations
+
+import argparse
+
+from engine.machine import first_line
+
+
+def run(arguments: argparse.Namespace) -> int:
+    first_line.show(f"computing the numbers of {arguments.folder}")
+    from engine.exchange.audit import audit  # late: it imports pandas
+
+    found = audit(arguments.folder, arguments.runs)
+    for name, how in found.images.items():
+        print(f"images of {name}: {how}")
+    for problem in found.problems:
+        print(f"problem: {problem}")
+    if found.problems:
+        print(f"{arguments.folder} does not pass: see above")
+        return 1
+    print(f"{arguments.folder} passes: its numbers follow from its predictions")
+    return 0
