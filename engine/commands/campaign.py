@@ -131,12 +131,10 @@ def _faults_of_sets(name: str, plans: Mapping[Plan, Sequence[Override]]) -> list
         from engine.data import packs  # here, because it imports torch
 
         faults |= dict.fromkeys(_unions(plan, kind))
-        stored = {resolved.model: (resolved, plan.needed)}
-        for row in plan.rows.values():
-            if row.recipe.train.crops:
-                larger = packs.to_train_on(row.recipe)
-                stored[larger.model] = larger, plan.downstreams
-        for of_size, names in stored.values():
+        stored = [(resolved, plan.needed)]
+        cropped = [row.recipe for row in plan.rows.values() if row.recipe.train.crops]
+        stored += [(packs.to_train_on(each), plan.downstreams) for each in cropped[:1]]
+        for of_size, names in stored:
             missing = []
             for each in names:
                 try:

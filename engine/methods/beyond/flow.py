@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from engine import models
 from engine.methods.base import Trained
 from engine.methods.context import Context
 from loaders.batch import Batch, on_device
@@ -40,12 +41,15 @@ class Method(Trained):
 
         super().prepare(net, context)
         index = context.target.training(context.recipe)
-        logits = context.logits(context.base, context.target)
+        features_ND = context.features(context.base, context.target, training=True)
+        head = models.head(net)
         losses_N = torch.zeros(len(self.targets_N), device=context.device)
         for start in range(0, len(index), ROWS):
             part = index[start : start + ROWS]
             rows = on_device(part, context.device)
-            logits_RC, targets_R = self.grouped(logits(part)), self.targets_N[rows]
+            with torch.no_grad():
+                logits_RC = self.grouped(head(on_device(features_ND[part], context.device)))
+            targets_R = self.targets_N[rows]
             losses_N[rows] = distill_loss(logits_RC, None, targets_R, mask=self.mask_C)
         # NumPy's median, since torch's is the lower of the two middle losses.
         tau = max(np.median(losses_N.cpu()[index]), torch.finfo(torch.float32).tiny)
