@@ -27,12 +27,12 @@ from engine.campaigns.plan import Plan, make_plan
 from engine.machine import quiet, ranks
 
 SETS = ("upstream", "first", "second")
-# All but FLYP, CaRot and Lipsum-FT, which need CLIP's text tower.
+# All but FLYP, CaRot, TRACER and Lipsum-FT, which need CLIP's text tower.
 METHODS = (
     "fine_tune", "linear_probe", "visual_prompt", "lora", "ewc", "lwf", "lp_ft", "wise_ft", "soup",
     "greedy_soup", "l2sp", "spd", "lines", "model_stock", "ties", "task_arithmetic",
     "mono_soup", "strong_fine_tune", "ensemble", "dora", "ftp", "dawin",
-    "self_distillation", "vrf",
+    "self_distillation", "vrf", "ewc_dr", "flow", "ldifs", "replay", "iso_c",
 )  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from helpers import campaigns
 from helpers.campaigns import SETS, rows, started
 from helpers.processes import until
 
-OF_CLIP = ("flyp", "carot", "lipsum_ft")
+OF_CLIP = ("flyp", "carot", "tracer", "lipsum_ft")
 SELECTED = ("fine_tune", "soup")
 ALPHAS = ("0.0", "0.5", "1.0")  # of WiSE-FT, as tables write them
 pytestmark = pytest.mark.slow

@@ -161,7 +161,8 @@ def test_every_option_that_changes_weights_changes_the_name_of_a_cell(grid):
 
 
 @pytest.mark.parametrize(
-    "method", sorted(set(modules.names()) - {"flyp", "carot", "lipsum_ft", "ensemble", "dawin"})
+    "method",
+    sorted(set(modules.names()) - {"flyp", "carot", "tracer", "lipsum_ft", "ensemble", "dawin"}),
 )
 def test_every_option_of_a_method_changes_the_name_of_its_cell(grid, method):
     builder = grid.builder(f"method={method}")

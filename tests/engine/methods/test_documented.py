@@ -9,7 +9,7 @@ from engine.methods.base import Derived
 from engine.recipe import modules
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "methods.md"
-OF_CLIP = ("flyp", "carot", "lipsum_ft")
+OF_CLIP = ("flyp", "carot", "tracer", "lipsum_ft")
 TITLES = {"linear_probe": "LP", "fine_tune": "FT", "ewc": "EWC", "lwf": "LwF"}
 
 

@@ -58,7 +58,7 @@ def test_every_row_of_a_campaign_resolves_and_is_read_back_from_a_plan(campaign)
             assert recipe.load(named) == resolved
 
 
-OF_CLIP = ("flyp", "carot", "lipsum_ft")
+OF_CLIP = ("flyp", "carot", "tracer", "lipsum_ft")
 
 
 def test_every_part_is_named_as_its_file():

@@ -1,0 +1,112 @@
+"""TRACER: FLYP with distillation of both towers from a weighted average of all weights so far.
+
+Asadollahzadeh et al. (2026) distil from a teacher that averages the whole training, so that the
+teacher does not become the student, as a moving average does. With unit embeddings i, t of images
+and captions, i', t' of the teacher, scales s, s' and row-wise softmax, TRACER adds to FLYP's loss
+
+    weight * (KL(s' i' t'; s i t) + KL(s' i' t'; s i t') + contrastive(s i t', s t i')
+              + features * (mean (i - i')^2 + mean (t - t')^2))
+    + product * |P_i P_t^T|
+
+Each KL is the mean of both directions, from images to captions and from captions to images. The
+third term contrasts the student's images with the teacher's captions and conversely. P_i [D, E] and
+P_t [F, E] project both towers' features into the embedding. `average=beta` is the paper's teacher
+(`teacher`). The first step distils nothing, since its teacher is the student.
+
+Terms and weights are those of the scripts for ViT-B/16 in the authors' release; we had no access to
+the paper's text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from engine.methods.beyond import carot
+from engine.recipe.schema import NotNegative
+
+
+@dataclass(frozen=True)
+class Recipe(carot.Recipe):
+    weight: NotNegative = 0.9  # of the distillation
+    average: Literal["ema", "beta"] = "beta"  # beta: TRACER's; ema: CaRot's
+    orthogonality: NotNegative = 0.0  # weight of CaRot's orthogonality penalty
+    features: NotNegative = 2000.0  # weight of the squared distance of embeddings
+    product: NotNegative = 0.05  # weight of the norm of the projections' product
+
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from engine import models
+from engine.methods.beyond import flyp
+from engine.methods.context import Context
+from loaders.batch import Batch
+
+
+class Method(carot.Method):
+    recipe: Recipe
+
+    def prepare(self, net: nn.Module, context: Context) -> None:
+        """Raises ValueError as CaRot does, and for a text tower without a projection matrix."""
+        super().prepare(net, context)
+        if not isinstance(self.text.text_projection, torch.Tensor):
+            raise ValueError(
+                f"{self.recipe.title} penalises the product of the towers' projections, and this "
+                "text tower has no projection matrix: choose a CLIP ViT, or another method"
+            )
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        recipe, pairs = self.recipe, self.pairs(batch)
+        images_BE, texts_BE = embeddings(self.net, self.text, *pairs)
+        copies: Any = self.teacher.copies  # a ModuleList loses the types of its members
+        net, text, (log_scale_1,) = copies
+        with torch.no_grad():
+            images_t_BE, texts_t_BE = embeddings(net, text, *pairs)
+            teacher_BB = models.logits(log_scale_1.exp() * images_t_BE, texts_t_BE, None)
+        scale = self.log_scale_1.exp()
+        student_BB = models.logits(scale * images_BE, texts_BE, None)
+        to_texts_BB = models.logits(scale * images_BE, texts_t_BE, None)
+        to_images_BB = models.logits(scale * texts_BE, images_t_BE, None)
+        distances_B = (images_BE - images_t_BE).square().mean(1)
+        distances_B = distances_B + (texts_BE - texts_t_BE).square().mean(1)
+        distilled_B = (
+            divergences(teacher_BB, student_BB, student_BB.T)
+            + divergences(teacher_BB, to_texts_BB, to_images_BB)
+            + (matched(to_texts_BB) + matched(to_images_BB)) / 2
+            + recipe.features * distances_B
+        )
+        share = recipe.weight * (self.teacher.step_1 > 0)
+        losses_B = flyp.contrastive(student_BB) + share * distilled_B
+        losses_B = losses_B + recipe.orthogonality * carot.skew(self.projection_DE)
+        product_DF = models.logits(self.projection_DE, self.text.text_projection, None)
+        return losses_B + recipe.product * product_DF.norm()
+
+
+def embeddings(
+    net: nn.Module, text: Any, x_BCHW: torch.Tensor, tokens_BL: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Unit embeddings [b, E] (float32) of images and of captions."""
+    images_BE = models.features(net, x_BCHW).float()
+    return images_BE, text.encode_text(tokens_BL, normalize=True).float()
+
+
+def divergences(
+    teacher_BB: torch.Tensor, to_texts_BB: torch.Tensor, to_images_BB: torch.Tensor
+) -> torch.Tensor:
+    """Mean [b] over both directions of KL(softmax of the teacher's row || softmax of the row)."""
+    of_texts_BB, of_images_BB = (
+        F.kl_div(row.log_softmax(1), target.log_softmax(1), reduction="none", log_target=True)
+        for target, row in ((teacher_BB, to_texts_BB), (teacher_BB.T, to_images_BB))
+    )
+    return (of_texts_BB + of_images_BB).sum(1) / 2
+
+
+def matched(logits_BB: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy [b] of each row, whose class is its own number."""
+    return F.cross_entropy(
+        logits_BB, torch.arange(len(logits_BB), device=logits_BB.device), reduction="none"
+    )
