@@ -142,21 +142,6 @@ def test_a_campaign_that_ended_in_every_way_is_resumed_to_the_same_tables(
         assert (runs / "shapes" / "report" / name).read_bytes() == expected
 
 
-def test_a_selection_needs_nothing_that_may_be_deleted(folder, finished, tmp_path):
-    """`rib gc` deletes the pretrained model's folder, for example."""
-    runs = shutil.copytree(finished, tmp_path / "runs")
-    for kind in ("weights", "features"):
-        shutil.rmtree(runs / "store" / kind)
-    words = [f"runs={runs}", "methods=[fine_tune,wise_ft]", "--cores", "2"]
-    with started(folder, *words, cwd=tmp_path) as process:
-        shown = process.communicate(timeout=900)[0]
-    assert process.returncode == 0, shown[-3000:]
-    (report,) = runs.glob("shapes-*/report")
-    assert not (runs / "store" / "weights").exists()
-    kept = [row for row in rows(runs / "shapes/report/mri.csv") if row["method"] != "linear_probe"]
-    assert rows(report / "mri.csv") == kept
-
-
 def test_failing_job_is_one_clear_line(folder, finished, tmp_path, monkeypatch, capfd):
     """With the command that runs the job alone. What columns share is there already."""
     runs = shutil.copytree(finished, tmp_path / "runs")

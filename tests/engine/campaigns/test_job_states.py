@@ -215,16 +215,6 @@ def test_users_errors_end_their_next_attempts_at_once(folder, tmp_path):
     )
 
 
-def test_a_jobs_own_words_are_told(tmp_path):
-    """Of its last attempt."""
-    place = PlanFolder(tmp_path)
-    for words in ("no room", "no GPU"):
-        with pytest.raises(ValueError), recorded(place, JOB):
-            raise ValueError(words)
-    assert read_job(place, JOB).failure == ("failed", "no GPU")
-    assert state(place, Ended(code=2)).failure == ("failed (exit code 2)", "no GPU")
-
-
 @pytest.mark.parametrize(
     ("code", "how"),
     [

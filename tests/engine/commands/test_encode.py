@@ -129,13 +129,6 @@ def test_all_sets_of_a_folder_are_encoded(rib, tmp_path, capsys):
     assert capsys.readouterr().out.count("is already encoded") == 3
 
 
-def test_nothing_to_encode(rib, tmp_path, capsys):
-    assert rib.encode("--all", tmp_path) == 2
-    assert "contains no dataset of imagenet_rib" in capsys.readouterr().err
-    assert rib.encode("--all", tmp_path, "imagenet_a") == 2
-    assert "give either the name of a dataset or --all" in capsys.readouterr().err
-
-
 def test_no_room_on_the_disk_is_refused_before_the_work(rib, capsys, monkeypatch):
     usage = lambda path: type("Usage", (), {"free": 10_000})  # noqa: E731
     monkeypatch.setattr("engine.commands.encode.shutil.disk_usage", usage)

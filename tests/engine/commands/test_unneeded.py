@@ -2,16 +2,13 @@
 
 import contextlib
 import os
-import random
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from engine import cli
-from engine.campaigns import record, seal
-from engine.campaigns.plan_folder import PlanFolder
 from engine.store import artifacts
 from engine.store.artifacts import MARKER, UNFINISHED, Store
 from faults import forked
@@ -205,130 +202,47 @@ def test_a_report_is_the_same_once_what_nobody_needs_is_gone(finished, runs, gc)
     assert len(tables) > 3 and tables == {path: path.read_bytes() for path in report.glob("*.csv")}
 
 
-class World:
-    """A random runs folder: artefacts, one to three campaigns, things of the user's.
+def at_change(runs: Path, number: int, act: Callable[[], object]) -> None:
+    """`rib gc --yes` in a process, which does `act` before it changes the folder for the n-th time.
 
-    campaigns: their names. doubt: whether anything may hide a campaign. ours: artefacts and
-    left-overs that nobody needs.
+    A number beyond its last change disturbs nothing.
     """
 
-    def __init__(self, folder: Path, rng: random.Random) -> None:
-        self.folder, self.runs, self.rng = folder, folder / "runs", rng
-        self.doubt = False
-        kinds = rng.choices(["cells", "weights", "predictions", "fisher"], k=rng.randint(3, 9))
-        made = [artifact(self.runs, kind, f"label{k}", 9) for k, kind in enumerate(kinds)]
-        of_cells = [name.partition("/")[2] for name in made if name.startswith("cells")]
-        self.snapshots = {
-            artifact(self.runs, "snapshots", cell, 9, cell=cell): f"cells/{cell}"
-            for cell in of_cells
-            if rng.random() < 0.5
-        }
-        self.campaigns = [f"campaign{k}" for k in range(rng.randint(1, 3))]
-        self.ours = {*made, *self.snapshots}
-        for name in self.campaigns:
-            finish(begun(self.runs, name), needed := self.some(made))
-            self.need(needed)
-        for theirs in self.some(["thesis/final", "cells/renamed", "cells/.cache"]):
-            shutil.copytree(self.store / made[0], self.store / theirs)
-        if rng.random() < 0.4:
-            shutil.copytree(self.store / made[0], self.store / "cells" / LEFT_OVER)
-            self.ours.add(f"cells/{LEFT_OVER}")
+    def work() -> int:
+        forked.before_change(runs, number, act)
+        return cli.main(["gc", str(runs), "--yes"])
 
-    @property
-    def store(self) -> Path:
-        return self.runs / "store"
-
-    def need(self, names: Collection[str]) -> None:
-        """A finished campaign needs these artefacts, and so the snapshots of its cells."""
-        self.ours -= {*names, *(each for each, cell in self.snapshots.items() if cell in names)}
-
-    def some(self, names: list[str]) -> list[str]:
-        return [name for name in names if self.rng.random() < 0.4]
-
-    def rearrange(self) -> None:
-        """What users do to their folders."""
-        name = self.rng.choice(self.campaigns)
-        campaign = self.runs / name
-        (place,) = (campaign / "plans").iterdir()
-        act = self.rng.choice(["no", "no", "no", "rename", "link", "group", "damage", "begin"])
-        self.doubt = act not in ("no", "rename")
-        if act == "rename":
-            campaign.rename(self.runs / "my thesis")
-        elif act == "link":
-            path = self.rng.choice(
-                [campaign, campaign / "plans", place, place / "evaluations.json"]
-            )
-            elsewhere = self.folder / self.rng.choice(["disk", "runs/group"]) / path.name
-            elsewhere.parent.mkdir()
-            shutil.move(path, elsewhere)
-            path.symlink_to(elsewhere)
-            self.doubt = elsewhere != self.runs / "group" / "plans"  # a campaign in its place
-        elif act == "group":
-            (self.runs / "group").mkdir()
-            campaign.rename(self.runs / "group" / name)
-        elif act == "damage":
-            (place / self.rng.choice(["plan.json", "evaluations.json"])).write_text("{}")
-        elif act == "begin":
-            begun(self.runs, "new")
-
-    def files(self) -> dict[str, bytes]:
-        """All files but locks."""
-        paths = [path for path in self.folder.rglob("*") if path.is_file()]
-        return {
-            str(p.relative_to(self.folder)): p.read_bytes() for p in paths if p.suffix != ".log"
-        }
-
-    def gc(self, prepare: Callable[[], object] = lambda: None) -> forked.Ended:
-        def work() -> int:
-            prepare()
-            return cli.main(["gc", str(self.runs), "--yes"])
-
-        return forked.run(work, self.folder / "gc.log")
+    forked.run(work, runs.with_name("gc.log"))
 
 
-def check(world: World, before: dict[str, bytes]) -> None:
-    """Nothing is gone, or changed, but what nobody needs."""
-    ours = tuple(f"runs/store/{name}/" for name in world.ours)
-    after = world.files()
-    lost = [name for name in before if before[name] != after.get(name)]
-    assert all(name.startswith(ours) for name in lost), lost
-    for name in world.campaigns:
-        (place, *_) = [*world.runs.glob(f"{name}/plans/*"), world.runs]
-        with contextlib.suppress(ValueError, OSError):  # it is damaged or behind a link
-            assert seal.has_artifacts(record.read(PlanFolder(place)))
+@pytest.fixture
+def made(runs) -> list[str]:
+    """Six artefacts, of which a finished campaign needs the first two, and a left-over."""
+    kinds = ("cells", "predictions", "cells", "weights", "fisher", "predictions")
+    made = [artifact(runs, kind, f"label{k}", 9) for k, kind in enumerate(kinds)]
+    shutil.copytree(runs / "store" / made[2], runs / "store" / "cells" / LEFT_OVER)
+    finish(begun(runs), made[:2])
+    return made
 
 
-TRIALS = [*range(8), *(pytest.param(seed, marks=pytest.mark.exhaustive) for seed in range(8, 200))]
+STEPS = [*range(1, 6), *(pytest.param(k, marks=pytest.mark.exhaustive) for k in range(6, 13))]
+at_each_step = pytest.mark.parametrize("step", STEPS)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", TRIALS)
-def test_every_finished_campaign_keeps_what_it_needs(seed, tmp_path):
-    rng = random.Random(seed)
-    world = World(tmp_path, rng)
-    world.rearrange()
-    before, was_doubt = world.files(), world.doubt
-    disturb = rng.choice([lambda *_: None, kill, start, arrive])
-    disturb(world, rng.randint(1, 12))
-    check(world, before)
-    ended = world.gc()
-    check(world, before)
-    kept = {name for name in world.ours if (world.store / name).exists()}
-    assert not was_doubt or kept == world.ours
-    if world.doubt:
-        assert ended.code == 2 or (ended.code == 0 and not kept)
-    else:
-        assert ended.code == 0 and not kept
-        assert not list(world.store.glob(f"*/.*-{16 * '?'}.{8 * '?'}"))
+@at_each_step
+def test_a_command_that_is_killed_took_nothing_that_is_needed(step, runs, made, gc):
+    at_change(runs, step, forked.die)
+    assert {*made[:2]} <= left(runs)
+    gc("--yes")
+    assert left(runs) == {*made[:2]}
+    assert not list(runs.glob(f"store/*/.*-{16 * '?'}.{8 * '?'}"))
 
 
-def kill(world: World, step: int) -> None:
-    world.gc(lambda: forked.before_change(world.runs, step, forked.die))
-
-
-def start(world: World, step: int) -> None:
-    """A campaign starts: it waits for `rib gc`, or holds the store and finds artefacts."""
-    store, seen = Store(world.store), world.folder / "seen.log"
+@pytest.mark.slow
+@at_each_step
+def test_a_campaign_that_starts_meanwhile_waits_or_keeps_what_it_finds(step, runs, made):
+    store, seen = Store(runs / "store"), runs.with_name("seen.log")
 
     class Waits(Exception):
         pass
@@ -340,28 +254,28 @@ def start(world: World, step: int) -> None:
         with contextlib.suppress(Waits):
             held = locks.shared(store.root / artifacts.IN_USE, wait, store.files)
             until_the_end.enter_context(held)
-            seen.write_text("\n".join(left(world.runs)))
-            begun(world.runs, "starts")
+            seen.write_text("\n".join(left(runs)))
+            begun(runs, "starts")
 
     with contextlib.ExitStack() as until_the_end:
-        world.gc(lambda: forked.before_change(world.runs, step, begin))
-    if seen.exists():
-        assert set(seen.read_text().split("\n")) <= {*left(world.runs), ""}
-        world.doubt = True  # it is unfinished
+        at_change(runs, step, begin)
+    found = seen.read_text().split("\n") if seen.exists() else made[:2]
+    assert {*found} <= left(runs)
 
 
-def arrive(world: World, step: int) -> None:
-    """A user moves a finished campaign into the folder, which asks no lock."""
-    needed = set(world.some(sorted(world.ours - {f"cells/{LEFT_OVER}"})))
-    seen = world.folder / "seen.log"
-    finish(outside := begun(world.folder / "outside", "arrives"), sorted(needed))
+@pytest.mark.slow
+@at_each_step
+def test_a_finished_campaign_that_is_moved_in_meanwhile_loses_one_artefact_at_most(
+    step, runs, made, tmp_path
+):
+    """Who moves a folder asks no lock; gc looks again before each folder."""
+    seen = tmp_path / "seen.log"
+    finish(outside := begun(tmp_path / "outside", "arrives"), made[2:])
 
     def move() -> None:
-        seen.write_text("\n".join(needed & left(world.runs)))
-        outside.place.campaign.rename(world.runs / "arrives")
+        seen.write_text("\n".join(left(runs)))
+        outside.place.campaign.rename(runs / "arrives")
 
-    world.gc(lambda: forked.before_change(world.runs, step, move))
-    if seen.exists():
-        found = set(seen.read_text().split())
-        assert len(found - left(world.runs)) < 2, "gc looks again before each folder"
-        world.need(found & left(world.runs))
+    at_change(runs, step, move)
+    found = {*seen.read_text().split("\n")} if seen.exists() else {*made[:2]}
+    assert {*made[:2]} <= left(runs) and len(found & {*made} - left(runs)) < 2
