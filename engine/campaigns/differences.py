@@ -8,13 +8,12 @@ from typing import Any
 
 from engine.campaigns.plan import Plan
 from engine.campaigns.record import FinishedCampaign
+from engine.model_files.descriptions import VERSIONS
 from engine.recipe.effects import values_of
 from engine.recipe.overrides import flat
 from engine.recipe.schema import Affects
 from engine.store.artifacts import Artifact
 from loaders.files import typed_json
-
-VERSIONS = "versions.json"  # of a cell, and in a published folder
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,6 +17,7 @@ from engine.campaigns.parts import Distances, write_part
 from engine.campaigns.plan import DISTANCES, PREPARE, Plan
 from engine.cells.build import Builder
 from engine.cells.snapshots import Followed
+from engine.cost.work import DISTANCE_SAMPLES
 from engine.evaluation import accuracies, cka, features, passes
 from engine.machine import ranks
 from engine.otdd import solve
@@ -27,7 +28,7 @@ from engine.training import trackers
 from loaders.files.typed_json import DamagedFile
 
 log = logging.getLogger(__name__)
-DISTANCE = DistanceOptions(samples=10_000)
+DISTANCE = DistanceOptions(samples=DISTANCE_SAMPLES)
 
 
 def builders(

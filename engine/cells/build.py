@@ -25,7 +25,7 @@ from engine.measures.setting import Setting
 from engine.methods.base import Derived, Trained
 from engine.methods.context import Context
 from engine.methods.linear_probe import first_head
-from engine.model_files.descriptions import prompt_beside
+from engine.model_files.descriptions import RECIPE, prompt_beside
 from engine.models import checkpoints, compiled, zero_shot
 from engine.models.form import Form
 from engine.recipe import modules, preprocessing
@@ -302,7 +302,7 @@ class Builder(Context):
         return write
 
     def _write(self, folder: Path, made: Export | Gated | Sequence[Entry]) -> None:
-        (folder / "recipe.yaml").write_text(self.plan.dump(), "utf-8")
+        (folder / RECIPE).write_text(self.plan.dump(), "utf-8")
         if isinstance(made, Export):
             backbone = self.base.backbone
             cells.write_trained(folder, self.recipe, made, backbone, self._description())

@@ -19,7 +19,7 @@ from engine.exchange.write import DescribedModel
 from engine.measures import dynamics
 from engine.measures.rows import PRE, Evaluation
 from engine.model_files.architectures import open_clip_name
-from engine.model_files.descriptions import CELL, read_description
+from engine.model_files.descriptions import CELL, RECIPE, read_description
 from engine.recipe import preprocessing, yaml_text
 from engine.recipe.schema import ModelRecipe, Recipe
 from engine.store import cells
@@ -27,9 +27,6 @@ from engine.store.artifacts import Artifact, Store
 from engine.store.cells import Average, Cell, Ensemble, canonical_mix
 from loaders.files import typed_json
 from loaders.pack import MANIFEST, Pack
-
-RECIPE = "recipe.yaml"  # of a cell
-
 
 OPTIONS = {
     "method": "--method",

@@ -29,13 +29,13 @@ import pyarrow.parquet as pq
 from huggingface_hub import DatasetCardData
 
 from engine.campaigns import record, seal
-from engine.campaigns.differences import VERSIONS, versions_of
+from engine.campaigns.differences import versions_of
 from engine.campaigns.plan_folder import CHECKSUMS, PublishedFolder
 from engine.campaigns.record import FinishedCampaign, Record, Row
 from engine.errors import CampaignError
 from engine.measures import predictions
 from engine.measures.rows import Evaluation, ModelOnSet
-from engine.model_files.descriptions import CELL, PROMPT, WEIGHTS
+from engine.model_files.descriptions import CELL, PROMPT, VERSIONS, WEIGHTS
 from engine.recipe import citations
 from engine.report import finish
 from engine.report.results import of_campaign

@@ -19,6 +19,7 @@ from engine.model_files.architectures import OPEN_CLIP, open_clip_package, timm_
 from loaders.files.durable import read_json, read_small
 
 CELL, WEIGHTS, PROMPT = "cell.json", "weights.safetensors", "prompt.safetensors"
+RECIPE, VERSIONS = "recipe.yaml", "versions.json"  # of a cell, too
 TIMM_CONFIG, TIMM_WEIGHTS = "config.json", "model.safetensors"
 OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 FOLDERS = (TIMM_CONFIG, OPEN_CLIP_CONFIG)  # of other programs

@@ -18,7 +18,7 @@ from torch import nn
 
 from engine import models
 from engine.model_files.architectures import open_clip_name
-from engine.model_files.descriptions import head_beside
+from engine.model_files.descriptions import TIMM_WEIGHTS, head_beside
 from engine.model_files.weights import (
     State,
     dinov2_onnx,
@@ -38,7 +38,6 @@ from loaders.files.durable import file_hash
 
 log = logging.getLogger(__name__)
 DOWNLOADED = ("timm", "open_clip", "pypi")
-SAFETENSORS = "model.safetensors"
 
 
 def backbone(
@@ -150,7 +149,7 @@ def _from_timm(recipe: ModelRecipe, cache: Path) -> nn.Module:
     config = timm.get_pretrained_cfg(recipe.arch)
     # From a hub without safetensors, timm would load a pickle.
     of_hub = config is not None and config.hf_hub_id
-    safe = {"pretrained_cfg_overlay": {"hf_hub_filename": SAFETENSORS}} if of_hub else {}
+    safe = {"pretrained_cfg_overlay": {"hf_hub_filename": TIMM_WEIGHTS}} if of_hub else {}
     try:
         return timm.create_model(
             recipe.arch, pretrained=True, **safe, **models.size_options(recipe)

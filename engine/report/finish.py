@@ -8,7 +8,7 @@ import numpy as np
 import pandas
 
 from engine.campaigns import job_states, make_record, record, seal
-from engine.campaigns.plan import PAGE, RESULTS, TABLE, Plan
+from engine.campaigns.plan import PAGE, REPORT, RESULTS, TABLE, Plan
 from engine.campaigns.record import FinishedCampaign
 from engine.machine.files import write_atomic
 from engine.measures.intervals import intervals
@@ -120,5 +120,5 @@ def finish(plan: Plan) -> Path:
     """Write a campaign's record and report, its last job. Returns the page's path."""
     run = record.write(plan.place, make_record.record_of(plan))
     path = write(run, of_campaign(run))
-    job_states.advance(plan.place, "report", 1, 1)
+    job_states.advance(plan.place, REPORT, 1, 1)
     return path

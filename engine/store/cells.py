@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from engine.machine import ranks
 from engine.measures.predictions import Average, Ensemble, Mix, average_of
 from engine.measures.setting import PLAIN, Setting
-from engine.model_files.descriptions import CELL
+from engine.model_files.descriptions import CELL, VERSIONS
 from engine.recipe.schema import Recipe
 from engine.store import tensors
 from engine.store.artifacts import MARKER, Artifact, Store
@@ -266,7 +266,7 @@ def _describe(
     description: Mapping[str, Any],
 ) -> None:
     made_by = versions() | {"threads": str(recipe.threads), "ranks": str(ranks.world())}
-    (folder / "versions.json").write_text(json.dumps(made_by, indent=1), "utf-8")
+    (folder / VERSIONS).write_text(json.dumps(made_by, indent=1), "utf-8")
     meta = {
         "method": recipe.method.name,
         "variant": recipe.method.variant,

@@ -2,8 +2,6 @@
 
 Register spills, access widths and shared memory are properties of the compiled code, so regressions
 show without a GPU.
-
-    PYTHONPATH=tests python -m helpers.aot    prints one row per kernel and device
 """
 
 from __future__ import annotations
@@ -15,11 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from helpers.specializations import every
 from kernels.launch import FUSED, triton
 
-SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
-DEVICE = {80: "A100", 90: "H100", 100: "B200"}
+SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # of A100, H100 and B200
 
 
 @dataclass(frozen=True)
@@ -42,7 +38,7 @@ class Compiled:
 
 
 def compile_for(spec: dict[str, Any], arch: int) -> Compiled:
-    """Compiles one specialisation for compute capability `arch`, a key of DEVICE.
+    """Compiles one specialisation for compute capability `arch`, a key of SHARED_LIMIT.
 
     Raises RuntimeError if Triton or its cuobjdump is missing.
     """
@@ -85,29 +81,6 @@ def compile_for(spec: dict[str, Any], arch: int) -> Compiled:
     )
 
 
-def table() -> str:
-    """Returns registers, memory and access widths of each kernel as a Markdown table."""
-    heads = ("kernel", "device", "registers", "shared, bytes", "widest load / store, bytes")
-    heads += ("bytes per element",)
-    rows = [heads, ("---",) * len(heads)]
-    for spec in every():
-        for arch, device in DEVICE.items():
-            c = compile_for(spec, arch)
-            moved = spec["bytes_per_element"]
-            accesses = f"{c.widest_load} / {c.widest_store}"
-            rows.append(
-                (
-                    c.name,
-                    device,
-                    str(c.registers),
-                    str(c.shared),
-                    accesses,
-                    f"{moved:g}",
-                )
-            )
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
 def _disassemble(cubin: bytes) -> tuple[str, str]:
     assert triton is not None
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
@@ -139,7 +112,3 @@ def _widths(pattern: str, code: str) -> list[int]:
         named = [bytes_moved[m] for m in modifiers.split(".") if m in bytes_moved]
         widths.append(named[0] if named else 4)
     return widths
-
-
-if __name__ == "__main__":
-    print(table())

@@ -4,7 +4,6 @@ A specialization is a dict of
 
 - name, fn, constexprs, num_warps, and optionally num_stages
 - signature: types of the runtime arguments, by name
-- bytes_per_element: bytes moved per element of the problem
 - divisible: i32 arguments that are multiples of 16; by default all that are specialised on. The JIT
   builds a narrower variant for other sizes. Pointers always count, since fresh tensors are aligned.
 - aligned: False if rows of an odd length rule out 16-byte accesses
@@ -58,7 +57,6 @@ def _distill() -> list[dict[str, Any]]:
                     "LOWEST": distill._LOWEST,
                 },
                 "num_warps": options["num_warps"],
-                "bytes_per_element": sum(read) + sizes[dtype],
                 # Rows whose length is not a multiple of 16 bytes are not aligned.
                 "aligned": all(classes * n % 16 == 0 and a_thread * n >= 16 for n in read),
                 "streams": (len(read), 1),
@@ -79,7 +77,6 @@ def _ewc() -> list[dict[str, Any]]:
             "constexprs": {"ALIGNED": True, "BLOCK": tables.BLOCK, "STATES": states}
             | {flag: number < given for number, flag in enumerate(flags)},
             "num_warps": tables.WARPS,
-            "bytes_per_element": 4 * (2 + states + given + 1 + states),
             "streams": (2 + states + given, 1 + states),
         }
         for name, states in (("adamw_ewc_", 2), ("sgd_ewc_", 1))
@@ -101,7 +98,6 @@ def _interpolation() -> list[dict[str, Any]]:
             },
             "constexprs": {"PARENTS": count, **interpolation._tile(outputs)},
             "num_warps": interpolation._WARPS,
-            "bytes_per_element": 4 * (count + outputs),
         }
         for outputs, count in ((1, 4), (11, 2), (21, 2), (4, 8), (16, 4))
     ]
@@ -126,10 +122,9 @@ def _sweep() -> list[dict[str, Any]]:
             "constexprs": {a: tiles[a] for a in fn.arg_names if a in tiles},
             "divisible": ["pitch"],
             "num_warps": sweep._WARPS,
-            "bytes_per_element": moved,
             "streams": (1, stores),
         }
-        for kind, short, moved in (("int16", "i16", 2), ("float32", "fp32", 4))
+        for kind, short in (("int16", "i16"), ("float32", "fp32"))
         for name, fn, stores in (
             ("row_sums", sweep._rows_kernel, 0),
             ("sinkhorn_sweep", sweep._columns_kernel, 1),
