@@ -103,11 +103,8 @@ def network(recipe: Recipe, classes: int) -> Network:
 
 
 def graphs(cells: Sequence[Recipe]) -> Work:
-    """The compilation of graphs: one for evaluation, one for all methods that train whole
-    networks, and one per method that trains less."""
-    passes = {cell.method.module: _passes(cell) for cell in cells}
-    whole = FULL_PASSES in passes.values()
-    number = 1 + whole + sum(0 < count < FULL_PASSES for count in passes.values())
+    """The compilation of graphs: one for evaluation, and those that methods train with."""
+    number = 1 + len({name for cell in cells for name in _graphs(cell)})
     return Work("graphs are compiled", gpu_s=number * rates.GRAPH_S)
 
 
@@ -183,6 +180,11 @@ def _passes(cell: Recipe) -> float:
     if modules.is_users(cell.method.module):
         return FULL_PASSES
     return cell.method.passes + cell.method.stored_passes * bool(cell.train.augment)
+
+
+def _graphs(cell: Recipe) -> Sequence[str]:
+    """The graphs that a cell's training compiles; for users' methods those of fine-tuning."""
+    return ("network",) if modules.is_users(cell.method.module) else cell.method.graphs
 
 
 def _judged(recipe: Recipe, name: str, images: int) -> int:

@@ -7,4 +7,5 @@ from engine.models.build import head_names as head_names
 from engine.models.build import load_state as load_state
 from engine.models.build import logits as logits
 from engine.models.build import size_options as size_options
+from engine.models.build import take_head as take_head
 from engine.models.images import Normalize as Normalize

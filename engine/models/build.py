@@ -93,6 +93,13 @@ def head(net: nn.Module) -> nn.Linear:
     return classifier
 
 
+def take_head(net: nn.Module, recipe: ModelRecipe) -> nn.Linear:
+    """Remove the head of `net`, whose outputs are then its pre-logits [B, D], and return it."""
+    classifier, (weight, _) = head(net), head_names(recipe)
+    net.set_submodule(weight.removesuffix(".weight"), nn.Identity())
+    return classifier
+
+
 def head_names(recipe: ModelRecipe) -> tuple[str, str]:
     """State-dict names of the head's weight and bias.
 

@@ -46,8 +46,7 @@ class Form:
     def backbone(self, recipe: ModelRecipe, classes: int, device: torch.device) -> Backbone:
         """A backbone without its head, for any state dict: images -> pre-logits [B, D]."""
         net = models.create(recipe, classes).to(device)
-        weight, _ = models.head_names(recipe)
-        net.set_submodule(weight.removesuffix(".weight"), nn.Identity())
+        models.take_head(net, recipe)
         if self.precision == precision.RESIDUAL:
             blocks.pass_on_bf16(net)
         return Backbone(compiled.in_place(net, self.compile, device))

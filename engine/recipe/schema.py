@@ -220,6 +220,13 @@ class MethodRecipe:
         return 3.0 if self.takes_steps else 0.0
 
     @property
+    def graphs(self) -> Sequence[str]:
+        """The graphs that training compiles; equal names of two methods are the same graph."""
+        if not self.passes or not self.trains:
+            return ()
+        return ("network",) if self.passes >= 3 else (self.module,)  # by what learns
+
+    @property
     def merged_models(self) -> int:
         """Number of models that an evaluation of a method that does not train runs besides the
         members; 0 if the method averages the members' outputs."""

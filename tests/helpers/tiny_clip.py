@@ -1,12 +1,14 @@
 """A CLIP that is small enough to draw, as a model of open_clip's."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from helpers.grids import CLASSES, SIZE, Grid, listing
 
@@ -28,6 +30,20 @@ def open_clip(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     package = pytest.importorskip("open_clip", reason="the extra [clip]")
     monkeypatch.setitem(package.factory._MODEL_CONFIGS, NAME, CONFIG)
     return package
+
+
+@pytest.fixture
+def clip_words(grid: Grid, open_clip: ModuleType, tmp_path: Path) -> list[str]:
+    """Words that choose FLYP on the tiny CLIP, whose weights are in a file."""
+    save_file(drawn(open_clip).state_dict(), tmp_path / "clip.safetensors")
+    return [
+        "method=flyp",
+        f"model.arch={ARCH}",
+        "model.weights.source=open_clip",
+        f"model.weights.clip={NAME}",
+        f"model.weights.path={tmp_path / 'clip.safetensors'}",
+        "model.head.fit=false",
+    ]
 
 
 def drawn(package: ModuleType, seed: int = 0) -> torch.nn.Module:

@@ -34,6 +34,7 @@ class OfCLIP(MethodRecipe):
 @dataclass(frozen=True)
 class Recipe(OfCLIP):
     reads_words = True
+    graphs = ("network without head",)
 
     def check(self, cell: schema.Recipe) -> None:
         super().check(cell)
@@ -71,7 +72,7 @@ class Method(Trained):
                 "trains on one rank: start it without torchrun, or with --num_gpus 1"
             )
         super().prepare(net, context)
-        models.head(net).requires_grad_(False)  # `export` computes it from the tuned text tower
+        models.take_head(net, context.recipe.model)  # `export` has one of the tuned text tower
         self.head_names = models.head_names(context.recipe.model)
         self.text = context.clip()
         del self.text.visual  # `net` is the vision tower
@@ -107,13 +108,13 @@ class Method(Trained):
 
     def export(self) -> Export:
         weight, bias = self.head_names
-        state = self.net.state_dict()
         was_training = self.text.training
         self.text.eval().logit_scale = self.log_scale_1[0].detach()  # open_clip reads it here
         head = self.zero_shot_head(self.text)
         del self.text.logit_scale
         self.text.train(was_training)
-        return Export(state | {weight: head, bias: torch.zeros_like(state[bias])})
+        bias_C = head.new_zeros(len(head))
+        return Export(self.net.state_dict() | {weight: head, bias: bias_C})
 
 
 def similarities(
@@ -123,8 +124,11 @@ def similarities(
     x_BCHW: torch.Tensor,
     tokens_BL: torch.Tensor,
 ) -> torch.Tensor:
-    """Scaled similarities [b, b] (float32) of each image (row) to each caption (column)."""
-    images_BE = log_scale_1.exp() * models.features(net, x_BCHW).float()
+    """Scaled similarities [b, b] (float32) of each image (row) to each caption (column).
+
+    net: the vision tower without its head.
+    """
+    images_BE = log_scale_1.exp() * net(x_BCHW).float()
     texts_BE = text.encode_text(tokens_BL, normalize=True)
     return models.logits(images_BE, texts_BE.float(), None)
 

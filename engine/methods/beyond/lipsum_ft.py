@@ -26,6 +26,7 @@ from engine.recipe.schema import NotNegative, Number
 @dataclass(frozen=True)
 class Recipe(flyp.OfCLIP):
     stored_passes: ClassVar[float] = 1.0
+    graphs = ("network without head",)
 
     weight: NotNegative = 1.0
     texts: Number = 80  # per step
@@ -62,10 +63,10 @@ class Method(Trained):
         # DeepSpeed broadcasts parameters as bytes, and a 0-d tensor cannot be viewed as bytes.
         del text.visual, text.logit_scale
         self.text = text.requires_grad_(False).eval()
-        self.head_weight, _ = models.head_names(context.recipe.model)
-        head = models.head(net)
-        head.weight.data /= self.scale
-        head.bias.requires_grad_(False)
+        self.head_names = models.head_names(context.recipe.model)
+        self.head = models.take_head(net, context.recipe.model)
+        self.head.weight.data /= self.scale
+        self.head.bias.requires_grad_(False)
         name = context.recipe.model.weights.clip
         tokenizer = clip.package().get_tokenizer(name)
         if not hasattr(tokenizer, "sot_token_id"):
@@ -94,8 +95,8 @@ class Method(Trained):
         from kernels.distill import distill_loss  # late, as in `base`
 
         x = self.normalize(batch.images)
-        images_BE = models.features(self.net, x).float()
-        logits_BC = self.grouped(self.scale * models.head(self.net)(images_BE))
+        images_BE = self.net(x).float()
+        logits_BC = self.grouped(self.scale * self.head(images_BE))
         with torch.no_grad():
             tokens = on_device(self.texts(), x.device)
             texts_KE = self.text.encode_text(tokens, normalize=True).float()
@@ -105,6 +106,6 @@ class Method(Trained):
         return losses_B + self.recipe.weight * change_BK.square().mean(dim=1) / 2
 
     def export(self) -> Export:
-        state = self.net.state_dict()
-        scaled = self.scale * state[self.head_weight]
-        return Export(state | {self.head_weight: scaled})
+        weight, bias = self.head_names
+        head = {weight: self.scale * self.head.weight, bias: self.head.bias}
+        return Export(self.net.state_dict() | head)

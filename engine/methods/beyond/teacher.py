@@ -19,6 +19,7 @@ from torch import nn
 
 from engine.methods.beyond.averages import move
 from engine.methods.context import Context
+from engine.models import compiled
 
 MOVES = 50  # updates of an `ema` teacher in one training
 RISE = 0.2  # fraction of the training in which its momentum rises
@@ -28,7 +29,8 @@ MOMENTUM = (0.05, 0.9)
 class Teacher(nn.Module):
     """Moving averages of modules, in eval mode. Checkpoints include them.
 
-    average: "ema" or "beta". context: gives the number of training steps and the device.
+    students: the network, whose copy is compiled as the network will be, and others. average: "ema"
+    or "beta". context: gives the number of training steps and the device.
     """
 
     step_1: torch.Tensor  # optimizer steps so far
@@ -40,6 +42,7 @@ class Teacher(nn.Module):
         device = context.device
         self.copies = nn.ModuleList(copy.deepcopy(each) for each in students)
         self.copies.requires_grad_(False).eval()
+        compiled.in_place(self.copies[0], context.recipe.train.compile, device)
         # DeepSpeed broadcasts buffers as bytes, and a 0-d tensor cannot be viewed as bytes.
         self.register_buffer("step_1", torch.zeros(1, dtype=torch.int64, device=device))
         shares_T = shares(average, steps).to(device)

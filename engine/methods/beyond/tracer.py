@@ -89,8 +89,8 @@ class Method(carot.Method):
 def embeddings(
     net: nn.Module, text: Any, x_BCHW: torch.Tensor, tokens_BL: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Unit embeddings [b, E] (float32) of images and of captions."""
-    images_BE = models.features(net, x_BCHW).float()
+    """Unit embeddings [b, E] (float32) of images and of captions. net: without its head."""
+    images_BE = net(x_BCHW).float()
     return images_BE, text.encode_text(tokens_BL, normalize=True).float()
 
 

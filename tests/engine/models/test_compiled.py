@@ -17,10 +17,11 @@ from torch._dynamo.utils import counters
 
 from engine import models
 from engine.campaigns import jobs
+from engine.cost import rates, work
 from engine.evaluation import passes
 from engine.machine import blocks
 from engine.models import compiled
-from engine.recipe.schema import ModelRecipe
+from engine.recipe.schema import ModelRecipe, Recipe
 from engine.training import loop
 from helpers import campaigns, processes
 from helpers.grids import CONV, SETS, VIT, Grid, distance, prepared, weights
@@ -121,12 +122,27 @@ def test_cells_of_a_column_share_graphs(grid, graphs, tmp_path):
         ("lp_ft", (0, 0)),
         ("visual_prompt", (1, 0)),  # none learns, and the input has a gradient
         ("lora", (1, 0)),  # the factors learn
+        ("self_distillation", (1, 0)),  # its teacher, without gradients
     ):
         for downstream, more in zip(("outline", "few"), new, strict=True):
             before = len(graphs)
             words = (f"method={method}", f"downstream={downstream}", "train.epochs=1")
             runs.build(*words, "train.compile=always")
             assert len(graphs) == before + more, (method, downstream)
+
+
+def test_methods_of_clip_share_the_graph_of_the_tower(clip_words, grid, graphs, tmp_path):
+    """Their losses take its embeddings. The plan counts as many graphs, evaluation's included."""
+    runs = Grid(grid.folder, tmp_path, grid.device)
+    words = [*clip_words, "train.epochs=1", "train.compile=always"]
+    first = runs.builder(*words)
+    first.features(first.base, first.target, training=True)
+    trained: list[Recipe] = []
+    for method, count in (("flyp", 2), ("lipsum_ft", 2), ("carot", 3), ("fine_tune", 4)):
+        builder, _ = runs.build(*words, f"method={method}")
+        assert len(graphs) == count, method
+        trained.append(builder.recipe)
+        assert work.graphs(trained).gpu_s == count * rates.GRAPH_S, method
 
 
 def test_what_columns_train_is_compiled_before_they_begin(graphs, folder, tmp_path):

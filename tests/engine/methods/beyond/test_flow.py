@@ -1,11 +1,14 @@
 """FLOW beside plain torch: weights from the pretrained model's losses."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from engine.cells.build import Builder
+from engine.methods.beyond import flow
 from helpers.grids import images, labels, prepared, reference
 from helpers.plain_losses import PLACES, check, cross_entropy, parameters
 
@@ -38,5 +41,5 @@ def test_images_without_loss_count_fully_where_most_have_none(grid, monkeypatch)
     index = grid.builder().target.split("train")[:3]
     sure[index[1]] = sure[index[1]].roll(1)
     monkeypatch.setattr(Builder, "features", lambda *_, **__: sure)
-    monkeypatch.setattr("engine.models.head", lambda net: torch.nn.Identity())
+    monkeypatch.setattr(flow, "models", SimpleNamespace(head=lambda net: torch.nn.Identity()))
     assert prepared(grid, "method=flow").method.weights_N[index].tolist() == [1, 0, 1]

@@ -2,16 +2,12 @@
 
 import json
 import math
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
-from engine import models
 from engine.machine import ranks
 from engine.methods.beyond import carot, flyp, lipsum_ft
 from helpers import tiny_clip
@@ -25,17 +21,8 @@ BETA_SHARE = DENSITIES[2] / sum(DENSITIES)
 
 
 @pytest.fixture
-def words(grid: Grid, open_clip: ModuleType, tmp_path: Path) -> list[str]:
-    """Words that choose FLYP on the tiny CLIP, whose weights are in a file."""
-    save_file(tiny_clip.drawn(open_clip).state_dict(), tmp_path / "clip.safetensors")
-    return [
-        "method=flyp",
-        f"model.arch={tiny_clip.ARCH}",
-        "model.weights.source=open_clip",
-        f"model.weights.clip={tiny_clip.NAME}",
-        f"model.weights.path={tmp_path / 'clip.safetensors'}",
-        "model.head.fit=false",
-    ]
+def words(clip_words: list[str]) -> list[str]:
+    return clip_words
 
 
 def plain_loss(package: Any, model: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -164,7 +151,13 @@ def test_carot_adds_a_teacher_and_an_orthogonal_projection(grid, open_clip, word
 
 def test_lipsum_ft_keeps_similarities_to_random_texts(grid, open_clip, words):
     """Beside open_clip's model in float64, after a change of the vision tower."""
-    words = [*words, "method=lipsum_ft", "method.texts=7", "method.tokens=3", "method.weight=0.5"]
+    words = [
+        *words,
+        "method=lipsum_ft",
+        "method.texts=7",
+        "method.tokens=3",
+        "method.weight=0.5",
+    ]
     builder = grid.builder(*words)
     method = lipsum_ft.Method(builder.recipe.method)
     method.prepare(builder.network(builder.base), builder)
@@ -200,8 +193,8 @@ def test_lipsum_ft_keeps_similarities_to_random_texts(grid, open_clip, words):
     for name, parameter in model.visual.named_parameters():
         assert_near(tuned[name].grad, parameter.grad, rtol=2e-3, atol=1e-5, name=name)
     embeddings_CE = (tiny_clip.head(open_clip, before) / scale).T
-    assert_near(models.head(method.net).weight, embeddings_CE, rtol=1e-4, atol=1e-6)
-    assert not models.head(method.net).bias.requires_grad
-    exported = method.export().state[method.head_weight]
+    assert_near(method.head.weight, embeddings_CE, rtol=1e-4, atol=1e-6)
+    assert not method.head.bias.requires_grad
+    exported = method.export().state["head.weight"]
     assert_near(exported, scale * embeddings_CE, rtol=1e-4, atol=1e-5)
     assert not any(p.requires_grad for p in method.text.parameters()) and not method.text.training

@@ -1,17 +1,14 @@
 """TRACER beside open_clip's model in float64, on a CLIP that the test draws."""
 
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor
 
 from engine.methods.beyond import tracer
-from engine.recipe.schema import DatasetRecipe
 from helpers import tiny_clip
 from helpers.grids import CLASSES, Grid, labels
 from helpers.tiny_clip import TEMPLATES
@@ -21,18 +18,9 @@ INDEX = [0, 9, 4]  # of images
 
 
 @pytest.fixture
-def method(grid: Grid, open_clip: ModuleType, tmp_path, monkeypatch) -> tuple[tracer.Method, Any]:
-    """TRACER on the tiny CLIP, whose classes stand for ImageNet's, and a batch of images."""
-    monkeypatch.setattr(DatasetRecipe, "has_imagenet_classes", True)
-    save_file(tiny_clip.drawn(open_clip).state_dict(), tmp_path / "clip.safetensors")
-    builder = grid.builder(
-        "method=tracer",
-        f"model.arch={tiny_clip.ARCH}",
-        "model.weights.source=open_clip",
-        f"model.weights.clip={tiny_clip.NAME}",
-        f"model.weights.path={tmp_path / 'clip.safetensors'}",
-        "model.head.fit=false",
-    )
+def method(grid: Grid, clip_words: list[str]) -> tuple[tracer.Method, Any]:
+    """TRACER on the tiny CLIP, and a batch of images."""
+    builder = grid.builder(*clip_words, "method=tracer")
     made = tracer.Method(builder.recipe.method)
     made.prepare(builder.network(builder.base), builder)
     made.train()
@@ -55,7 +43,7 @@ def test_the_loss_adds_four_distillations_after_the_first_step(grid, open_clip, 
             parameter += change
             moved[name] += change.float()
     made.teacher.step_1 += steps  # without an update, so that the teacher is the drawn CLIP
-    sentences = [TEMPLATES[0](CLASSES[label]) for label in y.tolist()]
+    sentences = [TEMPLATES[0].format(CLASSES[label]) for label in y.tolist()]
     tokens = open_clip.get_tokenizer(tiny_clip.NAME)(sentences)
 
     def embedded(model: Any) -> tuple[Tensor, Tensor, Tensor]:
