@@ -11,7 +11,7 @@ from engine.recipe.words import read_words
 from loaders.benchmarks import emoji_styles
 from loaders.files.names import is_name, one_line
 
-TRACKERS = ("tensorboard", "wandb")  # besides a user's `module:Class`
+TRACKERS = ("tensorboard", "wandb", "trackio")  # besides a user's `module:Class`
 FEWEST_FOR_CKA = 4  # its estimator divides by n (n - 3), for n images
 _NAME_BYTES = 100  # names of cells' folders contain a method and a dataset
 

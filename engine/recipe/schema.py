@@ -339,7 +339,7 @@ class Recipe:
     runs: Path = marked(NOTHING, "runs")  # folder for all outputs
     source: Literal["auto", "resident", "stream"] = marked(CAMPAIGN, "auto")
     device: Literal["auto", "cpu", "cuda"] = marked(CAMPAIGN, "auto")
-    trackers: list[str] = marked(NOTHING, list)  # tensorboard, wandb, MODULE:CLASS
+    trackers: list[str] = marked(NOTHING, list)  # tensorboard, wandb, trackio, MODULE:CLASS
     # CPU threads per rank; results differ by rounding with another number
     threads: Annotated[int, Meta(ge=1, le=1024)] = marked(CAMPAIGN, 1)
 

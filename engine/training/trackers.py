@@ -1,4 +1,4 @@
-"""Log metrics to TensorBoard, Weights & Biases, or a user's class.
+"""Log metrics to TensorBoard, Weights & Biases, Trackio, or a user's class.
 
 `trackers=[wandb]` enables them. A cell has one run per tracker, which its training and its
 evaluation log to. A tracker that raises an error is dropped with a warning, and training continues.
@@ -88,7 +88,24 @@ class WeightsAndBiases:
         self._run.finish()
 
 
-KINDS = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases}
+class Trackio(WeightsAndBiases):
+    """Logs to the project `rib` on this machine, or where Trackio's variables say
+    (TRACKIO_DIR, TRACKIO_SPACE_ID)."""
+
+    def __init__(self, subject: Subject) -> None:
+        import trackio  # pyright: ignore[reportMissingImports]
+
+        self._run = trackio.init(
+            project="rib",
+            group=subject.group,
+            name=subject.name,
+            config=dict(subject.config),
+            resume="allow",
+            embed=False,
+        )
+
+
+KINDS = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases, "trackio": Trackio}
 
 
 class Trackers:

@@ -60,6 +60,22 @@ def test_a_run_is_that_of_its_cell(of_emoji, tmp_path):
     assert len({other.id for other in others}) == len({other.name for other in others}) == 4
 
 
+def test_trackio_gets_the_run_of_a_cell(of_emoji, monkeypatch, caplog):
+    cell, recorder = of_emoji("trackers=[trackio]"), Recorder()
+    monkeypatch.setitem(sys.modules, "trackio", recorder)
+    with Trackers(cell) as trackers:
+        trackers.log({"train/loss": 0.5}, 1)
+    (given,) = recorder.inits
+    of = subject(cell)
+    assert (given["name"], given["group"], given["resume"]) == (of.name, of.group, "allow")
+    assert given["config"]["optimizer.lr"] == cell.optimizer.lr
+    assert recorder.logged == [({"train/loss": 0.5}, 1)] and recorder.closed == 1
+    monkeypatch.setitem(sys.modules, "trackio", None)
+    with Trackers(cell) as trackers:
+        trackers.log({"train/loss": 0.5}, 1)
+    assert "pip install trackio" in caplog.text
+
+
 def test_a_tracker_that_fails_is_left_out_with_a_warning(
     wandb, of_emoji, tmp_path, caplog, monkeypatch
 ):
