@@ -17,7 +17,7 @@ from engine.report.text import counted, listed
 BOARD = "board.csv"
 CAPTION = (
     "mRI in points with its 95% interval, computed from the predictions of each folder. The "
-    "intervals do not compare folders: `rib compare` tests them on the same images."
+    "intervals do not compare folders; rib compare does, on the same images."
 )
 
 
@@ -32,6 +32,7 @@ def write(folder: Path, audits: Sequence[Audit]) -> Path:
         rows = pandas.concat(tables).sort_values("mRI_pts", ascending=False, kind="stable")
         numbers.append(rows.assign(benchmark=heading))
         table = Table(f"board-{len(sections) + 1}", CAPTION, rows)
+        text += f" Pretrained: {listed(list(rows['model'].unique()))}."
         sections.append(Section(table.name, heading, text, tables=[table], is_open=True))
     failed = [audit for audit in audits if audit.problems]
     lines = [f"{audit.folder.name}: {each}" for audit in failed for each in audit.problems]
