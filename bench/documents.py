@@ -26,7 +26,7 @@ from engine.measures.comparisons import SIGNIFICANT
 from engine.measures.tables import rows
 from engine.recipe import ROOT, catalogue, parsed
 from engine.report import columns, exports, headline, sections, terminal
-from engine.report.results import Results, of_campaign, published
+from engine.report.results import Results, of_campaign
 from engine.report.section import Section
 from engine.report.text import listed, p_value, rounded
 
@@ -110,7 +110,7 @@ def _pairs(results: Results) -> tuple[str, list[Pair], list[Pair]]:
 def slides(results: Results) -> str:
     """mRI of each row beside that on the slides."""
     data = results.ranked()[["key", "method", "mRI_pts"]]
-    data = data.assign(on_the_slides_pts=data.pop("key").map(published(SLIDES)["mri"]))
+    data = data.assign(on_the_slides_pts=data.pop("key").map(results.published.of(SLIDES).mri))
     return _markdown(data.rename(columns={"mRI_pts": "here_pts"}))
 
 

@@ -6,6 +6,7 @@ This imports no torch and opens no weights file.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,7 +32,7 @@ REMEDY = "give the name of a campaign, or the folder of one that `rib campaign` 
 
 
 def run(arguments: argparse.Namespace) -> None:
-    out, names, csv = arguments.out, arguments.names, arguments.models_csv
+    out, names = arguments.out, arguments.names
     if len(names) > 1 and out is None:
         raise CampaignError(
             "several campaigns: give a folder for their common report with --out DIR"
@@ -52,19 +53,17 @@ def run(arguments: argparse.Namespace) -> None:
                 f"{run.record.name} has no method {arguments.compare!r}; it has "
                 f"{', '.join(methods)}"
             )
-    from engine.report import finish  # here, because these import pandas
-    from engine.report.merged import merged
-    from engine.report.results import of_campaign
+    from engine.report import finish  # here, because it imports pandas
 
     if out:
-        results = merged(runs, csv) if len(runs) > 1 else of_campaign(runs[0], csv)
+        results = _results(runs, arguments)
         path = finish.write_into(out, results, figures=arguments.figures)
         _show(path, results, arguments)
         return
     for run in runs:
         if run.record.missing and locks.is_held(run.place.lock):
             # The running campaign writes its own report when it ends.
-            results = of_campaign(run, csv)
+            results = _results([run], arguments)
             so_far = run.place.campaign_root.at(SO_FAR)
             _show(finish.write_into(so_far, results, figures=arguments.figures), results, arguments)
             continue
@@ -73,7 +72,7 @@ def run(arguments: argparse.Namespace) -> None:
                 f"{run.place.campaign} is read-only: give a folder for the report with --out DIR"
             )
         with workflow.locked(run.place):
-            results = of_campaign(run, csv)
+            results = _results([run], arguments)
             path = finish.write(run, results, figures=arguments.figures)
         _show(path, results, arguments)
 
@@ -84,7 +83,7 @@ def _is_published(folder: Path) -> bool:
 
 def _board(arguments: argparse.Namespace) -> None:
     """Write one page of published folders, each with its audit."""
-    given = arguments.overrides or arguments.models_csv or arguments.figures
+    given = arguments.overrides or arguments.models_csv or arguments.published or arguments.figures
     if given or arguments.compare is not None:
         raise CampaignError("a page of published folders has no other option than --out")
     from engine.exchange import board  # here, because it imports pandas
@@ -96,6 +95,18 @@ def _board(arguments: argparse.Namespace) -> None:
         audits.append(audit(Path(name), RUNS))
         print(f"{name}: {'refused' if audits[-1].problems else 'passes'}")
     print(f"report  {board.write(arguments.out, audits).resolve()}")
+
+
+def _results(runs: Sequence[FinishedCampaign], arguments: argparse.Namespace) -> Results:
+    from engine.report import results
+    from engine.report.merged import merged
+    from engine.report.published import read_published
+
+    csv, several = arguments.models_csv, len(runs) > 1
+    made = merged(runs, csv) if several else results.of_campaign(runs[0], csv)
+    if arguments.published:
+        made = dataclasses.replace(made, published=read_published(arguments.published))
+    return made
 
 
 def _show(page: Path, results: Results, arguments: argparse.Namespace) -> None:

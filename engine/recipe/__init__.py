@@ -8,7 +8,6 @@ from engine.recipe.campaigns import model_of as model_of
 from engine.recipe.campaigns import names as names
 from engine.recipe.catalogue import ROOT as ROOT
 from engine.recipe.catalogue import TIMM_MODELS as TIMM_MODELS
-from engine.recipe.catalogue import published as published
 from engine.recipe.grid_keys import GridKeys as GridKeys
 from engine.recipe.grid_keys import grid_keys as grid_keys
 from engine.recipe.grid_keys import of_sweep as of_sweep

@@ -49,11 +49,6 @@ def names(group: str = "") -> list[str]:
     return sorted(name for name in files if group or name.split("/")[0] not in groups)
 
 
-def published() -> dict[str, Any]:
-    """The numbers published on the ImageNet-RIB slides, from `recipes/published.yaml`."""
-    return read(ROOT / "published.yaml")
-
-
 def path_of(group: str, name: str) -> Path:
     """The file of a recipe, by name or path. Raises RecipeError if there is none."""
     if is_path(name):

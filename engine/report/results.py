@@ -28,6 +28,7 @@ from engine.measures.metrics import CELL, Grid
 from engine.measures.rows import DEFAULT_ALPHA, PRE, Arm, Evaluation
 from engine.measures.setting import Setting
 from engine.measures.tables import groups, ordered, with_ends
+from engine.report.published import Published, read_published
 from engine.report.text import counted, listed
 
 FINE_TUNE = "fine_tune"
@@ -46,7 +47,8 @@ class Results:
     fine-tuning on others, missing if it was not evaluated.
 
     comparisons: of all pairs of arms that tables show (`comparisons.compare`). leak: of these arms
-    (`leak.of`). image_changes: `image_changes.of`, if the record names the classes.
+    (`leak.of`). image_changes: `image_changes.of`, if the record names the classes. published:
+    numbers to compare with.
     """
 
     record: Record
@@ -56,6 +58,7 @@ class Results:
     trends: Mapping[str, Trend]
     leak: pandas.DataFrame = field(default_factory=pandas.DataFrame)
     image_changes: Sequence[ImageChange] = ()
+    published: Published = field(default_factory=read_published)
 
     @property
     def models(self) -> list[str]:
@@ -215,40 +218,19 @@ class Results:
         For plain fine-tuning on the upstream dataset, accuracies per dataset are published, so its
         mRI is known over any of the datasets; for other columns, only over all of them.
         """
-        sets = {*slides()["sets"]} - {self.record.upstream}
-        numbers, columns = published(row.model), {*self.grid.downstreams}
-        is_same = row.variant == "paper" or row.key in slides()["alike_in_both_variants"]
+        sets = {*self.published.sets} - {self.record.upstream}
+        numbers, columns = self.published.of(row.model), {*self.grid.downstreams}
+        is_same = row.variant == "paper" or row.key in self.published.alike_in_both_variants
         is_same &= row.setting == "" and (pandas.isna(row.alpha) or row.alpha == DEFAULT_ALPHA)
         if not is_same or self.record.holdout:
             return None
         if columns == {self.record.upstream} and row.key == FINE_TUNE:
-            before, after = (numbers.get(key, {}) for key in ("before", "fine_tuned_on_val"))
+            before, after = numbers.before, numbers.fine_tuned_on_val
             is_known = {*self.grid.sets} <= before.keys() & after.keys() - columns
             changes = [after[name] - before[name] for name in self.grid.sets if is_known]
             return fmean(changes) if changes else None
         is_whole = self.is_square and sets == {*self.grid.sets}
-        return numbers.get("mri", {}).get(row.key) if is_whole else None
-
-
-slides = functools.cache(recipe.published)
-
-
-@functools.cache
-def published(model: str) -> Mapping[str, Any]:
-    """The published numbers of a pretrained model, or {}; accuracies by our dataset names.
-
-    Accepts the model's label on the slides, its timm name or its recipe's name.
-    """
-    for label, entry in slides()["models"].items():
-        if model in (label, entry.get("timm"), entry.get("recipe")):
-            sets = slides()["sets"].items()
-            accuracies = {
-                key: {name: entry[key][on] for name, on in sets if on in entry[key]}
-                for key in ("before", "fine_tuned_on_val")
-                if key in entry
-            }
-            return {**entry, **accuracies}
-    return {}
+        return numbers.mri.get(row.key) if is_whole else None
 
 
 def of_campaign(run: FinishedCampaign, models_csv: Path | None = None) -> Results:

@@ -12,7 +12,7 @@ from engine.measures.rows import PRE
 from engine.recipe import citations
 from engine.recipe.schema import MethodRecipe
 from engine.report.headline import averaged_over, measured_on
-from engine.report.results import Results, published, slides
+from engine.report.results import Results
 from engine.report.section import Picture, Section, Table
 from engine.report.text import counted, listed
 
@@ -40,8 +40,8 @@ def how_to_read(results: Results) -> Section | None:
     statements += [f"The head was {text}." for text in heads.values() if " same photos " in text]
     if results.record.contact_sheet:  # of emoji-RIB alone
         statements.append(DRAWINGS)
-    if any(published(model) for model in results.models):
-        statements.append(f"Published numbers: {slides()['source']}.")
+    if any(results.published.of(model).before for model in results.models):
+        statements.append(f"Published numbers: {results.published.source}.")
     return Section("how-to-read", "How to read this", "\n".join(statements))
 
 

@@ -8,7 +8,7 @@ from engine.measures.rows import PRE
 from engine.measures.tables import extremes, groups, ordered
 from engine.report import charts
 from engine.report.columns import between
-from engine.report.results import FINE_TUNE, Results, published
+from engine.report.results import FINE_TUNE, Results
 from engine.report.section import Figure, Section, Table
 from engine.report.sections.figures import by_model
 from engine.report.text import signed, slug
@@ -108,7 +108,7 @@ def _before(results: Results) -> Table:
     order = [(model, name) for model in results.models for name in results.before(model)]
     pre = results.grid.named(results.grid.numbers).query(f"method == '{PRE}'")
     table = pre.set_index(names)[numbers].loc[order].reset_index()
-    known = [published(model).get("before", {}).get(name) for model, name in order]
+    known = [results.published.of(model).before.get(name) for model, name in order]
     table["published_pct"] = pandas.Series(known, dtype=float)
     return Table(
         "before",
@@ -149,7 +149,7 @@ def tuned_upstream(results: Results) -> Section | None:
         "upstream",
         f"After fine-tuning on {upstream}, accuracy changes by "
         f"{between(data, CHANGE, 'method', 'evaluated_on')}",
-        "Published numbers are from the slides, for pretrained models that they include.",
+        f"Published numbers: {results.published.source}, for pretrained models that it includes.",
         figures=by_model(
             results,
             "upstream",
@@ -172,12 +172,12 @@ def tuned_upstream(results: Results) -> Section | None:
 def _beside_published(results: Results, model: str, cells: pandas.DataFrame) -> pandas.DataFrame:
     """One row per arm, best mRI first, and dataset, upstream first; with published numbers for
     plain fine-tuning."""
-    key, entry = results.ranked(model).set_index("arm")["key"], published(model)
+    key, entry = results.ranked(model).set_index("arm")["key"], results.published.of(model)
     names = [results.record.upstream, *results.sets(model)]
     data = ordered(cells[cells["evaluated_on"].isin(names)], arm=key.index, evaluated_on=names)
     is_plain = (data["arm"].map(key) == FINE_TUNE) & (data["setting"] == "")
     before, after = (
-        data["evaluated_on"].map(entry.get(name, {})).where(is_plain).astype(float)
-        for name in ("before", "fine_tuned_on_val")
+        data["evaluated_on"].map(of).where(is_plain).astype(float)
+        for of in (entry.before, entry.fine_tuned_on_val)
     )
     return data.assign(**dict(zip(PUBLISHED, (after, after - before), strict=True)))

@@ -66,7 +66,7 @@ def test_a_card_has_what_the_hub_reads_and_the_reports_numbers(run, tmp_path):
         "method.lam=1.0, optimizer.name=sgd, optimizer.lr=0.001" in text
         and "rib campaign drawn" in text
     )
-    assert "@article{kirkpatrick2017ewc" in text and "@article{hwang2024rib" in text
+    assert "@article{kirkpatrick2017ewc" in text and "@article{hwang2026rib" in text
     assert "| flat | MIT https://example.org/a?b=1&c=2 |" in text
     stored = results_file.read((run.place.report / "results.json").read_bytes())
     (mri,) = [n for n in stored.numbers if (n.quantity, n.method) == ("mRI", "ewc")]

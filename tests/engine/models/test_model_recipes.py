@@ -20,6 +20,7 @@ from engine.methods.base import Trained
 from engine.models import checkpoints
 from engine.recipe import modules, parsed, preprocessing
 from engine.recipe.schema import MethodRecipe, ModelRecipe
+from engine.report.published import PublishedModel, read_published
 from engine.store.artifacts import Store
 from loaders.batch import Batch
 
@@ -92,20 +93,20 @@ def test_convolutions_see_channels_last_images():
 
 def test_published_numbers_are_those_of_the_slides():
     """Accuracies in recipes, and the mRI that their first lines show."""
-    published = recipe.published()
-    slides = {of.get("recipe"): of for of in published["models"].values()}
+    numbers = read_published()
+    slides = {of.recipe: of for of in numbers.models.values()}
     without = {"resnet50", "resnet101", "vit_b16_clip_openai_zero_shot"}  # of another transform
     assert {name for name in TRANSFORMS if "imagenet_val" not in model(name).published} == without
     for name in (n for n in TRANSFORMS if "zero_shot" not in n):
-        on_slides, options = slides.get(name, {}), model(name)
-        assert ("before" in on_slides) == name.startswith("vit_b16")
-        if before := on_slides.get("before"):
-            assert options.arch == on_slides["timm"]
-            assert options.published == {k: before[v] for k, v in published["sets"].items()}
+        on_slides, options = slides.get(name, PublishedModel()), model(name)
+        assert bool(on_slides.before) == name.startswith("vit_b16")
+        if before := on_slides.before:
+            assert options.arch == on_slides.timm
+            assert options.published == {k: before[v] for k, v in numbers.sets.items()}
         text = " ".join((recipe.ROOT / "models" / f"{name}.yaml").read_text().split("\n# "))
         _, is_published, after = text.partition("mRI on the slides, over eight sets: FT ")
         shown = [float(v) for v in re.findall(r"(-?\d+\.\d)[,.] ?", after)[:9]]
-        assert shown == [*on_slides.get("mri", {}).values()], name
+        assert shown == [*on_slides.mri.values()], name
         assert is_published or "No mRI is published for it." in text
 
 
@@ -208,7 +209,7 @@ def test_all_models_are_the_seven_pre_trainings(name):
     grids = recipe.each_model(name, parsed(("seed=3", "model=all")))
     archs = {recipe.load(name, grid).model.arch for grid in grids}
     assert len(grids) == 7 and all(grid[0].text == "seed=3" for grid in grids)
-    assert archs == {s["timm"] for s in recipe.published()["models"].values() if s["timm"]}
+    assert archs == {s.timm for s in read_published().models.values() if s.timm}
     listed = recipe.each_model("emoji", parsed(("seed=3", "model=[resnet18, my own/model.yaml]")))
     words = [[override.text for override in each] for each in listed]
     assert words == [["seed=3", "model=resnet18"], ["seed=3", "model=my own/model.yaml"]]

@@ -3,8 +3,10 @@
 import pytest
 
 from engine import recipe
+from engine.errors import RecipeError
 from engine.measures.rows import PRE
-from engine.report.results import Results, published
+from engine.report.published import PublishedModel, read_published
+from engine.report.results import Results
 from engine.report.sections import changes, ranking, varied
 from helpers.made_results import of_arms, of_cells
 from helpers.stores import SETS
@@ -59,14 +61,30 @@ def test_curves_are_in_order_with_one_for_each_of_what_else_varies():
 
 def test_published_numbers_are_known_by_our_names_of_models_and_sets():
     places = {*recipe.load("imagenet_rib/fine_tune").dataset.evaluated_sets}
-    for entry in recipe.published()["models"].values():
-        if entry["timm"] is None:
+    slides = read_published()
+    for entry in slides.models.values():
+        if entry.timm is None:
             continue
-        numbers = published(entry["recipe"])
-        assert numbers["before"]["imagenet_a"] == entry["before"]["IN-A"]
-        assert numbers["fine_tuned_on_val"]["imagenet_val"] == entry["fine_tuned_on_val"]["IN-1K"]
-        assert set(numbers["before"]) == places
-    assert published("lite0") == {}
+        numbers = slides.of(entry.recipe)
+        assert numbers.before["imagenet_a"] == entry.before["IN-A"]
+        assert numbers.fine_tuned_on_val["imagenet_val"] == entry.fine_tuned_on_val["IN-1K"]
+        assert set(numbers.before) == places
+    assert slides.of("lite0") == PublishedModel()
+
+
+def test_a_users_file_of_published_numbers_gives_its_last_version(tmp_path):
+    file = tmp_path / "published.yaml"
+    text = "first: {source: v1, sets: {}, models: {}}\n"
+    file.write_text(text + "v3: {source: v3, sets: {a: A}, models: {m: {before: {A: 1}}}}\n")
+    assert read_published(file).source == "v3"
+    assert read_published(file).of("m").before == {"a": 1.0}
+    for wrong, message in (
+        (text.replace("sets", "set"), "unknown field `set`"),
+        ("{}", "no version"),
+    ):
+        file.write_text(wrong)
+        with pytest.raises(RecipeError, match=f"^{file}.*{message}"):
+            read_published(file)
 
 
 def on_upstream(

@@ -2,16 +2,16 @@
 
 import dataclasses
 
+import msgspec
 import numpy as np
 import pandas
 import pytest
 
-from engine import recipe
 from engine.campaigns.record import Row
 from engine.measures.rows import PRE
 from engine.measures.tables import extremes
 from engine.report import charts, sections
-from engine.report import results as report_results
+from engine.report.published import read_published
 from engine.report.results import Results
 from engine.report.section import Section
 from engine.report.text import signed
@@ -102,7 +102,9 @@ def test_the_trade_off_has_the_curve_and_names_what_tables_show(results):
     assert names == ["pretrained", "FT", "EWC & co", "WiSE-FT, α = 0.5"]
 
 
-def test_published_numbers_stand_beside_those_of_their_model_and_variant_only(monkeypatch):
+def test_published_numbers_stand_beside_those_of_their_model_and_variant_only():
+    slides = read_published()
+
     def ranking(model: str) -> pandas.DataFrame:
         paper = [(model, "lwf", "paper", None, "", i, j, 55) for i in SETS for j in (*SETS, "up")]
         made = made_results.of_arms(
@@ -110,24 +112,22 @@ def test_published_numbers_stand_beside_those_of_their_model_and_variant_only(mo
             models=[model],
             more=paper,
         )
+        made = dataclasses.replace(made, published=slides)
         return section(made, "ranking").tables[1].data.set_index("method")
 
     assert "published_mRI_pts" not in ranking("LAION-2B")  # ours is over three sets
-    of_three_sets = recipe.published() | {"sets": dict.fromkeys([*SETS, "up"], "")}
-    monkeypatch.setattr(report_results, "slides", lambda: of_three_sets)
-    report_results.published.cache_clear()
-    published = recipe.published()["models"]["LAION-2B"]["mri"]
+    slides = msgspec.structs.replace(slides, sets=dict.fromkeys([*SETS, "up"], ""))
+    numbers = slides.models["LAION-2B"].mri
     for model in ("LAION-2B", "vit_base_patch16_clip_224.laion2b_ft_in1k"):
         shown = ranking(model)["published_mRI_pts"].dropna()
-        assert dict(shown) == {"FT": published["fine_tune"], "LwF (paper)": published["lwf"]}
+        assert dict(shown) == {"FT": numbers["fine_tune"], "LwF (paper)": numbers["lwf"]}
     assert "published_mRI_pts" not in ranking("other")
 
 
-def test_fine_tuning_upstream_has_a_published_mri_over_the_sets_of_the_campaign(monkeypatch):
+def test_fine_tuning_upstream_has_a_published_mri_over_the_sets_of_the_campaign():
     names = {"a": "IN-V2", "b": "IN-A", "c": "IN-C", "up": "IN-1K"}
-    monkeypatch.setattr(report_results, "slides", lambda: recipe.published() | {"sets": names})
-    report_results.published.cache_clear()
-    of = recipe.published()["models"]["LAION-2B"]
+    slides = msgspec.structs.replace(read_published(), sets=names)
+    of = slides.models["LAION-2B"]
     cells = [("LAION-2B", "pre", "", None, "", "", on, 50.0) for on in names]
     for method in ("fine_tune", "lwf"):
         at = ("LAION-2B", method, "canonical", None, "", "up")
@@ -135,12 +135,12 @@ def test_fine_tuning_upstream_has_a_published_mri_over_the_sets_of_the_campaign(
     for sets in (("a", "b"), ("a", "b", "c")):
         here = [cell for cell in cells if cell[6] in (*sets, "up")]
         made = made_results.of_cells(here, sets=list(sets), downstreams=["up"])
+        made = dataclasses.replace(made, published=slides)
         shown = section(made, "ranking").tables[1].data.set_index("method")["published_mRI_pts"]
-        changes = [of["fine_tuned_on_val"][names[s]] - of["before"][names[s]] for s in sets]
+        changes = [of.fine_tuned_on_val[names[s]] - of.before[names[s]] for s in sets]
         assert dict(shown.dropna()) == {"FT": pytest.approx(np.mean(changes))}
         held_out = section(changed(made, holdout=True), "ranking").tables[1].data
         assert "published_mRI_pts" not in held_out
-    report_results.published.cache_clear()
 
 
 def changed(results: Results, **values) -> Results:
