@@ -67,9 +67,16 @@ def part(pack: Pack, positions: Sequence[int], out: Path, *, extra: Mapping[str,
         out,
         name=pack.name,
         items=[
-            Item(int(pack.labels[i]), str(pack.sources[i]), str(pack.keys[i]), payload=i)
+            Item(
+                int(pack.labels[i]),
+                str(pack.sources[i]),
+                str(pack.keys[i]),
+                payload=i,
+                values=tuple(str(column[i]) for column in pack.columns.values()),
+            )
             for i in positions
         ],
+        columns=tuple(pack.columns),
         encoder=_CopyOfPack(pack),
         transform_spec=pack.manifest["transform"],
         classes=pack.classes,

@@ -28,6 +28,7 @@ from loaders.files import locks
 from loaders.files.durable import digest, file_hash
 from loaders.files.root import Root
 from loaders.pack import (
+    COLUMNS,
     FORMAT_VERSION,
     IMAGES,
     MANIFEST,
@@ -102,6 +103,7 @@ def encode(
     transform_spec: Mapping[str, Any],
     classes: Sequence[str],
     source_fingerprint: str,
+    columns: Sequence[str] = (),
     extra: Mapping[str, Any] | None = None,
     workers: int = 1,
     on_error: Literal["refuse", "skip"] = "refuse",
@@ -111,7 +113,8 @@ def encode(
 
     With `workers` > 1 the encoder runs in spawned processes and must be picklable. `transform_spec`
     (JSON-able) identifies the transform that made the pixels, and `source_fingerprint` the files
-    behind the payloads. `extra` is stored in the manifest.
+    behind the payloads. `columns` names the items' further values. `extra` is stored in the
+    manifest.
 
     on_error: "refuse" raises ValueError if images cannot be opened, naming the first few; "skip"
     lists them in the manifest. Returns an existing pack of the same request unchanged; anything
@@ -131,6 +134,8 @@ def encode(
         "source_fingerprint": source_fingerprint,
         "extra": dict(extra or {}),
     }
+    if columns:
+        manifest["columns"] = list(columns)
     images, manifest["request"] = request_digests(manifest, items, on_error)
     root = Root(out.parents[1])  # raises an error if `packs` or a folder in it is a link
     root.make(out.parent)
@@ -154,7 +159,8 @@ def encode(
                         "Repair them, fetch them again, or skip them: dataset.undecodable=skip, or "
                         "--partial for rib encode"
                     )
-                writer.finish()
+                if values_of := writer.finish(columns):
+                    manifest["columns"] = values_of
             _write_manifest(temporary, manifest | writer.counts(len(classes)))
             Pack.open(temporary)
             root.remove(temporary / JOURNAL)
@@ -187,6 +193,8 @@ def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     sha256 = {name: file_hash(folder / name) for name in (IMAGES, SAMPLES)}
     whole = {**manifest, "sha256": sha256}
     whole["fingerprint"] = digest({key: whole[key] for key in _FINGERPRINT})
+    if "columns" in manifest:
+        sha256[COLUMNS] = file_hash(folder / COLUMNS)
     whole["digest"] = digest(whole)
     Root(folder.parents[1]).write(folder / MANIFEST, json.dumps(whole, indent=1).encode())
 

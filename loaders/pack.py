@@ -2,12 +2,14 @@
 
 The protocol trains on the evaluation transform, so the pixels of an image never change: they are
 resized once and stored. FFCV silently returns black images for damaged samples. Therefore a pack
-stores a checksum per sample, its three files are tied by hashes, and each sample is checked the
+stores a checksum per sample, its files are tied by hashes, and each sample is checked the
 first time a process reads it.
 
     images.beton    the pixels, in FFCV's format; its tag is the hash of samples.npy
     samples.npy     label, source, key and CRC-32 of each sample
-    manifest.json   written last: shape, classes, transform, hashes of the other two files
+    columns.npy     for images with further columns, such as a domain or a severity: each value's
+                    number among the column's values, which the manifest lists
+    manifest.json   written last: shape, classes, transform, hashes of the other files
 """
 
 from __future__ import annotations
@@ -34,8 +36,9 @@ from loaders.files.typed_json import DamagedFile
 
 FORMAT_VERSION = 1
 IMAGES, SAMPLES, MANIFEST = "images.beton", "samples.npy", "manifest.json"
+COLUMNS = "columns.npy"
 MODES = {"raw": RAW, "jpeg": JPEG}
-COLUMNS = ("label", "source", "key", "crc32")  # of samples.npy
+FIELDS = ("label", "source", "key", "crc32")  # of samples.npy
 _REMEDY = "delete the folder and run again"
 
 
@@ -45,19 +48,20 @@ class Item:
 
     `source`: the image or concept whose copies form one cluster. `key`: a unique name for errors.
     `payload`: the picklable argument of the open function (a path, or the recipe of a drawing).
+    `values`: of the listing's further columns, in their order.
     """
 
     label: int
     source: str
     key: str
     payload: Any
+    values: tuple[str, ...] = ()
 
 
 class _Extra(msgspec.Struct):
     """The engine's part of a manifest."""
 
     identity: dict[str, Any] = {}
-    group_depth: int = 0
     faults: list[str] = []
 
 
@@ -78,6 +82,7 @@ class _Manifest(msgspec.Struct):
     skipped: list[dict[str, str]]
     extra: _Extra
     remarks: dict[str, str] = {}
+    columns: dict[str, list[str]] = {}
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,7 @@ class Pack:
     `shape`: (H, W). `classes`: class names, indexed by label. `labels`: int64 [N]. `sources`: str
     [N], the source image that copies share. `keys`: str [N], unique. `fingerprint`: hash of
     everything that determines pixels, labels, classes and transform, including the JPEG decoder.
+    `columns`: further columns by name, each str [N]; the fingerprint does not depend on them.
     """
 
     folder: Path
@@ -99,6 +105,7 @@ class Pack:
     labels: np.ndarray = field(repr=False)
     sources: np.ndarray = field(repr=False)
     keys: np.ndarray = field(repr=False)
+    columns: Mapping[str, np.ndarray] = field(repr=False)
     shard: Beton = field(repr=False)
     _crc32: np.ndarray = field(repr=False)
     _verified: np.ndarray = field(repr=False)
@@ -129,6 +136,7 @@ class Pack:
         if transform_spec is not None:
             _require_transform(folder, manifest["transform"], transform_spec)
         samples = _read_samples(folder / SAMPLES, manifest)
+        columns = _read_columns(folder / COLUMNS, manifest)
         shard = Beton.open(folder / IMAGES)
         _require_tied(shard, samples, manifest)
         return cls(
@@ -142,6 +150,7 @@ class Pack:
             labels=np.ascontiguousarray(samples["label"]),
             sources=samples["source"],
             keys=samples["key"],
+            columns=columns,
             shard=shard,
             _crc32=samples["crc32"],
             _verified=np.zeros(len(samples), bool),
@@ -208,11 +217,12 @@ def request_digests(
     """Returns the `digest` of the manifest with each item's label, source and key, without and with
     `on_error`.
 
-    Items are hashed one by one, since the text of millions of items would take gigabytes.
+    The values of further columns count too. Items are hashed one by one, since the text of millions
+    of items would take gigabytes.
     """
     hashed = hashlib.sha256(f"[{canonical(manifest)},[".encode())
     for number, item in enumerate(items):
-        text = canonical([item.label, item.source, item.key])
+        text = canonical([item.label, item.source, item.key, *item.values])
         hashed.update(f"{',' if number else ''}{text}".encode())
     images = hashed.copy()
     images.update(b"]]")
@@ -235,13 +245,34 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 
 def _read_samples(path: Path, manifest: Mapping[str, Any]) -> np.ndarray:
-    if file_hash(path) != manifest["sha256"].get(SAMPLES):
-        raise ValueError(f"{path}: truncated, altered, or of another pack; {_REMEDY}")
-    # Memory-map first, so that a header that claims too much fails before it allocates memory.
-    samples = np.array(np.load(path, mmap_mode="r", allow_pickle=False))
-    if samples.dtype.names != COLUMNS or samples.ndim != 1:
+    samples = _read_array(path, manifest)
+    if samples.dtype.names != FIELDS or samples.ndim != 1:
         raise ValueError(f"{path}: has no samples of a pack; {_REMEDY}")
     return samples
+
+
+def _read_columns(path: Path, manifest: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The further columns, by name."""
+    if not (values_of := manifest.get("columns", {})):
+        return {}
+    if not Root(path.parent).has(path):
+        raise FileNotFoundError(f"{path}: missing, so the pack is incomplete; {_REMEDY}")
+    codes_KN = _read_array(path, manifest)
+    if codes_KN.shape != (len(values_of), manifest["count"]) or codes_KN.dtype != np.uint32:
+        raise ValueError(f"{path}: has no columns of this pack; {_REMEDY}")
+    columns = {}
+    for codes_N, (name, values) in zip(codes_KN, values_of.items(), strict=True):
+        if codes_N.max() >= len(values):
+            raise ValueError(f"{path}: {name} has numbers without a value; {_REMEDY}")
+        columns[name] = np.array(values)[codes_N]
+    return columns
+
+
+def _read_array(path: Path, manifest: Mapping[str, Any]) -> np.ndarray:
+    if file_hash(path) != manifest["sha256"].get(path.name):
+        raise ValueError(f"{path}: truncated, altered, or of another pack; {_REMEDY}")
+    # Memory-map first, so that a header that claims too much fails before it allocates memory.
+    return np.array(np.load(path, mmap_mode="r", allow_pickle=False))
 
 
 def _require_tied(shard: Beton, samples: np.ndarray, manifest: Mapping[str, Any]) -> None:

@@ -71,8 +71,7 @@ class Listing:
     """A dataset as found on disk.
 
     `left_out`: files that are not images of the dataset. `faults`: known differences from what was
-    published. `group_depth`: number of leading folders of an item's key that name the item's part
-    of the dataset (IN-C: 2, corruption and severity).
+    published. `columns`: names of the items' `values`, such as a split, a domain or a severity.
     """
 
     items: list[Item]
@@ -80,7 +79,7 @@ class Listing:
     fingerprint: str
     left_out: tuple[str, ...] = ()
     faults: tuple[str, ...] = ()
-    group_depth: int = 0
+    columns: tuple[str, ...] = ()
 
 
 def files(root: Path) -> Iterator[File]:

@@ -1,4 +1,4 @@
-"""Writes the two data files of a pack image by image, and resumes an interrupted run.
+"""Writes the data files of a pack image by image, and resumes an interrupted run.
 
 A journal has one line per written image, with the checksum of its bytes and one of the line. The
 next run reuses all images up to the first one whose line or bytes are damaged or missing.
@@ -23,7 +23,7 @@ import numpy as np
 from loaders.beton import BetonWriter
 from loaders.files.durable import file_hash
 from loaders.files.root import Root
-from loaders.pack import COLUMNS, IMAGES, SAMPLES, Item
+from loaders.pack import COLUMNS, FIELDS, IMAGES, SAMPLES, Item
 
 log = logging.getLogger(__name__)
 JOURNAL = "journal.jsonl"
@@ -90,12 +90,24 @@ class PackWriter:
             self._journal.write(text + _checksum(text))
             self._journal.flush()
 
-    def finish(self) -> None:
-        """Writes the samples, and the table and header that make the images readable."""
+    def finish(self, columns: Sequence[str]) -> dict[str, list[str]]:
+        """Writes the samples, the further columns, and the table and header that make the images
+        readable. Returns each column's values, by name.
+        """
         assert self._writer is not None
         with self._files.open(SAMPLES, "wb") as file:
             _write_samples(file, self.written, self._crc32)
         self._writer.finish(tag=file_hash(self._folder / SAMPLES).encode())
+        if not columns:
+            return {}
+        numbers: list[dict[str, int]] = [{} for _ in columns]  # of each column's values
+        codes = [
+            [of.setdefault(value, len(of)) for of, value in zip(numbers, item.values, strict=True)]
+            for item in self.written
+        ]
+        with self._files.open(COLUMNS, "wb") as file:
+            _write_array(file, np.array(codes, "<u4").T)
+        return dict(zip(columns, map(list, numbers), strict=True))
 
     def counts(self, classes: int) -> dict[str, Any]:
         """Returns the manifest's entries about images: counts, shape, skipped and unusual ones."""
@@ -187,7 +199,11 @@ def _write_samples(file: IO[bytes], written: Sequence[Item], crc32: Sequence[int
         np.array(crc32, "<u4"),
     ]
     formats = [column.dtype for column in columns]
-    samples = np.rec.fromarrays(columns, formats=formats, names=",".join(COLUMNS))
-    np.save(file, samples, allow_pickle=False)
+    samples = np.rec.fromarrays(columns, formats=formats, names=",".join(FIELDS))
+    _write_array(file, samples)
+
+
+def _write_array(file: IO[bytes], array: np.ndarray) -> None:
+    np.save(file, array, allow_pickle=False)
     file.flush()
     os.fsync(file.fileno())

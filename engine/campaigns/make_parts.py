@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from engine.evaluation import cka, passes
 from engine.machine.programs import NoAnswer, answer
 from engine.measures.rows import PRE, Arm, Evaluation, ModelOnSet
 from engine.measures.setting import Setting
+from engine.recipe.schema import DatasetRecipe
 from engine.run import Run
 from engine.store import cells
 from engine.store.artifacts import hash_once
@@ -32,6 +34,13 @@ def is_judged_seen(run: Run, name: str, others: Sequence[str]) -> bool:
     return run.recipe.judges_seen and any(run.sets.share_photos(name, each) for each in others)
 
 
+def _credits(dataset: DatasetRecipe) -> list[dict[str, str]]:
+    """Authors and licences of all datasets; empty if reports may not show images of some."""
+    of_sets = [kind_of(dataset, name).credits() for name in dataset.evaluated_sets]
+    every = {json.dumps(credit): credit for credits in of_sets for credit in credits}
+    return list(every.values()) if all(of_sets) else []
+
+
 def of_preparation(plan: Plan, run: Run) -> Preparation:
     """The part of the preparation. run: that of the pretrained model, evaluated on all datasets."""
     sets, dataset, base = run.sets, run.recipe.dataset, {run.base.name: 1.0}
@@ -43,7 +52,7 @@ def of_preparation(plan: Plan, run: Run) -> Preparation:
             path = passes.predicted(run, base, name, "train")
             seen.append(Evaluation(*arm, "", name, path))
     packs = {name: sets[name].pack for name in dataset.evaluated_sets}
-    credits, runs = kind_of(dataset).credits(), plan.place.runs
+    credits, runs = _credits(dataset), plan.place.runs
     return Preparation(
         before=_models(run, evaluations, seen, {PRE: [run.base.artifact.folder]}),
         head=_head(run) if run.recipe.head_set else "",

@@ -22,7 +22,7 @@ from engine.cells import cell_plan
 from engine.cells.cell_plan import CellPlan
 from engine.errors import CampaignError, RecipeError
 from engine.machine.files import short_digest
-from engine.recipe import catalogue, modules
+from engine.recipe import catalogue, kinds, modules
 from engine.recipe.campaigns import SELECTION, VARY
 from engine.recipe.effects import effect_of, values_of
 from engine.recipe.overrides import Override, flat
@@ -50,7 +50,7 @@ class Plan:
         threads: CPU threads of a column's job.
         device: device of all jobs: cpu, cuda or auto (each job chooses).
         is_sweep: whether the command varies a single row.
-        modules: SHA-256 of users' method files and of `dataset.words`, by path.
+        modules: SHA-256 of users' files (methods, kinds of datasets, `dataset.words`), by path.
     """
 
     name: str
@@ -179,14 +179,15 @@ def make_plan(
         )
     is_sweep = len(methods) == 1 and VARY in grid.given  # the command line varies a single row
     swept = list(grid.vary) if is_sweep else []
-    files = {
-        cell.recipe.method.module: file_hash(Path(cell.recipe.method.module))
+    programs = kinds.files(shared.dataset) | {
+        cell.recipe.method.module
         for row in rows.values()
         for cell in row.all()
         if modules.is_users(cell.recipe.method.module)
     }
     if (words := shared.dataset.words) and any(cell.reads_words for cell in cells):
-        files[words] = file_hash(Path(words))
+        programs |= {words}
+    files = {program: file_hash(Path(program)) for program in sorted(programs)}
     digest = _identity(rows, columns, files)
     folder = _title(name, overrides, methods, shared, swept, digest)
     return Plan(
@@ -281,12 +282,13 @@ def settings_of_rows(plan: Plan) -> dict[str, dict[str, Any]]:
 def _settings(cell: CellPlan, sha256: Mapping[str, str]) -> dict[str, Any]:
     """The settings of a cell that can change results, but for its column.
 
-    A user's method is identified by its file's name and SHA-256, without its needs, which are known
-    only after running the file; the words of classes by the SHA-256 of their file.
+    A user's file is identified by its name and SHA-256, and a user's method without its needs,
+    which are known only after running the file; the words of classes by the SHA-256 of their file.
     """
     values = values_of(cell.recipe, set(Affects) - {Affects.NOTHING})
     del values["downstream"]
-    dataset = values["dataset"]
+    own = {name: _by_content(of_set, sha256) for name, of_set in values["dataset"]["own"].items()}
+    dataset = values["dataset"] = _by_content(values["dataset"], sha256) | {"own": own}
     words, templates = dataset.pop("words"), dataset.pop("templates")
     if cell.recipe.reads_words:
         dataset |= {"words": sha256[words]} if words else {}
@@ -296,6 +298,12 @@ def _settings(cell: CellPlan, sha256: Mapping[str, str]) -> dict[str, Any]:
         file = {"module": Path(module).name, "sha256": sha256[module]}
         return {**values, "method": {**values["method"], **file}}
     return values | {"needs": {name: _settings(need, sha256) for name, need in cell.needs.items()}}
+
+
+def _by_content(dataset: Mapping[str, Any], sha256: Mapping[str, str]) -> dict[str, Any]:
+    if not modules.is_users(kind := str(dataset.get("kind", ""))):
+        return {**dataset}
+    return {**dataset, "kind": [Path(kind).name, sha256[kind]]}
 
 
 def _title(

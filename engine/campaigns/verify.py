@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from engine.cells.build import Builder
-from engine.data import imagenet, packs
+from engine.data import packs
 from engine.data.kinds import kind_of
 from engine.evaluation import accuracies, passes
 from engine.evaluation.accuracies import Model
@@ -118,7 +118,7 @@ def verify(run: Builder, tolerance: float = TOLERANCE) -> list[Check]:
             tolerance + _sampling(recipe, name, seen.n, timm if published is None else published),
             _why_not(recipe, name, published, run.sets.seen_by_head(name, split)),
             (seen.high - seen.low) / 2,
-            kind_of(recipe.dataset).shortfall(name, pack),
+            kind_of(recipe.dataset, name).shortfall(pack),
             split,
             timm,
             fits_timm=bool(of_timm) and not differences(recipe.model),
@@ -151,7 +151,7 @@ def _sampling(recipe: Recipe, name: str, images: int, published: float | None) -
 
     `STANDARD_ERRORS` standard errors of the accuracy.
     """
-    of_set = kind_of(recipe.dataset).published_images(name)
+    of_set = kind_of(recipe.dataset, name).published_images()
     if published is None or of_set is None or images >= of_set:
         return 0.0
     share = published / 100
@@ -163,6 +163,5 @@ def _why_not(recipe: Recipe, name: str, published: float | None, fitted: int = 0
         return f"{fitted:,} show photos that fitted the head; model.head.fit_on names other ones"
     if published is None:
         return "nothing published"
-    if name == imagenet.OBJECTNET and recipe.dataset.objectnet != "paper":
-        return "not compared: published for dataset.objectnet=paper"
-    return ""
+    why = kind_of(recipe.dataset, name).why_not_comparable()
+    return why and f"not compared: {why}"

@@ -61,7 +61,7 @@ class Builder(Context):
         not the recipe's pretrained model. store: where artefacts are found or made, by default
         below the recipe's `runs`. run_users: as of `modules.find`."""
         recipe = cell.recipe
-        sets = sets or Sets(recipe, device, cache_folder())
+        sets = sets or Sets(recipe, device, cache_folder(), run_users=run_users)
         store = store or Store(Path(recipe.runs) / STORE)
         super().__init__(recipe, device, sets, store, start)
         self.plan, self.run_users = cell, run_users

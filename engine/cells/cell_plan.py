@@ -16,7 +16,7 @@ import msgspec
 from engine import recipe
 from engine.errors import RecipeError
 from engine.measures.setting import Scalar
-from engine.recipe import catalogue, modules, overrides
+from engine.recipe import catalogue, kinds, modules, overrides
 from engine.recipe.overrides import Override
 from engine.recipe.resolve import VARIANT, without_options
 from engine.recipe.schema import Recipe
@@ -91,8 +91,10 @@ def of_plain(values: Mapping[str, Any]) -> CellPlan:
     """
     cell, method = msgspec.convert(values, CellPlan), values["recipe"]["method"]
     options = msgspec.convert(method, modules.planned_options(method))
+    dataset = values["recipe"]["dataset"]
+    dataset = msgspec.convert(dataset, kinds.planned_options(dataset))
     needs = {name: of_plain(need) for name, need in values["needs"].items()}
-    return CellPlan(dataclasses.replace(cell.recipe, method=options), needs)
+    return CellPlan(dataclasses.replace(cell.recipe, method=options, dataset=dataset), needs)
 
 
 @catalogue.each_file_once()

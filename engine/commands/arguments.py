@@ -409,11 +409,11 @@ def encode(parser: Parser) -> None:
     _settings(parser)
     add("--all", action="store_true",
         help="every dataset in --source that models are evaluated on")  # fmt: skip
-    images = parser.add_mutually_exclusive_group(required=True)
+    images = parser.add_mutually_exclusive_group()
     images.add_argument(
         "--source", type=existing_images,
         help="folder, .tar, or webdataset or parquet files (also a pattern); with --all, folder of "
-        "all datasets",
+        "all datasets (default: where the benchmark's recipe says)",
     )  # fmt: skip
     images.add_argument(
         "--beton", type=Path, help="file that FFCV wrote, at the model's image size"

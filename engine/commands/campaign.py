@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import functools
 import itertools
 import shlex
 import sys
@@ -16,14 +15,15 @@ from engine import recipe
 from engine.campaigns import record, seal, sites, workflow
 from engine.campaigns.plan import PAGE, REPORT, TABLE, Plan, make_plan, read_plan, settings_of_needs
 from engine.campaigns.schedulers import RunOptions
-from engine.data.kinds import Kind, kind_of
+from engine.data.kinds import kind_of
 from engine.errors import CampaignError, RecipeError, printable
 from engine.machine import first_line
 from engine.machine.files import cache_folder, short_digest
 from engine.model_files.model_names import model_section
+from engine.recipe import kinds
 from engine.recipe.modules import is_users
 from engine.recipe.overrides import Override, of_mapping
-from engine.recipe.schema import DatasetRecipe, ModelRecipe, Recipe
+from engine.recipe.schema import ModelRecipe, Recipe
 from engine.recipe.words import read_words
 from loaders.files.root import Root
 from loaders.files.typed_json import DamagedFile
@@ -125,20 +125,21 @@ def _faults_of_sets(name: str, plans: Mapping[Plan, Sequence[Override]]) -> list
     for plan, overrides in plans.items():
         resolved = plan.recipe
         dataset = resolved.dataset
-        kind = kind_of(dataset)
-        if kind.is_drawn or plan.place.record.exists():
+        every = {each: kind_of(dataset, each) for each in plan.needed}
+        read = {each: kind for each, kind in every.items() if not kind.is_drawn}
+        if not read or plan.place.record.exists():
             continue
         from engine.data import packs  # here, because it imports torch
 
-        faults |= dict.fromkeys(_unions(plan, kind))
-        stored = [(resolved, plan.needed)]
+        faults |= dict.fromkeys(_unions(plan))
+        stored = [(resolved, list(read))]
         cropped = [row.recipe for row in plan.rows.values() if row.recipe.train.crops]
         stored += [(packs.to_train_on(each), plan.downstreams) for each in cropped[:1]]
         for of_size, names in stored:
             missing = []
             for each in names:
                 try:
-                    if not packs.is_encoded(of_size, each) and kind.needs_command(each):
+                    if not packs.is_encoded(of_size, each) and read[each].needs_command():
                         missing.append(each)
                 except ValueError as error:
                     faults[str(error)] = None
@@ -157,12 +158,13 @@ def _faults_of_sets(name: str, plans: Mapping[Plan, Sequence[Override]]) -> list
     return list(faults)
 
 
-def _unions(plan: Plan, kind: Kind) -> Iterator[str]:
+def _unions(plan: Plan) -> Iterator[str]:
     """Yields why a column cannot train on a dataset that contains images of RI's datasets."""
     for name in plan.downstreams:
         with contextlib.suppress(ValueError):  # a folder that cannot be read is another fault
-            others = [other for other in plan.sets if other != name]
-            if inside := [other for other in others if kind.shares_files(name, other)]:
+            each = {other: kind_of(plan.recipe.dataset, other) for other in (name, *plan.sets)}
+            kind = each.pop(name)
+            if inside := [other for other, of in each.items() if kind.shares_files(of)]:
                 listed = ", ".join(inside)
                 yield (
                     f"{name} contains images of {listed}, so RI would average over images that its "
@@ -185,10 +187,9 @@ def _faults_of_warmup(plans: Collection[Plan]) -> Iterator[str]:
         from engine.cost import work  # late: it loads torch
 
         dataset = plan.recipe.dataset
-        counts = functools.cache(kind_of(dataset).counts)
         for cell in trained:
             try:
-                images, classes = counts(cell.downstream)
+                images, classes = kind_of(dataset, cell.downstream).counts()
             except ValueError:  # a folder that cannot be read is another fault
                 continue
             try:
@@ -202,11 +203,11 @@ def _faults_of_warmup(plans: Collection[Plan]) -> Iterator[str]:
 def _faults_of_words(plans: Collection[Plan]) -> list[str]:
     """Returns what is wrong with the classes in the file of `dataset.words`."""
     dataset = next(iter(plans)).recipe.dataset
-    kind = kind_of(dataset)
+    kind = kind_of(dataset, dataset.upstream)
     if not dataset.words or kind.is_drawn:  # drawings are downloaded by a job
         return []
     try:
-        classes = kind.head_classes() or kind.listing(dataset.upstream, cache_folder()).classes
+        classes = kind.head_classes() or kind.listing(cache_folder()).classes
         read_words(Path(dataset.words), classes)
     except RecipeError as error:
         return [str(error)]
@@ -220,10 +221,10 @@ def _remarks(plans: Sequence[Plan]) -> list[str]:
     if not plans:
         return []
     dataset = plans[0].recipe.dataset
-    kind = kind_of(dataset)
-    remarks = kind.remarks()
+    every = [kind_of(dataset, name) for name in dataset.known]
+    remarks = [each for i, kind in enumerate(every) for each in kind.remarks(every[:i])]
     reads_words = any(row.recipe.reads_words for plan in plans for row in plan.rows.values())
-    if reads_words and not (dataset.words or kind.head_classes()):
+    if reads_words and not (dataset.words or every[0].head_classes()):
         remarks.append(
             "CLIP's text tower reads classes by their names, with _ as a space: if it should read "
             "others, set dataset.words=FILE, with the lines class,words"
@@ -253,9 +254,11 @@ def _encode_command(resolved: Recipe, model: str | None, overrides: Sequence[Ove
     command += ["--model", model if is_known else "MODEL"]
     command += [f"runs={resolved.runs}"] if resolved.runs != Recipe.runs else []
     command += [each.text for each in overrides if each.section == "model" and each.key != "model"]
-    for key in ("pack_format", "objectnet", "subsample", "seed", "undecodable", "background"):
+    options = kinds.options_of(resolved.dataset)
+    for key in ("pack_format", "seed", "undecodable", "background", *options):
         value = getattr(resolved.dataset, key)
-        command += [f"dataset.{key}={value}"] if value != getattr(DatasetRecipe, key) else []
+        is_default = value == getattr(type(resolved.dataset), key, None)
+        command += [] if is_default else [f"dataset.{key}={value}"]
     return shlex.join(command)
 
 

@@ -1,4 +1,4 @@
-"""`rib download`: download ImageNet-RIB's datasets and models' weights."""
+"""`rib download`: download datasets and models' weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from engine import recipe
-from engine.data import downloads, imagenet, sources
+from engine.data import downloads, sources
 from engine.data.downloads import Target
 from engine.data.sources import Source
 from engine.did_you_mean import nearest
@@ -30,8 +30,7 @@ AT_ONCE = 8  # files in parallel; per host at most `loaders.fetch.download.CONNE
 
 def run(arguments: argparse.Namespace) -> int | None:
     known = sources.read(arguments.sources or sources.FILE)
-    # The training set (148 GB) is downloaded only by name.
-    every = [name for name in known if name != imagenet.IMAGENET_TRAIN]
+    every = [name for name, source in known.items() if not source.by_name_only]
     of_word = (every if name == ALL else [name] for name in arguments.sets)
     names = list(dict.fromkeys(itertools.chain.from_iterable(of_word)))
     if wrong := [name for name in names if name not in known]:

@@ -1,4 +1,4 @@
-"""`rib encode`: encode a published dataset as a pack, for all models with the same transform."""
+"""`rib encode`: encode a dataset as a pack, for all models with the same transform."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from engine import recipe
-from engine.data import imagenet, packs, sources
-from engine.data.kinds import ImageNet, kind_of
-from engine.recipe import preprocessing
+from engine.data import packs, sources
+from engine.data.kinds import kind_of
+from engine.did_you_mean import nearest
+from engine.machine.files import cache_folder
+from engine.recipe import kinds, preprocessing
 from engine.recipe.schema import Recipe
 from loaders.adopt import adopt
 from loaders.encode import left_out
@@ -34,30 +36,25 @@ def run(arguments: argparse.Namespace) -> None:
     resolved = recipe.of_sections(arguments.model, arguments.dataset, arguments.overrides)
     if arguments.beton:
         return _adopt(resolved, str(arguments.set), arguments.beton, arguments.classes)
-    if not isinstance(kind := kind_of(resolved.dataset), ImageNet):
-        raise ValueError(
-            f"{arguments.dataset} needs no encoding: the engine encodes it when a recipe needs it"
-        )
-    if arguments.set:
-        kind.identity(arguments.set)  # raises for an unknown name
     if arguments.all:
-        _encode_all(resolved, kind, arguments)
+        _encode_all(resolved, arguments)
     else:
-        _encode(resolved, kind, str(arguments.set), arguments.source, arguments)
+        _check_name(resolved, arguments.set)
+        _encode(resolved, arguments.set, arguments.source, arguments)
 
 
-def _encode_all(resolved: Recipe, kind: ImageNet, arguments: argparse.Namespace) -> None:
-    """Encode all datasets in a folder."""
+def _encode_all(resolved: Recipe, arguments: argparse.Namespace) -> None:
+    """Encode all datasets in a folder, or at the places that the recipe says."""
     known, missing, faults = sources.read(), [], []
-    if not arguments.source.is_dir():
+    if arguments.source and not arguments.source.is_dir():
         raise ValueError(f"--source {arguments.source} is not a folder")
     for name in resolved.base_sets:
-        place = sources.locate(arguments.source, name, known.get(name))
-        if place is None:
+        place = arguments.source and sources.locate(arguments.source, name, known.get(name))
+        if arguments.source and place is None:
             missing.append(name)
             continue
         try:
-            _encode(resolved, kind, name, place, arguments)
+            _encode(resolved, name, place, arguments)
         except ValueError as error:  # continue with the other datasets
             faults.append(f"{name}: {error}")
     if missing:
@@ -73,12 +70,11 @@ def _encode_all(resolved: Recipe, kind: ImageNet, arguments: argparse.Namespace)
 
 def _adopt(resolved: Recipe, name: str, beton: Path, classes: Path) -> None:
     """Make a pack of a .beton file, where this model's campaigns look for the dataset."""
-    if name not in resolved.dataset.known:
-        known = ", ".join(resolved.dataset.known)
-        raise ValueError(f"{resolved.dataset.name} has no dataset {name!r}; it has {known}")
-    if kind_of(resolved.dataset).has_parts(name):
+    _check_name(resolved, name)
+    dataset = kinds.of_set(resolved.dataset, name)
+    if columns := [*dataset.parts, *filter(None, [dataset.split.column])]:
         raise ValueError(
-            f"{beton} does not say which photo and corruption each image shows, which {name} "
+            f"{beton} does not say which {' and '.join(columns)} each image has, which {name} "
             "requires; encode the image files instead: --source FOLDER"
         )
     pack = adopt(
@@ -99,31 +95,38 @@ def _adopt(resolved: Recipe, name: str, beton: Path, classes: Path) -> None:
     )
 
 
+def _check_name(resolved: Recipe, name: str) -> None:
+    if name not in (known := resolved.dataset.known):
+        raise ValueError(f"{resolved.dataset.name} has no dataset {name!r}{nearest(name, known)}")
+
+
 def _encode(
-    resolved: Recipe, kind: ImageNet, name: str, source: Path, arguments: argparse.Namespace
+    resolved: Recipe, name: str, source: Path | None, arguments: argparse.Namespace
 ) -> None:
-    """Encode a dataset unless its pack exists."""
+    """Encode a dataset unless its pack exists. source: its place, if not the recipe's."""
+    kind = kind_of(resolved.dataset, name, run_users=True)
     folder = packs.pack_folder(Path(resolved.runs), resolved.dataset, resolved.model, name)
     if (folder / MANIFEST).is_file():
-        there = len(Pack.open(folder))
+        there, published = len(Pack.open(folder)), kind.published_images()
         print(
-            f"{name} is already encoded, {there:,} of {kind.counts(name)[0]:,} "
+            f"{name} is already encoded, {there:,}{f' of {published:,}' if published else ''} "
             f"images: {folder}. To encode it again, use another runs=FOLDER"
         )
         return
-    if name == imagenet.OBJECTNET:
-        print(imagenet.LICENCE)
-    if kind.is_streamed(name):
-        _confirm(resolved, arguments.yes)
-    print(f"looking for {name} in {source}")
-    listing = kind.read(name, source.absolute(), partial=arguments.partial)
+    if terms := kind.terms():
+        print(terms)
+    if kind.is_streamed():
+        _confirm(resolved, name, kind.counts()[0], arguments.yes)
+    print(f"looking for {name} in {source or resolved.dataset.root or 'its packages'}")
+    source = source and source.absolute()
+    listing = kind.listing(cache_folder(), source, partial=arguments.partial)
     _plan(resolved, name, listing, folder)
     pack = packs.make_pack(
         resolved,
-        name,
+        kind,
         listing,
         workers=arguments.workers,
-        skip=arguments.partial or resolved.dataset.undecodable == "skip",
+        skip=arguments.partial or kind.dataset.undecodable == "skip",
     )
     for remark, names in pack.manifest.get("remarks", {}).items():
         print(f"  {remark}: {names}")
@@ -159,14 +162,14 @@ def _plan(resolved: Recipe, name: str, listing: Listing, folder: Path) -> None:
         )
 
 
-def _confirm(resolved: Recipe, yes: bool) -> None:
-    """Raise ValueError unless the user confirms that all of IN-C is to be encoded."""
-    size = packs.size_bytes(resolved, imagenet.SIZES[imagenet.IMAGENET_C].images)
+def _confirm(resolved: Recipe, name: str, images: int, yes: bool) -> None:
+    """Raise ValueError unless the user confirms that a dataset of this size is to be encoded."""
+    size = packs.size_bytes(resolved, images)
     print(
-        f"dataset.subsample=full is all of imagenet_c, about {size / 1e9:.0f} GB for each of the "
+        f"dataset.subsample=full is all of {name}, about {size / 1e9:.0f} GB for each of the "
         "models' three transforms; dataset.subsample=50000 takes a balanced sample"
     )
     if not yes and not sys.stdin.isatty():
-        raise ValueError("add --yes to encode all of imagenet_c")
+        raise ValueError(f"add --yes to encode all of {name}")
     if not yes and input("Encode all of it? [y/N] ").strip().lower() not in ("y", "yes"):
         raise ValueError("not confirmed; nothing was encoded")

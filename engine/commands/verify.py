@@ -27,7 +27,8 @@ def run(arguments: argparse.Namespace) -> int:
     # The upstream set need not be encoded. If it is, campaigns find these predictions.
     lacks_upstream = not verify.encoded(recipe, [recipe.dataset.upstream])
     brings_head = lacks_upstream and not recipe.model.head.fit
-    classes = kind_of(recipe.dataset).head_classes() if brings_head else ()
+    upstream = kind_of(recipe.dataset, recipe.dataset.upstream)
+    classes = upstream.head_classes() if brings_head else ()
     sets = Sets(recipe, device, cache_folder(), given_classes=classes)
     builder = Builder(cell, device, sets)
     with builder.store.in_use():

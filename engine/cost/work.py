@@ -167,7 +167,7 @@ def counts_of(recipe: Recipe, name: str) -> tuple[int, int]:
         pack = Pack.open(folder)
         images, classes = len(pack), len(pack.classes)
     else:
-        images, classes = kind_of(dataset).counts(name)
+        images, classes = kind_of(dataset, name).counts()
     return min(images, dataset.limit or images), classes
 
 
@@ -195,10 +195,11 @@ def _judged(recipe: Recipe, name: str, images: int) -> int:
     """
     share = recipe.dataset.holdout if recipe.split_of(name) == "holdout" else 0
     held_out = round(images * share) if share else images
-    kind, trained_on = kind_of(recipe.dataset), recipe.downstream
+    trained_on = recipe.downstream
     if not recipe.judges_seen or name == trained_on:
         return held_out
-    return held_out if kind.photos(name).isdisjoint(kind.photos(trained_on)) else images
+    photos, of_trained = (kind_of(recipe.dataset, each).photos() for each in (name, trained_on))
+    return held_out if photos.isdisjoint(of_trained) else images
 
 
 def trained_on(recipe: Recipe, images: int, classes: int) -> int:

@@ -1,4 +1,4 @@
-"""ImageNet-RIB's datasets in a folder: which files are downloaded, and how they are unpacked.
+"""Datasets in a folder: which files are downloaded, and how they are unpacked.
 
     FOLDER/downloads.json     accepted terms
     FOLDER/.downloads/        incomplete files, and archives to unpack

@@ -1,7 +1,4 @@
-"""The datasets of ImageNet-RIB: classes and published sizes.
-
-Class lists and class names come from timm.
-"""
+"""The classes of ImageNet-1K, by timm's lists and names."""
 
 from __future__ import annotations
 
@@ -9,43 +6,6 @@ import functools
 import pkgutil
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
-
-from loaders.benchmarks import imagenet, imagenet_c
-
-OBJECTNET, IMAGENET_C, IMAGENET_TRAIN = "objectnet", "imagenet_c", "imagenet_train"
-VAL_LABELS = imagenet.LABEL_FILES[1]  # of IN-1K's flat validation set: one wnid per line
-OF_VALIDATION = ("imagenet_val", "imagenet_cartoon", "imagenet_drawing", "imagenet_c")  # its photos
-SUBSETS = {"imagenet_a": "a", "imagenet_r": "r"}  # of IN-1K's classes, as timm names their lists
-LICENCE = (
-    "ObjectNet may be used for research and in products with attribution (its licence follows "
-    "CC BY 4.0), with two conditions of its own: no model's parameters may be tuned on it, and a "
-    "single image may be published only with its red frame. It is a test set: evaluating on it is "
-    "within these terms; fine-tuning on it, as ImageNet-RIB does, is not, unless its authors "
-    "agreed, and needs dataset.objectnet_terms=accepted. See objectnet.dev."
-)
-
-
-class Size(NamedTuple):
-    """Published numbers of images in total and per class (0 if classes differ), and of classes."""
-
-    images: int
-    per_class: int = 0
-    classes: int = 1000
-
-
-SIZES = {
-    IMAGENET_TRAIN: Size(1_281_167),
-    "imagenet_val": Size(50_000, 50),
-    "imagenet_v2": Size(10_000, 10),
-    "imagenet_a": Size(7_500, classes=200),
-    "imagenet_r": Size(30_000, classes=200),
-    "imagenet_sketch": Size(50_889),
-    OBJECTNET: Size(18_574, classes=113),
-    "imagenet_cartoon": Size(50_000, 50),
-    "imagenet_drawing": Size(50_000, 50),
-    IMAGENET_C: Size(75 * imagenet_c.PER_PART, 75 * 50),
-}
 
 
 @functools.cache

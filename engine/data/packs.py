@@ -6,14 +6,15 @@ import dataclasses
 import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from engine.data import smoke
-from engine.data.kinds import kind_of
+from engine.data.kinds import Kind, kind_of
 from engine.machine.files import short_digest
 from engine.recipe import preprocessing
+from engine.recipe.modules import is_users
 from engine.recipe.schema import DatasetRecipe, ModelRecipe, Recipe
 from loaders import decoding
 from loaders.adopt import part
@@ -30,25 +31,30 @@ JPEG_SHARE = 0.3  # of the raw size; photos at quality 90 take less
 SAMPLE = 500  # maximum bytes of an image's label, names and checksum
 
 
-def pack_of(recipe: Recipe, name: str, cache: Path) -> Pack:
+def pack_of(
+    recipe: Recipe, name: str, cache: Path, *, head: Sequence[str] = (), run_users: bool = False
+) -> Pack:
     """The pack of a dataset for a recipe's model; encodes it if there is none.
 
-    Raises ValueError if it was made with other options or the images have changed.
+    head: the classes of the model's head, if they are known. run_users: permission to run a user's
+    file that reads images. Raises ValueError if the pack was made with other options or the images
+    have changed, and PermissionError if it is missing and only a user's file can read the images.
     """
-    dataset, model, kind = recipe.dataset, recipe.model, kind_of(recipe.dataset)
+    kind = kind_of(recipe.dataset, name, run_users=run_users)
+    kind.head = head
     folder = _folder_of(recipe, name)
     if is_encoded(recipe, name):
         is_there = _has_pack(recipe, folder)
         pack = Pack.open(folder) if is_there else _part(recipe, name, folder)
-        _check_identity(pack, identity(dataset, model, name))
+        _check_identity(pack, identity(recipe.dataset, recipe.model, name))
         _warn_of_skipped(pack)
         if "adopted" not in pack.manifest["extra"]:
-            _check_source(pack, kind.fingerprint(name), Path(dataset.root) / name)
-        if lacks := kind.shortfall(name, pack):
+            _check_source(pack, kind.fingerprint(), Path(kind.dataset.root) / name)
+        if lacks := kind.shortfall(pack):
             log.warning("%s is incomplete: %s", name, lacks)
         return pack
-    listing = kind.listing(name, cache)
-    pack = make_pack(recipe, name, listing, skip=dataset.undecodable == "skip")
+    skip = kind.dataset.undecodable == "skip"
+    pack = make_pack(recipe, kind, kind.listing(cache), skip=skip)
     for remark, names in pack.manifest.get("remarks", {}).items():
         log.warning("%s: %s: %s", name, remark, names)
     _warn_of_skipped(pack)
@@ -92,7 +98,7 @@ def _part(recipe: Recipe, name: str, folder: Path) -> Pack:
 
 
 def make_pack(
-    recipe: Recipe, name: str, listing: Listing, *, workers: int = 0, skip: bool = False
+    recipe: Recipe, kind: Kind, listing: Listing, *, workers: int = 0, skip: bool = False
 ) -> Pack:
     """Encode a dataset as the pack that `pack_of` opens.
 
@@ -101,28 +107,30 @@ def make_pack(
     that number of the listing's images.
     """
     transform = preprocessing.transform(recipe.model)
-    dataset, items = recipe.dataset, listing.items
+    name, dataset, items = kind.name, kind.dataset, listing.items
     if dataset.limit:
         classes = [listing.classes[item.label] for item in items]
         keys = [item.key for item in items]
         items = [items[position] for position in smoke.chosen(classes, keys, dataset.limit)]
-    # Each worker first imports torch and timm, which pays off only for a large dataset.
-    parallel = len(os.sched_getaffinity(0)) if len(items) > PARALLEL_FROM else 1
-    opener = kind_of(dataset).open_image(name)
-    known = {"group_depth": listing.group_depth, "faults": list(listing.faults)}
-    extra: dict[str, Any] = {key: value for key, value in known.items() if value}
-    extra["identity"] = identity(dataset, recipe.model, name)
+    # Each worker first imports torch and timm, which pays off only for a large dataset. It cannot
+    # import a user's file.
+    is_large = len(items) > PARALLEL_FROM and not is_users(dataset.kind)
+    parallel = len(os.sched_getaffinity(0)) if is_large else 1
+    extra: dict[str, Any] = {"identity": identity(recipe.dataset, recipe.model, name)}
+    if listing.faults:
+        extra["faults"] = list(listing.faults)
     if decoding.colour(dataset.background) != decoding.colour(decoding.WHITE):
         extra["background"] = dataset.background
     pack_format: Any = dataset.pack_format  # checked with the recipe
     return encode(
-        pack_folder(Path(recipe.runs), dataset, recipe.model, name),
+        _folder_of(recipe, name),
         name=name,
         items=items,
-        encoder=Images(opener, transform, pack_format, dataset.background),
+        encoder=Images(kind.open_image(), transform, pack_format, dataset.background),
         transform_spec=transform.spec,
         classes=listing.classes,
         source_fingerprint=listing.fingerprint,
+        columns=listing.columns,
         extra=extra,
         workers=workers or parallel,
         on_error="skip" if skip else "refuse",
@@ -136,7 +144,8 @@ def pack_folder(runs: Path, dataset: DatasetRecipe, model: ModelRecipe, name: st
 
 def identity(dataset: DatasetRecipe, model: ModelRecipe, name: str) -> dict[str, Any]:
     """The settings of a recipe that determine a dataset's pack."""
-    key = kind_of(dataset).identity(name)
+    kind = kind_of(dataset, name)
+    key, dataset = kind.identity(), kind.dataset
     if dataset.limit:
         key["limit"] = dataset.limit
     if dataset.undecodable == "skip":

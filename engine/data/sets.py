@@ -19,10 +19,12 @@ import torch
 from engine.data import grouping, imagenet, splits
 from engine.data.class_texts import class_texts
 from engine.data.kinds import kind_of
+from engine.data.kinds.imagenet import published_among_its_classes
 from engine.data.packs import pack_of, to_train_on
 from engine.did_you_mean import closest, nearest
 from engine.machine import ranks
 from engine.models.zero_shot import ClassTexts
+from engine.recipe import kinds
 from engine.recipe.schema import DatasetRecipe, Recipe
 from loaders.benchmarks import imagenet_c
 from loaders.pack import Pack
@@ -130,7 +132,7 @@ class Sets:
 
     packs: opened packs, by name. given_classes: the head's classes in order, if they are not the
     upstream dataset's. mask: the possible predictions: the dataset's classes (`present`), all
-    (`none`), or as in the dataset's published accuracies (`benchmark`).
+    (`none`), or as in the dataset's published accuracies (`benchmark`). run_users: as of `pack_of`.
     """
 
     def __init__(
@@ -141,11 +143,13 @@ class Sets:
         packs: Mapping[str, Pack] | None = None,
         given_classes: Sequence[str] = (),
         mask: str = "present",
+        run_users: bool = False,
     ) -> None:
         if mask not in MASKS:
             raise ValueError(f"mask {mask!r} is not valid{nearest(mask, MASKS)}")
         self.recipe = recipe
         self.mask = mask
+        self.run_users = run_users
         self.packs = packs or {}
         self.given_classes = tuple(given_classes)
         self.device = device
@@ -166,12 +170,15 @@ class Sets:
 
     def __getitem__(self, name: str) -> LabelledSet:
         if name not in self._open:
-            pack = self.packs.get(name) or ranks.first(
-                lambda: pack_of(self.recipe, name, self.cache)
-            )
-            dataset = self.recipe.dataset
-            is_upstream = name == dataset.upstream and not self.given_classes
-            head = pack.classes if is_upstream else self.classes
+            is_upstream = name == self.recipe.dataset.upstream and not self.given_classes
+            head = () if is_upstream else self.classes
+            # A pack that a user gave has no keys of its own.
+            dataset, pack = self.recipe.dataset, self.packs.get(name)
+            if pack is None:
+                dataset = kinds.of_set(dataset, name)
+                make = functools.partial(pack_of, self.recipe, name, self.cache)
+                pack = ranks.first(lambda: make(head=head, run_users=self.run_users))
+            head = head or pack.classes
             classes = names_in_head(pack.classes, head)
             rule = self._mask_rule(pack, classes, head)
             labels, mask = to_head(pack, head, rule)
@@ -184,7 +191,7 @@ class Sets:
                 train,
                 holdout,
                 grouping.members(classes, {label: i for i, label in enumerate(head)}),
-                _group(pack),
+                _parts(pack, dataset.parts),
                 split_by,
                 rule,
             )
@@ -226,7 +233,7 @@ class Sets:
         return self._sources[name]
 
     def _opened(self, name: str, pack: Pack) -> Source:
-        is_streamed = kind_of(self.recipe.dataset).is_streamed(name)
+        is_streamed = kind_of(self.recipe.dataset, name).is_streamed()
         return open_source(
             pack,
             self.device,
@@ -246,7 +253,8 @@ class Sets:
         place = f"{name} to crop"
         if place not in self._sources:
             larger = to_train_on(dataclasses.replace(self.recipe, train=recipe.train))
-            pack = ranks.first(lambda: pack_of(larger, name, self.cache))
+            make = functools.partial(pack_of, larger, name, self.cache)
+            pack = ranks.first(lambda: make(head=self.classes, run_users=self.run_users))
             if not np.array_equal(pack.keys, self[name].pack.keys):
                 raise ValueError(
                     f"{pack.folder} and {self[name].pack.folder} have different images, so "
@@ -301,16 +309,6 @@ def names_in_head(classes: Sequence[str], head: Sequence[str]) -> Sequence[str]:
     return [head[number] for number in numbers] if fit else classes
 
 
-def published_among_its_classes(pack: Pack, classes: Sequence[str]) -> bool:
-    """Whether a dataset's published accuracy masks all other classes: IN-A, IN-R and ObjectNet.
-
-    classes: the dataset's, under the head's names.
-    """
-    identity = pack.manifest["extra"].get("identity", {})
-    is_objectnet = (identity.get("kind"), identity.get("set")) == ("imagenet", imagenet.OBJECTNET)
-    return is_objectnet or set(classes) in [set(imagenet.wnids(subset)) for subset in ("a", "r")]
-
-
 def _nearest_class(name: str, head: Sequence[str]) -> str:
     """A question about the nearest class of the head; empty if none is close."""
     known = {label: label for label in head}
@@ -321,8 +319,9 @@ def _nearest_class(name: str, head: Sequence[str]) -> str:
     return f" (is it {known[close]}?)" if close else ""
 
 
-def _group(pack: Pack) -> np.ndarray | None:
-    depth = pack.manifest["extra"].get("group_depth", 0)
-    if not depth:
+def _parts(pack: Pack, names: Sequence[str]) -> np.ndarray | None:
+    """The part of each image (str [N]), which is the values of these columns, or None for none."""
+    if not names:
         return None
-    return np.array([imagenet_c.part_of(key, depth) for key in pack.keys.tolist()])
+    columns = [splits.column(pack, name) for name in names]
+    return np.array(["/".join(of) for of in zip(*columns, strict=True)])

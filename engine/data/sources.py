@@ -1,4 +1,4 @@
-"""Read where ImageNet-RIB's files are, from `recipes/sources.yaml` or a file like it."""
+"""Read where datasets' files are, from `recipes/sources.yaml` or a file like it."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from typing import Any, Literal
 
 import msgspec
 
-from engine.data import imagenet
-from engine.did_you_mean import nearest
 from engine.errors import RecipeError
 from engine.recipe import catalogue
+from loaders.benchmarks.imagenet import LABEL_FILES
 from loaders.fetch.download import Remote
 
 FILE = catalogue.ROOT / "sources.yaml"
@@ -37,7 +36,7 @@ class SetFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if self.unpack == "zip":
             return folder
         if self.unpack == "labels":
-            return folder / imagenet.VAL_LABELS
+            return folder / LABEL_FILES[1]  # one wnid per line
         return folder / f"{self.name.removesuffix('.gz').removesuffix('.tar')}.tar"
 
 
@@ -46,6 +45,7 @@ class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     form: how to get files that require a form. password: where to get the zip file's password.
     folders: other names of the dataset's folder. hub: name of a copy on the Hugging Face Hub.
+    by_name_only: whether `rib download all` leaves it out.
     """
 
     page: str
@@ -55,6 +55,7 @@ class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     password: str = ""
     folders: list[str] = []
     hub: str = ""
+    by_name_only: bool = False
 
 
 def read(path: Path = FILE) -> dict[str, Source]:
@@ -72,10 +73,6 @@ def locate(folder: Path, name: str, source: Source | None) -> Path | None:
 
 
 def _source(path: Path, name: str, values: Any) -> Source:
-    if name not in imagenet.SIZES:
-        raise RecipeError(
-            f"{path}: ImageNet-RIB has no dataset {name!r}{nearest(name, imagenet.SIZES)}"
-        )
     try:
         source = msgspec.convert(values, Source)
     except msgspec.ValidationError as error:

@@ -15,8 +15,10 @@ import hashlib
 
 import numpy as np
 
+from engine.did_you_mean import nearest
+from engine.machine.files import short_digest
 from engine.measures import disjoint
-from engine.recipe.schema import DatasetRecipe
+from engine.recipe.schema import DatasetRecipe, SplitRecipe
 from loaders.pack import Pack
 
 _STREAM = 1  # separates draws of a subset from others with the same seed
@@ -31,11 +33,27 @@ def of_pack(pack: Pack, dataset: DatasetRecipe) -> tuple[str, np.ndarray, np.nda
     """How a pack's images are split (`LabelledSet.split_by`), and the positions (int64) trained on
     and held out."""
     share, seed = dataset.holdout, dataset.seed
+    if share and dataset.split.column:
+        is_held_out = _published(pack, dataset.split)
+        published = f"{dataset.split.column}, as published: {short_digest(is_held_out.tolist())}"
+        return published, np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
     if share and dataset.holdout_by == "source" and photos_of(pack):
         is_held_out = held_out(pack.sources, share, seed)
         return "by hash of source", np.flatnonzero(~is_held_out), np.flatnonzero(is_held_out)
     units = units_of(pack.labels, pack.sources) if share else None
     return ("" if units is None else "by source"), *split(pack.labels, share, seed, units)
+
+
+def _published(pack: Pack, split: SplitRecipe) -> np.ndarray:
+    """Whether each image is held out (bool [N]) by the published split."""
+    values = column(pack, split.column)
+    for value, key in zip(values, pack.keys.tolist(), strict=True):
+        if value not in (*split.train, *split.holdout):
+            raise ValueError(
+                f"{pack.name}: {key} has {split.column}={value!r}, which neither split.train nor "
+                "split.holdout names: add it to one of them, or leave its images out"
+            )
+    return np.isin(values, split.holdout)
 
 
 def units_of(labels: np.ndarray, sources: np.ndarray) -> np.ndarray | None:
@@ -118,3 +136,13 @@ def _ranks(
     rank = np.empty(len(labels), dtype=np.int64)
     rank[by_class] = np.concatenate([np.arange(0), *map(np.arange, counts)])
     return rank, of_class, counts
+
+
+def column(pack: Pack, name: str) -> list[str]:
+    """The values of a pack's column. Raises ValueError if it has none of this name."""
+    if name not in pack.columns:
+        raise ValueError(
+            f"{pack.name} has no column {name!r}{nearest(name, pack.columns)}; correct its name in "
+            f"the dataset's recipe, or delete {pack.folder} to encode the images again"
+        )
+    return pack.columns[name].tolist()

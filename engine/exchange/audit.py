@@ -31,7 +31,7 @@ from engine.data.kinds import kind_of
 from engine.exchange.publish import CARD, KEYS, keys_of, without_distances
 from engine.measures import predictions
 from engine.measures.rows import PRE, Evaluation
-from engine.recipe import catalogue
+from engine.recipe import catalogue, kinds
 from engine.report import finish, results_file
 from engine.report.results import Results, of_campaign
 from loaders.files.durable import file_hash
@@ -257,7 +257,6 @@ def _of_images(run: FinishedCampaign, runs: Path, how: dict[str, str]) -> Iterat
     All evaluations of a dataset have the images of its first: this is checked with the numbers.
     """
     dataset, given = run.plan.recipe.dataset, run.record
-    kind = kind_of(dataset)
     outputs: dict[str, int] = {}  # of the head, by class name
     named = list(zip((*given.evaluations, *given.seen), (*run.evaluations, *run.seen), strict=True))
     for name in dataset.evaluated_sets:
@@ -266,14 +265,14 @@ def _of_images(run: FinishedCampaign, runs: Path, how: dict[str, str]) -> Iterat
         seen = [pair for pair in others if pair[0].parts[0] == "seen"]
         pack = _pack(runs, name, _fingerprints(given)[name])
         count = 0
-        if kind.is_drawn or kind.published_images(name):
-            count = kind.counts(name)[0]
+        if (kind := kind_of(dataset, name)).is_drawn or kind.published_images():
+            count = kind.counts()[0]
         how[name] = "as in packs" if pack else "counted" if count else "not checked"
         for file, path in (first, *seen):
             table, is_seen = predictions.read(path), file.parts[0] == "seen"
             index, whole = table["index"].to_numpy(), np.arange(len(pack) if pack else count)
             if pack is not None:
-                _, train, held_out = splits.of_pack(pack, dataset)
+                _, train, held_out = splits.of_pack(pack, kinds.of_set(dataset, name))
                 positions = train if is_seen else held_out if len(held_out) else whole
                 yield from (f"{file}: {each}" for each in _unlike(table, pack, positions, outputs))
             elif count:

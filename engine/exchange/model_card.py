@@ -286,9 +286,9 @@ def _terms(campaign: FinishedCampaign, recipe: Recipe) -> Iterator[Sequence[str]
 
 def _published(recipe: Recipe) -> dict[str, Source]:
     """The sources of datasets that others published."""
-    kind = kind_of(recipe.dataset)
     known = {name: each for name, each in sources.read().items() if name in recipe.dataset.known}
-    return {name: each for name, each in known.items() if kind.published_images(name)}
+    published = (name for name in known if kind_of(recipe.dataset, name).published_images())
+    return {name: known[name] for name in published}
 
 
 def _hub_names(recipe: Recipe) -> dict[str, str]:

@@ -16,6 +16,7 @@ import torch
 from engine import models, recipe
 from engine.data import imagenet
 from engine.data.class_texts import class_texts
+from engine.data.kinds import folder
 from engine.data.packs import pack_of
 from engine.data.sets import to_head
 from engine.errors import RecipeError
@@ -38,7 +39,7 @@ from engine.model_files.weights import VISUAL, load_model
 from engine.models import checkpoints
 from engine.recipe import overrides, preprocessing
 from engine.recipe.overrides import Override
-from engine.recipe.schema import DatasetRecipe, ModelRecipe, Recipe
+from engine.recipe.schema import ModelRecipe, Recipe
 from engine.store.artifacts import STORE, Store
 from engine.store.cells import Cell
 from loaders.pack import MANIFEST, Pack
@@ -304,7 +305,7 @@ def pack_at(resolved: Recipe, place: Path) -> Pack:
     if (place / MANIFEST).is_file():
         return Pack.open(place, transform_spec=preprocessing.transform(resolved.model).spec)
     place = place.resolve()
-    dataset = DatasetRecipe(
+    dataset = folder.Recipe(
         name="folder",
         root=str(place.parent),
         sets=[],

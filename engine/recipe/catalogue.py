@@ -87,10 +87,15 @@ def _values(path: Path) -> dict[str, Any]:
     return _with_places(values, path.parent)
 
 
-def _with_places(values: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The values, with a dataset's `root` and `words` made relative to this folder."""
+def _with_places(values: Any, folder: Path) -> Any:
+    """The values, with every `root` and `words` of datasets made relative to this folder."""
+    if not isinstance(values, Mapping):
+        return values
     if isinstance(dataset := values.get("dataset"), Mapping):
         values = {**values, "dataset": _with_places(dict(dataset), folder)}
+    if isinstance(own := values.get("own"), Mapping):
+        sets = {name: _with_places(each, folder) for name, each in own.items()}
+        values = {**values, "own": sets}
     for key in ("root", "words"):
         if isinstance(place := values.get(key), str) and place:
             values = {**values, key: str(folder / place)}
@@ -126,12 +131,23 @@ def over(layers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def with_absolute_module(values: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
-    """A layer with the absolute path of its method's module, if the module is a file.
+    """A layer with the absolute paths of its method's module and its datasets' kinds, if these are
+    files.
 
     folder: of the layer's file, or the working directory.
     """
-    section = values.get("method")
-    if not isinstance(section, Mapping) or not str(section.get("module")).endswith(".py"):
-        return values
-    module = os.path.abspath(folder / section["module"])  # a link keeps its name
-    return {**values, "method": {**section, "module": module}}
+    values = {**values}
+    if isinstance(method := values.get("method"), Mapping):
+        values["method"] = _with_absolute(method, "module", folder)
+    if isinstance(dataset := values.get("dataset"), Mapping):
+        values["dataset"] = dataset = _with_absolute(dataset, "kind", folder)
+        if isinstance(own := dataset.get("own"), Mapping):
+            absolute = {name: _with_absolute(each, "kind", folder) for name, each in own.items()}
+            values["dataset"] = {**dataset, "own": absolute}
+    return values
+
+
+def _with_absolute(section: Any, key: str, folder: Path) -> Any:
+    if not isinstance(section, Mapping) or not str(section.get(key)).endswith(".py"):
+        return section
+    return {**section, key: os.path.abspath(folder / section[key])}  # a link keeps its name

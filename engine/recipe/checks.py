@@ -6,9 +6,9 @@ from pathlib import Path
 
 from engine.did_you_mean import nearest
 from engine.errors import RecipeError
+from engine.recipe import kinds
 from engine.recipe.schema import DatasetRecipe, Recipe, TrainRecipe
 from engine.recipe.words import read_words
-from loaders.benchmarks import emoji_styles
 from loaders.files.names import is_name, one_line
 
 TRACKERS = ("tensorboard", "wandb", "trackio")  # besides a user's `module:Class`
@@ -50,17 +50,11 @@ def checked(recipe: Recipe) -> Recipe:
             "dataset.holdout_by=source holds nothing out with dataset.holdout=0: set "
             "dataset.holdout to the fraction of photos to hold out, such as 0.25"
         )
-    is_folder = recipe.dataset.kind == "folder"
-    if recipe.dataset.sources == "names" and not is_folder:
+    if recipe.dataset.holdout_by == "source" and not recipe.dataset.knows_photos:
         raise RecipeError(
-            f"dataset.sources=names applies to folders and shards only; {recipe.dataset.name} "
-            "itself knows its photos: leave the key out"
-        )
-    if recipe.dataset.holdout_by == "source" and is_folder and recipe.dataset.sources == "own":
-        raise RecipeError(
-            "dataset.holdout_by=source holds out photos that several datasets show, and with "
-            "dataset.sources=own none do: set dataset.sources=names if equal class and file names "
-            "mean the same photo, or leave holdout_by out"
+            "dataset.holdout_by=source holds out photos that several datasets show, and by these "
+            "options none do: for folders, set dataset.sources=names if equal class and file names "
+            "mean the same photo; for a table, name dataset.source_column; or leave holdout_by out"
         )
     train = recipe.train
     if len(set(train.augment)) < len(train.augment):
@@ -80,13 +74,6 @@ def checked(recipe: Recipe) -> Recipe:
             f"dataset.{taken[0]} trains on only some of the photos, so the leak would count unseen "
             "ones: leave the key out, or set evaluate.seen=false to skip the leak"
         )
-    for key in ("classes", "renderings", "source_px"):
-        value = getattr(recipe.dataset, key)
-        if recipe.dataset.kind != "emoji" and value != getattr(DatasetRecipe, key):
-            raise RecipeError(
-                f"dataset.{key}={value} applies to emoji-RIB only; {recipe.dataset.name} always "
-                "uses all images of all classes: leave the key out"
-            )
     if one_line(recipe.method.title) != recipe.method.title:
         raise RecipeError(
             f"method.title={recipe.method.title!r:.150} contains a control character: write it in "
@@ -130,8 +117,8 @@ def check_terms(dataset: DatasetRecipe, downstream: str) -> None:
     """Raise RecipeError if a licence forbids fine-tuning on the downstream dataset."""
     if downstream not in dataset.trainable:
         raise RecipeError(
-            f"{downstream} is a test set: its licence forbids tuning a model's parameters on it. "
-            "If its authors gave you permission, set dataset.objectnet_terms=accepted"
+            f"{downstream} is a test set (dataset.test_only): its licence forbids tuning a model's "
+            "parameters on it. If its authors gave you permission, set dataset.test_only=[]"
         )
 
 
@@ -158,11 +145,8 @@ def _check_names(recipe: Recipe) -> None:
     ]
     for key, name in [*keys, *sets]:
         check_name(key, name)
-    if dataset.kind == "emoji":
-        known = (*emoji_styles.DOWNSTREAM, *emoji_styles.DERIVED)
-        for key, name in sets:
-            if name not in known:
-                raise RecipeError(f"{key}: unknown emoji style {name!r}{nearest(name, known)}")
+    for name in dataset.known:
+        kinds.of_set(dataset, name).check(name)
     train_sets = [*dataset.sets, *dataset.train_sets]
     for key, names in (("sets", dataset.evaluated_sets), ("train_sets", train_sets)):
         if twice := sorted({name for name in names if names.count(name) > 1}):

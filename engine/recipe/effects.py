@@ -36,7 +36,8 @@ def values_of(
     for field in dataclasses.fields(section):
         effect, value = field.metadata.get("affects", inherited), getattr(section, field.name)
         if dataclasses.is_dataclass(value):
-            values[field.name] = values_of(value, effects, effect)
+            if inner := values_of(value, effects, effect):
+                values[field.name] = inner
         elif effect in effects:
             values[field.name] = plain[field.name]
     return values

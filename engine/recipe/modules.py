@@ -13,7 +13,7 @@ import importlib
 import importlib.util
 import keyword
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,7 +22,7 @@ from engine.did_you_mean import nearest
 from engine.errors import USERS_METHOD, RecipeError
 from engine.recipe import typed
 from engine.recipe.schema import MethodRecipe, Recipe
-from engine.recipe.typed import Layer
+from engine.recipe.typed import Layer, Options
 from loaders.files.durable import file_hash
 
 METHODS = Path(__file__).resolve().parents[1] / "methods"
@@ -59,7 +59,7 @@ def options(layers: Sequence[Layer]) -> type[MethodRecipe]:
             f"{source}: method.module={module!r} is not a Python file. A relative path starts at "
             "the folder of its YAML file or, on the command line, at the working directory"
         )
-    return _as_given(tuple(sorted({str(name) for _, section in sections for name in section})))
+    return as_given(MethodRecipe, {str(name) for _, section in sections for name in section})
 
 
 def planned_options(method: Mapping[str, Any]) -> type[MethodRecipe]:
@@ -69,7 +69,7 @@ def planned_options(method: Mapping[str, Any]) -> type[MethodRecipe]:
     """
     module = method["module"]
     if is_users(module):
-        return _as_given(tuple(sorted(method)))
+        return as_given(MethodRecipe, method)
     return importlib.import_module(names()[module]).Recipe
 
 
@@ -81,8 +81,8 @@ def complete(method: MethodRecipe, *, run_users: bool = False) -> MethodRecipe:
     if not is_users(method.module):
         return method
     kind, values = find(method.module, run_users=run_users).Recipe, {}
-    typed.add(values, kind, kind, vars(method), method.module, "method.")
-    return typed.build(values, kind, kind, method.module)
+    typed.add(values, kind, Options(), vars(method), method.module, "method.")
+    return typed.build(values, kind, Options(), method.module)
 
 
 def checked(recipe: Recipe, *, run_users: bool = False) -> MethodRecipe:
@@ -112,7 +112,7 @@ def find(module: str, *, run_users: bool = False) -> ModuleType:
     if is_users(module):
         if not run_users:
             raise PermissionError(f"{module} is a program: only commands that train run it")
-        method = _run(Path(module), file_hash(Path(module)))
+        method = run(Path(module))
     else:
         method = importlib.import_module(names()[module])
     for name in ("Recipe", "Method"):
@@ -137,17 +137,27 @@ def with_option(option: str) -> list[str]:
     return [name for name, kind in kinds.items() if option in vars(kind).get("__annotations__", ())]
 
 
+def as_given(base: type, names: Iterable[str]) -> type[Any]:
+    """A class of options that extends `base` by these names, for a file that did not run."""
+    return _extended(base, tuple(sorted(names)))
+
+
 @functools.cache  # equal options share a class, so recipes compare equal
-def _as_given(names: tuple[str, ...]) -> type[MethodRecipe]:
-    shared = {field.name for field in dataclasses.fields(MethodRecipe)}
+def _extended(base: type, names: tuple[str, ...]) -> type[Any]:
+    shared = {field.name for field in dataclasses.fields(base)}
     possible = [name for name in names if name.isidentifier() and not keyword.iskeyword(name)]
     fields = [(name, Any, None) for name in possible if name not in shared]
-    return dataclasses.make_dataclass("Recipe", fields, bases=(MethodRecipe,), frozen=True)
+    return dataclasses.make_dataclass("Recipe", fields, bases=(base,), frozen=True)
+
+
+def run(path: Path) -> ModuleType:
+    """Run a user's file as a module, once per content. Raises RecipeError for invalid Python."""
+    return _run(path, file_hash(path))
 
 
 @functools.cache
 def _run(path: Path, content: str) -> ModuleType:
-    """Run a file as a module. content: its hash, so that a changed file runs again."""
+    """content: the file's hash, so that a changed file runs again."""
     spec = importlib.util.spec_from_file_location(USERS_METHOD + path.stem, path)
     assert spec is not None and spec.loader is not None, path
     module = importlib.util.module_from_spec(spec)

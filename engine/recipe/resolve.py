@@ -19,6 +19,7 @@ from engine.recipe import (
     campaigns,
     catalogue,
     checks,
+    kinds,
     modules,
     overrides,
     typed,
@@ -28,7 +29,7 @@ from engine.recipe.campaigns import SELECTION, Campaign
 from engine.recipe.catalogue import EXTENDS, GROUPS, path_of, with_absolute_module
 from engine.recipe.overrides import COMMAND_LINE, Override
 from engine.recipe.schema import MethodRecipe, Recipe
-from engine.recipe.typed import Layer
+from engine.recipe.typed import Layer, Options
 
 VARIANT = "method.variant"
 DOWNSTREAM = "downstream"
@@ -94,7 +95,7 @@ def load(
     ]
     layers.append((COMMAND_LINE, {"campaign": campaign_name}))
     values, options = _merged(layers)
-    _check_trains(options, of_row)
+    _check_trains(options.method, of_row)
     sets = values["dataset"].get("sets") or ()
     is_whole = file is None and "method" not in top and DOWNSTREAM not in choices
     if downstream is None and is_whole and sets and values.get(DOWNSTREAM) not in sets:
@@ -129,7 +130,7 @@ def varied(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
 
     Raises RecipeError for an unknown key, a wrong type or an impossible value.
     """
-    values, options = dataclasses.asdict(recipe), type(recipe.method)
+    values, options = dataclasses.asdict(recipe), Options.of(recipe)
     for key, value in settings.items():
         typed.add(values, Recipe, options, overrides.nested(key, value), "")
     return checks.checked(typed.build(values, Recipe, options, "recipe"))
@@ -152,17 +153,20 @@ def without_options(given: Sequence[Override]) -> list[Override]:
     return [each for each in given if each.section != "method" or each.key == VARIANT]
 
 
-def _merged(layers: Sequence[Layer]) -> tuple[dict[str, Any], type]:
-    """The merged values of the layers, and the class of the method's options."""
+def _merged(layers: Sequence[Layer]) -> tuple[dict[str, Any], Options]:
+    """The merged values of the layers, and the classes of their options."""
     values: dict[str, Any] = {}
-    options = modules.options(layers)
+    options = Options(modules.options(layers), kinds.options(layers))
     try:
         for source, layer in layers:
             typed.add(values, Recipe, options, layer, source)
     except typed.UnknownKeyError as error:
-        if not (methods := modules.with_option(error.name)):
+        section, _, name = error.key.rpartition(".")
+        find, what = (kinds, "dataset") if section == "dataset" else (modules, "method")
+        owners = find.with_option(name)
+        if not owners:
             raise
-        hint = f"method.{error.name} is an option of {', '.join(methods)}"
+        hint = f"{what}.{name} is an option of {', '.join(owners)}"
         raise RecipeError(f"{error}; {hint}") from error
     is_zero_shot = values.get("model", {}).get("weights", {}).get("source") == "open_clip"
     if layers[0][0] == NAMED and not is_zero_shot:  # its head has ImageNet's classes

@@ -2,7 +2,7 @@
 
 A key's type includes its range and choices. `engine.recipe.typed` fills these classes from YAML and
 the command line, and raises an error for any other key or value. A method's `Recipe` extends
-`MethodRecipe` with its options.
+`MethodRecipe` with its options, and the `Recipe` of a kind of datasets extends `DatasetRecipe`.
 """
 
 from __future__ import annotations
@@ -124,35 +124,61 @@ class ModelRecipe:
 
 
 @dataclass(frozen=True)
+class SplitRecipe:
+    """A published split of a dataset.
+
+    column: of the images. train, holdout: its values on images to train on, and on images held out.
+    """
+
+    column: str = ""  # empty: images are split by `dataset.holdout`
+    train: list[str] = field(default_factory=list)
+    holdout: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class DatasetRecipe:
     """A benchmark: the upstream dataset, whose classes the head has, and the downstream datasets.
 
     Every model is evaluated on the upstream dataset, because fine-tuning can forget it. EWC's
     Fisher and fitted heads use it too, unless `model.head.fit_on` names another dataset.
+
+    The `Recipe` of a kind of datasets adds its options. OF_SET: keys, besides these options, that a
+    dataset can have of its own. knows_photos: whether the datasets show which images are copies of
+    one photo.
     """
+
+    OF_SET: ClassVar[Sequence[str]] = (
+        *("kind", "root", "parts", "split", "undecodable", "background"),
+    )
+
+    @property
+    def knows_photos(self) -> bool:
+        return True
 
     name: str = MISSING
     # raise it with any change after which results cannot be compared with earlier ones
     version: Number = marked(NOTHING, 1)
-    kind: Literal["folder", "emoji", "imagenet"] = marked(PACK, "folder")
+    kind: str = marked(PACK, "folder")  # a module of engine.data.kinds, or a path to a .py file
     root: str = marked(PACK, "")  # <root>/<set>/<class>/<image>; imagenet: <root>/<set>, or empty
+    # by dataset: its own kind, root and options, where they differ
+    own: dict[str, dict[str, Any]] = field(default_factory=dict)
     upstream: Name = marked(PACK, "upstream")
     sets: list[Name] = MISSING
     train_sets: list[Name] = field(default_factory=list)  # may be trained on, never evaluated
     # datasets by maker; a run may lack some of them
     families: dict[str, list[str]] = field(default_factory=dict)
-    # for folders and shards: images that count as copies of one photo. own: none; names: those with
-    # the same class and file name, in all datasets
-    sources: Literal["own", "names"] = "own"
     # for CLIP's text tower: CSV file of `class,words`; a class without words is read by its name
     words: str = ""
     # sentences with {} for a class's words; empty: CLIP's for ImageNet's classes, otherwise
     # "a photo of a {}."
     templates: list[str] = field(default_factory=list)
-    # for emoji-RIB only: number of classes, images per class and style, and their size
-    classes: Width = marked(PACK, 0)
-    renderings: Thousand = marked(PACK, 1)
-    source_px: Pixels = marked(PACK, 128)
+    # test sets: their licences forbid fine-tuning, unless their authors permit it
+    test_only: list[str] = field(default_factory=list)
+    # columns of the images that together name parts of equal weight in the dataset's accuracy
+    parts: list[str] = field(default_factory=list)
+    # published split: a column of the images, and of each of its values whether to train on these
+    # images or to hold them out
+    split: SplitRecipe = field(default_factory=SplitRecipe)
     seed: Seed = marked(PACK, 0)
     holdout: BelowOne = 0.25  # fraction of each class held out of training; 0: no split
     # set: each dataset holds out images separately. source: a photo held out of one dataset is held
@@ -164,10 +190,6 @@ class DatasetRecipe:
     portion: Part = marked(CELL, 1.0)
     limit: Count = 0  # smoke run: images per dataset, for training and evaluation; 0: all
     pack_format: Literal["raw", "jpeg"] = marked(PACK, "raw")
-    objectnet: Literal["corrected", "paper"] = "corrected"
-    # accepted: fine-tune on it, if you have permission
-    objectnet_terms: Literal["test_only", "accepted"] = "test_only"
-    subsample: str = "50000"  # images of IN-C, or full
     undecodable: Literal["refuse", "skip"] = "refuse"  # images that cannot be decoded
     background: str = "white"  # colour behind transparent pixels: a name, or rgb(R,G,B)
     thumbnails: bool = False  # show images in reports, if their licences allow it
@@ -184,9 +206,11 @@ class DatasetRecipe:
 
     @property
     def trainable(self) -> list[str]:
-        """Datasets that may be fine-tuned on; ObjectNet's licence requires permission."""
-        test_only = self.kind == "imagenet" and self.objectnet_terms == "test_only"
-        return [name for name in self.known if not (test_only and name == "objectnet")]
+        """Datasets that may be fine-tuned on."""
+        return [name for name in self.known if name not in self.test_only]
+
+    def check(self, name: str) -> None:
+        """Raise RecipeError, naming the key, if this kind has no dataset of this name."""
 
 
 @dataclass(frozen=True)

@@ -10,40 +10,52 @@ import functools
 import math
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 
 from engine.did_you_mean import closest, nearest
 from engine.errors import RecipeError
 from engine.recipe import yaml_text
+from engine.recipe.catalogue import over
 from engine.recipe.overrides import Word, nested
-from engine.recipe.schema import MISSING, MethodRecipe, Recipe
+from engine.recipe.schema import MISSING, DatasetRecipe, MethodRecipe, Recipe
 
 Layer = tuple[str, Mapping[str, Any]]  # source and values
 
 
-class UnknownKeyError(RecipeError):
-    """A key that no section has. name: the last part of the key."""
+class Options(NamedTuple):
+    """The classes of the sections that differ between methods and between kinds of datasets."""
 
-    def __init__(self, message: str, name: str) -> None:
+    method: type[MethodRecipe] = MethodRecipe
+    dataset: type[DatasetRecipe] = DatasetRecipe
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> Options:
+        """The classes of a resolved recipe."""
+        return cls(type(recipe.method), type(recipe.dataset))
+
+
+class UnknownKeyError(RecipeError):
+    """A key that no section has."""
+
+    def __init__(self, message: str, key: str) -> None:
         super().__init__(message)
-        self.name = name
+        self.key = key
 
 
 def add(
     values: dict[str, Any],
     kind: type,
-    options: type[MethodRecipe],
+    options: Options,
     layer: Any,
     source: str,
     prefix: str = "",
 ) -> None:
     """Set the keys of a layer in `values`, the nested values of a section of this kind.
 
-    options: the method's options class. Raises RecipeError, naming the layer's source, for an
-    unknown key or an invalid value.
+    Raises RecipeError, naming the layer's source, for an unknown key or an invalid value.
     """
     types_of = hints(kind, options)
     if isinstance(layer, Word):
@@ -53,17 +65,17 @@ def add(
     for name, value in layer.items():
         key = f"{prefix}{name}"
         if name not in types_of:
-            error = _error(source, f"unknown key {key!r:.150}{_nearest_key(key, options)}")
-            raise UnknownKeyError(str(error), name)
+            hint = _nearest_key(key, options, types_of)
+            raise UnknownKeyError(str(_error(source, f"unknown key {key!r:.150}{hint}")), key)
         if dataclasses.is_dataclass(types_of[name]):
             add(values.setdefault(name, {}), types_of[name], options, value, source, f"{key}.")
             continue
         value = converted(types_of[name], value, key, source)
         is_lines = isinstance(value, dict) and isinstance(values.get(name), dict)
-        values[name] = {**values[name], **value} if is_lines else value
+        values[name] = over((values[name], value)) if is_lines else value
 
 
-def build(values: Mapping[str, Any], kind: type, options: type[MethodRecipe], source: str) -> Any:
+def build(values: Mapping[str, Any], kind: type, options: Options, source: str) -> Any:
     """A section of this kind with these values and defaults.
 
     Raises RecipeError, naming the source, for a key without a value or default.
@@ -88,7 +100,7 @@ def build(values: Mapping[str, Any], kind: type, options: type[MethodRecipe], so
 def value_of(recipe: Recipe, key: str, value: Any) -> Any:
     """A value, converted to the type of its dotted key."""
     values: Any = {}
-    add(values, Recipe, type(recipe.method), nested(key, value), "")
+    add(values, Recipe, Options.of(recipe), nested(key, value), "")
     while isinstance(values, dict):
         (values,) = values.values()
     return values
@@ -100,11 +112,12 @@ def text(value: Any) -> str:
 
 
 @functools.cache
-def hints(kind: type, options: type[MethodRecipe]) -> dict[str, Any]:
-    """The types of a section's keys; for the method, those of its options."""
+def hints(kind: type, options: Options) -> dict[str, Any]:
+    """The types of a section's keys."""
     of_kind = typing.get_type_hints(kind, include_extras=True)
     fields = [field.name for field in dataclasses.fields(kind)]
-    return {name: options if of_kind[name] is MethodRecipe else of_kind[name] for name in fields}
+    ours = {MethodRecipe: options.method, DatasetRecipe: options.dataset}
+    return {name: ours.get(of_kind[name], of_kind[name]) for name in fields}
 
 
 def converted(kind: Any, value: Any, key: str, source: str = "") -> Any:
@@ -119,10 +132,7 @@ def converted(kind: Any, value: Any, key: str, source: str = "") -> Any:
         if is_list and isinstance(value, str | int | float):
             value = yaml_text.parse(f"[{given}]", source)
     if isinstance(value, Mapping):  # for overrides such as model.published.imagenet_a=80
-        value = {
-            name: yaml_text.parse(str(each), source) if isinstance(each, Word) else each
-            for name, each in value.items()
-        }
+        value = _parsed(value, source)
     for attempt in (value, _texts(value)):
         try:
             result = msgspec.convert(attempt, kind)
@@ -136,6 +146,15 @@ def converted(kind: Any, value: Any, key: str, source: str = "") -> Any:
     if choices and isinstance(value, str | int | float):
         raise _error(source, f"{key}={value!r} is not valid{nearest(str(value), choices)}")
     raise _error(source, f"{key}={value!r:.100} must be {words(kind)}")
+
+
+def _parsed(lines: Mapping[str, Any], source: str) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name, value in lines.items():
+        is_word = isinstance(value, Word)
+        value = yaml_text.parse(str(value), source) if is_word else value
+        values[name] = _parsed(value, source) if isinstance(value, Mapping) else value
+    return values
 
 
 def _error(source: str, what: str) -> RecipeError:
@@ -210,25 +229,22 @@ def _is_of_64_bits(value: Any) -> bool:
     return not isinstance(value, float) or math.isfinite(value)
 
 
-def _nearest_key(key: str, options: type[MethodRecipe]) -> str:
+def _nearest_key(key: str, options: Options, names: Iterable[str]) -> str:
     """`; did you mean 'train.epochs'?`: the keys whose last part is closest to this key's.
 
-    Keys of the same section come first. If none is close, the section's keys are listed.
+    names: the keys of the same section, which come first. If none is close, they are listed.
     """
     section, _, word = key.rpartition(".")
     known: dict[str, list[str]] = {}
-    own: dict[str, list[str]] = {}
     for name in sorted(_keys(Recipe, options), key=lambda name: name.count(".")):
-        above, _, last = name.rpartition(".")
-        known.setdefault(last, []).append(name)
-        if above == section:
-            own[last] = [name]
+        known.setdefault(name.rpartition(".")[2], []).append(name)
+    own = {name: [f"{section}.{name}" if section else name] for name in names}
     if close := closest(word, known, 0.8) or closest(word, own):
         return f"; did you mean {' or '.join(map(repr, {**known, **own}[close]))}?"
     return f"; valid: {', '.join(sorted(own))}"
 
 
-def _keys(kind: type, options: type[MethodRecipe], prefix: str = "") -> Iterator[str]:
+def _keys(kind: type, options: Options, prefix: str = "") -> Iterator[str]:
     """All keys of a section, including dotted keys of its sections."""
     for name, each in hints(kind, options).items():
         yield f"{prefix}{name}"

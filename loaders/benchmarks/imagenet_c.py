@@ -30,7 +30,7 @@ CORRUPTIONS = tuple(name for names in GROUPS.values() for name in names)
 SEVERITIES = ("1", "2", "3", "4", "5")
 PARTS = tuple(f"{name}/{severity}" for name, severity in product(CORRUPTIONS, SEVERITIES))
 PER_PART = 50_000  # images
-DEPTH = 2  # an item's key begins with the two folders corruption/severity
+COLUMNS = ("corruption", "severity")
 
 
 def read(
@@ -59,23 +59,24 @@ def read(
             )
         hashed.update(trees.stamped(file))
         key = "/".join(parts[-4:])
-        items.append(Item(number[wnid], source_of(name, key), key, file.place))
+        part = parts[-4], severity
+        items.append(Item(number[wnid], source_of(name, key), key, file.place, part))
     if not items:
         raise ValueError(
             f"{root} has no images <corruption>/<severity>/<wnid>/<image>; give the folder with "
             f"{', '.join(f'{group}/' for group in GROUPS)}, or with their .tar files"
         )
-    counts = Counter(part_of(item.key) for item in items)
+    counts = Counter(map(part_of, items))
     items = in_order(items)
     if subsample is not None:
         if not 0 < subsample <= len(items):
             raise ValueError(
                 f"subsample={subsample}: the dataset has {len(items)} images; full uses all"
             )
-        parts, labels = [part_of(item.key) for item in items], [item.label for item in items]
+        parts, labels = [*map(part_of, items)], [item.label for item in items]
         items = [items[position] for position in balanced(parts, labels, subsample, seed)]
     faults = tuple(_faults(counts))
-    return Listing(items, classes, hashed.hexdigest(), tuple(left_out), faults, DEPTH)
+    return Listing(items, classes, hashed.hexdigest(), tuple(left_out), faults, COLUMNS)
 
 
 def _faults(counts: Mapping[str, int]) -> Iterator[str]:
@@ -87,9 +88,9 @@ def _faults(counts: Mapping[str, int]) -> Iterator[str]:
         yield f"{len(wrong)} of {len(PARTS)} parts have not {PER_PART:,} images: {shown}"
 
 
-def part_of(key: str, depth: int = DEPTH) -> str:
-    """Returns the first folders of an item's key: `corruption/severity`."""
-    return "/".join(key.split("/", depth)[:depth])
+def part_of(item: Item) -> str:
+    """Returns the part of the dataset that an item belongs to: `corruption/severity`."""
+    return "/".join(item.values)
 
 
 def balanced(

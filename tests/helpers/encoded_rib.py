@@ -16,7 +16,7 @@ from helpers import imagenet_trees as trees
 
 RECIPE = """\
 model: vit_tiny_random
-dataset: {extends: imagenet_rib, objectnet_terms: accepted}
+dataset: {extends: imagenet_rib, test_only: []}
 method: fine_tune
 downstream: objectnet
 optimizer: {name: sgd, lr: 0.05}

@@ -11,12 +11,11 @@ import numpy as np
 from PIL import Image
 
 from engine.data import imagenet
-from engine.data.kinds import ImageNet
-from engine.recipe.schema import DatasetRecipe
+from engine.data.kinds.imagenet import Kind, Recipe
 from loaders.benchmarks import imagenet_c
 from loaders.trees import Listing
 
-RIB = DatasetRecipe(name="imagenet_rib", kind="imagenet", sets=[], subsample="full")
+RIB = Recipe(name="imagenet_rib", kind="imagenet", sets=[], subsample="full")
 # In IN-1K, IN-A and IN-R alike, so that one head's places are asked for by every set.
 WNIDS = tuple(sorted(set(imagenet.wnids("a")) & set(imagenet.wnids("r"))))[:3]
 PLACES = {wnid: place for place, wnid in enumerate(imagenet.wnids())}
@@ -138,4 +137,5 @@ def archive(folder: Path, path: Path, nested: bool = False, gzip: bool = False) 
 
 def read(name: str, source: Path, **options: str) -> Listing:
     """A set of which a few images are here."""
-    return ImageNet(dataclasses.replace(RIB, **options)).read(name, source, partial=True)
+    kind = Kind(dataclasses.replace(RIB, **options), name)
+    return kind.listing(source, source, partial=True)

@@ -12,6 +12,7 @@ from engine.data import imagenet
 from helpers import imagenet_trees as trees
 from helpers.imagenet_trees import read
 from loaders.benchmarks import imagenet_c, objectnet
+from loaders.benchmarks.imagenet import LABEL_FILES
 from loaders.trees import Listing, open_image
 
 
@@ -31,7 +32,7 @@ def test_every_layout_of_the_validation_set_gives_the_same_items(tmp_path):
     expected = read("imagenet_val", trees.validation(tmp_path / "folders"))
     assert expected.items[0].source == "ILSVRC2012_val_00000001"
     assert tuple(expected.classes) == imagenet.wnids()
-    csv, synsets = imagenet.imagenet.LABEL_FILES
+    csv, synsets = LABEL_FILES
     kaggle = trees.flat(tmp_path / "kaggle" / "ILSVRC" / "Data" / "CLS-LOC", csv)
     (kaggle / csv).rename(tmp_path / "kaggle" / csv)
     with_tar = trees.flat(tmp_path / "tar", synsets)
@@ -132,8 +133,8 @@ def test_corruptions_with_and_without_groups_and_from_archives(tmp_path):
         trees.archive(tmp_path / "grouped" / group, tars / f"{group}.tar")
     for source in (plain, tars):
         assert named(read("imagenet_c", source)) == named(expected)
-    assert len(expected.items) == 150 and expected.group_depth == 2
-    parts = Counter(imagenet_c.part_of(item.key) for item in expected.items)
+    assert len(expected.items) == 150 and expected.columns == ("corruption", "severity")
+    parts = Counter(map(imagenet_c.part_of, expected.items))
     assert parts == dict.fromkeys(imagenet_c.PARTS, 2)
     sources = {item.source for item in expected.items}
     assert sources == {"ILSVRC2012_val_00000001", "ILSVRC2012_val_00000003"}

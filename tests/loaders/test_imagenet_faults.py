@@ -11,22 +11,21 @@ from pathlib import Path
 
 import pytest
 
-from engine.data import imagenet
-from engine.data.kinds import ImageNet
+from engine.data.kinds.imagenet import Kind
 from helpers import imagenet_trees as trees
 from helpers.imagenet_trees import RIB, read
 from helpers.tarballs import tarball
-from loaders.benchmarks import devkit, imagenet_c, objectnet
+from loaders.benchmarks import devkit, imagenet, imagenet_c, objectnet
 from loaders.pack import Item
 from loaders.trees import open_image
 
 
 def test_published_sizes(tmp_path):
     with pytest.raises(ValueError, match=r"1000 of 1000 classes have not 50 images: n01440764 \(0"):
-        ImageNet(RIB).read("imagenet_val", trees.validation(tmp_path))
+        Kind(RIB, "imagenet_val").listing(tmp_path, trees.validation(tmp_path))
     items = [Item(i // 2, "", str(i), None) for i in range(6)]
-    assert imagenet.imagenet.faults(items, "abc", 6, 2) == []
-    assert imagenet.imagenet.faults(items[:5], "abc", 5) == []
+    assert imagenet.faults(items, "abc", 6, 2) == []
+    assert imagenet.faults(items[:5], "abc", 5) == []
 
 
 def test_a_small_part_of_a_whole_set_is_no_shortfall(tmp_path, monkeypatch):
@@ -34,11 +33,13 @@ def test_a_small_part_of_a_whole_set_is_no_shortfall(tmp_path, monkeypatch):
     drawn = dataclasses.replace(RIB, subsample="20")
     monkeypatch.setattr(imagenet_c, "PER_PART", 2)
     other = dataclasses.replace(drawn, seed=1)
-    first, second = (ImageNet(each).read("imagenet_c", source).items for each in (drawn, other))
+    first, second = (
+        Kind(each, "imagenet_c").listing(tmp_path, source).items for each in (drawn, other)
+    )
     assert len(first) == len(second) == 20 and first != second
     (source / "weather" / "fog" / "3" / trees.WNIDS[0] / "ILSVRC2012_val_00000001.JPEG").unlink()
     with pytest.raises(ValueError, match=r"1 of 75 parts have not 2 images: fog/3 \(1\)"):
-        ImageNet(drawn).read("imagenet_c", source)
+        Kind(drawn, "imagenet_c").listing(tmp_path, source)
 
 
 def _objectnet_mapping(folder: Path, file: int, **changes: str) -> Path:
@@ -54,7 +55,6 @@ def test_what_is_wrong_with_a_tree_is_named(tmp_path):
             read(name, source)
 
     good = trees.by_wnid(tmp_path / "good")
-    fails("imagenet_q", good, "did you mean")
     fails("imagenet_a", tmp_path / "gone", "gone is neither a folder nor a .tar")
     (tmp_path / "empty").mkdir()
     fails("imagenet_a", tmp_path / "empty", "empty has no images; give the folder or .tar of")

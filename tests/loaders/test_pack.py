@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 import time
+from dataclasses import replace
 from multiprocessing.pool import ThreadPool
 
 import numpy as np
@@ -13,9 +14,10 @@ from PIL import Image
 
 from helpers.damage import cut, flip
 from helpers.tiny_packs import SHAPE, draw, items, make
+from loaders.adopt import part
 from loaders.files.durable import digest
 from loaders.files.typed_json import DamagedFile
-from loaders.pack import Pack, request_digests
+from loaders.pack import Item, Pack, request_digests
 from loaders.workers import ordered_map
 
 SPEC = {"size": [9, 14], "crop": 0.875}
@@ -37,6 +39,34 @@ def test_pack_holds_what_was_encoded(tmp_path):
     jpeg = make(tmp_path / "j", "jpeg", **options)
     assert 0 < np.abs(pack.pixels([0, 3]).astype(int) - jpeg.pixels([0, 3])).mean() < 40
     assert jpeg.fingerprint != pack.fingerprint
+
+
+def with_regions(seeds: range) -> list[Item]:
+    """Images with two further columns."""
+    return [replace(item, values=("ab"[item.label % 2], "x")) for item in items(seeds)]
+
+
+def test_further_columns_are_stored_beside_the_pixels(tmp_path):
+    plain = make(tmp_path / "plain", seeds=range(8))
+    options = {"columns": ("region", "place"), "items": with_regions(range(8))}
+    pack = make(tmp_path / "p", **options)
+    assert pack.fingerprint == plain.fingerprint and not plain.columns
+    assert {name: column.tolist() for name, column in pack.columns.items()} == {
+        "region": ["ab"[label % 2] for label in pack.labels],
+        "place": ["x"] * 8,
+    }
+    few = part(pack, [1, 6], tmp_path / "few", extra={})
+    assert few.columns["region"].tolist() == pack.columns["region"][[1, 6]].tolist()
+    assert make(tmp_path / "p", **options).folder == pack.folder
+    with pytest.raises(FileExistsError, match="another pack"):
+        make(tmp_path / "p", columns=("place", "region"), items=options["items"])
+    file = pack.folder / "columns.npy"
+    np.save(file, np.load(file)[::-1])
+    with pytest.raises(ValueError, match=r"columns.npy: .*altered.* run again"):
+        Pack.open(pack.folder)
+    file.unlink()
+    with pytest.raises(FileNotFoundError, match=r"columns.npy: missing"):
+        Pack.open(pack.folder)
 
 
 def test_fingerprint_follows_pixels_labels_classes_and_transform(tmp_path):

@@ -3,22 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.data.kinds.base import Kind
-from loaders.benchmarks import emoji
+from engine.data.kinds import base
+from engine.did_you_mean import nearest
+from engine.errors import RecipeError
+from engine.recipe.schema import PACK, DatasetRecipe, Pixels, Thousand, Width, marked
+from loaders.benchmarks import emoji, emoji_styles
 from loaders.trees import Listing
 
 
-class Emoji(Kind):
-    """Each dataset is an emoji style, or an effect on the drawings of two styles."""
+@dataclass(frozen=True)
+class Recipe(DatasetRecipe):
+    """Number of classes, images per class and style, and their size."""
 
+    classes: Width = marked(PACK, 0)
+    renderings: Thousand = marked(PACK, 1)
+    source_px: Pixels = marked(PACK, 128)
+
+    def check(self, name: str) -> None:
+        styles = (*emoji_styles.DOWNSTREAM, *emoji_styles.DERIVED)
+        if name not in (self.upstream, *styles):
+            raise RecipeError(f"dataset.sets: unknown emoji style {name!r}{nearest(name, styles)}")
+
+
+class Kind(base.Kind):
+    """An emoji style, or an effect on the drawings of two styles."""
+
+    dataset: Recipe
     is_drawn = True
 
-    def listing(self, name: str, cache: Path) -> Listing:
+    def listing(self, cache: Path, source: Path | None = None, *, partial: bool = False) -> Listing:
         dataset = self.dataset
-        styles, effect = emoji.styles_of(name, dataset.upstream)
+        styles, effect = emoji.styles_of(self.name, dataset.upstream)
         concepts = emoji.fetch(cache).choose(dataset.classes, dataset.seed)
         rendering = (dataset.renderings, dataset.seed, dataset.source_px, effect)
         return Listing(
@@ -27,16 +46,16 @@ class Emoji(Kind):
             emoji.fingerprint(styles, concepts, *rendering),
         )
 
-    def counts(self, name: str) -> tuple[int, int]:
+    def counts(self) -> tuple[int, int]:
         classes = self.dataset.classes
-        styles, _ = emoji.styles_of(name, self.dataset.upstream)
+        styles, _ = emoji.styles_of(self.name, self.dataset.upstream)
         return classes * self.dataset.renderings * len(styles), classes
 
-    def photos(self, name: str) -> frozenset[str]:
-        styles, effect = emoji.styles_of(name, self.dataset.upstream)
-        return frozenset(styles if effect else [name])
+    def photos(self) -> frozenset[str]:
+        styles, effect = emoji.styles_of(self.name, self.dataset.upstream)
+        return frozenset(styles if effect else [self.name])
 
-    def open_image(self, name: str) -> Callable[[Any], Any]:
+    def open_image(self) -> Callable[[Any], Any]:
         return emoji.open_image
 
     def credits(self) -> list[dict[str, str]]:

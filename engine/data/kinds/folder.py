@@ -6,58 +6,80 @@ import contextlib
 import dataclasses
 import functools
 import logging
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from engine.data.kinds.base import Kind
+from engine.data.kinds import base
+from engine.recipe.schema import DatasetRecipe
 from loaders import folders, trees
 from loaders.trees import Listing, Place, first_names
+
+
+@dataclass(frozen=True)
+class Recipe(DatasetRecipe):
+    # images that count as copies of one photo. own: none; names: those with the same class and file
+    # name, in all datasets
+    sources: Literal["own", "names"] = "own"
+
+    @property
+    def knows_photos(self) -> bool:
+        return self.sources == "names"
+
 
 log = logging.getLogger(__name__)
 LOOKED_FOR = 32  # files of a dataset, at even steps
 
 
-class Folder(Kind):
-    """Each dataset is at `<dataset.root>/<set>`, in folders or shards (`loaders.folders`)."""
+class Kind(base.Kind):
+    """A dataset at `<dataset.root>/<set>`, in folders or shards (`loaders.folders`)."""
 
-    def listing(self, name: str, cache: Path) -> Listing:
-        listing = folders.read(self._root(name))
+    dataset: Recipe
+
+    def read(self, source: Path | None = None) -> Listing:
+        """The images as they lie there; copies have a common source, if the recipe says so."""
+        return folders.read(source or self.root)
+
+    def listing(self, cache: Path, source: Path | None = None, *, partial: bool = False) -> Listing:
+        listing = self.read(source)
         if listing.left_out:
-            log.warning(
-                "%s: left out, because not <class>/<image>: %s", name, first_names(listing.left_out)
-            )
-        if self._names_are_sources:
+            shown = first_names(listing.left_out)
+            log.warning("%s: left out, because not <class>/<image>: %s", self.name, shown)
+        if self.dataset.knows_photos:
             return listing
-        items = [dataclasses.replace(item, source=f"{name}/{item.key}") for item in listing.items]
+        items = [
+            dataclasses.replace(item, source=f"{self.name}/{item.key}") for item in listing.items
+        ]
         return dataclasses.replace(listing, items=items)
 
-    def counts(self, name: str) -> tuple[int, int]:
-        listing = folders.read(self._root(name))
+    def counts(self) -> tuple[int, int]:
+        listing = self.read()
         return len(listing.items), len(listing.classes)
 
-    def photos(self, name: str) -> frozenset[str]:
-        return _photos(self._root(name)) if self._names_are_sources else frozenset([name])
+    def photos(self) -> frozenset[str]:
+        return self._photos if self.dataset.knows_photos else super().photos()
 
-    def identity(self, name: str) -> dict[str, Any]:
-        return super().identity(name) | {"sources": self.dataset.sources}
+    def identity(self) -> dict[str, Any]:
+        return super().identity() | {"sources": self.dataset.sources}
 
-    def fingerprint(self, name: str) -> str | None:
-        root = self._root(name)
-        return folders.read(root).fingerprint if root.is_dir() else None
+    def fingerprint(self) -> str | None:
+        return self.read().fingerprint if self.root.exists() else None
 
-    def needs_command(self, name: str) -> bool:
-        folders.read(self._root(name))
+    def needs_command(self) -> bool:
+        self.read()
         return False
 
-    def shares_files(self, name: str, other: str) -> bool:
+    def shares_files(self, other: base.Kind) -> bool:
         """Looks for some of the other dataset's files by their bytes; rows of parquet files are not
         compared."""
-        files = [item.payload for item in folders.read(self._root(other)).items]
+        if not isinstance(other, Kind):
+            return False
+        files = [item.payload for item in other.read().items]
         places: dict[int, list[Place]] = {}
-        for item in folders.read(self._root(name)).items:
+        for item in self.read().items:
             if isinstance(item.payload, Place):
                 places.setdefault(item.payload.bytes, []).append(item.payload)
         return any(
@@ -67,26 +89,20 @@ class Folder(Kind):
             for place in places.get(file.bytes, ())
         )
 
-    def remarks(self) -> list[str]:
+    def remarks(self, others: Sequence[base.Kind]) -> list[str]:
         """Which datasets have images with the same class and file name as earlier ones."""
-        remarks: list[str] = []
-        sources: dict[str, set[str]] = {}
-        for name in self.dataset.known:
-            with contextlib.suppress(ValueError):  # encoding that dataset raises it
-                sources[name] = {item.source for item in folders.read(self._root(name)).items}
-                shared = {other: sources[name] & sources[other] for other in sources}
-                del shared[name]
-                if named := {other: images for other, images in shared.items() if images}:
-                    remarks.append(self._remark(name, named))
-        return remarks
+        sources = {other.name: other.sources for other in others if isinstance(other, Kind)}
+        shared = {name: self.sources & of_other for name, of_other in sources.items()}
+        named = {name: images for name, images in shared.items() if images}
+        return [self._remark(named)] if named else []
 
-    def _remark(self, name: str, shared: Mapping[str, Set[str]]) -> str:
+    def _remark(self, shared: Mapping[str, Set[str]]) -> str:
         others = ", ".join(f"{other} ({len(images)})" for other, images in shared.items())
         remark = (
-            f"{name}: images have the same class and file name as images in {others}, such as "
+            f"{self.name}: images have the same class and file name as images in {others}, such as "
             f"{min(map(min, shared.values()))}. "
         )
-        if self._names_are_sources:
+        if self.dataset.knows_photos:
             return remark + (
                 "They count as copies of one photo; if they are not, set dataset.sources=own"
             )
@@ -94,18 +110,21 @@ class Folder(Kind):
             "They count as different photos; if they show the same ones, set dataset.sources=names"
         )
 
+    @functools.cached_property
+    def sources(self) -> frozenset[str]:
+        """The sources of the images as read; empty if they cannot be read, which encoding says."""
+        with contextlib.suppress(ValueError):
+            return frozenset(item.source for item in self.read().items)
+        return frozenset()
+
+    @functools.cached_property
+    def _photos(self) -> frozenset[str]:
+        items = self.read().items
+        sources, labels = [item.source for item in items], [item.label for item in items]
+        from engine.measures import disjoint
+
+        return disjoint.photos(np.array(sources), np.array(labels))
+
     @property
-    def _names_are_sources(self) -> bool:
-        return self.dataset.sources == "names"
-
-    def _root(self, name: str) -> Path:
-        return Path(self.dataset.root) / name
-
-
-@functools.cache
-def _photos(root: Path) -> frozenset[str]:
-    items = folders.read(root).items
-    sources, labels = [item.source for item in items], [item.label for item in items]
-    from engine.measures import disjoint
-
-    return disjoint.photos(np.array(sources), np.array(labels))
+    def root(self) -> Path:
+        return Path(self.dataset.root) / self.name

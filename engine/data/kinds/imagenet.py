@@ -6,52 +6,87 @@ A dataset that differs from its published size raises an error, unless the user 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from engine.data.imagenet import (
-    IMAGENET_C,
-    IMAGENET_TRAIN,
-    OBJECTNET,
-    OF_VALIDATION,
-    SIZES,
-    SUBSETS,
-    wnids,
-    wnids_by_name,
-)
-from engine.data.kinds.base import Kind
+from engine.data.imagenet import wnids, wnids_by_name
+from engine.data.kinds import base
 from engine.did_you_mean import nearest
+from engine.errors import RecipeError
 from engine.recipe.schema import DatasetRecipe
 from loaders import shards, trees
 from loaders.benchmarks import imagenet, imagenet_c, objectnet
 from loaders.pack import Pack
 from loaders.trees import Listing
 
+OBJECTNET, IMAGENET_C, IMAGENET_TRAIN = "objectnet", "imagenet_c", "imagenet_train"
+OF_VALIDATION = ("imagenet_val", "imagenet_cartoon", "imagenet_drawing", IMAGENET_C)  # its photos
+SUBSETS = {"imagenet_a": "a", "imagenet_r": "r"}  # of IN-1K's classes, as timm names their lists
+# Published numbers of images in total and per class (0 if classes differ), and of classes.
+SIZES = {
+    IMAGENET_TRAIN: (1_281_167, 0, 1000),
+    "imagenet_val": (50_000, 50, 1000),
+    "imagenet_v2": (10_000, 10, 1000),
+    "imagenet_a": (7_500, 0, 200),
+    "imagenet_r": (30_000, 0, 200),
+    "imagenet_sketch": (50_889, 0, 1000),
+    OBJECTNET: (18_574, 0, 113),
+    "imagenet_cartoon": (50_000, 50, 1000),
+    "imagenet_drawing": (50_000, 50, 1000),
+    IMAGENET_C: (3_750_000, 75 * 50, 1000),
+}
 FULL = "full"
 
 
-class ImageNet(Kind):
-    """Each dataset is at `<dataset.root>/<set>`, or at the path of `rib encode --source`."""
+@dataclass(frozen=True)
+class Recipe(DatasetRecipe):
+    """`objectnet`: which ImageNet classes its objects have, as its authors map them, or as in the
+    benchmark's release."""
 
-    def listing(self, name: str, cache: Path) -> Listing:
-        if not self.dataset.root or self.is_streamed(name):
+    objectnet: Literal["corrected", "paper"] = "corrected"
+    subsample: str = "50000"  # images of IN-C, or full
+
+    @property
+    def images_drawn(self) -> int | None:
+        """`subsample` as a number, or None for `full`."""
+        return None if self.subsample == FULL else int(self.subsample)
+
+    def check(self, name: str) -> None:
+        if name not in SIZES:
+            raise RecipeError(f"ImageNet-RIB has no dataset {name!r}{nearest(name, SIZES)}")
+        is_number = self.subsample.isdecimal() and int(self.subsample)
+        if not (is_number or self.subsample == FULL):
+            raise RecipeError(
+                f"dataset.subsample={self.subsample!r}: give a number of images, or {FULL}"
+            )
+
+
+LICENCE = (
+    "ObjectNet may be used for research and in products with attribution (its licence follows "
+    "CC BY 4.0), with two conditions of its own: no model's parameters may be tuned on it, and a "
+    "single image may be published only with its red frame. It is a test set: evaluating on it is "
+    "within these terms; fine-tuning on it, as ImageNet-RIB does, is not, unless its authors "
+    "agreed, and needs dataset.test_only=[]. See objectnet.dev."
+)
+
+
+class Kind(base.Kind):
+    """A dataset at `<dataset.root>/<set>`, or at the path of `rib encode --source`."""
+
+    dataset: Recipe
+
+    def listing(self, cache: Path, source: Path | None = None, *, partial: bool = False) -> Listing:
+        name, root = self.name, self.dataset.root
+        if source is None and (not root or self.is_streamed()):
             raise ValueError(
                 f"{name} is not encoded for this model's transform: run "
                 f"`rib encode {name} --source FOLDER --model MODEL` with the same runs= and "
                 "dataset.*"
             )
-        return self.read(name, Path(self.dataset.root) / name)
-
-    def read(self, name: str, source: Path, *, partial: bool = False) -> Listing:
-        """The dataset `name` at `source`, a folder or a .tar.
-
-        Raises ValueError for an unknown dataset, another dataset's layout, and differences from the
-        published dataset; with `partial`, these differences become its `faults`.
-        """
-        _check_name(name)
-        by_folder = imagenet.by_folder
-        drawn = images_drawn(self.dataset) if name == IMAGENET_C else None
+        source = source or Path(root) / name
+        by_folder, drawn = imagenet.by_folder, self._drawn
         # Hubs also name classes by their synonyms.
         named = wnids_by_name() if shards.of(source) else {}
         if name == OBJECTNET:
@@ -80,68 +115,69 @@ class ImageNet(Kind):
             )
         return dataclasses.replace(listing, faults=tuple(faults))
 
-    def counts(self, name: str) -> tuple[int, int]:
-        drawn = images_drawn(self.dataset) if name == IMAGENET_C else None
-        return drawn or SIZES[name].images, SIZES[name].classes
+    def counts(self) -> tuple[int, int]:
+        images, _, classes = SIZES[self.name]
+        return self._drawn or images, classes
 
-    def photos(self, name: str) -> frozenset[str]:
-        return frozenset(["imagenet_val" if name in OF_VALIDATION else name])
+    def photos(self) -> frozenset[str]:
+        return frozenset(["imagenet_val" if self.name in OF_VALIDATION else self.name])
 
-    def open_image(self, name: str) -> Callable[[Any], Any]:
-        return objectnet.open_image if name == OBJECTNET else trees.open_image
+    def open_image(self) -> Callable[[Any], Any]:
+        return objectnet.open_image if self.name == OBJECTNET else trees.open_image
 
-    def identity(self, name: str) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:
         """Excludes the path of the images."""
-        _check_name(name)
         key: dict[str, Any] = {key: getattr(self.dataset, key) for key in ("kind", "pack_format")}
-        if name == OBJECTNET:
+        if self.name == OBJECTNET:
             key["objectnet"] = self.dataset.objectnet
             if self.dataset.objectnet == "paper":
                 key["Wheel"] = "paddle wheel"
-        if name == IMAGENET_C:
+        if self.name == IMAGENET_C:
             key["subsample"] = self.dataset.subsample
-            if images_drawn(self.dataset):
+            if self._drawn:
                 key["seed"] = self.dataset.seed
         return key
 
-    def shortfall(self, name: str, pack: Pack) -> str:
-        expected, _ = self.counts(name)
+    def shortfall(self, pack: Pack) -> str:
+        expected, _ = self.counts()
         expected = min(expected, self.dataset.limit or expected)
         faults = list(pack.manifest["extra"].get("faults", ()))
         if not faults and len(pack) != expected:
             faults.append(f"{len(pack):,} images, not {expected:,}")
         return "; ".join(faults)
 
-    def published_images(self, name: str) -> int | None:
-        _check_name(name)
-        return SIZES[name].images
+    def published_images(self) -> int | None:
+        return SIZES[self.name][0]
 
-    def needs_command(self, name: str) -> bool:
+    def why_not_comparable(self) -> str:
+        is_corrected = self.name == OBJECTNET and self.dataset.objectnet != "paper"
+        return "published for dataset.objectnet=paper" * is_corrected
+
+    def needs_command(self) -> bool:
         root = self.dataset.root
-        return self.is_streamed(name) or not (root and (Path(root) / name).exists())
+        return self.is_streamed() or not (root and (Path(root) / self.name).exists())
 
-    def is_streamed(self, name: str) -> bool:
+    def is_streamed(self) -> bool:
         """All of IN-C has 564 GB of pixels; only `rib encode` encodes it."""
-        return name == IMAGENET_C and self.dataset.subsample == FULL
+        return self.name == IMAGENET_C and not self._drawn
 
-    def has_parts(self, name: str) -> bool:
-        return name == IMAGENET_C
+    def terms(self) -> str:
+        return LICENCE * (self.name == OBJECTNET)
 
     def head_classes(self) -> tuple[str, ...]:
         return wnids()
 
-
-def images_drawn(dataset: DatasetRecipe) -> int | None:
-    """`dataset.subsample` as a number, or None for `full`. Raises ValueError otherwise."""
-    if dataset.subsample == FULL:
-        return None
-    if not dataset.subsample.isdecimal() or not int(dataset.subsample):
-        raise ValueError(
-            f"dataset.subsample={dataset.subsample!r}: give a number of images, or {FULL}"
-        )
-    return int(dataset.subsample)
+    @property
+    def _drawn(self) -> int | None:
+        """The number of images of a sample, or None for the whole dataset."""
+        return self.dataset.images_drawn if self.name == IMAGENET_C else None
 
 
-def _check_name(name: str) -> None:
-    if name not in SIZES:
-        raise ValueError(f"ImageNet-RIB has no dataset {name!r}{nearest(name, SIZES)}")
+def published_among_its_classes(pack: Pack, classes: Sequence[str]) -> bool:
+    """Whether a dataset's published accuracy masks all other classes: IN-A, IN-R and ObjectNet.
+
+    classes: the dataset's, under the head's names.
+    """
+    identity = pack.manifest["extra"].get("identity", {})
+    is_objectnet = (identity.get("kind"), identity.get("set")) == ("imagenet", OBJECTNET)
+    return is_objectnet or set(classes) in [set(wnids(subset)) for subset in ("a", "r")]

@@ -13,6 +13,7 @@ from engine.cells import cell_plan
 from engine.cells.build import Builder
 from engine.commands import outcome
 from engine.data import grouping, imagenet, sets
+from engine.data.kinds.imagenet import SIZES
 from engine.data.sets import LabelledSet
 from engine.evaluation import passes
 from engine.machine.files import cache_folder
@@ -25,7 +26,7 @@ from helpers import imagenet_trees as trees
 from helpers.encoded_rib import SUBSAMPLE
 from helpers.twins import assert_near
 
-SETS = [name for name in imagenet.SIZES if name not in ("imagenet_train", "imagenet_val")]
+SETS = [name for name in SIZES if name not in ("imagenet_train", "imagenet_val")]
 
 
 def test_every_set_opens_with_the_heads_labels_and_its_mask(rib):

@@ -256,7 +256,7 @@ def test_a_needed_method_is_part_of_the_plan(folder, tmp_path):
 
 def test_objectnet_is_fine_tuned_on_only_with_leave():
     """It is evaluated in any case; the campaigns of the benchmark have seven columns without it."""
-    words, opened = ("methods=[fine_tune]",), "dataset.objectnet_terms=accepted"
+    words, opened = ("methods=[fine_tune]",), "dataset.test_only=[]"
     sets = recipe.load("imagenet_rib").dataset.sets
     for name in ("imagenet_rib", "imagenet_rib_paper"):
         plan = make_plan(name, parsed(words), 1)

@@ -9,12 +9,13 @@ import pytest
 import yaml
 
 from engine import cli
-from engine.data import downloads, imagenet, sources
+from engine.data import downloads, sources
+from engine.data.kinds.imagenet import SIZES
 from helpers import imagenet_trees as trees
 from helpers.published_archives import PASSWORD, Published, publish
 from helpers.web import Web, serve
 
-SETS = [name for name in imagenet.SIZES if name != "imagenet_train"]
+SETS = [name for name in SIZES if name != "imagenet_train"]
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ def test_a_campaign_is_planned_without_torch():
     code = (
         "import sys\nfrom engine.campaigns.plan import make_plan\n"
         "from engine.data.kinds import kind_of\nplan = make_plan('emoji', (), 1)\n"
-        "assert kind_of(plan.recipe.dataset).is_drawn\n"
+        "assert kind_of(plan.recipe.dataset, 'upstream').is_drawn\n"
         "print(*plan.rows['soup'].needs, {'torch', 'timm', 'pandas'} & {*sys.modules})"
     )
     done = run([sys.executable, "-c", code])

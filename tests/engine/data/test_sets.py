@@ -17,11 +17,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from engine.data import imagenet, thumbnails
-from engine.data.kinds import Folder
+from engine.data.kinds import folder as folder_kind
+from engine.data.kinds import imagenet as imagenet_kind
+from engine.data.kinds import kind_of
 from engine.data.packs import pack_folder
 from engine.data.sets import LabelledSet, Sets, names_in_head, to_head
 from engine.data.splits import split, units_of
-from engine.recipe.schema import DatasetRecipe, ModelRecipe, Recipe
+from engine.recipe.schema import ModelRecipe, Recipe
 from helpers import grids
 
 CPU = torch.device("cpu")
@@ -33,7 +35,7 @@ def recipe(tmp_path: Path) -> Recipe:
     names = ["outline", "tinted", "few"]
     return Recipe(
         model=ModelRecipe(name="m", arch=grids.VIT, image_size=grids.SIZE, crop=1.0),
-        dataset=DatasetRecipe(name="shapes", root=str(tmp_path / "images"), sets=names),
+        dataset=folder_kind.Recipe(name="shapes", root=str(tmp_path / "images"), sets=names),
         downstream="outline",
         runs=str(tmp_path),
     )
@@ -72,17 +74,21 @@ def test_images_of_the_same_name_are_one_photo_only_where_the_benchmark_says_so(
         (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (4, 4)).save(tmp_path / place)
     names = ["b", "c", "missing"]
-    dataset = DatasetRecipe("mine", root=str(tmp_path), upstream="a", sets=names, sources=sources)
-    kind = Folder(dataset)
-    assert kind.remarks() == [
+    dataset = folder_kind.Recipe(
+        "mine", root=str(tmp_path), upstream="a", sets=names, sources=sources
+    )
+    a, b, c, missing = (kind_of(dataset, name) for name in ("a", *names))
+    assert a.remarks([]) == c.remarks([a, b]) == missing.remarks([a, b, c]) == []
+    assert b.remarks([a]) == [
         "b: images have the same class and file name as images in a (1), such as dog/000. They "
         f"count as {meaning}"
     ]
-    of = {name: {item.source for item in kind.listing(name, tmp_path).items} for name in "abc"}
+    listed = {kind.name: kind.listing(tmp_path).items for kind in (a, b, c)}
+    of = {name: {item.source for item in items} for name, items in listed.items()}
     shared = {"dog/000"} if sources == "names" else set()
     assert of["a"] & of["b"] == shared and not of["a"] & of["c"]
     assert {name: len(each) for name, each in of.items()} == {"a": 3, "b": 3, "c": 1}
-    assert kind.photos("a").isdisjoint(kind.photos("b")) == (sources == "own")
+    assert a.photos().isdisjoint(b.photos()) == (sources == "own")
 
 
 def test_a_set_names_its_kinds_of_images_and_the_background_is_part_of_its_name(
@@ -107,16 +113,17 @@ def test_a_set_names_its_kinds_of_images_and_the_background_is_part_of_its_name(
 
 def test_the_place_of_a_pack_is_what_it_always_was(recipe):
     """Packs that were made before are found by this key, which holds what determines the pixels."""
-    folder = DatasetRecipe(name="shapes", root="/images", sets=["a"])
+    folder = folder_kind.Recipe(name="shapes", root="/images", sets=["a"])
+    rib = imagenet_kind.Recipe(name="rib", kind="imagenet", sets=[])
 
-    def place(name: str = "a", crop: float = 1.0, **changes: Any) -> str:
+    def place(name: str = "a", crop: float = 1.0, of: Any = folder, **changes: Any) -> str:
         model = dataclasses.replace(recipe.model, crop=crop)
-        return pack_folder(Path(), dataclasses.replace(folder, **changes), model, name).name
+        return pack_folder(Path(), dataclasses.replace(of, **changes), model, name).name
 
-    usual = "a-01c8df5ba65ffc90"
+    usual = "a-3bd51e734e7b1e48"
     assert place() == place(sets=["few"], holdout=0.0, thumbnails=True) == usual
-    assert place("imagenet_v2", kind="imagenet") == "imagenet_v2-3813c5e1e905f9ce"
-    assert place("objectnet", kind="imagenet") == "objectnet-3b80f9e2562857aa"
+    assert place("imagenet_v2", of=rib) == "imagenet_v2-3813c5e1e905f9ce"
+    assert place("objectnet", of=rib) == "objectnet-3b80f9e2562857aa"
     others = [place(crop=0.9), place(pack_format="jpeg"), place(undecodable="skip")]
     assert len({usual, *others, place(sources="names")}) == 5
 

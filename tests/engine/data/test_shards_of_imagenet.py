@@ -8,11 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from engine.data import imagenet
-from engine.data.kinds import ImageNet
-from engine.recipe.schema import DatasetRecipe
+from engine.data.kinds.imagenet import Kind, Recipe
 from loaders import trees
 
-DATASET = DatasetRecipe(name="imagenet_rib", kind="imagenet", sets=[])
+DATASET = Recipe(name="imagenet_rib", kind="imagenet", sets=[])
 NAMES = ["goldfish, Carassius auratus", "n01440764"]  # the second is a tench's
 
 
@@ -27,7 +26,9 @@ def parquet(file: Path, names: list[str]) -> Path:
 
 @pytest.mark.parametrize("name", ["imagenet_val", "imagenet_v2", "imagenet_sketch"])
 def test_a_parquet_copy_is_the_set_by_its_class_names(tmp_path, name):
-    listing = ImageNet(DATASET).read(name, parquet(tmp_path / "0.parquet", NAMES), partial=True)
+    listing = Kind(DATASET, name).listing(
+        tmp_path, parquet(tmp_path / "0.parquet", NAMES), partial=True
+    )
     shown = [(item.key, item.label, trees.read(item.payload)) for item in listing.items]
     assert shown == [
         ("n01440764/1.JPEG", 0, b"\1"),
@@ -36,4 +37,4 @@ def test_a_parquet_copy_is_the_set_by_its_class_names(tmp_path, name):
     ]
     assert listing.classes == imagenet.wnids()
     with pytest.raises(ValueError, match=r"1 folders are not classes of .*: a fish"):
-        ImageNet(DATASET).read(name, parquet(tmp_path / "1.parquet", ["a fish", NAMES[1]]))
+        Kind(DATASET, name).listing(tmp_path, parquet(tmp_path / "1.parquet", ["a fish", NAMES[1]]))

@@ -23,7 +23,7 @@ CHANGED = {
     "evaluate.batch_size": (8, CAMPAIGN),
     "dataset.holdout": (0.5, CAMPAIGN),
     "threads": (2, CAMPAIGN),
-    "dataset.renderings": (2, PACK),
+    "dataset.pack_format": ("jpeg", PACK),
 }
 
 

@@ -24,10 +24,10 @@ train: {epochs: 10, batch_size: 64, accumulation: 1, warmup_steps: null, clip: 0
   keep_snapshots: false, checkpoint_minutes: 10.0}
 evaluate: {batch_size: 256, precision: auto, compile: auto, split: all,
   calibration: false, cka: 0}
-dataset: {kind: folder, root: '', upstream: upstream, train_sets: [], classes: 0, renderings: 1,
-  source_px: 128, seed: 0, holdout: 0.25, train_images: 0, shots: 0, portion: 1.0, pack_format: raw,
-  objectnet: corrected, objectnet_terms: test_only, subsample: '50000', undecodable: refuse,
-  background: white, thumbnails: false}
+dataset: {kind: folder, root: '', upstream: upstream, train_sets: [], own: {}, test_only: [],
+  parts: [], split: {column: '', train: [], holdout: []}, seed: 0, holdout: 0.25, train_images: 0,
+  shots: 0, portion: 1.0, pack_format: raw, undecodable: refuse, background: white,
+  thumbnails: false}
 model: {image_size: 224, projection: 0, head: {fit: false, l2: 0.001, fit_on: ''}}
 """
 
@@ -165,7 +165,7 @@ def test_a_recipe_with_other_values_is_what_these_settings_load():
     ("word", "key", "value"),
     [
         ("runs=exp #2", "runs", "exp #2"),
-        ("dataset.subsample=1e3", "dataset.subsample", "1e3"),
+        ("dataset.own.noto-v1.background=red", "dataset.own", {"noto-v1": {"background": "red"}}),
         ("dataset.root=", "dataset.root", ""),
         ("dataset.background=#808080", "dataset.background", "#808080"),
         ("dataset.sets=twemoji,openmoji", "dataset.sets", ["twemoji", "openmoji"]),

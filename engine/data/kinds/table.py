@@ -1,0 +1,75 @@
+"""Datasets as tables of images: a CSV, Parquet or text file with a row for each image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.data.kinds import base, folder
+from engine.errors import RecipeError
+from engine.recipe.schema import PACK, DatasetRecipe, marked
+from loaders import tables
+from loaders.trees import Listing
+
+GIVEN = "split"  # the column of tables that are given by split
+
+
+@dataclass(frozen=True)
+class Recipe(DatasetRecipe):
+    """Where the table is, and what its columns mean; images are below `root`."""
+
+    # .csv, .parquet, or .txt with lines `path label`, below root unless absolute. By split, such as
+    # {train: a.txt, test: b.txt}, several are one table with the column `split`
+    table: str | dict[str, str] = marked(PACK, "")
+    path_column: str = marked(PACK, "path")
+    label_column: str = marked(PACK, "label")
+    source_column: str = marked(PACK, "")  # photo that an image shows; empty: each its own
+    columns: list[str] = marked(PACK, list)  # kept with the images, such as a domain
+    # the rows of the dataset: those with these values, by column
+    where: dict[str, list[str]] = marked(PACK, dict)
+
+    @property
+    def knows_photos(self) -> bool:
+        return bool(self.source_column)
+
+    def check(self, name: str) -> None:
+        if not self.table:
+            raise RecipeError(f"dataset.table of {name} has no value: name its CSV or Parquet file")
+
+
+class Kind(folder.Kind):
+    """The rows of a table whose images are below `dataset.root`."""
+
+    dataset: Recipe  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def read(self, source: Path | None = None) -> Listing:
+        dataset, root = self.dataset, source or self.root
+        split, given = dataset.split, isinstance(dataset.table, dict)
+        files = dataset.table if isinstance(dataset.table, dict) else {"": dataset.table}
+        allowed = {split.column: (*split.train, *split.holdout)} if split.column else {}
+        if self.head:
+            allowed[dataset.label_column] = self.head
+        kept = dict.fromkeys([*dataset.columns, *dataset.parts, *filter(None, [split.column])])
+        columns = tables.Columns(
+            dataset.path_column,
+            dataset.label_column,
+            dataset.source_column,
+            tuple(kept),
+            {name: frozenset(values) for name, values in dataset.where.items()},
+            {name: frozenset(values) for name, values in allowed.items()},
+        )
+        places = {value: root / file for value, file in files.items()}
+        return tables.listing(root, places, columns, GIVEN if given else "")
+
+    def identity(self) -> dict[str, Any]:
+        kept = [*self.dataset.parts, self.dataset.split.column]
+        return base.Kind.identity(self) | {"kept": kept}
+
+    def remarks(self, others: Sequence[base.Kind]) -> list[str]:
+        return []
+
+    @property
+    def root(self) -> Path:
+        return Path(self.dataset.root)

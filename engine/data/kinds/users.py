@@ -1,0 +1,52 @@
+"""Datasets of a kind outside the repository, in a file that `dataset.kind` names."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from engine.data.kinds import base
+from engine.recipe import kinds
+from engine.recipe.schema import DatasetRecipe
+from loaders.files.durable import file_hash
+from loaders.trees import Listing
+
+
+class Users(base.Kind):
+    """A dataset whose images a user's file lists and opens.
+
+    Only these two run the file, with permission (`run_users`): everything else of the dataset
+    follows from the recipe, the file's hash and the pack.
+    """
+
+    def __init__(self, dataset: DatasetRecipe, name: str, run_users: bool) -> None:
+        super().__init__(dataset, name)
+        self.run_users = run_users
+
+    def listing(self, cache: Path, source: Path | None = None, *, partial: bool = False) -> Listing:
+        return self._kind.listing(cache, source, partial=partial)
+
+    def open_image(self) -> Callable[[Any], Any]:
+        return self._kind.open_image()
+
+    def counts(self) -> tuple[int, int]:
+        raise ValueError(
+            f"{self.name} is not encoded, and only {self.dataset.kind} knows its number of images: "
+            f"run `rib encode {self.name}` with the same model, runs= and dataset.*"
+        )
+
+    def identity(self) -> dict[str, Any]:
+        path = Path(self.dataset.kind)
+        options = kinds.options_of(self.dataset)
+        return {**super().identity(), **options, "kind": path.name, "sha256": file_hash(path)}
+
+    @functools.cached_property
+    def _kind(self) -> base.Kind:
+        if not self.run_users:
+            raise PermissionError(
+                f"{self.name} is not encoded, and {self.dataset.kind} is a program: only commands "
+                "that train or encode run it"
+            )
+        return kinds.find(self.dataset.kind).Kind(kinds.complete(self.dataset), self.name)

@@ -1,0 +1,141 @@
+"""Find a kind of datasets: a module of `engine.data.kinds`, or a user's file.
+
+It is imported by name, so recipes depend on no kind. The module defines `Recipe` (which extends
+`DatasetRecipe` with its options) and `Kind` (built as `Kind(dataset, name)`), as in
+`engine.data.kinds.base`. A user's file runs only when images are read; until then its options are
+the recipe's, unchecked.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from engine.did_you_mean import nearest
+from engine.errors import RecipeError
+from engine.recipe import modules, typed
+from engine.recipe.modules import is_users
+from engine.recipe.schema import DatasetRecipe
+from engine.recipe.typed import Layer, Options
+
+KINDS = Path(__file__).resolve().parents[1] / "data" / "kinds"
+
+
+@functools.cache
+def names() -> list[str]:
+    """The kinds of the engine."""
+    return sorted(
+        file.stem for file in KINDS.glob("*.py") if "\nclass Recipe(" in file.read_text("utf-8")
+    )
+
+
+def options(layers: Sequence[Layer]) -> type[DatasetRecipe]:
+    """The options class of the layers' kind. Imports no user's file.
+
+    Raises RecipeError, naming the layer, for an unknown kind.
+    """
+    sections = [(source, layer["dataset"]) for source, layer in layers if "dataset" in layer]
+    sections = [(source, each) for source, each in sections if isinstance(each, Mapping)]
+    named = [(source, str(each["kind"])) for source, each in sections if each.get("kind")]
+    source, kind = named[-1] if named else ("", DatasetRecipe.kind)
+    return class_of(kind, (str(name) for _, section in sections for name in section), source)
+
+
+def class_of(kind: str, given: Iterable[str], source: str = "") -> type[DatasetRecipe]:
+    """The options class of a kind. given: the keys in the recipe, which name a user's options.
+
+    Raises RecipeError, naming the source, for an unknown kind.
+    """
+    where = f"{source}: " if source else ""
+    if is_users(kind):
+        if not Path(kind).is_file():
+            raise RecipeError(
+                f"{where}kind={kind!r} is not a Python file. A relative path starts at the folder "
+                "of its YAML file or, on the command line, at the working directory"
+            )
+        return modules.as_given(DatasetRecipe, given)
+    if kind not in names():
+        raise RecipeError(f"{where}unknown kind {kind!r} of datasets{nearest(kind, names())}")
+    return find(kind).Recipe
+
+
+def find(kind: str) -> ModuleType:
+    """The module of a kind of the engine, or a user's file, which runs now.
+
+    Raises ValueError for a user's file without a `Kind`, or a `Recipe` that extends
+    `DatasetRecipe`.
+    """
+    if not is_users(kind):
+        return importlib.import_module(f"engine.data.kinds.{kind}")
+    module = modules.run(Path(kind))
+    is_kind = hasattr(module, "Kind") and issubclass(getattr(module, "Recipe", type), DatasetRecipe)
+    if not is_kind:
+        raise ValueError(
+            f"{kind} must define Kind, and Recipe, which extends engine.recipe.schema."
+            "DatasetRecipe; see docs/extend.md"
+        )
+    return module
+
+
+def options_of(dataset: DatasetRecipe) -> dict[str, Any]:
+    """The values of a kind's own options."""
+    shared = {each.name for each in fields(DatasetRecipe)}
+    return {name: value for name, value in asdict(dataset).items() if name not in shared}
+
+
+def complete(dataset: DatasetRecipe) -> DatasetRecipe:
+    """A recipe with the options of a user's kind as its file defines them. Runs the file."""
+    of_kind, values = find(dataset.kind).Recipe, asdict(dataset)
+    given = {name: values.pop(name) for name in options_of(dataset)}
+    typed.add(values, of_kind, Options(), given, dataset.kind, "dataset.")
+    return typed.build(values, of_kind, Options(), dataset.kind)
+
+
+def planned_options(dataset: Mapping[str, Any]) -> type[DatasetRecipe]:
+    """The options class of a benchmark in a plan, readable even if a user's file is gone."""
+    if is_users(kind := dataset["kind"]):
+        return modules.as_given(DatasetRecipe, dataset)
+    return class_of(kind, ())
+
+
+def with_option(option: str) -> list[str]:
+    """The engine's kinds that have an option of their own of this name."""
+    return [name for name in names() if option in _keys_of_set(class_of(name, ()))]
+
+
+def of_set(dataset: DatasetRecipe, name: str) -> DatasetRecipe:
+    """A benchmark's recipe with the kind, root and options of one of its datasets.
+
+    A dataset of another kind than the benchmark's has its kind's default options. Raises
+    RecipeError, naming the key, for one that a dataset cannot have, and an invalid value.
+    """
+    if not (own := dataset.own.get(name)):
+        return dataset
+    key, kind = f"dataset.own.{name}", str(own.get("kind", dataset.kind))
+    shared = type(dataset) if kind == dataset.kind else DatasetRecipe
+    names_of_shared = [each.name for each in fields(shared)]
+    of_kind = class_of(kind, {*names_of_shared, *own}, key)
+    keys = _keys_of_set(of_kind)
+    if wrong := [each for each in own if each not in keys]:
+        raise RecipeError(f"{key} has no key {wrong[0]!r}{nearest(wrong[0], keys)}")
+    given = asdict(dataset)
+    values = {each: given[each] for each in names_of_shared} | {"own": {}}
+    typed.add(values, of_kind, Options(), own, "", f"{key}.")
+    return typed.build(values, of_kind, Options(), key)
+
+
+def files(dataset: DatasetRecipe) -> set[str]:
+    """The users' files among the kinds of a benchmark's datasets."""
+    kinds = [dataset.kind, *(str(own.get("kind", "")) for own in dataset.own.values())]
+    return set(filter(is_users, kinds))
+
+
+def _keys_of_set(of_kind: type[DatasetRecipe]) -> list[str]:
+    """The keys that a dataset of a kind can have of its own."""
+    shared = {each.name for each in fields(DatasetRecipe)}
+    return [*of_kind.OF_SET, *(each.name for each in fields(of_kind) if each.name not in shared)]

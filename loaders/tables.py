@@ -1,0 +1,214 @@
+"""Datasets as tables: a CSV, Parquet or text file with the path and the label of each image.
+
+A text file (.txt) has no header: its lines are `path label`. Further columns, such as a domain or a
+split, are kept with the images. Reading a table opens no image.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+import posixpath
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from loaders.files.root import Root
+from loaders.pack import Item
+from loaders.trees import Listing, Place, first_names
+
+Row = tuple[int, Sequence[str]]  # its line, or its number in a Parquet file, and its values
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The names of a table's columns.
+
+    source: of the photo that an image shows; empty: each image is its own. kept: stored with the
+    images. where: only rows with one of these values, by column. allowed: the values of a column,
+    where others are errors.
+    """
+
+    path: str
+    label: str
+    source: str = ""
+    kept: Sequence[str] = ()
+    where: Mapping[str, Collection[str]] = field(default_factory=dict)
+    allowed: Mapping[str, Collection[str]] = field(default_factory=dict)
+
+
+def listing(root: Path, tables: Mapping[str, Path], columns: Columns, given: str = "") -> Listing:
+    """Lists the images that tables name, in the order of their paths, as `folders.read` does.
+
+    root: the folder of the images. tables: by their value of the column `given`, if there is one.
+    An image's key is its path, and so is its source, if no column names it.
+
+    Raises ValueError naming the table, the row and a remedy: for a column that is missing, a value
+    that is empty or not allowed, a path that leads out of the root or through a link, an image that
+    is missing, and two rows of one image.
+    """
+    wanted = [columns.path, columns.label, *filter(None, [columns.source]), *columns.kept]
+    wanted = [*dict.fromkeys([*wanted, *columns.where, *columns.allowed])]
+    place = {name: number for number, name in enumerate(wanted)}
+    only = [(place[name], among) for name, among in columns.where.items()]
+    allowed = [(place[name], among) for name, among in columns.allowed.items()]
+    images = _Images(root)
+    found: dict[str, tuple[Path, int, Sequence[str], os.stat_result]] = {}
+    for value, table in tables.items():
+        for number, values in _rows(table, wanted, columns, {given: value} if given else {}):
+            if any(values[number] not in among for number, among in only):
+                continue
+            fault = ""
+            if "" in values or any(values[number] not in among for number, among in allowed):
+                fault = _fault(dict(zip(wanted, values, strict=True)), columns)
+            elif first := found.get(path := values[0]):
+                fault = f"{path} is also in {_where(*first[:2])}: keep one row of an image"
+            else:
+                try:
+                    found[path] = table, number, values, images.status(path)
+                except ValueError as error:
+                    fault = str(error)
+            if fault:
+                raise ValueError(f"{_where(table, number)}: {fault}")
+    if not found:
+        raise ValueError(f"{', '.join(map(str, tables.values()))} has no rows of this dataset")
+    classes = sorted({values[1] for _, _, values, _ in found.values()})
+    label_of = {name: label for label, name in enumerate(classes)}
+    kept = [place[name] for name in columns.kept]
+    source = place[columns.source or columns.path]
+    hashed = hashlib.sha256()
+    items = []
+    for path in sorted(found, key=lambda path: path.replace("/", "\0")):
+        _, _, values, status = found[path]
+        hashed.update(f"{values} {status.st_size} {status.st_mtime_ns}".encode())
+        of_kept = tuple(values[number] for number in kept)
+        image = Place(f"{root}/{path}")
+        items.append(Item(label_of[values[1]], values[source], path, image, of_kept))
+    return Listing(items, classes, hashed.hexdigest(), columns=tuple(columns.kept))
+
+
+def _where(table: Path, number: int) -> str:
+    return f"{table}, {'row' if table.suffix == '.parquet' else 'line'} {number}"
+
+
+def _fault(row: Mapping[str, str], columns: Columns) -> str:
+    """What is wrong with a row's values."""
+    for name, value in row.items():
+        if not value:
+            return f"{name} is empty: write a value, {_LEAVE_OUT}"
+        if value not in (among := columns.allowed.get(name, (value,))):
+            some = first_names(sorted(among))
+            return f"{name} is {value!r}, but must be one of {some}: correct it, {_LEAVE_OUT}"
+    raise AssertionError(row)
+
+
+_LEAVE_OUT = "or leave the row out of the table or by dataset.where"
+
+
+class _Images:
+    """The images below a root: each folder is read once, and no link is followed."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._folders: dict[str, dict[str, os.DirEntry[str]]] = {}
+
+    def status(self, path: str) -> os.stat_result:
+        """The size and time of an image."""
+        if path != posixpath.normpath(path) or path.startswith(("/", "../")):
+            raise ValueError(
+                f"{path!r} is not a plain path below {self._root}: write it relative to "
+                "dataset.root, without `..` or `//`"
+            )
+        folder, name = posixpath.split(path)
+        if folder not in self._folders:
+            self._folders[folder] = self._entries(folder)
+        entry = self._folders[folder].get(name)
+        if entry is None:
+            raise ValueError(
+                f"there is no image {self._root / path}: correct the path or dataset.root, "
+                f"{_LEAVE_OUT}"
+            )
+        if not entry.is_file(follow_symlinks=False):
+            raise ValueError(
+                f"{self._root / path} is a link, which is not followed, or no file: put the image "
+                "itself there"
+            )
+        return entry.stat(follow_symlinks=False)
+
+    def _entries(self, folder: str) -> dict[str, os.DirEntry[str]]:
+        try:
+            with os.scandir(Root(self._root).at(folder)) as entries:
+                return {entry.name: entry for entry in entries}
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+
+
+def _rows(
+    table: Path, names: Sequence[str], columns: Columns, given: Mapping[str, str]
+) -> Iterator[Row]:
+    """Yields each row's number, from 1, and its values of these columns, as texts.
+
+    given: values of columns that all rows share.
+    """
+    of_file = [name for name in names if name not in given]
+    try:
+        if table.suffix == ".parquet":
+            rows = _of_parquet(table, of_file)
+        elif table.suffix == ".txt":
+            rows = _of_text(table, of_file, columns)
+        else:
+            rows = _of_csv(table, of_file)
+        for number, values in rows:
+            row = dict(zip(of_file, values, strict=True)) | given if given else {}
+            yield number, [row[name] for name in names] if given else values
+    except (OSError, UnicodeDecodeError, csv.Error, pa.ArrowException) as error:
+        raise ValueError(f"{table} is not a table that can be read ({error})") from error
+
+
+def _of_csv(table: Path, names: Sequence[str]) -> Iterator[Row]:
+    with table.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file)
+        header = next(reader, [])
+        _check_columns(table, header, names)
+        places = [header.index(name) for name in names]
+        for row in reader:
+            if len(row) != len(header):
+                raise ValueError(
+                    f"{table}, line {reader.line_num}: {len(row)} values for {len(header)} "
+                    "columns: quote values that contain a comma"
+                )
+            yield reader.line_num, [row[place] for place in places]
+
+
+def _of_parquet(table: Path, names: Sequence[str]) -> Iterator[Row]:
+    with pq.ParquetFile(table) as file:
+        _check_columns(table, file.schema_arrow.names, names)
+        number = 0
+        for batch in file.iter_batches(columns=list(names)):
+            columns = (batch.column(name).to_pylist() for name in names)
+            for values in zip(*columns, strict=True):
+                number += 1
+                yield number, ["" if value is None else str(value) for value in values]
+
+
+def _of_text(table: Path, names: Sequence[str], columns: Columns) -> Iterator[Row]:
+    _check_columns(table, (columns.path, columns.label), names)
+    with table.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, start=1):
+            path, _, label = line.strip().rpartition(" ")
+            row = {columns.path: path, columns.label: label}
+            yield number, [row[name] for name in names]
+
+
+def _check_columns(table: Path, header: Sequence[str], names: Sequence[str]) -> None:
+    for name in names:
+        if header.count(name) != 1:
+            has = "no column" if name not in header else "two columns"
+            raise ValueError(
+                f"{table} has {has} {name!r} among {', '.join(header)}: correct the column's name "
+                "in the dataset's recipe"
+            )

@@ -1,0 +1,141 @@
+"""A dataset has a recipe of its own: another kind, root, options, columns and a published split."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine import cli, recipe
+from engine.campaigns.plan import make_plan
+from engine.data import packs
+from engine.data.kinds import kind_of
+from engine.data.sets import Sets
+from engine.recipe import parsed
+from engine.recipe.schema import Recipe
+from helpers import grids
+
+CPU = torch.device("cpu")
+BENCHMARK = """\
+name: mixed
+root: images
+upstream: upstream
+sets: [outline, tinted, few]
+own:
+  tinted:
+    kind: table
+    root: images/tinted
+    table: ../tinted.csv
+    columns: [region]
+    parts: [region]
+    split: {column: part, train: [train], holdout: [val, test]}
+"""
+MODEL = [f"model.arch={grids.VIT}", f"model.image_size={grids.SIZE}", "model.crop=1.0"]
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> Recipe:
+    """A benchmark of folders and a table, which lists the images of the folder `tinted`."""
+    grids.draw(tmp_path / "images")
+    rows = ["path,label,region,part"]
+    for number, file in enumerate(sorted((tmp_path / "images" / "tinted").glob("*/*"))):
+        part, region = ("train", "val", "test")[number % 3], "ab"[number % 2]
+        rows.append(f"{file.parent.name}/{file.name},{file.parent.name},{region},{part}")
+    (tmp_path / "images" / "tinted.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    (tmp_path / "mixed.yaml").write_text(BENCHMARK, encoding="utf-8")
+    return benchmark(tmp_path)
+
+
+def benchmark(folder: Path, *words: str) -> Recipe:
+    given = [*MODEL, f"runs={folder / 'runs'}", *words]
+    return recipe.of_sections("vit_tiny_random", str(folder / "mixed.yaml"), parsed(given))
+
+
+def test_a_table_gives_the_pack_of_its_folders(mixed, tmp_path):
+    of_table = Sets(mixed, CPU, tmp_path)["tinted"]
+    plain = BENCHMARK[: BENCHMARK.index("own:")]
+    (tmp_path / "mixed.yaml").write_text(plain, encoding="utf-8")
+    folders = benchmark(tmp_path)
+    of_folder = Sets(folders, CPU, tmp_path)["tinted"]
+    assert of_table.pack.folder != of_folder.pack.folder
+    assert of_table.pack.fingerprint == of_folder.pack.fingerprint
+    assert torch.equal(of_table.labels, of_folder.labels)
+    assert of_table.group is not None and set(of_table.group) == {"a", "b"}
+    for name in ("upstream", "outline", "few"):  # which have no keys of their own
+        packs_of = [packs.pack_folder(Path(), r.dataset, r.model, name) for r in (mixed, folders)]
+        assert packs_of[0] == packs_of[1]
+
+
+def test_a_published_split_is_trained_on_and_held_out(mixed, tmp_path):
+    tinted = Sets(mixed, CPU, tmp_path)["tinted"]
+    parts = tinted.pack.columns["part"]
+    assert set(parts[tinted.split("train")]) == {"train"}
+    assert set(parts[tinted.split("holdout")]) == {"val", "test"}
+    assert len(tinted.split("train")) + len(tinted.split("holdout")) == len(parts)
+    key = tinted.split_key(mixed.dataset)
+    assert key != Sets(mixed, CPU, tmp_path)["few"].split_key(mixed.dataset)
+    other = benchmark(tmp_path, "dataset.own.tinted.split.holdout=[val]", "dataset.seed=1")
+    with pytest.raises(ValueError, match=r"part is 'test', but must be one of train, val"):
+        Sets(other, CPU, tmp_path)["tinted"]
+
+
+def test_a_label_that_the_head_lacks_is_named_before_a_row_is_encoded(mixed, tmp_path):
+    table = tmp_path / "images" / "tinted.csv"
+    table.write_text(table.read_text().replace(",disc,", ",disk,", 1), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"tinted.csv, line 16: label is 'disk', but must be one"):
+        Sets(mixed, CPU, tmp_path)["tinted"]
+    assert not list((tmp_path / "runs" / "packs").glob("*tinted*"))
+
+
+USERS = """\
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.data.kinds import base
+from engine.recipe.schema import DatasetRecipe
+from loaders import folders
+
+Path(__file__).with_suffix(".ran").touch()
+
+
+@dataclass(frozen=True)
+class Recipe(DatasetRecipe):
+    place: str = "tinted"
+
+
+class Kind(base.Kind):
+    def listing(self, cache, source=None, *, partial=False):
+        return folders.read(Path(self.dataset.root) / self.dataset.place)
+
+    def counts(self):
+        raise NotImplementedError
+"""
+
+
+def test_a_users_kind_runs_only_to_read_images(mixed, tmp_path, capsys):
+    (tmp_path / "mine.py").write_text(USERS, encoding="utf-8")
+    file, ran = tmp_path / "mixed.yaml", tmp_path / "mine.ran"
+    text = BENCHMARK[: BENCHMARK.index("own:")]
+    file.write_text(text + "own: {tinted: {kind: mine.py}}\n", encoding="utf-8")
+    resolved = benchmark(tmp_path)
+    campaign = tmp_path / "c.yaml"
+    campaign.write_text("extends: emoji\ndataset: mixed.yaml\nmodel: vit_tiny_random\n", "utf-8")
+    words = [*MODEL, f"runs={tmp_path / 'runs'}"]
+    plan = make_plan(str(campaign), parsed(words))
+    assert list(plan.modules) == [str(tmp_path / "mine.py")]
+    before = packs.pack_folder(Path(), resolved.dataset, resolved.model, "tinted")
+    with pytest.raises(ValueError, match=r"tinted is not encoded, and only .*mine\.py knows its"):
+        kind_of(resolved.dataset, "tinted").counts()
+    with pytest.raises(PermissionError, match="only commands that train or encode run it"):
+        Sets(resolved, CPU, tmp_path)["tinted"]
+    assert not ran.exists()
+    encode = ["encode", "tinted", "--dataset", str(file), "--model", "vit_tiny_random", *words]
+    assert cli.main(encode) == 0 and ran.exists()
+    assert "35 images of 5 classes" in capsys.readouterr().out
+    ran.unlink()
+    assert len(Sets(resolved, CPU, tmp_path)["tinted"].pack) == 35 and not ran.exists()
+    (tmp_path / "mine.py").write_text(USERS + "\n", encoding="utf-8")
+    assert make_plan(str(campaign), parsed(words)).place.name != plan.place.name
+    assert packs.pack_folder(Path(), resolved.dataset, resolved.model, "tinted") != before
+    file.write_text(text + "own: {tinted: {kind: mine.py, plac: x}}\n", encoding="utf-8")
+    assert cli.main(encode) == 2
+    assert "mine.py: unknown key 'dataset.plac'; did you mean" in capsys.readouterr().err
