@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from loaders import shards, trees
@@ -10,10 +11,12 @@ from loaders.pack import Item
 from loaders.trees import Listing, first_names
 
 
-def read(root: Path) -> Listing:
+def read(root: Path, columns: Sequence[str] = ()) -> Listing:
     """Lists the images `root/<class>/<image>`, ordered by class and name; skips hidden folders.
 
-    `root` may also be shards (`loaders.shards`). An image's source is its class and file name.
+    columns: names of the folders above the classes', as in
+    `<corruption>/<severity>/<class>/<image>`. `root` may also be shards (`loaders.shards`). An
+    image's source is its class and file name.
 
     Raises ValueError naming a root that is missing, empty or has files instead of classes, classes
     without images, and invalid files (see `trees.files`).
@@ -22,25 +25,36 @@ def read(root: Path) -> Listing:
         return shards.listing(root, found)
     if not root.is_dir():
         raise ValueError(f"{root.absolute()} is not a folder; it needs one folder per class")
-    names = [path.name for path in root.iterdir() if path.is_dir()]
-    classes = sorted(name for name in names if not name.startswith("."))
     images: list[trees.File] = []
     left_out: list[str] = []
     for file in trees.files_below(str(root)):
-        is_of_a_class = file.is_image and len(file.parts) == 2 and not file.path.startswith(".")
+        is_of_a_class = file.is_image and len(file.parts) == 2 + len(columns)
+        is_of_a_class = is_of_a_class and not any(part.startswith(".") for part in file.parts)
         images.append(file) if is_of_a_class else left_out.append(file.path)
     if not images:
         raise ValueError(
-            f"{root} has no images <class>/<image> ({', '.join(trees.IMAGE_SUFFIXES)}); "
+            f"{root} has no images {_layout(columns)} ({', '.join(trees.IMAGE_SUFFIXES)}); "
             "is it the right folder?"
         )
-    if empty := set(classes) - {file.parts[0] for file in images}:
+    classes = sorted({file.parts[-2] for file in images})
+    names = [path.name for path in root.iterdir() if path.is_dir() and path.name[0] != "."]
+    if empty := set(names) - {file.parts[0] for file in images}:
         raise ValueError(f"{root} has classes without images: {first_names(sorted(empty))}")
     label = {name: number for number, name in enumerate(classes)}
     items = [
-        Item(label[file.parts[0]], file.path.rpartition(".")[0], file.path, file.place)
+        Item(
+            label[file.parts[-2]],
+            "/".join(file.parts[-2:]).rpartition(".")[0],
+            file.path,
+            file.place,
+            file.parts[: len(columns)],
+        )
         for file in images
     ]
     stamps = "\n".join(f"{file.path} {file.stamp}" for file in images)
     fingerprint = hashlib.sha256(stamps.encode()).hexdigest()
-    return Listing(items, classes, fingerprint, tuple(left_out))
+    return Listing(items, classes, fingerprint, tuple(left_out), columns=tuple(columns))
+
+
+def _layout(columns: Sequence[str]) -> str:
+    return "/".join(f"<{name}>" for name in (*columns, "class", "image"))

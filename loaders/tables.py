@@ -163,8 +163,10 @@ def _rows(
         else:
             rows = _of_csv(table, of_file)
         for number, values in rows:
-            row = dict(zip(of_file, values, strict=True)) | given if given else {}
-            yield number, [row[name] for name in names] if given else values
+            if given:
+                row = {**dict(zip(of_file, values, strict=True)), **given}
+                values = [row[name] for name in names]
+            yield number, values
     except (OSError, UnicodeDecodeError, csv.Error, pa.ArrowException) as error:
         raise ValueError(f"{table} is not a table that can be read ({error})") from error
 

@@ -1,31 +1,68 @@
 """A dataset's classes as groups of a model's outputs.
 
-An ObjectNet object can correspond to several ImageNet classes. The logit of such a class is the
-largest of its outputs and takes the position of the first, so labels, masks and predictions still
-index the head's outputs.
+An ObjectNet object, or a class that a file describes, can correspond to several outputs. Its logit
+is their largest, or that of the sum or mean of their probabilities, and takes the position of the
+first, so labels, masks and predictions still index the head's outputs.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 
+from engine.did_you_mean import closest
 from loaders.benchmarks.objectnet import JOIN
+from loaders.files.durable import read_small
 
 
-def members(classes: Sequence[str], position: Mapping[str, int]) -> torch.Tensor | None:
+def read_outputs(file: Path, classes: Sequence[str], head: Sequence[str]) -> dict[str, list[str]]:
+    """The outputs of each class, from the lines `class,output` of a CSV file.
+
+    head: the names of the model's outputs. Raises ValueError, naming file and line, for an output
+    that the head lacks, a line of another form, and a class without a line.
+    """
+    outputs: dict[str, list[str]] = {}
+    known = set(head)
+    try:
+        rows = csv.reader(io.StringIO(read_small(file).decode("utf-8-sig"), newline=""))
+        if next(rows, None) != ["class", "output"]:
+            raise ValueError(f"{file}, line 1: write the columns there, class,output")
+        for row in rows:
+            if len(row) != 2 or row[1] not in known:
+                close = closest(row[-1], head) if row else ""
+                raise ValueError(
+                    f"{file}, line {rows.line_num}: write a class and an output of the model's head"
+                    + f"; did you mean {close!r}?" * bool(close)
+                )
+            outputs.setdefault(row[0], []).append(row[1])
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{file} is not a CSV file in UTF-8 ({error})") from error
+    if missing := [name for name in classes if name not in outputs]:
+        raise ValueError(
+            f"{file} has no outputs of {len(missing)} classes, such as {missing[0]!r}: add lines "
+            f"`{missing[0]},OUTPUT`"
+        )
+    return {name: outputs[name] for name in classes}
+
+
+def members(
+    outputs: Mapping[str, Sequence[str]], position: Mapping[str, int]
+) -> torch.Tensor | None:
     """Outputs of each class, int64 [G, M], padded with the class's first; None if M would be 1.
 
-    position: the place of a name among the head's outputs. Raises ValueError for two classes that
-    share an output, which would make predictions ambiguous.
+    outputs: their names by class. position: the place of a name among the head's outputs. Raises
+    ValueError for two classes that share an output, which would make predictions ambiguous.
     """
     owner: dict[str, str] = {}
-    for label in classes:
-        for name in names(label, position):
+    for label, of_label in outputs.items():
+        for name in of_label:
             if (first := owner.setdefault(name, label)) != label:
                 raise ValueError(f"classes {first} and {label} share the output {name}")
-    rows = [[position[name] for name in names(label, position)] for label in classes]
+    rows = [[position[name] for name in of_label] for of_label in outputs.values()]
     width = max(map(len, rows))
     if width == 1:
         return None
@@ -37,13 +74,22 @@ def names(label: str, position: Mapping[str, int]) -> list[str]:
     return [label] if label in position else label.split(JOIN)
 
 
-def grouped(logits_BC: torch.Tensor, members_GM: torch.Tensor | None) -> torch.Tensor:
-    """Logits [B, C] with each class's largest at the position of its first output; differentiable.
+def grouped(
+    logits_BC: torch.Tensor, members_GM: torch.Tensor | None, joined: str = "max"
+) -> torch.Tensor:
+    """Logits [B, C] with each class's at the position of its first output; differentiable.
 
-    The other outputs keep their values; the class mask excludes them.
+    joined: the largest of its outputs (`max`), or that of their probabilities' `sum` or `mean`. The
+    other outputs keep their values; the class mask excludes them.
     """
     if members_GM is None:
         return logits_BC
+    if joined == "sum":
+        return summed(logits_BC, members_GM)
+    if joined == "mean":
+        first_G, count_G = members_GM[:, 0], 1 + (members_GM != members_GM[:, :1]).sum(dim=1)
+        logits_BC = summed(logits_BC, members_GM)
+        return logits_BC.index_add(1, first_G, -count_G.log().expand(len(logits_BC), -1))
     largest_BG = logits_BC[:, members_GM].amax(dim=2)
     return logits_BC.index_copy(1, members_GM[:, 0], largest_BG)
 

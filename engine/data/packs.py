@@ -47,17 +47,16 @@ def pack_of(
         is_there = _has_pack(recipe, folder)
         pack = Pack.open(folder) if is_there else _part(recipe, name, folder)
         _check_identity(pack, identity(recipe.dataset, recipe.model, name))
-        _warn_of_skipped(pack)
         if "adopted" not in pack.manifest["extra"]:
             _check_source(pack, kind.fingerprint(), Path(kind.dataset.root) / name)
-        if lacks := kind.shortfall(pack):
-            log.warning("%s is incomplete: %s", name, lacks)
-        return pack
-    skip = kind.dataset.undecodable == "skip"
-    pack = make_pack(recipe, kind, kind.listing(cache), skip=skip)
-    for remark, names in pack.manifest.get("remarks", {}).items():
-        log.warning("%s: %s: %s", name, remark, names)
+    else:
+        skip = kind.dataset.undecodable == "skip"
+        pack = make_pack(recipe, kind, kind.listing(cache), skip=skip)
+        for remark, names in pack.manifest.get("remarks", {}).items():
+            log.warning("%s: %s: %s", name, remark, names)
     _warn_of_skipped(pack)
+    if lacks := kind.shortfall(pack):
+        log.warning("%s is incomplete: %s", name, lacks)
     return pack
 
 

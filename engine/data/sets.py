@@ -23,6 +23,7 @@ from engine.data.kinds.imagenet import published_among_its_classes
 from engine.data.packs import pack_of, to_train_on
 from engine.did_you_mean import closest, nearest
 from engine.machine import ranks
+from engine.machine.files import short_digest
 from engine.models.zero_shot import ClassTexts
 from engine.recipe import kinds
 from engine.recipe.schema import DatasetRecipe, Recipe
@@ -41,7 +42,9 @@ class LabelledSet:
     of the dataset that an image belongs to, if all parts have equal weight (IN-C). split_by: how
     copies of a source image stay together: `by source` within the dataset, `by hash of source` in
     all datasets, or empty if images are split one by one. mask_rule: `none` if other classes of the
-    head are possible (wrong) predictions, otherwise `present`.
+    head are possible (wrong) predictions, otherwise `present`. joined: how a class's outputs become
+    its logit (`grouping.grouped`). parts_key: what determines `group`. outputs_digest: of a file
+    that says which outputs a class has; empty without one.
     """
 
     name: str
@@ -54,6 +57,9 @@ class LabelledSet:
     group: np.ndarray | None = None
     split_by: str = ""
     mask_rule: str = "present"
+    joined: str = "max"
+    parts_key: dict[str, Any] = field(default_factory=dict)
+    outputs_digest: str = ""
     _thinned: dict[tuple[int, int], np.ndarray] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )  # cached draws of `_at_most`, which take seconds for millions of images
@@ -119,12 +125,17 @@ class LabelledSet:
         dataset = recipe.dataset
         key = {"part": {"shots": dataset.shots, "portion": dataset.portion}}
         if 0 < dataset.train_images < len(self.split("train")):
-            key["thinned"] = {"images": dataset.train_images, "seed": dataset.seed}
+            key["thinned"] = {
+                "images": dataset.train_images,
+                "seed": dataset.seed,
+                **self.parts_key,
+            }
         return key
 
     def split_key(self, dataset: DatasetRecipe) -> list[Any]:
-        """The settings that determine the split of a pack."""
-        return [dataset.holdout, dataset.seed, *filter(None, [self.split_by])]
+        """The settings that determine the split and the outputs of a pack's classes."""
+        more = filter(None, [self.split_by, self.outputs_digest])
+        return [dataset.holdout, dataset.seed, *more]
 
 
 class Sets:
@@ -179,9 +190,9 @@ class Sets:
                 make = functools.partial(pack_of, self.recipe, name, self.cache)
                 pack = ranks.first(lambda: make(head=head, run_users=self.run_users))
             head = head or pack.classes
-            classes = names_in_head(pack.classes, head)
-            rule = self._mask_rule(pack, classes, head)
-            labels, mask = to_head(pack, head, rule)
+            outputs = outputs_of(pack, head, dataset.outputs)
+            rule = self._mask_rule(pack, names_in_head(pack.classes, head), head)
+            labels, mask = to_head(pack, outputs, head, rule)
             split_by, train, holdout = splits.of_pack(pack, dataset)
             self._open[name] = LabelledSet(
                 name,
@@ -190,10 +201,13 @@ class Sets:
                 mask,
                 train,
                 holdout,
-                grouping.members(classes, {label: i for i, label in enumerate(head)}),
+                grouping.members(outputs, {label: i for i, label in enumerate(head)}),
                 _parts(pack, dataset.parts),
                 split_by,
                 rule,
+                dataset.joined,
+                {"parts": dataset.parts} if dataset.parts else {},
+                short_digest([outputs, dataset.joined]) if dataset.outputs else "",
             )
         return self._open[name]
 
@@ -269,18 +283,29 @@ class Sets:
         self._sources.pop(f"{name} to crop", None)
 
 
+def outputs_of(pack: Pack, head: Sequence[str], file: str = "") -> dict[str, list[str]]:
+    """The names of the head's outputs that each class of a pack joins.
+
+    file: that names them (`grouping.read_outputs`); empty: the classes are outputs themselves.
+    """
+    if file:
+        return grouping.read_outputs(Path(file), pack.classes, head)
+    position = {name: i for i, name in enumerate(head)}
+    named = zip(pack.classes, names_in_head(pack.classes, head), strict=True)
+    return {label: grouping.names(name, position) for label, name in named}
+
+
 def to_head(
-    pack: Pack, head: Sequence[str], mask_rule: str = "present"
+    pack: Pack, outputs: Mapping[str, Sequence[str]], head: Sequence[str], mask_rule: str
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Labels as outputs of the head, and the mask of possible predictions (None: all).
 
-    mask_rule: `present` allows the dataset's classes, `none` all classes of the head. Of a class
-    with several outputs, the mask allows the first. Raises ValueError, naming the classes that the
-    head lacks.
+    outputs: the names of each class's outputs, in the order of labels. mask_rule: `present` allows
+    the dataset's classes, `none` all classes of the head. Of a class with several outputs, the mask
+    allows the first. Raises ValueError, naming the classes that the head lacks.
     """
     position = {name: i for i, name in enumerate(head)}
-    outputs = [grouping.names(name, position) for name in names_in_head(pack.classes, head)]
-    unknown = [name for names in outputs for name in names if name not in position]
+    unknown = [name for names in outputs.values() for name in names if name not in position]
     if unknown:
         more = ", ..." if len(unknown) > 3 else ""
         close = ", ".join(f"{name!r}{_nearest_class(name, head)}" for name in unknown[:3])
@@ -289,10 +314,10 @@ def to_head(
             f"{pack.name} has {count} that the model's head lacks: {close}{more}; "
             f"its folders must have the names of the head's {len(head)} classes"
         )
-    first = torch.tensor([position[names[0]] for names in outputs], dtype=torch.int64)
+    first = torch.tensor([position[names[0]] for names in outputs.values()], dtype=torch.int64)
     labels = first[torch.from_numpy(np.array(pack.labels))]
     mask = torch.full((len(head),), mask_rule == "none")
-    mask[[position[name] for names in outputs for name in names]] = False
+    mask[[position[name] for names in outputs.values() for name in names]] = False
     mask[first] = True
     return labels, None if mask.all() else mask
 

@@ -90,9 +90,12 @@ def key_of(
         "classes": short_digest(run.sets.classes),  # top-1 and label are indices into them
         **Form.of(recipe.evaluate, run.device).key,
         "machine": run.machine,
+        **labelled.parts_key,
     }
     if labelled.mask_rule != "present":
         key["mask"] = labelled.mask_rule
+    if labelled.outputs_digest:
+        key["outputs"] = labelled.outputs_digest
     if recipe.evaluate.calibration:
         key["temperatures"] = TEMPERATURES.tolist()
     return f"{'+'.join(n.rsplit('-', 1)[0] for n in average)}-on-{labelled.name}"[:120], key

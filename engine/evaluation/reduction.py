@@ -36,6 +36,7 @@ class Reduction:
         self._labels_N = labelled.labels.to(device)
         self._excluded_C = None if labelled.mask is None else ~labelled.mask.to(device)
         self._members_GM = None if labelled.members is None else labelled.members.to(device)
+        self._joined = labelled.joined
         self._temperatures = TEMPERATURES.tolist() if calibration else ()
         self._weights = weights
 
@@ -62,7 +63,7 @@ class Reduction:
 
     def _of_set(self, logits_BC: torch.Tensor) -> torch.Tensor:
         """Logits of the dataset's classes; -inf for others."""
-        logits_BC = grouping.grouped(logits_BC, self._members_GM)
+        logits_BC = grouping.grouped(logits_BC, self._members_GM, self._joined)
         if self._excluded_C is None:
             return logits_BC
         return logits_BC.masked_fill(self._excluded_C, -torch.inf)

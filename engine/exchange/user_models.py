@@ -18,7 +18,7 @@ from engine.data import imagenet
 from engine.data.class_texts import class_texts
 from engine.data.kinds import folder
 from engine.data.packs import pack_of
-from engine.data.sets import to_head
+from engine.data.sets import outputs_of, to_head
 from engine.errors import RecipeError
 from engine.evaluation import accuracies
 from engine.evaluation.accuracies import Model, OnSet
@@ -219,7 +219,7 @@ def cells_of(
     made = {file: cell_of(resolved, store, file) for file in files if has_head[file]}
     head = head_of(resolved.model, made, classes)
     for pack in packs:
-        to_head(pack, head)
+        to_head(pack, outputs_of(pack, head), head, "present")
     made |= {file: cell_of(resolved, store, file, head) for file in files if not has_head[file]}
     if len({cell.name for cell in made.values()}) < len(files):
         raise ValueError(f"two of {', '.join(map(str, files))} contain the same weights")

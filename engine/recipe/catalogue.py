@@ -45,7 +45,7 @@ def names(group: str = "") -> list[str]:
     no group."""
     base = ROOT / group
     files = {path.relative_to(base).with_suffix("").as_posix() for path in base.rglob("*.yaml")}
-    groups = (*GROUPS.values(), "campaigns", "published", "sources")
+    groups = (*GROUPS.values(), "campaigns", "sets", "published", "sources")
     return sorted(name for name in files if group or name.split("/")[0] not in groups)
 
 
@@ -84,22 +84,29 @@ def _values(path: Path) -> dict[str, Any]:
     values = lines(yaml_text.read(path), str(path))
     named = {key: values[key] for key in (*GROUPS, EXTENDS, "models") if key in values}
     values |= {key: beside(path.parent, value) for key, value in named.items()}
-    return _with_places(values, path.parent)
+    return _with_paths(values, path.parent)
 
 
-def _with_places(values: Any, folder: Path) -> Any:
-    """The values, with every `root` and `words` of datasets made relative to this folder."""
+def _with_paths(values: Any, folder: Path) -> Any:
+    """The values, with every path of datasets made relative to this folder."""
     if not isinstance(values, Mapping):
         return values
     if isinstance(dataset := values.get("dataset"), Mapping):
-        values = {**values, "dataset": _with_places(dict(dataset), folder)}
+        values = {**values, "dataset": _with_paths(dict(dataset), folder)}
     if isinstance(own := values.get("own"), Mapping):
-        sets = {name: _with_places(each, folder) for name, each in own.items()}
+        sets = {name: _of_set(each, folder) for name, each in own.items()}
         values = {**values, "own": sets}
-    for key in ("root", "words"):
-        if isinstance(place := values.get(key), str) and place:
-            values = {**values, key: str(folder / place)}
-    return values
+    paths = {key: values[key] for key in ("root", "outputs", "words") if values.get(key)}
+    return {**values, **{key: str(folder / str(path)) for key, path in paths.items()}}
+
+
+def _of_set(values: Any, folder: Path) -> Any:
+    """A dataset's own keys, with those of the dataset's recipe that they extend."""
+    if not isinstance(values, Mapping) or EXTENDS not in values:
+        return _with_paths(values, folder)
+    base = path_of("sets", str(beside(folder, values[EXTENDS])))
+    own = {name: value for name, value in values.items() if name != EXTENDS}
+    return over((read(base), _with_paths(own, folder)))
 
 
 def beside(folder: Path, value: Any) -> Any:

@@ -146,7 +146,19 @@ def _check_names(recipe: Recipe) -> None:
     for key, name in [*keys, *sets]:
         check_name(key, name)
     for name in dataset.known:
-        kinds.of_set(dataset, name).check(name)
+        of_set = kinds.of_set(dataset, name)
+        of_set.check(name)
+        if of_set.split.column and not dataset.holdout:
+            raise RecipeError(
+                f"dataset.holdout=0 trains and evaluates {name} on all images, which have a "
+                "published split: set holdout above 0 (its value has no effect on this dataset), "
+                "or leave the split out"
+            )
+    if kinds.of_set(dataset, dataset.upstream).outputs:
+        raise RecipeError(
+            f"dataset.outputs of {dataset.upstream}: the upstream dataset's classes are the head's "
+            "outputs: set outputs for other datasets, below dataset.own"
+        )
     train_sets = [*dataset.sets, *dataset.train_sets]
     for key, names in (("sets", dataset.evaluated_sets), ("train_sets", train_sets)):
         if twice := sorted({name for name in names if names.count(name) > 1}):

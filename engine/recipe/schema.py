@@ -148,7 +148,8 @@ class DatasetRecipe:
     """
 
     OF_SET: ClassVar[Sequence[str]] = (
-        *("kind", "root", "parts", "split", "undecodable", "background"),
+        *("kind", "root", "images", "parts", "outputs", "joined", "split"),
+        *("undecodable", "background"),
     )
 
     @property
@@ -176,8 +177,13 @@ class DatasetRecipe:
     test_only: list[str] = field(default_factory=list)
     # columns of the images that together name parts of equal weight in the dataset's accuracy
     parts: list[str] = field(default_factory=list)
-    # published split: a column of the images, and of each of its values whether to train on these
-    # images or to hold them out
+    images: Count = 0  # published number of images; 0: none
+    # CSV file with lines `class,output`: the outputs of the model's head that each class joins, if
+    # the classes are not the head's
+    outputs: str = ""
+    # logit of a class with several outputs: the largest, or of their probabilities' sum or mean
+    joined: Literal["max", "sum", "mean"] = "max"
+    # published split: a column of the images, with values to train on and values to hold out
     split: SplitRecipe = field(default_factory=SplitRecipe)
     seed: Seed = marked(PACK, 0)
     holdout: BelowOne = 0.25  # fraction of each class held out of training; 0: no split

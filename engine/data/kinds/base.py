@@ -57,11 +57,13 @@ class Kind(abc.ABC):
 
     def shortfall(self, pack: Pack) -> str:
         """Describes what a pack lacks of the published dataset; empty if it is complete."""
-        return ""
+        published = self.published_images() or len(pack)
+        expected = min(published, self.dataset.limit or published)
+        return f"{len(pack):,} images, not {expected:,}" * (len(pack) != expected)
 
     def published_images(self) -> int | None:
         """Number of images of the published dataset, or None if there is none."""
-        return None
+        return self.dataset.images or None
 
     def why_not_comparable(self) -> str:
         """Why accuracies published for the dataset are not comparable; empty if they are."""

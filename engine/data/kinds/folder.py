@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from engine.data.kinds import base
-from engine.recipe.schema import DatasetRecipe
+from engine.recipe.schema import PACK, DatasetRecipe, marked
 from loaders import folders, trees
 from loaders.trees import Listing, Place, first_names
 
@@ -24,6 +24,8 @@ class Recipe(DatasetRecipe):
     # images that count as copies of one photo. own: none; names: those with the same class and file
     # name, in all datasets
     sources: Literal["own", "names"] = "own"
+    # names of the folders above the classes', such as [corruption, severity]; kept with the images
+    columns: list[str] = marked(PACK, list)
 
     @property
     def knows_photos(self) -> bool:
@@ -41,7 +43,7 @@ class Kind(base.Kind):
 
     def read(self, source: Path | None = None) -> Listing:
         """The images as they lie there; copies have a common source, if the recipe says so."""
-        return folders.read(source or self.root)
+        return folders.read(source or self.root, self.dataset.columns)
 
     def listing(self, cache: Path, source: Path | None = None, *, partial: bool = False) -> Listing:
         listing = self.read(source)

@@ -94,7 +94,8 @@ class Kind(base.Kind):
             position = {wnid: i for i, wnid in enumerate(wnids())}
             from engine.data import grouping  # late: planning imports no torch
 
-            grouping.members(listing.classes, position)  # raises for classes that share an output
+            outputs = {label: grouping.names(label, position) for label in listing.classes}
+            grouping.members(outputs, position)  # raises for classes that share an output
         elif name == IMAGENET_C:
             listing = imagenet_c.read(source, name, wnids(), drawn, self.dataset.seed)
         elif name == "imagenet_v2":

@@ -50,7 +50,7 @@ class Kind(folder.Kind):
         files = dataset.table if isinstance(dataset.table, dict) else {"": dataset.table}
         allowed = {split.column: (*split.train, *split.holdout)} if split.column else {}
         if self.head:
-            allowed[dataset.label_column] = self.head
+            allowed[dataset.label_column] = tuple(self.head)
         kept = dict.fromkeys([*dataset.columns, *dataset.parts, *filter(None, [split.column])])
         columns = tables.Columns(
             dataset.path_column,

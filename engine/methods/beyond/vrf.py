@@ -87,7 +87,7 @@ def _logits(context: Context, cell: Cell, index: np.ndarray) -> torch.Tensor:
         models.logits(features_ND[index[start : start + ROWS]], weight, bias)
         for start in range(0, len(index), ROWS)
     ]
-    logits_NC = grouping.grouped(torch.cat(logits), target.members)
+    logits_NC = grouping.grouped(torch.cat(logits), target.members, target.joined)
     return logits_NC if target.mask is None else logits_NC.masked_fill(~target.mask, -torch.inf)
 
 

@@ -1,6 +1,7 @@
 """ImageNet-RIB on tiny trees of its official layouts: mask, group, train, evaluate, RI."""
 
 import dataclasses
+import math
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -138,20 +139,31 @@ def test_losses_see_grouped_classes(rib, method):
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in built.parameters())
 
 
+def members_of(classes: list[str], position: dict[str, int]) -> torch.Tensor | None:
+    return grouping.members({name: grouping.names(name, position) for name in classes}, position)
+
+
 def test_gradient_of_grouped_logits_goes_to_the_largest_member():
     position = {name: i for i, name in enumerate("abcdef")}
-    members = grouping.members(["a+c", "b", "d+e+f"], position)
+    members = members_of(["a+c", "b", "d+e+f"], position)
     assert members.tolist() == [[0, 2, 0], [1, 1, 1], [3, 4, 5]]
     logits = torch.tensor([[1.0, 5, 3, 0, 9, 2]], dtype=torch.float64, requires_grad=True)
     maxima = grouping.grouped(logits, members)
     assert maxima[0, [0, 1, 3]].tolist() == [3, 5, 9] and maxima.shape == logits.shape
     maxima[0, [0, 1, 3]].sum().backward()
     assert logits.grad.tolist() == [[0, 1, 1, 0, 1, 0]]
-    assert grouping.members(["a", "c"], position) is None
+    sums = grouping.grouped(logits, members, "sum")
+    assert sums[0, 0].item() == pytest.approx(math.log(math.exp(1) + math.exp(3)))
+    means = grouping.grouped(logits, members, "mean")
+    probabilities = logits.softmax(1)[0]
+    of_means = means[0, [0, 1, 3]] - logits.logsumexp(1)
+    expected = [probabilities[[0, 2]].mean(), probabilities[1], probabilities[3:].mean()]
+    assert_near(of_means.exp(), torch.stack(expected))
+    assert members_of(["a", "c"], position) is None
     assert grouping.grouped(logits, None) is logits
     for classes in (["a+c", "b+c"], ["c", "b+c"]):
         with pytest.raises(ValueError, match=r"classes .*c and b\+c share the output c"):
-            grouping.members(classes, position)
+            members_of(classes, position)
 
 
 def test_paper_variant_of_objectnet_is_a_plain_mask(rib):

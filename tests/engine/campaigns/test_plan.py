@@ -268,10 +268,6 @@ def test_objectnet_is_fine_tuned_on_only_with_leave():
     assert make_plan("imagenet_rib", parsed((*few, opened)), 1).downstreams[0] == "objectnet"
     cell = ("imagenet_rib/fine_tune", ["downstream=objectnet"])
     assert recipe.load(cell[0], parsed([*cell[1], opened])).downstream == "objectnet"
-    settings = ("dataset.kind=folder", "dataset.sets=[objectnet,b]", "downstream=objectnet")
-    assert recipe.load("imagenet_rib", parsed(settings)).downstream == "objectnet", (
-        "a folder of that name"
-    )
 
 
 def test_columns_are_the_downstreams_in_every_setting(folder, tmp_path):

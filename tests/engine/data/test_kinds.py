@@ -1,5 +1,6 @@
 """A dataset has a recipe of its own: another kind, root, options, columns and a published split."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 from engine import cli, recipe
 from engine.campaigns.plan import make_plan
-from engine.data import packs
+from engine.data import grouping, packs
 from engine.data.kinds import kind_of
 from engine.data.sets import Sets
 from engine.recipe import parsed
@@ -84,6 +85,34 @@ def test_a_label_that_the_head_lacks_is_named_before_a_row_is_encoded(mixed, tmp
     with pytest.raises(ValueError, match=r"tinted.csv, line 16: label is 'disk', but must be one"):
         Sets(mixed, CPU, tmp_path)["tinted"]
     assert not list((tmp_path / "runs" / "packs").glob("*tinted*"))
+
+
+@pytest.mark.parametrize(("joined", "rule"), [("max", torch.amax), ("sum", torch.logsumexp)])
+def test_a_file_says_which_outputs_a_class_joins(mixed, tmp_path, joined, rule):
+    for label in ("bars", "rounds"):
+        shutil.copytree(tmp_path / "images" / "few" / "ring", tmp_path / "images" / "round" / label)
+    file = tmp_path / "round.csv"
+    lines = ["class,output", "rounds,ring", "rounds,disc", "bars,bar"]
+    file.write_text("\n".join(lines), encoding="utf-8")
+    own = BENCHMARK + f"  round: {{outputs: round.csv, joined: {joined}}}\n"
+    (tmp_path / "mixed.yaml").write_text(own, encoding="utf-8")
+    words = ["dataset.sets=[round,few]"]
+    sets = Sets(benchmark(tmp_path, *words), CPU, tmp_path)
+    labelled = sets["round"]
+    bar, disc, ring = (sets.classes.index(name) for name in ("bar", "disc", "ring"))
+    assert labelled.pack.classes == ("bars", "rounds")
+    assert set(labelled.labels.tolist()) == {bar, ring}
+    assert labelled.mask is not None and labelled.mask.nonzero().ravel().tolist() == [bar, ring]
+    logits = torch.randn(4, len(sets.classes))
+    joint = grouping.grouped(logits, labelled.members, labelled.joined)
+    assert torch.allclose(joint[:, ring], rule(logits[:, [ring, disc]], dim=1))
+    assert torch.equal(joint[:, bar], logits[:, bar])
+    file.write_text("\n".join(lines[:3]), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"round.csv has no outputs of 1 classes, such as 'bars'"):
+        Sets(benchmark(tmp_path, *words), CPU, tmp_path)["round"]
+    file.write_text("\n".join([*lines, "bars,brr"]), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"round.csv, line 5: .*; did you mean 'bar'"):
+        Sets(benchmark(tmp_path, *words), CPU, tmp_path)["round"]
 
 
 USERS = """\

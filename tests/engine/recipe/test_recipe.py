@@ -25,8 +25,8 @@ train: {epochs: 10, batch_size: 64, accumulation: 1, warmup_steps: null, clip: 0
 evaluate: {batch_size: 256, precision: auto, compile: auto, split: all,
   calibration: false, cka: 0}
 dataset: {kind: folder, root: '', upstream: upstream, train_sets: [], own: {}, test_only: [],
-  parts: [], split: {column: '', train: [], holdout: []}, seed: 0, holdout: 0.25, train_images: 0,
-  shots: 0, portion: 1.0, pack_format: raw, undecodable: refuse, background: white,
+  parts: [], images: 0, outputs: '', joined: max, split: {column: '', train: [], holdout: []}, seed: 0,
+  holdout: 0.25, train_images: 0, shots: 0, portion: 1.0, pack_format: raw, undecodable: refuse, background: white,
   thumbnails: false}
 model: {image_size: 224, projection: 0, head: {fit: false, l2: 0.001, fit_on: ''}}
 """
