@@ -10,15 +10,15 @@ from typing import Any
 
 from engine import recipe
 from engine.campaigns import seed_probe
-from engine.did_you_mean import nearest
 from engine.errors import RecipeError
+from engine.measures.rows import trained_sets
 from engine.measures.setting import PLAIN, Scalar, Setting
 from engine.recipe import text
-from engine.recipe.campaigns import DOWNSTREAMS, VARY
-from engine.recipe.checks import check_terms
+from engine.recipe.campaigns import DOWNSTREAMS, LEAVE_ONE_OUT, VARY
+from engine.recipe.checks import union_name
 from engine.recipe.effects import effect_of
 from engine.recipe.resolve import VARIANT
-from engine.recipe.schema import Affects, Recipe
+from engine.recipe.schema import Affects, DatasetRecipe, Recipe
 from loaders.files.names import Name, identifier
 
 SEED = "seed"
@@ -29,7 +29,7 @@ LONGEST = 200  # bytes of a column's name; file names contain it and have at mos
 
 @dataclass(frozen=True)
 class Column:
-    """All methods fine-tuned on one dataset in one setting: one job.
+    """All methods fine-tuned on one dataset, or a union `A+B` of several, in one setting: one job.
 
     settings: values of the keys that vary, including the seed if it varies. is_probe: whether it
     repeats another column with another seed. Means exclude probes.
@@ -41,7 +41,7 @@ class Column:
 
     @property
     def name(self) -> str:
-        """Dataset and settings, as a part of file names."""
+        """Datasets and settings, as a part of file names."""
         return ",".join(filter(None, (self.downstream, str(self.settings))))
 
     @property
@@ -65,26 +65,11 @@ def columns_of(grid: recipe.GridKeys, cells: Sequence[Recipe]) -> tuple[Column, 
 
     cells: one resolved recipe per method, with which every setting is checked. Raises RecipeError,
     naming the campaign's file or the command line, for a dataset that is unknown, named twice or
-    not licensed for fine-tuning, for a key or value that cannot vary, and for more than `MOST`
-    columns.
+    not licensed for fine-tuning, for a union of all datasets of RI, for a key or value that cannot
+    vary, and for more than `MOST` columns.
     """
     dataset = cells[0].dataset
-    downstreams = [name for name in dataset.sets if name in dataset.trainable]
-    if grid.downstreams is not None:
-        downstreams = grid.downstreams
-    source = grid.source(DOWNSTREAMS)
-    for name in downstreams:
-        if name not in dataset.known:
-            raise RecipeError(
-                f"{source}: downstreams: {name!r} is not a dataset of {dataset.name}"
-                f"{nearest(name, dataset.known)}"
-            )
-        try:
-            check_terms(dataset, name)
-        except RecipeError as error:
-            raise RecipeError(f"{source}: downstreams: {error}") from error
-        if downstreams.count(name) > 1:
-            raise RecipeError(f"{source}: downstreams names {name} twice")
+    downstreams = _downstreams(grid, dataset)
     source = grid.source(VARY)
     _check_keys(source, grid.vary, cells)
     count = len(downstreams) * math.prod(map(len, grid.vary.values()))
@@ -116,6 +101,29 @@ def columns_of(grid: recipe.GridKeys, cells: Sequence[Recipe]) -> tuple[Column, 
         for name, seed in seed_probe.probed_columns(grid, downstreams, cells)
     )
     return (*columns, *probes)
+
+
+def _downstreams(grid: recipe.GridKeys, dataset: DatasetRecipe) -> list[str]:
+    """The names of the datasets and unions that columns train on."""
+    key = f"{grid.source(DOWNSTREAMS)}: {DOWNSTREAMS}"
+    trainable = [name for name in dataset.sets if name in dataset.trainable]
+    unions = [[name] for name in trainable]
+    if grid.downstreams == LEAVE_ONE_OUT:
+        rest = ([name for name in trainable if name != left_out] for left_out in dataset.sets)
+        # Those that leave out datasets on which no model may be trained are equal.
+        unions = [[*names] for names in dict.fromkeys(map(tuple, rest)) if names]
+    elif grid.downstreams is not None:
+        unions = grid.downstreams
+    downstreams = [union_name(key, names, dataset) for names in unions]
+    for name in downstreams:
+        if downstreams.count(name) > 1:
+            raise RecipeError(f"{key} names {name} twice")
+        if {*dataset.sets} <= {*trained_sets(name)}:
+            raise RecipeError(
+                f"{key}: {name} contains all of dataset.sets, so RI has no dataset left: leave one "
+                "out"
+            )
+    return downstreams
 
 
 def _check_keys(source: str, vary: Mapping[str, Sequence[Any]], cells: Sequence[Recipe]) -> None:

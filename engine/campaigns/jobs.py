@@ -73,6 +73,8 @@ def prepare(plan: Plan, device: torch.device) -> None:
         begin(len(names), name)
         # Accessing it encodes it if necessary, before columns share it.
         log.info("%s: %d images, never evaluated", name, len(run.sets[name].pack))
+    for name in plan.downstreams:
+        run.sets[name].training(run.recipe)  # unions raise their errors
     begin(len(names), "graphs")
     for row in sorted(rows, key=_is_users):  # what a user's file changes, it changes afterwards
         row.compile()
@@ -127,6 +129,8 @@ def column(plan: Plan, column: Column, device: torch.device, *, run_users: bool 
     models = [(row.build(), row.entries()) for row in rows]
     entries = [entry for _, of_row in models for entry in of_row]
     run = rows[0]
+    if len(run.recipe.trained_sets) > 1:
+        run.sets.release(column.downstream)  # evaluation reads its datasets one by one
     for place in run.recipe.dataset.evaluated_sets:
         split = run.recipe.split_of(place)
         passes.evaluate(run, [entry.mix for entry in entries], [place], split)

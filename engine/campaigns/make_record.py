@@ -111,6 +111,7 @@ def _joined(plan: Plan, columns: Sequence[Column], distances: Distances) -> Reco
         families=dataset.families,
         seen=seen,
         limit=dataset.limit,
+        evaluate_on=dataset.evaluate_on,
     )
     if not dataset.thumbnails:
         return record

@@ -10,6 +10,7 @@ import dataclasses
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from engine.cells import cell_plan
 from engine.cells.cell_plan import CellPlan
 from engine.errors import CampaignError, RecipeError
 from engine.machine.files import short_digest
+from engine.measures.rows import trained_sets
 from engine.recipe import catalogue, kinds, modules
 from engine.recipe.campaigns import SELECTION, VARY
 from engine.recipe.effects import effect_of, values_of
@@ -102,7 +104,7 @@ class Plan:
 
     @property
     def downstreams(self) -> list[str]:
-        """The downstream datasets."""
+        """The downstream datasets and unions."""
         return list(dict.fromkeys(column.downstream for column in self.columns))
 
     @property
@@ -113,17 +115,22 @@ class Plan:
     def steps(self, job: str) -> int:
         """A job's steps in the progress bar.
 
-        The preparation has one for every dataset, the upstream dataset and the model; a column has
+        The preparation has one for every evaluated dataset and the model; a column has
         one for every cell and one for the evaluation; the distances and the report have one.
         """
-        ends = {PREPARE: len(self.sets) + 2, DISTANCES: 1, REPORT: 1}
+        ends = {PREPARE: len(self.recipe.dataset.evaluated_sets) + 1, DISTANCES: 1, REPORT: 1}
         return ends.get(job, len(self.rows) * self.seeds + 1)
 
     @property
     def needed(self) -> list[str]:
         """The datasets that a campaign reads: those that it evaluates on come first, then those
         that it only fine-tunes on or fits the head on."""
-        return list(dict.fromkeys([*self.recipe.base_sets, *self.downstreams]))
+        return list(dict.fromkeys([*self.recipe.base_sets, *self.trained_sets]))
+
+    @property
+    def trained_sets(self) -> list[str]:
+        """The datasets of all columns."""
+        return list(dict.fromkeys(chain(*map(trained_sets, self.downstreams))))
 
     def cells(self, column: Column) -> Iterator[CellPlan]:
         """The cells of a column: all rows with the first seed, then all rows with the next."""
@@ -290,6 +297,7 @@ def _settings(cell: CellPlan, sha256: Mapping[str, str]) -> dict[str, Any]:
     own = {name: _by_content(of_set, sha256) for name, of_set in values["dataset"]["own"].items()}
     dataset = values["dataset"] = _by_content(values["dataset"], sha256) | {"own": own}
     words, templates = dataset.pop("words"), dataset.pop("templates")
+    dataset |= {"evaluate_on": further} if (further := dataset.pop("evaluate_on")) else {}
     if cell.recipe.reads_words:
         dataset |= {"words": sha256[words]} if words else {}
         dataset |= {"templates": templates} if templates else {}

@@ -68,6 +68,7 @@ class Record:
         benchmark, version: the benchmark's name and version (`DatasetRecipe`).
         sets: datasets on which RI is measured.
         downstreams: datasets that models were fine-tuned on.
+        evaluate_on: further datasets that models were evaluated on, outside RI.
         upstream: the upstream dataset.
         methods: the rows' titles by key, in table order.
         settings: settings of the whole campaign, by the report's heading.
@@ -119,6 +120,7 @@ class Record:
     families: dict[str, list[str]] = field(default_factory=dict)
     seen: list[Evaluation] = field(default_factory=list)
     limit: int = 0
+    evaluate_on: list[Name] = field(default_factory=list)
 
     def matrix(self) -> Matrix | None:
         """The distances between all sets, if they are known."""

@@ -19,6 +19,7 @@ from engine.data.kinds import kind_of
 from engine.errors import CampaignError, RecipeError, printable
 from engine.machine import first_line
 from engine.machine.files import cache_folder, short_digest
+from engine.measures.rows import trained_sets
 from engine.model_files.model_names import model_section
 from engine.recipe import kinds
 from engine.recipe.modules import is_users
@@ -134,7 +135,7 @@ def _faults_of_sets(name: str, plans: Mapping[Plan, Sequence[Override]]) -> list
         faults |= dict.fromkeys(_unions(plan))
         stored = [(resolved, list(read))]
         cropped = [row.recipe for row in plan.rows.values() if row.recipe.train.crops]
-        stored += [(packs.to_train_on(each), plan.downstreams) for each in cropped[:1]]
+        stored += [(packs.to_train_on(each), plan.trained_sets) for each in cropped[:1]]
         for of_size, names in stored:
             missing = []
             for each in names:
@@ -162,9 +163,10 @@ def _unions(plan: Plan) -> Iterator[str]:
     """Yields why a column cannot train on a dataset that contains images of RI's datasets."""
     for name in plan.downstreams:
         with contextlib.suppress(ValueError):  # a folder that cannot be read is another fault
-            each = {other: kind_of(plan.recipe.dataset, other) for other in (name, *plan.sets)}
-            kind = each.pop(name)
-            if inside := [other for other, of in each.items() if kind.shares_files(of)]:
+            read = {each: kind_of(plan.recipe.dataset, each) for each in plan.recipe.dataset.known}
+            others = [other for other in plan.sets if other not in trained_sets(name)]
+            pairs = itertools.product(trained_sets(name), others)
+            if inside := dict.fromkeys(b for a, b in pairs if read[a].shares_files(read[b])):
                 listed = ", ".join(inside)
                 yield (
                     f"{name} contains images of {listed}, so RI would average over images that its "
@@ -189,12 +191,13 @@ def _faults_of_warmup(plans: Collection[Plan]) -> Iterator[str]:
         dataset = plan.recipe.dataset
         for cell in trained:
             try:
-                images, classes = kind_of(dataset, cell.downstream).counts()
+                sizes = [kind_of(dataset, name).counts() for name in cell.trained_sets]
             except ValueError:  # a folder that cannot be read is another fault
                 continue
             try:
-                images = min(images, dataset.limit or images)
-                most = min(images, work.trained_on(cell, images, classes) + classes)
+                sizes = [(min(images, dataset.limit or images), k) for images, k in sizes]
+                images, classes = map(sum, zip(*sizes, strict=True))
+                most = min(images, work.trained_on(cell, sizes) + classes)
                 cell.train.warmup(cell.train.steps(most))
             except ValueError as error:
                 yield f"{cell.method.title} on {cell.downstream} (at most {most} images): {error}"

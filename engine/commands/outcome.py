@@ -17,6 +17,7 @@ def show(run: Run, cell: Cell) -> None:
     RI."""
     recipe = run.recipe
     sets, downstream = recipe.dataset.sets, recipe.downstream
+    others = [name for name in sets if name not in recipe.trained_sets]
     headline = next(entry for entry in cell.entries if entry.headline)
     for name in recipe.dataset.evaluated_sets:
         mixes = [{run.base.name: 1.0}, headline.mix]
@@ -26,17 +27,17 @@ def show(run: Run, cell: Cell) -> None:
     compared = accuracies.compared(run, headline.mix, intervals=True)
     trackers.log_accuracies(recipe, compared)
     rows = []
-    for name in [*sets, recipe.dataset.upstream]:
+    for name in [*sets, recipe.dataset.upstream, *recipe.dataset.evaluate_on]:
         before, after = compared[name]
         assert after.change is not None and after.change_low is not None
         assert after.change_high is not None
         numbers = f"{before.accuracy:.1f}", f"{after.accuracy:.1f}", f"{after.change:+.1f}"
         half_width = f"±{rounded((after.change_high - after.change_low) / 2, 1)}"
-        mark = "" if name in sets and name != downstream else "*"
+        mark = "" if name in others else "*"
         rows.append([name, f"{after.n}", *numbers, half_width, mark])
     title = f"{recipe.method.title} ({recipe.method.variant}) on {downstream}, percent top-1"
     print(console.text(title, ["set", "images", "before", "after", "change", "95%", ""], rows))
-    if downstream in sets and len(sets) > 1:
+    if others and {*recipe.trained_sets} <= {*sets}:
         before, after = ({n: pair[k].accuracy for n, pair in compared.items()} for k in (0, 1))
         ri = metrics.robustness_improvement(downstream, after, before, sets)
         print(f"RI {ri:+.2f} points, the mean change over the datasets without *")

@@ -194,8 +194,8 @@ def of(columns: Sequence[Sequence[Recipe]], rows: int) -> Estimate:
     nor known, or its folder cannot be read.
     """
     recipe = columns[0][0]
-    dataset, downstreams = recipe.dataset, [column[0].downstream for column in columns]
-    needed = dict.fromkeys([*recipe.base_sets, *downstreams])
+    dataset, trained = recipe.dataset, [column[0].trained_sets for column in columns]
+    needed = dict.fromkeys([*recipe.base_sets, *itertools.chain(*trained)])
     counts = {name: work.counts_of(recipe, name) for name in needed}
     images = {name: of_images for name, (of_images, _) in counts.items()}
     net = work.network(recipe, counts[dataset.upstream][1])
@@ -203,7 +203,12 @@ def of(columns: Sequence[Sequence[Recipe]], rows: int) -> Estimate:
     everywhere = sum(images[name] for name in recipe.base_sets)  # images with stored features
     predictions = sum(images[name] for name in dataset.evaluated_sets)
     predictions += sum(stored for _, _, stored in counted)
-    cropped = {cell.downstream: cell for cell in itertools.chain(*columns) if cell.train.crops}
+    cropped = {
+        name: cell
+        for cell in itertools.chain(*columns)
+        for name in cell.trained_sets
+        if cell.train.crops
+    }
     stored = [(recipe, count) for count in images.values()]
     stored += [(packs.to_train_on(cell), images[name]) for name, cell in cropped.items()]
     row_bytes = ROW_BYTES + CALIBRATION_BYTES * recipe.evaluate.calibration
@@ -222,7 +227,10 @@ def of(columns: Sequence[Sequence[Recipe]], rows: int) -> Estimate:
         columns=[parts for parts, _, _ in counted],
         distances=[work.start(), work.distances(recipe, counts)],
         images=images,
-        largest=max(images[name] for name in (*dataset.evaluated_sets, *downstreams)),
+        largest=max(
+            sum(images[name] for name in names)
+            for names in (*([name] for name in dataset.evaluated_sets), *trained)
+        ),
         disk={
             "packs": float(sum(packs.size_bytes(*pack) for pack in stored)),
             "weights": 4.0 * net.parameters * (1 + sum(files for _, files, _ in counted)),

@@ -149,7 +149,8 @@ def column(
             weights += method.has_weights
             continue
         # A fitted head is trained and evaluated on stored features.
-        images = cell.train.epochs * trained_on(cell, *counts[cell.downstream]) if passes else 0
+        sizes = [counts[name] for name in cell.trained_sets]
+        images = cell.train.epochs * trained_on(cell, sizes) if passes else 0
         work.append(net.trained(f"training: {method.title}", images, passes, cell))
         networks += 1 + cell.train.snapshots if passes else 0
         extra += not passes
@@ -195,19 +196,21 @@ def _judged(recipe: Recipe, name: str, images: int) -> int:
     """
     share = recipe.dataset.holdout if recipe.split_of(name) == "holdout" else 0
     held_out = round(images * share) if share else images
-    trained_on = recipe.downstream
-    if not recipe.judges_seen or name == trained_on:
+    trained = recipe.trained_sets
+    if not recipe.judges_seen or name in trained:
         return held_out
-    photos, of_trained = (kind_of(recipe.dataset, each).photos() for each in (name, trained_on))
-    return held_out if photos.isdisjoint(of_trained) else images
+    photos, *of_trained = (kind_of(recipe.dataset, each).photos() for each in (name, *trained))
+    return images if any(photos & each for each in of_trained) else held_out
 
 
-def trained_on(recipe: Recipe, images: int, classes: int) -> int:
-    """The number of training images of a cell, from its dataset's images and classes.
+def trained_on(recipe: Recipe, sizes: Sequence[tuple[int, int]]) -> int:
+    """The number of training images of a cell, from its datasets' images and classes.
 
-    The true number differs by less than one image a class, which splits round.
+    The true number differs by less than one image a class, which splits round. The datasets of a
+    union count as having the same classes.
     """
     dataset = recipe.dataset
-    part = images * (1 - dataset.holdout)
-    part = round(min(part, dataset.train_images or part) * dataset.portion)
-    return min(part, dataset.shots * classes or part)
+    parts = [images * (1 - dataset.holdout) for images, _ in sizes]
+    part = sum(min(images, dataset.train_images or images) for images in parts)
+    part = round(part * dataset.portion)
+    return min(part, dataset.shots * max(classes for _, classes in sizes) or part)

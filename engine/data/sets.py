@@ -10,8 +10,9 @@ import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -24,10 +25,12 @@ from engine.data.packs import pack_of, to_train_on
 from engine.did_you_mean import closest, nearest
 from engine.machine import ranks
 from engine.machine.files import short_digest
+from engine.measures.rows import UNION, trained_sets
 from engine.models.zero_shot import ClassTexts
 from engine.recipe import kinds
 from engine.recipe.schema import DatasetRecipe, Recipe
 from loaders.benchmarks import imagenet_c
+from loaders.joined import JoinedPack
 from loaders.pack import Pack
 from loaders.stream import Source, open_source
 
@@ -44,7 +47,8 @@ class LabelledSet:
     all datasets, or empty if images are split one by one. mask_rule: `none` if other classes of the
     head are possible (wrong) predictions, otherwise `present`. joined: how a class's outputs become
     its logit (`grouping.grouped`). parts_key: what determines `group`. outputs_digest: of a file
-    that says which outputs a class has; empty without one.
+    that says which outputs a class has; empty without one. parts: of a union, its datasets, in the
+    order of their images.
     """
 
     name: str
@@ -60,6 +64,7 @@ class LabelledSet:
     joined: str = "max"
     parts_key: dict[str, Any] = field(default_factory=dict)
     outputs_digest: str = ""
+    parts: tuple[LabelledSet, ...] = ()
     _thinned: dict[tuple[int, int], np.ndarray] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )  # cached draws of `_at_most`, which take seconds for millions of images
@@ -75,22 +80,25 @@ class LabelledSet:
         """Positions (int64, sorted) that a cell of the recipe trains on.
 
         They are the training split or, if it is larger than `dataset.train_images`, a balanced
-        sample of it by the dataset's seed; then `dataset.shots` or `dataset.portion` selects by the
-        recipe's seed. Raises ValueError if no image is left, or if `dataset.holdout` holds out no
-        image, because evaluation would then use training images.
+        sample of it by the dataset's seed (of a union, for each of its datasets); then
+        `dataset.shots` or `dataset.portion` selects by the recipe's seed. Raises ValueError if no
+        image is left, or if `dataset.holdout` holds out no image of a dataset, because evaluation
+        would then use training images.
         """
         dataset = recipe.dataset
-        if dataset.holdout and not len(self.holdout):
-            raise ValueError(
-                f"dataset.holdout={dataset.holdout:g} holds out no image of {self.name}, which "
-                "models train on: add images to its classes, raise dataset.holdout (0.5 holds out "
-                "one of two), or set dataset.holdout=0 to evaluate models on training images"
-            )
-        if not len(self.train):
-            raise ValueError(
-                f"dataset.holdout={dataset.holdout:g} holds out all photos of {self.name}, which "
-                "models train on: lower it, or add photos"
-            )
+        for part in self.parts or (self,):
+            if dataset.holdout and not len(part.holdout):
+                raise ValueError(
+                    f"dataset.holdout={dataset.holdout:g} holds out no image of {part.name}, which "
+                    "models train on: add images to its classes, raise dataset.holdout (0.5 holds "
+                    "out one of two), or set dataset.holdout=0 to evaluate models on training "
+                    "images"
+                )
+            if not len(part.train):
+                raise ValueError(
+                    f"dataset.holdout={dataset.holdout:g} holds out all photos of {part.name}, "
+                    "which models train on: lower it, or add photos"
+                )
         positions = self._at_most(dataset.train_images, dataset.seed)
         labels = self.labels.numpy()[positions]
         if dataset.shots:
@@ -107,6 +115,8 @@ class LabelledSet:
 
     def _at_most(self, images: int, seed: int) -> np.ndarray:
         """Positions of the training split, or of a sample of `images` if it has more."""
+        if self.parts:
+            return _joined(self.parts, [part._at_most(images, seed) for part in self.parts])
         positions = self.split("train")
         if not 0 < images < len(positions):
             return positions
@@ -180,6 +190,8 @@ class Sets:
         return class_texts(self.recipe, self.classes)
 
     def __getitem__(self, name: str) -> LabelledSet:
+        if name not in self._open and UNION in name:
+            self._open[name] = union_of(name, [self[part] for part in trained_sets(name)])
         if name not in self._open:
             is_upstream = name == self.recipe.dataset.upstream and not self.given_classes
             head = () if is_upstream else self.classes
@@ -218,8 +230,10 @@ class Sets:
         return self._photos[name]
 
     def share_photos(self, name: str, other: str) -> bool:
-        """Whether two datasets show some of the same photos."""
-        return name != other and not self.photos(name).isdisjoint(self.photos(other))
+        """Whether a dataset shows some of the photos of another, or of a union without it."""
+        parts = trained_sets(other)
+        shared = (self.photos(name) & self.photos(part) for part in parts)
+        return name not in parts and any(shared)
 
     def seen_by_head(self, name: str, split: str) -> int:
         """The number of images of a split that show photos which fitted the head.
@@ -247,7 +261,8 @@ class Sets:
         return self._sources[name]
 
     def _opened(self, name: str, pack: Pack) -> Source:
-        is_streamed = kind_of(self.recipe.dataset, name).is_streamed()
+        of_sets = (kind_of(self.recipe.dataset, each) for each in trained_sets(name))
+        is_streamed = any(kind.is_streamed() for kind in of_sets)
         return open_source(
             pack,
             self.device,
@@ -267,15 +282,21 @@ class Sets:
         place = f"{name} to crop"
         if place not in self._sources:
             larger = to_train_on(dataclasses.replace(self.recipe, train=recipe.train))
-            make = functools.partial(pack_of, larger, name, self.cache)
-            pack = ranks.first(lambda: make(head=self.classes, run_users=self.run_users))
-            if not np.array_equal(pack.keys, self[name].pack.keys):
-                raise ValueError(
-                    f"{pack.folder} and {self[name].pack.folder} have different images, so "
-                    f"training cannot crop {name}: delete the older folder and encode it again"
-                )
-            self._sources[place] = self._opened(name, pack)
+            packs = [self._larger(larger, part) for part in trained_sets(name)]
+            joined = packs[0] if len(packs) == 1 else _joined_pack(name, packs)
+            self._sources[place] = self._opened(name, joined)
         return self._sources[place]
+
+    def _larger(self, recipe: Recipe, name: str) -> Pack:
+        """A dataset's pack of the recipe's larger images."""
+        make = functools.partial(pack_of, recipe, name, self.cache)
+        pack = ranks.first(lambda: make(head=self.classes, run_users=self.run_users))
+        if not np.array_equal(pack.keys, self[name].pack.keys):
+            raise ValueError(
+                f"{pack.folder} and {self[name].pack.folder} have different images, so "
+                f"training cannot crop {name}: delete the older folder and encode it again"
+            )
+        return pack
 
     def release(self, name: str) -> None:
         """Free the device memory of a dataset."""
@@ -293,6 +314,57 @@ def outputs_of(pack: Pack, head: Sequence[str], file: str = "") -> dict[str, lis
     position = {name: i for i, name in enumerate(head)}
     named = zip(pack.classes, names_in_head(pack.classes, head), strict=True)
     return {label: grouping.names(name, position) for label, name in named}
+
+
+def union_of(name: str, parts: Sequence[LabelledSet]) -> LabelledSet:
+    """The union of datasets as one, without a copy of their pixels.
+
+    Each dataset keeps its split. Possible predictions are those of any dataset. Raises ValueError
+    if datasets map classes to several outputs differently, or if a photo held out of one dataset is
+    in the training split of another.
+    """
+    first, masks = parts[0], [part.mask for part in parts if part.mask is not None]
+    for part in parts:
+        if _outputs(part) != _outputs(first):
+            raise ValueError(
+                f"{first.name} and {part.name} cannot be one training set: a class of one is "
+                "several outputs of the head, which the other predicts singly"
+            )
+    in_photos = [part for part in parts if len(part.holdout) and splits.photos_of(part.pack)]
+    held_out = {*chain(*(part.pack.sources[part.holdout] for part in in_photos))}
+    trained = {*chain(*(part.pack.sources[part.train] for part in in_photos))}
+    if both := held_out & trained:
+        raise ValueError(
+            f"{name}: {len(both):,} photos are held out of one dataset and trained on in another: "
+            "set dataset.holdout_by=source, which holds a photo out of all or of none"
+        )
+    return LabelledSet(
+        name,
+        _joined_pack(name, [part.pack for part in parts]),
+        torch.cat([part.labels for part in parts]),
+        torch.stack(masks).any(dim=0) if len(masks) == len(parts) else None,
+        _joined(parts, [part.train for part in parts]),
+        _joined(parts, [part.holdout for part in parts]),
+        first.members,
+        split_by=UNION.join(part.split_by for part in parts).strip(UNION),
+        joined=first.joined,
+        outputs_digest=first.outputs_digest,
+        parts=tuple(parts),
+    )
+
+
+def _joined_pack(name: str, packs: Sequence[Pack]) -> Pack:
+    return cast(Pack, JoinedPack(name, tuple(packs)))  # it has what training reads of a pack
+
+
+def _outputs(labelled: LabelledSet) -> tuple[str, list[list[int]]]:
+    return labelled.joined, [] if labelled.members is None else labelled.members.tolist()
+
+
+def _joined(parts: Sequence[LabelledSet], positions: Sequence[np.ndarray]) -> np.ndarray:
+    """Positions in a union, from positions in each of its parts."""
+    starts = np.cumsum([0, *(len(part.pack) for part in parts)])
+    return np.concatenate([of + start for of, start in zip(positions, starts, strict=False)])
 
 
 def to_head(

@@ -28,9 +28,12 @@ FILE = "features.npy"
 def stored(run: Run, cell: Cell, labelled: LabelledSet, *, training: bool = False) -> torch.Tensor:
     """Pre-logits [N, D] (float32, on the CPU) of a cell's backbone for a whole dataset.
 
-    The tensor is memory-mapped; `on_device` moves the rows of a batch. training: compute as in
-    training, for features that weights depend on.
+    The tensor is memory-mapped, or in memory for a union, which has its parts' features;
+    `on_device` moves the rows of a batch. training: compute as in training, for features that
+    weights depend on.
     """
+    if labelled.parts:
+        return torch.cat([stored(run, cell, part, training=training) for part in labelled.parts])
     key = key_of(run, cell, labelled, training=training)
     label = f"{cell.backbone.rsplit('-', 1)[0]}-{labelled.name}"
     files = run.store.files

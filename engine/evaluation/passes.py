@@ -11,6 +11,7 @@ import functools
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -69,11 +70,15 @@ def predicted(run: Run, average: Average, name: str, split: str) -> Path:
 
 
 def holdout_accuracy(run: Run, average: Average) -> float:
-    """Top-1 accuracy in percent of an average of cells on the held-out downstream images."""
-    name = run.recipe.downstream
-    evaluate(run, [average], [name], "holdout")
-    table = pq.read_table(predicted(run, average, name, "holdout"), columns=["label", "top1"])
-    return 100 * float(np.mean(table["label"].to_numpy() == table["top1"].to_numpy()))
+    """Top-1 accuracy in percent of an average of cells on the held-out downstream images: of a
+    union, the mean over its datasets."""
+    names = run.recipe.trained_sets
+    evaluate(run, [average], names, "holdout")
+    paths = [predicted(run, average, name, "holdout") for name in names]
+    tables = [pq.read_table(path, columns=["label", "top1"]) for path in paths]
+    return 100 * fmean(
+        float(np.mean(table["label"].to_numpy() == table["top1"].to_numpy())) for table in tables
+    )
 
 
 def key_of(

@@ -141,6 +141,7 @@ def _of_claims(claimed: Record, plan: Plan) -> Iterator[str]:
         "version": dataset.version,
         "sets": dataset.sets,
         "downstreams": plan.downstreams,
+        "evaluate_on": dataset.evaluate_on,
         "upstream": dataset.upstream,
         "families": dataset.families,
         "methods": {name: row.recipe.method.title for name, row in plan.rows.items()},

@@ -5,6 +5,7 @@ The numbers of a campaign's model come from the campaign's report.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from engine.data.sources import Source
 from engine.errors import printable
 from engine.exchange.write import DescribedModel
 from engine.machine.files import write_atomic
-from engine.measures.rows import PRE, Evaluation
+from engine.measures.rows import PRE, Evaluation, trained_sets
 from engine.model_files.architectures import open_clip_name, open_clip_package, timm_config
 from engine.recipe import citations
 from engine.recipe.schema import ModelRecipe, Recipe
@@ -76,7 +77,7 @@ def card_of_campaign(
     if row.method != PRE:
         recipe = campaign.plan.rows[row.method].recipe
     of_row = [] if results is None else _of_row(results, row)
-    trained_on = [] if row.method == PRE else [row.downstream]
+    trained_on = [] if row.method == PRE else trained_sets(row.downstream)
     hub = _hub_names(recipe)
     metadata = _metadata(
         recipe.model,
@@ -247,7 +248,7 @@ def _accuracies(
     }
     after = {n.evaluated_on: n for n in of_row if n.quantity == "accuracy" and n.downstream}
     columns = [before] if row.method == PRE else [before, after]
-    for name in [results.upstream, *results.sets]:
+    for name in [results.upstream, *results.sets, *results.evaluate_on]:
         if all(name in column for column in columns):
             yield [name, *(_percent(column[name]) for column in columns)]
 
@@ -279,7 +280,8 @@ def _terms(campaign: FinishedCampaign, recipe: Recipe) -> Iterator[Sequence[str]
             yield next(iter(credit.values())), licence.strip()
         return
     known = _published(recipe)
-    for name in dict.fromkeys([*recipe.dataset.evaluated_sets, *campaign.record.downstreams]):
+    trained = itertools.chain(*map(trained_sets, campaign.record.downstreams))
+    for name in dict.fromkeys([*recipe.dataset.evaluated_sets, *trained]):
         source = known.get(name)
         yield name, f"{source.terms} ({source.page})" if source else "unknown"
 

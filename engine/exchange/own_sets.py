@@ -40,7 +40,7 @@ def evaluate(
     """
     record = campaign.record
     for name in places:
-        if name in (record.upstream, *record.sets):
+        if name in (record.upstream, *record.sets, *record.evaluate_on):
             raise ValueError(
                 f"{name} is a dataset of the campaign, whose numbers are in "
                 f"{campaign.place.report}; give your dataset another name, as in "

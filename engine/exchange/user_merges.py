@@ -23,7 +23,7 @@ from engine.exchange.user_models import pack_at
 from engine.exchange.write import DescribedModel
 from engine.machine import ranks
 from engine.machine.files import cache_folder
-from engine.measures.rows import PRE
+from engine.measures.rows import PRE, UNION
 from engine.methods.base import Derived
 from engine.model_files.architectures import open_clip_name
 from engine.model_files.descriptions import prompt_beside
@@ -125,7 +125,9 @@ def merged(
         of_files, head = user_models.cells_of(resolved, store, files, classes)
         by_name = {str(file): cell for file, cell in of_files.items()}
         pre_trained = of_files[files[-1]]  # of the base, if there is one
-        packs = {} if holdout is None else {holdout.resolve().name: pack_at(resolved, holdout)}
+        packs = {}
+        if holdout is not None:
+            packs = {holdout.resolve().name.replace(UNION, "-"): pack_at(resolved, holdout)}
         resolved = dataclasses.replace(resolved, method=options, downstream="".join(packs))
         sets = Sets(resolved, device, cache_folder(), packs, head)
         run = Run(resolved, device, sets, store, pre_trained, shares_features=False)

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from engine.measures.rows import trained_sets
+
 if TYPE_CHECKING:
     import pandas
 
@@ -45,3 +47,18 @@ def related_datasets(
         if shared or makers:
             rows.append((name, other, 100 * shared, ", ".join(makers)))
     return pandas.DataFrame(rows, columns=COLUMNS)
+
+
+def with_unions(related: pandas.DataFrame, downstreams: Sequence[str]) -> pandas.DataFrame:
+    """`related_datasets` with rows for unions `A+B`: the other datasets that are related to one of
+    the union's, with the largest shared percentage."""
+    import pandas
+
+    tables = [related]
+    for union in downstreams:
+        parts = trained_sets(union)
+        if len(parts) > 1:
+            rows = related[related["related_to"].isin(parts) & ~related["set"].isin(parts)]
+            rows = rows.sort_values("shared_pct", ascending=False, kind="stable")
+            tables.append(rows.drop_duplicates("set").sort_index().assign(related_to=union))
+    return pandas.concat(tables, ignore_index=True) if len(tables) > 1 else related

@@ -1,7 +1,8 @@
 """Training dynamics: whether robustness falls before downstream accuracy saturates.
 
 Let n be the number of evaluated downstream datasets i, and A_i^(j)(s) the accuracy in percent on
-dataset j of the model fine-tuned on dataset i for s steps (0: the pretrained model):
+dataset j of the model fine-tuned on dataset i for s steps (0: the pretrained model). On a union i,
+A_i^(i) is the mean over its datasets:
 
     downstream(s) = 1/n sum_i A_i^(i)(s)
     ood(s)        = 1/n sum_i (mean of A_i^(j)(s) over the datasets j of RI except i)
@@ -30,7 +31,7 @@ from scipy import sparse
 
 from engine.measures import bootstrap, seeds
 from engine.measures.metrics import Grid, Means, equal_column_weights
-from engine.measures.rows import Arm
+from engine.measures.rows import Arm, trained_sets
 from engine.measures.tables import ordered
 
 SATURATED = 0.95  # of the total rise
@@ -63,9 +64,10 @@ def curves(grid: Grid) -> list[tuple[Arm, pandas.DataFrame, pandas.DataFrame]]:
     for place, arm in enumerate(grid.arms):
         if (step := step_of(arm)) is not None:
             snapshots.setdefault(of_cell(arm), {})[step] = place
-    trained_on = set(grid.downstreams) & set(grid.cells["evaluated_on"])
-    cells = grid.cells[grid.cells["downstream"].isin(trained_on)]
-    if not trained_on:
+    evaluated = {*grid.cells["evaluated_on"]}
+    columns = [name for name in grid.downstreams if evaluated.issuperset(trained_sets(name))]
+    cells = grid.cells[grid.cells["downstream"].isin(columns)]
+    if not columns:
         return []
     return [(arm, *_of_arm(grid, cells, dict(sorted(of.items())))) for arm, of in snapshots.items()]
 
@@ -111,13 +113,12 @@ def _of_arm(
 ) -> tuple[pandas.DataFrame, pandas.DataFrame]:
     """Curves and claim of these cells. places: indices of the snapshots' arms, by step."""
     cells = ordered(cells[cells["arm"].isin(places.values())], arm=places.values())
-    on_downstream = cells["downstream"] == cells["evaluated_on"]
     parts = {
-        "downstream": cells[on_downstream],
-        "ood": cells[~on_downstream & cells["evaluated_on"].isin(grid.sets)],
+        "downstream": cells[cells["on_downstream"]],
+        "ood": cells[~cells["on_downstream"] & cells["evaluated_on"].isin(grid.sets)],
         "upstream": cells[cells["evaluated_on"] == grid.upstream],
     }
-    images = parts["downstream"].set_index("downstream")[["n", "before"]]
+    images = parts["downstream"].set_index("evaluated_on")[["n", "before"]]
     for name, n, before in images.itertuples():
         if grid.cells["n"].iloc[before] != n:
             raise ValueError(

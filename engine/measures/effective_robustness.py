@@ -117,7 +117,7 @@ def trends(grid: Grid, baseline: Baseline | None = None) -> dict[str, Trend]:
     baseline, or without one over the grid's pretrained models, and never over fine-tuned ones.
     """
     cells, by_set = grid.cells, {}
-    elsewhere = (cells["downstream"] != cells["evaluated_on"]) & (cells["on_upstream"] >= 0)
+    elsewhere = ~cells["on_downstream"] & (cells["on_upstream"] >= 0)
     # Counts a model of several campaigns once, even if a common report renames it.
     pre = cells[cells["method"] == PRE]
     table = pre.pivot(index="model", columns="evaluated_on", values="accuracy").drop_duplicates()

@@ -21,7 +21,7 @@ from engine.measures import bootstrap, metrics, predictions
 from engine.measures.bootstrap import DRAWS
 from engine.measures.metrics import CELL, Grid, equal_column_weights
 from engine.measures.predictions import Keep, SetPredictions
-from engine.measures.rows import PRE, Evaluation
+from engine.measures.rows import PRE, Evaluation, trained_sets
 
 SEEN, UNSEEN = "seen", "unseen"
 
@@ -43,14 +43,19 @@ def of(
     """
     arms = {arm: k for k, arm in enumerate(grid.arms)}
     trained_on = {row.evaluated_on: row.path for row in seen if row.method == PRE}
-    keeps = {name: _keeps(path) for name, path in trained_on.items()}
     of_kind = {SEEN: seen, UNSEEN: [row for row in held_out if row.headline]}
     pairs = dict.fromkeys((row.downstream, row.evaluated_on) for row in seen if row.downstream)
+    paths = {
+        downstream: [trained_on[name] for name in trained_sets(downstream) if name in trained_on]
+        for downstream, _ in pairs
+    }
+    keeps = {downstream: _keeps(of) for downstream, of in paths.items() if of}
     evaluations: list[Evaluation] = []
     numbers: list[dict[str, float]] = []
     samples: list[np.ndarray] = []
     for downstream, name in pairs:
-        if downstream not in keeps or name not in grid.sets or name == downstream:
+        is_own = name in trained_sets(downstream)
+        if downstream not in keeps or name not in grid.sets or is_own:
             continue
         measured: list[_Measured] = []
         for kind, rows in of_kind.items():
@@ -84,13 +89,13 @@ class _Measured(NamedTuple):
     samples: np.ndarray
 
 
-def _keeps(trained_on: Path) -> Mapping[str, Keep]:
-    """Which images count after fine-tuning on a dataset, from predictions on its training
-    images."""
-    table = predictions.read(trained_on)
+def _keeps(trained_on: Sequence[Path]) -> Mapping[str, Keep]:
+    """Which images count after fine-tuning on a dataset or a union, from predictions on its
+    training images; of a union, on those of its datasets that share photos with others."""
+    tables = [predictions.read(path) for path in trained_on]
 
     def keep(name: str) -> Keep:
-        values = table[name].unique().to_pylist()
+        values = [value for table in tables for value in table[name].unique().to_pylist()]
         return lambda other: pa.array(other[name].to_pandas().isin(values).to_numpy())
 
     return {SEEN: keep("source"), UNSEEN: keep("label")}

@@ -10,7 +10,8 @@ dataset j of the model fine-tuned on dataset i (averaged over seeds):
 RI_i = 1/(n-1) sum_{j != i} (A_i^(j) - A_pre^(j)), and mRI is the mean of RI_i over i.
 
 A campaign may fine-tune on datasets (`downstreams`) other than those of RI (`sets`), such as the
-upstream dataset. RI_i is the mean over all of `sets` except i, and mRI the mean over `downstreams`.
+upstream dataset, and on unions of datasets. RI_i is the mean over all of `sets` except those that i
+trains on, and mRI the mean over `downstreams`. Accuracy on a union is the mean over its datasets.
 
 Disjoint RI and mRI exclude datasets related to the downstream dataset (`disjoint`).
 """
@@ -20,6 +21,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from statistics import fmean
 from types import MappingProxyType
 
@@ -29,7 +31,7 @@ from scipy import sparse
 
 from engine.measures import bootstrap, disjoint, evaluated, predictions, scores, seeds, shares
 from engine.measures.bootstrap import DRAWS
-from engine.measures.rows import PRE, Arm, Evaluation, ModelOnSet
+from engine.measures.rows import PRE, Arm, Evaluation, ModelOnSet, trained_sets
 from engine.measures.seeds import SeedError
 from engine.measures.tables import rows, with_ends
 
@@ -53,12 +55,13 @@ def column_name(measure: str) -> str:
 class Grid:
     """A grid's predictions, read and checked once.
 
-    sets: datasets of RI. downstreams: downstream datasets. seeds: training seeds.
+    sets: datasets of RI. downstreams: downstream datasets and unions. seeds: training seeds.
 
     cells: one row per model and dataset, averaged over seeds: `KEY`, headline (whether tables show
-    the arm), n (images), accuracy and the other measures in percent or points, NaN if a cell has
-    none. Integer columns: arm, the index in `arms`; before, the row of the pretrained model on the
-    same dataset; on_upstream, the row of the same model upstream, -1 if there is none.
+    the arm), on_downstream (whether the model was fine-tuned on the dataset), n (images), accuracy
+    and the other measures in percent or points, NaN if a cell has none. Integer columns: arm, the
+    index in `arms`; before, the row of the pretrained model on the same dataset; on_upstream, the
+    row of the same model upstream, -1 if there is none.
 
     draws: by measure, float32 [B, cells], over images, with fixed seeds. by_seed: by measure,
     float64 [S, cells]; trained: the same as a table, one row per cell and seed. again: float64
@@ -86,7 +89,7 @@ class Grid:
         """The cells that count in RI: fine-tuned models on the other datasets of RI."""
         cells = self.cells
         counts = cells["downstream"].isin(self.downstreams) & cells["evaluated_on"].isin(self.sets)
-        return cells[counts & (cells["downstream"] != cells["evaluated_on"])]
+        return cells[counts & ~cells["on_downstream"]]
 
     def placed(self, values: Mapping[ModelOnSet, float]) -> np.ndarray:
         """The values at their cells, float64 [cells]; NaN for other cells."""
@@ -166,7 +169,7 @@ class Grid:
         undefined. A pretrained model has no downstream and no change.
         """
         cells = self.cells
-        others = cells["downstream"] != cells["evaluated_on"]
+        others = ~cells["on_downstream"]
         others &= cells["downstream"].isin(["", *self.downstreams])
         is_trained = cells["method"] != PRE
         of_sets = cells[others & cells["evaluated_on"].isin(self.sets)]
@@ -327,11 +330,11 @@ def gather(
     NaN predictions, and evaluations of one dataset on different images.
     """
     evaluated.check(evaluations, sets, downstreams or sets)
-    temperatures = {  # fitted on images held out of training; for the pretrained model upstream
-        (row.arm, row.downstream, row.seed): predictions.temperature_of(row.path)
-        for row in evaluations
-        if row.evaluated_on == (row.downstream or upstream)
-    }
+    held_out: dict[tuple[Arm, str, int], list[Path]] = {}  # for the pretrained model upstream
+    for row in evaluations:
+        if row.on_downstream or (not row.downstream and row.evaluated_on == upstream):
+            held_out.setdefault((row.arm, row.downstream, row.seed), []).append(row.path)
+    temperatures = {key: predictions.temperature_of(paths) for key, paths in held_out.items()}
     by_set: dict[str, list[int]] = {}
     for k, row in enumerate(evaluations):
         by_set.setdefault(row.evaluated_on, []).append(k)
@@ -341,6 +344,7 @@ def gather(
     }
     photos = {name: predictions.photos_of(evaluations[k].path) for name, k in whole.items()}
     related = disjoint.related_datasets(photos, families)
+    related = disjoint.with_unions(related, downstreams)
     counts = related["set"].isin(sets) & related["related_to"].isin(downstreams or sets)
     related = related if counts.any() else related[:0]
     names = scores.names(scores.PER_IMAGE, scores.BEFORE_AFTER)
@@ -371,8 +375,11 @@ def grid_of(
     """The grid of evaluations from their numbers (n, sources, and the measures by name) and draws,
     float32 [B, evaluations] by measure."""
     arms = {arm: k for k, arm in enumerate(dict.fromkeys(row.arm for row in evaluations))}
-    names = [*KEY, "seed", "headline", "trains", "arm"]
-    of_rows = [(*row.key, row.seed, row.headline, row.trains, arms[row.arm]) for row in evaluations]
+    names = [*KEY, "seed", "headline", "trains", "on_downstream", "arm"]
+    of_rows = [
+        (*row.key, row.seed, row.headline, row.trains, row.on_downstream, arms[row.arm])
+        for row in evaluations
+    ]
     trained = _named(pandas.DataFrame(of_rows, columns=names))
     trained = trained.join(pandas.DataFrame(numbers)).assign(**{ROBUSTNESS: np.nan})
     cell = trained.groupby(["arm", "downstream", "evaluated_on"], sort=False).ngroup().to_numpy()
@@ -412,4 +419,6 @@ def robustness_improvement(
     downstream: str, after: Mapping[str, float], before: Mapping[str, float], sets: Sequence[str]
 ) -> float:
     """RI of one fine-tuned model: its mean change in accuracy on the other datasets, in points."""
-    return fmean(after[name] - before[name] for name in sets if name != downstream)
+    return fmean(
+        after[name] - before[name] for name in sets if name not in trained_sets(downstream)
+    )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -142,16 +142,20 @@ class ImagePredictions(NamedTuple):
         return self.top1 == self.label
 
 
-def temperature_of(path: Path) -> Temperature | None:
-    """The temperature that fits an evaluation's predictions, or None if they contain no confidences
-    at other temperatures."""
-    table = read(path)
-    confidences_NT = _scaled(table)
-    if confidences_NT is None:
+def temperature_of(paths: Sequence[Path]) -> Temperature | None:
+    """The temperature that fits a model's predictions on one or several datasets of equal weight,
+    or None if they contain no confidences at other temperatures."""
+    tables = [read(path) for path in paths]
+    confidences = [of for of in map(_scaled, tables) if of is not None]
+    if not confidences:
         return None
-    fitted = temperature_scaling.fit(confidences_NT, table["margin"].to_numpy(), weights(table))
+    margin_N = np.concatenate([table["margin"].to_numpy() for table in tables])
+    of_sets = [weights(table) for table in tables]
+    if len(of_sets) > 1:
+        of_sets = [of_set / of_set.sum() for of_set in of_sets]
+    fitted = temperature_scaling.fit(np.concatenate(confidences), margin_N, np.concatenate(of_sets))
     if fitted.is_at_end:
-        log.warning("%s: the temperature is at the end of its range, %g", path, fitted.value)
+        log.warning("%s: the temperature is at the end of its range, %g", paths[0], fitted.value)
     return fitted
 
 

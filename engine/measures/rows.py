@@ -9,7 +9,13 @@ from typing import NamedTuple
 from engine.measures.setting import PLAIN, Setting
 
 PRE = "pre"  # the pretrained model in tables, and among the members of soups
+UNION = "+"  # joins the datasets of a column that trains on several; no dataset has it in its name
 DEFAULT_ALPHA = 0.5  # of an interpolation's row in tables, unless its recipe sets another
+
+
+def trained_sets(downstream: str) -> list[str]:
+    """The datasets that a column trains on: one, or those of a union `A+B`."""
+    return downstream.split(UNION)
 
 
 class Arm(NamedTuple):
@@ -39,7 +45,8 @@ class Arm(NamedTuple):
 
 @dataclass(frozen=True)
 class ModelOnSet:
-    """A model evaluated on a dataset; `downstream` is empty for the pretrained model (`PRE`)."""
+    """A model evaluated on a dataset. downstream: the dataset that it was fine-tuned on, or a union
+    `A+B`; empty for the pretrained model (`PRE`)."""
 
     model: str
     method: str
@@ -55,8 +62,8 @@ class ModelOnSet:
 
     @property
     def on_downstream(self) -> bool:
-        """Whether the model is evaluated on its downstream dataset."""
-        return self.downstream == self.evaluated_on
+        """Whether the model is evaluated on a dataset that it was fine-tuned on."""
+        return self.evaluated_on in trained_sets(self.downstream)
 
     @property
     def cell(self) -> ModelOnSet:

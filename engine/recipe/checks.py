@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from engine.did_you_mean import nearest
 from engine.errors import RecipeError
+from engine.measures.rows import UNION
 from engine.recipe import kinds
 from engine.recipe.schema import DatasetRecipe, Recipe, TrainRecipe
 from engine.recipe.words import read_words
@@ -81,12 +83,9 @@ def checked(recipe: Recipe) -> Recipe:
         )
     recipe.method.check(recipe)
     _check_names(recipe)
-    if recipe.downstream not in (known := recipe.dataset.known):
-        raise RecipeError(
-            f"downstream={recipe.downstream!r} is not a dataset of {recipe.dataset.name}"
-            f"{nearest(recipe.downstream, known)}"
-        )
-    check_terms(recipe.dataset, recipe.downstream)
+    name = union_name("downstream", recipe.trained_sets, recipe.dataset)
+    if recipe.downstream != name:
+        raise RecipeError(f"downstream={recipe.downstream}: write {name}, in the benchmark's order")
     _check_head(recipe.model.head.fit_on, recipe.dataset)
     return recipe
 
@@ -113,13 +112,28 @@ def check_words(dataset: DatasetRecipe) -> None:
         read_words(Path(dataset.words))
 
 
-def check_terms(dataset: DatasetRecipe, downstream: str) -> None:
-    """Raise RecipeError if a licence forbids fine-tuning on the downstream dataset."""
-    if downstream not in dataset.trainable:
-        raise RecipeError(
-            f"{downstream} is a test set (dataset.test_only): its licence forbids tuning a model's "
-            "parameters on it. If its authors gave you permission, set dataset.test_only=[]"
-        )
+def union_name(key: str, names: Sequence[str], dataset: DatasetRecipe) -> str:
+    """The name of a column that trains on these datasets: equal unions have one name.
+
+    key: what names the datasets, for errors. Raises RecipeError for a dataset that is unknown,
+    named twice or not licensed for fine-tuning, and for a union whose name is too long for a path.
+    """
+    for name in names:
+        if name not in dataset.known:
+            raise RecipeError(
+                f"{key}: {name!r} is not a dataset of {dataset.name}{nearest(name, dataset.known)}"
+            )
+        if name not in dataset.trainable:
+            raise RecipeError(
+                f"{key}: {name} is a test set (dataset.test_only): its licence forbids tuning a "
+                "model's parameters on it. If its authors gave you permission, set "
+                "dataset.test_only=[]"
+            )
+        if names.count(name) > 1:
+            raise RecipeError(f"{key} names {name} twice")
+    union = UNION.join(name for name in dataset.known if name in names)
+    check_name(key, union)
+    return union
 
 
 def check_name(key: str, name: str) -> None:
@@ -136,6 +150,7 @@ def _check_names(recipe: Recipe) -> None:
     dataset = recipe.dataset
     sets = [
         *(("dataset.sets", name) for name in dataset.sets),
+        *(("dataset.evaluate_on", name) for name in dataset.evaluate_on),
         *(("dataset.train_sets", name) for name in dataset.train_sets),
     ]
     keys = [
@@ -145,6 +160,11 @@ def _check_names(recipe: Recipe) -> None:
     ]
     for key, name in [*keys, *sets]:
         check_name(key, name)
+        if UNION in name and key.startswith("dataset"):
+            raise RecipeError(
+                f"{key}: {name!r} contains {UNION}, which joins the datasets that a column trains "
+                "on: rename the dataset"
+            )
     for name in dataset.known:
         of_set = kinds.of_set(dataset, name)
         of_set.check(name)
@@ -159,7 +179,9 @@ def _check_names(recipe: Recipe) -> None:
             f"dataset.outputs of {dataset.upstream}: the upstream dataset's classes are the head's "
             "outputs: set outputs for other datasets, below dataset.own"
         )
-    train_sets = [*dataset.sets, *dataset.train_sets]
-    for key, names in (("sets", dataset.evaluated_sets), ("train_sets", train_sets)):
+    train_sets = [*dataset.sets, *dataset.evaluate_on, *dataset.train_sets]
+    of_ri = [dataset.upstream, *dataset.sets]
+    of_keys = {"sets": of_ri, "evaluate_on": dataset.evaluated_sets, "train_sets": train_sets}
+    for key, names in of_keys.items():
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise RecipeError(f"dataset.{key} names {', '.join(twice)} twice")

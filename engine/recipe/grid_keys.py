@@ -9,12 +9,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from engine.errors import RecipeError
+from engine.measures.rows import trained_sets
 from engine.recipe import campaigns, catalogue, overrides, yaml_text
-from engine.recipe.campaigns import DOWNSTREAMS, PROBE, SELECTION, VARY
+from engine.recipe.campaigns import DOWNSTREAMS, LEAVE_ONE_OUT, PROBE, SELECTION, VARY
 from engine.recipe.overrides import Override
 
 RECIPE = "recipe="
@@ -28,13 +29,13 @@ _REMEDIES = {
 
 @dataclass(frozen=True)
 class GridKeys:
-    """downstreams: datasets to fine-tune on, or None for the benchmark's. vary: values by recipe
-    key; every column is trained in each combination. probe: number of columns that are trained
-    again with the next seed. file: where the keys are set, except those in `given`, which maps the
-    user's keys to their source."""
+    """downstreams: the datasets that each column fine-tunes on, `LEAVE_ONE_OUT` for all but one in
+    turn, or None for each of the benchmark's. vary: values by recipe key; every column is trained
+    in each combination. probe: number of columns that are trained again with the next seed. file:
+    where the keys are set, except those in `given`, which maps the user's keys to their source."""
 
     file: str
-    downstreams: list[str] | None = None
+    downstreams: list[list[str]] | str | None = None
     vary: Mapping[str, list[Any]] = field(default_factory=dict)
     probe: int = 0
     given: Mapping[str, str] = field(default_factory=dict)
@@ -45,7 +46,7 @@ class GridKeys:
 
 
 def grid_keys(campaign: str, given: Sequence[Override]) -> GridKeys:
-    """The keys of a campaign's file, or of the overrides `downstreams=[A,B]`,
+    """The keys of a campaign's file, or of the overrides `downstreams=[A,[B,C]]`,
     `vary={KEY: [1, 2]}` and `probe=1`.
 
     Raises RecipeError for values of another form.
@@ -55,13 +56,9 @@ def grid_keys(campaign: str, given: Sequence[Override]) -> GridKeys:
     values = of_campaign.values | {each.key: each.plain() for each in of_grid}
     sets, vary = values.get(DOWNSTREAMS), values.get(VARY) or {}
     sources, probe = {each.key: each.source for each in of_grid}, values.get(PROBE, 0)
-    keys = GridKeys(str(of_campaign.file), sets, vary, probe, sources)
-    is_list = isinstance(sets, list) and all(isinstance(name, str) for name in sets)
-    if sets is not None and not (sets and is_list):
-        source = keys.source(DOWNSTREAMS)
-        raise RecipeError(
-            f"{source}: {DOWNSTREAMS} must list datasets, as in {DOWNSTREAMS}: [A, B]"
-        )
+    keys = GridKeys(str(of_campaign.file), None, vary, probe, sources)
+    if sets is not None:
+        keys = replace(keys, downstreams=_downstreams(sets, keys.source(DOWNSTREAMS)))
     if not isinstance(vary, dict):
         raise RecipeError(f"{keys.source(VARY)}: {VARY} must contain `KEY: [1, 2]` lines")
     if not isinstance(probe, int) or isinstance(probe, bool) or probe < 0:
@@ -70,6 +67,21 @@ def grid_keys(campaign: str, given: Sequence[Override]) -> GridKeys:
             f"one column a second time, {PROBE}=0 none"
         )
     return keys
+
+
+def _downstreams(value: Any, source: str) -> list[list[str]] | str:
+    """The datasets of each column. Raises RecipeError for a value of another form."""
+    if value == LEAVE_ONE_OUT:
+        return value
+    of_columns = value if isinstance(value, list) else []
+    unions = [trained_sets(of) if isinstance(of, str) else of for of in of_columns]
+    names = [name for of in unions for name in (of if isinstance(of, list) and of else [None])]
+    if not (names and all(isinstance(name, str) for name in names)):
+        raise RecipeError(
+            f"{source}: {DOWNSTREAMS} must be {LEAVE_ONE_OUT} or list datasets, as in "
+            f"{DOWNSTREAMS}: [A, B], or unions, as in {DOWNSTREAMS}: [[A, B], C]"
+        )
+    return unions
 
 
 def of_sweep(name: str, given: Sequence[Override]) -> tuple[str, list[Override]]:

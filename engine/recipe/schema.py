@@ -14,6 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta
 
+from engine.measures.rows import trained_sets
 from loaders.files.names import Name
 
 MISSING: Any = "???"  # marks a key without a default
@@ -165,6 +166,7 @@ class DatasetRecipe:
     own: dict[str, dict[str, Any]] = field(default_factory=dict)
     upstream: Name = marked(PACK, "upstream")
     sets: list[Name] = MISSING
+    evaluate_on: list[Name] = field(default_factory=list)  # evaluated and shown, outside RI
     train_sets: list[Name] = field(default_factory=list)  # may be trained on, never evaluated
     # datasets by maker; a run may lack some of them
     families: dict[str, list[str]] = field(default_factory=dict)
@@ -202,8 +204,8 @@ class DatasetRecipe:
 
     @property
     def evaluated_sets(self) -> list[str]:
-        """All datasets that a model is evaluated on: upstream, then downstream."""
-        return [self.upstream, *self.sets]
+        """All datasets that a model is evaluated on: upstream, those of RI, then others."""
+        return [self.upstream, *self.sets, *self.evaluate_on]
 
     @property
     def known(self) -> list[str]:
@@ -362,7 +364,8 @@ class Recipe:
     optimizer: OptimizerRecipe = field(default_factory=OptimizerRecipe)
     train: TrainRecipe = field(default_factory=TrainRecipe)
     evaluate: EvaluateRecipe = marked(CAMPAIGN, EvaluateRecipe)
-    downstream: Name = marked(CAMPAIGN, MISSING)  # its column says which
+    # a dataset, or a union `A+B` of several; its column says which
+    downstream: Name = marked(CAMPAIGN, MISSING)
     seed: Seed = 0
     # number of training seeds, from `seed` upwards; reports show means
     seeds: Thousand = marked(CAMPAIGN, 1)
@@ -390,10 +393,15 @@ class Recipe:
         head."""
         return list(dict.fromkeys([*self.dataset.evaluated_sets, *filter(None, [self.head_set])]))
 
+    @property
+    def trained_sets(self) -> list[str]:
+        """The downstream dataset, or those of a union."""
+        return trained_sets(self.downstream)
+
     def split_of(self, name: str) -> str:
         """The split that a dataset is evaluated on: the held-out images if the cell trained on it,
         otherwise `evaluate.split`."""
-        trained_on = name in (self.downstream, self.dataset.upstream)
+        trained_on = name in (*self.trained_sets, self.dataset.upstream)
         return "holdout" if self.dataset.holdout and trained_on else self.evaluate.split
 
     @property

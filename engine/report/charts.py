@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas
 
+from engine.measures.rows import UNION
 from engine.measures.tables import csv, without_unit
 from engine.report import columns
 from engine.report.section import Figure
@@ -64,7 +65,8 @@ CONFIG: Spec = {
         "symbol": SHAPES,
     },
 }
-OWN = "datum.downstream === datum.evaluated_on"  # a model on the set that it was fine-tuned on
+# a model on a set that it was fine-tuned on
+OWN = f"indexof(split(datum.downstream, '{UNION}'), datum.evaluated_on) >= 0"
 
 
 def bars(data: pandas.DataFrame, value: str) -> Spec:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from engine.measures.comparisons import SIGNIFICANT
+from engine.measures.rows import UNION, trained_sets
 from engine.measures.tables import rows
 from engine.report import tuning
 from engine.report.results import FINE_TUNE, Results
@@ -64,7 +65,9 @@ def lead(results: Results) -> str:
     """What was done and, for one model, which methods do not differ significantly from the best."""
     models, count = results.models, len(results.grid.downstreams)
     what = "method" if results.record.sweep is None else "variant"
-    trained_on = f"each of {count} datasets in turn" if count > 1 else results.grid.downstreams[0]
+    has_unions = any(UNION in name for name in results.grid.downstreams)
+    of_columns = f"each of {count} {'datasets or unions' if has_unions else 'datasets'} in turn"
+    trained_on = of_columns if count > 1 else results.grid.downstreams[0]
     text = (
         f"Every {what} fine-tunes the pretrained {listed(models)} on {trained_on} and is "
         f"evaluated on {measured_on(results)}; mRI is the mean change in accuracy."
@@ -144,10 +147,12 @@ def leak(results: Results) -> str:
 
 def measured_on(results: Results) -> str:
     """The datasets that RI averages over: `the 7 other datasets`, or `the 8 datasets`."""
-    sets, columns = set(results.grid.sets), set(results.grid.downstreams)
-    if columns <= sets:
-        return f"the {counted('other dataset', len(sets) - 1)}"
-    return f"the {counted('dataset', len(sets))}" + " except the column's" * bool(columns & sets)
+    sets, columns = {*results.grid.sets}, [{*trained_sets(of)} for of in results.grid.downstreams]
+    others = {len(sets - column) for column in columns}
+    if len(others) == 1 and all(column <= sets for column in columns):
+        return f"the {counted('other dataset', others.pop())}"
+    own = " except the column's" * any(column & sets for column in columns)
+    return f"the {counted('dataset', len(sets))}{own}"
 
 
 def averaged_over(results: Results) -> str:

@@ -103,6 +103,9 @@ def merged(runs: Sequence[FinishedCampaign], models_csv: Path | None = None) -> 
         attempts=attempts,
         thumbnails=thumbnails,
         missing=missing,
+        evaluate_on=[
+            name for name in first.evaluate_on if all(name in of.evaluate_on for of in records)
+        ],
         families={name: sets for record in records for name, sets in record.families.items()},
     )
     more = list(seen.values()), list(probe.values())

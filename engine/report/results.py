@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -24,12 +25,12 @@ from engine.measures.effective_robustness import (
     Trend,
 )
 from engine.measures.image_changes import ImageChange
-from engine.measures.metrics import CELL, Grid
-from engine.measures.rows import DEFAULT_ALPHA, PRE, Arm, Evaluation
+from engine.measures.metrics import CELL, Grid, equal_column_weights
+from engine.measures.rows import DEFAULT_ALPHA, PRE, Arm, Evaluation, trained_sets
 from engine.measures.setting import Setting
 from engine.measures.tables import groups, ordered, with_ends
 from engine.report.published import Published, read_published
-from engine.report.text import counted, listed
+from engine.report.text import counted, listed, set_head
 
 FINE_TUNE = "fine_tune"
 
@@ -42,9 +43,9 @@ class Results:
     arms: one row per arm, by model in table order, including interpolations at every alpha. arm:
     its index in the grid's arms. method: its title; key: the method's name. shown: whether tables
     show it. Numbers in percent and points with the bounds of their intervals: mRI_pts;
-    on_downstream_set_pct, mean accuracy on the downstream datasets, missing if one is not
-    evaluated; on_other_sets_pct; change_upstream_pts, mean change on the upstream dataset after
-    fine-tuning on others, missing if it was not evaluated.
+    on_downstream_set_pct, mean accuracy on the downstream datasets (of a union, the mean over its
+    datasets), missing if one is not evaluated; on_other_sets_pct; change_upstream_pts, mean change
+    on the upstream dataset after fine-tuning on others, missing if it was not evaluated.
 
     comparisons: of all pairs of arms that tables show (`comparisons.compare`). leak: of these arms
     (`leak.of`). image_changes: `image_changes.of`, if the record names the classes. published:
@@ -95,8 +96,22 @@ class Results:
 
     def downstreams(self, model: str) -> list[str]:
         """The downstream datasets in the same order; those that are not evaluated come last."""
-        before = self.before(model)
-        return sorted(self.grid.downstreams, key=lambda name: -before.get(name, 0.0))
+        known = {name: self.before_on(model, name) for name in self.grid.downstreams}
+        return sorted(known, key=lambda name: -(known[name] or 0.0))
+
+    def before_on(self, model: str, downstream: str) -> float | None:
+        """A pretrained model's accuracy in percent on a downstream dataset, or its mean over those
+        of a union; None if one is not evaluated."""
+        before, names = self.before(model), trained_sets(downstream)
+        return fmean(before[name] for name in names) if before.keys() >= {*names} else None
+
+    def head(self, downstream: str) -> str:
+        """A downstream dataset as a column head; `all but A` for all datasets of RI but A."""
+        sets, trained = self.grid.sets, {*trained_sets(downstream)}
+        left_out = [name for name in sets if name not in trained]
+        if len(left_out) == 1 and 1 < len(trained) == len(sets) - 1:
+            return f"all but {set_head(left_out[0])}"
+        return set_head(downstream)
 
     @property
     def is_square(self) -> bool:
@@ -290,10 +305,10 @@ def _arms(grid: Grid, methods: Mapping[str, str]) -> pandas.DataFrame:
     ]
     if len(forgotten := _part(upstream, "change_pts", "change_upstream_pts").dropna()):
         parts.append(forgotten)
-    if set(cells["evaluated_on"]) >= set(grid.downstreams):
+    if set(cells["evaluated_on"]).issuperset(chain(*map(trained_sets, grid.downstreams))):
         counts = cells["downstream"].isin(grid.downstreams)
-        on_downstream = cells[counts & (cells["downstream"] == cells["evaluated_on"])]
-        means = grid.mean(on_downstream, ["arm"])
+        on_downstream = cells[counts & cells["on_downstream"]]
+        means = grid.mean(on_downstream, ["arm"], equal_column_weights(on_downstream))
         parts.insert(1, means.table("on_downstream_set_pct", clip=True))
     table = functools.reduce(lambda a, b: a.merge(b, on="arm", how="left"), parts)
     table = table.merge(cells.drop_duplicates("arm")[["arm", "headline"]], on="arm")

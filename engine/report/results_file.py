@@ -49,7 +49,8 @@ class CampaignResults(msgspec.Struct, frozen=True, kw_only=True):
     """A campaign's results.
 
     benchmark, version: the benchmark's name and version; numbers of different versions cannot be
-    compared. sets: datasets on which RI is measured. downstreams: datasets fine-tuned on.
+    compared. sets: datasets on which RI is measured. downstreams: datasets and unions `A+B` that
+    models were fine-tuned on. evaluate_on: further datasets, outside RI.
     limit: images per dataset in a smoke run, 0 otherwise. holdout: whether models are evaluated on
     images held out of training. missing: columns that an unfinished campaign lacks. settings: of
     the whole campaign, by heading, including versions and the packs' fingerprints. intervals,
@@ -64,6 +65,7 @@ class CampaignResults(msgspec.Struct, frozen=True, kw_only=True):
     upstream: str
     sets: list[str]
     downstreams: list[str]
+    evaluate_on: list[str]
     seeds: list[int]
     limit: int
     holdout: bool
@@ -89,6 +91,7 @@ def of(results: Results, numbers: pandas.DataFrame) -> CampaignResults:
         upstream=record.upstream,
         sets=list(grid.sets),
         downstreams=list(grid.downstreams),
+        evaluate_on=record.evaluate_on,
         seeds=[int(seed) for seed in grid.seeds],
         limit=record.limit,
         holdout=record.holdout,

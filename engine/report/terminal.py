@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from operator import attrgetter
 from typing import TYPE_CHECKING
@@ -23,14 +23,18 @@ if TYPE_CHECKING:
 
 def table(results: Results, notes: Sequence[str] = ()) -> str:
     """One table per model with one row per method: RI per downstream dataset, and mRI with its
-    interval; then the notes."""
+    interval; one of the datasets outside RI, if there are any; then the notes."""
     below = [textwrap.fill(f"note: {note}", console.WIDTH) for note in notes]
-    return "\n\n".join([*(_ri(results, model) for model in results.models), *below])
+    of_models = [
+        of for model in results.models for of in (_ri(results, model), *_further(results, model))
+    ]
+    return "\n\n".join([*of_models, *below])
 
 
 def _ri(results: Results, model: str) -> str:
-    names, before, record = results.downstreams(model), results.before(model), results.record
-    known = [rounded(before[name]) if name in before else ABSENT for name in names]
+    names, record = results.downstreams(model), results.record
+    before = [results.before_on(model, name) for name in names]
+    known = [ABSENT if of is None else rounded(of) for of in before]
     ri = results.ri.set_index(["arm", "downstream"])["RI_pts"]
     shown = results.shown[results.shown["model"] == model]
     disjoint = results.disjoint.set_index("arm")["disjoint_mRI_pts"]
@@ -41,7 +45,7 @@ def _ri(results: Results, model: str) -> str:
         "fine-tuning on the dataset that heads the column; mRI: its mean over "
         f"{averaged_over(results)}{results.one_training}"
         f"{'; disjoint: mRI without related datasets' * is_disjoint}.",
-        ["", *map(set_head, names), "mRI", "95% CI", *["disjoint"] * is_disjoint],
+        ["", *map(results.head, names), "mRI", "95% CI", *["disjoint"] * is_disjoint],
         [["pretrained %", *known, "", "", *[""] * is_disjoint]],
         [
             [
@@ -54,6 +58,25 @@ def _ri(results: Results, model: str) -> str:
             for line in tables.rows(shown)
         ],
     )
+
+
+def _further(results: Results, model: str) -> Iterator[str]:
+    """A table of the datasets outside RI, if there are any."""
+    names, before = results.record.evaluate_on, results.before(model)
+    shown = results.shown[results.shown["model"] == model]
+    numbers = results.grid.numbers.query("downstream == ''")
+    change = numbers.set_index(["arm", "evaluated_on"])["change_pts"]
+    if names:
+        yield console.text(
+            f"{model}: change in accuracy on datasets outside RI, in points; mean over models that "
+            "were not fine-tuned on the dataset.",
+            ["", *map(set_head, names)],
+            [["pretrained %", *(rounded(before[name]) for name in names)]],
+            [
+                [line.method, *map(ascii_signed, change.loc[line.arm].reindex(names))]
+                for line in tables.rows(shown)
+            ],
+        )
 
 
 def comparisons(results: Results, model: str, against: str | None = None) -> str:

@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 from decimal import ROUND_HALF_UP, Decimal
 
+from engine.measures.rows import UNION
+
 ABSENT = "-"  # in the terminal
 
 
@@ -46,8 +48,8 @@ def listed(names: Sequence[str]) -> str:
 
 
 def set_head(name: str) -> str:
-    """A dataset's name as a column head, with ImageNet abbreviated to IN."""
-    return re.sub("[-_]", " ", name.replace("imagenet", "IN"))
+    """A dataset's or union's name as a column head, with ImageNet abbreviated to IN."""
+    return re.sub("[-_]", " ", name.replace("imagenet", "IN")).replace(UNION, f" {UNION} ")
 
 
 def slug(*parts: str) -> str:

@@ -95,8 +95,8 @@ def _arms(results: Results) -> pandas.DataFrame:
             for key, setting in zip(shown["key"], settings, strict=True)
         ],
     )
-    on_downstream = cells[cells["downstream"] == cells["evaluated_on"]]
-    accuracy = on_downstream[["arm", "downstream", "accuracy"]]
+    on_downstream = cells[cells["on_downstream"]].groupby(["arm", "downstream"], sort=False)
+    accuracy = on_downstream["accuracy"].mean().reset_index()
     ri = results.ri[["arm", "downstream", "RI_pts"]].merge(arms, on="arm")
     return ri.merge(accuracy.rename(columns={"accuracy": HELD_OUT}), on=["arm", "downstream"])
 

@@ -166,7 +166,7 @@ def log_accuracies(recipe: Recipe, rows: Mapping[str, Sequence[Any]]) -> None:
     before, after = ({name: row[k].accuracy for name, row in rows.items()} for k in (0, 1))
     values = {f"accuracy/{name}": value for name, value in after.items()}
     values |= {f"accuracy before/{name}": value for name, value in before.items()}
-    if any(name != recipe.downstream for name in recipe.dataset.sets):
+    if not {*recipe.dataset.sets} <= {*recipe.trained_sets}:
         sets = recipe.dataset.sets
         values["RI"] = metrics.robustness_improvement(recipe.downstream, after, before, sets)
     with Trackers(recipe) as trackers:

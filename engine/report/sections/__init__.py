@@ -44,6 +44,7 @@ SECTIONS: list[Callable[[Results], Section | None]] = [
     changes.maps,
     curves.barrier,
     changes.forgotten,
+    changes.further,
     changes.tuned_upstream,
     curves.during_training,
     effective_robustness.section,
@@ -52,7 +53,7 @@ SECTIONS: list[Callable[[Results], Section | None]] = [
     *ABOUT,
 ]
 # A sweep has one method, and its variants must not be ranked on the test datasets.
-OF_SWEEP = [sweep.section, varied.section, *ABOUT]
+OF_SWEEP = [sweep.section, varied.section, changes.further, *ABOUT]
 
 
 def of(results: Results) -> list[Section]:

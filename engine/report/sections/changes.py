@@ -24,11 +24,11 @@ def map_of_fine_tuning(results: Results) -> Section | None:
     """The map of plain fine-tuning, unfolded. None without such a row, or with several."""
     if (arm := _fine_tuning(results)) is None or arm not in (figures := _maps(results)):
         return None
-    data = figures[arm].data
-    of_ri = data["evaluated_on"].isin(results.grid.sets)
+    cells = _elsewhere(results)
+    of_ri = cells["evaluated_on"].isin(results.grid.sets) & (cells["arm"] == arm)
     ends = [
         f"{signed(row[CHANGE])} ({row['downstream']} → {row['evaluated_on']})"
-        for row in extremes(data[of_ri & (data["downstream"] != data["evaluated_on"])], CHANGE)
+        for row in extremes(cells[of_ri], CHANGE)
     ]
     return Section(
         "map",
@@ -62,7 +62,7 @@ def _fine_tuning(results: Results) -> int | None:
 def _elsewhere(results: Results) -> pandas.DataFrame:
     """The cells of datasets that a model was not fine-tuned on."""
     cells = results.cells[results.cells["downstream"].isin(results.grid.downstreams)]
-    return cells[cells["downstream"] != cells["evaluated_on"]]
+    return cells[~cells["on_downstream"]]
 
 
 def _legend(results: Results) -> str:
@@ -75,8 +75,8 @@ def _legend(results: Results) -> str:
     return (
         "Change in accuracy from the pretrained model, in points (colours saturate at "
         f"±{charts.scale_end(_elsewhere(results)[CHANGE]):.0f}). Rows: downstream dataset. "
-        "Columns: dataset evaluated on, upstream last. Outlined: accuracy (%) on the model's own "
-        f"downstream dataset, on {holdout}."
+        "Columns: dataset evaluated on, those outside RI last. Outlined: accuracy (%) on datasets "
+        f"that the model was fine-tuned on, on {holdout}."
     )
 
 
@@ -94,9 +94,10 @@ def _map(results: Results, number: int, rows: pandas.DataFrame, end: float) -> F
     """A method's map, from the easiest datasets to the hardest."""
     model, method = rows[["model", "method"]].iloc[0]
     order = {"downstream": results.downstreams(model), "evaluated_on": results.before(model)}
-    data = ordered(rows, **order)[["model", "method", "downstream", "evaluated_on", *NUMBERS]]
+    rows = ordered(rows, **order)
+    data = rows[["model", "method", "downstream", "evaluated_on", *NUMBERS]]
     title, sets = f"{method}{results.of(model)}", ("evaluated_on", "downstream")
-    others = data[data["downstream"] != data["evaluated_on"]]
+    others = rows[~rows["on_downstream"]]
     words = f"{title}: change in accuracy from {between(others, CHANGE, *sets)}."
     spec = charts.heat(data, *sets, CHANGE, on_downstream="accuracy_pct", end=end)
     return Figure(slug(f"map {number:02}", method), title, words, data, spec)
@@ -135,6 +136,30 @@ def forgotten(results: Results) -> Section | None:
             (change, "method"),
             lambda rows: charts.bars(rows, change),
         ),
+    )
+
+
+def further(results: Results) -> Section | None:
+    """Accuracy on the datasets of `dataset.evaluate_on`."""
+    names = results.record.evaluate_on
+    rows = results.grid.numbers.query("downstream == ''")
+    rows = results.shown[["arm", "model", "method"]].merge(rows, on="arm")
+    data = ordered(rows[rows["evaluated_on"].isin(names)], evaluated_on=names)
+    if data.empty:
+        return None
+    data = data[["model", "method", "evaluated_on", *NUMBERS, "change_low", "change_high"]]
+    return Section(
+        "further",
+        f"Outside RI, accuracy changes by {between(data, CHANGE, 'method', 'evaluated_on')}",
+        "RI and mRI exclude these datasets.",
+        tables=[
+            Table(
+                "further",
+                "Accuracy on further datasets before and after fine-tuning, in percent, and its "
+                "change in points, with 95% CIs; means over models not fine-tuned on the dataset.",
+                data,
+            )
+        ],
     )
 
 

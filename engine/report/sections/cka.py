@@ -9,7 +9,7 @@ import numpy as np
 import pandas
 
 from engine.measures import correlation
-from engine.measures.rows import Arm
+from engine.measures.rows import Arm, trained_sets
 from engine.measures.setting import Setting
 from engine.measures.tables import groups
 from engine.report import charts
@@ -24,7 +24,8 @@ def section(results: Results) -> Section | None:
     blocks = _blocks(results)
     if blocks.empty:
         return None
-    elsewhere = blocks[blocks["downstream"] != blocks["evaluated_on"]]
+    pairs = zip(blocks["downstream"], blocks["evaluated_on"], strict=True)
+    elsewhere = blocks[[name not in trained_sets(downstream) for downstream, name in pairs]]
     cells = _mean(elsewhere, CELL).merge(results.cells[[*CELL, "change_pts"]], on=CELL)
     return Section(
         "cka",

@@ -98,7 +98,7 @@ def barrier(results: Results) -> Section | None:
 def _barriers(results: Results) -> pandas.DataFrame:
     """One row per curve and downstream dataset."""
     cells, rows = results.grid.cells, []
-    on_downstream = cells[cells["downstream"] == cells["evaluated_on"]]
+    on_downstream = cells[cells["on_downstream"]]
     accuracies = {
         name: of.groupby(["arm", "downstream"])["accuracy"].mean()
         for name, of in zip(BARRIERS, (on_downstream, results.grid.ri_cells), strict=True)

@@ -108,7 +108,7 @@ def _titled(results: Results) -> pandas.DataFrame:
     cells = results.grid.cells
     pre = cells[cells["method"] == PRE].assign(method=BEFORE)
     cells = pandas.concat([pre, results.cells])
-    cells = cells[cells["downstream"] != cells["evaluated_on"]].assign(extrapolated_pct=np.nan)
+    cells = cells[~cells["on_downstream"]].assign(extrapolated_pct=np.nan)
     accuracy = results.grid.cells["accuracy"].to_numpy(float)
     for name, trend in results.trends.items():
         here = cells["evaluated_on"] == name

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas
 
+from engine.measures.rows import trained_sets
 from engine.measures.tables import extremes, groups, rows
 from engine.report import charts, tuning
 from engine.report.columns import between
@@ -145,9 +146,10 @@ def _points(results: Results, model: str) -> pandas.DataFrame:
     for steps."""
     before, arms = results.before(model), results.arms
     sets, downstreams = results.grid.sets, results.grid.downstreams
-    others = [fmean(before[j] for j in sets if j != i) for i in downstreams]
+    others = [fmean(before[j] for j in sets if j not in trained_sets(i)) for i in downstreams]
+    on_own = [fmean(before[j] for j in trained_sets(i)) for i in downstreams]
     first: dict[str, Any] = {"label": "pretrained", "name": "pretrained"}
-    first[X], first[Y] = fmean(before[i] for i in downstreams), fmean(others)
+    first[X], first[Y] = fmean(on_own), fmean(others)
     arms = arms[arms["model"] == model]
     series = arms.groupby(["key", "variant", "setting"], sort=False)
     is_step = (series["alpha"].transform("count") > 1) & arms["alpha"].notna()

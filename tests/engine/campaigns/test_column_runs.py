@@ -164,7 +164,7 @@ def test_a_campaign_stores_what_temperature_scaling_needs(folder, finished):
     of_model = {row.evaluated_on: row.path for row in tuned}
     assert 0 < len(pq.read_table(of_model["outline"])) < 35, "the hold-out alone"
     on_few = SetPredictions()
-    temperature = predictions.temperature_of(of_model["outline"])
+    temperature = predictions.temperature_of([of_model["outline"]])
     stored = on_few.add(of_model["few"], temperature=temperature)
     place = ("fine_tune", "few")
     (row,) = [row for row in behaviours if (row["method"], row["evaluated_on"]) == place]

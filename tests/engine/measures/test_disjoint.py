@@ -76,6 +76,20 @@ def test_related_sets_by_share_of_photos_and_maker():
     assert rows == [("a", "b", 40, ""), ("b", "a", 40, ""), ("c", "d", 0, "x"), ("d", "c", 0, "x")]
 
 
+def test_a_union_is_related_to_what_any_of_its_sets_is():
+    photos = {"a": frozenset("12"), "b": frozenset("23456"), "c": frozenset("789")}
+    photos["d"] = frozenset("167")
+    pairs = disjoint.related_datasets(photos, {"x": ["a", "c"]})
+    table = disjoint.with_unions(pairs, ["a", "a+b", "c+d"])
+    assert table[: len(pairs)].equals(pairs)
+    rows = [tuple(row) for row in table[len(pairs) :].itertuples(index=False)]
+    third, fifth = pytest.approx(100 / 3), pytest.approx(100 / 5)
+    assert rows == [
+        ("c", "a+b", 0, "x"), ("d", "a+b", third, ""),
+        ("a", "c+d", 50, ""), ("b", "c+d", fifth, ""),
+    ]  # fmt: skip
+
+
 def test_a_class_that_is_one_source_is_no_photo(tmp_path):
     """All drawings of an emoji's concept are one source, which says nothing of who drew them."""
     rows = grid(tmp_path, random_hits(), source=[f"concept-{k % 5}" for k in range(60)])

@@ -64,7 +64,7 @@ def test_the_temperature_and_its_confidences_are_those_of_all_logits(tmp_path, o
     logits, labels = drawn(600, over)
     expected = best_temperature(logits, labels)
     path = stored(tmp_path, "held out", logits, labels)
-    fitted = predictions.temperature_of(path)
+    fitted = predictions.temperature_of([path])
     assert not fitted.is_at_end
     assert fitted.value == pytest.approx(expected, rel=0.01)
     other, truth = drawn(500, over, seed=1)
@@ -87,7 +87,7 @@ def test_a_temperature_at_the_end_of_its_range_is_said(tmp_path, caplog, labels_
     labels = answers if labels_are == "answers" else CLASSES[np.searchsorted(CLASSES, answers) - 1]
     path = stored(tmp_path, "a", logits, labels)
     with caplog.at_level(logging.WARNING):
-        fitted = predictions.temperature_of(path)
+        fitted = predictions.temperature_of([path])
     assert fitted.is_at_end and fitted.value == end
     assert f"a.parquet: the temperature is at the end of its range, {end:g}" in caplog.text
     after = SetPredictions().add(path, temperature=fitted)
@@ -97,7 +97,7 @@ def test_a_temperature_at_the_end_of_its_range_is_said(tmp_path, caplog, labels_
 def test_what_is_not_stored_has_no_error(tmp_path):
     path = stored(tmp_path, "a", *drawn(20, 1.0))
     pq.write_table(pq.read_table(path).drop_columns(["p_top1_scaled"]), path)
-    assert predictions.temperature_of(path) is None
+    assert predictions.temperature_of([path]) is None
     after = SetPredictions().add(path, temperature=temperature_scaling.Temperature(3))
     assert np.isnan(scores.scaled_calibration_error(after, np.arange(20)))
 
