@@ -69,6 +69,11 @@ class LabelledSet:
         default_factory=dict, init=False, repr=False, compare=False
     )  # cached draws of `_at_most`, which take seconds for millions of images
 
+    @property
+    def columns(self) -> Mapping[str, np.ndarray]:
+        """Further columns of the images by name, each str [N], such as their location."""
+        return getattr(self.pack, "columns", {})
+
     def split(self, name: str) -> np.ndarray:
         """Positions (int64) of `all`, `train` or `holdout`; all if nothing is held out."""
         everything = np.arange(len(self.pack))

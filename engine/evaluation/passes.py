@@ -101,6 +101,9 @@ def key_of(
         key["mask"] = labelled.mask_rule
     if labelled.outputs_digest:
         key["outputs"] = labelled.outputs_digest
+    if labelled.columns:
+        of_columns = {name: values.tolist() for name, values in labelled.columns.items()}
+        key["columns"] = short_digest(of_columns)
     if recipe.evaluate.calibration:
         key["temperatures"] = TEMPERATURES.tolist()
     return f"{'+'.join(n.rsplit('-', 1)[0] for n in average)}-on-{labelled.name}"[:120], key

@@ -100,6 +100,9 @@ def predictions_table(
     if labelled.group is not None:
         columns["group"] = labelled.group[positions]
         schema = schema.append(predictions.GROUP)
+    for name, values in labelled.columns.items():
+        columns[f"{predictions.COLUMN}{name}"] = values[positions]
+        schema = schema.append(pa.field(f"{predictions.COLUMN}{name}", pa.string()))
     if temperatures := reduced_NK.shape[1] - 4:
         ends = pa.array(np.arange(len(positions) + 1) * temperatures, pa.int32())
         confidences = reduced_NK[:, 4:].numpy().ravel()

@@ -33,6 +33,7 @@ GROUP = pa.field("group", pa.string())  # if parts of the dataset have equal wei
 # With `evaluate.calibration`: the confidence at each of `temperature_scaling.TEMPERATURES`.
 SCALED = pa.field("p_top1_scaled", pa.list_(pa.float32()))
 OPTIONAL = (GROUP, SCALED)
+COLUMN = "column:"  # before the name of a further column of the dataset, a string per image
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def read(path: Path) -> pa.Table:
 
     `path` is a Parquet file or a folder of Parquet parts with the columns of `SCHEMA` and, where
     corruptions and severities have equal weight, `group` ("corruption/severity"); other columns of
-    `OPTIONAL` are read if present.
+    `OPTIONAL`, and further columns of the dataset (`COLUMN`), are read if present.
     Raises ValueError, naming the file, if anything is unreadable, missing, null, NaN or repeated.
     """
     parts = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
@@ -88,7 +89,9 @@ def read(path: Path) -> pa.Table:
             for part in parts
         ]
         table = tables[0] if len(tables) == 1 else pa.concat_tables(tables)
-        schema = pa.schema([*SCHEMA, *(f for f in OPTIONAL if f.name in table.column_names)])
+        further = [pa.field(name, pa.string()) for name in table.column_names if is_further(name)]
+        optional = (f for f in OPTIONAL if f.name in table.column_names)
+        schema = pa.schema([*SCHEMA, *optional, *further])
         schema = schema.with_metadata(table.schema.metadata)
         if not table.schema.equals(schema):
             table = table.select(schema.names).cast(schema)
@@ -112,6 +115,18 @@ def read(path: Path) -> pa.Table:
     if (repeated := np.flatnonzero(np.diff(index) == 0)).size:
         raise ValueError(f"{path}: image index {index[repeated[0]]} occurs more than once")
     return table
+
+
+def is_further(name: str) -> bool:
+    """Whether a column of a file is a further column of the dataset."""
+    return name.startswith(COLUMN)
+
+
+def columns_of(path: Path) -> list[str]:
+    """The names of the dataset's further columns in a file or folder of predictions."""
+    first = min(path.glob("*.parquet")) if path.is_dir() else path
+    names = pq.read_schema(first).names
+    return [name.removeprefix(COLUMN) for name in names if is_further(name)]
 
 
 def photos_of(path: Path) -> frozenset[str]:
@@ -170,9 +185,9 @@ Keep = Callable[[pa.Table], pa.Array]  # from predictions to bool [N]
 
 
 class SetPredictions:
-    """The images that all evaluations of a dataset share (`images`, the columns `IMAGE`): `sources`
-    (sorted, unique), the weight of each source's images (`total`), and each image's index in the
-    sources (`codes`).
+    """The images that all evaluations of a dataset share (`images`, the columns `IMAGE` and further
+    ones): `sources` (sorted, unique), the weight of each source's images (`total`), and each
+    image's index in the sources (`codes`).
 
     keep: which images count; None: all.
     """
@@ -202,7 +217,8 @@ class SetPredictions:
                 f"{path} and {first} used different packs of one dataset: evaluate both on the "
                 "same pack"
             )
-        images = table.select([name for name in table.column_names if name in IMAGE])
+        of_images = [name for name in table.column_names if name in IMAGE or is_further(name)]
+        images = table.select(of_images)
         if self.first is None:
             self.first, self.images, self.weights = path, images, weights(images)
             self.sources, self.codes = np.unique(images["source"].to_numpy(), return_inverse=True)
@@ -218,6 +234,10 @@ class SetPredictions:
         if temperature is not None and (confidences_NT := _scaled(table)) is not None:
             scaled = temperature.confidence(confidences_NT)
         return ImagePredictions(top1, label, p_top1, p_true, self.weights, scaled)
+
+    def column(self, name: str) -> np.ndarray:
+        """str [images]: a further column of the dataset."""
+        return self.images[f"{COLUMN}{name}"].to_numpy()
 
     def by_source(self, case: np.ndarray) -> np.ndarray:
         """[sources]: the weight of the images selected by `case` (bool [images])."""

@@ -88,6 +88,8 @@ def tables(results: Results) -> dict[str, pandas.DataFrame]:
     }
     if len(results.leak):
         files["leak.csv"] = grid.named(results.leak)
+    if len(results.groups):
+        files["groups.csv"] = grid.named(results.groups)
     if len(grid.seeds) > 1 or grid.again is not None:
         files["seeds.csv"] = _by_seed(results)
     return files

@@ -24,6 +24,7 @@ from engine.measures.effective_robustness import (
     Baseline,
     Trend,
 )
+from engine.measures.groups import of as of_groups
 from engine.measures.image_changes import ImageChange
 from engine.measures.metrics import CELL, Grid, equal_column_weights
 from engine.measures.rows import DEFAULT_ALPHA, PRE, Arm, Evaluation, trained_sets
@@ -49,7 +50,7 @@ class Results:
 
     comparisons: of all pairs of arms that tables show (`comparisons.compare`). leak: of these arms
     (`leak.of`). image_changes: `image_changes.of`, if the record names the classes. published:
-    numbers to compare with.
+    numbers to compare with. groups: of datasets with further columns (`groups.of`).
     """
 
     record: Record
@@ -60,6 +61,7 @@ class Results:
     leak: pandas.DataFrame = field(default_factory=pandas.DataFrame)
     image_changes: Sequence[ImageChange] = ()
     published: Published = field(default_factory=read_published)
+    groups: pandas.DataFrame = field(default_factory=pandas.DataFrame)
 
     @property
     def models(self) -> list[str]:
@@ -267,7 +269,8 @@ def of_record(
     grid = metrics.gather(evaluations, *asked, families=record.families, probe=probe)
     results = of_grid(record, grid, _baseline(record, models_csv))
     changes = image_changes.of(evaluations) if record.classes else []
-    return replace(results, leak=leaks.of(grid, evaluations, seen), image_changes=changes)
+    leak, by_group = leaks.of(grid, evaluations, seen), of_groups(grid, evaluations)
+    return replace(results, leak=leak, image_changes=changes, groups=by_group)
 
 
 def _baseline(record: Record, models_csv: Path | None) -> Baseline | None:

@@ -45,6 +45,30 @@ class Number(msgspec.Struct, frozen=True, kw_only=True):
     high: float
 
 
+class GroupNumber(msgspec.Struct, frozen=True, kw_only=True):
+    """Accuracy in percent on a group of a dataset's images with its 95% interval, or macro F1.
+
+    column, group: the group's column and value; macro F1 is the column `macro_f1` without groups.
+    n: images. is_worst: whether the accuracy is the lowest of the column. Other fields: as of
+    `Number`.
+    """
+
+    model: str
+    method: str
+    variant: str
+    alpha: float | None
+    setting: str
+    downstream: str
+    evaluated_on: str
+    column: str
+    group: str
+    n: int
+    value: float
+    low: float
+    high: float
+    is_worst: bool
+
+
 class CampaignResults(msgspec.Struct, frozen=True, kw_only=True):
     """A campaign's results.
 
@@ -75,6 +99,7 @@ class CampaignResults(msgspec.Struct, frozen=True, kw_only=True):
     intervals: str
     intervals_of_mri: str
     numbers: list[Number]
+    groups: list[GroupNumber]
 
 
 def of(results: Results, numbers: pandas.DataFrame) -> CampaignResults:
@@ -108,7 +133,18 @@ def of(results: Results, numbers: pandas.DataFrame) -> CampaignResults:
         intervals=results.population,
         intervals_of_mri=results.population_of_mri,
         numbers=msgspec.convert(rows.to_dict("records"), list[Number]),
+        groups=_groups(results),
     )
+
+
+def _groups(results: Results) -> list[GroupNumber]:
+    if results.groups.empty:
+        return []
+    table = results.grid.named(results.groups).rename(
+        columns={"value_pct": "value", "value_low": "low", "value_high": "high"}
+    )
+    rows = table[[*GroupNumber.__struct_fields__]].astype(object)
+    return msgspec.convert(rows.where(rows.notna(), None).to_dict("records"), list[GroupNumber])
 
 
 def encode(content: CampaignResults) -> bytes:

@@ -15,7 +15,9 @@ from engine.measures.comparisons import SIGNIFICANT
 from engine.report import console
 from engine.report.headline import averaged_over, measured_on
 from engine.report.results import Results, title
+from engine.report.sections import groups
 from engine.report.text import ABSENT, ascii_signed, counted, p_value, rounded, set_head
+from loaders.files.names import one_line
 
 if TYPE_CHECKING:
     from engine.evaluation.accuracies import OnSet
@@ -23,11 +25,13 @@ if TYPE_CHECKING:
 
 def table(results: Results, notes: Sequence[str] = ()) -> str:
     """One table per model with one row per method: RI per downstream dataset, and mRI with its
-    interval; one of the datasets outside RI, if there are any; then the notes."""
+    interval; tables of datasets outside RI and of groups, if there are any; then the notes."""
     below = [textwrap.fill(f"note: {note}", console.WIDTH) for note in notes]
-    of_models = [
-        of for model in results.models for of in (_ri(results, model), *_further(results, model))
-    ]
+    of_models = (
+        text
+        for model in results.models
+        for text in (_ri(results, model), *_further(results, model), *_groups(results, model))
+    )
     return "\n\n".join([*of_models, *below])
 
 
@@ -75,6 +79,29 @@ def _further(results: Results, model: str) -> Iterator[str]:
             [
                 [line.method, *map(ascii_signed, change.loc[line.arm].reindex(names))]
                 for line in tables.rows(shown)
+            ],
+        )
+
+
+def _groups(results: Results, model: str) -> Iterator[str]:
+    """A table of each dataset with further columns: accuracy, macro F1 and the worst groups."""
+    table = groups.worst(results)
+    for name, rows in tables.groups(table[table["model"] == model], "evaluated_on"):
+        yield console.text(
+            f"{model} on {name}: accuracy, macro F1 and each column's worst group, "
+            "in percent; means over models that were not fine-tuned on the dataset.",
+            ["", "accuracy", "macro F1", "column", "worst group", "its accuracy", "95% CI"],
+            [
+                [
+                    line.method,
+                    rounded(line.accuracy_pct),
+                    rounded(line.macro_f1_pct),
+                    one_line(line.column),
+                    one_line(line.group),
+                    rounded(line.value_pct),
+                    f"[{rounded(line.value_low)}, {rounded(line.value_high)}]",
+                ]
+                for line in tables.rows(rows)
             ],
         )
 

@@ -13,6 +13,7 @@ from engine.report.sections import (
     distances,
     effective_robustness,
     explorer,
+    groups,
     images,
     paired,
     ranking,
@@ -45,6 +46,7 @@ SECTIONS: list[Callable[[Results], Section | None]] = [
     curves.barrier,
     changes.forgotten,
     changes.further,
+    groups.section,
     changes.tuned_upstream,
     curves.during_training,
     effective_robustness.section,
@@ -53,7 +55,7 @@ SECTIONS: list[Callable[[Results], Section | None]] = [
     *ABOUT,
 ]
 # A sweep has one method, and its variants must not be ranked on the test datasets.
-OF_SWEEP = [sweep.section, varied.section, changes.further, *ABOUT]
+OF_SWEEP = [sweep.section, varied.section, changes.further, groups.section, *ABOUT]
 
 
 def of(results: Results) -> list[Section]:
