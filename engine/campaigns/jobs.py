@@ -69,6 +69,11 @@ def prepare(plan: Plan, device: torch.device) -> None:
         for split in (run.recipe.split_of(name), "holdout", *seen):
             passes.evaluate(run, [base], [name], split)
         run.sets.release(name)
+    for name in run.recipe.dataset.probe_sets:
+        begin(len(names), name)
+        run.sets[name].training(run.recipe)
+        passes.evaluate(run, [base], [name], "holdout")
+        run.sets.release(name)
     for name in plan.needed[len(names) :]:
         begin(len(names), name)
         # Accessing it encodes it if necessary, before columns share it.
@@ -128,18 +133,21 @@ def column(plan: Plan, column: Column, device: torch.device, *, run_users: bool 
     # Collective calls: all ranks look cells and entries up.
     models = [(row.build(), row.entries()) for row in rows]
     entries = [entry for _, of_row in models for entry in of_row]
+    headlines = [entry.mix for entry in entries if entry.headline]
+    with_features = [mix for mix in headlines if not isinstance(mix, Ensemble)]
     run = rows[0]
     if len(run.recipe.trained_sets) > 1:
         run.sets.release(column.downstream)  # evaluation reads its datasets one by one
     for place in run.recipe.dataset.evaluated_sets:
         split = run.recipe.split_of(place)
         passes.evaluate(run, [entry.mix for entry in entries], [place], split)
-        headlines = [entry.mix for entry in entries if entry.headline]
         if is_judged_seen(run, place, [column.downstream]) and not column.is_probe:
             passes.evaluate(run, headlines, [place], "train")
         if run.recipe.evaluate.cka and not column.is_probe:
-            mixes = [mix for mix in headlines if not isinstance(mix, Ensemble)]  # no features
-            cka.evaluate(run, mixes, place)
+            cka.evaluate(run, with_features, place)
+        run.sets.release(place)
+    for place in run.recipe.dataset.probe_sets if not column.is_probe else ():
+        passes.evaluate(run, with_features, [place], "holdout")
         run.sets.release(place)
     for row, (_, of_row) in zip(rows, models, strict=True):
         if row.recipe.trackers and ranks.rank() == 0:

@@ -46,6 +46,10 @@ def of_preparation(plan: Plan, run: Run) -> Preparation:
     sets, dataset, base = run.sets, run.recipe.dataset, {run.base.name: 1.0}
     arm = Arm(run.recipe.model.name, PRE, "", None)
     evaluations, seen = [], []
+    probe_sets = [
+        Evaluation(*arm, "", name, passes.predicted(run, base, name, "holdout"))
+        for name in dataset.probe_sets
+    ]
     for name in dataset.evaluated_sets:
         evaluations.append(Evaluation(*arm, "", name, _predicted(run, base, name)))
         if is_judged_seen(run, name, plan.needed):
@@ -54,14 +58,16 @@ def of_preparation(plan: Plan, run: Run) -> Preparation:
     packs = {name: sets[name].pack for name in dataset.evaluated_sets}
     credits, runs = _credits(dataset), plan.place.runs
     return Preparation(
-        before=_models(run, evaluations, seen, {PRE: [run.base.artifact.folder]}),
+        before=_models(run, evaluations, seen, probe_sets, {PRE: [run.base.artifact.folder]}),
         head=_head(run) if run.recipe.head_set else "",
         classes=imagenet.readable(sets.classes),
         device=run.device.type,
         versions=cells.versions(),
         commit=_commit(),
         packs={name: str(pack.folder.resolve().relative_to(runs)) for name, pack in packs.items()},
-        fingerprints={name: sets[name].pack.fingerprint for name in plan.needed},
+        fingerprints={
+            name: sets[name].pack.fingerprint for name in (*plan.needed, *dataset.probe_sets)
+        },
         credits=credits,
         contact_sheet=thumbnails.contact_sheet(list(packs.values())) if credits else "",
     )
@@ -75,7 +81,8 @@ def of_column(
 ) -> Models:
     """The part of a column. models: each row's cell, and its models, which are evaluated."""
     run = rows[0]
-    names, evaluations, seen, blocks = run.recipe.dataset.evaluated_sets, [], [], []
+    names, probes = run.recipe.dataset.evaluated_sets, run.recipe.dataset.probe_sets
+    evaluations, seen, probe_sets, blocks = [], [], [], []
     folders: dict[str, set[Path]] = {method: set() for method in plan.methods}
     for number, (row, (cell, entries)) in enumerate(zip(rows, models, strict=True)):
         recipe, method = row.recipe, plan.methods[number % len(plan.rows)]
@@ -84,11 +91,16 @@ def of_column(
             mix, setting = entry.mix, Setting({**column.setting, **entry.setting})
             arm = Arm(recipe.model.name, method, recipe.method.variant, entry.alpha, setting)
             of_row = recipe.seed, entry.headline, cell.artifact.has(HISTORY)
+            is_shown = entry.headline and not column.is_probe
+            for name in probes if is_shown and not isinstance(mix, Ensemble) else ():
+                on_set = ModelOnSet(*arm, recipe.downstream, name)
+                path = passes.predicted(run, mix, name, "holdout")
+                probe_sets.append(Evaluation(*on_set.key, path, *of_row))
             for name in names:
                 on_set = ModelOnSet(*arm, recipe.downstream, name)
                 path = _predicted(run, mix, name)
                 evaluations.append(Evaluation(*on_set.key, path, *of_row))
-                if column.is_probe or not entry.headline:
+                if not is_shown:
                     continue
                 if is_judged_seen(run, name, [recipe.downstream]):
                     path = passes.predicted(run, mix, name, "train")
@@ -96,7 +108,7 @@ def of_column(
                 if recipe.evaluate.cka and not isinstance(mix, Ensemble):  # which has no features
                     values = {"seed": recipe.seed, "blocks": cka.stored(run, mix, name)}
                     blocks.append({**dataclasses.asdict(on_set), **values})
-    return _models(run, evaluations, seen, folders, blocks)
+    return _models(run, evaluations, seen, probe_sets, folders, blocks)
 
 
 def _predicted(run: Run, average: Average, name: str) -> Path:
@@ -118,6 +130,7 @@ def _models(
     run: Run,
     evaluations: Sequence[Evaluation],
     seen: Sequence[Evaluation],
+    probe_sets: Sequence[Evaluation],
     folders: Mapping[str, Iterable[Path]],
     blocks: Sequence[dict[str, Any]] = (),
 ) -> Models:
@@ -127,10 +140,11 @@ def _models(
     def below(rows: Sequence[Evaluation]) -> list[Evaluation]:
         return [dataclasses.replace(row, path=row.path.relative_to(root)) for row in rows]
 
-    paths = dict.fromkeys(row.path for row in (*evaluations, *seen))
+    paths = dict.fromkeys(row.path for row in (*evaluations, *seen, *probe_sets))
     return Models(
         evaluations=below(evaluations),
         seen=below(seen),
+        probe_sets=below(probe_sets),
         files={path.relative_to(root).as_posix(): hash_once(path) for path in paths},
         cells={
             method: sorted(folder.relative_to(root).as_posix() for folder in of_method)

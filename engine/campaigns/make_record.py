@@ -71,6 +71,7 @@ def _joined(plan: Plan, columns: Sequence[Column], distances: Distances) -> Reco
     evaluations = [row for part in (shared.before, *trained) for row in part.evaluations]
     seen = [row for part in (shared.before, *trained) for row in part.seen]
     probe = [row for column, part in parts.items() if column.is_probe for row in part.evaluations]
+    probe_sets = [row for part in (shared.before, *trained) for row in part.probe_sets]
     cells: set[str] = set()
     sums: dict[str, str] = {}
     for part in (shared.before, *parts.values()):
@@ -78,7 +79,7 @@ def _joined(plan: Plan, columns: Sequence[Column], distances: Distances) -> Reco
         for name, sha256 in part.files.items():
             checked_file(place, name, sha256)
             sums[name] = sha256
-    rows = [*evaluations, *probe, *seen]
+    rows = [*evaluations, *probe, *seen, *probe_sets]
     artifacts = sorted({*cells, *(row.path.parent.as_posix() for row in rows)})
     for name in artifacts:
         if not place.store_root.has(f"{name}/{MARKER}"):
@@ -110,6 +111,7 @@ def _joined(plan: Plan, columns: Sequence[Column], distances: Distances) -> Reco
         artifacts=artifacts,
         families=dataset.families,
         seen=seen,
+        probe_sets=probe_sets,
         limit=dataset.limit,
         evaluate_on=dataset.evaluate_on,
     )

@@ -30,6 +30,7 @@ class Models:
         cells: by method, the folders of its cells and of the cells that they average, without
             snapshots, whose weights are removed after evaluation.
         cka: as `Record.cka`.
+        probe_sets: as `Record.probe_sets`.
     """
 
     evaluations: list[Evaluation]
@@ -37,9 +38,10 @@ class Models:
     files: dict[InnerPath, str]
     cells: dict[str, list[InnerPath]]
     cka: list[dict[str, Any]] = field(default_factory=list)
+    probe_sets: list[Evaluation] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        rows = [*self.evaluations, *self.seen]
+        rows = [*self.evaluations, *self.seen, *self.probe_sets]
         lacking = {row.path.as_posix() for row in rows} - self.files.keys()
         lacking |= {row.method for row in rows if row.method != PRE} - self.cells.keys()
         if lacking:

@@ -298,6 +298,7 @@ def _settings(cell: CellPlan, sha256: Mapping[str, str]) -> dict[str, Any]:
     dataset = values["dataset"] = _by_content(values["dataset"], sha256) | {"own": own}
     words, templates = dataset.pop("words"), dataset.pop("templates")
     dataset |= {"evaluate_on": further} if (further := dataset.pop("evaluate_on")) else {}
+    dataset |= {"probe_sets": probes} if (probes := dataset.pop("probe_sets")) else {}
     if cell.recipe.reads_words:
         dataset |= {"words": sha256[words]} if words else {}
         dataset |= {"templates": templates} if templates else {}

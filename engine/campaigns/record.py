@@ -92,6 +92,8 @@ class Record:
         seen: evaluations of models on photos that they were trained on in another dataset, and of
             the pretrained model on all such photos (`leak`).
         limit: images per dataset in a smoke run; 0 for other campaigns.
+        probe_sets: evaluations of heads that were fitted on each model's features of
+            `dataset.probe_sets`.
     """
 
     name: str
@@ -121,6 +123,7 @@ class Record:
     seen: list[Evaluation] = field(default_factory=list)
     limit: int = 0
     evaluate_on: list[Name] = field(default_factory=list)
+    probe_sets: list[Evaluation] = field(default_factory=list)
 
     def matrix(self) -> Matrix | None:
         """The distances between all sets, if they are known."""
@@ -152,6 +155,11 @@ class FinishedCampaign:
     def probe(self) -> list[Evaluation]:
         """`Record.probe` with absolute paths."""
         return self._found(self.record.probe)
+
+    @functools.cached_property
+    def probe_sets(self) -> list[Evaluation]:
+        """`Record.probe_sets` with absolute paths."""
+        return self._found(self.record.probe_sets)
 
     def _found(self, rows: Sequence[Evaluation]) -> list[Evaluation]:
         names = dict.fromkeys(str(row.path) for row in rows)

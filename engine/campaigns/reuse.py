@@ -83,10 +83,12 @@ def _of_rows(part: Models, names: Mapping[str, str]) -> Models:
         ]
 
     evaluations, seen = selected(part.evaluations), selected(part.seen)
-    paths = {row.path.as_posix() for row in (*evaluations, *seen)}
+    probe_sets = selected(part.probe_sets)
+    paths = {row.path.as_posix() for row in (*evaluations, *seen, *probe_sets)}
     return Models(
         evaluations=evaluations,
         seen=seen,
+        probe_sets=probe_sets,
         files={name: sha256 for name, sha256 in part.files.items() if name in paths},
         cells={name: part.cells[theirs] for theirs, name in names.items()},
         cka=[row | {"method": names[row["method"]]} for row in part.cka if row["method"] in names],

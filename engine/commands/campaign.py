@@ -126,7 +126,7 @@ def _faults_of_sets(name: str, plans: Mapping[Plan, Sequence[Override]]) -> list
     for plan, overrides in plans.items():
         resolved = plan.recipe
         dataset = resolved.dataset
-        every = {each: kind_of(dataset, each) for each in plan.needed}
+        every = {each: kind_of(dataset, each) for each in (*plan.needed, *dataset.probe_sets)}
         read = {each: kind for each, kind in every.items() if not kind.is_drawn}
         if not read or plan.place.record.exists():
             continue

@@ -48,7 +48,8 @@ class LabelledSet:
     head are possible (wrong) predictions, otherwise `present`. joined: how a class's outputs become
     its logit (`grouping.grouped`). parts_key: what determines `group`. outputs_digest: of a file
     that says which outputs a class has; empty without one. parts: of a union, its datasets, in the
-    order of their images.
+    order of their images. is_probe: whether it is a probe
+    set, whose labels are indices of its own classes.
     """
 
     name: str
@@ -65,6 +66,7 @@ class LabelledSet:
     parts_key: dict[str, Any] = field(default_factory=dict)
     outputs_digest: str = ""
     parts: tuple[LabelledSet, ...] = ()
+    is_probe: bool = False
     _thinned: dict[tuple[int, int], np.ndarray] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )  # cached draws of `_at_most`, which take seconds for millions of images
@@ -199,7 +201,8 @@ class Sets:
             self._open[name] = union_of(name, [self[part] for part in trained_sets(name)])
         if name not in self._open:
             is_upstream = name == self.recipe.dataset.upstream and not self.given_classes
-            head = () if is_upstream else self.classes
+            is_probe = name in self.recipe.dataset.probe_sets
+            head = () if is_upstream or is_probe else self.classes
             # A pack that a user gave has no keys of its own.
             dataset, pack = self.recipe.dataset, self.packs.get(name)
             if pack is None:
@@ -225,6 +228,7 @@ class Sets:
                 dataset.joined,
                 {"parts": dataset.parts} if dataset.parts else {},
                 short_digest([outputs, dataset.joined]) if dataset.outputs else "",
+                is_probe=is_probe,
             )
         return self._open[name]
 

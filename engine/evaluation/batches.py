@@ -63,6 +63,12 @@ def reduced(
     return [_gathered(parts, run.device) for parts in rows]
 
 
+def alone(_: np.ndarray, outputs: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The reduction to the outputs themselves, of a single model."""
+    (x_BD,) = outputs
+    return x_BD
+
+
 def _gathered(parts: list[torch.Tensor], device: torch.device) -> torch.Tensor:
     if ranks.world() == 1:
         return torch.cat(parts)

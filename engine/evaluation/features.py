@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 
 from engine import models
 from engine.data.sets import LabelledSet
-from engine.evaluation.batches import read, reduced
+from engine.evaluation.batches import alone, read, reduced
 from engine.evaluation.model import Model
 from engine.machine import ranks
 from engine.machine.files import room_for
@@ -122,7 +122,7 @@ def _compute(run: Run, cell: Cell, labelled: LabelledSet, form: Form, file: str)
     pieces = read(run, reader, cuts, f"features of {labelled.name}")
     path = run.store.root / file
     for number, batches in enumerate(pieces):
-        (x_ND,) = reduced(run, normalize, [([model], _alone)], batches, form.precision)
+        (x_ND,) = reduced(run, normalize, [([model], alone)], batches, form.precision)
         array_ND = np.ascontiguousarray(x_ND.cpu().numpy())
         if ranks.rank() > 0:
             continue
@@ -132,8 +132,3 @@ def _compute(run: Run, cell: Cell, labelled: LabelledSet, form: Form, file: str)
                 header["shape"] = (len(everything), array_ND.shape[1])
                 np.lib.format.write_array_header_1_0(sink, header)
             sink.write(array_ND.data)
-
-
-def _alone(_: np.ndarray, outputs: Sequence[torch.Tensor]) -> torch.Tensor:
-    (x_BD,) = outputs
-    return x_BD

@@ -20,7 +20,7 @@ import torch
 
 from engine import models
 from engine.data.sets import LabelledSet
-from engine.evaluation import bank, features
+from engine.evaluation import bank, features, ridge
 from engine.evaluation.bank import stored_cell
 from engine.evaluation.batches import Reader, read, reduced
 from engine.evaluation.model import Function, Model
@@ -30,6 +30,7 @@ from engine.machine.files import short_digest
 from engine.measures.predictions import plain_of
 from engine.measures.temperature_scaling import TEMPERATURES
 from engine.models.form import Form
+from engine.recipe.schema import RIDGE
 from engine.run import Run
 from engine.store.artifacts import Artifact
 from engine.store.cells import Average, Ensemble, canonical_mix
@@ -104,6 +105,8 @@ def key_of(
     if labelled.columns:
         of_columns = {name: values.tolist() for name, values in labelled.columns.items()}
         key["columns"] = short_digest(of_columns)
+    if labelled.is_probe:
+        key |= {"classes": short_digest(labelled.pack.classes), "ridge": RIDGE}
     if recipe.evaluate.calibration:
         key["temperatures"] = TEMPERATURES.tolist()
     return f"{'+'.join(n.rsplit('-', 1)[0] for n in average)}-on-{labelled.name}"[:120], key
@@ -159,7 +162,14 @@ def _evaluate(
     reader: Reader,
     inputs: Function,
 ) -> None:
-    """Store the missing slices of evaluations; nets, reader, inputs: as of `batches`."""
+    """Store the missing slices of evaluations; nets, reader, inputs: as of `batches`.
+
+    On a probe set, heads are fitted first; a net is then a single model.
+    """
+    if labelled.is_probe:
+        models = [model for (model,) in nets]
+        fitted = ridge.with_fitted_heads(run, models, labelled, reader, inputs)
+        nets = [[model] for model in fitted]
     reductions = [
         Reduction(
             labelled,

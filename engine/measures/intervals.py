@@ -11,10 +11,11 @@ from engine.measures.tables import with_ends, without_unit
 INTERVAL = ["value", "low", "high"]
 
 
-def intervals(grid: Grid) -> pandas.DataFrame:
+def intervals(grid: Grid, probe_sets: pandas.DataFrame) -> pandas.DataFrame:
     """Every number of `Grid.numbers` with its percentile interval over source images and training
     seeds (`bootstrap`, `seeds`), one row each: `KEY`, quantity, `INTERVAL`. Shares near 0 and 100%
-    have Wilson's interval (`shares`)."""
+    have Wilson's interval (`shares`). Then the same of `metrics.on_probe_sets`, which may be
+    empty."""
     numbers, parts = grid.named(grid.numbers), []
     of_set, of_column = numbers["evaluated_on"] != "", numbers["downstream"] != ""
     change = np.select([of_set, of_column], ["change", "RI"], "mRI").astype(object)
@@ -25,4 +26,8 @@ def intervals(grid: Grid) -> pandas.DataFrame:
             rows = numbers.assign(quantity=changes.get(quantity, quantity))
             rows = rows[[*KEY, "quantity", *columns]].dropna(subset=columns)
             parts.append(rows.set_axis([*KEY, "quantity", *INTERVAL], axis=1))
+    for number in ("accuracy_pct", "change_pts") if len(probe_sets) else ():
+        quantity, columns = f"probe_{without_unit(number)}", with_ends(number)
+        rows = probe_sets.assign(quantity=quantity, downstream="")[[*KEY, "quantity", *columns]]
+        parts.append(rows.set_axis([*KEY, "quantity", *INTERVAL], axis=1))
     return pandas.concat(parts, ignore_index=True)

@@ -34,6 +34,7 @@ from engine.measures.bootstrap import DRAWS
 from engine.measures.rows import PRE, Arm, Evaluation, ModelOnSet, trained_sets
 from engine.measures.seeds import SeedError
 from engine.measures.tables import rows, with_ends
+from engine.measures.temperature_scaling import Temperature
 
 KEY = [*Arm._fields, "downstream", "evaluated_on"]
 CELL = ["arm", *KEY[-2:]]
@@ -335,9 +336,7 @@ def gather(
         if row.on_downstream or (not row.downstream and row.evaluated_on == upstream):
             held_out.setdefault((row.arm, row.downstream, row.seed), []).append(row.path)
     temperatures = {key: predictions.temperature_of(paths) for key, paths in held_out.items()}
-    by_set: dict[str, list[int]] = {}
-    for k, row in enumerate(evaluations):
-        by_set.setdefault(row.evaluated_on, []).append(k)
+    by_set = _by_set(evaluations)
     whole = {  # a dataset that models were trained on may be evaluated on held-out images
         name: min(places, key=lambda k: evaluations[k].on_downstream)
         for name, places in by_set.items()
@@ -347,11 +346,43 @@ def gather(
     related = disjoint.with_unions(related, downstreams)
     counts = related["set"].isin(sets) & related["related_to"].isin(downstreams or sets)
     related = related if counts.any() else related[:0]
+    measured = _measured(evaluations, temperatures, draws)
+    grid = grid_of(evaluations, *measured, sets, upstream, downstreams or sets)
+    grid = replace(grid, related=related)
+    return replace(grid, again=grid.placed(evaluated.again(evaluations, probe))) if probe else grid
+
+
+def on_probe_sets(evaluations: Sequence[Evaluation], draws: int = DRAWS) -> pandas.DataFrame:
+    """One row per arm and probe set, averaged over the downstream datasets: before_pct,
+    accuracy_pct and change_pts, the last two with the bounds of their intervals."""
+    downstreams = dict.fromkeys(row.downstream for row in evaluations if row.downstream)
+    grid = grid_of(evaluations, *_measured(evaluations, {}, draws), (), "", tuple(downstreams))
+    cells, by = grid.cells[grid.cells["method"] != PRE], ["arm", "evaluated_on"]
+    before = grid.mean(cells, by, of="before")
+    table = before.keys.assign(before_pct=before.values())
+    table = table.merge(grid.mean(cells, by).table("accuracy_pct", clip=True), on=by)
+    return grid.named(table.merge(grid.mean(cells, by, of="change").table("change_pts"), on=by))
+
+
+def _by_set(evaluations: Sequence[Evaluation]) -> dict[str, list[int]]:
+    """The places of each dataset's evaluations."""
+    by_set: dict[str, list[int]] = {}
+    for k, row in enumerate(evaluations):
+        by_set.setdefault(row.evaluated_on, []).append(k)
+    return by_set
+
+
+def _measured(
+    evaluations: Sequence[Evaluation],
+    temperatures: Mapping[tuple[Arm, str, int], Temperature | None],
+    draws: int,
+) -> tuple[list[dict[str, float]], dict[str, np.ndarray]]:
+    """The numbers and draws of evaluations, as `grid_of` takes them."""
     names = scores.names(scores.PER_IMAGE, scores.BEFORE_AFTER)
     shape = draws, len(evaluations)
     samples = {name: np.empty(shape, np.float32, order="F") for name in names}
     numbers: list[dict[str, float]] = [{} for _ in evaluations]
-    for places in by_set.values():
+    for places in _by_set(evaluations).values():
         places.sort(key=lambda k: (evaluations[k].on_downstream, evaluations[k].method != PRE))
         rows = [evaluations[k] for k in places]
         of_rows, of_measures = evaluated.of_set(rows, temperatures, draws)
@@ -359,9 +390,7 @@ def gather(
             numbers[k] = row
         for number, name in enumerate(names):
             samples[name][:, places] = of_measures[:, :, number]
-    grid = grid_of(evaluations, numbers, samples, sets, upstream, downstreams or sets)
-    grid = replace(grid, related=related)
-    return replace(grid, again=grid.placed(evaluated.again(evaluations, probe))) if probe else grid
+    return numbers, samples
 
 
 def grid_of(

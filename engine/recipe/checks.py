@@ -42,6 +42,11 @@ def checked(recipe: Recipe) -> Recipe:
             "evaluate.calibration fits a temperature on the downstream dataset's held-out images: "
             "set dataset.holdout above 0, or leave evaluate.calibration off"
         )
+    if recipe.dataset.probe_sets and not recipe.dataset.holdout:
+        raise RecipeError(
+            "dataset.probe_sets are judged on held-out images, and dataset.holdout=0 holds none "
+            "out: set dataset.holdout above 0, such as 0.25"
+        )
     if recipe.dataset.shots and recipe.dataset.portion < 1:
         raise RecipeError(
             f"dataset.shots={recipe.dataset.shots} and dataset.portion={recipe.dataset.portion:g} "
@@ -152,6 +157,7 @@ def _check_names(recipe: Recipe) -> None:
         *(("dataset.sets", name) for name in dataset.sets),
         *(("dataset.evaluate_on", name) for name in dataset.evaluate_on),
         *(("dataset.train_sets", name) for name in dataset.train_sets),
+        *(("dataset.probe_sets", name) for name in dataset.probe_sets),
     ]
     keys = [
         ("model.name", recipe.model.name),
@@ -165,7 +171,7 @@ def _check_names(recipe: Recipe) -> None:
                 f"{key}: {name!r} contains {UNION}, which joins the datasets that a column trains "
                 "on: rename the dataset"
             )
-    for name in dataset.known:
+    for name in (*dataset.known, *dataset.probe_sets):
         of_set = kinds.of_set(dataset, name)
         of_set.check(name)
         if of_set.split.column and not dataset.holdout:
@@ -182,6 +188,7 @@ def _check_names(recipe: Recipe) -> None:
     train_sets = [*dataset.sets, *dataset.evaluate_on, *dataset.train_sets]
     of_ri = [dataset.upstream, *dataset.sets]
     of_keys = {"sets": of_ri, "evaluate_on": dataset.evaluated_sets, "train_sets": train_sets}
+    of_keys["probe_sets"] = [*dataset.known, *dataset.probe_sets]
     for key, names in of_keys.items():
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise RecipeError(f"dataset.{key} names {', '.join(twice)} twice")

@@ -19,6 +19,7 @@ from loaders.files.names import Name
 
 MISSING: Any = "???"  # marks a key without a default
 WARMUP_STEPS = 196  # the benchmark's
+RIDGE = 1e-3  # L2 penalty of heads on probe sets, times the features' mean variance
 
 Count = Annotated[int, Meta(ge=0)]
 Number = Annotated[int, Meta(ge=1)]
@@ -168,6 +169,9 @@ class DatasetRecipe:
     sets: list[Name] = MISSING
     evaluate_on: list[Name] = field(default_factory=list)  # evaluated and shown, outside RI
     train_sets: list[Name] = field(default_factory=list)  # may be trained on, never evaluated
+    # datasets with classes of their own, outside RI, on which heads are fitted before and after
+    # fine-tuning
+    probe_sets: list[Name] = field(default_factory=list)
     # datasets by maker; a run may lack some of them
     families: dict[str, list[str]] = field(default_factory=dict)
     # for CLIP's text tower: CSV file of `class,words`; a class without words is read by its name

@@ -82,7 +82,7 @@ def tables(results: Results) -> dict[str, pandas.DataFrame]:
     files = {
         "accuracy.csv": cells[[*KEY, "n", "accuracy", "headline"]],
         "mri.csv": grid.named(mri.assign(headline=mri["arm"].map(headline))),
-        INTERVALS: intervals(grid),
+        INTERVALS: intervals(grid, results.probe_sets),
         "comparisons.csv": _comparisons(results),
         "behaviour.csv": cells[[*KEY, *measures()]],
     }

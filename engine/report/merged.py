@@ -59,6 +59,7 @@ def merged(runs: Sequence[FinishedCampaign], models_csv: Path | None = None) -> 
     disagreeing = _disagreeing(records)
     rows: dict[tuple[Any, ...], Evaluation] = {}
     seen: dict[tuple[Any, ...], Evaluation] = {}
+    probe_sets: dict[tuple[Any, ...], Evaluation] = {}
     cka, attempts, missing = [], [], []
     # The rows of a campaign without a probe would appear not to vary over seeds.
     has_probe = all(any(of.downstream in shared for of in record.probe) for record in records)
@@ -69,7 +70,12 @@ def merged(runs: Sequence[FinishedCampaign], models_csv: Path | None = None) -> 
     for label, run in zip(labels, runs, strict=True):
         record, models = run.record, {name: f"{name} ({label})" for name in disagreeing}
         of_probe = run.probe if has_probe else []
-        kinds = (rows, run.evaluations), (seen, run.seen), (probe, of_probe)
+        kinds = (
+            (rows, run.evaluations),
+            (seen, run.seen),
+            (probe, of_probe),
+            (probe_sets, run.probe_sets),
+        )
         for kept, of_run in kinds:
             for row in of_run:
                 if row.downstream in ("", *shared):
@@ -108,7 +114,7 @@ def merged(runs: Sequence[FinishedCampaign], models_csv: Path | None = None) -> 
         ],
         families={name: sets for record in records for name, sets in record.families.items()},
     )
-    more = list(seen.values()), list(probe.values())
+    more = list(seen.values()), list(probe.values()), list(probe_sets.values())
     return of_record(record, list(rows.values()), models_csv, *more)
 
 

@@ -50,7 +50,8 @@ class Results:
 
     comparisons: of all pairs of arms that tables show (`comparisons.compare`). leak: of these arms
     (`leak.of`). image_changes: `image_changes.of`, if the record names the classes. published:
-    numbers to compare with. groups: of datasets with further columns (`groups.of`).
+    numbers to compare with. groups: of datasets with further columns (`groups.of`). probe_sets:
+    `metrics.on_probe_sets`, if there are any.
     """
 
     record: Record
@@ -62,6 +63,7 @@ class Results:
     image_changes: Sequence[ImageChange] = ()
     published: Published = field(default_factory=read_published)
     groups: pandas.DataFrame = field(default_factory=pandas.DataFrame)
+    probe_sets: pandas.DataFrame = field(default_factory=pandas.DataFrame)
 
     @property
     def models(self) -> list[str]:
@@ -252,7 +254,8 @@ class Results:
 
 def of_campaign(run: FinishedCampaign, models_csv: Path | None = None) -> Results:
     """Results from the predictions of a finished campaign; models_csv: as in `of_record`."""
-    return of_record(run.record, run.evaluations, models_csv, run.seen, run.probe)
+    more = run.seen, run.probe, run.probe_sets
+    return of_record(run.record, run.evaluations, models_csv, *more)
 
 
 def of_record(
@@ -261,16 +264,19 @@ def of_record(
     models_csv: Path | None = None,
     seen: Sequence[Evaluation] = (),
     probe: Sequence[Evaluation] = (),
+    probe_sets: Sequence[Evaluation] = (),
 ) -> Results:
     """Results of a record's evaluations, with absolute paths. models_csv: the user's models for the
-    baseline of effective robustness (`model_rows.read`), instead of published ones. seen, probe: as
-    in the record, with absolute paths. Raises ValueError if no line can be fitted."""
+    baseline of effective robustness (`model_rows.read`), instead of published ones. seen, probe,
+    probe_sets: as in the record, with absolute paths. Raises ValueError if no line can be
+    fitted."""
     asked = record.sets, record.upstream, record.downstreams
     grid = metrics.gather(evaluations, *asked, families=record.families, probe=probe)
     results = of_grid(record, grid, _baseline(record, models_csv))
     changes = image_changes.of(evaluations) if record.classes else []
     leak, by_group = leaks.of(grid, evaluations, seen), of_groups(grid, evaluations)
-    return replace(results, leak=leak, image_changes=changes, groups=by_group)
+    results = replace(results, leak=leak, image_changes=changes, groups=by_group)
+    return replace(results, probe_sets=metrics.on_probe_sets(probe_sets)) if probe_sets else results
 
 
 def _baseline(record: Record, models_csv: Path | None) -> Baseline | None:

@@ -14,7 +14,7 @@ import pandas
 from engine.report.results import Results
 
 FORMAT = 1
-QUANTITIES = ("accuracy", "RI", "mRI", "disjoint_mRI")
+QUANTITIES = ("accuracy", "RI", "mRI", "disjoint_mRI", "probe_accuracy", "probe_change")
 
 
 class Method(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,6 +28,7 @@ class Method(msgspec.Struct, frozen=True, kw_only=True):
 class Number(msgspec.Struct, frozen=True, kw_only=True):
     """A result with its 95% interval: accuracy in percent, RI and mRI in percentage points.
 
+    probe_accuracy and probe_change: of heads fitted on a probe set, `evaluated_on`.
     method: `pre` is the pretrained model. downstream: the downstream dataset, or empty for a mean
     over them and before fine-tuning. evaluated_on: the evaluated dataset, or empty for a mean.
     """

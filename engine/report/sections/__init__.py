@@ -47,6 +47,7 @@ SECTIONS: list[Callable[[Results], Section | None]] = [
     changes.forgotten,
     changes.further,
     groups.section,
+    changes.on_probe_sets,
     changes.tuned_upstream,
     curves.during_training,
     effective_robustness.section,

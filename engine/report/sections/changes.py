@@ -6,6 +6,7 @@ import pandas
 
 from engine.measures.rows import PRE
 from engine.measures.tables import extremes, groups, ordered
+from engine.recipe.schema import RIDGE
 from engine.report import charts
 from engine.report.columns import between
 from engine.report.results import FINE_TUNE, Results
@@ -157,6 +158,34 @@ def further(results: Results) -> Section | None:
                 "further",
                 "Accuracy on further datasets before and after fine-tuning, in percent, and its "
                 "change in points, with 95% CIs; means over models not fine-tuned on the dataset.",
+                data,
+            )
+        ],
+    )
+
+
+def on_probe_sets(results: Results) -> Section | None:
+    """The change in accuracy on probe sets, whose classes no model's head has."""
+    if results.probe_sets.empty:
+        return None
+    arm = ["model", "key", "variant", "alpha", "setting"]
+    numbers = results.probe_sets.rename(columns={"method": "key"})
+    shown = results.shown[[*arm, "method"]].merge(numbers, on=arm)
+    ends = ["accuracy_low", "accuracy_high", CHANGE, "change_low", "change_high"]
+    data = shown[["model", "method", "evaluated_on", "before_pct", "accuracy_pct", *ends]]
+    return Section(
+        "probe-sets",
+        f"On other label spaces, accuracy changes by "
+        f"{between(data, CHANGE, 'method', 'evaluated_on')}",
+        "A linear head is fitted in closed form on the features of each dataset's training images, "
+        "before and after fine-tuning, and judged on held-out images: ridge regression on one-hot "
+        f"targets, with an L2 penalty of {RIDGE:g} times the features' mean variance. RI excludes "
+        "these datasets, and ensembles have no features of their own.",
+        tables=[
+            Table(
+                "probe-sets",
+                "Accuracy in percent and its change in points, averaged over the downstream "
+                "datasets, with 95% CIs.",
                 data,
             )
         ],

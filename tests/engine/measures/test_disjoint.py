@@ -4,6 +4,7 @@ from dataclasses import replace
 from statistics import fmean
 
 import numpy as np
+import pandas
 import pyarrow.parquet as pq
 import pytest
 
@@ -58,7 +59,7 @@ def test_disjoint_ri_leaves_out_sets_of_the_same_photos_or_maker(evaluations):
             assert column[method, "", i] == pytest.approx(across)
             assert np.isnan(column[method, i, "up"])
         assert column[method, "", ""] == pytest.approx(fmean(of_sets.values()))
-    named = intervals.intervals(numbers)
+    named = intervals.intervals(numbers, pandas.DataFrame())
     rows = named[named["quantity"].str.startswith("disjoint")]
     assert set(rows["quantity"]) == {"disjoint_mRI", "disjoint_RI", "disjoint_change"}
     assert (rows["low"] < rows["value"]).all() and (rows["value"] < rows["high"]).all()

@@ -3,6 +3,7 @@
 import itertools
 from statistics import fmean
 
+import pandas
 import pyarrow.parquet as pq
 import pytest
 
@@ -90,7 +91,7 @@ def test_mri_comparisons_and_intervals_are_of_the_columns(tmp_path, downstreams)
     assert [row.evaluated_on for row in on_sets] == measured
     for row in (overall, *on_sets):
         assert row.difference_low < row.difference_pts < row.difference_high
-    of_ri = intervals(read).query("quantity == 'RI'")
+    of_ri = intervals(read, pandas.DataFrame()).query("quantity == 'RI'")
     ri = sorted(zip(of_ri["method"], of_ri["downstream"], strict=True))
     assert ri == sorted(itertools.product(METHODS, downstreams))
 

@@ -33,7 +33,7 @@ def written_grid(folder, methods=("fine_tune", "lwf"), seeds=(0,)) -> list[Evalu
 def worked_out(cells, models=MODELS):
     read = gather(cells, draws=DRAWS)
     trends = effective_robustness.trends(read, models)
-    return intervals.intervals(effective_robustness.above_trend(read, trends))
+    return intervals.intervals(effective_robustness.above_trend(read, trends), pandas.DataFrame())
 
 
 def brute_force(cells):
