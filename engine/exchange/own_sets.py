@@ -38,9 +38,9 @@ def evaluate(
     in them that cannot be decoded. Raises ValueError for the name of a dataset of the campaign,
     classes that the head lacks, and missing predictions; FileNotFoundError for missing cells.
     """
-    record = campaign.record
+    record, dataset = campaign.record, campaign.plan.recipe.dataset
     for name in places:
-        if name in (record.upstream, *record.sets, *record.evaluate_on):
+        if name in (*dataset.evaluated_sets, *dataset.probe_sets):
             raise ValueError(
                 f"{name} is a dataset of the campaign, whose numbers are in "
                 f"{campaign.place.report}; give your dataset another name, as in "

@@ -20,6 +20,7 @@ from engine.data.splits import split
 from engine.errors import RecipeError
 from engine.evaluation import bank
 from engine.evaluation.ridge import gram, solved
+from engine.exchange import own_sets
 from engine.recipe import parsed
 from engine.recipe.schema import RIDGE
 from engine.store.artifacts import Store
@@ -121,7 +122,10 @@ def test_forgetting_is_measured_on_classes_of_their_own(grid, folder, flowers):
         dict(zip(("fine_tune", "linear_probe", "wise_ft"), table.change_pts, strict=True))
     )
     place = next((report.parent / "plans").iterdir())
-    accuracy = check(record.read(PlanFolder(place)), flowers / "images")
+    finished = record.read(PlanFolder(place))
+    with pytest.raises(ValueError, match="flowers is a dataset of the campaign"):
+        own_sets.evaluate(finished, {"flowers": flowers / "images/few"}, grid.device)
+    accuracy = check(finished, flowers / "images")
     for method, change in changes.items():
         assert change == pytest.approx(accuracy[method] - accuracy["pre"])
 
