@@ -186,13 +186,10 @@ def make_plan(
         )
     is_sweep = len(methods) == 1 and VARY in grid.given  # the command line varies a single row
     swept = list(grid.vary) if is_sweep else []
-    programs = kinds.files(shared.dataset) | {
-        cell.recipe.method.module
-        for row in rows.values()
-        for cell in row.all()
-        if modules.is_users(cell.recipe.method.module)
-    }
-    if (words := shared.dataset.words) and any(cell.reads_words for cell in cells):
+    everything = [cell.recipe for row in rows.values() for cell in row.all()]
+    programs = kinds.files(shared.dataset)
+    programs |= {c.method.module for c in everything if modules.is_users(c.method.module)}
+    if (words := shared.dataset.words) and any(cell.reads_words for cell in everything):
         programs |= {words}
     files = {program: file_hash(Path(program)) for program in sorted(programs)}
     digest = _identity(rows, columns, files)
