@@ -2,6 +2,7 @@
 
 import pytest
 
+from engine import recipe
 from engine.data import sources
 from engine.errors import RecipeError
 from engine.recipe import catalogue
@@ -52,3 +53,16 @@ def test_sets_are_located_by_their_usual_names(tmp_path):
     place = sources.locate(tmp_path, "imagenet_sketch", published)
     assert place == tmp_path / "imagenet_sketch.tar", "the engine's name comes first"
     assert sources.locate(tmp_path, "imagenet_sketch", None) == place
+
+
+def test_the_folders_of_the_released_code_are_found(tmp_path):
+    """It reads them at `--root`."""
+    names = [
+        "imagenet/val",
+        *(f"imagenet-{of}" for of in ["v2", "a", "r", "sketch", "cartoon", "drawing", "c"]),
+    ]
+    for name in (*names, "objectnet-1.0"):
+        (tmp_path / name).mkdir(parents=True)
+    dataset, published = recipe.load("imagenet_rib/ewc").dataset, sources.read()
+    found = {n: sources.locate(tmp_path, n, published[n]) for n in dataset.evaluated_sets}
+    assert None not in found.values() and len({*found.values()}) == 9, found
