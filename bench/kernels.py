@@ -1,7 +1,8 @@
 """The kernels at the sizes of a campaign, against the same in PyTorch.
 
     step      EWC inside the optimizer's step; fused steps of torch, alone and with the penalty in
-              the loss. Bytes a parameter: AdamW 28 and SGD 20, with EWC's two tensors 36 and 28
+              the loss; on a GPU, apex's alone. Bytes a parameter: AdamW 28 and SGD 20, with EWC's
+              two tensors 36 and 28
     distill   cross-entropy and distillation, forward and backward; torch's own losses composed
     merge     11 interpolated models for one read of their parents; torch.lerp for each
     launches  on a GPU, of a step of one number, which cost the host's time; torch's additions
@@ -22,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench import vit
-from bench.contest import Contest, Entrant, Scale
+from bench.contest import Contest, Entrant, Scale, tried
 from bench.timing import Run
 from kernels.distill import distill_loss
 from kernels.ewc import foreach_adamw_ewc_, foreach_sgd_ewc_
@@ -31,10 +32,10 @@ from kernels.interpolation import interpolate
 
 LR, DECAY, LAM, T = 1e-3, 0.05, 0.5, 2.0
 ALPHAS = 11
-# Our step, torch's, its options, its states and the bytes that it moves for a parameter.
-STEPS: dict[str, tuple[Callable[..., None], Any, dict[str, float], int, int]] = {
-    "AdamW": (partial(foreach_adamw_ewc_, steps=[1]), torch.optim.AdamW, {}, 2, 28),
-    "SGD": (foreach_sgd_ewc_, torch.optim.SGD, {"momentum": 0.9}, 1, 20),
+# Our step, torch's, apex's, their options, states, and the bytes that torch moves for a parameter.
+STEPS: dict[str, tuple[Callable[..., None], Any, str, dict[str, float], int, int]] = {
+    "AdamW": (partial(foreach_adamw_ewc_, steps=[1]), torch.optim.AdamW, "FusedAdam", {}, 2, 28),
+    "SGD": (foreach_sgd_ewc_, torch.optim.SGD, "FusedSGD", {"momentum": 0.9}, 1, 20),
 }
 
 
@@ -51,7 +52,7 @@ def contests(device: torch.device, scale: Scale) -> Iterator[Contest]:
 
 
 def _step(name: str, parameters: int, device: torch.device) -> Contest:
-    ours, kind, options, states, bytes_each = STEPS[name]
+    ours, kind, of_apex, options, states, bytes_each = STEPS[name]
     options = {"lr": LR, "weight_decay": DECAY, **options}
 
     def tensors(count: int) -> list[Tensor]:
@@ -77,6 +78,14 @@ def _step(name: str, parameters: int, device: torch.device) -> Contest:
 
         return step
 
+    def apex(theta: Tensor, grad: Tensor) -> Entrant:
+        from apex import optimizers  # pyright: ignore[reportMissingImports]
+
+        parameter = nn.Parameter(theta)
+        parameter.grad = grad
+        step = getattr(optimizers, of_apex)([parameter], **options).step
+        return Entrant(f"apex's {of_apex}", step, bytes=bytes_each * parameters)
+
     def check() -> None:
         expected, actual = tensors(100_003), tensors(100_003)
         torchs(*expected)()
@@ -84,12 +93,14 @@ def _step(name: str, parameters: int, device: torch.device) -> Contest:
         torch.testing.assert_close(actual[0], expected[0], rtol=1e-5, atol=1e-6)
 
     shared = tensors(parameters)
+    apexs = tried("apex", partial(apex, *shared[:2])) if device.type == "cuda" else []
     return Contest(
         f"step, {name}, {parameters / 1e6:.0f}M",
         Entrant("with EWC", with_ewc(*shared), bytes=(bytes_each + 8) * parameters),
         (
             Entrant("torch's fused step", torchs(*shared[:2]), bytes=bytes_each * parameters),
             Entrant("it and EWC in the loss", torchs(*shared)),
+            *apexs,
             _copy(4 * parameters, device),
         ),
         check,
