@@ -1,1 +1,2 @@
-"""Models in and out: evaluate, merge and export them, and write their cards."""
+"""Models in and out: evaluate, merge and export them, and write their cards; results too: publish
+and audit them."""
