@@ -1,6 +1,7 @@
 """Networks: architectures, transforms, heads and pretrained weights."""
 
 from engine.models.build import create as create
+from engine.models.build import create_for_states as create_for_states
 from engine.models.build import features as features
 from engine.models.build import head as head
 from engine.models.build import head_names as head_names

@@ -50,6 +50,18 @@ def create(recipe: ModelRecipe, classes: int) -> nn.Module:
     return net
 
 
+def create_for_states(recipe: ModelRecipe, classes: int, device: torch.device) -> nn.Module:
+    """The architecture to run with given state dicts, such as by `torch.func.functional_call`.
+
+    It is on the meta device, without weights of its own, unless it has buffers that no state dict
+    contains; then on `device`.
+    """
+    with torch.device("meta"):
+        net = create(recipe, classes)
+    is_complete = dict(net.named_buffers()).keys() <= net.state_dict().keys()
+    return net if is_complete else create(recipe, classes).to(device)
+
+
 def _create(recipe: ModelRecipe, classes: int) -> nn.Module:
     if open_clip_name(recipe.arch):
         return clip.Tower(recipe.arch, classes)

@@ -45,7 +45,7 @@ class Form:
 
     def backbone(self, recipe: ModelRecipe, classes: int, device: torch.device) -> Backbone:
         """A backbone without its head, for any state dict: images -> pre-logits [B, D]."""
-        net = models.create(recipe, classes).to(device)
+        net = models.create_for_states(recipe, classes, device)
         models.take_head(net, recipe)
         if self.precision == precision.RESIDUAL:
             blocks.pass_on_bf16(net)
