@@ -33,6 +33,7 @@ METHODS = (
     "greedy_soup", "l2sp", "spd", "lines", "model_stock", "ties", "task_arithmetic",
     "mono_soup", "strong_fine_tune", "ensemble", "dora", "ftp", "dawin",
     "self_distillation", "vrf", "ewc_dr", "flow", "ldifs", "replay", "iso_c",
+    "wise_ft_tuned",
 )  # fmt: skip
 
 

@@ -478,8 +478,8 @@ def evaluate(parser: Parser) -> None:
 def merge(parser: Parser) -> None:
     add = parser.add_argument
     add("method",
-        help="soup, greedy_soup, wise_ft, ties, task_arithmetic, lines, model_stock, mono_soup, or "
-        "your YAML file")  # fmt: skip
+        help="soup, greedy_soup, wise_ft, wise_ft_tuned, ties, task_arithmetic, lines, "
+        "model_stock, mono_soup, iso_c, or your YAML file")  # fmt: skip
     add("models", nargs="+", type=existing_path, metavar="FILE",
         help="checkpoints, timm folders or cells")  # fmt: skip
     _settings(parser, "setting, such as method.alpha=0.3")
@@ -487,7 +487,7 @@ def merge(parser: Parser) -> None:
         help="pretrained model of all checkpoints; soups also average it (default: none)"
         )  # fmt: skip
     add("--holdout", type=existing_path, metavar="FOLDER",
-        help="images that choose a greedy soup: folder of <class>/<image>, or a pack"
+        help="images that choose a greedy soup or an alpha: folder of <class>/<image>, or a pack"
         )  # fmt: skip
     add("--arch", help="architecture of all models (default: from files next to them)")
     add("--classes", type=Path, help=CLASS_NAMES)

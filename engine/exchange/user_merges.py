@@ -175,8 +175,8 @@ def _asked(options: MethodRecipe, files: Sequence[str]) -> dict[str, str]:
     if not issubclass(method, Derived):
         raise ValueError(
             f"{options.name} trains. Methods that merge finished models: "
-            "soup, greedy_soup, wise_ft, lines, model_stock, mono_soup, iso_c, ties, "
-            "task_arithmetic"
+            "soup, greedy_soup, wise_ft, wise_ft_tuned, lines, model_stock, mono_soup, iso_c, "
+            "ties, task_arithmetic"
         )
     needs = options.needs  # the files themselves, if they are members
     if len(needs) != len(files):

@@ -107,6 +107,7 @@ def test_a_greedy_soup_is_chosen_on_the_folder(grid, user_grid):
         ("lines A B", r"LiNeS takes 1 fine-tuned model and --base, not 2"),
         ("model_stock A --base B", r"Model Stock needs at least two models"),
         ("greedy_soup A B", r"Greedy soup is chosen on images: give a folder .* with --holdout"),
+        ("wise_ft_tuned A --base B", r"tuned\) is chosen on images: give .* with --holdout"),
         ("soup A B --holdout outline", r"Soup makes no choice: leave --holdout out"),
         ("soup A E", r"E.safetensors does not fit .*: blocks.0.norm1.weight is missing: give"),
         ("soup A B method.members=[A]", r"method.members: the checkpoints are the members"),

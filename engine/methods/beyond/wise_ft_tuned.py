@@ -1,0 +1,49 @@
+"""WiSE-FT at the alpha that held-out downstream images choose.
+
+theta(alpha) = (1 - alpha) * theta_pre + alpha * theta_ft. The cell is the interpolation with the
+highest accuracy on the downstream held-out split, and of equally accurate ones that with the
+smallest alpha. `wise_ft` instead shows an alpha that is fixed before any result, as its authors
+recommend if no held-out images are given (Wortsman et al. 2022).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from engine.errors import RecipeError
+from engine.recipe import schema
+from engine.recipe.schema import MethodRecipe, Unit
+
+NO_HOLDOUT = "alpha is chosen on held-out downstream images; set dataset.holdout above 0"
+
+
+@dataclass(frozen=True)
+class Recipe(MethodRecipe):
+    needs = ("fine_tune",)
+    trains = False
+    has_weights = False
+    alphas: list[Unit] = field(default_factory=lambda: [i / 10 for i in range(11)])
+
+    def check(self, cell: schema.Recipe) -> None:
+        if not self.alphas:
+            raise RecipeError("method.alphas is empty; name at least one number between 0 and 1")
+        if not cell.dataset.holdout:
+            raise RecipeError(NO_HOLDOUT)
+
+
+from collections.abc import Sequence
+
+from engine.methods.base import Derived
+from engine.methods.context import Context
+from engine.store.cells import Entry
+
+
+class Method(Derived):
+    recipe: Recipe
+
+    def make(self, context: Context) -> Sequence[Entry]:
+        if not len(context.target.holdout):
+            raise ValueError(f"{NO_HOLDOUT}; {context.target.name} has no held-out images")
+        before, after = context.base.name, context.cell("fine_tune").name
+        mixes = [{before: 1 - alpha, after: alpha} for alpha in sorted(self.recipe.alphas)]
+        return [Entry(max(mixes, key=context.holdout_accuracy))]  # the first of equal ones
