@@ -28,8 +28,9 @@ SELECTION = (
 
 class Tuned(NamedTuple):
     """methods: one row per method, best first: means over the downstream datasets, for the chosen
-    settings and for the recipe's setting if it is among them. choices: one row per method and
-    downstream dataset. settings: number of settings per method."""
+    settings and for the recipe's setting if it is among them, and the mRI of an oracle that chooses
+    by RI. choices: one row per method and downstream dataset. settings: number of settings per
+    method."""
 
     methods: pandas.DataFrame
     choices: pandas.DataFrame
@@ -113,6 +114,7 @@ def _summary(arms: pandas.DataFrame, chosen: pandas.DataFrame) -> pandas.DataFra
         for rows in (chosen, arms[arms["is_plain"]])
     )
     plain = plain.reindex(tuned.index)
+    oracle = arms.groupby(CELL)["RI_pts"].max().groupby("method").mean().reindex(tuned.index)
     table = pandas.DataFrame(
         {
             "settings": arms.groupby("method", sort=False)["setting"].nunique(),
@@ -121,6 +123,7 @@ def _summary(arms: pandas.DataFrame, chosen: pandas.DataFrame) -> pandas.DataFra
             "gain_pts": tuned["RI_pts"] - plain["RI_pts"],
             "tuned_held_out_accuracy_pct": tuned[HELD_OUT],
             "default_held_out_accuracy_pct": plain[HELD_OUT],
+            "oracle_mRI_pts": oracle,
         }
     )
     return table.sort_values("tuned_mRI_pts", ascending=False, kind="stable").reset_index()

@@ -135,7 +135,8 @@ def _tuned(found: tuning.Tuned | None) -> list[Table]:
             "tuning",
             "mRI of the chosen and the recipe's settings in points, the gain, and mean accuracy on "
             "held-out images in percent, which is optimistic for the chosen settings (the highest "
-            f"of {found.settings} on these images).",
+            f"of {found.settings} on these images). oracle_mRI_pts chooses by RI, which is not "
+            "allowed, since it selects on the test datasets; no choice could reach more.",
             found.methods,
             ["tuned_mRI_pts", "default_mRI_pts"],
         ),
