@@ -24,14 +24,14 @@ def run(arguments: argparse.Namespace) -> None:
     grids = recipe.each_model(arguments.name, arguments.overrides)
     plans = [make_plan(arguments.name, grid) for grid in grids]
     first_line.show(f"counting the operations of {arguments.name}")
-    from engine.cost import estimate  # here, because it imports torch
+    from engine.cost import estimate  # here, because it imports numpy
 
     devices = [estimate.gpu(name) for name in ("A100", "H100")]
     if arguments.tflops:
         devices.append(estimate.users_gpu(arguments.tflops))
     estimates = [estimate.of(plan.recipes, len(plan.rows)) for plan in plans]
     for plan, each in zip(plans, estimates, strict=True):
-        print(text(plan, each, devices, estimate.this_core(plan.recipe)))
+        print(text(plan, each, devices, estimate.this_core(each.network)))
     if len(estimates) > 1:
         print(f"\nall {len(estimates)} models, one after the other")
         print("\n".join(_times(estimates, devices)))
@@ -64,7 +64,7 @@ def text(plan: Plan, estimate: Estimate, devices: Sequence[Device], core: Device
             *_times([estimate], devices),
             f"{f'CPU, {cores}':<12}{here} on this machine",
             "            predicted: GPUs from data sheets and others' measurements, shown",
-            "            as a factor of 1.25 either way; the CPU from timing the model;",
+            "            as a factor of 1.25 either way; the CPU from timing a matrix product;",
             "            excludes encoding, reading, CKA, probe sets, greedy soups, other seeds",
             f"jobs        {len(plan.jobs)}: preparation, {grid}, distances, report",
             *_jobs(estimate, devices),

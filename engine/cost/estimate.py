@@ -12,11 +12,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import torch
-
-from engine import models
 from engine.cost import rates, work
-from engine.cost.flops import forward_tflops
 from engine.cost.work import Network, Work
 from engine.data import packs
 from engine.recipe.schema import Recipe
@@ -90,13 +86,9 @@ def cpu(cores: int, core_tflops: float = rates.CORE_TFLOPS) -> Device:
     return Device(name, rate, rate, cores=cores)
 
 
-def this_core(recipe: Recipe) -> Device:
-    """A core of this machine, from its measured speed on the recipe's model. Takes seconds."""
-    model = recipe.model
-    layout = torch.channels_last if model.channels_last else torch.contiguous_format
-    with torch.device("meta"):
-        net = models.create(model, 2).eval()
-    return cpu(1, rates.CORE_SHARE * forward_tflops(net, model.image_size, layout))
+def this_core(network: Network) -> Device:
+    """A core of this machine, from its measured speed in matrix products."""
+    return cpu(1, rates.CORE_SHARE * network.core_share * rates.product_tflops())
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,10 @@ own. Nothing here was measured on an A100 or an H100.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
+
+import numpy as np
 
 STEP_S = 9e-3  # host time of an optimizer step: DeepSpeed, uncompiled parts and launches
 BATCH_S = 3e-3  # host time of a batch through one evaluated model
@@ -97,3 +100,15 @@ def traffic(elements: float, *, compiled: bool, training: bool, fit: Fit = FIT) 
 def seconds(chip: Chip, operations: float, traffic: float, fit: Fit = FIT) -> float:
     """Returns the time of bf16 work on a GPU. operations: FLOPs; traffic: bytes."""
     return operations / (1e12 * chip.bf16 * chip.reached(fit)) + traffic / (1e9 * chip.memory)
+
+
+def product_tflops() -> float:
+    """Returns the TFLOP/s of fp32 matrix products on one core of this machine, the best of a fifth
+    of a second."""
+    side, count = 64, 64  # BLAS libraries compute products of this size in one thread
+    x, times = np.ones((count, side, side), np.float32), []
+    while sum(times) < 0.2:
+        begin = time.process_time()
+        np.matmul(x, x)
+        times.append(time.process_time() - begin)
+    return 2 * count * side**3 / min(times) / 1e12

@@ -13,17 +13,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from engine import models
 from engine.cost import rates
-from engine.cost.flops import elements_of_image, of_image
 from engine.data import packs
 from engine.data.kinds import kind_of
-from engine.machine import precision
 from engine.machine.files import short_digest
+from engine.model_files.architectures import stored_architectures
 from engine.recipe import modules
-from engine.recipe.schema import Recipe
+from engine.recipe.schema import ModelRecipe, Recipe
 from loaders.pack import MANIFEST, Pack
 
 FULL_PASSES = 3.0  # a forward and a backward pass; assumed for users' methods, which do not run
@@ -59,25 +55,36 @@ class Network:
     """A recipe's network.
 
     parameters: their number. width: of the pre-logits. forward, elements: operations and elements
-    of activations of one image's forward pass.
+    of activations of one image's forward pass. core_share: rate of a forward pass on a CPU's core,
+    in parts of `rates.product_tflops`.
     """
 
     parameters: int
     width: int
     forward: float
     elements: float
+    core_share: float
+
+    def with_head(self, classes: int) -> Network:
+        """The network of these counts with a linear head on top."""
+        return dataclasses.replace(
+            self,
+            parameters=self.parameters + classes * (self.width + 1),
+            forward=self.forward + 2 * classes * self.width,
+            elements=self.elements + self.width + classes,
+        )
 
     def evaluated(self, name: str, images: int, recipe: Recipe) -> Work:
         """An evaluation of `images` forward passes in total."""
         traffic = rates.traffic(images * self.elements, compiled=True, training=False)
-        batches, fp32 = images / recipe.evaluate.batch_size, _is_fp32(recipe.evaluate.precision)
+        batches, fp32 = images / recipe.evaluate.batch_size, recipe.evaluate.precision == "fp32"
         return Work(name, images, images * self.forward, traffic, fp32, batches)
 
     def trained(self, name: str, images: int, passes: float, recipe: Recipe) -> Work:
         """A training on `images` images in total, at `passes` forward passes per image."""
         traffic = rates.traffic(images * self.elements, compiled=True, training=True)
         traffic *= passes / FULL_PASSES
-        batches, fp32 = images / recipe.train.batch_size, _is_fp32(recipe.train.precision)
+        batches, fp32 = images / recipe.train.batch_size, recipe.train.precision == "fp32"
         operations = passes * images * self.forward
         return Work(name, images, operations, traffic, fp32, batches, self.parameters)
 
@@ -93,13 +100,22 @@ def start() -> Work:
 
 
 def network(recipe: Recipe, classes: int) -> Network:
-    """Counts a forward pass of the recipe's model with a head of `classes` outputs."""
-    size = recipe.model.image_size
-    with torch.device("meta"):
-        net = models.create(recipe.model, classes).eval()
-    width = models.head(net).in_features
-    counted = of_image(net, size), elements_of_image(net, size)
-    return Network(sum(p.numel() for p in net.parameters()), width, *counted)
+    """Counts a forward pass of the recipe's model with a head of `classes` outputs.
+
+    A model whose counts are not stored is built, which takes seconds.
+    """
+    model = recipe.model
+    stored = stored_architectures().get(model.arch, {"networks": {}})["networks"]
+    if counts := stored.get(form_of(model)):
+        return Network(**counts).with_head(classes)
+    from engine.cost import flops  # here, because it imports torch
+
+    return Network(*flops.counted(model)).with_head(classes)
+
+
+def form_of(model: ModelRecipe) -> str:
+    """The key, among an architecture's networks, of all else that determines the counts."""
+    return f"{model.image_size} px, projection {model.projection}"
 
 
 def graphs(cells: Sequence[Recipe]) -> Work:
@@ -170,10 +186,6 @@ def counts_of(recipe: Recipe, name: str) -> tuple[int, int]:
     else:
         images, classes = kind_of(dataset, name).counts()
     return min(images, dataset.limit or images), classes
-
-
-def _is_fp32(given: str) -> bool:
-    return precision.of_products(given) == "fp32"
 
 
 def _passes(cell: Recipe) -> float:

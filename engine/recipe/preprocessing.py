@@ -76,7 +76,7 @@ def published_transform(arch: str) -> Transform:
     config = timm_config(arch)
     size = (config.get("test_input_size") or config["input_size"])[-1]
     crop = config.get("test_crop_pct") or config["crop_pct"]
-    return Transform(size, config["interpolation"], float(crop), config.get("crop_mode", "center"))
+    return Transform(size, config["interpolation"], float(crop), config["crop_mode"])
 
 
 def data_config(recipe: ModelRecipe) -> dict[str, Any]:
@@ -84,12 +84,10 @@ def data_config(recipe: ModelRecipe) -> dict[str, Any]:
 
     Raises RecipeError for a crop mode that packs do not support.
     """
-    from timm.data.config import resolve_data_config
-
     if open_clip_name(recipe.arch):
         config = clip_data_config(recipe.arch, recipe.weights.tag)
     else:
-        config = resolve_data_config(pretrained_cfg=timm_config(recipe.arch))
+        config = dict(timm_config(recipe.arch))
     overrides = {
         "mean": recipe.mean,
         "std": recipe.std,

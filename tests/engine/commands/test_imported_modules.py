@@ -26,8 +26,10 @@ CODE = (
         ("train emoji/ewc --print", ""),
         ("report emoji runs={}", ""),
         ("campaign emoji --dry-run runs={}", "torch"),
-        ("campaign imagenet_rib --dry-run runs={}", TIMM),
-        ("plan emoji runs={}", TIMM),
+        ("campaign imagenet_rib --dry-run runs={}", "torch"),
+        ("campaign imagenet_rib model=resnet50.a1_in1k --dry-run runs={}", TIMM),
+        ("plan emoji runs={}", ""),
+        ("plan imagenet_rib runs={}", ""),
         ("export emoji --out {}/new runs={}", ""),
     ],
 )

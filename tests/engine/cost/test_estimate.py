@@ -10,7 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from engine.campaigns.plan import Plan, make_plan
-from engine.cost import estimate, rates
+from engine.cost import estimate, rates, work
 from engine.cost.estimate import Device, Estimate
 from engine.cost.flops import elements_of_image, of_image
 from engine.cost.work import Work
@@ -179,15 +179,19 @@ def test_imagenets_derived_sets_show_the_photos_of_its_validation_set():
     assert more == 3 * 40_000  # val, Drawing and the sample of C
 
 
-def test_a_core_is_timed_by_the_plans_own_model(plan, counted, monkeypatch):
-    """Every pass seems to take a quarter of a second; the campaign reaches a part of its rate."""
+def test_a_core_is_timed_by_a_product_and_the_models_share(plan, counted, monkeypatch):
+    """Every pass and product seem to take a quarter of a second. The model's counts are not stored,
+    so it is timed too, and the campaign reaches a part of its rate."""
     now = itertools.count()
     monkeypatch.setattr(time, "process_time", lambda: next(now) / 4)
-    core = estimate.this_core(plan.recipe)
+    core = estimate.this_core(work.network(plan.recipe, 5))
     assert core.fp32 == pytest.approx(
         rates.CORE_SHARE * 64 * counted.network.forward / 0.25 / 1e12, rel=1e-3
     )
     assert core.name == "1 CPU core" and core.cores == 1
+    known = work.network(plan_of("emoji").recipe, 5)
+    share = rates.CORE_SHARE * known.core_share
+    assert estimate.this_core(known).fp32 == pytest.approx(share * 2 * 64**4 / 0.25 / 1e12)
 
 
 def test_the_demos_time_on_two_cores():
