@@ -38,7 +38,7 @@ def evaluate(
     in them that cannot be decoded. Raises ValueError for the name of a dataset of the campaign,
     classes that the head lacks, and missing predictions; FileNotFoundError for missing cells.
     """
-    record, dataset = campaign.record, campaign.plan.recipe.dataset
+    dataset = campaign.plan.recipe.dataset
     for name in places:
         if name in (*dataset.evaluated_sets, *dataset.probe_sets):
             raise ValueError(

@@ -24,12 +24,6 @@ def test_every_name_is_documented():
     assert all(getattr(engine, name).__doc__ for name in engine.__all__)
 
 
-def test_a_recipe_is_resolved_and_a_mistake_is_named():
-    assert engine.load_recipe("emoji/ewc", "seed=3").seed == 3
-    with pytest.raises(RecipeError, match=r"train\.epoch"):
-        engine.load_recipe("emoji/ewc", "train.epoch=3")
-
-
 def test_settings_are_words_or_mappings(tmp_path):
     """Values as Python has them; an error names the key and the nearest."""
     words = ["seed=3", "optimizer.lr=1e-4", "dataset.sets=[twemoji,openmoji]", f"runs={tmp_path}"]

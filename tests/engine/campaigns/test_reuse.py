@@ -4,13 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from engine.campaigns import record, reuse
+from engine.campaigns import reuse
 from engine.campaigns.parts import Distances, Models, Preparation, write_part
 from engine.campaigns.plan import DISTANCES, PREPARE, Plan, make_plan, plan_to_json
 from engine.machine.files import write_atomic
 from engine.recipe import overrides
 from engine.store import artifacts
 from engine.store.artifacts import Store
+from helpers.runs_folders import finish
 from loaders.files.names import identifier
 
 SHARED = [PREPARE, DISTANCES]
@@ -28,11 +29,7 @@ def artifact(tmp_path) -> Path:
     plan = planned(tmp_path)
     write_atomic(plan.place.plan, plan_to_json(plan))
     made = Store(plan.place.store).make("cells", "a", {}, lambda to: (to / "x").write_bytes(b"x"))
-    values = {"sets": [], "downstreams": [], "upstream": "upstream", "methods": {}, "settings": {}}
-    values |= {"rows": [], "credits": [], "contact_sheet": "", "holdout": True, "distances": None}
-    values |= {"evaluations": [], "files": {}, "artifacts": [f"cells/{made.name}"]}
-    values |= {"benchmark": "emoji", "version": 1}
-    record.write(plan.place, record.Record(plan.name, **values))
+    finish(plan, [f"cells/{made.name}"])
     models = Models([], [], {}, {method: [] for method in plan.methods})
     prepared = Preparation(models, "", [], "cpu", {}, "", {}, {}, [], "")
     for name, part in {PREPARE: prepared, DISTANCES: Distances(None)}.items():

@@ -2,12 +2,8 @@
 
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
-import pytest
-
-from engine.machine import files
 from helpers.processes import ROOT
 
 CLAIM = """
@@ -40,16 +36,3 @@ def test_jobs_of_several_gpus_have_different_ones(tmp_path):
         for process, _ in jobs:
             process.kill()
             process.wait()
-
-
-def test_claims_lie_in_a_folder_of_the_user_alone(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_RUNTIME_DIR", "")
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    folder = files.runtime_folder()
-    assert folder.parent == tmp_path and folder.stat().st_mode & 0o077 == 0
-    folder.rmdir()
-    folder.symlink_to(tmp_path)
-    with pytest.raises(PermissionError, match="is not yours"):
-        files.runtime_folder()
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    assert files.runtime_folder() == tmp_path / "rib"
