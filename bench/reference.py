@@ -93,12 +93,11 @@ def _recipe() -> Iterator[str]:
 
 def _default(value: ast.expr | None) -> str:
     text = ast.unparse(value) if value else "MISSING"
+    made = re.fullmatch(r"marked\(\w+, (.*)\)|field\(default_factory=(?:lambda: )?(.*)\)", text)
+    text = made[1] or made[2] if made else text
     if text == "MISSING":
         return "must be given"
-    made = re.fullmatch(r"field\(default_factory=(?:lambda: )?(.*)\)", text)
-    made_of = {"list": "[]", "dict": "{}"}
-    if made:
-        text = made_of.get(made[1], made[1])
+    text = {"list": "[]", "dict": "{}"}.get(text, text)
     return "see its section" if text.endswith("Recipe") else f"`{text}`"
 
 
