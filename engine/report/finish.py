@@ -31,14 +31,13 @@ def write(run: FinishedCampaign, results: Results, *, figures: bool = False) -> 
 
 
 def write_numbers(folder: Path, results: Results) -> list[str]:
-    """Write a report's numbers and citations into a folder. Returns the files' names."""
+    """Write a report's numbers into a folder. Returns the files' names."""
     made = tables(results)
     for name, table in made.items():
         write_csv(folder / name, table)
     content = results_file.of(results, made[INTERVALS])
     write_atomic(folder / RESULTS, results_file.encode(content))
-    write_atomic(folder / CITATIONS, f"{about.bibtex(results)}\n".encode())
-    names = [*made, RESULTS, CITATIONS]
+    names = [*made, RESULTS]
     if (matrix := results.record.matrix()) is not None:
         distance_matrix.write_csv(folder / "distances.csv", matrix)
         names += ["distances.csv", "distances_pairs.csv"]
@@ -47,7 +46,8 @@ def write_numbers(folder: Path, results: Results) -> list[str]:
 
 def write_into(folder: Path, results: Results, *, figures: bool = False) -> Path:
     """Write a report into a folder. Returns the page's path."""
-    names, record = write_numbers(folder, results), results.record
+    names, record = [*write_numbers(folder, results), CITATIONS], results.record
+    write_atomic(folder / CITATIONS, f"{about.bibtex(results)}\n".encode())
     parts = sections.of(results)
     exports.write(folder, parts, drawn=figures)
     title = f"{Path(record.name).stem}: robustness after fine-tuning"
