@@ -108,6 +108,9 @@ gpu:
 	    exec $$python -m bench.gpu $(STAGE) $(if $(OUT),--out "$(OUT)") $(if $(MINUTES),--minutes $(MINUTES)); \
 	  fi; \
 	done; \
+	for python in $(GPU_PYTHONS); do \
+	  if $$python -c 'import torch' 2>/dev/null; then $$python -m bench.gpu; fi; \
+	done; \
 	echo "No torch sees a GPU in $(GPU_PYTHONS). Name another Python: make gpu PYTHON=/path/to/python"; exit 2
 
 setup: $(VENV)/ready

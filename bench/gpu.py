@@ -26,25 +26,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from bench.preflight import is_installed
 from bench.report import RESULTS, ROOT, markdown
+from engine.commands import doctor
 
 GREEN, RED, NOT_RUN = "green", "red", "not run"
 ENGINE = (
     *("timm", "deepspeed", "msgspec", "pyarrow", "safetensors", "PIL", "tqdm", "psutil"),
     "filelock>=4.3",
 )
-MINUTES, OF_A_STAGE = 40.0, 10.0  # of all stages together, and of one at most
+MINUTES = 45.0  # of all stages together
 WORKERS = 4  # tests compile a kernel each, one after the other in a process
 
 
 @dataclass(frozen=True)
 class Stage:
-    """command: arguments of Python. needs: packages without which there is nothing to run; what
-    only others could do is left out by name."""
+    """command: arguments of Python. minutes: its most. needs: packages without which there is
+    nothing to run; what only others could do is left out by name."""
 
     name: str
     command: Sequence[str]
+    minutes: float = 5.0
     needs: Sequence[str] = ()
 
 
@@ -60,20 +64,21 @@ def stages(out: Path, device: str, small: bool) -> list[Stage]:
         pytest += ("-n", str(WORKERS))
     triton = ("triton",) if device == "cuda" else ()
 
-    def contests(case: str, *needs: str) -> Stage:
-        return Stage(case, ("-m", "bench", case, *where, *timed), needs)
+    def contests(case: str, minutes: float, *needs: str) -> Stage:
+        return Stage(case, ("-m", "bench", case, *where, *timed), minutes, needs)
 
-    campaign = ("-m", "bench.campaign", *where)
+    campaign, toy = ("-m", "bench.campaign", *where), ["--small"] * small
     return [
-        Stage("preflight", ("-m", "bench.preflight", "--device", device)),
-        Stage("smoke", (*campaign, "--small"), ENGINE),
-        contests("headline", "numpy", "timm", *triton),
-        contests("train", *ENGINE),
-        Stage("engine", (*campaign, *["--small"] * small), ENGINE),
-        Stage("tests", pytest, ("pytest", *triton)),
-        contests("evaluation", *ENGINE),
-        contests("transport", "numpy", *triton),
-        contests("kernels", "numpy", "timm", *triton),
+        Stage("preflight", ("-m", "bench.preflight", *where), 3),
+        Stage("tests", pytest, 6, ("pytest", *triton)),
+        contests("kernels", 4, "numpy", "timm", *triton),
+        contests("headline", 6, "numpy", "timm", *triton),
+        Stage("smoke", (*campaign, "--small"), 5, ENGINE),
+        Stage("ranks", ("-m", "bench.ranks", *where, *toy), 5, ENGINE),
+        contests("train", 7, *ENGINE),
+        contests("transport", 3, "numpy", *triton),
+        contests("evaluation", 3, *ENGINE),
+        Stage("engine", (*campaign, *toy), 6, ENGINE),
     ]
 
 
@@ -84,14 +89,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     every = {stage.name: stage for stage in stages(out, options.device, options.small)}
     if unknown := sorted(set(options.stages) - every.keys()):
         parser.error(f"no stage {', '.join(unknown)}; there are {', '.join(every)}")
-    if options.device == "cuda" and not _sees_gpu():
-        parser.error("torch sees no GPU here; --device cpu --small tries the stages without one")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        seen = doctor.gpu(doctor.torch_facts())
+        parser.error(
+            f"torch sees no GPU here: {seen.detail}; fix: {seen.cure}; "
+            "--device cpu --small tries the stages without one"
+        )
     out.mkdir(parents=True, exist_ok=True)
     outcomes: list[dict[str, Any]] = []
     end = time.monotonic() + 60 * options.minutes
     for name in options.stages or every:
         print(f"\n== {name}", flush=True)
-        left = min(end - time.monotonic(), 60 * OF_A_STAGE)
+        left = min(end - time.monotonic(), 60 * every[name].minutes)
         outcomes.append({"stage": name, **run(every[name], out, left)})
         summary = {"device": options.device, "rows": outcomes}
         (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", "utf-8")
@@ -161,14 +170,6 @@ def _end(child: subprocess.Popen[str]) -> None:
     """End a command's session: it, and what it left behind when it ended."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
-
-
-def _sees_gpu() -> bool:
-    try:
-        import torch
-    except ImportError:
-        return False
-    return torch.cuda.is_available()
 
 
 def _parser() -> argparse.ArgumentParser:

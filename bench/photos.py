@@ -25,13 +25,17 @@ PHOTOS = (
     "11049d515d38e765e206a73ace9cc648b81a0d6d1da9ad9057e149ee117989cb",
 )
 SIZE = (500, 375)  # ImageNet's most common one
-CLASSES = 1000
+CLASSES, DRAWN = 1000, 512
 
 
 def write(folder: Path, count: int, drawn: bool) -> None:
-    """`count` JPEG files of a class: twenty photos of 500 x 375 by turns, or drawn ones."""
+    """`count` JPEG files of a class: twenty photos of 500 x 375 by turns, or drawn ones, of which
+    `DRAWN` differ."""
     if drawn:
-        draw(folder, 0, classes=1, images=count, side=433)
+        draw(folder, 0, classes=1, images=min(count, DRAWN), side=433)
+        place = folder / "class 000"
+        for number in range(DRAWN, count):
+            (place / f"{number}.jpg").hardlink_to(place / f"{number % DRAWN}.jpg")
         return
     package, version, sha256 = PHOTOS
     pattern = f"{package}-{version}-*.whl"

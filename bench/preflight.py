@@ -1,7 +1,9 @@
-"""What a machine must have before GPU time is spent, in seconds: the first stage of `make gpu`.
+"""What a machine must have before GPU time is spent, and what it does: `make gpu`'s first stage.
 
-Triton compiles with a C compiler and Python's headers, readers of images share memory, and stages
-need packages and room. A line for each; exit status 1 where something is missing.
+In a minute: those checks of `rib doctor` that stages depend on, room, and what a GPU says of
+itself; then a kernel, a compiled function, an epoch by DeepSpeed, the rates of a copy and of a
+product, and with two GPUs of an exchange. A line and a row for each; exit status 1 where one that
+is required is not ok.
 """
 
 from __future__ import annotations
@@ -10,69 +12,159 @@ import argparse
 import importlib.metadata
 import importlib.util
 import os
-import shutil
 import sys
-import sysconfig
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
-COMPILERS = ("gcc", "clang")  # those that Triton looks for, unless CC names another
-SHM, DISK, GPU = 1e9, 5e9, 20e9  # bytes that are free
+import torch
+
+from engine.commands import doctor
+from engine.commands.doctor import MISSING, OK, WRONG, Check, Diagnosis
+from engine.machine.programs import NoAnswer, answer
+
+SHM_GB, DISK_GB, GPU_GB, MEMORY_GB = 1, 5, 20, 24  # that are free
 SHM_FOLDER = Path("/dev/shm")
 PACKAGES = (
     *("torch", "triton", "numpy", "timm", "deepspeed", "msgspec", "pyarrow", "safetensors", "PIL"),
     *("tqdm", "psutil", "filelock>=4.3", "pytest"),
 )
+FACTS = "driver_version,clocks.max.sm,clocks.sm,power.limit,mig.mode.current,ecc.mode.current"
+ERROR = 1e-6  # of a kernel in float32, relative to the largest number
 
 
-@dataclass(frozen=True)
-class Finding:
-    """cure: empty where all is well."""
+def checks(device: torch.device) -> list[Check]:
+    """All checks, those that the others depend on first."""
+    facts, on_gpu = doctor.torch_facts(), device.type == "cuda"
+    shm = partial(doctor.place, SHM_FOLDER, SHM_GB, "start the container with --shm-size=8g")
+    free = [Check("free", "all stages", free_gpu)] if on_gpu else []
+    of_gpu = [
+        Check("GPU", "all stages", partial(doctor.gpu, facts)),
+        *free,
+        Check("settings", "a GPU's rates", settings),
+    ]
+    several = on_gpu and torch.cuda.device_count() > 1
+    return [
+        Check("compiler", "Triton, torch.compile", partial(doctor.compiler, facts)),
+        Check("shm", "loaders' workers", shm),
+        Check("TMPDIR", "drawn pictures, compiled code", temporary),
+        Check("packages", "all stages", packages),
+        *(of_gpu if on_gpu else []),
+        Check("memory", "two processes and their loaders", memory),
+        Check("kernel", "against float64", partial(kernel, device)),
+        Check("compile", "torch.compile", partial(compiled, device)),
+        Check("DeepSpeed", "an epoch of two steps", partial(step, device)),
+        Check("copy", "memory's rate", partial(copy, device)),
+        Check("product", "bf16 on a GPU", partial(product, device)),
+        *([Check("exchange", "two GPUs", partial(exchange, device))] if several else []),
+    ]
 
-    name: str
-    detail: str
-    cure: str = ""
+
+def temporary() -> Diagnosis:
+    folder = Path(tempfile.gettempdir())
+    if os.statvfs(folder).f_flag & os.ST_NOEXEC:
+        return Diagnosis(WRONG, f"{folder} is mounted noexec", "export TMPDIR=ANOTHER_FOLDER")
+    return doctor.place(folder, DISK_GB, "export TMPDIR=ANOTHER_FOLDER")
 
 
-def findings(device: str) -> Iterator[Finding]:
-    """What this machine has, and what it lacks with the cure."""
-    names = [os.environ["CC"]] if os.environ.get("CC") else COMPILERS
-    compiler = next(filter(None, map(shutil.which, names)), "")
-    yield Finding("C compiler", compiler or "none", "" if compiler else "apt-get install gcc")
-    header = Path(sysconfig.get_path("include")) / "Python.h"
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    is_there = header.is_file()
-    yield Finding(
-        "Python.h", str(header), "" if is_there else f"apt-get install python{version}-dev"
-    )
-    yield _room("shared memory", SHM_FOLDER, SHM, "start the container with --shm-size=8g")
-    yield _room("disk", Path(tempfile.gettempdir()), DISK, "set TMPDIR to a folder with room")
+def packages() -> Diagnosis:
     missing = [need for need in PACKAGES if not is_installed(need)]
-    cure = f"pip install {' '.join(missing).replace('PIL', 'pillow')}" if missing else ""
-    yield Finding("packages", f"{len(PACKAGES) - len(missing)} of {len(PACKAGES)}", cure)
-    if device == "cuda" and "torch" not in missing:
-        yield from _of_gpu()
+    if not missing:
+        return Diagnosis(OK, f"{len(PACKAGES)} installed")
+    cure = f"pip install {' '.join(missing).replace('PIL', 'pillow')}"
+    return Diagnosis(MISSING, f"{len(missing)} not installed", cure)
 
 
-def _of_gpu() -> Iterator[Finding]:
-    import torch
+def memory() -> Diagnosis:
+    import psutil
 
-    if not torch.cuda.is_available():
-        yield Finding("GPU", "torch sees none", "see rib doctor")
-        return
-    free, total = torch.cuda.mem_get_info()
-    cure = "" if free > GPU else "end what else runs on it (nvidia-smi)"
-    name = torch.cuda.get_device_name()
-    yield Finding("GPU", f"{name}, {free / 1e9:.0f} of {total / 1e9:.0f} GB free", cure)
+    free = psutil.virtual_memory().available / 1e9
+    enough, detail = free >= MEMORY_GB, f"{free:.0f} GB of host memory free"
+    needs = f"{detail}, {MEMORY_GB} GB required"
+    return Diagnosis(OK, detail) if enough else Diagnosis(WRONG, needs, "a larger job", False)
 
 
-def _room(name: str, folder: Path, least: float, cure: str) -> Finding:
-    free = shutil.disk_usage(folder).free if folder.is_dir() else 0
-    enough = free >= least
-    detail = f"{free / 1e9:.1f} GB free in {folder}"
-    return Finding(name, detail, "" if enough else f"{cure}; {least / 1e9:.0f} GB are needed")
+def free_gpu() -> Diagnosis:
+    free, total = (count / 1e9 for count in torch.cuda.mem_get_info())
+    detail = f"{free:.0f} of {total:.0f} GB free on the GPU"
+    if free > GPU_GB:
+        return Diagnosis(OK, detail)
+    return Diagnosis(WRONG, detail, "end what else runs on it (nvidia-smi)")
+
+
+def settings() -> Diagnosis:
+    """Driver, clocks, power, MIG and ECC of each GPU, and how the GPUs are connected."""
+    try:
+        found = answer("nvidia-smi", f"--query-gpu={FACTS}", "--format=csv,noheader")
+        print(answer("nvidia-smi", "topo", "-m"))
+    except NoAnswer as error:
+        return Diagnosis(MISSING, str(error), needed=False)
+    return Diagnosis(OK, f"{FACTS}: {'; '.join(found.splitlines())}")
+
+
+def kernel(device: torch.device) -> Diagnosis:
+    from kernels.interpolation import interpolate  # a Triton kernel on a GPU
+
+    parents, weights = torch.randn(2, 100_003), torch.tensor([[0.25, 0.75]])
+    actual = interpolate(parents.to(device), weights.to(device)).cpu().double()
+    expected = weights.double() @ parents.double()
+    return _agreement(actual, expected)
+
+
+def compiled(device: torch.device) -> Diagnosis:
+    x = torch.randn(1000, device=device)
+
+    def gelu(x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.gelu(x) * 2
+
+    return _agreement(torch.compile(gelu)(x).double(), gelu(x.double()))
+
+
+def _agreement(actual: torch.Tensor, expected: torch.Tensor) -> Diagnosis:
+    error = ((actual - expected).abs().max() / expected.abs().max()).item()
+    return Diagnosis(OK if error <= ERROR else WRONG, f"apart by {error:.1g}, {ERROR:g} allowed")
+
+
+def step(device: torch.device) -> Diagnosis:
+    from engine.cost.throughput import Bench
+    from engine.machine import quiet, ranks
+    from engine.recipe import parsed
+
+    quiet.libraries()
+    toy = parsed(["model.arch=test_vit", "model.image_size=32"])
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(Path(folder), "file", toy, ranks.start(device.type), steps=2)
+        with bench.training("fine_tune", 4) as training:
+            training.run()
+    return Diagnosis(OK, f"{importlib.metadata.version('deepspeed')}, with finite weights")
+
+
+def copy(device: torch.device) -> Diagnosis:
+    a, b = torch.ones(2, 2**28 if device.type == "cuda" else 2**24, device=device)
+    return Diagnosis(OK, f"{2 * a.nbytes / 1e6 / _ms(lambda: b.copy_(a), device):.3g} GB/s")
+
+
+def product(device: torch.device) -> Diagnosis:
+    dtype, side = (torch.bfloat16, 8192) if device.type == "cuda" else (torch.float32, 512)
+    a, b = torch.randn(2, side, side, device=device, dtype=dtype)
+    rate = 2 * side**3 / 1e9 / _ms(lambda: a @ b, device)
+    return Diagnosis(OK, f"{rate:.3g} TFLOP/s, {str(dtype).removeprefix('torch.')}, {side}^3")
+
+
+def exchange(device: torch.device) -> Diagnosis:
+    from bench import ranks
+
+    return Diagnosis(
+        OK, f"{ranks.exchanged(2, device.type, ranks.BYTES):.3g} GB/s of an all-reduce"
+    )
+
+
+def _ms(run: Callable[[], object], device: torch.device) -> float:
+    from bench.timing import interleave
+
+    (times,) = interleave([run], device, seconds=0, least=9)
+    return min(times)
 
 
 def is_installed(need: str) -> bool:
@@ -87,11 +179,17 @@ def is_installed(need: str) -> bool:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.preflight", description=__doc__)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
-    found = list(findings(parser.parse_args(arguments).device))
-    for finding in found:
-        state = f"MISSING: {finding.cure}" if finding.cure else "ok"
-        print(f"{finding.name:<15}{finding.detail:<50} {state}")
-    return int(any(finding.cure for finding in found))
+    parser.add_argument("--out", type=Path, help="folder for the rows")
+    options = parser.parse_args(arguments)
+    rows, harmful = [], False
+    for check, diagnosis in doctor.shown(checks(torch.device(options.device))):
+        rows.append({"check": check.name, "state": diagnosis.state, "detail": diagnosis.detail})
+        harmful |= diagnosis.is_harmful
+    if options.out:
+        from bench.report import Results
+
+        Results(options.out, "preflight", torch.device(options.device)).write(rows=rows)
+    return int(harmful)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
     rib            FT, EWC and LwF as a campaign trains them: a pack, DeepSpeed, the look at loss
                    and weights at the epoch's end; EWC's Fisher and LwF's teacher are at hand
     plain loop     PyTorch's fused SGD on normalised images that wait on the device
+    compiled       on a GPU, the plain loop with torch.compile
     timm's loop    timm's loader over photo files, its optimizer, task and meter, as its script
 
 ViT-B at 224 px in batches of 64 on a GPU, where ours is compiled; on a CPU ViT-S at 64 px in
@@ -36,11 +37,12 @@ from engine.recipe.schema import ModelRecipe
 
 LR, MOMENTUM = 1e-3, 0.9
 METHODS = ("fine_tune", "ewc", "lwf")
+WORKERS = 16  # of timm's loader, at most
 
 
 def contests(device: torch.device, scale: Scale) -> Iterator[Contest]:
     if device.type == "cuda":
-        arch, size, batch, steps = "vit_base_patch16_224", 224, 64, 16
+        arch, size, batch, steps = "vit_base_patch16_224", 224, 64, 150
     else:
         arch, size, batch, steps = "vit_small_patch16_224", 64, 8, 12
     if scale.quick:
@@ -54,20 +56,25 @@ def contests(device: torch.device, scale: Scale) -> Iterator[Contest]:
         pack = photos.encode(folder / "raw", folder / "files", model, "raw")
         words = [f"model.arch={arch}", f"model.image_size={size}", f"optimizer.lr={LR}"]
         bench = throughput.Bench(folder, "file", parsed(words), device, steps, pack)
-        files = loader.timm(folder / "files", model, batch, os.cpu_count() or 1, device)
+        files = loader.timm(
+            folder / "files", model, batch, min(WORKERS, os.cpu_count() or 1), device
+        )
         waiting = [(x.clone(), y.clone()) for x, y in files]
         torch.manual_seed(0)
-        nets = [models.create(model, photos.CLASSES).to(device) for _ in range(2)]
-        peers = (
+        nets = [models.create(model, photos.CLASSES).to(device) for _ in range(3)]
+        peers = [
             Entrant("plain loop", _plain_loop(nets[0], waiting), images),
             Entrant("timm's loop", _timms_loop(nets[1], files, device), images),
-        )
+        ]
+        if device.type == "cuda":  # where ours is compiled
+            nets[2].compile()
+            peers.append(Entrant("compiled", _plain_loop(nets[2], waiting), images))
         for method in METHODS:
             run = engines.enter_context(bench.training(method, batch)).run
             yield Contest(
                 f"{method}, {arch} {size} px x {batch}",
                 Entrant("rib", _waited(run, device), images),
-                peers,
+                tuple(peers),
                 rounds=3,
             )
 

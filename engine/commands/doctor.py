@@ -13,7 +13,7 @@ import os
 import shutil
 import sys
 import sysconfig
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -59,6 +59,10 @@ class Diagnosis(NamedTuple):
     cure: str = ""
     needed: bool = True
 
+    @property
+    def is_harmful(self) -> bool:
+        return self.needed and self.state != OK
+
 
 class Check(NamedTuple):
     name: str
@@ -68,16 +72,22 @@ class Check(NamedTuple):
 
 def run(arguments: argparse.Namespace) -> int:
     print(f"Python {sys.version.split()[0]}, {sys.prefix}\n", flush=True)
-    harmful = []
-    for check in checks(arguments.runs, torch_facts()):
-        state, detail, cure, needed = _looked(check)
-        purpose = check.purpose + ", optional" * (not needed and state != OK)
-        cure = f"; fix: {cure}" if cure else ""
-        print(f"{state:<9}{check.name:<11}{detail} ({purpose}){cure}", flush=True)
-        harmful += [check.name] * (needed and state != OK)
+    found = shown(checks(arguments.runs, torch_facts()))
+    harmful = [check.name for check, diagnosis in found if diagnosis.is_harmful]
     bad = f"required here and not ok: {', '.join(harmful)}"
     print(f"\n{bad if harmful else 'everything that is required here is ok'}")
     return 1 if harmful else 0
+
+
+def shown(checks: Iterable[Check]) -> Iterator[tuple[Check, Diagnosis]]:
+    """Run checks, one after the other, and print a line for each."""
+    for check in checks:
+        diagnosis = _looked(check)
+        state, detail, cure, needed = diagnosis
+        purpose = check.purpose + ", optional" * (not needed and state != OK)
+        cure = f"; fix: {cure}" if cure else ""
+        print(f"{state:<9}{check.name:<11}{detail} ({purpose}){cure}", flush=True)
+        yield check, diagnosis
 
 
 def checks(runs: Path, facts: Mapping[str, Any]) -> list[Check]:

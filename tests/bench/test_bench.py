@@ -16,7 +16,7 @@ import bench
 from bench import __main__ as command
 from bench import contest, headline, photos, transport
 from bench.contest import Contest, Entrant, Scale
-from bench.timing import interleave, processor_seconds
+from bench.timing import interleave, processor_seconds, repeated
 from engine.machine import precision
 
 CPU = torch.device("cpu")
@@ -48,6 +48,12 @@ def test_runs_are_interleaved_and_every_other_round_goes_backwards():
     assert "".join(order) == "ab" + "ab" + "ba" + "ab"
     assert [len(entrant) for entrant in times] == [3, 3]
     assert len(interleave([int], CPU, seconds=60, most=7)[0]) == 7
+
+
+def test_repeated_runs_are_timed_together():
+    order: list[int] = []
+    repeated(lambda: order.append(1), 20, CPU)()
+    assert len(order) == 20
 
 
 def test_processor_time_holds_that_of_ended_processes():

@@ -9,13 +9,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from bench import campaign, gpu
+from bench import campaign, gpu, ranks
 from bench.gpu import ROOT, Stage, stages
 from engine import recipe
+from engine.commands import doctor
 
-NAMES = ["preflight", "smoke", "headline", "train", "engine", "tests", "evaluation"]
-NAMES += ["transport", "kernels"]
+NAMES = ["preflight", "tests", "kernels", "headline", "smoke", "ranks", "train", "transport"]
+NAMES += ["evaluation", "engine"]
 BARE = os.environ | {
     "WITHOUT_PACKAGES": "deepspeed,msgspec,resvg_py,snakemake",
     "PYTHONPATH": f"{ROOT / 'tests' / 'without_packages'}:{ROOT}",
@@ -23,7 +25,7 @@ BARE = os.environ | {
 
 
 def stage(name: str, program: str, *needs: str) -> Stage:
-    return Stage(name, ("-c", "print('begun'); " + program), needs)
+    return Stage(name, ("-c", "print('begun'); " + program), needs=needs)
 
 
 @pytest.fixture
@@ -77,6 +79,16 @@ def test_a_stage_ends_with_its_time_and_leaves_no_process(replaced, tmp_path):
     assert "stopped after" in outcomes["kernels"]["why"]
 
 
+def test_a_stage_that_takes_longer_than_its_own_minutes_leaves_time_for_the_next(
+    replaced, tmp_path
+):
+    slow = Stage("kernels", ("-c", "import time; time.sleep(60)"), minutes=0.01)
+    replaced += [slow, stage("tests", "pass")]
+    status, outcomes = run(tmp_path)
+    assert status == 1 and outcomes["kernels"]["why"] == "stopped after 1 s"
+    assert outcomes["tests"]["state"] == "green"
+
+
 def test_a_stage_without_its_packages_is_not_run_and_they_are_named(replaced, tmp_path, capfd):
     replaced.append(stage("engine", "exit(1)", "no_such_package", "json", "numpy>=999.0"))
     status, outcomes = run(tmp_path)
@@ -101,10 +113,11 @@ def test_stages_are_those_of_the_page_and_what_cannot_run_is_refused(tmp_path, c
     assert [stage.name for stage in stages(tmp_path, "cuda", small=False)] == NAMES
     page = (ROOT / "docs" / "gpus-and-slurm.md").read_text()
     assert all(f"| `{name}` |" in page for name in NAMES)
-    monkeypatch.setattr(gpu, "_sees_gpu", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(doctor, "gpu", lambda _: doctor.Diagnosis("wrong", "too old", "a driver"))
     for words, message in (
-        (["speed", "--device", "cpu"], "no stage speed; there are preflight, smoke"),
-        ([], "torch sees no GPU here; --device cpu --small"),
+        (["speed", "--device", "cpu"], "no stage speed; there are preflight, tests"),
+        ([], "torch sees no GPU here: too old; fix: a driver; --device cpu --small"),
     ):
         with pytest.raises(SystemExit, match="2"):
             gpu.main([*words, "--out", str(tmp_path)])
@@ -121,6 +134,21 @@ def test_a_campaign_of_all_methods_runs_on_a_cpu(tmp_path):
     parts = [row["part"] for row in rows_of(tmp_path, "smoke")]
     assert {f"{method} on second" for method in campaign.METHODS} < set(parts)
     assert "| evaluation of second |" in (tmp_path / "results.md").read_text()
+
+
+@pytest.mark.slow
+def test_two_ranks_exchange():
+    assert 0 < ranks.exchanged(2, "cpu", 1_000_000) < 1000
+
+
+@pytest.mark.exhaustive
+def test_cells_on_one_rank_and_two_are_close_and_jobs_run_side_by_side(tmp_path):
+    status, outcomes = run(tmp_path, "ranks", "--small")
+    assert status == 0, outcomes
+    by_what = {(row["what"], row["ranks"]): row for row in rows_of(tmp_path, "ranks")}
+    for arch in ("test_vit", "test_resnet"):
+        assert 0 < by_what[f"cell, {arch}", 2]["apart"] < 1e-5
+    assert by_what["exchange", 2]["gb_s"] > 0 and by_what["jobs side by side", 2]["seconds"] > 0
 
 
 @pytest.mark.slow

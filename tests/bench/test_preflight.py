@@ -1,49 +1,73 @@
-"""What a bare image lacks is named with its cure, before a GPU's time is spent."""
+"""What a machine lacks is named with its cure before a GPU's time is spent, and what it does."""
 
 import importlib.util
+import json
+import os
 import shutil
-import sysconfig
 from collections import namedtuple
 
+import pytest
 import torch
 
 from bench import preflight
-from bench.preflight import findings
+from engine.commands import doctor
+from engine.commands.doctor import OK, WRONG, Check, Diagnosis
 
+CPU = torch.device("cpu")
 Usage = namedtuple("Usage", ["total", "used", "free"])
 
 
-def lacking(device: str = "cpu") -> dict[str, str]:
-    return {finding.name: finding.cure for finding in findings(device) if finding.cure}
-
-
-def test_a_bare_image_is_told_all_that_it_lacks(tmp_path, monkeypatch, capsys):
-    monkeypatch.delenv("CC", raising=False)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    (tmp_path / "cc").write_text("#!/bin/sh\n")
-    (tmp_path / "cc").chmod(0o755)  # Triton does not look for it
-    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+def test_a_bare_image_is_told_what_it_lacks(monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: Usage(64e6, 0, 64e6))
-    real = importlib.util.find_spec
-    absent = ("deepspeed", "PIL")
+    real, absent = importlib.util.find_spec, ("deepspeed", "PIL")
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name in absent else real(name)
     )
-    cures = lacking()
-    assert cures["C compiler"] == "apt-get install gcc"
-    assert cures["Python.h"].startswith("apt-get install python3.")
-    assert cures["shared memory"].startswith("start the container with --shm-size=8g")
-    assert cures["packages"] == "pip install deepspeed pillow" and "TMPDIR" in cures["disk"]
-    assert preflight.main(["--device", "cpu"]) == 1
-    assert "MISSING: apt-get install gcc" in capsys.readouterr().out
+    looked = {check.name: check.look for check in preflight.checks(CPU)}
+    cures = {name: looked[name]().cure for name in ("shm", "TMPDIR", "packages")}
+    assert cures["shm"].endswith("start the container with --shm-size=8g")
+    assert cures["packages"] == "pip install deepspeed pillow"
+    assert cures["TMPDIR"].endswith("export TMPDIR=ANOTHER_FOLDER")
+
+
+def test_a_temporary_folder_whose_programs_may_not_run(monkeypatch):
+    there = os.statvfs("/tmp")
+    flags = there.f_flag | os.ST_NOEXEC
+    monkeypatch.setattr(os, "statvfs", lambda _: os.statvfs_result([*there[:8], flags, there[9]]))
+    seen = preflight.temporary()
+    assert seen.state == WRONG and seen.detail.endswith("is mounted noexec")
 
 
 def test_a_gpu_that_others_use_is_named(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100")
     for free, cure in ((60e9, ""), (3e9, "end what else runs on it (nvidia-smi)")):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda free=free: (free, 80e9))
-        *_, of_gpu = findings("cuda")
-        assert of_gpu.cure == cure and f"{free / 1e9:.0f} of 80 GB" in of_gpu.detail
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert lacking("cuda")["GPU"] == "see rib doctor"
+        seen = preflight.free_gpu()
+        assert seen.cure == cure and f"{free / 1e9:.0f} of 80 GB" in seen.detail
+
+
+def test_a_kernel_that_is_wrong_is_red(monkeypatch):
+    from kernels import interpolation
+
+    assert preflight.kernel(CPU).state == OK
+    right = interpolation.interpolate
+    monkeypatch.setattr(interpolation, "interpolate", lambda *a: 1.001 * right(*a))
+    assert preflight.kernel(CPU).state == WRONG
+
+
+def test_lines_and_rows_and_the_exit_status(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(doctor, "torch_facts", lambda: {"gpus": []})
+    wrong = Check("GPU", "all", lambda: Diagnosis(WRONG, "none", "buy one"))
+    for added, status in (([], 0), ([wrong], 1)):
+        every = [Check("copy", "rate", lambda: preflight.copy(CPU)), *added]
+        monkeypatch.setattr(preflight, "checks", lambda _, every=every: every)
+        assert preflight.main(["--device", "cpu", "--out", str(tmp_path)]) == status
+    assert "wrong    GPU        none (all); fix: buy one" in capsys.readouterr().out
+    rows = json.loads((tmp_path / "preflight-cpu.json").read_text())["rows"]
+    assert [row["state"] for row in rows] == [OK, WRONG] and rows[0]["detail"].endswith(" GB/s")
+
+
+@pytest.mark.slow
+def test_everything_that_it_launches_runs_on_a_cpu():
+    for check in preflight.checks(CPU):
+        if check.name in ("kernel", "compile", "DeepSpeed", "copy", "product"):
+            assert check.look().state == OK, check.name
