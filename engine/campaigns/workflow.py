@@ -30,6 +30,7 @@ from engine.campaigns.schedulers import RunOptions, Scheduler
 from engine.campaigns.sites import Resources, Site
 from engine.errors import CampaignError
 from engine.machine import parent, preemption
+from engine.machine.files import room_for
 from engine.store.artifacts import Store
 from loaders.files import locks
 from loaders.files.root import Root
@@ -67,10 +68,11 @@ def run(plans: Sequence[Plan], options: RunOptions, *, dry_run: bool = False) ->
             stack.enter_context(store.in_use())
             stack.enter_context(locked(plan.place))
             found[plan.place] = _found(plan)
-            job_states.begin(plan)
-            for folder in store.left_overs(LEFT_OVER_S):
-                store.files.remove(folder)
-            plan.place.root.write(plan.place.plan, plan_to_json(plan))
+            with room_for(plan.place.plan):
+                job_states.begin(plan)
+                for folder in store.left_overs(LEFT_OVER_S):
+                    store.files.remove(folder)
+                plan.place.root.write(plan.place.plan, plan_to_json(plan))
             if where.scheduler:  # of a command that was killed together with Snakemake
                 where.scheduler.cancel(plan.place.path)
             for job, part in found[plan.place].items():
