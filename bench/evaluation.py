@@ -67,7 +67,7 @@ def _contest(
     checkpoints = [folder / f"{number}.safetensors" for number in range(2)]
     for file in checkpoints:
         save_file(models.create(recipe.model, photos.CLASSES).state_dict(), file)
-    cells = [user_models.cell_of(recipe.model, store, file) for file in checkpoints]
+    cells = [user_models.cell_of(recipe, store, file) for file in checkpoints]
     mixes: list[Mix] = [{cells[0].name: 1 - a, cells[1].name: a} for a in ALPHAS]
     net.to(device).eval()
     transform, normalize = (

@@ -292,7 +292,8 @@ def _settings(cell: CellPlan, sha256: Mapping[str, str]) -> dict[str, Any]:
     values = values_of(cell.recipe, set(Affects) - {Affects.NOTHING})
     del values["downstream"]
     own = {name: _by_content(of_set, sha256) for name, of_set in values["dataset"]["own"].items()}
-    dataset = values["dataset"] = _by_content(values["dataset"], sha256) | {"own": own}
+    dataset: dict[str, Any] = {**_by_content(values["dataset"], sha256), "own": own}
+    values["dataset"] = dataset
     words, templates = dataset.pop("words"), dataset.pop("templates")
     dataset |= {"evaluate_on": further} if (further := dataset.pop("evaluate_on")) else {}
     dataset |= {"probe_sets": probes} if (probes := dataset.pop("probe_sets")) else {}

@@ -18,16 +18,13 @@ from engine.recipe.schema import MethodRecipe, Positive
 
 @dataclass(frozen=True)
 class Recipe(MethodRecipe):
+    step_passes = 2.0  # as LoRA's
     l2: Positive = 1e-3  # canonical: weight of the penalty (`engine.methods.heads`)
     anchor: Literal["base", "zero"] = "base"  # canonical: l2 pulls to the base model's head, or 0
 
     @property
     def takes_steps(self) -> bool:
         return self.variant != "canonical"
-
-    @property
-    def passes(self) -> float:
-        return 2.0 if self.takes_steps else 0.0  # as LoRA's
 
 
 from dataclasses import replace

@@ -14,7 +14,7 @@ from engine.recipe.schema import MethodRecipe, Number
 
 @dataclass(frozen=True)
 class Recipe(MethodRecipe):
-    passes = 2.0  # the backward pass skips gradients of the backbone's weights
+    step_passes = 2.0  # the backward pass skips gradients of the backbone's weights
     rank: Number = 8
     scale: float = 1 / 8  # factor on B A; the LoRA paper's alpha / rank
     train_head: bool = True  # canonical: train the head too

@@ -14,7 +14,7 @@ from engine.recipe.schema import MethodRecipe
 
 @dataclass(frozen=True)
 class Recipe(MethodRecipe):
-    passes = 2.0  # the backward pass skips gradients of the backbone's weights
+    step_passes = 2.0  # the backward pass skips gradients of the backbone's weights
     # width of the frame in pixels for images of 224 pixels; scales with the image size
     frame_at_224: Annotated[int, Meta(ge=1, le=111)] = 30
 

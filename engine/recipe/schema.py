@@ -232,7 +232,8 @@ class MethodRecipe:
     needs: methods whose cells of the same column it uses. trains: False if it only combines their
     models. has_weights: False if its cells are averages of others, from which no method can start.
     stored_passes: forward passes per training image whose outputs are stored, unless training
-    augments images.
+    augments images. step_passes: `passes` where training takes steps. networks: `graphs`, unless
+    it is the network's or the method's own.
     reads_words: whether it reads `dataset.words` and `dataset.templates`.
     """
 
@@ -240,6 +241,8 @@ class MethodRecipe:
     trains: ClassVar[bool] = True
     has_weights: ClassVar[bool] = True
     stored_passes: ClassVar[float] = 0.0
+    step_passes: ClassVar[float] = 3.0
+    networks: ClassVar[tuple[str, ...]] = ()
     reads_words: ClassVar[bool] = False
 
     @property
@@ -253,14 +256,15 @@ class MethodRecipe:
 
         A backward pass counts as two. 0 without optimizer steps.
         """
-        return 3.0 if self.takes_steps else 0.0
+        return self.step_passes if self.takes_steps else 0.0
 
     @property
     def graphs(self) -> Sequence[str]:
         """The graphs that training compiles; equal names of two methods are the same graph."""
-        if not self.passes or not self.trains:
+        if not self.takes_steps:
             return ()
-        return ("network",) if self.passes >= 3 else (self.module,)  # by what learns
+        whole = self.step_passes >= 3  # all parameters learn
+        return self.networks or (("network",) if whole else (self.module,))
 
     @property
     def merged_models(self) -> int:

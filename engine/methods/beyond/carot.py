@@ -23,8 +23,8 @@ from engine.recipe.schema import NotNegative
 
 @dataclass(frozen=True)
 class Recipe(flyp.Recipe):
-    passes = 4.0  # the teacher's forward pass too
-    graphs = ("network without head", "teacher without head")
+    step_passes = 4.0  # the teacher's forward pass too
+    networks = ("network without head", "teacher without head")
     weight: NotNegative = 1.5  # of the cross-entropy to the teacher
     average: Literal["ema", "beta"] = "ema"  # ema: CaRot's; beta: TRACER's
     orthogonality: NotNegative = 0.2  # weight of the orthogonality penalty

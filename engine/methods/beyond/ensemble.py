@@ -19,8 +19,11 @@ from engine.recipe.schema import MethodRecipe
 class Recipe(MethodRecipe):
     trains = False
     has_weights = False
-    merged_models = 0
     members: list[str] = field(default_factory=lambda: ["fine_tune", "ewc", "lwf"])
+
+    @property
+    def merged_models(self) -> int:
+        return 0
 
     @property
     def needs(self) -> Sequence[str]:

@@ -34,7 +34,7 @@ class OfCLIP(MethodRecipe):
 @dataclass(frozen=True)
 class Recipe(OfCLIP):
     reads_words = True
-    graphs = ("network without head",)
+    networks = ("network without head",)
 
     def check(self, cell: schema.Recipe) -> None:
         super().check(cell)

@@ -23,6 +23,7 @@ from engine.recipe.schema import MethodRecipe, NotNegative
 
 @dataclass(frozen=True)
 class Recipe(MethodRecipe):
+    step_passes = 4.0  # the pretrained model's forward pass too
     weight: NotNegative = 10.0  # of the features' distance; the release's
 
 
@@ -42,10 +43,6 @@ PARTS = 4  # of the chain of blocks, at whose ends features are compared
 
 class Method(Trained):
     recipe: Recipe
-
-    @property
-    def passes(self) -> float:
-        return super().passes + 1.0  # the pretrained model's forward pass
 
     def prepare(self, net: nn.Module, context: Context) -> None:
         """Raises ValueError for a network that is not a chain of blocks."""

@@ -26,7 +26,7 @@ from engine.recipe.schema import NotNegative, Number
 @dataclass(frozen=True)
 class Recipe(flyp.OfCLIP):
     stored_passes: ClassVar[float] = 1.0
-    graphs = ("network without head",)
+    networks = ("network without head",)
 
     weight: NotNegative = 1.0
     texts: Number = 80  # per step

@@ -23,6 +23,10 @@ class Recipe(MethodRecipe):
     images: Number = 1  # upstream images for each downstream image
     weight: NotNegative = 1.0  # of their mean loss
 
+    @property
+    def passes(self) -> float:
+        return super().passes * (1 + self.images)
+
 
 import numpy as np
 import torch
@@ -36,10 +40,6 @@ from loaders.batch import Batch
 class Method(Trained):
     recipe: Recipe
     step_1: torch.Tensor  # optimizer steps so far; checkpoints include it
-
-    @property
-    def passes(self) -> float:
-        return super().passes * (1 + self.recipe.images)
 
     def prepare(self, net: nn.Module, context: Context) -> None:
         super().prepare(net, context)

@@ -17,8 +17,8 @@ from engine.recipe.schema import MethodRecipe, NotNegative
 
 @dataclass(frozen=True)
 class Recipe(MethodRecipe):
-    passes = 4.0  # the teacher's forward pass too
-    graphs = ("network", "teacher")
+    step_passes = 4.0  # the teacher's forward pass too
+    networks = ("network", "teacher")
     weight: NotNegative = 1.5  # of the divergence from the teacher
     average: Literal["ema", "beta"] = "ema"  # ema: CaRot's; beta: TRACER's
 

@@ -28,9 +28,12 @@ class Recipe(MethodRecipe):
     needs = ("fine_tune",)
     trains = False
     has_weights = False
-    merged_models = 0
     middle: float = 1.5  # squared distance at which both models have equal weight
     width: Positive = 0.6  # of the sigmoid, in units of squared distance
+
+    @property
+    def merged_models(self) -> int:
+        return 0
 
 
 import logging
