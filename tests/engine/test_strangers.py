@@ -136,7 +136,7 @@ def test_what_a_link_leads_to_stays_as_it_is(pattern, finished, folder, tmp_path
         ["campaign", *named, "--dry-run"],
         ["report", str(runs / "shapes")],
     ):
-        ended(cli.main, words)
+        ended(cli.main, words, limit_s=60)  # a page takes seconds, and more on a busy machine
     assert before == {p: p.read_bytes() for p in outside.rglob("*") if p.is_file()}
 
 

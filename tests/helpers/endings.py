@@ -30,10 +30,12 @@ def at_most(seconds: int) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def ended(command: Callable[[list[str]], int], words: Sequence[str]) -> tuple[int, str]:
+def ended(
+    command: Callable[[list[str]], int], words: Sequence[str], limit_s: int = LIMIT_S
+) -> tuple[int, str]:
     """Exit code and error line of a command; fails unless it ends as every command should."""
     out, err = io.StringIO(), io.StringIO()
-    with at_most(LIMIT_S), redirect_stdout(out), redirect_stderr(err):
+    with at_most(limit_s), redirect_stdout(out), redirect_stderr(err):
         try:
             code = command([*words])
         except SystemExit as end:  # argparse's
