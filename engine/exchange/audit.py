@@ -183,16 +183,18 @@ def _of_claims(claimed: Record, plan: Plan) -> Iterator[str]:
 def _of_predictions(run: FinishedCampaign) -> Iterator[str]:
     """Problems within a file of predictions."""
     root, given = run.place.root, run.record
-    rows = [*given.evaluations, *given.seen, *given.probe]
-    named = {row.path.as_posix() for row in rows}
+    of_head = (*given.evaluations, *given.seen, *given.probe)
+    rows: list[tuple[Evaluation, float]] = [(row, len(given.classes)) for row in of_head]
+    rows += [(row, np.inf) for row in given.probe_sets]  # which have classes of their own
+    named = {row.path.as_posix() for row, _ in rows}
     for name in root.files():
         if name.endswith(".parquet") and name not in named:
             yield f"{name}: {RECORD} does not name it"
-    for row in rows:
+    for row, classes in rows:
         name = row.path.as_posix()
         path = root.file(name)
         try:
-            problem = _of_sizes(path) or _of_table(path, row, given)
+            problem = _of_sizes(path) or _of_table(path, row, given, classes)
         except (ValueError, OSError, pa.ArrowException) as error:
             problem = one_line(str(error)).removeprefix(f"{path}: ")
         if problem:
@@ -226,7 +228,7 @@ def _of_sizes(path: Path) -> str:
     return ""
 
 
-def _of_table(path: Path, row: Evaluation, given: Record) -> str:
+def _of_table(path: Path, row: Evaluation, given: Record, classes: float) -> str:
     """What contradicts itself in an evaluation's predictions, or empty."""
     table = predictions.read(path)
     keys = pq.read_table(path, columns=KEYS.names, use_threads=False)
@@ -241,7 +243,7 @@ def _of_table(path: Path, row: Evaluation, given: Record) -> str:
     margin, is_right = table["margin"].to_numpy(), top1 == label
     for what, is_wrong in (
         ("a class that the head lacks", np.minimum(top1, label) < 0),
-        ("a class that the head lacks", np.maximum(top1, label) >= len(given.classes)),
+        ("a class that the head lacks", np.maximum(top1, label) >= classes),
         ("a probability that is none", (p_true < 0) | (p_top1 > 1 + 1e-5)),
         ("a top-1 class less probable than the true class", p_true > p_top1 + 1e-5),
         ("a right class with a negative margin", is_right & (margin < 0)),

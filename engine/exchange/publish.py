@@ -4,7 +4,7 @@
     plan.json  evaluations.json    the campaign's plan and record
     versions.json                  versions of packages, and the processor
     predictions/SET/MODEL.parquet  a row per image: `KEYS`, then the columns of `predictions.read`
-    seen/  probe/                  predictions of `Record.seen` and `Record.probe`
+    seen/  probe/  probe_sets/     predictions of the record's lists of these names
     report/                        results.json and CSV files
     weights/CELL/                  if asked for
     SHA256SUMS                     of all files except the card
@@ -45,7 +45,7 @@ from loaders.files.names import identifier
 from loaders.files.root import Root, move
 
 CARD = "README.md"
-KINDS = ("predictions", "seen", "probe")  # folders of Parquet files
+KINDS = ("predictions", "seen", "probe", "probe_sets")  # folders of Parquet files
 KEYS = pa.schema(
     [(name, pa.string()) for name in ("model", "method", "variant")]
     + [("alpha", pa.float64())]
@@ -102,9 +102,10 @@ def _write(run: FinishedCampaign, place: PublishedFolder, weights: bool) -> None
 
 def _record(run: FinishedCampaign, root: Root) -> Record:
     """The record with the published predictions, which this writes, and without what is private."""
+    kinds = zip(KINDS, (run.evaluations, run.seen, run.probe, run.probe_sets), strict=True)
     rows = {
         kind: [dataclasses.replace(row, path=Path(_predictions(root, kind, row))) for row in of]
-        for kind, of in zip(KINDS, (run.evaluations, run.seen, run.probe), strict=True)
+        for kind, of in kinds
     }
     paths = [row.path.as_posix() for of in rows.values() for row in of]
     private = run.record
@@ -122,6 +123,7 @@ def _record(run: FinishedCampaign, root: Root) -> Record:
         evaluations=rows["predictions"],
         seen=rows["seen"],
         probe=rows["probe"],
+        probe_sets=rows["probe_sets"],
         files={name: file_hash(root.file(name)) for name in paths},
     )
 

@@ -12,7 +12,7 @@ import timm
 import torch
 from PIL import Image
 
-from engine import recipe
+from engine import cli, recipe
 from engine.campaigns import record
 from engine.campaigns.plan import make_plan
 from engine.campaigns.plan_folder import PlanFolder
@@ -125,6 +125,9 @@ def test_forgetting_is_measured_on_classes_of_their_own(grid, folder, flowers):
     finished = record.read(PlanFolder(place))
     with pytest.raises(ValueError, match="flowers is a dataset of the campaign"):
         own_sets.evaluate(finished, {"flowers": flowers / "images/few"}, grid.device)
+    out = str(flowers / "published")
+    assert cli.main(["publish", str(report.parent), "--out", out]) == 0
+    assert cli.main(["audit", out]) == 0
     accuracy = check(finished, flowers / "images")
     for method, change in changes.items():
         assert change == pytest.approx(accuracy[method] - accuracy["pre"])
