@@ -204,7 +204,8 @@ def _of_predictions(run: FinishedCampaign) -> Iterator[str]:
 def _of_sizes(path: Path) -> str:
     """Why a Parquet file cannot be read safely, or empty. Reads no column whole but texts."""
     columns = pq.read_schema(path).names
-    file = pq.ParquetFile(path, read_dictionary=[name for name in TEXTS if name in columns])
+    of_text = [name for name in columns if name in TEXTS or predictions.is_further(name)]
+    file = pq.ParquetFile(path, read_dictionary=of_text)
     meta = file.metadata
     groups = [meta.row_group(number) for number in range(meta.num_row_groups)]
     parts = [group.column(k) for group in groups for k in range(group.num_columns)]
@@ -217,14 +218,13 @@ def _of_sizes(path: Path) -> str:
     if len({*columns}) < len(columns):
         return "two columns have the same name"
     total = 0
-    for name in TEXTS:
-        if name in columns:
-            chunks = file.read([name], use_threads=False)[name].chunks
-            texts = [each for chunk in chunks for each in chunk.dictionary.to_pylist() if each]
-            longest = max(map(len, texts), default=0)
-            total += longest * meta.num_rows
-            if longest > LONGEST or total > MOST_DECODED:
-                return f"a {name} of {longest:,} characters"
+    for name in of_text:
+        chunks = file.read([name], use_threads=False)[name].chunks
+        texts = [each for chunk in chunks for each in chunk.dictionary.to_pylist() if each]
+        longest = max(map(len, texts), default=0)
+        total += longest * meta.num_rows
+        if longest > LONGEST or total > MOST_DECODED:
+            return f"a {name} of {longest:,} characters"
     return ""
 
 

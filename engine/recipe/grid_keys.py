@@ -78,8 +78,8 @@ def _downstreams(value: Any, source: str) -> list[list[str]] | str:
     names = [name for of in unions for name in (of if isinstance(of, list) and of else [None])]
     if not (names and all(isinstance(name, str) for name in names)):
         raise RecipeError(
-            f"{source}: {DOWNSTREAMS} must be {LEAVE_ONE_OUT} or list datasets, as in "
-            f"{DOWNSTREAMS}: [A, B], or unions, as in {DOWNSTREAMS}: [[A, B], C]"
+            f"{source}: {DOWNSTREAMS} must list datasets, as in {DOWNSTREAMS}: [A, B], or unions, "
+            f"as in {DOWNSTREAMS}: [[A, B], C], or be {LEAVE_ONE_OUT}"
         )
     return unions
 

@@ -163,7 +163,7 @@ def artwork(results: Results) -> Section | None:
     record = results.record
     if not record.credits and not record.contact_sheet:
         return None
-    words = f"Samples of {record.upstream} and {', '.join(record.sets)}."
+    words = f"Samples of {record.upstream} and {', '.join([*record.sets, *record.evaluate_on])}."
     sheet = Picture(words, f"data:image/png;base64,{record.contact_sheet}")
     credits = pandas.DataFrame(record.credits)
     return Section(

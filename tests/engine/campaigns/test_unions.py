@@ -146,8 +146,8 @@ def test_bad_unions_are_refused(builder, images, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["downstreams=leave_two_out"], "must be leave_one_out or list datasets"),
-        (["downstreams=[[]]"], "or unions, as in downstreams: [[A, B], C]"),
+        (["downstreams=leave_two_out"], "must list datasets, as in downstreams: [A, B]"),
+        (["downstreams=[[]]"], "or unions, as in downstreams: [[A, B], C], or be leave_one_out"),
         (["downstreams=[[few, fewer]]"], "'fewer' is not a dataset of shapes; did you mean 'few'"),
         (["downstreams=[[few, few]]"], "downstreams names few twice"),
         (["downstreams=[[few, tinted], tinted+few]"], "downstreams names tinted+few twice"),

@@ -33,7 +33,9 @@ def stored(folder: Path, name: str, logits: np.ndarray, labels: np.ndarray) -> P
     positions = np.arange(len(labels))
     pack = SimpleNamespace(sources=np.char.mod("image %d", positions))
     truth, mask = torch.from_numpy(labels), torch.from_numpy(MASK)
-    labelled = SimpleNamespace(labels=truth, mask=mask, members=None, group=None, pack=pack)
+    labelled = SimpleNamespace(
+        labels=truth, mask=mask, members=None, group=None, columns={}, pack=pack
+    )
     reduced = Reduction(labelled, CPU, calibration=True)(
         positions, [torch.from_numpy(logits).float()]
     )
