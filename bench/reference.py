@@ -17,10 +17,11 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any, get_type_hints
 
 from engine.commands import arguments, recipes
-from engine.recipe import schema
+from engine.recipe import kinds, schema
 from engine.recipe.typed import words as type_in_words
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,6 +38,7 @@ SECTIONS = {  # of a recipe, by the class of `engine.recipe.schema` that holds i
     "WeightsRecipe": "model.weights.",
     "HeadRecipe": "model.head.",
     "DatasetRecipe": "dataset.",
+    "SplitRecipe": "dataset.split.",
     "OptimizerRecipe": "optimizer.",
     "TrainRecipe": "train.",
     "EvaluateRecipe": "evaluate.",
@@ -77,18 +79,25 @@ def _copy_site() -> None:
 
 
 def _recipe() -> Iterator[str]:
-    source = inspect.getsource(schema)
+    for name, prefix in SECTIONS.items():
+        yield from _section(schema, name, f"`{prefix.rstrip('.') or 'top level'}`")
+    for kind in kinds.names():
+        yield from _section(kinds.find(kind), "Recipe", f"`dataset`, of `kind: {kind}`")
+
+
+def _section(module: ModuleType, name: str, title: str) -> Iterator[str]:
+    """The keys of a section's class, without inherited ones."""
+    source = inspect.getsource(module)
     lines = source.splitlines()
     classes = {node.name: node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)}
-    for name, prefix in SECTIONS.items():
-        node, types = classes[name], get_type_hints(getattr(schema, name), include_extras=True)
-        yield f"## `{prefix.rstrip('.') or 'top level'}`\n\n{ast.get_docstring(node) or ''}\n"
-        yield "| key | type | default | meaning |\n|---|---|---|---|"
-        for field in node.body:
-            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
-                cells = [f"`{field.target.id}`", type_in_words(types[field.target.id])]
-                yield _row(*cells, _default(field.value), _comment(lines, field))
-        yield ""
+    node, types = classes[name], get_type_hints(getattr(module, name), include_extras=True)
+    yield f"## {title}\n\n{ast.get_docstring(node) or ''}\n"
+    yield "| key | type | default | meaning |\n|---|---|---|---|"
+    for field in node.body:
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+            cells = [f"`{field.target.id}`", type_in_words(types[field.target.id])]
+            yield _row(*cells, _default(field.value), _comment(lines, field))
+    yield ""
 
 
 def _default(value: ast.expr | None) -> str:

@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from engine.commands.arguments import COMMANDS, build_parser
-from engine.recipe import modules
+from engine.recipe import kinds, modules
 from engine.recipe.campaigns import OF_GRID
 from engine.recipe.overrides import flat
 from engine.recipe.schema import MethodRecipe, Recipe
@@ -13,12 +13,17 @@ LIST = Path(__file__).with_name("frozen_names.txt")
 
 
 def names() -> list[str]:
-    """Keys of recipes and of campaigns, options of each method, and arguments of each command."""
+    """Keys of recipes and of campaigns, options of methods and of kinds of datasets, and commands'
+    arguments."""
     method = {field.name for field in dataclasses.fields(MethodRecipe)}
     listed = {f"key {key}" for key in (*flat(dataclasses.asdict(Recipe())), *OF_GRID)}
     for name in modules.names():
         fields = dataclasses.fields(modules.find(name).Recipe)
         listed |= {f"{name} method.{field.name}" for field in fields if field.name not in method}
+    for name in kinds.names():
+        listed |= {
+            f"{name} dataset.{option}" for option in kinds.options_of(kinds.find(name).Recipe())
+        }
     _, commands = build_parser([*COMMANDS])
     for name, command in commands.items():
         for action in command._actions[1:]:  # argparse has no public way; the first is --help

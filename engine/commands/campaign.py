@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import functools
 import itertools
 import shlex
 import sys
@@ -189,9 +190,10 @@ def _faults_of_warmup(plans: Collection[Plan]) -> Iterator[str]:
         from engine.cost import work  # late: it loads torch
 
         dataset = plan.recipe.dataset
+        counts = functools.cache(lambda name, of=dataset: kind_of(of, name).counts())
         for cell in trained:
             try:
-                sizes = [kind_of(dataset, name).counts() for name in cell.trained_sets]
+                sizes = [counts(name) for name in cell.trained_sets]
             except ValueError:  # a folder that cannot be read is another fault
                 continue
             try:

@@ -97,10 +97,15 @@ def complete(dataset: DatasetRecipe) -> DatasetRecipe:
 
 
 def planned_options(dataset: Mapping[str, Any]) -> type[DatasetRecipe]:
-    """The options class of a benchmark in a plan, readable even if a user's file is gone."""
+    """The options class of a benchmark in a plan, readable even if a user's file is gone.
+
+    Raises KeyError for an unknown kind.
+    """
     if is_users(kind := dataset["kind"]):
         return modules.as_given(DatasetRecipe, dataset)
-    return class_of(kind, ())
+    if kind not in names():
+        raise KeyError(kind)
+    return find(kind).Recipe
 
 
 def with_option(option: str) -> list[str]:

@@ -16,6 +16,7 @@ import numpy as np
 from engine.data.kinds import base
 from engine.recipe.schema import PACK, DatasetRecipe, marked
 from loaders import folders, trees
+from loaders.files.durable import canonical
 from loaders.trees import Listing, Place, first_names
 
 
@@ -34,6 +35,7 @@ class Recipe(DatasetRecipe):
 
 log = logging.getLogger(__name__)
 LOOKED_FOR = 32  # files of a dataset, at even steps
+_photos: dict[str, frozenset[str]] = {}  # by dataset
 
 
 class Kind(base.Kind):
@@ -62,7 +64,16 @@ class Kind(base.Kind):
         return len(listing.items), len(listing.classes)
 
     def photos(self) -> frozenset[str]:
-        return self._photos if self.dataset.knows_photos else super().photos()
+        if not self.dataset.knows_photos:
+            return super().photos()
+        place = canonical([self.name, self.identity()])
+        if place not in _photos:  # plans ask for each pair of datasets
+            items = self.read().items
+            sources, labels = [item.source for item in items], [item.label for item in items]
+            from engine.measures import disjoint
+
+            _photos[place] = disjoint.photos(np.array(sources), np.array(labels))
+        return _photos[place]
 
     def identity(self) -> dict[str, Any]:
         return super().identity() | {"sources": self.dataset.sources}
@@ -118,14 +129,6 @@ class Kind(base.Kind):
         with contextlib.suppress(ValueError):
             return frozenset(item.source for item in self.read().items)
         return frozenset()
-
-    @functools.cached_property
-    def _photos(self) -> frozenset[str]:
-        items = self.read().items
-        sources, labels = [item.source for item in items], [item.label for item in items]
-        from engine.measures import disjoint
-
-        return disjoint.photos(np.array(sources), np.array(labels))
 
     @property
     def root(self) -> Path:
