@@ -5,7 +5,7 @@
 l_b is the pretrained model's cross-entropy on image b, and tau is the median of l over the training
 images (Sanyal et al. 2025). The easier an image is for the pretrained model, the more it counts, so
 fine-tuning moves less. Weights are not normalised, as in the authors' release: the median weight is
-1/e, and steps are smaller than FT's at the same learning rate.
+1/e, so SGD's steps are smaller than FT's at the same learning rate.
 
 The release trains a new head first and takes l from that model; afterwards it trains the head once
 more, alone and without weights. Here l comes from the pretrained model, whose head knows the

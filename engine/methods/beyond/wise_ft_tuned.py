@@ -2,8 +2,8 @@
 
 theta(alpha) = (1 - alpha) * theta_pre + alpha * theta_ft. The cell is the interpolation with the
 highest accuracy on the downstream held-out split, and of equally accurate ones that with the
-smallest alpha. `wise_ft` instead shows an alpha that is fixed before any result, as its authors
-recommend if no held-out images are given (Wortsman et al. 2022).
+smallest alpha. `wise_ft` (Wortsman et al. 2022) instead shows an alpha that is fixed before any
+result.
 """
 
 from __future__ import annotations
