@@ -87,9 +87,10 @@ def grouped(
     if joined == "sum":
         return summed(logits_BC, members_GM)
     if joined == "mean":
-        first_G, count_G = members_GM[:, 0], 1 + (members_GM != members_GM[:, :1]).sum(dim=1)
-        logits_BC = summed(logits_BC, members_GM)
-        return logits_BC.index_add(1, first_G, -count_G.log().expand(len(logits_BC), -1))
+        count_G = 1 + (members_GM != members_GM[:, :1]).sum(dim=1)
+        less_C = logits_BC.new_zeros(logits_BC.shape[1])
+        less_C[members_GM[:, 0]] = count_G.to(logits_BC).log()
+        return summed(logits_BC, members_GM) - less_C
     largest_BG = logits_BC[:, members_GM].amax(dim=2)
     return logits_BC.index_copy(1, members_GM[:, 0], largest_BG)
 

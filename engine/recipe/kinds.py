@@ -24,6 +24,11 @@ from engine.recipe.schema import DatasetRecipe
 from engine.recipe.typed import Layer, Options
 
 KINDS = Path(__file__).resolve().parents[1] / "data" / "kinds"
+# Keys that a dataset can have of its own, besides its kind's options.
+OF_SET = (
+    *("kind", "root", "images", "parts", "split"),
+    *("outputs", "joined", "undecodable", "background"),
+)
 
 
 @functools.cache
@@ -143,4 +148,4 @@ def files(dataset: DatasetRecipe) -> set[str]:
 def _keys_of_set(of_kind: type[DatasetRecipe]) -> list[str]:
     """The keys that a dataset of a kind can have of its own."""
     shared = {each.name for each in fields(DatasetRecipe)}
-    return [*of_kind.OF_SET, *(each.name for each in fields(of_kind) if each.name not in shared)]
+    return [*OF_SET, *(each.name for each in fields(of_kind) if each.name not in shared)]

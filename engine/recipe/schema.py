@@ -144,18 +144,12 @@ class DatasetRecipe:
     Every model is evaluated on the upstream dataset, because fine-tuning can forget it. EWC's
     Fisher and fitted heads use it too, unless `model.head.fit_on` names another dataset.
 
-    The `Recipe` of a kind of datasets adds its options. OF_SET: keys, besides these options, that a
-    dataset can have of its own. knows_photos: whether the datasets show which images are copies of
-    one photo.
+    The `Recipe` of a kind of datasets adds its options.
     """
-
-    OF_SET: ClassVar[Sequence[str]] = (
-        *("kind", "root", "images", "parts", "outputs", "joined", "split"),
-        *("undecodable", "background"),
-    )
 
     @property
     def knows_photos(self) -> bool:
+        """Whether the datasets say which images are copies of one photo."""
         return True
 
     name: str = MISSING
