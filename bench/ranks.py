@@ -78,7 +78,7 @@ def exchanged(number: int, device: str, size: int) -> float:
     """GB/s of an all-reduce of `size` bytes between this many ranks."""
     words = ("bench.ranks", "--device", device, "--exchange", str(size))
     process = subprocess.run(
-        _launched(number, *words), env=_environment(), stdout=subprocess.PIPE, text=True, check=True
+        _launched(number, *words), env=_environment(), stdout=subprocess.PIPE, check=True
     )
     return json.loads(process.stdout.splitlines()[-1])
 

@@ -78,7 +78,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _is_published(folder: Path) -> bool:
-    return any(isinstance(place, PublishedFolder) for place in plan_folder.in_campaign(folder))
+    places = plan_folder.in_campaign(folder) if folder.is_dir() else ()
+    return any(isinstance(place, PublishedFolder) for place in places)
 
 
 def _board(arguments: argparse.Namespace) -> None:

@@ -304,7 +304,7 @@ def pack_at(resolved: Recipe, place: Path) -> Pack:
     """The pack at a path, or the pack of a folder of <class>/<image>, for a recipe's model."""
     if (place / MANIFEST).is_file():
         return Pack.open(place, transform_spec=preprocessing.transform(resolved.model).spec)
-    place = place.resolve()
+    place = place.absolute()
     dataset = folder.Recipe(
         name="folder",
         root=str(place.parent),

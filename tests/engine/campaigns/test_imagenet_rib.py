@@ -195,6 +195,7 @@ def test_the_in1k_stage_of_a_backbone_without_a_head(rib):
     """The recipe on a tiny training set; its cell is then the pretrained model of a campaign."""
     alone = ("model=vit_tiny_random", "model.head.fit=true", "train.batch_size=4", "train.epochs=1")
     alone += ("train.warmup_steps=null",)  # of two steps
+    alone += ("train.augment=[]", "train.crop_scale=[0.08,1]")  # no second pack
     stage = cell_plan.resolve("imagenet_rib/pre_fine_tune", parsed((*alone, *rib.words)))
     builder = Builder(stage, rib.device)
     cell = builder.build()

@@ -136,7 +136,7 @@ def test_forgetting_is_measured_on_classes_of_their_own(grid, folder, flowers):
 def test_wrong_probe_sets_are_refused():
     for words, message in (
         (["dataset.probe_sets=[twemoji]"], "dataset.probe_sets names twemoji twice"),
-        (["dataset.probe_sets=[flowers]"], "dataset.probe_sets: unknown emoji style 'flowers'"),
+        (["dataset.probe_sets=[flowers]"], "unknown emoji style 'flowers'"),
         (["dataset.probe_sets=[noto]", "dataset.holdout=0"], "set dataset.holdout above 0"),
     ):
         with pytest.raises(RecipeError, match=message):

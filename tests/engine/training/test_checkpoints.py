@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -135,7 +136,7 @@ def test_a_signal_after_the_last_step_leaves_a_checkpoint_too(grid, empty, monke
 
 def test_a_checkpoint_is_due_by_the_clock(empty, monkeypatch):
     clock = iter(range(0, 10_000, 25))  # seconds; looked at once a step, and once at a checkpoint
-    monkeypatch.setattr(saving.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(saving, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     unhurried(monkeypatch)
     written, write = [], CheckpointFiles.write
 
