@@ -1,7 +1,7 @@
 """Find related datasets, which show the same photos or have the same maker.
 
 A model fine-tuned on a dataset has seen the photos, or the style, of related datasets, so its
-change there says less about new data.
+change there says less about new data. `metrics.Grid.disjoint_mri` excludes these datasets.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ class Grid:
     float64 [S, cells]; trained: the same as a table, one row per cell and seed. again: float64
     [cells], the accuracy of a second training of some columns (a seed probe), NaN for others; None
     without a probe. related: the related
-    datasets (`disjoint.of`), empty if excluding them changes no RI.
+    datasets (`disjoint.related_datasets`), empty if excluding them changes no RI.
     """
 
     sets: tuple[str, ...]
