@@ -10,7 +10,7 @@ import json
 from typing import Any
 
 from engine import recipe
-from engine.cost import flops
+from engine.cost.count_network import count_network
 from engine.cost.work import Network, form_of
 from engine.model_files.architectures import STORED, installed_config
 from engine.recipe.schema import ModelRecipe
@@ -28,7 +28,7 @@ def main() -> None:
     for model in model_recipes():
         config = installed_config(model.arch)
         row = stored.setdefault(model.arch, {"config": config, "networks": {}})
-        counts = vars(Network(*flops.counted(model)))
+        counts = vars(Network(*count_network(model)))
         counts["core_share"] = round(counts["core_share"], 2)
         row["networks"][form_of(model)] = counts
     rows = (f"{json.dumps(arch)}: {json.dumps(row)}" for arch, row in sorted(stored.items()))

@@ -7,7 +7,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import torch
@@ -15,10 +15,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from engine import models
-from engine.cost.rates import CHIPS, product_tflops
+from engine.cost.rates import CHIPS
 from engine.machine import threads
-from engine.recipe.schema import ModelRecipe
 
 MEASURED, MEASURED_S = 4e9, 0.5  # operations per timed pass, and seconds of all passes
 Pass = Callable[[torch.Tensor], torch.Tensor]  # of a network or its backbone, of images
@@ -73,19 +71,6 @@ def elements_of_image(net: Pass, size: int) -> float:
     with torch.no_grad(), _Products() as counted:
         net(torch.empty(2, 3, size, size, device="meta"))
     return counted.elements / 2
-
-
-def counted(recipe: ModelRecipe) -> tuple[int, int, float, float, float]:
-    """Returns the values of a `Network` without its head."""
-    size = recipe.image_size
-    with torch.device("meta"):
-        net = models.create(recipe, 2).eval()
-    head, features = models.head(net), partial(models.features, net)
-    parameters = sum(p.numel() for p in net.parameters()) - 2 * (head.in_features + 1)
-    operations, elements = of_image(features, size), elements_of_image(features, size)
-    layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
-    share = forward_tflops(net, size, layout) / product_tflops()
-    return parameters, head.in_features, operations, elements, share
 
 
 def forward_tflops(net: nn.Module, size: int, layout: torch.memory_format) -> float:

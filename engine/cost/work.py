@@ -108,9 +108,9 @@ def network(recipe: Recipe, classes: int) -> Network:
     stored = stored_architectures().get(model.arch, {"networks": {}})["networks"]
     if counts := stored.get(form_of(model)):
         return Network(**counts).with_head(classes)
-    from engine.cost import flops  # here, because it imports torch
+    from engine.cost.count_network import count_network  # here, because it imports torch
 
-    return Network(*flops.counted(model)).with_head(classes)
+    return Network(*count_network(model)).with_head(classes)
 
 
 def form_of(model: ModelRecipe) -> str:

@@ -119,6 +119,7 @@ def on_fake_gpu(builder: Builder) -> Iterator[Run]:
         )
         patch.setattr(Run, "network", fake_network)
         patch.setattr(models, "create", fake_model)
+        patch.setattr(models, "create_for_states", lambda *given: fake_model(*given[:2]))
         patch.setattr(Cell, "state", lambda cell: _with_content(state, cell))
         patch.setattr(Run, "machine", on_cpu.machine)  # so that artefacts are those of the CPU
         patch.setattr(type(on_cpu.sets), "source", lambda *_: images)

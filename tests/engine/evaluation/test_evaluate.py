@@ -111,6 +111,7 @@ def test_what_is_not_there_is_named(grid):
 
 WORDS = {
     "anchor": "zero",
+    "augment": "[crop]",
     "average": "beta",
     "width": 0.5,
     "alphas": "[0.2]",
@@ -152,12 +153,15 @@ def changes(section: str, options: object, leave: set[str]) -> list[str]:
 @pytest.mark.slow
 def test_every_option_that_changes_weights_changes_the_name_of_a_cell(grid):
     builder = grid.builder("train.clip=0.1")
-    words = changes("train", builder.recipe.train, NO_WEIGHTS)
+    words = changes("train", builder.recipe.train, NO_WEIGHTS | {"crop_scale"})
     words += changes("optimizer", builder.recipe.optimizer, set())
     keys = {word: grid.builder("train.clip=0.1", word).key() for word in [*words, *CHANGES]}
     assert builder.key() not in keys.values()
     pairs = [(a, b) for a in keys for b in keys if a < b and keys[a] == keys[b]]
     assert not pairs
+    crops = "train.augment=[crop]"
+    larger = grid.builder("train.clip=0.1", crops, "train.crop_scale=[0.9,1]")
+    assert larger.key() != keys[crops]
 
 
 @pytest.mark.parametrize(
