@@ -94,7 +94,7 @@ def of_seeds(
     return claims(by_seed.mean(axis=0), own if before else moderated(own, campaigns, rows))
 
 
-def of_probe(
+def of_replicates(
     campaigns: int, r: float, rows: str, *, before: bool = False, **differ: float
 ) -> tuple[float, float, float]:
     """`claims` of campaigns with one seed and a column that was trained twice; before: without."""
@@ -130,8 +130,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         kinds.items(), {"": {}, **columns}.items()
     ):
         rows, differ = kind.partition(",")[0], of_rows | of_columns
-        cell = functools.partial(of_probe, count, rows=rows, **differ)
-        _print(f"a seed and a probe, rows {kind}{more}", cell)
+        cell = functools.partial(of_replicates, count, rows=rows, **differ)
+        _print(f"a seed and a replicate, rows {kind}{more}", cell)
     return 0
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine import recipe
-from engine.campaigns import seed_probe
+from engine.campaigns import seed_replicates
 from engine.errors import RecipeError
 from engine.measures.rows import trained_sets
 from engine.measures.setting import PLAIN, Scalar, Setting
@@ -31,13 +31,13 @@ LONGEST = 200  # bytes of a column's name; file names contain it and have at mos
 class Column:
     """All methods fine-tuned on one dataset, or a union `A+B` of several, in one setting: one job.
 
-    settings: values of the keys that vary, including the seed if it varies. is_probe: whether it
-    repeats another column with another seed. Means exclude probes.
+    settings: values of the keys that vary, including the seed if it varies. is_replicate: whether
+    it repeats another column with another seed. Means exclude replicates.
     """
 
     downstream: Name
     settings: Setting = PLAIN
-    is_probe: bool = False
+    is_replicate: bool = False
 
     @property
     def name(self) -> str:
@@ -61,7 +61,7 @@ class Column:
 
 
 def columns_of(grid: recipe.GridKeys, cells: Sequence[Recipe]) -> tuple[Column, ...]:
-    """The columns of a campaign, dataset by dataset, then its probes.
+    """The columns of a campaign, dataset by dataset, then its replicates.
 
     cells: one resolved recipe per method, with which every setting is checked. Raises RecipeError,
     naming the campaign's file or the command line, for a dataset that is unknown, named twice or
@@ -96,11 +96,11 @@ def columns_of(grid: recipe.GridKeys, cells: Sequence[Recipe]) -> tuple[Column, 
                 "too long for a file's name; vary fewer keys"
             )
         columns.append(column)
-    probes = (
-        Column(name, Setting({SEED: seed}), is_probe=True)
-        for name, seed in seed_probe.probed_columns(grid, downstreams, cells)
+    replicates = (
+        Column(name, Setting({SEED: seed}), is_replicate=True)
+        for name, seed in seed_replicates.replicated_columns(grid, downstreams, cells)
     )
-    return (*columns, *probes)
+    return (*columns, *replicates)
 
 
 def _downstreams(grid: recipe.GridKeys, dataset: DatasetRecipe) -> list[str]:

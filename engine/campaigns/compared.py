@@ -106,6 +106,6 @@ def _joined(runs: Sequence[FinishedCampaign]) -> Grid:
                 yield dataclasses.replace(row, model=f"{k} {row.model}", seed=seed)
 
     rows = [row for k, run in enumerate(runs) for row in kept(k, run.evaluations)]
-    probes = [[*kept(k, run.probe)] for k, run in enumerate(runs)]
-    probe = [row for of in probes for row in of] if count == 1 and all(probes) else []
-    return metrics.gather(rows, sets, "", columns, probe=probe)
+    repeated = [[*kept(k, run.replicates)] for k, run in enumerate(runs)]
+    again = [row for of in repeated for row in of] if count == 1 and all(repeated) else []
+    return metrics.gather(rows, sets, "", columns, replicates=again)

@@ -39,8 +39,8 @@ def builders(
     run_users: run users' method files; otherwise their cells must be in the store.
     """
     first, *rest = cells = list(plan.cells(column))
-    # A probe is evaluated only after training and needs no snapshots.
-    followed_cells = [] if column.is_probe else [cell.recipe for cell in cells]
+    # A replicate is evaluated only after training and needs no snapshots.
+    followed_cells = [] if column.is_replicate else [cell.recipe for cell in cells]
     followed = Followed(followed_cells, plan.downstreams)
     store = Store(plan.place.store)
     builder = Builder(first, device, followed=followed, store=store, run_users=run_users)
@@ -141,12 +141,12 @@ def column(plan: Plan, column: Column, device: torch.device, *, run_users: bool 
     for place in run.recipe.dataset.evaluated_sets:
         split = run.recipe.split_of(place)
         passes.evaluate(run, [entry.mix for entry in entries], [place], split)
-        if is_judged_seen(run, place, [column.downstream]) and not column.is_probe:
+        if is_judged_seen(run, place, [column.downstream]) and not column.is_replicate:
             passes.evaluate(run, headlines, [place], "train")
-        if run.recipe.evaluate.cka and not column.is_probe:
+        if run.recipe.evaluate.cka and not column.is_replicate:
             cka.evaluate(run, with_features, place)
         run.sets.release(place)
-    for place in run.recipe.dataset.probe_sets if not column.is_probe else ():
+    for place in run.recipe.dataset.probe_sets if not column.is_replicate else ():
         passes.evaluate(run, with_features, [place], "holdout")
         run.sets.release(place)
     for row, (_, of_row) in zip(rows, models, strict=True):

@@ -91,7 +91,7 @@ def of_column(
             mix, setting = entry.mix, Setting({**column.setting, **entry.setting})
             arm = Arm(recipe.model.name, method, recipe.method.variant, entry.alpha, setting)
             of_row = recipe.seed, entry.headline, cell.artifact.has(HISTORY)
-            is_shown = entry.headline and not column.is_probe
+            is_shown = entry.headline and not column.is_replicate
             for name in probes if is_shown and not isinstance(mix, Ensemble) else ():
                 on_set = ModelOnSet(*arm, recipe.downstream, name)
                 path = passes.predicted(run, mix, name, "holdout")

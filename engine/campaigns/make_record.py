@@ -39,7 +39,7 @@ def of_finished_columns(plan: Plan) -> Record:
     place = plan.place
     done = [c for c in plan.columns if job_states.is_done(place, c.job) and has_part(place, c.job)]
     to_do = [column for column in plan.columns if column not in done]
-    unfinished = {column.downstream for column in to_do if not column.is_probe}
+    unfinished = {column.downstream for column in to_do if not column.is_replicate}
     finished = [c for c in plan.columns if c not in to_do and c.downstream not in unfinished]
     missing = [
         MissingColumn(column.name, _reason(plan, column))
@@ -67,10 +67,12 @@ def _joined(plan: Plan, columns: Sequence[Column], distances: Distances) -> Reco
     place, dataset = plan.place, plan.recipe.dataset
     shared = read_part(place, PREPARE, Preparation)
     parts = {column: read_part(place, column.job, Models) for column in columns}
-    trained = [part for column, part in parts.items() if not column.is_probe]
+    trained = [part for column, part in parts.items() if not column.is_replicate]
     evaluations = [row for part in (shared.before, *trained) for row in part.evaluations]
     seen = [row for part in (shared.before, *trained) for row in part.seen]
-    probe = [row for column, part in parts.items() if column.is_probe for row in part.evaluations]
+    replicates = [
+        row for column, part in parts.items() if column.is_replicate for row in part.evaluations
+    ]
     probe_sets = [row for part in (shared.before, *trained) for row in part.probe_sets]
     cells: set[str] = set()
     sums: dict[str, str] = {}
@@ -79,14 +81,14 @@ def _joined(plan: Plan, columns: Sequence[Column], distances: Distances) -> Reco
         for name, sha256 in part.files.items():
             checked_file(place, name, sha256)
             sums[name] = sha256
-    rows = [*evaluations, *probe, *seen, *probe_sets]
+    rows = [*evaluations, *replicates, *seen, *probe_sets]
     artifacts = sorted({*cells, *(row.path.parent.as_posix() for row in rows)})
     for name in artifacts:
         if not place.store_root.has(f"{name}/{MARKER}"):
             raise FileNotFoundError(
                 f"{place.store / name} is missing: run the campaign again to make it"
             )
-    of_columns = [column for column in columns if not column.is_probe]
+    of_columns = [column for column in columns if not column.is_replicate]
     record = Record(
         name=plan.name,
         benchmark=dataset.name,
@@ -95,14 +97,14 @@ def _joined(plan: Plan, columns: Sequence[Column], distances: Distances) -> Reco
         downstreams=list(dict.fromkeys(column.downstream for column in of_columns)),
         upstream=dataset.upstream,
         methods={name: row.recipe.method.title for name, row in plan.rows.items()},
-        settings=_settings(plan, shared, evaluations, probe),
+        settings=_settings(plan, shared, evaluations, replicates),
         rows=[_row(name, row.recipe) for name, row in plan.rows.items()],
         credits=shared.credits,
         contact_sheet=shared.contact_sheet,
         holdout=dataset.holdout > 0,
         distances=distances.matrix,
         evaluations=evaluations,
-        probe=probe,
+        replicates=replicates,
         files={name: sums[name] for name in dict.fromkeys(row.path.as_posix() for row in rows)},
         cka=[row for part in trained for row in part.cka] if plan.recipe.evaluate.cka else None,
         sweep=list(dict.fromkeys(c.setting for c in of_columns)) if plan.is_sweep else None,
@@ -136,7 +138,10 @@ def _packs(plan: Plan, shared: Preparation) -> dict[str, Pack]:
 
 
 def _settings(
-    plan: Plan, shared: Preparation, evaluations: Sequence[Evaluation], probe: Sequence[Evaluation]
+    plan: Plan,
+    shared: Preparation,
+    evaluations: Sequence[Evaluation],
+    replicates: Sequence[Evaluation],
 ) -> dict[str, Any]:
     """The settings that the report shows, by heading."""
     recipe = plan.recipe
@@ -144,8 +149,8 @@ def _settings(
     first, last = seeds[0], seeds[-1]
     is_range = seeds == list(range(first, last + 1))
     several = f"{first} to {last}" if is_range else ", ".join(map(str, seeds))
-    twice = ", ".join(dict.fromkeys(f"{row.seed} on {row.downstream}" for row in probe))
-    one = f"{first}; as a probe {twice}" if twice else first
+    twice = ", ".join(dict.fromkeys(f"{row.seed} on {row.downstream}" for row in replicates))
+    one = f"{first}; as replicates {twice}" if twice else first
     about = (model.arch, f"{model.image_size} px", model.head.title)
     return {
         "Command": plan.command,

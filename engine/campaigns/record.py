@@ -79,7 +79,7 @@ class Record:
         distances: distances between datasets, which `matrix` reads, or None.
         evaluations: every model on every dataset.
         files: SHA-256 of each file of predictions, by path.
-        probe: evaluations of columns that were trained again with another seed.
+        replicates: evaluations of columns that were trained again with another seed.
         cka: CKA by block, one row per headline model and dataset; None without `evaluate.cka`.
         sweep: settings of a sweep, in order; None for other campaigns.
         classes: readable names of the head's classes, in order.
@@ -111,7 +111,7 @@ class Record:
     distances: dict[str, Any] | None
     evaluations: list[Evaluation]
     files: dict[InnerPath, str]
-    probe: list[Evaluation] = field(default_factory=list)
+    replicates: list[Evaluation] = field(default_factory=list)
     cka: list[dict[str, Any]] | None = None
     sweep: list[Setting] | None = None
     classes: list[str] = field(default_factory=list)
@@ -152,9 +152,9 @@ class FinishedCampaign:
         return self._found(self.record.seen)
 
     @functools.cached_property
-    def probe(self) -> list[Evaluation]:
-        """`Record.probe` with absolute paths."""
-        return self._found(self.record.probe)
+    def replicates(self) -> list[Evaluation]:
+        """`Record.replicates` with absolute paths."""
+        return self._found(self.record.replicates)
 
     @functools.cached_property
     def probe_sets(self) -> list[Evaluation]:

@@ -28,7 +28,7 @@ class Status:
             since 1970.
         jobs: number of jobs by state (`job_states`).
         cells: numbers of cells done, and of all cells.
-        probe: number of the seed probe's cells among all cells.
+        replicates: number of the seed replicates' cells among all cells.
         seconds: predicted time left; None if it is not running, or before the first step.
         doing: current work of the job that reported last.
         error: how the job that failed last failed.
@@ -40,7 +40,7 @@ class Status:
     since: float
     jobs: Counter[str]
     cells: tuple[int, int]
-    probe: int = 0
+    replicates: int = 0
     seconds: float | None = None
     doing: str = ""
     error: str = ""
@@ -60,7 +60,7 @@ def of(begun: Begun, now: float, *, is_latest: bool = True) -> Status:
         return Status(begun.name, place.name, DAMAGED, since, Counter(), (0, 0), error=str(error))
     of_column = len(plan.rows) * plan.seeds
     columns = [column.job for column in plan.columns]
-    probe = of_column * sum(column.is_probe for column in plan.columns)
+    replicates = of_column * sum(column.is_replicate for column in plan.columns)
     done = sum(
         of_column
         if states[job].state == FINISHED_JOB
@@ -72,7 +72,7 @@ def of(begun: Begun, now: float, *, is_latest: bool = True) -> Status:
     # A campaign that was finished and lacks an artefact makes its report again.
     if begun.record and states[REPORT].state == FINISHED_JOB:
         since = place.record.stat().st_mtime
-        return Status(begun.name, place.name, FINISHED, since, jobs, cells, probe)
+        return Status(begun.name, place.name, FINISHED, since, jobs, cells, replicates)
     tried = job_states.attempts(states)
     started = tried[-1].started if tried else place.path.stat().st_mtime
     errors = {
@@ -83,10 +83,12 @@ def of(begun: Begun, now: float, *, is_latest: bool = True) -> Status:
     error = errors[max(errors)] if errors else begun.fault
     if not is_latest or not locks.is_held(place.lock):
         jobs[FAILED] += jobs.pop(RUNNING, 0)
-        return Status(begun.name, place.name, STOPPED, started, jobs, cells, probe, error=error)
+        return Status(
+            begun.name, place.name, STOPPED, started, jobs, cells, replicates, error=error
+        )
     left, doing = left_s(job_states.steps(plan, states), states.values(), now), job_states.doing
     of_work = left, doing(states.values()), error
-    return Status(begun.name, place.name, AT_WORK, started, jobs, cells, probe, *of_work)
+    return Status(begun.name, place.name, AT_WORK, started, jobs, cells, replicates, *of_work)
 
 
 def left_s(steps: int, states: Iterable[JobState], now: float) -> float | None:

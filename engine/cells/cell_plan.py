@@ -25,7 +25,7 @@ INSTEAD = {  # by key of a campaign, the override that selects a single cell
     "methods": "method=NAME",
     "downstreams": "downstream=SET",
     "vary": "KEY=VALUE",
-    "probe": "seed=NUMBER",
+    "replicates": "seed=NUMBER",
 }
 
 

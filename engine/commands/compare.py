@@ -105,7 +105,7 @@ def _notes(table: pandas.DataFrame) -> Iterator[str]:
         yield f"A row without a dataset is about the mean over {sets} datasets."
     yield f"Test: {', '.join(table['test'].unique())}; corrected p: Holm."
     yield "Finds: the smallest difference that this much data finds with a power of 80%."
-    if first["seeds"] == 1 and first["test"] != "t test with a seed probe":
+    if first["seeds"] == 1 and first["test"] != "t test with seed replicates":
         yield "One training seed: another training may differ by more."
     if table["sources"].min() < FEW:
         yield f"Fewer than {FEW} source images: intervals are approximate."

@@ -40,8 +40,8 @@ def run(arguments: argparse.Namespace) -> None:
 def text(plan: Plan, estimate: Estimate, devices: Sequence[Device], core: Device) -> str:
     """The estimate for one model's grid: work by part, and totals. core: of this machine."""
     model, net, columns = plan.recipe.model, estimate.network, plan.columns
-    probes = sum(column.is_probe for column in columns)
-    grid = f"{len(columns) - probes} columns" + f" and a seed probe of {probes}" * bool(probes)
+    again = sum(column.is_replicate for column in columns)
+    grid = f"{len(columns) - again} columns" + f" and a seed replicate of {again}" * bool(again)
     cores = len(os.sched_getaffinity(0))
     shown, here = [*devices, core], _time(estimate.hours_on_cores(core, cores, plan.threads))
     rows = []

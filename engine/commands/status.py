@@ -35,12 +35,12 @@ def lines(status: Status, now: float) -> list[str]:
     """A campaign's lines; the first has its name, state and age."""
     done, cells = status.cells
     ago = f"{span(now - status.since)} ago"
-    of_probe = f" ({status.probe} of the seed probe)" if status.probe else ""
+    of_replicates = f" ({status.replicates} of seed replicates)" if status.replicates else ""
     if status.state == DAMAGED:
         return [f"{status.name}  damaged: {status.error}"]
     if status.state == FINISHED:
-        return [f"{status.name}  finished {ago}, {cells} cells{of_probe}"]
-    cells_done = f"{done} of {cells} cells{of_probe}"
+        return [f"{status.name}  finished {ago}, {cells} cells{of_replicates}"]
+    cells_done = f"{done} of {cells} cells{of_replicates}"
     shown = [f"{status.name}  {status.state}, last job started {ago}, {cells_done}"]
     doing = status.doing if status.state == AT_WORK else ""
     shown.append(f"  jobs: {progress.text(status.jobs, doing)}")

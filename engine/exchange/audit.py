@@ -172,7 +172,7 @@ def _of_claims(claimed: Record, plan: Plan) -> Iterator[str]:
         for number, cell in enumerate(plan.cells(column)):
             row = plan.methods[number % len(plan.rows)]
             needed.add((row, str(column.setting), column.downstream, cell.recipe.seed))
-    rows = [*claimed.evaluations, *claimed.probe]
+    rows = [*claimed.evaluations, *claimed.replicates]
     given = {(r.method, str(r.setting), r.downstream, r.seed, r.evaluated_on) for r in rows}
     wanted = {(*model, name) for model in needed for name in dataset.evaluated_sets}
     for row, setting, downstream, seed, name in sorted(wanted - given)[:MOST_SHOWN]:
@@ -183,7 +183,7 @@ def _of_claims(claimed: Record, plan: Plan) -> Iterator[str]:
 def _of_predictions(run: FinishedCampaign) -> Iterator[str]:
     """Problems within a file of predictions."""
     root, given = run.place.root, run.record
-    of_head = (*given.evaluations, *given.seen, *given.probe)
+    of_head = (*given.evaluations, *given.seen, *given.replicates)
     rows: list[tuple[Evaluation, float]] = [(row, len(given.classes)) for row in of_head]
     rows += [(row, np.inf) for row in given.probe_sets]  # which have classes of their own
     named = {row.path.as_posix() for row, _ in rows}

@@ -4,7 +4,7 @@
     plan.json  evaluations.json    the campaign's plan and record
     versions.json                  versions of packages, and the processor
     predictions/SET/MODEL.parquet  a row per image: `KEYS`, then the columns of `predictions.read`
-    seen/  probe/  probe_sets/     predictions of the record's lists of these names
+    seen/  replicates/  probe_sets/     predictions of the record's lists of these names
     report/                        results.json and CSV files
     weights/CELL/                  if asked for
     SHA256SUMS                     of all files except the card
@@ -45,7 +45,7 @@ from loaders.files.names import identifier
 from loaders.files.root import Root, move
 
 CARD = "README.md"
-KINDS = ("predictions", "seen", "probe", "probe_sets")  # folders of Parquet files
+KINDS = ("predictions", "seen", "replicates", "probe_sets")  # folders of Parquet files
 KEYS = pa.schema(
     [(name, pa.string()) for name in ("model", "method", "variant")]
     + [("alpha", pa.float64())]
@@ -102,7 +102,7 @@ def _write(run: FinishedCampaign, place: PublishedFolder, weights: bool) -> None
 
 def _record(run: FinishedCampaign, root: Root) -> Record:
     """The record with the published predictions, which this writes, and without what is private."""
-    kinds = zip(KINDS, (run.evaluations, run.seen, run.probe, run.probe_sets), strict=True)
+    kinds = zip(KINDS, (run.evaluations, run.seen, run.replicates, run.probe_sets), strict=True)
     rows = {
         kind: [dataclasses.replace(row, path=Path(_predictions(root, kind, row))) for row in of]
         for kind, of in kinds
@@ -122,7 +122,7 @@ def _record(run: FinishedCampaign, root: Root) -> Record:
         artifacts=[],
         evaluations=rows["predictions"],
         seen=rows["seen"],
-        probe=rows["probe"],
+        replicates=rows["replicates"],
         probe_sets=rows["probe_sets"],
         files={name: file_hash(root.file(name)) for name in paths},
     )

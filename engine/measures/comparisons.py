@@ -50,7 +50,7 @@ def compare_pairs(
     datasets.
     """
     cells = grid.ri_cells
-    if downstream:  # a probe is about the mean over columns
+    if downstream:  # a replicate is about the mean over columns
         grid, cells = replace(grid, again=None), cells[cells["downstream"] == downstream]
     alike = [(arm.model, arm.setting) for arm in grid.arms]
     wanted = {(alike[a], alike[b]) for a, b in pairs}
@@ -64,7 +64,7 @@ def compare_pairs(
     names = [name for name in grid.sets if (cells["evaluated_on"] == name).any()]
     of_set = cells.drop_duplicates("evaluated_on").set_index("evaluated_on")[["n", "sources"]]
     of_set.loc[""] = of_set["n"].sum(), of_set["sources"].min()
-    is_t = "t test" if len(grid.seeds) > 1 else "t test with a seed probe"
+    is_t = "t test" if len(grid.seeds) > 1 else "t test with seed replicates"
     test = is_t if len(grid.seeds) > 1 or grid.again is not None else "normal test"
     tables = []
     for means, of_family in ((overall, [""]), (on_sets, names)):

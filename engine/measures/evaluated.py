@@ -66,12 +66,12 @@ def of_set(
 
 
 def again(
-    evaluations: Sequence[Evaluation], probe: Sequence[Evaluation]
+    evaluations: Sequence[Evaluation], replicates: Sequence[Evaluation]
 ) -> dict[ModelOnSet, float]:
     """Accuracy in percent of second trainings. Raises ValueError if an evaluation used other images
     than the first training's."""
     first, accuracy = {row.cell: row.path for row in evaluations}, {}
-    for row in probe:
+    for row in replicates:
         images = SetPredictions()
         images.add(first[row.cell], row.model)
         hits = images.by_source(images.add(row.path, row.model).hit)

@@ -66,9 +66,9 @@ class Grid:
 
     draws: by measure, float32 [B, cells], over images, with fixed seeds. by_seed: by measure,
     float64 [S, cells]; trained: the same as a table, one row per cell and seed. again: float64
-    [cells], the accuracy of a second training of some columns (a seed probe), NaN for others; None
-    without a probe. related: the related
-    datasets (`disjoint.related_datasets`), empty if excluding them changes no RI.
+    [cells], the accuracy of a second training of some columns (seed replicates), NaN for others;
+    None without replicates. related: the related datasets (`disjoint.related_datasets`), empty if
+    excluding them changes no RI.
     """
 
     sets: tuple[str, ...]
@@ -267,11 +267,13 @@ class Means:
         if len(grid.seeds) > 1:
             error = seeds.of_mean(grid.by_seed[measure] @ self.weights)
         elif grid.again is not None and measure == "accuracy" and "downstream" not in keys and arms:
-            probed, accuracy = ~np.isnan(grid.again), grid.cells["accuracy"].to_numpy(float)
-            change = np.where(probed, grid.again - accuracy, 0)
+            replicated, accuracy = ~np.isnan(grid.again), grid.cells["accuracy"].to_numpy(float)
+            change = np.where(replicated, grid.again - accuracy, 0)
             columns = pandas.factorize(grid.cells["downstream"].replace("", None))[0]
-            error = seeds.of_probe(change, probed, columns, self.weights)
-            variance = pandas.Series(error.variance)  # of the probed set the mean of the others'
+            error = seeds.of_replicates(change, replicated, columns, self.weights)
+            variance = pandas.Series(
+                error.variance
+            )  # of the replicated set the mean of the others'
             by_arm = variance.groupby([keys[name].to_numpy() for name in arms])
             variance = variance.fillna(by_arm.transform("mean"))
             error = SeedError(variance.to_numpy(), error.freedom)
@@ -318,14 +320,14 @@ def gather(
     downstreams: Sequence[str] = (),
     *,
     families: Mapping[str, Sequence[str]] = MappingProxyType({}),
-    probe: Sequence[Evaluation] = (),
+    replicates: Sequence[Evaluation] = (),
     draws: int = DRAWS,
 ) -> Grid:
     """Read every evaluation once; cells come in the order of the evaluations.
 
     sets: datasets of RI. downstreams: downstream datasets; empty: `sets`. Other datasets are
-    reported but never part of RI. families: datasets by maker. probe: evaluations of some columns'
-    second training, with another seed.
+    reported but never part of RI. families: datasets by maker. replicates: evaluations of some
+    columns' second training, with another seed.
 
     Raises ValueError for fewer than two datasets, missing or repeated evaluations, unreadable or
     NaN predictions, and evaluations of one dataset on different images.
@@ -349,7 +351,11 @@ def gather(
     measured = _measured(evaluations, temperatures, draws)
     grid = grid_of(evaluations, *measured, sets, upstream, downstreams or sets)
     grid = replace(grid, related=related)
-    return replace(grid, again=grid.placed(evaluated.again(evaluations, probe))) if probe else grid
+    return (
+        replace(grid, again=grid.placed(evaluated.again(evaluations, replicates)))
+        if replicates
+        else grid
+    )
 
 
 def on_probe_sets(evaluations: Sequence[Evaluation], draws: int = DRAWS) -> pandas.DataFrame:

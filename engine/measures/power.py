@@ -30,7 +30,7 @@ class Errors:
 
     def difference(self, count: int) -> float:
         """The smallest difference in points that a test of all rows with this number of seeds
-        detects (`seeds.least_difference`); a single seed has a seed probe."""
+        detects (`seeds.least_difference`); a single seed has a seed replicate."""
         freedom = max(count - 1, 1) * max(self.rows - 1, 1)
         error = SeedError(np.array([self.seeds**2 / count]), np.array([freedom]))
         least = seeds.least_difference(np.array([self.images**2]), error, self.comparisons)

@@ -44,28 +44,28 @@ def of_mean(by_seed: np.ndarray) -> SeedError:
     return SeedError(by_seed.var(axis=0, ddof=1) / seeds, np.full(count, seeds - 1.0))
 
 
-def of_probe(
-    change: np.ndarray, probed: np.ndarray, columns: np.ndarray, weights: sparse.csc_array
+def of_replicates(
+    change: np.ndarray, replicated: np.ndarray, columns: np.ndarray, weights: sparse.csc_array
 ) -> SeedError:
     """For K weighted means of the cells of a grid with one seed, from columns that were trained
     twice.
 
-    change [cells]: in accuracy, from the first training to the second. probed: bool [cells],
+    change [cells]: in accuracy, from the first training to the second. replicated: bool [cells],
     whether there was a second. columns: int [cells], -1 of pretrained models. weights [cells, K].
     Trainings of columns are assumed independent and equally variable: half the square of a mean's
-    change in its probed columns is scaled by the ratio of the squared weights of all columns and of
-    these. NaN if no probed column has weight.
+    change in its replicated columns is scaled by the ratio of the squared weights of all columns
+    and of these. NaN if no replicated column has weight.
     """
     squares, squares_twice, moved, twice = np.zeros((4, len(weights.indptr) - 1))
     by_cell = weights.tocsr()
     for column in range(columns.max() + 1):
         of_column = columns == column
         squares += abs(by_cell[of_column]).sum(axis=0) ** 2
-        again = by_cell[of_column & probed]
+        again = by_cell[of_column & replicated]
         counted = abs(again).sum(axis=0)
         squares_twice += counted**2
         twice += counted > 0
-        moved += (change[of_column & probed] @ again) ** 2
+        moved += (change[of_column & replicated] @ again) ** 2
     with np.errstate(invalid="ignore", divide="ignore"):
         variance = squares / squares_twice * moved / 2
     return SeedError(variance, np.maximum(twice, 1))

@@ -15,7 +15,7 @@ from typing import Any
 from engine.errors import RecipeError
 from engine.measures.rows import trained_sets
 from engine.recipe import campaigns, catalogue, overrides, yaml_text
-from engine.recipe.campaigns import DOWNSTREAMS, LEAVE_ONE_OUT, PROBE, SELECTION, VARY
+from engine.recipe.campaigns import DOWNSTREAMS, LEAVE_ONE_OUT, REPLICATES, SELECTION, VARY
 from engine.recipe.overrides import Override
 
 RECIPE = "recipe="
@@ -31,13 +31,14 @@ _REMEDIES = {
 class GridKeys:
     """downstreams: the datasets that each column fine-tunes on, `LEAVE_ONE_OUT` for all but one in
     turn, or None for each of the benchmark's. vary: values by recipe key; every column is trained
-    in each combination. probe: number of columns that are trained again with the next seed. file:
-    where the keys are set, except those in `given`, which maps the user's keys to their source."""
+    in each combination. replicates: number of columns that are trained again with the next seed.
+    file: where the keys are set, except those in `given`, which maps the user's keys to their
+    source."""
 
     file: str
     downstreams: list[list[str]] | str | None = None
     vary: Mapping[str, list[Any]] = field(default_factory=dict)
-    probe: int = 0
+    replicates: int = 0
     given: Mapping[str, str] = field(default_factory=dict)
 
     def source(self, key: str) -> str:
@@ -47,24 +48,24 @@ class GridKeys:
 
 def grid_keys(campaign: str, given: Sequence[Override]) -> GridKeys:
     """The keys of a campaign's file, or of the overrides `downstreams=[A,[B,C]]`,
-    `vary={KEY: [1, 2]}` and `probe=1`.
+    `vary={KEY: [1, 2]}` and `replicates=1`.
 
     Raises RecipeError for values of another form.
     """
     of_campaign = campaigns.read(campaign)
-    of_grid = [each for each in given if each.key in (DOWNSTREAMS, VARY, PROBE)]
+    of_grid = [each for each in given if each.key in (DOWNSTREAMS, VARY, REPLICATES)]
     values = of_campaign.values | {each.key: each.plain() for each in of_grid}
     sets, vary = values.get(DOWNSTREAMS), values.get(VARY) or {}
-    sources, probe = {each.key: each.source for each in of_grid}, values.get(PROBE, 0)
-    keys = GridKeys(str(of_campaign.file), None, vary, probe, sources)
+    sources, replicates = {each.key: each.source for each in of_grid}, values.get(REPLICATES, 0)
+    keys = GridKeys(str(of_campaign.file), None, vary, replicates, sources)
     if sets is not None:
         keys = replace(keys, downstreams=_downstreams(sets, keys.source(DOWNSTREAMS)))
     if not isinstance(vary, dict):
         raise RecipeError(f"{keys.source(VARY)}: {VARY} must contain `KEY: [1, 2]` lines")
-    if not isinstance(probe, int) or isinstance(probe, bool) or probe < 0:
+    if not isinstance(replicates, int) or isinstance(replicates, bool) or replicates < 0:
         raise RecipeError(
-            f"{keys.source(PROBE)}: {PROBE}={probe} is not a number of columns: {PROBE}=1 trains "
-            f"one column a second time, {PROBE}=0 none"
+            f"{keys.source(REPLICATES)}: {REPLICATES}={replicates} is not a number of columns: "
+            f"{REPLICATES}=1 trains one column a second time, {REPLICATES}=0 none"
         )
     return keys
 

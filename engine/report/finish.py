@@ -96,11 +96,11 @@ def tables(results: Results) -> dict[str, pandas.DataFrame]:
 
 
 def _by_seed(results: Results) -> pandas.DataFrame:
-    """Accuracy of each seed: for all cells, or for the probed columns."""
+    """Accuracy of each seed: for all cells, or for the replicated columns."""
     grid, columns = results.grid, [*KEY, "seed", "n", "accuracy"]
     if grid.again is None:
         return grid.trained[columns]
-    seed = {row.seed for row in results.record.probe}
+    seed = {row.seed for row in results.record.replicates}
     cells = grid.cells[~np.isnan(grid.again)]
     first = cells.assign(seed=grid.seeds[0])
     again = cells.assign(seed=min(seed), accuracy=grid.again[cells.index])

@@ -61,19 +61,21 @@ def merged(runs: Sequence[FinishedCampaign], models_csv: Path | None = None) -> 
     seen: dict[tuple[Any, ...], Evaluation] = {}
     probe_sets: dict[tuple[Any, ...], Evaluation] = {}
     cka, attempts, missing = [], [], []
-    # The rows of a campaign without a probe would appear not to vary over seeds.
-    has_probe = all(any(of.downstream in shared for of in record.probe) for record in records)
-    probe: dict[tuple[Any, ...], Evaluation] = {}
+    # The rows of a campaign without replicates would appear not to vary over seeds.
+    has_replicates = all(
+        any(of.downstream in shared for of in record.replicates) for record in records
+    )
+    replicates: dict[tuple[Any, ...], Evaluation] = {}
     thumbnails: dict[str, dict[str, str]] = {}
     settings: dict[str, Any] = {}
     settings_of_rows: list[Row] = []
     for label, run in zip(labels, runs, strict=True):
         record, models = run.record, {name: f"{name} ({label})" for name in disagreeing}
-        of_probe = run.probe if has_probe else []
+        of_replicates = run.replicates if has_replicates else []
         kinds = (
             (rows, run.evaluations),
             (seen, run.seen),
-            (probe, of_probe),
+            (replicates, of_replicates),
             (probe_sets, run.probe_sets),
         )
         for kept, of_run in kinds:
@@ -114,7 +116,7 @@ def merged(runs: Sequence[FinishedCampaign], models_csv: Path | None = None) -> 
         ],
         families={name: sets for record in records for name, sets in record.families.items()},
     )
-    more = list(seen.values()), list(probe.values()), list(probe_sets.values())
+    more = list(seen.values()), list(replicates.values()), list(probe_sets.values())
     return of_record(record, list(rows.values()), models_csv, *more)
 
 

@@ -147,7 +147,7 @@ class Results:
     def disjoint(self) -> pandas.DataFrame:
         """mRI and disjoint mRI of the shown arms: disjoint_mRI_pts, difference_pts (disjoint minus
         plain mRI, paired) and the bounds of both; columns: number of downstream datasets. Empty if
-        no datasets are related, or all are. The difference ignores the seed probe, whose column
+        no datasets are related, or all are. The difference ignores the seed replicate, whose column
         may have no related dataset."""
         disjoint, mri = self.grid.disjoint_mri, self.grid.mri
         place = {arm: k for k, arm in enumerate(mri.keys["arm"])}
@@ -180,7 +180,7 @@ class Results:
     @property
     def covers_training(self) -> bool:
         """Whether intervals and tests of mRI cover training seeds, by several seeds or a seed
-        probe."""
+        replicate."""
         return len(self.grid.seeds) > 1 or self.grid.again is not None
 
     @property
@@ -190,18 +190,18 @@ class Results:
 
     @property
     def in_one_training(self) -> str:
-        """` in this one training`, after numbers that ignore a seed probe; otherwise empty."""
+        """` in this one training`, after numbers that ignore a seed replicate; otherwise empty."""
         return " in this one training" * (len(self.grid.seeds) == 1)
 
     @property
     def seeds(self) -> str:
-        """The number of training seeds, and whether there is a seed probe."""
-        return counted("training seed", len(self.grid.seeds)) + " and a seed probe" * bool(
-            self.probed
+        """The number of training seeds, and whether there is a seed replicate."""
+        return counted("training seed", len(self.grid.seeds)) + " and a seed replicate" * bool(
+            self.replicated
         )
 
     @property
-    def probed(self) -> list[str]:
+    def replicated(self) -> list[str]:
         """The downstream datasets whose columns were trained twice."""
         cells, again = self.grid.cells, self.grid.again
         return [] if again is None else [*cells.loc[~np.isnan(again), "downstream"].unique()]
@@ -219,12 +219,12 @@ class Results:
     @property
     def population_of_mri(self) -> str:
         """The population of intervals and tests of mRI."""
-        probed = (
-            f"other training seeds, estimated from a second one on {listed(self.probed)}"
-            if self.probed
+        twice = (
+            f"other training seeds, estimated from a second one on {listed(self.replicated)}"
+            if self.replicated
             else ""
         )
-        return self.population.replace("this one training", probed or "this one training")
+        return self.population.replace("this one training", twice or "this one training")
 
     def of(self, model: str) -> str:
         """` of MODEL` if a report has several models, for captions."""
@@ -254,7 +254,7 @@ class Results:
 
 def of_campaign(run: FinishedCampaign, models_csv: Path | None = None) -> Results:
     """Results from the predictions of a finished campaign; models_csv: as in `of_record`."""
-    more = run.seen, run.probe, run.probe_sets
+    more = run.seen, run.replicates, run.probe_sets
     return of_record(run.record, run.evaluations, models_csv, *more)
 
 
@@ -263,15 +263,15 @@ def of_record(
     evaluations: Sequence[Evaluation],
     models_csv: Path | None = None,
     seen: Sequence[Evaluation] = (),
-    probe: Sequence[Evaluation] = (),
+    replicates: Sequence[Evaluation] = (),
     probe_sets: Sequence[Evaluation] = (),
 ) -> Results:
     """Results of a record's evaluations, with absolute paths. models_csv: the user's models for the
-    baseline of effective robustness (`model_rows.read`), instead of published ones. seen, probe,
-    probe_sets: as in the record, with absolute paths. Raises ValueError if no line can be
-    fitted."""
+    baseline of effective robustness (`model_rows.read`), instead of published ones. seen,
+    replicates, probe_sets: as in the record, with absolute paths. Raises ValueError if no line can
+    be fitted."""
     asked = record.sets, record.upstream, record.downstreams
-    grid = metrics.gather(evaluations, *asked, families=record.families, probe=probe)
+    grid = metrics.gather(evaluations, *asked, families=record.families, replicates=replicates)
     results = of_grid(record, grid, _baseline(record, models_csv))
     changes = image_changes.of(evaluations) if record.classes else []
     leak, by_group = leaks.of(grid, evaluations, seen), of_groups(grid, evaluations)

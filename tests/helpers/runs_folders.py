@@ -14,7 +14,7 @@ from engine.recipe import overrides
 from engine.store.artifacts import Store
 from loaders.files.durable import file_hash
 
-WORDS = ("dataset.sets=[twemoji,openmoji]", "methods=[fine_tune,soup]", "probe=0")
+WORDS = ("dataset.sets=[twemoji,openmoji]", "methods=[fine_tune,soup]", "replicates=0")
 _plan = functools.cache(lambda: make_plan("emoji", overrides.parsed(WORDS)))
 
 

@@ -49,16 +49,16 @@ def _about_seeds(results: Results) -> str:
     """Which numbers cover other training seeds."""
     if (seeds := len(results.grid.seeds)) > 1:
         return f"They also cover {seeds} training seeds."
-    if results.probed:
+    if results.replicated:
         return (
-            f"Models on {listed(results.probed)} were trained a second time with another seed (a "
-            "seed probe). Intervals and tests of mRI, and of other means over all downstream "
-            "datasets, include the variance between the two; numbers of a single downstream "
-            "dataset are about this one training."
+            f"Models on {listed(results.replicated)} were trained a second time with another seed "
+            "(a seed replicate). Intervals and tests of mRI, and of other means over all "
+            "downstream datasets, include the variance between the two; numbers of a single "
+            "downstream dataset are about this one training."
         )
     return (
         "They are about this one training: another seed may reverse differences of a point or two. "
-        "Several seeds (seeds=3) or a seed probe (probe=1) measure this."
+        "Several seeds (seeds=3) or a seed replicate (replicates=1) measure this."
     )
 
 

@@ -20,7 +20,7 @@ COLUMNS = ["column-twemoji", "column-openmoji", f"column-{identifier('noto-mono'
 
 
 def planned(runs: Path, *words: str) -> Plan:
-    return make_plan("emoji", overrides.parsed((f"runs={runs}", *WORDS, "probe=0", *words)))
+    return make_plan("emoji", overrides.parsed((f"runs={runs}", *WORDS, "replicates=0", *words)))
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def artifact(tmp_path) -> Path:
         (("methods=[ewc,soup]", "train.epochs=3"), []),
         (("methods=[ewc,soup]", "seeds=2"), []),
         (("methods=[ewc,soup]", "device=cuda"), []),
-        (("methods=[ewc,soup]", "probe=1"), [*SHARED, *COLUMNS]),  # its column is new
+        (("methods=[ewc,soup]", "replicates=1"), [*SHARED, *COLUMNS]),  # its column is new
         (("methods=[ewc,soup]", "trackers=[tensorboard]"), []),  # which logs what is made
     ],
 )

@@ -84,10 +84,10 @@ def test_time_left_counts_no_job_whose_results_another_campaign_had(tmp_path):
     assert steps(plan) == 12
 
 
-def test_cells_of_a_seed_probe_are_named():
+def test_cells_of_seed_replicates_are_named():
     for state, shown in (("finished", "90 cells"), ("stopped", "31 of 90 cells")):
-        status = Status("emoji", "plan", state, 0.0, Counter(), (31, 90), probe=10)
-        assert lines(status, 60.0)[0].endswith(f", {shown} (10 of the seed probe)")
+        status = Status("emoji", "plan", state, 0.0, Counter(), (31, 90), replicates=10)
+        assert lines(status, 60.0)[0].endswith(f", {shown} (10 of seed replicates)")
 
 
 def test_a_campaign_whose_process_died_is_stopped(at_work, tmp_path, capsys):

@@ -145,29 +145,29 @@ def test_a_set_that_is_related_to_the_upstream_set_alone_has_no_disjoint_numbers
     assert "related-sets" not in {section.key for section in sections.of(results)}
 
 
-def test_a_seed_probe_says_nothing_of_what_disjoint_mri_is_more(evaluations):
-    """Of a probed column without related sets, RI and disjoint RI are one."""
+def test_a_seed_replicate_says_nothing_of_what_disjoint_mri_is_more(evaluations):
+    """Of a replicated column without related sets, RI and disjoint RI are one."""
     alone = {"one maker": ["natural", "sketch"]}
     rows = [row for row in evaluations if "blurred" not in (row.downstream, row.evaluated_on)]
     sets = [name for name in SETS if name != "blurred"]
     record = made_results.record(rows, sets=sets, downstreams=sets, families=alone)
     plain = made_results.of_record(record, rows).disjoint
     for column in ("cartoon", "natural"):
-        probe = [replace(row, seed=1) for row in rows if row.downstream == column]
-        table = made_results.of_record(record, rows, probe=_changed(probe)).disjoint
+        replicates = [replace(row, seed=1) for row in rows if row.downstream == column]
+        table = made_results.of_record(record, rows, replicates=_changed(replicates)).disjoint
         assert table["difference_low"].equals(plain["difference_low"])
         assert (table["disjoint_mRI_low"] < plain["disjoint_mRI_low"]).all()
 
 
-def _changed(probe):
+def _changed(replicates):
     """The evaluations with the answers in another order."""
-    for number, row in enumerate(probe):
+    for number, row in enumerate(replicates):
         table = pq.read_table(row.path)
         top1 = np.random.default_rng(number).permutation(table["top1"].to_numpy())
         path = row.path.with_name(f"again-{row.path.name}")
         pq.write_table(table.set_column(3, "top1", [top1]), path)
-        probe[number] = replace(row, path=path)
-    return probe
+        replicates[number] = replace(row, path=path)
+    return replicates
 
 
 @pytest.mark.parametrize(

@@ -182,7 +182,7 @@ def test_the_first_screen_and_a_section_say_what_was_found(made):
     (section,) = [of for of in sections.of(results) if of.key == "leak"]
     assert section.heading == text
     assert list(map(len, (table.data for table in section.tables))) == [2, 8]
-    assert "and this one training" in section.text  # a seed probe says nothing of the leak
+    assert "and this one training" in section.text  # a seed replicate says nothing of the leak
     assert made_results.drawn(section)
 
 

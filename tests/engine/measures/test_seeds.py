@@ -99,10 +99,10 @@ def _variance_over_images(read, a: int, b: int) -> float:
     return (left - right).var()
 
 
-def test_a_probe_gives_the_variance_of_a_mean_over_all_columns(tmp_path):
+def test_a_replicate_gives_the_variance_of_a_mean_over_all_columns(tmp_path):
     first, second = (grid(tmp_path / str(k), of_seed(k), METHODS) for k in range(2))
-    probe = [cell for cell in second if cell.downstream == "a"]
-    plain, read = gather(first), gather(first, probe=[replace(c, seed=1) for c in probe])
+    replicates = [cell for cell in second if cell.downstream == "a"]
+    plain, read = gather(first), gather(first, replicates=[replace(c, seed=1) for c in replicates])
     assert plain.cells.equals(read.cells)
 
     def ri(which, method):  # of column `a`
@@ -126,7 +126,7 @@ def test_a_probe_gives_the_variance_of_a_mean_over_all_columns(tmp_path):
     assert (before["difference_pts"] == compared["difference_pts"]).all()
     wider = compared["difference_high"] - compared["difference_low"]
     narrow = before["difference_high"] - before["difference_low"]
-    assert (wider > narrow).all()  # on the probed set too, where nothing of the probe counts
+    assert (wider > narrow).all()  # on the replicated set too, where the replicate does not count
     wide, narrow = (of.numbers["change_high"] - of.numbers["change_low"] for of in (read, plain))
     of_columns = read.numbers["downstream"] != ""
     assert (wide[of_columns] == narrow[of_columns]).sum() == narrow[of_columns].notna().sum()
@@ -138,12 +138,12 @@ def _accuracy(cell) -> float:
     return 100 * float((table["top1"].to_numpy() == table["label"].to_numpy()).mean())
 
 
-def test_a_probe_counts_for_the_rows_that_it_trained_alone():
-    """Two models in one report, each with a probe of another column."""
+def test_a_replicate_counts_for_the_rows_that_it_trained_alone():
+    """Two models in one report, each with a replicate of another column."""
     columns = np.array([0, 1, 0, 1])  # of a model's two cells, then of the other's
-    change, probed = np.array([4.0, 0, 0, 6.0]), np.array([True, False, False, True])
+    change, replicated = np.array([4.0, 0, 0, 6.0]), np.array([True, False, False, True])
     weights = sparse.csc_array([[0.5, 0], [0.5, 0], [0, 0.5], [0, 0.5]])
-    error = seeds.of_probe(change, probed, columns, weights)
+    error = seeds.of_replicates(change, replicated, columns, weights)
     assert list(error.variance) == [4**2 / 4, 6**2 / 4]  # (half of it)**2 / 2, of two columns
     assert list(error.freedom) == [1, 1]
 
@@ -155,11 +155,11 @@ def test_an_unknown_variance_over_seeds_gives_no_interval():
     assert np.isnan(wide[:, 0]).all() and list(wide[:, 1]) == [1, 3]
 
 
-def test_a_probe_that_saw_other_images_is_refused(tmp_path):
+def test_a_replicate_that_saw_other_images_is_refused(tmp_path):
     first = grid(tmp_path / "0", of_seed(0), METHODS)
     other = grid(tmp_path / "1", lambda *_: np.zeros(58, bool), METHODS)
     with pytest.raises(ValueError, match="different images"):
-        gather(first, probe=[cell for cell in other if cell.downstream == "a"])
+        gather(first, replicates=[cell for cell in other if cell.downstream == "a"])
 
 
 def test_numbers_that_no_seed_changes_have_no_variance_and_lend_none():
@@ -179,6 +179,6 @@ def test_tests_of_equal_methods_hold_at_their_level(r):
     for rows_are in ("independent", "like the demo's"):
         for claimed, held, _ in (
             simulated_seeds.of_seeds(400, 2, r, rows_are),
-            simulated_seeds.of_probe(400, r, rows_are),
+            simulated_seeds.of_replicates(400, r, rows_are),
         ):
             assert claimed < 0.07 and held > 0.94

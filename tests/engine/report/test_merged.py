@@ -34,7 +34,7 @@ def test_a_model_of_two_campaigns_is_one_where_they_agree_and_named_after_them_e
 
 
 @pytest.mark.parametrize(("column", "counts"), [("flat", True), ("mono", False)])
-def test_a_seed_probe_counts_where_each_campaign_has_one_of_a_shared_column(
+def test_a_seed_replicate_counts_where_each_campaign_has_one_of_a_shared_column(
     tmp_path, column, counts
 ):
     """Rows without a second training would pass for rows that no seed changes."""
@@ -42,8 +42,8 @@ def test_a_seed_probe_counts_where_each_campaign_has_one_of_a_shared_column(
     for name, downstreams, on in (("a", ["flat", "mono"], column), ("b", ["flat"], "flat")):
         run = reports.finished(tmp_path, name, model=name, seed=len(runs))
         rows = [row for row in run.record.evaluations if row.downstream in ("", *downstreams)]
-        probe = [row for row in rows if row.downstream == on]
-        record = replace(run.record, downstreams=downstreams, evaluations=rows, probe=probe)
+        again = [row for row in rows if row.downstream == on]
+        record = replace(run.record, downstreams=downstreams, evaluations=rows, replicates=again)
         runs.append(replace(run, record=record))
     assert merged(runs).covers_training == counts
 

@@ -80,14 +80,14 @@ def test_what_orders_methods_says_that_it_is_of_one_training():
         assert "significantly better" not in text
     again = np.where(results.grid.cells["downstream"] == "a", 0.0, np.nan)
     again += results.grid.cells["accuracy"].to_numpy() + np.arange(len(again)) % 3 / 100
-    probed = of_grid(results.record, dataclasses.replace(results.grid, again=again))
-    for text in shown(probed):
+    replicated = of_grid(results.record, dataclasses.replace(results.grid, again=again))
+    for text in shown(replicated):
         assert "one training" not in " ".join(text.split()), text
-    text = headline.told_apart(probed, MODEL)
+    text = headline.told_apart(replicated, MODEL)
     assert text == "EWC & co is significantly better than every other method"
-    assert "1 training seed and a seed probe" in headline.lead(probed)
-    assert "other training seeds, estimated from a second one on a;" in probed.population_of_mri
-    assert "Models on a were trained a second time" in about.how_to_read(probed).text
+    assert "1 training seed and a seed replicate" in headline.lead(replicated)
+    assert "other training seeds, estimated from a second one on a;" in replicated.population_of_mri
+    assert "Models on a were trained a second time" in about.how_to_read(replicated).text
 
 
 def test_csv_files_hold_every_row(tmp_path):

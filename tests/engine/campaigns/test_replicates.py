@@ -14,13 +14,13 @@ from helpers import campaigns
 
 def columns(name: str, *words: str) -> list[tuple[str, bool]]:
     plan = make_plan(name, parsed(words))
-    return [(column.name, column.is_probe) for column in plan.columns]
+    return [(column.name, column.is_replicate) for column in plan.columns]
 
 
 def test_the_middle_columns_are_trained_again_with_the_next_seed():
-    names = [name for name, is_probe in columns("emoji") if not is_probe]
+    names = [name for name, is_replicate in columns("emoji") if not is_replicate]
     assert columns("emoji")[8:] == [("openmoji,seed=1", True)] and len(names) == 8
-    two = columns("emoji", "probe=2", "seed=4")[8:]
+    two = columns("emoji", "replicates=2", "seed=4")[8:]
     assert two == [("noto-v1,seed=5", True), ("emojione-monotone,seed=5", True)]
     assert columns("imagenet_rib")[7:] == [("imagenet_sketch,seed=1", True)]
     plan = make_plan("emoji", [])
@@ -28,20 +28,20 @@ def test_the_middle_columns_are_trained_again_with_the_next_seed():
     assert plan.downstreams == names and len(plan.jobs) == 12
 
 
-def test_where_nothing_is_compared_or_seeds_are_several_there_is_no_probe():
-    for words in (["probe=0"], ["seeds=2"], ["methods=[ewc]"], ["downstreams=[openmoji]"],
+def test_where_nothing_is_compared_or_seeds_are_several_there_is_no_replicate():
+    for words in (["replicates=0"], ["seeds=2"], ["methods=[ewc]"], ["downstreams=[openmoji]"],
                   ["vary={optimizer.lr: [1e-4, 1e-3]}"]):  # fmt: skip
-        assert not any(is_probe for _, is_probe in columns("emoji", *words)), words
-    assert not any(is_probe for _, is_probe in columns("emoji_upstream"))
+        assert not any(is_replicate for _, is_replicate in columns("emoji", *words)), words
+    assert not any(is_replicate for _, is_replicate in columns("emoji_upstream"))
 
 
 @pytest.mark.slow
-def test_a_probe_trains_one_column_again_and_leaves_all_cells_as_they_are(
+def test_a_replicate_trains_one_column_again_and_leaves_all_cells_as_they_are(
     folder, finished, grid, tmp_path, monkeypatch, capsys
 ):
     runs = shutil.copytree(finished, tmp_path / "runs")
     ran = campaigns.in_this_process(monkeypatch)
-    words = [str(folder / "shapes.yaml"), f"runs={runs}", "probe=1"]
+    words = [str(folder / "shapes.yaml"), f"runs={runs}", "replicates=1"]
     before = {path.name for path in (runs / "store/cells").iterdir()}
     assert cli.main(["campaign", *words]) == 0
     assert "column-tinted,seed=1" in ran
@@ -57,19 +57,20 @@ def test_a_probe_trains_one_column_again_and_leaves_all_cells_as_they_are(
     for a, b in zip(wide, narrow, strict=True):
         assert a["mri"] == b["mri"] and a["method"] == b["method"]
         width, width_before = (float(r["mri_high"]) - float(r["mri_low"]) for r in (a, b))
-        # The probe is fitted to its optimum, and alpha 0 is the model before.
+        # The linear probe is fitted to its optimum, and alpha 0 is the model before.
         varies = a["method"] != "linear_probe" and a["alpha"] != "0.0"
         assert (width > width_before) == varies
     page = (report / "index.html").read_text()
     assert "Models on tinted were trained a second time" in page and "(one training)" not in page
     assert "(one training)" in (plain / "index.html").read_text()
     (place,) = (path.parent for path in runs.glob("shapes-*/plans/*/evaluations.json"))
-    probe = record.read(PlanFolder(place)).record.probe
-    assert {row.seed for row in probe} == {1} and {row.downstream for row in probe} == {"tinted"}
-    assert {row.method: row.trains for row in probe} == {
+    replicates = record.read(PlanFolder(place)).record.replicates
+    assert {row.seed for row in replicates} == {1}
+    assert {row.downstream for row in replicates} == {"tinted"}
+    assert {row.method: row.trains for row in replicates} == {
         "fine_tune": True, "linear_probe": True, "wise_ft": False}  # fmt: skip
 
-    # Where the probe alone is unfinished, the report is that of one training.
+    # Where the replicate alone is unfinished, the report is that of one training.
     (place / job_states.DONE / "column-tinted,seed=1").unlink()
     PlanFolder(place).record.unlink()
     assert cli.main(["report", str(report.parent)]) == 0

@@ -1,4 +1,4 @@
-"""The seed probe: some columns of a campaign are trained a second time, with the next seed.
+"""Seed replicates: some columns of a campaign are trained a second time, with the next seed.
 
 `engine.measures.seeds` estimates the variance between training seeds from the difference.
 """
@@ -9,31 +9,31 @@ from collections.abc import Sequence
 
 from engine import recipe
 from engine.errors import RecipeError
-from engine.recipe.campaigns import PROBE, VARY
+from engine.recipe.campaigns import REPLICATES, VARY
 from engine.recipe.schema import Recipe
 
 
-def probed_columns(
+def replicated_columns(
     grid: recipe.GridKeys, downstreams: Sequence[str], cells: Sequence[Recipe]
 ) -> list[tuple[str, int]]:
     """The downstream datasets to train on again, with the seed: the middle one, or several spread
     evenly.
 
-    Campaigns list datasets from near to far. There are no probes if seeds or settings vary, or with
-    a single row or no more columns than probes. Raises RecipeError if the command line requests
-    probes then.
+    Campaigns list datasets from near to far. There are no replicates if seeds or settings vary, or
+    with a single row or no more columns than replicates. Raises RecipeError if the command line
+    requests replicates then.
     """
     first, obstacle = cells[0], ""
     if grid.vary or first.seeds > 1:
         obstacle = f"{VARY} or several seeds"
-    elif len(cells) == 1 or len(downstreams) <= grid.probe:
+    elif len(cells) == 1 or len(downstreams) <= grid.replicates:
         obstacle = f"{len(cells)} of a campaign's rows and {len(downstreams)} of its columns"
-    if obstacle and grid.probe and PROBE in grid.given:
+    if obstacle and grid.replicates and REPLICATES in grid.given:
         raise RecipeError(
-            f"{grid.source(PROBE)}: {PROBE}={grid.probe} needs at least two rows, a single seed "
-            f"and setting, and more columns than probes, and does not work with {obstacle}; leave "
-            "it out"
+            f"{grid.source(REPLICATES)}: {REPLICATES}={grid.replicates} needs at least two rows, "
+            "a single seed and setting, and more columns than replicates, and does not work with "
+            f"{obstacle}; leave it out"
         )
-    count = 0 if obstacle else grid.probe
+    count = 0 if obstacle else grid.replicates
     middles = [(2 * k + 1) * len(downstreams) // (2 * count) for k in range(count)]
     return [(downstreams[middle], first.seed + 1) for middle in middles]
