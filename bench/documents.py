@@ -136,7 +136,7 @@ BLOCKS = (
     Block("docs/demo.md", "emoji", "slides", slides),
     Block(EXPERIMENTS, "emoji_disjoint", "leak", finding("leak", "leak"), "leak"),
     Block(EXPERIMENTS, "emoji_upstream", "upstream", finding("upstream"), "upstream"),
-    Block(EXPERIMENTS, "emoji_portions", "portions", finding("varied"), "portions"),
+    Block(EXPERIMENTS, "emoji_fractions", "fractions", finding("varied"), "fractions"),
     Block(EXPERIMENTS, "emoji_cka", "cka", finding("cka"), "cka-depth"),
     Block(EXPERIMENTS, "emoji_plus", "plus", finding(), "trade-off"),
     Block(EXPERIMENTS, "emoji_plus", "once", separated),

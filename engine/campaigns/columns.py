@@ -134,7 +134,7 @@ def _check_keys(source: str, vary: Mapping[str, Sequence[Any]], cells: Sequence[
         if is_fixed or effect_of(key) is not Affects.CELL:
             raise RecipeError(
                 f"{source}: vary: {key} cannot vary; keys of optimizer and train can, and "
-                f"dataset.shots, dataset.portion, {VARIANT}, {SEED}. To vary a method's option, "
+                f"dataset.shots, dataset.fraction, {VARIANT}, {SEED}. To vary a method's option, "
                 "select its row alone (`methods=[ROW]`) or add a row per value (`base`). To vary a "
                 "key that all columns share, make one campaign per value"
             )

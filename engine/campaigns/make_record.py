@@ -177,5 +177,5 @@ def _row(name: str, cell: Recipe) -> Row:
         for section in ("method", "optimizer", "train")
         for key, value in dataclasses.asdict(getattr(cell, section)).items()
     }
-    parts = {f"dataset.{key}": getattr(cell.dataset, key) for key in ("shots", "portion")}
+    parts = {f"dataset.{key}": getattr(cell.dataset, key) for key in ("shots", "fraction")}
     return Row(name, {**settings, **parts, "seeds": cell.seeds})

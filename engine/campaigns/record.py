@@ -53,7 +53,7 @@ class MissingColumn:
 @dataclass(frozen=True)
 class Row:
     """A row of the table. method: its key. settings: its training settings, by recipe key:
-    `method.*`, `optimizer.*`, `train.*`, `dataset.shots`, `dataset.portion` and `seeds`."""
+    `method.*`, `optimizer.*`, `train.*`, `dataset.shots`, `dataset.fraction` and `seeds`."""
 
     method: str
     settings: dict[str, Any]

@@ -33,7 +33,7 @@ Train one row of a campaign with every combination of values, on every downstrea
 
 trains 3 x 2 configurations with 3 seeds each. Commas separate values, except within brackets or
 quotes: model.mean=[0.4,0.5,0.5] is one value. These keys can have several values:
-optimizer.KEY, train.KEY, method.KEY of the row, dataset.shots, dataset.portion and seed.
+optimizer.KEY, train.KEY, method.KEY of the row, dataset.shots, dataset.fraction and seed.
 downstream=A,B fine-tunes on these datasets only. Any other key=value applies to all.
 
 Configurations share packs, pretrained model, features, Fisher and LP-FT's probe, and reuse cells

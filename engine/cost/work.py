@@ -224,5 +224,5 @@ def trained_on(recipe: Recipe, sizes: Sequence[tuple[int, int]]) -> int:
     dataset = recipe.dataset
     parts = [images * (1 - dataset.holdout) for images, _ in sizes]
     part = sum(min(images, dataset.train_images or images) for images in parts)
-    part = round(part * dataset.portion)
+    part = round(part * dataset.fraction)
     return min(part, dataset.shots * max(classes for _, classes in sizes) or part)

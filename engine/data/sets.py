@@ -88,7 +88,7 @@ class LabelledSet:
 
         They are the training split or, if it is larger than `dataset.train_images`, a balanced
         sample of it by the dataset's seed (of a union, for each of its datasets); then
-        `dataset.shots` or `dataset.portion` selects by the recipe's seed. Raises ValueError if no
+        `dataset.shots` or `dataset.fraction` selects by the recipe's seed. Raises ValueError if no
         image is left, or if `dataset.holdout` holds out no image of a dataset, because evaluation
         would then use training images.
         """
@@ -110,13 +110,13 @@ class LabelledSet:
         labels = self.labels.numpy()[positions]
         if dataset.shots:
             return positions[splits.first_of_each_class(labels, dataset.shots, recipe.seed)]
-        if dataset.portion == 1:
+        if dataset.fraction == 1:
             return positions
-        part = splits.portion_of_each_class(labels, dataset.portion, recipe.seed)
+        part = splits.fraction_of_each_class(labels, dataset.fraction, recipe.seed)
         if not len(part):
             raise ValueError(
-                f"dataset.portion={dataset.portion:g} leaves none of the {len(positions)} training "
-                f"images of {self.name}: give at least {1 / len(positions):.2g}"
+                f"dataset.fraction={dataset.fraction:g} leaves none of the {len(positions)} "
+                f"training images of {self.name}: give at least {1 / len(positions):.2g}"
             )
         return positions[part]
 
@@ -140,7 +140,7 @@ class LabelledSet:
         if len(self.training(recipe)) == len(self.split("train")):
             return {}
         dataset = recipe.dataset
-        key = {"part": {"shots": dataset.shots, "portion": dataset.portion}}
+        key = {"part": {"shots": dataset.shots, "fraction": dataset.fraction}}
         if 0 < dataset.train_images < len(self.split("train")):
             key["thinned"] = {
                 "images": dataset.train_images,

@@ -112,18 +112,18 @@ def first_of_each_class(labels: np.ndarray, shots: int, seed: int) -> np.ndarray
     return np.flatnonzero(rank < shots)
 
 
-def portion_of_each_class(labels: np.ndarray, portion: float, seed: int) -> np.ndarray:
+def fraction_of_each_class(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     """Positions (int64, sorted) of a fraction in (0, 1] of the images.
 
-    labels: int64 [N]. A class of n images contributes portion * n, rounded up or down; the seed
-    distributes the rounding evenly over classes. So classes of equal size contribute portion * N in
-    total, up to one image, and a small fraction can leave a class without images.
+    labels: int64 [N]. A class of n images contributes fraction * n, rounded up or down; the seed
+    distributes the rounding evenly over classes. So classes of equal size contribute fraction * N
+    in total, up to one image, and a small fraction can leave a class without images.
     """
     rng = np.random.default_rng([seed, _STREAM])
     rank, of_class, counts = _ranks(labels, rng)
     # The image of rank r is selected from (r + offset) / n on: at even steps, never at 1.
     offset = (rng.permutation(len(counts)) + 0.5) / max(len(counts), 1)
-    return np.flatnonzero((rank + offset[of_class]) / counts[of_class] < portion)
+    return np.flatnonzero((rank + offset[of_class]) / counts[of_class] < fraction)
 
 
 def _ranks(

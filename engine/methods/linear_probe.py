@@ -77,13 +77,13 @@ def first_head(cell: schema.Recipe) -> schema.Recipe:
     """The recipe of a backbone's first head, from the recipe of any cell that starts from it.
 
     The head is fitted on the whole training split of its dataset, even if the cell's recipe limits
-    the training images (`dataset.train_images`, `shots`, `portion`).
+    the training images (`dataset.train_images`, `shots`, `fraction`).
     """
     method = Recipe("linear_probe", "LP", "linear_probe", l2=cell.model.head.l2, anchor="zero")
     return replace(
         cell,
         downstream=cell.head_set,
-        dataset=replace(cell.dataset, train_images=0, shots=0, portion=1.0),
+        dataset=replace(cell.dataset, train_images=0, shots=0, fraction=1.0),
         method=method,
         optimizer=schema.OptimizerRecipe(),
         train=schema.TrainRecipe(),

@@ -47,10 +47,11 @@ def checked(recipe: Recipe) -> Recipe:
             "dataset.probe_sets are judged on held-out images, and dataset.holdout=0 holds none "
             "out: set dataset.holdout above 0, such as 0.25"
         )
-    if recipe.dataset.shots and recipe.dataset.portion < 1:
+    if recipe.dataset.shots and recipe.dataset.fraction < 1:
         raise RecipeError(
-            f"dataset.shots={recipe.dataset.shots} and dataset.portion={recipe.dataset.portion:g} "
-            "both select training images: set only one of them"
+            f"dataset.shots={recipe.dataset.shots} and "
+            f"dataset.fraction={recipe.dataset.fraction:g} both select training images: "
+            "set only one of them"
         )
     if recipe.dataset.holdout_by == "source" and not recipe.dataset.holdout:
         raise RecipeError(
@@ -74,7 +75,7 @@ def checked(recipe: Recipe) -> Recipe:
         raise RecipeError(
             f"train.crop_scale={list(train.crop_scale)}: the first number is the smaller one"
         )
-    parts = ("shots", "portion", "train_images")
+    parts = ("shots", "fraction", "train_images")
     taken = [k for k in parts if getattr(recipe.dataset, k) != getattr(DatasetRecipe, k)]
     if recipe.judges_seen and taken:
         raise RecipeError(

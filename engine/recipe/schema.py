@@ -193,7 +193,7 @@ class DatasetRecipe:
     train_images: Count = 0  # maximum training images per dataset, as a balanced sample; 0: all
     shots: Count = marked(CELL, 0)  # training images per class, drawn with the cell's seed; 0: all
     # fraction of each class to train on, drawn with the cell's seed
-    portion: Part = marked(CELL, 1.0)
+    fraction: Part = marked(CELL, 1.0)
     limit: Count = 0  # smoke run: images per dataset, for training and evaluation; 0: all
     pack_format: Literal["raw", "jpeg"] = marked(PACK, "raw")
     undecodable: Literal["refuse", "skip"] = "refuse"  # images that cannot be decoded

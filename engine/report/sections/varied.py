@@ -19,7 +19,7 @@ NUMBERS = [*tables.with_ends(MRI), *tables.with_ends(HELD_OUT)]
 AXES = {  # by key: the name of its table and of its figures, and what its values are
     "optimizer.lr": ("rates", "learning rate"),
     "dataset.shots": ("shots", "images per class"),
-    "dataset.portion": ("portions", "fraction of the training images"),
+    "dataset.fraction": ("fractions", "fraction of the training images"),
 }
 SUBSETS = (
     "Training on a subset has as many epochs as on all images, so it takes fewer steps. With the "

@@ -55,12 +55,12 @@ def test_a_campaign_that_fine_tunes_on_the_upstream_set_and_is_run_again(
 
 def test_a_set_can_be_trained_on_and_not_evaluated(folder, finished):
     """As ImageNet's training set: its columns have no accuracy on the set itself."""
-    text = "vary: {dataset.portion: [0.5, 1.0]}\ndownstreams: [tinted]\n"
+    text = "vary: {dataset.fraction: [0.5, 1.0]}\ndownstreams: [tinted]\n"
     words = ("dataset.sets=[outline,few]", "dataset.train_sets=[tinted]")
     report = run_with(folder, "trained", text, *words)
     assert columns(report, "evaluated_on") == {"upstream", "outline", "few"}
     assert columns(report, "downstream") == {"", "tinted"}
-    for name in ("ranking", "portions"):
+    for name in ("ranking", "fractions"):
         assert len(rows(report / f"tables/{name}.csv")) == 2 * len(METHODS)
 
 

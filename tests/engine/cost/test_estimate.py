@@ -62,7 +62,7 @@ def test_training_and_evaluation_are_images_times_passes(plan, counted):
     ("words", "images"),
     [
         (["dataset.shots=2", "downstreams=[few]"], 2 * 3),
-        (["dataset.train_images=10", "dataset.portion=0.5"], 5),
+        (["dataset.train_images=10", "dataset.fraction=0.5"], 5),
     ],
 )
 def test_a_column_of_a_part_trains_on_as_many(folder, words, images):

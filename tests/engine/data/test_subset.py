@@ -14,13 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.data.sets import LabelledSet
-from engine.data.splits import first_of_each_class, portion_of_each_class
+from engine.data.splits import first_of_each_class, fraction_of_each_class
 from engine.recipe.schema import DatasetRecipe, Recipe
 from helpers.grids import COPIES, FEW, listing, same, weights
 
 LABELS = st.lists(st.integers(0, 6), max_size=80).map(lambda x: np.array(x, dtype=np.int64))
 SEEDS = st.integers(0, 4)
-PORTIONS = st.floats(0, 1, exclude_min=True)
+FRACTIONS = st.floats(0, 1, exclude_min=True)
 
 
 @given(LABELS, st.integers(1, 12), st.integers(1, 12), SEEDS)
@@ -32,16 +32,16 @@ def test_shots_are_nested_and_a_class_gives_as_many_as_it_has(labels, a, b, seed
         assert np.sum(labels[few] == label) == min(a, b, np.sum(labels == label))
 
 
-@given(LABELS, PORTIONS, PORTIONS, SEEDS)
-def test_portions_are_nested_and_each_class_gives_its_share(labels, a, b, seed):
-    few, more = (portion_of_each_class(labels, portion, seed) for portion in sorted((a, b)))
+@given(LABELS, FRACTIONS, FRACTIONS, SEEDS)
+def test_fractions_are_nested_and_each_class_gives_its_share(labels, a, b, seed):
+    few, more = (fraction_of_each_class(labels, fraction, seed) for fraction in sorted((a, b)))
     assert set(few) <= set(more) and np.array_equal(few, np.unique(few))
     for label in np.unique(labels):
         share = min(a, b) * np.sum(labels == label)
         assert abs(np.sum(labels[few] == label) - share) < 1 + 1e-9
-    assert len(portion_of_each_class(labels, 1.0, seed)) == len(labels)
-    alike = np.repeat(np.unique(labels), 7)  # classes of one size give the portion of all images
-    assert abs(len(portion_of_each_class(alike, a, seed)) - a * len(alike)) <= 0.5 + 1e-9
+    assert len(fraction_of_each_class(labels, 1.0, seed)) == len(labels)
+    alike = np.repeat(np.unique(labels), 7)  # classes of one size give the fraction of all images
+    assert abs(len(fraction_of_each_class(alike, a, seed)) - a * len(alike)) <= 0.5 + 1e-9
 
 
 def test_a_large_set_is_thinned_in_balance_and_a_small_one_is_not():
@@ -89,11 +89,11 @@ def test_a_part_stands_in_the_key_and_the_whole_does_not(grid, method):
         return grid.builder(f"method={method}", *words).key()
 
     whole = key()
-    parts = [key(f"dataset.{word}") for word in ("shots=1", "shots=2", "portion=0.5")]
+    parts = [key(f"dataset.{word}") for word in ("shots=1", "shots=2", "fraction=0.5")]
     assert len({json.dumps(part, sort_keys=True) for part in [whole, *parts]}) == 4
     assert "part" not in whole
     trained_on = COPIES - round(0.25 * COPIES)
-    for word in ("shots=0", f"shots={trained_on}", "shots=999", "portion=1"):
+    for word in ("shots=0", f"shots={trained_on}", "shots=999", "fraction=1"):
         assert key(f"dataset.{word}") == whole, f"{word}: the same images, so the same cell"
 
 
@@ -121,6 +121,6 @@ def test_a_part_trains_like_a_folder_that_holds_nothing_else(grid, tmp_path):
     assert same(weights(alone), weights(cell))
 
 
-def test_a_portion_of_no_image_is_refused(grid):
+def test_a_fraction_of_no_image_is_refused(grid):
     with pytest.raises(ValueError, match=r"leaves none of the 25 training images of outline"):
-        grid.build("dataset.portion=0.001")
+        grid.build("dataset.fraction=0.001")

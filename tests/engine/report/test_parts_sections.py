@@ -1,4 +1,4 @@
-"""The sections on shots, portions and the upstream set: their numbers, claims and figures."""
+"""The sections on shots, fractions and the upstream set: their numbers, claims and figures."""
 
 import pytest
 
@@ -48,12 +48,12 @@ def test_figures_draw_all_after_the_largest_number_and_name_methods_once():
 
 
 def test_curves_are_in_order_with_one_for_each_of_what_else_varies():
-    settings = [f"dataset.portion={p},train.epochs={e}" for e in (1, 3) for p in (1.0, 0.1)]
+    settings = [f"dataset.fraction={p},train.epochs={e}" for e in (1, 3) for p in (1.0, 0.1)]
     made = in_settings(dict.fromkeys(settings, 50))
     assert varied.points(made, "dataset.shots").empty
-    points = varied.points(made, "dataset.portion")
+    points = varied.points(made, "dataset.fraction")
     fine_tune = points[points["key"] == "fine_tune"]
-    expected = [(f"train.epochs={e}", portion) for e in (1, 3) for portion in (0.1, 1.0)]
+    expected = [(f"train.epochs={e}", fraction) for e in (1, 3) for fraction in (0.1, 1.0)]
     assert list(zip(fine_tune["rest"], fine_tune["x"], strict=True)) == expected
     rest = ("epochs 1", "epochs 3")
     assert set(points["method"]) == {f"{method}, {x}" for method in ("FT", "EWC") for x in rest}
