@@ -51,7 +51,7 @@ def contests(device: torch.device, scale: Scale) -> Iterator[Contest]:
         folder = Path(name)
         photos.write(folder / "files", count, scale.draws)
         words = [f"model.image_size={size}", f"evaluate.batch_size={min(64, count)}"]
-        words += [f"runs={folder / 'runs'}", "source=resident"]
+        words += [f"runs={folder / 'runs'}", "loader=resident"]
         # On a GPU ours is compiled, and bf16's rounding decides between answers that are near.
         precise = [*words, "evaluate.precision=fp32", "evaluate.compile=never"]
         recipe, exact = (user_models.resolve(arch, parsed(each)) for each in (words, precise))

@@ -275,7 +275,7 @@ class Sets:
         return open_source(
             pack,
             self.device,
-            "stream" if is_streamed else self.recipe.source,
+            "stream" if is_streamed else self.recipe.loader,
             # Columns of a campaign share the cores; torch knows this column's share.
             workers=min(8, max(2, torch.get_num_threads())),
         )

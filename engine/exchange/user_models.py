@@ -45,7 +45,7 @@ from engine.store.cells import Cell
 from loaders.pack import MANIFEST, Pack
 
 KEYS = (  # keys that affect the evaluation of checkpoints, in addition to `model.KEY`
-    *("runs", "source", "device", "threads"),
+    *("runs", "loader", "device", "threads"),
     *("evaluate.batch_size", "evaluate.precision", "evaluate.compile"),
     *("dataset.pack_format", "dataset.undecodable", "dataset.background"),
     *("dataset.words", "dataset.templates"),

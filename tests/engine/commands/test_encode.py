@@ -66,9 +66,9 @@ def test_the_whole_of_imagenet_c_is_confirmed_first(rib, capsys, monkeypatch):
     assert rib.encode(*whole, "--yes") == 0
     assert "imagenet_c: 150 images of 1000 classes in" in capsys.readouterr().out
     assert len(rib.builder("dataset.subsample=full").sets[IN_C].group) == 150
-    for source in ("auto", "resident"):
+    for loader in ("auto", "resident"):
         for subsample, kind in (("full", Stream), (str(SUBSAMPLE), Resident)):
-            words = (f"dataset.subsample={subsample}", f"source={source}")
+            words = (f"dataset.subsample={subsample}", f"loader={loader}")
             assert type(rib.builder(*words).sets.source(IN_C)) is kind, "all of IN-C streams"
     resolved = recipe.of_sections("vit_b16_augreg_in1k", "imagenet_rib")
     assert size_bytes(resolved, 3_750_000) == pytest.approx(574e9, rel=0.001)

@@ -27,8 +27,8 @@ def test_a_bank_says_what_each_model_says_alone_bit_for_bit(grid, fresh, mixes):
 
 @pytest.mark.slow
 def test_a_stream_gives_what_a_resident_set_gives(grid, fresh, mixes):
-    resident = tables(grid.builder("source=resident"), mixes, [*SETS])
-    assert same_tables(tables(fresh.builder("source=stream"), mixes, [*SETS]), resident)
+    resident = tables(grid.builder("loader=resident"), mixes, [*SETS])
+    assert same_tables(tables(fresh.builder("loader=stream"), mixes, [*SETS]), resident)
 
 
 @pytest.mark.parametrize("name", ["outline", "few"])
@@ -180,7 +180,7 @@ def test_what_changes_no_weights_changes_no_name(grid):
     of_train = {field.name for field in dataclasses.fields(builder.recipe.train)}
     words = changes("evaluate", builder.recipe.evaluate, set())
     words += changes("train", builder.recipe.train, of_train - NO_WEIGHTS)
-    words += ["method.title=Other", "source=stream", "device=cpu", "model.name=other"]
+    words += ["method.title=Other", "loader=stream", "device=cpu", "model.name=other"]
     assert len(words) == 7 + 3 + 4
     assert all(grid.builder(word).key() == builder.key() for word in words)
 
