@@ -25,7 +25,7 @@ from engine import models
 from engine.data.sets import Sets
 from engine.evaluation import passes
 from engine.exchange import user_models
-from engine.machine import memory
+from engine.machine.devices import keep_pages
 from engine.machine.files import cache_folder
 from engine.machine.precision import autocast, no_tf32
 from engine.recipe import parsed, preprocessing
@@ -45,7 +45,7 @@ def contests(device: torch.device, scale: Scale) -> Iterator[Contest]:
         arch, size, count = "vit_base_patch16_224", 224, 1024
     else:
         arch, size, count = "test_vit", 32, 8 if scale.quick else 960
-    memory.keep_pages()
+    keep_pages()
     no_tf32()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

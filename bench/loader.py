@@ -28,7 +28,7 @@ from bench import photos
 from bench.contest import Contest, Entrant, Scale, tried
 from engine import models
 from engine.exchange import user_models
-from engine.machine import memory
+from engine.machine.devices import keep_pages
 from engine.recipe import parsed, preprocessing
 from engine.recipe.schema import ModelRecipe
 from loaders.augment import Augment
@@ -42,7 +42,7 @@ Epoch = Callable[[], Iterator[Tensor]]
 
 def contests(device: torch.device, scale: Scale) -> Iterator[Contest]:
     count, size, workers = (8, 32, 1) if scale.quick else (512, 224, os.cpu_count() or 1)
-    memory.keep_pages()  # as in the engine; the peers' processes inherit it
+    keep_pages()  # as in the engine; the peers' processes inherit it
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         photos.write(folder / "files", count, scale.draws)

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from engine.machine.device_name import device_name
+from engine.machine.devices import device_name
 from engine.machine.files import write_atomic
 
 ROOT = Path(__file__).parent.parent

@@ -211,7 +211,7 @@ def evaluate(
     import pandas
 
     from engine.exchange import user_models
-    from engine.machine import ranks
+    from engine.machine.devices import pick_device
     from engine.recipe import parsed
 
     is_one = isinstance(checkpoints, str | Path)
@@ -223,7 +223,7 @@ def evaluate(
         recipe,
         files,
         {name: Path(place) for name, place in sets.items()},
-        ranks.pick_device(recipe.device),
+        pick_device(recipe.device),
         classes=named,
         mask=mask,
     )
@@ -244,13 +244,13 @@ def distances(
 
     from engine.cells import cell_plan
     from engine.cells.build import Builder
-    from engine.machine import ranks
+    from engine.machine.devices import pick_device
     from engine.otdd import problems, solve
     from engine.recipe import parsed
 
     cell = cell_plan.resolve(name, parsed(settings))
     names = _names(sets, cell.recipe.dataset.evaluated_sets)
-    run = Builder(cell, ranks.pick_device(cell.recipe.device))
+    run = Builder(cell, pick_device(cell.recipe.device))
     with run.store.in_use():
         matrix = solve.distances(run, names, problems.DistanceOptions(**options))
     return pandas.DataFrame(matrix.values, index=names, columns=names)

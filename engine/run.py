@@ -13,7 +13,8 @@ import torch
 
 from engine import models
 from engine.data.sets import LabelledSet, Sets
-from engine.machine import precision, ranks, threads
+from engine.machine import precision, ranks
+from engine.machine.devices import cpu_threads
 from engine.recipe.schema import Recipe
 from engine.store.artifacts import Artifact, Store
 from engine.store.cells import Cell
@@ -123,7 +124,7 @@ class Run:
 
     def threads(self) -> AbstractContextManager[None]:
         """Use the recipe's number of CPU threads, whatever the launcher set."""
-        return nullcontext() if self.device.type != "cpu" else threads.threads(self.recipe.threads)
+        return nullcontext() if self.device.type != "cpu" else cpu_threads(self.recipe.threads)
 
     def network(self, cell: Cell) -> torch.nn.Module:
         """A cell's model on the device, in eval mode.

@@ -75,7 +75,7 @@ def of(options: RunOptions, plans: Sequence[Plan]) -> Site:
     else:
         import torch
 
-        from engine.machine.ranks import pick_device
+        from engine.machine.devices import pick_device
 
         device = pick_device(device).type
         there = torch.cuda.device_count() if device == "cuda" else 0

@@ -14,7 +14,7 @@ import torch
 from engine import recipe
 from engine.cost.throughput import Bench, Speed, cell_of
 from engine.machine import first_line, ranks
-from engine.machine.device_name import device_name
+from engine.machine.devices import device_name
 from engine.report import console
 from loaders.pack import Pack
 

@@ -108,7 +108,7 @@ def _compute(arguments: argparse.Namespace, plan: Plan) -> None:
 
     from engine.campaigns import jobs
     from engine.machine import ranks
-    from engine.machine.device_name import device_name
+    from engine.machine.devices import device_name
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", len(os.sched_getaffinity(0)))))
     device = ranks.start(plan.device)
@@ -148,9 +148,10 @@ def _take_gpus(number: int, device: str) -> None:
     """
     if device == "cpu" and number == 1:
         return
-    from engine.machine import gpus, ranks
+    from engine.machine import gpus
+    from engine.machine.devices import pick_device
 
-    on_gpus = number == 1 or ranks.pick_device(device).type == "cuda"
+    on_gpus = number == 1 or pick_device(device).type == "cuda"
     names = gpus.names() if on_gpus else []
     if number == 1 and len(names) < 2:
         return

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from engine.cost.rates import CHIPS
-from engine.machine import threads
+from engine.machine.devices import cpu_threads
 
 MEASURED, MEASURED_S = 4e9, 0.5  # operations per timed pass, and seconds of all passes
 Pass = Callable[[torch.Tensor], torch.Tensor]  # of a network or its backbone, of images
@@ -85,7 +85,7 @@ def forward_tflops(net: nn.Module, size: int, layout: torch.memory_format) -> fl
         tensor.data.fill_(0.01 if tensor.is_floating_point() else 0)  # denormals would be slow
     images, times = max(2, min(64, int(MEASURED / operations))), []
     x = torch.full((images, 3, size, size), 0.5).to(memory_format=layout)
-    with threads.threads(1), torch.inference_mode():
+    with cpu_threads(1), torch.inference_mode():
         while len(times) < 2 or sum(times) < MEASURED_S:
             begin = time.process_time()
             net(x)

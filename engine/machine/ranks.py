@@ -19,7 +19,8 @@ import torch
 import torch.distributed as dist
 
 from engine.errors import FirstRankError
-from engine.machine import memory, precision, rendezvous
+from engine.machine import rendezvous
+from engine.machine.devices import keep_pages, pick_device
 
 T = TypeVar("T")
 SEEN_S, LOOK_S = 180, 0.5  # limit (NFS may hide a new file for 60 s, acdirmax); between checks
@@ -33,18 +34,6 @@ class Stored(Protocol):
     def proof(self) -> Path: ...
 
 
-def pick_device(device: str) -> torch.device:
-    """Returns the device of a single process, with TF32 disabled; `auto` prefers a GPU.
-
-    Raises ValueError for `cuda` if torch sees no GPU.
-    """
-    precision.no_tf32()
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device=cuda, but torch sees no GPU; use device=cpu or device=auto")
-    use_gpu = torch.cuda.is_available() if device == "auto" else device == "cuda"
-    return torch.device("cuda" if use_gpu else "cpu")
-
-
 def start(device: str = "auto") -> torch.device:
     """Joins the process group and returns this rank's device; a single process uses the first GPU.
 
@@ -53,7 +42,7 @@ def start(device: str = "auto") -> torch.device:
     """
     use_gpu = pick_device(device).type == "cuda"
     if not use_gpu:
-        memory.keep_pages()
+        keep_pages()
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     rendezvous.complete_environment()
     local = int(os.environ["LOCAL_RANK"])

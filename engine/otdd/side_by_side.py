@@ -14,7 +14,7 @@ from typing import TypeVar
 import torch
 
 from engine.machine import bars
-from engine.machine.threads import threads
+from engine.machine.devices import cpu_threads
 
 T = TypeVar("T", bound=Hashable)
 R = TypeVar("R")
@@ -53,7 +53,7 @@ def side_by_side(
 
     if on_gpu:
         torch.cuda.synchronize(device)  # new streams do not wait for the stream of their inputs
-    share = threads(max(1, torch.get_num_threads() // at_once))
+    share = cpu_threads(max(1, torch.get_num_threads() // at_once))
     with share, ThreadPoolExecutor(at_once, "problems", set_stream) as pool:
         futures = {item: pool.submit(finished, item) for item in items}
         done = as_completed(futures.values())

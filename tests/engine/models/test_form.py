@@ -9,7 +9,7 @@ from torch import nn
 
 from engine.cells.build import Builder
 from engine.evaluation import features, passes
-from engine.machine import ranks
+from engine.machine.devices import pick_device
 from engine.models.form import Backbone, Form
 from engine.recipe.schema import EvaluateRecipe
 from engine.store import cells
@@ -84,7 +84,7 @@ def test_who_chooses_a_device_turns_tf32_off():
     flags = (torch.backends.cuda.matmul, torch.backends.cudnn)
     for place in flags:
         place.allow_tf32 = True
-    ranks.pick_device("cpu")
+    pick_device("cpu")
     assert not any(place.allow_tf32 for place in flags)
 
 
