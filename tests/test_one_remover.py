@@ -2,8 +2,6 @@
 
 import ast
 
-import pytest
-
 from helpers.processes import ROOT
 
 ALLOWED = (
@@ -39,18 +37,3 @@ def test_only_the_root_deletes_and_renames():
         if name not in ALLOWED and (calls := bare_calls(path.read_text(encoding="utf-8")))
     }
     assert not found and len(files) > 100
-
-
-@pytest.mark.parametrize(
-    ("text", "is_bare"),
-    [
-        ("path.unlink(missing_ok=True)", True),
-        ("(a / b).rename(c)", True),
-        ("part.replace(path)", True),
-        ("text.replace('a', 'b')", False),
-        ("table.rename(columns=names)", False),
-        ("dataclasses.replace(cell, seed=1)", False),
-    ],
-)
-def test_a_bare_call_is_told(text, is_bare):
-    assert bool(bare_calls(text)) == is_bare

@@ -1,7 +1,5 @@
 """Blocks of numbers in the documents: as the program wrote them, and of today's recipes."""
 
-import re
-
 import pytest
 import torch
 
@@ -12,7 +10,7 @@ from engine.machine.files import short_digest
 from engine.recipe import catalogue
 from engine.report.results import of_campaign
 from engine.store import cells
-from helpers import made_results, reports
+from helpers import reports
 
 PAGES = {name: (PROJECT / name).read_text("utf-8") for name in {block.page for block in BLOCKS}}
 MARKED = {
@@ -72,18 +70,6 @@ def test_a_fingerprint_is_of_values_and_not_of_comments(tmp_path, monkeypatch):
         file.write_text(text.replace(old, new), "utf-8")
         assert (documents.fingerprint("emoji_upstream") == before) == is_same, (name, new)
         file.write_text(text, "utf-8")
-
-
-def test_rows_are_compared_with_the_highest_and_slides_stand_beside():
-    made = made_results.of_arms(
-        {("fine_tune", None, ""): (60, 52.0), ("lwf", None, ""): (60, 58.0)}
-    )
-    text = documents.compared(made)
-    assert text.startswith("LwF has the highest mRI (one training).")
-    assert re.search(r"^\| FT \| 6\.0 \[\d\.\d, \d\.\d\] \| <0\.001 \|$", text, re.M)
-    assert documents.slides(made).splitlines()[2].startswith("| LwF | +8.0 |")
-    text = "LwF has the highest mRI and is significantly ahead of 1 of the 1 others: FT."
-    assert documents.separated(made).replace("\n", " ").endswith(text)
 
 
 def test_a_quote_says_where_its_campaign_ran(tmp_path):

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import campaign, gpu, ranks
+from bench import campaign, gpu
 from bench.gpu import ROOT, Stage, stages
 from engine import recipe
 from engine.commands import doctor
@@ -79,16 +78,6 @@ def test_a_stage_ends_with_its_time_and_leaves_no_process(replaced, tmp_path):
     assert "stopped after" in outcomes["kernels"]["why"]
 
 
-def test_a_stage_that_takes_longer_than_its_own_minutes_leaves_time_for_the_next(
-    replaced, tmp_path
-):
-    slow = Stage("kernels", ("-c", "import time; time.sleep(60)"), minutes=0.01)
-    replaced += [slow, stage("tests", "pass")]
-    status, outcomes = run(tmp_path)
-    assert status == 1 and outcomes["kernels"]["why"] == "stopped after 1 s"
-    assert outcomes["tests"]["state"] == "green"
-
-
 def test_a_stage_without_its_packages_is_not_run_and_they_are_named(replaced, tmp_path, capfd):
     replaced.append(stage("engine", "exit(1)", "no_such_package", "json", "numpy>=999.0"))
     status, outcomes = run(tmp_path)
@@ -136,11 +125,6 @@ def test_a_campaign_of_all_methods_runs_on_a_cpu(tmp_path):
     assert "| evaluation of second |" in (tmp_path / "results.md").read_text()
 
 
-@pytest.mark.slow
-def test_two_ranks_exchange():
-    assert 0 < ranks.exchanged(2, "cpu", 1_000_000) < 1000
-
-
 @pytest.mark.exhaustive
 def test_cells_on_one_rank_and_two_are_close_and_jobs_run_side_by_side(tmp_path):
     status, outcomes = run(tmp_path, "ranks", "--small")
@@ -177,28 +161,6 @@ def test_it_collects_all_tests_of_the_gpu(tmp_path):
     collected = subprocess.run(command, cwd=ROOT, env=BARE, capture_output=True, text=True)
     assert collected.returncode == 0, collected.stdout[-2000:]
     assert sum(map(int, re.findall(r"\.py: (\d+)$", collected.stdout, re.MULTILINE))) > 50
-
-
-@pytest.mark.slow
-def test_failures_are_shown_at_once(tmp_path):
-    """As a stage runs them, whose time ends in the middle of a test that hangs."""
-    folders = {name: tmp_path / name for name in ("tests/gpu", "tests/kernels")}
-    for folder in folders.values():
-        folder.mkdir(parents=True)
-    of_gpu = ROOT / "tests" / "gpu" / "conftest.py"
-    (folders["tests/gpu"] / "conftest.py").write_text(of_gpu.read_text())
-    (folders["tests/kernels"] / "test_two.py").write_text(
-        "import time, pytest\npytestmark = pytest.mark.gpu\n"
-        "def test_wrong():\n    assert 'a kernel' == 'its twin'\n"
-        "def test_hangs():\n    time.sleep(600)\n"
-    )
-    words = [str(folders.get(word, word)) for word in of_tests(tmp_path)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    with subprocess.Popen(gpu.python(words), start_new_session=True, **pipes) as child:
-        try:
-            assert any("assert 'a kernel' == 'its twin'" in line for line in child.stdout)
-        finally:
-            os.killpg(child.pid, signal.SIGKILL)
 
 
 @pytest.mark.slow

@@ -37,19 +37,3 @@ def made() -> list[published_throughput.Throughput]:
 def test_the_constants_are_found_again(made):
     found = published_throughput.fitted(made)
     assert dataclasses.astuple(found) == pytest.approx(dataclasses.astuple(TRUE), rel=0.02)
-
-
-def test_a_constant_that_rows_do_not_tell_stays_as_it_is(made):
-    eager = [row for row in made if row.kind == "inference"]
-    found = published_throughput.fitted(eager)
-    assert (found.compiled, found.training) == (rates.FIT.compiled, rates.FIT.training)
-    assert found.eager == pytest.approx(TRUE.eager, rel=0.02)
-
-
-def test_what_is_left_out_has_no_part_in_its_prediction(made):
-    """The rows of one model are 10 times too fast, which the others' constants do not know."""
-    fast = [dataclasses.replace(row, published=10 * row.published) for row in made[12:]]
-    ratios = published_throughput.left_out([*made[:12], *fast], lambda row: row.model)
-    assert ratios["b"] == pytest.approx([0.1] * 12, rel=0.05)
-    by_gpu = published_throughput.left_out(made, lambda row: row.gpu)
-    assert list(by_gpu) == ["RTX 3090", "RTX 4090", "RTX 5090"], "one GPU has the full rate"
