@@ -99,7 +99,7 @@ def _check(beton: Beton, size: int, classes: int) -> None:
         alone = f"set model.image_size={height}, or " * (height == width and not others)
         raise ValueError(
             f"{beton.path} has images of {sizes} pixels, not {size} x {size}; {alone}encode and "
-            "resize the image files: --source FOLDER"
+            "resize the image files: --images FOLDER"
         )
     unknown = (rows["label"] < 0) | (rows["label"] >= classes)
     if unknown.any():

@@ -93,7 +93,7 @@ def verify(run: Builder, tolerance: float = TOLERANCE) -> list[Check]:
     if not names:
         raise ValueError(
             f"no dataset of {recipe.dataset.name} is encoded for {recipe.model.name} in "
-            f"{recipe.runs}: run rib encode SET --source DIR --model MODEL first"
+            f"{recipe.runs}: run rib encode SET --images DIR --model MODEL first"
         )
     of_timm = timms(recipe.model)
     checks = []

@@ -408,10 +408,10 @@ def encode(parser: Parser) -> None:
     add("set", nargs="?", help="dataset, such as imagenet_v2 (or use --all)")
     _settings(parser)
     add("--all", action="store_true",
-        help="every dataset in --source that models are evaluated on")  # fmt: skip
+        help="every dataset in --images that models are evaluated on")  # fmt: skip
     images = parser.add_mutually_exclusive_group()
     images.add_argument(
-        "--source", type=existing_images,
+        "--images", type=existing_images,
         help="folder, .tar, or webdataset or parquet files (also a pattern); with --all, folder of "
         "all datasets (default: where the benchmark's recipe says)",
     )  # fmt: skip

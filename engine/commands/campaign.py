@@ -255,7 +255,7 @@ def _encode_command(resolved: Recipe, model: str | None, overrides: Sequence[Ove
     model = [model or "", *(str(each.value) for each in overrides if each.key == "model")][-1]
     is_file = model.endswith(".yaml") or model in recipe.names("models")
     is_known = is_file or (model and model_section(model) is not None)
-    command = ["rib", "encode", "SET", "--source", "FOLDER"]
+    command = ["rib", "encode", "SET", "--images", "FOLDER"]
     command += ["--model", model if is_known else "MODEL"]
     command += [f"runs={resolved.runs}"] if resolved.runs != Recipe.runs else []
     command += [each.text for each in overrides if each.section == "model" and each.key != "model"]

@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> None:
         )
     if arguments.beton and (arguments.workers or arguments.partial or arguments.yes):
         raise ValueError(
-            "--workers, --partial and --yes require --source; --beton only copies a file"
+            "--workers, --partial and --yes require --images; --beton only copies a file"
         )
     resolved = recipe.of_sections(arguments.model, arguments.dataset, arguments.overrides)
     if arguments.beton:
@@ -40,17 +40,17 @@ def run(arguments: argparse.Namespace) -> None:
         _encode_all(resolved, arguments)
     else:
         _check_name(resolved, arguments.set)
-        _encode(resolved, arguments.set, arguments.source, arguments)
+        _encode(resolved, arguments.set, arguments.images, arguments)
 
 
 def _encode_all(resolved: Recipe, arguments: argparse.Namespace) -> None:
     """Encode all datasets in a folder, or at the places that the recipe says."""
     known, missing, faults = sources.read(), [], []
-    if arguments.source and not arguments.source.is_dir():
-        raise ValueError(f"--source {arguments.source} is not a folder")
+    if arguments.images and not arguments.images.is_dir():
+        raise ValueError(f"--images {arguments.images} is not a folder")
     for name in resolved.base_sets:
-        place = arguments.source and sources.locate(arguments.source, name, known.get(name))
-        if arguments.source and place is None:
+        place = arguments.images and sources.locate(arguments.images, name, known.get(name))
+        if arguments.images and place is None:
             missing.append(name)
             continue
         try:
@@ -59,11 +59,11 @@ def _encode_all(resolved: Recipe, arguments: argparse.Namespace) -> None:
             faults.append(f"{name}: {error}")
     if missing:
         print(
-            f"not in {arguments.source}: {', '.join(missing)}; "
-            f"rib download {' '.join(missing)} --to {arguments.source}"
+            f"not in {arguments.images}: {', '.join(missing)}; "
+            f"rib download {' '.join(missing)} --to {arguments.images}"
         )
     if len(missing) == len(resolved.base_sets):
-        raise ValueError(f"{arguments.source} contains no dataset of {resolved.dataset.name}")
+        raise ValueError(f"{arguments.images} contains no dataset of {resolved.dataset.name}")
     if faults:
         raise ValueError("; ".join(faults))
 
@@ -75,7 +75,7 @@ def _adopt(resolved: Recipe, name: str, beton: Path, classes: Path) -> None:
     if columns := [*dataset.parts, *filter(None, [dataset.split.column])]:
         raise ValueError(
             f"{beton} does not say which {' and '.join(columns)} each image has, which {name} "
-            "requires; encode the image files instead: --source FOLDER"
+            "requires; encode the image files instead: --images FOLDER"
         )
     pack = adopt(
         beton,

@@ -372,7 +372,7 @@ class Recipe:
     # number of training seeds, from `seed` upwards; reports show means
     seeds: Thousand = marked(CAMPAIGN, 1)
     runs: Path = marked(NOTHING, "runs")  # folder for all outputs
-    # resident: whole packs on the device; stream: batches from disk; auto: resident if they fit
+    # resident: whole packs on the device; stream: batches from disk; auto: resident if it fits
     loader: Literal["auto", "resident", "stream"] = marked(CAMPAIGN, "auto")
     device: Literal["auto", "cpu", "cuda"] = marked(CAMPAIGN, "auto")
     trackers: list[str] = marked(NOTHING, list)  # tensorboard, wandb, trackio, MODULE:CLASS

@@ -41,7 +41,7 @@ class Rib:
 
     def encode(self, name: str, source: Path, *words: str) -> int:
         """Exit code of `rib encode`; name: a set, or --all."""
-        options = ("--source", str(source), "--model", "vit_tiny_random")
+        options = ("--images", str(source), "--model", "vit_tiny_random")
         return cli.main(["encode", name, *options, *self.words, *words])
 
     def builder(self, *words: str) -> Builder:

@@ -61,7 +61,7 @@ def test_what_does_not_fit_is_named_before_anything_is_written(tmp_path):
         with pytest.raises(ValueError, match=f"--classes has empty or repeated names: {name}"):
             adopted(file, classes)
     with pytest.raises(
-        ValueError, match=r"of 8 x 8 pixels, not 9 x 9; .*model.image_size.*--source FOLDER"
+        ValueError, match=r"of 8 x 8 pixels, not 9 x 9; .*model.image_size.*--images FOLDER"
     ):
         adopted(file, size=9)
     # FFCV's decoder would leave a part of the pixels as they were.

@@ -73,7 +73,7 @@ LICENCE = (
 
 
 class Kind(base.Kind):
-    """A dataset at `<dataset.root>/<set>`, or at the path of `rib encode --source`."""
+    """A dataset at `<dataset.root>/<set>`, or at the path of `rib encode --images`."""
 
     dataset: Recipe
 
@@ -82,7 +82,7 @@ class Kind(base.Kind):
         if source is None and (not root or self.is_streamed()):
             raise ValueError(
                 f"{name} is not encoded for this model's transform: run "
-                f"`rib encode {name} --source FOLDER --model MODEL` with the same runs= and "
+                f"`rib encode {name} --images FOLDER --model MODEL` with the same runs= and "
                 "dataset.*"
             )
         source = source or Path(root) / name

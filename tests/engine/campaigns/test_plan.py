@@ -165,7 +165,7 @@ def test_sets_that_are_not_encoded_are_named_before_anything_runs(tmp_path, caps
     for line in lines:  # a pack where each of these commands puts it
         command, _, names = line.rstrip(")").partition("   (SET: ")
         *words_before, model = shlex.split(command)[:7]
-        assert words_before == ["rib", "encode", "SET", "--source", "FOLDER", "--model"]
+        assert words_before == ["rib", "encode", "SET", "--images", "FOLDER", "--model"]
         encoded = recipe.of_sections(model, "imagenet_rib", parsed(shlex.split(command)[7:]))
         assert len(names.split(", ")) == 9, "with the upstream set"
         for name in names.split(", "):

@@ -20,7 +20,7 @@ def test_three_commands_lead_to_a_report(grid, tmp_path, monkeypatch, capsys):
         words = ["all", "--to", str(data), "--from", str(published.of_form), "--accept"]
         assert cli.main(["download", *words, "--sources", str(published.sources)]) == 0
     model = [f"model.arch={grids.VIT}", "model.crop=1.0", f"runs={runs}", "dataset.subsample=100"]
-    options = ["--all", "--source", str(data), "--model", "vit_tiny_random", "--partial"]
+    options = ["--all", "--images", str(data), "--model", "vit_tiny_random", "--partial"]
     assert cli.main(["encode", *options, *model]) == 0
     sets = recipe.load("imagenet_rib").dataset.evaluated_sets
     assert {folder.name.partition("-")[0] for folder in (runs / "packs").iterdir()} == {*sets}

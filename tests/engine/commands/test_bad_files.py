@@ -49,7 +49,7 @@ def test_a_file_that_is_none_is_named_and_not_read(special, folder, tmp_path):
         (*evaluate, f"{x}.safetensors", "--classes", f"{x}.txt"),
         (*evaluate, f"{x}.safetensors", "--classes", f"{x}.json"),
         (*evaluate[:-1], "--models", f"{x}.pth", "--sets", f"{x}.tar"),
-        ("encode", "imagenet_a", "--source", f"{x}.tar", "--model", "vit_tiny_random"),
+        ("encode", "imagenet_a", "--images", f"{x}.tar", "--model", "vit_tiny_random"),
     ):
         code, line = ended(cli.main, words)
         if special is endless and words[-1] == "--print" and f"method.module={x}.py" in words:

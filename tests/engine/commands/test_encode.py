@@ -180,7 +180,7 @@ def test_a_file_of_ffcvs_users_becomes_a_pack_without_images(tmp_path, capsys, m
     assert cli.main(["encode", "fourth", *command[2:]]) == 2
     assert "mine has no dataset 'fourth'" in capsys.readouterr().err
     assert cli.main([*command, "--partial"]) == 2
-    assert "--partial and --yes require --source" in capsys.readouterr().err
+    assert "--partial and --yes require --images" in capsys.readouterr().err
     of_c = ["encode", "imagenet_c", *command[2:4], "--classes", "classes.txt", *words[:2]]
     assert cli.main(of_c) == 2
     assert "does not say which corruption and severity each image has" in capsys.readouterr().err

@@ -6,7 +6,7 @@ from pathlib import Path
 from helpers.processes import ROOT, run
 
 LATE = (  # of engine/mistakes.txt
-    "encode imagenet_a --source /nowhere --model resnet18",
+    "encode imagenet_a --images /nowhere --model resnet18",
     "download imagenet_a --to x",
     "export emoji --method soup --out new",
     "evaluate --models / --sets /nowhere",
