@@ -1,4 +1,4 @@
-"""Measures of predictions on a dataset: accuracy, Brier score, calibration error, and others.
+"""Measures of predictions on a dataset: accuracy, top-label Brier score, calibration error, and others.
 
 Each measure is a function with a kind, a unit and a caption. They determine its column in
 `Grid.cells`, its draws, intervals and means, and where files and reports show it.
@@ -102,10 +102,10 @@ def accuracy(after: ImagePredictions) -> np.ndarray:
 @measure(
     PER_IMAGE,
     "score",
-    "mean squared distance between the probability of the predicted class and whether it is right, "
-    "from 0 (best) to 1",
+    "top-label Brier score: mean squared distance between the probability of the predicted class "
+    "and whether it is right, from 0 (best) to 1",
 )
-def brier(after: ImagePredictions) -> np.ndarray:
+def top_label_brier(after: ImagePredictions) -> np.ndarray:
     """The Brier score (Brier 1950) of the event "the predicted class is right"."""
     return (after.p_top1.astype(np.float64) - after.hit) ** 2
 

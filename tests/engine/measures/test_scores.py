@@ -68,7 +68,7 @@ def test_scores_of_probabilities_are_their_definitions():
     p_top1, p_true = np.array([[0.75, 0.75, 1], [0.75, 0.2, 0]], np.float32)
     right, label = np.array([0, 1, 1]), np.zeros(3, int)
     after = ImagePredictions(right, label, p_top1, p_true, np.ones(3))
-    assert scores.brier(after).tolist() == pytest.approx([0.0625, 0.5625, 1])
+    assert scores.top_label_brier(after).tolist() == pytest.approx([0.0625, 0.5625, 1])
     nll = scores.negative_log_likelihood(after)
     assert nll[:2].tolist() == pytest.approx([-np.log(0.75), -np.log(0.2)])
     assert nll[2] == pytest.approx(87.34, abs=0.01)
