@@ -40,10 +40,10 @@ def of_set(
                 same_images = not is_on or bank.images.equals(of_set.images)
                 measured = scores.of_images(after, before.get(row.model) if same_images else None)
                 of_sources = np.stack([bank.by_source(of) for of in measured.values()], axis=1)
-                scales = np.array([scores.MEASURES[name].scale for name in measured])
+                scales = np.array([scores.METRICS[name].scale for name in measured])
                 means = (scales * of_sources.sum(axis=0) / bank.total.sum()).tolist()
                 of_all = {
-                    name: scores.MEASURES[name].of(after, bank.codes)
+                    name: scores.METRICS[name].of(after, bank.codes)
                     for name in scores.names(scores.WHOLE_SET)
                 }
                 n = len(after.label)

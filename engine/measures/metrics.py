@@ -44,12 +44,12 @@ EXACT = 1e-9  # points by which sums of equal accuracies can differ
 
 def measures() -> list[str]:
     """A cell's measures except accuracy, in the order of their columns."""
-    return [*(name for name in scores.MEASURES if name != "accuracy"), ROBUSTNESS]
+    return [*(name for name in scores.METRICS if name != "accuracy"), ROBUSTNESS]
 
 
 def column_name(measure: str) -> str:
     """The name of a measure's column with its unit."""
-    return f"{measure}_{'pts' if measure == ROBUSTNESS else scores.MEASURES[measure].unit}"
+    return f"{measure}_{'pts' if measure == ROBUSTNESS else scores.METRICS[measure].unit}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,7 +202,7 @@ class Grid:
             left = self.without_related(cells[is_trained])
             of_left = equal_column_weights(left) if weight is not None else None
             tables.append(self.mean(left, by, of_left, of="change").table("disjoint_change_pts"))
-        shares = [name for name, each in scores.MEASURES.items() if each.is_share]
+        shares = [name for name, each in scores.METRICS.items() if each.is_share]
         tables += [after.table(column_name(k), k, clip=k in shares) for k in measures()]
         return functools.reduce(lambda a, b: a.merge(b, on=by, how="left"), tables)
 

@@ -1,6 +1,6 @@
-"""Measures of predictions on a dataset: accuracy, top-label Brier score, calibration error, and others.
+"""Metrics of predictions on a dataset: accuracy, top-label Brier score and calibration error.
 
-Each measure is a function with a kind, a unit and a caption. They determine its column in
+Each metric is a function with a kind, a unit and a caption. They determine its column in
 `Grid.cells`, its draws, intervals and means, and where files and reports show it.
 """
 
@@ -24,14 +24,14 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
-class Measure:
-    """A measure, by the name of its function.
+class Metric:
+    """A metric, by the name of its function.
 
     kind: the function's arguments and result.
     - `PER_IMAGE`: (predictions) -> one number per image, [images];
     - `BEFORE_AFTER`: (predictions before and after fine-tuning) -> the same;
     - `WHOLE_SET`: (predictions, sources as int [images]) -> one number, in its unit.
-    Measures of the first two kinds are weighted means over images, with an interval; a number of a
+    Metrics of the first two kinds are weighted means over images, with an interval; a number of a
     whole dataset has none. unit: `pct` and `pts` (percent and points: the mean times 100), `score`
     (unscaled) or `nats`. is_share: whether intervals are limited to 0 and 100.
     """
@@ -47,35 +47,35 @@ class Measure:
         return SCALES[self.unit]
 
 
-MEASURES: dict[str, Measure] = {}  # in the order of their columns
+METRICS: dict[str, Metric] = {}  # in the order of their columns
 
 
-def measure(
+def metric(
     kind: Literal["per_image", "before_after", "whole_set"],
     unit: Literal["pct", "pts", "score", "nats"],
     caption: str,
     *,
     is_share: bool = False,
 ) -> Callable[[Function], Function]:
-    """Register a function as a `Measure`."""
+    """Register a function as a `Metric`."""
 
     def add(function: Function) -> Function:
-        MEASURES[function.__name__] = Measure(function, kind, unit, caption, is_share)
+        METRICS[function.__name__] = Metric(function, kind, unit, caption, is_share)
         return function
 
     return add
 
 
 def names(*kinds: str) -> list[str]:
-    """The names of the measures of these kinds, in order."""
-    return [name for name, each in MEASURES.items() if each.kind in kinds]
+    """The names of the metrics of these kinds, in order."""
+    return [name for name, each in METRICS.items() if each.kind in kinds]
 
 
 def of_images(after: ImagePredictions, before: ImagePredictions | None) -> Mapping[str, np.ndarray]:
-    """The measures per image, [images]; NaN for measures that need `before` if it is None."""
+    """The metrics per image, [images]; NaN for metrics that need `before` if it is None."""
     numbers = {}
     for name in names(PER_IMAGE, BEFORE_AFTER):
-        each = MEASURES[name]
+        each = METRICS[name]
         if each.kind == PER_IMAGE:
             numbers[name] = each.of(after)
         elif before is None:
@@ -86,20 +86,20 @@ def of_images(after: ImagePredictions, before: ImagePredictions | None) -> Mappi
 
 
 def legend() -> str:
-    """The captions of all measures except accuracy, without a full stop."""
+    """The captions of all metrics except accuracy, without a full stop."""
     return "; ".join(
         f"{name.replace('_', ' ')}: {each.caption}"
-        for name, each in MEASURES.items()
+        for name, each in METRICS.items()
         if name != "accuracy"
     )
 
 
-@measure(PER_IMAGE, "pct", "share of right answers", is_share=True)
+@metric(PER_IMAGE, "pct", "share of right answers", is_share=True)
 def accuracy(after: ImagePredictions) -> np.ndarray:
     return after.hit
 
 
-@measure(
+@metric(
     PER_IMAGE,
     "score",
     "top-label Brier score: mean squared distance between the probability of the predicted class "
@@ -110,35 +110,35 @@ def top_label_brier(after: ImagePredictions) -> np.ndarray:
     return (after.p_top1.astype(np.float64) - after.hit) ** 2
 
 
-@measure(PER_IMAGE, "nats", "mean of -log(probability of the true class), at least 0 (best)")
+@metric(PER_IMAGE, "nats", "mean of -log(probability of the true class), at least 0 (best)")
 def negative_log_likelihood(after: ImagePredictions) -> np.ndarray:
     """Probabilities are stored as float32; 0 counts as the smallest normal number (87.3 nats)."""
     least = np.finfo(np.float32).tiny
     return -np.log(np.maximum(after.p_true.astype(np.float64), least))
 
 
-@measure(BEFORE_AFTER, "pct", "the same prediction before and after", is_share=True)
+@metric(BEFORE_AFTER, "pct", "agreement of predictions before and after", is_share=True)
 def same_top1(before: ImagePredictions, after: ImagePredictions) -> np.ndarray:
     return before.top1 == after.top1
 
 
 # lost + both_right is accuracy before, gained + both_right accuracy after.
-@measure(BEFORE_AFTER, "pct", "right both times", is_share=True)
+@metric(BEFORE_AFTER, "pct", "right both times", is_share=True)
 def both_right(before: ImagePredictions, after: ImagePredictions) -> np.ndarray:
     return before.hit & after.hit
 
 
-@measure(BEFORE_AFTER, "pct", "right before only", is_share=True)
+@metric(BEFORE_AFTER, "pct", "negative flips: right before only", is_share=True)
 def lost(before: ImagePredictions, after: ImagePredictions) -> np.ndarray:
     return before.hit & ~after.hit
 
 
-@measure(BEFORE_AFTER, "pct", "right after only", is_share=True)
+@metric(BEFORE_AFTER, "pct", "positive flips: right after only", is_share=True)
 def gained(before: ImagePredictions, after: ImagePredictions) -> np.ndarray:
     return ~before.hit & after.hit
 
 
-@measure(WHOLE_SET, "pct", "expected calibration error, debiased; still too large on few images")
+@metric(WHOLE_SET, "pct", "expected calibration error, debiased; still too large on few images")
 def calibration_error(predictions: ImagePredictions, sources: np.ndarray) -> float:
     """Expected calibration error in points: the mean distance between confidence, the probability
     of the top-1 class, and accuracy, in 15 bins of equal width, open below and closed above (Guo et
@@ -161,7 +161,7 @@ def calibration_error(predictions: ImagePredictions, sources: np.ndarray) -> flo
     return float(100 * (np.abs(sums) - too_large).sum() / predictions.weights.sum())
 
 
-@measure(WHOLE_SET, "pct", "the same after temperature scaling, if stored")
+@metric(WHOLE_SET, "pct", "calibration error after temperature scaling, if stored")
 def scaled_calibration_error(predictions: ImagePredictions, sources: np.ndarray) -> float:
     """As `calibration_error`, after temperature scaling; NaN without a temperature."""
     if predictions.scaled is None:
@@ -169,13 +169,13 @@ def scaled_calibration_error(predictions: ImagePredictions, sources: np.ndarray)
     return calibration_error(predictions._replace(p_top1=predictions.scaled), sources)
 
 
-@measure(WHOLE_SET, "pct", "mean accuracy over classes")
+@metric(WHOLE_SET, "pct", "mean per-class accuracy")
 def macro_accuracy(predictions: ImagePredictions, sources: np.ndarray) -> float:
     """Mean accuracy in percent over the dataset's classes."""
     return float(100 * np.mean(_class_accuracies(predictions)))
 
 
-@measure(WHOLE_SET, "pct", "accuracy on the worst class")
+@metric(WHOLE_SET, "pct", "accuracy on the worst class")
 def worst_class_accuracy(predictions: ImagePredictions, sources: np.ndarray) -> float:
     """The lowest accuracy of a class in percent. With few images per class, chance makes it low."""
     return float(100 * np.min(_class_accuracies(predictions)))

@@ -15,7 +15,7 @@ from engine.measures.rows import PRE, Evaluation
 from engine.measures.setting import PLAIN, Setting
 from engine.recipe import yaml_text
 
-OTHERS = [name for name in scores.MEASURES if name != "accuracy"]
+OTHERS = [name for name in scores.METRICS if name != "accuracy"]
 SETS = ("a", "b", "c")
 Hits = Callable[[str, str, str], np.ndarray]  # method, downstream, evaluated on -> bool [N]
 

@@ -84,7 +84,7 @@ def test_every_number_is_what_brute_force_gives_on_the_same_draws(tmp_path):
 
     def check(quantity, cell, drawn):
         expected = bootstrap.interval(drawn)
-        if quantity in scores.MEASURES and scores.MEASURES[quantity].is_share:
+        if quantity in scores.METRICS and scores.METRICS[quantity].is_share:
             expected = expected.clip(0, 100)
         assert ends[quantity, cell] == pytest.approx(tuple(expected), abs=1e-3), (quantity, cell)
 

@@ -18,10 +18,10 @@ DOCUMENT = Path(__file__).parents[3] / "docs" / "extend.md"
 @pytest.fixture
 def extended(monkeypatch):
     """The document's two programs have run."""
-    monkeypatch.setattr(scores, "MEASURES", dict(scores.MEASURES))
+    monkeypatch.setattr(scores, "METRICS", dict(scores.METRICS))
     monkeypatch.setattr(sections, "SECTIONS", list(sections.SECTIONS))
     blocks = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
-    programs = [block for block in blocks if "@scores.measure" in block or "SECTIONS" in block]
+    programs = [block for block in blocks if "@scores.metric" in block or "SECTIONS" in block]
     assert len(programs) == 2
     for program in programs:
         exec(program, {})
