@@ -24,7 +24,8 @@ from bench import photos
 from bench.report import Results
 from engine.campaigns import jobs
 from engine.campaigns.plan import Plan, make_plan
-from engine.machine import quiet, ranks
+from engine.machine import ranks
+from engine.machine.terminal import quiet_libraries
 
 SETS = ("upstream", "first", "second")
 # All but FLYP, CaRot, TRACER and Lipsum-FT, which need CLIP's text tower.
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--small", action="store_true")
     options = parser.parse_args(arguments)
-    quiet.libraries()
+    quiet_libraries()
     device = ranks.start(options.device)
     results = Results(options.out, "smoke" if options.small else "engine", device)
 

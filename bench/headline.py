@@ -22,7 +22,7 @@ from torch import Tensor
 from bench import vit
 from bench.contest import Contest, Entrant, Scale
 from engine.cost.flops import peak
-from engine.machine import blocks
+from engine.models.layers import pass_on_bf16
 from kernels.distill import distill_loss
 from kernels.ewc import foreach_adamw_ewc_
 
@@ -44,7 +44,7 @@ def contests(device: torch.device, scale: Scale) -> Iterator[Contest]:
             continue
         net = model.net
         if form == RESIDUAL:
-            blocks.pass_on_bf16(net)
+            pass_on_bf16(net)
         if dynamic is not None:
             net = torch.compile(net, dynamic=None if dynamic else False)
         for batch in batches:

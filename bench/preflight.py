@@ -128,10 +128,11 @@ def _agreement(actual: torch.Tensor, expected: torch.Tensor) -> Diagnosis:
 
 def step(device: torch.device) -> Diagnosis:
     from engine.cost.throughput import Bench
-    from engine.machine import quiet, ranks
+    from engine.machine import ranks
+    from engine.machine.terminal import quiet_libraries
     from engine.recipe import parsed
 
-    quiet.libraries()
+    quiet_libraries()
     toy = parsed(["model.arch=test_vit", "model.image_size=32"])
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), "file", toy, ranks.start(device.type), steps=2)

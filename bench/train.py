@@ -31,7 +31,8 @@ from bench.timing import Run
 from bench.vit import autocast
 from engine import models
 from engine.cost import throughput
-from engine.machine import quiet, ranks
+from engine.machine import ranks
+from engine.machine.terminal import quiet_libraries
 from engine.recipe import parsed
 from engine.recipe.schema import ModelRecipe
 
@@ -47,7 +48,7 @@ def contests(device: torch.device, scale: Scale) -> Iterator[Contest]:
         arch, size, batch, steps = "vit_small_patch16_224", 64, 8, 12
     if scale.quick:
         arch, size, batch, steps = "test_vit", 32, 4, 2
-    quiet.libraries()
+    quiet_libraries()
     ranks.start(device.type)
     with tempfile.TemporaryDirectory() as name, ExitStack() as engines:
         folder, images = Path(name), steps * batch

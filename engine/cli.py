@@ -15,7 +15,8 @@ from collections.abc import Sequence
 
 from engine.commands.arguments import COMMANDS, build_parser
 from engine.did_you_mean import nearest
-from engine.machine import entry, first_line
+from engine.machine import entry
+from engine.machine.terminal import announce
 
 DOCTOR = "doctor"  # runs even if another package hides ours, to report that
 
@@ -33,7 +34,7 @@ def _run(words: Sequence[str]) -> int | None:
     arguments = parse(words)
     command = COMMANDS[arguments.command]
     if command.imports_torch:
-        first_line.show(f"rib {arguments.command}: importing torch")
+        announce(f"rib {arguments.command}: importing torch")
     return importlib.import_module(f"engine.commands.{command.module}").run(arguments)
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 
-from engine.machine import first_line
+from engine.machine.terminal import announce
 
 
 def run(arguments: argparse.Namespace) -> int:
-    first_line.show(f"computing the numbers of {arguments.folder}")
+    announce(f"computing the numbers of {arguments.folder}")
     from engine.exchange.audit import audit  # late: it imports pandas
 
     found = audit(arguments.folder, arguments.runs)

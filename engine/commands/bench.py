@@ -13,8 +13,9 @@ import torch
 
 from engine import recipe
 from engine.cost.throughput import Bench, Speed, cell_of
-from engine.machine import first_line, ranks
+from engine.machine import ranks
 from engine.machine.devices import device_name
+from engine.machine.terminal import announce
 from engine.report import console
 from loaders.pack import Pack
 
@@ -43,7 +44,7 @@ def run(arguments: argparse.Namespace) -> None:
         )
         for row in bench.measure(methods, arguments.batch):
             rows.append(row)
-            first_line.show(f"{row.what}, batch {row.batch}: {row.images_s:.0f} images/s")
+            announce(f"{row.what}, batch {row.batch}: {row.images_s:.0f} images/s")
             if arguments.json:  # as soon as it is known
                 content = {"machine": machine, "rows": [asdict(row) for row in rows]}
                 arguments.json.write_text(json.dumps(content, indent=1) + "\n", "utf-8")

@@ -18,8 +18,8 @@ from engine.campaigns.plan import PAGE, REPORT, TABLE, Plan, make_plan, read_pla
 from engine.campaigns.schedulers import RunOptions
 from engine.data.kinds import kind_of
 from engine.errors import CampaignError, RecipeError, printable
-from engine.machine import first_line
 from engine.machine.files import cache_folder, short_digest
+from engine.machine.terminal import announce
 from engine.measures.rows import trained_sets
 from engine.model_files.model_names import model_section
 from engine.recipe import kinds
@@ -66,7 +66,7 @@ def complete(
         make_plan(name, grid, options.cores, run_users=not dry_run): grid
         for grid in recipe.each_model(name, overrides)
     }
-    first_line.show(f"reading the campaign {name}")
+    announce(f"reading the campaign {name}")
     # Commands to encode come last: they have lines of their own.
     faults = [*dict.fromkeys(_faults_of_warmup(plans)), *_faults_of_words(plans)]
     faults += _faults_of_sets(name, plans)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.commands import refuse_overwriting, report
 from engine.errors import CampaignError
-from engine.machine import first_line
+from engine.machine.terminal import announce
 from loaders.files.names import one_line
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ FEW = 20  # sources, the least that bench/comparisons.py simulates
 def run(arguments: argparse.Namespace) -> int:
     if arguments.csv:
         refuse_overwriting(arguments.csv, arguments.force, is_folder=False)
-    first_line.show(f"reading {', '.join(arguments.sides)}")
+    announce(f"reading {', '.join(arguments.sides)}")
     sides = [_side(name, arguments.overrides) for name in arguments.sides]
     for line in _settings([side for side in sides if side is not None]):
         print(line)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from engine.cells import cell_plan
 from engine.did_you_mean import nearest
-from engine.machine import first_line
 from engine.machine.files import short_digest
+from engine.machine.terminal import announce
 from engine.report import console
 from loaders.files.root import Root
 
@@ -25,7 +25,7 @@ def run(arguments: argparse.Namespace) -> None:
     for name in names:  # before the slow imports
         if name not in every:
             raise ValueError(f"{arguments.campaign} has no dataset {name!r}{nearest(name, every)}")
-    first_line.show(f"reading the sets of {arguments.campaign}")
+    announce(f"reading the sets of {arguments.campaign}")
     from engine.cells.build import Builder  # here, because these import torch
     from engine.machine import ranks
     from engine.otdd import distance_matrix, problems, solve

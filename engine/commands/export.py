@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from engine.campaigns import record
 from engine.commands import refuse_overwriting
-from engine.machine import first_line
+from engine.machine.terminal import announce
 
 if TYPE_CHECKING:
     from engine.exchange.write import DescribedModel
@@ -19,7 +19,7 @@ OF_CAMPAIGN = ("method", "downstream", "setting", "seed")  # options that choose
 
 def run(arguments: argparse.Namespace) -> None:
     refuse_overwriting(arguments.out, arguments.force, is_folder=True)
-    first_line.show(f"reading {arguments.source}")
+    announce(f"reading {arguments.source}")
     folder = Path(arguments.source)
     is_cell = (folder / "cell.json").is_file()
     chosen = [name for name in OF_CAMPAIGN if getattr(arguments, name) is not None]

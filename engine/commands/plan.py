@@ -11,7 +11,7 @@ from engine import recipe
 from engine.campaigns.plan import Plan, make_plan
 from engine.commands.status import size
 from engine.cost.rates import SPREAD
-from engine.machine import first_line
+from engine.machine.terminal import announce
 from engine.report import console
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ GPUS = (1, 8, 64)
 def run(arguments: argparse.Namespace) -> None:
     grids = recipe.each_model(arguments.name, arguments.overrides)
     plans = [make_plan(arguments.name, grid) for grid in grids]
-    first_line.show(f"counting the operations of {arguments.name}")
+    announce(f"counting the operations of {arguments.name}")
     from engine.cost import estimate  # here, because it imports numpy
 
     devices = [estimate.gpu(name) for name in ("A100", "H100")]

@@ -6,11 +6,11 @@ import argparse
 
 from engine.commands import report
 from engine.errors import CampaignError
-from engine.machine import first_line
+from engine.machine.terminal import announce
 
 
 def run(arguments: argparse.Namespace) -> None:
-    first_line.show(f"reading the predictions of {arguments.name}")
+    announce(f"reading the predictions of {arguments.name}")
     found = report.finished(arguments.name, arguments.overrides)
     if len(found) > 1:
         raise CampaignError(f"{arguments.name} has {len(found)} models: give the folder of one")

@@ -20,7 +20,7 @@ from engine.campaigns.record import RUNS, FinishedCampaign
 from engine.commands import refuse_overwriting
 from engine.commands.campaign import show
 from engine.errors import CampaignError
-from engine.machine import first_line
+from engine.machine.terminal import announce
 from engine.recipe.overrides import Override
 from loaders.files import locks
 
@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> None:
     if out and len(names) > 1 and published:
         _board(arguments)
         return
-    first_line.show(f"reading the predictions of {', '.join(names)}")
+    announce(f"reading the predictions of {', '.join(names)}")
     runs = [run for name in names for run in finished(name, arguments.overrides)]
     for run in runs if arguments.compare else ():
         if arguments.compare not in (methods := run.record.methods):
@@ -92,7 +92,7 @@ def _board(arguments: argparse.Namespace) -> None:
 
     audits = []
     for name in arguments.names:
-        first_line.show(f"auditing {name}")
+        announce(f"auditing {name}")
         audits.append(audit(Path(name), RUNS))
         print(f"{name}: {'refused' if audits[-1].problems else 'passes'}")
     print(f"report  {board.write(arguments.out, audits).resolve()}")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from engine.cells import cell_plan
 from engine.commands import recipes
-from engine.machine import first_line
+from engine.machine.terminal import announce
 from engine.recipe.overrides import Override, of_word
 
 HEAD = """\
@@ -45,7 +45,7 @@ def _train(name: str, overrides: Sequence[Override], *, show: bool) -> None:
         return
     # Find most mistakes before the imports, which take seconds.
     cell_plan.resolve(name, overrides, run_users=False)
-    first_line.show(f"reading the recipe {name}")
+    announce(f"reading the recipe {name}")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     from engine.cells.build import Builder
     from engine.commands import outcome

@@ -12,7 +12,8 @@ import torch.distributed as dist
 
 from engine.evaluation import bank
 from engine.evaluation.model import Function, Model
-from engine.machine import bars, precision, ranks
+from engine.machine import precision, ranks
+from engine.machine.terminal import progress_bar
 from engine.run import Run
 from loaders.batch import Batch
 
@@ -33,7 +34,7 @@ def read(
         numbers = np.array_split(np.arange(len(batches)), ranks.world())[ranks.rank()]
         of_rank.append([batches[number] for number in numbers])
     batches = reader(itertools.chain.from_iterable(of_rank))
-    with bars.bar(batches, label, sum(map(len, of_rank)), unit="batch") as bar:
+    with progress_bar(batches, label, sum(map(len, of_rank)), unit="batch") as bar:
         following = iter(bar)
         for positions in of_rank:
             yield itertools.islice(following, len(positions))

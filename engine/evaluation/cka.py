@@ -28,9 +28,9 @@ from engine.data.sets import LabelledSet
 from engine.errors import RecipeError
 from engine.evaluation import bank
 from engine.machine import precision, ranks
-from engine.machine.blocks import blocks
 from engine.machine.files import short_digest
 from engine.models.form import Form
+from engine.models.layers import blocks
 from engine.recipe.checks import FEWEST_FOR_CKA
 from engine.recipe.schema import ModelRecipe, Recipe
 from engine.run import Run

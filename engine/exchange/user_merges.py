@@ -40,7 +40,7 @@ MEMBERS, SEEDS = "members", "seeds"  # options of methods that merge a list of c
 
 
 class Checkpoints:
-    """The context (`engine.methods.context`) of a method that trains nothing, with files as cells.
+    """The context (`engine.methods.base`) of a method that trains nothing, with files as cells.
 
     cells: by the names that the method uses. base: the pretrained model, if there is one. Choices
     use the run's downstream dataset, if it has one.

@@ -28,7 +28,7 @@ from engine.errors import (
     ShadowedError,
     printable,
 )
-from engine.machine import quiet
+from engine.machine.terminal import quiet_libraries
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("engine", "kernels", "loaders")
@@ -74,7 +74,7 @@ def guarded(
     - If the reader of our output closes it, as `head` does, the command ends silently with 141.
     """
     _open_streams()
-    quiet.libraries()
+    quiet_libraries()
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_MININTERVAL", "30")  # bars would fill a log file
     # On a busy machine, spinning idle threads cost up to ten times the work that they wait for.

@@ -34,8 +34,7 @@ class Recipe(MethodRecipe):
 
 from torch import nn
 
-from engine.methods.base import Penalty, Trained
-from engine.methods.context import Context
+from engine.methods.base import Context, Penalty, Trained
 
 
 class Method(Trained):

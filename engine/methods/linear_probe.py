@@ -34,8 +34,7 @@ from torch import nn
 
 from engine import models
 from engine.methods import heads
-from engine.methods.base import FrozenBackbone
-from engine.methods.context import Context
+from engine.methods.base import Context, FrozenBackbone
 from engine.recipe import schema
 from engine.store.cells import Export
 

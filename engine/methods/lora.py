@@ -28,8 +28,7 @@ import torch
 from torch import nn
 
 from engine import models
-from engine.methods.base import FrozenBackbone
-from engine.methods.context import Context
+from engine.methods.base import Context, FrozenBackbone
 from engine.store.cells import Export
 
 PAPER_TRAINS = ("cls_token", "pos_embed", "norm")

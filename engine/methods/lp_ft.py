@@ -15,8 +15,7 @@ class Recipe(MethodRecipe):
 from torch import nn
 
 from engine import models
-from engine.methods.base import Trained
-from engine.methods.context import Context
+from engine.methods.base import Context, Trained
 
 
 class Method(Trained):

@@ -37,8 +37,7 @@ class Recipe(MethodRecipe):
             raise RecipeError(NO_HOLDOUT)
 
 
-from engine.methods.base import Derived
-from engine.methods.context import Context
+from engine.methods.base import Context, Derived
 from engine.store.cells import Entry
 
 

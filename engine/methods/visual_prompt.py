@@ -34,8 +34,7 @@ class Recipe(MethodRecipe):
 import torch
 from torch import nn
 
-from engine.methods.base import FrozenBackbone
-from engine.methods.context import Context
+from engine.methods.base import Context, FrozenBackbone
 from engine.store.cells import Export
 from loaders.batch import Batch
 

@@ -33,8 +33,7 @@ class Recipe(MethodRecipe):
 
 from collections.abc import Sequence
 
-from engine.methods.base import Derived
-from engine.methods.context import Context
+from engine.methods.base import Context, Derived
 from engine.store.cells import Entry
 
 

@@ -16,8 +16,9 @@ from torch import nn
 from torch.func import functional_call
 
 from engine import models
-from engine.machine import blocks, precision
+from engine.machine import precision
 from engine.models import compiled
+from engine.models.layers import pass_on_bf16
 from engine.recipe.schema import EvaluateRecipe, ModelRecipe, TrainRecipe
 
 
@@ -48,7 +49,7 @@ class Form:
         net = models.create_for_states(recipe, classes, device)
         models.take_head(net, recipe)
         if self.precision == precision.RESIDUAL:
-            blocks.pass_on_bf16(net)
+            pass_on_bf16(net)
         return Backbone(compiled.in_place(net, self.compile, device))
 
 

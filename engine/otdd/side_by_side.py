@@ -13,8 +13,8 @@ from typing import TypeVar
 
 import torch
 
-from engine.machine import bars
 from engine.machine.devices import cpu_threads
+from engine.machine.terminal import progress_bar
 
 T = TypeVar("T", bound=Hashable)
 R = TypeVar("R")
@@ -58,7 +58,7 @@ def side_by_side(
         futures = {item: pool.submit(finished, item) for item in items}
         done = as_completed(futures.values())
         try:
-            for future in bars.bar(done, total=len(items), desc="distances", unit="pair"):
+            for future in progress_bar(done, total=len(items), desc="distances", unit="pair"):
                 future.result()
         finally:
             pool.shutdown(cancel_futures=True)

@@ -7,7 +7,8 @@ import torch
 import torch.distributed as dist
 
 from engine import models
-from engine.machine import bars, ranks
+from engine.machine import ranks
+from engine.machine.terminal import progress_bar
 from engine.run import Run
 from kernels.fisher import FisherAccumulator
 
@@ -37,7 +38,7 @@ def diagonal(run: Run, images: int, labels: str) -> dict[str, torch.Tensor]:
     )
     of_rank = range(*bounds)
     batches = run.sets.source(upstream.name).batches([chunks[number] for number in of_rank])
-    batches = iter(bars.bar(batches, "Fisher", len(of_rank), unit="batch"))
+    batches = iter(progress_bar(batches, "Fisher", len(of_rank), unit="batch"))
     for number, chunk in enumerate(chunks):
         if number not in of_rank:
             accumulator.skip(len(chunk))

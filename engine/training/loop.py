@@ -18,10 +18,11 @@ import torch
 import torch.distributed as dist
 
 from engine.errors import DivergedError
-from engine.machine import bars, blocks, precision, ranks
-from engine.methods.base import Trained
-from engine.methods.context import Context
+from engine.machine import precision, ranks
+from engine.machine.terminal import progress_bar
+from engine.methods.base import Context, Trained
 from engine.models import compiled
+from engine.models.layers import pass_on_bf16
 from engine.run import Run
 from engine.store.cells import Export
 from engine.training import norms, optim, schedule
@@ -68,7 +69,7 @@ def prepare(method: Trained, context: Context) -> None:
     """Prepare a method from the base model, with the recipe's seed."""
     net = context.network(context.base)
     if context.recipe.train.precision == precision.RESIDUAL:
-        blocks.pass_on_bf16(net)
+        pass_on_bf16(net)
     torch.manual_seed(context.recipe.seed)
     method.prepare(net, context)
     method.to(context.device)
@@ -137,7 +138,7 @@ def epochs(
     progress = saving.begin(TrainingState(engine, method, {"loss": losses}))
     step, history, count = progress.step, progress.history, progress.losses
     since, images = time.perf_counter(), 0
-    bar = bars.bar(total=total, initial=step, desc=_label(run), unit="step")
+    bar = progress_bar(total=total, initial=step, desc=_label(run), unit="step")
     with bar, Trackers(recipe) as tracked:
         for epoch in range(step // of_epoch, train.epochs):
             engine.train()

@@ -9,7 +9,8 @@ import pytest
 
 from engine import cli
 from engine.campaigns import workflow
-from engine.machine import quiet, ranks
+from engine.machine import ranks
+from engine.machine.terminal import quiet_libraries
 from engine.report import page
 from engine.store import pending
 from faults import forked
@@ -129,7 +130,7 @@ def warm_up() -> None:
     for name in grids.RANK_VARIABLES:
         os.environ.pop(name, None)
     torch.set_num_threads(1)
-    quiet.libraries()
+    quiet_libraries()
     import deepspeed  # noqa: F401
 
     from engine.commands import campaign, outcome, report  # noqa: F401

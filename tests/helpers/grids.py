@@ -24,7 +24,8 @@ from torch import nn
 from engine.cells import cell_plan
 from engine.cells.build import Builder
 from engine.cells.cell_plan import CellPlan
-from engine.machine import quiet, ranks
+from engine.machine import ranks
+from engine.machine.terminal import quiet_libraries
 from engine.methods.base import Trained
 from engine.recipe import modules, parsed
 from engine.recipe.resolve import without_options
@@ -267,7 +268,7 @@ def _started() -> tuple[torch.device, dict[str, str]]:
 
     Commands that end with `ranks.stop`, in any module, leave it as it is.
     """
-    quiet.libraries()
+    quiet_libraries()
     device = ranks.start("cpu")
     ranks.stop = lambda: None
     return device, {name: os.environ[name] for name in RANK_VARIABLES if name in os.environ}

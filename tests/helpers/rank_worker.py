@@ -23,7 +23,8 @@ import torch
 
 from engine.errors import PreemptedError
 from engine.evaluation import passes
-from engine.machine import entry, quiet, ranks
+from engine.machine import entry, ranks
+from engine.machine.terminal import quiet_libraries
 from helpers import clipping, processes
 from helpers.grids import SETS, Grid
 from helpers.interruptions import EVERY_STEP, at_step, interrupted, resumed
@@ -66,7 +67,7 @@ def run(
 def main() -> int:
     *paths, world = sys.argv[1:]
     torch.set_num_threads(1)
-    quiet.libraries()
+    quiet_libraries()
     shared, started = {"WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "RIB_LAUNCH": "1"}, []
     for rank in map(str, range(int(world))):
         if (child := os.fork()) == 0:

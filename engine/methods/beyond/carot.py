@@ -35,8 +35,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from engine.methods.base import Context
 from engine.methods.beyond.teacher import Teacher
-from engine.methods.context import Context
 from engine.models import clip
 from loaders.batch import Batch
 

@@ -39,8 +39,7 @@ class Recipe(MethodRecipe):
 
 from typing import Literal
 
-from engine.methods.base import Derived
-from engine.methods.context import Context
+from engine.methods.base import Context, Derived
 from engine.store.cells import Ensemble, Entry
 
 

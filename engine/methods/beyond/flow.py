@@ -26,8 +26,7 @@ import torch
 from torch import nn
 
 from engine import models
-from engine.methods.base import Trained
-from engine.methods.context import Context
+from engine.methods.base import Context, Trained
 from loaders.batch import Batch, on_device
 
 ROWS = 4096  # rows of logits computed at a time

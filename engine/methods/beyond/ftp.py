@@ -31,8 +31,7 @@ import copy
 import torch
 from torch import nn
 
-from engine.methods.base import Trained
-from engine.methods.context import Context
+from engine.methods.base import Context, Trained
 
 RATE, BETAS, EPS = 1e-2, (0.9, 0.999), 1e-8
 

@@ -29,8 +29,7 @@ import torch
 from torch import nn
 
 from engine import models
-from engine.methods.base import Penalty, Trained
-from engine.methods.context import Context
+from engine.methods.base import Context, Penalty, Trained
 
 
 class Method(Trained):

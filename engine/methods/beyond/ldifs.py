@@ -33,9 +33,8 @@ import math
 import torch
 from torch import nn
 
-from engine.machine.blocks import blocks
-from engine.methods.base import Trained
-from engine.methods.context import Context
+from engine.methods.base import Context, Trained
+from engine.models.layers import blocks
 from loaders.batch import Batch
 
 PARTS = 4  # of the chain of blocks, at whose ends features are compared

@@ -38,8 +38,7 @@ from torch import nn
 
 from engine import models
 from engine.machine import ranks
-from engine.methods.base import Trained
-from engine.methods.context import Context
+from engine.methods.base import Context, Trained
 from engine.models import clip
 from engine.store.cells import Export
 from loaders.batch import Batch, on_device

@@ -46,8 +46,8 @@ import itertools
 import torch
 from torch import Tensor, nn
 
+from engine.methods.base import Context
 from engine.methods.beyond.task_vectors import TaskVectors, Vector
-from engine.methods.context import Context
 from engine.store.cells import Cell
 
 # The step between a member's seeds. A campaign has at most 1000 seeds (`schema.Thousand`), all

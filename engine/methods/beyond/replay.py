@@ -32,8 +32,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from engine.methods.base import Trained
-from engine.methods.context import Context
+from engine.methods.base import Context, Trained
 from loaders.batch import Batch
 
 

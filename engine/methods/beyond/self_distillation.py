@@ -26,9 +26,8 @@ class Recipe(MethodRecipe):
 import torch
 from torch import nn
 
-from engine.methods.base import Trained
+from engine.methods.base import Context, Trained
 from engine.methods.beyond.teacher import Teacher
-from engine.methods.context import Context
 from loaders.batch import Batch
 
 

@@ -29,8 +29,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from engine.methods.base import Trained
-from engine.methods.context import Context
+from engine.methods.base import Context, Trained
 
 LISTS: Any = torch  # its operations on lists of tensors have no type stubs
 

@@ -34,9 +34,8 @@ from torch import nn
 
 from engine import models
 from engine.machine import ranks
-from engine.methods.base import Trained
+from engine.methods.base import Context, Trained
 from engine.methods.beyond.averages import move
-from engine.methods.context import Context
 from engine.models.layers import numbers
 from engine.store.cells import Export
 from loaders.batch import Batch, on_device

@@ -10,8 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from engine.methods.base import Derived
-from engine.methods.context import Context
+from engine.methods.base import Context, Derived
 from engine.store.cells import Cell, Export
 
 Vector = Mapping[str, Tensor]  # fp32, by parameter name

@@ -17,8 +17,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from engine.methods.base import Context
 from engine.methods.beyond.averages import move
-from engine.methods.context import Context
 from engine.models import compiled
 
 MOVES = 50  # updates of an `ema` teacher in one training

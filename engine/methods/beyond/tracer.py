@@ -42,8 +42,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from engine import models
+from engine.methods.base import Context
 from engine.methods.beyond import flyp
-from engine.methods.context import Context
 from loaders.batch import Batch
 
 

@@ -45,8 +45,7 @@ from scipy import optimize
 
 from engine import models
 from engine.data import grouping
-from engine.methods.base import Derived
-from engine.methods.context import Context
+from engine.methods.base import Context, Derived
 from engine.store.cells import Cell, Gated
 
 log = logging.getLogger(__name__)

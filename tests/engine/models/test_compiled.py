@@ -19,8 +19,8 @@ from engine import models
 from engine.campaigns import jobs
 from engine.cost import rates, work
 from engine.evaluation import passes
-from engine.machine import blocks
 from engine.models import compiled
+from engine.models.layers import pass_on_bf16
 from engine.recipe.schema import ModelRecipe, Recipe
 from engine.training import loop
 from helpers import campaigns, processes
@@ -217,7 +217,7 @@ def test_a_residual_stream_in_bf16_takes_a_graph_of_its_own(graphs):
     for is_bf16 in (False, True, True):
         net = models.create(recipe, 5)
         if is_bf16:
-            blocks.pass_on_bf16(net)
+            pass_on_bf16(net)
         compiled.in_place(net, "always", CPU)
         with torch.autocast("cpu", torch.bfloat16):
             net(torch.randn(2, 3, 32, 32)).sum().backward()
