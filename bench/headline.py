@@ -50,7 +50,7 @@ def contests(device: torch.device, scale: Scale) -> Iterator[Contest]:
         for batch in batches:
             part = replace(model.at_most(batch), net=net)
             if dynamic:
-                torch._dynamo.maybe_mark_dynamic(part.images, 0)  # as engine.models.compiled
+                torch._dynamo.maybe_mark_dynamic(part.images, 0)  # as engine.models.execution
             fine_tuning, *others = _entrants(part)
             name = f"{model.kind} x {batch}{form}"
             yield Contest(name, fine_tuning, tuple(others), processor_time=True)

@@ -25,8 +25,8 @@ from engine.measures.setting import Setting
 from engine.methods.base import Context, Derived, Trained
 from engine.methods.linear_probe import first_head
 from engine.model_files.descriptions import RECIPE, prompt_beside
-from engine.models import checkpoints, compiled, zero_shot
-from engine.models.form import Form
+from engine.models import checkpoints, zero_shot
+from engine.models.execution import Form, resolve_compile
 from engine.recipe import modules, preprocessing
 from engine.recipe.effects import values_of
 from engine.recipe.schema import Affects, TrainRecipe
@@ -99,7 +99,7 @@ class Builder(Context):
         from one: what such a cell trains, others train too, or its own job compiles.
         """
         option = self.recipe.train.compile
-        if compiled.resolve(option, self.device) == "never" or self.plan.needs:
+        if resolve_compile(option, self.device) == "never" or self.plan.needs:
             return
         method = modules.method_of(self.recipe, run_users=self.run_users)
         if isinstance(method, Trained) and self._whole() is None:

@@ -14,9 +14,8 @@ import torch
 
 from engine import models
 from engine.evaluation import gate
-from engine.evaluation.model import Function, Model
 from engine.machine import ranks
-from engine.models.form import Backbone, Form
+from engine.models.execution import Backbone, Form, Function, Model
 from engine.run import Run
 from engine.store import cells
 from engine.store.artifacts import Store

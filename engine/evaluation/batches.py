@@ -11,9 +11,9 @@ import torch
 import torch.distributed as dist
 
 from engine.evaluation import bank
-from engine.evaluation.model import Function, Model
 from engine.machine import precision, ranks
 from engine.machine.terminal import progress_bar
+from engine.models.execution import Function, Model
 from engine.run import Run
 from loaders.batch import Batch
 

@@ -29,7 +29,7 @@ from engine.errors import RecipeError
 from engine.evaluation import bank
 from engine.machine import precision, ranks
 from engine.machine.files import short_digest
-from engine.models.form import Form
+from engine.models.execution import Form
 from engine.models.layers import blocks
 from engine.recipe.checks import FEWEST_FOR_CKA
 from engine.recipe.schema import ModelRecipe, Recipe

@@ -13,10 +13,9 @@ import torch
 from engine import models
 from engine.data.sets import LabelledSet
 from engine.evaluation.batches import alone, read, reduced
-from engine.evaluation.model import Model
 from engine.machine import ranks
 from engine.machine.files import room_for
-from engine.models.form import Form
+from engine.models.execution import Form, Model
 from engine.run import Run
 from engine.store.cells import Cell
 from engine.store.pending import slices

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 import torch.nn.functional as F
 
-from engine.evaluation.model import Model
+from engine.models.execution import Model
 
 
 def models(first: Model, second: Model, reference: Mapping[str, torch.Tensor]) -> list[Model]:

@@ -23,13 +23,12 @@ from engine.data.sets import LabelledSet
 from engine.evaluation import bank, features, ridge
 from engine.evaluation.bank import stored_cell
 from engine.evaluation.batches import Reader, read, reduced
-from engine.evaluation.model import Function, Model
 from engine.evaluation.reduction import Reduction, predictions_table
 from engine.machine import ranks
 from engine.machine.files import short_digest
 from engine.measures.predictions import plain_of
 from engine.measures.temperature_scaling import TEMPERATURES
-from engine.models.form import Form
+from engine.models.execution import Form, Function, Model
 from engine.recipe.schema import RIDGE
 from engine.run import Run
 from engine.store.artifacts import Artifact

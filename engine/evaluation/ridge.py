@@ -19,8 +19,7 @@ import torch.nn.functional as F
 from engine.data.sets import LabelledSet
 from engine.evaluation import bank
 from engine.evaluation.batches import Reader, alone, read, reduced
-from engine.evaluation.model import Function, Model
-from engine.models.form import Form
+from engine.models.execution import Form, Function, Model
 from engine.recipe.schema import RIDGE
 from engine.run import Run
 from engine.store.pending import slices

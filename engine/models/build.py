@@ -15,6 +15,7 @@ from torch import nn
 from engine.errors import RecipeError
 from engine.model_files.architectures import open_clip_name, timm_config
 from engine.models import clip
+from engine.recipe.preprocessing import data_config
 from engine.recipe.schema import ModelRecipe
 
 
@@ -156,3 +157,23 @@ def load_state(net: nn.Module, state: Mapping[str, torch.Tensor], source: str) -
         )
     net.load_state_dict(dict(state))
     return net
+
+
+class Normalize(nn.Module):
+    """uint8 pixels [B, 3, H, W] -> float32, (x / 255 - mean) / std, on the pixels' device."""
+
+    def __init__(self, recipe: ModelRecipe, device: torch.device) -> None:
+        super().__init__()
+        config = data_config(recipe)
+        mean = torch.tensor(config["mean"]).view(1, 3, 1, 1)
+        std = torch.tensor(config["std"]).view(1, 3, 1, 1)
+        # mean = 0, std = 1 (MIIL) must give x / 255 exactly, so a multiply-add serves all models.
+        self.scale = (1 / (255 * std)).to(device)
+        self.shift = (-mean / std).to(device)
+        self.memory_format = (
+            torch.channels_last if recipe.channels_last else torch.contiguous_format
+        )
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        x = torch.addcmul(self.shift, pixels.to(torch.float32), self.scale)
+        return x.contiguous(memory_format=self.memory_format)

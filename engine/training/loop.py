@@ -21,7 +21,7 @@ from engine.errors import DivergedError
 from engine.machine import precision, ranks
 from engine.machine.terminal import progress_bar
 from engine.methods.base import Context, Trained
-from engine.models import compiled
+from engine.models.execution import compile_in_place
 from engine.models.layers import pass_on_bf16
 from engine.run import Run
 from engine.store.cells import Export
@@ -92,7 +92,7 @@ def initialized(method: Trained, run: Run) -> Iterator[Any]:
         )
     norms.synchronise(method, run)
     parameters = {n: p for n, p in method.named_parameters() if p.requires_grad}
-    compiled.in_place(method.net, recipe.train.compile, run.device)
+    compile_in_place(method.net, recipe.train.compile, run.device)
 
     def optimizer(_: object) -> torch.optim.Optimizer:
         if recipe.model.channels_last:

@@ -11,7 +11,7 @@ from engine import models
 from engine.evaluation import bank, features
 from engine.evaluation.batches import read, reduced
 from engine.evaluation.reduction import Reduction
-from engine.models.form import Form
+from engine.models.execution import Form
 from engine.training import loop, optim
 from engine.training.saving import Saving
 from helpers.children import traced

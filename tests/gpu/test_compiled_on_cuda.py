@@ -10,7 +10,7 @@ from helpers.twins import assert_near
 pytest.importorskip("msgspec")  # the engine's, which a bare machine has not
 
 from engine.machine import precision
-from engine.models import compiled
+from engine.models.execution import compile_in_place
 
 pytestmark = NEEDS_GPU
 CUDA = torch.device("cuda")
@@ -22,7 +22,7 @@ def test_batches_of_any_size_under_several_weights(arch):
     torch.manual_seed(0)
     plain = [timm.create_model(arch, num_classes=5).to(CUDA).eval() for _ in range(2)]
     form = timm.create_model(arch, num_classes=5).to(CUDA).eval()
-    compiled.in_place(form, "auto", CUDA)
+    compile_in_place(form, "auto", CUDA)
     x = torch.randn(7, 3, 160, 160, device=CUDA)
     with torch.inference_mode():
         for net in plain:

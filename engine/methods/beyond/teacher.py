@@ -19,7 +19,7 @@ from torch import nn
 
 from engine.methods.base import Context
 from engine.methods.beyond.averages import move
-from engine.models import compiled
+from engine.models.execution import compile_in_place
 
 MOVES = 50  # updates of an `ema` teacher in one training
 RISE = 0.2  # fraction of the training in which its momentum rises
@@ -42,7 +42,7 @@ class Teacher(nn.Module):
         device = context.device
         self.copies = nn.ModuleList(copy.deepcopy(each) for each in students)
         self.copies.requires_grad_(False).eval()
-        compiled.in_place(self.copies[0], context.recipe.train.compile, device)
+        compile_in_place(self.copies[0], context.recipe.train.compile, device)
         # DeepSpeed broadcasts buffers as bytes, and a 0-d tensor cannot be viewed as bytes.
         self.register_buffer("step_1", torch.zeros(1, dtype=torch.int64, device=device))
         shares_T = shares(average, steps).to(device)

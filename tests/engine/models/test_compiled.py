@@ -19,7 +19,7 @@ from engine import models
 from engine.campaigns import jobs
 from engine.cost import rates, work
 from engine.evaluation import passes
-from engine.models import compiled
+from engine.models.execution import CACHE, compile_in_place
 from engine.models.layers import pass_on_bf16
 from engine.recipe.schema import ModelRecipe, Recipe
 from engine.training import loop
@@ -63,7 +63,7 @@ def test_uneven_batches_and_other_weights_take_the_same_graph(arch, graphs):
     plain, *nets = (models.create(recipe, 5) for _ in range(3))
     for net in nets:
         models.load_state(net, plain.state_dict(), "plain")
-        compiled.in_place(net, "always", CPU)
+        compile_in_place(net, "always", CPU)
         assert net.state_dict().keys() == plain.state_dict().keys()
     for mode, count in ((False, 1), (True, 2), (False, 2)):
         for size in (12, 7, 2, 1, 3):
@@ -173,9 +173,9 @@ import json
 import torch
 from torch import nn
 from torch._dynamo.utils import counters
-from engine.models import compiled
+from engine.models.execution import compile_in_place
 torch.manual_seed(0)
-net = compiled.in_place(nn.Linear(8, 4), "always", torch.device("cpu"))
+net = compile_in_place(nn.Linear(8, 4), "always", torch.device("cpu"))
 for images in {batches}:
     net(torch.randn(images, 8)).sum().backward()
 names = ("fxgraph_cache_hit", "fxgraph_cache_miss")
@@ -186,7 +186,7 @@ print(json.dumps([counters["inductor"][name] for name in names]))
 @pytest.mark.exhaustive
 def test_a_second_process_finds_the_graphs_of_the_first(monkeypatch, tmp_path):
     """A forward and a backward pass, for batches of another size too."""
-    monkeypatch.delenv(compiled.CACHE, raising=False)
+    monkeypatch.delenv(CACHE, raising=False)
     found = []
     for batches in ((12, 7), (5,)):
         command = [sys.executable, "-c", TWICE.format(batches=batches)]
@@ -218,7 +218,7 @@ def test_a_residual_stream_in_bf16_takes_a_graph_of_its_own(graphs):
         net = models.create(recipe, 5)
         if is_bf16:
             pass_on_bf16(net)
-        compiled.in_place(net, "always", CPU)
+        compile_in_place(net, "always", CPU)
         with torch.autocast("cpu", torch.bfloat16):
             net(torch.randn(2, 3, 32, 32)).sum().backward()
         taken.append(len(graphs))
@@ -228,7 +228,7 @@ def test_a_residual_stream_in_bf16_takes_a_graph_of_its_own(graphs):
 def test_a_compiled_model_is_gone_when_it_is_no_longer_used(graphs):
     """At once, not when cycles are collected: another takes its place on the device."""
     recipe = ModelRecipe(name="m", arch=VIT, image_size=32)
-    net = compiled.in_place(models.create(recipe, 5), "always", CPU)
+    net = compile_in_place(models.create(recipe, 5), "always", CPU)
     net(torch.randn(2, 3, 32, 32)).sum().backward()
     reference = weakref.ref(net)
     gc.disable()
@@ -262,11 +262,11 @@ def test_a_cell_that_inductor_compiled_is_the_cell(grid, tmp_path, training):
 def test_caches_of_compiled_code_are_the_users_and_hold_the_instruction_set(monkeypatch, tmp_path):
     """A machine with AVX2 that reads code of one with AVX-512 leaves half of its results unset."""
     monkeypatch.setenv("RIB_CACHE", str(tmp_path))
-    monkeypatch.setenv(compiled.CACHE, "")
-    monkeypatch.delenv(compiled.CACHE)  # and as it was afterwards
+    monkeypatch.setenv(CACHE, "")
+    monkeypatch.delenv(CACHE)  # and as it was afterwards
     monkeypatch.setattr(torch.compiler.config, "cache_key_tag", "")
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
     net = models.create(ModelRecipe(name="m", arch=VIT, image_size=32), 5)
-    compiled.in_place(net, "always", CPU)
+    compile_in_place(net, "always", CPU)
     assert torch.compiler.config.cache_key_tag == "AVX2"
-    assert os.environ[compiled.CACHE] == str(tmp_path / f"compiled-{os.getuid()}")
+    assert os.environ[CACHE] == str(tmp_path / f"compiled-{os.getuid()}")

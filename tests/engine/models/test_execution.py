@@ -10,7 +10,7 @@ from torch import nn
 from engine.cells.build import Builder
 from engine.evaluation import features, passes
 from engine.machine.devices import pick_device
-from engine.models.form import Backbone, Form
+from engine.models.execution import Backbone, Form
 from engine.recipe.schema import EvaluateRecipe
 from engine.store import cells
 from helpers.grids import CONV, VIT, prepared
