@@ -44,8 +44,9 @@ downstream dataset and dataset evaluated on) and, with several seeds, seeds.csv.
 COMPARE = """\
 Compare each further model with the first, in pairs on the same images: difference, 95% interval,
 p, and the smallest difference that this much data finds with a probability of 80%. Tables are CSV,
-Parquet or JSON lines (.jsonl) with the columns image, and correct (0 or 1) or score; optionally
-set, source (the photo) and seed. In a folder of tables, each file is a dataset.\
+Parquet or JSON lines (.jsonl) with the columns image, and correct (0 or 1), score, or label and
+prediction; optionally set, source (the photo) and seed. In a folder of tables, each file is a
+dataset.\
 """
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet as pq
@@ -20,7 +21,8 @@ from loaders.files.root import READABLE
 
 TEXTS = ("image", "set", "source")
 SCORES = ("correct", "score")
-COLUMNS = (*TEXTS, "seed", *SCORES)
+CLASSES = ("label", "prediction")
+COLUMNS = (*TEXTS, "seed", *SCORES, *CLASSES)
 MOST, MOST_ROWS = 2 << 30, 50_000_000  # uncompressed bytes and rows of a Parquet file
 
 
@@ -42,11 +44,11 @@ class ScoreTable:
 def read_scores(path: Path) -> ScoreTable:
     """Read a file, or a folder in which each file is a dataset.
 
-    Columns: image, and either correct (0 or 1, read as percent) or score (any number); optionally
-    set (default: the file's name in a folder), source (the photo) and seed. Other columns are
-    ignored. Raises ValueError that names the file and the row, counted from 1, for a missing
-    column, an unreadable or too large file, a value that is missing or not a number, and an image
-    that occurs twice in a set and seed.
+    Columns: image; one of correct (0 or 1, read as percent), score (any number), or label and
+    prediction (correct if they are equal); optionally set (default: the file's name in a folder),
+    source (the photo) and seed. Other columns are ignored. Raises ValueError that names the file
+    and the row, counted from 1, for a missing column, an unreadable or too large file, a value that
+    is missing or not a number, and an image that occurs twice in a set and seed.
     """
     if not path.is_dir():
         return _read(path, "")
@@ -72,16 +74,17 @@ def _read(path: Path, default_set: str) -> ScoreTable:
         raise ValueError(f"{path} has more than {READABLE:,} bytes")
     try:
         table = reader(path)
-        table = table.select([name for name in COLUMNS if name in table.column_names])
-        for k, name in enumerate(table.column_names):
-            if name in TEXTS:
-                table = table.set_column(k, name, table[name].cast(pa.string()))
-        rows = table.to_pandas()
+        columns = {name: table[name] for name in COLUMNS if name in table.column_names}
+        columns |= {name: of.cast(pa.string()) for name, of in columns.items() if name in TEXTS}
+        classes = [columns.pop(name) for name in CLASSES if name in columns]
+        if len(classes) == 2 and not {*SCORES} & {*columns}:
+            columns["correct"] = pc.equal(*classes)
+        rows = pa.table(columns).to_pandas()
     except (pa.ArrowException, OSError, KeyError) as error:
         raise ValueError(f"{path} is not readable ({' '.join(str(error).split())})") from error
     kinds = [name for name in SCORES if name in rows]
     if "image" not in rows or len(kinds) != 1:
-        raise ValueError(f"{path}: give a column image, and one of correct and score")
+        raise ValueError(f"{path}: give a column image, and correct, score or label and prediction")
     if rows.empty:
         raise ValueError(f"{path} contains no rows")
     for name in rows:
@@ -119,9 +122,11 @@ def _of_csv(path: Path) -> pa.Table:
 
 def _of_json(path: Path) -> pa.Table:
     schema = pa.schema(dict.fromkeys(TEXTS, pa.string()))  # otherwise a name could become a date
-    found = pyarrow.json.read_json(
-        path, parse_options=pyarrow.json.ParseOptions(explicit_schema=schema)
-    )
+    options = pyarrow.json.ParseOptions(explicit_schema=schema)
+    try:
+        found = pyarrow.json.read_json(path, parse_options=options)
+    except pa.ArrowInvalid:  # some names are numbers
+        return pyarrow.json.read_json(path)
     absent = [name for name in TEXTS if found[name].null_count == len(found)]
     return found.drop_columns(absent)
 

@@ -7,11 +7,17 @@ import sys
 import numpy as np
 import pandas
 import pytest
+from scipy import stats
 
 import engine
 from engine import cli
 from helpers import campaigns
 
+WRITERS = {
+    "csv": lambda rows, path: rows.to_csv(path, index=False),
+    "parquet": lambda rows, path: rows.to_parquet(path),
+    "jsonl": lambda rows, path: rows.to_json(path, orient="records", lines=True),
+}
 TABLES = "import sys, engine; engine.compare(*sys.argv[1:]); assert 'torch' not in sys.modules"
 
 
@@ -59,22 +65,32 @@ def test_rows_have_the_numbers_of_the_report_and_a_copy_is_equal(
         assert cli.main(["compare", *words]) == 2 and message in capsys.readouterr().err
 
 
-def test_two_folders_of_another_librarys_predictions_are_compared(tmp_path, capsys):
-    rng = np.random.default_rng(0)
-    for model, skill in (("old", 0.5), ("new", 0.8)):
-        for name in ("sketch", "renditions"):
-            rows = pandas.DataFrame({"image": [f"{k // 4}-{k % 4}.jpg" for k in range(400)]})
-            rows["source"] = rows["image"].str.partition("-")[0]
-            rows["correct"] = rng.random(400) < skill
+@pytest.mark.parametrize("kind", ["csv", "parquet", "jsonl"])
+@pytest.mark.parametrize("numbered", [False, True])
+def test_two_folders_of_another_librarys_predictions_are_compared(tmp_path, capsys, kind, numbered):
+    """With the classes of images and predictions, as a loop over a data loader writes them."""
+    rng, change = np.random.default_rng(0), {}
+    for name in ("sketch", "renditions"):
+        right = rng.random((2, 400)) < [[0.5], [0.8]]
+        change[name] = np.diff(100.0 * right, axis=0)[0]
+        label = rng.integers(0, 9, 400)
+        rows = pandas.DataFrame({"image": range(400), "source": np.arange(400) // 4})
+        for model, is_right in zip(("old", "new"), right, strict=True):
+            rows = rows.assign(label=label, prediction=(label + ~is_right) % 9, confidence=0.5)
+            of_model = rows if numbered else rows.astype(str).assign(confidence=0.5)
             (tmp_path / model).mkdir(exist_ok=True)
-            rows.assign(confidence=0.5).to_csv(tmp_path / model / f"{name}.csv", index=False)
+            WRITERS[kind](of_model.sample(frac=1), tmp_path / model / f"{name}.{kind}")
     words = [str(tmp_path / "old"), str(tmp_path / "new"), "--csv", str(tmp_path / "out.csv")]
     assert cli.main(["compare", *words, "--at-least", "20"]) == 0
     assert "Accepted: the interval begins at" in capsys.readouterr().out
-    found = pandas.read_csv(tmp_path / "out.csv", keep_default_na=False)
-    assert found["set"].tolist() == ["", "renditions", "sketch"]
+    found = pandas.read_csv(tmp_path / "out.csv", keep_default_na=False).set_index("set")
+    assert found.index.tolist() == ["", "renditions", "sketch"]
     assert found["sources"].tolist() == [100] * 3 and found["images"].tolist() == [800, 400, 400]
-    assert (found["low"] < 30).all() and (found["high"] > 30).all()
+    for name, of_images in change.items():
+        expected = stats.ttest_1samp(of_images.reshape(100, 4).mean(axis=1), 0)
+        low, high = expected.confidence_interval(0.95)
+        row = found.loc[name, ["difference", "low", "high"]].tolist()
+        assert row == pytest.approx([of_images.mean(), low, high])
 
 
 def test_a_verdict_and_an_exit_code_come_from_the_interval(tmp_path, capsys):
