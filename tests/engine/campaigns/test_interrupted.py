@@ -97,18 +97,6 @@ def test_models_of_a_set_of_one_slice_are_kept_as_their_group_ends(
     assert counted.models == 3
 
 
-def test_what_a_slice_does_not_need_is_neither_loaded_nor_computed(
-    grid, fresh, mixes, expected, small_slices, monkeypatch
-):
-    """Three groups of two see every slice; of the first slice, only the last group is left."""
-    monkeypatch.setattr(bank, "free_memory", lambda device: room_for_models(grid, mixes, 2))
-    stop(fresh, 2 * 2 * 2, mixes[:6])  # two groups of two models, two batches
-    counted = Counted(monkeypatch)
-    assert same(tables(fresh.builder(), mixes[:6]), expected[:6])
-    assert counted.models == 6  # a group sees its slices one after another
-    assert counted.images == 3 * IMAGES - 2 * 2 * BATCH
-
-
 def test_heads_on_shared_features_go_on_too(fresh, mixes, expected, small_slices, monkeypatch):
     """The first run ends in the second slice of three, the next as it joins those of a head."""
     put, reduced, computed = pending.PartialPredictions.put, passes.reduced, []

@@ -5,17 +5,14 @@ import os
 import shlex
 import shutil
 from pathlib import Path
-from unittest import mock
 
 import pytest
-import torch
 
 from engine import cli, recipe
-from engine.campaigns import jobs, seal, workflow
+from engine.campaigns import seal, workflow
 from engine.campaigns.columns import Column
 from engine.campaigns.plan import Plan, check_modules, make_plan, plan_to_json, read_plan
 from engine.campaigns.plan_folder import PlanFolder
-from engine.cells.build import Builder
 from engine.data import packs
 from engine.errors import CampaignError
 from engine.recipe import parsed
@@ -35,18 +32,6 @@ def of_text(folder: Path, tmp_path: Path, text: str, *words: str) -> Plan:
     file = tmp_path / "of_text.yaml"
     file.write_text((folder / "shapes.yaml").read_text() + text)
     return make_plan(str(file), parsed([f"runs={tmp_path / 'runs'}", *words]), 2)
-
-
-def test_a_grid_of_one_cell_is_prepared(folder, tmp_path, monkeypatch):
-    """By its first row on its first column."""
-
-    class MadeBase(Exception):
-        pass
-
-    monkeypatch.setattr(Builder, "base", property(mock.Mock(side_effect=MadeBase)))
-    plan = planned(folder, f"runs={tmp_path}", "methods=[fine_tune]", "downstreams=[few]")
-    with pytest.raises(MadeBase):
-        jobs.prepare(plan, torch.device("cpu"))
 
 
 def test_a_campaign_is_named_after_what_determines_its_results(folder, tmp_path, monkeypatch):
@@ -175,21 +160,6 @@ def test_sets_that_are_not_encoded_are_named_before_anything_runs(tmp_path, caps
     assert cli.main(words) == 0 and len(ran) == 7
 
 
-@pytest.mark.slow
-def test_a_set_below_the_root_need_not_be_encoded(tmp_path, capsys, ran):
-    words = ["campaign", "imagenet_rib", f"runs={tmp_path}", f"dataset.root={tmp_path / 'in'}"]
-    for name in ("imagenet_val", *recipe.load("imagenet_rib").dataset.sets[1:]):
-        (tmp_path / "in" / name).mkdir(parents=True)
-    assert cli.main(words) == 2 and not ran
-    errors = capsys.readouterr().err
-    assert errors.count("rib encode") == errors.count("(SET: imagenet_v2)") == 1
-    (tmp_path / "in" / "imagenet_v2").mkdir()
-    assert cli.main(words) == 0 and ran
-    assert cli.main([*words, "dataset.subsample=full"]) == 2, "all of IN-C is made on request only"
-    errors = capsys.readouterr().err
-    assert errors.count("rib encode") == 1 and "imagenet_c" in errors and "subsample=full" in errors
-
-
 @pytest.mark.parametrize(
     ("model", "printed"),
     [
@@ -287,15 +257,3 @@ def test_columns_are_the_downstreams_in_every_setting(folder, tmp_path):
     plain = of_text(folder, tmp_path, "")
     assert plain.columns == tuple(Column(name) for name in campaigns.SETS)
     assert len({plan.place, by_words.place, plain.place}) == 3
-
-
-@pytest.mark.parametrize("method", ["fine_tune", "linear_probe"])
-def test_a_warm_up_longer_than_the_training_is_refused_before_any_work(
-    folder, tmp_path, capsys, method
-):
-    """A fitted head takes no steps."""
-    words = [str(folder / "shapes.yaml"), f"runs={tmp_path}", "train.warmup_steps=99"]
-    code = cli.main(["campaign", *words, f"methods=[{method}]", "--dry-run"])
-    errors = capsys.readouterr().err
-    assert code == (2 if method == "fine_tune" else 0), errors
-    assert ("FT on few" in errors and "warmup_steps=99, but training has" in errors) == bool(code)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -117,12 +116,3 @@ def test_a_record_of_other_types_or_with_paths_that_lead_out_is_refused_by_name(
     file.write_bytes(typed_json.with_digest(values))
     with pytest.raises(DamagedFile, match=f"^{file} .*; delete it and run `rib campaign` again"):
         record.read(run.place)
-
-
-def test_all_models_of_a_campaign_are_looked_for(folder, tmp_path, capsys):
-    several = folder / "several.yaml"
-    text = (folder / "shapes.yaml").read_text()
-    several.write_text(f"{text}models: [{folder / 'model.yaml'}]\n")
-    assert cli.main(["report", str(several), "model=all", f"runs={tmp_path}"]) == 2
-    command = shlex.join(["rib", "campaign", str(several), f"model={folder / 'model.yaml'}"])
-    assert f"`{command} runs=" in capsys.readouterr().err

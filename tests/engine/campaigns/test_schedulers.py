@@ -8,7 +8,7 @@ import pytest
 
 from engine import cli
 from engine.campaigns import job_states, sites, workflow
-from engine.campaigns.events import Begun, append_event, recorded
+from engine.campaigns.events import Begun, append_event
 from engine.campaigns.job_states import FAILED, RUNNING, WAITING
 from engine.campaigns.plan import make_plan
 from engine.campaigns.schedulers import SCHEDULERS, RunOptions, Scheduler
@@ -73,13 +73,6 @@ def begun(number: str) -> Begun:
     return Begun(node="node1", process=1, scheduler="toy", queued_as=number)
 
 
-def test_a_job_knows_its_number_in_the_queue(plan, monkeypatch):
-    monkeypatch.setenv("TOY_JOB", "7")
-    with recorded(plan.place, JOB):
-        (attempt,) = job_states.read_job(plan.place, JOB).attempts
-    assert (attempt.scheduler, attempt.queued_as) == ("toy", "7")
-
-
 def test_it_says_how_a_job_ended_that_left_no_word(plan):
     for number, how in (
         ("7", "was ended by Toy: EVICTED (ask for less)"),
@@ -106,13 +99,6 @@ def test_a_job_that_it_forgot_or_put_back_is_not_at_work(plan, monkeypatch):
     lost = "column-few was ended by Toy: it no longer knows its job 8"
     assert ask().startswith(lost) and state() == FAILED
     assert ask() == "", "once"
-
-
-def test_a_queue_that_takes_no_job_is_told(plan, monkeypatch):
-    clock, toy = itertools.count(0, 20), Toy(RunOptions())
-    monkeypatch.setattr(workflow.time, "monotonic", lambda: next(clock))
-    monkeypatch.setattr(toy, "obstacle", lambda workflow: f"full {workflow}", raising=False)
-    assert workflow._asked(toy, 7, [plan])() == "full 7"
 
 
 def test_its_queue_is_emptied_where_a_campaign_fails_and_it_says_why(plan):

@@ -7,7 +7,6 @@ import pytest
 
 from engine import cli
 from engine.data import packs, smoke
-from engine.recipe import load, parsed
 from helpers import campaigns
 
 
@@ -44,14 +43,6 @@ def test_a_smoke_runs_packs_are_parts_of_the_whole_ones(grid):
     assert few.key() != whole.key()
 
 
-def test_without_whole_packs_only_the_limit_is_encoded(grid, tmp_path):
-    copied = grid.builder("dataset.limit=12").sets["outline"].pack
-    recipe = grid.builder("dataset.limit=12", f"runs={tmp_path}").recipe
-    encoded = packs.pack_of(recipe, "outline", tmp_path)
-    assert encoded.fingerprint == copied.fingerprint
-    assert [path.name for path in (tmp_path / "packs").glob("[!.]*")] == [encoded.folder.name]
-
-
 def test_a_damaged_image_is_not_copied(grid, tmp_path):
     recipe = grid.builder(f"runs={tmp_path}").recipe
     whole = packs.pack_of(recipe, "outline", tmp_path)
@@ -72,8 +63,3 @@ def test_classes_are_the_same_in_all_sets_and_a_larger_limit_adds_images():
     assert {classes[i] for i in few} == {classes[::-1][i] for i in other}
     assert len({classes[i] for i in few}) == 17, "six images a class"
     assert smoke.chosen(classes[:5], list("abcde"), 100) == list(range(5))
-
-
-def test_a_limit_does_not_change_names_of_other_packs():
-    recipe = load("emoji", parsed(["runs=x"]))
-    assert "limit" not in packs.identity(recipe.dataset, recipe.model, "twemoji")

@@ -15,7 +15,6 @@ from engine.campaigns.plan_folder import PlanFolder
 from engine.cells import cell_plan
 from engine.cells.build import Builder
 from engine.data.sets import Sets, union_of
-from engine.errors import RecipeError
 from engine.evaluation import features
 from engine.recipe import parsed
 from engine.report import results_file
@@ -141,24 +140,6 @@ def test_bad_unions_are_refused(builder, images, tmp_path):
     joint = dataclasses.replace(few, members=torch.tensor([[0, 1], [2, 2]]))
     with pytest.raises(ValueError, match="several outputs"):
         union_of("outline+few", [of.sets["outline"], joint])
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["downstreams=leave_two_out"], "must list datasets, as in downstreams: [A, B]"),
-        (["downstreams=[[]]"], "or unions, as in downstreams: [[A, B], C], or be leave_one_out"),
-        (["downstreams=[[few, fewer]]"], "'fewer' is not a dataset of shapes; did you mean 'few'"),
-        (["downstreams=[[few, few]]"], "downstreams names few twice"),
-        (["downstreams=[[few, tinted], tinted+few]"], "downstreams names tinted+few twice"),
-        (["downstreams=[[outline, tinted, few]]"], "so RI has no dataset left: leave one out"),
-        (["dataset.sets=[a+b, few]"], "which joins the datasets that a column trains on"),
-    ],
-)
-def test_what_is_no_column_is_said(folder, words, message):
-    with pytest.raises(RecipeError) as error:
-        campaigns.planned(folder, f"runs={folder / 'elsewhere'}", *words)
-    assert message in str(error.value)
 
 
 def test_equal_unions_have_one_name(folder):

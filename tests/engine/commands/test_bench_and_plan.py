@@ -1,8 +1,6 @@
 """What `rib bench` times on a CPU, what `rib plan` predicts, and what they refuse."""
 
-import itertools
 import json
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -39,16 +37,6 @@ def test_a_users_method_and_a_model_of_ordered_tensors_are_timed(tmp_path, monke
     assert builder.base.state(), "random weights ask nothing of the recipe's package"
     with pytest.raises(ValueError, match="there is no recipe file gone"):
         throughput.cell_of("gone.yaml", words)
-
-
-def test_milliseconds_are_those_of_a_batch(tmp_path, monkeypatch):
-    clock = SimpleNamespace(perf_counter=itertools.count(0.0, 2.0).__next__)
-    monkeypatch.setattr(throughput, "time", clock)
-    words = recipe.parsed(["model=vit_tiny_random", "train.batch_size=4"])
-    timed = throughput.Bench(tmp_path, "vit_tiny_random", words, torch.device("cpu"), steps=2)
-    cell = recipe.load("imagenet_rib/fine_tune", words)
-    row = timed._timed("fine_tune", cell, 8, lambda: None)
-    assert (row.images_s, row.ms) == (4.0, 1000.0)
 
 
 @pytest.mark.parametrize(

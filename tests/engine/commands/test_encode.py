@@ -136,22 +136,6 @@ def test_no_room_on_the_disk_is_refused_before_the_work(rib, capsys, monkeypatch
     assert "free space, use another runs=FOLDER" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (
-            ["imagenet_c", "dataset.subsample=many"],
-            "dataset.subsample='many': give a number of images",
-        ),
-        (["imagenet_c", "dataset.subsample=151"], "subsample=151: the dataset has 150 images"),
-        (["imagenet_q"], "imagenet_rib has no dataset 'imagenet_q'; did you mean"),
-    ],
-)
-def test_options_that_cannot_be(rib, capsys, words, message):
-    assert rib.encode(words[0], rib.folder / "c", "--partial", *words[1:]) == 2
-    assert message in capsys.readouterr().err
-
-
 OF_FFCV = """\
 name: mine
 kind: folder

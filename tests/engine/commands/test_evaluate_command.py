@@ -2,7 +2,6 @@
 
 import csv
 from argparse import ArgumentTypeError
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,6 @@ import pytest
 from engine import cli
 from engine.commands.arguments import alphas, named_images
 from engine.evaluation.accuracies import OnSet
-from engine.report import terminal
 from helpers.grids import CLASSES, SIZE, VIT
 
 
@@ -28,27 +26,6 @@ def test_alphas():
     for text in ("", "0:1", "1:0:0.1", "0:1:0", "0,nan"):
         with pytest.raises(ArgumentTypeError, match=r"START:STOP:STEP or a,b,c"):
             alphas(text)
-
-
-def test_the_table_has_a_line_a_set_and_model_with_whole_names():
-    sets = [f"a-set-with-a-rather-long-name-{i}" for i in range(9)]
-    files = ["/data/" + "x" * 60 + name for name in ("a/best", "b/best")]
-    many = [row(file, name, 50000, 10.0 + i) for i, name in enumerate(sets) for file in files]
-    lines = [line.split() for line in terminal.accuracies(many).splitlines()[2:]]
-    assert [line for line in lines if line] == [
-        [of.model, of.evaluated_on, "50,000", "0", f"{of.accuracy:.2f}"] for of in many
-    ]
-
-
-def test_a_campaigns_table_has_its_headline_rows_only():
-    """Other alphas, of which 0 and 1 are other rows of the table, are in the file."""
-    before = row("lite0", "mine", 100, 40.0)
-    soups = [
-        replace(before, method="wise_ft", downstream="a", alpha=alpha, headline=alpha == 0.5)
-        for alpha in (0.0, 0.5, 1.0)
-    ]
-    text = terminal.changes([before, *soups], ["a"], {"wise_ft": "WiSE-FT"})
-    assert text.count("WiSE-FT") == 2 and "alpha" not in text, "accuracy, and its change"
 
 
 @pytest.fixture
@@ -112,23 +89,3 @@ def test_sets_are_named_by_their_folders_or_by_the_user(tmp_path, monkeypatch, c
     assert (
         "the same name, x/p and y/p: rename one, as in --sets NAME=y/p" in capsys.readouterr().err
     )
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ("", "/A.safetensors does not name its architecture"),
-        ("--arch test_vitt", "no architecture 'test_vitt'; did you mean 'test_vit"),
-        (
-            f"--arch {VIT} evaluate.split=holdout",
-            "'evaluate.split=holdout' has no effect on the e",
-        ),
-        (f"--arch {VIT} evaluate.splits=x", "unknown key 'evaluate.splits'"),
-        (f"--arch {VIT} --alphas 1:0:1", "argument --alphas: 1:0:1: write"),
-    ],
-)
-def test_the_command_says_what_is_wrong_in_one_line(user_grid, capsys, words, message):
-    given = f"--models {user_grid.folder}/A.safetensors --sets {user_grid.folder}/outline {words}"
-    assert cli.main(["evaluate", *given.split()]) == 2
-    printed = capsys.readouterr().err
-    assert printed.startswith("error: ") and message in printed

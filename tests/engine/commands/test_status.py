@@ -18,7 +18,6 @@ from engine.campaigns.plan import Plan
 from engine.campaigns.status import Status
 from engine.commands.status import lines
 from helpers.runs_folders import artifact, begun, finish
-from loaders.files import locks
 
 
 def status(runs: Path, capsys) -> str:
@@ -140,10 +139,3 @@ def test_a_damaged_plan_is_named(tmp_path, capsys):
     plan = begun(tmp_path)
     plan.place.plan.write_text(json.dumps({"name": "x"}))
     assert f"{plan.place.campaign.name}  damaged: {plan.place.plan}" in status(tmp_path, capsys)
-
-
-def test_a_lock_that_nobody_holds_is_seen(tmp_path):
-    assert not locks.is_held(tmp_path / "lock")
-    with locks.held(tmp_path / "lock", print):
-        assert locks.is_held(tmp_path / "lock")
-    assert not locks.is_held(tmp_path / "lock")

@@ -11,7 +11,6 @@ from engine.cells.build import Builder
 from engine.evaluation import bank, passes
 from engine.methods import soup
 from engine.store import cells
-from engine.store.cells import Entry
 from helpers.evaluations import State, average, by_timm, check_predictions
 from helpers.grids import CONV, Grid, same, weights
 
@@ -67,15 +66,6 @@ def test_wise_ft_between_the_ends_is_the_weighted_mean_of_the_two(grid, arch):
         close(actual, expected)
         table = pq.read_table(predictions(builder, entry.mix))
         check_predictions(table, *by_timm(grid, "tinted", actual, arch=arch))
-
-
-@pytest.mark.parametrize("headlines", [(), (False, False), (True, True)])
-def test_a_mix_without_exactly_one_row_for_the_table_is_refused(grid, tmp_path, headlines):
-    builder, _ = grid.build("method=wise_ft")
-    entries = [Entry({"cell": 1.0}, 0.1 * k, headline) for k, headline in enumerate(headlines)]
-    with pytest.raises(ValueError, match=r"wise_ft marks \d of its \d entries as headline"):
-        cells.write_mixed(tmp_path, builder.recipe, entries, builder.sets.classes)
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("member", ["pre", "fine_tune", "visual_prompt"])

@@ -105,15 +105,10 @@ def test_a_greedy_soup_is_chosen_on_the_folder(grid, user_grid):
         ("ewc A", r"ewc trains. Methods that merge finished models"),
         ("wise_ft A", r"WiSE-FT starts from the pretrained model: give its checkpoint with --base"),
         ("lines A B", r"LiNeS takes 1 fine-tuned model and --base, not 2"),
-        ("model_stock A --base B", r"Model Stock needs at least two models"),
         ("greedy_soup A B", r"Greedy soup is chosen on images: give a folder .* with --holdout"),
         ("wise_ft_tuned A --base B", r"tuned\) is chosen on images: give .* with --holdout"),
         ("soup A B --holdout outline", r"Soup makes no choice: leave --holdout out"),
         ("soup A E", r"E.safetensors does not fit .*: blocks.0.norm1.weight is missing: give"),
-        ("soup A B method.members=[A]", r"method.members: the checkpoints are the members"),
-        ("model_stock A B method.seeds=2", r"method.seeds: the checkpoints are the members"),
-        ("soup A B method.alpha=1", r"unknown key 'method.alpha'"),
-        ("sup A B", r"'sup'.*soup"),
     ],
 )
 def test_what_cannot_be_merged_is_refused(user_grid, words, message, monkeypatch, capsys):

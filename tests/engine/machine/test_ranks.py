@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import deepspeed
 import pytest
 
 from engine.machine import ranks
@@ -40,16 +39,3 @@ def test_a_rank_that_never_sees_it_says_so(rank_1, monkeypatch):
     rank_1.unlink()
     with pytest.raises(FileNotFoundError, match=f"rank 0 wrote {rank_1}, but rank 1 does not see"):
         ranks.first(lambda: pytest.fail("it would make the artefact again"))
-
-
-def test_a_process_alone_tells_nobody(tmp_path):
-    artifact = Artifact(tmp_path)
-    assert ranks.first(lambda: artifact) is artifact
-
-
-def test_no_process_looks_for_compilers_of_deepspeeds_operators(monkeypatch):
-    monkeypatch.delattr(deepspeed.ops, "__compatible_ops__", raising=False)
-    monkeypatch.setattr(deepspeed.ops, "_probe_compatible_ops", lambda: pytest.fail("probed"))
-    ranks._skip_operators(deepspeed.ops)
-    assert not any(deepspeed.ops.__compatible_ops__.values())
-    assert "deepspeed_shm_comm" in deepspeed.ops.__compatible_ops__

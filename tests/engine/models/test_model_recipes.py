@@ -11,17 +11,14 @@ import numpy as np
 import pytest
 import timm
 import torch
-from huggingface_hub.errors import HTTPError
 from torch import nn
 
 from engine import models, recipe
 from engine.data.sets import LabelledSet
 from engine.methods.base import Trained
-from engine.models import checkpoints
 from engine.recipe import modules, parsed, preprocessing
 from engine.recipe.schema import MethodRecipe, ModelRecipe
 from engine.report.published import PublishedModel, read_published
-from engine.store.artifacts import Store
 from loaders.batch import Batch
 
 HALF = ([0.5] * 3, [0.5] * 3)
@@ -165,22 +162,6 @@ def test_a_step_of_every_method(name, variant):
         models.load_state(models.create(cell.model, CLASSES), method.export().state, key)
         trained.append(key)
     assert len(trained) == (6 if (name, variant) == ("resnet18", "paper") else 7)
-
-
-@pytest.mark.parametrize(
-    ("error", "message"),
-    [
-        (HTTPError("connection refused\nand many more lines"), "connection refused"),
-        (TimeoutError(), "TimeoutError"),
-    ],
-)
-def test_a_hub_out_of_reach_is_named_with_the_remedy(error, message, tmp_path, monkeypatch):
-    def unreachable(*words: object, **options: object) -> None:
-        raise error
-
-    monkeypatch.setattr(timm, "create_model", unreachable)
-    with pytest.raises(ValueError, match=rf"\({message}\)\. .*model\.weights\.path=FILE"):
-        checkpoints.backbone(model("resnet18"), Store(tmp_path), tmp_path, 0)
 
 
 def test_settings_are_the_papers_and_its_campaign_is_the_other_with_what_the_code_does():

@@ -1,7 +1,5 @@
 """The store: an artefact with a marker is whole, and one without a marker does not count."""
 
-import contextlib
-import errno
 import json
 import multiprocessing
 import os
@@ -19,7 +17,7 @@ from hypothesis import strategies as st
 from engine.machine import files
 from engine.machine.files import short_digest
 from engine.store import artifacts, pending, tensors
-from engine.store.artifacts import MARKER, UNFINISHED, Artifact, Store
+from engine.store.artifacts import MARKER, UNFINISHED, Store
 from helpers.damage import cut, full_disk
 from loaders.files.root import Root
 from loaders.files.typed_json import DamagedFile
@@ -202,18 +200,6 @@ def test_a_marker_without_room_is_named_and_leaves_nothing(tmp_path):
     store.make("cells", "a", key, lambda folder: (folder / "f").write_bytes(b"1"))
 
 
-def test_a_rename_without_room_says_so_and_leaves_nothing(tmp_path, monkeypatch):
-    store = Store(tmp_path)
-
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(Root, "rename", full)
-    with pytest.raises(OSError, match=r"/cells/a-.* cannot be written .*No space left.*make room"):
-        store.make("cells", "a", {}, lambda folder: (folder / "f").write_bytes(b"1"))
-    assert not list((tmp_path / "cells").iterdir())
-
-
 def test_the_umask_decides_who_may_read_tensors(tmp_path):
     before = os.umask(0o027)
     try:
@@ -255,28 +241,3 @@ def test_an_artefact_whose_folder_vanishes_while_it_is_made_is_not_finished(made
     with pytest.raises(FileNotFoundError, match="are gone; run the same command again"):
         store.make("cells", "ft", KEY, build)
     assert store.find("cells", "ft", KEY) is None
-
-
-@pytest.mark.parametrize("linked", ["store", "kind", "artefact", "file"])
-def test_what_lies_behind_a_link_is_neither_read_nor_removed(linked, tmp_path):
-    store, other = Store(tmp_path / "store"), Store(tmp_path / "other")
-    folder = store.place("cells", "ft", KEY)
-    theirs = other.make("cells", "ft", KEY, fill)
-    (tmp_path / "store" / "cells").mkdir(parents=True)
-    path = {
-        "store": store.root, "kind": folder.parent, "artefact": folder, "file": folder / MARKER,
-    }[linked]  # fmt: skip
-    target = other.root / path.relative_to(store.root)
-    if linked == "file":
-        folder.mkdir()
-    if path.is_dir():
-        shutil.rmtree(path)
-    path.symlink_to(target)
-    with pytest.raises(DamagedFile, match="leads through a link"):
-        store.find("cells", "ft", KEY)
-    artifact = Artifact(folder)
-    with pytest.raises(DamagedFile, match="leads through a link"):
-        artifact.checked("note.txt") if linked != "file" else store.find("cells", "ft", KEY)
-    with contextlib.suppress(DamagedFile):
-        store.remove(artifact)
-    assert theirs.checked("note.txt")

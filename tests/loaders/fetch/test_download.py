@@ -142,14 +142,6 @@ def test_an_address_is_never_an_option(trick, web, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] in ([], ["alone"])
 
 
-def test_a_link_in_place_of_a_part_is_not_followed(web, tmp_path):
-    (tmp_path / "mine").write_bytes(b"")
-    (tmp_path / "a.tar.part").symlink_to(tmp_path / "mine")
-    with pytest.raises(ValueError, match="leads through a link"):
-        fetch(remote(web("a", content=CONTENT)), tmp_path)
-    assert (tmp_path / "mine").read_bytes() == b""
-
-
 def test_a_user_without_curl_is_told_how_to_install_it(web, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ValueError, match=r"curl was not found; install it: apt-get install curl"):

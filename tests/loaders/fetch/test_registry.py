@@ -126,14 +126,6 @@ def test_an_address_an_option_or_a_pattern_is_no_package(name, version, publishe
     assert outside.exists() and not (tmp_path / "calls").exists()
 
 
-def test_a_link_in_the_cache_is_not_followed(published, tmp_path):
-    cache = tmp_path / "cache"
-    cache.mkdir()
-    (cache / "toy-1.2.3.tgz").symlink_to(published)
-    with pytest.raises(ValueError, match="through a link"):
-        registry.npm("toy", "1.2.3", integrity(published), cache)
-
-
 def test_members_of_both_kinds_of_archive(tmp_path):
     archive = tarball(tmp_path / "a.tgz", {"package/a": b"1", "package/b": b""})
     assert registry.member(archive, "package/b") == b""

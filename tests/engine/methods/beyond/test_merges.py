@@ -213,18 +213,3 @@ def test_changes_of_nothing_of_one_direction_and_of_equal_sizes():
     assert not iso_c.isotropic(0 * halves).any()
     vectors = torch.tensor([[3.0, 1.0, 0.0, 1.0], [-1.0, -1.0, 2.0, 3.0], [0.0, 0.0, 0.0, -1.0]])
     assert ties.elected_mean(vectors).tolist() == [3.0, 0.0, 2.0, 2.0]
-
-
-@pytest.mark.parametrize(
-    ("method", "word", "message"),
-    [
-        ("model_stock", "seeds=1", r"needs at least two models; raise method\.seeds"),
-        ("model_stock", "members=[ewc,ewc]", "names a member twice"),
-        ("iso_c", "members=[ewc,ewc]", "name one or more methods, each once"),
-        ("ties", "members=[]", "name one or more methods, each once"),
-        ("ties", "members=[visual_prompt]", "has an input prompt"),
-    ],
-)
-def test_what_cannot_be_merged_is_refused(grid, method, word, message):
-    with pytest.raises(ValueError, match=message):
-        grid.build(*FEW, f"method={method}", f"method.{word}")

@@ -2,7 +2,6 @@
 
 import pytest
 
-from engine.errors import RecipeError
 from helpers.grids import CONV, Grid, images, labels, reference, weights
 
 ON = ("method=wise_ft_tuned", f"model.arch={CONV}", "optimizer.lr=0.03", "train.epochs=3")
@@ -29,12 +28,3 @@ def test_the_interpolation_is_the_first_of_the_most_accurate(grid, alphas):
     _, cell = grid.build(*ON, f"method.alphas={alphas}")
     (entry,) = cell.entries
     assert entry.mix == pytest.approx({before: 1 - best, after: best}) and entry.alpha is None
-
-
-@pytest.mark.parametrize(
-    ("word", "message"),
-    [("dataset.holdout=0", "set dataset.holdout above 0"), ("method.alphas=[]", "is empty; name")],
-)
-def test_what_cannot_be_chosen_is_refused(grid, word, message):
-    with pytest.raises(RecipeError, match=message):
-        grid.build(*ON, word)
