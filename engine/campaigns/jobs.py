@@ -49,7 +49,10 @@ def builders(
 
 def prepare(plan: Plan, device: torch.device) -> None:
     """Make the artefacts that all columns share: packs, the pretrained model, its features and
-    predictions, and compiled graphs."""
+    predictions, and compiled graphs.
+
+    Graphs contain the number of their GPU, so `prepare` needs as many ranks as columns have.
+    """
     run, *_ = rows = builders(plan, device, plan.columns[0])
     names = run.recipe.dataset.evaluated_sets
 
@@ -83,7 +86,8 @@ def prepare(plan: Plan, device: torch.device) -> None:
     begin(len(names), "graphs")
     for row in sorted(rows, key=_is_users):  # what a user's file changes, it changes afterwards
         row.compile()
-    write_part(plan.place, PREPARE, make_parts.of_preparation(plan, run))
+    if ranks.rank() == 0:
+        write_part(plan.place, PREPARE, make_parts.of_preparation(plan, run))
     begin(len(names) + 1)
 
 

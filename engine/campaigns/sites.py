@@ -93,7 +93,7 @@ def resources(options: RunOptions, site: Site, plan: Plan, plans: int = 1) -> di
     if options.executor == "local" and not options.profile:
         cores = max(1, options.cores // plans)
         return {
-            PREPARE: {"threads": cores, "gpu": min(gpus, 1)},
+            PREPARE: {"threads": cores, "gpu": gpus},
             COLUMN: {"threads": min(plan.threads, options.cores), "gpu": gpus},
             DISTANCES: {"threads": min(plan.threads, options.cores), "gpu": min(gpus, 1)},
             REPORT: {"threads": cores},
@@ -107,7 +107,7 @@ def resources(options: RunOptions, site: Site, plan: Plan, plans: int = 1) -> di
     def megabytes(ranks: int) -> int:
         return math.ceil(1000 * (options.mem or costs.memory_gb(ranks)))
 
-    memory = {"mem_mb": megabytes(1)}
+    memory, of_ranks = {"mem_mb": megabytes(1)}, {"mem_mb": megabytes(site.ranks)}
 
     def minutes(hours: float) -> dict[str, int]:
         asked = MARGIN * (START_H + hours) if options.time is None else options.time
@@ -115,11 +115,11 @@ def resources(options: RunOptions, site: Site, plan: Plan, plans: int = 1) -> di
 
     if site.scheduler:
         memory |= site.scheduler.resources(cores)
-    prepare_h, column_h = device.hours(costs.shared), costs.column_hours(device, max(1, gpus))
+    each = max(1, gpus)
+    prepare_h, column_h = device.hours(costs.shared, each), costs.column_hours(device, each)
     return {
-        PREPARE: {"threads": cores, "gpu": min(gpus, 1), **memory, **minutes(prepare_h)},
-        COLUMN: {"threads": cores, "gpu": gpus, **memory, **minutes(column_h)}
-        | {"mem_mb": megabytes(site.ranks)},
+        PREPARE: {"threads": cores, "gpu": gpus, **memory, **of_ranks, **minutes(prepare_h)},
+        COLUMN: {"threads": cores, "gpu": gpus, **memory, **of_ranks, **minutes(column_h)},
         DISTANCES: {"threads": cores, "gpu": min(gpus, 1), **memory, **minutes(DISTANCES_H)},
         REPORT: {"threads": cores, **memory, **minutes(REPORT_H)},
     }

@@ -45,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
     words = argparse.ArgumentParser()
     words.add_argument("job", help="prepare, column-NAME, distances or report")
     words.add_argument("--plan", type=Path, required=True)
-    words.add_argument("--ranks", type=int, default=1, help="processes of a column")
+    words.add_argument("--ranks", type=int, default=1, help="processes of prepare or a column")
     words.add_argument("--cells", type=int, nargs="*", help="numbers of the cells to make, alone")
     words.add_argument("--found", action="store_true", help="cells of users' methods are made")
     return words
@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> None:
     of_users = any(row.runs_users for row in plan.rows.values())
     in_processes = stage_of(job) == COLUMN and of_users and not is_part
     if job != REPORT and not in_processes and "RANK" not in os.environ:
-        _take_gpus(arguments.ranks if stage_of(job) == COLUMN else 1, plan.device)
+        _take_gpus(1 if job == DISTANCES else arguments.ranks, plan.device)
     with Store(place.store).in_use(), recorded(place, job, is_part=is_part):
         if in_processes:
             code = _in_processes(plan, job)

@@ -95,15 +95,14 @@ def this_core(network: Network) -> Device:
 class Estimate:
     """All work of a campaign, by job.
 
-    recipe: the first cell's. rows: number of the table's rows. shared: work before the columns, of
-    which `graphs` is a part. images: by dataset. largest: images of the largest dataset that is
+    recipe: the first cell's. rows: number of the table's rows. shared: work before the columns.
+    images: by dataset. largest: images of the largest dataset that is
     trained on or evaluated; others are streamed. disk: bytes by kind of artefact.
     """
 
     recipe: Recipe
     rows: int
     network: Network
-    graphs: Work
     shared: list[Work]
     columns: list[list[Work]]
     distances: list[Work]
@@ -134,7 +133,7 @@ class Estimate:
         """Hours of the campaign on this number of GPUs."""
         each = self.gpus_of_a_job(gpus)
         jobs = [device.hours(self.distances), *self._columns(device, each)]
-        return device.hours(self.shared) + _side_by_side(jobs, gpus // each)
+        return device.hours(self.shared, each) + _side_by_side(jobs, gpus // each)
 
     def hours_on_cores(self, core: Device, cores: int, threads: int) -> float:
         """Hours of the campaign on this number of cores, of which each job uses `threads`."""
@@ -144,9 +143,7 @@ class Estimate:
         return job.hours(self.shared) + _side_by_side(jobs, cores // each)
 
     def _columns(self, device: Device, gpus: int) -> list[float]:
-        # Graphs in the cache are of the first GPU; ranks on others compile theirs, in parallel.
-        again = [self.graphs] * (gpus > 1)
-        return [device.hours([*column, *again], gpus) for column in self.columns]
+        return [device.hours(column, gpus) for column in self.columns]
 
     def memory_gb(self, gpus: int = 1) -> float:
         """Host memory of a job in GB; for one GPU also the memory on the GPU.
@@ -204,15 +201,13 @@ def of(columns: Sequence[Sequence[Recipe]], rows: int) -> Estimate:
     stored = [(recipe, count) for count in images.values()]
     stored += [(packs.to_train_on(cell), images[name]) for name, cell in cropped.items()]
     row_bytes = ROW_BYTES + CALIBRATION_BYTES * recipe.evaluate.calibration
-    graphs = work.graphs(columns[-1])
     return Estimate(
         recipe,
         rows,
         net,
-        graphs,
         shared=[
             work.start(),
-            graphs,
+            work.graphs(columns[-1]),
             net.evaluated("pretrained model", everywhere, recipe),
             *work.fishers(itertools.chain(*columns), images[dataset.upstream], net),
         ],

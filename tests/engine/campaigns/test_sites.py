@@ -53,7 +53,8 @@ def test_a_gpu_runs_a_column_and_the_report_none(folder, tmp_path, monkeypatch):
     options = dataclasses.replace(options, gpus_per_job=4)
     where = sites.of(options, [plan])
     asked = sites.resources(options, where, plan)
-    assert where.ranks == 4 and asked["column"]["gpu"] == 4 and asked["prepare"]["gpu"] == 1
+    assert where.ranks == 4 and asked["column"]["gpu"] == asked["prepare"]["gpu"] == 4
+    assert asked["distances"]["gpu"] == 1
     command = workflow.command(plan, where)
     assert command.endswith("--ranks 4") and " -P " in command
 
@@ -100,7 +101,8 @@ def test_slurms_jobs_ask_for_a_factor_of_what_is_predicted(folder, tmp_path, mon
     sbatch = submitted(asked["column"])
     assert "--gpus=9 " in sbatch and "--nodes=1 " in sbatch and "--cpus-per-task=4" in sbatch
     assert "per-gpu" not in sbatch
-    more = asked["column"]["mem_mb"] - asked["prepare"]["mem_mb"]
+    assert asked["prepare"]["gpu"] == 9 and asked["prepare"]["mem_mb"] == asked["column"]["mem_mb"]
+    more = asked["column"]["mem_mb"] - asked["distances"]["mem_mb"]
     assert more == 8 * 3000 and f"--mem {asked['column']['mem_mb']} " in sbatch
     options = sites.checked(RunOptions(executor="slurm"))
     plan, where = plan_of(folder, tmp_path), Site("cpu", (), 1, slurm.Slurm(options))

@@ -48,6 +48,21 @@ def test_a_job_stays_as_it_is_where_there_is_nothing_to_choose(started, monkeypa
 
 
 @pytest.mark.slow
+def test_what_two_ranks_prepare_is_what_one_prepares(folder, finished, tmp_path):
+    """Their graphs are those that two ranks of a column look for: one for each GPU's number."""
+    plan = campaigns.planned(folder, f"runs={tmp_path / 'runs'}")
+    command = [sys.executable, "-m", "engine.commands.job", "prepare"]
+    process = run([*command, "--plan", str(plan.place.plan), "--ranks", "2"])
+    assert process.returncode == 0, process.stderr[-3000:]
+    assert (plan.place.path / "done" / "prepare").is_file()
+    made = sorted((tmp_path / "runs" / "store").glob("[fp]*/*/*.[np]*"))
+    assert len(made) > 4 and {file.suffix for file in made} == {".npy", ".parquet"}
+    for file in made:
+        twin = finished / file.relative_to(tmp_path / "runs")
+        assert file.read_bytes() == twin.read_bytes(), file
+
+
+@pytest.mark.slow
 def test_a_column_on_two_ranks_is_close_to_that_on_one(folder, finished, tmp_path):
     runs = campaigns.unfinished(finished, tmp_path / "runs")
     plan = campaigns.planned(folder, f"runs={runs}", "trackers=[tensorboard]")  # of the first rank

@@ -54,8 +54,9 @@ def test_training_and_evaluation_are_images_times_passes(plan, counted):
         assert evaluation.operations == evaluation.images * counted.network.forward
     (base,) = (part for part in counted.shared if part.name == "pretrained model")
     assert base.images == everywhere
-    assert counted.graphs.gpu_s == 2 * rates.GRAPH_S, "of evaluation and of FT"
-    assert counted.graphs.core_s == 0, "a CPU compiles nothing"
+    (graphs,) = (part for part in counted.shared if part.name == "graphs are compiled")
+    assert graphs.gpu_s == 2 * rates.GRAPH_S, "of evaluation and of FT"
+    assert graphs.core_s == 0, "a CPU compiles nothing"
 
 
 @pytest.mark.parametrize(
@@ -103,13 +104,15 @@ def test_gpus_take_columns_and_then_share_them(counted):
     )
 
 
-def test_each_rank_compiles_its_graphs(counted):
-    """The cache has those of the first GPU; the ranks on others compile side by side."""
+def test_the_preparation_has_the_ranks_of_a_column(counted):
+    """They divide its passes, and each compiles all graphs, for its own GPU."""
     device = Device("any", 1e-9, 1e-9)
-    alone = max(device.hours(column, 2) for column in counted.columns)
-    again = counted.graphs.gpu_s / 3600
-    assert counted.column_hours(device, 2) == pytest.approx(alone + again, abs=again / 100)
-    assert counted.column_hours(device, 1) == max(map(device.hours, counted.columns))
+    once = sum(part.gpu_s for part in counted.shared) / 3600
+    passes = device.hours(counted.shared) - once
+    first, second, third = (device.hours(column, 2) for column in counted.columns)
+    longest = max(first, second, device.hours(counted.distances) + third)
+    assert counted.gpus_of_a_job(6) == 2
+    assert counted.hours(device, 6) == pytest.approx(once + passes / 2 + longest)
     assert counted.memory_gb(8) == pytest.approx(counted.memory_gb() + 7 * estimate.PROCESS_GB)
 
 
