@@ -12,7 +12,7 @@ from engine.campaigns.plan import COLUMN, DISTANCES, PREPARE, REPORT, Plan
 from engine.campaigns.schedulers import SCHEDULERS, RunOptions, Scheduler
 from engine.errors import CampaignError
 
-QUEUED_CORES = 4  # per queued job: threads read images during training
+QUEUED_CORES = 4  # per GPU of a queued job: a rank reads images while it trains, and compiles
 START_H = 5 / 60  # of a job: imports, compilation, a slow file system
 MARGIN = 3  # factor on the predicted time: schedulers end jobs that exceed their request
 DISTANCES_H = 30 / 60  # between the datasets, on four cores
@@ -52,7 +52,8 @@ def checked(options: RunOptions) -> RunOptions:
         if getattr(options, name) != getattr(RunOptions, name):
             raise ValueError(f"--{name} is an option of --executor {'|'.join(SCHEDULERS)}")
     # In a scheduler's allocation, a process may use fewer cores than the machine has.
-    cores = options.cores or (QUEUED_CORES if is_queued else len(os.sched_getaffinity(0)))
+    default = QUEUED_CORES * options.gpus_per_job if is_queued else len(os.sched_getaffinity(0))
+    cores = options.cores or default
     return dataclasses.replace(options, cores=cores)
 
 
@@ -104,24 +105,18 @@ def resources(options: RunOptions, site: Site, plan: Plan, plans: int = 1) -> di
     cores = options.cores if site.scheduler else plan.threads
     device = estimate.gpu("A100") if gpus else estimate.cpu(cores)
 
-    def megabytes(ranks: int) -> int:
-        return math.ceil(1000 * (options.mem or costs.memory_gb(ranks)))
+    def asked(hours: float, ranks: int = 1) -> dict[str, int]:
+        memory = 1000 * (options.mem or costs.memory_gb(ranks))
+        time = MARGIN * (START_H + hours) if options.time is None else options.time
+        of_scheduler = site.scheduler.resources(cores) if site.scheduler else {}
+        limits = {"mem_mb": math.ceil(memory), "runtime": math.ceil(60 * time)}
+        return {"threads": cores, **limits, **of_scheduler}
 
-    memory, of_ranks = {"mem_mb": megabytes(1)}, {"mem_mb": megabytes(site.ranks)}
-
-    def minutes(hours: float) -> dict[str, int]:
-        asked = MARGIN * (START_H + hours) if options.time is None else options.time
-        return {"runtime": math.ceil(60 * asked)}
-
-    if site.scheduler:
-        memory |= site.scheduler.resources(cores)
-    each = max(1, gpus)
-    prepare_h, column_h = device.hours(costs.shared, each), costs.column_hours(device, each)
     return {
-        PREPARE: {"threads": cores, "gpu": gpus, **memory, **of_ranks, **minutes(prepare_h)},
-        COLUMN: {"threads": cores, "gpu": gpus, **memory, **of_ranks, **minutes(column_h)},
-        DISTANCES: {"threads": cores, "gpu": min(gpus, 1), **memory, **minutes(DISTANCES_H)},
-        REPORT: {"threads": cores, **memory, **minutes(REPORT_H)},
+        PREPARE: asked(device.hours(costs.shared, site.ranks), site.ranks) | {"gpu": gpus},
+        COLUMN: asked(costs.column_hours(device, site.ranks), site.ranks) | {"gpu": gpus},
+        DISTANCES: asked(DISTANCES_H) | {"gpu": min(gpus, 1)},
+        REPORT: asked(REPORT_H),
     }
 
 

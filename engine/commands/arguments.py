@@ -240,7 +240,7 @@ def _campaign_options(parser: Parser) -> None:
     from engine.campaigns.schedulers import SCHEDULERS
 
     add = parser.add_argument
-    add("--cores", type=at_least(1), help="CPU cores (default: all; with Slurm, 4 per job)")
+    add("--cores", type=at_least(1), help="CPU cores (default: all; with Slurm, 4 per job and GPU)")
     add("--dry-run", action="store_true", help="show the jobs without running them")
     add("--profile", type=Path,
         help="Snakemake profile: folder whose config.yaml names a cluster's executor and "

@@ -95,8 +95,8 @@ def this_core(network: Network) -> Device:
 class Estimate:
     """All work of a campaign, by job.
 
-    recipe: the first cell's. rows: number of the table's rows. shared: work before the columns.
-    images: by dataset. largest: images of the largest dataset that is
+    recipe: the first cell's. rows: number of the table's rows. shared: work before the columns, on
+    as many GPUs as a column. images: by dataset. largest: images of the largest dataset that is
     trained on or evaluated; others are streamed. disk: bytes by kind of artefact.
     """
 

@@ -99,7 +99,7 @@ def test_slurms_jobs_ask_for_a_factor_of_what_is_predicted(folder, tmp_path, mon
     asked = sites.resources(options, where, plan)
     assert where.ranks == asked["column"]["gpu"] == 9 and isinstance(where.scheduler, slurm.Slurm)
     sbatch = submitted(asked["column"])
-    assert "--gpus=9 " in sbatch and "--nodes=1 " in sbatch and "--cpus-per-task=4" in sbatch
+    assert "--gpus=9 " in sbatch and "--nodes=1 " in sbatch and "--cpus-per-task=36" in sbatch
     assert "per-gpu" not in sbatch
     assert asked["prepare"]["gpu"] == 9 and asked["prepare"]["mem_mb"] == asked["column"]["mem_mb"]
     more = asked["column"]["mem_mb"] - asked["distances"]["mem_mb"]

@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from engine.campaigns import job_states
 from engine.commands import job
 from engine.machine import gpus
 from helpers import campaigns, grids
@@ -54,7 +55,8 @@ def test_what_two_ranks_prepare_is_what_one_prepares(folder, finished, tmp_path)
     command = [sys.executable, "-m", "engine.commands.job", "prepare"]
     process = run([*command, "--plan", str(plan.place.plan), "--ranks", "2"])
     assert process.returncode == 0, process.stderr[-3000:]
-    assert (plan.place.path / "done" / "prepare").is_file()
+    state = job_states.read_job(plan.place, "prepare")
+    assert state.state == job_states.FINISHED and state.attempts[-1].processes == 2
     made = sorted((tmp_path / "runs" / "store").glob("[fp]*/*/*.[np]*"))
     assert len(made) > 4 and {file.suffix for file in made} == {".npy", ".parquet"}
     for file in made:
