@@ -36,7 +36,7 @@ setup(
             "report/templates/*",
         ],
         "loaders": ["benchmarks/*.yaml"],
-        "recipes": ["**/*.yaml", "*.csv", "*.bib", "*.json"],
+        "recipes": ["**/*.yaml", "**/*.csv", "*.bib", "*.json", "sets/NOTICE.txt"],
     },
     install_requires=[
         # Upper bounds: the releases that the tests passed with. `make newest` tries later ones.

@@ -1,36 +1,41 @@
-"""Datasets as tables: a CSV, Parquet or text file with the path and the label of each image.
+"""Datasets as tables: a file with the path and the label of each image.
 
-A text file (.txt) has no header: its lines are `path label`. Further columns, such as a domain or a
-split, are kept with the images. Reading a table opens no image.
+A table is a CSV or Parquet file, a .jsonl file (a JSON object per line), or a .txt file without a
+header, whose lines are `path label`. Further columns, such as a domain or a split, are kept with
+the images. Reading a table opens no image.
 """
 
 from __future__ import annotations
 
 import csv
+import functools
 import hashlib
 import os
 import posixpath
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from loaders.files.root import Root
 from loaders.pack import Item
-from loaders.trees import Listing, Place, first_names
+from loaders.trees import IMAGE_SUFFIXES, Listing, Place, first_names
 
 Row = tuple[int, Sequence[str]]  # its line, or its number in a Parquet file, and its values
+Reader = Callable[[Path, Sequence[str]], Iterator[Row]]  # of these columns of a file
 
 
 @dataclass(frozen=True)
 class Columns:
     """The names of a table's columns.
 
-    source: of the photo that an image shows; empty: each image is its own. kept: stored with the
-    images. where: only rows with one of these values, by column. allowed: the values of a column,
-    where others are errors.
+    source: of the photo that an image shows, which may be a file name; empty: each image is its
+    own. kept: stored with the images. where: only rows with one of these values, by column.
+    allowed: the values of a column, where others are errors.
     """
 
     path: str
@@ -41,11 +46,18 @@ class Columns:
     allowed: Mapping[str, Collection[str]] = field(default_factory=dict)
 
 
-def listing(root: Path, tables: Mapping[str, Path], columns: Columns, given: str = "") -> Listing:
+def listing(
+    root: Path,
+    tables: Mapping[str, Path],
+    columns: Columns,
+    given: str = "",
+    read: Reader | None = None,
+) -> Listing:
     """Lists the images that tables name, in the order of their paths, as `folders.read` does.
 
     root: the folder of the images. tables: by their value of the column `given`, if there is one.
-    An image's key is its path, and so is its source, if no column names it.
+    read: yields a table's rows; by default, the reader for its suffix. An image's key is its path;
+    its source is its path, or the value of the source's column, without an image's suffix.
 
     Raises ValueError naming the table, the row and a remedy: for a column that is missing, a value
     that is empty or not allowed, a path that leads out of the root or through a link, an image that
@@ -59,7 +71,8 @@ def listing(root: Path, tables: Mapping[str, Path], columns: Columns, given: str
     images = _Images(root)
     found: dict[str, tuple[Path, int, Sequence[str], os.stat_result]] = {}
     for value, table in tables.items():
-        for number, values in _rows(table, wanted, columns, {given: value} if given else {}):
+        reader = read or _reader(table, columns)
+        for number, values in _rows(table, wanted, reader, {given: value} if given else {}):
             if any(values[number] not in among for number, among in only):
                 continue
             fault = ""
@@ -87,8 +100,13 @@ def listing(root: Path, tables: Mapping[str, Path], columns: Columns, given: str
         hashed.update(f"{values} {status.st_size} {status.st_mtime_ns}".encode())
         of_kept = tuple(values[number] for number in kept)
         image = Place(f"{root}/{path}")
-        items.append(Item(label_of[values[1]], values[source], path, image, of_kept))
+        items.append(Item(label_of[values[1]], _photo(values[source]), path, image, of_kept))
     return Listing(items, classes, hashed.hexdigest(), columns=tuple(columns.kept))
+
+
+def _photo(name: str) -> str:
+    stem, suffix = posixpath.splitext(name)
+    return stem if suffix.lower() in IMAGE_SUFFIXES else name
 
 
 def _where(table: Path, number: int) -> str:
@@ -148,7 +166,7 @@ class _Images:
 
 
 def _rows(
-    table: Path, names: Sequence[str], columns: Columns, given: Mapping[str, str]
+    table: Path, names: Sequence[str], read: Reader, given: Mapping[str, str]
 ) -> Iterator[Row]:
     """Yields each row's number, from 1, and its values of these columns, as texts.
 
@@ -156,13 +174,7 @@ def _rows(
     """
     of_file = [name for name in names if name not in given]
     try:
-        if table.suffix == ".parquet":
-            rows = _of_parquet(table, of_file)
-        elif table.suffix == ".txt":
-            rows = _of_text(table, of_file, columns)
-        else:
-            rows = _of_csv(table, of_file)
-        for number, values in rows:
+        for number, values in read(table, of_file):
             if given:
                 row = {**dict(zip(of_file, values, strict=True)), **given}
                 values = [row[name] for name in names]
@@ -171,7 +183,17 @@ def _rows(
         raise ValueError(f"{table} is not a table that can be read ({error})") from error
 
 
-def _of_csv(table: Path, names: Sequence[str]) -> Iterator[Row]:
+def _reader(table: Path, columns: Columns) -> Reader:
+    if table.suffix == ".txt":
+        return functools.partial(_of_text, columns=columns)
+    return {".parquet": _of_parquet, ".jsonl": _of_objects}.get(table.suffix, of_csv)
+
+
+def of_csv(table: Path, names: Sequence[str]) -> Iterator[Row]:
+    """Yields the line and the values of these columns of each row of a CSV file.
+
+    Raises ValueError, naming the file, for a column that it lacks and a row of another length.
+    """
     with table.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file)
         header = next(reader, [])
@@ -194,7 +216,24 @@ def _of_parquet(table: Path, names: Sequence[str]) -> Iterator[Row]:
             columns = (batch.column(name).to_pylist() for name in names)
             for values in zip(*columns, strict=True):
                 number += 1
-                yield number, ["" if value is None else str(value) for value in values]
+                yield number, [_text(value) for value in values]
+
+
+def _of_objects(table: Path, names: Sequence[str]) -> Iterator[Row]:
+    decoder = msgspec.json.Decoder(dict[str, Any])
+    with table.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                row = decoder.decode(line)
+            except msgspec.DecodeError as error:
+                raise ValueError(f"{table}, line {number} is not a JSON object: {error}") from error
+            if number == 1:
+                _check_columns(table, list(row), names)
+            yield number, [_text(row.get(name)) for name in names]
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value)
 
 
 def _of_text(table: Path, names: Sequence[str], columns: Columns) -> Iterator[Row]:

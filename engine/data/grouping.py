@@ -19,11 +19,11 @@ from loaders.benchmarks.objectnet import JOIN
 from loaders.files.durable import read_small
 
 
-def read_outputs(file: Path, classes: Sequence[str], head: Sequence[str]) -> dict[str, list[str]]:
+def read_outputs(file: Path, head: Sequence[str]) -> dict[str, list[str]]:
     """The outputs of each class, from the lines `class,output` of a CSV file.
 
     head: the names of the model's outputs. Raises ValueError, naming file and line, for an output
-    that the head lacks, a line of another form, and a class without a line.
+    that the head lacks and a line of another form.
     """
     outputs: dict[str, list[str]] = {}
     known = set(head)
@@ -41,12 +41,7 @@ def read_outputs(file: Path, classes: Sequence[str], head: Sequence[str]) -> dic
             outputs.setdefault(row[0], []).append(row[1])
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{file} is not a CSV file in UTF-8 ({error})") from error
-    if missing := [name for name in classes if name not in outputs]:
-        raise ValueError(
-            f"{file} has no outputs of {len(missing)} classes, such as {missing[0]!r}: add lines "
-            f"`{missing[0]},OUTPUT`"
-        )
-    return {name: outputs[name] for name in classes}
+    return outputs
 
 
 def members(

@@ -317,9 +317,16 @@ def outputs_of(pack: Pack, head: Sequence[str], file: str = "") -> dict[str, lis
     """The names of the head's outputs that each class of a pack joins.
 
     file: that names them (`grouping.read_outputs`); empty: the classes are outputs themselves.
+    Raises ValueError, naming the file, for a class that it lacks.
     """
     if file:
-        return grouping.read_outputs(Path(file), pack.classes, head)
+        outputs = grouping.read_outputs(Path(file), head)
+        if missing := [name for name in pack.classes if name not in outputs]:
+            raise ValueError(
+                f"{file} has no outputs of {len(missing)} classes, such as {missing[0]!r}: add "
+                f"lines `{missing[0]},OUTPUT`"
+            )
+        return {name: outputs[name] for name in pack.classes}
     position = {name: i for i, name in enumerate(head)}
     named = zip(pack.classes, names_in_head(pack.classes, head), strict=True)
     return {label: grouping.names(name, position) for label, name in named}

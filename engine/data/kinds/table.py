@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+from engine.data.imagenet import wnids
 from engine.data.kinds import base, folder
 from engine.errors import RecipeError
 from engine.recipe.schema import PACK, DatasetRecipe, marked
@@ -20,8 +21,8 @@ GIVEN = "split"  # the column of tables that are given by split
 class Recipe(DatasetRecipe):
     """Where the table is, and what its columns mean; images are below `root`."""
 
-    # .csv, .parquet, or .txt with lines `path label`, below root unless absolute. By split, such as
-    # {train: a.txt, test: b.txt}, several are one table with the column `split`
+    # .csv, .parquet, .jsonl, or .txt with lines `path label`, below root unless absolute. By split,
+    # such as {train: a.txt, test: b.txt}, several are one table with the column `split`
     table: str | dict[str, str] = marked(PACK, "")
     path_column: str = marked(PACK, "path")
     label_column: str = marked(PACK, "label")
@@ -43,6 +44,7 @@ class Kind(folder.Kind):
     """The rows of a table whose images are below `dataset.root`."""
 
     dataset: Recipe  # pyright: ignore[reportIncompatibleVariableOverride]
+    rows: ClassVar[tables.Reader | None] = None  # reads the file; None: by its suffix
 
     def read(self, source: Path | None = None) -> Listing:
         dataset, root = self.dataset, source or self.root
@@ -50,7 +52,7 @@ class Kind(folder.Kind):
         files = dataset.table if isinstance(dataset.table, dict) else {"": dataset.table}
         allowed = {split.column: (*split.train, *split.holdout)} if split.column else {}
         if self.head:
-            allowed[dataset.label_column] = tuple(self.head)
+            allowed[dataset.label_column] = self._labels()
         kept = dict.fromkeys([*dataset.columns, *dataset.parts, *filter(None, [split.column])])
         columns = tables.Columns(
             dataset.path_column,
@@ -61,7 +63,17 @@ class Kind(folder.Kind):
             {name: frozenset(values) for name, values in allowed.items()},
         )
         places = {value: root / file for value, file in files.items()}
-        return tables.listing(root, places, columns, GIVEN if given else "")
+        return tables.listing(root, places, columns, GIVEN if given else "", self.rows)
+
+    def _labels(self) -> Sequence[str]:
+        """The labels that the head knows: classes with outputs of their own, or the outputs' names
+        or, of ImageNet's, their numbers."""
+        if file := self.dataset.outputs:
+            from engine.data import grouping  # late: planning imports no torch
+
+            return list(grouping.read_outputs(Path(file), self.head))
+        numbers = map(str, range(len(self.head)))
+        return [*self.head, *numbers] if tuple(self.head) == wnids() else self.head
 
     def identity(self) -> dict[str, Any]:
         kept = [*self.dataset.parts, self.dataset.split.column]

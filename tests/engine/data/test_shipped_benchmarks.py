@@ -1,15 +1,18 @@
 """The benchmarks of `recipes/datasets` read drawn trees in their published layouts."""
 
 import csv
+import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from engine import recipe
 from engine.data import imagenet
+from engine.data.kinds import kind_of
 from engine.data.sets import Sets
 from engine.recipe import catalogue, kinds, parsed
 from engine.recipe.schema import Recipe
@@ -70,6 +73,21 @@ def test_domainnet(tmp_path):
     assert [len(quickdraw.split(each)) for each in ("train", "holdout")] == [4, 2]
 
 
+def test_domainnet_126(tmp_path):
+    root = tmp_path / "domainnet-126"
+    for domain in ("real", "clipart", "painting", "sketch"):
+        images = [f"{domain}/{name}/{domain}_00{i}.jpg" for name in ("rabbit", "ant") for i in "12"]
+        for path in images:
+            draw(root / path)
+        lines = [f"{path} {91 if 'rabbit' in path else 2}" for path in images]
+        (root / f"{domain}_list.txt").write_text("\n".join(lines), encoding="utf-8")
+    of = resolved("domainnet_126", root)
+    sets = Sets(of, CPU, tmp_path)
+    assert all(sets[name].pack.classes == ("2", "91") for name in of.dataset.known)
+    published: dict[str, Any] = of.dataset.own
+    assert sum(own["images"] for own in published.values()) == 142_334
+
+
 def test_iwildcam(tmp_path):
     rows = []
     for number, split in enumerate(["train", "train", "val", "test", "id_val", "id_test"] * 2):
@@ -88,6 +106,146 @@ def test_iwildcam(tmp_path):
     assert sum(own["images"] for own in published.values()) == 203_029
 
 
+def test_fmow(tmp_path):
+    """Paths, regions and WILDS' official split are derived from FMoW's own columns."""
+    root = tmp_path / "fmow_v1.1"
+    rows = [  # FMoW's split, country and time, and WILDS' part
+        ("train", "FRA", "2002-03-01T00:00:00Z", "train"),
+        ("seq", "FRA", "2002-03-01T00:00:00Z", ""),  # its number is an image's all the same
+        ("val", "FRA", "2012-12-31T23:59:59Z", "id_val"),
+        ("test", "XXX", "2005-03-01T00:00:00Z", "id_test"),
+        ("train", "FRA", "2013-01-01T00:00:00Z", ""),
+        ("val", "USA", "2013-01-01T00:00:00Z", "ood_val"),
+        ("test", "USA", "2015-01-01T00:00:00Z", ""),
+        ("test", "XXX", "2016-01-01T00:00:00Z", "ood_test"),
+    ]
+    kinds_of_land = ("airport", "zoo")
+    written = []
+    for number, (split, country, time, part) in enumerate(row for row in rows for _ in "az"):
+        written.append([split, kinds_of_land[number % 2], country, time])
+        if part:
+            draw(root / "images" / f"rgb_img_{number}.png")
+    with (root / "rgb_metadata.csv").open("w", encoding="utf-8") as file:
+        csv.writer(file).writerows([["split", "category", "country_code", "timestamp"], *written])
+    mapping = "name,alpha-3,region\nFrance,FRA,Europe\nUnited States,USA,Americas\n"
+    (root / "country_code_mapping.csv").write_text(mapping, encoding="utf-8")
+    of = resolved("fmow", root)
+    sets = Sets(of, CPU, tmp_path)
+    assert [len(sets[name].pack) for name in of.dataset.known] == [6, 2, 2]
+    trained, held_out = (sets["in_domain"].split(each) for each in ("train", "holdout"))
+    parts = sets["in_domain"].pack.columns["part"]
+    assert set(parts[trained]) == {"train"} and set(parts[held_out]) == {"id_val", "id_test"}
+    last = sets["later_years_test"].pack
+    assert last.keys.tolist() == ["images/rgb_img_14.png", "images/rgb_img_15.png"]
+    assert (*map(set, (last.columns["region"], last.columns["year"])),) == ({"Other"}, {"2016"})
+    published: dict[str, Any] = of.dataset.own
+    assert sum(own["images"] for own in published.values()) == 141_696
+
+
+@pytest.mark.parametrize("number", [10, 100])
+def test_cifar_c(tmp_path, number):
+    photos = 20
+    names = kinds.of_set(recipe.of_sections("vit_tiny_random", f"cifar{number}_c").dataset, "blur")
+    labels = np.arange(photos) % 4
+    folder = tmp_path / f"CIFAR-{number}-C"
+    folder.mkdir()
+    np.save(folder / "labels.npy", np.tile(labels, 5).astype(np.uint8))
+    given = catalogue.read(catalogue.ROOT / "sets" / f"cifar{number}_c.yaml")
+    assert len(given["corruptions"]) == 15 and len(given["class_names"]) == number
+    rng = np.random.default_rng(0)
+    arrays = {
+        name: rng.integers(0, 256, (5 * photos, 32, 32, 3), dtype=np.uint8)
+        for name in given["corruptions"]
+    }
+    for name, array in arrays.items():
+        np.save(folder / f"{name}.npy", array)
+    for label in names.class_names:
+        draw(tmp_path / f"cifar{number}" / label / "0.png")
+    of = resolved(f"cifar{number}_c", tmp_path, "model.interpolation=nearest")
+    sets = Sets(of, CPU, tmp_path)
+    assert [len(sets[name].pack) for name in of.dataset.sets] == [300, 400, 400, 400]
+    pack = sets["digital"].pack
+    (place,) = np.flatnonzero(pack.keys == "contrast/3/00007")
+    assert np.array_equal(pack.pixels([place])[0], arrays["contrast"][2 * photos + 7])
+    assert pack.classes[pack.labels[place]] == names.class_names[3]
+    held_out = [set(sets[name].pack.sources[sets[name].holdout]) for name in of.dataset.sets]
+    assert held_out[0] and held_out.count(held_out[0]) == 4, "a photo is held out of all families"
+    assert set(sets["noise"].group) >= {"shot_noise/5", "impulse_noise/1"}
+
+
+@pytest.mark.parametrize(
+    ("file", "array", "message"),
+    [
+        ("labels", np.zeros(6, np.uint8), r"labels\.npy has uint8 \[6\], not whole numbers of 5"),
+        ("labels", np.arange(10) // 2, r"labels\.npy differs between severities"),
+        ("labels", np.full(10, 10), r"labels\.npy has labels from 10 to 10, but .* has 10 names"),
+        ("fog", np.zeros((10, 32, 32), np.uint8), r"fog\.npy has uint8 \[10, 32, 32\], not uint8"),
+        ("fog", np.zeros((9, 8, 8, 3), np.uint8), r"not uint8 \[10, height, width, 3\]"),
+        ("fog", np.array([{}] * 10, object), r"fog\.npy is not an array that can be read"),
+        ("fog", None, r"fog\.npy is not an array that can be read .*No such file"),
+    ],
+)
+def test_an_array_of_another_form_is_named(tmp_path, file, array, message):
+    folder = tmp_path / "CIFAR-10-C"
+    folder.mkdir()
+    np.save(folder / "labels.npy", np.zeros(10, np.uint8))
+    np.save(folder / "fog.npy", np.zeros((10, 8, 8, 3), np.uint8))
+    if array is None:
+        (folder / f"{file}.npy").unlink()
+    else:
+        np.save(folder / f"{file}.npy", array, allow_pickle=array.dtype == object)
+    of = resolved("cifar10_c", tmp_path, "dataset.own.weather.corruptions=[fog]")
+    with pytest.raises(ValueError, match=message):
+        kind_of(of.dataset, "weather").listing(tmp_path)
+
+
+def beside_imagenet_rib(folder: Path, name: str, sets: str, own: str) -> Recipe:
+    file = folder / f"{name}.yaml"
+    file.write_text(
+        f"extends: imagenet_rib\ndataset:\n  extends: imagenet_rib\n  {sets}\n"
+        f"  own: {{{name}: {{extends: {name}, {own}}}}}\n",
+        encoding="utf-8",
+    )
+    words = [f"model.arch={grids.VIT}", f"model.image_size={grids.SIZE}", f"runs={folder}/runs"]
+    return recipe.load(str(file), parsed(words))
+
+
+def test_imagenet_x(tmp_path):
+    """The lines of the published annotations name classes by number and images of upstream."""
+    (tmp_path / "val").mkdir()
+    given = catalogue.read(catalogue.ROOT / "sets" / "imagenet_x.yaml")
+    lines = []
+    for number in range(4):
+        name = f"ILSVRC2012_val_0000000{number}.JPEG"
+        draw(tmp_path / "val" / name)
+        factors = {factor: int(factor == "pose" and number > 1) for factor in given["columns"]}
+        line = {"file_name": name, "class": 762 - number, **factors, "one_word": "", "style": 0}
+        lines.append(json.dumps(line))
+    annotations = tmp_path / "val" / "imagenet_x_val_multi_factor.jsonl"
+    annotations.write_text("\n".join(lines), encoding="utf-8")
+    of = beside_imagenet_rib(tmp_path, "imagenet_x", "evaluate_on: [imagenet_x]", "root: val")
+    labelled = Sets(of, CPU, tmp_path, given_classes=imagenet.wnids())["imagenet_x"]
+    assert labelled.labels.tolist() == [762, 761, 760, 759]
+    assert labelled.columns["pose"].tolist() == ["0", "0", "1", "1"] and len(labelled.columns) == 16
+    assert labelled.pack.sources[1] == "ILSVRC2012_val_00000001", "as in the validation set's pack"
+    annotations.write_text("\n".join([*lines[:3], lines[3][:-9]]), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"multi_factor\.jsonl, line 4 is not a JSON object"):
+        kind_of(of.dataset, "imagenet_x").listing(tmp_path)
+
+
+def test_imagenet_d(tmp_path):
+    data = tmp_path / "data" / "imagenet_d"
+    for attribute in ("background", "texture", "material"):
+        for label in ("alarm_clock", "backpack"):
+            draw(data / attribute / label / "0.png")
+    (data / "questions").mkdir()
+    (data / "questions" / "texture.csv").write_text("", encoding="utf-8")
+    of = beside_imagenet_rib(tmp_path, "imagenet_d", "evaluate_on: [imagenet_d]", "root: data")
+    labelled = Sets(of, CPU, tmp_path, given_classes=imagenet.wnids())["imagenet_d"]
+    assert set(labelled.columns["attribute"]) == {"background", "texture", "material"}
+    assert labelled.members.tolist() == [[409, 530], [414, 414]] and labelled.joined == "max"
+
+
 def test_laion_c_beside_imagenet_rib(tmp_path):
     data = tmp_path / "data"
     for distortion in ("glitched", "mosaic"):
@@ -95,15 +253,7 @@ def test_laion_c_beside_imagenet_rib(tmp_path):
             for label in ("dog", "cat"):
                 place = data / "laion_c" / distortion / f"intensity_level_{level}" / label
                 draw(place / "0.png")
-    file = tmp_path / "both.yaml"
-    file.write_text(
-        "extends: imagenet_rib\ndataset:\n  extends: imagenet_rib\n"
-        "  sets: [imagenet_a, laion_c]\n"
-        "  own: {laion_c: {extends: laion_c, root: data}}\n",
-        encoding="utf-8",
-    )
-    words = [f"model.arch={grids.VIT}", f"model.image_size={grids.SIZE}", f"runs={tmp_path}/runs"]
-    of = recipe.load(str(file), parsed(words))
+    of = beside_imagenet_rib(tmp_path, "laion_c", "sets: [imagenet_a, laion_c]", "root: data")
     assert [kinds.of_set(of.dataset, name).kind for name in of.dataset.sets] == [
         "imagenet",
         "folder",
@@ -117,4 +267,5 @@ def test_laion_c_beside_imagenet_rib(tmp_path):
     }
     assert laion.joined == "mean" and laion.members.shape == (2, 109)
     assert len(set(laion.pack.sources)) == 2, "the distortions of a photo"
-    assert {path.stem for path in (catalogue.ROOT / "sets").glob("*.yaml")} == {"laion_c"}
+    of_sets = {"cifar100_c", "cifar10_c", "imagenet_d", "imagenet_x", "laion_c"}
+    assert {path.stem for path in (catalogue.ROOT / "sets").glob("*.yaml")} == of_sets
