@@ -189,16 +189,14 @@ def _faults_of_warmup(plans: Collection[Plan]) -> Iterator[str]:
             continue
         from engine.cost import work  # late: it loads torch
 
-        dataset = plan.recipe.dataset
-        counts = functools.cache(lambda name, of=dataset: kind_of(of, name).counts())
+        size_of = functools.cache(functools.partial(work.size_of, plan.recipe))
         for cell in trained:
             try:
-                sizes = [counts(name) for name in cell.trained_sets]
+                sizes = [size_of(name) for name in cell.trained_sets]
             except ValueError:  # a folder that cannot be read is another fault
                 continue
             try:
-                sizes = [(min(images, dataset.limit or images), k) for images, k in sizes]
-                images, classes = map(sum, zip(*sizes, strict=True))
+                images, classes, _ = map(sum, zip(*sizes, strict=True))
                 most = min(images, work.trained_on(cell, sizes) + classes)
                 cell.train.warmup(cell.train.steps(most))
             except ValueError as error:

@@ -185,10 +185,10 @@ def of(columns: Sequence[Sequence[Recipe]], rows: int) -> Estimate:
     recipe = columns[0][0]
     dataset, trained = recipe.dataset, [column[0].trained_sets for column in columns]
     needed = dict.fromkeys([*recipe.base_sets, *itertools.chain(*trained)])
-    counts = {name: work.counts_of(recipe, name) for name in needed}
-    images = {name: of_images for name, (of_images, _) in counts.items()}
-    net = work.network(recipe, counts[dataset.upstream][1])
-    counted = [work.column(column, counts, net) for column in columns]
+    sizes = {name: work.size_of(recipe, name) for name in needed}
+    images = {name: of.images for name, of in sizes.items()}
+    net = work.network(recipe, sizes[dataset.upstream].classes)
+    counted = [work.column(column, sizes, net) for column in columns]
     everywhere = sum(images[name] for name in recipe.base_sets)  # images with stored features
     predictions = sum(images[name] for name in dataset.evaluated_sets)
     predictions += sum(stored for _, _, stored in counted)
@@ -212,7 +212,7 @@ def of(columns: Sequence[Sequence[Recipe]], rows: int) -> Estimate:
             *work.fishers(itertools.chain(*columns), images[dataset.upstream], net),
         ],
         columns=[parts for parts, _, _ in counted],
-        distances=[work.start(), work.distances(recipe, counts)],
+        distances=[work.start(), work.distances(recipe, sizes)],
         images=images,
         largest=max(
             sum(images[name] for name in names)

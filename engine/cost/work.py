@@ -9,16 +9,17 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from engine.cost import rates
-from engine.data import packs
+from engine.data import packs, splits
 from engine.data.kinds import kind_of
 from engine.machine.files import short_digest
 from engine.model_files.architectures import stored_architectures
-from engine.recipe import modules
+from engine.recipe import kinds, modules
 from engine.recipe.schema import ModelRecipe, Recipe
 from loaders.pack import MANIFEST, Pack
 
@@ -48,6 +49,14 @@ class Work:
     trained: int = 0
     core_s: float = 0.0
     gpu_s: float = 0.0
+
+
+class Size(NamedTuple):
+    """The size of a dataset. held_out: images that training leaves out, unrounded."""
+
+    images: int
+    classes: int
+    held_out: float
 
 
 @dataclass(frozen=True)
@@ -131,21 +140,19 @@ def fishers(cells: Iterable[Recipe], images: int, net: Network) -> list[Work]:
     return [net.fisher(number) for number, _ in distinct]
 
 
-def distances(recipe: Recipe, counts: dict[str, tuple[int, int]]) -> Work:
-    """The distance of each pair of datasets, including each with itself. counts: images and classes
-    of each dataset."""
+def distances(recipe: Recipe, sizes: Mapping[str, Size]) -> Work:
+    """The distance of each pair of datasets, including each with itself. sizes: by dataset."""
     core_s = gpu_s = 0.0
     for pair in itertools.combinations_with_replacement(recipe.dataset.evaluated_sets, 2):
-        images, classes = zip(*(counts[name] for name in pair), strict=True)
-        of_images = math.prod(min(count, DISTANCE_SAMPLES) for count in images)
-        of_classes = math.prod(classes)
+        of_images = math.prod(min(sizes[name].images, DISTANCE_SAMPLES) for name in pair)
+        of_classes = math.prod(sizes[name].classes for name in pair)
         core_s += rates.CLASS_PAIR_S * of_classes + rates.SAMPLE_PAIR_S * of_images
         gpu_s += rates.GPU_CLASS_PAIR_S * of_classes + rates.GPU_SAMPLE_PAIR_S * of_images
     return Work("distances", core_s=core_s, gpu_s=gpu_s)
 
 
 def column(
-    cells: Sequence[Recipe], counts: dict[str, tuple[int, int]], net: Network
+    cells: Sequence[Recipe], sizes: Mapping[str, Size], net: Network
 ) -> tuple[list[Work], int, int]:
     """Returns the work of a column, its number of weight files, and of stored predictions.
 
@@ -165,27 +172,31 @@ def column(
             weights += method.has_weights
             continue
         # A fitted head is trained and evaluated on stored features.
-        sizes = [counts[name] for name in cell.trained_sets]
-        images = cell.train.epochs * trained_on(cell, sizes) if passes else 0
+        of_trained = [sizes[name] for name in cell.trained_sets]
+        images = cell.train.epochs * trained_on(cell, of_trained) if passes else 0
         work.append(net.trained(f"training: {method.title}", images, passes, cell))
         networks += 1 + cell.train.snapshots if passes else 0
         extra += not passes
         weights += 1
-    each = sum(_judged(cells[0], name, counts[name][0]) for name in cells[0].dataset.evaluated_sets)
+    each = sum(_judged(cells[0], name, sizes[name]) for name in cells[0].dataset.evaluated_sets)
     work.append(net.evaluated("evaluation", networks * each, cells[0]))
     return work, weights, (networks + extra) * each
 
 
-def counts_of(recipe: Recipe, name: str) -> tuple[int, int]:
-    """Numbers of images and classes of a dataset, from its pack, its folder or its publication."""
-    dataset = recipe.dataset
-    folder = packs.pack_folder(Path(recipe.runs), dataset, recipe.model, name)
+def size_of(recipe: Recipe, name: str) -> Size:
+    """The size of a dataset, from its pack, its folder or its publication."""
+    dataset = kinds.of_set(recipe.dataset, name)
+    folder = packs.pack_folder(Path(recipe.runs), recipe.dataset, recipe.model, name)
     if (folder / MANIFEST).is_file():
         pack = Pack.open(folder)
         images, classes = len(pack), len(pack.classes)
+        held_out = len(splits.of_pack(pack, dataset)[2]) if dataset.split.column else 0
     else:
-        images, classes = kind_of(dataset, name).counts()
-    return min(images, dataset.limit or images), classes
+        kind = kind_of(recipe.dataset, name)
+        (images, classes), held_out = kind.counts(), kind.held_out()
+    share = held_out / images if held_out else dataset.holdout
+    images = min(images, dataset.limit or images)
+    return Size(images, classes, images * share)
 
 
 def _passes(cell: Recipe) -> float:
@@ -200,29 +211,29 @@ def _graphs(cell: Recipe) -> Sequence[str]:
     return ("network",) if modules.is_users(cell.method.module) else cell.method.graphs
 
 
-def _judged(recipe: Recipe, name: str, images: int) -> int:
+def _judged(recipe: Recipe, name: str, size: Size) -> int:
     """The number of images of a dataset on which a cell is evaluated.
 
     It includes images of which the cell saw the photo in another dataset (`evaluate.seen`), also
     for averages that are not the headline, although they skip this evaluation.
     """
-    share = recipe.dataset.holdout if recipe.split_of(name) == "holdout" else 0
-    held_out = round(images * share) if share else images
+    is_part = recipe.dataset.holdout and recipe.split_of(name) == "holdout"
+    held_out = round(size.held_out) if is_part else size.images
     trained = recipe.trained_sets
     if not recipe.judges_seen or name in trained:
         return held_out
     photos, *of_trained = (kind_of(recipe.dataset, each).photos() for each in (name, *trained))
-    return images if any(photos & each for each in of_trained) else held_out
+    return size.images if any(photos & each for each in of_trained) else held_out
 
 
-def trained_on(recipe: Recipe, sizes: Sequence[tuple[int, int]]) -> int:
-    """The number of training images of a cell, from its datasets' images and classes.
+def trained_on(recipe: Recipe, sizes: Sequence[Size]) -> int:
+    """The number of training images of a cell, from its datasets' sizes.
 
     The true number differs by less than one image a class, which splits round. The datasets of a
     union count as having the same classes.
     """
     dataset = recipe.dataset
-    parts = [images * (1 - dataset.holdout) for images, _ in sizes]
+    parts = [size.images - size.held_out for size in sizes]
     part = sum(min(images, dataset.train_images or images) for images in parts)
     part = round(part * dataset.fraction)
-    return min(part, dataset.shots * max(classes for _, classes in sizes) or part)
+    return min(part, dataset.shots * max(size.classes for size in sizes) or part)

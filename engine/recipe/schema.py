@@ -130,11 +130,13 @@ class SplitRecipe:
     """A published split of a dataset.
 
     column: of the images. train, holdout: its values on images to train on, and on images held out.
+    held_out: published number of images held out; 0: none.
     """
 
     column: str = ""  # empty: images are split by `dataset.holdout`
     train: list[str] = field(default_factory=list)
     holdout: list[str] = field(default_factory=list)
+    held_out: Count = marked(NOTHING, 0)
 
 
 @dataclass(frozen=True)
@@ -178,6 +180,7 @@ class DatasetRecipe:
     # columns of the images that together name parts of equal weight in the dataset's accuracy
     parts: list[str] = field(default_factory=list)
     images: Count = 0  # published number of images; 0: none
+    classes: Count = marked(NOTHING, 0)  # published number of classes; 0: none
     # CSV file with lines `class,output`: the outputs of the model's head that each class joins, if
     # the classes are not the head's
     outputs: str = ""

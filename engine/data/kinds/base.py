@@ -39,6 +39,10 @@ class Kind(abc.ABC):
     def counts(self) -> tuple[int, int]:
         """Numbers of images and classes of a dataset that is not encoded yet."""
 
+    def held_out(self) -> int:
+        """Number of images that the published split of such a dataset holds out; 0 if unknown."""
+        return self.dataset.split.held_out
+
     def photos(self) -> frozenset[str]:
         """Names of the photos that the dataset shows, the same in all datasets that show them."""
         return frozenset([self.name])

@@ -46,7 +46,8 @@ class Kind(base.Kind):
         return cifar_c.read(root, dataset.corruptions, dataset.severities, dataset.class_names)
 
     def counts(self) -> tuple[int, int]:
-        return len(self.listing(Path()).items), len(self.dataset.class_names)
+        images = self.dataset.images or len(self.listing(Path()).items)
+        return images, len(self.dataset.class_names)
 
     def photos(self) -> frozenset[str]:
         return frozenset([str(self.root)])

@@ -60,11 +60,15 @@ class Kind(base.Kind):
         return dataclasses.replace(listing, items=items)
 
     def counts(self) -> tuple[int, int]:
+        """Numbers of the images there or, without a folder, the published ones."""
+        published = self.dataset.images, self.dataset.classes
+        if all(published) and not self.root.exists():
+            return published
         listing = self.read()
         return len(listing.items), len(listing.classes)
 
     def photos(self) -> frozenset[str]:
-        if not self.dataset.knows_photos:
+        if not (self.dataset.knows_photos and self.root.exists()):
             return super().photos()
         place = canonical([self.name, self.identity()])
         if place not in _photos:  # plans ask for each pair of datasets

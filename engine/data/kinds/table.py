@@ -65,6 +65,14 @@ class Kind(folder.Kind):
         places = {value: root / file for value, file in files.items()}
         return tables.listing(root, places, columns, GIVEN if given else "", self.rows)
 
+    def held_out(self) -> int:
+        split = self.dataset.split
+        if split.held_out or not split.column:
+            return split.held_out
+        listing = self.read()
+        place = listing.columns.index(split.column)
+        return sum(item.values[place] in split.holdout for item in listing.items)
+
     def _labels(self) -> Sequence[str]:
         """The labels that the head knows: classes with outputs of their own, or the outputs' names
         or, of ImageNet's, their numbers."""

@@ -8,6 +8,7 @@ import torch
 
 from engine import cli, recipe
 from engine.campaigns.plan import make_plan
+from engine.cost import work
 from engine.data import grouping, packs
 from engine.data.kinds import kind_of
 from engine.data.sets import Sets
@@ -72,6 +73,10 @@ def test_a_published_split_is_trained_on_and_held_out(mixed, tmp_path):
     assert set(parts[tinted.split("train")]) == {"train"}
     assert set(parts[tinted.split("holdout")]) == {"val", "test"}
     assert len(tinted.split("train")) + len(tinted.split("holdout")) == len(parts)
+    encoded = work.size_of(mixed, "tinted")
+    assert encoded == (35, 5, pytest.approx(len(tinted.split("holdout"))))
+    elsewhere = benchmark(tmp_path, f"runs={tmp_path / 'elsewhere'}")
+    assert work.size_of(elsewhere, "tinted") == encoded, "from the table itself"
     key = tinted.split_key(mixed.dataset)
     assert key != Sets(mixed, CPU, tmp_path)["few"].split_key(mixed.dataset)
     other = benchmark(tmp_path, "dataset.own.tinted.split.holdout=[val]", "dataset.seed=1")

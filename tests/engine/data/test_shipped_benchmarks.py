@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 
 from engine import recipe
+from engine.campaigns.plan import make_plan
+from engine.cost import estimate, work
 from engine.data import imagenet
 from engine.data.kinds import kind_of
 from engine.data.sets import Sets
@@ -244,6 +246,36 @@ def test_imagenet_d(tmp_path):
     labelled = Sets(of, CPU, tmp_path, given_classes=imagenet.wnids())["imagenet_d"]
     assert set(labelled.columns["attribute"]) == {"background", "texture", "material"}
     assert labelled.members.tolist() == [[409, 530], [414, 414]] and labelled.joined == "max"
+
+
+PLANNED = {  # published images, classes and, with a published split, held-out images of upstream
+    "cifar100_c": (50_000, 100, 0),
+    "cifar10_c": (50_000, 10, 0),
+    "domainnet": (172_947, 345, 52_041),
+    "domainnet_126": (69_622, 126, 0),
+    "fmow": (99_673, 62, 22_810),
+    "iwildcam": (145_277, 182, 15_468),
+    "office_home": (4357, 65, 0),
+    "pacs": (1670, 7, 0),
+    "vlcs": (3376, 5, 0),
+}
+
+
+@pytest.mark.parametrize("name", PLANNED)
+def test_a_campaign_is_planned_before_its_data_is_there(tmp_path, name):
+    images, classes, held_out = PLANNED[name]
+    file = tmp_path / "c.yaml"
+    file.write_text(f"extends: emoji\ndataset: {name}\n", encoding="utf-8")
+    words = [f"runs={tmp_path}/runs", f"dataset.root={tmp_path}/none", "model=vit_tiny_random"]
+    plan = make_plan(str(file), parsed(words))
+    upstream = plan.recipe.dataset.upstream
+    size = work.size_of(plan.recipe, upstream)
+    assert size[:2] == (images, classes)
+    assert round(size.held_out) == (held_out or round(images / 4))
+    trained_on = work.trained_on(plan.recipe, [size])
+    assert trained_on == round(images - size.held_out)
+    planned = estimate.of(plan.recipes, len(plan.rows))
+    assert planned.images[upstream] == images
 
 
 def test_laion_c_beside_imagenet_rib(tmp_path):

@@ -66,9 +66,9 @@ def test_its_cost_counts_passes_and_larger_images(grid):
     plain, augmented = (
         [grid.builder("method=lwf", f"train.augment={words}").recipe] for words in ("[]", "[crop]")
     )
-    counts = {name: work.counts_of(plain[0], name) for name in plain[0].base_sets}
+    sizes = {name: work.size_of(plain[0], name) for name in plain[0].base_sets}
     net = work.network(plain[0], 5)
-    one, two = (work.column(cells, counts, net)[0][1] for cells in (plain, augmented))
+    one, two = (work.column(cells, sizes, net)[0][1] for cells in (plain, augmented))
     assert two.operations == pytest.approx(one.operations * 4 / 3)
     stored = [estimate.of([cells], 1).disk["packs"] for cells in (plain, augmented)]
     assert stored[1] > stored[0]
