@@ -469,7 +469,7 @@ def evaluate(parser: Parser) -> None:
         "ImageNet-1K's for 1000 outputs)")  # fmt: skip
     add("--mask", choices=MASKS, default="none",
         help="possible predictions: all of the head's classes (none, default), the dataset's "
-        "(present), or as in published accuracies on IN-A, IN-R and ObjectNet (benchmark)"
+        "(present), or as the recipe of the dataset NAME says of published accuracies (benchmark)"
         )  # fmt: skip
     add("--intervals", action="store_true", help="add 95%% intervals over images")
     _out(parser, "CSV file (default: accuracy.csv; of a campaign, in its report's folder)", "FILE")

@@ -20,7 +20,6 @@ import torch
 from engine.data import grouping, imagenet, splits
 from engine.data.class_texts import class_texts
 from engine.data.kinds import kind_of
-from engine.data.kinds.imagenet import published_among_its_classes
 from engine.data.packs import pack_of, to_train_on
 from engine.did_you_mean import closest, nearest
 from engine.machine import ranks
@@ -211,7 +210,7 @@ class Sets:
                 pack = ranks.first(lambda: make(head=head, run_users=self.run_users))
             head = head or pack.classes
             outputs = outputs_of(pack, head, dataset.outputs)
-            rule = self._mask_rule(pack, names_in_head(pack.classes, head), head)
+            rule = self._mask_rule(name, dataset, pack, head)
             labels, mask = to_head(pack, outputs, head, rule)
             split_by, train, holdout = splits.of_pack(pack, dataset)
             self._open[name] = LabelledSet(
@@ -257,11 +256,19 @@ class Sets:
         sources = fitted.pack.sources[fitted.split("train")]
         return int(np.isin(judged.pack.sources[judged.split(split)], sources).sum())
 
-    def _mask_rule(self, pack: Pack, classes: Sequence[str], head: Sequence[str]) -> str:
-        if self.mask == "present" or len(classes) == len(head):
+    def _mask_rule(self, name: str, dataset: DatasetRecipe, pack: Pack, head: Sequence[str]) -> str:
+        if self.mask == "present" or len(pack.classes) == len(head):
             return "present"
-        masked = self.mask == "benchmark" and published_among_its_classes(pack, classes)
-        return "present" if masked else "none"
+        if self.mask == "none" or name not in self.packs:
+            return "none" if self.mask == "none" else dataset.mask
+        masks = kinds.published_masks()
+        if not (named := masks.get(name) or masks.get(pack.name)):
+            raise ValueError(
+                f"no recipe has a dataset {name!r}{nearest(name, masks)}, so the mask of published "
+                "accuracies is unknown: name it as in --sets imagenet_a=FOLDER, or set --mask none "
+                "or present"
+            )
+        return named
 
     def source(self, name: str) -> Source:
         """The source of a dataset's images: device memory, or a stream."""

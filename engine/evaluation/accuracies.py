@@ -14,13 +14,14 @@ from statistics import fmean
 import numpy as np
 import torch
 
-from engine.data.sets import Sets, names_in_head, published_among_its_classes
+from engine.data.sets import Sets
 from engine.evaluation import passes
 from engine.machine.files import cache_folder
 from engine.measures import bootstrap, seeds, shares
 from engine.measures.predictions import SetPredictions
 from engine.measures.rows import ModelOnSet
 from engine.measures.setting import PLAIN
+from engine.recipe import kinds
 from engine.recipe.schema import Recipe
 from engine.run import Run
 from engine.store.artifacts import Store
@@ -86,15 +87,16 @@ def evaluate(
     classes that the head lacks, and for a model whose outputs are NaN or infinite.
     """
     sets = Sets(resolved, device, cache_folder(), packs, classes, mask)
+    published = kinds.published_masks()
     for name, pack in packs.items():  # check all before evaluating any
-        of_set = names_in_head(pack.classes, sets.classes)
-        if sets[name].mask_rule == "none" and published_among_its_classes(pack, of_set):
+        rule = published.get(name) or published.get(pack.name)
+        if sets[name].mask_rule == "none" and rule == "present":
             log.info(
                 "%s: all of the head's %d classes are possible predictions; published accuracies "
                 "use only the dataset's %d classes (--mask benchmark)",
                 name,
                 len(sets.classes),
-                len(of_set),
+                len(pack.classes),
             )
     run = Run(resolved, device, sets, store, base, shares_features=shares_features)
     rows = []

@@ -186,6 +186,9 @@ class DatasetRecipe:
     outputs: str = ""
     # logit of a class with several outputs: the largest, or of their probabilities' sum or mean
     joined: Literal["max", "sum", "mean"] = "max"
+    # possible predictions of published accuracies: all of the head's classes (none), or the
+    # dataset's (present)
+    mask: Literal["none", "present"] = marked(NOTHING, "none")
     # published split: a column of the images, with values to train on and values to hold out
     split: SplitRecipe = field(default_factory=SplitRecipe)
     seed: Seed = marked(PACK, 0)

@@ -55,9 +55,7 @@ def read(
         )
     of_photo, *others = labels.reshape(SEVERITIES, -1)
     if any((of_photo != other).any() for other in others):
-        raise ValueError(
-            f"{root / LABELS} differs between severities: unpack the download again"
-        )
+        raise ValueError(f"{root / LABELS} differs between severities: unpack the download again")
     if len(of_photo) and not 0 <= of_photo.min() <= of_photo.max() < len(classes):
         raise ValueError(
             f"{root / LABELS} has labels from {of_photo.min()} to {of_photo.max()}, but "
@@ -67,7 +65,11 @@ def read(
     items: list[Item] = []
     for name, file in files.items():
         images = _mapped(file)
-        if images.dtype != np.uint8 or images.ndim != 4 or (*images.shape[::3],) != (len(labels), 3):
+        if (
+            images.dtype != np.uint8
+            or images.ndim != 4
+            or (*images.shape[::3],) != (len(labels), 3)
+        ):
             raise ValueError(
                 f"{file} has {images.dtype} {list(images.shape)}, not uint8 "
                 f"[{len(labels)}, height, width, 3] as {LABELS} requires: unpack it again"

@@ -6,7 +6,7 @@ A dataset that differs from its published size raises an error, unless the user 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -172,13 +172,3 @@ class Kind(base.Kind):
     def _drawn(self) -> int | None:
         """The number of images of a sample, or None for the whole dataset."""
         return self.dataset.images_drawn if self.name == IMAGENET_C else None
-
-
-def published_among_its_classes(pack: Pack, classes: Sequence[str]) -> bool:
-    """Whether a dataset's published accuracy masks all other classes: IN-A, IN-R and ObjectNet.
-
-    classes: the dataset's, under the head's names.
-    """
-    identity = pack.manifest["extra"].get("identity", {})
-    is_objectnet = (identity.get("kind"), identity.get("set")) == ("imagenet", OBJECTNET)
-    return is_objectnet or set(classes) in [set(wnids(subset)) for subset in ("a", "r")]

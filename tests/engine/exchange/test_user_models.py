@@ -113,23 +113,29 @@ def test_a_thousand_outputs_are_imagenets(user_grid):
         rows(user_grid, "I", "outline", classes=None)
 
 
-def test_in_a_and_in_r_are_masked_by_the_benchmarks_rule_alone(user_grid, caplog):
+def test_the_recipe_of_a_datasets_name_has_the_mask_of_published_accuracies(user_grid, caplog):
     checkpoint(user_grid.folder / "I.safetensors", 3, classes=1000)
-    for number, wnid in enumerate(imagenet.wnids("a")):
-        shape = user_grid.folder / "outline" / CLASSES[number % 5]
-        for name in ("hard", *(["part"] if number < 3 else [])):
+    for number, wnid in enumerate(imagenet.wnids("a")[:5]):
+        shape = user_grid.folder / "outline" / CLASSES[number]
+        for name in ("imagenet_a", "imagenet_sketch", "mine"):
             (user_grid.folder / name / wnid).mkdir(parents=True)
             shutil.copy(shape / "0.png", user_grid.folder / name / wnid)
     caplog.set_level("INFO", "engine.evaluation.accuracies")
     for mask, expected in (
-        ("benchmark", [("present", 200), ("none", 1000)]),
+        ("benchmark", [("present", 5), ("none", 1000)]),
         ("none", [("none", 1000)] * 2),
-        ("present", [("present", 200), ("present", 3)]),
+        ("present", [("present", 5)] * 2),
     ):
         caplog.clear()
-        evaluated = rows(user_grid, "I", "hard part", classes=None, mask=mask)
+        evaluated = rows(user_grid, "I", "imagenet_a imagenet_sketch", classes=None, mask=mask)
         assert [(row.mask, row.classes) for row in evaluated] == expected
         assert ("published accuracies use" in caplog.text) == (mask == "none")
+    with pytest.raises(ValueError, match=r"no recipe has a dataset 'mine'.*set --mask none or"):
+        rows(user_grid, "I", "mine", classes=None, mask="benchmark")
+    (pack,) = (user_grid.runs / "packs").glob("imagenet_a-*")
+    shutil.move(pack, user_grid.folder / "packed")
+    (packed,) = rows(user_grid, "I", "packed", classes=None, mask="benchmark")
+    assert packed.mask == "present", "by the pack's own name"
 
 
 def test_what_does_not_belong_together_is_refused_by_name(user_grid):
