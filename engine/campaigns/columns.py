@@ -19,6 +19,7 @@ from engine.recipe.checks import union_name
 from engine.recipe.effects import effect_of
 from engine.recipe.resolve import VARIANT
 from engine.recipe.schema import Affects, DatasetRecipe, Recipe
+from engine.recipe.trials import TRIAL
 from loaders.files.names import Name, identifier
 
 SEED = "seed"
@@ -72,9 +73,10 @@ def columns_of(grid: recipe.GridKeys, cells: Sequence[Recipe]) -> tuple[Column, 
     downstreams = _downstreams(grid, dataset)
     source = grid.source(VARY)
     _check_keys(source, grid.vary, cells)
-    count = len(downstreams) * math.prod(map(len, grid.vary.values()))
+    trials: list[dict[str, Scalar]] = [{TRIAL: trial} for trial in range(grid.trials)] or [{}]
+    count = len(downstreams) * math.prod(map(len, grid.vary.values())) * len(trials)
     if count > MOST:
-        raise RecipeError(f"{source}: vary makes {count:,} columns; {MOST:,} at most")
+        raise RecipeError(f"{source}: vary and trials make {count:,} columns; {MOST:,} at most")
     settings = [
         dict(zip(grid.vary, values, strict=True))
         for values in itertools.product(*grid.vary.values())
@@ -87,9 +89,9 @@ def columns_of(grid: recipe.GridKeys, cells: Sequence[Recipe]) -> tuple[Column, 
     except RecipeError as error:
         raise RecipeError(f"{source} (vary): {error}") from error
     columns = []
-    for downstream, given in itertools.product(downstreams, settings):
+    for downstream, given, trial in itertools.product(downstreams, settings, trials):
         values = {key: recipe.value_of(cells[0], key, value) for key, value in given.items()}
-        column = Column(downstream, Setting(values))
+        column = Column(downstream, Setting({**values, **trial}))
         if len(column.name.encode()) > LONGEST:
             raise RecipeError(
                 f"{source}: vary: the column's name {column.name} is longer than {LONGEST} bytes, "

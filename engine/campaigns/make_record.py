@@ -11,11 +11,12 @@ from engine.campaigns.columns import Column
 from engine.campaigns.parts import Distances, Models, Preparation, has_part, read_part
 from engine.campaigns.plan import DISTANCES, PREPARE, REPORT, Plan
 from engine.campaigns.record import FinishedCampaign, MissingColumn, Record, Row, checked_file
+from engine.cells.cell_plan import CellPlan
 from engine.data import thumbnails
 from engine.errors import CampaignError
 from engine.measures import image_changes
 from engine.measures.rows import PRE, Evaluation
-from engine.recipe.schema import Recipe
+from engine.measures.setting import Setting
 from engine.store.artifacts import MARKER
 from loaders.files.root import Root
 from loaders.files.typed_json import DamagedFile
@@ -98,7 +99,7 @@ def _joined(plan: Plan, columns: Sequence[Column], distances: Distances) -> Reco
         upstream=dataset.upstream,
         methods={name: row.recipe.method.title for name, row in plan.rows.items()},
         settings=_settings(plan, shared, evaluations, replicates),
-        rows=[_row(name, row.recipe) for name, row in plan.rows.items()],
+        rows=[_row(name, row) for name, row in plan.rows.items()],
         credits=shared.credits,
         contact_sheet=shared.contact_sheet,
         holdout=dataset.holdout > 0,
@@ -170,12 +171,14 @@ def _settings(
     }
 
 
-def _row(name: str, cell: Recipe) -> Row:
+def _row(name: str, row: CellPlan) -> Row:
     """The training settings of a row."""
+    cell = row.recipe
     settings = {
         f"{section}.{key}": value
         for section in ("method", "optimizer", "train")
         for key, value in dataclasses.asdict(getattr(cell, section)).items()
     }
     parts = {f"dataset.{key}": getattr(cell.dataset, key) for key in ("shots", "fraction")}
-    return Row(name, {**settings, **parts, "seeds": cell.seeds})
+    trials = list(map(Setting, row.trials))
+    return Row(name, {**settings, **parts, "seeds": cell.seeds}, trials)

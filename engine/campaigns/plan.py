@@ -166,7 +166,9 @@ def make_plan(
     methods = recipe.methods_of(name, overrides)
     _check_overrides(overrides, methods)
     rows = {
-        method: cell_plan.resolve(name, overrides, method=method, run_users=run_users)
+        method: cell_plan.resolve(name, overrides, method=method, run_users=run_users).with_trials(
+            grid.trials
+        )
         for method in methods
     }
     cells = [row.recipe for row in rows.values()]
@@ -291,6 +293,7 @@ def _settings(cell: CellPlan, sha256: Mapping[str, str]) -> dict[str, Any]:
     """
     values = values_of(cell.recipe, set(Affects) - {Affects.NOTHING})
     del values["downstream"]
+    values |= {"trials": cell.trials} if cell.trials else {}
     own = {name: _by_content(of_set, sha256) for name, of_set in values["dataset"]["own"].items()}
     dataset: dict[str, Any] = {**_by_content(values["dataset"], sha256), "own": own}
     values["dataset"] = dataset

@@ -53,10 +53,12 @@ class MissingColumn:
 @dataclass(frozen=True)
 class Row:
     """A row of the table. method: its key. settings: its training settings, by recipe key:
-    `method.*`, `optimizer.*`, `train.*`, `dataset.shots`, `dataset.fraction` and `seeds`."""
+    `method.*`, `optimizer.*`, `train.*`, `dataset.shots`, `dataset.fraction` and `seeds`. trials:
+    the values of each trial that differ from the settings; empty without trials."""
 
     method: str
     settings: dict[str, Any]
+    trials: list[Setting] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

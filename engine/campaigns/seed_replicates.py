@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from engine import recipe
 from engine.errors import RecipeError
-from engine.recipe.campaigns import REPLICATES, VARY
+from engine.recipe.campaigns import REPLICATES, TRIALS, VARY
 from engine.recipe.schema import Recipe
 
 
@@ -19,13 +19,13 @@ def replicated_columns(
     """The downstream datasets to train on again, with the seed: the middle one, or several spread
     evenly.
 
-    Campaigns list datasets from near to far. There are no replicates if seeds or settings vary, or
-    with a single row or no more columns than replicates. Raises RecipeError if the command line
-    requests replicates then.
+    Campaigns list datasets from near to far. There are no replicates if seeds, settings or trials
+    vary, or with a single row or no more columns than replicates. Raises RecipeError if the command
+    line requests replicates then.
     """
     first, obstacle = cells[0], ""
-    if grid.vary or first.seeds > 1:
-        obstacle = f"{VARY} or several seeds"
+    if grid.vary or grid.trials or first.seeds > 1:
+        obstacle = f"{VARY}, {TRIALS} or several seeds"
     elif len(cells) == 1 or len(downstreams) <= grid.replicates:
         obstacle = f"{len(cells)} of a campaign's rows and {len(downstreams)} of its columns"
     if obstacle and grid.replicates and REPLICATES in grid.given:

@@ -20,26 +20,36 @@ from engine.recipe import catalogue, kinds, modules, overrides
 from engine.recipe.overrides import Override
 from engine.recipe.resolve import VARIANT, without_options
 from engine.recipe.schema import Recipe
+from engine.recipe.trials import TRIAL, trials_of
 
 INSTEAD = {  # by key of a campaign, the override that selects a single cell
     "methods": "method=NAME",
     "downstreams": "downstream=SET",
     "vary": "KEY=VALUE",
     "replicates": "seed=NUMBER",
+    "trials": "KEY=VALUE",
 }
 
 
 @dataclass(frozen=True)
 class CellPlan:
-    """A resolved recipe. needs: the cells of its column that its method needs, by method."""
+    """A resolved recipe. needs: the cells of its column that its method needs, by method. trials:
+    as `engine.recipe.trials.trials_of`; empty without trials."""
 
     recipe: Recipe
     needs: Mapping[str, CellPlan] = field(default_factory=dict)
+    trials: Sequence[Mapping[str, Scalar]] = ()
+
+    def with_trials(self, count: int) -> CellPlan:
+        """The cell, and those that it needs, with `count` trials."""
+        needs = {name: need.with_trials(count) for name, need in self.needs.items()}
+        return CellPlan(self.recipe, needs, trials_of(self.recipe, count))
 
     def on(self, downstream: str, settings: Mapping[str, Scalar]) -> CellPlan:
         """The cell on another dataset, with other values of some keys (`optimizer.lr`, `seed`).
 
-        The values apply to the needed cells too, except the method's own options.
+        The values apply to the needed cells too, except the method's own options. Of a trial,
+        each cell has its own values.
         """
         shared = {
             key: value
@@ -48,7 +58,9 @@ class CellPlan:
         }
         needs = {name: need.on(downstream, shared) for name, need in self.needs.items()}
         cell = dataclasses.replace(self.recipe, downstream=downstream)
-        for key, value in settings.items():
+        given = {key: value for key, value in settings.items() if key != TRIAL}
+        of_trial = self.trials[int(settings[TRIAL])] if TRIAL in settings else {}
+        for key, value in {**of_trial, **given}.items():
             section, _, name = key.rpartition(".")
             values: dict[str, Any] = {name: value}
             if section:

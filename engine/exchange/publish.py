@@ -31,7 +31,7 @@ from huggingface_hub import DatasetCardData
 from engine.campaigns import record, seal
 from engine.campaigns.differences import versions_of
 from engine.campaigns.plan_folder import CHECKSUMS, PublishedFolder
-from engine.campaigns.record import FinishedCampaign, Record, Row
+from engine.campaigns.record import FinishedCampaign, Record
 from engine.errors import CampaignError
 from engine.measures import predictions
 from engine.measures.rows import Evaluation, ModelOnSet
@@ -114,7 +114,10 @@ def _record(run: FinishedCampaign, root: Root) -> Record:
         name=Path(private.name).stem,
         methods=public(private.methods),
         settings=public(private.settings),
-        rows=[Row(public(row.method), public(row.settings)) for row in private.rows],
+        rows=[
+            dataclasses.replace(row, method=public(row.method), settings=public(row.settings))
+            for row in private.rows
+        ],
         attempts=[
             dataclasses.replace(attempt, error="failed" * bool(attempt.error), queued_as="")
             for attempt in private.attempts

@@ -18,12 +18,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from engine.recipe.schema import Count, MethodRecipe, NotNegative
+from engine.recipe.schema import Count, MethodRecipe, NotNegative, searched
 
 
 @dataclass(frozen=True)
 class Recipe(MethodRecipe):
-    lam: NotNegative = 1.0
+    lam: NotNegative = searched(1.0, 10)
     fisher_images: Count = 0  # images of the upstream training split; 0, or more than it has: all
     # model: labels sampled from the model's predictions; data: true labels (empirical Fisher);
     # reversed: true labels and negated logits (EWC-DR)

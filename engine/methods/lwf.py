@@ -10,15 +10,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from engine.recipe.schema import MethodRecipe, NotNegative, Positive
+from engine.recipe.schema import MethodRecipe, NotNegative, Positive, searched
 
 
 @dataclass(frozen=True)
 class Recipe(MethodRecipe):
     stored_passes: ClassVar[float] = 1.0
 
-    weight: NotNegative = 1.0
-    temperature: Positive = 2.0
+    weight: NotNegative = searched(1.0, 10)
+    temperature: Positive = searched(2.0, 2)
 
 
 import torch

@@ -33,9 +33,10 @@ from engine.recipe.overrides import Override, Word, by_key
 from engine.recipe.typed import Layer
 
 SELECTION = "methods"  # key that selects methods of a campaign on the command line
-DOWNSTREAMS, VARY, REPLICATES = "downstreams", "vary", "replicates"  # keys of a grid
+DOWNSTREAMS, VARY = "downstreams", "vary"  # keys of a grid
+REPLICATES, TRIALS = "replicates", "trials"
 LEAVE_ONE_OUT = "leave_one_out"  # value of `downstreams`
-OF_GRID = (SELECTION, DOWNSTREAMS, VARY, REPLICATES)
+OF_GRID = (SELECTION, DOWNSTREAMS, VARY, REPLICATES, TRIALS)
 ALL_MODELS = "all"
 MOST_ROWS = 100  # per table; each row is resolved from all files of the campaign
 BASE, TITLE = "base", "title"

@@ -15,7 +15,7 @@ from typing import Any
 from engine.errors import RecipeError
 from engine.measures.rows import trained_sets
 from engine.recipe import campaigns, catalogue, overrides, yaml_text
-from engine.recipe.campaigns import DOWNSTREAMS, LEAVE_ONE_OUT, REPLICATES, SELECTION, VARY
+from engine.recipe.campaigns import DOWNSTREAMS, LEAVE_ONE_OUT, REPLICATES, SELECTION, TRIALS, VARY
 from engine.recipe.overrides import Override
 
 RECIPE = "recipe="
@@ -26,19 +26,27 @@ _REMEDIES = {
     "recipe": "name the recipe first, as in rib sweep recipe=emoji/ewc",
 }
 
+_COUNTS = {
+    REPLICATES: "a number of columns, up to 1000: replicates=1 trains one column a second "
+    "time, replicates=0 none",
+    TRIALS: "a number of trials, up to 1000: trials=4 trains every method as its recipe says, and "
+    "with three draws from its search ranges",
+}
+
 
 @dataclass(frozen=True)
 class GridKeys:
     """downstreams: the datasets that each column fine-tunes on, `LEAVE_ONE_OUT` for all but one in
     turn, or None for each of the benchmark's. vary: values by recipe key; every column is trained
     in each combination. replicates: number of columns that are trained again with the next seed.
-    file: where the keys are set, except those in `given`, which maps the user's keys to their
-    source."""
+    trials: number of `engine.recipe.trials` of every column; 0: only the recipes' values. file:
+    where the keys are set, except those in `given`, which maps the user's keys to their source."""
 
     file: str
     downstreams: list[list[str]] | str | None = None
     vary: Mapping[str, list[Any]] = field(default_factory=dict)
     replicates: int = 0
+    trials: int = 0
     given: Mapping[str, str] = field(default_factory=dict)
 
     def source(self, key: str) -> str:
@@ -48,25 +56,24 @@ class GridKeys:
 
 def grid_keys(campaign: str, given: Sequence[Override]) -> GridKeys:
     """The keys of a campaign's file, or of the overrides `downstreams=[A,[B,C]]`,
-    `vary={KEY: [1, 2]}` and `replicates=1`.
+    `vary={KEY: [1, 2]}`, `replicates=1` and `trials=4`.
 
     Raises RecipeError for values of another form.
     """
     of_campaign = campaigns.read(campaign)
-    of_grid = [each for each in given if each.key in (DOWNSTREAMS, VARY, REPLICATES)]
+    of_grid = [each for each in given if each.key in (DOWNSTREAMS, VARY, REPLICATES, TRIALS)]
     values = of_campaign.values | {each.key: each.plain() for each in of_grid}
     sets, vary = values.get(DOWNSTREAMS), values.get(VARY) or {}
-    sources, replicates = {each.key: each.source for each in of_grid}, values.get(REPLICATES, 0)
-    keys = GridKeys(str(of_campaign.file), None, vary, replicates, sources)
+    sources = {each.key: each.source for each in of_grid}
+    counts = {key: values.get(key, 0) for key in (REPLICATES, TRIALS)}
+    keys = GridKeys(str(of_campaign.file), None, vary, **counts, given=sources)
     if sets is not None:
         keys = replace(keys, downstreams=_downstreams(sets, keys.source(DOWNSTREAMS)))
     if not isinstance(vary, dict):
         raise RecipeError(f"{keys.source(VARY)}: {VARY} must contain `KEY: [1, 2]` lines")
-    if not isinstance(replicates, int) or isinstance(replicates, bool) or replicates < 0:
-        raise RecipeError(
-            f"{keys.source(REPLICATES)}: {REPLICATES}={replicates} is not a number of columns: "
-            f"{REPLICATES}=1 trains one column a second time, {REPLICATES}=0 none"
-        )
+    for key, count in counts.items():
+        if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= 1000:
+            raise RecipeError(f"{keys.source(key)}: {key}={count} is not {_COUNTS[key]}")
     return keys
 
 

@@ -64,6 +64,12 @@ def marked(affects: Affects, default: Any) -> Any:
     return field(default=default, metadata=metadata)
 
 
+def searched(default: float, factor: float) -> Any:
+    """A dataclass field with a search range, which `trials` draws from: from the recipe's value
+    divided by the factor to the value times the factor."""
+    return field(default=default, metadata={"factor": factor})
+
+
 @dataclass(frozen=True)
 class WeightsRecipe:
     """The source of a backbone's pretrained weights, and their checksum."""
@@ -286,7 +292,7 @@ class OptimizerRecipe:
     """AdamW or SGD with momentum; apex_* require NVIDIA's apex."""
 
     name: Literal["adamw", "sgd", "apex_adamw", "apex_sgd"] = "adamw"
-    lr: Positive = 1e-3
+    lr: Positive = searched(1e-3, 10)
     momentum: BelowOne = 0.9
     betas: tuple[BelowOne, BelowOne] = (0.9, 0.999)
     eps: NotNegative = 1e-8

@@ -25,6 +25,7 @@ from engine.measures.effective_robustness import (
     Trend,
 )
 from engine.measures.groups import of as of_groups
+from engine.measures.halves import HALVES, accuracy_by_half
 from engine.measures.image_changes import ImageChange
 from engine.measures.metrics import CELL, Grid, equal_column_weights
 from engine.measures.rows import DEFAULT_ALPHA, PRE, Arm, Evaluation, trained_sets
@@ -51,7 +52,8 @@ class Results:
     comparisons: of all pairs of arms that tables show (`comparisons.compare`). leak: of these arms
     (`leak.of`). image_changes: `image_changes.of`, if the record names the classes. published:
     numbers to compare with. groups: of datasets with further columns (`groups.of`). probe_sets:
-    `metrics.on_probe_sets`, if there are any.
+    `metrics.on_probe_sets`, if there are any. halves: `halves.accuracy_by_half`, if held-out images
+    choose among settings.
     """
 
     record: Record
@@ -64,6 +66,9 @@ class Results:
     published: Published = field(default_factory=read_published)
     groups: pandas.DataFrame = field(default_factory=pandas.DataFrame)
     probe_sets: pandas.DataFrame = field(default_factory=pandas.DataFrame)
+    halves: pandas.DataFrame = field(
+        default_factory=lambda: pandas.DataFrame(columns=["arm", "downstream", *HALVES])
+    )
 
     @property
     def models(self) -> list[str]:
@@ -276,6 +281,9 @@ def of_record(
     changes = image_changes.of(evaluations) if record.classes else []
     leak, by_group = leaks.of(grid, evaluations, seen), of_groups(grid, evaluations)
     results = replace(results, leak=leak, image_changes=changes, groups=by_group)
+    if record.holdout and results.shown["setting"].any():
+        halves = accuracy_by_half(evaluations, grid.arms)
+        results = replace(results, halves=halves)
     return replace(results, probe_sets=metrics.on_probe_sets(probe_sets)) if probe_sets else results
 
 

@@ -1,8 +1,8 @@
 """Choose training settings on held-out images, for campaigns that vary some.
 
 The choice must not use the datasets that RI is measured on. It may use held-out images of the
-downstream dataset, which RI does not count. A campaign that varies keys of `optimizer` or `train`
-thus tunes every method equally.
+downstream dataset, which RI does not count. A campaign with `trials`, or that varies keys of
+`optimizer` or `train`, thus tunes every method equally.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ from typing import Any, NamedTuple
 
 import pandas
 
+from engine.measures.halves import HALVES
 from engine.measures.setting import Setting
 from engine.measures.tables import extremes
+from engine.recipe.trials import TRIAL
 from engine.report.results import Results
 from engine.report.text import counted, signed
 
-TRAINING = {"optimizer", "train"}  # sections that tuning varies
+TRAINING = {"optimizer", "train", TRIAL}  # sections that tuning varies
 HELD_OUT = "held_out_accuracy_pct"
 CELL = ["method", "downstream"]
 SELECTION = (
@@ -28,12 +30,13 @@ SELECTION = (
 
 class Tuned(NamedTuple):
     """methods: one row per method, best first: means over the downstream datasets, for the chosen
-    settings and for the recipe's setting if it is among them, and the mRI of an oracle that chooses
-    by RI. choices: one row per method and downstream dataset. settings: number of settings per
-    method."""
+    settings and for the recipe's setting if it is among them. choices: one row per method and
+    downstream dataset. rules: one row per rule and method, as `_by_rule`. settings: number of
+    settings per method."""
 
     methods: pandas.DataFrame
     choices: pandas.DataFrame
+    rules: pandas.DataFrame
     settings: int
 
     @property
@@ -76,14 +79,14 @@ def tuned(results: Results) -> Tuned | None:
     if arms.empty or not results.record.holdout:
         return None
     chosen = arms.loc[arms.groupby(CELL, sort=False)[HELD_OUT].idxmax()]
-    return Tuned(_summary(arms, chosen), chosen, arms["setting"].nunique())
+    return Tuned(_summary(arms, chosen), chosen, _by_rule(arms), arms["setting"].nunique())
 
 
 def _arms(results: Results) -> pandas.DataFrame:
-    """One row per method, setting and downstream dataset: `HELD_OUT` in percent, RI_pts, and
-    is_plain, whether the setting is the recipe's. Empty if other keys vary."""
+    """One row per method, setting and downstream dataset: `HELD_OUT` and its `halves.HALVES` in
+    percent, RI_pts, and is_plain, whether the setting is the recipe's. Empty if other keys vary."""
     shown, cells = results.shown, results.cells
-    recipes = {row.method: row.settings for row in results.record.rows}
+    recipes = {row.method: {**row.settings, TRIAL: 0} for row in results.record.rows}
     settings = list(map(results.setting, shown["arm"]))
     sections = {key.partition(".")[0] for setting in settings for key in setting}
     is_tuned = all(settings) and (sections <= TRAINING or results.record.sweep is not None)
@@ -99,7 +102,8 @@ def _arms(results: Results) -> pandas.DataFrame:
     on_downstream = cells[cells["on_downstream"]].groupby(["arm", "downstream"], sort=False)
     accuracy = on_downstream["accuracy"].mean().reset_index()
     ri = results.ri[["arm", "downstream", "RI_pts"]].merge(arms, on="arm")
-    return ri.merge(accuracy.rename(columns={"accuracy": HELD_OUT}), on=["arm", "downstream"])
+    ri = ri.merge(accuracy.rename(columns={"accuracy": HELD_OUT}), on=["arm", "downstream"])
+    return ri.merge(results.halves, on=["arm", "downstream"], how="left")
 
 
 def _is_plain(setting: Setting, recipe: Mapping[str, Any]) -> bool:
@@ -114,7 +118,6 @@ def _summary(arms: pandas.DataFrame, chosen: pandas.DataFrame) -> pandas.DataFra
         for rows in (chosen, arms[arms["is_plain"]])
     )
     plain = plain.reindex(tuned.index)
-    oracle = arms.groupby(CELL)["RI_pts"].max().groupby("method").mean().reindex(tuned.index)
     table = pandas.DataFrame(
         {
             "settings": arms.groupby("method", sort=False)["setting"].nunique(),
@@ -123,7 +126,39 @@ def _summary(arms: pandas.DataFrame, chosen: pandas.DataFrame) -> pandas.DataFra
             "gain_pts": tuned["RI_pts"] - plain["RI_pts"],
             "tuned_held_out_accuracy_pct": tuned[HELD_OUT],
             "default_held_out_accuracy_pct": plain[HELD_OUT],
-            "oracle_mRI_pts": oracle,
         }
     )
     return table.sort_values("tuned_mRI_pts", ascending=False, kind="stable").reset_index()
+
+
+def _by_rule(arms: pandas.DataFrame) -> pandas.DataFrame:
+    """What each rule would choose, one row per rule and method, means over the downstream datasets:
+    mRI_pts, accuracy_pct on the held-out images that the rule measures on, and same_choice_pct, how
+    often the rule chooses the setting of the first rule."""
+    first, second = HALVES
+    rules = {  # by name: the columns that choose, each with the column that is reported
+        "all held-out images (this report)": [(HELD_OUT, HELD_OUT)],
+        "one half of the held-out images": [(first, second), (second, first)],
+        "datasets of RI (not allowed)": [("RI_pts", HELD_OUT)],
+    }
+    usual = arms.loc[arms.groupby(CELL, sort=False)[HELD_OUT].idxmax()].set_index(CELL)["setting"]
+    tables = []
+    for rule, pairs in rules.items():
+        if arms[[by for by, _ in pairs]].isna().any(axis=None):
+            continue  # too few images for halves
+        parts = []
+        for by, reported in pairs:
+            chosen = arms.loc[arms.groupby(CELL, sort=False)[by].idxmax()].set_index(CELL)
+            same = 100.0 * (chosen["setting"] == usual.loc[chosen.index])
+            parts.append(
+                pandas.DataFrame(
+                    {
+                        "mRI_pts": chosen["RI_pts"],
+                        "accuracy_pct": chosen[reported],
+                        "same_choice_pct": same,
+                    }
+                )
+            )
+        means = pandas.concat(parts).groupby("method", sort=False).mean().reset_index()
+        tables.append(means.assign(rule=rule)[["rule", *means]])
+    return pandas.concat(tables, ignore_index=True)

@@ -21,14 +21,14 @@ from dataclasses import dataclass, field
 
 from engine.errors import RecipeError
 from engine.recipe import schema
-from engine.recipe.schema import MethodRecipe, NotNegative
+from engine.recipe.schema import MethodRecipe, NotNegative, searched
 
 
 @dataclass(frozen=True)
 class Recipe(MethodRecipe):
     trains = False
     members: list[str] = field(default_factory=lambda: ["fine_tune", "ewc", "lwf"])
-    scale: NotNegative = 1.0
+    scale: NotNegative = searched(1.0, 3)
 
     @property
     def needs(self) -> Sequence[str]:

@@ -14,15 +14,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from engine.recipe.schema import MethodRecipe, NotNegative
+from engine.recipe.schema import MethodRecipe, NotNegative, searched
 
 
 @dataclass(frozen=True)
 class Recipe(MethodRecipe):
-    alpha: NotNegative = 0.1
+    alpha: NotNegative = searched(0.1, 10)
     # shared: pull the head to its pretrained values, by alpha; new: pull it to zero, by beta
     head: Literal["shared", "new"] = "shared"
-    beta: NotNegative = 0.01
+    beta: NotNegative = searched(0.01, 10)
 
 
 import torch

@@ -18,13 +18,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine.recipe.schema import MethodRecipe, NotNegative
+from engine.recipe.schema import MethodRecipe, NotNegative, searched
 
 
 @dataclass(frozen=True)
 class Recipe(MethodRecipe):
     step_passes = 4.0  # the pretrained model's forward pass too
-    weight: NotNegative = 10.0  # of the features' distance; the release's
+    weight: NotNegative = searched(10.0, 10)  # of the features' distance; the release's
 
 
 import copy

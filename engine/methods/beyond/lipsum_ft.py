@@ -20,7 +20,7 @@ from typing import Annotated, ClassVar
 from msgspec import Meta
 
 from engine.methods.beyond import flyp
-from engine.recipe.schema import NotNegative, Number
+from engine.recipe.schema import NotNegative, Number, searched
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Recipe(flyp.OfCLIP):
     stored_passes: ClassVar[float] = 1.0
     networks = ("network without head",)
 
-    weight: NotNegative = 1.0
+    weight: NotNegative = searched(1.0, 10)
     texts: Number = 80  # per step
     tokens: Annotated[int, Meta(ge=1, le=70)] = 8  # per text, without start and end tokens
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from engine.errors import RecipeError
 from engine.recipe import schema
-from engine.recipe.schema import MethodRecipe, NotNegative, Part
+from engine.recipe.schema import MethodRecipe, NotNegative, Part, searched
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Recipe(MethodRecipe):
     members: list[str] = field(default_factory=lambda: ["fine_tune", "ewc", "lwf"])
     density: Part = 0.2  # fraction of each task vector's entries to keep, over all parameters
     elect: bool = True  # False: add the trimmed vectors
-    scale: NotNegative = 1.0
+    scale: NotNegative = searched(1.0, 3)
 
     @property
     def needs(self) -> Sequence[str]:

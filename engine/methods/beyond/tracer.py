@@ -23,16 +23,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 from engine.methods.beyond import carot
-from engine.recipe.schema import NotNegative
+from engine.recipe.schema import NotNegative, searched
 
 
 @dataclass(frozen=True)
 class Recipe(carot.Recipe):
-    weight: NotNegative = 0.9  # of the distillation
+    weight: NotNegative = searched(0.9, 10)  # of the distillation
     average: Literal["ema", "beta"] = "beta"  # beta: TRACER's; ema: CaRot's
     orthogonality: NotNegative = 0.0  # weight of CaRot's orthogonality penalty
-    features: NotNegative = 2000.0  # weight of the squared distance of embeddings
-    product: NotNegative = 0.05  # weight of the norm of the projections' product
+    features: NotNegative = searched(2000.0, 10)  # weight of the squared distance of embeddings
+    product: NotNegative = searched(0.05, 10)  # weight of the norm of the projections' product
 
 
 from typing import Any

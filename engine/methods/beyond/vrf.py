@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine.recipe.schema import MethodRecipe, Positive
+from engine.recipe.schema import MethodRecipe, Positive, searched
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Recipe(MethodRecipe):
     trains = False
     has_weights = False
     middle: float = 1.5  # squared distance at which both models have equal weight
-    width: Positive = 0.6  # of the sigmoid, in units of squared distance
+    width: Positive = searched(0.6, 3)  # of the sigmoid, in units of squared distance
 
     @property
     def merged_models(self) -> int:

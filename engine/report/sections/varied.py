@@ -69,7 +69,10 @@ def section(results: Results) -> Section | None:
                 ),
             )
         ],
-        tables=[*(_by_value(results, key, rows) for key, rows in found.items()), *_tuned(tuned)],
+        tables=[
+            *(_by_value(results, key, rows) for key, rows in found.items()),
+            *_tuned(results, tuned),
+        ],
     )
 
 
@@ -126,19 +129,35 @@ def _by_value(results: Results, key: str, rows: pandas.DataFrame) -> Table:
     return Table(name, caption, shown)
 
 
-def _tuned(found: tuning.Tuned | None) -> list[Table]:
-    """The methods at the settings that held-out images choose, and these settings."""
+def _tuned(results: Results, found: tuning.Tuned | None) -> list[Table]:
+    """The methods at the settings that held-out images choose, what other rules choose, and the
+    settings."""
     if found is None:
         return []
+    trials = [
+        (results.record.methods[row.method], trial, str(values))
+        for row in results.record.rows
+        for trial, values in enumerate(row.trials)
+        if values
+    ]
     return [
         Table(
             "tuning",
             "mRI of the chosen and the recipe's settings in points, the gain, and mean accuracy on "
             "held-out images in percent, which is optimistic for the chosen settings (the highest "
-            f"of {found.settings} on these images). oracle_mRI_pts chooses by RI, which is not "
-            "allowed, since it selects on the test datasets; no choice could reach more.",
+            f"of {found.settings} on these images).",
             found.methods,
             ["tuned_mRI_pts", "default_mRI_pts"],
+        ),
+        Table(
+            "tuning-rules",
+            "mRI in points if another rule chose. All held-out images: accuracy in percent is that "
+            "of the images that choose, hence optimistic. One half: the other half measures "
+            "accuracy, which is not optimistic; copies of a photo are in the same half, and both "
+            "halves choose in turn. Datasets of RI: not allowed, because the rule selects on the "
+            "test datasets; no choice could reach a higher mRI. same_choice_pct: how often a rule "
+            "chooses the same setting as this report.",
+            found.rules,
         ),
         Table(
             "tuning-choices",
@@ -146,4 +165,13 @@ def _tuned(found: tuning.Tuned | None) -> list[Table]:
             "accuracy on held-out images in percent (optimistic), and its RI in points.",
             found.choices[[*tuning.CELL, "setting", tuning.HELD_OUT, "RI_pts"]],
         ),
+        *[
+            Table(
+                "tuning-trials",
+                "The values that each trial drew; trial 0 is the recipe. Averages and merges "
+                "combine models of the same trial.",
+                pandas.DataFrame(trials, columns=["method", "trial", "values"]),
+            )
+        ]
+        * bool(trials),
     ]

@@ -1,19 +1,25 @@
 """The sections on a sweep and on varied keys: nothing is chosen by test sets."""
 
+import itertools
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas
+import pyarrow.parquet as pq
 import pytest
 
 from engine.campaigns.record import Row
-from engine.measures.setting import Setting
+from engine.measures.rows import PRE, Evaluation
+from engine.measures.setting import PLAIN, Setting
 from engine.report import headline, sections, tuning
 from engine.report.results import Results
 from engine.report.section import Section
 from engine.report.sections import sweep, varied
-from helpers.made_results import drawn, of_arms
+from helpers import stores
+from helpers.made_results import TITLES, drawn, of_arms, of_evaluations
 from helpers.stores import SETS, setting
 
 LR = {"optimizer.lr=0.001": 40, "optimizer.lr=0.01": 50, "optimizer.lr=0.1": 70}
@@ -91,9 +97,79 @@ def test_each_method_has_the_setting_that_is_best_on_held_out_images() -> None:
     assert list(rows.index) == ["LwF", "FT"] and list(rows["settings"]) == [3, 3]
     # RI: 100 times the share on the other sets, less the pretrained model's 50.
     numbers = rows.drop(columns="settings").to_numpy().tolist()
-    assert numbers[0] == pytest.approx([20, 0, 20, 80, 70, 40])
-    assert numbers[1] == pytest.approx([-10, 10, -20, 90, 70, 30])
-    assert rows.columns[-1] == "oracle_mRI_pts" and "not allowed" in section.tables[1].caption
+    assert numbers[0] == pytest.approx([20, 0, 20, 80, 70])
+    assert numbers[1] == pytest.approx([-10, 10, -20, 90, 70])
+    rules = table(section, "tuning-rules").set_index(["rule", "method"])
+    of_oracle = rules.loc["datasets of RI (not allowed)"]
+    assert of_oracle.loc["LwF"].tolist() == pytest.approx([40, 60, 0])
+    assert of_oracle.loc["FT"].tolist() == pytest.approx([30, 60, 0])
+    of_report = rules.loc["all held-out images (this report)"]
+    assert of_report.loc["LwF"].tolist() == pytest.approx([20, 80, 100])
+
+
+def test_rules_choose_by_the_stored_predictions(tmp_path: Path) -> None:
+    """The halves, computed again from each file's images: every second concept is a half."""
+    rng, rates, evaluations = np.random.default_rng(0), (1e-4, 3e-4, 1e-3), []
+    hits: dict[tuple[str, float, str], np.ndarray] = {}
+    for place in (*SETS, "up"):
+        path = tmp_path / f"{place}.parquet"
+        pq.write_table(stores.table(rng.random(60) < 0.4), path)
+        evaluations.append(stores.cell(path, PRE, "", place))
+    for rate, method, downstream, place in itertools.product(rates, TITLES, SETS, (*SETS, "up")):
+        path = tmp_path / f"{rate}-{method}-{downstream}-{place}.parquet"
+        right = rng.random(60) < 0.5
+        pq.write_table(stores.table(right), path)
+        if place == downstream:
+            hits[method, rate, place] = right
+        made = stores.cell(path, method, downstream, place)
+        evaluations.append(replace(made, setting=Setting({"optimizer.lr": rate})))
+    found = tuning.tuned(of_evaluations(evaluations, holdout=True, rows=ROWS))
+    ri = found_ri(evaluations)
+    half = (np.arange(60) // 2).astype(str)  # concepts, whose names are sorted as text
+    is_first = np.isin(half, sorted(set(half), key=lambda name: f"concept-{name}")[::2])
+    for method, title in TITLES.items():
+        of_rule, accuracies, same = [], [], []
+        for chooses in (is_first, ~is_first):
+            for place in SETS:
+                best = max(rates, key=lambda rate: hits[method, rate, place][chooses].mean())
+                usual = max(rates, key=lambda rate: hits[method, rate, place].mean())
+                of_rule.append(ri[method, best, place])
+                accuracies.append(100 * hits[method, best, place][~chooses].mean())
+                same.append(100 * (best == usual))
+        rule = found.rules.query(f"method == '{title}' and rule.str.startswith('one half')")
+        expected = [np.mean(of_rule), np.mean(accuracies), np.mean(same)]
+        assert rule.iloc[0, 2:].tolist() == pytest.approx(expected)
+    assert found.rules["same_choice_pct"].nunique() > 2, "the rules differ here"
+
+
+def found_ri(evaluations: Sequence[Evaluation]) -> dict[tuple[str, float, str], float]:
+    """RI by method, rate and downstream dataset, from the files."""
+    accuracy = {}
+    for row in evaluations:
+        made = pq.read_table(row.path)
+        hit = made["top1"].to_numpy() == made["label"].to_numpy()
+        accuracy[row.method, row.setting.get("optimizer.lr"), row.downstream, row.evaluated_on] = (
+            100 * hit.mean()
+        )
+    others = {i: [j for j in SETS if j != i] for i in SETS}
+    return {
+        (method, rate, i): np.mean(
+            [accuracy[method, rate, i, j] - accuracy[PRE, None, "", j] for j in others[i]]
+        )
+        for method, rate, i, _ in accuracy
+        if method != PRE
+    }
+
+
+def test_trials_are_choices_whose_values_are_listed() -> None:
+    rows = [Row("fine_tune", {}, [PLAIN, Setting({"optimizer.lr": 2e-4})])]
+    arms = {("fine_tune", None, f"trial={k}"): of for k, of in enumerate([(60, 80), (70, 60)])}
+    section = varied.section(of_arms(arms, holdout=True, rows=rows))
+    assert set(table(section, "tuning-choices")["setting"]) == {"trial=1"}
+    of_method = table(section, "tuning").iloc[0]
+    assert of_method["default_mRI_pts"] == pytest.approx(30), "trial 0 is the recipe"
+    assert of_method["tuned_mRI_pts"] == pytest.approx(10)
+    assert table(section, "tuning-trials").values.tolist() == [["FT", 1, "optimizer.lr=0.0002"]]
 
 
 def test_a_method_whose_plain_setting_was_not_tried_has_no_gain() -> None:

@@ -1,0 +1,41 @@
+"""Trials: the values of a method that `trials: N` of a campaign draws from its search ranges."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+
+from engine.measures.setting import PLAIN, Setting
+from engine.recipe.schema import Recipe
+from engine.recipe.typed import value_of
+
+TRIAL = "trial"  # key of a column's setting: the number of its trial
+
+
+def trials_of(recipe: Recipe, count: int) -> tuple[Setting, ...]:
+    """The values of `count` trials of a cell, by dotted key: none in the first, which is the recipe
+    itself, then draws from each key's search range (`schema.searched`).
+
+    Draws are log-uniform and rounded to three digits. They depend only on the recipe's value and
+    seed, the trial and the key: methods of equal learning rates draw equal rates, and more trials
+    contain fewer. A method without optimizer steps draws no learning rate. Raises RecipeError if a
+    value is impossible.
+    """
+    sections = ["method", *["optimizer"] * recipe.method.takes_steps]
+    keys = {
+        f"{section}.{field.name}": (getattr(values, field.name), field.metadata["factor"])
+        for section in sections
+        for values in [getattr(recipe, section)]
+        for field in dataclasses.fields(values)
+        if "factor" in field.metadata
+    }
+    trials = [PLAIN]
+    for trial in range(1, count):
+        drawn = {}
+        for key, (value, factor) in keys.items():
+            of_key = random.Random(f"{recipe.seed} {trial} {key}")
+            number = value * factor ** of_key.uniform(-1, 1)
+            number = max(1, round(number)) if isinstance(value, int) else float(f"{number:.3g}")
+            drawn[key] = value_of(recipe, key, number)
+        trials.append(Setting(drawn))
+    return tuple(trials[:count])
