@@ -26,7 +26,7 @@ from engine.recipe.typed import Layer, Options
 KINDS = Path(__file__).resolve().parents[1] / "data" / "kinds"
 # Keys that a dataset can have of its own, besides its kind's options.
 OF_SET = (
-    *("kind", "root", "images", "classes", "parts", "split"),
+    *("kind", "root", "images", "class_count", "parts", "split"),
     *("outputs", "joined", "mask", "undecodable", "background"),
 )
 

@@ -186,7 +186,7 @@ class DatasetRecipe:
     # columns of the images that together name parts of equal weight in the dataset's accuracy
     parts: list[str] = field(default_factory=list)
     images: Count = 0  # published number of images; 0: none
-    classes: Count = marked(NOTHING, 0)  # published number of classes; 0: none
+    class_count: Count = marked(NOTHING, 0)  # published number of classes; 0: none
     # CSV file with lines `class,output`: the outputs of the model's head that each class joins, if
     # the classes are not the head's
     outputs: str = ""

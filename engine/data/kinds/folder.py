@@ -61,7 +61,7 @@ class Kind(base.Kind):
 
     def counts(self) -> tuple[int, int]:
         """Numbers of the images there or, without a folder, the published ones."""
-        published = self.dataset.images, self.dataset.classes
+        published = self.dataset.images, self.dataset.class_count
         if all(published) and not self.root.exists():
             return published
         listing = self.read()
