@@ -32,9 +32,8 @@ from engine.machine.devices import keep_pages
 from engine.recipe import parsed, preprocessing
 from engine.recipe.schema import ModelRecipe
 from loaders.augment import Augment
+from loaders.batches import Resident, Source, Stream
 from loaders.pack import Pack
-from loaders.resident import Resident
-from loaders.stream import Source, Stream
 
 BATCH = 64
 Epoch = Callable[[], Iterator[Tensor]]

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from loaders import jpeg
 from loaders.beton import JPEG, Beton
+from loaders.decoding import jpeg_shape
 from loaders.encode import encode
 from loaders.files.durable import file_hash
 from loaders.pack import Item, Pack
@@ -120,7 +120,7 @@ class _Copy:
         (blob,) = self.beton.blobs([item.payload])
         row = self.beton.rows[item.payload]
         shape = int(row["height"]), int(row["width"])
-        if row["mode"] == JPEG and (actual := jpeg.shape(blob)) != shape:
+        if row["mode"] == JPEG and (actual := jpeg_shape(blob)) != shape:
             raise ValueError(f"{self.beton.path}: {item.key} is a JPEG of {actual}, not {shape}")
         return Stored(blob, zlib.crc32(blob), shape, "")
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torchvision.transforms.v2 import functional as tv
 
-from loaders.batch import on_device
+from loaders.batches import on_device
 
 RATIO = (3 / 4, 4 / 3)  # width / height of a crop
 _TRIES = 10  # draws of a crop until one lies inside the image, as torchvision's RandomResizedCrop

@@ -19,6 +19,7 @@ import json
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -26,8 +27,8 @@ import msgspec
 import numpy as np
 from msgspec import Meta
 
-from loaders import jpeg
 from loaders.beton import JPEG, RAW, Beton
+from loaders.decoding import decode_jpeg, jpeg_decoder
 from loaders.files import typed_json
 from loaders.files.durable import canonical, digest, file_hash
 from loaders.files.names import Name
@@ -176,7 +177,7 @@ class Pack:
         for sample, blob, pixels in zip(index, self.shard.blobs(index), out, strict=True):
             self._check(sample, blob)
             try:
-                jpeg.decode(blob, pixels)
+                decode_jpeg(blob, pixels)
             except ValueError as error:
                 raise ValueError(f"{self.beton}: sample {sample}: {error}; {_REMEDY}") from error
 
@@ -205,7 +206,7 @@ class Pack:
 
 def _pixels_of(manifest: Mapping[str, Any]) -> str:
     """The manifest's fingerprint; for JPEGs not decoded by Pillow, hashed with the decoder."""
-    fingerprint, decoder = manifest["fingerprint"], jpeg.decoder()
+    fingerprint, decoder = manifest["fingerprint"], jpeg_decoder()
     if manifest["format"] == "raw" or decoder == "pillow":
         return fingerprint
     return digest({"pack": fingerprint, "decoder": decoder})
@@ -301,3 +302,46 @@ def _require_transform(folder: Path, stored: Mapping[str, Any], spec: Mapping[st
             f"{folder}: made with another transform ({difference}); encode the images into another "
             f"folder{ask}"
         )
+
+
+@dataclass(frozen=True)
+class JoinedPack:
+    """Packs whose images have one shape, with what training reads of a `Pack`. The samples of each
+    follow those of the one before; pixels stay in the packs' files."""
+
+    name: str
+    packs: tuple[Pack, ...]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.packs[0].shape
+
+    @property
+    def beton(self) -> Path:
+        """The first pack's file; all are in one cache."""
+        return self.packs[0].beton
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return digest({"joined": [pack.fingerprint for pack in self.packs]})
+
+    @cached_property
+    def starts(self) -> np.ndarray:
+        """The position of each pack's first sample, and the number of all samples."""
+        return np.cumsum([0, *map(len, self.packs)])
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def read(self, index: np.ndarray, out: np.ndarray) -> None:
+        """As `Pack.read`."""
+        of_pack = np.searchsorted(self.starts, index, "right") - 1
+        for number in np.unique(of_pack):
+            here = of_pack == number
+            out[here] = self.packs[number].pixels(index[here] - self.starts[number])
+
+    def pixels(self, index: np.ndarray) -> np.ndarray:
+        """As `Pack.pixels`."""
+        out = np.empty((len(index), *self.shape, 3), np.uint8)
+        self.read(index, out)
+        return out

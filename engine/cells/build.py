@@ -36,7 +36,7 @@ from engine.store.cells import Average, Cell, Entry, Export, Gated
 from engine.store.checkpoints import CheckpointFiles
 from engine.training import fisher, loop
 from engine.training.saving import Saving
-from loaders.batch import Batch
+from loaders.batches import Batch
 from loaders.files.durable import file_hash
 
 log = logging.getLogger(__name__)

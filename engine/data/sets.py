@@ -28,10 +28,9 @@ from engine.measures.rows import UNION, trained_sets
 from engine.models.zero_shot import ClassTexts
 from engine.recipe import kinds
 from engine.recipe.schema import DatasetRecipe, Recipe
+from loaders.batches import Source, open_source
 from loaders.benchmarks import imagenet_c
-from loaders.joined import JoinedPack
-from loaders.pack import Pack
-from loaders.stream import Source, open_source
+from loaders.pack import JoinedPack, Pack
 
 MASKS = ("none", "present", "benchmark")
 

@@ -21,7 +21,7 @@ from engine.store import cells
 from engine.store.artifacts import Store
 from engine.store.cells import Average, Cell, Ensemble, Mix
 from engine.store.tensors import WEIGHTS
-from loaders.resident import free_memory
+from loaders.batches import free_memory
 
 log = logging.getLogger(__name__)
 Key = tuple[tuple[str, float], ...]  # a mix that is the same key is the same model

@@ -15,7 +15,7 @@ from engine.machine import precision, ranks
 from engine.machine.terminal import progress_bar
 from engine.models.execution import Function, Model
 from engine.run import Run
-from loaders.batch import Batch
+from loaders.batches import Batch
 
 Reader = Callable[[Iterable[np.ndarray]], Iterator[Batch]]  # positions of each batch -> batches
 Reduce = Callable[[np.ndarray, Sequence[torch.Tensor]], torch.Tensor]  # index, outputs -> rows

@@ -19,7 +19,7 @@ from engine.models.execution import Form, Model
 from engine.run import Run
 from engine.store.cells import Cell
 from engine.store.pending import slices
-from loaders.batch import Batch, on_device
+from loaders.batches import Batch, on_device
 
 FILE = "features.npy"
 

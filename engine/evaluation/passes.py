@@ -34,7 +34,7 @@ from engine.run import Run
 from engine.store.artifacts import Artifact
 from engine.store.cells import Average, Ensemble, canonical_mix
 from engine.store.pending import PART, PartialPredictions, slices
-from loaders.batch import Batch, on_device
+from loaders.batches import Batch, on_device
 
 
 def evaluate(run: Run, averages: Sequence[Average], names: Iterable[str], split: str) -> None:

@@ -13,7 +13,7 @@ from engine.data.sets import LabelledSet
 from engine.evaluation import gate
 from engine.measures import predictions
 from engine.measures.temperature_scaling import TEMPERATURES
-from loaders.batch import on_device
+from loaders.batches import on_device
 
 
 class Reduction:

@@ -19,7 +19,7 @@ from engine.data.sets import LabelledSet
 from engine.recipe.schema import MethodRecipe
 from engine.run import Run
 from engine.store.cells import Average, Cell, Entry, Export, Gated
-from loaders.batch import Batch
+from loaders.batches import Batch
 
 
 @dataclass(frozen=True)

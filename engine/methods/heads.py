@@ -27,8 +27,7 @@ from torch import Tensor, nn
 
 from engine.data import grouping
 from engine.errors import DivergedError
-from loaders.batch import on_device
-from loaders.resident import has_room
+from loaders.batches import has_room, on_device
 
 log = logging.getLogger(__name__)
 EXCESS = 1e-10  # nats by which a fitted objective may exceed its minimum

@@ -36,7 +36,7 @@ from torch import nn
 
 from engine.methods.base import Context, FrozenBackbone
 from engine.store.cells import Export
-from loaders.batch import Batch
+from loaders.batches import Batch
 
 
 class Method(FrozenBackbone):

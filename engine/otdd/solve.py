@@ -26,7 +26,7 @@ from engine.otdd.distance_matrix import Matrix
 from engine.otdd.problems import Certified, Cloud, DistanceOptions, Labelled, Pair, Problems
 from engine.otdd.side_by_side import side_by_side, workers
 from engine.run import Run
-from loaders.resident import free_memory
+from loaders.batches import free_memory
 
 R = TypeVar("R")
 

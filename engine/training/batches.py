@@ -12,7 +12,7 @@ import torch
 from engine.recipe import preprocessing
 from engine.run import Run
 from loaders.augment import Augment
-from loaders.batch import Batch
+from loaders.batches import Batch
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from helpers.children import traced
 from helpers.fake_cuda import CUDA, FORM, fake_gpu, moved, on_fake_gpu, run_traced
 from helpers.grids import prepared
 from helpers.launches import counted
-from loaders.batch import on_device
+from loaders.batches import on_device
 
 # Launches of a step of test_vit (6 blocks, 80 tensors) under bf16, without torch.compile, which
 # makes few of them: 196 are copies to bf16. What a method adds to fine-tuning is the difference.

@@ -14,7 +14,7 @@ from engine.evaluation import bank, passes
 from engine.store import cells, pending
 from helpers.grids import CLASSES, COPIES, SETS, VIT, Grid, images, labels, reference
 from helpers.twins import assert_near
-from loaders.resident import Resident
+from loaders.batches import Resident
 
 State = dict[str, torch.Tensor]
 SET, IMAGES = "outline", 35

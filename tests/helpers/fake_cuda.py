@@ -27,7 +27,7 @@ from engine.evaluation import bank
 from engine.run import Run
 from engine.store.cells import Cell
 from helpers.children import TRACING, run_marked
-from loaders.batch import Batch
+from loaders.batches import Batch
 
 if TRACING:
     ctypes.CDLL(TRACING).register_guard()

@@ -31,7 +31,7 @@ from engine.recipe import modules, parsed
 from engine.recipe.resolve import without_options
 from engine.store.cells import Cell
 from engine.training import loop
-from loaders.batch import Batch
+from loaders.batches import Batch
 
 SIZE, COPIES = 32, 7  # of the copies of a class, two are held out
 CLASSES = ("bar", "cross", "disc", "ring", "square")

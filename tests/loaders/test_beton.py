@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from loaders import jpeg
 from loaders.beton import JPEG, PAGE_SIZE, RAW, Beton, BetonWriter
+from loaders.decoding import decode_jpeg
 
 
 def noise(count: int, height: int, width: int) -> np.ndarray:
@@ -42,7 +42,7 @@ def read_all(beton: Beton) -> np.ndarray:
     for row, blob in zip(beton.rows, beton.blobs(range(len(beton))), strict=True):
         pixels = np.empty((row["height"], row["width"], 3), np.uint8)
         if row["mode"] == JPEG:
-            jpeg.decode(blob, pixels)
+            decode_jpeg(blob, pixels)
         else:
             pixels[:] = np.frombuffer(blob, np.uint8).reshape(pixels.shape)
         images.append(pixels)

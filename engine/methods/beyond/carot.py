@@ -38,7 +38,7 @@ from torch import nn
 from engine.methods.base import Context
 from engine.methods.beyond.teacher import Teacher
 from engine.models import clip
-from loaders.batch import Batch
+from loaders.batches import Batch
 
 
 class Method(flyp.Method):

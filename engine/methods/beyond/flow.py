@@ -27,7 +27,7 @@ from torch import nn
 
 from engine import models
 from engine.methods.base import Context, Trained
-from loaders.batch import Batch, on_device
+from loaders.batches import Batch, on_device
 
 ROWS = 4096  # rows of logits computed at a time
 

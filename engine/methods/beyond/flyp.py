@@ -57,7 +57,7 @@ from engine.machine import ranks
 from engine.methods.base import Context, Trained
 from engine.models import clip
 from engine.store.cells import Export
-from loaders.batch import Batch, on_device
+from loaders.batches import Batch, on_device
 
 
 class Method(Trained):

@@ -35,7 +35,7 @@ from torch import nn
 
 from engine.methods.base import Context, Trained
 from engine.models.layers import blocks
-from loaders.batch import Batch
+from loaders.batches import Batch
 
 PARTS = 4  # of the chain of blocks, at whose ends features are compared
 

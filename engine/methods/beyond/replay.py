@@ -33,7 +33,7 @@ import torch
 from torch import nn
 
 from engine.methods.base import Context, Trained
-from loaders.batch import Batch
+from loaders.batches import Batch
 
 
 class Method(Trained):

@@ -28,7 +28,7 @@ from torch import nn
 
 from engine.methods.base import Context, Trained
 from engine.methods.beyond.teacher import Teacher
-from loaders.batch import Batch
+from loaders.batches import Batch
 
 
 class Method(Trained):

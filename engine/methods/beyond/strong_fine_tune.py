@@ -38,7 +38,7 @@ from engine.methods.base import Context, Trained
 from engine.methods.beyond.averages import move
 from engine.models.layers import numbers
 from engine.store.cells import Export
-from loaders.batch import Batch, on_device
+from loaders.batches import Batch, on_device
 
 
 class Method(Trained):

@@ -44,7 +44,7 @@ from torch import nn
 from engine import models
 from engine.methods.base import Context
 from engine.methods.beyond import flyp
-from loaders.batch import Batch
+from loaders.batches import Batch
 
 
 class Method(carot.Method):

@@ -19,9 +19,8 @@ from engine.evaluation import features
 from engine.recipe import parsed
 from engine.report import results_file
 from helpers import campaigns, grids, tiny_packs
+from loaders.batches import Resident, Stream
 from loaders.pack import Item
-from loaders.resident import Resident
-from loaders.stream import Stream
 
 CPU = torch.device("cpu")
 FOUR = ("outline", "tinted", "few", "plain")

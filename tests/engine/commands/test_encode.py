@@ -19,9 +19,8 @@ from engine.recipe import parsed
 from helpers import imagenet_trees as trees
 from helpers.encoded_rib import SUBSAMPLE
 from loaders import decoding
+from loaders.batches import Resident, Stream
 from loaders.beton import RAW, BetonWriter
-from loaders.resident import Resident
-from loaders.stream import Stream
 
 IN_C = "imagenet_c"
 

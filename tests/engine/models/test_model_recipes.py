@@ -19,7 +19,7 @@ from engine.methods.base import Trained
 from engine.recipe import modules, parsed, preprocessing
 from engine.recipe.schema import MethodRecipe, ModelRecipe
 from engine.report.published import PublishedModel, read_published
-from loaders.batch import Batch
+from loaders.batches import Batch
 
 HALF = ([0.5] * 3, [0.5] * 3)
 IN1K = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])

@@ -21,8 +21,8 @@ from engine.recipe import parsed
 from engine.store import tensors
 from engine.store.artifacts import Store
 from helpers.twins import assert_near
+from loaders.batches import Resident
 from loaders.fetch import registry
-from loaders.resident import Resident
 
 ARCH = "tf_efficientnet_lite0"
 RIGHT = 18  # of the twenty, as timm's model with these weights has them

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from helpers.tiny_packs import SHAPE, draw, make
-from loaders import jpeg
+from loaders import decoding
+from loaders.decoding import _imdecode, decode_jpeg, jpeg_decoder
 from loaders.pack import Pack
 
 
@@ -21,8 +22,8 @@ def blob_of(image: Image.Image) -> bytes:
 @pytest.fixture(params=["ffcv", "pillow"])
 def decoder(request, monkeypatch) -> str:
     if request.param == "pillow":
-        monkeypatch.setattr(jpeg, "_imdecode", lambda: None)
-    elif jpeg.decoder() != "ffcv":
+        monkeypatch.setattr(decoding, "_imdecode", lambda: None)
+    elif jpeg_decoder() != "ffcv":
         pytest.skip("FFCV is not built here")
     return request.param
 
@@ -30,7 +31,7 @@ def decoder(request, monkeypatch) -> str:
 def test_pixels_are_those_of_pillow_or_near_them(decoder):
     for seed in range(20):
         blob, out = blob_of(draw(seed)), np.zeros((*SHAPE, 3), np.uint8)
-        jpeg.decode(blob, out)
+        decode_jpeg(blob, out)
         expected = np.asarray(Image.open(io.BytesIO(blob)))
         difference = np.abs(out.astype(int) - expected)
         assert difference.mean() < 2 and difference.max() <= 16
@@ -38,11 +39,11 @@ def test_pixels_are_those_of_pillow_or_near_them(decoder):
 
 
 def test_results_of_another_decoder_have_another_name(tmp_path, monkeypatch):
-    if jpeg.decoder() != "ffcv":
+    if jpeg_decoder() != "ffcv":
         pytest.skip("FFCV is not built here")
     folders = [make(tmp_path / format, format).folder for format in ("raw", "jpeg")]
     first = [Pack.open(folder).fingerprint for folder in folders]
-    monkeypatch.setattr(jpeg, "_imdecode", lambda: None)
+    monkeypatch.setattr(decoding, "_imdecode", lambda: None)
     second = [Pack.open(folder).fingerprint for folder in folders]
     assert first[0] == second[0] and first[1] != second[1]
     assert second[1] == Pack.open(folders[1]).manifest["fingerprint"]
@@ -56,7 +57,7 @@ def test_results_of_another_decoder_have_another_name(tmp_path, monkeypatch):
 )  # fmt: skip
 def test_what_is_no_such_image_is_refused(decoder, blob):
     with pytest.raises(ValueError):
-        jpeg.decode(blob, np.zeros((*SHAPE, 3), np.uint8))
+        decode_jpeg(blob, np.zeros((*SHAPE, 3), np.uint8))
 
 
 def test_a_library_that_cannot_be_opened_is_named_and_pillow_decodes(tmp_path, monkeypatch, caplog):
@@ -65,5 +66,5 @@ def test_a_library_that_cannot_be_opened_is_named_and_pillow_decodes(tmp_path, m
     (tmp_path / "ffcv" / "_libffcv.cpython.so").write_text("no library")
     monkeypatch.delitem(sys.modules, "ffcv", raising=False)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(jpeg, "_imdecode", jpeg._imdecode.__wrapped__)
-    assert jpeg.decoder() == "pillow" and "FFCV's library cannot be used" in caplog.text
+    monkeypatch.setattr(decoding, "_imdecode", _imdecode.__wrapped__)
+    assert jpeg_decoder() == "pillow" and "FFCV's library cannot be used" in caplog.text

@@ -13,10 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.tiny_packs import COUNT, SHAPE, draw, make
-from loaders import resident
+from loaders import batches
+from loaders.batches import Resident, Stream, fits, free_in_groups, open_source
 from loaders.pack import Pack
-from loaders.resident import Resident, fits, free_in_groups
-from loaders.stream import Stream, open_source
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +77,8 @@ def test_stream_is_resident(packs, format, seed, workers):
 @pytest.mark.slow
 def test_a_stuck_reader_is_named_and_does_not_hold_up_the_exit(packs):
     script = (
-        "import sys, threading, numpy; from loaders import pack, stream; stream.TIMEOUT_S = 0.1; "
-        "source = stream.Stream(pack.Pack.open(sys.argv[1])); "
+        "import sys, threading, numpy; from loaders import batches, pack; batches.TIMEOUT_S = 0.1; "
+        "source = batches.Stream(pack.Pack.open(sys.argv[1])); "
         "pack.Pack.read = lambda self, index, out: threading.Event().wait(); "
         "list(source.batches([numpy.arange(3)]))"
     )
@@ -97,7 +96,7 @@ def test_open_source_chooses_by_memory(packs, monkeypatch, caplog):
     assert fits(pack) and isinstance(open_source(pack), Resident)
     assert isinstance(open_source(pack, mode="stream"), Stream)
     nbytes = COUNT * SHAPE[0] * SHAPE[1] * 3
-    monkeypatch.setattr(resident, "free_memory", lambda device: 2 * nbytes)
+    monkeypatch.setattr(batches, "free_memory", lambda device: 2 * nbytes)
     assert not fits(pack) and isinstance(open_source(pack), Stream)
     assert isinstance(open_source(pack, mode="resident"), Resident)
     assert "tiny: streamed on cpu" in caplog.text
