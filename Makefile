@@ -57,7 +57,7 @@ avx2: setup
 	@ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 $(PYTEST) -m "not slow" $(AVX2_TESTS)
 
 # Execution modes and backbones, with the instructions that most CPUs have.
-AVX2_TESTS := tests/engine/models/test_form.py
+AVX2_TESTS := tests/engine/models/test_execution.py
 
 faults: setup
 	@PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m faults

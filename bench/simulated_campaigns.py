@@ -23,8 +23,7 @@ from engine.measures import bootstrap, comparisons, metrics, scores
 from engine.measures.effective_robustness import GIVEN, Baseline, above_trend, trends
 from engine.measures.metrics import ROBUSTNESS, Grid, Means
 from engine.measures.predictions import ImagePredictions
-from engine.measures.rows import PRE, Arm, Evaluation, ModelOnSet
-from engine.measures.setting import PLAIN
+from engine.measures.rows import PLAIN, PRE, Arm, Evaluation, ModelOnSet
 from engine.measures.tables import rows
 
 SETS = tuple(f"set {k}" for k in range(8))

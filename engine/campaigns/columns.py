@@ -11,8 +11,7 @@ from typing import Any
 from engine import recipe
 from engine.campaigns import seed_replicates
 from engine.errors import RecipeError
-from engine.measures.rows import trained_sets
-from engine.measures.setting import PLAIN, Scalar, Setting
+from engine.measures.rows import PLAIN, Scalar, Setting, trained_sets
 from engine.recipe import text
 from engine.recipe.campaigns import DOWNSTREAMS, LEAVE_ONE_OUT, VARY
 from engine.recipe.checks import union_name

@@ -17,8 +17,7 @@ from engine.data import imagenet, thumbnails
 from engine.data.kinds import kind_of
 from engine.evaluation import cka, passes
 from engine.machine.programs import NoAnswer, answer
-from engine.measures.rows import PRE, Arm, Evaluation, ModelOnSet
-from engine.measures.setting import Setting
+from engine.measures.rows import PRE, Arm, Evaluation, ModelOnSet, Setting
 from engine.recipe.schema import DatasetRecipe
 from engine.run import Run
 from engine.store import cells

@@ -15,8 +15,7 @@ from engine.cells.cell_plan import CellPlan
 from engine.data import thumbnails
 from engine.errors import CampaignError
 from engine.measures import image_changes
-from engine.measures.rows import PRE, Evaluation
-from engine.measures.setting import Setting
+from engine.measures.rows import PRE, Evaluation, Setting
 from engine.store.artifacts import MARKER
 from loaders.files.root import Root
 from loaders.files.typed_json import DamagedFile

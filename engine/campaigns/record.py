@@ -21,8 +21,7 @@ from engine.campaigns.job_states import Attempt
 from engine.campaigns.plan import Plan, make_plan, read_plan
 from engine.campaigns.plan_folder import PlanFolder
 from engine.errors import CampaignError
-from engine.measures.rows import Evaluation
-from engine.measures.setting import Setting
+from engine.measures.rows import Evaluation, Setting
 from engine.recipe.overrides import Override
 from engine.recipe.schema import Recipe
 from engine.store.artifacts import hash_once

@@ -21,7 +21,7 @@ from engine.evaluation import features, passes
 from engine.machine import ranks
 from engine.machine.files import cache_folder
 from engine.measures import dynamics
-from engine.measures.setting import Setting
+from engine.measures.rows import Setting
 from engine.methods.base import Context, Derived, Trained
 from engine.methods.linear_probe import first_head
 from engine.model_files.descriptions import RECIPE, prompt_beside

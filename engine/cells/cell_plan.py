@@ -15,7 +15,7 @@ import msgspec
 
 from engine import recipe
 from engine.errors import RecipeError
-from engine.measures.setting import Scalar
+from engine.measures.rows import Scalar
 from engine.recipe import catalogue, kinds, modules, overrides
 from engine.recipe.overrides import Override
 from engine.recipe.resolve import VARIANT, without_options

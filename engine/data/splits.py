@@ -17,7 +17,7 @@ import numpy as np
 
 from engine.did_you_mean import nearest
 from engine.machine.files import short_digest
-from engine.measures import disjoint
+from engine.measures.photo_disjoint import photos
 from engine.recipe.schema import DatasetRecipe, SplitRecipe
 from loaders.pack import Pack
 
@@ -26,7 +26,7 @@ _STREAM = 1  # separates draws of a subset from others with the same seed
 
 def photos_of(pack: Pack) -> frozenset[str]:
     """The photos of a pack (`disjoint.photos`)."""
-    return disjoint.photos(pack.sources, pack.labels)
+    return photos(pack.sources, pack.labels)
 
 
 def of_pack(pack: Pack, dataset: DatasetRecipe) -> tuple[str, np.ndarray, np.ndarray]:

@@ -19,8 +19,7 @@ from engine.evaluation import passes
 from engine.machine.files import cache_folder
 from engine.measures import bootstrap, seeds, shares
 from engine.measures.predictions import SetPredictions
-from engine.measures.rows import ModelOnSet
-from engine.measures.setting import PLAIN
+from engine.measures.rows import PLAIN, ModelOnSet
 from engine.recipe import kinds
 from engine.recipe.schema import Recipe
 from engine.run import Run

@@ -29,8 +29,9 @@ import numpy as np
 import pandas
 from scipy import sparse
 
-from engine.measures import bootstrap, disjoint, evaluated, predictions, scores, seeds, shares
+from engine.measures import bootstrap, evaluated, predictions, scores, seeds, shares
 from engine.measures.bootstrap import DRAWS
+from engine.measures.photo_disjoint import COLUMNS, related_datasets, with_unions
 from engine.measures.rows import PRE, Arm, Evaluation, ModelOnSet, trained_sets
 from engine.measures.seeds import SeedError
 from engine.measures.tables import rows, with_ends
@@ -81,9 +82,7 @@ class Grid:
     by_seed: Mapping[str, np.ndarray]
     trained: pandas.DataFrame
     again: np.ndarray | None = None
-    related: pandas.DataFrame = field(
-        default_factory=lambda: pandas.DataFrame(columns=disjoint.COLUMNS)
-    )
+    related: pandas.DataFrame = field(default_factory=lambda: pandas.DataFrame(columns=COLUMNS))
 
     @functools.cached_property
     def ri_cells(self) -> pandas.DataFrame:
@@ -344,8 +343,8 @@ def gather(
         for name, places in by_set.items()
     }
     photos = {name: predictions.photos_of(evaluations[k].path) for name, k in whole.items()}
-    related = disjoint.related_datasets(photos, families)
-    related = disjoint.with_unions(related, downstreams)
+    related = related_datasets(photos, families)
+    related = with_unions(related, downstreams)
     counts = related["set"].isin(sets) & related["related_to"].isin(downstreams or sets)
     related = related if counts.any() else related[:0]
     measured = _measured(evaluations, temperatures, draws)

@@ -18,7 +18,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from engine.measures import disjoint, temperature_scaling
+from engine.measures import temperature_scaling
+from engine.measures.photo_disjoint import photos
 from engine.measures.temperature_scaling import Temperature
 
 log = logging.getLogger(__name__)
@@ -132,7 +133,7 @@ def columns_of(path: Path) -> list[str]:
 def photos_of(path: Path) -> frozenset[str]:
     """The photos (`disjoint.photos`) of an evaluation."""
     table = read(path)
-    return disjoint.photos(table["source"].to_numpy(), table["label"].to_numpy())
+    return photos(table["source"].to_numpy(), table["label"].to_numpy())
 
 
 def mix_of(path: Path) -> dict[str, float] | Ensemble:

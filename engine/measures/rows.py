@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from engine.measures.setting import PLAIN, Setting
-
 PRE = "pre"  # the pretrained model in tables, and among the members of soups
 UNION = "+"  # joins the datasets of a column that trains on several; no dataset has it in its name
 DEFAULT_ALPHA = 0.5  # of an interpolation's row in tables, unless its recipe sets another
@@ -89,3 +87,37 @@ class Evaluation(ModelOnSet):
     seed: int = 0  # of the training; the pretrained model has none
     headline: bool = True  # whether tables show the arm; other alphas are points of a curve
     trains: bool = True  # whether its row is trained, and not a mix of other rows
+
+
+Scalar = bool | int | float | str
+
+
+class Setting(dict[str, Scalar]):
+    """Values by key, such as `{"optimizer.lr": 1e-4}`. It is hashable, so never change it."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(frozenset(self.items()))
+
+    def __str__(self) -> str:
+        """`optimizer.lr=0.0001,train.epochs=1`, for tables and file names."""
+        return ",".join(f"{key}={setting_text(value)}" for key, value in self.items())
+
+    @property
+    def short(self) -> str:
+        """`adamw, lr 0.0001`, for labels: the last part of each key, which a name does without."""
+        parts = ((key.rpartition(".")[2], setting_text(value)) for key, value in self.items())
+        return ", ".join(value if key == "name" else f"{key} {value}" for key, value in parts)
+
+    def without(self, key: str) -> Setting:
+        """The other values."""
+        return Setting({name: value for name, value in self.items() if name != key})
+
+
+PLAIN = Setting()  # of a grid without varied keys
+
+
+def setting_text(value: Scalar) -> str:
+    """A value as written in a recipe."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value).removesuffix(".0")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 
-from engine.measures.setting import PLAIN, Setting
+from engine.measures.rows import PLAIN, Setting
 from engine.recipe.schema import Recipe
 from engine.recipe.typed import value_of
 

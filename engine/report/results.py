@@ -28,8 +28,7 @@ from engine.measures.groups import of as of_groups
 from engine.measures.halves import HALVES, accuracy_by_half
 from engine.measures.image_changes import ImageChange
 from engine.measures.metrics import CELL, Grid, equal_column_weights
-from engine.measures.rows import DEFAULT_ALPHA, PRE, Arm, Evaluation, trained_sets
-from engine.measures.setting import Setting
+from engine.measures.rows import DEFAULT_ALPHA, PRE, Arm, Evaluation, Setting, trained_sets
 from engine.measures.tables import groups, ordered, with_ends
 from engine.report.published import Published, read_published
 from engine.report.text import counted, listed, set_head

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pandas
 
 from engine.measures.halves import HALVES
-from engine.measures.setting import Setting
+from engine.measures.rows import Setting
 from engine.measures.tables import extremes
 from engine.recipe.trials import TRIAL
 from engine.report.results import Results

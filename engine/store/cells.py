@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 
 from engine.machine import ranks
 from engine.measures.predictions import Average, Ensemble, Mix, average_of
-from engine.measures.setting import PLAIN, Setting
+from engine.measures.rows import PLAIN, Setting
 from engine.model_files.descriptions import CELL, VERSIONS
 from engine.recipe.schema import Recipe
 from engine.store import tensors

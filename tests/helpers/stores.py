@@ -11,8 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from engine.measures import metrics, predictions, scores
-from engine.measures.rows import PRE, Evaluation
-from engine.measures.setting import PLAIN, Setting
+from engine.measures.rows import PLAIN, PRE, Evaluation, Setting
 from engine.recipe import yaml_text
 
 OTHERS = [name for name in scores.METRICS if name != "accuracy"]

@@ -74,9 +74,9 @@ class Kind(base.Kind):
         if place not in _photos:  # plans ask for each pair of datasets
             items = self.read().items
             sources, labels = [item.source for item in items], [item.label for item in items]
-            from engine.measures import disjoint
+            from engine.measures.photo_disjoint import photos
 
-            _photos[place] = disjoint.photos(np.array(sources), np.array(labels))
+            _photos[place] = photos(np.array(sources), np.array(labels))
         return _photos[place]
 
     def identity(self) -> dict[str, Any]:

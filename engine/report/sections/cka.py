@@ -9,8 +9,7 @@ import numpy as np
 import pandas
 
 from engine.measures import correlation
-from engine.measures.rows import Arm, trained_sets
-from engine.measures.setting import Setting
+from engine.measures.rows import Arm, Setting, trained_sets
 from engine.measures.tables import groups
 from engine.report import charts
 from engine.report.results import Results

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas
 
-from engine.measures.setting import Setting
+from engine.measures.rows import Setting
 from engine.report import charts, tuning
 from engine.report.results import Results
 from engine.report.section import Section, Table

@@ -10,7 +10,7 @@ import torch
 from engine.campaigns import job_states, jobs, make_record, parts
 from engine.campaigns.plan import Plan, make_plan
 from engine.campaigns.record import Record
-from engine.measures.setting import PLAIN, Setting
+from engine.measures.rows import PLAIN, Setting
 from engine.recipe import parsed
 from engine.training import loop
 from helpers import campaigns

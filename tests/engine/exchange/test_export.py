@@ -17,7 +17,7 @@ import engine
 from engine import cli
 from engine.campaigns import record
 from engine.exchange import export
-from engine.measures.setting import Setting
+from engine.measures.rows import Setting
 from engine.recipe import parsed
 from helpers import campaigns, grids
 from helpers.grids import CLASSES

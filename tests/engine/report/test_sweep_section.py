@@ -12,8 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from engine.campaigns.record import Row
-from engine.measures.rows import PRE, Evaluation
-from engine.measures.setting import PLAIN, Setting
+from engine.measures.rows import PLAIN, PRE, Evaluation, Setting
 from engine.report import headline, sections, tuning
 from engine.report.results import Results
 from engine.report.section import Section

@@ -8,7 +8,8 @@ import pandas
 import pyarrow.parquet as pq
 import pytest
 
-from engine.measures import disjoint, intervals
+from engine.measures import intervals
+from engine.measures.photo_disjoint import related_datasets, with_unions
 from engine.measures.rows import PRE
 from engine.report import headline, sections, terminal
 from helpers import made_results
@@ -72,7 +73,7 @@ def test_related_sets_by_share_of_photos_and_maker():
         "c": frozenset("9"),
         "d": frozenset(),
     }
-    table = disjoint.related_datasets(photos, {"x": ["c", "d"], "y": ["a"]})
+    table = related_datasets(photos, {"x": ["c", "d"], "y": ["a"]})
     rows = [tuple(row) for row in table.itertuples(index=False)]
     assert rows == [("a", "b", 40, ""), ("b", "a", 40, ""), ("c", "d", 0, "x"), ("d", "c", 0, "x")]
 
@@ -80,8 +81,8 @@ def test_related_sets_by_share_of_photos_and_maker():
 def test_a_union_is_related_to_what_any_of_its_sets_is():
     photos = {"a": frozenset("12"), "b": frozenset("23456"), "c": frozenset("789")}
     photos["d"] = frozenset("167")
-    pairs = disjoint.related_datasets(photos, {"x": ["a", "c"]})
-    table = disjoint.with_unions(pairs, ["a", "a+b", "c+d"])
+    pairs = related_datasets(photos, {"x": ["a", "c"]})
+    table = with_unions(pairs, ["a", "a+b", "c+d"])
     assert table[: len(pairs)].equals(pairs)
     rows = [tuple(row) for row in table[len(pairs) :].itertuples(index=False)]
     third, fifth = pytest.approx(100 / 3), pytest.approx(100 / 5)
