@@ -30,7 +30,6 @@ from loaders.files.typed_json import DamagedFile
 
 DONE, LOGS, LOG = "done", "logs", ".log"  # next to a plan
 RUNNING, WAITING, FINISHED, FAILED = "running", "waiting", "done", "failed"
-FINAL = 2  # exit code of an error that another attempt would meet again
 SIGNALLED = 128  # a shell's exit code for a program ended by a signal is this plus its number
 END = 4096  # bytes at the end of a log in which to find its last line
 KILLED = "it has no end: it was killed, or is still running"

@@ -7,7 +7,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from engine.campaigns.job_states import FINAL, read_job
+from engine.campaigns import retries
 from engine.campaigns.plan_folder import PlanFolder
 
 envvars: "RIB_WORKFLOW"
@@ -21,8 +21,7 @@ JOB = (
     "{params.command}"
 )
 # Runs a job's program. The plan's folder, the job and the program follow as arguments.
-ATTEMPT = (sys.executable, "-P", "-m", "engine.commands.attempt")
-FINAL_MIN = 5  # minutes for an attempt that ends at once; Slurm starts short jobs sooner
+ATTEMPT = (sys.executable, "-P", "-m", "engine.campaigns.retries")
 
 
 def job(stage, wildcards):
@@ -50,8 +49,7 @@ def resources_of(stage):
             if name != "runtime":
                 return once
             place = PlanFolder(Path(wildcards.grid).absolute())
-            ends_at_once = read_job(place, job(stage, wildcards)).end.code == FINAL
-            return min(once, FINAL_MIN) if ends_at_once else once * attempt
+            return retries.minutes(place, job(stage, wildcards), once, attempt)
 
         return of
 
