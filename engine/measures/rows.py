@@ -1,4 +1,4 @@
-"""Keys of evaluations: a model, the method that made it, and the dataset."""
+"""Keys of evaluations: a model, the method that made it, varied keys, and the dataset."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+Scalar = bool | int | float | str  # a value of a varied key
 PRE = "pre"  # the pretrained model in tables, and among the members of soups
 UNION = "+"  # joins the datasets of a column that trains on several; no dataset has it in its name
 DEFAULT_ALPHA = 0.5  # of an interpolation's row in tables, unless its recipe sets another
@@ -14,6 +15,37 @@ DEFAULT_ALPHA = 0.5  # of an interpolation's row in tables, unless its recipe se
 def trained_sets(downstream: str) -> list[str]:
     """The datasets that a column trains on: one, or those of a union `A+B`."""
     return downstream.split(UNION)
+
+
+class Setting(dict[str, Scalar]):
+    """Values by key, such as `{"optimizer.lr": 1e-4}`. It is hashable, so never change it."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(frozenset(self.items()))
+
+    def __str__(self) -> str:
+        """`optimizer.lr=0.0001,train.epochs=1`, for tables and file names."""
+        return ",".join(f"{key}={setting_text(value)}" for key, value in self.items())
+
+    @property
+    def short(self) -> str:
+        """`adamw, lr 0.0001`, for labels: the last part of each key, which a name does without."""
+        parts = ((key.rpartition(".")[2], setting_text(value)) for key, value in self.items())
+        return ", ".join(value if key == "name" else f"{key} {value}" for key, value in parts)
+
+    def without(self, key: str) -> Setting:
+        """The other values."""
+        return Setting({name: value for name, value in self.items() if name != key})
+
+
+PLAIN = Setting()  # of a grid without varied keys
+
+
+def setting_text(value: Scalar) -> str:
+    """A value as written in a recipe."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value).removesuffix(".0")
 
 
 class Arm(NamedTuple):
@@ -87,37 +119,3 @@ class Evaluation(ModelOnSet):
     seed: int = 0  # of the training; the pretrained model has none
     headline: bool = True  # whether tables show the arm; other alphas are points of a curve
     trains: bool = True  # whether its row is trained, and not a mix of other rows
-
-
-Scalar = bool | int | float | str
-
-
-class Setting(dict[str, Scalar]):
-    """Values by key, such as `{"optimizer.lr": 1e-4}`. It is hashable, so never change it."""
-
-    def __hash__(self) -> int:  # type: ignore[override]
-        return hash(frozenset(self.items()))
-
-    def __str__(self) -> str:
-        """`optimizer.lr=0.0001,train.epochs=1`, for tables and file names."""
-        return ",".join(f"{key}={setting_text(value)}" for key, value in self.items())
-
-    @property
-    def short(self) -> str:
-        """`adamw, lr 0.0001`, for labels: the last part of each key, which a name does without."""
-        parts = ((key.rpartition(".")[2], setting_text(value)) for key, value in self.items())
-        return ", ".join(value if key == "name" else f"{key} {value}" for key, value in parts)
-
-    def without(self, key: str) -> Setting:
-        """The other values."""
-        return Setting({name: value for name, value in self.items() if name != key})
-
-
-PLAIN = Setting()  # of a grid without varied keys
-
-
-def setting_text(value: Scalar) -> str:
-    """A value as written in a recipe."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    return str(value).removesuffix(".0")
