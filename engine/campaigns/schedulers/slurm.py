@@ -1,4 +1,4 @@
-"""Slurm: the cluster's configuration, and submitting, watching and cancelling jobs."""
+"""Slurm: the cluster's configuration, and submitting and cancelling jobs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from pathlib import Path
 
 import psutil
 
+from engine.campaigns.schedulers import slurm_states
 from engine.campaigns.schedulers.base import RETRIES, RunOptions, Scheduler
+from engine.campaigns.schedulers.slurm_states import QUEUE, answer
 from engine.errors import CampaignError
 from engine.machine import programs
 from engine.machine.files import short_digest
@@ -26,7 +28,6 @@ LEAST_ARRAY = 3  # MaxArraySize that the plugin requires, although no job here i
 MIN_JOB_AGE_S = LONGEST_CHECK_S + programs.ANSWER_S
 FIRST_CHECK_S, CHECK_S = 10, 5  # after a submission; first interval between status checks
 ATTEMPTS = 1_000_000  # per status check; after a failed check the plugin forgets all jobs
-WITHOUT_MEMORY = ("job memory limit", "oom_kill")  # in the output of a job that ran out of memory
 INSIDE = "run the campaign inside an allocation (sbatch -N1 -c8 --wrap 'rib campaign NAME')"
 ASKED = "--cores, --mem, --time, --partition and --account set what jobs ask for"
 LATER = "run the same command again once jobs have ended"
@@ -36,15 +37,7 @@ LIMITS = {  # by sbatch's error, what a user can do about a limit of the cluster
     "Requested node configuration": "no node has so much: ask for less by --gpus-per-job, --cores "
     "or --mem",
 }
-REMEDIES = {  # by Slurm's states of a job
-    "TIMEOUT": " (give more hours by --time)",
-    "OUT_OF_MEMORY": " (give more by --mem)",
-    "CANCELLED": " (somebody, or the cluster, cancelled it)",
-}
 _OF_SHELLS = re.compile(r"[$`\"'\\;&|<>()*?!#\x00-\x1f]")
-QUEUE = ("squeue", "--me", "--noheader")
-NO_CAUSE = ("", "FAILED", "RUNNING", "COMPLETED", "COMPLETING", "PENDING")  # of an early end
-_ENDED = re.compile(r"SLURM-job '\S+' failed.*?status is: '(\w+)'.*?output: (\S+)", re.DOTALL)
 LATENCY_S = 60  # until other nodes see a file that one wrote
 # Without slurmdbd: programs that also list jobs which Slurm has forgotten.
 STAND_INS = Path(__file__).with_name("stand_ins")
@@ -76,10 +69,10 @@ def cluster(partition: str) -> Cluster:
     if shutil.which("sbatch") is None:
         raise CampaignError("--executor slurm: this machine has no sbatch; use a login node")
     of_partition = ["--partition", partition] if partition else []
-    offers = _answer("sinfo", "--noheader", "--format", "%G", *of_partition)
+    offers = answer("sinfo", "--noheader", "--format", "%G", *of_partition)
     if partition and not offers.strip():
         raise CampaignError(f"--partition {partition}: Slurm has no such partition (see sinfo)")
-    settings = dict(re.findall(r"^(\w+) *= *(.*)$", _answer("scontrol", "show", "config"), re.M))
+    settings = dict(re.findall(r"^(\w+) *= *(.*)$", answer("scontrol", "show", "config"), re.M))
     accounting = "slurmdbd" in settings.get("AccountingStorageType", "")
     remembers_s = int(re.match(r"\d*", settings.get("MinJobAge", ""))[0] or 0)  # type: ignore[index]
     if not accounting and remembers_s < MIN_JOB_AGE_S:
@@ -150,19 +143,18 @@ class Slurm(Scheduler):
 
     def cancel(self, place: Path) -> None:
         with contextlib.suppress(CampaignError):  # Snakemake has tried, too
-            lines = _answer(*QUEUE, "--format", "%i %j").splitlines()
+            lines = answer(*QUEUE, "--format", "%i %j").splitlines()
             prefix = f"{_prefix(place)}_"  # the plugin appends an ID of its own
             jobs = [line.split()[0] for line in lines if line.split()[1].startswith(prefix)]
             if jobs:
-                _answer("scancel", *jobs)
+                answer("scancel", *jobs)
 
     @classmethod
     def end_of(cls, job: str) -> str:
-        state = _state(job)
-        return "" if state in NO_CAUSE else f"{state}{REMEDIES.get(state, '')}"
+        return slurm_states.cause_of_end(job)
 
     def ends(self, log: str) -> Mapping[str, str]:
-        return {job: f"{state}{REMEDIES.get(state, '')}" for state, job in _ENDED.findall(log)}
+        return slurm_states.causes_in(log)
 
     def refusal(self, log: str) -> str:
         causes = "; ".join(dict.fromkeys(re.findall(r"sbatch: error: ([^'\n]+)", log)))
@@ -170,11 +162,7 @@ class Slurm(Scheduler):
         return f"Slurm refused a job: {causes} ({hint})" if causes else ""
 
     def states(self) -> Mapping[str, str] | None:
-        try:
-            lines = _answer(*QUEUE, "--states", "all", "--format", "%i %T").splitlines()
-        except CampaignError:
-            return None
-        return dict(map(str.split, lines))
+        return slurm_states.states_of_jobs()
 
     def obstacle(self, workflow: int) -> str:
         with contextlib.suppress(psutil.Error):
@@ -187,43 +175,6 @@ class Slurm(Scheduler):
         return ""
 
 
-def _state(job: str) -> str:
-    """Slurm's state of a finished job, such as TIMEOUT, or empty if Slurm no longer knows it.
-
-    Returns empty for anything but a job ID, which could be an option of the command.
-    """
-    if not re.fullmatch("[0-9]+(_[0-9]+)?", job):
-        return ""
-    with contextlib.suppress(CampaignError):
-        return _with_memory(_answer("scontrol", "show", "job", job))
-    with contextlib.suppress(CampaignError):
-        command = ("sacct", "-X", "--noheader", "--parsable2", "--format", "State", "--jobs", job)
-        return " ".join(_answer(*command).split()[:1])
-    return ""
-
-
-def _with_memory(job: str) -> str:
-    """The state in Slurm's description of a job.
-
-    Slurm may describe a job that ran out of memory as FAILED; then its output has Slurm's message.
-    """
-    facts = dict(re.findall(r"^ *(JobState|StdOut)=(.+)", job, re.MULTILINE))
-    state = facts.get("JobState", "").partition(" ")[0]
-    output = Path(facts.get("StdOut", ""))
-    if state == "FAILED" and output.is_file():
-        text = output.read_text(errors="replace", encoding="utf-8")
-        if any(words in text for words in WITHOUT_MEMORY):
-            return "OUT_OF_MEMORY"
-    return state
-
-
 def _prefix(place: Path) -> str:
     """The prefix of the names, in the queue, of the jobs of a plan in this folder."""
     return f"rib-{place.name}-{short_digest(str(place))[:8]}"
-
-
-def _answer(*command: str) -> str:
-    try:
-        return programs.answer(*command)
-    except programs.NoAnswer as error:
-        raise CampaignError(f"Slurm does not answer: {error}") from error
