@@ -27,19 +27,19 @@ MOST_ALPHAS = 1000  # in a range; each is a model in memory
 DECIMALS = 6  # of an alpha in tables
 MASKS = ("none", "present", "benchmark")
 SWEEP = """\
-Train one row of a campaign with every combination of values, on every downstream dataset.
+Train one method of a campaign with every combination of values, on every downstream dataset.
 
   rib sweep emoji/ewc method.lam=0.1,1,10 optimizer.lr=1e-4,1e-3 seed=0,1,2
 
 trains 3 x 2 configurations with 3 seeds each. Commas separate values, except within brackets or
 quotes: model.mean=[0.4,0.5,0.5] is one value. These keys can have several values:
-optimizer.KEY, train.KEY, method.KEY of the row, dataset.shots, dataset.fraction and seed.
+optimizer.KEY, train.KEY, method.KEY, dataset.shots, dataset.fraction and seed.
 downstream=A,B fine-tunes on these datasets only. Any other key=value applies to all.
 
 Configurations share packs, pretrained model, features, Fisher and LP-FT's probe, and reuse cells
 of other campaigns. To resume an interrupted sweep, run the same command. The report's folder has
-tables/sweep-variants.csv (one row per configuration), accuracy.csv (one row per configuration,
-downstream dataset and dataset evaluated on) and, with several seeds, seeds.csv.\
+tables/sweep-configurations.csv (one row per configuration), accuracy.csv (one row per
+configuration, downstream dataset and dataset evaluated on) and, with several seeds, seeds.csv.\
 """
 COMPARE = """\
 Compare each further model with the first, in pairs on the same images: difference, 95% interval,
@@ -271,10 +271,11 @@ def campaign(parser: Parser) -> None:
     _campaign_options(parser)
 
 
-@command("run", "train a row with every combination of values")
+@command("run", "train a method with every combination of values")
 def sweep(parser: Parser) -> None:
     parser.description = SWEEP
-    parser.add_argument("name", metavar="CAMPAIGN/ROW", help="row of a campaign, such as emoji/ewc")
+    parser.add_argument("name", metavar="CAMPAIGN/METHOD",
+        help="method of a campaign, such as emoji/ewc")  # fmt: skip
     _settings(parser, "key and its values", "key=A,B")
     _campaign_options(parser)
 
@@ -309,7 +310,7 @@ def plan(parser: Parser) -> None:
 def recipes(parser: Parser) -> None:
     parser.add_argument(
         "name", nargs="?", metavar="CAMPAIGN",
-        help="campaign whose rows to list (default: all recipes)",
+        help="campaign whose methods to list (default: all recipes)",
     )  # fmt: skip
 
 

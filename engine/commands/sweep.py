@@ -12,4 +12,4 @@ def run(arguments: argparse.Namespace) -> None:
     arguments.name, arguments.overrides = recipe.of_sweep(arguments.name, arguments.overrides)
     page = campaign.start(arguments)
     if page is not None:
-        print(f"table   {page.with_name('tables').resolve() / 'sweep-variants.csv'}")
+        print(f"table   {page.with_name('tables').resolve() / 'sweep-configurations.csv'}")

@@ -20,8 +20,8 @@ from engine.recipe.overrides import Override
 
 RECIPE = "recipe="
 _REMEDIES = {
-    "method": "a sweep varies one row: name it, as in emoji/ewc",
-    SELECTION: "a sweep varies one row: name it, as in emoji/ewc",
+    "method": "a sweep varies one method: name it, as in emoji/ewc",
+    SELECTION: "a sweep varies one method: name it, as in emoji/ewc",
     VARY: "a sweep varies each key that has several values, as in optimizer.lr=1e-4,1e-3",
     "recipe": "name the recipe first, as in rib sweep recipe=emoji/ewc",
 }
@@ -136,8 +136,8 @@ def _row(name: str) -> tuple[str, Override]:
     rows = campaigns.methods_of(campaign)
     if not row:
         raise RecipeError(
-            f"a sweep varies one row of {campaign}: name it, as in {campaign}/{rows[0]}. Rows: "
-            f"{', '.join(rows)}"
+            f"a sweep varies one method of {campaign}: name it, as in {campaign}/{rows[0]}. "
+            f"Methods: {', '.join(rows)}"
         )
     selection = overrides.of_word(f"{SELECTION}=[{row}]")
     campaigns.methods_of(campaign, [selection])  # raises for an unknown row

@@ -64,7 +64,8 @@ def finding(results: Results, model: str) -> str:
 def lead(results: Results) -> str:
     """What was done and, for one model, which methods do not differ significantly from the best."""
     models, count = results.models, len(results.grid.downstreams)
-    what = "method" if results.record.sweep is None else "variant"
+    is_sweep = results.record.sweep is not None
+    what = "configuration" if is_sweep else "method"
     has_unions = any(UNION in name for name in results.grid.downstreams)
     of_columns = f"each of {count} {'datasets or unions' if has_unions else 'datasets'} in turn"
     trained_on = of_columns if count > 1 else results.grid.downstreams[0]
@@ -79,7 +80,7 @@ def lead(results: Results) -> str:
             "For each downstream dataset, each method has the setting with the highest accuracy on "
             f"the dataset's held-out images, which RI does not count. {text}"
         )
-    if what == "variant" or len(models) > 1 or not results.family or tuning.is_varied(results):
+    if is_sweep or len(models) > 1 or not results.family or tuning.is_varied(results):
         return text
     return (
         f"{told_apart(results, models[0])} (paired tests at {SIGNIFICANT:.0%}, corrected for "

@@ -29,8 +29,8 @@ def merged(runs: Sequence[FinishedCampaign], models_csv: Path | None = None) -> 
     for run, record in zip(runs, records, strict=True):
         if record.sweep is not None:
             raise ValueError(
-                f"{record.name} is a sweep, and a common report would rank its variants on the "
-                "test datasets: report it alone"
+                f"{record.name} is a sweep, and a common report would rank its configurations on "
+                "the test datasets: report it alone"
             )
         if record.benchmark == first.benchmark and record.version != first.version:
             raise ValueError(

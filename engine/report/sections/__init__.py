@@ -55,7 +55,7 @@ SECTIONS: list[Callable[[Results], Section | None]] = [
     images.section,
     *ABOUT,
 ]
-# A sweep has one method, and its variants must not be ranked on the test datasets.
+# A sweep has one method, and its configurations must not be ranked on the test datasets.
 OF_SWEEP = [sweep.section, varied.section, changes.further, groups.section, *ABOUT]
 
 

@@ -1,4 +1,4 @@
-"""The variants of a sweep."""
+"""The configurations of a sweep."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ def section(results: Results) -> Section | None:
     """None if the campaign is not a sweep."""
     if results.record.sweep is None:
         return None
-    keys, data = _variants(results)
+    keys, data = _configurations(results)
     varied = [key for key in keys if data[key].nunique() > 1]
     (title,) = results.record.methods.values()
     return Section(
         "sweep",
         f"mRI ranges from {signed(data['mRI_pts'].min())} to {signed(data['mRI_pts'].max())} "
         "points",
-        f"{counted('variant', len(data))} of {title} in {', '.join(keys) or 'its settings'}, each "
-        f"fine-tuned on {counted('dataset', len(results.record.downstreams))}; means over "
+        f"{counted('configuration', len(data))} of {title} in {', '.join(keys) or 'its settings'}, "
+        f"each fine-tuned on {counted('dataset', len(results.record.downstreams))}; means over "
         f"{counted('seed', len(results.grid.seeds))}. {tuning.SELECTION} Held-out images of the "
         "downstream datasets (dataset.holdout) may choose, because RI does not count them.",
         figures=by_model(
             results,
             "sweep",
-            "mRI of each variant in points, with 95% CIs",
+            "mRI of each configuration in points, with 95% CIs",
             data[["mRI_pts", "mRI_low", "mRI_high"]].assign(
                 model=results.models[0],
                 method=[
@@ -43,8 +43,8 @@ def section(results: Results) -> Section | None:
         ),
         tables=[
             Table(
-                "sweep-variants",
-                "All variants in the order of the sweep: mRI with 95% CIs and RI by "
+                "sweep-configurations",
+                "All configurations in the order of the sweep: mRI with 95% CIs and RI by "
                 "downstream dataset, in points; mean downstream accuracy in percent.",
                 data,
             )
@@ -53,10 +53,10 @@ def section(results: Results) -> Section | None:
     )
 
 
-def _variants(results: Results) -> tuple[list[str], pandas.DataFrame]:
-    """The keys of the sweep, and one row per variant in its order, with the keys' values: mRI with
-    its interval and RI by downstream dataset, in points, and mean accuracy in percent on the
-    downstream dataset, if evaluated."""
+def _configurations(results: Results) -> tuple[list[str], pandas.DataFrame]:
+    """The keys of the sweep, and one row per configuration in its order, with the keys'
+    values: mRI with its interval and RI by downstream dataset, in points, and mean accuracy in
+    percent on the downstream dataset, if evaluated."""
     sweep = results.record.sweep or []
     values = pandas.DataFrame(list(map(dict, sweep)))
     shown = results.shown

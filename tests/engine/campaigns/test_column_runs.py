@@ -182,7 +182,7 @@ def test_a_sweep_of_a_rows_option(folder, grid, tmp_path, monkeypatch, capsys):
     assert cli.main(words) == 0
     assert len(ran) == 3 + 8 and ran[0] == "prepare" and ran[-1] == "report"
     (place,) = runs.glob("swept-ewc-sweep-lam-seed*/report")
-    table = place / "tables/sweep-variants.csv"
+    table = place / "tables/sweep-configurations.csv"
     assert f"table   {table}" in capsys.readouterr().out
 
     data = pandas.read_csv(place / "seeds.csv").query("method == 'ewc'")

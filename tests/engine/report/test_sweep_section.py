@@ -49,27 +49,27 @@ def table(section: Section, name: str) -> pandas.DataFrame:
     return made
 
 
-def test_a_variant_is_chosen_on_held_out_images_only() -> None:
+def test_a_configuration_is_chosen_on_held_out_images_only() -> None:
     given = swept(LR)
     section, tuned = sweep.section(given), varied.section(given)
-    variants, choices = section.tables[0].data, table(tuned, "tuning-choices")
-    assert list(variants["optimizer.lr"]) == [0.001, 0.01, 0.1], "the order of the sweep"
-    assert variants["mRI_pts"].tolist() == pytest.approx([-10, 0, 20])
-    assert (variants["mRI_low"] < variants["mRI_pts"]).all()
-    assert (variants["mRI_pts"] < variants["mRI_high"]).all()
+    made, choices = section.tables[0].data, table(tuned, "tuning-choices")
+    assert list(made["optimizer.lr"]) == [0.001, 0.01, 0.1], "the order of the sweep"
+    assert made["mRI_pts"].tolist() == pytest.approx([-10, 0, 20])
+    assert (made["mRI_low"] < made["mRI_pts"]).all()
+    assert (made["mRI_pts"] < made["mRI_high"]).all()
     assert list(choices["setting"]) == ["optimizer.lr=0.001"] * 3, "highest on held-out images"
     assert "select on the test datasets" in section.text and "means over 1 seed" in section.text
     assert headline.heading("the title", given) == (
         "Tuned over 3 settings on held-out images, EWC has an mRI of −10.0 points."
     )
-    assert "Every variant fine-tunes the pretrained lite0 on each" in headline.lead(given)
+    assert "Every configuration fine-tunes the pretrained lite0 on each" in headline.lead(given)
     keys = [each.key for each in sections.of(given)]
     assert keys[:2] == ["sweep", "varied"] and "ranking" not in keys
     (svg,) = drawn(section).values()
     assert svg.count('aria-roledescription="bar"') == 3
 
 
-def test_variants_are_named_by_what_varies() -> None:
+def test_configurations_are_named_by_what_varies() -> None:
     settings = {f"method.lam={a},train.epochs={b}": 40 for a in ("1.0", "2.0") for b in (1, 3)}
     section = sweep.section(swept(settings))
     assert list(section.figures[0].data["method"])[1] == "lam 1, epochs 3"
