@@ -1,4 +1,4 @@
-"""The leak: the gain from having seen a photo in another dataset.
+"""The leak: the effect of train-test overlap, the gain from having seen a photo elsewhere.
 
 Datasets may show renderings of the same photos. A model fine-tuned on one has then seen the photos
 and labels that the others test it on. If a photo is held out of all datasets or of none

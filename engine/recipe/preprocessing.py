@@ -162,7 +162,7 @@ def choices(recipe: ModelRecipe) -> str:
     }[weights.source]
     source += f" in {weights.path}" if weights.path else ""
     if recipe.head.fit:
-        head = f"head fitted on {recipe.head.fit_on or 'the upstream set'}"
+        head = f"head fitted on {recipe.head.fit_on or 'the upstream dataset'}"
         if weights.source == "timm" and re.search("(sig|c)lip", recipe.arch):
             head += (
                 ", as timm's weights have no text tower (open_clip:NAME/TAG has it, and a "

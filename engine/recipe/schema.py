@@ -360,7 +360,7 @@ class EvaluateRecipe:
     compile: Literal["auto", "always", "never"] = "auto"  # auto: on a GPU
     split: Literal["all", "holdout"] = "all"  # holdout: only held-out images
     # in campaigns with dataset.holdout_by=source: also evaluate datasets on photos that they share
-    # with the downstream dataset, which measures the leak
+    # with the downstream dataset, which measures the effect of this overlap
     seen: bool = True
     # store confidences at other temperatures, for calibration after temperature scaling
     calibration: bool = False

@@ -71,7 +71,8 @@ def lead(results: Results) -> str:
     trained_on = of_columns if count > 1 else results.grid.downstreams[0]
     text = (
         f"Every {what} fine-tunes the pretrained {listed(models)} on {trained_on} and is "
-        f"evaluated on {measured_on(results)}; mRI is the mean change in accuracy."
+        f"evaluated on {measured_on(results)}; mRI is the mean change in "
+        "accuracy, in percentage points."
     )
     for sentence in (without_related(results), leak(results)):
         text += f" {sentence}." * bool(sentence)
@@ -99,7 +100,9 @@ def told_apart(results: Results, model: str) -> str:
     best, *others = rows(results.ranked(model))
     p = results.against(best.arm)["p_corrected"]
     if not any(row.arm in p for row in others):
-        return f"No other row has the setting of {best.method}, so there is no comparison with it"
+        return (
+            f"No other method has the setting of {best.method}, so there is no comparison with it"
+        )
     alike = [row.method for row in others if row.arm in p and p[row.arm] >= SIGNIFICANT]
     of_setting = " of its setting" * bool(best.setting)
     if alike:

@@ -44,9 +44,9 @@ class Results:
     arms: one row per arm, by model in table order, including interpolations at every alpha. arm:
     its index in the grid's arms. method: its title; key: the method's name. shown: whether tables
     show it. Numbers in percent and points with the bounds of their intervals: mRI_pts;
-    on_downstream_set_pct, mean accuracy on the downstream datasets (of a union, the mean over its
-    datasets), missing if one is not evaluated; on_other_sets_pct; change_upstream_pts, mean change
-    on the upstream dataset after fine-tuning on others, missing if it was not evaluated.
+    on_downstream_dataset_pct, mean accuracy on the downstream datasets (of a union, the mean over
+    its datasets), missing if one is not evaluated; on_other_datasets_pct; change_upstream_pts, mean
+    change on the upstream dataset after fine-tuning on others, missing if it was not evaluated.
 
     comparisons: of all pairs of arms that tables show (`comparisons.compare`). leak: of these arms
     (`leak.of`). image_changes: `image_changes.of`, if the record names the classes. published:
@@ -317,7 +317,7 @@ def _arms(grid: Grid, methods: Mapping[str, str]) -> pandas.DataFrame:
     upstream = numbers[numbers["evaluated_on"] == grid.upstream].query("downstream == ''")
     parts = [
         _part(by_arm, "change_pts", "mRI_pts"),
-        _part(by_arm, "accuracy_pct", "on_other_sets_pct"),
+        _part(by_arm, "accuracy_pct", "on_other_datasets_pct"),
     ]
     if len(forgotten := _part(upstream, "change_pts", "change_upstream_pts").dropna()):
         parts.append(forgotten)
@@ -325,7 +325,7 @@ def _arms(grid: Grid, methods: Mapping[str, str]) -> pandas.DataFrame:
         counts = cells["downstream"].isin(grid.downstreams)
         on_downstream = cells[counts & cells["on_downstream"]]
         means = grid.mean(on_downstream, ["arm"], equal_column_weights(on_downstream))
-        parts.insert(1, means.table("on_downstream_set_pct", clip=True))
+        parts.insert(1, means.table("on_downstream_dataset_pct", clip=True))
     table = functools.reduce(lambda a, b: a.merge(b, on="arm", how="left"), parts)
     table = table.merge(cells.drop_duplicates("arm")[["arm", "headline"]], on="arm")
     arms = [grid.arms[k] for k in table["arm"]]

@@ -150,6 +150,6 @@ def test_folded_sections_open_by_click_and_by_link(browser, report):
     assert browser.execute_script(shown)
     drawn = "return document.querySelector('#maps .view svg').getBoundingClientRect().width"
     WebDriverWait(browser, 20).until(lambda driver: driver.execute_script(drawn) > 100)
-    browser.execute_script("location.hash = '#how-sure'")
-    is_open = "return document.querySelector('#how-sure details').open"
+    browser.execute_script("location.hash = '#differences'")
+    is_open = "return document.querySelector('#differences details').open"
     WebDriverWait(browser, 20).until(lambda driver: driver.execute_script(is_open))

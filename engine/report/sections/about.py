@@ -79,8 +79,7 @@ def what_was_run(results: Results) -> Section | None:
     tables = [
         (
             "missing-columns",
-            "Missing columns (a downstream dataset in a setting), and why. mRI averages over the "
-            "others.",
+            "Missing downstream datasets, and why. mRI averages over the rest.",
             pandas.DataFrame(map(dataclasses.asdict, record.missing)),
         ),
         (
@@ -122,7 +121,7 @@ def what_was_run(results: Results) -> Section | None:
         ran = f"{counted('model', count)}, found in the store"
     return Section(
         "settings",
-        ran + f"; {counted('column', len(record.missing))} missing" * bool(record.missing),
+        ran + f"; {counted('job', len(record.missing))} missing" * bool(record.missing),
         "A cell is one model fine-tuned on one dataset with one method and one seed. Each dataset "
         f"was evaluated on {images}.",
         tables=[Table(name, text, _named(data)) for name, text, data in tables if len(data)],

@@ -60,11 +60,12 @@ def leak(results: Results) -> Section | None:
         headline.leak(results),
         "Some datasets show the same photos. A photo is held out of all of them or of none, so "
         "each dataset has photos that a model saw in the downstream dataset, and held-out photos "
-        "of the same classes. The leak is the change in accuracy on seen photos minus the change "
-        "on held-out photos. RI and mRI use held-out photos. CIs generalise to "
-        f"{results.population}.",
+        "of the same classes. The leak, the effect of train-test overlap, is the change in "
+        "accuracy on seen photos minus the change on held-out photos. RI and mRI use held-out "
+        f"photos. CIs generalise to {results.population}.",
         "leak_pts",
-        f"The leak{results.in_one_training}: mean over datasets with the same photos",
+        f"Effect of train-test overlap{results.in_one_training}: mean over datasets with the same "
+        "photos",
         [
             Table(
                 "leak",
@@ -73,7 +74,7 @@ def leak(results: Results) -> Section | None:
             ),
             Table(
                 "leak-by-dataset",
-                "The same, by downstream dataset, and by dataset with its photos.",
+                "The leak by downstream dataset, and by dataset with its photos.",
                 by_dataset,
             ),
         ],
@@ -151,13 +152,13 @@ def best(results: Results) -> Section | None:
     if not models:
         return None
     test = "t test, with the standard deviations over images (paired bootstrap) and over seeds "
-    test += "(pooled over the rows that train)"
+    test += "(pooled over the trained methods)"
     if not results.covers_training:
         test = "normal test, with the standard deviation of a paired bootstrap"
     reference = "highest mRI of its setting" if tuning.is_varied(results) else "best method"
     return _section(
         results,
-        "how-sure",
+        "differences",
         f"Differences from the {reference}{results.one_training}",
         f"{_detectable(results, models)}Both methods of a difference use the same draws of images. "
         f"CIs generalise to {results.population_of_mri}. p is from a {test}. p is corrected for "
@@ -167,7 +168,7 @@ def best(results: Results) -> Section | None:
         f"mRI minus the best method's{results.one_training}",
         [
             Table(
-                "how-sure",
+                "differences",
                 f"Each method's mRI minus the best method's, with 95% CIs{results.one_training}. "
                 f"Means over the other datasets: {scores.legend()}. Effective robustness: accuracy "
                 "above the trend line, if there is one.",

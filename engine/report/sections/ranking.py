@@ -18,7 +18,7 @@ from engine.report.sections.figures import by_model
 from engine.report.text import slug
 
 MRI = ["mRI_pts", "mRI_low", "mRI_high"]
-X, Y = "on_downstream_set_pct", "on_other_sets_pct"  # of the trade-off
+X, Y = "on_downstream_dataset_pct", "on_other_datasets_pct"  # of the trade-off
 
 
 def models(results: Results) -> Section | None:

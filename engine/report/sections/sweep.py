@@ -63,7 +63,7 @@ def _configurations(results: Results) -> tuple[list[str], pandas.DataFrame]:
     arms = shown.set_index(shown["arm"].map(results.setting)).loc[sweep].reset_index(drop=True)
     wide = results.ri.pivot_table("RI_pts", "arm", "downstream", sort=False)
     wide = wide[results.downstreams(results.models[0])].add_prefix("RI ").add_suffix("_pts")
-    numbers = ["mRI_pts", "mRI_low", "mRI_high", *wide, "on_downstream_set_pct"]
+    numbers = ["mRI_pts", "mRI_low", "mRI_high", *wide, "on_downstream_dataset_pct"]
     table = arms.join(wide, on="arm")
     table = values.join(table[[name for name in numbers if name in table]])
     return list(map(str, values)), table

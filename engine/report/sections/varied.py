@@ -14,7 +14,7 @@ from engine.report.section import Section, Table
 from engine.report.sections.figures import by_model
 from engine.report.text import counted, listed
 
-MRI, HELD_OUT, CHOSEN = "mRI_pts", "on_downstream_set_pct", "chosen"
+MRI, HELD_OUT, CHOSEN = "mRI_pts", "on_downstream_dataset_pct", "chosen"
 NUMBERS = [*tables.with_ends(MRI), *tables.with_ends(HELD_OUT)]
 AXES = {  # by key: the name of its table and of its figures, and what its values are
     "optimizer.lr": ("rates", "learning rate"),

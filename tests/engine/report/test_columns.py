@@ -32,7 +32,7 @@ def test_a_columns_name_and_type_tell_how_it_is_shown(data, texts):
 @pytest.mark.parametrize(
     ("name", "unit", "head", "title"),
     [
-        ("on_other_sets_pct", "pct", "on other sets", "on other sets, %"),
+        ("on_other_datasets_pct", "pct", "on other datasets", "on other datasets, %"),
         ("corrected_p", "p", "corrected p", "corrected p"),
         ("p", "p", "p", "p"),
         ("spearman_r", "r", "spearman", "spearman"),

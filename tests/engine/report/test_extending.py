@@ -51,7 +51,7 @@ def test_a_measure_is_a_function_and_a_section_is_one_too(tmp_path, extended):
     assert " has the lowest overconfidence</h2>" in html
     assert "overconfidence: mean confidence less accuracy" in html, "its caption"
     tables = {
-        name: path.parent / "tables" / f"{name}.csv" for name in ("overconfidence", "how-sure")
+        name: path.parent / "tables" / f"{name}.csv" for name in ("overconfidence", "differences")
     }
     section, sure = (pandas.read_csv(file).set_index("method") for file in tables.values())
     for method, title in made_results.TITLES.items():

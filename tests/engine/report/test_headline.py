@@ -48,9 +48,9 @@ def test_the_order_of_sets_and_rows_and_every_mean():
     ft = made.shown.iloc[0]
     after = made.cells[made.cells["method"] == "FT"].set_index(["downstream", "evaluated_on"])
     mean_before = np.mean([BEFORE[name] for name in SETS])
-    assert ft["on_other_sets_pct"] == pytest.approx(ft["mRI_pts"] + mean_before)
+    assert ft["on_other_datasets_pct"] == pytest.approx(ft["mRI_pts"] + mean_before)
     on_own = np.mean([after.loc[(name, name), "accuracy"] for name in SETS])
-    assert ft["on_downstream_set_pct"] == pytest.approx(on_own)
+    assert ft["on_downstream_dataset_pct"] == pytest.approx(on_own)
     change = np.mean([after.loc[(name, "up"), "accuracy"] - 95 for name in SETS])
     assert ft["change_upstream_pts"] == pytest.approx(change)
 

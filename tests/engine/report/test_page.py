@@ -76,7 +76,7 @@ def test_the_story_comes_first_and_headings_say_what_was_found(report):
     html = path.read_text("utf-8")
     keys = re.findall(r'<section id="([^"]*)"', html)
     assert keys == [
-        *("ranking", "trade-off", "map", "related-sets", "how-sure", "maps", "barrier"),
+        *("ranking", "trade-off", "map", "related-sets", "differences", "maps", "barrier"),
         *(
             "upstream-change",
             "images",

@@ -29,7 +29,7 @@ def test_the_heading_has_the_range_of_fine_tuning():
     row = section.tables[0].data.iloc[0]
     assert row["method"] == "FT" and row["value"] == "1"
     assert row["mRI_low"] < row["mRI_pts"] < row["mRI_high"]
-    assert row["on_downstream_set_pct"] == pytest.approx(95)
+    assert row["on_downstream_dataset_pct"] == pytest.approx(95)
     assert section.heading == (
         "By images per class, fine-tuning's mRI ranges from −30.0 (1) to +40.0 (all)"
     )
@@ -127,5 +127,5 @@ def test_the_pre_trained_model_stands_at_its_accuracies_on_the_same_sets():
     cells = [("lite0", PRE, "", None, "", "", on, accuracy) for on, accuracy in before.items()]
     section = ranking.trade_off(of_cells([*cells, *on_upstream(30)], downstreams=["up"]))
     points = section.figures[0].data.set_index("label")
-    assert points.loc["pretrained", "on_downstream_set_pct"] == before["up"] == 70
-    assert points.loc["pretrained", "on_other_sets_pct"] == pytest.approx(50)
+    assert points.loc["pretrained", "on_downstream_dataset_pct"] == before["up"] == 70
+    assert points.loc["pretrained", "on_other_datasets_pct"] == pytest.approx(50)

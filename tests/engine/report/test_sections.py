@@ -60,7 +60,7 @@ def test_the_heading_of_fine_tunings_map_names_the_largest_changes_on_datasets_o
 
 
 def test_comparisons_are_with_the_best_and_answers_add_up(results):
-    data = section(results, "how-sure").tables[0].data.set_index("method")
+    data = section(results, "differences").tables[0].data.set_index("method")
     best = results.ranked().iloc[0]
     assert data.index[0] == best["method"] and (data["difference_pts"][1:] < 0).all()
     titles = results.shown.set_index("arm")["method"]
@@ -70,7 +70,7 @@ def test_comparisons_are_with_the_best_and_answers_add_up(results):
         pandas.testing.assert_series_equal(data[name], tests[name])
     before = np.mean([results.before("lite0")[name] for name in reports.SETS])
     np.testing.assert_allclose(data["both_right_pct"] + data["lost_pct"], before)
-    after = results.shown.set_index("method")["on_other_sets_pct"][data.index]
+    after = results.shown.set_index("method")["on_other_datasets_pct"][data.index]
     np.testing.assert_allclose(data["both_right_pct"] + data["gained_pct"], after)
 
 

@@ -208,7 +208,7 @@ def test_no_sentence_names_the_setting_with_the_highest_mri() -> None:
     for results in (made, unchosen):
         texts = [headline.heading("", results), headline.lead(results)]
         parts = {each.key: each for each in sections.of(results)}
-        texts += [parts[key].heading for key in ("ranking", "trade-off", "how-sure")]
+        texts += [parts[key].heading for key in ("ranking", "trade-off", "differences")]
         assert not [text for text in texts if "0.0003" in text and "mRI ranges from" not in text]
         assert not [text for text in texts if "told from" in text]
 

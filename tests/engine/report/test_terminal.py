@@ -44,12 +44,12 @@ def test_those_that_are_not_significantly_different_from_the_best_are_named():
         "at 5%, corrected for 3 comparisons; 1 training seed). The interval of the highest mRI is "
         "not adjusted for the selection of the method. Every method fine-tunes the pretrained "
         "lite0 on each of 3 datasets in turn and is evaluated on the 2 other datasets; mRI is the "
-        "mean change in accuracy."
+        "mean change in accuracy, in percentage points."
     )
     results = of_methods(fine_tune=40, lwf=40, ewc=40)
     assert "L<w>F and EWC & co do not differ significantly" in headline.told_apart(results, MODEL)
     apart = dataclasses.replace(results, comparisons=results.comparisons[:0])  # by their settings
-    assert headline.told_apart(apart, MODEL).startswith("No other row has the setting of ")
+    assert headline.told_apart(apart, MODEL).startswith("No other method has the setting of ")
     for setting, suffix in (("", ""), ("dataset.shots=1", " of its setting")):
         text = headline.told_apart(of_methods(setting, fine_tune=40, lwf=60, ewc=80), MODEL)
         assert text.startswith("In this one training, EWC & co")
