@@ -1,8 +1,9 @@
 """The pages of docs/reference/, written from the code, and the site: `python -m bench.reference`.
 
-Recipe keys come from the schema, commands from their parsers, methods and Python functions from
-docstrings. A test compares the committed pages with the code. The site's sources are copied to
-build/docs, with links as the site needs them; `make docs` builds the site.
+Recipe keys come from the schema, commands from their parsers, methods from their recipes and
+docstrings, Python functions from docstrings. A test compares the committed pages with the code. The
+site's sources are copied to build/docs, with links as the site needs them; `make docs` builds the
+site.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, get_type_hints
 
+from engine import recipe
 from engine.commands import arguments, recipes
-from engine.recipe import kinds, schema
+from engine.recipe import catalogue, kinds, schema
 from engine.recipe.typed import words as type_in_words
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -145,6 +147,15 @@ def _spelling(action: argparse.Action) -> str:
 
 
 def _methods() -> Iterator[str]:
+    """A table of the recipes, then the docstrings of the modules."""
+    yield "Passes are forward passes per training image; a backward pass counts as two.\n"
+    yield "| recipe | what it does | starts from | passes |\n|---|---|---|---|"
+    for name in recipe.names("methods"):
+        words = recipe.parsed([f"method={name}", "dataset.holdout=0.25"])  # for greedy soups
+        options = recipe.load("imagenet_rib_clip/fine_tune", words).method
+        said = recipes.about(catalogue.path_of("methods", name))
+        yield _row(f"`{name}`", said, ", ".join(options.needs), f"{options.passes:g}")
+    yield ""
     for path in sorted((ROOT / "engine/methods").rglob("*.py"), key=lambda path: path.stem):
         tree = ast.parse(path.read_text("utf-8"))
         names = {getattr(node, "name", "") for node in tree.body}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import textwrap
+from pathlib import Path
 
 import yaml
 
@@ -21,19 +22,18 @@ def everything() -> str:
     """The names of all recipes by group, with a description of each campaign."""
     lines = ["campaigns (rib recipes CAMPAIGN lists the rows of one)"]
     for name in recipe.names("campaigns"):
-        about = textwrap.shorten(_about(name), WIDTH - 26, placeholder=" ...")
-        lines.append(f"  {name:<24}{about}")
+        said = about(catalogue.path_of("campaigns", name))
+        lines.append(f"  {name:<24}{textwrap.shorten(said, WIDTH - 26, placeholder=' ...')}")
     groups = {group: recipe.names(group) for group in ("models", "datasets", "methods")}
     for group, names in (groups | {"other recipes": catalogue.names()}).items():
         lines += ["", group, textwrap.indent(textwrap.fill(", ".join(names), WIDTH - 2), "  ")]
     return "\n".join(lines)
 
 
-def _about(campaign: str) -> str:
-    """The comment at the head of a campaign's file, up to its first command or empty line."""
-    lines = catalogue.path_of("campaigns", campaign).read_text("utf-8").splitlines()
+def about(file: Path) -> str:
+    """The comment at the head of a recipe's file, up to its first command or empty line."""
     text = []
-    for line in lines:
+    for line in file.read_text("utf-8").splitlines():
         if not line.startswith("# ") or line.startswith("#   "):
             break
         text.append(line.removeprefix("# "))
@@ -42,7 +42,7 @@ def _about(campaign: str) -> str:
 
 def _rows(campaign: str) -> str:
     grid = campaigns.read(campaign)
-    lines = [_about(campaign), ""]
+    lines = [about(catalogue.path_of("campaigns", campaign)), ""]
     for name in recipe.methods_of(campaign):
         values = catalogue.over(layer for _, layer in grid.rows[name])
         settings = yaml.safe_dump(values, default_flow_style=True, width=1000).strip()
