@@ -19,6 +19,7 @@ from engine.cells.build import Builder
 from engine.cells.snapshots import Followed
 from engine.cost.work import DISTANCE_SAMPLES
 from engine.evaluation import accuracies, cka, features, passes
+from engine.evaluation.bank import Bank
 from engine.machine import ranks
 from engine.otdd import solve
 from engine.otdd.problems import DistanceOptions
@@ -60,7 +61,7 @@ def prepare(plan: Plan, device: torch.device) -> None:
         job_states.advance(plan.place, PREPARE, step, len(names) + 1, what and f"preparing {what}")
 
     begin(0, run.recipe.model.name)
-    base = {run.base.name: 1.0}
+    base, held = {run.base.name: 1.0}, Bank(run)
     for step, name in enumerate(names, start=1):
         begin(step, name)
         if name in plan.downstreams:
@@ -70,12 +71,12 @@ def prepare(plan: Plan, device: torch.device) -> None:
         features.stored(run, run.base, run.sets[name])
         seen = ["train"] if is_judged_seen(run, name, plan.needed) else []
         for split in (run.recipe.split_of(name), "holdout", *seen):
-            passes.evaluate(run, [base], [name], split)
+            passes.evaluate(run, [base], [name], split, held)
         run.sets.release(name)
     for name in run.recipe.dataset.probe_sets:
         begin(len(names), name)
         run.sets[name].training(run.recipe)
-        passes.evaluate(run, [base], [name], "holdout")
+        passes.evaluate(run, [base], [name], "holdout", held)
         run.sets.release(name)
     for name in plan.needed[len(names) :]:
         begin(len(names), name)
@@ -139,19 +140,19 @@ def column(plan: Plan, column: Column, device: torch.device, *, run_users: bool 
     entries = [entry for _, of_row in models for entry in of_row]
     headlines = [entry.mix for entry in entries if entry.headline]
     with_features = [mix for mix in headlines if not isinstance(mix, Ensemble)]
-    run = rows[0]
+    run, held = rows[0], Bank(rows[0])
     if len(run.recipe.trained_sets) > 1:
         run.sets.release(column.downstream)  # evaluation reads its datasets one by one
     for place in run.recipe.dataset.evaluated_sets:
         split = run.recipe.split_of(place)
-        passes.evaluate(run, [entry.mix for entry in entries], [place], split)
+        passes.evaluate(run, [entry.mix for entry in entries], [place], split, held)
         if is_judged_seen(run, place, [column.downstream]) and not column.is_replicate:
-            passes.evaluate(run, headlines, [place], "train")
+            passes.evaluate(run, headlines, [place], "train", held)
         if run.recipe.evaluate.cka and not column.is_replicate:
             cka.evaluate(run, with_features, place)
         run.sets.release(place)
     for place in run.recipe.dataset.probe_sets if not column.is_replicate else ():
-        passes.evaluate(run, with_features, [place], "holdout")
+        passes.evaluate(run, with_features, [place], "holdout", held)
         run.sets.release(place)
     for row, (_, of_row) in zip(rows, models, strict=True):
         if row.recipe.trackers and ranks.rank() == 0:

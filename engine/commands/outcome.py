@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from engine.evaluation import accuracies, passes
+from engine.evaluation.bank import Bank
 from engine.machine import ranks
 from engine.measures import metrics
 from engine.report import console
@@ -19,9 +20,9 @@ def show(run: Run, cell: Cell) -> None:
     sets, downstream = recipe.dataset.sets, recipe.downstream
     others = [name for name in sets if name not in recipe.trained_sets]
     headline = next(entry for entry in cell.entries if entry.headline)
+    mixes, held = [{run.base.name: 1.0}, headline.mix], Bank(run)
     for name in recipe.dataset.evaluated_sets:
-        mixes = [{run.base.name: 1.0}, headline.mix]
-        passes.evaluate(run, mixes, [name], recipe.split_of(name))
+        passes.evaluate(run, mixes, [name], recipe.split_of(name), held)
     if ranks.rank():
         return
     compared = accuracies.compared(run, headline.mix, intervals=True)

@@ -16,6 +16,7 @@ import torch
 
 from engine.data.sets import Sets
 from engine.evaluation import passes
+from engine.evaluation.bank import Bank
 from engine.machine.files import cache_folder
 from engine.measures import bootstrap, seeds, shares
 from engine.measures.predictions import SetPredictions
@@ -98,9 +99,9 @@ def evaluate(
                 len(pack.classes),
             )
     run = Run(resolved, device, sets, store, base, shares_features=shares_features)
-    rows = []
+    rows, held = [], Bank(run)
     for name in packs:
-        passes.evaluate(run, [model.mix for model in models], [name], "all")
+        passes.evaluate(run, [model.mix for model in models], [name], "all", held)
         rows += on_set(run, models, name, "all", intervals=intervals)
         sets.release(name)
     return rows

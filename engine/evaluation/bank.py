@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 
 import torch
 
@@ -28,32 +29,58 @@ Key = tuple[tuple[str, float], ...]  # a mix that is the same key is the same mo
 WEIGHTS_SHARE = 0.5  # fraction of the free memory; the rest is for images and activations
 
 
-def loaded(
-    run: Run, averages: Sequence[Average]
-) -> Iterator[tuple[Sequence[Average], list[list[Model]]]]:
-    """The averages in groups, and the models that produce their outputs, on the device.
+class Bank:
+    """The models that a run evaluates. Those of the last group stay on the device, so the next
+    dataset reads no weights again; its images get the memory that they leave."""
 
-    Delete a group's models before taking the next group. Raises ValueError, naming its members, if
-    an ensemble does not fit on the device.
-    """
-    form = Form.of(run.recipe.evaluate, run.device)
-    backbone = form.backbone(run.recipe.model, len(run.sets.classes), run.device)
-    parents = [stored_cell(run.store, name) for average in averages for name in average]
-    largest = max(parent.artifact.file(WEIGHTS).stat().st_size for parent in parents)
-    # Parents of mixes are in memory twice: as files and as rows to average.
-    extra = 2 * max(len(mix) for average in averages for mix in mixes_of(average))
-    room = WEIGHTS_SHARE * free_memory(run.device) / largest - extra
-    in_groups = groups(averages, max(1, int(ranks.least(room))))
-    if len(in_groups) > 1:
-        log.info(
-            "%d models do not fit together: reading the dataset once for each of %d groups",
-            len(averages),
-            len(in_groups),
-        )
-    for group in in_groups:
-        nets = load(backbone, run, [mix for average in group for mix in mixes_of(average)])
-        yield group, [outputs_of(average, nets, run) for average in group]
-        del nets  # before the next are loaded
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._nets: dict[Key, Model] = {}
+
+    def loaded(
+        self, averages: Sequence[Average]
+    ) -> Iterator[tuple[Sequence[Average], list[list[Model]]]]:
+        """The averages in groups, and the models that produce their outputs, on the device.
+
+        Delete a group's models before taking the next group. Raises ValueError, naming its members,
+        if an ensemble does not fit on the device.
+        """
+        in_groups = [averages]
+        if not self._has(averages):
+            self._nets = {}  # before room for others is measured
+            in_groups = groups(averages, self._room(averages))
+        if len(in_groups) > 1:
+            log.info(
+                "%d models do not fit together: reading the dataset once for each of %d groups",
+                len(averages),
+                len(in_groups),
+            )
+        for group in in_groups:
+            if not self._has(group):
+                self._nets = {}  # before the next are loaded
+                mixes = [mix for average in group for mix in mixes_of(average)]
+                self._nets = load(self._backbone, self._run, mixes)
+            yield group, [outputs_of(average, self._nets, self._run) for average in group]
+
+    @cached_property
+    def _backbone(self) -> Backbone:
+        run = self._run
+        form = Form.of(run.recipe.evaluate, run.device)
+        return form.backbone(run.recipe.model, len(run.sets.classes), run.device)
+
+    def _has(self, averages: Sequence[Average]) -> bool:
+        needs = {key_of(mix) for average in averages for mix in mixes_of(average)}
+        return needs <= self._nets.keys()
+
+    def _room(self, averages: Sequence[Average]) -> int:
+        """How many models fit on the device of every rank; at least one."""
+        run = self._run
+        parents = [stored_cell(run.store, name) for average in averages for name in average]
+        largest = max(parent.artifact.file(WEIGHTS).stat().st_size for parent in parents)
+        # Parents of mixes are in memory twice: as files and as rows to average.
+        extra = 2 * max(len(mix) for average in averages for mix in mixes_of(average))
+        room = WEIGHTS_SHARE * free_memory(run.device) / largest - extra
+        return max(1, int(ranks.least(room)))
 
 
 def outputs_of(average: Average, nets: Mapping[Key, Model], run: Run) -> list[Model]:

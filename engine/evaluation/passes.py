@@ -21,7 +21,7 @@ import torch
 from engine import models
 from engine.data.sets import LabelledSet
 from engine.evaluation import bank, features, ridge
-from engine.evaluation.bank import stored_cell
+from engine.evaluation.bank import Bank, stored_cell
 from engine.evaluation.batches import Reader, read, reduced
 from engine.evaluation.reduction import Reduction, predictions_table
 from engine.machine import ranks
@@ -37,8 +37,18 @@ from engine.store.pending import PART, PartialPredictions, slices
 from loaders.batches import Batch, on_device
 
 
-def evaluate(run: Run, averages: Sequence[Average], names: Iterable[str], split: str) -> None:
-    """Make the missing predictions of every average of cells on every named dataset."""
+def evaluate(
+    run: Run,
+    averages: Sequence[Average],
+    names: Iterable[str],
+    split: str,
+    held: Bank | None = None,
+) -> None:
+    """Make the missing predictions of every average of cells on every named dataset.
+
+    held: the run's models, for several calls; by default they are loaded for this one.
+    """
+    held = held or Bank(run)
     for name in names:
         labelled = run.sets[name]
         missing: list[Average] = []
@@ -48,7 +58,7 @@ def evaluate(run: Run, averages: Sequence[Average], names: Iterable[str], split:
                 missing.append(average)
         if missing:
             with run.threads():
-                _pass(run, missing, labelled, split)
+                _pass(run, missing, labelled, split, held)
 
 
 def find(run: Run, average: Average, name: str, split: str) -> Artifact | None:
@@ -111,7 +121,9 @@ def key_of(
     return f"{'+'.join(n.rsplit('-', 1)[0] for n in average)}-on-{labelled.name}"[:120], key
 
 
-def _pass(run: Run, averages: Sequence[Average], labelled: LabelledSet, split: str) -> None:
+def _pass(
+    run: Run, averages: Sequence[Average], labelled: LabelledSet, split: str, held: Bank
+) -> None:
     cuts = slices(labelled.split(split), run.recipe.evaluate.batch_size)
     pending = [
         PartialPredictions(run.store, a, key_of(run, a, labelled, split), cuts) for a in averages
@@ -127,9 +139,9 @@ def _pass(run: Run, averages: Sequence[Average], labelled: LabelledSet, split: s
         reader = functools.partial(_of_features, rows_ND, run.device)
         _evaluate(run, list(probes), list(probes.values()), labelled, reader, lambda x_ND: x_ND)
     if full:
-        source = run.sets.source(labelled.name)  # allocates memory before the rest is divided
+        source = run.sets.source(labelled.name)  # allocates memory before models divide the rest
         normalize = models.Normalize(run.recipe.model, run.device)
-        for group, nets in bank.loaded(run, [evaluation.average for evaluation in full.values()]):
+        for group, nets in held.loaded([evaluation.average for evaluation in full.values()]):
             of_group = [full[id(average)] for average in group]
             _evaluate(run, of_group, nets, labelled, source.batches, normalize)
             del nets  # before loading the next group

@@ -107,7 +107,7 @@ def test_traced_batches_wait_for_nothing(grid):
     builder = prepared(grid, *FORM).builder
     with on_fake_gpu(builder) as run:
         labelled, cell = run.target, run.base
-        ((_, nets),) = bank.loaded(run, [{cell.name: 1.0}])
+        ((_, nets),) = bank.Bank(run).loaded([{cell.name: 1.0}])
         normalize = models.Normalize(run.recipe.model, CUDA)
         reduction = Reduction(labelled, CUDA)
         kind = Form.of(run.recipe.evaluate, CUDA).precision

@@ -10,9 +10,10 @@ import torch
 
 from engine.campaigns import jobs
 from engine.campaigns.columns import Column
-from engine.evaluation import bank, passes
+from engine.evaluation import bank, features, passes
 from engine.measures import predictions
 from engine.measures.temperature_scaling import TEMPERATURES
+from engine.models.form import Form
 from engine.store import cells
 from engine.store.cells import Ensemble, Entry
 from helpers.evaluations import (
@@ -59,12 +60,36 @@ def test_calibration_costs_no_pass_and_leaves_the_other_columns(
         assert (np.diff(confidences, axis=1) <= 1e-6).all()
 
 
-def test_a_column_holds_one_set_at_a_time(grid, monkeypatch):
-    builder, held = grid.builder(), []
+@pytest.mark.parametrize(("room", "loads"), [(2, 3 * 6), (8, 6)])
+def test_models_that_fit_together_are_loaded_once_for_all_sets(
+    grid, fresh, mixes, monkeypatch, room, loads
+):
+    """Also for calls of some of them, on splits of their own."""
+    names = ["outline", "tinted", "few"]
+    expected = [tables(grid.builder(), mixes, [name]) for name in names]
+    builder, counted, made = fresh.builder(), Counted(monkeypatch), []
+    for name in names:
+        features.stored(builder, builder.base, builder.sets[name])
+    backbone = Form.backbone
+    monkeypatch.setattr(Form, "backbone", lambda *of: made.append(of) or backbone(*of))
+    monkeypatch.setattr(bank, "free_memory", lambda _: room_for_models(grid, mixes, room))
+    held = bank.Bank(builder)
+    for name in names:
+        passes.evaluate(builder, mixes, [name], "all", held)
+    passes.evaluate(builder, mixes[2:4], ["few"], "train", held)  # the last that were loaded
+    assert (counted.models, len(made)) == (loads, 1)
+    for name, of_set in zip(names, expected, strict=True):
+        assert same(tables(builder, mixes, [name]), of_set)
 
-    def evaluate(run, mixes, names, split) -> None:
+
+def test_a_column_holds_one_set_at_a_time(grid, monkeypatch):
+    """And its models throughout."""
+    builder, held, banks = grid.builder(), [], set()
+
+    def evaluate(run, mixes, names, split, of_column) -> None:
         run.sets.source(*names)
         held.append(set(run.sets._sources))
+        banks.add(of_column)
 
     column = Column("outline")
     monkeypatch.setattr(jobs, "builders", lambda *_, **__: [builder])
@@ -75,7 +100,7 @@ def test_a_column_holds_one_set_at_a_time(grid, monkeypatch):
     for name, result in (("build", None), ("entries", ()), ("remove_snapshots", None)):
         monkeypatch.setattr(builder, name, lambda result=result: result)
     jobs.column(SimpleNamespace(place=None, columns=[column]), column, grid.device)
-    assert held == [{"upstream"}, {"outline"}, {"tinted"}, {"few"}]
+    assert held == [{"upstream"}, {"outline"}, {"tinted"}, {"few"}] and len(banks) == 1
     assert not builder.sets._sources
 
 
