@@ -71,7 +71,8 @@ class CellPlan:
     def below(self, runs: Path) -> CellPlan:
         """The cell, and those that it needs, with another runs folder."""
         needs = {name: need.below(runs) for name, need in self.needs.items()}
-        return CellPlan(dataclasses.replace(self.recipe, runs=str(runs)), needs)
+        recipe = dataclasses.replace(self.recipe, runs=str(runs))
+        return dataclasses.replace(self, recipe=recipe, needs=needs)
 
     def seeded(self, seed: int) -> CellPlan:
         """The cell, and those that it needs, with another training seed."""
@@ -106,7 +107,8 @@ def of_plain(values: Mapping[str, Any]) -> CellPlan:
     dataset = values["recipe"]["dataset"]
     dataset = msgspec.convert(dataset, kinds.planned_options(dataset))
     needs = {name: of_plain(need) for name, need in values["needs"].items()}
-    return CellPlan(dataclasses.replace(cell.recipe, method=options, dataset=dataset), needs)
+    recipe = dataclasses.replace(cell.recipe, method=options, dataset=dataset)
+    return dataclasses.replace(cell, recipe=recipe, needs=needs)
 
 
 @catalogue.each_file_once()

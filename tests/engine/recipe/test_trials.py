@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from engine.campaigns.plan import Plan, make_plan
+from engine.campaigns.plan import Plan, is_current, make_plan, plan_to_json, read_plan
 from engine.errors import RecipeError
 from engine.recipe import parsed
 from engine.recipe.trials import trials_of
@@ -45,6 +45,16 @@ def test_a_needed_cell_is_that_of_its_own_row():
     assert wise_ft.needs["fine_tune"].recipe == fine_tune.recipe
     assert fine_tune.recipe.optimizer.lr == plan.rows["fine_tune"].trials[1]["optimizer.lr"]
     assert again.recipe.optimizer == fine_tune.recipe.optimizer and again.recipe.seed == 1
+
+
+def test_the_plans_file_has_the_trials(tmp_path):
+    plan = planned("trials=3", f"runs={tmp_path}")
+    plan.place.root.write(plan.place.plan, plan_to_json(plan))
+    again = read_plan(plan.place)
+    assert [list(again.cells(c)) for c in again.columns] == [
+        list(plan.cells(c)) for c in plan.columns
+    ]
+    assert is_current(again)
 
 
 def test_draws_are_log_uniform_in_their_range_and_a_larger_budget_keeps_a_smaller_ones():
