@@ -21,6 +21,7 @@ from engine.cost.work import DISTANCE_SAMPLES
 from engine.evaluation import accuracies, cka, features, passes
 from engine.evaluation.bank import Bank
 from engine.machine import ranks
+from engine.measures.dynamics import STEP
 from engine.otdd import solve
 from engine.otdd.problems import DistanceOptions
 from engine.store.artifacts import Store
@@ -140,6 +141,7 @@ def column(plan: Plan, column: Column, device: torch.device, *, run_users: bool 
     entries = [entry for _, of_row in models for entry in of_row]
     headlines = [entry.mix for entry in entries if entry.headline]
     with_features = [mix for mix in headlines if not isinstance(mix, Ensemble)]
+    compared = with_features + [entry.mix for entry in entries if STEP in entry.setting]
     run, held = rows[0], Bank(rows[0])
     if len(run.recipe.trained_sets) > 1:
         run.sets.release(column.downstream)  # evaluation reads its datasets one by one
@@ -149,7 +151,7 @@ def column(plan: Plan, column: Column, device: torch.device, *, run_users: bool 
         if is_judged_seen(run, place, [column.downstream]) and not column.is_replicate:
             passes.evaluate(run, headlines, [place], "train", held)
         if run.recipe.evaluate.cka and not column.is_replicate:
-            cka.evaluate(run, with_features, place)
+            cka.evaluate(run, compared, place)
         run.sets.release(place)
     for place in run.recipe.dataset.probe_sets if not column.is_replicate else ():
         passes.evaluate(run, with_features, [place], "holdout", held)

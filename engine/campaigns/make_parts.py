@@ -17,6 +17,7 @@ from engine.data import imagenet, thumbnails
 from engine.data.kinds import kind_of
 from engine.evaluation import cka, passes
 from engine.machine.programs import NoAnswer, answer
+from engine.measures.dynamics import STEP
 from engine.measures.rows import PRE, Arm, Evaluation, ModelOnSet, Setting
 from engine.recipe.schema import DatasetRecipe
 from engine.run import Run
@@ -99,12 +100,11 @@ def of_column(
                 on_set = ModelOnSet(*arm, recipe.downstream, name)
                 path = _predicted(run, mix, name)
                 evaluations.append(Evaluation(*on_set.key, path, *of_row))
-                if not is_shown:
-                    continue
-                if is_judged_seen(run, name, [recipe.downstream]):
+                if is_shown and is_judged_seen(run, name, [recipe.downstream]):
                     path = passes.predicted(run, mix, name, "train")
                     seen.append(Evaluation(*on_set.key, path, *of_row))
-                if recipe.evaluate.cka and not isinstance(mix, Ensemble):  # which has no features
+                is_compared = recipe.evaluate.cka and (is_shown or STEP in entry.setting)
+                if is_compared and not isinstance(mix, Ensemble):  # which has no features
                     values = {"seed": recipe.seed, "blocks": cka.stored(run, mix, name)}
                     blocks.append({**dataclasses.asdict(on_set), **values})
     return _models(run, evaluations, seen, probe_sets, folders, blocks)

@@ -1,7 +1,7 @@
 """Snapshots: models during training, stored until they are evaluated.
 
-Their weights are removed after evaluation, so a snapshot is finished once all its predictions are
-in the store.
+Their weights are removed after evaluation, so a snapshot is finished once all its predictions, and
+CKA if asked for, are in the store.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from engine.evaluation import passes
+from engine.evaluation import cka, passes
 from engine.recipe.schema import Recipe
 from engine.run import Run
 from engine.store.artifacts import Artifact, Store
@@ -74,7 +74,8 @@ def of_cell(run: Run, downstreams: Collection[str], cell: str, total: int) -> li
 
 
 def missing(run: Run, taken: Sequence[Snapshot]) -> list[Snapshot]:
-    """The snapshots that need training again: a prediction is missing, and so are the weights."""
+    """The snapshots that need training again: a prediction or CKA is missing, and so are the
+    weights."""
     without = [snapshot for snapshot in taken if snapshot.weights(run) is None]
     if not without:
         return []
@@ -82,6 +83,8 @@ def missing(run: Run, taken: Sequence[Snapshot]) -> list[Snapshot]:
 
     def evaluated(snapshot: Snapshot) -> bool:
         mix = {snapshot.name(run.store): 1.0}
-        return all(passes.find(run, mix, name, split) is not None for name, split in splits.items())
+        found = [passes.find(run, mix, name, split) for name, split in splits.items()]
+        found += [cka.find(run, mix, name) for name in splits if run.recipe.evaluate.cka]
+        return None not in found
 
     return [snapshot for snapshot in without if not evaluated(snapshot)]

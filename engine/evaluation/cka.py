@@ -34,6 +34,7 @@ from engine.models.layers import blocks
 from engine.recipe.checks import FEWEST_FOR_CKA
 from engine.recipe.schema import ModelRecipe, Recipe
 from engine.run import Run
+from engine.store.artifacts import Artifact
 from engine.store.cells import Mix, canonical_mix
 
 FILE = "cka.json"
@@ -52,6 +53,11 @@ def check(run: Run, name: str) -> None:
     """Raise the errors of `evaluate` before anything is trained."""
     blocks_of(run.recipe.model)
     minibatches(run.recipe, run.sets[name])
+
+
+def find(run: Run, mix: Mix, name: str) -> Artifact | None:
+    """The artefact with a mix's CKA on a dataset, or None if any rank does not find it."""
+    return run.find("cka", *_key(run, canonical_mix(mix), name))
 
 
 def stored(run: Run, mix: Mix, name: str) -> dict[str, float | None]:

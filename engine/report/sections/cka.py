@@ -1,4 +1,4 @@
-"""How much fine-tuning changed each block's features, and whether that relates to accuracy."""
+"""How much fine-tuning changes each block's features, when, and its relation to accuracy."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pandas
 
-from engine.measures import correlation
+from engine.measures import correlation, dynamics
 from engine.measures.rows import Arm, Setting, trained_sets
 from engine.measures.tables import groups
 from engine.report import charts
-from engine.report.results import Results
+from engine.report.results import Results, title
 from engine.report.section import Section, Table
+from engine.report.sections.curves import LABELS, X_OF_STEP_0, step_ticks
 from engine.report.sections.figures import by_model
 
 CELL = ["model", "method", "variant", "downstream", "evaluated_on"]
@@ -26,6 +27,7 @@ def section(results: Results) -> Section | None:
     pairs = zip(blocks["downstream"], blocks["evaluated_on"], strict=True)
     elsewhere = blocks[[name not in trained_sets(downstream) for downstream, name in pairs]]
     cells = _mean(elsewhere, CELL).merge(results.cells[[*CELL, "change_pts"]], on=CELL)
+    during = _during_training(results)
     return Section(
         "cka",
         "; ".join(f"{_heading(rows)}{results.of(model)}" for model, rows in groups(cells, "model")),
@@ -53,8 +55,35 @@ def section(results: Results) -> Section | None:
                 ("change_pts", "method", "evaluated_on"),
                 lambda rows: charts.scatter(rows, "cka", "change_pts", "method"),
             ),
+            *by_model(
+                results,
+                "cka-training",
+                "Mean CKA over blocks by optimizer step; pre: pretrained model",
+                during.assign(at=during["step"].clip(lower=X_OF_STEP_0)),
+                ("cka", "method", "quantity"),
+                lambda rows: charts.curve(
+                    rows,
+                    "at",
+                    "cka",
+                    "quantity",
+                    x_title="optimizer step",
+                    ticks=step_ticks(rows["step"]),
+                    facet="method",
+                ),
+            ),
         ],
-        tables=[Table("cka", "CKA of each block, averaged over training seeds.", blocks)],
+        tables=[
+            Table("cka", "CKA of each block, averaged over training seeds.", blocks),
+            *[
+                Table(
+                    "cka-training",
+                    "CKA with the pretrained model by optimizer step: means over blocks, datasets "
+                    "and training seeds.",
+                    during,
+                )
+            ]
+            * (not during.empty),
+        ],
     )
 
 
@@ -71,6 +100,27 @@ def _blocks(results: Results) -> pandas.DataFrame:
     data = pandas.DataFrame(rows, columns=["arm", *CELL[3:], "block", "depth", "cka"])
     data = results.shown[["arm", *CELL[:3]]].merge(data.astype({"cka": float}), on="arm")
     return _mean(data, [*CELL, "block", "depth"])
+
+
+def _during_training(results: Results) -> pandas.DataFrame:
+    """One row per method with snapshots, kind of dataset and optimizer step, from step 0, at which
+    the model is the pretrained one."""
+    rows, keys = [], ["model", "method", "quantity", "step"]
+    for row in results.record.cka or ():
+        arm, on = _arm(row), row["evaluated_on"]
+        kinds = {
+            "downstream": on in trained_sets(row["downstream"]),
+            "upstream": on == results.record.upstream,
+            "ood": on in results.grid.sets,
+        }
+        kind = next((kind for kind, is_one in kinds.items() if is_one), None)
+        if (step := dynamics.step_of(arm)) is not None and kind is not None:
+            name = title(dynamics.of_cell(arm), results.record.methods)
+            cka = np.array(list(row["blocks"].values()), float).mean()
+            rows += [(arm.model, name, LABELS[kind], at, of) for at, of in ((0, 1.0), (step, cka))]
+    return _mean(pandas.DataFrame(rows, columns=[*keys, "cka"]), keys).sort_values(
+        "step", kind="stable"
+    )
 
 
 def _arm(row: Mapping[str, Any]) -> Arm:

@@ -38,8 +38,7 @@ def during_training(results: Results) -> Section | None:
     )
     steps = points["step"].clip(lower=X_OF_STEP_0)
     points = points.assign(quantity=points["quantity"].map(LABELS), at=steps)
-    ticks = {step: f"{step:,.0f}" for step in sorted(set(steps))} | {X_OF_STEP_0: "pre"}
-    options: dict[str, Any] = {"x_title": "optimizer step", "ticks": ticks}
+    options: dict[str, Any] = {"x_title": "optimizer step", "ticks": step_ticks(points["step"])}
     claims = pandas.DataFrame(columns=["holds"])
     if rising := {arm: claim for arm, (_, claim) in made.items() if len(claim)}:
         units = {name: f"{name}_pct" for name in ("peak_ood", "saturation_ood")}
@@ -73,6 +72,11 @@ def during_training(results: Results) -> Section | None:
         ]
         * bool(rising),
     )
+
+
+def step_ticks(steps: pandas.Series) -> dict[float, str]:
+    """Labels of an axis of optimizer steps, by position; step 0 stands at `X_OF_STEP_0`."""
+    return {X_OF_STEP_0: "pre", **{step: f"{step:,.0f}" for step in sorted({*steps} - {0})}}
 
 
 def barrier(results: Results) -> Section | None:

@@ -104,6 +104,23 @@ def test_snapshots_are_evaluated_and_their_weights_removed(followed):
     assert (gone / "part-00000.parquet").read_bytes() == before
 
 
+def test_snapshots_have_their_cka_with_the_pretrained_model(followed):
+    """Also those whose predictions were there, and whose weights are gone: they train again."""
+    words = ("evaluate.cka=6", "evaluate.batch_size=8")
+    followed.run("evaluate.batch_size=8")
+    plan = followed.run(*words)
+    assert followed.trained == ALL and not followed.folders("snapshots")
+    plan = followed.run(*words)
+    assert not followed.trained
+    rows = [row for row in record_of(plan).cka or [] if row["evaluated_on"] == "tinted"]
+    blocks = {(row["downstream"], row["setting"].get("step")): row["blocks"] for row in rows}
+    assert set(blocks) == {(name, step) for name in ALL for step in (None, *STEPS)}
+    for name in ALL:
+        assert blocks[name, STEPS[-1]] == blocks[name, None], "the last point is the cell itself"
+        means = [sum(blocks[name, step].values()) for step in STEPS]
+        assert means[0] > means[-1], "the first step changes features least"
+
+
 def test_the_rows_under_any_name_are_followed_and_what_they_need_is_not(followed):
     """A stock's models of other seeds have no points on a curve, and nobody would remove theirs."""
     text = followed.file.read_text().partition("methods:")[0]

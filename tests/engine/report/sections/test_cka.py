@@ -109,3 +109,35 @@ def test_depth_is_a_share_and_a_mean_over_the_other_sets(of_grid):
     figures = drawn(cka.section(of_grid))
     assert figures["cka-depth-lite0"].count('aria-roledescription="line mark"') == 2
     assert figures["cka-accuracy-lite0"].count('aria-roledescription="point"') >= 18
+
+
+def test_cka_along_training_starts_at_the_pretrained_model(of_grid):
+    """Means over blocks, datasets and seeds, computed again from the rows of the record."""
+    during = [
+        {
+            **row,
+            "setting": {"step": step},
+            "blocks": {k: v / step for k, v in row["blocks"].items()},
+        }
+        for row in rows()
+        for step in (1, 8)
+        if row["method"] == "lwf"
+    ]
+    made = replace(of_grid, record=replace(of_grid.record, cka=[*rows(), *during]))
+    section = cka.section(made)
+    assert [table.name for table in cka.section(of_grid).tables] == ["cka"]
+    plain = cka.section(of_grid).tables[0].data
+    pandas.testing.assert_frame_equal(section.tables[0].data, plain)
+    table = section.tables[1].data.set_index(["quantity", "step"])["cka"]
+    stored = pandas.DataFrame(rows()).query("method == 'lwf'")
+    stored["cka"] = [np.mean(list(blocks.values())) for blocks in stored["blocks"]]
+    is_own = stored["downstream"] == stored["evaluated_on"]
+    parts = {
+        "downstream dataset": stored[is_own], "ID dataset": stored.query("evaluated_on == 'up'"),
+        "other datasets": stored[~is_own].query("evaluated_on != 'up'"),
+    }  # fmt: skip
+    assert len(table) == 9
+    for quantity, part in parts.items():
+        of_steps = [table[quantity, step] for step in (0, 1, 8)]
+        assert of_steps == pytest.approx([1, part["cka"].mean(), part["cka"].mean() / 8])
+    assert set(drawn(section)) >= {"cka-training-lite0"}
