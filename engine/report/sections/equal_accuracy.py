@@ -1,0 +1,63 @@
+"""Robustness at equal downstream accuracy, along a curve of interpolated models."""
+
+from __future__ import annotations
+
+import pandas
+
+from engine.measures.equal_accuracy import against_curve
+from engine.report.results import Results
+from engine.report.section import Section, Table
+from engine.report.text import counted, listed
+
+
+def section(results: Results) -> Section | None:
+    """None without a curve, or if a downstream dataset is not evaluated."""
+    data = _compared(results)
+    if data.empty:
+        return None
+    known = data.dropna(subset="difference_pts")
+    above, below = (known["difference_low"] > 0).sum(), (known["difference_high"] < 0).sum()
+    out = [*dict.fromkeys(data.loc[data["difference_pts"].isna(), "method"])]
+    return Section(
+        "equal-accuracy",
+        f"At equal downstream accuracy, {above} of {counted('method', len(known))} are "
+        f"significantly more robust than {listed([*dict.fromkeys(data['curve'])])}, {below} less",
+        "A method that adapts less often loses less. Each method is therefore compared with the "
+        "interpolation that has the same mean accuracy on the downstream datasets, linearly "
+        "between two evaluated alphas (the trade-off chart shows the curve). Differences are "
+        "paired, and their intervals are not corrected for their number"
+        f"{results.in_one_training}; they generalise to {results.population}."
+        + f" The curve does not reach the accuracy of {listed(out)}."
+        * bool(out),
+        tables=[
+            Table(
+                "equal-accuracy",
+                "Mean accuracy in percent on the downstream datasets and on the other datasets, "
+                "that of the curve on the other datasets at equal downstream accuracy, and the "
+                "difference (method minus curve) in points, with 95% intervals.",
+                data,
+            )
+        ],
+    )
+
+
+def _compared(results: Results) -> pandas.DataFrame:
+    """One row per curve and shown method of the same model and setting."""
+    arms, parts = results.arms, []
+    if "on_downstream_set_pct" not in arms:
+        return pandas.DataFrame()
+    names = arms.set_index("arm")["method"]
+    mixed = arms[arms["alpha"].notna()]
+    for (model, key, _, setting), curve in mixed.groupby(
+        ["model", "key", "variant", "setting"], sort=False
+    ):
+        shown = results.shown.query("model == @model and setting == @setting and key != @key")
+        if len(curve) < 2 or shown.empty:
+            continue
+        points = curve.sort_values("alpha")["arm"].tolist()
+        table = against_curve(results.grid, points, shown["arm"].tolist())
+        title = results.record.methods.get(str(key), str(key))
+        table.insert(0, "curve", title + f", {setting}" * bool(setting))
+        table.insert(1, "method", table.pop("arm").map(names))
+        parts.append(table.assign(model=model)[["model", *table]])
+    return pandas.concat(parts, ignore_index=True) if parts else pandas.DataFrame()
