@@ -116,6 +116,9 @@ def _joined(plan: Plan, columns: Sequence[Column], distances: Distances) -> Reco
         probe_sets=probe_sets,
         limit=dataset.limit,
         evaluate_on=dataset.evaluate_on,
+        samples_seen={plan.recipe.model.name: seen_before}
+        if (seen_before := plan.recipe.model.samples_seen)
+        else {},
     )
     if not dataset.thumbnails:
         return record

@@ -92,6 +92,7 @@ class Record:
         families: datasets by maker (`dataset.families`).
         seen: evaluations of models on photos that they were trained on in another dataset, and of
             the pretrained model on all such photos (`leak`).
+        samples_seen: `model.samples_seen` by model, where it is known.
         limit: images per dataset in a smoke run; 0 for other campaigns.
         probe_sets: evaluations of heads that were fitted on each model's features of
             `dataset.probe_sets`.
@@ -125,6 +126,7 @@ class Record:
     limit: int = 0
     evaluate_on: list[Name] = field(default_factory=list)
     probe_sets: list[Evaluation] = field(default_factory=list)
+    samples_seen: dict[str, int] = field(default_factory=dict)
 
     def matrix(self) -> Matrix | None:
         """The distances between all sets, if they are known."""

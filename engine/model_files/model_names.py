@@ -31,6 +31,10 @@ from engine.model_files.descriptions import Description
 IMAGENET_CLASSES = 1000
 TIMM, TORCHVISION, LOCAL = "timm:", "torchvision:", "local-dir:"
 HUBS = ("hf-hub:", "hf_hub:")
+# Image-text pairs seen in pretraining, by the tag of weights that do not name it as `_s13b_` does:
+# 32 (e31: 31) epochs over 400 million pairs.
+SAMPLES_SEEN = {tag: 12_800_000_000 for tag in ("openai", "laion400m_e32")}
+SAMPLES_SEEN |= {"laion400m_e31": 12_400_000_000}
 VERSIONS = {"IMAGENET1K_V2": "tv2_in1k", "IMAGENET1K_V1": "tv_in1k"}  # torchvision's, timm's
 REGNETS = {  # torchvision counts operations in megaflops and gigaflops, timm in hundreds
     "400mf": "004", "800mf": "008", "1_6gf": "016", "3_2gf": "032",
@@ -160,7 +164,16 @@ def _open_clip(name: str) -> dict[str, Any]:
         "image_size": side,
         "weights": {"source": "open_clip", "clip": of, "tag": tag},
         "head": {},
+        "samples_seen": _samples_seen(tag),
     }
+
+
+def _samples_seen(tag: str) -> int:
+    """The pairs that weights saw in pretraining; 0 if their tag does not say."""
+    named = re.search(r"_s(\d+)([mb])(_|$)", tag)
+    if named is None:
+        return SAMPLES_SEEN.get(tag, 0)
+    return int(named[1]) * {"m": 10**6, "b": 10**9}[named[2]]
 
 
 def _local(place: str) -> dict[str, Any]:

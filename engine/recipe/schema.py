@@ -124,6 +124,7 @@ class ModelRecipe:
     channels_last: bool = False
     projection: Width = 0  # for CLIP, the width of the normalized embedding; 0: none
     published: dict[str, float] = marked(NOTHING, dict)  # top-1 in percent, by dataset
+    samples_seen: Count = marked(NOTHING, 0)  # images or pairs, in pretraining; 0: unknown
 
     @property
     def has_text_tower(self) -> bool:

@@ -68,6 +68,7 @@ def merged(runs: Sequence[FinishedCampaign], models_csv: Path | None = None) -> 
     replicates: dict[tuple[Any, ...], Evaluation] = {}
     thumbnails: dict[str, dict[str, str]] = {}
     settings: dict[str, Any] = {}
+    samples_seen: dict[str, int] = {}
     settings_of_rows: list[Row] = []
     for label, run in zip(labels, runs, strict=True):
         record, models = run.record, {name: f"{name} ({label})" for name in disagreeing}
@@ -83,6 +84,7 @@ def merged(runs: Sequence[FinishedCampaign], models_csv: Path | None = None) -> 
                 if row.downstream in ("", *shared):
                     row = dataclasses.replace(row, model=models.get(row.model, row.model))
                     kept.setdefault((*row.key, row.seed), row)
+        samples_seen |= {models.get(name, name): n for name, n in record.samples_seen.items()}
         cka += [row | {"model": models.get(row["model"], row["model"])} for row in record.cka or ()]
         attempts += [dataclasses.replace(attempt, campaign=label) for attempt in record.attempts]
         missing += [dataclasses.replace(column, campaign=label) for column in record.missing]
@@ -111,6 +113,7 @@ def merged(runs: Sequence[FinishedCampaign], models_csv: Path | None = None) -> 
         attempts=attempts,
         thumbnails=thumbnails,
         missing=missing,
+        samples_seen=samples_seen,
         evaluate_on=[
             name for name in first.evaluate_on if all(name in of.evaluate_on for of in records)
         ],

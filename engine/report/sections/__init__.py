@@ -17,6 +17,7 @@ from engine.report.sections import (
     groups,
     images,
     paired,
+    pretraining,
     ranking,
     sweep,
     varied,
@@ -36,6 +37,7 @@ ABOUT: list[Callable[[Results], Section | None]] = [
 ]
 SECTIONS: list[Callable[[Results], Section | None]] = [
     ranking.models,
+    pretraining.section,
     varied.section,
     ranking.methods,
     ranking.trade_off,

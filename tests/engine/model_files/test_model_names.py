@@ -56,6 +56,9 @@ def test_open_clips_weights_decide_about_the_activation():
         chosen.arch == "open_clip:ViT-B-16-quickgelu" and chosen.name == "ViT-B-16-quickgelu.openai"
     )
     assert (chosen.weights.source, chosen.weights.tag) == ("open_clip", "openai")
+    tags = {"ViT-B-16/openai": 12.8e9, "ViT-B-16/laion2b_s34b_b88k": 34e9}
+    tags |= {"ViT-B-32/datacomp_s_s13m_b4k": 13e6, "ViT-B-32/metaclip_400m": 0}
+    assert {tag: model(f"open_clip:{tag}").samples_seen for tag in tags} == tags
     settings = {"model.image_size": 224, "model.weights.tag": "openai"}
     assert architecture("open_clip:ViT-B-16/openai") == (chosen.arch, settings)
     assert architecture("open_clip:ViT-B-16") == ("open_clip:ViT-B-16", {})
