@@ -104,8 +104,10 @@ def _section(module: ModuleType, name: str, title: str) -> Iterator[str]:
 
 def _default(value: ast.expr | None) -> str:
     text = ast.unparse(value) if value else "MISSING"
-    made = re.fullmatch(r"marked\(\w+, (.*)\)|field\(default_factory=(?:lambda: )?(.*)\)", text)
-    text = made[1] or made[2] if made else text
+    made = re.fullmatch(
+        r"marked\(\w+, (.*)\)|searched\((.*), .*\)|field\(default_factory=(?:lambda: )?(.*)\)", text
+    )
+    text = next(filter(None, made.groups())) if made else text
     if text == "MISSING":
         return "must be given"
     text = {"list": "[]", "dict": "{}"}.get(text, text)

@@ -27,8 +27,9 @@ def section(results: Results) -> Section | None:
         "between two evaluated alphas (the trade-off chart shows the curve). Differences are "
         "paired, and their intervals are not corrected for their number"
         f"{results.in_one_training}; they generalise to {results.population}."
-        + f" The curve does not reach the accuracy of {listed(out)}."
-        * bool(out),
+        + " No images are held out: downstream accuracy is that on the images trained on."
+        * (not results.record.holdout)
+        + f" The curve does not reach the accuracy of {listed(out)}." * bool(out),
         tables=[
             Table(
                 "equal-accuracy",
