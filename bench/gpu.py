@@ -1,4 +1,4 @@
-"""`make gpu`: what a first GPU can tell; docs/gpus-and-slurm.md says what each stage must show.
+"""`make gpu`: what a first GPU can tell; bench/README.md says what each stage must show.
 
     python -m bench.gpu [STAGE ...] [--out FOLDER]
     python -m bench.gpu --device cpu --small      every stage on a CPU, to see that it runs

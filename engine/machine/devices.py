@@ -44,7 +44,8 @@ def keep_pages() -> None:
     """Makes glibc's malloc keep freed pages; does nothing with another C library.
 
     glibc returns the large blocks of a freed tensor to the kernel and requests new ones a moment
-    later. Zeroing their pages took more than half of an evaluation's time (docs/design.md).
+    later. Zeroing their pages took almost half of an evaluation's time: 807 images of
+    EfficientNet-Lite0 at 64 px per CPU-second instead of 1,508.
     """
     if not sys.platform.startswith("linux"):
         return

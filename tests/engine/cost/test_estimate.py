@@ -198,7 +198,7 @@ def test_a_core_is_timed_by_a_product_and_the_models_share(plan, counted, monkey
 
 
 def test_the_demos_time_on_two_cores():
-    """What it took on two cores of an AMD EPYC, without the seed replicate (docs/demo.md)."""
+    """What it took on two cores of an AMD EPYC, without the seed replicate."""
     plan = plan_of("emoji", "replicates=0")
     seconds = 3600 * estimated(plan).hours_on_cores(estimate.cpu(1), 2, plan.threads)
     assert 0.75 * 200 < seconds < 1.25 * 233

@@ -7,13 +7,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from engine.models.form import Form
 
 from engine.campaigns import jobs
 from engine.campaigns.columns import Column
 from engine.evaluation import bank, features, passes
 from engine.measures import predictions
 from engine.measures.temperature_scaling import TEMPERATURES
+from engine.models.execution import Form
 from engine.store import cells
 from engine.store.cells import Ensemble, Entry
 from helpers.evaluations import (
