@@ -65,8 +65,10 @@ def members(
 
 
 def names(label: str, position: Mapping[str, int]) -> list[str]:
-    """The names of a class's outputs."""
-    return [label] if label in position else label.split(JOIN)
+    """The names of a class's outputs: its own or, if the head knows none of that name, those that
+    it joins by `JOIN`."""
+    parts = label.split(JOIN)
+    return parts if label not in position and all(part in position for part in parts) else [label]
 
 
 def grouped(

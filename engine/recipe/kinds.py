@@ -153,6 +153,34 @@ def published_masks() -> dict[str, str]:
     return masks
 
 
+def keep_own(dataset: dict[str, Any], layers: Sequence[Layer]) -> None:
+    """Keep the own keys of a benchmark's datasets, and drop those of datasets that a later layer
+    left out.
+
+    dataset: the merged values. Raises RecipeError, naming the layer, for own keys of a dataset that
+    no layer names.
+    """
+    sections = [(source, layer.get("dataset")) for source, layer in layers]
+    given = [(source, each) for source, each in sections if isinstance(each, Mapping)]
+    named = {name for _, section in given for name in _named(section)} | _named(dataset)
+    for source, section in given:
+        for name in section["own"] if isinstance(section.get("own"), Mapping) else ():
+            if name not in named:
+                key = f"dataset.own.{name}"
+                raise RecipeError(
+                    f"{source}: {key}: no dataset has this name{nearest(name, named)}"
+                )
+    kept = _named(dataset)
+    dataset["own"] = {name: own for name, own in dataset.get("own", {}).items() if name in kept}
+
+
+def _named(dataset: Mapping[str, Any]) -> set[str]:
+    """The datasets of a benchmark's values, as far as they are not words of the command line."""
+    lists = (dataset.get(key) for key in ("sets", "evaluate_on", "train_sets", "probe_sets"))
+    names = {name for each in lists if isinstance(each, list) for name in each}
+    return {str(dataset.get("upstream", DatasetRecipe.upstream)), *map(str, names)}
+
+
 def files(dataset: DatasetRecipe) -> set[str]:
     """The users' files among the kinds of a benchmark's datasets."""
     kinds = [dataset.kind, *(str(own.get("kind", "")) for own in dataset.own.values())]

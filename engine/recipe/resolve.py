@@ -168,6 +168,7 @@ def _merged(layers: Sequence[Layer]) -> tuple[dict[str, Any], Options]:
             raise
         hint = f"{what}.{name} is an option of {', '.join(owners)}"
         raise RecipeError(f"{error}; {hint}") from error
+    kinds.keep_own(values["dataset"], layers)
     is_zero_shot = values.get("model", {}).get("weights", {}).get("source") == "open_clip"
     if layers[0][0] == NAMED and not is_zero_shot:  # its head has ImageNet's classes
         is_imagenet = values["dataset"].get("kind") == "imagenet"

@@ -117,6 +117,22 @@ def test_training_on_a_union_is_training_on_one_folder_of_all_its_images(builder
     assert any(not torch.equal(states[0][name], single[name]) for name in single)
 
 
+def test_a_union_is_cropped_from_the_larger_images_of_its_sets(builder):
+    cropped = "train.augment=[crop]"
+    of = builder("downstream=outline+few", cropped)
+    source = of.sets.training_source(of.recipe)
+    alone = []
+    for name in ("outline", "few"):
+        single = builder(f"downstream={name}", cropped)
+        index = np.arange(len(single.target.pack))
+        alone += [b.images for b in single.sets.training_source(single.recipe).batches([index])]
+    (batch,) = source.batches([np.arange(len(of.target.pack))])
+    assert batch.images.shape[2] > grids.SIZE
+    assert torch.equal(batch.images, torch.cat(alone))
+    trained, plain = (each.build().state() for each in (of, builder("downstream=outline+few")))
+    assert any(not torch.equal(trained[name], plain[name]) for name in plain)
+
+
 def test_the_mask_of_a_union_allows_the_classes_of_its_sets(builder):
     of = builder("downstream=few")
     few = of.sets["few"]

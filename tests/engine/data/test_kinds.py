@@ -12,6 +12,7 @@ from engine.cost import work
 from engine.data import grouping, packs
 from engine.data.kinds import kind_of
 from engine.data.sets import Sets
+from engine.errors import RecipeError
 from engine.recipe import parsed
 from engine.recipe.schema import Recipe
 from helpers import grids
@@ -118,6 +119,34 @@ def test_a_file_says_which_outputs_a_class_joins(mixed, tmp_path, joined, rule):
     file.write_text("\n".join([*lines, "bars,brr"]), encoding="utf-8")
     with pytest.raises(ValueError, match=r"round.csv, line 5: .*; did you mean 'bar'"):
         Sets(benchmark(tmp_path, *words), CPU, tmp_path)["round"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["dataset.own.tintd.images=3"], "dataset.own.tintd: no dataset .*; did you mean 'tinted'"),
+        (["dataset.own.tinted.imags=3"], "dataset.own.tinted has no key 'imags'; did you mean"),
+        (["dataset.own.tinted.split.colum=x"], "'dataset.own.tinted.split.colum'.*split.column"),
+        (["dataset.own.tinted.images=few"], "dataset.own.tinted.images='few' must be a whole"),
+    ],
+)
+def test_a_misspelt_key_of_a_datasets_own_is_an_error(mixed, tmp_path, words, message):
+    with pytest.raises(RecipeError, match=message):
+        benchmark(tmp_path, *words)
+
+
+def test_own_keys_of_a_dataset_that_is_left_out_are_dropped(mixed, tmp_path):
+    assert list(mixed.dataset.own) == ["tinted"]
+    without = benchmark(tmp_path, "dataset.sets=[outline,few]")
+    assert without.dataset.own == {}
+    (tmp_path / "again.yaml").write_text(recipe.dump(without), encoding="utf-8")
+    assert recipe.load(str(tmp_path / "again.yaml")).dataset == without.dataset
+
+
+def test_a_class_joins_outputs_by_a_plus_if_the_head_has_them():
+    position = {"bar": 0, "disc": 1, "a+b": 2}
+    names = [grouping.names(label, position) for label in ("bar", "bar+disc", "a+b", "bar+c")]
+    assert names == [["bar"], ["bar", "disc"], ["a+b"], ["bar+c"]]
 
 
 USERS = """\

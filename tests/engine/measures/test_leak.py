@@ -11,7 +11,7 @@ import pytest
 
 from engine.data import splits
 from engine.measures import bootstrap
-from engine.measures.rows import PRE, Evaluation
+from engine.measures.rows import PRE, Evaluation, trained_sets
 from engine.report import headline, sections
 from helpers import made_results, stores
 
@@ -29,19 +29,20 @@ class Made:
     """A store of predictions: two sets of the same photos, of which a part is held out, and one of
     others. seed: of the answers."""
 
-    def __init__(self, folder, seed=0, shared=True):
+    def __init__(self, folder, seed=0, shared=True, downstreams=SETS):
         self.folder, self.rng = folder, np.random.default_rng(seed)
-        self.shared = shared
+        self.shared, self.downstreams = shared, list(downstreams)
         self.held_out, self.seen = [], []
         folder.mkdir(exist_ok=True)
         cells = [(PRE, "", on) for on in (*SETS, "up")]
-        cells += [(m, i, j) for m in TITLES for i in SETS for j in (*SETS, "up")]
+        cells += [(m, i, j) for m in TITLES for i in downstreams for j in (*SETS, "up")]
         for cell in cells:
             self.held_out.append(self.evaluation(*cell, held_out=True))
         derived = SETS[:2]
         for cell in cells:
             method, i, j = cell
-            if j in derived and (method == PRE or (i in derived and i != j)):
+            parts = trained_sets(i)
+            if j in derived and (method == PRE or ({*parts} & {*derived} and j not in parts)):
                 self.seen.append(self.evaluation(*cell, held_out=False))
 
     def evaluation(self, method, downstream, on, *, held_out) -> Evaluation:
@@ -59,7 +60,7 @@ class Made:
 
     def results(self):
         record = made_results.record(
-            self.held_out, sets=list(SETS), downstreams=list(SETS), methods=TITLES
+            self.held_out, sets=list(SETS), downstreams=self.downstreams, methods=TITLES
         )
         return made_results.of_record(record, self.held_out, None, self.seen)
 
@@ -143,6 +144,20 @@ def test_the_leak_is_the_difference_of_two_changes(made):
     means = results.leak.query("downstream == ''").set_index("arm")["leak_pts"]
     for arm, rows in by_column.groupby("arm"):
         assert means[arm] == pytest.approx(rows["leak_pts"].mean())
+
+
+def test_a_union_has_seen_the_photos_of_each_of_its_sets(tmp_path):
+    union = f"{SETS[0]}+{SETS[2]}"
+    of = Made(tmp_path, seed=1, downstreams=[union, SETS[1]])
+    table = of.results().leak.query("evaluated_on != ''")
+    found = set(table[["downstream", "evaluated_on"]].itertuples(index=False, name=None))
+    assert found == {(union, SETS[1]), (SETS[1], SETS[0])}
+    (row,) = (
+        table.query("downstream == @union")
+        .merge(of.results().shown.query("key == 'fine_tune'")[["arm"]], on="arm")
+        .itertuples()
+    )
+    assert row.leak_low < 20 < row.leak_high and row.leak_low > 0
 
 
 def test_photos_that_a_column_did_not_train_on_and_their_classes_count_nowhere(made, tmp_path):

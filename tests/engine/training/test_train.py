@@ -95,6 +95,7 @@ CELLS = [
     ["method=lwf", "downstream=few", *words_of("adamw", 1, 0.0)],
     ["method=replay", *words_of("sgd", 3, 0.0)],
     ["method=strong_fine_tune", *words_of("adamw", 1, 0.3)],
+    ["downstream=outline+few", "train.augment=[crop]", *words_of("adamw", 3, 0.3)],
     [f"model.arch={CONV}", *words_of("sgd", 3, 0.3)],  # frozen batch norms
 ]
 FREE = [f"model.arch={CONV}", "model.image_size=64", "train.freeze_batchnorm=false"]
