@@ -106,7 +106,9 @@ def _results(runs: Sequence[FinishedCampaign], arguments: argparse.Namespace) ->
     csv, several = arguments.models_csv, len(runs) > 1
     made = merged(runs, csv) if several else results.of_campaign(runs[0], csv)
     if arguments.published:
-        made = dataclasses.replace(made, published=read_published(arguments.published))
+        made = dataclasses.replace(
+            made, published=read_published(arguments.published, made.record.benchmark)
+        )
     return made
 
 

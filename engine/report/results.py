@@ -60,9 +60,9 @@ class Results:
     arms: pandas.DataFrame
     comparisons: pandas.DataFrame
     trends: Mapping[str, Trend]
+    published: Published
     leak: pandas.DataFrame = field(default_factory=pandas.DataFrame)
     image_changes: Sequence[ImageChange] = ()
-    published: Published = field(default_factory=read_published)
     groups: pandas.DataFrame = field(default_factory=pandas.DataFrame)
     probe_sets: pandas.DataFrame = field(default_factory=pandas.DataFrame)
     halves: pandas.DataFrame = field(
@@ -238,8 +238,8 @@ class Results:
         """The published mRI of a row of `arms`; None if ours is not comparable: other datasets or
         columns, held-out images, or another variant, alpha or setting.
 
-        For plain fine-tuning on the upstream dataset, accuracies per dataset are published, so its
-        mRI is known over any of the datasets; for other columns, only over all of them.
+        If accuracies after fine-tuning on the only downstream dataset are published, mRI is known
+        over any of the datasets; otherwise only over all of them.
         """
         sets = {*self.published.sets} - {self.record.upstream}
         numbers, columns = self.published.of(row.model), {*self.grid.downstreams}
@@ -247,8 +247,9 @@ class Results:
         is_same &= row.setting == "" and (pandas.isna(row.alpha) or row.alpha == DEFAULT_ALPHA)
         if not is_same or self.record.holdout:
             return None
-        if columns == {self.record.upstream} and row.key == FINE_TUNE:
-            before, after = numbers.before, numbers.fine_tuned_on_val
+        after = numbers.after(min(columns), row.key) if len(columns) == 1 else {}
+        if after:
+            before = numbers.before
             is_known = {*self.grid.sets} <= before.keys() & after.keys() - columns
             changes = [after[name] - before[name] for name in self.grid.sets if is_known]
             return fmean(changes) if changes else None
@@ -307,7 +308,8 @@ def of_grid(record: Record, grid: Grid, baseline: Baseline | None = None) -> Res
     grid = effective_robustness.above_trend(grid, trends)
     arms = _arms(grid, record.methods)
     compared = comparisons.compare(grid, arms.loc[arms["shown"], "arm"].tolist())
-    return Results(record, grid, arms, compared, trends)
+    published = read_published(benchmark=record.benchmark)
+    return Results(record, grid, arms, compared, trends, published)
 
 
 def _arms(grid: Grid, methods: Mapping[str, str]) -> pandas.DataFrame:

@@ -52,7 +52,7 @@ SECTIONS: list[Callable[[Results], Section | None]] = [
     changes.further,
     groups.section,
     changes.on_probe_sets,
-    changes.tuned_upstream,
+    changes.tuned_outside,
     curves.during_training,
     effective_robustness.section,
     cka.section,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import pandas
 
-from engine.measures.rows import PRE
-from engine.measures.tables import extremes, groups, ordered
+from engine.measures.rows import DEFAULT_ALPHA, PRE, trained_sets
+from engine.measures.tables import extremes, groups, ordered, rows
 from engine.recipe.schema import RIDGE
 from engine.report import charts
 from engine.report.columns import between
@@ -192,12 +194,14 @@ def on_probe_sets(results: Results) -> Section | None:
     )
 
 
-def tuned_upstream(results: Results) -> Section | None:
-    """Fine-tuning on the upstream dataset, compared with published numbers."""
-    upstream = results.record.upstream
-    cells = results.cells[results.cells["downstream"] == upstream]
-    if cells.empty:
+def tuned_outside(results: Results) -> Section | None:
+    """Fine-tuning on a dataset outside RI, such as upstream, compared with published numbers."""
+    ri, columns = {*results.grid.sets}, results.cells["downstream"].unique()
+    outside = [name for name in filter(None, columns) if ri.isdisjoint(trained_sets(name))]
+    if not outside:
         return None
+    upstream = outside[0]
+    cells = results.cells[results.cells["downstream"] == upstream]
     data = pandas.concat([_beside_published(results, *of) for of in groups(cells, "model")])
     return Section(
         "upstream",
@@ -224,14 +228,15 @@ def tuned_upstream(results: Results) -> Section | None:
 
 
 def _beside_published(results: Results, model: str, cells: pandas.DataFrame) -> pandas.DataFrame:
-    """One row per arm, best mRI first, and dataset, upstream first; with published numbers for
-    plain fine-tuning."""
+    """One row per arm, best mRI first, and dataset, upstream first; with published numbers of
+    methods without other settings."""
     key, entry = results.ranked(model).set_index("arm")["key"], results.published.of(model)
     names = [results.record.upstream, *results.sets(model)]
     data = ordered(cells[cells["evaluated_on"].isin(names)], arm=key.index, evaluated_on=names)
-    is_plain = (data["arm"].map(key) == FINE_TUNE) & (data["setting"] == "")
-    before, after = (
-        data["evaluated_on"].map(of).where(is_plain).astype(float)
-        for of in (entry.before, entry.fine_tuned_on_val)
-    )
+    is_plain = (data["setting"] == "") & data["alpha"].isin([DEFAULT_ALPHA, math.nan])
+    after_of = [
+        entry.after(row.downstream, key[row.arm]).get(row.evaluated_on) for row in rows(data)
+    ]
+    after = pandas.Series(after_of, data.index, float).where(is_plain)
+    before = data["evaluated_on"].map(entry.before).astype(float)
     return data.assign(**dict(zip(PUBLISHED, (after, after - before), strict=True)))

@@ -1,5 +1,7 @@
 """The sections on shots, fractions and the upstream set: their numbers, claims and figures."""
 
+import dataclasses
+
 import pytest
 
 from engine import recipe
@@ -65,9 +67,9 @@ def test_published_numbers_are_known_by_our_names_of_models_and_sets():
     for entry in slides.models.values():
         if entry.timm is None:
             continue
-        numbers = slides.of(entry.recipe)
+        numbers, ours = slides.of(entry.recipe), entry.after("imagenet_val", "fine_tune")
         assert numbers.before["imagenet_a"] == entry.before["IN-A"]
-        assert numbers.fine_tuned_on_val["imagenet_val"] == entry.fine_tuned_on_val["IN-1K"]
+        assert numbers.after("imagenet_val", "fine_tune")["imagenet_val"] == ours["IN-1K"]
         assert set(numbers.before) == places
     assert slides.of("lite0") == PublishedModel()
 
@@ -100,7 +102,7 @@ def on_upstream(
 
 def test_fine_tuning_upstream_shows_each_set_and_the_mean_change():
     arms = {(method, None, ""): (95, 50) for method in METHODS}
-    section = changes.tuned_upstream(of_arms(arms, more=on_upstream(30), methods=METHODS))
+    section = changes.tuned_outside(of_arms(arms, more=on_upstream(30), methods=METHODS))
     assert section.heading.startswith("After fine-tuning on up, accuracy changes by −")
     data = section.tables[0].data
     ft = data[data["method"] == "FT"].set_index("evaluated_on")
@@ -116,9 +118,41 @@ def test_published_changes_stand_beside_plain_fine_tuning_of_their_model():
     cells = [("OpenAI", PRE, "", None, "", "", on, 50) for on in (*sets, upstream)]
     cells += on_upstream(55, sets, upstream, "OpenAI")
     places = {"sets": sets, "downstreams": [upstream], "upstream": upstream}
-    section = changes.tuned_upstream(of_cells(cells, methods=METHODS, **places))
+    section = changes.tuned_outside(of_cells(cells, methods=METHODS, **places))
     data = section.tables[0].data.set_index(["method", "evaluated_on"])["published_change_pts"]
     assert data["FT", "imagenet_a"] == pytest.approx(-33.4) and data["EWC"].isna().all()
+
+
+def test_published_methods_stand_beside_those_fine_tuned_on_the_training_set():
+    """Every number of the second benchmark's version is a published accuracy of a row."""
+    published = read_published(benchmark="imagenet_1k")
+    (model,) = published.models
+    sets, upstream = [name for name in published.sets if name != "imagenet_val"], "imagenet_val"
+    tuned = published.models[model].fine_tuned["imagenet_train"]
+    cells = [(model, PRE, "", None, "", "", on, 50) for on in (*sets, upstream)]
+    alphas = {"wise_ft": 0.5}
+    for method in (*tuned, "ewc"):
+        at = (model, method, "canonical", alphas.get(method), "", "imagenet_train")
+        cells += [(*at, on, 60) for on in (*sets, upstream)]
+    methods = {name: name for name in (*tuned, "ewc")}
+    places = {"sets": sets, "downstreams": ["imagenet_train"], "upstream": upstream}
+    made = of_cells(cells, methods=methods, **places)
+    made = dataclasses.replace(made, published=published)
+    data = changes.tuned_outside(made).tables[0].data
+    shown = data.assign(method=data["method"].str.split(",").str[0])
+    shown = shown.set_index(["method", "evaluated_on"])["published_accuracy_pct"].dropna()
+    expected = {
+        (method, ours): of[theirs]
+        for method, of in tuned.items()
+        for ours, theirs in published.sets.items()
+    }
+    assert shown.to_dict() == expected and len(expected) == 7 * 6
+    before = published.of(model).before
+    change = [published.of(model).after("imagenet_train", "flyp")[s] - before[s] for s in sets]
+    (row,) = made.ranked().query("key == 'flyp'").itertuples()
+    assert made.published_mri(row) == pytest.approx(sum(change) / len(change))
+    assert read_published().source.startswith("ImageNet-RIB slides")
+    assert read_published(benchmark="emoji") == read_published()
 
 
 def test_the_pre_trained_model_stands_at_its_accuracies_on_the_same_sets():
