@@ -88,7 +88,11 @@ def listing(
             if fault:
                 raise ValueError(f"{_where(table, number)}: {fault}")
     if not found:
-        raise ValueError(f"{', '.join(map(str, tables.values()))} has no rows of this dataset")
+        among = "; ".join(f"{name}: {', '.join(of)}" for name, of in columns.where.items())
+        raise ValueError(
+            f"{', '.join(map(str, tables.values()))} has no rows"
+            + (f" with {among}: correct dataset.where" if among else ": is it the right file?")
+        )
     classes = sorted({values[1] for _, _, values, _ in found.values()})
     label_of = {name: label for label, name in enumerate(classes)}
     kept = [place[name] for name in columns.kept]

@@ -107,7 +107,7 @@ def test_a_row_that_cannot_be_used_is_named(tmp_path, row, message):
         (b"path,class\na,b\n", "has no column 'label' among path, class: correct the column's"),
         (b"path,path,label\n", "has two columns 'path'"),
         (b"", "has no column 'path'"),
-        (b"path,label\n", "has no rows of this dataset"),
+        (b"path,label\n", "has no rows: is it the right file?"),
         (b"path,label\n\xff,a\n", "is not a table that can be read"),
     ],
 )
@@ -118,6 +118,37 @@ def test_a_table_of_another_form_is_named(tmp_path, text, message):
     (tmp_path / "t.parquet").write_bytes(text or b"x")
     with pytest.raises(ValueError, match=r"t\.parquet is not a table that can be read"):
         tables.listing(tmp_path, {"": tmp_path / "t.parquet"}, PLAIN)
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ('{"path": "a/0.png", "label": 7, "region": null}', "line 1: region is empty: write a"),
+        ('{"path": "a/0.png", "label": 7, "region": "x"}\n{"path": "b/2.png"}', "line 2: label is"),
+        ('{"path": "a/0.png", "label": 7}', "has no column 'region' among path, label: "),
+        ('["a/0.png", 7]', "line 1 is not a JSON object: "),
+        ('{"path": "a/0.png", "label": NaN}', "line 1 is not a JSON object: "),
+        ('{"path": "a/0.png", "label": 7, "region": "y"}', "has no rows with region: x: correct"),
+    ],
+)
+def test_lines_of_json_are_rows(tmp_path, lines, message):
+    root = tree(tmp_path / "images")
+    file = tmp_path / "t.jsonl"
+    file.write_text('{"path": "a/0.png", "label": 7, "region": "x"}\n', encoding="utf-8")
+    columns = Columns("path", "label", kept=("region",))
+    (item,) = tables.listing(root, {"": file}, columns).items
+    assert (item.key, item.values) == ("a/0.png", ("x",))
+    file.write_text(lines, encoding="utf-8")
+    wanted = Columns("path", "label", where={"region": {"x"}}) if '"y"' in lines else columns
+    with pytest.raises(ValueError, match=rf"t\.jsonl,? {message}"):
+        tables.listing(root, {"": file}, wanted)
+
+
+def test_a_photos_file_name_counts_without_its_suffix(tmp_path):
+    table = written(tmp_path / "t.csv", *[[*row[:2], f"{row[1]}.JPG"] for row in ROWS])
+    columns = Columns("path", "label", source="region")
+    listing = tables.listing(tree(tmp_path / "images"), table, columns)
+    assert [item.source for item in listing.items] == ["a", "a", "b"]
 
 
 @pytest.mark.slow

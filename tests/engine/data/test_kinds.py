@@ -8,13 +8,18 @@ import torch
 
 from engine import cli, recipe
 from engine.campaigns.plan import make_plan
+from engine.cells import cell_plan
+from engine.cells.build import Builder
 from engine.cost import work
 from engine.data import grouping, packs
 from engine.data.kinds import kind_of
 from engine.data.sets import Sets
 from engine.errors import RecipeError
+from engine.evaluation import passes
+from engine.measures import predictions
 from engine.recipe import parsed
 from engine.recipe.schema import Recipe
+from engine.store.cells import Cell
 from helpers import grids
 
 CPU = torch.device("cpu")
@@ -91,6 +96,70 @@ def test_a_label_that_the_head_lacks_is_named_before_a_row_is_encoded(mixed, tmp
     with pytest.raises(ValueError, match=r"tinted.csv, line 16: label is 'disk', but must be one"):
         Sets(mixed, CPU, tmp_path)["tinted"]
     assert not list((tmp_path / "runs" / "packs").glob("*tinted*"))
+
+
+def test_a_table_has_classes_that_join_outputs_of_the_head(mixed, tmp_path):
+    """As in the docs; a label that the file lacks is named before a row is encoded."""
+    table = tmp_path / "images" / "tinted.csv"
+    text = table.read_text().replace(",disc,", ",round,").replace(",ring,", ",round,")
+    table.write_text(text, encoding="utf-8")
+    file = tmp_path / "joined.csv"
+    lines = ["class,output", *(f"{each},{each}" for each in ("bar", "cross", "square"))]
+    file.write_text("\n".join([*lines, "round,disc", "round,ring"]), encoding="utf-8")
+    words = [f"dataset.own.tinted.outputs={file}"]
+    labelled = Sets(benchmark(tmp_path, *words), CPU, tmp_path)["tinted"]
+    assert labelled.pack.classes == ("bar", "cross", "round", "square")
+    table.write_text(text.replace(",square,", ",sqare,", 1), encoding="utf-8")
+    other = benchmark(tmp_path, *words, f"runs={tmp_path / 'elsewhere'}")
+    with pytest.raises(ValueError, match=r"tinted\.csv, line \d+: label is 'sqare', but must be"):
+        Sets(other, CPU, tmp_path)["tinted"]
+    assert not list((tmp_path / "elsewhere").glob("packs/*tinted*"))
+
+
+def test_a_table_trains_the_model_of_the_same_images_in_folders(tmp_path, grid):
+    """With the split, groups and source photos in columns: equal pixels, weights and answers."""
+    grids.draw(tmp_path / "images")
+    file = tmp_path / "mixed.yaml"
+    plain = BENCHMARK[: BENCHMARK.index("own:")] + "sources: names\n"
+    more = ["optimizer={name: sgd, lr: 0.02}", "train={epochs: 1, batch_size: 12, warmup_steps: 1}"]
+    more += ["device=cpu", "method=fine_tune", "downstream=tinted", "model=vit_tiny_random"]
+
+    def trained() -> tuple[Builder, Cell]:
+        words = [*MODEL, f"runs={tmp_path / 'runs'}", f"dataset={file}", *more]
+        plan = cell_plan.resolve("emoji/fine_tune", parsed(words))
+        builder = Builder(plan, CPU, Sets(plan.recipe, CPU, tmp_path))
+        cell = builder.build()
+        passes.evaluate(builder, [{cell.name: 1.0}], ["tinted", "few"], "holdout")
+        return builder, cell
+
+    file.write_text(plain, encoding="utf-8")
+    of_folder, first = trained()
+    target = of_folder.target
+    rows = ["path,label,region,photo,part"]
+    held_out = set(target.holdout.tolist())
+    for number, (image, photo) in enumerate(
+        zip(target.pack.keys, target.pack.sources, strict=True)
+    ):
+        part, label = ("train", "test")[number in held_out], image.split("/")[0]
+        rows.append(f"{image},{label},{'ab'[number % 2]},{photo},{part}")
+    (tmp_path / "images" / "tinted.csv").write_text("\n".join(rows), encoding="utf-8")
+    own = BENCHMARK[BENCHMARK.index("own:") :].replace("[val, test]", "[test]")
+    file.write_text(plain + own + "    source_column: photo\n", encoding="utf-8")
+    of_table, second = trained()
+    assert first.name != second.name, "the split is part of a cell's name"
+    assert of_table.target.pack.fingerprint == target.pack.fingerprint
+    assert of_table.target.pack.sources.tolist() == target.pack.sources.tolist()
+    assert set(of_table.target.group) == {"a", "b"} and target.group is None
+    weights = [cell.state() for cell in (first, second)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    for name in ("tinted", "few"):
+        answers = [
+            predictions.read(passes.predicted(each, {cell.name: 1.0}, name, "holdout"))
+            for each, cell in ((of_folder, first), (of_table, second))
+        ]
+        shared = ["index", "top1", "p_top1", "p_label", "margin", "source"]
+        shared = [column for column in shared if column in answers[0].column_names]
+        assert answers[0].select(shared).equals(answers[1].select(shared)) and len(shared) > 3
 
 
 @pytest.mark.parametrize(("joined", "rule"), [("max", torch.amax), ("sum", torch.logsumexp)])
