@@ -332,7 +332,8 @@ def report(parser: Parser) -> None:
         help="models for the baseline of effective robustness: columns model, set, accuracy "
         "(percent), with rows for the upstream dataset (default: timm's)")  # fmt: skip
     add("--published", type=Path, metavar="FILE",
-        help="published numbers to compare with (default: recipes/published.yaml)")  # fmt: skip
+        help="published numbers to compare with, or the released code's folder of runs, "
+        "save/models (default: recipes/published.yaml)")  # fmt: skip
     add("--figures", action="store_true", help="also write figures as SVG and PDF")
     _out(parser, "folder for the report (default: the campaign's)")
 

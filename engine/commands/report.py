@@ -102,13 +102,14 @@ def _results(runs: Sequence[FinishedCampaign], arguments: argparse.Namespace) ->
     from engine.report import results
     from engine.report.merged import merged
     from engine.report.published import read_published
+    from engine.report.released_code import read_released
 
     csv, several = arguments.models_csv, len(runs) > 1
     made = merged(runs, csv) if several else results.of_campaign(runs[0], csv)
-    if arguments.published:
-        made = dataclasses.replace(
-            made, published=read_published(arguments.published, made.record.benchmark)
-        )
+    if file := arguments.published:
+        is_runs = file.is_dir()
+        published = read_released(file) if is_runs else read_published(file, made.record.benchmark)
+        made = dataclasses.replace(made, published=published)
     return made
 
 

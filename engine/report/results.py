@@ -6,6 +6,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
+from math import isnan, nan
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -238,22 +239,22 @@ class Results:
         """The published mRI of a row of `arms`; None if ours is not comparable: other datasets or
         columns, held-out images, or another variant, alpha or setting.
 
-        If accuracies after fine-tuning on the only downstream dataset are published, mRI is known
-        over any of the datasets; otherwise only over all of them.
+        From published accuracies, mRI is known over any of their datasets and columns; without
+        them, only over all.
         """
-        sets = {*self.published.sets} - {self.record.upstream}
-        numbers, columns = self.published.of(row.model), {*self.grid.downstreams}
+        sets, numbers = self.grid.sets, self.published.of(row.model)
         is_same = row.variant == "paper" or row.key in self.published.alike_in_both_variants
         is_same &= row.setting == "" and (pandas.isna(row.alpha) or row.alpha == DEFAULT_ALPHA)
         if not is_same or self.record.holdout:
             return None
-        after = numbers.after(min(columns), row.key) if len(columns) == 1 else {}
-        if after:
-            before = numbers.before
-            is_known = {*self.grid.sets} <= before.keys() & after.keys() - columns
-            changes = [after[name] - before[name] for name in self.grid.sets if is_known]
-            return fmean(changes) if changes else None
-        is_whole = self.is_square and sets == {*self.grid.sets}
+        columns = [(numbers.after(down, row.key), down) for down in self.grid.downstreams]
+        of_columns = [
+            [after.get(name, nan) - numbers.before.get(name, nan) for name in sets if name != down]
+            for after, down in columns
+        ]
+        if not isnan(mri := fmean(map(fmean, of_columns))):
+            return mri
+        is_whole = self.is_square and {*self.published.sets} - {self.record.upstream} == {*sets}
         return numbers.mri.get(row.key) if is_whole else None
 
 
