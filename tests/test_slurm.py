@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import pytest
@@ -77,16 +78,35 @@ def rib(
 def ended_by_slurm(
     cluster, faulty, grid, tmp_path_factory
 ) -> Iterator[tuple[subprocess.Popen, Path]]:
-    """A campaign at work that Slurm ends: a column for its time, the other for its memory.
+    """A campaign at work that Slurm ends: a column for its memory, and then the other for its time.
 
-    It is prepared here: two minutes are enough until a column takes its memory.
+    It is prepared here.
     """
     runs = tmp_path_factory.mktemp("ended by Slurm")
     words = [f"runs={runs}", *FAULTY_WORDS]
     plan = make_plan(str(faulty / "shapes.yaml"), parsed(words), 1, run_users=True)
     jobs.prepare(plan, grid.device)
-    with rib(cluster, faulty, runs, *words[1:], "--time", "0.03", "--retries", "0") as process:
+    options = ("--time", "1", "--retries", "0")
+    with rib(cluster, faulty, runs, *words[1:], *options) as process, ThreadPool(1) as pool:
+        pool.apply_async(end_time_of_few, (cluster, process, runs), error_callback=print)
         yield process, runs
+
+
+def end_time_of_few(cluster: Cluster, process: subprocess.Popen, runs: Path) -> None:
+    """Once Slurm has ended the column `tinted`, `few` has had its time."""
+
+    def number(column: str) -> str:
+        texts = (path.read_text() for path in runs.glob(f"shapes*/plans/*/events/{column}.jsonl"))
+        (found,) = re.findall(r'"queued_as":"(\d+)"', "".join(texts)) or [""]
+        return found
+
+    few, tinted = (
+        until(lambda name=name: number(name), f"{name} is at work", 600, at_work=process)
+        for name in ("column-few", "column-tinted")
+    )
+    state = ("scontrol", "show", "job", tinted)
+    until(lambda: "JobState=RUNNING" not in cluster.ask(*state), "its memory ends", 600)
+    cluster.ask("scontrol", "update", f"JobId={few}", "TimeLimit=1")
 
 
 @pytest.fixture(scope="module")
