@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from engine.machine import ranks
-from engine.methods.beyond import carot, flyp, lipsum_ft
+from engine.methods.beyond import flyp
 from helpers import tiny_clip
 from helpers.grids import CLASSES, Grid, labels, prepared, weights
 from helpers.tiny_clip import TEMPLATES
@@ -101,98 +101,51 @@ def test_several_ranks_are_refused(grid, words, monkeypatch):
 
 @pytest.mark.parametrize("average", ["ema", "beta"])
 def test_carot_adds_a_teacher_and_an_orthogonal_projection(grid, open_clip, words, average):
-    """Beside open_clip's model in float64, after a step that parts the student from its teacher."""
+    """After a step that parts the student from its teacher."""
     words = [*words, "method=carot", f"method.average={average}", "method.weight=0.7"]
-    builder = grid.builder(*words, "train.epochs=4", "train.batch_size=25")
-    method = carot.Method(builder.recipe.method)
-    method.prepare(builder.network(builder.base), builder)
-    method.train()
-    index = [0, 9, 4]
-    (batch,) = builder.sets.source("outline").batches([np.array(index)])
-    x, y = tiny_clip.pixels(open_clip, grid, index), labels(grid, "outline", index)
-    teacher, student = (tiny_clip.drawn(open_clip).double() for _ in range(2))
-    moved = {f"visual.{n}": p for n, p in method.net.visual.named_parameters()}
-    moved |= dict(method.text.named_parameters()) | {"logit_scale": method.log_scale_1}
-    with torch.no_grad():
-        generator = torch.Generator().manual_seed(5)
-        for name, parameter in student.named_parameters():
-            change = 0.02 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-            parameter += change
-            moved[name] += change.float()
-    method.teacher.step_1 += 1
-    method.after_step()  # the second of four
+    words += ["train.epochs=4", "train.batch_size=25"]
+    case = tiny_clip.beside(grid, open_clip, words)
+    case.method.teacher.step_1 += 1
+    case.method.after_step()  # the second of four
     share = {"ema": 0.1, "beta": BETA_SHARE}[average]
     with torch.no_grad():
-        for name, parameter in teacher.named_parameters():
-            parameter += share * (student.get_parameter(name) - parameter)
-
-    sentences = [TEMPLATES[0].format(CLASSES[label]) for label in y.tolist()]
-    tokens = open_clip.get_tokenizer(tiny_clip.NAME)(sentences)
+        for name, parameter in case.before.named_parameters():
+            parameter += share * (case.after.get_parameter(name) - parameter)
 
     def similarities(model: Any) -> torch.Tensor:
-        features = model.encode_image(x, normalize=True), model.encode_text(tokens, normalize=True)
-        return model.logit_scale.exp() * features[0] @ features[1].T
+        image, text, scale = case.embedded(model)
+        return scale * image @ text.T
 
-    ours, theirs = similarities(student), similarities(teacher).detach()
+    ours, theirs = similarities(case.after), similarities(case.before).detach()
     distance = -(theirs.softmax(1) * ours.log_softmax(1)).sum(1)
     distance -= (theirs.T.softmax(1) * ours.T.log_softmax(1)).sum(1)
-    gram = student.visual.proj.T @ student.visual.proj
+    gram = case.after.visual.proj.T @ case.after.visual.proj
     skew = (gram - torch.eye(len(gram))).square().sum().sqrt()
-    expected = plain_loss(open_clip, student, x, y) + 0.7 * distance.mean() + 0.2 * skew
-    losses_B = method(batch)
-    assert_near(losses_B.mean(), expected, rtol=1e-4, atol=1e-5)
-    losses_B.mean().backward()
-    expected.backward()
-    for name, parameter in student.named_parameters():
-        gradient = moved[name].grad.reshape(parameter.shape)
-        assert_near(gradient, parameter.grad, rtol=2e-3, atol=1e-5, name=name)
-    assert not any(p.requires_grad for p in method.teacher.parameters())
+    contrast = plain_loss(open_clip, case.after, case.x, case.y)
+    case.check(contrast + 0.7 * distance.mean() + 0.2 * skew)
+    assert not any(p.requires_grad for p in case.method.teacher.parameters())
 
 
 def test_lipsum_ft_keeps_similarities_to_random_texts(grid, open_clip, words):
-    """Beside open_clip's model in float64, after a change of the vision tower."""
-    words = [
-        *words,
-        "method=lipsum_ft",
-        "method.texts=7",
-        "method.tokens=3",
-        "method.weight=0.5",
-    ]
-    builder = grid.builder(*words)
-    method = lipsum_ft.Method(builder.recipe.method)
-    method.prepare(builder.network(builder.base), builder)
-    method.train()
-    index = [0, 9, 4]
-    (batch,) = builder.sets.source("outline").batches([np.array(index)])
-    x, y = tiny_clip.pixels(open_clip, grid, index), labels(grid, "outline", index)
-    before, model = (tiny_clip.drawn(open_clip).double() for _ in range(2))
-    tuned = dict(method.net.visual.named_parameters())
-    with torch.no_grad():
-        generator = torch.Generator().manual_seed(5)
-        for name, parameter in model.visual.named_parameters():
-            change = 0.02 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-            parameter += change
-            tuned[name] += change.float()
+    """After a change of the vision tower."""
+    words = [*words, "method=lipsum_ft", "method.texts=7", "method.tokens=3", "method.weight=0.5"]
+    case = tiny_clip.beside(grid, open_clip, words, text=False)
+    method, before, model = case.method, case.before, case.after
     torch.manual_seed(4)
     tokens = method.texts()
     assert tokens.shape == (7, 20) and (tokens[:, 0] == 49406).all()
     assert (tokens[:, 4] == 49407).all() and (tokens[:, 1:4] < 49406).all()
     assert not tokens[:, 5:].any() and len(set(tokens[:, 1:4].flatten().tolist())) > 15
     scale, texts = model.logit_scale.exp(), model.encode_text(tokens, normalize=True).detach()
-    ours = model.encode_image(x, normalize=True)
-    kept_BK = scale * (ours - before.encode_image(x, normalize=True).detach()) @ texts.T
+    ours = model.encode_image(case.x, normalize=True)
+    kept_BK = scale * (ours - before.encode_image(case.x, normalize=True).detach()) @ texts.T
     kept = kept_BK.square().sum(1) / (2 * 7)
     assert kept.mean() > 1e-3
-    cross_entropy = torch.nn.functional.cross_entropy(ours @ tiny_clip.head(open_clip, before), y)
-    expected = cross_entropy + 0.5 * kept.mean()
+    head = tiny_clip.head(open_clip, before)
+    cross_entropy = torch.nn.functional.cross_entropy(ours @ head, case.y)
     torch.manual_seed(4)
-    losses_B = method(batch)
-    assert_near(losses_B.mean(), expected, rtol=1e-4, atol=1e-5)
-    losses_B.mean().backward()
-    expected.backward()
-    for name, parameter in model.visual.named_parameters():
-        assert_near(tuned[name].grad, parameter.grad, rtol=2e-3, atol=1e-5, name=name)
-    embeddings_CE = (tiny_clip.head(open_clip, before) / scale).T
+    case.check(cross_entropy + 0.5 * kept.mean())
+    embeddings_CE = (head / scale).T
     assert_near(method.head.weight, embeddings_CE, rtol=1e-4, atol=1e-6)
     assert not method.head.bias.requires_grad
     exported = method.export().state["head.weight"]
