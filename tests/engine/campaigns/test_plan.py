@@ -160,26 +160,6 @@ def test_sets_that_are_not_encoded_are_named_before_anything_runs(tmp_path, caps
     assert cli.main(words) == 0 and len(ran) == 7
 
 
-@pytest.mark.parametrize(
-    ("model", "printed"),
-    [
-        ("mine.yaml", "mine.yaml"),
-        ("{name: own, arch: resnet18, weights: {source: random}}", "MODEL"),
-    ],
-)
-def test_the_model_of_a_campaign_file_stands_in_the_command_to_encode(
-    tmp_path, monkeypatch, capsys, model, printed
-):
-    monkeypatch.chdir(tmp_path)
-    shutil.copy(recipe.ROOT / "models" / "resnet18.yaml", "mine.yaml")
-    text = "dataset: imagenet_rib\ndownstream: imagenet_a\nmethods: {fine_tune: {}}\n"
-    Path("own.yaml").write_text(f"model: {model}\n{text}", encoding="utf-8")
-    assert cli.main(["campaign", "own.yaml", "dataset.sets=[imagenet_a,imagenet_r]"]) == 2
-    (command,) = [each for each in capsys.readouterr().err.splitlines() if "rib encode" in each]
-    assert f"--model {printed} " in command
-    assert "SET: imagenet_val, imagenet_a, imagenet_r" in command
-
-
 def test_plan_on_disk_is_read_back(folder, tmp_path):
     """With typed settings and all recipes, whatever becomes of the files that it was made of."""
     for name in ("shapes.yaml", "model.yaml", "data.yaml"):
