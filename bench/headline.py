@@ -24,7 +24,7 @@ from bench.contest import Contest, Entrant, Scale
 from engine.cost.flops import peak
 from engine.models.layers import pass_on_bf16
 from kernels.distill import distill_loss
-from kernels.ewc import foreach_adamw_ewc_
+from kernels.ewc import EwcParameters
 
 LAM, LR = 0.5, 1e-5
 # How a model runs: whether its graph takes batches of any size; None: it is not compiled. The last
@@ -62,7 +62,8 @@ def _entrants(model: vit.FlatViT) -> list[Entrant]:
     """AdamW on flat fp32 buffers, the model itself in bf16 on a GPU."""
     theta, device = model.theta, model.theta.device
     anchor, fisher, right = theta.clone(), torch.rand_like(theta), torch.zeros((), device=device)
-    moments = list(torch.zeros(2, len(theta), device=device))
+    moments = {name: [torch.zeros_like(theta)] for name in ("exp_avg", "exp_avg_sq")}
+    penalised = EwcParameters([theta], moments, [anchor], [fisher])
     with torch.no_grad(), vit.autocast(device):
         teacher = model.net(model.images)
     parameter = torch.nn.Parameter(theta)  # the same memory
@@ -85,8 +86,7 @@ def _entrants(model: vit.FlatViT) -> list[Entrant]:
 
     def ewc() -> None:
         backward()
-        columns = [[tensor] for tensor in (theta, model.grad, *moments, anchor, fisher)]
-        foreach_adamw_ewc_(*columns, steps=[3], lr=LR, weight_decay=1e-2, lam=LAM)
+        penalised.adamw_([model.grad], steps=[3], lr=LR, weight_decay=1e-2, lam=LAM)
 
     @torch.inference_mode()
     def evaluation() -> None:

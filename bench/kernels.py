@@ -26,17 +26,17 @@ from bench import vit
 from bench.contest import Contest, Entrant, Scale, tried
 from bench.timing import Run, repeated
 from kernels.distill import distill_loss
-from kernels.ewc import foreach_adamw_ewc_, foreach_sgd_ewc_
+from kernels.ewc import EwcParameters
 from kernels.fisher import FisherAccumulator
 from kernels.interpolation import interpolate
 
 LR, DECAY, LAM, T = 1e-3, 0.05, 0.5, 2.0
 ALPHAS = 11
 TIMES = 20  # a loss takes less time than its launches
-# Our step, torch's, apex's, their options, states, and the bytes that torch moves for a parameter.
-STEPS: dict[str, tuple[Callable[..., None], Any, str, dict[str, float], int, int]] = {
-    "AdamW": (partial(foreach_adamw_ewc_, steps=[1]), torch.optim.AdamW, "FusedAdam", {}, 2, 28),
-    "SGD": (foreach_sgd_ewc_, torch.optim.SGD, "FusedSGD", {"momentum": 0.9}, 1, 20),
+# Torch's step, apex's, their options, states, and the bytes that torch moves for a parameter.
+STEPS: dict[str, tuple[Any, str, dict[str, Any], int, int]] = {
+    "AdamW": (torch.optim.AdamW, "FusedAdam", {}, 2, 28),
+    "SGD": (torch.optim.SGD, "FusedSGD", {"momentum": 0.9}, 1, 20),
 }
 
 
@@ -53,7 +53,7 @@ def contests(device: torch.device, scale: Scale) -> Iterator[Contest]:
 
 
 def _step(name: str, parameters: int, device: torch.device) -> Contest:
-    ours, kind, of_apex, options, states, bytes_each = STEPS[name]
+    kind, of_apex, options, states, bytes_each = STEPS[name]
     options = {"lr": LR, "weight_decay": DECAY, **options}
 
     def tensors(count: int) -> list[Tensor]:
@@ -62,9 +62,11 @@ def _step(name: str, parameters: int, device: torch.device) -> Contest:
         return [*drawn[:3], drawn[3].square_()]
 
     def with_ewc(theta: Tensor, grad: Tensor, anchor: Tensor, fisher: Tensor) -> Run:
-        state = [torch.zeros_like(theta) for _ in range(states)]
-        columns = [[tensor] for tensor in (theta, grad, *state, anchor, fisher)]
-        return lambda: ours(*columns, lam=LAM, **options)
+        moments = {str(number): [torch.zeros_like(theta)] for number in range(states)}
+        parameters = EwcParameters([theta], moments, [anchor], [fisher])
+        if name == "AdamW":
+            return lambda: parameters.adamw_([grad], steps=[1], lam=LAM, **options)
+        return lambda: parameters.sgd_([grad], lam=LAM, **options)
 
     def torchs(theta: Tensor, grad: Tensor, *penalty: Tensor) -> Run:
         parameter = nn.Parameter(theta)  # the same memory
@@ -212,15 +214,16 @@ def _fisher_in(model: vit.FlatViT, device: torch.device, *, bf16: bool) -> Conte
 
 
 def _launches(device: torch.device) -> Contest:
-    columns = [[tensor] for tensor in torch.zeros(3, 1, device=device)]
+    theta, grad, moment = torch.zeros(3, 1, device=device)
+    parameters = EwcParameters([theta], {"momentum_buffer": [moment]})
 
     def ours() -> None:
         for _ in range(1000):
-            foreach_sgd_ewc_(*columns, lr=0.1)
+            parameters.sgd_([grad], lr=0.1)
 
     def additions() -> None:
         for _ in range(1000):
-            columns[0][0].add_(1)
+            theta.add_(1)
 
     peers = (Entrant("of an operator", additions),)
     return Contest("1000 launches", Entrant("of a kernel", ours), peers)

@@ -3,12 +3,13 @@
 Losses and optimizer steps that read their tensors once:
 
 >>> import torch
->>> from kernels import distill_loss, foreach_sgd_ewc_, interpolate
+>>> from kernels import EwcParameters, distill_loss, interpolate
 >>> logits, labels = torch.zeros(2, 4), torch.tensor([0, 1])
 >>> distill_loss(logits, logits, labels)  # the teacher is the student: only cross-entropy is left
 tensor([1.3863, 1.3863])
->>> thetas, gradients, momenta, anchors = ([x] for x in torch.tensor([[1.0], [0.0], [0.0], [0.0]]))
->>> foreach_sgd_ewc_(thetas, gradients, momenta, anchors, lr=0.5, lam=1.0)  # pulled to the anchor
+>>> thetas, momenta, anchors = ([x] for x in torch.tensor([[1.0], [0.0], [0.0]]))
+>>> parameters = EwcParameters(thetas, {"momentum_buffer": momenta}, anchors)
+>>> parameters.sgd_([torch.zeros(1)], lr=0.5, lam=1.0)  # pulled to the anchor
 >>> thetas
 [tensor([0.5000])]
 >>> parents = torch.tensor([[0.0, 0.0], [1.0, 2.0]])
@@ -16,17 +17,13 @@ tensor([1.3863, 1.3863])
 tensor([[0.5000, 1.0000],
         [1.0000, 2.0000]])
 
-Fisher information batch by batch, AdamW with EWC, and flat models for `interpolate`:
+Fisher information batch by batch, and flat models for `interpolate`:
 
->>> from kernels import FisherAccumulator, flatten, foreach_adamw_ewc_, views
+>>> from kernels import FisherAccumulator, flatten, views
 >>> accumulator = FisherAccumulator(torch.nn.Linear(2, 3))
 >>> accumulator.update(torch.zeros(8, 2))
 >>> accumulator.mean()["weight"].count_nonzero()
 tensor(0)
->>> thetas, gradients, means, squares = ([x] for x in torch.tensor([[1.0], [1.0], [0.0], [0.0]]))
->>> foreach_adamw_ewc_(thetas, gradients, means, squares, steps=[1], lr=0.1)
->>> thetas
-[tensor([0.9000])]
 >>> parents, layout = flatten([{"w": torch.ones(2)}, {"w": torch.zeros(2)}])
 >>> views(parents[0], layout)
 {'w': tensor([1., 1.])}
@@ -39,11 +36,10 @@ import importlib
 from typing import Any
 
 _MODULES = {
+    "EwcParameters": "ewc",
     "FisherAccumulator": "fisher",
     "distill_loss": "distill",
     "flatten": "interpolation",
-    "foreach_adamw_ewc_": "ewc",
-    "foreach_sgd_ewc_": "ewc",
     "interpolate": "interpolation",
     "views": "interpolation",
 }

@@ -30,66 +30,17 @@ from kernels.launch import jit, launcher, tl
 from kernels.tables import Row, Table, place, tensor_at, to_device
 
 
-def foreach_adamw_ewc_(
-    thetas: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    exp_avgs: Sequence[Tensor],
-    exp_avg_sqs: Sequence[Tensor],
-    anchors: Sequence[Tensor] | None = None,
-    fishers: Sequence[Tensor] | None = None,
-    *,
-    steps: Sequence[int],
-    lr: float,
-    betas: tuple[float, float] = (0.9, 0.999),
-    eps: float = 1e-8,
-    weight_decay: float = 0.0,
-    lam: float = 0.0,
-) -> None:
-    """One AdamW step (decoupled weight decay) on the loss plus the EWC penalty, in place.
-
-    thetas, grads, exp_avgs, exp_avg_sqs, anchors, fishers: one tensor per parameter, contiguous
-    fp32, shaped like theta, without overlaps, all on one device. The step updates thetas, exp_avgs
-    and exp_avg_sqs, and may overwrite grads. anchors: None for no penalty. fishers: None for the
-    identity. steps: one per parameter, counted from 1.
-
-    CUDA tensors use a Triton kernel, with one launch for all and without synchronising the host.
-
-    Raises ValueError, naming the tensor, for an invalid shape, dtype, device or layout, for a step
-    below 1, and for fishers without anchors.
-    """
-    moments = {"exp_avg": exp_avgs, "exp_avg_sq": exp_avg_sqs}
-    options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "lam": lam}
-    Parameters(thetas, moments, anchors, fishers).adamw_(grads, steps=steps, **options)
-
-
-def foreach_sgd_ewc_(
-    thetas: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    momentum_buffers: Sequence[Tensor],
-    anchors: Sequence[Tensor] | None = None,
-    fishers: Sequence[Tensor] | None = None,
-    *,
-    lr: float,
-    momentum: float = 0.9,
-    weight_decay: float = 0.0,
-    lam: float = 0.0,
-) -> None:
-    """One step of SGD with momentum on the loss plus the EWC penalty, in place.
-
-    Arguments and errors are those of `foreach_adamw_ewc_`, but weight decay is part of the
-    gradient, as in torch.optim.SGD. Start momentum_buffers at zero.
-    """
-    moments = {"momentum_buffer": momentum_buffers}
-    options = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "lam": lam}
-    Parameters(thetas, moments, anchors, fishers).sgd_(grads, **options)
-
-
-class Parameters:
+class EwcParameters:
     """All tensors of a step except the gradients, checked once for all later steps.
 
+    thetas, anchors, fishers, and those of `moments` by name: one tensor per parameter, contiguous
+    fp32, shaped like theta, without overlaps, all on one device. moments: AdamW's exp_avg and
+    exp_avg_sq, or SGD's momentum_buffer, zero before the first step. anchors: None for no penalty.
+    fishers: None for the identity.
+
     Checking and flattening six tensors for each of 150 parameters takes the host longer than the
-    step takes the GPU. Arguments and errors are those of `foreach_adamw_ewc_`; `moments` maps names
-    to tensors.
+    step takes the GPU. Raises ValueError, naming the tensor, for an invalid shape, dtype, device or
+    layout, and for fishers without anchors.
     """
 
     @torch.no_grad()
@@ -97,8 +48,8 @@ class Parameters:
         self,
         thetas: Sequence[Tensor],
         moments: Mapping[str, Sequence[Tensor]],
-        anchors: Sequence[Tensor] | None,
-        fishers: Sequence[Tensor] | None,
+        anchors: Sequence[Tensor] | None = None,
+        fishers: Sequence[Tensor] | None = None,
     ) -> None:
         if fishers is not None and anchors is None:
             raise ValueError("fisher is given without anchor: the penalty needs both")
@@ -112,12 +63,18 @@ class Parameters:
         *,
         steps: Sequence[int],
         lr: float,
-        betas: tuple[float, float],
-        eps: float,
-        weight_decay: float,
-        lam: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        lam: float = 0.0,
     ) -> None:
-        """One step of AdamW."""
+        """One AdamW step (decoupled weight decay) on the loss plus the EWC penalty, in place.
+
+        grads: as thetas; the step may overwrite them. steps: one per parameter, counted from 1.
+        CUDA tensors use a Triton kernel, with one launch for all and without synchronising the
+        host. Raises ValueError, naming the tensor, for gradients that do not fit, and for a step
+        below 1.
+        """
         if any(step < 1 for step in steps):
             raise ValueError(f"step must be at least 1, not {min(steps)}")
         rows = self._with(grads, lam)
@@ -161,11 +118,14 @@ class Parameters:
         grads: Sequence[Tensor],
         *,
         lr: float,
-        momentum: float,
-        weight_decay: float,
-        lam: float,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        lam: float = 0.0,
     ) -> None:
-        """One step of SGD with momentum."""
+        """One step of SGD with momentum on the loss plus the EWC penalty, in place.
+
+        As `adamw_`, but weight decay is part of the gradient, as in torch.optim.SGD.
+        """
         rows = self._with(grads, lam)
         if not rows:
             return

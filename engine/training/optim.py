@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from engine.methods.base import Penalty
 from engine.recipe.schema import OptimizerRecipe
 from engine.training.schedule import SHARE
-from kernels.ewc import Parameters
+from kernels.ewc import EwcParameters
 
 log = logging.getLogger(__name__)
 KINDS = {"adamw": (torch.optim.AdamW, "FusedAdam"), "sgd": (torch.optim.SGD, "FusedSGD")}
@@ -109,7 +109,7 @@ class Penalised(Optimizer):
         """name: `adamw` or `sgd`. settings: as in torch's optimizer."""
         super().__init__(groups, settings)
         self._name, self._lam = name, penalty.lam
-        self._groups: dict[int, tuple[list[Any], Parameters]] = {}
+        self._groups: dict[int, tuple[list[Any], EwcParameters]] = {}
         self._anchors = _of_parameters(penalty.anchor, parameters, "anchor")
         self._fishers = None  # the identity
         if penalty.fisher is not None:
@@ -168,7 +168,7 @@ class Penalised(Optimizer):
 
     def _checked(
         self, number: int, thetas: Sequence[Tensor], states: Sequence[Mapping[str, Tensor]]
-    ) -> Parameters:
+    ) -> EwcParameters:
         """The kernels' arguments for a group, checked again if a tensor was replaced or moved."""
         names = MOMENTS[self._name]
         tensors = [*thetas, *(state[name] for state in states for name in names)]
@@ -182,7 +182,7 @@ class Penalised(Optimizer):
             None if of is None else _in_memory_order([of[theta] for theta in thetas], thetas)
             for of in (self._anchors, self._fishers)
         ]
-        checked = Parameters(_in_memory_order(thetas, thetas), moments, *pull)
+        checked = EwcParameters(_in_memory_order(thetas, thetas), moments, *pull)
         self._groups[number] = places, checked
         return checked
 

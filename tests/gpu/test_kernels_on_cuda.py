@@ -9,7 +9,7 @@ import torch
 from bench import contest
 from helpers.children import NEEDS_GPU, in_new_process
 from kernels.distill import distill_loss
-from kernels.ewc import foreach_adamw_ewc_, foreach_sgd_ewc_
+from kernels.ewc import EwcParameters
 from kernels.interpolation import interpolate
 
 pytestmark = NEEDS_GPU
@@ -41,9 +41,10 @@ def test_nothing_waits_for_the_gpu():
     labels, weights = torch.zeros(4, dtype=torch.int64, device=CUDA), randn(3, 6)
 
     def run() -> None:
-        halves = [list(row.split(2500)) for row in numbers]
-        foreach_adamw_ewc_(*halves, steps=[1, 1], lr=0.1, lam=1.0)
-        foreach_sgd_ewc_(*halves[:5], lr=0.1, lam=1.0)
+        thetas, grads, first, second, *pull = (list(row.split(2500)) for row in numbers)
+        moments = {"exp_avg": first, "exp_avg_sq": second}
+        EwcParameters(thetas, moments, *pull).adamw_(grads, steps=[1, 1], lr=0.1, lam=1.0)
+        EwcParameters(thetas, {"momentum_buffer": first}, *pull).sgd_(grads, lr=0.1, lam=1.0)
         distill_loss(logits, logits.detach(), labels).sum().backward()
         interpolate(numbers, weights)
 
