@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 import numpy as np
@@ -311,6 +311,7 @@ class JoinedPack:
 
     name: str
     packs: tuple[Pack, ...]
+    columns: ClassVar[Mapping[str, np.ndarray]] = {}  # which only evaluation reads
 
     @property
     def shape(self) -> tuple[int, int]:

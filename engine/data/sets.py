@@ -72,7 +72,7 @@ class LabelledSet:
     @property
     def columns(self) -> Mapping[str, np.ndarray]:
         """Further columns of the images by name, each str [N], such as their location."""
-        return getattr(self.pack, "columns", {})
+        return self.pack.columns
 
     def split(self, name: str) -> np.ndarray:
         """Positions (int64) of `all`, `train` or `holdout`; all if nothing is held out."""

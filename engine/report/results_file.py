@@ -25,7 +25,20 @@ class Method(msgspec.Struct, frozen=True, kw_only=True):
     settings: dict[str, Any]
 
 
-class Number(msgspec.Struct, frozen=True, kw_only=True):
+class _Interval(msgspec.Struct, frozen=True, kw_only=True):
+    model: str
+    method: str
+    variant: str
+    alpha: float | None
+    setting: str
+    downstream: str
+    evaluated_on: str
+    value: float
+    low: float
+    high: float
+
+
+class Number(_Interval, frozen=True, kw_only=True):
     """A result with its 95% interval: accuracy in percent, RI and mRI in percentage points.
 
     probe_accuracy and probe_change: of heads fitted on a probe set, `evaluated_on`.
@@ -34,19 +47,9 @@ class Number(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     quantity: str
-    model: str
-    method: str
-    variant: str
-    alpha: float | None
-    setting: str
-    downstream: str
-    evaluated_on: str
-    value: float
-    low: float
-    high: float
 
 
-class GroupNumber(msgspec.Struct, frozen=True, kw_only=True):
+class GroupNumber(_Interval, frozen=True, kw_only=True):
     """Accuracy in percent on a group of a dataset's images with its 95% interval, or macro F1.
 
     column, group: the group's column and value; macro F1 is the column `macro_f1` without groups.
@@ -54,19 +57,9 @@ class GroupNumber(msgspec.Struct, frozen=True, kw_only=True):
     `Number`.
     """
 
-    model: str
-    method: str
-    variant: str
-    alpha: float | None
-    setting: str
-    downstream: str
-    evaluated_on: str
     column: str
     group: str
     n: int
-    value: float
-    low: float
-    high: float
     is_worst: bool
 
 
