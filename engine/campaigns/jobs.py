@@ -141,7 +141,8 @@ def column(plan: Plan, column: Column, device: torch.device, *, run_users: bool 
     entries = [entry for _, of_row in models for entry in of_row]
     headlines = [entry.mix for entry in entries if entry.headline]
     with_features = [mix for mix in headlines if not isinstance(mix, Ensemble)]
-    compared = with_features + [entry.mix for entry in entries if STEP in entry.setting]
+    during = [entry.mix for entry in entries if STEP in entry.setting]
+    compared = [*with_features, *(mix for mix in during if not isinstance(mix, Ensemble))]
     run, held = rows[0], Bank(rows[0])
     if len(run.recipe.trained_sets) > 1:
         run.sets.release(column.downstream)  # evaluation reads its datasets one by one

@@ -60,5 +60,5 @@ def _compared(results: Results) -> pandas.DataFrame:
         title = results.record.methods.get(str(key), str(key))
         table.insert(0, "curve", title + f", {setting}" * bool(setting))
         table.insert(1, "method", table.pop("arm").map(names))
-        parts.append(table.assign(model=model)[["model", *table]])
+        parts.append(table.assign(model=str(model))[["model", *table]])
     return pandas.concat(parts, ignore_index=True) if parts else pandas.DataFrame()
