@@ -7,7 +7,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from engine.campaigns import retries
+from engine.campaigns.retries import minutes
 from engine.campaigns.plan_folder import PlanFolder
 
 envvars: "RIB_WORKFLOW"
@@ -49,7 +49,7 @@ def resources_of(stage):
             if name != "runtime":
                 return once
             place = PlanFolder(Path(wildcards.grid).absolute())
-            return retries.minutes(place, job(stage, wildcards), once, attempt)
+            return minutes(place, job(stage, wildcards), once, attempt)
 
         return of
 
