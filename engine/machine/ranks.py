@@ -145,17 +145,26 @@ def all_agree(vote: bool) -> bool:
 
 
 def least(value: float) -> float:
-    """Returns the minimum of the ranks' values (float32)."""
-    if world() == 1:
-        return value
-    values = torch.tensor([float(value)], device=_meeting_place())
-    dist.all_reduce(values, dist.ReduceOp.MIN)
-    return values.item()
+    """Returns the minimum of the ranks' values (float64)."""
+    return _reduced(value, dist.ReduceOp.MIN)
 
 
 def most(value: float) -> float:
-    """Returns the maximum of the ranks' values (float32)."""
-    return -least(-value)
+    """Returns the maximum of the ranks' values (float64)."""
+    return _reduced(value, dist.ReduceOp.MAX)
+
+
+def total(value: float) -> float:
+    """Returns the sum of the ranks' values (float64)."""
+    return _reduced(value, dist.ReduceOp.SUM)
+
+
+def _reduced(value: float, how: dist.ReduceOp.RedOpType) -> float:
+    if world() == 1:
+        return value
+    values = torch.tensor([value], dtype=torch.float64, device=_meeting_place())
+    dist.all_reduce(values, how)
+    return values.item()
 
 
 def _meeting_place() -> str:

@@ -320,6 +320,8 @@ class TrainRecipe:
     # in campaigns: number of models evaluated during training; 0: none
     snapshots: Annotated[int, Meta(ge=0, le=1000)] = marked(RUN, 0)
     keep_snapshots: bool = marked(RUN, False)  # False: delete their weights after evaluation
+    # stage of ZeRO on several ranks; 1: each rank keeps the optimizer's state of some parameters
+    zero: Literal[0, 1] = marked(NOTHING, 0)
     # minutes between two checkpoints; 0: no checkpoints
     checkpoint_minutes: NotNegative = marked(NOTHING, 10.0)
 

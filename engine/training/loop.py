@@ -98,7 +98,9 @@ def initialized(method: Trained, run: Run) -> Iterator[Any]:
         if recipe.model.channels_last:
             # Only now: deepspeed has sent weights as bytes, which this layout does not allow.
             method.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return optim.build(parameters, recipe.optimizer, method.penalty, method.rates)
+        return optim.build(
+            parameters, recipe.optimizer, method.penalty, method.rates, recipe.train.zero
+        )
 
     engine, *_ = deepspeed.initialize(
         model=method,
@@ -177,11 +179,10 @@ def epochs(
                     since, images = now, 0  # of this rank
                 if step % of_epoch == 0:
                     history.append({"epoch": epoch + 1, "step": step, "loss": mean, "lr": lr})
-                    if isinstance(
-                        engine.optimizer, optim.Penalised
-                    ):  # the penalty is not part of the loss
-                        history[-1]["penalty"] = engine.optimizer.penalty()
-                        tracked.log({"train/penalty": history[-1]["penalty"]}, step)
+                    penalty = optim.penalty_of(engine.optimizer)  # not part of the loss
+                    if penalty is not None:
+                        history[-1]["penalty"] = penalty
+                        tracked.log({"train/penalty": penalty}, step)
                     if not is_finite(method):  # the loss does not show what the last step did
                         raise _diverged(run, "a weight", step, lr)
                 saving.take(TrainingProgress(step, history, count, ranks.world()), method)

@@ -7,6 +7,8 @@ after gradients are averaged and clipped, so clipping affects only the task's gr
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import importlib
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,8 +17,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.optim import Optimizer
 
+from engine.machine import ranks
 from engine.methods.base import Penalty
 from engine.recipe.schema import OptimizerRecipe
 from engine.training.schedule import SHARE
@@ -32,12 +36,15 @@ def build(
     options: OptimizerRecipe,
     penalty: Penalty | None = None,
     rates: Mapping[str, float] = MappingProxyType({}),
+    zero: int = 0,
 ) -> Optimizer:
     """The optimizer over named parameters; a `Penalised` one for a penalty's weight above 0.
 
     rates: factors of the learning rate by parameter name; default 1. Parameters with the same
     factor form a group with this `lr_scale`, as in timm. A penalty of weight 0 is skipped, so
     training equals fine-tuning bit for bit; with a penalty, the step is ours and not apex's.
+    zero: 1 gives each of several ranks whole parameters to step, with their moments, anchors and
+    Fisher; the rank then sends the stepped parameters to the others. Weights keep their bits.
 
     Raises ValueError for no parameters (torch's), if NVIDIA's apex is missing, and if anchor or
     Fisher lack a parameter or have another shape.
@@ -53,11 +60,37 @@ def build(
         settings |= {"betas": tuple(options.betas), "eps": options.eps}
     else:
         settings["momentum"] = options.momentum
+    make: Callable[..., Optimizer] = kind
     if penalty is not None and penalty.lam > 0:
-        return Penalised(name, groups, settings, parameters, penalty)
-    if name != options.name:
-        return _apex(apex)(groups, **settings)
-    return kind(groups, fused=True, **settings)
+        _check(penalty.anchor, parameters, "anchor")
+        if penalty.fisher is not None:
+            _check(penalty.fisher, parameters, "Fisher")
+        if name == "sgd":
+            penalty = _softened(penalty, parameters, options.lr, options.momentum)
+        make = functools.partial(Penalised, name, parameters, penalty)
+    elif name != options.name:
+        make = _apex(apex)
+    else:
+        settings["fused"] = True
+    if zero and ranks.world() > 1:
+        return ZeroRedundancyOptimizer(groups, make, **settings)  # pyright: ignore[reportArgumentType]
+    return make(groups, **settings)
+
+
+def own(optimizer: Optimizer) -> Optimizer:
+    """The optimizer of the parameters that this rank steps: all of them without `train.zero`."""
+    return optimizer.optim if isinstance(optimizer, ZeroRedundancyOptimizer) else optimizer
+
+
+def penalty_of(optimizer: Optimizer) -> float | None:
+    """The current penalty of a `Penalised` optimizer, over all ranks' parameters; otherwise None.
+
+    Every rank must call it. It waits for the device.
+    """
+    part = own(optimizer)
+    if not isinstance(part, Penalised):
+        return None
+    return part.penalty() if part is optimizer else ranks.total(part.penalty())
 
 
 @torch.no_grad()
@@ -101,52 +134,21 @@ class Penalised(Optimizer):
     def __init__(
         self,
         name: str,
-        groups: list[dict[str, Any]],
-        settings: dict[str, Any],
         parameters: Mapping[str, Tensor],
         penalty: Penalty,
+        groups: list[dict[str, Any]],
+        **settings: Any,
     ) -> None:
-        """name: `adamw` or `sgd`. settings: as in torch's optimizer."""
+        """name: `adamw` or `sgd`. parameters: by name, at least those of the groups. settings: as
+        in torch's optimizer."""
         super().__init__(groups, settings)
         self._name, self._lam = name, penalty.lam
         self._groups: dict[int, tuple[list[Any], EwcParameters]] = {}
-        self._anchors = _of_parameters(penalty.anchor, parameters, "anchor")
-        self._fishers = None  # the identity
-        if penalty.fisher is not None:
-            self._fishers = _of_parameters(penalty.fisher, parameters, "Fisher")
-        if name == "sgd":
-            self._soften(settings["lr"], settings["momentum"])
-
-    def _soften(self, lr: float, momentum: float) -> None:
-        """Limit the penalty to what is stable under SGD.
-
-        If lr * lam * F exceeds 2 (1 + momentum), steps overshoot the anchor more and more (heavy
-        ball on a quadratic). A Fisher divided by its mean exceeds that: its largest element was
-        31,000 for a ViT-S. So F is limited to (1 + momentum) / (lr * lam), half of what is stable,
-        and the number of limited elements is logged. Raises ValueError if that limits all elements,
-        because any larger strength would train the same weights.
-        """
-        bound = (1 + momentum) / (self._lam * lr)
-        fishers = [torch.ones(1)] if self._fishers is None else list(self._fishers.values())
-        firmer = count_above(fishers, bound)
-        elements = sum(fisher.numel() for fisher in fishers)
-        if firmer == elements:
-            raise ValueError(
-                f"a penalty of strength {self._lam:g} is unstable under SGD at "
-                f"optimizer.lr={lr:g}: set method.lam (or alpha) to at most "
-                f"{self._lam * bound:.3g}, or lower optimizer.lr"
-            )
-        if firmer:
-            log.warning(
-                "the penalty on %s of %s weights is limited to the largest that is stable under "
-                "SGD, %.3g at optimizer.lr=%g",
-                f"{firmer:,}",
-                f"{elements:,}",
-                self._lam * bound,
-                lr,
-            )
-        for fisher in fishers:
-            fisher.clamp_(max=bound)
+        stepped = {theta for group in groups for theta in group["params"]}
+        names = {theta: name for name, theta in parameters.items() if theta in stepped}
+        self._anchors = _copies(penalty.anchor, names)
+        # None: the identity
+        self._fishers = None if penalty.fisher is None else _copies(penalty.fisher, names)
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -205,11 +207,44 @@ class Penalised(Optimizer):
         return (self._lam / 2 * total).item()
 
 
-def _of_parameters(
-    tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor], label: str
-) -> dict[Tensor, Tensor]:
-    """fp32 copies by parameter. Raises ValueError if one is missing or has another shape."""
-    copies: dict[Tensor, Tensor] = {}
+def _softened(
+    penalty: Penalty, parameters: Mapping[str, Tensor], lr: float, momentum: float
+) -> Penalty:
+    """Limit a penalty on parameters to what is stable under SGD.
+
+    If lr * lam * F exceeds 2 (1 + momentum), steps overshoot the anchor more and more (heavy ball
+    on a quadratic). A Fisher divided by its mean exceeds that: its largest element was 31,000 for a
+    ViT-S. So F is limited to (1 + momentum) / (lr * lam), half of what is stable, and the number of
+    limited elements is logged. Raises ValueError if that limits all elements, because any larger
+    strength would train the same weights.
+    """
+    bound = (1 + momentum) / (penalty.lam * lr)
+    fishers = {"": torch.ones(1)}  # the identity
+    if penalty.fisher is not None:
+        fishers = {name: fisher for name, fisher in penalty.fisher.items() if name in parameters}
+    firmer = count_above(list(fishers.values()), bound)
+    elements = sum(fisher.numel() for fisher in fishers.values())
+    if firmer == elements:
+        raise ValueError(
+            f"a penalty of strength {penalty.lam:g} is unstable under SGD at optimizer.lr={lr:g}: "
+            f"set method.lam (or alpha) to at most {penalty.lam * bound:.3g}, or lower optimizer.lr"
+        )
+    if not firmer:
+        return penalty
+    log.warning(
+        "the penalty on %s of %s weights is limited to the largest that is stable under SGD, %.3g "
+        "at optimizer.lr=%g",
+        f"{firmer:,}",
+        f"{elements:,}",
+        penalty.lam * bound,
+        lr,
+    )
+    limited = {name: fisher.clamp(max=bound) for name, fisher in fishers.items()}
+    return dataclasses.replace(penalty, fisher=limited)
+
+
+def _check(tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor], label: str) -> None:
+    """Raises ValueError if a parameter's tensor is missing or has another shape."""
     for name, parameter in parameters.items():
         tensor = tensors.get(name)
         if tensor is None or tensor.shape != parameter.shape:
@@ -217,8 +252,13 @@ def _of_parameters(
             raise ValueError(
                 f"the {label} of {name!r} is {size}, but the parameter is {list(parameter.shape)}"
             )
-        copies[parameter] = _zeros_like(parameter).copy_(tensor.detach())
-    return copies
+
+
+def _copies(tensors: Mapping[str, Tensor], names: Mapping[Tensor, str]) -> dict[Tensor, Tensor]:
+    """fp32 copies of tensors, by parameter."""
+    return {
+        theta: _zeros_like(theta).copy_(tensors[name].detach()) for theta, name in names.items()
+    }
 
 
 def _zeros_like(theta: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ from engine.machine import preemption, ranks
 from engine.methods.base import Trained
 from engine.store.cells import Export
 from engine.store.checkpoints import CheckpointFiles
+from engine.training import optim
 
 log = logging.getLogger(__name__)
 # Steps between two synchronizations of several ranks, which make the host wait for the GPU.
@@ -73,12 +74,20 @@ class TrainingState:
         """sums: scalars of this rank on the engine's device; resuming on another number of ranks
         uses their mean."""
         self._module = dict(method.named_parameters()) | dict(method.named_buffers())
-        self._optimizer = engine.optimizer
+        self._optimizer = optim.own(engine.optimizer)
         names = {tensor: name for name, tensor in self._module.items()}
-        groups = self._optimizer.param_groups
-        self._stepped = {names[p]: p for group in groups for p in group["params"]}
+        stepped, self._own = (
+            {names[p]: p for group in optimizer.param_groups for p in group["params"]}
+            for optimizer in (engine.optimizer, self._optimizer)
+        )
         self.device = engine.device
         self._sums = sums
+        self._keepers = dict.fromkeys(stepped, 0)  # a rank with the optimizer's state of each
+        if self._optimizer is not engine.optimizer:
+            own = [ranks.rank() if name in self._own else 0 for name in stepped]
+            keepers_T = torch.tensor(own, device=self.device)
+            dist.all_reduce(keepers_T)
+            self._keepers = dict(zip(stepped, keepers_T.tolist(), strict=True))
 
     @torch.no_grad()
     def copy(self) -> dict[str, Tensor]:
@@ -104,14 +113,29 @@ class TrainingState:
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         for name, tensor in self._module.items():
             yield MODULE + name, tensor
-        for name, parameter in self._stepped.items():
-            for key, value in self._optimizer.state.get(parameter, {}).items():
-                if value is not None:  # SGD's momentum where it is 0
-                    yield f"{OPTIMIZER}{key}/{name}", value
+        for name, keeper in self._keepers.items():
+            if ranks.rank() in (0, keeper):
+                yield from self._state_on_first(name, keeper)
         for name, generator in self._generators.items():
             yield RANDOM + name, _of_ranks(generator.get_state().to(self.device))
         for name, value in self._sums.items():
             yield SUMS + name, _of_ranks(value)
+
+    def _state_on_first(self, name: str, keeper: int) -> Iterator[tuple[str, Tensor]]:
+        """The optimizer's state of a parameter, which its keeper sends to the first rank."""
+        states = self._optimizer.state
+        # On several ranks all states have the same keys, and the first rank has at least one.
+        others = next(iter(states.values())) if keeper else {}
+        for key, value in states.get(self._module[name], others).items():
+            if value is None:  # SGD's momentum where it is 0
+                continue
+            if keeper and ranks.rank() == keeper:
+                dist.send(value.to(self.device).contiguous(), 0)
+            elif keeper:
+                shape = self._module[name].shape if value.dim() else value.shape
+                value = torch.empty(shape, dtype=value.dtype, device=self.device)
+                dist.recv(value, keeper)
+            yield f"{OPTIMIZER}{key}/{name}", value
 
     @property
     def _generators(self) -> dict[str, torch.Generator]:
@@ -120,14 +144,16 @@ class TrainingState:
         return {"cpu": torch.default_generator, **more}
 
     def _restore_optimizer(self, state: Mapping[str, Tensor]) -> None:
-        numbers = {name: number for number, name in enumerate(self._stepped)}
+        numbers = {name: number for number, name in enumerate(self._own)}
         of_parameters: dict[int, dict[str, Tensor]] = {}
         for label, tensor in state.items():
             if not label.startswith(OPTIMIZER):
                 continue
             key, _, name = label.removeprefix(OPTIMIZER).partition("/")
+            if name not in self._own:
+                continue
             # A copy, or it would map the whole file; in the optimizer's memory layout.
-            like = self._stepped[name].detach() if tensor.dim() else tensor
+            like = self._own[name].detach() if tensor.dim() else tensor
             value = torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
             of_parameters.setdefault(numbers[name], {})[key] = value
         content = self._optimizer.state_dict() | {"state": of_parameters}

@@ -2,9 +2,10 @@
 
 rank_worker.py FOLDER JOBS RESULTS RANKS. JOBS is a JSON list of {"runs", "words", "how", "step"};
 how: `stop` raises before that optimizer step on every rank, `term` sends SIGTERM to the last rank
-alone, `evaluate` evaluates the cell, `clip` compares clipped gradients with DeepSpeed's. Rank 0
-writes a JSON list: for each job the cell's folder and the steps that it took, or the message that
-ended or refused it, or the largest difference on any rank. The exit code is that of every rank.
+alone, `evaluate` evaluates the cell, `clip` compares clipped gradients with DeepSpeed's, `part`
+measures a rank's part of an optimizer with `train.zero`. Rank 0 writes a JSON list: for each job
+the cell's folder and the steps that it took, or the message that ended or refused it, or the
+largest difference or part on any rank. The exit code is that of every rank.
 
 One process imports all that the ranks need, and then forks them: imports take most of the time.
 `commands/test_launch.py` and `test_job.py` start ranks as users do.
@@ -25,7 +26,7 @@ from engine.errors import PreemptedError
 from engine.evaluation import passes
 from engine.machine import entry, ranks
 from engine.machine.terminal import quiet_libraries
-from helpers import clipping, processes
+from helpers import clipping, parts, processes
 from helpers.grids import SETS, Grid
 from helpers.interruptions import EVERY_STEP, at_step, interrupted, resumed
 from helpers.processes import ROOT
@@ -34,6 +35,8 @@ from helpers.processes import ROOT
 def result(folder: Path, device: torch.device, job: dict[str, Any]) -> list[Any]:
     if job.get("how") == "clip":
         return [ranks.most(max(clipping.differences()))]
+    if job.get("how") == "part":
+        return [ranks.most(parts.part_of_rank())]
     grid, words, how = Grid(folder, Path(job["runs"]), device), job["words"], job.get("how")
     if how == "stop":
         interrupted(grid.builder(EVERY_STEP, *words), job["step"])

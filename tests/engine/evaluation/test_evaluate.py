@@ -127,7 +127,7 @@ WORDS = {
     "select": "greedy",
     "split": "holdout",
 }
-NO_WEIGHTS = {"snapshots", "keep_snapshots", "checkpoint_minutes"}
+NO_WEIGHTS = {"snapshots", "keep_snapshots", "checkpoint_minutes", "zero"}
 CHANGES = (
     "seed=1 threads=2 downstream=tinted downstream=few dataset.holdout=0 dataset.seed=1 "
     "model.crop=0.9 model.mean=[0.4,0.5,0.5] model.head.l2=0.02 method.variant=paper "

@@ -13,6 +13,7 @@ CHANGED = {
     "runs": ("elsewhere", NOTHING),
     "trackers": ("[wandb]", NOTHING),
     "train.checkpoint_minutes": (3, NOTHING),
+    "train.zero": (1, NOTHING),
     "model.published.noto": (50, NOTHING),
     "optimizer.lr": (0.5, CELL),
     "train.epochs": (7, CELL),
