@@ -36,12 +36,35 @@ from engine.methods.base import Context, Trained
 RATE, BETAS, EPS = 1e-2, (0.9, 0.999), 1e-8
 
 
+class ScalarAdam(nn.Module):
+    """Adam for one learned number per parameter tensor. Checkpoints include its moments."""
+
+    first_T: torch.Tensor
+    second_T: torch.Tensor
+    step_1: torch.Tensor
+
+    def __init__(self, count: int, rate: float, device: torch.device) -> None:
+        super().__init__()
+        self.rate = rate
+        for name, size in (("first_T", count), ("second_T", count), ("step_1", 1)):
+            self.register_buffer(name, torch.zeros(size, device=device))
+
+    @torch.no_grad()
+    def move(self, value_T: torch.Tensor, gradient_T: torch.Tensor) -> None:
+        """Step value_T in place, down gradient_T (both float32)."""
+        self.step_1 += 1
+        self.first_T.lerp_(gradient_T, 1 - BETAS[0])
+        self.second_T.lerp_(gradient_T.square(), 1 - BETAS[1])
+        first_T, second_T = (
+            moment_T / (1 - beta**self.step_1)
+            for moment_T, beta in zip((self.first_T, self.second_T), BETAS, strict=True)
+        )
+        value_T -= self.rate * first_T / (second_T.sqrt() + EPS)
+
+
 class Method(Trained):
     recipe: Recipe
     radius_T: torch.Tensor  # one per parameter tensor
-    first_T: torch.Tensor  # Adam's moments of the radius
-    second_T: torch.Tensor
-    step_1: torch.Tensor
 
     def prepare(self, net: nn.Module, context: Context) -> None:
         super().prepare(net, context)
@@ -51,11 +74,9 @@ class Method(Trained):
         moved = copy.deepcopy(net).requires_grad_(False)
         self.moved = moved  # the offsets before projection, as a module so checkpoints include it
         self.offsets = [moved.get_parameter(name).zero_() for name in learning]
-        like = {"dtype": torch.float32, "device": context.device}
-        self.register_buffer("radius_T", torch.full((len(learning),), EPS, **like))
-        for name in ("first_T", "second_T"):
-            self.register_buffer(name, torch.zeros(len(learning), **like))
-        self.register_buffer("step_1", torch.zeros(1, **like))
+        radius_T = torch.full((len(learning),), EPS, device=context.device)
+        self.register_buffer("radius_T", radius_T)
+        self.adam = ScalarAdam(len(learning), RATE, context.device)
 
     @torch.no_grad()
     def before_step(self) -> None:
@@ -67,14 +88,7 @@ class Method(Trained):
         gradient_T = torch.stack(gradients)
         # A positive gradient shrinks the radius.
         gradient_T = torch.where(gradient_T > 0, self.recipe.annealing * gradient_T, gradient_T)
-        self.step_1 += 1
-        self.first_T.lerp_(gradient_T, 1 - BETAS[0])
-        self.second_T.lerp_(gradient_T.square(), 1 - BETAS[1])
-        first_T, second_T = (
-            moment_T / (1 - beta**self.step_1)
-            for moment_T, beta in zip((self.first_T, self.second_T), BETAS, strict=True)
-        )
-        self.radius_T -= RATE * first_T / (second_T.sqrt() + EPS)
+        self.adam.move(self.radius_T, gradient_T)
 
     @torch.no_grad()
     def after_step(self) -> None:

@@ -1,4 +1,4 @@
-"""EWC, L2-SP, SPD and FTP: whole runs against a bare loop in float64, a tensor at a time."""
+"""EWC, L2-SP, SPD, FTP, DiGraP: whole runs against a bare loop in float64, a tensor at a time."""
 
 import json
 import math
@@ -41,10 +41,12 @@ def bare_loop(
     arch: str,
     loss_of: Pull,
     after: Callable[[dict[str, nn.Parameter], State, State], None] = lambda *_: None,
+    before: Callable[[dict[str, nn.Parameter], State], None] = lambda *_: None,
+    steps: int = STEPS,
 ) -> tuple[State, State, float]:
     """Weights before and after, and the pull at the end.
 
-    loss_of: beside the cross-entropy; after: each step."""
+    loss_of: beside the cross-entropy; after, before: each step."""
     case = prepared(grid, *words("fine_tune", optimizer, arch))
     index = case.builder.target.split("train")
     x, y = images(grid, "outline", index, arch), labels(grid, "outline", index)
@@ -55,14 +57,15 @@ def bare_loop(
         descent = torch.optim.AdamW(named.values(), eps=1e-3, weight_decay=0.1)
     else:
         descent = torch.optim.SGD(named.values(), lr=1.0, momentum=0.9, weight_decay=0.1)
-    for step in range(STEPS):
-        rate = 0.5 * LR[optimizer] * (1 + math.cos(math.pi * step / STEPS))
+    for step in range(steps):
+        rate = 0.5 * LR[optimizer] * (1 + math.cos(math.pi * step / steps))
         descent.param_groups[0]["lr"] = rate
         descent.zero_grad()
         (F.cross_entropy(net(x), y) + loss_of(net, start)).backward()
-        before = {name: p.detach().clone() for name, p in named.items()}
+        before(named, start)
+        last = {name: p.detach().clone() for name, p in named.items()}
         descent.step()
-        after(named, before, start)
+        after(named, last, start)
     end = {name: p.detach() for name, p in named.items()}
     return start, end, loss_of(net, start).item()
 
@@ -185,7 +188,50 @@ def test_ftp_keeps_each_row_within_a_learned_radius(grid, optimizer, arch, annea
     assert distance(moves(plain, start), moved) > 0.1
 
 
-@pytest.mark.parametrize("strength", ["l2sp.alpha", "spd.lam", "ewc.lam"])
+@pytest.mark.parametrize(("optimizer", "arch"), [("adamw", VIT), ("adamw", CONV), ("sgd", VIT)])
+def test_digrap_removes_a_learned_share_of_what_leads_away(grid, optimizer, arch):
+    """As its docstring says, in float64, a tensor and a row at a time."""
+    steps, acted, t = 12, [], 0
+    shares: dict[str, float] = defaultdict(float)
+    moments: dict[str, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
+    last: State = {}
+
+    def unit(row: Tensor) -> Tensor:
+        return row / row.norm() if row.norm() else row
+
+    def remove(named: dict[str, nn.Parameter], start: State) -> None:
+        nonlocal t
+        t += 1
+        for name, parameter in named.items():
+            assert parameter.grad is not None
+            count = len(parameter) if parameter.dim() > 1 else 1
+            gradient = parameter.grad.reshape(count, -1)
+            offset = (parameter.detach() - start[name]).reshape(count, -1)
+            pairs = zip(gradient, last.get(name, torch.zeros_like(offset)), strict=True)
+            slope = sum((unit(a) @ unit(b)).item() for a, b in pairs)
+            m, v = moments[name]
+            m, v = moments[name] = 0.9 * m + 0.1 * slope, 0.999 * v + 0.001 * slope**2
+            move = 0.5 * (m / (1 - 0.9**t)) / (math.sqrt(v / (1 - 0.999**t)) + 1e-8)
+            shares[name] = min(max(shares[name] - move, 0.0), 1.0)
+            dot = (gradient * offset).sum().item()
+            last[name] = dot / (offset.square().sum().item() or 1.0) * offset
+            if dot < 0 and shares[name] > 0:
+                acted.append(name)
+                parameter.grad -= (shares[name] * last[name]).reshape(parameter.shape)
+
+    rate = f"train.epochs={steps}"
+    _, cell = grid.build(*words("digrap", optimizer, arch), rate)
+    start, end, _ = bare_loop(
+        grid, optimizer, arch, lambda *_: torch.zeros(()), before=remove, steps=steps
+    )
+    moved = {name: end[name] - start[name] for name in start}
+    assert len(acted) > 2, "nothing was removed: this test sees no projection"
+    assert distance(moves(weights(cell), start), moved) < 1e-3
+    plain = weights(grid.build(*words("fine_tune", optimizer, arch), rate)[1])
+    assert distance(moves(plain, start), moved) > 3e-3
+
+
+@pytest.mark.parametrize("strength", ["l2sp.alpha", "spd.lam", "ewc.lam", "digrap.rate"])
 def test_a_strength_of_zero_is_fine_tuning_bit_for_bit(grid, strength):
     method, option = strength.split(".")
     _, cell = grid.build(*words(method, "adamw"), f"method.{option}=0")

@@ -1,0 +1,73 @@
+"""DiGraP: removes a learned share of what a gradient leads away from the pretrained weights.
+
+Directional gradient projection (Huang et al. 2025, algorithm 1) acts on each parameter tensor with
+gradient g and offset d = theta - theta_pre. p = (g . d / |d|^2) d is the part of g along d. If
+g . d < 0, so that gradient descent leads away from theta_pre, the optimizer gets
+
+    g - omega p
+
+in place of g. omega is 0 at first and always in [0, 1]. Before each step, Adam moves omega down its
+gradient, sum_r (g_r / |g_r|) . (p'_r / |p'_r|), where p' is the p of the step before and a row r
+holds the weights of one output; a vector is a single row.
+
+The paper does not define how it normalises omega's gradient. The sum over normalised rows is that
+of the authors' earlier code (SPCG in chengyuehuang511/vlm_robustness, of matrices alone, whose
+learning rate of omega is the default); we had no access to the paper's release. The projection
+includes the head, since the pretrained head already covers the classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from engine.recipe.schema import MethodRecipe, NotNegative
+
+
+@dataclass(frozen=True)
+class Recipe(MethodRecipe):
+    rate: NotNegative = 0.5  # learning rate of omega; 0: plain fine-tuning
+
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from engine.methods.base import Trained
+from engine.methods.beyond.ftp import ScalarAdam, rows
+from engine.methods.context import Context
+
+
+class Method(Trained):
+    recipe: Recipe
+    omega_T: torch.Tensor  # one per parameter tensor
+
+    def prepare(self, net: nn.Module, context: Context) -> None:
+        super().prepare(net, context)
+        learning = [name for name, p in net.named_parameters() if p.requires_grad]
+        self.thetas = [net.get_parameter(name) for name in learning]
+        self.anchors = [theta.detach().clone() for theta in self.thetas]
+        along = copy.deepcopy(net).requires_grad_(False)
+        self.along = along  # p of the last step, as a module so checkpoints include it
+        self.parts = [along.get_parameter(name).zero_() for name in learning]
+        self.register_buffer("omega_T", torch.zeros(len(learning), device=context.device))
+        self.adam = ScalarAdam(len(learning), self.recipe.rate, context.device)
+
+    @torch.no_grad()
+    def before_step(self) -> None:
+        slopes, products = [], []
+        for theta, anchor, part in zip(self.thetas, self.anchors, self.parts, strict=True):
+            if theta.grad is None:
+                theta.grad = torch.zeros_like(theta)
+            slopes.append((F.normalize(rows(theta.grad)) * F.normalize(rows(part))).sum())
+            offset = theta - anchor
+            products.append((theta.grad * offset).sum())
+            squares = offset.square().sum().clamp(min=torch.finfo(offset.dtype).tiny)
+            part.copy_(products[-1] / squares * offset)
+        self.adam.move(self.omega_T, torch.stack(slopes))
+        self.omega_T.clamp_(0, 1)
+        removed_T = torch.where(torch.stack(products) < 0, self.omega_T, 0.0)
+        for theta, part, removed in zip(self.thetas, self.parts, removed_T, strict=True):
+            assert theta.grad is not None
+            theta.grad -= removed * part
