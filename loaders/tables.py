@@ -108,6 +108,49 @@ def listing(
     return Listing(items, classes, hashed.hexdigest(), columns=tuple(columns.kept))
 
 
+def listed(
+    tables: Mapping[str, Path],
+    column: str,
+    among: Collection[str],
+    images: Sequence[str],
+    below: str,
+) -> list[str]:
+    """The value of a column of each image.
+
+    tables: with the columns `path` and this one, or by the column's value, such as text files with
+    a path per line. They may list images of other folders. among: the allowed values. images: their
+    paths, below the folder `below`.
+
+    Raises ValueError naming file and row: for a path below the folder that is no image, two rows of
+    one image, and a value that is not allowed; and for images that no row lists.
+    """
+    found: dict[str, tuple[Path, int, str]] = {}
+    columns, known = Columns("path", "label", allowed={column: among}), frozenset(images)
+    for value, table in tables.items():
+        given = {column: value} if value else {}
+        for number, row in _rows(table, ["path", column], _reader(table, columns), given):
+            path = row[0]
+            if not path.startswith(f"{below}/"):
+                continue
+            fault = ""
+            if row[1] not in among:
+                fault = _fault(dict(zip(("path", column), row, strict=True)), columns)
+            elif first := found.get(path):
+                fault = f"{path} is also in {_where(*first[:2])}: keep one row of an image"
+            elif path not in known:
+                fault = f"there is no image {path}: correct the path, or leave the row out"
+            if fault:
+                raise ValueError(f"{_where(table, number)}: {fault}")
+            found[path] = table, number, row[1]
+    if missing := [path for path in images if path not in found]:
+        names = ", ".join(map(str, tables.values()))
+        raise ValueError(
+            f"{names} does not list {len(missing):,} images, such as {missing[0]}: add rows, or "
+            "remove the images"
+        )
+    return [found[path][2] for path in images]
+
+
 def _photo(name: str) -> str:
     stem, suffix = posixpath.splitext(name)
     return stem if suffix.lower() in IMAGE_SUFFIXES else name
@@ -245,6 +288,8 @@ def _of_text(table: Path, names: Sequence[str], columns: Columns) -> Iterator[Ro
     with table.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, start=1):
             path, _, label = line.strip().rpartition(" ")
+            if label.lower().endswith(IMAGE_SUFFIXES):  # a list of paths
+                path, label = line.strip(), ""
             row = {columns.path: path, columns.label: label}
             yield number, [row[name] for name in names]
 

@@ -137,12 +137,15 @@ class SplitRecipe:
     """A published split of a dataset.
 
     column: of the images. train, holdout: its values on images to train on, and on images held out.
+    files: of folders' images, below root: a table of `path` (`<set>/<class>/<image>`) and the
+    column, or text files of paths by the column's value.
     held_out: published number of images held out; 0: none.
     """
 
     column: str = ""  # empty: images are split by `dataset.holdout`
     train: list[str] = field(default_factory=list)
     holdout: list[str] = field(default_factory=list)
+    files: str | dict[str, str] = ""
     held_out: Count = marked(NOTHING, 0)
 
 

@@ -15,8 +15,8 @@ import numpy as np
 
 from engine.data.kinds import base
 from engine.recipe.schema import PACK, DatasetRecipe, marked
-from loaders import folders, trees
-from loaders.files.durable import canonical
+from loaders import folders, tables, trees
+from loaders.files.durable import canonical, digest
 from loaders.trees import Listing, Place, first_names
 
 
@@ -45,7 +45,24 @@ class Kind(base.Kind):
 
     def read(self, source: Path | None = None) -> Listing:
         """The images as they lie there; copies have a common source, if the recipe says so."""
-        return folders.read(source or self.root, self.dataset.columns)
+        listing, split = folders.read(source or self.root, self.dataset.columns), self.dataset.split
+        if not split.files:
+            return listing
+        files = split.files if isinstance(split.files, dict) else {"": split.files}
+        places = {value: Path(self.dataset.root) / file for value, file in files.items()}
+        keys = [f"{self.name}/{item.key}" for item in listing.items]
+        among = (*split.train, *split.holdout)
+        values = tables.listed(places, split.column, among, keys, self.name)
+        items = [
+            dataclasses.replace(item, values=(*item.values, value))
+            for item, value in zip(listing.items, values, strict=True)
+        ]
+        return dataclasses.replace(
+            listing,
+            items=items,
+            fingerprint=digest([listing.fingerprint, values]),
+            columns=(*listing.columns, split.column),
+        )
 
     def listing(self, cache: Path, source: Path | None = None, *, partial: bool = False) -> Listing:
         listing = self.read(source)
@@ -67,6 +84,14 @@ class Kind(base.Kind):
         listing = self.read()
         return len(listing.items), len(listing.classes)
 
+    def held_out(self) -> int:
+        split = self.dataset.split
+        if split.held_out or not split.column:
+            return split.held_out
+        listing = self.read()
+        place = listing.columns.index(split.column)
+        return sum(item.values[place] in split.holdout for item in listing.items)
+
     def photos(self) -> frozenset[str]:
         if not (self.dataset.knows_photos and self.root.exists()):
             return super().photos()
@@ -80,7 +105,9 @@ class Kind(base.Kind):
         return _photos[place]
 
     def identity(self) -> dict[str, Any]:
-        return super().identity() | {"sources": self.dataset.sources}
+        files = self.dataset.split.files
+        listed = {"split": [files, self.dataset.split.column]} if files else {}
+        return super().identity() | {"sources": self.dataset.sources} | listed
 
     def fingerprint(self) -> str | None:
         return self.read().fingerprint if self.root.exists() else None

@@ -38,6 +38,11 @@ class Recipe(DatasetRecipe):
     def check(self, name: str) -> None:
         if not self.table:
             raise RecipeError(f"dataset.table of {name} has no value: name its CSV or Parquet file")
+        if self.split.files:
+            raise RecipeError(
+                f"dataset.split.files of {name}: files list images in folders; the split of a "
+                "table is a column, dataset.split.column"
+            )
 
 
 class Kind(folder.Kind):
@@ -64,14 +69,6 @@ class Kind(folder.Kind):
         )
         places = {value: root / file for value, file in files.items()}
         return tables.listing(root, places, columns, GIVEN if given else "", self.rows)
-
-    def held_out(self) -> int:
-        split = self.dataset.split
-        if split.held_out or not split.column:
-            return split.held_out
-        listing = self.read()
-        place = listing.columns.index(split.column)
-        return sum(item.values[place] in split.holdout for item in listing.items)
 
     def _labels(self) -> Sequence[str]:
         """The labels that the head knows: classes with outputs of their own, or the outputs' names

@@ -90,6 +90,67 @@ def test_a_published_split_is_trained_on_and_held_out(mixed, tmp_path):
         Sets(other, CPU, tmp_path)["tinted"]
 
 
+LISTED = """\
+name: listed
+root: images
+upstream: upstream
+sets: [outline, tinted, few]
+own:
+  tinted: {split: {files: lists.csv, column: part, train: [train], holdout: [test]}}
+  few:
+    split: {files: {fit: fit.txt, judge: judge.txt}, column: part, train: [fit], holdout: [judge]}
+"""
+
+
+def test_a_list_of_files_splits_folders(tmp_path):
+    images = tmp_path / "images"
+    grids.draw(images)
+    (tmp_path / "mixed.yaml").write_text(LISTED, encoding="utf-8")
+    paths = [str(file.relative_to(images)) for file in sorted(images.glob("*/*/*"))]
+    part_of = {path: ("train", "test")[k % 3 == 0] for k, path in enumerate(paths)}
+    rows = [f"{path},{part}" for path, part in part_of.items()]
+    (images / "lists.csv").write_text("\n".join(["path,part", *rows]), encoding="utf-8")
+    few = [path for path in paths if path.startswith("few/")]
+    lines = [f"{path} 3" for path in few[1:]]  # DomainBed's lists have numbers of classes
+    (images / "judge.txt").write_text(few[0], encoding="utf-8")
+    (images / "fit.txt").write_text("\n".join(lines), encoding="utf-8")
+    sets = Sets(benchmark(tmp_path), CPU, tmp_path)
+    tinted = sets["tinted"]
+    parts = [part_of[f"tinted/{key}"] for key in tinted.pack.keys.tolist()]
+    assert tinted.columns["part"].tolist() == parts
+    assert tinted.holdout.tolist() == [k for k, part in enumerate(parts) if part == "test"]
+    assert [f"few/{key}" for key in sets["few"].pack.keys[sets["few"].holdout]] == few[:1]
+    assert work.size_of(benchmark(tmp_path, f"runs={tmp_path}/other"), "few").held_out == 1
+    (images / "fit.txt").write_text("\n".join([*lines[:-1], f"{few[-1]}"]), encoding="utf-8")
+    Sets(benchmark(tmp_path), CPU, tmp_path)["few"]  # the same images in the same parts
+    (images / "judge.txt").write_text(few[1], encoding="utf-8")
+    (images / "fit.txt").write_text("\n".join([few[0], *lines[1:]]), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"the images in .*few changed since"):
+        Sets(benchmark(tmp_path), CPU, tmp_path)["few"]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("tinted/bar/x.png,train", r"line 37: there is no image tinted/bar/x.png: correct"),
+        ("tinted/bar/0.png,train", r"line 37: tinted/bar/0.png is also in .*line 2: keep one"),
+        ("tinted/bar/0.png,", r"line 37: part is empty: write a value"),
+        ("tinted/bar/0.png,val", r"line 37: part is 'val', but must be one of test, train"),
+        ("tinted/bar/0.png", r"line 37: 1 values for 2 columns"),
+        (None, r"lists.csv does not list 1 images, such as tinted/square/6.png: add rows, or"),
+    ],
+)
+def test_a_list_that_does_not_fit_the_folder_is_named(tmp_path, row, message):
+    images = tmp_path / "images"
+    grids.draw(images)
+    (tmp_path / "mixed.yaml").write_text(LISTED, encoding="utf-8")
+    rows = [f"{file.relative_to(images)},train" for file in sorted(images.glob("tinted/*/*"))]
+    rows = [*rows[:-1]] if row is None else [*rows, row]
+    (images / "lists.csv").write_text("\n".join(["path,part", *rows]), encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        Sets(benchmark(tmp_path), CPU, tmp_path)["tinted"]
+
+
 def test_a_label_that_the_head_lacks_is_named_before_a_row_is_encoded(mixed, tmp_path):
     table = tmp_path / "images" / "tinted.csv"
     table.write_text(table.read_text().replace(",disc,", ",disk,", 1), encoding="utf-8")
