@@ -34,9 +34,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from engine.methods.base import Trained
+from engine.methods.base import Context, Trained
 from engine.methods.beyond.ftp import ScalarAdam, rows
-from engine.methods.context import Context
 
 
 class Method(Trained):
