@@ -52,6 +52,14 @@ TRANSFORMS = {
     "resnet50": TORCHVISION,
     "resnet101": TORCHVISION,
 }
+# Backbones whose head is fitted: the part of the shorter side that is left, how, mode, mean, std,
+# as in their authors' code: facebookresearch/dinov3, google/siglip2-base-patch16-224 on the Hub and
+# facebookresearch/perception_models.
+HEADLESS = {
+    "vit_b16_dinov3": (0.875, "bicubic", "center", IN1K),
+    "vit_b16_siglip2": (1.0, "bilinear", "squash", HALF),
+    "vit_b16_pe_core": (1.0, "bilinear", "squash", HALF),
+}
 FAMILIES = (  # plain ViT, without a qkv bias, CLIP's with norm_pre, its projection, convolutions
     "vit_s16_augreg_in1k",
     "vit_b16_miil_in21k",
@@ -80,6 +88,18 @@ def test_name_resolves_and_gives_the_published_transform(name):
     np.testing.assert_allclose(config["std"], std)
     outputs = timm.get_pretrained_cfg(options.arch).num_classes
     assert outputs == (512 if options.projection else 1000)  # CLIP's embedding has 512
+
+
+@pytest.mark.parametrize("name", HEADLESS)
+def test_backbones_without_a_head_have_their_authors_transform(name):
+    options = model(name)
+    assert options.arch in timm.list_pretrained() and options.head.fit and not options.projection
+    transform, config = preprocessing.transform(options), preprocessing.data_config(options)
+    *expected, (mean, std) = HEADLESS[name]
+    assert [transform.crop, transform.interpolation, transform.crop_mode] == expected
+    assert transform.image_size == 224
+    np.testing.assert_allclose(config["mean"], mean)
+    np.testing.assert_allclose(config["std"], std)
 
 
 def test_convolutions_see_channels_last_images():
@@ -126,7 +146,7 @@ def untrained(net: nn.Module) -> Any:
     )
 
 
-STEPS = [*((n, "canonical") for n in TRANSFORMS), *((n, "paper") for n in FAMILIES)]
+STEPS = [*((n, "canonical") for n in TRANSFORMS | HEADLESS), *((n, "paper") for n in FAMILIES)]
 ALWAYS = {("vit_s16_augreg_in1k", "canonical"), ("resnet18", "paper")}
 
 
