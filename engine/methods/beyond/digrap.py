@@ -1,4 +1,5 @@
-"""DiGraP: removes a learned share of what a gradient leads away from the pretrained weights.
+"""DiGraP: removes a learned share of the part of a gradient that leads away from the pretrained
+weights.
 
 Directional gradient projection (Huang et al. 2025, algorithm 1) acts on each parameter tensor with
 gradient g and offset d = theta - theta_pre. p = (g . d / |d|^2) d is the part of g along d. If
@@ -10,10 +11,11 @@ in place of g. omega is 0 at first and always in [0, 1]. Before each step, Adam 
 gradient, sum_r (g_r / |g_r|) . (p'_r / |p'_r|), where p' is the p of the step before and a row r
 holds the weights of one output; a vector is a single row.
 
-The paper does not define how it normalises omega's gradient. The sum over normalised rows is that
-of the authors' earlier code (SPCG in chengyuehuang511/vlm_robustness, of matrices alone, whose
-learning rate of omega is the default); we had no access to the paper's release. The projection
-includes the head, since the pretrained head already covers the classes.
+The paper's algorithm names a normalisation of omega's gradient and does not show it. The sum over
+normalised rows is that of the authors' earlier code (SPCG in chengyuehuang511/vlm_robustness, for
+matrices only, whose learning rate of omega is the default). We read neither the paper's text beyond
+the algorithm nor its release. The projection includes the head, since the pretrained head already
+covers the classes.
 """
 
 from __future__ import annotations
