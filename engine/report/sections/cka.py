@@ -58,17 +58,18 @@ def section(results: Results) -> Section | None:
             *by_model(
                 results,
                 "cka-training",
-                "Mean CKA over blocks by optimizer step; pre: pretrained model",
-                during.assign(at=during["step"].clip(lower=X_OF_STEP_0)),
-                ("cka", "method", "quantity"),
+                "Mean CKA over blocks on other datasets, by optimizer step; pre: pretrained model",
+                during[during["quantity"] == LABELS["ood"]].assign(
+                    at=lambda rows: rows["step"].clip(lower=X_OF_STEP_0)
+                ),
+                ("cka", "method"),
                 lambda rows: charts.curve(
                     rows,
                     "at",
                     "cka",
-                    "quantity",
+                    "method",
                     x_title="optimizer step",
                     ticks=step_ticks(rows["step"]),
-                    facet="method",
                 ),
             ),
         ],

@@ -11,22 +11,22 @@ from engine.report.text import counted, listed
 
 
 def section(results: Results) -> Section | None:
-    """None without a curve, or if a downstream dataset is not evaluated."""
+    """None unless a curve reaches the downstream accuracy of a method."""
     data = _compared(results)
-    if data.empty:
+    if data.empty or data["difference_pts"].isna().all():
         return None
     known = data.dropna(subset="difference_pts")
     above, below = (known["difference_low"] > 0).sum(), (known["difference_high"] < 0).sum()
+    curves = listed([*dict.fromkeys(data["curve"])])
     out = [*dict.fromkeys(data.loc[data["difference_pts"].isna(), "method"])]
     return Section(
         "equal-accuracy",
-        f"At equal downstream accuracy, {above} of {counted('method', len(known))} are "
-        f"significantly more robust than {listed([*dict.fromkeys(data['curve'])])}, {below} less",
+        f"Of {counted('method', len(known))} compared with {curves} at equal downstream accuracy, "
+        f"{above} are significantly more robust, {below} less",
         "A method that adapts less often loses less. Each method is therefore compared with the "
         "interpolation that has the same mean accuracy on the downstream datasets, linearly "
-        "between two evaluated alphas (the trade-off chart shows the curve). Differences are "
-        "paired, and their intervals are not corrected for their number"
-        f"{results.in_one_training}; they generalise to {results.population}."
+        "between two evaluated alphas (the trade-off chart shows the curve). Intervals are paired, "
+        f"and not corrected for their number. They generalise to {results.population}."
         + " No images are held out: downstream accuracy is that on the images trained on."
         * (not results.record.holdout)
         + f" The curve does not reach the accuracy of {listed(out)}." * bool(out),

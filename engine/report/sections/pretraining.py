@@ -31,7 +31,7 @@ def section(results: Results) -> Section | None:
     data = ordered(data, samples_seen=sorted(seen.values()))
     pairs = _matched(results, data)
     shown = data[["method", "model", "samples_seen", "before_pct", *MRI]]
-    is_significant = pairs["p_corrected"] < SIGNIFICANT
+    is_significant = pairs["corrected_p"] < SIGNIFICANT
     more, less = ((is_significant & (pairs["difference_pts"] * way > 0)).sum() for way in (1, -1))
     words = f"mRI from {between(shown, 'mRI_pts', 'method', 'model')}."
     return Section(
@@ -91,7 +91,7 @@ def _matched(results: Results, data: pandas.DataFrame) -> pandas.DataFrame:
             "before_pts": [more.before_pct - fewer.before_pct for more, fewer in pairs],
         }
     )
-    names = ["difference_pts", "difference_low", "difference_high", "p_corrected"]
+    names = ["difference_pts", "difference_low", "difference_high", "corrected_p"]
     if not pairs:
         return table.assign(**{name: pandas.Series(dtype=float) for name in names})
     arms = [(fewer.arm, more.arm) for more, fewer in pairs]

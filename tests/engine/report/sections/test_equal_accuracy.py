@@ -24,14 +24,19 @@ def test_methods_are_compared_with_the_curve_at_their_downstream_accuracy():
     assert row(table, method="FT")["difference_pts"] == pytest.approx(0)
     assert row(table, method="LoRA")[["difference_pts", "difference_low"]].isna().all()
     assert section.heading == (
-        "At equal downstream accuracy, 1 of 2 methods are significantly more robust than WiSE-FT, "
-        "0 less"
+        "Of 2 methods compared with WiSE-FT at equal downstream accuracy, 1 are significantly more "
+        "robust, 0 less"
     )
     assert "The curve does not reach the accuracy of LoRA." in section.text
 
 
 @pytest.mark.parametrize(
-    "arms", [METHODS, CURVE, {**METHODS, ("wise_ft", 0.5, ""): (60, 56)}], ids=str
-)
-def test_without_a_curve_or_a_method_there_is_no_section(arms):
+    "arms",
+    [
+        METHODS, CURVE, {**METHODS, ("wise_ft", 0.5, ""): (60, 56)},
+        {("lora", None, ""): (90, 70), **CURVE},
+    ],
+    ids=["no curve", "no method", "one alpha", "out of reach"],
+)  # fmt: skip
+def test_without_a_curve_that_reaches_a_method_there_is_no_section(arms):
     assert equal_accuracy.section(of_arms(arms, methods=TITLES)) is None

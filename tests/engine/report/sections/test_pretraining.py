@@ -43,7 +43,7 @@ def test_models_of_equal_start_are_compared_by_samples_seen():
     assert {key: pair.difference_pts for key, pair in numbers.items()} == pytest.approx(expected)
     assert numbers["FT", "large"].before_pts == pytest.approx(4)
     assert all(p.difference_low < p.difference_pts < p.difference_high for p in numbers.values())
-    significant = pairs[pairs["p_corrected"] < 0.05]["difference_pts"]
+    significant = pairs[pairs["corrected_p"] < 0.05]["difference_pts"]
     assert section.heading == (
         f"With more samples seen in pretraining, mRI is significantly higher in "
         f"{(significant > 0).sum()} of 4 pairs of models of equal accuracy before fine-tuning, "
