@@ -68,7 +68,7 @@ def complete(
     }
     announce(f"reading the campaign {name}")
     # Commands to encode come last: they have lines of their own.
-    faults = [*dict.fromkeys(_faults_of_warmup(plans)), *_faults_of_words(plans)]
+    faults = [*_faults_of_warmup(plans), *_faults_of_words(plans)]
     faults += _faults_of_sets(name, plans)
     if faults and not dry_run:
         raise CampaignError("; ".join(faults))
@@ -178,6 +178,7 @@ def _unions(plan: Plan) -> Iterator[str]:
 
 def _faults_of_warmup(plans: Collection[Plan]) -> Iterator[str]:
     """Yields which trainings are shorter than their warm-up, even on an image more a class."""
+    shorter: dict[str, list[str]] = {}  # by error
     for plan in plans:
         trained = [
             cell
@@ -200,7 +201,11 @@ def _faults_of_warmup(plans: Collection[Plan]) -> Iterator[str]:
                 most = min(images, work.trained_on(cell, sizes) + classes)
                 cell.train.warmup(cell.train.steps(most))
             except ValueError as error:
-                yield f"{cell.method.title} on {cell.downstream} (at most {most} images): {error}"
+                title = f"{cell.method.title} on {cell.downstream} (at most {most} images)"
+                shorter.setdefault(str(error), []).append(title)
+    for error, titles in shorter.items():
+        first, *others = dict.fromkeys(titles)  # rows share trainings
+        yield f"{first}{f' and {len(others)} more' * bool(others)}: {error}"
 
 
 def _faults_of_words(plans: Collection[Plan]) -> list[str]:

@@ -208,8 +208,8 @@ def _of_method(top: dict[str, Any], method: str, file: str) -> dict[str, Any]:
 
 
 def _section(key: str, group: str, given: Sequence[tuple[str, Any]]) -> list[Layer]:
-    """The layers of a model, dataset or method: the file named last, or named by `extends`, then
-    the sections given after it."""
+    """The layers of a model, dataset or method: the file named last, or named by `extends`, after
+    the files that it extends, then the sections given after it."""
     layers: list[Layer] = []
     base: str | None = None
     for source, section in given:
@@ -219,10 +219,14 @@ def _section(key: str, group: str, given: Sequence[tuple[str, Any]]) -> list[Lay
             layers.append((source, section))
         else:
             base, layers = section, []
-    if base is not None:
+    while base is not None:
         named = _named_model(str(base)) if key == "model" else None
         path = Path(NAMED) if named else path_of(group, str(base))
-        layers.insert(0, (str(path), named or catalogue.read(path)))
+        if any(source == str(path) for source, _ in layers):
+            raise RecipeError(f"{path} extends itself: name another {key} in {EXTENDS}")
+        values = dict(named or catalogue.read(path))
+        base = values.pop(EXTENDS, None)
+        layers.insert(0, (str(path), values))
     return [
         (source, with_absolute_module({key: section}, Path(source).parent))
         for source, section in layers

@@ -160,6 +160,49 @@ def test_sets_that_are_not_encoded_are_named_before_anything_runs(tmp_path, caps
     assert cli.main(words) == 0 and len(ran) == 7
 
 
+def test_trainings_shorter_than_their_warm_up_are_one_fault(folder, capsys):
+    words = [f"runs={folder / 'none'}", "train.warmup_steps=99", "--dry-run"]
+    assert cli.main(["campaign", str(folder / "shapes.yaml"), *words]) == 2
+    error = capsys.readouterr().err
+    assert error.count("train.warmup_steps=99, but training has") == 2, "of 26 and of 16 images"
+    assert "error: FT on outline (at most 31 images) and 1 more: " in error
+
+
+@pytest.mark.slow
+def test_a_set_below_the_root_need_not_be_encoded(tmp_path, capsys, ran):
+    words = ["campaign", "imagenet_rib", f"runs={tmp_path}", f"dataset.root={tmp_path / 'in'}"]
+    for name in ("imagenet_val", *recipe.load("imagenet_rib").dataset.sets[1:]):
+        (tmp_path / "in" / name).mkdir(parents=True)
+    assert cli.main(words) == 2 and not ran
+    errors = capsys.readouterr().err
+    assert errors.count("rib encode") == errors.count("(SET: imagenet_v2)") == 1
+    (tmp_path / "in" / "imagenet_v2").mkdir()
+    assert cli.main(words) == 0 and ran
+    assert cli.main([*words, "dataset.subsample=full"]) == 2, "all of IN-C is made on request only"
+    errors = capsys.readouterr().err
+    assert errors.count("rib encode") == 1 and "imagenet_c" in errors and "subsample=full" in errors
+
+
+@pytest.mark.parametrize(
+    ("model", "printed"),
+    [
+        ("mine.yaml", "mine.yaml"),
+        ("{name: own, arch: resnet18, weights: {source: random}}", "MODEL"),
+    ],
+)
+def test_the_model_of_a_campaign_file_stands_in_the_command_to_encode(
+    tmp_path, monkeypatch, capsys, model, printed
+):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(recipe.ROOT / "models" / "resnet18.yaml", "mine.yaml")
+    text = "dataset: imagenet_rib\ndownstream: imagenet_a\nmethods: {fine_tune: {}}\n"
+    Path("own.yaml").write_text(f"model: {model}\n{text}", encoding="utf-8")
+    assert cli.main(["campaign", "own.yaml", "dataset.sets=[imagenet_a,imagenet_r]"]) == 2
+    (command,) = [each for each in capsys.readouterr().err.splitlines() if "rib encode" in each]
+    assert f"--model {printed} " in command
+    assert "SET: imagenet_val, imagenet_a, imagenet_r" in command
+
+
 def test_plan_on_disk_is_read_back(folder, tmp_path):
     """With typed settings and all recipes, whatever becomes of the files that it was made of."""
     for name in ("shapes.yaml", "model.yaml", "data.yaml"):

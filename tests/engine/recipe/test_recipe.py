@@ -193,3 +193,15 @@ def test_a_relative_root_begins_at_its_file_and_on_the_command_line_at_the_worki
     assert recipe.load(by_name, word).dataset.root == "mine"
     absolute = write(tmp_path / "sub" / "data.yaml", data.replace("images", "/images"))
     assert absolute and recipe.load(by_name).dataset.root == "/images"
+
+
+def test_a_dataset_extends_another_file(tmp_path):
+    (tmp_path / "few.yaml").write_text("extends: pacs\nsets: [sketch]\nroot: data\n", "utf-8")
+    (tmp_path / "fewer.yaml").write_text("extends: few.yaml\nholdout: 0.5\n", encoding="utf-8")
+    dataset = recipe.of_sections("vit_tiny_random", str(tmp_path / "fewer.yaml")).dataset
+    assert (dataset.name, dataset.upstream, dataset.sets) == ("pacs", "photo", ["sketch"])
+    assert (dataset.holdout, dataset.root) == (0.5, str(tmp_path / "data"))
+    assert list(dataset.own) == ["photo", "sketch"]
+    (tmp_path / "few.yaml").write_text("extends: fewer.yaml\n", encoding="utf-8")
+    with pytest.raises(RecipeError, match=r"fewer\.yaml extends itself: name another dataset"):
+        recipe.of_sections("vit_tiny_random", str(tmp_path / "fewer.yaml"))
