@@ -45,8 +45,9 @@ def of(grid: Grid, evaluations: Sequence[Evaluation], draws: int = DRAWS) -> pan
     tables = []
     for rows in by_set.values():
         if predictions.columns_of(rows[0].path):
-            of_parts = metrics.grid_of(*_of_set(rows, draws), grid.sets, "", grid.downstreams)
-            table = _table(of_parts)
+            names, *parts = _of_set(rows, draws)
+            of_parts = metrics.grid_of(*parts, grid.sets, "", grid.downstreams)
+            table = _table(of_parts, names)
             tables.append(table.assign(arm=[arms[of_parts.arms[k]] for k in table["arm"]]))
     if not tables:
         return pandas.DataFrame(columns=[*CELL, *GROUP])
@@ -55,12 +56,13 @@ def of(grid: Grid, evaluations: Sequence[Evaluation], draws: int = DRAWS) -> pan
 
 def _of_set(
     rows: Sequence[Evaluation], draws: int
-) -> tuple[list[Evaluation], list[dict[str, float]], dict[str, np.ndarray]]:
-    """The arguments of `metrics.grid_of` for evaluations on each group of a dataset."""
+) -> tuple[list[tuple[str, str]], list[Evaluation], list[dict[str, float]], dict[str, np.ndarray]]:
+    """Column and group of each part of a dataset, and the arguments of `metrics.grid_of` for
+    evaluations on the parts, which are numbered."""
     bank = SetPredictions()
     read = [bank.add(row.path, row.model) for row in rows]
     counts = bootstrap.counts(bank.sources, draws)
-    parts, drawn = [], []
+    names_of_parts, parts, drawn = [], [], []
     for column in predictions.columns_of(rows[0].path):
         names, group_N = np.unique(bank.column(column), return_inverse=True)
         for number, name in enumerate(names.tolist()):
@@ -70,24 +72,26 @@ def _of_set(
             known = total > 0
             drawn.append(100 * bootstrap.means(counts[known], total[known], right[known]))
             values = 100 * right.sum(axis=0) / total.sum()
-            parts.append((f"{column}\0{name}", int(here_N.sum()), int(known.sum()), values))
+            names_of_parts.append((column, name))
+            parts.append((int(here_N.sum()), int(known.sum()), values))
     label_N, sources = bank.images["label"].to_numpy(), len(bank.sources)
     drawn.append(np.column_stack([macro_f1(of, bank.codes, counts) for of in read]))
     ones = np.ones((sources, 1), np.uint8)
     values = np.array([macro_f1(of, bank.codes, ones)[0] for of in read])
-    parts.append((f"{MACRO_F1}\0", len(label_N), sources, values))
+    names_of_parts.append((MACRO_F1, ""))
+    parts.append((len(label_N), sources, values))
     evaluations = [
-        replace(row, evaluated_on=f"{row.evaluated_on}\0{name}")
-        for name, *_ in parts
+        replace(row, evaluated_on=f"{row.evaluated_on}\0{number}")
+        for number in range(len(parts))
         for row in rows
     ]
     numbers = [
         {"n": n, "sources": of_sources, "accuracy": value}
-        for _, n, of_sources, values in parts
+        for n, of_sources, values in parts
         for value in values.tolist()
     ]
     samples = np.concatenate(drawn, axis=1).astype(np.float32)
-    return evaluations, numbers, {"accuracy": samples}
+    return names_of_parts, evaluations, numbers, {"accuracy": samples}
 
 
 def macro_f1(of: ImagePredictions, codes: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -116,12 +120,11 @@ def macro_f1(of: ImagePredictions, codes: np.ndarray, counts: np.ndarray) -> np.
     return 100 * np.where(is_drawn, f1, 0).sum(axis=0) / np.maximum(is_drawn.sum(axis=0), 1)
 
 
-def _table(grid: Grid) -> pandas.DataFrame:
+def _table(grid: Grid, names: Sequence[tuple[str, str]]) -> pandas.DataFrame:
     cells = grid.cells
-    names = cells["evaluated_on"].str.split("\0", expand=True)
     is_own = [
-        name in trained_sets(downstream)
-        for name, downstream in zip(names[0], cells["downstream"], strict=True)
+        name.partition("\0")[0] in trained_sets(downstream)
+        for name, downstream in zip(cells["evaluated_on"], cells["downstream"], strict=True)
     ]
     others = cells[~np.array(is_own) & (cells["method"] != PRE)]
     part = ["arm", "evaluated_on"]
@@ -131,8 +134,9 @@ def _table(grid: Grid) -> pandas.DataFrame:
         _numbers(grid, others, part, weight),
     ]
     table = pandas.concat(tables, ignore_index=True).fillna({"downstream": ""})
-    names = table["evaluated_on"].str.split("\0", expand=True)
-    table = table.assign(evaluated_on=names[0], column=names[1], group=names[2])
+    parts = table["evaluated_on"].str.partition("\0")
+    columns, groups = zip(*(names[int(number)] for number in parts[2]), strict=True)
+    table = table.assign(evaluated_on=parts[0], column=columns, group=groups)
     of_column = table.groupby([*CELL, "column"])["value_pct"]
     is_worst = (table.index == of_column.transform("idxmin")) & (table["column"] != MACRO_F1)
     table = table.assign(is_worst=is_worst)

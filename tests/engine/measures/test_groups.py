@@ -14,7 +14,7 @@ from engine.measures.metrics import gather
 from helpers import stores
 
 SETS, N = ("a", "b", "c"), 120
-PLACES = np.array(["north", "south", "a, b/ç"])
+PLACES = np.array(["north\0west", "south", "a, b/ç"])
 COLUMNS = {
     "column:place": PLACES[np.random.default_rng(3).integers(0, 3, N)],
     "column:night": np.where(np.arange(N) % 4 == 0, "yes", "no"),
@@ -45,7 +45,7 @@ def made(folder, keep=None):
         table = table.set_column(3, "top1", pa.array(top1))
         if row.evaluated_on in ("a", "up"):
             for name, values in COLUMNS.items():
-                table = table.append_column(name, pa.array(values))
+                table = table.append_column(name, pa.array(values.tolist()))
         if row.evaluated_on == "a" and keep is not None:
             table = table.filter(pa.array(keep))
         pq.write_table(table, row.path)
