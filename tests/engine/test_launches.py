@@ -28,7 +28,6 @@ STEPS = {
     "l2sp": 471,
     "lwf": 472,
     "visual_prompt": 374,
-    "lora": 472,
     "spd": 569,
 }
 A_BATCH = 152  # of evaluation; 68 are copies to bf16

@@ -60,8 +60,8 @@ def by_hand(s, t, labels, mask, temperature, weight, scale_by_t2) -> Tensor:
 @pytest.mark.parametrize(
     ("shape", "options", "dtype"),
     [
-        *((shape, options, FP32) for shape in SHAPES for options in OPTIONS),
-        *((shape, OPTIONS[2], dtype) for shape in SHAPES[1::2] for dtype in (FP16, BF16)),
+        *((shape, OPTIONS[number % 3], FP32) for number, shape in enumerate(SHAPES)),
+        *((shape, OPTIONS[2], dtype) for shape in SHAPES[1:4:2] for dtype in (FP16, BF16)),
     ],
 )
 def test_loss_and_gradient_equal_float64(shape, options, dtype):

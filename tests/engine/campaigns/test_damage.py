@@ -14,7 +14,7 @@ import pytest
 from engine import cli
 from engine.campaigns.plan import TABLE
 from helpers import campaigns
-from helpers.damage import cut, flip
+from helpers.damage import flip
 from helpers.endings import heal
 
 pytestmark = pytest.mark.slow
@@ -34,12 +34,10 @@ def swap(path: Path) -> None:
 
 DAMAGED = {
     "store/predictions/fine_tune-outline-on-few-*/part-00000.parquet": flip,
-    "store/predictions/fine_tune-outline-on-few-*/done.json": cut,
     "store/cells/fine_tune-outline-*/weights.safetensors": flip,
     "store/cells/fine_tune-outline-*/done.json": Path.unlink,
     "store/cells/wise_ft-outline-*/cell.json": folder_of,
     "shapes/plans/*/evaluations.json": swap,
-    "shapes/plans/*/plan.json": cut,
     "shapes/report/accuracy.csv": flip,
 }
 UNFINISHED = {  # what the report reads when the campaign's own files are gone

@@ -51,7 +51,7 @@ def places(values: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 
 PLACES = list(places(RECIPE))
-MANY = settings(max_examples=40, derandomize=True)
+MANY = settings(max_examples=20, derandomize=True)
 pytestmark = pytest.mark.slow
 
 

@@ -64,7 +64,7 @@ def test_what_two_ranks_prepare_is_what_one_prepares(folder, finished, tmp_path)
         assert file.read_bytes() == twin.read_bytes(), file
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_column_on_two_ranks_is_close_to_that_on_one(folder, finished, tmp_path):
     runs = campaigns.unfinished(finished, tmp_path / "runs")
     plan = campaigns.planned(folder, f"runs={runs}", "trackers=[tensorboard]")  # of the first rank

@@ -1,22 +1,25 @@
 """Launches beside each other, and launches that are killed from outside."""
 
 import contextlib
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from threading import Event
 
 import psutil
 import pytest
 
 from helpers import grids
 from helpers.processes import heed_signals, lives, until
+from loaders.files import locks
 
 LAUNCH = str(Path(__file__).parents[3] / "engine" / "launch.py")
 DEEPSPEED = [sys.executable, str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", "2"]
 SAVED = "store/pending/*/step*/done.json"
-pytestmark = pytest.mark.slow
 
 
 def start(grid: grids.Grid, runs: Path, command: Sequence[str], *words: str) -> subprocess.Popen:
@@ -30,6 +33,7 @@ def start(grid: grids.Grid, runs: Path, command: Sequence[str], *words: str) -> 
         )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_two_at_once_meet_on_the_loopback_and_end_with_their_launchers(grid, tmp_path):
     """The command of the first is ended by SIGTERM, the launcher of the second by SIGKILL."""
     places = [tmp_path / "a", tmp_path / "b"]
@@ -55,15 +59,25 @@ def test_two_at_once_meet_on_the_loopback_and_end_with_their_launchers(grid, tmp
                 process.kill()
 
 
-def test_two_launches_of_a_cell_make_it_once(grid, tmp_path):
-    """What one of them makes, training or evaluation, the other waits for; both show it."""
-    runs = tmp_path / "runs"
-    words = ("train.epochs=150", "train.checkpoint_minutes=0")  # seconds, which the other waits
-    launches = [start(grid, runs, [sys.executable], *words) for _ in range(2)]
-    assert [launch.wait(200) for launch in launches] == [0, 0]
-    shown = [(runs / f"{number}.log").read_text() for number in range(2)]
-    assert any("waiting for another launch (process" in text for text in shown)
-    tables = [text[text.index("percent top-1") :] for text in shown]
-    assert tables[0] == tables[1]
-    assert not list((runs / "store" / "locks").iterdir())
-    assert len(list((runs / "store" / "cells").glob("fine_tune-outline-*"))) == 1
+def test_a_launch_waits_for_the_cell_that_another_makes_and_takes_it(
+    grid, tmp_path, monkeypatch, caplog
+):
+    caplog.set_level("INFO", "engine.run")
+    _, cell = grid.build()
+    runs, waits, holds = grid.elsewhere(tmp_path, grid.builder()), Event(), Event()
+
+    def make() -> None:
+        with runs.builder().alone(cell.name):
+            holds.set()
+            assert waits.wait(60)
+            shutil.copytree(cell.artifact.folder, tmp_path / "store" / "cells" / cell.name)
+
+    monkeypatch.setattr(locks, "holder", lambda _: waits.set() or "process 7")
+    monkeypatch.setattr("engine.training.loop.fit", lambda *_: pytest.fail("trained again"))
+    with ThreadPool(1) as pool:
+        other = pool.apply_async(make)
+        assert holds.wait(60)
+        assert runs.build()[1].name == cell.name
+        other.get()
+    assert f"{cell.name}: waiting for another launch (process 7)" in caplog.text
+    assert not list((tmp_path / "store" / "locks").iterdir())

@@ -119,7 +119,6 @@ def test_cells_of_a_column_share_graphs(grid, graphs, tmp_path):
         ("fine_tune", (1, 0)),
         ("ewc", (0, 0)),  # the same parameters learn
         ("lwf", (1, 0)),  # its teacher's features
-        ("lp_ft", (0, 0)),
         ("visual_prompt", (1, 0)),  # none learns, and the input has a gradient
         ("lora", (1, 0)),  # the factors learn
         ("self_distillation", (1, 0)),  # its teacher, without gradients
@@ -147,7 +146,7 @@ def test_methods_of_clip_share_the_graph_of_the_tower(clip_words, grid, graphs, 
 
 def test_what_columns_train_is_compiled_before_they_begin(graphs, folder, tmp_path):
     """Once, though columns begin side by side; what other processes find is Inductor's cache."""
-    names = ("ewc", "lwf", "visual_prompt", "lora", "lp_ft")
+    names = ("ewc", "lwf", "visual_prompt", "lora")
     added = ", ".join(f"{{a_{name}: {{base: {name}}}}}" for name in names)
     (tmp_path / "own.yaml").write_text("{name: own, title: Own, module: own.py}")
     (tmp_path / "own.py").write_text(OWN)
