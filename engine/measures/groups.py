@@ -65,6 +65,8 @@ def _of_set(
     names_of_parts, parts, drawn = [], [], []
     for column in predictions.columns_of(rows[0].path):
         names, group_N = np.unique(bank.column(column), return_inverse=True)
+        if len(names) == 1:  # the one part of a split that is held out, for example
+            continue
         for number, name in enumerate(names.tolist()):
             here_N = group_N == number
             total = bank.by_source(here_N)

@@ -26,7 +26,8 @@ def rows(table: Path, names: Sequence[str]) -> Iterator[Row]:
     ValueError as `tables.of_csv` does, and naming the line of a timestamp without a year.
     """
     codes = ("alpha-3", "region")
-    region_of = dict(pair for _, pair in tables.of_csv(table.with_name(COUNTRIES), codes))
+    countries = tables.of_csv(table.with_name(COUNTRIES), codes)
+    region_of = {code: region for _, (code, region) in countries}
     own = [name for name in names if name not in DERIVED]
     read = tables.of_csv(table, ["split", "country_code", "timestamp", *own])
     for number, (line, (split, country, timestamp, *of_own)) in enumerate(read):

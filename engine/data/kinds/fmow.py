@@ -20,4 +20,4 @@ class Recipe(table.Recipe):
 class Kind(table.Kind):
     """The rows of rgb_metadata.csv whose images are in `<dataset.root>/images`."""
 
-    rows = staticmethod(fmow.rows)
+    read_rows = (fmow.rows,)

@@ -49,7 +49,7 @@ class Kind(folder.Kind):
     """The rows of a table whose images are below `dataset.root`."""
 
     dataset: Recipe  # pyright: ignore[reportIncompatibleVariableOverride]
-    rows: ClassVar[tables.Reader | None] = None  # reads the file; None: by its suffix
+    read_rows: ClassVar[Sequence[tables.Reader]] = ()  # reads the file; empty: by its suffix
 
     def read(self, source: Path | None = None) -> Listing:
         dataset, root = self.dataset, source or self.root
@@ -57,7 +57,7 @@ class Kind(folder.Kind):
         files = dataset.table if isinstance(dataset.table, dict) else {"": dataset.table}
         allowed = {split.column: (*split.train, *split.holdout)} if split.column else {}
         if self.head:
-            allowed[dataset.label_column] = self._labels()
+            allowed[dataset.label_column] = tuple(self._labels())
         kept = dict.fromkeys([*dataset.columns, *dataset.parts, *filter(None, [split.column])])
         columns = tables.Columns(
             dataset.path_column,
@@ -68,7 +68,7 @@ class Kind(folder.Kind):
             {name: frozenset(values) for name, values in allowed.items()},
         )
         places = {value: root / file for value, file in files.items()}
-        return tables.listing(root, places, columns, GIVEN if given else "", self.rows)
+        return tables.listing(root, places, columns, GIVEN if given else "", *self.read_rows)
 
     def _labels(self) -> Sequence[str]:
         """The labels that the head knows: classes with outputs of their own, or the outputs' names
