@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from engine import cli, recipe
+from engine import cli
 from engine.campaigns import job_states
 from engine.campaigns.plan import PREPARE, make_plan
 from engine.commands import job
@@ -20,7 +20,6 @@ from helpers import campaigns
 from helpers.campaigns import SETS, rows, started
 from helpers.processes import until
 
-OF_CLIP = ("flyp", "carot", "tracer", "lipsum_ft")
 SELECTED = ("fine_tune", "soup")
 ALPHAS = ("0.0", "0.5", "1.0")  # of WiSE-FT, as tables write them
 pytestmark = pytest.mark.slow
@@ -33,11 +32,13 @@ def jobs_of(runs: Path) -> dict[int, list[str]]:
     return {number: line for number, line in words.items() if any(map(of_plans.search, line))}
 
 
-def test_the_program_runs_all_ready_made_methods_to_one_complete_table(folder, tmp_path):
+def test_the_program_runs_a_campaign_to_one_complete_table(folder, tmp_path):
+    """Of a selection of its rows, a second campaign trains nothing. All methods: the stage `smoke`
+    of `bench/test_gpu_stages.py`."""
     text = (folder / "shapes.yaml").read_text()
-    methods = [name for name in recipe.names("methods") if name not in OF_CLIP]
-    added = [f"  {name}: {{}}\n" for name in methods if f"  {name}:" not in text]
-    (tmp_path / "shapes.yaml").write_text(text + "".join(added))
+    (tmp_path / "shapes.yaml").write_text(
+        f"{text}  soup: {{method: {{members: [pre, fine_tune]}}}}\n"
+    )
     cwd = tmp_path / "else {where}:"
     cwd.mkdir()
     words = ("runs=runs", "train.epochs=1", "dataset.sets=[outline,few]", "downstreams=[few]")
@@ -47,7 +48,7 @@ def test_the_program_runs_all_ready_made_methods_to_one_complete_table(folder, t
     (report,) = (cwd / "runs").glob("shapes-*/report")
     assert "mRI" in shown and str(report / "index.html") in shown
     assert [path.name for path in cwd.iterdir()] == ["runs"]  # no .snakemake here
-    arms = [(method, "") for method in methods if method != "wise_ft"]
+    arms = [(method, "") for method in ("fine_tune", "linear_probe", "soup")]
     arms += [("wise_ft", alpha) for alpha in ALPHAS]
     accuracies = {
         (row["method"], row["alpha"], row["downstream"], row["evaluated_on"]): row["accuracy"]
@@ -62,7 +63,6 @@ def test_the_program_runs_all_ready_made_methods_to_one_complete_table(folder, t
         assert accuracies["wise_ft", "1.0", "few", name] == accuracies["fine_tune", "", "few", name]
     mri = rows(report / "mri.csv")
     assert sorted((row["method"], row["alpha"]) for row in mri) == sorted(arms)
-    assert all(abs(float(row["mri"])) <= 100 for row in mri)
 
     with started(tmp_path, *words, f"methods=[{','.join(SELECTED)}]", cwd=cwd) as process:
         shown = process.communicate(timeout=900)[0]
