@@ -38,7 +38,7 @@ class CellPlan:
 
     recipe: Recipe
     needs: Mapping[str, CellPlan] = field(default_factory=dict)
-    trials: Sequence[Mapping[str, Scalar]] = ()
+    trials: tuple[Mapping[str, Scalar], ...] = ()
 
     def with_trials(self, count: int) -> CellPlan:
         """The cell, and those that it needs, with `count` trials."""
