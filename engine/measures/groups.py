@@ -45,7 +45,7 @@ def of(grid: Grid, evaluations: Sequence[Evaluation], draws: int = DRAWS) -> pan
     tables = []
     for rows in by_set.values():
         if predictions.columns_of(rows[0].path):
-            names, *parts = _of_set(rows, draws)
+            names, parts = _of_set(rows, draws)
             of_parts = metrics.grid_of(*parts, grid.sets, "", grid.downstreams)
             table = _table(of_parts, names)
             tables.append(table.assign(arm=[arms[of_parts.arms[k]] for k in table["arm"]]))
@@ -56,7 +56,9 @@ def of(grid: Grid, evaluations: Sequence[Evaluation], draws: int = DRAWS) -> pan
 
 def _of_set(
     rows: Sequence[Evaluation], draws: int
-) -> tuple[list[tuple[str, str]], list[Evaluation], list[dict[str, float]], dict[str, np.ndarray]]:
+) -> tuple[
+    list[tuple[str, str]], tuple[list[Evaluation], list[dict[str, float]], dict[str, np.ndarray]]
+]:
     """Column and group of each part of a dataset, and the arguments of `metrics.grid_of` for
     evaluations on the parts, which are numbered."""
     bank = SetPredictions()
@@ -93,7 +95,7 @@ def _of_set(
         for value in values.tolist()
     ]
     samples = np.concatenate(drawn, axis=1).astype(np.float32)
-    return names_of_parts, evaluations, numbers, {"accuracy": samples}
+    return names_of_parts, (evaluations, numbers, {"accuracy": samples})
 
 
 def macro_f1(of: ImagePredictions, codes: np.ndarray, counts: np.ndarray) -> np.ndarray:

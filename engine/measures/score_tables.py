@@ -78,7 +78,7 @@ def _read(path: Path, default_set: str) -> ScoreTable:
         columns |= {name: of.cast(pa.string()) for name, of in columns.items() if name in TEXTS}
         classes = [columns.pop(name) for name in CLASSES if name in columns]
         if len(classes) == 2 and not {*SCORES} & {*columns}:
-            columns["correct"] = pc.equal(*classes)
+            columns["correct"] = pc.call_function("equal", classes)
         rows = pa.table(columns).to_pandas()
     except (pa.ArrowException, OSError, KeyError) as error:
         raise ValueError(f"{path} is not readable ({' '.join(str(error).split())})") from error

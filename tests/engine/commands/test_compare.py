@@ -3,6 +3,8 @@
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pandas
@@ -13,7 +15,7 @@ import engine
 from engine import cli
 from helpers import campaigns
 
-WRITERS = {
+WRITERS: dict[str, Callable[[pandas.DataFrame, Path], object]] = {
     "csv": lambda rows, path: rows.to_csv(path, index=False),
     "parquet": lambda rows, path: rows.to_parquet(path),
     "jsonl": lambda rows, path: rows.to_json(path, orient="records", lines=True),
