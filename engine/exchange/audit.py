@@ -34,6 +34,7 @@ from engine.measures.rows import PRE, Evaluation
 from engine.recipe import catalogue, kinds
 from engine.report import finish, results_file
 from engine.report.results import Results, of_campaign
+from loaders.files import typed_json
 from loaders.files.durable import file_hash
 from loaders.files.names import is_name, one_line
 from loaders.files.root import READABLE, Root
@@ -43,10 +44,14 @@ from loaders.pack import MANIFEST, Pack
 UNCHECKED = (CARD, ".gitattributes")  # which the Hub and its users write
 HIDDEN = (".git", ".cache")  # folders of git and of the Hub's client, which are not read
 MOST_FILES, MOST_IMAGES = 100_000, 10_000_000  # in a folder; in a file
+MOST_COLUMNS = 100
 MOST_DECODED = 1 << 31  # bytes of a file's predictions in memory
-LONGEST = 4096  # characters of a text in predictions
+LONGEST, DEEPEST = 4096, 50  # characters of a text; levels of JSON
+MOST_GROUPS = 1000  # of the images, by a further column
+PICTURES = ("contact_sheet", "thumbnails")  # of a record, which have no bound
 TOLERANCE = 1e-3  # of a number, in its unit: other processors draw and round slightly differently
 MOST_SHOWN = 10  # differences of a file
+MOST_PROBLEMS, LONGEST_PROBLEM = 100, 500  # that are shown, and their characters
 _LINE = re.compile(r"([0-9a-f]{64})  (.+)")
 TEXTS = ("source", "group", *(field.name for field in KEYS if field.type == pa.string()))
 
@@ -55,8 +60,9 @@ TEXTS = ("source", "group", *(field.name for field in KEYS if field.type == pa.s
 class Audit:
     """What an audit of a folder found.
 
-    problems: each starts with the name of the file; none: the folder passes. images: how the images
-    of each dataset were checked. results: computed from the predictions, if the folder passes.
+    problems: each a line that starts with the name of the file; none: the folder passes. images:
+    how the images of each dataset were checked. results: computed from the predictions, if the
+    folder passes.
     """
 
     folder: Path
@@ -79,6 +85,8 @@ def audit(folder: Path, runs: Path) -> Audit:
     try:
         problems += _of_files(root)
         if not problems:
+            problems += _of_texts(root)
+        if not problems:
             run = record.read(PublishedFolder(root.path))
             problems += _of_claims(run.record, run.plan)
         if not problems:
@@ -88,7 +96,11 @@ def audit(folder: Path, runs: Path) -> Audit:
             results = of_campaign(without_distances(run))
             problems += _of_numbers(root, results)
     except (ValueError, OSError, msgspec.MsgspecError, pa.ArrowException) as error:
-        problems.append(one_line(str(error)).removeprefix(f"{folder}/"))
+        problems.append(str(error).removeprefix(f"{folder}/"))
+    if (more := len(problems) - MOST_PROBLEMS) > 0:
+        problems[MOST_PROBLEMS:] = [f"{CHECKSUMS}: and {more:,} more problems"]
+    shown = (one_line(each) for each in problems)
+    problems = [f"{of[:LONGEST_PROBLEM]}{' ...' * (len(of) > LONGEST_PROBLEM)}" for of in shown]
     return Audit(folder, problems, images, None if problems else results)
 
 
@@ -108,14 +120,14 @@ def _of_files(root: Root) -> Iterator[str]:
         found = _LINE.fullmatch(line)
         name = found[2] if found else ""
         if not found or not all(map(is_name, name.split("/"))) or name in sums:
-            yield f"{CHECKSUMS}: {one_line(line)!r:.200} is no checksum of a file in the folder"
+            yield f"{CHECKSUMS}: {line!r:.200} is no checksum of a file in the folder"
         else:
             sums[name] = found[1]
     for name in sums.keys() - {*names}:
         yield f"{name}: missing"
     for name in names:
         if name not in sums and name not in (CHECKSUMS, *UNCHECKED):
-            yield f"{one_line(name)}: not in {CHECKSUMS}"
+            yield f"{name}: not in {CHECKSUMS}"
         elif name in sums and file_hash(root.file(name)) != sums[name]:
             yield f"{name}: another SHA-256 than in {CHECKSUMS}"
 
@@ -131,6 +143,26 @@ def _checked_names(root: Root) -> Iterator[str]:
         elif not root.has(name):
             raise DamagedFile(f"{root.path / name} is a pipe, a socket or a device")
         yield name
+
+
+def _of_texts(root: Root) -> Iterator[str]:
+    """Texts of the plan and the record that are too long for a page."""
+    for name in (PLAN, RECORD):
+        values = typed_json.read(root.path / name, dict[str, Any], "get another copy", root)
+        texts = {key: value for key, value in values.items() if key not in PICTURES}
+        if len(longest := _longest(texts, name)) > LONGEST:
+            yield f"{name}: a text of {len(longest):,} characters: {longest:.40}"
+
+
+def _longest(value: Any, name: str, levels: int = DEEPEST) -> str:
+    """The longest text of a JSON value of a file, keys included. Raises ValueError, naming the
+    file, if the value has more levels."""
+    if not isinstance(value, dict | list):
+        return value if isinstance(value, str) else ""
+    if not levels:
+        raise ValueError(f"{name}: more than {DEEPEST} levels of JSON")
+    inner = [*value, *value.values()] if isinstance(value, dict) else value
+    return max((_longest(each, name, levels - 1) for each in inner), key=len, default="")
 
 
 def _of_claims(claimed: Record, plan: Plan) -> Iterator[str]:
@@ -196,7 +228,7 @@ def _of_predictions(run: FinishedCampaign) -> Iterator[str]:
         try:
             problem = _of_sizes(path) or _of_table(path, row, given, classes)
         except (ValueError, OSError, pa.ArrowException) as error:
-            problem = one_line(str(error)).removeprefix(f"{path}: ")
+            problem = str(error).removeprefix(f"{path}: ")
         if problem:
             yield f"{name}: {problem}"
 
@@ -217,6 +249,8 @@ def _of_sizes(path: Path) -> str:
         return f"{meta.num_rows:,} rows are too many"
     if len({*columns}) < len(columns):
         return "two columns have the same name"
+    if len(columns) > MOST_COLUMNS or max(map(len, columns)) > LONGEST:
+        return f"{len(columns)} columns, with names of up to {max(map(len, columns)):,} characters"
     total = 0
     for name in of_text:
         chunks = file.read([name], use_threads=False)[name].chunks
@@ -225,6 +259,8 @@ def _of_sizes(path: Path) -> str:
         total += longest * meta.num_rows
         if longest > LONGEST or total > MOST_DECODED:
             return f"a {name} of {longest:,} characters"
+        if predictions.is_further(name) and len({*texts}) > MOST_GROUPS:
+            return f"{name} has {len({*texts}):,} groups"
     return ""
 
 
@@ -346,12 +382,13 @@ def _of_numbers(root: Root, results: Results) -> Iterator[str]:
 def _differences(name: str, claimed: bytes, computed: bytes) -> Iterator[str]:
     if claimed == computed:
         return
-    if name == RESULTS:
-        pair = (msgspec.to_builtins(results_file.read(of)) for of in (claimed, computed))
-        yield from _of_values("", *pair)
-    else:
-        pair = ([*csv.reader(of.decode().splitlines())] for of in (claimed, computed))
-        yield from _of_values("", *pair)
+    pair = (
+        msgspec.to_builtins(results_file.read(of))
+        if name == RESULTS
+        else [*csv.reader(of.decode().splitlines())]
+        for of in (claimed, computed)
+    )
+    yield from _of_values("", *pair)
 
 
 def _of_values(where: str, claimed: Any, computed: Any) -> Iterator[str]:
@@ -365,7 +402,7 @@ def _of_values(where: str, claimed: Any, computed: Any) -> Iterator[str]:
         for number, pair in enumerate(zip(claimed, computed, strict=False)):
             yield from _of_values(f"{where}[{number}]", *pair)
     elif claimed != computed and not _is_near(claimed, computed):
-        yield f"{where} is {one_line(str(claimed))!r:.60}, computed {computed!r:.60}"
+        yield f"{where} is {str(claimed)!r:.60}, computed {computed!r:.60}"
 
 
 def _is_near(claimed: Any, computed: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,10 +24,13 @@ CAPTION = (
 
 def write(folder: Path, audits: Sequence[Audit]) -> Path:
     """Write the board's page and its numbers as CSV. Returns the page's path."""
-    passing = [audit for audit in audits if audit.results is not None]
+    places = [audit.folder.resolve() for audit in audits]
+    common = os.path.commonpath([place.parent for place in places])
+    names = [str(place.relative_to(common)) for place in places]  # people name folders alike
     groups: dict[tuple[str, str], list[pandas.DataFrame]] = {}
-    for audit in passing:
-        groups.setdefault(_measured(audit), []).append(_rows(audit))
+    for name, audit in zip(names, audits, strict=True):
+        if audit.results is not None:
+            groups.setdefault(_measured(audit), []).append(_rows(name, audit))
     sections, numbers = [], []
     for (heading, text), tables in groups.items():
         rows = pandas.concat(tables).sort_values("mRI_pts", ascending=False, kind="stable")
@@ -34,8 +38,8 @@ def write(folder: Path, audits: Sequence[Audit]) -> Path:
         table = Table(f"board-{len(sections) + 1}", CAPTION, rows)
         text += f" Pretrained: {listed(list(rows['model'].unique()))}."
         sections.append(Section(table.name, heading, text, tables=[table], is_open=True))
-    failed = [audit for audit in audits if audit.problems]
-    lines = [f"{audit.folder.name}: {each}" for audit in failed for each in audit.problems]
+    failed = {name: of.problems for name, of in zip(names, audits, strict=True) if of.problems}
+    lines = [f"{name}: {each}" for name, problems in failed.items() for each in problems]
     sections += [
         Section(
             "refused",
@@ -68,13 +72,14 @@ def _measured(audit: Audit) -> tuple[str, str]:
     )
 
 
-def _rows(audit: Audit) -> pandas.DataFrame:
+def _rows(name: str, audit: Audit) -> pandas.DataFrame:
     """The rows of a folder's report."""
     results = audit.results
     assert results is not None
-    return results.shown[["model", "method", "variant", *with_ends("mRI_pts")]].assign(
-        folder=audit.folder.name,
+    numbers = ["method", *with_ends("mRI_pts"), "model", "variant"]
+    return results.shown[numbers].assign(
+        folder=name,
         audit="passes",
         images=" and ".join(dict.fromkeys(audit.images.values())),
         seeds=len(results.grid.seeds),
-    )[["folder", "audit", "images", "model", "method", "variant", *with_ends("mRI_pts"), "seeds"]]
+    )[["folder", *numbers, "seeds", "audit", "images"]]

@@ -31,6 +31,7 @@ from loaders.files.durable import file_hash
 FT, LP = "fine_tune,few,canonical,tiny,0.parquet", "linear_probe,few,canonical,tiny,0.parquet"
 OF_FEW, SUMS, RECORD = "predictions/few/", "SHA256SUMS", "evaluations.json"
 RESULTS = "report/results.json"
+STEERING = "\x1b[2J<script>alert(1)&lt;[x](javascript:x)\u202e\r\n| x |"
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +160,22 @@ def many_rows(folder: Path) -> None:
     pq.write_table(table.take(pa.array(np.zeros(11_000_000, np.int64))), path)
 
 
+def with_column(name: str, values: list[str], count: int = 1) -> Callable[[Path], None]:
+    """A model's predictions with a further column: images in turn have these values."""
+
+    def longer(table: pa.Table) -> pa.Table:
+        rows = table.take(pa.array(np.arange(count) % len(table)))
+        return rows.append_column(f"column:{name}", pa.array((values * count)[:count]))
+
+    return of_one(longer)
+
+
+def nested(values: dict) -> None:
+    values["settings"]["x"] = inner = []
+    for _ in range(900):
+        inner.append(inner := [])
+
+
 def of_version(folder: Path) -> None:
     def benchmark(values: dict) -> None:
         values |= {"benchmark": "emoji", "version": 7}
@@ -185,6 +202,10 @@ UNSEALED = {
     ),
     "a link": (lambda f: (f / "x").symlink_to("/etc/passwd"), "x", "link"),
     "a linked folder": (lambda f: (f / "report/x").symlink_to(f), "report/x", "a link"),
+    "a file of no text": (
+        lambda f: Path(os.fsdecode(bytes(f / "x") + b"\xff")).touch(), r"x\udcff", "not in SHA256S"
+    ),
+    "a steering file": (lambda f: (f / STEERING).touch(), r"\x1b[2J", "not in SHA256SUMS"),
     "a pipe": (lambda f: os.mkfifo(f / "x"), "x", "a pipe"),
 }  # fmt: skip
 SEALED = {
@@ -239,6 +260,20 @@ SEALED = {
     "a long text": (
         of_one(column("source", lambda of: put(of, 0, "x" * 9999))), OF_FEW + FT, "characters"
     ),
+    "a long further text": (
+        with_column("place", ["x" * 1_000_000]), OF_FEW + FT, "1,000,000 characters"
+    ),
+    "a long column": (with_column("x" * 5000, ["a"]), OF_FEW + FT, "up to 5,007"),
+    "too many groups": (
+        with_column("place", [f"{k}" for k in range(1001)], 1001), OF_FEW + FT, "1,001 groups"
+    ),
+    "a long name": (of_json(RECORD, lambda v: v.update(name="x" * 10**6)), RECORD, "1,000,000"),
+    "a long key": (of_json("plan.json", lambda v: v.update({"x" * 10**6: 0})), "plan.json", "1,00"),
+    "a long class": (of_json(RECORD, lambda v: put(v["classes"], 0, "x" * 5000)), RECORD, "5,000"),
+    "a steering name": (
+        of_json(RECORD, lambda v: v.update(benchmark=STEERING)), RECORD, r"is \x1b[2J"
+    ),
+    "deep JSON": (of_json(RECORD, nested), RECORD, "levels of JSON"),
     "another version": (of_json(RECORD, lambda v: v.update(version=2)), RECORD, "version is 2"),
     "a version not installed": (of_version, "plan.json", "installed is 1"),
     "a dataset less": (of_json(RECORD, lambda v: v["sets"].pop()), RECORD, "sets is"),
@@ -274,6 +309,7 @@ def test_an_altered_folder_is_refused_and_the_file_is_named(
     found = audit(folder, finished)
     assert found.problems and found.results is None
     assert found.problems[0].startswith(start) and rest in found.problems[0], found.problems
+    assert all(len(line) < 600 and line.isprintable() for line in found.problems)
 
 
 @pytest.mark.slow
@@ -366,7 +402,7 @@ def test_what_is_not_finished_or_was_altered_is_not_published(finished, tmp_path
 def test_a_page_of_folders_has_each_ones_verdict(published, finished, tmp_path, capsys):
     altered = shutil.copytree(published, tmp_path / "altered")
     of_json(RESULTS, raised)(altered)
-    mine = shutil.copytree(published, tmp_path / "mine")
+    mine = shutil.copytree(published, tmp_path / "mine" / published.name)
     words = ["report", str(published), str(altered), str(mine)]
     assert cli.main([*words, "--out", str(tmp_path / "page")]) == 0
     assert capsys.readouterr().out.count("passes\n") == 2
@@ -374,6 +410,7 @@ def test_a_page_of_folders_has_each_ones_verdict(published, finished, tmp_path, 
     assert f"altered: {RESULTS}: another SHA-256" in page and "1 folder refused" in page
     rows = (tmp_path / "page/board.csv").read_text().splitlines()
     assert len(rows) == 1 + 2 * 3 and not [row for row in rows if "altered" in row]
+    assert len({row.split(",")[0] for row in rows[1:]}) == 2, "folders of the same name differ"
     mri = (finished / "shapes/report/mri.csv").read_text()
     best = rows[1].split(",")
     assert best[rows[0].split(",").index("mRI_pts")] in mri
