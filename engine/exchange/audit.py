@@ -28,7 +28,8 @@ from engine.campaigns.plan_folder import CHECKSUMS, PLAN, RECORD, REPORT, Publis
 from engine.campaigns.record import FinishedCampaign, Record
 from engine.data import splits
 from engine.data.kinds import kind_of
-from engine.exchange.publish import CARD, KEYS, keys_of, without_distances
+from engine.exchange.cards import CARD
+from engine.exchange.publish import KEYS, keys_of, without_distances
 from engine.measures import predictions
 from engine.measures.rows import PRE, Evaluation
 from engine.recipe import catalogue, kinds

@@ -28,13 +28,7 @@ from engine.store.cells import Average, Cell, Ensemble, canonical_mix
 from loaders.files import typed_json
 from loaders.pack import MANIFEST, Pack
 
-OPTIONS = {
-    "method": "--method",
-    "downstream": "--downstream",
-    "setting": "--setting",
-    "alpha": "--alpha",
-    "seed": "--seed",
-}  # options of `rib export`, by the column that each filters
+COLUMNS = ("method", "downstream", "setting", "alpha", "seed")  # with options of `rib export`
 
 
 def row_of_campaign(campaign: FinishedCampaign, row: Evaluation) -> DescribedModel:
@@ -112,13 +106,13 @@ def choose(rows: Sequence[Evaluation], values: Mapping[str, object]) -> Evaluati
 
     Raises ValueError, naming the option, if no row or more than one row matches.
     """
-    for column, option in OPTIONS.items():
+    for column in COLUMNS:
         value = values[column]
         of_rows = [getattr(row, column) for row in rows]
         if column == "setting":
             of_rows = list(map(str, of_rows))
             value = "" if value is None and "" in of_rows else value  # the plain grid has no name
-        check_choice(option, value, list(dict.fromkeys(of_rows)))
+        check_choice(f"--{column}", value, list(dict.fromkeys(of_rows)))
         rows = [r for r, of in zip(rows, of_rows, strict=True) if value is None or of == value]
     return rows[0]
 

@@ -6,11 +6,10 @@ The numbers of a campaign's model come from the campaign's report.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from huggingface_hub import EvalResult, ModelCardData
 
 from engine.campaigns import seal
@@ -19,12 +18,11 @@ from engine.campaigns.record import FinishedCampaign
 from engine.data import sources
 from engine.data.kinds import kind_of
 from engine.data.sources import Source
-from engine.errors import printable
+from engine.exchange.cards import CARD, render_card
 from engine.exchange.write import DescribedModel
 from engine.machine.files import write_atomic
 from engine.measures.rows import PRE, Evaluation, trained_sets
 from engine.model_files.architectures import open_clip_name, open_clip_package, timm_config
-from engine.recipe import citations
 from engine.recipe.schema import ModelRecipe, Recipe
 from engine.report import results_file
 from engine.report.headline import SMOKE_RUN
@@ -32,9 +30,9 @@ from engine.report.results_file import CampaignResults, Number
 from engine.report.text import bounds, counted, rounded, signed
 from loaders.files.root import Root
 
-CARD = "README.md"
 MARK = "<!-- Written by `rib`, which replaces a file with this line. -->"
 TASK = "image-classification"
+TEMPLATE = "model_card.md.j2"
 
 
 def write_card(folder: Path, text: str) -> Path | None:
@@ -63,9 +61,14 @@ def card_of_merge(merged: DescribedModel) -> str:
         ("made of", merged.title),
         ("architecture", f"{model.arch}, {model.image_size} px, {len(merged.classes)} classes"),
     ]
-    metadata = _metadata(model, base_model=None, license=None)
-    return _rendered(
-        metadata, merged.title, facts, [], without="nobody has evaluated it: run `rib evaluate`"
+    return render_card(
+        TEMPLATE,
+        _metadata(model, base_model=None, license=None),
+        [],
+        mark=MARK,
+        title=merged.title,
+        facts=facts,
+        without="nobody has evaluated it: run `rib evaluate`",
     )
 
 
@@ -86,11 +89,13 @@ def card_of_campaign(
         model_name=title,
         **_of_weights(recipe.model),
     )
-    return _rendered(
+    return render_card(
+        TEMPLATE,
         metadata,
-        title,
-        _facts(campaign, row, recipe),
         [] if row.method == PRE else [recipe.method.name],
+        mark=MARK,
+        title=title,
+        facts=list(_facts(campaign, row, recipe)),
         without="the campaign had no report: run `rib report`",
         smoke_run=f"T{SMOKE_RUN.format(record.limit)[1:]}." if record.limit else "",
         images="images held out of training" if record.holdout else "all images",
@@ -109,41 +114,6 @@ def results_of(campaign: FinishedCampaign) -> CampaignResults | None:
     if not seal.is_shown(campaign.place) or not root.has(RESULTS):
         return None
     return results_file.read(root.read(RESULTS))
-
-
-def _rendered(
-    metadata: ModelCardData,
-    title: str,
-    facts: Iterable[Sequence[str]],
-    methods: Sequence[str],
-    **values: object,
-) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        trim_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["table"] = _table
-    return environment.get_template("model_card.md.j2").render(
-        metadata=metadata.to_yaml(),
-        mark=MARK,
-        title=_line(title),
-        facts=list(facts),
-        bibtex=citations.bibtex(methods),
-        **values,
-    )
-
-
-def _table(rows: Sequence[Sequence[str]], heads: Sequence[str]) -> str:
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join(
-        f"| {' | '.join(_line(cell).replace('|', '/') for cell in row)} |" for row in lines
-    )
-
-
-def _line(text: str) -> str:
-    """Text without control characters, on one line."""
-    return printable(text).replace("\n", " ")
 
 
 def _metadata(model: ModelRecipe, **values: Any) -> ModelCardData:

@@ -22,7 +22,6 @@ import uuid
 from pathlib import Path, PurePath
 from typing import Any
 
-import jinja2
 import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -33,10 +32,10 @@ from engine.campaigns.differences import versions_of
 from engine.campaigns.plan_folder import CHECKSUMS, PublishedFolder
 from engine.campaigns.record import FinishedCampaign, Record
 from engine.errors import CampaignError
+from engine.exchange.cards import CARD, render_card
 from engine.measures import predictions
 from engine.measures.rows import Evaluation, ModelOnSet
 from engine.model_files.descriptions import CELL, PROMPT, VERSIONS, WEIGHTS
-from engine.recipe import citations
 from engine.report import finish
 from engine.report.results import of_campaign
 from loaders.files import typed_json
@@ -44,7 +43,6 @@ from loaders.files.durable import file_hash
 from loaders.files.names import identifier
 from loaders.files.root import Root, move
 
-CARD = "README.md"
 KINDS = ("predictions", "seen", "replicates", "probe_sets")  # folders of Parquet files
 KEYS = pa.schema(
     [(name, pa.string()) for name in ("model", "method", "variant")]
@@ -196,13 +194,5 @@ def card(published: Record) -> str:
             for name in map(identifier, sets)
         ],
     )
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        trim_blocks=True,
-        keep_trailing_newline=True,
-    )
-    return environment.get_template("data_card.md.j2").render(
-        metadata=metadata.to_yaml(),
-        record=published,
-        bibtex=citations.bibtex(str(row.settings["method.name"]) for row in published.rows),
-    )
+    methods = (str(row.settings["method.name"]) for row in published.rows)
+    return render_card("data_card.md.j2", metadata, methods, record=published)

@@ -195,5 +195,5 @@ def test_a_merged_models_card_says_what_it_is_made_of(tmp_path):
     merged = DescribedModel("Soup of 0.5 a|b\n + 0.5 \x1b[31mc", {}, model, ["x", "y"], {})
     card = ModelCard.load(write_card(tmp_path, card_of_merge(merged)))
     assert card.data.library_name == "timm" and card.data.eval_results is None
-    assert "| made of | Soup of 0.5 a/b  + 0.5 \\x1b[31mc |" in card.text
+    assert "| made of | Soup of 0.5 a/b\\n + 0.5 \\x1b[31mc |" in card.text
     assert "nobody has evaluated it" in card.text and "## Data" not in card.text
