@@ -22,8 +22,9 @@ import torch
 
 from bench import photos
 from bench.report import Results
-from engine.campaigns import jobs
+from engine.campaigns.column_job import builders, make_column
 from engine.campaigns.plan import Plan, make_plan
+from engine.campaigns.prepare_job import prepare
 from engine.machine import ranks
 from engine.machine.terminal import quiet_libraries
 
@@ -57,11 +58,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     with tempfile.TemporaryDirectory() as name:
         plan = planned(Path(name), device, options.small)
-        timed("prepare", partial(jobs.prepare, plan, device))
+        timed("prepare", partial(prepare, plan, device))
         for column in plan.columns:
-            for method, row in zip(plan.methods, jobs.builders(plan, device, column), strict=True):
+            for method, row in zip(plan.methods, builders(plan, device, column), strict=True):
                 timed(f"{method} on {column.name}", row.entries)
-            timed(f"evaluation of {column.name}", partial(jobs.column, plan, column, device))
+            timed(f"evaluation of {column.name}", partial(make_column, plan, column, device))
     ranks.stop()
     return 0
 

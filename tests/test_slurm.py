@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from engine.campaigns import jobs
 from engine.campaigns.plan import make_plan
+from engine.campaigns.prepare_job import prepare
 from engine.recipe import parsed
 from helpers import campaigns, grids, slurm_cluster
 from helpers.processes import ROOT, run, until
@@ -85,7 +85,7 @@ def ended_by_slurm(
     runs = tmp_path_factory.mktemp("ended by Slurm")
     words = [f"runs={runs}", *FAULTY_WORDS]
     plan = make_plan(str(faulty / "shapes.yaml"), parsed(words), 1, run_users=True)
-    jobs.prepare(plan, grid.device)
+    prepare(plan, grid.device)
     options = ("--time", "1", "--retries", "0")
     with rib(cluster, faulty, runs, *words[1:], *options) as process, ThreadPool(1) as pool:
         pool.apply_async(end_time_of_few, (cluster, process, runs), error_callback=print)

@@ -20,8 +20,7 @@ from engine.data.sets import LabelledSet, Sets
 from engine.evaluation import features, passes
 from engine.machine import ranks
 from engine.machine.files import cache_folder
-from engine.measures import dynamics
-from engine.measures.rows import Setting
+from engine.measures.rows import STEP, Setting
 from engine.methods.base import Context, Derived, Trained
 from engine.methods.linear_probe import first_head
 from engine.model_files.descriptions import RECIPE, prompt_beside
@@ -116,7 +115,7 @@ class Builder(Context):
             return cell.entries
         during = {taken.step: taken.name(self.store) for taken in self._snapshots(cell)}
         return cell.entries + [
-            Entry({during.get(step, cell.name): 1.0}, None, False, Setting({dynamics.STEP: step}))
+            Entry({during.get(step, cell.name): 1.0}, None, False, Setting({STEP: step}))
             for step in snapshots.points(self, self.followed.downstreams)
         ]
 

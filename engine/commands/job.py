@@ -106,7 +106,6 @@ def _compute(arguments: argparse.Namespace, plan: Plan) -> None:
     logging.info("importing torch")  # takes seconds
     import torch
 
-    from engine.campaigns import jobs
     from engine.machine import ranks
     from engine.machine.devices import device_name
 
@@ -116,15 +115,21 @@ def _compute(arguments: argparse.Namespace, plan: Plan) -> None:
         placed = Placed(device=device_name(device), processes=ranks.world())
         append_event(plan.place, job, placed)
     if job == PREPARE:
-        jobs.prepare(plan, device)
+        from engine.campaigns.prepare_job import prepare
+
+        prepare(plan, device)
     elif job == DISTANCES:
-        jobs.distances(plan, device)
+        from engine.campaigns.distances_job import make_distances
+
+        make_distances(plan, device)
     else:
+        from engine.campaigns.column_job import make_cells, make_column
+
         (column,) = [column for column in plan.columns if column.job == job]
         if arguments.cells is None:
-            jobs.column(plan, column, device, run_users=not arguments.found)
+            make_column(plan, column, device, run_users=not arguments.found)
         else:
-            jobs.make(plan, column, device, arguments.cells)
+            make_cells(plan, column, device, arguments.cells)
     ranks.stop()
 
 

@@ -31,11 +31,10 @@ from scipy import sparse
 
 from engine.measures import bootstrap, seeds
 from engine.measures.metrics import Grid, Means, equal_column_weights
-from engine.measures.rows import Arm, trained_sets
+from engine.measures.rows import STEP, Arm, trained_sets
 from engine.measures.tables import ordered
 
 SATURATED = 0.95  # of the total rise
-STEP = "step"  # key of a snapshot's setting: its number of optimizer steps
 
 
 def step_of(arm: Arm) -> int | None:

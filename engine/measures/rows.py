@@ -9,6 +9,7 @@ from typing import NamedTuple
 Scalar = bool | int | float | str  # a value of a varied key
 PRE = "pre"  # the pretrained model in tables, and among the members of soups
 UNION = "+"  # joins the datasets of a column that trains on several; no dataset has it in its name
+STEP = "step"  # key of a snapshot's setting: its number of optimizer steps
 DEFAULT_ALPHA = 0.5  # of an interpolation's row in tables, unless its recipe sets another
 
 

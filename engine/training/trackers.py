@@ -17,7 +17,6 @@ from typing import Any
 
 from engine.machine import ranks
 from engine.machine.files import short_digest
-from engine.measures import metrics
 from engine.recipe.effects import values_of
 from engine.recipe.overrides import flat
 from engine.recipe.schema import Affects, MethodRecipe, Recipe
@@ -163,6 +162,8 @@ def log_accuracies(recipe: Recipe, rows: Mapping[str, Sequence[Any]]) -> None:
 
     rows: by dataset, the objects with the `accuracy` before and after training.
     """
+    from engine.measures import metrics  # late: it imports pandas
+
     before, after = ({name: row[k].accuracy for name, row in rows.items()} for k in (0, 1))
     values = {f"accuracy/{name}": value for name, value in after.items()}
     values |= {f"accuracy before/{name}": value for name, value in before.items()}

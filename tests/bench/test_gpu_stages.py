@@ -166,7 +166,7 @@ def test_it_collects_all_tests_of_the_gpu(tmp_path):
 @pytest.mark.slow
 def test_the_engine_without_resvg_and_snakemake_runs_jobs_and_skips_the_grid():
     program = (
-        "import engine.campaigns.jobs, loaders.benchmarks.emoji\n"
+        "import engine.campaigns.prepare_job, loaders.benchmarks.emoji\n"
         "from bench import contest\n"
         "try: contest.cases('grid')\n"
         "except ImportError as error: print(error)"

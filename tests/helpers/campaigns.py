@@ -17,7 +17,9 @@ import pytest
 import torch
 
 from engine import cli
-from engine.campaigns import job_states, jobs, workflow
+from engine.campaigns import job_states, workflow
+from engine.campaigns.column_job import make_column
+from engine.campaigns.distances_job import make_distances
 from engine.campaigns.plan import (
     DISTANCES,
     PREPARE,
@@ -27,6 +29,7 @@ from engine.campaigns.plan import (
     plan_to_json,
     read_plan,
 )
+from engine.campaigns.prepare_job import prepare
 from engine.commands import job
 from engine.recipe import parsed
 from helpers import grids
@@ -152,14 +155,14 @@ def do(plan: Plan, name: str) -> None:
     """A job of a plan, in this process."""
     device = torch.device("cpu")
     if name == PREPARE:
-        jobs.prepare(plan, device)
+        prepare(plan, device)
     elif name == DISTANCES:
-        jobs.distances(plan, device)
+        make_distances(plan, device)
     elif name == REPORT:
         job.report(plan)
     else:
         (column,) = [column for column in plan.columns if column.job == name]
-        jobs.column(plan, column, device)
+        make_column(plan, column, device)
 
 
 def planned(folder: Path, *words: str, name: str = "shapes") -> Plan:

@@ -7,10 +7,13 @@ import pytest
 import torch
 
 from engine import cli
-from engine.campaigns import jobs, make_record, parts, record
+from engine.campaigns import make_record, parts, record
+from engine.campaigns.column_job import make_column
+from engine.campaigns.distances_job import make_distances
 from engine.campaigns.parts import Models
 from engine.campaigns.plan import DISTANCES, PREPARE, REPORT, Plan, read_plan
 from engine.campaigns.plan_folder import PlanFolder
+from engine.campaigns.prepare_job import prepare
 from engine.commands import job
 from engine.evaluation import passes
 from helpers import campaigns
@@ -53,17 +56,17 @@ def test_a_column_that_ended_early_leaves_no_part(plan, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(passes, "evaluate", lambda *_: [].index("killed"))
         with pytest.raises(ValueError):
-            jobs.column(plan, column, CPU)
+            make_column(plan, column, CPU)
     assert not part.exists()
-    jobs.column(plan, column, CPU)
+    make_column(plan, column, CPU)
     assert part.is_file()
 
 
 def test_distances_are_a_job_that_needs_the_preparation_alone(folder, grid, tmp_path):
     plan = campaigns.planned(folder, f"runs={tmp_path}")
-    jobs.prepare(plan, CPU)
+    prepare(plan, CPU)
     assert parts.has_part(plan.place, PREPARE) and not parts.has_part(plan.place, DISTANCES)
-    jobs.distances(plan, CPU)
+    make_distances(plan, CPU)
     matrix = parts.read_part(plan.place, DISTANCES, parts.Distances).matrix
     assert matrix is not None and list(matrix["names"]) == ["upstream", *campaigns.SETS]
 
@@ -91,7 +94,7 @@ def test_a_part_that_was_altered_is_named_and_written_anew(plan):
     path.write_bytes(before.replace(b'"wise_ft"', b'"other"', 1))
     with pytest.raises(ValueError, match=f"{path.name} was altered; run `rib campaign` again"):
         job.report(plan)
-    jobs.column(plan, plan.columns[0], CPU)
+    make_column(plan, plan.columns[0], CPU)
     assert path.read_bytes() == before
 
 

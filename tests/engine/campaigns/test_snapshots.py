@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.campaigns import job_states, jobs, make_record, parts
+from engine.campaigns import job_states, make_record, parts
+from engine.campaigns.column_job import builders, make_column
+from engine.campaigns.distances_job import make_distances
 from engine.campaigns.plan import Plan, make_plan
+from engine.campaigns.prepare_job import prepare
 from engine.campaigns.record import Record
 from engine.measures.rows import PLAIN, Setting
 from engine.recipe import parsed
@@ -32,7 +35,7 @@ class Campaign:
         plan = make_plan(str(self.file), parsed(words), 1)
         self.trained.clear()
         for column in plan.columns:
-            jobs.column(plan, column, CPU)
+            make_column(plan, column, CPU)
             job_states.set_done(plan.place, column.job)
         return plan
 
@@ -46,7 +49,7 @@ def base(folder, grid) -> Campaign:
     text = (folder / "shapes.yaml").read_text()
     case = Campaign(folder / "followed.yaml", folder / "base")
     case.file.write_text(text.replace("fine_tune: {}", "fine_tune: {train: {snapshots: 3}}"))
-    jobs.prepare(make_plan(str(case.file), parsed([f"runs={case.runs}"]), 1), CPU)
+    prepare(make_plan(str(case.file), parsed([f"runs={case.runs}"]), 1), CPU)
     return case
 
 
@@ -67,8 +70,8 @@ ALL = ["outline", "few"]
 
 
 def record_of(plan: Plan) -> Record:
-    jobs.prepare(plan, CPU)
-    jobs.distances(plan, CPU)
+    prepare(plan, CPU)
+    make_distances(plan, CPU)
     return make_record.record_of(plan)
 
 
@@ -129,7 +132,7 @@ def test_the_rows_under_any_name_are_followed_and_what_they_need_is_not(followed
     file.write_text(f"{text}methods:\n{rows}")
     words = [f"runs={followed.runs}", "methods=[model_stock,again]"]
     plan = make_plan(str(file), parsed(words), 1)
-    stock, again = jobs.builders(plan, CPU, plan.columns[0])
+    stock, again = builders(plan, CPU, plan.columns[0])
     assert again._follows_training
     assert not stock.sibling("fine_tune", 1000)._follows_training
 
@@ -143,7 +146,7 @@ def test_what_was_made_without_snapshots_trains_again(followed):
 
 def test_weights_are_kept_on_request_and_while_they_are_not_evaluated(followed, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(jobs.Builder, "entries", lambda *_: [].index("interrupted"))
+        patch.setattr("engine.cells.build.Builder.entries", lambda *_: [].index("interrupted"))
         with pytest.raises(ValueError):
             followed.run()
     assert followed.trained == ["outline"] and len(followed.folders("snapshots")) == 2

@@ -4,10 +4,12 @@ import pytest
 import torch
 
 from engine import cli
-from engine.campaigns import job_states, jobs, workflow
+from engine.campaigns import job_states, workflow
+from engine.campaigns.column_job import make_column
 from engine.campaigns.events import recorded
 from engine.campaigns.plan import PAGE, REPORT
 from engine.campaigns.plan_folder import PlanFolder
+from engine.campaigns.prepare_job import prepare
 from helpers import campaigns
 
 CPU = torch.device("cpu")
@@ -16,7 +18,7 @@ CPU = torch.device("cpu")
 @pytest.mark.slow
 def test_finished_columns_are_reported_and_the_others_named(folder, grid, capsys):
     plan = campaigns.planned(folder, f"runs={folder / 'partial'}")
-    jobs.prepare(plan, CPU)
+    prepare(plan, CPU)
     with (
         pytest.raises(ValueError, match="no room"),
         recorded(plan.place, "column-few"),
@@ -27,7 +29,7 @@ def test_finished_columns_are_reported_and_the_others_named(folder, grid, capsys
     assert "no column of" in error and "column-few failed: no room" in error
 
     for column in plan.columns[:2]:
-        jobs.column(plan, column, CPU)
+        make_column(plan, column, CPU)
         job_states.set_done(plan.place, column.job)
     moved = plan.place.campaign.rename(plan.place.campaign.with_name("moved"))
     # As while it runs, when its own report is not touched.

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from engine import models, recipe
-from engine.campaigns import make_parts, verify
+from engine.campaigns import verify
 from engine.campaigns.plan import make_plan
+from engine.campaigns.prepare_job import _head
 from engine.cells import cell_plan
 from engine.cells.build import Builder
 from engine.commands import verify as command
@@ -107,8 +108,8 @@ def test_a_head_is_fitted_on_photos_that_judge_nothing(folder, grid, tmp_path):
             f"{count} show photos that fitted" if count else "nothing published" for count in seen
         ]
         assert all(map(str.startswith, [check.why_not for check in checks], told))
-        assert (" same photos " in make_parts._head(builder)) == any(seen)
-        assert f"fitted on {'tinted' if more else 'upstream'}" in make_parts._head(builder)
+        assert (" same photos " in _head(builder)) == any(seen)
+        assert f"fitted on {'tinted' if more else 'upstream'}" in _head(builder)
     assert bases[0] != bases[1]
 
 

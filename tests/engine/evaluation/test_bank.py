@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine.campaigns import jobs
+from engine.campaigns import column_job
 from engine.campaigns.columns import Column
 from engine.evaluation import bank, features, passes
 from engine.measures import predictions
@@ -92,14 +92,14 @@ def test_a_column_holds_one_set_at_a_time(grid, monkeypatch):
         banks.add(of_column)
 
     column = Column("outline")
-    monkeypatch.setattr(jobs, "builders", lambda *_, **__: [builder])
-    monkeypatch.setattr(jobs.passes, "evaluate", evaluate)
-    monkeypatch.setattr(jobs.job_states, "advance", lambda *_: None)
-    monkeypatch.setattr(jobs.make_parts, "of_column", lambda *_: None)
-    monkeypatch.setattr(jobs, "write_part", lambda *_: None)
+    monkeypatch.setattr(column_job, "builders", lambda *_, **__: [builder])
+    monkeypatch.setattr(column_job.passes, "evaluate", evaluate)
+    monkeypatch.setattr(column_job.job_states, "advance", lambda *_: None)
+    monkeypatch.setattr(column_job, "part_of_column", lambda *_: None)
+    monkeypatch.setattr(column_job, "write_part", lambda *_: None)
     for name, result in (("build", None), ("entries", ()), ("remove_snapshots", None)):
         monkeypatch.setattr(builder, name, lambda result=result: result)
-    jobs.column(SimpleNamespace(place=None, columns=[column]), column, grid.device)
+    column_job.make_column(SimpleNamespace(place=None, columns=[column]), column, grid.device)
     assert held == [{"upstream"}, {"outline"}, {"tinted"}, {"few"}] and len(banks) == 1
     assert not builder.sets._sources
 

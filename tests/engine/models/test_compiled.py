@@ -16,7 +16,8 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.utils import counters
 
 from engine import models
-from engine.campaigns import jobs
+from engine.campaigns.column_job import make_column
+from engine.campaigns.prepare_job import prepare
 from engine.cost import rates, work
 from engine.evaluation import passes
 from engine.models.execution import CACHE, compile_in_place
@@ -153,13 +154,13 @@ def test_what_columns_train_is_compiled_before_they_begin(graphs, folder, tmp_pa
     methods = f"methods=[fine_tune, linear_probe, {added}, wise_ft, {tmp_path / 'own.yaml'}]"
     compiled_words = ("train.compile=always", "evaluate.compile=always", "train.epochs=1")
     plan = campaigns.planned(folder, f"runs={tmp_path / 'runs'}", methods, *compiled_words)
-    jobs.prepare(plan, CPU)
+    prepare(plan, CPU)
     before = len(graphs)
     assert before == 4, "evaluation and LwF's teacher; training of whole networks, VP, LoRA"
     for column in plan.columns[:2]:
-        jobs.column(plan, column, CPU)
+        make_column(plan, column, CPU)
     assert len(graphs) == before
-    jobs.prepare(plan, CPU)
+    prepare(plan, CPU)
     assert len(graphs) == before
 
 

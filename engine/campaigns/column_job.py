@@ -1,0 +1,206 @@
+"""The job of a column: trains its cells, evaluates its models, writes its part of the record."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections import deque
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engine.campaigns import job_states
+from engine.campaigns.columns import Column
+from engine.campaigns.parts import Models, write_part
+from engine.campaigns.plan import Plan
+from engine.cells import snapshots
+from engine.cells.build import Builder
+from engine.cells.snapshots import Followed
+from engine.evaluation import cka, passes
+from engine.evaluation.bank import Bank
+from engine.machine import ranks
+from engine.measures.rows import STEP, Arm, Evaluation, ModelOnSet, Setting
+from engine.run import Run
+from engine.store import cells
+from engine.store.artifacts import Store, hash_once
+from engine.store.cells import HISTORY, Average, Cell, Ensemble, Entry, canonical_mix
+from engine.training import trackers
+
+log = logging.getLogger(__name__)
+
+
+def builders(
+    plan: Plan, device: torch.device, column: Column, *, run_users: bool = True
+) -> list[Builder]:
+    """The builder of each cell of a column.
+
+    run_users: run users' method files; otherwise their cells must be in the store.
+    """
+    first, *rest = cells = list(plan.cells(column))
+    # A replicate is evaluated only after training and needs no snapshots.
+    followed_cells = [] if column.is_replicate else [cell.recipe for cell in cells]
+    followed = Followed(followed_cells, plan.downstreams)
+    store = Store(plan.place.store)
+    builder = Builder(first, device, followed=followed, store=store, run_users=run_users)
+    return [builder, *map(builder.of, rest)]
+
+
+def make_cells(plan: Plan, column: Column, device: torch.device, numbers: Collection[int]) -> None:
+    """Make cells of a column, given by their numbers in `plan.cells`.
+
+    Without a user's method among them, also what users' methods need of the engine's, so that no
+    process that runs a user's file makes another's cell.
+    """
+    rows = builders(plan, device, column)
+    asked = [rows[number] for number in numbers]
+    if not any(map(is_users, asked)):
+        needs = [row.sibling(name) for row in rows if is_users(row) for name in row.plan.needs]
+        asked += [need for need in needs if not is_users(need)]
+    for row in asked:
+        row.build()
+        done = sum(row.is_stored() for row in rows)
+        job_states.advance(plan.place, column.job, done, len(rows) + 1)
+
+
+def make_column(
+    plan: Plan, column: Column, device: torch.device, *, run_users: bool = True
+) -> None:
+    """Train every method on a column's dataset, and evaluate the models on all datasets.
+
+    run_users: as of `builders`.
+    """
+    started, name = time.monotonic(), column.job
+    rows = builders(plan, device, column, run_users=run_users)
+    # Columns start at different rows, so that few wait for an artefact that one makes for all.
+    in_turn = deque(rows)
+    in_turn.rotate(-plan.columns.index(column))
+    for done, row in enumerate(in_turn, start=1):
+        row.build()
+        job_states.advance(plan.place, name, done, len(rows) + 1)
+    # Collective calls: all ranks look cells and entries up.
+    models = [(row.build(), row.entries()) for row in rows]
+    entries = [entry for _, of_row in models for entry in of_row]
+    headlines = [entry.mix for entry in entries if entry.headline]
+    with_features = [mix for mix in headlines if not isinstance(mix, Ensemble)]
+    during = [entry.mix for entry in entries if STEP in entry.setting]
+    compared = [*with_features, *(mix for mix in during if not isinstance(mix, Ensemble))]
+    run, held = rows[0], Bank(rows[0])
+    if len(run.recipe.trained_sets) > 1:
+        run.sets.release(column.downstream)  # evaluation reads its datasets one by one
+    for place in run.recipe.dataset.evaluated_sets:
+        split = run.recipe.split_of(place)
+        passes.evaluate(run, [entry.mix for entry in entries], [place], split, held)
+        if is_judged_seen(run, place, [column.downstream]) and not column.is_replicate:
+            passes.evaluate(run, headlines, [place], "train", held)
+        if run.recipe.evaluate.cka and not column.is_replicate:
+            cka.evaluate(run, compared, place)
+        run.sets.release(place)
+    for place in run.recipe.dataset.probe_sets if not column.is_replicate else ():
+        passes.evaluate(run, with_features, [place], "holdout", held)
+        run.sets.release(place)
+    for row, (_, of_row) in zip(rows, models, strict=True):
+        if row.recipe.trackers and ranks.rank() == 0:
+            from engine.evaluation import accuracies  # late, as only trackers show them
+
+            headline = next(entry for entry in of_row if entry.headline)
+            trackers.log_accuracies(row.recipe, accuracies.compared(row, headline.mix))
+        row.remove_snapshots()
+    if ranks.rank() == 0:
+        write_part(plan.place, name, part_of_column(plan, column, rows, models))
+    job_states.advance(plan.place, name, len(rows) + 1, len(rows) + 1)
+    log.info("column %s took %.0f s", column.name, time.monotonic() - started)
+
+
+def is_judged_seen(run: Run, name: str, others: Sequence[str]) -> bool:
+    """Whether models are also evaluated on a dataset's images that are not held out.
+
+    True if `Recipe.judges_seen` and the dataset shares photos with one of the others.
+    """
+    return run.recipe.judges_seen and any(run.sets.share_photos(name, each) for each in others)
+
+
+def part_of_column(
+    plan: Plan,
+    column: Column,
+    rows: Sequence[Builder],
+    models: Sequence[tuple[Cell, Sequence[Entry]]],
+) -> Models:
+    """The part of a column. models: each row's cell, and its models, which are evaluated."""
+    run = rows[0]
+    names, probes = run.recipe.dataset.evaluated_sets, run.recipe.dataset.probe_sets
+    evaluations, seen, probe_sets, blocks = [], [], [], []
+    folders: dict[str, set[Path]] = {method: set() for method in plan.methods}
+    for number, (row, (cell, entries)) in enumerate(zip(rows, models, strict=True)):
+        recipe, method = row.recipe, plan.methods[number % len(plan.rows)]
+        folders[method] |= _folders(run, cell, entries)
+        for entry in entries:
+            mix, setting = entry.mix, Setting({**column.setting, **entry.setting})
+            arm = Arm(recipe.model.name, method, recipe.method.variant, entry.alpha, setting)
+            of_row = recipe.seed, entry.headline, cell.artifact.has(HISTORY)
+            is_shown = entry.headline and not column.is_replicate
+            for name in probes if is_shown and not isinstance(mix, Ensemble) else ():
+                on_set = ModelOnSet(*arm, recipe.downstream, name)
+                path = passes.predicted(run, mix, name, "holdout")
+                probe_sets.append(Evaluation(*on_set.key, path, *of_row))
+            for name in names:
+                on_set = ModelOnSet(*arm, recipe.downstream, name)
+                path = predicted_path(run, mix, name)
+                evaluations.append(Evaluation(*on_set.key, path, *of_row))
+                if is_shown and is_judged_seen(run, name, [recipe.downstream]):
+                    path = passes.predicted(run, mix, name, "train")
+                    seen.append(Evaluation(*on_set.key, path, *of_row))
+                is_compared = recipe.evaluate.cka and (is_shown or STEP in entry.setting)
+                if is_compared and not isinstance(mix, Ensemble):  # which has no features
+                    values = {"seed": recipe.seed, "blocks": cka.stored(run, mix, name)}
+                    blocks.append({**dataclasses.asdict(on_set), **values})
+    return models_part(run, evaluations, seen, probe_sets, folders, blocks)
+
+
+def _folders(run: Run, cell: Cell, entries: Sequence[Entry]) -> set[Path]:
+    """A cell's folder, and those of the cells that its models average, without snapshots."""
+    names = {name for entry in entries for name in canonical_mix(entry.mix)}
+    parents = [cells.find(run.store, name) for name in names]
+    return {
+        each.artifact.folder
+        for each in (cell, *parents)
+        if each and each.artifact.kind != snapshots.KIND
+    }
+
+
+def predicted_path(run: Run, average: Average, name: str) -> Path:
+    return passes.predicted(run, average, name, run.recipe.split_of(name))
+
+
+def models_part(
+    run: Run,
+    evaluations: Sequence[Evaluation],
+    seen: Sequence[Evaluation],
+    probe_sets: Sequence[Evaluation],
+    folders: Mapping[str, Iterable[Path]],
+    blocks: Sequence[dict[str, Any]] = (),
+) -> Models:
+    """A part with paths relative to the store. folders: by method, `Models.cells`."""
+    root = run.store.root
+
+    def below(rows: Sequence[Evaluation]) -> list[Evaluation]:
+        return [dataclasses.replace(row, path=row.path.relative_to(root)) for row in rows]
+
+    paths = dict.fromkeys(row.path for row in (*evaluations, *seen, *probe_sets))
+    return Models(
+        evaluations=below(evaluations),
+        seen=below(seen),
+        probe_sets=below(probe_sets),
+        files={path.relative_to(root).as_posix(): hash_once(path) for path in paths},
+        cells={
+            method: sorted(folder.relative_to(root).as_posix() for folder in of_method)
+            for method, of_method in folders.items()
+        },
+        cka=list(blocks),
+    )
+
+
+def is_users(row: Builder) -> bool:
+    return row.plan.runs_users

@@ -1,0 +1,139 @@
+"""The job before all columns: makes what they share, and writes its part of the record."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import torch
+
+from engine.campaigns import job_states
+from engine.campaigns.column_job import (
+    builders,
+    is_judged_seen,
+    is_users,
+    models_part,
+    predicted_path,
+)
+from engine.campaigns.parts import Preparation, write_part
+from engine.campaigns.plan import PREPARE, Plan
+from engine.data import imagenet, thumbnails
+from engine.data.kinds import kind_of
+from engine.evaluation import cka, features, passes
+from engine.evaluation.bank import Bank
+from engine.machine import ranks
+from engine.machine.programs import NoAnswer, answer
+from engine.measures.rows import PRE, Arm, Evaluation
+from engine.recipe.schema import DatasetRecipe
+from engine.run import Run
+from engine.store import cells
+
+log = logging.getLogger(__name__)
+
+
+def prepare(plan: Plan, device: torch.device) -> None:
+    """Make the artefacts that all columns share: packs, the pretrained model, its features and
+    predictions, and compiled graphs.
+
+    Graphs contain the number of their GPU, so `prepare` needs as many ranks as columns have.
+    """
+    run, *_ = rows = builders(plan, device, plan.columns[0])
+    names = run.recipe.dataset.evaluated_sets
+
+    def begin(step: int, what: str = "") -> None:
+        job_states.advance(plan.place, PREPARE, step, len(names) + 1, what and f"preparing {what}")
+
+    begin(0, run.recipe.model.name)
+    base, held = {run.base.name: 1.0}, Bank(run)
+    for step, name in enumerate(names, start=1):
+        begin(step, name)
+        if name in plan.downstreams:
+            run.sets[name].training(run.recipe)  # raises its errors before columns start
+        if run.recipe.evaluate.cka:
+            cka.check(run, name)
+        features.stored(run, run.base, run.sets[name])
+        seen = ["train"] if is_judged_seen(run, name, plan.needed) else []
+        for split in (run.recipe.split_of(name), "holdout", *seen):
+            passes.evaluate(run, [base], [name], split, held)
+        run.sets.release(name)
+    for name in run.recipe.dataset.probe_sets:
+        begin(len(names), name)
+        run.sets[name].training(run.recipe)
+        passes.evaluate(run, [base], [name], "holdout", held)
+        run.sets.release(name)
+    for name in plan.needed[len(names) :]:
+        begin(len(names), name)
+        # Accessing it encodes it if necessary, before columns share it.
+        log.info("%s: %d images, never evaluated", name, len(run.sets[name].pack))
+    for name in plan.downstreams:
+        run.sets[name].training(run.recipe)  # unions raise their errors
+    begin(len(names), "graphs")
+    for row in sorted(rows, key=is_users):  # what a user's file changes, it changes afterwards
+        row.compile()
+    if ranks.rank() == 0:
+        write_part(plan.place, PREPARE, part_of_preparation(plan, run))
+    begin(len(names) + 1)
+
+
+def part_of_preparation(plan: Plan, run: Run) -> Preparation:
+    """The part of the preparation. run: that of the pretrained model, evaluated on all datasets."""
+    sets, dataset, base = run.sets, run.recipe.dataset, {run.base.name: 1.0}
+    arm = Arm(run.recipe.model.name, PRE, "", None)
+    evaluations, seen = [], []
+    probe_sets = [
+        Evaluation(*arm, "", name, passes.predicted(run, base, name, "holdout"))
+        for name in dataset.probe_sets
+    ]
+    for name in dataset.evaluated_sets:
+        evaluations.append(Evaluation(*arm, "", name, predicted_path(run, base, name)))
+        if is_judged_seen(run, name, plan.needed):
+            path = passes.predicted(run, base, name, "train")
+            seen.append(Evaluation(*arm, "", name, path))
+    packs = {name: sets[name].pack for name in dataset.evaluated_sets}
+    credits, runs = _credits(dataset), plan.place.runs
+    return Preparation(
+        before=models_part(run, evaluations, seen, probe_sets, {PRE: [run.base.artifact.folder]}),
+        head=_head(run) if run.recipe.head_set else "",
+        classes=imagenet.readable(sets.classes),
+        device=run.device.type,
+        versions=cells.versions(),
+        commit=_commit(),
+        packs={name: str(pack.folder.resolve().relative_to(runs)) for name, pack in packs.items()},
+        fingerprints={
+            name: sets[name].pack.fingerprint for name in (*plan.needed, *dataset.probe_sets)
+        },
+        credits=credits,
+        contact_sheet=thumbnails.contact_sheet(list(packs.values())) if credits else "",
+    )
+
+
+def _credits(dataset: DatasetRecipe) -> list[dict[str, str]]:
+    """Authors and licences of all datasets; empty if reports may not show images of some."""
+    of_sets = [kind_of(dataset, name).credits() for name in dataset.evaluated_sets]
+    every = {json.dumps(credit): credit for credits in of_sets for credit in credits}
+    return list(every.values()) if all(of_sets) else []
+
+
+def _head(run: Run) -> str:
+    """The dataset that fitted the head, and the datasets evaluated on the same photos."""
+    seen = {}
+    for name in run.recipe.dataset.evaluated_sets:
+        split = run.recipe.split_of(name)
+        if images := run.sets.seen_by_head(name, split):
+            seen[name] = f"{name} ({images:,} of {len(run.sets[name].split(split)):,} images)"
+    text = f"fitted on {run.recipe.head_set}"
+    if not seen:
+        return text
+    return (
+        f"{text}, and models are judged on the same photos in {', '.join(seen.values())}: accuracy "
+        "before fine-tuning is too high there"
+    )
+
+
+def _commit() -> str:
+    try:
+        here = str(Path(__file__).resolve().parent)
+        return answer("git", "-C", here, "describe", "--always", "--dirty").strip()
+    except NoAnswer:
+        return "unknown"
