@@ -12,7 +12,6 @@ from engine.campaigns.parts import Distances, Models, Preparation, has_part, rea
 from engine.campaigns.plan import DISTANCES, PREPARE, REPORT, Plan
 from engine.campaigns.record import FinishedCampaign, MissingColumn, Record, Row, checked_file
 from engine.cells.cell_plan import CellPlan
-from engine.data import thumbnails
 from engine.errors import CampaignError
 from engine.measures import image_changes
 from engine.measures.rows import PRE, Evaluation, Setting
@@ -122,6 +121,8 @@ def _joined(plan: Plan, columns: Sequence[Column], distances: Distances) -> Reco
     )
     if not dataset.thumbnails:
         return record
+    from engine.data import thumbnails  # late: it imports what draws the emoji
+
     changes = image_changes.of(FinishedCampaign(record, place).evaluations)
     shown = thumbnails.of_changes(_packs(plan, shared), changes)
     return dataclasses.replace(record, thumbnails=shown)

@@ -6,6 +6,7 @@ Only this module reads `recipes/`. `typed` checks the values.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextvars import ContextVar
@@ -43,10 +44,15 @@ def each_file_once() -> Iterator[Mapping[Path, Mapping[str, Any]]]:
 def names(group: str = "") -> list[str]:
     """Names of the files of a group (`models`, `methods`...), or of all recipe files that belong to
     no group."""
-    base = ROOT / group
-    files = {path.relative_to(base).with_suffix("").as_posix() for path in base.rglob("*.yaml")}
+    files = _names_below(ROOT / group)
     groups = (*GROUPS.values(), "campaigns", "sets", "published", "sources")
     return sorted(name for name in files if group or name.split("/")[0] not in groups)
+
+
+@functools.cache  # planning asks for each row's files; recipes are part of the package
+def _names_below(base: Path) -> frozenset[str]:
+    files = base.rglob("*.yaml")
+    return frozenset(path.relative_to(base).with_suffix("").as_posix() for path in files)
 
 
 def path_of(group: str, name: str) -> Path:
