@@ -22,10 +22,11 @@ def against_curve(grid: Grid, points: Sequence[int], arms: Sequence[int]) -> pan
     """Compare arms with a curve (both by index in `grid.arms`).
 
     points: the curve's arms in the order of alpha. Returns one row per arm: arm;
-    on_downstream_set_pct and on_other_sets_pct, its accuracies; curve_on_other_sets_pct, that of
-    the curve at equal downstream accuracy (the highest if there are several such points, NaN if
-    there is none); difference_pts, the arm minus the curve, and the bounds of its paired interval.
-    In draws that a curve does not reach, its nearest point counts.
+    on_downstream_dataset_pct and on_other_datasets_pct, its accuracies;
+    curve_on_other_datasets_pct, that of the curve at equal downstream accuracy (the highest if
+    there are several such points, NaN if there is none); difference_pts, the arm minus the curve,
+    and the bounds of its paired interval. In draws that a curve does not reach, its nearest point
+    counts.
     """
     cells, asked, means = grid.cells, [*points, *arms], []
     own = cells[cells["on_downstream"] & cells["downstream"].isin(grid.downstreams)]
@@ -53,9 +54,9 @@ def against_curve(grid: Grid, points: Sequence[int], arms: Sequence[int]) -> pan
     ends = np.where(np.isnan(curve), np.nan, ends)
     table = {
         "arm": list(arms),
-        "on_downstream_set_pct": values[0, count:],
-        "on_other_sets_pct": other,
-        "curve_on_other_sets_pct": curve,
+        "on_downstream_dataset_pct": values[0, count:],
+        "on_other_datasets_pct": other,
+        "curve_on_other_datasets_pct": curve,
     }
     names = with_ends("difference_pts")
     return pandas.DataFrame(table | dict(zip(names, (other - curve, *ends), strict=True)))

@@ -45,7 +45,7 @@ def section(results: Results) -> Section | None:
 def _compared(results: Results) -> pandas.DataFrame:
     """One row per curve and shown method of the same model and setting."""
     arms, parts = results.arms, []
-    if "on_downstream_set_pct" not in arms:
+    if "on_downstream_dataset_pct" not in arms:
         return pandas.DataFrame()
     names = arms.set_index("arm")["method"]
     mixed = arms[arms["alpha"].notna()]

@@ -19,7 +19,7 @@ def test_methods_are_compared_with_the_curve_at_their_downstream_accuracy():
     table = section.tables[0].data
     assert set(table["curve"]) == {"WiSE-FT"} and list(table["method"]) == ["FT", "LwF", "LoRA"]
     lwf = row(table, method="LwF")
-    assert lwf["curve_on_other_sets_pct"] == pytest.approx(48)  # halfway from 56 to 40
+    assert lwf["curve_on_other_datasets_pct"] == pytest.approx(48)  # halfway from 56 to 40
     assert lwf["difference_pts"] == pytest.approx(12) and lwf["difference_low"] > 0
     assert row(table, method="FT")["difference_pts"] == pytest.approx(0)
     assert row(table, method="LoRA")[["difference_pts", "difference_low"]].isna().all()
