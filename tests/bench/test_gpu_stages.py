@@ -100,7 +100,7 @@ def test_all_stages_share_one_budget(replaced, tmp_path):
 
 def test_stages_are_those_of_the_page_and_what_cannot_run_is_refused(tmp_path, capsys, monkeypatch):
     assert [stage.name for stage in stages(tmp_path, "cuda", small=False)] == NAMES
-    page = (ROOT / "docs" / "gpus-and-slurm.md").read_text()
+    page = (ROOT / "bench" / "README.md").read_text()
     assert all(f"| `{name}` |" in page for name in NAMES)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(doctor, "gpu", lambda _: doctor.Diagnosis("wrong", "too old", "a driver"))

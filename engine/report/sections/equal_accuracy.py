@@ -29,7 +29,7 @@ def section(results: Results) -> Section | None:
         f"and not corrected for their number. They generalise to {results.population}."
         + " No images are held out: downstream accuracy is that on the images trained on."
         * (not results.record.holdout)
-        + f" The curve does not reach the accuracy of {listed(out)}." * bool(out),
+        + (f" The curve does not reach the accuracy of {listed(out)}." if out else ""),
         tables=[
             Table(
                 "equal-accuracy",
