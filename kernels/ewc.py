@@ -29,6 +29,8 @@ from kernels import tables
 from kernels.launch import jit, launcher, tl
 from kernels.tables import Row, Table, place, tensor_at, to_device
 
+MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}  # torch's names
+
 
 class EwcParameters:
     """All tensors of a step except the gradients, checked once for all later steps.
@@ -40,7 +42,7 @@ class EwcParameters:
 
     Checking and flattening six tensors for each of 150 parameters takes the host longer than the
     step takes the GPU. Raises ValueError, naming the tensor, for an invalid shape, dtype, device or
-    layout, and for fishers without anchors.
+    layout, for moments of neither, and for fishers without anchors.
     """
 
     @torch.no_grad()
@@ -53,7 +55,12 @@ class EwcParameters:
     ) -> None:
         if fishers is not None and anchors is None:
             raise ValueError("fisher is given without anchor: the penalty needs both")
-        columns = {"theta": thetas, **moments, "anchor": anchors, "fisher": fishers}
+        kinds = [kind for kind, names in MOMENTS.items() if {*names} == {*moments}]
+        if not kinds:
+            raise ValueError(f"moments are {', '.join(moments)}, but must be one of {MOMENTS}")
+        self._kind, *_ = kinds
+        in_order = {name: moments[name] for name in MOMENTS[self._kind]}
+        columns = {"theta": thetas, **in_order, "anchor": anchors, "fisher": fishers}
         self._thetas = list(thetas)
         self._rows = tables.rows(columns)
 
@@ -77,7 +84,7 @@ class EwcParameters:
         """
         if any(step < 1 for step in steps):
             raise ValueError(f"step must be at least 1, not {min(steps)}")
-        rows = self._with(grads, lam)
+        rows = self._with("adamw", grads, lam)
         if len(steps) != len(rows):
             raise ValueError(f"step: got {len(steps)} values for {len(rows)} parameters")
         if not rows:
@@ -126,7 +133,7 @@ class EwcParameters:
 
         As `adamw_`, but weight decay is part of the gradient, as in torch.optim.SGD.
         """
-        rows = self._with(grads, lam)
+        rows = self._with("sgd", grads, lam)
         if not rows:
             return
         if self._thetas[0].is_cuda:
@@ -138,8 +145,10 @@ class EwcParameters:
         sgd(theta, grad, buffer, dampening=0.0, **options, **flags)
 
     @torch.no_grad()
-    def _with(self, grads: Sequence[Tensor], lam: float) -> list[Row]:
+    def _with(self, kind: str, grads: Sequence[Tensor], lam: float) -> list[Row]:
         """Each parameter's flat tensors; on the CPU, gradients include the penalty's."""
+        if kind != self._kind:
+            raise ValueError(f"a step of {kind} needs other moments than those of {self._kind}")
         tables.check("grad", grads, self._thetas)
         rows = [
             [theta, grad.view(-1), *others]

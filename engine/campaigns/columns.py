@@ -13,7 +13,7 @@ from engine.campaigns import seed_replicates
 from engine.errors import RecipeError
 from engine.measures.rows import PLAIN, Scalar, Setting, trained_sets
 from engine.recipe import text
-from engine.recipe.campaigns import DOWNSTREAMS, LEAVE_ONE_OUT, VARY
+from engine.recipe.campaigns import DOWNSTREAMS, LEAVE_ONE_OUT, TRIALS, VARY
 from engine.recipe.checks import union_name
 from engine.recipe.effects import effect_of
 from engine.recipe.resolve import VARIANT
@@ -75,6 +75,7 @@ def columns_of(grid: recipe.GridKeys, cells: Sequence[Recipe]) -> tuple[Column, 
     trials: list[dict[str, Scalar]] = [{TRIAL: trial} for trial in range(grid.trials)] or [{}]
     count = len(downstreams) * math.prod(map(len, grid.vary.values())) * len(trials)
     if count > MOST:
+        source = grid.source(TRIALS if TRIALS in grid.given else VARY)
         raise RecipeError(f"{source}: vary and trials make {count:,} columns; {MOST:,} at most")
     settings = [
         dict(zip(grid.vary, values, strict=True))

@@ -1,7 +1,7 @@
 """Counts a campaign's work by job: images, operations, memory traffic and steps.
 
-Left out: encoding packs, reading images, CKA, selection for greedy soups, and a Model Stock's
-models with other seeds.
+Left out: encoding packs, reading images, CKA (also of snapshots), selection for greedy soups, and a
+Model Stock's models with other seeds.
 """
 
 from __future__ import annotations

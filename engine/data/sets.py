@@ -231,7 +231,7 @@ class Sets:
         return self._open[name]
 
     def photos(self, name: str) -> frozenset[str]:
-        """The photos of a dataset (`disjoint.photos`)."""
+        """The photos of a dataset (`photo_disjoint.photos`)."""
         if name not in self._photos:
             self._photos[name] = splits.photos_of(self[name].pack)
         return self._photos[name]
@@ -246,7 +246,7 @@ class Sets:
         """The number of images of a split that show photos which fitted the head.
 
         0 if the weights include the head, or if sources do not identify the photos
-        (`disjoint.photos`).
+        (`photo_disjoint.photos`).
         """
         head_set = self.recipe.head_set
         if not head_set or not self.photos(head_set):

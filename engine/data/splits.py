@@ -25,7 +25,7 @@ _STREAM = 1  # separates draws of a subset from others with the same seed
 
 
 def photos_of(pack: Pack) -> frozenset[str]:
-    """The photos of a pack (`disjoint.photos`)."""
+    """The photos of a pack (`photo_disjoint.photos`)."""
     return photos(pack.sources, pack.labels)
 
 

@@ -61,6 +61,8 @@ class Bank:
                 mixes = [mix for average in group for mix in mixes_of(average)]
                 self._nets = load(self._backbone, self._run, mixes)
             yield group, [outputs_of(average, self._nets, self._run) for average in group]
+        if len(in_groups) > 1:
+            self._nets = {}  # the next dataset's images come before its first group
 
     @cached_property
     def _backbone(self) -> Backbone:

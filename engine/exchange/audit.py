@@ -375,7 +375,7 @@ def _of_numbers(root: Root, results: Results) -> Iterator[str]:
             claimed, computed = root.read(where), Path(made, name).read_bytes()
             try:
                 found = list(itertools.islice(_differences(name, claimed, computed), MOST_SHOWN))
-            except (msgspec.MsgspecError, UnicodeDecodeError, csv.Error) as error:
+            except (msgspec.MsgspecError, UnicodeDecodeError, csv.Error, RecursionError) as error:
                 found = [str(error)]
             yield from (f"{where}: {difference}" for difference in found)
 

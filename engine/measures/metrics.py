@@ -68,8 +68,8 @@ class Grid:
     draws: by measure, float32 [B, cells], over images, with fixed seeds. by_seed: by measure,
     float64 [S, cells]; trained: the same as a table, one row per cell and seed. again: float64
     [cells], the accuracy of a second training of some columns (seed replicates), NaN for others;
-    None without replicates. related: the related datasets (`disjoint.related_datasets`), empty if
-    excluding them changes no RI.
+    None without replicates. related: the related datasets (`photo_disjoint.related_datasets`),
+    empty if excluding them changes no RI.
     """
 
     sets: tuple[str, ...]
@@ -270,9 +270,8 @@ class Means:
             change = np.where(replicated, grid.again - accuracy, 0)
             columns = pandas.factorize(grid.cells["downstream"].replace("", None))[0]
             error = seeds.of_replicates(change, replicated, columns, self.weights)
-            variance = pandas.Series(
-                error.variance
-            )  # of the replicated set the mean of the others'
+            # Of the replicated dataset, the mean of the others' variances counts.
+            variance = pandas.Series(error.variance)
             by_arm = variance.groupby([keys[name].to_numpy() for name in arms])
             variance = variance.fillna(by_arm.transform("mean"))
             error = SeedError(variance.to_numpy(), error.freedom)

@@ -131,7 +131,7 @@ def columns_of(path: Path) -> list[str]:
 
 
 def photos_of(path: Path) -> frozenset[str]:
-    """The photos (`disjoint.photos`) of an evaluation."""
+    """The photos (`photo_disjoint.photos`) of an evaluation."""
     table = read(path)
     return photos(table["source"].to_numpy(), table["label"].to_numpy())
 

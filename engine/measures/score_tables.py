@@ -5,7 +5,7 @@ Files are untrusted: sizes are limited, and nothing in a file is executed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,6 +78,10 @@ def _read(path: Path, default_set: str) -> ScoreTable:
         columns |= {name: of.cast(pa.string()) for name, of in columns.items() if name in TEXTS}
         classes = [columns.pop(name) for name in CLASSES if name in columns]
         if len(classes) == 2 and not {*SCORES} & {*columns}:
+            for name, of in zip(CLASSES, classes, strict=True):
+                missing = pc.call_function("is_null", [of], pc.NullOptions(nan_is_null=True))
+                given = pandas.DataFrame({name: of.to_pandas()})
+                _refuse(missing.to_pandas(), given, name, str(path), "is missing")
             columns["correct"] = pc.call_function("equal", classes)
         rows = pa.table(columns).to_pandas()
     except (pa.ArrowException, OSError, KeyError) as error:
@@ -121,14 +125,29 @@ def _of_csv(path: Path) -> pa.Table:
 
 
 def _of_json(path: Path) -> pa.Table:
-    schema = pa.schema(dict.fromkeys(TEXTS, pa.string()))  # otherwise a name could become a date
-    options = pyarrow.json.ParseOptions(explicit_schema=schema)
+    texts = dict.fromkeys(TEXTS, pa.string())  # otherwise a name could become a date
     try:
-        found = pyarrow.json.read_json(path, parse_options=options)
+        found = _with_texts(path, texts)
     except pa.ArrowInvalid:  # some names are numbers
-        return pyarrow.json.read_json(path)
-    absent = [name for name in TEXTS if found[name].null_count == len(found)]
+        kinds = {of.name: of.type for of in pyarrow.json.read_json(path).schema}
+        numbers = [name for name in TEXTS if name in kinds and not _is_text(kinds[name])]
+        found = _with_texts(path, {name: of for name, of in texts.items() if name not in numbers})
+    absent = [
+        name
+        for name in TEXTS
+        if name in found.column_names and found[name].null_count == len(found)
+    ]
     return found.drop_columns(absent)
+
+
+def _with_texts(path: Path, texts: Mapping[str, pa.DataType]) -> pa.Table:
+    options = pyarrow.json.ParseOptions(explicit_schema=pa.schema(texts))
+    return pyarrow.json.read_json(path, parse_options=options)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    """Whether JSON's values are texts, of which pyarrow reads some as times."""
+    return pa.types.is_string(kind) or pa.types.is_temporal(kind) or pa.types.is_null(kind)
 
 
 def _of_parquet(path: Path) -> pa.Table:

@@ -72,7 +72,9 @@ def read_released(folder: Path) -> Published:
         )
         model = run["net"]
         if model == "vit":
-            model = f"vit_{run['size'][0]}{run['patch']}_{WEIGHTS.get(run['weights'])}"
+            if run["weights"] not in WEIGHTS:
+                continue
+            model = f"vit_{run['size'][0]}{run['patch']}_{WEIGHTS[run['weights']]}"
         entry = models.setdefault(model, PublishedModel(recipe=model, before={}, fine_tuned={}))
         accuracies = _accuracies(root, file)
         if method == "PRE":
@@ -83,9 +85,12 @@ def read_released(folder: Path) -> Published:
                 raise RecipeError(f"{folder}: {other} and {file} are runs of one row: keep one")
             entry.fine_tuned.setdefault(down, {})[method] = accuracies
     if not models:
-        raise RecipeError(f"{folder} has no folder of a run of the released code with results.json")
+        raise RecipeError(
+            f"{folder} has no folder of a run of the released code with results.json, or none of a "
+            f"known model (ViTs of {', '.join(WEIGHTS)}; ResNets)"
+        )
     sets = {name: name for name in SETS.values()}
-    source = f"runs of the released code in {folder.name}"
+    source = f"runs of the released code in {folder.resolve().name}"
     return msgspec.structs.replace(read_published(), source=source, sets=sets, models=models)
 
 

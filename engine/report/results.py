@@ -235,6 +235,13 @@ class Results:
         """` of MODEL` if a report has several models, for captions."""
         return f" of {model}" if len(self.models) > 1 else ""
 
+    def is_published(self, row: Any) -> bool:
+        """Whether published numbers of a row's method, if there are any, are of the same variant,
+        alpha and setting, on whole datasets."""
+        is_same = row.variant == "paper" or row.key in self.published.alike_in_both_variants
+        is_same &= row.setting == "" and (pandas.isna(row.alpha) or row.alpha == DEFAULT_ALPHA)
+        return is_same and not self.record.holdout
+
     def published_mri(self, row: Any) -> float | None:
         """The published mRI of a row of `arms`; None if ours is not comparable: other datasets or
         columns, held-out images, or another variant, alpha or setting.
@@ -243,9 +250,7 @@ class Results:
         them, only over all.
         """
         sets, numbers = self.grid.sets, self.published.of(row.model)
-        is_same = row.variant == "paper" or row.key in self.published.alike_in_both_variants
-        is_same &= row.setting == "" and (pandas.isna(row.alpha) or row.alpha == DEFAULT_ALPHA)
-        if not is_same or self.record.holdout:
+        if not self.is_published(row):
             return None
         columns = [(numbers.after(down, row.key), down) for down in self.grid.downstreams]
         of_columns = [

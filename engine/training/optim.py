@@ -24,11 +24,10 @@ from engine.machine import ranks
 from engine.methods.base import Penalty
 from engine.recipe.schema import OptimizerRecipe
 from engine.training.schedule import SHARE
-from kernels.ewc import EwcParameters
+from kernels.ewc import MOMENTS, EwcParameters
 
 log = logging.getLogger(__name__)
 KINDS = {"adamw": (torch.optim.AdamW, "FusedAdam"), "sgd": (torch.optim.SGD, "FusedSGD")}
-MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}  # torch's names
 
 
 def build(
@@ -73,7 +72,9 @@ def build(
     else:
         settings["fused"] = True
     if zero and ranks.world() > 1:
-        return ZeroRedundancyOptimizer(groups, make, **settings)  # pyright: ignore[reportArgumentType]
+        parted = ZeroRedundancyOptimizer(groups, make, **settings)  # pyright: ignore[reportArgumentType]
+        parted._optim_constructor = kind  # torch would keep `make` and with it the whole penalty
+        return parted
     return make(groups, **settings)
 
 
@@ -120,8 +121,9 @@ def _apex(name: str) -> Callable[..., Optimizer]:
 
 
 def count_above(tensors: Sequence[Tensor], bound: float) -> int:
-    """The number of elements of tensors on one device above a bound. Waits for a GPU once."""
-    return int(torch.stack([(tensor > bound).sum() for tensor in tensors]).sum())
+    """The number of elements of tensors above a bound. Waits for a GPU once."""
+    counts = [(tensor > bound).sum().to(tensors[0].device) for tensor in tensors]
+    return int(torch.stack(counts).sum())
 
 
 class Penalised(Optimizer):

@@ -125,7 +125,7 @@ class TrainingState:
         """The optimizer's state of a parameter, which its keeper sends to the first rank."""
         states = self._optimizer.state
         # On several ranks all states have the same keys, and the first rank has at least one.
-        others = next(iter(states.values())) if keeper else {}
+        others = next(iter(states.values()), {}) if keeper else {}  # SGD may have no momentum
         for key, value in states.get(self._module[name], others).items():
             if value is None:  # SGD's momentum where it is 0
                 continue

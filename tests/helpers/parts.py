@@ -1,5 +1,7 @@
 """How much of an optimizer's tensors a rank keeps with `train.zero`."""
 
+import weakref
+
 import torch
 from torch import nn
 
@@ -13,6 +15,9 @@ def part_of_rank() -> float:
     named = {str(n): nn.Parameter(torch.ones(100 + n)) for n in range(20)}
     penalty = Penalty(0.5, named, named)
     optimizer = optim.build(named, OptimizerRecipe(name="adamw"), penalty, zero=1)
+    whole = weakref.ref(penalty)
+    del penalty
+    assert whole() is None, "a rank keeps the whole penalty"
     for theta in named.values():
         theta.grad = torch.ones_like(theta)
     optimizer.step()

@@ -141,6 +141,20 @@ def test_what_does_not_fit_is_refused_by_name(change, message):
         foreach("adamw", columns, [given["step"]])
 
 
+def test_moments_count_by_their_names():
+    moved = []
+    for names in (("exp_avg", "exp_avg_sq"), ("exp_avg_sq", "exp_avg")):
+        theta, moments = torch.ones(3), {name: [torch.full((3,), len(name) / 9)] for name in names}
+        parameters = EwcParameters([theta], moments)
+        parameters.adamw_([torch.ones(3)], steps=[1], lr=0.1)
+        moved.append(theta)
+    assert torch.equal(*moved)
+    with pytest.raises(ValueError, match="a step of sgd needs other moments than those of adamw"):
+        parameters.sgd_([torch.ones(3)], lr=0.1)
+    with pytest.raises(ValueError, match="moments are exp_avg, but must be one of"):
+        EwcParameters([theta], {"exp_avg": [theta]})
+
+
 def test_lists_of_another_length_or_of_two_devices_are_refused_by_name():
     lists = [[torch.zeros(3) for _ in range(2)] for _ in NAMES[:-1]]
     with pytest.raises(ValueError, match="fisher: got 0 tensors for 2 parameters"):

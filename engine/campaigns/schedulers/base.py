@@ -15,10 +15,11 @@ RETRIES = 2  # of a queued job
 class RunOptions:
     """The user's options for where a campaign runs.
 
-    executor: `local`, or a scheduler's name. cores: 0 means all of this machine, or 4 per queued
-    job. gpus_per_job: GPUs of a column's job. profile: folder of a Snakemake profile. time (hours),
-    mem (GB): per job; None means as predicted. partition, account: empty means the scheduler's
-    default. retries: None means `RETRIES`. requeue: whether the scheduler requeues preempted jobs.
+    executor: `local`, or a scheduler's name. cores: 0 means all of this machine, or 4 per GPU of a
+    queued job. gpus_per_job: GPUs of prepare and of a column. profile: folder of a Snakemake
+    profile. time (hours), mem (GB): per job; None means as predicted. partition, account: empty
+    means the scheduler's default. retries: None means `RETRIES`. requeue: whether the scheduler
+    requeues preempted jobs.
     """
 
     executor: str = "local"

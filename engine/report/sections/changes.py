@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
-
 import pandas
 
-from engine.measures.rows import DEFAULT_ALPHA, PRE, trained_sets
+from engine.measures.rows import PRE, trained_sets
 from engine.measures.tables import extremes, groups, ordered, rows
 from engine.recipe.schema import RIDGE
 from engine.report import charts
@@ -207,7 +205,8 @@ def tuned_outside(results: Results) -> Section | None:
         "upstream",
         f"After fine-tuning on {upstream}, accuracy changes by "
         f"{between(data, CHANGE, 'method', 'evaluated_on')}",
-        f"Published numbers: {results.published.source}, for pretrained models that it includes.",
+        f"Published numbers: {results.published.source}, for pretrained models that it includes."
+        + f" Columns of {', '.join(outside[1:])}: accuracy.csv." * bool(outside[1:]),
         figures=by_model(
             results,
             "upstream",
@@ -233,10 +232,10 @@ def _beside_published(results: Results, model: str, cells: pandas.DataFrame) -> 
     key, entry = results.ranked(model).set_index("arm")["key"], results.published.of(model)
     names = [results.record.upstream, *results.sets(model)]
     data = ordered(cells[cells["evaluated_on"].isin(names)], arm=key.index, evaluated_on=names)
-    is_plain = (data["setting"] == "") & data["alpha"].isin([DEFAULT_ALPHA, math.nan])
+    is_same = {row.arm for row in rows(results.ranked(model)) if results.is_published(row)}
     after_of = [
         entry.after(row.downstream, key[row.arm]).get(row.evaluated_on) for row in rows(data)
     ]
-    after = pandas.Series(after_of, data.index, float).where(is_plain)
+    after = pandas.Series(after_of, data.index, float).where(data["arm"].isin(is_same))
     before = data["evaluated_on"].map(entry.before).astype(float)
     return data.assign(**dict(zip(PUBLISHED, (after, after - before), strict=True)))

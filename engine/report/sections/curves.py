@@ -18,8 +18,8 @@ LABELS = {"downstream": "downstream dataset", "ood": "other datasets", "upstream
 X_OF_STEP_0 = 0.5  # where step 0 stands on an axis of logarithms
 ARM = ["model", "method", "variant"]
 BARRIERS = {
-    "barrier_on_downstream_set_pts": "the downstream dataset",
-    "barrier_on_other_sets_pts": "the other datasets",
+    "barrier_on_downstream_dataset_pts": "the downstream dataset",
+    "barrier_on_other_datasets_pts": "the other datasets",
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas
 
 from engine.measures.equal_accuracy import against_curve
-from engine.report.results import Results
+from engine.report.results import Results, title
 from engine.report.section import Section, Table
 from engine.report.text import counted, listed
 
@@ -18,11 +18,12 @@ def section(results: Results) -> Section | None:
     known = data.dropna(subset="difference_pts")
     above, below = (known["difference_low"] > 0).sum(), (known["difference_high"] < 0).sum()
     curves = listed([*dict.fromkeys(data["curve"])])
-    out = [*dict.fromkeys(data.loc[data["difference_pts"].isna(), "method"])]
+    reached = {*known["method"]}
+    out = [name for name in dict.fromkeys(data["method"]) if name not in reached]
     return Section(
         "equal-accuracy",
-        f"Of {counted('method', len(known))} compared with {curves} at equal downstream accuracy, "
-        f"{above} are significantly more robust, {below} less",
+        f"Of {counted('comparison', len(known))} of methods with {curves} at equal downstream "
+        f"accuracy, {above} find the method significantly more robust, {below} less",
         "A method that adapts less often loses less. Each method is therefore compared with the "
         "interpolation that has the same mean accuracy on the downstream datasets, linearly "
         "between two evaluated alphas (the trade-off chart shows the curve). Intervals are paired, "
@@ -49,16 +50,18 @@ def _compared(results: Results) -> pandas.DataFrame:
         return pandas.DataFrame()
     names = arms.set_index("arm")["method"]
     mixed = arms[arms["alpha"].notna()]
+    shown_arms = results.shown
     for (model, key, _, setting), curve in mixed.groupby(
         ["model", "key", "variant", "setting"], sort=False
     ):
-        shown = results.shown.query("model == @model and setting == @setting and key != @key")
+        is_alike = (shown_arms["model"] == model) & (shown_arms["setting"] == setting)
+        shown = shown_arms[is_alike & (shown_arms["key"] != key)]
         if len(curve) < 2 or shown.empty:
             continue
         points = curve.sort_values("alpha")["arm"].tolist()
         table = against_curve(results.grid, points, shown["arm"].tolist())
-        title = results.record.methods.get(str(key), str(key))
-        table.insert(0, "curve", title + f", {setting}" * bool(setting))
+        curve_arm = results.grid.arms[points[0]]._replace(alpha=None)
+        table.insert(0, "curve", title(curve_arm, results.record.methods))
         table.insert(1, "method", table.pop("arm").map(names))
         parts.append(table.assign(model=str(model))[["model", *table]])
     return pandas.concat(parts, ignore_index=True) if parts else pandas.DataFrame()

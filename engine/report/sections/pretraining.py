@@ -20,7 +20,7 @@ MRI = ["mRI_pts", "mRI_low", "mRI_high"]
 
 def section(results: Results) -> Section | None:
     """None unless two models saw different numbers of samples."""
-    seen = results.record.samples_seen
+    seen = {model: count for model, count in results.record.samples_seen.items() if count > 0}
     if len(set(seen.values())) < 2:
         return None
     data = results.shown[results.shown["model"].isin(seen)]
@@ -37,8 +37,10 @@ def section(results: Results) -> Section | None:
     return Section(
         "samples-seen",
         f"With more samples seen in pretraining, mRI is significantly higher in {more} of "
-        f"{counted('pair', len(pairs))} of models of equal accuracy before fine-tuning, lower in "
-        f"{less}",
+        f"{counted('pair', len(pairs))} of models of similar accuracy before fine-tuning, lower in "
+        f"{less}"
+        if len(pairs)
+        else f"No two models start within {NEAR} points of each other",
         "Models that saw more samples are more accurate before fine-tuning and have more to lose. "
         f"Pairs are therefore of models whose accuracy before differs by at most {NEAR} points. "
         "Numbers of samples are rounded as in the models' names; other properties of pretraining, "

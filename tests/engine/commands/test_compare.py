@@ -13,6 +13,7 @@ from scipy import stats
 
 import engine
 from engine import cli
+from engine.measures.score_tables import read_scores
 from helpers import campaigns
 
 WRITERS: dict[str, Callable[[pandas.DataFrame, Path], object]] = {
@@ -93,6 +94,27 @@ def test_two_folders_of_another_librarys_predictions_are_compared(tmp_path, caps
         low, high = expected.confidence_interval(0.95)
         row = found.loc[name, ["difference", "low", "high"]].tolist()
         assert row == pytest.approx([of_images.mean(), low, high])
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ({"label": [1.0, np.nan], "prediction": [1.0, np.nan]}, "row 2: label nan is missing"),
+        ({"label": [1, 2], "prediction": [1, None]}, "row 2: prediction nan is missing"),
+    ],
+)
+def test_a_missing_class_is_no_wrong_answer(tmp_path, capsys, rows, message):
+    pandas.DataFrame({"image": ["a", "b"], **rows}).to_parquet(tmp_path / "t.parquet")
+    assert cli.main(["compare", *2 * [str(tmp_path / "t.parquet")]]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_numbered_images_leave_other_texts_as_they_are(tmp_path):
+    lines = [f'{{"image": {k}, "source": "2020-01-0{k}", "correct": 1}}' for k in (1, 2)]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    rows = read_scores(tmp_path / "a.jsonl").rows
+    assert rows["source"].tolist() == ["2020-01-01", "2020-01-02"]
+    assert rows["image"].tolist() == ["1", "2"]
 
 
 def test_a_verdict_and_an_exit_code_come_from_the_interval(tmp_path, capsys):

@@ -220,6 +220,10 @@ SEALED = {
     "NaN in JSON": (
         of_text(RESULTS, '"value": ', '"value": NaN, "x": '), RESULTS, "JSON is malformed"
     ),
+    "depth in a CSV's place": (
+        of_text(RESULTS, '"value": ', f'"x": {"[" * 9999}{"]" * 9999}, "value": '),
+        RESULTS, "recursion",
+    ),
     "another CSV": (
         lambda f: (f / "report/mine.csv").write_text("mRI\n99\n"), "report/mine.csv", "nothing"
     ),

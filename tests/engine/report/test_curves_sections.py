@@ -65,8 +65,8 @@ def test_the_barrier_of_each_column_is_its_definition():
     data = section.tables[0].data
     assert list(data["downstream"]) == list(SETS) and set(data["alphas"]) == {4}
     # At 0.25 the line has (100 + 0.25 * 80) / 2 = 60%, at 0.5 elsewhere (100 - 0.5 * 20) / 2 = 45%.
-    assert data["barrier_on_downstream_set_pts"].tolist() == pytest.approx([8.0] * 3)
-    assert data["barrier_on_other_sets_pts"].tolist() == pytest.approx([15.0] * 3)
+    assert data["barrier_on_downstream_dataset_pts"].tolist() == pytest.approx([8.0] * 3)
+    assert data["barrier_on_other_datasets_pts"].tolist() == pytest.approx([15.0] * 3)
     assert section.heading == (
         "Interpolated models fall at most 8.0 points on the downstream dataset and 15.0 points on "
         "the other datasets below the line between both endpoints"

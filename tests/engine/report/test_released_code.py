@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +71,15 @@ def test_what_is_no_folder_of_runs_is_refused_with_the_file(tmp_path):
     second = run(tmp_path, "ewc", "imagenet-r", accuracies, trial=2)
     with pytest.raises(RecipeError, match=r"trial_1.* and .*trial_2.* keep one"):
         read_released(tmp_path)
-    second.unlink()
+    second.rename(second.with_name("other.json"))
+    unknown = run(tmp_path / "unknown", "ewc", "imagenet-r", accuracies).parent
+    for weights in ("sam", "miil"):
+        copy = unknown.with_name(unknown.name.replace("imagenet_sgd", f"{weights}_sgd"))
+        shutil.copytree(unknown, copy)
+    shutil.rmtree(unknown)
+    with pytest.raises(RecipeError, match="or none of a known model"):
+        read_released(tmp_path / "unknown")
+    shutil.rmtree(tmp_path / "unknown")
     first.write_text('{"imagenet-r": "high"}')
     with pytest.raises(RecipeError, match=re.escape(str(first))):
         read_released(tmp_path)

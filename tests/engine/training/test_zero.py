@@ -19,6 +19,7 @@ CELLS = [
     [*EWC, "method.lam=2", *ADAMW],
     [*EWC, "method.lam=2000"],  # SGD, which limits the pull
     ["method=strong_fine_tune", "method.layer_decay=0.5", *ADAMW],  # groups with their own rates
+    ["optimizer.name=sgd", "optimizer.momentum=0"],  # an optimizer without state
     ["method=visual_prompt", *ADAMW],  # a single tensor: the second rank steps none
 ]
 ZERO = "train.zero=1"
