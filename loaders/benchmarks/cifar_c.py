@@ -7,6 +7,7 @@ memory-mapped and never unpickled.
 from __future__ import annotations
 
 import functools
+import tokenize
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +22,8 @@ from loaders.trees import Listing, Place
 SEVERITIES = 5
 LABELS = "labels.npy"
 COLUMNS = ("corruption", "severity")
+# NumPy's errors for damaged files; it reads an array's type and shape as a Python literal.
+_DAMAGED = (OSError, ValueError, TypeError, OverflowError, SyntaxError, tokenize.TokenError)
 
 
 class Row(NamedTuple):
@@ -104,5 +107,5 @@ def _mapped(file: Path) -> np.ndarray:
     """The array of a file, which is read where it is used."""
     try:
         return np.lib.format.open_memmap(file, mode="r")
-    except (OSError, ValueError) as error:
+    except _DAMAGED as error:
         raise ValueError(f"{file} is not an array that can be read ({error})") from error
