@@ -15,6 +15,7 @@ from engine.recipe.schema import PACK, DatasetRecipe, marked
 from loaders.benchmarks import cifar_c
 from loaders.trees import Listing
 
+PHOTOS = 10_000  # test images of CIFAR-10 and CIFAR-100
 Severity = Annotated[int, Meta(ge=1, le=cifar_c.SEVERITIES)]
 
 
@@ -46,8 +47,10 @@ class Kind(base.Kind):
         return cifar_c.read(root, dataset.corruptions, dataset.severities, dataset.class_names)
 
     def counts(self) -> tuple[int, int]:
-        images = self.dataset.images or len(self.listing(Path()).items)
-        return images, len(self.dataset.class_names)
+        return self.published_images(), len(self.dataset.class_names)
+
+    def published_images(self) -> int:
+        return PHOTOS * len(self.dataset.corruptions) * len(self.dataset.severities)
 
     def photos(self) -> frozenset[str]:
         return frozenset([str(self.root)])

@@ -213,6 +213,12 @@ def test_an_array_of_another_form_is_named(tmp_path, file, array, message):
         kind_of(of.dataset, "weather").listing(tmp_path)
 
 
+def test_cifar_c_has_the_images_of_the_chosen_arrays(tmp_path):
+    of = resolved("cifar10_c", tmp_path, "dataset.own.noise.severities=[5]")
+    kinds_of = [kind_of(of.dataset, name) for name in of.dataset.sets]
+    assert [kind.counts()[0] for kind in kinds_of] == [30_000, 200_000, 200_000, 200_000]
+
+
 def beside_imagenet_rib(folder: Path, name: str, sets: str, own: str) -> Recipe:
     file = folder / f"{name}.yaml"
     file.write_text(
