@@ -61,6 +61,10 @@ class Kind(base.Kind):
     def fingerprint(self) -> str | None:
         return self.listing(Path()).fingerprint if self.root.exists() else None
 
+    def needs_command(self) -> bool:
+        self.listing(Path())
+        return False
+
     @property
     def root(self) -> Path:
         return Path(self.dataset.root) / self.dataset.folder

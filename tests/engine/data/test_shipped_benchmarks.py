@@ -217,6 +217,8 @@ def test_cifar_c_has_the_images_of_the_chosen_arrays(tmp_path):
     of = resolved("cifar10_c", tmp_path, "dataset.own.noise.severities=[5]")
     kinds_of = [kind_of(of.dataset, name) for name in of.dataset.sets]
     assert [kind.counts()[0] for kind in kinds_of] == [30_000, 200_000, 200_000, 200_000]
+    with pytest.raises(ValueError, match=r"labels\.npy is not an array that can be read"):
+        kinds_of[0].needs_command()  # before a campaign starts
 
 
 def beside_imagenet_rib(folder: Path, name: str, sets: str, own: str) -> Recipe:
