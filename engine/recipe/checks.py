@@ -9,7 +9,7 @@ from engine.did_you_mean import nearest
 from engine.errors import RecipeError
 from engine.measures.rows import UNION
 from engine.recipe import kinds
-from engine.recipe.schema import DatasetRecipe, Recipe, TrainRecipe
+from engine.recipe.schema import DatasetRecipe, Recipe, SplitRecipe, TrainRecipe
 from engine.recipe.words import read_words
 from loaders.files.names import is_name, one_line
 
@@ -175,6 +175,10 @@ def _check_names(recipe: Recipe) -> None:
     for name in (*dataset.known, *dataset.probe_sets):
         of_set = kinds.of_set(dataset, name)
         of_set.check(name)
+        if not of_set.split.column and of_set.split != SplitRecipe():
+            raise RecipeError(
+                f"dataset.split of {name} names no column: set split.column, or leave the split out"
+            )
         if of_set.split.column and not dataset.holdout:
             raise RecipeError(
                 f"dataset.holdout=0 trains and evaluates {name} on all images, which have a "

@@ -258,9 +258,11 @@ def test_a_file_says_which_outputs_a_class_joins(mixed, tmp_path, joined, rule):
         (["dataset.own.tinted.imags=3"], "dataset.own.tinted has no key 'imags'; did you mean"),
         (["dataset.own.tinted.split.colum=x"], "'dataset.own.tinted.split.colum'.*split.column"),
         (["dataset.own.tinted.images=few"], "dataset.own.tinted.images='few' must be a whole"),
+        (["dataset.own={few: {split: {train: [a]}}}"], "dataset.split of few names no column: set"),
+        (["dataset.own={few: {split: {files: a.txt}}}"], "dataset.split of few names no column"),
     ],
 )
-def test_a_misspelt_key_of_a_datasets_own_is_an_error(mixed, tmp_path, words, message):
+def test_a_wrong_key_of_a_datasets_own_is_an_error(mixed, tmp_path, words, message):
     with pytest.raises(RecipeError, match=message):
         benchmark(tmp_path, *words)
 
