@@ -78,19 +78,23 @@ class Kind(base.Kind):
 
     def counts(self) -> tuple[int, int]:
         """Numbers of the images there or, without a folder, the published ones."""
-        published = self.dataset.images, self.dataset.class_count
-        if all(published) and not self.root.exists():
+        if published := self._published():
             return published
         listing = self.read()
         return len(listing.items), len(listing.classes)
 
     def held_out(self) -> int:
+        """Of the same images as `counts`."""
         split = self.dataset.split
-        if split.held_out or not split.column:
+        if self._published() or not split.column:
             return split.held_out
         listing = self.read()
         place = listing.columns.index(split.column)
         return sum(item.values[place] in split.holdout for item in listing.items)
+
+    def _published(self) -> tuple[int, int] | None:
+        numbers = self.dataset.images, self.dataset.class_count
+        return numbers if all(numbers) and not self.root.exists() else None
 
     def photos(self) -> frozenset[str]:
         if not (self.dataset.knows_photos and self.root.exists()):

@@ -70,6 +70,7 @@ def test_domainnet(tmp_path):
         (root / f"{domain}_test.txt").write_text(f"{lines[2]}\n{lines[5]}\n", encoding="utf-8")
     of = resolved("domainnet", root)
     assert sorted(of.dataset.known) == domains
+    assert work.size_of(of, "quickdraw") == (6, 2, 2), "those there, not the published ones"
     quickdraw = Sets(of, CPU, tmp_path)["quickdraw"]
     assert quickdraw.pack.classes == ("0", "1")
     assert [len(quickdraw.split(each)) for each in ("train", "holdout")] == [4, 2]
@@ -296,6 +297,11 @@ def test_a_campaign_is_planned_before_its_data_is_there(tmp_path, name):
     assert trained_on == round(images - size.held_out)
     planned = estimate.of(plan.recipes, len(plan.rows))
     assert planned.images[upstream] == images
+
+
+def test_a_split_of_unknown_size_is_planned_with_the_datasets_holdout(tmp_path):
+    of = resolved("fmow", tmp_path / "none", "dataset.own.in_domain.split.held_out=0")
+    assert work.size_of(of, "in_domain") == (99_673, 62, 99_673 / 4)
 
 
 def test_laion_c_beside_imagenet_rib(tmp_path):
