@@ -19,7 +19,7 @@ def read(root: Path, columns: Sequence[str] = ()) -> Listing:
     image's source is its class and file name.
 
     Raises ValueError naming a root that is missing, empty or has files instead of classes, classes
-    without images (unless there are columns), and invalid files (see `trees.files`).
+    without images (with columns, folders without files), and invalid files (see `trees.files`).
     """
     if found := shards.of(root):
         return shards.listing(root, found)
@@ -39,8 +39,11 @@ def read(root: Path, columns: Sequence[str] = ()) -> Listing:
     classes = sorted({file.parts[-2] for file in images})
     names = [path.name for path in root.iterdir() if path.is_dir() and path.name[0] != "."]
     empty = set(names) - {file.parts[0] for file in images}
-    if empty and not columns:
-        raise ValueError(f"{root} has classes without images: {first_names(sorted(empty))}")
+    if columns:  # other folders may lie beside them
+        empty -= {path.partition("/")[0] for path in left_out}
+    if empty:
+        what = "folders" if columns else "classes"
+        raise ValueError(f"{root} has {what} without images: {first_names(sorted(empty))}")
     label = {name: number for number, name in enumerate(classes)}
     items = [
         Item(

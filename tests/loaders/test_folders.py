@@ -83,3 +83,14 @@ def test_folders_that_hold_no_classes_are_refused(tmp_path):
     draw(tmp_path / "set" / "1.png", [0])
     with pytest.raises(ValueError, match=r"has no images <class>/<image> \(.jpg, .jpeg"):
         folders.read(tmp_path / "set")
+
+
+def test_an_empty_folder_above_the_classes_is_refused(tmp_path):
+    """Such as a distortion whose archive is not unpacked; folders of other files are left out."""
+    draw(tmp_path / "blur" / "cat" / "1.png", [0])
+    (tmp_path / "questions").mkdir()
+    (tmp_path / "questions" / "blur.csv").touch()
+    assert folders.read(tmp_path, ["distortion"]).left_out == ("questions/blur.csv",)
+    (tmp_path / "noise" / "cat").mkdir(parents=True)
+    with pytest.raises(ValueError, match="has folders without images: noise$"):
+        folders.read(tmp_path, ["distortion"])
