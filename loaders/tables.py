@@ -263,24 +263,32 @@ def _of_parquet(table: Path, names: Sequence[str]) -> Iterator[Row]:
             columns = (batch.column(name).to_pylist() for name in names)
             for values in zip(*columns, strict=True):
                 number += 1
-                yield number, [_text(value) for value in values]
+                yield number, _texts(table, number, names, values)
 
 
 def _of_objects(table: Path, names: Sequence[str]) -> Iterator[Row]:
     decoder = msgspec.json.Decoder(dict[str, Any])
-    with table.open("rb") as file:
+    header: list[str] = []
+    with table.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, start=1):
+            if line.isspace():
+                continue
             try:
                 row = decoder.decode(line)
-            except msgspec.DecodeError as error:
+            except (msgspec.DecodeError, RecursionError) as error:
                 raise ValueError(f"{table}, line {number} is not a JSON object: {error}") from error
-            if number == 1:
-                _check_columns(table, list(row), names)
-            yield number, [_text(row.get(name)) for name in names]
+            if not header:
+                _check_columns(table, header := list(row), names)
+            yield number, _texts(table, number, names, [row.get(name) for name in names])
 
 
-def _text(value: Any) -> str:
-    return "" if value is None else str(value)
+def _texts(table: Path, number: int, names: Sequence[str], values: Sequence[Any]) -> list[str]:
+    for name, value in zip(names, values, strict=True):
+        if isinstance(value, list | dict):
+            raise ValueError(
+                f"{_where(table, number)}: {name} is a list or an object: write a text or a number"
+            )
+    return ["" if value is None else str(value) for value in values]
 
 
 def _of_text(table: Path, names: Sequence[str], columns: Columns) -> Iterator[Row]:

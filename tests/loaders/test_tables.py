@@ -128,6 +128,11 @@ def test_a_table_of_another_form_is_named(tmp_path, text, message):
         ('{"path": "a/0.png", "label": 7}', "has no column 'region' among path, label: "),
         ('["a/0.png", 7]', "line 1 is not a JSON object: "),
         ('{"path": "a/0.png", "label": NaN}', "line 1 is not a JSON object: "),
+        ('{"path": ' + "[" * 100_000, "line 1 is not a JSON object: "),
+        (
+            '{"path": "a/0.png", "label": [1, 2], "region": "x"}',
+            "line 1: label is a list or an object: write a text or a number",
+        ),
         ('{"path": "a/0.png", "label": 7, "region": "y"}', "has no rows with region: x: correct"),
     ],
 )
@@ -138,6 +143,8 @@ def test_lines_of_json_are_rows(tmp_path, lines, message):
     columns = Columns("path", "label", kept=("region",))
     (item,) = tables.listing(root, {"": file}, columns).items
     assert (item.key, item.values) == ("a/0.png", ("x",))
+    file.write_text("\n" + file.read_text("utf-8") + "\n", encoding="utf-8-sig")
+    assert tables.listing(root, {"": file}, columns).items == [item], "a mark and blank lines"
     file.write_text(lines, encoding="utf-8")
     wanted = Columns("path", "label", where={"region": {"x"}}) if '"y"' in lines else columns
     with pytest.raises(ValueError, match=rf"t\.jsonl,? {message}"):
