@@ -13,7 +13,7 @@ from loaders import tables
 from loaders.tables import Row
 
 COUNTRIES = "country_code_mapping.csv"
-UNKNOWN = "Other"  # region of a country's code that the mapping lacks
+UNKNOWN = "Other"  # region of a country's code that the mapping lacks or leaves empty
 FIRST_VAL, FIRST_TEST = 2013, 2016  # years of the out-of-distribution parts
 DERIVED = ("path", "region", "year", "part")
 
@@ -37,7 +37,7 @@ def rows(table: Path, names: Sequence[str]) -> Iterator[Row]:
             )
         values = {
             "path": f"images/rgb_img_{number}.png",
-            "region": region_of.get(country, UNKNOWN),
+            "region": region_of.get(country) or UNKNOWN,
             "year": timestamp[:4],
             "part": _part(split, int(timestamp[:4])),
             **dict(zip(own, of_own, strict=True)),

@@ -116,7 +116,7 @@ def test_fmow(tmp_path):
         ("train", "FRA", "2002-03-01T00:00:00Z", "train"),
         ("seq", "FRA", "2002-03-01T00:00:00Z", ""),  # its number is an image's all the same
         ("val", "FRA", "2012-12-31T23:59:59Z", "id_val"),
-        ("test", "XXX", "2005-03-01T00:00:00Z", "id_test"),
+        ("test", "ATA", "2005-03-01T00:00:00Z", "id_test"),
         ("train", "FRA", "2013-01-01T00:00:00Z", ""),
         ("val", "USA", "2013-01-01T00:00:00Z", "ood_val"),
         ("test", "USA", "2015-01-01T00:00:00Z", ""),
@@ -131,6 +131,7 @@ def test_fmow(tmp_path):
     with (root / "rgb_metadata.csv").open("w", encoding="utf-8") as file:
         csv.writer(file).writerows([["split", "category", "country_code", "timestamp"], *written])
     mapping = "name,alpha-3,region\nFrance,FRA,Europe\nUnited States,USA,Americas\n"
+    mapping += "Antarctica,ATA,\n"
     (root / "country_code_mapping.csv").write_text(mapping, encoding="utf-8")
     of = resolved("fmow", root)
     sets = Sets(of, CPU, tmp_path)
@@ -138,6 +139,7 @@ def test_fmow(tmp_path):
     trained, held_out = (sets["in_domain"].split(each) for each in ("train", "holdout"))
     parts = sets["in_domain"].pack.columns["part"]
     assert set(parts[trained]) == {"train"} and set(parts[held_out]) == {"id_val", "id_test"}
+    assert set(sets["in_domain"].pack.columns["region"]) == {"Europe", "Other"}
     last = sets["later_years_test"].pack
     assert last.keys.tolist() == ["images/rgb_img_14.png", "images/rgb_img_15.png"]
     assert (*map(set, (last.columns["region"], last.columns["year"])),) == ({"Other"}, {"2016"})
