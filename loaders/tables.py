@@ -246,7 +246,7 @@ def of_csv(table: Path, names: Sequence[str]) -> Iterator[Row]:
         header = next(reader, [])
         _check_columns(table, header, names)
         places = [header.index(name) for name in names]
-        for row in reader:
+        for row in filter(None, reader):  # blank lines have no values
             if len(row) != len(header):
                 raise ValueError(
                     f"{table}, line {reader.line_num}: {len(row)} values for {len(header)} "
