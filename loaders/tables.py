@@ -101,10 +101,11 @@ def listing(
     items = []
     for path in sorted(found, key=lambda path: path.replace("/", "\0")):
         _, _, values, status = found[path]
-        hashed.update(f"{values} {status.st_size} {status.st_mtime_ns}".encode())
+        photo = _photo(values[source])
+        hashed.update(f"{values} {photo} {status.st_size} {status.st_mtime_ns}".encode())
         of_kept = tuple(values[number] for number in kept)
         image = Place(f"{root}/{path}")
-        items.append(Item(label_of[values[1]], _photo(values[source]), path, image, of_kept))
+        items.append(Item(label_of[values[1]], photo, path, image, of_kept))
     return Listing(items, classes, hashed.hexdigest(), columns=tuple(columns.kept))
 
 

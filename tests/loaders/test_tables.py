@@ -151,11 +151,14 @@ def test_lines_of_json_are_rows(tmp_path, lines, message):
         tables.listing(root, {"": file}, wanted)
 
 
-def test_a_photos_file_name_counts_without_its_suffix(tmp_path):
+def test_a_photos_file_name_counts_without_its_suffix(tmp_path, monkeypatch):
     table = written(tmp_path / "t.csv", *[[*row[:2], f"{row[1]}.JPG"] for row in ROWS])
     columns = Columns("path", "label", source="region")
     listing = tables.listing(tree(tmp_path / "images"), table, columns)
     assert [item.source for item in listing.items] == ["a", "a", "b"]
+    monkeypatch.setattr(tables, "_photo", str)
+    other = tables.listing(tmp_path / "images", table, columns)
+    assert other.fingerprint != listing.fingerprint, "packs of other sources are not reused"
 
 
 @pytest.mark.slow
