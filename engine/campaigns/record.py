@@ -81,7 +81,8 @@ class Record:
         evaluations: every model on every dataset.
         files: SHA-256 of each file of predictions, by path.
         replicates: evaluations of columns that were trained again with another seed.
-        cka: CKA by block, one row per headline model and dataset; None without `evaluate.cka`.
+        cka: CKA by block, one row per headline model or snapshot and dataset; None without
+            `evaluate.cka`.
         sweep: settings of a sweep, in order; None for other campaigns.
         classes: readable names of the head's classes, in order.
         thumbnails: WebP images in base64, by dataset and index in its pack, if
