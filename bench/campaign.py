@@ -34,7 +34,7 @@ METHODS = (
     "fine_tune", "linear_probe", "visual_prompt", "lora", "ewc", "lwf", "lp_ft", "wise_ft", "soup",
     "greedy_soup", "l2sp", "spd", "lines", "model_stock", "ties", "task_arithmetic",
     "mono_soup", "strong_fine_tune", "ensemble", "dora", "ftp", "dawin",
-    "self_distillation", "vrf", "ewc_dr", "flow", "ldifs", "replay", "iso_c",
+    "self_distillation", "vrf", "ewc_dr", "flow", "ldifs", "replay", "iso_c", "digrap",
     "wise_ft_tuned",
 )  # fmt: skip
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from bench import vit
 from bench.contest import Contest, Entrant, Scale
 from engine.cost.flops import peak
-from engine.models.layers import pass_on_bf16
+from engine.machine.layers import pass_on_bf16
 from kernels.distill import distill_loss
 from kernels.ewc import EwcParameters
 

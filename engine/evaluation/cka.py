@@ -29,8 +29,8 @@ from engine.errors import RecipeError
 from engine.evaluation import bank
 from engine.machine import precision, ranks
 from engine.machine.files import short_digest
+from engine.machine.layers import blocks
 from engine.models.execution import Form
-from engine.models.layers import blocks
 from engine.recipe.checks import FEWEST_FOR_CKA
 from engine.recipe.schema import ModelRecipe, Recipe
 from engine.run import Run

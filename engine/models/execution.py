@@ -24,7 +24,7 @@ from torch.func import functional_call
 from engine import models
 from engine.machine import precision
 from engine.machine.files import compiled_folder
-from engine.models.layers import pass_on_bf16
+from engine.machine.layers import pass_on_bf16
 from engine.recipe.schema import EvaluateRecipe, ModelRecipe, TrainRecipe
 
 Function = Callable[[torch.Tensor], torch.Tensor]

@@ -19,10 +19,10 @@ import torch.distributed as dist
 
 from engine.errors import DivergedError
 from engine.machine import precision, ranks
+from engine.machine.layers import pass_on_bf16
 from engine.machine.terminal import progress_bar
 from engine.methods.base import Context, Trained
 from engine.models.execution import compile_in_place
-from engine.models.layers import pass_on_bf16
 from engine.run import Run
 from engine.store.cells import Export
 from engine.training import norms, optim, schedule

@@ -92,5 +92,5 @@ def test_an_empty_folder_above_the_classes_is_refused(tmp_path):
     (tmp_path / "questions" / "blur.csv").touch()
     assert folders.read(tmp_path, ["distortion"]).left_out == ("questions/blur.csv",)
     (tmp_path / "noise" / "cat").mkdir(parents=True)
-    with pytest.raises(ValueError, match="has folders without images: noise$"):
+    with pytest.raises(ValueError, match=r"has folders without images: noise$"):
         folders.read(tmp_path, ["distortion"])

@@ -33,8 +33,8 @@ import math
 import torch
 from torch import nn
 
+from engine.machine.layers import blocks
 from engine.methods.base import Context, Trained
-from engine.models.layers import blocks
 from loaders.batches import Batch
 
 PARTS = 4  # of the chain of blocks, at whose ends features are compared

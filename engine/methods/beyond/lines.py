@@ -29,8 +29,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from engine.machine.layers import numbers
 from engine.methods.beyond.task_vectors import TaskVectors, Vector
-from engine.models.layers import numbers
 
 
 class Method(TaskVectors):

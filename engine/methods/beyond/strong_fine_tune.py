@@ -34,9 +34,9 @@ from torch import nn
 
 from engine import models
 from engine.machine import ranks
+from engine.machine.layers import numbers
 from engine.methods.base import Context, Trained
 from engine.methods.beyond.averages import move
-from engine.models.layers import numbers
 from engine.store.cells import Export
 from loaders.batches import Batch, on_device
 

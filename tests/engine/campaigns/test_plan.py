@@ -140,7 +140,7 @@ def test_a_column_that_trains_on_images_of_ris_datasets_is_refused(
 @pytest.mark.slow
 def test_sets_that_are_not_encoded_are_named_before_anything_runs(tmp_path, capsys, ran):
     words = ["campaign", "imagenet_rib_paper", "model=all", "dataset.subsample=100"]
-    words += [f"runs={tmp_path / 'my runs'}", "model.weights.tag=x", "train.warmup_steps=1"]
+    words += [f"runs={tmp_path / 'my runs'}", "model.weights.tag=x", "train.warmup_steps=0"]
     assert cli.main(words) == 2 and not ran
     lines = [line for line in capsys.readouterr().err.splitlines() if "rib encode" in line]
     assert len(lines) == 3, "of seven models three transforms"

@@ -20,8 +20,8 @@ from engine.campaigns.column_job import make_column
 from engine.campaigns.prepare_job import prepare
 from engine.cost import rates, work
 from engine.evaluation import passes
+from engine.machine.layers import pass_on_bf16
 from engine.models.execution import CACHE, compile_in_place
-from engine.models.layers import pass_on_bf16
 from engine.recipe.schema import ModelRecipe, Recipe
 from engine.training import loop
 from helpers import campaigns, processes
