@@ -304,9 +304,7 @@ def _of_images(run: FinishedCampaign, runs: Path, how: dict[str, str]) -> Iterat
         first, *others = of_set
         seen = [pair for pair in others if pair[0].parts[0] == "seen"]
         pack = _pack(runs, name, _fingerprints(given)[name])
-        count = 0
-        if (kind := kind_of(dataset, name)).is_drawn or kind.published_images():
-            count = kind.counts()[0]
+        count = min(kind_of(dataset, name).expected_images() or 0, MOST_IMAGES)
         how[name] = "as in packs" if pack else "counted" if count else "not checked"
         for file, path in (first, *seen):
             table, is_seen = predictions.read(path), file.parts[0] == "seen"

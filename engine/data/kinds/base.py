@@ -61,13 +61,18 @@ class Kind(abc.ABC):
 
     def shortfall(self, pack: Pack) -> str:
         """Describes what a pack lacks of the published dataset; empty if it is complete."""
-        published = self.published_images() or len(pack)
-        expected = min(published, self.dataset.limit or published)
+        expected = self.expected_images() or len(pack)
+        expected = min(expected, self.dataset.limit or expected)
         return f"{len(pack):,} images, not {expected:,}" * (len(pack) != expected)
 
     def published_images(self) -> int | None:
         """Number of images of the published dataset, or None if there is none."""
         return self.dataset.images or None
+
+    def expected_images(self) -> int | None:
+        """Number of images that the recipe alone tells, or None. Reads no file: strangers write
+        the recipes that `rib audit` reads."""
+        return self.published_images()
 
     def why_not_comparable(self) -> str:
         """Why accuracies published for the dataset are not comparable; empty if they are."""

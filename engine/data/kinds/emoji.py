@@ -51,6 +51,9 @@ class Kind(base.Kind):
         styles, _ = emoji.styles_of(self.name, self.dataset.upstream)
         return classes * self.dataset.renderings * len(styles), classes
 
+    def expected_images(self) -> int:
+        return self.counts()[0]
+
     def photos(self) -> frozenset[str]:
         styles, effect = emoji.styles_of(self.name, self.dataset.upstream)
         return frozenset(styles if effect else [self.name])

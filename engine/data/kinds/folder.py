@@ -94,7 +94,8 @@ class Kind(base.Kind):
 
     def _published(self) -> tuple[int, int] | None:
         numbers = self.dataset.images, self.dataset.class_count
-        return numbers if all(numbers) and not self.root.exists() else None
+        is_there = self.dataset.root and self.root.exists()  # a table's root without one is `.`
+        return numbers if all(numbers) and not is_there else None
 
     def photos(self) -> frozenset[str]:
         if not (self.dataset.knows_photos and self.root.exists()):

@@ -140,15 +140,13 @@ class Kind(base.Kind):
         return key
 
     def shortfall(self, pack: Pack) -> str:
-        expected, _ = self.counts()
-        expected = min(expected, self.dataset.limit or expected)
-        faults = list(pack.manifest["extra"].get("faults", ()))
-        if not faults and len(pack) != expected:
-            faults.append(f"{len(pack):,} images, not {expected:,}")
-        return "; ".join(faults)
+        return "; ".join(pack.manifest["extra"].get("faults", ())) or super().shortfall(pack)
 
     def published_images(self) -> int | None:
         return SIZES[self.name][0]
+
+    def expected_images(self) -> int:
+        return self.counts()[0]
 
     def why_not_comparable(self) -> str:
         is_corrected = self.name == OBJECTNET and self.dataset.objectnet != "paper"

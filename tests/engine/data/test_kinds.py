@@ -281,6 +281,23 @@ def test_a_class_joins_outputs_by_a_plus_if_the_head_has_them():
     assert names == [["bar"], ["bar", "disc"], ["a+b"], ["bar+c"]]
 
 
+@pytest.mark.parametrize(
+    ("benchmark", "words", "name", "images"),
+    [
+        ("imagenet_rib", [], "imagenet_c", 50_000),
+        ("imagenet_rib", ["dataset.subsample=full"], "imagenet_c", 3_750_000),
+        ("imagenet_rib", [], "imagenet_a", 7500),
+        ("emoji", ["dataset.classes=20", "dataset.renderings=3"], "openmoji", 60),
+        ("emoji", ["dataset.classes=20", "dataset.renderings=3"], "blur", 120),
+        ("pacs", [], "photo", 1670),
+        ("terra_incognita", [], "location_38", None),
+    ],
+)
+def test_recipes_tell_how_many_images_to_expect(benchmark, words, name, images):
+    given = recipe.of_sections("vit_tiny_random", benchmark, parsed(words))
+    assert kind_of(given.dataset, name).expected_images() == images
+
+
 USERS = """\
 from dataclasses import dataclass
 from pathlib import Path

@@ -316,6 +316,33 @@ def test_an_altered_folder_is_refused_and_the_file_is_named(
     assert all(len(line) < 600 and line.isprintable() for line in found.problems)
 
 
+def noting(seen: list[str], call: Callable[..., Any]) -> Callable[..., Any]:
+    def noted(path: Any, *args: Any, **kwargs: Any) -> Any:
+        seen.append(str(path))
+        return call(path, *args, **kwargs)
+
+    return noted
+
+
+@pytest.mark.slow
+def test_a_plan_leads_an_audit_to_no_path_and_no_memory(published, tmp_path, monkeypatch):
+    folder = shutil.copytree(published, tmp_path / "folder")
+    (tmp_path / "mine").mkdir()
+
+    def planned(values: dict) -> None:
+        for row in values["rows"].values():
+            row["recipe"]["dataset"] |= {"root": str(tmp_path / "mine"), "images": 10**13}
+
+    edit(folder, "plan.json", planned)
+    seal(folder)
+    seen: list[str] = []
+    for name in ("stat", "scandir", "open"):  # through which Python reads folders and files
+        monkeypatch.setattr(os, name, noting(seen, getattr(os, name)))
+    found = audit(folder, tmp_path / "none")
+    assert not found.problems and {*found.images.values()} == {"counted"}
+    assert seen and not [path for path in seen if "mine" in path]
+
+
 @pytest.mark.slow
 def test_a_published_campaign_passes_its_audit_without_torch(published, finished, capsys):
     assert cli.main(["audit", str(published), "--runs", str(finished)]) == 0
