@@ -125,7 +125,7 @@ def _of_csv(path: Path) -> pa.Table:
 
 
 def _of_json(path: Path) -> pa.Table:
-    texts = dict.fromkeys(TEXTS, pa.string())  # otherwise a name could become a date
+    texts: dict[str, pa.DataType] = {name: pa.string() for name in TEXTS}  # and never a date
     try:
         found = _with_texts(path, texts)
     except pa.ArrowInvalid:  # some names are numbers

@@ -73,7 +73,8 @@ def build(
         settings["fused"] = True
     if zero and ranks.world() > 1:
         parted = ZeroRedundancyOptimizer(groups, make, **settings)  # pyright: ignore[reportArgumentType]
-        parted._optim_constructor = kind  # torch would keep `make` and with it the whole penalty
+        # torch would keep `make`, and with it the whole penalty.
+        parted._optim_constructor = kind  # pyright: ignore[reportAttributeAccessIssue]
         return parted
     return make(groups, **settings)
 
