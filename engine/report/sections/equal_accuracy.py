@@ -22,8 +22,8 @@ def section(results: Results) -> Section | None:
     out = [name for name in dict.fromkeys(data["method"]) if name not in reached]
     return Section(
         "equal-accuracy",
-        f"Of {counted('comparison', len(known))} of methods with {curves} at equal downstream "
-        f"accuracy, {above} find the method significantly more robust, {below} less",
+        f"At equal downstream accuracy, methods are significantly more robust than {curves} in "
+        f"{above} of {counted('comparison', len(known))}, less in {below}",
         "A method that adapts less often loses less. Each method is therefore compared with the "
         "interpolation that has the same mean accuracy on the downstream datasets, linearly "
         "between two evaluated alphas (the trade-off chart shows the curve). Intervals are paired, "
