@@ -24,8 +24,8 @@ def test_methods_are_compared_with_the_curve_at_their_downstream_accuracy():
     assert row(table, method="FT")["difference_pts"] == pytest.approx(0)
     assert row(table, method="LoRA")[["difference_pts", "difference_low"]].isna().all()
     assert section.heading == (
-        "At equal downstream accuracy, methods are significantly more robust than WiSE-FT in 1 of 2 "
-        "comparisons, less in 0"
+        "At equal downstream accuracy, methods are significantly more robust than WiSE-FT in 1 of "
+        "2 comparisons, less in 0"
     )
     assert "The curve does not reach the accuracy of LoRA." in section.text
 
