@@ -118,6 +118,8 @@ def compiled(device: torch.device) -> Diagnosis:
     def gelu(x: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.gelu(x) * 2
 
+    # Inductor's cache on disk would serve code that was compiled for another instruction set.
+    torch.compiler.config.cache_key_tag = torch.backends.cpu.get_cpu_capability()
     return _agreement(torch.compile(gelu)(x).double(), gelu(x.double()))
 
 

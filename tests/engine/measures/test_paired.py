@@ -133,7 +133,7 @@ def test_images_of_one_table_are_left_out_and_p_is_corrected_over_pairs_and_data
         ("image,right\np,1\n", "give a column image, and correct, score or label and pred"),
         ("image,label\np,1\n", "give a column image, and correct, score or label and pred"),
         ("image,label,prediction\np,1,x\nq,2,y\n", "is not readable .*int64, string"),
-        ("image,label,prediction\np,1,\nq,2,2\n", "row 1: correct None is not a number"),
+        ("image,label,prediction\np,1,\nq,2,2\n", "row 1: prediction nan is missing"),
         ("image,correct,score\np,1,1\n", "correct, score or label"),
         ("image,correct\n", "contains no rows"),
         ("", "is not readable"),
