@@ -59,13 +59,7 @@ METHODS = [(of_fine_tune, ()), (of_ewc, ("method.lam=1",)), (of_lwf, ("method.we
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("added", "options"), METHODS)
-@pytest.mark.parametrize(
-    "device",
-    [
-        pytest.param("cpu", marks=pytest.mark.exhaustive),  # `make test` has test_train.py's loop
-        pytest.param("cuda", marks=NEEDS_GPU),
-    ],
-)
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NEEDS_GPU)])
 def test_the_engine_ends_in_the_weights_of_a_plain_loop(added, options, device, tmp_path):
     in_new_process(train_by_both, added, options, device, tmp_path)
 
