@@ -10,16 +10,18 @@ from engine.recipe.schema import Recipe
 from engine.recipe.typed import value_of
 
 TRIAL = "trial"  # key of a column's setting: the number of its trial
+STRATA = 3  # equal parts of a key's range, each drawn from once in as many trials
 
 
 def trials_of(recipe: Recipe, count: int) -> tuple[Setting, ...]:
     """The values of `count` trials of a cell, by dotted key: none in the first, which is the recipe
     itself, then draws from each key's search range (`schema.searched`).
 
-    Draws are log-uniform and rounded to three digits. They depend only on the recipe's value and
-    seed, the trial and the key: methods of equal learning rates draw equal rates, and more trials
-    contain fewer. A method without optimizer steps draws no learning rate. Raises RecipeError if a
-    value is impossible.
+    Draws are log-uniform, rounded to three digits and stratified: three trials in a row draw a
+    key's value once from each third of its range, in an order of its own. Draws depend only on the
+    recipe's value and seed, the trial and the key: methods of equal learning rates draw equal
+    rates, and more trials contain fewer. A method without optimizer steps draws no learning rate.
+    Raises RecipeError if a value is impossible.
     """
     sections = ["method", *["optimizer"] * recipe.method.takes_steps]
     keys = {
@@ -32,9 +34,13 @@ def trials_of(recipe: Recipe, count: int) -> tuple[Setting, ...]:
     trials = [PLAIN]
     for trial in range(1, count):
         drawn = {}
+        block, place = divmod(trial - 1, STRATA)
         for key, (value, factor) in keys.items():
-            of_key = random.Random(f"{recipe.seed} {trial} {key}")
-            number = value * factor ** of_key.uniform(-1, 1)
+            of_block = random.Random(f"{recipe.seed} {block} {key}")
+            order = of_block.sample(range(STRATA), STRATA)
+            within = random.Random(f"{recipe.seed} {trial} {key}").random()
+            share = (order[place] + within) / STRATA
+            number = value * factor ** (2 * share - 1)
             number = max(1, round(number)) if isinstance(value, int) else float(f"{number:.3g}")
             drawn[key] = value_of(recipe, key, number)
         trials.append(Setting(drawn))

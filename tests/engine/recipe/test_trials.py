@@ -62,7 +62,8 @@ def test_draws_are_log_uniform_in_their_range_and_a_larger_budget_keeps_a_smalle
     trials = trials_of(cell, 1000)
     assert trials[:4] == trials_of(cell, 4) != trials_of(planned("seed=1").rows["ewc"].recipe, 4)
     for key, value, factor in (("optimizer.lr", 3e-4, 10), ("method.lam", 1.0, 10)):
-        logs = sorted(math.log(trial[key] / value, factor) for trial in trials[1:])
+        drawn = [math.log(trial[key] / value, factor) for trial in trials[1:]]
+        logs = sorted(drawn)
         # Kolmogorov and Smirnov: below 1.95 / sqrt(n) with a probability of 99.9%.
         gaps = [abs((k + 0.5) / len(logs) - (x + 1) / 2) for k, x in enumerate(logs)]
         assert max(gaps) < 1.95 / math.sqrt(len(logs))
@@ -71,6 +72,9 @@ def test_draws_are_log_uniform_in_their_range_and_a_larger_budget_keeps_a_smalle
     related = sum(a * b for a, b in zip(x, y, strict=True))
     related /= math.sqrt(sum(a * a for a in x) * sum(b * b for b in y))
     assert abs(related) < 0.11, "keys are drawn independently"
+    for first in range(0, 999, 3):  # each third of a range once, so few trials cover both sides
+        thirds = {math.floor((x + 1) * 3 / 2) for x in drawn[first : first + 3]}
+        assert thirds == {0, 1, 2}
     ranks = {trial["method.rank"] for trial in trials_of(planned().rows["lora"].recipe, 300)[1:]}
     assert ranks <= {*range(2, 33)} and {2, 8, 30} <= ranks
 
@@ -90,7 +94,7 @@ def test_equal_rates_draw_equal_rates_and_varied_keys_win():
 def test_other_ranges_are_another_plan(monkeypatch):
     """The plan's name determines its results, which a change of a range in a program changes."""
     before = planned("trials=2").place.name
-    monkeypatch.setattr("engine.recipe.trials.random.Random.uniform", lambda *_: 0.5)
+    monkeypatch.setattr("engine.recipe.trials.random.Random.random", lambda *_: 0.5)
     assert planned("trials=2").place.name != before
 
 
@@ -104,7 +108,7 @@ def test_other_ranges_are_another_plan(monkeypatch):
         (["trials=yes"], "trials=True is not a number of trials"),
         (["trials=1001"], "trials=1001 is not a number of trials"),
         (["trials=2", "replicates=1"], "does not work with vary, trials or several seeds"),
-        (["methods=[ewc]", "trials=3", "method.lam=1e308"], "method.lam=inf must be a number"),
+        (["methods=[ewc]", "trials=4", "method.lam=1e308"], "method.lam=inf must be a number"),
     ],
 )
 def test_impossible_trials(words, message):
