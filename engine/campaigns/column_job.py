@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import time
 from collections import deque
@@ -19,10 +20,12 @@ from engine.campaigns.plan import Plan
 from engine.cells import snapshots
 from engine.cells.build import Builder
 from engine.cells.snapshots import Followed
+from engine.errors import DivergedError
 from engine.evaluation import cka, passes
 from engine.evaluation.bank import Bank
 from engine.machine import ranks
-from engine.measures.rows import STEP, Arm, Evaluation, ModelOnSet, Setting
+from engine.measures.rows import STEP, Arm, Diverged, Evaluation, ModelOnSet, Setting
+from engine.recipe.trials import TRIAL
 from engine.run import Run
 from engine.store import cells
 from engine.store.artifacts import Store, hash_once
@@ -60,7 +63,7 @@ def make_cells(plan: Plan, column: Column, device: torch.device, numbers: Collec
         needs = [row.sibling(name) for row in rows if is_users(row) for name in row.plan.needs]
         asked += [need for need in needs if not is_users(need)]
     for row in asked:
-        row.build()
+        is_trained(row, column)
         done = sum(row.is_stored() for row in rows)
         job_states.advance(plan.place, column.job, done, len(rows) + 1)
 
@@ -77,12 +80,14 @@ def make_column(
     # Columns start at different rows, so that few wait for an artefact that one makes for all.
     in_turn = deque(rows)
     in_turn.rotate(-plan.columns.index(column))
+    trained = set()
     for done, row in enumerate(in_turn, start=1):
-        row.build()
+        if is_trained(row, column):
+            trained.add(row)
         job_states.advance(plan.place, name, done, len(rows) + 1)
     # Collective calls: all ranks look cells and entries up.
-    models = [(row.build(), row.entries()) for row in rows]
-    entries = [entry for _, of_row in models for entry in of_row]
+    models = {row: (row.build(), row.entries()) for row in rows if row in trained}
+    entries = [entry for _, of_row in models.values() for entry in of_row]
     headlines = [entry.mix for entry in entries if entry.headline]
     with_features = [mix for mix in headlines if not isinstance(mix, Ensemble)]
     during = [entry.mix for entry in entries if STEP in entry.setting]
@@ -101,7 +106,7 @@ def make_column(
     for place in run.recipe.dataset.probe_sets if not column.is_replicate else ():
         passes.evaluate(run, with_features, [place], "holdout", held)
         run.sets.release(place)
-    for row, (_, of_row) in zip(rows, models, strict=True):
+    for row, (_, of_row) in models.items():
         if row.recipe.trackers and ranks.rank() == 0:
             from engine.evaluation import accuracies  # late, as only trackers show them
 
@@ -112,6 +117,22 @@ def make_column(
         write_part(plan.place, name, part_of_column(plan, column, rows, models))
     job_states.advance(plan.place, name, len(rows) + 1, len(rows) + 1)
     log.info("column %s took %.0f s", column.name, time.monotonic() - started)
+
+
+def is_trained(row: Builder, column: Column) -> bool:
+    """Find or make a row's cell. False if its training diverges in a setting that the campaign
+    tries; raises DivergedError if it diverges in the recipe's own."""
+    setting = column.setting.without(TRIAL) or column.setting.get(TRIAL)
+    if setting and is_users(row) and not row.run_users:
+        return row.is_stored()  # the method's own process has tried
+    try:
+        row.build()
+    except DivergedError as error:
+        if not setting:
+            raise
+        log.warning("%s. The report leaves %s out", error, column.setting)
+        return False
+    return True
 
 
 def is_judged_seen(run: Run, name: str, others: Sequence[str]) -> bool:
@@ -126,15 +147,20 @@ def part_of_column(
     plan: Plan,
     column: Column,
     rows: Sequence[Builder],
-    models: Sequence[tuple[Cell, Sequence[Entry]]],
+    models: Mapping[Builder, tuple[Cell, Sequence[Entry]]],
 ) -> Models:
-    """The part of a column. models: each row's cell, and its models, which are evaluated."""
+    """The part of a column. models: each row's cell, and its models, which are evaluated; none for
+    a row whose training diverged."""
     run = rows[0]
     names, probes = run.recipe.dataset.evaluated_sets, run.recipe.dataset.probe_sets
     evaluations, seen, probe_sets, blocks = [], [], [], []
     folders: dict[str, set[Path]] = {method: set() for method in plan.methods}
-    for number, (row, (cell, entries)) in enumerate(zip(rows, models, strict=True)):
-        recipe, method = row.recipe, plan.methods[number % len(plan.rows)]
+    diverged = []
+    for method, row in zip(itertools.cycle(plan.methods), rows):  # for each seed
+        if row not in models:
+            diverged.append(Diverged(method, column.downstream, column.setting))
+            continue
+        recipe, (cell, entries) = row.recipe, models[row]
         folders[method] |= _folders(run, cell, entries)
         for entry in entries:
             mix, setting = entry.mix, Setting({**column.setting, **entry.setting})
@@ -156,7 +182,8 @@ def part_of_column(
                 if is_compared and not isinstance(mix, Ensemble):  # which has no features
                     values = {"seed": recipe.seed, "blocks": cka.stored(run, mix, name)}
                     blocks.append({**dataclasses.asdict(on_set), **values})
-    return models_part(run, evaluations, seen, probe_sets, folders, blocks)
+    part = models_part(run, evaluations, seen, probe_sets, folders, blocks)
+    return dataclasses.replace(part, diverged=diverged)
 
 
 def _folders(run: Run, cell: Cell, entries: Sequence[Entry]) -> set[Path]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from itertools import chain
 from typing import Any
 
 from engine.campaigns import job_states
@@ -14,7 +15,7 @@ from engine.campaigns.record import FinishedCampaign, MissingColumn, Record, Row
 from engine.cells.cell_plan import CellPlan
 from engine.errors import CampaignError
 from engine.measures import image_changes
-from engine.measures.rows import PRE, Evaluation, Setting
+from engine.measures.rows import PRE, STEP, Evaluation, Setting
 from engine.store.artifacts import MARKER
 from loaders.files.root import Root
 from loaders.files.typed_json import DamagedFile
@@ -66,6 +67,9 @@ def _joined(plan: Plan, columns: Sequence[Column], distances: Distances) -> Reco
     place, dataset = plan.place, plan.recipe.dataset
     shared = read_part(place, PREPARE, Preparation)
     parts = {column: read_part(place, column.job, Models) for column in columns}
+    diverged = list(chain(*(part.diverged for part in parts.values())))
+    out = {(each.method, each.setting) for each in diverged}
+    parts = {column: _without(part, out) for column, part in parts.items()}
     trained = [part for column, part in parts.items() if not column.is_replicate]
     evaluations = [row for part in (shared.before, *trained) for row in part.evaluations]
     seen = [row for part in (shared.before, *trained) for row in part.seen]
@@ -113,6 +117,7 @@ def _joined(plan: Plan, columns: Sequence[Column], distances: Distances) -> Reco
         families=dataset.families,
         seen=seen,
         probe_sets=probe_sets,
+        diverged=diverged,
         limit=dataset.limit,
         evaluate_on=dataset.evaluate_on,
         samples_seen={plan.recipe.model.name: seen_before}
@@ -126,6 +131,26 @@ def _joined(plan: Plan, columns: Sequence[Column], distances: Distances) -> Reco
     changes = image_changes.of(FinishedCampaign(record, place).evaluations)
     shown = thumbnails.of_changes(_packs(plan, shared), changes)
     return dataclasses.replace(record, thumbnails=shown)
+
+
+def _without(part: Models, out: Collection[tuple[str, Setting]]) -> Models:
+    """A part without some methods in some settings. A table's mean is over all downstream datasets,
+    so a setting in which a method diverged on one of them is left out for all."""
+
+    def kept(rows: Sequence[Evaluation]) -> list[Evaluation]:
+        return [row for row in rows if (row.method, row.setting.without(STEP)) not in out]
+
+    return dataclasses.replace(
+        part,
+        evaluations=kept(part.evaluations),
+        seen=kept(part.seen),
+        probe_sets=kept(part.probe_sets),
+        cka=[
+            row
+            for row in part.cka
+            if (row["method"], Setting(row["setting"]).without(STEP)) not in out
+        ],
+    )
 
 
 def _packs(plan: Plan, shared: Preparation) -> dict[str, Pack]:

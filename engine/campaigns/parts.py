@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from engine.campaigns.plan_folder import PlanFolder
-from engine.measures.rows import PRE, Evaluation
+from engine.measures.rows import PRE, Diverged, Evaluation
 from loaders.files import typed_json
 from loaders.files.names import InnerPath, Name, one_line
 
@@ -30,7 +30,7 @@ class Models:
         cells: by method, the folders of its cells and of the cells that they average, without
             snapshots, whose weights are removed after evaluation.
         cka: as `Record.cka`.
-        probe_sets: as `Record.probe_sets`.
+        probe_sets, diverged: as in the record.
     """
 
     evaluations: list[Evaluation]
@@ -39,6 +39,7 @@ class Models:
     cells: dict[str, list[InnerPath]]
     cka: list[dict[str, Any]] = field(default_factory=list)
     probe_sets: list[Evaluation] = field(default_factory=list)
+    diverged: list[Diverged] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         rows = [*self.evaluations, *self.seen, *self.probe_sets]

@@ -21,7 +21,7 @@ from engine.campaigns.job_states import Attempt
 from engine.campaigns.plan import Plan, make_plan, read_plan
 from engine.campaigns.plan_folder import PlanFolder
 from engine.errors import CampaignError
-from engine.measures.rows import Evaluation, Setting
+from engine.measures.rows import Diverged, Evaluation, Setting
 from engine.recipe.overrides import Override
 from engine.recipe.schema import Recipe
 from engine.store.artifacts import hash_once
@@ -97,6 +97,8 @@ class Record:
         limit: images per dataset in a smoke run; 0 for other campaigns.
         probe_sets: evaluations of heads that were fitted on each model's features of
             `dataset.probe_sets`.
+        diverged: trainings that diverged in a setting that the campaign tries. No evaluation is of
+            such a method and setting, on any downstream dataset.
     """
 
     name: str
@@ -127,6 +129,7 @@ class Record:
     limit: int = 0
     evaluate_on: list[Name] = field(default_factory=list)
     probe_sets: list[Evaluation] = field(default_factory=list)
+    diverged: list[Diverged] = field(default_factory=list)
     samples_seen: dict[str, int] = field(default_factory=dict)
 
     def matrix(self) -> Matrix | None:

@@ -120,3 +120,12 @@ class Evaluation(ModelOnSet):
     seed: int = 0  # of the training; the pretrained model has none
     headline: bool = True  # whether tables show the arm; other alphas are points of a curve
     trains: bool = True  # whether its row is trained, and not a mix of other rows
+
+
+@dataclass(frozen=True)
+class Diverged:
+    """A training that diverged. setting: the column's."""
+
+    method: str
+    downstream: str
+    setting: Setting

@@ -54,6 +54,11 @@ def write_into(folder: Path, results: Results, *, figures: bool = False) -> Path
     missing = ", ".join(dict.fromkeys(column.column for column in record.missing))
     smoke = headline.smoke_run(results)
     notes = [f"models fine-tuned on {missing} are not in this report"] * bool(missing)
+    notes += [
+        f"{record.methods[each.method]} with {each.setting} diverged on {each.downstream} and is "
+        "left out"
+        for each in record.diverged
+    ]
     path = page.write(
         folder / PAGE,
         parts,

@@ -106,6 +106,7 @@ def merged(runs: Sequence[FinishedCampaign], models_csv: Path | None = None) -> 
         methods={key: title for record in records for key, title in record.methods.items()},
         settings=settings,
         rows=settings_of_rows,
+        diverged=[row for record in records for row in record.diverged],
         credits=_once(row for record in records for row in record.credits),
         holdout=all(record.holdout for record in records),
         distances=None,

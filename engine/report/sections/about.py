@@ -83,6 +83,18 @@ def what_was_run(results: Results) -> Section | None:
             pandas.DataFrame(map(dataclasses.asdict, record.missing)),
         ),
         (
+            "diverged",
+            "Trainings that diverged, each with its setting. The report leaves a method out in "
+            "such a setting, on all downstream datasets; none of its settings chooses it.",
+            pandas.DataFrame(
+                [
+                    (record.methods[each.method], each.downstream, str(each.setting))
+                    for each in record.diverged
+                ],
+                columns=["method", "downstream", "setting"],
+            ),
+        ),
+        (
             "settings",
             "Settings and versions that reproduce these numbers.",
             pandas.DataFrame(settings, columns=["setting", "value"]),

@@ -13,9 +13,11 @@ from engine.campaigns import record
 from engine.campaigns.plan_folder import PlanFolder
 from engine.cells import cell_plan
 from engine.cells.build import Builder
+from engine.errors import DivergedError
 from engine.measures import predictions, scores
 from engine.measures.predictions import SetPredictions
 from engine.recipe import parsed
+from engine.training import loop
 from helpers import campaigns
 from helpers.campaigns import rows
 
@@ -51,6 +53,36 @@ def test_a_campaign_that_fine_tunes_on_the_upstream_set_and_is_run_again(
     monkeypatch.setattr("engine.training.loop.fit", lambda *_: pytest.fail("trained again"))
     assert campaigns.run(folder, *words, name="upstream") == report
     assert {path.name: path.read_bytes() for path in report.iterdir() if path.is_file()} == first
+
+
+def test_a_trial_that_diverges_on_one_set_is_left_out_on_all(folder, finished, monkeypatch):
+    """Its column's other models are evaluated. The recipe's own training that diverges is an
+    error."""
+    fit, trainable = loop.fit, {"tinted": {0.02}}
+
+    def diverges(method, context, saving):
+        rate = context.recipe.optimizer.lr
+        if not method.fits_head and rate not in trainable.get(context.recipe.downstream, {rate}):
+            raise DivergedError("the loss is not finite")
+        return fit(method, context, saving)
+
+    monkeypatch.setattr(loop, "fit", diverges)
+    report = run_with(folder, "trials", "trials: 2\n", "dataset.holdout=0.3")
+    accuracy = {(row["method"], row["setting"]) for row in rows(report / "accuracy.csv")}
+    assert accuracy == {("pre", "")} | {
+        ("linear_probe", f"trial={k}") for k in (0, 1)
+    } | {("fine_tune", "trial=0"), ("wise_ft", "trial=0")}  # fmt: skip
+    names = {"FT", "WiSE-FT"}
+    diverged = map(itemgetter("method", "downstream", "setting"),
+                   rows(report / "tables/diverged.csv"))  # fmt: skip
+    assert sorted(diverged) == [(name, "tinted", "trial=1") for name in sorted(names)]
+    page = (report / "index.html").read_text()
+    assert "FT with trial=1 diverged on tinted and is left out" in page
+    chosen = rows(report / "tables/tuning-choices.csv")
+    assert {row["setting"] for row in chosen if row["method"] in names} == {"trial=0"}
+    trainable["outline"] = set()
+    with pytest.raises(DivergedError):
+        run_with(folder, "again", "trials: 2\n", "dataset.holdout=0.3", "seed=5")
 
 
 def test_a_set_can_be_trained_on_and_not_evaluated(folder, finished):
