@@ -64,7 +64,7 @@ def store_lines(held: Sequence[Held]) -> list[str]:
     for kind, sizes in kinds.items():
         shown.append(f"  {size(sum(sizes)):>8}  {kind} ({len(sizes)})")
     for names, sizes in sorted(users.items(), reverse=True):
-        whom = ", ".join(dict.fromkeys(names)) or "no finished campaign needs it (`rib gc`)"
+        whom = ", ".join(dict.fromkeys(names)) or "needed by no finished campaign (`rib gc`)"
         shown.append(
             f"  {size(sum(sizes)):>8}  for {whom}" if names else f"  {size(sum(sizes)):>8}  {whom}"
         )

@@ -119,7 +119,7 @@ def test_the_store_is_shown_by_the_campaigns_that_need_it(tmp_path, capsys):
     }
     assert f"{sizes[needed] / 1000:.3g} kB  for {plan.place.campaign.name}\n" in shown
     nobodys = (sizes[alone] + sizes[features]) / 1000
-    assert f"{nobodys:.3g} kB  no finished campaign needs it" in shown
+    assert f"{nobodys:.3g} kB  needed by no finished campaign" in shown
 
 
 def test_files_may_vanish_while_their_sizes_are_added(tmp_path, capsys, monkeypatch):
