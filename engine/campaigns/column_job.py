@@ -25,7 +25,7 @@ from engine.evaluation import cka, passes
 from engine.evaluation.bank import Bank
 from engine.machine import ranks
 from engine.measures.rows import STEP, Arm, Diverged, Evaluation, ModelOnSet, Setting
-from engine.recipe.trials import TRIAL
+from engine.recipe.trials import is_tried
 from engine.run import Run
 from engine.store import cells
 from engine.store.artifacts import Store, hash_once
@@ -122,13 +122,12 @@ def make_column(
 def is_trained(row: Builder, column: Column) -> bool:
     """Find or make a row's cell. False if its training diverges in a setting that the campaign
     tries; raises DivergedError if it diverges in the recipe's own."""
-    setting = column.setting.without(TRIAL) or column.setting.get(TRIAL)
-    if setting and is_users(row) and not row.run_users:
+    if is_tried(column.setting) and is_users(row) and not row.run_users:
         return row.is_stored()  # the method's own process has tried
     try:
         row.build()
     except DivergedError as error:
-        if not setting:
+        if not is_tried(column.setting):
             raise
         log.warning("%s. The report leaves %s out", error, column.setting)
         return False

@@ -33,6 +33,7 @@ from engine.exchange.publish import KEYS, keys_of, without_distances
 from engine.measures import predictions
 from engine.measures.rows import PRE, Evaluation
 from engine.recipe import catalogue, kinds
+from engine.recipe.trials import is_tried
 from engine.report import finish, results_file
 from engine.report.results import Results, of_campaign
 from loaders.files import typed_json
@@ -200,11 +201,13 @@ def _of_claims(claimed: Record, plan: Plan) -> Iterator[str]:
     if len(plan.columns) * len(plan.rows) * plan.seeds > MOST_FILES:
         yield f"{PLAN}: more than {MOST_FILES:,} models"
         return
+    left_out = {(each.method, each.setting) for each in claimed.diverged if is_tried(each.setting)}
     needed = {(PRE, "", "", 0)}
     for column in plan.columns:
         for number, cell in enumerate(plan.cells(column)):
             row = plan.methods[number % len(plan.rows)]
-            needed.add((row, str(column.setting), column.downstream, cell.recipe.seed))
+            if (row, column.setting) not in left_out:
+                needed.add((row, str(column.setting), column.downstream, cell.recipe.seed))
     rows = [*claimed.evaluations, *claimed.replicates]
     given = {(r.method, str(r.setting), r.downstream, r.seed, r.evaluated_on) for r in rows}
     wanted = {(*model, name) for model in needed for name in dataset.evaluated_sets}

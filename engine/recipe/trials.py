@@ -13,6 +13,11 @@ TRIAL = "trial"  # key of a column's setting: the number of its trial
 STRATA = 3  # equal parts of a key's range, each drawn from once in as many trials
 
 
+def is_tried(setting: Setting) -> bool:
+    """Whether a column's setting is one that a campaign tries beside the recipe's own."""
+    return bool(setting.without(TRIAL) or setting.get(TRIAL))
+
+
 def trials_of(recipe: Recipe, count: int) -> tuple[Setting, ...]:
     """The values of `count` trials of a cell, by dotted key: none in the first, which is the recipe
     itself, then draws from each key's search range (`schema.searched`).

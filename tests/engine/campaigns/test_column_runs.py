@@ -14,6 +14,7 @@ from engine.campaigns.plan_folder import PlanFolder
 from engine.cells import cell_plan
 from engine.cells.build import Builder
 from engine.errors import DivergedError
+from engine.exchange.audit import audit
 from engine.measures import predictions, scores
 from engine.measures.predictions import SetPredictions
 from engine.recipe import parsed
@@ -80,6 +81,9 @@ def test_a_trial_that_diverges_on_one_set_is_left_out_on_all(folder, finished, m
     assert "FT with trial=1 diverged on tinted and is left out" in page
     chosen = rows(report / "tables/tuning-choices.csv")
     assert {row["setting"] for row in chosen if row["method"] in names} == {"trial=0"}
+    public = folder / "public"
+    assert cli.main(["publish", str(report.parent), "--out", str(public)]) == 0
+    assert audit(public, finished).problems == []
     trainable["outline"] = set()
     with pytest.raises(DivergedError):
         run_with(folder, "again", "trials: 2\n", "dataset.holdout=0.3", "seed=5")

@@ -142,6 +142,12 @@ def without_a_model(values: dict) -> None:
     values["evaluations"] = left
 
 
+def a_diverged_model(values: dict) -> None:
+    """No recipe's own setting may be left out as diverged."""
+    values["diverged"].append({"method": "linear_probe", "downstream": "few", "setting": {}})
+    without_a_model(values)
+
+
 def another_alpha(values: dict) -> None:
     for row in values["evaluations"]:
         if row["alpha"] is not None:
@@ -285,6 +291,7 @@ SEALED = {
         of_json(RECORD, lambda v: v["methods"].update(fine_tune="Ours")), RECORD, "methods is"
     ),
     "a model less": (of_json(RECORD, without_a_model), RECORD, "is not evaluated on"),
+    "a diverged model": (of_json(RECORD, a_diverged_model), RECORD, "is not evaluated on"),
     "the best alpha": (of_json(RECORD, another_alpha), RECORD, "alpha 0.0"),
     "many models": (
         of_json("plan.json", lambda v: [
