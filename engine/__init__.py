@@ -128,8 +128,7 @@ def results(name: str, *settings: Settings) -> pandas.DataFrame:
     Columns as in `accuracy.csv`: model (the pretrained model), method, variant (`canonical` or
     `paper`), alpha (of weight averages), setting (varied keys), downstream (empty before
     fine-tuning), evaluated_on, n (images), accuracy (percent), headline (whether tables show this
-    alpha). Raises CampaignError if
-    there is no finished campaign with these settings.
+    alpha). Raises CampaignError if there is no finished campaign with these settings.
     """
     from engine.campaigns import record
     from engine.measures import metrics
@@ -152,11 +151,10 @@ def predictions(
     Raises CampaignError as `results` does, and ValueError for a dataset that the campaign does not
     evaluate.
     """
-    import dataclasses
-
     import pandas
 
     from engine.campaigns import record
+    from engine.measures import metrics
     from engine.measures import predictions as stored
     from engine.recipe import parsed
 
@@ -165,8 +163,9 @@ def predictions(
     frames = []
     for row in rows:
         if row.evaluated_on in names:
-            columns = dataclasses.asdict(row)
-            frame = stored.read(columns.pop("path")).to_pandas()
+            columns = {**dict(zip(metrics.KEY, row.key, strict=True)), "setting": str(row.setting)}
+            columns |= {"seed": row.seed, "headline": row.headline}
+            frame = stored.read(row.path).to_pandas()
             frames.append(frame.assign(**columns)[[*columns, *frame.columns]])
     return pandas.concat(frames, ignore_index=True)
 

@@ -82,6 +82,7 @@ def test_results_and_distances_of_a_finished_campaign(folder, finished):
     assert matrix.loc["outline", "few"] == matrix.loc["few", "outline"] > 0
     rows = engine.predictions(str(folder / "shapes.yaml"), ["outline"], words)
     few = "method == 'wise_ft' and alpha == 0.5 and downstream == 'few'"
+    assert {*rows["setting"]} == {*table["setting"]} == {""}  # pandas took a dict for a Series
     soft = rows.query(few)
     (of_table,) = table.query(f"{few} and evaluated_on == 'outline'")["accuracy"]
     assert 100 * (soft["top1"] == soft["label"]).mean() == pytest.approx(of_table)

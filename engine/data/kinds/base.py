@@ -35,9 +35,13 @@ class Kind(abc.ABC):
         `partial`, these differences become the listing's `faults`.
         """
 
-    @abc.abstractmethod
     def counts(self) -> tuple[int, int]:
-        """Numbers of images and classes of a dataset that is not encoded yet."""
+        """Numbers of images and classes of a dataset that is not encoded yet. A user's file is not
+        asked, since planning does not run the file: raises ValueError."""
+        raise ValueError(
+            f"{self.name} is not encoded, and only {self.dataset.kind} knows its number of images: "
+            f"run `rib encode {self.name}` with the same model, runs= and dataset.*"
+        )
 
     def held_out(self) -> int:
         """Number of images that the published split of such a dataset holds out; 0 if unknown."""

@@ -31,12 +31,6 @@ class Users(base.Kind):
     def open_image(self) -> Callable[[Any], Any]:
         return self._kind.open_image()
 
-    def counts(self) -> tuple[int, int]:
-        raise ValueError(
-            f"{self.name} is not encoded, and only {self.dataset.kind} knows its number of images: "
-            f"run `rib encode {self.name}` with the same model, runs= and dataset.*"
-        )
-
     def identity(self) -> dict[str, Any]:
         path = Path(self.dataset.kind)
         options = kinds.options_of(self.dataset)

@@ -317,9 +317,6 @@ class Recipe(DatasetRecipe):
 class Kind(base.Kind):
     def listing(self, cache, source=None, *, partial=False):
         return folders.read(Path(self.dataset.root) / self.dataset.place)
-
-    def counts(self):
-        raise NotImplementedError
 """
 
 
