@@ -26,17 +26,17 @@ from bench import vit
 from bench.contest import Contest, Entrant, Scale, tried
 from bench.timing import Run, repeated
 from kernels.distill import distill_loss
-from kernels.ewc import EwcParameters
+from kernels.ewc import MOMENTS, EwcParameters
 from kernels.fisher import FisherAccumulator
 from kernels.interpolation import interpolate
 
 LR, DECAY, LAM, T = 1e-3, 0.05, 0.5, 2.0
 ALPHAS = 11
 TIMES = 20  # a loss takes less time than its launches
-# Torch's step, apex's, their options, states, and the bytes that torch moves for a parameter.
-STEPS: dict[str, tuple[Any, str, dict[str, Any], int, int]] = {
-    "AdamW": (torch.optim.AdamW, "FusedAdam", {}, 2, 28),
-    "SGD": (torch.optim.SGD, "FusedSGD", {"momentum": 0.9}, 1, 20),
+# Torch's step, apex's, their options, and the bytes that torch moves for a parameter.
+STEPS: dict[str, tuple[Any, str, dict[str, Any], int]] = {
+    "AdamW": (torch.optim.AdamW, "FusedAdam", {}, 28),
+    "SGD": (torch.optim.SGD, "FusedSGD", {"momentum": 0.9}, 20),
 }
 
 
@@ -53,7 +53,7 @@ def contests(device: torch.device, scale: Scale) -> Iterator[Contest]:
 
 
 def _step(name: str, parameters: int, device: torch.device) -> Contest:
-    kind, of_apex, options, states, bytes_each = STEPS[name]
+    kind, of_apex, options, bytes_each = STEPS[name]
     options = {"lr": LR, "weight_decay": DECAY, **options}
 
     def tensors(count: int) -> list[Tensor]:
@@ -62,7 +62,7 @@ def _step(name: str, parameters: int, device: torch.device) -> Contest:
         return [*drawn[:3], drawn[3].square_()]
 
     def with_ewc(theta: Tensor, grad: Tensor, anchor: Tensor, fisher: Tensor) -> Run:
-        moments = {str(number): [torch.zeros_like(theta)] for number in range(states)}
+        moments = {state: [torch.zeros_like(theta)] for state in MOMENTS[name.lower()]}
         parameters = EwcParameters([theta], moments, [anchor], [fisher])
         if name == "AdamW":
             return lambda: parameters.adamw_([grad], steps=[1], lam=LAM, **options)

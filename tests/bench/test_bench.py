@@ -20,7 +20,7 @@ from bench.timing import interleave, processor_seconds
 
 CPU = torch.device("cpu")
 OURS, PEER = Entrant("ours", int), Entrant("theirs", int)
-OF_THE_ENGINE = ("loader", "train", "evaluation")  # kernels have tests of their own
+OF_EACH_DAY = ("loader", "train", "evaluation", "kernels")
 BUSY = [sys.executable, "-S", "-c", "import time\nwhile time.process_time() < 0.3: pass"]
 
 
@@ -120,7 +120,7 @@ def test_every_case_is_listed():
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=() if name in OF_THE_ENGINE else pytest.mark.exhaustive)
+        pytest.param(name, marks=() if name in OF_EACH_DAY else pytest.mark.exhaustive)
         for name in contest.CASES
         if name not in ("headline", "grid")  # `test_gpu_stages.py`, `test_grid.py`
     ],
