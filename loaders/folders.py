@@ -28,17 +28,17 @@ def read(root: Path, columns: Sequence[str] = ()) -> Listing:
     images: list[trees.File] = []
     left_out: list[str] = []
     for file in trees.files_below(str(root)):
-        is_of_a_class = file.is_image and len(file.parts) == 2 + len(columns)
-        is_of_a_class = is_of_a_class and not any(part.startswith(".") for part in file.parts)
-        images.append(file) if is_of_a_class else left_out.append(file.path)
+        is_of_a_class = file.path.count("/") == 1 + len(columns) and "/." not in f"/{file.path}"
+        images.append(file) if file.is_image and is_of_a_class else left_out.append(file.path)
     if not images:
         raise ValueError(
             f"{root} has no images {_layout(columns)} ({', '.join(trees.IMAGE_SUFFIXES)}); "
             "is it the right folder?"
         )
-    classes = sorted({file.parts[-2] for file in images})
+    parts = [file.path.split("/") for file in images]
+    classes = sorted({folder for *_, folder, _ in parts})
     names = [path.name for path in root.iterdir() if path.is_dir() and path.name[0] != "."]
-    empty = set(names) - {file.parts[0] for file in images}
+    empty = set(names) - {first for first, *_ in parts}
     if columns:  # other folders may lie beside them
         empty -= {path.partition("/")[0] for path in left_out}
     if empty:
@@ -47,13 +47,13 @@ def read(root: Path, columns: Sequence[str] = ()) -> Listing:
     label = {name: number for number, name in enumerate(classes)}
     items = [
         Item(
-            label[file.parts[-2]],
-            "/".join(file.parts[-2:]).rpartition(".")[0],
+            label[folder],
+            f"{folder}/{name}".rpartition(".")[0],
             file.path,
             file.place,
-            file.parts[: len(columns)],
+            tuple(above),
         )
-        for file in images
+        for file, (*above, folder, name) in zip(images, parts, strict=True)
     ]
     stamps = "\n".join(f"{file.path} {file.stamp}" for file in images)
     fingerprint = hashlib.sha256(stamps.encode()).hexdigest()
