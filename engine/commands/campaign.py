@@ -145,8 +145,7 @@ def _faults_of_sets(name: str, plans: Mapping[Plan, Sequence[Override]]) -> list
                         missing.append(each)
                 except ValueError as error:
                     faults[str(error)] = None
-            runs = Path(resolved.runs)
-            places = (packs.pack_folder(runs, dataset, of_size.model, each) for each in missing)
+            places = (packs.pack_folder(of_size, each) for each in missing)
             if missing:
                 command = _encode_command(resolved, recipe.model_of(name), overrides)
                 if of_size is not resolved:

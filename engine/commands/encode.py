@@ -79,13 +79,13 @@ def _adopt(resolved: Recipe, name: str, beton: Path, classes: Path) -> None:
         )
     pack = adopt(
         beton,
-        packs.pack_folder(Path(resolved.runs), resolved.dataset, resolved.model, name),
+        packs.pack_folder(resolved, name),
         name=name,
         classes=classes.read_text("utf-8-sig").splitlines(),
         size=resolved.model.image_size,
         transform_spec=preprocessing.transform(resolved.model).spec,
         extra={
-            "identity": packs.identity(resolved.dataset, resolved.model, name),
+            "identity": packs.identity(resolved, name),
             "adopted": f"{beton.name}; resized by the program that wrote it",
         },
     )
@@ -105,7 +105,7 @@ def _encode(
 ) -> None:
     """Encode a dataset unless its pack exists. source: its place, if not the recipe's."""
     kind = kind_of(resolved.dataset, name, run_users=True)
-    folder = packs.pack_folder(Path(resolved.runs), resolved.dataset, resolved.model, name)
+    folder = packs.pack_folder(resolved, name)
     if (folder / MANIFEST).is_file():
         there, published = len(Pack.open(folder)), kind.published_images()
         print(

@@ -11,7 +11,6 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 from engine.cost import rates
@@ -186,7 +185,7 @@ def column(
 def size_of(recipe: Recipe, name: str) -> Size:
     """The size of a dataset, from its pack, its folder or its publication."""
     dataset = kinds.of_set(recipe.dataset, name)
-    folder = packs.pack_folder(Path(recipe.runs), recipe.dataset, recipe.model, name)
+    folder = packs.pack_folder(recipe, name)
     if (folder / MANIFEST).is_file():
         pack = Pack.open(folder)
         images, classes = len(pack), len(pack.classes)

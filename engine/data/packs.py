@@ -15,7 +15,7 @@ from engine.data.kinds import Kind, kind_of
 from engine.machine.files import short_digest
 from engine.recipe import preprocessing
 from engine.recipe.modules import is_users
-from engine.recipe.schema import DatasetRecipe, ModelRecipe, Recipe
+from engine.recipe.schema import Recipe
 from loaders import decoding
 from loaders.adopt import part
 from loaders.beton import page_size_of
@@ -42,11 +42,7 @@ def pack_of(
     """
     kind = kind_of(recipe.dataset, name, run_users=run_users)
     kind.head = head
-    folder = _folder_of(recipe, name)
-    if is_encoded(recipe, name):
-        is_there = _has_pack(recipe, folder)
-        pack = Pack.open(folder) if is_there else _part(recipe, name, folder)
-        _check_identity(pack, identity(recipe.dataset, recipe.model, name))
+    if pack := _found(recipe, name):
         if "adopted" not in pack.manifest["extra"]:
             _check_source(pack, kind.fingerprint(), Path(kind.dataset.root) / name)
     else:
@@ -69,7 +65,7 @@ def to_train_on(recipe: Recipe) -> Recipe:
 
 def is_encoded(recipe: Recipe, name: str) -> bool:
     """Whether there is a pack of a dataset; a smoke run can also use the whole dataset's pack."""
-    folders = (_folder_of(each, name) for each in (recipe, _of_whole_sets(recipe)))
+    folders = (pack_folder(each, name) for each in (recipe, _of_whole_sets(recipe)))
     return any(_has_pack(recipe, folder) for folder in folders)
 
 
@@ -77,23 +73,24 @@ def _has_pack(recipe: Recipe, folder: Path) -> bool:
     return Root(Path(recipe.runs)).has(folder / MANIFEST)
 
 
-def _folder_of(recipe: Recipe, name: str) -> Path:
-    return pack_folder(Path(recipe.runs), recipe.dataset, recipe.model, name)
-
-
 def _of_whole_sets(recipe: Recipe) -> Recipe:
     return dataclasses.replace(recipe, dataset=dataclasses.replace(recipe.dataset, limit=0))
 
 
-def _part(recipe: Recipe, name: str, folder: Path) -> Pack:
-    """The pack of a smoke run, copied from the whole dataset's pack."""
-    of_whole = _of_whole_sets(recipe)
-    whole = Pack.open(_folder_of(of_whole, name))
-    _check_identity(whole, identity(of_whole.dataset, recipe.model, name))
+def _found(recipe: Recipe, name: str) -> Pack | None:
+    """The pack of a dataset, or None. A smoke run's is copied from the whole dataset's."""
+    own = identity(recipe, name)
+    folder = _folder(recipe, own)
+    if _has_pack(recipe, folder):
+        pack = Pack.open(folder)
+        _check_identity(pack, own)
+        return pack
+    limit = recipe.dataset.limit
+    if not limit or not (whole := _found(_of_whole_sets(recipe), name)):
+        return None
     classes = [whole.classes[label] for label in whole.labels.tolist()]
-    positions = smoke.chosen(classes, whole.keys.tolist(), recipe.dataset.limit)
-    own = {"identity": identity(recipe.dataset, recipe.model, name)}
-    return part(whole, positions, folder, extra=whole.manifest["extra"] | own)
+    positions = smoke.chosen(classes, whole.keys.tolist(), limit)
+    return part(whole, positions, folder, extra=whole.manifest["extra"] | {"identity": own})
 
 
 def make_pack(
@@ -115,14 +112,14 @@ def make_pack(
     # import a user's file.
     is_large = len(items) > PARALLEL_FROM and not is_users(dataset.kind)
     parallel = len(os.sched_getaffinity(0)) if is_large else 1
-    extra: dict[str, Any] = {"identity": identity(recipe.dataset, recipe.model, name)}
+    extra: dict[str, Any] = {"identity": identity(recipe, name)}
     if listing.faults:
         extra["faults"] = list(listing.faults)
     if decoding.colour(dataset.background) != decoding.colour(decoding.WHITE):
         extra["background"] = dataset.background
     pack_format: Any = dataset.pack_format  # checked with the recipe
     return encode(
-        _folder_of(recipe, name),
+        _folder(recipe, extra["identity"]),
         name=name,
         items=items,
         encoder=Images(kind.open_image(), transform, pack_format, dataset.background),
@@ -136,14 +133,18 @@ def make_pack(
     )
 
 
-def pack_folder(runs: Path, dataset: DatasetRecipe, model: ModelRecipe, name: str) -> Path:
-    """`runs/packs/<set>-<hash>`; models with the same transform share a pack."""
-    return runs / "packs" / f"{name}-{short_digest(identity(dataset, model, name))}"
+def pack_folder(recipe: Recipe, name: str) -> Path:
+    """`RUNS/packs/<set>-<hash>`; models with the same transform share a pack."""
+    return _folder(recipe, identity(recipe, name))
 
 
-def identity(dataset: DatasetRecipe, model: ModelRecipe, name: str) -> dict[str, Any]:
+def _folder(recipe: Recipe, identity: Mapping[str, Any]) -> Path:
+    return Path(recipe.runs) / "packs" / f"{identity['set']}-{short_digest(identity)}"
+
+
+def identity(recipe: Recipe, name: str) -> dict[str, Any]:
     """The settings of a recipe that determine a dataset's pack."""
-    kind = kind_of(dataset, name)
+    kind = kind_of(recipe.dataset, name)
     key, dataset = kind.identity(), kind.dataset
     if dataset.limit:
         key["limit"] = dataset.limit
@@ -153,7 +154,7 @@ def identity(dataset: DatasetRecipe, model: ModelRecipe, name: str) -> dict[str,
         key["background"] = list(decoding.colour(dataset.background))
     return key | {
         "set": name,
-        "transform": preprocessing.transform(model).spec,
+        "transform": preprocessing.transform(recipe.model).spec,
         "format": PACK_FORMAT,
     }
 

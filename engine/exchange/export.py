@@ -138,8 +138,7 @@ def model_of(parents: Iterable[Cell], resolved: Recipe) -> tuple[ModelRecipe, tu
         if (cell.artifact.folder / CELL).is_file():
             described = read_description(cell.artifact.checked(CELL))
             return preprocessing.described_model(described.model), described.classes or ()
-    dataset = resolved.dataset
-    pack = pack_folder(Path(resolved.runs), dataset, resolved.model, dataset.upstream)
+    pack = pack_folder(resolved, resolved.dataset.upstream)
     classes = Pack.open(pack).classes if (pack / MANIFEST).is_file() else ()
     return preprocessing.described_model(preprocessing.description(resolved.model)), classes
 

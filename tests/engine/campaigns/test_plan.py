@@ -154,7 +154,7 @@ def test_sets_that_are_not_encoded_are_named_before_anything_runs(tmp_path, caps
         encoded = recipe.of_sections(model, "imagenet_rib", parsed(shlex.split(command)[7:]))
         assert len(names.split(", ")) == 9, "with the upstream set"
         for name in names.split(", "):
-            place = packs.pack_folder(Path(encoded.runs), encoded.dataset, encoded.model, name)
+            place = packs.pack_folder(encoded, name)
             place.mkdir(parents=True)
             (place / MANIFEST).touch()
     assert cli.main(words) == 0 and len(ran) == 7

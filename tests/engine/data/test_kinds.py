@@ -69,7 +69,7 @@ def test_a_table_gives_the_pack_of_its_folders(mixed, tmp_path):
     assert torch.equal(of_table.labels, of_folder.labels)
     assert of_table.group is not None and set(of_table.group) == {"a", "b"}
     for name in ("upstream", "outline", "few"):  # which have no keys of their own
-        packs_of = [packs.pack_folder(Path(), r.dataset, r.model, name) for r in (mixed, folders)]
+        packs_of = [packs.pack_folder(each, name).name for each in (mixed, folders)]
         assert packs_of[0] == packs_of[1]
 
 
@@ -331,7 +331,7 @@ def test_a_users_kind_runs_only_to_read_images(mixed, tmp_path, capsys):
     words = [*MODEL, f"runs={tmp_path / 'runs'}"]
     plan = make_plan(str(campaign), parsed(words))
     assert list(plan.modules) == [str(tmp_path / "mine.py")]
-    before = packs.pack_folder(Path(), resolved.dataset, resolved.model, "tinted")
+    before = packs.pack_folder(resolved, "tinted")
     with pytest.raises(ValueError, match=r"tinted is not encoded, and only .*mine\.py knows its"):
         kind_of(resolved.dataset, "tinted").counts()
     with pytest.raises(PermissionError, match="only commands that train or encode run it"):
@@ -344,7 +344,7 @@ def test_a_users_kind_runs_only_to_read_images(mixed, tmp_path, capsys):
     assert len(Sets(resolved, CPU, tmp_path)["tinted"].pack) == 35 and not ran.exists()
     (tmp_path / "mine.py").write_text(USERS + "\n", encoding="utf-8")
     assert make_plan(str(campaign), parsed(words)).place.name != plan.place.name
-    assert packs.pack_folder(Path(), resolved.dataset, resolved.model, "tinted") != before
+    assert packs.pack_folder(resolved, "tinted") != before
     file.write_text(text + "own: {tinted: {kind: mine.py, plac: x}}\n", encoding="utf-8")
     assert cli.main(encode) == 2
     assert "mine.py: unknown key 'dataset.plac'; did you mean" in capsys.readouterr().err

@@ -118,7 +118,8 @@ def test_the_place_of_a_pack_is_what_it_always_was(recipe):
 
     def place(name: str = "a", crop: float = 1.0, of: Any = folder, **changes: Any) -> str:
         model = dataclasses.replace(recipe.model, crop=crop)
-        return pack_folder(Path(), dataclasses.replace(of, **changes), model, name).name
+        dataset = dataclasses.replace(of, **changes)
+        return pack_folder(dataclasses.replace(recipe, model=model, dataset=dataset), name).name
 
     usual = "a-34373ea29da773fe"
     assert place() == place(sets=["few"], holdout=0.0, thumbnails=True) == usual
