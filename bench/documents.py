@@ -21,7 +21,7 @@ import pandas
 import engine
 from engine.campaigns import record
 from engine.campaigns.plan import make_plan
-from engine.machine.files import short_digest, write_atomic
+from engine.machine.files import write_atomic
 from engine.measures.comparisons import SIGNIFICANT
 from engine.measures.tables import rows
 from engine.recipe import ROOT, catalogue, parsed
@@ -29,6 +29,7 @@ from engine.report import columns, exports, headline, sections, terminal
 from engine.report.results import Results, of_campaign
 from engine.report.section import Section
 from engine.report.text import listed, p_value, rounded
+from loaders.files.durable import short_digest
 
 PROJECT = Path(__file__).parents[1]
 BLOCK = re.compile(

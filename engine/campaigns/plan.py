@@ -22,7 +22,6 @@ from engine.campaigns.plan_folder import PLANS, REPORT, PlanFolder
 from engine.cells import cell_plan
 from engine.cells.cell_plan import CellPlan
 from engine.errors import CampaignError, RecipeError
-from engine.machine.files import short_digest
 from engine.measures.rows import trained_sets
 from engine.recipe import catalogue, kinds, modules
 from engine.recipe.campaigns import SELECTION, VARY
@@ -31,7 +30,7 @@ from engine.recipe.overrides import Override, flat
 from engine.recipe.schema import Affects, Recipe
 from engine.store import artifacts
 from loaders.files import typed_json
-from loaders.files.durable import file_hash
+from loaders.files.durable import file_hash, short_digest
 from loaders.files.typed_json import DamagedFile
 
 # Jobs, and rules of the workflow, like REPORT.

@@ -129,7 +129,8 @@ class Builder(Context):
 
     def key(self) -> dict[str, Any]:
         """Everything that determines the cell's weights."""
-        recipe = self.recipe
+        recipe, base = self.recipe, self.base
+        target, upstream = self.target, self.upstream
         method = dataclasses.asdict(recipe.method)
         module = Path(recipe.method.module)
         if module.suffix == ".py":
@@ -138,20 +139,17 @@ class Builder(Context):
         form = Form.of(recipe.train, self.device)
         texts = self.sets.class_texts if recipe.method.reads_words else None
         return {
-            "base": self.base.name,
-            "target": self.target.pack.fingerprint,
-            "upstream": self.upstream.pack.fingerprint,
-            "split": [
-                *self.target.split_key(recipe.dataset),
-                *self.upstream.split_key(recipe.dataset)[2:],
-            ],
+            "base": base.name,
+            "target": target.pack.fingerprint,
+            "upstream": upstream.pack.fingerprint,
+            "split": [*target.split_key(recipe.dataset), *upstream.split_key(recipe.dataset)[2:]],
             "method": {k: v for k, v in method.items() if k != "title"},
             "needs": [self.sibling(name).key() for name in self.plan.needs],
             "optimizer": dataclasses.asdict(recipe.optimizer),
             "train": _trained(recipe.train) | {"compile": False} | form.key,
             "seed": recipe.seed,
             "machine": self.machine,
-            **self.target.part_key(recipe),
+            **target.part_key(recipe),
             **(texts.key(recipe.model.weights) if texts else {}),
         }
 

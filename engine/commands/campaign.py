@@ -18,7 +18,7 @@ from engine.campaigns.plan import PAGE, REPORT, TABLE, Plan, make_plan, read_pla
 from engine.campaigns.schedulers import RunOptions
 from engine.data.kinds import kind_of
 from engine.errors import CampaignError, RecipeError, printable
-from engine.machine.files import cache_folder, short_digest
+from engine.machine.files import cache_folder
 from engine.machine.terminal import announce
 from engine.measures.rows import trained_sets
 from engine.model_files.model_names import model_section
@@ -27,6 +27,7 @@ from engine.recipe.modules import is_users
 from engine.recipe.overrides import Override, of_mapping
 from engine.recipe.schema import ModelRecipe, Recipe
 from engine.recipe.words import read_words
+from loaders.files.durable import short_digest
 from loaders.files.root import Root
 from loaders.files.typed_json import DamagedFile
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from engine.cells import cell_plan
 from engine.did_you_mean import nearest
-from engine.machine.files import short_digest
 from engine.machine.terminal import announce
 from engine.report import console
+from loaders.files.durable import short_digest
 from loaders.files.root import Root
 
 if TYPE_CHECKING:

@@ -16,10 +16,10 @@ from typing import NamedTuple
 from engine.cost import rates
 from engine.data import packs, splits
 from engine.data.kinds import kind_of
-from engine.machine.files import short_digest
 from engine.model_files.architectures import stored_architectures
 from engine.recipe import kinds, modules
 from engine.recipe.schema import ModelRecipe, Recipe
+from loaders.files.durable import short_digest
 from loaders.pack import MANIFEST, Pack
 
 FULL_PASSES = 3.0  # a forward and a backward pass; assumed for users' methods, which do not run

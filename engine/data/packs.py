@@ -12,7 +12,6 @@ from typing import Any
 
 from engine.data import smoke
 from engine.data.kinds import Kind, kind_of
-from engine.machine.files import short_digest
 from engine.recipe import preprocessing
 from engine.recipe.modules import is_users
 from engine.recipe.schema import Recipe
@@ -20,6 +19,7 @@ from loaders import decoding
 from loaders.adopt import part
 from loaders.beton import page_size_of
 from loaders.encode import Images, encode, left_out
+from loaders.files.durable import short_digest
 from loaders.files.root import Root
 from loaders.pack import MANIFEST, Pack
 from loaders.trees import Listing

@@ -23,13 +23,13 @@ from engine.data.kinds import kind_of
 from engine.data.packs import pack_of, to_train_on
 from engine.did_you_mean import closest, nearest
 from engine.machine import ranks
-from engine.machine.files import short_digest
 from engine.measures.rows import UNION, trained_sets
 from engine.models.zero_shot import ClassTexts
 from engine.recipe import kinds
 from engine.recipe.schema import DatasetRecipe, Recipe
 from loaders.batches import Source, open_source
 from loaders.benchmarks import imagenet_c
+from loaders.files.durable import short_digest
 from loaders.pack import JoinedPack, Pack
 
 MASKS = ("none", "present", "benchmark")

@@ -16,9 +16,9 @@ import hashlib
 import numpy as np
 
 from engine.did_you_mean import nearest
-from engine.machine.files import short_digest
 from engine.measures.photo_disjoint import photos
 from engine.recipe.schema import DatasetRecipe, SplitRecipe
+from loaders.files.durable import short_digest
 from loaders.pack import Pack
 
 _STREAM = 1  # separates draws of a subset from others with the same seed

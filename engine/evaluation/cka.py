@@ -28,7 +28,6 @@ from engine.data.sets import LabelledSet
 from engine.errors import RecipeError
 from engine.evaluation import bank
 from engine.machine import precision, ranks
-from engine.machine.files import short_digest
 from engine.machine.layers import blocks
 from engine.models.execution import Form
 from engine.recipe.checks import FEWEST_FOR_CKA
@@ -36,6 +35,7 @@ from engine.recipe.schema import ModelRecipe, Recipe
 from engine.run import Run
 from engine.store.artifacts import Artifact
 from engine.store.cells import Mix, canonical_mix
+from loaders.files.durable import short_digest
 
 FILE = "cka.json"
 

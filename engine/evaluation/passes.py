@@ -25,7 +25,6 @@ from engine.evaluation.bank import Bank, stored_cell
 from engine.evaluation.batches import Reader, read, reduced
 from engine.evaluation.reduction import Reduction, predictions_table
 from engine.machine import ranks
-from engine.machine.files import short_digest
 from engine.measures.predictions import plain_of
 from engine.measures.temperature_scaling import TEMPERATURES
 from engine.models.execution import Form, Function, Model
@@ -35,6 +34,7 @@ from engine.store.artifacts import Artifact
 from engine.store.cells import Average, Ensemble, canonical_mix
 from engine.store.pending import PART, PartialPredictions, slices
 from loaders.batches import Batch, on_device
+from loaders.files.durable import short_digest
 
 
 def evaluate(

@@ -8,9 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from loaders.files import durable
 from loaders.files.root import Root
 
 
@@ -60,11 +58,6 @@ def _private(folder: Path, variable: str) -> Path:
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise PermissionError(f"others can write to {folder}; remove it, or set {variable}")
     return folder
-
-
-def short_digest(key: Any) -> str:
-    """Returns the first 16 hex digits of the SHA-256 of a key as canonical JSON."""
-    return durable.digest(key)[:16]
 
 
 def write_atomic(path: Path, data: bytes, root: Root | None = None) -> None:

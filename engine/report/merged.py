@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from engine.campaigns.record import FinishedCampaign, MissingColumn, Record, Row
-from engine.machine.files import short_digest
 from engine.measures.rows import Evaluation
 from engine.report.results import Results, of_record
+from loaders.files.durable import short_digest
 
 
 def merged(runs: Sequence[FinishedCampaign], models_csv: Path | None = None) -> Results:

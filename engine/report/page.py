@@ -20,10 +20,11 @@ import jinja2
 import vl_convert
 from markupsafe import Markup
 
-from engine.machine.files import cache_folder, short_digest, write_atomic
+from engine.machine.files import cache_folder, write_atomic
 from engine.measures.tables import csv
 from engine.report import charts, columns, exports
 from engine.report.section import Section, Table
+from loaders.files.durable import short_digest
 from loaders.files.root import Root
 
 BUNDLE = "window.vegaEmbed = vegaEmbed;"  # the part of Vega-Lite that the page's script uses

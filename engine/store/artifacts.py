@@ -22,9 +22,9 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from engine.machine.files import room_for, short_digest
+from engine.machine.files import room_for
 from loaders.files import locks, typed_json
-from loaders.files.durable import file_hash, sync
+from loaders.files.durable import file_hash, short_digest, sync
 from loaders.files.names import InnerPath, is_name
 from loaders.files.root import Root
 from loaders.files.typed_json import DamagedFile

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from engine.machine import ranks
-from engine.machine.files import short_digest
 from engine.recipe.effects import values_of
 from engine.recipe.overrides import flat
 from engine.recipe.schema import Affects, MethodRecipe, Recipe
+from loaders.files.durable import short_digest
 from loaders.files.root import Root
 
 log = logging.getLogger(__name__)

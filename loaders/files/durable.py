@@ -110,3 +110,8 @@ def canonical(value: Any) -> str:
 def digest(value: Any) -> str:
     """Returns the hexadecimal SHA-256 of a value's canonical JSON text."""
     return hashlib.sha256(canonical(value).encode()).hexdigest()
+
+
+def short_digest(value: Any) -> str:
+    """Returns the first 16 hexadecimal digits of `digest`."""
+    return digest(value)[:16]

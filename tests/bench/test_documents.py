@@ -6,11 +6,11 @@ import torch
 from bench import documents
 from bench.documents import BLOCK, BLOCKS, PROJECT, Block
 from engine.campaigns.job_states import Attempt
-from engine.machine.files import short_digest
 from engine.recipe import catalogue
 from engine.report.results import of_campaign
 from engine.store import cells
 from helpers import reports
+from loaders.files.durable import short_digest
 
 PAGES = {name: (PROJECT / name).read_text("utf-8") for name in {block.page for block in BLOCKS}}
 MARKED = {

@@ -19,7 +19,7 @@ from engine.campaigns.schedulers.base import RETRIES, RunOptions, Scheduler
 from engine.campaigns.schedulers.slurm_states import QUEUE, answer
 from engine.errors import CampaignError
 from engine.machine import programs
-from engine.machine.files import short_digest
+from loaders.files.durable import short_digest
 
 PLUGIN = "snakemake_executor_plugin_slurm"
 LONGEST_CHECK_S = 180  # maximum interval between status checks: a constant of the plugin

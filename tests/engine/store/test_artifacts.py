@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.machine import files
-from engine.machine.files import short_digest
 from engine.store import artifacts, pending, tensors
 from engine.store.artifacts import MARKER, UNFINISHED, Store
 from helpers.damage import cut, full_disk
+from loaders.files.durable import short_digest
 from loaders.files.root import Root
 from loaders.files.typed_json import DamagedFile
 
