@@ -9,18 +9,20 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from engine import recipe
 from engine.cost.count_network import count_network
 from engine.cost.work import Network, form_of
 from engine.model_files.architectures import STORED, installed_config
+from engine.recipe.campaigns import recipe_names
+from engine.recipe.overrides import parsed
+from engine.recipe.resolve import load_recipe
 from engine.recipe.schema import ModelRecipe
 
 
 def model_recipes() -> list[ModelRecipe]:
     """The recipes of the models with weights that anybody can download."""
-    names = [name for name in recipe.names("models") if name != "file"]
-    overrides = [recipe.parsed([f"model={name}"]) for name in names]
-    return [recipe.load("imagenet_rib/fine_tune", each).model for each in overrides]
+    names = [name for name in recipe_names("models") if name != "file"]
+    overrides = [parsed([f"model={name}"]) for name in names]
+    return [load_recipe("imagenet_rib/fine_tune", each).model for each in overrides]
 
 
 def main() -> None:

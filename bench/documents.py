@@ -24,7 +24,9 @@ from engine.campaigns.plan import make_plan
 from engine.machine.files import write_atomic
 from engine.measures.comparisons import SIGNIFICANT
 from engine.measures.tables import rows
-from engine.recipe import ROOT, catalogue, parsed
+from engine.recipe import catalogue
+from engine.recipe.catalogue import ROOT
+from engine.recipe.overrides import parsed
 from engine.report import columns, exports, headline, sections, terminal
 from engine.report.results import Results, of_campaign
 from engine.report.section import Section

@@ -28,7 +28,8 @@ from engine.exchange import user_models
 from engine.machine.devices import keep_pages
 from engine.machine.files import cache_folder
 from engine.machine.precision import autocast, no_tf32
-from engine.recipe import parsed, preprocessing
+from engine.recipe import preprocessing
+from engine.recipe.overrides import parsed
 from engine.recipe.schema import Recipe
 from engine.run import Run
 from engine.store.artifacts import Store

@@ -36,7 +36,7 @@ from engine import models
 from engine.cells import cell_plan
 from engine.cells.build import Builder
 from engine.machine.files import cache_folder
-from engine.recipe import parsed
+from engine.recipe.overrides import parsed
 from engine.recipe.schema import ModelRecipe
 from loaders.benchmarks import emoji
 

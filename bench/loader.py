@@ -29,7 +29,8 @@ from bench.contest import Contest, Entrant, Scale, tried
 from engine import models
 from engine.exchange import user_models
 from engine.machine.devices import keep_pages
-from engine.recipe import parsed, preprocessing
+from engine.recipe import preprocessing
+from engine.recipe.overrides import parsed
 from engine.recipe.schema import ModelRecipe
 from loaders.augment import Augment
 from loaders.batches import Resident, Source, Stream

@@ -132,7 +132,7 @@ def step(device: torch.device) -> Diagnosis:
     from engine.cost.throughput import Bench
     from engine.machine import ranks
     from engine.machine.terminal import quiet_libraries
-    from engine.recipe import parsed
+    from engine.recipe.overrides import parsed
 
     quiet_libraries()
     toy = parsed(["model.arch=test_vit", "model.image_size=32"])

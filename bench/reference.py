@@ -21,9 +21,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, get_type_hints
 
-from engine import recipe
 from engine.commands import arguments, recipes
 from engine.recipe import catalogue, kinds, schema
+from engine.recipe.campaigns import recipe_names
+from engine.recipe.overrides import parsed
+from engine.recipe.resolve import load_recipe
 from engine.recipe.typed import words as type_in_words
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -152,9 +154,9 @@ def _methods() -> Iterator[str]:
     """A table of the recipes, then the docstrings of the modules."""
     yield "Passes are forward passes per training image; a backward pass counts as two.\n"
     yield "| recipe | what it does | starts from | passes |\n|---|---|---|---|"
-    for name in recipe.names("methods"):
-        words = recipe.parsed([f"method={name}", "dataset.holdout=0.25"])  # for greedy soups
-        options = recipe.load("imagenet_rib_clip/fine_tune", words).method
+    for name in recipe_names("methods"):
+        words = parsed([f"method={name}", "dataset.holdout=0.25"])  # for greedy soups
+        options = load_recipe("imagenet_rib_clip/fine_tune", words).method
         said = recipes.about(catalogue.path_of("methods", name))
         yield _row(f"`{name}`", said, ", ".join(options.needs), f"{options.passes:g}")
     yield ""

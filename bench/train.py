@@ -33,7 +33,7 @@ from engine import models
 from engine.cost import throughput
 from engine.machine import ranks
 from engine.machine.terminal import quiet_libraries
-from engine.recipe import parsed
+from engine.recipe.overrides import parsed
 from engine.recipe.schema import ModelRecipe
 
 LR, MOMENTUM = 1e-3, 0.9

@@ -49,9 +49,10 @@ def load_recipe(name: str, *settings: Settings) -> Recipe:
 
     Raises RecipeError, a ValueError that names the key, if the recipe or a setting is invalid.
     """
-    from engine import recipe
+    from engine.recipe import resolve
+    from engine.recipe.overrides import parsed
 
-    return recipe.load(name, recipe.parsed(settings))
+    return resolve.load_recipe(name, parsed(settings))
 
 
 def train(name: str, *settings: Settings) -> Cell:
@@ -64,7 +65,7 @@ def train(name: str, *settings: Settings) -> Cell:
     from engine.cells import cell_plan
     from engine.cells.build import Builder
     from engine.machine import ranks
-    from engine.recipe import parsed
+    from engine.recipe.overrides import parsed
 
     cell = cell_plan.resolve(name, parsed(settings), run_users=True)
     builder = Builder(cell, ranks.start(cell.recipe.device), run_users=True)
@@ -113,7 +114,7 @@ def campaign(name: str, *settings: Settings, cores: int = 0) -> Path:
     """
     from engine.campaigns.schedulers import RunOptions
     from engine.commands import campaign as command
-    from engine.recipe import parsed
+    from engine.recipe.overrides import parsed
 
     if cores < 0:
         raise ValueError(f"cores={cores}: give at least 1, or 0 for all")
@@ -132,7 +133,7 @@ def results(name: str, *settings: Settings) -> pandas.DataFrame:
     """
     from engine.campaigns import record
     from engine.measures import metrics
-    from engine.recipe import parsed
+    from engine.recipe.overrides import parsed
 
     run = record.find(name, parsed(settings))
     asked = run.record.sets, run.record.upstream, run.record.downstreams
@@ -156,7 +157,7 @@ def predictions(
     from engine.campaigns import record
     from engine.measures import metrics
     from engine.measures import predictions as stored
-    from engine.recipe import parsed
+    from engine.recipe.overrides import parsed
 
     rows = record.find(name, parsed(settings)).evaluations
     names = _names(sets, sorted({row.evaluated_on for row in rows}))
@@ -183,7 +184,7 @@ def compare(*names: str | Path, settings: Sequence[Settings] = ()) -> pandas.Dat
     CampaignError as `results`.
     """
     from engine.commands.compare import compared
-    from engine.recipe import parsed
+    from engine.recipe.overrides import parsed
 
     return compared(list(map(str, names)), parsed(settings))
 
@@ -211,7 +212,7 @@ def evaluate(
 
     from engine.exchange import user_models
     from engine.machine.devices import pick_device
-    from engine.recipe import parsed
+    from engine.recipe.overrides import parsed
 
     is_one = isinstance(checkpoints, str | Path)
     places = list(map(Path, [checkpoints] if is_one else checkpoints))
@@ -245,7 +246,7 @@ def distances(
     from engine.cells.build import Builder
     from engine.machine.devices import pick_device
     from engine.otdd import problems, solve
-    from engine.recipe import parsed
+    from engine.recipe.overrides import parsed
 
     cell = cell_plan.resolve(name, parsed(settings))
     names = _names(sets, cell.recipe.dataset.evaluated_sets)

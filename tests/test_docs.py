@@ -11,8 +11,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from bench import reference
-from engine import cli, recipe
+from engine import cli
 from engine.commands import arguments
+from engine.recipe.resolve import load_recipe
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
@@ -55,7 +56,7 @@ def test_commands_in_the_documents_parse_and_their_recipes_resolve(line, monkeyp
         name = next(iter(parsed.words), "").removeprefix("recipe=")
     is_ready_made = name not in ("", "NAME") and not USERS_FILE.search(line)
     if line.startswith(("train ", "campaign ")) and is_ready_made:
-        recipe.load(name, parsed.overrides)
+        load_recipe(name, parsed.overrides)
 
 
 @pytest.mark.parametrize("line", mentions())

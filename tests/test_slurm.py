@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from engine.campaigns.plan import make_plan
 from engine.campaigns.prepare_job import prepare
-from engine.recipe import parsed
+from engine.recipe.overrides import parsed
 from helpers import campaigns, grids, slurm_cluster
 from helpers.processes import ROOT, run, until
 from helpers.slurm_cluster import Cluster

@@ -8,17 +8,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from engine import recipe
 from engine.campaigns import seed_replicates
 from engine.errors import RecipeError
 from engine.measures.rows import PLAIN, Scalar, Setting, trained_sets
-from engine.recipe import text
 from engine.recipe.campaigns import DOWNSTREAMS, LEAVE_ONE_OUT, TRIALS, VARY
 from engine.recipe.checks import union_name
 from engine.recipe.effects import effect_of
-from engine.recipe.resolve import VARIANT
+from engine.recipe.grid_keys import GridKeys
+from engine.recipe.resolve import VARIANT, varied_recipe
 from engine.recipe.schema import Affects, DatasetRecipe, Recipe
 from engine.recipe.trials import TRIAL
+from engine.recipe.typed import text, value_of
 from loaders.files.names import Name, identifier
 
 SEED = "seed"
@@ -60,7 +60,7 @@ class Column:
         return self.settings.without(SEED)
 
 
-def columns_of(grid: recipe.GridKeys, cells: Sequence[Recipe]) -> tuple[Column, ...]:
+def columns_of(grid: GridKeys, cells: Sequence[Recipe]) -> tuple[Column, ...]:
     """The columns of a campaign, dataset by dataset, then its replicates.
 
     cells: one resolved recipe per method, with which every setting is checked. Raises RecipeError,
@@ -85,12 +85,12 @@ def columns_of(grid: recipe.GridKeys, cells: Sequence[Recipe]) -> tuple[Column, 
         for (key, values), cell in itertools.product(grid.vary.items(), cells):
             _check_twice(key, values, cell)
         for setting, cell in itertools.product(settings, cells):
-            recipe.varied(cell, setting)
+            varied_recipe(cell, setting)
     except RecipeError as error:
         raise RecipeError(f"{source} (vary): {error}") from error
     columns = []
     for downstream, given, trial in itertools.product(downstreams, settings, trials):
-        values = {key: recipe.value_of(cells[0], key, value) for key, value in given.items()}
+        values = {key: value_of(cells[0], key, value) for key, value in given.items()}
         column = Column(downstream, Setting({**values, **trial}))
         if len(column.name.encode()) > LONGEST:
             raise RecipeError(
@@ -105,7 +105,7 @@ def columns_of(grid: recipe.GridKeys, cells: Sequence[Recipe]) -> tuple[Column, 
     return (*columns, *replicates)
 
 
-def _downstreams(grid: recipe.GridKeys, dataset: DatasetRecipe) -> list[str]:
+def _downstreams(grid: GridKeys, dataset: DatasetRecipe) -> list[str]:
     """The names of the datasets and unions that columns train on."""
     key = f"{grid.source(DOWNSTREAMS)}: {DOWNSTREAMS}"
     trainable = [name for name in dataset.sets if name in dataset.trainable]
@@ -161,7 +161,7 @@ def _check_twice(key: str, values: Sequence[Any], cell: Recipe) -> None:
     """Raise RecipeError if two values are equal once converted to the key's type."""
     before: dict[Any, Any] = {}
     for value in values:
-        typed = recipe.value_of(cell, key, value)
+        typed = value_of(cell, key, value)
         if typed in before:
             texts = list(map(text, (before[typed], value)))
             same = "" if texts[0] == texts[1] else f", as {' and '.join(texts)}"

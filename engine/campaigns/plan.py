@@ -16,7 +16,6 @@ from typing import Any
 
 import msgspec
 
-from engine import recipe
 from engine.campaigns.columns import Column, columns_of
 from engine.campaigns.plan_folder import PLANS, REPORT, PlanFolder
 from engine.cells import cell_plan
@@ -24,8 +23,9 @@ from engine.cells.cell_plan import CellPlan
 from engine.errors import CampaignError, RecipeError
 from engine.measures.rows import trained_sets
 from engine.recipe import catalogue, kinds, modules
-from engine.recipe.campaigns import SELECTION, VARY
+from engine.recipe.campaigns import OF_GRID, SELECTION, VARY, methods_of, model_of
 from engine.recipe.effects import effect_of, values_of
+from engine.recipe.grid_keys import grid_keys
 from engine.recipe.overrides import Override, flat
 from engine.recipe.schema import Affects, Recipe
 from engine.store import artifacts
@@ -161,8 +161,8 @@ def make_plan(
     run_users: run users' method files. Running the campaign requires it. Raises RecipeError if
     anything cannot be resolved, or if there are fewer than two datasets.
     """
-    grid = recipe.grid_keys(name, overrides)
-    methods = recipe.methods_of(name, overrides)
+    grid = grid_keys(name, overrides)
+    methods = methods_of(name, overrides)
     _check_overrides(overrides, methods)
     rows = {
         method: cell_plan.resolve(name, overrides, method=method, run_users=run_users).with_trials(
@@ -212,7 +212,7 @@ def _check_overrides(overrides: Sequence[Override], methods: Sequence[str]) -> N
     """Raise RecipeError for settings of a single cell, which do not apply to a grid."""
     alone = any(each.key == SELECTION for each in overrides) and len(methods) == 1
     for each in overrides:
-        of_grid = each.key in (*recipe.OF_GRID, "method.variant")
+        of_grid = each.key in (*OF_GRID, "method.variant")
         of_row = alone and each.key.startswith("method.")
         if not (of_grid or of_row) and each.section in ("method", SELECTION):
             raise RecipeError(
@@ -329,7 +329,7 @@ def _title(
     campaign's file.
     """
     models = [each.value for each in overrides if each.key == "model"]
-    is_default = not models or models[-1] == recipe.model_of(name)
+    is_default = not models or models[-1] == model_of(name)
     title = [Path(name).stem, *([] if is_default else [cell.model.name])]
     if swept:
         title += [methods[0], "sweep", *(key.rpartition(".")[2] for key in swept)]

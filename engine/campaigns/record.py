@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine import recipe
 from engine.campaigns import plan_folder
 from engine.campaigns.job_states import Attempt
 from engine.campaigns.plan import Plan, make_plan, read_plan
 from engine.campaigns.plan_folder import PlanFolder
 from engine.errors import CampaignError
 from engine.measures.rows import Diverged, Evaluation, Setting
+from engine.recipe.campaigns import recipe_names
 from engine.recipe.overrides import Override
 from engine.recipe.schema import Recipe
 from engine.store.artifacts import hash_once
@@ -221,7 +221,7 @@ def read(place: PlanFolder) -> FinishedCampaign:
 def folder_of(name: str) -> Path | None:
     """The folder that a name means: a path, or a name in `runs` as `rib status` prints it. None for
     the name of a recipe."""
-    if name in recipe.names("campaigns"):
+    if name in recipe_names("campaigns"):
         return None
     return next((place for place in (Path(name), RUNS / name) if place.is_dir()), None)
 

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from engine import recipe
 from engine.errors import RecipeError
 from engine.recipe.campaigns import REPLICATES, TRIALS, VARY
+from engine.recipe.grid_keys import GridKeys
 from engine.recipe.schema import Recipe
 
 
 def replicated_columns(
-    grid: recipe.GridKeys, downstreams: Sequence[str], cells: Sequence[Recipe]
+    grid: GridKeys, downstreams: Sequence[str], cells: Sequence[Recipe]
 ) -> list[tuple[str, int]]:
     """The downstream datasets to train on again, with the seed: the middle one, or several spread
     evenly.

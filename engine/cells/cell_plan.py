@@ -13,14 +13,14 @@ from typing import Any
 
 import msgspec
 
-from engine import recipe
 from engine.errors import RecipeError
 from engine.measures.rows import Scalar
 from engine.recipe import catalogue, kinds, modules, overrides
 from engine.recipe.overrides import Override
-from engine.recipe.resolve import VARIANT, without_options
+from engine.recipe.resolve import VARIANT, load_recipe, without_options
 from engine.recipe.schema import Recipe
 from engine.recipe.trials import TRIAL, trials_of
+from engine.recipe.typed import dump_recipe
 
 INSTEAD = {  # by key of a campaign, the override that selects a single cell
     "methods": "method=NAME",
@@ -93,7 +93,7 @@ class CellPlan:
         """The recipe and those of the needed cells, as YAML that loads as a recipe."""
         needed = {cell.recipe.method.name: cell.recipe for cell in self.all()}
         del needed[self.recipe.method.name]
-        return recipe.dump(self.recipe, needed)
+        return dump_recipe(self.recipe, needed)
 
 
 def of_plain(values: Mapping[str, Any]) -> CellPlan:
@@ -123,11 +123,11 @@ def resolve(
     """Resolve the cell of a recipe, and the cells that it needs.
 
     Args:
-        name, given, downstream: as in `recipe.load`.
+        name, given, downstream: as in `load_recipe`.
         method: the row of a campaign. Only then may `given` hold a campaign's keys (`INSTEAD`).
         run_users: run users' method files. Without it, the needs of their methods are unknown.
 
-    Raises RecipeError as `recipe.load` does, for a campaign's keys without `method`, if a needed
+    Raises RecipeError as `load_recipe` does, for a campaign's keys without `method`, if a needed
     method has no weights, and, with `run_users`, if a user's `check` raises it.
     """
     for each in given if method is None else ():
@@ -135,7 +135,7 @@ def resolve(
             raise RecipeError(
                 f"{each.key}= applies to `rib campaign`; for a single cell, use {INSTEAD[each.key]}"
             )
-    cell = recipe.load(name, given, method=method, downstream=downstream)
+    cell = load_recipe(name, given, method=method, downstream=downstream)
     return _with_needs(name, given, cell, run_users)
 
 
@@ -147,7 +147,7 @@ def _with_needs(name: str, given: Sequence[Override], cell: Recipe, run_users: b
     given = [*kept, *overrides.of_mapping({VARIANT: cell.method.variant})]
     needs = {}
     for method in options.needs:
-        need = recipe.load(name, given, method=method, downstream=cell.downstream)
+        need = load_recipe(name, given, method=method, downstream=cell.downstream)
         complete = modules.complete(need.method, run_users=True) if run_users else need.method
         if not complete.has_weights:
             raise RecipeError(

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import torch
 
-from engine import recipe
 from engine.cost.throughput import Bench, Speed, cell_of
 from engine.machine import ranks
 from engine.machine.devices import device_name
 from engine.machine.terminal import announce
+from engine.recipe.overrides import parsed
 from engine.report import console
 from loaders.pack import Pack
 
@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> None:
             raise ValueError(f"{each.text}: rib bench sets this key; use {option}")
     os.environ["RIB_PROGRESS"] = "off"  # a progress bar takes time
     methods = arguments.methods.split(",")
-    given = [*recipe.parsed([{"model": arguments.model}]), *arguments.overrides]
+    given = [*parsed([{"model": arguments.model}]), *arguments.overrides]
     device = ranks.start(cell_of(methods[0], given).recipe.device)
     machine = f"{device_name(device)}, torch {torch.__version__}"
     pack = Pack.open(arguments.pack) if arguments.pack else None

@@ -12,7 +12,6 @@ import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from engine import recipe
 from engine.campaigns import record, seal, sites, workflow
 from engine.campaigns.plan import PAGE, REPORT, TABLE, Plan, make_plan, read_plan, settings_of_needs
 from engine.campaigns.schedulers import RunOptions
@@ -23,6 +22,7 @@ from engine.machine.terminal import announce
 from engine.measures.rows import trained_sets
 from engine.model_files.model_names import model_section
 from engine.recipe import kinds
+from engine.recipe.campaigns import each_model, model_of, recipe_names
 from engine.recipe.modules import is_users
 from engine.recipe.overrides import Override, of_mapping
 from engine.recipe.schema import ModelRecipe, Recipe
@@ -65,7 +65,7 @@ def complete(
     # Run users' method files now: only they know which cells they need, and they may raise.
     plans = {
         make_plan(name, grid, options.cores, run_users=not dry_run): grid
-        for grid in recipe.each_model(name, overrides)
+        for grid in each_model(name, overrides)
     }
     announce(f"reading the campaign {name}")
     # Commands to encode come last: they have lines of their own.
@@ -148,7 +148,7 @@ def _faults_of_sets(name: str, plans: Mapping[Plan, Sequence[Override]]) -> list
                     faults[str(error)] = None
             places = (packs.pack_folder(of_size, each) for each in missing)
             if missing:
-                command = _encode_command(resolved, recipe.model_of(name), overrides)
+                command = _encode_command(resolved, model_of(name), overrides)
                 if of_size is not resolved:
                     size = of_size.model.image_size
                     command += f" model.image_size={size} model.crop={of_size.model.crop:g}"
@@ -242,7 +242,7 @@ def _remarks(plans: Sequence[Plan]) -> list[str]:
 
 def _show_model(model: ModelRecipe) -> None:
     """Print the weights, head and transform behind a model's name, unless a recipe lists them."""
-    if model.name in recipe.names("models") or model.weights.source in ("random", "file"):
+    if model.name in recipe_names("models") or model.weights.source in ("random", "file"):
         return
     from engine.recipe.preprocessing import choices  # here, because it imports numpy
 
@@ -256,7 +256,7 @@ def _encode_command(resolved: Recipe, model: str | None, overrides: Sequence[Ove
     `rib encode` knows; MODEL then stands for it.
     """
     model = [model or "", *(str(each.value) for each in overrides if each.key == "model")][-1]
-    is_file = model.endswith(".yaml") or model in recipe.names("models")
+    is_file = model.endswith(".yaml") or model in recipe_names("models")
     is_known = is_file or (model and model_section(model) is not None)
     command = ["rib", "encode", "SET", "--images", "FOLDER"]
     command += ["--model", model if is_known else "MODEL"]

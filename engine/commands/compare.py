@@ -133,9 +133,9 @@ def verdict(row: Mapping[Any, Any]) -> str:
 
 def _side(name: str, overrides: Sequence[Override]) -> Side | None:
     """What a name means; None for a table."""
-    from engine import recipe
     from engine.campaigns import plan_folder, record
     from engine.campaigns.compared import Side
+    from engine.recipe.campaigns import recipe_names
 
     if Path(name).is_file() and Path(name).suffix not in (".yaml", ".yml"):
         return None
@@ -148,7 +148,7 @@ def _side(name: str, overrides: Sequence[Override]) -> Side | None:
                 return None
             continue
         if folder is None and not (
-            campaign in recipe.names("campaigns") or Path(campaign).is_file()
+            campaign in recipe_names("campaigns") or Path(campaign).is_file()
         ):
             continue
         found = report.finished(campaign, [] if folder else overrides)

@@ -7,9 +7,10 @@ import dataclasses
 
 import shtab
 
-from engine import recipe
 from engine.commands.arguments import COMMANDS, build_parser
-from engine.recipe.overrides import flat
+from engine.recipe.campaigns import recipe_names
+from engine.recipe.overrides import flat, parsed
+from engine.recipe.resolve import load_recipe
 
 NO_SPACE = """
 _rib() {
@@ -25,13 +26,13 @@ def run(arguments: argparse.Namespace) -> None:
 
 def script(shell: str) -> str:
     """A script for bash, zsh or fish. It contains the current names, so it starts no program."""
-    cell = recipe.load("emoji/ewc")
-    benchmark = recipe.load("imagenet_rib", recipe.parsed([{"model": cell.model.name}]))
-    campaigns, models = recipe.names("campaigns"), recipe.names("models")
+    cell = load_recipe("emoji/ewc")
+    benchmark = load_recipe("imagenet_rib", parsed([{"model": cell.model.name}]))
+    campaigns, models = recipe_names("campaigns"), recipe_names("models")
     sets = list(dict.fromkeys([*cell.dataset.known, *benchmark.dataset.known]))
     words = {name: campaigns for name in ("name", "names", "campaign", "source")}
     words |= {"model": models, "models": models, "set": sets, "sets": sets, "downstream": sets}
-    words |= {"dataset": recipe.names("datasets"), "method": recipe.names("methods")}
+    words |= {"dataset": recipe_names("datasets"), "method": recipe_names("methods")}
     words["overrides"] = [f"{key}=" for key in flat(dataclasses.asdict(cell))]
     whole, commands = build_parser(tuple(COMMANDS))
     next(each for each in whole._actions if each.choices).help = ""  # else hidden, as in `--help`
@@ -39,7 +40,7 @@ def script(shell: str) -> str:
         for action in command._actions:
             action.choices = action.choices or words.get(action.dest)
             if name == "sweep" and action.dest in ("name", "overrides"):
-                action.choices = [*recipe.names(), *words[action.dest]]
+                action.choices = [*recipe_names(), *words[action.dest]]
             if name == "train" and action.dest == "words":
-                action.choices = [*recipe.names(), *words["overrides"]]
+                action.choices = [*recipe_names(), *words["overrides"]]
     return shtab.complete(whole, shell=shell) + (NO_SPACE if shell == "bash" else "")

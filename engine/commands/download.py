@@ -14,12 +14,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from engine import recipe
 from engine.data import downloads, sources
 from engine.data.downloads import Target
 from engine.data.sources import Source
 from engine.did_you_mean import nearest
 from engine.machine.files import cache_folder
+from engine.recipe.campaigns import each_model
+from engine.recipe.overrides import parsed
+from engine.recipe.resolve import recipe_of_sections
 from loaders.fetch import archives, download
 from loaders.files.durable import read_small
 
@@ -234,9 +236,9 @@ def _models(names: Sequence[str]) -> list[str]:
     from engine.models import checkpoints  # here, because it imports timm
 
     if ALL in names:
-        grids = recipe.each_model(BENCHMARK, recipe.parsed([{"model": ALL}]))
+        grids = each_model(BENCHMARK, parsed([{"model": ALL}]))
         names = [str(each.value) for grid in grids for each in grid]
-    resolved = [recipe.of_sections(name, BENCHMARK, ()) for name in names]
+    resolved = [recipe_of_sections(name, BENCHMARK, ()) for name in names]
     faults = []
     for each in resolved:
         try:

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from engine import recipe
 from engine.data import packs, sources
 from engine.data.kinds import kind_of
 from engine.did_you_mean import nearest
 from engine.machine.files import cache_folder
 from engine.recipe import kinds, preprocessing
+from engine.recipe.resolve import recipe_of_sections
 from engine.recipe.schema import Recipe
 from loaders.adopt import adopt
 from loaders.encode import left_out
@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError(
             "--workers, --partial and --yes require --images; --beton only copies a file"
         )
-    resolved = recipe.of_sections(arguments.model, arguments.dataset, arguments.overrides)
+    resolved = recipe_of_sections(arguments.model, arguments.dataset, arguments.overrides)
     if arguments.beton:
         return _adopt(resolved, str(arguments.set), arguments.beton, arguments.classes)
     if arguments.all:

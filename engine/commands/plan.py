@@ -7,11 +7,11 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from engine import recipe
 from engine.campaigns.plan import Plan, make_plan
 from engine.commands.status import size
 from engine.cost.rates import SPREAD
 from engine.machine.terminal import announce
+from engine.recipe.campaigns import each_model
 from engine.report import console
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ GPUS = (1, 8, 64)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    grids = recipe.each_model(arguments.name, arguments.overrides)
+    grids = each_model(arguments.name, arguments.overrides)
     plans = [make_plan(arguments.name, grid) for grid in grids]
     announce(f"counting the operations of {arguments.name}")
     from engine.cost import estimate  # here, because it imports numpy

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import yaml
 
-from engine import recipe
 from engine.recipe import campaigns, catalogue
+from engine.recipe.campaigns import methods_of, recipe_names
 
 WIDTH = 100
 
@@ -21,10 +21,10 @@ def run(arguments: argparse.Namespace) -> None:
 def everything() -> str:
     """The names of all recipes by group, with a description of each campaign."""
     lines = ["campaigns (rib recipes CAMPAIGN lists the rows of one)"]
-    for name in recipe.names("campaigns"):
+    for name in recipe_names("campaigns"):
         said = about(catalogue.path_of("campaigns", name))
         lines.append(f"  {name:<24}{textwrap.shorten(said, WIDTH - 26, placeholder=' ...')}")
-    groups = {group: recipe.names(group) for group in ("models", "datasets", "methods")}
+    groups = {group: recipe_names(group) for group in ("models", "datasets", "methods")}
     for group, names in (groups | {"other recipes": catalogue.names()}).items():
         lines += ["", group, textwrap.indent(textwrap.fill(", ".join(names), WIDTH - 2), "  ")]
     return "\n".join(lines)
@@ -43,7 +43,7 @@ def about(file: Path) -> str:
 def _rows(campaign: str) -> str:
     grid = campaigns.read(campaign)
     lines = [about(catalogue.path_of("campaigns", campaign)), ""]
-    for name in recipe.methods_of(campaign):
+    for name in methods_of(campaign):
         values = catalogue.over(layer for _, layer in grid.rows[name])
         settings = yaml.safe_dump(values, default_flow_style=True, width=1000).strip()
         lines.append(f"  {name:<24}{grid.title(name):<16}{settings[1:-1]}".rstrip())

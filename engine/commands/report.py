@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine import recipe
 from engine.campaigns import make_record, plan_folder, record, seal, workflow
 from engine.campaigns.plan import read_plan
 from engine.campaigns.plan_folder import PublishedFolder
@@ -21,6 +20,7 @@ from engine.commands import refuse_overwriting
 from engine.commands.campaign import show
 from engine.errors import CampaignError
 from engine.machine.terminal import announce
+from engine.recipe.campaigns import each_model
 from engine.recipe.overrides import Override
 from loaders.files import locks
 
@@ -127,7 +127,7 @@ def finished(name: str, overrides: Sequence[Override]) -> list[FinishedCampaign]
     """The campaign in a folder, with its finished columns, or the finished campaigns of a name and
     overrides."""
     if (folder := record.folder_of(name)) is None:
-        return [record.find(name, grid) for grid in recipe.each_model(name, overrides)]
+        return [record.find(name, grid) for grid in each_model(name, overrides)]
     if overrides:
         words = " ".join(each.text for each in overrides)
         raise CampaignError(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 
-from engine import recipe
 from engine.commands import campaign
+from engine.recipe.grid_keys import overrides_of_sweep
 
 
 def run(arguments: argparse.Namespace) -> None:
-    arguments.name, arguments.overrides = recipe.of_sweep(arguments.name, arguments.overrides)
+    arguments.name, arguments.overrides = overrides_of_sweep(arguments.name, arguments.overrides)
     page = campaign.start(arguments)
     if page is not None:
         print(f"table   {page.with_name('tables').resolve() / 'sweep-configurations.csv'}")

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from engine import recipe
 from engine.data.sets import LabelledSet, Sets
 from engine.evaluation import bank, passes
 from engine.exchange import user_models
@@ -30,6 +29,7 @@ from engine.model_files.descriptions import prompt_beside
 from engine.model_files.weights import TEXT, load_weights
 from engine.recipe import modules, overrides, preprocessing
 from engine.recipe.overrides import Override
+from engine.recipe.resolve import recipe_of_sections, varied_recipe
 from engine.recipe.schema import MethodRecipe
 from engine.run import Run
 from engine.store.artifacts import STORE, Store
@@ -159,13 +159,13 @@ def _options(
         if any(each.key == f"method.{key}" for each in given):
             raise ValueError(f"method.{key}: the checkpoints are the members; leave the key out")
     of_arch = overrides.of_mapping({"model.arch": arch, "dataset.sets": []})
-    cell = recipe.of_sections("file", "folder", [*of_arch, *given], method=method)
+    cell = recipe_of_sections("file", "folder", [*of_arch, *given], method=method)
     options = vars(cell.method)
     if MEMBERS in options:
         with_base = has_base and PRE in options[MEMBERS]
         members = [*([PRE] if with_base else []), *files]
         one_seed = {f"method.{SEEDS}": 1} if SEEDS in options else {}
-        cell = recipe.varied(cell, {f"method.{MEMBERS}": members, **one_seed})
+        cell = varied_recipe(cell, {f"method.{MEMBERS}": members, **one_seed})
     return modules.checked(cell, run_users=True)
 
 

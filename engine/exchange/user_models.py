@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from engine import models, recipe
+from engine import models
 from engine.data import imagenet
 from engine.data.class_texts import class_texts
 from engine.data.kinds import folder
@@ -39,6 +39,7 @@ from engine.model_files.weights import VISUAL, load_model
 from engine.models import checkpoints
 from engine.recipe import overrides, preprocessing
 from engine.recipe.overrides import Override
+from engine.recipe.resolve import recipe_of_sections
 from engine.recipe.schema import ModelRecipe, Recipe
 from engine.store.artifacts import STORE, Store
 from engine.store.cells import Cell
@@ -65,7 +66,7 @@ def resolve(arch: str, given: Sequence[Override]) -> Recipe:
     defaults["model.weights.clip"] = open_clip_name(arch)
     whole = overrides.of_mapping({"dataset.holdout": 0})
     before = overrides.of_mapping(defaults)
-    resolved = recipe.of_sections("file", "folder", [*before, *given, *whole])
+    resolved = recipe_of_sections("file", "folder", [*before, *given, *whole])
     for each in given:
         if each.key not in KEYS and not each.key.startswith("model."):
             raise RecipeError(

@@ -191,7 +191,7 @@ def methods_of(campaign: str, overrides: Sequence[Override] = ()) -> list[str]:
     return names
 
 
-def names(group: str = "") -> list[str]:
+def recipe_names(group: str = "") -> list[str]:
     """Names of the files of a group (`models`, `methods`...), or of all recipes.
 
     A campaign defines the recipe CAMPAIGN/METHOD for each of its methods.

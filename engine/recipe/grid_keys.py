@@ -92,7 +92,7 @@ def _downstreams(value: Any, source: str) -> list[list[str]] | str:
     return unions
 
 
-def of_sweep(name: str, given: Sequence[Override]) -> tuple[str, list[Override]]:
+def overrides_of_sweep(name: str, given: Sequence[Override]) -> tuple[str, list[Override]]:
     """A sweep's campaign and overrides. name: `CAMPAIGN/ROW` or `recipe=CAMPAIGN/ROW`.
 
     Raises RecipeError if no row is named, no key has several values, a key is given twice, a value

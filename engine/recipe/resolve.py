@@ -2,7 +2,7 @@
 
 A recipe names the files of its campaign, model, dataset and method, or contains their sections. The
 layers are merged in this order: model, dataset, method, campaign, the campaign's row for the
-method, the recipe's file, and overrides. `dump` writes a recipe that can be loaded again.
+method, the recipe's file, and overrides.
 """
 
 from __future__ import annotations
@@ -23,23 +23,20 @@ from engine.recipe import (
     modules,
     overrides,
     typed,
-    yaml_text,
 )
 from engine.recipe.campaigns import SELECTION, Campaign
 from engine.recipe.catalogue import EXTENDS, GROUPS, path_of, with_absolute_module
 from engine.recipe.overrides import COMMAND_LINE, Override
 from engine.recipe.schema import MethodRecipe, Recipe
-from engine.recipe.typed import Layer, Options
+from engine.recipe.typed import NEEDS, OF_METHOD, Layer, Options
 
 VARIANT = "method.variant"
 DOWNSTREAM = "downstream"
 OF_TRAINING = ("optimizer", "train")
-OF_METHOD = ("method", *OF_TRAINING)  # sections that rows can set separately
-NEEDS = "needs"  # key in a dump with these sections of the needed methods
 NAMED = "the model's name"  # source of a model's section without a file
 
 
-def load(
+def load_recipe(
     name: str,
     given: Sequence[Override] = (),
     *,
@@ -107,12 +104,12 @@ def load(
     return checks.checked(resolved)
 
 
-def of_sections(
+def recipe_of_sections(
     model: str, dataset: str, given: Sequence[Override] = (), *, method: str = "fine_tune"
 ) -> Recipe:
     """A recipe with only a model and a dataset, for work outside campaigns.
 
-    Raises RecipeError as `load` does.
+    Raises RecipeError as `load_recipe` does.
     """
     chosen = {"model": model, "dataset": dataset, "method": method}
     layers = [
@@ -125,7 +122,7 @@ def of_sections(
     return checks.checked(resolved)
 
 
-def varied(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
+def varied_recipe(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
     """A resolved recipe with other values, by dotted key.
 
     Raises RecipeError for an unknown key, a wrong type or an impossible value.
@@ -134,17 +131,6 @@ def varied(recipe: Recipe, settings: Mapping[str, Any]) -> Recipe:
     for key, value in settings.items():
         typed.add(values, Recipe, options, overrides.nested(key, value), "")
     return checks.checked(typed.build(values, Recipe, options, "recipe"))
-
-
-def dump(recipe: Recipe, needs: Mapping[str, Recipe] | None = None) -> str:
-    """The resolved recipe as YAML. needs: the recipes of the methods that its method needs."""
-    values = dataclasses.asdict(recipe)
-    if needs:
-        values[NEEDS] = {
-            name: {key: dataclasses.asdict(getattr(need, key)) for key in OF_METHOD}
-            for name, need in needs.items()
-        }
-    return yaml_text.dump(values)
 
 
 def without_options(given: Sequence[Override]) -> list[Override]:
@@ -185,7 +171,7 @@ def _top(name: str) -> tuple[Path | None, dict[str, Any]]:
     if is_made and row in campaigns.read(campaign).rows:
         return None, {"campaign": campaign, "method": row}
     if not catalogue.is_path(name) and name not in catalogue.names():
-        hint = nearest(name, campaigns.names())
+        hint = nearest(name, campaigns.recipe_names())
         if is_made and row in catalogue.names("methods"):
             hint = f"; {campaign} has no row {row}: give recipe={campaign} method={row}"
         raise RecipeError(f"there is no recipe {name!r}{hint}")

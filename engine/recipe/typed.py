@@ -23,6 +23,8 @@ from engine.recipe.overrides import Word, nested
 from engine.recipe.schema import MISSING, DatasetRecipe, MethodRecipe, Recipe
 
 Layer = tuple[str, Mapping[str, Any]]  # source and values
+OF_METHOD = ("method", "optimizer", "train")  # sections that rows can set separately
+NEEDS = "needs"  # key in a dump with these sections of the needed methods
 
 
 class Options(NamedTuple):
@@ -95,6 +97,18 @@ def build(values: Mapping[str, Any], kind: type, options: Options, source: str) 
         return made
 
     return section(values, kind, "")
+
+
+def dump_recipe(recipe: Recipe, needs: Mapping[str, Recipe] | None = None) -> str:
+    """A resolved recipe as YAML that `load_recipe` reads. needs: those of the methods that its
+    method needs."""
+    values = dataclasses.asdict(recipe)
+    if needs:
+        values[NEEDS] = {
+            name: {key: dataclasses.asdict(getattr(need, key)) for key in OF_METHOD}
+            for name, need in needs.items()
+        }
+    return yaml_text.dump(values)
 
 
 def value_of(recipe: Recipe, key: str, value: Any) -> Any:

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pandas
 
-from engine import recipe
 from engine.campaigns.record import FinishedCampaign, Record
 from engine.measures import comparisons, effective_robustness, image_changes, metrics, model_rows
 from engine.measures import leak as leaks
@@ -31,6 +30,7 @@ from engine.measures.image_changes import ImageChange
 from engine.measures.metrics import CELL, Grid, equal_column_weights
 from engine.measures.rows import DEFAULT_ALPHA, PRE, Arm, Evaluation, Setting, trained_sets
 from engine.measures.tables import groups, ordered, with_ends
+from engine.recipe.catalogue import TIMM_MODELS
 from engine.report.published import Published, read_published
 from engine.report.text import counted, listed, set_head
 
@@ -297,7 +297,7 @@ def _baseline(record: Record, models_csv: Path | None) -> Baseline | None:
     """The models of the baseline: the user's, or published ones on these datasets."""
     sets, upstream = record.sets, record.upstream
     if models_csv is None:
-        table = model_rows.published(recipe.TIMM_MODELS, sets, upstream)
+        table = model_rows.published(TIMM_MODELS, sets, upstream)
         return None if table is None else Baseline(table, PUBLISHED)
     table = model_rows.read(models_csv, sets, upstream)
     if table[sets].count().max() < MODELS_FOR_A_TREND:

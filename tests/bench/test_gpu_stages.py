@@ -12,8 +12,8 @@ import torch
 
 from bench import campaign, gpu
 from bench.gpu import ROOT, Stage, stages
-from engine import recipe
 from engine.commands import doctor
+from engine.recipe.campaigns import recipe_names
 
 NAMES = ["preflight", "tests", "kernels", "headline", "smoke", "ranks", "train", "transport"]
 NAMES += ["evaluation", "engine"]
@@ -117,7 +117,7 @@ def test_stages_are_those_of_the_page_and_what_cannot_run_is_refused(tmp_path, c
 def test_a_campaign_of_all_methods_runs_on_a_cpu(tmp_path):
     """Other stages start the bench (`test_bench.py`), or pytest, whose tests need a GPU."""
     of_clip = {"flyp", "carot", "tracer", "lipsum_ft"}
-    assert set(campaign.METHODS) == set(recipe.names("methods")) - of_clip
+    assert set(campaign.METHODS) == set(recipe_names("methods")) - of_clip
     status, outcomes = run(tmp_path, "smoke")
     assert status == 0, outcomes
     parts = [row["part"] for row in rows_of(tmp_path, "smoke")]

@@ -10,7 +10,8 @@ import torch
 import engine
 from engine.campaigns.plan import make_plan
 from engine.errors import RecipeError
-from engine.recipe import parsed, yaml_text
+from engine.recipe import yaml_text
+from engine.recipe.overrides import parsed
 from helpers import grids
 from helpers.processes import run
 

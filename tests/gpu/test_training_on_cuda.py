@@ -17,7 +17,7 @@ from engine import models
 from engine.cells.build import Builder
 from engine.cost.throughput import Bench
 from engine.machine import ranks
-from engine.recipe import parsed
+from engine.recipe.overrides import parsed
 from engine.training import batches, schedule
 
 LR, STEPS, BATCH = 1e-2, 5, 4

@@ -31,7 +31,7 @@ from engine.campaigns.plan import (
 )
 from engine.campaigns.prepare_job import prepare
 from engine.commands import job
-from engine.recipe import parsed
+from engine.recipe.overrides import parsed
 from helpers import grids
 from helpers.processes import heed_signals
 from loaders.files import locks

@@ -10,7 +10,7 @@ import torch
 from engine import cli
 from engine.cells import cell_plan
 from engine.cells.build import Builder
-from engine.recipe import parsed
+from engine.recipe.overrides import parsed
 from helpers import grids
 from helpers import imagenet_trees as trees
 

@@ -27,7 +27,8 @@ from engine.cells.cell_plan import CellPlan
 from engine.machine import ranks
 from engine.machine.terminal import quiet_libraries
 from engine.methods.base import Trained
-from engine.recipe import modules, parsed
+from engine.recipe import modules
+from engine.recipe.overrides import parsed
 from engine.recipe.resolve import without_options
 from engine.store.cells import Cell
 from engine.training import loop

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from engine.exchange import user_models
-from engine.recipe import parsed
+from engine.recipe.overrides import parsed
 from helpers.grids import CLASSES, SIZE, VIT, Grid
 
 

@@ -15,7 +15,7 @@ from engine import cli
 from engine.campaigns import job_states
 from engine.campaigns.plan import PREPARE, make_plan
 from engine.commands import job
-from engine.recipe import parsed
+from engine.recipe.overrides import parsed
 from helpers import campaigns
 from helpers.campaigns import SETS, rows, started
 from helpers.processes import until

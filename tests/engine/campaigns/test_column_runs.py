@@ -17,7 +17,7 @@ from engine.errors import DivergedError
 from engine.exchange.audit import audit
 from engine.measures import predictions, scores
 from engine.measures.predictions import SetPredictions
-from engine.recipe import parsed
+from engine.recipe.overrides import parsed
 from engine.training import loop
 from helpers import campaigns
 from helpers.campaigns import rows

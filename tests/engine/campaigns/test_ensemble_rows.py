@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from engine import cli
 from engine.campaigns import record
 from engine.cost import estimate
-from engine.recipe import parsed
+from engine.recipe.overrides import parsed
 from helpers import campaigns
 from helpers.evaluations import by_timm
 

@@ -20,7 +20,8 @@ from engine.evaluation import passes
 from engine.machine.files import cache_folder
 from engine.measures import metrics
 from engine.measures.predictions import SetPredictions
-from engine.recipe import modules, parsed
+from engine.recipe import modules
+from engine.recipe.overrides import parsed
 from engine.store import tensors
 from helpers import grids
 from helpers import imagenet_trees as trees

@@ -34,7 +34,7 @@ from engine.campaigns.schedulers import slurm, slurm_states
 from engine.commands import job
 from engine.errors import DivergedError, FirstRankError
 from engine.machine.files import write_atomic
-from engine.recipe import parsed
+from engine.recipe.overrides import parsed
 from engine.report import exports, finish
 from engine.report.section import Section, Table
 from helpers import campaigns

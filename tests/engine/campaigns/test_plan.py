@@ -8,14 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from engine import cli, recipe
+from engine import cli
 from engine.campaigns import seal, workflow
 from engine.campaigns.columns import Column
 from engine.campaigns.plan import Plan, check_modules, make_plan, plan_to_json, read_plan
 from engine.campaigns.plan_folder import PlanFolder
 from engine.data import packs
 from engine.errors import CampaignError
-from engine.recipe import parsed
+from engine.recipe.catalogue import ROOT
+from engine.recipe.overrides import parsed
+from engine.recipe.resolve import load_recipe, recipe_of_sections
 from helpers import campaigns
 from loaders.files.typed_json import DamagedFile
 from loaders.pack import MANIFEST
@@ -151,7 +153,7 @@ def test_sets_that_are_not_encoded_are_named_before_anything_runs(tmp_path, caps
         command, _, names = line.rstrip(")").partition("   (SET: ")
         *words_before, model = shlex.split(command)[:7]
         assert words_before == ["rib", "encode", "SET", "--images", "FOLDER", "--model"]
-        encoded = recipe.of_sections(model, "imagenet_rib", parsed(shlex.split(command)[7:]))
+        encoded = recipe_of_sections(model, "imagenet_rib", parsed(shlex.split(command)[7:]))
         assert len(names.split(", ")) == 9, "with the upstream set"
         for name in names.split(", "):
             place = packs.pack_folder(encoded, name)
@@ -171,7 +173,7 @@ def test_trainings_shorter_than_their_warm_up_are_one_fault(folder, capsys):
 @pytest.mark.slow
 def test_a_set_below_the_root_need_not_be_encoded(tmp_path, capsys, ran):
     words = ["campaign", "imagenet_rib", f"runs={tmp_path}", f"dataset.root={tmp_path / 'in'}"]
-    for name in ("imagenet_val", *recipe.load("imagenet_rib").dataset.sets[1:]):
+    for name in ("imagenet_val", *load_recipe("imagenet_rib").dataset.sets[1:]):
         (tmp_path / "in" / name).mkdir(parents=True)
     assert cli.main(words) == 2 and not ran
     errors = capsys.readouterr().err
@@ -194,7 +196,7 @@ def test_the_model_of_a_campaign_file_stands_in_the_command_to_encode(
     tmp_path, monkeypatch, capsys, model, printed
 ):
     monkeypatch.chdir(tmp_path)
-    shutil.copy(recipe.ROOT / "models" / "resnet18.yaml", "mine.yaml")
+    shutil.copy(ROOT / "models" / "resnet18.yaml", "mine.yaml")
     text = "dataset: imagenet_rib\ndownstream: imagenet_a\nmethods: {fine_tune: {}}\n"
     Path("own.yaml").write_text(f"model: {model}\n{text}", encoding="utf-8")
     assert cli.main(["campaign", "own.yaml", "dataset.sets=[imagenet_a,imagenet_r]"]) == 2
@@ -250,7 +252,7 @@ def test_a_needed_method_is_part_of_the_plan(folder, tmp_path):
 def test_objectnet_is_fine_tuned_on_only_with_leave():
     """It is evaluated in any case; the campaigns of the benchmark have seven columns without it."""
     words, opened = ("methods=[fine_tune]",), "dataset.test_only=[]"
-    sets = recipe.load("imagenet_rib").dataset.sets
+    sets = load_recipe("imagenet_rib").dataset.sets
     for name in ("imagenet_rib", "imagenet_rib_paper"):
         plan = make_plan(name, parsed(words), 1)
         assert plan.sets == tuple(sets) and "objectnet" in sets
@@ -260,7 +262,7 @@ def test_objectnet_is_fine_tuned_on_only_with_leave():
     few = (*words, "downstreams=[objectnet,imagenet_a]")
     assert make_plan("imagenet_rib", parsed((*few, opened)), 1).downstreams[0] == "objectnet"
     cell = ("imagenet_rib/fine_tune", ["downstream=objectnet"])
-    assert recipe.load(cell[0], parsed([*cell[1], opened])).downstream == "objectnet"
+    assert load_recipe(cell[0], parsed([*cell[1], opened])).downstream == "objectnet"
 
 
 def test_columns_are_the_downstreams_in_every_setting(folder, tmp_path):

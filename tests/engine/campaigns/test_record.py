@@ -11,7 +11,7 @@ import pytest
 from engine import cli
 from engine.campaigns import record
 from engine.campaigns.plan import REPORT
-from engine.recipe import parsed
+from engine.recipe.overrides import parsed
 from helpers import reports
 from helpers.processes import ROOT, run
 from loaders.files import typed_json

@@ -8,7 +8,7 @@ from engine import cli
 from engine.campaigns import job_states, record
 from engine.campaigns.plan import make_plan
 from engine.campaigns.plan_folder import PlanFolder
-from engine.recipe import parsed
+from engine.recipe.overrides import parsed
 from helpers import campaigns
 
 

@@ -13,7 +13,7 @@ from engine.campaigns.job_states import FAILED, RUNNING, WAITING
 from engine.campaigns.plan import make_plan
 from engine.campaigns.schedulers import SCHEDULERS, RunOptions, Scheduler
 from engine.errors import CampaignError
-from engine.recipe import parsed
+from engine.recipe.overrides import parsed
 
 JOB = "column-few"
 

@@ -4,11 +4,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from engine import recipe
 from engine.campaigns import record
 from engine.campaigns.plan_folder import PlanFolder
 from engine.data import splits
-from engine.recipe import parsed
+from engine.recipe.overrides import parsed
+from engine.recipe.resolve import load_recipe
 from helpers import campaigns
 
 BY_SOURCE = "dataset.holdout_by=source"
@@ -27,7 +27,7 @@ def test_a_photo_is_held_out_of_all_sets_or_of_none_at_a_rate():
 
 
 def test_shots_need_not_be_shared_where_seen_images_are_left_out():
-    recipe.load("emoji/fine_tune", parsed([BY_SOURCE, "evaluate.seen=false", "dataset.shots=2"]))
+    load_recipe("emoji/fine_tune", parsed([BY_SOURCE, "evaluate.seen=false", "dataset.shots=2"]))
 
 
 @pytest.mark.slow

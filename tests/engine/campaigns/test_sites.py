@@ -22,7 +22,7 @@ from engine.campaigns.schedulers import RunOptions, slurm, slurm_states
 from engine.campaigns.sites import Site
 from engine.cost import estimate
 from engine.errors import CampaignError
-from engine.recipe import parsed
+from engine.recipe.overrides import parsed
 from helpers.processes import programs
 
 CLUSTER = slurm.Cluster(has_gpus=True, accounting=True)

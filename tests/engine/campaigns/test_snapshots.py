@@ -14,7 +14,7 @@ from engine.campaigns.plan import Plan, make_plan
 from engine.campaigns.prepare_job import prepare
 from engine.campaigns.record import Record
 from engine.measures.rows import PLAIN, Setting
-from engine.recipe import parsed
+from engine.recipe.overrides import parsed
 from engine.training import loop
 from helpers import campaigns
 

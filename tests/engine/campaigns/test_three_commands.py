@@ -3,7 +3,8 @@
 import pandas as pd
 import pytest
 
-from engine import cli, recipe
+from engine import cli
+from engine.recipe.resolve import load_recipe
 from helpers import campaigns, grids
 from helpers.published_archives import PASSWORD, publish
 from helpers.web import serve
@@ -22,7 +23,7 @@ def test_three_commands_lead_to_a_report(grid, tmp_path, monkeypatch, capsys):
     model = [f"model.arch={grids.VIT}", "model.crop=1.0", f"runs={runs}", "dataset.subsample=100"]
     options = ["--all", "--images", str(data), "--model", "vit_tiny_random", "--partial"]
     assert cli.main(["encode", *options, *model]) == 0
-    sets = recipe.load("imagenet_rib").dataset.evaluated_sets
+    sets = load_recipe("imagenet_rib").dataset.evaluated_sets
     assert {folder.name.partition("-")[0] for folder in (runs / "packs").iterdir()} == {*sets}
     # Two columns, for the test's time: the third set is only evaluated.
     small = ["train.epochs=1", "train.batch_size=4", "train.warmup_steps=0", "methods=[fine_tune]"]

@@ -16,7 +16,7 @@ from engine.cells import cell_plan
 from engine.cells.build import Builder
 from engine.data.sets import Sets, union_of
 from engine.evaluation import features
-from engine.recipe import parsed
+from engine.recipe.overrides import parsed
 from engine.report import results_file
 from helpers import campaigns, grids, tiny_packs
 from loaders.batches import Resident, Stream

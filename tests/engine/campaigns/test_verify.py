@@ -5,7 +5,7 @@ import shutil
 import pytest
 import torch
 
-from engine import models, recipe
+from engine import models
 from engine.campaigns import verify
 from engine.campaigns.plan import make_plan
 from engine.campaigns.prepare_job import _head
@@ -13,7 +13,8 @@ from engine.cells import cell_plan
 from engine.cells.build import Builder
 from engine.commands import verify as command
 from engine.cost import estimate
-from engine.recipe import parsed
+from engine.recipe.overrides import parsed
+from engine.recipe.resolve import load_recipe
 from engine.recipe.schema import ModelRecipe
 from engine.store import tensors
 from helpers import grids
@@ -58,8 +59,8 @@ def test_measured_and_published_are_compared(folder, grid, tmp_path):
 
 def test_what_is_compared_with_what_is_published():
     """Not two readings of ObjectNet; a part of the images is allowed its sampling error."""
-    corrected = recipe.load("imagenet_rib", parsed(["model=vit_b16_augreg_in1k"]))
-    paper = recipe.load(
+    corrected = load_recipe("imagenet_rib", parsed(["model=vit_b16_augreg_in1k"]))
+    paper = load_recipe(
         "imagenet_rib", parsed(["model=vit_b16_augreg_in1k", "dataset.objectnet=paper"])
     )
     assert "dataset.objectnet=paper" in verify._why_not(corrected, "objectnet", 33.0)
@@ -127,14 +128,14 @@ def test_an_accuracy_is_one_of_two_that_were_published_or_differs():
 
 def test_timms_accuracies_are_compared_where_images_are_seen_as_there():
     def differences(*words: str) -> str:
-        return verify.differences(recipe.load("imagenet_rib", parsed(words)).model)
+        return verify.differences(load_recipe("imagenet_rib", parsed(words)).model)
 
-    assert verify.timms(recipe.load("imagenet_rib", parsed(["model=resnet50"])).model)
-    known = verify.timms(recipe.load("imagenet_rib", parsed(["model=vit_b16_clip_openai"])).model)
+    assert verify.timms(load_recipe("imagenet_rib", parsed(["model=resnet50"])).model)
+    known = verify.timms(load_recipe("imagenet_rib", parsed(["model=vit_b16_clip_openai"])).model)
     assert known["imagenet_v2"] == pytest.approx(76.1) and "objectnet" not in known
     assert differences("model=vit_b16_clip_openai") == ""
     other = differences("model=vit_b16_clip_openai", "model.image_size=384", "model.crop=0.8")
     assert other.startswith("image_size 384 (timm: 224), crop 0.8 (timm: 0.9)")
     file = "model.weights.path=x.safetensors"
     words = ["model=vit_b16_clip_openai", file]
-    assert verify.timms(recipe.load("imagenet_rib", parsed(words)).model) == {}, "other weights"
+    assert verify.timms(load_recipe("imagenet_rib", parsed(words)).model) == {}, "other weights"

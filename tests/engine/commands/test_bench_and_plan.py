@@ -5,9 +5,10 @@ import json
 import pytest
 import torch
 
-from engine import cli, recipe
+from engine import cli
 from engine.commands import plan
 from engine.cost import throughput
+from engine.recipe.overrides import parsed
 
 SMALL = ["vit_tiny_random", "device=cpu", "--steps", "2", "--batch", "2"]
 
@@ -30,7 +31,7 @@ def test_a_row_for_each_method_and_pass(tmp_path, capsys, monkeypatch):
 
 def test_a_users_method_and_a_model_of_ordered_tensors_are_timed(tmp_path, monkeypatch):
     (tmp_path / "mine.yaml").write_text("name: mine\ntitle: Mine\nmodule: ewc\nlam: 2.0\n")
-    words = recipe.parsed(["model=efficientnet_lite0", "device=cpu"])
+    words = parsed(["model=efficientnet_lite0", "device=cpu"])
     timed = throughput.Bench(tmp_path, "efficientnet_lite0", words, torch.device("cpu"), steps=1)
     builder = timed._builder(str(tmp_path / "mine.yaml"), 2)
     assert (builder.recipe.method.title, builder.recipe.method.lam) == ("Mine", 2.0)

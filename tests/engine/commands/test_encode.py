@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine import cli, recipe
+from engine import cli
 from engine.campaigns import verify
 from engine.commands import verify as command
 from engine.data import packs
 from engine.data.kinds import kind_of
 from engine.data.packs import size_bytes
 from engine.machine.files import cache_folder
-from engine.recipe import parsed
+from engine.recipe.overrides import parsed
+from engine.recipe.resolve import recipe_of_sections
 from helpers import imagenet_trees as trees
 from helpers.encoded_rib import SUBSAMPLE
 from loaders import decoding
@@ -69,7 +70,7 @@ def test_the_whole_of_imagenet_c_is_confirmed_first(rib, capsys, monkeypatch):
         for subsample, kind in (("full", Stream), (str(SUBSAMPLE), Resident)):
             words = (f"dataset.subsample={subsample}", f"loader={loader}")
             assert type(rib.builder(*words).sets.source(IN_C)) is kind, "all of IN-C streams"
-    resolved = recipe.of_sections("vit_b16_augreg_in1k", "imagenet_rib")
+    resolved = recipe_of_sections("vit_b16_augreg_in1k", "imagenet_rib")
     assert size_bytes(resolved, 3_750_000) == pytest.approx(574e9, rel=0.001)
     pack = rib.builder().sets[IN_C].pack.folder
     on_disk = sum(file.stat().st_size for file in pack.iterdir() if file.name != "manifest.json")
@@ -171,7 +172,7 @@ def test_a_file_of_ffcvs_users_becomes_a_pack_without_images(tmp_path, capsys, m
     assert (
         f"third: 1 images of 2 classes in {tmp_path}/runs/packs/third-" in capsys.readouterr().out
     )
-    resolved = recipe.of_sections("vit_tiny_random", "mine.yaml", parsed(model))
+    resolved = recipe_of_sections("vit_tiny_random", "mine.yaml", parsed(model))
     Path("nowhere/third/cat").mkdir(parents=True)
     Image.fromarray(pixels[0]).save("nowhere/third/cat/0.png")  # the pack is not made of it
     pack = packs.pack_of(resolved, "third", cache_folder())

@@ -12,9 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from engine import cli, recipe
+from engine import cli
 from engine.errors import FirstRankError
 from engine.machine import entry, ranks
+from engine.recipe.resolve import load_recipe
 from helpers import grids
 from helpers.processes import ROOT, run
 
@@ -180,7 +181,7 @@ def test_every_way_to_start_gives_the_same_cell(ways, grid, tmp_path):
         assert grids.distance(weights, expected) < 1e-5
         is_alone = way in ("python", "deepspeed")
         assert grids.same(weights, expected) == is_alone, "sums of two ranks round"
-        saved = recipe.load(str(cell / "recipe.yaml"))  # beside the result, and a recipe
+        saved = load_recipe(str(cell / "recipe.yaml"))  # beside the result, and a recipe
         assert (saved.runs, saved.downstream) == (way, "outline")
 
 

@@ -14,7 +14,7 @@ from engine.cost import estimate, rates, work
 from engine.cost.estimate import Device, Estimate
 from engine.cost.flops import elements_of_image, of_image
 from engine.cost.work import Work
-from engine.recipe import parsed
+from engine.recipe.overrides import parsed
 
 IMAGES = {"upstream": 35, "outline": 35, "tinted": 35, "few": 21}
 

@@ -9,13 +9,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from engine import cli, recipe
+from engine import cli
 from engine.campaigns.plan import make_plan
 from engine.data import imagenet
 from engine.data.class_texts import class_texts
 from engine.errors import RecipeError
 from engine.models import zero_shot
-from engine.recipe import parsed
+from engine.recipe.overrides import parsed
+from engine.recipe.resolve import load_recipe
 from helpers import campaigns, tiny_clip
 from helpers.grids import CLASSES, FEW, Grid
 from helpers.twins import assert_near
@@ -89,7 +90,7 @@ def test_the_head_is_open_clips_of_words_in_templates(
 
 
 def test_of_imagenet_words_templates_and_names_of_models_are_as_without_texts(open_clip):
-    resolved = recipe.load("imagenet_rib", parsed(["model=vit_b16_clip_openai_zero_shot"]))
+    resolved = load_recipe("imagenet_rib", parsed(["model=vit_b16_clip_openai_zero_shot"]))
     texts = class_texts(resolved, imagenet.wnids())
     names, templates = open_clip.IMAGENET_CLASSNAMES, open_clip.OPENAI_IMAGENET_TEMPLATES
     sentences = [t.format(words) for words in texts.words for t in texts.templates]
@@ -138,7 +139,7 @@ def test_a_template_has_one_place_for_the_words(template):
     with pytest.raises(
         RecipeError, match=r"dataset\.templates, number 2: .*must contain \{\} once"
     ):
-        recipe.load("emoji", parsed([{"dataset.templates": ["a {}", template]}]))
+        load_recipe("emoji", parsed([{"dataset.templates": ["a {}", template]}]))
 
 
 def test_a_plan_is_named_after_the_words_that_clip_reads(campaign, folder, tmp_path):

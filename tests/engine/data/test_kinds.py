@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine import cli, recipe
+from engine import cli
 from engine.campaigns.plan import make_plan
 from engine.cells import cell_plan
 from engine.cells.build import Builder
@@ -17,8 +17,10 @@ from engine.data.sets import Sets
 from engine.errors import RecipeError
 from engine.evaluation import passes
 from engine.measures import predictions
-from engine.recipe import parsed
+from engine.recipe.overrides import parsed
+from engine.recipe.resolve import load_recipe, recipe_of_sections
 from engine.recipe.schema import Recipe
+from engine.recipe.typed import dump_recipe
 from engine.store.cells import Cell
 from helpers import grids
 
@@ -55,7 +57,7 @@ def mixed(tmp_path: Path) -> Recipe:
 
 def benchmark(folder: Path, *words: str) -> Recipe:
     given = [*MODEL, f"runs={folder / 'runs'}", *words]
-    return recipe.of_sections("vit_tiny_random", str(folder / "mixed.yaml"), parsed(given))
+    return recipe_of_sections("vit_tiny_random", str(folder / "mixed.yaml"), parsed(given))
 
 
 def test_a_table_gives_the_pack_of_its_folders(mixed, tmp_path):
@@ -271,8 +273,8 @@ def test_own_keys_of_a_dataset_that_is_left_out_are_dropped(mixed, tmp_path):
     assert list(mixed.dataset.own) == ["tinted"]
     without = benchmark(tmp_path, "dataset.sets=[outline,few]")
     assert without.dataset.own == {}
-    (tmp_path / "again.yaml").write_text(recipe.dump(without), encoding="utf-8")
-    assert recipe.load(str(tmp_path / "again.yaml")).dataset == without.dataset
+    (tmp_path / "again.yaml").write_text(dump_recipe(without), encoding="utf-8")
+    assert load_recipe(str(tmp_path / "again.yaml")).dataset == without.dataset
 
 
 def test_a_class_joins_outputs_by_a_plus_if_the_head_has_them():
@@ -294,7 +296,7 @@ def test_a_class_joins_outputs_by_a_plus_if_the_head_has_them():
     ],
 )
 def test_recipes_tell_how_many_images_to_expect(benchmark, words, name, images):
-    given = recipe.of_sections("vit_tiny_random", benchmark, parsed(words))
+    given = recipe_of_sections("vit_tiny_random", benchmark, parsed(words))
     assert kind_of(given.dataset, name).expected_images() == images
 
 

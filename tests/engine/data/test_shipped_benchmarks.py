@@ -10,13 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
-from engine import recipe
 from engine.campaigns.plan import make_plan
 from engine.cost import estimate, work
 from engine.data import imagenet
 from engine.data.kinds import kind_of
 from engine.data.sets import Sets
-from engine.recipe import catalogue, kinds, parsed
+from engine.recipe import catalogue, kinds
+from engine.recipe.overrides import parsed
+from engine.recipe.resolve import load_recipe, recipe_of_sections
 from engine.recipe.schema import Recipe
 from helpers import grids
 
@@ -37,7 +38,7 @@ def draw(path: Path) -> None:
 def resolved(name: str, root: Path, *words: str) -> Recipe:
     model = [f"model.arch={grids.VIT}", f"model.image_size={grids.SIZE}", "model.crop=1.0"]
     given = [*model, f"runs={root.parent / 'runs'}", f"dataset.root={root}", *words]
-    return recipe.of_sections("vit_tiny_random", name, parsed(given))
+    return recipe_of_sections("vit_tiny_random", name, parsed(given))
 
 
 @pytest.mark.parametrize("name", DOMAINBED)
@@ -150,7 +151,7 @@ def test_fmow(tmp_path):
 @pytest.mark.parametrize("number", [10, 100])
 def test_cifar_c(tmp_path, number):
     photos = 20
-    names = kinds.of_set(recipe.of_sections("vit_tiny_random", f"cifar{number}_c").dataset, "blur")
+    names = kinds.of_set(recipe_of_sections("vit_tiny_random", f"cifar{number}_c").dataset, "blur")
     labels = np.arange(photos) % 4
     folder = tmp_path / f"CIFAR-{number}-C"
     folder.mkdir()
@@ -232,7 +233,7 @@ def beside_imagenet_rib(folder: Path, name: str, sets: str, own: str) -> Recipe:
         encoding="utf-8",
     )
     words = [f"model.arch={grids.VIT}", f"model.image_size={grids.SIZE}", f"runs={folder}/runs"]
-    return recipe.load(str(file), parsed(words))
+    return load_recipe(str(file), parsed(words))
 
 
 def test_imagenet_x(tmp_path):

@@ -2,10 +2,10 @@
 
 import pytest
 
-from engine import recipe
 from engine.data import sources
 from engine.errors import RecipeError
 from engine.recipe import catalogue
+from engine.recipe.resolve import load_recipe
 
 SET = "imagenet_a: {page: p, terms: t, files: [{name: a.tar, sha256: 0a, addresses: [http://a]}]}"
 
@@ -63,6 +63,6 @@ def test_the_folders_of_the_released_code_are_found(tmp_path):
     ]
     for name in (*names, "objectnet-1.0"):
         (tmp_path / name).mkdir(parents=True)
-    dataset, published = recipe.load("imagenet_rib/ewc").dataset, sources.read()
+    dataset, published = load_recipe("imagenet_rib/ewc").dataset, sources.read()
     found = {n: sources.locate(tmp_path, n, published[n]) for n in dataset.evaluated_sets}
     assert None not in found.values() and len({*found.values()}) == 9, found

@@ -20,7 +20,7 @@ from engine.data.splits import split
 from engine.evaluation import bank
 from engine.evaluation.ridge import gram, solved
 from engine.exchange import own_sets
-from engine.recipe import parsed
+from engine.recipe.overrides import parsed
 from engine.recipe.schema import RIDGE
 from engine.store.artifacts import Store
 from helpers import campaigns

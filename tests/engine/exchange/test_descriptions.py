@@ -23,7 +23,8 @@ from engine.model_files.descriptions import (
     read_classes,
     read_description,
 )
-from engine.recipe import parsed, preprocessing
+from engine.recipe import preprocessing
+from engine.recipe.overrides import parsed
 from engine.recipe.schema import ModelRecipe
 from helpers.grids import CLASSES, SIZE, VIT, Grid
 from helpers.user_checkpoints import checkpoint

@@ -18,7 +18,7 @@ from engine import cli
 from engine.campaigns import record
 from engine.exchange import export
 from engine.measures.rows import Setting
-from engine.recipe import parsed
+from engine.recipe.overrides import parsed
 from helpers import campaigns, grids
 from helpers.grids import CLASSES
 from loaders.files.root import Root

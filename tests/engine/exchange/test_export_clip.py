@@ -12,11 +12,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
-from engine import cli, models, recipe
+from engine import cli, models
 from engine.exchange import user_models
 from engine.exchange.write import DescribedModel, write_model
 from engine.model_files.weights import load_model
-from engine.recipe import parsed, preprocessing
+from engine.recipe import preprocessing
+from engine.recipe.overrides import parsed
+from engine.recipe.resolve import load_recipe
 from engine.recipe.schema import ModelRecipe, WeightsRecipe
 from engine.store.artifacts import Store
 from helpers import tiny_clip
@@ -98,7 +100,7 @@ def test_what_is_written_is_read(open_clip: ModuleType, user_grid: Grid):
         assert classes == CLASSES and resolved.model.crop == (model.crop or 1.0)
         cell = user_models.cell_of(resolved, Store(user_grid.runs / "store"), files[0])
         assert same(cell.state(), dict(net.state_dict()))
-        named = recipe.load("emoji", parsed([f"model=local-dir:{out}"])).model
+        named = load_recipe("emoji", parsed([f"model=local-dir:{out}"])).model
         assert named.arch == model.arch and named.projection == model.projection
         assert named.head.fit and "their own head" not in preprocessing.choices(named)
         table, again = user_grid.folder / "table.csv", user_grid.folder / "again"

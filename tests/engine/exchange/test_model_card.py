@@ -19,7 +19,8 @@ from engine.exchange.model_card import (
     write_card,
 )
 from engine.exchange.write import DescribedModel
-from engine.recipe import load, parsed
+from engine.recipe.overrides import parsed
+from engine.recipe.resolve import load_recipe
 from engine.recipe.schema import ModelRecipe
 from engine.report import finish, results_file
 from engine.report.results import of_campaign
@@ -37,7 +38,7 @@ def run(tmp_path_factory):
         tmp_path_factory.mktemp("runs"), rows=[Row("ewc", SETTINGS)], holdout=True
     )
     finish.write(run, of_campaign(run))
-    cell = SimpleNamespace(recipe=load("emoji", parsed([]), method="ewc"))
+    cell = SimpleNamespace(recipe=load_recipe("emoji", parsed([]), method="ewc"))
     run.__dict__["plan"] = SimpleNamespace(
         recipe=cell.recipe,
         rows=dict.fromkeys(reports.TITLES, cell),
@@ -140,7 +141,9 @@ def test_the_hub_reads_results_licence_base_model_and_data_sets(run, tmp_path):
         )
         for number in results.numbers
     ]
-    cell = SimpleNamespace(recipe=load("imagenet_rib/ewc", parsed(["model=vit_b16_clip_openai"])))
+    cell = SimpleNamespace(
+        recipe=load_recipe("imagenet_rib/ewc", parsed(["model=vit_b16_clip_openai"]))
+    )
     of_imagenet = SimpleNamespace(
         record=run.record,
         plan=SimpleNamespace(

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from engine import cli
 from engine.evaluation import bank
 from engine.exchange import user_merges, user_models
-from engine.recipe import parsed
+from engine.recipe.overrides import parsed
 from helpers.evaluations import State, average, by_timm
 from helpers.grids import CLASSES, CONV, SIZE, VIT, Grid, same, weights
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from engine.data import imagenet
 from engine.evaluation import passes
 from engine.exchange import user_models
-from engine.recipe import parsed
+from engine.recipe.overrides import parsed
 from helpers.evaluations import average, by_timm
 from helpers.grids import CLASSES, CONV, SETS, SIZE, VIT, images
 from helpers.user_checkpoints import checkpoint, rows

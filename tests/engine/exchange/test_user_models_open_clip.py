@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from engine import models
 from engine.evaluation.accuracies import OnSet
 from engine.exchange import user_models
-from engine.recipe import parsed, preprocessing
+from engine.recipe import preprocessing
+from engine.recipe.overrides import parsed
 from engine.recipe.schema import ModelRecipe, WeightsRecipe
 from engine.store.artifacts import Store
 from helpers import tiny_clip

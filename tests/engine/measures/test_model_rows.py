@@ -6,9 +6,9 @@ import numpy as np
 import pandas
 import pytest
 
-from engine import recipe
 from engine.measures import model_rows
 from engine.measures.effective_robustness import least_squares, predicted, probit
+from engine.recipe.catalogue import TIMM_MODELS
 
 GOOD = "model,set,accuracy\nm,up,80\nm,a,40\n"
 
@@ -79,11 +79,11 @@ def test_near_copies_are_a_family():
 def test_published_lines_of_imagenet_are_those_of_the_literature():
     """Slopes near 1 but on IN-A, and CLIP far above all lines but that of V2."""
     sets = ["imagenet_v2", "imagenet_a", "imagenet_r", "imagenet_sketch", "objectnet"]
-    table = model_rows.published(recipe.TIMM_MODELS, sets, "imagenet_val")
+    table = model_rows.published(TIMM_MODELS, sets, "imagenet_val")
     assert len(table) == 963 and table["objectnet"].isna().all()
-    assert model_rows.published(recipe.TIMM_MODELS, ["a"], "imagenet_val") is None
-    assert model_rows.published(recipe.TIMM_MODELS, sets, "upstream") is None
-    every = pandas.read_csv(recipe.TIMM_MODELS, comment="#", index_col="model")
+    assert model_rows.published(TIMM_MODELS, ["a"], "imagenet_val") is None
+    assert model_rows.published(TIMM_MODELS, sets, "upstream") is None
+    every = pandas.read_csv(TIMM_MODELS, comment="#", index_col="model")
     clip = every.loc[["vit_base_patch16_clip_224.openai_ft_in1k"]]
     expected = {"v2": (0.95, 0.99, 0.8), "a": (2.9, 0.73, 12), "r": (1.0, 0.87, 15),
                 "sketch": (1.1, 0.89, 13)}  # fmt: skip

@@ -9,11 +9,13 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from engine import models, recipe
+from engine import models
 from engine.model_files.model_names import architecture
 from engine.models import checkpoints
 from engine.models.zero_shot import ClassTexts
-from engine.recipe import parsed, preprocessing
+from engine.recipe import preprocessing
+from engine.recipe.overrides import parsed
+from engine.recipe.resolve import load_recipe
 from engine.recipe.schema import ModelRecipe
 from engine.store.artifacts import Store
 from engine.store.tensors import WEIGHTS
@@ -24,7 +26,7 @@ PLAIN = "mobilenetv3_small_100.lamb_in1k"
 
 
 def model(name: str, campaign: str = "imagenet_rib") -> ModelRecipe:
-    return recipe.load(campaign, parsed([f"model={name}"])).model
+    return load_recipe(campaign, parsed([f"model={name}"])).model
 
 
 @pytest.mark.parametrize("prefix", ["timm/", "timm:", "hf-hub:timm/", "hf_hub:timm/"])
@@ -67,7 +69,7 @@ def test_open_clips_weights_decide_about_the_activation():
 
 def test_a_vision_tower_of_timms_says_why_its_head_is_fitted():
     words = ["model=vit_base_patch16_siglip_224.v2_webli", "model.head.fit_on=imagenet_train"]
-    chosen = preprocessing.choices(recipe.load("imagenet_rib", parsed(words)).model)
+    chosen = preprocessing.choices(load_recipe("imagenet_rib", parsed(words)).model)
     assert "head fitted on imagenet_train, as timm's weights have no text tower" in chosen
     assert "open_clip:NAME/TAG has it, and a zero-shot head" in chosen
     assert model("open_clip:ViT-B-16/laion2b_s34b_b88k").arch == "open_clip:ViT-B-16"

@@ -5,9 +5,10 @@ import re
 import pytest
 import timm
 
-from engine import cli, recipe
+from engine import cli
+from engine.recipe.catalogue import ROOT
 
-PAGE = (recipe.ROOT.parent / "docs" / "your-checkpoints.md").read_text("utf-8")
+PAGE = (ROOT.parent / "docs" / "your-checkpoints.md").read_text("utf-8")
 NAMED = PAGE.split("## Names of models\n")[1]
 OPEN_CLIP = "open_clip:ViT-B-32/openai"
 NAMES = {

@@ -13,10 +13,14 @@ import timm
 import torch
 from torch import nn
 
-from engine import models, recipe
+from engine import models
 from engine.data.sets import LabelledSet
 from engine.methods.base import Trained
-from engine.recipe import modules, parsed, preprocessing
+from engine.recipe import modules, preprocessing
+from engine.recipe.campaigns import each_model, methods_of
+from engine.recipe.catalogue import ROOT
+from engine.recipe.overrides import parsed
+from engine.recipe.resolve import load_recipe
 from engine.recipe.schema import MethodRecipe, ModelRecipe
 from engine.report.published import PublishedModel, read_published
 from loaders.batches import Batch
@@ -71,7 +75,7 @@ SIZE, CLASSES = 64, 5
 
 
 def model(name: str) -> ModelRecipe:
-    return recipe.load("imagenet_rib", parsed([f"model={name}"])).model
+    return load_recipe("imagenet_rib", parsed([f"model={name}"])).model
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)
@@ -120,7 +124,7 @@ def test_published_numbers_are_those_of_the_slides():
         if before := on_slides.before:
             assert options.arch == on_slides.timm
             assert options.published == {k: before[v] for k, v in numbers.sets.items()}
-        text = " ".join((recipe.ROOT / "models" / f"{name}.yaml").read_text().split("\n# "))
+        text = " ".join((ROOT / "models" / f"{name}.yaml").read_text().split("\n# "))
         _, is_published, after = text.partition("mRI on the slides, over eight sets: FT ")
         shown = [float(v) for v in re.findall(r"(-?\d+\.\d)[,.] ?", after)[:9]]
         assert shown == [*on_slides.mri.values()], name
@@ -160,12 +164,12 @@ def test_a_step_of_every_method(name, variant):
     words = (f"model={name}", f"model.image_size={SIZE}", "train.batch_size=2")
     words += (f"method.variant={variant}",)
     torch.manual_seed(0)
-    net = models.create(recipe.load("imagenet_rib", parsed(words)).model, CLASSES).eval()
+    net = models.create(load_recipe("imagenet_rib", parsed(words)).model, CLASSES).eval()
     pixels = torch.randint(0, 256, (2, 3, SIZE, SIZE), dtype=torch.uint8)
     batch = Batch(np.arange(2), pixels.device, lambda: pixels)
     trained = []
-    for key in recipe.methods_of("imagenet_rib"):
-        cell = recipe.load("imagenet_rib", parsed(words), method=key)
+    for key in methods_of("imagenet_rib"):
+        cell = load_recipe("imagenet_rib", parsed(words), method=key)
         method = modules.find(cell.method.module).Method(cell.method)
         on_convolutions = (key, variant, name[:6]) == ("lora", "paper", "resnet")
         if not isinstance(method, Trained) or on_convolutions:  # which it refuses
@@ -185,19 +189,19 @@ def test_a_step_of_every_method(name, variant):
 
 
 def test_settings_are_the_papers_and_its_campaign_is_the_other_with_what_the_code_does():
-    resolved = recipe.load("imagenet_rib")
+    resolved = load_recipe("imagenet_rib")
     o, t = resolved.optimizer, resolved.train
     assert (o.name, o.lr, o.momentum, o.weight_decay) == ("sgd", 1e-3, 0.9, 0.0)
     assert (t.epochs, t.batch_size, t.warmup_steps, t.clip, resolved.seed) == (10, 64, 196, 0.0, 0)
     assert resolved.dataset.holdout == 0 and resolved.method.variant == "canonical"
     words = ("method.variant=paper", "evaluate.precision=fp32", "dataset.objectnet=paper")
-    methods = recipe.methods_of("imagenet_rib")
-    assert recipe.methods_of("imagenet_rib_paper") == methods
+    methods = methods_of("imagenet_rib")
+    assert methods_of("imagenet_rib_paper") == methods
     assert len(methods) == 9 and len(resolved.dataset.sets) == 8
     fields = [field.name for field in dataclasses.fields(MethodRecipe)]  # EWC's options aside
     for method in methods:
-        paper = recipe.load("imagenet_rib_paper", method=method)
-        canonical = recipe.load("imagenet_rib", parsed(words), method=method)
+        paper = load_recipe("imagenet_rib_paper", method=method)
+        canonical = load_recipe("imagenet_rib", parsed(words), method=method)
         assert (paper.method.name, paper.optimizer, paper.train) == (method, o, t)
         for name in fields:
             assert getattr(paper.method, name) == getattr(canonical.method, name)
@@ -207,11 +211,11 @@ def test_settings_are_the_papers_and_its_campaign_is_the_other_with_what_the_cod
 
 @pytest.mark.parametrize("name", ["imagenet_rib", "imagenet_rib_paper"])
 def test_all_models_are_the_seven_pre_trainings(name):
-    grids = recipe.each_model(name, parsed(("seed=3", "model=all")))
-    archs = {recipe.load(name, grid).model.arch for grid in grids}
+    grids = each_model(name, parsed(("seed=3", "model=all")))
+    archs = {load_recipe(name, grid).model.arch for grid in grids}
     assert len(grids) == 7 and all(grid[0].text == "seed=3" for grid in grids)
     assert archs == {s.timm for s in read_published().models.values() if s.timm}
-    listed = recipe.each_model("emoji", parsed(("seed=3", "model=[resnet18, my own/model.yaml]")))
+    listed = each_model("emoji", parsed(("seed=3", "model=[resnet18, my own/model.yaml]")))
     words = [[override.text for override in each] for each in listed]
     assert words == [["seed=3", "model=resnet18"], ["seed=3", "model=my own/model.yaml"]]
 

@@ -12,12 +12,13 @@ from timm.data.config import resolve_data_config
 from timm.data.transforms_factory import create_transform
 
 from bench.photos import PHOTOS
-from engine import models, recipe
+from engine import models
 from engine.data import packs
 from engine.machine.files import cache_folder
 from engine.model_files.weights import load_weights
 from engine.models import checkpoints
-from engine.recipe import parsed
+from engine.recipe.overrides import parsed
+from engine.recipe.resolve import recipe_of_sections
 from engine.store import tensors
 from engine.store.artifacts import Store
 from helpers.twins import assert_near
@@ -43,7 +44,7 @@ def test_packed_photos_are_classified_as_timm_does_from_pil(tmp_path):
 
     words = [f"dataset.root={tmp_path}", "dataset.sets=[photos]", f"runs={tmp_path / 'runs'}"]
     words += ["model.image_size=224", "model.crop=null"]  # the recipe's own are for drawings
-    resolved = recipe.of_sections("efficientnet_lite0", "folder", parsed(words))
+    resolved = recipe_of_sections("efficientnet_lite0", "folder", parsed(words))
     backbone = checkpoints.backbone(resolved.model, Store(tmp_path / "store"), cache_folder(), 0)
     state = load_weights(backbone.file(tensors.WEIGHTS))
 

@@ -6,10 +6,11 @@ import sys
 import pytest
 import torch
 
-from engine import models, recipe
+from engine import models
 from engine.model_files.weights import load_weights
 from engine.models import checkpoints, clip, zero_shot
-from engine.recipe import parsed
+from engine.recipe.overrides import parsed
+from engine.recipe.resolve import load_recipe
 from engine.recipe.schema import ModelRecipe
 from engine.store import tensors
 from engine.store.artifacts import Store
@@ -21,7 +22,7 @@ TEMPLATES = ["a photo of a {}.", "a drawing of the {}."]
 
 def model(**weights: str) -> ModelRecipe:
     """The published model, with other weights."""
-    model = recipe.load("imagenet_rib", parsed(["model=vit_b16_clip_openai_zero_shot"])).model
+    model = load_recipe("imagenet_rib", parsed(["model=vit_b16_clip_openai_zero_shot"])).model
     return dataclasses.replace(model, weights=dataclasses.replace(model.weights, **weights))
 
 

@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
-from engine import recipe
 from engine.campaigns.plan import Plan, make_plan
-from engine.recipe import parsed
+from engine.recipe.grid_keys import overrides_of_sweep
+from engine.recipe.overrides import parsed
+from engine.recipe.resolve import load_recipe
 
 
 def planned(*words: str, name: str = "emoji/ewc") -> Plan:
-    return make_plan(*recipe.of_sweep(name, parsed(words)), 2)
+    return make_plan(*overrides_of_sweep(name, parsed(words)), 2)
 
 
 def test_a_variant_is_the_cell_of_these_words_alone():
@@ -19,13 +20,13 @@ def test_a_variant_is_the_cell_of_these_words_alone():
         column.settings == {"method.l2": 0.2, "seed": 4} and str(column.setting) == "method.l2=0.2"
     )
     words = ["method.l2=0.2", "seed=4"]
-    alone = recipe.load("emoji/linear_probe", parsed(words), downstream=column.downstream)
+    alone = load_recipe("emoji/linear_probe", parsed(words), downstream=column.downstream)
     (cell,) = plan.cells(column)
     assert cell.recipe == alone
     tuned = planned("method.variant=paper", "method.alphas=[0.5]", "seed=3,4", name="emoji/wise_ft")
     (cell,) = tuned.cells(tuned.columns[-1])
     needed = cell.needs["fine_tune"].recipe
-    expected = recipe.load("emoji/fine_tune", parsed(["method.variant=paper"]))
+    expected = load_recipe("emoji/fine_tune", parsed(["method.variant=paper"]))
     assert needed.method == expected.method and needed.seed == 4
 
 

@@ -2,10 +2,12 @@
 
 import pytest
 
-from engine import recipe
 from engine.cells import cell_plan
 from engine.errors import RecipeError
-from engine.recipe import parsed
+from engine.recipe.campaigns import each_model, methods_of
+from engine.recipe.catalogue import ROOT
+from engine.recipe.overrides import parsed
+from engine.recipe.resolve import load_recipe
 
 ROWS = """\
 extends: emoji
@@ -26,9 +28,9 @@ def campaign(tmp_path) -> str:
 
 
 def test_a_row_has_its_bases_settings_and_over_them_its_own(campaign):
-    base = recipe.load(campaign, method="ewc")
-    paper = recipe.load(campaign, method="ewc_paper")
-    strong = recipe.load(campaign, method="ewc_strong")
+    base = load_recipe(campaign, method="ewc")
+    paper = load_recipe(campaign, method="ewc_paper")
+    strong = load_recipe(campaign, method="ewc_strong")
     assert (paper.method.module, paper.method.name) == ("ewc", "ewc")
     assert (base.method.variant, paper.method.variant) == ("canonical", "paper")
     assert (base.method.fisher_images, strong.method.fisher_images) == (400, 400)
@@ -42,16 +44,16 @@ def test_a_title_is_the_bases_with_what_differs_unless_it_is_given(campaign):
         ("ewc_strong", "EWC, lam 10.0, optimizer.lr 0.001"),
         ("named", "All of them"),
     ):
-        assert recipe.load(campaign, method=name).method.title == title
+        assert load_recipe(campaign, method=name).method.title == title
 
 
 def test_rows_are_selected_by_their_names_and_need_others_in_their_variant(campaign):
-    assert recipe.methods_of(campaign, parsed(["methods=[third,ewc_paper]"])) == [
+    assert methods_of(campaign, parsed(["methods=[third,ewc_paper]"])) == [
         "ewc_paper",
         "third",
     ]
     assert (
-        recipe.load(campaign, parsed(["methods=[third,ewc_paper]"])).method.title == "EWC (paper)"
+        load_recipe(campaign, parsed(["methods=[third,ewc_paper]"])).method.title == "EWC (paper)"
     )
     ewc = cell_plan.resolve(campaign, method="named").needs["ewc"].recipe.method
     assert (ewc.variant, ewc.fisher_images) == ("paper", 400)
@@ -65,8 +67,8 @@ def test_what_a_row_needs_has_its_settings_though_a_list_leaves_it_out(tmp_path)
     listed, more = tmp_path / "listed.yaml", tmp_path / "more.yaml"
     listed.write_text("extends: emoji\nmethods: [soup]\n")
     more.write_text(f"extends: {listed}\nmethods: {{ewc: {{method: {{lam: 2.0}}}}}}\n")
-    assert recipe.methods_of(str(listed)) == ["soup"]
-    assert recipe.methods_of(str(more)) == ["soup", "ewc"]
+    assert methods_of(str(listed)) == ["soup"]
+    assert methods_of(str(more)) == ["soup", "ewc"]
     for file, lam in ((listed, 1.0), (more, 2.0)):
         ewc = cell_plan.resolve(str(file), method="soup").needs["ewc"].recipe.method
         assert (ewc.lam, ewc.fisher_images, ewc.fisher_scale) == (lam, 400, "mean")
@@ -81,16 +83,16 @@ def test_an_own_method_is_a_row_beside_those_of_the_campaign(tmp_path, monkeypat
         "extends: emoji\nmethods:\n  mine: {base: bit_fit.yaml, train: {epochs: 1}}\n"
     )
     for name, words in (("emoji", ["methods=[ewc,bit_fit.yaml]"]), ("listed.yaml", [])):
-        assert recipe.methods_of(name, parsed(words)) == ["ewc", "bit_fit"]
-        row = recipe.load(name, parsed(words), method="bit_fit")
+        assert methods_of(name, parsed(words)) == ["ewc", "bit_fit"]
+        row = load_recipe(name, parsed(words), method="bit_fit")
         assert (row.method.name, row.method.title, row.train.epochs) == ("bit_fit", "BitFit", 2)
-    row = recipe.load("named.yaml", method="mine")
-    assert recipe.methods_of("named.yaml")[-1] == "mine" and row.train.epochs == 1
+    row = load_recipe("named.yaml", method="mine")
+    assert methods_of("named.yaml")[-1] == "mine" and row.train.epochs == 1
     assert row.method.title == "BitFit, train.epochs 1"
 
 
 def test_the_files_that_a_file_names_begin_at_its_folder(tmp_path):
-    model = (recipe.ROOT / "models" / "vit_tiny_random.yaml").read_text()
+    model = (ROOT / "models" / "vit_tiny_random.yaml").read_text()
     (tmp_path / "of").mkdir()
     for name, text in {
         "of/small.yaml": model,
@@ -101,11 +103,11 @@ def test_the_files_that_a_file_names_begin_at_its_folder(tmp_path):
     }.items():
         (tmp_path / name).write_text(text)
     named = str(tmp_path / "named.yaml")
-    assert recipe.methods_of(named) == ["ewc", "bit_fit", "mine"]
-    row = recipe.load(named, method="mine")
+    assert methods_of(named) == ["ewc", "bit_fit", "mine"]
+    row = load_recipe(named, method="mine")
     assert (row.model.name, row.method.name) == ("vit_tiny_random", "bit_fit")
-    (grid,) = recipe.each_model(named, parsed(["model=all"]))
-    assert recipe.load(named, grid).model == row.model
+    (grid,) = each_model(named, parsed(["model=all"]))
+    assert load_recipe(named, grid).model == row.model
 
 
 def test_a_mistake_in_a_campaign_that_is_extended_names_that_file(tmp_path):
@@ -113,4 +115,4 @@ def test_a_mistake_in_a_campaign_that_is_extended_names_that_file(tmp_path):
     base.write_text("extends: emoji\nmethods: {ewc: {method: {lam: -1}}}\n")
     over.write_text(f"extends: {base}\nmethods: [fine_tune, ewc]\n")
     with pytest.raises(RecipeError, match=r"base\.yaml \(methods\.ewc\): method\.lam=-1 must be"):
-        recipe.load(str(over), method="ewc")
+        load_recipe(str(over), method="ewc")

@@ -6,7 +6,7 @@ import pytest
 
 from engine.campaigns.plan import Plan, is_current, make_plan, plan_to_json, read_plan
 from engine.errors import RecipeError
-from engine.recipe import parsed
+from engine.recipe.overrides import parsed
 from engine.recipe.trials import trials_of
 
 CAMPAIGN = "emoji"

@@ -5,13 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from engine import cli, recipe
+from engine import cli
 from engine.campaigns.plan import make_plan
 from engine.cells import cell_plan
 from engine.errors import RecipeError
 from engine.methods import soup
-from engine.recipe import modules, parsed
+from engine.recipe import modules
+from engine.recipe.overrides import parsed
+from engine.recipe.resolve import load_recipe
 from engine.recipe.schema import Recipe
+from engine.recipe.typed import dump_recipe
 
 METHOD = """
 from dataclasses import dataclass, field
@@ -38,7 +41,7 @@ Method = Trained
 def cell(tmp_path: Path, text: str, *words: str) -> Recipe:
     (tmp_path / "mine.py").write_text(text)
     (tmp_path / "mine.yaml").write_text("name: mine\ntitle: Mine\nmodule: mine.py\nsteps: 3\n")
-    return recipe.load("emoji/fine_tune", parsed([f"method={tmp_path}/mine.yaml", *words]))
+    return load_recipe("emoji/fine_tune", parsed([f"method={tmp_path}/mine.yaml", *words]))
 
 
 def test_a_file_lies_beside_the_one_that_names_it(tmp_path, monkeypatch):
@@ -50,16 +53,16 @@ def test_a_file_lies_beside_the_one_that_names_it(tmp_path, monkeypatch):
     section = (place / "mine.yaml").read_text().strip().replace("\n", ", ")
     inline = place / "own.yaml"
     inline.write_text(f"campaign: emoji\nmethod: {{{section}}}\n")
-    assert recipe.load(str(inline)).method == of_file
-    assert recipe.load(str(inline), method="lwf") == recipe.load("emoji", method="lwf")
+    assert load_recipe(str(inline)).method == of_file
+    assert load_recipe(str(inline), method="lwf") == load_recipe("emoji", method="lwf")
     words = ["method.module=mine.py", "method.steps=3"]
     with pytest.raises(RecipeError, match=r"mine\.py' is not a Python file\. A relative path"):
-        recipe.load("emoji/fine_tune", parsed(words))
+        load_recipe("emoji/fine_tune", parsed(words))
     monkeypatch.chdir(place)
-    resolved = recipe.load("emoji/fine_tune", parsed(words))
+    resolved = load_recipe("emoji/fine_tune", parsed(words))
     assert resolved.method.module == of_file.module
-    (tmp_path / "dumped.yaml").write_text(recipe.dump(resolved))
-    assert recipe.dump(recipe.load(str(tmp_path / "dumped.yaml"))) == recipe.dump(resolved)
+    (tmp_path / "dumped.yaml").write_text(dump_recipe(resolved))
+    assert dump_recipe(load_recipe(str(tmp_path / "dumped.yaml"))) == dump_recipe(resolved)
 
 
 def test_options_are_shown_as_written_and_completed_where_the_method_runs(tmp_path):

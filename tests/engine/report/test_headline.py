@@ -5,8 +5,8 @@ import re
 import numpy as np
 import pytest
 
-from engine import recipe
 from engine.measures.rows import PRE
+from engine.recipe.resolve import load_recipe
 from engine.report import console, headline, results, terminal
 from engine.report.results import Results
 from engine.report.text import set_head
@@ -102,7 +102,7 @@ def test_finding(shift, words):
 
 @pytest.mark.parametrize("name", ["imagenet_rib", "emoji"])
 def test_a_campaigns_sets_head_columns_in_full_and_its_table_fits_the_terminal(name):
-    sets = recipe.load(name).dataset.sets
+    sets = load_recipe(name).dataset.sets
     row = ["pretrained %", *["-12.4"] * (len(sets) + 1), "[-12.5, -10.2]"]
     text = console.text("", ["", *map(set_head, sets), "mRI", "95% CI"], [row])
     lines = text.splitlines()

@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 
-from engine import recipe
 from engine.errors import RecipeError
 from engine.measures.rows import PRE
+from engine.recipe.resolve import load_recipe
 from engine.report.published import PublishedModel, read_published
 from engine.report.results import Results
 from engine.report.sections import changes, ranking, varied
@@ -62,7 +62,7 @@ def test_curves_are_in_order_with_one_for_each_of_what_else_varies():
 
 
 def test_published_numbers_are_known_by_our_names_of_models_and_sets():
-    places = {*recipe.load("imagenet_rib/fine_tune").dataset.evaluated_sets}
+    places = {*load_recipe("imagenet_rib/fine_tune").dataset.evaluated_sets}
     slides = read_published()
     for entry in slides.models.values():
         if entry.timm is None:

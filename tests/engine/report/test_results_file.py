@@ -7,7 +7,9 @@ import jsonschema
 import pytest
 
 from engine.campaigns.record import Row
-from engine.recipe import ROOT, citations, names
+from engine.recipe import citations
+from engine.recipe.campaigns import recipe_names
+from engine.recipe.catalogue import ROOT
 from engine.report import finish, results_file
 from engine.report.results import of_campaign
 from engine.report.sections import about
@@ -62,7 +64,7 @@ def test_numbers_are_those_of_the_report(folder):
 def test_every_method_with_a_paper_is_cited_and_every_entry_is_of_a_method():
     entries = re.findall(r"^@\w+\{.*?^\}", citations.FILE.read_text("utf-8"), re.S | re.M)
     cited = [name for entry in entries for name in citations.methods_of(entry)]
-    assert sorted(cited) == sorted({*names("methods"), citations.BENCHMARK} - UNCITED)
+    assert sorted(cited) == sorted({*recipe_names("methods"), citations.BENCHMARK} - UNCITED)
     for entry in entries:
         assert entry.count("{") == entry.count("}")
         assert all(f"\n  {field} = " in entry for field in ("title", "author", "year"))

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from engine import recipe
 from engine.commands import outcome
-from engine.recipe import parsed
 from engine.recipe.checks import TRACKERS
+from engine.recipe.overrides import parsed
+from engine.recipe.resolve import load_recipe
 from engine.recipe.schema import Recipe
 from engine.training.trackers import KINDS, Trackers, subject
 from helpers.grids import Grid
@@ -47,7 +47,7 @@ def wandb(monkeypatch: pytest.MonkeyPatch) -> Recorder:
 @pytest.fixture
 def of_emoji(tmp_path: Path) -> Callable[..., Recipe]:
     words = ("downstream=twemoji", f"runs={tmp_path}")
-    return lambda *more: recipe.load("emoji/ewc", parsed([*words, *more]))
+    return lambda *more: load_recipe("emoji/ewc", parsed([*words, *more]))
 
 
 def test_a_run_is_that_of_its_cell(of_emoji, tmp_path):

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from engine import recipe
 from engine.measures.effective_robustness import GIVEN as GIVEN_BY_USER
 from engine.measures.effective_robustness import PUBLISHED
 from engine.report.sections import effective_robustness
@@ -92,7 +91,7 @@ def test_published_models_make_the_lines_where_there_is_no_file(tmp_path, monkey
               ("vgg11.tv_in1k", 43, 30, 9), ("vit_tiny.in21k_ft_in1k", 44, 99, 99)]  # fmt: skip
     lines = ["# a comment", "model,up,a,c", *(",".join(map(str, each)) for each in models)]
     (tmp_path / "known.csv").write_text("\n".join(lines))
-    monkeypatch.setattr(recipe, "TIMM_MODELS", tmp_path / "known.csv")
+    monkeypatch.setattr("engine.report.results.TIMM_MODELS", tmp_path / "known.csv")
     made = results(tmp_path / "grid")
     section = effective_robustness.section(made)
     fits = section.tables[1].data
