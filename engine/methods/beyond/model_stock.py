@@ -13,35 +13,30 @@ c counts as 0, which leaves the tensor at its pretrained value.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from engine.errors import RecipeError
+from engine.methods.beyond import task_vectors
 from engine.recipe import schema
-from engine.recipe.schema import MethodRecipe, Number
+from engine.recipe.schema import Number
 
 
 @dataclass(frozen=True)
-class Recipe(MethodRecipe):
-    trains = False
+class Recipe(task_vectors.Recipe):
     members: list[str] = field(default_factory=lambda: ["fine_tune"])
     seeds: Number = 2  # of each member: the recipe's seed, seed + 1000, seed + 2000, ...
 
-    @property
-    def needs(self) -> Sequence[str]:
-        return self.members
-
     def check(self, cell: schema.Recipe) -> None:
-        if len(set(self.members)) * self.seeds < 2:
+        super().check(cell)
+        if len(self.members) * self.seeds < 2:
             raise RecipeError(
                 f"method.members={self.members} with method.seeds={self.seeds}: Model Stock needs "
                 "at least two models; raise method.seeds or name more members"
             )
-        if len(set(self.members)) < len(self.members):
-            raise RecipeError(f"method.members={self.members} names a member twice")
 
 
 import itertools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn

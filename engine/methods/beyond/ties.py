@@ -12,30 +12,20 @@ has three steps:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from engine.errors import RecipeError
-from engine.recipe import schema
-from engine.recipe.schema import MethodRecipe, NotNegative, Part, searched
+from engine.methods.beyond import task_vectors
+from engine.recipe.schema import NotNegative, Part, searched
 
 
 @dataclass(frozen=True)
-class Recipe(MethodRecipe):
-    trains = False
-    members: list[str] = field(default_factory=lambda: ["fine_tune", "ewc", "lwf"])
+class Recipe(task_vectors.Recipe):
     density: Part = 0.2  # fraction of each task vector's entries to keep, over all parameters
     elect: bool = True  # False: add the trimmed vectors
     scale: NotNegative = searched(1.0, 3)
 
-    @property
-    def needs(self) -> Sequence[str]:
-        return self.members
 
-    def check(self, cell: schema.Recipe) -> None:
-        if not self.members or len(set(self.members)) < len(self.members):
-            raise RecipeError(f"method.members={self.members}: name one or more methods, each once")
-
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
