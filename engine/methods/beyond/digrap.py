@@ -30,35 +30,21 @@ class Recipe(MethodRecipe):
     rate: NotNegative = 0.5  # learning rate of omega; 0: plain fine-tuning
 
 
-import copy
-
 import torch
 import torch.nn.functional as F
-from torch import nn
 
-from engine.methods.base import Context, Trained
-from engine.methods.beyond.ftp import ScalarAdam, rows
+from engine.methods.beyond.ftp import NumberPerTensor, rows
 
 
-class Method(Trained):
+class Method(NumberPerTensor):
+    """The numbers are the omegas, and `last` has each tensor's p of the last step."""
+
     recipe: Recipe
-    omega_T: torch.Tensor  # one per parameter tensor
-
-    def prepare(self, net: nn.Module, context: Context) -> None:
-        super().prepare(net, context)
-        learning = [name for name, p in net.named_parameters() if p.requires_grad]
-        self.thetas = [net.get_parameter(name) for name in learning]
-        self.anchors = [theta.detach().clone() for theta in self.thetas]
-        along = copy.deepcopy(net).requires_grad_(False)
-        self.along = along  # p of the last step, as a module so checkpoints include it
-        self.parts = [along.get_parameter(name).zero_() for name in learning]
-        self.register_buffer("omega_T", torch.zeros(len(learning), device=context.device))
-        self.adam = ScalarAdam(len(learning), self.recipe.rate, context.device)
 
     @torch.no_grad()
     def before_step(self) -> None:
         slopes, products = [], []
-        for theta, anchor, part in zip(self.thetas, self.anchors, self.parts, strict=True):
+        for theta, anchor, part in zip(self.thetas, self.anchors, self.last, strict=True):
             if theta.grad is None:
                 theta.grad = torch.zeros_like(theta)
             slopes.append((F.normalize(rows(theta.grad)) * F.normalize(rows(part))).sum())
@@ -66,9 +52,9 @@ class Method(Trained):
             products.append((theta.grad * offset).sum())
             squares = offset.square().sum().clamp(min=torch.finfo(offset.dtype).tiny)
             part.copy_(products[-1] / squares * offset)
-        self.adam.move(self.omega_T, torch.stack(slopes))
-        self.omega_T.clamp_(0, 1)
-        removed_T = torch.where(torch.stack(products) < 0, self.omega_T, 0.0)
-        for theta, part, removed in zip(self.thetas, self.parts, removed_T, strict=True):
+        self.move(torch.stack(slopes), self.recipe.rate)
+        self.numbers_T.clamp_(0, 1)
+        removed_T = torch.where(torch.stack(products) < 0, self.numbers_T, 0.0)
+        for theta, part, removed in zip(self.thetas, self.last, removed_T, strict=True):
             assert theta.grad is not None
             theta.grad -= removed * part

@@ -36,22 +36,31 @@ from engine.methods.base import Context, Trained
 RATE, BETAS, EPS = 1e-2, (0.9, 0.999), 1e-8
 
 
-class ScalarAdam(nn.Module):
-    """Adam for one learned number per parameter tensor. Checkpoints include its moments."""
+class NumberPerTensor(Trained):
+    """A method that learns one number per parameter tensor, by Adam.
 
+    Checkpoints include the numbers, Adam's moments and `last`, a tensor like each parameter that
+    the method keeps from one step to the next; all start at 0.
+    """
+
+    numbers_T: torch.Tensor
     first_T: torch.Tensor
     second_T: torch.Tensor
     step_1: torch.Tensor
 
-    def __init__(self, count: int, rate: float, device: torch.device) -> None:
-        super().__init__()
-        self.rate = rate
-        for name, size in (("first_T", count), ("second_T", count), ("step_1", 1)):
-            self.register_buffer(name, torch.zeros(size, device=device))
+    def prepare(self, net: nn.Module, context: Context) -> None:
+        super().prepare(net, context)
+        learning = [name for name, p in net.named_parameters() if p.requires_grad]
+        self.thetas = [net.get_parameter(name) for name in learning]
+        self.anchors = [theta.detach().clone() for theta in self.thetas]
+        self.kept = copy.deepcopy(net).requires_grad_(False)  # a module, so checkpoints include it
+        self.last = [self.kept.get_parameter(name).zero_() for name in learning]
+        for name in ("numbers_T", "first_T", "second_T"):
+            self.register_buffer(name, torch.zeros(len(learning), device=context.device))
+        self.register_buffer("step_1", torch.zeros(1, device=context.device))
 
-    @torch.no_grad()
-    def move(self, value_T: torch.Tensor, gradient_T: torch.Tensor) -> None:
-        """Step value_T in place, down gradient_T (both float32)."""
+    def move(self, gradient_T: torch.Tensor, rate: float) -> None:
+        """Step the numbers in place, down their gradient (float32)."""
         self.step_1 += 1
         self.first_T.lerp_(gradient_T, 1 - BETAS[0])
         self.second_T.lerp_(gradient_T.square(), 1 - BETAS[1])
@@ -59,43 +68,36 @@ class ScalarAdam(nn.Module):
             moment_T / (1 - beta**self.step_1)
             for moment_T, beta in zip((self.first_T, self.second_T), BETAS, strict=True)
         )
-        value_T -= self.rate * first_T / (second_T.sqrt() + EPS)
+        self.numbers_T -= rate * first_T / (second_T.sqrt() + EPS)
 
 
-class Method(Trained):
+class Method(NumberPerTensor):
+    """The numbers are the radii, and `last` has the offsets before projection."""
+
     recipe: Recipe
-    radius_T: torch.Tensor  # one per parameter tensor
 
     def prepare(self, net: nn.Module, context: Context) -> None:
         super().prepare(net, context)
-        learning = [name for name, p in net.named_parameters() if p.requires_grad]
-        self.thetas = [net.get_parameter(name) for name in learning]
-        self.anchors = [theta.detach().clone() for theta in self.thetas]
-        moved = copy.deepcopy(net).requires_grad_(False)
-        self.moved = moved  # the offsets before projection, as a module so checkpoints include it
-        self.offsets = [moved.get_parameter(name).zero_() for name in learning]
-        radius_T = torch.full((len(learning),), EPS, device=context.device)
-        self.register_buffer("radius_T", radius_T)
-        self.adam = ScalarAdam(len(learning), RATE, context.device)
+        self.numbers_T.fill_(EPS)
 
     @torch.no_grad()
     def before_step(self) -> None:
         gradients = []
-        for theta, offset in zip(self.thetas, self.offsets, strict=True):
+        for theta, offset in zip(self.thetas, self.last, strict=True):
             grad = torch.zeros_like(theta) if theta.grad is None else theta.grad
             along_R = (rows(grad) * rows(offset)).sum(1) / lengths(offset)
             gradients.append(along_R.sum())
         gradient_T = torch.stack(gradients)
         # A positive gradient shrinks the radius.
         gradient_T = torch.where(gradient_T > 0, self.recipe.annealing * gradient_T, gradient_T)
-        self.adam.move(self.radius_T, gradient_T)
+        self.move(gradient_T, RATE)
 
     @torch.no_grad()
     def after_step(self) -> None:
         for place, (theta, anchor) in enumerate(zip(self.thetas, self.anchors, strict=True)):
-            offset = torch.sub(theta, anchor, out=self.offsets[place])
+            offset = torch.sub(theta, anchor, out=self.last[place])
             lengths_R = lengths(offset)
-            radius = self.radius_T[place]
+            radius = self.numbers_T[place]
             radius.copy_(torch.minimum(radius.clamp(min=EPS), lengths_R.max()))
             shares_R = (radius / lengths_R).clamp(max=1)
             theta.copy_(anchor + (rows(offset) * shares_R[:, None]).reshape(theta.shape))
