@@ -1,11 +1,12 @@
 """The ranks of the tests that need two: they train cells as `launch.py` would, some interrupted.
 
-rank_worker.py FOLDER JOBS RESULTS RANKS. JOBS is a JSON list of {"runs", "words", "how", "step"};
-how: `stop` raises before that optimizer step on every rank, `term` sends SIGTERM to the last rank
-alone, `evaluate` evaluates the cell, `clip` compares clipped gradients with DeepSpeed's, `part`
-measures a rank's part of an optimizer with `train.zero`. Rank 0 writes a JSON list: for each job
-the cell's folder and the steps that it took, or the message that ended or refused it, or the
-largest difference or part on any rank. The exit code is that of every rank.
+rank_worker.py FOLDER JOBS RESULTS RANKS. JOBS is a JSON list of {"runs", "words", "how", "step",
+"after"}; how: `stop` raises before that optimizer step on every rank, `term` sends SIGTERM to the
+last rank alone, `evaluate` evaluates the cell, `clip` compares clipped gradients with DeepSpeed's,
+`part` measures a rank's part of an optimizer with `train.zero`; after: where checkpoints are copied
+from first. Rank 0 writes a JSON list: for each job the cell's folder and the steps that it took, or
+the message that ended or refused it, or the largest difference or part on any rank. The exit code
+is that of every rank.
 
 One process imports all that the ranks need, and then forks them: imports take most of the time.
 `commands/test_launch.py` and `test_job.py` start ranks as users do.
@@ -13,6 +14,7 @@ One process imports all that the ranks need, and then forks them: imports take m
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -38,6 +40,11 @@ def result(folder: Path, device: torch.device, job: dict[str, Any]) -> list[Any]
     if job.get("how") == "part":
         return [ranks.most(parts.part_of_rank())]
     grid, words, how = Grid(folder, Path(job["runs"]), device), job["words"], job.get("how")
+    if "after" in job:
+        if ranks.rank() == 0:
+            before, here = (Path(runs) / "store" / "pending" for runs in (job["after"], grid.runs))
+            shutil.copytree(before, here, dirs_exist_ok=True)
+        ranks.all_agree(True)
     if how == "stop":
         interrupted(grid.builder(EVERY_STEP, *words), job["step"])
         return ["stopped"]

@@ -242,12 +242,10 @@ def two_ranks(
     names = ("whole", "two", "two to one", "one to two", "signal")
     places = {name: grid.elsewhere(folder / name, grid.builder()) for name in names}
     interrupted(places["one to two"].builder(EVERY_STEP, *TWO_RANKS), 4)
-    common = {"words": TWO_RANKS, "step": 4}
     jobs = [
         {"runs": places["whole"].runs, "words": TWO_RANKS},
-        {"runs": places["two"].runs, **common, "how": "stop"},
-        {"runs": places["two"].runs, "words": TWO_RANKS},
-        {"runs": places["two to one"].runs, **common, "how": "stop"},
+        {"runs": places["two to one"].runs, "words": TWO_RANKS, "step": 4, "how": "stop"},
+        {"runs": places["two"].runs, "words": TWO_RANKS, "after": places["two to one"].runs},
         {"runs": places["one to two"].runs, "words": TWO_RANKS},
         {"runs": places["signal"].runs, "words": TWO_RANKS, "step": 2, "how": "term"},
     ]
@@ -259,7 +257,7 @@ def two_ranks(
 @pytest.mark.slow
 def test_two_ranks_go_on_bit_by_bit_and_another_number_closely(two_ranks):
     """Interrupted on two ranks, and on one for two to go on."""
-    process, (whole, _, two, _, from_one, _), places = two_ranks
+    process, (whole, _, two, from_one, _), places = two_ranks
     assert process.stderr.count("of 1 ranks on 2") == 1
     assert whole[1] == [1, 2, 3, 4, 5, 6]
     assert two[1] == from_one[1] == [5, 6]
