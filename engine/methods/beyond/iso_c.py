@@ -18,12 +18,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine.methods.beyond import task_vectors
+from engine.methods.beyond.members import MembersRecipe
 from engine.recipe.schema import NotNegative, searched
 
 
 @dataclass(frozen=True)
-class Recipe(task_vectors.Recipe):
+class Recipe(MembersRecipe):
     scale: NotNegative = searched(1.0, 3)
 
 

@@ -16,13 +16,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from engine.errors import RecipeError
-from engine.methods.beyond import task_vectors
+from engine.methods.beyond.members import MembersRecipe
 from engine.recipe import schema
 from engine.recipe.schema import Number
 
 
 @dataclass(frozen=True)
-class Recipe(task_vectors.Recipe):
+class Recipe(MembersRecipe):
     members: list[str] = field(default_factory=lambda: ["fine_tune"])
     seeds: Number = 2  # of each member: the recipe's seed, seed + 1000, seed + 2000, ...
 

@@ -6,26 +6,6 @@ A cell's task vector is its weights minus the pretrained model's weights (Ilharc
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-
-from engine.errors import RecipeError
-from engine.recipe import schema
-from engine.recipe.schema import MethodRecipe
-
-
-@dataclass(frozen=True)
-class Recipe(MethodRecipe):
-    trains = False
-    members: list[str] = field(default_factory=lambda: ["fine_tune", "ewc", "lwf"])
-
-    @property
-    def needs(self) -> Sequence[str]:
-        return self.members
-
-    def check(self, cell: schema.Recipe) -> None:
-        if not self.members or len(set(self.members)) < len(self.members):
-            raise RecipeError(f"method.members={self.members}: name one or more methods, each once")
-
 
 import torch
 from torch import Tensor, nn

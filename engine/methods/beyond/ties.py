@@ -14,12 +14,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine.methods.beyond import task_vectors
+from engine.methods.beyond.members import MembersRecipe
 from engine.recipe.schema import NotNegative, Part, searched
 
 
 @dataclass(frozen=True)
-class Recipe(task_vectors.Recipe):
+class Recipe(MembersRecipe):
     density: Part = 0.2  # fraction of each task vector's entries to keep, over all parameters
     elect: bool = True  # False: add the trimmed vectors
     scale: NotNegative = searched(1.0, 3)

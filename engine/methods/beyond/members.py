@@ -1,0 +1,24 @@
+"""The options of methods that merge cells of other methods."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from engine.errors import RecipeError
+from engine.recipe import schema
+from engine.recipe.schema import MethodRecipe
+
+
+@dataclass(frozen=True)
+class MembersRecipe(MethodRecipe):
+    trains = False
+    members: list[str] = field(default_factory=lambda: ["fine_tune", "ewc", "lwf"])
+
+    @property
+    def needs(self) -> Sequence[str]:
+        return self.members
+
+    def check(self, cell: schema.Recipe) -> None:
+        if not self.members or len(set(self.members)) < len(self.members):
+            raise RecipeError(f"method.members={self.members}: name one or more methods, each once")
