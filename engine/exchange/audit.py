@@ -31,7 +31,7 @@ from engine.data.kinds import kind_of
 from engine.exchange.cards import CARD
 from engine.exchange.publish import KEYS, keys_of, without_distances
 from engine.measures import predictions
-from engine.measures.rows import PRE, Evaluation
+from engine.measures.rows import PRE, Diverged, Evaluation
 from engine.recipe import catalogue, kinds
 from engine.recipe.trials import is_tried
 from engine.report import finish, results_file
@@ -201,7 +201,12 @@ def _of_claims(claimed: Record, plan: Plan) -> Iterator[str]:
     if len(plan.columns) * len(plan.rows) * plan.seeds > MOST_FILES:
         yield f"{PLAN}: more than {MOST_FILES:,} models"
         return
-    left_out = {(each.method, each.setting) for each in claimed.diverged if is_tried(each.setting)}
+    tried = [column for column in plan.columns if is_tried(column.setting)]
+    may = {Diverged(row, each.downstream, each.setting) for each in tried for row in plan.rows}
+    if len(claimed.diverged) > len(may) or not may.issuperset(claimed.diverged):
+        yield f"{RECORD}: `diverged` names trainings that are none of the settings that {PLAN} tries"
+        return
+    left_out = {(each.method, each.setting) for each in claimed.diverged}
     needed = {(PRE, "", "", 0)}
     for column in plan.columns:
         for number, cell in enumerate(plan.cells(column)):

@@ -88,7 +88,11 @@ def what_was_run(results: Results) -> Section | None:
             "such a setting, on all downstream datasets; none of its settings chooses it.",
             pandas.DataFrame(
                 [
-                    (record.methods[each.method], each.downstream, str(each.setting))
+                    (
+                        record.methods.get(each.method, each.method),
+                        each.downstream,
+                        str(each.setting),
+                    )
                     for each in record.diverged
                 ],
                 columns=["method", "downstream", "setting"],

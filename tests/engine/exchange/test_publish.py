@@ -291,7 +291,7 @@ SEALED = {
         of_json(RECORD, lambda v: v["methods"].update(fine_tune="Ours")), RECORD, "methods is"
     ),
     "a model less": (of_json(RECORD, without_a_model), RECORD, "is not evaluated on"),
-    "a diverged model": (of_json(RECORD, a_diverged_model), RECORD, "is not evaluated on"),
+    "a diverged model": (of_json(RECORD, a_diverged_model), RECORD, "`diverged` names"),
     "the best alpha": (of_json(RECORD, another_alpha), RECORD, "alpha 0.0"),
     "many models": (
         of_json("plan.json", lambda v: [
