@@ -23,7 +23,8 @@ import torch
 from bench import photos
 from bench.report import Results
 from engine.campaigns.column_job import builders, make_column
-from engine.campaigns.plan import Plan, make_plan
+from engine.campaigns.make_plan import make_plan
+from engine.campaigns.plan import Plan
 from engine.campaigns.prepare_job import prepare
 from engine.machine import ranks
 from engine.machine.terminal import quiet_libraries

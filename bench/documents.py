@@ -20,7 +20,7 @@ import pandas
 
 import engine
 from engine.campaigns import record
-from engine.campaigns.plan import make_plan
+from engine.campaigns.make_plan import make_plan
 from engine.machine.files import write_atomic
 from engine.measures.comparisons import SIGNIFICANT
 from engine.measures.tables import rows

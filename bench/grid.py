@@ -33,8 +33,8 @@ from bench import photos, plain_grid
 from bench.contest import Contest, Entrant, Scale
 from bench.report import ROOT
 from engine import models
-from engine.cells import cell_plan
 from engine.cells.build import Builder
+from engine.cells.plan_cell import plan_cell
 from engine.machine.files import cache_folder
 from engine.recipe.overrides import parsed
 from engine.recipe.schema import ModelRecipe
@@ -198,9 +198,7 @@ def _emoji() -> Iterator[Grid]:
                 picture = emoji.open_image(item.payload).resize((SIDE, SIDE))
                 picture.save(folder / f"{number:05d}.jpg", quality=90)
         words = ("model=efficientnet_lite0", f"runs={grid.folder / 'pre'}")
-        cell = cell_plan.resolve(
-            str(grid.file), parsed(words), method="fine_tune", downstream=SETS[0]
-        )
+        cell = plan_cell(str(grid.file), parsed(words), method="fine_tune", downstream=SETS[0])
         base = Builder(cell, torch.device("cpu")).base
         save_file(base.state(), grid.folder / "pre.safetensors")
         yield grid

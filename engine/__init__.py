@@ -62,12 +62,12 @@ def train(name: str, *settings: Settings) -> Cell:
     its files, and `name` its name. Raises RecipeError as `load_recipe` does, and DivergedError if
     the loss or a weight is not finite.
     """
-    from engine.cells import cell_plan
     from engine.cells.build import Builder
+    from engine.cells.plan_cell import plan_cell
     from engine.machine import ranks
     from engine.recipe.overrides import parsed
 
-    cell = cell_plan.resolve(name, parsed(settings), run_users=True)
+    cell = plan_cell(name, parsed(settings), run_users=True)
     builder = Builder(cell, ranks.start(cell.recipe.device), run_users=True)
     with builder.store.in_use():
         return builder.build()
@@ -242,13 +242,13 @@ def distances(
     """
     import pandas
 
-    from engine.cells import cell_plan
     from engine.cells.build import Builder
+    from engine.cells.plan_cell import plan_cell
     from engine.machine.devices import pick_device
     from engine.otdd import problems, solve
     from engine.recipe.overrides import parsed
 
-    cell = cell_plan.resolve(name, parsed(settings))
+    cell = plan_cell(name, parsed(settings))
     names = _names(sets, cell.recipe.dataset.evaluated_sets)
     run = Builder(cell, pick_device(cell.recipe.device))
     with run.store.in_use():

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from engine.campaigns.plan import make_plan
+from engine.campaigns.make_plan import make_plan
 from engine.campaigns.prepare_job import prepare
 from engine.recipe.overrides import parsed
 from helpers import campaigns, grids, slurm_cluster

@@ -14,9 +14,8 @@ from typing import Any
 import torch
 
 from engine.campaigns import job_states
-from engine.campaigns.columns import Column
 from engine.campaigns.parts import Models, write_part
-from engine.campaigns.plan import Plan
+from engine.campaigns.plan import Column, Plan
 from engine.cells import snapshots
 from engine.cells.build import Builder
 from engine.cells.snapshots import Followed
@@ -25,7 +24,6 @@ from engine.evaluation import cka, passes
 from engine.evaluation.bank import Bank
 from engine.machine import ranks
 from engine.measures.rows import STEP, Arm, Diverged, Evaluation, ModelOnSet, Setting
-from engine.recipe.trials import is_tried
 from engine.run import Run
 from engine.store import cells
 from engine.store.artifacts import Store, hash_once
@@ -122,12 +120,12 @@ def make_column(
 def is_trained(row: Builder, column: Column) -> bool:
     """Find or make a row's cell. False if its training diverges in a setting that the campaign
     tries; raises DivergedError if it diverges in the recipe's own."""
-    if is_tried(column.setting) and is_users(row) and not row.run_users:
+    if column.setting.is_tried and is_users(row) and not row.run_users:
         return row.is_stored()  # the method's own process has tried
     try:
         row.build()
     except DivergedError as error:
-        if not is_tried(column.setting):
+        if not column.setting.is_tried:
             raise
         log.warning("%s. The report leaves %s out", error, column.setting)
         return False

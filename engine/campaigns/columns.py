@@ -5,59 +5,23 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from engine.campaigns import seed_replicates
+from engine.campaigns.plan import SEED, Column
 from engine.errors import RecipeError
-from engine.measures.rows import PLAIN, Scalar, Setting, trained_sets
+from engine.measures.rows import TRIAL, Scalar, Setting, trained_sets
 from engine.recipe.campaigns import DOWNSTREAMS, LEAVE_ONE_OUT, TRIALS, VARY
 from engine.recipe.checks import union_name
 from engine.recipe.effects import effect_of
 from engine.recipe.grid_keys import GridKeys
-from engine.recipe.resolve import VARIANT, varied_recipe
-from engine.recipe.schema import Affects, DatasetRecipe, Recipe
-from engine.recipe.trials import TRIAL
+from engine.recipe.resolve import varied_recipe
+from engine.recipe.schema import VARIANT, Affects, DatasetRecipe, Recipe
 from engine.recipe.typed import text, value_of
-from loaders.files.names import Name, identifier
 
-SEED = "seed"
 FIXED = {f"method.{name}" for name in ("name", "title", "module")}  # they identify the method
 MOST = 10_000  # columns; more indicate a mistake in `vary`
 LONGEST = 200  # bytes of a column's name; file names contain it and have at most 255
-
-
-@dataclass(frozen=True)
-class Column:
-    """All methods fine-tuned on one dataset, or a union `A+B` of several, in one setting: one job.
-
-    settings: values of the keys that vary, including the seed if it varies. is_replicate: whether
-    it repeats another column with another seed. Means exclude replicates.
-    """
-
-    downstream: Name
-    settings: Setting = PLAIN
-    is_replicate: bool = False
-
-    @property
-    def name(self) -> str:
-        """Datasets and settings, as a part of file names."""
-        return ",".join(filter(None, (self.downstream, str(self.settings))))
-
-    @property
-    def job(self) -> str:
-        """The name of its job and of its files, without characters special to a shell."""
-        return f"column-{self.id}"
-
-    @property
-    def id(self) -> str:
-        """Its name for Snakemake and Slurm, valid for any dataset name."""
-        return identifier(self.name)
-
-    @property
-    def setting(self) -> Setting:
-        """The settings that tables show: all but the seed, over which results are averaged."""
-        return self.settings.without(SEED)
 
 
 def columns_of(grid: GridKeys, cells: Sequence[Recipe]) -> tuple[Column, ...]:

@@ -8,9 +8,8 @@ from itertools import chain
 from typing import Any
 
 from engine.campaigns import job_states
-from engine.campaigns.columns import Column
 from engine.campaigns.parts import Distances, Models, Preparation, has_part, read_part
-from engine.campaigns.plan import DISTANCES, PREPARE, REPORT, Plan
+from engine.campaigns.plan import DISTANCES, PREPARE, REPORT, Column, Plan
 from engine.campaigns.record import FinishedCampaign, MissingColumn, Record, Row, checked_file
 from engine.cells.cell_plan import CellPlan
 from engine.errors import CampaignError

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from engine.campaigns import plan_folder
 from engine.campaigns.job_states import Attempt
-from engine.campaigns.plan import Plan, make_plan, read_plan
+from engine.campaigns.make_plan import make_plan
+from engine.campaigns.plan import Plan, read_plan
 from engine.campaigns.plan_folder import PlanFolder
 from engine.errors import CampaignError
 from engine.measures.rows import Diverged, Evaluation, Setting

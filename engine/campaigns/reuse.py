@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 
 from engine.campaigns import holdings, seal
 from engine.campaigns.holdings import Begun
+from engine.campaigns.make_plan import is_current, settings_of_rows
 from engine.campaigns.parts import Distances, Models, Part, Preparation, read_part
-from engine.campaigns.plan import DISTANCES, PREPARE, Plan, is_current, settings_of_rows
+from engine.campaigns.plan import DISTANCES, PREPARE, Plan
 from engine.measures.rows import Evaluation
 from loaders.files.typed_json import DamagedFile
 

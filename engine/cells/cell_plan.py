@@ -1,34 +1,22 @@
 """The plan of a cell: its resolved recipe, and those of the cells that it needs.
 
-Planning resolves everything, so later changes to recipe files do not affect a planned cell.
+`plan_cell` resolves everything, so later changes to recipe files do not affect a planned cell.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from engine.errors import RecipeError
-from engine.measures.rows import Scalar
-from engine.recipe import catalogue, kinds, modules, overrides
-from engine.recipe.overrides import Override
-from engine.recipe.resolve import VARIANT, load_recipe, without_options
-from engine.recipe.schema import Recipe
-from engine.recipe.trials import TRIAL, trials_of
+from engine.measures.rows import TRIAL, Scalar
+from engine.recipe import kinds, modules
+from engine.recipe.schema import VARIANT, Recipe
 from engine.recipe.typed import dump_recipe
-
-INSTEAD = {  # by key of a campaign, the override that selects a single cell
-    "methods": "method=NAME",
-    "downstreams": "downstream=SET",
-    "vary": "KEY=VALUE",
-    "replicates": "seed=NUMBER",
-    "trials": "KEY=VALUE",
-}
 
 
 @dataclass(frozen=True)
@@ -39,11 +27,6 @@ class CellPlan:
     recipe: Recipe
     needs: Mapping[str, CellPlan] = field(default_factory=dict)
     trials: tuple[Mapping[str, Scalar], ...] = ()
-
-    def with_trials(self, count: int) -> CellPlan:
-        """The cell, and those that it needs, with `count` trials."""
-        needs = {name: need.with_trials(count) for name, need in self.needs.items()}
-        return CellPlan(self.recipe, needs, trials_of(self.recipe, count))
 
     def on(self, downstream: str, settings: Mapping[str, Scalar]) -> CellPlan:
         """The cell on another dataset, with other values of some keys (`optimizer.lr`, `seed`).
@@ -96,7 +79,7 @@ class CellPlan:
         return dump_recipe(self.recipe, needed)
 
 
-def of_plain(values: Mapping[str, Any]) -> CellPlan:
+def cell_of_plain(values: Mapping[str, Any]) -> CellPlan:
     """The cell of these values, as `dataclasses.asdict` made them (also through JSON).
 
     Runs no user's method file: its options stay as stored. Raises msgspec.ValidationError for
@@ -106,53 +89,6 @@ def of_plain(values: Mapping[str, Any]) -> CellPlan:
     options = msgspec.convert(method, modules.planned_options(method))
     dataset = values["recipe"]["dataset"]
     dataset = msgspec.convert(dataset, kinds.planned_options(dataset))
-    needs = {name: of_plain(need) for name, need in values["needs"].items()}
+    needs = {name: cell_of_plain(need) for name, need in values["needs"].items()}
     recipe = dataclasses.replace(cell.recipe, method=options, dataset=dataset)
     return dataclasses.replace(cell, recipe=recipe, needs=needs)
-
-
-@catalogue.each_file_once()
-def resolve(
-    name: str,
-    given: Sequence[Override] = (),
-    *,
-    method: str | None = None,
-    downstream: str | None = None,
-    run_users: bool = False,
-) -> CellPlan:
-    """Resolve the cell of a recipe, and the cells that it needs.
-
-    Args:
-        name, given, downstream: as in `load_recipe`.
-        method: the row of a campaign. Only then may `given` hold a campaign's keys (`INSTEAD`).
-        run_users: run users' method files. Without it, the needs of their methods are unknown.
-
-    Raises RecipeError as `load_recipe` does, for a campaign's keys without `method`, if a needed
-    method has no weights, and, with `run_users`, if a user's `check` raises it.
-    """
-    for each in given if method is None else ():
-        if each.key in INSTEAD:
-            raise RecipeError(
-                f"{each.key}= applies to `rib campaign`; for a single cell, use {INSTEAD[each.key]}"
-            )
-    cell = load_recipe(name, given, method=method, downstream=downstream)
-    return _with_needs(name, given, cell, run_users)
-
-
-def _with_needs(name: str, given: Sequence[Override], cell: Recipe, run_users: bool) -> CellPlan:
-    runs = run_users and modules.is_users(cell.method.module)
-    options = modules.checked(cell, run_users=True) if runs else cell.method
-    # Needed cells share the cell's variant, but not its method's other options.
-    kept = [each for each in without_options(given) if each.key != VARIANT]
-    given = [*kept, *overrides.of_mapping({VARIANT: cell.method.variant})]
-    needs = {}
-    for method in options.needs:
-        need = load_recipe(name, given, method=method, downstream=cell.downstream)
-        complete = modules.complete(need.method, run_users=True) if run_users else need.method
-        if not complete.has_weights:
-            raise RecipeError(
-                f"{options.name} needs {method}, which averages cells and has no weights of its "
-                "own: name methods that train or merge"
-            )
-        needs[method] = _with_needs(name, given, need, run_users)
-    return CellPlan(cell, needs)

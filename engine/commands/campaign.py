@@ -13,7 +13,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from engine.campaigns import record, seal, sites, workflow
-from engine.campaigns.plan import PAGE, REPORT, TABLE, Plan, make_plan, read_plan, settings_of_needs
+from engine.campaigns.make_plan import make_plan, settings_of_needs
+from engine.campaigns.plan import PAGE, REPORT, TABLE, Plan, read_plan
 from engine.campaigns.schedulers import RunOptions
 from engine.data.kinds import kind_of
 from engine.errors import CampaignError, RecipeError, printable

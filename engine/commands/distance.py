@@ -7,7 +7,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.cells import cell_plan
+from engine.cells.plan_cell import plan_cell
 from engine.did_you_mean import nearest
 from engine.machine.terminal import announce
 from engine.report import console
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    cell = cell_plan.resolve(arguments.campaign, arguments.overrides, run_users=False)
+    cell = plan_cell(arguments.campaign, arguments.overrides, run_users=False)
     resolved, every = cell.recipe, cell.recipe.dataset.evaluated_sets
     names = arguments.sets or every
     for name in names:  # before the slow imports

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas
 
 from engine.campaigns import record
-from engine.campaigns.plan import make_plan
+from engine.campaigns.make_plan import make_plan
 from engine.commands import refuse_overwriting
 from engine.errors import CampaignError
 from engine.evaluation.accuracies import OnSet

@@ -7,7 +7,8 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from engine.campaigns.plan import Plan, make_plan
+from engine.campaigns.make_plan import make_plan
+from engine.campaigns.plan import Plan
 from engine.commands.status import size
 from engine.cost.rates import SPREAD
 from engine.machine.terminal import announce

@@ -10,6 +10,7 @@ import yaml
 
 from engine.recipe import campaigns, catalogue
 from engine.recipe.campaigns import methods_of, recipe_names
+from engine.recipe.overrides import over
 
 WIDTH = 100
 
@@ -44,7 +45,7 @@ def _rows(campaign: str) -> str:
     grid = campaigns.read(campaign)
     lines = [about(catalogue.path_of("campaigns", campaign)), ""]
     for name in methods_of(campaign):
-        values = catalogue.over(layer for _, layer in grid.rows[name])
+        values = over(layer for _, layer in grid.rows[name])
         settings = yaml.safe_dump(values, default_flow_style=True, width=1000).strip()
         lines.append(f"  {name:<24}{grid.title(name):<16}{settings[1:-1]}".rstrip())
     return "\n".join(lines)

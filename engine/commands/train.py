@@ -6,7 +6,7 @@ import argparse
 import logging
 from collections.abc import Sequence
 
-from engine.cells import cell_plan
+from engine.cells.plan_cell import plan_cell
 from engine.commands import recipes
 from engine.machine.terminal import announce
 from engine.recipe.overrides import Override, of_word
@@ -41,17 +41,17 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _train(name: str, overrides: Sequence[Override], *, show: bool) -> None:
     if show:
-        print(cell_plan.resolve(name, overrides, run_users=False).dump(), end="")
+        print(plan_cell(name, overrides, run_users=False).dump(), end="")
         return
     # Find most mistakes before the imports, which take seconds.
-    cell_plan.resolve(name, overrides, run_users=False)
+    plan_cell(name, overrides, run_users=False)
     announce(f"reading the recipe {name}")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     from engine.cells.build import Builder
     from engine.commands import outcome
     from engine.machine import ranks
 
-    cell = cell_plan.resolve(name, overrides, run_users=True)
+    cell = plan_cell(name, overrides, run_users=True)
     device = ranks.start(cell.recipe.device)
     for builder in Builder(cell, device, run_users=True).seeded():
         with builder.store.in_use():

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from engine.campaigns import verify
 from engine.campaigns.verify import Check
-from engine.cells import cell_plan
 from engine.cells.build import Builder
+from engine.cells.plan_cell import plan_cell
 from engine.data.kinds import kind_of
 from engine.data.sets import Sets
 from engine.machine import ranks
@@ -20,7 +20,7 @@ from engine.report import console
 
 def run(arguments: argparse.Namespace) -> int:
     given = [*overrides.of_mapping({"model": arguments.model}), *arguments.overrides]
-    cell = cell_plan.resolve(arguments.campaign, given, run_users=False)
+    cell = plan_cell(arguments.campaign, given, run_users=False)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     recipe = cell.recipe
     device = ranks.start(recipe.device)

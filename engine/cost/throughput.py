@@ -23,9 +23,9 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from engine import models
-from engine.cells import cell_plan
 from engine.cells.build import Builder
 from engine.cells.cell_plan import CellPlan
+from engine.cells.plan_cell import plan_cell
 from engine.cost.flops import of_image, peak
 from engine.data.sets import Sets
 from engine.evaluation import passes
@@ -64,9 +64,9 @@ class Speed:
 def cell_of(method: str, given: Sequence[Override]) -> CellPlan:
     """The cell to time for a method: a row of ImageNet-RIB, or a user's YAML file."""
     if not catalogue.is_path(method):
-        return cell_plan.resolve(f"imagenet_rib/{method}", given)
+        return plan_cell(f"imagenet_rib/{method}", given)
     alone = [*given, *overrides.of_mapping({"methods": [method]})]
-    return cell_plan.resolve("imagenet_rib", alone, method=Path(method).stem)
+    return plan_cell("imagenet_rib", alone, method=Path(method).stem)
 
 
 @dataclass(frozen=True)

@@ -260,7 +260,9 @@ class Sets:
             return "present"
         if self.mask == "none" or name not in self.packs:
             return "none" if self.mask == "none" else dataset.mask
-        masks = kinds.published_masks()
+        from engine.recipe.catalogue import published_masks  # late: a job reads no recipes
+
+        masks = published_masks()
         if not (named := masks.get(name) or masks.get(pack.name)):
             raise ValueError(
                 f"no recipe has a dataset {name!r}{nearest(name, masks)}, so the mask of published "

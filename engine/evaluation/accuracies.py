@@ -21,7 +21,7 @@ from engine.machine.files import cache_folder
 from engine.measures import bootstrap, seeds, shares
 from engine.measures.predictions import SetPredictions
 from engine.measures.rows import PLAIN, ModelOnSet
-from engine.recipe import kinds
+from engine.recipe import catalogue
 from engine.recipe.schema import Recipe
 from engine.run import Run
 from engine.store.artifacts import Store
@@ -87,7 +87,7 @@ def evaluate(
     classes that the head lacks, and for a model whose outputs are NaN or infinite.
     """
     sets = Sets(resolved, device, cache_folder(), packs, classes, mask)
-    published = kinds.published_masks()
+    published = catalogue.published_masks()
     for name, pack in packs.items():  # check all before evaluating any
         rule = published.get(name) or published.get(pack.name)
         if sets[name].mask_rule == "none" and rule == "present":

@@ -30,8 +30,7 @@ from engine.evaluation import bank
 from engine.machine import precision, ranks
 from engine.machine.layers import blocks
 from engine.models.execution import Form
-from engine.recipe.checks import FEWEST_FOR_CKA
-from engine.recipe.schema import ModelRecipe, Recipe
+from engine.recipe.schema import FEWEST_FOR_CKA, ModelRecipe, Recipe
 from engine.run import Run
 from engine.store.artifacts import Artifact
 from engine.store.cells import Mix, canonical_mix

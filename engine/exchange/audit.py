@@ -33,7 +33,6 @@ from engine.exchange.publish import KEYS, keys_of, without_distances
 from engine.measures import predictions
 from engine.measures.rows import PRE, Diverged, Evaluation
 from engine.recipe import catalogue, kinds
-from engine.recipe.trials import is_tried
 from engine.report import finish, results_file
 from engine.report.results import Results, of_campaign
 from loaders.files import typed_json
@@ -201,10 +200,10 @@ def _of_claims(claimed: Record, plan: Plan) -> Iterator[str]:
     if len(plan.columns) * len(plan.rows) * plan.seeds > MOST_FILES:
         yield f"{PLAN}: more than {MOST_FILES:,} models"
         return
-    tried = [column for column in plan.columns if is_tried(column.setting)]
+    tried = [column for column in plan.columns if column.setting.is_tried]
     may = {Diverged(row, each.downstream, each.setting) for each in tried for row in plan.rows}
     if len(claimed.diverged) > len(may) or not may.issuperset(claimed.diverged):
-        yield f"{RECORD}: `diverged` names trainings that are none of the settings that {PLAN} tries"
+        yield f"{RECORD}: `diverged` names trainings that {PLAN} does not try"
         return
     left_out = {(each.method, each.setting) for each in claimed.diverged}
     needed = {(PRE, "", "", 0)}

@@ -9,6 +9,7 @@ from typing import NamedTuple
 Scalar = bool | int | float | str  # a value of a varied key
 PRE = "pre"  # the pretrained model in tables, and among the members of soups
 UNION = "+"  # joins the datasets of a column that trains on several; no dataset has it in its name
+TRIAL = "trial"  # key of a column's setting: the number of its trial
 STEP = "step"  # key of a snapshot's setting: its number of optimizer steps
 DEFAULT_ALPHA = 0.5  # of an interpolation's row in tables, unless its recipe sets another
 
@@ -33,6 +34,11 @@ class Setting(dict[str, Scalar]):
         """`adamw, lr 0.0001`, for labels: the last part of each key, which a name does without."""
         parts = ((key.rpartition(".")[2], setting_text(value)) for key, value in self.items())
         return ", ".join(value if key == "name" else f"{key} {value}" for key, value in parts)
+
+    @property
+    def is_tried(self) -> bool:
+        """Whether a column's setting is one that a campaign tries beside the recipe's own."""
+        return bool(self.without(TRIAL) or self.get(TRIAL))
 
     def without(self, key: str) -> Setting:
         """The other values."""

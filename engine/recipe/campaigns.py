@@ -19,17 +19,9 @@ from engine.did_you_mean import nearest
 from engine.errors import RecipeError
 from engine.measures.rows import PRE
 from engine.recipe import catalogue
-from engine.recipe.catalogue import (
-    EXTENDS,
-    beside,
-    is_path,
-    lines,
-    over,
-    path_of,
-    with_absolute_module,
-)
+from engine.recipe.catalogue import EXTENDS, beside, is_path, lines, path_of, with_absolute_module
 from engine.recipe.checks import check_name
-from engine.recipe.overrides import Override, Word, by_key
+from engine.recipe.overrides import Override, Word, by_key, over
 from engine.recipe.typed import Layer
 
 SELECTION = "methods"  # key that selects methods of a campaign on the command line

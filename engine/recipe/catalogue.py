@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from typing import Any
 from engine.did_you_mean import nearest
 from engine.errors import RecipeError
 from engine.recipe import yaml_text
+from engine.recipe.overrides import over
+from engine.recipe.schema import DatasetRecipe
 
 ROOT = Path(__file__).resolve().parents[2] / "recipes"
 EXTENDS = "extends"
@@ -131,16 +133,18 @@ def lines(values: Any, source: str) -> dict[str, Any]:
     return dict(values)
 
 
-def over(layers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Merge the layers; later ones win."""
-    merged: dict[str, Any] = {}
-    for layer in layers:
-        for key, value in layer.items():
-            before = merged.get(key)
-            if isinstance(before, Mapping) and isinstance(value, Mapping):
-                value = over((before, value))
-            merged[key] = value
-    return merged
+def published_masks() -> dict[str, str]:
+    """The possible predictions of published accuracies (`mask`), by dataset of `recipes/`."""
+    masks: dict[str, str] = {}
+    for name in names("datasets"):
+        benchmark = read(path_of("datasets", name))
+        own = benchmark.get("own", {})
+        for each in (benchmark.get("upstream", ""), *benchmark.get("sets", ())):
+            masks[each] = {**benchmark, **own.get(each, {})}.get("mask", DatasetRecipe.mask)
+    for name in names("sets"):
+        of_set = read(path_of("sets", name))
+        masks[name] = of_set.get("mask", DatasetRecipe.mask)
+    return masks
 
 
 def with_absolute_module(values: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:

@@ -9,12 +9,11 @@ from engine.did_you_mean import nearest
 from engine.errors import RecipeError
 from engine.measures.rows import UNION
 from engine.recipe import kinds
-from engine.recipe.schema import DatasetRecipe, Recipe, SplitRecipe, TrainRecipe
+from engine.recipe.schema import FEWEST_FOR_CKA, DatasetRecipe, Recipe, SplitRecipe, TrainRecipe
 from engine.recipe.words import read_words
 from loaders.files.names import is_name, one_line
 
 TRACKERS = ("tensorboard", "wandb", "trackio")  # besides a user's `module:Class`
-FEWEST_FOR_CKA = 4  # its estimator divides by n (n - 3), for n images
 _NAME_BYTES = 100  # names of cells' folders contain a method and a dataset
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from engine.did_you_mean import nearest
 from engine.errors import RecipeError
-from engine.recipe import catalogue, modules, typed
+from engine.recipe import modules, typed
 from engine.recipe.modules import is_users
 from engine.recipe.schema import DatasetRecipe
 from engine.recipe.typed import Layer, Options
@@ -137,20 +137,6 @@ def of_set(dataset: DatasetRecipe, name: str) -> DatasetRecipe:
     values = {each: given[each] for each in names_of_shared} | {"own": {}}
     typed.add(values, of_kind, Options(), own, "", f"{key}.")
     return typed.build(values, of_kind, Options(), key)
-
-
-def published_masks() -> dict[str, str]:
-    """The possible predictions of published accuracies (`mask`), by dataset of `recipes/`."""
-    masks: dict[str, str] = {}
-    for name in catalogue.names("datasets"):
-        benchmark = catalogue.read(catalogue.path_of("datasets", name))
-        own = benchmark.get("own", {})
-        for each in (benchmark.get("upstream", ""), *benchmark.get("sets", ())):
-            masks[each] = {**benchmark, **own.get(each, {})}.get("mask", DatasetRecipe.mask)
-    for name in catalogue.names("sets"):
-        of_set = catalogue.read(catalogue.path_of("sets", name))
-        masks[name] = of_set.get("mask", DatasetRecipe.mask)
-    return masks
 
 
 def keep_own(dataset: dict[str, Any], layers: Sequence[Layer]) -> None:

@@ -71,6 +71,18 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return made
 
 
+def over(layers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Merge the layers; later ones win."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            before = merged.get(key)
+            if isinstance(before, Mapping) and isinstance(value, Mapping):
+                value = over((before, value))
+            merged[key] = value
+    return merged
+
+
 def of_word(word: str) -> Override:
     """Parse `key=value`. Raises RecipeError for anything else."""
     key, equals, value = word.partition("=")

@@ -27,10 +27,9 @@ from engine.recipe import (
 from engine.recipe.campaigns import SELECTION, Campaign
 from engine.recipe.catalogue import EXTENDS, GROUPS, path_of, with_absolute_module
 from engine.recipe.overrides import COMMAND_LINE, Override
-from engine.recipe.schema import MethodRecipe, Recipe
+from engine.recipe.schema import VARIANT, MethodRecipe, Recipe
 from engine.recipe.typed import NEEDS, OF_METHOD, Layer, Options
 
-VARIANT = "method.variant"
 DOWNSTREAM = "downstream"
 OF_TRAINING = ("optimizer", "train")
 NAMED = "the model's name"  # source of a model's section without a file

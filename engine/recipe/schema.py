@@ -19,6 +19,8 @@ from loaders.files.names import Name
 
 MISSING: Any = "???"  # marks a key without a default
 WARMUP_STEPS = 196  # the benchmark's
+VARIANT = "method.variant"  # the option that every method has
+FEWEST_FOR_CKA = 4  # images; its estimator divides by n (n - 3)
 RIDGE = 1e-3  # L2 penalty of heads on probe sets, times the features' mean variance
 
 Count = Annotated[int, Meta(ge=0)]

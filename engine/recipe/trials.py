@@ -9,13 +9,7 @@ from engine.measures.rows import PLAIN, Setting
 from engine.recipe.schema import Recipe
 from engine.recipe.typed import value_of
 
-TRIAL = "trial"  # key of a column's setting: the number of its trial
 STRATA = 3  # equal parts of a key's range, each drawn from once in as many trials
-
-
-def is_tried(setting: Setting) -> bool:
-    """Whether a column's setting is one that a campaign tries beside the recipe's own."""
-    return bool(setting.without(TRIAL) or setting.get(TRIAL))
 
 
 def trials_of(recipe: Recipe, count: int) -> tuple[Setting, ...]:

@@ -18,8 +18,7 @@ import msgspec
 from engine.did_you_mean import closest, nearest
 from engine.errors import RecipeError
 from engine.recipe import yaml_text
-from engine.recipe.catalogue import over
-from engine.recipe.overrides import Word, nested
+from engine.recipe.overrides import Word, nested, over
 from engine.recipe.schema import MISSING, DatasetRecipe, MethodRecipe, Recipe
 
 Layer = tuple[str, Mapping[str, Any]]  # source and values

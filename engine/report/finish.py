@@ -55,8 +55,8 @@ def write_into(folder: Path, results: Results, *, figures: bool = False) -> Path
     smoke = headline.smoke_run(results)
     notes = [f"models fine-tuned on {missing} are not in this report"] * bool(missing)
     notes += [
-        f"{record.methods.get(each.method, each.method)} with {each.setting} diverged on {each.downstream} and is "
-        "left out"
+        f"{record.methods.get(each.method, each.method)} with {each.setting} diverged on "
+        f"{each.downstream} and is left out"
         for each in record.diverged
     ]
     path = page.write(

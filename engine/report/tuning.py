@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 import pandas
 
 from engine.measures.halves import HALVES
-from engine.measures.rows import Setting
+from engine.measures.rows import TRIAL, Setting
 from engine.measures.tables import extremes
-from engine.recipe.trials import TRIAL
 from engine.report.results import Results
 from engine.report.text import counted, signed
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import engine
-from engine.campaigns.plan import make_plan
+from engine.campaigns.make_plan import make_plan
 from engine.errors import RecipeError
 from engine.recipe import yaml_text
 from engine.recipe.overrides import parsed

@@ -13,7 +13,7 @@ import pytest
 
 from engine import cli
 from engine.campaigns import job_states, workflow
-from engine.campaigns.columns import Column
+from engine.campaigns.plan import Column
 from engine.campaigns.schedulers import RunOptions
 from engine.errors import RecipeError, printable
 from engine.exchange.write import DescribedModel, write_model

@@ -20,15 +20,8 @@ from engine import cli
 from engine.campaigns import job_states, workflow
 from engine.campaigns.column_job import make_column
 from engine.campaigns.distances_job import make_distances
-from engine.campaigns.plan import (
-    DISTANCES,
-    PREPARE,
-    REPORT,
-    Plan,
-    make_plan,
-    plan_to_json,
-    read_plan,
-)
+from engine.campaigns.make_plan import make_plan
+from engine.campaigns.plan import DISTANCES, PREPARE, REPORT, Plan, plan_to_json, read_plan
 from engine.campaigns.prepare_job import prepare
 from engine.commands import job
 from engine.recipe.overrides import parsed

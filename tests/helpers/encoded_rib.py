@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from engine import cli
-from engine.cells import cell_plan
 from engine.cells.build import Builder
+from engine.cells.plan_cell import plan_cell
 from engine.recipe.overrides import parsed
 from helpers import grids
 from helpers import imagenet_trees as trees
@@ -46,7 +46,7 @@ class Rib:
 
     def builder(self, *words: str) -> Builder:
         """The builder of the recipe's cell; `words` come last and win."""
-        cell = cell_plan.resolve(str(self.folder / "rib.yaml"), parsed((*self.words, *words)))
+        cell = plan_cell(str(self.folder / "rib.yaml"), parsed((*self.words, *words)))
         return Builder(cell, self.device)
 
 

@@ -21,9 +21,9 @@ from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 from torch import nn
 
-from engine.cells import cell_plan
 from engine.cells.build import Builder
 from engine.cells.cell_plan import CellPlan
+from engine.cells.plan_cell import plan_cell
 from engine.machine import ranks
 from engine.machine.terminal import quiet_libraries
 from engine.methods.base import Trained
@@ -91,10 +91,10 @@ class Grid:
     def builder(self, *extra: str) -> Builder:
         """The builder of the cell that these overrides describe."""
         given = parsed(self.overrides(*extra))
-        cell = cell_plan.resolve(self.recipe, given, run_users=True)
+        cell = plan_cell(self.recipe, given, run_users=True)
         variant = parsed([{"method.variant": cell.recipe.method.variant}])
         shared = [*without_options(given), *variant]
-        load = functools.partial(cell_plan.resolve, self.recipe, shared, run_users=True)
+        load = functools.partial(plan_cell, self.recipe, shared, run_users=True)
         plan = CellPlan(cell.recipe, AnyMethod(cell.needs, load))
         return Builder(plan, self.device, run_users=True)
 

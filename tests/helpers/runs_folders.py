@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from engine.campaigns import job_states, record
-from engine.campaigns.plan import REPORT, Plan, make_plan, plan_to_json
+from engine.campaigns.make_plan import make_plan
+from engine.campaigns.plan import REPORT, Plan, plan_to_json
 from engine.campaigns.plan_folder import PLANS, PlanFolder
 from engine.machine.files import write_atomic
 from engine.recipe import overrides

@@ -13,7 +13,8 @@ import pytest
 
 from engine import cli
 from engine.campaigns import job_states
-from engine.campaigns.plan import PREPARE, make_plan
+from engine.campaigns.make_plan import make_plan
+from engine.campaigns.plan import PREPARE
 from engine.commands import job
 from engine.recipe.overrides import parsed
 from helpers import campaigns

@@ -11,8 +11,8 @@ import pytest
 from engine import cli
 from engine.campaigns import record
 from engine.campaigns.plan_folder import PlanFolder
-from engine.cells import cell_plan
 from engine.cells.build import Builder
+from engine.cells.plan_cell import plan_cell
 from engine.errors import DivergedError
 from engine.exchange.audit import audit
 from engine.measures import predictions, scores
@@ -108,7 +108,7 @@ def test_a_set_that_is_trained_on_and_too_small_to_hold_out_of_is_refused(folder
 
 def test_a_cell_on_the_upstream_set_starts_from_the_model_with_a_head(folder, finished, grid):
     name, words = str(folder / "shapes.yaml"), [f"runs={finished}"]
-    cell = cell_plan.resolve(name, parsed(words), method="linear_probe", downstream="upstream")
+    cell = plan_cell(name, parsed(words), method="linear_probe", downstream="upstream")
     builder = Builder(cell, grid.device)
     base, probe = builder.base, builder.build()
     assert probe.name != base.name and probe.backbone == base.backbone != base.name

@@ -10,8 +10,8 @@ import timm
 import torch
 
 from engine import cli, models
-from engine.cells import cell_plan
 from engine.cells.build import Builder
+from engine.cells.plan_cell import plan_cell
 from engine.commands import outcome
 from engine.data import grouping, imagenet, sets
 from engine.data.kinds.imagenet import SIZES
@@ -197,7 +197,7 @@ def test_the_in1k_stage_of_a_backbone_without_a_head(rib):
     alone = ("model=vit_tiny_random", "model.head.fit=true", "train.batch_size=4", "train.epochs=1")
     alone += ("train.warmup_steps=null",)  # of two steps
     alone += ("train.augment=[]", "train.crop_scale=[0.08,1]")  # no second pack
-    stage = cell_plan.resolve("imagenet_rib/pre_fine_tune", parsed((*alone, *rib.words)))
+    stage = plan_cell("imagenet_rib/pre_fine_tune", parsed((*alone, *rib.words)))
     builder = Builder(stage, rib.device)
     cell = builder.build()
     path = cell.artifact.file(tensors.WEIGHTS)

@@ -14,7 +14,6 @@ import pandas
 import pytest
 
 from engine.campaigns import job_states, progress, seal, workflow
-from engine.campaigns.columns import Column
 from engine.campaigns.events import (
     LONGEST,
     Begun,
@@ -28,7 +27,8 @@ from engine.campaigns.events import (
     recorded,
 )
 from engine.campaigns.job_states import FAILED, FINISHED, RUNNING, WAITING, JobState, read_job
-from engine.campaigns.plan import REPORT, make_plan
+from engine.campaigns.make_plan import make_plan
+from engine.campaigns.plan import REPORT, Column
 from engine.campaigns.plan_folder import PlanFolder
 from engine.campaigns.schedulers import slurm, slurm_states
 from engine.commands import job

@@ -10,8 +10,8 @@ import pytest
 
 from engine import cli
 from engine.campaigns import seal, workflow
-from engine.campaigns.columns import Column
-from engine.campaigns.plan import Plan, check_modules, make_plan, plan_to_json, read_plan
+from engine.campaigns.make_plan import make_plan
+from engine.campaigns.plan import Column, Plan, check_modules, plan_to_json, read_plan
 from engine.campaigns.plan_folder import PlanFolder
 from engine.data import packs
 from engine.errors import CampaignError

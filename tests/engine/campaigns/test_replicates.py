@@ -6,7 +6,7 @@ import pytest
 
 from engine import cli
 from engine.campaigns import job_states, record
-from engine.campaigns.plan import make_plan
+from engine.campaigns.make_plan import make_plan
 from engine.campaigns.plan_folder import PlanFolder
 from engine.recipe.overrides import parsed
 from helpers import campaigns

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from engine.campaigns import reuse
+from engine.campaigns.make_plan import make_plan
 from engine.campaigns.parts import Distances, Models, Preparation, write_part
-from engine.campaigns.plan import DISTANCES, PREPARE, Plan, make_plan, plan_to_json
+from engine.campaigns.plan import DISTANCES, PREPARE, Plan, plan_to_json
 from engine.machine.files import write_atomic
 from engine.recipe import overrides
 from engine.store import artifacts

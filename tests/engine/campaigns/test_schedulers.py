@@ -10,7 +10,7 @@ from engine import cli
 from engine.campaigns import job_states, sites, workflow
 from engine.campaigns.events import Begun, append_event
 from engine.campaigns.job_states import FAILED, RUNNING, WAITING
-from engine.campaigns.plan import make_plan
+from engine.campaigns.make_plan import make_plan
 from engine.campaigns.schedulers import SCHEDULERS, RunOptions, Scheduler
 from engine.errors import CampaignError
 from engine.recipe.overrides import parsed

@@ -17,7 +17,8 @@ from snakemake_executor_plugin_slurm.submit_string import get_submit_command
 from snakemake_executor_plugin_slurm.utils import set_gres_string
 
 from engine.campaigns import sites, workflow
-from engine.campaigns.plan import Plan, make_plan
+from engine.campaigns.make_plan import make_plan
+from engine.campaigns.plan import Plan
 from engine.campaigns.schedulers import RunOptions, slurm, slurm_states
 from engine.campaigns.sites import Site
 from engine.cost import estimate

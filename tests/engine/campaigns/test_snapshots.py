@@ -10,7 +10,8 @@ import torch
 from engine.campaigns import job_states, make_record, parts
 from engine.campaigns.column_job import builders, make_column
 from engine.campaigns.distances_job import make_distances
-from engine.campaigns.plan import Plan, make_plan
+from engine.campaigns.make_plan import make_plan
+from engine.campaigns.plan import Plan
 from engine.campaigns.prepare_job import prepare
 from engine.campaigns.record import Record
 from engine.measures.rows import PLAIN, Setting

@@ -12,8 +12,8 @@ from PIL import Image
 
 from engine.campaigns import record
 from engine.campaigns.plan_folder import PlanFolder
-from engine.cells import cell_plan
 from engine.cells.build import Builder
+from engine.cells.plan_cell import plan_cell
 from engine.data.sets import Sets, union_of
 from engine.evaluation import features
 from engine.recipe.overrides import parsed
@@ -50,7 +50,7 @@ def builder(images, tmp_path, grid):  # `grid` starts the process's only rank
 
     def make(*extra: str, packs=None) -> Builder:
         given = parsed([*words, *extra])
-        cell = cell_plan.resolve(str(tmp_path / "shapes.yaml"), given, method="fine_tune")
+        cell = plan_cell(str(tmp_path / "shapes.yaml"), given, method="fine_tune")
         sets = Sets(cell.recipe, CPU, Path("/nonexistent"), packs)
         return Builder(cell, CPU, sets)
 

@@ -7,10 +7,10 @@ import torch
 
 from engine import models
 from engine.campaigns import verify
-from engine.campaigns.plan import make_plan
+from engine.campaigns.make_plan import make_plan
 from engine.campaigns.prepare_job import _head
-from engine.cells import cell_plan
 from engine.cells.build import Builder
+from engine.cells.plan_cell import plan_cell
 from engine.commands import verify as command
 from engine.cost import estimate
 from engine.recipe.overrides import parsed
@@ -32,7 +32,7 @@ def test_measured_and_published_are_compared(folder, grid, tmp_path):
     )  # fmt: skip
 
     def builder(*more: str) -> Builder:
-        cell = cell_plan.resolve(str(folder / "shapes.yaml"), parsed((*words, *more)))
+        cell = plan_cell(str(folder / "shapes.yaml"), parsed((*words, *more)))
         return Builder(cell, grid.device)
 
     first = builder()
@@ -72,12 +72,12 @@ def test_what_is_compared_with_what_is_published():
 
 def test_images_that_fitted_the_head_are_not_evaluated(folder, grid, tmp_path):
     name, words = str(folder / "shapes.yaml"), (f"runs={tmp_path}",)
-    first = Builder(cell_plan.resolve(name, parsed(words)), grid.device)
+    first = Builder(plan_cell(name, parsed(words)), grid.device)
     upstream = first.sets["upstream"]
     check, *_ = verify.verify(first)
     assert 0 < check.images == len(upstream.holdout) < len(upstream.labels)
     assert "upstream (held-out)" in command.text("tiny", [check])
-    whole = cell_plan.resolve(name, parsed((*words, "dataset.holdout=0", "evaluate.split=all")))
+    whole = plan_cell(name, parsed((*words, "dataset.holdout=0", "evaluate.split=all")))
     check, *_ = verify.verify(Builder(whole, grid.device))
     assert check.images == len(upstream.labels)
     assert (
@@ -100,7 +100,7 @@ def test_a_head_is_fitted_on_photos_that_judge_nothing(folder, grid, tmp_path):
         plan = make_plan(name, parsed((*words, *more)))
         assert plan.needed == ["upstream", "outline", "few", *(["tinted"] if more else [])]
         assert list(estimate.of(plan.recipes, len(plan.rows)).images) == plan.needed
-        builder = Builder(cell_plan.resolve(name, parsed((*words, *more))), grid.device)
+        builder = Builder(plan_cell(name, parsed((*words, *more))), grid.device)
         bases.append(builder.base.name)
         for each in plan.needed[:3]:
             assert builder.sets[each]

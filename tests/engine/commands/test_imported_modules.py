@@ -8,7 +8,10 @@ from helpers.processes import run
 
 SLOW = ("torch", "timm", "torch._dynamo", "deepspeed", "pandas", "scipy", "snakemake", "numba")
 TIMM = "torch timm torch._dynamo"  # which timm imports
-OF_OTHER_JOBS = "pandas scipy engine.otdd kernels.transport engine.cost loaders.benchmarks.emoji"
+OF_OTHER_JOBS = (
+    "pandas scipy engine.otdd kernels.transport engine.cost loaders.benchmarks.emoji "
+    "engine.campaigns.make_plan engine.recipe.resolve engine.recipe.catalogue"  # plans
+)
 CODE = (
     "import sys\nfrom engine import cli\ntry: cli.main(sys.argv[2:])\nexcept SystemExit: pass\n"
     "print('imported:', *(name for name in sys.argv[1].split() if name in sys.modules))"
@@ -37,7 +40,7 @@ def test_a_command_imports_what_it_uses(words, imported, tmp_path):
     assert done.stdout.splitlines()[-1] == f"imported: {imported}".rstrip(), done.stderr
 
 
-def test_a_columns_job_imports_nothing_of_the_preparation_and_the_distances():
+def test_a_columns_job_imports_nothing_of_planning_and_other_jobs():
     code = "import sys, engine.campaigns.column_job; print(*{*sys.argv[1:]} & {*sys.modules})"
     done = run([sys.executable, "-c", code, *OF_OTHER_JOBS.split()])
     assert (done.returncode, done.stdout) == (0, "\n"), done.stderr

@@ -9,7 +9,8 @@ import timm
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from engine.campaigns.plan import Plan, make_plan
+from engine.campaigns.make_plan import make_plan
+from engine.campaigns.plan import Plan
 from engine.cost import estimate, rates, work
 from engine.cost.estimate import Device, Estimate
 from engine.cost.flops import elements_of_image, of_image

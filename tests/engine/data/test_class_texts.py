@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from engine import cli
-from engine.campaigns.plan import make_plan
+from engine.campaigns.make_plan import make_plan
 from engine.data import imagenet
 from engine.data.class_texts import class_texts
 from engine.errors import RecipeError

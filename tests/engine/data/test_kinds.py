@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from engine import cli
-from engine.campaigns.plan import make_plan
-from engine.cells import cell_plan
+from engine.campaigns.make_plan import make_plan
 from engine.cells.build import Builder
+from engine.cells.plan_cell import plan_cell
 from engine.cost import work
 from engine.data import grouping, packs
 from engine.data.kinds import kind_of
@@ -189,7 +189,7 @@ def test_a_table_trains_the_model_of_the_same_images_in_folders(tmp_path, grid):
 
     def trained() -> tuple[Builder, Cell]:
         words = [*MODEL, f"runs={tmp_path / 'runs'}", f"dataset={file}", *more]
-        plan = cell_plan.resolve("emoji/fine_tune", parsed(words))
+        plan = plan_cell("emoji/fine_tune", parsed(words))
         builder = Builder(plan, CPU, Sets(plan.recipe, CPU, tmp_path))
         cell = builder.build()
         passes.evaluate(builder, [{cell.name: 1.0}], ["tinted", "few"], "holdout")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from engine.campaigns.plan import make_plan
+from engine.campaigns.make_plan import make_plan
 from engine.cost import estimate, work
 from engine.data import imagenet
 from engine.data.kinds import kind_of

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from engine.campaigns import column_job
-from engine.campaigns.columns import Column
+from engine.campaigns.plan import Column
 from engine.evaluation import bank, features, passes
 from engine.measures import predictions
 from engine.measures.temperature_scaling import TEMPERATURES

@@ -14,7 +14,7 @@ from PIL import Image
 
 from engine import cli
 from engine.campaigns import record
-from engine.campaigns.plan import make_plan
+from engine.campaigns.make_plan import make_plan
 from engine.campaigns.plan_folder import PlanFolder
 from engine.data.splits import split
 from engine.evaluation import bank

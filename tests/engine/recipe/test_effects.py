@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.campaigns.plan import make_plan
+from engine.campaigns.make_plan import make_plan
 from engine.data import packs
 from engine.errors import RecipeError
 from engine.recipe import overrides

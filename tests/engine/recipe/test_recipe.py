@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.cells import cell_plan
-from engine.cells.cell_plan import CellPlan, of_plain
+from engine.cells.cell_plan import CellPlan, cell_of_plain
+from engine.cells.plan_cell import plan_cell
 from engine.errors import RecipeError
 from engine.methods.linear_probe import first_head
 from engine.recipe import campaigns
@@ -31,7 +31,7 @@ def test_every_row_of_a_campaign_resolves_and_is_read_back_from_a_plan(campaign)
         assert resolved.method.name == campaigns.read(campaign).base(method)
         assert resolved.downstream in resolved.dataset.evaluated_sets
         stored = json.loads(json.dumps(dataclasses.asdict(CellPlan(resolved))))
-        assert of_plain(stored) == CellPlan(resolved)
+        assert cell_of_plain(stored) == CellPlan(resolved)
         named = f"{campaign}/{method}"
         if named in recipe_names():  # the cell alone is the campaign's cell
             assert load_recipe(named) == resolved
@@ -88,15 +88,15 @@ def test_resolved_recipe_is_a_recipe(tmp_path):
 @pytest.mark.parametrize("name", ["emoji/ewc", "emoji/greedy_soup", "emoji_tuned/lp_ft"])
 def test_what_a_cell_needs_is_dumped_with_it(name, tmp_path):
     words = ["optimizer.lr=1e-5", "train.epochs=7", "method.variant=paper"]
-    cell = cell_plan.resolve(name, parsed(words))
+    cell = plan_cell(name, parsed(words))
     saved = write(tmp_path / "resolved.yaml", cell.dump())
-    assert cell_plan.resolve(saved) == cell
+    assert plan_cell(saved) == cell
     write(tmp_path / "resolved.yaml", f"{dump_recipe(cell.recipe)}needs: 3\n")
     if cell.needs:
         with pytest.raises(
             RecipeError, match=r"resolved.yaml: needs must contain sections by method"
         ):
-            cell_plan.resolve(saved)
+            plan_cell(saved)
 
 
 def test_campaigns_extend_each_other_but_not_in_a_circle(tmp_path):

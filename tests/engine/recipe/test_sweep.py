@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from engine.campaigns.plan import Plan, make_plan
+from engine.campaigns.make_plan import make_plan
+from engine.campaigns.plan import Plan
 from engine.recipe.grid_keys import overrides_of_sweep
 from engine.recipe.overrides import parsed
 from engine.recipe.resolve import load_recipe

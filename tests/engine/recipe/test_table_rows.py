@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.cells import cell_plan
+from engine.cells.plan_cell import plan_cell
 from engine.errors import RecipeError
 from engine.recipe.campaigns import each_model, methods_of
 from engine.recipe.catalogue import ROOT
@@ -55,11 +55,11 @@ def test_rows_are_selected_by_their_names_and_need_others_in_their_variant(campa
     assert (
         load_recipe(campaign, parsed(["methods=[third,ewc_paper]"])).method.title == "EWC (paper)"
     )
-    ewc = cell_plan.resolve(campaign, method="named").needs["ewc"].recipe.method
+    ewc = plan_cell(campaign, method="named").needs["ewc"].recipe.method
     assert (ewc.variant, ewc.fisher_images) == ("paper", 400)
-    assert [*cell_plan.resolve(campaign, method="two").needs] == ["ewc"]
+    assert [*plan_cell(campaign, method="two").needs] == ["ewc"]
     settings = {"method.variant": "canonical", "method.members": ()}  # options of its own stay
-    cell = cell_plan.resolve(campaign, method="named").on("twemoji", settings)
+    cell = plan_cell(campaign, method="named").on("twemoji", settings)
     assert cell.needs["ewc"].recipe.method.variant == "canonical"
 
 
@@ -70,7 +70,7 @@ def test_what_a_row_needs_has_its_settings_though_a_list_leaves_it_out(tmp_path)
     assert methods_of(str(listed)) == ["soup"]
     assert methods_of(str(more)) == ["soup", "ewc"]
     for file, lam in ((listed, 1.0), (more, 2.0)):
-        ewc = cell_plan.resolve(str(file), method="soup").needs["ewc"].recipe.method
+        ewc = plan_cell(str(file), method="soup").needs["ewc"].recipe.method
         assert (ewc.lam, ewc.fisher_images, ewc.fisher_scale) == (lam, 400, "mean")
 
 

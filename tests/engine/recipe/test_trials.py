@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from engine.campaigns.plan import Plan, is_current, make_plan, plan_to_json, read_plan
+from engine.campaigns.make_plan import is_current, make_plan
+from engine.campaigns.plan import Plan, plan_to_json, read_plan
 from engine.errors import RecipeError
 from engine.recipe.overrides import parsed
 from engine.recipe.trials import trials_of

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from engine import cli
-from engine.campaigns.plan import make_plan
-from engine.cells import cell_plan
+from engine.campaigns.make_plan import make_plan
+from engine.cells.plan_cell import plan_cell
 from engine.errors import RecipeError
 from engine.methods import soup
 from engine.recipe import modules
@@ -115,12 +115,12 @@ def test_its_recipe_names_the_cells_that_it_starts_from(tmp_path):
     text = METHOD.replace("    strength:", '    needs = ("ewc",)\n    strength:')
     shown = cell(tmp_path, text)
     words = [f"method={shown.method.module.replace('.py', '.yaml')}"]
-    assert not cell_plan.resolve("emoji/fine_tune", parsed(words), run_users=False).needs
-    planned = cell_plan.resolve("emoji/fine_tune", parsed(words), run_users=True)
+    assert not plan_cell("emoji/fine_tune", parsed(words), run_users=False).needs
+    planned = plan_cell("emoji/fine_tune", parsed(words), run_users=True)
     assert planned.needs["ewc"].recipe.method.name == "ewc"
     cell(tmp_path, text.replace("ewc", "wise_ft"))
     with pytest.raises(RecipeError, match="mine needs wise_ft, which averages cells"):
-        cell_plan.resolve("emoji/fine_tune", parsed(words), run_users=True)
+        plan_cell("emoji/fine_tune", parsed(words), run_users=True)
 
 
 def test_to_show_a_strangers_recipe_runs_nothing_of_it(folder, tmp_path, capsys):

@@ -1,0 +1,209 @@
+"""Make the plan of a campaign: resolve the recipe of every cell, and check the grid."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from engine.campaigns.columns import columns_of
+from engine.campaigns.plan import Column, Plan
+from engine.campaigns.plan_folder import PLANS, PlanFolder
+from engine.cells.cell_plan import CellPlan
+from engine.cells.plan_cell import plan_cell
+from engine.errors import RecipeError
+from engine.recipe import catalogue, kinds, modules
+from engine.recipe.campaigns import OF_GRID, SELECTION, VARY, methods_of, model_of
+from engine.recipe.effects import effect_of, values_of
+from engine.recipe.grid_keys import grid_keys
+from engine.recipe.overrides import Override, flat
+from engine.recipe.schema import Affects, Recipe
+from engine.store import artifacts
+from loaders.files.durable import file_hash, short_digest
+
+
+@catalogue.each_file_once()
+def make_plan(
+    name: str, overrides: Sequence[Override], cores: int = 1, *, run_users: bool = False
+) -> Plan:
+    """Resolve every cell of a campaign. Imports no torch.
+
+    run_users: run users' method files. Running the campaign requires it. Raises RecipeError if
+    anything cannot be resolved, or if there are fewer than two datasets.
+    """
+    grid = grid_keys(name, overrides)
+    methods = methods_of(name, overrides)
+    _check_overrides(overrides, methods)
+    rows = {
+        method: plan_cell(name, overrides, method=method, run_users=run_users, trials=grid.trials)
+        for method in methods
+    }
+    cells = [row.recipe for row in rows.values()]
+    shared = cells[0]
+    if len(shared.dataset.sets) < 2:
+        sets = list(shared.dataset.sets)
+        raise RecipeError(f"dataset.sets={sets}: a campaign requires at least two datasets")
+    _check_shared(grid.file, rows)
+    names = [(cell.method.title, cell.method.variant) for cell in cells]
+    if twice := sorted(title for title, variant in names if names.count((title, variant)) > 1):
+        raise RecipeError(f"two rows have the title {twice[0]!r}: give one of them another `title`")
+    columns = columns_of(grid, cells)
+    if shared.dataset.holdout and shared.evaluate.split != "holdout":
+        raise RecipeError(
+            f"dataset.holdout={shared.dataset.holdout:g}: a campaign evaluates all cells on the "
+            "same images: set evaluate.split=holdout, or dataset.holdout=0 to hold none out"
+        )
+    is_sweep = len(methods) == 1 and VARY in grid.given  # the command line varies a single row
+    swept = list(grid.vary) if is_sweep else []
+    everything = [cell.recipe for row in rows.values() for cell in row.all()]
+    programs = kinds.files(shared.dataset)
+    programs |= {c.method.module for c in everything if modules.is_users(c.method.module)}
+    if (words := shared.dataset.words) and any(cell.reads_words for cell in everything):
+        programs |= {words}
+    files = {program: file_hash(Path(program)) for program in sorted(programs)}
+    digest = _identity(rows, columns, files)
+    folder = _title(name, overrides, methods, shared, swept, digest)
+    return Plan(
+        name,
+        shlex.join(["rib", "campaign", name, *(each.text for each in overrides)]),
+        rows,
+        columns,
+        PlanFolder(Path(shared.runs).resolve() / folder / PLANS / digest),
+        max(shared.threads, cores // len(columns)),
+        shared.device,
+        is_sweep,
+        files,
+    )
+
+
+def _check_overrides(overrides: Sequence[Override], methods: Sequence[str]) -> None:
+    """Raise RecipeError for settings of a single cell, which do not apply to a grid."""
+    alone = any(each.key == SELECTION for each in overrides) and len(methods) == 1
+    for each in overrides:
+        of_grid = each.key in (*OF_GRID, "method.variant")
+        of_row = alone and each.key.startswith("method.")
+        if not (of_grid or of_row) and each.section in ("method", SELECTION):
+            raise RecipeError(
+                f"{each.text!r}: a campaign trains several methods: select them with "
+                "methods=[A,B], and set a method's options below `methods:` in your campaign file, "
+                "or on the command line together with methods=[A]"
+            )
+        if each.key == "campaign":
+            raise RecipeError(
+                f"{each.text!r}: put the campaign's name first, as in `rib campaign {each.value}`"
+            )
+        if each.key == "downstream":
+            raise RecipeError(
+                f"{each.text!r}: a campaign trains on all its datasets: select them with "
+                "dataset.sets=[A,B] or downstreams=[A,B], or train a single cell with "
+                "engine/launch.py"
+            )
+
+
+def _check_shared(file: str, rows: Mapping[str, CellPlan]) -> None:
+    """Raise RecipeError if a row changes a value that the grid takes from its first row."""
+    shared = _shared(next(iter(rows.values())))
+    for name, row in rows.items():
+        for cell in row.all():
+            for key, value in _shared(cell).items():
+                if value != shared[key]:
+                    raise RecipeError(
+                        f"{file} (methods.{name}): this row, or a method that it needs, sets "
+                        f"`{key}`, which all rows share: set `{key}` at the level of `methods:`, "
+                        "or make another campaign"
+                    )
+
+
+def _shared(cell: CellPlan) -> dict[str, Any]:
+    return flat(values_of(cell.recipe, {Affects.CAMPAIGN, Affects.PACK}))
+
+
+def settings_of_needs(plan: Plan) -> list[dict[str, Any]]:
+    """Settings of all cells that the rows need.
+
+    They include those of users' methods, which the plan's identity leaves out, if the plan was made
+    with `run_users`.
+    """
+    of_rows = [need for row in plan.rows.values() for need in row.needs.values()]
+    return [_settings(cell, plan.modules) for need in of_rows for cell in need.all()]
+
+
+def is_current(plan: Plan) -> bool:
+    """Whether a plan that was read is one that this version makes, so that it finds its results."""
+    return plan.place.name == _identity(plan.rows, plan.columns, plan.modules)
+
+
+def _identity(
+    rows: Mapping[str, CellPlan], columns: Sequence[Column], sha256: Mapping[str, str]
+) -> str:
+    """A digest of all that determines a campaign's results; the name of the plan's folder."""
+    return short_digest(
+        {
+            "format": artifacts.FORMAT,
+            "rows": {name: _settings(row, sha256) for name, row in rows.items()},
+            "columns": [[column.downstream, dict(column.settings)] for column in columns],
+        }
+    )
+
+
+def settings_of_rows(plan: Plan) -> dict[str, dict[str, Any]]:
+    """Settings of each row, by name. Rows with equal settings have the same cells, if packs, weight
+    files and the cells that users' methods need are the same too."""
+    return {name: _settings(row, plan.modules) for name, row in plan.rows.items()}
+
+
+def _settings(cell: CellPlan, sha256: Mapping[str, str]) -> dict[str, Any]:
+    """The settings of a cell that can change results, but for its column.
+
+    A user's file is identified by its name and SHA-256, and a user's method without its needs,
+    which are known only after running the file; the words of classes by the SHA-256 of their file.
+    """
+    values = values_of(cell.recipe, set(Affects) - {Affects.NOTHING})
+    del values["downstream"]
+    values |= {"trials": cell.trials} if cell.trials else {}
+    own = {name: _by_content(of_set, sha256) for name, of_set in values["dataset"]["own"].items()}
+    dataset: dict[str, Any] = {**_by_content(values["dataset"], sha256), "own": own}
+    values["dataset"] = dataset
+    words, templates = dataset.pop("words"), dataset.pop("templates")
+    dataset |= {"evaluate_on": further} if (further := dataset.pop("evaluate_on")) else {}
+    dataset |= {"probe_sets": probes} if (probes := dataset.pop("probe_sets")) else {}
+    if cell.recipe.reads_words:
+        dataset |= {"words": sha256[words]} if words else {}
+        dataset |= {"templates": templates} if templates else {}
+    module = cell.recipe.method.module
+    if modules.is_users(module):
+        file = {"module": Path(module).name, "sha256": sha256[module]}
+        return {**values, "method": {**values["method"], **file}}
+    return values | {"needs": {name: _settings(need, sha256) for name, need in cell.needs.items()}}
+
+
+def _by_content(dataset: Mapping[str, Any], sha256: Mapping[str, str]) -> dict[str, Any]:
+    if not modules.is_users(kind := str(dataset.get("kind", ""))):
+        return {**dataset}
+    return {**dataset, "kind": [Path(kind).name, sha256[kind]]}
+
+
+def _title(
+    name: str,
+    overrides: Sequence[Override],
+    methods: Sequence[str],
+    cell: Recipe,
+    swept: Sequence[str],
+    identity: str,
+) -> str:
+    """The name of the campaign's folder.
+
+    Overrides that change results get a separate folder, so they do not overwrite the report of the
+    campaign's file.
+    """
+    models = [each.value for each in overrides if each.key == "model"]
+    is_default = not models or models[-1] == model_of(name)
+    title = [Path(name).stem, *([] if is_default else [cell.model.name])]
+    if swept:
+        title += [methods[0], "sweep", *(key.rpartition(".")[2] for key in swept)]
+    title += [f"limit-{cell.dataset.limit}"] if cell.dataset.limit else []
+    apart = [each.key for each in overrides if each.key not in ("device", "model")]
+    if any(effect_of(key) is not Affects.NOTHING for key in apart):
+        title.append(identity[:8])
+    return "-".join(title)
