@@ -19,7 +19,7 @@ from pathlib import Path
 import pandas
 
 import engine
-from engine.campaigns import record
+from engine.campaigns.find_campaign import find_campaign
 from engine.campaigns.make_plan import make_plan
 from engine.machine.files import write_atomic
 from engine.measures.comparisons import SIGNIFICANT
@@ -166,7 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, more in sorted(runs):
         words = (f"runs={options.runs}", *more)
         engine.campaign(name, *words)
-        results = of_campaign(record.find(name, parsed(words)))
+        results = of_campaign(find_campaign(name, parsed(words)))
         write([block for block in BLOCKS if (block.campaign, block.words) == (name, more)], results)
     return 0
 

@@ -131,11 +131,11 @@ def results(name: str, *settings: Settings) -> pandas.DataFrame:
     fine-tuning), evaluated_on, n (images), accuracy (percent), headline (whether tables show this
     alpha). Raises CampaignError if there is no finished campaign with these settings.
     """
-    from engine.campaigns import record
+    from engine.campaigns.find_campaign import find_campaign
     from engine.measures import metrics
     from engine.recipe.overrides import parsed
 
-    run = record.find(name, parsed(settings))
+    run = find_campaign(name, parsed(settings))
     asked = run.record.sets, run.record.upstream, run.record.downstreams
     grid = metrics.gather(run.evaluations, *asked, draws=1)
     return grid.cells[[*metrics.KEY, "n", "accuracy", "headline"]]
@@ -154,12 +154,12 @@ def predictions(
     """
     import pandas
 
-    from engine.campaigns import record
+    from engine.campaigns.find_campaign import find_campaign
     from engine.measures import metrics
     from engine.measures import predictions as stored
     from engine.recipe.overrides import parsed
 
-    rows = record.find(name, parsed(settings)).evaluations
+    rows = find_campaign(name, parsed(settings)).evaluations
     names = _names(sets, sorted({row.evaluated_on for row in rows}))
     frames = []
     for row in rows:

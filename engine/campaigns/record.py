@@ -9,22 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.campaigns import plan_folder
 from engine.campaigns.job_states import Attempt
-from engine.campaigns.make_plan import make_plan
 from engine.campaigns.plan import Plan, read_plan
 from engine.campaigns.plan_folder import PlanFolder
-from engine.errors import CampaignError
 from engine.measures.rows import Diverged, Evaluation, Setting
-from engine.recipe.campaigns import recipe_names
-from engine.recipe.overrides import Override
-from engine.recipe.schema import Recipe
 from engine.store.artifacts import hash_once
 from loaders.files import typed_json
 from loaders.files.names import InnerPath, Name, one_line
@@ -35,7 +28,6 @@ if TYPE_CHECKING:
     from engine.otdd.distance_matrix import Matrix
 
 AS_BEFORE = "with the same arguments"
-RUNS = Path(Recipe.runs)
 
 
 @dataclass(frozen=True)
@@ -217,37 +209,3 @@ def read(place: PlanFolder) -> FinishedCampaign:
     remedy = f"delete it and run `rib campaign` again, {AS_BEFORE}"
     values = one_line(typed_json.read_unaltered(place.record, remedy, place.root))
     return FinishedCampaign(typed_json.convert(values, Record, place.record, remedy), place)
-
-
-def folder_of(name: str) -> Path | None:
-    """The folder that a name means: a path, or a name in `runs` as `rib status` prints it. None for
-    the name of a recipe."""
-    if name in recipe_names("campaigns"):
-        return None
-    return next((place for place in (Path(name), RUNS / name) if place.is_dir()), None)
-
-
-def find(name: str, overrides: Sequence[Override]) -> FinishedCampaign:
-    """The finished run of a campaign with these settings.
-
-    Raises CampaignError if there is none or `name` is a folder, DamagedFile if its record is
-    damaged.
-    """
-    if folder := folder_of(name):
-        plans = [place for place in plan_folder.in_campaign(folder) if place.root.has(place.plan)]
-        by = f", which `{read_plan(plans[0]).shown_command}` ran" if len(plans) == 1 else ""
-        raise CampaignError(f"{folder} is a folder{by}: give the campaign's name and overrides")
-    plan = make_plan(name, overrides)
-    stem = Path(name).stem
-    plans = [p for p in plan_folder.in_runs(plan.place.runs) if p.campaign.name.startswith(stem)]
-    # Overrides that repeat defaults give another folder with the same plan.
-    same = [p for p in plans if p.name == plan.place.name and p.root.has(p.record)]
-    if same:
-        return read(plan.place if plan.place in same else same[0])
-    records = any(place.root.has(place.record) for place in plans)
-    command = shlex.join(["rib", "campaign", name, *(each.text for each in overrides)])
-    differs = ", but one with other settings" if records else ""
-    raise CampaignError(
-        f"{plan.recipe.runs} contains no finished run of {name} with these settings{differs}; "
-        f"run `{command}` to finish it"
-    )

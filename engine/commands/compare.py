@@ -133,8 +133,9 @@ def verdict(row: Mapping[Any, Any]) -> str:
 
 def _side(name: str, overrides: Sequence[Override]) -> Side | None:
     """What a name means; None for a table."""
-    from engine.campaigns import plan_folder, record
+    from engine.campaigns import plan_folder
     from engine.campaigns.compared import Side
+    from engine.campaigns.find_campaign import campaign_folder
     from engine.recipe.campaigns import recipe_names
 
     if Path(name).is_file() and Path(name).suffix not in (".yaml", ".yml"):
@@ -142,7 +143,7 @@ def _side(name: str, overrides: Sequence[Override]) -> Side | None:
     words = name.rstrip("/").split("/")
     for count in range(min(3, len(words))):
         campaign, inner = "/".join(words[: len(words) - count]), words[len(words) - count :]
-        folder = record.folder_of(campaign)
+        folder = campaign_folder(campaign)
         if folder is not None and not plan_folder.in_campaign(folder):
             if not inner:
                 return None

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas
 
-from engine.campaigns import record
+from engine.campaigns.find_campaign import find_campaign
 from engine.campaigns.make_plan import make_plan
 from engine.commands import refuse_overwriting
 from engine.errors import CampaignError
@@ -91,11 +91,11 @@ def _campaign(
     # It is about reading the user's images, unless the campaign ran with it.
     theirs = [each for each in arguments.overrides if each.key != UNDECODABLE]
     try:
-        run = record.find(arguments.campaign, arguments.overrides)
+        run = find_campaign(arguments.campaign, arguments.overrides)
     except CampaignError:
         if len(theirs) == len(arguments.overrides):
             raise
-        run = record.find(arguments.campaign, theirs)
+        run = find_campaign(arguments.campaign, theirs)
     undecodable = make_plan(arguments.campaign, arguments.overrides).recipe.dataset.undecodable
     shown = run.place.report_root
     files = {name: arguments.out or shown.at(f"accuracy-on-{name}.csv") for name in sets}

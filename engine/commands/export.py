@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.campaigns import record
+from engine.campaigns.find_campaign import find_campaign
 from engine.commands import refuse_overwriting
 from engine.machine.terminal import announce
 
@@ -25,7 +25,7 @@ def run(arguments: argparse.Namespace) -> None:
     chosen = [name for name in OF_CAMPAIGN if getattr(arguments, name) is not None]
     if is_cell and (chosen or arguments.overrides):
         raise ValueError(f"{folder} is a single cell: only --alpha applies to it")
-    campaign = None if is_cell else record.find(arguments.source, arguments.overrides)
+    campaign = None if is_cell else find_campaign(arguments.source, arguments.overrides)
     from engine.exchange import export  # here, because these import torch
     from engine.exchange.model_card import card_of_campaign, results_of
     from engine.model_files.descriptions import read_classes

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.campaigns import make_record, plan_folder, record, seal, workflow
+from engine.campaigns.find_campaign import RUNS, campaign_folder, find_campaign
 from engine.campaigns.plan import read_plan
 from engine.campaigns.plan_folder import PublishedFolder
-from engine.campaigns.record import RUNS, FinishedCampaign
+from engine.campaigns.record import FinishedCampaign
 from engine.commands import refuse_overwriting
 from engine.commands.campaign import show
 from engine.errors import CampaignError
@@ -126,8 +127,8 @@ def _show(page: Path, results: Results, arguments: argparse.Namespace) -> None:
 def finished(name: str, overrides: Sequence[Override]) -> list[FinishedCampaign]:
     """The campaign in a folder, with its finished columns, or the finished campaigns of a name and
     overrides."""
-    if (folder := record.folder_of(name)) is None:
-        return [record.find(name, grid) for grid in each_model(name, overrides)]
+    if (folder := campaign_folder(name)) is None:
+        return [find_campaign(name, grid) for grid in each_model(name, overrides)]
     if overrides:
         words = " ".join(each.text for each in overrides)
         raise CampaignError(

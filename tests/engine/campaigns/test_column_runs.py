@@ -10,6 +10,7 @@ import pytest
 
 from engine import cli
 from engine.campaigns import record
+from engine.campaigns.find_campaign import find_campaign
 from engine.campaigns.plan_folder import PlanFolder
 from engine.cells.build import Builder
 from engine.cells.plan_cell import plan_cell
@@ -43,7 +44,7 @@ def test_a_campaign_that_fine_tunes_on_the_upstream_set_and_is_run_again(
     words = ("evaluate.cka=6", "evaluate.batch_size=8")
     report = run_with(folder, "upstream", "downstreams: [upstream]\n", *words)
     assert columns(report, "downstream") == {"", "upstream"}
-    campaign = record.find(str(folder / "upstream.yaml"), parsed([f"runs={finished}", *words]))
+    campaign = find_campaign(str(folder / "upstream.yaml"), parsed([f"runs={finished}", *words]))
     blocks = campaign.record.cka or []
     assert 'id="cka-heading"' in (report / "index.html").read_text()
     pairs = itertools.product(METHODS, ("upstream", *SETS))
@@ -195,7 +196,7 @@ def test_a_campaign_stores_what_temperature_scaling_needs(folder, finished):
     """Temperatures and errors themselves: `measures/test_temperature_scaling.py`."""
     report = campaigns.run(folder, *CALIBRATED)
     behaviours = rows(report / "behaviour.csv")
-    after = record.find(str(folder / "shapes.yaml"), parsed([f"runs={finished}", *CALIBRATED]))
+    after = find_campaign(str(folder / "shapes.yaml"), parsed([f"runs={finished}", *CALIBRATED]))
     tuned = [row for row in after.evaluations if row.method == "fine_tune"]
     of_model = {row.evaluated_on: row.path for row in tuned}
     assert 0 < len(pq.read_table(of_model["outline"])) < 35, "the hold-out alone"

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from engine import cli
-from engine.campaigns import record
+from engine.campaigns.find_campaign import find_campaign
 from engine.cost import estimate
 from engine.recipe.overrides import parsed
 from helpers import campaigns
@@ -30,7 +30,7 @@ def words(folder, grid) -> list[str]:
 
 
 def test_cka_leaves_it_out_and_says_so(words):
-    campaign = record.find(words[0], parsed(words[1:]))
+    campaign = find_campaign(words[0], parsed(words[1:]))
     assert {row.method for row in campaign.evaluations} == {
         "pre", "fine_tune", "linear_probe", "ensemble"
     }  # fmt: skip
@@ -40,7 +40,7 @@ def test_cka_leaves_it_out_and_says_so(words):
 
 
 def test_its_row_costs_a_plan_predictions_and_no_pass(words, folder):
-    plan = record.find(words[0], parsed(words[1:])).plan
+    plan = find_campaign(words[0], parsed(words[1:])).plan
     *rest, ensemble = plan.rows
     assert ensemble == "ensemble"
     fewer = replace(plan, rows={name: plan.rows[name] for name in rest})
@@ -68,7 +68,7 @@ def test_export_names_its_members(words, folder, tmp_path, capsys):
 def test_it_is_judged_on_sets_of_ones_own(words, folder, grid):
     few = f"other={folder / 'images' / 'few'}"
     assert cli.main(["evaluate", "--campaign", *words, "--sets", few]) == 0
-    report = record.find(words[0], parsed(words[1:])).place.report
+    report = find_campaign(words[0], parsed(words[1:])).place.report
     rows = {row["method"]: row for row in campaigns.rows(report / "accuracy-on-other.csv")}
     store = folder / "runs" / "store" / "cells"
     cells = [next(store.glob(f"{name}-*")) for name in ("linear_probe-upstream", "fine_tune")]

@@ -10,6 +10,7 @@ import pytest
 
 from engine import cli
 from engine.campaigns import record
+from engine.campaigns.find_campaign import find_campaign
 from engine.campaigns.plan import REPORT
 from engine.recipe.overrides import parsed
 from helpers import reports
@@ -93,7 +94,7 @@ def test_what_was_not_finished_or_is_not_what_it_was_is_refused_with_the_remedy(
     assert "train.epochs=3` to finish it" in error
     code, error = metrics(f"runs={folder / 'none'}")
     assert code == 2 and "contains no finished run" in error and "other settings" not in error
-    record.find(str(folder / "shapes.yaml"), parsed([runs])).place.record.unlink()
+    find_campaign(str(folder / "shapes.yaml"), parsed([runs])).place.record.unlink()
     code, error = metrics(runs)
     assert code == 2 and "`rib campaign" in error
 

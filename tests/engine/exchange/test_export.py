@@ -15,7 +15,7 @@ from timm.data.transforms_factory import create_transform
 
 import engine
 from engine import cli
-from engine.campaigns import record
+from engine.campaigns.find_campaign import find_campaign
 from engine.exchange import export
 from engine.measures.rows import Setting
 from engine.recipe.overrides import parsed
@@ -150,7 +150,7 @@ def test_which_row_is_never_guessed_and_a_parent_that_is_gone_is_named(
         error = capsys.readouterr().err
         assert message in error
     assert "; run `rib campaign " in error
-    campaign = record.find(finished[0], parsed(finished[1:]))
+    campaign = find_campaign(finished[0], parsed(finished[1:]))
     row = next(row for row in campaign.record.evaluations if row.method == "soup")
     with pytest.raises(ValueError, match=r"to keep them, run .* in another folder"):
         export.row_of_campaign(campaign, dataclasses.replace(row, setting=Setting(step=2)))
