@@ -38,7 +38,7 @@ from loaders.pack import (
     Pack,
     request_digests,
 )
-from loaders.trees import first_names
+from loaders.trees import left_out
 from loaders.workers import ordered_map
 from loaders.writer import JOURNAL, PackWriter, Stored
 
@@ -197,9 +197,3 @@ def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
         sha256[COLUMNS] = file_hash(folder / COLUMNS)
     whole["digest"] = digest(whole)
     Root(folder.parents[1]).write(folder / MANIFEST, json.dumps(whole, indent=1).encode())
-
-
-def left_out(skipped: Sequence[Mapping[str, str]], count: int) -> str:
-    """Describes the images that a pack lacks: how many of `count`, and the first by name."""
-    named = first_names([f"{image['key']} ({image['reason']})" for image in skipped], 5)
-    return f"{len(skipped)} of {count} images, which cannot be decoded: {named}"

@@ -13,7 +13,7 @@ import io
 import os
 import stat
 import tarfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -150,6 +150,12 @@ def first_names(names: Sequence[str], most: int = 3) -> str:
     """Returns the first few names, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def left_out(skipped: Sequence[Mapping[str, str]], count: int) -> str:
+    """Describes the images that a pack lacks: how many of `count`, and the first by name."""
+    named = first_names([f"{image['key']} ({image['reason']})" for image in skipped], 5)
+    return f"{len(skipped)} of {count} images, which cannot be decoded: {named}"
 
 
 def files_below(

@@ -17,9 +17,8 @@ from engine.recipe import kinds, preprocessing
 from engine.recipe.resolve import recipe_of_sections
 from engine.recipe.schema import Recipe
 from loaders.adopt import adopt
-from loaders.encode import left_out
 from loaders.pack import IMAGES, MANIFEST, Pack
-from loaders.trees import Listing, first_names
+from loaders.trees import Listing, first_names, left_out
 
 
 def run(arguments: argparse.Namespace) -> None:

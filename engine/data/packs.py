@@ -16,13 +16,11 @@ from engine.recipe import preprocessing
 from engine.recipe.modules import is_users
 from engine.recipe.schema import Recipe
 from loaders import decoding
-from loaders.adopt import part
 from loaders.beton import page_size_of
-from loaders.encode import Images, encode, left_out
 from loaders.files.durable import short_digest
 from loaders.files.root import Root
 from loaders.pack import MANIFEST, Pack
-from loaders.trees import Listing
+from loaders.trees import Listing, left_out
 
 log = logging.getLogger(__name__)
 PACK_FORMAT = 1
@@ -50,7 +48,8 @@ def pack_of(
         pack = make_pack(recipe, kind, kind.listing(cache), skip=skip)
         for remark, names in pack.manifest.get("remarks", {}).items():
             log.warning("%s: %s: %s", name, remark, names)
-    _warn_of_skipped(pack)
+    if skipped := pack.manifest["skipped"]:
+        log.warning("%s lacks %s", name, left_out(skipped, len(pack) + len(skipped)))
     if lacks := kind.shortfall(pack):
         log.warning("%s is incomplete: %s", name, lacks)
     return pack
@@ -88,6 +87,8 @@ def _found(recipe: Recipe, name: str) -> Pack | None:
     limit = recipe.dataset.limit
     if not limit or not (whole := _found(_of_whole_sets(recipe), name)):
         return None
+    from loaders.adopt import part  # late: most jobs only find packs
+
     classes = [whole.classes[label] for label in whole.labels.tolist()]
     positions = smoke.chosen(classes, whole.keys.tolist(), limit)
     return part(whole, positions, folder, extra=whole.manifest["extra"] | {"identity": own})
@@ -102,6 +103,8 @@ def make_pack(
     images that cannot be decoded, and list them in the manifest. With `dataset.limit`, the pack has
     that number of the listing's images.
     """
+    from loaders.encode import Images, encode  # late: most jobs only find packs
+
     transform = preprocessing.transform(recipe.model)
     name, dataset, items = kind.name, kind.dataset, listing.items
     if dataset.limit:
@@ -157,11 +160,6 @@ def identity(recipe: Recipe, name: str) -> dict[str, Any]:
         "transform": preprocessing.transform(recipe.model).spec,
         "format": PACK_FORMAT,
     }
-
-
-def _warn_of_skipped(pack: Pack) -> None:
-    if skipped := pack.manifest["skipped"]:
-        log.warning("%s lacks %s", pack.name, left_out(skipped, len(pack) + len(skipped)))
 
 
 def _check_identity(pack: Pack, expected: Mapping[str, Any]) -> None:
