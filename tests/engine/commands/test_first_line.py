@@ -25,7 +25,7 @@ def test_a_campaign_is_planned_without_torch():
     """And without numbers: what a row needs stands beside its options. Nor does its kind of data
     set need them, which says whether images have to be encoded."""
     code = (
-        "import sys\nfrom engine.campaigns.plan import make_plan\n"
+        "import sys\nfrom engine.campaigns.make_plan import make_plan\n"
         "from engine.data.kinds import kind_of\nplan = make_plan('emoji', (), 1)\n"
         "assert kind_of(plan.recipe.dataset, 'upstream').is_drawn\n"
         "print(*plan.rows['soup'].needs, {'torch', 'timm', 'pandas'} & {*sys.modules})"
