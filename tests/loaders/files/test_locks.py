@@ -8,6 +8,7 @@ import sys
 import time
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from threading import Event
 
 import pytest
 
@@ -59,19 +60,20 @@ def test_a_lock_is_held_by_one_at_a_time_and_names_it(path):
 @pytest.mark.slow
 def test_who_waits_gets_it_once_it_is_free(path):
     """The holder holds it for longer than a lease lapses without a change."""
-    inside, turns = [], []
+    inside, turns, is_held = [], [], Event()
 
     def work(name: str) -> None:
         with locks.held(path, lambda: turns.append(f"{name} waits")):
             inside.append(name)
             assert len(inside) == 1
+            is_held.set()
             time.sleep(0.9)
             turns.append(name)
             inside.remove(name)
 
     with ThreadPool(2) as pool:
         first = pool.apply_async(work, "a")
-        time.sleep(0.1)
+        assert is_held.wait(60)
         work("b")
         first.get()
     assert turns == ["b waits", "a", "b"]
@@ -80,6 +82,7 @@ def test_who_waits_gets_it_once_it_is_free(path):
 HOLDER = """
 import errno, fcntl, sys, time
 from pathlib import Path
+from threading import Event
 from loaders.files import locks
 def absent(*_): raise OSError(errno.EOPNOTSUPP, "")
 if sys.argv[2] == "lease": fcntl.flock, locks.BEAT_S, locks.LAPSE_S = absent, 0.1, 0.6
