@@ -250,15 +250,10 @@ def test_a_cell_is_made_on_its_recipes_threads_whatever_a_launcher_allows(grid, 
     for module, name in ((loop, "epochs"), (passes, "_pass"), (fisher, "diagonal")):
         noted(module, name)
     torch.set_num_threads(3)
-    words = (
-        "method=ewc",
-        "seed=7",
-        "train.epochs=1",
-        "train.batch_size=25",
-        "train.warmup_steps=0",
-    )
+    words = ["method=ewc", "method.fisher_images=5", "seed=7", "train.epochs=1"]
+    words += ["train.batch_size=25", "train.warmup_steps=0"]
     for count in (1, 2):
-        builder, cell = grid.build(*words, "method.fisher_images=5", f"threads={count}")
+        builder, cell = grid.build(*words, f"threads={count}")
         passes.evaluate(builder, [{cell.name: 1.0}], ["tinted"], "all")
         assert len(threads) >= 2 and set(threads) == {count}  # the Fisher may be there
         versions = json.loads((cell.artifact.folder / "versions.json").read_text())
