@@ -105,8 +105,8 @@ def two_ranks(grid: Grid, tmp_path_factory: pytest.TempPathFactory) -> list[str]
     folder = tmp_path_factory.mktemp("two")
     bases = [(), (f"model.arch={CONV}",), FREE]
     place = grid.elsewhere(folder / "runs", *(grid.builder(*words) for words in bases))
-    cells = [*CELLS, *REFUSED]
-    jobs = [{"words": words, "runs": place.runs, "how": "evaluate"} for words in cells]
+    jobs = [{"words": words, "runs": place.runs} for words in [*CELLS, *REFUSED]]
+    jobs[0]["how"] = "evaluate"
     process, results = rank_worker.run(grid, folder, [*jobs, {"how": "clip"}], ranks=2)
     assert process.returncode == 0, process.stderr[-3000:]
     return [cell_or_message for cell_or_message, *_ in results]
