@@ -89,10 +89,13 @@ class Grid:
         names = (UPSTREAM, *self.sets)
         return {name: len(list((self.folder / "images" / name).glob("*/*.jpg"))) for name in names}
 
-    def engine(self) -> None:
-        """A campaign from nothing to its report."""
+    def engine(self, start: Callable[[Sequence[str]], object] | None = None) -> None:
+        """A campaign from nothing to its report.
+
+        start: runs a command to its end, by default as a process.
+        """
         words = ["campaign", str(self.file), "--cores", str(CORES), "method.variant=paper"]
-        run([sys.executable, str(ROOT / "engine" / "rib"), *words])
+        (start or run)([sys.executable, str(ROOT / "engine" / "rib"), *words])
         (report,) = (self.folder / "runs").glob(f"{self.file.stem}*/report/accuracy.csv")
         keys = "method", "downstream", "evaluated_on"
         with report.open(encoding="utf-8") as file:
@@ -102,10 +105,7 @@ class Grid:
             )
 
     def plain(self, start: Callable[[Sequence[str]], object] | None = None) -> None:
-        """The pretrained model, then column by column, two columns at a time.
-
-        start: runs a command to its end, by default as a process.
-        """
+        """The pretrained model, then column by column, two columns at a time; start: as above."""
         start = start or run
         cells, file = self.folder / "cells", self.folder / "plain.json"
         settings = {

@@ -4,6 +4,10 @@ import pytest
 import torch
 
 from bench import grid, plain_grid
+from engine import cli
+from helpers import campaigns, grids
+
+rank = grids.grid
 
 
 def in_process(command) -> None:
@@ -13,6 +17,12 @@ def in_process(command) -> None:
         plain_grid.main(command[2:])
     finally:
         torch.set_num_threads(threads)
+
+
+def campaign_in_process(command) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        campaigns.in_this_process(patch)
+        assert cli.main(command[2:]) == 0
 
 
 def test_tables_agree_up_to_an_image_of_the_pre_trained_model_and_points_of_others():
@@ -33,9 +43,9 @@ def test_tables_agree_up_to_an_image_of_the_pre_trained_model_and_points_of_othe
 
 
 @pytest.mark.slow
-def test_both_programs_give_the_same_table():
+def test_both_programs_give_the_same_table(rank):
     with grid._drawn() as drawn:
-        drawn.engine()
+        drawn.engine(campaign_in_process)
         drawn.plain(in_process)
         engine, plain = drawn.tables
         grid.agree(engine, plain, drawn.sizes)

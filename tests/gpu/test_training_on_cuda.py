@@ -58,17 +58,24 @@ METHODS = [(of_fine_tune, ()), (of_ewc, ("method.lam=1",)), (of_lwf, ("method.we
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("added", "options"), METHODS)
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NEEDS_GPU)])
-def test_the_engine_ends_in_the_weights_of_a_plain_loop(added, options, device, tmp_path):
-    in_new_process(train_by_both, added, options, device, tmp_path)
+def test_the_engine_ends_in_the_weights_of_a_plain_loop(device, tmp_path):
+    in_new_process(train_by_both, device, tmp_path)
 
 
-def train_by_both(added: Callable, options: tuple[str, ...], device: str, folder: Path) -> None:
-    device, method = ranks.start(device), added.__name__.removeprefix("of_")
+def train_by_both(kind: str, folder: Path) -> None:
+    device = ranks.start(kind)
     from deepspeed.accelerator import get_accelerator  # late: it reads what `ranks.start` sets
 
     assert get_accelerator().device_name() == device.type
+    for added, options in METHODS:
+        of_method(added, options, device, folder)
+
+
+def of_method(
+    added: Callable, options: tuple[str, ...], device: torch.device, folder: Path
+) -> None:
+    method = added.__name__.removeprefix("of_")
     bench = Bench(folder, "file", parsed((*TOY, f"optimizer.lr={LR}", *options)), device, STEPS)
     with bench.training(method, BATCH) as training:
         builder = training.builder
@@ -96,4 +103,7 @@ def train_by_both(added: Callable, options: tuple[str, ...], device: str, folder
     tolerance = (1e-3 if device.type == "cpu" else 0.1) * moved.item()
     assert moved > 0
     for name, expected in net.state_dict().items():
-        torch.testing.assert_close(trained[name], expected.cpu(), rtol=0, atol=tolerance)
+        torch.testing.assert_close(
+            *(trained[name], expected.cpu()), rtol=0, atol=tolerance,
+            msg=lambda text, name=name: f"{method}, {name}: {text}",
+        )  # fmt: skip
