@@ -82,7 +82,6 @@ def test_who_waits_gets_it_once_it_is_free(path):
 HOLDER = """
 import errno, fcntl, sys, time
 from pathlib import Path
-from threading import Event
 from loaders.files import locks
 def absent(*_): raise OSError(errno.EOPNOTSUPP, "")
 if sys.argv[2] == "lease": fcntl.flock, locks.BEAT_S, locks.LAPSE_S = absent, 0.1, 0.6
