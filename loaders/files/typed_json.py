@@ -27,19 +27,23 @@ def read(path: Path, kind: type[T], remedy: str, root: Root | None = None) -> T:
     Raises DamagedFile for invalid JSON, other types, something that is not a file, or more than
     `READABLE` bytes; FileNotFoundError if there is no file.
     """
+    data = root.read(path) if root else read_small(path, READABLE)
     try:
-        values = msgspec.json.decode(root.read(path) if root else read_small(path, READABLE))
+        return msgspec.json.decode(data, type=kind, dec_hook=_custom)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DamagedFile(f"{path} is damaged ({error}); {remedy}") from error
-    return convert(values, kind, path, remedy)
 
 
 def convert(values: Any, kind: type[T], path: Path, remedy: str) -> T:
     """Returns parsed JSON as `kind`; `path`: the file that it came from. Raises DamagedFile."""
     try:
-        return msgspec.convert(values, kind, dec_hook=lambda custom, value: custom(value))  # a Path
+        return msgspec.convert(values, kind, dec_hook=_custom)
     except msgspec.ValidationError as error:
         raise DamagedFile(f"{path} is damaged ({error}); {remedy}") from error
+
+
+def _custom(kind: Any, value: Any) -> Any:  # a Path
+    return kind(value)
 
 
 def with_digest(values: Mapping[str, Any]) -> bytes:
