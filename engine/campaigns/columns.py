@@ -7,11 +7,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from engine.campaigns import seed_replicates
 from engine.campaigns.plan import SEED, Column
 from engine.errors import RecipeError
 from engine.measures.rows import TRIAL, Scalar, Setting, trained_sets
-from engine.recipe.campaigns import DOWNSTREAMS, LEAVE_ONE_OUT, TRIALS, VARY
+from engine.recipe.campaigns import DOWNSTREAMS, LEAVE_ONE_OUT, REPLICATES, TRIALS, VARY
 from engine.recipe.checks import union_name
 from engine.recipe.effects import effect_of
 from engine.recipe.grid_keys import GridKeys
@@ -62,11 +61,34 @@ def columns_of(grid: GridKeys, cells: Sequence[Recipe]) -> tuple[Column, ...]:
                 "too long for a file's name; vary fewer keys"
             )
         columns.append(column)
-    replicates = (
-        Column(name, Setting({SEED: seed}), is_replicate=True)
-        for name, seed in seed_replicates.replicated_columns(grid, downstreams, cells)
-    )
-    return (*columns, *replicates)
+    return (*columns, *_replicates(grid, downstreams, cells))
+
+
+def _replicates(
+    grid: GridKeys, downstreams: Sequence[str], cells: Sequence[Recipe]
+) -> list[Column]:
+    """Columns that are trained again with the next seed: the middle one, or several spread evenly.
+
+    `engine.measures.seeds` estimates the variance between training seeds from the difference.
+    Campaigns list datasets from near to far. There are no replicates if seeds, settings or trials
+    vary, or with a single row or no more columns than replicates. Raises RecipeError if the command
+    line requests replicates then.
+    """
+    first, obstacle = cells[0], ""
+    if grid.vary or grid.trials or first.seeds > 1:
+        obstacle = f"{VARY}, {TRIALS} or several seeds"
+    elif len(cells) == 1 or len(downstreams) <= grid.replicates:
+        obstacle = f"{len(cells)} of a campaign's rows and {len(downstreams)} of its columns"
+    if obstacle and grid.replicates and REPLICATES in grid.given:
+        raise RecipeError(
+            f"{grid.source(REPLICATES)}: {REPLICATES}={grid.replicates} needs at least two rows, "
+            "a single seed and setting, and more columns than replicates, and does not work with "
+            f"{obstacle}; leave it out"
+        )
+    count = 0 if obstacle else grid.replicates
+    middles = [(2 * k + 1) * len(downstreams) // (2 * count) for k in range(count)]
+    seed = Setting({SEED: first.seed + 1})
+    return [Column(downstreams[middle], seed, is_replicate=True) for middle in middles]
 
 
 def _downstreams(grid: GridKeys, dataset: DatasetRecipe) -> list[str]:
