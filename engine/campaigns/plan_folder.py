@@ -78,17 +78,17 @@ class PlanFolder:
 
     @property
     def report_root(self) -> Root:
-        return self.campaign_root.below(self.report)
+        return Root(self.runs).below(self.report)
 
     @property
     def root(self) -> Root:
         """Where a plan's jobs write."""
-        return self.campaign_root.below(self.path)
+        return Root(self.runs).below(self.path)
 
     @property
     def snakemake_root(self) -> Root:
         """Where Snakemake keeps its own files."""
-        return self.campaign_root.below(self.plans / ".snakemake")
+        return Root(self.runs).below(self.plans / ".snakemake")
 
 
 @dataclass(frozen=True)
