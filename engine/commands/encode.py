@@ -84,7 +84,7 @@ def _adopt(resolved: Recipe, name: str, beton: Path, classes: Path) -> None:
         size=resolved.model.image_size,
         transform_spec=preprocessing.transform(resolved.model).spec,
         extra={
-            "identity": packs.identity(resolved, name),
+            "identity": packs.identity(resolved, kind_of(resolved.dataset, name)),
             "adopted": f"{beton.name}; resized by the program that wrote it",
         },
     )

@@ -40,7 +40,7 @@ def pack_of(
     """
     kind = kind_of(recipe.dataset, name, run_users=run_users)
     kind.head = head
-    if pack := _found(recipe, name):
+    if pack := _found(recipe, kind):
         if "adopted" not in pack.manifest["extra"]:
             _check_source(pack, kind.fingerprint(), Path(kind.dataset.root) / name)
     else:
@@ -76,16 +76,18 @@ def _of_whole_sets(recipe: Recipe) -> Recipe:
     return dataclasses.replace(recipe, dataset=dataclasses.replace(recipe.dataset, limit=0))
 
 
-def _found(recipe: Recipe, name: str) -> Pack | None:
+def _found(recipe: Recipe, kind: Kind) -> Pack | None:
     """The pack of a dataset, or None. A smoke run's is copied from the whole dataset's."""
-    own = identity(recipe, name)
+    own = identity(recipe, kind)
     folder = _folder(recipe, own)
     if _has_pack(recipe, folder):
         pack = Pack.open(folder)
         _check_identity(pack, own)
         return pack
-    limit = recipe.dataset.limit
-    if not limit or not (whole := _found(_of_whole_sets(recipe), name)):
+    if not (limit := recipe.dataset.limit):
+        return None
+    of_whole = _of_whole_sets(recipe)
+    if not (whole := _found(of_whole, kind_of(of_whole.dataset, kind.name))):
         return None
     from loaders.adopt import part  # late: most jobs only find packs
 
@@ -115,7 +117,7 @@ def make_pack(
     # import a user's file.
     is_large = len(items) > PARALLEL_FROM and not is_users(dataset.kind)
     parallel = len(os.sched_getaffinity(0)) if is_large else 1
-    extra: dict[str, Any] = {"identity": identity(recipe, name)}
+    extra: dict[str, Any] = {"identity": identity(recipe, kind)}
     if listing.faults:
         extra["faults"] = list(listing.faults)
     if decoding.colour(dataset.background) != decoding.colour(decoding.WHITE):
@@ -138,16 +140,15 @@ def make_pack(
 
 def pack_folder(recipe: Recipe, name: str) -> Path:
     """`RUNS/packs/<set>-<hash>`; models with the same transform share a pack."""
-    return _folder(recipe, identity(recipe, name))
+    return _folder(recipe, identity(recipe, kind_of(recipe.dataset, name)))
 
 
 def _folder(recipe: Recipe, identity: Mapping[str, Any]) -> Path:
     return Path(recipe.runs) / "packs" / f"{identity['set']}-{short_digest(identity)}"
 
 
-def identity(recipe: Recipe, name: str) -> dict[str, Any]:
+def identity(recipe: Recipe, kind: Kind) -> dict[str, Any]:
     """The settings of a recipe that determine a dataset's pack."""
-    kind = kind_of(recipe.dataset, name)
     key, dataset = kind.identity(), kind.dataset
     if dataset.limit:
         key["limit"] = dataset.limit
@@ -156,7 +157,7 @@ def identity(recipe: Recipe, name: str) -> dict[str, Any]:
     if decoding.colour(dataset.background) != decoding.colour(decoding.WHITE):
         key["background"] = list(decoding.colour(dataset.background))
     return key | {
-        "set": name,
+        "set": kind.name,
         "transform": preprocessing.transform(recipe.model).spec,
         "format": PACK_FORMAT,
     }

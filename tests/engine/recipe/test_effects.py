@@ -32,7 +32,7 @@ CHANGED = {
 def test_a_changed_key_changes_what_its_mark_says(key, value, effect):
     given = [overrides.of_word(f"{key}={value}"), overrides.of_word("methods=[ewc]")]
     plans = [make_plan("emoji", words) for words in (given[1:], given)]
-    names = [packs.identity(plan.recipe, "noto") for plan in plans]
+    names = [packs.pack_folder(plan.recipe, "noto").name for plan in plans]
     assert effect_of(key) is effect
     assert (plans[0].place.name == plans[1].place.name) == (effect is NOTHING)
     assert (names[0] == names[1]) == (effect is not PACK)
