@@ -29,6 +29,15 @@ def cross_entropy(case: Prepared, logits: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(*over_classes(case, logits), reduction="none")
 
 
+def move(case: Prepared) -> None:
+    """Add the same noise to the parameters of the method's network and to those of its twin."""
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for mine, twin in zip(case.method.net.parameters(), case.net.parameters(), strict=True):
+            mine += 0.05 * torch.randn(mine.shape, generator=generator)
+            twin.copy_(mine)
+
+
 def check(case: Prepared, expected_B: torch.Tensor, trained: dict[str, torch.Tensor]) -> None:
     """Losses, and the gradient of every trained parameter; no other parameter gets one.
 

@@ -16,6 +16,7 @@ from helpers.plain_losses import (
     check,
     cross_entropy,
     loop_fisher,
+    move,
     over_classes,
     parameters,
 )
@@ -84,12 +85,7 @@ def test_an_export_that_is_no_state_dict_is_refused(grid, monkeypatch):
 @pytest.mark.parametrize("extra", [(), (ON_FEW,), ("method.temperature=3", "method.weight=0.4")])
 def test_lwf_adds_the_divergence_from_the_teacher(grid, variant, extra):
     case = prepared(grid, "method=lwf", f"method.variant={variant}", *extra)
-    with torch.no_grad():
-        generator = torch.Generator().manual_seed(5)
-        twins = zip(case.method.net.parameters(), case.net.parameters(), strict=True)
-        for parameter, twin in twins:
-            parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
-            twin.copy_(parameter)
+    move(case)
     temperature, weight = (3, 0.4) if len(extra) == 2 else (2, 1.0)
     teacher_BC = reference(case.before)(case.x).detach()
     student_BC = case.net(case.x)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from scipy import stats
 
 from helpers.grids import CONV, VIT, prepared, reference, same, trained
-from helpers.plain_losses import ON_FEW, check, cross_entropy, over_classes, parameters
+from helpers.plain_losses import ON_FEW, check, cross_entropy, move, over_classes, parameters
 from helpers.twins import assert_near
 
 ON = "method=self_distillation"
@@ -19,12 +19,7 @@ Weights = dict[str, torch.Tensor]
 @pytest.mark.parametrize("extra", [(), (ON_FEW, "method.weight=0.4")])
 def test_the_loss_adds_the_divergence_from_the_teacher(grid, extra):
     case = prepared(grid, ON, *extra)
-    with torch.no_grad():
-        generator = torch.Generator().manual_seed(5)
-        twins = zip(case.method.net.parameters(), case.net.parameters(), strict=True)
-        for parameter, twin in twins:
-            parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
-            twin.copy_(parameter)
+    move(case)
     student_BC, teacher_BC = case.net(case.x), reference(case.before)(case.x).detach()
     log_p_BK, target_BK = (
         over_classes(case, x)[0].log_softmax(1) for x in (student_BC, teacher_BC)
