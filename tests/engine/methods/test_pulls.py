@@ -190,14 +190,15 @@ def test_ftp_keeps_each_row_within_a_learned_radius(grid, optimizer, arch, annea
 
 @pytest.mark.parametrize(("optimizer", "arch"), [("adamw", VIT), ("adamw", CONV), ("sgd", VIT)])
 def test_digrap_removes_a_learned_share_of_what_leads_away(grid, optimizer, arch):
-    """As its docstring says, in float64, a tensor and a row at a time."""
+    """As its docstring says, in float64, a tensor at a time."""
     steps, acted, t = 12, [], 0
     shares: dict[str, float] = defaultdict(float)
     moments: dict[str, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
     last: State = {}
 
-    def unit(row: Tensor) -> Tensor:
-        return row / row.norm() if row.norm() else row
+    def unit(rows: Tensor) -> Tensor:
+        lengths = rows.norm(dim=1, keepdim=True)
+        return rows / lengths.where(lengths > 0, 1)
 
     def remove(named: dict[str, nn.Parameter], start: State) -> None:
         nonlocal t
@@ -207,8 +208,8 @@ def test_digrap_removes_a_learned_share_of_what_leads_away(grid, optimizer, arch
             count = len(parameter) if parameter.dim() > 1 else 1
             gradient = parameter.grad.reshape(count, -1)
             offset = (parameter.detach() - start[name]).reshape(count, -1)
-            pairs = zip(gradient, last.get(name, torch.zeros_like(offset)), strict=True)
-            slope = sum((unit(a) @ unit(b)).item() for a, b in pairs)
+            before = last.get(name, torch.zeros_like(offset))
+            slope = (unit(gradient) * unit(before)).sum().item()
             m, v = moments[name]
             m, v = moments[name] = 0.9 * m + 0.1 * slope, 0.999 * v + 0.001 * slope**2
             move = 0.5 * (m / (1 - 0.9**t)) / (math.sqrt(v / (1 - 0.999**t)) + 1e-8)

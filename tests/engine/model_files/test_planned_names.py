@@ -36,7 +36,8 @@ def test_the_table_of_names_is_whole():
 def test_every_name_is_planned(form, tmp_path, capsys):
     if "open_clip" in form:
         pytest.importorskip("open_clip", reason="the extra [clip]")
-    timm.models.save_for_hf(timm.create_model("test_vit"), tmp_path / "mine")
+    if "local-dir" in form:
+        timm.models.save_for_hf(timm.create_model("test_vit"), tmp_path / "mine")
     name = NAMES[form].format(tmp_path / "mine")
     words = ["plan", "imagenet_rib", f"model={name}", "methods=[fine_tune]", f"runs={tmp_path}"]
     assert cli.main(words) == 0, capsys.readouterr().err
