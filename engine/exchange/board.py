@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas
 
 from engine.campaigns.plan import PAGE
+from engine.campaigns.record import Record
 from engine.exchange.audit import Audit
 from engine.measures.tables import with_ends, write_csv
 from engine.report import page
@@ -16,6 +17,7 @@ from engine.report.section import Section, Table
 from engine.report.text import counted, listed
 
 BOARD = "board.csv"
+COLUMNS = ["method", *with_ends("mRI_pts"), "model", "variant", "seeds", "audit", "images"]
 CAPTION = (
     "mRI in points with its 95% interval, computed from the predictions of each folder. The "
     "intervals do not compare folders; rib compare does, on the same images."
@@ -29,8 +31,12 @@ def write(folder: Path, audits: Sequence[Audit]) -> Path:
     names = [str(place.relative_to(common)) for place in places]  # people name folders alike
     groups: dict[tuple[str, str], list[pandas.DataFrame]] = {}
     for name, audit in zip(names, audits, strict=True):
-        if audit.results is not None:
-            groups.setdefault(_measured(audit), []).append(_rows(name, audit))
+        if (results := audit.results) is not None:
+            images = " and ".join(dict.fromkeys(audit.images.values()))
+            rows = results.shown.assign(
+                folder=name, audit="passes", images=images, seeds=len(results.grid.seeds)
+            )
+            groups.setdefault(_measured(results.record), []).append(rows[["folder", *COLUMNS]])
     sections, numbers = [], []
     for (heading, text), tables in groups.items():
         rows = pandas.concat(tables).sort_values("mRI_pts", ascending=False, kind="stable")
@@ -61,25 +67,10 @@ def write(folder: Path, audits: Sequence[Audit]) -> Path:
     )
 
 
-def _measured(audit: Audit) -> tuple[str, str]:
+def _measured(record: Record) -> tuple[str, str]:
     """What an mRI of a folder is of, as a heading and a sentence; others cannot be compared."""
-    assert audit.results is not None
-    record = audit.results.record
     return (
         f"{record.benchmark}, version {record.version}: "
         f"mRI over {counted('dataset', len(record.downstreams))}",
         f"Fine-tuned on {listed(record.downstreams)}; evaluated on {listed(record.sets)}.",
     )
-
-
-def _rows(name: str, audit: Audit) -> pandas.DataFrame:
-    """The rows of a folder's report."""
-    results = audit.results
-    assert results is not None
-    numbers = ["method", *with_ends("mRI_pts"), "model", "variant"]
-    return results.shown[numbers].assign(
-        folder=name,
-        audit="passes",
-        images=" and ".join(dict.fromkeys(audit.images.values())),
-        seeds=len(results.grid.seeds),
-    )[["folder", *numbers, "seeds", "audit", "images"]]
