@@ -33,7 +33,7 @@ def jobs_of(runs: Path) -> dict[int, list[str]]:
     return {number: line for number, line in words.items() if any(map(of_plans.search, line))}
 
 
-def test_the_program_runs_a_campaign_to_one_complete_table(folder, tmp_path, monkeypatch):
+def test_the_program_runs_a_campaign_to_one_complete_table(folder, tmp_path):
     """Of a selection of its rows, a second campaign trains nothing. All methods: the stage `smoke`
     of `bench/test_gpu_stages.py`."""
     text = (folder / "shapes.yaml").read_text()
@@ -65,11 +65,11 @@ def test_the_program_runs_a_campaign_to_one_complete_table(folder, tmp_path, mon
     mri = rows(report / "mri.csv")
     assert sorted((row["method"], row["alpha"]) for row in mri) == sorted(arms)
 
-    monkeypatch.chdir(cwd)
-    ran = campaigns.in_this_process(monkeypatch)
-    again = ["campaign", str(tmp_path / "shapes.yaml"), *words, f"methods=[{','.join(SELECTED)}]"]
-    assert cli.main(again) == 0 and ran == ["report"]
+    with started(tmp_path, *words, f"methods=[{','.join(SELECTED)}]", cwd=cwd) as process:
+        shown = process.communicate(timeout=900)[0]
+    assert process.returncode == 0, shown[-3000:]
     (selected,) = {*(cwd / "runs").glob("shapes-*")} - {report.parent}
+    assert [log.name for log in selected.glob("plans/*/logs/*")] == ["report.log"]
     kept = [row for row in rows(report / "accuracy.csv") if row["method"] in ("pre", *SELECTED)]
     assert rows(selected / "report/accuracy.csv") == kept
 
@@ -96,7 +96,7 @@ def test_dry_run_shows_the_jobs_and_a_profile_steers_the_workflow(folder, tmp_pa
 def test_a_campaign_that_ended_in_every_way_is_resumed_to_the_same_tables(
     folder, finished, tmp_path, monkeypatch, capsys
 ):
-    """Its terminal closes; Ctrl-C; all of it is killed."""
+    """Its job is killed; its terminal closes; Ctrl-C; all of it is killed."""
     runs, words = tmp_path / "runs", f"runs={tmp_path / 'runs'}"
     again = ["campaign", str(folder / "shapes.yaml"), words]
 
@@ -104,12 +104,19 @@ def test_a_campaign_that_ended_in_every_way_is_resumed_to_the_same_tables(
         return len(list(runs.glob("store/cells/fine_tune-*/done.json")))
 
     with started(folder, words, "--cores", "2", cwd=tmp_path) as process:
+        log = "shapes/plans/*/logs/prepare.log"
+        begun = lambda: any(path.stat().st_size for path in runs.glob(log))  # noqa: E731
+        until(begun, "a job is at work", at_work=process)
+        (program,) = (n for n, words in jobs_of(runs).items() if words[3:4] == [job.__name__])
+        os.kill(program, signal.SIGKILL)
+        shown = process.communicate(timeout=900)[0]
+    assert process.returncode == 2 and "prepare was killed (SIGKILL)" in shown, shown[-3000:]
+    assert "logs/prepare.log" in shown
+
+    with started(folder, words, "--cores", "2", cwd=tmp_path) as process:
         until(lambda: jobs_of(runs), "a job is there", at_work=process)
         os.killpg(process.pid, signal.SIGHUP)
         assert process.wait(120) == 130 and not jobs_of(runs)
-    plan = campaigns.planned(folder, words)
-    campaigns.do(plan, PREPARE)
-    job_states.set_done(plan.place, PREPARE)
 
     for number in (signal.SIGINT, signal.SIGKILL):
         before = cells()
