@@ -23,6 +23,7 @@ from engine.errors import DivergedError
 from engine.evaluation import cka, passes
 from engine.evaluation.bank import Bank
 from engine.machine import ranks
+from engine.measures import predictions
 from engine.measures.rows import STEP, Arm, Diverged, Evaluation, ModelOnSet, Setting
 from engine.run import Run
 from engine.store import cells
@@ -119,7 +120,7 @@ def make_column(
 
 def is_trained(row: Builder, column: Column) -> bool:
     """Find or make a row's cell. False if its training diverges in a setting that the campaign
-    tries; raises DivergedError if it diverges in the recipe's own."""
+    tries; raises DivergedError if it diverges in another."""
     if column.setting.is_tried and is_users(row) and not row.run_users:
         return row.is_stored()  # the method's own process has tried
     try:
@@ -128,8 +129,21 @@ def is_trained(row: Builder, column: Column) -> bool:
         if not column.setting.is_tried:
             raise
         log.warning("%s. The report leaves %s out", error, column.setting)
+        if ranks.rank() == 0:
+            row.remove_checkpoints()
         return False
     return True
+
+
+def _is_nan(run: Run, entries: Sequence[Entry]) -> bool:
+    """Whether a model of a row predicts NaN: its last step left weights that are finite, but too
+    large."""
+    try:
+        for entry, name in itertools.product(entries, run.recipe.dataset.evaluated_sets):
+            predictions.read(predicted_path(run, entry.mix, name))
+    except predictions.NotFiniteError:
+        return True
+    return False
 
 
 def is_judged_seen(run: Run, name: str, others: Sequence[str]) -> bool:
@@ -154,10 +168,12 @@ def part_of_column(
     folders: dict[str, set[Path]] = {method: set() for method in plan.methods}
     diverged = []
     for method, row in zip(itertools.cycle(plan.methods), rows):  # for each seed
-        if row not in models:
-            diverged.append(Diverged(method, column.downstream, column.setting))
+        recipe = row.recipe
+        if row not in models or (column.setting.is_tried and _is_nan(run, models[row][1])):
+            of_row = recipe.model.name, method, column.downstream, column.setting
+            diverged.append(Diverged(*of_row))
             continue
-        recipe, (cell, entries) = row.recipe, models[row]
+        cell, entries = models[row]
         folders[method] |= _folders(run, cell, entries)
         for entry in entries:
             mix, setting = entry.mix, Setting({**column.setting, **entry.setting})

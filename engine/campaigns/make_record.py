@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
 from engine.campaigns import job_states
-from engine.campaigns.parts import Distances, Models, Preparation, has_part, read_part
+from engine.campaigns.parts import (
+    Distances,
+    Models,
+    Preparation,
+    has_part,
+    read_part,
+    select_rows,
+)
 from engine.campaigns.plan import DISTANCES, PREPARE, REPORT, Column, Plan
 from engine.campaigns.record import FinishedCampaign, MissingColumn, Record, Row, checked_file
 from engine.cells.cell_plan import CellPlan
@@ -66,9 +73,18 @@ def _joined(plan: Plan, columns: Sequence[Column], distances: Distances) -> Reco
     place, dataset = plan.place, plan.recipe.dataset
     shared = read_part(place, PREPARE, Preparation)
     parts = {column: read_part(place, column.job, Models) for column in columns}
-    diverged = list(chain(*(part.diverged for part in parts.values())))
+    diverged = list(dict.fromkeys(chain(*(part.diverged for part in parts.values()))))
+    # A mean is over all downstream datasets, so a method is left out on all of them in a setting.
     out = {(each.method, each.setting) for each in diverged}
-    parts = {column: _without(part, out) for column, part in parts.items()}
+    for column, part in parts.items():
+        kept = [name for name in part.cells if (name, column.setting) not in out]
+        parts[column] = select_rows(part, dict(zip(kept, kept, strict=True)))
+    if not any(part.evaluations for part in parts.values()):
+        first = diverged[0]
+        raise CampaignError(
+            f"every training of {plan.name} diverged, such as {first.method} with {first.setting} "
+            f"on {first.downstream}: lower optimizer.lr, or set train.clip=1"
+        )
     trained = [part for column, part in parts.items() if not column.is_replicate]
     evaluations = [row for part in (shared.before, *trained) for row in part.evaluations]
     seen = [row for part in (shared.before, *trained) for row in part.seen]
@@ -91,6 +107,7 @@ def _joined(plan: Plan, columns: Sequence[Column], distances: Distances) -> Reco
                 f"{place.store / name} is missing: run the campaign again to make it"
             )
     of_columns = [column for column in columns if not column.is_replicate]
+    settings = dict.fromkeys(row.setting.without(STEP) for row in evaluations if row.downstream)
     record = Record(
         name=plan.name,
         benchmark=dataset.name,
@@ -109,7 +126,7 @@ def _joined(plan: Plan, columns: Sequence[Column], distances: Distances) -> Reco
         replicates=replicates,
         files={name: sums[name] for name in dict.fromkeys(row.path.as_posix() for row in rows)},
         cka=[row for part in trained for row in part.cka] if plan.recipe.evaluate.cka else None,
-        sweep=list(dict.fromkeys(c.setting for c in of_columns)) if plan.is_sweep else None,
+        sweep=list(settings) if plan.is_sweep else None,
         classes=shared.classes,
         attempts=[a for a in job_states.attempts(job_states.read_jobs(plan)) if a.stage != REPORT],
         artifacts=artifacts,
@@ -130,26 +147,6 @@ def _joined(plan: Plan, columns: Sequence[Column], distances: Distances) -> Reco
     changes = image_changes.of(FinishedCampaign(record, place).evaluations)
     shown = thumbnails.of_changes(_packs(plan, shared), changes)
     return dataclasses.replace(record, thumbnails=shown)
-
-
-def _without(part: Models, out: Collection[tuple[str, Setting]]) -> Models:
-    """A part without some methods in some settings. A table's mean is over all downstream datasets,
-    so a setting in which a method diverged on one of them is left out for all."""
-
-    def kept(rows: Sequence[Evaluation]) -> list[Evaluation]:
-        return [row for row in rows if (row.method, row.setting.without(STEP)) not in out]
-
-    return dataclasses.replace(
-        part,
-        evaluations=kept(part.evaluations),
-        seen=kept(part.seen),
-        probe_sets=kept(part.probe_sets),
-        cka=[
-            row
-            for row in part.cka
-            if (row["method"], Setting(row["setting"]).without(STEP)) not in out
-        ],
-    )
 
 
 def _packs(plan: Plan, shared: Preparation) -> dict[str, Pack]:

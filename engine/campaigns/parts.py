@@ -7,6 +7,7 @@ no torch.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -15,6 +16,7 @@ from engine.measures.rows import PRE, Diverged, Evaluation
 from loaders.files import typed_json
 from loaders.files.names import InnerPath, Name, one_line
 
+Row = TypeVar("Row", Evaluation, Diverged)
 FOLDER = "record"  # next to a plan
 REMEDY = "run `rib campaign` again with the same arguments, which makes it anew"
 
@@ -86,6 +88,27 @@ class Distances:
     """Distances between all datasets (`Record.distances`), or None if they cannot be computed."""
 
     matrix: dict[str, Any] | None
+
+
+def select_rows(part: Models, names: Mapping[str, str]) -> Models:
+    """A part with these of its rows alone. names: their new names by their names in the part."""
+
+    def selected(rows: Sequence[Row]) -> list[Row]:
+        kept = (row for row in rows if row.method in names)
+        return [dataclasses.replace(row, method=names[row.method]) for row in kept]
+
+    evaluations, seen = selected(part.evaluations), selected(part.seen)
+    probe_sets = selected(part.probe_sets)
+    paths = {row.path.as_posix() for row in (*evaluations, *seen, *probe_sets)}
+    return Models(
+        evaluations=evaluations,
+        seen=seen,
+        probe_sets=probe_sets,
+        files={name: sha256 for name, sha256 in part.files.items() if name in paths},
+        cells={name: part.cells[theirs] for theirs, name in names.items()},
+        cka=[row | {"method": names[row["method"]]} for row in part.cka if row["method"] in names],
+        diverged=selected(part.diverged),
+    )
 
 
 Part = Models | Preparation | Distances

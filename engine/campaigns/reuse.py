@@ -6,15 +6,11 @@ something, such as predictions that `rib gc` deleted, all jobs run after all (`w
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping, Sequence
-
 from engine.campaigns import holdings, seal
 from engine.campaigns.holdings import Begun
 from engine.campaigns.make_plan import is_current, settings_of_rows
-from engine.campaigns.parts import Distances, Models, Part, Preparation, read_part
+from engine.campaigns.parts import Distances, Models, Part, Preparation, read_part, select_rows
 from engine.campaigns.plan import DISTANCES, PREPARE, Plan
-from engine.measures.rows import Evaluation
 from loaders.files.typed_json import DamagedFile
 
 
@@ -43,7 +39,7 @@ def parts_of(plan: Plan) -> dict[str, Part]:
             for column in plan.columns:
                 if column in other.columns:
                     part = read_part(other.place, column.job, Models)
-                    columns[column.job] = _of_rows(part, names)
+                    columns[column.job] = select_rows(part, names)
         except (OSError, DamagedFile):
             continue
     return {**shared, **columns} if columns else {}
@@ -71,29 +67,6 @@ def _names(plan: Plan, other: Plan) -> dict[str, str]:
         for their_name, their_settings in theirs
         if their_settings == settings
     }
-
-
-def _of_rows(part: Models, names: Mapping[str, str]) -> Models:
-    """A column's part with these of its rows, under other names."""
-
-    def selected(rows: Sequence[Evaluation]) -> list[Evaluation]:
-        return [
-            dataclasses.replace(row, method=names[row.method])
-            for row in rows
-            if row.method in names
-        ]
-
-    evaluations, seen = selected(part.evaluations), selected(part.seen)
-    probe_sets = selected(part.probe_sets)
-    paths = {row.path.as_posix() for row in (*evaluations, *seen, *probe_sets)}
-    return Models(
-        evaluations=evaluations,
-        seen=seen,
-        probe_sets=probe_sets,
-        files={name: sha256 for name, sha256 in part.files.items() if name in paths},
-        cells={name: part.cells[theirs] for theirs, name in names.items()},
-        cka=[row | {"method": names[row["method"]]} for row in part.cka if row["method"] in names],
-    )
 
 
 def _finished(begun: Begun) -> Plan | None:

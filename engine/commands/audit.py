@@ -10,6 +10,7 @@ from engine.machine.terminal import announce
 def run(arguments: argparse.Namespace) -> int:
     announce(f"computing the numbers of {arguments.folder}")
     from engine.exchange.audit import audit  # late: it imports pandas
+    from engine.report.sections import about
 
     found = audit(arguments.folder, arguments.runs)
     for name, how in found.images.items():
@@ -19,5 +20,7 @@ def run(arguments: argparse.Namespace) -> int:
     if found.problems:
         print(f"{arguments.folder} does not pass: see above")
         return 1
+    for line in about.left_out(found.results) if found.results else ():
+        print(line)
     print(f"{arguments.folder} passes: its numbers follow from its predictions")
     return 0

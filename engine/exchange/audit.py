@@ -201,11 +201,15 @@ def _of_claims(claimed: Record, plan: Plan) -> Iterator[str]:
         yield f"{PLAN}: more than {MOST_FILES:,} models"
         return
     tried = [column for column in plan.columns if column.setting.is_tried]
-    may = {Diverged(row, each.downstream, each.setting) for each in tried for row in plan.rows}
-    if len(claimed.diverged) > len(may) or not may.issuperset(claimed.diverged):
-        yield f"{RECORD}: `diverged` names trainings that {PLAN} does not try"
-        return
+    model = plan.recipe.model.name
+    may = {
+        Diverged(model, row, each.downstream, each.setting) for each in tried for row in plan.rows
+    }
     left_out = {(each.method, each.setting) for each in claimed.diverged}
+    is_known = len(claimed.diverged) <= len(may) and may.issuperset(claimed.diverged)
+    if not is_known or any((row.method, row.setting) in left_out for row in claimed.evaluations):
+        yield f"{RECORD}: `diverged` has trainings that {PLAN} does not try, or that are evaluated"
+        return
     needed = {(PRE, "", "", 0)}
     for column in plan.columns:
         for number, cell in enumerate(plan.cells(column)):

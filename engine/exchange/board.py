@@ -33,8 +33,10 @@ def write(folder: Path, audits: Sequence[Audit]) -> Path:
     for name, audit in zip(names, audits, strict=True):
         if (results := audit.results) is not None:
             images = " and ".join(dict.fromkeys(audit.images.values()))
+            left_out = len(results.record.diverged)
+            passes = "passes" + f", {counted('training', left_out)} diverged" * bool(left_out)
             rows = results.shown.assign(
-                folder=name, audit="passes", images=images, seeds=len(results.grid.seeds)
+                folder=name, audit=passes, images=images, seeds=len(results.grid.seeds)
             )
             groups.setdefault(_measured(results.record), []).append(rows[["folder", *COLUMNS]])
     sections, numbers = [], []

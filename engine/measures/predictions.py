@@ -37,6 +37,10 @@ OPTIONAL = (GROUP, SCALED)
 COLUMN = "column:"  # before the name of a further column of the dataset, a string per image
 
 
+class NotFiniteError(ValueError):
+    """A table of predictions with NaN or null values."""
+
+
 @dataclass(frozen=True)
 class Ensemble:
     """Cells, by name, whose outputs are averaged.
@@ -108,7 +112,9 @@ def read(path: Path) -> pa.Table:
         if name in PROBABILITIES:
             bad += int(np.isnan(table[name].drop_null().to_numpy()).sum())
         if bad:
-            raise ValueError(f"{path}: {bad} of {len(table)} values of '{name}' are NaN or null")
+            raise NotFiniteError(
+                f"{path}: {bad} of {len(table)} values of '{name}' are NaN or null"
+            )
     index = table["index"].to_numpy()
     if (np.diff(index) < 0).any():
         table = table.take(np.argsort(index)).combine_chunks()

@@ -130,8 +130,9 @@ class Evaluation(ModelOnSet):
 
 @dataclass(frozen=True)
 class Diverged:
-    """A training that diverged. setting: the column's."""
+    """A training that diverged. model: the pretrained model. setting: the column's."""
 
+    model: str
     method: str
     downstream: str
     setting: Setting

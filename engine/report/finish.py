@@ -54,11 +54,7 @@ def write_into(folder: Path, results: Results, *, figures: bool = False) -> Path
     missing = ", ".join(dict.fromkeys(column.column for column in record.missing))
     smoke = headline.smoke_run(results)
     notes = [f"models fine-tuned on {missing} are not in this report"] * bool(missing)
-    notes += [
-        f"{record.methods.get(each.method, each.method)} with {each.setting} diverged on "
-        f"{each.downstream} and is left out"
-        for each in record.diverged
-    ]
+    notes += about.left_out(results)
     path = page.write(
         folder / PAGE,
         parts,

@@ -60,7 +60,7 @@ def merged(runs: Sequence[FinishedCampaign], models_csv: Path | None = None) -> 
     rows: dict[tuple[Any, ...], Evaluation] = {}
     seen: dict[tuple[Any, ...], Evaluation] = {}
     probe_sets: dict[tuple[Any, ...], Evaluation] = {}
-    cka, attempts, missing = [], [], []
+    cka, attempts, missing, diverged = [], [], [], []
     # The rows of a campaign without replicates would appear not to vary over seeds.
     has_replicates = all(
         any(of.downstream in shared for of in record.replicates) for record in records
@@ -95,6 +95,11 @@ def merged(runs: Sequence[FinishedCampaign], models_csv: Path | None = None) -> 
         ]
         for name, images in record.thumbnails.items():
             thumbnails[name] = thumbnails.get(name, {}) | images
+        diverged += [
+            dataclasses.replace(row, model=models.get(row.model, row.model))
+            for row in record.diverged
+            if row.downstream in shared
+        ]
         settings_of_rows += [row for row in record.rows if row not in settings_of_rows]
         for name, value in record.settings.items():  # shared settings keep their names
             is_shared = all(other.settings.get(name) == value for other in records)
@@ -106,7 +111,7 @@ def merged(runs: Sequence[FinishedCampaign], models_csv: Path | None = None) -> 
         methods={key: title for record in records for key, title in record.methods.items()},
         settings=settings,
         rows=settings_of_rows,
-        diverged=[row for record in records for row in record.diverged],
+        diverged=diverged,
         credits=_once(row for record in records for row in record.credits),
         holdout=all(record.holdout for record in records),
         distances=None,

@@ -8,7 +8,8 @@ from typing import Any
 
 import pandas
 
-from engine.measures.rows import PRE
+from engine.campaigns.record import Record
+from engine.measures.rows import PRE, Diverged
 from engine.recipe import citations
 from engine.recipe.schema import MethodRecipe
 from engine.report.headline import averaged_over, measured_on
@@ -62,6 +63,22 @@ def _about_seeds(results: Results) -> str:
     )
 
 
+def left_out(results: Results) -> list[str]:
+    """Which methods diverged in which settings, and on which downstream datasets."""
+    sets: dict[tuple[str, str, str], list[str]] = {}
+    for each in results.record.diverged:
+        of = _title(results.record, each), str(each.setting), results.of(each.model)
+        sets.setdefault(of, []).append(each.downstream)
+    return [
+        f"{method} with {setting}{model} diverged on {listed(names)} and is left out"
+        for (method, setting, model), names in sets.items()
+    ]
+
+
+def _title(record: Record, row: Diverged) -> str:
+    return record.methods.get(row.method, row.method)
+
+
 def what_was_run(results: Results) -> Section | None:
     """Settings, versions, hardware, hours, hyperparameters, and missing columns."""
     record, cells = results.record, results.grid.cells
@@ -85,17 +102,13 @@ def what_was_run(results: Results) -> Section | None:
         (
             "diverged",
             "Trainings that diverged, each with its setting. The report leaves a method out in "
-            "such a setting, on all downstream datasets; none of its settings chooses it.",
+            "such a setting, on all downstream datasets.",
             pandas.DataFrame(
                 [
-                    (
-                        record.methods.get(each.method, each.method),
-                        each.downstream,
-                        str(each.setting),
-                    )
+                    (each.model, _title(record, each), each.downstream, str(each.setting))
                     for each in record.diverged
                 ],
-                columns=["method", "downstream", "setting"],
+                columns=["model", "method", "downstream", "setting"],
             ),
         ),
         (

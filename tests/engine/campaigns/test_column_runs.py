@@ -14,7 +14,7 @@ from engine.campaigns.find_campaign import find_campaign
 from engine.campaigns.plan_folder import PlanFolder
 from engine.cells.build import Builder
 from engine.cells.plan_cell import plan_cell
-from engine.errors import DivergedError
+from engine.errors import CampaignError, DivergedError
 from engine.exchange.audit import audit
 from engine.measures import predictions, scores
 from engine.measures.predictions import SetPredictions
@@ -85,9 +85,30 @@ def test_a_trial_that_diverges_on_one_set_is_left_out_on_all(folder, finished, m
     public = folder / "public"
     assert cli.main(["publish", str(report.parent), "--out", str(public)]) == 0
     assert audit(public, finished).problems == []
+    again = campaigns.run(folder, "dataset.holdout=0.3", "methods=[fine_tune,linear_probe]",
+                          name="trials")  # fmt: skip
+    kept = [row for row in rows(report / "tables/diverged.csv") if row["method"] == "FT"]
+    assert rows(again / "tables/diverged.csv") == kept, "it reuses the first campaign's columns"
     trainable["outline"] = set()
     with pytest.raises(DivergedError):
         run_with(folder, "again", "trials: 2\n", "dataset.holdout=0.3", "seed=5")
+
+
+def test_a_sweep_whose_rate_diverges_shows_the_others(folder, finished):
+    """Its last step leaves finite weights that predict NaN. If no setting is left, it is an error."""
+    words = ("methods=[fine_tune]", "train.epochs=1", "train.batch_size=25", "train.warmup_steps=0")
+    report = campaigns.run(folder, *words, "seeds=2", "vary={optimizer.lr: [0.02, 1e10]}")
+    (row,) = rows(report / "tables/sweep-configurations.csv")
+    assert row["optimizer.lr"] == "0.02"
+    assert len(rows(report / "tables/diverged.csv")) == len(SETS)
+    page = (report / "index.html").read_text()
+    text = "FT with optimizer.lr=10000000000 diverged on outline, tinted and few and is left out"
+    assert page.count(text) == 1
+    public = folder / "public sweep"
+    assert cli.main(["publish", str(report.parent), "--out", str(public)]) == 0
+    assert audit(public, finished).problems == []
+    with pytest.raises(CampaignError, match=r"every training of .* diverged, such as fine_tune"):
+        campaigns.run(folder, *words, "vary={optimizer.lr: [1e10]}")
 
 
 def test_a_set_can_be_trained_on_and_not_evaluated(folder, finished):

@@ -144,7 +144,9 @@ def without_a_model(values: dict) -> None:
 
 def a_diverged_model(values: dict) -> None:
     """No recipe's own setting may be left out as diverged."""
-    values["diverged"].append({"method": "linear_probe", "downstream": "few", "setting": {}})
+    values["diverged"].append(
+        {"model": "tiny", "method": "linear_probe", "downstream": "few", "setting": {}}
+    )
     without_a_model(values)
 
 
@@ -291,7 +293,7 @@ SEALED = {
         of_json(RECORD, lambda v: v["methods"].update(fine_tune="Ours")), RECORD, "methods is"
     ),
     "a model less": (of_json(RECORD, without_a_model), RECORD, "is not evaluated on"),
-    "a diverged model": (of_json(RECORD, a_diverged_model), RECORD, "`diverged` names"),
+    "a diverged model": (of_json(RECORD, a_diverged_model), RECORD, "`diverged` has"),
     "the best alpha": (of_json(RECORD, another_alpha), RECORD, "alpha 0.0"),
     "many models": (
         of_json("plan.json", lambda v: [
