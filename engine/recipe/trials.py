@@ -17,10 +17,10 @@ def trials_of(recipe: Recipe, count: int) -> tuple[Setting, ...]:
     itself, then draws from each key's search range (`schema.searched`).
 
     Draws are log-uniform, rounded to three digits and stratified: trials 1 to 3, 4 to 6 and
-    so on draw a key's value once from each third of its range, in an order of its own. Draws depend only on the
-    recipe's value and seed, the trial and the key: methods of equal learning rates draw equal
-    rates, and more trials contain fewer. A method without optimizer steps draws no learning rate.
-    Raises RecipeError if a value is impossible.
+    so on draw a key's value once from each third of its range, in an order of its own. Draws
+    depend only on the recipe's value and seed, the trial and the key: methods of equal learning
+    rates draw equal rates, and more trials contain fewer. A method without optimizer steps draws no
+    learning rate. Raises RecipeError if a value is impossible.
     """
     sections = ["method", *["optimizer"] * recipe.method.takes_steps]
     keys = {

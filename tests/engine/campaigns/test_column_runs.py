@@ -95,7 +95,7 @@ def test_a_trial_that_diverges_on_one_set_is_left_out_on_all(folder, finished, m
 
 
 def test_a_sweep_whose_rate_diverges_shows_the_others(folder, finished):
-    """Its last step leaves finite weights that predict NaN. If no setting is left, it is an error."""
+    """Its last step leaves finite weights that predict NaN. It is an error if no rate is left."""
     words = ("methods=[fine_tune]", "train.epochs=1", "train.batch_size=25", "train.warmup_steps=0")
     report = campaigns.run(folder, *words, "seeds=2", "vary={optimizer.lr: [0.02, 1e10]}")
     (row,) = rows(report / "tables/sweep-configurations.csv")
