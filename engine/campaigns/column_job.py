@@ -128,7 +128,7 @@ def is_trained(row: Builder, column: Column) -> bool:
     except DivergedError as error:
         if not column.setting.is_tried:
             raise
-        log.warning("%s. The report leaves %s out", error, column.setting)
+        log.warning("%s. %s is left out, its checkpoints go", error, column.setting)
         if ranks.rank() == 0:
             row.remove_checkpoints()
         return False

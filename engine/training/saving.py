@@ -270,6 +270,8 @@ class Saving:
         try:
             if error is None:
                 self._end()
+            elif isinstance(error, DivergedError) and not ranks.all_agree(not self._preempted()):
+                raise PreemptedError("a signal ended training, which had diverged") from error
         finally:
             self._signals.close()
             self._thread.shutdown()  # also after an error, because resuming needs these files

@@ -185,6 +185,18 @@ def test_a_last_step_that_spoils_the_weights_leaves_no_cell(empty):
     assert not list((empty.runs / "store" / "cells").glob("fine_tune-*"))
 
 
+def test_a_signal_while_a_training_diverges_ends_the_job(empty, monkeypatch):
+    """A campaign goes on after a diverged trial, so DivergedError would hide the signal."""
+
+    def spoil(*_: Any) -> bool:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return False
+
+    monkeypatch.setattr(loop, "is_finite", spoil)
+    with pytest.raises(PreemptedError, match="a signal ended training, which had diverged"):
+        empty.build("train.epochs=1")
+
+
 def test_a_signal_that_is_ignored_stays_ignored():
     before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     with preemption.noticed() as noticed:
