@@ -270,7 +270,7 @@ class Saving:
         try:
             if error is None:
                 self._end()
-            elif isinstance(error, DivergedError) and not ranks.all_agree(not self._preempted()):
+            elif isinstance(error, DivergedError) and self._is_preempted():
                 raise PreemptedError("a signal ended training, which had diverged") from error
         finally:
             self._signals.close()
@@ -286,10 +286,13 @@ class Saving:
         """Wait for all files. A signal after the last step stops as in `take`."""
         for future in self._submitted:
             future.result()
-        if self._files is None or self._progress is None:
-            return
-        if not ranks.all_agree(not self._preempted()):
+        if self._is_preempted():
+            assert self._files is not None and self._progress is not None, "signals are noticed"
             self._stop(self._files, self._progress)
+
+    def _is_preempted(self) -> bool:
+        """Whether a signal came to any rank. None is noticed before `begin`."""
+        return self._progress is not None and not ranks.all_agree(not self._preempted())
 
 
 def to_host(tensor: Tensor) -> Tensor:
