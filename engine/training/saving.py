@@ -291,8 +291,10 @@ class Saving:
             self._stop(self._files, self._progress)
 
     def _is_preempted(self) -> bool:
-        """Whether a signal came to any rank. None is noticed before `begin`."""
-        return self._progress is not None and not ranks.all_agree(not self._preempted())
+        """Whether a signal came to any rank. None is noticed before `begin` or without files."""
+        if self._files is None or self._progress is None:
+            return False
+        return not ranks.all_agree(not self._preempted())
 
 
 def to_host(tensor: Tensor) -> Tensor:
