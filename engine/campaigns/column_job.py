@@ -128,9 +128,7 @@ def is_trained(row: Builder, column: Column) -> bool:
     except DivergedError as error:
         if not column.setting.is_tried:
             raise
-        log.warning("%s. %s is left out, its checkpoints go", error, column.setting)
-        if ranks.rank() == 0:
-            row.remove_checkpoints()
+        log.warning("%s. The report leaves it out with %s", error, column.setting)
         return False
     return True
 
@@ -170,8 +168,8 @@ def part_of_column(
     for method, row in zip(itertools.cycle(plan.methods), rows):  # for each seed
         recipe = row.recipe
         if row not in models or (column.setting.is_tried and _is_nan(run, models[row][1])):
-            of_row = recipe.model.name, method, column.downstream, column.setting
-            diverged.append(Diverged(*of_row))
+            of_column = column.downstream, column.setting
+            diverged.append(Diverged(recipe.model.name, method, *of_column))
             continue
         cell, entries = models[row]
         folders[method] |= _folders(run, cell, entries)

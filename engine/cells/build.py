@@ -84,7 +84,7 @@ class Builder(Context):
             made = functools.partial(self._made, method)
             artifact = self.make(*self._asked, made, self._whole)
             if ranks.rank() == 0:
-                self.remove_checkpoints()
+                CheckpointFiles(self.store, self._name).remove()
         return Cell(artifact)
 
     def is_stored(self) -> bool:
@@ -118,10 +118,6 @@ class Builder(Context):
             Entry({during.get(step, cell.name): 1.0}, None, False, Setting({STEP: step}))
             for step in snapshots.points(self, self.followed.downstreams)
         ]
-
-    def remove_checkpoints(self) -> None:
-        """Remove the checkpoints of the cell's training."""
-        CheckpointFiles(self.store, self._name).remove()
 
     def remove_snapshots(self) -> None:
         """Remove the weights of the cell's snapshots, which must be evaluated, unless the recipe
