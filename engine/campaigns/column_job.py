@@ -128,7 +128,7 @@ def is_trained(row: Builder, column: Column) -> bool:
     except DivergedError as error:
         if not column.setting.is_tried:
             raise
-        log.warning("%s. The report leaves it out with %s", error, column.setting)
+        log.warning("%s. The report leaves the method out with %s", error, column.setting)
         return False
     return True
 
