@@ -13,9 +13,8 @@ import yaml
 
 from engine.recipe import catalogue
 from helpers import imagenet_trees as trees
-from helpers.tarballs import tarball, zipped
+from helpers.tarballs import encrypted, tarball, zipped
 from helpers.web import Web
-from helpers.zip_crypto import encrypted
 from loaders.benchmarks import imagenet_c
 
 PASSWORD = "a set for tests only"

@@ -18,17 +18,23 @@ import shutil
 import signal
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from deepspeed.runtime.utils import clip_grad_norm_
+from torch import nn
 
 from engine.errors import PreemptedError
 from engine.evaluation import passes
 from engine.machine import entry, ranks
 from engine.machine.terminal import quiet_libraries
-from helpers import clipping, parts, processes
+from engine.methods.base import Penalty
+from engine.recipe.schema import OptimizerRecipe
+from engine.training import optim
+from helpers import processes
 from helpers.grids import SETS, Grid
 from helpers.interruptions import EVERY_STEP, at_step, interrupted, resumed
 from helpers.processes import ROOT
@@ -36,9 +42,9 @@ from helpers.processes import ROOT
 
 def result(folder: Path, device: torch.device, job: dict[str, Any]) -> list[Any]:
     if job.get("how") == "clip":
-        return [ranks.most(max(clipping.differences()))]
+        return [ranks.most(clipping_difference())]
     if job.get("how") == "part":
-        return [ranks.most(parts.part_of_rank())]
+        return [ranks.most(part_of_rank())]
     grid, words, how = Grid(folder, Path(job["runs"]), device), job["words"], job.get("how")
     if "after" in job:
         if ranks.rank() == 0:
@@ -60,6 +66,44 @@ def result(folder: Path, device: torch.device, job: dict[str, Any]) -> list[Any]
         mix = {builder.base.name: 0.5, cell.name: 0.5}
         passes.evaluate(builder, [{cell.name: 1.0}, mix], SETS, "all")
     return [str(cell.artifact.folder), steps]
+
+
+def clipping_difference() -> float:
+    """The largest difference between gradients clipped by the engine and by DeepSpeed: where they
+    are scaled, and where they are not. One parameter has none."""
+
+    def clipped(most: float, ours: bool) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        parameters = [nn.Parameter(torch.randn(n, 7)) for n in (1, 40, 900)]
+        for parameter in parameters[:2]:
+            parameter.grad = torch.randn_like(parameter)
+        (optim.clip_ if ours else clip_grad_norm_)(iter(parameters), most)
+        return [p.grad for p in parameters if p.grad is not None]
+
+    return max(
+        (a - b).abs().max().item()
+        for most in (0.3, 1e4)
+        for a, b in zip(clipped(most, True), clipped(most, False), strict=True)
+    )
+
+
+def part_of_rank() -> float:
+    """This rank's part of all moments, anchors and Fisher of AdamW with a penalty, by ZeRO."""
+    named = {str(n): nn.Parameter(torch.ones(100 + n)) for n in range(20)}
+    penalty = Penalty(0.5, named, named)
+    optimizer = optim.build(named, OptimizerRecipe(name="adamw"), penalty, zero=1)
+    whole = weakref.ref(penalty)
+    del penalty
+    assert whole() is None, "a rank keeps the whole penalty"
+    for theta in named.values():
+        theta.grad = torch.ones_like(theta)
+    optimizer.step()
+    part = optim.own(optimizer)
+    assert isinstance(part, optim.Penalised) and part._fishers is not None
+    tensors = [*part._anchors.values(), *part._fishers.values()]
+    for state in part.state.values():
+        tensors += [state["exp_avg"], state["exp_avg_sq"]]
+    return sum(t.numel() for t in tensors) / (4 * sum(t.numel() for t in named.values()))
 
 
 def run(

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from helpers.damage import cut, flip, full_disk
-from helpers.tarballs import tarball, zipped
-from helpers.zip_crypto import encrypted
+from helpers.tarballs import encrypted, tarball, zipped
 from loaders import trees
 from loaders.fetch import archives
 
