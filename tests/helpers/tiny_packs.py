@@ -27,7 +27,7 @@ def make(
     format: Any = "raw",
     *,
     seeds: Iterable[int] = range(COUNT),
-    open_image: Callable[[int], Image.Image] = draw,
+    open_image: Callable[[Any], Image.Image] = draw,
     transform: Callable[[Image.Image], np.ndarray] = np.asarray,
     **options: Any,
 ) -> Pack:

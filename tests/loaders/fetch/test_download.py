@@ -1,10 +1,13 @@
 """Downloads from a server on this machine that fails in every way that servers fail."""
 
+import dataclasses
 import errno
 import hashlib
 import threading
 from collections.abc import Iterator
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,21 +17,28 @@ from loaders.fetch import download
 from loaders.fetch.download import DownloadProgress, Remote, Stopped
 
 CONTENT = np.random.default_rng(0).integers(0, 256, 300_000, np.uint8).tobytes()
-SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
 @pytest.fixture
-def web(monkeypatch) -> Iterator[Web]:
-    monkeypatch.setattr(download, "TRIES", 3)
-    monkeypatch.setattr(download, "SLOW_S", 1)
-    monkeypatch.setattr(download, "WAIT_S", 0.001)
-    monkeypatch.setattr(download, "REFUSED_WAIT_S", 0.001)
+def patient() -> Iterator[Web]:
+    """A server, to which downloads give the time that they give every server."""
     with serve() as web:
         yield web
 
 
-def remote(*addresses: str, size: int = len(CONTENT)) -> Remote:
-    return Remote("a.tar", addresses, size, "sha256", SHA256)
+@pytest.fixture
+def web(patient, monkeypatch) -> Web:
+    monkeypatch.setattr(download, "TRIES", 3)
+    monkeypatch.setattr(download, "SLOW_S", 1)
+    monkeypatch.setattr(download, "WAIT_S", 0.001)
+    monkeypatch.setattr(download, "REFUSED_WAIT_S", 0.001)
+    return patient
+
+
+def remote(*addresses: str, content: bytes = CONTENT, **changes: Any) -> Remote:
+    sha256 = hashlib.sha256(content).hexdigest()
+    file = Remote("a.tar", addresses, len(content), "sha256", sha256)
+    return dataclasses.replace(file, **changes)
 
 
 def fetch(remote: Remote, folder: Path, **progress) -> None:
@@ -103,7 +113,7 @@ def test_a_larger_part_of_another_version_is_forgotten_where_connections_drop(we
         ({"content": CONTENT * 9}, "more than 300,000 bytes"),
         ({"statuses": [416]}, "the server answers 416"),
         ({"content": CONTENT, "drip": 0.01}, r"3 attempts failed.*\(28\)"),
-        ({"content": b"x" + CONTENT[1:]}, f"its sha256 is [0-9a-f]*, not {SHA256}"),
+        ({"content": b"x" + CONTENT[1:]}, f"its sha256 is [0-9a-f]*, not {remote().checksum}"),
     ],
 )
 def test_the_next_mirror_gives_what_one_does_not(web, tmp_path, file, message):
@@ -168,3 +178,61 @@ def test_a_stop_leaves_what_arrived(web, tmp_path, monkeypatch):
     assert 0 < len(part) <= 1000 and CONTENT.startswith(part)
     fetch(remote(address), tmp_path)
     assert arrived(tmp_path) == CONTENT
+
+
+class Waits(threading.Event):
+    """Waits pass at once, and are noted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds: list[float] = []
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.seconds.append(timeout or 0)
+        return False
+
+
+@pytest.mark.parametrize(
+    ("status", "retry_after", "expected"),
+    [
+        (403, "", [15, 30]),
+        (429, "40", [40, 40]),
+        (503, "7", [15, 30]),
+        (429, "soon", [15, 30]),
+        (503, "Fri, 31 Dec 1999 23:59:59 GMT", [15, 30]),
+    ],
+)
+def test_a_refusal_is_waited_out(patient, tmp_path, status, retry_after, expected):
+    address = patient("a", content=CONTENT, statuses=[status] * 2, retry_after=retry_after)
+    waits = Waits()
+    fetch(remote(address), tmp_path, stop=waits)
+    assert arrived(tmp_path) == CONTENT and len(patient.requests) == 3
+    assert waits.seconds == expected
+
+
+def test_a_host_that_asks_for_hours_or_never_gives_in_is_left_for_the_next(patient, tmp_path):
+    good, stop = patient("good", content=CONTENT), Waits()
+    for name, values in (
+        ("hours", {"statuses": [429] * 9, "retry_after": "7200"}),
+        ("never", {"statuses": [403] * 9}),
+    ):
+        bad = patient(name, content=CONTENT, **values)
+        fetch(remote(bad, good), tmp_path / name, stop=stop)
+        assert arrived(tmp_path / name) == CONTENT
+        patient(name, content=CONTENT, **values)
+        with pytest.raises(ValueError, match=r"asks to wait 120 minutes|5 attempts failed.*403"):
+            fetch(remote(bad), tmp_path / "alone", stop=stop)
+    asked = [path for path, _ in patient.requests]
+    assert asked.count("hours") == 2, "it is not asked again"
+
+
+def test_a_host_has_two_connections_and_hosts_do_not_wait_for_each_other(patient, tmp_path):
+    small = b"0123456789" * 20
+    with serve() as other:
+        addresses = [patient(f"{k}", content=small, drip=0.002) for k in range(5)]
+        addresses += [other(f"{k}", content=small, drip=0.002) for k in range(3)]
+        files = [remote(a, content=small, name=f"{k}.tar") for k, a in enumerate(addresses)]
+        with ThreadPool(len(files)) as pool:
+            pool.map(lambda file: fetch(file, tmp_path), files)
+        assert (patient.most, other.most) == (2, 2)
+    assert len(list(tmp_path.glob("*.tar"))) == 8
