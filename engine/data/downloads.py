@@ -21,7 +21,7 @@ from typing import NoReturn
 
 from engine.data.sources import SetFile, Source
 from engine.machine.files import write_atomic
-from loaders.benchmarks import devkit
+from loaders.benchmarks import imagenet
 from loaders.fetch import archives, download
 from loaders.files import locks, typed_json
 from loaders.files.durable import sync, whole
@@ -127,7 +127,7 @@ def unpack(target: Target, password: str = "") -> Iterator[tuple[int, int]]:
     if target.file.unpack == "zip":
         yield from archives.unzip(target.archive, target.place, password)
     elif target.file.unpack == "labels":
-        lines = "".join(f"{wnid}\n" for wnid in devkit.wnids(target.archive))
+        lines = "".join(f"{wnid}\n" for wnid in imagenet.wnids_of_kit(target.archive))
         write_atomic(target.place, lines.encode())
         Root(target.archive.parent).remove(target.archive)
     else:

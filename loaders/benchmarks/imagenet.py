@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+import tarfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -26,6 +27,7 @@ _VAL = re.compile(r"ILSVRC2012_val_\d{8}")
 _WNID = re.compile(r"n\d{8}")
 _LABEL_BYTES = 1 << 26  # 64 MiB: several times the labels and boxes of 50,000 images
 _LEVELS_UP = 4  # from Kaggle's val/ to its labels file
+_KIT = ("meta.mat", "ILSVRC2012_validation_ground_truth.txt")
 
 
 def by_folder(
@@ -200,3 +202,30 @@ def _solution(text: str) -> dict[str, str]:
 def _synsets(text: str) -> dict[str, str]:
     """One wnid per line, for the images in the order of their numbers."""
     return {f"ILSVRC2012_val_{i:08d}": wnid for i, wnid in enumerate(text.split(), start=1)}
+
+
+def wnids_of_kit(archive: Path) -> list[str]:
+    """Returns the wnid of each validation image, in order, from the development kit's .tar.gz.
+
+    The kit numbers classes in its own order: `meta.mat` gives the wnid of each number, and a text
+    file the number of each image. Raises ValueError for an archive that is damaged or not the kit.
+    """
+    import scipy.io  # imported here: only a download needs it
+
+    damage = (tarfile.TarError, EOFError, OSError, scipy.io.matlab.MatReadError)
+    members: dict[str, bytes] = {}
+    try:
+        with tarfile.open(archive, "r:gz") as kit:
+            for member in kit:
+                name = member.name.rpartition("/")[2]
+                if name in _KIT and (content := kit.extractfile(member)):
+                    members[name] = content.read()
+        meta, numbers = (members[name] for name in _KIT)
+        table = scipy.io.loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"]
+        wnid_of = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in table.ravel()}
+        return [wnid_of[int(number)] for number in numbers.split()]
+    except (*damage, KeyError, ValueError) as error:
+        raise ValueError(
+            f"{archive} is not ImageNet's development kit of 2012 ({error!r}); download "
+            "ILSVRC2012_devkit_t12.tar.gz again"
+        ) from error
