@@ -15,21 +15,18 @@ import json
 import math
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, cached_property, lru_cache
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
+import msgspec
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
 from tqdm import tqdm
 
 from loaders.benchmarks.drawings import FontDrawings, SvgDrawings, WebpDrawings, plain
-from loaders.benchmarks.emoji_effects import EFFECTS
-from loaders.benchmarks.emoji_styles import DERIVED, METADATA, ORIGINALS, STYLES, Style
-from loaders.benchmarks.emoji_styles import DOWNSTREAM as DOWNSTREAM
-from loaders.benchmarks.emoji_styles import UPSTREAM as UPSTREAM
 from loaders.fetch import registry
 from loaders.pack import Item
 
@@ -46,6 +43,72 @@ EQUAL_CONTRAST = 0.179
 NAMING_STYLE = "noto"
 LEFT_OUT_GROUPS = ("Symbols", "Flags", "Component")
 CLOCK_FACES = range(0x1F550, 0x1F568)
+BLUR = 1 / 32  # standard deviation / side of the image
+CONTRAST = 0.3  # remaining share of the contrast
+
+
+class Package(msgspec.Struct, frozen=True, kw_only=True):
+    """A pinned package and its credits."""
+
+    package: str
+    version: str
+    licence: str
+    credit: str
+    url: str
+
+
+class Style(Package, frozen=True, kw_only=True):
+    sha512: str
+    kind: Literal["svg", "webp", "font"] = "svg"
+    upstream: bool = False
+    mono: bool = False
+
+
+class Metadata(Package, frozen=True, kw_only=True):
+    sha256: str
+    wheel: str
+    member: str
+
+
+class _File(msgspec.Struct):
+    styles: dict[str, Style]
+    metadata: Metadata
+
+
+_FILE = msgspec.yaml.decode(Path(__file__).with_name("emoji.yaml").read_bytes(), type=_File)
+STYLES, METADATA = _FILE.styles, _FILE.metadata
+UPSTREAM = tuple(name for name, style in STYLES.items() if style.upstream)
+DOWNSTREAM = tuple(name for name, style in STYLES.items() if not style.upstream)
+
+
+def _outline(image: Image.Image) -> Image.Image:
+    edges = image.convert("L").filter(ImageFilter.FIND_EDGES)
+    return ImageOps.invert(ImageOps.autocontrast(edges)).convert("RGB")
+
+
+def _blur(image: Image.Image) -> Image.Image:
+    return image.filter(ImageFilter.GaussianBlur(BLUR * image.width))
+
+
+def _colour(image: Image.Image) -> Image.Image:
+    """Red becomes green, green blue, and blue red."""
+    red, green, blue = image.split()
+    return Image.merge("RGB", (blue, red, green))
+
+
+def _low_contrast(image: Image.Image) -> Image.Image:
+    return Image.blend(Image.new("RGB", image.size, (128, 128, 128)), image, CONTRAST)
+
+
+# Derived datasets, modelled on ImageNet's, alter the exact renderings of two styles: background,
+# position and size stay the same. So these datasets share their drawings.
+ORIGINALS = ("twemoji", "openmoji")
+DERIVED: dict[str, Callable[[Image.Image], Image.Image]] = {
+    "outline": _outline,
+    "blur": _blur,
+    "colour": _colour,
+    "low-contrast": _low_contrast,
+}
 
 
 class Concept(NamedTuple):
@@ -58,9 +121,7 @@ class Concept(NamedTuple):
 
 
 class Payload(NamedTuple):
-    """Input of a worker that draws one image of `px` x `px` pixels. effect: of a derived dataset,
-    or "".
-    """
+    """What draws one image of `px` x `px` pixels. effect: of a derived dataset, or ""."""
 
     cache: str
     style: str
@@ -213,7 +274,7 @@ def items(
 def open_image(payload: Payload) -> Image.Image:
     """Draws one image, RGB `px` x `px`; each process opens the artwork once."""
     image = fetch(Path(payload.cache)).render(*payload[1:-1])
-    return EFFECTS[payload.effect](image) if payload.effect else image
+    return DERIVED[payload.effect](image) if payload.effect else image
 
 
 def contact_sheet(rows: Mapping[str, Sequence[np.ndarray]]) -> Image.Image:

