@@ -12,12 +12,19 @@ import errno
 import io
 import json
 import logging
+import multiprocessing
+import os
+import signal
+import threading
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -39,10 +46,13 @@ from loaders.pack import (
     request_digests,
 )
 from loaders.trees import left_out
-from loaders.workers import ordered_map
 from loaders.writer import JOURNAL, PackWriter, Stored
 
+In = TypeVar("In")
+Out = TypeVar("Out")
+
 log = logging.getLogger(__name__)
+_AHEAD = 8  # items per worker process
 _QUALITY = 90  # of JPEGs
 # Manifest keys that determine a pack's pixels, labels, classes and transform.
 _FINGERPRINT = ("format_version", "classes", "transform", "height", "width", "format", "sha256")
@@ -197,3 +207,48 @@ def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
         sha256[COLUMNS] = file_hash(folder / COLUMNS)
     whole["digest"] = digest(whole)
     Root(folder.parents[1]).write(folder / MANIFEST, json.dumps(whole, indent=1).encode())
+
+
+def ordered_map(
+    function: Callable[[In], Out], items: Iterable[In], workers: int = 1
+) -> Generator[Out, None, None]:
+    """Yields `map(function, items)`, computed by `workers` processes (by this process if 1).
+
+    The processes are spawned, so `function`, items and results must be picklable. They stay a
+    little ahead of the consumer: `ProcessPoolExecutor.map` would submit millions of items at once,
+    and its workers hang if the parent is killed. Exceptions of `function` are raised here. Raises
+    RuntimeError if a worker process dies.
+    """
+    if workers == 1:
+        yield from map(function, items)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, initializer=_follow_parent) as pool:
+        pending: deque[Future[Out]] = deque()
+        try:
+            for item in items:
+                pending.append(pool.submit(function, item))
+                if len(pending) == _AHEAD * workers:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        except BrokenProcessPool as error:
+            raise RuntimeError(
+                f"one of {workers} worker processes died: too little memory (use fewer workers), "
+                'or the script that starts them lacks `if __name__ == "__main__":`'
+            ) from error
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _follow_parent() -> None:
+    """In a spawned process: ignores Ctrl-C, which the parent handles, and exits with the parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def end_with_parent() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
