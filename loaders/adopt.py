@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,17 @@ def adopt(
             f"--classes has empty or repeated names: {first_names([repr(w) for w in wrong])}"
         )
     _check(beton, size, len(classes))
+
+    is_jpeg = beton.rows["mode"][0] == JPEG
+
+    def read(number: int) -> bytes:
+        """A JPEG's header must match its row, since decoders rely on it."""
+        (blob,) = beton.blobs([number])
+        if is_jpeg and (shape := jpeg_shape(blob)) != (size, size):
+            key = f"{file.stem}/{number:08d}"
+            raise ValueError(f"{file}: {key} is a JPEG of {shape}, not {(size, size)}")
+        return blob
+
     return encode(
         out,
         name=name,
@@ -49,7 +60,7 @@ def adopt(
             Item(label, key := f"{file.stem}/{number:08d}", key, payload=number)
             for number, label in enumerate(beton.rows["label"].tolist())
         ],
-        encoder=_Copy(beton, "jpeg" if beton.rows["mode"][0] == JPEG else "raw"),
+        encoder=_Copies("jpeg" if is_jpeg else "raw", (size, size), read),
         transform_spec=transform_spec,
         classes=classes,
         source_fingerprint=file_hash(file),
@@ -77,7 +88,7 @@ def part(pack: Pack, positions: Sequence[int], out: Path, *, extra: Mapping[str,
             for i in positions
         ],
         columns=tuple(pack.columns),
-        encoder=_CopyOfPack(pack),
+        encoder=_Copies(pack.format, pack.shape, pack.blob),
         transform_spec=pack.manifest["transform"],
         classes=pack.classes,
         source_fingerprint=pack.manifest["source_fingerprint"],
@@ -110,31 +121,13 @@ def _check(beton: Beton, size: int, classes: int) -> None:
 
 
 @dataclass(frozen=True)
-class _Copy:
-    """Copies a sample's bytes. A JPEG's header must match its row, since decoders rely on it."""
+class _Copies:
+    """Encodes items as bytes that are stored already; read: gives those of a sample's number."""
 
-    beton: Beton
     format: str
+    shape: tuple[int, int]
+    read: Callable[[int], bytes]
 
     def __call__(self, item: Item) -> Stored:
-        (blob,) = self.beton.blobs([item.payload])
-        row = self.beton.rows[item.payload]
-        shape = int(row["height"]), int(row["width"])
-        if row["mode"] == JPEG and (actual := jpeg_shape(blob)) != shape:
-            raise ValueError(f"{self.beton.path}: {item.key} is a JPEG of {actual}, not {shape}")
-        return Stored(blob, zlib.crc32(blob), shape, "")
-
-
-@dataclass(frozen=True)
-class _CopyOfPack:
-    """Copies a sample's bytes from a pack, verifying the pack's checksum."""
-
-    pack: Pack
-
-    @property
-    def format(self) -> str:
-        return self.pack.format
-
-    def __call__(self, item: Item) -> Stored:
-        blob = self.pack.blob(item.payload)
-        return Stored(blob, zlib.crc32(blob), self.pack.shape, "")
+        blob = self.read(item.payload)
+        return Stored(blob, zlib.crc32(blob), self.shape, "")

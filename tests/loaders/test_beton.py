@@ -1,8 +1,9 @@
-"""Our writer against our reader, and each against FFCV's own other half."""
+"""Our writer against our reader, each against FFCV's own other half, and packs of FFCV's files."""
 
 import io
 import struct
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from loaders.adopt import adopt
 from loaders.beton import JPEG, PAGE_SIZE, RAW, Beton, BetonWriter
 from loaders.decoding import decode_jpeg
+from loaders.pack import Pack
 
 
 def noise(count: int, height: int, width: int) -> np.ndarray:
@@ -25,13 +28,27 @@ def smooth(count: int, height: int, width: int) -> np.ndarray:
     return np.stack([np.asarray(image) for image in scaled])
 
 
-def write(path: Path, images: np.ndarray, mode: int = RAW, spare: int = 0) -> Path:
-    writer = BetonWriter(path.open("w+b"), len(images) + spare, mode, *images.shape[1:3])
-    for label, pixels in enumerate(images):
-        blob = io.BytesIO(pixels.tobytes())
-        if mode == JPEG:
-            Image.fromarray(pixels).save(blob, "JPEG", quality=90)
-        writer.add(blob.getvalue(), label - 1)
+def blob_of(pixels: np.ndarray, mode: int) -> bytes:
+    blob = io.BytesIO(pixels.tobytes())
+    if mode == JPEG:
+        Image.fromarray(pixels).save(blob, "JPEG", quality=90)
+    return blob.getvalue()
+
+
+def write(
+    path: Path,
+    images: np.ndarray,
+    mode: int = RAW,
+    spare: int = 0,
+    *,
+    first: int = -1,
+    side: int = 0,
+) -> Path:
+    """first: the label of the first sample. side: that samples say they have, if not their own."""
+    shape = (side, side) if side else images.shape[1:3]
+    writer = BetonWriter(path.open("w+b"), len(images) + spare, mode, *shape)
+    for label, pixels in enumerate(images, start=first):
+        writer.add(blob_of(pixels, mode), label)
     writer.finish(b"tag")
     writer.close()
     return path
@@ -154,3 +171,45 @@ def test_files_of_ffcvs_writer_are_read_here(tmp_path, mode):
         assert (raw == (mode == "raw")).all()
     difference = np.abs(read_all(beton).astype(int) - images).mean(axis=(1, 2, 3))
     assert (difference[raw] == 0).all() and (difference < 8).all()
+
+
+def adopted(file: Path, classes: Sequence[str] = "abc", size: int = 8) -> Pack:
+    return adopt(
+        file, file.with_name("pack"), name="mine", classes=list(classes), size=size,
+        transform_spec={"size": size}, extra={"adopted": file.name},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", [RAW, JPEG])
+def test_a_pack_has_the_samples_of_a_file_as_they_are(tmp_path, mode):
+    images = noise(3, 8, 8)
+    file = write(tmp_path / "a.beton", images, mode, first=0)
+    before = file.read_bytes()
+    pack = adopted(file)
+    assert list(pack.shard.blobs(range(3))) == [blob_of(pixels, mode) for pixels in images]
+    assert pack.labels.tolist() == [0, 1, 2] and pack.classes == ("a", "b", "c")
+    assert len(set(pack.keys)) == 3 and pack.manifest["extra"] == {"adopted": "a.beton"}
+    if mode == RAW:
+        assert np.array_equal(pack.pixels(range(3)), images)
+    assert adopted(file).fingerprint == pack.fingerprint, "the second call finds it"
+    assert file.read_bytes() == before
+
+
+def test_a_file_that_does_not_fit_is_named_before_anything_is_written(tmp_path):
+    images = noise(3, 8, 8)
+    file = write(tmp_path / "a.beton", images, JPEG, first=0)
+    for classes, message in (
+        ("ab", "sample 2 has label 2, but --classes names 2"),
+        ("aba", "--classes has empty or repeated names: 'a'"),
+        (["a", "", "b"], "--classes has empty or repeated names: ''"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            adopted(file, classes)
+    message = r"of 8 x 8 pixels, not 9 x 9; .*model.image_size.*--images FOLDER"
+    with pytest.raises(ValueError, match=message):
+        adopted(file, size=9)
+    # FFCV's decoder would leave a part of the pixels as they were.
+    odd = write(tmp_path / "odd.beton", images, JPEG, first=0, side=16)
+    with pytest.raises(ValueError, match=r"odd/00000000 is a JPEG of \(8, 8\), not \(16, 16\)"):
+        adopted(odd, size=16)
+    assert not (tmp_path / "pack").exists()
