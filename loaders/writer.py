@@ -91,12 +91,18 @@ class PackWriter:
             self._journal.flush()
 
     def finish(self, columns: Sequence[str]) -> dict[str, list[str]]:
-        """Writes the samples, the further columns, and the table and header that make the images
-        readable. Returns each column's values, by name.
-        """
+        """Writes the samples, the further columns, and what makes the images readable. Returns each
+        column's values, by name."""
         assert self._writer is not None
-        with self._files.open(SAMPLES, "wb") as file:
-            _write_samples(file, self.written, self._crc32)
+        fields = [
+            np.array([item.label for item in self.written], "<i8"),
+            np.array([item.source for item in self.written]),
+            np.array([item.key for item in self.written]),
+            np.array(self._crc32, "<u4"),
+        ]
+        formats = [field.dtype for field in fields]
+        samples = np.rec.fromarrays(fields, formats=formats, names=",".join(FIELDS))
+        self._write_array(SAMPLES, samples)
         self._writer.finish(tag=file_hash(self._folder / SAMPLES).encode())
         if not columns:
             return {}
@@ -105,8 +111,7 @@ class PackWriter:
             [of.setdefault(value, len(of)) for of, value in zip(numbers, item.values, strict=True)]
             for item in self.written
         ]
-        with self._files.open(COLUMNS, "wb") as file:
-            _write_array(file, np.array(codes, "<u4").T)
+        self._write_array(COLUMNS, np.array(codes, "<u4").T)
         return dict(zip(columns, map(list, numbers), strict=True))
 
     def counts(self, classes: int) -> dict[str, Any]:
@@ -123,6 +128,12 @@ class PackWriter:
             "height": height,
             "width": width,
         } | ({"remarks": remarks} if remarks else {})
+
+    def _write_array(self, name: str, array: np.ndarray) -> None:
+        with self._files.open(name, "wb") as file:
+            np.save(file, array, allow_pickle=False)
+            file.flush()
+            os.fsync(file.fileno())
 
     def close(self) -> None:
         with suppress(OSError):  # full disk: an image without its line is written again
@@ -146,7 +157,7 @@ class PackWriter:
             self._runs.remove(self._folder)  # no other run uses it: we hold the lock
             with self._files.open(JOURNAL, "wb") as file:
                 file.write(request)
-        journal = self._files.opened(JOURNAL, "r+b")
+        journal = self._files.open(JOURNAL, "r+b")
         end = journal.seek(len(request))
         for item, line in zip(self._items, journal, strict=False):
             if not self._take(item, line):
@@ -172,7 +183,7 @@ class PackWriter:
     def _open(self, item: Item, shape: tuple[int, int]) -> BetonWriter:
         if self._writer is None:
             self.shape = shape
-            file = self._files.opened(IMAGES, "r+b")
+            file = self._files.open(IMAGES, "r+b")
             self._writer = BetonWriter(file, len(self._items), self._mode, *shape)
         assert shape == self.shape, (item.key, shape, self.shape)
         return self._writer
@@ -189,21 +200,3 @@ class PackWriter:
 
 def _checksum(text: bytes) -> bytes:
     return b" %08x\n" % zlib.crc32(text)
-
-
-def _write_samples(file: IO[bytes], written: Sequence[Item], crc32: Sequence[int]) -> None:
-    columns = [
-        np.array([item.label for item in written], "<i8"),
-        np.array([item.source for item in written]),
-        np.array([item.key for item in written]),
-        np.array(crc32, "<u4"),
-    ]
-    formats = [column.dtype for column in columns]
-    samples = np.rec.fromarrays(columns, formats=formats, names=",".join(FIELDS))
-    _write_array(file, samples)
-
-
-def _write_array(file: IO[bytes], array: np.ndarray) -> None:
-    np.save(file, array, allow_pickle=False)
-    file.flush()
-    os.fsync(file.fileno())

@@ -61,14 +61,8 @@ class Root:
         """Whether there is a regular file of this name."""
         return self.size(name) is not None
 
-    @contextmanager
-    def open(self, name: str | Path, mode: str = "rb") -> Iterator[IO[bytes]]:
+    def open(self, name: str | Path, mode: str = "rb") -> IO[bytes]:
         """Opens a regular file. mode: `rb`, `wb`, `ab`, `a+b` or `r+b`; all but `rb` create it."""
-        with self.opened(name, mode) as file:
-            yield file
-
-    def opened(self, name: str | Path, mode: str = "rb") -> IO[bytes]:
-        """Like `open`, but the caller closes the file."""
         path = self._path(name)
         with self._above(name, make=mode != "rb") as (folder, last):
             flags = _FLAGS[mode] | os.O_NOFOLLOW | os.O_NONBLOCK
@@ -141,9 +135,7 @@ class Root:
         return []
 
     def folders(self, name: str | Path = "") -> list[str]:
-        """Returns the sorted names of a folder's subfolders, or none if it does not exist. Skips
-        links.
-        """
+        """Returns the sorted names of a folder's subfolders without links; none if missing."""
         with (
             suppress(FileNotFoundError),
             self._above(name, inside=True) as (folder, _),
@@ -154,10 +146,7 @@ class Root:
 
     def files(self, name: str | Path = "") -> list[str]:
         """Returns the sorted relative paths of all regular files below a folder, without following
-        links.
-
-        Returns none if the folder does not exist.
-        """
+        links; none if the folder does not exist."""
         return sorted(path for path, mode in self._walk(name) if stat.S_ISREG(mode))
 
     def check(self, name: str | Path = "") -> None:
@@ -245,9 +234,7 @@ class Root:
         return status
 
     def _walk(self, name: str | Path) -> Iterator[tuple[str, int]]:
-        """Yields everything below a folder except folders: relative paths, and modes as stat gives
-        them.
-        """
+        """Yields relative path and stat's mode of all that is below a folder, except folders."""
         with suppress(FileNotFoundError), self._above(name, inside=True) as (folder, _):
             for above, folders, files, here in os.fwalk(".", dir_fd=folder):
                 for each in (*folders, *files):
