@@ -101,20 +101,13 @@ class Resident:
         return self._pixels_NHWC.index_select(0, rows).permute(0, 3, 1, 2)
 
 
-def fits(pack: Pack, device: torch.device | str = "cpu") -> bool:
-    """Whether the whole pack fits into 40% of the free memory of `device`."""
-    return has_room(len(pack) * pack.shape[0] * pack.shape[1] * 3, torch.device(device))
-
-
 def has_room(nbytes: int, device: torch.device) -> bool:
     """Whether this many bytes fit into 40% of a device's free memory."""
     return nbytes <= _SHARE * free_memory(device)
 
 
 def free_memory(device: torch.device) -> float:
-    """Returns the bytes that can still be allocated, including memory that torch reserves but does
-    not use.
-    """
+    """Returns the bytes that can still be allocated, with those that torch reserves unused."""
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
@@ -224,7 +217,9 @@ def open_source(
     workers: int = 2,
 ) -> Source:
     """Returns the pack on `device`: resident if it fits or `mode` says so, otherwise streamed."""
-    resident = fits(pack, device) if mode == "auto" else mode == "resident"
+    nbytes = len(pack) * pack.shape[0] * pack.shape[1] * 3
+    fits = mode == "auto" and has_room(nbytes, torch.device(device))
+    resident = fits or mode == "resident"
     log.info("%s: %s on %s", pack.name, "resident" if resident else "streamed", device)
     if resident:
         return Resident(pack, device)

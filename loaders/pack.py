@@ -136,7 +136,9 @@ class Pack:
         manifest = _read_manifest(folder / MANIFEST)
         if transform_spec is not None:
             _require_transform(folder, manifest["transform"], transform_spec)
-        samples = _read_samples(folder / SAMPLES, manifest)
+        samples = _read_array(folder / SAMPLES, manifest)
+        if samples.dtype.names != FIELDS or samples.ndim != 1:
+            raise ValueError(f"{folder / SAMPLES}: has no samples of a pack; {_REMEDY}")
         columns = _read_columns(folder / COLUMNS, manifest)
         shard = Beton.open(folder / IMAGES)
         _require_tied(shard, samples, manifest)
@@ -243,13 +245,6 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise DamagedFile(f"{path} was altered; {_REMEDY}")
     typed_json.convert(manifest, _Manifest, path, _REMEDY)
     return manifest
-
-
-def _read_samples(path: Path, manifest: Mapping[str, Any]) -> np.ndarray:
-    samples = _read_array(path, manifest)
-    if samples.dtype.names != FIELDS or samples.ndim != 1:
-        raise ValueError(f"{path}: has no samples of a pack; {_REMEDY}")
-    return samples
 
 
 def _read_columns(path: Path, manifest: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -65,11 +65,13 @@ def features(path: Path) -> Mapping[str, Any]:
 
 
 def class_names(features: Mapping[str, Any]) -> Sequence[str] | None:
-    """Returns the label names of the only `ClassLabel`, in order, or None if there is not exactly
-    one.
-    """
-    named = [f for f in features.values() if isinstance(f, dict) and f.get("_type") == "ClassLabel"]
-    return named[0].get("names") if len(named) == 1 else None
+    """Returns the label names of the only `ClassLabel`, or None if there is another number."""
+    named = _of_type(features, "ClassLabel")
+    return features[named[0]].get("names") if len(named) == 1 else None
+
+
+def _of_type(features: Mapping[str, Any], kind: str) -> list[str]:
+    return [n for n, f in features.items() if isinstance(f, dict) and f.get("_type") == kind]
 
 
 def rows(path: Path) -> Iterator[Labelled]:
@@ -151,9 +153,8 @@ def _open(path: Path) -> pq.ParquetFile:
 
 def _image(path: Path, schema: pa.Schema, described: Mapping[str, Any]) -> str:
     """The image column: the feature `Image`, or the only column of bytes."""
-    of_type = [n for n, f in described.items() if isinstance(f, dict) and f.get("_type") == "Image"]
     held = [name for name in schema.names if _holds_bytes(schema.field(name).type)]
-    found = [name for name in of_type if name in held] or held
+    found = [name for name in _of_type(described, "Image") if name in held] or held
     if len(found) != 1:
         raise ValueError(
             f"{path} has {len(found)} columns of image bytes among {', '.join(schema.names)}; it "
@@ -171,9 +172,7 @@ def _holds_bytes(of: pa.DataType) -> bool:
 
 def _label(path: Path, schema: pa.Schema, described: Mapping[str, Any]) -> str:
     """The label column: the feature `ClassLabel`, or the first of `LABELS`."""
-    of_type = [
-        n for n, f in described.items() if isinstance(f, dict) and f.get("_type") == "ClassLabel"
-    ]
+    of_type = _of_type(described, "ClassLabel")
     found = [name for name in of_type or LABELS if name in schema.names]
     if not found or (of_type and len(found) > 1):
         raise ValueError(

@@ -33,12 +33,10 @@ _SPLIT = re.compile(r"(train|test|val|validation)(?![a-z])")
 
 
 class Sample(NamedTuple):
-    """An image of a shard: its label (a number, or a class name), its file name or "", its place,
-    and the shard and row for errors.
-    """
+    """An image of a shard, and the shard and row for errors."""
 
-    label: int | str
-    name: str
+    label: int | str  # a number, or a class name
+    name: str  # of its file, or ""
     place: Any  # picklable: Place, or parquet.Row
     shard: Path
     row: int
@@ -88,9 +86,7 @@ def of(place: Path) -> list[Path]:
 
 
 def files(root: Path) -> Iterator[File]:
-    """Yields each file of a tree, as `trees.files` does; for shards, their images as
-    `<class>/<image>`.
-    """
+    """Yields each file of a tree as `trees.files` does, or shards' images as `<class>/<image>`."""
     shards = of(root)
     if not shards:
         yield from trees.files(root)
@@ -117,7 +113,8 @@ def listing(root: Path, shards: Sequence[Path]) -> Listing:
         Item(number[name], key.rpartition(".")[0], key, sample.place)
         for name, key, sample in zip(names, keys, samples, strict=True)
     ]
-    return Listing(sorted(items, key=_by_class), classes, fingerprint(root, shards))
+    items.sort(key=lambda item: (item.label, item.key))
+    return Listing(items, classes, fingerprint(root, shards))
 
 
 def fingerprint(root: Path, shards: Sequence[Path]) -> str:
@@ -131,10 +128,6 @@ def fingerprint_of(file: Path) -> str:
     """Returns the size and modification time of a file."""
     status = file.stat()
     return f"{status.st_size} {status.st_mtime_ns}"
-
-
-def _by_class(item: Item) -> tuple[int, str]:
-    return item.label, item.key
 
 
 def _matching(place: Path) -> list[Path]:
@@ -213,9 +206,7 @@ def _class_names(root: Path, shard: Path) -> Sequence[str] | None:
 
 
 def _of_mapping(values: Mapping[str, Any]) -> list[Any] | None:
-    """Returns the names of {number: name} or {name: number}, in order, or None if numbers are
-    missing.
-    """
+    """Names in order of {number: name} or {name: number}; None if numbers are missing."""
     is_by_number = all(key.isdecimal() for key in values)
     number = {int(k): v for k, v in values.items()} if is_by_number else {}
     if not is_by_number and all(isinstance(v, int) for v in values.values()):

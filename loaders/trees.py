@@ -7,7 +7,6 @@ archive, raise an error before any image is read.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import os
@@ -16,7 +15,7 @@ import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from PIL import Image
 
@@ -198,24 +197,8 @@ def _utf8(name: str, place: str) -> str:
     return name
 
 
-@contextlib.contextmanager
-def _parsing() -> Iterator[None]:
-    """Turns the bare ValueError that tarfile raises for some damaged headers into a TarError."""
-    try:
-        yield
-    except ValueError as error:
-        raise tarfile.ReadError(str(error)) from error
-
-
-def _headers(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    with _parsing():
-        yield from archive
-
-
 def archive(path: Path) -> Iterator[File]:
-    """Yields each file in a .tar. Raises ValueError as `files` does, and if the archive is
-    truncated.
-    """
+    """Yields each file in a .tar. Raises ValueError as `files` does, and if it is truncated."""
     status = path.stat()
     try:
         yield from _members(Place(str(path), 0, status.st_size), "", status.st_mtime_ns)
@@ -226,11 +209,9 @@ def archive(path: Path) -> Iterator[File]:
 def _members(place: Place, prefix: str, changed: int) -> Iterator[File]:
     """Files of the archive at `place`; an inner archive counts as a folder."""
     path = place.path
-    with open(path, "rb") as whole, contextlib.ExitStack() as stack:
+    with open(path, "rb") as whole:
         whole.seek(place.offset)
-        with _parsing():
-            archive = stack.enter_context(tarfile.open(fileobj=whole, mode="r:"))
-        for member in _headers(archive):
+        for member in _headers(whole, place.offset + place.size, prefix):
             if member.islnk() or member.issym():
                 raise ValueError(f"{path}: {member.name} is a link; unpack the archive")
             if member.issparse():  # a BMP would decode to wrong pixels
@@ -241,9 +222,17 @@ def _members(place: Place, prefix: str, changed: int) -> Iterator[File]:
                 yield from _members(content, str(name.with_suffix("")), changed)
             elif member.isfile():
                 yield File(_utf8(str(name), path), content, f"{member.size} {changed}")
-        # tarfile treats an unreadable header as the end.
-        whole.seek(archive.offset)
-        is_end = whole.read(_BLOCK) == bytes(_BLOCK)
-        if not is_end or archive.offset + _BLOCK > place.offset + place.size:
-            name = f"{prefix}.tar" if prefix else "it"
-            raise tarfile.ReadError(f"{name} is truncated, or its end is damaged")
+
+
+def _headers(whole: IO[bytes], end: int, prefix: str) -> Iterator[tarfile.TarInfo]:
+    """The members of the archive that begins where the file stands and ends before `end`."""
+    try:
+        with tarfile.open(fileobj=whole, mode="r:") as archive:
+            yield from archive
+            # tarfile treats an unreadable header as the end.
+            whole.seek(archive.offset)
+            if whole.read(_BLOCK) != bytes(_BLOCK) or archive.offset + _BLOCK > end:
+                name = f"{prefix}.tar" if prefix else "it"
+                raise tarfile.ReadError(f"{name} is truncated, or its end is damaged")
+    except ValueError as error:  # as tarfile raises it for some damaged headers
+        raise tarfile.ReadError(str(error)) from error

@@ -21,11 +21,8 @@ class DamagedFile(ValueError):
 
 
 def check_regular(descriptor: int, path: Path) -> None:
-    """Raises DamagedFile for a folder, a pipe, a socket, a device, or a file that is almost all a
-    hole.
-
-    Reading the last four might never end.
-    """
+    """Raises DamagedFile for a folder, and for what might never end: a pipe, a socket, a device,
+    and a file that is almost all a hole."""
     status = os.fstat(descriptor)
     if stat.S_ISDIR(status.st_mode):
         raise DamagedFile(f"{path} is a folder, not a file; move it away")
@@ -93,9 +90,7 @@ def read_small(path: Path, most: int = MOST) -> bytes:
 
 
 def read_json(path: Path) -> Any:
-    """Returns the value of a small JSON file. Raises ValueError naming it, also as `read_small`
-    does.
-    """
+    """Returns the value of a small JSON file. Raises ValueError naming it, or as `read_small`."""
     try:
         return json.loads(read_small(path))
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:

@@ -21,8 +21,7 @@ DIGEST = "sha256"  # key of the digest in files by `with_digest`
 
 
 def read(path: Path, kind: type[T], remedy: str, root: Root | None = None) -> T:
-    """Returns the content of a JSON file as `kind`. root: a folder below which links are not
-    followed.
+    """Returns the content of a JSON file as `kind`. root: below it, links are not followed.
 
     Raises DamagedFile for invalid JSON, other types, something that is not a file, or more than
     `READABLE` bytes; FileNotFoundError if there is no file.
@@ -47,9 +46,7 @@ def _custom(kind: Any, value: Any) -> Any:  # a Path
 
 
 def with_digest(values: Mapping[str, Any]) -> bytes:
-    """Returns the JSON of a file for `read_unaltered`. Values that JSON does not support become
-    text.
-    """
+    """Returns the JSON of a file for `read_unaltered`. Values that JSON lacks become text."""
     plain = json.loads(json.dumps(values, default=str))
     return json.dumps(plain | {DIGEST: digest(plain)}, indent=1).encode()
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from helpers.tiny_packs import COUNT, SHAPE, draw, make
 from loaders import batches
-from loaders.batches import Resident, Stream, fits, free_in_groups, open_source
+from loaders.batches import Resident, Stream, free_in_groups, open_source
 from loaders.pack import Pack
 
 
@@ -93,11 +93,11 @@ def test_a_stuck_reader_is_named_and_does_not_hold_up_the_exit(packs):
 def test_open_source_chooses_by_memory(packs, monkeypatch, caplog):
     pack = packs["jpeg"]
     caplog.set_level(logging.INFO)
-    assert fits(pack) and isinstance(open_source(pack), Resident)
+    assert isinstance(open_source(pack), Resident)
     assert isinstance(open_source(pack, mode="stream"), Stream)
     nbytes = COUNT * SHAPE[0] * SHAPE[1] * 3
     monkeypatch.setattr(batches, "free_memory", lambda device: 2 * nbytes)
-    assert not fits(pack) and isinstance(open_source(pack), Stream)
+    assert isinstance(open_source(pack), Stream)
     assert isinstance(open_source(pack, mode="resident"), Resident)
     assert "tiny: streamed on cpu" in caplog.text
 
