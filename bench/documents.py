@@ -70,44 +70,30 @@ def mri(results: Results) -> str:
 
 def compared(results: Results) -> str:
     """How far each row is below the one with the highest mRI, with Holm's p."""
-    best, ahead, alike = _pairs(results)
+    best, pairs = _pairs(results)
     lines = [f"| method | mRI below {best}'s | corrected p |", "| --- | --- | --- |"]
-    for of in sorted([*ahead, *alike], key=lambda of: of.less[0]):
-        less, low, high = map(rounded, of.less)
-        lines.append(f"| {of.name} | {less} [{low}, {high}] | {p_value(of.p_corrected)} |")
+    for name, pair in sorted(pairs, key=lambda of: -of[1]["difference_pts"]):
+        ends = ("difference_pts", "difference_high", "difference_low")
+        less, low, high = (rounded(-pair[end]) for end in ends)
+        lines.append(f"| {name} | {less} [{low}, {high}] | {p_value(pair['p_corrected'])} |")
     return f"{best} has the highest mRI{results.one_training}.\n\n" + "\n".join(lines)
 
 
 def separated(results: Results) -> str:
     """How many rows the one with the highest mRI is significantly ahead of, and which."""
-    best, ahead, alike = _pairs(results)
+    best, pairs = _pairs(results)
+    ahead = [name for name, pair in pairs if pair["p_corrected"] < SIGNIFICANT]
     text = f"{best} has the highest mRI and is significantly ahead of"
-    text += f" {len(ahead)} of the {len(ahead) + len(alike)} others"
-    text += f": {listed([of.name for of in ahead])}." if ahead else "."
+    text += f" {len(ahead)} of the {len(pairs)} others"
+    text += f": {listed(ahead)}." if ahead else "."
     return _wrapped(f"*With {results.seeds}:* {text}")
 
 
-@dataclass(frozen=True)
-class Pair:
-    """A row that the best one is compared with. less: by how many points of mRI it is lower, and
-    the bounds of the 95% interval."""
-
-    name: str
-    less: tuple[float, float, float]
-    p_corrected: float
-
-
-def _pairs(results: Results) -> tuple[str, list[Pair], list[Pair]]:
-    """The row with the highest mRI, those that it is significantly ahead of, and the others."""
+def _pairs(results: Results) -> tuple[str, list[tuple[str, pandas.Series]]]:
+    """The row with the highest mRI, and the comparison of each other row with it."""
     best, *others = rows(results.ranked())
     against = results.against(best.arm)
-    pairs = []
-    for row in others:
-        pair = against.loc[row.arm]
-        low, high = -pair["difference_high"], -pair["difference_low"]
-        pairs.append(Pair(row.method, (-pair["difference_pts"], low, high), pair["p_corrected"]))
-    ahead = [pair for pair in pairs if pair.p_corrected < SIGNIFICANT]
-    return best.method, ahead, [pair for pair in pairs if pair not in ahead]
+    return best.method, [(row.method, against.loc[row.arm]) for row in others]
 
 
 def slides(results: Results) -> str:

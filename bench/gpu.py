@@ -124,7 +124,7 @@ def run(stage: Stage, out: Path, seconds: float) -> dict[str, Any]:
     begin = time.monotonic()
     environment = os.environ | {"RIB_PROGRESS": "off"}
     child = subprocess.Popen(
-        python(stage.command), cwd=ROOT, env=environment, stdout=subprocess.PIPE,
+        [sys.executable, "-u", *stage.command], cwd=ROOT, env=environment, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, encoding="utf-8", errors="replace", start_new_session=True,
     )  # fmt: skip
     timer = threading.Timer(seconds, _end, [child])
@@ -145,10 +145,6 @@ def run(stage: Stage, out: Path, seconds: float) -> dict[str, Any]:
             f"stopped after {seconds:.0f} s" if late else f"exit status {child.returncode}"
         )
     return outcome
-
-
-def python(command: Sequence[str]) -> list[str]:
-    return [sys.executable, "-u", *command]
 
 
 def written(out: Path, outcomes: Sequence[dict[str, Any]]) -> str:

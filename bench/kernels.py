@@ -23,8 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bench import vit
-from bench.contest import Contest, Entrant, Scale, tried
-from bench.timing import Run, repeated
+from bench.contest import Contest, Entrant, Run, Scale, repeated, tried
 from kernels.distill import distill_loss
 from kernels.ewc import MOMENTS, EwcParameters
 from kernels.fisher import FisherAccumulator

@@ -164,7 +164,7 @@ def exchange(device: torch.device) -> Diagnosis:
 
 
 def _ms(run: Callable[[], object], device: torch.device) -> float:
-    from bench.timing import interleave
+    from bench.contest import interleave
 
     (times,) = interleave([run], device, seconds=0, least=9)
     return min(times)

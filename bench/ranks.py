@@ -27,8 +27,8 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 
 from bench import photos
+from bench.contest import interleave
 from bench.report import ROOT, Results
-from bench.timing import interleave
 from engine.machine import ranks
 
 BYTES = 346_000_000  # the fp32 gradients of a ViT-B

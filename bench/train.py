@@ -26,8 +26,7 @@ from timm.utils.metrics import AverageMeter
 from torch import Tensor, nn
 
 from bench import loader, photos
-from bench.contest import Contest, Entrant, Scale
-from bench.timing import Run
+from bench.contest import Contest, Entrant, Run, Scale
 from bench.vit import autocast
 from engine import models
 from engine.cost import throughput

@@ -15,8 +15,7 @@ import torch
 import bench
 from bench import __main__ as command
 from bench import contest, headline, transport
-from bench.contest import Contest, Entrant, Scale
-from bench.timing import interleave, processor_seconds
+from bench.contest import Contest, Entrant, Scale, interleave, processor_seconds
 
 CPU = torch.device("cpu")
 OURS, PEER = Entrant("ours", int), Entrant("theirs", int)
