@@ -8,7 +8,7 @@ from pathlib import Path
 import jinja2
 from huggingface_hub import CardData
 
-from engine.recipe import citations
+from engine.recipe import catalogue
 from loaders.files.names import one_line
 
 CARD = "README.md"
@@ -23,7 +23,7 @@ def render_card(template: str, metadata: CardData, methods: Iterable[str], **val
     )
     environment.filters |= {"line": one_line, "table": _table}
     return environment.get_template(template).render(
-        metadata=metadata.to_yaml(), bibtex=citations.bibtex(methods), **values
+        metadata=metadata.to_yaml(), bibtex=catalogue.bibtex(methods), **values
     )
 
 

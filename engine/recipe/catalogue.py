@@ -8,7 +8,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,10 @@ ROOT = Path(__file__).resolve().parents[2] / "recipes"
 EXTENDS = "extends"
 TIMM_MODELS = ROOT / "timm_models.csv"  # published accuracies, one row per model
 GROUPS = {"model": "models", "dataset": "datasets", "method": "methods"}
-
+CITATIONS = ROOT / "methods.bib"
+BENCHMARK = "benchmark"  # whose paper is always cited
+_ENTRY = re.compile(r"^@\w+\{.*?^\}", re.DOTALL | re.MULTILINE)
+_METHODS = re.compile(r"^  methods = \{(.*)\},\n", re.MULTILINE)  # a field of ours
 
 _read: ContextVar[dict[Path, dict[str, Any]] | None] = ContextVar("read", default=None)
 
@@ -145,6 +149,20 @@ def published_masks() -> dict[str, str]:
         of_set = read(path_of("sets", name))
         masks[name] = of_set.get("mask", DatasetRecipe.mask)
     return masks
+
+
+def bibtex(methods: Iterable[str]) -> str:
+    """BibTeX entries of the benchmark and of these method recipes' papers, if known."""
+    wanted = {BENCHMARK, *methods}
+    entries = _ENTRY.findall(CITATIONS.read_text("utf-8"))
+    return "\n\n".join(_METHODS.sub("", each) for each in entries if wanted & cited_for(each))
+
+
+def cited_for(entry: str) -> set[str]:
+    """The method recipes that an entry is the paper of."""
+    named = _METHODS.search(entry)
+    assert named is not None, entry
+    return set(named[1].split(", "))
 
 
 def with_absolute_module(values: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:

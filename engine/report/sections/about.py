@@ -10,7 +10,7 @@ import pandas
 
 from engine.campaigns.record import Record
 from engine.measures.rows import PRE, Diverged
-from engine.recipe import citations
+from engine.recipe import catalogue
 from engine.recipe.schema import MethodRecipe
 from engine.report.headline import averaged_over, measured_on
 from engine.report.results import Results
@@ -214,6 +214,6 @@ def to_cite(results: Results) -> Section:
 
 def bibtex(results: Results) -> str:
     """BibTeX of the benchmark and of the papers of a report's methods."""
-    return citations.bibtex(
+    return catalogue.bibtex(
         str(row.settings.get("method.name", row.method)) for row in results.record.rows
     )

@@ -7,7 +7,7 @@ import jsonschema
 import pytest
 
 from engine.campaigns.record import Row
-from engine.recipe import citations
+from engine.recipe import catalogue
 from engine.recipe.campaigns import recipe_names
 from engine.recipe.catalogue import ROOT
 from engine.report import finish, results_file
@@ -62,16 +62,16 @@ def test_numbers_are_those_of_the_report(folder):
 
 
 def test_every_method_with_a_paper_is_cited_and_every_entry_is_of_a_method():
-    entries = re.findall(r"^@\w+\{.*?^\}", citations.FILE.read_text("utf-8"), re.S | re.M)
-    cited = [name for entry in entries for name in citations.methods_of(entry)]
-    assert sorted(cited) == sorted({*recipe_names("methods"), citations.BENCHMARK} - UNCITED)
+    entries = re.findall(r"^@\w+\{.*?^\}", catalogue.CITATIONS.read_text("utf-8"), re.S | re.M)
+    cited = [name for entry in entries for name in catalogue.cited_for(entry)]
+    assert sorted(cited) == sorted({*recipe_names("methods"), catalogue.BENCHMARK} - UNCITED)
     for entry in entries:
         assert entry.count("{") == entry.count("}")
         assert all(f"\n  {field} = " in entry for field in ("title", "author", "year"))
 
 
 def test_a_report_cites_its_methods_by_what_they_are_based_on(folder):
-    text = citations.bibtex(["ewc", "mine"])
+    text = catalogue.bibtex(["ewc", "mine"])
     assert "@article{kirkpatrick2017ewc,\n  title" in text and text.count("\n@") == 1
     assert "methods = " not in text
     results = made_results.of_arms(
