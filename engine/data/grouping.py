@@ -7,16 +7,14 @@ first, so labels, masks and predictions still index the head's outputs.
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 from engine.did_you_mean import closest
+from engine.recipe.words import rows_of
 from loaders.benchmarks.objectnet import JOIN
-from loaders.files.durable import read_small
 
 
 def read_outputs(file: Path, head: Sequence[str]) -> dict[str, list[str]]:
@@ -27,20 +25,14 @@ def read_outputs(file: Path, head: Sequence[str]) -> dict[str, list[str]]:
     """
     outputs: dict[str, list[str]] = {}
     known = set(head)
-    try:
-        rows = csv.reader(io.StringIO(read_small(file).decode("utf-8-sig"), newline=""))
-        if next(rows, None) != ["class", "output"]:
-            raise ValueError(f"{file}, line 1: write the columns there, class,output")
-        for row in rows:
-            if len(row) != 2 or row[1] not in known:
-                close = closest(row[-1], head) if row else ""
-                raise ValueError(
-                    f"{file}, line {rows.line_num}: write a class and an output of the model's head"
-                    + f"; did you mean {close!r}?" * bool(close)
-                )
-            outputs.setdefault(row[0], []).append(row[1])
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{file} is not a CSV file in UTF-8 ({error})") from error
+    for line, row in rows_of(file, "class,output", "dataset.outputs"):
+        if len(row) != 2 or row[1] not in known:
+            close = closest(row[-1], head) if row else ""
+            raise ValueError(
+                f"{file}, line {line}: write a class and an output of the model's head"
+                + f"; did you mean {close!r}?" * bool(close)
+            )
+        outputs.setdefault(row[0], []).append(row[1])
     return outputs
 
 
