@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import Any
 
 from engine.recipe.schema import Affects, Recipe
@@ -31,18 +31,11 @@ def values_of(
 
     inherited: the mark of the section.
     """
-    return _values_of(section, dataclasses.asdict(section), effects, inherited)
-
-
-def _values_of(
-    section: Any, plain: Mapping[str, Any], effects: Collection[Affects], inherited: Affects
-) -> dict[str, Any]:
-    """plain: all values of the section, as plain nested values."""
-    values: dict[str, Any] = {}
+    values, plain = {}, dataclasses.asdict(section)
     for field in dataclasses.fields(section):
         effect, value = field.metadata.get("affects", inherited), getattr(section, field.name)
         if dataclasses.is_dataclass(value):
-            if inner := _values_of(value, plain[field.name], effects, effect):
+            if inner := values_of(value, effects, effect):
                 values[field.name] = inner
         elif effect in effects:
             values[field.name] = plain[field.name]
