@@ -8,11 +8,9 @@ the recipe's, unchecked.
 
 from __future__ import annotations
 
-import functools
 import importlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -23,7 +21,7 @@ from engine.recipe.modules import is_users
 from engine.recipe.schema import DatasetRecipe
 from engine.recipe.typed import Layer, Options
 
-KINDS = Path(__file__).resolve().parents[1] / "data" / "kinds"
+LISTS = ("sets", "evaluate_on", "train_sets", "probe_sets")  # keys that list datasets
 # Keys that a dataset can have of its own, besides its kind's options.
 OF_SET = (
     *("kind", "root", "images", "class_count", "parts", "split"),
@@ -31,12 +29,9 @@ OF_SET = (
 )
 
 
-@functools.cache
-def names() -> list[str]:
-    """The kinds of the engine."""
-    return sorted(
-        file.stem for file in KINDS.glob("*.py") if "\nclass Recipe(" in file.read_text("utf-8")
-    )
+def names() -> Mapping[str, str]:
+    """The full name of each module of the engine that defines a kind, by its name in recipes."""
+    return modules.names_in("engine/data/kinds")
 
 
 def options(layers: Sequence[Layer]) -> type[DatasetRecipe]:
@@ -44,47 +39,30 @@ def options(layers: Sequence[Layer]) -> type[DatasetRecipe]:
 
     Raises RecipeError, naming the layer, for an unknown kind.
     """
-    sections = [(source, layer["dataset"]) for source, layer in layers if "dataset" in layer]
-    sections = [(source, each) for source, each in sections if isinstance(each, Mapping)]
-    named = [(source, str(each["kind"])) for source, each in sections if each.get("kind")]
-    source, kind = named[-1] if named else ("", DatasetRecipe.kind)
-    return class_of(kind, (str(name) for _, section in sections for name in section), source)
+    source, kind, given = modules.named(layers, "dataset", "kind")
+    return class_of(kind or DatasetRecipe.kind, given, f"{source}: ")
 
 
 def class_of(kind: str, given: Iterable[str], source: str = "") -> type[DatasetRecipe]:
     """The options class of a kind. given: the keys in the recipe, which name a user's options.
 
-    Raises RecipeError, naming the source, for an unknown kind.
+    source: the beginning of errors. Raises RecipeError for an unknown kind.
     """
-    where = f"{source}: " if source else ""
     if is_users(kind):
-        if not Path(kind).is_file():
-            raise RecipeError(
-                f"{where}kind={kind!r} is not a Python file. A relative path starts at the folder "
-                "of its YAML file or, on the command line, at the working directory"
-            )
-        return modules.as_given(DatasetRecipe, given)
-    if kind not in names():
-        raise RecipeError(f"{where}unknown kind {kind!r} of datasets{nearest(kind, names())}")
-    return find(kind).Recipe
+        modules.check_file(f"{source}kind", kind)
+    elif kind not in names():
+        raise RecipeError(f"{source}unknown kind {kind!r} of datasets{nearest(kind, names())}")
+    return planned_options({**dict.fromkeys(given), "kind": kind})
 
 
 def find(kind: str) -> ModuleType:
-    """The module of a kind of the engine, or a user's file, which runs now.
+    """The module of a kind of the engine, or a user's file, which runs now (`modules.run`).
 
-    Raises ValueError for a user's file without a `Kind`, or a `Recipe` that extends
-    `DatasetRecipe`.
+    Raises KeyError for an unknown kind.
     """
-    if not is_users(kind):
-        return importlib.import_module(f"engine.data.kinds.{kind}")
-    module = modules.run(Path(kind))
-    is_kind = hasattr(module, "Kind") and issubclass(getattr(module, "Recipe", type), DatasetRecipe)
-    if not is_kind:
-        raise ValueError(
-            f"{kind} must define Kind, and Recipe, which extends engine.recipe.schema."
-            "DatasetRecipe; see docs/extend.md"
-        )
-    return module
+    if is_users(kind):
+        return modules.run(kind, DatasetRecipe, "Kind")
+    return importlib.import_module(names()[kind])
 
 
 def options_of(dataset: DatasetRecipe) -> dict[str, Any]:
@@ -95,9 +73,8 @@ def options_of(dataset: DatasetRecipe) -> dict[str, Any]:
 
 def complete(dataset: DatasetRecipe) -> DatasetRecipe:
     """A recipe with the options of a user's kind as its file defines them. Runs the file."""
-    of_kind, values = find(dataset.kind).Recipe, asdict(dataset)
-    given = {name: values.pop(name) for name in options_of(dataset)}
-    typed.add(values, of_kind, Options(), given, dataset.kind, "dataset.")
+    of_kind, values = find(dataset.kind).Recipe, {}
+    typed.add(values, of_kind, Options(), asdict(dataset), dataset.kind, "dataset.")
     return typed.build(values, of_kind, Options(), dataset.kind)
 
 
@@ -106,11 +83,8 @@ def planned_options(dataset: Mapping[str, Any]) -> type[DatasetRecipe]:
 
     Raises KeyError for an unknown kind.
     """
-    if is_users(kind := dataset["kind"]):
-        return modules.as_given(DatasetRecipe, dataset)
-    if kind not in names():
-        raise KeyError(kind)
-    return find(kind).Recipe
+    kind = dataset["kind"]
+    return modules.as_given(DatasetRecipe, dataset) if is_users(kind) else find(kind).Recipe
 
 
 def with_option(option: str) -> list[str]:
@@ -129,7 +103,7 @@ def of_set(dataset: DatasetRecipe, name: str) -> DatasetRecipe:
     key, kind = f"dataset.own.{name}", str(own.get("kind", dataset.kind))
     shared = type(dataset) if kind == dataset.kind else DatasetRecipe
     names_of_shared = [each.name for each in fields(shared)]
-    of_kind = class_of(kind, {*names_of_shared, *own}, key)
+    of_kind = class_of(kind, {*names_of_shared, *own}, f"{key}: ")
     keys = _keys_of_set(of_kind)
     if wrong := [each for each in own if each not in keys]:
         raise RecipeError(f"{key} has no key {wrong[0]!r}{nearest(wrong[0], keys)}")
@@ -162,7 +136,7 @@ def keep_own(dataset: dict[str, Any], layers: Sequence[Layer]) -> None:
 
 def _named(dataset: Mapping[str, Any]) -> set[str]:
     """The datasets of a benchmark's values, as far as they are not words of the command line."""
-    lists = (dataset.get(key) for key in ("sets", "evaluate_on", "train_sets", "probe_sets"))
+    lists = (dataset.get(key) for key in LISTS)
     names = {name for each in lists if isinstance(each, list) for name in each}
     return {str(dataset.get("upstream", DatasetRecipe.upstream)), *map(str, names)}
 

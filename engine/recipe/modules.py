@@ -25,8 +25,6 @@ from engine.recipe.schema import MethodRecipe, Recipe
 from engine.recipe.typed import Layer, Options
 from loaders.files.durable import file_hash
 
-METHODS = Path(__file__).resolve().parents[1] / "methods"
-
 
 def is_users(module: str) -> bool:
     """Whether a method's module is a user's file."""
@@ -39,27 +37,17 @@ def options(layers: Sequence[Layer]) -> type[MethodRecipe]:
 
     Raises RecipeError, naming the layer, if the module is missing or unknown.
     """
-    sections = [(source, layer["method"]) for source, layer in layers if "method" in layer]
-    sections = [(source, each) for source, each in sections if isinstance(each, Mapping)]
-    named = [(source, str(each["module"])) for source, each in sections if each.get("module")]
-    if not named:
-        source = sections[0][0] if sections else layers[0][0]
+    source, module, given = named(layers, "method", "module")
+    if not module:
         raise RecipeError(
             f"{source}: method.module has no value: set it to a module of engine.methods, or to a "
             ".py file"
         )
-    source, module = named[-1]
-    if not is_users(module):
-        if module not in names():
-            hint = nearest(module, names())
-            raise RecipeError(f"{source}: unknown method module {module!r}{hint}")
-        return importlib.import_module(names()[module]).Recipe
-    if not Path(module).is_file():
-        raise RecipeError(
-            f"{source}: method.module={module!r} is not a Python file. A relative path starts at "
-            "the folder of its YAML file or, on the command line, at the working directory"
-        )
-    return as_given(MethodRecipe, {str(name) for _, section in sections for name in section})
+    if is_users(module):
+        check_file(f"{source}: method.module", module)
+    elif module not in names():
+        raise RecipeError(f"{source}: unknown method module {module!r}{nearest(module, names())}")
+    return planned_options({**dict.fromkeys(given), "module": module})
 
 
 def planned_options(method: Mapping[str, Any]) -> type[MethodRecipe]:
@@ -71,6 +59,28 @@ def planned_options(method: Mapping[str, Any]) -> type[MethodRecipe]:
     if is_users(module):
         return as_given(MethodRecipe, method)
     return importlib.import_module(names()[module]).Recipe
+
+
+def named(layers: Sequence[Layer], section: str, key: str) -> tuple[str, str, list[str]]:
+    """The last layer whose section names a module by `key`, or the first one that has the section;
+    the module, or empty; and the keys of the section in all layers."""
+    sections = [
+        (source, layer[section])
+        for source, layer in layers
+        if isinstance(layer.get(section), Mapping)
+    ]
+    of_module = [(source, str(each[key])) for source, each in sections if each.get(key)]
+    source, module = of_module[-1] if of_module else ((sections or layers)[0][0], "")
+    return source, module, [str(name) for _, each in sections for name in each]
+
+
+def check_file(key: str, path: str) -> None:
+    """Raise RecipeError if a key names no file."""
+    if not Path(path).is_file():
+        raise RecipeError(
+            f"{key}={path!r} is not a Python file. A relative path starts at the folder of its "
+            "YAML file or, on the command line, at the working directory"
+        )
 
 
 def complete(method: MethodRecipe, *, run_users: bool = False) -> MethodRecipe:
@@ -106,28 +116,27 @@ def find(module: str, *, run_users: bool = False) -> ModuleType:
 
     run_users: permission to run a user's file. Only commands that train, and `rib merge` for the
     method that the user names, have it: a plan may come from somebody else. Raises PermissionError
-    for a user's file without permission, ValueError if `Method` or a `Recipe` that extends
-    `MethodRecipe` is missing, and RecipeError if the file is not valid Python.
+    for a user's file without permission, and errors as `run`.
     """
     if is_users(module):
         if not run_users:
             raise PermissionError(f"{module} is a program: only commands that train run it")
-        method = run(Path(module))
-    else:
-        method = importlib.import_module(names()[module])
-    for name in ("Recipe", "Method"):
-        if not hasattr(method, name):
-            raise ValueError(f"{module} does not define {name}; see docs/extend.md")
-    if not issubclass(method.Recipe, MethodRecipe):
-        raise ValueError(f"{module}: Recipe does not extend engine.recipe.schema.MethodRecipe")
-    return method
+        return run(module, MethodRecipe, "Method")
+    return importlib.import_module(names()[module])
+
+
+def names() -> Mapping[str, str]:
+    """The full name of each module of the engine that defines a method, by its name in recipes."""
+    return names_in("engine/methods")
 
 
 @functools.cache
-def names() -> Mapping[str, str]:
-    """The full name of each module of the engine that defines a method, by its name in recipes."""
-    files = [file for file in METHODS.rglob("*.py") if "\nclass Recipe(" in file.read_text("utf-8")]
-    folders = {file.stem: file.relative_to(METHODS.parents[1]).with_suffix("") for file in files}
+def names_in(folder: str) -> Mapping[str, str]:
+    """The full name of each module below a folder that defines options, by its name in recipes."""
+    root = Path(__file__).parents[2]
+    files = (root / folder).rglob("*.py")
+    named = [file for file in files if "\nclass Recipe(" in file.read_text("utf-8")]
+    folders = {file.stem: file.relative_to(root).with_suffix("") for file in named}
     return {name: ".".join(folders[name].parts) for name in sorted(folders)}
 
 
@@ -150,9 +159,20 @@ def _extended(base: type, names: tuple[str, ...]) -> type[Any]:
     return dataclasses.make_dataclass("Recipe", fields, bases=(base,), frozen=True)
 
 
-def run(path: Path) -> ModuleType:
-    """Run a user's file as a module, once per content. Raises RecipeError for invalid Python."""
-    return _run(path, file_hash(path))
+def run(file: str, options: type, made: str) -> ModuleType:
+    """Run a user's file as a module, once per content.
+
+    options: what its `Recipe` extends. made: the class that it defines besides. Raises ValueError
+    if one is missing, and RecipeError for invalid Python.
+    """
+    module = _run(Path(file), file_hash(Path(file)))
+    for name in ("Recipe", made):
+        if not hasattr(module, name):
+            raise ValueError(f"{file} does not define {name}; see docs/extend.md")
+    if not issubclass(module.Recipe, options):
+        extended = f"{options.__module__}.{options.__name__}"
+        raise ValueError(f"{file}: Recipe does not extend {extended}")
+    return module
 
 
 @functools.cache
