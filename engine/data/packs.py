@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import logging
 import math
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.data import smoke
 from engine.data.kinds import Kind, kind_of
 from engine.recipe import preprocessing
 from engine.recipe.modules import is_users
@@ -27,6 +28,7 @@ PACK_FORMAT = 1
 PARALLEL_FROM = 5000  # images
 JPEG_SHARE = 0.3  # of the raw size; photos at quality 90 take less
 SAMPLE = 500  # maximum bytes of an image's label, names and checksum
+IMAGES_A_CLASS = 6  # of a smoke run; enough to hold out at least one of each class
 
 
 def pack_of(
@@ -42,7 +44,13 @@ def pack_of(
     kind.head = head
     if pack := _found(recipe, kind):
         if "adopted" not in pack.manifest["extra"]:
-            _check_source(pack, kind.fingerprint(), Path(kind.dataset.root) / name)
+            now = kind.fingerprint()
+            if now is not None and now != pack.manifest["source_fingerprint"]:
+                raise ValueError(
+                    f"the images in {Path(kind.dataset.root) / name} changed since {pack.folder} "
+                    "was encoded: undo the change, or delete that folder and run the same command "
+                    "to encode them again"
+                )
     else:
         skip = kind.dataset.undecodable == "skip"
         pack = make_pack(recipe, kind, kind.listing(cache), skip=skip)
@@ -92,7 +100,7 @@ def _found(recipe: Recipe, kind: Kind) -> Pack | None:
     from loaders.adopt import part  # late: most jobs only find packs
 
     classes = [whole.classes[label] for label in whole.labels.tolist()]
-    positions = smoke.chosen(classes, whole.keys.tolist(), limit)
+    positions = chosen(classes, whole.keys.tolist(), limit)
     return part(whole, positions, folder, extra=whole.manifest["extra"] | {"identity": own})
 
 
@@ -112,7 +120,7 @@ def make_pack(
     if dataset.limit:
         classes = [listing.classes[item.label] for item in items]
         keys = [item.key for item in items]
-        items = [items[position] for position in smoke.chosen(classes, keys, dataset.limit)]
+        items = [items[position] for position in chosen(classes, keys, dataset.limit)]
     # Each worker first imports torch and timm, which pays off only for a large dataset. It cannot
     # import a user's file.
     is_large = len(items) > PARALLEL_FROM and not is_users(dataset.kind)
@@ -136,6 +144,28 @@ def make_pack(
         workers=workers or parallel,
         on_error="skip" if skip else "refuse",
     )
+
+
+def chosen(classes: Sequence[str], keys: Sequence[str], limit: int) -> list[int]:
+    """Positions (ascending) of at most `limit` images for a smoke run (`dataset.limit`).
+
+    classes, keys: of each image. All datasets use the same classes with several images each, so
+    some can be held out: classes are ordered by the hashes of their names and contribute
+    `IMAGES_A_CLASS` each, and again as many while there is room. The selection depends on names
+    only; a larger limit adds images to those of a smaller one.
+    """
+
+    def hashed(name: str) -> bytes:
+        return hashlib.blake2b(name.encode(), digest_size=8, person=b"smoke run").digest()
+
+    of_class: Counter[str] = Counter()
+    order: dict[int, tuple[int, bytes, int]] = {}
+    hashes = {name: hashed(name) for name in set(classes)}
+    for position in sorted(range(len(keys)), key=lambda position: hashed(keys[position])):
+        name = classes[position]
+        order[position] = (of_class[name] // IMAGES_A_CLASS, hashes[name], of_class[name])
+        of_class[name] += 1
+    return sorted(sorted(order, key=order.__getitem__)[:limit])
 
 
 def pack_folder(recipe: Recipe, name: str) -> Path:
@@ -172,15 +202,6 @@ def _check_identity(pack: Pack, expected: Mapping[str, Any]) -> None:
             f"{pack.folder} contains another pack: "
             + ", ".join(f"{key}: {stored.get(key)!r}, not {expected.get(key)!r}" for key in keys)
             + "; move it back to its original folder, and run the command again"
-        )
-
-
-def _check_source(pack: Pack, now: str | None, root: Path) -> None:
-    """Raise ValueError if the images of a pack in `root` have changed."""
-    if now is not None and now != pack.manifest["source_fingerprint"]:
-        raise ValueError(
-            f"the images in {root} changed since {pack.folder} was encoded: undo the change, or "
-            "delete that folder and run the same command to encode them again"
         )
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from engine import cli
-from engine.data import packs, smoke
+from engine.data import packs
 from helpers import campaigns
 
 
@@ -57,9 +57,9 @@ def test_a_damaged_image_is_not_copied(grid, tmp_path):
 
 def test_classes_are_the_same_in_all_sets_and_a_larger_limit_adds_images():
     classes = [f"class-{i % 50}" for i in range(1000)]
-    few, more = (smoke.chosen(classes, [f"{i}" for i in range(1000)], n) for n in (100, 130))
+    few, more = (packs.chosen(classes, [f"{i}" for i in range(1000)], n) for n in (100, 130))
     assert set(few) <= set(more) and len(few) == 100
-    other = smoke.chosen(classes[::-1], [f"x/{i}" for i in range(1000)], 100)
+    other = packs.chosen(classes[::-1], [f"x/{i}" for i in range(1000)], 100)
     assert {classes[i] for i in few} == {classes[::-1][i] for i in other}
     assert len({classes[i] for i in few}) == 17, "six images a class"
-    assert smoke.chosen(classes[:5], list("abcde"), 100) == list(range(5))
+    assert packs.chosen(classes[:5], list("abcde"), 100) == list(range(5))
