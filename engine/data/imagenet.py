@@ -20,9 +20,7 @@ def wnids(subset: str = "") -> tuple[str, ...]:
 @functools.cache
 def synonyms() -> dict[str, str]:
     """By wnid the names of a class, such as `white shark, man-eater`."""
-    from timm.data.imagenet_info import (
-        ImageNetInfo,
-    )  # imported here, because other functions need no timm
+    from timm.data.imagenet_info import ImageNetInfo  # late: other functions need no timm
 
     info = ImageNetInfo("imagenet-1k")
     return {wnid: info.label_name_to_description(wnid) for wnid in wnids()}

@@ -46,8 +46,7 @@ class LabelledSet:
     head are possible (wrong) predictions, otherwise `present`. joined: how a class's outputs become
     its logit (`grouping.grouped`). parts_key: what determines `group`. outputs_digest: of a file
     that says which outputs a class has; empty without one. parts: of a union, its datasets, in the
-    order of their images. is_probe: whether it is a probe
-    set, whose labels are indices of its own classes.
+    order of their images. is_probe: whether its labels are indices of its own classes.
     """
 
     name: str

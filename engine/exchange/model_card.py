@@ -63,7 +63,7 @@ def card_of_merge(merged: DescribedModel) -> str:
     ]
     return render_card(
         TEMPLATE,
-        _metadata(model, base_model=None, license=None),
+        _metadata(model),
         [],
         mark=MARK,
         title=merged.title,
@@ -81,7 +81,7 @@ def card_of_campaign(
         recipe = campaign.plan.rows[row.method].recipe
     of_row = [] if results is None else _of_row(results, row)
     trained_on = [] if row.method == PRE else trained_sets(row.downstream)
-    hub = _hub_names(recipe)
+    hub = {name: source.hub for name, source in _published(recipe).items() if source.hub}
     metadata = _metadata(
         recipe.model,
         datasets=[hub.get(name, name) for name in trained_on] or None,
@@ -261,8 +261,3 @@ def _published(recipe: Recipe) -> dict[str, Source]:
     known = {name: each for name, each in sources.read().items() if name in recipe.dataset.known}
     published = (name for name in known if kind_of(recipe.dataset, name).published_images())
     return {name: known[name] for name in published}
-
-
-def _hub_names(recipe: Recipe) -> dict[str, str]:
-    """The names on the Hub of datasets of which it has a copy."""
-    return {name: source.hub for name, source in _published(recipe).items() if source.hub}

@@ -141,14 +141,10 @@ def merged(
     made_of = parts or ", ".join(names) + ("" if base is None else f" from {files[-1]}")
     model = preprocessing.described_model(preprocessing.description(resolved.model))
     if open_clip_name(model.arch):
-        weights = dataclasses.replace(resolved.model.weights, path=_with_text(files[::-1]))
+        with_text = (str(file) for file in reversed(files) if TEXT in load_weights(file))
+        weights = dataclasses.replace(resolved.model.weights, path=next(with_text, ""))
         model = dataclasses.replace(model, weights=weights)
     return DescribedModel(f"{options.title} of {made_of}", mix, model, head, state)
-
-
-def _with_text(files: Sequence[Path]) -> str:
-    """The first file with open_clip's text tower, or empty."""
-    return next((str(file) for file in files if TEXT in load_weights(file)), "")
 
 
 def _options(

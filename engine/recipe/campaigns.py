@@ -29,7 +29,6 @@ DOWNSTREAMS, VARY = "downstreams", "vary"  # keys of a grid
 REPLICATES, TRIALS = "replicates", "trials"
 LEAVE_ONE_OUT = "leave_one_out"  # value of `downstreams`
 OF_GRID = (SELECTION, DOWNSTREAMS, VARY, REPLICATES, TRIALS)
-ALL_MODELS = "all"
 MOST_ROWS = 100  # per table; each row is resolved from all files of the campaign
 BASE, TITLE = "base", "title"
 
@@ -103,8 +102,7 @@ class Campaign:
         if not isinstance(entries, list) or not entries:
             raise RecipeError(
                 f"{source}: {SELECTION} names no methods of {self.name}: give a list, as in "
-                f"{SELECTION}="
-                f"[{','.join(list(self.rows)[:2])}]"
+                f"{SELECTION}=[{','.join(list(self.rows)[:2])}]"
             )
         rows, names = dict(self.rows), set()
         for entry in entries:
@@ -212,7 +210,7 @@ def each_model(campaign: str, overrides: Sequence[Override]) -> list[list[Overri
         return [list(overrides)]
     if len(of_model) > 1:
         raise RecipeError(f"{several.text}: model= is given twice: name all models in one list")
-    if several.value == ALL_MODELS:
+    if several.value == "all":
         models = read(campaign).values.get("models")
         if not isinstance(models, list) or not models:
             raise RecipeError(
@@ -236,8 +234,8 @@ def each_model(campaign: str, overrides: Sequence[Override]) -> list[list[Overri
 
 def _is_of_several(model: Override) -> bool:
     """Whether `model=` names several models."""
-    is_list = isinstance(model.value, list) or str(model.value).startswith("[")
-    return is_list or model.value == ALL_MODELS
+    value = model.value
+    return isinstance(value, list) or str(value).startswith("[") or value == "all"
 
 
 def _row(key: str, settings: Any, source: str) -> tuple[str, Mapping[str, Any]]:

@@ -9,6 +9,7 @@ from engine.did_you_mean import nearest
 from engine.errors import RecipeError
 from engine.measures.rows import UNION
 from engine.recipe import kinds
+from engine.recipe.kinds import LISTS
 from engine.recipe.schema import FEWEST_FOR_CKA, DatasetRecipe, Recipe, SplitRecipe, TrainRecipe
 from engine.recipe.words import read_words
 from loaders.files.names import is_name, one_line
@@ -91,18 +92,14 @@ def checked(recipe: Recipe) -> Recipe:
     name = union_name("downstream", recipe.trained_sets, recipe.dataset)
     if recipe.downstream != name:
         raise RecipeError(f"downstream={recipe.downstream}: write {name}, in the benchmark's order")
-    _check_head(recipe.model.head.fit_on, recipe.dataset)
-    return recipe
-
-
-def _check_head(fit_on: str, dataset: DatasetRecipe) -> None:
-    """Raise RecipeError if a head would be fitted on a dataset that is evaluated."""
-    may_fit = [dataset.upstream, *dataset.train_sets]
+    fit_on = recipe.model.head.fit_on
+    may_fit = [recipe.dataset.upstream, *recipe.dataset.train_sets]
     if fit_on and fit_on not in may_fit:
         raise RecipeError(
             f"model.head.fit_on={fit_on!r}: fit a head on the upstream dataset or on one of "
             f"dataset.train_sets, which are never evaluated{nearest(fit_on, may_fit)}"
         )
+    return recipe
 
 
 def check_words(dataset: DatasetRecipe) -> None:
@@ -153,18 +150,14 @@ def check_name(key: str, name: str) -> None:
 def _check_names(recipe: Recipe) -> None:
     """Check names, which become parts of paths, and that no two datasets share one."""
     dataset = recipe.dataset
-    sets = [
-        *(("dataset.sets", name) for name in dataset.sets),
-        *(("dataset.evaluate_on", name) for name in dataset.evaluate_on),
-        *(("dataset.train_sets", name) for name in dataset.train_sets),
-        *(("dataset.probe_sets", name) for name in dataset.probe_sets),
-    ]
     keys = [
         ("model.name", recipe.model.name),
         ("method.name", recipe.method.name),
         ("dataset.upstream", dataset.upstream),
     ]
-    for key, name in [*keys, *sets]:
+    for key in LISTS:
+        keys += [(f"dataset.{key}", name) for name in getattr(dataset, key)]
+    for key, name in keys:
         check_name(key, name)
         if UNION in name and key.startswith("dataset"):
             raise RecipeError(

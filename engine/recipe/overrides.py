@@ -14,7 +14,6 @@ from engine.errors import RecipeError
 from engine.recipe import yaml_text
 
 COMMAND_LINE = "the command line"
-IN_PYTHON = "the settings"
 
 
 class Word(str):
@@ -41,7 +40,7 @@ class Override:
     @property
     def source(self) -> str:
         """Where it comes from, for errors."""
-        return COMMAND_LINE if isinstance(self.value, Word) else IN_PYTHON
+        return COMMAND_LINE if isinstance(self.value, Word) else "the settings"
 
     @property
     def values(self) -> dict[str, Any]:

@@ -15,24 +15,15 @@ from typing import Any
 from engine.did_you_mean import nearest
 from engine.errors import RecipeError
 from engine.model_files.model_names import model_section
-from engine.recipe import (
-    campaigns,
-    catalogue,
-    checks,
-    kinds,
-    modules,
-    overrides,
-    typed,
-)
+from engine.recipe import campaigns, catalogue, checks, kinds, modules, overrides, typed
 from engine.recipe.campaigns import SELECTION, Campaign
-from engine.recipe.catalogue import EXTENDS, GROUPS, path_of, with_absolute_module
+from engine.recipe.catalogue import EXTENDS, GROUPS, is_path, path_of, with_absolute_module
 from engine.recipe.overrides import COMMAND_LINE, Override
 from engine.recipe.schema import VARIANT, MethodRecipe, Recipe
 from engine.recipe.typed import NEEDS, OF_METHOD, Layer, Options
 
 DOWNSTREAM = "downstream"
-OF_TRAINING = ("optimizer", "train")
-NAMED = "the model's name"  # source of a model's section without a file
+NAMED = "the model's name"  # source of the section of a model without a file, such as timm's
 
 
 def load_recipe(
@@ -169,7 +160,7 @@ def _top(name: str) -> tuple[Path | None, dict[str, Any]]:
     is_made = campaign in catalogue.names("campaigns") and name not in catalogue.names()
     if is_made and row in campaigns.read(campaign).rows:
         return None, {"campaign": campaign, "method": row}
-    if not catalogue.is_path(name) and name not in catalogue.names():
+    if not is_path(name) and name not in catalogue.names():
         hint = nearest(name, campaigns.recipe_names())
         if is_made and row in catalogue.names("methods"):
             hint = f"; {campaign} has no row {row}: give recipe={campaign} method={row}"
@@ -205,7 +196,8 @@ def _section(key: str, group: str, given: Sequence[tuple[str, Any]]) -> list[Lay
         else:
             base, layers = section, []
     while base is not None:
-        named = _named_model(str(base)) if key == "model" else None
+        is_file = key != "model" or is_path(str(base)) or base in catalogue.names(group)
+        named = None if is_file else model_section(str(base))
         path = Path(NAMED) if named else path_of(group, str(base))
         if any(source == str(path) for source, _ in layers):
             raise RecipeError(f"{path} extends itself: name another {key} in {EXTENDS}")
@@ -218,16 +210,10 @@ def _section(key: str, group: str, given: Sequence[tuple[str, Any]]) -> list[Lay
     ]
 
 
-def _named_model(name: str) -> dict[str, Any] | None:
-    """The section of a model without a file, such as `timm/mobilenetv3_small_100`."""
-    is_file = catalogue.is_path(name) or name in catalogue.names("models")
-    return None if is_file else model_section(name)
-
-
 def _check_trains(options: type[MethodRecipe], of_row: Sequence[Layer]) -> None:
     """Raise RecipeError if a row has training settings, but its method does not train."""
     for source, layer in of_row if not options.trains else ():
-        for section in OF_TRAINING:
+        for section in ("optimizer", "train"):
             if section in layer:
                 raise RecipeError(
                     f"{source}: its method does not train, so `{section}` has no effect: set it in "

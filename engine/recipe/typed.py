@@ -76,26 +76,26 @@ def add(
         values[name] = over((values[name], value)) if is_lines else value
 
 
-def build(values: Mapping[str, Any], kind: type, options: Options, source: str) -> Any:
+def build(
+    values: Mapping[str, Any], kind: type, options: Options, source: str, prefix: str = ""
+) -> Any:
     """A section of this kind with these values and defaults.
 
     Raises RecipeError, naming the source, for a key without a value or default.
     """
-
-    def section(values: Mapping[str, Any], kind: type, prefix: str) -> Any:
-        inner = {
-            name: section(values.get(name, {}), typing.cast(type, each), f"{prefix}{name}.")
-            for name, each in hints(kind, options).items()
-            if dataclasses.is_dataclass(each)
-        }
-        made = kind(**{**values, **inner})
-        for name, value in vars(made).items():
-            if value == MISSING:
-                key = f"{prefix}{name}"
-                raise RecipeError(f"{source}: {key} has no value: add `{key}=VALUE`")
-        return made
-
-    return section(values, kind, "")
+    inner = {
+        name: build(
+            values.get(name, {}), typing.cast(type, each), options, source, f"{prefix}{name}."
+        )
+        for name, each in hints(kind, options).items()
+        if dataclasses.is_dataclass(each)
+    }
+    made = kind(**{**values, **inner})
+    for name, value in vars(made).items():
+        if value == MISSING:
+            key = f"{prefix}{name}"
+            raise RecipeError(f"{source}: {key} has no value: add `{key}=VALUE`")
+    return made
 
 
 def dump_recipe(recipe: Recipe, needs: Mapping[str, Recipe] | None = None) -> str:

@@ -48,11 +48,6 @@ class Recipe(DatasetRecipe):
     objectnet: Literal["corrected", "paper"] = "corrected"
     subsample: str = "50000"  # images of IN-C, or full
 
-    @property
-    def images_drawn(self) -> int | None:
-        """`subsample` as a number, or None for `full`."""
-        return None if self.subsample == FULL else int(self.subsample)
-
     def check(self, name: str) -> None:
         if name not in SIZES:
             raise RecipeError(f"ImageNet-RIB has no dataset {name!r}{nearest(name, SIZES)}")
@@ -169,4 +164,5 @@ class Kind(base.Kind):
     @property
     def _drawn(self) -> int | None:
         """The number of images of a sample, or None for the whole dataset."""
-        return self.dataset.images_drawn if self.name == IMAGENET_C else None
+        is_drawn = self.name == IMAGENET_C and self.dataset.subsample != FULL
+        return int(self.dataset.subsample) if is_drawn else None
