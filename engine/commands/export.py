@@ -12,7 +12,7 @@ from engine.commands import refuse_overwriting
 from engine.machine.terminal import announce
 
 if TYPE_CHECKING:
-    from engine.exchange.write import DescribedModel
+    from engine.exchange.export import DescribedModel
 
 OF_CAMPAIGN = ("method", "downstream", "setting", "seed")  # options that choose a model
 
@@ -47,8 +47,8 @@ def write(row: DescribedModel, out: Path, card: str) -> None:
 
     card: its text, or empty. A README.md that the user wrote stays.
     """
+    from engine.exchange.export import write_model
     from engine.exchange.model_card import remove_card, write_card
-    from engine.exchange.write import write_model
     from engine.store.tensors import PROMPT
 
     remove_card(out)  # of a previous model

@@ -1,34 +1,80 @@
-"""Find the model of any row of a table, including weight averages, to export it.
+"""Find the model of any row of a table, and write it as a folder for timm or open_clip.
 
 A row's stored predictions name its cells and their weights in the average, so the exported model is
 the one that was evaluated. Nothing is trained.
+
+timm loads `timm.create_model("local-dir:FOLDER", pretrained=True)`, and open_clip
+`open_clip.create_model("local-dir:FOLDER")`. Of a CLIP model, logits are
+`linear(normalize(embedding), head.weight, head.bias)` with the tensors of `head.safetensors`:
+open_clip's folder has both towers, of which fine-tuning changed only the vision tower, and timm's
+has the vision tower, which returns the embedding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+import contextlib
+import json
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
+from engine import models
 from engine.campaigns.record import FinishedCampaign
 from engine.data.packs import pack_folder
 from engine.evaluation import bank
-from engine.exchange.write import DescribedModel
+from engine.machine.files import cache_folder, room_for
 from engine.measures import dynamics
 from engine.measures.rows import PRE, Evaluation
 from engine.model_files.architectures import open_clip_name
-from engine.model_files.descriptions import CELL, RECIPE, read_description
+from engine.model_files.descriptions import (
+    CELL,
+    CROP_MODES,
+    HEAD,
+    OPEN_CLIP_CONFIG,
+    OPEN_CLIP_WEIGHTS,
+    RECIPE,
+    TIMM_CONFIG,
+    TIMM_WEIGHTS,
+    read_description,
+)
+from engine.model_files.weights import VISUAL
+from engine.models import clip, zero_shot
 from engine.recipe import preprocessing, yaml_text
 from engine.recipe.schema import ModelRecipe, Recipe
-from engine.store import cells
+from engine.store import cells, tensors
 from engine.store.artifacts import Artifact, Store
-from engine.store.cells import Average, Cell, Ensemble, canonical_mix
+from engine.store.cells import Average, Cell, Ensemble, Mix, canonical_mix
+from engine.store.tensors import PROMPT
 from loaders.files import typed_json
+from loaders.files.root import Root
 from loaders.pack import MANIFEST, Pack
 
 COLUMNS = ("method", "downstream", "setting", "alpha", "seed")  # with options of `rib export`
+OF_MODELS = (TIMM_WEIGHTS, TIMM_CONFIG, OPEN_CLIP_WEIGHTS, OPEN_CLIP_CONFIG, HEAD, PROMPT)
+LOGITS = f"logits: linear(normalize(embedding), *{HEAD})"
+
+
+@dataclass(frozen=True)
+class DescribedModel:
+    """A model to write.
+
+    mix: the weight of each cell or file. model: architecture and transform, and for open_clip's
+    models the weights that contain the text tower. classes: the head's, in order, or empty if
+    unknown. state: the tensors, on the CPU. prompt: the input prompt [3, H, W] of a visual-prompt
+    cell, which is never mixed.
+    """
+
+    title: str
+    mix: Mix
+    model: ModelRecipe
+    classes: Sequence[str]
+    state: Mapping[str, torch.Tensor]
+    prompt: torch.Tensor | None = None
 
 
 def row_of_campaign(campaign: FinishedCampaign, row: Evaluation) -> DescribedModel:
@@ -154,3 +200,139 @@ def _parents(store: Store, average: Average, title: str, remedy: str) -> dict[st
             )
         parents[name] = cell
     return parents
+
+
+@dataclass(frozen=True)
+class _Files:
+    """A folder's config, its state dicts by file, and how to load it (`{}` is the folder)."""
+
+    config_file: str
+    config: Mapping[str, Any]
+    states: Mapping[str, Mapping[str, torch.Tensor]]
+    how: str
+
+
+def write_model(row: DescribedModel, out: Path) -> str:
+    """Write a model's folder, and return how to load it. Other files in an existing folder stay.
+
+    Raises ValueError for class names that do not match the head, and for an open_clip model without
+    its text tower; OSError, naming the folder, if the disk is full.
+    """
+    remedy = "with --classes FILE, one line per class in the head's order"
+    if not row.classes:
+        raise ValueError(
+            f"neither the cells of {row.title} nor the upstream pack name the head's classes; name "
+            f"them {remedy}"
+        )
+    outputs = len(row.state[models.head_names(row.model)[0]])
+    if len(set(row.classes)) != outputs:
+        raise ValueError(
+            f"{len(set(row.classes))} class names for the {outputs} outputs of {row.title}; name "
+            f"each output {remedy}"
+        )
+    net = models.load_state(models.create(row.model, outputs), row.state, row.title)
+    of_model = _of_open_clip if open_clip_name(row.model.arch) else _of_timm
+    files = (_of_timm_clip if row.model.projection else of_model)(row, net)
+    config = {**files.config, "made_of": {"row": row.title, "cells": dict(row.mix)}}
+    with _written(out, last=files.config_file) as folder:
+        for name, state in files.states.items():
+            tensors.save(state, folder / name)
+        if row.prompt is not None:
+            tensors.save({"prompt": row.prompt}, folder / PROMPT)
+        (folder / files.config_file).write_text(json.dumps(config, indent=1), "utf-8")
+    return files.how.format(repr(f"local-dir:{out}"))
+
+
+def _of_timm(row: DescribedModel, net: nn.Module) -> _Files:
+    config = {**_timm_config(row.model, net, len(row.classes)), "label_names": list(row.classes)}
+    how = "timm.create_model({}, pretrained=True)"
+    return _Files(TIMM_CONFIG, config, {TIMM_WEIGHTS: net.state_dict()}, how)
+
+
+def _of_timm_clip(row: DescribedModel, net: nn.Module) -> _Files:
+    """A timm ViT with `model.projection`, which is timm's last layer."""
+    width = row.model.projection
+    state = {k: v for k, v in net.state_dict().items() if not k.startswith("head.")}
+    state["head.weight"] = state.pop("fc_norm.linear.weight")
+    state["head.bias"] = torch.zeros(width)  # timm's layer has one
+    config = {**_timm_config(row.model, net, width), "head": _head(row.classes)}
+    states = {TIMM_WEIGHTS: state, HEAD: models.head(net).state_dict()}
+    how = "timm.create_model({}, pretrained=True), the vision tower, gives the embedding; "
+    return _Files(TIMM_CONFIG, config, states, how + LOGITS)
+
+
+def _of_open_clip(row: DescribedModel, net: nn.Module) -> _Files:
+    """open_clip's model with the vision tower of `net` and the pretrained text tower."""
+    name, weights = open_clip_name(row.model.arch), row.model.weights
+    if weights.source != "open_clip" and not weights.path:
+        raise ValueError(
+            f"{row.title}: no file contains the text tower, which open_clip's state dict needs; "
+            "name a checkpoint saved by open_clip, for example with --base"
+        )
+    model = replace(row.model, weights=replace(weights, clip=name))
+    both = zero_shot.open_model(model, cache_folder()).state_dict()
+    tower = {k: v for k, v in net.state_dict().items() if k.startswith(VISUAL)}
+    images = preprocessing.data_config(row.model)
+    resize = {timms: ours for ours, timms in CROP_MODES.items()}[images["crop_mode"]]
+    config = {
+        "model_cfg": clip.config(name),
+        "preprocess_cfg": {
+            "size": row.model.image_size,
+            "mean": list(images["mean"]),
+            "std": list(images["std"]),
+            "interpolation": images["interpolation"],
+            "resize_mode": resize,
+        },
+        "head": _head(row.classes),
+    }
+    states = {OPEN_CLIP_WEIGHTS: {**both, **tower}, HEAD: models.head(net).state_dict()}
+    how = "open_clip.create_model({}), both towers; the text tower is the pretrained one; "
+    return _Files(OPEN_CLIP_CONFIG, config, states, how + LOGITS)
+
+
+def _head(classes: Sequence[str]) -> dict[str, Any]:
+    return {"file": HEAD, "label_names": list(classes)}
+
+
+def _timm_config(model: ModelRecipe, net: nn.Module, outputs: int) -> dict[str, Any]:
+    """timm's config: how to build the net and preprocess images."""
+    known: Mapping[str, Any] = net.pretrained_cfg  # type: ignore[assignment]  # of every timm model
+    images = preprocessing.data_config(model)
+    return {
+        "architecture": model.arch,
+        "num_classes": outputs,
+        "num_features": net.num_features,
+        "model_args": models.size_options(model),
+        "pretrained_cfg": {
+            **{key: known.get(key) for key in ("fixed_input_size", "first_conv", "classifier")},
+            "num_classes": outputs,
+            "input_size": [3, model.image_size, model.image_size],
+            **{key: images[key] for key in ("interpolation", "crop_pct", "crop_mode")},
+            "mean": list(images["mean"]),
+            "std": list(images["std"]),
+        },
+    }
+
+
+@contextlib.contextmanager
+def _written(out: Path, *, last: str) -> Iterator[Path]:
+    """A temporary folder whose files replace those of `out` when all are written.
+
+    last: the file without which the folder does not load; it is removed first and written last.
+    """
+    out = out.resolve()  # resolves links, because files cannot be renamed to another disk
+    beside = Root(out.parent)
+    temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
+    with room_for(out):
+        beside.make_new(temporary)
+        try:
+            yield temporary
+            beside.make(out)
+            # Files of a previous model would be loaded instead. The file that is written
+            # last is removed first.
+            for name in (last, *OF_MODELS):
+                beside.remove(out / name)
+            for name in sorted(beside.names(temporary), key=last.__eq__):
+                beside.rename(temporary / name, out / name)
+        finally:
+            beside.remove(temporary)

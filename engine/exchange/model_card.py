@@ -19,7 +19,7 @@ from engine.data import sources
 from engine.data.kinds import kind_of
 from engine.data.sources import Source
 from engine.exchange.cards import CARD, render_card
-from engine.exchange.write import DescribedModel
+from engine.exchange.export import DescribedModel
 from engine.machine.files import write_atomic
 from engine.measures.rows import PRE, Evaluation, trained_sets
 from engine.model_files.architectures import open_clip_name, open_clip_package, timm_config

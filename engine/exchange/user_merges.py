@@ -18,8 +18,8 @@ import torch
 from engine.data.sets import LabelledSet, Sets
 from engine.evaluation import bank, passes
 from engine.exchange import user_models
+from engine.exchange.export import DescribedModel
 from engine.exchange.user_models import pack_at
-from engine.exchange.write import DescribedModel
 from engine.machine import ranks
 from engine.machine.files import cache_folder
 from engine.measures.rows import PRE, UNION

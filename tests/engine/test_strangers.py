@@ -16,7 +16,7 @@ from engine.campaigns import job_states, workflow
 from engine.campaigns.plan import Column
 from engine.campaigns.schedulers import RunOptions
 from engine.errors import RecipeError, printable
-from engine.exchange.write import DescribedModel, write_model
+from engine.exchange.export import DescribedModel, write_model
 from engine.machine import files
 from engine.recipe.schema import ModelRecipe
 from engine.report import page

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from engine import cli, models
 from engine.exchange import user_models
-from engine.exchange.write import DescribedModel, write_model
+from engine.exchange.export import DescribedModel, write_model
 from engine.model_files.weights import load_model
 from engine.recipe import preprocessing
 from engine.recipe.overrides import parsed

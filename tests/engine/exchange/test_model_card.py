@@ -11,6 +11,7 @@ from engine.campaigns.events import Sealed, append_event, read_events
 from engine.campaigns.plan import REPORT
 from engine.campaigns.record import Row
 from engine.data import sources
+from engine.exchange.export import DescribedModel
 from engine.exchange.model_card import (
     card_of_campaign,
     card_of_merge,
@@ -18,7 +19,6 @@ from engine.exchange.model_card import (
     results_of,
     write_card,
 )
-from engine.exchange.write import DescribedModel
 from engine.recipe.overrides import parsed
 from engine.recipe.resolve import load_recipe
 from engine.recipe.schema import ModelRecipe
@@ -101,19 +101,13 @@ def test_without_a_whole_report_there_are_no_numbers(run, tmp_path):
     assert "no numbers, because the campaign had no report" in card.read_text("utf-8")
 
 
-def test_a_users_own_readme_stays(run, tmp_path):
-    (tmp_path / "README.md").write_text("mine")
-    assert written(run, tmp_path) is None
-    assert (tmp_path / "README.md").read_text() == "mine"
-
-
 def test_the_card_of_a_model_that_was_there_goes_and_a_users_own_stays(run, tmp_path):
     card = written(run, tmp_path)
     remove_card(tmp_path)
     assert not card.exists()
     card.write_text("mine")
     remove_card(tmp_path)
-    assert card.read_text() == "mine"
+    assert written(run, tmp_path) is None and card.read_text() == "mine"
 
 
 def test_a_smoke_runs_card_says_so(run):

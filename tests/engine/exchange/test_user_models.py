@@ -87,7 +87,6 @@ def test_the_heads_classes_are_named_in_its_order_or_refused(user_grid):
     for classes, message in (
         (None, r"names the classes of .*A.safetensors.s 5 outputs.* --classes"),
         (("bar", "cross"), r"--classes has 2 names, but the head of .* 5 outputs"),
-        ((*CLASSES[:4], "bar"), r"--classes names bar twice"),
         ((*CLASSES[:4], "squares"), r"few has 1 class .* lacks: 'square' \(is it squares"),
     ):
         with pytest.raises(ValueError, match=message):
