@@ -11,25 +11,29 @@ compute it:
 
 Bytes moved per fp32 parameter: AdamW 36 (28 without the penalty), SGD with momentum 28 (20). On the
 CPU, the penalty's gradient is added to each gradient, and torch's fused optimizer makes the step.
+On a GPU, one launch serves all tensors of a model, however many and small: the kernel receives
+their addresses, and each of its programs works on one block of one parameter.
 
 Sources: Kirkpatrick et al. 2017, equation 3; Loshchilov & Hutter 2019, algorithm 2.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
-from kernels import tables
 from kernels.launch import jit, launcher, tl
-from kernels.tables import Row, Table, place, tensor_at, to_device
 
+BLOCK, WARPS = 1024, 4
 MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}  # torch's names
+Column = list[Tensor] | None  # a flat tensor of each parameter, or None for an absent role
 
 
 class EwcParameters:
@@ -60,9 +64,9 @@ class EwcParameters:
             raise ValueError(f"moments are {', '.join(moments)}, but must be one of {MOMENTS}")
         self._kind, *_ = kinds
         in_order = {name: moments[name] for name in MOMENTS[self._kind]}
-        columns = {"theta": thetas, **in_order, "anchor": anchors, "fisher": fishers}
         self._thetas = list(thetas)
-        self._rows = tables.rows(columns)
+        roles = {"theta": thetas, **in_order, "anchor": anchors, "fisher": fishers}
+        self._columns: list[Any] = [self._flat(name, column) for name, column in roles.items()]
 
     def adamw_(
         self,
@@ -84,10 +88,10 @@ class EwcParameters:
         """
         if any(step < 1 for step in steps):
             raise ValueError(f"step must be at least 1, not {min(steps)}")
-        rows = self._with("adamw", grads, lam)
-        if len(steps) != len(rows):
-            raise ValueError(f"step: got {len(steps)} values for {len(rows)} parameters")
-        if not rows:
+        columns = self._with("adamw", grads, lam)
+        if len(steps) != len(grads):
+            raise ValueError(f"step: got {len(steps)} values for {len(grads)} parameters")
+        if not grads:
             return
         beta1, beta2 = betas
         if self._thetas[0].is_cuda:
@@ -106,19 +110,12 @@ class EwcParameters:
                 ]
                 for t in unlike
             ]
-            _launch(rows, numbers)
+            _launch(columns, numbers)
             return
-        theta, grad, exp_avg, exp_avg_sq, *_ = (list(column) for column in zip(*rows, strict=True))
         before = [torch.tensor(float(step - 1)) for step in steps]  # torch adds 1
         options: dict[str, Any] = {"lr": lr, "eps": eps, "weight_decay": weight_decay}
         flags: dict[str, Any] = {"fused": True, "amsgrad": False, "maximize": False}
-        adamw(
-            *(theta, grad, exp_avg, exp_avg_sq, [], before),
-            beta1=beta1,
-            beta2=beta2,
-            **options,
-            **flags,
-        )
+        adamw(*columns[:4], [], before, beta1=beta1, beta2=beta2, **options, **flags)
 
     def sgd_(
         self,
@@ -133,34 +130,76 @@ class EwcParameters:
 
         As `adamw_`, but weight decay is part of the gradient, as in torch.optim.SGD.
         """
-        rows = self._with("sgd", grads, lam)
-        if not rows:
+        columns = self._with("sgd", grads, lam)
+        if not grads:
             return
         if self._thetas[0].is_cuda:
-            _launch(rows, [[lam, weight_decay, momentum, lr]])
+            _launch(columns, [[lam, weight_decay, momentum, lr]])
             return
-        theta, grad, buffer, *_ = (list(column) for column in zip(*rows, strict=True))
         options: dict[str, Any] = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
         flags: dict[str, Any] = {"fused": True, "nesterov": False, "maximize": False}
-        sgd(theta, grad, buffer, dampening=0.0, **options, **flags)
+        sgd(*columns[:3], dampening=0.0, **options, **flags)
 
     @torch.no_grad()
-    def _with(self, kind: str, grads: Sequence[Tensor], lam: float) -> list[Row]:
-        """Each parameter's flat tensors; on the CPU, gradients include the penalty's."""
+    def _with(self, kind: str, grads: Sequence[Tensor], lam: float) -> list[Any]:
+        """The columns of a step; on the CPU, gradients include the penalty's."""
         if kind != self._kind:
             raise ValueError(f"a step of {kind} needs other moments than those of {self._kind}")
-        tables.check("grad", grads, self._thetas)
-        rows = [
-            [theta, grad.view(-1), *others]
-            for grad, (theta, *others) in zip(grads, self._rows, strict=True)
-        ]
-        if rows and rows[0][-2] is not None and not self._thetas[0].is_cuda:
-            for theta, grad, *_, anchor, fisher in rows:
+        flat = self._flat("grad", grads) or []
+        thetas, *others = self._columns
+        anchors, fishers = others[-2:]
+        if flat and anchors is not None and not self._thetas[0].is_cuda:
+            fishers = fishers or [None] * len(flat)
+            for theta, grad, anchor, fisher in zip(thetas, flat, anchors, fishers, strict=True):
                 if fisher is None:
                     grad.add_(theta - anchor, alpha=lam)
                 else:
                     grad.addcmul_(fisher, theta - anchor, value=lam)
-        return rows
+        return [thetas, flat, *others]
+
+    def _flat(self, name: str, column: Sequence[Tensor] | None) -> Column:
+        if column is None:
+            return None
+        check(name, column, self._thetas)
+        return [tensor.view(-1) for tensor in column]
+
+
+def check(name: str, column: Sequence[Tensor], thetas: Sequence[Tensor]) -> None:
+    """Raises ValueError, naming the role, for tensors that do not fit their parameters."""
+    if len(column) != len(thetas):
+        raise ValueError(f"{name}: got {len(column)} tensors for {len(thetas)} parameters")
+    for tensor, theta in zip(column, thetas, strict=True):
+        if tensor.dtype != torch.float32:
+            raise ValueError(f"{name} must be float32, not {tensor.dtype}")
+        if tensor.shape != theta.shape or tensor.device != theta.device:
+            raise ValueError(
+                f"{name} is {list(tensor.shape)} on {tensor.device}, but theta is "
+                f"{list(theta.shape)} on {theta.device}"
+            )
+        if tensor.device != thetas[0].device:
+            raise ValueError(
+                f"{name} is on {tensor.device}, but the first theta is on {thetas[0].device}: "
+                "step the parameters of each device in a separate call"
+            )
+        if not tensor.is_contiguous():
+            raise ValueError(f"{name} is not contiguous, and an in-place step cannot use a copy")
+
+
+@jit
+def _tensor_at(pointers, count, role: tl.constexpr, number, ALIGNED: tl.constexpr):
+    """The fp32 tensor of parameter `number` in the column `role`."""
+    start = tl.load(pointers + role * count + number).to(tl.pointer_type(tl.float32))
+    if ALIGNED:
+        start = tl.multiple_of(start, 16)
+    return start
+
+
+@jit
+def _place(owners, firsts, sizes, BLOCK: tl.constexpr):
+    """The number of the program's parameter, its first element there, and how many are left."""
+    number = tl.load(owners + tl.program_id(0))
+    start = (tl.program_id(0) - tl.load(firsts + number)).to(tl.int64) * BLOCK
+    return number, start, tl.load(sizes + number) - start
 
 
 @jit
@@ -177,21 +216,21 @@ def _update(
     ALIGNED: tl.constexpr,
 ):
     """Updates the elements `at` of a parameter."""
-    theta = tensor_at(pointers, count, 0, number, ALIGNED) + at
-    moment = tensor_at(pointers, count, 2, number, ALIGNED) + at
+    theta = _tensor_at(pointers, count, 0, number, ALIGNED) + at
+    moment = _tensor_at(pointers, count, 2, number, ALIGNED) + at
     x = tl.load(theta, mask=valid, other=0.0)
-    g = tl.load(tensor_at(pointers, count, 1, number, ALIGNED) + at, mask=valid, other=0.0)
+    g = tl.load(_tensor_at(pointers, count, 1, number, ALIGNED) + at, mask=valid, other=0.0)
     m = tl.load(moment, mask=valid, other=0.0)
     if HAS_ANCHOR:
-        anchor = tensor_at(pointers, count, 2 + STATES, number, ALIGNED) + at
+        anchor = _tensor_at(pointers, count, 2 + STATES, number, ALIGNED) + at
         distance = x - tl.load(anchor, mask=valid, other=0.0)
         pull = tl.load(numbers) * distance
         if HAS_FISHER:
-            fisher = tensor_at(pointers, count, 3 + STATES, number, ALIGNED) + at
+            fisher = _tensor_at(pointers, count, 3 + STATES, number, ALIGNED) + at
             pull *= tl.load(fisher, mask=valid, other=0.0)
         g += pull
     if STATES == 2:  # AdamW
-        square = tensor_at(pointers, count, 3, number, ALIGNED) + at
+        square = _tensor_at(pointers, count, 3, number, ALIGNED) + at
         v = tl.load(square, mask=valid, other=0.0)
         m += tl.load(numbers + 3) * (g - m)
         v = tl.load(numbers + 4) * v + tl.load(numbers + 5) * g * g
@@ -220,7 +259,7 @@ def _step_kernel(
     ALIGNED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    number, start, left = place(owners, firsts, sizes, BLOCK)
+    number, start, left = _place(owners, firsts, sizes, BLOCK)
     at, numbers = start + tl.arange(0, BLOCK), numbers + number * pitch
     if left >= BLOCK:  # loads are wide only if the mask does not depend on a size
         valid = tl.full((BLOCK,), True, tl.int1)
@@ -236,21 +275,59 @@ def _step_kernel(
 
 
 @torch.no_grad()
-def _launch(rows: list[Row], numbers: Sequence[Sequence[float]]) -> None:
-    """Launches one kernel for all rows.
+def _launch(columns: Sequence[Column], numbers: Sequence[Sequence[float]]) -> None:
+    """Launches one kernel for all parameters, of which there is at least one.
 
-    rows: each parameter's flat tensors, in the order of the columns. numbers: the scalars that
-    `_update` reads, one row per parameter or one for all.
+    columns: theta, gradient, moments, anchor and Fisher. numbers: the scalars that `_update` reads,
+    one row per parameter or one for all.
     """
-    table = Table.of(rows)
-    *states, anchor, fisher = rows[0]
-    on_device = to_device(torch.tensor(numbers, dtype=torch.float32), rows[0][0].device)
-    launcher(_step_kernel)[(table.blocks,)](
-        *table.arguments,
-        on_device,
+    thetas, *_, anchors, fishers = columns
+    assert thetas is not None
+    device, absent = thetas[0].device, [None] * len(thetas)
+    roles = [absent if column is None else column for column in columns]
+    addresses = tuple(0 if t is None else t.data_ptr() for role in roles for t in role)
+    layout = _layout(tuple(theta.numel() for theta in thetas), device)
+    launcher(_step_kernel)[(len(layout[0]),)](
+        _pointers(addresses, device),
+        *layout,
+        len(thetas),
+        _to_device(torch.tensor(numbers, dtype=torch.float32), device),
         len(numbers[0]) if len(numbers) > 1 else 0,
-        STATES=len(states) - 2,
-        HAS_ANCHOR=anchor is not None,
-        HAS_FISHER=fisher is not None,
-        **table.options,
+        STATES=len(columns) - 4,
+        HAS_ANCHOR=anchors is not None,
+        HAS_FISHER=fishers is not None,
+        ALIGNED=all(address % 16 == 0 for address in addresses),
+        BLOCK=BLOCK,
+        num_warps=WARPS,
     )
+
+
+@functools.lru_cache(maxsize=16)
+def _layout(sizes: tuple[int, ...], device: torch.device) -> tuple[Tensor, ...]:
+    """Which program works on which block.
+
+    Returns owners int32 [programs], each program's parameter; firsts int32 [T], each parameter's
+    first program; and sizes int64 [T].
+    """
+    blocks = -(-np.array(sizes) // BLOCK)
+    owners = np.repeat(np.arange(len(sizes)), blocks).astype(np.int32)
+    firsts = (np.cumsum(blocks) - blocks).astype(np.int32)
+    arrays = owners, firsts, np.array(sizes)
+    return tuple(_to_device(torch.from_numpy(array), device) for array in arrays)
+
+
+@functools.lru_cache(maxsize=16)
+def _pointers(addresses: tuple[int, ...], device: torch.device) -> Tensor:
+    """Cached: gradients mostly keep their addresses between steps, so nothing is copied."""
+    return _to_device(torch.tensor(addresses, dtype=torch.int64), device)
+
+
+def _to_device(values: Tensor, device: torch.device) -> Tensor:
+    """Copies a CPU tensor to the device without blocking the host.
+
+    torch does not reuse the pinned memory until the copy is done, so a later call cannot overwrite
+    it.
+    """
+    if device.type != "cuda":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kernels import distill, ewc, interpolation, tables
+from kernels import distill, ewc, interpolation
 from kernels.transport import sweep
 
 
@@ -74,9 +74,9 @@ def _ewc() -> list[dict[str, Any]]:
             "fn": ewc._step_kernel,
             "signature": {"pointers": "*i64", "owners": "*i32", "firsts": "*i32", "sizes": "*i64"}
             | {"count": "i32", "numbers": "*fp32", "pitch": "i32"},
-            "constexprs": {"ALIGNED": True, "BLOCK": tables.BLOCK, "STATES": states}
+            "constexprs": {"ALIGNED": True, "BLOCK": ewc.BLOCK, "STATES": states}
             | {flag: number < given for number, flag in enumerate(flags)},
-            "num_warps": tables.WARPS,
+            "num_warps": ewc.WARPS,
             "streams": (2 + states + given, 1 + states),
         }
         for name, states in (("adamw_ewc_", 2), ("sgd_ewc_", 1))

@@ -15,7 +15,7 @@ from triton.compiler.compiler import make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
 from helpers import aot, specializations
-from kernels import ewc, interpolation, launch, tables
+from kernels import ewc, interpolation, launch
 from kernels.transport import sweep
 
 
@@ -80,8 +80,8 @@ def of_interpolation(outputs: int, _: int) -> None:
 
 def of_steps(count: int, size: int) -> None:
     """Parameters, as many and of the size, for other steps and rates."""
-    columns = {name: [torch.zeros(size)] * count for name in ("theta", "grad", "m", "v", "a", "f")}
-    ewc._launch(tables.rows(columns), [[0.1 * count] * 8] * (1 if count == 16 else count))
+    columns = [[torch.zeros(size)] * count for _ in range(6)]
+    ewc._launch(columns, [[0.1 * count] * 8] * (1 if count == 16 else count))
 
 
 @pytest.mark.parametrize(
