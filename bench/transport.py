@@ -24,10 +24,9 @@ from torch import Tensor
 
 from bench.contest import Contest, Entrant, Scale, tried
 from kernels.transport.alternating import Potentials
-from kernels.transport.bures import class_gaussians
+from kernels.transport.bures import ERROR as NUCLEAR_ERROR
+from kernels.transport.bures import class_gaussians, nuclear_norms
 from kernels.transport.cost import GroundCost
-from kernels.transport.nuclear import ERROR as NUCLEAR_ERROR
-from kernels.transport.nuclear import nuclear_norms
 from kernels.transport.sinkhorn import transport
 from kernels.transport.store import store
 from kernels.transport.sweep import sinkhorn_sweep

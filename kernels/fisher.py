@@ -31,7 +31,7 @@ class FisherAccumulator:
     mask: bool [C], True for the classes in use. generator: draws labels; a CPU generator gives the
     same labels on any device, up to rounding. reverse: negate the logits, as EWC-DR does. bf16: run
     the model under bf16 autocast; squares and sums stay fp32. The model's mode, its `.grad` fields
-    and `requires_grad` flags are unchanged.
+    and `requires_grad` flags are unchanged. `sums`: over all images so far, by parameter name.
 
     Raises ValueError for a model whose batch norms use the batch's statistics, which couple images.
     """
@@ -59,7 +59,7 @@ class FisherAccumulator:
         self._mask = None if mask is None else mask.to(self._device)
         self._autocast = torch.autocast(self._device.type, torch.bfloat16, enabled=bf16)
         self._parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        self._sums = {
+        self.sums = {
             name: torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32))
             for name, p in self._parameters.items()
         }
@@ -98,11 +98,6 @@ class FisherAccumulator:
         """
         self._uniform(images)
 
-    @property
-    def sums(self) -> dict[str, Tensor]:
-        """Sums over all images so far, by parameter name, in the parameters' shapes."""
-        return self._sums
-
     def mean(self) -> dict[str, Tensor]:
         """Returns the diagonal by parameter name, in the parameters' shapes, fp32 or wider.
 
@@ -110,7 +105,7 @@ class FisherAccumulator:
         """
         if self.images == 0:
             raise ValueError("no images: the Fisher information needs at least one")
-        return {name: total / self.images for name, total in self._sums.items()}
+        return {name: total / self.images for name, total in self.sums.items()}
 
     def _uniform(self, images: int) -> Tensor:
         """float64 [images] in [0, 1), which draw the labels."""
@@ -129,7 +124,7 @@ class FisherAccumulator:
                     "from the model's logits, which are NaN, infinite or all masked"
                 )
             for each in gradients:
-                for total, gradient in zip(self._sums.values(), each, strict=True):
+                for total, gradient in zip(self.sums.values(), each, strict=True):
                     gradient = gradient.to(total.dtype)
                     total.addcmul_(gradient, gradient)
 

@@ -24,7 +24,6 @@ import torch
 from torch import Tensor
 from torch.library import triton_op
 
-from kernels import reference
 from kernels.launch import jit, launcher, tl
 
 MAX_OUTPUTS = 16  # per pass: 32 take 200 registers per thread, and occupancy gets too low
@@ -41,7 +40,7 @@ def interpolate(parents: Tensor, weights: Tensor) -> Tensor:
 
     parents: fp32 [M, P], contiguous. weights: [K, M], any floating dtype and device.
 
-    CUDA tensors use the Triton kernel; others use the reference in cache-sized chunks.
+    CUDA tensors use the Triton kernel; others take torch's operators in cache-sized chunks.
 
     Raises ValueError, naming the argument, for an invalid shape, dtype or layout.
     """
@@ -67,7 +66,16 @@ def _on_cpu(parents: Tensor, weights: Tensor, out: Tensor) -> None:
     """One operator, because it reads the weights' values, which a compiled graph cannot."""
     for start in range(0, parents.shape[1], _CHUNK):
         columns = slice(start, start + _CHUNK)
-        reference.interpolate_(parents[:, columns], weights, out[:, columns])
+        for row, row_weights in zip(out[:, columns], weights.tolist(), strict=True):
+            pairs = zip(parents[:, columns], row_weights, strict=True)
+            terms = [(parent, weight) for parent, weight in pairs if weight != 0.0]
+            if not terms:
+                row.zero_()
+                continue
+            (parent, weight), *rest = terms
+            torch.mul(parent, weight, out=row)
+            for parent, weight in rest:
+                row.add_(parent, alpha=weight)
 
 
 @jit(do_not_specialize=["outputs"])

@@ -24,18 +24,6 @@ try:
 except ImportError:
     triton = tl = None
 
-__all__ = [
-    "FUSED",
-    "Launcher",
-    "jit",
-    "launcher",
-    "padded",
-    "row_pitch",
-    "rows_apart",
-    "tl",
-    "triton",
-]
-
 # Fuses multiplications and additions into FMAs, which Triton 3.10 does not do by default.
 FUSED = {"enable_fp_fusion": True}
 _ROW = 64  # elements: rows of a multiple start at least 64-byte aligned in any dtype
@@ -67,7 +55,9 @@ class Launcher:
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
         def launch(*arguments: Any, **options: Any) -> None:
-            with _current(arguments[0].device):
+            device = arguments[0].device
+            on_gpu = device.type == "cuda"
+            with torch.cuda.device(device) if on_gpu else contextlib.nullcontext():
                 self.kernel[grid](*arguments, **self.options, **options)
 
         return launch
@@ -108,7 +98,3 @@ def rows_apart(matrix: Tensor) -> Tensor:
     """
     near = matrix.stride(1) == 1 and matrix.stride(0) >= matrix.shape[1]
     return matrix if near else matrix.contiguous()
-
-
-def _current(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()

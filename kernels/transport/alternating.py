@@ -7,25 +7,29 @@ eps = 0.05 of the mean cost, 24 iterations follow instead of 54.
 
 An iteration is a map g -> T(g) of the column potential, whose fixed point is the solution.
 Anderson's method combines the last steps T(g) - g so that their linear part cancels, which removes
-the remaining slow modes. The dual value, a by-product of a sweep, guards it: if a combination
-lowers the dual value, the plain iteration, which cannot, replaces it.
+the remaining slow modes. From the last points g_k and steps s_k = T(g_k) - g_k, the next point is
+sum_k w_k T(g_k), where the weights sum to 1 and minimise |sum_k w_k s_k|. In the differences
+d_k = s_{k+1} - s_k this is a least squares problem with at most eight unknowns, and the products
+<s_j, s_k> give its normal equations. Nearly dependent equations are dropped. The dual value, a
+by-product of a sweep, guards it: if a combination lowers the dual value, the plain iteration, which
+cannot, replaces it.
 
 All numbers that the host needs are computed first and read at once: on a GPU, an iteration is a
 fixed number of launches and one wait (`tests/kernels/transport/test_launches.py`).
 
-Source: Feydy et al. 2019 (one averaged potential).
+Sources: Feydy et al. 2019 (one averaged potential); Walker & Ni 2011 (Anderson's method).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from kernels.transport.anderson import Anderson
 from kernels.transport.certificate import Certificate
 from kernels.transport.cost import GroundCost
 from kernels.transport.store import STRIP, StoredCost
@@ -38,6 +42,9 @@ _LOG_LIMIT = 60.0  # the stabilising potential is stale if a row sum leaves [e^-
 _STALLED = 20  # iterations without progress, once float32 may limit the error
 _ROUNDING = 1e-7  # relative to the largest term of the exponents, a float32 sum
 _BETWEEN_CLASSES = 60  # maximum iterations; fewer if they would take longer than two sweeps
+_MEMORY = 8  # differences that Anderson's method combines
+_SLACK = 1e-6  # relative to the dual value: rounding of float32 sums
+_DEPENDENT = 1e-12  # cutoff for singular values of the scaled equations, relative to the largest
 
 
 class Potentials:
@@ -82,7 +89,8 @@ class Potentials:
         """Returns min(1, b / c), float64 [m], for the column sums c of the plan with exact rows."""
         ratio = self._ratio
         if ratio is None:
-            ratio = self._over_b(self._sweep(self.g if self.symmetric else self.f, eps)[1])
+            n, m = self.stored.shape
+            ratio = self._sweep(self.g if self.symmetric else self.f, eps)[1] * (m / n)
         return ratio.reciprocal().nan_to_num_(nan=1.0).clamp_(1e-30, 1.0)
 
     def update(self, certificate: Certificate, anderson: Anderson) -> None:
@@ -117,7 +125,7 @@ class Potentials:
             if rose:
                 self.f = f
                 if history.done(error, target, lambda: self._rounding(self.f, eps)):
-                    self._ratio = self._over_b(columns)
+                    self._ratio = columns * (m / n)
                     return
             self.g = following
 
@@ -140,11 +148,6 @@ class Potentials:
 
     def _rounding(self, potential: Tensor, eps: float) -> float:
         return _ROUNDING * float(potential.abs().amax()) / eps
-
-    def _over_b(self, columns: Tensor) -> Tensor:
-        """Column sums / b, float64 [m]."""
-        n, m = self.stored.shape
-        return columns * (m / n)
 
     def _scaled(self, f: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
         """The sweeps' f, g and kappa in units of eps: float32 [n], [m], [n].
@@ -237,3 +240,64 @@ class _History:
         self.stalled = 0 if error < 0.98 * self.best else self.stalled + 1
         self.best = min(self.best, error)
         return error <= target or (self.stalled >= _STALLED and self.best < rounding())
+
+
+class Anderson:
+    """The last steps and the images T(g) of their starting points, in two ring buffers.
+
+    If T increases a dual value, `guarded` rejects combinations that lower it.
+    """
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._best = -math.inf
+        self._products = np.zeros((_MEMORY + 1, _MEMORY + 1))
+
+    def add(self, point: Tensor, step: Tensor) -> Tensor:
+        """Adds a step and returns its products with the last steps, float64 [9]."""
+        if not self._count:
+            self._steps, self._images = step.new_zeros(2, _MEMORY + 1, len(step))
+        self._last = self._count % (_MEMORY + 1)
+        self._count += 1
+        self._steps[self._last] = step
+        torch.add(point, step, out=self._images[self._last])
+        return self._steps @ step
+
+    def guarded(self, dual: float, products: Sequence[float]) -> tuple[Tensor, bool]:
+        """Returns the next point, and whether the last point was accepted.
+
+        dual: the dual value of the last point. If it fell, the next point is the plain image of the
+        point before, and the history is cleared.
+        """
+        if self._count > 1 and not dual >= self._best - _SLACK * abs(self._best):
+            self._count = 0
+            return self._images[self._last - 1], False
+        self._best = max(self._best, dual)
+        return self.combined(products), True
+
+    def combined(self, products: Sequence[float]) -> Tensor:
+        """Returns the next point; products: the result of `add`."""
+        self._products[self._last] = self._products[:, self._last] = products
+        if self._count == 1:
+            return self._images[self._last]
+        ages = range(min(self._count, _MEMORY + 1))
+        order = [(self._last - age) % (_MEMORY + 1) for age in reversed(ages)]
+        weights = np.zeros(_MEMORY + 1)
+        weights[order] = _weights(self._products[np.ix_(order, order)])
+        return torch.from_numpy(weights).to(self._images.device, non_blocking=True) @ self._images
+
+
+def _weights(products: np.ndarray) -> np.ndarray:
+    """Weights [k] with sum 1 that minimise the length of the combined steps."""
+    if not np.isfinite(products).all():  # steps overflowed: use the last image unchanged
+        return np.eye(len(products))[-1]
+    toward = np.diff(products, axis=0)
+    normal, right = np.diff(toward, axis=1), toward[:, -1]
+    squares, limits = products.diagonal(), np.finfo(float)
+    # A repeated step leaves only rounding.
+    rounding = limits.eps * np.maximum(squares[1:], squares[:-1])
+    scale = 1 / np.sqrt(np.maximum(normal.diagonal(), np.maximum(rounding, limits.tiny)))
+    scaled = normal * scale * scale[:, None]
+    shares = scale * np.linalg.lstsq(scaled, scale * right, rcond=_DEPENDENT)[0]
+    # last - sum_k shares_k (image_{k+1} - image_k)
+    return np.append(0.0, -shares) + np.append(shares, 1.0)

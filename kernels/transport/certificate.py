@@ -105,14 +105,7 @@ def certify(costs: GroundCost | StoredCost, g: Tensor, eps: float, retained: Ten
         sums = _compiled_pass(costs, g, eps, retained)
     else:
         sums = _strips_pass(costs, g, eps, retained)
-    return _bounds(costs, g, eps, retained, sums)
-
-
-def _bounds(
-    costs: GroundCost | StoredCost, g: Tensor, eps: float, retained: Tensor, sums: _Sums
-) -> Certificate:
-    n, m = costs.shape
-    cost, slack = (costs.cost, costs.slack) if isinstance(costs, StoredCost) else (costs, 0.0)
+    cost, slack = (costs.cost, costs.slack) if stored else (costs, 0.0)
     f, low, lost = sums.f, sums.hard_f, sums.lost
     remaining = sums.columns * retained
     held = remaining.clamp(max=1 / m)

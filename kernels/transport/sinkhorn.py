@@ -19,8 +19,7 @@ from dataclasses import dataclass
 
 import torch
 
-from kernels.transport.alternating import Potentials
-from kernels.transport.anderson import Anderson
+from kernels.transport.alternating import Anderson, Potentials
 from kernels.transport.certificate import Certificate, certify
 from kernels.transport.cost import GroundCost
 from kernels.transport.store import StoredCost, store
@@ -91,7 +90,9 @@ def transport(
     costs, if `symmetric` is set and the cost is not, and if strips of the cost do not fit the
     memory.
     """
-    _positive(eps=eps, tolerance=tolerance)
+    for name, value in {"eps": eps, "tolerance": tolerance}.items():
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name} must be positive and finite, not {value}")
     if eps > _MOST * cost.mean:
         raise ValueError(
             f"eps={eps:.3g} is more than a million times the mean cost, {cost.mean:.3g}, so the "
@@ -200,9 +201,3 @@ def _certified(potentials: Potentials, eps: float, tolerance: float) -> Certific
         share = (tolerance - slack) / (certificate.gap - slack)
         target = 0.7 * share * min(target, certificate.marginal_error)
     return certificate
-
-
-def _positive(**values: float) -> None:
-    for name, value in values.items():
-        if not 0 < value < math.inf:
-            raise ValueError(f"{name} must be positive and finite, not {value}")

@@ -13,7 +13,6 @@ import logging
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -58,8 +57,8 @@ class StoredCost:
         if self.q is not None:
             yield slice(0, len(self.q)), self.q
             return
-        for part in _packed(self.cost, self.dtype):
-            yield part.rows, part.q
+        for rows, q, _ in _packed(self.cost, self.dtype):
+            yield rows, q
 
     def strips(self, rows: int) -> Iterator[tuple[slice, Tensor]]:
         """Yields (slice, costs in float64) of consecutive rows; q must be in memory."""
@@ -99,8 +98,8 @@ def store(
             *(n, m, held / 1e9, max(0, allowed - beside) / 1e9),
         )
     low, step, error = torch.empty(3, n, dtype=torch.float64, device=device)
-    for part in _packed(cost, dtype, q):
-        low[part.rows], step[part.rows], error[part.rows] = part.low, part.step, part.error
+    for rows, _, facts in _packed(cost, dtype, q):
+        low[rows], step[rows], error[rows] = facts
     offset = low + (_STEPS + 1) // 2 * step if dtype == torch.int16 else low
     return StoredCost(cost, dtype, q, offset, step, low, float(error.mean()))
 
@@ -119,18 +118,11 @@ def most_bytes(n: int, m: int, d: int, device: torch.device) -> int:
     return 16 * (n + m) * d + 4 * n * row_pitch(m, device) + beside_the_copy(n, m, device)
 
 
-class _Part(NamedTuple):
-    """Rows of the copy: q, the costs' minima, steps, and the maximum error of an entry."""
-
-    rows: slice
-    q: Tensor
-    low: Tensor
-    step: Tensor
-    error: Tensor
-
-
-def _packed(cost: GroundCost, dtype: torch.dtype, held: Tensor | None = None) -> Iterator[_Part]:
-    """Consecutive strips of the copy; each q is a slice of `held`, or new if `held` is None."""
+def _packed(
+    cost: GroundCost, dtype: torch.dtype, held: Tensor | None = None
+) -> Iterator[tuple[slice, Tensor, tuple[Tensor, ...]]]:
+    """Consecutive strips of the copy: rows, q, and the costs' minima, steps, and the maximum error
+    of an entry. Each q is a slice of `held`, or new if `held` is None."""
     for rows, costs in cost.strips(max(1, STRIP[cost.x.x.device.type] // cost.shape[1])):
         q = padded(costs.shape, costs, dtype) if held is None else held[rows]
         low, high = costs.amin(1), costs.amax(1)  # aminmax takes nine times as long on a CPU
@@ -138,8 +130,8 @@ def _packed(cost: GroundCost, dtype: torch.dtype, held: Tensor | None = None) ->
             step = ((high - low) / _STEPS).clamp_(min=_LEAST)
             steps = costs.sub_(low[:, None]).mul_(step.reciprocal()[:, None]).round_()
             q.copy_(steps.sub_((_STEPS + 1) // 2))
-            yield _Part(rows, q, low, step, _HALF_STEP * step)
+            yield rows, q, (low, step, _HALF_STEP * step)
         else:
             q.copy_(costs.sub_(low[:, None]))
             error = (high - low) * torch.finfo(torch.float32).eps
-            yield _Part(rows, q, low, torch.ones_like(low), error)
+            yield rows, q, (low, torch.ones_like(low), error)

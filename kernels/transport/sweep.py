@@ -30,7 +30,6 @@ import torch
 from torch import Tensor
 from torch.library import triton_op
 
-from kernels import reference
 from kernels.launch import jit, launcher, rows_apart, tl
 from kernels.threads import HAS_NUMBA, spread
 
@@ -51,52 +50,45 @@ def sinkhorn_sweep(q: Tensor, f: Tensor, g: Tensor, kappa: Tensor) -> list[Tenso
     Column sums are sum_i p_ij / s_i; the caller multiplies them by a. Sums that overflow are
     infinite or NaN.
     """
-    if q.is_cuda:
-        return _sweep(q, f, g, kappa)
-    if _compiled(q):
-        return _on_threads(q, f, g, kappa)
-    return reference.sinkhorn_sweep(q, f, g, kappa)
+    return _sweep(q, f, g, kappa) if q.is_cuda else _on_cpu(q, f, g, kappa, with_columns=True)
 
 
 def row_sums(q: Tensor, f: Tensor, g: Tensor, kappa: Tensor) -> Tensor:
     """Returns logarithms of row sums, float32 [n]; arguments as in `sinkhorn_sweep`."""
     if q.is_cuda:
         return _row_sums(q, f, g, kappa)[0]
-    if _compiled(q):
-        return _rows_on_threads(q, f, g, kappa)
-    return reference.row_sums(q, f, g, kappa)
+    return _on_cpu(q, f, g, kappa, with_columns=False)[0]
 
 
-def _compiled(q: Tensor) -> bool:
-    return HAS_NUMBA and q.device.type == "cpu" and q.numel() >= _COMPILE_FROM
-
-
-def _on_threads(q: Tensor, f: Tensor, g: Tensor, kappa: Tensor) -> list[Tensor]:
+def _on_cpu(q: Tensor, f: Tensor, g: Tensor, kappa: Tensor, with_columns: bool) -> list[Tensor]:
+    """By compiled loops, or for few costs, in float64 if f is, by operators on strips of 32 rows,
+    which stay in cache. Exponents are clamped at -87 because subnormal numbers are slow.
+    """
+    log_s, columns = torch.empty_like(f), torch.zeros_like(g, dtype=torch.float64)
+    if not HAS_NUMBA or q.device.type != "cpu" or q.numel() < _COMPILE_FROM:
+        for start in range(0, len(q), 32):
+            rows = slice(start, start + 32)
+            p = torch.exp((f[rows, None] + g - kappa[rows, None] * q[rows]).clamp_(min=-87.0))
+            s = p.sum(1)
+            log_s[rows] = s.log()
+            if with_columns:
+                columns += p.T @ s.reciprocal()
+        return [log_s, columns]
     from kernels.transport import loops
 
-    log_s, columns = torch.empty_like(f), torch.zeros(-(-len(q) // PART), len(g))
+    parts = range(-(-len(q) // PART))
+    added = torch.zeros(len(parts), len(g)) if with_columns else columns
 
     def work(part: int) -> None:
         rows = slice(part * PART, (part + 1) * PART)
-        tensors = q[rows], f[rows], g, kappa[rows], log_s[rows], columns[part], torch.empty_like(g)
-        loops.sweep(*(tensor.numpy() for tensor in tensors))
+        tensors = [q[rows], f[rows], g, kappa[rows], log_s[rows]]
+        if with_columns:
+            tensors += [added[part], torch.empty_like(g)]
+        loop = loops.sweep if with_columns else loops.row_sums
+        loop(*(tensor.numpy() for tensor in tensors))
 
-    spread(work, [(part,) for part in range(len(columns))], torch.get_num_threads())
-    return [log_s, columns.sum(0, dtype=torch.float64)]
-
-
-def _rows_on_threads(q: Tensor, f: Tensor, g: Tensor, kappa: Tensor) -> Tensor:
-    from kernels.transport import loops
-
-    log_s = torch.empty_like(f)
-
-    def work(start: int) -> None:
-        rows = slice(start, start + PART)
-        tensors = q[rows], f[rows], g, kappa[rows], log_s[rows]
-        loops.row_sums(*(tensor.numpy() for tensor in tensors))
-
-    spread(work, [(start,) for start in range(0, len(q), PART)], torch.get_num_threads())
-    return log_s
+    spread(work, [(part,) for part in parts], torch.get_num_threads())
+    return [log_s, added.sum(0, dtype=torch.float64) if with_columns else columns]
 
 
 @jit
