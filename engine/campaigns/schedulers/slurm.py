@@ -1,4 +1,4 @@
-"""Slurm: the cluster's configuration, and submitting and cancelling jobs."""
+"""Slurm: the cluster's configuration, submitting and cancelling jobs, and how jobs ended."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from engine.campaigns.schedulers import slurm_states
 from engine.campaigns.schedulers.base import RETRIES, RunOptions, Scheduler
-from engine.campaigns.schedulers.slurm_states import QUEUE, answer
 from engine.errors import CampaignError
 from engine.machine import programs
 from loaders.files.durable import short_digest
@@ -42,6 +40,15 @@ LATENCY_S = 60  # until other nodes see a file that one wrote
 # Without slurmdbd: programs that also list jobs which Slurm has forgotten.
 STAND_INS = Path(__file__).with_name("stand_ins")
 REFUSED_S = 10  # sbatch tries again, for minutes and in silence, if the queue is full
+QUEUE = ("squeue", "--me", "--noheader")
+REMEDIES = {  # by Slurm's states of a job
+    "TIMEOUT": " (give more hours by --time)",
+    "OUT_OF_MEMORY": " (give more by --mem)",
+    "CANCELLED": " (somebody, or the cluster, cancelled it)",
+}
+NO_CAUSE = ("", "FAILED", "RUNNING", "COMPLETED", "COMPLETING", "PENDING")  # of an early end
+WITHOUT_MEMORY = ("job memory limit", "oom_kill")  # in the output of a job that ran out of memory
+_ENDED = re.compile(r"SLURM-job '\S+' failed.*?status is: '(\w+)'.*?output: (\S+)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -151,10 +158,11 @@ class Slurm(Scheduler):
 
     @classmethod
     def end_of(cls, job: str) -> str:
-        return slurm_states.cause_of_end(job)
+        state = _state(job)
+        return "" if state in NO_CAUSE else f"{state}{REMEDIES.get(state, '')}"
 
     def ends(self, log: str) -> Mapping[str, str]:
-        return slurm_states.causes_in(log)
+        return {job: f"{state}{REMEDIES.get(state, '')}" for state, job in _ENDED.findall(log)}
 
     def refusal(self, log: str) -> str:
         causes = "; ".join(dict.fromkeys(re.findall(r"sbatch: error: ([^'\n]+)", log)))
@@ -162,7 +170,11 @@ class Slurm(Scheduler):
         return f"Slurm refused a job: {causes} ({hint})" if causes else ""
 
     def states(self) -> Mapping[str, str] | None:
-        return slurm_states.states_of_jobs()
+        try:
+            lines = answer(*QUEUE, "--states", "all", "--format", "%i %T").splitlines()
+        except CampaignError:
+            return None
+        return dict(map(str.split, lines))
 
     def obstacle(self, workflow: int) -> str:
         with contextlib.suppress(psutil.Error):
@@ -178,3 +190,41 @@ class Slurm(Scheduler):
 def _prefix(place: Path) -> str:
     """The prefix of the names, in the queue, of the jobs of a plan in this folder."""
     return f"rib-{place.name}-{short_digest(str(place))[:8]}"
+
+
+def _state(job: str) -> str:
+    """Slurm's state of a finished job, such as TIMEOUT, or empty if Slurm no longer knows it.
+
+    Returns empty for anything but a job ID, which could be an option of the command.
+    """
+    if not re.fullmatch("[0-9]+(_[0-9]+)?", job):
+        return ""
+    with contextlib.suppress(CampaignError):
+        return _with_memory(answer("scontrol", "show", "job", job))
+    with contextlib.suppress(CampaignError):
+        command = ("sacct", "-X", "--noheader", "--parsable2", "--format", "State", "--jobs", job)
+        return " ".join(answer(*command).split()[:1])
+    return ""
+
+
+def _with_memory(job: str) -> str:
+    """The state in Slurm's description of a job.
+
+    Slurm may describe a job that ran out of memory as FAILED; then its output has Slurm's message.
+    """
+    facts = dict(re.findall(r"^ *(JobState|StdOut)=(.+)", job, re.MULTILINE))
+    state = facts.get("JobState", "").partition(" ")[0]
+    output = Path(facts.get("StdOut", ""))
+    if state == "FAILED" and output.is_file():
+        text = output.read_text(errors="replace", encoding="utf-8")
+        if any(words in text for words in WITHOUT_MEMORY):
+            return "OUT_OF_MEMORY"
+    return state
+
+
+def answer(*command: str) -> str:
+    """A program's output. Raises CampaignError if Slurm does not answer."""
+    try:
+        return programs.answer(*command)
+    except programs.NoAnswer as error:
+        raise CampaignError(f"Slurm does not answer: {error}") from error

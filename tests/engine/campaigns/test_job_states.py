@@ -30,7 +30,7 @@ from engine.campaigns.job_states import FAILED, FINISHED, RUNNING, WAITING, JobS
 from engine.campaigns.make_plan import make_plan
 from engine.campaigns.plan import REPORT, Column
 from engine.campaigns.plan_folder import PlanFolder
-from engine.campaigns.schedulers import slurm, slurm_states
+from engine.campaigns.schedulers import slurm
 from engine.commands import job
 from engine.errors import DivergedError, FirstRankError
 from engine.machine.files import write_atomic
@@ -252,7 +252,7 @@ def test_slurms_state_of_a_killed_job_is_told(folder, tmp_path, monkeypatch):
     ):
         output.write_text(f"slurmstepd: error: {text}\n")
         job = f"JobId=17 JobName=x\n   JobState={status} Reason=x\n   StdOut={output}\n"
-        monkeypatch.setattr(slurm_states, "answer", lambda *_, job=job: job)
+        monkeypatch.setattr(slurm, "answer", lambda *_, job=job: job)
         state(plan.place, Queued(), begun, end)
         workflow._record_ends(plan, plan.place.plans, toy, "")
         assert read_job(plan.place, JOB).failure.how.startswith(reason)
@@ -260,7 +260,7 @@ def test_slurms_state_of_a_killed_job_is_told(folder, tmp_path, monkeypatch):
 
 def test_a_job_that_slurm_cancelled_before_it_began_is_told(folder, tmp_path, monkeypatch):
     plan = campaigns.planned(folder, f"runs={tmp_path}")
-    monkeypatch.setattr(slurm_states, "answer", lambda *_: "")
+    monkeypatch.setattr(slurm, "answer", lambda *_: "")
     log = (
         "Error in rule column:\n    message: SLURM-job '17' failed, SLURM status is: 'CANCELLED'. "
         "Detailed failure reason unavailable (status command is not 'sacct').\n    jobid: 2\n"

@@ -19,7 +19,7 @@ from snakemake_executor_plugin_slurm.utils import set_gres_string
 from engine.campaigns import sites, workflow
 from engine.campaigns.make_plan import make_plan
 from engine.campaigns.plan import Plan
-from engine.campaigns.schedulers import RunOptions, slurm, slurm_states
+from engine.campaigns.schedulers import RunOptions, slurm
 from engine.campaigns.sites import Site
 from engine.cost import estimate
 from engine.errors import CampaignError
@@ -257,8 +257,8 @@ def test_nothing_of_a_stranger_becomes_a_word_of_slurms_or_of_a_shell(tmp_path, 
     programs(tmp_path, scontrol=f"touch {tmp_path}/asked; echo JobState=FAILED")
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
     for job in ("--help", "1 2", "", "$(touch X)", "1;2"):
-        assert slurm_states._state(job) == ""
-    assert not (tmp_path / "asked").exists() and slurm_states._state("12_3") == "FAILED"
+        assert slurm._state(job) == ""
+    assert not (tmp_path / "asked").exists() and slurm._state("12_3") == "FAILED"
 
 
 def test_a_controller_that_is_away_for_a_while_is_told(monkeypatch):
