@@ -1,14 +1,24 @@
-"""Compare campaigns, their rows or their cells on the datasets and columns that they share."""
+"""Compare campaigns, their rows or their cells on the datasets and columns that they share.
+
+Also the settings in which they differ, and the software that made their cells.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from engine.campaigns.plan import Plan
 from engine.campaigns.record import FinishedCampaign
 from engine.errors import CampaignError
 from engine.measures.rows import PRE, Arm, Evaluation
+from engine.model_files.descriptions import VERSIONS
+from engine.recipe.effects import values_of
+from engine.recipe.overrides import flat
+from engine.recipe.schema import Affects
+from engine.store.artifacts import Artifact
+from loaders.files import typed_json
 
 if TYPE_CHECKING:
     import pandas
@@ -109,3 +119,54 @@ def _joined(runs: Sequence[FinishedCampaign]) -> Grid:
     repeated = [[*kept(k, run.replicates)] for k, run in enumerate(runs)]
     again = [row for of in repeated for row in of] if count == 1 and all(repeated) else []
     return metrics.gather(rows, sets, "", columns, replicates=again)
+
+
+class Difference(NamedTuple):
+    """A setting or version that differs. A value is None if its campaign has none."""
+
+    name: str
+    first: Any
+    second: Any
+
+
+def differing_settings(first: Plan, second: Plan) -> list[Difference]:
+    """Differences between the rows, columns and recipes of two campaigns, named by dotted key.
+
+    Keys of a row start with the row's name.
+    """
+    found = [*_differing("", _of_grid(first), _of_grid(second))]
+    for row in first.rows:
+        if row in second.rows:
+            of_row = (flat(values_of(p.rows[row].recipe, {Affects.CELL})) for p in (first, second))
+            found += _differing(f"{row}: ", *of_row)
+    return found
+
+
+def differing_versions(first: FinishedCampaign, second: FinishedCampaign) -> list[Difference]:
+    """The versions and processors that differ, compared on one cell of each campaign."""
+    return [*_differing("", versions_of(first), versions_of(second))]
+
+
+def versions_of(campaign: FinishedCampaign) -> dict[str, Any]:
+    """What made a cell of a campaign: versions and the processor; {} if nothing says so."""
+    cells = [Artifact(campaign.place.store / name) for name in campaign.record.artifacts]
+    for root in (campaign.place.root, *(cell.root for cell in cells)):
+        if root.has(VERSIONS):
+            file = root.path / VERSIONS
+            return typed_json.read(file, dict[str, Any], f"delete {root.path}", root)
+    return {}
+
+
+def _of_grid(plan: Plan) -> dict[str, Any]:
+    values = flat(values_of(plan.recipe, {Affects.CAMPAIGN, Affects.PACK}))
+    shared = {key: value for key, value in values.items() if key not in ("seeds", "downstream")}
+    columns = ", ".join(column.name for column in plan.columns)
+    return {**shared, "rows": ", ".join(plan.rows), "columns": columns, "seeds": plan.seeds}
+
+
+def _differing(
+    prefix: str, first: Mapping[str, Any], second: Mapping[str, Any]
+) -> Iterator[Difference]:
+    for key in dict.fromkeys([*first, *second]):
+        if first.get(key) != second.get(key):
+            yield Difference(prefix + key, first.get(key), second.get(key))

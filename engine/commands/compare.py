@@ -15,8 +15,7 @@ from loaders.files.names import one_line
 if TYPE_CHECKING:
     import pandas
 
-    from engine.campaigns.compared import Side
-    from engine.campaigns.differences import Difference
+    from engine.campaigns.compared import Difference, Side
     from engine.recipe.overrides import Override
 
 LONGEST = 40  # characters shown of a value
@@ -171,13 +170,13 @@ def _side(name: str, overrides: Sequence[Override]) -> Side | None:
 
 def _settings(sides: Sequence[Side]) -> Iterator[str]:
     """How the campaigns differ from the first."""
-    from engine.campaigns import differences
+    from engine.campaigns.compared import differing_settings, differing_versions
 
     runs = list({side.run.place.path: side.run for side in sides}.values())
     for other in runs[1:]:
         yield f"A  {runs[0].place.campaign}\nB  {other.place.campaign}\n"
-        yield _listed("settings", differences.settings(runs[0].plan, other.plan))
-        yield _listed("versions", differences.versions(runs[0], other))
+        yield _listed("settings", differing_settings(runs[0].plan, other.plan))
+        yield _listed("versions", differing_versions(runs[0], other))
 
 
 def _listed(title: str, found: Sequence[Difference]) -> str:

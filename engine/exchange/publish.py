@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from huggingface_hub import DatasetCardData
 
 from engine.campaigns import record, seal
-from engine.campaigns.differences import versions_of
+from engine.campaigns.compared import versions_of
 from engine.campaigns.plan_folder import CHECKSUMS, PublishedFolder
 from engine.campaigns.record import FinishedCampaign, Record
 from engine.errors import CampaignError
