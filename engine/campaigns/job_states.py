@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -213,6 +214,13 @@ def doing(states: Iterable[JobState]) -> str:
     return max(told, key=lambda progress: progress.at).doing if told else ""
 
 
+def text(numbers: Counter[str], doing: str) -> str:
+    """Numbers of jobs by state, as `3 running, 5 waiting, 2 done; preparing few`."""
+    names = [name for name in (RUNNING, WAITING, FINISHED, FAILED) if numbers[name]]
+    parts = [f"{numbers[name]} {name}" for name in names]
+    return "; ".join(filter(None, [", ".join(parts), doing]))
+
+
 def begin(plan: Plan) -> None:
     """Queue the jobs that are not done.
 
@@ -231,20 +239,6 @@ def begin(plan: Plan) -> None:
         if not is_done(place, job):
             remove_part(place, job)
             append_event(place, job, Queued())
-
-
-def record_ends(plan: Plan, how: Callable[[str, JobState], str]) -> None:
-    """Record how jobs ended that could not say it, once no job of the plan is at work.
-
-    how: returns it for a job, or empty if it is not known.
-    """
-    for job, state in read_jobs(plan).items():
-        # A job that is stopped for its time may still say that it was.
-        has_said = state.end.error and state.end.code != os.EX_TEMPFAIL
-        if state.state == FINISHED or has_said:
-            continue
-        if text := how(job, state):
-            append_event(plan.place, job, Ended(how=text))
 
 
 def forget(place: PlanFolder) -> None:

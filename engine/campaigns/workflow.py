@@ -16,13 +16,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from engine.campaigns import job_states, progress, reuse, sites
+from engine.campaigns import job_states, reuse, sites
 from engine.campaigns.events import Ended, Queued, append_event
-from engine.campaigns.job_states import DONE, RUNNING, JobState
+from engine.campaigns.job_states import DONE, FINISHED, RUNNING, JobState
 from engine.campaigns.parts import Part, write_part
 from engine.campaigns.plan import COLUMN, REPORT, Plan, plan_to_json, stage_of
 from engine.campaigns.plan_folder import PlanFolder
@@ -40,6 +41,8 @@ CANCEL_S = 30  # for Snakemake to cancel a scheduler's jobs
 GRACE_S = 5  # for jobs to end after an interruption; their finished artefacts are on disk
 LEFT_OVER_S = 24 * 3600  # younger temporary folders may be in use
 PING_S = 15  # between two questions to the scheduler
+POLL_S = 0.5
+LOG_EVERY_S = 30  # between two states of the progress bar if stderr is not a terminal
 FILE = "workflow.json"  # next to a plan: its jobs, and those of campaigns that run with it
 LOG = "campaign.log"  # next to a plan: Snakemake's output
 JOBS = "RIB_WORKFLOW"  # variable with the path of FILE; --config would parse the path as YAML
@@ -191,7 +194,7 @@ def _watch(
         )
         try:
             ask = _asked(where.scheduler, process.pid, plans) if where.scheduler else str
-            progress.show(process, plans, ask)
+            _show_progress(process, plans, ask)
         finally:
             _end(process, CANCEL_S if where.scheduler else GRACE_S)
             if where.scheduler and process.returncode:
@@ -214,19 +217,61 @@ def _watch(
 
 
 def _record_ends(plan: Plan, root: Path, scheduler: Scheduler | None, log: str) -> None:
-    """Record how jobs ended that could not say it, from the scheduler and Snakemake's log."""
+    """Record how jobs ended that could not say it, once no job of the plan is at work.
+
+    log: Snakemake's.
+    """
     ends = scheduler.ends(log) if scheduler else {}
     grid = os.path.relpath(plan.place.path, root)
-
-    def how(job: str, state: JobState) -> str:
+    for job, state in job_states.read_jobs(plan).items():
+        # A job that is stopped for its time may still say that it was.
+        has_said = state.end.error and state.end.code != os.EX_TEMPFAIL
+        if state.state == FINISHED or has_said:
+            continue
+        how = "was killed" if state.state == RUNNING else ""
         if scheduler:
             number = state.current[-1].queued_as if state.current else ""
             cause = scheduler.end_of(number) or ends.get(f"{grid}/{DONE}/{job}")
             if cause or state.state == RUNNING:
-                return f"was ended by {scheduler.title}: {cause or 'it gives no reason'}"
-        return "was killed" if state.state == RUNNING else ""
+                how = f"was ended by {scheduler.title}: {cause or 'it gives no reason'}"
+        if how:
+            append_event(plan.place, job, Ended(how=how))
 
-    job_states.record_ends(plan, how)
+
+def _show_progress(
+    process: subprocess.Popen, plans: Sequence[Plan], watch: Callable[[], str]
+) -> None:
+    """Show a progress bar of all jobs of the plans until the process that runs them ends.
+
+    watch: returns a message, which is printed above the bar whenever it changes.
+    """
+    from tqdm import tqdm  # late: it reads TQDM_MININTERVAL on import
+
+    def read() -> list[JobState]:
+        return [state for plan in plans for state in job_states.read_jobs(plan).values()]
+
+    def text(states: Sequence[JobState]) -> str:
+        numbers = Counter(state.state for state in states)
+        return job_states.text(numbers, job_states.doing(states))
+
+    total = sum(job_states.steps(plan, job_states.read_jobs(plan)) for plan in plans)
+    interval = POLL_S if sys.stderr.isatty() else LOG_EVERY_S
+    shown, last = time.monotonic(), ""
+    title = f"{plans[0].name} grid" + (f" of {len(plans)} models" if len(plans) > 1 else "")
+    with tqdm(total=total, desc=title, unit="step", smoothing=0.1, postfix=text(read())) as bar:
+        while process.poll() is None:
+            states = read()
+            bar.n = min(total, job_states.steps_done(states))
+            if time.monotonic() - shown >= interval:
+                bar.set_postfix_str(text(states), refresh=False)
+                bar.refresh()
+                shown = time.monotonic()
+            if last != (message := watch()):
+                bar.write(message, file=sys.stderr)
+                last = message
+            time.sleep(POLL_S)
+        bar.set_postfix_str(text(read()), refresh=False)
+        bar.n = total if process.returncode == 0 else bar.n
 
 
 def _asked(scheduler: Scheduler, workflow: int, plans: Sequence[Plan]) -> Callable[[], str]:

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from engine.campaigns import holdings, progress, status
+from engine.campaigns import holdings, job_states, status
 from engine.campaigns.holdings import Held
 from engine.campaigns.status import AT_WORK, DAMAGED, FINISHED, Status
 from loaders.files.names import one_line
@@ -43,7 +43,7 @@ def lines(status: Status, now: float) -> list[str]:
     cells_done = f"{done} of {cells} cells{of_replicates}"
     shown = [f"{status.name}  {status.state}, last job started {ago}, {cells_done}"]
     doing = status.doing if status.state == AT_WORK else ""
-    shown.append(f"  jobs: {progress.text(status.jobs, doing)}")
+    shown.append(f"  jobs: {job_states.text(status.jobs, doing)}")
     if status.seconds is not None:
         shown.append(f"  about {span(status.seconds)} left, at the speed so far")
     if status.error:

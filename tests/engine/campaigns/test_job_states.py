@@ -13,7 +13,7 @@ from collections import Counter
 import pandas
 import pytest
 
-from engine.campaigns import job_states, progress, seal, workflow
+from engine.campaigns import job_states, seal, workflow
 from engine.campaigns.events import (
     LONGEST,
     Begun,
@@ -305,7 +305,7 @@ def test_progress_counts_jobs_by_their_events_and_markers(tmp_path):
         for event in events:
             append_event(place, name, event)
     numbers = Counter(read_job(place, name).state for name in ("prepare", *"stu", REPORT))
-    assert progress.text(numbers, "x") == "1 running, 2 waiting, 1 done, 1 failed; x"
+    assert job_states.text(numbers, "x") == "1 running, 2 waiting, 1 done, 1 failed; x"
 
 
 def test_files_of_an_earlier_report_go_and_a_users_own_stay(tmp_path):
