@@ -28,7 +28,7 @@ from engine.measures.rows import STEP, Arm, Diverged, Evaluation, ModelOnSet, Se
 from engine.run import Run
 from engine.store import cells
 from engine.store.artifacts import Store, hash_once
-from engine.store.cells import HISTORY, Average, Cell, Ensemble, Entry, canonical_mix
+from engine.store.cells import HISTORY, Cell, Ensemble, Entry, canonical_mix
 from engine.training import trackers
 
 log = logging.getLogger(__name__)
@@ -37,16 +37,17 @@ log = logging.getLogger(__name__)
 def builders(
     plan: Plan, device: torch.device, column: Column, *, run_users: bool = True
 ) -> list[Builder]:
-    """The builder of each cell of a column.
-
-    run_users: run users' method files; otherwise their cells must be in the store.
-    """
+    """The builder of each cell of a column. run_users: as of `Builder`."""
     first, *rest = cells = list(plan.cells(column))
     # A replicate is evaluated only after training and needs no snapshots.
     followed_cells = [] if column.is_replicate else [cell.recipe for cell in cells]
-    followed = Followed(followed_cells, plan.downstreams)
-    store = Store(plan.place.store)
-    builder = Builder(first, device, followed=followed, store=store, run_users=run_users)
+    builder = Builder(
+        first,
+        device,
+        followed=Followed(followed_cells, plan.downstreams),
+        store=Store(plan.place.store),
+        run_users=run_users,
+    )
     return [builder, *map(builder.of, rest)]
 
 
@@ -58,9 +59,10 @@ def make_cells(plan: Plan, column: Column, device: torch.device, numbers: Collec
     """
     rows = builders(plan, device, column)
     asked = [rows[number] for number in numbers]
-    if not any(map(is_users, asked)):
-        needs = [row.sibling(name) for row in rows if is_users(row) for name in row.plan.needs]
-        asked += [need for need in needs if not is_users(need)]
+    if not any(row.plan.runs_users for row in asked):
+        users = [row for row in rows if row.plan.runs_users]
+        needs = [row.sibling(name) for row in users for name in row.plan.needs]
+        asked += [need for need in needs if not need.plan.runs_users]
     for row in asked:
         is_trained(row, column)
         done = sum(row.is_stored() for row in rows)
@@ -72,7 +74,7 @@ def make_column(
 ) -> None:
     """Train every method on a column's dataset, and evaluate the models on all datasets.
 
-    run_users: as of `builders`.
+    run_users: run users' method files; otherwise their cells must be in the store.
     """
     started, name = time.monotonic(), column.job
     rows = builders(plan, device, column, run_users=run_users)
@@ -90,7 +92,7 @@ def make_column(
     headlines = [entry.mix for entry in entries if entry.headline]
     with_features = [mix for mix in headlines if not isinstance(mix, Ensemble)]
     during = [entry.mix for entry in entries if STEP in entry.setting]
-    compared = [*with_features, *(mix for mix in during if not isinstance(mix, Ensemble))]
+    compared = [*with_features, *during]
     run, held = rows[0], Bank(rows[0])
     if len(run.recipe.trained_sets) > 1:
         run.sets.release(column.downstream)  # evaluation reads its datasets one by one
@@ -121,7 +123,7 @@ def make_column(
 def is_trained(row: Builder, column: Column) -> bool:
     """Find or make a row's cell. False if its training diverges in a setting that the campaign
     tries; raises DivergedError if it diverges in another."""
-    if column.setting.is_tried and is_users(row) and not row.run_users:
+    if column.setting.is_tried and row.plan.runs_users and not row.run_users:
         return row.is_stored()  # the method's own process has tried
     try:
         row.build()
@@ -138,7 +140,7 @@ def _is_nan(run: Run, entries: Sequence[Entry]) -> bool:
     large."""
     try:
         for entry, name in itertools.product(entries, run.recipe.dataset.evaluated_sets):
-            predictions.read(predicted_path(run, entry.mix, name))
+            predictions.read(passes.predicted(run, entry.mix, name, run.recipe.split_of(name)))
     except predictions.NotFiniteError:
         return True
     return False
@@ -168,11 +170,13 @@ def part_of_column(
     for method, row in zip(itertools.cycle(plan.methods), rows):  # for each seed
         recipe = row.recipe
         if row not in models or (column.setting.is_tried and _is_nan(run, models[row][1])):
-            of_column = column.downstream, column.setting
-            diverged.append(Diverged(recipe.model.name, method, *of_column))
+            diverged.append(Diverged(recipe.model.name, method, column.downstream, column.setting))
             continue
         cell, entries = models[row]
-        folders[method] |= _folders(run, cell, entries)
+        parents = {name for entry in entries for name in canonical_mix(entry.mix)}
+        for each in (cell, *(cells.find(run.store, name) for name in parents)):
+            if each and each.artifact.kind != snapshots.KIND:
+                folders[method].add(each.artifact.folder)
         for entry in entries:
             mix, setting = entry.mix, Setting({**column.setting, **entry.setting})
             arm = Arm(recipe.model.name, method, recipe.method.variant, entry.alpha, setting)
@@ -184,7 +188,7 @@ def part_of_column(
                 probe_sets.append(Evaluation(*on_set.key, path, *of_row))
             for name in names:
                 on_set = ModelOnSet(*arm, recipe.downstream, name)
-                path = predicted_path(run, mix, name)
+                path = passes.predicted(run, mix, name, recipe.split_of(name))
                 evaluations.append(Evaluation(*on_set.key, path, *of_row))
                 if is_shown and is_judged_seen(run, name, [recipe.downstream]):
                     path = passes.predicted(run, mix, name, "train")
@@ -193,23 +197,7 @@ def part_of_column(
                 if is_compared and not isinstance(mix, Ensemble):  # which has no features
                     values = {"seed": recipe.seed, "blocks": cka.stored(run, mix, name)}
                     blocks.append({**dataclasses.asdict(on_set), **values})
-    part = models_part(run, evaluations, seen, probe_sets, folders, blocks)
-    return dataclasses.replace(part, diverged=diverged)
-
-
-def _folders(run: Run, cell: Cell, entries: Sequence[Entry]) -> set[Path]:
-    """A cell's folder, and those of the cells that its models average, without snapshots."""
-    names = {name for entry in entries for name in canonical_mix(entry.mix)}
-    parents = [cells.find(run.store, name) for name in names]
-    return {
-        each.artifact.folder
-        for each in (cell, *parents)
-        if each and each.artifact.kind != snapshots.KIND
-    }
-
-
-def predicted_path(run: Run, average: Average, name: str) -> Path:
-    return passes.predicted(run, average, name, run.recipe.split_of(name))
+    return models_part(run, evaluations, seen, probe_sets, folders, blocks, diverged)
 
 
 def models_part(
@@ -219,6 +207,7 @@ def models_part(
     probe_sets: Sequence[Evaluation],
     folders: Mapping[str, Iterable[Path]],
     blocks: Sequence[dict[str, Any]] = (),
+    diverged: Sequence[Diverged] = (),
 ) -> Models:
     """A part with paths relative to the store. folders: by method, `Models.cells`."""
     root = run.store.root
@@ -237,8 +226,5 @@ def models_part(
             for method, of_method in folders.items()
         },
         cka=list(blocks),
+        diverged=list(diverged),
     )
-
-
-def is_users(row: Builder) -> bool:
-    return row.plan.runs_users

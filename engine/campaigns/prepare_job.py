@@ -9,13 +9,7 @@ from pathlib import Path
 import torch
 
 from engine.campaigns import job_states
-from engine.campaigns.column_job import (
-    builders,
-    is_judged_seen,
-    is_users,
-    models_part,
-    predicted_path,
-)
+from engine.campaigns.column_job import builders, is_judged_seen, models_part
 from engine.campaigns.parts import Preparation, write_part
 from engine.campaigns.plan import PREPARE, Plan
 from engine.data import imagenet, thumbnails
@@ -69,7 +63,8 @@ def prepare(plan: Plan, device: torch.device) -> None:
     for name in plan.downstreams:
         run.sets[name].training(run.recipe)  # unions raise their errors
     begin(len(names), "graphs")
-    for row in sorted(rows, key=is_users):  # what a user's file changes, it changes afterwards
+    # What a user's file changes, it changes afterwards.
+    for row in sorted(rows, key=lambda row: row.plan.runs_users):
         row.compile()
     if ranks.rank() == 0:
         write_part(plan.place, PREPARE, part_of_preparation(plan, run))
@@ -79,18 +74,16 @@ def prepare(plan: Plan, device: torch.device) -> None:
 def part_of_preparation(plan: Plan, run: Run) -> Preparation:
     """The part of the preparation. run: that of the pretrained model, evaluated on all datasets."""
     sets, dataset, base = run.sets, run.recipe.dataset, {run.base.name: 1.0}
-    arm = Arm(run.recipe.model.name, PRE, "", None)
-    evaluations, seen = [], []
-    probe_sets = [
-        Evaluation(*arm, "", name, passes.predicted(run, base, name, "holdout"))
-        for name in dataset.probe_sets
-    ]
-    for name in dataset.evaluated_sets:
-        evaluations.append(Evaluation(*arm, "", name, predicted_path(run, base, name)))
-        if is_judged_seen(run, name, plan.needed):
-            path = passes.predicted(run, base, name, "train")
-            seen.append(Evaluation(*arm, "", name, path))
-    packs = {name: sets[name].pack for name in dataset.evaluated_sets}
+    names = dataset.evaluated_sets
+
+    def evaluation(name: str, split: str) -> Evaluation:
+        arm = Arm(run.recipe.model.name, PRE, "", None)
+        return Evaluation(*arm, "", name, passes.predicted(run, base, name, split))
+
+    evaluations = [evaluation(name, run.recipe.split_of(name)) for name in names]
+    seen = [evaluation(n, "train") for n in names if is_judged_seen(run, n, plan.needed)]
+    probe_sets = [evaluation(name, "holdout") for name in dataset.probe_sets]
+    packs = {name: sets[name].pack for name in names}
     credits, runs = _credits(dataset), plan.place.runs
     return Preparation(
         before=models_part(run, evaluations, seen, probe_sets, {PRE: [run.base.artifact.folder]}),
