@@ -67,8 +67,25 @@ class Builder(Context):
 
     @cached_property
     def base(self) -> Cell:
-        """The pretrained model, made now if there is none."""
-        return self.start or self._pre_trained()
+        """The pretrained model, made now if there is none. A head that it lacks is fitted."""
+        if self.start is not None:
+            return self.start
+        model, seed = self.recipe.model, self.recipe.dataset.seed
+        path = model.weights.path
+        if path and prompt_beside(Path(path)) is not None:
+            raise ValueError(
+                f"model.weights.path={path} has an input prompt, which would be lost: take the "
+                "weights of a cell without one"
+            )
+        # The head is replaced if another is fitted, so its classes may be any.
+        texts = self.sets.class_texts if model.has_text_tower and not model.head.fit else None
+        backbone = ranks.first(
+            lambda: checkpoints.backbone(model, self.store, cache_folder(), seed, texts=texts)
+        )
+        if not model.head.fit:
+            return Cell(backbone)
+        head, start = CellPlan(first_head(self.recipe)), Cell(backbone)
+        return Builder(head, self.device, self.sets, start=start, store=self.store).build()
 
     def build(self) -> Cell:
         """The recipe's cell: found by its key, or made and stored.
@@ -218,25 +235,6 @@ class Builder(Context):
     def holdout_accuracy(self, average: Average) -> float:
         return passes.holdout_accuracy(self, average)
 
-    def _pre_trained(self) -> Cell:
-        """The pretrained model. A head that it lacks is fitted now."""
-        model, dataset = self.recipe.model, self.recipe.dataset
-        cache, seed, path = cache_folder(), dataset.seed, model.weights.path
-        if path and prompt_beside(Path(path)) is not None:
-            raise ValueError(
-                f"model.weights.path={path} has an input prompt, which would be lost: take the "
-                "weights of a cell without one"
-            )
-        # The head is replaced if another is fitted, so its classes may be any.
-        texts = self.sets.class_texts if model.has_text_tower and not model.head.fit else None
-        backbone = ranks.first(
-            lambda: checkpoints.backbone(model, self.store, cache, seed, texts=texts)
-        )
-        if not model.head.fit:
-            return Cell(backbone)
-        head, start = CellPlan(first_head(self.recipe)), Cell(backbone)
-        return Builder(head, self.device, self.sets, start=start, store=self.store).build()
-
     @property
     def _follows_training(self) -> bool:
         return self.recipe.train.snapshots > 0 and self.recipe in self.followed.cells
@@ -299,27 +297,11 @@ class Builder(Context):
 
     def _write(self, folder: Path, made: Export | Gated | Sequence[Entry]) -> None:
         (folder / RECIPE).write_text(self.plan.dump(), "utf-8")
-        if isinstance(made, Export):
-            backbone = self.base.backbone
-            cells.write_trained(folder, self.recipe, made, backbone, self._description())
-            return
-        if isinstance(made, Gated):
-            tensors.save(made.reference, folder / tensors.REFERENCE)
-            made = [made.entry]
-        if not (isinstance(made, Sequence) and all(isinstance(each, Entry) for each in made)):
-            raise ValueError(
-                f"{self.recipe.method.module}: the method returned {type(made).__name__}: return "
-                "engine.store.cells.Export(state_dict) from `export`, that or a list of Entry from "
-                "`make`"
-            )
-        cells.write_mixed(folder, self.recipe, made, self._description())
-
-    def _description(self) -> dict[str, Any]:
-        """The model's description for `cell.json`: the head's classes and the transform."""
-        return {
+        description = {
             "classes": list(self.sets.classes),
             "model": preprocessing.description(self.recipe.model),
         }
+        cells.write(folder, self.recipe, made, self.base.backbone, description)
 
 
 def _trained(train: TrainRecipe) -> dict[str, Any]:

@@ -204,39 +204,55 @@ def find(store: Store, name: str) -> Cell | None:
     return None
 
 
-def write_trained(
-    folder: Path, recipe: Recipe, export: Export, backbone: str, description: Mapping[str, Any]
+def write(
+    folder: Path,
+    recipe: Recipe,
+    made: Export | Gated | Sequence[Entry],
+    backbone: str,
+    description: Mapping[str, Any],
 ) -> None:
-    """Writes a trained cell into a folder.
+    """Writes what a method made into a folder: a trained cell, or one without weights.
 
     backbone: name of the base model's backbone. description: the head's classes and the model's
-    image transform.
+    image transform. Raises ValueError for anything else, and unless exactly one entry is the
+    headline, the method's row in tables.
     """
-    tensors.save(export.state, folder / tensors.WEIGHTS)
-    if export.prompt is not None:
-        tensors.save({"prompt": export.prompt}, folder / tensors.PROMPT)
-        log.info(
-            "%s on %s has an input prompt; timm loads only the weights",
-            recipe.method.name,
-            recipe.downstream,
+    entries, shared = made, None
+    if isinstance(made, Export):
+        tensors.save(made.state, folder / tensors.WEIGHTS)
+        if made.prompt is not None:
+            tensors.save({"prompt": made.prompt}, folder / tensors.PROMPT)
+            log.info(
+                "%s on %s has an input prompt; timm loads only the weights",
+                recipe.method.name,
+                recipe.downstream,
+            )
+        entries, shared = [Entry({SELF: 1.0})], backbone if made.shares_backbone else None
+    elif isinstance(made, Gated):
+        tensors.save(made.reference, folder / tensors.REFERENCE)
+        entries = [made.entry]
+    if not (isinstance(entries, Sequence) and all(isinstance(each, Entry) for each in entries)):
+        raise ValueError(
+            f"{recipe.method.module}: the method returned {type(made).__name__}: return "
+            "engine.store.cells.Export(state_dict) from `export`, that or a list of Entry from "
+            "`make`"
         )
-    shared = backbone if export.shares_backbone else None
-    _describe(folder, recipe, [Entry({SELF: 1.0})], shared, description)
-
-
-def write_mixed(
-    folder: Path, recipe: Recipe, entries: Sequence[Entry], description: Mapping[str, Any]
-) -> None:
-    """Writes a mixed cell, which has no weights, into a folder; see `write_trained`.
-
-    Raises ValueError unless exactly one entry is the headline, the method's row in tables.
-    """
     if (count := sum(entry.headline for entry in entries)) != 1:
         raise ValueError(
             f"method {recipe.method.name} marks {count} of its {len(entries)} entries as headline; "
             "set `headline` of exactly one `Entry`, which the table shows"
         )
-    _describe(folder, recipe, entries, None, description)
+    made_by = versions() | {"threads": str(recipe.threads), "ranks": str(ranks.world())}
+    (folder / VERSIONS).write_text(json.dumps(made_by, indent=1), "utf-8")
+    meta = {
+        "method": recipe.method.name,
+        "variant": recipe.method.variant,
+        "downstream": recipe.downstream,
+        "backbone": shared,
+        "entries": [dataclasses.asdict(entry) for entry in entries],
+        **description,
+    }
+    (folder / CELL).write_text(json.dumps(meta, indent=1), "utf-8")
 
 
 def versions() -> dict[str, str]:
@@ -256,23 +272,3 @@ def versions() -> dict[str, str]:
     if torch.cuda.is_available():
         versions["device"] = torch.cuda.get_device_name()
     return versions
-
-
-def _describe(
-    folder: Path,
-    recipe: Recipe,
-    entries: Sequence[Entry],
-    backbone: str | None,
-    description: Mapping[str, Any],
-) -> None:
-    made_by = versions() | {"threads": str(recipe.threads), "ranks": str(ranks.world())}
-    (folder / VERSIONS).write_text(json.dumps(made_by, indent=1), "utf-8")
-    meta = {
-        "method": recipe.method.name,
-        "variant": recipe.method.variant,
-        "downstream": recipe.downstream,
-        "backbone": backbone,
-        "entries": [dataclasses.asdict(entry) for entry in entries],
-        **description,
-    }
-    (folder / CELL).write_text(json.dumps(meta, indent=1), "utf-8")
