@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from engine.cost.count_network import count_network
+from engine.cost.flops import count_network
 from engine.cost.work import Network, form_of
 from engine.model_files.architectures import STORED, installed_config
 from engine.recipe.campaigns import recipe_names

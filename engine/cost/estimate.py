@@ -112,14 +112,11 @@ class Estimate:
 
     def column_hours(self, device: Device, gpus: int = 1) -> float:
         """Hours of the longest column, with this number of GPUs per job."""
-        return max(self._columns(device, gpus))
+        return max(device.hours(column, gpus) for column in self.columns)
 
     def gpus_of_a_job(self, gpus: int) -> int:
-        """GPUs per column if the campaign has `gpus` GPUs.
-
-        It is above 1 only if there are at least twice as many GPUs as columns. It is limited to one
-        node and divides `batch_size / accumulation`.
-        """
+        """GPUs per column if the campaign has `gpus` GPUs: at most a node's, and a divisor of
+        `batch_size / accumulation`."""
         train, most = self.recipe.train, min(NODE_GPUS, gpus // len(self.columns))
         batch = train.batch_size // train.accumulation
         return max((n for n in range(1, most + 1) if batch % n == 0), default=1)
@@ -132,28 +129,22 @@ class Estimate:
     def hours(self, device: Device, gpus: int) -> float:
         """Hours of the campaign on this number of GPUs."""
         each = self.gpus_of_a_job(gpus)
-        jobs = [device.hours(self.distances), *self._columns(device, each)]
+        jobs = [device.hours(self.distances)]
+        jobs += [device.hours(column, each) for column in self.columns]
         return device.hours(self.shared, each) + _side_by_side(jobs, gpus // each)
 
     def hours_on_cores(self, core: Device, cores: int, threads: int) -> float:
         """Hours of the campaign on this number of cores, of which each job uses `threads`."""
         each = min(cores, threads)
         job = cpu(each, core.fp32)
-        jobs = [job.hours(self.distances), *self._columns(job, 1)]
+        jobs = [job.hours(parts) for parts in (self.distances, *self.columns)]
         return job.hours(self.shared) + _side_by_side(jobs, cores // each)
 
-    def _columns(self, device: Device, gpus: int) -> list[float]:
-        return [device.hours(column, gpus) for column in self.columns]
-
     def memory_gb(self, gpus: int = 1) -> float:
-        """Host memory of a job in GB; for one GPU also the memory on the GPU.
-
-        The sum of each GPU's process, a model in training, the model batch, a batch's activations
-        (a hundred times its images), and the largest dataset that is trained on or evaluated
-        (uint8).
-        """
+        """Host memory of a job in GB; for one GPU also the memory on the GPU."""
         recipe = self.recipe
         image = 3 * recipe.model.image_size**2
+        # A batch's activations are a hundred times its images; a model is kept for each row.
         batch = max(recipe.train.batch_size, recipe.evaluate.batch_size) * image * 4 * 100
         copies = (COPIES + self.rows) * self.network.parameters * 4
         return gpus * PROCESS_GB + (copies + batch + self.largest * image) / 1e9
@@ -177,10 +168,9 @@ def _side_by_side(hours: Sequence[float], places: int) -> float:
 def of(columns: Sequence[Sequence[Recipe]], rows: int) -> Estimate:
     """Estimates the cost of a campaign.
 
-    columns: the recipes of each column's cells. rows: the number of the table's rows. Users' method
-    files do not run; their methods count as plain fine-tuning. Encoded datasets count with their
-    actual size, others with their published size. Raises ValueError if a dataset is neither encoded
-    nor known, or its folder cannot be read.
+    columns: the recipes of each column's cells. rows: the number of the table's rows. Users'
+    methods count as plain fine-tuning; datasets that are not encoded with their published size.
+    Raises ValueError if a dataset is neither encoded nor known, or its folder cannot be read.
     """
     recipe = columns[0][0]
     dataset, trained = recipe.dataset, [column[0].trained_sets for column in columns]
@@ -206,13 +196,13 @@ def of(columns: Sequence[Sequence[Recipe]], rows: int) -> Estimate:
         rows,
         net,
         shared=[
-            work.start(),
+            work.START,
             work.graphs(columns[-1]),
             net.evaluated("pretrained model", everywhere, recipe),
             *work.fishers(itertools.chain(*columns), images[dataset.upstream], net),
         ],
         columns=[parts for parts, _, _ in counted],
-        distances=[work.start(), work.distances(recipe, sizes)],
+        distances=[work.START, work.distances(recipe, sizes)],
         images=images,
         largest=max(
             sum(images[name] for name in names)

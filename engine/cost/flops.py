@@ -1,4 +1,4 @@
-"""Counts the operations and memory traffic of a pass when torch dispatches them."""
+"""Counts the operations and memory traffic of a network's passes when torch dispatches them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -15,17 +15,31 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from engine.cost.rates import CHIPS
+from engine import models
+from engine.cost.rates import CHIPS, product_tflops
 from engine.machine.devices import cpu_threads
+from engine.recipe.schema import ModelRecipe
 
 MEASURED, MEASURED_S = 4e9, 0.5  # operations per timed pass, and seconds of all passes
 Pass = Callable[[torch.Tensor], torch.Tensor]  # of a network or its backbone, of images
 SLOWER = {"PCIE", "PCI", "NVL", "MIG"}  # other variants or parts of a chip
 
 
+def count_network(recipe: ModelRecipe) -> tuple[int, int, float, float, float]:
+    """Returns the values of a `Network` without its head, for models that no table has."""
+    size = recipe.image_size
+    with torch.device("meta"):
+        net = models.create(recipe, 2).eval()
+    head, features = models.head(net), partial(models.features, net)
+    parameters = sum(p.numel() for p in net.parameters()) - 2 * (head.in_features + 1)
+    operations, elements = of_image(features, size), elements_of_image(features, size)
+    layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
+    share = forward_tflops(net, size, layout) / product_tflops()
+    return parameters, head.in_features, operations, elements, share
+
+
 def flops(run: Callable[[], object]) -> float:
-    """Returns the operations of matrix products and convolutions in `run`, including backward
-    passes.
+    """Returns the operations of matrix products and convolutions in `run`, with backward passes.
 
     A multiplication and an addition count as two. Tensors may be on the meta device.
     """
@@ -38,10 +52,7 @@ def flops(run: Callable[[], object]) -> float:
 def of_image(
     net: Callable[[torch.Tensor], torch.Tensor], size: int, *, backward: bool = False
 ) -> float:
-    """Returns the operations of one image's forward (and backward) pass.
-
-    net: on the meta device.
-    """
+    """Returns the operations of one image's forward (and backward) pass; `net` is on meta."""
     images = torch.empty(2, 3, size, size, device="meta")  # batch norms need two in training
     return flops(lambda: net(images).sum().backward() if backward else net(images)) / 2
 
@@ -64,10 +75,7 @@ class _Products(TorchDispatchMode):
 
 
 def elements_of_image(net: Pass, size: int) -> float:
-    """Returns the elements that products read and write in one image's forward pass.
-
-    net: on the meta device.
-    """
+    """Returns the elements that products of one image's forward pass move; `net` is on meta."""
     with torch.no_grad(), _Products() as counted:
         net(torch.empty(2, 3, size, size, device="meta"))
     return counted.elements / 2
@@ -106,10 +114,7 @@ def _convolution_backward(
 
 
 def peak_tflops(name: str, precision: str) -> float:
-    """Returns the data sheet's dense peak for torch's name of a GPU, or 0 if unknown.
-
-    precision: bf16 | fp32.
-    """
+    """Returns the data sheet's dense peak, in bf16 or fp32, of a GPU by torch's name; else 0."""
     words = set(re.split(r"[^A-Z0-9]+", name.upper()))
     known = [getattr(chip, precision) for label, chip in CHIPS.items() if label in words]
     return known[0] if known and not words & SLOWER else 0.0
@@ -117,9 +122,7 @@ def peak_tflops(name: str, precision: str) -> float:
 
 @cache
 def peak(device: torch.device, precision: str) -> float:
-    """Returns operations per second: from the data sheet of a known GPU, otherwise measured by
-    products.
-    """
+    """Returns operations per second: a known GPU's data sheet, otherwise measured by products."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     if known := peak_tflops(name, precision):
         return 1e12 * known

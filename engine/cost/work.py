@@ -50,6 +50,9 @@ class Work:
     gpu_s: float = 0.0
 
 
+START = Work("jobs start", core_s=rates.START_S, gpu_s=rates.START_S)  # of each job
+
+
 class Size(NamedTuple):
     """The size of a dataset. held_out: images that training leaves out, unrounded."""
 
@@ -102,11 +105,6 @@ class Network:
         return Work("EWC's Fisher", images, FULL_PASSES * images * self.forward, traffic, fp32=True)
 
 
-def start() -> Work:
-    """The start of a job."""
-    return Work("jobs start", core_s=rates.START_S, gpu_s=rates.START_S)
-
-
 def network(recipe: Recipe, classes: int) -> Network:
     """Counts a forward pass of the recipe's model with a head of `classes` outputs.
 
@@ -116,7 +114,7 @@ def network(recipe: Recipe, classes: int) -> Network:
     stored = stored_architectures().get(model.arch, {"networks": {}})["networks"]
     if counts := stored.get(form_of(model)):
         return Network(**counts).with_head(classes)
-    from engine.cost.count_network import count_network  # here, because it imports torch
+    from engine.cost.flops import count_network  # here, because it imports torch
 
     return Network(*count_network(model)).with_head(classes)
 
@@ -128,8 +126,11 @@ def form_of(model: ModelRecipe) -> str:
 
 def graphs(cells: Sequence[Recipe]) -> Work:
     """The compilation of graphs: one for evaluation, and those that methods train with."""
-    number = 1 + len({name for cell in cells for name in _graphs(cell)})
-    return Work("graphs are compiled", gpu_s=number * rates.GRAPH_S)
+    names = set[str]()
+    for cell in cells:
+        is_users = modules.is_users(cell.method.module)  # which counts as fine-tuning
+        names.update(("network",) if is_users else cell.method.graphs)
+    return Work("graphs are compiled", gpu_s=(1 + len(names)) * rates.GRAPH_S)
 
 
 def fishers(cells: Iterable[Recipe], images: int, net: Network) -> list[Work]:
@@ -162,7 +163,7 @@ def column(
         untitled = dataclasses.replace(cell, method=dataclasses.replace(cell.method, title=""))
         distinct[short_digest(dataclasses.asdict(untitled))] = cell
     # extra: models evaluated without a pass of their own (fitted heads and ensembles)
-    work, networks, extra, weights = [start()], 0, 0, 0
+    work, networks, extra, weights = [START], 0, 0, 0
     for cell in distinct.values():
         method, passes = cell.method, _passes(cell)
         if not method.trains:
@@ -205,16 +206,10 @@ def _passes(cell: Recipe) -> float:
     return cell.method.passes + cell.method.stored_passes * bool(cell.train.augment)
 
 
-def _graphs(cell: Recipe) -> Sequence[str]:
-    """The graphs that a cell's training compiles; for users' methods those of fine-tuning."""
-    return ("network",) if modules.is_users(cell.method.module) else cell.method.graphs
-
-
 def _judged(recipe: Recipe, name: str, size: Size) -> int:
     """The number of images of a dataset on which a cell is evaluated.
 
-    It includes images of which the cell saw the photo in another dataset (`evaluate.seen`), also
-    for averages that are not the headline, although they skip this evaluation.
+    Includes `evaluate.seen`, also for averages that are not the headline, although they skip it.
     """
     is_part = recipe.dataset.holdout and recipe.split_of(name) == "holdout"
     held_out = round(size.held_out) if is_part else size.images
@@ -226,10 +221,9 @@ def _judged(recipe: Recipe, name: str, size: Size) -> int:
 
 
 def trained_on(recipe: Recipe, sizes: Sequence[Size]) -> int:
-    """The number of training images of a cell, from its datasets' sizes.
+    """The number of training images of a cell, from its datasets' sizes, within an image a class.
 
-    The true number differs by less than one image a class, which splits round. The datasets of a
-    union count as having the same classes.
+    The datasets of a union count as having the same classes.
     """
     dataset = recipe.dataset
     parts = [size.images - size.held_out for size in sizes]
