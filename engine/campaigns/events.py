@@ -87,7 +87,8 @@ _LINES = msgspec.json.Decoder(Queued | Begun | Placed | Progress | Ended | Seale
 def append_event(place: PlanFolder, job: str, event: Event) -> None:
     """Append an event to the file of a job. Raises DamagedFile if the file is a link; OSError."""
     with place.root.open(_name(job), "a+b") as file:
-        is_cut = file.seek(0, os.SEEK_END) and not _ends_line(file.fileno(), file.tell())
+        end = file.seek(0, os.SEEK_END)
+        is_cut = end > 0 and os.pread(file.fileno(), 1, end - 1) != b"\n"
         os.write(file.fileno(), b"\n" * is_cut + msgspec.json.encode(event) + b"\n")
 
 
@@ -110,7 +111,8 @@ def recorded(place: PlanFolder, job: str, *, is_part: bool = False) -> Iterator[
     this process does a part of an attempt that another process records: only its error is recorded.
     """
     is_first, error = os.environ.get("RANK", "0") == "0", ""
-    if is_first and not is_part:
+    tells = is_first and not is_part
+    if tells:
         scheduler, number = _queue()
         begun = Begun(
             node=socket.gethostname(), process=os.getpid(), scheduler=scheduler, queued_as=number
@@ -123,7 +125,7 @@ def recorded(place: PlanFolder, job: str, *, is_part: bool = False) -> Iterator[
         error = entry.words(problem)[:LONGEST] if is_own else ""
         raise
     finally:
-        if error or (is_first and not is_part):
+        if error or tells:
             with contextlib.suppress(OSError):  # a full disk: the job's own error counts
                 append_event(place, job, Ended(error=error))
 
@@ -138,7 +140,3 @@ def _queue() -> tuple[str, str]:
 
 def _name(job: str) -> str:
     return f"{FOLDER}/{job}.jsonl"
-
-
-def _ends_line(file: int, size: int) -> bool:
-    return os.pread(file, 1, size - 1) == b"\n"

@@ -25,8 +25,9 @@ from engine.campaigns.events import (
     read_events,
 )
 from engine.campaigns.parts import remove_part
-from engine.campaigns.plan import REPORT, Plan, stage_of
+from engine.campaigns.plan import DISTANCES, PREPARE, REPORT, Plan, stage_of
 from engine.campaigns.plan_folder import PlanFolder
+from loaders.files.root import Root
 from loaders.files.typed_json import DamagedFile
 
 DONE, LOGS, LOG = "done", "logs", ".log"  # next to a plan
@@ -194,10 +195,15 @@ def advance(place: PlanFolder, job: str, done: int, total: int, doing: str = "")
 
 
 def steps(plan: Plan, states: Mapping[str, JobState]) -> int:
-    """Steps of the plan's jobs. Jobs whose results another campaign had have no progress and do not
-    count."""
+    """Steps of the plan's jobs in the progress bar.
+
+    The preparation has one for every evaluated dataset and the model; a column has one for every
+    cell and one for the evaluation; the distances and the report have one. Jobs whose results
+    another campaign had have no progress and do not count.
+    """
+    of = {PREPARE: len(plan.recipe.dataset.evaluated_sets) + 1, DISTANCES: 1, REPORT: 1}
     return sum(
-        plan.steps(job)
+        of.get(job, len(plan.rows) * plan.seeds + 1)
         for job, state in states.items()
         if state.progress or state.state != FINISHED
     )
@@ -232,7 +238,7 @@ def begin(plan: Plan) -> None:
     """
     place = plan.place
     place.root.check()
-    place.snakemake_root.check()
+    Root(place.runs).below(place.plans / ".snakemake").check()
     if is_done(place, REPORT) or not place.store.is_dir():
         forget(place)
     for job in plan.jobs:

@@ -137,15 +137,6 @@ class Plan:
         """The names of all jobs, in the order in which they run."""
         return [PREPARE, *(column.job for column in self.columns), DISTANCES, REPORT]
 
-    def steps(self, job: str) -> int:
-        """A job's steps in the progress bar.
-
-        The preparation has one for every evaluated dataset and the model; a column has
-        one for every cell and one for the evaluation; the distances and the report have one.
-        """
-        ends = {PREPARE: len(self.recipe.dataset.evaluated_sets) + 1, DISTANCES: 1, REPORT: 1}
-        return ends.get(job, len(self.rows) * self.seeds + 1)
-
     @property
     def needed(self) -> list[str]:
         """The datasets that a campaign reads: those that it evaluates on come first, then those

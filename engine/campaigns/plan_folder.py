@@ -85,11 +85,6 @@ class PlanFolder:
         """Where a plan's jobs write."""
         return Root(self.runs).below(self.path)
 
-    @property
-    def snakemake_root(self) -> Root:
-        """Where Snakemake keeps its own files."""
-        return Root(self.runs).below(self.plans / ".snakemake")
-
 
 @dataclass(frozen=True)
 class PublishedFolder(PlanFolder):

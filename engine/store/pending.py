@@ -61,8 +61,10 @@ class PartialPredictions:
         """
         if len(self.cuts) == 1:
             self._only_slice = table
-        elif ranks.rank() == 0:
-            self._write_once(number, table)
+        elif ranks.rank() == 0 and not self._has(number):
+            pq.write_table(table, sink := io.BytesIO(), write_page_checksum=True)
+            with room_for(self._files.path / self._name(number)):
+                self._files.write(self._name(number), sink.getvalue())
         self.todo.discard(number)
 
     def finish(self) -> None:
@@ -76,28 +78,21 @@ class PartialPredictions:
         self._only_slice = None
 
     def _write(self, folder: Path) -> None:
-        table = self._joined() if self._only_slice is None else self._only_slice
+        remedy = f"delete {self._files.path} and run the same command again"
+        table = self._only_slice
+        if table is None:
+            try:
+                self._files.check()
+                table = predictions.read(self._files.path)
+            except ValueError as error:
+                raise DamagedFile(f"{error}; {remedy}") from error
         images = np.sort(table["index"].to_numpy())
         if not np.array_equal(images, np.sort(np.concatenate(self.cuts))):
             raise DamagedFile(
                 f"{self._files.path} does not have predictions of exactly the images of "
-                f"{self.label}; delete it and run the same command again"
+                f"{self.label}; {remedy}"
             )
         write(folder, table, self.key)
-
-    def _joined(self) -> pa.Table:
-        try:
-            self._files.check()
-            return predictions.read(self._files.path)
-        except ValueError as error:
-            remedy = f"delete {self._files.path} and run the same command again"
-            raise DamagedFile(f"{error}; {remedy}") from error
-
-    def _write_once(self, number: int, table: pa.Table) -> None:
-        if not self._has(number):
-            pq.write_table(table, sink := io.BytesIO(), write_page_checksum=True)
-            with room_for(self._files.path / self._name(number)):
-                self._files.write(self._name(number), sink.getvalue())
 
     def _has(self, number: int) -> bool:
         return self._files.has(self._name(number))
