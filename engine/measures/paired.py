@@ -28,25 +28,19 @@ MCNEMAR = "McNemar's exact test"
 T_TEST = "t test"
 
 
-class Part(NamedTuple):
-    """A part of a difference's variance, and its degrees of freedom."""
-
-    variance: float
-    freedom: float
-
-
 class Difference(NamedTuple):
-    """A difference and the parts of its variance. sources: their effective number."""
+    """A difference, and the parts of its variance with their degrees of freedom (float [parts]).
+    sources: their effective number."""
 
     value: float
-    parts: tuple[Part, ...]
+    variances: np.ndarray
+    freedoms: np.ndarray
     sources: float
 
     def half_width(self, level: float = LEVEL) -> float:
         """Half the width of an interval of this level."""
-        quantiles = [special.stdtrit(part.freedom, (1 + level) / 2) for part in self.parts]
-        squares = (q**2 * part.variance for q, part in zip(quantiles, self.parts, strict=True))
-        return float(np.sqrt(sum(squares)))
+        quantiles = special.stdtrit(self.freedoms, (1 + level) / 2)
+        return float(np.sqrt((quantiles**2 * self.variances).sum()))
 
     @property
     def p(self) -> float:
@@ -84,12 +78,11 @@ def difference(
         raise ValueError("a dataset has a single source, so its variance is unknown")
     deviations = weights * (change - of_sets[sets]) * np.sqrt(in_set / (in_set - 1))[sets]
     effective = float(1 / np.square(np.bincount(sources, weights)).sum())
-    parts = [Part(np.square(np.bincount(sources, deviations)).sum(), effective - 1)]
-    for scores in (first, second):
-        if len(scores) > 1:
-            variance = (scores @ weights).var(ddof=1) / len(scores)
-            parts.append(Part(variance, len(scores) - 1))
-    return Difference(float(weights @ change), tuple(parts), effective)
+    variances = [np.square(np.bincount(sources, deviations)).sum()]
+    several = [scores for scores in (first, second) if len(scores) > 1]
+    variances += [(scores @ weights).var(ddof=1) / len(scores) for scores in several]
+    freedoms = np.array([effective - 1, *(len(scores) - 1 for scores in several)])
+    return Difference(float(weights @ change), np.array(variances), freedoms, effective)
 
 
 def mcnemar(first: np.ndarray, second: np.ndarray) -> float:

@@ -45,7 +45,7 @@ def test_the_variance_is_that_of_the_bootstrap_over_sources_of_all_datasets():
     ]
     mean = np.mean(draws, axis=0)
     assert found.value == pytest.approx(np.mean([change[sets == k].mean() for k in (0, 1)]))
-    assert found.parts[0].variance == pytest.approx(mean.var(), rel=0.06)
+    assert found.variances[0] == pytest.approx(mean.var(), rel=0.06)
 
 
 def test_each_tables_seeds_add_their_variance_and_p_agrees_with_the_interval():
@@ -55,10 +55,8 @@ def test_each_tables_seeds_add_their_variance_and_p_agrees_with_the_interval():
     of_seeds = scores.mean(axis=1)
     expected = [of_seeds[:2].var(ddof=1) / 2, of_seeds[2:].var(ddof=1) / 3]
     change = scores[2:].mean(axis=0) - scores[:2].mean(axis=0)
-    assert [part.variance for part in found.parts] == pytest.approx(
-        [change.var(ddof=1) / 40, *expected]
-    )
-    assert [part.freedom for part in found.parts] == pytest.approx([39, 1, 2])
+    assert found.variances == pytest.approx([change.var(ddof=1) / 40, *expected])
+    assert found.freedoms == pytest.approx([39, 1, 2])
     for distance in (0.5, 0.99, 1.01, 2):
         moved = found._replace(value=distance * found.half_width())
         assert (moved.p < 0.05) == (distance > 1)
