@@ -18,7 +18,7 @@ from engine.data.sets import Sets
 from engine.evaluation import passes
 from engine.evaluation.bank import Bank
 from engine.machine.files import cache_folder
-from engine.measures import bootstrap, seeds, shares
+from engine.measures import bootstrap, seeds
 from engine.measures.predictions import SetPredictions
 from engine.measures.rows import PLAIN, ModelOnSet
 from engine.recipe import catalogue
@@ -161,7 +161,7 @@ def _with_intervals(
     spans: list[list[float | None]] = []
     for samples, each in zip(draws, by_seed, strict=True):
         value, ends = each.mean(axis=0), bootstrap.interval(samples)
-        near = shares.ends(value, samples, ends, sources)
+        near = bootstrap.ends_of_shares(value, samples, ends, sources)
         of_row = seeds.widened(value, near, seeds.of_mean(each)).clip(0, 100)
         change = each - by_seed[0]
         ends = bootstrap.interval(samples - draws[0])

@@ -21,6 +21,7 @@ from scipy import special  # `scipy.stats` takes a second to import
 
 DRAWS = 4000  # the standard error of a bound is then about a hundredth of the interval's width
 LEVEL = 0.95
+NEAR = 5.0  # percent from 0 or 100
 TOGETHER = 2048  # sources converted to floats at a time
 # Maps 16 random bits to a count, by the distribution function of a Poisson number of mean 1.
 _UNIFORM = (np.arange(1 << 16) + 0.5) / (1 << 16)
@@ -62,3 +63,35 @@ def interval(samples: np.ndarray, level: float = LEVEL) -> np.ndarray:
     """Bounds [2, ...] of the percentile interval of draws [B, ...], ignoring NaN."""
     quantile = np.nanquantile if np.isnan(samples).any() else np.quantile
     return quantile(samples, [(1 - level) / 2, (1 + level) / 2], axis=0)
+
+
+def ends_of_shares(
+    values: np.ndarray,
+    samples: np.ndarray,
+    percentiles: np.ndarray,
+    sources: np.ndarray,
+    level: float = LEVEL,
+) -> np.ndarray:
+    """Bounds [2, K] of the intervals of shares in percent [K]: `percentiles` [2, K] of their draws,
+    samples [B, K], or Wilson's (1927) for shares below 5% or above 95%.
+
+    If none of 112 images is lost, no resample loses any, although 3% of all such images may be
+    lost: of shares below 5%, percentile intervals have a coverage of 50 to 90%. Wilson's take the
+    number of independent images that gives the bootstrap's variance (as Korn and Graubard 1998 do
+    for Clopper and Pearson's), or sources [K] if all draws agree.
+    """
+    near = np.minimum(values, 100 - values) < NEAR
+    if not near.any():
+        return percentiles
+    share = values[near] / 100
+    variance = samples[:, near].var(axis=0, dtype=np.float64) / 1e4
+    binomial = share * (1 - share)
+    images = np.where(
+        (variance > 1e-12) & (binomial > 0), binomial / np.maximum(variance, 1e-12), sources[near]
+    )
+    z2 = special.ndtri((1 + level) / 2) ** 2
+    centre = (share + z2 / (2 * images)) / (1 + z2 / images)
+    half = np.sqrt(z2 * (binomial / images + z2 / (4 * images**2))) / (1 + z2 / images)
+    both = percentiles.copy()
+    both[:, near] = 100 * np.stack([centre - half, centre + half])
+    return both

@@ -1,4 +1,4 @@
-"""Paired tests between methods: which differences are significant.
+"""Paired tests between methods: which differences are significant, and how many seeds it takes.
 
 Two methods see the same images, so their difference has less variance than either mRI, and
 overlapping intervals of mRI show nothing. Ten methods have 45 pairs, of which about two would be
@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas
 
 from engine.measures import seeds
-from engine.measures.metrics import Grid, Means, equal_column_weights
+from engine.measures.metrics import Grid, Means
+from engine.measures.seeds import SeedError
 
 SIGNIFICANT = 0.05
+MOST = 100  # seeds
 COMPARED = [  # columns of `compare_pairs`
     *("a", "b", "set", "quantity", "a_mean", "b_mean", "difference", "low", "high"),
     *("p", "p_corrected", "least", "images", "only_a", "only_b", "sources", "seeds", "test"),
@@ -32,11 +34,11 @@ def compare(grid: Grid, arms: Sequence[int]) -> pandas.DataFrame:
     Columns: arm and against, evaluated_on (empty: mRI), difference_pts and its bounds, p, and
     p_corrected by Holm: over all pairs for mRI, over all pairs and datasets for datasets.
     """
-    pairs, rows = _pairs(grid, arms), grid.ri_cells
-    on_sets = grid.mean(rows, ["arm", "evaluated_on"])
-    names = [name for name in grid.sets if (rows["evaluated_on"] == name).any()]
-    families = in_mri(grid, arms), _differences(on_sets, pairs, names)
-    return pandas.concat(map(_tested, families), ignore_index=True)
+    tables = []
+    for means, names in _means(grid, grid.ri_cells):
+        table = _differences(means, _pairs(grid, arms), names).tested("difference_pts")
+        tables.append(table.assign(p_corrected=holm(table["p"].to_numpy())))
+    return pandas.concat(tables, ignore_index=True)
 
 
 def compare_pairs(
@@ -58,30 +60,24 @@ def compare_pairs(
     for a, b in itertools.product(shown, shown):
         if a != b and (alike[a], alike[b]) in wanted:
             family.setdefault(frozenset((a, b)), (a, b))
-    overall = grid.mean(cells, ["arm"], equal_column_weights(cells), of="change")
-    overall = replace(overall, keys=overall.keys.assign(evaluated_on=""))
-    on_sets = grid.mean(cells, ["arm", "evaluated_on"])
-    names = [name for name in grid.sets if (cells["evaluated_on"] == name).any()]
-    of_set = cells.drop_duplicates("evaluated_on").set_index("evaluated_on")[["n", "sources"]]
-    of_set.loc[""] = of_set["n"].sum(), of_set["sources"].min()
-    is_t = "t test" if len(grid.seeds) > 1 else "t test with seed replicates"
-    test = is_t if len(grid.seeds) > 1 or grid.again is not None else "normal test"
     tables = []
-    for means, of_family in ((overall, [""]), (on_sets, names)):
-        count = len(pairs) * len(of_family)
-        differences = _differences(means, [(b, a) for a, b in family.values()], of_family)
-        over_images = (grid.draws["accuracy"] @ differences.weights).var(axis=0, dtype=np.float64)
+    for means, names in _means(grid, cells):
+        count = len(pairs) * len(names)
+        differences = _differences(means, [(b, a) for a, b in family.values()], names)
+        over_images = differences.variance_over_images
         least = seeds.least_difference(over_images, differences.seeds(), count)
         table = differences.tested("difference_pts").assign(least=least)[:count]
         table.columns = ["b", "a", "set", "difference", "low", "high", "p", "least"]
-        values = dict(
-            zip(means.keys.itertuples(index=False, name=None), means.values(), strict=True)
-        )
+        keys = means.keys.itertuples(index=False, name=None)
+        values = dict(zip(keys, means.values(), strict=True))
         for side in "ab":
             keys = zip(table[side], table["set"], strict=True)
             table[f"{side}_mean"] = [values[key] for key in keys]
         tables.append(table.assign(p_corrected=holm(table["p"].to_numpy())))
     table = pandas.concat(tables, ignore_index=True)
+    of_set = cells.drop_duplicates("evaluated_on").set_index("evaluated_on")[["n", "sources"]]
+    of_set.loc[""] = of_set["n"].sum(), of_set["sources"].min()
+    is_t = "t test" if len(grid.seeds) > 1 else "t test with seed replicates"
     quantity = "RI, points" if downstream else "mRI, points"
     return table.assign(
         quantity=np.where(table["set"] == "", quantity, "accuracy, percent"),
@@ -90,19 +86,22 @@ def compare_pairs(
         only_b=0,
         sources=table["set"].map(of_set["sources"]),
         seeds=len(grid.seeds),
-        test=test,
+        test=is_t if len(grid.seeds) > 1 or grid.again is not None else "normal test",
     )[COMPARED]
-
-
-def in_mri(grid: Grid, arms: Sequence[int]) -> Means:
-    """Differences in mRI between all pairs of arms of a pretrained model and setting."""
-    overall = Means(grid, grid.mri.keys.assign(evaluated_on=""), grid.mri.weights)
-    return _differences(overall, _pairs(grid, arms), [""])
 
 
 def _pairs(grid: Grid, arms: Sequence[int]) -> list[tuple[int, int]]:
     alike = [(arm.model, arm.setting) for arm in grid.arms]
     return [(a, b) for a, b in itertools.combinations(arms, 2) if alike[a] == alike[b]]
+
+
+def _means(grid: Grid, cells: pandas.DataFrame) -> list[tuple[Means, list[str]]]:
+    """The means of arms that are compared, with the values of `evaluated_on`: RI or mRI (empty),
+    and accuracy on each dataset."""
+    overall = grid.mean(cells, ["arm"], of="change")
+    overall = replace(overall, keys=overall.keys.assign(evaluated_on=""))
+    names = [name for name in grid.sets if (cells["evaluated_on"] == name).any()]
+    return [(overall, [""]), (grid.mean(cells, ["arm", "evaluated_on"]), names)]
 
 
 def _differences(means: Means, pairs: Sequence[tuple[int, int]], names: Sequence[str]) -> Means:
@@ -115,12 +114,6 @@ def _differences(means: Means, pairs: Sequence[tuple[int, int]], names: Sequence
     return Means(means.grid, keys, means.weights[:, left] - means.weights[:, right])
 
 
-def _tested(family: Means) -> pandas.DataFrame:
-    """A family of tests, one row per difference."""
-    tested = family.tested("difference_pts")
-    return tested.assign(p_corrected=holm(tested["p"].to_numpy()))
-
-
 def holm(p: np.ndarray) -> np.ndarray:
     """p-values [K], corrected for multiple testing (Holm 1979): at a threshold of 0.05, the
     probability of any false positive is at most 5% under any dependence."""
@@ -128,3 +121,43 @@ def holm(p: np.ndarray) -> np.ndarray:
     corrected = np.empty(len(p))
     corrected[order] = np.maximum.accumulate(np.asarray(p)[order] * np.arange(len(p), 0, -1))
     return np.minimum(1.0, corrected)
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Standard deviations in points of a difference in mRI between two rows: over the campaign's
+    images, and over seeds of a single training. rows: number of compared rows."""
+
+    images: float
+    seeds: float
+    rows: int
+
+    @property
+    def comparisons(self) -> int:
+        """The number of pairs, for which p is corrected."""
+        return self.rows * (self.rows - 1) // 2
+
+    def difference(self, count: int) -> float:
+        """The smallest difference in points that a test of all rows with this number of seeds
+        detects (`seeds.least_difference`); a single seed has a seed replicate."""
+        freedom = max(count - 1, 1) * max(self.rows - 1, 1)
+        error = SeedError(np.array([self.seeds**2 / count]), np.array([freedom]))
+        least = seeds.least_difference(np.array([self.images**2]), error, self.comparisons)
+        return float(least[0])
+
+    def needed(self, points: float) -> int | None:
+        """The smallest number of seeds that detects a difference of `points`; None above `MOST`."""
+        found = (count for count in range(1, MOST + 1) if self.difference(count) <= points)
+        return next(found, None)
+
+
+def errors(grid: Grid, arms: Sequence[int]) -> Errors | None:
+    """The errors of differences between these arms, medians over their pairs; None if the error
+    over seeds is unknown, or no two arms are compared."""
+    (overall, names), _ = _means(grid, grid.ri_cells)
+    means = _differences(overall, _pairs(grid, arms), names)
+    if means.keys.empty or (len(grid.seeds) == 1 and grid.again is None):
+        return None
+    over_seeds = np.median(means.seeds().variance) * len(grid.seeds)
+    images = float(np.sqrt(np.median(means.variance_over_images)))
+    return Errors(images, float(np.sqrt(over_seeds)), len(arms))

@@ -30,7 +30,7 @@ import pandas
 from scipy import sparse
 
 from engine.measures import bootstrap, seeds
-from engine.measures.metrics import Grid, Means, equal_column_weights
+from engine.measures.metrics import Grid, Means
 from engine.measures.rows import STEP, Arm, trained_sets
 from engine.measures.tables import ordered
 
@@ -127,10 +127,7 @@ def _of_arm(
     steps, weights = [0, *places], []
     for of in parts.values():
         first = of[of["arm"] == places[steps[1]]]
-        means = (
-            grid.mean(first, ["arm"], equal_column_weights(first), of="before"),
-            grid.mean(of, ["arm"], equal_column_weights(of)),
-        )
+        means = grid.mean(first, ["arm"], of="before"), grid.mean(of, ["arm"])
         weights += [each.weights for each in means]
     keys = pandas.DataFrame(itertools.product(parts, steps), columns=["quantity", "step"])
     means = Means(grid, keys, sparse.csc_array(sparse.hstack(weights)))

@@ -14,7 +14,7 @@ import numpy as np
 import pandas
 
 from engine.measures import bootstrap, seeds
-from engine.measures.metrics import Grid, equal_column_weights
+from engine.measures.metrics import Grid
 from engine.measures.tables import ordered, with_ends
 
 
@@ -32,7 +32,7 @@ def against_curve(grid: Grid, points: Sequence[int], arms: Sequence[int]) -> pan
     own = cells[cells["on_downstream"] & cells["downstream"].isin(grid.downstreams)]
     for part in (own, grid.ri_cells):
         part = ordered(part[part["arm"].isin(asked)], arm=asked)
-        means.append(grid.mean(part, ["arm"], equal_column_weights(part)))
+        means.append(grid.mean(part, ["arm"]))
     values = np.stack([of.values() for of in means])
     draws = np.stack([of.draws() for of in means], axis=1).astype(float)
     by_seed = np.stack([grid.by_seed["accuracy"] @ of.weights for of in means], axis=1)

@@ -15,18 +15,50 @@ from engine.measures.temperature_scaling import Temperature
 TOGETHER = 64  # evaluations whose draws are made at a time
 
 
-def of_set(
+def by_set(evaluations: Sequence[Evaluation]) -> dict[str, list[int]]:
+    """The places of each dataset's evaluations."""
+    places: dict[str, list[int]] = {}
+    for k, row in enumerate(evaluations):
+        places.setdefault(row.evaluated_on, []).append(k)
+    return places
+
+
+def measured(
+    evaluations: Sequence[Evaluation],
+    temperatures: Mapping[tuple[Arm, str, int], Temperature | None],
+    draws: int,
+) -> tuple[list[dict[str, float]], dict[str, np.ndarray]]:
+    """The numbers of each evaluation (n, sources, and measures), and by measure their draws,
+    float32 [B, evaluations]."""
+    names = scores.names(scores.PER_IMAGE, scores.BEFORE_AFTER)
+    shape = draws, len(evaluations)
+    samples = {name: np.empty(shape, np.float32, order="F") for name in names}
+    numbers: list[dict[str, float]] = [{} for _ in evaluations]
+    for places in by_set(evaluations).values():
+        places.sort(key=lambda k: (evaluations[k].on_downstream, evaluations[k].method != PRE))
+        rows = [evaluations[k] for k in places]
+        of_rows, of_measures = _of_set(rows, temperatures, draws)
+        for k, row in zip(places, of_rows, strict=True):
+            numbers[k] = row
+        for number, name in enumerate(names):
+            samples[name][:, places] = of_measures[:, :, number]
+    return numbers, samples
+
+
+def _of_set(
     rows: Sequence[Evaluation],
     temperatures: Mapping[tuple[Arm, str, int], Temperature | None],
     draws: int,
 ) -> tuple[list[dict[str, float]], np.ndarray]:
-    """For each evaluation of a dataset: its numbers (n, sources, and measures), and their draws,
-    float32 [B, rows, measures].
+    """The numbers of a dataset's evaluations, and draws, float32 [B, rows, measures].
 
     rows: pretrained models first. Models trained on the dataset come last and are read separately,
     because they may be evaluated on held-out images only.
     """
     numbers, samples = [], []
+    names = scores.names(scores.PER_IMAGE, scores.BEFORE_AFTER)
+    scales = np.array([scores.METRICS[name].scale for name in names])
+    whole_set = {name: scores.METRICS[name].of for name in scores.names(scores.WHOLE_SET)}
     of_set, on_downstream = SetPredictions(), SetPredictions()
     before: dict[str, ImagePredictions] = {}  # by model
     for bank, is_on in ((of_set, False), (on_downstream, True)):
@@ -38,24 +70,14 @@ def of_set(
                 scaled = temperatures.get((row.arm, row.downstream, row.seed))
                 after = bank.add(row.path, row.model, scaled)
                 same_images = not is_on or bank.images.equals(of_set.images)
-                measured = scores.of_images(after, before.get(row.model) if same_images else None)
-                of_sources = np.stack([bank.by_source(of) for of in measured.values()], axis=1)
-                scales = np.array([scores.METRICS[name].scale for name in measured])
+                cases = scores.of_images(after, before.get(row.model) if same_images else None)
+                of_sources = np.stack([bank.by_source(case) for case in cases.values()], axis=1)
                 means = (scales * of_sources.sum(axis=0) / bank.total.sum()).tolist()
-                of_all = {
-                    name: scores.METRICS[name].of(after, bank.codes)
-                    for name in scores.names(scores.WHOLE_SET)
-                }
-                n = len(after.label)
-                sources = float(bank.total.sum() ** 2 / (bank.total**2).sum())
-                numbers.append(
-                    {
-                        "n": n,
-                        "sources": sources,
-                        **dict(zip(measured, means, strict=True)),
-                        **of_all,
-                    }
-                )
+                of_row: dict[str, float] = {"n": len(after.label)}
+                of_row["sources"] = float(bank.total.sum() ** 2 / (bank.total**2).sum())
+                of_row |= dict(zip(cases, means, strict=True))
+                of_row |= {name: metric(after, bank.codes) for name, metric in whole_set.items()}
+                numbers.append(of_row)
                 sums.append(of_sources.astype(np.float32))
                 if row.method == PRE:
                     before[row.model] = after

@@ -22,10 +22,11 @@ from engine.measures import bootstrap, metrics, predictions
 from engine.measures.bootstrap import DRAWS
 from engine.measures.metrics import CELL, Grid
 from engine.measures.predictions import ImagePredictions, SetPredictions
-from engine.measures.rows import PRE, Evaluation, trained_sets
+from engine.measures.rows import PRE, Arm, Evaluation, trained_sets
 
 GROUP = ["column", "group"]
 MACRO_F1 = "macro_f1"  # as a column, whose only group is empty
+HALVES = ["first_half_pct", "second_half_pct"]
 
 
 def of(grid: Grid, evaluations: Sequence[Evaluation], draws: int = DRAWS) -> pandas.DataFrame:
@@ -132,10 +133,9 @@ def _table(grid: Grid, names: Sequence[tuple[str, str]]) -> pandas.DataFrame:
     ]
     others = cells[~np.array(is_own) & (cells["method"] != PRE)]
     part = ["arm", "evaluated_on"]
-    weight = 1 / others.groupby(part)["n"].transform("size")
     tables = [
-        _numbers(grid, cells, [*part, "downstream"], None),
-        _numbers(grid, others, part, weight),
+        _numbers(grid, cells, [*part, "downstream"]),
+        _numbers(grid, others, part),
     ]
     table = pandas.concat(tables, ignore_index=True).fillna({"downstream": ""})
     parts = table["evaluated_on"].str.partition("\0")
@@ -147,12 +147,31 @@ def _table(grid: Grid, names: Sequence[tuple[str, str]]) -> pandas.DataFrame:
     return table[[*CELL, *GROUP, *table.columns.drop([*CELL, *GROUP])]]
 
 
-def _numbers(
-    grid: Grid, cells: pandas.DataFrame, by: Sequence[str], weight: pandas.Series | None
-) -> pandas.DataFrame:
+def _numbers(grid: Grid, cells: pandas.DataFrame, by: Sequence[str]) -> pandas.DataFrame:
     trained = cells[cells["method"] != PRE]
-    of_trained = None if weight is None else weight[trained.index]
-    value = grid.mean(cells, by, weight).table("value_pct", clip=True)
-    change = grid.mean(trained, by, of_trained, of="change").table("change_pts")
+    value = grid.mean(cells, by).table("value_pct", clip=True)
+    change = grid.mean(trained, by, of="change").table("change_pts")
     n = cells.groupby(list(by), sort=False)["n"].first().reset_index()
     return n.merge(value, on=by).merge(change, on=by, how="left")
+
+
+def accuracy_by_half(evaluations: Sequence[Evaluation], arms: Sequence[Arm]) -> pandas.DataFrame:
+    """Accuracy in percent of each arm on both halves of its downstream dataset's images, so that
+    one half can choose and the other measure: one row per arm (its index in `arms`) and downstream
+    dataset, and the columns `HALVES`.
+
+    A half has every second source image, so that all copies of one are in the same half. Means are
+    over seeds and the datasets of a union; a half without images is NaN.
+    """
+    places, rows = {arm: k for k, arm in enumerate(arms)}, []
+    for row in evaluations:
+        if row.on_downstream and row.headline:
+            table = predictions.read(row.path)
+            half = np.unique(table["source"].to_numpy(), return_inverse=True)[1] % 2
+            weight = predictions.weights(table)
+            hit = table["top1"].to_numpy() == table["label"].to_numpy()
+            right, total = (np.bincount(half, of, minlength=2) for of in (weight * hit, weight))
+            with np.errstate(invalid="ignore"):
+                rows.append((places[row.arm], row.downstream, *(100 * right / total)))
+    table = pandas.DataFrame(rows, columns=["arm", "downstream", *HALVES])
+    return table.groupby(["arm", "downstream"], sort=False)[HALVES].mean().reset_index()

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas
@@ -19,7 +18,7 @@ import pyarrow as pa
 
 from engine.measures import bootstrap, metrics, predictions
 from engine.measures.bootstrap import DRAWS
-from engine.measures.metrics import CELL, Grid, equal_column_weights
+from engine.measures.metrics import CELL, Grid
 from engine.measures.predictions import Keep, SetPredictions
 from engine.measures.rows import PRE, Evaluation, trained_sets
 
@@ -57,36 +56,27 @@ def of(
         is_own = name in trained_sets(downstream)
         if downstream not in keeps or name not in grid.sets or is_own:
             continue
-        measured: list[_Measured] = []
+        measured = []
         for kind, rows in of_kind.items():
+            part = "\0".join((downstream, name, kind))
             of_pair = [
-                row
+                replace(row, evaluated_on=part)
                 for row in rows
                 if row.evaluated_on == name and row.downstream in ("", downstream)
             ]
             of_pair.sort(key=lambda row: (arms[row.arm], row.seed))
-            part = "\0".join((downstream, name, kind))
-            measured.append(_measured(part, of_pair, keeps[downstream][kind], draws))
-        if all(of_part.numbers for of_part in measured):
-            for of_part in measured:
-                evaluations += of_part.evaluations
-                numbers += of_part.numbers
-                samples.append(of_part.samples)
+            measured.append((of_pair, *_measured(of_pair, keeps[downstream][kind], draws)))
+        if all(len(of_pair) == len(of_rows) for of_pair, of_rows, _ in measured):
+            for of_pair, of_rows, drawn in measured:
+                evaluations += of_pair
+                numbers += of_rows
+                samples.append(drawn)
     if not evaluations:
         return pandas.DataFrame(columns=[*CELL, "leak_pts"])
     made = {"accuracy": np.concatenate(samples, axis=1)}
     of_parts = metrics.grid_of(evaluations, numbers, made, grid.sets, "", grid.downstreams)
     table = _table(of_parts)
     return table.assign(arm=[arms[of_parts.arms[k]] for k in table["arm"]])
-
-
-class _Measured(NamedTuple):
-    """Evaluations on a subset: number of images (n), accuracy (None without images), and draws of
-    it, float32 [B, rows]."""
-
-    evaluations: list[Evaluation]
-    numbers: list[dict[str, float]]
-    samples: np.ndarray
 
 
 def _keeps(trained_on: Sequence[Path]) -> Mapping[str, Keep]:
@@ -101,17 +91,20 @@ def _keeps(trained_on: Sequence[Path]) -> Mapping[str, Keep]:
     return {SEEN: keep("source"), UNSEEN: keep("label")}
 
 
-def _measured(part: str, rows: Sequence[Evaluation], keep: Keep, draws: int) -> _Measured:
+def _measured(
+    rows: Sequence[Evaluation], keep: Keep, draws: int
+) -> tuple[list[dict[str, float]], np.ndarray]:
+    """Number of images (n) and accuracy of evaluations on a subset, and draws of it, float32
+    [B, rows]; empty without images."""
     images = SetPredictions(keep)
     hits = [images.add(row.path, row.model).hit for row in rows]
     right = np.column_stack([images.by_source(hit) for hit in hits])
     n, total = len(images.images), images.total
-    evaluations = [replace(row, evaluated_on=part) for row in rows]
     if not n:
-        return _Measured(evaluations, [], np.empty((draws, 0), np.float32))
+        return [], np.empty((draws, 0), np.float32)
     accuracy = (100 * right.sum(axis=0) / total.sum()).tolist()
     drawn = bootstrap.means(bootstrap.counts(images.sources, draws), total, right)
-    return _Measured(evaluations, [{"n": n, "accuracy": of} for of in accuracy], 100 * drawn)
+    return [{"n": n, "accuracy": of} for of in accuracy], 100 * drawn
 
 
 def _table(grid: Grid) -> pandas.DataFrame:
@@ -121,11 +114,8 @@ def _table(grid: Grid) -> pandas.DataFrame:
     kinds = {kind: cells[keys[2] == kind] for kind in (SEEN, UNSEEN)}
     tables = []
     for by in (["arm"], ["arm", "downstream"], ["arm", "downstream", "evaluated_on"]):
-        means = {}
-        for kind, of in kinds.items():
-            weight = equal_column_weights(of) if by == ["arm"] else None
-            means[kind] = grid.mean(of, by, weight, of="change")
-        seen, unseen = means[SEEN], means[UNSEEN]  # their rows have the order of the cells
+        # Their rows have the order of the cells.
+        seen, unseen = (grid.mean(kinds[kind], by, of="change") for kind in (SEEN, UNSEEN))
         leak = replace(seen, weights=seen.weights - unseen.weights)
         table = seen.table("seen_pts").merge(unseen.table("unseen_pts"), on=by)
         tables.append(table.merge(leak.table("leak_pts"), on=by))

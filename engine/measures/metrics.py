@@ -29,13 +29,12 @@ import numpy as np
 import pandas
 from scipy import sparse
 
-from engine.measures import bootstrap, evaluated, predictions, scores, seeds, shares
+from engine.measures import bootstrap, evaluated, predictions, scores, seeds
 from engine.measures.bootstrap import DRAWS
-from engine.measures.photo_disjoint import COLUMNS, related_datasets, with_unions
+from engine.measures.photo_disjoint import COLUMNS, related_datasets
 from engine.measures.rows import PRE, Arm, Evaluation, ModelOnSet, trained_sets
 from engine.measures.seeds import SeedError
 from engine.measures.tables import rows, with_ends
-from engine.measures.temperature_scaling import Temperature
 
 KEY = [*Arm._fields, "downstream", "evaluated_on"]
 CELL = ["arm", *KEY[-2:]]
@@ -91,12 +90,6 @@ class Grid:
         counts = cells["downstream"].isin(self.downstreams) & cells["evaluated_on"].isin(self.sets)
         return cells[counts & ~cells["on_downstream"]]
 
-    def placed(self, values: Mapping[ModelOnSet, float]) -> np.ndarray:
-        """The values at their cells, float64 [cells]; NaN for other cells."""
-        arms, cells = dict(enumerate(self.arms)), rows(self.cells)
-        keys = [ModelOnSet(*arms[c.arm], c.downstream, c.evaluated_on) for c in cells]
-        return np.array([values.get(key, np.nan) for key in keys])
-
     def without_related(self, cells: pandas.DataFrame) -> pandas.DataFrame:
         """The cells whose dataset is not related to the downstream dataset."""
         pairs = zip(self.related["set"], self.related["related_to"], strict=True)
@@ -108,27 +101,23 @@ class Grid:
         """Disjoint mRI by arm, over the downstream datasets that have a disjoint RI; `keys`
         contains their number (`columns`)."""
         cells = self.without_related(self.ri_cells)
-        means = self.mean(cells, ["arm"], equal_column_weights(cells), of="change")
+        means = self.mean(cells, ["arm"], of="change")
         columns = cells.groupby("arm", sort=False)["downstream"].nunique()
         return replace(means, keys=means.keys.assign(columns=means.keys["arm"].map(columns)))
 
-    def mean(
-        self,
-        cells: pandas.DataFrame,
-        by: Sequence[str],
-        weight: pandas.Series | None = None,
-        *,
-        of: str = "after",
-    ) -> Means:
-        """The mean over each group of cells, with equal weights by default.
+    def mean(self, cells: pandas.DataFrame, by: Sequence[str], *, of: str = "after") -> Means:
+        """The mean over each group of cells, with equal weights; by `arm` alone, downstream
+        datasets have equal weights.
 
         of: `after` for the cells, `before` for the pretrained models on the same datasets, or
         `change`.
         """
         groups = cells.groupby(list(by), sort=False)
-        if weight is None:
-            weight = 1 / groups["n"].transform("size")
-        group, weight = groups.ngroup().to_numpy(), weight.to_numpy(float)
+        size = groups["n"].transform("size")
+        if list(by) == ["arm"]:
+            of_column = cells.groupby(["arm", "downstream"])["n"].transform("size")
+            size = groups["downstream"].transform("nunique") * of_column
+        group, weight = groups.ngroup().to_numpy(), (1 / size).to_numpy(float)
         shape = len(self.cells), groups.ngroups
         after = sparse.csc_array((weight, (cells.index, group)), shape)
         before = sparse.csc_array((weight, (cells["before"], group)), shape)
@@ -154,7 +143,7 @@ class Grid:
     @functools.cached_property
     def mri(self) -> Means:
         """mRI by arm."""
-        return self.mean(self.ri_cells, ["arm"], equal_column_weights(self.ri_cells), of="change")
+        return self.mean(self.ri_cells, ["arm"], of="change")
 
     @functools.cached_property
     def numbers(self) -> pandas.DataFrame:
@@ -172,9 +161,8 @@ class Grid:
         others = ~cells["on_downstream"]
         others &= cells["downstream"].isin(["", *self.downstreams])
         is_trained = cells["method"] != PRE
-        of_sets = cells[others & cells["evaluated_on"].isin(self.sets)]
         parts = [
-            self._numbers(of_sets, [], equal_column_weights(of_sets)),
+            self._numbers(cells[others & cells["evaluated_on"].isin(self.sets)], []),
             self._numbers(self.ri_cells, ["downstream"]),
             self._numbers(cells[others & is_trained], ["evaluated_on"]),
             self._numbers(cells, ["downstream", "evaluated_on"]),
@@ -186,21 +174,17 @@ class Grid:
         """The `numbers` that are means over both kinds of datasets."""
         return self.numbers.query("downstream == '' and evaluated_on == ''").drop(columns=CELL[1:])
 
-    def _numbers(
-        self, cells: pandas.DataFrame, by: Sequence[str], weight: pandas.Series | None = None
-    ) -> pandas.DataFrame:
-        """`numbers` by arm and `by`; weight: as in `mean`."""
-        by, is_trained = ["arm", *by], cells["method"] != PRE
-        before, after = self.mean(cells, by, weight, of="before"), self.mean(cells, by, weight)
-        of_trained = None if weight is None else weight[is_trained]
-        change = self.mean(cells[is_trained], by, of_trained, of="change")
+    def _numbers(self, cells: pandas.DataFrame, by: Sequence[str]) -> pandas.DataFrame:
+        """`numbers` by arm and `by`."""
+        by, trained = ["arm", *by], cells[cells["method"] != PRE]
+        before, after = self.mean(cells, by, of="before"), self.mean(cells, by)
+        change = self.mean(trained, by, of="change")
         keys = before.keys.reindex(columns=CELL, fill_value="")
         tables = [keys.assign(before_pct=before.values())]
         tables += [after.table("accuracy_pct", clip=True), change.table("change_pts")]
         if len(self.related) and len(by) < len(CELL):
-            left = self.without_related(cells[is_trained])
-            of_left = equal_column_weights(left) if weight is not None else None
-            tables.append(self.mean(left, by, of_left, of="change").table("disjoint_change_pts"))
+            left = self.without_related(trained)
+            tables.append(self.mean(left, by, of="change").table("disjoint_change_pts"))
         shares = [name for name, each in scores.METRICS.items() if each.is_share]
         tables += [after.table(column_name(k), k, clip=k in shares) for k in measures()]
         return functools.reduce(lambda a, b: a.merge(b, on=by, how="left"), tables)
@@ -245,8 +229,9 @@ class Means:
             samples = self.draws(measure, known)
             over_images = bootstrap.interval(samples)
             if clip:
-                sources = self._sources[known]
-                over_images = shares.ends(values[known], samples, over_images, sources)
+                of_cells = self.grid.cells["sources"].to_numpy(float)[self.weights.indices]
+                sources = np.minimum.reduceat(of_cells, self.weights.indptr[:-1])[known]
+                over_images = bootstrap.ends_of_shares(values[known], samples, over_images, sources)
             error = SeedError(*(of[known] for of in self.seeds(measure)))
             ends[:, known] = seeds.widened(values[known], over_images, error)
         return self._with_ends(name, values, ends.clip(0, 100) if clip else ends)
@@ -254,9 +239,13 @@ class Means:
     def tested(self, name: str) -> pandas.DataFrame:
         """Keys, NAME and the bounds of its 95% interval, and two-sided p of "it is 0", for paired
         differences in accuracy (`seeds.tested`)."""
-        over_images = (self.grid.draws["accuracy"] @ self.weights).var(axis=0, dtype=np.float64)
-        ends, p = seeds.tested(self.values(), over_images, self.seeds())
+        ends, p = seeds.tested(self.values(), self.variance_over_images, self.seeds())
         return self._with_ends(name, self.values(), ends).assign(p=p)
+
+    @property
+    def variance_over_images(self) -> np.ndarray:
+        """Of each mean accuracy, [K]."""
+        return (self.grid.draws["accuracy"] @ self.weights).var(axis=0, dtype=np.float64)
 
     def seeds(self, measure: str = "accuracy") -> SeedError:
         """The error over training seeds of each mean. With a single seed, it is known only for
@@ -286,12 +275,6 @@ class Means:
         pools = np.all([of["pools"] for of in of_arms], axis=0)
         return seeds.moderated(error, groups, varies, pools, of_pairs=len(arms) > 1)
 
-    @property
-    def _sources(self) -> np.ndarray:
-        """For each mean, the smallest number of source images of a cell."""
-        of_cells = self.grid.cells["sources"].to_numpy(float)[self.weights.indices]
-        return np.minimum.reduceat(of_cells, self.weights.indptr[:-1])
-
     def _with_ends(self, name: str, values: np.ndarray, ends: np.ndarray) -> pandas.DataFrame:
         """The keys with the numbers and their intervals; what is 0 up to rounding is 0."""
         values = np.where(np.abs(values) < EXACT, 0, values)
@@ -303,12 +286,6 @@ class Means:
 def _named(rows: pandas.DataFrame) -> pandas.DataFrame:
     """Rows that name arms, with their settings as text, for tables."""
     return rows.assign(setting=rows["setting"].map(str)).astype({"alpha": float})
-
-
-def equal_column_weights(cells: pandas.DataFrame) -> pandas.Series:
-    """The weights of cells in means by arm that weight downstream datasets equally."""
-    columns = cells.groupby("arm")["downstream"].transform("nunique")
-    return 1 / (columns * cells.groupby(["arm", "downstream"])["n"].transform("size"))
 
 
 def gather(
@@ -336,65 +313,36 @@ def gather(
         if row.on_downstream or (not row.downstream and row.evaluated_on == upstream):
             held_out.setdefault((row.arm, row.downstream, row.seed), []).append(row.path)
     temperatures = {key: predictions.temperature_of(paths) for key, paths in held_out.items()}
-    by_set = _by_set(evaluations)
-    whole = {  # a dataset that models were trained on may be evaluated on held-out images
-        name: min(places, key=lambda k: evaluations[k].on_downstream)
-        for name, places in by_set.items()
-    }
-    photos = {name: predictions.photos_of(evaluations[k].path) for name, k in whole.items()}
-    related = related_datasets(photos, families)
-    related = with_unions(related, downstreams)
+    photos = {}
+    for name, places in evaluated.by_set(evaluations).items():
+        # A dataset that models were trained on may be evaluated on held-out images.
+        whole = min(places, key=lambda k: evaluations[k].on_downstream)
+        photos[name] = predictions.photos_of(evaluations[whole].path)
+    related = related_datasets(photos, families, downstreams)
     counts = related["set"].isin(sets) & related["related_to"].isin(downstreams or sets)
     related = related if counts.any() else related[:0]
-    measured = _measured(evaluations, temperatures, draws)
+    measured = evaluated.measured(evaluations, temperatures, draws)
     grid = grid_of(evaluations, *measured, sets, upstream, downstreams or sets)
-    grid = replace(grid, related=related)
-    return (
-        replace(grid, again=grid.placed(evaluated.again(evaluations, replicates)))
-        if replicates
-        else grid
-    )
+    again = None
+    if replicates:
+        accuracy = evaluated.again(evaluations, replicates)
+        cells = rows(grid.cells)
+        keys = [ModelOnSet(*grid.arms[c.arm], c.downstream, c.evaluated_on) for c in cells]
+        again = np.array([accuracy.get(key, np.nan) for key in keys])
+    return replace(grid, related=related, again=again)
 
 
 def on_probe_sets(evaluations: Sequence[Evaluation], draws: int = DRAWS) -> pandas.DataFrame:
     """One row per arm and probe set, averaged over the downstream datasets: before_pct,
     accuracy_pct and change_pts, the last two with the bounds of their intervals."""
     downstreams = dict.fromkeys(row.downstream for row in evaluations if row.downstream)
-    grid = grid_of(evaluations, *_measured(evaluations, {}, draws), (), "", tuple(downstreams))
+    measured = evaluated.measured(evaluations, {}, draws)
+    grid = grid_of(evaluations, *measured, (), "", tuple(downstreams))
     cells, by = grid.cells[grid.cells["method"] != PRE], ["arm", "evaluated_on"]
     before = grid.mean(cells, by, of="before")
     table = before.keys.assign(before_pct=before.values())
     table = table.merge(grid.mean(cells, by).table("accuracy_pct", clip=True), on=by)
     return grid.named(table.merge(grid.mean(cells, by, of="change").table("change_pts"), on=by))
-
-
-def _by_set(evaluations: Sequence[Evaluation]) -> dict[str, list[int]]:
-    """The places of each dataset's evaluations."""
-    by_set: dict[str, list[int]] = {}
-    for k, row in enumerate(evaluations):
-        by_set.setdefault(row.evaluated_on, []).append(k)
-    return by_set
-
-
-def _measured(
-    evaluations: Sequence[Evaluation],
-    temperatures: Mapping[tuple[Arm, str, int], Temperature | None],
-    draws: int,
-) -> tuple[list[dict[str, float]], dict[str, np.ndarray]]:
-    """The numbers and draws of evaluations, as `grid_of` takes them."""
-    names = scores.names(scores.PER_IMAGE, scores.BEFORE_AFTER)
-    shape = draws, len(evaluations)
-    samples = {name: np.empty(shape, np.float32, order="F") for name in names}
-    numbers: list[dict[str, float]] = [{} for _ in evaluations]
-    for places in _by_set(evaluations).values():
-        places.sort(key=lambda k: (evaluations[k].on_downstream, evaluations[k].method != PRE))
-        rows = [evaluations[k] for k in places]
-        of_rows, of_measures = evaluated.of_set(rows, temperatures, draws)
-        for k, row in zip(places, of_rows, strict=True):
-            numbers[k] = row
-        for number, name in enumerate(names):
-            samples[name][:, places] = of_measures[:, :, number]
-    return numbers, samples
 
 
 def grid_of(

@@ -31,12 +31,16 @@ def photos(sources: np.ndarray, labels: np.ndarray) -> frozenset[str]:
 
 
 def related_datasets(
-    photos_of: Mapping[str, Set[str]], families: Mapping[str, Sequence[str]]
+    photos_of: Mapping[str, Set[str]],
+    families: Mapping[str, Sequence[str]],
+    downstreams: Sequence[str] = (),
 ) -> pandas.DataFrame:
     """The related datasets, one row per ordered pair: the dataset, the related one, the percentage
     of its photos that the other contains, and their common family (empty if none).
 
-    photos_of: `photos` by dataset. families: datasets by maker.
+    photos_of: `photos` by dataset. families: datasets by maker. downstreams: of unions `A+B`
+    among them, rows for the other datasets that are related to one of the union's follow, with the
+    largest shared percentage.
     """
     import pandas  # late: stored predictions are read and written without it
 
@@ -46,19 +50,12 @@ def related_datasets(
         makers = [family for family, sets in families.items() if {name, other} <= {*sets}]
         if shared or makers:
             rows.append((name, other, 100 * shared, ", ".join(makers)))
-    return pandas.DataFrame(rows, columns=COLUMNS)
-
-
-def with_unions(related: pandas.DataFrame, downstreams: Sequence[str]) -> pandas.DataFrame:
-    """`related_datasets` with rows for unions `A+B`: the other datasets that are related to one of
-    the union's, with the largest shared percentage."""
-    import pandas
-
+    related = pandas.DataFrame(rows, columns=COLUMNS)
     tables = [related]
     for union in downstreams:
         parts = trained_sets(union)
         if len(parts) > 1:
-            rows = related[related["related_to"].isin(parts) & ~related["set"].isin(parts)]
-            rows = rows.sort_values("shared_pct", ascending=False, kind="stable")
-            tables.append(rows.drop_duplicates("set").sort_index().assign(related_to=union))
-    return pandas.concat(tables, ignore_index=True) if len(tables) > 1 else related
+            of_union = related[related["related_to"].isin(parts) & ~related["set"].isin(parts)]
+            of_union = of_union.sort_values("shared_pct", ascending=False, kind="stable")
+            tables.append(of_union.drop_duplicates("set").sort_index().assign(related_to=union))
+    return pandas.concat(tables, ignore_index=True)

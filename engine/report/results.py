@@ -24,10 +24,10 @@ from engine.measures.effective_robustness import (
     Baseline,
     Trend,
 )
+from engine.measures.groups import HALVES, accuracy_by_half
 from engine.measures.groups import of as of_groups
-from engine.measures.halves import HALVES, accuracy_by_half
 from engine.measures.image_changes import ImageChange
-from engine.measures.metrics import CELL, Grid, equal_column_weights
+from engine.measures.metrics import CELL, Grid
 from engine.measures.rows import DEFAULT_ALPHA, PRE, Arm, Evaluation, Setting, trained_sets
 from engine.measures.tables import groups, ordered, with_ends
 from engine.recipe.catalogue import TIMM_MODELS
@@ -52,7 +52,7 @@ class Results:
     comparisons: of all pairs of arms that tables show (`comparisons.compare`). leak: of these arms
     (`leak.of`). image_changes: `image_changes.of`, if the record names the classes. published:
     numbers to compare with. groups: of datasets with further columns (`groups.of`). probe_sets:
-    `metrics.on_probe_sets`, if there are any. halves: `halves.accuracy_by_half`, if held-out images
+    `metrics.on_probe_sets`, if there are any. halves: `groups.accuracy_by_half`, if held-out images
     choose among settings.
     """
 
@@ -332,7 +332,7 @@ def _arms(grid: Grid, methods: Mapping[str, str]) -> pandas.DataFrame:
     if set(cells["evaluated_on"]).issuperset(chain(*map(trained_sets, grid.downstreams))):
         counts = cells["downstream"].isin(grid.downstreams)
         on_downstream = cells[counts & cells["on_downstream"]]
-        means = grid.mean(on_downstream, ["arm"], equal_column_weights(on_downstream))
+        means = grid.mean(on_downstream, ["arm"])
         parts.insert(1, means.table("on_downstream_dataset_pct", clip=True))
     table = functools.reduce(lambda a, b: a.merge(b, on="arm", how="left"), parts)
     table = table.merge(cells.drop_duplicates("arm")[["arm", "headline"]], on="arm")

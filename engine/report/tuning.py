@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import pandas
 
-from engine.measures.halves import HALVES
+from engine.measures.groups import HALVES
 from engine.measures.rows import TRIAL, Setting
 from engine.measures.tables import extremes
 from engine.report.results import Results
@@ -82,7 +82,7 @@ def tuned(results: Results) -> Tuned | None:
 
 
 def _arms(results: Results) -> pandas.DataFrame:
-    """One row per method, setting and downstream dataset: `HELD_OUT` and its `halves.HALVES` in
+    """One row per method, setting and downstream dataset: `HELD_OUT` and its `groups.HALVES` in
     percent, RI_pts, and is_plain, whether the setting is the recipe's. Empty if other keys vary."""
     shown, cells = results.shown, results.cells
     recipes = {row.method: {**row.settings, TRIAL: 0} for row in results.record.rows}

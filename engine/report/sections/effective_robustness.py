@@ -6,7 +6,7 @@ import numpy as np
 import pandas
 
 from engine.measures.effective_robustness import CAMPAIGN_MODELS, Trend, probit
-from engine.measures.metrics import ROBUSTNESS, equal_column_weights
+from engine.measures.metrics import ROBUSTNESS
 from engine.measures.rows import PRE
 from engine.report import charts
 from engine.report.columns import between
@@ -120,7 +120,7 @@ def _titled(results: Results) -> pandas.DataFrame:
 def _means(results: Results, titled: pandas.DataFrame) -> pandas.DataFrame:
     """One row per model and method, highest mean effective robustness first within a model."""
     titled = titled.dropna(subset=ROBUSTNESS)  # sets without a line
-    means = results.grid.mean(titled, ["arm"], equal_column_weights(titled)).table(NAME, ROBUSTNESS)
+    means = results.grid.mean(titled, ["arm"]).table(NAME, ROBUSTNESS)
     names = titled.drop_duplicates("arm")[["arm", "model", "method"]]
     share = titled.groupby("arm")["extrapolated_pct"].mean().reset_index()
     data = names.merge(means, on="arm").merge(share, on="arm").drop(columns="arm")

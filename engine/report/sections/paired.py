@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pandas
 
-from engine.measures import power, scores
+from engine.measures import comparisons, scores
 from engine.measures.tables import groups, with_ends
 from engine.report import charts, headline, tuning
 from engine.report.results import Results
@@ -185,7 +185,7 @@ def _detectable(results: Results, models: Sequence[str]) -> str:
     over seeds is unknown."""
     sentences = []
     for model in models:
-        errors = power.errors(results.grid, results.ranked(model)["arm"].tolist())
+        errors = comparisons.errors(results.grid, results.ranked(model)["arm"].tolist())
         if errors is not None:
             least = errors.difference(len(results.grid.seeds))
             needed = errors.needed(1)

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from bench import simulated_campaigns
-from engine.measures import bootstrap, effective_robustness, intervals, scores, shares
+from engine.measures import bootstrap, effective_robustness, intervals, scores
 from engine.measures.effective_robustness import GIVEN, Baseline, predicted
 from engine.measures.rows import PRE, Arm, Evaluation, ModelOnSet
 from helpers.stores import SETS, gather, grid, setting, several_seeds, table
@@ -148,7 +148,7 @@ def test_intervals_of_small_shares_hold(share):
     lost = rng.random((112, 2000)) < share
     draws = bootstrap.means(bootstrap.counts(range(112), 500), np.ones(112), 100 * lost)
     values, percentiles = 100 * lost.mean(axis=0), bootstrap.interval(draws)
-    low, high = shares.ends(values, draws, percentiles, np.full(2000, 112))
+    low, high = bootstrap.ends_of_shares(values, draws, percentiles, np.full(2000, 112))
     assert np.mean((percentiles[0] <= 100 * share) & (percentiles[1] >= 100 * share)) < 0.91
     assert np.mean((low <= 100 * share) & (high >= 100 * share)) > 0.93
     assert (low >= -1e-12).all()
@@ -160,7 +160,9 @@ def test_copies_of_an_image_count_once_in_the_interval_of_a_small_share():
     draws = bootstrap.means(
         bootstrap.counts(range(112), 4000), np.full(112, 4.0), 100 * lost[:, None]
     )
-    (low, high) = shares.ends(np.array([100 * 3 / 112]), draws, draws[:2], np.array([112]))
+    (low, high) = bootstrap.ends_of_shares(
+        np.array([100 * 3 / 112]), draws, draws[:2], np.array([112])
+    )
     assert (low[0], high[0]) == pytest.approx((0.91, 7.58), abs=0.15)  # Wilson's, of 3 of 112
 
 

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from engine.measures import intervals
-from engine.measures.photo_disjoint import related_datasets, with_unions
+from engine.measures.photo_disjoint import related_datasets
 from engine.measures.rows import PRE
 from engine.report import headline, sections, terminal
 from helpers import made_results
@@ -82,7 +82,7 @@ def test_a_union_is_related_to_what_any_of_its_sets_is():
     photos = {"a": frozenset("12"), "b": frozenset("23456"), "c": frozenset("789")}
     photos["d"] = frozenset("167")
     pairs = related_datasets(photos, {"x": ["a", "c"]})
-    table = with_unions(pairs, ["a", "a+b", "c+d"])
+    table = related_datasets(photos, {"x": ["a", "c"]}, ["a", "a+b", "c+d"])
     assert table[: len(pairs)].equals(pairs)
     rows = [tuple(row) for row in table[len(pairs) :].itertuples(index=False)]
     third, fifth = pytest.approx(100 / 3), pytest.approx(100 / 5)
