@@ -8,12 +8,16 @@ if __name__ == "__main__":  # the campaign may end during the imports below, whi
     parent.follow_campaign()
 
 import argparse
+import fcntl
+import itertools
 import logging
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from engine.campaigns import job_states
 from engine.campaigns.events import Placed, append_event, recorded
@@ -29,7 +33,10 @@ from engine.campaigns.plan import (
 )
 from engine.campaigns.plan_folder import PlanFolder
 from engine.machine import entry, preemption
+from engine.machine.files import runtime_folder
 from engine.store.artifacts import Store
+
+_held: list[BinaryIO] = []  # files of claimed GPUs
 
 
 def main() -> int:
@@ -153,21 +160,59 @@ def _take_gpus(number: int, device: str) -> None:
     """
     if device == "cpu" and number == 1:
         return
-    from engine.machine import gpus
     from engine.machine.devices import pick_device
 
     on_gpus = number == 1 or pick_device(device).type == "cuda"
-    names = gpus.names() if on_gpus else []
+    names = gpu_names() if on_gpus else []
     if number == 1 and len(names) < 2:
         return
     if on_gpus:
         if number > len(names):
             raise ValueError(f"--ranks {number}, but torch sees {len(names)} GPUs")
-        claimed = [names[place] for place in gpus.claim(names, number)]
+        claimed = [names[place] for place in claim_gpus(names, number)]
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(claimed)
     module = "engine.commands.job"
     launcher = ["engine.machine.launcher", str(number)] if number > 1 else []
     os.execv(sys.executable, [sys.executable, "-P", "-m", *launcher, module, *sys.argv[1:]])
+
+
+def gpu_names() -> list[str]:
+    """Names of the GPUs that this process sees, in its order; the same in all processes."""
+    import torch
+
+    count = range(torch.cuda.device_count())
+    return [f"GPU-{torch.cuda.get_device_properties(number).uuid}" for number in count]
+
+
+def claim_gpus(names: Sequence[str], number: int = 1, folder: Path | None = None) -> list[int]:
+    """Claims `number` GPUs, those with the fewest claims, and returns their indices in `names`.
+
+    A claim is a locked file in `folder` (default: the user's on this machine). The operating system
+    unlocks it when this process, or a program that replaces it by exec, ends for any reason.
+    """
+    assert 0 < number <= len(names)
+    folder = folder or runtime_folder() / "gpus"
+    folder.mkdir(parents=True, exist_ok=True)
+    claimed: list[int] = []
+    for turn in itertools.count():
+        for place, name in enumerate(names):
+            if place not in claimed and _lock(folder / f"{name}-{turn}"):
+                claimed.append(place)
+                if len(claimed) == number:
+                    return claimed
+    raise AssertionError("there is always a next turn")
+
+
+def _lock(path: Path) -> bool:
+    file = path.open("ab")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return False
+    os.set_inheritable(file.fileno(), True)  # a launcher that replaces this process keeps it
+    _held.append(file)
+    return True
 
 
 if __name__ == "__main__":

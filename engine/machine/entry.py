@@ -101,7 +101,7 @@ def guarded(
         print("interrupted; finished work is safe, the same command resumes it", file=sys.stderr)
         return 130
     except BaseException as error:
-        if not _in_users_method(error):
+        if not _users_frame(error):
             raise
         code = _explain(error, transient_code)
         return code if isinstance(error, SystemExit) else 1  # a retry may succeed
@@ -163,9 +163,8 @@ def _open_streams() -> None:
 
 def _explain(error: BaseException, transient_code: int) -> int:
     """Prints an error and returns its exit code."""
-    if DEBUG in os.environ or _in_users_method(error):
-        frames = traceback.TracebackException.from_exception(error)
-        for frame in frames.format():
+    if DEBUG in os.environ or _users_frame(error):
+        for frame in traceback.format_exception(error):
             print(printable(frame[:LONGEST].rstrip("\n")), file=sys.stderr)
     line = printable(f"error: {_of_folder(error) or words(error)}")
     print(line, file=sys.stderr)
@@ -192,11 +191,6 @@ def _of_folder(error: BaseException) -> str:
     if place.is_file():
         return f"{place} is a file, but a folder of that name is needed; move it away"
     return ""
-
-
-def _in_users_method(error: BaseException) -> bool:
-    """Whether an error came from a user's method or code that it called, and is not one of ours."""
-    return _users_frame(error) is not None
 
 
 def _users_frame(error: BaseException | None) -> traceback.FrameSummary | None:

@@ -31,7 +31,6 @@ OF_RANKS = {
     *("GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_NAME", "ROLE_RANK", "ROLE_WORLD_SIZE"),
     *("CROSS_RANK", "CROSS_SIZE", "LOCAL_SIZE", "RIB_LAUNCH"),
 }
-PREFIXES = ("TORCHELASTIC_", "SLURM_")
 DEEPSPEED = "deepspeed.launcher.launch"  # child of `deepspeed` that starts a machine's ranks
 
 
@@ -52,7 +51,12 @@ def environment_of_jobs() -> dict[str, str]:
     Excludes the variables of ranks: a job would take itself for a rank of the launch, or a task of
     the Slurm job, that started `rib campaign`, and wait for the others.
     """
-    others = {name: value for name, value in os.environ.items() if not _of_ranks(name)}
+    others = {
+        name: value
+        for name, value in os.environ.items()
+        if name == "SLURM_CONF"
+        or not (name in OF_RANKS or name.startswith(("TORCHELASTIC_", "SLURM_")))
+    }
     return {**others, CAMPAIGN: f"{here()} {os.getpid()}"}
 
 
@@ -61,10 +65,6 @@ def here() -> str:
     with contextlib.suppress(OSError):
         return f"{socket.gethostname()}/{os.stat('/proc/self/ns/pid').st_ino}"
     return socket.gethostname()
-
-
-def _of_ranks(name: str) -> bool:
-    return name in OF_RANKS or (name.startswith(PREFIXES) and name != "SLURM_CONF")
 
 
 def follow_campaign() -> None:

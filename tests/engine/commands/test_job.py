@@ -1,6 +1,8 @@
-"""A job of a campaign as a program: its device, its GPU, its ranks."""
+"""A job of a campaign as a program: its device, its GPUs, its ranks."""
 
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,18 +10,17 @@ from safetensors.torch import load_file
 
 from engine.campaigns import job_states
 from engine.commands import job
-from engine.machine import gpus
 from helpers import campaigns, grids
-from helpers.processes import run
+from helpers.processes import ROOT, run
 
 
 @pytest.fixture
 def started(monkeypatch, tmp_path) -> list[list[str]]:
     """The command lines that a job becomes, on a machine with GPUs a, b and c."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(gpus, "names", lambda: ["GPU-a", "GPU-b", "GPU-c"])
-    monkeypatch.setattr(gpus, "runtime_folder", lambda: tmp_path)
-    monkeypatch.setattr(gpus, "_held", [])
+    monkeypatch.setattr(job, "gpu_names", lambda: ["GPU-a", "GPU-b", "GPU-c"])
+    monkeypatch.setattr(job, "runtime_folder", lambda: tmp_path)
+    monkeypatch.setattr(job, "_held", [])
     monkeypatch.setattr(sys, "argv", ["job.py", "column-few", "--plan", "plan.json"])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     lines: list[list[str]] = []
@@ -43,9 +44,41 @@ def test_a_job_sees_its_own_gpus_alone_and_of_several_becomes_the_launcher(start
 def test_a_job_stays_as_it_is_where_there_is_nothing_to_choose(started, monkeypatch):
     """After it became a process with a GPU too, or it would go on for ever."""
     for names in ([], ["GPU-b"]):
-        monkeypatch.setattr(gpus, "names", lambda names=names: names)
+        monkeypatch.setattr(job, "gpu_names", lambda names=names: names)
         job._take_gpus(1, "cuda")
-    assert not started and not gpus._held
+    assert not started and not job._held
+
+
+CLAIM = """
+import os, sys
+from pathlib import Path
+from engine.commands.job import claim_gpus
+names = [f"GPU-{number}" for number in range(int(sys.argv[2]))]
+print(*claim_gpus(names, int(sys.argv[3]), Path(sys.argv[1])), flush=True)
+os.execvp("cat", ["cat"])  # a launcher that the job becomes
+"""
+
+
+def claimed(folder: Path, count: int, number: int) -> tuple[subprocess.Popen[str], list[int]]:
+    command = [sys.executable, "-c", CLAIM, str(folder), str(count), str(number)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, cwd=ROOT, **pipes)
+    return process, [int(word) for word in process.stdout.readline().split()]
+
+
+def test_jobs_of_several_gpus_have_different_ones(tmp_path):
+    """Those that fewest jobs hold; a job that was killed holds none."""
+    jobs = [claimed(tmp_path, 3, count) for count in (1, 2, 2)]
+    try:
+        assert [gpus for _, gpus in jobs] == [[0], [1, 2], [0, 1]]
+        jobs[1][0].kill()
+        jobs[1][0].wait()
+        jobs.append(claimed(tmp_path, 3, 3))
+        assert jobs[-1][1] == [1, 2, 0]
+    finally:
+        for process, _ in jobs:
+            process.kill()
+            process.wait()
 
 
 @pytest.mark.slow
