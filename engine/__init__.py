@@ -183,10 +183,11 @@ def compare(*names: str | Path, settings: Sequence[Settings] = ()) -> pandas.Dat
     effective number), seeds and test. Raises ValueError for tables that cannot be compared and
     CampaignError as `results`.
     """
-    from engine.commands.compare import compared
+    from engine.commands import compare as command
     from engine.recipe.overrides import parsed
 
-    return compared(list(map(str, names)), parsed(settings))
+    words, overrides = [*map(str, names)], parsed(settings)
+    return command.compare(words, [command.find_side(word, overrides) for word in words])
 
 
 def evaluate(

@@ -1,15 +1,15 @@
 """`rib`: the command line of the engine.
 
-`engine.commands.arguments` declares every command's arguments, and a module of `engine.commands`
-runs it. Overrides (`key=value`) are removed before argparse parses the rest, so they can be
-anywhere and do not become values of an option.
+`engine.commands.arguments` declares every command's arguments, and the function of
+`engine.commands` that runs it. Overrides (`key=value`) are removed before argparse parses the rest,
+so they can be anywhere and do not become values of an option.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
+import pkgutil
 import sys
 from collections.abc import Sequence
 
@@ -18,8 +18,6 @@ from engine.did_you_mean import nearest
 from engine.machine import entry
 from engine.machine.terminal import announce
 
-DOCTOR = "doctor"  # runs even if another package hides ours, to report that
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `rib` with these arguments. Returns the exit code."""
@@ -27,7 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "--debug" in words:
         os.environ[entry.DEBUG] = "1"
         words = [word for word in words if word != "--debug"]
-    return entry.guarded(lambda: _run(words), may_be_hidden=words[:1] == [DOCTOR])
+    # Even if another package hides ours, `rib doctor` runs, to report that.
+    return entry.guarded(lambda: _run(words), may_be_hidden=words[:1] == ["doctor"])
 
 
 def _run(words: Sequence[str]) -> int | None:
@@ -35,7 +34,7 @@ def _run(words: Sequence[str]) -> int | None:
     command = COMMANDS[arguments.command]
     if command.imports_torch:
         announce(f"rib {arguments.command}: importing torch")
-    return importlib.import_module(f"engine.commands.{command.module}").run(arguments)
+    return pkgutil.resolve_name(f"engine.commands.{command.runs}")(arguments)
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:

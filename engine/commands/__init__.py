@@ -1,7 +1,4 @@
-"""The commands of `rib`, one module each: `add` declares the command, `run` executes it.
-
-Modules import torch only when their command runs, so `rib --help` is fast.
-"""
+"""The commands of `rib`: `arguments` declares them, and the other modules run them."""
 
 from __future__ import annotations
 

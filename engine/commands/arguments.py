@@ -21,6 +21,7 @@ examples:
 SETTING = "setting, such as train.epochs=1; `rib train NAME --print` lists all keys"
 THE_CAMPAIGNS = "the campaign's settings"
 MODEL = "model name (docs/your-checkpoints.md), or YAML file"
+CHECKPOINTS = "checkpoints, timm folders or cells"
 CLASS_NAMES = "class names in the order of the head's outputs, one per line"
 FEWEST = 12  # images per dataset of a smoke run: enough for two classes
 MOST_ALPHAS = 1000  # in a range; each is a model in memory
@@ -58,12 +59,13 @@ class Parser(argparse.ArgumentParser):
 
 
 class Command(NamedTuple):
-    """group: heading in `rib --help`. module: of `engine.commands`. imports_torch: as it starts."""
+    """group: heading in `rib --help`. runs: MODULE:FUNCTION of `engine.commands`. imports_torch: as
+    it starts."""
 
     group: str
     help: str
     declare: Callable[[Parser], None]
-    module: str
+    runs: str
     imports_torch: bool
 
 
@@ -71,13 +73,13 @@ COMMANDS: dict[str, Command] = {}
 
 
 def command(
-    group: str, help: str, *, module: str = "", imports_torch: bool = False
+    group: str, help: str, *, runs: str = "", imports_torch: bool = False
 ) -> Callable[[Callable[[Parser], None]], Callable[[Parser], None]]:
     """Register the function that declares the arguments of the command with its name."""
 
     def register(declare: Callable[[Parser], None]) -> Callable[[Parser], None]:
         name = declare.__name__
-        COMMANDS[name] = Command(group, help, declare, module or name, imports_torch)
+        COMMANDS[name] = Command(group, help, declare, runs or f"{name}:run", imports_torch)
         return declare
 
     return register
@@ -220,6 +222,11 @@ def alphas(text: str) -> list[float]:
 # Arguments that several commands share.
 
 
+def _named_campaign(parser: Parser) -> None:
+    parser.add_argument("name", help="campaign of recipes/campaigns, or YAML file")
+    _settings(parser)
+
+
 def _settings(parser: Parser, help: str = SETTING, metavar: str = "key=value") -> None:
     parser.add_argument("overrides", nargs="*", default=[], metavar=metavar, help=help)
 
@@ -240,7 +247,8 @@ def _campaign_options(parser: Parser) -> None:
     from engine.campaigns.schedulers import SCHEDULERS
 
     add = parser.add_argument
-    add("--cores", type=at_least(1), help="CPU cores (default: all; with Slurm, 4 per job and GPU)")
+    add("--cores", type=at_least(1), default=0,
+        help="CPU cores (default: all; with Slurm, 4 per job and GPU)")  # fmt: skip
     add("--dry-run", action="store_true", help="show the jobs without running them")
     add("--profile", type=Path,
         help="Snakemake profile: folder whose config.yaml names a cluster's executor and "
@@ -266,12 +274,11 @@ def _campaign_options(parser: Parser) -> None:
 
 @command("run", "train and evaluate a grid of methods and datasets")
 def campaign(parser: Parser) -> None:
-    parser.add_argument("name", help="campaign of recipes/campaigns, or YAML file")
-    _settings(parser)
+    _named_campaign(parser)
     _campaign_options(parser)
 
 
-@command("run", "train a method with every combination of values")
+@command("run", "train a method with every combination of values", runs="campaign:sweep")
 def sweep(parser: Parser) -> None:
     parser.description = SWEEP
     parser.add_argument("name", metavar="CAMPAIGN/METHOD",
@@ -283,35 +290,27 @@ def sweep(parser: Parser) -> None:
 @command("run", "train one cell and evaluate it on every dataset")
 def train(parser: Parser) -> None:
     parser.usage = "rib train CAMPAIGN/METHOD [key=value ...] [-h] [--print]"
-    parser.add_argument(
-        "words", nargs="*", metavar="CAMPAIGN/METHOD",
-        help="method of a campaign, such as emoji/ewc, or YAML file (default: list them), and "
-        "settings",
-    )  # fmt: skip
-    parser.add_argument(
-        "--print", action="store_true", help="show the resolved recipe without training"
-    )
-    # The `deepspeed` launcher adds it; the environment has the same value.
-    parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)
     parser.set_defaults(overrides=[])
+    add = parser.add_argument
+    add("words", nargs="*", metavar="CAMPAIGN/METHOD",
+        help="method of a campaign, such as emoji/ewc, or YAML file (default: list them), and "
+        "settings")  # fmt: skip
+    add("--print", action="store_true", help="show the resolved recipe without training")
+    # The `deepspeed` launcher adds it; the environment has the same value.
+    add("--local_rank", "--local-rank", help=argparse.SUPPRESS)
 
 
 @command("run", "predict a campaign's images, GPU-hours and disk space")
 def plan(parser: Parser) -> None:
-    parser.add_argument("name", help="campaign of recipes/campaigns, or YAML file")
-    _settings(parser)
-    parser.add_argument(
-        "--tflops", type=above_0,
-        help="bf16 peak of your GPU, in TFLOP/s (default: A100 and H100 only)",
-    )  # fmt: skip
+    _named_campaign(parser)
+    help = "bf16 peak of your GPU, in TFLOP/s (default: A100 and H100 only)"
+    parser.add_argument("--tflops", type=above_0, help=help)
 
 
 @command("run", "list campaigns, models, methods and datasets")
 def recipes(parser: Parser) -> None:
-    parser.add_argument(
-        "name", nargs="?", metavar="CAMPAIGN",
-        help="campaign whose methods to list (default: all recipes)",
-    )  # fmt: skip
+    parser.add_argument("name", nargs="?", metavar="CAMPAIGN",
+        help="campaign whose methods to list (default: all recipes)")  # fmt: skip
 
 
 @command("results", "list campaigns, their progress and the store's content")
@@ -361,13 +360,14 @@ def publish(parser: Parser) -> None:
     parser.add_argument("--weights", action="store_true", help="with the weights of all cells")
 
 
-@command("results", "compute every number of a published folder again from its predictions")
+@command("results", "compute every number of a published folder again from its predictions",
+         runs="publish:audit")  # fmt: skip
 def audit(parser: Parser) -> None:
-    parser.add_argument("folder", type=existing_folder, metavar="DIR", help="published folder")
-    parser.add_argument(
-        "--runs", type=Path, default="runs", metavar="DIR",
-        help="folder of runs whose packs are compared with the images (default: runs)",
-    )  # fmt: skip
+    add = parser.add_argument
+    add("folder", type=existing_folder, metavar="DIR", help="published folder")
+    add("--runs", type=Path, default="runs", metavar="DIR",
+        help="folder of runs whose packs are compared with the images (default: runs)"
+        )  # fmt: skip
 
 
 @command("results", "compute optimal transport distances between datasets")
@@ -381,7 +381,7 @@ def distance(parser: Parser) -> None:
     add("--samples", type=int, help="maximum samples per dataset (default: all)")
 
 
-@command("results", "list files that no campaign needs; delete them with --yes", module="unneeded")
+@command("results", "list files that no campaign needs; delete them with --yes", runs="status:gc")
 def gc(parser: Parser) -> None:
     _runs(parser)
     parser.add_argument("--yes", action="store_true", help="delete them (default: only list them)")
@@ -412,15 +412,11 @@ def encode(parser: Parser) -> None:
     _settings(parser)
     add("--all", action="store_true",
         help="every dataset in --images that models are evaluated on")  # fmt: skip
-    images = parser.add_mutually_exclusive_group()
-    images.add_argument(
-        "--images", type=existing_images,
+    images = parser.add_mutually_exclusive_group().add_argument
+    images("--images", type=existing_images,
         help="folder, .tar, or webdataset or parquet files (also a pattern); with --all, folder of "
-        "all datasets (default: where the benchmark's recipe says)",
-    )  # fmt: skip
-    images.add_argument(
-        "--beton", type=Path, help="file that FFCV wrote, at the model's image size"
-    )
+        "all datasets (default: where the benchmark's recipe says)")  # fmt: skip
+    images("--beton", type=Path, help="file that FFCV wrote, at the model's image size")
     add("--classes", type=Path, help="class names for --beton, one line per label")
     add("--model", required=True, help="model whose transform to use")
     add("--dataset", default="imagenet_rib", help="benchmark (default: %(default)s)")
@@ -432,31 +428,25 @@ def encode(parser: Parser) -> None:
 
 @command("data", "compare a pretrained model with its published accuracies", imports_torch=True)
 def verify(parser: Parser) -> None:
-    parser.add_argument("model", help=MODEL)
+    add = parser.add_argument
+    add("model", help=MODEL)
     _settings(parser)
-    parser.add_argument(
-        "--campaign", default="imagenet_rib",
-        help="campaign whose datasets to use (default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--tolerance", type=float, default=0.3,
-        help="allowed difference from the published accuracy, in percentage points (default: 0.3)",
-    )  # fmt: skip
+    add("--campaign", default="imagenet_rib",
+        help="campaign whose datasets to use (default: %(default)s)")  # fmt: skip
+    add("--tolerance", type=float, default=0.3,
+        help="allowed difference from the published accuracy, in percentage points (default: 0.3)"
+        )  # fmt: skip
 
 
 @command("your models", "evaluate checkpoints, or a campaign, on your images", imports_torch=True)
 def evaluate(parser: Parser) -> None:
     add = parser.add_argument
     _settings(parser)
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument(
-        "--models", nargs="+", type=existing_path, metavar="FILE",
-        help="checkpoints, timm folders or cells",
-    )  # fmt: skip
-    source.add_argument(
-        "--campaign", metavar="NAME",
-        help="finished campaign, of which all models are evaluated; repeat its settings",
-    )  # fmt: skip
+    source = parser.add_mutually_exclusive_group(required=True).add_argument
+    source("--models", nargs="+", type=existing_path, metavar="FILE", help=CHECKPOINTS)
+    source("--campaign", metavar="NAME",
+        help="finished campaign, of which all models are evaluated; repeat its settings"
+        )  # fmt: skip
     add("--arch",
         help="architecture of all models: a timm name, or open_clip:NAME (default: from the "
         "cell.json or config.json next to the checkpoint)")  # fmt: skip
@@ -477,14 +467,14 @@ def evaluate(parser: Parser) -> None:
     _out(parser, "CSV file (default: accuracy.csv; of a campaign, in its report's folder)", "FILE")
 
 
-@command("your models", "merge checkpoints into one model for timm", imports_torch=True)
+@command("your models", "merge checkpoints into one model for timm", runs="export:merge",
+         imports_torch=True)  # fmt: skip
 def merge(parser: Parser) -> None:
     add = parser.add_argument
     add("method",
         help="soup, greedy_soup, wise_ft, wise_ft_tuned, ties, task_arithmetic, lines, "
         "model_stock, mono_soup, iso_c, or your YAML file")  # fmt: skip
-    add("models", nargs="+", type=existing_path, metavar="FILE",
-        help="checkpoints, timm folders or cells")  # fmt: skip
+    add("models", nargs="+", type=existing_path, metavar="FILE", help=CHECKPOINTS)
     _settings(parser, "setting, such as method.alpha=0.3")
     add("--base", type=existing_path, metavar="FILE",
         help="pretrained model of all checkpoints; soups also average it (default: none)"
@@ -531,6 +521,6 @@ def bench(parser: Parser) -> None:
     add("--json", type=Path, help="file for the rows and the machine (default: none)")
 
 
-@command("machine", "write a completion script for a shell")
+@command("machine", "write a completion script for a shell", runs="recipes:complete")
 def completion(parser: Parser) -> None:
     parser.add_argument("shell", choices=("bash", "zsh", "fish"))

@@ -24,6 +24,7 @@ from engine.measures.rows import trained_sets
 from engine.model_files.model_names import model_section
 from engine.recipe import kinds
 from engine.recipe.campaigns import each_model, model_of, recipe_names
+from engine.recipe.grid_keys import overrides_of_sweep
 from engine.recipe.modules import is_users
 from engine.recipe.overrides import Override, of_mapping
 from engine.recipe.schema import ModelRecipe, Recipe
@@ -34,23 +35,25 @@ from loaders.files.typed_json import DamagedFile
 
 
 def run(arguments: argparse.Namespace) -> None:
-    start(arguments)
+    _run(arguments)
 
 
-def start(arguments: argparse.Namespace) -> Path | None:
-    """Run a command line's campaign. Returns the path of its report, or None for a dry run."""
-    given = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(RunOptions)}
-    options = RunOptions(**{**given, "cores": arguments.cores or 0})
-    # The last value of a key counts.
-    overrides = [*_smoke_run(arguments.limit), *arguments.overrides]
+def sweep(arguments: argparse.Namespace) -> None:
+    """`rib sweep`: train a row in every combination of values, as the jobs of a campaign."""
+    arguments.name, arguments.overrides = overrides_of_sweep(arguments.name, arguments.overrides)
+    page = _run(arguments)
+    if page is not None:
+        print(f"table   {page.with_name('tables').resolve() / 'sweep-configurations.csv'}")
+
+
+def _run(arguments: argparse.Namespace) -> Path | None:
+    fields = dataclasses.fields(RunOptions)
+    options = RunOptions(**{field.name: getattr(arguments, field.name) for field in fields})
+    overrides = arguments.overrides
+    if arguments.limit is not None:  # a smoke run; the last value of a key counts
+        smoke = {"dataset.limit": arguments.limit, "train.epochs": 1, "train.warmup_steps": None}
+        overrides = [*of_mapping(smoke), *overrides]
     return complete(arguments.name, overrides, options, dry_run=arguments.dry_run)
-
-
-def _smoke_run(limit: int | None) -> list[Override]:
-    """Returns the overrides for a run on at most `limit` images per dataset; none for None."""
-    if limit is None:
-        return []
-    return of_mapping({"dataset.limit": limit, "train.epochs": 1, "train.warmup_steps": None})
 
 
 def complete(

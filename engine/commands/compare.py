@@ -26,7 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.csv:
         refuse_overwriting(arguments.csv, arguments.force, is_folder=False)
     announce(f"reading {', '.join(arguments.sides)}")
-    sides = [_side(name, arguments.overrides) for name in arguments.sides]
+    sides = [find_side(name, arguments.overrides) for name in arguments.sides]
     for line in _settings([side for side in sides if side is not None]):
         print(line)
     table = compare(arguments.sides, sides)
@@ -49,13 +49,8 @@ def run(arguments: argparse.Namespace) -> int:
     return int(not all_pass)
 
 
-def compared(names: Sequence[str], overrides: Sequence[Override]) -> pandas.DataFrame:
-    """The table of `engine.compare`."""
-    return compare(names, [_side(name, overrides) for name in names])
-
-
 def compare(names: Sequence[str], sides: Sequence[Side | None]) -> pandas.DataFrame:
-    """The table of `engine.compare` from what its names mean (`_side`)."""
+    """The table of `engine.compare` from what its names mean (`find_side`)."""
     from engine.campaigns.compared import compare_sides
     from engine.measures import paired, score_tables
 
@@ -130,7 +125,7 @@ def verdict(row: Mapping[Any, Any]) -> str:
     )
 
 
-def _side(name: str, overrides: Sequence[Override]) -> Side | None:
+def find_side(name: str, overrides: Sequence[Override]) -> Side | None:
     """What a name means; None for a table."""
     from engine.campaigns import plan_folder
     from engine.campaigns.compared import Side

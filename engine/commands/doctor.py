@@ -23,7 +23,6 @@ from engine.machine.programs import NoAnswer, answer
 
 OK, MISSING, WRONG = "ok", "missing", "wrong"
 IMPORT_S = 120
-DEMO_GB = 2  # `rib plan emoji` says 1.05
 PIP = "pip install --force-reinstall"
 TORCH = f"{PIP} torch torchvision"
 CUDA_12 = f"{PIP} 'torch>=2.9' torchvision --index-url https://download.pytorch.org/whl/cu126"
@@ -76,13 +75,17 @@ def run(arguments: argparse.Namespace) -> int:
     harmful = [check.name for check, diagnosis in found if diagnosis.is_harmful]
     bad = f"required here and not ok: {', '.join(harmful)}"
     print(f"\n{bad if harmful else 'everything that is required here is ok'}")
-    return 1 if harmful else 0
+    return int(bool(harmful))
 
 
 def shown(checks: Iterable[Check]) -> Iterator[tuple[Check, Diagnosis]]:
     """Run checks, one after the other, and print a line for each."""
     for check in checks:
-        diagnosis = _looked(check)
+        try:
+            diagnosis = check.look()
+        except Exception as error:  # a broken package can raise anything
+            reason = f"the check failed: {type(error).__name__}: {error}"
+            diagnosis = Diagnosis(WRONG, reason, "report this line")
         state, detail, cure, needed = diagnosis
         purpose = check.purpose + ", optional" * (not needed and state != OK)
         cure = f"; fix: {cure}" if cure else ""
@@ -102,9 +105,7 @@ def checks(runs: Path, facts: Mapping[str, Any]) -> list[Check]:
         Check("GPU", "speed: hours instead of days", partial(gpu, facts)),
         Check("Triton", "kernels on a GPU", triton),
         Check("compiler", "Triton, torch.compile", partial(compiler, facts)),
-        Check(
-            "runs", "packs and results; rib plan predicts their size", partial(place, runs, DEMO_GB)
-        ),
+        Check("runs", "packs and results; rib plan predicts their size", partial(place, runs, 2)),
         Check("cache", "downloaded datasets", cache),
         Check("hub cache", "downloaded weights", hub),
         Check("FFCV", "faster JPEG packs", partial(package, "ffcv", "import ffcv", FFCV)),
@@ -163,10 +164,9 @@ def gpu(facts: Mapping[str, Any]) -> Diagnosis:
         driver = answer("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     except NoAnswer as error:
         if shutil.which("nvidia-smi") is None:
+            detail = "no nvidia-smi; everything runs on the CPU"
             cure = "apt-get install nvidia-driver, if there is an NVIDIA GPU"
-            return Diagnosis(
-                MISSING, "no nvidia-smi; everything runs on the CPU", cure, needed=False
-            )
+            return Diagnosis(MISSING, detail, cure, needed=False)
         return Diagnosis(WRONG, str(error), "reboot; then reinstall the driver")
     driver = driver.split()[0]
     if facts["error"]:
@@ -245,22 +245,8 @@ def slurm() -> Diagnosis:
         if cluster("").accounting:
             answer("sacct", "--noheader", "--allocations", "--format", "JobID")
     except (NoAnswer, CampaignError) as error:
-        if "configuration source" in str(
-            error
-        ):  # Slurm is installed, but this machine is in no cluster
-            return Diagnosis(
-                MISSING,
-                "installed, but this machine is in no cluster",
-                "use a login node",
-                needed=False,
-            )
+        if "configuration source" in str(error):
+            detail = "installed, but this machine is in no cluster"
+            return Diagnosis(MISSING, detail, "use a login node", needed=False)
         return Diagnosis(WRONG, str(error), "ask the cluster's administrator")
     return Diagnosis(OK, f"partitions {', '.join(names) or 'none'}")
-
-
-def _looked(check: Check) -> Diagnosis:
-    try:
-        return check.look()
-    except Exception as error:  # a broken package can raise anything
-        reason = f"the check failed: {type(error).__name__}: {error}"
-        return Diagnosis(WRONG, reason, "report this line")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import pandas
@@ -23,7 +23,6 @@ from engine.model_files.descriptions import read_classes
 from engine.report import terminal
 from engine.store.artifacts import STORE, Store
 
-UNDECODABLE = "dataset.undecodable"
 AMONG = {
     "none": "among all of the head's classes",
     "present": "among the dataset's classes (--mask present)",
@@ -43,7 +42,10 @@ def run(arguments: argparse.Namespace) -> None:
         sets[name] = place
     rows, text, files = (_campaign if arguments.campaign else _models)(arguments, sets)
     if ranks.rank() == 0:
-        _write(rows, files)
+        table = pandas.DataFrame(map(dataclasses.asdict, rows))
+        for file, of_file in table.groupby(table["evaluated_on"].map(files), sort=False):
+            with room_for(file):
+                write_csv(file, of_file)
         print(text)
         for file in dict.fromkeys(files.values()):
             print(f"\ntable  {file.resolve()}")
@@ -54,9 +56,8 @@ def _models(
     arguments: argparse.Namespace, sets: Mapping[str, Path]
 ) -> tuple[list[OnSet], str, dict[str, Path]]:
     """The rows, their text for the terminal, and the file of each dataset's rows."""
-    files = dict.fromkeys(sets, arguments.out or Path("accuracy.csv"))
-    for file in files.values():
-        refuse_overwriting(file, arguments.force, is_folder=False)
+    file = arguments.out or Path("accuracy.csv")
+    refuse_overwriting(file, arguments.force, is_folder=False)
     resolved, models, classes = user_models.described(
         arguments.models,
         arguments.arch,
@@ -78,7 +79,7 @@ def _models(
     mixed = f"(1 - alpha) {models[0]} + alpha {models[-1]}, {resolved.model.arch}\n"
     unsure = ", ± half its 95% interval over source images" if arguments.intervals else ""
     title = f"{mixed if arguments.alphas else ''}percent top-1 {AMONG[arguments.mask]}{unsure}"
-    return rows, f"{title}\n\n{terminal.accuracies(rows)}", files
+    return rows, f"{title}\n\n{terminal.accuracies(rows)}", dict.fromkeys(sets, file)
 
 
 def _campaign(
@@ -89,7 +90,7 @@ def _campaign(
         if getattr(arguments, option):
             raise ValueError(f"--{option} requires --models: leave it out with --campaign")
     # It is about reading the user's images, unless the campaign ran with it.
-    theirs = [each for each in arguments.overrides if each.key != UNDECODABLE]
+    theirs = [each for each in arguments.overrides if each.key != "dataset.undecodable"]
     try:
         run = find_campaign(arguments.campaign, arguments.overrides)
     except CampaignError:
@@ -116,11 +117,3 @@ def _campaign(
         text += "\nThe file has a 95% interval over source images for every change."
     name = run.place.campaign.name
     return rows, f"{text}\nRI, mRI and the report of {name} do not change.", files
-
-
-def _write(rows: Sequence[OnSet], files: Mapping[str, Path]) -> None:
-    """Write the rows of each dataset to its CSV file. Raises OSError, naming the file."""
-    table = pandas.DataFrame(map(dataclasses.asdict, rows))
-    for file, of_file in table.groupby(table["evaluated_on"].map(files), sort=False):
-        with room_for(file):
-            write_csv(file, of_file)

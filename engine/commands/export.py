@@ -1,8 +1,10 @@
-"""`rib export`: write a campaign's model, or a cell, as a folder that timm or open_clip loads."""
+"""`rib export` and `rib merge`: write a campaign's model, a cell, or checkpoints merged into one
+model with the methods of campaigns, as a folder that timm or open_clip loads."""
 
 from __future__ import annotations
 
 import argparse
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,14 +41,33 @@ def run(arguments: argparse.Namespace) -> None:
         card = card_of_campaign(campaign, evaluation, results_of(campaign))
     if arguments.classes:
         row = replace(row, classes=read_classes(arguments.classes))
-    write(row, arguments.out, card)
+    _write(row, arguments.out, card)
 
 
-def write(row: DescribedModel, out: Path, card: str) -> None:
-    """Write a model as a folder for timm or open_clip, and print how to load it.
+def merge(arguments: argparse.Namespace) -> None:
+    from engine.exchange import user_merges
+    from engine.exchange.model_card import card_of_merge
+    from engine.machine import ranks
+    from engine.model_files.descriptions import read_classes
 
-    card: its text, or empty. A README.md that the user wrote stays.
-    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    refuse_overwriting(arguments.out, arguments.force, is_folder=True)
+    merged = user_merges.merged(
+        arguments.method,
+        arguments.models,
+        arguments.base,
+        arguments.overrides,
+        holdout=arguments.holdout,
+        arch=arguments.arch,
+        classes=read_classes(arguments.classes) if arguments.classes else None,
+    )
+    if ranks.rank() == 0:
+        _write(merged, arguments.out, card_of_merge(merged))
+    ranks.stop()
+
+
+def _write(row: DescribedModel, out: Path, card: str) -> None:
+    """Write a model and print how to load it. A README.md that the user wrote stays."""
     from engine.exchange.export import write_model
     from engine.exchange.model_card import remove_card, write_card
     from engine.store.tensors import PROMPT

@@ -1,18 +1,27 @@
-"""`rib recipes`: list campaigns, models, datasets and methods, or a campaign's rows."""
+"""`rib recipes` and `rib completion`: list recipes; write a script that completes names."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import textwrap
 from pathlib import Path
 
 import yaml
 
+from engine.commands.arguments import COMMANDS, build_parser
 from engine.recipe import campaigns, catalogue
 from engine.recipe.campaigns import methods_of, recipe_names
-from engine.recipe.overrides import over
+from engine.recipe.overrides import flat, over, parsed
+from engine.recipe.resolve import load_recipe
 
 WIDTH = 100
+NO_SPACE = """
+_rib() {
+  _shtab_rib "$@"
+  [[ "${COMPREPLY[0]-}" == *= ]] && compopt -o nospace  # the value follows
+}
+complete -o bashdefault -F _rib rib"""
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -49,3 +58,31 @@ def _rows(campaign: str) -> str:
         settings = yaml.safe_dump(values, default_flow_style=True, width=1000).strip()
         lines.append(f"  {name:<24}{grid.title(name):<16}{settings[1:-1]}".rstrip())
     return "\n".join(lines)
+
+
+def complete(arguments: argparse.Namespace) -> None:
+    print(script(arguments.shell))
+
+
+def script(shell: str) -> str:
+    """A script for bash, zsh or fish. It contains the current names, so it starts no program."""
+    import shtab
+
+    cell = load_recipe("emoji/ewc")
+    benchmark = load_recipe("imagenet_rib", parsed([{"model": cell.model.name}]))
+    campaigns, models = recipe_names("campaigns"), recipe_names("models")
+    sets = list(dict.fromkeys([*cell.dataset.known, *benchmark.dataset.known]))
+    words = {name: campaigns for name in ("name", "names", "campaign", "source")}
+    words |= {"model": models, "models": models, "set": sets, "sets": sets, "downstream": sets}
+    words |= {"dataset": recipe_names("datasets"), "method": recipe_names("methods")}
+    words["overrides"] = [f"{key}=" for key in flat(dataclasses.asdict(cell))]
+    whole, commands = build_parser(tuple(COMMANDS))
+    next(each for each in whole._actions if each.choices).help = ""  # else hidden, as in `--help`
+    for name, command in commands.items():
+        for action in command._actions:
+            action.choices = action.choices or words.get(action.dest)
+            if name == "sweep" and action.dest in ("name", "overrides"):
+                action.choices = [*recipe_names(), *words[action.dest]]
+            if name == "train" and action.dest == "words":
+                action.choices = [*recipe_names(), *words["overrides"]]
+    return shtab.complete(whole, shell=shell) + (NO_SPACE if shell == "bash" else "")

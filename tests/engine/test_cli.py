@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from engine import cli
-from engine.commands import completion
+from engine.commands import recipes
 from engine.commands.arguments import COMMANDS
 
 WORDS = {
@@ -68,7 +68,7 @@ def test_values_and_paths_are_no_settings(tmp_path, monkeypatch):
 def test_bash_completes_commands_options_names_and_keys(tmp_path):
     for shell in ("fish", "zsh", "bash"):
         script = tmp_path / shell
-        script.write_text(completion.script(shell))
+        script.write_text(recipes.script(shell))
         assert all(name in script.read_text() for name in COMMANDS)
     asked = [ASK.format(words, len(words.split()) - 1) for words in WORDS]
     text = "\n".join([f"source {script}", "compopt() { :; }", *asked])
