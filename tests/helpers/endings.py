@@ -10,6 +10,8 @@ from pathlib import Path
 
 import timm  # noqa: F401  # with torch: an alarm inside their import would leave half of them
 
+from engine import cli
+
 LIMIT_S = 10
 ATTEMPTS = 4  # to do what error lines say, before it is a dead end
 
@@ -44,6 +46,13 @@ def ended(
     assert code in (0, 2) and len(lines) == (code == 2), (words, code, err.getvalue())
     assert "Traceback" not in err.getvalue()
     return code, "".join(lines)
+
+
+def refused(*words: str) -> str:
+    """The error line of `rib` with words that it refuses."""
+    code, line = ended(cli.main, words, limit_s=60)
+    assert code == 2, words
+    return line
 
 
 def follow(line: str, damaged: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 from engine import cli
 from engine.commands.arguments import alphas, named_images
 from engine.evaluation.accuracies import OnSet
+from helpers.endings import refused
 from helpers.grids import CLASSES, SIZE, VIT
 
 
@@ -51,23 +52,17 @@ def test_the_command_prints_a_table_and_writes_csv(words, capsys):
         assert float(row["low"]) <= float(row["accuracy"]) <= float(row["high"])
 
 
-def test_a_table_that_is_there_is_replaced_on_request_alone(words, capsys):
+def test_a_table_that_is_there_is_replaced_on_request_alone(words):
     words += ["--sets", "outline"]
     table, other = Path("accuracy.csv"), Path("other.csv")
     table.write_text("mine", encoding="utf-8")
-    assert cli.main(words) == 2
-    assert "accuracy.csv exists already: replace it with --force, or ch" in capsys.readouterr().err
+    assert "accuracy.csv exists already: replace it with --force, or ch" in refused(*words)
     assert not Path("runs").exists(), "work was done before the refusal"
-    assert (
-        cli.main([*words, "--out", "other.csv"]) == 0
-        and table.read_text(encoding="utf-8") == "mine"
-    )
-    assert cli.main([*words, "--force"]) == 0 and table.read_text(
-        encoding="utf-8"
-    ) == other.read_text(encoding="utf-8")
+    assert cli.main([*words, "--out", "other.csv"]) == 0 and table.read_bytes() == b"mine"
+    assert cli.main([*words, "--force"]) == 0 and table.read_bytes() == other.read_bytes()
 
 
-def test_sets_are_named_by_their_folders_or_by_the_user(tmp_path, monkeypatch, capsys):
+def test_sets_are_named_by_their_folders_or_by_the_user(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for folder in ("odd=name", "x/pictures", "x/p", "y/p"):
         Path(folder).mkdir(parents=True)
@@ -85,7 +80,5 @@ def test_sets_are_named_by_their_folders_or_by_the_user(tmp_path, monkeypatch, c
     ):
         with pytest.raises(ArgumentTypeError, match=message):
             named_images(word)
-    assert cli.main(["evaluate", "--models", "x", "--sets", "x/p", "y/p"]) == 2
-    assert (
-        "the same name, x/p and y/p: rename one, as in --sets NAME=y/p" in capsys.readouterr().err
-    )
+    line = refused("evaluate", "--models", "x", "--sets", "x/p", "y/p")
+    assert "the same name, x/p and y/p: rename one, as in --sets NAME=y/p" in line

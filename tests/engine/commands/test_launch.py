@@ -17,6 +17,7 @@ from engine.errors import FirstRankError
 from engine.machine import entry, ranks
 from engine.recipe.resolve import load_recipe
 from helpers import grids
+from helpers.endings import refused
 from helpers.processes import ROOT, run
 
 LAUNCH = str(ROOT / "engine" / "launch.py")
@@ -94,9 +95,9 @@ def test_an_error_or_exit_inside_a_users_method_keeps_its_traceback(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what a machine without a GPU says")
-def test_device_cuda_without_a_gpu_is_refused(capsys, tmp_path):
-    assert cli.main(["train", "recipe=emoji/ewc", "device=cuda", f"runs={tmp_path}"]) == 2
-    assert "device=cuda, but torch sees no GPU; use device=cpu" in capsys.readouterr().err
+def test_device_cuda_without_a_gpu_is_refused(tmp_path):
+    line = refused("train", "recipe=emoji/ewc", "device=cuda", f"runs={tmp_path}")
+    assert "device=cuda, but torch sees no GPU; use device=cpu" in line
 
 
 @pytest.mark.parametrize(("visible", "local"), [(1, 0), (8, 3)])
